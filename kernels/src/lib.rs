@@ -1,1 +1,23 @@
+//! One folder a kernel: maths, shapes and limits (`mod.rs`), the definition in f64 (`formula.rs`), what the cpu device
+//! runs (`cpu.rs`) and the tests that hold one to the other (`tests.rs`).
+//!
+//! A kernel is launched through a [`launch::Launch`]: plain data that a device executes. Nothing here owns memory.
 
+pub mod compare;
+pub mod cost;
+pub mod dtype;
+pub mod launch;
+pub mod simd;
+pub mod team;
+pub mod view;
+
+pub mod matmul;
+pub mod swiglu;
+
+#[cfg(test)]
+mod testing;
+
+pub use cost::Cost;
+pub use dtype::{DType, Element};
+pub use launch::{Addr, Kernel, KernelLaunch, Launch};
+pub use team::Team;

@@ -1,0 +1,17 @@
+//! What a launch must do at the least: the floor that measured times are divided by.
+
+/// Arithmetic and memory traffic of one launch, each operand read or written once.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// Floating-point operations; a multiply-add counts two.
+    pub flops: f64,
+    /// Bytes read from and written to memory.
+    pub bytes: f64,
+}
+
+impl std::ops::AddAssign for Cost {
+    fn add_assign(&mut self, other: Cost) {
+        self.flops += other.flops;
+        self.bytes += other.bytes;
+    }
+}

@@ -1,0 +1,95 @@
+//! The element types of tensors, and how each becomes an f32 and back.
+
+use half::bf16;
+
+/// Type of a tensor's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE 754 binary32.
+    F32,
+    /// The upper half of an f32: 8 exponent bits, 7 mantissa bits.
+    BF16,
+    /// Signed 32-bit integer: token ids, positions, offsets.
+    I32,
+    /// Unsigned 16-bit integer: the low halves of a split f32 master copy.
+    U16,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::F32 | DType::I32 => 4,
+            DType::BF16 | DType::U16 => 2,
+        }
+    }
+
+    /// The name used in kernel symbols, on the command line and in messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::BF16 => "bf16",
+            DType::I32 => "i32",
+            DType::U16 => "u16",
+        }
+    }
+}
+
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A floating-point element: stored in its own width, computed in f32.
+pub trait Element: bytemuck::Pod + Send + Sync + 'static {
+    /// The tag of this type.
+    const DTYPE: DType;
+    /// Widened exactly.
+    fn to_f32(self) -> f32;
+    /// Rounded to the nearest value, ties to even; NaN stays NaN.
+    fn from_f32(x: f32) -> Self;
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> f32 {
+        x
+    }
+}
+
+impl Element for bf16 {
+    const DTYPE: DType = DType::BF16;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits((self.to_bits() as u32) << 16)
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> bf16 {
+        // Branch-free, so that loops over it become vector code.
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        let quiet = (bits >> 16) | 0x40;
+        bf16::from_bits(if x.is_nan() { quiet } else { rounded } as u16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn bf16_rounding_is_that_of_the_half_crate(bits: u32) {
+            let x = f32::from_bits(bits);
+            let (ours, theirs) = (<bf16 as Element>::from_f32(x), bf16::from_f32(x));
+            prop_assert!(ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()));
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Plain matrix product `C[m, n] = A · Bᵀ (+ bias) (+ C)`, the one launch that is no kernel of ours on cuda (cuBLASLt).
+//!
+//! A is `[m, k]` (or stored transposed, `[k, m]`), B is `[n, k]` (or stored transposed, `[k, n]`); row-major, contiguous.
+//! So a linear layer is `A = x, B = weight` as stored; the gradient of its input `A = dy, B = weight` stored `[k, n]`;
+//! that of its weight `A = dy` stored `[k, m]`, `B = x` stored `[k, n]`.
+//!
+//! Numerics on cpu: products and sums in f32 (bf16 × bf16 may use the processor's bf16 dot product), one rounding at the store. The order of
+//! summation over k of an element depends on k alone: not on m, n, the element's place, the threads, or what else is computed.
+//! Bound: arithmetic for large m, memory (reading B) for small m.
+
+pub mod cpu;
+#[cfg(test)]
+mod formula;
+#[cfg(test)]
+mod tests;
+
+use crate::{Addr, Cost, DType};
+
+/// A matrix operand.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Operand {
+    /// Where it lies.
+    pub addr: Addr,
+    /// F32 or BF16.
+    pub dtype: DType,
+    /// Stored with k as the first dimension.
+    pub transposed: bool,
+}
+
+/// A matrix product as plain data.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Matmul {
+    /// Rows of C.
+    pub m: usize,
+    /// Columns of C.
+    pub n: usize,
+    /// Length of the sums.
+    pub k: usize,
+    /// `[m, k]`, or `[k, m]` if transposed.
+    pub a: Operand,
+    /// `[n, k]`, or `[k, n]` if transposed.
+    pub b: Operand,
+    /// `[m, n]`, written.
+    pub c: Addr,
+    /// F32 or BF16.
+    pub c_dtype: DType,
+    /// `[n]` of C's dtype, added to each row; absent if null.
+    pub bias: Addr,
+    /// Adds to what C holds instead of replacing it.
+    pub accumulate: bool,
+}
+
+impl Matmul {
+    /// The symbol in profiles: dtypes of A, B and C, and the letters of BLAS for the storage of A and B (`t`: k first for
+    /// A; `n`: k last for B, as a weight is stored).
+    pub fn name(&self) -> &'static str {
+        match (self.a.transposed, self.b.transposed) {
+            (false, false) => "matmul_fwd",
+            (false, true) => "matmul_dx",
+            (true, true) => "matmul_dw",
+            (true, false) => "matmul_tt",
+        }
+    }
+
+    /// 2·m·n·k operations; each operand once.
+    pub fn cost(&self) -> Cost {
+        let (m, n, k) = (self.m as f64, self.n as f64, self.k as f64);
+        let c = m * n * self.c_dtype.size() as f64 * if self.accumulate { 2.0 } else { 1.0 };
+        Cost {
+            flops: 2.0 * m * n * k,
+            bytes: m * k * self.a.dtype.size() as f64 + n * k * self.b.dtype.size() as f64 + c,
+        }
+    }
+}

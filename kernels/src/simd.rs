@@ -1,0 +1,161 @@
+//! Choice of the instruction set at run time, and a macro that compiles a function once for each.
+#![allow(unsafe_code)]
+
+use std::sync::OnceLock;
+
+/// Instruction sets that cpu code is compiled for. Sums may be ordered differently between two of them, never within one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// What every machine of the target has.
+    Plain,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F, BW, VL, DQ.
+    Avx512,
+    /// The same with the bf16 dot product.
+    Avx512Bf16,
+}
+
+/// The best set of this machine.
+pub fn isa() -> Isa {
+    static ISA: OnceLock<Isa> = OnceLock::new();
+    *ISA.get_or_init(detect)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> Isa {
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let avx512 = avx2
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq");
+    match (avx2, avx512, is_x86_feature_detected!("avx512bf16")) {
+        (_, true, true) => Isa::Avx512Bf16,
+        (_, true, false) => Isa::Avx512,
+        (true, _, _) => Isa::Avx2,
+        _ => Isa::Plain,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> Isa {
+    Isa::Plain
+}
+
+/// Compiles a function for each instruction set and calls the best one:
+/// `simd_fn! { pub fn double<T: Element>(x: &mut [T]) { … } }`. Write the body as plain loops over arrays that a compiler
+/// turns into vector code; sums need explicit lanes (`[f32; 16]`), since their order is never changed for you.
+#[macro_export]
+macro_rules! simd_fn {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($t:ident : $bound:path),+>)? ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments)]
+            fn body $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,bmi2")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx512 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                #[target_feature(enable = "avx2,fma,bmi2")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx2 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                #[allow(unsafe_code)]
+                match $crate::simd::isa() {
+                    // SAFETY: `isa` found these features on this machine.
+                    $crate::simd::Isa::Avx512 | $crate::simd::Isa::Avx512Bf16 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::simd::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::simd::Isa::Plain => {}
+                }
+            }
+            body($($arg),*)
+        }
+    };
+}
+
+/// Lanes of the vectors that sums are kept in.
+pub const LANES: usize = 16;
+
+/// The sum of 16 lanes, always by the same tree.
+#[inline(always)]
+pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+    }
+    lanes[0]
+}
+
+/// `e^x` in f32 to within 2 units in the last place, as straight-line code that vectorises; 0 below -87.34, infinity
+/// above 88.72, NaN for NaN. Argument reduction by ln 2 in two parts, then a polynomial (minimax form as in Cephes' `expf`).
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    let clamped = x.clamp(-87.336_54, 88.722_84);
+    let n = (clamped * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0; // rounds to the nearest integer
+    let r = (-n).mul_add_fast(0.693_359_4, clamped);
+    let r = (-n).mul_add_fast(-2.121_944_4e-4, r);
+    let mut p = 1.987_569_1e-4_f32;
+    p = p.mul_add_fast(r, 1.398_199_9e-3);
+    p = p.mul_add_fast(r, 8.333_452e-3);
+    p = p.mul_add_fast(r, 4.166_579_6e-2);
+    p = p.mul_add_fast(r, 1.666_666_5e-1);
+    p = p.mul_add_fast(r, 5e-1);
+    let y = p.mul_add_fast(r * r, r) + 1.0;
+    // 2^n in two halves: n may be 128, which a single exponent can't hold.
+    let half = (n as i32) >> 1;
+    let a = f32::from_bits(((half + 127) as u32) << 23);
+    let b = f32::from_bits(((n as i32 - half + 127) as u32) << 23);
+    let y = y * a * b;
+    let y = if x < -87.336_54 { 0.0 } else { y };
+    let y = if x > 88.722_84 { f32::INFINITY } else { y };
+    if x.is_nan() { x } else { y }
+}
+
+/// A multiply-add that is one rounding where the target has it and never a library call.
+trait MulAddFast {
+    fn mul_add_fast(self, a: f32, b: f32) -> f32;
+}
+
+impl MulAddFast for f32 {
+    #[inline(always)]
+    fn mul_add_fast(self, a: f32, b: f32) -> f32 {
+        self * a + b
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn exp_is_within_three_ulps(x in -87.0f32..88.7) {
+            let (got, want) = (exp(x) as f64, (x as f64).exp());
+            prop_assert!((got - want).abs() <= 3.0 * f32::EPSILON as f64 * want, "{x}: {got} {want}");
+        }
+    }
+
+    #[test]
+    fn exp_at_the_edges() {
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
+        assert_eq!(exp(-1e30), 0.0);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn lanes_are_all_summed() {
+        let mut lanes = [0.0; LANES];
+        for (i, x) in lanes.iter_mut().enumerate() {
+            *x = (1u32 << i) as f32;
+        }
+        assert_eq!(sum_lanes(lanes), 65535.0);
+    }
+}

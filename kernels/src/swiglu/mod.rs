@@ -1,0 +1,69 @@
+//! SwiGLU: `y = silu(gate) * up`, `silu(g) = g / (1 + e^-g)`, element by element, and its gradient
+//! `d_gate = dy * up * s * (1 + g * (1 - s))`, `d_up = dy * g * s` with `s = 1 / (1 + e^-g)`.
+//!
+//! Shapes: all `[count]`, one dtype, f32 or bf16; arithmetic in f32, one rounding at the store.
+//! Bound: memory; 3 reads and writes of `count` elements forward, 5 backward.
+
+mod cpu;
+#[cfg(test)]
+mod formula;
+#[cfg(test)]
+mod tests;
+
+use crate::{Addr, Cost, DType, Launch, kernel, params};
+
+params! {
+    /// Parameters of the forward kernel.
+    pub struct FwdParams {
+        /// `[count]`
+        pub gate: Addr,
+        /// `[count]`
+        pub up: Addr,
+        /// `[count]`, written.
+        pub y: Addr,
+        /// Elements.
+        pub count: u64,
+    }
+}
+
+params! {
+    /// Parameters of the backward kernel.
+    pub struct BwdParams {
+        /// `[count]`
+        pub gate: Addr,
+        /// `[count]`
+        pub up: Addr,
+        /// `[count]`
+        pub dy: Addr,
+        /// `[count]`, written.
+        pub d_gate: Addr,
+        /// `[count]`, written.
+        pub d_up: Addr,
+        /// Elements.
+        pub count: u64,
+    }
+}
+
+kernel!(pub FWD_F32, "swiglu_fwd_f32", FwdParams, cpu::fwd::<f32>);
+kernel!(pub FWD_BF16, "swiglu_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>);
+kernel!(pub BWD_F32, "swiglu_bwd_f32", BwdParams, cpu::bwd::<f32>);
+kernel!(pub BWD_BF16, "swiglu_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>);
+
+/// The forward launch; `dtype` is that of every operand, F32 or BF16.
+pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
+    let kernel = if dtype == DType::F32 { &FWD_F32 } else { &FWD_BF16 };
+    let n = params.count as f64;
+    Launch::kernel(kernel, params, Cost { flops: 5.0 * n, bytes: 3.0 * n * dtype.size() as f64 })
+}
+
+/// The backward launch; `dtype` is that of every operand, F32 or BF16.
+pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
+    let kernel = if dtype == DType::F32 { &BWD_F32 } else { &BWD_BF16 };
+    let n = params.count as f64;
+    Launch::kernel(kernel, params, Cost { flops: 11.0 * n, bytes: 5.0 * n * dtype.size() as f64 })
+}
+
+/// Sizes that tests and benches share: (count, scale of the inputs).
+pub fn cases() -> Vec<(usize, f32)> {
+    vec![(1, 1.0), (17, 1.0), (8191, 3.0), (4096 * 5 + 3, 20.0)]
+}

@@ -1,0 +1,55 @@
+//! Typed views of the addresses in a kernel's parameters, for cpu code.
+#![allow(unsafe_code)]
+
+use crate::Addr;
+
+/// `len` elements at `addr`, read-only.
+///
+/// # Safety
+/// `addr` is a host address of `len` initialised, aligned elements that nobody writes while the view lives.
+pub unsafe fn slice<'a, T>(addr: Addr, len: usize) -> &'a [T] {
+    if len == 0 {
+        return &[];
+    }
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts(addr.0 as *const T, len) }
+}
+
+/// A writable array that several threads fill at places of their own.
+#[derive(Clone, Copy)]
+pub struct Out<T> {
+    base: *mut T,
+    len: usize,
+}
+
+// SAFETY: the only way in is `part`, whose caller promises that parts of different threads do not overlap.
+unsafe impl<T: Send> Send for Out<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Out<T> {}
+
+impl<T> Out<T> {
+    /// `len` elements at `addr`.
+    ///
+    /// # Safety
+    /// `addr` is a host address of `len` aligned elements that only users of this view touch while it lives.
+    pub unsafe fn new(addr: Addr, len: usize) -> Out<T> {
+        Out { base: addr.0 as *mut T, len }
+    }
+
+    /// The elements `start .. start + len`.
+    ///
+    /// # Safety
+    /// No other live part overlaps this one.
+    ///
+    /// # Panics
+    /// When the part goes beyond the array.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start + len <= self.len, "part {start}..{} of an array of {}", start + len, self.len);
+        if len == 0 {
+            return &mut [];
+        }
+        // SAFETY: inside the array by the assertion; disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.base.add(start), len) }
+    }
+}
