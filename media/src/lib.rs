@@ -2,5 +2,7 @@
 //! reference's resizes, and the patches that the vision tower reads. No tensors and no devices here.
 
 pub mod error;
+pub mod frames;
+pub mod profile;
 
 pub use error::{MediaError, Result};

@@ -1,0 +1,115 @@
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::*;
+
+/// The 220 choices of the reference stack (`tests/golden/README.md` says how they were made).
+#[test]
+fn golden_choices() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/media/frames.jsonl");
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut refused = 0;
+    for line in text.lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let mut overrides: Overrides = serde_json::from_value(row["args"].clone()).unwrap();
+        let profile = match row["mode"].as_str().unwrap() {
+            "uniform-floor" => {
+                overrides.nframes = row["args"]["num"].as_i64();
+                Profile::Uniform16
+            }
+            "stride-fps" => Profile::Stride1Fps,
+            _ => match row["profile"].as_str().unwrap() {
+                "qwen-vl-utils-default" => Profile::Qwen,
+                name => Profile::parse(name).unwrap(),
+            },
+        };
+        let fps = row["video_fps"].as_f64().unwrap_or(25.0);
+        let got = choose(row["total_frames"].as_u64().unwrap(), fps, profile, &overrides);
+        let want = &row["expect"];
+        if want.get("error").is_some() {
+            let err = got.expect_err(line).to_string();
+            assert!(!err.contains('\n') && err.contains(';'), "{err}");
+            refused += 1;
+            continue;
+        }
+        let got = got.unwrap_or_else(|e| panic!("{e}: {line}"));
+        let indices: Vec<u64> = serde_json::from_value(want["indices"].clone()).unwrap();
+        assert_eq!(got.indices, indices, "{line}");
+        if let Some(rate) = want["sample_fps"].as_f64() {
+            assert!((got.sample_fps - rate).abs() <= 1e-12 * rate, "{} for {rate}: {line}", got.sample_fps);
+        }
+    }
+    assert_eq!((text.lines().count(), refused), (220, 16));
+}
+
+#[test]
+fn senseless_settings_are_refused_by_name() {
+    let with = |change: fn(&mut Overrides)| {
+        let mut o = Overrides::default();
+        change(&mut o);
+        o
+    };
+    let cases: [(u64, f64, Profile, Overrides, &str); 13] = [
+        (0, 25.0, Profile::Qwen, Overrides::default(), "total_frames"),
+        (u64::MAX, 25.0, Profile::Stride1Fps, Overrides::default(), "total_frames"),
+        (100, f64::NAN, Profile::Qwen, Overrides::default(), "video_fps"),
+        (100, f64::INFINITY, Profile::Stride1Fps, Overrides::default(), "video_fps"),
+        (100, -1.0, Profile::Uniform16, Overrides::default(), "video_fps"),
+        (100, 0.25, Profile::Stride1Fps, Overrides::default(), "video_fps"),
+        (100, 25.0, Profile::Qwen, with(|o| o.fps = Some(f64::NAN)), "fps"),
+        (100, 25.0, Profile::Qwen, with(|o| o.nframes = Some(i64::MIN)), "nframes"),
+        (100, 25.0, Profile::Qwen, with(|o| o.nframes = Some(i64::MAX)), "nframes"),
+        (100, 25.0, Profile::Uniform16, with(|o| o.nframes = Some(0)), "nframes"),
+        (100, 25.0, Profile::Stride1Fps, with(|o| o.nframes = Some(4)), "nframes"),
+        (100, 25.0, Profile::Uniform16, with(|o| o.fps = Some(1.0)), "fps"),
+        (100, 25.0, Profile::Qwen, with(|o| o.video_start = Some(f64::NAN)), "video_start"),
+    ];
+    for (total, fps, profile, o, field) in cases {
+        match choose(total, fps, profile, &o) {
+            Err(MediaError::Setting { field: got, .. }) => assert_eq!(got, field),
+            other => panic!("{field}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_range_of_time_is_kept_to() {
+    let o = Overrides { nframes: Some(4), video_start: Some(1.01), video_end: Some(2.5), ..Default::default() };
+    // ceil(1.01 * 10) = 11, floor(2.5 * 10) = 25
+    assert_eq!(choose(100, 10.0, Profile::Qwen, &o).unwrap().indices, [11, 16, 20, 25]);
+    let past = Overrides { video_start: Some(9.0), video_end: Some(1e9), nframes: Some(2), ..Default::default() };
+    assert_eq!(choose(100, 10.0, Profile::Qwen, &past).unwrap().indices, [90, 99]);
+    for (start, end) in [(3.0, 3.0), (5.0, 2.0), (1e9, 2e9), (0.01, 0.05)] {
+        let o = Overrides { video_start: Some(start), video_end: Some(end), ..Default::default() };
+        assert!(choose(100, 10.0, Profile::Qwen, &o).is_err(), "{start}..{end}");
+    }
+}
+
+proptest! {
+    /// What every choice promises, whatever the film and the settings.
+    #[test]
+    fn choices_stay_in_the_film(
+        total in 1u64..2_000_000, fps in 0.1f64..300.0, which in 0usize..6,
+        n in proptest::option::of(-5i64..900), rate in proptest::option::of(0.01f64..60.0),
+        min in proptest::option::of(0i64..99), max in proptest::option::of(0i64..999),
+        start in proptest::option::of(-1.0f64..1e4), end in proptest::option::of(-1.0f64..1e4),
+    ) {
+        let o = Overrides {
+            nframes: n, fps: rate, min_frames: min, max_frames: max, video_start: start, video_end: end,
+            ..Default::default()
+        };
+        if let Ok(c) = choose(total, fps, Profile::ALL[which], &o) {
+            prop_assert!(!c.indices.is_empty());
+            prop_assert!(c.indices.iter().all(|&i| i < total));
+            prop_assert!(c.indices.is_sorted());
+            prop_assert!(c.sample_fps.is_finite() && c.sample_fps > 0.0);
+            if which < 4 {
+                prop_assert!(c.indices.len() % 2 == 0);
+                prop_assert!(!(n.is_some() && rate.is_some()));
+                if start.is_none() && end.is_none() {
+                    prop_assert_eq!((c.indices[0], c.indices[c.indices.len() - 1]), (0, total - 1));
+                }
+            }
+        }
+    }
+}
