@@ -3,6 +3,9 @@
 
 pub mod error;
 pub mod frames;
+pub mod image;
+pub mod patches;
 pub mod profile;
+pub mod resize;
 
 pub use error::{MediaError, Result};

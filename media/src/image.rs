@@ -1,0 +1,188 @@
+//! Pictures: a file, bytes or a data: URI in, u8 RGB [H,W,3] out, by the rules of Pillow and qwen-vl-utils.
+//!
+//! Alpha is blended over white only where Pillow's mode would be RGBA; palettes and grey with alpha lose it. EXIF rotation is
+//! ignored. Of an animation the first frame counts. The content decides the format, never the file's name.
+
+use std::io::Cursor;
+use std::path::Path;
+
+use ::image::codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder};
+use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageResult, Limits};
+use base64::Engine as _;
+
+use crate::resize::FrameView;
+use crate::{MediaError, Result};
+
+/// A picture of more pixels is refused before anything is allocated for it. It is Pillow's own limit against decompression bombs.
+pub const MAX_PICTURE_PIXELS: usize = 178_956_970;
+/// What a decoder may allocate: the largest picture at 8 bytes a pixel (16-bit RGBA), and some for its tables.
+const MAX_DECODER_BYTES: u64 = MAX_PICTURE_PIXELS as u64 * 8 + (64 << 20);
+
+/// A decoded picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    /// u8 RGB [H,W,3], row-major.
+    pub data: Vec<u8>,
+    /// H in pixels.
+    pub height: usize,
+    /// W in pixels.
+    pub width: usize,
+}
+
+impl Picture {
+    /// The picture as one frame; refused when `data` is not [height,width,3].
+    pub fn view(&self) -> Result<FrameView<'_>> {
+        FrameView::new(&self.data, 1, self.height, self.width)
+    }
+}
+
+/// Reads and decodes a picture file.
+pub fn open(path: &Path) -> Result<Picture> {
+    let bytes = std::fs::read(path).map_err(|source| MediaError::Io { path: path.into(), source })?;
+    decode(&bytes, &path.display().to_string())
+}
+
+/// Decodes a `data:image/...;base64,...` URI.
+pub fn from_data_uri(uri: &str) -> Result<Picture> {
+    const NAME: &str = "data: URI";
+    let Some((_, text)) = uri.strip_prefix("data:image").and_then(|rest| rest.split_once("base64,")) else {
+        return Err(MediaError::file(NAME, "is not data:image/...;base64,...", "encode the picture in base64"));
+    };
+    let mut text: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    while text.last() == Some(&b'=') {
+        text.pop();
+    }
+    let bytes = base64::engine::general_purpose::STANDARD_NO_PAD.decode(text).map_err(|error| {
+        MediaError::file(NAME, format!("its base64 is damaged ({error})"), "encode the picture again")
+    })?;
+    decode(&bytes, NAME)
+}
+
+/// Decodes a picture from its bytes; `name` is what errors call it.
+pub fn decode(bytes: &[u8], name: &str) -> Result<Picture> {
+    if bytes.is_empty() {
+        return Err(MediaError::file(name, "is empty", "give a picture file"));
+    }
+    let unknown =
+        || MediaError::file(name, "is not a picture that can be read", "give a PNG, JPEG, WebP, GIF, BMP or TIFF file");
+    let cursor = Cursor::new(bytes);
+    match ::image::guess_format(bytes).map_err(|_| unknown())? {
+        ImageFormat::Jpeg => jpeg(bytes, name),
+        ImageFormat::Png => pixels(PngDecoder::with_limits(cursor, limits()), png_is_rgba(bytes), name),
+        ImageFormat::WebP => pixels(WebPDecoder::new(cursor), true, name),
+        ImageFormat::Gif => pixels(GifDecoder::new(cursor), false, name),
+        ImageFormat::Bmp => pixels(BmpDecoder::new(cursor), true, name),
+        ImageFormat::Tiff => pixels(TiffDecoder::new(cursor), true, name),
+        _ => Err(unknown()),
+    }
+}
+
+/// Whether Pillow's mode would be RGBA: colour type 6. A palette or grey with alpha expands to four samples too.
+fn png_is_rgba(bytes: &[u8]) -> bool {
+    // Signature (8), length and name of IHDR (8), width and height (8), bit depth, colour type.
+    bytes.get(25) == Some(&6)
+}
+
+fn limits() -> Limits {
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_DECODER_BYTES);
+    limits
+}
+
+/// Reads all of a decoder, after a look at the size in its header. `blend`: alpha over white, else alpha is dropped.
+fn pixels(decoder: ImageResult<impl ImageDecoder>, blend: bool, name: &str) -> Result<Picture> {
+    let damaged = |error| damaged(name, &error);
+    let mut decoder = decoder.map_err(damaged)?;
+    let (width, height) = decoder.dimensions();
+    check_size(height, width, name)?;
+    decoder.set_limits(limits()).map_err(damaged)?;
+    let data = match DynamicImage::from_decoder(decoder).map_err(damaged)? {
+        DynamicImage::ImageLuma8(grey) => grey.iter().flat_map(|&v| [v; 3]).collect(),
+        DynamicImage::ImageLumaA8(grey) => grey.chunks_exact(2).flat_map(|p| [p[0]; 3]).collect(),
+        DynamicImage::ImageRgb8(rgb) => rgb.into_raw(),
+        DynamicImage::ImageRgba8(rgba) => drop_alpha(rgba.iter().copied(), blend),
+        // Pillow keeps 16-bit grey as it is and clips it; of everything else in 16 bits it takes the upper byte.
+        DynamicImage::ImageLuma16(grey) => grey.iter().flat_map(|&v| [v.min(255) as u8; 3]).collect(),
+        DynamicImage::ImageLumaA16(grey) => grey.chunks_exact(2).flat_map(|p| [upper(&p[0]); 3]).collect(),
+        DynamicImage::ImageRgb16(rgb) => rgb.iter().map(upper).collect(),
+        DynamicImage::ImageRgba16(rgba) => drop_alpha(rgba.iter().map(upper), blend),
+        other => {
+            let what = format!("has samples of an unusual kind ({:?})", other.color());
+            return Err(MediaError::file(name, what, "convert it to 8-bit RGB"));
+        }
+    };
+    Ok(Picture { data, height: height as usize, width: width as usize })
+}
+
+fn upper(sample: &u16) -> u8 {
+    (sample >> 8) as u8
+}
+
+/// RGBA to RGB: blended over white with Pillow's integer arithmetic (`paste` with a mask), or the colour alone.
+fn drop_alpha(rgba: impl Iterator<Item = u8>, blend: bool) -> Vec<u8> {
+    let samples: Vec<u8> = rgba.collect();
+    let over_white = |sample: u8, alpha: u8| {
+        let sum = 255 * (255 - u32::from(alpha)) + u32::from(sample) * u32::from(alpha);
+        divide_by_255(sum)
+    };
+    samples
+        .chunks_exact(4)
+        .flat_map(|p| [p[0], p[1], p[2]].map(|sample| if blend { over_white(sample, p[3]) } else { sample }))
+        .collect()
+}
+
+/// `value / 255`, rounded, for `value` up to 255 * 255.
+fn divide_by_255(value: u32) -> u8 {
+    let value = value + 128;
+    (((value >> 8) + value) >> 8) as u8
+}
+
+fn jpeg(bytes: &[u8], name: &str) -> Result<Picture> {
+    use jpeg_decoder::{Decoder, PixelFormat};
+    let refuse = |error: jpeg_decoder::Error| {
+        MediaError::file(name, format!("is damaged or cut off ({error})"), "save or fetch it again")
+    };
+    let mut decoder = Decoder::new(bytes);
+    decoder.set_max_decoding_buffer_size(MAX_DECODER_BYTES as usize);
+    decoder.read_info().map_err(refuse)?;
+    let missing = || MediaError::file(name, "is a JPEG file without a picture", "save or fetch it again");
+    let info = decoder.info().ok_or_else(missing)?;
+    check_size(u32::from(info.height), u32::from(info.width), name)?;
+    let samples = decoder.decode().map_err(refuse)?;
+    let data = match info.pixel_format {
+        PixelFormat::RGB24 => samples,
+        PixelFormat::L8 => samples.iter().flat_map(|&v| [v; 3]).collect(),
+        PixelFormat::L16 => return Err(MediaError::file(name, "is a 16-bit JPEG", "convert it to 8-bit RGB")),
+        PixelFormat::CMYK32 => samples.chunks_exact(4).flat_map(|p| cmyk_to_rgb([p[0], p[1], p[2]], p[3])).collect(),
+    };
+    Ok(Picture { data, height: usize::from(info.height), width: usize::from(info.width) })
+}
+
+/// Pillow's conversion: each colour takes its share of what black leaves.
+fn cmyk_to_rgb(colours: [u8; 3], black: u8) -> [u8; 3] {
+    let left = 255 - black;
+    colours.map(|colour| left - divide_by_255(u32::from(colour) * u32::from(left)))
+}
+
+fn check_size(height: u32, width: u32, name: &str) -> Result<()> {
+    if height == 0 || width == 0 {
+        return Err(MediaError::file(name, "has a side of 0", "save or fetch it again"));
+    }
+    if u64::from(height) * u64::from(width) > MAX_PICTURE_PIXELS as u64 {
+        let what = format!("is {height} x {width}, more than {MAX_PICTURE_PIXELS} pixels");
+        return Err(MediaError::file(name, what, "make it smaller"));
+    }
+    Ok(())
+}
+
+fn damaged(name: &str, error: &::image::ImageError) -> MediaError {
+    use ::image::ImageError;
+    let (what, cure) = match error {
+        ImageError::Unsupported(_) => ("is of a kind that is not supported", "convert it to 8-bit RGB"),
+        ImageError::Limits(_) => ("needs more memory than a picture may", "make it smaller"),
+        _ => ("is damaged or cut off", "save or fetch it again"),
+    };
+    // One line, whatever the decoder says.
+    let detail = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    MediaError::file(name, format!("{what} ({detail})"), cure)
+}
