@@ -1,1 +1,28 @@
-fn main() {}
+//! `reel`: trains, serves and evaluates Qwen2.5-VL on video, straight from safetensors. Each subcommand is one thin file
+//! here that parses its options, calls a library and prints.
+
+mod cli;
+mod common;
+mod fail;
+mod frames;
+mod interrupt;
+mod media;
+mod output;
+mod resize;
+mod trace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    fail::catch_panics();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return fail::usage(&e),
+    };
+    let common = cli.common.clone();
+    trace::start(&common);
+    let result = cli::run(cli);
+    fail::exit(result.and_then(|()| trace::finish(&common)), common.verbose)
+}

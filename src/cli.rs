@@ -1,0 +1,64 @@
+//! The command line: what commands there are.
+
+use anyhow::Result;
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Parser, Subcommand};
+
+use crate::common::Common;
+use crate::{frames, resize};
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// Runs, fine-tunes and measures Qwen2.5-VL on video, straight from safetensors.
+#[derive(Parser, Debug)]
+#[command(name = "reel", version, styles = STYLES, max_term_width = 110, subcommand_required = true)]
+#[command(arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(after_help = "`reel COMMAND --help` has every option and an example.")]
+pub struct Cli {
+    /// Options common to every command.
+    #[command(flatten)]
+    pub common: Common,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Say which frames of a film are taken, and decode them
+    Frames(frames::Frames),
+    /// Say to which size a picture is resized
+    Resize(resize::Resize),
+}
+
+/// Runs the command that was given.
+pub fn run(cli: Cli) -> Result<()> {
+    let common = &cli.common;
+    match cli.command {
+        Command::Frames(c) => c.run(common),
+        Command::Resize(c) => c.run(common),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        for c in super::Cli::command().get_subcommands().filter(|c| !c.is_hide_set()) {
+            let help = c.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.starts_with("Example:\n  "), "{} has no example", c.get_name());
+        }
+    }
+}

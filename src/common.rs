@@ -1,0 +1,89 @@
+//! The options that every command takes.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::fail::bad_usage;
+
+/// Options common to every command.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Common options")]
+pub struct Common {
+    /// Where to compute: cpu, cuda[:N], sim or dry [default: cuda where there is one, else cpu]
+    #[arg(long, global = true, value_name = "DEVICE", display_order = 900)]
+    pub device: Option<String>,
+    /// Type of weights and activations [default: bf16 on cuda, f32 on cpu]
+    #[arg(long, global = true, value_name = "DTYPE", display_order = 901)]
+    pub dtype: Option<Dtype>,
+    /// Threads [default: one a CPU]
+    #[arg(long, global = true, value_name = "N", display_order = 902)]
+    pub threads: Option<usize>,
+    /// Seed of everything random [default: 0]
+    #[arg(long, global = true, value_name = "N", display_order = 903)]
+    pub seed: Option<u64>,
+    /// Print one machine-readable result on stdout, and only that
+    #[arg(long, global = true, display_order = 904)]
+    pub json: bool,
+    /// Print no progress
+    #[arg(long, global = true, display_order = 905)]
+    pub quiet: bool,
+    /// Write where the time went, as a trace for chrome://tracing or Perfetto
+    #[arg(long, global = true, value_name = "OUT", display_order = 906)]
+    pub trace: Option<PathBuf>,
+    /// Say more: causes of an error, details of the work
+    #[arg(short, long, global = true, display_order = 907)]
+    pub verbose: bool,
+}
+
+/// Type of weights and activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit brain floats, sums in 32 bits.
+    Bf16,
+}
+
+/// A device that exists in this build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The machine's processors.
+    Cpu,
+    /// Nothing: allocations and costs are counted only.
+    Dry,
+}
+
+impl Common {
+    /// The device that was asked for, or the best that there is.
+    pub fn device(&self) -> anyhow::Result<Device> {
+        let Some(name) = &self.device else { return Ok(Device::Cpu) };
+        let refuse = |what: &str, cure: &str| Err(bad_usage("--device", format!("{name}: {what}"), cure));
+        match name.as_str() {
+            "cpu" => Ok(Device::Cpu),
+            "dry" => Ok(Device::Dry),
+            "sim" => refuse("this build has no simulator", "use --device cpu"),
+            n if n == "cuda" || n.strip_prefix("cuda:").is_some_and(|n| n.parse::<u32>().is_ok()) => {
+                refuse("this build has no CUDA kernels", "use --device cpu, or a build that has them")
+            }
+            _ => refuse("no such device", "use cpu or dry"),
+        }
+    }
+
+    /// The threads to compute with: those asked for, or one a CPU that this process may use.
+    pub fn threads(&self) -> anyhow::Result<usize> {
+        match self.threads {
+            Some(0) => Err(bad_usage("--threads", "0 threads cannot compute anything", "use 1 or more")),
+            Some(n) if n > 1024 => {
+                Err(bad_usage("--threads", format!("{n} is more than any machine has"), "use at most 1024"))
+            }
+            Some(n) => Ok(n),
+            None => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
+        }
+    }
+
+    /// The seed, 0 unless given.
+    pub fn seed(&self) -> u64 {
+        self.seed.unwrap_or(0)
+    }
+}

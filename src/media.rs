@@ -1,0 +1,81 @@
+//! The options of every command that reads films or pictures.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use reel_media::profile::{Overrides, Profile};
+
+use crate::fail::bad_usage;
+
+/// Which frames to take and how large to make them.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Media options")]
+pub struct MediaFlags {
+    /// Frame and pixel limits: videorft-train, video-r1-train, videorft-eval, qwen, uniform-16 or stride-1fps [default: qwen]
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
+    /// Take this many frames
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    nframes: Option<i64>,
+    /// Take this many frames a second
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
+    fps: Option<f64>,
+    /// Fewest frames at a rate
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    min_frames: Option<i64>,
+    /// Most frames at a rate
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    max_frames: Option<i64>,
+    /// Fewest pixels of a picture or frame
+    #[arg(long, value_name = "N")]
+    min_pixels: Option<u64>,
+    /// Most pixels of a picture or frame
+    #[arg(long, value_name = "N")]
+    max_pixels: Option<u64>,
+    /// Most pixels of all frames of a film together
+    #[arg(long, value_name = "N")]
+    total_pixels: Option<u64>,
+}
+
+impl MediaFlags {
+    /// The profile: the one asked for, else `default`.
+    pub fn profile(&self, default: Profile) -> Result<Profile> {
+        Ok(self.profile.as_deref().map_or(Ok(default), Profile::parse)?)
+    }
+
+    /// The flags that stand above a profile and above the keys of a message part.
+    pub fn overrides(&self) -> Overrides {
+        Overrides {
+            nframes: self.nframes,
+            fps: self.fps,
+            min_frames: self.min_frames,
+            max_frames: self.max_frames,
+            min_pixels: self.min_pixels,
+            max_pixels: self.max_pixels,
+            total_pixels: self.total_pixels,
+            ..Overrides::default()
+        }
+    }
+}
+
+/// How long and how much memory decoding one file may take.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Media options")]
+pub struct WorkerFlags {
+    /// Seconds that decoding one file may take
+    #[arg(long, value_name = "S", default_value_t = 60.0)]
+    media_timeout: f64,
+    /// MiB of memory that decoding one file may take
+    #[arg(long, value_name = "MIB", default_value_t = 2048)]
+    media_memory: u64,
+}
+
+impl WorkerFlags {
+    /// The deadline of decoding one file.
+    pub fn timeout(&self) -> Result<Duration> {
+        Duration::try_from_secs_f64(self.media_timeout).ok().filter(|d| !d.is_zero()).ok_or_else(|| {
+            bad_usage("--media-timeout", format!("{} is no time", self.media_timeout), "give seconds above 0")
+        })
+    }
+}
