@@ -11,7 +11,11 @@ pub mod simd;
 pub mod team;
 pub mod view;
 
+pub mod attention;
+pub mod kv_write;
 pub mod matmul;
+pub mod paged_attention;
+pub mod rope;
 pub mod swiglu;
 
 #[cfg(test)]

@@ -1,0 +1,174 @@
+//! Softmax attention over packed sequences of any lengths, and its gradient: training and the vision tower.
+//!
+//! For every sequence, head and query `i`, over the keys `j` of the same sequence (`j <= i` when causal):
+//! `s_j = scale * q_i . k_j`, `p_j = e^(s_j - lse_i)` with `lse_i = ln sum_j e^(s_j)`, `o_i = sum_j p_j v_j`. Head `h`
+//! uses key head `h / (heads / kv_heads)`.
+//!
+//! Gradient: `delta_i = d_o_i . o_i`, `dv_j = sum_i p_ij d_o_i`, `ds_ij = p_ij (d_o_i . v_j - delta_i)`,
+//! `dq_i = scale * sum_j ds_ij k_j`, `dk_j = scale * sum_i ds_ij q_i`; key heads sum over the heads that use them.
+//!
+//! Shapes: q, o `[tokens, heads, head_dim]`, k, v `[tokens, kv_heads, head_dim]`, f32 or bf16; sequence `n` is the tokens
+//! `cu_seqlens[n] .. cu_seqlens[n + 1]` (it may be empty). Tokens in no sequence are left unwritten.
+//!
+//! Numerics: everything between load and store is f32, the probabilities too. Keys are taken in blocks of 64 counted from
+//! the first key of the sequence, with a running maximum; every 1024 keys a fresh sum begins and is merged in order. A
+//! row never touches a key that it may not see. So its bits depend on its own query and its own keys alone, not on the
+//! other rows, sequences or threads, and [`crate::paged_attention`], which runs the same code, gives the same bits.
+//!
+//! Bound: f32 multiply-adds; `4 * head_dim` operations a pair (query head, key) forward, `10 * head_dim` backward.
+
+pub(crate) mod cpu;
+#[cfg(test)]
+pub(crate) mod formula;
+#[cfg(test)]
+mod tests;
+
+use crate::{Addr, Cost, DType, Launch, kernel, params};
+
+params! {
+    /// Parameters of the forward kernel.
+    pub struct FwdParams {
+        /// `[tokens, heads, head_dim]`
+        pub q: Addr,
+        /// `[tokens, kv_heads, head_dim]`
+        pub k: Addr,
+        /// `[tokens, kv_heads, head_dim]`
+        pub v: Addr,
+        /// `[tokens, heads, head_dim]`, written.
+        pub o: Addr,
+        /// f32 `[tokens, heads]`, written: the logarithm of each row's sum of exponentials; may be absent.
+        pub lse: Addr,
+        /// i32 `[seqs + 1]`: where each sequence begins, not decreasing, from 0 up to at most `tokens`.
+        pub cu_seqlens: Addr,
+        /// Tokens of all sequences.
+        pub tokens: u32,
+        /// Sequences.
+        pub seqs: u32,
+        /// Query heads, a multiple of `kv_heads`.
+        pub heads: u32,
+        /// Key and value heads.
+        pub kv_heads: u32,
+        /// Elements of a head.
+        pub head_dim: u32,
+        /// 1: a query sees the keys up to its own position; 0: all of its sequence.
+        pub causal: u32,
+        /// Factor of the scores.
+        pub scale: f32,
+        /// The longest sequence.
+        pub max_seqlen: u32,
+    }
+}
+
+params! {
+    /// Parameters of the backward kernel.
+    pub struct BwdParams {
+        /// `[tokens, heads, head_dim]`
+        pub q: Addr,
+        /// `[tokens, kv_heads, head_dim]`
+        pub k: Addr,
+        /// `[tokens, kv_heads, head_dim]`
+        pub v: Addr,
+        /// `[tokens, heads, head_dim]`, as the forward kernel wrote it.
+        pub o: Addr,
+        /// f32 `[tokens, heads]`, as the forward kernel wrote it.
+        pub lse: Addr,
+        /// `[tokens, heads, head_dim]`
+        pub d_o: Addr,
+        /// `[tokens, heads, head_dim]`, written.
+        pub dq: Addr,
+        /// `[tokens, kv_heads, head_dim]`, written.
+        pub dk: Addr,
+        /// `[tokens, kv_heads, head_dim]`, written.
+        pub dv: Addr,
+        /// f32 `[tokens, heads]`, workspace.
+        pub delta: Addr,
+        /// i32 `[seqs + 1]`: where each sequence begins, not decreasing, from 0 up to at most `tokens`.
+        pub cu_seqlens: Addr,
+        /// Tokens of all sequences.
+        pub tokens: u32,
+        /// Sequences.
+        pub seqs: u32,
+        /// Query heads, a multiple of `kv_heads`.
+        pub heads: u32,
+        /// Key and value heads.
+        pub kv_heads: u32,
+        /// Elements of a head.
+        pub head_dim: u32,
+        /// 1: a query sees the keys up to its own position; 0: all of its sequence.
+        pub causal: u32,
+        /// Factor of the scores.
+        pub scale: f32,
+        /// The longest sequence.
+        pub max_seqlen: u32,
+    }
+}
+
+kernel!(pub FWD_F32, "attention_fwd_f32", FwdParams, cpu::fwd::<f32>);
+kernel!(pub FWD_BF16, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>);
+kernel!(pub BWD_F32, "attention_bwd_f32", BwdParams, cpu::bwd::<f32>);
+kernel!(pub BWD_BF16, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>);
+
+/// The forward launch. `dtype` is that of q, k, v and o, F32 or BF16; `pairs` is the number of (query, key) pairs of one
+/// head, see [`pairs`].
+pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
+    let kernel = if dtype == DType::F32 { &FWD_F32 } else { &FWD_BF16 };
+    let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
+    let d = params.head_dim as f64;
+    let lse = if params.lse.is_null() { 0.0 } else { 4.0 * tokens * heads };
+    let bytes = 2.0 * tokens * (heads + kv_heads) * d * dtype.size() as f64 + lse;
+    Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })
+}
+
+/// The backward launch. `dtype` is that of q, k, v, o and their gradients, F32 or BF16; `pairs` as for [`fwd`].
+pub fn bwd(dtype: DType, params: &BwdParams, pairs: f64) -> Launch {
+    let kernel = if dtype == DType::F32 { &BWD_F32 } else { &BWD_BF16 };
+    let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
+    let d = params.head_dim as f64;
+    let bytes = 4.0 * tokens * (heads + kv_heads) * d * dtype.size() as f64 + 4.0 * tokens * heads;
+    Launch::kernel(kernel, params, Cost { flops: 10.0 * d * heads * pairs, bytes })
+}
+
+/// The (query, key) pairs that sequences of these lengths need for one head.
+pub fn pairs(lengths: impl IntoIterator<Item = usize>, causal: bool) -> f64 {
+    lengths.into_iter().map(|n| n as f64).map(|n| if causal { n * (n + 1.0) / 2.0 } else { n * n }).sum()
+}
+
+/// A size that tests and benches share.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Length of each sequence.
+    pub lengths: Vec<usize>,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Whether a query sees only the keys up to its own.
+    pub causal: bool,
+    /// Spread of the queries; at 20 the softmax saturates, at 0 all scores are equal.
+    pub spread: f32,
+}
+
+/// Sizes that tests and benches share: lengths around the block sizes, shared key heads, dimensions off the vector width.
+pub fn cases() -> Vec<Case> {
+    let case = |lengths: &[usize], (heads, kv_heads), head_dim, causal, spread| Case {
+        lengths: lengths.to_vec(),
+        heads,
+        kv_heads,
+        head_dim,
+        causal,
+        spread,
+    };
+    vec![
+        case(&[0, 1, 17, 0, 63], (6, 3), 12, true, 1.0),
+        case(&[64, 65, 1], (4, 1), 24, true, 1.0),
+        case(&[130, 3], (14, 2), 64, true, 1.0),
+        case(&[64, 64, 16, 0, 130], (4, 4), 80, false, 1.0),
+        case(&[65, 17], (2, 1), 128, true, 20.0),
+        case(&[63, 2], (3, 1), 16, false, 20.0),
+        case(&[130], (6, 3), 32, true, 0.0),
+        case(&[33], (2, 2), 256, false, 1.0),
+        case(&[7, 70], (1, 1), 8, true, 5.0),
+    ]
+}

@@ -1,0 +1,32 @@
+//! Rows of tokens, a few a task.
+#![allow(unsafe_code)]
+
+use super::Params;
+use crate::paged_attention::BLOCK;
+use crate::view::{Out, slice};
+use crate::{Element, Team};
+
+/// Elements of a task, about.
+const PER_TASK: usize = 1 << 14;
+
+/// # Safety
+/// The addresses cover what [`Params`] says, and the slots are all different.
+pub unsafe fn write<T: Element>(p: &Params, team: &Team) {
+    let (tokens, row) = (p.tokens as usize, p.kv_heads as usize * p.head_dim as usize);
+    let cached = p.blocks as usize * BLOCK * row;
+    // SAFETY: the caller's promise.
+    let (k, v, slots) =
+        unsafe { (slice::<T>(p.k, tokens * row), slice::<T>(p.v, tokens * row), slice::<i32>(p.slots, tokens)) };
+    // SAFETY: the caller's promise.
+    let (k_cache, v_cache) = unsafe { (Out::<T>::new(p.k_cache, cached), Out::<T>::new(p.v_cache, cached)) };
+    let per_task = (PER_TASK / row.max(1)).max(1);
+    team.run(tokens.div_ceil(per_task), |task| {
+        for t in task * per_task..tokens.min((task + 1) * per_task) {
+            let (from, to) = (t * row, slots[t] as usize * row);
+            // SAFETY: slots are all different, so rows do not overlap.
+            let (k_to, v_to) = unsafe { (k_cache.part(to, row), v_cache.part(to, row)) };
+            k_to.copy_from_slice(&k[from..from + row]);
+            v_to.copy_from_slice(&v[from..from + row]);
+        }
+    });
+}

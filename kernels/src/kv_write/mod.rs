@@ -1,0 +1,46 @@
+//! Copies the keys and values of new tokens to their places in a paged cache.
+//!
+//! Token `t` goes to place `slots[t] % 64` of block `slots[t] / 64`; no two tokens share a slot.
+//!
+//! Shapes: k, v `[tokens, kv_heads, head_dim]`, caches `[blocks, 64, kv_heads, head_dim]`, all f32 or all bf16.
+//! Exact. Bound: memory, each element read and written once.
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use crate::{Addr, Cost, DType, Launch, kernel, params};
+
+params! {
+    /// Parameters of the kernel.
+    pub struct Params {
+        /// `[tokens, kv_heads, head_dim]`
+        pub k: Addr,
+        /// `[tokens, kv_heads, head_dim]`
+        pub v: Addr,
+        /// `[blocks, BLOCK, kv_heads, head_dim]`, the tokens' slots are written.
+        pub k_cache: Addr,
+        /// `[blocks, BLOCK, kv_heads, head_dim]`, the tokens' slots are written.
+        pub v_cache: Addr,
+        /// i32 `[tokens]`: `block * BLOCK + place`, all different, within the cache.
+        pub slots: Addr,
+        /// New tokens.
+        pub tokens: u32,
+        /// Key and value heads.
+        pub kv_heads: u32,
+        /// Elements of a head.
+        pub head_dim: u32,
+        /// Blocks of the cache.
+        pub blocks: u32,
+    }
+}
+
+kernel!(pub WRITE_F32, "kv_write_f32", Params, cpu::write::<f32>);
+kernel!(pub WRITE_BF16, "kv_write_bf16", Params, cpu::write::<half::bf16>);
+
+/// The launch; `dtype` is that of the keys, the values and the caches, F32 or BF16.
+pub fn write(dtype: DType, params: &Params) -> Launch {
+    let kernel = if dtype == DType::F32 { &WRITE_F32 } else { &WRITE_BF16 };
+    let count = params.tokens as f64 * params.kv_heads as f64 * params.head_dim as f64;
+    Launch::kernel(kernel, params, Cost { flops: 0.0, bytes: 4.0 * count * dtype.size() as f64 })
+}

@@ -1,0 +1,124 @@
+//! A few tokens a task.
+#![allow(unsafe_code)]
+
+use super::{ApplyParams, TableParams};
+use crate::view::{Out, slice};
+use crate::{Element, Team, simd_fn};
+
+/// Elements of a task, about.
+const PER_TASK: usize = 1 << 13;
+/// Pairs that are turned at a time.
+const CHUNK: usize = 64;
+/// Largest angle of the fast reduction: below it, the multiple of pi/2 has at most 20 bits.
+const FAST: f32 = 1_000_000.0;
+
+// pi/2 in three parts; the first two have 33 bits, so their products with 20-bit integers are exact.
+const PIO2_1: f64 = f64::from_bits(0x3ff9_21fb_5440_0000);
+const PIO2_2: f64 = f64::from_bits(0x3dd0_b461_1a60_0000);
+const PIO2_3: f64 = f64::from_bits(0x3ba3_198a_2e03_7073);
+
+simd_fn! {
+    /// The cosine and sine of angles up to [`FAST`]: pi/2 is taken off in f64, then Taylor's series up to pi/4, which is
+    /// exact to far below half a unit of f32.
+    fn cos_sin(angles: &[f32], cos: &mut [f32], sin: &mut [f32]) {
+        for ((&a, cos), sin) in angles.iter().zip(cos).zip(sin) {
+            let a = a as f64;
+            // Adding and taking off 1.5 * 2^52 rounds to the nearest integer, which the low bits of the sum hold.
+            let shifted = a * std::f64::consts::FRAC_2_PI + 6_755_399_441_055_744.0;
+            let quadrant = shifted.to_bits();
+            let n = shifted - 6_755_399_441_055_744.0;
+            let r = ((a - n * PIO2_1) - n * PIO2_2) - n * PIO2_3;
+            let z = r * r;
+            let mut s = -1.0 / 1_307_674_368_000.0; // 15!
+            for c in [1.0 / 6_227_020_800.0, -1.0 / 39_916_800.0, 1.0 / 362_880.0, -1.0 / 5040.0, 1.0 / 120.0, -1.0 / 6.0] {
+                s = s * z + c;
+            }
+            let s = s * z * r + r;
+            let mut c = -1.0 / 87_178_291_200.0; // 14!
+            for k in [1.0 / 479_001_600.0, -1.0 / 3_628_800.0, 1.0 / 40_320.0, -1.0 / 720.0, 1.0 / 24.0, -0.5, 1.0] {
+                c = c * z + k;
+            }
+            let odd = quadrant & 1 == 1;
+            let (x, y) = if odd { (s, c) } else { (c, s) };
+            let flip_sin = (quadrant & 2) << 62;
+            let flip_cos = ((quadrant + 1) & 2) << 62;
+            *cos = f64::from_bits(x.to_bits() ^ flip_cos) as f32;
+            *sin = f64::from_bits(y.to_bits() ^ flip_sin) as f32;
+        }
+    }
+}
+
+simd_fn! {
+    fn turn<T: Element>(a: &mut [T], b: &mut [T], cos: &[f32], sin: &[f32], sign: f32) {
+        for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+            let (x, y, s) = (a.to_f32(), b.to_f32(), s * sign);
+            *a = T::from_f32(x * c - y * s);
+            *b = T::from_f32(y * c + x * s);
+        }
+    }
+}
+
+/// # Safety
+/// The addresses cover what [`TableParams`] says.
+pub unsafe fn table(p: &TableParams, team: &Team) {
+    let (tokens, half) = (p.tokens as usize, p.half as usize);
+    // SAFETY: the caller's promise.
+    let (inv_freq, axis) = unsafe { (slice::<f32>(p.inv_freq, half), slice::<i32>(p.axis, half)) };
+    let axes = axis.iter().max().map_or(0, |&a| a as usize + 1);
+    // SAFETY: the caller's promise; no row of positions beyond the largest that `axis` names is looked at.
+    let positions = unsafe { slice::<i32>(p.positions, axes * tokens) };
+    // SAFETY: the caller's promise.
+    let (cos, sin) = unsafe { (Out::<f32>::new(p.cos, tokens * half), Out::<f32>::new(p.sin, tokens * half)) };
+    let per_task = (PER_TASK / 8 / half.max(1)).max(1);
+    team.run(tokens.div_ceil(per_task), |task| {
+        let mut angles = vec![0.0; half];
+        for t in task * per_task..tokens.min((task + 1) * per_task) {
+            for ((angle, &a), &f) in angles.iter_mut().zip(axis).zip(inv_freq) {
+                *angle = positions[a as usize * tokens + t] as f32 * f;
+            }
+            // SAFETY: rows do not overlap.
+            let (cos, sin) = unsafe { (cos.part(t * half, half), sin.part(t * half, half)) };
+            if angles.iter().all(|a| a.abs() <= FAST) {
+                cos_sin(&angles, cos, sin);
+            } else {
+                for ((&a, cos), sin) in angles.iter().zip(cos).zip(sin) {
+                    let (s, c) = (a as f64).sin_cos();
+                    (*cos, *sin) = (c as f32, s as f32);
+                }
+            }
+        }
+    });
+}
+
+/// # Safety
+/// The addresses cover what [`ApplyParams`] says.
+pub unsafe fn apply<T: Element>(p: &ApplyParams, team: &Team) {
+    let (tokens, heads, d) = (p.tokens as usize, p.heads as usize, p.head_dim as usize);
+    let h = d / 2;
+    // SAFETY: the caller's promise.
+    let (cos, sin) = unsafe { (slice::<f32>(p.cos, tokens * h), slice::<f32>(p.sin, tokens * h)) };
+    // SAFETY: the caller's promise.
+    let y = unsafe { Out::<T>::new(p.y, tokens * heads * d) };
+    let in_place = p.x == p.y;
+    // SAFETY: the caller's promise; in place, `x` is only seen through `y`.
+    let x = unsafe { slice::<T>(p.x, if in_place { 0 } else { tokens * heads * d }) };
+    let sign = if p.inverse == 0 { 1.0 } else { -1.0 };
+    let per_task = (PER_TASK / (heads * d).max(1)).max(1);
+    team.run(tokens.div_ceil(per_task), |task| {
+        for t in task * per_task..tokens.min((task + 1) * per_task) {
+            for row in t * heads..(t + 1) * heads {
+                // SAFETY: rows do not overlap.
+                let y = unsafe { y.part(row * d, d) };
+                if !in_place {
+                    y.copy_from_slice(&x[row * d..(row + 1) * d]);
+                }
+                let (a, b) = y.split_at_mut(h);
+                for at in (0..h).step_by(CHUNK) {
+                    let end = h.min(at + CHUNK);
+                    let (c, s) = (&cos[t * h + at..t * h + end], &sin[t * h + at..t * h + end]);
+                    turn(&mut a[at..end], &mut b[at..end], c, s, sign);
+                }
+            }
+        }
+    });
+}

@@ -1,0 +1,27 @@
+//! The definition, in f64.
+
+/// The cosine and the sine of every angle; the angle itself is a product rounded to f32.
+pub fn table(positions: &[i32], inv_freq: &[f32], axis: &[i32], tokens: usize) -> (Vec<f64>, Vec<f64>) {
+    let mut angles = Vec::new();
+    for t in 0..tokens {
+        for (f, &a) in axis.iter().enumerate() {
+            angles.push((positions[a as usize * tokens + t] as f32 * inv_freq[f]) as f64);
+        }
+    }
+    (angles.iter().map(|a| a.cos()).collect(), angles.iter().map(|a| a.sin()).collect())
+}
+
+/// Pairs `(i, i + head_dim / 2)` turned by the angles of their token.
+pub fn apply(x: &[f64], cos: &[f64], sin: &[f64], heads: usize, head_dim: usize) -> Vec<f64> {
+    let h = head_dim / 2;
+    let mut y = vec![0.0; x.len()];
+    for row in 0..x.len() / head_dim {
+        for i in 0..h {
+            let (c, s) = (cos[row / heads * h + i], sin[row / heads * h + i]);
+            let (a, b) = (x[row * head_dim + i], x[row * head_dim + i + h]);
+            y[row * head_dim + i] = a * c - b * s;
+            y[row * head_dim + i + h] = b * c + a * s;
+        }
+    }
+    y
+}

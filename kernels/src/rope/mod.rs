@@ -1,0 +1,85 @@
+//! Rotary position embedding: the table of angles, and its application to queries and keys.
+//!
+//! Table: `angle[t, f] = positions[axis[f], t] * inv_freq[f]`, rounded to f32 (as the reference implementations do), then
+//! its cosine and sine. With one axis this is the plain rotary embedding; three axes (time, height, width) with a fixed
+//! axis for each frequency make the multimodal one, two axes (height, width) that of the vision tower.
+//!
+//! Application (rotate-half): with `h = head_dim / 2`, `y[i] = x[i] cos[i] - x[i + h] sin[i]` and
+//! `y[i + h] = x[i + h] cos[i] + x[i] sin[i]`. The transpose, which is the gradient, turns the other way.
+//!
+//! Shapes: positions `[axes, tokens]`, tables `[tokens, head_dim / 2]` in f32, x and y `[tokens, heads, head_dim]` in f32
+//! or bf16; y may be x. Numerics: the angle is reduced in f64, so cosine and sine are within one unit in the last place of
+//! f32 at any position; the application is f32 with one rounding at the store. Bound: memory.
+
+mod cpu;
+#[cfg(test)]
+mod formula;
+#[cfg(test)]
+mod tests;
+
+use crate::{Addr, Cost, DType, Launch, kernel, params};
+
+params! {
+    /// Parameters of the table kernel.
+    pub struct TableParams {
+        /// i32 `[axes, tokens]`
+        pub positions: Addr,
+        /// f32 `[half]`
+        pub inv_freq: Addr,
+        /// i32 `[half]`: which row of positions each frequency uses.
+        pub axis: Addr,
+        /// f32 `[tokens, half]`, written.
+        pub cos: Addr,
+        /// f32 `[tokens, half]`, written.
+        pub sin: Addr,
+        /// Tokens.
+        pub tokens: u32,
+        /// Frequencies: half a head.
+        pub half: u32,
+    }
+}
+
+params! {
+    /// Parameters of the application.
+    pub struct ApplyParams {
+        /// `[tokens, heads, head_dim]`
+        pub x: Addr,
+        /// `[tokens, heads, head_dim]`, written; may be `x`.
+        pub y: Addr,
+        /// f32 `[tokens, head_dim / 2]`
+        pub cos: Addr,
+        /// f32 `[tokens, head_dim / 2]`
+        pub sin: Addr,
+        /// Tokens.
+        pub tokens: u32,
+        /// Heads.
+        pub heads: u32,
+        /// Elements of a head, even.
+        pub head_dim: u32,
+        /// 1: turn the other way (the gradient).
+        pub inverse: u32,
+    }
+}
+
+kernel!(pub TABLE, "rope_table_f32", TableParams, cpu::table);
+kernel!(pub APPLY_F32, "rope_apply_f32", ApplyParams, cpu::apply::<f32>);
+kernel!(pub APPLY_BF16, "rope_apply_bf16", ApplyParams, cpu::apply::<half::bf16>);
+
+/// The launch that fills the table.
+pub fn table(params: &TableParams) -> Launch {
+    let n = params.tokens as f64 * params.half as f64;
+    Launch::kernel(&TABLE, params, Cost { flops: 40.0 * n, bytes: 8.0 * n })
+}
+
+/// The launch that turns; `dtype` is that of x and y, F32 or BF16.
+pub fn apply(dtype: DType, params: &ApplyParams) -> Launch {
+    let kernel = if dtype == DType::F32 { &APPLY_F32 } else { &APPLY_BF16 };
+    let table = params.tokens as f64 * params.head_dim as f64;
+    let n = table * params.heads as f64;
+    Launch::kernel(kernel, params, Cost { flops: 3.0 * n, bytes: 2.0 * n * dtype.size() as f64 + 4.0 * table })
+}
+
+/// Sizes that tests and benches share: (tokens, heads, head_dim, largest position).
+pub fn cases() -> Vec<(usize, usize, usize, i32)> {
+    vec![(1, 1, 2, 7), (17, 3, 12, 100), (65, 14, 64, 100_000), (130, 4, 80, 3000), (33, 2, 256, 2_000_000_000)]
+}
