@@ -1,0 +1,277 @@
+//! A folder's weights, memory-mapped and checked before anything reads them: single file or shards, either naming.
+//!
+//! Opening validates every header (`header.rs`), so a tensor that is handed out lies inside its file, has as many bytes as its shape
+//! and dtype need, overlaps no other and is aligned for its dtype. [`Checkpoint::check`] holds the whole against a config.
+
+mod expected;
+mod header;
+mod shards;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::mapped_file::MappedFile;
+
+use crate::config::ModelConfig;
+use crate::error::{ModelError, Result};
+
+pub use expected::expected_tensors;
+
+/// Element types that weights may be stored in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Dtype {
+    /// IEEE single precision.
+    F32,
+    /// bfloat16: the upper half of a single.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl Dtype {
+    /// Bytes of an element.
+    pub fn size(self) -> usize {
+        match self {
+            Dtype::F32 => 4,
+            Dtype::Bf16 | Dtype::F16 => 2,
+        }
+    }
+
+    /// The name in safetensors headers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::F32 => "F32",
+            Dtype::Bf16 => "BF16",
+            Dtype::F16 => "F16",
+        }
+    }
+
+    /// The name in config.json (`torch_dtype`).
+    pub fn config_name(self) -> &'static str {
+        match self {
+            Dtype::F32 => "float32",
+            Dtype::Bf16 => "bfloat16",
+            Dtype::F16 => "float16",
+        }
+    }
+
+    /// From the name in safetensors headers.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Dtype::F32, Dtype::Bf16, Dtype::F16].into_iter().find(|dtype| dtype.name() == name)
+    }
+}
+
+/// How the files name the tensors. Inside the program names are always the classic ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Naming {
+    /// `model.layers…`, `visual.blocks…`: the hub's, and what every transformers writes.
+    #[default]
+    Classic,
+    /// `model.language_model.layers…`, `model.visual.blocks…`.
+    Nested,
+}
+
+impl Naming {
+    /// The classic form of a name in a file.
+    pub fn to_classic(name: &str) -> String {
+        if let Some(rest) = name.strip_prefix("model.language_model.") {
+            return format!("model.{rest}");
+        }
+        name.strip_prefix("model.").filter(|rest| rest.starts_with("visual.")).unwrap_or(name).to_string()
+    }
+
+    /// This naming's form of a classic name.
+    pub fn from_classic(self, name: &str) -> String {
+        match (self, name.strip_prefix("model.")) {
+            (Naming::Classic, _) => name.to_string(),
+            (Naming::Nested, Some(rest)) => format!("model.language_model.{rest}"),
+            (Naming::Nested, None) if name.starts_with("visual.") => format!("model.{name}"),
+            (Naming::Nested, None) => name.to_string(),
+        }
+    }
+
+    fn of(names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+        let nested = |name: &str| name.starts_with("model.language_model.") || name.starts_with("model.visual.");
+        match names.into_iter().any(|name| nested(name.as_ref())) {
+            true => Naming::Nested,
+            false => Naming::Classic,
+        }
+    }
+}
+
+/// One stored tensor, in place.
+#[derive(Debug, Clone)]
+pub struct TensorView<'a> {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Lengths, slowest first.
+    pub shape: &'a [usize],
+    /// The elements, row-major, little-endian; aligned for `dtype`.
+    pub bytes: &'a [u8],
+    /// The file that holds them, for those who keep the tensor beyond the checkpoint.
+    pub file: Arc<MappedFile>,
+    /// Where in the file they start, in bytes.
+    pub offset: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    shard: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    begin: usize,
+    end: usize,
+}
+
+/// All weights of a folder.
+#[derive(Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    shards: Vec<Arc<MappedFile>>,
+    tensors: BTreeMap<String, Entry>,
+    naming: Naming,
+}
+
+const COPY_AGAIN: &str = "copy or download the file again";
+
+impl Checkpoint {
+    /// Maps and validates the weight files of a folder: `model.safetensors`, else the shards of `model.safetensors.index.json`, else
+    /// every `*.safetensors` there.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let listing = shards::find(folder)?;
+        let mut checkpoint = Self {
+            folder: folder.to_path_buf(),
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+            naming: Naming::Classic,
+        };
+        for path in &listing.files {
+            checkpoint.add_shard(path)?;
+        }
+        checkpoint.check_index(&listing)?;
+        Ok(checkpoint)
+    }
+
+    fn add_shard(&mut self, path: &Path) -> Result<()> {
+        let file = MappedFile::open(path).map_err(|e| ModelError::read(path, e))?;
+        let header = header::read(path, file.as_bytes())?;
+        if Naming::of(header.tensors.iter().map(|t| &t.name)) == Naming::Nested {
+            self.naming = Naming::Nested;
+        }
+        let shard = self.shards.len();
+        for tensor in header.tensors {
+            let name = Naming::to_classic(&tensor.name);
+            if is_harmless(&name) {
+                continue;
+            }
+            let Some(dtype) = Dtype::parse(&tensor.dtype) else {
+                let what = format!("is stored as {}; only F32, BF16 and F16 can be read", tensor.dtype);
+                return Err(fault(path, &tensor.name, what, "use the unquantised folder of this model"));
+            };
+            let entry = Entry { shard, dtype, shape: tensor.shape, begin: tensor.begin, end: tensor.end };
+            if let Some(other) = self.tensors.insert(name, entry) {
+                let first = self.shards.get(other.shard).map_or(path, |file| file.path());
+                let what = format!("is also in {}", first.display());
+                return Err(fault(
+                    path,
+                    &tensor.name,
+                    what,
+                    "remove the weight file that does not belong to this model",
+                ));
+            }
+        }
+        self.shards.push(file);
+        Ok(())
+    }
+
+    fn check_index(&self, listing: &shards::Listing) -> Result<()> {
+        for (name, file) in &listing.promised {
+            let classic = Naming::to_classic(name);
+            if is_harmless(&classic) {
+                continue;
+            }
+            let at = |shard: usize| self.shards[shard].path() == file.as_path();
+            if !self.tensors.get(&classic).is_some_and(|entry| at(entry.shard)) {
+                let what = "is not in this file, though model.safetensors.index.json says so";
+                return Err(fault(file, name, what, "copy or download the folder again"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The folder that was opened.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// How the files name the tensors.
+    pub fn naming(&self) -> Naming {
+        self.naming
+    }
+
+    /// The mapped weight files.
+    pub fn shards(&self) -> &[Arc<MappedFile>] {
+        &self.shards
+    }
+
+    /// Classic names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// A tensor by its classic name.
+    pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
+        let entry = self.tensors.get(name)?;
+        let file = self.shards.get(entry.shard)?;
+        let bytes = file.as_bytes().get(entry.begin..entry.end)?;
+        Some(TensorView { dtype: entry.dtype, shape: &entry.shape, bytes, file: file.clone(), offset: entry.begin })
+    }
+
+    /// A tensor that must be there with this shape.
+    pub fn expect(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
+        let stored = self.naming.from_classic(name);
+        let Some(view) = self.get(name) else {
+            let what = format!("is missing; expected shape {shape:?}");
+            return Err(fault(&self.folder, &stored, what, "use weights that belong to this config.json"));
+        };
+        if view.shape != shape {
+            let what = format!("has shape {:?}, expected {shape:?} by config.json", view.shape);
+            return Err(fault(view.file.path(), &stored, what, "use weights that belong to this config.json"));
+        }
+        Ok(view)
+    }
+
+    /// Holds the files against a config: every tensor there with its shape, and none that the model has no place for.
+    pub fn check(&self, config: &ModelConfig) -> Result<()> {
+        let expected = expected_tensors(config);
+        for (name, shape) in &expected {
+            self.expect(name, shape)?;
+        }
+        let known: std::collections::HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        let tied_head = |name: &str| config.tie_word_embeddings && name == "lm_head.weight";
+        let strangers: Vec<&str> = self.names().filter(|name| !known.contains(name) && !tied_head(name)).collect();
+        let Some(first) = strangers.first() else { return Ok(()) };
+        let shown: Vec<String> = strangers.iter().take(5).map(|name| self.naming.from_classic(name)).collect();
+        let more = if strangers.len() > 5 { format!(" and {} more", strangers.len() - 5) } else { String::new() };
+        let file = self.get(first).map_or_else(|| self.folder.clone(), |view| view.file.path().to_path_buf());
+        let what = format!("has tensors that the model of config.json has no place for: {}{more}", shown.join(", "));
+        Err(ModelError::weights(file.display().to_string(), what, "use weights that belong to this config.json"))
+    }
+
+    /// Bytes of all tensors together.
+    pub fn total_bytes(&self) -> usize {
+        self.tensors.values().map(|entry| entry.end - entry.begin).sum()
+    }
+}
+
+/// Tensors that old writers stored and that are computed anew.
+fn is_harmless(name: &str) -> bool {
+    name.ends_with("rotary_emb.inv_freq") || name.ends_with("rotary_pos_emb.inv_freq")
+}
+
+fn fault(file: &Path, tensor: &str, what: impl Into<String>, cure: &str) -> ModelError {
+    ModelError::weights(format!("{}: {tensor}", file.display()), what, cure)
+}

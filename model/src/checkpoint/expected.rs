@@ -1,0 +1,64 @@
+//! The tensors that a config demands: names and shapes, in the order of the published files' modules.
+
+use crate::config::{ModelConfig, TextConfig, VisionConfig};
+
+/// Every tensor of the model, by its classic name, with its shape. No `lm_head.weight` where the embeddings are tied.
+pub fn expected_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    let mut list = Vec::new();
+    vision(&config.vision, &mut list);
+    text(&config.text, &mut list);
+    if !config.tie_word_embeddings {
+        add(&mut list, "lm_head.weight", &[config.text.vocab_size, config.text.hidden_size]);
+    }
+    list
+}
+
+type List = Vec<(String, Vec<usize>)>;
+
+fn add(list: &mut List, name: impl Into<String>, shape: &[usize]) {
+    list.push((name.into(), shape.to_vec()));
+}
+
+/// A linear layer with bias: weight [out, in], bias [out].
+fn linear(list: &mut List, name: String, out: usize, input: usize) {
+    add(list, format!("{name}.weight"), &[out, input]);
+    add(list, format!("{name}.bias"), &[out]);
+}
+
+fn vision(v: &VisionConfig, list: &mut List) {
+    let (d, inner) = (v.hidden_size, v.intermediate_size);
+    add(list, "visual.patch_embed.proj.weight", &[d, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size]);
+    for i in 0..v.depth {
+        let block = format!("visual.blocks.{i}");
+        add(list, format!("{block}.norm1.weight"), &[d]);
+        add(list, format!("{block}.norm2.weight"), &[d]);
+        linear(list, format!("{block}.attn.qkv"), 3 * d, d);
+        linear(list, format!("{block}.attn.proj"), d, d);
+        linear(list, format!("{block}.mlp.gate_proj"), inner, d);
+        linear(list, format!("{block}.mlp.up_proj"), inner, d);
+        linear(list, format!("{block}.mlp.down_proj"), d, inner);
+    }
+    let merged = d * v.merge_unit();
+    add(list, "visual.merger.ln_q.weight", &[d]);
+    linear(list, "visual.merger.mlp.0".into(), merged, merged);
+    linear(list, "visual.merger.mlp.2".into(), v.out_hidden_size, merged);
+}
+
+fn text(t: &TextConfig, list: &mut List) {
+    let (h, inner) = (t.hidden_size, t.intermediate_size);
+    let kv = t.num_key_value_heads * t.head_dim;
+    add(list, "model.embed_tokens.weight", &[t.vocab_size, h]);
+    for i in 0..t.num_hidden_layers {
+        let layer = format!("model.layers.{i}");
+        linear(list, format!("{layer}.self_attn.q_proj"), h, h);
+        linear(list, format!("{layer}.self_attn.k_proj"), kv, h);
+        linear(list, format!("{layer}.self_attn.v_proj"), kv, h);
+        add(list, format!("{layer}.self_attn.o_proj.weight"), &[h, h]);
+        add(list, format!("{layer}.mlp.gate_proj.weight"), &[inner, h]);
+        add(list, format!("{layer}.mlp.up_proj.weight"), &[inner, h]);
+        add(list, format!("{layer}.mlp.down_proj.weight"), &[h, inner]);
+        add(list, format!("{layer}.input_layernorm.weight"), &[h]);
+        add(list, format!("{layer}.post_attention_layernorm.weight"), &[h]);
+    }
+    add(list, "model.norm.weight", &[h]);
+}

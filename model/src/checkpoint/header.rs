@@ -1,0 +1,180 @@
+//! The header of a safetensors file, held to the format's rules: 8 bytes of length, that much JSON, then the tensors end to end.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use super::{COPY_AGAIN, fault};
+use crate::error::{ModelError, Result};
+
+/// One tensor as a header describes it; `begin` and `end` count bytes from the start of the file.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) name: String,
+    pub(crate) dtype: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) begin: usize,
+    pub(crate) end: usize,
+}
+
+/// All tensors of a file, in the order in which they lie.
+#[derive(Debug)]
+pub(crate) struct Header {
+    pub(crate) tensors: Vec<Stored>,
+}
+
+/// The format allows no longer header.
+const LONGEST: usize = 100_000_000;
+
+/// Reads and validates the header of a mapped file.
+pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<Header> {
+    let text = header_text(path, bytes)?;
+    let raw: RawHeader =
+        serde_json::from_slice(text).map_err(|e| broken(path, format!("has a header that is not valid JSON ({e})")))?;
+    let start = 8 + text.len();
+    let mut tensors = Vec::with_capacity(raw.0.len());
+    for (name, entry) in raw.0 {
+        tensors.push(locate(path, name, entry, start, bytes.len())?);
+    }
+    tensors.sort_by_key(|tensor| (tensor.begin, tensor.end));
+    check_end_to_end(path, &tensors, start, bytes.len())?;
+    check_names(path, &tensors)?;
+    Ok(Header { tensors })
+}
+
+fn header_text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8]> {
+    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
+        return Err(broken(path, format!("is {} bytes long, not a safetensors file", bytes.len())));
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > LONGEST as u64 {
+        return Err(broken(
+            path,
+            format!(
+                "claims a header of {length} bytes, more than the format's {LONGEST}; it is not a safetensors file or is damaged"
+            ),
+        ));
+    }
+    match rest.get(..length as usize) {
+        Some(text) if text.first() == Some(&b'{') => Ok(text),
+        Some(_) => Err(broken(path, "has no header that begins with `{`; it is not a safetensors file or is damaged")),
+        None => Err(broken(
+            path,
+            format!(
+                "claims a header of {length} bytes but has only {} bytes after its length; it is cut off",
+                rest.len()
+            ),
+        )),
+    }
+}
+
+/// Turns one entry into places in the file, checking what can be checked about it alone.
+fn locate(path: &Path, name: String, entry: RawEntry, start: usize, file_len: usize) -> Result<Stored> {
+    let [from, to] = entry.data_offsets;
+    let (begin, end) = match (start.checked_add(from), start.checked_add(to)) {
+        (Some(begin), Some(end)) if from <= to => (begin, end),
+        _ => {
+            return Err(fault(path, &name, format!("has data_offsets [{from}, {to}], which run backwards"), COPY_AGAIN));
+        }
+    };
+    if end > file_len {
+        let what = format!("ends at byte {end} but the file has {file_len}; it is cut off");
+        return Err(fault(path, &name, what, COPY_AGAIN));
+    }
+    let Some(size) = element_size(&entry.dtype) else {
+        let what = format!("is stored as {}; only F32, BF16 and F16 can be read", entry.dtype);
+        return Err(fault(path, &name, what, "use the unquantised folder of this model"));
+    };
+    let needed = entry.shape.iter().try_fold(size, |product, &length| product.checked_mul(length));
+    if needed != Some(end - begin) {
+        let what = format!("has {} bytes, which does not fit shape {:?} of {}", end - begin, entry.shape, entry.dtype);
+        return Err(fault(path, &name, what, COPY_AGAIN));
+    }
+    if begin % size != 0 {
+        let what = format!("starts at byte {begin}, which is not aligned for {}", entry.dtype);
+        return Err(fault(path, &name, what, "write the file again with the safetensors library"));
+    }
+    Ok(Stored { name, dtype: entry.dtype, shape: entry.shape, begin, end })
+}
+
+/// The tensors must fill the file from the header to the end, without overlap and without holes.
+fn check_end_to_end(path: &Path, tensors: &[Stored], start: usize, file_len: usize) -> Result<()> {
+    let mut at = start;
+    for tensor in tensors {
+        if tensor.begin < at {
+            return Err(fault(path, &tensor.name, "overlaps the tensor before it (data_offsets)", COPY_AGAIN));
+        }
+        if tensor.begin > at {
+            let what = format!("starts {} bytes after the tensor before it ends (data_offsets)", tensor.begin - at);
+            return Err(fault(path, &tensor.name, what, COPY_AGAIN));
+        }
+        at = tensor.end;
+    }
+    if at != file_len {
+        return Err(broken(path, format!("has {} bytes after its last tensor", file_len - at)));
+    }
+    Ok(())
+}
+
+fn check_names(path: &Path, tensors: &[Stored]) -> Result<()> {
+    let mut names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(fault(path, pair[0], "is in the header twice", COPY_AGAIN)),
+        None => Ok(()),
+    }
+}
+
+/// Bytes of an element of any dtype that the format knows with whole bytes.
+fn element_size(dtype: &str) -> Option<usize> {
+    Some(match dtype {
+        "BOOL" | "U8" | "I8" | "F8_E4M3" | "F8_E5M2" | "F8_E8M0" => 1,
+        "U16" | "I16" | "F16" | "BF16" => 2,
+        "U32" | "I32" | "F32" => 4,
+        "U64" | "I64" | "F64" | "C64" => 8,
+        _ => return None,
+    })
+}
+
+fn broken(path: &Path, what: impl Into<String>) -> ModelError {
+    ModelError::weights(path.display().to_string(), what, COPY_AGAIN)
+}
+
+#[derive(Deserialize)]
+struct RawEntry {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: [usize; 2],
+}
+
+/// Entries as they stand, so that a name given twice is seen; `__metadata__` is left out.
+struct RawHeader(Vec<(String, RawEntry)>);
+
+impl<'de> Deserialize<'de> for RawHeader {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = RawHeader;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                    } else {
+                        let entry = map.next_value()?;
+                        entries.push((name, entry));
+                    }
+                }
+                Ok(RawHeader(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}

@@ -1,0 +1,87 @@
+//! Which files of a folder hold its weights.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::COPY_AGAIN;
+use crate::error::{ModelError, Result};
+
+/// The weight files of a folder.
+pub(super) struct Listing {
+    /// In the order in which they are opened.
+    pub(super) files: Vec<PathBuf>,
+    /// What an index says is where: name in the file → file.
+    pub(super) promised: Vec<(String, PathBuf)>,
+}
+
+/// `model.safetensors` wins, as in transformers; then the index; then whatever `*.safetensors` is there.
+pub(super) fn find(folder: &Path) -> Result<Listing> {
+    let single = folder.join("model.safetensors");
+    if single.exists() {
+        return Ok(Listing { files: vec![single], promised: Vec::new() });
+    }
+    let index = folder.join("model.safetensors.index.json");
+    if index.exists() {
+        return from_index(folder, &index);
+    }
+    any(folder)
+}
+
+fn from_index(folder: &Path, index: &Path) -> Result<Listing> {
+    let broken = |what: String| ModelError::weights(index.display().to_string(), what, COPY_AGAIN);
+    let text = std::fs::read_to_string(index).map_err(|e| ModelError::read(index, e))?;
+    let value: Value = serde_json::from_str(&text).map_err(|e| broken(format!("is not JSON ({e})")))?;
+    let Some(map) = value.get("weight_map").and_then(Value::as_object) else {
+        return Err(broken("has no `weight_map` object".to_string()));
+    };
+    let mut files = BTreeMap::new();
+    let mut promised = Vec::with_capacity(map.len());
+    for (name, file) in map {
+        let Some(file) = file.as_str().filter(|file| is_plain_name(file)) else {
+            return Err(broken(format!(
+                "gives {file} as the file of `{name}`, which is not the name of a file in this folder"
+            )));
+        };
+        let path = folder.join(file);
+        if files.insert(file.to_string(), path.clone()).is_none() && !path.exists() {
+            let what = "is missing, though model.safetensors.index.json names it";
+            return Err(ModelError::weights(path.display().to_string(), what, "copy or download it into the folder"));
+        }
+        promised.push((name.clone(), path));
+    }
+    if files.is_empty() {
+        return Err(broken("has an empty `weight_map`".to_string()));
+    }
+    Ok(Listing { files: files.into_values().collect(), promised })
+}
+
+/// An index must not lead out of its folder.
+fn is_plain_name(file: &str) -> bool {
+    !file.is_empty() && file != ".." && file != "." && !file.contains(['/', '\\', '\0'])
+}
+
+fn any(folder: &Path) -> Result<Listing> {
+    let entries = std::fs::read_dir(folder).map_err(|e| ModelError::read(folder, e))?;
+    let mut files = Vec::new();
+    let mut other = false;
+    for entry in entries {
+        let path = entry.map_err(|e| ModelError::read(folder, e))?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let is_adapter = name.starts_with("adapter_");
+        if name.ends_with(".safetensors") && !is_adapter && path.is_file() {
+            files.push(path);
+        }
+        other |= name.ends_with(".bin") || name.ends_with(".gguf") || name.ends_with(".pt") || name.ends_with(".pth");
+    }
+    if files.is_empty() {
+        let (what, cure) = match other {
+            true => ("has no *.safetensors, only weights of another format", "save the model as safetensors first"),
+            false => ("has no *.safetensors", "give a folder with the model's weights"),
+        };
+        return Err(ModelError::weights(folder.display().to_string(), what, cure));
+    }
+    files.sort();
+    Ok(Listing { files, promised: Vec::new() })
+}

@@ -1,0 +1,54 @@
+//! `generation_config.json`: how the model's makers want it sampled.
+
+use std::path::Path;
+
+use super::fields::Fields;
+use crate::error::{ModelError, Result};
+
+/// Sampling defaults of a folder; `None` where the file does not say.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GenerationConfig {
+    /// Ids of which any ends an answer; empty where the file does not say (then config.json's hold).
+    pub eos_token_id: Vec<u32>,
+    /// Greedy unless true.
+    pub do_sample: Option<bool>,
+    /// Divides the logits; at least 0.
+    pub temperature: Option<f64>,
+    /// Share of the probability that may be sampled from, in (0, 1].
+    pub top_p: Option<f64>,
+    /// Number of best tokens that may be sampled from; 0 = all.
+    pub top_k: Option<usize>,
+    /// Divides (multiplies, if negative) the logits of tokens already there; above 0.
+    pub repetition_penalty: Option<f64>,
+}
+
+const CURE: &str = "correct the value, or remove the key to have the default";
+
+impl GenerationConfig {
+    /// Reads `generation_config.json` of a model folder; all empty where there is none.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("generation_config.json");
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Self::parse(&path.display().to_string(), &text),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(e) => Err(ModelError::read(&path, e)),
+        }
+    }
+
+    /// Reads the text of a generation_config.json; `file` names it in errors.
+    pub fn parse(file: &str, text: &str) -> Result<Self> {
+        let fields = Fields::parse(file, text, CURE)?;
+        let in_range = |key: &str, good: &dyn Fn(f64) -> bool, range: &str| match fields.opt_f64(key)? {
+            Some(number) if !good(number) => Err(fields.error(key, format!("is {number}; it must be {range}"))),
+            found => Ok(found),
+        };
+        Ok(Self {
+            eos_token_id: fields.one_or_more("eos_token_id")?.into_iter().map(|id| id as u32).collect(),
+            do_sample: fields.opt_bool("do_sample")?,
+            temperature: in_range("temperature", &|x| x >= 0.0, "at least 0")?,
+            top_p: in_range("top_p", &|x| x > 0.0 && x <= 1.0, "above 0 and at most 1")?,
+            top_k: fields.opt_index("top_k")?,
+            repetition_penalty: in_range("repetition_penalty", &|x| x > 0.0, "above 0")?,
+        })
+    }
+}

@@ -1,0 +1,132 @@
+//! `preprocessor_config.json`: what the image processor does to every still and frame.
+
+use std::path::Path;
+
+use super::fields::Fields;
+use super::{ModelConfig, VisionConfig};
+use crate::error::{ModelError, Result};
+
+/// The image processor's numbers. Defaults are those of transformers' `Qwen2VLImageProcessor`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PreprocessorConfig {
+    /// A picture of fewer pixels is enlarged.
+    pub min_pixels: u64,
+    /// A picture of more pixels is made smaller.
+    pub max_pixels: u64,
+    /// Subtracted from each channel, on a scale of 0 to 1.
+    pub image_mean: [f32; 3],
+    /// Divides each channel after that.
+    pub image_std: [f32; 3],
+    /// Sides of a patch, in pixels.
+    pub patch_size: usize,
+    /// Frames of a patch.
+    pub temporal_patch_size: usize,
+    /// Patches along each side of the square that becomes one token.
+    pub merge_size: usize,
+}
+
+impl Default for PreprocessorConfig {
+    fn default() -> Self {
+        Self {
+            min_pixels: 56 * 56,
+            max_pixels: 28 * 28 * 1280,
+            image_mean: [0.48145466, 0.4578275, 0.40821073],
+            image_std: [0.26862954, 0.261_302_6, 0.275_777_1],
+            patch_size: 14,
+            temporal_patch_size: 2,
+            merge_size: 2,
+        }
+    }
+}
+
+const CURE: &str = "use the preprocessor_config.json that was published with these weights";
+
+impl PreprocessorConfig {
+    /// Reads `preprocessor_config.json` of a model folder and holds it against the tower; the defaults where there is none.
+    pub fn open(folder: &Path, config: &ModelConfig) -> Result<Self> {
+        let path = folder.join("preprocessor_config.json");
+        let file = path.display().to_string();
+        let found = match std::fs::read_to_string(&path) {
+            Ok(text) => Self::parse(&file, &text)?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Self::default(),
+            Err(e) => return Err(ModelError::read(&path, e)),
+        };
+        found.check_fits(&file, &config.vision)?;
+        Ok(found)
+    }
+
+    /// Reads the text of a preprocessor_config.json; `file` names it in errors.
+    pub fn parse(file: &str, text: &str) -> Result<Self> {
+        let fields = Fields::parse(file, text, CURE)?;
+        let default = Self::default();
+        check_steps(&fields)?;
+        let size = fields.child("size")?;
+        let edge = |key: &str, edge: &str, default: u64| -> Result<u64> {
+            if let Some(pixels) = fields.opt_count(key)? {
+                return Ok(pixels as u64);
+            }
+            let of_size = size.as_ref().map(|size| size.opt_count(edge)).transpose()?.flatten();
+            Ok(of_size.map_or(default, |pixels| pixels as u64))
+        };
+        let min_pixels = edge("min_pixels", "shortest_edge", default.min_pixels)?;
+        let max_pixels = edge("max_pixels", "longest_edge", default.max_pixels)?;
+        if min_pixels > max_pixels {
+            return Err(fields.error("min_pixels", format!("is {min_pixels}, above max_pixels {max_pixels}")));
+        }
+        let image_std = triple(&fields, "image_std", default.image_std)?;
+        if image_std.iter().any(|&x| x <= 0.0) {
+            return Err(fields.error("image_std", "has a number that is not above 0"));
+        }
+        Ok(Self {
+            min_pixels,
+            max_pixels,
+            image_mean: triple(&fields, "image_mean", default.image_mean)?,
+            image_std,
+            patch_size: fields.opt_count("patch_size")?.unwrap_or(default.patch_size),
+            temporal_patch_size: fields.opt_count("temporal_patch_size")?.unwrap_or(default.temporal_patch_size),
+            merge_size: fields.opt_count("merge_size")?.unwrap_or(default.merge_size),
+        })
+    }
+
+    fn check_fits(&self, file: &str, vision: &VisionConfig) -> Result<()> {
+        for (key, ours, theirs) in [
+            ("patch_size", self.patch_size, vision.patch_size),
+            ("temporal_patch_size", self.temporal_patch_size, vision.temporal_patch_size),
+            ("merge_size", self.merge_size, vision.spatial_merge_size),
+        ] {
+            if ours != theirs {
+                let what = format!("is {ours} but the vision tower of config.json was made for {theirs}");
+                return Err(ModelError::config(format!("{file}: {key}"), what, CURE));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The steps that this program always does; a processor without one of them would give other pixels.
+fn check_steps(fields: &Fields) -> Result<()> {
+    for key in ["do_resize", "do_rescale", "do_normalize", "do_convert_rgb"] {
+        if fields.opt_bool(key)? == Some(false) {
+            return Err(fields.error(key, "is false, which is not supported"));
+        }
+    }
+    if let Some(resample) = fields.opt_index("resample")?
+        && resample != 3
+    {
+        return Err(fields.error("resample", format!("is {resample}; only 3 (bicubic) is supported")));
+    }
+    if let Some(factor) = fields.opt_f64("rescale_factor")?
+        && (factor * 255.0 - 1.0).abs() > 1e-6
+    {
+        return Err(fields.error("rescale_factor", format!("is {factor}; only 1/255 is supported")));
+    }
+    Ok(())
+}
+
+fn triple(fields: &Fields, key: &str, default: [f32; 3]) -> Result<[f32; 3]> {
+    let Some(numbers) = fields.opt_f64s(key)? else { return Ok(default) };
+    match numbers[..] {
+        [r, g, b] if numbers.iter().all(|x| x.is_finite()) => Ok([r as f32, g as f32, b as f32]),
+        _ => Err(fields.error(key, "must be three finite numbers (red, green, blue)")),
+    }
+}

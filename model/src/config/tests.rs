@@ -1,0 +1,182 @@
+//! Configs as several versions write them, and slips of each kind.
+
+use super::*;
+use serde_json::{Value, json};
+
+/// A small config in the layout of the hub.
+fn flat() -> Value {
+    json!({
+        "model_type": "qwen2_5_vl", "vocab_size": 432, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+        "sliding_window": 32768, "use_sliding_window": false, "max_window_layers": 2, "tie_word_embeddings": true,
+        "torch_dtype": "bfloat16", "bos_token_id": 400, "eos_token_id": 402, "vision_start_token_id": 409,
+        "vision_end_token_id": 410, "vision_token_id": 411, "image_token_id": 412, "video_token_id": 413,
+        "max_position_embeddings": 128000,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "vision_config": {
+            "depth": 4, "hidden_act": "silu", "hidden_size": 40, "intermediate_size": 56, "num_heads": 2, "in_chans": 3,
+            "out_hidden_size": 64, "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14, "window_size": 56,
+            "fullatt_block_indexes": [3, 1], "tokens_per_second": 2, "temporal_patch_size": 2,
+        },
+    })
+}
+
+/// The config above, for tests of other modules.
+pub(crate) fn tiny() -> ModelConfig {
+    ModelConfig::parse("config.json", &flat().to_string()).expect("the test's own config is right")
+}
+
+/// `flat` as transformers 4.57 nests it.
+fn nested() -> Value {
+    let mut root = flat();
+    let top = ["model_type", "tie_word_embeddings", "bos_token_id", "eos_token_id", "vision_config"];
+    let map = root.as_object_mut().unwrap();
+    let mut text: serde_json::Map<String, Value> =
+        map.iter().filter(|(k, _)| !top.contains(&k.as_str())).map(|(k, v)| (k.clone(), v.clone())).collect();
+    map.retain(|k, _| top.contains(&k.as_str()));
+    text.remove("torch_dtype");
+    text.insert("dtype".into(), json!("bfloat16"));
+    text.insert("rope_scaling".into(), json!({"type": "default", "rope_type": "default", "mrope_section": [2, 3, 3]}));
+    text.insert("layer_types".into(), json!(["full_attention", "full_attention"]));
+    text.insert("tie_word_embeddings".into(), json!(false));
+    text.insert("sliding_window".into(), Value::Null);
+    map.insert("text_config".into(), Value::Object(text));
+    root
+}
+
+#[test]
+fn nested_equals_flat_and_the_top_level_tie_wins() {
+    let nested = ModelConfig::parse("config.json", &nested().to_string()).unwrap();
+    assert_eq!(nested, tiny());
+    assert!(nested.tie_word_embeddings);
+    assert_eq!(nested.vision.fullatt_block_indexes, [1, 3]);
+    assert_eq!(nested.text.head_dim, 16);
+}
+
+#[test]
+fn absent_vision_keys_have_the_defaults_of_transformers() {
+    let mut root = flat();
+    root["hidden_size"] = json!(3584);
+    root["num_attention_heads"] = json!(28);
+    root["num_key_value_heads"] = json!(4);
+    root["rope_scaling"]["mrope_section"] = json!([16, 24, 24]);
+    root["vision_config"] = json!({"hidden_size": 1280, "in_chans": 3, "model_type": "qwen2_5_vl", "spatial_patch_size": 14, "tokens_per_second": 2});
+    let vision = ModelConfig::parse("config.json", &root.to_string()).unwrap().vision;
+    assert_eq!(
+        (vision.depth, vision.num_heads, vision.intermediate_size, vision.out_hidden_size),
+        (32, 16, 3420, 3584)
+    );
+    assert_eq!((vision.window_size, vision.fullatt_block_indexes), (112, vec![7, 15, 23, 31]));
+}
+
+/// Sets (or with `None` removes) a key given as a path.
+fn change(mut root: Value, path: &str, value: Option<Value>) -> Value {
+    let mut keys: Vec<&str> = path.split('.').collect();
+    let last = keys.pop().unwrap();
+    let map = keys.into_iter().fold(&mut root, |value, key| &mut value[key]).as_object_mut().unwrap();
+    match value {
+        Some(value) => map.insert(last.to_string(), value),
+        None => map.remove(last),
+    };
+    root
+}
+
+#[test]
+fn every_slip_names_file_and_field() {
+    let slips: Vec<(&str, Option<Value>, &str)> = vec![
+        ("hidden_size", None, "is missing"),
+        ("hidden_size", Some(json!(-64)), "whole number"),
+        ("hidden_size", Some(json!("64")), "whole number"),
+        ("hidden_size", Some(json!(66)), "does not divide"),
+        ("num_attention_heads", Some(json!(5)), "does not divide"),
+        ("num_attention_heads", Some(json!(0)), "at least 1"),
+        ("num_key_value_heads", Some(json!(3)), "does not divide"),
+        ("num_hidden_layers", Some(json!(100_000)), "at most"),
+        ("rms_norm_eps", Some(json!(0)), "above 0"),
+        ("rope_theta", None, "is missing"),
+        ("hidden_act", Some(json!("gelu")), "silu"),
+        ("model_type", Some(json!("qwen2_vl")), "qwen2_5_vl"),
+        ("model_type", None, "is missing"),
+        ("rope_scaling", None, "is missing"),
+        ("rope_scaling.mrope_section", Some(json!([2, 3, 4])), "sums to 9"),
+        ("rope_scaling.mrope_section", Some(json!([4, 4])), "2 numbers"),
+        ("rope_scaling.type", Some(json!("yarn")), "yarn"),
+        ("tie_word_embeddings", Some(json!("yes")), "true or false"),
+        ("torch_dtype", Some(json!("int8")), "int8"),
+        ("image_token_id", Some(json!(432)), "vocab_size"),
+        ("video_token_id", None, "is missing"),
+        ("eos_token_id", Some(json!([402, 500])), "vocab_size"),
+        ("vision_config", None, "is missing"),
+        ("vision_config", Some(json!([])), "not an object"),
+        ("vision_config.out_hidden_size", Some(json!(65)), "hidden_size is 64"),
+        ("vision_config.num_heads", Some(json!(3)), "does not divide"),
+        ("vision_config.num_heads", Some(json!(4)), "multiple of 4"),
+        ("vision_config.window_size", Some(json!(27)), "less than one"),
+        ("vision_config.in_chans", Some(json!(1)), "3 channels"),
+        ("vision_config.patch_size", Some(json!(0)), "at least 1"),
+        ("vision_config.fullatt_block_indexes", Some(json!([-1])), "whole number"),
+        ("vision_config.tokens_per_second", Some(json!(-2)), "above 0"),
+        ("quantization_config", Some(json!({"bits": 4})), "quantised"),
+    ];
+    for (path, value, expected) in slips {
+        let text = change(flat(), path, value.clone()).to_string();
+        let error = ModelConfig::parse("d/config.json", &text).expect_err(path).to_string();
+        let field = path.rsplit('.').next().unwrap();
+        let named = error.contains(field) || (field == "hidden_size" && error.contains("num_attention_heads"));
+        assert!(error.starts_with("d/config.json: ") && named && error.contains(expected), "{path} {value:?}: {error}");
+        assert!(!error.contains('\n'));
+    }
+    for text in ["", "[]", "{", "{\"model_type\": 3}"] {
+        assert!(ModelConfig::parse("d/config.json", text).is_err());
+    }
+}
+
+#[test]
+fn a_sliding_window_is_refused_only_where_a_layer_has_it() {
+    let on = change(flat(), "use_sliding_window", Some(json!(true)));
+    assert!(ModelConfig::parse("c", &on.to_string()).is_ok(), "max_window_layers 2 of 2 layers: no layer has a window");
+    let error =
+        ModelConfig::parse("c", &change(on, "max_window_layers", Some(json!(1))).to_string()).unwrap_err().to_string();
+    assert!(error.contains("use_sliding_window"), "{error}");
+    let kinds = change(flat(), "layer_types", Some(json!(["full_attention", "sliding_attention"])));
+    assert!(ModelConfig::parse("c", &kinds.to_string()).is_err());
+}
+
+#[test]
+fn generation_config_reads_one_or_more_stops() {
+    let one = GenerationConfig::parse("g", r#"{"eos_token_id": 7, "temperature": 1e-6, "top_k": 1}"#).unwrap();
+    assert_eq!(
+        (one.eos_token_id, one.temperature, one.top_k, one.repetition_penalty),
+        (vec![7], Some(1e-6), Some(1), None)
+    );
+    let more = GenerationConfig::parse("g", r#"{"eos_token_id": [7, 8], "repetition_penalty": 1.05, "top_p": 0.001}"#)
+        .unwrap();
+    assert_eq!((more.eos_token_id, more.repetition_penalty), (vec![7, 8], Some(1.05)));
+    for bad in
+        [r#"{"top_p": 0}"#, r#"{"temperature": -1}"#, r#"{"eos_token_id": "x"}"#, r#"{"repetition_penalty": 0}"#, "3"]
+    {
+        assert!(GenerationConfig::parse("g", bad).unwrap_err().to_string().starts_with("g: "), "{bad}");
+    }
+}
+
+#[test]
+fn preprocessor_takes_pixels_or_size() {
+    let pixels = PreprocessorConfig::parse(
+        "p",
+        r#"{"min_pixels": 3136, "max_pixels": 12845056, "size": {"shortest_edge": 1, "longest_edge": 2}}"#,
+    )
+    .unwrap();
+    assert_eq!((pixels.min_pixels, pixels.max_pixels), (3136, 12845056));
+    let size = PreprocessorConfig::parse("p", r#"{"size": {"shortest_edge": 3136, "longest_edge": 50176}}"#).unwrap();
+    assert_eq!((size.min_pixels, size.max_pixels), (3136, 50176));
+    assert_eq!(PreprocessorConfig::parse("p", "{}").unwrap(), PreprocessorConfig::default());
+    for bad in [
+        r#"{"min_pixels": 5, "max_pixels": 4}"#,
+        r#"{"image_std": [0, 1, 1]}"#,
+        r#"{"image_mean": [1, 1]}"#,
+        r#"{"do_rescale": false}"#,
+        r#"{"resample": 2}"#,
+    ] {
+        assert!(PreprocessorConfig::parse("p", bad).unwrap_err().to_string().starts_with("p: "), "{bad}");
+    }
+}

@@ -1,0 +1,4 @@
+//! A conversation becomes the model's inputs: template, tokenizer, media, positions. Plain arrays, no device.
+
+pub mod mrope;
+pub mod window;

@@ -1,0 +1,262 @@
+//! Three-dimensional positions (time, height, width) of every token: `get_rope_index` of Qwen2.5-VL.
+//!
+//! Text counts up in all three alike. The tokens of a picture or film start one beyond everything before them and stand at
+//! their time, row and column from there; text after them goes on one beyond the largest. The time of frame pair i is
+//! `i · second_per_grid_t · tokens_per_second`, multiplied in that order in f32 and cut to a whole number, as torch does it.
+
+use super::window::GridThw;
+use crate::config::ModelConfig;
+use crate::error::{ModelError, Result};
+
+/// Positions of one sequence of S tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RopeIndex {
+    /// [3][S]: time, height, width.
+    pub position_ids: [Vec<i64>; 3],
+    /// Largest position + 1 - S: what to add to a token's place to get the position of text generated after this.
+    pub rope_delta: i64,
+}
+
+/// The media of a sequence, in the order of their pads; films and pictures each in a row of their own.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Grids<'a> {
+    /// One a picture.
+    pub image_grid_thw: &'a [GridThw],
+    /// One a film.
+    pub video_grid_thw: &'a [GridThw],
+    /// Seconds from one frame pair to the next, one a film; empty = 1.0 each.
+    pub second_per_grid_ts: &'a [f32],
+}
+
+/// Computes the positions of `input_ids`. Errors, at `place` (a file), where the pads of the ids do not belong to the grids.
+pub fn rope_index(config: &ModelConfig, input_ids: &[i64], grids: Grids, place: &str) -> Result<RopeIndex> {
+    let length = input_ids.len() as i64;
+    if grids.image_grid_thw.is_empty() && grids.video_grid_thw.is_empty() {
+        let plain: Vec<i64> = (0..length).collect();
+        return Ok(RopeIndex { position_ids: [plain.clone(), plain.clone(), plain], rope_delta: 0 });
+    }
+    check_counts(grids, place)?;
+    let mut pads = Pads::new(config, input_ids, place);
+    let (mut images, mut videos) = (grids.image_grid_thw.iter(), grids.video_grid_thw.iter().enumerate());
+    let mut walk = Walk { position_ids: Default::default(), next: 0 };
+    let mut at = 0;
+    while let Some((kind, start)) = pads.next_from(at)? {
+        let (grid, seconds) = match kind {
+            Kind::Image => (images.next(), 0.0),
+            Kind::Video => match videos.next() {
+                Some((i, grid)) => (Some(grid), grids.second_per_grid_ts.get(i).copied().unwrap_or(1.0)),
+                None => (None, 0.0),
+            },
+        };
+        let &[t, h, w] = grid.ok_or_else(|| pads.too_many(kind))?;
+        let merge = config.vision.spatial_merge_size;
+        let size = [t, h / merge, w / merge];
+        pads.check_run(kind, start, size)?;
+        walk.text(start - at);
+        walk.media(size, seconds, config.vision.tokens_per_second);
+        at = start + size.iter().product::<usize>();
+    }
+    walk.text(input_ids.len() - at);
+    Ok(RopeIndex { rope_delta: walk.next - length, position_ids: walk.position_ids })
+}
+
+fn check_counts(grids: Grids, place: &str) -> Result<()> {
+    let (given, films) = (grids.second_per_grid_ts.len(), grids.video_grid_thw.len());
+    if given != 0 && given != films {
+        let what = format!("has {given} numbers for {films} films");
+        return Err(ModelError::inputs(format!("{place}: second_per_grid_ts"), what, "give one number a film"));
+    }
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Image,
+    Video,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Image => "image",
+            Kind::Video => "video",
+        }
+    }
+}
+
+/// Finds the runs of pads. How many there are is the number of `<|vision_start|>` that a pad follows.
+struct Pads<'a> {
+    ids: &'a [i64],
+    image: i64,
+    video: i64,
+    images_left: usize,
+    videos_left: usize,
+    place: &'a str,
+}
+
+impl<'a> Pads<'a> {
+    fn new(config: &ModelConfig, ids: &'a [i64], place: &'a str) -> Self {
+        let [image, video, start] =
+            [config.tokens.image, config.tokens.video, config.tokens.vision_start].map(i64::from);
+        let count = |pad: i64| ids.windows(2).filter(|pair| pair[0] == start && pair[1] == pad).count();
+        Self { ids, image, video, images_left: count(image), videos_left: count(video), place }
+    }
+
+    /// The next run at or after `at`: its kind and first place. `None` when none are left.
+    fn next_from(&mut self, at: usize) -> Result<Option<(Kind, usize)>> {
+        let find = |left: usize, pad: i64| {
+            (left > 0).then(|| self.ids[at..].iter().position(|&id| id == pad).map(|i| at + i)).flatten()
+        };
+        let (image, video) = (find(self.images_left, self.image), find(self.videos_left, self.video));
+        match (image, video) {
+            (Some(i), v) if v.is_none_or(|v| i < v) => {
+                self.images_left -= 1;
+                Ok(Some((Kind::Image, i)))
+            }
+            (_, Some(v)) => {
+                self.videos_left -= 1;
+                Ok(Some((Kind::Video, v)))
+            }
+            _ if self.images_left + self.videos_left == 0 => Ok(None),
+            _ => Err(self.fault("have fewer runs of pads than vision starts".to_string())),
+        }
+    }
+
+    fn check_run(&self, kind: Kind, start: usize, size: [usize; 3]) -> Result<()> {
+        let pad = if kind == Kind::Image { self.image } else { self.video };
+        let run = self.ids[start..].iter().take_while(|&&id| id == pad).count();
+        let needed: usize = size.iter().product();
+        if run >= needed {
+            return Ok(());
+        }
+        Err(self.fault(format!("have {run} {} pads from place {start} on, but their grid needs {needed}", kind.name())))
+    }
+
+    fn too_many(&self, kind: Kind) -> ModelError {
+        self.fault(format!("have more {0} places than {0}_grid_thw has rows", kind.name()))
+    }
+
+    fn fault(&self, what: String) -> ModelError {
+        ModelError::inputs(
+            format!("{}: input_ids", self.place),
+            what,
+            "give ids and grids of one and the same conversation",
+        )
+    }
+}
+
+/// Positions as they grow.
+struct Walk {
+    position_ids: [Vec<i64>; 3],
+    /// One beyond the largest position so far.
+    next: i64,
+}
+
+impl Walk {
+    fn text(&mut self, length: usize) {
+        for axis in &mut self.position_ids {
+            axis.extend(self.next..self.next + length as i64);
+        }
+        self.next += length as i64;
+    }
+
+    fn media(&mut self, [t, rows, columns]: [usize; 3], second_per_grid_t: f32, tokens_per_second: f32) {
+        let first = self.next;
+        for frame in 0..t {
+            let time = first + (frame as f32 * second_per_grid_t * tokens_per_second) as i64;
+            for row in 0..rows as i64 {
+                for column in 0..columns as i64 {
+                    for (axis, position) in self.position_ids.iter_mut().zip([time, first + row, first + column]) {
+                        axis.push(position);
+                    }
+                    self.next = self.next.max(time + 1).max(first + row + 1).max(first + column + 1);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::tiny;
+    use proptest::prelude::*;
+
+    const TEXT: i64 = 5;
+
+    fn ids_of(config: &ModelConfig, parts: &[(bool, GridThw, usize)]) -> Vec<i64> {
+        let mut ids = vec![TEXT; 3];
+        for &(is_image, [t, h, w], text) in parts {
+            let pad = if is_image { config.tokens.image } else { config.tokens.video };
+            ids.push(config.tokens.vision_start.into());
+            ids.extend(std::iter::repeat_n(i64::from(pad), t * h * w / 4));
+            ids.push(config.tokens.vision_end.into());
+            ids.extend(std::iter::repeat_n(TEXT, text));
+        }
+        ids
+    }
+
+    #[test]
+    fn text_alone_counts_up() {
+        let got = rope_index(&tiny(), &[1, 2, 3, 4], Grids::default(), "x").unwrap();
+        assert_eq!(got.position_ids, [vec![0, 1, 2, 3], vec![0, 1, 2, 3], vec![0, 1, 2, 3]]);
+        assert_eq!(got.rope_delta, 0);
+    }
+
+    #[test]
+    fn times_are_cut_after_an_f32_product() {
+        let config = tiny();
+        let grid = [4, 2, 2];
+        let ids = ids_of(&config, &[(false, grid, 1)]);
+        for (seconds, times) in
+            [(0.75f32, [0, 1, 3, 4]), (0.4500781, [0, 0, 1, 2]), (1.0, [0, 2, 4, 6]), (2.753_477, [0, 5, 11, 16])]
+        {
+            let grids = Grids { video_grid_thw: &[grid], second_per_grid_ts: &[seconds], ..Grids::default() };
+            let got = rope_index(&config, &ids, grids, "x").unwrap();
+            let first = got.position_ids[0][4];
+            assert_eq!(got.position_ids[0][4..8].iter().map(|x| x - first).collect::<Vec<_>>(), times);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn media_follow_text_and_never_go_back(
+            parts in prop::collection::vec((any::<bool>(), 1usize..4, 1usize..5, 1usize..5, 0usize..4, 0.1f32..5.0), 1..5),
+        ) {
+            let config = tiny();
+            let parts: Vec<(bool, GridThw, usize, f32)> = parts.iter()
+                .map(|&(image, t, h, w, text, s)| (image, [if image { 1 } else { t }, 2 * h, 2 * w], text, s)).collect();
+            let plain: Vec<_> = parts.iter().map(|&(i, g, n, _)| (i, g, n)).collect();
+            let ids = ids_of(&config, &plain);
+            let images: Vec<GridThw> = parts.iter().filter(|p| p.0).map(|p| p.1).collect();
+            let videos: Vec<GridThw> = parts.iter().filter(|p| !p.0).map(|p| p.1).collect();
+            let seconds: Vec<f32> = parts.iter().filter(|p| !p.0).map(|p| p.3).collect();
+            let grids = Grids { image_grid_thw: &images, video_grid_thw: &videos, second_per_grid_ts: &seconds };
+            let got = rope_index(&config, &ids, grids, "x").unwrap();
+            let mut most = -1;
+            for i in 0..ids.len() {
+                let p = [got.position_ids[0][i], got.position_ids[1][i], got.position_ids[2][i]];
+                let is_media = ids[i] == i64::from(config.tokens.image) || ids[i] == i64::from(config.tokens.video);
+                if !is_media {
+                    // text stands one beyond everything before it, in all three alike
+                    prop_assert_eq!(p, [most + 1; 3]);
+                }
+                most = most.max(p[0]).max(p[1]).max(p[2]);
+            }
+            prop_assert_eq!(got.rope_delta, most + 1 - ids.len() as i64);
+        }
+
+        #[test]
+        fn a_missing_or_short_grid_is_an_error(h in 1usize..5, w in 1usize..5) {
+            let config = tiny();
+            let grid = [1, 2 * h, 2 * w];
+            let ids = ids_of(&config, &[(true, grid, 2), (true, grid, 2)]);
+            let one = rope_index(&config, &ids, Grids { image_grid_thw: &[grid], ..Grids::default() }, "f").unwrap_err().to_string();
+            prop_assert!(one.starts_with("f: input_ids: have more image places"), "{}", one);
+            let larger = [1, 2 * h + 2, 2 * w];
+            let grids = [larger, larger];
+            let short = rope_index(&config, &ids, Grids { image_grid_thw: &grids, ..Grids::default() }, "f").unwrap_err().to_string();
+            prop_assert!(short.contains("their grid needs"), "{}", short);
+        }
+    }
+}
