@@ -1,1 +1,158 @@
+//! Folders made by hand: whole ones in both namings, and one for each kind of damage.
 
+use super::*;
+use crate::config::tests::tiny;
+use serde_json::{Map, Value, json};
+use std::fs;
+
+/// A safetensors file of zeros with these tensors.
+fn file_of(tensors: &[(String, Vec<usize>)], dtype: Dtype) -> Vec<u8> {
+    let mut header = Map::new();
+    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut end = 0;
+    for (name, shape) in tensors {
+        let begin = end;
+        end += shape.iter().product::<usize>() * dtype.size();
+        header.insert(name.clone(), json!({"dtype": dtype.name(), "shape": shape, "data_offsets": [begin, end]}));
+    }
+    with_header(&Value::Object(header).to_string(), end)
+}
+
+fn with_header(header: &str, data: usize) -> Vec<u8> {
+    let padded = format!("{header:<width$}", width = header.len().next_multiple_of(8));
+    let mut bytes = (padded.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(padded.as_bytes());
+    bytes.resize(bytes.len() + data, 0);
+    bytes
+}
+
+fn folder_with(files: &[(&str, Vec<u8>)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    folder
+}
+
+fn error_of(bytes: Vec<u8>) -> String {
+    let folder = folder_with(&[("model.safetensors", bytes)]);
+    let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("model.safetensors") && !error.contains('\n'), "{error}");
+    error
+}
+
+#[test]
+fn both_namings_and_shards_give_the_same_tensors() {
+    let config = tiny();
+    let expected = expected_tensors(&config);
+    let nested: Vec<_> = expected.iter().map(|(n, s)| (Naming::Nested.from_classic(n), s.clone())).collect();
+    let single = folder_with(&[("model.safetensors", file_of(&expected, Dtype::F32))]);
+    let (a, b) = nested.split_at(20);
+    let map: Map<String, Value> = (a.iter().map(|(n, _)| (n.clone(), json!("a.safetensors"))))
+        .chain(b.iter().map(|(n, _)| (n.clone(), json!("b.safetensors"))))
+        .collect();
+    let index = json!({"metadata": {}, "weight_map": map}).to_string();
+    let sharded = folder_with(&[
+        ("a.safetensors", file_of(a, Dtype::Bf16)),
+        ("b.safetensors", file_of(b, Dtype::Bf16)),
+        ("model.safetensors.index.json", index.into_bytes()),
+    ]);
+    let single = Checkpoint::open(single.path()).unwrap();
+    let sharded = Checkpoint::open(sharded.path()).unwrap();
+    assert_eq!((single.naming(), sharded.naming()), (Naming::Classic, Naming::Nested));
+    for checkpoint in [&single, &sharded] {
+        checkpoint.check(&config).unwrap();
+        assert_eq!(checkpoint.names().count(), expected.len());
+    }
+    let view = sharded.expect("visual.blocks.1.attn.qkv.bias", &[120]).unwrap();
+    assert_eq!((view.dtype, view.bytes.len()), (Dtype::Bf16, 240));
+    assert_eq!(&view.file.as_bytes()[view.offset..view.offset + 240], view.bytes);
+    for (name, _) in &expected {
+        assert_eq!(&Naming::to_classic(&Naming::Nested.from_classic(name)), name);
+        assert_eq!(&Naming::to_classic(name), name);
+    }
+}
+
+#[test]
+fn missing_wrong_and_strange_tensors_are_named() {
+    let config = tiny();
+    let expected = expected_tensors(&config);
+    let open = |tensors: &[(String, Vec<usize>)]| {
+        let folder = folder_with(&[("model.safetensors", file_of(tensors, Dtype::F32))]);
+        Checkpoint::open(folder.path()).unwrap().check(&config).unwrap_err().to_string()
+    };
+    let missing = open(&expected[1..]);
+    assert!(missing.contains("visual.patch_embed.proj.weight: is missing; expected shape [40, 3, 2, 14, 14]"), "{missing}");
+    let mut changed = expected.clone();
+    changed.last_mut().unwrap().1 = vec![65];
+    let wrong = open(&changed);
+    assert!(wrong.contains("model.norm.weight: has shape [65], expected [64]"), "{wrong}");
+    let mut more = expected.clone();
+    more.push(("model.layers.2.input_layernorm.weight".into(), vec![64]));
+    let strange = open(&more);
+    assert!(strange.contains("no place for: model.layers.2.input_layernorm.weight"), "{strange}");
+    let mut harmless = expected.clone();
+    harmless.push(("lm_head.weight".into(), vec![432, 64]));
+    harmless.push(("visual.rotary_pos_emb.inv_freq".into(), vec![10]));
+    let folder = folder_with(&[("model.safetensors", file_of(&harmless, Dtype::F32))]);
+    Checkpoint::open(folder.path()).unwrap().check(&config).unwrap();
+}
+
+#[test]
+fn damage_is_refused_by_kind() {
+    let good = file_of(&[("a".into(), vec![2, 3]), ("b".into(), vec![4])], Dtype::F32);
+    assert!(Checkpoint::open(folder_with(&[("model.safetensors", good.clone())]).path()).is_ok());
+    assert!(error_of(Vec::new()).contains("0 bytes long"));
+    assert!(error_of(good[..good.len() - 1].to_vec()).contains("cut off"));
+    assert!(error_of(good[..20].to_vec()).contains("cut off"));
+    let mut long = good.clone();
+    long[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    assert!(error_of(long).contains("more than the format's"));
+    let mut beyond = good.clone();
+    beyond[..8].copy_from_slice(&1_000_000u64.to_le_bytes());
+    assert!(error_of(beyond).contains("header of 1000000 bytes"));
+    let mut trailing = good.clone();
+    trailing.push(0);
+    assert!(error_of(trailing).contains("1 bytes after its last tensor"));
+    assert!(error_of(b"just some text, and a bit more of it".to_vec()).contains("not a safetensors file"));
+
+    let two = |a: Value, b: Value, data: usize| error_of(with_header(&json!({"a": a, "b": b}).to_string(), data));
+    let tensor = |dtype: &str, shape: Value, from: u64, to: u64| json!({"dtype": dtype, "shape": shape, "data_offsets": [from, to]});
+    let a = tensor("F32", json!([2]), 0, 8);
+    assert!(two(a.clone(), tensor("F32", json!([2]), 4, 12), 12).contains("overlaps"));
+    assert!(two(a.clone(), tensor("F32", json!([2]), 12, 20), 20).contains("starts 4 bytes after"));
+    assert!(two(a.clone(), tensor("F32", json!([3]), 8, 16), 16).contains("does not fit shape"));
+    assert!(two(a.clone(), tensor("F32", json!([2]), 16, 8), 16).contains("run backwards"));
+    assert!(two(a.clone(), tensor("F32", json!([2]), 8, u64::MAX), 16).contains("run backwards"));
+    assert!(two(a.clone(), tensor("F32", json!([u64::MAX, 2]), 8, 16), 16).contains("does not fit shape"));
+    assert!(two(a.clone(), tensor("I64", json!([1]), 8, 16), 16).contains("stored as I64"));
+    assert!(two(a.clone(), tensor("F4", json!([1]), 8, 16), 16).contains("stored as F4"));
+    assert!(two(tensor("F16", json!([1]), 0, 2), tensor("F32", json!([2]), 2, 10), 10).contains("not aligned"));
+    assert!(two(a.clone(), json!({"dtype": "F32"}), 8).contains("not valid JSON"));
+    assert!(two(a, tensor("F32", json!([-1]), 8, 16), 16).contains("not valid JSON"));
+    let twice = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#;
+    assert!(error_of(with_header(twice, 8)).contains("twice"));
+}
+
+#[test]
+fn shards_that_do_not_fit_together_are_refused() {
+    let a = file_of(&[("model.norm.weight".into(), vec![4])], Dtype::F32);
+    let index = |map: Value| json!({"weight_map": map}).to_string().into_bytes();
+    let open = |files: &[(&str, Vec<u8>)]| Checkpoint::open(folder_with(files).path()).unwrap_err().to_string();
+    let name = "model.safetensors.index.json";
+    let gone = open(&[(name, index(json!({"model.norm.weight": "x.safetensors"})))]);
+    assert!(gone.contains("x.safetensors: is missing"), "{gone}");
+    let both = json!({"model.norm.weight": "a.safetensors", "z": "b.safetensors"});
+    let twice = open(&[("a.safetensors", a.clone()), ("b.safetensors", a.clone()), (name, index(both))]);
+    assert!(twice.contains("is also in"), "{twice}");
+    let absent = open(&[("a.safetensors", a.clone()), (name, index(json!({"model.norm.bias": "a.safetensors"})))]);
+    assert!(absent.contains("model.norm.bias: is not in this file"), "{absent}");
+    for (text, expected) in [("[", "is not JSON"), ("{}", "weight_map"), (r#"{"weight_map": {"a": "../x"}}"#, "not the name of a file")] {
+        let error = open(&[("a.safetensors", a.clone()), (name, text.as_bytes().to_vec())]);
+        assert!(error.contains(expected), "{error}");
+    }
+    assert!(open(&[("config.json", b"{}".to_vec())]).contains("has no *.safetensors"));
+    assert!(open(&[("pytorch_model.bin", b"x".to_vec())]).contains("another format"));
+    let loose = folder_with(&[("weights-1.safetensors", a.clone()), ("adapter_model.safetensors", a)]);
+    assert_eq!(Checkpoint::open(loose.path()).unwrap().names().collect::<Vec<_>>(), ["model.norm.weight"]);
+}
