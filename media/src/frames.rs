@@ -1,4 +1,7 @@
-//! Which frames of a film to take: the rules of qwen-vl-utils 0.0.10 with decord, and of the two quick starts.
+//! Which frames of a film to take (the rules of qwen-vl-utils 0.0.10 with decord, and of the two quick starts), and the
+//! type that holds them once decoded.
+
+use std::ops::Deref;
 
 use crate::profile::{Overrides, Profile, Rule};
 use crate::{MediaError, Result};
@@ -16,6 +19,45 @@ pub struct Choice {
     pub indices: Vec<u64>,
     /// Frames taken a second of film.
     pub sample_fps: f64,
+}
+
+/// Frames of a film, decoded.
+#[derive(Debug)]
+pub struct Frames {
+    /// Pixels u8 [T, height, width, 3], red green blue.
+    pub data: Pixels,
+    /// Height in pixels.
+    pub height: usize,
+    /// Width in pixels.
+    pub width: usize,
+    /// Number of each frame in display order, [T].
+    pub indices: Vec<u64>,
+    /// How many frames the film has.
+    pub total_frames: u64,
+    /// Frames a second of the film: the container's average rate.
+    pub video_fps: f64,
+    /// Frames taken a second of film.
+    pub sample_fps: f64,
+}
+
+/// Pixels owned by this process, or shared memory that a worker filled.
+#[derive(Debug)]
+pub enum Pixels {
+    /// Decoded here.
+    Owned(Vec<u8>),
+    /// Decoded by a worker; unmapped when dropped.
+    Shared(memmap2::Mmap),
+}
+
+impl Deref for Pixels {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Owned(bytes) => bytes,
+            Self::Shared(map) => map,
+        }
+    }
 }
 
 /// Chooses frames of a film of `total_frames` frames at `video_fps` frames a second.
@@ -100,7 +142,11 @@ fn count(total: u64, video_fps: f64, [fps, min, max]: [f64; 3], o: &Overrides) -
             let fps = given.unwrap_or(fps);
             // 0 and less are accepted as in the reference: the least number of frames then decides.
             if !fps.is_finite() {
-                return Err(MediaError::setting("fps", format!("{fps} is not a rate"), "give a number of frames a second"));
+                return Err(MediaError::setting(
+                    "fps",
+                    format!("{fps} is not a rate"),
+                    "give a number of frames a second",
+                ));
             }
             let min = (o.min_frames.map_or(min, |m| m as f64) / FRAME_FACTOR).ceil() * FRAME_FACTOR;
             let max = (o.max_frames.map_or(max.min(film), |m| m as f64) / FRAME_FACTOR).floor() * FRAME_FACTOR;
@@ -163,7 +209,8 @@ fn foreign(profile: Profile, key: &str) -> MediaError {
 
 /// The two quick starts have no rate to change: silence would hide a setting that does nothing.
 fn only_nframes(profile: Profile, o: &Overrides) -> Result<()> {
-    let given = [("fps", o.fps.is_some()), ("min_frames", o.min_frames.is_some()), ("max_frames", o.max_frames.is_some())];
+    let given =
+        [("fps", o.fps.is_some()), ("min_frames", o.min_frames.is_some()), ("max_frames", o.max_frames.is_some())];
     given.iter().find(|(_, there)| *there).map_or(Ok(()), |(key, _)| Err(foreign(profile, key)))
 }
 

@@ -7,5 +7,6 @@ pub mod image;
 pub mod patches;
 pub mod profile;
 pub mod resize;
+pub mod video;
 
 pub use error::{MediaError, Result};
