@@ -1,1 +1,271 @@
+//! Each instruction set that this machine has against the formula, and bit for bit against itself.
 
+use super::{Matmul, Operand, cases, cpu, formula};
+use crate::DType::{self, BF16, F32};
+use crate::compare::close;
+use crate::simd::{Isa, isa};
+use crate::testing::{Data, numbers};
+use crate::{Addr, Team};
+use proptest::prelude::*;
+
+/// A product with everything that can vary.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    m: usize,
+    n: usize,
+    k: usize,
+    /// A, B, C.
+    dtypes: [DType; 3],
+    transposed: [bool; 2],
+    bias: bool,
+    accumulate: bool,
+}
+
+fn isas() -> Vec<Isa> {
+    [Isa::Plain, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].into_iter().filter(|&i| i <= isa()).collect()
+}
+
+fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    (0..rows * columns).map(|i| x[i % rows * columns + i / rows]).collect()
+}
+
+/// Runs a case on values of A `[m, k]`, B `[n, k]`, the bias and the old C.
+#[allow(unsafe_code)]
+fn product(isa: Isa, c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], threads: usize) -> Vec<f32> {
+    let stored = |x: &[f32], rows, dtype, transposed| {
+        Data::new(dtype, &if transposed { transpose(x, rows, c.k) } else { x.to_vec() })
+    };
+    let (a, b) = (stored(a, c.m, c.dtypes[0], c.transposed[0]), stored(b, c.n, c.dtypes[1], c.transposed[1]));
+    let (bias, out) = (Data::new(c.dtypes[2], bias), Data::new(c.dtypes[2], old));
+    let operand = |x: &Data, i: usize| Operand { addr: x.addr(), dtype: c.dtypes[i], transposed: c.transposed[i] };
+    let p = Matmul {
+        m: c.m,
+        n: c.n,
+        k: c.k,
+        a: operand(&a, 0),
+        b: operand(&b, 1),
+        c: out.addr(),
+        c_dtype: c.dtypes[2],
+        bias: if c.bias { bias.addr() } else { Addr::NULL },
+        accumulate: c.accumulate,
+    };
+    // SAFETY: the arrays live and have the shapes that the case says; `isas` gives only sets of this machine.
+    unsafe { cpu::run_on(isa, &p, &Team::new(threads)) };
+    out.values()
+}
+
+struct Inputs {
+    a: Vec<f32>,
+    b: Vec<f32>,
+    bias: Vec<f32>,
+    old: Vec<f32>,
+}
+
+/// Seeded inputs, already rounded to what is stored.
+fn inputs(c: &Case, seed: u64) -> Inputs {
+    let data = |dtype, count, seed| Data::new(dtype, &numbers(count, seed, 1.0)).values();
+    let old = if c.accumulate { data(c.dtypes[2], c.m * c.n, seed + 3) } else { vec![f32::NAN; c.m * c.n] };
+    Inputs {
+        a: data(c.dtypes[0], c.m * c.k, seed),
+        b: data(c.dtypes[1], c.n * c.k, seed + 1),
+        bias: data(c.dtypes[2], c.n, seed + 2),
+        old,
+    }
+}
+
+/// The formula on the inputs, and how far an element may be from it: a sum of k products in f32 in one order is off by at most
+/// k roundings of the sum of magnitudes (a quarter of that already needs them all to fall the same way), and the
+/// bf16 dot product may flush denormals; then one rounding to C's dtype.
+fn expected(c: &Case, x: &Inputs) -> (Vec<f64>, Vec<f64>) {
+    let wide = |x: &[f32]| x.iter().map(|&x| x as f64).collect::<Vec<f64>>();
+    let size = |x: &[f32]| x.iter().map(|&x| x.abs() as f64).collect::<Vec<f64>>();
+    let mut sum = formula::product(c.m, c.n, c.k, &wide(&x.a), &wide(&x.b));
+    let mut bound = formula::product(c.m, c.n, c.k, &size(&x.a), &size(&x.b));
+    let eps = f32::EPSILON as f64 / 2.0;
+    let rounding = if c.dtypes[2] == BF16 { 2f64.powi(-8) } else { eps };
+    for (i, (sum, bound)) in sum.iter_mut().zip(&mut bound).enumerate() {
+        let more = if c.bias { x.bias[i % c.n] as f64 } else { 0.0 };
+        let more2 = if c.accumulate { x.old[i] as f64 } else { 0.0 };
+        *sum += more + more2;
+        *bound = (*bound + more.abs() + more2.abs()) * eps * (c.k as f64 / 4.0 + 4.0) + sum.abs() * rounding + 1e-36;
+    }
+    (sum, bound)
+}
+
+fn check(isa: Isa, c: &Case, seed: u64) -> Result<(), String> {
+    let x = inputs(c, seed);
+    let (want, bound) = expected(c, &x);
+    let got = product(isa, c, &x.a, &x.b, &x.bias, &x.old, 2);
+    close(&format!("{isa:?} {c:?}"), &got, &want, if c.dtypes[2] == BF16 { 4e-3 } else { 1e-5 }, f64::MAX)?;
+    for (i, ((g, w), b)) in got.iter().zip(&want).zip(&bound).enumerate() {
+        if !((*g as f64 - w).abs() <= *b) {
+            return Err(format!("{isa:?} {c:?}: [{}, {}] is {g}, want {w} ± {b}", i / c.n, i % c.n));
+        }
+    }
+    Ok(())
+}
+
+fn same(what: &str, x: &[f32], y: &[f32]) -> Result<(), String> {
+    if x.len() != y.len() {
+        return Err(format!("{what}: {} and {} elements", x.len(), y.len()));
+    }
+    match x.iter().zip(y).position(|(x, y)| x.to_bits() != y.to_bits() && !(x.is_nan() && y.is_nan())) {
+        Some(i) => Err(format!("{what}: element {i} is {:e} and {:e}", x[i], y[i])),
+        None => Ok(()),
+    }
+}
+
+/// One element of C alone: one row of A, one of B.
+fn alone(isa: Isa, c: &Case, x: &Inputs, i: usize, j: usize) -> f32 {
+    let one = Case { m: 1, n: 1, transposed: [false; 2], ..*c };
+    let old = x.old[i * c.n + j];
+    product(isa, &one, &x.a[i * c.k..][..c.k], &x.b[j * c.k..][..c.k], &x.bias[j..=j], &[old], 1)[0]
+}
+
+/// Threads, storage, and what else is computed change no bit.
+fn check_bits(isa: Isa, c: &Case, seed: u64) -> Result<(), String> {
+    let x = inputs(c, seed);
+    let run = |c: &Case, threads| product(isa, c, &x.a, &x.b, &x.bias, &x.old, threads);
+    let whole = run(c, 1);
+    for threads in [2, 3] {
+        same(&format!("{isa:?} {c:?} with {threads} threads"), &whole, &run(c, threads))?;
+    }
+    for transposed in [[false, false], [true, false], [false, true], [true, true]] {
+        let c = Case { transposed, ..*c };
+        same(&format!("{isa:?} {c:?} stored otherwise"), &whole, &run(&c, 2))?;
+    }
+    // The first `rows` rows alone, for every kind of tile that a small m takes.
+    for rows in (1..=c.m.min(14)).chain([c.m / 2 + 1]) {
+        let part = Case { m: rows, ..*c };
+        let got = product(isa, &part, &x.a[..rows * c.k], &x.b, &x.bias, &x.old[..rows * c.n], 2);
+        same(&format!("{isa:?} {c:?}, {rows} rows alone"), &whole[..rows * c.n], &got)?;
+    }
+    for at in [0, c.m * c.n / 3, c.m * c.n / 2, c.m * c.n - 1] {
+        let got = alone(isa, c, &x, at / c.n, at % c.n);
+        same(&format!("{isa:?} {c:?}, element {at} alone"), &whole[at..=at], &[got])?;
+    }
+    Ok(())
+}
+
+const COMBINATIONS: [[DType; 3]; 8] = [
+    [F32, F32, F32],
+    [F32, BF16, F32],
+    [BF16, BF16, BF16],
+    [BF16, BF16, F32],
+    [BF16, F32, F32],
+    [F32, F32, BF16],
+    [F32, BF16, BF16],
+    [BF16, F32, BF16],
+];
+
+#[test]
+fn equals_the_formula() {
+    for isa in isas() {
+        for (i, (m, n, k)) in cases().into_iter().enumerate() {
+            for dtypes in COMBINATIONS {
+                let (bias, accumulate) = (i % 2 == 0, i % 3 == 0);
+                let c = Case { m, n, k, dtypes, transposed: [i % 5 == 0, i % 4 == 0], bias, accumulate };
+                check(isa, &c, 7 * i as u64 + 1).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn no_bit_depends_on_the_company() {
+    for isa in isas() {
+        for (i, (m, n, k)) in cases().into_iter().enumerate() {
+            for dtypes in &COMBINATIONS[..4] {
+                let (bias, accumulate) = (i % 2 == 1, i % 3 == 1);
+                let c = Case { m, n, k, dtypes: *dtypes, transposed: [false; 2], bias, accumulate };
+                check_bits(isa, &c, 11 * i as u64 + 5).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_infinity_and_negative_zero() {
+    for isa in isas() {
+        for dtypes in &COMBINATIONS[..4] {
+            let (m, n, k) = (15, 35, 37);
+            let c = Case { m, n, k, dtypes: *dtypes, transposed: [false; 2], bias: false, accumulate: false };
+            let mut x = inputs(&c, 3);
+            x.a[k + 36] = f32::NAN;
+            x.a[2 * k] = f32::INFINITY;
+            x.b[34 * k + 36] = f32::NEG_INFINITY;
+            x.b[3 * k..][..k].fill(0.0);
+            x.a[14 * k..][..k].fill(-0.0);
+            let (want, _) = expected(&c, &x);
+            for threads in [1, 2] {
+                let got = product(isa, &c, &x.a, &x.b, &x.bias, &x.old, threads);
+                close(&format!("{isa:?} {c:?}"), &got, &want, 4e-3, f64::MAX).unwrap();
+                assert!(got[n..2 * n].iter().all(|x| x.is_nan()), "{isa:?}: a NaN in A spoils its row");
+                assert!(got[2 * n + 3].is_nan(), "{isa:?}: infinity times zero");
+                assert_eq!(got[4 * n + 3], 0.0, "{isa:?}");
+                assert_eq!(got.iter().filter(|x| x.is_nan()).count(), n + 2, "{isa:?}: and nothing else does");
+            }
+            check_bits(isa, &Case { m: 15, n: 35, k: 37, ..c }, 3).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_empty_sum_is_bias_and_old_value() {
+    for isa in isas() {
+        for m in [1, 7] {
+            let c =
+                Case { m, n: 3, k: 0, dtypes: [BF16, BF16, F32], transposed: [false; 2], bias: true, accumulate: true };
+            let got = product(isa, &c, &[], &[], &[1.0, 2.0, 3.0], &vec![10.0; 3 * m], 2);
+            assert_eq!(got, [11.0, 12.0, 13.0].repeat(m));
+        }
+    }
+}
+
+#[test]
+fn large_products_cross_every_block() {
+    // More rows than a task takes, more units than stay packed at a time, and columns for several tasks.
+    for (dtypes, transposed) in [([BF16, BF16, F32], [true, true]), ([F32, BF16, F32], [false, false])] {
+        let c = Case { m: 530, n: 70, k: 2600, dtypes, transposed, bias: true, accumulate: true };
+        let x = inputs(&c, 1);
+        let whole = product(isa(), &c, &x.a, &x.b, &x.bias, &x.old, 2);
+        same("3 threads", &whole, &product(isa(), &c, &x.a, &x.b, &x.bias, &x.old, 3)).unwrap();
+        for at in (0..c.m * c.n).step_by(911) {
+            let got = alone(isa(), &c, &x, at / c.n, at % c.n);
+            same(&format!("{c:?}, element {at} alone"), &whole[at..=at], &[got]).unwrap();
+        }
+    }
+}
+
+fn any_case() -> impl Strategy<Value = Case> {
+    let size = |most: usize| prop_oneof![1..=4usize, 1..=most];
+    ((size(40), size(80), size(300)), 0..8usize, any::<[bool; 2]>(), any::<bool>(), any::<bool>()).prop_map(
+        |((m, n, k), dtypes, transposed, bias, accumulate)| Case {
+            m,
+            n,
+            k,
+            dtypes: COMBINATIONS[dtypes],
+            transposed,
+            bias,
+            accumulate,
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_product_equals_the_formula(c in any_case(), seed in 0..1000u64) {
+        for isa in isas() {
+            check(isa, &c, seed).map_err(TestCaseError::fail)?;
+        }
+    }
+
+    #[test]
+    fn any_product_has_the_bits_of_its_elements(c in any_case(), seed in 0..1000u64) {
+        for isa in isas() {
+            check_bits(isa, &c, seed).map_err(TestCaseError::fail)?;
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! AVX-512, with and without the bf16 dot product: tiles of 12 × 32, 24 accumulators of 32 registers.
+
+use super::{Code, Part, Source, Tile, Unit};
+use std::arch::x86_64::*;
+
+/// f32 arithmetic.
+pub(super) static F32: Code = Code {
+    mr: 12,
+    nr: 32,
+    tiles: &{
+        let tiles: [Tile; 12] = [
+            tile_f32::<1>,
+            tile_f32::<2>,
+            tile_f32::<3>,
+            tile_f32::<4>,
+            tile_f32::<5>,
+            tile_f32::<6>,
+            tile_f32::<7>,
+            tile_f32::<8>,
+            tile_f32::<9>,
+            tile_f32::<10>,
+            tile_f32::<11>,
+            tile_f32::<12>,
+        ];
+        tiles
+    },
+    pack,
+    thin: Some((4, thin_f32)),
+};
+
+/// Pairs of bf16.
+pub(super) static BF16: Code = Code {
+    mr: 12,
+    nr: 32,
+    tiles: &{
+        let tiles: [Tile; 12] = [
+            tile_bf16::<1>,
+            tile_bf16::<2>,
+            tile_bf16::<3>,
+            tile_bf16::<4>,
+            tile_bf16::<5>,
+            tile_bf16::<6>,
+            tile_bf16::<7>,
+            tile_bf16::<8>,
+            tile_bf16::<9>,
+            tile_bf16::<10>,
+            tile_bf16::<11>,
+            tile_bf16::<12>,
+        ];
+        tiles
+    },
+    pack,
+    thin: Some((4, thin_bf16)),
+};
+
+/// `acc + b * a` in every lane, `a` one unit for all of them: the one instruction that sums are made of.
+macro_rules! step {
+    (f32, $acc:expr, $b:expr, $a:expr) => {
+        _mm512_fmadd_ps(_mm512_castsi512_ps($b), _mm512_set1_ps(f32::from_bits($a)), $acc)
+    };
+    (bf16, $acc:expr, $b:expr, $a:expr) => {{
+        // SAFETY: 512 bits as 512 bits.
+        let (b, a) = unsafe {
+            (
+                std::mem::transmute::<__m512i, __m512bh>($b),
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32($a as i32)),
+            )
+        };
+        _mm512_dpbf16_ps($acc, b, a)
+    }};
+}
+
+macro_rules! tile {
+    ($name:ident, $features:literal, $step:ident) => {
+        /// # Safety
+        /// The features are there; `a` holds `[units][MR]`, `b` `[units][32]`, `acc` `[MR][32]`.
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc: *mut f32, add: bool) {
+            let mut sums = [[_mm512_setzero_ps(); 2]; MR];
+            if add {
+                for i in 0..MR {
+                    for j in 0..2 {
+                        // SAFETY: inside `acc`.
+                        sums[i][j] = unsafe { _mm512_loadu_ps(acc.add(i * 32 + j * 16)) };
+                    }
+                }
+            }
+            for u in 0..units {
+                // SAFETY: unit `u` of both.
+                let (a, b) = unsafe {
+                    let b = b.add(u * 32);
+                    (a.add(u * MR), [_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(16).cast())])
+                };
+                for i in 0..MR {
+                    // SAFETY: row `i` of the unit.
+                    let a = unsafe { *a.add(i) };
+                    for j in 0..2 {
+                        sums[i][j] = step!($step, sums[i][j], b[j], a);
+                    }
+                }
+            }
+            for i in 0..MR {
+                for j in 0..2 {
+                    // SAFETY: inside `acc`.
+                    unsafe { _mm512_storeu_ps(acc.add(i * 32 + j * 16), sums[i][j]) };
+                }
+            }
+        }
+    };
+}
+tile!(tile_f32, "avx512f,avx512bw", f32);
+tile!(tile_bf16, "avx512f,avx512bw,avx512bf16", bf16);
+
+/// 16 rows of 16 words become 16 columns.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
+    let mut q = [_mm512_setzero_si512(); 16];
+    for g in 0..4 {
+        // Afterwards the 128-bit lane c of q[4 g + j] holds column 4 c + j of rows 4 g .. 4 g + 4.
+        let [r0, r1, r2, r3] = [r[4 * g], r[4 * g + 1], r[4 * g + 2], r[4 * g + 3]];
+        let (l01, h01) = (_mm512_unpacklo_epi32(r0, r1), _mm512_unpackhi_epi32(r0, r1));
+        let (l23, h23) = (_mm512_unpacklo_epi32(r2, r3), _mm512_unpackhi_epi32(r2, r3));
+        q[4 * g] = _mm512_unpacklo_epi64(l01, l23);
+        q[4 * g + 1] = _mm512_unpackhi_epi64(l01, l23);
+        q[4 * g + 2] = _mm512_unpacklo_epi64(h01, h23);
+        q[4 * g + 3] = _mm512_unpackhi_epi64(h01, h23);
+    }
+    let mut out = q;
+    for j in 0..4 {
+        let e01 = _mm512_shuffle_i32x4::<0x88>(q[j], q[4 + j]);
+        let o01 = _mm512_shuffle_i32x4::<0xdd>(q[j], q[4 + j]);
+        let e23 = _mm512_shuffle_i32x4::<0x88>(q[8 + j], q[12 + j]);
+        let o23 = _mm512_shuffle_i32x4::<0xdd>(q[8 + j], q[12 + j]);
+        out[j] = _mm512_shuffle_i32x4::<0x88>(e01, e23);
+        out[8 + j] = _mm512_shuffle_i32x4::<0xdd>(e01, e23);
+        out[4 + j] = _mm512_shuffle_i32x4::<0x88>(o01, o23);
+        out[12 + j] = _mm512_shuffle_i32x4::<0xdd>(o01, o23);
+    }
+    out
+}
+
+/// The next at most 64 bytes of 16 rows; rows that do not exist and bytes beyond the end are 0.
+///
+/// # Safety
+/// `bytes` are left in each of `rows` rows from `at` on, `stride` bytes apart.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+unsafe fn load(at: *const u8, stride: usize, rows: usize, bytes: usize) -> [__m512i; 16] {
+    let mut r = [_mm512_setzero_si512(); 16];
+    if rows == 16 && bytes >= 64 {
+        for (i, r) in r.iter_mut().enumerate() {
+            // SAFETY: 64 bytes are left in a row that exists.
+            *r = unsafe { _mm512_loadu_si512(at.add(i * stride).cast()) };
+        }
+    } else {
+        let mask = if bytes >= 64 { !0 } else { (1u32 << (bytes / 2)) - 1 };
+        for (i, r) in r.iter_mut().enumerate().take(rows) {
+            // SAFETY: the mask keeps to bytes that are left.
+            *r = unsafe { _mm512_maskz_loadu_epi16(mask, at.add(i * stride).cast()) };
+        }
+    }
+    r
+}
+
+/// # Safety
+/// AVX-512 F and BW; the part lies inside the source, and `dst` has room for `[part.units][width]`.
+unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
+    for lane in (0..width).step_by(16) {
+        let rows = part.rows.saturating_sub(lane).min(16);
+        let part = Part { row: part.row + lane, rows, ..part };
+        let lanes = (width - lane).min(16);
+        // SAFETY: the caller's promise, for 16 of its rows.
+        unsafe {
+            let dst = dst.add(lane);
+            if source.transposed {
+                pack_columns(source, part, width, lanes, dst);
+            } else {
+                pack_rows(source, part, width, lanes, dst);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`pack`], for at most 16 rows and `lanes` of the width.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn pack_rows(source: &Source, part: Part, width: usize, lanes: usize, dst: *mut u32) {
+    let mask = ((1u32 << lanes) - 1) as u16;
+    let unit = source.unit;
+    let stride = source.k * unit.element();
+    let end = ((part.unit + part.units) * unit.bytes()).min(stride);
+    // SAFETY: the start of the first row.
+    let row = unsafe { source.base.add(part.row * stride) };
+    let chunk = 64 / unit.bytes();
+    let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+    for u in (0..part.units).step_by(chunk) {
+        let at = (part.unit + u) * unit.bytes();
+        // SAFETY: bytes `at .. end` of rows that exist.
+        let columns = unsafe { transpose(load(row.add(at), stride, part.rows, end - at)) };
+        let left = part.units - u;
+        let store = |i: usize, x: __m512i| {
+            if i < left {
+                // SAFETY: unit `u + i` of the part.
+                unsafe { _mm512_mask_storeu_epi32(dst.add((u + i) * width).cast(), mask, x) };
+            }
+        };
+        for (i, x) in columns.into_iter().enumerate() {
+            if unit == Unit::Widened {
+                store(2 * i, _mm512_slli_epi32::<16>(x));
+                store(2 * i + 1, _mm512_and_si512(x, high));
+            } else {
+                store(i, x);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`pack_rows`], with k as the source's first dimension.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn pack_columns(source: &Source, part: Part, width: usize, lanes: usize, dst: *mut u32) {
+    let mask = ((1u32 << lanes) - 1) as u16;
+    let some = ((1u32 << part.rows) - 1) as u16;
+    for u in 0..part.units {
+        // SAFETY: `some` keeps to rows that exist, and the pair's second k is looked at only if there is one.
+        let x = unsafe {
+            let at = |k: usize| source.base.add((k * source.rows + part.row) * source.unit.element());
+            match source.unit {
+                Unit::F32 => _mm512_maskz_loadu_epi32(some, at(part.unit + u).cast()),
+                Unit::Widened => {
+                    let x = _mm256_maskz_loadu_epi16(some, at(part.unit + u).cast());
+                    _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))
+                }
+                Unit::Pair => {
+                    let k = 2 * (part.unit + u);
+                    let low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, at(k).cast()));
+                    let second = if k + 1 < source.k { some } else { 0 };
+                    let high = _mm256_maskz_loadu_epi16(second, at(k).wrapping_add(2 * source.rows).cast());
+                    _mm512_or_si512(low, _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high)))
+                }
+            }
+        };
+        // SAFETY: unit `u` of the part.
+        unsafe { _mm512_mask_storeu_epi32(dst.add(u * width).cast(), mask, x) };
+    }
+}
+
+macro_rules! thin {
+    ($name:ident, $inner:ident, $features:literal, $step:ident) => {
+        /// # Safety
+        /// The features are there; `a` holds `[units][m]` with `m` of 1 to 4, `rows` rows of `b` exist from `row` on, `acc` is `[m][16]`.
+        unsafe fn $name(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match m {
+                    1 => $inner::<1>(a, b, row, rows, acc),
+                    2 => $inner::<2>(a, b, row, rows, acc),
+                    3 => $inner::<3>(a, b, row, rows, acc),
+                    _ => $inner::<4>(a, b, row, rows, acc),
+                }
+            }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn $inner<const M: usize>(a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+            let mut sums = [_mm512_setzero_ps(); M];
+            let unit = b.unit;
+            let stride = b.k * unit.element();
+            // SAFETY: the first row.
+            let base = unsafe { b.base.add(row * stride) };
+            let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            let units = unit.count(b.k);
+            let mut u = 0;
+            for at in (0..stride).step_by(64) {
+                // SAFETY: bytes `at .. stride` of rows that exist.
+                let columns = unsafe { transpose(load(base.add(at), stride, rows, stride - at)) };
+                let mut step = |x: __m512i| {
+                    for (i, sum) in sums.iter_mut().enumerate() {
+                        // SAFETY: unit `u` is below `units`.
+                        let a = unsafe { *a.add(u * M + i) };
+                        *sum = step!($step, *sum, x, a);
+                    }
+                    u += 1;
+                };
+                let whole = stride - at >= 64;
+                if unit != Unit::Widened {
+                    let left = if whole { 16 } else { units - at / 4 };
+                    for (i, x) in columns.into_iter().enumerate() {
+                        if i < left {
+                            step(x);
+                        }
+                    }
+                } else {
+                    let left = if whole { 32 } else { units - at / 2 };
+                    for (i, x) in columns.into_iter().enumerate() {
+                        if 2 * i < left {
+                            step(_mm512_slli_epi32::<16>(x));
+                        }
+                        if 2 * i + 1 < left {
+                            step(_mm512_and_si512(x, high));
+                        }
+                    }
+                }
+            }
+            for (i, sum) in sums.into_iter().enumerate() {
+                // SAFETY: row `i` of `acc`.
+                unsafe { _mm512_storeu_ps(acc.add(i * 16), sum) };
+            }
+        }
+    };
+}
+thin!(thin_f32, thin_rows_f32, "avx512f,avx512bw", f32);
+thin!(thin_bf16, thin_rows_bf16, "avx512f,avx512bw,avx512bf16", bf16);

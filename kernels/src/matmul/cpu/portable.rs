@@ -1,0 +1,97 @@
+//! Plain loops over arrays that the compiler turns into vector code: AVX2 with FMA, and whatever the target has.
+
+use super::{Code, Part, Source, Tile, Unit};
+
+/// 6 × 16: 12 accumulators of 16 registers.
+#[cfg(target_arch = "x86_64")]
+pub(super) static AVX2: Code = Code {
+    mr: 6,
+    nr: 16,
+    tiles: &{
+        let tiles: [Tile; 6] =
+            [tile_avx2::<1>, tile_avx2::<2>, tile_avx2::<3>, tile_avx2::<4>, tile_avx2::<5>, tile_avx2::<6>];
+        tiles
+    },
+    pack,
+    thin: None,
+};
+
+/// 6 × 8: 12 accumulators of 4 lanes.
+pub(super) static PLAIN: Code = Code {
+    mr: 6,
+    nr: 8,
+    tiles: &{
+        let tiles: [Tile; 6] = [plain::<1>, plain::<2>, plain::<3>, plain::<4>, plain::<5>, plain::<6>];
+        tiles
+    },
+    pack,
+    thin: None,
+};
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile_avx2<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc: *mut f32, add: bool) {
+    // SAFETY: the caller's promise.
+    unsafe { tile::<MR, 16, true>(units, a, b, acc, add) }
+}
+
+unsafe fn plain<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc: *mut f32, add: bool) {
+    // SAFETY: the caller's promise.
+    unsafe { tile::<MR, 8, { cfg!(target_arch = "aarch64") }>(units, a, b, acc, add) }
+}
+
+/// # Safety
+/// `a` holds `[units][MR]` floats, `b` `[units][NR]`, `acc` `[MR][NR]`.
+#[inline(always)]
+unsafe fn tile<const MR: usize, const NR: usize, const FMA: bool>(
+    units: usize,
+    a: *const u32,
+    b: *const u32,
+    acc: *mut f32,
+    add: bool,
+) {
+    // SAFETY: the caller's promise.
+    let (a, b, acc) = unsafe {
+        (
+            std::slice::from_raw_parts(a.cast::<[f32; MR]>(), units),
+            std::slice::from_raw_parts(b.cast::<[f32; NR]>(), units),
+            &mut *acc.cast::<[[f32; NR]; MR]>(),
+        )
+    };
+    let mut sums = if add { *acc } else { [[0.0; NR]; MR] };
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..MR {
+            for j in 0..NR {
+                // Without the instruction a fused multiply-add would be a library call.
+                sums[i][j] = if FMA { a[i].mul_add(b[j], sums[i][j]) } else { a[i] * b[j] + sums[i][j] };
+            }
+        }
+    }
+    *acc = sums;
+}
+
+/// Packs units as f32.
+///
+/// # Safety
+/// The part lies inside the source, and `dst` has room for `[part.units][width]`.
+unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
+    // SAFETY: the caller's promise.
+    let dst = unsafe { std::slice::from_raw_parts_mut(dst, part.units * width) };
+    let (row_stride, unit_stride) = if source.transposed { (1, source.rows) } else { (source.k, 1) };
+    for (i, units) in dst.chunks_mut(width * 16).enumerate() {
+        for lane in 0..width {
+            for (u, unit) in units.chunks_exact_mut(width).enumerate() {
+                let at = (part.row + lane) * row_stride + (part.unit + i * 16 + u) * unit_stride;
+                unit[lane] = if lane >= part.rows {
+                    0
+                } else if source.unit == Unit::F32 {
+                    // SAFETY: an element of the source; files need not align them.
+                    unsafe { source.base.cast::<u32>().add(at).read_unaligned() }
+                } else {
+                    // SAFETY: as above.
+                    unsafe { (source.base.cast::<u16>().add(at).read_unaligned() as u32) << 16 }
+                };
+            }
+        }
+    }
+}
