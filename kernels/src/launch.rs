@@ -3,7 +3,7 @@
 //! [`params!`](crate::params) declares a kernel's parameters once: the Rust struct and, from the same fields, the C
 //! declaration that a CUDA compiler reads. [`kernel!`](crate::kernel) ties a symbol to its parameters and its cpu code.
 
-use crate::{Cost, Team, matmul::Matmul};
+use crate::{Cost, DType, Team, matmul::Matmul};
 
 /// An address in the memory of whatever device runs the launch; 0 is "absent".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, bytemuck::Pod, bytemuck::Zeroable)]
@@ -119,6 +119,18 @@ pub struct Kernel {
 impl std::fmt::Debug for Kernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name)
+    }
+}
+
+/// Of two kernels the one for `dtype`.
+///
+/// # Panics
+/// For anything but F32 and BF16: a mistake in the caller, which no input can cause.
+pub(crate) fn by_dtype(dtype: DType, f32: &'static Kernel, bf16: &'static Kernel) -> &'static Kernel {
+    match dtype {
+        DType::F32 => f32,
+        DType::BF16 => bf16,
+        other => panic!("{} is for f32 and bf16, not for {other}", f32.name),
     }
 }
 

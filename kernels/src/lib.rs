@@ -11,11 +11,23 @@ pub mod simd;
 pub mod team;
 pub mod view;
 
+pub mod adamw;
 pub mod attention;
+pub mod column_sum;
+pub mod columns;
+pub mod elementwise;
+pub mod embedding;
+pub mod gelu;
 pub mod kv_write;
+pub mod log_prob;
 pub mod matmul;
 pub mod paged_attention;
+pub mod philox;
+pub mod reduce;
+pub mod rms_norm;
 pub mod rope;
+pub mod rows;
+pub mod sample;
 pub mod swiglu;
 
 #[cfg(test)]

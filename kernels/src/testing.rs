@@ -72,6 +72,11 @@ pub fn addr<T>(x: &[T]) -> Addr {
     Addr(x.as_ptr() as u64)
 }
 
+/// The address of a slice that a kernel writes.
+pub fn addr_mut<T>(x: &mut [T]) -> Addr {
+    Addr(x.as_mut_ptr() as u64)
+}
+
 /// Runs a launch on `threads` threads.
 pub fn run(launch: &Launch, threads: usize) {
     let team = Team::new(threads);

@@ -1,0 +1,152 @@
+//! Blocks of weights, one a task; a split block goes through f32 on the stack.
+#![allow(unsafe_code)]
+
+use super::{Hi, JoinParams, Params, SplitParams};
+use crate::view::{Out, slice};
+use crate::{Team, simd_fn};
+
+/// Weights of one task.
+const BLOCK: usize = 8192;
+
+/// Weights of a split block that are joined at a time.
+const JOINED: usize = 512;
+
+/// The two parts of an f32: bf16 bits, to the nearest and ties away from zero, and the signed rest.
+#[inline(always)]
+pub fn split(x: f32) -> (u16, i16) {
+    let bits = x.to_bits();
+    let (hi, low) = ((bits.wrapping_add(0x8000) >> 16) as u16, bits as i16);
+    if x.is_nan() { (0x7fc0, 0) } else { (hi, low) }
+}
+
+/// The f32 of two parts; the inverse of [`split`] for every f32 that is not NaN.
+#[inline(always)]
+pub fn join(hi: u16, low: i16) -> f32 {
+    f32::from_bits(((hi as u32) << 16).wrapping_add(low as i32 as u32))
+}
+
+simd_fn! {
+    fn split_block(x: &[f32], hi: &mut [Hi], low: &mut [i16]) {
+        for ((x, hi), low) in x.iter().zip(hi).zip(low) {
+            let (h, l) = split(*x);
+            (*hi, *low) = (Hi::from_bits(h), l);
+        }
+    }
+}
+
+simd_fn! {
+    fn join_block(hi: &[Hi], low: &[i16], x: &mut [f32]) {
+        for ((hi, low), x) in hi.iter().zip(low).zip(x) {
+            *x = join(hi.to_bits(), *low);
+        }
+    }
+}
+
+simd_fn! {
+    fn step_block(p: &Params, factor: f32, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
+        // The scalars as torch has them: computed in f64, rounded once.
+        let decay = (1.0 - p.lr as f64 * p.weight_decay as f64) as f32;
+        let step_size = (p.lr as f64 / p.bias1 as f64) as f32;
+        let root_bias2 = (p.bias2 as f64).sqrt() as f32;
+        for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(g) {
+            let g = g * factor;
+            *m += p.rest1 * (g - *m);
+            *v = p.beta2 * *v + p.rest2 * (g * g);
+            *w = *w * decay - step_size * (*m / (v.sqrt() / root_bias2 + p.eps));
+        }
+    }
+}
+
+/// # Safety
+/// The address is null or covers two f32.
+unsafe fn clip_factor(p: &Params) -> f32 {
+    // SAFETY: the caller's promise.
+    let clip = unsafe { slice::<f32>(p.clip, if p.clip.is_null() { 0 } else { 2 }) };
+    clip.get(1).copied().unwrap_or(1.0)
+}
+
+/// # Safety
+/// The addresses cover what [`Params`] says.
+pub unsafe fn step_f32(p: &Params, team: &Team) {
+    let n = p.n as usize;
+    // SAFETY: the caller's promise.
+    let (g, factor) = unsafe { (slice::<f32>(p.g, n), clip_factor(p)) };
+    // SAFETY: the caller's promise.
+    let (w, m, v) = unsafe { (Out::<f32>::new(p.w, n), Out::<f32>::new(p.m, n), Out::<f32>::new(p.v, n)) };
+    team.run(n.div_ceil(BLOCK), |task| {
+        let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
+        // SAFETY: blocks do not overlap.
+        let (w, m, v) = unsafe { (w.part(at, len), m.part(at, len), v.part(at, len)) };
+        step_block(p, factor, w, m, v, &g[at..at + len]);
+    });
+}
+
+/// # Safety
+/// The addresses cover what [`Params`] says.
+pub unsafe fn step_bf16(p: &Params, team: &Team) {
+    let n = p.n as usize;
+    // SAFETY: the caller's promise.
+    let (g, factor) = unsafe { (slice::<f32>(p.g, n), clip_factor(p)) };
+    // SAFETY: the caller's promise.
+    let (hi, low) = unsafe { (Out::<Hi>::new(p.w, n), Out::<i16>::new(p.low, n)) };
+    // SAFETY: the caller's promise.
+    let (m, v) = unsafe { (Out::<f32>::new(p.m, n), Out::<f32>::new(p.v, n)) };
+    team.run(n.div_ceil(BLOCK), |task| {
+        let mut joined = [0.0; JOINED];
+        for at in (task * BLOCK..n.min((task + 1) * BLOCK)).step_by(JOINED) {
+            let len = JOINED.min(n - at);
+            // SAFETY: blocks do not overlap.
+            let (hi, low, m, v) = unsafe { (hi.part(at, len), low.part(at, len), m.part(at, len), v.part(at, len)) };
+            let w = &mut joined[..len];
+            join_block(hi, low, w);
+            step_block(p, factor, w, m, v, &g[at..at + len]);
+            split_block(w, hi, low);
+        }
+    });
+}
+
+/// # Safety
+/// The addresses cover what [`SplitParams`] says.
+pub unsafe fn split_f32(p: &SplitParams, team: &Team) {
+    let n = p.n as usize;
+    // SAFETY: the caller's promise.
+    let (src, hi, low) = unsafe { (slice::<f32>(p.src, n), Out::<Hi>::new(p.w, n), Out::<i16>::new(p.low, n)) };
+    team.run(n.div_ceil(BLOCK), |task| {
+        let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
+        // SAFETY: blocks do not overlap.
+        let (hi, low) = unsafe { (hi.part(at, len), low.part(at, len)) };
+        split_block(&src[at..at + len], hi, low);
+    });
+}
+
+/// # Safety
+/// The addresses cover what [`SplitParams`] says.
+pub unsafe fn split_bf16(p: &SplitParams, team: &Team) {
+    let n = p.n as usize;
+    // SAFETY: the caller's promise.
+    let (hi, low) = unsafe { (Out::<Hi>::new(p.w, n), Out::<i16>::new(p.low, n)) };
+    // SAFETY: the caller's promise; not looked at when it is the output itself.
+    let src = unsafe { slice::<Hi>(p.src, if p.src == p.w { 0 } else { n }) };
+    team.run(n.div_ceil(BLOCK), |task| {
+        let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
+        // SAFETY: blocks do not overlap.
+        let (hi, low) = unsafe { (hi.part(at, len), low.part(at, len)) };
+        if !src.is_empty() {
+            hi.copy_from_slice(&src[at..at + len]);
+        }
+        low.fill(0);
+    });
+}
+
+/// # Safety
+/// The addresses cover what [`JoinParams`] says.
+pub unsafe fn join_all(p: &JoinParams, team: &Team) {
+    let n = p.n as usize;
+    // SAFETY: the caller's promise.
+    let (hi, low, dst) = unsafe { (slice::<Hi>(p.w, n), slice::<i16>(p.low, n), Out::<f32>::new(p.dst, n)) };
+    team.run(n.div_ceil(BLOCK), |task| {
+        let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
+        // SAFETY: blocks do not overlap.
+        join_block(&hi[at..at + len], &low[at..at + len], unsafe { dst.part(at, len) });
+    });
+}

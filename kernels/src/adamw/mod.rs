@@ -1,0 +1,158 @@
+//! AdamW with torch's order of operations (Loshchilov and Hutter, arXiv 1711.05101), and weights kept as bf16 plus the
+//! 16 bits that make them f32 again.
+//!
+//! With `g' = g · factor`: `w ← w (1 − lr · wd)`; `m ← m + (1 − β₁)(g' − m)`; `v ← β₂ v + (1 − β₂) g'²`;
+//! `w ← w − (lr / bias1) · m / (√v / √bias2 + eps)` with `bias = 1 − βᵗ`. m, v, g f32 `[n]`.
+//!
+//! Weights are f32, or a split f32 master copy: `hi` is the master rounded to bf16, to the nearest and ties away from
+//! zero, and `low` the signed 16-bit rest, so that `master_bits = (hi << 16) + low` is exact for every finite f32 and the
+//! model reads `hi` as its weight. (Ties to even would not be invertible: the same rest would stand for two masters. A
+//! master within half a bf16 step of the end of f32's range has an infinite `hi`; training is lost long before.) A NaN
+//! becomes the quiet NaN. Bound: memory; 28 bytes a weight for both forms.
+
+mod cpu;
+#[cfg(test)]
+mod formula;
+#[cfg(test)]
+mod tests;
+
+pub use cpu::{join, split};
+
+use crate::launch::by_dtype;
+use crate::{Addr, Cost, DType, Launch, kernel, params};
+use half::bf16;
+
+params! {
+    /// Parameters of a step; [`Scalars`] computes the numbers.
+    pub struct Params {
+        /// f32 `[n]`, or bf16 `[n]` (the upper part of the master copy); updated.
+        pub w: Addr,
+        /// i16 `[n]`, the lower part, updated; null with f32 weights.
+        pub low: Addr,
+        /// f32 `[n]`, first moment, updated.
+        pub m: Addr,
+        /// f32 `[n]`, second moment, updated.
+        pub v: Addr,
+        /// f32 `[n]`, gradient.
+        pub g: Addr,
+        /// f32 `[2]`: norm and factor as `reduce::clip` writes them; null: factor 1.
+        pub clip: Addr,
+        /// Weights.
+        pub n: u64,
+        /// Learning rate.
+        pub lr: f32,
+        /// β₁
+        pub beta1: f32,
+        /// β₂
+        pub beta2: f32,
+        /// Added to the root of the second moment.
+        pub eps: f32,
+        /// Decoupled weight decay.
+        pub weight_decay: f32,
+        /// 1 − β₁ᵗ
+        pub bias1: f32,
+        /// 1 − β₂ᵗ
+        pub bias2: f32,
+        /// 1 − β₁, rounded once: from a rounded β₁ it would be off by 1e-7, and 1 − β₂ by 5e-5.
+        pub rest1: f32,
+        /// 1 − β₂, rounded once.
+        pub rest2: f32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+/// The numbers of a step in f64, from which [`Scalars::params`] makes the parameters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scalars {
+    /// Learning rate.
+    pub lr: f64,
+    /// β₁, for example 0.9.
+    pub beta1: f64,
+    /// β₂, for example 0.999.
+    pub beta2: f64,
+    /// Added to the root of the second moment, for example 1e-8.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Which step this is, counted from 1.
+    pub step: u64,
+}
+
+impl Scalars {
+    /// Parameters with these numbers; the caller fills in the addresses and `n`, which are null and 0.
+    pub fn params(&self) -> Params {
+        let bias = |beta: f64| (1.0 - beta.powf(self.step as f64)) as f32;
+        Params {
+            lr: self.lr as f32,
+            beta1: self.beta1 as f32,
+            beta2: self.beta2 as f32,
+            eps: self.eps as f32,
+            weight_decay: self.weight_decay as f32,
+            bias1: bias(self.beta1),
+            bias2: bias(self.beta2),
+            rest1: (1.0 - self.beta1) as f32,
+            rest2: (1.0 - self.beta2) as f32,
+            ..bytemuck::Zeroable::zeroed()
+        }
+    }
+}
+
+params! {
+    /// Makes a split master copy.
+    pub struct SplitParams {
+        /// f32 or bf16 `[n]`
+        pub src: Addr,
+        /// bf16 `[n]`, written; may be the source itself if that is bf16.
+        pub w: Addr,
+        /// i16 `[n]`, written.
+        pub low: Addr,
+        /// Weights.
+        pub n: u64,
+    }
+}
+
+params! {
+    /// Reads a split master copy.
+    pub struct JoinParams {
+        /// bf16 `[n]`
+        pub w: Addr,
+        /// i16 `[n]`
+        pub low: Addr,
+        /// f32 `[n]`, written.
+        pub dst: Addr,
+        /// Weights.
+        pub n: u64,
+    }
+}
+
+kernel!(pub STEP_F32, "adamw_f32", Params, cpu::step_f32);
+kernel!(pub STEP_BF16, "adamw_bf16", Params, cpu::step_bf16);
+kernel!(pub SPLIT_F32, "split_master_f32", SplitParams, cpu::split_f32);
+kernel!(pub SPLIT_BF16, "split_master_bf16", SplitParams, cpu::split_bf16);
+kernel!(pub JOIN, "join_master", JoinParams, cpu::join_all);
+
+/// One step; F32, or BF16 with the lower halves in `low`.
+pub fn step(dtype: DType, params: &Params) -> Launch {
+    let n = params.n as f64;
+    Launch::kernel(by_dtype(dtype, &STEP_F32, &STEP_BF16), params, Cost { flops: 16.0 * n, bytes: 28.0 * n })
+}
+
+/// Splits weights of `src` dtype, F32 or BF16 (whose lower halves are 0), into bf16 and lower halves.
+pub fn split_master(src: DType, params: &SplitParams) -> Launch {
+    let bytes = params.n as f64 * (src.size() + 4) as f64;
+    Launch::kernel(by_dtype(src, &SPLIT_F32, &SPLIT_BF16), params, Cost { flops: 0.0, bytes })
+}
+
+/// The f32 master copy of split weights.
+pub fn join_master(params: &JoinParams) -> Launch {
+    Launch::kernel(&JOIN, params, Cost { flops: 0.0, bytes: 8.0 * params.n as f64 })
+}
+
+/// Sizes that tests and benches share.
+pub fn cases() -> Vec<usize> {
+    vec![0, 1, 17, 8191, 3 * 8192 + 5]
+}
+
+/// The upper part as the model reads it.
+pub(crate) type Hi = bf16;

@@ -1,0 +1,26 @@
+//! Some rows a task.
+#![allow(unsafe_code)]
+
+use super::CopyParams;
+use crate::Team;
+use crate::view::{Out, slice};
+
+/// Elements of one task, about.
+const TASK: usize = 16 * 1024;
+
+/// # Safety
+/// The addresses cover what [`CopyParams`] says.
+pub unsafe fn copy<T: Copy + Send + Sync>(p: &CopyParams, team: &Team) {
+    let (rows, width) = (p.rows as usize, p.width as usize);
+    let (src_cols, dst_cols) = (p.src_cols as usize, p.dst_cols as usize);
+    // SAFETY: the caller's promise.
+    let (src, dst) = unsafe { (slice::<T>(p.src, rows * src_cols), Out::<T>::new(p.dst, rows * dst_cols)) };
+    let step = (TASK / width.max(1)).max(1);
+    team.run(rows.div_ceil(step), |task| {
+        for row in task * step..(task * step + step).min(rows) {
+            // SAFETY: rows do not overlap.
+            let dst = unsafe { dst.part(row * dst_cols + p.dst_start as usize, width) };
+            dst.copy_from_slice(&src[row * src_cols + p.src_start as usize..][..width]);
+        }
+    });
+}

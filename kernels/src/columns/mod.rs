@@ -1,0 +1,56 @@
+//! A block of columns copied between two matrices: splits a fused qkv, joins its gradient.
+//! `dst[r, dst_start + c] = src[r, src_start + c]` for `r < rows`, `c < width`; the rest of dst is left alone.
+//!
+//! Shapes: src `[rows, src_cols]`, dst `[rows, dst_cols]`, `src_start + width ≤ src_cols`, `dst_start + width ≤ dst_cols`,
+//! any element type of 2 or 4 bytes, no overlap. Bound: memory.
+
+mod cpu;
+#[cfg(test)]
+mod formula;
+#[cfg(test)]
+mod tests;
+
+use crate::{Addr, Cost, DType, Launch, kernel, params};
+
+params! {
+    /// Parameters of the copy.
+    pub struct CopyParams {
+        /// `[rows, src_cols]`
+        pub src: Addr,
+        /// `[rows, dst_cols]`, written at the columns `dst_start .. dst_start + width`.
+        pub dst: Addr,
+        /// Rows of both.
+        pub rows: u32,
+        /// Columns copied.
+        pub width: u32,
+        /// Columns of the source.
+        pub src_cols: u32,
+        /// First column read.
+        pub src_start: u32,
+        /// Columns of the destination.
+        pub dst_cols: u32,
+        /// First column written.
+        pub dst_start: u32,
+    }
+}
+
+kernel!(pub COPY_16, "columns_copy_16bit", CopyParams, cpu::copy::<u16>);
+kernel!(pub COPY_32, "columns_copy_32bit", CopyParams, cpu::copy::<u32>);
+
+/// The launch for any element type.
+pub fn copy(dtype: DType, params: &CopyParams) -> Launch {
+    let kernel = if dtype.size() == 2 { &COPY_16 } else { &COPY_32 };
+    let bytes = 2.0 * params.rows as f64 * params.width as f64 * dtype.size() as f64;
+    Launch::kernel(kernel, params, Cost { flops: 0.0, bytes })
+}
+
+/// Shapes that tests and benches share: (rows, width, src_cols, src_start, dst_cols, dst_start).
+pub fn cases() -> Vec<[usize; 6]> {
+    vec![
+        [1, 1, 1, 0, 1, 0],
+        [17, 5, 19, 14, 7, 1],
+        [131, 256, 2560, 2048, 256, 0],
+        [131, 256, 256, 0, 2560, 2304],
+        [3, 0, 4, 4, 2, 2],
+    ]
+}

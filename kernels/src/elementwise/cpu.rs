@@ -1,0 +1,139 @@
+//! Blocks of elements, one a task.
+#![allow(unsafe_code)]
+
+use super::{AccumulateParams, AddParams, CastParams, CopyParams, FillParams, MulScalarParams};
+use crate::view::{Out, slice};
+use crate::{Element, Team, simd_fn};
+use half::f16;
+
+/// Elements of one task.
+const BLOCK: usize = 16 * 1024;
+
+/// What a cast reads: element types, and f16.
+pub trait Source: bytemuck::Pod + Send + Sync + 'static {
+    /// Widened exactly.
+    fn widen(self) -> f32;
+}
+
+impl Source for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Source for half::bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        Element::to_f32(self)
+    }
+}
+
+impl Source for f16 {
+    /// By bits and without branches, so that loops become vector code: shifted into place, exponent and mantissa read as
+    /// a float are 2⁻¹¹² of the value (subnormals too, since f32 has room for them), which a product corrects.
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        let bits = self.to_bits() as u32;
+        let magnitude = (bits & 0x7fff) << 13;
+        let finite = f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23);
+        let special = f32::from_bits(magnitude | 0x7f80_0000); // infinity, or NaN with its payload
+        let value = if magnitude >= 0x7c00 << 13 { special } else { finite };
+        f32::from_bits(value.to_bits() | (bits & 0x8000) << 16)
+    }
+}
+
+simd_fn! {
+    fn add_block<T: Element>(a: &[T], b: &[T], y: &mut [T]) {
+        for ((a, b), y) in a.iter().zip(b).zip(y) {
+            *y = T::from_f32(a.to_f32() + b.to_f32());
+        }
+    }
+}
+
+simd_fn! {
+    fn accumulate_block<T: Element, U: Element>(src: &[T], dst: &mut [U]) {
+        for (src, dst) in src.iter().zip(dst) {
+            *dst = U::from_f32(dst.to_f32() + src.to_f32());
+        }
+    }
+}
+
+simd_fn! {
+    fn cast_block<S: Source, T: Element>(src: &[S], dst: &mut [T]) {
+        for (src, dst) in src.iter().zip(dst) {
+            *dst = T::from_f32(src.widen());
+        }
+    }
+}
+
+simd_fn! {
+    fn mul_scalar_block(x: &[f32], scalar: f32, y: &mut [f32]) {
+        for (x, y) in x.iter().zip(y) {
+            *y = x * scalar;
+        }
+    }
+}
+
+/// Calls `block(start, part of out)` for each block of `n` elements.
+fn blocks<T: Send>(team: &Team, n: usize, out: Out<T>, block: impl Fn(usize, &mut [T]) + Sync) {
+    team.run(n.div_ceil(BLOCK), |task| {
+        let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
+        // SAFETY: blocks do not overlap.
+        block(start, unsafe { out.part(start, len) });
+    });
+}
+
+/// # Safety
+/// The addresses cover what [`AddParams`] says.
+pub unsafe fn add<T: Element>(p: &AddParams, team: &Team) {
+    let n = p.count as usize;
+    // SAFETY: the caller's promise.
+    let (a, b, y) = unsafe { (slice::<T>(p.a, n), slice::<T>(p.b, n), Out::<T>::new(p.y, n)) };
+    blocks(team, n, y, |start, y| add_block(&a[start..][..y.len()], &b[start..][..y.len()], y));
+}
+
+/// # Safety
+/// The addresses cover what [`AccumulateParams`] says.
+pub unsafe fn accumulate<T: Element, U: Element>(p: &AccumulateParams, team: &Team) {
+    let n = p.count as usize;
+    // SAFETY: the caller's promise.
+    let (src, dst) = unsafe { (slice::<T>(p.src, n), Out::<U>::new(p.dst, n)) };
+    blocks(team, n, dst, |start, dst| accumulate_block(&src[start..][..dst.len()], dst));
+}
+
+/// # Safety
+/// The addresses cover what [`CastParams`] says.
+pub unsafe fn cast<S: Source, T: Element>(p: &CastParams, team: &Team) {
+    let n = p.count as usize;
+    // SAFETY: the caller's promise.
+    let (src, dst) = unsafe { (slice::<S>(p.src, n), Out::<T>::new(p.dst, n)) };
+    blocks(team, n, dst, |start, dst| cast_block(&src[start..][..dst.len()], dst));
+}
+
+/// # Safety
+/// The addresses cover what [`FillParams`] says.
+pub unsafe fn fill<T: Element>(p: &FillParams, team: &Team) {
+    let n = p.count as usize;
+    // SAFETY: the caller's promise.
+    let dst = unsafe { Out::<T>::new(p.dst, n) };
+    blocks(team, n, dst, |_, dst| dst.fill(T::from_f32(p.value)));
+}
+
+/// # Safety
+/// The addresses cover what [`MulScalarParams`] says.
+pub unsafe fn mul_scalar(p: &MulScalarParams, team: &Team) {
+    let n = p.count as usize;
+    // SAFETY: the caller's promise.
+    let (x, scalar, y) = unsafe { (slice::<f32>(p.x, n), slice::<f32>(p.scalar, 1)[0], Out::<f32>::new(p.y, n)) };
+    blocks(team, n, y, |start, y| mul_scalar_block(&x[start..][..y.len()], scalar, y));
+}
+
+/// # Safety
+/// The addresses cover what [`CopyParams`] says.
+pub unsafe fn copy(p: &CopyParams, team: &Team) {
+    let n = p.bytes as usize;
+    // SAFETY: the caller's promise.
+    let (src, dst) = unsafe { (slice::<u8>(p.src, n), Out::<u8>::new(p.dst, n)) };
+    blocks(team, n, dst, |start, dst| dst.copy_from_slice(&src[start..][..dst.len()]));
+}

@@ -1,0 +1,173 @@
+//! Element-by-element odds and ends: add, accumulate, cast, fill, multiply by a scalar that a kernel computed, copy.
+//!
+//! All `[count]`, arithmetic in f32, one rounding at the store; outputs may not overlap inputs. Casts round to nearest,
+//! ties to even; f16 (IEEE binary16) is only ever read. Bound: memory.
+
+mod cpu;
+#[cfg(test)]
+mod formula;
+#[cfg(test)]
+mod tests;
+
+use crate::launch::by_dtype;
+use crate::{Addr, Cost, DType, Launch, kernel, params};
+use half::{bf16, f16};
+
+params! {
+    /// `y = a + b`
+    pub struct AddParams {
+        /// `[count]`
+        pub a: Addr,
+        /// `[count]`
+        pub b: Addr,
+        /// `[count]`, written.
+        pub y: Addr,
+        /// Elements.
+        pub count: u64,
+    }
+}
+
+params! {
+    /// `dst += src`
+    pub struct AccumulateParams {
+        /// `[count]`
+        pub src: Addr,
+        /// `[count]`, added to.
+        pub dst: Addr,
+        /// Elements.
+        pub count: u64,
+    }
+}
+
+params! {
+    /// `dst = src` in another element type.
+    pub struct CastParams {
+        /// `[count]`
+        pub src: Addr,
+        /// `[count]`, written.
+        pub dst: Addr,
+        /// Elements.
+        pub count: u64,
+    }
+}
+
+params! {
+    /// `dst = value` everywhere.
+    pub struct FillParams {
+        /// `[count]`, written.
+        pub dst: Addr,
+        /// Elements.
+        pub count: u64,
+        /// The value, rounded to the element type.
+        pub value: f32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+params! {
+    /// `y = x · scalar`, all f32.
+    pub struct MulScalarParams {
+        /// `[count]`
+        pub x: Addr,
+        /// `[1]`
+        pub scalar: Addr,
+        /// `[count]`, written.
+        pub y: Addr,
+        /// Elements.
+        pub count: u64,
+    }
+}
+
+params! {
+    /// A copy of bytes.
+    pub struct CopyParams {
+        /// `[bytes]`
+        pub src: Addr,
+        /// `[bytes]`, written.
+        pub dst: Addr,
+        /// How many.
+        pub bytes: u64,
+    }
+}
+
+kernel!(pub ADD_F32, "add_f32", AddParams, cpu::add::<f32>);
+kernel!(pub ADD_BF16, "add_bf16", AddParams, cpu::add::<bf16>);
+kernel!(pub ACCUMULATE_F32_F32, "accumulate_f32_f32", AccumulateParams, cpu::accumulate::<f32, f32>);
+kernel!(pub ACCUMULATE_BF16_BF16, "accumulate_bf16_bf16", AccumulateParams, cpu::accumulate::<bf16, bf16>);
+kernel!(pub ACCUMULATE_BF16_F32, "accumulate_bf16_f32", AccumulateParams, cpu::accumulate::<bf16, f32>);
+kernel!(pub CAST_F32_BF16, "cast_f32_bf16", CastParams, cpu::cast::<f32, bf16>);
+kernel!(pub CAST_BF16_F32, "cast_bf16_f32", CastParams, cpu::cast::<bf16, f32>);
+kernel!(pub CAST_F16_F32, "cast_f16_f32", CastParams, cpu::cast::<f16, f32>);
+kernel!(pub CAST_F16_BF16, "cast_f16_bf16", CastParams, cpu::cast::<f16, bf16>);
+kernel!(pub FILL_F32, "fill_f32", FillParams, cpu::fill::<f32>);
+kernel!(pub FILL_BF16, "fill_bf16", FillParams, cpu::fill::<bf16>);
+kernel!(pub MUL_SCALAR, "mul_scalar_f32", MulScalarParams, cpu::mul_scalar);
+kernel!(pub COPY, "copy", CopyParams, cpu::copy);
+
+/// `y = a + b`; `dtype` is that of every operand, F32 or BF16.
+pub fn add(dtype: DType, params: &AddParams) -> Launch {
+    let n = params.count as f64;
+    let cost = Cost { flops: n, bytes: 3.0 * n * dtype.size() as f64 };
+    Launch::kernel(by_dtype(dtype, &ADD_F32, &ADD_BF16), params, cost)
+}
+
+/// `dst += src` for (src, dst) of (F32, F32), (BF16, BF16) or (BF16, F32).
+///
+/// # Panics
+/// For other pairs: a mistake in the caller.
+pub fn accumulate(src: DType, dst: DType, params: &AccumulateParams) -> Launch {
+    let kernel = match (src, dst) {
+        (DType::F32, DType::F32) => &ACCUMULATE_F32_F32,
+        (DType::BF16, DType::BF16) => &ACCUMULATE_BF16_BF16,
+        (DType::BF16, DType::F32) => &ACCUMULATE_BF16_F32,
+        _ => panic!("accumulate: no kernel adds {src} to {dst}"),
+    };
+    let n = params.count as f64;
+    Launch::kernel(kernel, params, Cost { flops: n, bytes: n * (src.size() + 2 * dst.size()) as f64 })
+}
+
+/// `dst = src`: F32 to BF16, BF16 to F32, or a plain copy between equal types.
+///
+/// # Panics
+/// For other pairs: a mistake in the caller.
+pub fn cast(src: DType, dst: DType, params: &CastParams) -> Launch {
+    if src == dst {
+        let bytes = params.count * src.size() as u64;
+        return copy(&CopyParams { src: params.src, dst: params.dst, bytes });
+    }
+    let kernel = match (src, dst) {
+        (DType::F32, DType::BF16) => &CAST_F32_BF16,
+        (DType::BF16, DType::F32) => &CAST_BF16_F32,
+        _ => panic!("cast: no kernel turns {src} into {dst}"),
+    };
+    Launch::kernel(kernel, params, Cost { flops: 0.0, bytes: params.count as f64 * (src.size() + dst.size()) as f64 })
+}
+
+/// `dst = src` from f16 (IEEE binary16) to F32 or BF16.
+pub fn cast_f16(dst: DType, params: &CastParams) -> Launch {
+    let kernel = by_dtype(dst, &CAST_F16_F32, &CAST_F16_BF16);
+    Launch::kernel(kernel, params, Cost { flops: 0.0, bytes: params.count as f64 * (2 + dst.size()) as f64 })
+}
+
+/// `dst = value`; F32 or BF16.
+pub fn fill(dtype: DType, params: &FillParams) -> Launch {
+    let cost = Cost { flops: 0.0, bytes: params.count as f64 * dtype.size() as f64 };
+    Launch::kernel(by_dtype(dtype, &FILL_F32, &FILL_BF16), params, cost)
+}
+
+/// `y = x · scalar[0]`, f32.
+pub fn mul_scalar(params: &MulScalarParams) -> Launch {
+    let n = params.count as f64;
+    Launch::kernel(&MUL_SCALAR, params, Cost { flops: n, bytes: 8.0 * n })
+}
+
+/// A copy of bytes.
+pub fn copy(params: &CopyParams) -> Launch {
+    Launch::kernel(&COPY, params, Cost { flops: 0.0, bytes: 2.0 * params.bytes as f64 })
+}
+
+/// Sizes that tests and benches share.
+pub fn cases() -> Vec<usize> {
+    vec![0, 1, 17, 8191, 16384 * 2 + 5]
+}

@@ -1,0 +1,89 @@
+//! Embedding: `y[t] = table[ids[t]]`, and the gradient of the table, `dw[ids[t]] += dy[t]`, tokens in order.
+//!
+//! Shapes: table W `[vocab, hidden]`, y and dy T `[tokens, hidden]`, ids i32 `[tokens]`, dw f32 `[vocab, hidden]`; W and T
+//! f32 or bf16 (f32 to bf16 rounds to nearest even). An id outside `0..vocab` gives a row of zeros and no gradient on
+//! cpu: callers check ids before. Outputs may not overlap inputs. Bound: memory.
+
+mod cpu;
+#[cfg(test)]
+mod formula;
+#[cfg(test)]
+mod tests;
+
+use crate::launch::by_dtype;
+use crate::{Addr, Cost, DType, Launch, kernel, params};
+use half::bf16;
+
+params! {
+    /// Parameters of the forward kernel.
+    pub struct FwdParams {
+        /// W `[vocab, hidden]`
+        pub table: Addr,
+        /// i32 `[tokens]`
+        pub ids: Addr,
+        /// T `[tokens, hidden]`, written.
+        pub y: Addr,
+        /// Tokens.
+        pub tokens: u32,
+        /// Elements of a row.
+        pub hidden: u32,
+        /// Rows of the table.
+        pub vocab: u32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+params! {
+    /// Parameters of the backward kernel.
+    pub struct BwdParams {
+        /// i32 `[tokens]`
+        pub ids: Addr,
+        /// T `[tokens, hidden]`
+        pub dy: Addr,
+        /// f32 `[vocab, hidden]`, added to.
+        pub dw: Addr,
+        /// Tokens.
+        pub tokens: u32,
+        /// Elements of a row.
+        pub hidden: u32,
+        /// Rows of the table.
+        pub vocab: u32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+kernel!(pub FWD_F32_F32, "embedding_fwd_f32_f32", FwdParams, cpu::fwd::<f32, f32>);
+kernel!(pub FWD_F32_BF16, "embedding_fwd_f32_bf16", FwdParams, cpu::fwd::<f32, bf16>);
+kernel!(pub FWD_BF16_F32, "embedding_fwd_bf16_f32", FwdParams, cpu::fwd::<bf16, f32>);
+kernel!(pub FWD_BF16_BF16, "embedding_fwd_bf16_bf16", FwdParams, cpu::fwd::<bf16, bf16>);
+kernel!(pub BWD_F32, "embedding_bwd_f32", BwdParams, cpu::bwd::<f32>);
+kernel!(pub BWD_BF16, "embedding_bwd_bf16", BwdParams, cpu::bwd::<bf16>);
+
+/// The forward launch; W and T each F32 or BF16.
+///
+/// # Panics
+/// For other types: a mistake in the caller.
+pub fn fwd(table: DType, out: DType, params: &FwdParams) -> Launch {
+    let kernel = match table {
+        DType::F32 => by_dtype(out, &FWD_F32_F32, &FWD_F32_BF16),
+        DType::BF16 => by_dtype(out, &FWD_BF16_F32, &FWD_BF16_BF16),
+        other => panic!("embedding: a table is f32 or bf16, not {other}"),
+    };
+    let n = params.tokens as f64 * params.hidden as f64;
+    let bytes = n * (table.size() + out.size()) as f64 + 4.0 * params.tokens as f64;
+    Launch::kernel(kernel, params, Cost { flops: 0.0, bytes })
+}
+
+/// The backward launch; `dtype` is T, F32 or BF16.
+pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
+    let n = params.tokens as f64 * params.hidden as f64;
+    let cost = Cost { flops: n, bytes: n * (dtype.size() + 8) as f64 + 4.0 * params.tokens as f64 };
+    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
+}
+
+/// Shapes that tests and benches share: (tokens, hidden, vocab).
+pub fn cases() -> Vec<(usize, usize, usize)> {
+    vec![(1, 1, 1), (17, 19, 3), (0, 8, 5), (8191, 3, 100), (65, 2048, 33), (5, 513, 1000)]
+}

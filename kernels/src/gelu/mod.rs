@@ -1,0 +1,64 @@
+//! GELU in its exact form, `y = x · Φ(x)` with `Φ(x) = (1 + erf(x / √2)) / 2`, and its gradient
+//! `dx = dy · (Φ(x) + x · φ(x))`, `φ(x) = e^(−x²/2) / √(2π)`.
+//!
+//! Shapes: all `[count]`, one dtype, f32 or bf16; outputs may not overlap inputs. Arithmetic in f32, one rounding at the
+//! store. Bound: memory; 2 reads and writes of `count` elements forward, 3 backward.
+
+mod cpu;
+#[cfg(test)]
+mod formula;
+#[cfg(test)]
+mod tests;
+
+use crate::launch::by_dtype;
+use crate::{Addr, Cost, DType, Launch, kernel, params};
+
+params! {
+    /// Parameters of the forward kernel.
+    pub struct FwdParams {
+        /// `[count]`
+        pub x: Addr,
+        /// `[count]`, written.
+        pub y: Addr,
+        /// Elements.
+        pub count: u64,
+    }
+}
+
+params! {
+    /// Parameters of the backward kernel.
+    pub struct BwdParams {
+        /// `[count]`
+        pub x: Addr,
+        /// `[count]`
+        pub dy: Addr,
+        /// `[count]`, written.
+        pub dx: Addr,
+        /// Elements.
+        pub count: u64,
+    }
+}
+
+kernel!(pub FWD_F32, "gelu_fwd_f32", FwdParams, cpu::fwd::<f32>);
+kernel!(pub FWD_BF16, "gelu_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>);
+kernel!(pub BWD_F32, "gelu_bwd_f32", BwdParams, cpu::bwd::<f32>);
+kernel!(pub BWD_BF16, "gelu_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>);
+
+/// The forward launch; `dtype` is that of every operand, F32 or BF16.
+pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
+    let n = params.count as f64;
+    let cost = Cost { flops: 30.0 * n, bytes: 2.0 * n * dtype.size() as f64 };
+    Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), params, cost)
+}
+
+/// The backward launch; `dtype` is that of every operand, F32 or BF16.
+pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
+    let n = params.count as f64;
+    let cost = Cost { flops: 50.0 * n, bytes: 3.0 * n * dtype.size() as f64 };
+    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
+}
+
+/// Sizes that tests and benches share: (count, scale of the inputs).
+pub fn cases() -> Vec<(usize, f32)> {
+    vec![(1, 1.0), (17, 1.0), (8191, 3.0), (4096 * 5 + 3, 0.1)]
+}

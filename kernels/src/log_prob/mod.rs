@@ -1,0 +1,86 @@
+//! Log-probability of one token a row: `lse = ln Σ_j e^(l_j · s)`, `log_prob = l_target · s − lse` with `s` the inverse
+//! temperature; gradient `d_logits[j] = grad · s · (1[j = target] − e^(l_j · s − lse))`.
+//!
+//! Shapes: logits f32 `[rows, vocab]`, targets i32 `[rows]`, log_prob, lse and grad f32 `[rows]`, d_logits T
+//! `[rows, vocab]`, f32 or bf16, which may not overlap the logits. A negative target marks a row that is ignored:
+//! log_prob 0, gradient 0. A target beyond the vocabulary gives NaN (callers check before). Exponentials are taken of
+//! `(l − max) · s` in f32 and summed in f64 over blocks of 512. Bound: memory and exponentials; two passes forward.
+
+mod cpu;
+#[cfg(test)]
+mod formula;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use cpu::{Row, max};
+
+use crate::launch::by_dtype;
+use crate::{Addr, Cost, DType, Launch, kernel, params};
+
+params! {
+    /// Parameters of the forward kernel.
+    pub struct FwdParams {
+        /// f32 `[rows, vocab]`
+        pub logits: Addr,
+        /// i32 `[rows]`; negative: ignored.
+        pub targets: Addr,
+        /// f32 `[rows]`, written.
+        pub log_prob: Addr,
+        /// f32 `[rows]`, written.
+        pub lse: Addr,
+        /// Rows.
+        pub rows: u32,
+        /// Logits of a row.
+        pub vocab: u32,
+        /// 1 / temperature.
+        pub inv_temperature: f32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+params! {
+    /// Parameters of the backward kernel.
+    pub struct BwdParams {
+        /// f32 `[rows, vocab]`
+        pub logits: Addr,
+        /// i32 `[rows]`; negative: ignored.
+        pub targets: Addr,
+        /// f32 `[rows]`, from the forward kernel.
+        pub lse: Addr,
+        /// f32 `[rows]`, the gradient of log_prob.
+        pub grad: Addr,
+        /// T `[rows, vocab]`, written.
+        pub d_logits: Addr,
+        /// Rows.
+        pub rows: u32,
+        /// Logits of a row.
+        pub vocab: u32,
+        /// 1 / temperature.
+        pub inv_temperature: f32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+kernel!(pub FWD, "log_prob_fwd", FwdParams, cpu::fwd);
+kernel!(pub BWD_F32, "log_prob_bwd_f32", BwdParams, cpu::bwd::<f32>);
+kernel!(pub BWD_BF16, "log_prob_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>);
+
+/// The forward launch.
+pub fn fwd(params: &FwdParams) -> Launch {
+    let (rows, n) = (params.rows as f64, params.rows as f64 * params.vocab as f64);
+    Launch::kernel(&FWD, params, Cost { flops: 20.0 * n, bytes: 4.0 * n + 12.0 * rows })
+}
+
+/// The backward launch; `dtype` is T, F32 or BF16.
+pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
+    let (rows, n) = (params.rows as f64, params.rows as f64 * params.vocab as f64);
+    let cost = Cost { flops: 20.0 * n, bytes: (4 + dtype.size()) as f64 * n + 12.0 * rows };
+    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
+}
+
+/// Shapes that tests and benches share: (rows, vocab, scale of the logits, temperature).
+pub fn cases() -> Vec<(usize, usize, f32, f32)> {
+    vec![(1, 1, 1.0, 1.0), (17, 19, 1.0, 0.7), (5, 8191, 8.0, 1.0), (2, 152_064, 3.0, 1.3), (3, 1000, 0.0, 1.0)]
+}

@@ -1,0 +1,88 @@
+//! Parts of fixed length, each summed in eight f64 lanes.
+#![allow(unsafe_code)]
+
+use super::{ClipParams, PART, SumSquaresParams, WeightedSumParams, parts};
+use crate::view::{Out, slice};
+use crate::{Element, Team, simd_fn};
+
+/// f64 sums kept side by side.
+const LANES: usize = 16;
+
+fn sum(lanes: [f64; LANES]) -> f64 {
+    lanes.iter().sum()
+}
+
+simd_fn! {
+    fn dot(x: &[f32], w: &[f32]) -> f64 {
+        let mut lanes = [0.0f64; LANES];
+        let ((x, x_rest), (w, w_rest)) = (x.as_chunks::<LANES>(), w.as_chunks::<LANES>());
+        for (x, w) in x.iter().zip(w) {
+            for i in 0..LANES {
+                lanes[i] += x[i] as f64 * w[i] as f64;
+            }
+        }
+        for (i, (x, w)) in x_rest.iter().zip(w_rest).enumerate() {
+            lanes[i] += *x as f64 * *w as f64;
+        }
+        sum(lanes)
+    }
+}
+
+simd_fn! {
+    fn squares<T: Element>(x: &[T]) -> f64 {
+        let mut lanes = [0.0f64; LANES];
+        let (x, rest) = x.as_chunks::<LANES>();
+        for x in x {
+            for i in 0..LANES {
+                let x = x[i].to_f32() as f64;
+                lanes[i] += x * x;
+            }
+        }
+        for (i, x) in rest.iter().enumerate() {
+            let x = x.to_f32() as f64;
+            lanes[i] += x * x;
+        }
+        sum(lanes)
+    }
+}
+
+/// One task: what is summed like this is a number per token.
+///
+/// # Safety
+/// The addresses cover what [`WeightedSumParams`] says.
+pub unsafe fn weighted_sum(p: &WeightedSumParams, _: &Team) {
+    let n = p.n as usize;
+    // SAFETY: the caller's promise.
+    let (x, w, out) = unsafe { (slice::<f32>(p.x, n), slice::<f32>(p.w, n), Out::<f32>::new(p.out, 1)) };
+    // SAFETY: the only part.
+    let one = unsafe { out.part(0, 1) };
+    one[0] = dot(x, w) as f32;
+}
+
+/// # Safety
+/// The addresses cover what [`SumSquaresParams`] says.
+pub unsafe fn sum_squares<T: Element>(p: &SumSquaresParams, team: &Team) {
+    let n = p.n as usize;
+    // SAFETY: the caller's promise.
+    let (x, partial) = unsafe { (slice::<T>(p.x, n), Out::<f64>::new(p.partial, parts(n))) };
+    team.run(parts(n), |part| {
+        let x = &x[part * PART..n.min((part + 1) * PART)];
+        // SAFETY: each part has an element of its own.
+        let one = unsafe { partial.part(part, 1) };
+        one[0] = squares(x);
+    });
+}
+
+/// # Safety
+/// The addresses cover what [`ClipParams`] says.
+pub unsafe fn clip(p: &ClipParams, _: &Team) {
+    // SAFETY: the caller's promise.
+    let (partials, out) = unsafe { (slice::<f64>(p.partials, p.count as usize), Out::<f32>::new(p.out, 2)) };
+    let norm = partials.iter().sum::<f64>().sqrt();
+    let factor = p.max_norm as f64 / (norm + 1e-6);
+    // SAFETY: the only part.
+    let out = unsafe { out.part(0, 2) };
+    out[0] = norm as f32;
+    // Not `min`, which would turn a NaN into 1.
+    out[1] = if factor > 1.0 { 1.0 } else { factor as f32 };
+}

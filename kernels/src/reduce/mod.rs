@@ -1,0 +1,93 @@
+//! Sums to one number, in f64 and in an order that is fixed by the length alone: a weighted sum, the sum of squares of a
+//! tensor, and from many of those the norm of a gradient and the factor that clips it.
+//!
+//! `sum_squares` writes one partial sum per 64 Ki elements; the partials of many tensors lie one after the other, and
+//! `clip` adds them up in that order. NaN or infinity anywhere comes out as a NaN or infinite norm. Bound: memory.
+
+mod cpu;
+#[cfg(test)]
+mod formula;
+#[cfg(test)]
+mod tests;
+
+use crate::launch::by_dtype;
+use crate::{Addr, Cost, DType, Launch, kernel, params};
+
+params! {
+    /// `out = Σ x · w`
+    pub struct WeightedSumParams {
+        /// f32 `[n]`
+        pub x: Addr,
+        /// f32 `[n]`
+        pub w: Addr,
+        /// f32 `[1]`, written.
+        pub out: Addr,
+        /// Elements.
+        pub n: u64,
+    }
+}
+
+params! {
+    /// `partial[i] = Σ x²` over part i.
+    pub struct SumSquaresParams {
+        /// T `[n]`
+        pub x: Addr,
+        /// f64 `[parts(n)]`, written.
+        pub partial: Addr,
+        /// Elements.
+        pub n: u64,
+    }
+}
+
+params! {
+    /// `norm = √Σ partials`, `factor = min(1, max_norm / (norm + 1e-6))`
+    pub struct ClipParams {
+        /// f64 `[count]`
+        pub partials: Addr,
+        /// f32 `[2]`, written: the norm and the factor.
+        pub out: Addr,
+        /// Partial sums.
+        pub count: u64,
+        /// The norm to clip to; infinite: the factor is 1.
+        pub max_norm: f32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+kernel!(pub WEIGHTED_SUM, "weighted_sum", WeightedSumParams, cpu::weighted_sum);
+kernel!(pub SUM_SQUARES_F32, "sum_squares_f32", SumSquaresParams, cpu::sum_squares::<f32>);
+kernel!(pub SUM_SQUARES_BF16, "sum_squares_bf16", SumSquaresParams, cpu::sum_squares::<half::bf16>);
+kernel!(pub CLIP, "clip", ClipParams, cpu::clip);
+
+/// Elements of one partial sum of squares.
+pub const PART: usize = 64 * 1024;
+
+/// Partial sums that `sum_squares` writes for `n` elements.
+pub const fn parts(n: usize) -> usize {
+    n.div_ceil(PART)
+}
+
+/// The weighted sum.
+pub fn weighted_sum(params: &WeightedSumParams) -> Launch {
+    let n = params.n as f64;
+    Launch::kernel(&WEIGHTED_SUM, params, Cost { flops: 2.0 * n, bytes: 8.0 * n })
+}
+
+/// The partial sums of squares; `dtype` is T, F32 or BF16.
+pub fn sum_squares(dtype: DType, params: &SumSquaresParams) -> Launch {
+    let n = params.n as f64;
+    let cost = Cost { flops: 2.0 * n, bytes: n * dtype.size() as f64 };
+    Launch::kernel(by_dtype(dtype, &SUM_SQUARES_F32, &SUM_SQUARES_BF16), params, cost)
+}
+
+/// The norm and the clip factor.
+pub fn clip(params: &ClipParams) -> Launch {
+    let n = params.count as f64;
+    Launch::kernel(&CLIP, params, Cost { flops: n, bytes: 8.0 * n })
+}
+
+/// Sizes that tests and benches share.
+pub fn cases() -> Vec<usize> {
+    vec![0, 1, 17, 8191, PART, PART * 2 + 3]
+}

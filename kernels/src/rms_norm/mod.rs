@@ -1,0 +1,95 @@
+//! RMS normalisation of rows: `rstd = 1 / sqrt(mean(x²) + eps)`, `y = T(w · T(x · rstd))` with the inner rounding to the
+//! element type T that Qwen2's and Qwen2.5-VL's `Qwen2RMSNorm` has. Gradient, with `g = dy · w`:
+//! `dx = rstd · (g − x · rstd² · mean(g · x))`, `dw += Σ_rows dy · x · rstd`; the inner rounding counts as the identity.
+//!
+//! Shapes: x, y, dy, dx `[rows, cols]`, w `[cols]`, all T, f32 or bf16; rstd f32 `[rows]`; dw f32 `[cols]`. Outputs may
+//! not overlap inputs. Arithmetic in f32. dw is summed over parts of 64 rows, each in row order, then over the parts.
+//! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward.
+
+mod cpu;
+#[cfg(test)]
+mod formula;
+#[cfg(test)]
+mod tests;
+
+use crate::launch::by_dtype;
+use crate::{Addr, Cost, DType, Launch, kernel, params};
+
+params! {
+    /// Parameters of the forward kernel.
+    pub struct FwdParams {
+        /// T `[rows, cols]`
+        pub x: Addr,
+        /// T `[cols]`
+        pub w: Addr,
+        /// T `[rows, cols]`, written.
+        pub y: Addr,
+        /// f32 `[rows]`, written unless null.
+        pub rstd: Addr,
+        /// Rows.
+        pub rows: u32,
+        /// Elements of a row.
+        pub cols: u32,
+        /// Added to the mean square.
+        pub eps: f32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+params! {
+    /// Parameters of the backward kernel.
+    pub struct BwdParams {
+        /// T `[rows, cols]`
+        pub x: Addr,
+        /// T `[cols]`
+        pub w: Addr,
+        /// f32 `[rows]`, from the forward kernel.
+        pub rstd: Addr,
+        /// T `[rows, cols]`
+        pub dy: Addr,
+        /// T `[rows, cols]`, written.
+        pub dx: Addr,
+        /// f32 `[cols]`, added to; null if w is frozen.
+        pub dw: Addr,
+        /// f32 `[parts(rows), cols]`, workspace; unused when dw is null.
+        pub partial: Addr,
+        /// Rows.
+        pub rows: u32,
+        /// Elements of a row.
+        pub cols: u32,
+    }
+}
+
+kernel!(pub FWD_F32, "rms_norm_fwd_f32", FwdParams, cpu::fwd::<f32>);
+kernel!(pub FWD_BF16, "rms_norm_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>);
+kernel!(pub BWD_F32, "rms_norm_bwd_f32", BwdParams, cpu::bwd::<f32>);
+kernel!(pub BWD_BF16, "rms_norm_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>);
+
+/// Rows whose contributions to dw are summed before they meet those of other rows.
+pub const PART_ROWS: usize = 64;
+
+/// Rows of the workspace that the backward kernel needs.
+pub const fn parts(rows: usize) -> usize {
+    rows.div_ceil(PART_ROWS)
+}
+
+/// The forward launch; `dtype` is T, F32 or BF16.
+pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
+    let n = params.rows as f64 * params.cols as f64;
+    let bytes = (2.0 * n + params.cols as f64) * dtype.size() as f64;
+    Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), params, Cost { flops: 4.0 * n, bytes })
+}
+
+/// The backward launch; `dtype` is T, F32 or BF16.
+pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
+    let n = params.rows as f64 * params.cols as f64;
+    let dw = if params.dw.is_null() { 0.0 } else { 8.0 * params.cols as f64 };
+    let bytes = (3.0 * n + params.cols as f64) * dtype.size() as f64 + 4.0 * params.rows as f64 + dw;
+    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, Cost { flops: 11.0 * n, bytes })
+}
+
+/// Shapes that tests and benches share: (rows, cols, scale of the inputs).
+pub fn cases() -> Vec<(usize, usize, f32)> {
+    vec![(1, 1, 1.0), (17, 19, 1.0), (3, 8191, 30.0), (PART_ROWS + 1, 1280, 1e-4), (PART_ROWS * 3 - 1, 128, 1.0)]
+}

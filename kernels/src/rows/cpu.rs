@@ -1,0 +1,52 @@
+//! Some rows a task.
+#![allow(unsafe_code)]
+
+use super::{GatherParams, ScatterParams};
+use crate::Team;
+use crate::view::{Out, slice};
+
+/// Rows of one task.
+const ROWS: usize = 16;
+
+fn row_of(index: i32, n: usize) -> Option<usize> {
+    usize::try_from(index).ok().filter(|&row| row < n)
+}
+
+/// # Safety
+/// The addresses cover what [`GatherParams`] says.
+pub unsafe fn gather<T: Copy + Default + Send + Sync>(p: &GatherParams, team: &Team) {
+    let (m, cols, n) = (p.m as usize, p.cols as usize, p.n as usize);
+    // SAFETY: the caller's promise.
+    let (x, index) = unsafe { (slice::<T>(p.x, n * cols), slice::<i32>(p.index, m)) };
+    // SAFETY: the caller's promise.
+    let y = unsafe { Out::<T>::new(p.y, m * cols) };
+    team.run(m.div_ceil(ROWS), |task| {
+        for i in task * ROWS..(task * ROWS + ROWS).min(m) {
+            // SAFETY: rows do not overlap.
+            let y = unsafe { y.part(i * cols, cols) };
+            match row_of(index[i], n) {
+                Some(row) => y.copy_from_slice(&x[row * cols..][..cols]),
+                None => y.fill(T::default()),
+            }
+        }
+    });
+}
+
+/// # Safety
+/// The addresses cover what [`ScatterParams`] says, and no index occurs twice.
+pub unsafe fn scatter<T: Copy + Send + Sync>(p: &ScatterParams, team: &Team) {
+    let (m, cols, n) = (p.m as usize, p.cols as usize, p.n as usize);
+    // SAFETY: the caller's promise.
+    let (src, index) = unsafe { (slice::<T>(p.src, m * cols), slice::<i32>(p.index, m)) };
+    // SAFETY: the caller's promise.
+    let dst = unsafe { Out::<T>::new(p.dst, n * cols) };
+    team.run(m.div_ceil(ROWS), |task| {
+        for i in task * ROWS..(task * ROWS + ROWS).min(m) {
+            if let Some(row) = row_of(index[i], n) {
+                // SAFETY: indices are unique, so rows do not overlap.
+                let dst = unsafe { dst.part(row * cols, cols) };
+                dst.copy_from_slice(&src[i * cols..][..cols]);
+            }
+        }
+    });
+}

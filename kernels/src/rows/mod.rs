@@ -1,0 +1,81 @@
+//! Rows picked by an index: gather `y[i] = x[index[i]]` and scatter `dst[index[i]] = src[i]` (only those rows change).
+//!
+//! Shapes: x and dst `[n, cols]`, y and src `[m, cols]`, index i32 `[m]`; for scatter the indices are unique. Any element
+//! type of 2 or 4 bytes; bits are moved as they are. An index outside `0..n` gathers a row of zeros and scatters nothing
+//! on cpu: callers check before. Outputs may not overlap inputs. Bound: memory.
+
+mod cpu;
+#[cfg(test)]
+mod formula;
+#[cfg(test)]
+mod tests;
+
+use crate::{Addr, Cost, DType, Kernel, Launch, kernel, params};
+
+params! {
+    /// Parameters of gather.
+    pub struct GatherParams {
+        /// `[n, cols]`
+        pub x: Addr,
+        /// i32 `[m]`
+        pub index: Addr,
+        /// `[m, cols]`, written.
+        pub y: Addr,
+        /// Rows picked.
+        pub m: u32,
+        /// Elements of a row.
+        pub cols: u32,
+        /// Rows to pick from.
+        pub n: u32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+params! {
+    /// Parameters of scatter.
+    pub struct ScatterParams {
+        /// `[m, cols]`
+        pub src: Addr,
+        /// i32 `[m]`, each at most once.
+        pub index: Addr,
+        /// `[n, cols]`, written at the rows of the index.
+        pub dst: Addr,
+        /// Rows moved.
+        pub m: u32,
+        /// Elements of a row.
+        pub cols: u32,
+        /// Rows of the destination.
+        pub n: u32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+kernel!(pub GATHER_16, "rows_gather_16bit", GatherParams, cpu::gather::<u16>);
+kernel!(pub GATHER_32, "rows_gather_32bit", GatherParams, cpu::gather::<u32>);
+kernel!(pub SCATTER_16, "rows_scatter_16bit", ScatterParams, cpu::scatter::<u16>);
+kernel!(pub SCATTER_32, "rows_scatter_32bit", ScatterParams, cpu::scatter::<u32>);
+
+/// The gather launch for any element type.
+pub fn gather(dtype: DType, params: &GatherParams) -> Launch {
+    Launch::kernel(by_size(dtype, &GATHER_16, &GATHER_32), params, cost(dtype, params.m, params.cols))
+}
+
+/// The scatter launch for any element type.
+pub fn scatter(dtype: DType, params: &ScatterParams) -> Launch {
+    Launch::kernel(by_size(dtype, &SCATTER_16, &SCATTER_32), params, cost(dtype, params.m, params.cols))
+}
+
+fn by_size(dtype: DType, two: &'static Kernel, four: &'static Kernel) -> &'static Kernel {
+    if dtype.size() == 2 { two } else { four }
+}
+
+fn cost(dtype: DType, m: u32, cols: u32) -> Cost {
+    Cost { flops: 0.0, bytes: m as f64 * (2.0 * cols as f64 * dtype.size() as f64 + 4.0) }
+}
+
+/// Shapes that tests and benches share: (n, m, cols), m at most n.
+pub fn cases() -> Vec<(usize, usize, usize)> {
+    vec![(1, 1, 1), (19, 17, 23), (5, 0, 4), (7, 3, 8191), (300, 299, 128)]
+}
