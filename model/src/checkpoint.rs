@@ -4,7 +4,7 @@
 //! and dtype need, overlaps no other and is aligned for its dtype. [`Checkpoint::check`] holds the whole against a config.
 
 mod expected;
-mod header;
+pub(crate) mod header;
 mod shards;
 #[cfg(test)]
 mod tests;
@@ -171,6 +171,10 @@ impl Checkpoint {
                 let what = format!("is stored as {}; only F32, BF16 and F16 can be read", tensor.dtype);
                 return Err(fault(path, &tensor.name, what, "use the unquantised folder of this model"));
             };
+            if tensor.begin % dtype.size() != 0 {
+                let what = format!("starts at byte {}, which is not aligned for {}", tensor.begin, tensor.dtype);
+                return Err(fault(path, &tensor.name, what, "write the file again with the safetensors library"));
+            }
             let entry = Entry { shard, dtype, shape: tensor.shape, begin: tensor.begin, end: tensor.end };
             if let Some(other) = self.tensors.insert(name, entry) {
                 let first = self.shards.get(other.shard).map_or(path, |file| file.path());

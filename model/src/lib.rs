@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod error;
 pub mod input;
+pub mod save;
 
 pub use error::{ModelError, Result};
 

@@ -4,7 +4,7 @@ use super::*;
 use serde_json::{Value, json};
 
 /// A small config in the layout of the hub.
-fn flat() -> Value {
+pub(crate) fn flat() -> Value {
     json!({
         "model_type": "qwen2_5_vl", "vocab_size": 432, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1e6,

@@ -1,0 +1,359 @@
+//! The model's inputs as plain arrays, and the safetensors file that holds them (`reel preprocess`, `reel score --inputs`).
+
+use std::path::Path;
+
+use super::mrope::{Grids, rope_index};
+use super::window::GridThw;
+use crate::checkpoint::header::{self, Stored};
+use crate::config::ModelConfig;
+use crate::error::{ModelError, Result};
+use crate::save::{StoredTensor, write_safetensors};
+
+/// One sequence of S tokens, ready for the model. N counts patches; a patch is `vision.patch_dim()` values.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Tokens {
+    /// [S]
+    pub input_ids: Vec<i64>,
+    /// [3][S]: time, height, width.
+    pub position_ids: [Vec<i64>; 3],
+    /// Added to a token's place, gives the position of text generated after this sequence.
+    pub rope_delta: i64,
+    /// [N, patch_dim] of all pictures, in order.
+    pub pixel_values: Option<Vec<f32>>,
+    /// Time, height and width in patches, one a picture.
+    pub image_grid_thw: Vec<GridThw>,
+    /// [N, patch_dim] of all films, in order.
+    pub pixel_values_videos: Option<Vec<f32>>,
+    /// Time, height and width in patches, one a film.
+    pub video_grid_thw: Vec<GridThw>,
+    /// Seconds from one frame pair to the next, one a film.
+    pub second_per_grid_ts: Vec<f32>,
+    /// Which frames of the films were taken, film after film.
+    pub frame_indices: Vec<i64>,
+}
+
+const CURE: &str = "give a file as `reel preprocess` writes it for this model";
+
+impl Tokens {
+    /// A sequence of text alone.
+    pub fn text(input_ids: Vec<i64>) -> Self {
+        let plain: Vec<i64> = (0..input_ids.len() as i64).collect();
+        Self { input_ids, position_ids: [plain.clone(), plain.clone(), plain], ..Self::default() }
+    }
+
+    /// S.
+    pub fn len(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// Whether there are no tokens.
+    pub fn is_empty(&self) -> bool {
+        self.input_ids.is_empty()
+    }
+
+    /// The grids as [`rope_index`] wants them.
+    pub fn grids(&self) -> Grids<'_> {
+        Grids {
+            image_grid_thw: &self.image_grid_thw,
+            video_grid_thw: &self.video_grid_thw,
+            second_per_grid_ts: &self.second_per_grid_ts,
+        }
+    }
+
+    /// Fills `position_ids` and `rope_delta` from ids and grids.
+    pub fn compute_positions(&mut self, config: &ModelConfig, place: &str) -> Result<()> {
+        let index = rope_index(config, &self.input_ids, self.grids(), place)?;
+        (self.position_ids, self.rope_delta) = (index.position_ids, index.rope_delta);
+        Ok(())
+    }
+
+    /// Holds the arrays against each other and the model: ids in the vocabulary, pads as many as the grids give tokens, patches as
+    /// many as the grids have. `place` (a file) opens the error.
+    pub fn check(&self, config: &ModelConfig, place: &str) -> Result<()> {
+        let fault = |name: &str, what: String| Err(ModelError::inputs(format!("{place}: {name}"), what, CURE));
+        if self.input_ids.is_empty() {
+            return fault("input_ids", "has no tokens".to_string());
+        }
+        let vocab_size = config.text.vocab_size;
+        if let Some((at, id)) = self.input_ids.iter().enumerate().find(|&(_, &id)| id < 0 || id >= vocab_size as i64) {
+            return fault("input_ids", format!("has {id} at place {at}, outside the vocabulary of {vocab_size}"));
+        }
+        if let Some(axis) = self.position_ids.iter().find(|axis| axis.len() != self.len()) {
+            return fault("position_ids", format!("has {} positions for {} tokens", axis.len(), self.len()));
+        }
+        if let Some(position) = self.position_ids.iter().flatten().find(|&&p| !(0..=i64::from(i32::MAX)).contains(&p)) {
+            return fault("position_ids", format!("has {position}, which is no position"));
+        }
+        self.check_media(config, place, "image", config.tokens.image, &self.image_grid_thw, self.pixel_values.as_deref())?;
+        self.check_media(config, place, "video", config.tokens.video, &self.video_grid_thw, self.pixel_values_videos.as_deref())
+    }
+
+    fn check_media(
+        &self,
+        config: &ModelConfig,
+        place: &str,
+        kind: &str,
+        pad: u32,
+        grids: &[GridThw],
+        pixels: Option<&[f32]>,
+    ) -> Result<()> {
+        let pixel_name = if kind == "image" { "pixel_values" } else { "pixel_values_videos" };
+        let fault = |name: &str, what: String| Err(ModelError::inputs(format!("{place}: {name}"), what, CURE));
+        let merge = config.vision.spatial_merge_size;
+        if let Some(grid) = grids.iter().find(|[t, h, w]| *t == 0 || *h == 0 || *w == 0 || h % merge != 0 || w % merge != 0) {
+            return fault(&format!("{kind}_grid_thw"), format!("has {grid:?}; height and width must be multiples of {merge}"));
+        }
+        let patches: usize = grids.iter().map(|grid| grid.iter().product::<usize>()).sum();
+        let values = pixels.map_or(0, <[f32]>::len);
+        if values != patches * config.vision.patch_dim() {
+            let rows = values / config.vision.patch_dim();
+            return fault(pixel_name, format!("has {rows} patches but {kind}_grid_thw has {patches}"));
+        }
+        if grids.is_empty() {
+            return Ok(());
+        }
+        let pads = self.input_ids.iter().filter(|&&id| id == i64::from(pad)).count();
+        let tokens = patches / config.vision.merge_unit();
+        if pads != tokens {
+            return fault("input_ids", format!("has {pads} {kind} pads but {kind}_grid_thw gives {tokens} tokens"));
+        }
+        Ok(())
+    }
+
+    /// Writes the file of `reel preprocess`: what is there, under the names of the processor.
+    pub fn write(&self, path: &Path, config: &ModelConfig) -> Result<()> {
+        let positions: Vec<i64> = self.position_ids.concat();
+        let delta = [self.rope_delta];
+        let flat = |grids: &[GridThw]| grids.iter().flatten().map(|&x| x as i64).collect::<Vec<i64>>();
+        let (image_grid, video_grid) = (flat(&self.image_grid_thw), flat(&self.video_grid_thw));
+        let dim = config.vision.patch_dim();
+        let mut tensors = vec![
+            ints("input_ids", vec![self.len()], &self.input_ids),
+            ints("position_ids", vec![3, self.len()], &positions),
+            ints("rope_delta", vec![1], &delta),
+        ];
+        for (name, grid) in [("image_grid_thw", &image_grid), ("video_grid_thw", &video_grid)] {
+            if !grid.is_empty() {
+                tensors.push(ints(name, vec![grid.len() / 3, 3], grid));
+            }
+        }
+        for (name, pixels) in [("pixel_values", &self.pixel_values), ("pixel_values_videos", &self.pixel_values_videos)] {
+            if let Some(pixels) = pixels {
+                tensors.push(floats(name, vec![pixels.len() / dim, dim], pixels));
+            }
+        }
+        if !self.second_per_grid_ts.is_empty() {
+            tensors.push(floats("second_per_grid_ts", vec![self.second_per_grid_ts.len()], &self.second_per_grid_ts));
+        }
+        if !self.frame_indices.is_empty() {
+            tensors.push(ints("frame_indices", vec![self.frame_indices.len()], &self.frame_indices));
+        }
+        write_safetensors(path, &tensors)
+    }
+
+    /// Reads such a file. `input_ids` must be there; positions are computed where they are not; other tensors are ignored.
+    pub fn read(path: &Path, config: &ModelConfig) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|e| ModelError::read(path, e))?;
+        let place = path.display().to_string();
+        let file = InputFile { place: &place, tensors: header::read(path, &bytes)?.tensors, bytes: &bytes };
+        let mut tokens = Self {
+            input_ids: match file.ints("input_ids")? {
+                Some((_, ids)) => ids,
+                None => return Err(ModelError::inputs(format!("{place}: input_ids"), "is missing", CURE)),
+            },
+            pixel_values: file.pixels("pixel_values", config)?,
+            image_grid_thw: file.grids("image_grid_thw")?,
+            pixel_values_videos: file.pixels("pixel_values_videos", config)?,
+            video_grid_thw: file.grids("video_grid_thw")?,
+            second_per_grid_ts: file.floats("second_per_grid_ts")?.map_or(Vec::new(), |(_, values)| values),
+            frame_indices: file.ints("frame_indices")?.map_or(Vec::new(), |(_, values)| values),
+            ..Self::default()
+        };
+        match file.ints("position_ids")? {
+            None => tokens.compute_positions(config, &place)?,
+            Some((shape, positions)) => tokens.set_positions(&file, &shape, &positions)?,
+        }
+        tokens.check(config, &place)?;
+        Ok(tokens)
+    }
+
+    fn set_positions(&mut self, file: &InputFile, shape: &[usize], positions: &[i64]) -> Result<()> {
+        let length = self.len();
+        if shape.first() != Some(&3) || positions.len() != 3 * length {
+            let what = format!("has shape {shape:?}, not [3, {length}]");
+            return Err(ModelError::inputs(format!("{}: position_ids", file.place), what, CURE));
+        }
+        for (axis, values) in self.position_ids.iter_mut().zip(positions.chunks(length.max(1))) {
+            *axis = values.to_vec();
+        }
+        let largest = positions.iter().max().copied().unwrap_or(-1);
+        self.rope_delta = match file.ints("rope_delta")? {
+            None => largest + 1 - length as i64,
+            Some((_, delta)) if delta.len() == 1 => delta[0],
+            Some((shape, _)) => {
+                let what = format!("has shape {shape:?}, not [1]");
+                return Err(ModelError::inputs(format!("{}: rope_delta", file.place), what, CURE));
+            }
+        };
+        Ok(())
+    }
+}
+
+fn ints<'a>(name: &'a str, shape: Vec<usize>, values: &'a [i64]) -> StoredTensor<'a> {
+    StoredTensor { name, dtype: "I64", shape, bytes: bytemuck::cast_slice(values) }
+}
+
+fn floats<'a>(name: &'a str, shape: Vec<usize>, values: &'a [f32]) -> StoredTensor<'a> {
+    StoredTensor { name, dtype: "F32", shape, bytes: bytemuck::cast_slice(values) }
+}
+
+/// A file of inputs, its tensors by name.
+struct InputFile<'a> {
+    place: &'a str,
+    tensors: Vec<Stored>,
+    bytes: &'a [u8],
+}
+
+/// Shape and values of a tensor.
+type Shaped<T> = (Vec<usize>, Vec<T>);
+
+impl InputFile<'_> {
+    fn find(&self, name: &str) -> Option<(&Stored, &[u8])> {
+        let tensor = self.tensors.iter().find(|tensor| tensor.name == name)?;
+        Some((tensor, self.bytes.get(tensor.begin..tensor.end)?))
+    }
+
+    fn wrong_dtype(&self, tensor: &Stored, wanted: &str) -> ModelError {
+        ModelError::inputs(format!("{}: {}", self.place, tensor.name), format!("is {}, not {wanted}", tensor.dtype), CURE)
+    }
+
+    fn ints(&self, name: &str) -> Result<Option<Shaped<i64>>> {
+        let Some((tensor, bytes)) = self.find(name) else { return Ok(None) };
+        let values = match tensor.dtype.as_str() {
+            "I64" => bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+            "I32" => bytes.as_chunks().0.iter().map(|b| i64::from(i32::from_le_bytes(*b))).collect(),
+            _ => return Err(self.wrong_dtype(tensor, "I64")),
+        };
+        Ok(Some((tensor.shape.clone(), values)))
+    }
+
+    fn floats(&self, name: &str) -> Result<Option<Shaped<f32>>> {
+        let Some((tensor, bytes)) = self.find(name) else { return Ok(None) };
+        let values = match tensor.dtype.as_str() {
+            "F32" => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            "F64" => bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+            "BF16" => bytes.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
+            "F16" => bytes.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+            _ => return Err(self.wrong_dtype(tensor, "F32")),
+        };
+        Ok(Some((tensor.shape.clone(), values)))
+    }
+
+    fn pixels(&self, name: &str, config: &ModelConfig) -> Result<Option<Vec<f32>>> {
+        let dim = config.vision.patch_dim();
+        match self.floats(name)? {
+            None => Ok(None),
+            Some((shape, _)) if shape.len() != 2 || shape[1] != dim => {
+                let what = format!("has shape {shape:?}, not [N, {dim}]");
+                Err(ModelError::inputs(format!("{}: {name}", self.place), what, CURE))
+            }
+            Some((_, values)) if values.is_empty() => Ok(None),
+            Some((_, values)) => Ok(Some(values)),
+        }
+    }
+
+    fn grids(&self, name: &str) -> Result<Vec<GridThw>> {
+        let Some((shape, values)) = self.ints(name)? else { return Ok(Vec::new()) };
+        let fault = |what: String| ModelError::inputs(format!("{}: {name}", self.place), what, CURE);
+        if shape.len() != 2 || shape[1] != 3 {
+            return Err(fault(format!("has shape {shape:?}, not [n, 3]")));
+        }
+        let length = |x: i64| match usize::try_from(x) {
+            Ok(x) if x <= 1 << 20 => Ok(x),
+            _ => Err(fault(format!("has {x}, which is no number of patches"))),
+        };
+        values.as_chunks().0.iter().map(|&[t, h, w]| Ok([length(t)?, length(h)?, length(w)?])).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::tiny;
+
+    /// One picture and one film between texts.
+    fn sample(config: &ModelConfig) -> Tokens {
+        let t = &config.tokens;
+        let mut ids = vec![1, t.vision_start.into()];
+        ids.extend([i64::from(t.image); 2]);
+        ids.extend([t.vision_end.into(), 2, t.vision_start.into()]);
+        ids.extend([i64::from(t.video); 6]);
+        ids.extend([t.vision_end.into(), 3]);
+        let mut tokens = Tokens {
+            input_ids: ids,
+            pixel_values: Some((0..8 * 1176).map(|x| x as f32).collect()),
+            image_grid_thw: vec![[1, 2, 4]],
+            pixel_values_videos: Some(vec![0.5; 24 * 1176]),
+            video_grid_thw: vec![[3, 4, 2]],
+            second_per_grid_ts: vec![0.75],
+            frame_indices: vec![0, 3, 7, 10, 13, 16],
+            ..Tokens::default()
+        };
+        tokens.compute_positions(config, "sample").unwrap();
+        tokens
+    }
+
+    #[test]
+    fn a_file_is_read_back_equal() {
+        let config = tiny();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("inputs.safetensors");
+        for tokens in [sample(&config), Tokens::text(vec![5, 6, 7])] {
+            tokens.write(&path, &config).unwrap();
+            assert_eq!(Tokens::read(&path, &config).unwrap(), tokens);
+        }
+    }
+
+    #[test]
+    fn ids_alone_are_enough() {
+        let config = tiny();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("i.safetensors");
+        let ids = [5i64, 6, 7];
+        let mask = [1u8; 3];
+        let other = StoredTensor { name: "attention_mask", dtype: "BOOL", shape: vec![3], bytes: &mask };
+        write_safetensors(&path, &[ints("input_ids", vec![1, 3], &ids), other]).unwrap();
+        assert_eq!(Tokens::read(&path, &config).unwrap(), Tokens::text(vec![5, 6, 7]));
+    }
+
+    #[test]
+    fn slips_are_named() {
+        let config = tiny();
+        let good = sample(&config);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("inputs.safetensors");
+        let refuse = |change: &dyn Fn(&mut Tokens), field: &str| {
+            let mut tokens = good.clone();
+            change(&mut tokens);
+            tokens.write(&path, &config).unwrap();
+            let error = Tokens::read(&path, &config).unwrap_err().to_string();
+            assert!(error.contains(&format!("inputs.safetensors: {field}")), "{error}");
+        };
+        refuse(&|t| t.input_ids[0] = 432, "input_ids: has 432 at place 0");
+        refuse(&|t| t.input_ids[0] = -1, "input_ids");
+        refuse(&|t| t.input_ids[0] = config.tokens.image.into(), "input_ids: has 3 image pads");
+        refuse(&|t| t.image_grid_thw[0] = [1, 3, 4], "image_grid_thw");
+        refuse(&|t| t.image_grid_thw[0] = [1, 4, 4], "pixel_values: has 8 patches");
+        refuse(&|t| t.video_grid_thw[0] = [2, 4, 2], "pixel_values_videos");
+        refuse(&|t| t.pixel_values = None, "pixel_values");
+        refuse(&|t| t.position_ids[1][2] = -4, "position_ids");
+        refuse(&|t| *t = Tokens::default(), "input_ids: has no tokens");
+        let f = [0f32; 3];
+        write_safetensors(&path, &[floats("input_ids", vec![3], &f)]).unwrap();
+        assert!(Tokens::read(&path, &config).unwrap_err().to_string().contains("input_ids: is F32, not I64"));
+        write_safetensors(&path, &[floats("x", vec![3], &f)]).unwrap();
+        assert!(Tokens::read(&path, &config).unwrap_err().to_string().contains("input_ids: is missing"));
+        std::fs::write(&path, b"text").unwrap();
+        assert!(Tokens::read(&path, &config).unwrap_err().to_string().contains("not a safetensors file"));
+    }
+}

@@ -1,0 +1,25 @@
+//! A weight matrix with its bias, loaded by name.
+
+use reel_runtime::{Cx, Tensor, ops};
+
+use crate::error::Result;
+use crate::weights::Loader;
+
+/// `y = x · weightᵀ + bias`
+#[derive(Clone, Debug)]
+pub(crate) struct Linear {
+    weight: Tensor, // [out, in]
+    bias: Option<Tensor>, // [out]
+}
+
+impl Linear {
+    pub(crate) fn load(from: &Loader, name: &str, out: usize, inner: usize, bias: bool) -> Result<Linear> {
+        let weight = from.load(&format!("{name}.weight"), &[out, inner], &[out, inner])?;
+        let bias = if bias { Some(from.load(&format!("{name}.bias"), &[out], &[out])?) } else { None };
+        Ok(Linear { weight, bias })
+    }
+
+    pub(crate) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::linear(cx, x, &self.weight, self.bias.as_ref())?)
+    }
+}

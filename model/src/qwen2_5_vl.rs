@@ -1,0 +1,102 @@
+//! Qwen2.5-VL whole: the vision tower's tokens placed among the text's, and the decoder over both.
+
+use reel_runtime::{Cx, DType, Device, Tensor, ops};
+
+use crate::batch::{Batch, Media};
+use crate::checkpoint::Checkpoint;
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::text::{Attend, Decoder, KvCache};
+use crate::vision::VisionTower;
+use crate::weights::{Loader, Source};
+
+/// The model with its weights on a device.
+#[derive(Clone, Debug)]
+pub struct Qwen25Vl {
+    /// Its shape.
+    pub config: ModelConfig,
+    /// Pictures and films to vision tokens.
+    pub vision: VisionTower,
+    /// Tokens to hidden states.
+    pub text: Decoder,
+}
+
+impl Qwen25Vl {
+    /// Loads every weight as `from` says.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another shape; out of memory.
+    pub fn load(from: &Loader, config: &ModelConfig) -> Result<Qwen25Vl> {
+        Ok(Qwen25Vl {
+            vision: VisionTower::load(from, &config.vision)?,
+            text: Decoder::load(from, config)?,
+            config: config.clone(),
+        })
+    }
+
+    /// Loads a checkpoint for inference, in place where its dtype allows.
+    ///
+    /// # Errors
+    /// As [`Qwen25Vl::load`]; weights that do not belong to the config.
+    pub fn open(device: &Device, files: &Checkpoint, config: &ModelConfig, dtype: DType) -> Result<Qwen25Vl> {
+        files.check(config)?;
+        Qwen25Vl::load(&Loader { device, source: Source::Files(files), dtype, trainable: &|_| false }, config)
+    }
+
+    /// Vision tokens `[M, H]` of a batch's media, in processor order.
+    ///
+    /// # Errors
+    /// Those of the ops.
+    pub fn vision_tokens(&self, cx: &Cx, media: &Media, checkpoint: bool) -> Result<Tensor> {
+        self.vision.forward(cx, media, checkpoint)
+    }
+
+    /// Embeddings `[S, H]`, those of vision pads replaced by the vision tokens.
+    ///
+    /// # Errors
+    /// Those of the ops.
+    pub fn embed(&self, cx: &Cx, batch: &Batch, vision: Option<&Tensor>) -> Result<Tensor> {
+        let x = ops::embedding(cx, &self.text.embed_tokens, &batch.ids)?;
+        match (&batch.media, vision) {
+            (Some(media), Some(tokens)) => Ok(ops::replace_rows(cx, &x, &media.slots, tokens)?),
+            _ => Ok(x),
+        }
+    }
+
+    /// Hidden states `[S, H]` of packed sequences, after the last norm. `checkpoint`: keep only each layer's input for the
+    /// gradient and compute the rest again.
+    ///
+    /// # Errors
+    /// Those of the ops.
+    pub fn hidden(&self, cx: &Cx, batch: &Batch, checkpoint: bool) -> Result<Tensor> {
+        let vision = match &batch.media {
+            Some(media) => Some(self.vision_tokens(cx, media, checkpoint)?),
+            None => None,
+        };
+        let x = self.embed(cx, batch, vision.as_ref())?;
+        drop(vision);
+        self.text.forward(cx, &x, &batch.positions, Attend::Packed(&batch.seqs), checkpoint)
+    }
+
+    /// Hidden states `[S, H]` of new tokens, whose keys and values are added to the cache.
+    ///
+    /// # Errors
+    /// Those of the ops.
+    pub fn hidden_cached(&self, cx: &Cx, batch: &Batch, cache: &KvCache, pages: &ops::KvPages) -> Result<Tensor> {
+        let vision = match &batch.media {
+            Some(media) => Some(self.vision_tokens(cx, media, false)?),
+            None => None,
+        };
+        let x = self.embed(cx, batch, vision.as_ref())?;
+        drop(vision);
+        self.text.forward(cx, &x, &batch.positions, Attend::Cached(cache, pages), false)
+    }
+
+    /// Logits, f32 `[R, V]`, of rows of hidden states `[R, H]`. No gradient passes.
+    ///
+    /// # Errors
+    /// Those of the ops.
+    pub fn logits(&self, cx: &Cx, hidden: &Tensor) -> Result<Tensor> {
+        Ok(ops::matmul(cx, hidden, &self.text.lm_head, DType::F32)?)
+    }
+}

@@ -1,0 +1,219 @@
+//! A folder in the hub's layout: weights in shards, and the small files of the folder that they came from.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::atomic::{AtomicFile, Finished};
+use super::tensors::{Line, TensorSpec, write_header};
+use crate::checkpoint::{Dtype, Naming};
+use crate::error::{ModelError, Result};
+
+/// The hub's largest file: 5 GB.
+pub const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// What goes along with the weights, as far as the source folder has it.
+const COMPANIONS: [&str; 12] = [
+    "generation_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+];
+
+/// Where a folder's small files come from, and how its weights are to be written.
+#[derive(Debug, Clone, Copy)]
+pub struct HubFolder<'a> {
+    /// The folder that config, tokenizer and templates are copied from.
+    pub source: &'a Path,
+    /// How the files name the tensors; [`crate::checkpoint::Checkpoint::naming`] keeps the source's own.
+    pub naming: Naming,
+    /// What config.json says about the weights.
+    pub dtype: Dtype,
+}
+
+/// Writes a whole hub folder: companions first, weights last.
+///
+/// `fill` writes the bytes of one tensor; it is called once for each, in order.
+pub fn hub_folder(
+    out: &Path,
+    folder: HubFolder,
+    tensors: &[TensorSpec],
+    fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
+) -> Result<()> {
+    fs::create_dir_all(out).map_err(|e| ModelError::write(out, e))?;
+    if !same_folder(folder.source, out) {
+        copy_companions(folder.source, out)?;
+    }
+    copy_config(folder, out)?;
+    write_weights(out, folder.naming, tensors, SHARD_BYTES, fill)
+}
+
+fn same_folder(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+fn copy_companions(source: &Path, out: &Path) -> Result<()> {
+    for name in COMPANIONS {
+        match fs::read(source.join(name)) {
+            Ok(bytes) => write_whole(&out.join(name), &bytes)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(ModelError::read(source.join(name), e)),
+        }
+    }
+    Ok(())
+}
+
+/// config.json with the dtype that the weights now have, under whichever key it stood.
+fn copy_config(folder: HubFolder, out: &Path) -> Result<()> {
+    let path = folder.source.join("config.json");
+    let text = fs::read_to_string(&path).map_err(|e| ModelError::read(&path, e))?;
+    let mut root: Value = serde_json::from_str(&text).map_err(|e| {
+        ModelError::config(path.display().to_string(), format!("is not JSON ({e})"), "restore the folder's config.json")
+    })?;
+    set_dtype(&mut root, folder.dtype);
+    for part in ["text_config", "vision_config"] {
+        if let Some(part) = root.get_mut(part) {
+            set_dtype(part, folder.dtype);
+        }
+    }
+    write_whole(&out.join("config.json"), format!("{root:#}\n").as_bytes())
+}
+
+fn set_dtype(object: &mut Value, dtype: Dtype) {
+    for key in ["dtype", "torch_dtype"] {
+        if let Some(value) = object.get_mut(key) {
+            *value = json!(dtype.config_name());
+        }
+    }
+}
+
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes).map_err(|e| file.error(e))?;
+    file.commit()
+}
+
+/// Writes `model.safetensors`, or shards of at most `shard_bytes` (but for a single larger tensor) with an index. All get their
+/// final names together at the end, and weight files of an earlier save that are not among them are removed.
+pub fn write_weights(
+    out: &Path,
+    naming: Naming,
+    tensors: &[TensorSpec],
+    shard_bytes: u64,
+    mut fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
+) -> Result<()> {
+    let shards = cut(tensors, shard_bytes);
+    let mut names = Vec::with_capacity(shards.len() + 1);
+    let mut files = Vec::with_capacity(shards.len() + 1);
+    let mut map = Map::new();
+    for (i, shard) in shards.iter().enumerate() {
+        let name = match shards.len() {
+            1 => "model.safetensors".to_string(),
+            n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
+        };
+        files.push(write_shard(&out.join(&name), naming, shard, &mut fill)?);
+        map.extend(shard.iter().map(|tensor| (naming.from_classic(&tensor.name), json!(name))));
+        names.push(name);
+    }
+    if shards.len() > 1 {
+        let total: u64 = tensors.iter().map(TensorSpec::bytes).sum();
+        let index = json!({"metadata": {"total_size": total}, "weight_map": map});
+        let name = "model.safetensors.index.json".to_string();
+        let mut file = AtomicFile::create(&out.join(&name))?;
+        writeln!(file, "{index:#}").map_err(|e| file.error(e))?;
+        files.push(file.finish()?);
+        names.push(name);
+    }
+    files.into_iter().try_for_each(Finished::publish)?;
+    remove_others(out, &names)
+}
+
+fn write_shard(
+    path: &Path,
+    naming: Naming,
+    shard: &[TensorSpec],
+    fill: &mut impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
+) -> Result<Finished> {
+    let lines: Vec<Line> = shard
+        .iter()
+        .map(|t| Line { name: naming.from_classic(&t.name), dtype: t.dtype.name(), shape: t.shape.clone(), bytes: t.bytes() })
+        .collect();
+    let mut file = AtomicFile::create(path)?;
+    write_header(&mut file, &lines).map_err(|e| file.error(e))?;
+    for tensor in shard {
+        let mut counted = Counted { inner: &mut file, left: tensor.bytes() };
+        let filled = fill(tensor, &mut counted).and_then(|()| counted.check());
+        filled.map_err(|e| file.error(e))?;
+    }
+    file.finish()
+}
+
+/// Runs of tensors that fit a file, in their order.
+fn cut(tensors: &[TensorSpec], shard_bytes: u64) -> Vec<&[TensorSpec]> {
+    let mut shards = Vec::new();
+    let (mut first, mut size) = (0, 0);
+    for (i, tensor) in tensors.iter().enumerate() {
+        if i > first && size + tensor.bytes() > shard_bytes {
+            shards.push(&tensors[first..i]);
+            (first, size) = (i, 0);
+        }
+        size += tensor.bytes();
+    }
+    shards.push(&tensors[first..]);
+    shards
+}
+
+/// Weight files of an earlier save would be read in place of, or beside, the new ones.
+fn remove_others(out: &Path, names: &[String]) -> Result<()> {
+    for entry in fs::read_dir(out).map_err(|e| ModelError::read(out, e))? {
+        let path = entry.map_err(|e| ModelError::read(out, e))?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        let is_ours = name == "model.safetensors"
+            || name == "model.safetensors.index.json"
+            || (name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors"));
+        if is_ours && !names.iter().any(|kept| kept == name) {
+            fs::remove_file(&path).map_err(|e| ModelError::write(&path, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets through exactly the bytes that the header promised.
+struct Counted<'a> {
+    inner: &'a mut AtomicFile,
+    left: u64,
+}
+
+impl Counted<'_> {
+    fn check(&self) -> io::Result<()> {
+        match self.left {
+            0 => Ok(()),
+            left => Err(io::Error::other(format!("a tensor's content is {left} bytes short"))),
+        }
+    }
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() as u64 > self.left {
+            return Err(io::Error::other("a tensor's content is longer than its shape"));
+        }
+        let n = self.inner.write(bytes)?;
+        self.left -= n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}

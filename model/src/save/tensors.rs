@@ -1,0 +1,82 @@
+//! One safetensors file: header, then the tensors end to end, aligned for their dtype.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::atomic::AtomicFile;
+use crate::checkpoint::Dtype;
+use crate::error::Result;
+
+/// A weight to be written: classic name, element type, shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Classic name (`model.layers.0…`, `visual.blocks.0…`).
+    pub name: String,
+    /// Element type in the file.
+    pub dtype: Dtype,
+    /// Lengths, slowest first.
+    pub shape: Vec<usize>,
+}
+
+impl TensorSpec {
+    /// Bytes in the file.
+    pub fn bytes(&self) -> u64 {
+        self.shape.iter().map(|&length| length as u64).product::<u64>() * self.dtype.size() as u64
+    }
+}
+
+/// A tensor with its content, of any dtype of the format.
+#[derive(Debug, Clone)]
+pub struct StoredTensor<'a> {
+    /// Its name in the file.
+    pub name: &'a str,
+    /// The format's name of the element type: `F32`, `I64`, `U8`, ….
+    pub dtype: &'static str,
+    /// Lengths, slowest first.
+    pub shape: Vec<usize>,
+    /// The elements, row-major, little-endian.
+    pub bytes: &'a [u8],
+}
+
+/// One line of a header.
+pub(super) struct Line {
+    pub(super) name: String,
+    pub(super) dtype: &'static str,
+    pub(super) shape: Vec<usize>,
+    pub(super) bytes: u64,
+}
+
+/// Writes the length and the header of these tensors, which are to follow in this order. Padded so that the data are
+/// aligned to 8 bytes.
+pub(super) fn write_header(out: &mut impl Write, lines: &[Line]) -> io::Result<()> {
+    let mut header = Map::new();
+    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut end = 0;
+    for line in lines {
+        let begin = end;
+        end += line.bytes;
+        header.insert(line.name.clone(), json!({"dtype": line.dtype, "shape": line.shape, "data_offsets": [begin, end]}));
+    }
+    let text = Value::Object(header).to_string();
+    let width = text.len().next_multiple_of(8);
+    out.write_all(&(width as u64).to_le_bytes())?;
+    write!(out, "{text:<width$}")
+}
+
+/// Writes tensors that are in memory as one file, whole or not at all.
+pub fn write_safetensors(path: &Path, tensors: &[StoredTensor]) -> Result<()> {
+    // The widest elements first, so that every tensor is aligned for its own.
+    let mut sorted: Vec<&StoredTensor> = tensors.iter().collect();
+    let width = |tensor: &StoredTensor| tensor.bytes.len() / tensor.shape.iter().product::<usize>().max(1);
+    sorted.sort_by_key(|tensor| std::cmp::Reverse(width(tensor)));
+    let lines: Vec<Line> = sorted
+        .iter()
+        .map(|t| Line { name: t.name.to_string(), dtype: t.dtype, shape: t.shape.clone(), bytes: t.bytes.len() as u64 })
+        .collect();
+    let mut file = AtomicFile::create(path)?;
+    let written = write_header(&mut file, &lines).and_then(|()| sorted.iter().try_for_each(|t| file.write_all(t.bytes)));
+    written.map_err(|e| file.error(e))?;
+    file.commit()
+}

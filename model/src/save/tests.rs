@@ -1,0 +1,107 @@
+//! What is written is read back; what fails leaves nothing.
+
+use super::*;
+use crate::checkpoint::{Checkpoint, Dtype, Naming, expected_tensors};
+use crate::config::ModelConfig;
+use crate::config::tests::{flat, tiny};
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+fn specs(dtype: Dtype) -> Vec<TensorSpec> {
+    expected_tensors(&tiny()).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect()
+}
+
+/// Fills a tensor with bytes that depend on its name.
+fn fill(spec: &TensorSpec, out: &mut dyn Write) -> std::io::Result<()> {
+    let seed = spec.name.bytes().fold(7u8, |a, b| a.wrapping_mul(31).wrapping_add(b));
+    out.write_all(&vec![seed; spec.bytes() as usize])
+}
+
+fn source() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("config.json"), flat().to_string()).unwrap();
+    fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+    folder
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_saved_folder_opens_again_in_either_naming() {
+    let source = source();
+    for naming in [Naming::Classic, Naming::Nested] {
+        let out = tempfile::tempdir().unwrap();
+        let folder = HubFolder { source: source.path(), naming, dtype: Dtype::F32 };
+        hub_folder(out.path(), folder, &specs(Dtype::F32), fill).unwrap();
+        assert_eq!(names(out.path()), ["config.json", "model.safetensors", "tokenizer.json"]);
+        let config = ModelConfig::open(out.path()).unwrap();
+        assert_eq!(config.dtype, Some(Dtype::F32), "config.json said bfloat16 before");
+        let checkpoint = Checkpoint::open(out.path()).unwrap();
+        checkpoint.check(&config).unwrap();
+        assert_eq!(checkpoint.naming(), naming);
+        for spec in specs(Dtype::F32) {
+            let mut want = Vec::new();
+            fill(&spec, &mut want).unwrap();
+            assert_eq!(checkpoint.expect(&spec.name, &spec.shape).unwrap().bytes, want);
+        }
+    }
+}
+
+#[test]
+fn shards_are_cut_and_an_older_save_is_replaced() {
+    let out = tempfile::tempdir().unwrap();
+    let tensors = specs(Dtype::Bf16);
+    write_weights(out.path(), Naming::Classic, &tensors, 40_000, fill).unwrap();
+    let checkpoint = Checkpoint::open(out.path()).unwrap();
+    checkpoint.check(&tiny()).unwrap();
+    assert!(checkpoint.shards().len() > 3);
+    let largest = tensors.iter().map(TensorSpec::bytes).max().unwrap();
+    assert!(checkpoint.shards().iter().all(|s| s.len() as u64 <= 40_000.max(largest) + 20_000));
+    write_weights(out.path(), Naming::Classic, &tensors, SHARD_BYTES, fill).unwrap();
+    assert_eq!(names(out.path()), ["model.safetensors"]);
+    // the checkpoint opened before still has its bytes
+    checkpoint.check(&tiny()).unwrap();
+    let bytes = checkpoint.get("model.norm.weight").unwrap().bytes.to_vec();
+    assert_eq!(bytes, Checkpoint::open(out.path()).unwrap().get("model.norm.weight").unwrap().bytes);
+}
+
+#[test]
+fn a_failed_save_leaves_the_old_folder_and_no_part() {
+    let out = tempfile::tempdir().unwrap();
+    let tensors = specs(Dtype::Bf16);
+    write_weights(out.path(), Naming::Classic, &tensors, SHARD_BYTES, fill).unwrap();
+    let before = fs::read(out.path().join("model.safetensors")).unwrap();
+    let mut count = 0;
+    let full = |spec: &TensorSpec, to: &mut dyn Write| {
+        count += 1;
+        if count == 30 { Err(std::io::Error::from(std::io::ErrorKind::StorageFull)) } else { fill(spec, to) }
+    };
+    let error = write_weights(out.path(), Naming::Classic, &tensors, 40_000, full).unwrap_err().to_string();
+    assert!(error.contains("the disk is full; free space"), "{error}");
+    for wrong in [1u64, u64::MAX] {
+        let odd = |spec: &TensorSpec, to: &mut dyn Write| to.write_all(&vec![0; spec.bytes().wrapping_add(wrong) as usize]);
+        assert!(write_weights(out.path(), Naming::Classic, &tensors, SHARD_BYTES, odd).is_err());
+    }
+    assert_eq!(names(out.path()), ["model.safetensors"]);
+    assert_eq!(fs::read(out.path().join("model.safetensors")).unwrap(), before);
+    let missing = write_weights(&out.path().join("no/folder"), Naming::Classic, &tensors, 1, fill).unwrap_err().to_string();
+    assert!(missing.contains("model-00001-of-"), "{missing}");
+}
+
+#[test]
+fn a_device_that_is_full_is_one_line() {
+    // The system's own full disk: every write to it fails.
+    let full = Path::new("/dev/full");
+    if !full.exists() {
+        eprintln!("skipped a_device_that_is_full_is_one_line: this system has no /dev/full");
+        return;
+    }
+    let mut file = fs::OpenOptions::new().write(true).open(full).unwrap();
+    let error = crate::error::ModelError::write("out/model.safetensors", file.write_all(&[0; 16]).unwrap_err()).to_string();
+    assert_eq!(error, "out/model.safetensors: cannot be written: the disk is full; free space on that disk, or choose another folder");
+}

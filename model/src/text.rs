@@ -1,0 +1,185 @@
+//! The decoder: grouped-query attention with three-axis rotary positions, and a gated MLP, layer by layer.
+//!
+//! `S` tokens, `H` hidden size, `D` head_dim.
+
+use std::sync::Arc;
+
+use reel_runtime::ops::{self, CuSeqlens, KvPages, RotaryTable};
+use reel_runtime::{Category, Cx, DType, Device, Tensor};
+
+use crate::config::{ModelConfig, TextConfig};
+use crate::error::Result;
+use crate::linear::Linear;
+use crate::vision::{into_runtime, inverse_frequencies};
+use crate::weights::Loader;
+
+/// The decoder with its weights.
+#[derive(Clone, Debug)]
+pub struct Decoder {
+    config: TextConfig,
+    /// `[V, H]`
+    pub embed_tokens: Tensor,
+    layers: Vec<Arc<Layer>>,
+    norm: Tensor, // [H]
+    /// `[V, H]`; the embedding itself where they are tied.
+    pub lm_head: Tensor,
+}
+
+#[derive(Debug)]
+struct Layer {
+    input_norm: Tensor, // [H]
+    post_norm: Tensor,  // [H]
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    eps: f32,
+}
+
+/// Keys and values of a decoder, in blocks of [`KvPages::BLOCK`] tokens that sequences are given one by one.
+#[derive(Debug)]
+pub struct KvCache {
+    /// Each `[blocks, BLOCK, Hkv, D]`, one pair a layer.
+    layers: Vec<(Tensor, Tensor)>,
+    blocks: usize,
+}
+
+impl KvCache {
+    /// Room for `blocks` blocks in every layer.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(device: &Device, config: &TextConfig, dtype: DType, blocks: usize) -> Result<KvCache> {
+        let shape = [blocks, KvPages::BLOCK, config.num_key_value_heads, config.head_dim];
+        let one = || Tensor::empty(device, &shape, dtype, Category::KvCache);
+        let layers = (0..config.num_hidden_layers).map(|_| Ok((one()?, one()?))).collect::<Result<_>>()?;
+        Ok(KvCache { layers, blocks })
+    }
+
+    /// Blocks in each layer.
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+}
+
+/// What tokens attend to.
+#[derive(Clone, Copy, Debug)]
+pub enum Attend<'a> {
+    /// The tokens of their own packed sequence up to themselves (training, scoring).
+    Packed(&'a CuSeqlens),
+    /// The cached tokens of their sequence, to which they are added first (generation).
+    Cached(&'a KvCache, &'a KvPages),
+}
+
+impl Decoder {
+    /// Loads the tensors `model.*` and `lm_head.weight`.
+    ///
+    /// # Errors
+    /// Those of [`Loader::load`].
+    pub fn load(from: &Loader, config: &ModelConfig) -> Result<Decoder> {
+        let text = &config.text;
+        let table = [text.vocab_size, text.hidden_size];
+        let embed_tokens = from.load("model.embed_tokens.weight", &table, &table)?;
+        let tied = config.tie_word_embeddings;
+        Ok(Decoder {
+            layers: (0..text.num_hidden_layers).map(|i| Layer::load(from, text, i).map(Arc::new)).collect::<Result<_>>()?,
+            norm: from.load("model.norm.weight", &[text.hidden_size], &[text.hidden_size])?,
+            lm_head: if tied { embed_tokens.clone() } else { from.load("lm_head.weight", &table, &table)? },
+            embed_tokens,
+            config: text.clone(),
+        })
+    }
+
+    /// Hidden states `[S, H]` after the last norm, from embeddings x `[S, H]` and positions i32 `[3, S]`.
+    ///
+    /// # Errors
+    /// Those of the ops.
+    pub fn forward(&self, cx: &Cx, x: &Tensor, positions: &Tensor, attend: Attend, checkpoint: bool) -> Result<Tensor> {
+        let rotary = self.rotary(cx, positions)?;
+        let mut x = x.clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = match attend {
+                Attend::Packed(seqs) if checkpoint => {
+                    let (layer, rotary, seqs) = (layer.clone(), rotary.clone(), seqs.clone());
+                    let f = move |cx: &Cx, x: &[Tensor]| layer.forward(cx, &x[0], &rotary, Mixer::Packed(&seqs)).map_err(into_runtime);
+                    cx.recompute(&[&x], f)?
+                }
+                Attend::Packed(seqs) => layer.forward(cx, &x, &rotary, Mixer::Packed(seqs))?,
+                Attend::Cached(cache, pages) => {
+                    let (k, v) = &cache.layers[i];
+                    layer.forward(cx, &x, &rotary, Mixer::Cached((k, v), pages))?
+                }
+            };
+        }
+        Ok(ops::rms_norm(cx, &x, &self.norm, self.config.rms_norm_eps as f32)?)
+    }
+
+    /// Frequencies turn with time, height or width, section by section.
+    fn rotary(&self, cx: &Cx, positions: &Tensor) -> Result<RotaryTable> {
+        let inv_freq = inverse_frequencies(self.config.rope_theta, self.config.head_dim);
+        let sections = self.config.mrope_section.iter().enumerate();
+        let axis: Vec<i32> = sections.flat_map(|(i, &n)| std::iter::repeat_n(i as i32, n)).collect();
+        Ok(ops::rotary_table(cx, positions, &inv_freq, &axis)?)
+    }
+}
+
+enum Mixer<'a> {
+    Packed(&'a CuSeqlens),
+    Cached((&'a Tensor, &'a Tensor), &'a KvPages),
+}
+
+impl Layer {
+    fn load(from: &Loader, config: &TextConfig, index: usize) -> Result<Layer> {
+        let (h, inner) = (config.hidden_size, config.intermediate_size);
+        let q_dim = config.num_attention_heads * config.head_dim;
+        let kv_dim = config.num_key_value_heads * config.head_dim;
+        let name = |part: &str| format!("model.layers.{index}.{part}");
+        Ok(Layer {
+            input_norm: from.load(&name("input_layernorm.weight"), &[h], &[h])?,
+            post_norm: from.load(&name("post_attention_layernorm.weight"), &[h], &[h])?,
+            q: Linear::load(from, &name("self_attn.q_proj"), q_dim, h, true)?,
+            k: Linear::load(from, &name("self_attn.k_proj"), kv_dim, h, true)?,
+            v: Linear::load(from, &name("self_attn.v_proj"), kv_dim, h, true)?,
+            o: Linear::load(from, &name("self_attn.o_proj"), h, q_dim, false)?,
+            gate: Linear::load(from, &name("mlp.gate_proj"), inner, h, false)?,
+            up: Linear::load(from, &name("mlp.up_proj"), inner, h, false)?,
+            down: Linear::load(from, &name("mlp.down_proj"), h, inner, false)?,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            eps: config.rms_norm_eps as f32,
+        })
+    }
+
+    fn forward(&self, cx: &Cx, x: &Tensor, rotary: &RotaryTable, mixer: Mixer) -> Result<Tensor> {
+        let s = x.shape()[0];
+        let (heads, kv_heads) = ([s, self.heads, self.head_dim], [s, self.kv_heads, self.head_dim]);
+        let normed = ops::rms_norm(cx, x, &self.input_norm, self.eps)?;
+        let q = ops::rotary(cx, &self.q.forward(cx, &normed)?.reshape(&heads)?, rotary)?;
+        let k = ops::rotary(cx, &self.k.forward(cx, &normed)?.reshape(&kv_heads)?, rotary)?;
+        let v = self.v.forward(cx, &normed)?.reshape(&kv_heads)?;
+        drop(normed);
+        let o = match mixer {
+            Mixer::Packed(seqs) => ops::attention(cx, &q, &k, &v, seqs, true)?,
+            Mixer::Cached(caches, pages) => {
+                ops::kv_write(cx, &k, &v, caches, pages)?;
+                ops::paged_attention(cx, &q, caches, pages)?
+            }
+        };
+        drop((q, k, v));
+        let x = ops::add(cx, x, &self.o.forward(cx, &o.reshape(&[s, self.heads * self.head_dim])?)?)?;
+        drop(o);
+        let normed = ops::rms_norm(cx, &x, &self.post_norm, self.eps)?;
+        let (gate, up) = (self.gate.forward(cx, &normed)?, self.up.forward(cx, &normed)?);
+        drop(normed);
+        let inner = ops::swiglu(cx, &gate, &up)?;
+        drop((gate, up));
+        Ok(ops::add(cx, &x, &self.down.forward(cx, &inner)?)?)
+    }
+}
