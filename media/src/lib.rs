@@ -8,5 +8,6 @@ pub mod patches;
 pub mod profile;
 pub mod resize;
 pub mod video;
+pub mod worker;
 
 pub use error::{MediaError, Result};

@@ -1,0 +1,105 @@
+//! What caller and worker say to each other.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::MediaError;
+use crate::frames::Frames;
+use crate::profile::{Overrides, Profile};
+use crate::video::{Probe, Size};
+
+/// From the caller.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Order {
+    /// The caller's process id.
+    pub caller: u32,
+    /// The film's path: bytes, because a path need not be UTF-8.
+    pub path: Vec<u8>,
+    /// Bytes that the worker may allocate.
+    pub memory: u64,
+    /// Threads that decode.
+    pub threads: usize,
+    pub job: Job,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Job {
+    Probe,
+    Sample { profile: Profile, overrides: Overrides, size: Size },
+}
+
+/// From the worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Reply {
+    Probed(Probe),
+    Sampled(Sampled),
+    Failed(Failure),
+}
+
+/// `Frames` without the pixels.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Sampled {
+    pub height: usize,
+    pub width: usize,
+    pub indices: Vec<u64>,
+    pub total_frames: u64,
+    pub video_fps: f64,
+    pub sample_fps: f64,
+}
+
+impl From<Frames> for Sampled {
+    fn from(f: Frames) -> Self {
+        Self {
+            height: f.height,
+            width: f.width,
+            indices: f.indices,
+            total_frames: f.total_frames,
+            video_fps: f.video_fps,
+            sample_fps: f.sample_fps,
+        }
+    }
+}
+
+/// A `MediaError`; the caller knows the path.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Failure {
+    System(i32),
+    File { what: String, cure: String },
+    Setting { field: String, what: String, cure: String },
+}
+
+impl From<MediaError> for Failure {
+    fn from(error: MediaError) -> Self {
+        match error {
+            MediaError::File { what, cure, .. } => Self::File { what, cure },
+            MediaError::Setting { field, what, cure } => Self::Setting { field, what, cure },
+            MediaError::Io { source, .. } | MediaError::Worker { source, .. } => match source.raw_os_error() {
+                Some(code) => Self::System(code),
+                None => Self::File { what: source.to_string(), cure: "check the file".to_owned() },
+            },
+        }
+    }
+}
+
+impl Failure {
+    pub(super) fn into_error(self, path: &Path) -> MediaError {
+        match self {
+            Self::System(code) => {
+                MediaError::Io { path: path.to_owned(), source: std::io::Error::from_raw_os_error(code) }
+            }
+            Self::File { what, cure } => MediaError::file(path, what, cure),
+            Self::Setting { field, what, cure } => MediaError::setting(field, what, cure),
+        }
+    }
+}
+
+pub(super) fn bytes_of(path: &Path) -> Vec<u8> {
+    path.as_os_str().as_bytes().to_vec()
+}
+
+pub(super) fn path_of(bytes: &[u8]) -> PathBuf {
+    OsString::from_vec(bytes.to_vec()).into()
+}
