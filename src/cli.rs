@@ -5,7 +5,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
 use crate::common::Common;
-use crate::{frames, resize};
+use crate::{frames, resize, tokenize};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -34,6 +34,8 @@ pub enum Command {
     Frames(frames::Frames),
     /// Say to which size a picture is resized
     Resize(resize::Resize),
+    /// Turn texts into token ids
+    Tokenize(tokenize::Tokenize),
 }
 
 /// Runs the command that was given.
@@ -42,6 +44,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Frames(c) => c.run(common),
         Command::Resize(c) => c.run(common),
+        Command::Tokenize(c) => c.run(common),
     }
 }
 

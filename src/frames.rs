@@ -1,16 +1,18 @@
 //! `reel frames`: which frames of a film are taken, and the frames themselves.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
 use reel_media::frames;
-use reel_media::profile::Profile;
+use reel_media::profile::{Overrides, Profile};
+use reel_media::video::Size;
+use reel_model::save::{StoredTensor, write_safetensors};
 
 use crate::common::Common;
 use crate::fail::bad_usage;
 use crate::media::{MediaFlags, WorkerFlags};
-use crate::output;
+use crate::{output, trace};
 
 /// Say which frames of a film are taken, and decode them.
 #[derive(Args, Debug)]
@@ -44,8 +46,31 @@ impl Frames {
                 let choice = frames::choose(total, fps, profile, &overrides)?;
                 self.say(common, &choice.indices, choice.sample_fps)
             }
+            (Some(film), ..) => self.decode(common, film, profile, &overrides),
             _ => Err(bad_usage("--video", "a film is needed", "give --video FILE, or --total-frames with --video-fps")),
         }
+    }
+
+    /// Decodes the frames. Nobody sees them without `--out`, but a film that cannot be decoded is refused all the same;
+    /// then small frames do, which need little memory.
+    fn decode(&self, common: &Common, film: &Path, profile: Profile, overrides: &Overrides) -> Result<()> {
+        let size = if self.out.is_some() { Size::Film } else { Size::Model };
+        let frames = trace::span("decode", || {
+            self.worker.decoder(common)?.sample_at(film, profile, overrides, size).map_err(anyhow::Error::from)
+        })?;
+        if let Some(to) = &self.out {
+            let indices: Vec<u8> = frames.indices.iter().flat_map(|&i| (i as i64).to_le_bytes()).collect();
+            let shape = vec![frames.indices.len(), frames.height, frames.width, 3];
+            let tensors = [
+                StoredTensor { name: "frames", dtype: "U8", shape, bytes: &frames.data },
+                StoredTensor { name: "indices", dtype: "I64", shape: vec![frames.indices.len()], bytes: &indices },
+            ];
+            trace::span("write", || write_safetensors(to, &tensors))?;
+        }
+        if common.json || self.out.is_none() {
+            self.say(common, &frames.indices, frames.sample_fps)?;
+        }
+        Ok(())
     }
 
     fn say(&self, common: &Common, indices: &[u64], sample_fps: f64) -> Result<()> {

@@ -9,6 +9,7 @@ mod interrupt;
 mod media;
 mod output;
 mod resize;
+mod tokenize;
 mod trace;
 
 use std::process::ExitCode;
@@ -16,6 +17,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|a| a == reel_media::worker::ARGUMENT) {
+        return reel_media::worker::main();
+    }
     fail::catch_panics();
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,

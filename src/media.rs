@@ -5,7 +5,9 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use reel_media::profile::{Overrides, Profile};
+use reel_media::worker::Decoder;
 
+use crate::common::Common;
 use crate::fail::bad_usage;
 
 /// Which frames to take and how large to make them.
@@ -72,8 +74,18 @@ pub struct WorkerFlags {
 }
 
 impl WorkerFlags {
-    /// The deadline of decoding one file.
-    pub fn timeout(&self) -> Result<Duration> {
+    /// A decoder of films in worker processes of this very program.
+    pub fn decoder(&self, common: &Common) -> Result<Decoder> {
+        let mut decoder = Decoder::this_program();
+        decoder.timeout = self.timeout()?;
+        decoder.memory_mib = self.media_memory;
+        if common.threads.is_some() {
+            decoder.threads = common.threads()?;
+        }
+        Ok(decoder)
+    }
+
+    fn timeout(&self) -> Result<Duration> {
         Duration::try_from_secs_f64(self.media_timeout).ok().filter(|d| !d.is_zero()).ok_or_else(|| {
             bad_usage("--media-timeout", format!("{} is no time", self.media_timeout), "give seconds above 0")
         })

@@ -1,0 +1,284 @@
+//! The demo's films: a shape that moves, colours that change in an order, objects to count; each with a question, a chain
+//! of thought and an answer.
+
+use reel_kernels::philox;
+
+/// Height and width of a film in pixels.
+pub const SIDE: usize = 224;
+/// Frames of a film.
+pub const FRAMES: usize = 8;
+/// Frames a second.
+pub const FPS: u32 = 4;
+
+const BACKGROUND: [f32; 3] = [24.0, 26.0, 32.0];
+const COLORS: [(&str, [f32; 3]); 4] =
+    [("red", [222.0, 48.0, 44.0]), ("green", [46.0, 180.0, 78.0]), ("blue", [54.0, 98.0, 232.0]), ("yellow", [236.0, 200.0, 46.0])];
+const NUMBERS: [&str; 4] = ["one", "two", "three", "four"];
+
+/// What a film is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// A shape moves left, right, up or down.
+    Motion,
+    /// A shape changes its colour.
+    Colors,
+    /// One to four shapes stand still.
+    Count,
+}
+
+impl Task {
+    /// All tasks, in the order in which tables list them.
+    pub const ALL: [Self; 3] = [Self::Motion, Self::Colors, Self::Count];
+
+    /// Its name in files and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Motion => "motion",
+            Self::Colors => "colors",
+            Self::Count => "count",
+        }
+    }
+
+    /// How many answers there are; guessing is right once in so many times.
+    pub fn answers(self) -> usize {
+        match self {
+            Self::Motion | Self::Count => 4,
+            Self::Colors => 12,
+        }
+    }
+
+    /// What is asked.
+    pub fn question(self) -> &'static str {
+        match self {
+            Self::Motion => "Which way does the shape move?",
+            Self::Colors => "Which colors does the shape show, in order?",
+            Self::Count => "How many shapes are there?",
+        }
+    }
+}
+
+/// A film with what is asked and answered about it.
+#[derive(Clone, Debug)]
+pub struct Clip {
+    /// What it is about.
+    pub task: Task,
+    /// Its file name, without a folder.
+    pub file: String,
+    /// Its frames, u8 [FRAMES, SIDE, SIDE, 3].
+    pub frames: Vec<u8>,
+    /// The reasoning that leads to the answer.
+    pub think: String,
+    /// The answer.
+    pub answer: String,
+}
+
+impl Clip {
+    /// What the model is to say.
+    pub fn completion(&self) -> String {
+        format!("<think>{}</think><answer>{}</answer>", self.think, self.answer)
+    }
+}
+
+/// The text between the first `<answer>` and the `</answer>` after it, trimmed; empty if there is none.
+pub fn answer_of(text: &str) -> &str {
+    let after = text.split_once("<answer>").map_or("", |(_, after)| after);
+    after.split_once("</answer>").map_or("", |(answer, _)| answer.trim())
+}
+
+/// `count` films, the tasks in turn and the answers of each in turn; what is not asked about is drawn at random. `split`
+/// names the set and keeps its draws apart from those of other sets.
+pub fn make(split: &str, count: usize, seed: u64) -> Vec<Clip> {
+    let stream = split.bytes().fold(0, |h: u64, b| h.wrapping_mul(257).wrapping_add(u64::from(b)));
+    (0..count)
+        .map(|i| {
+            let mut draw = Draw { seed, stream: stream.wrapping_mul(1 << 20).wrapping_add(i as u64), index: 0 };
+            let task = Task::ALL[i % Task::ALL.len()];
+            let which = (i / Task::ALL.len()) % task.answers();
+            let (scenes, think, answer) = match task {
+                Task::Motion => motion(which, &mut draw),
+                Task::Colors => colors(which, &mut draw),
+                Task::Count => objects(which, &mut draw),
+            };
+            let frames = scenes.iter().flat_map(|shapes| paint(shapes)).collect();
+            Clip { task, file: format!("{split}-{i:03}-{}.mp4", task.name()), frames, think, answer }
+        })
+        .collect()
+}
+
+/// Counter-based random numbers: the same film for the same seed, whatever else is made.
+struct Draw {
+    seed: u64,
+    stream: u64,
+    index: u64,
+}
+
+impl Draw {
+    fn between(&mut self, low: f32, high: f32) -> f32 {
+        self.index += 1;
+        low + (high - low) * philox::uniform(self.seed, self.stream, self.index)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.between(0.0, n as f32) as usize).min(n - 1)
+    }
+
+    fn kind(&mut self) -> Kind {
+        [Kind::Square, Kind::Circle, Kind::Triangle][self.below(3)]
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Square,
+    Circle,
+    Triangle,
+}
+
+/// A shape in one frame; lengths in pixels.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    kind: Kind,
+    center: [f32; 2],
+    radius: f32,
+    color: [f32; 3],
+}
+
+type Film = (Vec<Vec<Shape>>, String, String);
+
+fn motion(which: usize, draw: &mut Draw) -> Film {
+    let (answer, from, to) =
+        [("left", "right", "left"), ("right", "left", "right"), ("up", "bottom", "top"), ("down", "top", "bottom")][which];
+    let (kind, color, across) = (draw.kind(), COLORS[draw.below(4)].1, draw.between(88.0, 136.0));
+    let (near, far) = (draw.between(40.0, 56.0), draw.between(168.0, 184.0));
+    let scenes = (0..FRAMES).map(|t| {
+        let step = t as f32 / (FRAMES - 1) as f32;
+        let along = if matches!(answer, "right" | "down") { step } else { 1.0 - step };
+        let along = near + (far - near) * along;
+        let center = if matches!(answer, "left" | "right") { [along, across] } else { [across, along] };
+        vec![Shape { kind, center, radius: 36.0, color }]
+    });
+    (scenes.collect(), format!("It starts at the {from} and ends at the {to}."), answer.to_string())
+}
+
+fn colors(which: usize, draw: &mut Draw) -> Film {
+    let first = which / 3;
+    let (a, b) = (COLORS[first], COLORS[(first + 1 + which % 3) % 4]);
+    let (kind, center) = (draw.kind(), [draw.between(80.0, 144.0), draw.between(80.0, 144.0)]);
+    let scenes = (0..FRAMES).map(|t| {
+        let color = if t < FRAMES / 2 { a.1 } else { b.1 };
+        vec![Shape { kind, center, radius: 56.0, color }]
+    });
+    (scenes.collect(), format!("It is {} first and {} then.", a.0, b.0), format!("{}, {}", a.0, b.0))
+}
+
+fn objects(which: usize, draw: &mut Draw) -> Film {
+    let mut places = vec![[56.0, 56.0], [168.0, 56.0], [56.0, 168.0], [168.0, 168.0]];
+    let (kind, color) = (draw.kind(), COLORS[draw.below(4)].1);
+    let shapes: Vec<Shape> = (0..=which)
+        .map(|_| {
+            let [x, y] = places.swap_remove(draw.below(places.len()));
+            let center = [x + draw.between(-12.0, 12.0), y + draw.between(-12.0, 12.0)];
+            Shape { kind, center, radius: 32.0, color }
+        })
+        .collect();
+    let plural = if which == 0 { "shape" } else { "shapes" };
+    (vec![shapes; FRAMES], format!("I count {} {plural}.", NUMBERS[which]), (which + 1).to_string())
+}
+
+/// One frame, u8 [SIDE, SIDE, 3], edges smoothed over a pixel.
+fn paint(shapes: &[Shape]) -> Vec<u8> {
+    let mut pixels = Vec::with_capacity(SIDE * SIDE * 3);
+    for y in 0..SIDE {
+        for x in 0..SIDE {
+            let mut rgb = BACKGROUND;
+            for s in shapes {
+                let inside = (0.5 - distance(s, x as f32 + 0.5, y as f32 + 0.5)).clamp(0.0, 1.0);
+                for (c, want) in rgb.iter_mut().zip(s.color) {
+                    *c += (want - *c) * inside;
+                }
+            }
+            pixels.extend(rgb.map(|c| c.round() as u8));
+        }
+    }
+    pixels
+}
+
+/// How far outside a shape a point lies, in pixels; negative inside.
+fn distance(s: &Shape, x: f32, y: f32) -> f32 {
+    let (dx, dy) = (x - s.center[0], y - s.center[1]);
+    match s.kind {
+        Kind::Square => dx.abs().max(dy.abs()) - 0.9 * s.radius,
+        Kind::Circle => dx.hypot(dy) - s.radius,
+        // Upright, its sides falling two for one across.
+        Kind::Triangle => ((2.0 * dx.abs() - dy - s.radius) / 5f32.sqrt()).max(dy - s.radius),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeMap, HashSet};
+
+    /// Mean position of what is not background, as [x, y].
+    fn middle(frame: &[u8]) -> [f64; 2] {
+        let (mut sum, mut n) = ([0.0; 2], 0.0);
+        for (i, p) in frame.chunks_exact(3).enumerate().filter(|(_, p)| p.iter().any(|&c| c > 90)) {
+            assert_eq!(p.len(), 3);
+            sum = [sum[0] + (i % SIDE) as f64, sum[1] + (i / SIDE) as f64];
+            n += 1.0;
+        }
+        sum.map(|s| s / n)
+    }
+
+    #[test]
+    fn answers_are_true_of_the_pixels() {
+        for clip in make("train", 96, 7) {
+            let frames: Vec<&[u8]> = clip.frames.chunks_exact(SIDE * SIDE * 3).collect();
+            assert_eq!(frames.len(), FRAMES);
+            let (first, last) = (middle(frames[0]), middle(frames[FRAMES - 1]));
+            let (dx, dy) = (last[0] - first[0], last[1] - first[1]);
+            let truth = match clip.task {
+                Task::Motion if dx < -50.0 => "left".to_string(),
+                Task::Motion if dx > 50.0 => "right".to_string(),
+                Task::Motion if dy < -50.0 => "up".to_string(),
+                Task::Motion => "down".to_string(),
+                Task::Colors => [0, FRAMES - 1].map(|t| name_at(frames[t], middle(frames[t]))).join(", "),
+                Task::Count => [[56, 56], [168, 56], [56, 168], [168, 168]]
+                    .iter()
+                    .filter(|[x, y]| frames[0][(y * SIDE + x) * 3..][..3].iter().any(|&c| c > 90))
+                    .count()
+                    .to_string(),
+            };
+            assert_eq!(clip.answer, truth, "{}", clip.file);
+        }
+    }
+
+    fn name_at(frame: &[u8], [x, y]: [f64; 2]) -> &'static str {
+        let at = (y as usize * SIDE + x as usize) * 3;
+        let off = |c: &[f32; 3]| (0..3).map(|i| (c[i] - f32::from(frame[at + i])).abs()).sum::<f32>();
+        COLORS.iter().min_by(|a, b| off(&a.1).total_cmp(&off(&b.1))).map_or("", |c| c.0)
+    }
+
+    #[test]
+    fn sets_are_balanced_apart_and_reproducible() {
+        let (train, held_out) = (make("train", 96, 0), make("held-out", 48, 0));
+        let mut counts = BTreeMap::new();
+        for c in &held_out {
+            *counts.entry((c.task.name(), c.answer.clone())).or_insert(0) += 1;
+        }
+        assert!(counts.iter().all(|((task, _), n)| if *task == "colors" { *n >= 1 } else { *n == 4 }), "{counts:?}");
+        let seen: HashSet<&[u8]> = train.iter().map(|c| &c.frames[..]).collect();
+        assert_eq!(seen.len(), train.len());
+        assert!(held_out.iter().all(|c| !seen.contains(&c.frames[..])));
+        assert_eq!(make("train", 96, 0)[17].frames, train[17].frames);
+        assert_ne!(make("train", 96, 1)[17].frames, train[17].frames);
+    }
+
+    #[test]
+    fn the_answer_is_found_in_its_tags() {
+        assert_eq!(answer_of("<think>It.</think><answer> red, blue </answer>"), "red, blue");
+        assert_eq!(answer_of("<answer>a</answer><answer>b</answer>"), "a");
+        assert_eq!(answer_of("no tags"), "");
+        assert_eq!(answer_of("<answer>cut"), "");
+    }
+}
