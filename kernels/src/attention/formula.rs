@@ -37,3 +37,35 @@ pub fn fwd(case: &Case, q: &[f64], k: &[f64], v: &[f64], scale: f64) -> (Vec<f64
     }
     (o, lse)
 }
+
+/// The gradients of `sum(d_o * o)` for q, k and v, by the chain rule with the output `o`, which may have been rounded; the
+/// tests hold it to differences of [`fwd`].
+pub fn bwd(case: &Case, [q, k, v]: [&[f64]; 3], o: &[f64], d_o: &[f64], scale: f64) -> [Vec<f64>; 3] {
+    let (heads, kv_heads, d) = (case.heads, case.kv_heads, case.head_dim);
+    let (_, lse) = fwd(case, q, k, v, scale);
+    let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
+    let mut first = 0;
+    for &len in &case.lengths {
+        for i in 0..len {
+            for h in 0..heads {
+                let row = (first + i) * heads + h;
+                for j in 0..if case.causal { i + 1 } else { len } {
+                    let (a, b) = (row * d, ((first + j) * kv_heads + h / (heads / kv_heads)) * d);
+                    let (mut score, mut slope) = (0.0, 0.0);
+                    for c in 0..d {
+                        score += scale * q[a + c] * k[b + c];
+                        slope += d_o[a + c] * (v[b + c] - o[a + c]);
+                    }
+                    let p = (score - lse[row]).exp();
+                    for c in 0..d {
+                        dv[b + c] += p * d_o[a + c];
+                        dq[a + c] += p * slope * scale * k[b + c];
+                        dk[b + c] += p * slope * scale * q[a + c];
+                    }
+                }
+            }
+        }
+        first += len;
+    }
+    [dq, dk, dv]
+}

@@ -19,9 +19,9 @@
 
 pub(crate) mod cpu;
 #[cfg(test)]
-pub(crate) mod formula;
+mod formula;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::{Addr, Cost, DType, Launch, kernel, params};
 

@@ -1,1 +1,256 @@
+#![allow(unsafe_code)]
 
+use super::{BwdParams, Case, FwdParams, bwd, cases, cpu, formula, fwd, pairs};
+use crate::DType::{BF16, F32};
+use crate::compare::assert_close;
+use crate::simd::{Isa, isa};
+use crate::testing::{Data, addr, numbers, run};
+use crate::{Addr, DType, Team};
+use half::bf16;
+
+/// A case with its data: q, k, v, d_o.
+struct Given {
+    case: Case,
+    cu_seqlens: Vec<i32>,
+    q: Data,
+    k: Data,
+    v: Data,
+    d_o: Data,
+    scale: f32,
+}
+
+impl Given {
+    fn new(case: &Case, dtype: DType) -> Given {
+        let tokens: usize = case.lengths.iter().sum();
+        let (n, kv) = (tokens * case.heads * case.head_dim, tokens * case.kv_heads * case.head_dim);
+        let mut cu_seqlens = vec![0];
+        for &len in &case.lengths {
+            cu_seqlens.push(cu_seqlens[cu_seqlens.len() - 1] + len as i32);
+        }
+        let data = |count, seed, spread| Data::new(dtype, &numbers(count, seed, spread));
+        Given {
+            case: case.clone(),
+            cu_seqlens,
+            q: data(n, 1, case.spread),
+            k: data(kv, 2, 1.0),
+            v: data(kv, 3, 1.0),
+            d_o: data(n, 4, 1.0),
+            scale: (case.head_dim as f32).powf(-0.5),
+        }
+    }
+
+    fn tokens(&self) -> usize {
+        self.case.lengths.iter().sum()
+    }
+
+    fn fwd(&self, o: Addr, lse: Addr) -> FwdParams {
+        FwdParams {
+            q: self.q.addr(),
+            k: self.k.addr(),
+            v: self.v.addr(),
+            o,
+            lse,
+            cu_seqlens: addr(&self.cu_seqlens),
+            tokens: self.tokens() as u32,
+            seqs: self.case.lengths.len() as u32,
+            heads: self.case.heads as u32,
+            kv_heads: self.case.kv_heads as u32,
+            head_dim: self.case.head_dim as u32,
+            causal: self.case.causal as u32,
+            scale: self.scale,
+            max_seqlen: self.case.lengths.iter().copied().max().unwrap_or(0) as u32,
+        }
+    }
+
+    fn bwd(&self, o: &Data, lse: &Data, delta: &Data, [dq, dk, dv]: [&Data; 3]) -> BwdParams {
+        let p = self.fwd(o.addr(), lse.addr());
+        BwdParams {
+            q: p.q,
+            k: p.k,
+            v: p.v,
+            o: p.o,
+            lse: p.lse,
+            d_o: self.d_o.addr(),
+            dq: dq.addr(),
+            dk: dk.addr(),
+            dv: dv.addr(),
+            delta: delta.addr(),
+            cu_seqlens: p.cu_seqlens,
+            tokens: p.tokens,
+            seqs: p.seqs,
+            heads: p.heads,
+            kv_heads: p.kv_heads,
+            head_dim: p.head_dim,
+            causal: p.causal,
+            scale: p.scale,
+            max_seqlen: p.max_seqlen,
+        }
+    }
+
+    fn pairs(&self) -> f64 {
+        pairs(self.case.lengths.iter().copied(), self.case.causal)
+    }
+}
+
+/// The instruction sets that this machine can try.
+pub(crate) fn isas() -> impl Iterator<Item = Isa> {
+    [Isa::Plain, Isa::Avx2, Isa::Avx512].into_iter().filter(|&i| i <= isa())
+}
+
+fn bits(data: &Data) -> Vec<u32> {
+    data.values().iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn equals_the_formula_on_every_instruction_set() {
+    for (dtype, tol) in [(F32, 2e-6f64), (BF16, 4e-3)] {
+        for case in cases() {
+            let given = Given::new(&case, dtype);
+            let (want, want_lse) =
+                formula::fwd(&case, &given.q.f64(), &given.k.f64(), &given.v.f64(), given.scale as f64);
+            for isa in isas() {
+                let (o, lse) = (Data::output(dtype, want.len()), Data::output(F32, want_lse.len()));
+                let params = given.fwd(o.addr(), lse.addr());
+                let team = Team::new(2);
+                // SAFETY: the addresses are those of live arrays of the documented sizes; the machine has `isa`.
+                unsafe {
+                    match dtype {
+                        F32 => cpu::fwd_on::<f32>(isa, &params, &team),
+                        _ => cpu::fwd_on::<bf16>(isa, &params, &team),
+                    }
+                }
+                let name = format!("attention {dtype} {isa:?} {case:?}");
+                // A saturated softmax passes the rounding of its scores, which are large, on to its output.
+                let tol = tol.max(case.spread as f64 * 1e-6);
+                assert_close(&name, &o.values(), &want, tol, f64::MAX);
+                assert_close(&format!("{name} lse"), &lse.values(), &want_lse, 1e-6, f64::MAX);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_chain_rule_equals_differences() {
+    let case = Case { lengths: vec![3, 0, 5, 1], heads: 4, kv_heads: 2, head_dim: 6, causal: true, spread: 1.0 };
+    for causal in [false, true] {
+        let case = Case { causal, ..case.clone() };
+        let given = Given::new(&case, F32);
+        let inputs = [given.q.f64(), given.k.f64(), given.v.f64()];
+        let d_o = given.d_o.f64();
+        let loss = |x: &[Vec<f64>; 3]| -> f64 {
+            formula::fwd(&case, &x[0], &x[1], &x[2], 0.4).0.iter().zip(&d_o).map(|(o, d)| o * d).sum()
+        };
+        let (o, _) = formula::fwd(&case, &inputs[0], &inputs[1], &inputs[2], 0.4);
+        let got = formula::bwd(&case, inputs.each_ref().map(|x| &x[..]), &o, &d_o, 0.4);
+        for (which, got) in got.iter().enumerate() {
+            let want: Vec<f64> = (0..got.len())
+                .map(|i| {
+                    let at = |h: f64| {
+                        let mut x = inputs.clone();
+                        x[which][i] += h;
+                        loss(&x)
+                    };
+                    (at(1e-5) - at(-1e-5)) / 2e-5
+                })
+                .collect();
+            let got: Vec<f32> = got.iter().map(|&x| x as f32).collect();
+            assert_close(&format!("gradient {which}, causal {causal}"), &got, &want, 1e-6, f64::MAX);
+        }
+    }
+}
+
+#[test]
+fn gradient_equals_the_formula_on_every_instruction_set() {
+    for (dtype, tol, tol_exact) in [(F32, 1e-4, 1e-4), (BF16, 4e-3, 2e-2)] {
+        for case in cases() {
+            let tol_exact = if dtype == BF16 && case.spread > 10.0 { 5e-2 } else { tol_exact };
+            let given = Given::new(&case, dtype);
+            let rows = given.tokens() * case.heads;
+            let (o, lse) = (Data::output(dtype, rows * case.head_dim), Data::output(F32, rows));
+            run(&fwd(dtype, &given.fwd(o.addr(), lse.addr()), given.pairs()), 2);
+            let (q, k, v, scale) = (given.q.f64(), given.k.f64(), given.v.f64(), given.scale as f64);
+            let (exact, _) = formula::fwd(&case, &q, &k, &v, scale);
+            // With the output as it was stored, what is left is the rounding of the gradient itself. With the exact
+            // output, delta is off by 2^-9 of d_o . o, which a saturated softmax and large queries make the most of.
+            let want = formula::bwd(&case, [&q, &k, &v], &o.f64(), &given.d_o.f64(), scale);
+            let want_exact = formula::bwd(&case, [&q, &k, &v], &exact, &given.d_o.f64(), scale);
+            for isa in isas() {
+                let got = want.each_ref().map(|w| Data::output(dtype, w.len()));
+                let delta = Data::output(F32, rows);
+                let params = given.bwd(&o, &lse, &delta, got.each_ref());
+                let team = Team::new(2);
+                // SAFETY: the addresses are those of live arrays of the documented sizes; the machine has `isa`.
+                unsafe {
+                    match dtype {
+                        F32 => cpu::bwd_on::<f32>(isa, &params, &team),
+                        _ => cpu::bwd_on::<bf16>(isa, &params, &team),
+                    }
+                }
+                for (i, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
+                    let (name, got) = (format!("{name} {dtype} {isa:?} {case:?}"), got[i].values());
+                    assert_close(&name, &got, &want[i], tol, f64::MAX);
+                    assert_close(&name, &got, &want_exact[i], tol_exact, f64::MAX);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    for dtype in [F32, BF16] {
+        for case in cases() {
+            let given = Given::new(&case, dtype);
+            let rows = given.tokens() * case.heads;
+            let (mut first_o, mut first_g) = (None, None);
+            for threads in 1..4 {
+                let (o, lse) = (Data::output(dtype, rows * case.head_dim), Data::output(F32, rows));
+                run(&fwd(dtype, &given.fwd(o.addr(), lse.addr()), given.pairs()), threads);
+                let got = [rows, given.tokens() * case.kv_heads, given.tokens() * case.kv_heads]
+                    .map(|n| Data::output(dtype, n * case.head_dim));
+                let delta = Data::output(F32, rows);
+                run(&bwd(dtype, &given.bwd(&o, &lse, &delta, got.each_ref()), given.pairs()), threads);
+                let o = (bits(&o), bits(&lse));
+                assert_eq!(&o, first_o.get_or_insert_with(|| o.clone()), "{dtype} {case:?}");
+                let g = got.each_ref().map(bits);
+                assert_eq!(&g, first_g.get_or_insert_with(|| g.clone()), "{dtype} {case:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_log_sum_may_be_left_out() {
+    let case = &cases()[0];
+    let given = Given::new(case, F32);
+    let rows = given.tokens() * case.heads;
+    let (with, without) = (Data::output(F32, rows * case.head_dim), Data::output(F32, rows * case.head_dim));
+    let lse = Data::output(F32, rows);
+    run(&fwd(F32, &given.fwd(with.addr(), lse.addr()), given.pairs()), 2);
+    run(&fwd(F32, &given.fwd(without.addr(), Addr::NULL), given.pairs()), 2);
+    assert_eq!(bits(&with), bits(&without));
+}
+
+#[test]
+fn later_tokens_and_other_sequences_change_nothing() {
+    let case = Case { lengths: vec![150, 70], heads: 6, kv_heads: 2, head_dim: 24, causal: true, spread: 1.0 };
+    let (row, kv_row) = (case.heads * case.head_dim, case.kv_heads * case.head_dim);
+    for dtype in [F32, BF16] {
+        let mut given = Given::new(&case, dtype);
+        let o = Data::output(dtype, given.tokens() * row);
+        run(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.pairs()), 2);
+        let before = bits(&o);
+        for cut in [1, 63, 64, 65, 127, 149] {
+            let poisoned = |data: &Data, row: usize| {
+                let mut values = data.values();
+                values[cut * row..].fill(f32::NAN);
+                Data::new(dtype, &values)
+            };
+            let (k, v) = (poisoned(&given.k, kv_row), poisoned(&given.v, kv_row));
+            let (k, v) = (std::mem::replace(&mut given.k, k), std::mem::replace(&mut given.v, v));
+            run(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.pairs()), 2);
+            assert_eq!(bits(&o)[..cut * row], before[..cut * row], "{dtype}, NaN from token {cut} on");
+            (given.k, given.v) = (k, v);
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! The gradient, from probabilities computed again.
+//!
+//! Two kinds of task share nothing that they write: one holds a block of 64 keys and goes over the rows that see it, in
+//! chunks of 64 and in order, for dk and dv; the other holds 64 rows and goes over their keys for dq.
+#![allow(unsafe_code)]
+#![allow(unsafe_op_in_unsafe_fn)]
+
+use super::super::BwdParams;
+use super::forward::{KEYS, Sequence, load_padded, load_row, load_transposed, round_up, store_row};
+use super::product::Product;
+use super::vector::{LANES, Vector, Work};
+use crate::Element;
+
+/// Query rows of a chunk.
+pub const ROWS: usize = 64;
+/// Rows of a task that computes deltas.
+pub const DELTA_ROWS: usize = 256;
+
+/// `delta = d_o . o` of some rows.
+pub struct Deltas<T> {
+    o: *const T,
+    d_o: *const T,
+    delta: *mut f32,
+    rows: usize,
+    head_dim: usize,
+}
+
+impl<T> Deltas<T> {
+    /// The rows `first .. first + rows` of `[tokens * heads]`.
+    pub fn new(p: &BwdParams, first: usize, rows: usize) -> Deltas<T> {
+        let head_dim = p.head_dim as usize;
+        Deltas {
+            o: (p.o.0 as *const T).wrapping_add(first * head_dim),
+            d_o: (p.d_o.0 as *const T).wrapping_add(first * head_dim),
+            delta: (p.delta.0 as *mut f32).wrapping_add(first),
+            rows,
+            head_dim,
+        }
+    }
+}
+
+/// # Safety
+/// The parameters' addresses cover the rows.
+impl<T: Element> Work for Deltas<T> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let d = self.head_dim;
+        for row in 0..self.rows {
+            let mut sum = V::splat(0.0);
+            for c in (0..d).step_by(LANES) {
+                let (at, width) = (row * d + c, LANES.min(d - c));
+                sum = V::load_part(self.o.add(at), width).mul_add(V::load_part(self.d_o.add(at), width), sum);
+            }
+            self.delta.add(row).write(sum.sum());
+        }
+    }
+}
+
+/// One sequence and key head of a backward launch.
+pub struct Gradient<'a, T> {
+    /// `o`, `lse` and so on as the forward pass has them; nothing is written through it.
+    sequence: Sequence<'a, T>,
+    d_o: *const T,
+    delta: *const f32,
+    dq: *mut T,
+    dk: *mut T,
+    dv: *mut T,
+    scratch: *mut f32,
+}
+
+impl<T> Gradient<'_, T> {
+    /// The sequence of `len` tokens from token `first` on, for one key head.
+    pub fn new(p: &BwdParams, first: usize, len: usize, kv_head: usize, scratch: *mut f32) -> Self {
+        let (heads, kv_heads, head_dim) = (p.heads as usize, p.kv_heads as usize, p.head_dim as usize);
+        let head = first * heads + kv_head * (heads / kv_heads);
+        let key = (first * kv_heads + kv_head) * head_dim;
+        let row = |address: u64| (address as *mut T).wrapping_add(head * head_dim);
+        let sequence = Sequence {
+            q: row(p.q.0),
+            o: row(p.o.0),
+            lse: (p.lse.0 as *mut f32).wrapping_add(head),
+            k: (p.k.0 as *const T).wrapping_add(key),
+            v: (p.v.0 as *const T).wrapping_add(key),
+            table: None,
+            queries: len,
+            keys: len,
+            causal: p.causal != 0,
+            heads,
+            kv_heads,
+            head_dim,
+            scale: p.scale,
+        };
+        Gradient {
+            sequence,
+            d_o: row(p.d_o.0),
+            delta: (p.delta.0 as *const f32).wrapping_add(head),
+            dq: row(p.dq.0),
+            dk: (p.dk.0 as *mut T).wrapping_add(key),
+            dv: (p.dv.0 as *mut T).wrapping_add(key),
+            scratch,
+        }
+    }
+}
+
+/// Elements of working memory of a task.
+pub const fn scratch_len(head_dim: usize) -> usize {
+    7 * KEYS * round_up(head_dim) + 2 * ROWS * KEYS
+}
+
+/// Working memory; `d` is the head dimension in whole vectors.
+struct Scratch {
+    /// `[d, KEYS]`
+    k_t: *mut f32,
+    /// `[d, KEYS]`
+    v_t: *mut f32,
+    /// `[KEYS, d]`
+    k: *mut f32,
+    /// `[ROWS, d]`
+    q: *mut f32,
+    /// `[ROWS, d]`
+    d_o: *mut f32,
+    /// Sums, `[64, d]` each.
+    sums: [*mut f32; 2],
+    /// Probabilities, `[ROWS, KEYS]`.
+    p: *mut f32,
+    /// Gradients of the scores, `[ROWS, KEYS]`.
+    ds: *mut f32,
+}
+
+impl Scratch {
+    unsafe fn at(p: *mut f32, head_dim: usize) -> Scratch {
+        let n = KEYS * round_up(head_dim);
+        Scratch {
+            k_t: p,
+            v_t: p.add(n),
+            k: p.add(2 * n),
+            q: p.add(3 * n),
+            d_o: p.add(4 * n),
+            sums: [p.add(5 * n), p.add(6 * n)],
+            p: p.add(7 * n),
+            ds: p.add(7 * n + ROWS * KEYS),
+        }
+    }
+}
+
+/// Factors of sums that are only added to.
+static ONES: [f32; 64] = [1.0; 64];
+
+/// dk and dv of the keys from the given one on.
+pub struct Keys<'a, T>(pub &'a Gradient<'a, T>, pub usize);
+
+/// # Safety
+/// The gradient's addresses cover its sequence, its scratch has [`scratch_len`] elements.
+impl<T: Element> Work for Keys<'_, T> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Keys(g, start) = self;
+        let s = &g.sequence;
+        let (d, padded) = (s.head_dim, round_up(s.head_dim));
+        let scratch = Scratch::at(g.scratch, d);
+        let keys = KEYS.min(s.keys - start);
+        load_keys::<V, T>(s, start, keys, &scratch);
+        let [dk, dv] = scratch.sums;
+        for c in (0..KEYS * padded).step_by(LANES) {
+            V::splat(0.0).store(dk.add(c));
+            V::splat(0.0).store(dv.add(c));
+        }
+        for row in (s.first_row(start)..s.rows()).step_by(ROWS) {
+            let rows = ROWS.min(s.rows() - row);
+            load_rows::<V, T>(g, row, rows, &scratch);
+            scores::<V, T>(g, row, rows, start, keys, &scratch);
+            for (a, b, c) in [(scratch.p, scratch.d_o, dv), (scratch.ds, scratch.q, dk)] {
+                V::product(&Product {
+                    rows: keys,
+                    a,
+                    a_row: 1,
+                    a_inner: KEYS,
+                    inner: rows,
+                    limits: std::ptr::null(),
+                    b,
+                    b_row: padded,
+                    cols: padded / LANES,
+                    c,
+                    c_row: padded,
+                    alpha: ONES.as_ptr(),
+                });
+            }
+        }
+        for j in 0..keys {
+            let at = (start + j) * s.key_stride();
+            store_row(dk.add(j * padded), d, g.dk.add(at));
+            store_row(dv.add(j * padded), d, g.dv.add(at));
+        }
+    }
+}
+
+/// dq of the rows from the given one on.
+pub struct Queries<'a, T>(pub &'a Gradient<'a, T>, pub usize);
+
+/// # Safety
+/// As for [`Keys`].
+impl<T: Element> Work for Queries<'_, T> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Queries(g, row) = self;
+        let s = &g.sequence;
+        let (d, padded) = (s.head_dim, round_up(s.head_dim));
+        let scratch = Scratch::at(g.scratch, d);
+        let rows = ROWS.min(s.rows() - row);
+        load_rows::<V, T>(g, row, rows, &scratch);
+        let dq = scratch.sums[0];
+        for c in (0..ROWS * padded).step_by(LANES) {
+            V::splat(0.0).store(dq.add(c));
+        }
+        let seen = s.limit(row + rows - 1);
+        for start in (0..seen).step_by(KEYS) {
+            let keys = KEYS.min(seen - start);
+            load_keys::<V, T>(s, start, keys, &scratch);
+            load_padded::<V, T>(s.k.add(s.block(start / KEYS)), s.key_stride(), keys, d, scratch.k);
+            scores::<V, T>(g, row, rows, start, keys, &scratch);
+            let mut limits = [0; ROWS];
+            for (r, limit) in limits.iter_mut().enumerate().take(rows) {
+                *limit = s.limit(row + r).saturating_sub(start).min(KEYS);
+            }
+            V::product(&Product {
+                rows,
+                a: scratch.ds,
+                a_row: KEYS,
+                a_inner: 1,
+                inner: keys,
+                limits: limits.as_ptr(),
+                b: scratch.k,
+                b_row: padded,
+                cols: padded / LANES,
+                c: dq,
+                c_row: padded,
+                alpha: ONES.as_ptr(),
+            });
+        }
+        for r in 0..rows {
+            store_row(dq.add(r * padded), d, g.dq.add(s.place(row + r) * d));
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn load_keys<V: Vector, T: Element>(s: &Sequence<'_, T>, start: usize, keys: usize, scratch: &Scratch) {
+    let at = s.block(start / KEYS);
+    load_transposed::<V, T>(s.k.add(at), s.key_stride(), keys, s.head_dim, scratch.k_t);
+    load_transposed::<V, T>(s.v.add(at), s.key_stride(), keys, s.head_dim, scratch.v_t);
+}
+
+#[inline(always)]
+unsafe fn load_rows<V: Vector, T: Element>(g: &Gradient<'_, T>, row: usize, rows: usize, scratch: &Scratch) {
+    let s = &g.sequence;
+    let (d, padded) = (s.head_dim, round_up(s.head_dim));
+    for r in 0..rows {
+        let at = s.place(row + r) * d;
+        for (from, to) in [(s.q, scratch.q), (g.d_o, scratch.d_o)] {
+            let to = to.add(r * padded);
+            load_row(from.add(at), d, to);
+            for c in d..padded {
+                to.add(c).write(0.0);
+            }
+        }
+    }
+}
+
+/// Probabilities and gradients of the scores of some rows and keys; zero where a row does not see a key.
+#[inline(always)]
+unsafe fn scores<V: Vector, T: Element>(
+    g: &Gradient<'_, T>,
+    row: usize,
+    rows: usize,
+    start: usize,
+    keys: usize,
+    scratch: &Scratch,
+) {
+    let s = &g.sequence;
+    let (d, padded) = (s.head_dim, round_up(s.head_dim));
+    let cols = keys.div_ceil(LANES);
+    for (a, b, c) in [(scratch.q, scratch.k_t, scratch.p), (scratch.d_o, scratch.v_t, scratch.ds)] {
+        V::product(&Product {
+            rows,
+            a,
+            a_row: padded,
+            a_inner: 1,
+            inner: d,
+            limits: std::ptr::null(),
+            b,
+            b_row: KEYS,
+            cols,
+            c,
+            c_row: KEYS,
+            alpha: std::ptr::null(),
+        });
+    }
+    let (scale, zero) = (V::splat(s.scale), V::splat(0.0));
+    for r in 0..rows {
+        let place = s.place(row + r);
+        let (lse, delta) = (V::splat(s.lse.add(place).read()), V::splat(g.delta.add(place).read()));
+        let limit = s.limit(row + r).saturating_sub(start).min(keys);
+        for c in (0..cols * LANES).step_by(LANES) {
+            let (p, ds) = (scratch.p.add(r * KEYS + c), scratch.ds.add(r * KEYS + c));
+            let (mut x, mut y) = (V::load(p).mul(scale).sub(lse).exp(), V::load(ds).sub(delta));
+            y = x.mul(y).mul(scale);
+            if limit < c + LANES {
+                let seen = limit.saturating_sub(c);
+                (x, y) = (x.keep(seen, zero), y.keep(seen, zero));
+            }
+            x.store(p);
+            y.store(ds);
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! A tile of query rows of one key head against the keys of their sequence.
+//!
+//! The rows of a tile are (position, head of the group) pairs: all heads that share a key head use its keys together.
+//! Keys go by in blocks of 64 from the first key of the sequence, and 8 blocks make a segment. A segment begins with
+//! empty sums; the sums of the segments are merged in order. That is the order of every row's arithmetic, whatever the
+//! tile, and it lets a decode step give the segments of one long sequence to different threads.
+#![allow(unsafe_code)]
+#![allow(unsafe_op_in_unsafe_fn)]
+
+use super::product::Product;
+use super::vector::{LANES, Vector, Work};
+use crate::Element;
+
+/// Keys of a block: also those of a block of the paged cache.
+pub const KEYS: usize = 64;
+/// Keys of a segment.
+pub const SEGMENT: usize = 8 * KEYS;
+/// Query rows of a tile.
+pub const TILE: usize = 128;
+/// Rows whose scores are held at a time.
+const ROWS: usize = 16;
+
+/// One sequence as one key head sees it.
+pub struct Sequence<'a, T> {
+    /// The first new token's query in the first head of the group.
+    pub q: *const T,
+    /// Likewise for the output.
+    pub o: *mut T,
+    /// Likewise for the log-sum-exp; may be null.
+    pub lse: *mut f32,
+    /// This head's keys.
+    pub k: *const T,
+    /// This head's values.
+    pub v: *const T,
+    /// Cache blocks; absent: the keys lie in one run.
+    pub table: Option<&'a [i32]>,
+    /// New tokens.
+    pub queries: usize,
+    /// Keys, the new tokens' own included.
+    pub keys: usize,
+    /// Whether a query sees only the keys up to its own.
+    pub causal: bool,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+}
+
+impl<T> Sequence<'_, T> {
+    /// Query heads of the key head.
+    pub fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Query rows.
+    pub fn rows(&self) -> usize {
+        self.queries * self.group()
+    }
+
+    /// How many keys row `row` sees.
+    pub fn limit(&self, row: usize) -> usize {
+        if self.causal { self.keys - self.queries + row / self.group() + 1 } else { self.keys }
+    }
+
+    /// The first row that sees key `key`.
+    pub fn first_row(&self, key: usize) -> usize {
+        if self.causal { (key + self.queries).saturating_sub(self.keys) * self.group() } else { 0 }
+    }
+
+    /// Where a row lies in `q` and `o`, in heads.
+    pub fn place(&self, row: usize) -> usize {
+        row / self.group() * self.heads + row % self.group()
+    }
+
+    /// Where block `block` begins in `k` and `v`, in elements.
+    pub fn block(&self, block: usize) -> usize {
+        let first = self.table.map_or(block, |table| table[block] as usize) * KEYS;
+        first * self.key_stride()
+    }
+
+    /// From one key to the next, in elements.
+    pub fn key_stride(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
+/// Some rows of a sequence.
+pub struct Tile<'a, T> {
+    pub sequence: &'a Sequence<'a, T>,
+    pub first: usize,
+    pub rows: usize,
+}
+
+impl<T> Tile<'_, T> {
+    /// Keys that the last row, which sees the most, sees.
+    pub fn keys(&self) -> usize {
+        self.sequence.limit(self.first + self.rows - 1)
+    }
+
+    /// Segments of these keys.
+    pub fn segments(&self) -> usize {
+        self.keys().div_ceil(SEGMENT)
+    }
+}
+
+/// `n` up to whole vectors.
+pub const fn round_up(n: usize) -> usize {
+    n.next_multiple_of(LANES)
+}
+
+/// The sums of a tile: for each row an output not yet divided, sixteen partial sums of exponentials, and a maximum.
+#[derive(Clone, Copy)]
+pub struct State {
+    o: *mut f32,
+    sums: *mut f32,
+    top: *mut f32,
+}
+
+impl State {
+    /// Elements that the state of `rows` rows takes.
+    pub const fn len(rows: usize, head_dim: usize) -> usize {
+        // Maxima are read in whole vectors from any row on.
+        rows * (round_up(head_dim) + LANES) + round_up(rows) + LANES
+    }
+
+    /// The state at `p`.
+    ///
+    /// # Safety
+    /// There are [`State::len`] elements at `p`.
+    pub unsafe fn at(p: *mut f32, rows: usize, head_dim: usize) -> State {
+        let sums = p.add(rows * round_up(head_dim));
+        State { o: p, sums, top: sums.add(rows * LANES) }
+    }
+}
+
+/// Working memory of a tile.
+struct Scratch {
+    /// Queries, `[rows, head_dim]`.
+    q: *mut f32,
+    /// A block of keys, `[head_dim, KEYS]`.
+    k: *mut f32,
+    /// A block of values, `[KEYS, round_up(head_dim)]`.
+    v: *mut f32,
+    /// Scores, then probabilities, `[ROWS, KEYS]`.
+    scores: *mut f32,
+    rest: *mut f32,
+}
+
+/// Elements of working memory that a tile takes.
+pub const fn scratch_len(rows: usize, head_dim: usize) -> usize {
+    round_up(rows * head_dim) + 2 * KEYS * round_up(head_dim) + ROWS * KEYS + 2 * State::len(rows, head_dim)
+}
+
+impl Scratch {
+    unsafe fn at(p: *mut f32, rows: usize, head_dim: usize) -> Scratch {
+        let k = p.add(round_up(rows * head_dim));
+        let v = k.add(KEYS * round_up(head_dim));
+        let scores = v.add(KEYS * round_up(head_dim));
+        Scratch { q: p, k, v, scores, rest: scores.add(ROWS * KEYS) }
+    }
+}
+
+/// A tile from queries to output.
+pub struct Whole<'a, T>(pub &'a Tile<'a, T>, pub *mut f32);
+
+/// # Safety
+/// The sequence's pointers cover it, its tables its keys, and the scratch has [`scratch_len`] elements.
+impl<T: Element> Work for Whole<'_, T> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Whole(tile, scratch) = self;
+        let d = tile.sequence.head_dim;
+        let scratch = Scratch::at(scratch, tile.rows, d);
+        let total = State::at(scratch.rest, tile.rows, d);
+        let part = State::at(scratch.rest.add(State::len(tile.rows, d)), tile.rows, d);
+        load_queries(tile, &scratch);
+        segment::<V, T>(tile, 0, total, &scratch);
+        for index in 1..tile.segments() {
+            segment::<V, T>(tile, index, part, &scratch);
+            merge::<V, T>(tile, index, total, part);
+        }
+        finish::<V, T>(tile, total);
+    }
+}
+
+/// One segment of a tile, its sums left for [`Combine`].
+pub struct Part<'a, T> {
+    pub tile: &'a Tile<'a, T>,
+    pub index: usize,
+    pub state: *mut f32,
+    pub scratch: *mut f32,
+}
+
+/// # Safety
+/// As for [`Whole`]; the state has [`State::len`] elements.
+impl<T: Element> Work for Part<'_, T> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Part { tile, index, state, scratch } = self;
+        let d = tile.sequence.head_dim;
+        let scratch = Scratch::at(scratch, tile.rows, d);
+        load_queries(tile, &scratch);
+        segment::<V, T>(tile, index, State::at(state, tile.rows, d), &scratch);
+    }
+}
+
+/// The segments of a tile, which lie one after the other, to its output.
+pub struct Combine<'a, T>(pub &'a Tile<'a, T>, pub *mut f32);
+
+/// # Safety
+/// Every segment's state was filled by [`Part`].
+impl<T: Element> Work for Combine<'_, T> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Combine(tile, states) = self;
+        let d = tile.sequence.head_dim;
+        let total = State::at(states, tile.rows, d);
+        for index in 1..tile.segments() {
+            let part = State::at(states.add(index * State::len(tile.rows, d)), tile.rows, d);
+            merge::<V, T>(tile, index, total, part);
+        }
+        finish::<V, T>(tile, total);
+    }
+}
+
+#[inline(always)]
+unsafe fn load_queries<T: Element>(tile: &Tile<'_, T>, scratch: &Scratch) {
+    let d = tile.sequence.head_dim;
+    for r in 0..tile.rows {
+        load_row(tile.sequence.q.add(tile.sequence.place(tile.first + r) * d), d, scratch.q.add(r * d));
+    }
+}
+
+/// Widens a row.
+#[inline(always)]
+pub unsafe fn load_row<T: Element>(from: *const T, len: usize, to: *mut f32) {
+    for c in 0..len {
+        to.add(c).write(from.add(c).read().to_f32());
+    }
+}
+
+/// Rounds a row.
+#[inline(always)]
+pub unsafe fn store_row<T: Element>(from: *const f32, len: usize, to: *mut T) {
+    for c in 0..len {
+        to.add(c).write(T::from_f32(from.add(c).read()));
+    }
+}
+
+/// `rows` rows of `d` elements that lie `stride` apart become rows of whole vectors, `[rows, round_up(d)]`, with zeros at
+/// the end.
+#[inline(always)]
+pub unsafe fn load_padded<V: Vector, T: Element>(from: *const T, stride: usize, rows: usize, d: usize, to: *mut f32) {
+    for j in 0..rows {
+        for c in (0..d).step_by(LANES) {
+            let x = V::load_part(from.add(j * stride + c), LANES.min(d - c));
+            x.store(to.add(j * round_up(d) + c));
+        }
+    }
+}
+
+/// `rows` rows (at most 64) of `d` elements that lie `stride` apart become the columns of `[d, KEYS]`; columns beyond
+/// them may hold anything.
+#[inline(always)]
+pub unsafe fn load_transposed<V: Vector, T: Element>(
+    from: *const T,
+    stride: usize,
+    rows: usize,
+    d: usize,
+    to: *mut f32,
+) {
+    for j in (0..rows).step_by(LANES) {
+        for c in (0..d).step_by(LANES) {
+            let width = LANES.min(d - c);
+            let mut square = [V::splat(0.0); LANES];
+            for (i, line) in square.iter_mut().enumerate() {
+                if j + i < rows {
+                    *line = V::load_part(from.add((j + i) * stride + c), width);
+                }
+            }
+            for (i, line) in V::transpose(square).into_iter().enumerate() {
+                if i < width {
+                    line.store(to.add((c + i) * KEYS + j));
+                }
+            }
+        }
+    }
+}
+
+/// The sums over the keys of segment `index`, for all rows that see any of them.
+#[inline(always)]
+unsafe fn segment<V: Vector, T: Element>(tile: &Tile<'_, T>, index: usize, state: State, scratch: &Scratch) {
+    let s = tile.sequence;
+    let (d, padded) = (s.head_dim, round_up(s.head_dim));
+    for c in (0..tile.rows * (padded + LANES)).step_by(LANES) {
+        V::splat(0.0).store(state.o.add(c));
+    }
+    for c in (0..round_up(tile.rows) + LANES).step_by(LANES) {
+        V::splat(f32::NEG_INFINITY).store(state.top.add(c));
+    }
+    for start in (index * SEGMENT..tile.keys().min((index + 1) * SEGMENT)).step_by(KEYS) {
+        let keys = KEYS.min(tile.keys() - start);
+        let at = s.block(start / KEYS);
+        load_transposed::<V, T>(s.k.add(at), s.key_stride(), keys, d, scratch.k);
+        load_padded::<V, T>(s.v.add(at), s.key_stride(), keys, d, scratch.v);
+        let first = s.first_row(start).saturating_sub(tile.first);
+        for row in (first..tile.rows).step_by(ROWS) {
+            let rows = ROWS.min(tile.rows - row);
+            let mut limits = [0; ROWS];
+            for (r, limit) in limits.iter_mut().enumerate().take(rows) {
+                *limit = KEYS.min(s.limit(tile.first + row + r) - start);
+            }
+            V::product(&Product {
+                rows,
+                a: scratch.q.add(row * d),
+                a_row: d,
+                a_inner: 1,
+                inner: d,
+                limits: std::ptr::null(),
+                b: scratch.k,
+                b_row: KEYS,
+                cols: limits[rows - 1].div_ceil(LANES),
+                c: scratch.scores,
+                c_row: KEYS,
+                alpha: std::ptr::null(),
+            });
+            let alpha = softmax::<V>(&limits[..rows], s.scale, state, row, scratch.scores);
+            V::product(&Product {
+                rows,
+                a: scratch.scores,
+                a_row: KEYS,
+                a_inner: 1,
+                inner: KEYS,
+                limits: limits.as_ptr(),
+                b: scratch.v,
+                b_row: padded,
+                cols: padded / LANES,
+                c: state.o.add(row * padded),
+                c_row: padded,
+                alpha: alpha.as_ptr(),
+            });
+        }
+    }
+}
+
+/// Turns the products of some rows into probabilities against their new maximum; the factors by which the new maximum
+/// shrinks what was summed before.
+#[inline(always)]
+unsafe fn softmax<V: Vector>(limits: &[usize], scale: f32, state: State, row: usize, scores: *mut f32) -> [f32; ROWS] {
+    let mut tops = [f32::NEG_INFINITY; ROWS];
+    let scale = V::splat(scale);
+    for (r, &limit) in limits.iter().enumerate() {
+        let line = scores.add(r * KEYS);
+        let mut top = V::splat(f32::NEG_INFINITY);
+        if limit == KEYS {
+            for c in 0..KEYS / LANES {
+                let x = V::load(line.add(c * LANES)).mul(scale);
+                x.store(line.add(c * LANES));
+                top = x.max(top);
+            }
+        } else {
+            for c in (0..limit).step_by(LANES) {
+                let x = V::load(line.add(c)).mul(scale).keep(limit - c, V::splat(f32::NEG_INFINITY));
+                x.store(line.add(c));
+                top = x.max(top);
+            }
+        }
+        let (before, now) = (state.top.add(row + r).read(), top.max_lane());
+        tops[r] = if now > before { now } else { before };
+    }
+    let mut alpha = [0.0; ROWS];
+    V::load(state.top.add(row)).sub(V::load(tops.as_ptr())).exp().store(alpha.as_mut_ptr());
+    for (r, &limit) in limits.iter().enumerate() {
+        state.top.add(row + r).write(tops[r]);
+        let line = scores.add(r * KEYS);
+        let top = V::splat(tops[r]);
+        let mut p = [V::splat(0.0); KEYS / LANES];
+        if limit == KEYS {
+            for (c, p) in p.iter_mut().enumerate() {
+                *p = V::load(line.add(c * LANES)).sub(top).exp();
+                p.store(line.add(c * LANES));
+            }
+        } else {
+            for (c, p) in p.iter_mut().enumerate() {
+                if c * LANES < limit {
+                    *p = V::load(line.add(c * LANES)).sub(top).exp();
+                    p.store(line.add(c * LANES));
+                }
+            }
+        }
+        let sum = p[0].add(p[1]).add(p[2].add(p[3]));
+        let sums = state.sums.add((row + r) * LANES);
+        V::load(sums).mul_add(V::splat(alpha[r]), sum).store(sums);
+    }
+    alpha
+}
+
+/// Adds the sums of segment `index` to those of the segments before it.
+#[inline(always)]
+unsafe fn merge<V: Vector, T>(tile: &Tile<'_, T>, index: usize, total: State, part: State) {
+    let padded = round_up(tile.sequence.head_dim);
+    let first = tile.sequence.first_row(index * SEGMENT).saturating_sub(tile.first);
+    for row in first..tile.rows {
+        let (a, b) = (total.top.add(row).read(), part.top.add(row).read());
+        let top = if b > a { b } else { a };
+        total.top.add(row).write(top);
+        let (a, b) = (V::splat(a - top).exp(), V::splat(b - top).exp());
+        for c in (0..padded).step_by(LANES) {
+            let (x, y) = (total.o.add(row * padded + c), part.o.add(row * padded + c));
+            V::load(x).mul_add(a, V::load(y).mul(b)).store(x);
+        }
+        let (x, y) = (total.sums.add(row * LANES), part.sums.add(row * LANES));
+        V::load(x).mul_add(a, V::load(y).mul(b)).store(x);
+    }
+}
+
+/// Divides and stores.
+#[inline(always)]
+unsafe fn finish<V: Vector, T: Element>(tile: &Tile<'_, T>, state: State) {
+    let s = tile.sequence;
+    let (d, padded) = (s.head_dim, round_up(s.head_dim));
+    for row in 0..tile.rows {
+        let sum = V::load(state.sums.add(row * LANES)).sum();
+        let line = state.o.add(row * padded);
+        for c in (0..padded).step_by(LANES) {
+            V::load(line.add(c)).div(V::splat(sum)).store(line.add(c));
+        }
+        let place = s.place(tile.first + row);
+        store_row(line, d, s.o.add(place * d));
+        if !s.lse.is_null() {
+            let lse = state.top.add(row).read() as f64 + (sum as f64).ln();
+            s.lse.add(place).write(lse as f32);
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The one small matrix product that all of attention is made of.
+#![allow(unsafe_code)]
+#![allow(unsafe_op_in_unsafe_fn)]
+
+use super::vector::{LANES, Vector, Work};
+
+/// `c = a b`, or `c = c * alpha + a b` row by row; the sum over the inner index begins at 0 and goes up one step at a
+/// time, whatever the tiling.
+pub struct Product {
+    /// Rows of `a` and `c`.
+    pub rows: usize,
+    /// Element `(r, k)` of `a` is at `r * a_row + k * a_inner`.
+    pub a: *const f32,
+    pub a_row: usize,
+    pub a_inner: usize,
+    /// The inner dimension, where `limits` is absent.
+    pub inner: usize,
+    /// Or one inner dimension for each row, not decreasing; beyond it neither `a` nor `b` is used for that row.
+    pub limits: *const usize,
+    /// Row `k` of `b` is `16 * cols` elements at `k * b_row`.
+    pub b: *const f32,
+    pub b_row: usize,
+    /// Vectors in a row of `b` and `c`.
+    pub cols: usize,
+    pub c: *mut f32,
+    pub c_row: usize,
+    /// One factor for each row of `c`; absent: `c` is overwritten.
+    pub alpha: *const f32,
+}
+
+/// # Safety
+/// All that the product names is there: `rows` rows of `a`, `c`, `limits` and `alpha`, and as many of `b` as the inner
+/// dimension says.
+impl Work for &Product {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let mut col = 0;
+        while col < self.cols {
+            // Shares of about equal width: 6 vectors are better done as 3 + 3 than as 5 + 1.
+            let left = self.cols - col;
+            let width = left.div_ceil(left.div_ceil(V::COLS));
+            match width {
+                5 if V::COLS >= 5 => panel::<V, 5>(self, col),
+                4 if V::COLS >= 4 => panel::<V, 4>(self, col),
+                3 if V::COLS >= 3 => panel::<V, 3>(self, col),
+                2 if V::COLS >= 2 => panel::<V, 2>(self, col),
+                _ => panel::<V, 1>(self, col),
+            }
+            col += width;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn panel<V: Vector, const C: usize>(p: &Product, col: usize) {
+    let mut row = 0;
+    while row < p.rows {
+        let height = (p.rows - row).min(V::ROWS);
+        match height {
+            4 if V::ROWS >= 4 => tile::<V, 4, C>(p, row, col),
+            3 if V::ROWS >= 3 => tile::<V, 3, C>(p, row, col),
+            2 => tile::<V, 2, C>(p, row, col),
+            _ => tile::<V, 1, C>(p, row, col),
+        }
+        row += height;
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<V: Vector, const R: usize, const C: usize>(p: &Product, row: usize, col: usize) {
+    let mut sums = [[V::splat(0.0); C]; R];
+    let mut a = p.a.add(row * p.a_row);
+    let mut b = p.b.add(col * LANES);
+    let limit = |r: usize| if p.limits.is_null() { p.inner } else { p.limits.add(row + r).read() };
+    let common = limit(0);
+    for _ in 0..common {
+        let mut line = [V::splat(0.0); C];
+        for c in 0..C {
+            line[c] = V::load(b.add(c * LANES));
+        }
+        for r in 0..R {
+            let x = V::splat(a.add(r * p.a_row).read());
+            for c in 0..C {
+                sums[r][c] = x.mul_add(line[c], sums[r][c]);
+            }
+        }
+        a = a.add(p.a_inner);
+        b = b.add(p.b_row);
+    }
+    // The few steps that only the later rows go on to.
+    for k in common..limit(R - 1) {
+        for r in 1..R {
+            if k < limit(r) {
+                let x = V::splat(a.add(r * p.a_row).read());
+                for c in 0..C {
+                    sums[r][c] = x.mul_add(V::load(b.add(c * LANES)), sums[r][c]);
+                }
+            }
+        }
+        a = a.add(p.a_inner);
+        b = b.add(p.b_row);
+    }
+    for r in 0..R {
+        let to = p.c.add((row + r) * p.c_row + col * LANES);
+        for c in 0..C {
+            let to = to.add(c * LANES);
+            let mut sum = sums[r][c];
+            if !p.alpha.is_null() {
+                sum = V::load(to).mul_add(V::splat(p.alpha.add(row + r).read()), sum);
+            }
+            sum.store(to);
+        }
+    }
+}

@@ -1,0 +1,432 @@
+//! Sixteen f32 lanes on each instruction set, and the entry that compiles a piece of work for one of them.
+//!
+//! Every operation is lane by lane and rounds once, so what a lane computes does not depend on its neighbours.
+#![allow(unsafe_code)]
+// Everything here is unsafe for the one reason that the trait names.
+#![allow(unsafe_op_in_unsafe_fn)]
+
+use super::product::Product;
+use crate::simd::{Isa, exp, sum_lanes};
+use crate::{DType, Element};
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+/// Lanes of a vector.
+pub const LANES: usize = crate::simd::LANES;
+
+/// Sixteen f32.
+///
+/// # Safety
+/// Each function needs a machine with the implementing type's instruction set and, where it takes a pointer, sixteen
+/// elements (or `count` of them) behind it.
+pub trait Vector: Copy {
+    /// Rows of the largest tile of a product that the registers hold.
+    const ROWS: usize;
+    /// Vectors in a row of that tile.
+    const COLS: usize;
+
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn load(p: *const f32) -> Self;
+    /// The first `count` (at most 16) elements at `p`, widened; zero in the other lanes.
+    unsafe fn load_part<T: Element>(p: *const T, count: usize) -> Self;
+    unsafe fn store(self, p: *mut f32);
+    unsafe fn add(self, b: Self) -> Self;
+    unsafe fn sub(self, b: Self) -> Self;
+    unsafe fn mul(self, b: Self) -> Self;
+    unsafe fn div(self, b: Self) -> Self;
+    unsafe fn max(self, b: Self) -> Self;
+    /// `self * b + c`
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+    /// The first `count` lanes of `self`, `other` in the rest.
+    unsafe fn keep(self, count: usize, other: Self) -> Self;
+    /// `e^x` to about an ulp for x up to 88; 0 below -105.
+    unsafe fn exp(self) -> Self;
+    unsafe fn max_lane(self) -> f32;
+    unsafe fn sum(self) -> f32;
+    /// Rows become columns.
+    unsafe fn transpose(rows: [Self; LANES]) -> [Self; LANES];
+    /// Runs a product, compiled once for this type.
+    unsafe fn product(p: &Product);
+}
+
+/// Something to be compiled for each vector type.
+pub trait Work {
+    /// Does it.
+    ///
+    /// # Safety
+    /// What `V` asks, and what the work's maker promised.
+    unsafe fn run<V: Vector>(self);
+}
+
+/// Runs `work` with the vectors of `isa`.
+///
+/// # Safety
+/// The machine has `isa`; and what the work asks.
+pub unsafe fn dispatch<W: Work>(isa: Isa, work: W) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => enter_avx512(work),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => enter_avx2(work),
+        _ => work.run::<Plain>(),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,bmi2")]
+unsafe fn enter_avx512<W: Work>(work: W) {
+    work.run::<Avx512>();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,bmi2")]
+unsafe fn enter_avx2<W: Work>(work: W) {
+    work.run::<Avx2>();
+}
+
+// e^x = 2^n e^r with r = x - n ln 2, ln 2 in two parts; then Cephes' minimax polynomial for e^r.
+const LOW: f32 = -110.0;
+const HIGH: f32 = 88.0;
+const LN2_HI: f32 = 0.693_359_4;
+const LN2_LO: f32 = -2.121_944_4e-4;
+const EXP: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
+
+/// Any machine.
+#[derive(Clone, Copy)]
+pub struct Plain([f32; LANES]);
+
+impl Plain {
+    #[inline(always)]
+    fn zip(self, b: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        Plain(std::array::from_fn(|i| f(self.0[i], b.0[i])))
+    }
+}
+
+impl Vector for Plain {
+    const ROWS: usize = 2;
+    const COLS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Plain([x; LANES])
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        Plain(p.cast::<[f32; LANES]>().read())
+    }
+    #[inline(always)]
+    unsafe fn load_part<T: Element>(p: *const T, count: usize) -> Self {
+        let mut lanes = [0.0; LANES];
+        if count == LANES {
+            // The usual case, with a length that the compiler knows.
+            for (i, lane) in lanes.iter_mut().enumerate() {
+                *lane = p.add(i).read().to_f32();
+            }
+        } else {
+            for (i, lane) in lanes.iter_mut().enumerate().take(count) {
+                *lane = p.add(i).read().to_f32();
+            }
+        }
+        Plain(lanes)
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        p.cast::<[f32; LANES]>().write(self.0);
+    }
+    #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        self.zip(b, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn sub(self, b: Self) -> Self {
+        self.zip(b, |a, b| a - b)
+    }
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        self.zip(b, |a, b| a * b)
+    }
+    #[inline(always)]
+    unsafe fn div(self, b: Self) -> Self {
+        self.zip(b, |a, b| a / b)
+    }
+    #[inline(always)]
+    unsafe fn max(self, b: Self) -> Self {
+        self.zip(b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        // Two roundings: a fused one would be a library call here.
+        Plain(std::array::from_fn(|i| self.0[i] * b.0[i] + c.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn keep(self, count: usize, other: Self) -> Self {
+        Plain(std::array::from_fn(|i| if i < count { self.0[i] } else { other.0[i] }))
+    }
+    #[inline(always)]
+    unsafe fn exp(self) -> Self {
+        Plain(std::array::from_fn(|i| exp(self.0[i])))
+    }
+    #[inline(always)]
+    unsafe fn max_lane(self) -> f32 {
+        self.0.iter().fold(f32::NEG_INFINITY, |a, &b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        sum_lanes(self.0)
+    }
+    #[inline(always)]
+    unsafe fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
+        std::array::from_fn(|i| Plain(std::array::from_fn(|j| rows[j].0[i])))
+    }
+    unsafe fn product(p: &Product) {
+        dispatch(Isa::Plain, p);
+    }
+}
+
+/// AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub struct Avx2(__m256, __m256);
+
+#[cfg(target_arch = "x86_64")]
+impl Avx2 {
+    #[inline(always)]
+    unsafe fn array(self) -> [f32; LANES] {
+        let mut lanes = [0.0; LANES];
+        self.store(lanes.as_mut_ptr());
+        lanes
+    }
+    #[inline(always)]
+    unsafe fn exp8(x: __m256) -> __m256 {
+        // A NaN is the second operand of both, which is the one that these return then.
+        let x = _mm256_min_ps(_mm256_set1_ps(HIGH), _mm256_max_ps(_mm256_set1_ps(LOW), x));
+        let n = _mm256_mul_ps(x, _mm256_set1_ps(std::f32::consts::LOG2_E));
+        let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(n);
+        let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(LN2_HI), x);
+        let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(LN2_LO), r);
+        let mut p = _mm256_set1_ps(EXP[0]);
+        for c in &EXP[1..] {
+            p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(*c));
+        }
+        let y = _mm256_add_ps(_mm256_fmadd_ps(_mm256_mul_ps(p, r), r, r), _mm256_set1_ps(1.0));
+        // 2^n in two halves: one exponent can't hold -159.
+        let n = _mm256_cvtps_epi32(n);
+        let half = _mm256_srai_epi32::<1>(n);
+        let bias = _mm256_set1_epi32(127);
+        let a = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias)));
+        let b = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias)));
+        _mm256_mul_ps(_mm256_mul_ps(y, a), b)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Vector for Avx2 {
+    const ROWS: usize = 4;
+    const COLS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        let x = _mm256_set1_ps(x);
+        Avx2(x, x)
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        Avx2(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8)))
+    }
+    #[inline(always)]
+    unsafe fn load_part<T: Element>(p: *const T, count: usize) -> Self {
+        let lanes = Plain::load_part(p, count).0;
+        Self::load(lanes.as_ptr())
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        _mm256_storeu_ps(p, self.0);
+        _mm256_storeu_ps(p.add(8), self.1);
+    }
+    #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        Avx2(_mm256_add_ps(self.0, b.0), _mm256_add_ps(self.1, b.1))
+    }
+    #[inline(always)]
+    unsafe fn sub(self, b: Self) -> Self {
+        Avx2(_mm256_sub_ps(self.0, b.0), _mm256_sub_ps(self.1, b.1))
+    }
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        Avx2(_mm256_mul_ps(self.0, b.0), _mm256_mul_ps(self.1, b.1))
+    }
+    #[inline(always)]
+    unsafe fn div(self, b: Self) -> Self {
+        Avx2(_mm256_div_ps(self.0, b.0), _mm256_div_ps(self.1, b.1))
+    }
+    #[inline(always)]
+    unsafe fn max(self, b: Self) -> Self {
+        Avx2(_mm256_max_ps(self.0, b.0), _mm256_max_ps(self.1, b.1))
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        Avx2(_mm256_fmadd_ps(self.0, b.0, c.0), _mm256_fmadd_ps(self.1, b.1, c.1))
+    }
+    #[inline(always)]
+    unsafe fn keep(self, count: usize, other: Self) -> Self {
+        let count = _mm256_set1_epi32(count as i32);
+        let low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        let a = _mm256_castsi256_ps(_mm256_cmpgt_epi32(count, low));
+        let b = _mm256_castsi256_ps(_mm256_cmpgt_epi32(count, _mm256_add_epi32(low, _mm256_set1_epi32(8))));
+        Avx2(_mm256_blendv_ps(other.0, self.0, a), _mm256_blendv_ps(other.1, self.1, b))
+    }
+    #[inline(always)]
+    unsafe fn exp(self) -> Self {
+        Avx2(Self::exp8(self.0), Self::exp8(self.1))
+    }
+    #[inline(always)]
+    unsafe fn max_lane(self) -> f32 {
+        let m = _mm256_max_ps(self.0, self.1);
+        let m = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps::<1>(m));
+        let m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+        _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps::<1>(m, m)))
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        sum_lanes(self.array())
+    }
+    #[inline(always)]
+    unsafe fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
+        let mut lanes = [[0.0; LANES]; LANES];
+        for (j, row) in rows.iter().enumerate() {
+            for (i, x) in row.array().into_iter().enumerate() {
+                lanes[i][j] = x;
+            }
+        }
+        let mut columns = rows;
+        for (column, lanes) in columns.iter_mut().zip(&lanes) {
+            *column = Self::load(lanes.as_ptr());
+        }
+        columns
+    }
+    unsafe fn product(p: &Product) {
+        dispatch(Isa::Avx2, p);
+    }
+}
+
+/// AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub struct Avx512(__m512);
+
+#[cfg(target_arch = "x86_64")]
+impl Vector for Avx512 {
+    const ROWS: usize = 4;
+    const COLS: usize = 5;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Avx512(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        Avx512(_mm512_loadu_ps(p))
+    }
+    #[inline(always)]
+    unsafe fn load_part<T: Element>(p: *const T, count: usize) -> Self {
+        let mask = ((1u32 << count) - 1) as __mmask16;
+        Avx512(match T::DTYPE {
+            DType::F32 => _mm512_maskz_loadu_ps(mask, p.cast()),
+            DType::BF16 => {
+                let halves = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p.cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+            }
+            _ => return Avx512(_mm512_loadu_ps(Plain::load_part(p, count).0.as_ptr())),
+        })
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        _mm512_storeu_ps(p, self.0);
+    }
+    #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        Avx512(_mm512_add_ps(self.0, b.0))
+    }
+    #[inline(always)]
+    unsafe fn sub(self, b: Self) -> Self {
+        Avx512(_mm512_sub_ps(self.0, b.0))
+    }
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        Avx512(_mm512_mul_ps(self.0, b.0))
+    }
+    #[inline(always)]
+    unsafe fn div(self, b: Self) -> Self {
+        Avx512(_mm512_div_ps(self.0, b.0))
+    }
+    #[inline(always)]
+    unsafe fn max(self, b: Self) -> Self {
+        Avx512(_mm512_max_ps(self.0, b.0))
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        Avx512(_mm512_fmadd_ps(self.0, b.0, c.0))
+    }
+    #[inline(always)]
+    unsafe fn keep(self, count: usize, other: Self) -> Self {
+        let mask = ((1u32 << count.min(LANES)) - 1) as __mmask16;
+        Avx512(_mm512_mask_blend_ps(mask, other.0, self.0))
+    }
+    #[inline(always)]
+    unsafe fn exp(self) -> Self {
+        // A NaN is the second operand, which is the one that this returns then.
+        let x = _mm512_max_ps(_mm512_set1_ps(LOW), self.0);
+        let n = _mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E));
+        let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(n);
+        let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_HI), x);
+        let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_LO), r);
+        let mut p = _mm512_set1_ps(EXP[0]);
+        for c in &EXP[1..] {
+            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*c));
+        }
+        let y = _mm512_add_ps(_mm512_fmadd_ps(_mm512_mul_ps(p, r), r, r), _mm512_set1_ps(1.0));
+        Avx512(_mm512_scalef_ps(y, n))
+    }
+    #[inline(always)]
+    unsafe fn max_lane(self) -> f32 {
+        let high = _mm512_extractf32x8_ps::<1>(self.0);
+        Avx2(_mm512_castps512_ps256(self.0), high).max_lane()
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(lanes.as_mut_ptr());
+        sum_lanes(lanes)
+    }
+    #[inline(always)]
+    unsafe fn transpose(r: [Self; LANES]) -> [Self; LANES] {
+        let zero = _mm512_setzero_ps();
+        let (mut a, mut b, mut out) = ([zero; LANES], [zero; LANES], r);
+        for i in (0..LANES).step_by(2) {
+            a[i] = _mm512_unpacklo_ps(r[i].0, r[i + 1].0);
+            a[i + 1] = _mm512_unpackhi_ps(r[i].0, r[i + 1].0);
+        }
+        // Of four rows, b[i + k] gets the columns k, 4 + k, 8 + k and 12 + k, one in each quarter.
+        for i in (0..LANES).step_by(4) {
+            for k in 0..2 {
+                let (x, y) = (_mm512_castps_pd(a[i + k]), _mm512_castps_pd(a[i + k + 2]));
+                b[i + 2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
+                b[i + 2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+            }
+        }
+        for k in 0..4 {
+            let even = _mm512_shuffle_f32x4::<0x88>(b[k], b[4 + k]);
+            let odd = _mm512_shuffle_f32x4::<0xdd>(b[k], b[4 + k]);
+            let even2 = _mm512_shuffle_f32x4::<0x88>(b[8 + k], b[12 + k]);
+            let odd2 = _mm512_shuffle_f32x4::<0xdd>(b[8 + k], b[12 + k]);
+            out[k] = Avx512(_mm512_shuffle_f32x4::<0x88>(even, even2));
+            out[4 + k] = Avx512(_mm512_shuffle_f32x4::<0x88>(odd, odd2));
+            out[8 + k] = Avx512(_mm512_shuffle_f32x4::<0xdd>(even, even2));
+            out[12 + k] = Avx512(_mm512_shuffle_f32x4::<0xdd>(odd, odd2));
+        }
+        out
+    }
+    unsafe fn product(p: &Product) {
+        dispatch(Isa::Avx512, p);
+    }
+}
