@@ -69,7 +69,11 @@ impl Profile {
     pub fn parse(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|p| p.name() == name).ok_or_else(|| {
             let names: Vec<_> = Self::ALL.iter().map(|p| p.name()).collect();
-            MediaError::setting("profile", format!("there is no profile {name:?}"), format!("use one of {}", names.join(", ")))
+            MediaError::setting(
+                "profile",
+                format!("there is no profile {name:?}"),
+                format!("use one of {}", names.join(", ")),
+            )
         })
     }
 

@@ -191,7 +191,11 @@ fn serve() -> std::io::Result<()> {
 /// Makes the shared file `bytes` long and maps it.
 fn share(path: &Path, memory: &File, bytes: usize) -> Result<MmapMut> {
     let io = |source: std::io::Error| {
-        MediaError::file(path, format!("no shared memory for its frames: {source}"), "free memory, or take fewer frames")
+        MediaError::file(
+            path,
+            format!("no shared memory for its frames: {source}"),
+            "free memory, or take fewer frames",
+        )
     };
     // The request is in the file: it goes, so that every byte is zero or a frame's.
     memory.set_len(0).and_then(|()| memory.set_len(bytes as u64)).map_err(io)?;

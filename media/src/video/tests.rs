@@ -1,1 +1,150 @@
+//! The reference's small films (`tests/golden/README.md` says where they are from).
 
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::*;
+
+fn clips() -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "../tests/golden/clips"].iter().collect()
+}
+
+fn index() -> Value {
+    serde_json::from_slice(&std::fs::read(clips().join("index.json")).unwrap()).unwrap()
+}
+
+fn overrides(args: &Value) -> Overrides {
+    serde_json::from_value(args.clone()).unwrap()
+}
+
+/// swscale 6 (FFmpeg 5) on x86-64 made the expected pixels: there they must be equal.
+fn same_converter() -> bool {
+    // SAFETY: the call only returns a number.
+    cfg!(target_arch = "x86_64") && unsafe { ffmpeg::ffi::swscale_version() } >> 16 == 6
+}
+
+#[test]
+fn size_rate_and_count_of_each_clip() {
+    for clip in index()["clips"].as_array().unwrap() {
+        let got = probe(&clips().join(clip["file"].as_str().unwrap())).unwrap();
+        assert_eq!(got.total_frames, clip["total_frames"].as_u64().unwrap(), "{clip}");
+        assert_eq!(
+            (got.height as u64, got.width as u64),
+            (clip["height"].as_u64().unwrap(), clip["width"].as_u64().unwrap())
+        );
+        let fps = clip["video_fps"].as_f64().unwrap();
+        assert!((got.video_fps - fps).abs() <= 1e-9 * fps, "{} for {fps}", got.video_fps);
+    }
+}
+
+#[test]
+fn choices_of_each_clip() {
+    for clip in index()["clips"].as_array().unwrap() {
+        let path = clips().join(clip["file"].as_str().unwrap());
+        for choice in clip["choices"].as_array().unwrap() {
+            let profile = Profile::parse(choice["profile"].as_str().unwrap()).unwrap();
+            let got = sample(&path, profile, &overrides(&choice["args"])).unwrap();
+            let want: Vec<u64> = serde_json::from_value(choice["expect"]["indices"].clone()).unwrap();
+            assert_eq!(got.indices, want, "{} {profile}", path.display());
+            assert_eq!(got.data.len(), want.len() * got.height * got.width * 3);
+        }
+    }
+}
+
+#[test]
+fn pixels_of_each_clip() {
+    let file = std::fs::read(clips().join("expected.safetensors")).unwrap();
+    let expected = safetensors::SafeTensors::deserialize(&file).unwrap();
+    for clip in index()["clips"].as_array().unwrap() {
+        let name = clip["file"].as_str().unwrap();
+        let pixels = &clip["pixels"];
+        let profile = Profile::parse(pixels["profile"].as_str().unwrap()).unwrap();
+        let got = sample(&clips().join(name), profile, &overrides(&pixels["args"])).unwrap();
+        let want = expected.tensor(name).unwrap();
+        assert_eq!([got.indices.len(), got.height, got.width, 3], want.shape(), "{name}");
+        let mut off: Vec<u8> = got.data.iter().zip(want.data()).map(|(a, b)| a.abs_diff(*b)).collect();
+        off.sort_unstable();
+        let (most, p99) = (off[off.len() - 1], off[off.len() * 99 / 100]);
+        let mean = off.iter().map(|&d| f64::from(d)).sum::<f64>() / off.len() as f64;
+        println!("{name}: off by at most {most}, {mean:.4} on average");
+        let tolerance = &pixels["tolerance"];
+        assert!(mean <= tolerance["mean_levels"].as_f64().unwrap(), "{name}: {mean}");
+        assert!(f64::from(p99) <= tolerance["p99_levels"].as_f64().unwrap(), "{name}: {p99}");
+        assert!(most == 0 || !same_converter(), "{name}: off by up to {most} levels");
+    }
+}
+
+#[test]
+fn broken_files_are_refused_in_one_line() {
+    for file in ["bad_zero.mp4", "bad_text.mp4", "bad_cut.mp4", "cut_after_index.mp4", "nothing_here.mp4", "."] {
+        let path = clips().join(file);
+        for error in [
+            probe(&path).unwrap_err().to_string(),
+            sample(&path, Profile::VideorftTrain, &Overrides::default()).unwrap_err().to_string(),
+        ] {
+            assert!(error.contains(file) && error.contains("; ") && !error.contains('\n'), "{error}");
+        }
+    }
+}
+
+/// A damaged film gives all its frames or none.
+#[test]
+fn damaged_picture_data() {
+    for n in [2, 4, 8, 50] {
+        let o = Overrides { nframes: Some(n), ..Default::default() };
+        match sample(&clips().join("flipped.mp4"), Profile::Qwen, &o) {
+            Ok(got) => assert_eq!(got.data.len() as i64, n * 64 * 96 * 3),
+            Err(e) => assert!(e.to_string().contains("cannot be decoded"), "{e}"),
+        }
+    }
+}
+
+/// Reading the container a second time, instead of keeping its packets, changes nothing.
+#[test]
+fn films_too_large_to_keep() {
+    for name in ["h264_bframes_audio.mp4", "vp9.webm", "mpeg4_odd.avi", "h264_vfr.mp4"] {
+        let path = clips().join(name);
+        let o = Overrides { nframes: Some(6), ..Default::default() };
+        let want = sample(&path, Profile::Qwen, &o).unwrap();
+        let film = demux::Film::read(&path, 0).unwrap();
+        assert!(film.kept.is_none());
+        let mut got = vec![0; want.data.len()];
+        decode::frames(&film, &want.indices, None, Limits::default(), &mut got).unwrap();
+        assert!(got == want.data[..], "{name}");
+    }
+}
+
+#[test]
+fn resized_frames_are_the_resized_film() {
+    let path = clips().join("h264_rot90.mp4");
+    let request = Request {
+        path: &path,
+        profile: Profile::VideorftTrain,
+        overrides: Overrides::default(),
+        size: Size::Model,
+        limits: Limits::default(),
+    };
+    let (got, data) = sample_into(&request, |n| Ok(vec![0; n])).unwrap();
+    let whole = sample(&path, Profile::VideorftTrain, &Overrides::default()).unwrap();
+    let size = film_limits(Profile::VideorftTrain, &Overrides::default()).unwrap().size(16, 88, 56).unwrap();
+    assert_eq!((got.height, got.width), size);
+    let view = crate::resize::FrameView::new(&whole.data, 16, 88, 56).unwrap();
+    assert!(crate::resize::torch_bicubic(view, size).unwrap().data == data);
+}
+
+#[test]
+fn the_memory_limit_is_kept_to() {
+    let path = clips().join("h264_709.mp4");
+    let limits = Limits { threads: 1, memory: 64 * 64 * 3 * 4 };
+    let request = |nframes| Request {
+        path: &path,
+        profile: Profile::Qwen,
+        overrides: Overrides { nframes: Some(nframes), ..Default::default() },
+        size: Size::Film,
+        limits,
+    };
+    assert!(sample_into(&request(2), |n| Ok(vec![0; n])).is_ok());
+    let error = sample_into(&request(4), |n| Ok(vec![0; n])).unwrap_err().to_string();
+    assert!(error.contains("--media-memory"), "{error}");
+}

@@ -135,7 +135,8 @@ fn died(decoder: &Decoder, path: &Path, status: ExitStatus, lament: &str) -> Med
         (None, Some(code)) => format!("ended with exit code {code}"),
         (None, None) => "ended without a status".to_owned(),
     };
-    let said: String = lament.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("").chars().take(200).collect();
+    let said: String =
+        lament.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("").chars().take(200).collect();
     let said = if said.is_empty() { said } else { format!(" ({said})") };
     MediaError::file(path, format!("the decoder {how}{said}"), "the file may be damaged: leave it out, or convert it")
 }
