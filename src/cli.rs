@@ -5,7 +5,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
 use crate::common::Common;
-use crate::{frames, resize, tokenize};
+use crate::{doctor, frames, resize, tokenize};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -30,6 +30,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Say what this machine has, and what to install for what it has not
+    Doctor(doctor::Doctor),
     /// Say which frames of a film are taken, and decode them
     Frames(frames::Frames),
     /// Say to which size a picture is resized
@@ -42,6 +44,7 @@ pub enum Command {
 pub fn run(cli: Cli) -> Result<()> {
     let common = &cli.common;
     match cli.command {
+        Command::Doctor(c) => c.run(common),
         Command::Frames(c) => c.run(common),
         Command::Resize(c) => c.run(common),
         Command::Tokenize(c) => c.run(common),

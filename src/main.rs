@@ -3,6 +3,7 @@
 
 mod cli;
 mod common;
+mod doctor;
 mod fail;
 mod frames;
 mod interrupt;

@@ -1,0 +1,214 @@
+//! `reel doctor`: what this machine has, and what to install for what it has not.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use reel_kernels::simd;
+use reel_media::libraries;
+use serde::Serialize;
+
+use crate::common::Common;
+use crate::output;
+
+/// Say what this machine has, and what to install for what it has not.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  reel doctor")]
+pub struct Doctor {}
+
+/// One thing looked for.
+#[derive(Debug, Serialize)]
+struct Finding {
+    /// Which part of the table it belongs to.
+    group: &'static str,
+    /// What was looked for.
+    name: String,
+    /// Whether it is there.
+    found: bool,
+    /// What was found.
+    what: String,
+    /// What to do to have it, where it is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    install: Option<&'static str>,
+}
+
+impl Finding {
+    fn new(group: &'static str, name: &str, found: Option<String>, install: &'static str) -> Self {
+        let install = if found.is_none() { Some(install) } else { None };
+        Self { group, name: name.to_string(), found: found.is_some(), what: found.unwrap_or_default(), install }
+    }
+}
+
+impl Doctor {
+    /// Prints the table.
+    pub fn run(&self, common: &Common) -> Result<()> {
+        let findings = [processor(common)?, memory_and_disk(), films(), gpu(), hub_cache()].concat_all();
+        if common.json {
+            return output::json(&serde_json::json!({"version": env!("CARGO_PKG_VERSION"), "findings": findings}));
+        }
+        let width = findings.iter().map(|f| f.name.len()).max().unwrap_or(0);
+        let mut group = "";
+        for f in &findings {
+            if f.group != group {
+                output::line(format!("{}{}", if group.is_empty() { "" } else { "\n" }, f.group))?;
+                group = f.group;
+            }
+            let mark = if f.found { "yes" } else { "no " };
+            let what = f.install.unwrap_or(&f.what);
+            output::line(format!("  {mark}  {:width$}  {what}", f.name))?;
+        }
+        Ok(())
+    }
+}
+
+/// Lists one after the other.
+trait ConcatAll {
+    fn concat_all(self) -> Vec<Finding>;
+}
+
+impl<const N: usize> ConcatAll for [Vec<Finding>; N] {
+    fn concat_all(self) -> Vec<Finding> {
+        self.into_iter().flatten().collect()
+    }
+}
+
+fn processor(common: &Common) -> Result<Vec<Finding>> {
+    let group = "Processor";
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": ")).map(|(_, m)| m.trim().to_string());
+    let isa = match simd::isa() {
+        simd::Isa::Plain => "what every processor of this kind has",
+        simd::Isa::Avx2 => "AVX2 with FMA",
+        simd::Isa::Avx512 => "AVX-512",
+        simd::Isa::Avx512Bf16 => "AVX-512 with bf16 dot products",
+    };
+    Ok(vec![
+        Finding::new(group, "model", model.or_else(|| Some(env::consts::ARCH.to_string())), ""),
+        Finding::new(group, "threads", Some(common.threads()?.to_string()), ""),
+        Finding::new(group, "instructions", Some(isa.to_string()), ""),
+    ])
+}
+
+fn memory_and_disk() -> Vec<Finding> {
+    let group = "Memory and disk";
+    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let gib = |key: &str| {
+        let line = info.lines().find(|l| l.starts_with(key))?;
+        let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
+        Some(kib / (1 << 20) as f64)
+    };
+    let memory =
+        gib("MemAvailable:").zip(gib("MemTotal:")).map(|(free, all)| format!("{free:.1} of {all:.1} GiB free"));
+    let disk = |path: &Path| {
+        let s = rustix::fs::statvfs(path).ok()?;
+        Some(format!("{:.1} GiB free in {}", (s.f_bavail * s.f_frsize) as f64 / (1u64 << 30) as f64, path.display()))
+    };
+    vec![
+        Finding::new(group, "memory", memory, "/proc/meminfo cannot be read"),
+        Finding::new(group, "disk, here", env::current_dir().ok().and_then(|p| disk(&p)), "this folder cannot be read"),
+        Finding::new(group, "disk, temporary", disk(&env::temp_dir()), "set TMPDIR to a folder that exists"),
+    ]
+}
+
+/// FFmpeg's libraries and the codecs that reel reads and writes.
+fn films() -> Vec<Finding> {
+    let versions = libraries::versions().into_iter().map(|(name, v)| Finding::new("FFmpeg", name, Some(v), ""));
+    let another = "this FFmpeg was built without it; install the distribution's full FFmpeg libraries";
+    let decoders = [
+        ("reads H.264", &["h264"][..]),
+        ("reads HEVC", &["hevc"]),
+        ("reads VP9", &["vp9", "libvpx-vp9"]),
+        ("reads AV1", &["libdav1d", "libaom-av1", "av1"]),
+        ("reads MPEG-4", &["mpeg4"]),
+        ("reads GIF", &["gif"]),
+    ];
+    let encoders = [("writes H.264 (demo)", &["libx264"][..]), ("writes MPEG-4 (demo)", &["mpeg4"])];
+    let find = |names: &[&str], there: fn(&str) -> bool| names.iter().find(|n| there(n)).map(|n| (*n).to_string());
+    let decoders = decoders.map(|(n, names)| Finding::new("FFmpeg", n, find(names, libraries::has_decoder), another));
+    let encoders = encoders.map(|(n, names)| Finding::new("FFmpeg", n, find(names, libraries::has_encoder), another));
+    versions.chain(decoders).chain(encoders).collect()
+}
+
+/// What a GPU build would open at run time. Found by file, nothing is loaded.
+fn gpu() -> Vec<Finding> {
+    let group = "GPU (this build computes on the processor)";
+    let read = |path: &str| fs::read_to_string(path).ok();
+    let version = read("/proc/driver/nvidia/version").and_then(|text| {
+        text.split_whitespace()
+            .find(|w| w.split('.').count() >= 2 && w.starts_with(|c: char| c.is_ascii_digit()))
+            .map(str::to_string)
+    });
+    let cards: Vec<String> = fs::read_dir("/proc/driver/nvidia/gpus")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|e| fs::read_to_string(e.path().join("information")).ok())
+        .filter_map(|text| Some(text.lines().find_map(|l| l.strip_prefix("Model:"))?.trim().to_string()))
+        .collect();
+    let toolkit = "install the CUDA toolkit's runtime libraries";
+    let driver = "install NVIDIA's driver, where there is such a GPU";
+    let library =
+        |name: &str, install| Finding::new(group, name, find_library(name).map(|p| p.display().to_string()), install);
+    vec![
+        Finding::new(
+            group,
+            "GPU",
+            if cards.is_empty() { None } else { Some(cards.join(", ")) },
+            "no NVIDIA GPU is visible",
+        ),
+        Finding::new(group, "driver", version, driver),
+        library("libcuda.so.1", driver),
+        library("libnvrtc.so", toolkit),
+        library("libcublasLt.so", toolkit),
+        library("libnccl.so", "install NCCL, for several GPUs"),
+    ]
+}
+
+/// The first file whose name begins with `name` in the folders where the loader looks.
+fn find_library(name: &str) -> Option<PathBuf> {
+    let listed = |key: &str| env::var_os(key).map(|v| env::split_paths(&v).collect::<Vec<_>>()).unwrap_or_default();
+    let mut folders = listed("LD_LIBRARY_PATH");
+    if let Some(cuda) = env::var_os("CUDA_HOME").or_else(|| env::var_os("CUDA_PATH")) {
+        folders.push(Path::new(&cuda).join("lib64"));
+    }
+    let arch = env::consts::ARCH;
+    folders.extend(["/usr/local/cuda/lib64", "/usr/lib64", "/usr/lib", "/usr/lib/wsl/lib"].map(PathBuf::from));
+    folders
+        .extend(["/usr/lib", "/lib", "/usr/local/lib"].map(|root| PathBuf::from(format!("{root}/{arch}-linux-gnu"))));
+    folders.iter().find_map(|folder| {
+        let mut found: Vec<PathBuf> = fs::read_dir(folder)
+            .ok()?
+            .flatten()
+            .filter(|e| e.file_name().to_string_lossy().starts_with(name))
+            .map(|e| e.path())
+            .collect();
+        found.sort();
+        found.into_iter().next()
+    })
+}
+
+/// The folder that the hub's clients share, as their environment variables set it.
+fn cache_folder() -> PathBuf {
+    let home = || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cache").join("huggingface");
+    env::var_os("HF_HUB_CACHE")
+        .map_or_else(|| env::var_os("HF_HOME").map_or_else(home, PathBuf::from).join("hub"), PathBuf::from)
+}
+
+/// Models that the hub's clients have already fetched.
+fn hub_cache() -> Vec<Finding> {
+    let folder = cache_folder();
+    let models: Vec<String> = fs::read_dir(&folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|e| Some(e.file_name().to_string_lossy().strip_prefix("models--")?.replace("--", "/")))
+        .collect();
+    let what = match models.len() {
+        0 => format!("{}: no models yet; a hub id as MODEL fetches one", folder.display()),
+        n => format!("{}: {n} models: {}", folder.display(), models.join(", ")),
+    };
+    vec![Finding::new("Hub cache", "models", Some(what), "")]
+}
