@@ -1,1 +1,12 @@
+//! Prompts in, completions out: one engine for rollouts, evaluation and the command line.
 
+mod engine;
+mod error;
+mod kv_blocks;
+mod sampler;
+mod stop;
+
+pub use engine::{Completion, Engine, FinishReason, Request, Timing, Token};
+pub use error::{Error, Result};
+pub use sampler::Sampling;
+pub use stop::{Stop, TextSource};

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::mapped_file::MappedFile;
+use reel_runtime::device::MappedFile;
 
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};

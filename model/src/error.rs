@@ -73,6 +73,9 @@ pub enum ModelError {
         /// What to do.
         cure: String,
     },
+    /// A device, a tensor or the tape.
+    #[error(transparent)]
+    Runtime(#[from] reel_runtime::Error),
     /// A file could not be read or written.
     #[error("{path}: {what}; {cure}")]
     Io {

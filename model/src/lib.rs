@@ -1,13 +1,17 @@
 //! Qwen2.5-VL: what a model folder holds (config, weights, tokenizer, chat template), how a conversation becomes the model's inputs,
 //! and the model itself. A folder is read as the hub publishes it; nothing is converted.
 
+pub mod batch;
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+pub mod init;
 pub mod input;
+mod linear;
+pub mod qwen2_5_vl;
 pub mod save;
+pub mod text;
+pub mod vision;
+pub mod weights;
 
 pub use error::{ModelError, Result};
-
-#[path = "../../runtime/src/device/mapped_file.rs"]
-pub mod mapped_file;

@@ -19,6 +19,10 @@ impl Linear {
         Ok(Linear { weight, bias })
     }
 
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        std::iter::once(&self.weight).chain(&self.bias)
+    }
+
     pub(crate) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
         Ok(ops::linear(cx, x, &self.weight, self.bias.as_ref())?)
     }

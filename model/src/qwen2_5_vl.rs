@@ -43,6 +43,11 @@ impl Qwen25Vl {
         Qwen25Vl::load(&Loader { device, source: Source::Files(files), dtype, trainable: &|_| false }, config)
     }
 
+    /// The tensors that are trained, each under its name ([`Tensor::parameter`]).
+    pub fn parameters(&self) -> impl Iterator<Item = &Tensor> {
+        self.vision.tensors().chain(self.text.tensors()).filter(|t| t.parameter().is_some())
+    }
+
     /// Vision tokens `[M, H]` of a batch's media, in processor order.
     ///
     /// # Errors

@@ -62,6 +62,11 @@ impl KvCache {
         Ok(KvCache { layers, blocks })
     }
 
+    /// Every tensor of keys or values: `[blocks, BLOCK, Hkv, D]`.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.layers.iter().flat_map(|(k, v)| [k, v])
+    }
+
     /// Blocks in each layer.
     pub fn blocks(&self) -> usize {
         self.blocks
@@ -94,6 +99,16 @@ impl Decoder {
             embed_tokens,
             config: text.clone(),
         })
+    }
+
+    /// Every tensor, each once.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let head = (self.lm_head.id() != self.embed_tokens.id()).then_some(&self.lm_head);
+        let layers = self.layers.iter().flat_map(|layer| {
+            let linears = [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down];
+            [&layer.input_norm, &layer.post_norm].into_iter().chain(linears.into_iter().flat_map(Linear::tensors))
+        });
+        [&self.embed_tokens, &self.norm].into_iter().chain(head).chain(layers)
     }
 
     /// Hidden states `[S, H]` after the last norm, from embeddings x `[S, H]` and positions i32 `[3, S]`.

@@ -61,6 +61,16 @@ impl VisionTower {
         })
     }
 
+    /// Every tensor, each once.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let blocks = self.blocks.iter().flat_map(|block| {
+            let linears = [&block.qkv, &block.proj, &block.gate, &block.up, &block.down];
+            [&block.norm1, &block.norm2].into_iter().chain(linears.into_iter().flat_map(Linear::tensors))
+        });
+        let merger = [&self.merge_in, &self.merge_out].into_iter().flat_map(Linear::tensors);
+        [&self.patch_embed, &self.ln_q].into_iter().chain(blocks).chain(merger)
+    }
+
     /// Vision tokens `[M, H]` in processor order. `checkpoint`: keep only each block's input for the gradient.
     ///
     /// # Errors

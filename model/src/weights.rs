@@ -50,7 +50,7 @@ impl Loader<'_> {
     fn held_as(&self, file: Dtype, shape: &[usize], trained: bool) -> Option<DType> {
         let same = match file {
             Dtype::F32 => DType::F32,
-            Dtype::BF16 => DType::BF16,
+            Dtype::Bf16 => DType::BF16,
             Dtype::F16 => return None,
         };
         // bf16 matrices serve f32 activations as they are: products widen them on the way. Wider weights than activations would
@@ -86,7 +86,7 @@ pub fn widen(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     }
     Some(match dtype {
         Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Dtype::BF16 => halves().map(|x| bf16::from_bits(x).to_f32()).collect(),
+        Dtype::Bf16 => halves().map(|x| bf16::from_bits(x).to_f32()).collect(),
         Dtype::F16 => halves().map(|x| f16::from_bits(x).to_f32()).collect(),
     })
 }

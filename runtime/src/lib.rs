@@ -1,1 +1,17 @@
+//! Devices and buffers ([`device`]), tensors, ops and the autograd tape ([`tensor`]), and the optimizer ([`optim`]).
+//!
+//! Every op goes through [`Device::launch`] with plain data, so that a device is added beside the others without
+//! touching a model.
 
+pub mod device;
+mod error;
+pub mod optim;
+pub mod tensor;
+
+pub use device::{Category, Device, MemoryUse, OpTotals};
+pub use error::{Error, Result};
+pub use reel_kernels::{Addr, Cost, DType, Launch};
+pub use tensor::cx::Cx;
+pub use tensor::ops;
+pub use tensor::tape::Grads;
+pub use tensor::{Tensor, dims};

@@ -1,0 +1,327 @@
+//! The engine, first form: prompts are prefilled one by one, then all of them decode together, a token each a step.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use reel_kernels::elementwise;
+use reel_model::batch::{Batch, Sequence};
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::text::KvCache;
+use reel_runtime::ops::KvPages;
+use reel_runtime::{Cx, Device, Tensor};
+
+use crate::error::{Error, Result};
+use crate::kv_blocks::Blocks;
+use crate::sampler::{Row, Sampling, choose};
+use crate::stop::Stop;
+
+/// A prompt and how it is to be continued.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The prompt.
+    pub prompt: Sequence<'a>,
+    /// What to add to a token's place to get its position (see `rope_index`).
+    pub rope_delta: i64,
+    /// Choice of tokens.
+    pub sampling: Sampling,
+    /// Tokens at most.
+    pub max_new_tokens: usize,
+    /// Ids that end the completion; the one that did is its last.
+    pub eos: &'a [u32],
+    /// One a completion: how many of these there are is how many completions are made, all of the same prompt. Completion i
+    /// draws with the seed plus i.
+    pub stops: Vec<Stop>,
+}
+
+/// Why a completion ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// An end token or a stop string.
+    Stop,
+    /// The limit of tokens.
+    Length,
+}
+
+impl FinishReason {
+    /// OpenAI's word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+        }
+    }
+}
+
+/// What a prompt became.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// Which request.
+    pub request: usize,
+    /// Which of its completions.
+    pub index: usize,
+    /// The ids, the end token included.
+    pub ids: Vec<u32>,
+    /// `log softmax(logits / temperature)` of each id (temperature 0: of the logits), never restricted by top-p, top-k or penalties.
+    pub log_probs: Vec<f32>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+}
+
+/// A token as it is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Token {
+    /// Which request.
+    pub request: usize,
+    /// Which of its completions.
+    pub index: usize,
+    /// The id.
+    pub id: u32,
+}
+
+/// Where the time went, in seconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timing {
+    /// Prompts, vision included.
+    pub prefill: f64,
+    /// All further tokens.
+    pub decode: f64,
+}
+
+/// Generates with a model that lies on a device.
+#[derive(Debug)]
+pub struct Engine<'a> {
+    model: &'a Qwen25Vl,
+    cx: Cx,
+    suppressed: Tensor, // i32 [n]
+    stop: Option<&'a AtomicBool>,
+}
+
+struct Sequencing {
+    request: usize,
+    index: usize,
+    sampling: Sampling,
+    stop: Stop,
+    /// Prompt and completion.
+    ids: Vec<i32>,
+    prompt: usize,
+    log_probs: Vec<f32>,
+    blocks: Vec<i32>,
+    finish: Option<FinishReason>,
+}
+
+impl<'a> Engine<'a> {
+    /// An engine that computes in the dtype of `cx`. Ids that would need media behind them are never generated.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(model: &'a Qwen25Vl, cx: &Cx) -> Result<Engine<'a>> {
+        let t = &model.config.tokens;
+        let media = [t.vision_start, t.vision_end, t.image, t.video].map(|id| id as i32);
+        let suppressed = Tensor::from_i32(cx.device(), &[media.len()], &media)?;
+        Ok(Engine { model, cx: cx.without_tape(), suppressed, stop: None })
+    }
+
+    /// Gives up with [`Error::Interrupted`] soon after `flag` is set.
+    pub fn stop_when(mut self, flag: &'a AtomicBool) -> Engine<'a> {
+        self.stop = Some(flag);
+        self
+    }
+
+    /// Completes every request; `on_token` is given each token as it is made. Completions come in the order of requests.
+    ///
+    /// # Errors
+    /// A request without a meaning; out of memory; logits that are no numbers.
+    pub fn generate(
+        &self,
+        requests: Vec<Request>,
+        mut on_token: impl FnMut(Token),
+    ) -> Result<(Vec<Completion>, Timing)> {
+        let need =
+            requests.iter().map(|r| r.stops.len() * Blocks::needed(r.prompt.input_ids.len() + r.max_new_tokens)).sum();
+        let cache = KvCache::new(self.device(), &self.model.config.text, self.cx.dtype(), need)?;
+        let mut blocks = Blocks::new(need);
+        let mut timing = Timing::default();
+        let mut all = Vec::new();
+        let limits: Vec<Limit> = requests.iter().map(Limit::of).collect();
+        let start = Instant::now();
+        for (request, r) in requests.into_iter().enumerate() {
+            self.interrupted()?;
+            r.sampling.check()?;
+            if r.prompt.input_ids.is_empty() {
+                return Err(Error::Request { field: "prompt", what: "has no tokens; give it some text".into() });
+            }
+            all.extend(self.prefill(request, r, &limits[request], &cache, &mut blocks, &mut on_token)?);
+        }
+        timing.prefill = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        while all.iter().any(|s| s.finish.is_none()) {
+            self.interrupted()?;
+            self.step(&mut all, &limits, &cache, &mut blocks, &mut on_token)?;
+        }
+        timing.decode = start.elapsed().as_secs_f64();
+        Ok((all.into_iter().map(Sequencing::completion).collect(), timing))
+    }
+
+    fn device(&self) -> &Device {
+        self.cx.device()
+    }
+
+    fn interrupted(&self) -> Result<()> {
+        match self.stop {
+            Some(flag) if flag.load(Ordering::Relaxed) => Err(Error::Interrupted),
+            _ => Ok(()),
+        }
+    }
+
+    /// Computes the prompt once, copies its keys to every completion, and chooses their first tokens.
+    fn prefill(
+        &self,
+        request: usize,
+        r: Request,
+        limit: &Limit,
+        cache: &KvCache,
+        blocks: &mut Blocks,
+        on_token: &mut impl FnMut(Token),
+    ) -> Result<Vec<Sequencing>> {
+        let ids: Vec<i32> = r.prompt.input_ids.iter().map(|&id| id as i32).collect();
+        let mut all: Vec<Sequencing> = (0..)
+            .zip(r.stops)
+            .map(|(index, stop)| Sequencing {
+                request,
+                index,
+                sampling: Sampling { seed: r.sampling.seed.wrapping_add(index as u64), ..r.sampling },
+                stop,
+                prompt: ids.len(),
+                ids: ids.clone(),
+                log_probs: Vec::new(),
+                blocks: Vec::new(),
+                finish: if r.max_new_tokens == 0 { Some(FinishReason::Length) } else { None },
+            })
+            .collect();
+        let Some(first) = all.first_mut() else { return Ok(all) };
+        if first.finish.is_some() {
+            return Ok(all);
+        }
+        cover(blocks, &mut first.blocks, ids.len())?;
+        let from = first.blocks.clone();
+        let last = self.last_hidden(&r.prompt, &from, cache)?;
+        let logits = self.model.logits(&self.cx, &last)?;
+        for s in &mut all[1..] {
+            cover(blocks, &mut s.blocks, ids.len())?;
+            self.copy_blocks(cache, &from, &s.blocks)?;
+        }
+        for s in &mut all {
+            let rows = [Row { sampling: s.sampling, position: s.ids.len(), history: &s.ids }];
+            let (ids, log_probs) = choose(&self.cx, &logits, &rows, &self.suppressed)?;
+            s.take(ids[0], log_probs[0], limit, on_token)?;
+        }
+        Ok(all)
+    }
+
+    /// The hidden state `[1, H]` of the last token of a prompt whose keys go to `held`.
+    fn last_hidden(&self, prompt: &Sequence, held: &[i32], cache: &KvCache) -> Result<Tensor> {
+        let n = prompt.input_ids.len();
+        let batch = Batch::new(self.device(), &self.model.config, self.cx.dtype(), &[*prompt], "prompt")?;
+        let pages = KvPages::new(self.device(), &[(0, n, held)])?;
+        let hidden = self.model.hidden_cached(&self.cx, &batch, cache, &pages)?;
+        Ok(hidden.rows(n - 1, 1)?)
+    }
+
+    fn copy_blocks(&self, cache: &KvCache, from: &[i32], to: &[i32]) -> Result<()> {
+        for tensor in cache.tensors() {
+            for (&a, &b) in from.iter().zip(to) {
+                let (src, dst) = (tensor.rows(a as usize, 1)?, tensor.rows(b as usize, 1)?);
+                let params = elementwise::CopyParams { src: src.addr(), dst: dst.addr(), bytes: src.bytes() as u64 };
+                self.cx.launch(&elementwise::copy(&params))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One more token for every completion that goes on.
+    fn step(
+        &self,
+        all: &mut [Sequencing],
+        limits: &[Limit],
+        cache: &KvCache,
+        blocks: &mut Blocks,
+        on_token: &mut impl FnMut(Token),
+    ) -> Result<()> {
+        let mut going: Vec<&mut Sequencing> = all.iter_mut().filter(|s| s.finish.is_none()).collect();
+        for s in &mut going {
+            cover(blocks, &mut s.blocks, s.ids.len())?;
+        }
+        let last: Vec<i64> = going.iter().map(|s| s.ids.last().map_or(0, |&id| id as i64)).collect();
+        let at: Vec<i64> = going.iter().map(|s| s.ids.len() as i64 - 1 + limits[s.request].rope_delta).collect();
+        let sequences: Vec<Sequence> = (0..going.len())
+            .map(|i| {
+                let at = &at[i..=i];
+                Sequence { input_ids: &last[i..=i], position_ids: [at, at, at], ..Sequence::default() }
+            })
+            .collect();
+        let batch = Batch::new(self.device(), &self.model.config, self.cx.dtype(), &sequences, "generated tokens")?;
+        let held: Vec<(usize, usize, &[i32])> = going.iter().map(|s| (s.ids.len() - 1, 1, &s.blocks[..])).collect();
+        let pages = KvPages::new(self.device(), &held)?;
+        let hidden = self.model.hidden_cached(&self.cx, &batch, cache, &pages)?;
+        let logits = self.model.logits(&self.cx, &hidden)?;
+        let rows: Vec<Row> =
+            going.iter().map(|s| Row { sampling: s.sampling, position: s.ids.len(), history: &s.ids }).collect();
+        let (ids, log_probs) = choose(&self.cx, &logits, &rows, &self.suppressed)?;
+        for ((s, id), lp) in going.into_iter().zip(ids).zip(log_probs) {
+            s.take(id, lp, &limits[s.request], on_token)?;
+            if s.finish.is_some() {
+                blocks.give_back(&mut s.blocks);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn cover(blocks: &mut Blocks, held: &mut Vec<i32>, tokens: usize) -> Result<()> {
+    if blocks.cover(held, tokens) {
+        return Ok(());
+    }
+    // The cache was sized for every request at its limit.
+    Err(Error::Request { field: "kv cache", what: "has no free block; lower the number of completions".into() })
+}
+
+/// Where a request's completions end.
+struct Limit {
+    max_new_tokens: usize,
+    eos: Vec<u32>,
+    rope_delta: i64,
+}
+
+impl Limit {
+    fn of(r: &Request) -> Limit {
+        Limit { max_new_tokens: r.max_new_tokens, eos: r.eos.to_vec(), rope_delta: r.rope_delta }
+    }
+}
+
+impl Sequencing {
+    fn take(&mut self, id: i32, log_prob: f32, limit: &Limit, on_token: &mut impl FnMut(Token)) -> Result<()> {
+        let made = self.ids.len() - self.prompt;
+        let Ok(token) = u32::try_from(id) else {
+            return Err(Error::NotANumber { row: self.index, step: made });
+        };
+        self.ids.push(id);
+        self.log_probs.push(log_prob);
+        on_token(Token { request: self.request, index: self.index, id: token });
+        if limit.eos.contains(&token) || self.stop.push(token) {
+            self.finish = Some(FinishReason::Stop);
+        } else if made + 1 >= limit.max_new_tokens {
+            self.finish = Some(FinishReason::Length);
+        }
+        Ok(())
+    }
+
+    fn completion(self) -> Completion {
+        Completion {
+            request: self.request,
+            index: self.index,
+            ids: self.ids[self.prompt..].iter().map(|&id| id as u32).collect(),
+            log_probs: self.log_probs,
+            finish_reason: self.finish.unwrap_or(FinishReason::Length),
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! A task owns a block of columns and walks down the rows.
+#![allow(unsafe_code)]
+
+use super::{Params, ROWS};
+use crate::view::{Out, slice};
+use crate::{Element, Team, simd_fn};
+
+/// Columns of one task.
+const COLS: usize = 256;
+
+simd_fn! {
+    fn add_block<T: Element>(x: &[T], cols: usize, start: usize, sum: &mut [f32]) {
+        let width = sum.len();
+        for rows in x.chunks(ROWS * cols) {
+            let mut part = [0.0f32; COLS];
+            for row in rows.chunks_exact(cols) {
+                for (p, v) in part[..width].iter_mut().zip(&row[start..start + width]) {
+                    *p += v.to_f32();
+                }
+            }
+            for (s, p) in sum.iter_mut().zip(part) {
+                *s += p;
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The addresses cover what [`Params`] says.
+pub unsafe fn add<T: Element>(p: &Params, team: &Team) {
+    let (rows, cols) = (p.rows as usize, p.cols as usize);
+    // SAFETY: the caller's promise.
+    let (x, sum) = unsafe { (slice::<T>(p.x, rows * cols), Out::<f32>::new(p.sum, cols)) };
+    team.run(cols.div_ceil(COLS), |task| {
+        let start = task * COLS;
+        // SAFETY: blocks do not overlap.
+        let sum = unsafe { sum.part(start, COLS.min(cols - start)) };
+        add_block(x, cols, start, sum);
+    });
+}

@@ -1,0 +1,44 @@
+//! Sums of columns, added to what is there: `sum[c] += Σ over r of x[r, c]` (the gradient of a bias).
+//!
+//! Shapes: x `[rows, cols]` f32 or bf16, sum `[cols]` f32. A column is summed in f32 in the order of its rows within blocks of
+//! [`ROWS`], blocks in order, so the bits depend on the column alone. Bound: memory, one read of x.
+
+mod cpu;
+#[cfg(test)]
+mod formula;
+#[cfg(test)]
+mod tests;
+
+use crate::{Addr, Cost, DType, Launch, kernel, params};
+
+/// Rows that are summed before they are added to the total: shorter sums lose less.
+pub const ROWS: usize = 128;
+
+params! {
+    /// Parameters.
+    pub struct Params {
+        /// `[rows, cols]`
+        pub x: Addr,
+        /// f32 `[cols]`, added to.
+        pub sum: Addr,
+        /// Rows.
+        pub rows: u64,
+        /// Columns.
+        pub cols: u64,
+    }
+}
+
+kernel!(pub ADD_F32, "column_sum_f32", Params, cpu::add::<f32>);
+kernel!(pub ADD_BF16, "column_sum_bf16", Params, cpu::add::<half::bf16>);
+
+/// The launch; `dtype` is that of x, F32 or BF16.
+pub fn add(dtype: DType, p: &Params) -> Launch {
+    let kernel = if dtype == DType::F32 { &ADD_F32 } else { &ADD_BF16 };
+    let n = (p.rows * p.cols) as f64;
+    Launch::kernel(kernel, p, Cost { flops: n, bytes: n * dtype.size() as f64 + 8.0 * p.cols as f64 })
+}
+
+/// Sizes that tests and benches share: (rows, cols).
+pub fn cases() -> Vec<(usize, usize)> {
+    vec![(1, 1), (0, 5), (3, 17), (127, 300), (128, 64), (129, 1000), (1000, 257)]
+}

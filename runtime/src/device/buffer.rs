@@ -1,0 +1,86 @@
+//! A piece of device memory that is given back when the last user drops it.
+
+use std::sync::Arc;
+
+use super::{Category, Device, MappedFile};
+
+/// Device memory, or a part of a mapped file.
+pub struct Buffer {
+    device: Device,
+    addr: u64,
+    bytes: usize,
+    category: Category,
+    /// Keeps a mapped file open; its memory is not ours to free.
+    file: Option<Arc<MappedFile>>,
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes of {} on {:?}", self.bytes, self.category.name(), self.device)
+    }
+}
+
+impl Buffer {
+    pub(super) fn owned(device: Device, addr: u64, bytes: usize, category: Category) -> Buffer {
+        Buffer { device, addr, bytes, category, file: None }
+    }
+
+    pub(super) fn mapped(device: Device, addr: u64, bytes: usize, file: Arc<MappedFile>) -> Buffer {
+        Buffer { device, addr, bytes, category: Category::Weights, file: Some(file) }
+    }
+
+    /// The device that it belongs to.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Its first address on the device.
+    pub fn addr(&self) -> u64 {
+        self.addr
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether it may be written: not when it is a mapped file.
+    pub fn is_writable(&self) -> bool {
+        self.file.is_none()
+    }
+
+    /// Copies from the host to `offset`.
+    ///
+    /// # Panics
+    /// Beyond the buffer, or into a mapped file.
+    pub fn upload(&self, offset: usize, from: &[u8]) {
+        assert!(
+            self.is_writable() && offset + from.len() <= self.bytes,
+            "upload of {} bytes at {offset} into {self:?}",
+            from.len()
+        );
+        if !from.is_empty() {
+            self.device.0.backend.upload(self.addr + offset as u64, from);
+        }
+    }
+
+    /// Copies to the host from `offset`.
+    ///
+    /// # Panics
+    /// Beyond the buffer.
+    pub fn download(&self, offset: usize, to: &mut [u8]) {
+        assert!(offset + to.len() <= self.bytes, "download of {} bytes at {offset} from {self:?}", to.len());
+        if !to.is_empty() {
+            self.device.0.backend.download(self.addr + offset as u64, to);
+        }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.device.0.memory.sub(self.category, self.bytes);
+        if self.file.is_none() && self.bytes > 0 {
+            self.device.0.backend.free(self.addr, self.bytes);
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The device that computes nothing: addresses are numbers, launches are counted by the device's profile.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use reel_kernels::Launch;
+
+use super::Backend;
+use crate::error::Result;
+
+pub(super) struct Dry {
+    next: AtomicU64,
+}
+
+impl Default for Dry {
+    fn default() -> Dry {
+        Dry { next: AtomicU64::new(1 << 20) }
+    }
+}
+
+impl Backend for Dry {
+    fn name(&self) -> &'static str {
+        "dry"
+    }
+
+    fn threads(&self) -> usize {
+        1
+    }
+
+    fn alloc(&self, bytes: usize) -> Option<u64> {
+        let size = u64::try_from(bytes).ok()?.checked_next_multiple_of(64)?;
+        Some(self.next.fetch_add(size, Ordering::Relaxed))
+    }
+
+    fn free(&self, _addr: u64, _bytes: usize) {}
+
+    fn launch(&self, _launch: &Launch) -> Result<()> {
+        Ok(())
+    }
+
+    fn upload(&self, _to: u64, _from: &[u8]) {}
+
+    fn download(&self, _from: u64, to: &mut [u8]) {
+        to.fill(0);
+    }
+}

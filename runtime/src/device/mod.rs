@@ -1,0 +1,144 @@
+//! Where tensors live and launches run: `cpu` executes, `dry` only counts. All of the crate's `unsafe` is below here.
+
+pub mod buffer;
+mod cpu;
+mod dry;
+pub mod mapped_file;
+mod memory;
+mod profile;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use reel_kernels::Launch;
+
+pub use buffer::Buffer;
+pub use mapped_file::MappedFile;
+pub use memory::{Category, MemoryUse};
+pub use profile::{Event, OpTotals, Profile};
+
+use crate::error::{Error, Result};
+use memory::Memory;
+
+/// What a device must be able to do. Addresses are the device's own; a launch's addresses come from its `alloc`.
+trait Backend: Send + Sync {
+    fn name(&self) -> &'static str;
+    fn threads(&self) -> usize;
+    /// Memory of at least `bytes` (> 0), 64-byte aligned, contents unspecified; `None` when there is no room.
+    fn alloc(&self, bytes: usize) -> Option<u64>;
+    fn free(&self, addr: u64, bytes: usize);
+    fn launch(&self, launch: &Launch) -> Result<()>;
+    fn upload(&self, to: u64, from: &[u8]);
+    fn download(&self, from: u64, to: &mut [u8]);
+}
+
+struct Inner {
+    backend: Box<dyn Backend>,
+    memory: Memory,
+    profile: Profile,
+}
+
+/// A handle to a device; clones share it.
+#[derive(Clone)]
+pub struct Device(Arc<Inner>);
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Device {
+    fn new(backend: impl Backend + 'static) -> Device {
+        Device(Arc::new(Inner { backend: Box::new(backend), memory: Memory::default(), profile: Profile::default() }))
+    }
+
+    /// The host's processor with `threads` threads; 0 takes all that there are. Results do not depend on the number.
+    pub fn cpu(threads: usize) -> Device {
+        Device::new(cpu::Cpu::new(threads))
+    }
+
+    /// A device without memory that counts allocations, operations and bytes, and computes nothing: reads give zeros.
+    pub fn dry() -> Device {
+        let device = Device::new(dry::Dry::default());
+        device.0.profile.count(true);
+        device
+    }
+
+    /// `cpu` or `dry`.
+    pub fn name(&self) -> &'static str {
+        self.0.backend.name()
+    }
+
+    /// Whether this device computes nothing.
+    pub fn is_dry(&self) -> bool {
+        self.name() == "dry"
+    }
+
+    /// Threads that a launch may use.
+    pub fn threads(&self) -> usize {
+        self.0.backend.threads()
+    }
+
+    /// Memory for `bytes`, contents unspecified.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn alloc(&self, bytes: usize, category: Category) -> Result<Buffer> {
+        let addr = if bytes == 0 { Some(0) } else { self.0.backend.alloc(bytes) };
+        let addr = addr.ok_or_else(|| Error::OutOfMemory {
+            bytes,
+            category: category.name(),
+            in_use: self.0.memory.usage().current,
+        })?;
+        self.0.memory.add(category, bytes);
+        Ok(Buffer::owned(self.clone(), addr, bytes, category))
+    }
+
+    /// The bytes `offset .. offset + len` of a mapped file as a buffer, read in place where the device can, else copied.
+    ///
+    /// # Errors
+    /// A range beyond the file, or [`Error::OutOfMemory`] where a copy is needed.
+    pub fn map(&self, file: &Arc<MappedFile>, offset: usize, len: usize) -> Result<Buffer> {
+        let bytes = file.as_bytes();
+        let part = offset.checked_add(len).and_then(|end| bytes.get(offset..end));
+        let part = part.ok_or_else(|| {
+            Error::Device(format!(
+                "mapped file: bytes {offset}+{len} of {}; the file is shorter than its header says",
+                bytes.len()
+            ))
+        })?;
+        self.0.memory.add(Category::Weights, len);
+        Ok(Buffer::mapped(self.clone(), part.as_ptr() as u64, len, file.clone()))
+    }
+
+    /// Executes a launch; later launches see what it wrote.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn launch(&self, launch: &Launch) -> Result<()> {
+        let profile = &self.0.profile;
+        if !profile.active() {
+            return self.0.backend.launch(launch);
+        }
+        let start = Instant::now();
+        self.0.backend.launch(launch)?;
+        profile.add(launch.name(), launch.cost(), start);
+        Ok(())
+    }
+
+    /// Memory held now and at the highest, by category.
+    pub fn memory(&self) -> MemoryUse {
+        self.0.memory.usage()
+    }
+
+    /// Starts a new highest mark from what is held now.
+    pub fn reset_peak(&self) {
+        self.0.memory.reset_peak();
+    }
+
+    /// What launches cost and took, once [`Profile::count`] or [`Profile::record`] was switched on.
+    pub fn profile(&self) -> &Profile {
+        &self.0.profile
+    }
+}

@@ -1,0 +1,53 @@
+//! What can go wrong below the model.
+
+use reel_kernels::DType;
+
+/// An error of a device, a tensor or the tape.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An op was given shapes or dtypes that it does not take.
+    #[error("{op}: {what}")]
+    Shape {
+        /// The op's name.
+        op: &'static str,
+        /// Argument, expected, got, likely cause.
+        what: String,
+    },
+    /// The device has no room.
+    #[error(
+        "device memory: no room for {bytes} bytes of {category} ({in_use} bytes in use); lower the batch, the length or the pixels, or see `reel plan`"
+    )]
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: usize,
+        /// What they were for.
+        category: &'static str,
+        /// Bytes held by then.
+        in_use: usize,
+    },
+    /// A trainable parameter was used and got no gradient: a backward rule is missing.
+    #[error("{0}: used in the forward pass, but no gradient reached it; an op on the way has no backward rule")]
+    NoGradient(String),
+    /// Backward was asked of a result that no trainable parameter took part in.
+    #[error("backward: nothing trainable took part in this result; check which parameters are frozen")]
+    NothingToTrain,
+    /// A tensor has another dtype than the caller asked to read.
+    #[error("tensor of {got} read as {want}; cast it first")]
+    DType {
+        /// What it is.
+        got: DType,
+        /// What was asked.
+        want: DType,
+    },
+    /// The device is not there.
+    #[error("{0}")]
+    Device(String),
+}
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A [`Error::Shape`].
+pub(crate) fn shape_error(op: &'static str, what: impl Into<String>) -> Error {
+    Error::Shape { op, what: what.into() }
+}

@@ -1,0 +1,74 @@
+//! Learning rate of each step, as transformers' schedulers have it.
+
+/// The shape of the curve after warmup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScheduleKind {
+    /// Straight down to 0.
+    Linear,
+    /// Half a cosine down to 0.
+    Cosine,
+    /// The full rate from the first step on; warmup is ignored, as in transformers.
+    Constant,
+    /// The full rate after warmup.
+    ConstantWithWarmup,
+}
+
+/// Rates over a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Schedule {
+    /// The curve.
+    pub kind: ScheduleKind,
+    /// The full rate.
+    pub learning_rate: f64,
+    /// Steps of linear warmup from 0.
+    pub warmup_steps: u64,
+    /// Steps of the run.
+    pub max_steps: u64,
+}
+
+impl Schedule {
+    /// The rate that step `step` (from 1) uses.
+    pub fn rate(&self, step: u64) -> f64 {
+        let (done, warmup) = (step.saturating_sub(1) as f64, self.warmup_steps as f64);
+        if self.kind == ScheduleKind::Constant {
+            return self.learning_rate;
+        }
+        if done < warmup {
+            return self.learning_rate * done / warmup.max(1.0);
+        }
+        let rest = (self.max_steps as f64 - warmup).max(1.0);
+        self.learning_rate
+            * match self.kind {
+                ScheduleKind::Linear => ((self.max_steps as f64 - done) / rest).max(0.0),
+                ScheduleKind::Cosine => (0.5 * (1.0 + (std::f64::consts::PI * (done - warmup) / rest).cos())).max(0.0),
+                ScheduleKind::Constant | ScheduleKind::ConstantWithWarmup => 1.0,
+            }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rates(kind: ScheduleKind, warmup_steps: u64) -> Vec<f64> {
+        let s = Schedule { kind, learning_rate: 1.0, warmup_steps, max_steps: 4 };
+        (1..=5).map(|n| s.rate(n)).collect()
+    }
+
+    #[test]
+    fn curves() {
+        assert_eq!(rates(ScheduleKind::Linear, 0), [1.0, 0.75, 0.5, 0.25, 0.0]);
+        assert_eq!(rates(ScheduleKind::Linear, 2), [0.0, 0.5, 1.0, 0.5, 0.0]);
+        assert_eq!(rates(ScheduleKind::Constant, 2), [1.0; 5]);
+        assert_eq!(rates(ScheduleKind::ConstantWithWarmup, 2), [0.0, 0.5, 1.0, 1.0, 1.0]);
+        let cosine = rates(ScheduleKind::Cosine, 1);
+        for (got, want) in cosine.iter().zip([0.0, 1.0, 0.75, 0.25, 0.0]) {
+            assert!((got - want).abs() < 1e-15, "{cosine:?}");
+        }
+    }
+
+    #[test]
+    fn warmup_as_long_as_the_run_does_not_divide_by_zero() {
+        assert!(rates(ScheduleKind::Cosine, 4).iter().chain(&rates(ScheduleKind::Linear, 9)).all(|r| r.is_finite()));
+    }
+}

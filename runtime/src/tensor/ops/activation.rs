@@ -1,0 +1,54 @@
+//! The gated activation of both towers, and the one of the merger.
+
+use reel_kernels::{gelu as gelu_kernel, swiglu as swiglu_kernel};
+
+use super::want_alike;
+use crate::error::Result;
+use crate::tensor::Tensor;
+use crate::tensor::cx::Cx;
+
+/// `silu(gate) * up`, element by element.
+///
+/// # Errors
+/// Shapes or dtypes that differ; out of memory.
+pub fn swiglu(cx: &Cx, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    want_alike("swiglu", ("gate", "up"), gate, up)?;
+    let y = cx.empty(gate.shape(), gate.dtype())?;
+    let count = gate.count() as u64;
+    let params = swiglu_kernel::FwdParams { gate: gate.addr(), up: up.addr(), y: y.addr(), count };
+    cx.launch(&swiglu_kernel::fwd(gate.dtype(), &params))?;
+    let (kg, ku) = (gate.clone(), up.clone());
+    Ok(cx.record("swiglu", &[gate, up], y, move |bw| {
+        let dy = bw.take_dy();
+        let (d_gate, d_up) = (bw.empty_like(&kg)?, bw.empty_like(&ku)?);
+        let params = swiglu_kernel::BwdParams {
+            gate: kg.addr(),
+            up: ku.addr(),
+            dy: dy.addr(),
+            d_gate: d_gate.addr(),
+            d_up: d_up.addr(),
+            count,
+        };
+        bw.launch(&swiglu_kernel::bwd(kg.dtype(), &params))?;
+        bw.add(&kg, d_gate)?;
+        bw.add(&ku, d_up)
+    }))
+}
+
+/// `x Φ(x)`, the exact form.
+///
+/// # Errors
+/// Out of memory.
+pub fn gelu(cx: &Cx, x: &Tensor) -> Result<Tensor> {
+    let y = cx.empty(x.shape(), x.dtype())?;
+    let count = x.count() as u64;
+    cx.launch(&gelu_kernel::fwd(x.dtype(), &gelu_kernel::FwdParams { x: x.addr(), y: y.addr(), count }))?;
+    let kx = x.clone();
+    Ok(cx.record("gelu", &[x], y, move |bw| {
+        let dy = bw.take_dy();
+        let dx = bw.empty_like(&kx)?;
+        let params = gelu_kernel::BwdParams { x: kx.addr(), dy: dy.addr(), dx: dx.addr(), count };
+        bw.launch(&gelu_kernel::bwd(kx.dtype(), &params))?;
+        bw.add(&kx, dx)
+    }))
+}

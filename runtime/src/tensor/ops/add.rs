@@ -1,0 +1,25 @@
+//! `y = a + b`, both of one shape.
+
+use reel_kernels::elementwise;
+
+use super::want_alike;
+use crate::error::Result;
+use crate::tensor::Tensor;
+use crate::tensor::cx::Cx;
+
+/// The sum of two tensors of one shape and dtype (a residual connection).
+///
+/// # Errors
+/// Shapes or dtypes that differ; out of memory.
+pub fn add(cx: &Cx, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    want_alike("add", ("a", "b"), a, b)?;
+    let y = cx.empty(a.shape(), a.dtype())?;
+    let params = elementwise::AddParams { a: a.addr(), b: b.addr(), y: y.addr(), count: a.count() as u64 };
+    cx.launch(&elementwise::add(a.dtype(), &params))?;
+    let (a, b) = (a.clone(), b.clone());
+    Ok(cx.record("add", &[&a.clone(), &b.clone()], y, move |bw| {
+        let dy = bw.take_dy();
+        bw.add(&a, dy.clone())?;
+        bw.add(&b, dy)
+    }))
+}

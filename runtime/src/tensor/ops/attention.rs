@@ -1,0 +1,275 @@
+//! Attention over packed sequences (training, the vision tower), and over cached keys (generation).
+
+use std::sync::Arc;
+
+use reel_kernels::paged_attention::BLOCK;
+use reel_kernels::{Addr, DType, attention as packed, kv_write as write, paged_attention as paged};
+
+use super::{size, want_dtype, want_shape};
+use crate::device::{Category, Device};
+use crate::error::{Result, shape_error};
+use crate::tensor::cx::Cx;
+use crate::tensor::{Tensor, dims};
+
+/// Where each sequence of a packed row begins: `[0, len_0, len_0 + len_1, …]`, on the host and on the device.
+#[derive(Clone, Debug)]
+pub struct CuSeqlens {
+    host: Arc<[i32]>,
+    device: Tensor, // i32 [seqs + 1]
+}
+
+impl CuSeqlens {
+    /// From offsets that start at 0 and do not decrease.
+    ///
+    /// # Errors
+    /// Other offsets; out of memory.
+    pub fn new(device: &Device, offsets: &[i32]) -> Result<CuSeqlens> {
+        if offsets.first() != Some(&0) || offsets.windows(2).any(|w| w[1] < w[0]) {
+            return Err(shape_error("cu_seqlens", format!("{offsets:?} must start at 0 and not decrease")));
+        }
+        Ok(CuSeqlens { host: offsets.into(), device: Tensor::from_i32(device, &[offsets.len()], offsets)? })
+    }
+
+    /// From the lengths of sequences.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn from_lengths(device: &Device, lengths: &[usize]) -> Result<CuSeqlens> {
+        let mut offsets = vec![0i32];
+        for (i, &n) in lengths.iter().enumerate() {
+            let next = i32::try_from(n).ok().and_then(|n| offsets[i].checked_add(n));
+            offsets.push(next.ok_or_else(|| shape_error("cu_seqlens", "more than 2^31 tokens"))?);
+        }
+        CuSeqlens::new(device, &offsets)
+    }
+
+    /// Tokens of all sequences.
+    pub fn tokens(&self) -> usize {
+        self.host.last().map_or(0, |&n| n as usize)
+    }
+
+    /// Number of sequences.
+    pub fn seqs(&self) -> usize {
+        self.host.len() - 1
+    }
+
+    /// The lengths.
+    pub fn lengths(&self) -> impl Iterator<Item = usize> + '_ {
+        self.host.windows(2).map(|w| (w[1] - w[0]) as usize)
+    }
+
+    fn max(&self) -> usize {
+        self.lengths().max().unwrap_or(0)
+    }
+}
+
+/// Heads of q and k as `[tokens, heads, head_dim]`, checked against each other.
+fn heads(op: &'static str, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(usize, usize, usize, usize)> {
+    let (&[tokens, heads, d], &[kv_tokens, kv_heads, kd]) = (q.shape(), k.shape()) else {
+        return Err(shape_error(
+            op,
+            format!("q is {}, k {}; expected [tokens, heads, head_dim]", dims(q.shape()), dims(k.shape())),
+        ));
+    };
+    if kv_tokens != tokens || kd != d || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+        return Err(shape_error(
+            op,
+            format!(
+                "q is {}, k {}; expected equal tokens and head_dim, and heads a multiple of kv_heads",
+                dims(q.shape()),
+                dims(k.shape())
+            ),
+        ));
+    }
+    want_shape(op, "v", v, k.shape(), "the shape of k")?;
+    want_dtype(op, "k", k, q.dtype())?;
+    want_dtype(op, "v", v, q.dtype())?;
+    Ok((tokens, heads, kv_heads, d))
+}
+
+/// `softmax(q kᵀ / sqrt(D)) v` within each sequence: q `[S, Hq, D]`, k and v `[S, Hkv, D]` give `[S, Hq, D]`.
+/// `causal`: a token sees those up to itself.
+///
+/// # Errors
+/// Shapes that do not fit; out of memory.
+pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, causal: bool) -> Result<Tensor> {
+    const OP: &str = "attention";
+    let (tokens, n_heads, kv_heads, d) = heads(OP, q, k, v)?;
+    if seqs.tokens() != tokens {
+        return Err(shape_error(OP, format!("cu_seqlens ends at {}, q has {tokens} tokens", seqs.tokens())));
+    }
+    let dtype = q.dtype();
+    let o = cx.empty(q.shape(), dtype)?;
+    let wants_lse = cx.is_training() && [q, k, v].iter().any(|t| t.needs_grad());
+    let lse = if wants_lse { Some(cx.empty(&[tokens, n_heads], DType::F32)?) } else { None };
+    let scale = 1.0 / (d as f32).sqrt();
+    let pairs = packed::pairs(seqs.lengths(), causal);
+    let p = packed::FwdParams {
+        q: q.addr(),
+        k: k.addr(),
+        v: v.addr(),
+        o: o.addr(),
+        lse: lse.as_ref().map_or(Addr::NULL, Tensor::addr),
+        cu_seqlens: seqs.device.addr(),
+        tokens: size(OP, tokens)?,
+        seqs: size(OP, seqs.seqs())?,
+        heads: size(OP, n_heads)?,
+        kv_heads: size(OP, kv_heads)?,
+        head_dim: size(OP, d)?,
+        causal: causal as u32,
+        scale,
+        max_seqlen: size(OP, seqs.max())?,
+    };
+    cx.launch(&packed::fwd(dtype, &p, pairs))?;
+    let (kq, kk, kv, ko, seqs) = (q.clone(), k.clone(), v.clone(), o.clone(), seqs.clone());
+    Ok(cx.record(OP, &[q, k, v], o, move |bw| {
+        let d_o = bw.take_dy();
+        let Some(lse) = &lse else { return Ok(()) };
+        let (dq, dk, dv) = (bw.empty_like(&kq)?, bw.empty_like(&kk)?, bw.empty_like(&kv)?);
+        let delta = bw.empty(&[tokens, n_heads], DType::F32, Category::Workspace)?;
+        let p = packed::BwdParams {
+            q: kq.addr(),
+            k: kk.addr(),
+            v: kv.addr(),
+            o: ko.addr(),
+            lse: lse.addr(),
+            d_o: d_o.addr(),
+            dq: dq.addr(),
+            dk: dk.addr(),
+            dv: dv.addr(),
+            delta: delta.addr(),
+            cu_seqlens: seqs.device.addr(),
+            tokens: p.tokens,
+            seqs: p.seqs,
+            heads: p.heads,
+            kv_heads: p.kv_heads,
+            head_dim: p.head_dim,
+            causal: p.causal,
+            scale,
+            max_seqlen: p.max_seqlen,
+        };
+        bw.launch(&packed::bwd(dtype, &p, pairs))?;
+        bw.add(&kq, dq)?;
+        bw.add(&kk, dk)?;
+        bw.add(&kv, dv)
+    }))
+}
+
+/// Which cache blocks hold the keys of each sequence, and where the new tokens go.
+#[derive(Clone, Debug)]
+pub struct KvPages {
+    new: CuSeqlens,
+    kv_lens: Vec<usize>,
+    kv_lens_device: Tensor, // i32 [seqs]
+    tables: Tensor,         // i32 [seqs, max_blocks]
+    slots: Tensor,          // i32 [new tokens]
+}
+
+impl KvPages {
+    /// Tokens in a cache block.
+    pub const BLOCK: usize = BLOCK;
+
+    /// For sequences of `(keys before, new tokens, blocks)`; the blocks cover keys and new tokens.
+    ///
+    /// # Errors
+    /// Too few blocks; out of memory.
+    pub fn new(device: &Device, sequences: &[(usize, usize, &[i32])]) -> Result<KvPages> {
+        let width = sequences.iter().map(|s| (s.0 + s.1).div_ceil(BLOCK)).max().unwrap_or(0).max(1);
+        let (mut tables, mut slots) = (Vec::new(), Vec::new());
+        for &(past, new, blocks) in sequences {
+            let need = (past + new).div_ceil(BLOCK);
+            let Some(used) = blocks.get(..need) else {
+                return Err(shape_error(
+                    "kv pages",
+                    format!("{} blocks for {} tokens, {need} needed", blocks.len(), past + new),
+                ));
+            };
+            tables.extend_from_slice(used);
+            tables.resize(tables.len() + width - need, 0);
+            slots.extend((past..past + new).map(|t| blocks[t / BLOCK] * BLOCK as i32 + (t % BLOCK) as i32));
+        }
+        let kv_lens: Vec<usize> = sequences.iter().map(|s| s.0 + s.1).collect();
+        let lens: Vec<i32> = kv_lens.iter().map(|&n| n as i32).collect();
+        let new: Vec<usize> = sequences.iter().map(|s| s.1).collect();
+        Ok(KvPages {
+            new: CuSeqlens::from_lengths(device, &new)?,
+            kv_lens_device: Tensor::from_i32(device, &[lens.len()], &lens)?,
+            tables: Tensor::from_i32(device, &[sequences.len(), width], &tables)?,
+            slots: Tensor::from_i32(device, &[slots.len()], &slots)?,
+            kv_lens,
+        })
+    }
+
+    /// Where the new tokens of each sequence begin.
+    pub fn new_tokens(&self) -> &CuSeqlens {
+        &self.new
+    }
+}
+
+/// Writes the keys and values `[S, Hkv, D]` of the new tokens into the caches `[blocks, BLOCK, Hkv, D]`. No gradient.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn kv_write(cx: &Cx, k: &Tensor, v: &Tensor, caches: (&Tensor, &Tensor), pages: &KvPages) -> Result<()> {
+    const OP: &str = "kv_write";
+    let (tokens, _, kv_heads, d) = heads(OP, k, k, v)?;
+    let blocks = caches.0.shape().first().copied().unwrap_or(0);
+    for cache in [caches.0, caches.1] {
+        want_shape(OP, "cache", cache, &[blocks, BLOCK, kv_heads, d], "[blocks, BLOCK, kv_heads, head_dim]")?;
+        want_dtype(OP, "cache", cache, k.dtype())?;
+    }
+    want_shape(OP, "slots", &pages.slots, &[tokens], "one for each new token")?;
+    let p = write::Params {
+        k: k.addr(),
+        v: v.addr(),
+        k_cache: caches.0.addr(),
+        v_cache: caches.1.addr(),
+        slots: pages.slots.addr(),
+        tokens: size(OP, tokens)?,
+        kv_heads: size(OP, kv_heads)?,
+        head_dim: size(OP, d)?,
+        blocks: size(OP, blocks)?,
+    };
+    cx.launch(&write::write(k.dtype(), &p))
+}
+
+/// Causal attention of new tokens q `[S, Hq, D]` over the cached keys of their sequences. No gradient passes.
+///
+/// # Errors
+/// Shapes that do not fit; out of memory.
+pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &KvPages) -> Result<Tensor> {
+    const OP: &str = "paged_attention";
+    let (&[tokens, n_heads, d], &[_, _, kv_heads, kd]) = (q.shape(), caches.0.shape()) else {
+        return Err(shape_error(OP, format!("q is {}, cache {}", dims(q.shape()), dims(caches.0.shape()))));
+    };
+    if kd != d || kv_heads == 0 || !n_heads.is_multiple_of(kv_heads) || pages.new.tokens() != tokens {
+        return Err(shape_error(
+            OP,
+            format!("q is {}, cache {}, {} new tokens", dims(q.shape()), dims(caches.0.shape()), pages.new.tokens()),
+        ));
+    }
+    want_shape(OP, "v cache", caches.1, caches.0.shape(), "the shape of the k cache")?;
+    want_dtype(OP, "k cache", caches.0, q.dtype())?;
+    want_dtype(OP, "v cache", caches.1, q.dtype())?;
+    let o = cx.empty(q.shape(), q.dtype())?;
+    let p = paged::Params {
+        q: q.addr(),
+        k_cache: caches.0.addr(),
+        v_cache: caches.1.addr(),
+        o: o.addr(),
+        cu_seqlens: pages.new.device.addr(),
+        kv_lens: pages.kv_lens_device.addr(),
+        block_tables: pages.tables.addr(),
+        tokens: size(OP, tokens)?,
+        seqs: size(OP, pages.kv_lens.len())?,
+        heads: size(OP, n_heads)?,
+        kv_heads: size(OP, kv_heads)?,
+        head_dim: size(OP, d)?,
+        max_blocks: size(OP, pages.tables.shape()[1])?,
+        scale: 1.0 / (d as f32).sqrt(),
+        max_kv_len: size(OP, pages.kv_lens.iter().copied().max().unwrap_or(0))?,
+    };
+    let (pairs, keys) = paged::work(pages.new.lengths().zip(pages.kv_lens.iter().copied()));
+    cx.launch(&paged::fwd(q.dtype(), &p, pairs, keys))?;
+    Ok(o)
+}

@@ -1,0 +1,81 @@
+//! The ops: plain functions that check shapes, launch a kernel, and record the backward rule that stands beside them.
+//!
+//! Letters of shapes: `S` tokens of all sequences, packed; `N` patches; `H` hidden size; `V` vocabulary; `D` head_dim.
+//! [`ALL`] names every op for the test that holds each backward rule to differences of the op.
+
+mod activation;
+mod add;
+mod attention;
+mod embedding;
+mod linear;
+mod loss;
+mod norm;
+mod rotary;
+mod rows;
+
+pub use activation::{gelu, swiglu};
+pub use add::add;
+pub use attention::{CuSeqlens, KvPages, attention, kv_write, paged_attention};
+pub use embedding::embedding;
+pub use linear::{linear, matmul};
+pub use loss::{linear_log_prob, log_prob, weighted_sum};
+pub use norm::rms_norm;
+pub use rotary::{RotaryTable, rotary, rotary_table};
+pub use rows::{gather_rows, replace_rows, split_columns};
+
+use super::{Tensor, dims};
+use crate::error::{Result, shape_error};
+use reel_kernels::DType;
+
+/// Every op that has a backward rule.
+pub const ALL: [&str; 13] = [
+    "add",
+    "attention",
+    "embedding",
+    "gather_rows",
+    "gelu",
+    "linear",
+    "linear_log_prob",
+    "replace_rows",
+    "rms_norm",
+    "rotary",
+    "split_columns",
+    "swiglu",
+    "weighted_sum",
+];
+
+/// Refuses unless `x` has the dtype.
+fn want_dtype(op: &'static str, what: &str, x: &Tensor, dtype: DType) -> Result<()> {
+    if x.dtype() == dtype {
+        return Ok(());
+    }
+    Err(shape_error(op, format!("{what} is {}, expected {dtype}", x.dtype())))
+}
+
+/// Refuses unless `x` has the shape.
+fn want_shape(op: &'static str, what: &str, x: &Tensor, shape: &[usize], cause: &str) -> Result<()> {
+    if x.shape() == shape {
+        return Ok(());
+    }
+    let cause = if cause.is_empty() { String::new() } else { format!(" ({cause})") };
+    Err(shape_error(op, format!("{what} is {}, expected {}{cause}", dims(x.shape()), dims(shape))))
+}
+
+/// Refuses unless two tensors agree in shape and dtype.
+fn want_alike(op: &'static str, names: (&str, &str), a: &Tensor, b: &Tensor) -> Result<()> {
+    want_shape(op, names.1, b, a.shape(), &format!("the shape of {}", names.0))?;
+    want_dtype(op, names.1, b, a.dtype())
+}
+
+/// The last dimension, and the product of the others.
+fn rows_cols(op: &'static str, what: &str, x: &Tensor) -> Result<(usize, usize)> {
+    match x.shape() {
+        [] => Err(shape_error(op, format!("{what} has no dimensions"))),
+        [rows @ .., cols] => Ok((rows.iter().product(), *cols)),
+    }
+}
+
+/// A size as the u32 that kernels take.
+fn size(op: &'static str, n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| shape_error(op, format!("{n} is more than a kernel takes (2^32 - 1)")))
+}

@@ -1,0 +1,245 @@
+//! The tape: what was computed, in order, and how the gradient of each result becomes those of its inputs.
+//!
+//! Gradients are added in the reverse order of the tape, so the same inputs give the same bits. Those of parameters are
+//! kept in f32, one buffer a parameter, over all micro-batches of a step.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use reel_kernels::{DType, Launch, elementwise};
+
+use super::Tensor;
+use crate::device::{Category, Device};
+use crate::error::{Error, Result};
+
+type BackwardFn = Box<dyn FnOnce(&mut Backward<'_>) -> Result<()>>;
+
+struct Node {
+    name: &'static str,
+    output: u64,
+    /// Parameters among the inputs, to see that each got its gradient.
+    parameters: Vec<Arc<str>>,
+    backward: BackwardFn,
+}
+
+/// Ops in the order in which they ran.
+#[derive(Default)]
+pub struct Tape(RefCell<Vec<Node>>);
+
+impl std::fmt::Debug for Tape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.borrow().iter().map(|n| n.name)).finish()
+    }
+}
+
+impl Tape {
+    pub(super) fn push(
+        &self,
+        name: &'static str,
+        inputs: &[&Tensor],
+        output: &Tensor,
+        backward: impl FnOnce(&mut Backward<'_>) -> Result<()> + 'static,
+    ) {
+        let parameters = inputs.iter().filter_map(|t| t.parameter().map(Arc::from)).collect();
+        self.0.borrow_mut().push(Node { name, output: output.id(), parameters, backward: Box::new(backward) });
+    }
+
+    /// The nodes so far; this tape is empty afterwards.
+    pub(super) fn take(&self) -> Tape {
+        Tape(RefCell::new(self.0.take()))
+    }
+
+    /// Runs backwards from `output` with the gradient `dy`. Gives the gradients of leaves that are no parameters.
+    pub(super) fn backward(self, output: &Tensor, dy: Tensor, grads: &mut Grads) -> Result<LeafGrads> {
+        let device = output.device().clone();
+        let mut by_id = HashMap::from([(output.id(), dy)]);
+        let mut used = BTreeSet::new();
+        // Nodes are dropped one by one, so that what they kept is freed as the gradient passes.
+        let mut nodes = self.0.into_inner();
+        while let Some(node) = nodes.pop() {
+            used.extend(node.parameters.iter().cloned());
+            let Some(dy) = by_id.remove(&node.output) else { continue };
+            let mut bw = Backward { device: &device, dy: Some(dy), by_id: &mut by_id, grads };
+            (node.backward)(&mut bw)?;
+        }
+        match used.iter().find(|name| !grads.has(name)) {
+            Some(name) => Err(Error::NoGradient(name.to_string())),
+            None => Ok(LeafGrads(by_id)),
+        }
+    }
+}
+
+/// Gradients that reached leaves of a tape.
+pub(super) struct LeafGrads(HashMap<u64, Tensor>);
+
+impl LeafGrads {
+    pub(super) fn get(&self, leaf: &Tensor) -> Option<Tensor> {
+        self.0.get(&leaf.id()).cloned()
+    }
+}
+
+/// What a backward rule is given.
+pub struct Backward<'a> {
+    device: &'a Device,
+    dy: Option<Tensor>,
+    by_id: &'a mut HashMap<u64, Tensor>,
+    grads: &'a mut Grads,
+}
+
+impl Backward<'_> {
+    /// The gradient of the op's output, in its dtype.
+    ///
+    /// # Panics
+    /// When called twice in one rule.
+    #[allow(clippy::expect_used)]
+    pub fn take_dy(&mut self) -> Tensor {
+        self.dy.take().expect("a backward rule takes dy once")
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        self.device
+    }
+
+    /// Executes a launch.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn launch(&self, launch: &Launch) -> Result<()> {
+        self.device.launch(launch)
+    }
+
+    /// Room for a gradient like `x`, contents unspecified.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn empty_like(&self, x: &Tensor) -> Result<Tensor> {
+        Tensor::empty(self.device, x.shape(), x.dtype(), Category::Activations)
+    }
+
+    /// Room for an intermediate result, contents unspecified.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn empty(&self, shape: &[usize], dtype: DType, category: Category) -> Result<Tensor> {
+        Tensor::empty(self.device, shape, dtype, category)
+    }
+
+    /// Adds `grad` to the gradient of `x`, if one is wanted. A parameter's is kept in f32.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn add(&mut self, x: &Tensor, grad: Tensor) -> Result<()> {
+        if !x.needs_grad() {
+            return Ok(());
+        }
+        if x.parameter().is_some() {
+            let sum = self.grads.buffer(x)?;
+            return accumulate(self.device, &grad, &sum);
+        }
+        let Some(sum) = self.by_id.remove(&x.id()) else {
+            self.by_id.insert(x.id(), grad);
+            return Ok(());
+        };
+        // A rule may hand the same memory to two inputs; only memory that nobody else holds is added to in place.
+        let sum = if sum.is_shared() {
+            let fresh = self.empty_like(&sum)?;
+            let params =
+                elementwise::AddParams { a: sum.addr(), b: grad.addr(), y: fresh.addr(), count: sum.count() as u64 };
+            self.launch(&elementwise::add(sum.dtype(), &params))?;
+            fresh
+        } else {
+            accumulate(self.device, &grad, &sum)?;
+            sum
+        };
+        self.by_id.insert(x.id(), sum);
+        Ok(())
+    }
+
+    /// The f32 buffer that a parameter's gradient is added to, or `None` when `x` is no trainable parameter.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn parameter_grad(&mut self, x: &Tensor) -> Result<Option<Tensor>> {
+        if x.parameter().is_none() { Ok(None) } else { self.grads.buffer(x).map(Some) }
+    }
+
+    pub(super) fn grads(&mut self) -> &mut Grads {
+        self.grads
+    }
+}
+
+/// `to += from`, element by element.
+fn accumulate(device: &Device, from: &Tensor, to: &Tensor) -> Result<()> {
+    let params = elementwise::AccumulateParams { src: from.addr(), dst: to.addr(), count: from.count() as u64 };
+    device.launch(&elementwise::accumulate(from.dtype(), to.dtype(), &params))
+}
+
+/// Gradients of parameters, in f32, by name. Kept between steps, so that a step allocates nothing.
+#[derive(Debug, Default)]
+pub struct Grads {
+    buffers: BTreeMap<Arc<str>, Tensor>,
+    /// Those that got a gradient since the last [`Grads::clear`].
+    reached: BTreeSet<Arc<str>>,
+}
+
+impl Grads {
+    /// No gradients yet.
+    pub fn new() -> Grads {
+        Grads::default()
+    }
+
+    /// Makes room for the gradients of these parameters, so that no step allocates any.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn reserve<'a>(&mut self, parameters: impl IntoIterator<Item = &'a Tensor>) -> Result<()> {
+        for parameter in parameters {
+            self.buffer(parameter)?;
+        }
+        self.clear();
+        Ok(())
+    }
+
+    /// Begins a new step: nothing has a gradient, the memory stays.
+    pub fn clear(&mut self) {
+        self.reached.clear();
+    }
+
+    /// The gradient of a parameter, if it got one in this step.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.reached.contains(name).then(|| self.buffers.get(name)).flatten()
+    }
+
+    /// Parameters that got a gradient in this step, in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.buffers.iter().filter(|(k, _)| self.reached.contains(*k)).map(|(k, t)| (&**k, t))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.reached.contains(name)
+    }
+
+    fn buffer(&mut self, parameter: &Tensor) -> Result<Tensor> {
+        let name: Arc<str> = parameter.parameter().unwrap_or_default().into();
+        let sum = match self.buffers.get(&name) {
+            Some(t) => t.clone(),
+            None => {
+                let t = Tensor::empty(parameter.device(), parameter.shape(), DType::F32, Category::Gradients)?;
+                self.buffers.insert(name.clone(), t.clone());
+                t
+            }
+        };
+        if self.reached.insert(name) {
+            zero(&sum)?;
+        }
+        Ok(sum)
+    }
+}
+
+/// Fills with zeros.
+pub(crate) fn zero(t: &Tensor) -> Result<()> {
+    let params = elementwise::FillParams { dst: t.addr(), count: t.count() as u64, value: 0.0, reserved: 0 };
+    t.device().launch(&elementwise::fill(t.dtype(), &params))
+}
