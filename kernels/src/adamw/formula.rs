@@ -1,1 +1,20 @@
+//! The definition, in f64.
 
+use super::Scalars;
+
+/// One step on (w, m, v) with the gradient `g`, already clipped.
+pub fn step(s: &Scalars, [w, m, v]: [f64; 3], g: f64) -> [f64; 3] {
+    let w = w * (1.0 - s.lr * s.weight_decay);
+    let m = s.beta1 * m + (1.0 - s.beta1) * g;
+    let v = s.beta2 * v + (1.0 - s.beta2) * g * g;
+    let (bias1, bias2) = (1.0 - s.beta1.powf(s.step as f64), 1.0 - s.beta2.powf(s.step as f64));
+    [w - s.lr / bias1 * m / ((v / bias2).sqrt() + s.eps), m, v]
+}
+
+/// The two parts of an f32 that is not NaN, from the definition: the multiple of 2^16 that is nearest to its bits without
+/// the sign, ties upwards, and what is left, which the sign of the number does not change.
+pub fn split(x: f32) -> (u16, i16) {
+    let (sign, magnitude) = (x.to_bits() >> 31, (x.to_bits() & 0x7fff_ffff) as i64);
+    let hi = (magnitude as f64 / 65536.0 + 0.5).floor() as i64;
+    ((sign << 15) as u16 | hi as u16, (magnitude - (hi << 16)) as i16)
+}

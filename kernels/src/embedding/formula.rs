@@ -1,1 +1,18 @@
+//! The definition, in f64.
 
+/// Rows of the table; zeros for ids outside it.
+pub fn fwd(table: &[f64], ids: &[i32], hidden: usize) -> Vec<f64> {
+    let vocab = (table.len() / hidden) as i32;
+    let element = |id: i32, c: usize| if (0..vocab).contains(&id) { table[id as usize * hidden + c] } else { 0.0 };
+    ids.iter().flat_map(|&id| (0..hidden).map(move |c| (id, c))).map(|(id, c)| element(id, c)).collect()
+}
+
+/// `dw` with each token's gradient added to its row: the transpose of the linear map [`fwd`].
+pub fn bwd(ids: &[i32], dy: &[f64], dw: &[f64], hidden: usize) -> Vec<f64> {
+    let mut sum = dw.to_vec();
+    for i in 0..sum.len() {
+        let (row, c) = ((i / hidden) as i32, i % hidden);
+        sum[i] += (0..ids.len()).filter(|&t| ids[t] == row).map(|t| dy[t * hidden + c]).sum::<f64>();
+    }
+    sum
+}

@@ -9,44 +9,38 @@ use crate::{Element, Team, simd_fn};
 /// Elements of one task.
 const BLOCK: usize = 4096;
 
-/// `erf(x)` in f32 as straight-line code: an odd rational function on [−4, 4], where the rest of the curve is below the
-/// last place of 1. The coefficients are the f32 minimax fit that Eigen and XLA use.
+/// Φ(x), the normal distribution function, and `e^(−x²/2)`, as straight-line code; relative error of Φ below 5e-7 where
+/// `e^(−x²/2)` has an f32, in the lower tail as well. `Φ(−z) = e^(−z²/2) · R(z)`, where R, Mills' ratio over √(2π), is a
+/// polynomial in `1 / (1 + 0.4 z)` (the form of Abramowitz and Stegun 26.2.17; fitted to a relative error of 7e-8 on
+/// z ≤ 13.5 by iteratively reweighted least squares).
 #[inline(always)]
-pub(super) fn erf(x: f32) -> f32 {
-    const P: [f32; 7] = [
-        -1.609_603_3e-2,
-        -2.954_599_8e-3,
-        -7.349_906_5e-4,
-        -5.692_506_5e-5,
-        -2.101_024_1e-6,
-        2.770_681_4e-8,
-        -2.726_142_2e-10,
+pub(super) fn cdf(x: f32) -> (f32, f32) {
+    const R: [f32; 9] = [
+        -1.276_458_1e-5,
+        1.599_205_4e-1,
+        1.556_443_4e-1,
+        1.590_852_9e-1,
+        -1.424_719_1e-2,
+        2.541_248_5e-1,
+        -3.768_636_6e-1,
+        2.023_57e-1,
+        -4.000_845e-2,
     ];
-    const Q: [f32; 5] = [-1.426_473_9e-2, -7.373_329_3e-3, -1.682_827e-3, -2.133_740_5e-4, -1.456_607_2e-5];
-    let c = x.clamp(-4.0, 4.0);
-    let z = c * c;
-    let mut p = P[6];
-    for k in (0..6).rev() {
-        p = p * z + P[k];
+    let t = 1.0 / (1.0 + 0.4 * x.abs());
+    let mut r = R[8];
+    for k in (0..8).rev() {
+        r = r * t + R[k];
     }
-    let mut q = Q[4];
-    for k in (0..4).rev() {
-        q = q * z + Q[k];
-    }
-    c * p / q
-}
-
-/// Φ(x), the normal distribution function.
-#[inline(always)]
-fn cdf(x: f32) -> f32 {
-    0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+    let bell = exp(-0.5 * x * x);
+    let tail = bell * r;
+    (if x > 0.0 { 1.0 - tail } else { tail }, bell)
 }
 
 simd_fn! {
     fn fwd_block<T: Element>(x: &[T], y: &mut [T]) {
         for (x, y) in x.iter().zip(y) {
             let x = x.to_f32();
-            *y = T::from_f32(x * cdf(x));
+            *y = T::from_f32(x * cdf(x).0);
         }
     }
 }
@@ -55,8 +49,8 @@ simd_fn! {
     fn bwd_block<T: Element>(x: &[T], dy: &[T], dx: &mut [T]) {
         for ((x, dy), dx) in x.iter().zip(dy).zip(dx) {
             let x = x.to_f32();
-            let density = 0.398_942_3 * exp(-0.5 * x * x);
-            *dx = T::from_f32(dy.to_f32() * (cdf(x) + x * density));
+            let (cdf, bell) = cdf(x);
+            *dx = T::from_f32(dy.to_f32() * (cdf + x * (0.398_942_3 * bell)));
         }
     }
 }

@@ -2,12 +2,9 @@
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
-use crate::simd::{LANES, exp, sum_lanes};
+use crate::simd::{LANES, exp};
 use crate::view::{Out, slice};
 use crate::{Element, Team, simd_fn};
-
-/// Exponentials that are summed in f32 before f64 takes over.
-const BLOCK: usize = 512;
 
 simd_fn! {
     /// The largest of `x`, NaN aside; −∞ for nothing.
@@ -25,22 +22,19 @@ simd_fn! {
 }
 
 simd_fn! {
+    /// In f64 lanes: when one token is all but certain, its log-probability is in the places that an f32 sum would drop.
     fn sum_exp(x: &[f32], max: f32, scale: f32) -> f64 {
-        let mut total = 0.0f64;
-        for block in x.chunks(BLOCK) {
-            let mut lanes = [0.0f32; LANES];
-            let (whole, rest) = block.as_chunks::<LANES>();
-            for c in whole {
-                for i in 0..LANES {
-                    lanes[i] += exp((c[i] - max) * scale);
-                }
+        let mut lanes = [0.0f64; LANES];
+        let (whole, rest) = x.as_chunks::<LANES>();
+        for c in whole {
+            for i in 0..LANES {
+                lanes[i] += exp((c[i] - max) * scale) as f64;
             }
-            for (i, x) in rest.iter().enumerate() {
-                lanes[i] += exp((x - max) * scale);
-            }
-            total += sum_lanes(lanes) as f64;
         }
-        total
+        for (i, x) in rest.iter().enumerate() {
+            lanes[i] += exp((x - max) * scale) as f64;
+        }
+        lanes.iter().sum()
     }
 }
 

@@ -4,11 +4,11 @@
 //! Shapes: logits f32 `[rows, vocab]`, targets i32 `[rows]`, log_prob, lse and grad f32 `[rows]`, d_logits T
 //! `[rows, vocab]`, f32 or bf16, which may not overlap the logits. A negative target marks a row that is ignored:
 //! log_prob 0, gradient 0. A target beyond the vocabulary gives NaN (callers check before). Exponentials are taken of
-//! `(l − max) · s` in f32 and summed in f64 over blocks of 512. Bound: memory and exponentials; two passes forward.
+//! `(l − max) · s` in f32 and summed in f64. Bound: memory and exponentials; two passes forward.
 
 mod cpu;
 #[cfg(test)]
-mod formula;
+pub(crate) mod formula;
 #[cfg(test)]
 mod tests;
 

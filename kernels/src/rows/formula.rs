@@ -1,1 +1,13 @@
+//! The definition, element by element.
 
+/// `y[i, c] = x[index[i], c]`, 0 for an index outside.
+pub fn gather(x: &[f32], index: &[i32], cols: usize) -> Vec<f32> {
+    let at = |i: usize| usize::try_from(index[i / cols]).ok().map(|row| row * cols + i % cols);
+    (0..index.len() * cols).map(|i| at(i).and_then(|at| x.get(at)).copied().unwrap_or(0.0)).collect()
+}
+
+/// `dst[r, c] = src[i, c]` where `index[i] = r`, else as it was.
+pub fn scatter(src: &[f32], index: &[i32], dst: &[f32], cols: usize) -> Vec<f32> {
+    let from = |r: usize| index.iter().position(|&row| row == r as i32);
+    (0..dst.len()).map(|i| from(i / cols).map_or(dst[i], |row| src[row * cols + i % cols])).collect()
+}

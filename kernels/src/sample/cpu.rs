@@ -156,12 +156,28 @@ struct Settings<'a> {
     suppressed: &'a [i32],
 }
 
+impl Settings<'_> {
+    fn is_greedy(&self) -> bool {
+        !(self.temperature > 0.0)
+    }
+}
+
 fn in_vocab(ids: &[i32], vocab: usize) -> impl Iterator<Item = usize> {
     ids.iter().filter_map(move |&id| usize::try_from(id).ok().filter(|&id| id < vocab))
 }
 
 /// The token of one row whose logits are not NaN; `None` if none can be taken.
 fn choose(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<usize> {
+    let top = weights(logits, s, scratch)?;
+    if s.is_greedy() {
+        return scratch.scores.iter().position(|&x| x == top);
+    }
+    draw(&scratch.scores, philox::uniform_f64(s.seed, STREAM, s.position as u32 as u64))
+}
+
+/// Leaves in `scores` what the token is chosen by, the scores after suppression (greedy) or the weights after top-p, and
+/// returns the largest score; `None` if no token has a score above −∞.
+fn weights(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<f32> {
     let Scratch { scores, best, order } = scratch;
     scores.clear();
     scores.extend_from_slice(logits);
@@ -178,8 +194,8 @@ fn choose(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<usi
     if top == f32::NEG_INFINITY {
         return None;
     }
-    if !(s.temperature > 0.0) {
-        return scores.iter().position(|&x| x == top);
+    if s.is_greedy() {
+        return Some(top);
     }
     let least = match usize::try_from(s.top_k) {
         Ok(k) if k > 0 && k < scores.len() => kth_largest(scores, k, best),
@@ -189,7 +205,7 @@ fn choose(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<usi
     if s.top_p < 1.0 {
         keep_top_p(scores, s.top_p, order);
     }
-    draw(scores, philox::uniform_f64(s.seed, STREAM, s.position as u32 as u64))
+    Some(top)
 }
 
 /// # Safety
@@ -238,4 +254,22 @@ pub unsafe fn sample(p: &Params, team: &Team) {
             one[0] = value;
         }
     });
+}
+
+/// The weights that a row's token would be drawn by, for tests.
+#[cfg(test)]
+pub(super) fn kept_weights(logits: &[f32], s: &super::formula::Settings) -> Vec<f32> {
+    let settings = Settings {
+        temperature: s.temperature as f32,
+        top_p: s.top_p as f32,
+        top_k: s.top_k as i32,
+        penalty: s.penalty as f32,
+        seed: 0,
+        position: 0,
+        history: &s.history,
+        suppressed: &s.suppressed,
+    };
+    let mut scratch = Scratch { scores: Vec::new(), best: Vec::new(), order: Vec::new() };
+    weights(logits, &settings, &mut scratch);
+    scratch.scores
 }

@@ -1,1 +1,228 @@
+use super::formula::Settings;
+use super::{Params, STREAM, cpu, formula, sample};
+use crate::Addr;
+use crate::philox;
+use crate::testing::{addr, addr_mut, numbers, run};
+use proptest::prelude::*;
 
+/// A batch whose rows share all settings but the position.
+#[derive(Clone)]
+struct Batch {
+    logits: Vec<f32>,
+    settings: Settings,
+    seed: u64,
+    positions: Vec<i32>,
+}
+
+impl Batch {
+    fn run(&self, threads: usize) -> (Vec<i32>, Vec<f32>) {
+        let (rows, s) = (self.positions.len(), &self.settings);
+        let cols = s.history.len();
+        let history_len = vec![cols as i32; rows];
+        let (mut ids, mut log_prob) = (vec![-7; rows], vec![0.5; rows]);
+        let (temperature, top_p) = (vec![s.temperature as f32; rows], vec![s.top_p as f32; rows]);
+        let (top_k, penalty) = (vec![s.top_k as i32; rows], vec![s.penalty as f32; rows]);
+        let (seed, history) = (vec![self.seed; rows], s.history.repeat(rows));
+        let params = Params {
+            logits: addr(&self.logits),
+            temperature: addr(&temperature),
+            top_p: addr(&top_p),
+            top_k: addr(&top_k),
+            penalty: addr(&penalty),
+            seed: addr(&seed),
+            position: addr(&self.positions),
+            history: if cols == 0 { Addr::NULL } else { addr(&history) },
+            history_len: addr(&history_len),
+            suppressed: addr(&s.suppressed),
+            ids: addr_mut(&mut ids),
+            log_prob: addr_mut(&mut log_prob),
+            rows: rows as u32,
+            vocab: (self.logits.len() / rows) as u32,
+            history_cols: cols as u32,
+            suppressed_count: s.suppressed.len() as u32,
+        };
+        run(&sample(&params), threads);
+        (ids, log_prob)
+    }
+}
+
+fn settings() -> Settings {
+    Settings { temperature: 1.0, top_p: 1.0, top_k: 0, penalty: 1.0, history: vec![], suppressed: vec![] }
+}
+
+fn one_row(logits: &[f32], settings: Settings) -> (i32, f32) {
+    let (ids, log_prob) = Batch { logits: logits.to_vec(), settings, seed: 1, positions: vec![0] }.run(1);
+    (ids[0], log_prob[0])
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&x| x as f64).collect()
+}
+
+/// Logits on a grid, so that two of them are equal or well apart: their order does not hang on a rounding.
+fn logits(vocab: usize) -> impl Strategy<Value = Vec<f32>> {
+    (1u32..64, any::<u64>()).prop_map(move |(steps, seed)| {
+        numbers(vocab, seed, 3.0).iter().map(|x| (x * steps as f32).round() / steps as f32).collect()
+    })
+}
+
+prop_compose! {
+    fn any_settings(vocab: usize)(
+        temperature in prop::sample::select(vec![0.1f32, 0.7, 1.0, 1.7]),
+        top_p in prop_oneof![Just(1.0f32), Just(0.0), Just(0.001), Just(0.95), 0.0f32..1.0],
+        top_k in prop_oneof![Just(0), Just(1), Just(50), 1..vocab + 5],
+        penalty in prop::sample::select(vec![1.0f32, 1.3, 0.8]),
+        history in prop::collection::vec(-2..vocab as i32 + 2, 0..20),
+        suppressed in prop::collection::vec(0..vocab as i32, 0..vocab.min(9)),
+    ) -> Settings {
+        let (temperature, top_p, penalty) = (temperature as f64, top_p as f64, penalty as f64);
+        Settings { temperature, top_p, top_k, penalty, history, suppressed }
+    }
+}
+
+fn case() -> impl Strategy<Value = (Vec<f32>, Settings)> {
+    (2usize..1500).prop_flat_map(|vocab| (logits(vocab), any_settings(vocab)))
+}
+
+proptest! {
+    #[test]
+    fn keeps_what_the_formula_keeps((logits, s) in case()) {
+        prop_assume!(s.suppressed.len() < logits.len());
+        let ranked = formula::ranked(&wide(&logits), &s);
+        let weights = cpu::kept_weights(&logits, &s);
+        let mut in_top_k = vec![false; logits.len()];
+        for (i, &(id, p, before)) in ranked.iter().enumerate() {
+            in_top_k[id] = true;
+            // A weight below f32's range counts as none.
+            if i == 0 || (before < s.top_p - 1e-6 && p > 1e-30) {
+                prop_assert!(weights[id] > 0.0, "token {id}, p {p} after {before}, was dropped");
+            } else if before > s.top_p + 1e-6 && s.top_p < 1.0 {
+                prop_assert!(weights[id] == 0.0, "token {id}, p {p} after {before}, was kept");
+            }
+        }
+        for id in 0..logits.len() {
+            prop_assert!(in_top_k[id] || weights[id] == 0.0, "token {id} is not among the k best");
+        }
+    }
+
+    #[test]
+    fn draws_what_the_formula_draws((logits, s) in case(), seed: u64, position in 0i32..i32::MAX) {
+        let batch = Batch { logits: logits.clone(), settings: s.clone(), seed, positions: vec![position] };
+        let (ids, log_prob) = batch.run(1);
+        let ranked = formula::ranked(&wide(&logits), &s);
+        let u = philox::uniform_f64(seed, STREAM, position as u64);
+        let want = [u, (u - 1e-6).max(0.0), (u + 1e-6).min(1.0)]
+            .map(|u| [s.top_p, s.top_p - 1e-6, s.top_p + 1e-6].map(|p| formula::draw(&ranked, p, u).map_or(-1, |i| i as i32)));
+        prop_assert!(want.as_flattened().contains(&ids[0]), "{} drawn, want {:?}", ids[0], want);
+        if ids[0] >= 0 {
+            let want = crate::log_prob::formula::log_prob(&wide(&logits), ids[0], 1.0 / s.temperature);
+            prop_assert!((log_prob[0] as f64 - want).abs() <= 1e-6 * (1.0 + want.abs()), "{} {want}", log_prob[0]);
+        }
+    }
+
+    #[test]
+    fn greedy_takes_the_largest_and_lowest((logits, s) in case()) {
+        let s = Settings { temperature: 0.0, ..s };
+        let scores = formula::scores(&wide(&logits), &s);
+        let (id, log_prob) = one_row(&logits, s);
+        let top = scores.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
+        if top == f64::NEG_INFINITY {
+            prop_assert_eq!(id, -1);
+        } else {
+            let near = scores.iter().position(|&x| x >= top - 1e-6 * top.abs()).unwrap_or(0);
+            let exact = scores.iter().position(|&x| x == top).unwrap_or(0);
+            prop_assert!(id == exact as i32 || id == near as i32, "{id}, want {exact}");
+            let want = crate::log_prob::formula::log_prob(&wide(&logits), id, 1.0);
+            prop_assert!((log_prob as f64 - want).abs() <= 1e-6 * (1.0 + want.abs()));
+        }
+    }
+}
+
+/// χ² of the counts of `draws` tokens against probabilities, with its degrees of freedom.
+fn chi_square(ids: &[i32], expected: &[(usize, f64)]) -> (f64, f64) {
+    let n = ids.len() as f64;
+    let count = |id: usize| ids.iter().filter(|&&x| x == id as i32).count() as f64;
+    assert!(ids.iter().all(|&id| expected.iter().any(|e| e.0 as i32 == id)), "a token of probability 0 was drawn");
+    let sum = expected.iter().map(|&(id, p)| (count(id) - n * p).powi(2) / (n * p)).sum();
+    (sum, expected.len() as f64 - 1.0)
+}
+
+#[test]
+fn draws_follow_the_distribution() {
+    // Without the outlier at 13, beside which all others are rare.
+    let (rows, row) = (20_000, numbers(60, 5, 1.0).split_off(20));
+    for (seed, top_p, top_k, temperature) in [(1, 1.0, 0, 1.0), (2, 0.8, 0, 1.0), (3, 1.0, 7, 0.7), (4, 0.9, 20, 1.5)] {
+        let s = Settings { temperature, top_p, top_k, ..settings() };
+        let batch =
+            Batch { logits: row.repeat(rows), settings: s.clone(), seed, positions: (0..rows as i32).collect() };
+        let (ids, _) = batch.run(2);
+        let mut kept: Vec<_> = formula::ranked(&wide(&row), &s);
+        kept.retain(|t| t.2 < top_p);
+        let all: f64 = kept.iter().map(|t| t.1).sum();
+        let (chi, freedom) = chi_square(&ids, &kept.iter().map(|t| (t.0, t.1 / all)).collect::<Vec<_>>());
+        // Mean `freedom`, variance `2 freedom`: five standard deviations either way. The seeds are fixed.
+        assert!((chi - freedom).abs() < 5.0 * (2.0 * freedom).sqrt(), "seed {seed}: chi² {chi} of {freedom}");
+    }
+}
+
+#[test]
+fn a_row_does_not_know_its_batch() {
+    let (rows, vocab) = (5, 2003);
+    let s = Settings { top_p: 0.95, history: vec![3, 8], penalty: 1.2, ..settings() };
+    let batch = Batch { logits: numbers(rows * vocab, 9, 2.0), settings: s, seed: 77, positions: vec![4, 0, 9, 4, 1] };
+    let all = batch.run(1);
+    assert_eq!(batch.run(4), all);
+    for r in 0..rows {
+        let logits = batch.logits[r * vocab..][..vocab].to_vec();
+        let alone = Batch { logits, positions: vec![batch.positions[r]], ..batch.clone() }.run(2);
+        assert_eq!((alone.0[0], alone.1[0]), (all.0[r], all.1[r]));
+    }
+}
+
+#[test]
+fn ties_at_the_borders() {
+    let row = [1.0, 2.0, 2.0, 2.0, 1.0, -3.0];
+    let kept = |s: Settings| -> Vec<usize> {
+        cpu::kept_weights(&row, &s).iter().enumerate().filter(|(_, w)| **w > 0.0).map(|(i, _)| i).collect()
+    };
+    assert_eq!(kept(Settings { top_k: 1, ..settings() }), [1, 2, 3], "equals of the k-th stay");
+    assert_eq!(kept(Settings { top_k: 4, ..settings() }), [0, 1, 2, 3, 4]);
+    assert_eq!(kept(Settings { top_p: 0.0, ..settings() }), [1], "of equals the lower id, and always one");
+    assert_eq!(kept(Settings { top_k: 1, top_p: 0.5, ..settings() }), [1, 2], "top-p of what top-k left");
+    assert_eq!(one_row(&row, Settings { temperature: 0.0, ..settings() }).0, 1);
+}
+
+#[test]
+fn nothing_to_choose_from() {
+    for temperature in [0.0, 1.0] {
+        let s = Settings { temperature, ..settings() };
+        for poison in [f32::NAN, -f32::NAN] {
+            let mut row = numbers(100, 1, 1.0);
+            row[63] = poison;
+            let (id, log_prob) = one_row(&row, s.clone());
+            assert!(id == -1 && log_prob.is_nan());
+        }
+        assert_eq!(one_row(&[f32::NEG_INFINITY; 20], s.clone()).0, -1);
+        let all = Settings { suppressed: (0..3).collect(), ..s };
+        assert_eq!(one_row(&[1.0, 2.0, 3.0], all).0, -1);
+    }
+}
+
+#[test]
+fn a_whole_vocabulary() {
+    let vocab = 152_064;
+    // Flat: everything must be ranked. Peaked: next to nothing.
+    for (scale, top_p) in [(0.0, 0.95), (0.3, 0.95), (3.0, 0.95), (3.0, 0.001)] {
+        let row = numbers(vocab, 3, scale);
+        let s = Settings { top_p, ..settings() };
+        let weights = cpu::kept_weights(&row, &s);
+        let kept = weights.iter().filter(|w| **w > 0.0).count() as i64;
+        let want = formula::ranked(&wide(&row), &s).iter().filter(|t| t.2 < top_p).count() as i64;
+        assert!((kept - want).abs() <= 1 + want / 10_000, "scale {scale}, p {top_p}: {kept} kept, want {want}");
+        let k = 50;
+        // Hot enough that no weight leaves f32's range.
+        let weights = cpu::kept_weights(&row, &Settings { top_k: k, temperature: 5.0, ..settings() });
+        let kept = weights.iter().filter(|w| **w > 0.0).count();
+        assert!(if scale == 0.0 { kept == vocab } else { kept == k }, "scale {scale}: {kept} of {k}");
+    }
+}
