@@ -1,40 +1,43 @@
 //! The threads of the cpu device: a fixed team that takes numbered tasks until none is left.
 //!
 //! Which thread does a task never changes its result: a task owns its outputs and sums in an order of its own. Workers
-//! spin for a short while between launches (a decode step is hundreds of them, microseconds apart), then sleep.
+//! spin for a short while between launches (a decode step is hundreds of them, microseconds apart), then sleep. A launch ends
+//! when its tasks are done, not when every worker has seen it: a worker that the system has put aside holds nobody up.
 #![allow(unsafe_code)]
 
 use std::any::Any;
-use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
-/// How often a thread looks for work before it sleeps; some tens of microseconds.
-const SPINS: usize = 20_000;
+/// How often a worker looks for work before it sleeps; some hundred microseconds.
+const SPINS: usize = 10_000;
+/// How often the caller looks for the end before it lets others run.
+const PATIENCE: usize = 1_000;
 
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
 
+/// On a cache line of its own.
+#[repr(align(128))]
+struct Alone<T>(T);
+
 struct Shared {
-    /// Number of the current job; odd and even alike, it only grows.
-    epoch: AtomicUsize,
-    /// The job of this epoch; written only while no worker is inside.
-    job: UnsafeCell<Option<(*const Task<'static>, usize)>>,
-    next: AtomicUsize,
-    /// Workers that have not finished the current job.
-    busy: AtomicUsize,
+    /// Number of the job (upper half; it only grows) and how many of its tasks nobody has taken (lower half). A thread owns a task
+    /// when it has lowered that by compare-and-swap; this also proves that what it read of the job before belonged to this job.
+    state: Alone<AtomicU64>,
+    /// Tasks of the current job that are done.
+    done: Alone<AtomicUsize>,
+    /// The two words of the current job's `&Task`; written only when all tasks of the last job are done.
+    task: [AtomicUsize; 2],
+    /// Tasks of the current job; written with `task`.
+    count: AtomicUsize,
     panicked: Mutex<Option<Box<dyn Any + Send>>>,
+    sleepers: AtomicUsize,
     asleep: Mutex<()>,
     wake: Condvar,
     stop: AtomicBool,
 }
-
-// SAFETY: `job` is written by the owner of the team while `busy` is 0, and read by workers after they saw the new epoch
-// (release / acquire) and before they lower `busy`.
-unsafe impl Sync for Shared {}
-// SAFETY: as above; the pointer in `job` is only used during `Team::run`, which outlives the job.
-unsafe impl Send for Shared {}
 
 /// A team of threads; the caller of [`Team::run`] is one of them.
 pub struct Team {
@@ -54,11 +57,12 @@ impl Team {
     /// A team of `threads` (at least 1), the caller included.
     pub fn new(threads: usize) -> Team {
         let shared = Arc::new(Shared {
-            epoch: AtomicUsize::new(0),
-            job: UnsafeCell::new(None),
-            next: AtomicUsize::new(0),
-            busy: AtomicUsize::new(0),
+            state: Alone(AtomicU64::new(0)),
+            done: Alone(AtomicUsize::new(0)),
+            task: [AtomicUsize::new(0), AtomicUsize::new(0)],
+            count: AtomicUsize::new(0),
             panicked: Mutex::new(None),
+            sleepers: AtomicUsize::new(0),
             asleep: Mutex::new(()),
             wake: Condvar::new(),
             stop: AtomicBool::new(false),
@@ -67,7 +71,7 @@ impl Team {
             .filter_map(|i| {
                 let shared = shared.clone();
                 // A thread that can't be had makes the team smaller; results do not depend on its size.
-                std::thread::Builder::new().name(format!("reel-{i}")).spawn(move || work(&shared)).ok()
+                std::thread::Builder::new().name(format!("reel-{i}")).spawn(move || shared.work()).ok()
             })
             .collect();
         Team { shared, workers, running: Mutex::new(()) }
@@ -82,30 +86,34 @@ impl Team {
     /// `run` on the same team.
     ///
     /// # Panics
-    /// With the panic of a task.
+    /// With the panic of a task, after all others are done; with 2^32 tasks or more.
     pub fn run(&self, count: usize, task: impl Fn(usize) + Sync) {
         if count <= 1 || self.workers.is_empty() {
             (0..count).for_each(task);
             return;
         }
+        assert!(count < 1 << 32, "{count} tasks");
         let _one_at_a_time = self.running.lock().unwrap_or_else(|e| e.into_inner());
         let s = &*self.shared;
         let task: &Task<'_> = &task;
-        s.next.store(0, Ordering::Relaxed);
-        s.busy.store(self.workers.len(), Ordering::Relaxed);
-        // SAFETY: no worker is inside a job (`busy` was 0 when the last `run` returned). The lifetime is hidden from the
-        // workers, but this function does not return before they are done with it.
-        unsafe { *s.job.get() = Some((std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task), count)) };
-        {
+        // SAFETY: a reference to a trait object is two words.
+        let words = unsafe { std::mem::transmute::<&Task<'_>, [usize; 2]>(task) };
+        s.task[0].store(words[0], Ordering::Relaxed);
+        s.task[1].store(words[1], Ordering::Relaxed);
+        s.count.store(count, Ordering::Relaxed);
+        s.done.0.store(0, Ordering::Relaxed);
+        let job = (s.state.0.load(Ordering::Relaxed) >> 32) + 1;
+        s.state.0.store(job << 32 | count as u64, Ordering::SeqCst);
+        // Either this sees the sleeper, or the sleeper, which looks once more after it has counted itself, sees the job.
+        if s.sleepers.load(Ordering::SeqCst) != 0 {
             let _guard = s.asleep.lock().unwrap_or_else(|e| e.into_inner());
-            s.epoch.fetch_add(1, Ordering::Release);
             s.wake.notify_all();
         }
-        take_tasks(s, task, count);
-        let mut spins = 0;
-        while s.busy.load(Ordering::Acquire) != 0 {
-            spins += 1;
-            if spins > SPINS {
+        s.take_tasks();
+        let mut looks = 0;
+        while s.done.0.load(Ordering::Acquire) != count {
+            looks += 1;
+            if looks > PATIENCE {
                 std::thread::yield_now();
             } else {
                 std::hint::spin_loop();
@@ -122,7 +130,7 @@ impl Drop for Team {
     fn drop(&mut self) {
         {
             let _guard = self.shared.asleep.lock().unwrap_or_else(|e| e.into_inner());
-            self.shared.stop.store(true, Ordering::Release);
+            self.shared.stop.store(true, Ordering::SeqCst);
             self.shared.wake.notify_all();
         }
         for w in self.workers.drain(..) {
@@ -131,47 +139,55 @@ impl Drop for Team {
     }
 }
 
-fn take_tasks(s: &Shared, task: &Task<'_>, count: usize) {
-    let result = catch_unwind(AssertUnwindSafe(|| {
+impl Shared {
+    /// Does tasks of the current job until all are taken; returns the job's number.
+    fn take_tasks(&self) -> u64 {
         loop {
-            let i = s.next.fetch_add(1, Ordering::Relaxed);
-            if i >= count {
-                break;
+            let state = self.state.0.load(Ordering::Acquire);
+            let (job, left) = (state >> 32, (state & 0xffff_ffff) as usize);
+            if left == 0 {
+                return job;
             }
-            task(i);
-        }
-    }));
-    if let Err(p) = result {
-        s.next.store(count, Ordering::Relaxed);
-        s.panicked.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(p);
-    }
-}
-
-fn work(s: &Shared) {
-    let mut seen = 0;
-    loop {
-        let mut spins = 0;
-        while s.epoch.load(Ordering::Acquire) == seen && !s.stop.load(Ordering::Acquire) {
-            spins += 1;
-            if spins < SPINS {
+            let words = [self.task[0].load(Ordering::Relaxed), self.task[1].load(Ordering::Relaxed)];
+            let count = self.count.load(Ordering::Relaxed);
+            if self.state.0.compare_exchange(state, state - 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
                 std::hint::spin_loop();
                 continue;
             }
-            let mut guard = s.asleep.lock().unwrap_or_else(|e| e.into_inner());
-            while s.epoch.load(Ordering::Acquire) == seen && !s.stop.load(Ordering::Acquire) {
-                guard = s.wake.wait(guard).unwrap_or_else(|e| e.into_inner());
+            // SAFETY: this task was not taken when the state was swapped, so the job was not done, so the words were its own and
+            // stay so, with what they point to, until `done` has counted this task.
+            let task = unsafe { std::mem::transmute::<[usize; 2], &Task<'_>>(words) };
+            if let Err(p) = catch_unwind(AssertUnwindSafe(|| task(count - left))) {
+                self.panicked.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(p);
             }
+            self.done.0.fetch_add(1, Ordering::Release);
         }
-        if s.stop.load(Ordering::Acquire) {
-            return;
+    }
+
+    /// A worker's life.
+    fn work(&self) {
+        let mut seen = 0;
+        let idle = |seen: u64| self.state.0.load(Ordering::SeqCst) >> 32 == seen && !self.stop.load(Ordering::SeqCst);
+        loop {
+            let mut looks = 0;
+            while idle(seen) {
+                looks += 1;
+                if looks < SPINS {
+                    std::hint::spin_loop();
+                    continue;
+                }
+                let mut guard = self.asleep.lock().unwrap_or_else(|e| e.into_inner());
+                self.sleepers.fetch_add(1, Ordering::SeqCst);
+                while idle(seen) {
+                    guard = self.wake.wait(guard).unwrap_or_else(|e| e.into_inner());
+                }
+                self.sleepers.fetch_sub(1, Ordering::SeqCst);
+            }
+            if self.stop.load(Ordering::SeqCst) {
+                return;
+            }
+            seen = self.take_tasks();
         }
-        seen += 1;
-        // SAFETY: the epoch was seen with acquire, and `busy` still counts this worker: the job is whole and alive.
-        if let Some((task, count)) = unsafe { *s.job.get() } {
-            // SAFETY: as above.
-            take_tasks(s, unsafe { &*task }, count);
-        }
-        s.busy.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -204,5 +220,32 @@ mod tests {
             sum.fetch_add(i, Ordering::Relaxed);
         });
         assert_eq!(sum.into_inner(), 45);
+    }
+
+    #[test]
+    fn jobs_follow_each_other_at_once() {
+        let team = Team::new(4);
+        let sum = AtomicUsize::new(0);
+        for job in 0..20_000 {
+            let local = [job; 3];
+            team.run(2 + job % 5, |i| {
+                sum.fetch_add(local[i % 3] + i, Ordering::Relaxed);
+            });
+        }
+        let want: usize = (0..20_000).map(|job| (0..2 + job % 5).map(|i| job + i).sum::<usize>()).sum();
+        assert_eq!(sum.into_inner(), want);
+    }
+
+    #[test]
+    fn sleeping_workers_wake() {
+        let team = Team::new(2);
+        for _ in 0..5 {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            let barrier = std::sync::Barrier::new(2);
+            // Both threads must come: one alone would wait for ever.
+            team.run(2, |_| {
+                barrier.wait();
+            });
+        }
     }
 }

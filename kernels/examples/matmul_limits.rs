@@ -1,0 +1,180 @@
+//! Times matrix products and the limits of the machine. Reads one request a line and answers each with the median and the least
+//! seconds of its calls: so that a script can alternate between this and a peer.
+//!
+//! ```text
+//! threads 2
+//! product bf16 bf16 bf16 512 4864 896 24 10     A, B, C, m, n, k, copies of B taken in turn, calls
+//! limit f32 | limit bf16                        1e9 operations from registers, shared by all threads
+//! read                                          1e9 bytes from memory
+//! launch                                        an empty launch of one task a thread
+//! ```
+#![allow(unsafe_code)]
+
+use reel_kernels::matmul::{Matmul, Operand};
+use reel_kernels::{Addr, DType, Launch, Team, launch};
+use std::time::Instant;
+
+fn main() -> Result<(), String> {
+    let mut team = Team::new(2);
+    for line in std::io::stdin().lines() {
+        let line = line.map_err(|e| e.to_string())?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let times = match words[..] {
+            ["threads", n] => {
+                team = Team::new(number(n)?);
+                continue;
+            }
+            ["product", a, b, c, ref sizes @ ..] => {
+                let sizes = sizes.iter().map(|s| number(s)).collect::<Result<Vec<_>, _>>()?;
+                let [m, n, k, copies, calls] = sizes[..] else {
+                    return Err(format!("{line}: five numbers are needed"));
+                };
+                product([dtype(a)?, dtype(b)?, dtype(c)?], [m, n, k], copies, calls, &team)
+            }
+            ["limit", kind] => limit(kind == "bf16", &team),
+            ["read"] => read(&team),
+            ["launch"] => (0..2000).map(|_| time(|| team.run(team.threads(), |_| {}))).collect(),
+            _ => return Err(format!("{line}: not a request")),
+        };
+        let (median, least) = summary(times);
+        println!("{median:e} {least:e}");
+    }
+    Ok(())
+}
+
+fn number(s: &str) -> Result<usize, String> {
+    s.parse().map_err(|_| format!("{s}: not a number"))
+}
+
+fn dtype(s: &str) -> Result<DType, String> {
+    match s {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::BF16),
+        _ => Err(format!("{s}: f32 or bf16")),
+    }
+}
+
+fn time(f: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    f();
+    start.elapsed().as_secs_f64()
+}
+
+fn summary(mut times: Vec<f64>) -> (f64, f64) {
+    times.sort_by(f64::total_cmp);
+    (times[times.len() / 2], times[0])
+}
+
+/// Half-full bit patterns that are small finite numbers in both dtypes.
+fn array(bytes: usize) -> Vec<u32> {
+    (0..bytes.div_ceil(4)).map(|i| 0x3f80_3f80 ^ (i as u32 * 0x9e37 & 0x8070_8070)).collect()
+}
+
+fn product(dtypes: [DType; 3], [m, n, k]: [usize; 3], copies: usize, calls: usize, team: &Team) -> Vec<f64> {
+    let addr = |x: &[u32]| Addr(x.as_ptr() as u64);
+    let a = array(m * k * dtypes[0].size());
+    let b: Vec<_> = (0..copies).map(|_| array(n * k * dtypes[1].size())).collect();
+    let c = array(m * n * dtypes[2].size());
+    let mut call = |i: usize| {
+        let operand = |x: &[u32], dtype| Operand { addr: addr(x), dtype, transposed: false };
+        let launch = Launch::Matmul(Matmul {
+            m,
+            n,
+            k,
+            a: operand(&a, dtypes[0]),
+            b: operand(&b[i % copies], dtypes[1]),
+            c: addr(&c),
+            c_dtype: dtypes[2],
+            bias: Addr::NULL,
+            accumulate: false,
+        });
+        // SAFETY: arrays of the sizes that the product says, alive here.
+        time(|| unsafe { launch::run_on_cpu(&launch, team) })
+    };
+    for i in 0..2 {
+        call(i);
+    }
+    (0..calls).map(|i| call(i + 2)).collect()
+}
+
+/// Seconds for 1e9 bytes read by all threads from an array larger than any cache.
+fn read(team: &Team) -> Vec<f64> {
+    let x = array(256 << 20);
+    let part = x.len() / 256;
+    let sum = std::sync::atomic::AtomicU32::new(0);
+    let times = (0..8).map(|_| {
+        time(|| {
+            team.run(256, |t| {
+                sum.fetch_xor(fold(&x[t * part..][..part]), std::sync::atomic::Ordering::Relaxed);
+            })
+        })
+    });
+    let times = times.map(|t| t / (x.len() as f64 * 4.0) * 1e9).collect();
+    std::hint::black_box(sum);
+    times
+}
+
+reel_kernels::simd_fn! {
+    fn fold(x: &[u32]) -> u32 {
+        let mut lanes = [0u32; 64];
+        for x in x.chunks_exact(64) {
+            for i in 0..64 {
+                lanes[i] ^= x[i];
+            }
+        }
+        lanes.iter().fold(0, |a, b| a ^ b)
+    }
+}
+
+/// Seconds for 1e9 operations (a multiply-add is two) from registers, on all threads.
+fn limit(bf16: bool, team: &Team) -> Vec<f64> {
+    let steps = 50_000;
+    let operations = (steps * team.threads() * 24 * 32 * if bf16 { 2 } else { 1 }) as f64;
+    let times = (0..40).map(|_| time(|| team.run(team.threads(), |_| multiply_add(bf16, steps))));
+    times.map(|t| t / operations * 1e9).collect()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn multiply_add(bf16: bool, steps: usize) {
+    use reel_kernels::simd::{Isa, isa};
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx512f")]
+    fn f32s(steps: usize, seed: f32) -> f32 {
+        let (mut acc, x) = ([_mm512_set1_ps(seed); 24], _mm512_set1_ps(seed));
+        for _ in 0..steps {
+            for i in 0..24 {
+                acc[i] = _mm512_fmadd_ps(x, x, acc[i]);
+            }
+        }
+        acc.iter().map(|a| _mm512_reduce_add_ps(*a)).sum()
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn bf16s(steps: usize, seed: f32) -> f32 {
+        let (mut acc, x) = ([_mm512_set1_ps(seed); 24], _mm512_set1_ps(seed));
+        // SAFETY: 512 bits as 512 bits.
+        let x: __m512bh = unsafe { std::mem::transmute(x) };
+        for _ in 0..steps {
+            for i in 0..24 {
+                acc[i] = _mm512_dpbf16_ps(acc[i], x, x);
+            }
+        }
+        acc.iter().map(|a| _mm512_reduce_add_ps(*a)).sum()
+    }
+
+    let seed = std::hint::black_box(1e-3);
+    // SAFETY: `isa` found the features.
+    std::hint::black_box(unsafe {
+        match (isa(), bf16) {
+            (Isa::Avx512Bf16, true) => bf16s(steps, seed),
+            (Isa::Avx512Bf16 | Isa::Avx512, false) => f32s(steps, seed),
+            (isa, _) => panic!("no measure of this limit for {isa:?}"),
+        }
+    });
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn multiply_add(_: bool, _: usize) {
+    panic!("no measure of this limit for this processor");
+}
