@@ -12,9 +12,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
 /// How often a worker looks for work before it sleeps; some hundred microseconds.
-const SPINS: usize = 10_000;
-/// How often the caller looks for the end before it lets others run.
-const PATIENCE: usize = 1_000;
+const LOOKS: usize = 6_000;
+/// Of every so many looks, one lets other threads run: with more threads than processors the one that is waited for may be among them.
+const YIELD: usize = 64;
 
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
 
@@ -113,16 +113,21 @@ impl Team {
         let mut looks = 0;
         while s.done.0.load(Ordering::Acquire) != count {
             looks += 1;
-            if looks > PATIENCE {
-                std::thread::yield_now();
-            } else {
-                std::hint::spin_loop();
-            }
+            pause(looks);
         }
         let panic = s.panicked.lock().unwrap_or_else(|e| e.into_inner()).take();
         if let Some(p) = panic {
             resume_unwind(p);
         }
+    }
+}
+
+/// Between two looks.
+fn pause(looks: usize) {
+    if looks.is_multiple_of(YIELD) {
+        std::thread::yield_now();
+    } else {
+        std::hint::spin_loop();
     }
 }
 
@@ -172,8 +177,8 @@ impl Shared {
             let mut looks = 0;
             while idle(seen) {
                 looks += 1;
-                if looks < SPINS {
-                    std::hint::spin_loop();
+                if looks < LOOKS {
+                    pause(looks);
                     continue;
                 }
                 let mut guard = self.asleep.lock().unwrap_or_else(|e| e.into_inner());
