@@ -4,19 +4,26 @@
 //! ignored. Of an animation the first frame counts. The content decides the format, never the file's name.
 
 use std::io::Cursor;
+use std::num::NonZeroU64;
 use std::path::Path;
 
-use ::image::codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder};
+use ::image::codecs::{bmp::BmpDecoder, png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder};
 use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageResult, Limits};
 use base64::Engine as _;
 
 use crate::resize::FrameView;
 use crate::{MediaError, Result};
 
+#[cfg(test)]
+mod tests;
+
 /// A picture of more pixels is refused before anything is allocated for it. It is Pillow's own limit against decompression bombs.
 pub const MAX_PICTURE_PIXELS: usize = 178_956_970;
 /// What a decoder may allocate: the largest picture at 8 bytes a pixel (16-bit RGBA), and some for its tables.
 const MAX_DECODER_BYTES: u64 = MAX_PICTURE_PIXELS as u64 * 8 + (64 << 20);
+
+/// What a frame of a GIF may take: one byte a pixel.
+const GIF_FRAME_BYTES: NonZeroU64 = NonZeroU64::new(MAX_PICTURE_PIXELS as u64).unwrap();
 
 /// A decoded picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,17 +77,18 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<Picture> {
         ImageFormat::Jpeg => jpeg(bytes, name),
         ImageFormat::Png => pixels(PngDecoder::with_limits(cursor, limits()), png_is_rgba(bytes), name),
         ImageFormat::WebP => pixels(WebPDecoder::new(cursor), true, name),
-        ImageFormat::Gif => pixels(GifDecoder::new(cursor), false, name),
+        ImageFormat::Gif => gif(bytes, name),
         ImageFormat::Bmp => pixels(BmpDecoder::new(cursor), true, name),
         ImageFormat::Tiff => pixels(TiffDecoder::new(cursor), true, name),
         _ => Err(unknown()),
     }
 }
 
-/// Whether Pillow's mode would be RGBA: colour type 6. A palette or grey with alpha expands to four samples too.
+/// Whether Pillow's mode would be RGBA: colour type 6, or grey with alpha (4) in 16 bits. Other kinds with transparency
+/// expand to four samples too, but Pillow drops their alpha.
 fn png_is_rgba(bytes: &[u8]) -> bool {
     // Signature (8), length and name of IHDR (8), width and height (8), bit depth, colour type.
-    bytes.get(25) == Some(&6)
+    matches!(bytes.get(24..26), Some([_, 6] | [16, 4]))
 }
 
 fn limits() -> Limits {
@@ -103,7 +111,9 @@ fn pixels(decoder: ImageResult<impl ImageDecoder>, blend: bool, name: &str) -> R
         DynamicImage::ImageRgba8(rgba) => drop_alpha(rgba.iter().copied(), blend),
         // Pillow keeps 16-bit grey as it is and clips it; of everything else in 16 bits it takes the upper byte.
         DynamicImage::ImageLuma16(grey) => grey.iter().flat_map(|&v| [v.min(255) as u8; 3]).collect(),
-        DynamicImage::ImageLumaA16(grey) => grey.chunks_exact(2).flat_map(|p| [upper(&p[0]); 3]).collect(),
+        DynamicImage::ImageLumaA16(grey) => {
+            drop_alpha(grey.chunks_exact(2).flat_map(|p| [p[0], p[0], p[0], p[1]]).map(|v| upper(&v)), blend)
+        }
         DynamicImage::ImageRgb16(rgb) => rgb.iter().map(upper).collect(),
         DynamicImage::ImageRgba16(rgba) => drop_alpha(rgba.iter().map(upper), blend),
         other => {
@@ -135,6 +145,43 @@ fn drop_alpha(rgba: impl Iterator<Item = u8>, blend: bool) -> Vec<u8> {
 fn divide_by_255(value: u32) -> u8 {
     let value = value + 128;
     (((value >> 8) + value) >> 8) as u8
+}
+
+/// The first frame. Where it does not cover the canvas, Pillow fills with its transparent colour, else with colour 0.
+fn gif(bytes: &[u8], name: &str) -> Result<Picture> {
+    let refuse = |error: gif::DecodingError| {
+        MediaError::file(name, format!("is damaged or cut off ({error})"), "save or fetch it again")
+    };
+    let mut options = gif::DecodeOptions::new();
+    options.set_color_output(gif::ColorOutput::Indexed);
+    options.set_memory_limit(gif::MemoryLimit::Bytes(GIF_FRAME_BYTES));
+    let mut decoder = options.read_info(bytes).map_err(refuse)?;
+    check_size(u32::from(decoder.height()), u32::from(decoder.width()), name)?;
+    let (mut height, mut width) = (usize::from(decoder.height()), usize::from(decoder.width()));
+    let global = decoder.global_palette().map(<[u8]>::to_vec);
+    let missing = || MediaError::file(name, "has no picture in it", "save or fetch it again");
+    let frame = decoder.read_next_frame().map_err(refuse)?.ok_or_else(missing)?;
+    let (left, top) = (usize::from(frame.left), usize::from(frame.top));
+    // A frame that reaches beyond the canvas makes it larger.
+    height = height.max(top + usize::from(frame.height));
+    width = width.max(left + usize::from(frame.width));
+    check_size(height as u32, width as u32, name)?;
+    let palette = frame.palette.as_ref().or(global.as_ref());
+    let colour = |index: u8| match palette {
+        Some(palette) => palette.chunks_exact(3).nth(usize::from(index)).map_or([0; 3], |c| [c[0], c[1], c[2]]),
+        None => [index; 3],
+    };
+    let colours: Vec<[u8; 3]> = (0..=u8::MAX).map(colour).collect();
+    let mut data = colours[usize::from(frame.transparent.unwrap_or(0))].repeat(height * width);
+    if frame.width > 0 {
+        for (y, row) in frame.buffer.chunks_exact(usize::from(frame.width)).enumerate() {
+            let start = ((top + y) * width + left) * 3;
+            for (pixel, &index) in data[start..].chunks_exact_mut(3).zip(row) {
+                pixel.copy_from_slice(&colours[usize::from(index)]);
+            }
+        }
+    }
+    Ok(Picture { data, height, width })
 }
 
 fn jpeg(bytes: &[u8], name: &str) -> Result<Picture> {

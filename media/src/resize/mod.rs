@@ -10,12 +10,12 @@ mod tests;
 use rayon::prelude::*;
 
 pub use sizes::{
-    FACTOR, FilmLimits, ImageLimits, MAX_PIXELS, MAX_RATIO, MIN_PIXELS, processor_smart_resize, smart_resize,
+    FACTOR, FilmLimits, ImageLimits, MAX_PIXELS, MAX_RATIO, MIN_PIXELS, Wanted, processor_smart_resize, smart_resize,
 };
 
 use crate::image::MAX_PICTURE_PIXELS;
 use crate::{MediaError, Result};
-use passes::Arithmetic;
+use passes::{Fixed, Float};
 use taps::Taps;
 
 /// Frames of one size, borrowed: u8 RGB [T,H,W,3], row-major. A picture is one frame.
@@ -86,11 +86,30 @@ impl FrameBuf {
     }
 }
 
-/// Resizes each frame to `size` = `(height, width)` with Pillow's bicubic (`Image.resize` on mode RGB), to the bit.
+/// Resizes each frame to `size` = `(height, width)` with Pillow's bicubic (`Image.resize` on mode RGB), to the bit of Pillow 13.
 ///
 /// Refused: a side of 0, more pixels than [`MAX_PICTURE_PIXELS`] a frame, more memory than there is.
 pub fn pillow_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<FrameBuf> {
-    resample::<passes::Fixed>(frames, size, taps::pillow)
+    resample(frames, size, taps::pillow, |from, horizontal, vertical, to| {
+        let (width, height) = (frames.width, frames.height);
+        if pillow_takes_columns_first((height, width), (vertical.len(), horizontal.len())) {
+            let mut middle = vec![0u8; vertical.len() * width * 3];
+            passes::down_columns::<Fixed, u8, u8>(from, width * 3, vertical, &mut middle);
+            passes::along_rows::<Fixed, u8, u8>(&middle, width, horizontal, to);
+        } else {
+            let mut middle = vec![0u8; height * horizontal.len() * 3];
+            passes::along_rows::<Fixed, u8, u8>(from, width, horizontal, &mut middle);
+            passes::down_columns::<Fixed, u8, u8>(&middle, horizontal.len() * 3, vertical, to);
+        }
+    })
+}
+
+/// Pillow 13 does the columns first when the height shrinks by more than twice what the width does (earlier versions always did
+/// the rows first). It shows in the result, which is rounded after each pass. Source: `Resample.c`, `ImagingResampleInner`.
+fn pillow_takes_columns_first(from: (usize, usize), to: (usize, usize)) -> bool {
+    let shrinks = |from: usize, to: usize| from as i64 - to as i64;
+    let (height, width) = (shrinks(from.0, to.0), shrinks(from.1, to.1));
+    height > 0 && height > width * 2
 }
 
 /// Resizes each frame to `size` = `(height, width)` as torchvision does u8 tensors (`functional.resize`, bicubic, antialias:
@@ -98,13 +117,19 @@ pub fn pillow_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<Fra
 ///
 /// Refused: a side of 0, more pixels than [`MAX_PICTURE_PIXELS`] a frame, more memory than there is.
 pub fn torch_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<FrameBuf> {
-    resample::<passes::Float>(frames, size, taps::torch)
+    resample(frames, size, taps::torch, |from, horizontal, vertical, to| {
+        let mut middle = vec![0f32; frames.height * horizontal.len() * 3];
+        passes::along_rows::<Float, u8, f32>(from, frames.width, horizontal, &mut middle);
+        passes::down_columns::<Float, f32, u8>(&middle, horizontal.len() * 3, vertical, to);
+    })
 }
 
-fn resample<A: Arithmetic>(
+/// Checks the size, then runs `resize(from, horizontal taps, vertical taps, to)` on each frame.
+fn resample<W: Copy + Send + Sync>(
     frames: FrameView<'_>,
     (height, width): (usize, usize),
-    taps: fn(usize, usize) -> Taps<A::Lane>,
+    taps: fn(usize, usize) -> Taps<W>,
+    resize: impl Fn(&[u8], &Taps<W>, &Taps<W>, &mut [u8]) + Sync,
 ) -> Result<FrameBuf> {
     let (from_height, from_width) = frames.size();
     let refuse = |what: &str, cure: &str| {
@@ -130,7 +155,7 @@ fn resample<A: Arithmetic>(
         let (horizontal, vertical) = (taps(from_width, width), taps(from_height, height));
         data.par_chunks_exact_mut(frame_len)
             .zip(frames.data.par_chunks_exact(frames.frame_len()))
-            .for_each(|(to, from)| passes::resize::<A>(from, from_width, &horizontal, &vertical, to));
+            .for_each(|(to, from)| resize(from, &horizontal, &vertical, to));
     }
     Ok(FrameBuf { data, frames: frames.frames, height, width })
 }

@@ -17,6 +17,38 @@ const FRAME_FACTOR: f64 = 2.0;
 /// Longer sides are refused: up to here every product and quotient below is what Python's unbounded integers give.
 const MAX_SIDE: usize = 1 << 26;
 
+/// A part's `resized_height` and `resized_width`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// `resized_height` in pixels.
+    pub height: usize,
+    /// `resized_width` in pixels.
+    pub width: usize,
+    /// The profile's smallest area of a picture: films and pictures are both held to it, whatever the other keys say.
+    pub min_pixels: u64,
+    /// The profile's largest area of a picture.
+    pub max_pixels: u64,
+}
+
+impl Wanted {
+    /// Both keys or none: one alone is not used, as in the reference.
+    fn new(profile: Profile, keys: &Overrides) -> Option<Self> {
+        // A key beyond usize becomes a side that smart_resize refuses.
+        let side = |key: u64| usize::try_from(key).unwrap_or(usize::MAX);
+        let limits = profile.pixels();
+        Some(Self {
+            height: side(keys.resized_height?),
+            width: side(keys.resized_width?),
+            min_pixels: limits.image_min,
+            max_pixels: limits.image_max,
+        })
+    }
+
+    fn size(&self) -> Result<(usize, usize)> {
+        smart_resize(self.height, self.width, FACTOR, self.min_pixels, self.max_pixels as f64)
+    }
+}
+
 /// Size limits of a picture, from a profile with the part's keys over it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageLimits {
@@ -24,8 +56,8 @@ pub struct ImageLimits {
     pub min_pixels: u64,
     /// Largest area in pixels.
     pub max_pixels: u64,
-    /// `(resized_height, resized_width)` when the part has both: then the limits above are not used.
-    pub resized: Option<(usize, usize)>,
+    /// The size that the part asks for, if any: then the limits above are not used.
+    pub resized: Option<Wanted>,
 }
 
 impl Default for ImageLimits {
@@ -41,14 +73,14 @@ impl ImageLimits {
         Self {
             min_pixels: keys.min_pixels.unwrap_or(limits.image_min),
             max_pixels: keys.max_pixels.unwrap_or(limits.image_max),
-            resized: resized(keys),
+            resized: Wanted::new(profile, keys),
         }
     }
 
     /// Size `(height, width)` that a picture of `height` x `width` is resized to.
     pub fn size(&self, height: usize, width: usize) -> Result<(usize, usize)> {
         match self.resized {
-            Some((h, w)) => smart_resize(h, w, FACTOR, MIN_PIXELS, MAX_PIXELS as f64),
+            Some(wanted) => wanted.size(),
             None => smart_resize(height, width, FACTOR, self.min_pixels, self.max_pixels as f64),
         }
     }
@@ -65,8 +97,8 @@ pub struct FilmLimits {
     pub total_pixels: u64,
     /// The part's `max_pixels`: it can only lower the limit.
     pub max_pixels: Option<u64>,
-    /// `(resized_height, resized_width)` when the part has both: then the limits above are not used.
-    pub resized: Option<(usize, usize)>,
+    /// The size that the part asks for, if any: then the limits above are not used.
+    pub resized: Option<Wanted>,
 }
 
 impl FilmLimits {
@@ -78,14 +110,14 @@ impl FilmLimits {
             video_max_pixels: limits.video_max,
             total_pixels: keys.total_pixels.unwrap_or(limits.video_total),
             max_pixels: keys.max_pixels,
-            resized: resized(keys),
+            resized: Wanted::new(profile, keys),
         }
     }
 
     /// Size `(height, width)` that each of `nframes` frames of `height` x `width` is resized to.
     pub fn size(&self, nframes: usize, height: usize, width: usize) -> Result<(usize, usize)> {
-        if let Some((h, w)) = self.resized {
-            return smart_resize(h, w, FACTOR, MIN_PIXELS, MAX_PIXELS as f64);
+        if let Some(wanted) = self.resized {
+            return wanted.size();
         }
         if nframes == 0 {
             return Err(MediaError::setting(
@@ -100,13 +132,6 @@ impl FilmLimits {
         let max_pixels = self.max_pixels.map_or(limit, |key| limit.min(key as f64));
         smart_resize(height, width, FACTOR, self.min_pixels, max_pixels)
     }
-}
-
-/// Both keys or none: one alone is not used, as in the reference.
-fn resized(keys: &Overrides) -> Option<(usize, usize)> {
-    // A key beyond usize becomes a side that smart_resize refuses.
-    let side = |key: u64| usize::try_from(key).unwrap_or(usize::MAX);
-    Some((side(keys.resized_height?), side(keys.resized_width?)))
 }
 
 /// qwen-vl-utils' `smart_resize`: sides to the nearest multiple of `factor` (half to even, at least one `factor`), scaled

@@ -11,6 +11,7 @@ mod decode;
 mod demux;
 mod plan;
 mod source;
+mod whole;
 
 use std::path::Path;
 
@@ -132,21 +133,7 @@ pub fn sample_into<B: AsMut<[u8]>>(
 
 /// The size rule of a film's frames: the profile's limits with the part keys over them.
 pub fn film_limits(profile: Profile, overrides: &Overrides) -> Result<FilmLimits> {
-    let pixels = profile.pixels();
-    let side = |n: u64, field: &str| {
-        usize::try_from(n).map_err(|_| MediaError::setting(field, format!("{n} is too large"), "give a size in pixels"))
-    };
-    let resized = match (overrides.resized_height, overrides.resized_width) {
-        (Some(h), Some(w)) => Some((side(h, "resized_height")?, side(w, "resized_width")?)),
-        _ => None,
-    };
-    Ok(FilmLimits {
-        min_pixels: overrides.min_pixels.unwrap_or(pixels.video_min),
-        video_max_pixels: pixels.video_max,
-        total_pixels: overrides.total_pixels.unwrap_or(pixels.video_total),
-        max_pixels: overrides.max_pixels,
-        resized,
-    })
+    Ok(FilmLimits::new(profile, overrides))
 }
 
 fn too_large(path: &Path, bytes: u64, limit: u64) -> MediaError {

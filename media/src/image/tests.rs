@@ -1,0 +1,186 @@
+use proptest::prelude::*;
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+use super::*;
+
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/pixels/");
+
+fn golden(name: &str) -> Vec<u8> {
+    std::fs::read(format!("{FOLDER}{name}")).unwrap()
+}
+
+/// Largest and mean difference in levels.
+fn difference(a: &[u8], b: &[u8]) -> (u8, f64) {
+    assert_eq!(a.len(), b.len());
+    let differences = a.iter().zip(b).map(|(a, b)| a.abs_diff(*b));
+    let sum: f64 = differences.clone().map(f64::from).sum();
+    (differences.max().unwrap_or(0), sum / a.len() as f64)
+}
+
+/// One picture of each kind that Pillow reads in a way of its own: to the bit, JPEG within a few levels.
+#[test]
+fn golden_kinds() {
+    let bytes = golden("kinds/expected.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut exact = 0;
+    for (name, want) in tensors.tensors() {
+        let got = open(Path::new(&format!("{FOLDER}kinds/{name}"))).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!([got.height, got.width, 3], want.shape(), "{name}");
+        let (max, mean) = difference(&got.data, want.data());
+        if name.ends_with(".jpg") {
+            // libjpeg-turbo's inverse transform and chroma filter round differently.
+            assert!(max <= 5 && mean <= 0.3, "{name}: {max} at most, {mean} on average");
+        } else {
+            assert_eq!(max, 0, "{name}: mean {mean}");
+            exact += 1;
+        }
+    }
+    assert!(exact >= 34, "{exact}");
+}
+
+/// The pictures of the reference stack, by their mean colour (JPEG too) and size.
+#[test]
+fn golden_pictures() {
+    let index: Value = serde_json::from_slice(&golden("index.json")).unwrap();
+    for case in index["images"].as_array().unwrap() {
+        let file = case["file"].as_str().unwrap();
+        let got = open(Path::new(&format!("{FOLDER}{file}"))).unwrap();
+        let size: (usize, usize) = serde_json::from_value(case["size_hw"].clone()).unwrap();
+        assert_eq!((got.height, got.width), size, "{file}");
+        let exact = case["rgb_sha256"].is_string();
+        for channel in 0..3 {
+            let sum: f64 = got.data.iter().skip(channel).step_by(3).map(|&v| f64::from(v)).sum();
+            let (mean, want) = (sum / (size.0 * size.1) as f64, case["rgb_mean"][channel].as_f64().unwrap());
+            assert!((mean - want).abs() < if exact { 6e-4 } else { 0.1 }, "{file}: {mean} for {want}");
+        }
+    }
+}
+
+#[test]
+fn data_uri_gives_the_same_picture() {
+    let bytes = golden("13_png_rgb.png");
+    let text = base64::engine::general_purpose::STANDARD.encode(&bytes);
+    let want = decode(&bytes, "bytes").unwrap();
+    let (front, back) = text.split_at(60);
+    for uri in [
+        format!("data:image/png;base64,{text}"),
+        format!("data:image/jpeg;base64,{}", text.trim_end_matches('=')),
+        format!("data:image;base64,{front}\r\n{back}\n"),
+    ] {
+        assert_eq!(from_data_uri(&uri).unwrap(), want);
+    }
+    for uri in
+        ["data:image/png,abc", "data:text/plain;base64,AAAA", "data:image/png;base64,A!A", "data:image/png;base64,"]
+    {
+        let error = from_data_uri(uri).unwrap_err().to_string();
+        assert!(error.starts_with("data: URI: ") && !error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn broken_files_are_refused_by_name() {
+    for name in ["bad_empty.jpg", "bad_not_a_picture.png", "bad_text.webp", "bad_truncated.png", "nosuch.png", "kinds"]
+    {
+        let error = open(Path::new(&format!("{FOLDER}{name}"))).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains(';') && !error.contains('\n'), "{error}");
+    }
+}
+
+/// Headers of 100 000 x 100 000 pixels: refused for their size, before anything is read behind them.
+#[test]
+fn header_bombs_are_refused_for_their_size() {
+    let mut png = golden("00_png_rgb.png");
+    png[16..20].copy_from_slice(&100_000u32.to_be_bytes());
+    png[20..24].copy_from_slice(&100_000u32.to_be_bytes());
+    let crc = crc32(&png[12..29]);
+    png[29..33].copy_from_slice(&crc.to_be_bytes());
+    let mut bmp = golden("kinds/rgb.bmp");
+    bmp[18..22].copy_from_slice(&60_000i32.to_le_bytes());
+    bmp[22..26].copy_from_slice(&60_000i32.to_le_bytes());
+    let mut gif = golden("kinds/rgb.gif");
+    gif[6..10].fill(0xff);
+    let mut jpeg = golden("06_jpg_420.jpg");
+    let frame = jpeg.windows(2).position(|w| w == [0xff, 0xc0]).unwrap();
+    jpeg[frame + 5..frame + 9].fill(0xff);
+    for (name, bytes) in [("bomb.png", png), ("bomb.bmp", bmp), ("bomb.gif", gif), ("bomb.jpg", jpeg)] {
+        let error = decode(&bytes, name).unwrap_err().to_string();
+        assert!(error.starts_with(name) && error.contains("more than 178956970 pixels"), "{error}");
+    }
+}
+
+/// The checksum of PNG chunks.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 })
+    })
+}
+
+#[test]
+fn cut_off_files_are_refused() {
+    for name in [
+        "02_png_rgba.png",
+        "06_jpg_420.jpg",
+        "kinds/jpeg_420_progressive.jpg",
+        "08_webp_lossless.webp",
+        "kinds/rgb.gif",
+    ] {
+        let bytes = golden(name);
+        for part in 1..16 {
+            let cut = &bytes[..bytes.len() * part / 16];
+            assert!(decode(cut, name).is_err(), "{name}: {part}/16 of it was taken for the whole");
+        }
+    }
+}
+
+fn any_file() -> impl Strategy<Value = Vec<u8>> {
+    prop::sample::select(vec![
+        "04_png_palette.png",
+        "06_jpg_420.jpg",
+        "kinds/jpeg_420_progressive.jpg",
+        "kinds/jpeg_cmyk.jpg",
+        "kinds/animated_alpha.webp",
+        "kinds/lossy_alpha.webp",
+        "kinds/part_local.gif",
+        "kinds/rgb.gif",
+        "kinds/palette.bmp",
+        "kinds/rgba.tiff",
+    ])
+    .prop_map(golden)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Whatever is damaged: a picture of its own size or one line of error, never a panic.
+    #[test]
+    fn damaged_files_end_in_a_picture_or_an_error(
+        bytes in any_file(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        // Changes near the front hit headers.
+        front in prop::collection::vec((0usize..64, any::<u8>()), 0..4),
+    ) {
+        let mut bytes = bytes;
+        for (at, value) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        for (at, value) in front {
+            bytes[at] = value;
+        }
+        match decode(&bytes, "damaged") {
+            Ok(picture) => prop_assert_eq!(picture.data.len(), picture.height * picture.width * 3),
+            Err(error) => prop_assert!(!error.to_string().contains('\n'), "{}", error),
+        }
+    }
+
+    #[test]
+    fn alpha_blends_over_white(sample in any::<u8>(), alpha in any::<u8>()) {
+        let got = drop_alpha([sample, 0, 255, alpha].into_iter(), true);
+        let exact = |v: u8| (255.0 * (255.0 - f64::from(alpha)) + f64::from(v) * f64::from(alpha)) / 255.0;
+        for (got, want) in got.iter().zip([sample, 0, 255].map(exact)) {
+            prop_assert!((f64::from(*got) - want).abs() <= 0.5, "{got} for {want}");
+        }
+        prop_assert_eq!(drop_alpha([sample, 1, 2, alpha].into_iter(), false), vec![sample, 1, 2]);
+    }
+}
