@@ -12,6 +12,7 @@ use ffmpeg::ffi;
 use ffmpeg::format::context::Input;
 
 use super::convert::Turn;
+use super::whole::cut_short;
 use super::{Probe, failed};
 use crate::{MediaError, Result};
 
@@ -97,11 +98,14 @@ impl Film {
         }
         film.kept = kept;
         // The index of a complete file names no frame that is not there.
-        cut |= film.entries.len() < index_entries(&input, stream);
+        cut |= film.entries.len() < index_entries(&input, stream) || cut_short(path);
         if cut {
             return Err(MediaError::file(
                 path,
-                format!("the film breaks off after {} frames, before its index says it ends", film.entries.len()),
+                format!(
+                    "the film breaks off after {} frames, before the end that its header or index names",
+                    film.entries.len()
+                ),
                 "the file is cut short or damaged: copy or download it again",
             ));
         }

@@ -1,0 +1,262 @@
+//! Films of every kind, written here and read back: the i-th frame in display order must come back as the i-th, and the
+//! same bits whether it is decoded alone or with all others. Kinds that this FFmpeg cannot write are named and left out.
+
+use std::path::Path;
+
+use reel_media::encode::{Codec, Encoding, encode};
+use reel_media::frames::Frames;
+use reel_media::profile::{Overrides, Profile};
+use reel_media::resize::FrameView;
+use reel_media::video;
+
+const HEIGHT: usize = 64;
+const WIDTH: usize = 96;
+
+/// `n` frames: frame `i` shows the eight bits of `i` as black and white columns above a wandering pattern.
+fn numbered(n: usize, height: usize, width: usize) -> Vec<u8> {
+    let mut data = Vec::with_capacity(n * height * width * 3);
+    for i in 0..n {
+        for y in 0..height {
+            for x in 0..width {
+                if y < height / 2 {
+                    let bit = i >> (x * 8 / width) & 1;
+                    data.extend([if bit == 1 { 235 } else { 20 }; 3]);
+                } else {
+                    let wave = ((x + 3 * i) * (y + 1) / 7 + i) % 200;
+                    data.extend([wave as u8, (x * 2) as u8, 255 - wave as u8]);
+                }
+            }
+        }
+    }
+    data
+}
+
+/// The number that a decoded frame shows.
+fn number(frame: &[u8], height: usize, width: usize) -> usize {
+    (0..8).filter(|bit| frame[(height / 4 * width + (2 * bit + 1) * width / 16) * 3] > 127).map(|bit| 1 << bit).sum()
+}
+
+fn take(path: &Path, n: i64) -> Frames {
+    let o = Overrides { nframes: Some(n), ..Default::default() };
+    video::sample(path, Profile::Qwen, &o).unwrap_or_else(|e| panic!("{n} frames of {}: {e}", path.display()))
+}
+
+/// Reads `path` whole and in several choices and holds them to the numbers shown and to each other.
+fn check(path: &Path, n: usize, height: usize, width: usize) {
+    let all = take(path, n as i64);
+    assert_eq!((all.total_frames, all.height, all.width), (n as u64, height, width), "{}", path.display());
+    let len = height * width * 3;
+    let shown: Vec<usize> = all.data.chunks(len).map(|f| number(f, height, width)).collect();
+    assert_eq!(shown, (0..n).collect::<Vec<_>>(), "{}", path.display());
+    for few in [2, 4, 6, 10, 18] {
+        let some = take(path, few);
+        for (&i, frame) in some.indices.iter().zip(some.data.chunks(len)) {
+            assert_eq!(number(frame, height, width) as u64, i, "{} of {few} frames", path.display());
+            assert!(frame == &all.data[i as usize * len..][..len], "{}: frame {i} differs alone", path.display());
+        }
+    }
+}
+
+struct Kind {
+    name: &'static str,
+    codec: Codec,
+    extension: &'static str,
+    gop: u32,
+    b_frames: usize,
+    options: &'static [(&'static str, &'static str)],
+}
+
+const QUIET_265: &str = "log-level=none:pools=none:frame-threads=1";
+
+fn kinds() -> Vec<Kind> {
+    use Codec::*;
+    let kind = |name, codec, extension, gop, b_frames, options| Kind { name, codec, extension, gop, b_frames, options };
+    vec![
+        kind("b-frames", H264, "mp4", 12, 3, &[("preset", "veryfast")]),
+        kind("mov", H264, "mov", 250, 2, &[("preset", "veryfast")]),
+        kind("mkv", H264, "mkv", 7, 3, &[("preset", "medium")]),
+        kind("no times in the container", H264, "avi", 12, 3, &[("preset", "veryfast")]),
+        kind(
+            "open groups",
+            H264,
+            "mp4",
+            10,
+            3,
+            &[("x264-params", "open-gop=1:min-keyint=10:b-adapt=0:scenecut=0:b-pyramid=normal")],
+        ),
+        kind("intra refresh", H264, "mp4", 10, 0, &[("x264-params", "intra-refresh=1:keyint=10")]),
+        kind("hevc", Hevc, "mp4", 12, 3, &[("preset", "ultrafast"), ("x265-params", QUIET_265)]),
+        kind(
+            "hevc open groups",
+            Hevc,
+            "mkv",
+            8,
+            3,
+            &[("x265-params", "log-level=none:open-gop=1:b-adapt=0:bframes=3:min-keyint=8:scenecut=0")],
+        ),
+        kind(
+            "hevc layers",
+            Hevc,
+            "mp4",
+            16,
+            3,
+            &[("preset", "ultrafast"), ("x265-params", "log-level=none:temporal-layers=1:b-pyramid=1")],
+        ),
+        kind("vp9", Vp9, "webm", 10, 0, &[("deadline", "realtime"), ("cpu-used", "8")]),
+        kind(
+            "vp9 alt-ref",
+            Vp9,
+            "mkv",
+            16,
+            0,
+            &[("deadline", "good"), ("cpu-used", "5"), ("auto-alt-ref", "1"), ("lag-in-frames", "12")],
+        ),
+        kind("av1", Av1, "mkv", 12, 0, &[("preset", "12"), ("cpu-used", "8")]),
+        kind("av1", Av1, "mp4", 12, 0, &[("preset", "12"), ("cpu-used", "8")]),
+        kind("mpeg-4", Mpeg4, "avi", 9, 0, &[]),
+        kind("mpeg-4 b-frames", Mpeg4, "mp4", 9, 2, &[]),
+        kind("mpeg-4 b-frames", Mpeg4, "avi", 9, 2, &[]),
+        kind("gif", Gif, "gif", 12, 0, &[]),
+    ]
+}
+
+#[test]
+fn every_kind_gives_the_true_frames() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = numbered(44, HEIGHT, WIDTH);
+    let frames = FrameView::new(&data, 44, HEIGHT, WIDTH).unwrap();
+    let mut done = 0;
+    for kind in kinds() {
+        let Some(encoder) = kind.codec.encoder() else {
+            println!("left out: {} in {}, because this FFmpeg has no encoder for it", kind.name, kind.extension);
+            continue;
+        };
+        let path = folder.path().join(format!("{} {encoder}.{}", kind.name, kind.extension));
+        let how = Encoding {
+            gop: Some(kind.gop),
+            b_frames: Some(kind.b_frames),
+            options: kind.options.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+            ..Encoding::new(kind.codec, (25, 1))
+        };
+        encode(&path, frames, &how).unwrap_or_else(|e| panic!("{}: {e}", kind.name));
+        check(&path, 44, HEIGHT, WIDTH);
+        done += 1;
+    }
+    // MPEG-4 and GIF are part of every FFmpeg.
+    assert!(done >= 4, "only {done} kinds could be written");
+}
+
+#[test]
+fn uneven_times() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = numbered(30, HEIGHT, WIDTH);
+    let times: Vec<i64> = (0..30).map(|i| i * 40 + (i * i) % 17).collect();
+    for extension in ["mp4", "mkv"] {
+        let path = folder.path().join(format!("uneven.{extension}"));
+        let how = Encoding { times: Some(times.clone()), gop: Some(8), ..Encoding::new(Codec::best(), (25, 1)) };
+        encode(&path, FrameView::new(&data, 30, HEIGHT, WIDTH).unwrap(), &how).unwrap();
+        check(&path, 30, HEIGHT, WIDTH);
+    }
+}
+
+#[test]
+fn odd_sides() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("odd.avi");
+    let data = numbered(24, 53, 75);
+    encode(&path, FrameView::new(&data, 24, 53, 75).unwrap(), &Encoding::new(Codec::Mpeg4, (24000, 1001))).unwrap();
+    check(&path, 24, 53, 75);
+    let fps = video::probe(&path).unwrap().video_fps;
+    assert!((fps - 24000.0 / 1001.0).abs() < 1e-9, "{fps}");
+}
+
+/// Writes a display matrix into an mp4's track header (ISO 14496-12, 8.3.2: 40 bytes after the box's name).
+fn turned(film: &[u8], [a, b, c, d]: [i32; 4]) -> Vec<u8> {
+    let at = film.windows(4).position(|w| w == b"tkhd").unwrap() + 4 + 40;
+    let mut film = film.to_vec();
+    for (i, v) in [a, b, 0, c, d, 0, 0, 0, 0x4000].into_iter().enumerate() {
+        let v = if i == 8 { 1 << 30 } else { v * 0x10000 };
+        film[at + 4 * i..][..4].copy_from_slice(&v.to_be_bytes());
+    }
+    film
+}
+
+#[test]
+fn quarter_turns_and_mirrors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("straight.mp4");
+    let data = numbered(6, HEIGHT, WIDTH);
+    encode(&path, FrameView::new(&data, 6, HEIGHT, WIDTH).unwrap(), &Encoding::new(Codec::best(), (10, 1))).unwrap();
+    let straight = take(&path, 4);
+    let film = std::fs::read(&path).unwrap();
+    let pixel =
+        |f: &Frames, y: usize, x: usize| -> [u8; 3] { f.data[(y * f.width + x) * 3..][..3].try_into().unwrap() };
+    let (h, w) = (HEIGHT - 1, WIDTH - 1);
+    // Matrix, and where pixel (y, x) of the film is shown.
+    type Where = fn(usize, usize, usize, usize) -> (usize, usize);
+    let cases: [([i32; 4], Where); 8] = [
+        ([1, 0, 0, 1], |y, x, _, _| (y, x)),
+        ([0, 1, -1, 0], |y, x, h, _| (x, h - y)),
+        ([-1, 0, 0, -1], |y, x, h, w| (h - y, w - x)),
+        ([0, -1, 1, 0], |y, x, _, w| (w - x, y)),
+        ([-1, 0, 0, 1], |y, x, _, w| (y, w - x)),
+        ([1, 0, 0, -1], |y, x, h, _| (h - y, x)),
+        ([0, 1, 1, 0], |y, x, _, _| (x, y)),
+        ([0, -1, -1, 0], |y, x, h, w| (w - x, h - y)),
+    ];
+    for (matrix, shown) in cases {
+        std::fs::write(&path, turned(&film, matrix)).unwrap();
+        let got = take(&path, 4);
+        let upright = matrix[0] != 0;
+        assert_eq!((got.height, got.width), if upright { (HEIGHT, WIDTH) } else { (WIDTH, HEIGHT) }, "{matrix:?}");
+        for y in 0..HEIGHT {
+            for x in 0..WIDTH {
+                let (to_y, to_x) = shown(y, x, h, w);
+                assert_eq!(pixel(&got, to_y, to_x), pixel(&straight, y, x), "{matrix:?} at {y}, {x}");
+            }
+        }
+    }
+}
+
+/// A film cut anywhere is refused.
+#[test]
+fn cut_films() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = numbered(44, HEIGHT, WIDTH);
+    let frames = FrameView::new(&data, 44, HEIGHT, WIDTH).unwrap();
+    for (extension, codec) in
+        [("mp4", Codec::best()), ("mkv", Codec::best()), ("avi", Codec::Mpeg4), ("gif", Codec::Gif)]
+    {
+        let path = folder.path().join(format!("whole.{extension}"));
+        encode(&path, frames, &Encoding { gop: Some(10), ..Encoding::new(codec, (25, 1)) }).unwrap();
+        let film = std::fs::read(&path).unwrap();
+        let cut = folder.path().join(format!("cut.{extension}"));
+        for part in 0..20 {
+            std::fs::write(&cut, &film[..film.len() * part / 20]).unwrap();
+            let o = Overrides { nframes: Some(4), ..Default::default() };
+            let error = video::sample(&cut, Profile::Qwen, &o).err().map(|e| e.to_string());
+            let error = error.unwrap_or_else(|| panic!("{extension} cut to {part}/20 was accepted"));
+            assert!(error.contains("cut.") && error.contains("; ") && !error.contains('\n'), "{error}");
+        }
+    }
+}
+
+#[test]
+fn wrong_orders_to_the_encoder() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = numbered(2, HEIGHT, WIDTH);
+    let frames = FrameView::new(&data, 2, HEIGHT, WIDTH).unwrap();
+    let good = Encoding::new(Codec::Mpeg4, (25, 1));
+    let cases = [
+        ("x.mp4", Encoding { fps: (0, 1), ..good.clone() }),
+        ("x.mp4", Encoding { times: Some(vec![1]), ..good.clone() }),
+        ("x.mp4", Encoding { times: Some(vec![5, 5]), ..good.clone() }),
+        ("x.nonsense", good.clone()),
+        ("no/such/folder/x.mp4", good),
+    ];
+    for (name, how) in cases {
+        let error = encode(&folder.path().join(name), frames, &how).unwrap_err().to_string();
+        assert!(error.contains("; ") && !error.contains('\n'), "{error}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "something half-written was left");
+}
