@@ -1,0 +1,109 @@
+//! Short fingerprints of weights and files: XXH3, 16 hex digits. They tell runs apart; they are no protection against
+//! somebody who wants two things to look the same.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rayon::prelude::*;
+use twox_hash::XxHash3_64;
+
+use crate::{Result, TrainError};
+
+/// Files and tensors are hashed in pieces of this many bytes, side by side.
+const PIECE: usize = 8 << 20;
+
+/// The fingerprint of some bytes.
+pub fn bytes(data: &[u8]) -> String {
+    hex(fold(data.par_chunks(PIECE).map(XxHash3_64::oneshot).collect()))
+}
+
+/// The fingerprint of named pieces in the order given: names and contents both count.
+pub fn named<'a>(parts: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> String {
+    let parts: Vec<_> = parts.into_iter().collect();
+    let pieces: Vec<u64> = parts
+        .par_iter()
+        .flat_map_iter(|(name, data)| {
+            std::iter::once(XxHash3_64::oneshot(name.as_bytes())).chain(data.chunks(PIECE).map(XxHash3_64::oneshot))
+        })
+        .collect();
+    hex(fold(pieces))
+}
+
+/// The fingerprint of a file's bytes; the same as [`bytes`] of them.
+pub fn file(path: &Path) -> Result<String> {
+    let failed = |e| TrainError::read(path, e);
+    let file = File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    let pieces = (0..length.div_ceil(PIECE as u64)).into_par_iter().map(|i| {
+        let start = i * PIECE as u64;
+        let mut piece = vec![0; (length - start).min(PIECE as u64) as usize];
+        file.read_exact_at(&mut piece, start)?;
+        Ok(XxHash3_64::oneshot(&piece))
+    });
+    Ok(hex(fold(pieces.collect::<std::io::Result<_>>().map_err(failed)?)))
+}
+
+/// The fingerprint of a model folder: every `*.safetensors` and `*.json` at its top, in the order of their names.
+pub fn folder(dir: &Path) -> Result<String> {
+    let failed = |e| TrainError::read(dir, e);
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.is_file() && path.extension().is_some_and(|e| e == "safetensors" || e == "json") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    let mut all = String::new();
+    for path in &files {
+        all += &format!("{} {}\n", path.file_name().unwrap_or_default().to_string_lossy(), file(path)?);
+    }
+    Ok(bytes(all.as_bytes()))
+}
+
+fn fold(pieces: Vec<u64>) -> u64 {
+    XxHash3_64::oneshot(bytemuck::cast_slice(&pieces))
+}
+
+fn hex(hash: u64) -> String {
+    format!("{hash:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_the_hash_of_its_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.json");
+        for size in [0, 1, PIECE, PIECE + 17] {
+            let data: Vec<u8> = (0..size).map(|i| (i * 31 + i / 999) as u8).collect();
+            std::fs::write(&path, &data).unwrap();
+            assert_eq!(file(&path).unwrap(), bytes(&data));
+        }
+        assert!(file(&dir.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn names_order_and_contents_all_count() {
+        let one = named([("a", &[1u8, 2][..]), ("b", &[3])]);
+        assert_eq!(one, named([("a", &[1u8, 2][..]), ("b", &[3])]));
+        assert_eq!(one.len(), 16);
+        for other in [named([("b", &[3][..]), ("a", &[1, 2])]), named([("a", &[1][..]), ("b", &[2, 3])]), named([("a", &[1, 2][..]), ("c", &[3])])] {
+            assert_ne!(one, other);
+        }
+    }
+
+    #[test]
+    fn a_folder_is_known_by_its_weights_and_settings() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+        let before = folder(dir.path()).unwrap();
+        std::fs::write(dir.path().join("notes.txt"), "x").unwrap();
+        assert_eq!(folder(dir.path()).unwrap(), before);
+        std::fs::write(dir.path().join("model.safetensors"), "x").unwrap();
+        assert_ne!(folder(dir.path()).unwrap(), before);
+    }
+}

@@ -1,0 +1,160 @@
+//! The crate's error: every variant names the place, what is wrong there, and what to do.
+
+use std::io;
+use std::path::Path;
+
+/// What can go wrong between a data file and a trained model folder.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// An option, on the command line or in a configuration file, makes no sense.
+    #[error("{place}: {what}; {cure}")]
+    Option {
+        /// The flag, or the file and key.
+        place: String,
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        cure: String,
+    },
+    /// The data file, or a row of it, is malformed.
+    #[error("{place}: {what}; {cure}")]
+    Data {
+        /// File and line, and the field where it is one.
+        place: String,
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        cure: String,
+    },
+    /// A row cannot be trained on: its media cannot be had, or it is longer than the limit.
+    #[error("{place}: {what}; {cure}")]
+    Row {
+        /// File and line.
+        place: String,
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        cure: String,
+    },
+    /// The output folder, a checkpoint or a log cannot be used as asked.
+    #[error("{place}: {what}; {cure}")]
+    Output {
+        /// The file or folder.
+        place: String,
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        cure: String,
+    },
+    /// A file could not be read or written.
+    #[error("{path}: {what}; {cure}")]
+    Io {
+        /// The path.
+        path: String,
+        /// What the system said.
+        what: String,
+        /// What to do.
+        cure: String,
+        /// The system's own error.
+        #[source]
+        source: io::Error,
+    },
+    /// The loss or the gradients stopped being numbers.
+    #[error("step {step}: {what} (rows {rows}); {cure}")]
+    NotFinite {
+        /// The step, counted from 1.
+        step: u64,
+        /// Which number.
+        what: String,
+        /// File and lines of the rows.
+        rows: String,
+        /// What to do.
+        cure: String,
+    },
+    /// The run was asked to stop, and did.
+    #[error("{place}: stopped after step {step}; {cure}")]
+    Stopped {
+        /// The output folder.
+        place: String,
+        /// The last finished step.
+        step: u64,
+        /// How to go on.
+        cure: String,
+    },
+    /// The model, its folder or its inputs.
+    #[error(transparent)]
+    Model(#[from] reel_model::ModelError),
+    /// The device, a tensor or the tape.
+    #[error(transparent)]
+    Runtime(#[from] reel_runtime::Error),
+}
+
+/// The crate's result.
+pub type Result<T, E = TrainError> = std::result::Result<T, E>;
+
+/// Stamps a short constructor for each variant that has a place, a fault and a cure.
+macro_rules! constructors {
+    ($($(#[$doc:meta])* $name:ident => $variant:ident),* $(,)?) => {
+        impl TrainError {
+            $($(#[$doc])*
+            pub fn $name(place: impl Into<String>, what: impl Into<String>, cure: impl Into<String>) -> Self {
+                Self::$variant { place: place.into(), what: one_line(&what.into()), cure: cure.into() }
+            })*
+        }
+    };
+}
+
+constructors! {
+    /// A [`TrainError::Option`] from texts.
+    option => Option,
+    /// A [`TrainError::Data`] from texts.
+    data => Data,
+    /// A [`TrainError::Row`] from texts.
+    row => Row,
+    /// A [`TrainError::Output`] from texts.
+    output => Output,
+}
+
+impl TrainError {
+    /// A failed read: what the system said, and a cure that depends on it.
+    pub fn read(path: impl AsRef<Path>, source: io::Error) -> Self {
+        let cure = match source.kind() {
+            io::ErrorKind::NotFound => "check the path",
+            io::ErrorKind::PermissionDenied => "make it readable for this user",
+            _ => "check the file and the disk it is on",
+        };
+        Self::io(path.as_ref(), "cannot be read", cure, source)
+    }
+
+    /// A failed write: what the system said, and a cure that depends on it.
+    pub fn write(path: impl AsRef<Path>, source: io::Error) -> Self {
+        let cure = match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "free space on that disk, then go on with --resume-from-checkpoint last"
+            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "choose a folder that this user may write",
+            _ => "check the folder and the disk it is on",
+        };
+        Self::io(path.as_ref(), "cannot be written", cure, source)
+    }
+
+    fn io(path: &Path, doing: &str, cure: &str, source: io::Error) -> Self {
+        let said = match source.kind() {
+            io::ErrorKind::NotFound => "there is no such file or folder".to_string(),
+            io::ErrorKind::StorageFull => "the disk is full".to_string(),
+            io::ErrorKind::PermissionDenied => "permission denied".to_string(),
+            _ => one_line(&source.to_string()),
+        };
+        Self::Io { path: path.display().to_string(), what: format!("{doing}: {said}"), cure: cure.to_string(), source }
+    }
+
+    /// Whether this is a mistake in the command line or a configuration file (exit code 2).
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Option { .. })
+    }
+}
+
+/// Messages of other crates may have several lines; an error of ours has one.
+pub(crate) fn one_line(text: &str) -> String {
+    text.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+}

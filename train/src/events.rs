@@ -1,0 +1,144 @@
+//! TensorBoard's event files, scalars only: records of length, data and a masked CRC-32C of each (the TFRecord format),
+//! the data being a small protobuf message (`tensorflow/core/util/event.proto`: wall_time 1, step 2, file_version 3,
+//! summary 5; `summary.proto`: value 1 with tag 1 and simple_value 2).
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::{Result, TrainError};
+
+/// An event file that is being written.
+#[derive(Debug)]
+pub struct Events {
+    path: PathBuf,
+    file: File,
+}
+
+impl Events {
+    /// Begins a new file in `dir`, under a name that TensorBoard looks for. Each run of a folder has its own.
+    pub fn create(dir: &Path) -> Result<Self> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let name = format!("events.out.tfevents.{}.{:06}.{}", now.as_secs(), now.subsec_micros(), std::process::id());
+        let path = dir.join(name);
+        let file = File::create(&path).map_err(|e| TrainError::write(&path, e))?;
+        let mut events = Self { path, file };
+        let mut message = event(now.as_secs_f64(), None);
+        bytes_field(&mut message, 3, b"brain.Event:2");
+        events.record(&message)?;
+        Ok(events)
+    }
+
+    /// Adds the values of a step.
+    pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let message = scalars(now.as_secs_f64(), step, values);
+        self.record(&message)
+    }
+
+    fn record(&mut self, message: &[u8]) -> Result<()> {
+        self.file.write_all(&framed(message)).map_err(|e| TrainError::write(&self.path, e))
+    }
+}
+
+fn scalars(wall_time: f64, step: u64, values: &[(&str, f64)]) -> Vec<u8> {
+    let mut summary = Vec::new();
+    for (tag, value) in values {
+        let mut one = Vec::new();
+        bytes_field(&mut one, 1, tag.as_bytes());
+        one.push(2 << 3 | 5);
+        one.extend((*value as f32).to_le_bytes());
+        bytes_field(&mut summary, 1, &one);
+    }
+    let mut message = event(wall_time, Some(step));
+    bytes_field(&mut message, 5, &summary);
+    message
+}
+
+fn event(wall_time: f64, step: Option<u64>) -> Vec<u8> {
+    let mut message = vec![1 << 3 | 1];
+    message.extend(wall_time.to_le_bytes());
+    if let Some(step) = step {
+        message.push(2 << 3);
+        varint(&mut message, step);
+    }
+    message
+}
+
+fn bytes_field(to: &mut Vec<u8>, field: u8, bytes: &[u8]) {
+    to.push(field << 3 | 2);
+    varint(to, bytes.len() as u64);
+    to.extend(bytes);
+}
+
+fn varint(to: &mut Vec<u8>, mut n: u64) {
+    while n >= 0x80 {
+        to.push(n as u8 | 0x80);
+        n >>= 7;
+    }
+    to.push(n as u8);
+}
+
+fn framed(message: &[u8]) -> Vec<u8> {
+    let length = (message.len() as u64).to_le_bytes();
+    [&length[..], &masked(&length), message, &masked(message)].concat()
+}
+
+/// The checksum as the format stores it: turned and shifted, so that a checksum of checksums is no fixed point.
+fn masked(bytes: &[u8]) -> [u8; 4] {
+    crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
+}
+
+/// CRC-32C (Castagnoli), bit by bit: records have a hundred bytes.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, &b| {
+        (0..8).fold(crc ^ u32::from(b), |c, _| if c & 1 == 1 { c >> 1 ^ 0x82f6_3b78 } else { c >> 1 })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksums_are_castagnolis() {
+        // RFC 3720, B.4, and the usual check value.
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+        assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
+    }
+
+    #[test]
+    fn a_scalar_is_the_message_that_protobuf_writes() {
+        // What TensorFlow's Event(wall_time=1.0, step=300, summary=Summary(value=[Value(tag="loss", simple_value=0.5)])) serialises to.
+        let want = [
+            &[0x09][..],
+            &1.0f64.to_le_bytes(),
+            &[0x10, 0xac, 0x02, 0x2a, 0x0d, 0x0a, 0x0b, 0x0a, 0x04],
+            b"loss",
+            &[0x15],
+            &0.5f32.to_le_bytes(),
+        ]
+        .concat();
+        assert_eq!(scalars(1.0, 300, &[("loss", 0.5)]), want);
+    }
+
+    #[test]
+    fn a_file_is_whole_records_from_its_first_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut events = Events::create(dir.path()).unwrap();
+        events.scalars(1, &[("loss", 2.0), ("grad_norm", 1.0)]).unwrap();
+        let data = std::fs::read(&events.path).unwrap();
+        assert!(events.path.file_name().unwrap().to_string_lossy().contains("tfevents"));
+        let (mut at, mut records) = (0, 0);
+        while at < data.len() {
+            let n = u64::from_le_bytes(data[at..at + 8].try_into().unwrap()) as usize;
+            assert_eq!(data[at + 8..at + 12], masked(&data[at..at + 8]));
+            assert_eq!(data[at + 12 + n..at + 16 + n], masked(&data[at + 12..at + 12 + n]));
+            at += 16 + n;
+            records += 1;
+        }
+        assert_eq!((at, records), (data.len(), 2));
+    }
+}

@@ -1,0 +1,228 @@
+//! Which tokens are learned. Rules: `assistant`, `text` and `videorft` (see [`LabelRule`]); what each means for the
+//! references is said at its function.
+
+use std::collections::BTreeSet;
+
+use crate::options::LabelRule;
+
+/// The ids that the rules speak of, and the text of tokens.
+pub trait Vocabulary {
+    /// The id of a special token, if the tokenizer has it.
+    fn special(&self, token: &str) -> Option<u32>;
+    /// The text of some ids, special tokens included.
+    fn text(&self, ids: &[u32]) -> String;
+}
+
+/// A label rule with the ids of one tokenizer.
+#[derive(Clone, Debug)]
+pub struct Labels {
+    rule: LabelRule,
+    im_start: Option<u32>,
+    im_end: Option<u32>,
+    hidden: BTreeSet<u32>,
+}
+
+/// What follows `<|im_start|>` where the assistant speaks.
+const ASSISTANT: &str = "assistant\n";
+
+impl Labels {
+    /// The rule for a tokenizer. The error names a special token that the rule needs and the tokenizer lacks.
+    pub fn new(rule: LabelRule, vocabulary: &impl Vocabulary) -> Result<Self, String> {
+        let need = |token: &str| vocabulary.special(token).ok_or_else(|| token.to_string());
+        let some = |token: &str| vocabulary.special(token);
+        let hidden: BTreeSet<u32> = match rule {
+            LabelRule::Assistant => {
+                let (im_start, im_end) = (Some(need("<|im_start|>")?), Some(need("<|im_end|>")?));
+                return Ok(Self { rule, im_start, im_end, hidden: BTreeSet::new() });
+            }
+            // Padding and every token that stands for or around media.
+            LabelRule::Text => [
+                need("<|endoftext|>")?,
+                need("<|vision_start|>")?,
+                need("<|vision_end|>")?,
+                need("<|image_pad|>")?,
+                need("<|video_pad|>")?,
+            ]
+            .into_iter()
+            .chain(some("<|vision_pad|>"))
+            .collect(),
+            // VideoRFT's script means to hide more, but does so only for another class of processor.
+            LabelRule::Videorft => [need("<|endoftext|>")?, need("<|image_pad|>")?].into(),
+        };
+        Ok(Self { rule, im_start: None, im_end: None, hidden })
+    }
+
+    /// For each position t of a row, the token t+1 if it is learned: `targets[t]` is its id, or -1. The last position has
+    /// nothing after it.
+    pub fn targets(&self, ids: &[u32], vocabulary: &impl Vocabulary) -> Vec<i32> {
+        let learned: Vec<bool> = match self.rule {
+            LabelRule::Assistant => self.assistant(ids, vocabulary),
+            LabelRule::Text | LabelRule::Videorft => ids.iter().map(|id| !self.hidden.contains(id)).collect(),
+        };
+        (0..ids.len()).map(|t| if t + 1 < ids.len() && learned[t + 1] { ids[t + 1] as i32 } else { -1 }).collect()
+    }
+
+    /// The tokens after each `<|im_start|>assistant\n` up to and with the next `<|im_end|>`.
+    fn assistant(&self, ids: &[u32], vocabulary: &impl Vocabulary) -> Vec<bool> {
+        let mut learned = vec![false; ids.len()];
+        let mut at = 0;
+        while at < ids.len() {
+            if Some(ids[at]) != self.im_start {
+                at += 1;
+                continue;
+            }
+            at += 1;
+            let Some(header) = self.header(&ids[at..], vocabulary) else { continue };
+            at += header;
+            while at < ids.len() {
+                learned[at] = true;
+                at += 1;
+                if Some(ids[at - 1]) == self.im_end {
+                    break;
+                }
+            }
+        }
+        learned
+    }
+
+    /// How many tokens spell `assistant\n` at the start of `ids`. A token that also holds the first characters of the
+    /// answer (a tokenizer may join newlines) belongs to the header.
+    fn header(&self, ids: &[u32], vocabulary: &impl Vocabulary) -> Option<usize> {
+        for n in 1..=ids.len().min(ASSISTANT.len()) {
+            let text = vocabulary.text(&ids[..n]);
+            if text.starts_with(ASSISTANT) {
+                return Some(n);
+            }
+            if !ASSISTANT.starts_with(&text) {
+                return None;
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Bytes are ids below 256; 256 is two newlines; specials follow.
+    struct Bytes;
+    const SPECIALS: [&str; 8] = [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|vision_pad|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    ];
+    const START: u32 = 301;
+    const END: u32 = 302;
+
+    impl Vocabulary for Bytes {
+        fn special(&self, token: &str) -> Option<u32> {
+            SPECIALS.iter().position(|s| *s == token).map(|i| 300 + i as u32)
+        }
+        fn text(&self, ids: &[u32]) -> String {
+            ids.iter()
+                .map(|&id| match id {
+                    256 => "\n\n".to_string(),
+                    300.. => SPECIALS[id as usize - 300].to_string(),
+                    _ => (id as u8 as char).to_string(),
+                })
+                .collect()
+        }
+    }
+
+    /// Ids of a text in which `{` is `<|im_start|>`, `}` is `<|im_end|>` and `#` two newlines in one token.
+    fn ids(text: &str) -> Vec<u32> {
+        text.chars()
+            .map(|c| match c {
+                '{' => START,
+                '}' => END,
+                '#' => 256,
+                c => c as u32,
+            })
+            .collect()
+    }
+
+    /// The learned tokens as text, a `.` for each that is not.
+    fn learned(rule: LabelRule, ids: &[u32]) -> String {
+        let targets = Labels::new(rule, &Bytes).unwrap().targets(ids, &Bytes);
+        assert_eq!(targets.len(), ids.len());
+        targets.iter().map(|&t| if t < 0 { ".".to_string() } else { Bytes.text(&[t as u32]) }).collect()
+    }
+
+    #[test]
+    fn the_assistant_learns_its_words_and_their_end() {
+        let text = "{user\nhi}\n{assistant\nyo}\n{user\nx}\n{assistant\nz}\n";
+        let want = format!("{}yo<|im_end|>{}z<|im_end|>..", ".".repeat(20), ".".repeat(21));
+        assert_eq!(learned(LabelRule::Assistant, &ids(text)), want);
+    }
+
+    #[test]
+    fn empty_unfinished_and_look_alike_turns() {
+        let rule = |text: &str| learned(LabelRule::Assistant, &ids(text)).replace('.', "");
+        assert_eq!(rule("{assistant\n}"), "<|im_end|>");
+        assert_eq!(rule("{assistant\nabc"), "abc");
+        assert_eq!(rule("{assistants\nabc}"), "");
+        assert_eq!(rule("{assistan}"), "");
+        assert_eq!(rule("{assistant"), "");
+        assert_eq!(rule("assistant\nabc}"), "");
+        assert_eq!(rule("{assistant#abc}"), "abc<|im_end|>");
+        assert_eq!(rule("{{assistant\na}"), "a<|im_end|>");
+        assert_eq!(rule(""), "");
+    }
+
+    #[test]
+    fn the_other_rules_hide_padding_and_media() {
+        let all: Vec<u32> = std::iter::once(65).chain(300..308).collect();
+        assert_eq!(learned(LabelRule::Text, &all), ".<|im_start|><|im_end|>......");
+        assert_eq!(
+            learned(LabelRule::Videorft, &all),
+            ".<|im_start|><|im_end|><|vision_start|><|vision_end|><|vision_pad|>.<|video_pad|>."
+        );
+    }
+
+    struct Bare;
+    impl Vocabulary for Bare {
+        fn special(&self, token: &str) -> Option<u32> {
+            (token == "<|im_start|>").then_some(1)
+        }
+        fn text(&self, _: &[u32]) -> String {
+            String::new()
+        }
+    }
+
+    #[test]
+    fn a_missing_special_token_is_named() {
+        assert_eq!(Labels::new(LabelRule::Assistant, &Bare).unwrap_err(), "<|im_end|>");
+        assert_eq!(Labels::new(LabelRule::Text, &Bare).unwrap_err(), "<|endoftext|>");
+    }
+
+    proptest! {
+        /// The token walk agrees with a search in the text, for turns of any roles and contents.
+        #[test]
+        fn turns_agree_with_a_search_in_the_text(turns in prop::collection::vec(("(user|assistant|system|assistant2)", "[ab#]{0,5}"), 0..6)) {
+            let text: String = turns.iter().map(|(role, words)| format!("{{{role}\n{words}}}\n")).collect();
+            let mut want = String::new();
+            for (_, words) in turns.iter().filter(|(role, _)| role == "assistant") {
+                want += &words.replace('#', "\n\n");
+                want += "<|im_end|>";
+            }
+            prop_assert_eq!(learned(LabelRule::Assistant, &ids(&text)).replace('.', ""), want);
+        }
+
+        #[test]
+        fn a_target_is_always_the_next_token(row in prop::collection::vec(prop_oneof![0u32..257, 300u32..308], 0..40)) {
+            for rule in [LabelRule::Assistant, LabelRule::Text, LabelRule::Videorft] {
+                let targets = Labels::new(rule, &Bytes).unwrap().targets(&row, &Bytes);
+                for (t, &target) in targets.iter().enumerate() {
+                    prop_assert!(target == -1 || target as u32 == row[t + 1]);
+                }
+            }
+        }
+    }
+}
