@@ -22,6 +22,8 @@ pub const MAX_PICTURE_PIXELS: usize = 178_956_970;
 /// What a decoder may allocate: the largest picture at 8 bytes a pixel (16-bit RGBA), and some for its tables.
 const MAX_DECODER_BYTES: u64 = MAX_PICTURE_PIXELS as u64 * 8 + (64 << 20);
 
+/// A longer file is refused before it is read: the largest picture without any compression is not longer.
+const MAX_FILE_BYTES: u64 = MAX_DECODER_BYTES;
 /// What a frame of a GIF may take: one byte a pixel.
 const GIF_FRAME_BYTES: NonZeroU64 = NonZeroU64::new(MAX_PICTURE_PIXELS as u64).unwrap();
 
@@ -45,7 +47,17 @@ impl Picture {
 
 /// Reads and decodes a picture file.
 pub fn open(path: &Path) -> Result<Picture> {
-    let bytes = std::fs::read(path).map_err(|source| MediaError::Io { path: path.into(), source })?;
+    let failed = |source| MediaError::Io { path: path.into(), source };
+    let facts = std::fs::metadata(path).map_err(failed)?;
+    // Reading a pipe or a device could wait or go on for ever.
+    if !facts.is_file() {
+        return Err(MediaError::file(path, "is not a regular file", "give a picture file"));
+    }
+    if facts.len() > MAX_FILE_BYTES {
+        let what = format!("is {} bytes long, more than {MAX_FILE_BYTES}", facts.len());
+        return Err(MediaError::file(path, what, "give a picture file"));
+    }
+    let bytes = std::fs::read(path).map_err(failed)?;
     decode(&bytes, &path.display().to_string())
 }
 

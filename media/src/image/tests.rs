@@ -87,6 +87,13 @@ fn broken_files_are_refused_by_name() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_device_is_refused_without_being_read() {
+    let error = open(Path::new("/dev/zero")).unwrap_err().to_string();
+    assert!(error.starts_with("/dev/zero: is not a regular file"), "{error}");
+}
+
 /// Headers of 100 000 x 100 000 pixels: refused for their size, before anything is read behind them.
 #[test]
 fn header_bombs_are_refused_for_their_size() {

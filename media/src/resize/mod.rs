@@ -18,6 +18,9 @@ use crate::{MediaError, Result};
 use passes::{Fixed, Float};
 use taps::Taps;
 
+/// A picture with a longer side is not resized: the work space of a pass grows with it.
+const MAX_SOURCE_SIDE: usize = 1 << 20;
+
 /// Frames of one size, borrowed: u8 RGB [T,H,W,3], row-major. A picture is one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameView<'a> {
@@ -88,7 +91,7 @@ impl FrameBuf {
 
 /// Resizes each frame to `size` = `(height, width)` with Pillow's bicubic (`Image.resize` on mode RGB), to the bit of Pillow 13.
 ///
-/// Refused: a side of 0, more pixels than [`MAX_PICTURE_PIXELS`] a frame, more memory than there is.
+/// Refused: a side of 0, more pixels than [`MAX_PICTURE_PIXELS`] a frame, a source side above 2^20, more memory than there is.
 pub fn pillow_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<FrameBuf> {
     resample(frames, size, taps::pillow, |from, horizontal, vertical, to| {
         let (width, height) = (frames.width, frames.height);
@@ -115,7 +118,7 @@ fn pillow_takes_columns_first(from: (usize, usize), to: (usize, usize)) -> bool 
 /// Resizes each frame to `size` = `(height, width)` as torchvision does u8 tensors (`functional.resize`, bicubic, antialias:
 /// through f32, clamped, rounded half to even), to the bit of torch 2.7 on a CPU with fused multiply-add.
 ///
-/// Refused: a side of 0, more pixels than [`MAX_PICTURE_PIXELS`] a frame, more memory than there is.
+/// Refused: a side of 0, more pixels than [`MAX_PICTURE_PIXELS`] a frame, a source side above 2^20, more memory than there is.
 pub fn torch_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<FrameBuf> {
     resample(frames, size, taps::torch, |from, horizontal, vertical, to| {
         let mut middle = vec![0f32; frames.height * horizontal.len() * 3];
@@ -141,6 +144,9 @@ fn resample<W: Copy + Send + Sync>(
     }
     if height.checked_mul(width).is_none_or(|pixels| pixels > MAX_PICTURE_PIXELS) {
         return refuse("which is too large", "lower min_pixels");
+    }
+    if from_height.max(from_width) > MAX_SOURCE_SIDE {
+        return refuse("from a side that is too long", "crop it");
     }
     let mut data = Vec::new();
     let frame_len = height * width * 3;

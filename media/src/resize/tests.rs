@@ -131,6 +131,9 @@ fn impossible_targets_are_refused() {
             assert!(error.to_string().contains("10 x 10"), "{error}");
         }
     }
+    let long = vec![0; 3 * ((1 << 20) + 1)];
+    let long = FrameView::new(&long, 1, 1, (1 << 20) + 1).unwrap();
+    assert!(pillow_bicubic(long, (28, 28)).unwrap_err().to_string().contains("too long"));
     assert!(FrameView::new(&data, 1, 10, 11).is_err());
     assert!(FrameView::new(&data, usize::MAX, 10, 10).is_err());
     assert!(FrameView::new(&[], 0, 10, 10).is_err());
