@@ -17,8 +17,8 @@ pub const KEYS: usize = 64;
 pub const SEGMENT: usize = 8 * KEYS;
 /// Query rows of a tile.
 pub const TILE: usize = 128;
-/// Rows whose scores are held at a time.
-const ROWS: usize = 16;
+/// Rows whose scores are held at a time: enough that reading a block of keys and values again is little work.
+const ROWS: usize = 32;
 
 /// One sequence as one key head sees it.
 pub struct Sequence<'a, T> {
@@ -119,8 +119,8 @@ pub struct State {
 impl State {
     /// Elements that the state of `rows` rows takes.
     pub const fn len(rows: usize, head_dim: usize) -> usize {
-        // Maxima are read in whole vectors from any row on.
-        rows * (round_up(head_dim) + LANES) + round_up(rows) + LANES
+        // Maxima are read `ROWS` at a time from any row on.
+        rows * (round_up(head_dim) + LANES) + round_up(rows) + ROWS
     }
 
     /// The state at `p`.
@@ -173,6 +173,7 @@ impl<T: Element> Work for Whole<'_, T> {
         let scratch = Scratch::at(scratch, tile.rows, d);
         let total = State::at(scratch.rest, tile.rows, d);
         let part = State::at(scratch.rest.add(State::len(tile.rows, d)), tile.rows, d);
+        prefetch::<V, T>(tile, 0);
         load_queries(tile, &scratch);
         segment::<V, T>(tile, 0, total, &scratch);
         for index in 1..tile.segments() {
@@ -199,6 +200,7 @@ impl<T: Element> Work for Part<'_, T> {
         let Part { tile, index, state, scratch } = self;
         let d = tile.sequence.head_dim;
         let scratch = Scratch::at(scratch, tile.rows, d);
+        prefetch::<V, T>(tile, index * SEGMENT);
         load_queries(tile, &scratch);
         segment::<V, T>(tile, index, State::at(state, tile.rows, d), &scratch);
     }
@@ -220,6 +222,23 @@ impl<T: Element> Work for Combine<'_, T> {
             merge::<V, T>(tile, index, total, part);
         }
         finish::<V, T>(tile, total);
+    }
+}
+
+/// Asks for the block of keys and values from `start` on, if the tile needs it: a head's rows lie far apart, which the
+/// machine does not foresee by itself.
+#[inline(always)]
+unsafe fn prefetch<V: Vector, T: Element>(tile: &Tile<'_, T>, start: usize) {
+    let s = tile.sequence;
+    if start >= tile.keys() {
+        return;
+    }
+    let at = s.block(start / KEYS);
+    for j in 0..KEYS.min(tile.keys() - start) {
+        for c in (0..s.head_dim).step_by(64 / size_of::<T>()) {
+            V::prefetch(s.k.add(at + j * s.key_stride() + c));
+            V::prefetch(s.v.add(at + j * s.key_stride() + c));
+        }
     }
 }
 
@@ -295,7 +314,7 @@ unsafe fn segment<V: Vector, T: Element>(tile: &Tile<'_, T>, index: usize, state
     for c in (0..tile.rows * (padded + LANES)).step_by(LANES) {
         V::splat(0.0).store(state.o.add(c));
     }
-    for c in (0..round_up(tile.rows) + LANES).step_by(LANES) {
+    for c in (0..round_up(tile.rows) + ROWS).step_by(LANES) {
         V::splat(f32::NEG_INFINITY).store(state.top.add(c));
     }
     for start in (index * SEGMENT..tile.keys().min((index + 1) * SEGMENT)).step_by(KEYS) {
@@ -303,6 +322,7 @@ unsafe fn segment<V: Vector, T: Element>(tile: &Tile<'_, T>, index: usize, state
         let at = s.block(start / KEYS);
         load_transposed::<V, T>(s.k.add(at), s.key_stride(), keys, d, scratch.k);
         load_padded::<V, T>(s.v.add(at), s.key_stride(), keys, d, scratch.v);
+        prefetch::<V, T>(tile, start + KEYS);
         let first = s.first_row(start).saturating_sub(tile.first);
         for row in (first..tile.rows).step_by(ROWS) {
             let rows = ROWS.min(tile.rows - row);
@@ -369,7 +389,10 @@ unsafe fn softmax<V: Vector>(limits: &[usize], scale: f32, state: State, row: us
         tops[r] = if now > before { now } else { before };
     }
     let mut alpha = [0.0; ROWS];
-    V::load(state.top.add(row)).sub(V::load(tops.as_ptr())).exp().store(alpha.as_mut_ptr());
+    for r in (0..ROWS).step_by(LANES) {
+        let x = V::load(state.top.add(row + r)).sub(V::load(tops.as_ptr().add(r)));
+        x.exp().store(alpha.as_mut_ptr().add(r));
+    }
     for (r, &limit) in limits.iter().enumerate() {
         state.top.add(row + r).write(tops[r]);
         let line = scores.add(r * KEYS);

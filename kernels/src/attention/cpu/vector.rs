@@ -29,6 +29,8 @@ pub trait Vector: Copy {
     unsafe fn load(p: *const f32) -> Self;
     /// The first `count` (at most 16) elements at `p`, widened; zero in the other lanes.
     unsafe fn load_part<T: Element>(p: *const T, count: usize) -> Self;
+    /// Asks for the cache line at `p`, if the machine can.
+    unsafe fn prefetch<T>(p: *const T);
     unsafe fn store(self, p: *mut f32);
     unsafe fn add(self, b: Self) -> Self;
     unsafe fn sub(self, b: Self) -> Self;
@@ -129,6 +131,8 @@ impl Vector for Plain {
         }
         Plain(lanes)
     }
+    #[inline(always)]
+    unsafe fn prefetch<T>(_: *const T) {}
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         p.cast::<[f32; LANES]>().write(self.0);
@@ -239,6 +243,10 @@ impl Vector for Avx2 {
         Self::load(lanes.as_ptr())
     }
     #[inline(always)]
+    unsafe fn prefetch<T>(p: *const T) {
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         _mm256_storeu_ps(p, self.0);
         _mm256_storeu_ps(p.add(8), self.1);
@@ -338,6 +346,10 @@ impl Vector for Avx512 {
             }
             _ => return Avx512(_mm512_loadu_ps(Plain::load_part(p, count).0.as_ptr())),
         })
+    }
+    #[inline(always)]
+    unsafe fn prefetch<T>(p: *const T) {
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
