@@ -59,15 +59,29 @@ impl Batch {
     ///
     /// # Errors
     /// Ids outside the vocabulary; pads that do not match the grids; pixels that do not match either; out of memory.
-    pub fn new(device: &Device, config: &ModelConfig, dtype: DType, sequences: &[Sequence], place: &str) -> Result<Batch> {
+    pub fn new(
+        device: &Device,
+        config: &ModelConfig,
+        dtype: DType,
+        sequences: &[Sequence],
+        place: &str,
+    ) -> Result<Batch> {
         let lengths: Vec<usize> = sequences.iter().map(|s| s.input_ids.len()).collect();
-        let ids = sequences.iter().flat_map(|s| s.input_ids).map(|&id| checked_id(id, config, place)).collect::<Result<Vec<i32>>>()?;
+        let ids = sequences
+            .iter()
+            .flat_map(|s| s.input_ids)
+            .map(|&id| checked_id(id, config, place))
+            .collect::<Result<Vec<i32>>>()?;
         let mut positions = Vec::with_capacity(3 * ids.len());
         for axis in 0..3 {
             for s in sequences {
                 if s.position_ids[axis].len() != s.input_ids.len() {
                     let what = format!("{} positions for {} ids", s.position_ids[axis].len(), s.input_ids.len());
-                    return Err(ModelError::inputs(format!("{place}: position_ids"), what, "give one for each id on each axis"));
+                    return Err(ModelError::inputs(
+                        format!("{place}: position_ids"),
+                        what,
+                        "give one for each id on each axis",
+                    ));
                 }
                 positions.extend(s.position_ids[axis].iter().map(|&p| p as i32));
             }
@@ -95,7 +109,13 @@ fn checked_id(id: i64, config: &ModelConfig, place: &str) -> Result<i32> {
 }
 
 impl Media {
-    fn new(device: &Device, config: &ModelConfig, dtype: DType, sequences: &[Sequence], place: &str) -> Result<Option<Media>> {
+    fn new(
+        device: &Device,
+        config: &ModelConfig,
+        dtype: DType,
+        sequences: &[Sequence],
+        place: &str,
+    ) -> Result<Option<Media>> {
         let (mut grids, mut slots, mut pixels) = (Vec::new(), Vec::new(), Vec::new());
         let mut start = 0;
         for s in sequences {
@@ -120,9 +140,19 @@ impl Media {
         let at = windowed_positions(&grids, &config.vision, &plan);
         let axis = |i: usize| at.iter().map(move |p| p[i] as i32);
         let as_i32 = |v: &[usize]| v.iter().map(|&x| x as i32).collect::<Vec<i32>>();
-        let ordered = in_tower_order(&pixels.concat(), &plan.window_index, config.vision.merge_unit() * config.vision.patch_dim());
+        let ordered = in_tower_order(
+            &pixels.concat(),
+            &plan.window_index,
+            config.vision.merge_unit() * config.vision.patch_dim(),
+        );
         Ok(Some(Media {
-            pixels: Tensor::from_f32(device, &[at.len(), config.vision.patch_dim()], dtype, &ordered, Category::Inputs)?,
+            pixels: Tensor::from_f32(
+                device,
+                &[at.len(), config.vision.patch_dim()],
+                dtype,
+                &ordered,
+                Category::Inputs,
+            )?,
             positions: Tensor::from_i32(device, &[2, at.len()], &axis(0).chain(axis(1)).collect::<Vec<_>>())?,
             frames: CuSeqlens::new(device, &as_i32(&plan.cu_seqlens))?,
             windows: CuSeqlens::new(device, &as_i32(&plan.cu_window_seqlens))?,
@@ -144,7 +174,11 @@ fn in_tower_order(pixels: &[f32], window_index: &[usize], square: usize) -> Vec<
 fn check_sizes(config: &ModelConfig, grids: &[GridThw], values: usize, pads: usize, place: &str) -> Result<()> {
     let merge = config.vision.spatial_merge_size;
     if let Some(g) = grids.iter().find(|g| g[1] % merge != 0 || g[2] % merge != 0 || g.contains(&0)) {
-        return Err(ModelError::inputs(place, format!("grid {g:?} has sides that are no multiples of {merge}"), "make it with `reel preprocess`"));
+        return Err(ModelError::inputs(
+            place,
+            format!("grid {g:?} has sides that are no multiples of {merge}"),
+            "make it with `reel preprocess`",
+        ));
     }
     let patches: usize = grids.iter().map(|g| g.iter().product::<usize>()).sum();
     if values != patches * config.vision.patch_dim() {

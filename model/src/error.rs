@@ -73,6 +73,9 @@ pub enum ModelError {
         /// What to do.
         cure: String,
     },
+    /// A picture or film could not be decoded, or its limits make no sense.
+    #[error(transparent)]
+    Media(#[from] reel_media::MediaError),
     /// A device, a tensor or the tape.
     #[error(transparent)]
     Runtime(#[from] reel_runtime::Error),

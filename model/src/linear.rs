@@ -8,7 +8,7 @@ use crate::weights::Loader;
 /// `y = x · weightᵀ + bias`
 #[derive(Clone, Debug)]
 pub(crate) struct Linear {
-    weight: Tensor, // [out, in]
+    weight: Tensor,       // [out, in]
     bias: Option<Tensor>, // [out]
 }
 

@@ -10,5 +10,6 @@ mod tensors;
 mod tests;
 
 pub use atomic::AtomicFile;
+pub(crate) use hub_folder::write_whole;
 pub use hub_folder::{HubFolder, SHARD_BYTES, hub_folder, write_weights};
 pub use tensors::{StoredTensor, TensorSpec, write_safetensors};

@@ -93,7 +93,9 @@ impl Decoder {
         let embed_tokens = from.load("model.embed_tokens.weight", &table, &table)?;
         let tied = config.tie_word_embeddings;
         Ok(Decoder {
-            layers: (0..text.num_hidden_layers).map(|i| Layer::load(from, text, i).map(Arc::new)).collect::<Result<_>>()?,
+            layers: (0..text.num_hidden_layers)
+                .map(|i| Layer::load(from, text, i).map(Arc::new))
+                .collect::<Result<_>>()?,
             norm: from.load("model.norm.weight", &[text.hidden_size], &[text.hidden_size])?,
             lm_head: if tied { embed_tokens.clone() } else { from.load("lm_head.weight", &table, &table)? },
             embed_tokens,
@@ -122,7 +124,9 @@ impl Decoder {
             x = match attend {
                 Attend::Packed(seqs) if checkpoint => {
                     let (layer, rotary, seqs) = (layer.clone(), rotary.clone(), seqs.clone());
-                    let f = move |cx: &Cx, x: &[Tensor]| layer.forward(cx, &x[0], &rotary, Mixer::Packed(&seqs)).map_err(into_runtime);
+                    let f = move |cx: &Cx, x: &[Tensor]| {
+                        layer.forward(cx, &x[0], &rotary, Mixer::Packed(&seqs)).map_err(into_runtime)
+                    };
                     cx.recompute(&[&x], f)?
                 }
                 Attend::Packed(seqs) => layer.forward(cx, &x, &rotary, Mixer::Packed(seqs))?,

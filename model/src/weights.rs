@@ -59,19 +59,25 @@ impl Loader<'_> {
         (in_place && !(trained && same != self.dtype)).then_some(same)
     }
 
-    fn from_files(&self, files: &Checkpoint, name: &str, stored: &[usize], shape: &[usize], trained: bool) -> Result<Tensor> {
+    fn from_files(
+        &self,
+        files: &Checkpoint,
+        name: &str,
+        stored: &[usize],
+        shape: &[usize],
+        trained: bool,
+    ) -> Result<Tensor> {
         let view = files.expect(name, stored)?;
         match self.held_as(view.dtype, shape, trained) {
-            Some(dtype) if trained => {
-                Ok(Tensor::from_slice(self.device, shape, dtype, view.bytes, Category::Weights)?)
-            }
+            Some(dtype) if trained => Ok(Tensor::from_slice(self.device, shape, dtype, view.bytes, Category::Weights)?),
             Some(dtype) => {
                 let buffer = self.device.map(&view.file, view.offset, view.bytes.len())?;
                 Ok(Tensor::from_buffer(buffer, shape, dtype)?)
             }
             None => {
-                let wide = widen(view.dtype, view.bytes)
-                    .ok_or_else(|| ModelError::weights(name, "bytes are not whole elements", "download the file again"))?;
+                let wide = widen(view.dtype, view.bytes).ok_or_else(|| {
+                    ModelError::weights(name, "bytes are not whole elements", "download the file again")
+                })?;
                 Ok(Tensor::from_f32(self.device, shape, self.dtype, &wide, Category::Weights)?)
             }
         }

@@ -76,7 +76,12 @@ fn locate(path: &Path, name: String, entry: RawEntry, start: usize, file_len: us
     let (begin, end) = match (start.checked_add(from), start.checked_add(to)) {
         (Some(begin), Some(end)) if from <= to => (begin, end),
         _ => {
-            return Err(fault(path, &name, format!("has data_offsets [{from}, {to}], which run backwards"), COPY_AGAIN));
+            return Err(fault(
+                path,
+                &name,
+                format!("has data_offsets [{from}, {to}], which run backwards"),
+                COPY_AGAIN,
+            ));
         }
     };
     if end > file_len {
@@ -87,7 +92,8 @@ fn locate(path: &Path, name: String, entry: RawEntry, start: usize, file_len: us
     if let Some(size) = element_size(&entry.dtype) {
         let needed = entry.shape.iter().try_fold(size, |product, &length| product.checked_mul(length));
         if needed != Some(end - begin) {
-            let what = format!("has {} bytes, which does not fit shape {:?} of {}", end - begin, entry.shape, entry.dtype);
+            let what =
+                format!("has {} bytes, which does not fit shape {:?} of {}", end - begin, entry.shape, entry.dtype);
             return Err(fault(path, &name, what, COPY_AGAIN));
         }
     }

@@ -82,7 +82,10 @@ fn missing_wrong_and_strange_tensors_are_named() {
         Checkpoint::open(folder.path()).unwrap().check(&config).unwrap_err().to_string()
     };
     let missing = open(&expected[1..]);
-    assert!(missing.contains("visual.patch_embed.proj.weight: is missing; expected shape [40, 3, 2, 14, 14]"), "{missing}");
+    assert!(
+        missing.contains("visual.patch_embed.proj.weight: is missing; expected shape [40, 3, 2, 14, 14]"),
+        "{missing}"
+    );
     let mut changed = expected.clone();
     changed.last_mut().unwrap().1 = vec![65];
     let wrong = open(&changed);
@@ -147,7 +150,9 @@ fn shards_that_do_not_fit_together_are_refused() {
     assert!(twice.contains("is also in"), "{twice}");
     let absent = open(&[("a.safetensors", a.clone()), (name, index(json!({"model.norm.bias": "a.safetensors"})))]);
     assert!(absent.contains("model.norm.bias: is not in this file"), "{absent}");
-    for (text, expected) in [("[", "is not JSON"), ("{}", "weight_map"), (r#"{"weight_map": {"a": "../x"}}"#, "not the name of a file")] {
+    for (text, expected) in
+        [("[", "is not JSON"), ("{}", "weight_map"), (r#"{"weight_map": {"a": "../x"}}"#, "not the name of a file")]
+    {
         let error = open(&[("a.safetensors", a.clone()), (name, text.as_bytes().to_vec())]);
         assert!(error.contains(expected), "{error}");
     }

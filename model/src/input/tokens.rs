@@ -35,6 +35,18 @@ pub struct Tokens {
 const CURE: &str = "give a file as `reel preprocess` writes it for this model";
 
 impl Tokens {
+    /// The sequence that a batch packs.
+    pub fn sequence(&self) -> crate::batch::Sequence<'_> {
+        crate::batch::Sequence {
+            input_ids: &self.input_ids,
+            position_ids: self.position_ids.each_ref().map(Vec::as_slice),
+            pixel_values: self.pixel_values.as_deref().unwrap_or_default(),
+            image_grid_thw: &self.image_grid_thw,
+            pixel_values_videos: self.pixel_values_videos.as_deref().unwrap_or_default(),
+            video_grid_thw: &self.video_grid_thw,
+        }
+    }
+
     /// A sequence of text alone.
     pub fn text(input_ids: Vec<i64>) -> Self {
         let plain: Vec<i64> = (0..input_ids.len() as i64).collect();
@@ -84,8 +96,22 @@ impl Tokens {
         if let Some(position) = self.position_ids.iter().flatten().find(|&&p| !(0..=i64::from(i32::MAX)).contains(&p)) {
             return fault("position_ids", format!("has {position}, which is no position"));
         }
-        self.check_media(config, place, "image", config.tokens.image, &self.image_grid_thw, self.pixel_values.as_deref())?;
-        self.check_media(config, place, "video", config.tokens.video, &self.video_grid_thw, self.pixel_values_videos.as_deref())
+        self.check_media(
+            config,
+            place,
+            "image",
+            config.tokens.image,
+            &self.image_grid_thw,
+            self.pixel_values.as_deref(),
+        )?;
+        self.check_media(
+            config,
+            place,
+            "video",
+            config.tokens.video,
+            &self.video_grid_thw,
+            self.pixel_values_videos.as_deref(),
+        )
     }
 
     fn check_media(
@@ -100,8 +126,13 @@ impl Tokens {
         let pixel_name = if kind == "image" { "pixel_values" } else { "pixel_values_videos" };
         let fault = |name: &str, what: String| Err(ModelError::inputs(format!("{place}: {name}"), what, CURE));
         let merge = config.vision.spatial_merge_size;
-        if let Some(grid) = grids.iter().find(|[t, h, w]| *t == 0 || *h == 0 || *w == 0 || h % merge != 0 || w % merge != 0) {
-            return fault(&format!("{kind}_grid_thw"), format!("has {grid:?}; height and width must be multiples of {merge}"));
+        if let Some(grid) =
+            grids.iter().find(|[t, h, w]| *t == 0 || *h == 0 || *w == 0 || h % merge != 0 || w % merge != 0)
+        {
+            return fault(
+                &format!("{kind}_grid_thw"),
+                format!("has {grid:?}; height and width must be multiples of {merge}"),
+            );
         }
         let patches: usize = grids.iter().map(|grid| grid.iter().product::<usize>()).sum();
         let values = pixels.map_or(0, <[f32]>::len);
@@ -137,7 +168,8 @@ impl Tokens {
                 tensors.push(ints(name, vec![grid.len() / 3, 3], grid));
             }
         }
-        for (name, pixels) in [("pixel_values", &self.pixel_values), ("pixel_values_videos", &self.pixel_values_videos)] {
+        for (name, pixels) in [("pixel_values", &self.pixel_values), ("pixel_values_videos", &self.pixel_values_videos)]
+        {
             if let Some(pixels) = pixels {
                 tensors.push(floats(name, vec![pixels.len() / dim, dim], pixels));
             }
@@ -224,7 +256,11 @@ impl InputFile<'_> {
     }
 
     fn wrong_dtype(&self, tensor: &Stored, wanted: &str) -> ModelError {
-        ModelError::inputs(format!("{}: {}", self.place, tensor.name), format!("is {}, not {wanted}", tensor.dtype), CURE)
+        ModelError::inputs(
+            format!("{}: {}", self.place, tensor.name),
+            format!("is {}, not {wanted}", tensor.dtype),
+            CURE,
+        )
     }
 
     fn ints(&self, name: &str) -> Result<Option<Shaped<i64>>> {

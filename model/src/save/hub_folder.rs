@@ -146,7 +146,12 @@ fn write_shard(
 ) -> Result<Finished> {
     let lines: Vec<Line> = shard
         .iter()
-        .map(|t| Line { name: naming.from_classic(&t.name), dtype: t.dtype.name(), shape: t.shape.clone(), bytes: t.bytes() })
+        .map(|t| Line {
+            name: naming.from_classic(&t.name),
+            dtype: t.dtype.name(),
+            shape: t.shape.clone(),
+            bytes: t.bytes(),
+        })
         .collect();
     let mut file = AtomicFile::create(path)?;
     write_header(&mut file, &lines).map_err(|e| file.error(e))?;

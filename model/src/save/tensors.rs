@@ -57,7 +57,8 @@ pub(super) fn write_header(out: &mut impl Write, lines: &[Line]) -> io::Result<(
     for line in lines {
         let begin = end;
         end += line.bytes;
-        header.insert(line.name.clone(), json!({"dtype": line.dtype, "shape": line.shape, "data_offsets": [begin, end]}));
+        header
+            .insert(line.name.clone(), json!({"dtype": line.dtype, "shape": line.shape, "data_offsets": [begin, end]}));
     }
     let text = Value::Object(header).to_string();
     let width = text.len().next_multiple_of(8);
@@ -76,7 +77,8 @@ pub fn write_safetensors(path: &Path, tensors: &[StoredTensor]) -> Result<()> {
         .map(|t| Line { name: t.name.to_string(), dtype: t.dtype, shape: t.shape.clone(), bytes: t.bytes.len() as u64 })
         .collect();
     let mut file = AtomicFile::create(path)?;
-    let written = write_header(&mut file, &lines).and_then(|()| sorted.iter().try_for_each(|t| file.write_all(t.bytes)));
+    let written =
+        write_header(&mut file, &lines).and_then(|()| sorted.iter().try_for_each(|t| file.write_all(t.bytes)));
     written.map_err(|e| file.error(e))?;
     file.commit()
 }

@@ -26,7 +26,8 @@ fn source() -> tempfile::TempDir {
 }
 
 fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> =
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -84,12 +85,14 @@ fn a_failed_save_leaves_the_old_folder_and_no_part() {
     let error = write_weights(out.path(), Naming::Classic, &tensors, 40_000, full).unwrap_err().to_string();
     assert!(error.contains("the disk is full; free space"), "{error}");
     for wrong in [1u64, u64::MAX] {
-        let odd = |spec: &TensorSpec, to: &mut dyn Write| to.write_all(&vec![0; spec.bytes().wrapping_add(wrong) as usize]);
+        let odd =
+            |spec: &TensorSpec, to: &mut dyn Write| to.write_all(&vec![0; spec.bytes().wrapping_add(wrong) as usize]);
         assert!(write_weights(out.path(), Naming::Classic, &tensors, SHARD_BYTES, odd).is_err());
     }
     assert_eq!(names(out.path()), ["model.safetensors"]);
     assert_eq!(fs::read(out.path().join("model.safetensors")).unwrap(), before);
-    let missing = write_weights(&out.path().join("no/folder"), Naming::Classic, &tensors, 1, fill).unwrap_err().to_string();
+    let missing =
+        write_weights(&out.path().join("no/folder"), Naming::Classic, &tensors, 1, fill).unwrap_err().to_string();
     assert!(missing.contains("model-00001-of-"), "{missing}");
 }
 
@@ -102,6 +105,10 @@ fn a_device_that_is_full_is_one_line() {
         return;
     }
     let mut file = fs::OpenOptions::new().write(true).open(full).unwrap();
-    let error = crate::error::ModelError::write("out/model.safetensors", file.write_all(&[0; 16]).unwrap_err()).to_string();
-    assert_eq!(error, "out/model.safetensors: cannot be written: the disk is full; free space on that disk, or choose another folder");
+    let error =
+        crate::error::ModelError::write("out/model.safetensors", file.write_all(&[0; 16]).unwrap_err()).to_string();
+    assert_eq!(
+        error,
+        "out/model.safetensors: cannot be written: the disk is full; free space on that disk, or choose another folder"
+    );
 }

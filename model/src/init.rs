@@ -1,0 +1,133 @@
+//! `reel init`: a model folder in the hub's layout with random weights and a small tokenizer of our own.
+//!
+//! The same seed gives the same bytes on every machine. Weights are written as they are made, so memory stays small.
+
+mod bpe;
+mod philox;
+mod presets;
+#[cfg(test)]
+mod tests;
+mod weights;
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::checkpoint::{Dtype, Naming, expected_tensors};
+use crate::config::ModelConfig;
+use crate::error::{ModelError, Result};
+use crate::save::{SHARD_BYTES, TensorSpec, write_weights, write_whole};
+
+pub(crate) use bpe::{SmallTokenizer, small_tokenizer};
+pub use presets::Preset;
+
+/// What to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InitOptions {
+    /// The shape.
+    pub preset: Preset,
+    /// Decoder layers, in place of the preset's.
+    pub layers: Option<usize>,
+    /// Rows of the embedding table, in place of the preset's.
+    pub vocab: Option<usize>,
+    /// Element type of the weights, in place of the preset's.
+    pub dtype: Option<Dtype>,
+    /// Seed of the weights.
+    pub seed: u64,
+}
+
+/// What was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InitReport {
+    /// Parameters, all tensors together.
+    pub parameters: u64,
+    /// Bytes of the weights.
+    pub bytes: u64,
+}
+
+const CHAT_TEMPLATE: &str = include_str!("init/chat_template.jinja");
+
+/// Makes a folder of a preset. `out` must not exist, or be empty.
+pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
+    let tokenizer = small_tokenizer(options.preset.first_added());
+    let dtype = options.dtype.unwrap_or(options.preset.dtype());
+    let config = options.preset.config(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
+    if let Some(vocab) = options.vocab.filter(|&vocab| vocab < tokenizer.end as usize) {
+        let what =
+            format!("{vocab} is too small for this preset's tokenizer, whose ids go up to {}", tokenizer.end - 1);
+        return Err(ModelError::config("--vocab", what, format!("give at least {}", tokenizer.end)));
+    }
+    write_folder(&config, dtype, options.seed, &tokenizer, out)
+}
+
+/// The config that [`init`] would write, for those who need the shape alone (`reel plan --preset`).
+pub fn preset_config(options: &InitOptions) -> Result<ModelConfig> {
+    let tokenizer = small_tokenizer(options.preset.first_added());
+    let dtype = options.dtype.unwrap_or(options.preset.dtype());
+    let config = options.preset.config(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
+    ModelConfig::parse("--preset", &config.to_string())
+}
+
+fn write_folder(config: &Value, dtype: Dtype, seed: u64, tokenizer: &SmallTokenizer, out: &Path) -> Result<InitReport> {
+    let parsed = ModelConfig::parse(&out.join("config.json").display().to_string(), &config.to_string())?;
+    let tensors: Vec<TensorSpec> =
+        expected_tensors(&parsed).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
+    make_empty(out)?;
+    for (name, text) in small_files(config, tokenizer) {
+        write_whole(&out.join(name), text.as_bytes())?;
+    }
+    write_weights(out, Naming::Classic, &tensors, SHARD_BYTES, |spec, file| {
+        weights::write_random(spec, &parsed, seed, file)
+    })?;
+    let bytes: u64 = tensors.iter().map(TensorSpec::bytes).sum();
+    Ok(InitReport { parameters: bytes / dtype.size() as u64, bytes })
+}
+
+fn make_empty(out: &Path) -> Result<()> {
+    fs::create_dir_all(out).map_err(|e| ModelError::write(out, e))?;
+    let mut entries = fs::read_dir(out).map_err(|e| ModelError::read(out, e))?;
+    match entries.next() {
+        None => Ok(()),
+        Some(_) => {
+            let cure = "give a folder that does not exist yet, or an empty one";
+            Err(ModelError::config(out.display().to_string(), "is not empty", cure))
+        }
+    }
+}
+
+fn small_files(config: &Value, tokenizer: &SmallTokenizer) -> Vec<(&'static str, String)> {
+    let pretty = |value: &Value| format!("{value:#}\n");
+    let generation = json!({
+        "bos_token_id": tokenizer.added["<|endoftext|>"],
+        "pad_token_id": tokenizer.added["<|endoftext|>"],
+        "do_sample": true,
+        "eos_token_id": [tokenizer.added["<|im_end|>"], tokenizer.added["<|endoftext|>"]],
+        "repetition_penalty": 1.0,
+        "temperature": 1e-6,
+        "transformers_version": "4.49.0",
+    });
+    let preprocessor = json!({
+        "min_pixels": 3136,
+        "max_pixels": 12_845_056,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+    });
+    let mut tokenizer_config = tokenizer.config.clone();
+    tokenizer_config["chat_template"] = json!(CHAT_TEMPLATE);
+    vec![
+        ("config.json", pretty(config)),
+        ("generation_config.json", pretty(&generation)),
+        ("preprocessor_config.json", pretty(&preprocessor)),
+        ("chat_template.json", pretty(&json!({"chat_template": CHAT_TEMPLATE}))),
+        ("tokenizer.json", pretty(&tokenizer.json)),
+        ("tokenizer_config.json", pretty(&tokenizer_config)),
+        ("vocab.json", tokenizer.vocab.to_string()),
+        ("merges.txt", tokenizer.merges.clone()),
+    ]
+}

@@ -1,0 +1,217 @@
+//! A small byte-level BPE of our own, made from a page of prose: Qwen2.5's split, NFC, and special tokens in Qwen's order.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use crate::input::tokenizer::byte_to_char;
+
+/// How Qwen2.5 cuts a text before merging (a constant of its published tokenizer.json).
+const SPLIT: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Qwen2.5's added tokens in the order of their ids, and whether they are special (left out of answers).
+const ADDED: [(&str, bool); 22] = [
+    ("<|endoftext|>", true),
+    ("<|im_start|>", true),
+    ("<|im_end|>", true),
+    ("<|object_ref_start|>", true),
+    ("<|object_ref_end|>", true),
+    ("<|box_start|>", true),
+    ("<|box_end|>", true),
+    ("<|quad_start|>", true),
+    ("<|quad_end|>", true),
+    ("<|vision_start|>", true),
+    ("<|vision_end|>", true),
+    ("<|vision_pad|>", true),
+    ("<|image_pad|>", true),
+    ("<|video_pad|>", true),
+    ("<tool_call>", false),
+    ("</tool_call>", false),
+    ("<|fim_prefix|>", false),
+    ("<|fim_middle|>", false),
+    ("<|fim_suffix|>", false),
+    ("<|fim_pad|>", false),
+    ("<|repo_name|>", false),
+    ("<|file_sep|>", false),
+];
+
+/// A pair of tokens is merged where the prose has it at least this often.
+const LEAST: usize = 3;
+
+/// A tokenizer in the files of a hub folder.
+pub(crate) struct SmallTokenizer {
+    /// tokenizer.json
+    pub(crate) json: Value,
+    /// tokenizer_config.json, but for the chat template.
+    pub(crate) config: Value,
+    /// vocab.json
+    pub(crate) vocab: Value,
+    /// merges.txt
+    pub(crate) merges: String,
+    /// Id of each added token.
+    pub(crate) added: BTreeMap<&'static str, u32>,
+    /// One beyond the largest id.
+    pub(crate) end: u32,
+}
+
+/// Makes the tokenizer; the added tokens get ids from `first_added` on, or directly after the others.
+pub(crate) fn small_tokenizer(first_added: Option<u32>) -> SmallTokenizer {
+    let merges = learn(include_str!("prose.txt"));
+    let mut vocab = Map::new();
+    let mut alphabet: Vec<char> = (0..=255).map(byte_to_char).collect();
+    alphabet.sort_unstable();
+    let tokens = alphabet.iter().map(char::to_string).chain(merges.iter().map(|(a, b)| format!("{a}{b}")));
+    for (id, token) in tokens.enumerate() {
+        vocab.insert(token, json!(id));
+    }
+    let first = first_added.unwrap_or(vocab.len() as u32);
+    let added: BTreeMap<&str, u32> = ADDED.iter().zip(first..).map(|(&(token, _), id)| (token, id)).collect();
+    let mut model_vocab = vocab.clone();
+    if first_added.is_some() {
+        // Readers number added tokens on from the vocabulary's length, but for those that the vocabulary itself has.
+        model_vocab.extend(added.iter().map(|(token, id)| (token.to_string(), json!(id))));
+    }
+    let pairs: Vec<String> = merges.iter().map(|(a, b)| format!("{a} {b}")).collect();
+    SmallTokenizer {
+        json: tokenizer_json(&model_vocab, &pairs, &added),
+        config: tokenizer_config(&added),
+        vocab: Value::Object(model_vocab),
+        merges: format!("#version: 0.2\n{}\n", pairs.join("\n")),
+        end: first + ADDED.len() as u32,
+        added,
+    }
+}
+
+fn tokenizer_json(vocab: &Map<String, Value>, merges: &[String], added: &BTreeMap<&str, u32>) -> Value {
+    let tokens: Vec<Value> = ADDED
+        .iter()
+        .map(|&(token, special)| {
+            json!({"id": added[token], "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": special})
+        })
+        .collect();
+    let byte_level = |add_prefix_space: bool| json!({"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": false, "use_regex": false});
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": tokens,
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": false},
+            byte_level(false),
+        ]},
+        "post_processor": byte_level(false),
+        "decoder": byte_level(false),
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
+            "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": vocab, "merges": merges},
+    })
+}
+
+fn tokenizer_config(added: &BTreeMap<&str, u32>) -> Value {
+    let decoder: Map<String, Value> = ADDED
+        .iter()
+        .map(|&(token, special)| {
+            let entry = json!({"content": token, "lstrip": false, "normalized": false, "rstrip": false,
+                "single_word": false, "special": special});
+            (added[token].to_string(), entry)
+        })
+        .collect();
+    let special: Vec<&str> = ADDED
+        .iter()
+        .filter(|(token, special)| *special && *token != "<|endoftext|>")
+        .map(|(token, _)| *token)
+        .collect();
+    json!({
+        "add_bos_token": false, "add_prefix_space": false, "added_tokens_decoder": decoder,
+        "additional_special_tokens": special, "bos_token": null, "clean_up_tokenization_spaces": false,
+        "eos_token": "<|im_end|>", "errors": "replace", "model_max_length": 131_072, "pad_token": "<|endoftext|>",
+        "split_special_tokens": false, "tokenizer_class": "Qwen2Tokenizer", "unk_token": null,
+    })
+}
+
+/// Pairs of tokens in the order in which they are to be merged: always the most frequent, by spelling where two are equal.
+fn learn(prose: &str) -> Vec<(String, String)> {
+    let mut words: BTreeMap<Vec<String>, usize> = BTreeMap::new();
+    for word in split(prose) {
+        *words.entry(word.bytes().map(|b| byte_to_char(b).to_string()).collect()).or_default() += 1;
+    }
+    let mut merges = Vec::new();
+    loop {
+        let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        for (word, n) in &words {
+            for pair in word.windows(2) {
+                *counts.entry((&pair[0], &pair[1])).or_default() += n;
+            }
+        }
+        // The last of equal maxima would depend on the order of the walk; the reversed key makes it the first spelling.
+        let best = counts.into_iter().max_by_key(|&(pair, n)| (n, std::cmp::Reverse(pair)));
+        let Some(((a, b), _)) = best.filter(|&(_, n)| n >= LEAST) else { return merges };
+        let (a, b) = (a.to_string(), b.to_string());
+        words = words.iter().map(|(word, &n)| (merge(word, &a, &b), n)).collect();
+        merges.push((a, b));
+    }
+}
+
+fn merge(word: &[String], a: &str, b: &str) -> Vec<String> {
+    let mut merged = Vec::with_capacity(word.len());
+    let mut at = 0;
+    while at < word.len() {
+        if at + 1 < word.len() && word[at] == a && word[at + 1] == b {
+            merged.push(format!("{a}{b}"));
+            at += 2;
+        } else {
+            merged.push(word[at].clone());
+            at += 1;
+        }
+    }
+    merged
+}
+
+/// Words of plain English prose as the split above cuts them: letters with the one character before them, single digits, the rest.
+fn split(prose: &str) -> Vec<&str> {
+    let mut words = Vec::new();
+    let mut rest = prose;
+    while let Some(first) = rest.chars().next() {
+        let after = &rest[first.len_utf8()..];
+        let letters = |text: &str| text.len() - text.trim_start_matches(|c: char| c.is_alphabetic()).len();
+        let length = match first {
+            c if c.is_alphabetic() => letters(rest),
+            c if !c.is_numeric() && c != '\n' && letters(after) > 0 => first.len_utf8() + letters(after),
+            _ => first.len_utf8(),
+        };
+        words.push(&rest[..length]);
+        rest = &rest[length..];
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::tokenizer::Tokenizer;
+
+    #[test]
+    fn words_of_the_prose_become_few_tokens() {
+        let small = small_tokenizer(None);
+        let tokenizer = Tokenizer::parse("t", small.json.to_string().as_bytes()).unwrap();
+        assert_eq!(tokenizer.vocab_size() as u32, small.end);
+        let text = "<|im_start|>user\nWhich way does the circle move?<|im_end|>\n";
+        let ids = tokenizer.encode(text).unwrap();
+        assert!(ids.len() <= 14, "{} tokens", ids.len());
+        assert_eq!(tokenizer.decode(&ids, false), text);
+        assert!((400..1000).contains(&small.end), "{} ids", small.end);
+    }
+
+    #[test]
+    fn high_ids_for_the_added_tokens_are_kept() {
+        let small = small_tokenizer(Some(151_643));
+        let tokenizer = Tokenizer::parse("t", small.json.to_string().as_bytes()).unwrap();
+        for (token, id) in
+            [("<|endoftext|>", 151_643), ("<|im_end|>", 151_645), ("<|image_pad|>", 151_655), ("<|file_sep|>", 151_664)]
+        {
+            assert_eq!((tokenizer.token_to_id(token), small.added[token]), (Some(id), id));
+            assert_eq!(tokenizer.encode(token).unwrap(), [id]);
+        }
+        assert_eq!(small.end, 151_665);
+    }
+}

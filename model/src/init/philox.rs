@@ -1,0 +1,104 @@
+//! Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", 2011) and normal numbers from it.
+//!
+//! Counter-based: any element of any tensor can be computed alone, so threads and their number change nothing.
+
+use std::sync::LazyLock;
+
+const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+
+/// Four random words of a counter and a key.
+pub(crate) fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    for _ in 0..10 {
+        let [a, b] = [0, 1].map(|i| u64::from(MULTIPLIERS[i]) * u64::from(counter[2 * i]));
+        counter = [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
+        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+    }
+    counter
+}
+
+/// Quantiles of the normal distribution at the middles of 65 536 equal shares: what a random 16-bit number stands for.
+static QUANTILES: LazyLock<Vec<f32>> =
+    LazyLock::new(|| (0..1 << 16).map(|i| normal_quantile((f64::from(i) + 0.5) / 65536.0) as f32).collect());
+
+/// How many normal numbers one call of Philox gives.
+pub(crate) const LANE: usize = 8;
+
+/// The standard normal numbers `LANE * block ..` of stream `stream` under `seed`.
+pub(crate) fn normals(seed: u64, stream: u64, block: u64) -> [f32; LANE] {
+    let words = |x: u64| [x as u32, (x >> 32) as u32];
+    let ([b0, b1], [s0, s1]) = (words(block), words(stream));
+    let random = philox4x32([b0, b1, s0, s1], words(seed));
+    let table: &[f32] = &QUANTILES;
+    std::array::from_fn(|i| table[(random[i / 2] >> (16 * (i % 2))) as usize & 0xFFFF])
+}
+
+/// Inverse of the normal distribution function: P. J. Acklam's rational approximation (relative error below 1.2e-9).
+fn normal_quantile(p: f64) -> f64 {
+    const A: [f64; 6] = [
+        -3.969683028665376e+01,
+        2.209460984245205e+02,
+        -2.759285104469687e+02,
+        1.383577518672690e+02,
+        -3.066479806614716e+01,
+        2.506628277459239e+00,
+    ];
+    const B: [f64; 6] = [
+        -5.447609879822406e+01,
+        1.615858368580409e+02,
+        -1.556989798598866e+02,
+        6.680131188771972e+01,
+        -1.328068155288572e+01,
+        1.0,
+    ];
+    const C: [f64; 6] = [
+        -7.784894002430293e-03,
+        -3.223964580411365e-01,
+        -2.400758277161838e+00,
+        -2.549732539343734e+00,
+        4.374664141464968e+00,
+        2.938163982698783e+00,
+    ];
+    const D: [f64; 5] =
+        [7.784695709041462e-03, 3.224671290700398e-01, 2.445134137142996e+00, 3.754408661907416e+00, 1.0];
+    const TAIL: f64 = 0.02425;
+    let polynomial = |coefficients: &[f64], x: f64| coefficients.iter().fold(0.0, |sum, c| sum * x + c);
+    if p > 0.5 {
+        return -normal_quantile(1.0 - p);
+    }
+    if p < TAIL {
+        let q = (-2.0 * p.ln()).sqrt();
+        return polynomial(&C, q) / polynomial(&D, q);
+    }
+    let q = p - 0.5;
+    polynomial(&A, q * q) * q / polynomial(&B, q * q)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_answers_of_the_paper() {
+        // The known-answer vectors of the authors' Random123 library.
+        assert_eq!(philox4x32([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(philox4x32([u32::MAX; 4], [u32::MAX; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        assert_eq!(
+            philox4x32([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]),
+            [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
+        );
+    }
+
+    #[test]
+    fn normals_are_normal() {
+        for (p, z) in [(0.5, 0.0), (0.975, 1.959963984540054), (0.001, -3.090232306167813), (0.8413447460685429, 1.0)] {
+            assert!((normal_quantile(p) - z).abs() < 1e-8, "{p}");
+        }
+        let n = 400_000;
+        let all: Vec<f64> = (0..n / LANE as u64).flat_map(|b| normals(7, 3, b)).map(f64::from).collect();
+        let moment = |k: i32| all.iter().map(|x| x.powi(k)).sum::<f64>() / n as f64;
+        assert!(moment(1).abs() < 0.01 && (moment(2) - 1.0).abs() < 0.01 && (moment(4) - 3.0).abs() < 0.1);
+        assert_ne!(normals(7, 3, 0), normals(7, 4, 0));
+        assert_ne!(normals(7, 3, 0), normals(8, 3, 0));
+    }
+}

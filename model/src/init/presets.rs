@@ -1,0 +1,185 @@
+//! The shapes that `init` can make.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::checkpoint::Dtype;
+use crate::error::{ModelError, Result};
+
+/// A shape of model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preset {
+    /// About a million parameters, f32: for tests and demonstrations.
+    Tiny,
+    /// Qwen2.5-VL-3B: tied embeddings, bf16.
+    B3,
+    /// Qwen2.5-VL-7B: untied, bf16.
+    B7,
+}
+
+/// The first added id of the published Qwen2.5 tokenizers.
+const FIRST_ADDED: u32 = 151_643;
+
+impl Preset {
+    /// From the name on the command line: `tiny`, `3b` or `7b`.
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "tiny" => Ok(Preset::Tiny),
+            "3b" => Ok(Preset::B3),
+            "7b" => Ok(Preset::B7),
+            other => {
+                Err(ModelError::config("--preset", format!("there is no preset `{other}`"), "choose tiny, 3b or 7b"))
+            }
+        }
+    }
+
+    /// The dtype of the weights unless another is asked for.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Preset::Tiny => Dtype::F32,
+            Preset::B3 | Preset::B7 => Dtype::Bf16,
+        }
+    }
+
+    /// Where the added tokens begin: `None` = directly after the others.
+    pub(crate) fn first_added(self) -> Option<u32> {
+        (self != Preset::Tiny).then_some(FIRST_ADDED)
+    }
+
+    /// config.json of this shape. `ids_end` is one beyond the tokenizer's largest id.
+    pub(crate) fn config(
+        self,
+        layers: Option<usize>,
+        vocab: Option<usize>,
+        dtype: Dtype,
+        ids: &BTreeMap<&str, u32>,
+        ids_end: u32,
+    ) -> Value {
+        let shape = self.shape();
+        let vocab_size = vocab.unwrap_or_else(|| shape.vocab_size.unwrap_or((ids_end as usize).next_multiple_of(64)));
+        let layers = layers.unwrap_or(shape.layers);
+        let quarter = shape.hidden / shape.heads / 8;
+        json!({
+            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+            "attention_dropout": 0.0,
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "vision_start_token_id": ids["<|vision_start|>"],
+            "vision_end_token_id": ids["<|vision_end|>"],
+            "vision_token_id": ids["<|vision_pad|>"],
+            "image_token_id": ids["<|image_pad|>"],
+            "video_token_id": ids["<|video_pad|>"],
+            "hidden_act": "silu",
+            "hidden_size": shape.hidden,
+            "initializer_range": 0.02,
+            "intermediate_size": shape.intermediate,
+            "max_position_embeddings": 128_000,
+            "max_window_layers": layers,
+            "model_type": "qwen2_5_vl",
+            "num_attention_heads": shape.heads,
+            "num_hidden_layers": layers,
+            "num_key_value_heads": shape.kv_heads,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1_000_000.0,
+            "sliding_window": 32_768,
+            "tie_word_embeddings": shape.tied,
+            "torch_dtype": dtype.config_name(),
+            "transformers_version": "4.49.0",
+            "use_cache": true,
+            "use_sliding_window": false,
+            "vision_config": shape.vision,
+            // The published 16, 24, 24 of a head of 128, in proportion: an eighth of the head, then the rest in halves.
+            "rope_scaling": {"type": "mrope", "mrope_section": [quarter, 3 * quarter / 2, 4 * quarter - quarter - 3 * quarter / 2]},
+            "vocab_size": vocab_size,
+        })
+    }
+
+    fn shape(self) -> Shape {
+        match self {
+            Preset::Tiny => Shape {
+                hidden: 128,
+                intermediate: 256,
+                layers: 3,
+                heads: 4,
+                kv_heads: 2,
+                vocab_size: None,
+                tied: true,
+                vision: vision(Vision {
+                    depth: 2,
+                    hidden: 64,
+                    intermediate: 128,
+                    heads: 2,
+                    out: 128,
+                    window: 56,
+                    full: &[1],
+                }),
+            },
+            Preset::B3 => Shape {
+                hidden: 2048,
+                intermediate: 11_008,
+                layers: 36,
+                heads: 16,
+                kv_heads: 2,
+                vocab_size: Some(151_936),
+                tied: true,
+                vision: published_vision(2048),
+            },
+            Preset::B7 => Shape {
+                hidden: 3584,
+                intermediate: 18_944,
+                layers: 28,
+                heads: 28,
+                kv_heads: 4,
+                vocab_size: Some(152_064),
+                tied: false,
+                vision: published_vision(3584),
+            },
+        }
+    }
+}
+
+struct Shape {
+    hidden: usize,
+    intermediate: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    vocab_size: Option<usize>,
+    tied: bool,
+    vision: Value,
+}
+
+struct Vision {
+    depth: usize,
+    hidden: usize,
+    intermediate: usize,
+    heads: usize,
+    out: usize,
+    window: usize,
+    full: &'static [usize],
+}
+
+/// The tower of every published Qwen2.5-VL; only its output width differs.
+fn published_vision(out: usize) -> Value {
+    vision(Vision { depth: 32, hidden: 1280, intermediate: 3420, heads: 16, out, window: 112, full: &[7, 15, 23, 31] })
+}
+
+fn vision(v: Vision) -> Value {
+    json!({
+        "depth": v.depth,
+        "hidden_act": "silu",
+        "hidden_size": v.hidden,
+        "intermediate_size": v.intermediate,
+        "num_heads": v.heads,
+        "in_chans": 3,
+        "out_hidden_size": v.out,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "window_size": v.window,
+        "fullatt_block_indexes": v.full,
+        "tokens_per_second": 2,
+        "temporal_patch_size": 2,
+    })
+}

@@ -1,0 +1,69 @@
+//! Folders of presets: they open, they are the same for the same seed, and their numbers are what fine-tuning wants.
+
+use super::*;
+use crate::checkpoint::Checkpoint;
+use crate::config::{GenerationConfig, PreprocessorConfig};
+use crate::input::tokenizer::Tokenizer;
+
+fn tiny(seed: u64) -> InitOptions {
+    InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed }
+}
+
+#[test]
+fn a_tiny_folder_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("a/tiny");
+    let report = init(&tiny(1), &out).unwrap();
+    assert!((100_000..2_000_000).contains(&report.parameters), "{}", report.parameters);
+    let config = ModelConfig::open(&out).unwrap();
+    assert_eq!(config.dtype, Some(Dtype::F32));
+    assert!(config.text.head_dim % 8 == 0 && config.vision.depth >= 2 && config.vision.fullatt_block_indexes == [1]);
+    let checkpoint = Checkpoint::open(&out).unwrap();
+    checkpoint.check(&config).unwrap();
+    Tokenizer::open(&out).unwrap().check_fits(&config).unwrap();
+    PreprocessorConfig::open(&out, &config).unwrap();
+    assert_eq!(GenerationConfig::open(&out).unwrap().eos_token_id[0], config.tokens.eos[0]);
+    let floats = |name: &str| -> Vec<f32> { bytemuck::pod_collect_to_vec(checkpoint.get(name).unwrap().bytes) };
+    assert!(floats("model.norm.weight").iter().all(|&x| x == 1.0));
+    assert!(floats("model.layers.0.self_attn.q_proj.bias").iter().all(|&x| x == 0.0));
+    let embed = floats("model.embed_tokens.weight");
+    let std = (embed.iter().map(|x| x * x).sum::<f32>() / embed.len() as f32).sqrt();
+    assert!((std - 0.25 / 128f32.sqrt()).abs() < 0.001, "{std}");
+    let again = init(&tiny(1), &out).unwrap_err().to_string();
+    assert!(again.contains("is not empty"), "{again}");
+}
+
+#[test]
+fn the_seed_decides_every_byte_whatever_the_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = |name: &str, seed: u64, threads: usize| {
+        let out = folder.path().join(name);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| init(&tiny(seed), &out)).unwrap();
+        fs::read(out.join("model.safetensors")).unwrap()
+    };
+    let a = weights("a", 5, 1);
+    assert!(a == weights("b", 5, 3));
+    assert!(a != weights("c", 6, 1));
+}
+
+#[test]
+fn presets_have_the_published_shapes() {
+    let options = |preset| InitOptions { preset, layers: None, vocab: None, dtype: None, seed: 0 };
+    let count = |config: &ModelConfig| -> usize {
+        expected_tensors(config).iter().map(|(_, s)| s.iter().product::<usize>()).sum()
+    };
+    let b3 = preset_config(&options(Preset::B3)).unwrap();
+    let b7 = preset_config(&options(Preset::B7)).unwrap();
+    // Parameters of the published checkpoints.
+    assert_eq!((count(&b3), b3.tie_word_embeddings, b3.text.head_dim), (3_754_622_976, true, 128));
+    assert_eq!((count(&b7), b7.tie_word_embeddings, b7.text.head_dim), (8_292_166_656, false, 128));
+    assert_eq!(b3.text.mrope_section, [16, 24, 24]);
+    assert_eq!((b3.tokens.image, b3.tokens.video, b3.tokens.eos.clone()), (151_655, 151_656, vec![151_645]));
+    let cut = preset_config(&InitOptions { layers: Some(4), vocab: Some(160_000), ..options(Preset::B3) }).unwrap();
+    assert_eq!((cut.text.num_hidden_layers, cut.text.vocab_size, cut.vision.depth), (4, 160_000, 32));
+    let small = init(&InitOptions { vocab: Some(100), ..tiny(0) }, Path::new("nowhere")).unwrap_err().to_string();
+    assert!(small.starts_with("--vocab: 100 is too small"), "{small}");
+    assert!(preset_config(&InitOptions { layers: Some(0), ..tiny(0) }).is_err());
+    assert!(Preset::parse("13b").unwrap_err().to_string().contains("choose tiny, 3b or 7b"));
+}

@@ -1,0 +1,90 @@
+//! Random weights: what an element is depends only on the seed, the tensor's name and the element's place.
+
+use std::io::{self, Write};
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::philox::{LANE, normals};
+use crate::checkpoint::Dtype;
+use crate::config::ModelConfig;
+use crate::save::TensorSpec;
+
+/// Elements that are made in one go, in parallel, before they are written.
+const CHUNK: usize = 1 << 23;
+
+/// What a tensor is filled with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Filling {
+    Constant(f32),
+    /// Normal numbers of this standard deviation.
+    Normal(f32),
+}
+
+/// Biases 0, norms 1. A layer's weights keep the scale of what they are given (0.9/√inputs, which is the usual 0.02 at a width of
+/// 2048), those that add to the residual stream less the more of them there are. The output projection starts so small that all
+/// tokens are nearly as likely.
+fn filling(name: &str, shape: &[usize], config: &ModelConfig) -> Filling {
+    if name.ends_with(".bias") {
+        return Filling::Constant(0.0);
+    }
+    if shape.len() == 1 {
+        return Filling::Constant(1.0);
+    }
+    let inputs: usize = shape[1..].iter().product();
+    let plain = 0.9 / (inputs as f32).sqrt();
+    let layers = if name.starts_with("visual.") { config.vision.depth } else { config.text.num_hidden_layers };
+    let adds =
+        name.ends_with("o_proj.weight") || name.ends_with("attn.proj.weight") || name.ends_with("down_proj.weight");
+    Filling::Normal(match name {
+        "model.embed_tokens.weight" if !config.tie_word_embeddings => 0.02,
+        "model.embed_tokens.weight" | "lm_head.weight" => 0.25 / (inputs as f32).sqrt(),
+        _ if adds => plain / (2.0 * layers.max(1) as f32).sqrt(),
+        _ => plain,
+    })
+}
+
+/// Writes one tensor, never holding more than a chunk of it.
+pub(super) fn write_random(spec: &TensorSpec, config: &ModelConfig, seed: u64, out: &mut dyn Write) -> io::Result<()> {
+    let length: usize = spec.shape.iter().product();
+    let filling = filling(&spec.name, &spec.shape, config);
+    let stream = fnv1a(&spec.name);
+    let mut bytes = Vec::new();
+    for first in (0..length).step_by(CHUNK) {
+        let elements = CHUNK.min(length - first);
+        bytes.resize(elements * spec.dtype.size(), 0);
+        fill(&mut bytes, spec.dtype, filling, |block| normals(seed, stream, block), first / LANE);
+        out.write_all(&bytes)?;
+    }
+    Ok(())
+}
+
+fn fill(
+    bytes: &mut [u8],
+    dtype: Dtype,
+    filling: Filling,
+    normals: impl Fn(u64) -> [f32; LANE] + Sync,
+    first_block: usize,
+) {
+    let size = dtype.size();
+    bytes.par_chunks_mut(LANE * size * 4096).enumerate().for_each(|(part, bytes)| {
+        for (i, lane) in bytes.chunks_mut(LANE * size).enumerate() {
+            let values = match filling {
+                Filling::Constant(value) => [value; LANE],
+                Filling::Normal(scale) => normals((first_block + part * 4096 + i) as u64).map(|x| x * scale),
+            };
+            for (bytes, value) in lane.chunks_exact_mut(size).zip(values) {
+                match dtype {
+                    Dtype::F32 => bytes.copy_from_slice(&value.to_le_bytes()),
+                    Dtype::Bf16 => bytes.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+                    Dtype::F16 => bytes.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+                }
+            }
+        }
+    });
+}
+
+/// A stream of random numbers for each name: FNV-1a, 64 bits (Fowler, Noll, Vo).
+fn fnv1a(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}

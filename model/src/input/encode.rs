@@ -1,0 +1,308 @@
+//! The whole way from a conversation to [`Tokens`]: prompt by the template, media to patches, pads multiplied, positions.
+
+use std::path::Path;
+
+use reel_media::image::Picture;
+use reel_media::patches::{self, Patches, Processor};
+use reel_media::profile::{Overrides, Profile};
+use reel_media::resize::{FrameBuf, FrameView, ImageLimits, processor_smart_resize};
+use reel_media::worker::Decoder;
+
+use super::chat::ChatTemplate;
+use super::fetch;
+use super::messages::{Conversation, ImagePart, Part, Source, VideoPart, VideoSource};
+use super::tokenizer::Tokenizer;
+use super::tokens::Tokens;
+use super::window::GridThw;
+use crate::config::{GenerationConfig, ModelConfig, PreprocessorConfig};
+use crate::error::{ModelError, Result};
+
+/// Everything of a model folder but its weights, held against each other.
+#[derive(Debug)]
+pub struct Bundle {
+    /// config.json
+    pub config: ModelConfig,
+    /// generation_config.json
+    pub generation: GenerationConfig,
+    /// preprocessor_config.json
+    pub preprocessor: PreprocessorConfig,
+    /// tokenizer.json
+    pub tokenizer: Tokenizer,
+    /// The chat template.
+    pub template: ChatTemplate,
+}
+
+impl Bundle {
+    /// Reads a model folder. Its weights are not touched, and need not be there.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let config = ModelConfig::open(folder)?;
+        let tokenizer = Tokenizer::open(folder)?;
+        tokenizer.check_fits(&config)?;
+        Ok(Self {
+            generation: GenerationConfig::open(folder)?,
+            preprocessor: PreprocessorConfig::open(folder, &config)?,
+            template: ChatTemplate::open(folder)?,
+            config,
+            tokenizer,
+        })
+    }
+
+    /// Ids of which any ends an answer: generation_config.json's, else config.json's.
+    pub fn stop_ids(&self) -> &[u32] {
+        if self.generation.eos_token_id.is_empty() { &self.config.tokens.eos } else { &self.generation.eos_token_id }
+    }
+}
+
+/// Where the time step of films comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SecondPerGrid {
+    /// The true rate of the frames that were taken.
+    #[default]
+    True,
+    /// 1.0 for every film, as the references' training does.
+    One,
+}
+
+/// How media are read.
+#[derive(Debug, Clone)]
+pub struct MediaOptions {
+    /// Frame and pixel limits.
+    pub profile: Profile,
+    /// Flags; they win over the keys of a part.
+    pub overrides: Overrides,
+    /// What decodes films.
+    pub decoder: Decoder,
+    /// Time steps of films.
+    pub second_per_grid: SecondPerGrid,
+}
+
+impl Default for MediaOptions {
+    fn default() -> Self {
+        Self {
+            profile: Profile::Qwen,
+            overrides: Overrides::default(),
+            decoder: Decoder::this_program(),
+            second_per_grid: SecondPerGrid::True,
+        }
+    }
+}
+
+/// A conversation's media as patches. See [`Tokens`] for the fields.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Media {
+    /// [N, patch_dim] of all pictures.
+    pub pixel_values: Vec<f32>,
+    /// One a picture.
+    pub image_grid_thw: Vec<GridThw>,
+    /// [N, patch_dim] of all films.
+    pub pixel_values_videos: Vec<f32>,
+    /// One a film.
+    pub video_grid_thw: Vec<GridThw>,
+    /// Seconds from one frame pair to the next, one a film.
+    pub second_per_grid_ts: Vec<f32>,
+    /// Which frames were taken, film after film.
+    pub frame_indices: Vec<i64>,
+}
+
+/// Prompt, media and positions of a conversation. A generation prompt is added unless the last turn is the assistant's.
+pub fn encode(bundle: &Bundle, conversation: &Conversation, options: &MediaOptions) -> Result<Tokens> {
+    let text = bundle.template.render(conversation, !conversation.ends_with_assistant())?;
+    let media = load_media(bundle, conversation, options)?;
+    assemble(bundle, &text, media, &conversation.place)
+}
+
+/// Reads, resizes and cuts all media of a conversation, in order.
+pub fn load_media(bundle: &Bundle, conversation: &Conversation, options: &MediaOptions) -> Result<Media> {
+    let mut media = Media::default();
+    let processor = bundle.preprocessor.processor();
+    for part in conversation.media() {
+        match part {
+            Part::Text(_) => {}
+            Part::Image(image) => {
+                let Patches { mut pixel_values, grid_thw } = load_image(image, options, &processor)?;
+                media.pixel_values.append(&mut pixel_values);
+                media.image_grid_thw.push(grid_thw);
+            }
+            Part::Video(video) => {
+                let mut film = load_video(video, options, &processor)?;
+                media.pixel_values_videos.append(&mut film.patches.pixel_values);
+                media.video_grid_thw.push(film.patches.grid_thw);
+                media.second_per_grid_ts.push(match options.second_per_grid {
+                    SecondPerGrid::True => (processor.temporal_patch_size as f64 / film.sample_fps) as f32,
+                    SecondPerGrid::One => 1.0,
+                });
+                media.frame_indices.append(&mut film.frame_indices);
+            }
+        }
+    }
+    Ok(media)
+}
+
+/// Ids of a rendered prompt with each pad multiplied to the tokens of its picture or film, and the positions.
+///
+/// `place` opens errors. Pads in a prompt without any media of their kind stay single, as in the reference.
+pub fn assemble(bundle: &Bundle, text: &str, media: Media, place: &str) -> Result<Tokens> {
+    let tokens = &bundle.config.tokens;
+    let mut ids: Vec<i64> = bundle.tokenizer.encode(text)?.into_iter().map(i64::from).collect();
+    let unit = bundle.config.vision.merge_unit();
+    for (kind, pad, grids) in
+        [("image", tokens.image, &media.image_grid_thw), ("video", tokens.video, &media.video_grid_thw)]
+    {
+        if !grids.is_empty() {
+            let counts: Vec<usize> = grids.iter().map(|grid| grid.iter().product::<usize>() / unit).collect();
+            ids = expand(ids, i64::from(pad), &counts, kind, place)?;
+        }
+    }
+    let some = |values: Vec<f32>| (!values.is_empty()).then_some(values);
+    let mut made = Tokens {
+        input_ids: ids,
+        pixel_values: some(media.pixel_values),
+        image_grid_thw: media.image_grid_thw,
+        pixel_values_videos: some(media.pixel_values_videos),
+        video_grid_thw: media.video_grid_thw,
+        second_per_grid_ts: media.second_per_grid_ts,
+        frame_indices: media.frame_indices,
+        ..Tokens::default()
+    };
+    made.compute_positions(&bundle.config, place)?;
+    Ok(made)
+}
+
+/// Multiplies the i-th pad to `counts[i]`.
+fn expand(ids: Vec<i64>, pad: i64, counts: &[usize], kind: &str, place: &str) -> Result<Vec<i64>> {
+    let pads = ids.iter().filter(|&&id| id == pad).count();
+    if pads != counts.len() {
+        let what =
+            format!("the prompt has {pads} places for {kind}s (<|{kind}_pad|>) but the messages have {}", counts.len());
+        let cure =
+            format!("take `<|{kind}_pad|>` out of the texts, or use a chat template that places every {kind} once");
+        return Err(ModelError::messages(place, what, cure));
+    }
+    let mut counts = counts.iter();
+    let mut expanded = Vec::with_capacity(ids.len() + counts.clone().sum::<usize>());
+    for id in ids {
+        let n = if id == pad { counts.next().copied().unwrap_or(1) } else { 1 };
+        expanded.extend(std::iter::repeat_n(id, n));
+    }
+    Ok(expanded)
+}
+
+fn load_image(image: &ImagePart, options: &MediaOptions, processor: &Processor) -> Result<Patches> {
+    let limits = ImageLimits::new(options.profile, &options.overrides.over(image.overrides));
+    let picture = open_picture(&image.source)?;
+    Ok(patches::still(&picture, &limits, processor, &image.source.name())?)
+}
+
+fn open_picture(source: &Source) -> Result<Picture> {
+    Ok(match source {
+        Source::Path(path) => reel_media::image::open(path)?,
+        Source::Data(uri) => reel_media::image::from_data_uri(uri)?,
+        Source::Url(url) => reel_media::image::decode(&fetch::url(url, fetch::LARGEST_PICTURE)?, url)?,
+    })
+}
+
+/// A film as patches, with what its positions are made from.
+struct Film {
+    patches: Patches,
+    sample_fps: f64,
+    frame_indices: Vec<i64>,
+}
+
+fn load_video(video: &VideoPart, options: &MediaOptions, processor: &Processor) -> Result<Film> {
+    let keys = options.overrides.over(video.overrides);
+    match &video.source {
+        VideoSource::Frames(frames) => frame_list(frames, video, keys, options, processor),
+        VideoSource::File(Source::Path(path)) => film(path, keys, options, processor),
+        VideoSource::File(source) => {
+            let bytes = match source {
+                Source::Url(url) => fetch::url(url, fetch::LARGEST_FILM)?,
+                Source::Data(uri) => fetch::data_uri(uri)?,
+                Source::Path(path) => std::fs::read(path).map_err(|e| ModelError::read(path, e))?,
+            };
+            film_in_memory(&source.name(), &bytes, keys, options, processor)
+        }
+    }
+}
+
+/// A list of pictures: each by the picture limits, an odd list repeats its last.
+fn frame_list(
+    frames: &[Source],
+    video: &VideoPart,
+    keys: Overrides,
+    options: &MediaOptions,
+    processor: &Processor,
+) -> Result<Film> {
+    let sample_fps = keys.fps.unwrap_or(2.0);
+    if !(sample_fps > 0.0 && sample_fps.is_finite()) {
+        let what = format!("is {sample_fps}; it must be above 0");
+        return Err(ModelError::messages(format!("{}: fps", video.place), what, "give the frames' rate a second"));
+    }
+    let pictures = frames.iter().map(open_picture).collect::<Result<Vec<Picture>>>()?;
+    let limits = ImageLimits::new(options.profile, &keys);
+    let name = frames.first().map(Source::name).unwrap_or_default();
+    let patches = patches::frame_list(&pictures, &limits, processor, &name)?;
+    Ok(Film { patches, sample_fps, frame_indices: even((0..pictures.len() as i64).collect()) })
+}
+
+/// Frames go in pairs: an odd number repeats its last.
+fn even(mut indices: Vec<i64>) -> Vec<i64> {
+    if indices.len() % 2 == 1 {
+        indices.extend(indices.last().copied());
+    }
+    indices
+}
+
+fn film(path: &Path, keys: Overrides, options: &MediaOptions, processor: &Processor) -> Result<Film> {
+    let frames = options.decoder.sample_resized(path, options.profile, &keys)?;
+    let view = FrameView::new(&frames.data, frames.indices.len(), frames.height, frames.width)?;
+    let patches = cut(view, processor)?;
+    let frame_indices = even(frames.indices.iter().map(|&i| i as i64).collect());
+    Ok(Film { patches, sample_fps: frames.sample_fps, frame_indices })
+}
+
+/// The image processor's own resize, which most frames already have, then patches.
+fn cut(frames: FrameView<'_>, processor: &Processor) -> Result<Patches> {
+    let (height, width) = frames.size();
+    let factor = processor.patch_size * processor.merge_size;
+    let size = processor_smart_resize(height, width, factor, processor.min_pixels, processor.max_pixels)?;
+    if size == (height, width) {
+        return Ok(patches::cut(frames, processor)?);
+    }
+    let copy = FrameBuf { data: frames.data().to_vec(), frames: frames.frames(), height, width };
+    Ok(patches::cut(patches::second_resize(copy, processor)?.view()?, processor)?)
+}
+
+/// Films that are not files become one for as long as the worker reads them.
+fn film_in_memory(
+    name: &str,
+    bytes: &[u8],
+    keys: Overrides,
+    options: &MediaOptions,
+    processor: &Processor,
+) -> Result<Film> {
+    use std::io::Write;
+    let folder = std::env::temp_dir();
+    let file = tempfile::NamedTempFile::new_in(&folder).and_then(|mut file| file.write_all(bytes).map(|()| file));
+    let file = file.map_err(|e| ModelError::write(&folder, e))?;
+    film(file.path(), keys, options, processor).map_err(|error| {
+        let text = error.to_string().replace(&file.path().display().to_string(), name);
+        let (what, cure) = text.split_once("; ").unwrap_or((&text, "give a film that FFmpeg can decode"));
+        ModelError::messages(name, what.trim_start_matches(&format!("{name}: ")), cure)
+    })
+}
+
+impl PreprocessorConfig {
+    /// The numbers as the media crate takes them.
+    pub fn processor(&self) -> Processor {
+        Processor {
+            min_pixels: self.min_pixels,
+            max_pixels: self.max_pixels,
+            patch_size: self.patch_size,
+            temporal_patch_size: self.temporal_patch_size,
+            merge_size: self.merge_size,
+            rescale_factor: 1.0 / 255.0,
+            image_mean: self.image_mean,
+            image_std: self.image_std,
+        }
+    }
+}

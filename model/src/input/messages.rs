@@ -1,0 +1,435 @@
+//! Conversations as people write them: OpenAI's and Qwen's chat messages, checked and brought to one form.
+//!
+//! A part's `image_url` and `video_url` become `image` and `video`; paths become absolute under the folder of the messages file
+//! (or `--media-root`); the keys of qwen-vl-utils become [`Overrides`]. Everything else a turn has is kept for the template.
+
+use std::path::{Path, PathBuf};
+
+use reel_media::profile::Overrides;
+use serde_json::{Map, Value, json};
+
+use crate::error::{ModelError, Result};
+
+/// A conversation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Conversation {
+    /// The file it came from, for errors.
+    pub place: String,
+    /// The turns in order; at least one.
+    pub turns: Vec<Turn>,
+}
+
+/// What one side said.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Turn {
+    /// `system`, `user`, `assistant`, or what else the template knows.
+    pub role: String,
+    /// What was said.
+    pub content: Content,
+    /// The turn's other keys, as they were.
+    pub others: Map<String, Value>,
+}
+
+/// A turn's content.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Content {
+    /// Plain text.
+    Text(String),
+    /// Texts and media in order.
+    Parts(Vec<Part>),
+}
+
+/// One part of a turn.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Part {
+    /// A text.
+    Text(String),
+    /// A picture.
+    Image(ImagePart),
+    /// A film.
+    Video(VideoPart),
+}
+
+/// A picture and how it is to be resized.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImagePart {
+    /// Where it is.
+    pub source: Source,
+    /// The part's own keys.
+    pub overrides: Overrides,
+    /// Turn and part, for errors.
+    pub place: String,
+}
+
+/// A film, how it is to be sampled and resized.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VideoPart {
+    /// Where it is.
+    pub source: VideoSource,
+    /// The part's own keys.
+    pub overrides: Overrides,
+    /// Turn and part, for errors.
+    pub place: String,
+}
+
+/// A film as a file, or as a list of pictures that are its frames.
+#[derive(Debug, Clone, PartialEq)]
+pub enum VideoSource {
+    /// A film.
+    File(Source),
+    /// At least one picture.
+    Frames(Vec<Source>),
+}
+
+/// Where the bytes of a picture or film are.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Source {
+    /// A file.
+    Path(PathBuf),
+    /// An `http:` or `https:` address.
+    Url(String),
+    /// A `data:` URI, whole.
+    Data(String),
+}
+
+impl Source {
+    /// Reads a path, `file://`, `http(s)://` or `data:`; relative paths lie under `root`.
+    pub fn parse(text: &str, root: &Path) -> Self {
+        let lower = text.get(..8).unwrap_or(text).to_ascii_lowercase();
+        if lower.starts_with("http://") || lower.starts_with("https://") {
+            Source::Url(text.to_string())
+        } else if lower.starts_with("data:") {
+            Source::Data(text.to_string())
+        } else if let Some(path) = text.strip_prefix("file://") {
+            Source::Path(PathBuf::from(path))
+        } else {
+            Source::Path(root.join(text))
+        }
+    }
+
+    /// A short name for errors: a path, an address, or `data: URI`.
+    pub fn name(&self) -> String {
+        match self {
+            Source::Path(path) => path.display().to_string(),
+            Source::Url(url) => url.clone(),
+            Source::Data(_) => "data: URI".to_string(),
+        }
+    }
+}
+
+const SHAPE: &str = "give a list of turns, each {\"role\": …, \"content\": text or list of parts}";
+const PART: &str = "give parts like {\"type\": \"text\", \"text\": …}, {\"type\": \"image\", \"image\": path}, {\"type\": \"video\", \"video\": path}";
+
+impl Conversation {
+    /// Reads a messages file. Relative paths in it lie under `media_root`, else under the file's own folder.
+    pub fn open(path: &Path, media_root: Option<&Path>) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| ModelError::read(path, e))?;
+        let place = path.display().to_string();
+        let value = serde_json::from_str(&text)
+            .map_err(|e| ModelError::messages(&place, format!("is not JSON ({e})"), "correct it there"))?;
+        let own = path.parent().unwrap_or(Path::new(""));
+        Self::from_value(&place, &value, media_root.unwrap_or(own))
+    }
+
+    /// Reads messages that are already JSON. `place` names them in errors; relative paths lie under `root`.
+    pub fn from_value(place: &str, value: &Value, root: &Path) -> Result<Self> {
+        let Some(list) = value.as_array() else {
+            return Err(ModelError::messages(place, "is not a list of messages", SHAPE));
+        };
+        if list.is_empty() {
+            return Err(ModelError::messages(place, "has no messages", SHAPE));
+        }
+        let turns = list.iter().enumerate().map(|(i, turn)| read_turn(&format!("{place}: message {i}"), turn, root));
+        Ok(Self { place: place.to_string(), turns: turns.collect::<Result<_>>()? })
+    }
+
+    /// One user's question about some media: what `--video V --prompt TEXT` means.
+    pub fn question(parts: Vec<Part>, text: &str) -> Self {
+        let parts = parts.into_iter().chain([Part::Text(text.to_string())]).collect();
+        let turn = Turn { role: "user".to_string(), content: Content::Parts(parts), others: Map::new() };
+        Self { place: "--prompt".to_string(), turns: vec![turn] }
+    }
+
+    /// Whether the last turn is the assistant's, so that no generation prompt is added.
+    pub fn ends_with_assistant(&self) -> bool {
+        self.turns.last().is_some_and(|turn| turn.role == "assistant")
+    }
+
+    /// All pictures and films, in order.
+    pub fn media(&self) -> impl Iterator<Item = &Part> {
+        self.turns.iter().flat_map(Turn::parts).filter(|part| !matches!(part, Part::Text(_)))
+    }
+
+    /// The messages as the chat template sees them.
+    pub fn to_template_value(&self) -> Value {
+        self.turns.iter().map(Turn::to_template_value).collect()
+    }
+}
+
+impl Turn {
+    /// The parts; none where the content is plain text.
+    pub fn parts(&self) -> &[Part] {
+        match &self.content {
+            Content::Text(_) => &[],
+            Content::Parts(parts) => parts,
+        }
+    }
+
+    fn to_template_value(&self) -> Value {
+        let mut map = Map::new();
+        map.insert("role".to_string(), json!(self.role));
+        let content = match &self.content {
+            Content::Text(text) => json!(text),
+            Content::Parts(parts) => parts.iter().map(Part::to_template_value).collect(),
+        };
+        map.insert("content".to_string(), content);
+        map.extend(self.others.clone());
+        Value::Object(map)
+    }
+}
+
+impl Part {
+    fn to_template_value(&self) -> Value {
+        match self {
+            Part::Text(text) => json!({"type": "text", "text": text}),
+            Part::Image(image) => json!({"type": "image", "image": image.source.name()}),
+            Part::Video(video) => match &video.source {
+                VideoSource::File(source) => json!({"type": "video", "video": source.name()}),
+                VideoSource::Frames(frames) => {
+                    json!({"type": "video", "video": frames.iter().map(Source::name).collect::<Vec<_>>()})
+                }
+            },
+        }
+    }
+}
+
+fn read_turn(place: &str, turn: &Value, root: &Path) -> Result<Turn> {
+    let Some(map) = turn.as_object() else {
+        return Err(ModelError::messages(place, "is not an object", SHAPE));
+    };
+    let Some(role) = map.get("role").and_then(Value::as_str) else {
+        return Err(ModelError::messages(place, "has no `role`", SHAPE));
+    };
+    let content = match map.get("content") {
+        Some(Value::String(text)) => Content::Text(text.clone()),
+        Some(Value::Array(parts)) => {
+            let parts = parts.iter().enumerate().map(|(i, part)| read_part(&format!("{place}, part {i}"), part, root));
+            Content::Parts(parts.collect::<Result<_>>()?)
+        }
+        Some(_) => {
+            return Err(ModelError::messages(
+                place,
+                "has a `content` that is neither a text nor a list of parts",
+                SHAPE,
+            ));
+        }
+        None => return Err(ModelError::messages(place, "has no `content`", SHAPE)),
+    };
+    let others = map.iter().filter(|(key, _)| *key != "role" && *key != "content").map(|(k, v)| (k.clone(), v.clone()));
+    Ok(Turn { role: role.to_string(), content, others: others.collect() })
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    Image,
+    Video,
+}
+
+fn read_part(place: &str, part: &Value, root: &Path) -> Result<Part> {
+    let Some(map) = part.as_object() else {
+        return Err(ModelError::messages(place, "is not an object", PART));
+    };
+    match kind_of(place, map)? {
+        Kind::Text => match map.get("text") {
+            Some(Value::String(text)) => Ok(Part::Text(text.clone())),
+            _ => Err(ModelError::messages(place, "is a text part without a `text`", PART)),
+        },
+        Kind::Image => {
+            let source = match address(map, ["image", "image_url"]) {
+                Some(Value::String(text)) if !text.is_empty() => Source::parse(text, root),
+                Some(_) => {
+                    return Err(ModelError::messages(place, "has an `image` that is not a path or address", PART));
+                }
+                None => return Err(ModelError::messages(place, "is an image part without an `image`", PART)),
+            };
+            Ok(Part::Image(ImagePart { source, overrides: overrides(place, map)?, place: place.to_string() }))
+        }
+        Kind::Video => {
+            let source = video_source(place, map, root)?;
+            Ok(Part::Video(VideoPart { source, overrides: overrides(place, map)?, place: place.to_string() }))
+        }
+    }
+}
+
+/// `type` decides; without one, or with a key of another kind beside it, the keys do, as in qwen-vl-utils.
+fn kind_of(place: &str, map: &Map<String, Value>) -> Result<Kind> {
+    let has = |key: &str| map.get(key).is_some_and(|value| !value.is_null());
+    match map.get("type").and_then(Value::as_str) {
+        Some("text") => Ok(Kind::Text),
+        Some("image" | "image_url" | "input_image") => Ok(Kind::Image),
+        Some("video" | "video_url") => Ok(Kind::Video),
+        Some(other) => {
+            Err(ModelError::messages(place, format!("has the type `{other}`, which this model cannot take"), PART))
+        }
+        None if has("image") || has("image_url") => Ok(Kind::Image),
+        None if has("video") || has("video_url") => Ok(Kind::Video),
+        None if has("text") => Ok(Kind::Text),
+        None => Err(ModelError::messages(place, "has no `type`", PART)),
+    }
+}
+
+/// The value under Qwen's key, or under OpenAI's, there perhaps as `{"url": …}`.
+fn address<'a>(map: &'a Map<String, Value>, [own, openai]: [&str; 2]) -> Option<&'a Value> {
+    let value = [own, openai].into_iter().filter_map(|key| map.get(key)).find(|value| !value.is_null())?;
+    Some(value.get("url").unwrap_or(value))
+}
+
+fn video_source(place: &str, map: &Map<String, Value>, root: &Path) -> Result<VideoSource> {
+    match address(map, ["video", "video_url"]) {
+        Some(Value::String(text)) if !text.is_empty() => Ok(VideoSource::File(Source::parse(text, root))),
+        Some(Value::Array(frames)) if !frames.is_empty() => {
+            let frame = |value: &Value| match value.as_str() {
+                Some(text) if !text.is_empty() => Ok(Source::parse(text, root)),
+                _ => Err(ModelError::messages(place, "has a list of frames with something that is not a path", PART)),
+            };
+            Ok(VideoSource::Frames(frames.iter().map(frame).collect::<Result<_>>()?))
+        }
+        Some(Value::Array(_)) => {
+            Err(ModelError::messages(place, "has an empty list of frames", "give at least one picture"))
+        }
+        Some(_) => {
+            Err(ModelError::messages(place, "has a `video` that is not a path, an address or a list of pictures", PART))
+        }
+        None => Err(ModelError::messages(place, "is a video part without a `video`", PART)),
+    }
+}
+
+/// The part's keys of qwen-vl-utils. Null counts as absent.
+fn overrides(place: &str, map: &Map<String, Value>) -> Result<Overrides> {
+    let number = |key: &str| match map.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_f64().filter(|x| x.is_finite()) {
+            Some(x) => Ok(Some(x)),
+            None => Err(ModelError::messages(
+                format!("{place}: {key}"),
+                "is not a number",
+                "give a number, or leave it out",
+            )),
+        },
+    };
+    let whole = |key: &str| match number(key)? {
+        Some(x) if x.fract() != 0.0 || x.abs() > 2f64.powi(53) => Err(ModelError::messages(
+            format!("{place}: {key}"),
+            format!("is {x}, not a whole number"),
+            "give a whole number, or leave it out",
+        )),
+        x => Ok(x.map(|x| x as i64)),
+    };
+    let size = |key: &str| match whole(key)? {
+        Some(x) if x < 1 => Err(ModelError::messages(
+            format!("{place}: {key}"),
+            format!("is {x}; it must be at least 1"),
+            "give a number of pixels, or leave it out",
+        )),
+        x => Ok(x.map(|x| x as u64)),
+    };
+    Ok(Overrides {
+        nframes: whole("nframes")?,
+        fps: number("fps")?,
+        min_frames: whole("min_frames")?,
+        max_frames: whole("max_frames")?,
+        min_pixels: size("min_pixels")?,
+        max_pixels: size("max_pixels")?,
+        total_pixels: size("total_pixels")?,
+        resized_height: size("resized_height")?,
+        resized_width: size("resized_width")?,
+        video_start: number("video_start")?,
+        video_end: number("video_end")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(value: Value) -> Result<Conversation> {
+        Conversation::from_value("m.json", &value, Path::new("root"))
+    }
+
+    #[test]
+    fn both_ways_of_writing_become_one() {
+        let qwen = json!([{"role": "user", "content": [
+            {"type": "image", "image": "a.png", "min_pixels": 3136}, {"type": "video", "video": "file:///v.mp4", "fps": 1.5},
+            {"type": "video", "video": ["x.png", "https://h/y.png"]}, {"type": "text", "text": "?"}]}]);
+        let openai = json!([{"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}, "min_pixels": 3136.0},
+            {"video_url": {"url": "file:///v.mp4"}, "fps": 1.5, "nframes": null},
+            {"type": "video_url", "video_url": ["x.png", "https://h/y.png"]}, {"text": "?"}]}]);
+        let (qwen, openai) = (read(qwen).unwrap(), read(openai).unwrap());
+        assert_eq!(qwen, openai);
+        assert_eq!(
+            qwen.to_template_value(),
+            json!([{"role": "user", "content": [
+            {"type": "image", "image": "root/a.png"}, {"type": "video", "video": "/v.mp4"},
+            {"type": "video", "video": ["root/x.png", "https://h/y.png"]}, {"type": "text", "text": "?"}]}])
+        );
+        let parts: Vec<&Part> = qwen.media().collect();
+        assert_eq!(parts.len(), 3);
+        let Part::Image(image) = parts[0] else { panic!("the picture comes first") };
+        assert_eq!((image.overrides.min_pixels, image.overrides.fps), (Some(3136), None));
+        let Part::Video(video) = parts[1] else { panic!("then the film") };
+        assert_eq!(video.overrides, Overrides { fps: Some(1.5), ..Overrides::default() });
+    }
+
+    #[test]
+    fn other_keys_reach_the_template() {
+        let turns = json!([{"role": "user", "content": "a", "name": "x"}, {"role": "assistant", "content": ""}]);
+        let read = read(turns.clone()).unwrap();
+        assert_eq!(read.to_template_value(), turns);
+        assert!(read.ends_with_assistant());
+    }
+
+    #[test]
+    fn every_malformed_shape_names_its_place() {
+        let user = |part: Value| json!([{"role": "user", "content": [part]}]);
+        for (value, expected) in [
+            (json!({"role": "user"}), "m.json: is not a list"),
+            (json!([]), "m.json: has no messages"),
+            (json!(["hi"]), "m.json: message 0: is not an object"),
+            (json!([{"content": "x"}]), "message 0: has no `role`"),
+            (json!([{"role": "user"}]), "message 0: has no `content`"),
+            (json!([{"role": "user", "content": null}]), "message 0: has a `content`"),
+            (json!([{"role": "user", "content": 3}]), "message 0: has a `content`"),
+            (user(json!("x")), "message 0, part 0: is not an object"),
+            (user(json!({})), "part 0: has no `type`"),
+            (user(json!({"type": "audio", "audio": "a.wav"})), "part 0: has the type `audio`"),
+            (user(json!({"type": "text"})), "part 0: is a text part without"),
+            (user(json!({"type": "text", "text": 4})), "part 0: is a text part without"),
+            (user(json!({"type": "image"})), "part 0: is an image part without"),
+            (user(json!({"type": "image", "image": 3})), "part 0: has an `image`"),
+            (user(json!({"type": "image", "image": ""})), "part 0: has an `image`"),
+            (user(json!({"type": "image_url", "image_url": {"href": "x"}})), "part 0: has an `image`"),
+            (user(json!({"type": "video"})), "part 0: is a video part without"),
+            (user(json!({"type": "video", "video": []})), "part 0: has an empty list"),
+            (user(json!({"type": "video", "video": ["a.png", 3]})), "part 0: has a list of frames"),
+            (user(json!({"type": "video", "video": {"a": 1}})), "part 0: has a `video`"),
+            (user(json!({"type": "video", "video": "v", "fps": "two"})), "part 0: fps: is not a number"),
+            (user(json!({"type": "video", "video": "v", "nframes": 2.5})), "part 0: nframes: is 2.5"),
+            (user(json!({"type": "image", "image": "v", "min_pixels": -4})), "part 0: min_pixels: is -4"),
+        ] {
+            let error = read(value.clone()).expect_err(&value.to_string()).to_string();
+            assert!(
+                error.starts_with("m.json: ") && error.contains(expected) && !error.contains('\n'),
+                "{value}: {error}"
+            );
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.json");
+        std::fs::write(&path, "[{").unwrap();
+        assert!(Conversation::open(&path, None).unwrap_err().to_string().contains("is not JSON"));
+        assert!(
+            Conversation::open(&folder.path().join("none"), None).unwrap_err().to_string().contains("no such file")
+        );
+    }
+}

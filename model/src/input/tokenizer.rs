@@ -1,0 +1,286 @@
+//! Text to ids and back, by the folder's `tokenizer.json`: a byte-level BPE whose special tokens may stand in the text.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use tokenizers::DecoderWrapper;
+
+use crate::config::ModelConfig;
+use crate::error::{ModelError, Result};
+
+/// The names of the tokens that config.json gives ids for.
+const IMAGE_PAD: &str = "<|image_pad|>";
+const VIDEO_PAD: &str = "<|video_pad|>";
+const VISION_START: &str = "<|vision_start|>";
+const VISION_END: &str = "<|vision_end|>";
+
+const CURE: &str = "use the tokenizer.json that was published with these weights";
+
+/// A folder's tokenizer.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    special: HashSet<u32>,
+    place: String,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` of a model folder.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("tokenizer.json");
+        let bytes = std::fs::read(&path).map_err(|e| ModelError::read(&path, e))?;
+        Self::parse(&path.display().to_string(), &bytes)
+    }
+
+    /// Reads the content of a tokenizer.json; `place` names it in errors.
+    pub fn parse(place: &str, bytes: &[u8]) -> Result<Self> {
+        let fault = |what: String| ModelError::tokenizer(place, what, CURE);
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
+            .map_err(|e| fault(format!("is not a tokenizer that can be read ({e})")))?;
+        if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
+            return Err(fault("is not a byte-level tokenizer, as Qwen2.5-VL's is".to_string()));
+        }
+        // A folder may ask for cutting and padding, which belong to batches of a training script, not to a text.
+        inner.with_truncation(None).map_err(|e| fault(e.to_string()))?;
+        inner.with_padding(None);
+        let added = inner.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
+        Ok(Self { inner, special, place: place.to_string() })
+    }
+
+    /// Holds the tokenizer against a config: every id inside the embedding table, media tokens under the config's ids.
+    pub fn check_fits(&self, config: &ModelConfig) -> Result<()> {
+        let vocab_size = config.text.vocab_size as u32;
+        let largest = self.inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id);
+        if let Some((token, id)) = largest.filter(|(_, id)| *id >= vocab_size) {
+            let what = format!("gives `{token}` the id {id}, but config.json has a vocab_size of {vocab_size}");
+            return Err(ModelError::tokenizer(&self.place, what, CURE));
+        }
+        let tokens = &config.tokens;
+        for (token, key, wanted) in [
+            (IMAGE_PAD, "image_token_id", tokens.image),
+            (VIDEO_PAD, "video_token_id", tokens.video),
+            (VISION_START, "vision_start_token_id", tokens.vision_start),
+            (VISION_END, "vision_end_token_id", tokens.vision_end),
+        ] {
+            let what = match self.inner.token_to_id(token) {
+                Some(id) if id == wanted => continue,
+                Some(id) => format!("gives `{token}` the id {id}, but config.json says {key} {wanted}"),
+                None => format!("has no token `{token}`, but config.json says {key} {wanted}"),
+            };
+            return Err(ModelError::tokenizer(&self.place, what, CURE));
+        }
+        Ok(())
+    }
+
+    /// Ids of a text. Special tokens that stand in it become their ids.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, true).map_err(|e| {
+            ModelError::tokenizer(&self.place, format!("cannot encode a text of {} bytes ({e})", text.len()), CURE)
+        })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of ids; bytes that are not UTF-8 become U+FFFD. Ids without a token give nothing.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        let mut stream = self.stream(skip_special);
+        let mut text: String = ids.iter().map(|&id| stream.push(id)).collect();
+        text.push_str(&stream.finish());
+        text
+    }
+
+    /// A decoder for ids that come one by one.
+    pub fn stream(&self, skip_special: bool) -> TextStream<'_> {
+        TextStream { tokenizer: self, skip_special, pending: Vec::new() }
+    }
+
+    /// The id of a token given by its exact content.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The token of an id as tokenizer.json writes it (byte-level characters).
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Whether an id is a special token: left out of answers.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+
+    /// How many tokens there are, special ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// The bytes that an id stands for: those of its byte-level characters, or its own text where it has others.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let Some(token) = self.inner.id_to_token(id) else { return Vec::new() };
+        token.chars().map(char_to_byte).collect::<Option<Vec<u8>>>().unwrap_or_else(|| token.into_bytes())
+    }
+}
+
+/// Text as it grows. What has been given out is never taken back: a character whose bytes are not all there yet is held.
+#[derive(Debug)]
+pub struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    skip_special: bool,
+    pending: Vec<u8>,
+}
+
+impl TextStream<'_> {
+    /// Takes the next id; gives the text that is certain now (often none).
+    pub fn push(&mut self, id: u32) -> String {
+        if self.skip_special && self.tokenizer.is_special(id) {
+            return String::new();
+        }
+        self.pending.extend(self.tokenizer.token_bytes(id));
+        let mut text = String::new();
+        let mut rest = &self.pending[..];
+        loop {
+            match std::str::from_utf8(rest) {
+                Ok(valid) => {
+                    text.push_str(valid);
+                    rest = &[];
+                    break;
+                }
+                Err(error) => {
+                    let (valid, after) = rest.split_at(error.valid_up_to());
+                    text.push_str(&String::from_utf8_lossy(valid));
+                    let Some(broken) = error.error_len() else {
+                        rest = after; // the beginning of a character: its other bytes may come
+                        break;
+                    };
+                    text.push(char::REPLACEMENT_CHARACTER);
+                    rest = &after[broken..];
+                }
+            }
+        }
+        self.pending = rest.to_vec();
+        text
+    }
+
+    /// The end: a character that was never finished becomes U+FFFD.
+    pub fn finish(self) -> String {
+        String::from_utf8_lossy(&self.pending).into_owned()
+    }
+}
+
+/// The printable character that stands for a byte in byte-level tokens (GPT-2's table): itself where it prints, else the next
+/// unused character from U+0100 on.
+pub(crate) fn byte_to_char(byte: u8) -> char {
+    let own = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    match own(byte) {
+        true => char::from(byte),
+        false => {
+            let before = (0..byte).filter(|&b| !own(b)).count() as u32;
+            char::from_u32(256 + before).unwrap_or(char::REPLACEMENT_CHARACTER)
+        }
+    }
+}
+
+/// The byte that a character of a byte-level token stands for.
+fn char_to_byte(character: char) -> Option<u8> {
+    const OTHERS: usize = 68;
+    match u32::from(character) {
+        code @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => Some(code as u8),
+        code if (256..256 + OTHERS as u32).contains(&code) => {
+            let nth = (code - 256) as u8;
+            Some(match nth {
+                0..=32 => nth,
+                33..=66 => nth - 33 + 0x7F,
+                _ => 0xAD,
+            })
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::tiny;
+    use crate::init::small_tokenizer;
+    use proptest::prelude::*;
+    use std::sync::LazyLock;
+
+    static TOKENIZER: LazyLock<Tokenizer> =
+        LazyLock::new(|| Tokenizer::parse("t", small_tokenizer(None).json.to_string().as_bytes()).unwrap());
+
+    #[test]
+    fn every_byte_has_a_character_of_its_own() {
+        let mut seen = HashSet::new();
+        for byte in 0..=255u8 {
+            assert!(seen.insert(byte_to_char(byte)));
+            assert_eq!(char_to_byte(byte_to_char(byte)), Some(byte));
+        }
+        assert_eq!((byte_to_char(b' '), byte_to_char(b'\n'), byte_to_char(0xAD)), ('Ġ', 'Ċ', 'Ń'));
+        assert_eq!(char_to_byte('你'), None);
+    }
+
+    proptest! {
+        #[test]
+        fn text_comes_back(text in "\\PC{0,40}|[a-z \n\t.,']{0,80}") {
+            let ids = TOKENIZER.encode(&text).unwrap();
+            let nfc: String = TOKENIZER.inner.decode(&ids, false).unwrap();
+            prop_assert_eq!(TOKENIZER.decode(&ids, false), nfc);
+        }
+
+        #[test]
+        fn a_stream_gives_what_the_library_gives_at_once(ids in prop::collection::vec(0u32..600, 0..40), skip in any::<bool>()) {
+            let whole = TOKENIZER.inner.decode(&ids, skip).unwrap();
+            let mut stream = TOKENIZER.stream(skip);
+            let mut text = String::new();
+            for &id in &ids {
+                let piece = stream.push(id);
+                prop_assert!(whole[text.len()..].starts_with(&piece), "{:?} then {:?} is not in {:?}", text, piece, whole);
+                text.push_str(&piece);
+            }
+            text.push_str(&stream.finish());
+            prop_assert_eq!(text, whole);
+        }
+    }
+
+    #[test]
+    fn special_tokens_in_a_text_are_special() {
+        let id = |token: &str| TOKENIZER.token_to_id(token).unwrap();
+        let ids = TOKENIZER.encode("<|im_start|>a<|im_end|>\n<|image_pad|><|image_pad|>").unwrap();
+        assert_eq!(ids[0], id("<|im_start|>"));
+        assert_eq!(ids[ids.len() - 2..], [id("<|image_pad|>"); 2]);
+        assert_eq!(TOKENIZER.decode(&ids, true), "a\n");
+        assert_eq!(TOKENIZER.decode(&ids, false), "<|im_start|>a<|im_end|>\n<|image_pad|><|image_pad|>");
+    }
+
+    #[test]
+    fn a_tokenizer_of_another_model_is_refused() {
+        let mut config = tiny();
+        let refuse = |config: &ModelConfig, expected: &str| {
+            let error = TOKENIZER.check_fits(config).unwrap_err().to_string();
+            assert!(error.starts_with("t: ") && error.contains(expected), "{error}");
+        };
+        config.text.vocab_size = 300;
+        refuse(&config, "vocab_size of 300");
+        config.text.vocab_size = 1000;
+        refuse(&config, "image_token_id 412");
+        for (token, place) in [
+            (IMAGE_PAD, &mut config.tokens.image),
+            (VIDEO_PAD, &mut config.tokens.video),
+            (VISION_START, &mut config.tokens.vision_start),
+            (VISION_END, &mut config.tokens.vision_end),
+        ] {
+            *place = TOKENIZER.token_to_id(token).unwrap();
+        }
+        TOKENIZER.check_fits(&config).unwrap();
+        for bad in
+            ["", "{}", "[1]", r#"{"version":"1.0","model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"a"}}"#]
+        {
+            assert!(Tokenizer::parse("t", bad.as_bytes()).unwrap_err().to_string().starts_with("t: "));
+        }
+    }
+}
