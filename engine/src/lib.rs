@@ -1,5 +1,6 @@
 //! Prompts in, completions out: one engine for rollouts, evaluation and the command line.
 
+pub mod bench;
 mod engine;
 mod error;
 mod kv_blocks;

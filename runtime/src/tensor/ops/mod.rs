@@ -12,6 +12,8 @@ mod loss;
 mod norm;
 mod rotary;
 mod rows;
+#[cfg(test)]
+mod tests;
 
 pub use activation::{gelu, swiglu};
 pub use add::add;

@@ -1,0 +1,222 @@
+//! Walks every op: its backward rule, run through the tape, against central differences of the op itself; and what the tape promises.
+//! (The kernels' own tests hold each rule to the f64 formula; here the rules' wiring is at stake.)
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::device::{Category, Device};
+use crate::tensor::cx::Cx;
+use crate::tensor::tape::Grads;
+
+/// Seeded numbers in about -1 .. 1.
+fn numbers(n: usize, seed: u32) -> Vec<f32> {
+    let mut s = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
+    let mut next = || {
+        s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (s >> 8) as f32 / (1 << 24) as f32 * 2.0 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// A function of named inputs that gives one tensor.
+type Op = Box<dyn Fn(&Cx, &[Tensor]) -> Result<Tensor>>;
+
+struct Case {
+    op: &'static str,
+    shapes: Vec<Vec<usize>>,
+    f: Op,
+}
+
+fn case(op: &'static str, shapes: &[&[usize]], f: impl Fn(&Cx, &[Tensor]) -> Result<Tensor> + 'static) -> Case {
+    Case { op, shapes: shapes.iter().map(|s| s.to_vec()).collect(), f: Box::new(f) }
+}
+
+fn index(cx: &Cx, ids: &[i32]) -> Result<Tensor> {
+    Tensor::from_i32(cx.device(), &[ids.len()], ids)
+}
+
+fn cases() -> Vec<Case> {
+    vec![
+        case("add", &[&[3, 5], &[3, 5]], |cx, x| add(cx, &x[0], &x[1])),
+        // The same tensor twice: gradients that share memory must still add up.
+        case("add", &[&[4]], |cx, x| add(cx, &add(cx, &x[0], &x[0])?, &x[0])),
+        case("attention", &[&[7, 4, 8], &[7, 2, 8], &[7, 2, 8]], |cx, x| {
+            attention(cx, &x[0], &x[1], &x[2], &CuSeqlens::from_lengths(cx.device(), &[5, 0, 2])?, true)
+        }),
+        case("attention", &[&[6, 2, 12], &[6, 2, 12], &[6, 2, 12]], |cx, x| {
+            attention(cx, &x[0], &x[1], &x[2], &CuSeqlens::from_lengths(cx.device(), &[4, 2])?, false)
+        }),
+        case("embedding", &[&[9, 6]], |cx, x| embedding(cx, &x[0], &index(cx, &[3, 0, 3, 8])?)),
+        case("gather_rows", &[&[5, 3]], |cx, x| gather_rows(cx, &x[0], &index(cx, &[4, 0, 2])?)),
+        case("gelu", &[&[17]], |cx, x| gelu(cx, &x[0])),
+        case("linear", &[&[5, 7], &[4, 7], &[4]], |cx, x| linear(cx, &x[0], &x[1], Some(&x[2]))),
+        case("linear", &[&[3, 2, 6], &[5, 6]], |cx, x| linear(cx, &x[0], &x[1], None)),
+        case("linear_log_prob", &[&[4, 6], &[9, 6]], |cx, x| {
+            linear_log_prob(cx, &x[0], &x[1], &index(cx, &[2, -1, 8, 0])?, 0.7)
+        }),
+        case("replace_rows", &[&[5, 3], &[2, 3]], |cx, x| replace_rows(cx, &x[0], &index(cx, &[3, 1])?, &x[1])),
+        case("rms_norm", &[&[4, 10], &[10]], |cx, x| rms_norm(cx, &x[0], &x[1], 1e-6)),
+        case("rotary", &[&[3, 2, 8]], |cx, x| {
+            let at = Tensor::from_i32(cx.device(), &[2, 3], &[0, 1, 5, 2, 7, 1])?;
+            rotary(cx, &x[0], &rotary_table(cx, &at, &[1.0, 0.3, 0.1, 0.02], &[0, 1, 0, 1])?)
+        }),
+        case("split_columns", &[&[3, 7]], |cx, x| {
+            let parts = split_columns(cx, &x[0], &[3, 3, 1])?;
+            let w = Tensor::from_f32(cx.device(), &[3, 1], DType::F32, &numbers(3, 78), Category::Inputs)?;
+            add(cx, &swiglu(cx, &parts[0], &parts[1])?, &linear(cx, &parts[2], &w, None)?)
+        }),
+        case("swiglu", &[&[13], &[13]], |cx, x| swiglu(cx, &x[0], &x[1])),
+        case("weighted_sum", &[&[6]], |cx, x| {
+            let w = Tensor::from_f32(cx.device(), &[6], DType::F32, &numbers(6, 77), Category::Inputs)?;
+            weighted_sum(cx, &x[0], &w)
+        }),
+    ]
+}
+
+/// `Σ f(inputs) · weights`, as the loss of a case.
+fn loss(cx: &Cx, f: &Op, inputs: &[Tensor]) -> Result<Tensor> {
+    let y = f(cx, inputs)?;
+    let flat = y.reshape(&[y.count()])?;
+    let w = Tensor::from_f32(cx.device(), &[y.count()], DType::F32, &numbers(y.count(), 99), Category::Inputs)?;
+    weighted_sum(cx, &flat, &w)
+}
+
+fn tensors(device: &Device, shapes: &[Vec<usize>], values: &[Vec<f32>], trainable: bool) -> Vec<Tensor> {
+    let one = |(i, (s, v)): (usize, (&Vec<usize>, &Vec<f32>))| {
+        let t = Tensor::from_f32(device, s, DType::F32, v, Category::Weights).unwrap();
+        if trainable { t.into_parameter(&format!("p{i}")).unwrap() } else { t }
+    };
+    shapes.iter().zip(values).enumerate().map(one).collect()
+}
+
+fn gradients(device: &Device, c: &Case, values: &[Vec<f32>]) -> BTreeMap<String, Vec<f32>> {
+    let inputs = tensors(device, &c.shapes, values, true);
+    let cx = Cx::training(device, DType::F32);
+    let total = loss(&cx, &c.f, &inputs).unwrap();
+    let mut grads = Grads::new();
+    cx.backward(&total, 1.0, &mut grads).unwrap();
+    grads.iter().map(|(k, g)| (k.to_string(), g.to_f32().unwrap())).collect()
+}
+
+#[test]
+fn every_backward_rule_equals_differences_of_its_op() {
+    let device = Device::cpu(2);
+    let names: std::collections::BTreeSet<&str> = cases().iter().map(|c| c.op).collect();
+    assert_eq!(names.into_iter().collect::<Vec<_>>(), ALL, "an op without a case");
+    for c in cases() {
+        let values: Vec<Vec<f32>> =
+            c.shapes.iter().enumerate().map(|(i, s)| numbers(s.iter().product(), i as u32 + 1)).collect();
+        let grads = gradients(&device, &c, &values);
+        let value = |values: &[Vec<f32>]| {
+            let inputs = tensors(&device, &c.shapes, values, false);
+            loss(&Cx::inference(&device, DType::F32), &c.f, &inputs).unwrap().to_f32().unwrap()[0] as f64
+        };
+        for (i, v) in values.iter().enumerate() {
+            let got = &grads[&format!("p{i}")];
+            let (mut off, mut size) = (0.0, 0.0);
+            for j in 0..v.len() {
+                let h = 1e-2;
+                let moved = |by: f32| {
+                    let mut all = values.clone();
+                    all[i][j] += by;
+                    value(&all)
+                };
+                // Fourth-order differences: the step can be large enough for f32 without bending the slope.
+                let want = (8.0 * (moved(h) - moved(-h)) - (moved(2.0 * h) - moved(-2.0 * h))) / (12.0 * h as f64);
+                off += (got[j] as f64 - want).powi(2);
+                size += want * want;
+            }
+            let rel = (off / size).sqrt();
+            assert!(rel <= 1e-3, "{} input {i}: relative L2 {rel:.2e}", c.op);
+        }
+    }
+}
+
+#[test]
+fn checkpointing_changes_no_bit_of_a_gradient() {
+    let device = Device::cpu(2);
+    for c in cases().iter().filter(|c| !matches!(c.op, "embedding")) {
+        let values: Vec<Vec<f32>> =
+            c.shapes.iter().enumerate().map(|(i, s)| numbers(s.iter().product(), i as u32 + 5)).collect();
+        let inner = gradients_through_activations(&device, c, &values, false);
+        assert_eq!(inner, gradients_through_activations(&device, c, &values, true), "{}", c.op);
+    }
+}
+
+/// Gradients where the first input reaches the op as an activation and the others are captured, as a layer's weights are.
+fn gradients_through_activations(
+    device: &Device,
+    c: &Case,
+    values: &[Vec<f32>],
+    checkpoint: bool,
+) -> BTreeMap<String, Vec<f32>> {
+    let inputs = tensors(device, &c.shapes, values, true);
+    let cx = Cx::training(device, DType::F32);
+    let first = add(&cx, &inputs[0], &inputs[0]).unwrap();
+    let rest: Vec<Tensor> = inputs[1..].to_vec();
+    let case = cases().into_iter().find(|k| k.op == c.op && k.shapes == c.shapes).unwrap();
+    let f = move |cx: &Cx, x: &[Tensor]| {
+        let all: Vec<Tensor> = x.iter().cloned().chain(rest.iter().cloned()).collect();
+        (case.f)(cx, &all)
+    };
+    let y = if checkpoint { cx.recompute(&[&first], f).unwrap() } else { f(&cx, &[first]).unwrap() };
+    let total = loss(&cx, &(Box::new(move |_: &Cx, _: &[Tensor]| Ok(y.clone())) as Op), &[]).unwrap();
+    let mut grads = Grads::new();
+    cx.backward(&total, 1.0, &mut grads).unwrap();
+    grads.iter().map(|(k, g)| (k.to_string(), g.to_f32().unwrap())).collect()
+}
+
+#[test]
+fn a_parameter_without_a_backward_rule_is_named() {
+    let device = Device::cpu(1);
+    let p = tensors(&device, &[vec![4]], &[numbers(4, 1)], true).remove(0);
+    let cx = Cx::training(&device, DType::F32);
+    let y = cx.empty(&[1], DType::F32).unwrap();
+    let y = cx.record("broken", &[&p], y, |bw| {
+        bw.take_dy();
+        Ok(())
+    });
+    let e = cx.backward(&y, 1.0, &mut Grads::new()).unwrap_err().to_string();
+    assert!(e.starts_with("p0:"), "{e}");
+}
+
+#[test]
+fn nothing_trainable_is_an_error() {
+    let device = Device::cpu(1);
+    let cx = Cx::training(&device, DType::F32);
+    let x = tensors(&device, &[vec![1]], &[vec![1.0]], false).remove(0);
+    assert!(cx.backward(&x, 1.0, &mut Grads::new()).is_err());
+}
+
+#[test]
+fn dry_counts_what_cpu_counts() {
+    for c in cases() {
+        let values: Vec<Vec<f32>> = c.shapes.iter().map(|s| numbers(s.iter().product(), 3)).collect();
+        let (cpu, dry) = (Device::cpu(1), Device::dry());
+        cpu.profile().count(true);
+        gradients(&cpu, &c, &values);
+        gradients(&dry, &c, &values);
+        assert_eq!(cpu.memory(), dry.memory(), "{}", c.op);
+        let launches =
+            |d: &Device| -> Vec<_> { d.profile().totals().into_iter().map(|(k, t)| (k, t.launches, t.cost)).collect() };
+        assert_eq!(launches(&cpu), launches(&dry), "{}", c.op);
+        assert_eq!(cpu.memory().current, 0, "{}: something is not freed", c.op);
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_errors_that_name_the_op() {
+    let device = Device::cpu(1);
+    let cx = Cx::inference(&device, DType::F32);
+    let t = |shape: &[usize]| Tensor::empty(&device, shape, DType::F32, Category::Inputs).unwrap();
+    let starts = |e: Result<Tensor>, name: &str| assert!(e.unwrap_err().to_string().starts_with(name));
+    starts(add(&cx, &t(&[2]), &t(&[3])), "add:");
+    starts(linear(&cx, &t(&[2, 3]), &t(&[4, 5]), None), "linear:");
+    starts(linear(&cx, &t(&[2, 3]), &t(&[4, 3]), Some(&t(&[5]))), "linear:");
+    starts(rms_norm(&cx, &t(&[2, 3]), &t(&[4]), 1e-6), "rms_norm:");
+    starts(swiglu(&cx, &t(&[2]), &t(&[3])), "swiglu:");
+    starts(embedding(&cx, &t(&[2, 3]), &t(&[4])), "embedding:");
+    let seqs = CuSeqlens::from_lengths(&device, &[2]).unwrap();
+    starts(attention(&cx, &t(&[2, 3, 4]), &t(&[2, 2, 4]), &t(&[2, 2, 4]), &seqs, true), "attention:");
+    starts(attention(&cx, &t(&[3, 2, 4]), &t(&[3, 2, 4]), &t(&[3, 2, 4]), &seqs, true), "attention:");
+}
