@@ -1,32 +1,33 @@
-//! Decodes the frames of a film in this process: `frames FILE PROFILE [--out F]` prints a line and writes raw RGB.
+//! Decodes the chosen frames of a film in a worker process and prints what they are:
+//! `cargo run --release -p reel-media --example frames -- film.mp4 videorft-eval`
+
+use std::path::Path;
+use std::process::ExitCode;
 
 use reel_media::profile::{Overrides, Profile};
-use std::path::Path;
+use reel_media::worker::{self, Decoder};
 
-fn main() {
+fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
-    let profile = Profile::parse(&args[2]).unwrap();
-    let mut o = Overrides::default();
-    if let Some(n) = args.get(3) {
-        o.nframes = n.parse().ok();
-    }
-    let t = std::time::Instant::now();
-    match reel_media::video::sample(Path::new(&args[1]), profile, &o) {
-        Ok(f) => {
-            println!(
-                "{}x{} {:?} total {} fps {} sample {} in {:?}",
-                f.height,
-                f.width,
-                f.indices,
-                f.total_frames,
-                f.video_fps,
-                f.sample_fps,
-                t.elapsed()
-            );
-            if let Some(out) = args.get(4) {
-                std::fs::write(out, &f.data[..]).unwrap();
-            }
+    let (film, profile) = match &args[1..] {
+        [hidden] if hidden == worker::ARGUMENT => return worker::main(),
+        [film, profile] => (film, profile),
+        _ => {
+            eprintln!("usage: frames FILE PROFILE");
+            return ExitCode::from(2);
         }
-        Err(e) => println!("error: {e}"),
+    };
+    let frames = Profile::parse(profile)
+        .and_then(|profile| Decoder::this_program().sample(Path::new(film), profile, &Overrides::default()));
+    match frames {
+        Ok(f) => {
+            println!("{} frames of {} x {}: {:?}", f.indices.len(), f.height, f.width, f.indices);
+            println!("{} frames in all, {} a second; {} a second taken", f.total_frames, f.video_fps, f.sample_fps);
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -194,6 +194,17 @@ fn memory_is_limited() {
         let error = decoder.sample(&path, Profile::Qwen, &o).unwrap_err();
         one_line(error, &["memory"]);
     }
+    // Room for the frames but not for decoding them: the limit of the process itself.
+    let two = Overrides { nframes: Some(2), ..Default::default() };
+    let mut refused = 0;
+    for memory_mib in (34..100).step_by(6) {
+        let decoder = Decoder { memory_mib, ..Decoder::new(me()) };
+        if let Err(error) = decoder.sample(&path, Profile::Qwen, &two) {
+            one_line(error, &["memory"]);
+            refused += 1;
+        }
+    }
+    assert!(refused > 0);
     let got = Decoder::new(me()).sample(&path, Profile::Qwen, &o).unwrap();
     assert_eq!(got.data.len(), data.len());
 }

@@ -103,6 +103,15 @@ fn work(film: &Film, target: Option<(usize, usize)>, limits: Limits, jobs: Vec<J
     })
 }
 
+/// Whether memory for a few more pictures could be had. Decoders do not always say that they failed for want of it.
+fn has_room(film: &Film) -> bool {
+    const PICTURES: usize = 6;
+    let bytes = film.coded.0.saturating_mul(film.coded.1).saturating_mul(2 * PICTURES);
+    let mut room = Vec::<u8>::new();
+    // The compiler may leave out memory that nobody looks at.
+    room.try_reserve_exact(bytes).is_ok() && std::hint::black_box(&room).capacity() >= bytes
+}
+
 /// Codecs whose containers flag as key frames only those at which decoding may start.
 fn trusts_key_flags(codec: Id) -> bool {
     matches!(
@@ -167,6 +176,9 @@ impl<'f> Lane<'f> {
             }
         }
         let Some(missing) = job.slots.keys().min() else { return Ok(()) };
+        if !has_room(self.film) {
+            return Err(failed(&self.film.path, "decoding", ffmpeg::Error::Other { errno: ffmpeg::error::ENOMEM }));
+        }
         Err(MediaError::file(
             &self.film.path,
             format!("frame {missing} of {} cannot be decoded", self.film.total_frames()),
