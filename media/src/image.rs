@@ -120,14 +120,16 @@ fn pixels(decoder: ImageResult<impl ImageDecoder>, blend: bool, name: &str) -> R
         DynamicImage::ImageLuma8(grey) => grey.iter().flat_map(|&v| [v; 3]).collect(),
         DynamicImage::ImageLumaA8(grey) => grey.chunks_exact(2).flat_map(|p| [p[0]; 3]).collect(),
         DynamicImage::ImageRgb8(rgb) => rgb.into_raw(),
-        DynamicImage::ImageRgba8(rgba) => drop_alpha(rgba.iter().copied(), blend),
+        DynamicImage::ImageRgba8(rgba) => drop_alpha(&rgba, blend),
         // Pillow keeps 16-bit grey as it is and clips it; of everything else in 16 bits it takes the upper byte.
         DynamicImage::ImageLuma16(grey) => grey.iter().flat_map(|&v| [v.min(255) as u8; 3]).collect(),
         DynamicImage::ImageLumaA16(grey) => {
-            drop_alpha(grey.chunks_exact(2).flat_map(|p| [p[0], p[0], p[0], p[1]]).map(|v| upper(&v)), blend)
+            let rgba: Vec<u8> =
+                grey.chunks_exact(2).flat_map(|p| [p[0], p[0], p[0], p[1]].map(|v| upper(&v))).collect();
+            drop_alpha(&rgba, blend)
         }
         DynamicImage::ImageRgb16(rgb) => rgb.iter().map(upper).collect(),
-        DynamicImage::ImageRgba16(rgba) => drop_alpha(rgba.iter().map(upper), blend),
+        DynamicImage::ImageRgba16(rgba) => drop_alpha(&rgba.iter().map(upper).collect::<Vec<u8>>(), blend),
         other => {
             let what = format!("has samples of an unusual kind ({:?})", other.color());
             return Err(MediaError::file(name, what, "convert it to 8-bit RGB"));
@@ -141,16 +143,17 @@ fn upper(sample: &u16) -> u8 {
 }
 
 /// RGBA to RGB: blended over white with Pillow's integer arithmetic (`paste` with a mask), or the colour alone.
-fn drop_alpha(rgba: impl Iterator<Item = u8>, blend: bool) -> Vec<u8> {
-    let samples: Vec<u8> = rgba.collect();
+fn drop_alpha(rgba: &[u8], blend: bool) -> Vec<u8> {
     let over_white = |sample: u8, alpha: u8| {
-        let sum = 255 * (255 - u32::from(alpha)) + u32::from(sample) * u32::from(alpha);
-        divide_by_255(sum)
+        let alpha = u32::from(alpha);
+        divide_by_255(255 * (255 - alpha) + u32::from(sample) * alpha)
     };
-    samples
-        .chunks_exact(4)
-        .flat_map(|p| [p[0], p[1], p[2]].map(|sample| if blend { over_white(sample, p[3]) } else { sample }))
-        .collect()
+    let mut rgb = Vec::with_capacity(rgba.len() / 4 * 3);
+    for p in rgba.chunks_exact(4) {
+        let colour = [p[0], p[1], p[2]];
+        rgb.extend_from_slice(&if blend { colour.map(|sample| over_white(sample, p[3])) } else { colour });
+    }
+    rgb
 }
 
 /// `value / 255`, rounded, for `value` up to 255 * 255.

@@ -72,6 +72,17 @@ pub fn film(frames: FrameView<'_>, limits: &FilmLimits, processor: &Processor, n
     cut(film_frames(frames, limits, processor, name)?.view()?, processor)
 }
 
+/// A film whose frames have had their first resize already (in the decoding worker): second resize by the processor, patches.
+pub fn resized_film(frames: FrameView<'_>, processor: &Processor, name: &str) -> Result<Patches> {
+    named(name, || {
+        let size = second_size(frames.size(), processor)?;
+        if size == frames.size() {
+            return cut(frames, processor);
+        }
+        cut(pillow_bicubic(frames, size)?.view()?, processor)
+    })
+}
+
 /// A film given as a list of pictures: each by the picture limits, an odd list repeats its last, patches.
 pub fn frame_list(pictures: &[Picture], limits: &ImageLimits, processor: &Processor, name: &str) -> Result<Patches> {
     cut(list_frames(pictures, limits, processor, name)?.view()?, processor)
@@ -110,7 +121,7 @@ pub fn list_frames(pictures: &[Picture], limits: &ImageLimits, processor: &Proce
             let resized = first(picture)?;
             let size = match size {
                 Some(size) => size,
-                None => *size.insert(second_size(&resized, processor)?),
+                None => *size.insert(second_size((resized.height, resized.width), processor)?),
             };
             data.append(&mut pillow_bicubic(resized.view()?, size)?.data);
         }
@@ -128,16 +139,16 @@ pub fn list_frames(pictures: &[Picture], limits: &ImageLimits, processor: &Proce
 
 /// The image processor's own resize: Pillow's bicubic to its smart_resize, usually nothing to do.
 pub fn second_resize(frames: FrameBuf, processor: &Processor) -> Result<FrameBuf> {
-    let size = second_size(&frames, processor)?;
+    let size = second_size((frames.height, frames.width), processor)?;
     if size == (frames.height, frames.width) {
         return Ok(frames);
     }
     pillow_bicubic(frames.view()?, size)
 }
 
-fn second_size(frames: &FrameBuf, processor: &Processor) -> Result<(usize, usize)> {
+fn second_size((height, width): (usize, usize), processor: &Processor) -> Result<(usize, usize)> {
     let factor = processor.patch_size.saturating_mul(processor.merge_size);
-    processor_smart_resize(frames.height, frames.width, factor, processor.min_pixels, processor.max_pixels)
+    processor_smart_resize(height, width, factor, processor.min_pixels, processor.max_pixels)
 }
 
 /// Normalises and cuts frames whose sides are multiples of patch_size x merge_size. Missing frames of the last temporal

@@ -75,6 +75,8 @@ fn golden_films() {
         let limits = FilmLimits::new(Profile::VideorftTrain, &keys);
         let patches = film(view, &limits, &Processor::default(), name).unwrap();
         assert_eq!(patches.grid_thw, grid(case, "video_grid_thw"), "{name}");
+        let resized = film_resize(view, &limits).unwrap();
+        assert!(resized_film(resized.view().unwrap(), &Processor::default(), name).unwrap() == patches, "{name}");
         assert!(film_frames(view, &limits, &Processor::default(), name).unwrap().data == want.data(), "{name}");
         if let Ok(want) = tensors.tensor(&format!("{name}/pixel_values_videos")) {
             assert_eq!(bits(&patches), want.data(), "{name}");
@@ -120,6 +122,8 @@ fn the_second_resize_is_real() {
     let got = still_frame(&picture, &ImageLimits::default(), &processor, "00").unwrap();
     assert_eq!((got.height, got.width), (56, 56));
     assert_eq!(got.data, pillow_bicubic(picture.view().unwrap(), (56, 56)).unwrap().data);
+    let patches = resized_film(picture.view().unwrap(), &processor, "00").unwrap();
+    assert_eq!(patches, cut(got.view().unwrap(), &processor).unwrap());
 }
 
 #[test]
