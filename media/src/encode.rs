@@ -111,14 +111,13 @@ fn check(frames: FrameView<'_>, how: &Encoding) -> Result<()> {
             "give a positive rate",
         ));
     }
-    if let Some(times) = &how.times {
-        if times.len() != frames.frames() || times.windows(2).any(|w| w[0] >= w[1]) {
-            return Err(MediaError::setting(
-                "times",
-                format!("{} times for {} frames, or not ascending", times.len(), frames.frames()),
-                "give one ascending time a frame",
-            ));
-        }
+    let unfit = |times: &Vec<i64>| times.len() != frames.frames() || times.windows(2).any(|w| w[0] >= w[1]);
+    if let Some(times) = how.times.as_ref().filter(|times| unfit(times)) {
+        return Err(MediaError::setting(
+            "times",
+            format!("{} times for {} frames, or not ascending", times.len(), frames.frames()),
+            "give one ascending time a frame",
+        ));
     }
     if how.codec.encoder().is_none() {
         return Err(MediaError::setting(

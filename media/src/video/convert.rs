@@ -8,6 +8,7 @@ use ffmpeg_next as ffmpeg;
 use ffmpeg::ffi;
 use ffmpeg::format::Pixel;
 use ffmpeg::frame::Video as Picture;
+use ffmpeg::software::scaling::Flags;
 
 use super::failed;
 use crate::resize::{FrameView, torch_bicubic};
@@ -110,7 +111,7 @@ impl Converter {
 
     /// Writes `picture` into `out`, u8 [height, width, 3] of the target size (the shown size without one).
     pub(super) fn write(&mut self, path: &Path, picture: &Picture, out: &mut [u8]) -> Result<()> {
-        self.to_rgb(path, picture)?;
+        self.convert(path, picture)?;
         let (height, width) = self.coded;
         let (rgb, stride) = (self.rgb.data(0), self.rgb.stride(0));
         let Some(target) = self.target else {
@@ -125,7 +126,7 @@ impl Converter {
         Ok(())
     }
 
-    fn to_rgb(&mut self, path: &Path, picture: &Picture) -> Result<()> {
+    fn convert(&mut self, path: &Path, picture: &Picture) -> Result<()> {
         let source = source_of(picture);
         if self.scaler.as_ref().is_none_or(|(made_for, _)| *made_for != source) {
             self.scaler = Some((source, scaler(path, source, self.coded)?));
@@ -185,7 +186,7 @@ fn source_of(picture: &Picture) -> Source {
 /// not). FFmpeg's default flags, or `bilinear` where a side is odd: what the reference's reader uses.
 fn scaler(path: &Path, from: Source, (height, width): (usize, usize)) -> Result<Scaler> {
     let odd = from.width % 2 != 0 || from.height % 2 != 0;
-    let flags = if odd { ffi::SWS_BILINEAR } else { ffi::SWS_BICUBIC };
+    let flags = if odd { Flags::BILINEAR } else { Flags::BICUBIC };
     let [to_width, to_height] = [width, height].map(|side| i32::try_from(side).unwrap_or(0));
     let rgb = ffi::AVPixelFormat::AV_PIX_FMT_RGB24;
     // SAFETY: plain numbers in; null filters and parameters mean the defaults.
@@ -197,7 +198,7 @@ fn scaler(path: &Path, from: Source, (height, width): (usize, usize)) -> Result<
             to_width,
             to_height,
             rgb,
-            flags as i32,
+            flags.bits(),
             ptr::null_mut(),
             ptr::null_mut(),
             ptr::null(),
@@ -247,7 +248,8 @@ mod tests {
     fn each_quarter_turn_and_mirror() {
         const ONE: i32 = 1 << 16;
         let rgb: Vec<u8> = (0..6).flat_map(|p| [p, p + 10, p + 20]).collect();
-        let cases: [([i32; 4], (usize, usize), [u8; 6]); 8] = [
+        type Case = ([i32; 4], (usize, usize), [u8; 6]);
+        let cases: [Case; 8] = [
             ([ONE, 0, 0, ONE], (2, 3), [0, 1, 2, 3, 4, 5]),
             ([0, ONE, -ONE, 0], (3, 2), [3, 0, 4, 1, 5, 2]),
             ([-ONE, 0, 0, -ONE], (2, 3), [5, 4, 3, 2, 1, 0]),
