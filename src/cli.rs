@@ -5,7 +5,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
 use crate::common::Common;
-use crate::{doctor, frames, resize, tokenize};
+use crate::{doctor, frames, generate, init, preprocess, resize, score, tokenize};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -34,8 +34,16 @@ pub enum Command {
     Doctor(doctor::Doctor),
     /// Say which frames of a film are taken, and decode them
     Frames(frames::Frames),
+    /// Answer a question, about a film, a picture or neither
+    Generate(generate::Generate),
+    /// Make a model folder with random weights
+    Init(init::Init),
+    /// Turn messages and their media into what the model reads
+    Preprocess(preprocess::Preprocess),
     /// Say to which size a picture is resized
     Resize(resize::Resize),
+    /// Run the model once and write what it says of every token
+    Score(score::Score),
     /// Turn texts into token ids
     Tokenize(tokenize::Tokenize),
 }
@@ -46,7 +54,11 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Doctor(c) => c.run(common),
         Command::Frames(c) => c.run(common),
+        Command::Generate(c) => c.run(common),
+        Command::Init(c) => c.run(common),
+        Command::Preprocess(c) => c.run(common),
         Command::Resize(c) => c.run(common),
+        Command::Score(c) => c.run(common),
         Command::Tokenize(c) => c.run(common),
     }
 }

@@ -3,13 +3,21 @@
 
 mod cli;
 mod common;
+#[cfg(test)]
+mod demo;
 mod doctor;
 mod fail;
 mod frames;
+mod generate;
+mod init;
 mod interrupt;
 mod media;
+mod model;
 mod output;
+mod preprocess;
+mod prompt;
 mod resize;
+mod score;
 mod tokenize;
 mod trace;
 

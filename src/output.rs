@@ -30,12 +30,21 @@ pub fn watched() -> bool {
 
 /// Writes a whole file, or leaves what was there before.
 pub fn file(to: &Path, bytes: &[u8]) -> Result<()> {
-    let cannot = |e: io::Error| {
-        anyhow::Error::from(e).context(format!("{}: cannot be written; check the folder and its disk", to.display()))
-    };
     let mut draft = AtomicFile::create(to)?;
-    draft.write_all(bytes).map_err(cannot)?;
+    draft.write_all(bytes).map_err(|e| not_written(to, e))?;
     Ok(draft.commit()?)
+}
+
+/// The error of a file that could not be written.
+pub fn not_written(path: &Path, e: io::Error) -> anyhow::Error {
+    let (what, cure) = match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            ("the disk is full".to_string(), "free some space or write elsewhere")
+        }
+        _ => (e.to_string(), "check the folder and its disk"),
+    };
+    let message = format!("{}: cannot be written: {what}; {cure}", path.display());
+    anyhow::Error::from(e).context(message)
 }
 
 /// The error of a file that could not be read.

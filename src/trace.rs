@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use anyhow::Result;
+use reel_runtime::Device;
 use serde_json::{Value, json};
 
 use crate::common::Common;
@@ -12,6 +13,8 @@ use crate::output;
 struct Log {
     begun: Instant,
     events: Vec<Value>,
+    /// A device whose launches are recorded, and when that began.
+    device: Option<(Device, Instant)>,
 }
 
 static LOG: Mutex<Option<Log>> = Mutex::new(None);
@@ -19,7 +22,8 @@ static LOG: Mutex<Option<Log>> = Mutex::new(None);
 /// Begins recording, if the options ask for it.
 pub fn start(common: &Common) {
     if common.trace.is_some() {
-        *LOG.lock().unwrap_or_else(|e| e.into_inner()) = Some(Log { begun: Instant::now(), events: Vec::new() });
+        *LOG.lock().unwrap_or_else(|e| e.into_inner()) =
+            Some(Log { begun: Instant::now(), events: Vec::new(), device: None });
     }
 }
 
@@ -42,11 +46,28 @@ pub fn record(name: &str, begun: Instant, seconds: f64, figures: Value) {
     }
 }
 
+/// Records every launch on this device from now on, if there is a trace.
+pub fn record_launches(device: &Device) {
+    if let Some(log) = LOG.lock().unwrap_or_else(|e| e.into_inner()).as_mut() {
+        device.profile().record(true);
+        log.device = Some((device.clone(), Instant::now()));
+    }
+}
+
 /// Writes the trace.
 pub fn finish(common: &Common) -> Result<()> {
     let log = LOG.lock().unwrap_or_else(|e| e.into_inner()).take();
     match (&common.trace, log) {
-        (Some(to), Some(log)) => output::file(to, json!({"traceEvents": log.events}).to_string().as_bytes()),
+        (Some(to), Some(mut log)) => {
+            if let Some((device, since)) = log.device.take() {
+                let offset = since.saturating_duration_since(log.begun).as_secs_f64() * 1e6;
+                let launches = device.profile().events().into_iter().map(|e| {
+                    json!({"name": e.name, "ph": "X", "pid": std::process::id(), "tid": 1, "ts": offset + e.start_us, "dur": e.duration_us})
+                });
+                log.events.extend(launches);
+            }
+            output::file(to, json!({"traceEvents": log.events}).to_string().as_bytes())
+        }
         _ => Ok(()),
     }
 }

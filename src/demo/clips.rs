@@ -11,8 +11,12 @@ pub const FRAMES: usize = 8;
 pub const FPS: u32 = 4;
 
 const BACKGROUND: [f32; 3] = [24.0, 26.0, 32.0];
-const COLORS: [(&str, [f32; 3]); 4] =
-    [("red", [222.0, 48.0, 44.0]), ("green", [46.0, 180.0, 78.0]), ("blue", [54.0, 98.0, 232.0]), ("yellow", [236.0, 200.0, 46.0])];
+const COLORS: [(&str, [f32; 3]); 4] = [
+    ("red", [222.0, 48.0, 44.0]),
+    ("green", [46.0, 180.0, 78.0]),
+    ("blue", [54.0, 98.0, 232.0]),
+    ("yellow", [236.0, 200.0, 46.0]),
+];
 const NUMBERS: [&str; 4] = ["one", "two", "three", "four"];
 
 /// What a film is about.
@@ -147,7 +151,8 @@ type Film = (Vec<Vec<Shape>>, String, String);
 
 fn motion(which: usize, draw: &mut Draw) -> Film {
     let (answer, from, to) =
-        [("left", "right", "left"), ("right", "left", "right"), ("up", "bottom", "top"), ("down", "top", "bottom")][which];
+        [("left", "right", "left"), ("right", "left", "right"), ("up", "bottom", "top"), ("down", "top", "bottom")]
+            [which];
     let (kind, color, across) = (draw.kind(), COLORS[draw.below(4)].1, draw.between(88.0, 136.0));
     let (near, far) = (draw.between(40.0, 56.0), draw.between(168.0, 184.0));
     let scenes = (0..FRAMES).map(|t| {

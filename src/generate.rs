@@ -1,0 +1,281 @@
+//! `reel generate`: answers.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Args;
+use reel_engine::{Completion, Engine, Request, Sampling, Stop, TextSource};
+use reel_model::config::GenerationConfig;
+use reel_model::input::encode::Bundle;
+use reel_model::input::tokenizer::TextStream;
+use serde::Serialize;
+use serde_json::json;
+
+use crate::common::Common;
+use crate::fail::bad_usage;
+use crate::model::{self, Model};
+use crate::prompt::{MessageFlags, Prompt, QuestionFlags};
+use crate::{interrupt, output, trace};
+
+/// Answer a question, about a film, a picture or neither.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  reel init --preset tiny --out tiny\n  reel generate --model tiny --prompt \"Which way does \
+                        the circle move?\" --max-new-tokens 16"
+)]
+pub struct Generate {
+    /// The model folder, or a hub id
+    #[arg(long, value_name = "MODEL")]
+    model: String,
+    #[command(flatten)]
+    question: QuestionFlags,
+    #[command(flatten)]
+    messages: MessageFlags,
+    #[command(flatten)]
+    sampling: SamplingFlags,
+    /// How many answers
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    n: usize,
+}
+
+/// How tokens are chosen. What is not given is taken from the model's generation_config.json.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Sampling options")]
+pub struct SamplingFlags {
+    /// Tokens at most
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub max_new_tokens: usize,
+    /// 0 takes the likeliest token, more is more varied
+    #[arg(long, value_name = "T", allow_hyphen_values = true)]
+    temperature: Option<f32>,
+    /// Choose among the likeliest tokens that have this share of the probability
+    #[arg(long, value_name = "P", allow_hyphen_values = true)]
+    top_p: Option<f32>,
+    /// Choose among this many of the likeliest tokens; 0 is all
+    #[arg(long, value_name = "K")]
+    top_k: Option<u32>,
+    /// Above 1: tokens that occurred become less likely
+    #[arg(long, value_name = "R", allow_hyphen_values = true)]
+    repetition_penalty: Option<f32>,
+    /// End an answer where this text begins; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+}
+
+impl SamplingFlags {
+    /// The flags over the folder's own settings. A folder that does not say to sample is greedy, as with transformers.
+    pub fn over(&self, config: &GenerationConfig, seed: u64) -> Sampling {
+        let own = |value: Option<f64>| if config.do_sample == Some(true) { value.map(|v| v as f32) } else { None };
+        let usual = if config.do_sample == Some(true) { 1.0 } else { 0.0 };
+        let top_k =
+            config.top_k.filter(|_| config.do_sample == Some(true)).map_or(0, |k| u32::try_from(k).unwrap_or(0));
+        let penalty = config.repetition_penalty.map_or(1.0, |p| p as f32);
+        Sampling {
+            temperature: self.temperature.or(own(config.temperature)).unwrap_or(usual),
+            top_p: self.top_p.or(own(config.top_p)).unwrap_or(1.0),
+            top_k: self.top_k.unwrap_or(top_k),
+            repetition_penalty: self.repetition_penalty.unwrap_or(penalty),
+            seed,
+        }
+    }
+}
+
+/// Seconds that each part took.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Timing {
+    preprocess: f64,
+    load: f64,
+    prefill: f64,
+    decode: f64,
+    prefill_tokens_per_second: f64,
+    decode_tokens_per_second: f64,
+}
+
+impl Generate {
+    /// Prints the answers: as they come, where it is one for a reader.
+    pub fn run(&self, common: &Common) -> Result<()> {
+        if self.n == 0 {
+            return Err(bad_usage("--n", "0 answers are none", "ask for 1 or more"));
+        }
+        let prompt = self.messages.encode_or_ask(&self.question, &self.model, common)?;
+        let model = Model::open(&prompt.folder, &prompt.bundle.config, common)?;
+        let mut printer = Printer::new(&prompt.bundle, &self.sampling.stop, self.n == 1 && !common.json);
+        let (completions, timing) = self.complete(&prompt, &model, common, |id| printer.push(id))?;
+        printer.finish()?;
+        let texts: Vec<String> = completions.iter().map(|c| self.text(&prompt.bundle, &c.ids)).collect();
+        if common.json {
+            return self.print_json(&prompt, &completions, &texts, timing);
+        }
+        if self.n > 1 {
+            for (i, text) in texts.iter().enumerate() {
+                output::line(format!("[{}] {text}", i + 1))?;
+            }
+        }
+        if common.verbose {
+            eprintln!(
+                "{} tokens read in {:.2} s, {} made in {:.2} s ({:.1} a second); preparing {:.2} s, loading {:.2} s",
+                prompt.tokens.len(),
+                timing.prefill,
+                completions.iter().map(|c| c.ids.len()).sum::<usize>(),
+                timing.decode,
+                timing.decode_tokens_per_second,
+                timing.preprocess,
+                timing.load,
+            );
+        }
+        Ok(())
+    }
+
+    fn complete(
+        &self,
+        prompt: &Prompt,
+        model: &Model,
+        common: &Common,
+        mut on_token: impl FnMut(u32),
+    ) -> Result<(Vec<Completion>, Timing)> {
+        let stop = || match &self.sampling.stop[..] {
+            [] => Stop::none(),
+            strings => Stop::at(strings, Box::new(Bytes::of(&prompt.bundle))),
+        };
+        let request = Request {
+            prompt: model::sequence(&prompt.tokens),
+            rope_delta: prompt.tokens.rope_delta,
+            sampling: self.sampling.over(&prompt.bundle.generation, common.seed()),
+            max_new_tokens: self.sampling.max_new_tokens,
+            eos: prompt.bundle.stop_ids(),
+            stops: (0..self.n).map(|_| stop()).collect(),
+        };
+        let flag = interrupt::flag()?;
+        let engine = Engine::new(&model.weights, &model.cx)?.stop_when(&flag);
+        let begun = Instant::now();
+        let (completions, t) = engine.generate(vec![request], |t| on_token(t.id))?;
+        trace::record("prefill", begun, t.prefill, json!({"tokens": prompt.tokens.len()}));
+        trace::record("decode", begun + std::time::Duration::from_secs_f64(t.prefill), t.decode, json!({}));
+        let made: usize = completions.iter().map(|c| c.ids.len()).sum();
+        let timing = Timing {
+            preprocess: prompt.seconds,
+            load: model.load_seconds,
+            prefill: t.prefill,
+            decode: t.decode,
+            prefill_tokens_per_second: prompt.tokens.len() as f64 / t.prefill.max(1e-9),
+            // The first token of each answer comes out of the prefill.
+            decode_tokens_per_second: (made - completions.len().min(made)) as f64 / t.decode.max(1e-9),
+        };
+        Ok((completions, timing))
+    }
+
+    /// The answer's text, up to a stop string.
+    fn text(&self, bundle: &Bundle, ids: &[u32]) -> String {
+        let mut text = bundle.tokenizer.decode(ids, true);
+        if let Some(at) = Stop::cut(&text, &self.sampling.stop) {
+            text.truncate(at);
+        }
+        text
+    }
+
+    fn print_json(&self, prompt: &Prompt, completions: &[Completion], texts: &[String], timing: Timing) -> Result<()> {
+        let mut results: Vec<_> = completions
+            .iter()
+            .zip(texts)
+            .map(|(c, text)| {
+                json!({
+                    "text": text, "token_ids": c.ids, "prompt_tokens": prompt.tokens.len(),
+                    "finish_reason": c.finish_reason.name(), "timing": timing,
+                })
+            })
+            .collect();
+        match results.pop() {
+            Some(only) if self.n == 1 => output::json(&only),
+            last => {
+                results.extend(last);
+                output::json(&results)
+            }
+        }
+    }
+}
+
+/// Prints an answer as it grows. What may yet turn out to be the beginning of a stop string is held back.
+struct Printer<'a> {
+    stream: Option<TextStream<'a>>,
+    stops: &'a [String],
+    held: String,
+    done: bool,
+    result: Result<()>,
+}
+
+impl<'a> Printer<'a> {
+    fn new(bundle: &'a Bundle, stops: &'a [String], on: bool) -> Self {
+        let stream = if on { Some(bundle.tokenizer.stream(true)) } else { None };
+        Self { stream, stops, held: String::new(), done: false, result: Ok(()) }
+    }
+
+    fn push(&mut self, id: u32) {
+        let Some(stream) = &mut self.stream else { return };
+        let piece = stream.push(id);
+        self.take(&piece);
+    }
+
+    fn take(&mut self, piece: &str) {
+        if self.done || self.result.is_err() {
+            return;
+        }
+        self.held.push_str(piece);
+        let mut sure = self.held.len() - self.unsure();
+        if let Some(at) = Stop::cut(&self.held, self.stops) {
+            (sure, self.done) = (at, true);
+        }
+        if sure > 0 {
+            self.result = output::text(&self.held[..sure]);
+            self.held.drain(..sure);
+        }
+    }
+
+    /// Bytes at the end of what is held that begin a stop string.
+    fn unsure(&self) -> usize {
+        let begins = |n: usize| {
+            let from = self.held.len() - n;
+            self.held.is_char_boundary(from)
+                && self.stops.iter().any(|s| s.len() > n && s.starts_with(&self.held[from..]))
+        };
+        (1..=self.held.len()).rev().find(|&n| begins(n)).unwrap_or(0)
+    }
+
+    fn finish(mut self) -> Result<()> {
+        let Some(stream) = self.stream.take() else { return Ok(()) };
+        let rest = stream.finish();
+        self.take(&rest);
+        self.result?;
+        let rest = if self.done { "" } else { &self.held };
+        output::line(rest)
+    }
+}
+
+/// The text of ids one by one, for stop strings: bytes wait until a character is whole.
+struct Bytes {
+    pieces: Vec<Option<Vec<u8>>>,
+    pending: Vec<u8>,
+}
+
+impl Bytes {
+    fn of(bundle: &Bundle) -> Self {
+        let t = &bundle.tokenizer;
+        let piece = |id: u32| if t.is_special(id) { None } else { Some(t.token_bytes(id)) };
+        Self { pieces: (0..bundle.config.text.vocab_size as u32).map(piece).collect(), pending: Vec::new() }
+    }
+}
+
+impl TextSource for Bytes {
+    fn push(&mut self, id: u32) -> String {
+        if let Some(Some(bytes)) = self.pieces.get(id as usize) {
+            self.pending.extend(bytes);
+        }
+        let whole = match std::str::from_utf8(&self.pending) {
+            Ok(text) => text.len(),
+            // A character that is not all there yet waits; bytes that can never be one are given out as they are.
+            Err(e) => e.valid_up_to() + e.error_len().unwrap_or(0),
+        };
+        let out = String::from_utf8_lossy(&self.pending[..whole]).into_owned();
+        self.pending.drain(..whole);
+        out
+    }
+}

@@ -1,0 +1,62 @@
+//! `reel init`: a model folder with random weights.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use reel_model::checkpoint;
+use reel_model::init::{InitOptions, Preset, init};
+
+use crate::common::{Common, Dtype};
+use crate::output;
+
+/// Make a model folder with random weights, in the hub's layout.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  reel init --preset tiny --out tiny")]
+pub struct Init {
+    #[command(flatten)]
+    shape: ShapeFlags,
+    /// The folder to make
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+/// A shape without weights.
+#[derive(Args, Clone, Debug)]
+pub struct ShapeFlags {
+    /// tiny (1 M parameters, f32), 3b or 7b (as published, bf16)
+    #[arg(long, value_name = "NAME")]
+    preset: String,
+    /// Decoder layers instead of the preset's
+    #[arg(long, value_name = "N")]
+    layers: Option<usize>,
+    /// Rows of the embedding table instead of the preset's
+    #[arg(long, value_name = "N")]
+    vocab: Option<usize>,
+}
+
+impl ShapeFlags {
+    /// What the library is asked for.
+    pub fn options(&self, common: &Common) -> Result<InitOptions> {
+        let dtype = common.dtype.map(|d| match d {
+            Dtype::F32 => checkpoint::Dtype::F32,
+            Dtype::Bf16 => checkpoint::Dtype::Bf16,
+        });
+        let preset = Preset::parse(&self.preset)?;
+        Ok(InitOptions { preset, layers: self.layers, vocab: self.vocab, dtype, seed: common.seed() })
+    }
+}
+
+impl Init {
+    /// Makes the folder and says how large the model is.
+    pub fn run(&self, common: &Common) -> Result<()> {
+        let made = init(&self.shape.options(common)?, &self.out)?;
+        if common.json {
+            return output::json(
+                &serde_json::json!({"parameters": made.parameters, "bytes": made.bytes, "out": self.out}),
+            );
+        }
+        let millions = made.parameters as f64 / 1e6;
+        output::line(format!("{}: {millions:.1} M parameters, {:.1} MB", self.out.display(), made.bytes as f64 / 1e6))
+    }
+}

@@ -1,0 +1,72 @@
+//! A model folder, opened as far as a command needs it.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Result;
+use reel_model::batch::Sequence;
+use reel_model::checkpoint::Checkpoint;
+use reel_model::config::ModelConfig;
+use reel_model::input::Tokens;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::{Cx, DType, Device};
+
+use crate::common::{self, Common};
+use crate::fail::bad_usage;
+use crate::trace;
+
+/// A model with its weights on a device.
+pub struct Model {
+    /// The folder that it came from.
+    pub folder: PathBuf,
+    /// The weights.
+    pub weights: Qwen25Vl,
+    /// Computes in the dtype that was asked for, without gradients.
+    pub cx: Cx,
+    /// Seconds that opening took.
+    pub load_seconds: f64,
+}
+
+impl Model {
+    /// Opens the weights of a folder.
+    pub fn open(folder: &Path, config: &ModelConfig, common: &Common) -> Result<Self> {
+        let begun = Instant::now();
+        let device = device(common)?;
+        let dtype = dtype(common);
+        let weights = trace::span("load", || -> Result<_> {
+            let files = Checkpoint::open(folder)?;
+            Ok(Qwen25Vl::open(&device, &files, config, dtype)?)
+        })?;
+        trace::record_launches(&device);
+        let cx = Cx::inference(&device, dtype);
+        Ok(Self { folder: folder.to_path_buf(), weights, cx, load_seconds: begun.elapsed().as_secs_f64() })
+    }
+}
+
+/// The device to compute on.
+pub fn device(common: &Common) -> Result<Device> {
+    match common.device()? {
+        common::Device::Cpu => Ok(Device::cpu(common.threads()?)),
+        common::Device::Dry => Err(bad_usage("--device", "dry computes nothing", "use reel plan")),
+    }
+}
+
+/// The type to compute in.
+pub fn dtype(common: &Common) -> DType {
+    match common.dtype {
+        Some(common::Dtype::Bf16) => DType::BF16,
+        Some(common::Dtype::F32) | None => DType::F32,
+    }
+}
+
+/// The model's view of prepared inputs.
+pub fn sequence(tokens: &Tokens) -> Sequence<'_> {
+    Sequence {
+        input_ids: &tokens.input_ids,
+        position_ids: [0, 1, 2].map(|axis| &tokens.position_ids[axis][..]),
+        pixel_values: tokens.pixel_values.as_deref().unwrap_or_default(),
+        image_grid_thw: &tokens.image_grid_thw,
+        pixel_values_videos: tokens.pixel_values_videos.as_deref().unwrap_or_default(),
+        video_grid_thw: &tokens.video_grid_thw,
+    }
+}

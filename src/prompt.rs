@@ -1,0 +1,132 @@
+//! What a command asks the model: messages from a file, or a question about a film or picture.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use reel_media::profile::{Overrides, Profile};
+use reel_model::input::Tokens;
+use reel_model::input::encode::{Bundle, MediaOptions, SecondPerGrid, encode};
+use reel_model::input::messages::{Conversation, ImagePart, Part, Source, VideoPart, VideoSource};
+
+use crate::common::Common;
+use crate::fail::failed;
+use crate::media::{MediaFlags, WorkerFlags};
+use crate::trace;
+
+/// Messages in a file, and how their media are read.
+#[derive(Args, Clone, Debug)]
+pub struct MessageFlags {
+    /// Chat messages, a JSON list as OpenAI and Qwen write them
+    #[arg(long, value_name = "M.json")]
+    pub messages: Option<PathBuf>,
+    /// The folder that media paths are relative to [default: that of the messages]
+    #[arg(long, value_name = "DIR")]
+    media_root: Option<PathBuf>,
+    #[command(flatten)]
+    media: MediaFlags,
+    #[command(flatten)]
+    worker: WorkerFlags,
+    /// Whose rules to follow where a reference's code and its paper differ
+    #[arg(long, value_enum, default_value_t)]
+    parity: Parity,
+}
+
+/// Whose rules to follow. They differ in training and rewards only, so that here all three mean the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Parity {
+    // The papers'.
+    #[default]
+    Paper,
+    // VideoRFT's code.
+    Videorft,
+    // Video-R1's code.
+    VideoR1,
+}
+
+/// A question about a film or a picture, instead of messages.
+#[derive(Args, Clone, Debug)]
+pub struct QuestionFlags {
+    /// A film to ask about
+    #[arg(long, value_name = "FILE|URL", conflicts_with = "messages")]
+    video: Option<String>,
+    /// A picture to ask about
+    #[arg(long, value_name = "FILE|URL", conflicts_with = "messages")]
+    image: Option<String>,
+    /// What to ask
+    #[arg(long, value_name = "TEXT", conflicts_with = "messages", required_unless_present = "messages")]
+    prompt: Option<String>,
+}
+
+/// A model folder and a prompt for it.
+#[derive(Debug)]
+pub struct Prompt {
+    /// The model folder.
+    pub folder: PathBuf,
+    /// What is in it but the weights.
+    pub bundle: Bundle,
+    /// The prompt as the model reads it.
+    pub tokens: Tokens,
+    /// Seconds that making it took.
+    pub seconds: f64,
+}
+
+/// The folder of a MODEL argument: a folder, or a hub id.
+pub fn folder(model: &str) -> Result<PathBuf> {
+    Ok(PathBuf::from(model))
+}
+
+impl MessageFlags {
+    /// Reads the messages and prepares them.
+    pub fn encode(&self, model: &str, common: &Common) -> Result<Prompt> {
+        let path = self.messages.as_deref().unwrap_or(Path::new("-"));
+        self.encode_conversation(model, common, || Ok(Conversation::open(path, self.media_root.as_deref())?))
+    }
+
+    /// Prepares the messages, or else the question.
+    pub fn encode_or_ask(&self, question: &QuestionFlags, model: &str, common: &Common) -> Result<Prompt> {
+        match &self.messages {
+            Some(_) => self.encode(model, common),
+            None => self.encode_conversation(model, common, || Ok(question.conversation(self.media_root.as_deref()))),
+        }
+    }
+
+    fn encode_conversation(
+        &self,
+        model: &str,
+        common: &Common,
+        conversation: impl FnOnce() -> Result<Conversation>,
+    ) -> Result<Prompt> {
+        let begun = Instant::now();
+        let folder = folder(model)?;
+        if !folder.is_dir() {
+            return Err(failed(model, "no such folder", "give a model folder or a hub id"));
+        }
+        let bundle = trace::span("open", || Bundle::open(&folder))?;
+        let conversation = conversation()?;
+        let options = MediaOptions {
+            profile: self.media.profile(Profile::Qwen)?,
+            overrides: self.media.overrides(),
+            decoder: self.worker.decoder(common)?,
+            second_per_grid: SecondPerGrid::True,
+        };
+        let tokens = trace::span("preprocess", || encode(&bundle, &conversation, &options))?;
+        Ok(Prompt { folder, bundle, tokens, seconds: begun.elapsed().as_secs_f64() })
+    }
+}
+
+impl QuestionFlags {
+    fn conversation(&self, media_root: Option<&Path>) -> Conversation {
+        let source = |text: &String| Source::parse(text, media_root.unwrap_or(Path::new("")));
+        let overrides = Overrides::default();
+        let image = self
+            .image
+            .as_ref()
+            .map(|i| Part::Image(ImagePart { source: source(i), overrides, place: "--image".into() }));
+        let video = self.video.as_ref().map(|v| {
+            Part::Video(VideoPart { source: VideoSource::File(source(v)), overrides, place: "--video".into() })
+        });
+        Conversation::question(image.into_iter().chain(video).collect(), self.prompt.as_deref().unwrap_or_default())
+    }
+}

@@ -1,0 +1,163 @@
+//! `reel score`: one forward pass; logits, log-probabilities and vision embeddings to a file.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use reel_model::batch::Batch;
+use reel_model::config::ModelConfig;
+use reel_model::input::Tokens;
+use reel_model::input::window::GridThw;
+use reel_model::save::AtomicFile;
+use reel_model::text::Attend;
+use reel_runtime::{Tensor, ops};
+
+use crate::common::Common;
+use crate::model::{self, Model};
+use crate::output;
+use crate::prompt::MessageFlags;
+use crate::trace;
+
+/// Rows whose logits are in memory at a time.
+const CHUNK: usize = 256;
+
+/// Run the model once over a conversation and write what it says of every token.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  reel init --preset tiny --out tiny\n  echo '[{\"role\": \"user\", \"content\": \"Hello\"}]' > \
+                        messages.json\n  reel score --model tiny --messages messages.json --out score.safetensors"
+)]
+pub struct Score {
+    /// The model folder, or a hub id
+    #[arg(long, value_name = "MODEL")]
+    model: String,
+    /// What `reel preprocess` wrote, instead of messages; only `input_ids` must be there
+    #[arg(long, value_name = "F.safetensors", conflicts_with = "messages", required_unless_present = "messages")]
+    inputs: Option<PathBuf>,
+    #[command(flatten)]
+    messages: MessageFlags,
+    /// Where to write `logits` f32 [S,V], `logprobs` f32 [S-1], `image_embeds` and `video_embeds` f32 [n,H]
+    #[arg(long, value_name = "F.safetensors")]
+    out: PathBuf,
+}
+
+/// What comes out of the forward pass, but for the logits, which are too many to be kept.
+struct Scored {
+    hidden: Tensor,
+    image_embeds: Vec<f32>,
+    video_embeds: Vec<f32>,
+}
+
+impl Score {
+    /// Runs the model and writes the file.
+    pub fn run(&self, common: &Common) -> Result<()> {
+        let (folder, tokens) = self.tokens(common)?;
+        let config = ModelConfig::open(&folder)?;
+        let model = Model::open(&folder, &config, common)?;
+        let place = self.inputs.as_ref().map_or("the conversation".to_string(), |p| p.display().to_string());
+        let scored = trace::span("forward", || forward(&model, &tokens, &place))?;
+        let mean = trace::span("logits", || self.write(&model, &tokens, &scored))?;
+        if common.json {
+            return output::json(&serde_json::json!({"tokens": tokens.len(), "mean_logprob": mean, "out": self.out}));
+        }
+        if !common.quiet {
+            output::line(format!("{}: {} tokens, mean log-probability {mean:.4}", self.out.display(), tokens.len()))?;
+        }
+        Ok(())
+    }
+
+    fn tokens(&self, common: &Common) -> Result<(PathBuf, Tokens)> {
+        let Some(inputs) = &self.inputs else {
+            let prompt = self.messages.encode(&self.model, common)?;
+            return Ok((prompt.folder, prompt.tokens));
+        };
+        let folder = crate::prompt::folder(&self.model)?;
+        let tokens = Tokens::read(inputs, &ModelConfig::open(&folder)?)?;
+        Ok((folder, tokens))
+    }
+
+    /// Writes the file as the logits come, some rows at a time; gives the mean log-probability.
+    fn write(&self, model: &Model, tokens: &Tokens, scored: &Scored) -> Result<f64> {
+        let (rows, vocab) = (tokens.len(), model.weights.config.text.vocab_size);
+        let hidden_size = model.weights.config.text.hidden_size;
+        let mut entries = vec![("logits", vec![rows, vocab]), ("logprobs", vec![rows - 1])];
+        let embeds = [("image_embeds", &scored.image_embeds), ("video_embeds", &scored.video_embeds)];
+        entries.extend(
+            embeds
+                .iter()
+                .filter(|e| !e.1.is_empty())
+                .map(|(name, e)| (*name, vec![e.len() / hidden_size, hidden_size])),
+        );
+        let mut file = Tensors::begin(&self.out, &entries)?;
+        let mut log_probs = Vec::with_capacity(rows);
+        for start in (0..rows).step_by(CHUNK) {
+            let n = CHUNK.min(rows - start);
+            let logits = model.weights.logits(&model.cx, &scored.hidden.rows(start, n)?)?;
+            // The last row has no next token: a negative target is ignored.
+            let next: Vec<i32> =
+                (start + 1..=start + n).map(|i| tokens.input_ids.get(i).map_or(-1, |&id| id as i32)).collect();
+            let targets = Tensor::from_i32(model.cx.device(), &[n], &next)?;
+            log_probs.extend(ops::log_prob(&model.cx, &logits, &targets, 1.0)?.0.to_f32()?);
+            file.add(&logits.to_f32()?)?;
+        }
+        log_probs.truncate(rows - 1);
+        for values in [&log_probs, &scored.image_embeds, &scored.video_embeds] {
+            file.add(values)?;
+        }
+        file.keep()?;
+        Ok(log_probs.iter().map(|&x| f64::from(x)).sum::<f64>() / log_probs.len().max(1) as f64)
+    }
+}
+
+fn forward(model: &Model, tokens: &Tokens, place: &str) -> Result<Scored> {
+    let (cx, weights) = (&model.cx, &model.weights);
+    let batch = Batch::new(cx.device(), &weights.config, cx.dtype(), &[model::sequence(tokens)], place)?;
+    let vision = batch.media.as_ref().map(|media| weights.vision_tokens(cx, media, false)).transpose()?;
+    let embeds = vision.as_ref().map(Tensor::to_f32).transpose()?.unwrap_or_default();
+    // Processor order: all pictures, then all films.
+    let merged = |grids: &[GridThw]| {
+        grids.iter().map(|g| g.iter().product::<usize>()).sum::<usize>() / weights.config.vision.merge_unit()
+    };
+    let (pictures, films) = embeds.split_at(merged(&tokens.image_grid_thw) * weights.config.text.hidden_size);
+    let x = weights.embed(cx, &batch, vision.as_ref())?;
+    let hidden = weights.text.forward(cx, &x, &batch.positions, Attend::Packed(&batch.seqs), false)?;
+    Ok(Scored { hidden, image_embeds: pictures.to_vec(), video_embeds: films.to_vec() })
+}
+
+/// A safetensors file of f32 tensors that is written front to back.
+struct Tensors<'a> {
+    to: &'a Path,
+    file: AtomicFile,
+}
+
+impl<'a> Tensors<'a> {
+    fn begin(to: &'a Path, entries: &[(&str, Vec<usize>)]) -> Result<Self> {
+        let mut header = serde_json::Map::new();
+        let mut at = 0;
+        for (name, shape) in entries {
+            let end = at + shape.iter().product::<usize>() * 4;
+            let entry = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [at, end]});
+            header.insert((*name).to_string(), entry);
+            at = end;
+        }
+        let mut header = serde_json::to_vec(&header)?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let mut file = Self { to, file: AtomicFile::create(to)? };
+        file.bytes(&(header.len() as u64).to_le_bytes())?;
+        file.bytes(&header)?;
+        Ok(file)
+    }
+
+    fn add(&mut self, values: &[f32]) -> Result<()> {
+        self.bytes(bytemuck::cast_slice(values))
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|e| output::not_written(self.to, e))
+    }
+
+    fn keep(self) -> Result<()> {
+        Ok(self.file.commit()?)
+    }
+}
