@@ -67,10 +67,15 @@ pub(crate) unsafe fn rows<'a, T: Element>(
     kv_heads: usize,
     sequence: impl Fn(usize, usize) -> Sequence<'a, T> + Sync,
 ) {
+    let rows: Vec<usize> = (0..seqs).map(|seq| sequence(seq, 0).rows()).collect();
+    // A tile loads its keys for itself, so large ones are better, as long as every thread has some.
+    let (mut height, all) = (TILE, rows.iter().sum::<usize>() * kv_heads);
+    while height > TILE / 8 && all / height < 4 * team.threads() {
+        height /= 2;
+    }
     let mut tiles = Vec::new();
-    for seq in 0..seqs {
-        let rows = sequence(seq, 0).rows();
-        tiles.extend((0..rows).step_by(TILE).map(|first| (seq, first, TILE.min(rows - first))));
+    for (seq, rows) in rows.into_iter().enumerate() {
+        tiles.extend((0..rows).step_by(height).map(|first| (seq, first, height.min(rows - first))));
     }
     // The last tiles of a causal sequence are the longest: they go first.
     tiles.reverse();

@@ -11,7 +11,7 @@
 //! `cu_seqlens[n] .. cu_seqlens[n + 1]` (it may be empty). Tokens in no sequence are left unwritten.
 //!
 //! Numerics: everything between load and store is f32, the probabilities too. Keys are taken in blocks of 64 counted from
-//! the first key of the sequence, with a running maximum; every 1024 keys a fresh sum begins and is merged in order. A
+//! the first key of the sequence, with a running maximum; every 512 keys a fresh sum begins and is merged in order. A
 //! row never touches a key that it may not see. So its bits depend on its own query and its own keys alone, not on the
 //! other rows, sequences or threads, and [`crate::paged_attention`], which runs the same code, gives the same bits.
 //!

@@ -21,8 +21,8 @@ pub unsafe fn write<T: Element>(p: &Params, team: &Team) {
     let (k_cache, v_cache) = unsafe { (Out::<T>::new(p.k_cache, cached), Out::<T>::new(p.v_cache, cached)) };
     let per_task = (PER_TASK / row.max(1)).max(1);
     team.run(tokens.div_ceil(per_task), |task| {
-        for t in task * per_task..tokens.min((task + 1) * per_task) {
-            let (from, to) = (t * row, slots[t] as usize * row);
+        for (t, &slot) in slots.iter().enumerate().skip(task * per_task).take(per_task) {
+            let (from, to) = (t * row, slot as usize * row);
             // SAFETY: slots are all different, so rows do not overlap.
             let (k_to, v_to) = unsafe { (k_cache.part(to, row), v_cache.part(to, row)) };
             k_to.copy_from_slice(&k[from..from + row]);

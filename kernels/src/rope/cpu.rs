@@ -7,8 +7,6 @@ use crate::{Element, Team, simd_fn};
 
 /// Elements of a task, about.
 const PER_TASK: usize = 1 << 13;
-/// Pairs that are turned at a time.
-const CHUNK: usize = 64;
 /// Largest angle of the fast reduction: below it, the multiple of pi/2 has at most 20 bits.
 const FAST: f32 = 1_000_000.0;
 
@@ -49,11 +47,15 @@ simd_fn! {
 }
 
 simd_fn! {
-    fn turn<T: Element>(a: &mut [T], b: &mut [T], cos: &[f32], sin: &[f32], sign: f32) {
-        for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
-            let (x, y, s) = (a.to_f32(), b.to_f32(), s * sign);
-            *a = T::from_f32(x * c - y * s);
-            *b = T::from_f32(y * c + x * s);
+    /// Turns the heads of one token.
+    fn turn<T: Element>(heads: &mut [T], cos: &[f32], sin: &[f32], sign: f32) {
+        for head in heads.chunks_exact_mut(2 * cos.len()) {
+            let (a, b) = head.split_at_mut(cos.len());
+            for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                let (x, y, s) = (a.to_f32(), b.to_f32(), s * sign);
+                *a = T::from_f32(x * c - y * s);
+                *b = T::from_f32(y * c + x * s);
+            }
         }
     }
 }
@@ -103,22 +105,19 @@ pub unsafe fn apply<T: Element>(p: &ApplyParams, team: &Team) {
     // SAFETY: the caller's promise; in place, `x` is only seen through `y`.
     let x = unsafe { slice::<T>(p.x, if in_place { 0 } else { tokens * heads * d }) };
     let sign = if p.inverse == 0 { 1.0 } else { -1.0 };
-    let per_task = (PER_TASK / (heads * d).max(1)).max(1);
+    if heads * d == 0 {
+        return;
+    }
+    let per_task = (PER_TASK / (heads * d)).max(1);
     team.run(tokens.div_ceil(per_task), |task| {
         for t in task * per_task..tokens.min((task + 1) * per_task) {
-            for row in t * heads..(t + 1) * heads {
-                // SAFETY: rows do not overlap.
-                let y = unsafe { y.part(row * d, d) };
-                if !in_place {
-                    y.copy_from_slice(&x[row * d..(row + 1) * d]);
-                }
-                let (a, b) = y.split_at_mut(h);
-                for at in (0..h).step_by(CHUNK) {
-                    let end = h.min(at + CHUNK);
-                    let (c, s) = (&cos[t * h + at..t * h + end], &sin[t * h + at..t * h + end]);
-                    turn(&mut a[at..end], &mut b[at..end], c, s, sign);
-                }
+            let at = t * heads * d..(t + 1) * heads * d;
+            // SAFETY: tokens do not overlap.
+            let y = unsafe { y.part(at.start, at.len()) };
+            if !in_place {
+                y.copy_from_slice(&x[at]);
             }
+            turn(y, &cos[t * h..(t + 1) * h], &sin[t * h..(t + 1) * h], sign);
         }
     });
 }

@@ -1,6 +1,8 @@
 //! The one small matrix product that all of attention is made of.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
+// Indices over arrays of a constant size: that is what the compiler unrolls into registers.
+#![allow(clippy::needless_range_loop)]
 
 use super::vector::{LANES, Vector, Work};
 
