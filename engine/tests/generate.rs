@@ -1,0 +1,158 @@
+//! Generation against transformers' greedy answers (tests/golden/model), and what must not change it: batch, threads, neighbours.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use reel_engine::{Completion, Engine, Error, FinishReason, Request, Sampling, Stop};
+use reel_model::checkpoint::Checkpoint;
+use reel_model::config::ModelConfig;
+use reel_model::input::tokens::Tokens;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::{Cx, DType, Device};
+
+struct Case {
+    config: ModelConfig,
+    files: Checkpoint,
+    tokens: Tokens,
+    greedy: serde_json::Value,
+    eos: Vec<u32>,
+}
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model")
+}
+
+fn open(folder: &Path) -> Case {
+    let config = ModelConfig::open(&folder.join("model")).unwrap();
+    let about: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+    let greedy = about["greedy"].clone();
+    Case {
+        files: Checkpoint::open(&folder.join("model")).unwrap(),
+        tokens: Tokens::read(&folder.join("inputs.safetensors"), &config).unwrap(),
+        eos: numbers(&greedy["eos_token_ids"]),
+        greedy,
+        config,
+    }
+}
+
+fn numbers(list: &serde_json::Value) -> Vec<u32> {
+    list.as_array().unwrap().iter().map(|x| x.as_u64().unwrap() as u32).collect()
+}
+
+impl Case {
+    fn request(&self, sampling: Sampling, max_new_tokens: usize, n: usize) -> Request<'_> {
+        Request {
+            prompt: self.tokens.sequence(),
+            rope_delta: self.tokens.rope_delta,
+            sampling,
+            max_new_tokens,
+            eos: &self.eos,
+            stops: (0..n).map(|_| Stop::none()).collect(),
+        }
+    }
+
+    fn run(&self, device: &Device, requests: Vec<Request>) -> Vec<Completion> {
+        let model = Qwen25Vl::open(device, &self.files, &self.config, DType::F32).unwrap();
+        let engine = Engine::new(&model, &Cx::inference(device, DType::F32)).unwrap();
+        engine.generate(requests, |_| {}).unwrap().0
+    }
+}
+
+const SAMPLED: Sampling = Sampling { temperature: 1.0, top_p: 0.95, top_k: 50, repetition_penalty: 1.1, seed: 7 };
+
+#[test]
+fn greedy_answers_are_those_of_transformers() {
+    let mut seen = 0;
+    for folder in std::fs::read_dir(golden()).unwrap().map(|e| e.unwrap().path()) {
+        let case = open(&folder);
+        let max = case.greedy["max_new_tokens"].as_u64().unwrap() as usize;
+        let got = case.run(&Device::cpu(2), vec![case.request(Sampling::default(), max, 1)]);
+        assert_eq!(got[0].ids, numbers(&case.greedy["token_ids"]), "{}", folder.display());
+        assert_eq!(got[0].finish_reason.name(), case.greedy["finish_reason"].as_str().unwrap());
+        assert!(got[0].log_probs.iter().all(|lp| *lp <= 0.0));
+        seen += 1;
+    }
+    assert!(seen >= 3);
+}
+
+#[test]
+fn a_completion_is_the_same_alone_in_a_batch_and_on_any_number_of_threads() {
+    let case = open(&golden().join("mixed_stop"));
+    let other = Sampling { seed: 99, ..SAMPLED };
+    let alone = case.run(&Device::cpu(1), vec![case.request(SAMPLED, 70, 1)]);
+    for threads in [2, 3] {
+        let together = case.run(
+            &Device::cpu(threads),
+            vec![case.request(other, 5, 2), case.request(SAMPLED, 70, 3), case.request(Sampling::default(), 20, 1)],
+        );
+        assert_eq!(together.len(), 6);
+        let same = together.iter().find(|c| c.request == 1 && c.index == 0).unwrap();
+        assert_eq!((&same.ids, &same.log_probs), (&alone[0].ids, &alone[0].log_probs));
+    }
+}
+
+#[test]
+fn completions_of_one_prompt_differ_and_repeat_with_the_seed() {
+    let case = open(&golden().join("mixed_stop"));
+    let make = || case.run(&Device::cpu(2), vec![case.request(SAMPLED, 12, 4)]);
+    let first = make();
+    assert_eq!(first, make());
+    assert!((1..4).any(|i| first[i].ids != first[0].ids));
+    // Completion i draws with the seed plus i.
+    let second = case.run(&Device::cpu(2), vec![case.request(Sampling { seed: 8, ..SAMPLED }, 12, 1)]);
+    assert_eq!(second[0].ids, first[1].ids);
+    let media = [case.config.tokens.image, case.config.tokens.video, case.config.tokens.vision_start];
+    assert!(first.iter().flat_map(|c| &c.ids).all(|id| !media.contains(id)));
+}
+
+#[test]
+fn log_probabilities_are_those_of_a_packed_pass() {
+    let case = open(&golden().join("mixed_stop"));
+    let got = case.run(&Device::cpu(2), vec![case.request(Sampling { temperature: 1.0, ..Sampling::default() }, 9, 1)]);
+    let mut ids = case.tokens.input_ids.clone();
+    ids.extend(got[0].ids.iter().map(|&id| id as i64));
+    let mut whole = case.tokens.clone();
+    let first = case.tokens.len();
+    whole.input_ids = ids;
+    for axis in &mut whole.position_ids {
+        axis.extend((0..got[0].ids.len()).map(|i| (first + i) as i64 + case.tokens.rope_delta));
+    }
+    let device = Device::cpu(1);
+    let model = Qwen25Vl::open(&device, &case.files, &case.config, DType::F32).unwrap();
+    let cx = Cx::inference(&device, DType::F32);
+    let batch = reel_model::batch::Batch::new(&device, &case.config, DType::F32, &[whole.sequence()], "whole").unwrap();
+    let hidden = model.hidden(&cx, &batch, false).unwrap().rows(first - 1, got[0].ids.len()).unwrap();
+    let logits = model.logits(&cx, &hidden).unwrap().to_f32().unwrap();
+    for (row, (&id, &lp)) in
+        logits.chunks_exact(case.config.text.vocab_size).zip(got[0].ids.iter().zip(&got[0].log_probs))
+    {
+        let top = row.iter().copied().fold(f32::MIN, f32::max) as f64;
+        let lse = row.iter().map(|&x| (x as f64 - top).exp()).sum::<f64>().ln() + top;
+        assert!((row[id as usize] as f64 - lse - lp as f64).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn limits_and_refusals() {
+    let case = open(&golden().join("text_multiturn"));
+    let device = Device::cpu(1);
+    let none = case.run(&device, vec![case.request(Sampling::default(), 0, 1)]);
+    assert!(none[0].ids.is_empty() && none[0].finish_reason == FinishReason::Length);
+    let model = Qwen25Vl::open(&device, &case.files, &case.config, DType::F32).unwrap();
+    let cx = Cx::inference(&device, DType::F32);
+    let engine = Engine::new(&model, &cx).unwrap();
+    for bad in [
+        Sampling { temperature: f32::NAN, ..SAMPLED },
+        Sampling { temperature: -1.0, ..SAMPLED },
+        Sampling { top_p: 0.0, ..SAMPLED },
+        Sampling { top_p: 1.5, ..SAMPLED },
+        Sampling { repetition_penalty: 0.0, ..SAMPLED },
+    ] {
+        let e = engine.generate(vec![case.request(bad, 3, 1)], |_| {});
+        assert!(matches!(e, Err(Error::Request { .. })), "{bad:?}");
+    }
+    let flag = AtomicBool::new(true);
+    let engine = Engine::new(&model, &cx).unwrap().stop_when(&flag);
+    assert!(matches!(engine.generate(vec![case.request(SAMPLED, 3, 1)], |_| {}), Err(Error::Interrupted)));
+}
