@@ -1,0 +1,116 @@
+//! Whole conversations, media and all, against transformers' processor (tests/golden/model).
+//!
+//! Without the usual harness, because films are decoded by this very program, run again as a worker.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use reel_media::worker;
+use reel_model::checkpoint::Checkpoint;
+use reel_model::input::messages::{Part, Source, VideoPart, VideoSource};
+use reel_model::input::{Bundle, Conversation, MediaOptions, SecondPerGrid, Tokens, encode};
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(worker::ARGUMENT) {
+        return worker::main();
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model");
+    let mut cases: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    cases.sort();
+    assert!(cases.len() >= 6, "golden cases are missing");
+    for case in &cases {
+        equals_the_processor(case);
+        println!("ok   {}", case.file_name().unwrap().to_string_lossy());
+    }
+    let film = cases.iter().find(|case| case.ends_with("video_mp4")).unwrap();
+    the_rate_can_be_left_out(film);
+    a_pad_too_many_is_refused(film);
+    bytes_of_a_film_do_as_well_as_its_file(film);
+    println!("ok   rates, pads and films in memory");
+    ExitCode::SUCCESS
+}
+
+fn equals_the_processor(case: &Path) {
+    let bundle = Bundle::open(&case.join("model")).unwrap();
+    Checkpoint::open(&case.join("model")).unwrap().check(&bundle.config).unwrap();
+    let about: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(case.join("expected.json")).unwrap()).unwrap();
+    let conversation = Conversation::open(&case.join("messages.json"), None).unwrap();
+    let prompt = bundle.template.render(&conversation, !conversation.ends_with_assistant()).unwrap();
+    assert_eq!(prompt, about["prompt"].as_str().unwrap(), "{}", case.display());
+    let stops: Vec<u32> = serde_json::from_value(about["greedy"]["eos_token_ids"].clone()).unwrap();
+    assert_eq!(bundle.stop_ids(), stops);
+
+    let got = encode(&bundle, &conversation, &MediaOptions::default()).unwrap();
+    got.check(&bundle.config, "got").unwrap();
+    let want = Tokens::read(&case.join("inputs.safetensors"), &bundle.config).unwrap();
+    assert_eq!(got.input_ids, want.input_ids, "{}", case.display());
+    assert_eq!(got.position_ids, want.position_ids, "{}", case.display());
+    assert_eq!(got.rope_delta, want.rope_delta);
+    assert_eq!((&got.image_grid_thw, &got.video_grid_thw), (&want.image_grid_thw, &want.video_grid_thw));
+    assert_eq!(got.frame_indices, want.frame_indices);
+    assert_eq!(got.second_per_grid_ts.len(), want.second_per_grid_ts.len());
+    for (got, want) in got.second_per_grid_ts.iter().zip(&want.second_per_grid_ts) {
+        assert!((got - want).abs() <= 1e-5 * want);
+    }
+    // Tolerances in levels; a level is 1 / (255 · std), and the smallest std is 0.26.
+    let level = 1.0 / (255.0 * 0.26);
+    let tolerances = &about["tolerances"];
+    let largest = tolerances["pixel_max_levels"].as_f64().map_or(f32::INFINITY, |x| x as f32) * level;
+    let mean = tolerances["pixel_mean_levels"].as_f64().unwrap() as f32 * level;
+    for (got, want) in [
+        (&got.pixel_values, &want.pixel_values),
+        (&got.pixel_values_videos, &want.pixel_values_videos),
+    ] {
+        let (Some(got), Some(want)) = (got, want) else {
+            assert_eq!(got.is_some(), want.is_some());
+            continue;
+        };
+        assert_eq!(got.len(), want.len());
+        let off: Vec<f32> = got.iter().zip(want).map(|(a, b)| (a - b).abs()).collect();
+        assert!(off.iter().all(|x| *x <= largest), "{}", case.display());
+        assert!(off.iter().sum::<f32>() / off.len() as f32 <= mean, "{}", case.display());
+    }
+}
+
+fn the_rate_can_be_left_out(case: &Path) {
+    let bundle = Bundle::open(&case.join("model")).unwrap();
+    let conversation = Conversation::open(&case.join("messages.json"), None).unwrap();
+    let options = MediaOptions { second_per_grid: SecondPerGrid::One, ..MediaOptions::default() };
+    let one = encode(&bundle, &conversation, &options).unwrap();
+    assert_eq!(one.second_per_grid_ts, [1.0]);
+    let real = encode(&bundle, &conversation, &MediaOptions::default()).unwrap();
+    assert_ne!(one.position_ids, real.position_ids);
+    let flags = reel_media::profile::Overrides { nframes: Some(4), ..Default::default() };
+    let fewer = MediaOptions { overrides: flags, ..MediaOptions::default() };
+    assert_eq!(encode(&bundle, &conversation, &fewer).unwrap().frame_indices.len(), 4, "a flag wins over the part");
+}
+
+fn a_pad_too_many_is_refused(case: &Path) {
+    let bundle = Bundle::open(&case.join("model")).unwrap();
+    let mut conversation = Conversation::open(&case.join("messages.json"), None).unwrap();
+    let said = |conversation: &Conversation| encode(&bundle, conversation, &MediaOptions::default());
+    let question = Conversation::question(Vec::new(), "what is <|video_pad|>?");
+    let alone = said(&question).unwrap();
+    let pad = i64::from(bundle.config.tokens.video);
+    assert_eq!(alone.input_ids.iter().filter(|&&id| id == pad).count(), 1, "without media a typed pad stays one id");
+    conversation.turns.extend(question.turns);
+    let error = said(&conversation).unwrap_err().to_string();
+    assert!(error.contains("the prompt has 2 places for videos (<|video_pad|>) but the messages have 1"), "{error}");
+}
+
+fn bytes_of_a_film_do_as_well_as_its_file(case: &Path) {
+    use base64::Engine;
+    let bundle = Bundle::open(&case.join("model")).unwrap();
+    let film = |source: Source| {
+        let source = VideoSource::File(source);
+        let part = VideoPart { source, overrides: Default::default(), place: "p".to_string() };
+        encode(&bundle, &Conversation::question(vec![Part::Video(part)], "?"), &MediaOptions::default())
+    };
+    let path = case.join("media/clip.mp4");
+    let base64 = base64::engine::general_purpose::STANDARD.encode(std::fs::read(&path).unwrap());
+    let data = film(Source::Data(format!("data:video/mp4;base64,{base64}"))).unwrap();
+    assert_eq!(data, film(Source::Path(path)).unwrap());
+    let error = film(Source::Data("data:video/mp4;base64,AAAA".to_string())).unwrap_err().to_string();
+    assert!(error.starts_with("data: URI: ") && !error.contains("/tmp"), "{error}");
+}
