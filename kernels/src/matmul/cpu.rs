@@ -29,6 +29,8 @@ const TASK_ROWS: usize = 512;
 const PACKED_A: usize = 16 << 20;
 /// Bytes of B that a task of a thin product reads.
 const THIN_BYTES: usize = 128 << 10;
+/// Most sums that a thin product keeps at a time.
+const THIN_SUMS: usize = 128;
 /// Units of A below which packing is not worth a second thread.
 const PACK_ALONE: usize = 16 << 10;
 
@@ -86,7 +88,7 @@ struct Part {
 type Tile = unsafe fn(usize, *const u32, *const u32, *mut f32, bool);
 /// `pack(source, part, width, dst)`: `dst[u][i]` is unit `u` of row `i`; lanes from `part.rows` to `width` are 0.
 type Pack = unsafe fn(&Source, Part, usize, *mut u32);
-/// `thin(m, a, b, row, rows, acc)`: at most 16 rows of B as stored against `m` packed rows of A; `acc` is `[m][16]`.
+/// `thin(m, a, b, row, rows, acc)`: at most `nr` rows of B as stored against `m` packed rows of A; `acc` is `[m][nr]`.
 type Thin = unsafe fn(usize, *const u32, &Source, usize, usize, *mut f32);
 
 /// The code of one instruction set and arithmetic.
@@ -314,16 +316,18 @@ impl<'a, T: Element> Product<'a, T> {
         let part = Part { row: 0, rows: self.m, unit: 0, units: self.units };
         // SAFETY: room for `m` rows of all units.
         unsafe { (self.code.pack)(&self.a, part, self.m, a.at(0)) };
-        let groups = self.n.div_ceil(16);
-        let group_bytes = 16 * self.b.k * self.b.unit.element();
+        let nr = self.code.nr;
+        let groups = self.n.div_ceil(nr);
+        let group_bytes = nr * self.b.k * self.b.unit.element();
         let each = (THIN_BYTES / group_bytes.max(1)).min(groups / (2 * self.team.threads())).max(1);
         self.team.run(groups.div_ceil(each), |task| {
-            let mut acc = [0.0f32; 16 * 16];
+            let mut acc = [0.0f32; THIN_SUMS];
+            let acc = &mut acc[..self.m * nr];
             for group in task * each..groups.min((task + 1) * each) {
-                let (row, rows) = (group * 16, 16.min(self.n - group * 16));
-                // SAFETY: rows of B that exist; `acc` has room for 16 rows of A.
+                let (row, rows) = (group * nr, nr.min(self.n - group * nr));
+                // SAFETY: rows of B that exist; room for the sums.
                 unsafe { thin(self.m, a.at(0), &self.b, row, rows, acc.as_mut_ptr()) };
-                self.finish(&acc[..self.m * 16], 16, 0, row);
+                self.finish(acc, nr, 0, row);
             }
         });
     }

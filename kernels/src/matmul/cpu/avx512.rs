@@ -25,7 +25,7 @@ pub(super) static F32: Code = Code {
         tiles
     },
     pack,
-    thin: Some((4, thin_f32)),
+    thin: Some((4, thin)),
 };
 
 /// Pairs of bf16.
@@ -140,25 +140,34 @@ fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
     out
 }
 
-/// The next at most 64 bytes of 16 rows; rows that do not exist and bytes beyond the end are 0.
+/// The next 64 bytes of 16 rows.
+///
+/// # Safety
+/// They exist from `at` on, `stride` bytes apart.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+unsafe fn load(at: *const u8, stride: usize) -> [__m512i; 16] {
+    let mut r = [_mm512_setzero_si512(); 16];
+    for i in 0..16 {
+        // SAFETY: the caller's promise.
+        r[i] = unsafe { _mm512_loadu_si512(at.add(i * stride).cast()) };
+    }
+    r
+}
+
+/// The next at most 64 bytes of at most 16 rows; rows that do not exist and bytes beyond the end are 0.
 ///
 /// # Safety
 /// `bytes` are left in each of `rows` rows from `at` on, `stride` bytes apart.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-unsafe fn load(at: *const u8, stride: usize, rows: usize, bytes: usize) -> [__m512i; 16] {
+unsafe fn load_some(at: *const u8, stride: usize, rows: usize, bytes: usize) -> [__m512i; 16] {
+    let mask = if bytes >= 64 { !0 } else { (1u32 << (bytes / 2)) - 1 };
     let mut r = [_mm512_setzero_si512(); 16];
-    if rows == 16 && bytes >= 64 {
-        for (i, r) in r.iter_mut().enumerate() {
-            // SAFETY: 64 bytes are left in a row that exists.
-            *r = unsafe { _mm512_loadu_si512(at.add(i * stride).cast()) };
-        }
-    } else {
-        let mask = if bytes >= 64 { !0 } else { (1u32 << (bytes / 2)) - 1 };
-        for (i, r) in r.iter_mut().enumerate().take(rows) {
-            // SAFETY: the mask keeps to bytes that are left.
-            *r = unsafe { _mm512_maskz_loadu_epi16(mask, at.add(i * stride).cast()) };
-        }
+    for i in 0..16 {
+        let mask = if i < rows { mask } else { 0 };
+        // SAFETY: the mask keeps to bytes that are left in rows that exist.
+        r[i] = unsafe { _mm512_maskz_loadu_epi16(mask, at.wrapping_add(i * stride).cast()) };
     }
     r
 }
@@ -196,21 +205,22 @@ unsafe fn pack_rows(source: &Source, part: Part, width: usize, lanes: usize, dst
     let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
     for u in (0..part.units).step_by(chunk) {
         let at = (part.unit + u) * unit.bytes();
+        let full = part.rows == 16 && end - at >= 64;
         // SAFETY: bytes `at .. end` of rows that exist.
-        let columns = unsafe { transpose(load(row.add(at), stride, part.rows, end - at)) };
+        let columns = transpose(unsafe {
+            if full { load(row.add(at), stride) } else { load_some(row.add(at), stride, part.rows, end - at) }
+        });
         let left = part.units - u;
-        let store = |i: usize, x: __m512i| {
-            if i < left {
-                // SAFETY: unit `u + i` of the part.
-                unsafe { _mm512_mask_storeu_epi32(dst.add((u + i) * width).cast(), mask, x) };
-            }
-        };
-        for (i, x) in columns.into_iter().enumerate() {
-            if unit == Unit::Widened {
-                store(2 * i, _mm512_slli_epi32::<16>(x));
-                store(2 * i + 1, _mm512_and_si512(x, high));
-            } else {
-                store(i, x);
+        // SAFETY: the first unit of the chunk.
+        let dst = unsafe { dst.add(u * width) };
+        for i in 0..16 {
+            let pair = [_mm512_slli_epi32::<16>(columns[i]), _mm512_and_si512(columns[i], high)];
+            let (first, each) = if unit == Unit::Widened { (2 * i, &pair[..]) } else { (i, &columns[i..=i]) };
+            for (j, &x) in each.iter().enumerate() {
+                if first + j < left {
+                    // SAFETY: a unit of the part.
+                    unsafe { _mm512_mask_storeu_epi32(dst.add((first + j) * width).cast(), mask, x) };
+                }
             }
         }
     }
@@ -246,10 +256,13 @@ unsafe fn pack_columns(source: &Source, part: Part, width: usize, lanes: usize, 
     }
 }
 
+/// Groups of 16 rows of B that are taken side by side, so that one's chain of additions hides the other's.
+const GROUPS: usize = 2;
+
 macro_rules! thin {
-    ($name:ident, $inner:ident, $features:literal, $step:ident) => {
+    ($name:ident, $inner:ident, $advance:ident, $features:literal, $step:ident, $widened:literal) => {
         /// # Safety
-        /// The features are there; `a` holds `[units][m]` with `m` of 1 to 4, `rows` rows of `b` exist from `row` on, `acc` is `[m][16]`.
+        /// The features are there; `a` holds `[units][m]` with `m` of 1 to 4, `rows` rows of `b` exist from `row` on, `acc` is `[m][32]`.
         unsafe fn $name(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
             // SAFETY: the caller's promise.
             unsafe {
@@ -262,53 +275,76 @@ macro_rules! thin {
             }
         }
 
+        /// Adds `units` units, of which `columns` holds 16 (32 if they are to be widened) for 16 rows of B.
         #[target_feature(enable = $features)]
-        unsafe fn $inner<const M: usize>(a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
-            let mut sums = [_mm512_setzero_ps(); M];
-            let unit = b.unit;
-            let stride = b.k * unit.element();
-            // SAFETY: the first row.
-            let base = unsafe { b.base.add(row * stride) };
+        #[inline]
+        unsafe fn $advance<const M: usize>(sums: &mut [__m512; M], columns: [__m512i; 16], a: *const u32, units: usize) {
             let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-            let units = unit.count(b.k);
             let mut u = 0;
-            for at in (0..stride).step_by(64) {
-                // SAFETY: bytes `at .. stride` of rows that exist.
-                let columns = unsafe { transpose(load(base.add(at), stride, rows, stride - at)) };
-                let mut step = |x: __m512i| {
-                    for (i, sum) in sums.iter_mut().enumerate() {
-                        // SAFETY: unit `u` is below `units`.
-                        let a = unsafe { *a.add(u * M + i) };
-                        *sum = step!($step, *sum, x, a);
+            for i in 0..16 {
+                let pair = [_mm512_slli_epi32::<16>(columns[i]), _mm512_and_si512(columns[i], high)];
+                let each = if $widened { &pair[..] } else { &columns[i..=i] };
+                for &x in each {
+                    if u < units {
+                        for m in 0..M {
+                            // SAFETY: unit `u` of the packed rows.
+                            let a = unsafe { *a.add(u * M + m) };
+                            sums[m] = step!($step, sums[m], x, a);
+                        }
                     }
                     u += 1;
-                };
-                let whole = stride - at >= 64;
-                if unit != Unit::Widened {
-                    let left = if whole { 16 } else { units - at / 4 };
-                    for (i, x) in columns.into_iter().enumerate() {
-                        if i < left {
-                            step(x);
-                        }
-                    }
-                } else {
-                    let left = if whole { 32 } else { units - at / 2 };
-                    for (i, x) in columns.into_iter().enumerate() {
-                        if 2 * i < left {
-                            step(_mm512_slli_epi32::<16>(x));
-                        }
-                        if 2 * i + 1 < left {
-                            step(_mm512_and_si512(x, high));
-                        }
+                }
+            }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn $inner<const M: usize>(a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+            let mut sums = [[_mm512_setzero_ps(); M]; GROUPS];
+            let stride = b.k * b.unit.element();
+            let (units, chunk) = (b.unit.count(b.k), if $widened { 32 } else { 16 });
+            // SAFETY: the first row.
+            let base = unsafe { b.base.add(row * stride) };
+            let whole = if rows == GROUPS * 16 { stride / 64 } else { 0 };
+            for c in 0..whole {
+                for g in 0..GROUPS {
+                    // SAFETY: 64 bytes of rows that exist, and their units of A.
+                    unsafe {
+                        let at = base.add(g * 16 * stride + c * 64);
+                        $advance(&mut sums[g], transpose(load(at, stride)), a.add(c * chunk * M), chunk);
                     }
                 }
             }
-            for (i, sum) in sums.into_iter().enumerate() {
-                // SAFETY: row `i` of `acc`.
-                unsafe { _mm512_storeu_ps(acc.add(i * 16), sum) };
+            for c in whole..stride.div_ceil(64) {
+                for g in 0..GROUPS {
+                    let some = rows.saturating_sub(g * 16).min(16);
+                    // SAFETY: what is left of rows that exist.
+                    unsafe {
+                        let columns = load_some(base.wrapping_add(g * 16 * stride + c * 64), stride, some, stride - c * 64);
+                        $advance(&mut sums[g], transpose(columns), a.add(c * chunk * M), units - c * chunk);
+                    }
+                }
+            }
+            for g in 0..GROUPS {
+                for m in 0..M {
+                    // SAFETY: row `m` of `acc`.
+                    unsafe { _mm512_storeu_ps(acc.add((m * GROUPS + g) * 16), sums[g][m]) };
+                }
             }
         }
     };
 }
-thin!(thin_f32, thin_rows_f32, "avx512f,avx512bw", f32);
-thin!(thin_bf16, thin_rows_bf16, "avx512f,avx512bw,avx512bf16", bf16);
+thin!(thin_f32, thin_rows_f32, advance_f32, "avx512f,avx512bw", f32, false);
+thin!(thin_widened, thin_rows_widened, advance_widened, "avx512f,avx512bw", f32, true);
+thin!(thin_bf16, thin_rows_bf16, advance_bf16, "avx512f,avx512bw,avx512bf16", bf16, false);
+
+/// # Safety
+/// As [`thin_f32`], B of either dtype.
+unsafe fn thin(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match b.unit {
+            Unit::Widened => thin_widened(m, a, b, row, rows, acc),
+            _ => thin_f32(m, a, b, row, rows, acc),
+        }
+    }
+}
