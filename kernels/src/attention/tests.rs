@@ -2,11 +2,12 @@
 
 use super::{BwdParams, Case, FwdParams, bwd, cases, cpu, formula, fwd, pairs};
 use crate::DType::{BF16, F32};
-use crate::compare::assert_close;
+use crate::compare::{assert_close, close};
 use crate::simd::{Isa, isa};
 use crate::testing::{Data, addr, numbers, run};
 use crate::{Addr, DType, Team};
 use half::bf16;
+use proptest::prelude::*;
 
 /// A case with its data: q, k, v, d_o.
 struct Given {
@@ -37,6 +38,29 @@ impl Given {
             d_o: data(n, 4, 1.0),
             scale: (case.head_dim as f32).powf(-0.5),
         }
+    }
+
+    /// Sequence `n` by itself.
+    fn alone(&self, n: usize, dtype: DType) -> Given {
+        let case = Case { lengths: vec![self.case.lengths[n]], ..self.case.clone() };
+        let mut given = Given::new(&case, dtype);
+        let (row, kv_row) = (case.heads * case.head_dim, case.kv_heads * case.head_dim);
+        let at = self.cu_seqlens[n] as usize..self.cu_seqlens[n + 1] as usize;
+        let cut = |data: &Data, row: usize| Data::new(dtype, &data.values()[at.start * row..at.end * row]);
+        (given.q, given.d_o) = (cut(&self.q, row), cut(&self.d_o, row));
+        (given.k, given.v) = (cut(&self.k, kv_row), cut(&self.v, kv_row));
+        given
+    }
+
+    /// Output, log-sum-exp and gradients, as bits, by the launches that a device runs.
+    fn everything(&self, dtype: DType, threads: usize) -> [Vec<u32>; 5] {
+        let (rows, kv_rows) = (self.tokens() * self.case.heads, self.tokens() * self.case.kv_heads);
+        let (o, lse) = (Data::output(dtype, rows * self.case.head_dim), Data::output(F32, rows));
+        run(&fwd(dtype, &self.fwd(o.addr(), lse.addr()), self.pairs()), threads);
+        let [dq, dk, dv] = [rows, kv_rows, kv_rows].map(|n| Data::output(dtype, n * self.case.head_dim));
+        let delta = Data::output(F32, rows);
+        run(&bwd(dtype, &self.bwd(&o, &lse, &delta, [&dq, &dk, &dv]), self.pairs()), threads);
+        [o, lse, dq, dk, dv].each_ref().map(bits)
     }
 
     fn tokens(&self) -> usize {
@@ -201,19 +225,60 @@ fn bits_do_not_depend_on_threads() {
     for dtype in [F32, BF16] {
         for case in cases() {
             let given = Given::new(&case, dtype);
-            let rows = given.tokens() * case.heads;
-            let (mut first_o, mut first_g) = (None, None);
-            for threads in 1..4 {
-                let (o, lse) = (Data::output(dtype, rows * case.head_dim), Data::output(F32, rows));
-                run(&fwd(dtype, &given.fwd(o.addr(), lse.addr()), given.pairs()), threads);
-                let got = [rows, given.tokens() * case.kv_heads, given.tokens() * case.kv_heads]
-                    .map(|n| Data::output(dtype, n * case.head_dim));
-                let delta = Data::output(F32, rows);
-                run(&bwd(dtype, &given.bwd(&o, &lse, &delta, got.each_ref()), given.pairs()), threads);
-                let o = (bits(&o), bits(&lse));
-                assert_eq!(&o, first_o.get_or_insert_with(|| o.clone()), "{dtype} {case:?}");
-                let g = got.each_ref().map(bits);
-                assert_eq!(&g, first_g.get_or_insert_with(|| g.clone()), "{dtype} {case:?}");
+            let want = given.everything(dtype, 1);
+            for threads in [2, 3, 6] {
+                assert!(given.everything(dtype, threads) == want, "{threads} threads, {dtype} {case:?}");
+            }
+        }
+    }
+}
+
+fn random_cases() -> impl Strategy<Value = Case> {
+    let heads = (1usize..4, 1usize..4).prop_map(|(kv_heads, group)| (kv_heads * group, kv_heads));
+    (prop::collection::vec(0usize..100, 1..4), heads, 1usize..50, any::<bool>(), 0.0f32..4.0).prop_map(
+        |(lengths, (heads, kv_heads), head_dim, causal, spread)| Case {
+            lengths,
+            heads,
+            kv_heads,
+            head_dim,
+            causal,
+            spread,
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    /// Also for odd sizes of a head: no element of a neighbour may slip in.
+    #[test]
+    fn any_size_equals_the_formula(case in random_cases(), threads in 1usize..4) {
+        let given = Given::new(&case, F32);
+        let (q, k, v, scale) = (given.q.f64(), given.k.f64(), given.v.f64(), given.scale as f64);
+        let (o, lse) = formula::fwd(&case, &q, &k, &v, scale);
+        let [dq, dk, dv] = formula::bwd(&case, [&q, &k, &v], &o, &given.d_o.f64(), scale);
+        let got = given.everything(F32, threads);
+        for (i, want) in [o, lse, dq, dk, dv].iter().enumerate() {
+            let got: Vec<f32> = got[i].iter().map(|&x| f32::from_bits(x)).collect();
+            let (name, tol) = if i < 2 { ("output", 5e-6) } else { ("gradient", 1e-4) };
+            prop_assert!(close(name, &got, want, tol, f64::MAX).is_ok(), "{:?}", close(name, &got, want, tol, f64::MAX));
+        }
+    }
+
+    /// A sequence's output and gradients have the bits that they have without the other sequences.
+    #[test]
+    fn sequences_do_not_see_each_other(case in random_cases(), long in 0usize..2, threads in 1usize..4) {
+        let mut case = case;
+        case.lengths[0] += 500 * long;
+        for dtype in [F32, BF16] {
+            let given = Given::new(&case, dtype);
+            let all = given.everything(dtype, threads);
+            for n in 0..case.lengths.len() {
+                let alone = given.alone(n, dtype).everything(dtype, 1);
+                let (from, to) = (given.cu_seqlens[n] as usize, given.cu_seqlens[n + 1] as usize);
+                let (heads, kv_heads, d) = (case.heads, case.kv_heads, case.head_dim);
+                for (i, width) in [heads * d, heads, heads * d, kv_heads * d, kv_heads * d].into_iter().enumerate() {
+                    prop_assert!(all[i][from * width..to * width] == alone[i], "sequence {n}, {i}, {dtype}");
+                }
             }
         }
     }
