@@ -1,0 +1,154 @@
+//! MODEL arguments: a folder, or a hub id (`Qwen/Qwen2.5-VL-3B-Instruct`) found in the local hub cache, or else fetched into it.
+//!
+//! The cache is the one that Hugging Face's own clients share (`HF_HUB_CACHE`, `HF_HOME`): `models--ORG--NAME/refs/main` names a
+//! commit, `snapshots/COMMIT` holds its files. `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HF_TOKEN` mean what they mean there.
+
+mod download;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::error::{ModelError, Result};
+
+/// How far a fetch is.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress<'a> {
+    /// The file that is being fetched.
+    pub file: &'a str,
+    /// Bytes of it that are there.
+    pub done: u64,
+    /// Bytes of it, where the server says so.
+    pub total: Option<u64>,
+}
+
+/// The folder of a MODEL argument. `progress` hears of a fetch as it goes on.
+pub fn resolve(model: &str, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf> {
+    let folder = Path::new(model);
+    if folder.is_dir() {
+        return Ok(folder.to_path_buf());
+    }
+    if !is_id(model) || folder.exists() {
+        let what = if folder.exists() { "is not a folder" } else { "there is no such folder" };
+        let cure = "give a model folder, or a hub id like Qwen/Qwen2.5-VL-3B-Instruct";
+        return Err(ModelError::hub(model, what, cure));
+    }
+    Hub::from_environment().folder(model, progress)
+}
+
+/// `ORG/NAME`, of the characters that the hub allows.
+fn is_id(text: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(['.', '-'])
+            && !part.contains("..")
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    matches!(text.split('/').collect::<Vec<_>>()[..], [org, name] if part(org) && part(name))
+}
+
+/// A hub and the cache before it.
+#[derive(Debug, Clone)]
+struct Hub {
+    cache: PathBuf,
+    endpoint: String,
+    token: Option<String>,
+    offline: bool,
+}
+
+impl Hub {
+    fn from_environment() -> Self {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let path = |name: &str| variable(name).map(PathBuf::from);
+        let home = || path("HOME").unwrap_or_else(|| PathBuf::from("."));
+        let hub_home = || {
+            let cache = || path("XDG_CACHE_HOME").unwrap_or_else(|| home().join(".cache")).join("huggingface");
+            path("HF_HOME").unwrap_or_else(cache)
+        };
+        let yes = |value: String| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
+        Self {
+            cache: path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| hub_home().join("hub")),
+            endpoint: variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_string()).trim_end_matches('/').to_string(),
+            token: variable("HF_TOKEN"),
+            offline: variable("HF_HUB_OFFLINE").is_some_and(yes),
+        }
+    }
+
+    /// The snapshot of a model, fetched where it is not whole in the cache.
+    fn folder(&self, id: &str, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf> {
+        let store = self.cache.join(format!("models--{}", id.replace('/', "--")));
+        if let Some(snapshot) = cached(&store) {
+            return Ok(snapshot);
+        }
+        if self.offline {
+            let what = format!("is not whole in the hub cache {}, and HF_HUB_OFFLINE is set", self.cache.display());
+            return Err(ModelError::hub(id, what, "unset HF_HUB_OFFLINE, or give a model folder"));
+        }
+        self.fetch(id, &store, progress)
+    }
+
+    fn fetch(&self, id: &str, store: &Path, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf> {
+        let (commit, files) = self.listing(id)?;
+        let snapshot = store.join("snapshots").join(&commit);
+        fs::create_dir_all(&snapshot).map_err(|e| ModelError::write(&snapshot, e))?;
+        for file in files.iter().filter(|file| is_wanted(file)) {
+            let address = format!("{}/{id}/resolve/{commit}/{file}", self.endpoint);
+            download::file(&address, self.token.as_deref(), &snapshot.join(file), file, progress)?;
+        }
+        let refs = store.join("refs");
+        fs::create_dir_all(&refs).map_err(|e| ModelError::write(&refs, e))?;
+        crate::save::write_whole(&refs.join("main"), commit.as_bytes())?;
+        match is_whole(&snapshot) {
+            true => Ok(snapshot),
+            false => Err(ModelError::hub(id, "has no config.json with *.safetensors", "give the id of a model in the safetensors format")),
+        }
+    }
+
+    /// The commit that `main` is at, and its files.
+    fn listing(&self, id: &str) -> Result<(String, Vec<String>)> {
+        let address = format!("{}/api/models/{id}/revision/main", self.endpoint);
+        let text = download::text(&address, self.token.as_deref()).map_err(|what| {
+            let what = format!("is no folder here, is not in the hub cache {}, and {what}", self.cache.display());
+            let cure = "check the name and the network, or give a model folder; HF_TOKEN opens models that ask for it";
+            ModelError::hub(id, what, cure)
+        })?;
+        let strange = || ModelError::hub(id, format!("{address} gave an answer that is no list of files"), "check HF_ENDPOINT");
+        let value: Value = serde_json::from_str(&text).map_err(|_| strange())?;
+        let commit = value.get("sha").and_then(Value::as_str).filter(|sha| sha.chars().all(|c| c.is_ascii_alphanumeric()) && !sha.is_empty());
+        let files = value.get("siblings").and_then(Value::as_array);
+        let (Some(commit), Some(files)) = (commit, files) else { return Err(strange()) };
+        let names = files.iter().filter_map(|file| file.get("rfilename")?.as_str()).map(str::to_string);
+        Ok((commit.to_string(), names.collect()))
+    }
+}
+
+/// What `refs/main` points to, where it is whole.
+fn cached(store: &Path) -> Option<PathBuf> {
+    let commit = fs::read_to_string(store.join("refs/main")).ok()?;
+    let snapshot = store.join("snapshots").join(commit.trim());
+    is_whole(&snapshot).then_some(snapshot)
+}
+
+/// Config, tokenizer and weights are there, and of a sharded model all shards.
+fn is_whole(snapshot: &Path) -> bool {
+    let has = |name: &str| snapshot.join(name).is_file();
+    if !has("config.json") || !has("tokenizer.json") {
+        return false;
+    }
+    if has("model.safetensors") {
+        return true;
+    }
+    let index = fs::read_to_string(snapshot.join("model.safetensors.index.json")).ok();
+    let index: Option<Value> = index.and_then(|text| serde_json::from_str(&text).ok());
+    let map = index.as_ref().and_then(|index| index.get("weight_map")?.as_object());
+    map.is_some_and(|map| !map.is_empty() && map.values().all(|file| file.as_str().is_some_and(has)))
+}
+
+/// Weights, and the small files that a model folder is made of; nothing in sub-folders.
+fn is_wanted(file: &str) -> bool {
+    let kinds = [".safetensors", ".json", ".jinja", ".txt"];
+    !file.contains(['/', '\\']) && !file.starts_with('.') && kinds.iter().any(|kind| file.ends_with(kind))
+}

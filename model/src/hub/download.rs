@@ -1,0 +1,130 @@
+//! Files over HTTP, in pieces that can be asked for again: a slow or broken line costs a piece, a stopped program nothing.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use super::Progress;
+use crate::error::{ModelError, Result};
+
+/// Bytes asked for at once.
+const PIECE: u64 = 64 << 20;
+
+/// Until a server answers, and until a piece is there.
+const ANSWER: Duration = Duration::from_secs(30);
+const PIECE_TIME: Duration = Duration::from_secs(600);
+
+/// Failures in a row that are forgiven.
+const PATIENCE: usize = 4;
+
+fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder()
+        .timeout_connect(Some(Duration::from_secs(10)))
+        .timeout_recv_response(Some(ANSWER))
+        .timeout_recv_body(Some(PIECE_TIME));
+    config.build().into()
+}
+
+/// A small text; the error says what went wrong, as the end of a sentence.
+pub(super) fn text(address: &str, token: Option<&str>) -> Result<String, String> {
+    let mut request = agent().get(address);
+    if let Some(token) = token {
+        request = request.header("Authorization", format!("Bearer {token}"));
+    }
+    let mut response = request.call().map_err(|e| format!("{address} cannot be had ({e})"))?;
+    response.body_mut().read_to_string().map_err(|e| format!("{address} broke off ({e})"))
+}
+
+/// Fetches a file to `target`, going on where an earlier attempt stopped. It has its name only when it is whole.
+pub(super) fn file(address: &str, token: Option<&str>, target: &Path, name: &str, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+    if target.is_file() {
+        return Ok(());
+    }
+    let mut part = target.as_os_str().to_owned();
+    part.push(".incomplete");
+    let part = Path::new(&part);
+    let mut out = OpenOptions::new().create(true).append(true).open(part).map_err(|e| ModelError::write(target, e))?;
+    let mut done = out.metadata().map_err(|e| ModelError::read(part, e))?.len();
+    let agent = agent();
+    let mut failures = 0;
+    loop {
+        match piece(&agent, address, token, &mut out, done) {
+            Ok(Piece { bytes, total }) => {
+                failures = 0;
+                done += bytes;
+                progress(Progress { file: name, done, total });
+                if total.is_none_or(|total| done >= total) {
+                    break;
+                }
+            }
+            Err(Failure::Write(e)) => return Err(ModelError::write(target, e)),
+            Err(Failure::Network(what, is_final)) => {
+                failures += 1;
+                if is_final || failures > PATIENCE {
+                    let cure = "check the network and run the command again: it goes on where it stopped";
+                    return Err(ModelError::hub(address, what, cure));
+                }
+                std::thread::sleep(Duration::from_millis(200 << failures));
+                done = out.metadata().map_err(|e| ModelError::read(part, e))?.len();
+            }
+        }
+    }
+    out.sync_data().map_err(|e| ModelError::write(target, e))?;
+    fs::rename(part, target).map_err(|e| ModelError::write(target, e))
+}
+
+struct Piece {
+    bytes: u64,
+    /// Length of the whole file.
+    total: Option<u64>,
+}
+
+enum Failure {
+    Write(io::Error),
+    /// What happened, and whether asking again is useless.
+    Network(String, bool),
+}
+
+/// Asks for the bytes from `from` on and appends them.
+fn piece(agent: &ureq::Agent, address: &str, token: Option<&str>, out: &mut File, from: u64) -> Result<Piece, Failure> {
+    let mut request = agent.get(address).header("Range", format!("bytes={from}-{}", from + PIECE - 1));
+    if let Some(token) = token {
+        request = request.header("Authorization", format!("Bearer {token}"));
+    }
+    let mut response = match request.call() {
+        Ok(response) => response,
+        // The range begins at the end: the file is whole already, or empty.
+        Err(ureq::Error::StatusCode(416)) => return Ok(Piece { bytes: 0, total: Some(from) }),
+        Err(ureq::Error::StatusCode(code)) => return Err(Failure::Network(format!("the server answered {code}"), code < 500)),
+        Err(e) => return Err(Failure::Network(format!("cannot be fetched ({e})"), false)),
+    };
+    let total = match response.status().as_u16() {
+        206 => response.headers().get("content-range").and_then(|v| v.to_str().ok()).and_then(|v| v.rsplit('/').next()?.parse().ok()),
+        // A server that knows no ranges sends everything from the start.
+        _ => {
+            out.set_len(0).map_err(Failure::Write)?;
+            None
+        }
+    };
+    let is_whole = response.status().as_u16() != 206;
+    let mut body = response.body_mut().with_config().limit(u64::MAX).reader();
+    let mut buffer = vec![0; 1 << 18];
+    let mut bytes = 0;
+    loop {
+        let n = match body.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(e) => return Err(Failure::Network(format!("broke off ({e})"), false)),
+        };
+        out.write_all(&buffer[..n]).map_err(Failure::Write)?;
+        bytes += n as u64;
+    }
+    if is_whole {
+        return Ok(Piece { bytes: bytes.saturating_sub(from), total: None });
+    }
+    if bytes == 0 && total.is_none_or(|total| from < total) {
+        return Err(Failure::Network("sent nothing".to_string(), false));
+    }
+    Ok(Piece { bytes, total: total.or(Some(from + bytes)) })
+}
