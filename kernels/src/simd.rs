@@ -96,7 +96,11 @@ pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     let clamped = x.clamp(-87.336_54, 88.722_84);
-    let n = (clamped * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0; // rounds to the nearest integer
+    // Adding 1.5 · 2²³ rounds to the nearest integer and leaves that integer in the low bits, from where it is read: a
+    // conversion by `as` checks its range, which costs more than the polynomial.
+    let shifted = clamped * std::f32::consts::LOG2_E + 12_582_912.0;
+    let integer = (shifted.to_bits() as i32).wrapping_sub(12_582_912.0f32.to_bits() as i32);
+    let n = shifted - 12_582_912.0;
     let r = (-n).mul_add_fast(0.693_359_4, clamped);
     let r = (-n).mul_add_fast(-2.121_944_4e-4, r);
     let mut p = 1.987_569_1e-4_f32;
@@ -107,9 +111,9 @@ pub fn exp(x: f32) -> f32 {
     p = p.mul_add_fast(r, 5e-1);
     let y = p.mul_add_fast(r * r, r) + 1.0;
     // 2^n in two halves: n may be 128, which a single exponent can't hold.
-    let half = (n as i32) >> 1;
-    let a = f32::from_bits(((half + 127) as u32) << 23);
-    let b = f32::from_bits(((n as i32 - half + 127) as u32) << 23);
+    let half = integer >> 1;
+    let a = f32::from_bits((half.wrapping_add(127) as u32) << 23);
+    let b = f32::from_bits((integer.wrapping_sub(half).wrapping_add(127) as u32) << 23);
     let y = y * a * b;
     let y = if x < -87.336_54 { 0.0 } else { y };
     let y = if x > 88.722_84 { f32::INFINITY } else { y };

@@ -84,10 +84,10 @@ fn equals_torch() {
     let w = [0x3f7f_292d, 0xbebd_b3f4, 0x3a1b_2d35, 0x42f6_fcd5, 0xb9ac_3658u32];
     let m = [0x3df6_ae7e, 0x3db8_5159, 0x3f2f_4881, 0xb79f_6232, 0x2ff2_efe6u32];
     let v = [0x3a69_3d1e, 0x3a82_f0e1, 0x3d89_24f6, 0x3109_4d36, 0x1efe_b979u32];
-    for (name, got, want, ulps) in [("w", &weights.f32, w, 4), ("m", &weights.m, m, 4), ("v", &weights.v, v, 4)] {
+    for (name, got, want) in [("w", &weights.f32, w), ("m", &weights.m, m), ("v", &weights.v, v)] {
         for (i, (got, want)) in got.iter().zip(want).enumerate() {
             let off = got.to_bits().abs_diff(want);
-            assert!(off <= ulps, "{name}[{i}]: {got}, torch has {}, {off} places off", f32::from_bits(want));
+            assert!(off <= 2, "{name}[{i}]: {got}, torch has {}, {off} places off", f32::from_bits(want));
         }
     }
 }

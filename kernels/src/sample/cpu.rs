@@ -166,11 +166,17 @@ fn in_vocab(ids: &[i32], vocab: usize) -> impl Iterator<Item = usize> {
     ids.iter().filter_map(move |&id| usize::try_from(id).ok().filter(|&id| id < vocab))
 }
 
+/// The place of the first score that equals `top`, which is the largest.
+fn first_equal(scores: &[f32], top: f32) -> Option<usize> {
+    let block = scores.chunks(BLOCK).position(|block| max(block) == top)? * BLOCK;
+    scores[block..].iter().position(|&x| x == top).map(|i| block + i)
+}
+
 /// The token of one row whose logits are not NaN; `None` if none can be taken.
 fn choose(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<usize> {
     let top = weights(logits, s, scratch)?;
     if s.is_greedy() {
-        return scratch.scores.iter().position(|&x| x == top);
+        return first_equal(&scratch.scores, top);
     }
     draw(&scratch.scores, philox::uniform_f64(s.seed, STREAM, s.position as u32 as u64))
 }

@@ -11,12 +11,12 @@ pub struct Settings {
     pub suppressed: Vec<i32>,
 }
 
-/// Scores after the repetition penalty and suppression.
+/// Scores after the repetition penalty, rounded to f32 since the order of scores hangs on it, and suppression.
 pub fn scores(logits: &[f64], s: &Settings) -> Vec<f64> {
     let score = |(id, &l): (usize, &f64)| match id as i32 {
         id if s.suppressed.contains(&id) => f64::NEG_INFINITY,
-        id if s.history.contains(&id) && l < 0.0 => l * s.penalty,
-        id if s.history.contains(&id) => l / s.penalty,
+        id if s.history.contains(&id) && l < 0.0 => (l * s.penalty) as f32 as f64,
+        id if s.history.contains(&id) => (l / s.penalty) as f32 as f64,
         _ => l,
     };
     logits.iter().enumerate().map(score).collect()
@@ -27,7 +27,8 @@ pub fn scores(logits: &[f64], s: &Settings) -> Vec<f64> {
 pub fn ranked(logits: &[f64], s: &Settings) -> Vec<(usize, f64, f64)> {
     let scores = scores(logits, s);
     let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    // The zero added makes −0 and 0 equal, as they are as scores.
+    order.sort_by(|&a, &b| (scores[b] + 0.0).total_cmp(&(scores[a] + 0.0)).then(a.cmp(&b)));
     let least = if s.top_k == 0 { f64::NEG_INFINITY } else { scores[order[s.top_k.min(order.len()) - 1]] };
     order.retain(|&id| scores[id] >= least && scores[id] > f64::NEG_INFINITY);
     let weight = |id: usize| ((scores[id] - scores[order[0]]) / s.temperature).exp();

@@ -59,9 +59,11 @@ fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| x as f64).collect()
 }
 
-/// Logits on a grid, so that two of them are equal or well apart: their order does not hang on a rounding.
+/// Logits on a grid, so that two of them are equal or well apart: their order does not hang on a rounding. The penalties
+/// below keep that so.
 fn logits(vocab: usize) -> impl Strategy<Value = Vec<f32>> {
-    (1u32..64, any::<u64>()).prop_map(move |(steps, seed)| {
+    (0..7, any::<u64>()).prop_map(move |(bits, seed)| {
+        let steps = 1 << bits;
         numbers(vocab, seed, 3.0).iter().map(|x| (x * steps as f32).round() / steps as f32).collect()
     })
 }
@@ -71,7 +73,7 @@ prop_compose! {
         temperature in prop::sample::select(vec![0.1f32, 0.7, 1.0, 1.7]),
         top_p in prop_oneof![Just(1.0f32), Just(0.0), Just(0.001), Just(0.95), 0.0f32..1.0],
         top_k in prop_oneof![Just(0), Just(1), Just(50), 1..vocab + 5],
-        penalty in prop::sample::select(vec![1.0f32, 1.3, 0.8]),
+        penalty in prop::sample::select(vec![1.0f32, 1.25, 0.75]),
         history in prop::collection::vec(-2..vocab as i32 + 2, 0..20),
         suppressed in prop::collection::vec(0..vocab as i32, 0..vocab.min(9)),
     ) -> Settings {
@@ -129,9 +131,7 @@ proptest! {
         if top == f64::NEG_INFINITY {
             prop_assert_eq!(id, -1);
         } else {
-            let near = scores.iter().position(|&x| x >= top - 1e-6 * top.abs()).unwrap_or(0);
-            let exact = scores.iter().position(|&x| x == top).unwrap_or(0);
-            prop_assert!(id == exact as i32 || id == near as i32, "{id}, want {exact}");
+            prop_assert_eq!(Some(id as usize), scores.iter().position(|&x| x == top));
             let want = crate::log_prob::formula::log_prob(&wide(&logits), id, 1.0);
             prop_assert!((log_prob as f64 - want).abs() <= 1e-6 * (1.0 + want.abs()));
         }
