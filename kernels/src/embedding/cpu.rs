@@ -41,10 +41,11 @@ pub unsafe fn fwd<W: Element, T: Element>(p: &FwdParams, team: &Team) {
     // SAFETY: the caller's promise.
     let y = unsafe { Out::<T>::new(p.y, tokens * hidden) };
     team.run(tokens.div_ceil(TOKENS), |task| {
-        for t in task * TOKENS..(task * TOKENS + TOKENS).min(tokens) {
+        let start = task * TOKENS;
+        for (t, &id) in (start..).zip(&ids[start..(start + TOKENS).min(tokens)]) {
             // SAFETY: tokens' rows do not overlap.
             let y = unsafe { y.part(t * hidden, hidden) };
-            match row_of(ids[t], vocab) {
+            match row_of(id, vocab) {
                 Some(row) => widen_row(&table[row * hidden..][..hidden], y),
                 None => y.fill(T::from_f32(0.0)),
             }

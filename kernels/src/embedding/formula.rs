@@ -10,9 +10,9 @@ pub fn fwd(table: &[f64], ids: &[i32], hidden: usize) -> Vec<f64> {
 /// `dw` with each token's gradient added to its row: the transpose of the linear map [`fwd`].
 pub fn bwd(ids: &[i32], dy: &[f64], dw: &[f64], hidden: usize) -> Vec<f64> {
     let mut sum = dw.to_vec();
-    for i in 0..sum.len() {
+    for (i, sum) in sum.iter_mut().enumerate() {
         let (row, c) = ((i / hidden) as i32, i % hidden);
-        sum[i] += (0..ids.len()).filter(|&t| ids[t] == row).map(|t| dy[t * hidden + c]).sum::<f64>();
+        *sum += (0..ids.len()).filter(|&t| ids[t] == row).map(|t| dy[t * hidden + c]).sum::<f64>();
     }
     sum
 }

@@ -21,10 +21,11 @@ pub unsafe fn gather<T: Copy + Default + Send + Sync>(p: &GatherParams, team: &T
     // SAFETY: the caller's promise.
     let y = unsafe { Out::<T>::new(p.y, m * cols) };
     team.run(m.div_ceil(ROWS), |task| {
-        for i in task * ROWS..(task * ROWS + ROWS).min(m) {
+        let start = task * ROWS;
+        for (i, &row) in (start..).zip(&index[start..(start + ROWS).min(m)]) {
             // SAFETY: rows do not overlap.
             let y = unsafe { y.part(i * cols, cols) };
-            match row_of(index[i], n) {
+            match row_of(row, n) {
                 Some(row) => y.copy_from_slice(&x[row * cols..][..cols]),
                 None => y.fill(T::default()),
             }
