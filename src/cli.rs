@@ -5,7 +5,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
 use crate::common::Common;
-use crate::{doctor, frames, generate, init, preprocess, resize, score, tokenize};
+use crate::{bench, doctor, frames, generate, init, preprocess, resize, score, tokenize};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -30,6 +30,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Measure how fast a model reads a prompt or makes tokens
+    Bench(bench::Bench),
     /// Say what this machine has, and what to install for what it has not
     Doctor(doctor::Doctor),
     /// Say which frames of a film are taken, and decode them
@@ -52,6 +54,7 @@ pub enum Command {
 pub fn run(cli: Cli) -> Result<()> {
     let common = &cli.common;
     match cli.command {
+        Command::Bench(c) => c.run(common),
         Command::Doctor(c) => c.run(common),
         Command::Frames(c) => c.run(common),
         Command::Generate(c) => c.run(common),

@@ -1,6 +1,8 @@
 //! `reel`: trains, serves and evaluates Qwen2.5-VL on video, straight from safetensors. Each subcommand is one thin file
 //! here that parses its options, calls a library and prints.
 
+mod bench;
+mod ceilings;
 mod cli;
 mod common;
 #[cfg(test)]

@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use reel_media::profile::{Overrides, Profile};
 use reel_media::worker::Decoder;
+use serde::{Deserialize, Serialize};
 
 use crate::common::Common;
 use crate::fail::bad_usage;
@@ -17,6 +18,15 @@ pub struct MediaFlags {
     /// Frame and pixel limits: videorft-train, video-r1-train, videorft-eval, qwen, uniform-16 or stride-1fps [default: qwen]
     #[arg(long, value_name = "NAME")]
     pub profile: Option<String>,
+    #[command(flatten)]
+    limits: LimitFlags,
+}
+
+/// What replaces a profile's limits, and the keys of message parts.
+#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[command(next_help_heading = "Media options")]
+pub struct LimitFlags {
     /// Take this many frames
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     nframes: Option<i64>,
@@ -47,6 +57,13 @@ impl MediaFlags {
     }
 
     /// The flags that stand above a profile and above the keys of a message part.
+    pub fn overrides(&self) -> Overrides {
+        self.limits.overrides()
+    }
+}
+
+impl LimitFlags {
+    /// As the media library takes them.
     pub fn overrides(&self) -> Overrides {
         Overrides {
             nframes: self.nframes,

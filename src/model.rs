@@ -1,6 +1,6 @@
 //! A model folder, opened as far as a command needs it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -17,8 +17,6 @@ use crate::trace;
 
 /// A model with its weights on a device.
 pub struct Model {
-    /// The folder that it came from.
-    pub folder: PathBuf,
     /// The weights.
     pub weights: Qwen25Vl,
     /// Computes in the dtype that was asked for, without gradients.
@@ -39,7 +37,7 @@ impl Model {
         })?;
         trace::record_launches(&device);
         let cx = Cx::inference(&device, dtype);
-        Ok(Self { folder: folder.to_path_buf(), weights, cx, load_seconds: begun.elapsed().as_secs_f64() })
+        Ok(Self { weights, cx, load_seconds: begun.elapsed().as_secs_f64() })
     }
 }
 

@@ -74,7 +74,12 @@ pub struct Prompt {
 
 /// The folder of a MODEL argument: a folder, or a hub id.
 pub fn folder(model: &str) -> Result<PathBuf> {
-    Ok(PathBuf::from(model))
+    let mut fetched = |p: reel_model::hub::Progress| {
+        if p.total == Some(p.done) {
+            eprintln!("{model}: {} fetched", p.file);
+        }
+    };
+    Ok(reel_model::hub::resolve(model, &mut fetched)?)
 }
 
 impl MessageFlags {

@@ -7,6 +7,7 @@ pub mod compare;
 pub mod cost;
 pub mod dtype;
 pub mod launch;
+pub mod limits;
 pub mod simd;
 pub mod team;
 pub mod view;

@@ -1,0 +1,160 @@
+//! What this processor can do at best: multiply-adds from registers and bytes from memory. Measured times are divided by
+//! what these limits would allow.
+#![allow(unsafe_code)]
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use crate::simd::{Isa, isa};
+use crate::{DType, Team};
+
+/// Vector accumulators that run side by side: enough to hide the latency of a multiply-add.
+const CHAINS: usize = 24;
+/// Multiply-adds of each chain in one timing.
+const STEPS: usize = 20_000;
+/// Bytes that are read: more than any cache holds.
+const MEMORY: usize = 256 << 20;
+
+/// Operations a second of matrix products at best, all threads together: a multiply-add counts two. bf16 counts products
+/// of pairs where the processor has them, else f32.
+pub fn operations_per_second(dtype: DType, team: &Team) -> f64 {
+    let bf16 = dtype == DType::BF16 && isa() == Isa::Avx512Bf16;
+    let lanes = match isa() {
+        Isa::Avx512Bf16 | Isa::Avx512 => 16,
+        Isa::Avx2 => 8,
+        Isa::Plain => 4,
+    };
+    let operations = (STEPS * team.threads() * CHAINS * lanes * if bf16 { 4 } else { 2 }) as f64;
+    best(30, || team.run(team.threads(), |_| multiply_add(bf16)), operations)
+}
+
+/// Bytes a second that all threads together read from memory at best.
+pub fn bytes_per_second(team: &Team) -> f64 {
+    let data: Vec<u32> = (0..MEMORY as u32 / 4).collect();
+    let part = data.len() / 256;
+    let read = || {
+        team.run(256, |t| {
+            black_box(fold(&data[t * part..][..part]));
+        })
+    };
+    best(5, read, MEMORY as f64)
+}
+
+/// The highest rate of some calls.
+fn best(calls: usize, call: impl Fn(), amount: f64) -> f64 {
+    let seconds = (0..calls).map(|_| {
+        let start = Instant::now();
+        call();
+        start.elapsed().as_secs_f64()
+    });
+    amount / seconds.fold(f64::INFINITY, f64::min)
+}
+
+crate::simd_fn! {
+    fn fold(x: &[u32]) -> u32 {
+        let mut lanes = [0u32; 64];
+        for x in x.chunks_exact(64) {
+            for i in 0..64 {
+                lanes[i] ^= x[i];
+            }
+        }
+        lanes.iter().fold(0, |a, b| a ^ b)
+    }
+}
+
+fn multiply_add(bf16: bool) {
+    let seed = black_box(1e-3f32);
+    black_box(chains(bf16, seed));
+}
+
+#[cfg(target_arch = "x86_64")]
+fn chains(bf16: bool, seed: f32) -> f32 {
+    // SAFETY: `isa` found the features that each function needs.
+    unsafe {
+        match isa() {
+            Isa::Avx512Bf16 if bf16 => x86::bf16s(seed),
+            Isa::Avx512Bf16 | Isa::Avx512 => x86::wide(seed),
+            Isa::Avx2 => x86::narrow(seed),
+            Isa::Plain => plain(seed),
+        }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn chains(_: bool, seed: f32) -> f32 {
+    plain(seed)
+}
+
+fn plain(seed: f32) -> f32 {
+    let mut sums = [[seed; 4]; CHAINS];
+    for _ in 0..STEPS {
+        for sum in sums.iter_mut().flatten() {
+            *sum += seed * seed;
+        }
+    }
+    sums.iter().flatten().sum()
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{CHAINS, STEPS};
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) fn bf16s(seed: f32) -> f32 {
+        let (mut sums, x) = ([_mm512_set1_ps(seed); CHAINS], _mm512_set1_ps(seed));
+        // SAFETY: 512 bits as 512 bits.
+        let x: __m512bh = unsafe { std::mem::transmute(x) };
+        for _ in 0..STEPS {
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, x, x);
+            }
+        }
+        sums.iter().map(|s| _mm512_reduce_add_ps(*s)).sum()
+    }
+
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn wide(seed: f32) -> f32 {
+        let (mut sums, x) = ([_mm512_set1_ps(seed); CHAINS], _mm512_set1_ps(seed));
+        for _ in 0..STEPS {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(x, x, *sum);
+            }
+        }
+        sums.iter().map(|s| _mm512_reduce_add_ps(*s)).sum()
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn narrow(seed: f32) -> f32 {
+        // 16 registers: 12 chains in turn keep both units busy.
+        let (mut sums, x) = ([_mm256_set1_ps(seed); CHAINS / 2], _mm256_set1_ps(seed));
+        for _ in 0..2 * STEPS {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(x, x, *sum);
+            }
+        }
+        let lanes = sums.iter().flat_map(|s| {
+            let mut lanes = [0f32; 8];
+            // SAFETY: eight floats as eight floats.
+            unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), *s) };
+            lanes
+        });
+        lanes.sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_those_of_a_processor() {
+        let team = Team::new(1);
+        for dtype in [DType::F32, DType::BF16] {
+            let rate = operations_per_second(dtype, &team);
+            assert!((1e8..1e13).contains(&rate), "{dtype}: {rate:e}");
+        }
+        let rate = bytes_per_second(&team);
+        assert!((1e8..1e13).contains(&rate), "{rate:e}");
+    }
+}
