@@ -70,8 +70,13 @@ impl Hub {
         };
         let yes = |value: String| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
         Self {
-            cache: path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| hub_home().join("hub")),
-            endpoint: variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_string()).trim_end_matches('/').to_string(),
+            cache: path("HF_HUB_CACHE")
+                .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
+                .unwrap_or_else(|| hub_home().join("hub")),
+            endpoint: variable("HF_ENDPOINT")
+                .unwrap_or_else(|| "https://huggingface.co".to_string())
+                .trim_end_matches('/')
+                .to_string(),
             token: variable("HF_TOKEN"),
             offline: variable("HF_HUB_OFFLINE").is_some_and(yes),
         }
@@ -103,7 +108,11 @@ impl Hub {
         crate::save::write_whole(&refs.join("main"), commit.as_bytes())?;
         match is_whole(&snapshot) {
             true => Ok(snapshot),
-            false => Err(ModelError::hub(id, "has no config.json with *.safetensors", "give the id of a model in the safetensors format")),
+            false => Err(ModelError::hub(
+                id,
+                "has no config.json with *.safetensors",
+                "give the id of a model in the safetensors format",
+            )),
         }
     }
 
@@ -115,9 +124,13 @@ impl Hub {
             let cure = "check the name and the network, or give a model folder; HF_TOKEN opens models that ask for it";
             ModelError::hub(id, what, cure)
         })?;
-        let strange = || ModelError::hub(id, format!("{address} gave an answer that is no list of files"), "check HF_ENDPOINT");
+        let strange =
+            || ModelError::hub(id, format!("{address} gave an answer that is no list of files"), "check HF_ENDPOINT");
         let value: Value = serde_json::from_str(&text).map_err(|_| strange())?;
-        let commit = value.get("sha").and_then(Value::as_str).filter(|sha| sha.chars().all(|c| c.is_ascii_alphanumeric()) && !sha.is_empty());
+        let commit = value
+            .get("sha")
+            .and_then(Value::as_str)
+            .filter(|sha| sha.chars().all(|c| c.is_ascii_alphanumeric()) && !sha.is_empty());
         let files = value.get("siblings").and_then(Value::as_array);
         let (Some(commit), Some(files)) = (commit, files) else { return Err(strange()) };
         let names = files.iter().filter_map(|file| file.get("rfilename")?.as_str()).map(str::to_string);

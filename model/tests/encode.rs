@@ -33,8 +33,7 @@ fn main() -> ExitCode {
 fn equals_the_processor(case: &Path) {
     let bundle = Bundle::open(&case.join("model")).unwrap();
     Checkpoint::open(&case.join("model")).unwrap().check(&bundle.config).unwrap();
-    let about: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(case.join("expected.json")).unwrap()).unwrap();
+    let about: serde_json::Value = serde_json::from_slice(&std::fs::read(case.join("expected.json")).unwrap()).unwrap();
     let conversation = Conversation::open(&case.join("messages.json"), None).unwrap();
     let prompt = bundle.template.render(&conversation, !conversation.ends_with_assistant()).unwrap();
     assert_eq!(prompt, about["prompt"].as_str().unwrap(), "{}", case.display());
@@ -58,10 +57,8 @@ fn equals_the_processor(case: &Path) {
     let tolerances = &about["tolerances"];
     let largest = tolerances["pixel_max_levels"].as_f64().map_or(f32::INFINITY, |x| x as f32) * level;
     let mean = tolerances["pixel_mean_levels"].as_f64().unwrap() as f32 * level;
-    for (got, want) in [
-        (&got.pixel_values, &want.pixel_values),
-        (&got.pixel_values_videos, &want.pixel_values_videos),
-    ] {
+    for (got, want) in [(&got.pixel_values, &want.pixel_values), (&got.pixel_values_videos, &want.pixel_values_videos)]
+    {
         let (Some(got), Some(want)) = (got, want) else {
             assert_eq!(got.is_some(), want.is_some());
             continue;

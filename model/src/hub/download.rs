@@ -37,7 +37,13 @@ pub(super) fn text(address: &str, token: Option<&str>) -> Result<String, String>
 }
 
 /// Fetches a file to `target`, going on where an earlier attempt stopped. It has its name only when it is whole.
-pub(super) fn file(address: &str, token: Option<&str>, target: &Path, name: &str, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+pub(super) fn file(
+    address: &str,
+    token: Option<&str>,
+    target: &Path,
+    name: &str,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<()> {
     if target.is_file() {
         return Ok(());
     }
@@ -96,11 +102,17 @@ fn piece(agent: &ureq::Agent, address: &str, token: Option<&str>, out: &mut File
         Ok(response) => response,
         // The range begins at the end: the file is whole already, or empty.
         Err(ureq::Error::StatusCode(416)) => return Ok(Piece { bytes: 0, total: Some(from) }),
-        Err(ureq::Error::StatusCode(code)) => return Err(Failure::Network(format!("the server answered {code}"), code < 500)),
+        Err(ureq::Error::StatusCode(code)) => {
+            return Err(Failure::Network(format!("the server answered {code}"), code < 500));
+        }
         Err(e) => return Err(Failure::Network(format!("cannot be fetched ({e})"), false)),
     };
     let total = match response.status().as_u16() {
-        206 => response.headers().get("content-range").and_then(|v| v.to_str().ok()).and_then(|v| v.rsplit('/').next()?.parse().ok()),
+        206 => response
+            .headers()
+            .get("content-range")
+            .and_then(|v| v.to_str().ok())
+            .and_then(|v| v.rsplit('/').next()?.parse().ok()),
         // A server that knows no ranges sends everything from the start.
         _ => {
             out.set_len(0).map_err(Failure::Write)?;

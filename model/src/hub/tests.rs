@@ -43,12 +43,15 @@ fn answer(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>, log: &Mutex<
         log.push(path.clone());
         log.iter().filter(|asked| **asked == path).count()
     };
-    let listing = json!({"sha": COMMIT, "siblings": files.keys().map(|name| json!({"rfilename": name})).collect::<Vec<_>>()});
+    let listing =
+        json!({"sha": COMMIT, "siblings": files.keys().map(|name| json!({"rfilename": name})).collect::<Vec<_>>()});
     let listing = listing.to_string().into_bytes();
     let name = path.rsplit('/').next().unwrap();
     let (bytes, ranged) = match path.as_str() {
         "/api/models/org/model/revision/main" => (&listing, false),
-        _ if path.starts_with(&format!("/org/model/resolve/{COMMIT}/")) && files.contains_key(name) => (&files[name], true),
+        _ if path.starts_with(&format!("/org/model/resolve/{COMMIT}/")) && files.contains_key(name) => {
+            (&files[name], true)
+        }
         _ => {
             let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
             return;
@@ -56,14 +59,19 @@ fn answer(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>, log: &Mutex<
     };
     let rest = &bytes[from.min(bytes.len())..];
     let status = if ranged { "206 Partial Content" } else { "200 OK" };
-    let range = if ranged { format!("Content-Range: bytes {from}-{}/{}\r\n", bytes.len().max(1) - 1, bytes.len()) } else { String::new() };
+    let range = if ranged {
+        format!("Content-Range: bytes {from}-{}/{}\r\n", bytes.len().max(1) - 1, bytes.len())
+    } else {
+        String::new()
+    };
     let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{range}Connection: close\r\n\r\n", rest.len());
     let cut = if name.ends_with(".safetensors") && times == 1 { rest.len() / 2 } else { rest.len() };
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&rest[..cut]));
 }
 
 fn files() -> BTreeMap<String, Vec<u8>> {
-    let index = json!({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}});
+    let index =
+        json!({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}});
     BTreeMap::from([
         ("config.json".into(), b"{}".to_vec()),
         ("tokenizer.json".into(), b"{}".to_vec()),

@@ -234,9 +234,9 @@ mod tests {
             let grids = Grids { image_grid_thw: &images, video_grid_thw: &videos, second_per_grid_ts: &seconds };
             let got = rope_index(&config, &ids, grids, "x").unwrap();
             let mut most = -1;
-            for i in 0..ids.len() {
+            for (i, &id) in ids.iter().enumerate() {
                 let p = [got.position_ids[0][i], got.position_ids[1][i], got.position_ids[2][i]];
-                let is_media = ids[i] == i64::from(config.tokens.image) || ids[i] == i64::from(config.tokens.video);
+                let is_media = id == i64::from(config.tokens.image) || id == i64::from(config.tokens.video);
                 if !is_media {
                     // text stands one beyond everything before it, in all three alike
                     prop_assert_eq!(p, [most + 1; 3]);
