@@ -12,15 +12,28 @@ use crate::{Result, TrainError};
 ///
 /// `on_command_line` tells by an option's field name (`learning_rate`) whether its flag was given. Keys may be written
 /// with `-` or `_`. A key that `parsed` has no field for, or a value of the wrong kind, is an error that names it.
-pub fn apply<T: Serialize + DeserializeOwned>(parsed: &T, file: &Path, on_command_line: impl Fn(&str) -> bool) -> Result<T> {
+pub fn apply<T: Serialize + DeserializeOwned>(
+    parsed: &T,
+    file: &Path,
+    on_command_line: impl Fn(&str) -> bool,
+) -> Result<T> {
     let text = std::fs::read_to_string(file).map_err(|e| TrainError::read(file, e))?;
     merge(parsed, &file.display().to_string(), &text, on_command_line)
 }
 
-fn merge<T: Serialize + DeserializeOwned>(parsed: &T, file: &str, text: &str, on_command_line: impl Fn(&str) -> bool) -> Result<T> {
+fn merge<T: Serialize + DeserializeOwned>(
+    parsed: &T,
+    file: &str,
+    text: &str,
+    on_command_line: impl Fn(&str) -> bool,
+) -> Result<T> {
     let table: toml::Table = toml::from_str(text).map_err(|e| {
         let line = e.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
-        TrainError::option(format!("{file}:{line}"), format!("is not TOML: {}", e.message()), "write a line an option: name = value")
+        TrainError::option(
+            format!("{file}:{line}"),
+            format!("is not TOML: {}", e.message()),
+            "write a line an option: name = value",
+        )
     })?;
     let broken = |what: String| TrainError::option(file, what, "report this as a defect");
     let mut options = match serde_json::to_value(parsed).map_err(|e| broken(e.to_string()))? {
@@ -30,7 +43,11 @@ fn merge<T: Serialize + DeserializeOwned>(parsed: &T, file: &str, text: &str, on
     for (key, value) in &table {
         let field = key.replace('-', "_");
         if !options.contains_key(&field) {
-            return Err(TrainError::option(format!("{file}: {key}"), "is no option of this command", "see --help for those there are"));
+            return Err(TrainError::option(
+                format!("{file}: {key}"),
+                "is no option of this command",
+                "see --help for those there are",
+            ));
         }
         let value = serde_json::to_value(value).map_err(|e| broken(e.to_string()))?;
         check_kind::<T>(&options, file, key, &field, &value)?;
@@ -42,12 +59,22 @@ fn merge<T: Serialize + DeserializeOwned>(parsed: &T, file: &str, text: &str, on
 }
 
 /// Tries the one value alone, so that the error can name its key.
-fn check_kind<T: DeserializeOwned>(options: &Map<String, Value>, file: &str, key: &str, field: &str, value: &Value) -> Result<()> {
+fn check_kind<T: DeserializeOwned>(
+    options: &Map<String, Value>,
+    file: &str,
+    key: &str,
+    field: &str,
+    value: &Value,
+) -> Result<()> {
     let mut tried = options.clone();
     tried.insert(field.to_string(), value.clone());
     match serde_json::from_value::<T>(Value::Object(tried)) {
         Ok(_) => Ok(()),
-        Err(e) => Err(TrainError::option(format!("{file}: {key}"), format!("{value} does not fit: {e}"), "see --help for what it takes")),
+        Err(e) => Err(TrainError::option(
+            format!("{file}: {key}"),
+            format!("{value} does not fit: {e}"),
+            "see --help for what it takes",
+        )),
     }
 }
 

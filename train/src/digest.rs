@@ -18,16 +18,21 @@ pub fn bytes(data: &[u8]) -> String {
     hex(fold(data.par_chunks(PIECE).map(XxHash3_64::oneshot).collect()))
 }
 
-/// The fingerprint of named pieces in the order given: names and contents both count.
-pub fn named<'a>(parts: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> String {
-    let parts: Vec<_> = parts.into_iter().collect();
-    let pieces: Vec<u64> = parts
-        .par_iter()
-        .flat_map_iter(|(name, data)| {
-            std::iter::once(XxHash3_64::oneshot(name.as_bytes())).chain(data.chunks(PIECE).map(XxHash3_64::oneshot))
-        })
-        .collect();
-    hex(fold(pieces))
+/// The fingerprint of named pieces, taken one by one: names, contents and their order all count.
+#[derive(Debug, Default)]
+pub struct Digest(Vec<u64>);
+
+impl Digest {
+    /// Takes the next piece.
+    pub fn add(&mut self, name: &str, data: &[u8]) {
+        self.0.push(XxHash3_64::oneshot(name.as_bytes()));
+        self.0.push(fold(data.par_chunks(PIECE).map(XxHash3_64::oneshot).collect()));
+    }
+
+    /// The fingerprint of all of them.
+    pub fn finish(self) -> String {
+        hex(fold(self.0))
+    }
 }
 
 /// The fingerprint of a file's bytes; the same as [`bytes`] of them.
@@ -86,12 +91,22 @@ mod tests {
         assert!(file(&dir.path().join("none")).is_err());
     }
 
+    fn named<const N: usize>(parts: [(&str, &[u8]); N]) -> String {
+        let mut digest = Digest::default();
+        parts.into_iter().for_each(|(name, data)| digest.add(name, data));
+        digest.finish()
+    }
+
     #[test]
     fn names_order_and_contents_all_count() {
         let one = named([("a", &[1u8, 2][..]), ("b", &[3])]);
         assert_eq!(one, named([("a", &[1u8, 2][..]), ("b", &[3])]));
         assert_eq!(one.len(), 16);
-        for other in [named([("b", &[3][..]), ("a", &[1, 2])]), named([("a", &[1][..]), ("b", &[2, 3])]), named([("a", &[1, 2][..]), ("c", &[3])])] {
+        for other in [
+            named([("b", &[3][..]), ("a", &[1, 2])]),
+            named([("a", &[1][..]), ("b", &[2, 3])]),
+            named([("a", &[1, 2][..]), ("c", &[3])]),
+        ] {
             assert_ne!(one, other);
         }
     }

@@ -132,7 +132,9 @@ impl TrainError {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 "free space on that disk, then go on with --resume-from-checkpoint last"
             }
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "choose a folder that this user may write",
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                "choose a folder that this user may write"
+            }
             _ => "check the folder and the disk it is on",
         };
         Self::io(path.as_ref(), "cannot be written", cure, source)

@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
+use crate::length;
 use crate::metrics::Skipped;
 use crate::order::Order;
 use crate::{Result, TrainError};
@@ -84,7 +85,14 @@ pub struct Feed<S: Source> {
 
 impl<S: Source> Feed<S> {
     /// The micro-batches from `from` on. `threads` prepare up to `window` rows ahead.
-    pub fn new(source: Arc<S>, order: Order, batching: Batching, from: &Position, threads: usize, window: usize) -> Self {
+    pub fn new(
+        source: Arc<S>,
+        order: Order,
+        batching: Batching,
+        from: &Position,
+        threads: usize,
+        window: usize,
+    ) -> Self {
         let bad: BTreeSet<usize> = from.skipped.iter().copied().collect();
         let ahead = Ahead::new(source, order, &bad, from.slot, threads, window);
         Self { ahead, batching, slot: from.slot, bad }
@@ -134,10 +142,7 @@ impl<S: Source> Feed<S> {
     fn fitting(&self, row: usize, sample: S::Sample) -> Result<S::Sample> {
         let tokens = S::tokens(&sample);
         match self.batching.max_length {
-            Some(most) if tokens > most => {
-                let (place, _) = self.ahead.place(row);
-                Err(TrainError::row(place, format!("has {tokens} tokens, more than --max-length {most}"), "raise --max-length, or remove the row"))
-            }
+            Some(most) if tokens > most => Err(length::too_long(&self.ahead.place(row).0, tokens, most)),
             _ => Ok(sample),
         }
     }
@@ -146,7 +151,7 @@ impl<S: Source> Feed<S> {
         self.bad.insert(row);
         let (place, line) = self.ahead.place(row);
         if self.bad.len() >= self.ahead.rows() {
-            return Err(TrainError::data(place, format!("no row of the file can be used; the last one: {e}"), "see skipped.jsonl for each reason"));
+            return Err(length::no_usable_row(&place, &e.to_string()));
         }
         Ok(Skipped { row, line, reason: e.to_string() })
     }
@@ -178,7 +183,12 @@ struct State<T> {
 impl<S: Source> Ahead<S> {
     fn new(source: Arc<S>, order: Order, bad: &BTreeSet<usize>, from: u64, threads: usize, window: usize) -> Self {
         let state = State { at: from, next: from, ready: BTreeMap::new(), bad: bad.clone(), closed: false };
-        let shared = Arc::new(Shared { source, window: window.max(1) as u64, state: Mutex::new(state), changed: Condvar::new() });
+        let shared = Arc::new(Shared {
+            source,
+            window: window.max(1) as u64,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        });
         for _ in 0..threads.max(1) {
             // Nobody waits for these threads: the last row that they work on may take as long as its deadline.
             let (shared, order) = (shared.clone(), order.clone());
@@ -211,7 +221,11 @@ impl<S: Source> Ahead<S> {
             }
             if state.closed {
                 let (place, _) = self.place(self.order.clone().row(slot));
-                return Err(TrainError::data(place, "preparing it ended early", "report this as a defect, with the row"));
+                return Err(TrainError::data(
+                    place,
+                    "preparing it ended early",
+                    "report this as a defect, with the row",
+                ));
             }
             state = self.shared.changed.wait(state).unwrap_or_else(|e| e.into_inner());
         }

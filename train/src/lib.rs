@@ -2,19 +2,28 @@
 //! weights a model folder. Everything that a run does follows from its options, its data and its seed, so that a run can
 //! be stopped at any point and goes on to the same bits.
 
+pub mod checkpoint;
 pub mod config_file;
 pub mod data;
 pub mod digest;
 mod error;
-pub mod feed;
 pub mod events;
+pub mod feed;
 pub mod labels;
+pub mod length;
 pub mod metrics;
 pub mod options;
 pub mod order;
+pub mod output;
 pub mod progress;
 pub mod prompts;
+pub mod recipe;
+pub mod resume;
 pub mod rows;
+pub mod sample;
+pub mod sft;
+pub mod step;
+pub mod trainer;
 
 pub use error::{Result, TrainError};
 pub use options::SftOptions;

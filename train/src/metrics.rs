@@ -67,7 +67,9 @@ impl Log {
             text.push('\n');
         }
         let failed = |e| TrainError::write(path, e);
-        File::create(&part).and_then(|mut f| f.write_all(text.as_bytes()).and_then(|()| f.sync_all())).map_err(failed)?;
+        File::create(&part)
+            .and_then(|mut f| f.write_all(text.as_bytes()).and_then(|()| f.sync_all()))
+            .map_err(failed)?;
         std::fs::rename(&part, path).map_err(failed)?;
         let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
         Ok(Self { path: path.to_path_buf(), file })

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args, ValueEnum};
-use reel_media::profile::Profile;
 use serde::{Deserialize, Serialize};
 
 use crate::{Result, TrainError};
@@ -86,9 +85,6 @@ pub struct SftOptions {
     /// Whose rules to follow where a reference's code and its paper differ
     #[arg(long, value_enum, default_value_t)]
     pub parity: Parity,
-    /// Frame and pixel limits of the media
-    #[arg(long, default_value_t = Profile::VideorftTrain, value_parser = parse_profile)]
-    pub profile: Profile,
     /// Which tokens are learned [default: assistant; videorft under --parity videorft or video-r1]
     #[arg(long, value_enum)]
     pub labels: Option<LabelRule>,
@@ -161,7 +157,7 @@ pub struct SftOptions {
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true")]
     pub gradient_checkpointing: bool,
 
-    /// Steps between checkpoints; 0 writes none but the last state
+    /// Steps between checkpoints, and one at the end; 0 writes none
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub save_steps: u64,
     /// Keep only this many checkpoints, the newest
@@ -185,21 +181,11 @@ pub struct SftOptions {
     /// Read every row with its media before the first step
     #[arg(long)]
     pub check_data: bool,
-    /// Seconds that decoding one file may take
-    #[arg(long, value_name = "S", default_value_t = 60.0)]
-    pub media_timeout: f64,
-    /// Mebibytes of memory that decoding one file may take
-    #[arg(long, value_name = "MIB", default_value_t = reel_media::worker::MEMORY_MIB)]
-    pub media_memory: u64,
 }
 
 /// Paths that may be absent from the command line, since a configuration file may have them.
 fn path_or_none() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
-}
-
-fn parse_profile(name: &str) -> std::result::Result<Profile, String> {
-    Profile::parse(name).map_err(|e| e.to_string())
 }
 
 impl Default for SftOptions {
@@ -254,22 +240,26 @@ impl SftOptions {
         rate("--learning-rate-vision", self.learning_rate_vision.unwrap_or(0.0))?;
         rate("--learning-rate-merger", self.learning_rate_merger.unwrap_or(0.0))?;
         rate("--weight-decay", self.weight_decay)?;
-        let beta = |flag: &str, value: f64| range(flag, value, (0.0..1.0).contains(&value), "give a number from 0 to below 1");
+        let beta =
+            |flag: &str, value: f64| range(flag, value, (0.0..1.0).contains(&value), "give a number from 0 to below 1");
         beta("--adam-beta1", self.adam_beta1)?;
         beta("--adam-beta2", self.adam_beta2)?;
         let positive = |flag: &str, value: f64| range(flag, value, value > 0.0, "give a number above 0");
         positive("--adam-epsilon", self.adam_epsilon)?;
         positive("--max-grad-norm", self.max_grad_norm)?;
         positive("--num-train-epochs", self.num_train_epochs)?;
-        positive("--media-timeout", self.media_timeout)?;
-        range("--warmup-ratio", self.warmup_ratio, (0.0..=1.0).contains(&self.warmup_ratio), "give a share from 0 to 1")?;
+        range(
+            "--warmup-ratio",
+            self.warmup_ratio,
+            (0.0..=1.0).contains(&self.warmup_ratio),
+            "give a share from 0 to 1",
+        )?;
         let some = |flag: &str, n: u64| check(n > 0, flag, "is 0".into(), "give 1 or more");
         some("--per-device-train-batch-size", self.per_device_train_batch_size as u64)?;
         some("--gradient-accumulation-steps", self.gradient_accumulation_steps as u64)?;
         some("--logging-steps", self.logging_steps)?;
         some("--max-length", self.max_length.unwrap_or(1) as u64)?;
         some("--save-total-limit", self.save_total_limit.unwrap_or(1) as u64)?;
-        some("--media-memory", self.media_memory)?;
         check(
             !self.packing || self.max_length.is_some(),
             "--packing",
@@ -306,11 +296,14 @@ mod tests {
     #[test]
     fn defaults_are_the_recipes() {
         let o = SftOptions::default();
-        assert_eq!((o.learning_rate, o.lr_scheduler_type, o.warmup(100), o.weight_decay), (1e-6, Scheduler::Linear, 0, 0.0));
+        assert_eq!(
+            (o.learning_rate, o.lr_scheduler_type, o.warmup(100), o.weight_decay),
+            (1e-6, Scheduler::Linear, 0, 0.0)
+        );
         assert_eq!((o.max_grad_norm, o.per_device_train_batch_size, o.gradient_accumulation_steps), (5.0, 1, 2));
         assert_eq!((o.num_train_epochs, o.asked_steps(), o.gradient_checkpointing), (1.0, None, true));
         assert_eq!((o.adam_beta1, o.adam_beta2, o.adam_epsilon), (0.9, 0.999, 1e-8));
-        assert_eq!((o.label_rule(), o.profile), (LabelRule::Assistant, Profile::VideorftTrain));
+        assert_eq!((o.label_rule(), o.save_steps, o.save_total_limit), (LabelRule::Assistant, 500, None));
     }
 
     #[test]
@@ -324,8 +317,19 @@ mod tests {
 
     #[test]
     fn spellings_of_trl_are_taken() {
-        let o = parse(&["--gradient-checkpointing", "false", "--lr-scheduler-type", "constant_with_warmup", "--max-steps", "-1"]).unwrap();
-        assert_eq!((o.gradient_checkpointing, o.lr_scheduler_type, o.asked_steps()), (false, Scheduler::ConstantWithWarmup, None));
+        let o = parse(&[
+            "--gradient-checkpointing",
+            "false",
+            "--lr-scheduler-type",
+            "constant_with_warmup",
+            "--max-steps",
+            "-1",
+        ])
+        .unwrap();
+        assert_eq!(
+            (o.gradient_checkpointing, o.lr_scheduler_type, o.asked_steps()),
+            (false, Scheduler::ConstantWithWarmup, None)
+        );
         assert!(parse(&["--gradient-checkpointing"]).unwrap().gradient_checkpointing);
         let resume = |args: &[&str]| parse(args).unwrap().resume_from_checkpoint;
         assert_eq!(resume(&["--resume-from-checkpoint"]).as_deref(), Some("last"));
@@ -364,12 +368,15 @@ mod tests {
         }
         let e = parse(&["--model", "m"]).unwrap().validate().unwrap_err().to_string();
         assert!(e.starts_with("--data: is missing; "), "{e}");
-        parse(&["--model", "m", "--data", "d", "--out", "o", "--packing", "--max-length", "9"]).unwrap().validate().unwrap();
+        parse(&["--model", "m", "--data", "d", "--out", "o", "--packing", "--max-length", "9"])
+            .unwrap()
+            .validate()
+            .unwrap();
     }
 
     #[test]
     fn options_survive_run_json() {
-        let o = parse(&["--labels", "text", "--max-steps", "7", "--profile", "uniform-16", "--parity", "video-r1"]).unwrap();
+        let o = parse(&["--labels", "text", "--max-steps", "7", "--parity", "video-r1"]).unwrap();
         let text = serde_json::to_string(&o).unwrap();
         assert_eq!(serde_json::from_str::<SftOptions>(&text).unwrap(), o);
         assert!(text.contains("\"labels\":\"text\"") && text.contains("\"parity\":\"video-r1\""), "{text}");

@@ -80,7 +80,9 @@ mod tests {
     fn seeds_and_passes_have_orders_of_their_own() {
         let one = permutation(50, 7, 0);
         assert_eq!(one, permutation(50, 7, 0));
-        for other in [permutation(50, 8, 0), permutation(50, 7, 1), permutation(50, 7 << 32, 0), permutation(50, 7, 1 << 32)] {
+        for other in
+            [permutation(50, 8, 0), permutation(50, 7, 1), permutation(50, 7 << 32, 0), permutation(50, 7, 1 << 32)]
+        {
             assert_ne!(one, other);
         }
     }

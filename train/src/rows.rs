@@ -135,6 +135,7 @@ fn chat(field: &str, value: Value) -> Result<Vec<Value>, Fault> {
 
 impl Problem {
     fn parse(fields: &Map<String, Value>) -> Result<Self, Fault> {
+        let problem = text(fields, "problem")?;
         let data_type = match text(fields, "data_type")?.as_str() {
             "image" => DataType::Image,
             "video" => DataType::Video,
@@ -144,10 +145,14 @@ impl Problem {
         let problem_type = text(fields, "problem_type")?;
         if prompts::type_text(&problem_type).is_none() {
             let known: Vec<&str> = prompts::problem_types().collect();
-            return Err(Fault::field("problem_type", format!("is `{problem_type}`"), format!("use one of {}", known.join(", "))));
+            return Err(Fault::field(
+                "problem_type",
+                format!("is `{problem_type}`"),
+                format!("use one of {}", known.join(", ")),
+            ));
         }
         Ok(Self {
-            problem: text(fields, "problem")?,
+            problem,
             data_type,
             problem_type,
             options: options(fields)?,
@@ -227,7 +232,10 @@ mod tests {
         assert_eq!(turns[0]["role"], "system");
         assert_eq!(turns[1]["content"][0], json!({"type": "video", "video": "v/a.mp4"}));
         let asked = turns[1]["content"][1]["text"].as_str().unwrap();
-        assert!(asked.starts_with("Which?\nPlease") && asked.ends_with("D, etc.) within the <answer> </answer> tags."), "{asked}");
+        assert!(
+            asked.starts_with("Which?\nPlease") && asked.ends_with("D, etc.) within the <answer> </answer> tags."),
+            "{asked}"
+        );
         assert_eq!(turns[2]["content"][0]["text"], "<think>t</think>\n<answer>A</answer>");
     }
 
@@ -276,7 +284,12 @@ mod tests {
             assert_eq!((wrong.field.as_str(), wrong.what.as_str()), (field, "is not text"));
         }
         assert_eq!(problem(|f| drop(f.insert("data_type".into(), json!("audio")))).unwrap_err().what, "is `audio`");
-        assert!(problem(|f| drop(f.insert("problem_type".into(), json!("essay")))).unwrap_err().cure.contains("multiple choice, numerical"));
+        assert!(
+            problem(|f| drop(f.insert("problem_type".into(), json!("essay"))))
+                .unwrap_err()
+                .cure
+                .contains("multiple choice, numerical")
+        );
         assert_eq!(problem(|f| drop(f.insert("options".into(), json!([1])))).unwrap_err().field, "options");
         let row = problem(|f| drop(f.shift_remove("process"))).unwrap();
         assert_eq!(row.supervised(Parity::Paper).unwrap_err().field, "process");
@@ -290,7 +303,10 @@ mod tests {
         assert_eq!(chat(json!("x")).unwrap_err().field, "messages");
         assert_eq!(chat(json!([])).unwrap_err().what, "is empty");
         assert_eq!(chat(json!([{"content": "x"}])).unwrap_err().field, "messages[0].role");
-        assert_eq!(chat(json!([{"role": "user", "content": "x"}, {"role": "user"}])).unwrap_err().field, "messages[1].content");
+        assert_eq!(
+            chat(json!([{"role": "user", "content": "x"}, {"role": "user"}])).unwrap_err().field,
+            "messages[1].content"
+        );
         let prompt = Row::parse(json!({"prompt": [{"role": "user", "content": "x"}], "solution": "4"})).unwrap();
         assert!(prompt.supervised(Parity::Paper).unwrap_err().what.contains("without an answer"));
     }

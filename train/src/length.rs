@@ -1,0 +1,196 @@
+//! How long a run is, before it starts: its steps, and where the stream of rows ends.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::feed::{Batching, Feed, Position, Source, is_row_fault};
+use crate::metrics::Skipped;
+use crate::options::SftOptions;
+use crate::order::Order;
+use crate::{Result, TrainError};
+
+/// The length of a run, and the rows that were found unusable while finding it out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Length {
+    /// Steps.
+    pub steps: u64,
+    /// Rows left out, in the file's order, where every row was looked at.
+    pub skipped: Vec<Skipped>,
+}
+
+/// How rows are put together under these options, for a file of `rows`.
+pub fn batching(options: &SftOptions, rows: usize) -> Batching {
+    let end = match options.asked_steps() {
+        Some(_) => None,
+        None => Some((options.num_train_epochs * rows as f64).ceil() as u64),
+    };
+    Batching {
+        rows: options.per_device_train_batch_size,
+        packing: options.packing,
+        max_length: options.max_length,
+        end,
+        strict: options.strict,
+    }
+}
+
+/// Whether every row has to be looked at before the first step: because that was asked for, or because packed rows cannot
+/// be counted otherwise.
+pub fn needs_every_row(options: &SftOptions) -> bool {
+    options.check_data || options.packing && options.asked_steps().is_none()
+}
+
+/// Finds out the length of a run.
+pub fn measure<S: Source>(options: &SftOptions, source: &Arc<S>, order: &Order) -> Result<Length> {
+    let accumulation = options.gradient_accumulation_steps as u64;
+    if !needs_every_row(options) {
+        let micro_batches = |end: u64| end.div_ceil(options.per_device_train_batch_size as u64);
+        let steps = match (options.asked_steps(), batching(options, source.rows()).end) {
+            (Some(steps), _) => steps,
+            (None, end) => micro_batches(end.unwrap_or(0)).div_ceil(accumulation),
+        };
+        return Ok(Length { steps, skipped: Vec::new() });
+    }
+    let (lengths, skipped) = look_at_every_row(options, source)?;
+    let steps = match options.asked_steps() {
+        Some(steps) => steps,
+        None => count_micro_batches(options, lengths, &skipped, order)?.div_ceil(accumulation),
+    };
+    Ok(Length { steps, skipped })
+}
+
+/// Tokens of each row that can be used, and the others.
+fn look_at_every_row<S: Source>(options: &SftOptions, source: &Arc<S>) -> Result<(Lengths, Vec<Skipped>)> {
+    let length = |row: usize| {
+        let tokens = S::tokens(&source.sample(row)?);
+        match options.max_length {
+            Some(most) if tokens > most => Err(too_long(&source.place(row).0, tokens, most)),
+            _ => Ok(tokens),
+        }
+    };
+    let all: Vec<Result<usize>> = (0..source.rows()).into_par_iter().map(length).collect();
+    let (mut lengths, mut skipped) = (BTreeMap::new(), Vec::new());
+    for (row, result) in all.into_iter().enumerate() {
+        match result {
+            Ok(tokens) => drop(lengths.insert(row, tokens)),
+            Err(e) if is_row_fault(&e) && !options.strict => {
+                skipped.push(Skipped { row, line: source.place(row).1, reason: e.to_string() });
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    match skipped.last() {
+        Some(last) if lengths.is_empty() => Err(no_usable_row(&source.place(last.row).0, &last.reason)),
+        _ => Ok((Lengths { rows: source.rows(), tokens: lengths }, skipped)),
+    }
+}
+
+fn count_micro_batches(options: &SftOptions, lengths: Lengths, skipped: &[Skipped], order: &Order) -> Result<u64> {
+    let from = Position { slot: 0, skipped: skipped.iter().map(|s| s.row).collect() };
+    let batching = batching(options, lengths.rows);
+    let mut feed = Feed::new(Arc::new(lengths), order.clone(), batching, &from, 1, 64);
+    let mut count = 0;
+    while feed.next()?.is_some() {
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// The error of a row beyond the limit.
+pub(crate) fn too_long(place: &str, tokens: usize, most: usize) -> TrainError {
+    TrainError::row(
+        place,
+        format!("has {tokens} tokens, more than --max-length {most}"),
+        "raise --max-length, or remove the row",
+    )
+}
+
+/// The error of a file in which every row was left out.
+pub(crate) fn no_usable_row(place: &str, reason: &str) -> TrainError {
+    TrainError::data(
+        place,
+        format!("no row of the file can be used; of this one: {reason}"),
+        "see skipped.jsonl for each reason",
+    )
+}
+
+/// Rows of which only the length is known.
+struct Lengths {
+    rows: usize,
+    tokens: BTreeMap<usize, usize>,
+}
+
+impl Source for Lengths {
+    type Sample = usize;
+
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn sample(&self, row: usize) -> Result<usize> {
+        self.tokens
+            .get(&row)
+            .copied()
+            .ok_or_else(|| TrainError::row(self.place(row).0, "cannot be used", "leave it out"))
+    }
+
+    fn tokens(sample: &usize) -> usize {
+        *sample
+    }
+
+    fn place(&self, row: usize) -> (String, usize) {
+        (format!("row {row}"), row)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps(lengths: &[Option<usize>], change: impl FnOnce(&mut SftOptions)) -> Result<Length> {
+        let mut options = SftOptions { gradient_accumulation_steps: 2, ..Default::default() };
+        change(&mut options);
+        let tokens = lengths.iter().enumerate().filter_map(|(row, n)| n.map(|n| (row, n))).collect();
+        measure(&options, &Arc::new(Lengths { rows: lengths.len(), tokens }), &Order::of_file(lengths.len()))
+    }
+
+    #[test]
+    fn epochs_give_as_many_steps_as_their_rows_fill() {
+        let five = [Some(4); 5];
+        assert_eq!(steps(&five, |_| ()).unwrap().steps, 3);
+        assert_eq!(steps(&five, |o| o.num_train_epochs = 2.0).unwrap().steps, 5);
+        assert_eq!(steps(&five, |o| o.num_train_epochs = 0.5).unwrap().steps, 2);
+        assert_eq!(steps(&five, |o| o.per_device_train_batch_size = 3).unwrap().steps, 1);
+        assert_eq!(steps(&five, |o| o.max_steps = Some(7)).unwrap().steps, 7);
+    }
+
+    #[test]
+    fn looking_at_every_row_finds_the_bad_ones_and_the_true_length() {
+        let rows = [Some(4), None, Some(9), Some(4)];
+        assert_eq!(steps(&rows, |_| ()).unwrap(), Length { steps: 2, skipped: vec![] });
+        let checked = |o: &mut SftOptions| (o.check_data, o.max_length) = (true, Some(8));
+        let found = steps(&rows, checked).unwrap();
+        assert_eq!((found.steps, found.skipped.iter().map(|s| s.row).collect::<Vec<_>>()), (1, vec![1, 2]));
+        assert!(
+            steps(&rows, |o| (o.check_data, o.strict) = (true, true))
+                .unwrap_err()
+                .to_string()
+                .starts_with("row 1: cannot be used")
+        );
+        assert!(
+            steps(&[None, None], |o| o.check_data = true)
+                .unwrap_err()
+                .to_string()
+                .contains("no row of the file can be used")
+        );
+    }
+
+    #[test]
+    fn packed_rows_are_counted_by_their_lengths() {
+        let rows = [Some(4), Some(4), Some(3), Some(8), Some(1), Some(1)];
+        let packed = |o: &mut SftOptions| (o.packing, o.max_length, o.gradient_accumulation_steps) = (true, Some(8), 1);
+        // 4+4, 3, 8, 1+1
+        assert_eq!(steps(&rows, packed).unwrap().steps, 4);
+    }
+}

@@ -1,0 +1,152 @@
+//! The numbers of a run: which rate and decay each parameter has in each step.
+
+use reel_runtime::optim::{Hyper, Schedule, ScheduleKind};
+
+use crate::options::{Scheduler, SftOptions};
+
+/// What the steps of a run follow.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recipe {
+    /// The rate of the decoder over the run; other parts have a share of it.
+    pub schedule: Schedule,
+    /// Micro-batches of a step.
+    pub gradient_accumulation_steps: usize,
+    /// Gradients are scaled down to this norm.
+    pub max_grad_norm: f64,
+    /// Keep layer inputs only and compute the rest again.
+    pub gradient_checkpointing: bool,
+    /// The vision tower and its merger stay as they are.
+    pub freeze_vision: bool,
+    vision: f64,
+    merger: f64,
+    weight_decay: f64,
+    no_decay_norms: bool,
+    betas: [f64; 2],
+    epsilon: f64,
+}
+
+impl Recipe {
+    /// The recipe of these options in a run of `steps`.
+    pub fn new(options: &SftOptions, steps: u64) -> Self {
+        let kind = match options.lr_scheduler_type {
+            Scheduler::Linear => ScheduleKind::Linear,
+            Scheduler::Cosine => ScheduleKind::Cosine,
+            Scheduler::Constant => ScheduleKind::Constant,
+            Scheduler::ConstantWithWarmup => ScheduleKind::ConstantWithWarmup,
+        };
+        let learning_rate = options.learning_rate;
+        Self {
+            schedule: Schedule { kind, learning_rate, warmup_steps: options.warmup(steps), max_steps: steps },
+            gradient_accumulation_steps: options.gradient_accumulation_steps,
+            max_grad_norm: options.max_grad_norm,
+            gradient_checkpointing: options.gradient_checkpointing,
+            freeze_vision: options.freeze_vision,
+            vision: options.learning_rate_vision.unwrap_or(learning_rate),
+            merger: options.learning_rate_merger.unwrap_or(learning_rate),
+            weight_decay: options.weight_decay,
+            no_decay_norms: options.no_decay_norms,
+            betas: [options.adam_beta1, options.adam_beta2],
+            epsilon: options.adam_epsilon,
+        }
+    }
+
+    /// Whether a parameter, by its classic name, is trained.
+    pub fn trains(&self, name: &str) -> bool {
+        !(self.freeze_vision && name.starts_with("visual."))
+    }
+
+    /// The decoder's learning rate in step `step`, counted from 1.
+    pub fn learning_rate(&self, step: u64) -> f64 {
+        self.schedule.rate(step)
+    }
+
+    /// The numbers of a parameter in a step.
+    pub fn hyper(&self, name: &str, step: u64) -> Hyper {
+        let peak = if name.starts_with("visual.merger.") {
+            self.merger
+        } else if name.starts_with("visual.") {
+            self.vision
+        } else {
+            self.schedule.learning_rate
+        };
+        Hyper {
+            learning_rate: Schedule { learning_rate: peak, ..self.schedule }.rate(step),
+            beta1: self.betas[0],
+            beta2: self.betas[1],
+            epsilon: self.epsilon,
+            weight_decay: if self.decays(name) { self.weight_decay } else { 0.0 },
+        }
+    }
+
+    /// transformers' Trainer spares names with bias, layernorm or rmsnorm in them, which does not catch every norm of this
+    /// model; `no_decay_norms` spares them all.
+    fn decays(&self, name: &str) -> bool {
+        let name = name.to_lowercase();
+        let spared = ["bias", "layernorm", "rmsnorm"].iter().any(|part| name.contains(part));
+        let a_norm =
+            || ["norm.weight", "norm1.weight", "norm2.weight", "ln_q.weight"].iter().any(|end| name.ends_with(end));
+        !(spared || self.no_decay_norms && a_norm())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe(change: impl FnOnce(&mut SftOptions)) -> Recipe {
+        let mut options = SftOptions { weight_decay: 0.1, learning_rate: 1.0, ..Default::default() };
+        change(&mut options);
+        Recipe::new(&options, 4)
+    }
+
+    const NORMS: [&str; 4] = [
+        "model.norm.weight",
+        "visual.merger.ln_q.weight",
+        "visual.blocks.0.norm1.weight",
+        "visual.blocks.31.norm2.weight",
+    ];
+
+    #[test]
+    fn decay_spares_what_the_trainer_spares() {
+        let decay = |recipe: &Recipe, name: &str| recipe.hyper(name, 1).weight_decay;
+        let plain = recipe(|_| ());
+        for name in [
+            "model.layers.0.self_attn.q_proj.bias",
+            "model.layers.0.input_layernorm.weight",
+            "a.LayerNorm.weight",
+            "x.RMSNorm.y",
+        ] {
+            assert_eq!(decay(&plain, name), 0.0, "{name}");
+        }
+        for name in ["model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight", "lm_head.weight"] {
+            assert_eq!(decay(&plain, name), 0.1, "{name}");
+        }
+        let spared = recipe(|o| o.no_decay_norms = true);
+        for name in NORMS {
+            assert_eq!((decay(&plain, name), decay(&spared, name)), (0.1, 0.0), "{name}");
+        }
+        assert_eq!(decay(&spared, "model.layers.0.mlp.up_proj.weight"), 0.1);
+    }
+
+    #[test]
+    fn parts_have_rates_of_their_own_on_one_curve() {
+        let recipe = recipe(|o| {
+            o.learning_rate_vision = Some(0.5);
+            o.learning_rate_merger = Some(2.0);
+        });
+        let rate = |name: &str, step| recipe.hyper(name, step).learning_rate;
+        assert_eq!(
+            (rate("visual.blocks.0.attn.qkv.weight", 1), rate("visual.blocks.0.attn.qkv.weight", 3)),
+            (0.5, 0.25)
+        );
+        assert_eq!((rate("visual.merger.mlp.0.weight", 1), rate("visual.merger.mlp.0.weight", 3)), (2.0, 1.0));
+        assert_eq!((rate("lm_head.weight", 1), rate("lm_head.weight", 3), recipe.learning_rate(3)), (1.0, 0.5, 0.5));
+    }
+
+    #[test]
+    fn a_frozen_tower_takes_its_merger_along() {
+        let recipe = recipe(|o| o.freeze_vision = true);
+        assert!(!recipe.trains("visual.merger.mlp.0.weight") && !recipe.trains("visual.patch_embed.proj.weight"));
+        assert!(recipe.trains("model.embed_tokens.weight"));
+    }
+}

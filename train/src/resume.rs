@@ -1,0 +1,147 @@
+//! Going on where a run stopped: what a checkpoint remembers of its run, and whether a command fits it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::{fs, io};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::feed::{Position, Source};
+use crate::length::{self, Length};
+use crate::order::Order;
+use crate::output;
+use crate::sample::Samples;
+use crate::sft::Setup;
+use crate::{Result, TrainError};
+
+/// Where a checkpoint keeps its state.
+pub const STATE: &str = "training/state.json";
+
+/// What `state.json` says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Version of the program that wrote it.
+    pub version: String,
+    /// Steps done.
+    pub step: u64,
+    /// Steps of the whole run as planned.
+    pub steps: u64,
+    /// How far in the data.
+    pub position: Position,
+    /// The most bytes that the device held so far.
+    pub peak_bytes: u64,
+    /// Fingerprint of the model that the run started from.
+    pub model_hash: String,
+    /// Fingerprint of the data file.
+    pub data_hash: String,
+    /// The options that decide what is computed.
+    pub options: Map<String, Value>,
+    /// Steps that each parameter has taken, where they differ from `step`.
+    pub parameter_steps: BTreeMap<String, u64>,
+}
+
+/// Options that change no bit of the result, or that are compared by content instead of name.
+const FREE: [&str; 10] = [
+    "model",
+    "data",
+    "media_root",
+    "out",
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+    "gradient_checkpointing",
+    "strict",
+    "check_data",
+];
+
+/// Options that lengthen or shorten a run; what was done stays what it was.
+const LENGTH: [&str; 2] = ["num_train_epochs", "max_steps"];
+
+/// The options that decide what is computed.
+fn deciding(setup: &Setup) -> Map<String, Value> {
+    let mut all = match serde_json::to_value(setup.options) {
+        Ok(Value::Object(map)) => map,
+        _ => Map::new(),
+    };
+    FREE.iter().for_each(|name| drop(all.shift_remove(*name)));
+    all.insert("labels".into(), json!(setup.options.label_rule()));
+    all.insert("seed".into(), json!(setup.seed));
+    all.insert("dtype".into(), json!(setup.dtype.name()));
+    all.insert("profile".into(), json!(setup.media.profile));
+    all.insert("media".into(), json!(setup.media.overrides));
+    all
+}
+
+/// The state before the first step.
+pub fn fresh(setup: &Setup, samples: &Samples, length: &Length) -> Result<State> {
+    Ok(State {
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        step: 0,
+        steps: length.steps,
+        position: Position { slot: 0, skipped: length.skipped.iter().map(|s| s.row).collect() },
+        peak_bytes: 0,
+        model_hash: output::model_hash(setup.model)?,
+        data_hash: samples.data.hash(),
+        options: deciding(setup),
+        parameter_steps: BTreeMap::new(),
+    })
+}
+
+/// The state of a checkpoint, once it is known that this command goes on with the same run.
+pub fn continued(setup: &Setup, samples: &Arc<Samples>, order: &Order, folder: &Path) -> Result<State> {
+    let mut state = read(folder)?;
+    let refuse = |what: &str, why: &str| {
+        let cure = "give what the run was started with, or start a new one in another --out";
+        TrainError::option(what, format!("{why} {}", folder.display()), cure)
+    };
+    if output::model_hash(setup.model)? != state.model_hash {
+        return Err(refuse("--model", "is not the model that was trained up to"));
+    }
+    if samples.data.hash() != state.data_hash {
+        return Err(refuse("--data", "is not the file, or no longer has the rows, of the run that wrote"));
+    }
+    if let Some(row) = state.position.skipped.iter().find(|&&row| row >= samples.rows()) {
+        return Err(TrainError::output(
+            folder.join(STATE).display().to_string(),
+            format!("speaks of row {row}, which the data does not have"),
+            "resume from another checkpoint",
+        ));
+    }
+    let now = deciding(setup);
+    let differs = |name: &&String| now.get(*name) != state.options.get(*name);
+    let mut different: Vec<&String> = now.keys().chain(state.options.keys()).filter(differs).collect();
+    let longer = different.iter().any(|name| LENGTH.contains(&name.as_str()));
+    different.retain(|name| !LENGTH.contains(&name.as_str()));
+    if let Some(name) = different.first() {
+        let value = |options: &Map<String, Value>| options.get(*name).map_or("absent".to_string(), Value::to_string);
+        let flag = format!("--{}", name.replace('_', "-"));
+        return Err(refuse(&flag, &format!("is {}, but was {} in", value(&now), value(&state.options))));
+    }
+    if longer {
+        state.steps = length::measure(setup.options, samples, order)?.steps;
+        state.options = now;
+    }
+    Ok(state)
+}
+
+/// Reads `state.json` of a checkpoint.
+pub fn read(folder: &Path) -> Result<State> {
+    let path = folder.join(STATE);
+    let bytes = fs::read(&path).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => TrainError::output(
+            folder.display().to_string(),
+            "is no checkpoint of a run (it has no training/state.json)",
+            "give an OUT/checkpoint-N folder, or `last`",
+        ),
+        _ => TrainError::read(&path, e),
+    })?;
+    serde_json::from_slice(&bytes).map_err(|e| {
+        TrainError::output(
+            path.display().to_string(),
+            format!("cannot be understood: {e}"),
+            "resume from another checkpoint",
+        )
+    })
+}

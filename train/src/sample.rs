@@ -1,0 +1,129 @@
+//! A row as the model learns from it: tokens with their media, and which tokens are learned.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use reel_media::MediaError;
+use reel_model::ModelError;
+use reel_model::batch::Sequence;
+use reel_model::input::encode::{assemble, load_media};
+use reel_model::input::tokenizer::Tokenizer;
+use reel_model::input::{Bundle, Conversation, MediaOptions, Tokens};
+use serde_json::Value;
+
+use crate::data::Dataset;
+use crate::feed::Source;
+use crate::labels::{Labels, Vocabulary};
+use crate::options::Parity;
+use crate::{Result, TrainError};
+
+/// A row, ready to be packed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sample {
+    /// The model's inputs, S tokens.
+    pub tokens: Tokens,
+    /// `[S]`: the token after each position where it is learned, else -1.
+    pub targets: Vec<i32>,
+}
+
+impl Sample {
+    /// As the model packs it.
+    pub fn sequence(&self) -> Sequence<'_> {
+        let t = &self.tokens;
+        let [time, height, width] = &t.position_ids;
+        Sequence {
+            input_ids: &t.input_ids,
+            position_ids: [time, height, width],
+            pixel_values: t.pixel_values.as_deref().unwrap_or_default(),
+            image_grid_thw: &t.image_grid_thw,
+            pixel_values_videos: t.pixel_values_videos.as_deref().unwrap_or_default(),
+            video_grid_thw: &t.video_grid_thw,
+        }
+    }
+}
+
+/// Makes samples of the rows of a data file.
+#[derive(Debug)]
+pub struct Samples {
+    /// The rows.
+    pub data: Dataset,
+    /// Config, tokenizer, template.
+    pub bundle: Arc<Bundle>,
+    /// What is learned.
+    pub labels: Labels,
+    /// Frame and pixel limits, decoder.
+    pub media: MediaOptions,
+    /// What relative paths of media are relative to.
+    pub media_root: PathBuf,
+    /// Whose prompts.
+    pub parity: Parity,
+}
+
+impl Samples {
+    /// The conversation of a row.
+    fn conversation(&self, row: usize) -> Result<Conversation> {
+        let messages = self.data.at(row, self.data.row(row)?.supervised(self.parity))?;
+        Ok(Conversation::from_value(&self.data.place(row), &Value::Array(messages), &self.media_root)?)
+    }
+
+    /// Looks at every row's fields and messages, not at its media. The first fault in the file's order is the error.
+    pub fn check(&self) -> Result<()> {
+        use rayon::prelude::*;
+        (0..self.data.len()).into_par_iter().find_map_first(|row| self.conversation(row).err()).map_or(Ok(()), Err)
+    }
+}
+
+impl Source for Samples {
+    type Sample = Sample;
+
+    fn rows(&self) -> usize {
+        self.data.len()
+    }
+
+    fn sample(&self, row: usize) -> Result<Sample> {
+        let place = self.data.place(row);
+        let conversation = self.conversation(row)?;
+        let text = self.bundle.template.render(&conversation, false)?;
+        let media = load_media(&self.bundle, &conversation, &self.media).map_err(|e| about_media(&place, e))?;
+        let tokens = assemble(&self.bundle, &text, media, &place)?;
+        let ids: Vec<u32> = tokens.input_ids.iter().map(|&id| id as u32).collect();
+        let targets = self.labels.targets(&ids, &self.bundle.tokenizer);
+        if targets.iter().all(|&t| t < 0) {
+            return Err(TrainError::row(
+                place,
+                "has no token to learn",
+                "add an assistant's answer, or choose other --labels",
+            ));
+        }
+        Ok(Sample { tokens, targets })
+    }
+
+    fn tokens(sample: &Sample) -> usize {
+        sample.tokens.len()
+    }
+
+    fn place(&self, row: usize) -> (String, usize) {
+        (self.data.place(row), self.data.line(row))
+    }
+}
+
+/// Media that cannot be had are the row's fault; a decoder that cannot be started is not.
+fn about_media(place: &str, e: ModelError) -> TrainError {
+    if matches!(e, ModelError::Media(MediaError::Worker { .. })) {
+        return e.into();
+    }
+    let text = e.to_string();
+    let (what, cure) = text.rsplit_once("; ").unwrap_or((&text, "mend the file, or remove the row"));
+    // Some faults already begin with the row's place, which stands in the conversation.
+    TrainError::row(place, what.strip_prefix(&format!("{place}: ")).unwrap_or(what), cure)
+}
+
+impl Vocabulary for Tokenizer {
+    fn special(&self, token: &str) -> Option<u32> {
+        self.token_to_id(token)
+    }
+
+    fn text(&self, ids: &[u32]) -> String {
+        self.decode(ids, false)
+    }
+}

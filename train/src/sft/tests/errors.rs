@@ -1,0 +1,133 @@
+//! Bad input: one line that names the place and the cure, and nothing half-done.
+
+use super::*;
+
+/// A run on rows of the test's own, with the pictures of a golden case.
+fn on_rows(dir: &Path, rows: &str) -> Case {
+    let data = dir.join("rows.jsonl");
+    fs::write(&data, rows).unwrap();
+    Case::new("sft_all_tokens", "model_a", &dir.join("out")).with(|o| {
+        o.data = data;
+        o.media_root = Some(golden("sft_all_tokens"));
+        o.no_shuffle = true;
+    })
+}
+
+const GOOD: &str = r#"{"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}]}"#;
+const PICTURE: &str = r#"{"messages": [{"role": "user", "content": [{"type": "image", "image": "media/a.png"}]}, {"role": "assistant", "content": "A dog."}]}"#;
+const MISSING: &str = r#"{"messages": [{"role": "user", "content": [{"type": "image", "image": "media/none.png"}]}, {"role": "assistant", "content": "?"}]}"#;
+
+fn said(case: &Case) -> String {
+    let e = case.run().unwrap_err().to_string();
+    assert!(!e.contains('\n') && e.contains("; "), "{e}");
+    e
+}
+
+fn skipped(out: &Path) -> Vec<Skipped> {
+    let text = fs::read_to_string(out.join(output::SKIPPED)).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn a_row_whose_picture_is_missing_is_skipped_and_counted_or_stops_a_strict_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = [GOOD, MISSING, PICTURE].join("\n");
+    let case = on_rows(dir.path(), &rows).with(|o| (o.max_steps, o.num_train_epochs) = (None, 2.0));
+    let done = case.run().unwrap();
+    let out = dir.path().join("out");
+    // Six places in the stream; two of them are the bad row's.
+    assert_eq!((metrics(&out).len(), done.skipped), (4, 1));
+    let left_out = skipped(&out);
+    assert_eq!((left_out.len(), left_out[0].row, left_out[0].line), (1, 1, 2));
+    assert!(left_out[0].reason.contains("rows.jsonl:2: ") && left_out[0].reason.contains("none.png"), "{left_out:?}");
+
+    let e = said(&on_rows(dir.path(), &rows).with(|o| (o.strict, o.overwrite) = (true, true)));
+    assert!(e.contains("rows.jsonl:2: ") && e.contains("none.png"), "{e}");
+    let checked = on_rows(dir.path(), &rows).with(|o| (o.check_data, o.max_steps, o.overwrite) = (true, None, true));
+    assert_eq!(checked.run().unwrap().steps, 2);
+    assert_eq!(skipped(&out), left_out);
+}
+
+#[test]
+fn a_resumed_run_skips_what_the_unbroken_one_skips() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = [MISSING, GOOD, PICTURE, MISSING].join("\n");
+    let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
+    let case = |out: &Path, steps, resume: Option<&str>| {
+        let resume = resume.map(String::from);
+        on_rows(dir.path(), &rows)
+            .with(|o| (o.out, o.max_steps, o.resume_from_checkpoint) = (out.into(), Some(steps), resume))
+    };
+    case(&whole, 4, None).run().unwrap();
+    case(&broken, 1, None).run().unwrap();
+    assert_eq!(skipped(&broken).len(), 1);
+    case(&broken, 4, Some("last")).run().unwrap();
+    assert_eq!(skipped(&whole), skipped(&broken));
+    assert_eq!(timeless(&whole), timeless(&broken));
+}
+
+#[test]
+fn malformed_rows_stop_the_run_before_it_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    for (row, want) in [
+        ("{", "rows.jsonl:2: is not JSON"),
+        (r#"{"problem": "x"}"#, "rows.jsonl:2: data_type: is missing"),
+        (r#"{"prompt": [{"role": "user", "content": "x"}]}"#, "rows.jsonl:2: has a `prompt` without an answer"),
+        (r#"{"messages": [{"role": "user", "content": [{"type": "sound", "sound": "x"}]}]}"#, "rows.jsonl:2: "),
+    ] {
+        let e = said(&on_rows(dir.path(), &format!("{GOOD}\n{row}\n")));
+        assert!(e.contains(want), "{e}");
+        assert!(!dir.path().join("out").exists());
+    }
+}
+
+#[test]
+fn rows_beyond_the_limit_or_without_an_answer_are_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let mute = r#"{"messages": [{"role": "user", "content": "Hello"}]}"#;
+    let long = GOOD.replace("Hello", &"Hello ".repeat(99));
+    let case = on_rows(dir.path(), &[GOOD, mute, &long].join("\n"));
+    case.with(|o| (o.labels, o.max_length, o.max_steps) = (None, Some(60), Some(2))).run().unwrap();
+    let reasons: Vec<String> = skipped(&dir.path().join("out")).into_iter().map(|s| s.reason).collect();
+    assert!(reasons[0].contains("rows.jsonl:2: has no token to learn"), "{reasons:?}");
+    assert!(
+        reasons[1].contains("rows.jsonl:3: has ") && reasons[1].contains("more than --max-length 60"),
+        "{reasons:?}"
+    );
+    assert_eq!(reasons.len(), 2);
+    let e = said(&on_rows(dir.path(), MISSING).with(|o| o.overwrite = true));
+    assert!(e.contains("no row of the file can be used"), "{e}");
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let case = on_rows(dir.path(), GOOD).with(|o| (o.learning_rate, o.save_steps, o.max_steps) = (1e30, 1, Some(9)));
+    let e = said(&case);
+    assert!(
+        e.starts_with("step ")
+            && e.contains("(rows ")
+            && e.contains("rows.jsonl:1)")
+            && e.contains("lower --learning-rate"),
+        "{e}"
+    );
+    let steps = metrics(&out);
+    let (last, folder) = checkpoint::list(&out).unwrap().pop_last().unwrap();
+    assert_eq!(steps.len() as u64, last);
+    assert!(e.starts_with(&format!("step {}: ", last + 1)), "{e}");
+    assert!(Checkpoint::open(&folder).is_ok() && !out.join("model.safetensors").exists());
+}
+
+#[test]
+fn a_used_folder_and_a_model_inside_it_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let case = on_rows(dir.path(), GOOD).with(|o| o.max_steps = Some(1));
+    case.run().unwrap();
+    let e = said(&case);
+    assert!(e.contains("out: is not empty; "), "{e}");
+    case.with(|o| o.overwrite = true).run().unwrap();
+    let model = dir.path().join("out").display().to_string();
+    let e = said(&on_rows(dir.path(), GOOD).with(|o| (o.model, o.overwrite) = (model, true)));
+    assert!(e.contains("holds the model that is to be trained"), "{e}");
+}

@@ -1,0 +1,94 @@
+//! Against what transformers' Trainer computed (tests/golden/train).
+
+use super::*;
+use clap::{Args, FromArgMatches};
+use reel_model::weights::widen;
+use safetensors::SafeTensors;
+
+fn f32s(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// Options of a case's `args`, without those that belong to the program as a whole.
+fn options(args: &[&str]) -> SftOptions {
+    let mut own = vec!["sft"];
+    let mut rest = args.iter();
+    while let Some(arg) = rest.next() {
+        match *arg {
+            "--seed" | "--dtype" | "--profile" => drop(rest.next()),
+            other => own.push(other),
+        }
+    }
+    let command = SftOptions::augment_args(clap::Command::new("sft"));
+    SftOptions::from_arg_matches(&command.try_get_matches_from(own).unwrap()).unwrap()
+}
+
+/// Loss, gradient norm and rate of each step, and the change of each weight.
+fn check(name: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let case = golden(name);
+    let expected: Value = serde_json::from_slice(&fs::read(case.join("expected.json")).unwrap()).unwrap();
+    let args: Vec<&str> = expected["args"].as_array().unwrap().iter().map(|a| a.as_str().unwrap()).collect();
+    let model = case.join(expected["model"].as_str().unwrap());
+    let options = SftOptions {
+        model: model.display().to_string(),
+        data: case.join("data.jsonl"),
+        out: out.clone(),
+        ..options(&args)
+    };
+    Case { options, dtype: DType::F32, threads: 2, seed: 0, stop: AtomicBool::new(false) }.run().unwrap();
+
+    let reading = expected["reading"].as_str().unwrap();
+    let want = &expected["readings"][reading];
+    let got = metrics(&out);
+    let steps = want["steps"].as_array().unwrap();
+    assert_eq!(got.len(), steps.len());
+    for (got, want) in got.iter().zip(steps) {
+        for (what, got, tolerance) in
+            [("loss", got.loss, 1e-4), ("grad_norm", got.grad_norm, 1e-3), ("learning_rate", got.learning_rate, 1e-6)]
+        {
+            let want = want[what].as_f64().unwrap();
+            assert!((got - want).abs() <= tolerance * want.abs(), "{name}: {what} {got}, not {want}");
+        }
+    }
+
+    let bytes = fs::read(case.join("expected.safetensors")).unwrap();
+    let stored = SafeTensors::deserialize(&bytes).unwrap();
+    let (before, after) = (Checkpoint::open(&model).unwrap(), Checkpoint::open(&out).unwrap());
+    let limits = want["delta_limits"].as_object().unwrap();
+    assert!(limits.len() >= 12);
+    for (weight, limit) in limits {
+        let values = |files: &Checkpoint| {
+            let view = files.get(weight).unwrap();
+            widen(view.dtype, view.bytes).unwrap()
+        };
+        let (old, new, shape) = (values(&before), values(&after), before.get(weight).unwrap().shape.to_vec());
+        let row = shape[1..].iter().product::<usize>();
+        let rows = stored.tensor(&format!("{reading}/rows/{weight}")).unwrap();
+        let rows = rows.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as usize);
+        let delta = f32s(stored.tensor(&format!("{reading}/delta/{weight}")).unwrap().data());
+        let got: Vec<f64> =
+            rows.flat_map(|r| r * row..(r + 1) * row).map(|i| f64::from(new[i]) - f64::from(old[i])).collect();
+        assert_eq!(got.len(), delta.len(), "{weight}");
+        let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
+        let error = norm(&mut got.iter().zip(&delta).map(|(g, d)| g - f64::from(*d)))
+            / norm(&mut delta.iter().map(|&d| f64::from(d)));
+        assert!(error <= limit.as_f64().unwrap(), "{name}: change of {weight} off by {error:.2e}");
+    }
+}
+
+#[test]
+fn all_text_tokens() {
+    check("sft_all_tokens");
+}
+
+#[test]
+fn assistant_only() {
+    check("sft_assistant_only");
+}
+
+#[test]
+fn videorft_rows() {
+    check("sft_videorft_rows");
+}

@@ -1,0 +1,167 @@
+//! A run that was stopped and went on is the run that was not stopped, bit for bit.
+
+use super::*;
+
+fn case(out: &Path) -> Case {
+    Case::new("sft_all_tokens", "model_a", out).with(|o| (o.save_steps, o.weight_decay) = (2, 0.1))
+}
+
+#[test]
+fn two_runs_with_one_seed_are_one_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
+    case(&a).run().unwrap();
+    Case { threads: 1, ..case(&b) }.run().unwrap();
+    assert_same_files(&a, &b);
+    assert_eq!(timeless(&a), timeless(&b));
+    Case { seed: 7, ..case(&c) }.run().unwrap();
+    assert_ne!(timeless(&a)[3].hash, timeless(&c)[3].hash);
+}
+
+#[test]
+fn recomputed_activations_give_the_same_bits_in_less_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+    case(&a).run().unwrap();
+    case(&b).with(|o| o.gradient_checkpointing = false).run().unwrap();
+    let (a, b) = (timeless(&a), timeless(&b));
+    assert!(a.iter().zip(&b).all(|(a, b)| a.hash == b.hash && a.loss == b.loss && a.grad_norm == b.grad_norm));
+    assert!(a[3].peak_bytes < b[3].peak_bytes, "{} {}", a[3].peak_bytes, b[3].peak_bytes);
+}
+
+/// Stops after `first` steps and goes on from the last checkpoint.
+fn broken(out: &Path, first: i64, change: impl Fn(&mut SftOptions) + Copy, dtype: DType) {
+    let part = |steps: i64, resume: Option<String>| {
+        let case = case(out).with(change).with(|o| (o.max_steps, o.resume_from_checkpoint) = (Some(steps), resume));
+        Case { dtype, ..case }.run().unwrap()
+    };
+    part(first, None);
+    assert_eq!(part(4, Some("last".into())).resumed_after, first as u64);
+}
+
+#[test]
+fn a_resumed_run_is_the_unbroken_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let kinds: [(&str, DType, fn(&mut SftOptions)); 3] = [
+        ("f32", DType::F32, |_| ()),
+        ("bf16", DType::BF16, |o| o.per_device_train_batch_size = 2),
+        ("frozen", DType::F32, |o| o.freeze_vision = true),
+    ];
+    for (name, dtype, change) in kinds {
+        let whole = dir.path().join(name);
+        Case { dtype, ..case(&whole).with(change) }.run().unwrap();
+        for first in [1, 3] {
+            let out = dir.path().join(format!("{name}-{first}"));
+            broken(&out, first, change, dtype);
+            assert_eq!(timeless(&whole), timeless(&out), "{name} after {first}");
+            assert_same_weights_and_state(&whole.join("checkpoint-4"), &out.join("checkpoint-4"));
+            assert_eq!(
+                fs::read(whole.join("model.safetensors")).unwrap(),
+                fs::read(out.join("model.safetensors")).unwrap()
+            );
+        }
+    }
+}
+
+/// All files, but for the number of steps that was planned at the start, which `max_steps` changed.
+fn assert_same_weights_and_state(a: &Path, b: &Path) {
+    assert_eq!(resume::read(a).unwrap(), resume::read(b).unwrap());
+    assert_same_files(a, b);
+}
+
+#[test]
+fn a_killed_run_goes_on_from_what_it_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, killed] = ["whole", "killed"].map(|name| dir.path().join(name));
+    case(&whole).run().unwrap();
+    case(&killed).with(|o| o.max_steps = Some(3)).run().unwrap();
+    // What a kill in the middle of writing checkpoint 3 leaves: half of it under a hidden name, and half a line of metrics.
+    fs::rename(killed.join("checkpoint-3"), killed.join(".checkpoint-3.part")).unwrap();
+    fs::remove_file(killed.join(".checkpoint-3.part/training/state.json")).unwrap();
+    fs::write(killed.join(".model.safetensors.1.part"), "half").unwrap();
+    let log = killed.join(output::METRICS);
+    let text = fs::read_to_string(&log).unwrap();
+    fs::write(&log, &text[..text.len() - 9]).unwrap();
+    let done = case(&killed).with(|o| o.resume_from_checkpoint = Some("last".into())).run().unwrap();
+    assert_eq!(done.resumed_after, 2);
+    assert_eq!(timeless(&whole), timeless(&killed));
+    // Checkpoint 2 was written for a run of 3 steps.
+    let without_2 = |out: &Path| fs::remove_dir_all(out.join("checkpoint-2")).unwrap();
+    without_2(&whole);
+    without_2(&killed);
+    assert_same_files(&whole, &killed);
+}
+
+#[test]
+fn a_run_killed_before_its_first_checkpoint_begins_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, killed] = ["whole", "killed"].map(|name| dir.path().join(name));
+    case(&whole).run().unwrap();
+    case(&killed).with(|o| (o.max_steps, o.save_steps) = (Some(1), 0)).run().unwrap();
+    case(&killed).with(|o| o.resume_from_checkpoint = Some("last".into())).run().unwrap();
+    assert_same_files(&whole, &killed);
+    assert_eq!(timeless(&whole), timeless(&killed));
+}
+
+#[test]
+fn a_stop_request_leaves_what_can_be_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, stopped] = ["whole", "stopped"].map(|name| dir.path().join(name));
+    case(&whole).run().unwrap();
+    let asked = case(&stopped);
+    asked.stop.store(true, Ordering::Relaxed);
+    let e = asked.run().unwrap_err();
+    assert!(matches!(e, TrainError::Stopped { step: 0, .. }), "{e}");
+    // Asked to stop as soon as the first line of metrics is there: inside a later step, wherever that is.
+    let running = case(&stopped).with(|o| (o.overwrite, o.save_steps) = (true, 100));
+    let e = std::thread::scope(|scope| {
+        let work = scope.spawn(|| running.run());
+        let log = stopped.join(output::METRICS);
+        while fs::metadata(&log).map_or(0, |m| m.len()) == 0 && !work.is_finished() {
+            std::thread::yield_now();
+        }
+        running.stop.store(true, Ordering::Relaxed);
+        work.join().unwrap()
+    });
+    if let Err(e) = e {
+        let said = e.to_string();
+        assert!(said.contains("stopped after step ") && said.contains("--resume-from-checkpoint last"), "{said}");
+        let TrainError::Stopped { step, .. } = e else { panic!("{said}") };
+        assert!(stopped.join(format!("checkpoint-{step}")).is_dir());
+        case(&stopped).with(|o| (o.resume_from_checkpoint, o.save_steps) = (Some("last".into()), 100)).run().unwrap();
+    }
+    assert_eq!(timeless(&whole), timeless(&stopped));
+    assert_same_files(&whole.join("checkpoint-4"), &stopped.join("checkpoint-4"));
+}
+
+#[test]
+fn only_the_newest_checkpoints_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    case(&out).with(|o| (o.save_steps, o.save_total_limit) = (1, Some(2))).run().unwrap();
+    assert_eq!(checkpoint::list(&out).unwrap().into_keys().collect::<Vec<_>>(), [3, 4]);
+}
+
+#[test]
+fn a_checkpoint_of_another_run_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    case(&out).with(|o| o.max_steps = Some(2)).run().unwrap();
+    let resume = |o: &mut SftOptions| o.resume_from_checkpoint = Some("last".into());
+    let said = |case: Case| case.run().unwrap_err().to_string();
+    let e = said(case(&out).with(resume).with(|o| o.learning_rate = 1.0));
+    assert!(e.starts_with("--learning-rate: is 1.0, but was 0.001 in "), "{e}");
+    let e = said(Case { seed: 5, ..case(&out).with(resume) });
+    assert!(e.starts_with("--seed: is 5, but was 0 in "), "{e}");
+    let e = said(case(&out).with(resume).with(|o| o.model = golden("model_b").display().to_string()));
+    assert!(e.starts_with("--model: is not the model"), "{e}");
+    let e = said(case(&out).with(resume).with(|o| o.data = golden("sft_assistant_only/data.jsonl")));
+    assert!(e.starts_with("--data: is not the file"), "{e}");
+    let e = said(case(&out).with(|o| o.resume_from_checkpoint = Some(dir.path().join("none").display().to_string())));
+    assert!(e.contains("none: is no checkpoint of a run"), "{e}");
+    let optimizer = out.join("checkpoint-2/training/optimizer.safetensors");
+    let bytes = fs::read(&optimizer).unwrap();
+    fs::write(&optimizer, &bytes[..bytes.len() - 1]).unwrap();
+    let e = said(case(&out).with(resume));
+    assert!(e.contains("training/optimizer.safetensors: is damaged: "), "{e}");
+}

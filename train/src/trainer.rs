@@ -1,0 +1,156 @@
+//! What a run holds on its device: the model, the gradients and the optimizer.
+
+use std::path::Path;
+
+use reel_model::batch::{Batch, Sequence};
+use reel_model::checkpoint::Checkpoint;
+use reel_model::config::ModelConfig;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::weights::{Loader, Source};
+use reel_runtime::optim::AdamW;
+use reel_runtime::{Category, Cx, DType, Device, Grads, Tensor};
+
+use crate::Result;
+use crate::digest::Digest;
+use crate::recipe::Recipe;
+use crate::sample::Sample;
+
+/// The state of a run on a device.
+#[derive(Debug)]
+pub struct Trainer {
+    /// Where it computes.
+    pub device: Device,
+    /// Dtype of weights and activations.
+    pub dtype: DType,
+    /// The weights.
+    pub model: Qwen25Vl,
+    /// The moments and, with bf16 weights, the lower halves of the master copy.
+    pub optimizer: AdamW,
+    /// Gradients of the step at hand.
+    pub grads: Grads,
+    /// Rates, decay, clipping.
+    pub recipe: Recipe,
+}
+
+/// What a step gave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepResult {
+    /// Mean of the micro-batches' losses.
+    pub loss: f64,
+    /// L2 norm of all gradients together, before clipping.
+    pub grad_norm: f64,
+    /// The decoder's rate.
+    pub learning_rate: f64,
+    /// Tokens of all rows.
+    pub tokens: usize,
+}
+
+impl StepResult {
+    pub(crate) fn new(losses: &[f32], clip: &Tensor, learning_rate: f64, tokens: usize) -> Result<Self> {
+        let loss = losses.iter().map(|&x| f64::from(x)).sum::<f64>() / losses.len() as f64;
+        let grad_norm = clip.to_f32()?.first().copied().map_or(0.0, f64::from);
+        Ok(Self { loss, grad_norm, learning_rate, tokens })
+    }
+
+    /// Whether loss and gradients are numbers. If not, the weights were left alone.
+    pub fn is_finite(&self) -> bool {
+        self.loss.is_finite() && self.grad_norm.is_finite()
+    }
+}
+
+impl Trainer {
+    /// Loads `weights` for training and makes room for everything that a step keeps.
+    pub fn new(device: &Device, config: &ModelConfig, weights: Source, dtype: DType, recipe: Recipe) -> Result<Self> {
+        let trainable = |name: &str| recipe.trains(name);
+        let model = Qwen25Vl::load(&Loader { device, source: weights, dtype, trainable: &trainable }, config)?;
+        let parameters: Vec<Tensor> = model.parameters().cloned().collect();
+        let optimizer = AdamW::new(&parameters)?;
+        let mut grads = Grads::new();
+        grads.reserve(&parameters)?;
+        device.reset_peak();
+        Ok(Self { device: device.clone(), dtype, model, optimizer, grads, recipe })
+    }
+
+    /// [`Self::new`] from the files of a folder.
+    pub fn open(
+        device: &Device,
+        config: &ModelConfig,
+        folder: &Path,
+        dtype: DType,
+        recipe: Recipe,
+    ) -> Result<(Self, Checkpoint)> {
+        let files = Checkpoint::open(folder)?;
+        files.check(config)?;
+        Ok((Self::new(device, config, Source::Files(&files), dtype, recipe)?, files))
+    }
+
+    /// Hidden states `[S, H]`. A frozen vision tower runs off the tape.
+    pub fn hidden(&self, cx: &Cx, batch: &Batch) -> Result<Tensor> {
+        let checkpointing = self.recipe.gradient_checkpointing;
+        if !self.recipe.freeze_vision {
+            return Ok(self.model.hidden(cx, batch, checkpointing)?);
+        }
+        let vision = match &batch.media {
+            Some(media) => Some(self.model.vision_tokens(&cx.without_tape(), media, false)?),
+            None => None,
+        };
+        let x = self.model.embed(cx, batch, vision.as_ref())?;
+        let attend = reel_model::text::Attend::Packed(&batch.seqs);
+        Ok(self.model.text.forward(cx, &x, &batch.positions, attend, checkpointing)?)
+    }
+
+    /// The gradients' norm, and the factor that the optimizer multiplies them by: f32 `[2]`.
+    ///
+    /// Each micro-batch was weighted as one of a full step. In a step of fewer, the last of a run, each weighs more.
+    pub fn clip(&self, micro_batches: usize) -> Result<Tensor> {
+        let most = self.recipe.max_grad_norm as f32;
+        let clip = self.optimizer.clip(&self.device, &self.grads, most)?;
+        let full = self.recipe.gradient_accumulation_steps;
+        if micro_batches == full {
+            return Ok(clip);
+        }
+        let weight = full as f32 / micro_batches as f32;
+        let norm = clip.to_f32()?.first().copied().unwrap_or(0.0) * weight;
+        let pair = [norm, weight * (most / (norm + 1e-6)).min(1.0)];
+        Ok(Tensor::from_f32(&self.device, &[2], DType::F32, &pair, Category::Workspace)?)
+    }
+
+    /// Fingerprint of the trained weights, in the order of their names.
+    pub fn hash(&self) -> String {
+        let mut digest = Digest::default();
+        for (name, weights, _) in self.optimizer.states() {
+            digest.add(name, &weights.read_bytes());
+        }
+        digest.finish()
+    }
+}
+
+/// A micro-batch on the device: S tokens, of which L are learned.
+#[derive(Debug)]
+pub struct Packed {
+    /// The rows one after the other.
+    pub batch: Batch,
+    /// i32 `[L]`: positions whose next token is learned.
+    pub positions: Tensor,
+    /// i32 `[L]`: those next tokens.
+    pub targets: Tensor,
+    /// f32 `[L]`: −1/L each.
+    pub weights: Tensor,
+}
+
+impl Packed {
+    /// Packs the rows of a micro-batch.
+    pub fn new(t: &Trainer, samples: &[Sample]) -> Result<Self> {
+        let sequences: Vec<Sequence> = samples.iter().map(Sample::sequence).collect();
+        let targets = samples.iter().flat_map(|s| &s.targets).zip(0i32..).filter(|(target, _)| **target >= 0);
+        let (targets, positions): (Vec<i32>, Vec<i32>) = targets.unzip();
+        let learned = targets.len();
+        let weights = vec![-1.0 / learned as f32; learned];
+        Ok(Self {
+            batch: Batch::new(&t.device, &t.model.config, t.dtype, &sequences, "micro-batch")?,
+            positions: Tensor::from_i32(&t.device, &[learned], &positions)?,
+            targets: Tensor::from_i32(&t.device, &[learned], &targets)?,
+            weights: Tensor::from_f32(&t.device, &[learned], DType::F32, &weights, Category::Inputs)?,
+        })
+    }
+}
