@@ -48,9 +48,9 @@ pub struct Bench {
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Op {
-    /// Reading a prompt, up to the logits of its last token
+    // Reading a prompt, up to the logits of its last token.
     Prefill,
-    /// Making tokens, one after the other
+    // Making tokens, one after the other.
     Decode,
 }
 

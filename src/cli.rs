@@ -2,10 +2,10 @@
 
 use anyhow::Result;
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, Parser, Subcommand};
 
 use crate::common::Common;
-use crate::{bench, doctor, frames, generate, init, preprocess, resize, score, tokenize};
+use crate::{bench, doctor, frames, generate, init, preprocess, resize, score, sft, tokenize};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -46,12 +46,14 @@ pub enum Command {
     Resize(resize::Resize),
     /// Run the model once and write what it says of every token
     Score(score::Score),
+    /// Fine-tune a model on conversations about films, pictures or neither
+    Sft(sft::Sft),
     /// Turn texts into token ids
     Tokenize(tokenize::Tokenize),
 }
 
-/// Runs the command that was given.
-pub fn run(cli: Cli) -> Result<()> {
+/// Runs the command that was given; `matches` are those of the command.
+pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
     let common = &cli.common;
     match cli.command {
         Command::Bench(c) => c.run(common),
@@ -62,6 +64,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Preprocess(c) => c.run(common),
         Command::Resize(c) => c.run(common),
         Command::Score(c) => c.run(common),
+        Command::Sft(c) => c.run(common, matches),
         Command::Tokenize(c) => c.run(common),
     }
 }

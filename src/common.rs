@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 use crate::fail::bad_usage;
 
 /// Options common to every command.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[command(next_help_heading = "Common options")]
 pub struct Common {
     /// Where to compute: cpu, cuda[:N], sim or dry [default: cuda where there is one, else cpu]
@@ -24,24 +26,29 @@ pub struct Common {
     pub seed: Option<u64>,
     /// Print one machine-readable result on stdout, and only that
     #[arg(long, global = true, display_order = 904)]
+    #[serde(skip)]
     pub json: bool,
     /// Print no progress
     #[arg(long, global = true, display_order = 905)]
+    #[serde(skip)]
     pub quiet: bool,
     /// Write where the time went, as a trace for chrome://tracing or Perfetto
     #[arg(long, global = true, value_name = "OUT", display_order = 906)]
+    #[serde(skip)]
     pub trace: Option<PathBuf>,
     /// Say more: causes of an error, details of the work
     #[arg(short, long, global = true, display_order = 907)]
+    #[serde(skip)]
     pub verbose: bool,
 }
 
 /// Type of weights and activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Dtype {
-    /// 32-bit floats.
+    // 32-bit floats.
     F32,
-    /// 16-bit brain floats, sums in 32 bits.
+    // 16-bit brain floats, sums in 32 bits.
     Bf16,
 }
 

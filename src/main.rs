@@ -20,24 +20,27 @@ mod preprocess;
 mod prompt;
 mod resize;
 mod score;
+mod sft;
 mod tokenize;
 mod trace;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|a| a == reel_media::worker::ARGUMENT) {
         return reel_media::worker::main();
     }
     fail::catch_panics();
-    let cli = match cli::Cli::try_parse() {
-        Ok(cli) => cli,
+    let parsed = cli::Cli::command().try_get_matches().and_then(|m| Ok((cli::Cli::from_arg_matches(&m)?, m)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
         Err(e) => return fail::usage(&e),
     };
+    let of_command = matches.subcommand().map_or(&matches, |(_, m)| m);
     let common = cli.common.clone();
     trace::start(&common);
-    let result = cli::run(cli);
+    let result = cli::run(cli, of_command);
     fail::exit(result.and_then(|()| trace::finish(&common)), common.verbose)
 }

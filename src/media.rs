@@ -5,28 +5,20 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use reel_media::profile::{Overrides, Profile};
-use reel_media::worker::Decoder;
+use reel_media::worker::{self, Decoder};
 use serde::{Deserialize, Serialize};
 
 use crate::common::Common;
 use crate::fail::bad_usage;
 
 /// Which frames to take and how large to make them.
-#[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Media options")]
-pub struct MediaFlags {
-    /// Frame and pixel limits: videorft-train, video-r1-train, videorft-eval, qwen, uniform-16 or stride-1fps [default: qwen]
-    #[arg(long, value_name = "NAME")]
-    pub profile: Option<String>,
-    #[command(flatten)]
-    limits: LimitFlags,
-}
-
-/// What replaces a profile's limits, and the keys of message parts.
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[command(next_help_heading = "Media options")]
-pub struct LimitFlags {
+pub struct MediaFlags {
+    /// Frame and pixel limits: videorft-train, video-r1-train, videorft-eval, qwen, uniform-16 or stride-1fps [default: videorft-train for sft, qwen elsewhere]
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
     /// Take this many frames
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     nframes: Option<i64>,
@@ -58,13 +50,6 @@ impl MediaFlags {
 
     /// The flags that stand above a profile and above the keys of a message part.
     pub fn overrides(&self) -> Overrides {
-        self.limits.overrides()
-    }
-}
-
-impl LimitFlags {
-    /// As the media library takes them.
-    pub fn overrides(&self) -> Overrides {
         Overrides {
             nframes: self.nframes,
             fps: self.fps,
@@ -79,15 +64,22 @@ impl LimitFlags {
 }
 
 /// How long and how much memory decoding one file may take.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 #[command(next_help_heading = "Media options")]
 pub struct WorkerFlags {
     /// Seconds that decoding one file may take
-    #[arg(long, value_name = "S", default_value_t = 60.0)]
+    #[arg(long, value_name = "S", default_value_t = worker::TIMEOUT.as_secs_f64())]
     media_timeout: f64,
     /// MiB of memory that decoding one file may take
-    #[arg(long, value_name = "MIB", default_value_t = 2048)]
+    #[arg(long, value_name = "MIB", default_value_t = worker::MEMORY_MIB)]
     media_memory: u64,
+}
+
+impl Default for WorkerFlags {
+    fn default() -> Self {
+        Self { media_timeout: worker::TIMEOUT.as_secs_f64(), media_memory: worker::MEMORY_MIB }
+    }
 }
 
 impl WorkerFlags {

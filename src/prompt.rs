@@ -6,14 +6,14 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use reel_media::profile::{Overrides, Profile};
+use reel_model::hub::{Progress, resolve};
 use reel_model::input::Tokens;
 use reel_model::input::encode::{Bundle, MediaOptions, SecondPerGrid, encode};
 use reel_model::input::messages::{Conversation, ImagePart, Part, Source, VideoPart, VideoSource};
 
 use crate::common::Common;
-use crate::fail::failed;
 use crate::media::{MediaFlags, WorkerFlags};
-use crate::trace;
+use crate::{output, trace};
 
 /// Messages in a file, and how their media are read.
 #[derive(Args, Clone, Debug)]
@@ -74,12 +74,16 @@ pub struct Prompt {
 
 /// The folder of a MODEL argument: a folder, or a hub id.
 pub fn folder(model: &str) -> Result<PathBuf> {
-    let mut fetched = |p: reel_model::hub::Progress| {
-        if p.total == Some(p.done) {
-            eprintln!("{model}: {} fetched", p.file);
+    let mut said = Instant::now();
+    let mut say = |p: Progress| {
+        if output::watched() && (said.elapsed().as_millis() > 200 || p.total == Some(p.done)) {
+            said = Instant::now();
+            let of = p.total.map_or(String::new(), |t| format!(" of {:.1}", t as f64 / 1e6));
+            let end = if p.total == Some(p.done) { "\n" } else { "" };
+            eprint!("\rfetching {}: {:.1}{of} MB{end}", p.file, p.done as f64 / 1e6);
         }
     };
-    Ok(reel_model::hub::resolve(model, &mut fetched)?)
+    Ok(resolve(model, &mut say)?)
 }
 
 impl MessageFlags {
@@ -105,9 +109,6 @@ impl MessageFlags {
     ) -> Result<Prompt> {
         let begun = Instant::now();
         let folder = folder(model)?;
-        if !folder.is_dir() {
-            return Err(failed(model, "no such folder", "give a model folder or a hub id"));
-        }
         let bundle = trace::span("open", || Bundle::open(&folder))?;
         let conversation = conversation()?;
         let options = MediaOptions {

@@ -10,7 +10,7 @@ use reel_model::input::tokenizer::Tokenizer;
 
 use crate::common::Common;
 use crate::fail::failed;
-use crate::output;
+use crate::{output, prompt};
 
 /// Turn texts into token ids.
 #[derive(Args, Debug)]
@@ -29,7 +29,7 @@ pub struct Tokenize {
 impl Tokenize {
     /// Prints one list of ids a line, as JSON with and without `--json`.
     pub fn run(&self, _common: &Common) -> Result<()> {
-        let tokenizer = Tokenizer::open(&crate::prompt::folder(&self.model)?)?;
+        let tokenizer = Tokenizer::open(&prompt::folder(&self.model)?)?;
         let (name, lines): (_, Box<dyn BufRead>) = if self.file == Path::new("-") {
             ("stdin".to_string(), Box::new(io::stdin().lock()))
         } else {
