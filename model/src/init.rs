@@ -10,6 +10,7 @@ mod tests;
 mod weights;
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -73,22 +74,38 @@ fn write_folder(config: &Value, dtype: Dtype, seed: u64, tokenizer: &SmallTokeni
     let parsed = ModelConfig::parse(&out.join("config.json").display().to_string(), &config.to_string())?;
     let tensors: Vec<TensorSpec> =
         expected_tensors(&parsed).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
-    make_empty(out)?;
-    for (name, text) in small_files(config, tokenizer) {
-        write_whole(&out.join(name), text.as_bytes())?;
+    let is_new = make_empty(out)?;
+    let files = small_files(config, tokenizer);
+    let small = || files.iter().try_for_each(|(name, text)| write_whole(&out.join(name), text.as_bytes()));
+    let large = || {
+        let fill = |spec: &TensorSpec, file: &mut dyn io::Write| weights::write_random(spec, &parsed, seed, file);
+        write_weights(out, Naming::Classic, &tensors, SHARD_BYTES, fill)
+    };
+    if let Err(error) = small().and_then(|()| large()) {
+        remove_all(out, &files, is_new);
+        return Err(error);
     }
-    write_weights(out, Naming::Classic, &tensors, SHARD_BYTES, |spec, file| {
-        weights::write_random(spec, &parsed, seed, file)
-    })?;
     let bytes: u64 = tensors.iter().map(TensorSpec::bytes).sum();
     Ok(InitReport { parameters: bytes / dtype.size() as u64, bytes })
 }
 
-fn make_empty(out: &Path) -> Result<()> {
+/// Half a folder is worth nothing. What cannot be removed stays: the first error is the one to tell.
+fn remove_all(out: &Path, files: &[(&str, String)], is_new: bool) {
+    for (name, _) in files {
+        let _ = fs::remove_file(out.join(name));
+    }
+    if is_new {
+        let _ = fs::remove_dir(out);
+    }
+}
+
+/// Makes the folder; says whether it was not there before.
+fn make_empty(out: &Path) -> Result<bool> {
+    let is_new = !out.exists();
     fs::create_dir_all(out).map_err(|e| ModelError::write(out, e))?;
     let mut entries = fs::read_dir(out).map_err(|e| ModelError::read(out, e))?;
     match entries.next() {
-        None => Ok(()),
+        None => Ok(is_new),
         Some(_) => {
             let cure = "give a folder that does not exist yet, or an empty one";
             Err(ModelError::config(out.display().to_string(), "is not empty", cure))

@@ -161,3 +161,27 @@ fn shards_that_do_not_fit_together_are_refused() {
     let loose = folder_with(&[("weights-1.safetensors", a.clone()), ("adapter_model.safetensors", a)]);
     assert_eq!(Checkpoint::open(loose.path()).unwrap().names().collect::<Vec<_>>(), ["model.norm.weight"]);
 }
+
+proptest::proptest! {
+    #[test]
+    fn a_damaged_file_is_refused_or_read_but_never_trusted(
+        changes in proptest::collection::vec((0usize..400, proptest::num::u8::ANY), 1..6), cut in 0usize..40,
+    ) {
+        let mut bytes = file_of(&[("a".into(), vec![2, 3]), ("b".into(), vec![4]), ("c".into(), vec![])], Dtype::F32);
+        for (at, value) in changes {
+            let length = bytes.len();
+            bytes[at % length] = value;
+        }
+        bytes.truncate(bytes.len() - cut % 3);
+        let folder = folder_with(&[("model.safetensors", bytes)]);
+        match Checkpoint::open(folder.path()) {
+            Err(error) => proptest::prop_assert!(!error.to_string().contains('\n'), "{}", error),
+            Ok(checkpoint) => for name in checkpoint.names() {
+                let view = checkpoint.get(name).unwrap();
+                let needed = view.shape.iter().product::<usize>() * view.dtype.size();
+                proptest::prop_assert!(view.bytes.len() == needed && view.offset % view.dtype.size() == 0);
+                proptest::prop_assert_eq!(view.bytes.as_ptr() as usize % view.dtype.size(), 0);
+            }
+        }
+    }
+}

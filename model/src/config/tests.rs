@@ -180,3 +180,20 @@ fn preprocessor_takes_pixels_or_size() {
         assert!(PreprocessorConfig::parse("p", bad).unwrap_err().to_string().starts_with("p: "), "{bad}");
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn a_key_of_any_value_is_an_error_or_a_config(key in 0usize..40, value in 0usize..10) {
+        let mut paths: Vec<String> = Vec::new();
+        for (name, value) in flat().as_object().unwrap() {
+            paths.push(name.clone());
+            paths.extend(value.as_object().iter().flat_map(|inner| inner.keys()).map(|inner| format!("{name}.{inner}")));
+        }
+        let values = [json!(null), json!(0), json!(-1), json!(1), json!(1u64 << 40), json!(1e300), json!("x"), json!([]), json!({}), json!([-1, 2])];
+        let text = change(flat(), &paths[key % paths.len()], Some(values[value].clone())).to_string();
+        match ModelConfig::parse("c.json", &text) {
+            Err(error) => proptest::prop_assert!(error.to_string().starts_with("c.json: ") && !error.to_string().contains('\n')),
+            Ok(config) => proptest::prop_assert!(config.text.vocab_size > 0 && config.vision.patch_dim() > 0),
+        }
+    }
+}

@@ -17,7 +17,11 @@ fn a_tiny_folder_is_whole() {
     assert!((100_000..2_000_000).contains(&report.parameters), "{}", report.parameters);
     let config = ModelConfig::open(&out).unwrap();
     assert_eq!(config.dtype, Some(Dtype::F32));
-    assert!(config.text.head_dim.is_multiple_of(8) && config.vision.depth >= 2 && config.vision.fullatt_block_indexes == [1]);
+    assert!(
+        config.text.head_dim.is_multiple_of(8)
+            && config.vision.depth >= 2
+            && config.vision.fullatt_block_indexes == [1]
+    );
     let checkpoint = Checkpoint::open(&out).unwrap();
     checkpoint.check(&config).unwrap();
     Tokenizer::open(&out).unwrap().check_fits(&config).unwrap();
