@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! threads 2
-//! product bf16 bf16 bf16 512 4864 896 24 10     A, B, C, m, n, k, copies of B taken in turn, calls
+//! product bf16 bf16 bf16 512 4864 896 24 10     A, B, C, m, n, k, copies of B taken in turn, calls; bf16t, f32t: stored transposed
 //! limit f32 | limit bf16                        1e9 operations from registers, shared by all threads
 //! read                                          1e9 bytes from memory
 //! launch                                        an empty launch of one task a thread
@@ -46,11 +46,11 @@ fn number(s: &str) -> Result<usize, String> {
     s.parse().map_err(|_| format!("{s}: not a number"))
 }
 
-fn dtype(s: &str) -> Result<DType, String> {
-    match s {
-        "f32" => Ok(DType::F32),
-        "bf16" => Ok(DType::BF16),
-        _ => Err(format!("{s}: f32 or bf16")),
+fn dtype(s: &str) -> Result<(DType, bool), String> {
+    match s.trim_end_matches('t') {
+        "f32" => Ok((DType::F32, s != "f32")),
+        "bf16" => Ok((DType::BF16, s != "bf16")),
+        _ => Err(format!("{s}: f32, f32t, bf16 or bf16t")),
     }
 }
 
@@ -70,13 +70,13 @@ fn array(bytes: usize) -> Vec<u32> {
     (0..bytes.div_ceil(4)).map(|i| 0x3f80_3f80 ^ (i as u32 * 0x9e37 & 0x8070_8070)).collect()
 }
 
-fn product(dtypes: [DType; 3], [m, n, k]: [usize; 3], copies: usize, calls: usize, team: &Team) -> Vec<f64> {
+fn product(dtypes: [(DType, bool); 3], [m, n, k]: [usize; 3], copies: usize, calls: usize, team: &Team) -> Vec<f64> {
     let addr = |x: &[u32]| Addr(x.as_ptr() as u64);
-    let a = array(m * k * dtypes[0].size());
-    let b: Vec<_> = (0..copies).map(|_| array(n * k * dtypes[1].size())).collect();
-    let c = array(m * n * dtypes[2].size());
-    let mut call = |i: usize| {
-        let operand = |x: &[u32], dtype| Operand { addr: addr(x), dtype, transposed: false };
+    let a = array(m * k * dtypes[0].0.size());
+    let b: Vec<_> = (0..copies).map(|_| array(n * k * dtypes[1].0.size())).collect();
+    let c = array(m * n * dtypes[2].0.size());
+    let call = |i: usize| {
+        let operand = |x: &[u32], (dtype, transposed)| Operand { addr: addr(x), dtype, transposed };
         let launch = Launch::Matmul(Matmul {
             m,
             n,
@@ -84,7 +84,7 @@ fn product(dtypes: [DType; 3], [m, n, k]: [usize; 3], copies: usize, calls: usiz
             a: operand(&a, dtypes[0]),
             b: operand(&b[i % copies], dtypes[1]),
             c: addr(&c),
-            c_dtype: dtypes[2],
+            c_dtype: dtypes[2].0,
             bias: Addr::NULL,
             accumulate: false,
         });

@@ -29,8 +29,10 @@ const TASK_ROWS: usize = 512;
 const PACKED_A: usize = 16 << 20;
 /// Bytes of B that a task of a thin product reads.
 const THIN_BYTES: usize = 128 << 10;
-/// Most sums that a thin product keeps at a time.
-const THIN_SUMS: usize = 128;
+/// Rows of B that a thin product takes at a time.
+const THIN_ROWS: usize = 16;
+/// Most rows of A in a thin product.
+const THIN_MOST: usize = 12;
 /// Units of A below which packing is not worth a second thread.
 const PACK_ALONE: usize = 16 << 10;
 
@@ -88,7 +90,7 @@ struct Part {
 type Tile = unsafe fn(usize, *const u32, *const u32, *mut f32, bool);
 /// `pack(source, part, width, dst)`: `dst[u][i]` is unit `u` of row `i`; lanes from `part.rows` to `width` are 0.
 type Pack = unsafe fn(&Source, Part, usize, *mut u32);
-/// `thin(m, a, b, row, rows, acc)`: at most `nr` rows of B as stored against `m` packed rows of A; `acc` is `[m][nr]`.
+/// `thin(m, a, b, row, rows, acc)`: at most [`THIN_ROWS`] rows of B as stored against `m` packed rows of A; `acc` is `[m][THIN_ROWS]`.
 type Thin = unsafe fn(usize, *const u32, &Source, usize, usize, *mut f32);
 
 /// The code of one instruction set and arithmetic.
@@ -98,8 +100,8 @@ struct Code {
     /// By rows of A less one: `mr` of them.
     tiles: &'static [Tile],
     pack: Pack,
-    /// For at most so many rows of A, and B not transposed.
-    thin: Option<(usize, Thin)>,
+    /// For at most [`THIN_MOST`] rows of A, and B not transposed.
+    thin: Option<Thin>,
 }
 
 /// Grows and never shrinks; starts at a cache line.
@@ -215,8 +217,8 @@ impl<'a, T: Element> Product<'a, T> {
     }
 
     unsafe fn run(&self, scratch: &mut Scratch) {
-        if let Some((most, thin)) = self.code.thin
-            && self.m <= most
+        if let Some(thin) = self.code.thin
+            && self.m <= THIN_MOST
             && !self.b.transposed
         {
             // SAFETY: the caller's promise.
@@ -232,8 +234,10 @@ impl<'a, T: Element> Product<'a, T> {
 
     /// All columns of some rows, whose A is packed as a whole.
     unsafe fn block(&self, row: usize, rows: usize, scratch: &mut Scratch) {
-        let Code { mr, nr, .. } = *self.code;
-        let tiles = rows.div_ceil(mr);
+        let nr = self.code.nr;
+        let tiles = rows.div_ceil(self.code.mr);
+        // Tiles of one height, not full ones and a rest.
+        let mr = rows.div_ceil(tiles);
         let packed = Packed(scratch.words(tiles * mr * self.units));
         let pack = |tile: usize| {
             let rows = mr.min(rows - tile * mr);
@@ -258,21 +262,23 @@ impl<'a, T: Element> Product<'a, T> {
             let (first, last) = (part * tiles / parts, (part + 1) * tiles / parts);
             let (p0, p1) = (column * wide, panels.min((column + 1) * wide));
             // SAFETY: tasks own disjoint tiles of C.
-            TASK.with_borrow_mut(|s| unsafe { self.task(row, rows, packed, first..last, p0..p1, s) });
+            TASK.with_borrow_mut(|s| unsafe { self.task(row, rows, mr, packed, first..last, p0..p1, s) });
         });
     }
 
-    /// Some tiles of A against some panels of B.
+    /// Some tiles of A, of `mr` rows, against some panels of B.
+    #[allow(clippy::too_many_arguments)]
     unsafe fn task(
         &self,
         row: usize,
         rows: usize,
+        mr: usize,
         a: Packed,
         tiles: std::ops::Range<usize>,
         panels: std::ops::Range<usize>,
         scratch: &mut Scratch,
     ) {
-        let Code { mr, nr, .. } = *self.code;
+        let nr = self.code.nr;
         let blocks = self.units.div_ceil(UNITS).max(1);
         // Multiples of 32 units: whole cache lines of B's rows.
         let step = self.units.div_ceil(blocks).next_multiple_of(32);
@@ -310,24 +316,23 @@ impl<'a, T: Element> Product<'a, T> {
         }
     }
 
-    /// At most 4 rows of A: B is read once, as stored, in runs of whole rows.
+    /// Few rows of A: B is read once, as stored, in runs of whole rows.
     unsafe fn thin(&self, thin: Thin, scratch: &mut Scratch) {
         let a = Packed(scratch.words(self.m * self.units));
         let part = Part { row: 0, rows: self.m, unit: 0, units: self.units };
         // SAFETY: room for `m` rows of all units.
         unsafe { (self.code.pack)(&self.a, part, self.m, a.at(0)) };
-        let nr = self.code.nr;
-        let groups = self.n.div_ceil(nr);
-        let group_bytes = nr * self.b.k * self.b.unit.element();
+        let groups = self.n.div_ceil(THIN_ROWS);
+        let group_bytes = THIN_ROWS * self.b.k * self.b.unit.element();
         let each = (THIN_BYTES / group_bytes.max(1)).min(groups / (2 * self.team.threads())).max(1);
         self.team.run(groups.div_ceil(each), |task| {
-            let mut acc = [0.0f32; THIN_SUMS];
-            let acc = &mut acc[..self.m * nr];
+            let mut acc = [0.0f32; THIN_MOST * THIN_ROWS];
+            let acc = &mut acc[..self.m * THIN_ROWS];
             for group in task * each..groups.min((task + 1) * each) {
-                let (row, rows) = (group * nr, nr.min(self.n - group * nr));
+                let (row, rows) = (group * THIN_ROWS, THIN_ROWS.min(self.n - group * THIN_ROWS));
                 // SAFETY: rows of B that exist; room for the sums.
                 unsafe { thin(self.m, a.at(0), &self.b, row, rows, acc.as_mut_ptr()) };
-                self.finish(acc, nr, 0, row);
+                self.finish(acc, THIN_ROWS, 0, row);
             }
         });
     }

@@ -25,7 +25,7 @@ pub(super) static F32: Code = Code {
         tiles
     },
     pack,
-    thin: Some((4, thin)),
+    thin: Some(thin),
 };
 
 /// Pairs of bf16.
@@ -50,7 +50,7 @@ pub(super) static BF16: Code = Code {
         tiles
     },
     pack,
-    thin: Some((4, thin_bf16)),
+    thin: Some(thin_bf16),
 };
 
 /// `acc + b * a` in every lane, `a` one unit for all of them: the one instruction that sums are made of.
@@ -256,13 +256,10 @@ unsafe fn pack_columns(source: &Source, part: Part, width: usize, lanes: usize, 
     }
 }
 
-/// Groups of 16 rows of B that are taken side by side, so that one's chain of additions hides the other's.
-const GROUPS: usize = 2;
-
 macro_rules! thin {
     ($name:ident, $inner:ident, $advance:ident, $features:literal, $step:ident, $widened:literal) => {
         /// # Safety
-        /// The features are there; `a` holds `[units][m]` with `m` of 1 to 4, `rows` rows of `b` exist from `row` on, `acc` is `[m][32]`.
+        /// The features are there; `a` holds `[units][m]` with `m` of 1 to 12, `rows` rows of `b` exist from `row` on, `acc` is `[m][16]`.
         unsafe fn $name(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
             // SAFETY: the caller's promise.
             unsafe {
@@ -270,7 +267,15 @@ macro_rules! thin {
                     1 => $inner::<1>(a, b, row, rows, acc),
                     2 => $inner::<2>(a, b, row, rows, acc),
                     3 => $inner::<3>(a, b, row, rows, acc),
-                    _ => $inner::<4>(a, b, row, rows, acc),
+                    4 => $inner::<4>(a, b, row, rows, acc),
+                    5 => $inner::<5>(a, b, row, rows, acc),
+                    6 => $inner::<6>(a, b, row, rows, acc),
+                    7 => $inner::<7>(a, b, row, rows, acc),
+                    8 => $inner::<8>(a, b, row, rows, acc),
+                    9 => $inner::<9>(a, b, row, rows, acc),
+                    10 => $inner::<10>(a, b, row, rows, acc),
+                    11 => $inner::<11>(a, b, row, rows, acc),
+                    _ => $inner::<12>(a, b, row, rows, acc),
                 }
             }
         }
@@ -299,36 +304,33 @@ macro_rules! thin {
 
         #[target_feature(enable = $features)]
         unsafe fn $inner<const M: usize>(a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
-            let mut sums = [[_mm512_setzero_ps(); M]; GROUPS];
             let stride = b.k * b.unit.element();
             let (units, chunk) = (b.unit.count(b.k), if $widened { 32 } else { 16 });
             // SAFETY: the first row.
             let base = unsafe { b.base.add(row * stride) };
-            let whole = if rows == GROUPS * 16 { stride / 64 } else { 0 };
+            let mut sums = [_mm512_setzero_ps(); M];
+            let whole = if rows >= 16 { stride / 64 } else { 0 };
             for c in 0..whole {
-                for g in 0..GROUPS {
-                    // SAFETY: 64 bytes of rows that exist, and their units of A.
-                    unsafe {
-                        let at = base.add(g * 16 * stride + c * 64);
-                        $advance(&mut sums[g], transpose(load(at, stride)), a.add(c * chunk * M), chunk);
-                    }
+                for i in 0..16 {
+                    // The next 16 rows: so many short streams are more than the processor foresees. A hint: any address will do.
+                    _mm_prefetch::<_MM_HINT_T0>(base.wrapping_add((16 + i) * stride + c * 64).cast());
+                }
+                // SAFETY: 64 bytes of rows that exist, and their units of A.
+                unsafe {
+                    let columns = transpose(load(base.add(c * 64), stride));
+                    $advance(&mut sums, columns, a.add(c * chunk * M), chunk);
                 }
             }
             for c in whole..stride.div_ceil(64) {
-                for g in 0..GROUPS {
-                    let some = rows.saturating_sub(g * 16).min(16);
-                    // SAFETY: what is left of rows that exist.
-                    unsafe {
-                        let columns = load_some(base.wrapping_add(g * 16 * stride + c * 64), stride, some, stride - c * 64);
-                        $advance(&mut sums[g], transpose(columns), a.add(c * chunk * M), units - c * chunk);
-                    }
+                // SAFETY: what is left of rows that exist.
+                unsafe {
+                    let columns = transpose(load_some(base.add(c * 64), stride, rows, stride - c * 64));
+                    $advance(&mut sums, columns, a.add(c * chunk * M), units - c * chunk);
                 }
             }
-            for g in 0..GROUPS {
-                for m in 0..M {
-                    // SAFETY: row `m` of `acc`.
-                    unsafe { _mm512_storeu_ps(acc.add((m * GROUPS + g) * 16), sums[g][m]) };
-                }
+            for m in 0..M {
+                // SAFETY: row `m` of `acc`.
+                unsafe { _mm512_storeu_ps(acc.add(m * 16), sums[m]) };
             }
         }
     };

@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""Matrix products of the cpu device against torch, in alternation, on the same threads.
+
+Needs torch; and `cargo build --release -p reel-kernels --example matmul_limits`.
+Each round measures the limits of the machine, then for each shape torch and reel one after the other (the least of a few
+calls each, several copies of the weight in turn so that it comes from memory); reported are medians over the rounds of the ratio
+torch / reel, and reel's share of the limit measured in the same round.
+"""
+import argparse, json, pathlib, platform, statistics, subprocess, time
+
+import torch
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+HIDDEN, KV, MLP, VOCAB = 896, 128, 4864, 151936
+SHAPES = [(m, n, k) for m in (512, 1) for n, k in ((HIDDEN, HIDDEN), (KV, HIDDEN), (MLP, HIDDEN), (HIDDEN, MLP))]
+SHAPES += [(1, VOCAB, HIDDEN), (8, MLP, HIDDEN)]
+# A, B, C of reel; torch has no product of f32 by bf16, so that f32 activations against bf16 weights meet its bf16.
+KINDS = [("f32", "f32", "f32"), ("bf16", "bf16", "bf16"), ("f32", "bf16", "f32")]
+
+
+class Reel:
+    def __init__(self, binary, threads):
+        self.process = subprocess.Popen([binary], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process.stdin.write(f"threads {threads}\n")
+
+    def ask(self, request):
+        self.process.stdin.write(request + "\n")
+        self.process.stdin.flush()
+        median, least = self.process.stdout.readline().split()
+        return float(least)
+
+
+def torch_seconds(kind, m, n, k, copies, calls):
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[kind]
+    x = torch.randn(m, k).to(dtype)
+    weights = [torch.randn(n, k).to(dtype) for _ in range(copies)]
+    times = []
+    with torch.inference_mode():
+        for i in range(calls + 2):
+            start = time.perf_counter()
+            torch.nn.functional.linear(x, weights[i % copies])
+            times.append(time.perf_counter() - start)
+    return min(times[2:])
+
+
+def cpu_model():
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--binary", default=ROOT / "target/release/examples/matmul_limits")
+    parser.add_argument("--out", help="write the record here")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    reel = Reel(args.binary, args.threads)
+    rows = {}
+    for _ in range(args.rounds):
+        limits = {kind: 1e9 / reel.ask(f"limit {kind}") for kind in ("f32", "bf16")}
+        memory = 1e9 / reel.ask("read")
+        for a, b, c in KINDS:
+            for m, n, k in SHAPES:
+                size = n * k * (4 if b == "f32" else 2)
+                copies = max(1, min(20, (64 << 20) // size))
+                calls = max(3, min(40, int(4e10 / (2 * m * n * k)), (512 << 20) // size))
+                time.sleep(0.02)
+                peer = torch_seconds(b, m, n, k, copies, calls)
+                time.sleep(0.02)
+                ours = reel.ask(f"product {a} {b} {c} {m} {n} {k} {copies} {calls}")
+                share = max(2 * m * n * k / ours / limits["bf16" if a == "bf16" else "f32"], size / ours / memory)
+                rows.setdefault((f"{a}x{b}", m, n, k), []).append((peer, ours, peer / ours, share))
+    record = {
+        "what": "matrix products, torch.nn.functional.linear against reel",
+        "machine": cpu_model(),
+        "threads": args.threads,
+        "torch": torch.__version__,
+        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
+        "command": f"benches/peers/cpu_matmul.py --rounds {args.rounds} --threads {args.threads}",
+        "rows": [],
+    }
+    for (kind, m, n, k), runs in rows.items():
+        peer, ours, ratio, share = (statistics.median(column) for column in zip(*runs))
+        spread = [round(min(r[2] for r in runs), 2), round(max(r[2] for r in runs), 2)]
+        record["rows"].append({"kind": kind, "m": m, "n": n, "k": k, "torch_us": round(peer * 1e6, 1),
+                               "reel_us": round(ours * 1e6, 1), "times_faster": round(ratio, 2), "spread": spread,
+                               "reel_gflops": round(2 * m * n * k / ours / 1e9, 1), "share_of_limit": round(share, 2)})
+        print(json.dumps(record["rows"][-1]))
+    if args.out:
+        pathlib.Path(args.out).write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
