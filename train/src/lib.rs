@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod options;
 pub mod order;
 pub mod output;
+pub mod plan;
 pub mod progress;
 pub mod prompts;
 pub mod recipe;

@@ -125,7 +125,8 @@ struct Run<'a> {
 }
 
 /// What the micro-batches of a step used up.
-struct Taken {
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
     position: Position,
     rows: Vec<usize>,
     skipped: Vec<Skipped>,
@@ -193,7 +194,7 @@ impl<'a> Run<'a> {
         let begun = Instant::now();
         let n = self.state.step + 1;
         self.trainer.device.reset_peak();
-        let mut taken = Taken { position: self.state.position.clone(), rows: Vec::new(), skipped: Vec::new() };
+        let mut taken = Taken { position: self.state.position.clone(), ..Taken::default() };
         let (feed, stop) = (&mut self.feed, self.setup.stop);
         let result = step(&mut self.trainer, n, || next_samples(feed, stop, &mut taken))?;
         taken.skipped.iter().try_for_each(|s| self.skipped.add(s))?;
@@ -278,7 +279,11 @@ impl<'a> Run<'a> {
 }
 
 /// The samples of the next micro-batch that has any.
-fn next_samples(feed: &mut Feed<Samples>, stop: &AtomicBool, taken: &mut Taken) -> Result<Option<Vec<Sample>>> {
+pub(crate) fn next_samples(
+    feed: &mut Feed<Samples>,
+    stop: &AtomicBool,
+    taken: &mut Taken,
+) -> Result<Option<Vec<Sample>>> {
     while let Some(batch) = interruptible(feed, stop)? {
         taken.position.advance(&batch);
         taken.skipped.extend(batch.skipped);

@@ -1,0 +1,157 @@
+//! What a run needs, before any machine for it is rented: the same steps on the dry device, which counts buffers and
+//! operations and computes nothing.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use reel_model::checkpoint::{Checkpoint, Dtype};
+use reel_model::config::ModelConfig;
+use reel_model::input::Tokens;
+use reel_model::input::window::GridThw;
+use reel_model::weights::Source as Weights;
+use reel_runtime::{DType, Device, MemoryUse, OpTotals};
+
+use crate::feed::{Feed, Position, Source};
+use crate::options::SftOptions;
+use crate::order::Order;
+use crate::recipe::Recipe;
+use crate::sample::Sample;
+use crate::sft::{self, Setup, Taken};
+use crate::step::step;
+use crate::trainer::Trainer;
+use crate::{Result, TrainError, length};
+
+/// What the steps of a run need.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The most bytes at any moment, and what they are for. The `peak_bytes` of a run's metrics is this number.
+    pub memory: MemoryUse,
+    /// Costs by op, over all the steps that were counted.
+    pub ops: BTreeMap<&'static str, OpTotals>,
+    /// Steps that were counted.
+    pub steps: u64,
+    /// Tokens of these steps.
+    pub tokens: u64,
+}
+
+/// A row of which only the size is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// All its tokens, those of media included.
+    pub tokens: usize,
+    /// Its films, in patches.
+    pub video_grid_thw: Vec<GridThw>,
+}
+
+/// A plan with data looks at no more rows than this: media have to be decoded to know their size.
+const MOST_ROWS: u64 = 256;
+
+impl Shape {
+    /// A row of `tokens` with one film of `patches` patches: eight pairs of frames as in the recipes' training where they divide
+    /// so, else one. Sides as equal as they can be.
+    pub fn new(tokens: usize, patches: usize, config: &ModelConfig) -> Result<Self> {
+        let unit = config.vision.merge_unit();
+        let side = config.vision.spatial_merge_size;
+        if patches == 0 {
+            return Ok(Self { tokens, video_grid_thw: Vec::new() });
+        }
+        if patches % unit != 0 || tokens <= patches / unit {
+            let what =
+                format!("is {patches}, which gives {} tokens of the row's {tokens}", patches as f64 / unit as f64);
+            return Err(TrainError::option(
+                "--vision-patches",
+                what,
+                format!("give a multiple of {unit}, and more --tokens than it makes"),
+            ));
+        }
+        let pairs = if patches % (8 * unit) == 0 { 8 } else { 1 };
+        let squares = patches / pairs / unit;
+        let rows = (1..=squares.isqrt()).rev().find(|rows| squares % rows == 0).unwrap_or(1);
+        Ok(Self { tokens, video_grid_thw: vec![[pairs, rows * side, squares / rows * side]] })
+    }
+
+    /// A sample of this size with nothing in it; every token that is no medium's is learned.
+    fn sample(&self, config: &ModelConfig) -> Sample {
+        let patches: usize = self.video_grid_thw.iter().map(|g| g.iter().product::<usize>()).sum();
+        let pads = patches / config.vision.merge_unit();
+        let mut input_ids = vec![0; self.tokens];
+        input_ids[..pads].fill(i64::from(config.tokens.video));
+        let positions = vec![0; self.tokens];
+        let tokens = Tokens {
+            input_ids,
+            position_ids: [positions.clone(), positions.clone(), positions],
+            pixel_values_videos: (patches > 0).then(|| vec![0.0; patches * config.vision.patch_dim()]),
+            video_grid_thw: self.video_grid_thw.clone(),
+            ..Tokens::default()
+        };
+        let targets = (0..self.tokens).map(|t| if t + 1 < self.tokens && t + 1 >= pads { 0 } else { -1 }).collect();
+        Sample { tokens, targets }
+    }
+}
+
+/// The dtype of a folder's weights, which need not be there: config.json says it too.
+pub fn file_dtype(folder: &Path, config: &ModelConfig) -> Dtype {
+    let stored =
+        Checkpoint::open(folder).ok().and_then(|files| files.get("model.embed_tokens.weight").map(|view| view.dtype));
+    stored.or(config.dtype).unwrap_or(Dtype::Bf16)
+}
+
+/// A step on rows of one size: as many as `options` put together.
+pub fn with_shape(
+    options: &SftOptions,
+    config: &ModelConfig,
+    files: Dtype,
+    dtype: DType,
+    shape: &Shape,
+) -> Result<Plan> {
+    options.validate_values()?;
+    let rows = match options.max_length {
+        Some(most) if shape.tokens > most => return Err(length::too_long("--tokens", shape.tokens, most)),
+        Some(most) if options.packing => most / shape.tokens.max(1),
+        _ => options.per_device_train_batch_size,
+    };
+    let mut trainer = Trainer::new(&Device::dry(), config, Weights::Nothing(files), dtype, Recipe::new(options, 1))?;
+    let batch = vec![shape.sample(config); rows];
+    count(&mut trainer, 1, || Ok(Some(batch.clone())))
+}
+
+/// The steps of a run on its own data, or the first of them where there are many rows.
+pub fn with_data(setup: &Setup, files: Dtype) -> Result<Plan> {
+    let options = setup.options;
+    options.validate_values()?;
+    let samples = Arc::new(sft::samples(setup)?);
+    samples.check()?;
+    let rows = samples.rows();
+    let order = if options.no_shuffle { Order::of_file(rows) } else { Order::shuffled(rows, setup.seed) };
+    let mut batching = length::batching(options, rows);
+    let steps = match options.asked_steps() {
+        Some(steps) => steps.min(MOST_ROWS.div_ceil((batching.rows * options.gradient_accumulation_steps) as u64)),
+        None => u64::MAX,
+    };
+    batching.end = batching.end.map(|end| end.min(MOST_ROWS));
+    let config = samples.bundle.config.clone();
+    let mut feed = Feed::new(samples, order, batching, &Position::default(), 1, 2);
+    let (never, mut taken) = (AtomicBool::new(false), Taken::default());
+    let mut trainer =
+        Trainer::new(&Device::dry(), &config, Weights::Nothing(files), setup.dtype, Recipe::new(options, 1))?;
+    count(&mut trainer, steps, || sft::next_samples(&mut feed, &never, &mut taken))
+}
+
+/// Runs up to `steps` steps on the dry device.
+fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Option<Vec<Sample>>>) -> Result<Plan> {
+    let device = trainer.device.clone();
+    device.profile().clear();
+    device.reset_peak();
+    let (mut done, mut tokens) = (0, 0);
+    while done < steps {
+        let Some(result) = step(trainer, done + 1, &mut next)? else { break };
+        done += 1;
+        tokens += result.tokens as u64;
+    }
+    Ok(Plan { memory: device.memory(), ops: device.profile().totals(), steps: done, tokens })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,110 @@
+use super::*;
+use reel_model::input::MediaOptions;
+use std::path::PathBuf;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train").join(name)
+}
+
+fn config() -> ModelConfig {
+    ModelConfig::open(&golden("model_a")).unwrap()
+}
+
+/// The peak of a plan and that of a real run with the same options.
+fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::Summary) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = SftOptions {
+        model: golden("model_a").display().to_string(),
+        data: golden("sft_all_tokens/data.jsonl"),
+        out: dir.path().join("out"),
+        ..Default::default()
+    };
+    change(&mut options);
+    let model = golden("model_a");
+    let media = MediaOptions { profile: reel_media::profile::Profile::VideorftTrain, ..Default::default() };
+    let setup = Setup {
+        options: &options,
+        model: &model,
+        device: &Device::cpu(2),
+        dtype,
+        seed: 3,
+        media: &media,
+        resolved: &serde_json::Value::Null,
+        quiet: true,
+        stop: &AtomicBool::new(false),
+    };
+    let plan = with_data(&setup, file_dtype(&model, &config())).unwrap();
+    (plan, sft::run(&setup).unwrap())
+}
+
+#[test]
+fn a_run_needs_what_its_plan_says() {
+    let cases: [(&str, DType, fn(&mut SftOptions)); 5] = [
+        ("f32", DType::F32, |_| ()),
+        ("bf16", DType::BF16, |o| o.per_device_train_batch_size = 3),
+        ("kept", DType::F32, |o| o.gradient_checkpointing = false),
+        ("frozen", DType::BF16, |o| o.freeze_vision = true),
+        ("packed", DType::F32, |o| (o.packing, o.max_length) = (true, Some(140))),
+    ];
+    for (name, dtype, change) in cases {
+        let (plan, run) = both(dtype, change);
+        let last = run.last.unwrap();
+        assert_eq!(plan.steps, run.steps, "{name}");
+        assert_eq!(plan.memory.peak as u64, last.peak_bytes, "{name}: {:?}", plan.memory);
+        let parts: usize = plan.memory.at_peak.iter().map(|(_, bytes)| bytes).sum();
+        assert_eq!(parts, plan.memory.peak, "{name}");
+    }
+}
+
+#[test]
+fn operations_follow_the_tokens() {
+    let plan = |tokens, patches, checkpointing| {
+        let options =
+            SftOptions { gradient_accumulation_steps: 1, gradient_checkpointing: checkpointing, ..Default::default() };
+        let shape = Shape::new(tokens, patches, &config()).unwrap();
+        let plan = with_shape(&options, &config(), Dtype::F32, DType::F32, &shape).unwrap();
+        assert_eq!((plan.steps, plan.tokens as usize), (1, tokens));
+        plan
+    };
+    let products = |plan: &Plan| {
+        plan.ops.iter().filter(|(name, _)| name.starts_with("matmul")).map(|(_, op)| op.cost.flops).sum::<f64>()
+    };
+    let per_token =
+        |checkpointing| (products(&plan(400, 0, checkpointing)) - products(&plan(200, 0, checkpointing))) / 200.0;
+    // Two operations a weight forward, four backward; the layers' forward, and the head's, twice where they are computed again. The head
+    // always is: its logits are not kept.
+    let layers = 2.0 * (64.0 * (64.0 + 2.0 * 32.0) + 64.0 * 64.0 + 3.0 * 64.0 * 96.0);
+    let head = 64.0 * 432.0;
+    let (kept, again) = (6.0 * layers + 8.0 * head, 8.0 * (layers + head));
+    for (got, want) in [(per_token(false), kept), (per_token(true), again)] {
+        assert!((got / want - 1.0).abs() < 1e-9, "{got} {want}");
+    }
+    assert!(products(&plan(2000, 4096, true)) > products(&plan(2000, 0, true)));
+}
+
+#[test]
+fn films_have_even_sides_and_all_their_patches() {
+    for patches in [4, 8, 32, 4096, 16 * 52, 4 * 97] {
+        let shape = Shape::new(5000, patches, &config()).unwrap();
+        let [t, h, w] = shape.video_grid_thw[0];
+        assert_eq!((t * h * w, h % 2, w % 2), (patches, 0, 0), "{:?}", shape.video_grid_thw);
+    }
+    assert_eq!(Shape::new(5000, 4096, &config()).unwrap().video_grid_thw, [[8, 16, 32]]);
+    for (tokens, patches) in [(100, 6), (10, 40)] {
+        let e = Shape::new(tokens, patches, &config()).unwrap_err();
+        assert!(e.is_usage() && e.to_string().starts_with("--vision-patches: "), "{e}");
+    }
+}
+
+#[test]
+fn the_published_sizes_are_planned_without_memory_or_weights() {
+    let options = SftOptions { packing: true, max_length: Some(4000), ..Default::default() };
+    let config = config();
+    let shape = Shape::new(1300, 4096, &config).unwrap();
+    let plan = with_shape(&options, &config, Dtype::Bf16, DType::BF16, &shape).unwrap();
+    // Three rows fit 4000 tokens, two micro-batches a step.
+    assert_eq!(plan.tokens, 2 * 3 * 1300);
+    let e =
+        with_shape(&options, &config, Dtype::Bf16, DType::BF16, &Shape::new(4001, 0, &config).unwrap()).unwrap_err();
+    assert!(e.to_string().contains("more than --max-length 4000"), "{e}");
+}
