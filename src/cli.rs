@@ -5,7 +5,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgMatches, Parser, Subcommand};
 
 use crate::common::Common;
-use crate::{bench, doctor, frames, generate, init, preprocess, resize, score, sft, tokenize};
+use crate::{bench, demo, doctor, frames, generate, init, preprocess, resize, score, sft, tokenize};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -32,6 +32,8 @@ pub struct Cli {
 pub enum Command {
     /// Measure how fast a model reads a prompt or makes tokens
     Bench(bench::Bench),
+    /// Teach a tiny model to answer questions about films, and show it
+    Demo(demo::Demo),
     /// Say what this machine has, and what to install for what it has not
     Doctor(doctor::Doctor),
     /// Say which frames of a film are taken, and decode them
@@ -57,6 +59,7 @@ pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
     let common = &cli.common;
     match cli.command {
         Command::Bench(c) => c.run(common),
+        Command::Demo(c) => c.run(common),
         Command::Doctor(c) => c.run(common),
         Command::Frames(c) => c.run(common),
         Command::Generate(c) => c.run(common),

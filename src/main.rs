@@ -5,7 +5,6 @@ mod bench;
 mod ceilings;
 mod cli;
 mod common;
-#[cfg(test)]
 mod demo;
 mod doctor;
 mod fail;
