@@ -69,8 +69,10 @@ fn work(film: &Film, target: Option<(usize, usize)>, limits: Limits, jobs: Vec<J
     let by_memory = limits.memory / 4 / picture.saturating_mul(PICTURES_HELD).max(1);
     let most = limits.threads.min(usize::try_from(by_memory).unwrap_or(usize::MAX)).max(1);
     let lanes = most.min(jobs.len()).max(1);
-    // Whole groups side by side cost no waiting; threads inside a decoder are for what is left over.
-    let threads = (most / lanes).max(1);
+    // Whole groups side by side cost no waiting. With few of them some lanes end early: threads inside each decoder then
+    // use what they leave.
+    let share = if jobs.len() < 3 * lanes { 2 * most / lanes } else { most / lanes };
+    let threads = share.clamp(1, most);
     let mut ready = Vec::new();
     for _ in 0..lanes {
         ready.push(Lane::new(film, target, threads)?);

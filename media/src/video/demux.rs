@@ -218,6 +218,7 @@ fn describe(path: &Path, input: &Input, index: usize) -> Result<Film> {
         }
     };
     let matrix = stream.side_data().find(|d| d.kind() == SideDataType::DisplayMatrix).map(|d| d.data().to_vec());
+    let matrix = matrix.or_else(|| parameters_matrix(&parameters));
     let rate = stream.avg_frame_rate();
     Ok(Film {
         path: path.to_owned(),
@@ -230,6 +231,19 @@ fn describe(path: &Path, input: &Input, index: usize) -> Result<Film> {
         entries: Vec::new(),
         kept: None,
     })
+}
+
+/// The display matrix where it is with the codec's parameters instead of the stream (FFmpeg 6.1 and later).
+fn parameters_matrix(parameters: &ffmpeg::codec::Parameters) -> Option<Vec<u8>> {
+    let context = ffmpeg::codec::Context::from_parameters(parameters.clone()).ok()?;
+    // SAFETY: the context is live; it has as many pieces of side data as it says, each with as many bytes as it says.
+    unsafe {
+        let (pieces, n) = ((*context.as_ptr()).coded_side_data, (*context.as_ptr()).nb_coded_side_data);
+        (0..usize::try_from(n).ok()?)
+            .map(|i| &*pieces.add(i))
+            .find(|piece| piece.type_ == ffi::AVPacketSideDataType::AV_PKT_DATA_DISPLAYMATRIX && !piece.data.is_null())
+            .map(|piece| std::slice::from_raw_parts(piece.data, piece.size).to_vec())
+    }
 }
 
 /// What `Entry` keeps of a packet.

@@ -103,3 +103,31 @@ pub(super) fn bytes_of(path: &Path) -> Vec<u8> {
 pub(super) fn path_of(bytes: &[u8]) -> PathBuf {
     OsString::from_vec(bytes.to_vec()).into()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Paths of any bytes and numbers to the last bit arrive as they were sent.
+        #[test]
+        fn orders_arrive_unchanged(
+            path in proptest::collection::vec(any::<u8>(), 0..40),
+            fps in proptest::num::f64::NORMAL, start in proptest::num::f64::NORMAL, nframes in any::<i64>(), pixels in any::<u64>(),
+        ) {
+            let overrides = Overrides {
+                nframes: Some(nframes), fps: Some(fps), video_start: Some(start), min_pixels: Some(pixels),
+                ..Default::default()
+            };
+            let job = Job::Sample { profile: Profile::Stride1Fps, overrides, size: Size::Model };
+            let order = Order { caller: 7, path: bytes_of(&path_of(&path)), memory: u64::MAX, threads: 3, job };
+            let got: Order = serde_json::from_slice(&serde_json::to_vec(&order).unwrap()).unwrap();
+            prop_assert_eq!(got.path, path);
+            prop_assert_eq!(got.memory, u64::MAX);
+            let Job::Sample { profile, overrides: received, size } = got.job else { panic!("another job") };
+            prop_assert_eq!((profile, received, size), (Profile::Stride1Fps, overrides, Size::Model));
+        }
+    }
+}
