@@ -11,6 +11,8 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
 
@@ -31,7 +33,7 @@ const PACKED_A: usize = 16 << 20;
 const THIN_BYTES: usize = 128 << 10;
 /// Rows of B that a thin product takes at a time.
 const THIN_ROWS: usize = 16;
-/// Most rows of A in a thin product.
+/// Most rows of A that any code has a thin product for.
 const THIN_MOST: usize = 12;
 /// Units of A below which packing is not worth a second thread.
 const PACK_ALONE: usize = 16 << 10;
@@ -100,8 +102,8 @@ struct Code {
     /// By rows of A less one: `mr` of them.
     tiles: &'static [Tile],
     pack: Pack,
-    /// For at most [`THIN_MOST`] rows of A, and B not transposed.
-    thin: Option<Thin>,
+    /// For at most so many rows of A (never more than [`THIN_MOST`]), and B not transposed.
+    thin: Option<(usize, Thin)>,
 }
 
 /// Grows and never shrinks; starts at a cache line.
@@ -165,7 +167,7 @@ pub(super) unsafe fn run_on(isa: Isa, p: &Matmul, team: &Team) {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 | Isa::Avx512 => (&avx512::F32, false),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => (&portable::AVX2, false),
+        Isa::Avx2 => (&avx2::F32, false),
         _ => (&portable::PLAIN, false),
     };
     let source = |x: &Operand, rows| Source {
@@ -217,8 +219,8 @@ impl<'a, T: Element> Product<'a, T> {
     }
 
     unsafe fn run(&self, scratch: &mut Scratch) {
-        if let Some(thin) = self.code.thin
-            && self.m <= THIN_MOST
+        if let Some((most, thin)) = self.code.thin
+            && self.m <= most
             && !self.b.transposed
         {
             // SAFETY: the caller's promise.

@@ -25,7 +25,7 @@ pub(super) static F32: Code = Code {
         tiles
     },
     pack,
-    thin: Some(thin),
+    thin: Some((12, thin)),
 };
 
 /// Pairs of bf16.
@@ -50,7 +50,7 @@ pub(super) static BF16: Code = Code {
         tiles
     },
     pack,
-    thin: Some(thin_bf16),
+    thin: Some((12, thin_bf16)),
 };
 
 /// `acc + b * a` in every lane, `a` one unit for all of them: the one instruction that sums are made of.
@@ -206,6 +206,10 @@ unsafe fn pack_rows(source: &Source, part: Part, width: usize, lanes: usize, dst
     for u in (0..part.units).step_by(chunk) {
         let at = (part.unit + u) * unit.bytes();
         let full = part.rows == 16 && end - at >= 64;
+        for i in 0..part.rows {
+            // The next rows, as in the thin products.
+            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add((16 + i) * stride + at).cast());
+        }
         // SAFETY: bytes `at .. end` of rows that exist.
         let columns = transpose(unsafe {
             if full { load(row.add(at), stride) } else { load_some(row.add(at), stride, part.rows, end - at) }
@@ -283,7 +287,12 @@ macro_rules! thin {
         /// Adds `units` units, of which `columns` holds 16 (32 if they are to be widened) for 16 rows of B.
         #[target_feature(enable = $features)]
         #[inline]
-        unsafe fn $advance<const M: usize>(sums: &mut [__m512; M], columns: [__m512i; 16], a: *const u32, units: usize) {
+        unsafe fn $advance<const M: usize>(
+            sums: &mut [__m512; M],
+            columns: [__m512i; 16],
+            a: *const u32,
+            units: usize,
+        ) {
             let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
             let mut u = 0;
             for i in 0..16 {

@@ -1,20 +1,6 @@
-//! Plain loops over arrays that the compiler turns into vector code: AVX2 with FMA, and whatever the target has.
+//! Plain loops over arrays that the compiler turns into vector code of whatever the target has.
 
 use super::{Code, Part, Source, Tile, Unit};
-
-/// 6 × 16: 12 accumulators of 16 registers.
-#[cfg(target_arch = "x86_64")]
-pub(super) static AVX2: Code = Code {
-    mr: 6,
-    nr: 16,
-    tiles: &{
-        let tiles: [Tile; 6] =
-            [tile_avx2::<1>, tile_avx2::<2>, tile_avx2::<3>, tile_avx2::<4>, tile_avx2::<5>, tile_avx2::<6>];
-        tiles
-    },
-    pack,
-    thin: None,
-};
 
 /// 6 × 8: 12 accumulators of 4 lanes.
 pub(super) static PLAIN: Code = Code {
@@ -28,13 +14,6 @@ pub(super) static PLAIN: Code = Code {
     thin: None,
 };
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn tile_avx2<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc: *mut f32, add: bool) {
-    // SAFETY: the caller's promise.
-    unsafe { tile::<MR, 16, true>(units, a, b, acc, add) }
-}
-
 unsafe fn plain<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc: *mut f32, add: bool) {
     // SAFETY: the caller's promise.
     unsafe { tile::<MR, 8, { cfg!(target_arch = "aarch64") }>(units, a, b, acc, add) }
@@ -43,7 +22,7 @@ unsafe fn plain<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc
 /// # Safety
 /// `a` holds `[units][MR]` floats, `b` `[units][NR]`, `acc` `[MR][NR]`.
 #[inline(always)]
-unsafe fn tile<const MR: usize, const NR: usize, const FMA: bool>(
+pub(super) unsafe fn tile<const MR: usize, const NR: usize, const FMA: bool>(
     units: usize,
     a: *const u32,
     b: *const u32,
@@ -74,7 +53,7 @@ unsafe fn tile<const MR: usize, const NR: usize, const FMA: bool>(
 ///
 /// # Safety
 /// The part lies inside the source, and `dst` has room for `[part.units][width]`.
-unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
+pub(super) unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
     // SAFETY: the caller's promise.
     let dst = unsafe { std::slice::from_raw_parts_mut(dst, part.units * width) };
     let (row_stride, unit_stride) = if source.transposed { (1, source.rows) } else { (source.k, 1) };
