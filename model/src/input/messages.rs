@@ -101,7 +101,7 @@ impl Source {
         } else if lower.starts_with("data:") {
             Source::Data(text.to_string())
         } else if let Some(path) = text.strip_prefix("file://") {
-            Source::Path(PathBuf::from(path))
+            Source::Path(root.join(path))
         } else {
             Source::Path(root.join(text))
         }
@@ -262,7 +262,7 @@ fn read_part(place: &str, part: &Value, root: &Path) -> Result<Part> {
     }
 }
 
-/// `type` decides; without one, or with a key of another kind beside it, the keys do, as in qwen-vl-utils.
+/// `type` decides; without one, the keys do. A key that is null counts as absent (tables of mixed rows are full of them).
 fn kind_of(place: &str, map: &Map<String, Value>) -> Result<Kind> {
     let has = |key: &str| map.get(key).is_some_and(|value| !value.is_null());
     match map.get("type").and_then(Value::as_str) {
