@@ -9,6 +9,8 @@
 //! launch                                        an empty launch of one task a thread
 //! ```
 #![allow(unsafe_code)]
+// Arrays of registers.
+#![allow(clippy::needless_range_loop)]
 
 use reel_kernels::matmul::{Matmul, Operand};
 use reel_kernels::{Addr, DType, Launch, Team, launch};

@@ -9,6 +9,8 @@
 //! step of the inner loop loads `nr` lanes of B and multiplies them by `mr` single units of A. Transposed and bf16 operands differ only in
 //! how they are packed. With few rows of A the time is that of reading B: [`Code::thin`] then transposes B inside registers and stores nothing.
 #![allow(unsafe_code)]
+// Arrays of registers: loops over constant ranges unroll whole, and what is an index into two of them reads best as one.
+#![allow(clippy::needless_range_loop)]
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
