@@ -5,7 +5,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgMatches, Parser, Subcommand};
 
 use crate::common::Common;
-use crate::{bench, demo, doctor, frames, generate, init, preprocess, resize, score, sft, tokenize};
+use crate::{bench, demo, doctor, frames, generate, init, plan, preprocess, resize, score, sft, tokenize};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -42,6 +42,8 @@ pub enum Command {
     Generate(generate::Generate),
     /// Make a model folder with random weights
     Init(init::Init),
+    /// Say what a command would need, in memory and time, without running it
+    Plan(plan::Plan),
     /// Turn messages and their media into what the model reads
     Preprocess(preprocess::Preprocess),
     /// Say to which size a picture is resized
@@ -64,6 +66,7 @@ pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
         Command::Frames(c) => c.run(common),
         Command::Generate(c) => c.run(common),
         Command::Init(c) => c.run(common),
+        Command::Plan(c) => c.run(common, matches),
         Command::Preprocess(c) => c.run(common),
         Command::Resize(c) => c.run(common),
         Command::Score(c) => c.run(common),

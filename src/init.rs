@@ -12,6 +12,7 @@ use crate::output;
 
 /// Make a model folder with random weights, in the hub's layout.
 #[derive(Args, Debug)]
+#[command(mut_arg("preset", |a| a.required(true)))]
 #[command(after_help = "Example:\n  reel init --preset tiny --out tiny")]
 pub struct Init {
     #[command(flatten)]
@@ -26,7 +27,7 @@ pub struct Init {
 pub struct ShapeFlags {
     /// tiny (1 M parameters, f32), 3b or 7b (as published, bf16)
     #[arg(long, value_name = "NAME")]
-    preset: String,
+    pub preset: Option<String>,
     /// Decoder layers instead of the preset's
     #[arg(long, value_name = "N")]
     layers: Option<usize>,
@@ -42,7 +43,7 @@ impl ShapeFlags {
             Dtype::F32 => checkpoint::Dtype::F32,
             Dtype::Bf16 => checkpoint::Dtype::Bf16,
         });
-        let preset = Preset::parse(&self.preset)?;
+        let preset = Preset::parse(self.preset.as_deref().unwrap_or("tiny"))?;
         Ok(InitOptions { preset, layers: self.layers, vocab: self.vocab, dtype, seed: common.seed() })
     }
 }

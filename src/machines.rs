@@ -1,0 +1,85 @@
+//! Machines to plan for: what they can do and how much they hold.
+
+use anyhow::Result;
+
+use crate::ceilings::Ceilings;
+use crate::fail::bad_usage;
+
+/// A machine.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Its name.
+    pub name: String,
+    /// What it does a second.
+    pub ceilings: Ceilings,
+    /// Bytes that it holds, where that is known.
+    pub memory: Option<f64>,
+    /// Where the figures come from.
+    pub source: String,
+}
+
+/// What a data sheet says: dense bf16 products with f32 sums, f32 outside tensor cores, both in TFLOP/s; TB/s; GB.
+struct Sheet {
+    name: &'static str,
+    bf16: f64,
+    f32: f64,
+    bandwidth: f64,
+    memory: f64,
+    of: &'static str,
+}
+
+/// NVIDIA's data sheets; dense rates, without sparsity.
+const SHEETS: [Sheet; 5] = [
+    Sheet { name: "h200", bf16: 989.4, f32: 66.9, bandwidth: 4.8, memory: 141.0, of: "H200 SXM" },
+    Sheet { name: "h100", bf16: 989.4, f32: 66.9, bandwidth: 3.35, memory: 80.0, of: "H100 SXM" },
+    Sheet { name: "a100", bf16: 312.0, f32: 19.5, bandwidth: 2.039, memory: 80.0, of: "A100 SXM 80 GB" },
+    Sheet { name: "l40s", bf16: 362.0, f32: 91.6, bandwidth: 0.864, memory: 48.0, of: "L40S" },
+    Sheet { name: "rtx4090", bf16: 165.2, f32: 82.6, bandwidth: 1.008, memory: 24.0, of: "GeForce RTX 4090" },
+];
+
+/// What large products (790 of 989.4 TFLOP/s) and copies (4.3 of 4.8 TB/s) are known to reach of the H200's data sheet; taken
+/// for the others too.
+const PRODUCTS: f64 = 0.8;
+const COPIES: f64 = 0.9;
+
+impl Machine {
+    /// A GPU by its name.
+    pub fn gpu(name: &str) -> Result<Self> {
+        let Some(s) = SHEETS.iter().find(|s| s.name == name) else {
+            let names: Vec<&str> = SHEETS.iter().map(|s| s.name).collect();
+            return Err(bad_usage(
+                "--gpu",
+                format!("there is no GPU {name:?} in the table"),
+                format!("use one of {}", names.join(", ")),
+            ));
+        };
+        let source = format!(
+            "{:.0} % and {:.0} % of the data sheet's {} and {} TFLOP/s, {} TB/s for {}; launch overhead not counted",
+            100.0 * PRODUCTS,
+            100.0 * COPIES,
+            s.bf16,
+            s.f32,
+            s.bandwidth,
+            s.of
+        );
+        let ceilings = Ceilings {
+            f32: PRODUCTS * s.f32 * 1e12,
+            bf16: PRODUCTS * s.bf16 * 1e12,
+            bytes: COPIES * s.bandwidth * 1e12,
+        };
+        Ok(Self { name: name.to_string(), ceilings, memory: Some(s.memory * 1e9), source })
+    }
+
+    /// The processor that this runs on, measured now.
+    pub fn this_processor(threads: usize) -> Self {
+        let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let free =
+            info.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse::<f64>().ok());
+        Self {
+            name: "cpu".to_string(),
+            ceilings: Ceilings::measure(threads),
+            memory: free.map(|kib| kib * 1024.0),
+            source: format!("measured just now with {threads} threads"),
+        }
+    }
+}
