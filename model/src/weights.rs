@@ -37,7 +37,7 @@ impl Loader<'_> {
     pub fn load(&self, name: &str, stored: &[usize], shape: &[usize]) -> Result<Tensor> {
         let trained = (self.trainable)(name);
         let t = match self.source {
-            Source::Files(files) => self.from_files(files, name, stored, shape, trained)?,
+            Source::Files(files) => self.read(files, name, stored, shape, trained)?,
             Source::Nothing(dtype) => {
                 let dtype = self.held_as(dtype, shape, trained).unwrap_or(self.dtype);
                 Tensor::empty(self.device, shape, dtype, Category::Weights)?
@@ -59,7 +59,7 @@ impl Loader<'_> {
         (in_place && !(trained && same != self.dtype)).then_some(same)
     }
 
-    fn from_files(
+    fn read(
         &self,
         files: &Checkpoint,
         name: &str,
