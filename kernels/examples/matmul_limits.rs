@@ -69,7 +69,7 @@ fn summary(mut times: Vec<f64>) -> (f64, f64) {
 
 /// Half-full bit patterns that are small finite numbers in both dtypes.
 fn array(bytes: usize) -> Vec<u32> {
-    (0..bytes.div_ceil(4)).map(|i| 0x3f80_3f80 ^ (i as u32 * 0x9e37 & 0x8070_8070)).collect()
+    (0..bytes.div_ceil(4)).map(|i| 0x3f80_3f80 ^ ((i as u32).wrapping_mul(0x9e37_79b9) & 0x8070_8070)).collect()
 }
 
 fn product(dtypes: [(DType, bool); 3], [m, n, k]: [usize; 3], copies: usize, calls: usize, team: &Team) -> Vec<f64> {
