@@ -42,6 +42,14 @@ fn golden_choices() {
     assert_eq!((text.lines().count(), refused), (220, 16));
 }
 
+/// Frame 415 is where torch 2.7.1 (AVX2, AVX-512) and arithmetic that rounds the product first part: 86537, not 86538.
+#[test]
+fn long_films_are_spread_with_one_rounding() {
+    let keys = Overrides { fps: Some(1.0), max_frames: Some(687), ..Default::default() };
+    let got = choose(142_840, 30.0, Profile::VideorftTrain, &keys).unwrap();
+    assert_eq!((got.indices.len(), got.indices[415], got.indices[685]), (686, 86_537, 142_839));
+}
+
 #[test]
 fn senseless_settings_are_refused_by_name() {
     let with = |change: fn(&mut Overrides)| {
