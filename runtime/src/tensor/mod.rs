@@ -241,7 +241,7 @@ impl Tensor {
         }
         let mut shape = self.shape().to_vec();
         shape[0] = len;
-        let row = if total == 0 { 0 } else { self.bytes() / total };
+        let row = self.bytes().checked_div(total).unwrap_or(0);
         Ok(Tensor::build(&shape, self.dtype(), self.0.buffer.clone(), self.0.offset + start * row, Grad::None))
     }
 
