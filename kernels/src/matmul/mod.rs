@@ -4,8 +4,9 @@
 //! So a linear layer is `A = x, B = weight` as stored; the gradient of its input `A = dy, B = weight` stored `[k, n]`;
 //! that of its weight `A = dy` stored `[k, m]`, `B = x` stored `[k, n]`.
 //!
-//! Numerics on cpu: products and sums in f32 (bf16 × bf16 may use the processor's bf16 dot product), one rounding at the store. The order of
-//! summation over k of an element depends on k alone: not on m, n, the element's place, the threads, or what else is computed.
+//! Numerics on cpu: products and sums in f32 (bf16 × bf16 takes the processor's bf16 dot product where it has one: pairs of k, denormals
+//! as zero), then bias, then the old C, then one rounding at the store. The order of summation over k of an element depends on k alone: not on m,
+//! n, the element's place, the threads, how the operands are stored, or what else is computed (`cpu.rs` says how).
 //! Bound: arithmetic for large m, memory (reading B) for small m.
 
 pub mod cpu;
@@ -51,8 +52,7 @@ pub struct Matmul {
 }
 
 impl Matmul {
-    /// The symbol in profiles: dtypes of A, B and C, and the letters of BLAS for the storage of A and B (`t`: k first for
-    /// A; `n`: k last for B, as a weight is stored).
+    /// The symbol in profiles, after the use that each way of storing the operands has in a linear layer.
     pub fn name(&self) -> &'static str {
         match (self.a.transposed, self.b.transposed) {
             (false, false) => "matmul_fwd",
