@@ -20,6 +20,9 @@ use crate::{MediaError, Result};
 /// Pictures a decoder holds at once, at most: 16 references and a few in flight.
 const PICTURES_HELD: u64 = 24;
 
+/// A picture leaves the decoder after at most this many more packets: 16 to reorder, and those in flight in its threads.
+const PUSHED_OUT_WITHIN: usize = 64;
+
 /// A run and the places in memory of its frames, by frame number.
 struct Job<'m> {
     run: Run,
@@ -160,8 +163,9 @@ impl<'f> Lane<'f> {
         })
     }
 
-    /// Decodes a job's frames, from further back if they do not come at once: key flags can lie, and some films
-    /// (intra refresh) need a run-up.
+    /// Decodes a job's frames, from further back and with more of what follows if they do not come at once: key flags can
+    /// lie, some films (intra refresh) need a run-up, and H.264 that begins in an open group gives its first frames only when
+    /// later ones push them out, not when the decoder is drained.
     fn finish(&mut self, job: &mut Job<'_>) -> Result<()> {
         let Some(first) = job.run.wanted.first().copied() else { return Ok(()) };
         if first.pts.is_none() {
@@ -170,8 +174,10 @@ impl<'f> Lane<'f> {
             let start = job.run.start;
             let earlier =
                 start.checked_sub(1).map_or(0, |p| key_before(&self.film.entries, p, self.film.entries[p].pts));
-            for (start, skip) in [(start, self.may_skip), (earlier, false), (0, false)] {
-                self.run(job, start, skip)?;
+            let end = job.run.end;
+            let beyond = (end + PUSHED_OUT_WITHIN).min(self.film.entries.len().saturating_sub(1));
+            for (start, end, skip) in [(start, end, self.may_skip), (earlier, beyond, false), (0, beyond, false)] {
+                self.run(job, start, end, skip)?;
                 if job.slots.is_empty() {
                     break;
                 }
@@ -188,12 +194,12 @@ impl<'f> Lane<'f> {
         ))
     }
 
-    /// Decodes from packet `start`, knowing frames by their presentation time.
-    fn run(&mut self, job: &mut Job<'_>, start: usize, skip: bool) -> Result<()> {
+    /// Decodes packets `start..=end`, knowing frames by their presentation time.
+    fn run(&mut self, job: &mut Job<'_>, start: usize, end: usize, skip: bool) -> Result<()> {
         let wanted: HashMap<i64, u64> = job.run.wanted.iter().filter_map(|w| Some((w.pts?, w.frame))).collect();
         let places: Vec<usize> = job.run.wanted.iter().map(|w: &Wanted| w.place).collect();
         self.decoder.flush();
-        for place in start..=job.run.end {
+        for place in start..=end {
             let leave_out = skip && !places.contains(&place);
             self.decoder.skip_frame(if leave_out { Discard::NonReference } else { Discard::Default });
             self.send(place)?;

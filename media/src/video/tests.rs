@@ -1,6 +1,6 @@
 //! The reference's small films (`tests/golden/README.md` says where they are from).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -98,6 +98,25 @@ fn damaged_picture_data() {
             Err(e) => assert!(e.to_string().contains("cannot be decoded"), "{e}"),
         }
     }
+}
+
+/// A copy that begins in an open group gives its first frames alone as it gives them with all others.
+#[test]
+fn a_cut_in_an_open_group() {
+    let path = clips().join("open_group_cut.mp4");
+    let all = video_frames(&path, Profile::Uniform16, 15);
+    assert_eq!(all.indices, (0..15).collect::<Vec<_>>());
+    let len = all.height * all.width * 3;
+    for n in [2, 4, 6, 8] {
+        let some = video_frames(&path, Profile::Qwen, n);
+        for (&i, frame) in some.indices.iter().zip(some.data.chunks(len)) {
+            assert!(frame == &all.data[i as usize * len..][..len], "frame {i} of {n}");
+        }
+    }
+}
+
+fn video_frames(path: &Path, profile: Profile, n: i64) -> Frames {
+    sample(path, profile, &Overrides { nframes: Some(n), ..Default::default() }).unwrap()
 }
 
 /// Reading the container a second time, instead of keeping its packets, changes nothing.
