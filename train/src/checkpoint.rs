@@ -17,6 +17,7 @@ use reel_runtime::{DType, Tensor};
 use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
 
+use crate::digest::parts;
 use crate::resume::{STATE, State};
 use crate::trainer::Trainer;
 use crate::{Result, TrainError};
@@ -62,7 +63,7 @@ pub fn save_weights(folder: &Path, t: &Trainer, origin: Origin) -> Result<()> {
         expected_tensors(&t.model.config).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
     let naming: Naming = origin.files.naming();
     let fill = |spec: &TensorSpec, to: &mut dyn Write| match trained.get(spec.name.as_str()) {
-        Some(weights) => to.write_all(&weights.read_bytes()),
+        Some(weights) => parts(weights).try_for_each(|part| to.write_all(&part)),
         None => write_untrained(origin.files, spec, to),
     };
     Ok(hub_folder(folder, HubFolder { source: origin.folder, naming, dtype }, &tensors, fill)?)
@@ -109,7 +110,7 @@ fn write_optimizer(path: &Path, t: &Trainer) -> io::Result<()> {
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
     file.write_all(&(width as u64).to_le_bytes())?;
     write!(file, "{text:<width$}")?;
-    all.iter().try_for_each(|(_, _, tensor)| file.write_all(&tensor.read_bytes()))?;
+    all.iter().flat_map(|(_, _, tensor)| parts(tensor)).try_for_each(|part| file.write_all(&part))?;
     file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
@@ -164,7 +165,15 @@ pub fn list(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
 pub fn prune(out: &Path, keep: Option<usize>) -> Result<()> {
     let found = list(out)?;
     let old = found.len().saturating_sub(keep.unwrap_or(usize::MAX));
-    found.values().take(old).try_for_each(|path| remove_dir(path))
+    found.values().take(old).try_for_each(|path| retire(path))
+}
+
+/// Removes a checkpoint. It loses its name first, so that a kill on the way leaves nothing that looks like one.
+pub(crate) fn retire(path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = path.with_file_name(format!(".{name}.old.part"));
+    fs::rename(path, &aside).map_err(|e| TrainError::write(path, e))?;
+    remove_dir(&aside)
 }
 
 /// Removes what a killed run left half-written in `out`.

@@ -103,8 +103,8 @@ impl Dataset {
 fn lines(path: &Path, text: &str, start: usize) -> Result<Vec<Place>> {
     let mut rows = Vec::new();
     let mut at = start;
-    let mut line = 1 + text[..start].matches('\n').count();
-    for piece in text[start..].split('\n') {
+    let first = 1 + text[..start].matches('\n').count();
+    for (line, piece) in (first..).zip(text[start..].split('\n')) {
         let row = piece.trim();
         if !row.is_empty() {
             let begin = at + (piece.len() - piece.trim_start().len());
@@ -114,7 +114,6 @@ fn lines(path: &Path, text: &str, start: usize) -> Result<Vec<Place>> {
             rows.push(Place { bytes: begin..begin + row.len(), line });
         }
         at += piece.len() + 1;
-        line += 1;
     }
     Ok(rows)
 }

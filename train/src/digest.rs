@@ -2,10 +2,12 @@
 //! somebody who wants two things to look the same.
 
 use std::fs::File;
+use std::hash::Hasher;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rayon::prelude::*;
+use reel_runtime::Tensor;
 use twox_hash::XxHash3_64;
 
 use crate::{Result, TrainError};
@@ -18,15 +20,35 @@ pub fn bytes(data: &[u8]) -> String {
     hex(fold(data.par_chunks(PIECE).map(XxHash3_64::oneshot).collect()))
 }
 
+/// The hash of a tensor's contents.
+pub fn tensor(t: &Tensor) -> u64 {
+    let mut hash = XxHash3_64::new();
+    for part in parts(t) {
+        hash.write(&part);
+    }
+    hash.finish()
+}
+
+/// A tensor's bytes, a mebibyte or a row at a time: a copy of a whole embedding table costs more than reading it.
+pub fn parts(t: &Tensor) -> impl Iterator<Item = Vec<u8>> + '_ {
+    let total = t.shape().first().copied().unwrap_or(0);
+    let rows = ((1 << 20) * total / t.bytes().max(1)).max(1);
+    // Rows inside the tensor are always to be had.
+    (0..total)
+        .step_by(rows)
+        .filter_map(move |start| t.rows(start, rows.min(total - start)).ok())
+        .map(|part| part.read_bytes())
+}
+
 /// The fingerprint of named pieces, taken one by one: names, contents and their order all count.
 #[derive(Debug, Default)]
 pub struct Digest(Vec<u64>);
 
 impl Digest {
-    /// Takes the next piece.
-    pub fn add(&mut self, name: &str, data: &[u8]) {
+    /// Takes the next piece, whose contents have the hash `contents`.
+    pub fn add(&mut self, name: &str, contents: u64) {
         self.0.push(XxHash3_64::oneshot(name.as_bytes()));
-        self.0.push(fold(data.par_chunks(PIECE).map(XxHash3_64::oneshot).collect()));
+        self.0.push(contents);
     }
 
     /// The fingerprint of all of them.
@@ -91,9 +113,20 @@ mod tests {
         assert!(file(&dir.path().join("none")).is_err());
     }
 
+    #[test]
+    fn a_tensor_has_the_hash_of_its_bytes() {
+        let device = reel_runtime::Device::cpu(1);
+        for shape in [&[3][..], &[1, 400_000], &[70_000, 13], &[0, 4]] {
+            let data: Vec<i32> = (0..shape.iter().product::<usize>() as i32).collect();
+            let t = Tensor::from_i32(&device, shape, &data).unwrap();
+            assert_eq!(tensor(&t), XxHash3_64::oneshot(bytemuck::cast_slice(&data)), "{shape:?}");
+            assert_eq!(parts(&t).collect::<Vec<_>>().concat(), t.read_bytes());
+        }
+    }
+
     fn named<const N: usize>(parts: [(&str, &[u8]); N]) -> String {
         let mut digest = Digest::default();
-        parts.into_iter().for_each(|(name, data)| digest.add(name, data));
+        parts.into_iter().for_each(|(name, data)| digest.add(name, XxHash3_64::oneshot(data)));
         digest.finish()
     }
 

@@ -99,7 +99,7 @@ impl<S: Source> Feed<S> {
     }
 
     /// The next micro-batch; `None` at the end of the stream.
-    pub fn next(&mut self) -> Result<Option<MicroBatch<S::Sample>>> {
+    pub fn next_batch(&mut self) -> Result<Option<MicroBatch<S::Sample>>> {
         let mut batch = MicroBatch { rows: Vec::new(), samples: Vec::new(), skipped: Vec::new(), slot: self.slot };
         let (mut filled, mut slot) = (0, self.slot);
         while !self.is_full(&batch, slot, filled) {

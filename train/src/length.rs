@@ -91,7 +91,7 @@ fn count_micro_batches(options: &SftOptions, lengths: Lengths, skipped: &[Skippe
     let batching = batching(options, lengths.rows);
     let mut feed = Feed::new(Arc::new(lengths), order.clone(), batching, &from, 1, 64);
     let mut count = 0;
-    while feed.next()?.is_some() {
+    while feed.next_batch()?.is_some() {
         count += 1;
     }
     Ok(count)

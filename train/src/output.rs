@@ -63,9 +63,7 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
         return Err(not_empty(out, "holds the model that is to be trained", "choose another folder"));
     }
     checkpoint::sweep(out)?;
-    for path in checkpoint::list(out)?.values() {
-        fs::remove_dir_all(path).map_err(|e| TrainError::write(path, e))?;
-    }
+    checkpoint::list(out)?.values().try_for_each(|path| checkpoint::retire(path))?;
     for entry in fs::read_dir(out).map_err(|e| TrainError::read(out, e))? {
         let path = entry.map_err(|e| TrainError::read(out, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

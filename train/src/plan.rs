@@ -57,7 +57,7 @@ impl Shape {
         if patches == 0 {
             return Ok(Self { tokens, video_grid_thw: Vec::new() });
         }
-        if patches % unit != 0 || tokens <= patches / unit {
+        if !patches.is_multiple_of(unit) || tokens <= patches / unit {
             let what =
                 format!("is {patches}, which gives {} tokens of the row's {tokens}", patches as f64 / unit as f64);
             return Err(TrainError::option(
@@ -66,9 +66,9 @@ impl Shape {
                 format!("give a multiple of {unit}, and more --tokens than it makes"),
             ));
         }
-        let pairs = if patches % (8 * unit) == 0 { 8 } else { 1 };
+        let pairs = if patches.is_multiple_of(8 * unit) { 8 } else { 1 };
         let squares = patches / pairs / unit;
-        let rows = (1..=squares.isqrt()).rev().find(|rows| squares % rows == 0).unwrap_or(1);
+        let rows = (1..=squares.isqrt()).rev().find(|rows| squares.is_multiple_of(*rows)).unwrap_or(1);
         Ok(Self { tokens, video_grid_thw: vec![[pairs, rows * side, squares / rows * side]] })
     }
 

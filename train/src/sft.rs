@@ -299,7 +299,7 @@ fn interruptible(feed: &mut Feed<Samples>, stop: &AtomicBool) -> Result<Option<M
     if stop.load(Ordering::Relaxed) {
         return Err(TrainError::Stopped { place: String::new(), step: 0, cure: String::new() });
     }
-    feed.next()
+    feed.next_batch()
 }
 
 /// A quarter of the processors prepares rows; the rest computes.

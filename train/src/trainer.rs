@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use rayon::prelude::*;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
@@ -11,7 +12,7 @@ use reel_runtime::optim::AdamW;
 use reel_runtime::{Category, Cx, DType, Device, Grads, Tensor};
 
 use crate::Result;
-use crate::digest::Digest;
+use crate::digest::{self, Digest};
 use crate::recipe::Recipe;
 use crate::sample::Sample;
 
@@ -117,11 +118,11 @@ impl Trainer {
 
     /// Fingerprint of the trained weights, in the order of their names.
     pub fn hash(&self) -> String {
-        let mut digest = Digest::default();
-        for (name, weights, _) in self.optimizer.states() {
-            digest.add(name, &weights.read_bytes());
-        }
-        digest.finish()
+        let weights: Vec<(&str, &Tensor)> = self.optimizer.states().map(|(name, weights, _)| (name, weights)).collect();
+        let hashes: Vec<u64> = weights.par_iter().map(|(_, weights)| digest::tensor(weights)).collect();
+        let mut all = Digest::default();
+        weights.iter().zip(hashes).for_each(|((name, _), hash)| all.add(name, hash));
+        all.finish()
     }
 }
 

@@ -29,7 +29,7 @@ fn feed(rows: &[Option<usize>], order: Order, batching: Batching, from: &Positio
 }
 
 fn rows_of(feed: &mut Feed<Rows>, batches: usize) -> Vec<Vec<usize>> {
-    (0..batches).map_while(|_| feed.next().unwrap()).map(|b| b.rows).collect()
+    (0..batches).map_while(|_| feed.next_batch().unwrap()).map(|b| b.rows).collect()
 }
 
 #[test]
@@ -52,11 +52,11 @@ fn unusable_rows_are_told_once_and_their_places_taken() {
     let rows = [Some(1), None, Some(9), Some(1)];
     let limited = Batching { max_length: Some(5), ..PLAIN };
     let mut feed = feed(&rows, Order::of_file(4), limited, &Position::default());
-    let first = feed.next().unwrap().unwrap();
+    let first = feed.next_batch().unwrap().unwrap();
     assert_eq!(first.rows, [0, 3]);
     assert_eq!(first.skipped.iter().map(|s| (s.row, s.line)).collect::<Vec<_>>(), [(1, 2), (2, 3)]);
     assert!(first.skipped[1].reason.contains("has 9 tokens, more than --max-length 5"), "{:?}", first.skipped);
-    let second = feed.next().unwrap().unwrap();
+    let second = feed.next_batch().unwrap().unwrap();
     assert_eq!((second.rows, second.skipped.len(), second.slot), (vec![0, 3], 0, 8));
 }
 
@@ -64,10 +64,10 @@ fn unusable_rows_are_told_once_and_their_places_taken() {
 fn rows_skipped_at_the_very_end_are_still_told() {
     let ended = Batching { end: Some(3), ..PLAIN };
     let mut feed = feed(&[Some(1), Some(1), None], Order::of_file(3), ended, &Position::default());
-    assert_eq!(feed.next().unwrap().unwrap().rows, [0, 1]);
-    let last = feed.next().unwrap().unwrap();
+    assert_eq!(feed.next_batch().unwrap().unwrap().rows, [0, 1]);
+    let last = feed.next_batch().unwrap().unwrap();
     assert_eq!((last.rows.len(), last.skipped.len(), last.slot), (0, 1, 3));
-    assert!(feed.next().unwrap().is_none());
+    assert!(feed.next_batch().unwrap().is_none());
 }
 
 #[test]
@@ -81,9 +81,9 @@ fn packing_fills_with_whole_rows() {
 #[test]
 fn strict_stops_and_so_does_a_file_without_a_usable_row() {
     let strict = Batching { strict: true, ..PLAIN };
-    let e = feed(&[Some(1), None], Order::of_file(2), strict, &Position::default()).next().unwrap_err();
+    let e = feed(&[Some(1), None], Order::of_file(2), strict, &Position::default()).next_batch().unwrap_err();
     assert!(e.to_string().starts_with("d:1: is broken"), "{e}");
-    let e = feed(&[None, None], Order::of_file(2), PLAIN, &Position::default()).next().unwrap_err();
+    let e = feed(&[None, None], Order::of_file(2), PLAIN, &Position::default()).next_batch().unwrap_err();
     assert!(e.to_string().contains("no row of the file can be used"), "{e}");
 }
 
@@ -107,7 +107,7 @@ proptest! {
         let mut whole = feed(&rows, order.clone(), batching, &Position::default());
         let (mut at, mut want) = (Position::default(), Vec::new());
         for i in 0..stop + 6 {
-            let b = whole.next().unwrap().unwrap();
+            let b = whole.next_batch().unwrap().unwrap();
             prop_assert!(packing || b.rows.len() == batch);
             prop_assert!(!packing || b.samples.iter().map(|s| s.1).sum::<usize>() <= limit);
             prop_assert!(b.rows.iter().zip(&b.samples).all(|(&r, s)| r == s.0));
@@ -115,7 +115,7 @@ proptest! {
         }
         let mut again = Feed::new(Arc::new(Rows(rows)), order, batching, &at, threads, window);
         for want in want {
-            let b = again.next().unwrap().unwrap();
+            let b = again.next_batch().unwrap().unwrap();
             prop_assert_eq!((b.rows, b.skipped, b.slot), want);
         }
     }

@@ -39,7 +39,8 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::Summary) 
 
 #[test]
 fn a_run_needs_what_its_plan_says() {
-    let cases: [(&str, DType, fn(&mut SftOptions)); 5] = [
+    type Change = fn(&mut SftOptions);
+    let cases: [(&str, DType, Change); 5] = [
         ("f32", DType::F32, |_| ()),
         ("bf16", DType::BF16, |o| o.per_device_train_batch_size = 3),
         ("kept", DType::F32, |o| o.gradient_checkpointing = false),

@@ -42,7 +42,8 @@ fn broken(out: &Path, first: i64, change: impl Fn(&mut SftOptions) + Copy, dtype
 #[test]
 fn a_resumed_run_is_the_unbroken_one() {
     let dir = tempfile::tempdir().unwrap();
-    let kinds: [(&str, DType, fn(&mut SftOptions)); 3] = [
+    type Change = fn(&mut SftOptions);
+    let kinds: [(&str, DType, Change); 3] = [
         ("f32", DType::F32, |_| ()),
         ("bf16", DType::BF16, |o| o.per_device_train_batch_size = 2),
         ("frozen", DType::F32, |o| o.freeze_vision = true),
