@@ -18,9 +18,10 @@ use crate::{output, prompt};
 
 /// Measure how fast a model reads a prompt or makes tokens.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Example:\n  reel init --preset tiny --out tiny\n  reel bench prefill --model tiny --tokens 128"
-)]
+#[command(after_help = "\
+Example:
+  reel init --preset tiny --out tiny
+  reel bench prefill --model tiny --tokens 128")]
 pub struct Bench {
     /// What to measure
     #[arg(value_enum, required_unless_present = "compare")]

@@ -16,7 +16,7 @@ const STYLES: Styles = Styles::styled()
 /// Runs, fine-tunes and measures Qwen2.5-VL on video, straight from safetensors.
 #[derive(Parser, Debug)]
 #[command(name = "reel", version, styles = STYLES, max_term_width = 110, subcommand_required = true)]
-#[command(arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(arg_required_else_help = true, args_override_self = true, disable_help_subcommand = true)]
 #[command(after_help = "`reel COMMAND --help` has every option and an example.")]
 pub struct Cli {
     /// Options common to every command.
@@ -89,6 +89,8 @@ mod tests {
         for c in super::Cli::command().get_subcommands().filter(|c| !c.is_hide_set()) {
             let help = c.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.starts_with("Example:\n  "), "{} has no example", c.get_name());
+            // Longer lines would be broken on a terminal, and no longer run as printed.
+            assert!(help.lines().all(|line| line.len() < 79), "{}: {help}", c.get_name());
         }
     }
 }

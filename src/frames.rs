@@ -16,7 +16,9 @@ use crate::{output, trace};
 
 /// Say which frames of a film are taken, and decode them.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  reel frames --total-frames 300 --video-fps 29.97 --profile videorft-train --json")]
+#[command(after_help = "\
+Example:
+  reel frames --total-frames 300 --video-fps 30 --nframes 8")]
 pub struct Frames {
     /// The film; its frames are decoded as stored, before any resize
     #[arg(long, value_name = "FILE", required_unless_present = "total_frames")]

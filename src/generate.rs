@@ -19,10 +19,10 @@ use crate::{interrupt, output, trace};
 
 /// Answer a question, about a film, a picture or neither.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Example:\n  reel init --preset tiny --out tiny\n  reel generate --model tiny --prompt \"Which way does \
-                        the circle move?\" --max-new-tokens 16"
-)]
+#[command(after_help = "\
+Example:
+  reel init --preset tiny --out tiny
+  reel generate --model tiny --max-new-tokens 16 --prompt \"Hello\"")]
 pub struct Generate {
     /// The model folder, or a hub id
     #[arg(long, value_name = "MODEL")]

@@ -25,10 +25,10 @@ use crate::{model, output, prompt};
 
 /// Say what a command would need, in memory and time, without running it.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Example:\n  reel plan sft --preset 3b --tokens 2048 --vision-patches 4096 --gpu h200\n  reel plan generate \
-                        --preset 7b --tokens 2048 --max-new-tokens 256 --gpu h100"
-)]
+#[command(after_help = "\
+Example:
+  reel plan sft --preset 3b --tokens 2048 --vision-patches 4096 --gpu h200
+  reel plan generate --preset 7b --tokens 2048 --gpu h100")]
 pub struct Plan {
     #[command(subcommand)]
     what: What,
@@ -40,7 +40,7 @@ enum What {
     #[command(after_help = "Example:\n  reel plan sft --preset 3b --tokens 2048 --vision-patches 4096 --gpu h200")]
     Sft(PlanSft),
     /// Plan `reel generate`
-    #[command(after_help = "Example:\n  reel plan generate --preset 7b --tokens 2048 --max-new-tokens 256 --gpu h100")]
+    #[command(after_help = "Example:\n  reel plan generate --preset 7b --tokens 2048 --gpu h100")]
     Generate(PlanGenerate),
 }
 

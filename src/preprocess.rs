@@ -12,10 +12,11 @@ use crate::{output, trace};
 /// Turn messages and their media into what the model reads.
 #[derive(Args, Debug)]
 #[command(mut_arg("messages", |a| a.required(true)))]
-#[command(
-    after_help = "Example:\n  reel init --preset tiny --out tiny\n  echo '[{\"role\": \"user\", \"content\": \"Hello\"}]' > \
-                        messages.json\n  reel preprocess --model tiny --messages messages.json --out inputs.safetensors"
-)]
+#[command(after_help = "\
+Example:
+  reel init --preset tiny --out tiny
+  echo '[{\"role\": \"user\", \"content\": \"Hello\"}]' > messages.json
+  reel preprocess --model tiny --messages messages.json --out in.safetensors")]
 pub struct Preprocess {
     /// The model folder, or a hub id; its weights need not be there
     #[arg(long, value_name = "MODEL")]

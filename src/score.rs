@@ -24,10 +24,11 @@ const CHUNK: usize = 256;
 
 /// Run the model once over a conversation and write what it says of every token.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Example:\n  reel init --preset tiny --out tiny\n  echo '[{\"role\": \"user\", \"content\": \"Hello\"}]' > \
-                        messages.json\n  reel score --model tiny --messages messages.json --out score.safetensors"
-)]
+#[command(after_help = "\
+Example:
+  reel init --preset tiny --out tiny
+  echo '[{\"role\": \"user\", \"content\": \"Hello\"}]' > messages.json
+  reel score --model tiny --messages messages.json --out score.safetensors")]
 pub struct Score {
     /// The model folder, or a hub id
     #[arg(long, value_name = "MODEL")]

@@ -16,11 +16,12 @@ use crate::{interrupt, model, output, prompt, trace};
 
 /// Fine-tune a model on conversations about films, pictures or neither.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Example:\n  reel init --preset tiny --out tiny\n  echo '{\"messages\": [{\"role\": \"user\", \"content\": \
-                        \"2 + 2?\"}, {\"role\": \"assistant\", \"content\": \"4\"}]}' > rows.jsonl\n  reel sft --model tiny --data \
-                        rows.jsonl --out tuned --max-steps 5 --learning-rate 1e-3"
-)]
+#[command(after_help = "\
+Example:
+  reel init --preset tiny --out tiny
+  echo '[{\"messages\": [{\"role\": \"user\", \"content\": \"2 + 2?\"},
+    {\"role\": \"assistant\", \"content\": \"4\"}]}]' > rows.json
+  reel sft --model tiny --data rows.json --out tuned --max-steps 5")]
 pub struct Sft {
     #[command(flatten)]
     options: SftOptions,

@@ -14,9 +14,10 @@ use crate::{output, prompt};
 
 /// Turn texts into token ids.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Example:\n  reel init --preset tiny --out tiny\n  echo '\"How many shapes are there?\"' | reel tokenize --model tiny"
-)]
+#[command(after_help = "\
+Example:
+  reel init --preset tiny --out tiny
+  echo '\"How many shapes are there?\"' | reel tokenize --model tiny")]
 pub struct Tokenize {
     /// The model folder, or a hub id
     #[arg(long, value_name = "MODEL")]

@@ -23,6 +23,8 @@ fn bad_usage_is_one_line_and_code_2() {
     run(["frames"]).refused(2, &["--video"]);
     run(["frames", "--total-frames", "9"]).refused(2, &["--video-fps"]);
     run(["generate", "--model", "m"]).refused(2, &["--prompt"]);
+    // The last of several wins, as in scripts that add to a command.
+    assert_eq!(run(["resize", "--height", "1", "--width", "56", "--height", "28"]).ok(), "56 x 84\n");
 }
 
 #[test]
@@ -63,9 +65,11 @@ fn json_is_one_line_and_alone() {
 
 #[test]
 fn verbose_adds_causes() {
-    let plain = run(["tokenize", "--model", "no/such", "--file", "x"]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let tiny = support::tiny_model(folder.path()).display().to_string();
+    let plain = run(["tokenize", "--model", &tiny, "--file", "no/such"]);
     plain.refused(1, &["no/such"]);
-    let verbose = run(["tokenize", "--model", "no/such", "--file", "x", "-v"]);
+    let verbose = run(["tokenize", "--model", &tiny, "--file", "no/such", "-v"]);
     assert!(verbose.stderr.starts_with(&plain.stderr) && verbose.stderr.contains("caused by: "), "{}", verbose.stderr);
 }
 

@@ -1,0 +1,195 @@
+//! The model cases of `tests/golden/model` through the binary: what transformers computed, and that no bit depends on threads,
+//! batch or path.
+
+mod support;
+#[path = "support/tensors.rs"]
+mod tensors;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use support::{golden, run};
+use tensors::{close, close_each, read, rows};
+
+struct Case {
+    folder: PathBuf,
+    expected: Value,
+    out: tempfile::TempDir,
+}
+
+fn case(name: &str) -> Case {
+    let folder = golden("model").join(name);
+    let text = std::fs::read_to_string(folder.join("expected.json")).expect("expected.json");
+    Case { folder, expected: serde_json::from_str(&text).expect("JSON"), out: tempfile::tempdir().expect("a folder") }
+}
+
+impl Case {
+    fn path(&self, name: &str) -> String {
+        self.folder.join(name).display().to_string()
+    }
+
+    fn tolerance(&self, name: &str) -> f64 {
+        self.expected["tolerances"][name].as_f64().unwrap_or_else(|| panic!("no tolerance {name}"))
+    }
+
+    fn score(&self, more: &[&str]) -> PathBuf {
+        let out = self.out.path().join("score.safetensors");
+        let (model, to) = (self.path("model"), out.display().to_string());
+        run([&["score", "--model", &model, "--out", &to][..], more].concat()).ok();
+        out
+    }
+}
+
+fn check(name: &str) {
+    let c = case(name);
+    preprocess(&c);
+    scores(&c, "f32");
+    scores(&c, "bf16");
+    answer(&c);
+}
+
+fn preprocess(c: &Case) {
+    let out = c.out.path().join("pre.safetensors");
+    let to = out.display().to_string();
+    run(["preprocess", "--model", &c.path("model"), "--messages", &c.path("messages.json"), "--out", &to]).ok();
+    let (got, want) = (read(&out), read(Path::new(&c.path("inputs.safetensors"))));
+    let exact = ["input_ids", "position_ids", "rope_delta", "image_grid_thw", "video_grid_thw", "frame_indices"];
+    for name in exact.into_iter().filter(|n| want.contains_key(*n)) {
+        assert_eq!(got[name], want[name], "{name}");
+    }
+    if let Some(times) = want.get("second_per_grid_ts") {
+        close_each("second_per_grid_ts", &got["second_per_grid_ts"].values, &times.values, 1e-5);
+    }
+    for name in ["pixel_values", "pixel_values_videos"] {
+        // A level is 1/255 over a deviation of at least 0.26.
+        let level = 1.0 / 255.0 / 0.26;
+        if let Some(pixels) = want.get(name) {
+            let (got, mean) = (&got[name].values, c.tolerance("pixel_mean_levels") * level);
+            assert_eq!(got.len(), pixels.values.len(), "{name}");
+            let off: f64 = got.iter().zip(&pixels.values).map(|(g, w)| (g - w).abs()).sum::<f64>() / got.len() as f64;
+            assert!(off <= mean, "{name}: {off:.3e} apart on average");
+        }
+    }
+}
+
+fn scores(c: &Case, dtype: &str) {
+    let want = read(Path::new(&c.path("expected.safetensors")));
+    let limit = c.tolerance(if dtype == "bf16" { "logits_rel_bf16" } else { "logits_rel" });
+    let got = read(&c.score(&["--inputs", &c.path("inputs.safetensors"), "--dtype", dtype]));
+    let logits = |got: &tensors::Tensor| rows(got, &want["logit_rows"].values);
+    close("logits from inputs", &logits(&got["logits"]), &want["logits"].values, limit);
+    if dtype == "f32" {
+        close_each("logprobs", &got["logprobs"].values, &want["logprobs"].values, c.tolerance("logprobs_abs"));
+    }
+    for name in ["image_embeds", "video_embeds"].into_iter().filter(|n| want.contains_key(*n)) {
+        let limit = if dtype == "bf16" { limit } else { c.tolerance("embeds_rel") };
+        close(name, &got[name].values, &want[name].values, limit);
+    }
+    let got = read(&c.score(&["--messages", &c.path("messages.json"), "--dtype", dtype]));
+    let limit = limit.max(c.tolerance("logits_rel_from_messages"));
+    close("logits from messages", &logits(&got["logits"]), &want["logits"].values, limit);
+}
+
+fn answer(c: &Case) {
+    let greedy = &c.expected["greedy"];
+    let (model, messages, most) = (c.path("model"), c.path("messages.json"), greedy["max_new_tokens"].to_string());
+    let got = run([
+        "generate",
+        "--model",
+        &model,
+        "--messages",
+        &messages,
+        "--max-new-tokens",
+        &most,
+        "--temperature",
+        "0",
+        "--json",
+    ]);
+    let got = got.json();
+    assert_eq!(got["token_ids"], greedy["token_ids"]);
+    assert_eq!(got["text"], greedy["text"]);
+    assert_eq!(got["finish_reason"], greedy["finish_reason"]);
+    assert_eq!(got["prompt_tokens"], c.expected["prompt_tokens"]);
+}
+
+#[test]
+fn text_multiturn() {
+    check("text_multiturn");
+}
+
+#[test]
+fn image_hd128_bf16() {
+    check("image_hd128_bf16");
+}
+
+#[test]
+fn two_images_sharded() {
+    check("two_images_sharded");
+}
+
+#[test]
+fn video_mp4() {
+    check("video_mp4");
+}
+
+#[test]
+fn frames_list() {
+    check("frames_list");
+}
+
+#[test]
+fn mixed_stop() {
+    check("mixed_stop");
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let c = case("video_mp4");
+    let inputs = c.path("inputs.safetensors");
+    for dtype in ["f32", "bf16"] {
+        let bytes = |threads: &str| {
+            std::fs::read(c.score(&["--inputs", &inputs, "--dtype", dtype, "--threads", threads])).expect("the scores")
+        };
+        let one = bytes("1");
+        assert!(one == bytes("2") && one == bytes("3"), "{dtype}: the number of threads changed a bit");
+    }
+}
+
+#[test]
+fn answers_depend_on_their_seed_alone() {
+    let c = case("text_multiturn");
+    let sample = |n: &str, seed: &str| {
+        let (model, messages) = (c.path("model"), c.path("messages.json"));
+        let args =
+            ["generate", "--model", &model, "--messages", &messages, "--max-new-tokens", "12", "--temperature", "1"];
+        let got = run([&args[..], &["--n", n, "--seed", seed, "--json"]].concat()).json();
+        match got {
+            Value::Array(all) => all.iter().map(|a| a["token_ids"].clone()).collect(),
+            one => vec![one["token_ids"].clone()],
+        }
+    };
+    let three = sample("3", "5");
+    assert_eq!(three.len(), 3);
+    assert_ne!(three[0], three[1]);
+    assert_eq!(sample("1", "5"), three[..1]);
+    // Answer i draws with the seed plus i.
+    assert_eq!(sample("1", "6"), three[1..2]);
+}
+
+#[test]
+fn stop_strings_end_the_text_before_them() {
+    let c = case("text_multiturn");
+    let (model, messages) = (c.path("model"), c.path("messages.json"));
+    let base = ["generate", "--model", &model, "--messages", &messages, "--max-new-tokens", "24", "--temperature", "0"];
+    let whole = run([&base[..], &["--json"]].concat()).json();
+    let text = whole["text"].as_str().expect("a text");
+    let stop: String = text.chars().skip(6).take(2).collect();
+    let cut = text.find(&stop).expect("it is there");
+    let stopped = run([&base[..], &["--stop", &stop, "--json"]].concat()).json();
+    assert_eq!(stopped["text"], text[..cut]);
+    assert_eq!(stopped["finish_reason"], "stop");
+    assert!(stopped["token_ids"].as_array().expect("ids").len() < whole["token_ids"].as_array().expect("ids").len());
+    // The same for a reader who watches it grow.
+    assert_eq!(run([&base[..], &["--stop", &stop]].concat()).ok(), format!("{}\n", &text[..cut]));
+    assert_eq!(run(base).ok(), format!("{text}\n"));
+}

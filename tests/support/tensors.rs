@@ -1,0 +1,73 @@
+//! Reads safetensors files and compares what is in them.
+#![allow(dead_code, reason = "each test program uses a part")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use safetensors::{Dtype, SafeTensors};
+
+/// A tensor of any number type, widened.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    pub shape: Vec<usize>,
+    pub values: Vec<f64>,
+}
+
+/// All tensors of a file.
+pub fn read(path: &Path) -> BTreeMap<String, Tensor> {
+    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    file.tensors()
+        .into_iter()
+        .map(|(name, t)| (name, Tensor { shape: t.shape().to_vec(), values: widen(t.dtype(), t.data()) }))
+        .collect()
+}
+
+fn widen(dtype: Dtype, data: &[u8]) -> Vec<f64> {
+    match dtype {
+        Dtype::F32 => data.as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),
+        Dtype::BF16 => data
+            .as_chunks()
+            .0
+            .iter()
+            .map(|b| f64::from(f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16)))
+            .collect(),
+        Dtype::F64 => data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
+        Dtype::I64 => data.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as f64).collect(),
+        Dtype::I32 => data.as_chunks().0.iter().map(|b| f64::from(i32::from_le_bytes(*b))).collect(),
+        Dtype::U8 => data.iter().map(|&b| f64::from(b)).collect(),
+        other => panic!("no test reads {other:?}"),
+    }
+}
+
+/// Rows of the first dimension.
+pub fn rows(t: &Tensor, which: &[f64]) -> Vec<f64> {
+    let width = t.values.len() / t.shape[0].max(1);
+    which.iter().flat_map(|&r| t.values[r as usize * width..(r as usize + 1) * width].iter().copied()).collect()
+}
+
+/// Relative L2 distance; fails on values that are no numbers.
+#[track_caller]
+pub fn distance(name: &str, got: &[f64], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len(), "{name}");
+    assert!(got.iter().all(|x| x.is_finite()), "{name}: not all finite");
+    let off: f64 = got.iter().zip(want).map(|(g, w)| (g - w).powi(2)).sum();
+    let norm: f64 = want.iter().map(|w| w * w).sum();
+    (off / norm.max(f64::MIN_POSITIVE)).sqrt()
+}
+
+/// The distance is within a limit.
+#[track_caller]
+pub fn close(name: &str, got: &[f64], want: &[f64], limit: f64) {
+    let d = distance(name, got, want);
+    assert!(d <= limit, "{name}: {d:.3e} apart, at most {limit:.1e}");
+}
+
+/// No element is further off than this.
+#[track_caller]
+pub fn close_each(name: &str, got: &[f64], want: &[f64], limit: f64) {
+    assert_eq!(got.len(), want.len(), "{name}");
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((g - w).abs() <= limit, "{name}[{i}] is {g}, not {w}");
+    }
+}

@@ -1,0 +1,342 @@
+//! `reel sft` and `reel plan` through the binary: the reference's steps, runs that are stopped and go on, bad data.
+
+mod support;
+#[path = "support/tensors.rs"]
+mod tensors;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::{entries, golden, reel, run, run_in, tiny_model};
+use tensors::{close, read, rows};
+
+fn metrics(out: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
+    text.lines().map(|l| serde_json::from_str(l).expect("a line of JSON")).collect()
+}
+
+/// Metrics without what depends on the clock.
+fn timeless(out: &Path) -> Vec<Value> {
+    let mut lines = metrics(out);
+    for line in lines.iter_mut().filter_map(Value::as_object_mut) {
+        line.remove("tokens_per_second");
+        line.remove("step_seconds");
+    }
+    lines
+}
+
+/// A case of `tests/golden/train`: loss, gradient norm and rate of each step, and how the weights changed.
+fn check(name: &str) {
+    let case = golden("train").join(name);
+    let text = fs::read_to_string(case.join("expected.json")).expect("expected.json");
+    let expected: Value = serde_json::from_str(&text).expect("JSON");
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let mut args = vec!["sft".to_string()];
+    for (flag, path) in [("--model", "model"), ("--data", "data")] {
+        args.extend([flag.into(), case.join(expected[path].as_str().expect("a path")).display().to_string()]);
+    }
+    args.extend(["--media-root".into(), case.display().to_string(), "--out".into(), out.display().to_string()]);
+    args.extend(expected["args"].as_array().expect("args").iter().map(|a| a.as_str().expect("an option").to_string()));
+    run(args).ok();
+
+    let reading = expected["reading"].as_str().expect("a reading");
+    let (want, tolerance) = (&expected["readings"][reading], &expected["tolerances"]);
+    let (got, steps) = (metrics(&out), want["steps"].as_array().expect("steps"));
+    assert_eq!(got.len(), steps.len());
+    for (g, w) in got.iter().zip(steps) {
+        for (key, limit) in
+            [("loss", "loss_rel"), ("grad_norm", "grad_norm_rel"), ("learning_rate", "learning_rate_rel")]
+        {
+            let (a, b) = (g[key].as_f64().expect("a number"), w[key].as_f64().expect("a number"));
+            let limit = tolerance[limit].as_f64().expect("a limit") * b.abs() + 1e-12;
+            assert!((a - b).abs() <= limit, "step {}: {key} is {a}, not {b}", w["step"]);
+        }
+    }
+    let deltas = read(&case.join("expected.safetensors"));
+    let before = read(&case.join(expected["model"].as_str().expect("a path")).join("model.safetensors"));
+    let after = read(&out.join("model.safetensors"));
+    for (name, limit) in want["delta_limits"].as_object().expect("limits") {
+        let which = &deltas[&format!("{reading}/rows/{name}")].values;
+        let (a, b) = (rows(&after[name], which), rows(&before[name], which));
+        let change: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
+        close(name, &change, &deltas[&format!("{reading}/delta/{name}")].values, limit.as_f64().expect("a limit"));
+    }
+}
+
+#[test]
+fn sft_all_tokens() {
+    check("sft_all_tokens");
+}
+
+#[test]
+fn sft_assistant_only() {
+    check("sft_assistant_only");
+}
+
+#[test]
+fn sft_videorft_mp4() {
+    check("sft_videorft_mp4");
+}
+
+#[test]
+fn sft_videorft_rows() {
+    check("sft_videorft_rows");
+}
+
+/// A tiny model and rows of text in a fresh folder.
+fn workshop(rows: usize) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    tiny_model(folder.path());
+    let row = |i: usize| {
+        format!(
+            "{{\"messages\": [{{\"role\": \"user\", \"content\": \"{i} + {i}?\"}}, {{\"role\": \"assistant\", \"content\": \"{}\"}}]}}\n",
+            2 * i
+        )
+    };
+    fs::write(folder.path().join("rows.jsonl"), (0..rows).map(row).collect::<String>()).expect("written");
+    folder
+}
+
+fn sft(folder: &Path, out: &str, more: &[&str]) -> support::Run {
+    run_in(
+        folder,
+        [&["sft", "--model", "tiny", "--data", "rows.jsonl", "--out", out, "--learning-rate", "1e-3"][..], more]
+            .concat(),
+    )
+}
+
+#[track_caller]
+fn same_results(a: &Path, b: &Path, checkpoint: &str) {
+    assert_eq!(timeless(a), timeless(b));
+    let files = entries(&a.join(checkpoint));
+    assert_eq!(files, entries(&b.join(checkpoint)));
+    for name in files.iter().filter(|n| n.ends_with(".safetensors")) {
+        let bytes = |out: &Path| fs::read(out.join(checkpoint).join(name)).expect("a file");
+        assert!(bytes(a) == bytes(b), "{checkpoint}/{name} differs");
+    }
+    let weights = |out: &Path| fs::read(out.join("model.safetensors")).expect("weights");
+    assert!(weights(a) == weights(b), "the final weights differ");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits_and_another_does_not() {
+    let w = workshop(7);
+    for (out, seed) in [("a", "3"), ("b", "3"), ("c", "4")] {
+        sft(w.path(), out, &["--max-steps", "6", "--seed", seed]).ok();
+    }
+    same_results(&w.path().join("a"), &w.path().join("b"), "checkpoint-6");
+    assert_ne!(timeless(&w.path().join("a")), timeless(&w.path().join("c")));
+}
+
+#[test]
+fn threads_change_no_bit_of_training() {
+    let w = workshop(5);
+    for (out, threads) in [("one", "1"), ("three", "3")] {
+        sft(w.path(), out, &["--max-steps", "4", "--threads", threads, "--dtype", "bf16"]).ok();
+    }
+    same_results(&w.path().join("one"), &w.path().join("three"), "checkpoint-4");
+}
+
+fn start_long(folder: &Path, out: &str) -> Child {
+    reel()
+        .current_dir(folder)
+        .args(["sft", "--model", "tiny", "--data", "rows.jsonl", "--out", out, "--learning-rate", "1e-3"])
+        .args(["--max-steps", "400", "--save-steps", "50"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts")
+}
+
+/// Waits until `metrics.jsonl` has some lines.
+fn wait_for_steps(out: &Path, steps: usize) {
+    let begun = Instant::now();
+    while fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default().lines().count() < steps {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no {steps} steps in a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().expect("kill starts").success());
+}
+
+#[test]
+fn a_run_that_was_stopped_goes_on_to_the_same_bits() {
+    let w = workshop(9);
+    let straight = w.path().join("straight");
+    let mut child = start_long(w.path(), "straight");
+    assert!(child.wait().expect("it ends").success());
+
+    // Ctrl-C: stops cleanly, says how to go on.
+    let child = start_long(w.path(), "stopped");
+    wait_for_steps(&w.path().join("stopped"), 20);
+    signal(&child, "-INT");
+    let done = support::done(child.wait_with_output().expect("it ends"));
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    let last = done.stderr.lines().last().unwrap_or_default();
+    assert!(last.starts_with("error: ") && last.contains("--resume-from-checkpoint last"), "{}", done.stderr);
+
+    // Killed outright, in the middle of whatever it was doing.
+    let mut child = start_long(w.path(), "killed");
+    wait_for_steps(&w.path().join("killed"), 120);
+    child.kill().expect("killed");
+    child.wait().expect("it ends");
+
+    for out in ["stopped", "killed"] {
+        let more = ["--max-steps", "400", "--save-steps", "50", "--resume-from-checkpoint", "last"];
+        sft(w.path(), out, &more).ok();
+        same_results(&straight, &w.path().join(out), "checkpoint-400");
+    }
+}
+
+#[test]
+fn a_folder_in_use_is_not_overwritten_by_accident() {
+    let w = workshop(2);
+    sft(w.path(), "out", &["--max-steps", "1"]).ok();
+    sft(w.path(), "out", &["--max-steps", "1"]).refused(1, &["out", "--overwrite"]);
+    sft(w.path(), "out", &["--max-steps", "1", "--overwrite"]).ok();
+    sft(w.path(), "out", &["--resume-from-checkpoint", "out/checkpoint-7"]).refused(1, &["checkpoint-7"]);
+}
+
+#[test]
+fn options_come_from_a_file_and_flags_win() {
+    let w = workshop(4);
+    fs::write(w.path().join("c.toml"), "max-steps = 3\nlearning-rate = 0.5\nseed = 9\ndtype = \"bf16\"\n")
+        .expect("written");
+    sft(w.path(), "out", &["--config", "c.toml"]).ok();
+    let text = fs::read_to_string(w.path().join("out/run.json")).expect("run.json");
+    let run: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((&run["steps"], &run["seed"], &run["dtype"]), (&3.into(), &9.into(), &"bf16".into()));
+    assert_eq!(run["options"]["learning_rate"], 1e-3);
+    fs::write(w.path().join("bad.toml"), "learning-rat = 1\n").expect("written");
+    sft(w.path(), "other", &["--config", "bad.toml"]).refused(2, &["bad.toml", "learning-rat"]);
+    assert!(!w.path().join("other").exists());
+}
+
+#[test]
+fn bad_rows_are_named() {
+    let w = workshop(2);
+    for (rows, words) in [
+        ("{\"messages\": [{\"role\": \"user\"}]}\n", &["rows.jsonl:1"][..]),
+        ("{\"problem\": \"x\", \"data_type\": \"video\"}\n", &["rows.jsonl:1"]),
+        ("{\"messages\": \n", &["rows.jsonl:1"]),
+        ("{\"other\": 1}\n", &["rows.jsonl:1"]),
+        ("", &["rows.jsonl"]),
+    ] {
+        fs::write(w.path().join("rows.jsonl"), rows).expect("written");
+        sft(w.path(), "out", &["--max-steps", "1"]).refused(1, words);
+        assert!(!w.path().join("out/model.safetensors").exists());
+    }
+    run_in(w.path(), ["sft", "--model", "tiny", "--data", "none.jsonl", "--out", "out"]).refused(1, &["none.jsonl"]);
+}
+
+#[test]
+fn rows_without_their_media_are_skipped_and_counted_or_stop_the_run() {
+    let w = workshop(3);
+    let good = fs::read_to_string(w.path().join("rows.jsonl")).expect("rows");
+    let film = "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"video\", \"video\": \"gone.mp4\"}, {\"type\": \"text\", \
+                \"text\": \"?\"}]}, {\"role\": \"assistant\", \"content\": \"x\"}]}\n";
+    fs::write(w.path().join("rows.jsonl"), format!("{good}{film}")).expect("written");
+    let said = sft(w.path(), "out", &["--no-shuffle", "--num-train-epochs", "1", "--json"]).json();
+    assert_eq!(said["skipped"], 1);
+    let skipped = fs::read_to_string(w.path().join("out/skipped.jsonl")).expect("skipped.jsonl");
+    assert!(skipped.lines().count() == 1 && skipped.contains("gone.mp4"), "{skipped}");
+    sft(w.path(), "strict", &["--no-shuffle", "--strict", "--quiet"]).refused(1, &["gone.mp4"]);
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run() {
+    let w = workshop(4);
+    let got = sft(w.path(), "out", &["--learning-rate", "1e30", "--max-steps", "20", "--quiet"]);
+    got.refused(1, &["step", "rows.jsonl"]);
+    assert!(!w.path().join("out/model.safetensors").exists(), "weights that are no numbers were saved");
+}
+
+/// The same as a full disk to the program: a write that fails half way.
+#[test]
+fn a_write_that_fails_leaves_the_last_checkpoint() {
+    let w = workshop(4);
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 1000; exec {} sft --model tiny --data rows.jsonl --out out --max-steps 4 --quiet",
+        env!("CARGO_BIN_EXE_reel")
+    );
+    let out = Command::new("bash").args(["-c", &script]).current_dir(w.path()).output().expect("bash starts");
+    support::done(out).refused(1, &["out"]);
+    let left = entries(&w.path().join("out"));
+    assert!(!left.iter().any(|n| n == "model.safetensors" || n.starts_with("checkpoint-")), "{left:?}");
+}
+
+#[test]
+fn plan_and_run_agree_on_peak_bytes() {
+    let w = workshop(6);
+    for (dtype, checkpointing) in [("f32", "true"), ("f32", "false"), ("bf16", "true")] {
+        let options = [
+            "--dtype",
+            dtype,
+            "--gradient-checkpointing",
+            checkpointing,
+            "--no-shuffle",
+            "--max-steps",
+            "3",
+            "--quiet",
+        ];
+        sft(w.path(), "out", &[&options[..], &["--overwrite"]].concat()).ok();
+        let ran = metrics(&w.path().join("out")).last().expect("a step")["peak_bytes"].as_f64().expect("a number");
+        let base = ["plan", "sft", "--model", "tiny", "--data", "rows.jsonl", "--device", "cpu", "--json"];
+        let planned = run_in(w.path(), [&base[..], &options].concat()).json()["peak_bytes"].as_f64().expect("a number");
+        assert!((planned / ran - 1.0).abs() <= 0.01, "{options:?}: planned {planned}, ran {ran}");
+    }
+}
+
+#[test]
+fn plans_of_published_sizes_need_no_weights() {
+    for (preset, least) in [("3b", 3.7e9), ("7b", 8.2e9)] {
+        let plan = run([
+            "plan",
+            "sft",
+            "--preset",
+            preset,
+            "--tokens",
+            "1024",
+            "--vision-patches",
+            "2048",
+            "--gpu",
+            "h200",
+            "--json",
+        ])
+        .json();
+        let number = |key: &str| plan.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {key}"));
+        // bf16 weights, their low halves, f32 moments and f32 gradients: 16 bytes a parameter.
+        assert!(number("/peak_bytes") > 16.0 * least && number("/memory/optimizer") > 10.0 * least, "{preset}");
+        let parts: f64 = plan["memory"].as_object().expect("memory").values().filter_map(Value::as_f64).sum();
+        assert_eq!(parts, number("/peak_bytes"));
+        assert!(
+            plan["ops"]
+                .as_array()
+                .is_some_and(|ops| ops.len() > 10 && ops.iter().all(|o| o["seconds"].as_f64() > Some(0.0)))
+        );
+        // Forward twice (checkpointing) and backward: at least 6 operations a parameter and token.
+        assert!(number("/flops") > 6.0 * 0.8 * least * 1024.0, "{preset}: {}", number("/flops"));
+    }
+    let plan = run([
+        "plan",
+        "generate",
+        "--preset",
+        "3b",
+        "--tokens",
+        "512",
+        "--max-new-tokens",
+        "16",
+        "--gpu",
+        "h100",
+        "--json",
+    ])
+    .json();
+    let (prefill, decode) = (plan["phases"]["prefill"].as_f64(), plan["phases"]["decode"].as_f64());
+    assert!(prefill > Some(0.0) && decode > prefill, "{prefill:?} {decode:?}");
+}
