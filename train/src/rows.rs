@@ -216,6 +216,42 @@ fn options(fields: &Map<String, Value>) -> Result<Vec<String>, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// Any JSON, a few levels deep.
+    fn anything() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i32>().prop_map(Value::from),
+            "\\PC{0,8}".prop_map(Value::from)
+        ];
+        leaf.prop_recursive(3, 16, 4, |inner| {
+            let object = prop::collection::btree_map("role|content|type|text|a", inner.clone(), 0..4);
+            prop_oneof![
+                prop::collection::vec(inner, 0..4).prop_map(Value::from),
+                object.prop_map(|map| Value::Object(map.into_iter().collect()))
+            ]
+        })
+    }
+
+    proptest! {
+        /// Any value in any field is either read or named; what is read keeps the texts it was given.
+        #[test]
+        fn any_value_in_any_field_is_read_or_named(
+            field in prop::sample::select(vec!["problem", "data_type", "problem_type", "options", "process", "solution", "path", "messages", "prompt"]),
+            value in anything(),
+        ) {
+            let row = problem(|f| drop(f.insert(field.into(), value.clone())));
+            let turns = row.and_then(|row| row.supervised(Parity::VideoR1));
+            match turns {
+                Ok(turns) if field == "messages" => prop_assert_eq!(Value::from(turns), value),
+                Ok(turns) => prop_assert!(turns.len() == 3 && ["options", "process"].contains(&field) || value.is_string()),
+                Err(fault) if field == "prompt" => prop_assert!(fault.what.contains("answer") || fault.field.starts_with("prompt")),
+                Err(fault) => prop_assert!(fault.field.starts_with(field) && !fault.cure.is_empty(), "{:?}", fault),
+            }
+        }
+    }
 
     fn problem(change: impl FnOnce(&mut Map<String, Value>)) -> Result<Row, Fault> {
         let row = json!({"problem_id": 1, "problem": "Which?", "data_type": "video", "problem_type": "multiple choice",

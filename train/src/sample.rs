@@ -1,7 +1,8 @@
 //! A row as the model learns from it: tokens with their media, and which tokens are learned.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use reel_media::MediaError;
 use reel_model::ModelError;
@@ -57,6 +58,32 @@ pub struct Samples {
     pub media_root: PathBuf,
     /// Whose prompts.
     pub parity: Parity,
+    /// Samples that were made before.
+    pub kept: Kept,
+}
+
+/// Bytes of samples that are kept. Data that fit are read once, however many epochs go over them.
+const MOST_KEPT: usize = 256 << 20;
+
+/// Samples by row, until they are too many; those that came first stay.
+#[derive(Debug, Default)]
+pub struct Kept(Mutex<(HashMap<usize, Arc<Sample>>, usize)>);
+
+impl Kept {
+    fn get(&self, row: usize) -> Option<Sample> {
+        let kept = self.0.lock().unwrap_or_else(|e| e.into_inner()).0.get(&row).cloned();
+        kept.map(Arc::unwrap_or_clone)
+    }
+
+    fn keep(&self, row: usize, sample: &Sample) {
+        let t = &sample.tokens;
+        let floats = [&t.pixel_values, &t.pixel_values_videos].map(|p| p.as_ref().map_or(0, Vec::len));
+        let bytes = 4 * floats.iter().sum::<usize>() + 40 * t.len();
+        let mut kept = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        if kept.1 + bytes <= MOST_KEPT && kept.0.insert(row, Arc::new(sample.clone())).is_none() {
+            kept.1 += bytes;
+        }
+    }
 }
 
 impl Samples {
@@ -81,6 +108,9 @@ impl Source for Samples {
     }
 
     fn sample(&self, row: usize) -> Result<Sample> {
+        if let Some(sample) = self.kept.get(row) {
+            return Ok(sample);
+        }
         let place = self.data.place(row);
         let conversation = self.conversation(row)?;
         let text = self.bundle.template.render(&conversation, false)?;
@@ -95,7 +125,9 @@ impl Source for Samples {
                 "add an assistant's answer, or choose other --labels",
             ));
         }
-        Ok(Sample { tokens, targets })
+        let sample = Sample { tokens, targets };
+        self.kept.keep(row, &sample);
+        Ok(sample)
     }
 
     fn tokens(sample: &Sample) -> usize {

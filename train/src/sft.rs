@@ -23,7 +23,7 @@ use crate::output::{self, Start};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::resume::{self, State};
-use crate::sample::{Sample, Samples};
+use crate::sample::{Kept, Sample, Samples};
 use crate::step::step;
 use crate::trainer::{StepResult, Trainer};
 use crate::{Result, TrainError};
@@ -102,6 +102,7 @@ pub fn samples(setup: &Setup) -> Result<Samples> {
         media: MediaOptions { second_per_grid, ..setup.media.clone() },
         media_root: options.media_root(),
         parity: options.parity,
+        kept: Kept::default(),
     })
 }
 
