@@ -41,7 +41,14 @@ pub fn start(options: &SftOptions) -> Result<Start> {
             None if entries == 0 || out.join(RUN).is_file() => Ok(Start::Fresh),
             None => Err(not_empty(out, "holds no run to go on with", "give the OUT of the run, or an empty folder")),
         },
-        Some(folder) => Ok(Start::From(PathBuf::from(folder))),
+        Some(folder) if entries == 0 || options.overwrite || lies_in(Path::new(folder), out) => {
+            Ok(Start::From(PathBuf::from(folder)))
+        }
+        Some(_) => Err(not_empty(
+            out,
+            "holds something else than the run of that checkpoint",
+            "choose an empty folder, or give --overwrite",
+        )),
         None if entries == 0 || options.overwrite => Ok(Start::Fresh),
         None => Err(not_empty(
             out,
@@ -49,6 +56,13 @@ pub fn start(options: &SftOptions) -> Result<Start> {
             "choose another folder, resume with --resume-from-checkpoint last, or give --overwrite",
         )),
     }
+}
+
+/// Whether a checkpoint is one of the run in `out`.
+fn lies_in(checkpoint: &Path, out: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().ok();
+    // A checkpoint that is not there is refused later, by its own name.
+    real(checkpoint).is_none_or(|path| path.parent().map(Path::to_path_buf) == real(out))
 }
 
 fn not_empty(out: &Path, what: &str, cure: &str) -> TrainError {
@@ -79,7 +93,7 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
 }
 
 /// The logs of a run that goes on after `step`, having skipped `skipped` rows. Lines come from the folder that the
-/// checkpoint lies in.
+/// checkpoint lies in; another OUT is cleared of any other run.
 pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> Result<(Log, Log)> {
     fs::create_dir_all(out).map_err(|e| TrainError::write(out, e))?;
     checkpoint::sweep(out)?;
@@ -92,6 +106,9 @@ pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> 
             what,
             "put the run's own metrics.jsonl there",
         ));
+    }
+    if !lies_in(checkpoint, out) {
+        clear(out, checkpoint)?;
     }
     let mut left_out = metrics::read(&home.join(SKIPPED), |_: &Skipped| true)?;
     left_out.truncate(skipped);

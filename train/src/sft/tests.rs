@@ -2,6 +2,7 @@
 
 mod errors;
 mod golden;
+mod master;
 mod resumed;
 
 use std::fs;

@@ -144,6 +144,23 @@ fn only_the_newest_checkpoints_are_kept() {
 }
 
 #[test]
+fn a_checkpoint_goes_on_in_another_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, first, second] = ["whole", "first", "second"].map(|name| dir.path().join(name));
+    case(&whole).run().unwrap();
+    case(&first).with(|o| o.max_steps = Some(2)).run().unwrap();
+    let from = |o: &mut SftOptions| o.resume_from_checkpoint = Some(first.join("checkpoint-2").display().to_string());
+    fs::create_dir(&second).unwrap();
+    fs::write(second.join(output::METRICS), "of another run").unwrap();
+    let e = case(&second).with(from).run().unwrap_err().to_string();
+    assert!(e.contains("second: holds something else than the run of that checkpoint; "), "{e}");
+    case(&second).with(from).with(|o| o.overwrite = true).run().unwrap();
+    assert_eq!(timeless(&whole), timeless(&second));
+    assert_same_files(&whole.join("checkpoint-4"), &second.join("checkpoint-4"));
+    assert!(!second.join("checkpoint-2").exists() && first.join("checkpoint-2").exists());
+}
+
+#[test]
 fn a_checkpoint_of_another_run_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
