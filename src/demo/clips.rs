@@ -89,6 +89,9 @@ pub fn answer_of(text: &str) -> &str {
     after.split_once("</answer>").map_or("", |(answer, _)| answer.trim())
 }
 
+/// The tasks in turn: what moves is the hardest to see, and comes twice as often.
+const TURNS: [Task; 4] = [Task::Motion, Task::Colors, Task::Motion, Task::Count];
+
 /// `count` films, the tasks in turn and the answers of each in turn; what is not asked about is drawn at random. `split`
 /// names the set and keeps its draws apart from those of other sets.
 pub fn make(split: &str, count: usize, seed: u64) -> Vec<Clip> {
@@ -96,8 +99,9 @@ pub fn make(split: &str, count: usize, seed: u64) -> Vec<Clip> {
     (0..count)
         .map(|i| {
             let mut draw = Draw { seed, stream: stream.wrapping_mul(1 << 20).wrapping_add(i as u64), index: 0 };
-            let task = Task::ALL[i % Task::ALL.len()];
-            let which = (i / Task::ALL.len()) % task.answers();
+            let task = TURNS[i % TURNS.len()];
+            let earlier = (0..i).filter(|j| TURNS[j % TURNS.len()] == task).count();
+            let which = earlier % task.answers();
             let (scenes, think, answer) = match task {
                 Task::Motion => motion(which, &mut draw),
                 Task::Colors => colors(which, &mut draw),
@@ -286,7 +290,12 @@ mod tests {
         for c in &held_out {
             *counts.entry((c.task.name(), c.answer.clone())).or_insert(0) += 1;
         }
-        assert!(counts.iter().all(|((task, _), n)| if *task == "colors" { *n >= 1 } else { *n == 4 }), "{counts:?}");
+        let share = |task: &str| match task {
+            "motion" => 6,
+            "colors" => 1,
+            _ => 3,
+        };
+        assert!(counts.iter().all(|((task, _), n)| *n == share(task)), "{counts:?}");
         let seen: HashSet<&[u8]> = train.iter().map(|c| &c.frames[..]).collect();
         assert_eq!(seen.len(), train.len());
         assert!(held_out.iter().all(|c| !seen.contains(&c.frames[..])));

@@ -31,13 +31,13 @@ use exam::Exam;
 use report::{Report, Step, tally};
 
 /// Films to learn from.
-const TRAIN: usize = 96;
+const TRAIN: usize = 144;
 /// Films to be examined on.
 const HELD_OUT: usize = 48;
 /// Pixels of a frame as the model sees it: two merged patches high and wide.
 const PIXELS: u64 = 56 * 56;
 const BATCH: usize = 12;
-const STEPS: i64 = 320;
+const STEPS: i64 = 480;
 const LEARNING_RATE: f64 = 1e-3;
 
 /// Teach a tiny model to answer questions about films, and show it: a few minutes from nothing to a page of results.
@@ -203,6 +203,7 @@ impl Demo {
             learning_rate: LEARNING_RATE,
             lr_scheduler_type: Scheduler::Cosine,
             warmup_steps: 10,
+            adam_beta2: 0.95,
             max_grad_norm: 1.0,
             per_device_train_batch_size: BATCH,
             gradient_accumulation_steps: 1,
@@ -222,10 +223,11 @@ impl Demo {
             format!("reel init --preset tiny --seed {seed} --out {out}/model"),
             format!(
                 "reel sft --model {out}/model --data {out}/train.jsonl --media-root {out} --out {out}/tuned --seed {seed} {limits} \\\n    \
-                 --learning-rate {} --lr-scheduler-type cosine --warmup-steps {} --max-grad-norm {} --max-steps {STEPS} \\\n    \
+                 --learning-rate {} --lr-scheduler-type cosine --warmup-steps {} --adam-beta2 {} --max-grad-norm {} --max-steps {STEPS} \\\n    \
                  --per-device-train-batch-size {} --gradient-accumulation-steps {} --gradient-checkpointing false --save-steps 0 --overwrite",
                 o.learning_rate,
                 o.warmup_steps,
+                o.adam_beta2,
                 o.max_grad_norm,
                 o.per_device_train_batch_size,
                 o.gradient_accumulation_steps,

@@ -1,0 +1,293 @@
+//! Bad input, each a one-line error that names the file and the cure, and no output.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+use support::{Run, entries, golden, run, run_in, tiny_model};
+
+/// A tiny model whose files a test may spoil.
+struct Shop {
+    dir: tempfile::TempDir,
+}
+
+impl Shop {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        tiny_model(dir.path());
+        Self { dir }
+    }
+
+    fn model(&self, file: &str) -> PathBuf {
+        self.dir.path().join("tiny").join(file)
+    }
+
+    fn score(&self) -> Run {
+        let messages = self.dir.path().join("m.json");
+        fs::write(&messages, "[{\"role\": \"user\", \"content\": \"x\"}]").expect("written");
+        let got =
+            run_in(self.dir.path(), ["score", "--model", "tiny", "--messages", "m.json", "--out", "s.safetensors"]);
+        let left = entries(self.dir.path());
+        assert!(got.code == Some(0) || left.iter().all(|n| !n.contains("s.safetensors")), "left behind: {left:?}");
+        got
+    }
+
+    /// Changes a JSON file of the folder.
+    fn edit(&self, file: &str, change: impl FnOnce(&mut Value)) {
+        let text = fs::read_to_string(self.model(file)).expect("a file");
+        let mut value: Value = serde_json::from_str(&text).expect("JSON");
+        change(&mut value);
+        fs::write(self.model(file), value.to_string()).expect("written");
+    }
+
+    /// Changes the header of the weights, and the data if need be.
+    fn edit_weights(&self, change: impl FnOnce(&mut Value, &mut Vec<u8>)) {
+        let bytes = fs::read(self.model("model.safetensors")).expect("weights");
+        let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+        let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).expect("JSON");
+        let mut data = bytes[8 + length..].to_vec();
+        change(&mut header, &mut data);
+        let mut text = header.to_string().into_bytes();
+        text.resize(text.len().next_multiple_of(8), b' ');
+        let parts = [&(text.len() as u64).to_le_bytes()[..], &text, &data];
+        fs::write(self.model("model.safetensors"), parts.concat()).expect("written");
+    }
+}
+
+const NORM: &str = "model.norm.weight";
+
+#[test]
+fn a_whole_model_scores() {
+    Shop::new().score().ok();
+}
+
+#[test]
+fn missing_and_truncated_weights() {
+    let s = Shop::new();
+    let whole = fs::read(s.model("model.safetensors")).expect("weights");
+    for length in [0, 7, 8, 100, whole.len() / 2, whole.len() - 1] {
+        fs::write(s.model("model.safetensors"), &whole[..length]).expect("written");
+        s.score().refused(1, &["model.safetensors"]);
+    }
+    let longer = [&whole[..], b"more"].concat();
+    fs::write(s.model("model.safetensors"), longer).expect("written");
+    s.score().refused(1, &["model.safetensors"]);
+    fs::remove_file(s.model("model.safetensors")).expect("removed");
+    s.score().refused(1, &["tiny"]);
+}
+
+#[test]
+fn corrupt_headers_of_weights() {
+    let s = Shop::new();
+    let whole = fs::read(s.model("model.safetensors")).expect("weights");
+    for length in [u64::MAX, whole.len() as u64, 1 << 40, 3] {
+        let mut bytes = whole.clone();
+        bytes[..8].copy_from_slice(&length.to_le_bytes());
+        fs::write(s.model("model.safetensors"), bytes).expect("written");
+        s.score().refused(1, &["model.safetensors"]);
+    }
+    let mut bytes = whole.clone();
+    bytes[8] = b'x';
+    fs::write(s.model("model.safetensors"), bytes).expect("written");
+    s.score().refused(1, &["model.safetensors"]);
+}
+
+#[test]
+fn offsets_dtypes_and_shapes_of_weights() {
+    type Change = fn(&mut Value, &mut Vec<u8>);
+    let changes: [(&str, Change); 8] = [
+        ("overlap", |h, _| {
+            h[NORM]["data_offsets"] = h["model.layers.0.input_layernorm.weight"]["data_offsets"].clone()
+        }),
+        ("beyond the file", |h, d| h[NORM]["data_offsets"] = json!([d.len(), d.len() + 512])),
+        ("backwards", |h, _| h[NORM]["data_offsets"] = json!([512, 0])),
+        ("misaligned", |h, d| {
+            let end = d.len();
+            h[NORM]["data_offsets"] = json!([end + 1, end + 513]);
+            d.resize(end + 513, 0);
+        }),
+        ("size", |h, _| h[NORM]["shape"] = json!([127])),
+        ("shape", |h, _| h[NORM]["shape"] = json!([2, 64])),
+        ("dtype", |h, _| h[NORM]["dtype"] = json!("I32")),
+        ("huge shape", |h, _| h[NORM]["shape"] = json!([u64::MAX, u64::MAX])),
+    ];
+    for (why, change) in changes {
+        let s = Shop::new();
+        s.edit_weights(change);
+        let got = s.score();
+        assert_eq!(got.code, Some(1), "{why}");
+        got.refused(1, &["model.safetensors"]);
+    }
+    let s = Shop::new();
+    s.edit_weights(|h, _| {
+        let taken = h.as_object_mut().and_then(|h| h.remove(NORM)).expect("there");
+        h["model.other.weight"] = taken;
+    });
+    s.score().refused(1, &["model.norm.weight"]);
+}
+
+#[test]
+fn wrong_configs() {
+    type Change = fn(&mut Value);
+    let changes: [(&str, Change); 7] = [
+        ("num_attention_heads", |c| c["num_attention_heads"] = json!(5)),
+        ("hidden_size", |c| drop(c.as_object_mut().expect("an object").remove("hidden_size"))),
+        ("mrope_section", |c| c["rope_scaling"]["mrope_section"] = json!([1, 1, 1])),
+        ("model_type", |c| c["model_type"] = json!("llama")),
+        ("hidden_act", |c| c["hidden_act"] = json!("relu")),
+        ("num_hidden_layers", |c| c["num_hidden_layers"] = json!(-1)),
+        ("vocab_size", |c| c["vocab_size"] = json!("many")),
+    ];
+    for (key, change) in changes {
+        let s = Shop::new();
+        s.edit("config.json", change);
+        s.score().refused(1, &["config.json", key]);
+    }
+    let s = Shop::new();
+    // More layers than there are weights for.
+    s.edit("config.json", |c| c["num_hidden_layers"] = json!(9));
+    s.score().refused(1, &["model.layers."]);
+    fs::write(s.model("config.json"), "{").expect("written");
+    s.score().refused(1, &["config.json"]);
+    fs::remove_file(s.model("config.json")).expect("removed");
+    s.score().refused(1, &["config.json"]);
+}
+
+#[test]
+fn tokenizers_that_do_not_fit() {
+    let s = Shop::new();
+    s.edit("config.json", |c| c["image_token_id"] = json!(3));
+    s.score().refused(1, &["tokenizer.json"]);
+    let s = Shop::new();
+    fs::write(s.model("tokenizer.json"), "{}").expect("written");
+    s.score().refused(1, &["tokenizer.json"]);
+    fs::remove_file(s.model("tokenizer.json")).expect("removed");
+    s.score().refused(1, &["tokenizer.json"]);
+}
+
+#[test]
+fn inputs_that_do_not_fit() {
+    let s = Shop::new();
+    let run =
+        |name: &str| run_in(s.dir.path(), ["score", "--model", "tiny", "--inputs", name, "--out", "s.safetensors"]);
+    run("none.safetensors").refused(1, &["none.safetensors"]);
+    fs::write(s.dir.path().join("junk.safetensors"), "junk").expect("written");
+    run("junk.safetensors").refused(1, &["junk.safetensors"]);
+    // The weights are a safetensors file without ids.
+    run("tiny/model.safetensors").refused(1, &["input_ids"]);
+    assert!(!s.dir.path().join("s.safetensors").exists());
+}
+
+#[track_caller]
+fn refuse_film(file: &Path, more: &[&str], words: &[&str]) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (film, out) = (file.display().to_string(), dir.path().join("f.safetensors").display().to_string());
+    run([&["frames", "--video", &film, "--out", &out][..], more].concat()).refused(1, words);
+    assert!(entries(dir.path()).is_empty(), "left behind: {:?}", entries(dir.path()));
+}
+
+#[test]
+fn films_that_are_none() {
+    let clips = golden("clips");
+    for name in ["bad_zero.mp4", "bad_text.mp4", "bad_cut.mp4"] {
+        refuse_film(&clips.join(name), &[], &[name]);
+    }
+    refuse_film(Path::new("no-such.mp4"), &[], &["no-such.mp4"]);
+    refuse_film(&clips, &[], &["clips"]);
+    // A picture has no frames to choose from, or one.
+    refuse_film(&golden("pixels/00_png_rgb.png"), &["--nframes", "4"], &[]);
+}
+
+#[test]
+fn a_film_that_hangs_or_wants_too_much_memory() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let pipe = dir.path().join("pipe.mp4");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo starts").success());
+    let begun = std::time::Instant::now();
+    refuse_film(&pipe, &["--media-timeout", "1"], &["pipe.mp4"]);
+    assert!(begun.elapsed().as_secs() < 20);
+    refuse_film(&golden("clips/h264_709.mp4"), &["--media-memory", "1", "--nframes", "4"], &["h264_709.mp4"]);
+}
+
+#[test]
+fn pictures_that_are_none_or_too_large() {
+    let s = Shop::new();
+    let dir = s.dir.path();
+    // PNG: signature, then a header that promises 100 000 x 100 000 pixels.
+    let side = 100_000u32.to_be_bytes();
+    let header = [&b"IHDR"[..], &side, &side, &[8, 2, 0, 0, 0]].concat();
+    let parts = [b"\x89PNG\r\n\x1a\n", &13u32.to_be_bytes()[..], &header, &crc(&header).to_be_bytes(), &[0; 64]];
+    fs::write(dir.join("bomb.png"), parts.concat()).expect("written");
+    fs::write(dir.join("text.png"), "not a picture").expect("written");
+    fs::write(dir.join("empty.png"), "").expect("written");
+    for name in ["bomb.png", "text.png", "empty.png", "none.png"] {
+        let got =
+            run_in(dir, ["generate", "--model", "tiny", "--image", name, "--prompt", "?", "--max-new-tokens", "1"]);
+        got.refused(1, &[name]);
+    }
+}
+
+/// The checksum of PNG chunks.
+fn crc(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, &b| {
+        (0..8).fold(crc ^ u32::from(b), |c, _| (c >> 1) ^ (0xedb8_8320 & (c & 1).wrapping_neg()))
+    })
+}
+
+#[test]
+fn messages_that_are_none() {
+    let s = Shop::new();
+    for (body, word) in [
+        ("[{", "m.json"),
+        ("{\"role\": \"user\"}", "m.json"),
+        ("[]", "m.json"),
+        ("[{\"role\": \"user\"}]", "content"),
+        ("[{\"role\": \"user\", \"content\": [{\"type\": \"video\"}]}]", "video"),
+        ("[{\"role\": \"user\", \"content\": [{\"type\": \"video\", \"video\": []}]}]", "frames"),
+        (
+            "[{\"role\": \"user\", \"content\": [{\"type\": \"image\", \"image\": \"data:image/png;base64,AAAA\"}]}]",
+            "data",
+        ),
+    ] {
+        fs::write(s.dir.path().join("m.json"), body).expect("written");
+        let got =
+            run_in(s.dir.path(), ["preprocess", "--model", "tiny", "--messages", "m.json", "--out", "p.safetensors"]);
+        got.refused(1, &[word]);
+        assert!(!s.dir.path().join("p.safetensors").exists());
+    }
+}
+
+#[test]
+fn outputs_that_cannot_be_written() {
+    let s = Shop::new();
+    let score = |out: &str| {
+        fs::write(s.dir.path().join("m.json"), "[{\"role\": \"user\", \"content\": \"x\"}]").expect("written");
+        run_in(s.dir.path(), ["score", "--model", "tiny", "--messages", "m.json", "--out", out])
+    };
+    score("no/such/folder/s.safetensors").refused(1, &["no/such/folder/s.safetensors"]);
+    score("tiny").refused(1, &["tiny"]);
+    run_in(s.dir.path(), ["init", "--preset", "tiny", "--out", "tiny"]).refused(1, &["tiny"]);
+    run_in(s.dir.path(), ["init", "--preset", "huge", "--out", "other"]).refused(1, &["huge", "tiny, 3b or 7b"]);
+    assert!(!s.dir.path().join("other").exists());
+}
+
+/// A write that fails half way, as on a full disk.
+#[test]
+fn a_write_that_fails_leaves_nothing() {
+    let s = Shop::new();
+    fs::write(s.dir.path().join("m.json"), "[{\"role\": \"user\", \"content\": \"x\"}]").expect("written");
+    let reel = env!("CARGO_BIN_EXE_reel");
+    for (command, out) in [
+        (format!("{reel} score --model tiny --messages m.json --out s.safetensors"), "s.safetensors"),
+        (format!("{reel} init --preset tiny --out new"), "new"),
+    ] {
+        let script = format!("trap '' XFSZ; ulimit -f 20; exec {command}");
+        let got = Command::new("bash").args(["-c", &script]).current_dir(s.dir.path()).output().expect("bash starts");
+        support::done(got).refused(1, &[out]);
+        let left = entries(s.dir.path());
+        assert!(!left.iter().any(|n| n.contains("s.safetensors") || n == "new"), "{left:?}");
+    }
+}
