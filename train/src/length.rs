@@ -108,11 +108,9 @@ pub(crate) fn too_long(place: &str, tokens: usize, most: usize) -> TrainError {
 
 /// The error of a file in which every row was left out.
 pub(crate) fn no_usable_row(place: &str, reason: &str) -> TrainError {
-    TrainError::data(
-        place,
-        format!("no row of the file can be used; of this one: {reason}"),
-        "see skipped.jsonl for each reason",
-    )
+    let reason = reason.strip_prefix(&format!("{place}: ")).unwrap_or(reason);
+    let (what, cure) = reason.rsplit_once("; ").unwrap_or((reason, "mend the rows"));
+    TrainError::data(place, format!("no row of the file can be used; of this one it is said: {what}"), cure)
 }
 
 /// Rows of which only the length is known.
