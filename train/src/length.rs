@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
@@ -41,8 +42,8 @@ pub fn needs_every_row(options: &SftOptions) -> bool {
     options.check_data || options.packing && options.asked_steps().is_none()
 }
 
-/// Finds out the length of a run.
-pub fn measure<S: Source>(options: &SftOptions, source: &Arc<S>, order: &Order) -> Result<Length> {
+/// Finds out the length of a run, unless `stop` turns true while every row is looked at.
+pub fn measure<S: Source>(options: &SftOptions, source: &Arc<S>, order: &Order, stop: &AtomicBool) -> Result<Length> {
     let accumulation = options.gradient_accumulation_steps as u64;
     if !needs_every_row(options) {
         let micro_batches = |end: u64| end.div_ceil(options.per_device_train_batch_size as u64);
@@ -52,7 +53,7 @@ pub fn measure<S: Source>(options: &SftOptions, source: &Arc<S>, order: &Order) 
         };
         return Ok(Length { steps, skipped: Vec::new() });
     }
-    let (lengths, skipped) = look_at_every_row(options, source)?;
+    let (lengths, skipped) = look_at_every_row(options, source, stop)?;
     let steps = match options.asked_steps() {
         Some(steps) => steps,
         None => count_micro_batches(options, lengths, &skipped, order)?.div_ceil(accumulation),
@@ -61,8 +62,15 @@ pub fn measure<S: Source>(options: &SftOptions, source: &Arc<S>, order: &Order) 
 }
 
 /// Tokens of each row that can be used, and the others.
-fn look_at_every_row<S: Source>(options: &SftOptions, source: &Arc<S>) -> Result<(Lengths, Vec<Skipped>)> {
+fn look_at_every_row<S: Source>(
+    options: &SftOptions,
+    source: &Arc<S>,
+    stop: &AtomicBool,
+) -> Result<(Lengths, Vec<Skipped>)> {
     let length = |row: usize| {
+        if stop.load(Ordering::Relaxed) {
+            return Err(TrainError::Stopped { place: source.place(row).0, step: 0, cure: "start again".to_string() });
+        }
         let tokens = S::tokens(&source.sample(row)?);
         match options.max_length {
             Some(most) if tokens > most => Err(too_long(&source.place(row).0, tokens, most)),
@@ -150,7 +158,12 @@ mod tests {
         let mut options = SftOptions { gradient_accumulation_steps: 2, ..Default::default() };
         change(&mut options);
         let tokens = lengths.iter().enumerate().filter_map(|(row, n)| n.map(|n| (row, n))).collect();
-        measure(&options, &Arc::new(Lengths { rows: lengths.len(), tokens }), &Order::of_file(lengths.len()))
+        measure(
+            &options,
+            &Arc::new(Lengths { rows: lengths.len(), tokens }),
+            &Order::of_file(lengths.len()),
+            &AtomicBool::new(false),
+        )
     }
 
     #[test]

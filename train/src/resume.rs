@@ -120,7 +120,7 @@ pub fn continued(setup: &Setup, samples: &Arc<Samples>, order: &Order, folder: &
         return Err(refuse(&flag, &format!("is {}, but was {} in", value(&now), value(&state.options))));
     }
     if longer {
-        state.steps = length::measure(setup.options, samples, order)?.steps;
+        state.steps = length::measure(setup.options, samples, order, setup.stop)?.steps;
         state.options = now;
     }
     Ok(state)

@@ -139,7 +139,10 @@ impl<'a> Run<'a> {
         let order = if options.no_shuffle { Order::of_file(rows) } else { Order::shuffled(rows, setup.seed) };
         let (state, found, folder) = match &start {
             Start::Fresh => {
-                let length = length::measure(options, &samples, &order)?;
+                if length::needs_every_row(options) && !setup.quiet {
+                    eprintln!("looking at {rows} rows");
+                }
+                let length = length::measure(options, &samples, &order, setup.stop)?;
                 (resume::fresh(setup, &samples, &length)?, length.skipped, setup.model)
             }
             Start::From(folder) => (resume::continued(setup, &samples, &order, folder)?, Vec::new(), folder.as_path()),

@@ -49,6 +49,15 @@ fn a_row_whose_picture_is_missing_is_skipped_and_counted_or_stops_a_strict_run()
 }
 
 #[test]
+fn looking_at_every_row_can_be_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let case = on_rows(dir.path(), GOOD).with(|o| o.check_data = true);
+    case.stop.store(true, Ordering::Relaxed);
+    assert!(said(&case).contains("rows.jsonl:1: stopped after step 0; start again"));
+    assert!(!dir.path().join("out").exists());
+}
+
+#[test]
 fn a_resumed_run_skips_what_the_unbroken_one_skips() {
     let dir = tempfile::tempdir().unwrap();
     let rows = [MISSING, GOOD, PICTURE, MISSING].join("\n");
