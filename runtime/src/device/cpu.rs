@@ -13,6 +13,13 @@ use crate::error::Result;
 
 const ALIGN: usize = 64;
 
+/// Blocks from this size on are mapped by themselves, on large pages.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Small pages; a multiple of every page size that Linux has on processors of ours.
+#[cfg(target_os = "linux")]
+const PAGE: usize = 64 << 10;
+
 /// Freed blocks that are kept for the next allocation of about their size: fresh pages cost more than small kernels do.
 const KEEP_BYTES: usize = 1 << 30;
 
@@ -76,6 +83,9 @@ impl Backend for Cpu {
                 return Some(addr);
             }
         }
+        if size >= HUGE_PAGE {
+            return map_zeros(size);
+        }
         // SAFETY: the size is not 0.
         let p = unsafe { alloc_zeroed(layout(size)?) };
         (!p.is_null()).then_some(p as u64)
@@ -111,7 +121,45 @@ impl Backend for Cpu {
     }
 }
 
+/// Fresh zero pages, large ones where the system has them: small pages cost a fault each at their first touch, which is
+/// more than many kernels take to fill them.
+#[cfg(target_os = "linux")]
+fn map_zeros(size: usize) -> Option<u64> {
+    let (read_write, anonymous) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let whole = size.checked_next_multiple_of(PAGE)?.checked_add(HUGE_PAGE)?;
+    // SAFETY: a new anonymous mapping.
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), whole, read_write, anonymous, -1, 0) };
+    if base == libc::MAP_FAILED {
+        return None;
+    }
+    // What lies before the first large page, and behind the block, goes back.
+    let start = (base as usize).next_multiple_of(HUGE_PAGE);
+    let (before, end) = (start - base as usize, start + size.next_multiple_of(PAGE));
+    // SAFETY: both ranges are whole pages of the mapping above, outside of the block; advice changes no contents.
+    unsafe {
+        if before > 0 {
+            libc::munmap(base, before);
+        }
+        libc::munmap(end as *mut libc::c_void, base as usize + whole - end);
+        libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE);
+    }
+    Some(start as u64)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn map_zeros(size: usize) -> Option<u64> {
+    // SAFETY: the size is not 0.
+    let p = unsafe { alloc_zeroed(layout(size)?) };
+    (!p.is_null()).then_some(p as u64)
+}
+
 fn release(addr: u64, size: usize) {
+    #[cfg(target_os = "linux")]
+    if size >= HUGE_PAGE {
+        // SAFETY: mapped in `map_zeros` with this size.
+        unsafe { libc::munmap(addr as *mut libc::c_void, size.next_multiple_of(PAGE)) };
+        return;
+    }
     if let Some(layout) = layout(size) {
         // SAFETY: allocated in `alloc` with this layout.
         unsafe { dealloc(addr as *mut u8, layout) }
@@ -123,5 +171,33 @@ impl Drop for Cpu {
         for (size, list) in std::mem::take(&mut self.blocks().by_size) {
             list.into_iter().for_each(|addr| release(addr, size));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_zero_at_first_aligned_and_used_again() {
+        for bytes in [1, 64, 1000, HUGE_PAGE - 64, HUGE_PAGE, HUGE_PAGE + 1, 5 * HUGE_PAGE + 777] {
+            let cpu = Cpu::new(1);
+            let addr = cpu.alloc(bytes).unwrap();
+            assert_eq!(addr % ALIGN as u64, 0);
+            let mut out = vec![1u8; bytes];
+            cpu.download(addr, &mut out);
+            assert!(out.iter().all(|b| *b == 0), "{bytes}");
+            cpu.upload(addr, &vec![7u8; bytes]);
+            cpu.free(addr, bytes);
+            assert_eq!(cpu.alloc(bytes), Some(addr), "{bytes}: a freed block is taken again");
+            cpu.free(addr, bytes);
+        }
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused() {
+        let cpu = Cpu::new(1);
+        assert_eq!(cpu.alloc(usize::MAX), None);
+        assert_eq!(cpu.alloc(1 << 55), None);
     }
 }
