@@ -28,7 +28,9 @@ pub fn failed(
 /// A panic is a defect: it is reported in one line, with the place, and never with a backtrace.
 pub fn catch_panics() {
     std::panic::set_hook(Box::new(|info| {
-        let what = info.payload_as_str().unwrap_or("no message");
+        let payload = info.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let what = text.or(payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
         let place = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
         eprintln!(
             "error: internal: {} (at {place}); this is a defect of reel, please report it with the command",

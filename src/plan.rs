@@ -38,7 +38,7 @@ pub struct Plan {
 enum What {
     /// Plan `reel sft`, whose options it takes
     #[command(after_help = "Example:\n  reel plan sft --preset 3b --tokens 2048 --vision-patches 4096 --gpu h200")]
-    Sft(PlanSft),
+    Sft(Box<PlanSft>),
     /// Plan `reel generate`
     #[command(after_help = "Example:\n  reel plan generate --preset 7b --tokens 2048 --gpu h100")]
     Generate(PlanGenerate),

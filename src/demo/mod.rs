@@ -31,13 +31,13 @@ use exam::Exam;
 use report::{Report, Step, tally};
 
 /// Films to learn from.
-const TRAIN: usize = 144;
+const TRAIN: usize = 288;
 /// Films to be examined on.
 const HELD_OUT: usize = 48;
 /// Pixels of a frame as the model sees it: two merged patches high and wide.
 const PIXELS: u64 = 56 * 56;
 const BATCH: usize = 12;
-const STEPS: i64 = 480;
+const STEPS: i64 = 720;
 const LEARNING_RATE: f64 = 1e-3;
 
 /// Teach a tiny model to answer questions about films, and show it: a few minutes from nothing to a page of results.
@@ -210,7 +210,7 @@ impl Demo {
             max_steps: Some(STEPS),
             gradient_checkpointing: false,
             save_steps: 0,
-            logging_steps: 20,
+            logging_steps: 40,
             ..SftOptions::default()
         }
     }

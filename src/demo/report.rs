@@ -79,7 +79,7 @@ impl Report<'_> {
         self.gallery(&mut page)?;
         let commands = self.commands.iter().map(|c| escape(c)).collect::<Vec<_>>().join("\n");
         let _ = write!(page, "<section><h2>By hand</h2><pre>{commands}</pre></section>");
-        let _ = write!(page, "<footer>{}</footer></main></body></html>\n", escape(&self.machine));
+        let _ = writeln!(page, "<footer>{}</footer></main></body></html>", escape(&self.machine));
         Ok(page)
     }
 
