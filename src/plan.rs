@@ -8,13 +8,14 @@ use reel_engine::{Engine, Request, Sampling, Stop};
 use reel_model::batch::Sequence;
 use reel_model::checkpoint;
 use reel_model::config::ModelConfig;
-use reel_model::init::preset_config;
+use reel_model::init::{init_without_weights, preset_config};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::{Loader, Source};
 use reel_runtime::{Cx, DType, Device, MemoryUse, OpTotals};
 use reel_train::plan::{self, Shape};
 use reel_train::sft::Setup;
 use serde_json::json;
+use tempfile::TempDir;
 
 use crate::common::{self, Common};
 use crate::fail::{bad_usage, failed};
@@ -123,6 +124,17 @@ impl Sizes {
         }
     }
 
+    /// A folder of the preset without weights, if the model is to be a preset.
+    fn preset_folder(&self, wanted: bool, common: &Common) -> Result<Option<TempDir>> {
+        if !wanted {
+            return Ok(None);
+        }
+        let folder = tempfile::tempdir()
+            .map_err(|e| failed("temporary folder", e, "set TMPDIR to a folder that can be written"))?;
+        init_without_weights(&self.shape.options(&Common { dtype: None, ..common.clone() })?, folder.path())?;
+        Ok(Some(folder))
+    }
+
     /// bf16 on a GPU, f32 here, unless asked otherwise.
     fn dtype(&self, common: &Common) -> DType {
         if common.dtype.is_none() && self.gpu.is_some() { DType::BF16 } else { model::dtype(common) }
@@ -166,17 +178,16 @@ impl PlanSft {
             None if options.data.as_os_str().is_empty() => {
                 return Err(bad_usage("--tokens", "is missing", "give --tokens N, or --data FILE with --model"));
             }
-            None if options.model.is_empty() => {
-                return Err(bad_usage(
-                    "--data",
-                    "needs a tokenizer to be counted",
-                    "give --model instead of --preset, or --tokens N",
-                ));
-            }
             None => {
+                // A preset brings its own small tokenizer, in a folder that lives as long as the count.
+                let preset = self.sizes.preset_folder(options.model.is_empty(), common)?;
+                let folder = match &preset {
+                    Some(folder) => folder.path().to_path_buf(),
+                    None => prompt::folder(&options.model)?,
+                };
                 let setup = Setup {
                     options,
-                    model: &prompt::folder(&options.model)?,
+                    model: &folder,
                     device: &Device::dry(),
                     dtype,
                     seed: resolved.common.seed(),
@@ -185,7 +196,8 @@ impl PlanSft {
                     quiet: true,
                     stop: &std::sync::atomic::AtomicBool::new(false),
                 };
-                (plan::with_data(&setup, files)?, format!("the rows of {}", options.data.display()))
+                let tokenizer = if preset.is_some() { " (text counted by the preset's small tokenizer)" } else { "" };
+                (plan::with_data(&setup, files)?, format!("the rows of {}{tokenizer}", options.data.display()))
             }
         };
         if plan.steps == 0 {

@@ -62,6 +62,15 @@ pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
     write_folder(&config, dtype, options.seed, &tokenizer, out)
 }
 
+/// The folder that [`init`] would make, but for its weights: what reading data for such a model takes.
+pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
+    let tokenizer = small_tokenizer(options.preset.first_added());
+    let dtype = options.dtype.unwrap_or(options.preset.dtype());
+    let config = options.preset.config(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
+    make_empty(out)?;
+    small_files(&config, &tokenizer).into_iter().try_for_each(|(name, text)| write_whole(&out.join(name), text.as_bytes()))
+}
+
 /// The config that [`init`] would write, for those who need the shape alone (`reel plan --preset`).
 pub fn preset_config(options: &InitOptions) -> Result<ModelConfig> {
     let tokenizer = small_tokenizer(options.preset.first_added());
