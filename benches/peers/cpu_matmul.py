@@ -7,7 +7,7 @@ the weight, so that it comes from memory), and keeps the least of each: with oth
 code can do. Reported are medians over the rounds of the ratio torch / reel, and reel's share of the limit (the most that registers or
 memory gave in the same round; copies of small weights stay in the cache in part, and may beat the memory).
 """
-import argparse, json, pathlib, platform, statistics, subprocess, time
+import argparse, json, os, pathlib, platform, statistics, subprocess, time
 
 import torch
 
@@ -91,6 +91,7 @@ def main():
         "what": "matrix products, torch.nn.functional.linear against reel",
         "machine": cpu_model(),
         "threads": args.threads,
+        "load_average": [round(x, 1) for x in os.getloadavg()],
         "torch": torch.__version__,
         "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
         "command": f"benches/peers/cpu_matmul.py --rounds {args.rounds} --turns {args.turns} --threads {args.threads}",
