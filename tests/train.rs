@@ -323,6 +323,10 @@ fn plans_of_published_sizes_need_no_weights() {
         // Forward twice (checkpointing) and backward: at least 6 operations a parameter and token.
         assert!(number("/flops") > 6.0 * 0.8 * least * 1024.0, "{preset}: {}", number("/flops"));
     }
+    let w = workshop(3);
+    let rows = w.path().join("rows.jsonl").display().to_string();
+    let plan = run(["plan", "sft", "--preset", "3b", "--data", &rows, "--gpu", "h100", "--json"]).json();
+    assert!(plan["tokens"].as_f64() > Some(60.0) && plan["fits"] == true, "{plan}");
     let plan = run([
         "plan",
         "generate",

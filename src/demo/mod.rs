@@ -77,7 +77,7 @@ impl Demo {
         let exam = trace::span("questions", || Exam::new(&start, &self.films(), &held_out, &media))?;
         let before = trace::span("exam", || exam.take(&start, &device))?;
         let before_tally = tally(&held_out, &before, None);
-        say(format!("before: {} of {} held-out films answered right", before_tally.right, before_tally.of));
+        say(format!("before: {} of {} held-out films answered correctly", before_tally.right, before_tally.of));
 
         let options = self.options(&start);
         let training = Instant::now();
@@ -96,7 +96,7 @@ impl Demo {
 
         let after = trace::span("exam", || exam.take(&options.out, &device))?;
         let after_tally = tally(&held_out, &after, None);
-        say(format!("after: {} of {} held-out films answered right", after_tally.right, after_tally.of));
+        say(format!("after: {} of {} held-out films answered correctly", after_tally.right, after_tally.of));
         let steps = read_steps(&options.out.join("metrics.jsonl"))?;
         let page = self.out.join("report.html");
         let tokens: f64 = steps.iter().map(|s| s.tokens_per_second).sum::<f64>() / steps.len().max(1) as f64;
@@ -106,10 +106,10 @@ impl Demo {
             after: &after,
             steps: &steps,
             figures: vec![
-                ("right before", format!("{} of {}", before_tally.right, before_tally.of)),
-                ("right after", format!("{} of {}", after_tally.right, after_tally.of)),
+                ("correct before", format!("{} of {}", before_tally.right, before_tally.of)),
+                ("correct after", format!("{} of {}", after_tally.right, after_tally.of)),
                 ("parameters", format!("{:.2} M", made.parameters as f64 / 1e6)),
-                ("films to learn from", TRAIN.to_string()),
+                ("training clips", TRAIN.to_string()),
                 ("steps", steps.len().to_string()),
                 ("tokens a second", format!("{tokens:.0}")),
                 ("training", seconds(training)),

@@ -92,7 +92,7 @@ impl Report<'_> {
     }
 
     fn accuracy(&self, page: &mut String) {
-        *page += "<section><h2>Held-out clips answered right</h2><table><thead><tr><th>Task</th><th>Before</th><th>After</th>\
+        *page += "<section><h2>Held-out clips answered correctly</h2><table><thead><tr><th>Task</th><th>Before</th><th>After</th>\
                   <th class=\"bar\"></th><th>Guessing</th></tr></thead><tbody>";
         for task in Task::ALL.map(Some).into_iter().chain([None]) {
             let (before, after) = (tally(self.clips, self.before, task), tally(self.clips, self.after, task));
@@ -120,7 +120,7 @@ impl Report<'_> {
                   in time.</p>";
         for ((clip, before), after) in self.clips.iter().zip(self.before).zip(self.after) {
             let right = answer_of(after) == clip.answer;
-            let (class, verdict) = if right { ("right", "right") } else { ("wrong", "wrong") };
+            let (class, verdict) = if right { ("right", "correct") } else { ("wrong", "wrong") };
             let _ = write!(page, "<article class=\"{class}\"><div class=\"strip\">");
             for frame in clip.frames.chunks_exact(SIDE * SIDE * 3).take(FRAMES) {
                 let _ = write!(
