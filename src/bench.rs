@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use reel_engine::{Engine, Request, Sampling, Stop};
-use reel_kernels::philox;
-use reel_model::batch::Sequence;
+use reel_engine::bench;
 use reel_model::config::ModelConfig;
 use serde_json::{Value, json};
 
@@ -64,16 +62,6 @@ impl Op {
     }
 }
 
-/// What one round is.
-struct Round {
-    op: Op,
-    prompts: Vec<Vec<i64>>,
-    /// Tokens of each sequence that count.
-    tokens: usize,
-    /// Tokens that the engine is asked for.
-    asked: usize,
-}
-
 impl Bench {
     /// Measures and prints, or compares.
     pub fn run(&self, common: &Common) -> Result<()> {
@@ -91,27 +79,18 @@ impl Bench {
         let folder = prompt::folder(model)?;
         let config = ModelConfig::open(&folder)?;
         let model = Model::open(&folder, &config, common)?;
-        let round = self.round(op, &config, common.seed());
         let device = model.cx.device();
         let ceilings = Ceilings::measure(device.threads());
+        device.reset_peak();
+        // The first round warms up, and its costs are counted.
         device.profile().clear();
         device.profile().count(true);
-        device.reset_peak();
-        round.run(&model)?;
+        self.round(op, &model)?;
         device.profile().count(false);
-        let totals = device.profile().totals();
-        let mut seconds: Vec<f64> = (0..self.rounds).map(|_| round.run(&model)).collect::<Result<_>>()?;
+        let floor = ceilings.floor(&device.profile().totals(), model.cx.dtype());
+        let mut seconds: Vec<f64> = (0..self.rounds).map(|_| self.round(op, &model)).collect::<Result<_>>()?;
         seconds.sort_by(f64::total_cmp);
-        // What came before decoding is in the totals too: its share is counted and taken off.
-        let mut floor = ceilings.floor(&totals, model.cx.dtype());
-        if op == Op::Decode {
-            device.profile().clear();
-            device.profile().count(true);
-            Round { asked: 1, ..self.round(op, &config, common.seed()) }.run(&model)?;
-            device.profile().count(false);
-            floor = floor.minus(&ceilings.floor(&device.profile().totals(), model.cx.dtype()));
-        }
-        let made = (round.tokens * self.batch) as f64;
+        let made = (self.tokens(op) * self.batch) as f64;
         let median = seconds[seconds.len() / 2];
         let result = json!({
             "op": op.name(),
@@ -119,7 +98,7 @@ impl Bench {
             "min": made / seconds[seconds.len() - 1],
             "max": made / seconds[0],
             "n": self.rounds,
-            "tokens": round.tokens,
+            "tokens": self.tokens(op),
             "batch": self.batch,
             "context": if op == Op::Decode { self.context } else { 0 },
             "dtype": model.cx.dtype().name(),
@@ -142,37 +121,19 @@ impl Bench {
         if common.json { output::json(&result) } else { say(&result) }
     }
 
-    fn round(&self, op: Op, config: &ModelConfig, seed: u64) -> Round {
-        let usual = if op == Op::Prefill { 512 } else { 32 };
-        let tokens = self.tokens.unwrap_or(usual);
-        let (prompt, asked) = if op == Op::Prefill { (tokens, 1) } else { (self.context, tokens + 1) };
-        let prompts = (0..self.batch as u64).map(|row| random_ids(config, prompt, seed, row)).collect();
-        Round { op, prompts, tokens, asked }
+    fn tokens(&self, op: Op) -> usize {
+        self.tokens.unwrap_or(if op == Op::Prefill { 512 } else { 32 })
     }
-}
 
-impl Round {
-    /// Runs the engine once; the seconds that count.
-    fn run(&self, model: &Model) -> Result<f64> {
-        let positions: Vec<i64> = (0..self.prompts[0].len() as i64).collect();
-        let requests = self.prompts.iter().map(|ids| Request {
-            prompt: Sequence { input_ids: ids, position_ids: [&positions[..]; 3], ..Sequence::default() },
-            rope_delta: 0,
-            sampling: Sampling::default(),
-            max_new_tokens: self.asked,
-            eos: &[],
-            stops: vec![Stop::none()],
-        });
-        let (_, timing) = Engine::new(&model.weights, &model.cx)?.generate(requests.collect(), |_| {})?;
-        Ok(if self.op == Op::Prefill { timing.prefill } else { timing.decode })
+    /// Seconds of one round: a pass over the prompts, or a step for each token.
+    fn round(&self, op: Op, model: &Model) -> Result<f64> {
+        let tokens = self.tokens(op);
+        let parts = match op {
+            Op::Prefill => bench::prefill(&model.weights, &model.cx, tokens, self.batch, 1)?,
+            Op::Decode => bench::decode(&model.weights, &model.cx, self.context, self.batch, tokens)?,
+        };
+        Ok(parts.iter().sum())
     }
-}
-
-/// Ids of a text that nobody wrote, without those that stand for media.
-pub fn random_ids(config: &ModelConfig, count: usize, seed: u64, row: u64) -> Vec<i64> {
-    let t = &config.tokens;
-    let last = [t.image, t.video, t.vision_start, t.vision_end].into_iter().min().unwrap_or(1).max(1);
-    (0..count as u64).map(|i| i64::from(philox::words(seed, row, i)[0] % last)).collect()
 }
 
 fn say(result: &Value) -> Result<()> {

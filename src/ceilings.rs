@@ -28,13 +28,6 @@ pub struct Floor {
     pub bytes: f64,
 }
 
-impl Floor {
-    /// What is left without a part.
-    pub fn minus(&self, part: &Floor) -> Floor {
-        Floor { seconds: self.seconds - part.seconds, flops: self.flops - part.flops, bytes: self.bytes - part.bytes }
-    }
-}
-
 impl Ceilings {
     /// Measures this processor; a quarter of a second or so.
     pub fn measure(threads: usize) -> Self {

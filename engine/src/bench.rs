@@ -16,23 +16,26 @@ fn text(tokens: usize) -> (Vec<i64>, Vec<i64>) {
     ((0..tokens as i64).map(|i| (i * 37) % 97).collect(), (0..tokens as i64).collect())
 }
 
-/// Seconds of each of `rounds` passes over `tokens` tokens, up to the logits of the last one.
+/// Seconds of each of `rounds` passes over `batch` sequences of `tokens` tokens, up to the logits of each one's last.
 ///
 /// # Errors
 /// Those of the model.
-pub fn prefill(model: &Qwen25Vl, cx: &Cx, tokens: usize, rounds: usize) -> Result<Vec<f64>> {
+pub fn prefill(model: &Qwen25Vl, cx: &Cx, tokens: usize, batch: usize, rounds: usize) -> Result<Vec<f64>> {
     let (ids, at) = text(tokens);
     let prompt = Sequence { input_ids: &ids, position_ids: [&at, &at, &at], ..Sequence::default() };
     let need = Blocks::needed(tokens);
-    let held: Vec<i32> = (0..need as i32).collect();
-    let cache = KvCache::new(cx.device(), &model.config.text, cx.dtype(), need)?;
+    let held: Vec<Vec<i32>> = (0..batch).map(|b| ((b * need) as i32..((b + 1) * need) as i32).collect()).collect();
+    let lengths: Vec<(usize, usize, &[i32])> = held.iter().map(|h| (0, tokens, &h[..])).collect();
+    let cache = KvCache::new(cx.device(), &model.config.text, cx.dtype(), need * batch)?;
     (0..rounds)
         .map(|_| {
             let start = Instant::now();
-            let batch = Batch::new(cx.device(), &model.config, cx.dtype(), &[prompt], "bench")?;
-            let pages = KvPages::new(cx.device(), &[(0, tokens, &held)])?;
-            let hidden = model.hidden_cached(cx, &batch, &cache, &pages)?;
-            model.logits(cx, &hidden.rows(tokens - 1, 1)?)?.to_f32()?;
+            let packed = Batch::new(cx.device(), &model.config, cx.dtype(), &vec![prompt; batch], "bench")?;
+            let pages = KvPages::new(cx.device(), &lengths)?;
+            let hidden = model.hidden_cached(cx, &packed, &cache, &pages)?;
+            for last in (1..=batch).map(|b| b * tokens - 1) {
+                model.logits(cx, &hidden.rows(last, 1)?)?.to_f32()?;
+            }
             Ok(start.elapsed().as_secs_f64())
         })
         .collect()
