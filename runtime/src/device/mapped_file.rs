@@ -34,10 +34,11 @@ impl MappedFile {
     /// Maps the whole of `path`, which must be a regular file.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Arc<Self>> {
         let path = path.as_ref().to_path_buf();
-        let file = File::open(&path)?;
-        if !file.metadata()?.is_file() {
+        // Before it is opened: opening a pipe that nobody writes to would wait for ever.
+        if !std::fs::metadata(&path)?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
+        let file = File::open(&path)?;
         // SAFETY: the mapping is private to this value and only read. The one thing that Rust cannot rule out is that another
         // process changes the file while it is mapped; see the caution at the top of this file.
         let map = unsafe { Mmap::map(&file)? };
@@ -93,11 +94,14 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_is_empty_and_a_folder_is_refused() {
+    fn an_empty_file_is_empty_and_folders_and_pipes_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("none"), []).unwrap();
         assert!(MappedFile::open(folder.path().join("none")).unwrap().is_empty());
         assert!(MappedFile::open(folder.path()).is_err());
+        let pipe = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert!(MappedFile::open(&pipe).unwrap_err().to_string().contains("not a regular file"));
         assert_eq!(MappedFile::open(folder.path().join("x")).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }
