@@ -42,6 +42,9 @@ fn main() -> ExitCode {
     let of_command = matches.subcommand().map_or(&matches, |(_, m)| m);
     let common = cli.common.clone();
     trace::start(&common);
-    let result = cli::run(cli, of_command);
-    fail::exit(result.and_then(|()| trace::finish(&common)), common.verbose)
+    // A panic has been reported by now: it ends the run as any failure does.
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cli::run(cli, of_command))) {
+        Ok(result) => fail::exit(result.and_then(|()| trace::finish(&common)), common.verbose),
+        Err(_) => ExitCode::FAILURE,
+    }
 }

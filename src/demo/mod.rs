@@ -47,6 +47,9 @@ pub struct Demo {
     /// The folder to make; an earlier demo in it is replaced
     #[arg(long, value_name = "DIR", default_value = "demo")]
     out: PathBuf,
+    /// Steps of training; fewer teach it less
+    #[arg(long, value_name = "N", default_value_t = STEPS, value_parser = clap::value_parser!(i64).range(1..))]
+    steps: i64,
 }
 
 impl Demo {
@@ -207,7 +210,7 @@ impl Demo {
             max_grad_norm: 1.0,
             per_device_train_batch_size: BATCH,
             gradient_accumulation_steps: 1,
-            max_steps: Some(STEPS),
+            max_steps: Some(self.steps),
             gradient_checkpointing: false,
             save_steps: 0,
             logging_steps: 40,
@@ -223,12 +226,13 @@ impl Demo {
             format!("reel init --preset tiny --seed {seed} --out {out}/model"),
             format!(
                 "reel sft --model {out}/model --data {out}/train.jsonl --media-root {out} --out {out}/tuned --seed {seed} {limits} \\\n    \
-                 --learning-rate {} --lr-scheduler-type cosine --warmup-steps {} --adam-beta2 {} --max-grad-norm {} --max-steps {STEPS} \\\n    \
+                 --learning-rate {} --lr-scheduler-type cosine --warmup-steps {} --adam-beta2 {} --max-grad-norm {} --max-steps {} \\\n    \
                  --per-device-train-batch-size {} --gradient-accumulation-steps {} --gradient-checkpointing false --save-steps 0 --overwrite",
                 o.learning_rate,
                 o.warmup_steps,
                 o.adam_beta2,
                 o.max_grad_norm,
+                self.steps,
                 o.per_device_train_batch_size,
                 o.gradient_accumulation_steps,
             ),
