@@ -68,7 +68,9 @@ pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
     let dtype = options.dtype.unwrap_or(options.preset.dtype());
     let config = options.preset.config(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
     make_empty(out)?;
-    small_files(&config, &tokenizer).into_iter().try_for_each(|(name, text)| write_whole(&out.join(name), text.as_bytes()))
+    small_files(&config, &tokenizer)
+        .into_iter()
+        .try_for_each(|(name, text)| write_whole(&out.join(name), text.as_bytes()))
 }
 
 /// The config that [`init`] would write, for those who need the shape alone (`reel plan --preset`).

@@ -59,14 +59,7 @@ impl Loader<'_> {
         (in_place && !(trained && same != self.dtype)).then_some(same)
     }
 
-    fn read(
-        &self,
-        files: &Checkpoint,
-        name: &str,
-        stored: &[usize],
-        shape: &[usize],
-        trained: bool,
-    ) -> Result<Tensor> {
+    fn read(&self, files: &Checkpoint, name: &str, stored: &[usize], shape: &[usize], trained: bool) -> Result<Tensor> {
         let view = files.expect(name, stored)?;
         match self.held_as(view.dtype, shape, trained) {
             Some(dtype) if trained => Ok(Tensor::from_slice(self.device, shape, dtype, view.bytes, Category::Weights)?),
