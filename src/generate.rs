@@ -91,11 +91,19 @@ struct Timing {
     decode_tokens_per_second: f64,
 }
 
+/// The most answers to one prompt at once.
+pub const MOST_ANSWERS: usize = 4096;
+
+/// The error of a number of answers outside `1..=MOST_ANSWERS`.
+pub fn answers_refused(n: usize) -> anyhow::Error {
+    bad_usage("--n", format!("{n} answers cannot be made at once"), format!("ask for 1 to {MOST_ANSWERS}"))
+}
+
 impl Generate {
     /// Prints the answers: as they come, where it is one for a reader.
     pub fn run(&self, common: &Common) -> Result<()> {
-        if self.n == 0 {
-            return Err(bad_usage("--n", "0 answers are none", "ask for 1 or more"));
+        if !(1..=MOST_ANSWERS).contains(&self.n) {
+            return Err(answers_refused(self.n));
         }
         let prompt = self.messages.encode_or_ask(&self.question, &self.model, common)?;
         let model = Model::open(&prompt.folder, &prompt.bundle.config, common)?;

@@ -1,4 +1,5 @@
-//! Ctrl-C: the first one asks the work to stop at the next safe point, a second one ends the process at once.
+//! Signals. Ctrl-C: the first one asks the work to stop at the next safe point, a second one ends the process at once. A file
+//! that outgrows the limit on file sizes is an error of writing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,4 +16,10 @@ pub fn flag() -> Result<Arc<AtomicBool>> {
         }
     })?;
     Ok(flag)
+}
+
+/// Makes a write beyond the limit on file sizes (`ulimit -f`) fail, as on a full disk, instead of ending the process half-way.
+pub fn survive_file_size_limit() {
+    // Where it cannot be had, the limit ends the process as it always did.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }

@@ -30,6 +30,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches};
 
 fn main() -> ExitCode {
+    interrupt::survive_file_size_limit();
     if std::env::args_os().nth(1).is_some_and(|a| a == reel_media::worker::ARGUMENT) {
         return reel_media::worker::main();
     }

@@ -22,7 +22,7 @@ use crate::fail::{bad_usage, failed};
 use crate::init::ShapeFlags;
 use crate::machines::Machine;
 use crate::sft::{Resolved, Sft};
-use crate::{model, output, prompt};
+use crate::{generate, model, output, prompt};
 
 /// Say what a command would need, in memory and time, without running it.
 #[derive(Args, Debug)]
@@ -227,8 +227,18 @@ impl PlanGenerate {
         let Some(tokens) = self.sizes.tokens else {
             return Err(bad_usage("--tokens", "is missing", "give the tokens of the prompt"));
         };
-        if self.max_new_tokens == 0 || self.n == 0 {
-            return Err(bad_usage("--max-new-tokens, --n", "0 needs nothing", "give 1 or more"));
+        // Each token is a pass that is counted.
+        let most = config.text.max_position_embeddings;
+        if !(1..=most).contains(&self.max_new_tokens) {
+            let what = format!("is {}", self.max_new_tokens);
+            return Err(bad_usage(
+                "--max-new-tokens",
+                what,
+                format!("give 1 to {most}, the longest text of the model"),
+            ));
+        }
+        if !(1..=generate::MOST_ANSWERS).contains(&self.n) {
+            return Err(generate::answers_refused(self.n));
         }
         let shape = Shape::new(tokens, self.sizes.vision_patches, &config)?;
         let device = Device::dry();
@@ -237,7 +247,7 @@ impl PlanGenerate {
         let count = |new: usize| -> Result<BTreeMap<&'static str, OpTotals>> {
             device.profile().clear();
             device.reset_peak();
-            generate(&device, &weights, dtype, &shape, new, self.n)?;
+            answer(&device, &weights, dtype, &shape, new, self.n)?;
             Ok(device.profile().totals())
         };
         let prefill = count(1)?;
@@ -264,7 +274,7 @@ impl PlanGenerate {
 }
 
 /// Runs the engine on a prompt of this size, with nothing in it.
-fn generate(device: &Device, weights: &Qwen25Vl, dtype: DType, shape: &Shape, new: usize, n: usize) -> Result<()> {
+fn answer(device: &Device, weights: &Qwen25Vl, dtype: DType, shape: &Shape, new: usize, n: usize) -> Result<()> {
     let config = &weights.config;
     let patches: usize = shape.video_grid_thw.iter().map(|g| g.iter().product::<usize>()).sum();
     let mut ids = vec![0; shape.tokens];

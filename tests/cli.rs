@@ -23,6 +23,15 @@ fn bad_usage_is_one_line_and_code_2() {
     run(["frames"]).refused(2, &["--video"]);
     run(["frames", "--total-frames", "9"]).refused(2, &["--video-fps"]);
     run(["generate", "--model", "m"]).refused(2, &["--prompt"]);
+    for n in ["0", "100000000"] {
+        run(["generate", "--model", "m", "--prompt", "x", "--n", n]).refused(2, &["--n", n]);
+        run(["plan", "generate", "--preset", "tiny", "--tokens", "9", "--n", n]).refused(2, &["--n", n]);
+    }
+    for tokens in ["0", "99999999999999"] {
+        run(["plan", "sft", "--preset", "tiny", "--tokens", tokens]).refused(2, &["--tokens", tokens]);
+    }
+    run(["plan", "generate", "--preset", "tiny", "--tokens", "9", "--max-new-tokens", "999999999"])
+        .refused(2, &["--max-new-tokens", "999999999"]);
     // The last of several wins, as in scripts that add to a command.
     assert_eq!(run(["resize", "--height", "1", "--width", "56", "--height", "28"]).ok(), "56 x 84\n");
 }

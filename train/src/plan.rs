@@ -48,10 +48,19 @@ pub struct Shape {
 /// A plan with data looks at no more rows than this: media have to be decoded to know their size.
 const MOST_ROWS: u64 = 256;
 
+/// Tokens, and patches, of the longest row that can be planned: eight times what the model was made for.
+const MOST_OF_A_ROW: usize = 1 << 20;
+
 impl Shape {
     /// A row of `tokens` with one film of `patches` patches: eight pairs of frames as in the recipes' training where they divide
     /// so, else one. Sides as equal as they can be.
     pub fn new(tokens: usize, patches: usize, config: &ModelConfig) -> Result<Self> {
+        for (option, n, least) in [("--tokens", tokens, 1), ("--vision-patches", patches, 0)] {
+            if !(least..=MOST_OF_A_ROW).contains(&n) {
+                let what = format!("is {n}, which no row has");
+                return Err(TrainError::option(option, what, format!("give {least} to {MOST_OF_A_ROW}")));
+            }
+        }
         let unit = config.vision.merge_unit();
         let side = config.vision.spatial_merge_size;
         if patches == 0 {
