@@ -37,7 +37,7 @@ const HELD_OUT: usize = 48;
 /// Pixels of a frame as the model sees it: two merged patches high and wide.
 const PIXELS: u64 = 56 * 56;
 const BATCH: usize = 12;
-const STEPS: i64 = 720;
+const STEPS: i64 = 1100;
 const LEARNING_RATE: f64 = 1e-3;
 
 /// Teach a tiny model to answer questions about films, and show it: a few minutes from nothing to a page of results.
@@ -213,7 +213,7 @@ impl Demo {
             max_steps: Some(self.steps),
             gradient_checkpointing: false,
             save_steps: 0,
-            logging_steps: 40,
+            logging_steps: 50,
             ..SftOptions::default()
         }
     }
