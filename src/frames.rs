@@ -69,10 +69,14 @@ impl Frames {
             ];
             trace::span("write", || write_safetensors(to, &tensors))?;
         }
-        if common.json || self.out.is_none() {
-            self.say(common, &frames.indices, frames.sample_fps)?;
+        match &self.out {
+            Some(to) if !common.json && !common.quiet => {
+                let n = frames.indices.len();
+                output::line(format!("{}: {n} frames of {} x {}", to.display(), frames.height, frames.width))
+            }
+            Some(_) if !common.json => Ok(()),
+            _ => self.say(common, &frames.indices, frames.sample_fps),
         }
-        Ok(())
     }
 
     fn say(&self, common: &Common, indices: &[u64], sample_fps: f64) -> Result<()> {

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 
+use crate::output;
+
 /// A flag that turns true at the first Ctrl-C (or termination request). Call at most once a process.
 pub fn flag() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
@@ -13,6 +15,9 @@ pub fn flag() -> Result<Arc<AtomicBool>> {
     ctrlc::set_handler(move || {
         if seen.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
+        }
+        if output::watched() {
+            eprintln!("\nstopping at the next safe point; Ctrl-C again ends at once");
         }
     })?;
     Ok(flag)

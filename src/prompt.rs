@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use reel_media::profile::{Overrides, Profile};
 use reel_model::hub::{Progress, resolve};
 use reel_model::input::Tokens;
 use reel_model::input::encode::{Bundle, MediaOptions, SecondPerGrid, encode};
 use reel_model::input::messages::{Conversation, ImagePart, Part, Source, VideoPart, VideoSource};
+use reel_train::options::Parity;
 
 use crate::common::Common;
 use crate::media::{MediaFlags, WorkerFlags};
@@ -28,21 +29,9 @@ pub struct MessageFlags {
     media: MediaFlags,
     #[command(flatten)]
     worker: WorkerFlags,
-    /// Whose rules to follow where a reference's code and its paper differ
-    #[arg(long, value_enum, default_value_t)]
+    /// Whose rules to follow; they differ in training and rewards, so nothing depends on it here
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     parity: Parity,
-}
-
-/// Whose rules to follow. They differ in training and rewards only, so that here all three mean the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Parity {
-    // The papers'.
-    #[default]
-    Paper,
-    // VideoRFT's code.
-    Videorft,
-    // Video-R1's code.
-    VideoR1,
 }
 
 /// A question about a film or a picture, instead of messages.
