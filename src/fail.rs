@@ -42,6 +42,7 @@ pub fn catch_panics() {
 /// The exit code of a run, after printing its error.
 pub fn exit(result: anyhow::Result<()>, verbose: bool) -> ExitCode {
     let Err(e) = result else { return ExitCode::SUCCESS };
+    crate::interrupt::give_way();
     if closed_pipe(&e) {
         return ExitCode::SUCCESS;
     }

@@ -153,7 +153,7 @@ impl Generate {
             eos: prompt.bundle.stop_ids(),
             stops: (0..self.n).map(|_| stop()).collect(),
         };
-        let flag = interrupt::flag()?;
+        let flag = interrupt::flag();
         let engine = Engine::new(&model.weights, &model.cx)?.stop_when(&flag);
         let begun = Instant::now();
         let (completions, t) = engine.generate(vec![request], |t| on_token(t.id))?;

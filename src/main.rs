@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         return reel_media::worker::main();
     }
     fail::catch_panics();
+    interrupt::watch();
     let parsed = cli::Cli::command().try_get_matches().and_then(|m| Ok((cli::Cli::from_arg_matches(&m)?, m)));
     let (cli, matches) = match parsed {
         Ok(parsed) => parsed,

@@ -89,7 +89,7 @@ impl Sft {
         let folder = prompt::folder(&resolved.options.model)?;
         let device = model::device(&resolved.common)?;
         trace::record_launches(&device);
-        let stop = interrupt::flag()?;
+        let stop = interrupt::flag();
         let summary = sft::run(&Setup {
             options: &resolved.options,
             model: &folder,

@@ -291,3 +291,35 @@ fn a_write_that_fails_leaves_nothing() {
         assert!(!left.iter().any(|n| n.contains("s.safetensors") || n == "new"), "{left:?}");
     }
 }
+
+/// Ctrl-C while a large model is written: nothing stays, and the message is one line. A signal that the caller ignores, as
+/// `nohup` does, stops nothing.
+#[test]
+fn an_interrupted_init_leaves_nothing() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let script =
+        format!("trap '' HUP; exec {} init --preset 3b --layers 1 --out new --threads 1", env!("CARGO_BIN_EXE_reel"));
+    let mut child = Command::new("bash")
+        .args(["-c", &script])
+        .current_dir(dir.path())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("bash starts");
+    let writing = || {
+        let new = dir.path().join("new");
+        new.is_dir() && entries(&new).iter().any(|n| n.contains("safetensors"))
+    };
+    let pid = child.id().to_string();
+    let signal = |name: &str| assert!(Command::new("kill").args([name, &pid]).status().expect("kill starts").success());
+    let pause = || std::thread::sleep(std::time::Duration::from_millis(20));
+    while !writing() {
+        pause();
+        assert!(child.try_wait().expect("a child").is_none(), "it ended before it wrote");
+    }
+    signal("-HUP");
+    (0..5).for_each(|_| pause());
+    assert!(child.try_wait().expect("a child").is_none(), "an ignored signal ended it");
+    signal("-INT");
+    support::done(child.wait_with_output().expect("it ends")).refused(1, &["interrupted"]);
+    assert_eq!(entries(dir.path()), Vec::<String>::new());
+}

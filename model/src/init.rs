@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::checkpoint::{Dtype, Naming, expected_tensors};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::save::{SHARD_BYTES, TensorSpec, write_weights, write_whole};
+use crate::save::{SHARD_BYTES, TensorSpec, Unfinished, write_weights, write_whole};
 
 pub(crate) use bpe::{SmallTokenizer, small_tokenizer};
 pub use presets::Preset;
@@ -87,6 +87,8 @@ fn write_folder(config: &Value, dtype: Dtype, seed: u64, tokenizer: &SmallTokeni
         expected_tensors(&parsed).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
     let is_new = make_empty(out)?;
     let files = small_files(config, tokenizer);
+    let paths = files.iter().map(|(name, _)| out.join(name)).chain([out.join("model.safetensors")]);
+    let _unfinished = Unfinished::new(paths.chain(is_new.then(|| out.to_path_buf())));
     let small = || files.iter().try_for_each(|(name, text)| write_whole(&out.join(name), text.as_bytes()));
     let large = || {
         let fill = |spec: &TensorSpec, file: &mut dyn io::Write| weights::write_random(spec, &parsed, seed, file);

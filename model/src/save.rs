@@ -9,7 +9,8 @@ mod tensors;
 #[cfg(test)]
 mod tests;
 
-pub use atomic::AtomicFile;
+pub(crate) use atomic::Unfinished;
+pub use atomic::{AtomicFile, remove_unfinished};
 pub(crate) use hub_folder::write_whole;
 pub use hub_folder::{HubFolder, SHARD_BYTES, hub_folder, write_weights};
 pub use tensors::{StoredTensor, TensorSpec, write_safetensors};

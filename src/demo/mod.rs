@@ -62,7 +62,7 @@ impl Demo {
                 eprintln!("{text}")
             }
         };
-        let stop = interrupt::flag()?;
+        let stop = interrupt::flag();
         let device = model::device(common)?;
         trace::record_launches(&device);
         self.clear()?;

@@ -1,10 +1,49 @@
 //! A file that appears under its name only when it is whole.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::{ModelError, Result};
+
+/// What is to be removed if the program ends now.
+static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes every file that is not whole, and folders that are empty without them: for a program that is interrupted, whose values
+/// are not dropped.
+pub fn remove_unfinished() {
+    // Backwards, what lies in a folder comes before the folder. What cannot be removed stays: no one is left to be told.
+    for path in unfinished().iter().rev() {
+        let _ = fs::remove_file(path).or_else(|_| fs::remove_dir(path));
+    }
+}
+
+/// Paths that are worth nothing before all is done; dropped when it is.
+#[derive(Debug)]
+pub(crate) struct Unfinished(Vec<PathBuf>);
+
+impl Unfinished {
+    pub(crate) fn new(paths: impl IntoIterator<Item = PathBuf>) -> Self {
+        let paths: Vec<PathBuf> = paths.into_iter().collect();
+        unfinished().extend(paths.iter().cloned());
+        Self(paths)
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let mut all = unfinished();
+        self.0.iter().for_each(|path| {
+            all.remove(path);
+        });
+    }
+}
 
 /// A file being written under a temporary name; [`AtomicFile::commit`] gives it its own. Dropped before that, it is removed.
 #[derive(Debug)]
@@ -12,6 +51,7 @@ pub struct AtomicFile {
     target: PathBuf,
     temporary: PathBuf,
     writer: Option<BufWriter<File>>,
+    _unfinished: Unfinished,
 }
 
 impl AtomicFile {
@@ -19,8 +59,10 @@ impl AtomicFile {
     pub fn create(target: &Path) -> Result<Self> {
         let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let temporary = target.with_file_name(format!(".{name}.{}.part", std::process::id()));
+        let unfinished = Unfinished::new([temporary.clone()]);
         let file = File::create(&temporary).map_err(|e| ModelError::write(target, e))?;
-        Ok(Self { target: target.to_path_buf(), temporary, writer: Some(BufWriter::with_capacity(1 << 20, file)) })
+        let writer = Some(BufWriter::with_capacity(1 << 20, file));
+        Ok(Self { target: target.to_path_buf(), temporary, writer, _unfinished: unfinished })
     }
 
     /// Writes it out, to the disk itself, and renames it to its final name.
