@@ -309,8 +309,8 @@ fn an_interrupted_init_leaves_nothing() {
         let new = dir.path().join("new");
         new.is_dir() && entries(&new).iter().any(|n| n.contains("safetensors"))
     };
-    let pid = child.id().to_string();
-    let signal = |name: &str| assert!(Command::new("kill").args([name, &pid]).status().expect("kill starts").success());
+    let pid = child.id();
+    let signal = |name: &str| support::signal(pid, name);
     let pause = || std::thread::sleep(std::time::Duration::from_millis(20));
     while !writing() {
         pause();

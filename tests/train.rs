@@ -162,7 +162,7 @@ fn wait_for_steps(out: &Path, steps: usize) {
 }
 
 fn signal(child: &Child, name: &str) {
-    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().expect("kill starts").success());
+    support::signal(child.id(), name);
 }
 
 #[test]

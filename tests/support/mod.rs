@@ -67,6 +67,13 @@ impl Run {
     }
 }
 
+/// Sends a signal, named as `kill` has it; by the shell's own `kill`, since a bare system has no other.
+#[allow(dead_code)] // not every test program sends signals
+pub fn signal(pid: u32, name: &str) {
+    let script = format!("kill {name} {pid}");
+    assert!(Command::new("sh").args(["-c", &script]).status().expect("sh starts").success());
+}
+
 /// `tests/golden/NAME`.
 pub fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
