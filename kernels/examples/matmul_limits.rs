@@ -13,7 +13,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use reel_kernels::matmul::{Matmul, Operand};
-use reel_kernels::{Addr, DType, Launch, Team, launch};
+use reel_kernels::{Addr, DType, Launch, Team, launch, limits};
 use std::time::Instant;
 
 fn main() -> Result<(), String> {
@@ -33,8 +33,8 @@ fn main() -> Result<(), String> {
                 };
                 product([dtype(a)?, dtype(b)?, dtype(c)?], [m, n, k], copies, calls, &team)
             }
-            ["limit", kind] => limit(kind == "bf16", &team),
-            ["read"] => read(&team),
+            ["limit", kind] => vec![1e9 / limits::operations_per_second(dtype(kind)?.0, &team)],
+            ["read"] => vec![1e9 / limits::bytes_per_second(&team)],
             ["launch"] => (0..2000).map(|_| time(|| team.run(team.threads(), |_| {}))).collect(),
             _ => return Err(format!("{line}: not a request")),
         };
@@ -97,86 +97,4 @@ fn product(dtypes: [(DType, bool); 3], [m, n, k]: [usize; 3], copies: usize, cal
         call(i);
     }
     (0..calls).map(|i| call(i + 2)).collect()
-}
-
-/// Seconds for 1e9 bytes read by all threads from an array larger than any cache.
-fn read(team: &Team) -> Vec<f64> {
-    let x = array(256 << 20);
-    let part = x.len() / 256;
-    let sum = std::sync::atomic::AtomicU32::new(0);
-    let times = (0..8).map(|_| {
-        time(|| {
-            team.run(256, |t| {
-                sum.fetch_xor(fold(&x[t * part..][..part]), std::sync::atomic::Ordering::Relaxed);
-            })
-        })
-    });
-    let times = times.map(|t| t / (x.len() as f64 * 4.0) * 1e9).collect();
-    std::hint::black_box(sum);
-    times
-}
-
-reel_kernels::simd_fn! {
-    fn fold(x: &[u32]) -> u32 {
-        let mut lanes = [0u32; 64];
-        for x in x.chunks_exact(64) {
-            for i in 0..64 {
-                lanes[i] ^= x[i];
-            }
-        }
-        lanes.iter().fold(0, |a, b| a ^ b)
-    }
-}
-
-/// Seconds for 1e9 operations (a multiply-add is two) from registers, on all threads.
-fn limit(bf16: bool, team: &Team) -> Vec<f64> {
-    let steps = 50_000;
-    let operations = (steps * team.threads() * 24 * 32 * if bf16 { 2 } else { 1 }) as f64;
-    let times = (0..40).map(|_| time(|| team.run(team.threads(), |_| multiply_add(bf16, steps))));
-    times.map(|t| t / operations * 1e9).collect()
-}
-
-#[cfg(target_arch = "x86_64")]
-fn multiply_add(bf16: bool, steps: usize) {
-    use reel_kernels::simd::{Isa, isa};
-    use std::arch::x86_64::*;
-
-    #[target_feature(enable = "avx512f")]
-    fn f32s(steps: usize, seed: f32) -> f32 {
-        let (mut acc, x) = ([_mm512_set1_ps(seed); 24], _mm512_set1_ps(seed));
-        for _ in 0..steps {
-            for i in 0..24 {
-                acc[i] = _mm512_fmadd_ps(x, x, acc[i]);
-            }
-        }
-        acc.iter().map(|a| _mm512_reduce_add_ps(*a)).sum()
-    }
-
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    fn bf16s(steps: usize, seed: f32) -> f32 {
-        let (mut acc, x) = ([_mm512_set1_ps(seed); 24], _mm512_set1_ps(seed));
-        // SAFETY: 512 bits as 512 bits.
-        let x: __m512bh = unsafe { std::mem::transmute(x) };
-        for _ in 0..steps {
-            for i in 0..24 {
-                acc[i] = _mm512_dpbf16_ps(acc[i], x, x);
-            }
-        }
-        acc.iter().map(|a| _mm512_reduce_add_ps(*a)).sum()
-    }
-
-    let seed = std::hint::black_box(1e-3);
-    // SAFETY: `isa` found the features.
-    std::hint::black_box(unsafe {
-        match (isa(), bf16) {
-            (Isa::Avx512Bf16, true) => bf16s(steps, seed),
-            (Isa::Avx512Bf16 | Isa::Avx512, false) => f32s(steps, seed),
-            (isa, _) => panic!("no measure of this limit for {isa:?}"),
-        }
-    });
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn multiply_add(_: bool, _: usize) {
-    panic!("no measure of this limit for this processor");
 }

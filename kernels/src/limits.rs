@@ -8,10 +8,11 @@ use std::time::Instant;
 use crate::simd::{Isa, isa};
 use crate::{DType, Team};
 
-/// Vector accumulators that run side by side: enough to hide the latency of a multiply-add.
-const CHAINS: usize = 24;
-/// Multiply-adds of each chain in one timing.
-const STEPS: usize = 20_000;
+/// Vector accumulators that run side by side: enough to hide the latency of a multiply-add (four steps, two at a time), few
+/// enough that a compiler keeps all of them in 16 registers.
+const CHAINS: usize = 12;
+/// Multiply-adds of each chain in one timing: some milliseconds, beside which waking a thread is nothing.
+const STEPS: usize = 1_000_000;
 /// Bytes that are read: more than any cache holds.
 const MEMORY: usize = 256 << 20;
 
@@ -25,7 +26,7 @@ pub fn operations_per_second(dtype: DType, team: &Team) -> f64 {
         Isa::Plain => 4,
     };
     let operations = (STEPS * team.threads() * CHAINS * lanes * if bf16 { 4 } else { 2 }) as f64;
-    best(30, || team.run(team.threads(), |_| multiply_add(bf16)), operations)
+    best(8, || at_once(team, |_| multiply_add(bf16)), operations)
 }
 
 /// Bytes a second that all threads together read from memory at best.
@@ -38,6 +39,15 @@ pub fn bytes_per_second(team: &Team) -> f64 {
         })
     };
     best(5, read, MEMORY as f64)
+}
+
+/// One task on each thread: a thread that has one waits until all have, else the first awake would take two.
+fn at_once(team: &Team, task: impl Fn(usize) + Sync) {
+    let together = std::sync::Barrier::new(team.threads());
+    team.run(team.threads(), |i| {
+        together.wait();
+        task(i);
+    });
 }
 
 /// The highest rate of some calls.
@@ -126,9 +136,8 @@ mod x86 {
 
     #[target_feature(enable = "avx2,fma")]
     pub(super) fn narrow(seed: f32) -> f32 {
-        // 16 registers: 12 chains in turn keep both units busy.
-        let (mut sums, x) = ([_mm256_set1_ps(seed); CHAINS / 2], _mm256_set1_ps(seed));
-        for _ in 0..2 * STEPS {
+        let (mut sums, x) = ([_mm256_set1_ps(seed); CHAINS], _mm256_set1_ps(seed));
+        for _ in 0..STEPS {
             for sum in &mut sums {
                 *sum = _mm256_fmadd_ps(x, x, *sum);
             }
