@@ -31,8 +31,9 @@ const UNITS: usize = 1024;
 const TASK_ROWS: usize = 512;
 /// Bytes of packed A at a time.
 const PACKED_A: usize = 16 << 20;
-/// Bytes of B that a task of a thin product reads.
-const THIN_BYTES: usize = 128 << 10;
+/// Bytes of B that a task of a thin product reads at most: the rows after a group are fetched ahead, which is of use only
+/// where the same thread takes them.
+const THIN_BYTES: usize = 512 << 10;
 /// Rows of B that a thin product takes at a time.
 const THIN_ROWS: usize = 16;
 /// Most rows of A that any code has a thin product for.
@@ -328,11 +329,11 @@ impl<'a, T: Element> Product<'a, T> {
         unsafe { (self.code.pack)(&self.a, part, self.m, a.at(0)) };
         let groups = self.n.div_ceil(THIN_ROWS);
         let group_bytes = THIN_ROWS * self.b.k * self.b.unit.element();
-        let each = (THIN_BYTES / group_bytes.max(1)).min(groups / (2 * self.team.threads())).max(1);
-        self.team.run(groups.div_ceil(each), |task| {
+        let runs = runs(groups, (THIN_BYTES / group_bytes.max(1)).max(1), self.team.threads());
+        self.team.run(runs, |run| {
             let mut acc = [0.0f32; THIN_MOST * THIN_ROWS];
             let acc = &mut acc[..self.m * THIN_ROWS];
-            for group in task * each..groups.min((task + 1) * each) {
+            for group in run * groups / runs..(run + 1) * groups / runs {
                 let (row, rows) = (group * THIN_ROWS, THIN_ROWS.min(self.n - group * THIN_ROWS));
                 // SAFETY: rows of B that exist; room for the sums.
                 unsafe { thin(self.m, a.at(0), &self.b, row, rows, acc.as_mut_ptr()) };
@@ -366,4 +367,9 @@ simd_fn! {
             }),
         }
     }
+}
+
+/// How many runs of groups, none longer than `most`: as many for each thread, so that threads end together.
+fn runs(groups: usize, most: usize, threads: usize) -> usize {
+    groups.div_ceil(most).next_multiple_of(threads).min(groups).max(1)
 }
