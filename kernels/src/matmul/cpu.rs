@@ -33,7 +33,7 @@ const TASK_ROWS: usize = 512;
 const PACKED_A: usize = 16 << 20;
 /// Bytes of B that a task of a thin product reads at most: the rows after a group are fetched ahead, which is of use only
 /// where the same thread takes them.
-const THIN_BYTES: usize = 512 << 10;
+const THIN_BYTES: usize = 2048 << 10;
 /// Rows of B that a thin product takes at a time.
 const THIN_ROWS: usize = 16;
 /// Most rows of A that any code has a thin product for.
