@@ -3,7 +3,7 @@
 //! The same seed gives the same bytes on every machine. Weights are written as they are made, so memory stays small.
 
 mod bpe;
-mod philox;
+mod normal;
 mod presets;
 #[cfg(test)]
 mod tests;

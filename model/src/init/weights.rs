@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::philox::{LANE, normals};
+use super::normal::{LANE, normals};
 use crate::checkpoint::Dtype;
 use crate::config::ModelConfig;
 use crate::save::TensorSpec;

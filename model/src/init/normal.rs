@@ -1,21 +1,8 @@
-//! Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", 2011) and normal numbers from it.
-//!
-//! Counter-based: any element of any tensor can be computed alone, so threads and their number change nothing.
+//! Normal numbers by their place: any element of any tensor can be computed alone, so threads and their number change nothing.
 
 use std::sync::LazyLock;
 
-const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
-
-/// Four random words of a counter and a key.
-pub(crate) fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
-    for _ in 0..10 {
-        let [a, b] = [0, 1].map(|i| u64::from(MULTIPLIERS[i]) * u64::from(counter[2 * i]));
-        counter = [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
-        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
-    }
-    counter
-}
+use reel_kernels::philox;
 
 /// Quantiles of the normal distribution at the middles of 65 536 equal shares: what a random 16-bit number stands for.
 static QUANTILES: LazyLock<Vec<f32>> =
@@ -26,9 +13,7 @@ pub(crate) const LANE: usize = 8;
 
 /// The standard normal numbers `LANE * block ..` of stream `stream` under `seed`.
 pub(crate) fn normals(seed: u64, stream: u64, block: u64) -> [f32; LANE] {
-    let words = |x: u64| [x as u32, (x >> 32) as u32];
-    let ([b0, b1], [s0, s1]) = (words(block), words(stream));
-    let random = philox4x32([b0, b1, s0, s1], words(seed));
+    let random = philox::words(seed, stream, block);
     let table: &[f32] = &QUANTILES;
     std::array::from_fn(|i| table[(random[i / 2] >> (16 * (i % 2))) as usize & 0xFFFF])
 }
@@ -77,17 +62,6 @@ fn normal_quantile(p: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn known_answers_of_the_paper() {
-        // The known-answer vectors of the authors' Random123 library.
-        assert_eq!(philox4x32([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        assert_eq!(philox4x32([u32::MAX; 4], [u32::MAX; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
-        assert_eq!(
-            philox4x32([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]),
-            [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
-        );
-    }
 
     #[test]
     fn normals_are_normal() {
