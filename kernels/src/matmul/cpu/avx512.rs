@@ -260,6 +260,9 @@ unsafe fn pack_columns(source: &Source, part: Part, width: usize, lanes: usize, 
     }
 }
 
+/// Lines of a row that a thin product fetches ahead.
+const AHEAD: usize = 12;
+
 macro_rules! thin {
     ($name:ident, $inner:ident, $advance:ident, $features:literal, $step:ident, $widened:literal) => {
         /// # Safety
@@ -320,9 +323,14 @@ macro_rules! thin {
             let mut sums = [_mm512_setzero_ps(); M];
             let whole = if rows >= 16 { stride / 64 } else { 0 };
             for c in 0..whole {
+                // A little ahead in the same rows, at their end in the next 16: so many short streams are more than the
+                // processor foresees. A hint: any address will do.
+                let ahead = match (c + AHEAD).checked_sub(whole) {
+                    Some(c) => 16 * stride + c * 64,
+                    None => (c + AHEAD) * 64,
+                };
                 for i in 0..16 {
-                    // The next 16 rows: so many short streams are more than the processor foresees. A hint: any address will do.
-                    _mm_prefetch::<_MM_HINT_T0>(base.wrapping_add((16 + i) * stride + c * 64).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(base.wrapping_add(i * stride + ahead).cast());
                 }
                 // SAFETY: 64 bytes of rows that exist, and their units of A.
                 unsafe {
