@@ -67,6 +67,12 @@ def compare(frames_file, decord_file):
     return max(off)
 
 
+def commit():
+    """The commit that this script lies in, short, or none outside of git."""
+    p = subprocess.run(["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return p.stdout.strip() or None
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--reel", type=Path, required=True)
@@ -106,7 +112,7 @@ def main():
 
     record = {
         "bench": "video frames", "peer": f"decord {decord.__version__}", "processor": processor(), "cpus": len(os.sched_getaffinity(0)),
-        "date": datetime.date.today().isoformat(), "film": {"seconds": 120, "bytes": film.stat().st_size, "made": a.film is None},
+        "date": datetime.date.today().isoformat(), "commit": commit(), "command": f"benches/peers/decord_video.py --rounds {a.rounds}", "film": {"seconds": 120, "bytes": film.stat().st_size, "made": a.film is None},
         "profile": PROFILE, "frames": len(choice["indices"]), "largest_difference_in_levels": differ, "median": median, "rounds": rounds,
     }
     if a.film:
