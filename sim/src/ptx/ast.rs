@@ -1,0 +1,236 @@
+//! What the parser makes of a PTX module: names resolved to indices, scopes flattened, opcodes still text.
+//!
+//! Source: PTX ISA 9.0, chapters 4 (syntax), 5 (state spaces, types, variables), 7 (functions) and 11 (directives).
+
+/// A register, numbered within its function: index into [`Function::registers`].
+pub type Register = u32;
+
+/// A module, one translation unit of PTX.
+#[derive(Clone, Debug, Default)]
+pub struct Module {
+    /// `.version`, for example (9, 0).
+    pub version: (u32, u32),
+    /// `.target`, for example `sm_90a`.
+    pub target: String,
+    /// `.file` directives: number and name.
+    pub files: Vec<(u32, String)>,
+    /// Variables at module scope (`.global`, `.const`, `.shared`; `extern .shared x[]` has `count` 0).
+    pub variables: Vec<Variable>,
+    /// Functions with and without a body (`vprintf`, `__assertfail` come without).
+    pub functions: Vec<Function>,
+    /// Places in the CUDA source, for [`Instruction::place`].
+    pub places: Vec<Place>,
+}
+
+/// State spaces of variables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Space {
+    /// `.global`
+    Global,
+    /// `.const`
+    Const,
+    /// `.shared`
+    Shared,
+    /// `.local`
+    Local,
+    /// `.param`
+    Param,
+}
+
+/// Fundamental types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Type {
+    Pred,
+    B8,
+    B16,
+    B32,
+    B64,
+    B128,
+    U8,
+    U16,
+    U32,
+    U64,
+    S8,
+    S16,
+    S32,
+    S64,
+    F16,
+    F16x2,
+    BF16,
+    BF16x2,
+    F32,
+    F64,
+}
+
+/// A variable in memory.
+#[derive(Clone, Debug)]
+pub struct Variable {
+    /// Unique within the module for module-scope variables, within the function for others (scopes are flattened by
+    /// renaming).
+    pub name: String,
+    /// Where it lives.
+    pub space: Space,
+    /// Alignment in bytes.
+    pub align: u32,
+    /// Size in bytes; 0 for `extern … x[]`.
+    pub size: u64,
+    /// Initial bytes (shorter than `size`: the rest is zero for `.global` and `.const`); empty when there is none.
+    pub init: Vec<u8>,
+    /// Addresses in the initialiser: at byte offset, of which symbol, plus what, generic or not.
+    pub relocations: Vec<Relocation>,
+}
+
+/// An address inside an initialiser.
+#[derive(Clone, Debug)]
+pub struct Relocation {
+    /// Byte offset in the variable.
+    pub at: u64,
+    /// Symbol whose address goes there (8 bytes, little endian).
+    pub symbol: String,
+    /// Added to it.
+    pub addend: i64,
+    /// `generic(symbol)`.
+    pub generic: bool,
+}
+
+/// A formal parameter or return value.
+#[derive(Clone, Debug)]
+pub struct Param {
+    /// Its name.
+    pub name: String,
+    /// Size in bytes.
+    pub size: u32,
+    /// Alignment in bytes.
+    pub align: u32,
+    /// A `.reg` parameter: the register; else it is in `.param` space.
+    pub register: Option<Register>,
+}
+
+/// A kernel (`.entry`) or function (`.func`).
+#[derive(Clone, Debug, Default)]
+pub struct Function {
+    /// Its symbol.
+    pub name: String,
+    /// `.entry`
+    pub kernel: bool,
+    /// Without a body: declared here, defined nowhere (or elsewhere in the module).
+    pub declaration: bool,
+    /// Formal return values.
+    pub returns: Vec<Param>,
+    /// Formal parameters in order.
+    pub params: Vec<Param>,
+    /// `.maxntid x, y, z`
+    pub max_threads: Option<[u32; 3]>,
+    /// `.reqntid x, y, z`
+    pub required_threads: Option<[u32; 3]>,
+    /// `.minnctapersm n`
+    pub min_blocks: Option<u32>,
+    /// `.maxnreg n`
+    pub max_registers: Option<u32>,
+    /// `.reqnctapercluster x, y, z`
+    pub cluster: Option<[u32; 3]>,
+    /// `.explicitcluster`
+    pub explicit_cluster: bool,
+    /// All registers, of all scopes, with their types.
+    pub registers: Vec<RegisterDecl>,
+    /// `.local`, `.shared` and `.param` variables declared inside, of all scopes.
+    pub variables: Vec<Variable>,
+    /// The instructions in order.
+    pub body: Vec<Instruction>,
+}
+
+/// A declared register.
+#[derive(Clone, Debug)]
+pub struct RegisterDecl {
+    /// Its name as written (`%r17`); may repeat between scopes.
+    pub name: String,
+    /// Its type.
+    pub ty: Type,
+}
+
+/// An instruction.
+#[derive(Clone, Debug)]
+pub struct Instruction {
+    /// `@p` or `@!p`: the register and whether it is negated.
+    pub guard: Option<(Register, bool)>,
+    /// The dotted opcode as written, for example `ld.global.nc.v4.f32`; for `call` with `.uni` and so on as well.
+    pub opcode: String,
+    /// The operands in the order written, destination first.
+    pub operands: Vec<Operand>,
+    /// Index into [`Module::places`]; `None` before the first `.loc` or without line information.
+    pub place: Option<u32>,
+    /// Line in the PTX text, from 1.
+    pub line: u32,
+}
+
+/// An operand.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Operand {
+    /// A register.
+    Register(Register),
+    /// `!%p`, in the combining operand of `setp` and the like.
+    Not(Register),
+    /// A special register with its component, for example `tid.x`, `laneid`, `clock64`, `cluster_ctarank`; without the `%`.
+    Special(String),
+    /// An integer literal (also `WARP_SZ`, `true`, `false` and folded constant expressions), as 64 bits.
+    Integer(i64),
+    /// `0f3F800000`: the bits of an f32.
+    Float32(u32),
+    /// `0d…` or a decimal literal with a point or exponent: the bits of an f64.
+    Float64(u64),
+    /// A variable, parameter or function taken by name, with an offset: `mov.u64 %rd1, shared_array+16`.
+    Symbol(String, i64),
+    /// `[base + offset]`.
+    Address(Base, i64),
+    /// `[map, {c0, c1}]` of tensor instructions, and `[a, {…}, …]` likewise.
+    TensorAddress(Base, i64, Vec<Operand>),
+    /// `{a, b, c, d}`.
+    Vector(Vec<Operand>),
+    /// `p|q`: two destinations.
+    Pair(Box<Operand>, Box<Operand>),
+    /// `_`
+    Sink,
+    /// A branch target: index into [`Function::body`] (equal to its length for a label at the end).
+    Label(u32),
+    /// The targets named by a `.branchtargets` list, for `brx.idx`.
+    Labels(Vec<u32>),
+    /// The parenthesised lists of a `call`: return values, or arguments.
+    List(Vec<Operand>),
+    /// `%v.x`-style component `0..4` of a vector register.
+    Component(Register, u8),
+}
+
+/// The base of an address.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Base {
+    /// A register.
+    Register(Register),
+    /// A variable or parameter.
+    Symbol(String),
+    /// An absolute address.
+    Absolute,
+}
+
+/// A place in CUDA source, from `.loc`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The number of the file, as in [`Module::files`].
+    pub file: u32,
+    /// Its line, from 1.
+    pub line: u32,
+    /// Its column.
+    pub column: u32,
+    /// The place this one was inlined at (`inlined_at` of `.loc`), and the inlined function's name where `.loc` names it.
+    pub inlined_at: Option<(Box<Place>, String)>,
+}
+
+/// A syntax error.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {what}")]
+pub struct ParseError {
+    /// Line in the PTX text, from 1.
+    pub line: u32,
+    /// What is wrong.
+    pub what: String,
+}

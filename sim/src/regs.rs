@@ -1,0 +1,70 @@
+//! Registers of a warp: a row of 32 lanes each, predicates as masks, and which lanes were never written.
+
+/// 32 lanes of 32 bits. 64-bit registers take two rows in a row (64 lanes' bits as `[u64; 32]`), 128-bit ones four.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+pub struct Row(pub [u32; 32]);
+
+/// Values of 64 bits, lane by lane.
+pub type Row64 = [u64; 32];
+
+/// Index of a register's first row.
+pub type Slot = u32;
+
+/// The registers of one warp.
+#[derive(Clone, Debug, Default)]
+pub struct Registers {
+    /// Rows; narrow registers (8 and 16 bits) use the low bits of a lane, the rest is zero.
+    pub rows: Vec<Row>,
+    /// For the first row of each register: the lanes whose value was never defined.
+    pub undefined: Vec<u32>,
+    /// Predicates, a bit a lane.
+    pub predicates: Vec<u32>,
+    /// The lanes in which a predicate was never defined.
+    pub undefined_predicates: Vec<u32>,
+}
+
+impl Registers {
+    /// A copy of the 32-bit register at `slot`.
+    #[inline(always)]
+    pub fn get(&self, slot: Slot) -> [u32; 32] {
+        self.rows[slot as usize].0
+    }
+
+    /// Replaces the lanes of `mask` in the 32-bit register at `slot`.
+    #[inline(always)]
+    pub fn set(&mut self, slot: Slot, value: &[u32; 32], mask: u32) {
+        let row = &mut self.rows[slot as usize].0;
+        if mask == u32::MAX {
+            *row = *value;
+        } else {
+            for lane in 0..32 {
+                let take = 0u32.wrapping_sub(mask >> lane & 1);
+                row[lane] = value[lane] & take | row[lane] & !take;
+            }
+        }
+    }
+
+    /// A copy of the 64-bit register at `slot`.
+    #[inline(always)]
+    pub fn get64(&self, slot: Slot) -> Row64 {
+        let rows: &[Row] = &self.rows[slot as usize..slot as usize + 2];
+        let lanes: &[u64] = bytemuck::cast_slice(rows);
+        lanes.try_into().expect("two rows are 32 lanes of 64 bits")
+    }
+
+    /// Replaces the lanes of `mask` in the 64-bit register at `slot`.
+    #[inline(always)]
+    pub fn set64(&mut self, slot: Slot, value: &Row64, mask: u32) {
+        let rows: &mut [Row] = &mut self.rows[slot as usize..slot as usize + 2];
+        let lanes: &mut [u64] = bytemuck::cast_slice_mut(rows);
+        if mask == u32::MAX {
+            lanes.copy_from_slice(value);
+        } else {
+            for lane in 0..32 {
+                let take = 0u64.wrapping_sub((mask >> lane & 1) as u64);
+                lanes[lane] = value[lane] & take | lanes[lane] & !take;
+            }
+        }
+    }
+}
