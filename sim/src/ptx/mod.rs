@@ -1,3 +1,13 @@
 //! PTX text to an abstract syntax tree with resolved names.
 
 pub mod ast;
+mod debug;
+mod expression;
+mod function;
+mod lexer;
+mod operand;
+pub mod parser;
+mod scope;
+mod variable;
+
+pub use parser::parse;
