@@ -32,7 +32,11 @@ fn mma(opcode: &str) {
     let (counts, per) = (op.registers(), op.rows_per_register());
     let (a, b, c) = (ones(counts.a * per), ones(counts.b * per), ones(counts.c * per));
     let mut d = ones(counts.c * per);
-    let ns = least(20_000, || black_box(op).run(black_box(&a), black_box(&b), black_box(&c), black_box(&mut d)));
+    let ns = least(
+        20_000,
+        #[inline(always)]
+        || black_box(op).run(black_box(&a), black_box(&b), black_box(&c), black_box(&mut d)),
+    );
     println!("{opcode:<60} {ns:7.1} ns {:6.1} GFLOP/s", op.flops() as f64 / ns);
 }
 
@@ -51,7 +55,11 @@ fn all() {
     let rows = [[7u8; 16]; 32];
     let mut registers = [[0; 32]; 4];
     for transpose in [false, true] {
-        let ns = least(100_000, || ldmatrix::load(black_box(&rows), transpose, black_box(&mut registers)));
+        let ns = least(
+            100_000,
+            #[inline(always)]
+            || ldmatrix::load(black_box(&rows), transpose, black_box(&mut registers)),
+        );
         println!("ldmatrix.x4{:<49} {ns:7.1} ns", if transpose { ".trans" } else { "" });
     }
 }

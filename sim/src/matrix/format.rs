@@ -74,21 +74,45 @@ impl Element {
 #[inline(always)]
 pub(super) fn floats<const E: usize, const L: usize>(element: Element, words: &[u32; L]) -> [[f32; L]; E] {
     match element {
-        Element::Bf16 => each(words, |bits| f32::from_bits(bits << 16)),
+        Element::Bf16 => each(
+            words,
+            #[inline(always)]
+            |bits| f32::from_bits(bits << 16),
+        ),
         Element::F16 => each(words, f16_value),
-        Element::E5m2 => each(words, |bits| f16_value(bits << 8)),
+        Element::E5m2 => each(
+            words,
+            #[inline(always)]
+            |bits| f16_value(bits << 8),
+        ),
         Element::E4m3 => each(words, e4m3_value),
-        _ => each(words, |bits| f32::from_bits(bits & 0xffff_e000)),
+        _ => each(
+            words,
+            #[inline(always)]
+            |bits| f32::from_bits(bits & 0xffff_e000),
+        ),
     }
 }
 
-/// The `E` integers packed in each of `L` words.
+/// The `E` integers packed in each of `L` words, as floats.
 #[inline(always)]
-pub(super) fn integers<const E: usize, const L: usize>(element: Element, words: &[u32; L]) -> [[i32; L]; E] {
+pub(super) fn integers<const E: usize, const L: usize>(element: Element, words: &[u32; L]) -> [[f32; L]; E] {
     match element {
-        Element::S8 => each(words, |bits| bits as i8 as i32),
-        Element::S4 => each(words, |bits| (bits << 28) as i32 >> 28),
-        _ => each(words, |bits| bits as i32),
+        Element::S8 => each(
+            words,
+            #[inline(always)]
+            |bits| bits as i8 as f32,
+        ),
+        Element::S4 => each(
+            words,
+            #[inline(always)]
+            |bits| ((bits << 28) as i32 >> 28) as f32,
+        ),
+        _ => each(
+            words,
+            #[inline(always)]
+            |bits| bits as i32 as f32,
+        ),
     }
 }
 
@@ -168,10 +192,13 @@ mod tests {
 
     #[test]
     fn packing_order_and_signs() {
-        assert_eq!(integers::<4, 1>(Element::S8, &[0x80ff_017f]), [[127], [1], [-1], [-128]]);
-        assert_eq!(integers::<4, 1>(Element::U8, &[0x80ff_017f]), [[127], [1], [255], [128]]);
-        assert_eq!(integers::<8, 1>(Element::S4, &[0x8f10_7a95]), [[5], [-7], [-6], [7], [0], [1], [-1], [-8]]);
-        assert_eq!(integers::<8, 1>(Element::U4, &[0x8f10_7a95]), [[5], [9], [10], [7], [0], [1], [15], [8]]);
+        assert_eq!(integers::<4, 1>(Element::S8, &[0x80ff_017f]), [[127.0], [1.0], [-1.0], [-128.0]]);
+        assert_eq!(integers::<4, 1>(Element::U8, &[0x80ff_017f]), [[127.0], [1.0], [255.0], [128.0]]);
+        assert_eq!(
+            integers::<8, 1>(Element::S4, &[0x8f10_7a95]),
+            [5, -7, -6, 7, 0, 1, -1, -8].map(|x: i32| [x as f32])
+        );
+        assert_eq!(integers::<8, 1>(Element::U4, &[0x8f10_7a95]), [5, 9, 10, 7, 0, 1, 15, 8].map(|x: i32| [x as f32]));
         assert_eq!(floats::<2, 1>(Element::Bf16, &[0x4040_bf80]), [[-1.0], [3.0]]);
         assert_eq!(floats::<1, 1>(Element::Tf32, &[0x3f80_1fff]), [[1.0]]);
     }

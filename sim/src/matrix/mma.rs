@@ -220,7 +220,13 @@ impl MmaOp {
             }),
             _ => rows_of(c).map(|row| row.map(f32::from_bits)),
         };
-        product::<f32, E, RA, K, 16>(&a, &columns, &mut sums, |a, b, sum| a.mul_add(b, sum));
+        product::<f32, E, RA, K, 16>(
+            &a,
+            &columns,
+            &mut sums,
+            #[inline(always)]
+            |a, b, sum| a.mul_add(b, sum),
+        );
         match self.accumulator {
             Accumulator::F16 => {
                 for (row, sums) in sums.iter().enumerate() {
@@ -241,17 +247,24 @@ impl MmaOp {
         c: &[Lanes],
         d: &mut [Lanes],
     ) {
-        let a: [[[i32; 32]; E]; RA] = std::array::from_fn(|r| integers::<E, 32>(self.a, &a[r]));
-        let mut columns = [[0i32; 8]; K];
+        let a: [[[f32; 32]; E]; RA] = std::array::from_fn(|r| integers::<E, 32>(self.a, &a[r]));
+        let mut columns = [[0f32; 8]; K];
         for r in 0..RB {
             for t in 0..4 {
                 let unpacked = integers::<E, 8>(self.b, &quad_thread(&b[r], t));
                 columns[E * (t + 4 * r)..][..E].copy_from_slice(&unpacked);
             }
         }
-        // At most 64 products of 16 bits: exact in 32.
-        let mut sums = [[0i32; 8]; M];
-        product::<i32, E, RA, K, M>(&a, &columns, &mut sums, |a, b, sum| sum + a * b);
+        // At most 64 products of two bytes: exact in f32, whose multiply-add is the fastest.
+        let mut sums = [[0f32; 8]; M];
+        product::<f32, E, RA, K, M>(
+            &a,
+            &columns,
+            &mut sums,
+            #[inline(always)]
+            |a, b, sum| a.mul_add(b, sum),
+        );
+        let sums = sums.map(|row| row.map(|sum| sum as i32));
         store_rows(&add_integers(&sums, c, self.saturate), d);
     }
 
@@ -272,9 +285,13 @@ impl MmaOp {
         }
         let mut sums = [[0i32; 8]; M];
         let xor = self.bit_op == Some(BitOp::Xor);
-        product::<i32, 1, RA, K, M>(&a, &columns, &mut sums, |a, b, sum| {
-            sum + (if xor { a ^ b } else { a & b }).count_ones() as i32
-        });
+        product::<i32, 1, RA, K, M>(
+            &a,
+            &columns,
+            &mut sums,
+            #[inline(always)]
+            |a, b, sum| sum + (if xor { a ^ b } else { a & b }).count_ones() as i32,
+        );
         store_rows(&add_integers(&sums, c, false), d);
     }
 }
@@ -306,7 +323,13 @@ fn run_double<const RA: usize, const RB: usize, const K: usize, const M: usize>(
             sums[8 * half + g][4..].copy_from_slice(&odd[4 * g..4 * g + 4]);
         }
     }
-    product::<f64, 1, RA, K, M>(&a, &columns, &mut sums, |a, b, sum| a.mul_add(b, sum));
+    product::<f64, 1, RA, K, M>(
+        &a,
+        &columns,
+        &mut sums,
+        #[inline(always)]
+        |a, b, sum| a.mul_add(b, sum),
+    );
     for (row, sums) in sums.iter().enumerate() {
         for (slot, sum) in sums.iter().enumerate() {
             let register = 2 * (row / 8) + slot / 4;
@@ -380,14 +403,17 @@ fn product<T: Copy, const E: usize, const RA: usize, const K: usize, const M: us
 ) {
     for (half, sums) in sums.chunks_exact_mut(8).enumerate() {
         let mut block: [[T; 8]; 8] = std::array::from_fn(|g| sums[g]);
-        for (k, b) in b.iter().enumerate() {
-            let register = k / (4 * E) * (M / 8) + half;
-            let element = &a[register][k % E];
-            let t = k % (4 * E) / E;
-            for (g, row) in block.iter_mut().enumerate() {
-                let a = element[4 * g + t];
-                for (sum, b) in row.iter_mut().zip(b) {
-                    *sum = step(a, *b, *sum);
+        for step_of_k in 0..RA / (M / 8) {
+            let elements = &a[step_of_k * (M / 8) + half];
+            for t in 0..4 {
+                for j in 0..E {
+                    let b = &b[E * (t + 4 * step_of_k) + j];
+                    for (g, row) in block.iter_mut().enumerate() {
+                        let a = elements[j][4 * g + t];
+                        for (sum, b) in row.iter_mut().zip(b) {
+                            *sum = step(a, *b, *sum);
+                        }
+                    }
                 }
             }
         }
