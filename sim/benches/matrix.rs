@@ -1,4 +1,4 @@
-//! Times of the matrix instructions, called as the interpreter calls them: inlined below one dispatch to AVX2.
+//! Times of the matrix instructions.
 //!
 //! `cargo bench -p reel-sim --bench matrix`
 
@@ -9,7 +9,6 @@ use reel_sim::matrix::mma::MmaOp;
 use reel_sim::matrix::{Lanes, ldmatrix};
 
 /// Nanoseconds a call, the least of several rounds.
-#[inline(always)]
 fn least(calls: u32, mut call: impl FnMut()) -> f64 {
     let mut best = f64::INFINITY;
     for _ in 0..7 {
@@ -26,7 +25,6 @@ fn ones(count: usize) -> Vec<Lanes> {
     vec![[0x3f80_3f80; 32]; count]
 }
 
-#[inline(always)]
 fn mma(opcode: &str) {
     let op = MmaOp::parse(opcode).expect("a form of mma.sync");
     let (counts, per) = (op.registers(), op.rows_per_register());
@@ -40,8 +38,7 @@ fn mma(opcode: &str) {
     println!("{opcode:<60} {ns:7.1} ns {:6.1} GFLOP/s", op.flops() as f64 / ns);
 }
 
-#[inline(always)]
-fn all() {
+fn main() {
     for opcode in [
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
@@ -62,24 +59,4 @@ fn all() {
         );
         println!("ldmatrix.x4{:<49} {ns:7.1} ns", if transpose { ".trans" } else { "" });
     }
-}
-
-struct All;
-
-impl pulp::NullaryFnOnce for All {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        all();
-    }
-}
-
-fn main() {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(v3) = pulp::x86::V3::try_new() {
-        v3.vectorize(All);
-        return;
-    }
-    all();
 }

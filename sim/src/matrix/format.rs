@@ -69,62 +69,60 @@ impl Element {
     }
 }
 
-/// The `E` floats packed in each of `L` words, element by element. The types without exact f32 values (f64, integers,
-/// bits) have their own functions.
+/// The `E` elements packed in each of `L` words, element by element, as floats. Types without exact f32 values (f64) and
+/// bits have their own functions.
 #[inline(always)]
-pub(super) fn floats<const E: usize, const L: usize>(element: Element, words: &[u32; L]) -> [[f32; L]; E] {
+pub(super) fn unpack<const E: usize, const L: usize>(element: Element, words: &[u32; L], out: &mut [[f32; L]; E]) {
     match element {
         Element::Bf16 => each(
             words,
+            out,
             #[inline(always)]
             |bits| f32::from_bits(bits << 16),
         ),
-        Element::F16 => each(words, f16_value),
+        Element::F16 => each(words, out, f16_value),
         Element::E5m2 => each(
             words,
+            out,
             #[inline(always)]
             |bits| f16_value(bits << 8),
         ),
-        Element::E4m3 => each(words, e4m3_value),
-        _ => each(
+        Element::E4m3 => each(words, out, e4m3_value),
+        Element::S8 => each(
             words,
+            out,
+            #[inline(always)]
+            |bits| ((bits << 24) as i32 >> 24) as f32,
+        ),
+        Element::S4 => each(
+            words,
+            out,
+            #[inline(always)]
+            |bits| ((bits << 28) as i32 >> 28) as f32,
+        ),
+        Element::U8 | Element::U4 => each(
+            words,
+            out,
+            #[inline(always)]
+            |bits| bits as i32 as f32,
+        ),
+        Element::Tf32 | Element::F64 | Element::B1 => each(
+            words,
+            out,
             #[inline(always)]
             |bits| f32::from_bits(bits & 0xffff_e000),
         ),
     }
 }
 
-/// The `E` integers packed in each of `L` words, as floats.
 #[inline(always)]
-pub(super) fn integers<const E: usize, const L: usize>(element: Element, words: &[u32; L]) -> [[f32; L]; E] {
-    match element {
-        Element::S8 => each(
-            words,
-            #[inline(always)]
-            |bits| bits as i8 as f32,
-        ),
-        Element::S4 => each(
-            words,
-            #[inline(always)]
-            |bits| ((bits << 28) as i32 >> 28) as f32,
-        ),
-        _ => each(
-            words,
-            #[inline(always)]
-            |bits| bits as i32 as f32,
-        ),
-    }
-}
-
-#[inline(always)]
-fn each<T: Copy + Default, const E: usize, const L: usize>(words: &[u32; L], value: impl Fn(u32) -> T) -> [[T; L]; E] {
-    let mut out = [[T::default(); L]; E];
+fn each<const E: usize, const L: usize>(words: &[u32; L], out: &mut [[f32; L]; E], value: impl Fn(u32) -> f32) {
+    let mask = (u32::MAX as u64 >> (32 - 32 / E)) as u32;
     for (index, row) in out.iter_mut().enumerate() {
         for (slot, word) in row.iter_mut().zip(words) {
-            *slot = value(if E == 1 { *word } else { word >> (index * (32 / E)) & ((1u64 << (32 / E)) - 1) as u32 });
+            *slot = value(word >> (index * (32 / E)) & mask);
         }
     }
-    out
 }
 
 /// An f16's value; branch-free, so that it vectorises.
@@ -143,10 +141,19 @@ fn e4m3_value(bits: u32) -> f32 {
     f32::from_bits(scaled.to_bits() | special | (bits & 0x80) << 24)
 }
 
-/// Two f32 rounded to f16 (nearest even), the first in the low half.
+/// An f32 rounded to f16 (nearest even); branch-free.
 #[inline(always)]
-pub(super) fn pack_f16(low: f32, high: f32) -> u32 {
-    half::f16::from_f32(low).to_bits() as u32 | (half::f16::from_f32(high).to_bits() as u32) << 16
+pub(super) fn f16_bits(value: f32) -> u32 {
+    let (magnitude, sign) = (value.to_bits() & 0x7fff_ffff, value.to_bits() >> 16 & 0x8000);
+    // Adding half of the last place that stays, less one when that place is even, carries as rounding does.
+    let normal = (magnitude + 0xfff + (magnitude >> 13 & 1)).wrapping_sub(112 << 23) >> 13;
+    // Below 2^-14 the places are multiples of 2^-24: adding 0.5 aligns them to an f32's last ones.
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
+    let finite = if magnitude < 113 << 23 { subnormal } else { normal };
+    // From 65520 on, infinity; NaN stays a quiet NaN.
+    let bits = if magnitude >= 0x477f_f000 { 0x7c00 } else { finite };
+    let bits = if magnitude > 0x7f80_0000 { 0x7e00 } else { bits };
+    bits | sign
 }
 
 #[cfg(test)]
@@ -163,6 +170,29 @@ mod tests {
     }
 
     #[test]
+    fn rounding_to_f16() {
+        let check = |value: f32| {
+            let (want, got) = (half::f16::from_f32(value), half::f16::from_bits(f16_bits(value) as u16));
+            assert!(want.to_bits() == got.to_bits() || want.is_nan() && got.is_nan(), "{value:e}: {got:?}");
+        };
+        let mut state = 1u32;
+        for bits in 0..=0xffffu32 {
+            let value = f16_value(bits);
+            for near in [-0x1001i32, -0x1000, -0xfff, -1, 0, 1, 0xfff, 0x1000, 0x1001] {
+                check(f32::from_bits(value.to_bits().wrapping_add_signed(near)));
+            }
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            check(f32::from_bits(state));
+        }
+    }
+
+    fn values<const E: usize>(element: Element, word: u32) -> [f32; E] {
+        let mut out = [[0.0; 1]; E];
+        unpack(element, &[word], &mut out);
+        out.map(|[value]| value)
+    }
+
+    #[test]
     fn every_fp8() {
         for bits in 0..256u32 {
             let sign = if bits & 0x80 == 0 { 1.0 } else { -1.0 };
@@ -175,13 +205,13 @@ mod tests {
                 };
                 sign * scaled
             };
-            let [[e4m3], ..] = floats::<4, 1>(Element::E4m3, &[bits]);
+            let [e4m3, ..] = values::<4>(Element::E4m3, bits);
             if bits & 0x7f == 0x7f {
                 assert!(e4m3.is_nan());
             } else {
                 assert_eq!(e4m3 as f64, value(bits >> 3 & 15, bits & 7, 3, 7));
             }
-            let [[e5m2], ..] = floats::<4, 1>(Element::E5m2, &[bits]);
+            let [e5m2, ..] = values::<4>(Element::E5m2, bits);
             match (bits >> 2 & 31, bits & 3) {
                 (31, 0) => assert_eq!(e5m2 as f64, sign * f64::INFINITY),
                 (31, _) => assert!(e5m2.is_nan()),
@@ -192,14 +222,11 @@ mod tests {
 
     #[test]
     fn packing_order_and_signs() {
-        assert_eq!(integers::<4, 1>(Element::S8, &[0x80ff_017f]), [[127.0], [1.0], [-1.0], [-128.0]]);
-        assert_eq!(integers::<4, 1>(Element::U8, &[0x80ff_017f]), [[127.0], [1.0], [255.0], [128.0]]);
-        assert_eq!(
-            integers::<8, 1>(Element::S4, &[0x8f10_7a95]),
-            [5, -7, -6, 7, 0, 1, -1, -8].map(|x: i32| [x as f32])
-        );
-        assert_eq!(integers::<8, 1>(Element::U4, &[0x8f10_7a95]), [5, 9, 10, 7, 0, 1, 15, 8].map(|x: i32| [x as f32]));
-        assert_eq!(floats::<2, 1>(Element::Bf16, &[0x4040_bf80]), [[-1.0], [3.0]]);
-        assert_eq!(floats::<1, 1>(Element::Tf32, &[0x3f80_1fff]), [[1.0]]);
+        assert_eq!(values(Element::S8, 0x80ff_017f), [127.0, 1.0, -1.0, -128.0]);
+        assert_eq!(values(Element::U8, 0x80ff_017f), [127.0, 1.0, 255.0, 128.0]);
+        assert_eq!(values(Element::S4, 0x8f10_7a95), [5, -7, -6, 7, 0, 1, -1, -8].map(|value: i32| value as f32));
+        assert_eq!(values(Element::U4, 0x8f10_7a95), [5, 9, 10, 7, 0, 1, 15, 8].map(|value: i32| value as f32));
+        assert_eq!(values(Element::Bf16, 0x4040_bf80), [-1.0, 3.0]);
+        assert_eq!(values(Element::Tf32, 0x3f80_1fff), [1.0]);
     }
 }

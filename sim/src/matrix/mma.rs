@@ -13,7 +13,7 @@
 //! ascending k with one rounding a step (f32, f64), or exactly (integers); an f16 result is rounded once at the end.
 
 use super::Lanes;
-use super::format::{f16_value, floats, integers, pack_f16};
+use super::format::{f16_bits, f16_value, unpack};
 
 pub use super::format::Element;
 
@@ -171,166 +171,142 @@ impl MmaOp {
     ///
     /// # Panics
     /// When an operand has fewer rows than that.
-    #[inline(always)]
     pub fn run(&self, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
-        match (self.a.bits(), self.m, self.k) {
-            (16, _, 8) => self.run_float::<2, 2, 1, 8>(a, b, c, d),
-            (16, _, _) => self.run_float::<2, 4, 2, 16>(a, b, c, d),
-            (32, _, 4) => self.run_float::<1, 2, 1, 4>(a, b, c, d),
-            (32, _, _) => self.run_float::<1, 4, 2, 8>(a, b, c, d),
-            (8, _, 16) if self.a.is_fp8() => self.run_float::<4, 2, 1, 16>(a, b, c, d),
-            (8, _, _) if self.a.is_fp8() => self.run_float::<4, 4, 2, 32>(a, b, c, d),
-            (8, 8, _) => self.run_integer::<4, 1, 1, 16, 8>(a, b, c, d),
-            (8, _, 16) => self.run_integer::<4, 2, 1, 16, 16>(a, b, c, d),
-            (8, _, _) => self.run_integer::<4, 4, 2, 32, 16>(a, b, c, d),
-            (4, 8, _) => self.run_integer::<8, 1, 1, 32, 8>(a, b, c, d),
-            (4, _, 32) => self.run_integer::<8, 2, 1, 32, 16>(a, b, c, d),
-            (4, _, _) => self.run_integer::<8, 4, 2, 64, 16>(a, b, c, d),
-            (64, 8, _) => run_double::<1, 1, 4, 8>(a, b, c, d),
-            (64, _, 4) => run_double::<2, 1, 4, 16>(a, b, c, d),
-            (64, _, 8) => run_double::<4, 2, 8, 16>(a, b, c, d),
-            (64, _, _) => run_double::<8, 4, 16, 16>(a, b, c, d),
-            (_, 8, _) => self.run_bits::<1, 1, 4, 8>(a, b, c, d),
-            (_, _, 128) => self.run_bits::<2, 1, 4, 16>(a, b, c, d),
-            _ => self.run_bits::<4, 2, 8, 16>(a, b, c, d),
-        }
-    }
-
-    /// `E` elements a register, `RA` and `RB` registers of A and B; m16.
-    #[inline(always)]
-    fn run_float<const E: usize, const RA: usize, const RB: usize, const K: usize>(
-        &self,
-        a: &[Lanes],
-        b: &[Lanes],
-        c: &[Lanes],
-        d: &mut [Lanes],
-    ) {
-        let a: [[[f32; 32]; E]; RA] = std::array::from_fn(|r| floats::<E, 32>(self.a, &a[r]));
-        let mut columns = [[0f32; 8]; K];
-        for r in 0..RB {
-            for t in 0..4 {
-                let unpacked = floats::<E, 8>(self.b, &quad_thread(&b[r], t));
-                columns[E * (t + 4 * r)..][..E].copy_from_slice(&unpacked);
-            }
-        }
-        let mut sums: [[f32; 8]; 16] = match self.accumulator {
-            Accumulator::F16 => std::array::from_fn(|row| {
-                let quad = quad(&c[row / 8], row % 8);
-                std::array::from_fn(|slot| f16_value(quad[slot % 4] >> (16 * (slot / 4)) & 0xffff))
-            }),
-            _ => rows_of(c).map(|row| row.map(f32::from_bits)),
-        };
-        product::<f32, E, RA, K, 16>(
-            &a,
-            &columns,
-            &mut sums,
-            #[inline(always)]
-            |a, b, sum| a.mul_add(b, sum),
-        );
-        match self.accumulator {
-            Accumulator::F16 => {
-                for (row, sums) in sums.iter().enumerate() {
-                    for t in 0..4 {
-                        d[row / 8][4 * (row % 8) + t] = pack_f16(sums[t], sums[t + 4]);
-                    }
-                }
-            }
-            _ => store_rows(&sums.map(|row| row.map(f32::to_bits)), d),
-        }
-    }
-
-    #[inline(always)]
-    fn run_integer<const E: usize, const RA: usize, const RB: usize, const K: usize, const M: usize>(
-        &self,
-        a: &[Lanes],
-        b: &[Lanes],
-        c: &[Lanes],
-        d: &mut [Lanes],
-    ) {
-        let a: [[[f32; 32]; E]; RA] = std::array::from_fn(|r| integers::<E, 32>(self.a, &a[r]));
-        let mut columns = [[0f32; 8]; K];
-        for r in 0..RB {
-            for t in 0..4 {
-                let unpacked = integers::<E, 8>(self.b, &quad_thread(&b[r], t));
-                columns[E * (t + 4 * r)..][..E].copy_from_slice(&unpacked);
-            }
-        }
-        // At most 64 products of two bytes: exact in f32, whose multiply-add is the fastest.
-        let mut sums = [[0f32; 8]; M];
-        product::<f32, E, RA, K, M>(
-            &a,
-            &columns,
-            &mut sums,
-            #[inline(always)]
-            |a, b, sum| a.mul_add(b, sum),
-        );
-        let sums = sums.map(|row| row.map(|sum| sum as i32));
-        store_rows(&add_integers(&sums, c, self.saturate), d);
-    }
-
-    #[inline(always)]
-    fn run_bits<const RA: usize, const RB: usize, const K: usize, const M: usize>(
-        &self,
-        a: &[Lanes],
-        b: &[Lanes],
-        c: &[Lanes],
-        d: &mut [Lanes],
-    ) {
-        let a: [[[i32; 32]; 1]; RA] = std::array::from_fn(|r| [a[r].map(|word| word as i32)]);
-        let mut columns = [[0i32; 8]; K];
-        for r in 0..RB {
-            for t in 0..4 {
-                columns[t + 4 * r] = quad_thread(&b[r], t).map(|word| word as i32);
-            }
-        }
-        let mut sums = [[0i32; 8]; M];
-        let xor = self.bit_op == Some(BitOp::Xor);
-        product::<i32, 1, RA, K, M>(
-            &a,
-            &columns,
-            &mut sums,
-            #[inline(always)]
-            |a, b, sum| sum + (if xor { a ^ b } else { a & b }).count_ones() as i32,
-        );
-        store_rows(&add_integers(&sums, c, false), d);
+        super::vectorized(Run { op: self, a, b, c, d });
     }
 }
 
+/// A call of [`MmaOp::run`], compiled for the widest vectors.
+struct Run<'a> {
+    op: &'a MmaOp,
+    a: &'a [Lanes],
+    b: &'a [Lanes],
+    c: &'a [Lanes],
+    d: &'a mut [Lanes],
+}
+
+impl pulp::NullaryFnOnce for Run<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { op, a, b, c, d } = self;
+        match (op.a, op.a.bits()) {
+            (Element::F64, _) => double(op, a, b, c, d),
+            (Element::B1, _) => bits(op, a, b, c, d),
+            (_, 4) => single::<8>(op, a, b, c, d),
+            (_, 8) => single::<4>(op, a, b, c, d),
+            (_, 16) => single::<2>(op, a, b, c, d),
+            _ => single::<1>(op, a, b, c, d),
+        }
+    }
+}
+
+/// Registers of A (32 bits) there are at most, and elements in them.
+const MAX_A: usize = 4;
+
+/// Products of f32, and of integers of at most 8 bits: at most 64 of these sum exactly in f32, whose multiply-add is the
+/// fastest. `E` elements a register.
 #[inline(always)]
-fn run_double<const RA: usize, const RB: usize, const K: usize, const M: usize>(
-    a: &[Lanes],
-    b: &[Lanes],
-    c: &[Lanes],
-    d: &mut [Lanes],
-) {
-    let wide = |rows: &[Lanes], register: usize| -> [f64; 32] {
-        let words = rows[2 * register..2 * register + 2].as_flattened();
-        std::array::from_fn(|lane| f64::from_bits(words[2 * lane] as u64 | (words[2 * lane + 1] as u64) << 32))
-    };
-    let a: [[[f64; 32]; 1]; RA] = std::array::from_fn(|r| [wide(a, r)]);
-    let mut columns = [[0f64; 8]; K];
-    for r in 0..RB {
-        let lanes = wide(b, r);
+fn single<const E: usize>(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
+    let (m, k) = (op.m as usize, op.k as usize);
+    let mut unpacked = [[[0f32; 32]; E]; MAX_A];
+    for (register, out) in a[..m * k / (32 * E)].iter().zip(&mut unpacked) {
+        unpack(op.a, register, out);
+    }
+    let mut columns = [[[0f32; 8]; E]; 4 * MAX_A / 2];
+    for (r, register) in b[..k / (4 * E)].iter().enumerate() {
         for t in 0..4 {
-            columns[t + 4 * r] = std::array::from_fn(|slot| lanes[4 * column(slot) + t]);
+            unpack(op.b, &quad_thread(register, t), &mut columns[4 * r + t]);
         }
     }
-    let mut sums = [[0f64; 8]; M];
-    for half in 0..M / 8 {
-        let (even, odd) = (wide(c, 2 * half), wide(c, 2 * half + 1));
+    let mut rows = [[0u32; 8]; 16];
+    let mut sums = [[0f32; 8]; 16];
+    match op.accumulator {
+        Accumulator::F16 => load_f16(&c[..2], &mut sums),
+        Accumulator::F32 => {
+            load_rows(&c[..4], &mut rows);
+            for (sums, row) in sums.iter_mut().zip(&rows) {
+                for (sum, bits) in sums.iter_mut().zip(row) {
+                    *sum = f32::from_bits(*bits);
+                }
+            }
+        }
+        _ => load_rows(&c[..m / 4], &mut rows),
+    }
+    product(unpacked.as_flattened(), columns.as_flattened(), &mut sums[..m], E, k, fused_f32);
+    match op.accumulator {
+        Accumulator::F16 => return store_f16(&sums, &mut d[..2]),
+        Accumulator::F32 => {
+            for (sums, row) in sums.iter().zip(&mut rows) {
+                for (sum, bits) in sums.iter().zip(row) {
+                    *bits = sum.to_bits();
+                }
+            }
+        }
+        _ => {
+            for (sums, row) in sums.iter().zip(&mut rows) {
+                for (sum, bits) in sums.iter().zip(row) {
+                    let (sum, c) = (*sum as i32, *bits as i32);
+                    *bits = if op.saturate { c.saturating_add(sum) } else { c.wrapping_add(sum) } as u32;
+                }
+            }
+        }
+    }
+    store_rows(&rows, &mut d[..m / 4]);
+}
+
+/// Counts of bits: a register is one element.
+#[inline(always)]
+fn bits(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
+    let (m, words) = (op.m as usize, op.k as usize / 32);
+    let mut columns = [[0u32; 8]; 8];
+    for (r, register) in b[..words / 4].iter().enumerate() {
+        for t in 0..4 {
+            columns[4 * r + t] = quad_thread(register, t);
+        }
+    }
+    let mut sums = [[0u32; 8]; 16];
+    load_rows(&c[..m / 4], &mut sums);
+    let a = &a[..m * words / 32];
+    match op.bit_op {
+        Some(BitOp::Xor) => product(a, &columns, &mut sums[..m], 1, words, |a, b, sum| count(a ^ b, sum)),
+        _ => product(a, &columns, &mut sums[..m], 1, words, |a, b, sum| count(a & b, sum)),
+    }
+    store_rows(&sums, &mut d[..m / 4]);
+}
+
+#[inline(always)]
+fn count(bits: u32, sum: u32) -> u32 {
+    sum.wrapping_add(bits.count_ones())
+}
+
+#[inline(always)]
+fn double(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
+    let (m, k) = (op.m as usize, op.k as usize);
+    let mut unpacked = [[0f64; 32]; 8];
+    for (r, out) in unpacked[..m * k / 32].iter_mut().enumerate() {
+        *out = wide(&a[2 * r..2 * r + 2]);
+    }
+    let mut columns = [[0f64; 8]; 16];
+    for r in 0..k / 4 {
+        let lanes = wide(&b[2 * r..2 * r + 2]);
+        for t in 0..4 {
+            for (slot, value) in columns[4 * r + t].iter_mut().enumerate() {
+                *value = lanes[4 * column(slot) + t];
+            }
+        }
+    }
+    let mut sums = [[0f64; 8]; 16];
+    for register in 0..m / 4 {
+        let lanes = wide(&c[2 * register..2 * register + 2]);
         for g in 0..8 {
-            sums[8 * half + g][..4].copy_from_slice(&even[4 * g..4 * g + 4]);
-            sums[8 * half + g][4..].copy_from_slice(&odd[4 * g..4 * g + 4]);
+            let half = 4 * (register % 2);
+            sums[8 * (register / 2) + g][half..half + 4].copy_from_slice(&lanes[4 * g..4 * g + 4]);
         }
     }
-    product::<f64, 1, RA, K, M>(
-        &a,
-        &columns,
-        &mut sums,
-        #[inline(always)]
-        |a, b, sum| a.mul_add(b, sum),
-    );
-    for (row, sums) in sums.iter().enumerate() {
+    product(&unpacked, &columns, &mut sums[..m], 1, k, fused_f64);
+    for (row, sums) in sums[..m].iter().enumerate() {
         for (slot, sum) in sums.iter().enumerate() {
             let register = 2 * (row / 8) + slot / 4;
             let words = d[2 * register..2 * register + 2].as_flattened_mut();
@@ -339,6 +315,26 @@ fn run_double<const RA: usize, const RB: usize, const K: usize, const M: usize>(
             words[2 * lane + 1] = (sum.to_bits() >> 32) as u32;
         }
     }
+}
+
+#[inline(always)]
+fn fused_f32(a: f32, b: f32, sum: f32) -> f32 {
+    a.mul_add(b, sum)
+}
+
+#[inline(always)]
+fn fused_f64(a: f64, b: f64, sum: f64) -> f64 {
+    a.mul_add(b, sum)
+}
+
+/// A 64-bit register's lanes.
+#[inline(always)]
+fn wide(rows: &[Lanes]) -> [f64; 32] {
+    let mut out = [0.0; 32];
+    for (value, words) in out.iter_mut().zip(rows.as_flattened().chunks_exact(2)) {
+        *value = f64::from_bits(words[0] as u64 | (words[1] as u64) << 32);
+    }
+    out
 }
 
 // Rows of D are kept with the even columns first (slot s is column 2(s % 4) + s / 4): then a row is four lanes of one
@@ -353,63 +349,80 @@ pub(super) fn column(slot: usize) -> usize {
 /// Of each quad its thread `t`: a row of B, in slots.
 #[inline(always)]
 fn quad_thread(register: &Lanes, t: usize) -> [u32; 8] {
-    std::array::from_fn(|slot| register[4 * column(slot) + t])
-}
-
-/// The four lanes of quad `g`.
-#[inline(always)]
-fn quad(register: &Lanes, g: usize) -> [u32; 4] {
-    std::array::from_fn(|t| register[4 * g + t])
+    let mut out = [0; 8];
+    for (slot, word) in out.iter_mut().enumerate() {
+        *word = register[4 * column(slot) + t];
+    }
+    out
 }
 
 /// C's rows, in slots.
 #[inline(always)]
-fn rows_of<const M: usize>(c: &[Lanes]) -> [[u32; 8]; M] {
-    std::array::from_fn(|row| {
-        let (even, odd) = (quad(&c[2 * (row / 8)], row % 8), quad(&c[2 * (row / 8) + 1], row % 8));
-        [even[0], even[1], even[2], even[3], odd[0], odd[1], odd[2], odd[3]]
-    })
-}
-
-/// The inverse of [`rows_of`].
-#[inline(always)]
-fn store_rows<const M: usize>(rows: &[[u32; 8]; M], d: &mut [Lanes]) {
-    for (row, sums) in rows.iter().enumerate() {
-        let g = 4 * (row % 8);
-        d[2 * (row / 8)][g..g + 4].copy_from_slice(&sums[..4]);
-        d[2 * (row / 8) + 1][g..g + 4].copy_from_slice(&sums[4..]);
-    }
-}
-
-#[inline(always)]
-fn add_integers<const M: usize>(sums: &[[i32; 8]; M], c: &[Lanes], saturate: bool) -> [[u32; 8]; M] {
-    let mut rows: [[u32; 8]; M] = rows_of(c);
-    for (row, sums) in rows.iter_mut().zip(sums) {
-        for (value, sum) in row.iter_mut().zip(sums) {
-            let c = *value as i32;
-            *value = if saturate { c.saturating_add(*sum) } else { c.wrapping_add(*sum) } as u32;
+pub(super) fn load_rows(c: &[Lanes], rows: &mut [[u32; 8]]) {
+    for (pair, rows) in c.chunks_exact(2).zip(rows.chunks_exact_mut(8)) {
+        for (g, row) in rows.iter_mut().enumerate() {
+            row[..4].copy_from_slice(&pair[0][4 * g..4 * g + 4]);
+            row[4..].copy_from_slice(&pair[1][4 * g..4 * g + 4]);
         }
     }
-    rows
 }
 
-/// Eight rows of D at a time, ascending k. `a[r][j][lane]` is element j of register r.
+/// The inverse of [`load_rows`].
 #[inline(always)]
-fn product<T: Copy, const E: usize, const RA: usize, const K: usize, const M: usize>(
-    a: &[[[T; 32]; E]; RA],
-    b: &[[T; 8]; K],
-    sums: &mut [[T; 8]; M],
+pub(super) fn store_rows(rows: &[[u32; 8]], d: &mut [Lanes]) {
+    for (pair, rows) in d.chunks_exact_mut(2).zip(rows.chunks_exact(8)) {
+        for (g, row) in rows.iter().enumerate() {
+            pair[0][4 * g..4 * g + 4].copy_from_slice(&row[..4]);
+            pair[1][4 * g..4 * g + 4].copy_from_slice(&row[4..]);
+        }
+    }
+}
+
+/// C's rows, in slots, from two f16 a register.
+#[inline(always)]
+pub(super) fn load_f16(c: &[Lanes], rows: &mut [[f32; 8]]) {
+    for (register, rows) in c.iter().zip(rows.chunks_exact_mut(8)) {
+        for (g, row) in rows.iter_mut().enumerate() {
+            for t in 0..4 {
+                row[t] = f16_value(register[4 * g + t] & 0xffff);
+                row[t + 4] = f16_value(register[4 * g + t] >> 16);
+            }
+        }
+    }
+}
+
+/// The inverse of [`load_f16`], rounding to nearest even.
+#[inline(always)]
+pub(super) fn store_f16(rows: &[[f32; 8]], d: &mut [Lanes]) {
+    for (register, rows) in d.iter_mut().zip(rows.chunks_exact(8)) {
+        for (g, row) in rows.iter().enumerate() {
+            for t in 0..4 {
+                register[4 * g + t] = f16_bits(row[t]) | f16_bits(row[t + 4]) << 16;
+            }
+        }
+    }
+}
+
+/// Eight rows of D at a time, ascending k. `a[E·r + j][lane]` is element j of A's register r, `b` the rows of B.
+#[inline(always)]
+fn product<T: Copy>(
+    a: &[[T; 32]],
+    b: &[[T; 8]],
+    sums: &mut [[T; 8]],
+    elements: usize,
+    k: usize,
     step: impl Fn(T, T, T) -> T,
 ) {
+    let halves = sums.len() / 8;
     for (half, sums) in sums.chunks_exact_mut(8).enumerate() {
-        let mut block: [[T; 8]; 8] = std::array::from_fn(|g| sums[g]);
-        for step_of_k in 0..RA / (M / 8) {
-            let elements = &a[step_of_k * (M / 8) + half];
-            for t in 0..4 {
-                for j in 0..E {
-                    let b = &b[E * (t + 4 * step_of_k) + j];
+        let sums: &mut [[T; 8]; 8] = sums.try_into().expect("a chunk of eight");
+        let mut block = *sums;
+        for (i, b) in b.chunks_exact(4 * elements).take(k / (4 * elements)).enumerate() {
+            let a = &a[(i * halves + half) * elements..][..elements];
+            for (t, b) in b.chunks_exact(elements).enumerate() {
+                for (a, b) in a.iter().zip(b) {
                     for (g, row) in block.iter_mut().enumerate() {
-                        let a = elements[j][4 * g + t];
+                        let a = a[4 * g + t % 4];
                         for (sum, b) in row.iter_mut().zip(b) {
                             *sum = step(a, *b, *sum);
                         }
@@ -417,7 +430,7 @@ fn product<T: Copy, const E: usize, const RA: usize, const K: usize, const M: us
                 }
             }
         }
-        sums.copy_from_slice(&block);
+        *sums = block;
     }
 }
 

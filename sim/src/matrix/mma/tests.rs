@@ -101,6 +101,12 @@ fn element_bits(rows: &[Lanes], bits: usize, lane: usize, i: usize) -> u64 {
     (rows[i / per][lane] as u64) >> (bits * (i % per)) & ((1u64 << bits) - 1)
 }
 
+fn e4m3(bits: u32) -> f64 {
+    let mut out = [[0.0; 1]; 4];
+    unpack(Element::E4m3, &[bits], &mut out);
+    out[0][0] as f64
+}
+
 fn value(element: Element, bits: u64) -> f64 {
     match element {
         Element::F64 => f64::from_bits(bits),
@@ -108,7 +114,7 @@ fn value(element: Element, bits: u64) -> f64 {
         Element::Bf16 => half::bf16::from_bits(bits as u16).to_f64(),
         Element::F16 => half::f16::from_bits(bits as u16).to_f64(),
         Element::E5m2 => half::f16::from_bits((bits as u16) << 8).to_f64(),
-        Element::E4m3 => floats::<4, 1>(Element::E4m3, &[bits as u32])[0][0] as f64,
+        Element::E4m3 => e4m3(bits as u32),
         Element::S8 => bits as u8 as i8 as f64,
         Element::U8 | Element::U4 | Element::B1 => bits as f64,
         Element::S4 => ((bits << 60) as i64 >> 60) as f64,
