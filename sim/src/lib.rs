@@ -2,6 +2,14 @@
 //! bytes that nobody wrote, accesses out of bounds.
 
 pub mod alu;
+pub mod counters;
+pub mod exec;
+pub mod finding;
+pub mod layout;
+pub mod matrix;
+pub mod memory;
+pub mod order;
+pub mod program;
 pub mod ptx;
 pub mod regs;
 pub mod simd;
