@@ -97,6 +97,12 @@ impl Memory {
         (address - a.base < a.data.len() as u64).then_some(i)
     }
 
+    /// Whether the `index`-th buffer holds `address`.
+    #[inline]
+    pub fn holds(&self, index: usize, address: u64) -> bool {
+        self.allocations.get(index).is_some_and(|a| address.wrapping_sub(a.base) < a.data.len() as u64)
+    }
+
     /// The `index`-th buffer.
     #[inline]
     pub fn get(&self, index: usize) -> &Allocation {
@@ -116,7 +122,7 @@ impl Memory {
 
     /// A kernel has ended: all that it did is ordered before what comes.
     pub fn end_launch(&mut self) {
-        self.allocations.iter_mut().for_each(|a| a.shadow.forget());
+        self.allocations.iter_mut().for_each(|a| a.shadow.settle());
     }
 
     /// The nearest buffer to a wild address, in words.
