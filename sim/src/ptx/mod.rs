@@ -13,3 +13,6 @@ mod scope;
 mod variable;
 
 pub use parser::parse;
+
+#[cfg(test)]
+mod tests;
