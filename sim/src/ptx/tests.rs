@@ -159,7 +159,7 @@ fn registers_of_nested_scopes_shadow() {
     assert_eq!(kernel_error("\n@%q bra L;"), (2, "register %q is not declared".to_owned()));
     assert_eq!(kernel_error(".reg .b32 a;\n.reg .b32 a;"), (2, "a is declared twice".to_owned()));
     assert!(kernel_error(".reg .b32 %x<9999999>;").1.contains("registers"));
-    assert!(kernel_error("mov.u32 %r01, 0;").1.contains("not declared"));
+    assert_eq!(operands("mov.u32 %r01, 0;")[0], Operand::Register(5));
 }
 
 #[test]
@@ -194,7 +194,12 @@ fn labels_belong_to_their_scope() {
     assert_eq!(kernel_error("X:\nX: ret;"), (2, "label X stands twice in one scope".to_owned()));
     let f = kernel("@%p1 bra B; T: .branchtargets A, B, A; brx.idx.uni %r1, T; A: ret; B: ret;");
     assert_eq!(f.body[1].operands, [Operand::Register(5), Operand::Labels(vec![2, 3, 2])]);
-    assert!(kernel_error("T: .branchtargets A; brx.idx %r1, T;").1.contains("label A"));
+    let f = kernel("{ T: .branchtargets A, B; { A: brx.idx %r1, T; } B: } A: ret;");
+    assert_eq!(f.body[0].operands[1], Operand::Labels(vec![1, 1]));
+    assert_eq!(kernel_error("T: .branchtargets A;\nbrx.idx %r1, T;"), (2, "A is not declared in k".to_owned()));
+    assert_eq!(kernel_error("T: .branchtargets T;\nbrx.idx %r1, T;"), (2, "T is no label".to_owned()));
+    assert_eq!(kernel_error("bra %r1;"), (1, "a branch without a label".to_owned()));
+    assert!(kernel_error("bra;").1.contains("expected a constant"));
 }
 
 #[test]
