@@ -61,7 +61,7 @@ impl<'a> Debug<'a> {
         let index = *self.known.entry(key).or_insert(next);
         if index == next {
             let ((file, line, column), link) = key;
-            let inlined_at = link.map(|(name, outer)| (Box::new(places[outer as usize].clone()), name.0.to_owned()));
+            let inlined_at = link.map(|(name, outer)| (Box::new(places[outer as usize].clone()), written(name)));
             places.push(Place { file, line, column, inlined_at });
             self.depths.push(link.map_or(0, |(_, outer)| self.depths[outer as usize] + 1));
             self.names.push(link.map(|(name, _)| name));
@@ -71,11 +71,11 @@ impl<'a> Debug<'a> {
 
     /// Puts functions' names where `.loc` gave symbols of `.debug_str`, which comes last in the text.
     pub fn name_inlined(&self, places: &mut [Place]) {
-        let names: HashMap<&str, String> = self.names.iter().flatten().filter_map(|name| self.string(name)).collect();
+        let names: HashMap<String, String> = self.names.iter().flatten().filter_map(|name| self.string(name)).collect();
         for place in places {
             let mut next = place.inlined_at.as_mut();
             while let Some((outer, name)) = next {
-                if let Some(function) = names.get(name.as_str()) {
+                if let Some(function) = names.get(name) {
                     name.clone_from(function);
                 }
                 next = outer.inlined_at.as_mut();
@@ -83,11 +83,17 @@ impl<'a> Debug<'a> {
         }
     }
 
-    fn string(&self, &(symbol, offset): &Name<'a>) -> Option<(&'a str, String)> {
+    fn string(&self, &name: &Name<'a>) -> Option<(String, String)> {
+        let (symbol, offset) = name;
         let start = self.labels.get(symbol)?.checked_add_signed(offset as isize)?;
         let bytes = self.strings.get(start..)?.split(|&b| b == 0).next()?;
-        Some((symbol, String::from_utf8_lossy(bytes).into_owned()))
+        Some((written(name), String::from_utf8_lossy(bytes).into_owned()))
     }
+}
+
+/// What stands for a function's name until the strings are read, and for good where there are none.
+fn written((symbol, offset): Name) -> String {
+    if offset == 0 { symbol.to_owned() } else { format!("{symbol}{offset:+}") }
 }
 
 impl<'a> Parser<'a> {

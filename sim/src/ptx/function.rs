@@ -74,31 +74,36 @@ impl<'a> Parser<'a> {
     fn close_scope(&mut self) -> Result<()> {
         self.cursor.expect(b'}')?;
         let Some(mut scope) = self.scopes.stack.pop() else { return Ok(()) };
-        for pending in std::mem::take(&mut scope.pending) {
+        let mut open = std::mem::take(&mut scope.pending);
+        while let Some(pending) = open.pop() {
             match scope.labels.get(pending.name) {
-                Some(label) => self.tie(&pending, label, &scope)?,
+                Some(label) => self.tie(&pending, label, &mut open)?,
                 None => self.scopes.wait(pending),
             }
         }
         Ok(())
     }
 
-    fn tie(&mut self, pending: &Pending<'a>, label: &Label<'a>, scope: &Scope<'a>) -> Result<()> {
-        let operand = match label {
-            Label::Position(position) => Operand::Label(*position),
-            Label::Branches(names, line) => Operand::Labels(positions(names, *line, scope)?),
-            Label::Calls(names) => {
+    /// Puts what a label stands for where it is waited for; labels of a list wait on, each for itself.
+    fn tie(&mut self, pending: &Pending<'a>, label: &Label<'a>, open: &mut Vec<Pending<'a>>) -> Result<()> {
+        let operand = &mut self.function.body[pending.instruction].operands[pending.operand];
+        match (label, pending.slot, operand) {
+            (Label::Position(position), Some(slot), Operand::Labels(positions)) => positions[slot] = *position,
+            (Label::Position(position), None, operand) => *operand = Operand::Label(*position),
+            (Label::Branches(names), None, operand) => {
+                *operand = Operand::Labels(vec![0; names.len()]);
+                let each = names.iter().enumerate();
+                open.extend(each.map(|(slot, &name)| Pending { name, slot: Some(slot), ..*pending }));
+            }
+            (Label::Calls(names), None, operand) => {
+                *operand = Operand::List(names.iter().map(|name| Operand::Symbol((*name).to_owned(), 0)).collect());
                 self.uses.extend(names.iter().map(|&name| (name, pending.line)));
-                Operand::List(names.iter().map(|name| Operand::Symbol((*name).to_owned(), 0)).collect())
             }
-            Label::Prototype(noreturn) => {
-                if *noreturn {
-                    self.function.noreturn_calls.push(pending.instruction as u32);
-                }
-                return Ok(());
+            (Label::Prototype(noreturn), None, _) => {
+                self.function.noreturn_calls.extend(noreturn.then_some(pending.instruction as u32));
             }
-        };
-        self.function.body[pending.instruction].operands[pending.operand] = operand;
+            _ => return Err(ParseError { line: pending.line, what: format!("{} is no label", pending.name) }),
+        }
         Ok(())
     }
 
@@ -218,7 +223,7 @@ impl<'a> Parser<'a> {
             return self.instruction(None, head, line);
         }
         self.cursor.expect(b':')?;
-        let label = self.label(line)?;
+        let label = self.label()?;
         match self.scopes.label(head, label) {
             true => Ok(()),
             false => Err(ParseError { line, what: format!("label {head} stands twice in one scope") }),
@@ -226,10 +231,10 @@ impl<'a> Parser<'a> {
     }
 
     /// What stands behind `label:`.
-    fn label(&mut self, line: u32) -> Result<Label<'a>> {
+    fn label(&mut self) -> Result<Label<'a>> {
         let before = self.cursor;
         match self.cursor.directive() {
-            Some("branchtargets") => Ok(Label::Branches(self.names()?, line)),
+            Some("branchtargets") => Ok(Label::Branches(self.names()?)),
             Some("calltargets") => Ok(Label::Calls(self.names()?)),
             Some("callprototype") => Ok(Label::Prototype(self.cursor.skip_past(b';')?.contains(".noreturn"))),
             _ => {
@@ -262,7 +267,7 @@ impl<'a> Parser<'a> {
 
     fn operands(&mut self, branch: bool, line: u32) -> Result<Vec<Operand>> {
         let mut operands = Vec::new();
-        if self.cursor.eat(b';') {
+        if !branch && self.cursor.eat(b';') {
             return Ok(operands);
         }
         loop {
@@ -276,9 +281,13 @@ impl<'a> Parser<'a> {
                 break;
             }
         }
-        match self.cursor.eat(b';') {
-            true => Ok(operands),
-            false => Err(self.cursor.expected("`,` or `;`")),
+        if !self.cursor.eat(b';') {
+            return Err(self.cursor.expected("`,` or `;`"));
+        }
+        match operands.last() {
+            Some(Operand::Symbol(..)) => Ok(operands),
+            _ if branch => Err(ParseError { line, what: "a branch without a label".to_owned() }),
+            _ => Ok(operands),
         }
     }
 
@@ -295,7 +304,7 @@ impl<'a> Parser<'a> {
 
     fn wait_for(&mut self, unknown: Unknown<'a>, operand: usize, line: u32) {
         if let Some(name) = unknown {
-            self.scopes.wait(Pending { name, instruction: self.function.body.len(), operand, line });
+            self.scopes.wait(Pending { name, instruction: self.function.body.len(), operand, slot: None, line });
         }
     }
 
@@ -322,15 +331,6 @@ impl<'a> Parser<'a> {
         self.cursor.expect(b';')?;
         Ok(operands)
     }
-}
-
-/// The instructions that the labels of a `.branchtargets` stand before; they are in its own scope.
-fn positions(names: &[&str], line: u32, scope: &Scope) -> Result<Vec<u32>> {
-    let position = |name: &&str| match scope.labels.get(name) {
-        Some(Label::Position(position)) => Ok(*position),
-        _ => Err(ParseError { line, what: format!("label {name} of .branchtargets is not in its scope") }),
-    };
-    names.iter().map(position).collect()
 }
 
 pub(super) fn is_branch(opcode: &str) -> bool {

@@ -1,7 +1,9 @@
 //! PTX text to an abstract syntax tree with resolved names.
 
 pub mod ast;
+pub mod cfg;
 mod debug;
+mod dominators;
 mod expression;
 mod function;
 mod lexer;
@@ -11,3 +13,6 @@ mod scope;
 mod variable;
 
 pub use parser::parse;
+
+#[cfg(test)]
+mod tests;

@@ -21,8 +21,8 @@ pub(super) enum Entry {
 pub(super) enum Label<'a> {
     /// An instruction's index.
     Position(u32),
-    /// `.branchtargets`: labels, with the line of the directive.
-    Branches(Vec<&'a str>, u32),
+    /// `.branchtargets`: labels.
+    Branches(Vec<&'a str>),
     /// `.calltargets`: functions.
     Calls(Vec<&'a str>),
     /// `.callprototype`, and whether it is `.noreturn`.
@@ -35,6 +35,8 @@ pub(super) struct Pending<'a> {
     pub name: &'a str,
     pub instruction: usize,
     pub operand: usize,
+    /// Which of the labels of a `.branchtargets` list, if the operand is one.
+    pub slot: Option<usize>,
     pub line: u32,
 }
 
@@ -70,15 +72,15 @@ impl Scope<'_> {
     }
 }
 
-/// `%r17` as `%r` and 17; a number is not written with a leading zero.
+/// `%r17` as `%r` and 17; `%r017` is the same register.
 fn numbered(name: &str) -> Option<(&str, u32)> {
     let prefix = name.trim_end_matches(|c: char| c.is_ascii_digit());
     Some((prefix, number(&name[prefix.len()..])?))
 }
 
 fn number(digits: &str) -> Option<u32> {
-    let plain = digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
-    digits.parse().ok().filter(|_| plain)
+    // `parse` alone would take a sign.
+    digits.parse().ok().filter(|_| digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// The scopes around the present place, the outermost first.
