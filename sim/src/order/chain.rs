@@ -22,8 +22,7 @@ impl Entry {
         let (mine, theirs) = (self.stamp.strength(), old.stamp.strength());
         let same_block = self.key < OP_KEY && old.key < OP_KEY && self.key >> 6 == old.key >> 6;
         (self.write || !old.write)
-            && (mine == Strength::Weak
-                || mine <= theirs && (same_block || mine == Strength::Gpu) && self.key.max(old.key) < OP_KEY)
+            && (mine == Strength::Weak || mine <= theirs && same_block)
     }
 
     /// Whether `old` is by the same lanes, earlier in their program order, and this one stands for it.

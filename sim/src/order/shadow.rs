@@ -177,8 +177,8 @@ impl Init {
 #[derive(Clone, Debug)]
 pub struct Shadow {
     space: Space,
-    chunks: Vec<Option<Box<Chunk>>>,
-    spare: Vec<Box<Chunk>>,
+    chunks: Vec<Option<Chunk>>,
+    spare: Vec<Chunk>,
     init: Vec<Init>,
     lists: Chains,
 }
@@ -384,7 +384,7 @@ impl Shadow {
     ) -> Option<Fault> {
         self.make_room();
         let bytes = range.end.saturating_sub(range.start);
-        let lane_wide = bytes.is_power_of_two() && bytes <= 16 && range.start % bytes == 0;
+        let lane_wide = bytes.is_power_of_two() && bytes <= 16 && range.start.is_multiple_of(bytes);
         let wide = if lane_wide { bytes.trailing_zeros() } else { Stamp::RANGE };
         let stamp = Stamp::new(0, wide, false, strength);
         let mut view = View::new(self.space, warp, warp.know(lane), cx, op.key(), stamp, pc);
@@ -419,7 +419,7 @@ impl Shadow {
             let end = range.end.min((start | (CHUNK - 1)) + 1);
             if let Some(chunk) = &self.chunks[(start >> CHUNK_SHIFT) as usize] {
                 let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
-                let last = ((end - 1 & (CHUNK - 1)) >> chunk.shift) as usize;
+                let last = (((end - 1) & (CHUNK - 1)) >> chunk.shift) as usize;
                 for (step, cell) in chunk.cells[first..=last].iter().enumerate() {
                     if let Some(op) = self.open_op(cell, ops) {
                         return Some((op, (start >> chunk.shift << chunk.shift) + ((step as u64) << chunk.shift)));
@@ -461,18 +461,18 @@ fn each_word(range: Range<u64>, mut f: impl FnMut(u64, u64)) {
 
 /// The chunk in `place`, made if it is not there yet.
 #[inline(always)]
-fn chunk<'a>(place: &'a mut Option<Box<Chunk>>, spare: &mut Vec<Box<Chunk>>) -> &'a mut Chunk {
+fn chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>) -> &'a mut Chunk {
     place.get_or_insert_with(|| new_chunk(spare))
 }
 
 #[cold]
-fn new_chunk(spare: &mut Vec<Box<Chunk>>) -> Box<Chunk> {
+fn new_chunk(spare: &mut Vec<Chunk>) -> Chunk {
     match spare.pop() {
         Some(mut chunk) if chunk.shift == CELL_SHIFT => {
             chunk.cells.fill(Cell::FRESH);
             chunk
         }
-        _ => Box::new(Chunk::fresh()),
+        _ => Chunk::fresh(),
     }
 }
 
@@ -618,10 +618,11 @@ impl<'a> View<'a> {
     #[inline(always)]
     fn push(&mut self, list: ListId, mut entry: Entry, offset: u64, lists: &mut Chains) -> ListId {
         entry.mask = entry.mask.rotate_right(entry.stamp.turn(offset));
-        if let Some((of, pushed, new)) = self.pushed {
-            if of == list && pushed == entry {
-                return new;
-            }
+        if let Some((of, pushed, new)) = self.pushed
+            && of == list
+            && pushed == entry
+        {
+            return new;
         }
         self.push_new(list, entry, lists)
     }

@@ -25,7 +25,8 @@ impl Sem {
     }
 }
 
-/// What a release pattern left in a location, for those who read its value.
+/// What a release pattern left in a location, for those who read its value; block and scope are those of the pattern's
+/// first operation (the release or the fence).
 #[derive(Clone, Debug)]
 struct Released {
     block: u32,
@@ -41,6 +42,8 @@ struct Location {
     /// What the last releasing thread alone put there: that goes on through its own later writes.
     last: Vec<Released>,
     by: Agent,
+    /// Block and scope of the last write: a read that is not morally strong with it observes nothing.
+    write: (u32, Strength),
 }
 
 /// The locations of a launch that carry released values. The caller tells each strong access, in the order in which they
@@ -59,6 +62,7 @@ impl SyncVars {
     /// `lane` writes `address` strongly at `scope`. A read-modify-write (`rmw`; tell its reading part first, by
     /// [`on_strong_read`](SyncVars::on_strong_read)) goes on with what others released there, another write ends it but for
     /// the same thread's.
+    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn on_strong_write(
         &mut self,
         address: u64,
@@ -67,24 +71,37 @@ impl SyncVars {
         sem: Sem,
         scope: Strength,
         rmw: bool,
+        clusters: &Clusters,
     ) {
-        if !sem.releases() && !warp.has_fences() && (rmw || self.locations.is_empty()) {
+        let releases = sem.releases() || warp.has_fences();
+        if !releases && self.locations.is_empty() {
             return;
         }
         let (by, block) = (warp.agent(lane), warp.block());
-        let mut new: Vec<Released> = Vec::new();
+        if let Some(location) = self.locations.get_mut(&address) {
+            if !rmw {
+                location.overwrite(by);
+            } else if location.linked(block, scope, clusters).is_none() {
+                location.all.clear();
+            }
+            location.write = (block, scope);
+        }
+        if releases {
+            self.put(address, warp, lane, sem, scope);
+        }
+    }
+
+    fn put(&mut self, address: u64, warp: &mut WarpOrder, lane: u32, sem: Sem, scope: Strength) {
+        let (by, block) = (warp.agent(lane), warp.block());
         let fences = warp.fenced(lane).into_iter();
-        new.extend(fences.map(|(fence, know)| Released { block, scope: scope.min(fence), know }));
+        let mut new: Vec<Released> = fences.map(|(scope, know)| Released { block, scope, know }).collect();
         if sem.releases() {
             new.push(Released { block, scope, know: warp.release(1 << lane) });
-        }
-        if !rmw {
-            self.overwrite(address, by);
         }
         if new.is_empty() {
             return;
         }
-        let none = || Location { all: Vec::new(), last: Vec::new(), by };
+        let none = || Location { all: Vec::new(), last: Vec::new(), by, write: (block, scope) };
         let location = self.locations.entry(address).or_insert_with(none);
         if location.by != by {
             location.last.clear();
@@ -93,17 +110,6 @@ impl SyncVars {
         for new in new {
             add(&mut location.all, &new);
             add(&mut location.last, &new);
-        }
-    }
-
-    /// A write that is no read-modify-write: only its own thread's releases go on.
-    fn overwrite(&mut self, address: u64, by: Agent) {
-        if let Some(location) = self.locations.get_mut(&address) {
-            if location.by == by {
-                location.all = location.last.clone();
-            } else {
-                self.locations.remove(&address);
-            }
         }
     }
 
@@ -135,17 +141,31 @@ impl SyncVars {
         }
         let Some(location) = self.locations.get(&address) else { return };
         let block = warp.block();
-        for release in &location.all {
+        let Some(observed) = location.linked(block, scope, clusters) else { return };
+        for release in observed {
             let needed = clusters.between(release.block, block);
-            if release.scope < needed || scope < needed {
+            if release.scope < needed {
                 continue;
             }
-            if sem.acquires() {
+            if sem.acquires() && scope >= needed {
                 warp.acquire(1 << lane, &release.know);
             } else {
                 warp.observe(lane, needed, &release.know);
             }
         }
+    }
+}
+
+impl Location {
+    /// What an access of `block` at `scope` observes; none when it is not morally strong with the last write.
+    fn linked(&self, block: u32, scope: Strength, clusters: &Clusters) -> Option<&[Released]> {
+        let (by, write) = self.write;
+        (scope.min(write) >= clusters.between(by, block)).then_some(&self.all)
+    }
+
+    /// A write that is no read-modify-write: only its own thread's releases go on.
+    fn overwrite(&mut self, by: Agent) {
+        self.all = if self.by == by { self.last.clone() } else { Vec::new() };
     }
 }
 
