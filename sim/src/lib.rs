@@ -4,3 +4,4 @@
 pub mod matrix;
 pub mod ptx;
 pub mod regs;
+pub mod tensor_map;
