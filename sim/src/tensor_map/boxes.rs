@@ -91,8 +91,8 @@ impl BoxCopy<'_> {
         let mut shared = self.shared;
         loop {
             let mut global = Some(first);
-            for i in 1..map.rank as usize {
-                let at = self.coordinates[i] + (index[i] * map.element_strides[i]) as i64;
+            for (i, index) in index.iter().enumerate().take(map.rank as usize).skip(1) {
+                let at = self.coordinates[i] + (index * map.element_strides[i]) as i64;
                 let inside = (0..map.dims[i] as i64).contains(&at);
                 let offset = (at as u64).wrapping_mul(map.strides[i - 1]);
                 global = global.filter(|_| inside).map(|address| address.wrapping_add(offset));

@@ -117,13 +117,13 @@ impl WgmmaOp {
 pub struct Tiles {
     /// A, `[64][k]`.
     a: Vec<[f32; MAX_K]>,
-    /// B, `[k][n]`, in each eight columns the even ones first.
-    b: Vec<[f32; MAX_N]>,
+    /// B, `[k][n / 8][8]`, in each eight columns the even ones first.
+    b: Vec<[[f32; 8]; MAX_N / 8]>,
 }
 
 impl Default for Tiles {
     fn default() -> Self {
-        Self { a: vec![[0.0; MAX_K]; M], b: vec![[0.0; MAX_N]; MAX_K] }
+        Self { a: vec![[0.0; MAX_K]; M], b: vec![[[0.0; 8]; MAX_N / 8]; MAX_K] }
     }
 }
 
@@ -200,7 +200,7 @@ impl Tiles {
         let mut values = [[0f32; 4]; E];
         if operand.is_mn_major() {
             for (k, row) in self.b[..MAX_K / E].iter_mut().enumerate() {
-                for (unit, out) in row[..operand.extent() as usize].chunks_exact_mut(8).enumerate() {
+                for (unit, out) in row[..operand.extent() as usize / 8].iter_mut().enumerate() {
                     unpack(element, &words(fetch(operand.unit(k as u32, unit as u32))), &mut values);
                     // Even columns first, as the words' halves come.
                     for (out, values) in out.chunks_exact_mut(4).zip(&values) {
@@ -211,11 +211,11 @@ impl Tiles {
             return;
         }
         for n in 0..operand.extent() {
-            let slot = (n / 8 * 8 + n % 8 / 2 + 4 * (n % 2)) as usize;
+            let (group, slot) = (n as usize / 8, (n % 8 / 2 + 4 * (n % 2)) as usize);
             for unit in 0..2 {
                 unpack(element, &words(fetch(operand.unit(n, unit))), &mut values);
                 for (row, value) in self.b[unit as usize * 4 * E..].iter_mut().zip(in_order(&values)) {
-                    row[slot] = value;
+                    row[group][slot] = value;
                 }
             }
         }
@@ -281,7 +281,7 @@ fn block<const G: usize>(
     op: &WgmmaOp,
     a: &[[f32; 16]],
     row: usize,
-    b: &[[f32; MAX_N]],
+    b: &[[[f32; 8]; MAX_N / 8]],
     group: usize,
     scale_d: bool,
     d: &mut [Lanes],
@@ -296,11 +296,13 @@ fn block<const G: usize>(
         }
     }
     for (a, b) in a.iter().zip(b) {
-        let b = &b[8 * group..8 * group + 8 * G];
-        for (i, sums) in sums.iter_mut().enumerate() {
-            let a = a[row + i];
-            for (sums, b) in sums.as_flattened_mut().iter_mut().zip(b) {
-                *sums = a.mul_add(*b, *sums);
+        let a: &[f32; 4] = a[row..row + 4].try_into().expect("four rows");
+        let b: &[[f32; 8]; G] = b[group..group + G].try_into().expect("the groups");
+        for (sums, a) in sums.iter_mut().zip(a) {
+            for (sums, b) in sums.iter_mut().zip(b) {
+                for (sum, b) in sums.iter_mut().zip(b) {
+                    *sum = a.mul_add(*b, *sum);
+                }
             }
         }
     }

@@ -192,7 +192,7 @@ fn every_type_layout_and_width() {
                 continue;
             };
             for (round, swizzle) in SWIZZLES.into_iter().enumerate() {
-                let transposed = op.has_transposes() && random.next() % 2 == 0;
+                let transposed = op.has_transposes() && random.next() & 1 == 0;
                 let other = SWIZZLES[random.next() as usize % 4];
                 let k = op.k() as usize;
                 let (a, b) = (random_matrix(op.a, M, k, &mut random), random_matrix(op.b, n, k, &mut random));
@@ -231,7 +231,7 @@ fn a_from_registers() {
                 for i in 0..4 * per {
                     // The ISA's fragment: low rows in registers 0 and 2, the second half of k in 2 and 3.
                     let register = i / per;
-                    let row = 16 * warp + lane / 4 + if register % 2 == 0 { 0 } else { 8 };
+                    let row = 16 * warp + lane / 4 + if register & 1 == 0 { 0 } else { 8 };
                     let column = per * (lane % 4) + i % per + if register < 2 { 0 } else { 4 * per };
                     registers[register][lane] |= a.bits[row][column] << (op.a.bits() as usize * (i % per));
                 }
