@@ -342,7 +342,7 @@ fn wide(rows: &[Lanes]) -> [f64; 32] {
 
 /// The column at a slot of a row of D or B.
 #[inline(always)]
-pub(super) fn column(slot: usize) -> usize {
+fn column(slot: usize) -> usize {
     2 * (slot % 4) + slot / 4
 }
 
@@ -358,7 +358,7 @@ fn quad_thread(register: &Lanes, t: usize) -> [u32; 8] {
 
 /// C's rows, in slots.
 #[inline(always)]
-pub(super) fn load_rows(c: &[Lanes], rows: &mut [[u32; 8]]) {
+fn load_rows(c: &[Lanes], rows: &mut [[u32; 8]]) {
     for (pair, rows) in c.chunks_exact(2).zip(rows.chunks_exact_mut(8)) {
         for (g, row) in rows.iter_mut().enumerate() {
             row[..4].copy_from_slice(&pair[0][4 * g..4 * g + 4]);
@@ -369,7 +369,7 @@ pub(super) fn load_rows(c: &[Lanes], rows: &mut [[u32; 8]]) {
 
 /// The inverse of [`load_rows`].
 #[inline(always)]
-pub(super) fn store_rows(rows: &[[u32; 8]], d: &mut [Lanes]) {
+fn store_rows(rows: &[[u32; 8]], d: &mut [Lanes]) {
     for (pair, rows) in d.chunks_exact_mut(2).zip(rows.chunks_exact(8)) {
         for (g, row) in rows.iter().enumerate() {
             pair[0][4 * g..4 * g + 4].copy_from_slice(&row[..4]);
@@ -380,7 +380,7 @@ pub(super) fn store_rows(rows: &[[u32; 8]], d: &mut [Lanes]) {
 
 /// C's rows, in slots, from two f16 a register.
 #[inline(always)]
-pub(super) fn load_f16(c: &[Lanes], rows: &mut [[f32; 8]]) {
+fn load_f16(c: &[Lanes], rows: &mut [[f32; 8]]) {
     for (register, rows) in c.iter().zip(rows.chunks_exact_mut(8)) {
         for (g, row) in rows.iter_mut().enumerate() {
             for t in 0..4 {
@@ -393,7 +393,7 @@ pub(super) fn load_f16(c: &[Lanes], rows: &mut [[f32; 8]]) {
 
 /// The inverse of [`load_f16`], rounding to nearest even.
 #[inline(always)]
-pub(super) fn store_f16(rows: &[[f32; 8]], d: &mut [Lanes]) {
+fn store_f16(rows: &[[f32; 8]], d: &mut [Lanes]) {
     for (register, rows) in d.iter_mut().zip(rows.chunks_exact(8)) {
         for (g, row) in rows.iter().enumerate() {
             for t in 0..4 {

@@ -5,6 +5,7 @@
 mod format;
 pub mod ldmatrix;
 pub mod mma;
+pub mod wgmma;
 
 /// A 32-bit register of a warp: one word a lane.
 pub type Lanes = [u32; 32];

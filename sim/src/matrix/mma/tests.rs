@@ -1,5 +1,8 @@
 //! Every form against a naive f64 product over the fragment tables as the PTX ISA writes them, form by form.
 
+// Places are read as the tables write them, by row and column.
+#![allow(clippy::needless_range_loop)]
+
 use super::*;
 
 /// Every dense form's opcode.
@@ -63,7 +66,7 @@ fn a_place(op: &MmaOp, lane: usize, i: usize) -> (usize, usize) {
         (64, 8, 4) => (g, t),
         (64 | 32, _, 4) => (low(i == 0), t),
         (64 | 32, _, 8) => (low(i == 0 || i == 2), if i < 2 { t } else { t + 4 }),
-        (64, _, _) => (low(i % 2 == 0), if i % 2 == 0 { 2 * i + t } else { 2 * i - 2 + t }),
+        (64, _, _) => (low(i & 1 == 0), if i & 1 == 0 { 2 * i + t } else { 2 * i - 2 + t }),
         (16, _, 8) => (low(i < 2), 2 * t + (i & 1)),
         (16, _, _) => (low(i < 2 || (4..6).contains(&i)), 2 * t + (i & 1) + if i < 4 { 0 } else { 8 }),
         (8, 8, _) => (g, 4 * t + i),
@@ -131,7 +134,7 @@ fn random_element(element: Element, random: &mut Random) -> u64 {
         Element::Bf16 => half::bf16::from_f32(small).to_bits() as u64,
         Element::F16 => half::f16::from_f32(small).to_bits() as u64,
         Element::E5m2 => (half::f16::from_f32(small).to_bits() >> 8) as u64,
-        Element::E4m3 => (random.next() % 0x50 | random.next() & 0x80) as u64,
+        Element::E4m3 => ((random.next() % 0x50) | (random.next() & 0x80)) as u64,
         _ => random.next() as u64 & ((1 << element.bits()) - 1),
     }
 }
