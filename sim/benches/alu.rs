@@ -51,6 +51,21 @@ const OPCODES: &[&str] = &[
     "prmt.b32",
     "bfe.u32",
     "bfe.s32",
+    "shf.l.wrap.b32",
+    "cvt.rn.f16x2.f32",
+    "cvt.f32.f16",
+    "rcp.approx.ftz.f32",
+    "rsqrt.approx.f32",
+    "lg2.approx.f32",
+    "div.rn.f32",
+    "popc.b32",
+    "fma.rn.bf16x2",
+    "add.rn.bf16x2",
+    "dp4a.s32.s32",
+    "div.s32",
+    "add.cc.u32",
+    "setp.lt.s16",
+    "cvt.rn.satfinite.e4m3x2.f32",
 ];
 
 fn operands(opcode: &str) -> Vec<Operand> {
@@ -70,7 +85,7 @@ fn main() {
         }
     }
     // A selector and a table like compilers', the same in every lane.
-    r.rows[40] = Row([0x5410; 32]);
+    let selector = Row([0x5410; 32]);
     r.rows[48] = Row([0x96; 32]);
     for opcode in OPCODES {
         let (op, wants) = decode(opcode, &operands(opcode), &[]).expect("found above");
@@ -81,6 +96,7 @@ fn main() {
         for (i, src) in wants.src.iter().enumerate() {
             s.src[i] = if src.class == Class::Pred { 2 } else { 24 + 8 * i as u32 };
         }
+        r.rows[40] = if opcode.starts_with("prmt") { selector } else { r.rows[41] };
         println!(
             "{opcode:24} {:6.1} ns, half the lanes {:6.1} ns",
             time(op, s, &mut r, u32::MAX),

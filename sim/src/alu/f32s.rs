@@ -37,20 +37,17 @@ pub fn is_nan(x: u32) -> bool {
     x & 0x7fff_ffff > 0x7f80_0000
 }
 
-/// Orders all numbers, −0 below +0.
-#[inline(always)]
-fn key(x: u32) -> i32 {
-    (x ^ ((x as i32 >> 31) as u32 >> 1)) as i32
-}
-
 /// The smaller (or larger, if `MAX`) of two: one NaN gives the other operand, two give the canonical NaN; −0 < +0.
 #[inline(always)]
 pub fn extreme<const MAX: bool>(a: u32, b: u32) -> u32 {
-    let first = if MAX { key(a) > key(b) } else { key(a) < key(b) };
-    let x = if first { a } else { b };
-    let x = if is_nan(a) { b } else { x };
-    let x = if is_nan(b) { a } else { x };
-    if is_nan(x) { NAN } else { x }
+    let (x, y) = (f32::from_bits(a), f32::from_bits(b));
+    let first = if MAX { x > y } else { x < y };
+    // Equal ones differ at most in the sign of zero.
+    let tie = if MAX { a & b } else { a | b };
+    let z = if first { a } else { b };
+    let z = if x == y { tie } else { z };
+    let z = if y.is_nan() { a } else { z };
+    if is_nan(z) { NAN } else { z }
 }
 
 /// 2^x within 1 ulp; subnormal results are made (the caller flushes).
@@ -85,4 +82,50 @@ fn power_of_two(n: i32) -> f32 {
 pub fn to_bf16(x: u32) -> u32 {
     let rounded = x.wrapping_add(0x7fff + (x >> 16 & 1)) >> 16;
     if is_nan(x) { 0x7fff } else { rounded }
+}
+
+/// Truncated to a signed integer: out of range to the nearest end, NaN to 0.
+#[inline(always)]
+pub fn to_s32(x: f32) -> u32 {
+    truncate(x, -2_147_483_648.0, 2_147_483_647.0)
+}
+
+/// Truncated to an unsigned integer: out of range to the nearest end, NaN to 0.
+#[inline(always)]
+pub fn to_u32(x: f32) -> u32 {
+    truncate(x, 0.0, 4_294_967_295.0)
+}
+
+/// Rust's own saturating cast is the same, but does not vectorise.
+#[inline(always)]
+fn truncate(x: f32, least: f64, most: f64) -> u32 {
+    let x = x as f64;
+    let y = if x > least { x } else { least };
+    let y = if y < most { y } else { most };
+    let y = if x.is_nan() { 0.0 } else { y };
+    // The low bits of a sum with 1.5 · 2^52 are the integer.
+    (y.trunc() + 6_755_399_441_055_744.0).to_bits() as u32
+}
+
+/// The f16 nearest to an f32, ties to even; NaN is 0x7fff.
+#[inline(always)]
+pub fn to_f16(x: u32) -> u32 {
+    let (sign, a) = (x >> 16 & 0x8000, x & 0x7fff_ffff);
+    let normal = a.wrapping_sub(112 << 23).wrapping_add(0xfff + (a >> 13 & 1)) >> 13;
+    // Adding 1/2, whose last place is f16's smallest subnormal, rounds to a multiple of it.
+    let small = (f32::from_bits(a) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    let y = if a < 0x3880_0000 { small } else { normal };
+    let y = if a >= 0x4780_0000 { 0x7c00 } else { y };
+    if is_nan(x) { 0x7fff } else { sign | y }
+}
+
+/// The f32 of an f16; any NaN becomes the canonical one.
+#[inline(always)]
+pub fn from_f16(x: u32) -> u32 {
+    let (sign, a) = ((x & 0x8000) << 16, x & 0x7fff);
+    let normal = (a << 13) + (112 << 23);
+    let small = (f32::from_bits((a << 13) + (113 << 23)) - f32::from_bits(113 << 23)).to_bits();
+    let y = if a < 0x400 { small } else { normal };
+    let y = if a == 0x7c00 { 0x7f80_0000 } else { y };
+    if a > 0x7c00 { NAN } else { sign | y }
 }

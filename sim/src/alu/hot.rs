@@ -1,8 +1,9 @@
 //! The everyday instructions, inlined into the caller's loop; all others are behind one call.
 
 use super::Slots;
-use super::f32s::{self, exp2, input, output, saturate};
+use super::f32s::{self, exp2, input, output};
 use super::lanes::{compare, define, map1, map2, map3, set_predicate, undefined};
+use super::rare::Rare;
 use crate::regs::{Registers, Slot};
 
 /// How a comparison is made of `a < b`, `a ≤ b` and `a = b`.
@@ -47,29 +48,33 @@ pub struct Compare {
 }
 
 impl Compare {
+    /// Writes the destinations, given the lanes in which the relation holds.
     #[inline(always)]
-    fn finish(self, r: &mut Registers, s: &Slots, mask: u32, holds: u32) {
-        let holds = if self.invert { !holds } else { holds };
-        let mut u = undefined::<2>(r, s);
-        if self.combine == Combine::None && !self.pair {
-            return set_predicate(r, s.dst[0], holds, mask, u);
-        }
-        let (mut p, mut q) = (holds, !holds);
-        if self.combine != Combine::None {
-            let c = r.predicates[s.src[2] as usize] ^ 0u32.wrapping_sub(self.not as u32);
-            u |= r.undefined_predicates[s.src[2] as usize];
-            let with = |x: u32| match self.combine {
-                Combine::And => x & c,
-                Combine::Or => x | c,
-                Combine::Xor => x ^ c,
-                Combine::None => x,
-            };
-            (p, q) = (with(p), with(q));
-        }
-        set_predicate(r, s.dst[0], p, mask, u);
+    pub fn finish(self, r: &mut Registers, s: &Slots, mask: u32, holds: u32) {
+        // Both before either is written: a destination may be the combining predicate.
+        let (p, u) = self.combined(r, s, holds);
         if self.pair {
+            let (q, _) = self.combined(r, s, !holds);
             set_predicate(r, s.dst[1], q, mask, u);
         }
+        set_predicate(r, s.dst[0], p, mask, u);
+    }
+
+    /// Inverted and combined as asked, and where that is undefined.
+    #[inline(always)]
+    pub fn combined(self, r: &Registers, s: &Slots, holds: u32) -> (u32, u32) {
+        let x = holds ^ 0u32.wrapping_sub(self.invert as u32);
+        let u = undefined::<2>(r, s);
+        if self.combine == Combine::None {
+            return (x, u);
+        }
+        let c = r.predicates[s.src[2] as usize] ^ 0u32.wrapping_sub(self.not as u32);
+        let value = match self.combine {
+            Combine::And => x & c,
+            Combine::Or => x | c,
+            _ => x ^ c,
+        };
+        (value, u | r.undefined_predicates[s.src[2] as usize])
     }
 
     #[inline(always)]
@@ -192,8 +197,22 @@ pub enum Op {
     CvtF32Bf16,
     CvtF32S32,
     CvtF32U32,
-    CvtS32F32,
-    CvtU32F32,
+    CvtS32F32(bool),
+    CvtU32F32(bool),
+    CvtF16x2,
+    CvtF16,
+    CvtF32F16,
+    RcpF32(bool),
+    SqrtF32(bool),
+    RsqrtF32(bool),
+    DivF32(bool),
+    ShfLWrap,
+    ShfRWrap,
+    AddS16,
+    MulLoS16,
+    AddF64,
+    MulF64,
+    FmaF64,
     CvtS64S32,
     CvtU64U32,
     CvtLow32,
@@ -207,13 +226,15 @@ pub enum Op {
     Pack64,
     Unpack32,
     Unpack64,
+    /// Everything else.
+    Rare(Rare),
 }
 
 impl Op {
     /// Executes for the lanes of `mask`.
     #[inline(always)]
-    pub fn run(self, r: &mut Registers, s: &Slots, m: u32) {
-        match self {
+    pub fn run(&self, r: &mut Registers, s: &Slots, m: u32) {
+        match *self {
             Op::Mov32 => map1(r, s, m, |a: u32| a),
             Op::Mov64 => map1(r, s, m, |a: u64| a),
             Op::Add32 => map2(r, s, m, |a: u32, b: u32| a.wrapping_add(b)),
@@ -275,9 +296,26 @@ impl Op {
             Op::CvtF32Bf16 => map1(r, s, m, |a: u32| output(f32::from_bits(a << 16), false)),
             Op::CvtF32S32 => map1(r, s, m, |a: u32| (a as i32 as f32).to_bits()),
             Op::CvtF32U32 => map1(r, s, m, |a: u32| (a as f32).to_bits()),
-            // Rust's casts saturate and make NaN zero, as PTX does.
-            Op::CvtS32F32 => map1(r, s, m, |a: u32| f32::from_bits(a) as i32 as u32),
-            Op::CvtU32F32 => map1(r, s, m, |a: u32| f32::from_bits(a) as u32),
+            Op::CvtS32F32(ftz) => map1(r, s, m, |a: u32| f32s::to_s32(input(a, ftz))),
+            Op::CvtU32F32(ftz) => map1(r, s, m, |a: u32| f32s::to_u32(input(a, ftz))),
+            Op::CvtF16x2 => map2(r, s, m, |a: u32, b: u32| f32s::to_f16(a) << 16 | f32s::to_f16(b)),
+            Op::CvtF16 => map1(r, s, m, f32s::to_f16),
+            Op::CvtF32F16 => map1(r, s, m, f32s::from_f16),
+            Op::RcpF32(ftz) => map1(r, s, m, |a: u32| output(1.0 / input(a, ftz), ftz)),
+            Op::SqrtF32(ftz) => map1(r, s, m, |a: u32| output(input(a, ftz).sqrt(), ftz)),
+            Op::RsqrtF32(ftz) => map1(r, s, m, |a: u32| output((1.0 / (input(a, ftz) as f64).sqrt()) as f32, ftz)),
+            Op::DivF32(ftz) => float2(r, s, m, ftz, |a, b| a / b),
+            Op::ShfLWrap => {
+                map3(r, s, m, |a: u32, b: u32, c: u32| (((a as u64 | (b as u64) << 32) << (c & 31)) >> 32) as u32)
+            }
+            Op::ShfRWrap => map3(r, s, m, |a: u32, b: u32, c: u32| ((a as u64 | (b as u64) << 32) >> (c & 31)) as u32),
+            Op::AddS16 => map2(r, s, m, |a: u32, b: u32| a.wrapping_add(b) & 0xffff),
+            Op::MulLoS16 => map2(r, s, m, |a: u32, b: u32| a.wrapping_mul(b) & 0xffff),
+            Op::AddF64 => map2(r, s, m, |a: u64, b: u64| (f64::from_bits(a) + f64::from_bits(b)).to_bits()),
+            Op::MulF64 => map2(r, s, m, |a: u64, b: u64| (f64::from_bits(a) * f64::from_bits(b)).to_bits()),
+            Op::FmaF64 => map3(r, s, m, |a: u64, b: u64, c: u64| {
+                f64::from_bits(a).mul_add(f64::from_bits(b), f64::from_bits(c)).to_bits()
+            }),
             Op::CvtS64S32 => map1(r, s, m, |a: u32| a as i32 as i64 as u64),
             Op::CvtU64U32 => map1(r, s, m, |a: u32| a as u64),
             Op::CvtLow32 => map1(r, s, m, |a: u64| a as u32),
@@ -294,13 +332,14 @@ impl Op {
                 let (pos, len) = (pos & 0xff, len & 0xff);
                 // Bits above the field, and those past the end of `a`, are copies of the field's top bit.
                 let x = (a as i32 >> if pos < 31 { pos } else { 31 }) as u32;
-                let drop = if len < 32 { 32 - len } else { 0 };
+                let drop = 32u32.saturating_sub(len);
                 let kept = ((x << (drop & 31)) as i32 >> (drop & 31)) as u32;
                 if len == 0 { 0 } else { kept }
             }),
             Op::Pack32 => map2(r, s, m, |low: u32, high: u32| low & 0xffff | high << 16),
             Op::Pack64 => map2(r, s, m, |low: u32, high: u32| low as u64 | (high as u64) << 32),
             Op::Unpack32 => unpack::<u32>(r, s, m, |a| a & 0xffff, |a| a >> 16),
+            Op::Rare(ref rare) => rare.run(r, s, m),
             Op::Unpack64 => unpack::<u64>(r, s, m, |a| a as u32, |a| (a >> 32) as u32),
         }
     }
@@ -348,12 +387,25 @@ fn predicates(r: &mut Registers, s: &Slots, m: u32, logic: Logic, not0: bool, no
     set_predicate(r, s.dst[0], value, m, u);
 }
 
-/// Any function of three bits is a polynomial over GF(2): eight coefficients, found from the table once a warp.
 #[inline(always)]
 fn lop3(r: &mut Registers, s: &Slots, m: u32) {
-    let table = r.rows[s.src[3] as usize].0[0];
-    let [one, c1, b1, bc, a1, ac, ab, abc] = coefficients(table);
-    map3(r, s, m, |a: u32, b: u32, c: u32| one ^ a & a1 ^ b & (b1 ^ a & ab) ^ c & (c1 ^ a & ac ^ b & (bc ^ a & abc)));
+    let d = lop3_value(r, s);
+    r.set(s.dst[0], &d, m);
+    let u = undefined::<3>(r, s);
+    define(r, s.dst[0], m, u);
+}
+
+/// Any function of three bits is a polynomial over GF(2): eight coefficients, found from the table once a warp.
+#[inline(always)]
+pub fn lop3_value(r: &Registers, s: &Slots) -> [u32; 32] {
+    let [one, c1, b1, bc, a1, ac, ab, abc] = coefficients(r.rows[s.src[3] as usize].0[0]);
+    let [a, b, c] = [0, 1, 2].map(|i| r.get(s.src[i]));
+    let mut d = [0; 32];
+    for i in 0..32 {
+        let (a, b, c) = (a[i], b[i], c[i]);
+        d[i] = one ^ a & a1 ^ b & (b1 ^ a & ab) ^ c & (c1 ^ a & ac ^ b & (bc ^ a & abc));
+    }
+    d
 }
 
 /// Coefficients (all ones or zero) of the products of a (bit 2 of the index), b (bit 1) and c (bit 0): the Möbius transform
@@ -378,22 +430,20 @@ fn prmt(r: &mut Registers, s: &Slots, m: u32) {
     if differ != 0 {
         return map3(r, s, m, permute);
     }
-    let (a, b) = (r.get(s.src[0]), r.get(s.src[1]));
-    let mut d = [0u32; 32];
-    for byte in 0..4 {
-        let pick = first >> (4 * byte);
-        let from = if pick & 4 == 0 { &a } else { &b };
-        let shift = (pick & 3) * 8;
-        let sign = 0u32.wrapping_sub(pick >> 3 & 1);
-        for i in 0..32 {
-            let x = from[i] >> shift;
-            let signs = 0u32.wrapping_sub(x >> 7 & 1);
-            d[i] |= ((x & !sign | signs & sign) & 0xff) << (8 * byte);
-        }
+    match first & 0xffff {
+        0x5410 => return map3(r, s, m, |a: u32, b: u32, _: u32| a & 0xffff | b << 16),
+        0x7632 => return map3(r, s, m, |a: u32, b: u32, _: u32| a >> 16 | b & 0xffff_0000),
+        signs if signs & 0x8888 != 0 => return map3(r, s, m, permute),
+        _ => {}
     }
-    r.set(s.dst[0], &d, m);
-    let u = undefined::<3>(r, s);
-    define(r, s.dst[0], m, u);
+    let shift = |byte: u32| (first >> (4 * byte) & 3) * 8;
+    let of_b = |byte: u32| 0u32.wrapping_sub(first >> (4 * byte + 2) & 1);
+    let (s0, s1, s2, s3) = (shift(0), shift(1), shift(2), shift(3));
+    let (b0, b1, b2, b3) = (of_b(0), of_b(1), of_b(2), of_b(3));
+    map3(r, s, m, |a: u32, b: u32, _: u32| {
+        let byte = |of_b: u32, shift: u32| (a & !of_b | b & of_b) >> shift & 0xff;
+        byte(b0, s0) | byte(b1, s1) << 8 | byte(b2, s2) << 16 | byte(b3, s3) << 24
+    });
 }
 
 /// `prmt` of one lane: each nibble of the selector picks a byte of `b:a`, its top bit the byte's sign instead.

@@ -3,10 +3,16 @@
 //! [`decode`] turns an opcode and its operands into an [`AluOp`] and says which registers it wants; [`AluOp::run`] executes
 //! it for a warp. Source: PTX ISA 9.0, chapter 9.7.
 
+mod cold;
+mod convert;
 pub mod decode;
 mod f32s;
+mod float;
 mod hot;
+mod int;
 mod lanes;
+mod rare;
+mod soft;
 
 use crate::ptx::ast::Type;
 use crate::regs::{Registers, Slot};

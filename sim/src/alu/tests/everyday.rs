@@ -22,7 +22,7 @@ fn integer_arithmetic_is_modulo_two_to_the_width() {
     check("mul.wide.u32", 2, |s| (s[0] as u128 * s[1] as u128) as u64);
     check("mad.wide.s32", 3, |s| (signed(s[0]) as i128 * signed(s[1]) as i128 + s[2] as i128) as u64);
     check("mad.wide.u32", 3, |s| (s[0] as u128 * s[1] as u128 + s[2] as u128) as u64);
-    check("mul.hi.u32", 2, |s| s[0] * s[1] >> 32);
+    check("mul.hi.u32", 2, |s| (s[0] * s[1]) >> 32);
     check("neg.s32", 1, |s| low(-(s[0] as i128)));
     check("min.s32", 2, |s| low(signed(s[0]).min(signed(s[1])) as i128));
     check("max.u32", 2, |s| s[0].max(s[1]));
