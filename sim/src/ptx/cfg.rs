@@ -31,7 +31,8 @@ pub fn successors(function: &Function, index: u32) -> Vec<u32> {
 ///   is.
 ///
 /// After a branch of which one way is left the place is the start of that way: the others are run to their end first. A loop
-/// that could not be left any more keeps a way out, by preference the one to the most code. Where this leaves nothing common,
+/// that could not be left any more keeps a way out, by preference the one to code with barriers and the like, then the one to
+/// the most code. Where this leaves nothing common,
 /// as after `if (c) { a; return; } else { b; return; }`, a shared `ret` is the place, if there is one.
 ///
 /// This is where lanes meet in good order. It is no promise that they arrive: whoever waits there must not keep other lanes
@@ -105,6 +106,8 @@ struct Blocks {
     ends: Vec<End>,
     /// A bare `ret` or `exit`, return values apart.
     bare: Vec<bool>,
+    /// Instructions of each, where one that wants its whole warp weighs more than any code without.
+    weights: Vec<usize>,
 }
 
 impl Blocks {
@@ -132,6 +135,7 @@ impl Blocks {
             graph: Graph::new(starts.len()),
             ends: vec![End::GoesOn; starts.len()],
             bare: vec![false; starts.len()],
+            weights: vec![0; starts.len()],
             starts,
         };
         for block in 0..blocks.count() {
@@ -153,14 +157,16 @@ impl Blocks {
     }
 
     fn connect(&mut self, function: &Function, block: Node, follow: &[Vec<u32>], block_at: &[usize]) {
-        let last = self.end_of(block) - 1;
+        let (start, end) = (self.starts[block], self.end_of(block));
+        let last = end - 1;
+        self.weights[block] = function.body[start..end].iter().map(weight).sum();
         for &target in &follow[last] {
             self.graph.connect(block, block_at[(target as usize).min(block_at.len() - 1)]);
         }
         if follow[last].is_empty() {
             let aborts = kind(function, last as u32, &function.body[last]) == Kind::Abort;
             self.ends[block] = if aborts { End::Aborts } else { End::Returns };
-            let before = &function.body[self.starts[block]..last];
+            let before = &function.body[start..last];
             self.bare[block] = !aborts && before.iter().all(|instruction| instruction.opcode.starts_with("st.param"));
         }
     }
@@ -182,10 +188,13 @@ impl Blocks {
         let returns = self.reaching(|block| self.ends[block] == End::Returns);
         aborts.iter().zip(&returns).map(|(&aborts, &returns)| aborts && !returns).collect()
     }
+}
 
-    fn size(&self, block: Node) -> usize {
-        self.end_of(block) - self.starts[block]
-    }
+/// See [`Blocks::weights`].
+fn weight(instruction: &Instruction) -> usize {
+    let opcode = &instruction.opcode;
+    let together = opcode.starts_with("bar") || opcode.contains(".sync") || opcode.contains(".aligned");
+    if together { 1 << 24 } else { 1 }
 }
 
 /// Marks a node and all that lead to it.
@@ -203,8 +212,8 @@ fn spread(graph: &Graph, reach: &mut [bool], node: Node) {
 struct LeftOut {
     /// 0 code that ends, 1 a bare return, 2 code that aborts.
     tier: u8,
-    /// Larger code first.
-    size: std::cmp::Reverse<usize>,
+    /// Weightier code first.
+    weight: std::cmp::Reverse<usize>,
     from: Node,
     /// `None` for an end of its own.
     to: Option<Node>,
@@ -232,7 +241,7 @@ impl Ways {
         let doomed = blocks.doomed();
         let enclosed = Enclosed::new(blocks);
         let goes_on =
-            |from: Node, to: Node| !doomed[to] && !blocks.bare[to] && enclosed.size_behind(from, to).is_none();
+            |from: Node, to: Node| !doomed[to] && !blocks.bare[to] && enclosed.weight_behind(from, to).is_none();
         let more_than_bare = |to: Node| !doomed[to] && !blocks.bare[to];
         Ways::without(blocks, |from, to| {
             let others = &blocks.graph.successors[from];
@@ -243,13 +252,13 @@ impl Ways {
             if blocks.bare[to] {
                 return (end, others.iter().any(|&other| more_than_bare(other)).then_some((1, 0)));
             }
-            let size = enclosed.size_behind(from, to);
-            let out = size.filter(|_| others.iter().any(|&other| goes_on(from, other)));
-            (end, out.map(|size| (0, size)))
+            let weight = enclosed.weight_behind(from, to);
+            let out = weight.filter(|_| others.iter().any(|&other| goes_on(from, other)));
+            (end, out.map(|weight| (0, weight)))
         })
     }
 
-    /// `judge` says of each edge where it leads (`None`: to an end of its own), and the tier and size if it is left out.
+    /// `judge` says of each edge where it leads (`None`: to an end of its own), and the tier and weight if it is left out.
     fn without(blocks: &Blocks, judge: impl Fn(Node, Node) -> (Option<Node>, Option<(u8, usize)>)) -> Self {
         let nodes = blocks.starts.len();
         let mut ways = Ways { graph: Graph::new(nodes), ends: blocks.ends.iter().map(|&e| e != End::GoesOn).collect() };
@@ -258,8 +267,8 @@ impl Ways {
             for &to in &blocks.graph.successors[from] {
                 match judge(from, to) {
                     (to, None) => ways.add(from, to),
-                    (to, Some((tier, size))) => {
-                        left_out.push(LeftOut { tier, size: std::cmp::Reverse(size), from, to });
+                    (to, Some((tier, weight))) => {
+                        left_out.push(LeftOut { tier, weight: std::cmp::Reverse(weight), from, to });
                     }
                 }
             }
@@ -276,7 +285,7 @@ impl Ways {
         }
     }
 
-    /// Puts ways back, the best first, until each block that had a way to the end has one.
+    /// Puts ways back, the best first, until no loop that could be left is without a way out.
     fn put_back(&mut self, left_out: &[LeftOut]) {
         let mut reach = vec![false; self.ends.len()];
         for block in 0..self.ends.len() {
@@ -285,12 +294,28 @@ impl Ways {
             }
         }
         for way in left_out {
-            // A block that is left out may itself wait for a later way of the list, but its code ends in any case.
-            if !reach[way.from] {
+            if !reach[way.from] && self.is_caught(way.from) {
                 self.add(way.from, way.to);
                 spread(&self.graph, &mut reach, way.from);
             }
         }
+    }
+
+    /// Whether all ways from a block come back to it: it is in a loop that is never left, not only on the way to one.
+    fn is_caught(&self, block: Node) -> bool {
+        let mut back = vec![false; self.ends.len()];
+        spread(&self.graph, &mut back, block);
+        let mut seen = vec![false; self.ends.len()];
+        let mut open = vec![block];
+        while let Some(node) = open.pop() {
+            if !back[node] {
+                return false;
+            }
+            if !std::mem::replace(&mut seen[node], true) {
+                open.extend(&self.graph.successors[node]);
+            }
+        }
+        true
     }
 
     /// Immediate post-dominators of the blocks.
@@ -339,8 +364,8 @@ impl Ways {
 /// to one has its own.
 struct Enclosed {
     dominators: Vec<Option<Node>>,
-    /// The number of instructions of each block and those it dominates; `None` where an edge leaves them.
-    sizes: Vec<Option<usize>>,
+    /// The weight of each block and those it dominates; `None` where an edge leaves them.
+    weights: Vec<Option<usize>>,
     /// Blocks that are entered from their dominator alone, loops back apart.
     one_way_in: Vec<bool>,
 }
@@ -371,19 +396,21 @@ impl Enclosed {
                 one_way_in[to] &= loops_back || dominators[to] == Some(from);
             }
         }
-        let mut total: Vec<usize> = (0..nodes).map(|block| blocks.size(block)).collect();
+        let mut total = blocks.weights.clone();
         for &block in order[1..].iter().rev() {
             let Some(above) = dominators[block] else { continue };
             leaving[above] += leaving[block];
             total[above] += total[block];
         }
-        let sizes = (0..nodes).map(|block| (leaving[block] == 0).then_some(total[block])).collect();
-        Enclosed { dominators, sizes, one_way_in }
+        let weights = (0..nodes).map(|block| (leaving[block] == 0).then_some(total[block])).collect();
+        Enclosed { dominators, weights, one_way_in }
     }
 
-    /// The size of the enclosed code that the edge leads into, if it does.
-    fn size_behind(&self, from: Node, to: Node) -> Option<usize> {
-        self.sizes[to].filter(|_| self.one_way_in[to] && self.dominators[to] == Some(from))
+    /// The weight of the enclosed code that the edge leads into, if it does.
+    fn weight_behind(&self, from: Node, to: Node) -> Option<usize> {
+        // The root counts as its own dominator.
+        let entrance = from != to && self.one_way_in[to] && self.dominators[to] == Some(from);
+        self.weights[to].filter(|_| entrance)
     }
 }
 

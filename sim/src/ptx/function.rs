@@ -281,8 +281,17 @@ impl<'a> Parser<'a> {
                 break;
             }
         }
-        if !self.cursor.eat(b';') {
-            return Err(self.cursor.expected("`,` or `;`"));
+        match self.cursor.peek() {
+            b';' => self.cursor.expect(b';')?,
+            b'[' => {
+                return Err(self
+                    .cursor
+                    .error("an array element `a[i]` as an operand is not supported: write [a+bytes]"));
+            }
+            b'.' => {
+                return Err(self.cursor.error("a selector such as `.b0` or `.h1` behind an operand is not supported"));
+            }
+            _ => return Err(self.cursor.expected("`,` or `;`")),
         }
         match operands.last() {
             Some(Operand::Symbol(..)) => Ok(operands),

@@ -298,6 +298,8 @@ fn every_kind_of_operand() {
     for (wrong, what) in [
         ("add.u32 %r1, %r2, nothing;", "nothing is not declared"),
         ("add.u32 %r1 %r2;", "expected `,` or `;`, found `%r2`"),
+        ("ld.u32 %r1, k[2];", "`a[i]` as an operand is not supported"),
+        ("vadd.s32.s32.s32 %r1, %r2.b0, %r3;", "a selector such as"),
         ("ld.u32 %r1, [%rd1;", "expected `]`"),
         ("ld.u32 %r1, [%p1|%p2];", "expected `]`"),
         ("mov.u32 %r1, 0x;", "`0x` is not a number"),

@@ -99,6 +99,10 @@ fn loops_meet_at_their_exit() {
     let code = "H: mov.u32 %r0, 1; @%p0 bra R; mov.u32 %r0, 2; @%p2 bra H; mov.u32 %r0, 3; bar.sync 0; ret; \
                 R: mov.u32 %r0, 4; ret;";
     assert_eq!(places(code), [2, 3]);
+    // A loop that ends in the ret does not bring back the early return before it.
+    let before = "@%p0 bra Y; @%p1 bra X; mov.u32 %r1, 9; bra END; X: mov.u32 %r0, 1; Y: mov.u32 %r0, 2; \
+                  L: mov.u32 %r0, 3; @%p2 bra END; bra L; END: ret;";
+    assert_eq!(places(before), [2, 1, -1]);
     // Nested.
     let nested = "A: mov.u32 %r0, 1; B: mov.u32 %r0, 2; @%p0 bra B; mov.u32 %r0, 3; @%p1 bra A; mov.u32 %r0, 4; ret;";
     assert_eq!(places(nested), [3, 4]);
@@ -169,6 +173,90 @@ fn lanes_that_do_not_end_early_come_by_their_place() {
             assert!(is_branch(&function.body[branch].opcode));
             assert!(reaches(&function, branch as u32, place), "{body}\n{branch} never comes to {place}");
         }
+    }
+}
+
+/// Structured programs with early ends in any place: each `if` meets at its join, each loop behind it.
+#[test]
+fn structured_programs_meet_where_their_structure_says() {
+    for seed in 1..400 {
+        let mut program =
+            Structured { state: seed * 0x9e37_79b9, labels: 0, text: String::new(), meetings: Vec::new() };
+        program.statements(4);
+        program.text += "END: ret;";
+        let function = function(&program.text);
+        let places = reconvergence(&function);
+        let barrier = |number: u32| {
+            let wanted = [Operand::Integer(i64::from(number))];
+            function.body.iter().position(|i| i.opcode == "bar.sync" && i.operands == wanted).unwrap()
+        };
+        for (at, number) in program.meetings {
+            let (branch, meeting) = (barrier(at) + 1, barrier(number));
+            assert_eq!(places[branch], Some(meeting as u32), "barrier {at}: {}", program.text);
+        }
+    }
+}
+
+/// Writes a program; barriers with numbers of their own mark places.
+struct Structured {
+    state: u64,
+    labels: u32,
+    text: String,
+    /// Barriers before branches and where those have to meet.
+    meetings: Vec<(u32, u32)>,
+}
+
+impl Structured {
+    fn random(&mut self, below: u64) -> u64 {
+        self.state = self.state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        (self.state >> 33) % below
+    }
+
+    fn number(&mut self) -> u32 {
+        self.labels += 1;
+        self.labels
+    }
+
+    fn statements(&mut self, depth: u64) {
+        for _ in 0..1 + self.random(3) {
+            match self.random(4) {
+                0 if depth > 0 => self.conditional(depth - 1),
+                1 if depth > 0 => self.repeated(depth - 1),
+                2 => self.early_end(),
+                _ => self.text += "mov.u32 %r0, 1;\n",
+            }
+        }
+    }
+
+    fn conditional(&mut self, depth: u64) {
+        let (before, join) = (self.number(), self.number());
+        self.text += &format!("bar.sync {before}; @%p0 bra E{join};\n");
+        self.statements(depth);
+        self.text += &format!("bra J{join}; E{join}:\n");
+        if self.random(2) == 0 {
+            self.statements(depth);
+        }
+        self.text += &format!("J{join}: bar.sync {join};\n");
+        self.meetings.push((before, join));
+    }
+
+    fn repeated(&mut self, depth: u64) {
+        let (before, behind) = (self.number(), self.number());
+        self.text += &format!("L{behind}:\n");
+        self.statements(depth);
+        self.text += &format!("bar.sync {before}; @%p1 bra L{behind}; bar.sync {behind};\n");
+        self.meetings.push((before, behind));
+    }
+
+    fn early_end(&mut self) {
+        let label = self.number();
+        let end = match self.random(4) {
+            0 => "@%p2 bra END;\n".to_owned(),
+            1 => format!("@%p2 bra C{label}; trap; C{label}:\n"),
+            2 => format!("@!%p2 bra C{label}; mov.u32 %r1, 2; ret; C{label}:\n"),
+            _ => format!("@!%p2 bra C{label}; mov.u32 %r1, 2; bra END; C{label}:\n"),
+        };
+        self.text += &end;
     }
 }
 
