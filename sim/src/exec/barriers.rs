@@ -189,7 +189,7 @@ impl Machine<'_> {
                         .filter(|f| f.state == State::Barrier { id })
                         .fold(0, |mask, f| mask | f.mask);
                     if lanes != 0 {
-                        warp.order.acquire_covering(lanes, know);
+                        warp.order.acquire(lanes, know);
                     }
                 }
             }
@@ -356,7 +356,11 @@ impl Machine<'_> {
         match fence {
             Fence::Memory { scope } => warp.order.fence(mask, scope),
             Fence::ProxyAsync { shared, global } => warp.order.fence_proxy(mask, shared, global),
-            Fence::MbarrierInit => {}
+            Fence::MbarrierInit => {
+                (0..32).filter(|l| mask >> l & 1 != 0).for_each(|l| {
+                    self.init_fences.insert(warp.order.agent(l).0);
+                });
+            }
             Fence::TensorMap => warp.order.fence_proxy(mask, true, true),
             Fence::Other => {}
         }

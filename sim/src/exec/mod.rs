@@ -259,6 +259,12 @@ pub struct Machine<'a> {
     heap: Vec<u64>,
     conflicts: Vec<Conflict>,
     groups: Vec<access::Group>,
+    /// mbarriers (slot, address) whose phase is over, with waiters to wake.
+    wakes: Vec<(u32, u32)>,
+    tiles: matrix::TileSpace,
+    pool_grew: bool,
+    /// Threads that executed fence.mbarrier_init.
+    init_fences: std::collections::HashSet<u32>,
     /// Shared memories of ended blocks, to be used again.
     spare_blocks: Vec<(Vec<u8>, Shadow)>,
 }
@@ -333,6 +339,10 @@ impl<'a> Machine<'a> {
             heap: Vec::new(),
             conflicts: Vec::new(),
             groups: Vec::new(),
+            wakes: Vec::new(),
+            tiles: Default::default(),
+            pool_grew: false,
+            init_fences: Default::default(),
             spare_blocks: Vec::new(),
         }
     }

@@ -189,6 +189,10 @@ impl Machine<'_> {
     pub(super) fn settle_block(&mut self, slot: u32) {
         self.complete_barriers(slot);
         self.settle_cluster(slot);
+        self.wake_mbarriers();
+        if std::mem::take(&mut self.pool_grew) {
+            self.wake_in(slot, &|state: &State| *state == State::Registers);
+        }
         let Some(block) = &mut self.blocks[slot as usize] else { return };
         if block.live > 0 || block.ended {
             return;

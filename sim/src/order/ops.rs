@@ -116,6 +116,12 @@ impl Ops {
         op.add(Resolution { lanes: u32::MAX, key: agent.0 >> 5, epoch, by });
     }
 
+    /// The parts of `lanes` in `op` are complete as seen from `agent` at `epoch`.
+    pub fn resolve_part(&mut self, op: OpId, lanes: u32, agent: Agent, epoch: u32) {
+        let by = Some((agent.0 & 31) as u8);
+        self.all[op.0 as usize].add(Resolution { lanes, key: agent.0 >> 5, epoch, by });
+    }
+
     /// `lanes` of `warp` waited each for its own part of `op` (`cp.async.wait_group`, `wgmma.wait_group`): each lane
     /// sees its own part complete from now on.
     pub fn resolve_lanes(&mut self, op: OpId, warp: &WarpOrder, lanes: u32) {

@@ -84,6 +84,12 @@ impl WarpOrder {
         &of_lane.unwrap_or(&self.parts[0]).know
     }
 
+    /// Whether `lane` knows the generic writes of `agent` up to `epoch` to be visible to the async proxy.
+    pub fn is_fenced(&self, lane: u32, space: super::Space, agent: Agent, epoch: u32) -> bool {
+        let own = agent == self.agent(lane) && self.own_fenced[space as usize][lane as usize & 31] >= epoch;
+        own || self.know(lane).knows_fenced(space, agent, epoch)
+    }
+
     pub(super) fn key(&self) -> Key {
         self.key
     }

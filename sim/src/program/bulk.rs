@@ -1,9 +1,10 @@
 //! Bulk and tensor copies: the many shapes of `cp.async.bulk` and `cp.reduce.async.bulk`.
 
 use super::ProgramError;
-use super::decode::{Decoder, atom_op, parse_type};
+use super::decode::{Decoder, parse_type};
 use super::op::*;
 use crate::ptx::ast::{Instruction, Operand, Type};
+use crate::tensor_map::{ReduceOp, Reduction};
 
 /// Decodes one; forms that are not known (im2col, gather) are unsupported.
 pub(super) fn decode(d: &mut Decoder, i: &Instruction, parts: &[&str]) -> Result<Op, ProgramError> {
@@ -71,8 +72,16 @@ pub(super) fn decode(d: &mut Decoder, i: &Instruction, parts: &[&str]) -> Result
         false => None,
     };
     let reduce = if parts[1] == "reduce" {
-        let op = parts.iter().find_map(|p| atom_op(p)).ok_or_else(|| d.o.error("no operation"))?;
-        Some((op, parts.iter().rev().find_map(|p| parse_type(p)).and_then(atom_type)))
+        let op = *parts.iter().find(|p| ReduceOp::parse(p).is_some()).ok_or_else(|| d.o.error("no operation"))?;
+        if tensor {
+            ReduceOp::parse(op).map(BulkReduce::Mapped)
+        } else {
+            let ty = parts.iter().rev().find(|p| parse_type(p).is_some()).copied().unwrap_or("");
+            match Reduction::bulk(op, has("noftz"), ty, to != Window::Global) {
+                Some(r) => Some(BulkReduce::Typed(r)),
+                None => return Ok(Op::Unsupported(i.opcode.as_str().into())),
+            }
+        }
     } else {
         None
     };
@@ -95,22 +104,6 @@ fn space(part: &str) -> Option<Window> {
         "global" => Window::Global,
         "shared::cta" => Window::Shared,
         "shared::cluster" => Window::SharedCluster,
-        _ => return None,
-    })
-}
-
-fn atom_type(ty: Type) -> Option<AtomType> {
-    Some(match ty {
-        Type::U32 => AtomType::U32,
-        Type::S32 => AtomType::S32,
-        Type::B32 => AtomType::B32,
-        Type::U64 => AtomType::U64,
-        Type::S64 => AtomType::S64,
-        Type::B64 => AtomType::B64,
-        Type::F32 => AtomType::F32,
-        Type::F64 => AtomType::F64,
-        Type::F16 => AtomType::F16,
-        Type::BF16 => AtomType::BF16,
         _ => return None,
     })
 }

@@ -5,8 +5,11 @@ use super::operands::{Operands, rows_of};
 use super::{Code, Kernel, ModuleVariable, Program, ProgramError};
 use crate::alu;
 use crate::layout;
+use crate::matrix::mma::{Accumulator, Element, MmaOp};
+use crate::matrix::wgmma::WgmmaOp;
 use crate::order::{Sem, Strength};
 use crate::ptx::ast::{Base, Function, Instruction, Module, Operand, Space, Type, Variable};
+use crate::tensor_map::Reduction;
 use std::collections::HashMap;
 
 /// Where names lie.
@@ -899,16 +902,11 @@ impl Decoder<'_> {
             regs.push(self.o.source(x, ty)?);
         }
         let reduce = if reduce {
-            let op = parts.iter().find_map(|p| atom_op(p)).ok_or_else(|| self.o.error("no operation"))?;
-            let ty = match ty {
-                Type::U32 => AtomType::U32,
-                Type::S32 => AtomType::S32,
-                Type::U64 => AtomType::U64,
-                Type::S64 => AtomType::S64,
-                Type::B64 => AtomType::B64,
-                _ => AtomType::B32,
-            };
-            Some((op, ty))
+            let op = parts.iter().find(|p| atom_op(p).is_some()).copied().unwrap_or("");
+            match Reduction::bulk(op, false, parts[parts.len() - 1], true) {
+                Some(r) => Some(r),
+                None => return Ok(Op::Unsupported(i.opcode.as_str().into())),
+            }
         } else {
             None
         };
@@ -977,16 +975,25 @@ impl Decoder<'_> {
     }
 
     fn mma(&mut self, i: &Instruction) -> Decoded {
-        let Some(op) = MmaOp::decode(&i.opcode) else { return Ok(Op::Unsupported(i.opcode.as_str().into())) };
+        let Some(op) = MmaOp::parse(&i.opcode) else { return Ok(Op::Unsupported(i.opcode.as_str().into())) };
         let [d, a, b, c] = &i.operands[..] else { return Err(self.o.error("four operands are needed")) };
-        let [wd, wa, wb, wc] = op.register_types();
+        let width = if op.a == Element::F64 { Type::F64 } else { Type::B32 };
+        let sum = match op.accumulator {
+            Accumulator::F64 => Type::F64,
+            Accumulator::F32 => Type::F32,
+            _ => Type::B32,
+        };
         let mma = Mma {
             op,
-            d: self.row_list(d, wd)?,
-            a: self.row_list(a, wa)?,
-            b: self.row_list(b, wb)?,
-            c: self.row_list(c, wc)?,
+            d: self.row_list(d, sum)?,
+            a: self.row_list(a, width)?,
+            b: self.row_list(b, width)?,
+            c: self.row_list(c, sum)?,
         };
+        let want = op.registers();
+        if [mma.a.len(), mma.b.len(), mma.c.len(), mma.d.len()] != [want.a, want.b, want.c, want.c] {
+            return Err(self.o.error("the number of registers does not fit the instruction"));
+        }
         Ok(Op::Mma(Box::new(mma)))
     }
 
@@ -1016,9 +1023,20 @@ impl Decoder<'_> {
             })
             .collect();
         let from_registers = matches!(o[1], Operand::Vector(_));
-        let Some(op) = WgmmaOp::decode(&i.opcode, from_registers, &immediates) else {
-            return Ok(Op::Unsupported(i.opcode.as_str().into()));
-        };
+        let Some(op) = WgmmaOp::parse(&i.opcode) else { return Ok(Op::Unsupported(i.opcode.as_str().into())) };
+        let mut rest = immediates.iter().copied();
+        let mut negate = false;
+        if op.has_scales() {
+            let (a, b) = (rest.next().unwrap_or(1), rest.next().unwrap_or(1));
+            negate = (a < 0) != (b < 0);
+        }
+        let mut transposed = [false; 2];
+        if op.has_transposes() {
+            if !from_registers {
+                transposed[0] = rest.next().unwrap_or(0) != 0;
+            }
+            transposed[1] = rest.next().unwrap_or(0) != 0;
+        }
         let d = self.row_list(&o[0], Type::B32)?;
         let (a, a_desc) = if from_registers {
             (self.row_list(&o[1], Type::B32)?, None)
@@ -1027,7 +1045,10 @@ impl Decoder<'_> {
         };
         let b_desc = self.o.source(&o[2], Type::B64)?;
         let scale_d = self.o.predicate(&o[3])?;
-        Ok(Op::Wgmma(Box::new(Wgmma { op, d, a, a_desc, b_desc, scale_d })))
+        if d.len() != op.d_registers() || from_registers && a.len() != 4 {
+            return Err(self.o.error("the number of registers does not fit the instruction"));
+        }
+        Ok(Op::Wgmma(Box::new(Wgmma { op, d, a, a_desc, b_desc, scale_d, negate, transposed })))
     }
 }
 

@@ -6,6 +6,7 @@ use crate::matrix::mma::MmaOp;
 use crate::matrix::wgmma::WgmmaOp;
 use crate::order::{Sem, Strength};
 use crate::regs::Slot;
+use crate::tensor_map::{ReduceOp, Reduction};
 
 /// An instruction ready to run.
 #[derive(Clone, Debug)]
@@ -372,7 +373,16 @@ pub struct Bulk {
     /// CTA mask of a multicast.
     pub multicast: Option<Slot>,
     /// Reduction.
-    pub reduce: Option<(AtomOp, Option<AtomType>)>,
+    pub reduce: Option<BulkReduce>,
+}
+
+/// How a bulk copy combines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BulkReduce {
+    /// With the type of the instruction.
+    Typed(Reduction),
+    /// With the type of the tensor map.
+    Mapped(ReduceOp),
 }
 
 /// Directions of [`Bulk`].
@@ -439,6 +449,10 @@ pub struct Wgmma {
     pub b_desc: Slot,
     /// The scale-d predicate: false means D = A·B.
     pub scale_d: (u32, bool),
+    /// Exactly one of A and B is negated.
+    pub negate: bool,
+    /// A and B are contiguous along m and n.
+    pub transposed: [bool; 2],
 }
 
 /// Special registers that change while a warp runs.
@@ -526,7 +540,7 @@ pub enum Op {
     Bulk(Box<Bulk>),
     BulkCommit,
     BulkWait { groups: u32, read: bool },
-    StAsync { addr: Addr, width: u8, regs: Vec<Slot>, mbarrier: Addr, reduce: Option<(AtomOp, AtomType)> },
+    StAsync { addr: Addr, width: u8, regs: Vec<Slot>, mbarrier: Addr, reduce: Option<Reduction> },
     TensorMapReplace { addr: Addr, window: Window, field: &'static str, ordinal: u32, value: Slot, wide: bool },
     TensorMapCopyFence { dst: Addr, src: Addr },
     MatrixTransfer(Box<MatrixTransfer>),
