@@ -110,7 +110,7 @@ impl Cell {
         Entry { key, stamp: self.write, mask, pc: self.write_pc, write: true }
     }
 
-    fn read_entry(&self) -> Entry {
+    const fn read_entry(&self) -> Entry {
         Entry { key: self.reader, stamp: self.read, mask: self.readers, pc: self.read_pc, write: false }
     }
 }
@@ -234,49 +234,133 @@ impl Shadow {
         cx: &Cx,
         out: &mut Vec<Conflict>,
     ) {
-        self.make_room();
         let stamp = Stamp::new(warp.epoch(), bytes.trailing_zeros(), access == Access::Atomic, strength);
-        let bits = u64::MAX >> (64 - 8 * bytes.min(8)) >> (8 * bytes.min(8) - bytes.min(8));
-        let bits = if bytes == 16 { 0xffff } else { bits };
-        for (mask, know) in warp.parts() {
-            let mut left = lanes & mask;
-            let mut view = View::new(self.space, warp, know, cx, warp.key(), stamp, pc);
+        let lanes = Lanes { warp, lanes, offsets, bytes, key: warp.key(), stamp, pc };
+        self.walk_as(access, &lanes, cx, out);
+    }
+
+    /// The same for `lanes` of an operation (`cp.async`), each for its own bytes: to be told when it is issued.
+    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
+    pub fn async_lanes(
+        &mut self,
+        access: Access,
+        op: OpId,
+        warp: &WarpOrder,
+        lanes: u32,
+        offsets: &[u64; LANES],
+        bytes: u32,
+        pc: u32,
+        cx: &Cx,
+        out: &mut Vec<Conflict>,
+    ) {
+        let stamp = Stamp::new(0, bytes.trailing_zeros(), false, Strength::Weak);
+        let lanes = Lanes { warp, lanes, offsets, bytes, key: op.key(), stamp, pc };
+        self.walk_as(access, &lanes, cx, out);
+    }
+
+    #[inline(always)]
+    fn walk_as(&mut self, access: Access, lanes: &Lanes, cx: &Cx, out: &mut Vec<Conflict>) {
+        self.make_room();
+        match access {
+            Access::Read => self.walk::<true, false>(lanes, cx, out),
+            Access::Write => self.walk::<false, true>(lanes, cx, out),
+            Access::Atomic => self.walk::<true, true>(lanes, cx, out),
+        }
+    }
+
+    fn walk<const READS: bool, const WRITES: bool>(&mut self, access: &Lanes, cx: &Cx, out: &mut Vec<Conflict>) {
+        for (mask, know) in access.warp.parts() {
+            let lanes = access.lanes & mask;
+            if lanes == 0 {
+                continue;
+            }
+            let mut view = View::new(self.space, access.warp, know, cx, access.key, access.stamp, access.pc);
+            if lanes != u32::MAX || !self.walk_row::<READS, WRITES>(access, &mut view, out) {
+                self.walk_lanes::<READS, WRITES>(access, lanes, &mut view, out);
+            }
+        }
+    }
+
+    /// All lanes, where they access a row of bytes one after the other in one chunk; false (and nothing done) otherwise.
+    #[inline(always)]
+    fn walk_row<const READS: bool, const WRITES: bool>(
+        &mut self,
+        access: &Lanes,
+        view: &mut View,
+        out: &mut Vec<Conflict>,
+    ) -> bool {
+        let (start, bytes) = (access.offsets[0], access.bytes as u64);
+        let end = start + bytes * LANES as u64;
+        let mut at = start;
+        let in_a_row = access.offsets.iter().fold(true, |all, &offset| {
+            let next = all & (offset == at);
+            at += bytes;
+            next
+        });
+        if !in_a_row || start >> CHUNK_SHIFT != (end - 1) >> CHUNK_SHIFT {
+            return false;
+        }
+        if READS && !self.is_initialized(start..end) {
+            return false;
+        }
+        let index = (start >> CHUNK_SHIFT) as usize;
+        let chunk = chunk(&mut self.chunks[index], &mut self.spare);
+        if access.bytes < 1 << chunk.shift {
+            return false;
+        }
+        if WRITES && !matches!(self.init[index], Init::All) {
+            let init = &mut self.init[index];
+            each_word(start..end, |at, bits| init.set(at & (CHUNK - 1), bits));
+        }
+        let (first, count) = (((start & (CHUNK - 1)) >> chunk.shift) as usize, (access.bytes >> chunk.shift) as usize);
+        let (shift, lists) = (chunk.shift, &mut self.lists);
+        let cells = &mut chunk.cells[first..first + count * LANES];
+        for (lane, cells) in cells.chunks_exact_mut(count).enumerate() {
+            for (step, cell) in cells.iter_mut().enumerate() {
+                let offset = start + (((lane * count + step) as u64) << shift);
+                view.step::<WRITES>(cell, offset, lane as u32, lists);
+            }
+            view.report(lane as u32, out);
+        }
+        true
+    }
+
+    fn walk_lanes<const READS: bool, const WRITES: bool>(
+        &mut self,
+        access: &Lanes,
+        lanes: u32,
+        view: &mut View,
+        out: &mut Vec<Conflict>,
+    ) {
+        let bytes = access.bytes;
+        let bits = (1u64 << bytes) - 1;
+        let mut left = lanes;
+        while left != 0 {
+            let index = (access.offsets[left.trailing_zeros() as usize] >> CHUNK_SHIFT) as usize;
+            let init = &mut self.init[index];
+            let chunk = chunk(&mut self.chunks[index], &mut self.spare);
+            if bytes.trailing_zeros() < chunk.shift {
+                chunk.refine(bytes.trailing_zeros());
+            }
             while left != 0 {
-                let chunk_index = (offsets[left.trailing_zeros() as usize] >> CHUNK_SHIFT) as usize;
-                let init = &mut self.init[chunk_index];
-                let chunk = chunk(&mut self.chunks[chunk_index], &mut self.spare);
-                while left != 0 {
-                    let lane = left.trailing_zeros();
-                    let offset = offsets[lane as usize];
-                    if (offset >> CHUNK_SHIFT) as usize != chunk_index {
-                        break;
-                    }
-                    left &= left - 1;
-                    let at = offset & (CHUNK - 1);
-                    let mut fault = None;
-                    if access != Access::Write && !init.has(at, bits) {
-                        fault = Some(Fault { kind: ConflictKind::Uninitialized, offset, ..Fault::NONE });
-                    }
-                    if access != Access::Read {
-                        init.set(at, bits);
-                    }
-                    if bytes.trailing_zeros() < chunk.shift {
-                        chunk.refine(bytes.trailing_zeros());
-                    }
-                    let first = (at >> chunk.shift) as usize;
-                    let count = (bytes >> chunk.shift) as usize;
-                    for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
-                        let offset = offset + ((step as u64) << chunk.shift);
-                        let found = match access {
-                            Access::Read => view.read(cell, offset, lane, &mut self.lists),
-                            _ => view.write(cell, offset, lane, &mut self.lists),
-                        };
-                        fault = fault.or(found);
-                    }
-                    if let Some(fault) = fault {
-                        out.push(fault.conflict(lane));
-                    }
+                let lane = left.trailing_zeros();
+                let offset = access.offsets[lane as usize];
+                if (offset >> CHUNK_SHIFT) as usize != index {
+                    break;
                 }
+                left &= left - 1;
+                let at = offset & (CHUNK - 1);
+                if READS && !init.has(at, bits) {
+                    view.fault = Some(Fault { offset, ..Fault::UNINITIALIZED });
+                }
+                if WRITES {
+                    init.set(at, bits);
+                }
+                let (first, count) = ((at >> chunk.shift) as usize, (bytes >> chunk.shift) as usize);
+                for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
+                    view.step::<WRITES>(cell, offset + ((step as u64) << chunk.shift), lane, &mut self.lists);
+                }
+                view.report(lane, out);
             }
         }
     }
@@ -342,13 +426,12 @@ impl Shadow {
         cx: &Cx,
         out: &mut Vec<Conflict>,
     ) {
-        let whole = self.is_initialized(range.clone());
-        let mut fault = None;
-        if !whole {
-            fault = Some(Fault { kind: ConflictKind::Uninitialized, offset: range.start, ..Fault::NONE });
+        let first = out.len();
+        if !self.is_initialized(range.clone()) {
+            out.push(Fault { offset: range.start, ..Fault::UNINITIALIZED }.conflict(lane));
         }
-        let found = self.async_access(Access::Read, range, op, warp, lane, Strength::Weak, pc, cx);
-        out.extend(fault.or(found).map(|fault| fault.conflict(lane)));
+        self.async_range::<false>(range, op, warp, lane, Strength::Weak, pc, cx, out);
+        out.truncate(first + 1);
     }
 
     /// The operation `op`, issued by `lane` of `warp`, will write `range` (with `strength`, other than weak for reductions):
@@ -366,14 +449,12 @@ impl Shadow {
         out: &mut Vec<Conflict>,
     ) {
         self.initialize(range.clone());
-        let found = self.async_access(Access::Write, range, op, warp, lane, strength, pc, cx);
-        out.extend(found.map(|fault| fault.conflict(lane)));
+        self.async_range::<true>(range, op, warp, lane, strength, pc, cx, out);
     }
 
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
-    fn async_access(
+    fn async_range<const WRITES: bool>(
         &mut self,
-        access: Access,
         range: Range<u64>,
         op: OpId,
         warp: &WarpOrder,
@@ -381,14 +462,14 @@ impl Shadow {
         strength: Strength,
         pc: u32,
         cx: &Cx,
-    ) -> Option<Fault> {
+        out: &mut Vec<Conflict>,
+    ) {
         self.make_room();
         let bytes = range.end.saturating_sub(range.start);
         let lane_wide = bytes.is_power_of_two() && bytes <= 16 && range.start.is_multiple_of(bytes);
         let wide = if lane_wide { bytes.trailing_zeros() } else { Stamp::RANGE };
         let stamp = Stamp::new(0, wide, false, strength);
         let mut view = View::new(self.space, warp, warp.know(lane), cx, op.key(), stamp, pc);
-        let mut fault = None;
         let mut start = range.start;
         while start < range.end {
             let end = range.end.min((start | (CHUNK - 1)) + 1);
@@ -400,16 +481,11 @@ impl Shadow {
             let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
             let count = ((end - start) >> chunk.shift) as usize;
             for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
-                let offset = start + ((step as u64) << chunk.shift);
-                let found = match access {
-                    Access::Read => view.read(cell, offset, lane, &mut self.lists),
-                    _ => view.write(cell, offset, lane, &mut self.lists),
-                };
-                fault = fault.or(found);
+                view.step::<WRITES>(cell, start + ((step as u64) << chunk.shift), lane, &mut self.lists);
             }
             start = end;
         }
-        fault
+        view.report(lane, out);
     }
 
     /// An operation without a seen end that reads or writes bytes of `range`, and where: for checks at a block's exit.
@@ -449,6 +525,18 @@ impl Shadow {
     }
 }
 
+/// An access of a warp's lanes.
+struct Lanes<'a> {
+    warp: &'a WarpOrder,
+    lanes: u32,
+    offsets: &'a [u64; LANES],
+    bytes: u32,
+    /// What it is recorded as: the warp or an operation.
+    key: Key,
+    stamp: Stamp,
+    pc: u32,
+}
+
 /// Calls `f` with `range` cut at multiples of 64: where a part starts, and a bit for each of its bytes.
 fn each_word(range: Range<u64>, mut f: impl FnMut(u64, u64)) {
     let mut start = range.start;
@@ -486,7 +574,7 @@ struct Fault {
 }
 
 impl Fault {
-    const NONE: Fault =
+    const UNINITIALIZED: Fault =
         Fault { kind: ConflictKind::Uninitialized, offset: 0, other: (Agent::HOST, 0), other_is: Other::None };
 
     fn conflict(self, lane: u32) -> Conflict {
@@ -505,6 +593,11 @@ struct Answer {
 
 impl Answer {
     const NONE: Answer = Answer { key: NOBODY, stamp: Stamp(u32::MAX), known: 0 };
+
+    #[inline(always)]
+    fn covers(&self, key: Key, stamp: Stamp, mask: u32) -> bool {
+        self.key == key && self.stamp == stamp && mask & !self.known == 0
+    }
 }
 
 /// One access of lanes that know the same, walking over cells.
@@ -519,37 +612,98 @@ struct View<'a> {
     pc: u32,
     /// It goes through the async proxy.
     is_async: bool,
+    /// It is weak and not through the async proxy.
+    is_plain: bool,
     of_writer: Answer,
     of_reader: Answer,
     /// Lists all of whose entries are known whatever the lane.
     known_list: ListId,
     /// The last list made, of what.
-    pushed: Option<(ListId, Entry, ListId)>,
+    pushed: (ListId, Entry, ListId),
+    /// The first thing wrong with the lane's access.
+    fault: Option<Fault>,
 }
 
 impl<'a> View<'a> {
     fn new(space: Space, warp: &'a WarpOrder, know: &'a Know, cx: &'a Cx, key: Key, stamp: Stamp, pc: u32) -> Self {
         let is_async = key >= OP_KEY && cx.ops.kind(OpId::of_key(key)).is_async_proxy();
+        let is_plain = !is_async && stamp.strength() == Strength::Weak;
         let (of_writer, of_reader) = (Answer::NONE, Answer::NONE);
-        View { space, warp, know, cx, key, stamp, pc, is_async, of_writer, of_reader, known_list: 0, pushed: None }
+        let (known_list, pushed, fault) = (0, (0, Cell::FRESH.read_entry(), 0), None);
+        View {
+            space,
+            warp,
+            know,
+            cx,
+            key,
+            stamp,
+            pc,
+            is_async,
+            is_plain,
+            of_writer,
+            of_reader,
+            known_list,
+            pushed,
+            fault,
+        }
+    }
+
+    /// `lane` accesses the cell at `offset`.
+    #[inline(always)]
+    fn step<const WRITES: bool>(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
+        let me = self.key << 5 | lane;
+        let write_known =
+            self.of_writer.covers(cell.writer >> 5, cell.write, 1 << (cell.writer & 31)) || cell.writer == me;
+        let mine = cell.reader == self.key && cell.readers & !(1 << lane) == 0;
+        let again = !WRITES && cell.reader == self.key && cell.read == self.stamp;
+        let read_known = again || mine || self.of_reader.covers(cell.reader, cell.read, cell.readers);
+        if !(write_known && cell.older == self.known_list && self.is_plain) {
+            return self.step_with_care(WRITES, cell, offset, lane, lists);
+        }
+        if !read_known {
+            if WRITES || !self.was_pushed(cell, offset) {
+                return self.step_with_care(WRITES, cell, offset, lane, lists);
+            }
+            cell.older = self.pushed.2;
+        }
+        if WRITES {
+            *cell = Cell { writer: me, write: self.stamp, write_pc: self.pc, ..Cell::FRESH };
+        } else {
+            cell.readers = 1 << lane | if again { cell.readers } else { 0 };
+            (cell.reader, cell.read, cell.read_pc) = (self.key, self.stamp, self.pc);
+        }
+    }
+
+    #[inline(never)]
+    fn step_with_care(&mut self, writes: bool, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
+        let found = if writes { self.write(cell, offset, lane, lists) } else { self.read(cell, offset, lane, lists) };
+        self.fault = self.fault.or(found);
+    }
+
+    /// Hands on what is wrong with `lane`'s access.
+    #[inline(always)]
+    fn report(&mut self, lane: u32, out: &mut Vec<Conflict>) {
+        if self.fault.is_some() {
+            out.extend(self.fault.take().map(|fault| fault.conflict(lane)));
+        }
     }
 
     /// `lane` reads the cell at `offset`.
-    #[inline(always)]
     fn read(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) -> Option<Fault> {
         let mut fault = None;
-        if cell.writer != NOBODY && (self.is_async || !self.knows_writer(cell, lane)) {
+        let write_known = self.knows_writer(cell, lane);
+        if cell.writer != NOBODY && (self.is_async || !write_known) {
             fault = self.judge(&cell.write_entry(), lane, offset, false, false);
         }
-        if lists.has_write(cell.older) && fault.is_none() {
+        if !lists.has_write(cell.older) {
+            self.known_list = cell.older;
+        } else if fault.is_none() {
             fault = self.judge_list(cell.older, lane, offset, false, lists);
         }
         if cell.reader == self.key && cell.read == self.stamp {
             cell.readers |= 1 << lane;
         } else {
-            if cell.reader != NOBODY {
-                self.displace_reader(cell, offset, lane, lists);
-            }
+            self.displace_reader(cell, offset, lane, lists);
             (cell.reader, cell.read, cell.readers) = (self.key, self.stamp, 1 << lane);
         }
         cell.read_pc = self.pc;
@@ -557,34 +711,29 @@ impl<'a> View<'a> {
     }
 
     /// `lane` writes the cell at `offset`.
-    #[inline(always)]
     fn write(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) -> Option<Fault> {
         let mut fault = None;
-        let mut write_known = true;
-        let mut read_known = true;
-        if cell.reader != NOBODY {
-            read_known = self.knows_reader(cell, lane);
-            if !read_known {
-                fault = self.judge(&cell.read_entry(), lane, offset, true, false);
-            }
+        let read_known = self.knows_reader(cell, lane);
+        if !read_known {
+            fault = self.judge(&cell.read_entry(), lane, offset, true, false);
         }
-        if cell.older != 0 && cell.older != self.known_list && fault.is_none() {
+        if cell.older == 0 {
+            self.known_list = 0;
+        } else if cell.older != self.known_list && fault.is_none() {
             fault = self.judge_list(cell.older, lane, offset, true, lists);
         }
-        if cell.writer != NOBODY {
-            write_known = self.knows_writer(cell, lane);
-            if fault.is_none() && (self.is_async || !write_known) {
-                let unread = cell.reader == NOBODY && !lists.has_read(cell.older);
-                fault = self.judge(&cell.write_entry(), lane, offset, true, unread);
-            }
+        let write_known = self.knows_writer(cell, lane);
+        if cell.writer != NOBODY && fault.is_none() && (self.is_async || !write_known) {
+            let unread = cell.reader == NOBODY && !lists.has_read(cell.older);
+            fault = self.judge(&cell.write_entry(), lane, offset, true, unread);
         }
         if self.stamp.strength() != Strength::Weak {
             self.keep_older(cell, offset, read_known, write_known, lists);
         } else {
             cell.older = 0;
         }
-        (cell.writer, cell.write, cell.write_pc) = (self.key << 5 | lane, self.stamp, self.pc);
-        cell.reader = NOBODY;
+        let older = cell.older;
+        *cell = Cell { writer: self.key << 5 | lane, write: self.stamp, write_pc: self.pc, older, ..Cell::FRESH };
         fault
     }
 
@@ -601,8 +750,10 @@ impl<'a> View<'a> {
     }
 
     /// Makes way for a new reader of the cell.
-    #[inline(always)]
     fn displace_reader(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
+        if cell.reader == NOBODY {
+            return;
+        }
         if self.knows_reader(cell, lane) {
             if self.stamp.strength() == Strength::Weak {
                 return;
@@ -615,16 +766,24 @@ impl<'a> View<'a> {
         cell.older = self.push(cell.older, cell.read_entry(), offset, lists);
     }
 
-    #[inline(always)]
     fn push(&mut self, list: ListId, mut entry: Entry, offset: u64, lists: &mut Chains) -> ListId {
         entry.mask = entry.mask.rotate_right(entry.stamp.turn(offset));
-        if let Some((of, pushed, new)) = self.pushed
-            && of == list
-            && pushed == entry
-        {
+        let (of, pushed, new) = self.pushed;
+        if of == list && pushed == entry {
             return new;
         }
         self.push_new(list, entry, lists)
+    }
+
+    /// Whether the cell's reader is what was last pushed onto its list.
+    #[inline(always)]
+    fn was_pushed(&self, cell: &Cell, offset: u64) -> bool {
+        let (of, pushed, _) = &self.pushed;
+        let mask = cell.readers.rotate_right(cell.read.turn(offset));
+        *of == cell.older
+            && (pushed.key, pushed.stamp, pushed.pc) == (cell.reader, cell.read, cell.read_pc)
+            && pushed.mask == mask
+            && !pushed.write
     }
 
     fn push_new(&mut self, list: ListId, entry: Entry, lists: &mut Chains) -> ListId {
@@ -635,29 +794,35 @@ impl<'a> View<'a> {
             list
         };
         let new = lists.push(below, entry);
-        self.pushed = Some((list, entry, new));
+        self.pushed = (list, entry, new);
         new
     }
 
-    #[inline(always)]
     fn knows_writer(&mut self, cell: &Cell, lane: u32) -> bool {
         let (key, mask) = (cell.writer >> 5, 1 << (cell.writer & 31));
         if self.of_writer.key != key || self.of_writer.stamp != cell.write {
             self.of_writer = self.ask(key, cell.write);
         }
-        mask & !self.of_writer.known == 0 || self.knows_exactly(key, cell.write, mask, lane)
+        mask & !self.of_writer.known == 0 || self.may_know_more(key) && self.knows_exactly(key, cell.write, mask, lane)
     }
 
-    #[inline(always)]
     fn knows_reader(&mut self, cell: &Cell, lane: u32) -> bool {
         if self.of_reader.key != cell.reader || self.of_reader.stamp != cell.read {
             self.of_reader = self.ask(cell.reader, cell.read);
         }
-        cell.readers & !self.of_reader.known == 0 || self.knows_exactly(cell.reader, cell.read, cell.readers, lane)
+        cell.readers & !self.of_reader.known == 0
+            || self.may_know_more(cell.reader) && self.knows_exactly(cell.reader, cell.read, cell.readers, lane)
+    }
+
+    /// Whether a lane may know more of `key` than stands in what it knows: its own accesses, and what it waited for.
+    fn may_know_more(&self, key: Key) -> bool {
+        key == self.warp.key() || key >= OP_KEY
     }
 
     fn ask(&self, key: Key, stamp: Stamp) -> Answer {
-        let known = if key < OP_KEY {
+        let known = if key >= NOBODY >> 5 {
+            u32::MAX
+        } else if key < OP_KEY {
             self.know.known_mask(key, stamp.epoch())
         } else {
             self.cx.ops.known_mask(key, self.know)
