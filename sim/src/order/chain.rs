@@ -69,8 +69,8 @@ const LOOK: usize = 80;
 const LOOK_ACROSS_BLOCKS: usize = 12;
 /// Most pushes remembered.
 const MEMO: usize = 1 << 15;
-/// Nodes before the first [`Chains::is_full`].
-const FIRST_LIMIT: usize = 1 << 20;
+/// Nodes before the first [`Chains::is_full`]; few in tests, so that they collect.
+const FIRST_LIMIT: usize = if cfg!(test) { 64 } else { 1 << 20 };
 
 /// All lists of a shadow.
 #[derive(Clone, Debug)]
