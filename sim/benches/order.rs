@@ -57,7 +57,7 @@ fn global_input() {
         let mut block = 0;
         let rows = (1u64 << 14) / (32 * bytes);
         measure(&format!("input read by ever new warps, {bytes} bytes a lane"), rows as u32 * 20, |call| {
-            block += (call as u64 % rows == 0) as u32;
+            block += (call as u64).is_multiple_of(rows) as u32;
             let warp = WarpOrder::new(block, 0, u32::MAX, Know::nothing(block));
             let place = offsets(call as u64 % rows * 32 * bytes, bytes);
             shadow.access(Access::Read, &warp, u32::MAX, &place, bytes as u32, Strength::Weak, 1, &cx, &mut out);

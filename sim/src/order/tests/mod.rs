@@ -2,4 +2,5 @@
 
 mod graph;
 mod history;
+mod rows;
 mod rules;
