@@ -82,7 +82,7 @@ impl World {
             puts: BTreeMap::new(),
             fences: BTreeMap::new(),
             observed: BTreeMap::new(),
-            taste: taste % 4,
+            taste: taste % 6,
             conflicts: 0,
             ordered: 0,
         }
@@ -99,7 +99,12 @@ impl World {
         if self.spoiled.len() as u64 > BYTES / 4 {
             self.settle();
         }
-        match kind % 24 {
+        let kind = match self.taste {
+            4 => [0, 0, 0, 0, 0, 0, 6, 7, 0, 0, 0, 0, 8, 9][kind as usize % 14],
+            5 => [0, 6, 10, 11, 11, 13, 13, 8, 9, 7, 0, 10, 6, 13][kind as usize % 14],
+            _ => kind % 24,
+        };
+        match kind {
             0..=5 | 20..=23 => self.access(w, lanes, n),
             6 => self.block_barrier(w, n),
             7 => self.sync(w, lanes),
@@ -317,6 +322,7 @@ impl World {
             strength = strength.max(Strength::Cta);
         }
         let bytes = [4, 4, 4, 2, 1, 8, 16][n[2] as usize % 7];
+        let n = if self.taste == 4 { [n[0], n[1], n[2], n[3] % 4] } else { n };
         let stride = [0, bytes, bytes, 4][n[3] as usize % 4];
         let mut offsets = [0; 32];
         for (lane, offset) in offsets.iter_mut().enumerate() {
@@ -338,14 +344,15 @@ impl World {
         }
     }
 
-    /// By taste: anything, mostly reads, mostly strong accesses, weak ones only.
+    /// By taste: anything, mostly reads, mostly strong accesses, weak ones only, reads of one place, operations and fences.
     fn choose(&self, n: [u8; 4]) -> (Access, Strength) {
         let anything = [Access::Read, Access::Write, Access::Read, Access::Write, Access::Atomic];
         let reads = [Access::Read, Access::Read, Access::Read, Access::Read, Access::Write];
-        let access = [anything, reads, anything, anything][self.taste as usize][n[0] as usize % 5];
+        let access = [anything, reads, anything, anything, reads, anything][self.taste as usize][n[0] as usize % 5];
         let mixed = [Strength::Weak, Strength::Weak, Strength::Weak, Strength::Cta, Strength::Cluster, Strength::Gpu];
         let strong = [Strength::Gpu, Strength::Gpu, Strength::Gpu, Strength::Cta, Strength::Cluster, Strength::Weak];
-        let strength = [mixed, mixed, strong, [Strength::Weak; 6]][self.taste as usize][n[1] as usize % 6];
+        let weak = [Strength::Weak; 6];
+        let strength = [mixed, mixed, strong, weak, mixed, weak][self.taste as usize][n[1] as usize % 6];
         (access, strength)
     }
 
