@@ -2,8 +2,6 @@
 //! history have the same list.
 
 use super::{Key, OP_KEY, Stamp, Strength};
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 /// Accesses of one warp (or operation) in one epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,8 +19,13 @@ impl Entry {
     pub(super) fn subsumes(&self, old: &Entry) -> bool {
         let (mine, theirs) = (self.stamp.strength(), old.stamp.strength());
         let same_block = self.key < OP_KEY && old.key < OP_KEY && self.key >> 6 == old.key >> 6;
-        (self.write || !old.write)
-            && (mine == Strength::Weak || mine <= theirs && same_block)
+        (self.write || !old.write) && (mine == Strength::Weak || mine <= theirs && same_block)
+    }
+
+    fn hash(&self, list: ListId) -> u64 {
+        let mix = |hash: u64, value: u32| (hash.rotate_left(23) ^ value as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let words = [self.key, self.stamp.0, self.mask, self.pc, self.write as u32];
+        words.into_iter().fold(list as u64, mix) >> 32
     }
 
     /// Whether `old` is by the same lanes, earlier in their program order, and this one stands for it.
@@ -52,6 +55,8 @@ struct Node {
     has_read: bool,
     /// All are strong at `.gpu` and by threads.
     all_gpu: bool,
+    /// Not all are of one block's threads.
+    across_blocks: bool,
 }
 
 /// A list: the index of its first node and one, or 0 for the empty list.
@@ -59,22 +64,26 @@ pub(super) type ListId = u32;
 
 /// Lists longer than this lose their oldest accesses: a race with those may be missed, none is invented.
 const MAX_DEPTH: u32 = 4096;
-/// How far [`Chains::push`] looks for entries that the new one stands for.
-const LOOK: usize = 64;
-/// Nodes before the first [`Chains::is_full`].
-const FIRST_LIMIT: usize = 1 << 20;
+/// How far [`Chains::push`] looks for entries that the new one stands for: past a block's warps in a list of one block.
+const LOOK: usize = 80;
+const LOOK_ACROSS_BLOCKS: usize = 12;
+/// Most pushes remembered.
+const MEMO: usize = 1 << 15;
+/// Nodes before the first [`Chains::is_full`]; few in tests, so that they collect.
+const FIRST_LIMIT: usize = if cfg!(test) { 64 } else { 1 << 20 };
 
 /// All lists of a shadow.
 #[derive(Clone, Debug)]
 pub(super) struct Chains {
     nodes: Vec<Node>,
-    memo: HashMap<(ListId, Entry), ListId, BuildHasherDefault<Mix>>,
+    /// The last lists pushed, by a hash of what was pushed onto what; 0 where there is none.
+    memo: Vec<(ListId, Entry, ListId)>,
     limit: usize,
 }
 
 impl Default for Chains {
     fn default() -> Self {
-        Chains { nodes: Vec::new(), memo: HashMap::default(), limit: FIRST_LIMIT }
+        Chains { nodes: Vec::new(), memo: Vec::new(), limit: FIRST_LIMIT }
     }
 }
 
@@ -105,20 +114,33 @@ impl Chains {
 
     /// `list` with `entry` (its mask turned) in front, without entries it stands for.
     pub(super) fn push(&mut self, list: ListId, entry: Entry) -> ListId {
-        if let Some(&known) = self.memo.get(&(list, entry)) {
+        if self.memo.len() < MEMO && self.nodes.len() >= self.memo.len() {
+            let none = Entry { key: 0, stamp: Stamp(0), mask: 0, pc: 0, write: false };
+            self.memo.clear();
+            self.memo.resize((2 * self.nodes.len()).next_power_of_two().clamp(64, MEMO), (0, none, 0));
+        }
+        let at = entry.hash(list) as usize & (self.memo.len() - 1);
+        let (of, pushed, known) = self.memo[at];
+        if known != 0 && of == list && pushed == entry {
             return known;
         }
         let new = self.push_new(list, entry);
-        self.memo.insert((list, entry), new);
+        self.memo[at] = (list, entry, new);
         new
     }
 
     #[cold]
     fn push_new(&mut self, list: ListId, entry: Entry) -> ListId {
+        let across = list != 0 && self.nodes[list as usize - 1].across_blocks;
+        let look = if across { LOOK_ACROSS_BLOCKS } else { LOOK };
+        let stands = |entry: &Entry, old: &Entry| entry.joins(old) || entry.replaces(old);
+        if !self.entries(list).take(look).any(|old| stands(&entry, old)) {
+            return self.cons(list, entry);
+        }
         let mut merged = entry;
         let (mut kept, mut at, mut changed, mut rest) = (Vec::new(), list, 0, list);
-        while at != 0 && kept.len() < LOOK {
-            let node = self.nodes[at as usize - 1];
+        for _ in 0..look {
+            let Some(node) = at.checked_sub(1).map(|at| self.nodes[at as usize]) else { break };
             at = node.next;
             if merged.joins(&node.entry) {
                 merged.mask |= node.entry.mask;
@@ -154,6 +176,7 @@ impl Chains {
             depth: below.map_or(1, |node| node.depth + 1),
             has_write: entry.write || below.is_some_and(|node| node.has_write),
             has_read: !entry.write || below.is_some_and(|node| node.has_read),
+            across_blocks: below.is_some_and(|node| node.across_blocks || node.entry.key >> 6 != entry.key >> 6),
             all_gpu: gpu && below.is_none_or(|node| node.all_gpu),
         });
         self.nodes.len() as ListId
@@ -184,28 +207,6 @@ impl Chains {
         }
         lists.into_iter().for_each(|list| *list = renamed[*list as usize]);
         self.limit = (2 * kept.len()).max(FIRST_LIMIT);
-        (self.nodes, self.memo) = (kept, HashMap::default());
-    }
-}
-
-/// Multiplies and rotates: keys here are small integers, not an adversary's.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Mix(u64);
-
-impl Hasher for Mix {
-    fn finish(&self) -> u64 {
-        self.0 ^ self.0 >> 29
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u64(byte as u64));
-    }
-    fn write_u8(&mut self, value: u8) {
-        self.write_u64(value as u64);
-    }
-    fn write_u32(&mut self, value: u32) {
-        self.write_u64(value as u64);
-    }
-    fn write_u64(&mut self, value: u64) {
-        self.0 = (self.0.rotate_left(23) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (self.nodes, self.memo) = (kept, Vec::new());
     }
 }

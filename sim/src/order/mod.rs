@@ -7,6 +7,7 @@
 //! fences) ends the epoch. So "thread t is known up to epoch e" says exactly which of t's accesses happen before here.
 //! Rules are those of the PTX ISA's chapter "Memory Consistency Model" and of "Asynchronous operations" and proxies there.
 
+mod cell;
 mod chain;
 mod know;
 mod ops;
@@ -14,6 +15,7 @@ mod shadow;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod view;
 mod warp;
 
 pub use know::Know;

@@ -2,4 +2,6 @@
 
 mod graph;
 mod history;
+mod lists;
+mod rows;
 mod rules;
