@@ -387,25 +387,23 @@ fn predicates(r: &mut Registers, s: &Slots, m: u32, logic: Logic, not0: bool, no
     set_predicate(r, s.dst[0], value, m, u);
 }
 
-#[inline(always)]
-fn lop3(r: &mut Registers, s: &Slots, m: u32) {
-    let d = lop3_value(r, s);
-    r.set(s.dst[0], &d, m);
-    let u = undefined::<3>(r, s);
-    define(r, s.dst[0], m, u);
-}
-
 /// Any function of three bits is a polynomial over GF(2): eight coefficients, found from the table once a warp.
 #[inline(always)]
+fn lop3(r: &mut Registers, s: &Slots, m: u32) {
+    let k = coefficients(r.rows[s.src[3] as usize].0[0]);
+    map3(r, s, m, |a: u32, b: u32, c: u32| polynomial(&k, a, b, c));
+}
+
+/// The result of `lop3` in all lanes.
 pub fn lop3_value(r: &Registers, s: &Slots) -> [u32; 32] {
-    let [one, c1, b1, bc, a1, ac, ab, abc] = coefficients(r.rows[s.src[3] as usize].0[0]);
+    let k = coefficients(r.rows[s.src[3] as usize].0[0]);
     let [a, b, c] = [0, 1, 2].map(|i| r.get(s.src[i]));
-    let mut d = [0; 32];
-    for i in 0..32 {
-        let (a, b, c) = (a[i], b[i], c[i]);
-        d[i] = one ^ a & a1 ^ b & (b1 ^ a & ab) ^ c & (c1 ^ a & ac ^ b & (bc ^ a & abc));
-    }
-    d
+    std::array::from_fn(|i| polynomial(&k, a[i], b[i], c[i]))
+}
+
+#[inline(always)]
+fn polynomial(&[one, c1, b1, bc, a1, ac, ab, abc]: &[u32; 8], a: u32, b: u32, c: u32) -> u32 {
+    one ^ a & a1 ^ b & (b1 ^ a & ab) ^ c & (c1 ^ a & ac ^ b & (bc ^ a & abc))
 }
 
 /// Coefficients (all ones or zero) of the products of a (bit 2 of the index), b (bit 1) and c (bit 0): the Möbius transform

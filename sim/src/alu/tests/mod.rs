@@ -1,6 +1,7 @@
 //! Tests of the instructions against independent definitions.
 
 mod everyday;
+mod rounding;
 
 use super::{Class, Slots, decode};
 use crate::ptx::ast::{Operand, RegisterDecl};
