@@ -2,8 +2,10 @@
 
 use super::{Decoded, Form, width};
 use crate::alu::cold::{Flags, Scalar};
-use crate::alu::float;
+use crate::alu::float::{self, Arithmetic};
+use crate::alu::halves::HalfOp;
 use crate::alu::hot::Op;
+use crate::alu::rare::Rare;
 use crate::alu::soft::Mode;
 use crate::ptx::ast::Type::{self, BF16, BF16x2, F16, F16x2, F32, F64};
 
@@ -124,7 +126,17 @@ impl Form<'_> {
         if !allowed {
             return None;
         }
-        self.cold(if packed { pair } else { single }, flags, ty, &[ty; 3][..sources])
+        let src = &[ty; 3][..sources];
+        if arithmetic && !(ftz || sat || relu) {
+            let op = match self.base {
+                "add" => Arithmetic::Add,
+                "sub" => Arithmetic::Sub,
+                "mul" => Arithmetic::Mul,
+                _ => Arithmetic::Fma,
+            };
+            return self.finish(Op::Rare(Rare::Half(HalfOp { op, bf16, pair: packed })), &[ty], src);
+        }
+        self.cold(if packed { pair } else { single }, flags, ty, src)
     }
 
     /// `min` and `max`.

@@ -2,6 +2,7 @@
 
 mod everyday;
 mod rounding;
+mod seldom;
 
 use super::{Class, Slots, decode};
 use crate::ptx::ast::{Operand, RegisterDecl};
