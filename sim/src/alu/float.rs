@@ -127,6 +127,11 @@ pub fn approximate64(f: Flags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     if y.is_nan() { 0x7fff_ffff_0000_0000 } else { y.to_bits() & !0xffff_ffff }
 }
 
+/// `rsqrt.approx.f64`.
+pub fn rsqrt_f64(_: Flags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    (1.0 / f64::from_bits(a).sqrt()).to_bits()
+}
+
 /// The sign of the first on the magnitude of the second.
 pub fn copysign(f: Flags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     let sign = 1 << (f.bits - 1);

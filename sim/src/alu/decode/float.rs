@@ -75,7 +75,8 @@ impl Form<'_> {
 
     fn double(&mut self) -> Decoded {
         let mode = self.take_any(&ROUNDINGS);
-        let approx = self.take("approx") && self.take("ftz");
+        let approx = self.take("approx");
+        let ftz = approx && self.take("ftz");
         let flags = Flags { mode: mode.unwrap_or_default(), other: self.base == "rsqrt", ..flags(F64) };
         let nearest = flags.mode == Mode::Nearest;
         let (function, sources): (Scalar, usize) = match (self.base, mode.is_some(), approx) {
@@ -91,7 +92,8 @@ impl Form<'_> {
             ("sqrt", true, false) => (float::sqrt_f64, 1),
             ("neg", false, false) => (float::neg64, 1),
             ("abs", false, false) => (float::abs64, 1),
-            ("rcp" | "rsqrt", false, true) => (float::approximate64, 1),
+            ("rsqrt", false, true) if !ftz => (float::rsqrt_f64, 1),
+            ("rcp" | "rsqrt", false, true) if ftz => (float::approximate64, 1),
             _ => return None,
         };
         self.cold(function, flags, F64, &[F64; 3][..sources])

@@ -203,6 +203,24 @@ fn sequence(program: &[(&str, u32, &[u32])], rows: &[[u32; 32]]) -> Registers {
 }
 
 #[test]
+fn absolute_differences_are_summed() {
+    for (a, b) in [("u32", "u32"), ("s32", "u32"), ("s32", "s32")] {
+        for (name, bits) in [("vabsdiff4", 8), ("vabsdiff2", 16)] {
+            check(&format!("{name}.u32.{a}.{b}.add"), 3, |s| {
+                let x = |i: usize, at: u32, ty: &str| number(s[i] >> (bits * at), bits, ty == "s32");
+                low((0..32 / bits).map(|at| (x(0, at, a) - x(1, at, b)).abs()).sum::<i128>() + s[2] as i128, 32)
+            });
+        }
+    }
+    check("max.s16x2.relu", 2, |s| {
+        let half = |i: u32| number(s[0] >> i, 16, true).max(number(s[1] >> i, 16, true)).max(0) as u64;
+        half(0) | half(16) << 16
+    });
+    let root = &mut |r: &mut Random, _: usize| r.next() >> 2;
+    check_with("rsqrt.approx.f64", &plain(2), &[], root, |s| vec![f64::from_bits(s[0]).sqrt().recip().to_bits()]);
+}
+
+#[test]
 fn carries_make_wide_arithmetic() {
     let mut random = Random(3);
     for _ in 0..200 {
