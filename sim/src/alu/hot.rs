@@ -274,7 +274,8 @@ impl Op {
             Op::SetpU32(c) => c.run32(r, s, m, 1 << 31),
             Op::SetpS64(c) => c.run64(r, s, m, 0),
             Op::SetpU64(c) => c.run64(r, s, m, 1 << 63),
-            Op::SetpF32(c, ftz) => c.run_f32(r, s, m, ftz),
+            Op::SetpF32(c, false) => c.run_f32(r, s, m, false),
+            Op::SetpF32(c, true) => c.run_f32(r, s, m, true),
             Op::Selp32 => select::<u32>(r, s, m),
             Op::Selp64 => select::<u64>(r, s, m),
             Op::PredicateLogic(logic, not0, not1) => predicates(r, s, m, logic, not0, not1),
@@ -286,8 +287,13 @@ impl Op {
             Op::MulFtzF32 => float2(r, s, m, true, |a, b| a * b),
             Op::FmaF32 => float3(r, s, m, false, |a, b, c| a.mul_add(b, c)),
             Op::FmaFtzF32 => float3(r, s, m, true, |a, b, c| a.mul_add(b, c)),
-            Op::MinF32(ftz) => map2(r, s, m, |a, b| f32s::extreme::<false>(f32s::flush(a, ftz), f32s::flush(b, ftz))),
-            Op::MaxF32(ftz) => map2(r, s, m, |a, b| f32s::extreme::<true>(f32s::flush(a, ftz), f32s::flush(b, ftz))),
+            // A loop each: a choice inside would be made in every lane.
+            Op::MinF32(false) => map2(r, s, m, f32s::extreme::<false>),
+            Op::MaxF32(false) => map2(r, s, m, f32s::extreme::<true>),
+            Op::MinF32(true) => {
+                map2(r, s, m, |a, b| f32s::extreme::<false>(f32s::flush(a, true), f32s::flush(b, true)))
+            }
+            Op::MaxF32(true) => map2(r, s, m, |a, b| f32s::extreme::<true>(f32s::flush(a, true), f32s::flush(b, true))),
             Op::NegF32(ftz) => map1(r, s, m, |a: u32| output(-input(a, ftz), false)),
             Op::AbsF32(ftz) => map1(r, s, m, |a: u32| output(input(a, ftz).abs(), false)),
             Op::Ex2F32(ftz) => map1(r, s, m, |a: u32| output(exp2(input(a, ftz)), ftz)),
