@@ -89,15 +89,8 @@ pub fn store(registers: &[Lanes], transpose: bool, rows: &mut [[u8; 16]]) {
 }
 
 /// `movmatrix.sync.aligned.m8n8.trans.b16`: the fragment of the transposed matrix.
-pub fn transposed(fragment: &Lanes) -> Lanes {
-    super::vectorized(
-        #[inline(always)]
-        || transpose(fragment),
-    )
-}
-
 #[inline(always)]
-fn transpose(fragment: &Lanes) -> Lanes {
+pub fn transposed(fragment: &Lanes) -> Lanes {
     let mut out = [0; 32];
     for (lane, out) in out.iter_mut().enumerate() {
         let (group, thread) = (lane / 4, lane % 4);

@@ -14,6 +14,7 @@
 
 use super::Lanes;
 use super::format::{f16_bits, f16_value, unpack};
+use super::simd::{Kernel, Vector, dispatch};
 
 pub use super::format::Element;
 
@@ -172,7 +173,7 @@ impl MmaOp {
     /// # Panics
     /// When an operand has fewer rows than that.
     pub fn run(&self, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
-        super::vectorized(Run { op: self, a, b, c, d });
+        dispatch(Run { op: self, a, b, c, d });
     }
 }
 
@@ -185,19 +186,17 @@ struct Run<'a> {
     d: &'a mut [Lanes],
 }
 
-impl pulp::NullaryFnOnce for Run<'_> {
-    type Output = ();
-
+impl Kernel for Run<'_> {
     #[inline(always)]
-    fn call(self) {
+    fn run<V: Vector>(self, v: V) {
         let Self { op, a, b, c, d } = self;
         match (op.a, op.a.bits()) {
             (Element::F64, _) => double(op, a, b, c, d),
             (Element::B1, _) => bits(op, a, b, c, d),
-            (_, 4) => single::<8>(op, a, b, c, d),
-            (_, 8) => single::<4>(op, a, b, c, d),
-            (_, 16) => single::<2>(op, a, b, c, d),
-            _ => single::<1>(op, a, b, c, d),
+            (_, 4) => single::<V, 8>(v, op, a, b, c, d),
+            (_, 8) => single::<V, 4>(v, op, a, b, c, d),
+            (_, 16) => single::<V, 2>(v, op, a, b, c, d),
+            _ => single::<V, 1>(v, op, a, b, c, d),
         }
     }
 }
@@ -208,7 +207,7 @@ const MAX_A: usize = 4;
 /// Products of f32, and of integers of at most 8 bits: at most 64 of these sum exactly in f32, whose multiply-add is the
 /// fastest. `E` elements a register.
 #[inline(always)]
-fn single<const E: usize>(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
+fn single<V: Vector, const E: usize>(v: V, op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
     let (m, k) = (op.m as usize, op.k as usize);
     let mut unpacked = [[[0f32; 32]; E]; MAX_A];
     for (register, out) in a[..m * k / (32 * E)].iter().zip(&mut unpacked) {
@@ -234,7 +233,7 @@ fn single<const E: usize>(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: 
         }
         _ => load_rows(&c[..m / 4], &mut rows),
     }
-    product(unpacked.as_flattened(), columns.as_flattened(), &mut sums[..m], E, k, fused_f32);
+    product_f32(v, unpacked.as_flattened(), columns.as_flattened(), &mut sums[..m], E, k / (4 * E));
     match op.accumulator {
         Accumulator::F16 => return store_f16(&sums, &mut d[..2]),
         Accumulator::F32 => {
@@ -270,8 +269,8 @@ fn bits(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
     load_rows(&c[..m / 4], &mut sums);
     let a = &a[..m * words / 32];
     match op.bit_op {
-        Some(BitOp::Xor) => product(a, &columns, &mut sums[..m], 1, words, |a, b, sum| count(a ^ b, sum)),
-        _ => product(a, &columns, &mut sums[..m], 1, words, |a, b, sum| count(a & b, sum)),
+        Some(BitOp::Xor) => product(a, &columns[..words], &mut sums[..m], |a, b, sum| count(a ^ b, sum)),
+        _ => product(a, &columns[..words], &mut sums[..m], |a, b, sum| count(a & b, sum)),
     }
     store_rows(&sums, &mut d[..m / 4]);
 }
@@ -305,7 +304,7 @@ fn double(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
             sums[8 * (register / 2) + g][half..half + 4].copy_from_slice(&lanes[4 * g..4 * g + 4]);
         }
     }
-    product(&unpacked, &columns, &mut sums[..m], 1, k, fused_f64);
+    product(&unpacked, &columns[..k], &mut sums[..m], fused_f64);
     for (row, sums) in sums[..m].iter().enumerate() {
         for (slot, sum) in sums.iter().enumerate() {
             let register = 2 * (row / 8) + slot / 4;
@@ -315,11 +314,6 @@ fn double(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
             words[2 * lane + 1] = (sum.to_bits() >> 32) as u32;
         }
     }
-}
-
-#[inline(always)]
-fn fused_f32(a: f32, b: f32, sum: f32) -> f32 {
-    a.mul_add(b, sum)
 }
 
 #[inline(always)]
@@ -356,13 +350,26 @@ fn quad_thread(register: &Lanes, t: usize) -> [u32; 8] {
     out
 }
 
+/// The four lanes that hold a row of an accumulator (modulo 8).
+#[inline(always)]
+pub(super) fn quad(register: &Lanes, row: usize) -> [u32; 4] {
+    let quads: &[[u32; 4]; 8] = bytemuck::cast_ref(register);
+    quads[row % 8]
+}
+
+/// The same lanes, to write.
+#[inline(always)]
+pub(super) fn quad_mut(register: &mut Lanes, row: usize) -> &mut [u32; 4] {
+    let quads: &mut [[u32; 4]; 8] = bytemuck::cast_mut(register);
+    &mut quads[row % 8]
+}
+
 /// C's rows, in slots.
 #[inline(always)]
 fn load_rows(c: &[Lanes], rows: &mut [[u32; 8]]) {
     for (pair, rows) in c.chunks_exact(2).zip(rows.chunks_exact_mut(8)) {
         for (g, row) in rows.iter_mut().enumerate() {
-            row[..4].copy_from_slice(&pair[0][4 * g..4 * g + 4]);
-            row[4..].copy_from_slice(&pair[1][4 * g..4 * g + 4]);
+            *row = bytemuck::cast([quad(&pair[0], g), quad(&pair[1], g)]);
         }
     }
 }
@@ -372,8 +379,9 @@ fn load_rows(c: &[Lanes], rows: &mut [[u32; 8]]) {
 fn store_rows(rows: &[[u32; 8]], d: &mut [Lanes]) {
     for (pair, rows) in d.chunks_exact_mut(2).zip(rows.chunks_exact(8)) {
         for (g, row) in rows.iter().enumerate() {
-            pair[0][4 * g..4 * g + 4].copy_from_slice(&row[..4]);
-            pair[1][4 * g..4 * g + 4].copy_from_slice(&row[4..]);
+            let [even, odd]: [[u32; 4]; 2] = bytemuck::cast(*row);
+            *quad_mut(&mut pair[0], g) = even;
+            *quad_mut(&mut pair[1], g) = odd;
         }
     }
 }
@@ -403,34 +411,48 @@ fn store_f16(rows: &[[f32; 8]], d: &mut [Lanes]) {
     }
 }
 
-/// Eight rows of D at a time, ascending k. `a[E·r + j][lane]` is element j of A's register r, `b` the rows of B.
+/// Eight rows of D at a time, ascending k, in `steps` of four times `elements`. `a[elements · r + j][lane]` is element j of
+/// A's register r, `b` the rows of B.
 #[inline(always)]
-fn product<T: Copy>(
-    a: &[[T; 32]],
-    b: &[[T; 8]],
-    sums: &mut [[T; 8]],
-    elements: usize,
-    k: usize,
-    step: impl Fn(T, T, T) -> T,
-) {
+fn product_f32<V: Vector>(v: V, a: &[[f32; 32]], b: &[[f32; 8]], sums: &mut [[f32; 8]], elements: usize, steps: usize) {
     let halves = sums.len() / 8;
     for (half, sums) in sums.chunks_exact_mut(8).enumerate() {
-        let sums: &mut [[T; 8]; 8] = sums.try_into().expect("a chunk of eight");
-        let mut block = *sums;
-        for (i, b) in b.chunks_exact(4 * elements).take(k / (4 * elements)).enumerate() {
+        let sums: &mut [[f32; 8]; 8] = sums.try_into().expect("a chunk of eight");
+        let mut block = sums.map(
+            #[inline(always)]
+            |row| v.load(&row),
+        );
+        for (i, b) in b.chunks_exact(4 * elements).take(steps).enumerate() {
             let a = &a[(i * halves + half) * elements..][..elements];
             for (t, b) in b.chunks_exact(elements).enumerate() {
                 for (a, b) in a.iter().zip(b) {
-                    for (g, row) in block.iter_mut().enumerate() {
-                        let a = a[4 * g + t % 4];
-                        for (sum, b) in row.iter_mut().zip(b) {
-                            *sum = step(a, *b, *sum);
-                        }
+                    let b = v.load(b);
+                    for (g, sum) in block.iter_mut().enumerate() {
+                        *sum = v.multiply_add(a[4 * g + t % 4], b, *sum);
                     }
                 }
             }
         }
-        *sums = block;
+        for (sums, row) in sums.iter_mut().zip(block) {
+            *sums = v.store(row);
+        }
+    }
+}
+
+/// The same for one element a register.
+#[inline(always)]
+fn product<T: Copy>(a: &[[T; 32]], b: &[[T; 8]], sums: &mut [[T; 8]], step: impl Fn(T, T, T) -> T) {
+    let halves = sums.len() / 8;
+    for (half, sums) in sums.chunks_exact_mut(8).enumerate() {
+        for (k, b) in b.iter().enumerate() {
+            let a = &a[k / 4 * halves + half];
+            for (g, row) in sums.iter_mut().enumerate() {
+                let a = a[4 * g + k % 4];
+                for (sum, b) in row.iter_mut().zip(b) {
+                    *sum = step(a, *b, *sum);
+                }
+            }
+        }
     }
 }
 

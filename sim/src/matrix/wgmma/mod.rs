@@ -17,6 +17,8 @@ pub use descriptor::{Descriptor, DescriptorError, Operand};
 use super::Lanes;
 use super::format::{f16_bits, f16_value, unpack};
 pub use super::mma::{Accumulator, Element};
+use super::mma::{quad, quad_mut};
+use super::simd::{Kernel, Vector, dispatch};
 
 /// Rows of A and D.
 pub const M: usize = 64;
@@ -108,7 +110,7 @@ impl WgmmaOp {
     /// When `d` has fewer than [`Self::d_registers`] rows or `warp` is above 3.
     pub fn run(&self, tiles: &Tiles, warp: usize, scale_d: bool, negate: bool, d: &mut [Lanes]) {
         let d = &mut d[..self.d_registers()];
-        super::vectorized(Run { op: self, tiles, warp, scale_d, negate, d });
+        dispatch(Run { op: self, tiles, warp, scale_d, negate, d });
     }
 }
 
@@ -245,11 +247,9 @@ struct Run<'a> {
     d: &'a mut [Lanes],
 }
 
-impl pulp::NullaryFnOnce for Run<'_> {
-    type Output = ();
-
+impl Kernel for Run<'_> {
     #[inline(always)]
-    fn call(self) {
+    fn run<V: Vector>(mut self, v: V) {
         let k = self.op.k() as usize;
         // A's rows of the warp, transposed.
         let mut a = [[0f32; 16]; MAX_K];
@@ -259,101 +259,99 @@ impl pulp::NullaryFnOnce for Run<'_> {
                 column[row] = sign * value;
             }
         }
+        let b = &self.tiles.b[..k];
         let groups = self.op.n as usize / 8;
-        let mut group = 0;
-        while group < groups {
-            let two = group + 2 <= groups;
+        for group in (0..groups).step_by(2) {
             for row in (0..16).step_by(4) {
-                if two {
-                    block::<2>(self.op, &a[..k], row, &self.tiles.b[..k], group, self.scale_d, self.d);
+                if group + 2 <= groups {
+                    block::<V, 2>(v, &mut self, &a[..k], b, (row, group));
                 } else {
-                    block::<1>(self.op, &a[..k], row, &self.tiles.b[..k], group, self.scale_d, self.d);
+                    block::<V, 1>(v, &mut self, &a[..k], b, (row, group));
                 }
             }
-            group += 2;
         }
     }
 }
 
-/// Four rows by `G` groups of eight columns.
+/// Four rows by `G` groups of eight columns; `a` and `b` by k.
 #[inline(always)]
-fn block<const G: usize>(
-    op: &WgmmaOp,
+fn block<V: Vector, const G: usize>(
+    v: V,
+    run: &mut Run<'_>,
     a: &[[f32; 16]],
-    row: usize,
     b: &[[[f32; 8]; MAX_N / 8]],
-    group: usize,
-    scale_d: bool,
-    d: &mut [Lanes],
+    (row, group): (usize, usize),
 ) {
-    let mut sums = [[[0f32; 8]; G]; 4];
+    let Run { op, scale_d, ref mut d, .. } = *run;
+    let mut sums = [[v.load(&[0.0; 8]); G]; 4];
     // Integers are added at the end: their products sum exactly in f32, D's may not.
     if scale_d && op.accumulator != Accumulator::S32 {
         for (i, sums) in sums.iter_mut().enumerate() {
             for (g, sums) in sums.iter_mut().enumerate() {
-                load(op.accumulator, d, row + i, group + g, sums);
+                *sums = v.load(&load(op.accumulator, d, row + i, group + g));
             }
         }
     }
     for (a, b) in a.iter().zip(b) {
         let a: &[f32; 4] = a[row..row + 4].try_into().expect("four rows");
         let b: &[[f32; 8]; G] = b[group..group + G].try_into().expect("the groups");
+        let b = b.map(
+            #[inline(always)]
+            |b| v.load(&b),
+        );
         for (sums, a) in sums.iter_mut().zip(a) {
-            for (sums, b) in sums.iter_mut().zip(b) {
-                for (sum, b) in sums.iter_mut().zip(b) {
-                    *sum = a.mul_add(*b, *sum);
-                }
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum = v.multiply_add(*a, b, *sum);
             }
         }
     }
     for (i, sums) in sums.iter().enumerate() {
         for (g, sums) in sums.iter().enumerate() {
-            store(op, d, row + i, group + g, sums, scale_d);
+            store(op, d, row + i, group + g, v.store(*sums), scale_d);
         }
     }
 }
 
 /// Eight columns of a row of D, even ones first.
 #[inline(always)]
-fn load(accumulator: Accumulator, d: &[Lanes], row: usize, group: usize, out: &mut [f32; 8]) {
-    let first = 4 * (row % 8);
+fn load(accumulator: Accumulator, d: &[Lanes], row: usize, group: usize) -> [f32; 8] {
     if accumulator == Accumulator::F16 {
-        let register = &d[2 * group + row / 8];
-        for t in 0..4 {
-            out[t] = f16_value(register[first + t] & 0xffff);
-            out[t + 4] = f16_value(register[first + t] >> 16);
-        }
-        return;
+        let packed = quad(&d[2 * group + row / 8], row);
+        return bytemuck::cast([
+            packed.map(
+                #[inline(always)]
+                |word| f16_value(word & 0xffff),
+            ),
+            packed.map(
+                #[inline(always)]
+                |word| f16_value(word >> 16),
+            ),
+        ]);
     }
     let register = 4 * group + 2 * (row / 8);
-    for half in 0..2 {
-        for (out, bits) in out[4 * half..4 * half + 4].iter_mut().zip(&d[register + half][first..first + 4]) {
-            *out = f32::from_bits(*bits);
-        }
-    }
+    bytemuck::cast([quad(&d[register], row), quad(&d[register + 1], row)])
 }
 
 /// The inverse of [`load`]; integers are added to D, if it counts.
 #[inline(always)]
-fn store(op: &WgmmaOp, d: &mut [Lanes], row: usize, group: usize, sums: &[f32; 8], scale_d: bool) {
-    let first = 4 * (row % 8);
+fn store(op: &WgmmaOp, d: &mut [Lanes], row: usize, group: usize, sums: [f32; 8], scale_d: bool) {
+    let [even, odd]: [[f32; 4]; 2] = bytemuck::cast(sums);
     if op.accumulator == Accumulator::F16 {
-        let register = &mut d[2 * group + row / 8];
-        for t in 0..4 {
-            register[first + t] = f16_bits(sums[t]) | f16_bits(sums[t + 4]) << 16;
+        let out = quad_mut(&mut d[2 * group + row / 8], row);
+        for (out, (even, odd)) in out.iter_mut().zip(even.into_iter().zip(odd)) {
+            *out = f16_bits(even) | f16_bits(odd) << 16;
         }
         return;
     }
-    let register = 4 * group + 2 * (row / 8);
-    for half in 0..2 {
-        let out = &mut d[register + half][first..first + 4];
-        for (out, sum) in out.iter_mut().zip(&sums[4 * half..4 * half + 4]) {
-            *out = if op.accumulator == Accumulator::F32 {
-                sum.to_bits()
-            } else {
-                let (sum, c) = (*sum as i32, if scale_d { *out as i32 } else { 0 });
-                if op.saturate { c.saturating_add(sum) as u32 } else { c.wrapping_add(sum) as u32 }
-            };
+    for (half, sums) in [even, odd].into_iter().enumerate() {
+        let out = quad_mut(&mut d[4 * group + 2 * (row / 8) + half], row);
+        if op.accumulator == Accumulator::F32 {
+            *out = bytemuck::cast(sums);
+            continue;
+        }
+        for (out, sum) in out.iter_mut().zip(sums) {
+            let (sum, c) = (sum as i32, if scale_d { *out as i32 } else { 0 });
+            *out = if op.saturate { c.saturating_add(sum) } else { c.wrapping_add(sum) } as u32;
         }
     }
 }
