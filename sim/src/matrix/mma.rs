@@ -219,40 +219,32 @@ fn single<V: Vector, const E: usize>(v: V, op: &MmaOp, a: &[Lanes], b: &[Lanes],
             unpack(op.b, &quad_thread(register, t), &mut columns[4 * r + t]);
         }
     }
-    let mut rows = [[0u32; 8]; 16];
-    let mut sums = [[0f32; 8]; 16];
-    match op.accumulator {
-        Accumulator::F16 => load_f16(&c[..2], &mut sums),
-        Accumulator::F32 => {
-            load_rows(&c[..4], &mut rows);
-            for (sums, row) in sums.iter_mut().zip(&rows) {
-                for (sum, bits) in sums.iter_mut().zip(row) {
-                    *sum = f32::from_bits(*bits);
+    let (a, b) = (unpacked.as_flattened(), columns.as_flattened());
+    for half in 0..m / 8 {
+        let mut block = [v.load(&[0.0; 8]); 8];
+        for (g, sums) in block.iter_mut().enumerate() {
+            *sums = v.load(&load(op.accumulator, c, 8 * half + g, 0));
+        }
+        for (step, b) in b[..k].chunks_exact(4 * E).enumerate() {
+            let a = &a[(step * (m / 8) + half) * E..][..E];
+            for (t, b) in b.chunks_exact(E).enumerate() {
+                for (a, b) in a.iter().zip(b) {
+                    let b = v.load(b);
+                    for (g, sum) in block.iter_mut().enumerate() {
+                        *sum = v.multiply_add(a[4 * g + t % 4], b, *sum);
+                    }
                 }
             }
         }
-        _ => load_rows(&c[..m / 4], &mut rows),
-    }
-    product_f32(v, unpacked.as_flattened(), columns.as_flattened(), &mut sums[..m], E, k / (4 * E));
-    match op.accumulator {
-        Accumulator::F16 => return store_f16(&sums, &mut d[..2]),
-        Accumulator::F32 => {
-            for (sums, row) in sums.iter().zip(&mut rows) {
-                for (sum, bits) in sums.iter().zip(row) {
-                    *bits = sum.to_bits();
-                }
-            }
-        }
-        _ => {
-            for (sums, row) in sums.iter().zip(&mut rows) {
-                for (sum, bits) in sums.iter().zip(row) {
-                    let (sum, c) = (*sum as i32, *bits as i32);
-                    *bits = if op.saturate { c.saturating_add(sum) } else { c.wrapping_add(sum) } as u32;
-                }
+        for (g, sums) in block.into_iter().enumerate() {
+            let (row, sums) = (8 * half + g, v.store(sums));
+            if op.accumulator == Accumulator::S32 {
+                store_integers(d, row, 0, sums, load_integers(c, row, 0), op.saturate);
+            } else {
+                store(op.accumulator, d, row, 0, sums);
             }
         }
     }
-    store_rows(&rows, &mut d[..m / 4]);
 }
 
 /// Counts of bits: a register is one element.
@@ -266,13 +258,17 @@ fn bits(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
         }
     }
     let mut sums = [[0u32; 8]; 16];
-    load_rows(&c[..m / 4], &mut sums);
+    for (row, sums) in sums[..m].iter_mut().enumerate() {
+        *sums = load_integers(c, row, 0);
+    }
     let a = &a[..m * words / 32];
     match op.bit_op {
         Some(BitOp::Xor) => product(a, &columns[..words], &mut sums[..m], |a, b, sum| count(a ^ b, sum)),
         _ => product(a, &columns[..words], &mut sums[..m], |a, b, sum| count(a & b, sum)),
     }
-    store_rows(&sums, &mut d[..m / 4]);
+    for (row, sums) in sums[..m].iter().enumerate() {
+        store_words(d, row, 0, *sums);
+    }
 }
 
 #[inline(always)]
@@ -364,82 +360,76 @@ pub(super) fn quad_mut(register: &mut Lanes, row: usize) -> &mut [u32; 4] {
     &mut quads[row % 8]
 }
 
-/// C's rows, in slots.
+/// Eight columns of a row of an accumulator, in slots: `group` counts eights of columns, `row` is of 16. Integers are left to
+/// the end, because their products sum exactly in f32, they may not: zeros.
 #[inline(always)]
-fn load_rows(c: &[Lanes], rows: &mut [[u32; 8]]) {
-    for (pair, rows) in c.chunks_exact(2).zip(rows.chunks_exact_mut(8)) {
-        for (g, row) in rows.iter_mut().enumerate() {
-            *row = bytemuck::cast([quad(&pair[0], g), quad(&pair[1], g)]);
+pub(super) fn load(accumulator: Accumulator, c: &[Lanes], row: usize, group: usize) -> [f32; 8] {
+    match accumulator {
+        Accumulator::F16 => {
+            let packed = quad(&c[2 * group + row / 8], row);
+            bytemuck::cast([
+                packed.map(
+                    #[inline(always)]
+                    |word| f16_value(word & 0xffff),
+                ),
+                packed.map(
+                    #[inline(always)]
+                    |word| f16_value(word >> 16),
+                ),
+            ])
         }
+        Accumulator::F32 => bytemuck::cast(load_integers(c, row, group)),
+        Accumulator::S32 | Accumulator::F64 => [0.0; 8],
     }
 }
 
-/// The inverse of [`load_rows`].
+/// The inverse of [`load`], for floats.
 #[inline(always)]
-fn store_rows(rows: &[[u32; 8]], d: &mut [Lanes]) {
-    for (pair, rows) in d.chunks_exact_mut(2).zip(rows.chunks_exact(8)) {
-        for (g, row) in rows.iter().enumerate() {
-            let [even, odd]: [[u32; 4]; 2] = bytemuck::cast(*row);
-            *quad_mut(&mut pair[0], g) = even;
-            *quad_mut(&mut pair[1], g) = odd;
+pub(super) fn store(accumulator: Accumulator, d: &mut [Lanes], row: usize, group: usize, sums: [f32; 8]) {
+    if accumulator == Accumulator::F16 {
+        let [even, odd]: [[f32; 4]; 2] = bytemuck::cast(sums);
+        let out = quad_mut(&mut d[2 * group + row / 8], row);
+        for (out, (even, odd)) in out.iter_mut().zip(even.into_iter().zip(odd)) {
+            *out = f16_bits(even) | f16_bits(odd) << 16;
         }
+    } else {
+        store_words(d, row, group, bytemuck::cast(sums));
     }
 }
 
-/// C's rows, in slots, from two f16 a register.
+/// Eight columns of a row of 32-bit values.
 #[inline(always)]
-fn load_f16(c: &[Lanes], rows: &mut [[f32; 8]]) {
-    for (register, rows) in c.iter().zip(rows.chunks_exact_mut(8)) {
-        for (g, row) in rows.iter_mut().enumerate() {
-            for t in 0..4 {
-                row[t] = f16_value(register[4 * g + t] & 0xffff);
-                row[t + 4] = f16_value(register[4 * g + t] >> 16);
-            }
-        }
-    }
+pub(super) fn load_integers(c: &[Lanes], row: usize, group: usize) -> [u32; 8] {
+    let register = 4 * group + 2 * (row / 8);
+    bytemuck::cast([quad(&c[register], row), quad(&c[register + 1], row)])
 }
 
-/// The inverse of [`load_f16`], rounding to nearest even.
+/// Stores `before + sums`.
 #[inline(always)]
-fn store_f16(rows: &[[f32; 8]], d: &mut [Lanes]) {
-    for (register, rows) in d.iter_mut().zip(rows.chunks_exact(8)) {
-        for (g, row) in rows.iter().enumerate() {
-            for t in 0..4 {
-                register[4 * g + t] = f16_bits(row[t]) | f16_bits(row[t + 4]) << 16;
-            }
-        }
+pub(super) fn store_integers(
+    d: &mut [Lanes],
+    row: usize,
+    group: usize,
+    sums: [f32; 8],
+    mut before: [u32; 8],
+    saturate: bool,
+) {
+    for (value, sum) in before.iter_mut().zip(sums) {
+        let (c, sum) = (*value as i32, sum as i32);
+        *value = if saturate { c.saturating_add(sum) } else { c.wrapping_add(sum) } as u32;
     }
+    store_words(d, row, group, before);
 }
 
-/// Eight rows of D at a time, ascending k, in `steps` of four times `elements`. `a[elements · r + j][lane]` is element j of
-/// A's register r, `b` the rows of B.
 #[inline(always)]
-fn product_f32<V: Vector>(v: V, a: &[[f32; 32]], b: &[[f32; 8]], sums: &mut [[f32; 8]], elements: usize, steps: usize) {
-    let halves = sums.len() / 8;
-    for (half, sums) in sums.chunks_exact_mut(8).enumerate() {
-        let sums: &mut [[f32; 8]; 8] = sums.try_into().expect("a chunk of eight");
-        let mut block = sums.map(
-            #[inline(always)]
-            |row| v.load(&row),
-        );
-        for (i, b) in b.chunks_exact(4 * elements).take(steps).enumerate() {
-            let a = &a[(i * halves + half) * elements..][..elements];
-            for (t, b) in b.chunks_exact(elements).enumerate() {
-                for (a, b) in a.iter().zip(b) {
-                    let b = v.load(b);
-                    for (g, sum) in block.iter_mut().enumerate() {
-                        *sum = v.multiply_add(a[4 * g + t % 4], b, *sum);
-                    }
-                }
-            }
-        }
-        for (sums, row) in sums.iter_mut().zip(block) {
-            *sums = v.store(row);
-        }
-    }
+fn store_words(d: &mut [Lanes], row: usize, group: usize, values: [u32; 8]) {
+    let [even, odd]: [[u32; 4]; 2] = bytemuck::cast(values);
+    let register = 4 * group + 2 * (row / 8);
+    *quad_mut(&mut d[register], row) = even;
+    *quad_mut(&mut d[register + 1], row) = odd;
 }
 
-/// The same for one element a register.
+/// Eight rows of D at a time, ascending k, one element a register: `a[r][lane]` is of A's register r, `b` the rows of B.
 #[inline(always)]
 fn product<T: Copy>(a: &[[T; 32]], b: &[[T; 8]], sums: &mut [[T; 8]], step: impl Fn(T, T, T) -> T) {
     let halves = sums.len() / 8;

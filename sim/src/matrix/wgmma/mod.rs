@@ -15,9 +15,9 @@ mod tests;
 pub use descriptor::{Descriptor, DescriptorError, Operand};
 
 use super::Lanes;
-use super::format::{f16_bits, f16_value, unpack};
+use super::format::unpack;
 pub use super::mma::{Accumulator, Element};
-use super::mma::{quad, quad_mut};
+use super::mma::{load, load_integers, store, store_integers};
 use super::simd::{Kernel, Vector, dispatch};
 
 /// Rows of A and D.
@@ -284,8 +284,7 @@ fn block<V: Vector, const G: usize>(
 ) {
     let Run { op, scale_d, ref mut d, .. } = *run;
     let mut sums = [[v.load(&[0.0; 8]); G]; 4];
-    // Integers are added at the end: their products sum exactly in f32, D's may not.
-    if scale_d && op.accumulator != Accumulator::S32 {
+    if scale_d {
         for (i, sums) in sums.iter_mut().enumerate() {
             for (g, sums) in sums.iter_mut().enumerate() {
                 *sums = v.load(&load(op.accumulator, d, row + i, group + g));
@@ -307,51 +306,13 @@ fn block<V: Vector, const G: usize>(
     }
     for (i, sums) in sums.iter().enumerate() {
         for (g, sums) in sums.iter().enumerate() {
-            store(op, d, row + i, group + g, v.store(*sums), scale_d);
-        }
-    }
-}
-
-/// Eight columns of a row of D, even ones first.
-#[inline(always)]
-fn load(accumulator: Accumulator, d: &[Lanes], row: usize, group: usize) -> [f32; 8] {
-    if accumulator == Accumulator::F16 {
-        let packed = quad(&d[2 * group + row / 8], row);
-        return bytemuck::cast([
-            packed.map(
-                #[inline(always)]
-                |word| f16_value(word & 0xffff),
-            ),
-            packed.map(
-                #[inline(always)]
-                |word| f16_value(word >> 16),
-            ),
-        ]);
-    }
-    let register = 4 * group + 2 * (row / 8);
-    bytemuck::cast([quad(&d[register], row), quad(&d[register + 1], row)])
-}
-
-/// The inverse of [`load`]; integers are added to D, if it counts.
-#[inline(always)]
-fn store(op: &WgmmaOp, d: &mut [Lanes], row: usize, group: usize, sums: [f32; 8], scale_d: bool) {
-    let [even, odd]: [[f32; 4]; 2] = bytemuck::cast(sums);
-    if op.accumulator == Accumulator::F16 {
-        let out = quad_mut(&mut d[2 * group + row / 8], row);
-        for (out, (even, odd)) in out.iter_mut().zip(even.into_iter().zip(odd)) {
-            *out = f16_bits(even) | f16_bits(odd) << 16;
-        }
-        return;
-    }
-    for (half, sums) in [even, odd].into_iter().enumerate() {
-        let out = quad_mut(&mut d[4 * group + 2 * (row / 8) + half], row);
-        if op.accumulator == Accumulator::F32 {
-            *out = bytemuck::cast(sums);
-            continue;
-        }
-        for (out, sum) in out.iter_mut().zip(sums) {
-            let (sum, c) = (sum as i32, if scale_d { *out as i32 } else { 0 });
-            *out = if op.saturate { c.saturating_add(sum) } else { c.wrapping_add(sum) } as u32;
+            let (row, group, sums) = (row + i, group + g, v.store(*sums));
+            if op.accumulator == Accumulator::S32 {
+                let before = if scale_d { load_integers(d, row, group) } else { [0; 8] };
+                store_integers(d, row, group, sums, before, op.saturate);
+            } else {
+                store(op.accumulator, d, row, group, sums);
+            }
         }
     }
 }
