@@ -415,7 +415,8 @@ pub(super) fn store_integers(
     saturate: bool,
 ) {
     for (value, sum) in before.iter_mut().zip(sums) {
-        let (c, sum) = (*value as i32, sum as i32);
+        // Below 2^22 in magnitude: in this sum the last place is 1.
+        let (c, sum) = (*value as i32, (sum + 12_582_912.0).to_bits().wrapping_sub(0x4b40_0000) as i32);
         *value = if saturate { c.saturating_add(sum) } else { c.wrapping_add(sum) } as u32;
     }
     store_words(d, row, group, before);

@@ -79,6 +79,7 @@ impl WgmmaOp {
     }
 
     /// Columns of A and rows of B: 32 bytes of elements.
+    #[inline]
     pub fn k(&self) -> u32 {
         256 / self.a.bits()
     }
