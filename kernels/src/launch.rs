@@ -114,6 +114,84 @@ pub struct Kernel {
     /// # Safety
     /// The bytes are this kernel's parameter struct, and every address in it covers what the kernel documents.
     pub cpu: unsafe fn(&[u8], &Team),
+    /// What a GPU and the simulator run; absent while the kernel has no CUDA source.
+    pub cuda: Option<Cuda>,
+}
+
+/// The CUDA source of one kernel folder: one translation unit, whatever the number of kernels in it.
+pub struct Source {
+    /// The folder's name, for example `rms_norm`.
+    pub name: &'static str,
+    /// The plain rung, `sm80.cu`: runs on Ampere and everything later.
+    pub sm80: &'static str,
+    /// The C declarations of the parameter structs that the source uses.
+    pub params: &'static [fn() -> String],
+}
+
+impl Source {
+    /// The whole text that a CUDA compiler reads: parameter structs, then the source. Its `#include "cuh/…"` lines name
+    /// [`crate::cuh::HEADERS`].
+    pub fn text(&self) -> String {
+        let mut text = String::from("#define offsetof(T, field) __builtin_offsetof(T, field)\n");
+        for declaration in self.params {
+            text += &declaration();
+        }
+        text += &format!("#line 1 \"{}/sm80.cu\"\n", self.name);
+        text + self.sm80
+    }
+}
+
+/// A kernel's CUDA side: where its source is and how a call of it becomes launches.
+#[derive(Clone, Copy)]
+pub struct Cuda {
+    /// The translation unit that holds the symbols.
+    pub source: &'static Source,
+    /// The launches that a call with these parameters needs, in order; none where there is nothing to do.
+    pub plan: fn(&[u8], &Arch) -> Vec<Stage>,
+}
+
+/// What a plan may depend on of the GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arch {
+    /// Compute capability, 80, 86, 89 or 90.
+    pub sm: u32,
+    /// Bytes of shared memory that a block may have.
+    pub shared_per_block: u32,
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+}
+
+impl Arch {
+    /// A100.
+    pub const A100: Arch = Arch { sm: 80, shared_per_block: 163 << 10, multiprocessors: 108 };
+    /// RTX 3090 and its kind.
+    pub const SM86: Arch = Arch { sm: 86, shared_per_block: 99 << 10, multiprocessors: 82 };
+    /// RTX 4090, L40S and their kind.
+    pub const SM89: Arch = Arch { sm: 89, shared_per_block: 99 << 10, multiprocessors: 128 };
+    /// H100 and H200.
+    pub const H100: Arch = Arch { sm: 90, shared_per_block: 227 << 10, multiprocessors: 132 };
+}
+
+/// One launch of one symbol with the call's parameter struct.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stage {
+    /// The `extern "C"` name.
+    pub symbol: &'static str,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Blocks of a cluster; all 1 without.
+    pub cluster: [u32; 3],
+    /// Dynamic shared memory in bytes.
+    pub shared: u32,
+}
+
+impl Stage {
+    /// A launch of `blocks` × `threads` in one dimension, without dynamic shared memory.
+    pub const fn linear(symbol: &'static str, blocks: u32, threads: u32) -> Stage {
+        Stage { symbol, grid: [blocks, 1, 1], block: [threads, 1, 1], cluster: [1, 1, 1], shared: 0 }
+    }
 }
 
 impl std::fmt::Debug for Kernel {
@@ -134,10 +212,26 @@ pub(crate) fn by_dtype(dtype: DType, f32: &'static Kernel, bf16: &'static Kernel
     }
 }
 
-/// Declares a static [`Kernel`]: `kernel!(pub FWD_F32, "swiglu_fwd_f32", FwdParams, cpu::fwd::<f32>)`.
+/// Declares a static [`Kernel`]: `kernel!(pub FWD_F32, "swiglu_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, plan)`, where
+/// `plan` is a `fn(&FwdParams, &Arch) -> Vec<Stage>` or a closure that captures nothing.
 #[macro_export]
 macro_rules! kernel {
+    ($vis:vis $id:ident, $name:literal, $params:ty, $cpu:expr, $source:expr, $plan:expr) => {
+        $crate::kernel!(@ $vis $id, $name, $params, $cpu, Some($crate::launch::Cuda {
+            source: $source,
+            plan: {
+                fn plan(bytes: &[u8], arch: &$crate::launch::Arch) -> Vec<$crate::launch::Stage> {
+                    let plan: fn(&$params, &$crate::launch::Arch) -> Vec<$crate::launch::Stage> = $plan;
+                    plan(&bytemuck::pod_read_unaligned(bytes), arch)
+                }
+                plan
+            },
+        }));
+    };
     ($vis:vis $id:ident, $name:literal, $params:ty, $cpu:expr) => {
+        $crate::kernel!(@ $vis $id, $name, $params, $cpu, None);
+    };
+    (@ $vis:vis $id:ident, $name:literal, $params:ty, $cpu:expr, $cuda:expr) => {
         #[doc = concat!("`", $name, "`")]
         $vis static $id: $crate::launch::Kernel = {
             #[allow(unsafe_code)]
@@ -152,6 +246,7 @@ macro_rules! kernel {
                 params_size: size_of::<$params>(),
                 params_declaration: <$params as $crate::launch::Params>::c_declaration,
                 cpu: run,
+                cuda: $cuda,
             }
         };
     };

@@ -5,6 +5,7 @@
 
 pub mod compare;
 pub mod cost;
+pub mod cuh;
 pub mod dtype;
 pub mod launch;
 pub mod limits;
@@ -34,7 +35,10 @@ pub mod swiglu;
 #[cfg(test)]
 mod testing;
 
+/// Every CUDA source, in alphabetical order.
+pub const SOURCES: &[&Source] = &[];
+
 pub use cost::Cost;
 pub use dtype::{DType, Element};
-pub use launch::{Addr, Kernel, KernelLaunch, Launch};
+pub use launch::{Addr, Arch, Kernel, KernelLaunch, Launch, Source, Stage};
 pub use team::Team;
