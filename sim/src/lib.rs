@@ -13,3 +13,4 @@ pub mod program;
 pub mod ptx;
 pub mod regs;
 pub mod simd;
+pub mod tensor_map;
