@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use reel_sim::matrix::mma::MmaOp;
-use reel_sim::matrix::wgmma::{Descriptor, Operand, Tiles, WgmmaOp};
+use reel_sim::matrix::wgmma::{Descriptor, Tiles, WgmmaOp};
 use reel_sim::matrix::{Lanes, ldmatrix};
 use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
 
@@ -28,7 +28,7 @@ fn ones(count: usize) -> Vec<Lanes> {
 }
 
 fn mma(opcode: &str) {
-    let op = MmaOp::parse(opcode).expect("a form of mma.sync");
+    let op = MmaOp::decode(opcode).expect("a form of mma.sync");
     let (counts, per) = (op.registers(), op.rows_per_register());
     let (a, b, c) = (ones(counts.a * per), ones(counts.b * per), ones(counts.c * per));
     let mut d = ones(counts.c * per);
@@ -42,13 +42,13 @@ fn mma(opcode: &str) {
 
 /// A warpgroup's instruction with both operands in swizzled shared memory: reading them, and the four warps' products.
 fn wgmma(opcode: &str, transposed: bool) {
-    let op = WgmmaOp::parse(opcode).expect("a form of wgmma");
+    let transpose = transposed as i64;
+    let immediates: &[i64] = if opcode.contains("bf16") { &[1, 1, transpose, transpose] } else { &[1, 1] };
+    let op = WgmmaOp::decode(opcode, false, immediates).expect("a form of wgmma");
     let shared = vec![0x3fu8; 128 * 1024];
-    let operand = |start, extent| {
-        let descriptor = Descriptor { start, leading: 8192, stride: 1024, swizzle: Swizzle::B128 };
-        Operand::new(descriptor.encode(), transposed, extent).expect("a good descriptor")
-    };
-    let (a, b) = (operand(0, 64), operand(16 * 1024, op.n as u32));
+    let bits = |start| Descriptor { start, leading: 8192, stride: 1024, swizzle: Swizzle::B128 }.encode();
+    let a = op.operand_a(bits(0)).expect("a good descriptor");
+    let b = op.operand_b(bits(16 * 1024)).expect("a good descriptor");
     let fetch = |address: u32| -> [u8; 16] {
         let at = address as usize;
         shared[at..at + 16].try_into().expect("sixteen bytes")
@@ -61,7 +61,7 @@ fn wgmma(opcode: &str, transposed: bool) {
     });
     let products = least(10, || {
         for warp in 0..4 {
-            op.run(black_box(&tiles), warp, false, false, black_box(&mut d));
+            op.run(black_box(&tiles), warp, false, black_box(&mut d));
         }
     });
     let ns = reading + products;

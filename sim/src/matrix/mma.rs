@@ -15,6 +15,7 @@
 use super::Lanes;
 use super::format::{f16_bits, f16_value, unpack};
 use super::simd::{Kernel, Vector, dispatch};
+use crate::ptx::ast::Type;
 
 pub use super::format::Element;
 
@@ -73,7 +74,7 @@ pub struct RegisterCounts {
 impl MmaOp {
     /// Decodes `mma.sync.aligned.SHAPE.row.col{.rn}{.satfinite}.D.A.B.C{.xor.popc|.and.popc}`. `None` for what is not a
     /// dense form of sm_80 to sm_90, for directed rounding of f64, and for the m8n8k4 of f16.
-    pub fn parse(opcode: &str) -> Option<Self> {
+    pub fn decode(opcode: &str) -> Option<Self> {
         let rest = opcode.strip_prefix("mma.sync.aligned.")?;
         let (shape, rest) = rest.split_once('.')?;
         let mut types: Vec<&str> = rest.strip_prefix("row.col.")?.split('.').collect();
@@ -156,6 +157,18 @@ impl MmaOp {
             _ => m * 8 / 32,
         };
         RegisterCounts { a: count(m * k, self.a.bits()), b: count(8 * k, self.b.bits()), c }
+    }
+
+    /// Types of the registers of D, A, B and C; packed elements are `.b32`.
+    pub fn register_types(&self) -> [Type; 4] {
+        let c = match self.accumulator {
+            Accumulator::F16 => Type::B32,
+            Accumulator::F32 => Type::F32,
+            Accumulator::S32 => Type::S32,
+            Accumulator::F64 => Type::F64,
+        };
+        let a = if self.a == Element::F64 { Type::F64 } else { Type::B32 };
+        [c, a, a, c]
     }
 
     /// Rows of 32 words in a register: 2 for f64, else 1.

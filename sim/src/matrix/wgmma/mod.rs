@@ -42,11 +42,42 @@ pub struct WgmmaOp {
     pub accumulator: Accumulator,
     /// `.satfinite`: s32 sums clamp instead of wrapping.
     pub saturate: bool,
+    /// A comes from registers, not by a descriptor.
+    pub a_in_registers: bool,
+    /// Exactly one of the immediates scales by -1: D = D - A·B.
+    pub negate: bool,
+    /// `imm-trans-a`: A in shared memory is M-major.
+    pub transpose_a: bool,
+    /// `imm-trans-b`: B in shared memory is N-major.
+    pub transpose_b: bool,
 }
 
 impl WgmmaOp {
-    /// Decodes `wgmma.mma_async.sync.aligned.SHAPE{.satfinite}.D.A.B`. `None` for what is no dense form, and for `.b1`.
-    pub fn parse(opcode: &str) -> Option<Self> {
+    /// Decodes `wgmma.mma_async.sync.aligned.SHAPE{.satfinite}.D.A.B` with the immediates behind scale-d in their order:
+    /// scales of A and B (not of integers), then with 16-bit elements transposes of A (not from registers) and B. `None` for
+    /// what is no dense form, for `.b1`, and for immediates that the form does not have.
+    pub fn decode(opcode: &str, a_in_registers: bool, immediates: &[i64]) -> Option<Self> {
+        let op = Self::parse(opcode)?;
+        let (scales, transposes) = immediates.split_at_checked(if op.a.is_integer() { 0 } else { 2 })?;
+        let (transpose_a, transpose_b) = match (op.a.bits() == 16, a_in_registers, transposes) {
+            (false, _, []) => (0, 0),
+            (true, true, [b]) => (0, *b),
+            (true, false, [a, b]) => (*a, *b),
+            _ => return None,
+        };
+        let good =
+            scales.iter().all(|scale| matches!(scale, -1 | 1)) && transposes.iter().all(|bit| matches!(bit, 0 | 1));
+        good.then_some(Self {
+            a_in_registers,
+            negate: scales.iter().filter(|scale| **scale < 0).count() == 1,
+            transpose_a: transpose_a == 1,
+            transpose_b: transpose_b == 1,
+            ..op
+        })
+    }
+
+    /// What the opcode says.
+    fn parse(opcode: &str) -> Option<Self> {
         let rest = opcode.strip_prefix("wgmma.mma_async.sync.aligned.m64n")?;
         let (shape, rest) = rest.split_once('.')?;
         let (n, k) = shape.split_once('k')?;
@@ -63,7 +94,17 @@ impl WgmmaOp {
             "s32" => Accumulator::S32,
             _ => return None,
         };
-        let op = Self { n, a, b, accumulator, saturate };
+        let op = Self {
+            n,
+            a,
+            b,
+            accumulator,
+            saturate,
+            a_in_registers: false,
+            negate: false,
+            transpose_a: false,
+            transpose_b: false,
+        };
         let form = match (a, b, accumulator) {
             (Element::F16, Element::F16, Accumulator::F16 | Accumulator::F32)
             | (Element::Bf16, Element::Bf16, Accumulator::F32)
@@ -89,14 +130,14 @@ impl WgmmaOp {
         self.n as usize / if self.accumulator == Accumulator::F16 { 4 } else { 2 }
     }
 
-    /// Whether the instruction has the immediates that negate A and B.
-    pub fn has_scales(&self) -> bool {
-        !self.a.is_integer()
+    /// Where A lies, by its descriptor.
+    pub fn operand_a(&self, descriptor: u64) -> Result<Operand, DescriptorError> {
+        Operand::new(descriptor, self.transpose_a, M as u32)
     }
 
-    /// Whether the instruction has the immediates that transpose operands in shared memory.
-    pub fn has_transposes(&self) -> bool {
-        self.a.bits() == 16
+    /// Where B lies, by its descriptor.
+    pub fn operand_b(&self, descriptor: u64) -> Result<Operand, DescriptorError> {
+        Operand::new(descriptor, self.transpose_b, self.n as u32)
     }
 
     /// Operations of a warpgroup, two a multiply-add.
@@ -105,13 +146,13 @@ impl WgmmaOp {
     }
 
     /// D = ±A·B + D for the rows of one warp (0..4) of the warpgroup: `d` are its registers of D. Without `scale_d`, D is
-    /// A·B and what it held is not read. `negate` when exactly one of the immediates scales by -1.
+    /// A·B and what it held is not read.
     ///
     /// # Panics
     /// When `d` has fewer than [`Self::d_registers`] rows or `warp` is above 3.
-    pub fn run(&self, tiles: &Tiles, warp: usize, scale_d: bool, negate: bool, d: &mut [Lanes]) {
+    pub fn run(&self, tiles: &Tiles, warp: usize, scale_d: bool, d: &mut [Lanes]) {
         let d = &mut d[..self.d_registers()];
-        dispatch(Run { op: self, tiles, warp, scale_d, negate, d });
+        dispatch(Run { op: self, tiles, warp, scale_d, d });
     }
 }
 
@@ -244,7 +285,6 @@ struct Run<'a> {
     tiles: &'a Tiles,
     warp: usize,
     scale_d: bool,
-    negate: bool,
     d: &'a mut [Lanes],
 }
 
@@ -254,7 +294,7 @@ impl Kernel for Run<'_> {
         let k = self.op.k() as usize;
         // A's rows of the warp, transposed.
         let mut a = [[0f32; 16]; MAX_K];
-        let sign = if self.negate { -1.0 } else { 1.0 };
+        let sign = if self.op.negate { -1.0 } else { 1.0 };
         for (row, values) in self.tiles.a[16 * self.warp..16 * self.warp + 16].iter().enumerate() {
             for (column, value) in a[..k].iter_mut().zip(values) {
                 column[row] = sign * value;
