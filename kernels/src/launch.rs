@@ -132,7 +132,11 @@ impl Source {
     /// The whole text that a CUDA compiler reads: parameter structs, then the source. Its `#include "cuh/…"` lines name
     /// [`crate::cuh::HEADERS`].
     pub fn text(&self) -> String {
-        let mut text = String::from("#define offsetof(T, field) __builtin_offsetof(T, field)\n");
+        // NVRTC has neither <stddef.h> nor nvcc's __builtin_offsetof, but the front end's own operator for constant addresses.
+        let mut text = String::from(
+            "#ifdef __CUDACC_RTC__\n#define offsetof(T, field) __INTADDR__(&((T*)0)->field)\n#else\n\
+             #define offsetof(T, field) __builtin_offsetof(T, field)\n#endif\n",
+        );
         for declaration in self.params {
             text += &declaration();
         }

@@ -4,6 +4,7 @@
 //! A kernel is launched through a [`launch::Launch`]: plain data that a device executes. Nothing here owns memory.
 
 pub mod compare;
+pub mod compile;
 pub mod cost;
 pub mod cuh;
 pub mod dtype;
