@@ -115,7 +115,7 @@ mod tests {
         let key = |u: &Unit| Cache::key(u, compiler.path());
         let base = key(&unit("x", "-o"));
         assert_eq!(base, key(&unit("x", "-o")));
-        let mut others = vec![unit("y", "-o"), unit("x", "-p"), unit("x-", "o"), unit("x", "-o"), unit("x", "-o")];
+        let mut others = [unit("y", "-o"), unit("x", "-p"), unit("x-", "o"), unit("x", "-o"), unit("x", "-o")];
         others[3].headers[0].1 = "c".into();
         others[4].name = "l.cu".into();
         let mut keys: Vec<String> = others.iter().map(key).chain([base.clone()]).collect();
