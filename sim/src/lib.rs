@@ -1,5 +1,6 @@
 //! Runs PTX on the CPU, a warp at a time, and finds what GPU programmers fear: races, missing fences, deadlocks, reads of
 //! bytes that nobody wrote, accesses out of bounds.
 
+pub mod headers;
 pub mod ptx;
 pub mod regs;

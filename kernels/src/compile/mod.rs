@@ -4,6 +4,7 @@
 //! Source: NVIDIA's NVRTC and PTX Compiler manuals of CUDA 13.0.
 
 mod cache;
+mod foreign;
 mod nvrtc;
 pub mod ptxas;
 pub mod toolkit;
@@ -13,6 +14,7 @@ use std::sync::OnceLock;
 
 use crate::Source;
 use cache::Cache;
+pub use foreign::{Foreign, foreign};
 use nvrtc::{Nvrtc, Output};
 use ptxas::Report;
 use toolkit::Toolkit;
@@ -34,6 +36,14 @@ pub enum CompileError {
         /// The library.
         path: PathBuf,
         /// What the loader said.
+        reason: String,
+    },
+    /// A file that cannot be read.
+    #[error("{path}: cannot be read: {reason}; check the path")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
         reason: String,
     },
     /// The architecture's name is not one.

@@ -7,14 +7,21 @@
 use std::env;
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// The major version whose PTX the simulator reads and whose libraries are opened.
 pub const MAJOR: u32 = 13;
 
-/// Folders that may hold a CUDA toolkit or parts of one.
+/// The places that may hold a CUDA toolkit or parts of one, in the order in which they are searched.
 #[derive(Clone, Debug, Default)]
 pub struct Toolkit {
+    places: Vec<Place>,
+}
+
+/// One installation, or one search path.
+#[derive(Clone, Debug, Default)]
+struct Place {
     libraries: Vec<PathBuf>,
     programs: Vec<PathBuf>,
     headers: Vec<PathBuf>,
@@ -28,60 +35,64 @@ impl Toolkit {
 
     /// The toolkit that an environment with these variables has.
     fn of(var: impl Fn(&str) -> Option<PathBuf>) -> Toolkit {
-        let mut t = Toolkit::default();
-        for root in ["REEL_CUDA", "CUDA_HOME", "CUDA_PATH"].iter().filter_map(|name| var(name)) {
-            t.add_root(&root);
-        }
-        let listed = |name: &str| var(name).map(|v| env::split_paths(&v).collect()).unwrap_or_default();
+        let named = ["REEL_CUDA", "CUDA_HOME", "CUDA_PATH"].iter().filter_map(|name| var(name));
         let mut local = children(Path::new("/usr/local"), |name| name.starts_with("cuda"));
         local.sort_by_key(|p| std::cmp::Reverse(version_of_name(p)));
-        local.iter().for_each(|root| t.add_root(root));
-        t.libraries.extend::<Vec<PathBuf>>(listed("LD_LIBRARY_PATH"));
-        t.programs.extend::<Vec<PathBuf>>(listed("PATH"));
-        let arch = env::consts::ARCH;
-        t.libraries
-            .extend([format!("/usr/lib/{arch}-linux-gnu"), "/usr/lib64".into(), "/usr/lib".into()].map(PathBuf::from));
-        if let Some(cache) = cache_of(&var) {
-            t.add_root(&cache.join("cuda-13.0"));
-        }
-        t
-    }
+        let mut places: Vec<Place> = named.chain(local).map(|root| Place::installation(&root)).collect();
 
-    /// Adds the folders of one installation, whichever of the layouts it has.
-    fn add_root(&mut self, root: &Path) {
-        let mut packages = vec![root.to_path_buf()];
-        for lib in ["lib", "lib64"] {
-            packages.extend(
-                children(&root.join(lib), |name| name.starts_with("python3")).iter().map(|p| p.join("site-packages")),
-            );
-        }
-        // The wheels of CUDA 13 share one folder, which has a toolkit's layout.
-        let toolkits = packages.iter().map(|p| p.join("nvidia").join(format!("cu{MAJOR}")));
-        for root in [root.to_path_buf()].into_iter().chain(toolkits) {
-            let folders =
-                |names: &[&str]| names.iter().map(|n| root.join(n)).filter(|p| p.is_dir()).collect::<Vec<_>>();
-            self.libraries.extend(folders(&["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"]));
-            self.programs.extend(folders(&["bin"]));
-            self.headers.extend(folders(&["include", "include/cccl"]));
-        }
+        let listed = |name: &str| var(name).map(|v| env::split_paths(&v).collect()).unwrap_or_default();
+        let mut paths = Place { libraries: listed("LD_LIBRARY_PATH"), programs: listed("PATH"), headers: Vec::new() };
+        let system = [format!("/usr/lib/{}-linux-gnu", env::consts::ARCH), "/usr/lib64".into(), "/usr/lib".into()];
+        paths.libraries.extend(system.map(PathBuf::from));
+        places.push(paths);
+        places.extend(cache_of(&var).map(|cache| Place::installation(&cache.join("cuda-13.0"))));
+        // Programs and headers of the release that compiles, not of an older one that is installed too.
+        places.sort_by_key(|p| p.nvrtc().is_none());
+        Toolkit { places }
     }
 
     /// The NVRTC library, `libnvrtc.so.13`.
     pub fn nvrtc(&self) -> Option<PathBuf> {
-        let name = format!("libnvrtc.so.{MAJOR}");
-        self.libraries.iter().map(|folder| folder.join(&name)).find(|p| p.is_file())
+        self.places.iter().find_map(Place::nvrtc)
     }
 
     /// A program by its name, for example `ptxas`.
     pub fn program(&self, name: &str) -> Option<PathBuf> {
-        self.programs.iter().map(|folder| folder.join(name)).find(|p| is_program(p))
+        let folders = self.places.iter().flat_map(|p| &p.programs);
+        folders.map(|folder| folder.join(name)).find(|p| is_program(p))
     }
 
     /// The header folders of the first installation that has `cuda_bf16.h`, for kernels that are not ours.
     pub fn headers(&self) -> Vec<PathBuf> {
-        let first = self.headers.iter().position(|p| p.join("cuda_bf16.h").is_file());
-        let Some(first) = first.map(|i| &self.headers[i]) else { return Vec::new() };
-        self.headers.iter().filter(|p| p.starts_with(first)).cloned().collect()
+        let has = |p: &&Place| p.headers.iter().any(|h| h.join("cuda_bf16.h").is_file());
+        self.places.iter().find(has).map(|p| p.headers.clone()).unwrap_or_default()
+    }
+}
+
+impl Place {
+    /// The folders of one installation, whichever of the layouts it has.
+    fn installation(root: &Path) -> Place {
+        let mut packages = vec![root.to_path_buf()];
+        for lib in ["lib", "lib64"] {
+            let pythons = children(&root.join(lib), |name| name.starts_with("python3"));
+            packages.extend(pythons.iter().map(|p| p.join("site-packages")));
+        }
+        // The wheels of CUDA 13 share one folder, which has a toolkit's layout.
+        let wheels = packages.iter().map(|p| p.join("nvidia").join(format!("cu{MAJOR}")));
+        let roots: Vec<PathBuf> = [root.to_path_buf()].into_iter().chain(wheels).collect();
+        let folders = |names: &[&str]| {
+            roots.iter().flat_map(|r| names.iter().map(|n| r.join(n))).filter(|p| p.is_dir()).collect::<Vec<_>>()
+        };
+        Place {
+            libraries: folders(&["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"]),
+            programs: folders(&["bin"]),
+            headers: folders(&["include", "include/cccl"]),
+        }
+    }
+
+    fn nvrtc(&self) -> Option<PathBuf> {
+        let name = format!("libnvrtc.so.{MAJOR}");
+        self.libraries.iter().map(|folder| folder.join(&name)).find(|p| p.is_file())
     }
 }
 
@@ -124,7 +135,6 @@ fn version_of_name(path: &Path) -> Vec<u32> {
 }
 
 fn is_program(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
     fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 
@@ -157,6 +167,12 @@ mod tests {
         assert_eq!(of(&[("LD_LIBRARY_PATH", "toolkit/lib64")]).nvrtc(), Some(toolkit));
         let include = header.parent().unwrap().to_path_buf();
         assert_eq!(of(&[("REEL_CUDA", "venv")]).headers(), [include.clone(), include.join("cccl")]);
+        // An older toolkit's programs and headers come last, though it is named.
+        let bin = touch(dir.path().join("old/bin/nvcc"));
+        fs::set_permissions(&bin, PermissionsExt::from_mode(0o755)).unwrap();
+        touch(dir.path().join("old/include/cuda_bf16.h"));
+        let both = of(&[("CUDA_HOME", "old"), ("CUDA_PATH", "venv")]);
+        assert_eq!((both.headers(), both.program("nvcc")), (vec![include.clone(), include.join("cccl")], Some(bin)));
         // What this machine has under /usr/local would come before the cache.
         if of(&[]).nvrtc().is_none() {
             assert_eq!(of(&[("CUDA_PATH", "old"), ("XDG_CACHE_HOME", "cache")]).nvrtc(), Some(cache));
@@ -165,7 +181,6 @@ mod tests {
 
     #[test]
     fn a_program_must_be_executable() {
-        use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let ptxas = touch(dir.path().join("bin/ptxas"));
         let t = Toolkit::of(|name| (name == "REEL_CUDA").then(|| dir.path().to_path_buf()));
