@@ -132,10 +132,10 @@ impl Source {
     /// The whole text that a CUDA compiler reads: parameter structs, then the source. Its `#include "cuh/…"` lines name
     /// [`crate::cuh::HEADERS`].
     pub fn text(&self) -> String {
-        // NVRTC has neither <stddef.h> nor nvcc's __builtin_offsetof, but the front end's own operator for constant addresses.
+        // NVRTC has no builtin by the usual name; nvcc's own headers define the macro.
         let mut text = String::from(
-            "#ifdef __CUDACC_RTC__\n#define offsetof(T, field) __INTADDR__(&((T*)0)->field)\n#else\n\
-             #define offsetof(T, field) __builtin_offsetof(T, field)\n#endif\n",
+            "#ifdef __CUDACC_RTC__\n#define offsetof(T, field) __INTADDR__(&(((T*)0)->field))\n\
+             #elif !defined(offsetof)\n#define offsetof(T, field) __builtin_offsetof(T, field)\n#endif\n",
         );
         for declaration in self.params {
             text += &declaration();

@@ -4,6 +4,7 @@
 //! Source: NVIDIA's NVRTC and PTX Compiler manuals of CUDA 13.0.
 
 mod cache;
+pub mod check;
 mod foreign;
 mod nvrtc;
 pub mod ptxas;
