@@ -33,7 +33,9 @@ __device__ __forceinline__ void load_vector(const f16* p, float (&x)[V]) {
   }
 }
 
-constexpr int lanes(int a, int b) { return 16 / (a > b ? a : b); }
+// Elements in 16 bytes of the wider of two types.
+template <class S, class D>
+constexpr int LANES = 16 / (sizeof(S) > sizeof(D) ? sizeof(S) : sizeof(D));
 
 template <class T>
 struct Add {
@@ -63,7 +65,7 @@ struct Add {
 
 template <class S, class D>
 struct Accumulate {
-  static constexpr int V = lanes(sizeof(S), sizeof(D));
+  static constexpr int V = LANES<S, D>;
   const S* src;
   D* dst;
 
@@ -89,7 +91,7 @@ struct Accumulate {
 
 template <class S, class D>
 struct Cast {
-  static constexpr int V = lanes(sizeof(S), sizeof(D));
+  static constexpr int V = LANES<S, D>;
   const S* src;
   D* dst;
 
