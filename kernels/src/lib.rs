@@ -37,7 +37,7 @@ pub mod swiglu;
 mod testing;
 
 /// Every CUDA source, in alphabetical order.
-pub const SOURCES: &[&Source] = &[];
+pub const SOURCES: &[&Source] = &[&elementwise::SOURCE, &gelu::SOURCE, &rms_norm::SOURCE, &swiglu::SOURCE];
 
 pub use cost::Cost;
 pub use dtype::{DType, Element};
