@@ -3,6 +3,7 @@
 //!
 //! A kernel is launched through a [`launch::Launch`]: plain data that a device executes. Nothing here owns memory.
 
+pub mod catalogue;
 pub mod compare;
 pub mod compile;
 pub mod cost;
