@@ -38,7 +38,21 @@ pub mod swiglu;
 mod testing;
 
 /// Every CUDA source, in alphabetical order.
-pub const SOURCES: &[&Source] = &[&elementwise::SOURCE, &gelu::SOURCE, &rms_norm::SOURCE, &swiglu::SOURCE];
+pub const SOURCES: &[&Source] = &[
+    &adamw::SOURCE,
+    &column_sum::SOURCE,
+    &columns::SOURCE,
+    &elementwise::SOURCE,
+    &embedding::SOURCE,
+    &gelu::SOURCE,
+    &kv_write::SOURCE,
+    &log_prob::SOURCE,
+    &reduce::SOURCE,
+    &rms_norm::SOURCE,
+    &rope::SOURCE,
+    &rows::SOURCE,
+    &swiglu::SOURCE,
+];
 
 pub use cost::Cost;
 pub use dtype::{DType, Element};

@@ -165,3 +165,14 @@ __device__ __forceinline__ void store_elements(T* p, I at, I n, bool vector, con
     if (at + j < n) p[at + j] = from_f32<T>(x[j]);
   }
 }
+
+// Elements at .. at + V of the n at p, widened, zeros beyond the end; `vector` as for load_words, with V for VECTOR.
+template <int V, class T, class I>
+__device__ __forceinline__ void load_elements(const T* p, I at, I n, bool vector, float (&x)[V]) {
+  if (vector && at < n) {
+    load_vector(p + at, x);
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < V; ++j) x[j] = at + j < n ? to_f32(p[at + j]) : 0.0f;
+}

@@ -3,6 +3,9 @@
 
 #include "cuh/base.cuh"
 
+__device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000); }
+__device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000); }
+
 // a / b to two units in the last place at any magnitude.
 __device__ __forceinline__ float divide(float a, float b) {
   float quotient;
