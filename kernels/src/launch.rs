@@ -132,7 +132,11 @@ impl Source {
     /// The whole text that a CUDA compiler reads: parameter structs, then the source. Its `#include "cuh/…"` lines name
     /// [`crate::cuh::HEADERS`].
     pub fn text(&self) -> String {
-        let mut text = String::from("#define offsetof(T, field) __builtin_offsetof(T, field)\n");
+        // NVRTC has no builtin by the usual name; nvcc's own headers define the macro.
+        let mut text = String::from(
+            "#ifdef __CUDACC_RTC__\n#define offsetof(T, field) __INTADDR__(&(((T*)0)->field))\n\
+             #elif !defined(offsetof)\n#define offsetof(T, field) __builtin_offsetof(T, field)\n#endif\n",
+        );
         for declaration in self.params {
             text += &declaration();
         }

@@ -3,7 +3,9 @@
 //!
 //! A kernel is launched through a [`launch::Launch`]: plain data that a device executes. Nothing here owns memory.
 
+pub mod catalogue;
 pub mod compare;
+pub mod compile;
 pub mod cost;
 pub mod cuh;
 pub mod dtype;
@@ -36,7 +38,21 @@ pub mod swiglu;
 mod testing;
 
 /// Every CUDA source, in alphabetical order.
-pub const SOURCES: &[&Source] = &[];
+pub const SOURCES: &[&Source] = &[
+    &adamw::SOURCE,
+    &column_sum::SOURCE,
+    &columns::SOURCE,
+    &elementwise::SOURCE,
+    &embedding::SOURCE,
+    &gelu::SOURCE,
+    &kv_write::SOURCE,
+    &log_prob::SOURCE,
+    &reduce::SOURCE,
+    &rms_norm::SOURCE,
+    &rope::SOURCE,
+    &rows::SOURCE,
+    &swiglu::SOURCE,
+];
 
 pub use cost::Cost;
 pub use dtype::{DType, Element};

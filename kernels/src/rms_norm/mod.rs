@@ -3,7 +3,9 @@
 //! `dx = rstd · (g − x · rstd² · mean(g · x))`, `dw += Σ_rows dy · x · rstd`; the inner rounding counts as the identity.
 //!
 //! Shapes: x, y, dy, dx `[rows, cols]`, w `[cols]`, all T, f32 or bf16; rstd f32 `[rows]`; dw f32 `[cols]`. Outputs may
-//! not overlap inputs. Arithmetic in f32. dw is summed over parts of 64 rows, each in row order, then over the parts.
+//! not overlap inputs. Arithmetic in f32. dw is summed over parts of 64 rows, each in row order, then over the parts; in
+//! CUDA a part is 2 runs of 32 rows (16 of 4 up to 512 columns), and eight sums of every eighth part meet at the end.
+//! Numerics: T(x · rstd), y and dx each round to T once. The root is to 2⁻²³ in CUDA.
 //! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward.
 
 mod cpu;
@@ -12,8 +14,8 @@ mod formula;
 #[cfg(test)]
 mod tests;
 
-use crate::launch::by_dtype;
-use crate::{Addr, Cost, DType, Launch, kernel, params};
+use crate::launch::{Params as _, by_dtype};
+use crate::{Addr, Arch, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
 
 params! {
     /// Parameters of the forward kernel.
@@ -61,10 +63,51 @@ params! {
     }
 }
 
-kernel!(pub FWD_F32, "rms_norm_fwd_f32", FwdParams, cpu::fwd::<f32>);
-kernel!(pub FWD_BF16, "rms_norm_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>);
-kernel!(pub BWD_F32, "rms_norm_bwd_f32", BwdParams, cpu::bwd::<f32>);
-kernel!(pub BWD_BF16, "rms_norm_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>);
+/// The CUDA source.
+pub static SOURCE: Source = Source {
+    name: "rms_norm",
+    sm80: include_str!("sm80.cu"),
+    params: &[FwdParams::c_declaration, BwdParams::c_declaration],
+};
+
+kernel!(pub FWD_F32, "rms_norm_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, arch| plan_fwd(["rms_norm_fwd_f32", "rms_norm_fwd_f32_wide"], p, arch));
+kernel!(pub FWD_BF16, "rms_norm_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, arch| plan_fwd(["rms_norm_fwd_bf16", "rms_norm_fwd_bf16_wide"], p, arch));
+kernel!(pub BWD_F32, "rms_norm_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, arch| plan_bwd(["rms_norm_bwd_f32", "rms_norm_bwd_f32_wide", "rms_norm_bwd_f32_dw"], p, arch));
+kernel!(pub BWD_BF16, "rms_norm_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| plan_bwd(["rms_norm_bwd_bf16", "rms_norm_bwd_bf16_wide", "rms_norm_bwd_bf16_dw"], p, arch));
+
+/// Elements of a row that a thread keeps in registers (`HELD` of sm80.cu).
+const HELD: u32 = 16;
+
+/// Blocks that walk over rows: enough to fill the GPU, so few that a block reads w once for many rows.
+fn row_blocks(rows: u32, rows_at_once: u32, arch: &Arch, resident: u32) -> u64 {
+    u64::from(rows.div_ceil(rows_at_once).min(arch.multiprocessors * resident))
+}
+
+fn plan_fwd([usual, wide]: [&'static str; 2], p: &FwdParams, arch: &Arch) -> Vec<Stage> {
+    match p.cols {
+        0 => Vec::new(),
+        cols if cols <= HELD * 32 => cuh::blocks(usual, row_blocks(p.rows, 8, arch, 4), 256),
+        cols if cols <= HELD * 256 => cuh::blocks(usual, row_blocks(p.rows, 1, arch, 4), 256),
+        _ => cuh::blocks(wide, row_blocks(p.rows, 1, arch, 2), 512),
+    }
+}
+
+fn plan_bwd([usual, wide, dw]: [&'static str; 3], p: &BwdParams, arch: &Arch) -> Vec<Stage> {
+    let (symbol, threads, groups) = match p.cols {
+        0 => return Vec::new(),
+        cols if cols <= HELD * 32 => (usual, 512, 16),
+        cols if cols <= HELD * 256 => (usual, 512, 2),
+        _ => (wide, 512, 1),
+    };
+    if p.dw.is_null() {
+        return cuh::blocks(symbol, row_blocks(p.rows, groups, arch, 1), threads);
+    }
+    let mut stages = cuh::blocks(symbol, parts(p.rows as usize) as u64, threads);
+    if !stages.is_empty() {
+        stages.extend(cuh::blocks(dw, u64::from(p.cols.div_ceil(32)), 256));
+    }
+    stages
+}
 
 /// Rows whose contributions to dw are summed before they meet those of other rows.
 pub const PART_ROWS: usize = 64;
