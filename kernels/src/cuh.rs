@@ -5,6 +5,7 @@ use crate::Stage;
 /// Name as kernels include it, and text.
 pub const HEADERS: &[(&str, &str)] = &[
     ("cuh/base.cuh", include_str!("cuh/base.cuh")),
+    ("cuh/held.cuh", include_str!("cuh/held.cuh")),
     ("cuh/map.cuh", include_str!("cuh/map.cuh")),
     ("cuh/math.cuh", include_str!("cuh/math.cuh")),
     ("cuh/philox.cuh", include_str!("cuh/philox.cuh")),
