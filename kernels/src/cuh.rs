@@ -1,4 +1,8 @@
 //! The CUDA headers that kernels share: one device instruction, one small function.
 
 /// Name as kernels include it, and text.
-pub const HEADERS: &[(&str, &str)] = &[];
+pub const HEADERS: &[(&str, &str)] = &[
+    ("cuh/cp_async.cuh", include_str!("cuh/cp_async.cuh")),
+    ("cuh/exp2.cuh", include_str!("cuh/exp2.cuh")),
+    ("cuh/mma.cuh", include_str!("cuh/mma.cuh")),
+];
