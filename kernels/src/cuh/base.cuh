@@ -1,0 +1,133 @@
+// Types, addresses, bf16, and vectors of elements that become f32 in registers.
+#pragma once
+
+using u8 = unsigned char;
+using u16 = unsigned short;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+
+// The upper half of an f32.
+struct bf16 {
+  u16 bits;
+};
+
+// BYTES that one access moves.
+template <int BYTES>
+struct alignas(BYTES) Words {
+  u32 word[BYTES / 4];
+};
+
+// A parameter's address as a pointer to global memory.
+template <class T>
+__device__ __forceinline__ T* global(u64 address) {
+  T* pointer = reinterpret_cast<T*>(address);
+  __builtin_assume(__isGlobal(pointer));
+  return pointer;
+}
+
+// Whether all addresses (or sizes in bytes) are multiples of 16.
+template <class... A>
+__device__ __forceinline__ bool aligned16(A... address) {
+  return ((static_cast<u64>(address) | ...) & 15) == 0;
+}
+
+template <class T>
+__device__ __forceinline__ constexpr T ceil_div(T a, T b) {
+  return (a + b - 1) / b;
+}
+
+// One element, widened exactly.
+__device__ __forceinline__ float to_f32(float x) { return x; }
+__device__ __forceinline__ float to_f32(bf16 x) { return __uint_as_float(static_cast<u32>(x.bits) << 16); }
+
+// One element, rounded to the nearest, ties to even.
+template <class T>
+__device__ __forceinline__ T from_f32(float x);
+template <>
+__device__ __forceinline__ float from_f32<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ bf16 from_f32<bf16>(float x) {
+  bf16 y;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
+}
+
+// x rounded to T and widened again.
+template <class T>
+__device__ __forceinline__ float rounded(float x) {
+  return to_f32(from_f32<T>(x));
+}
+
+// Two bf16 in a register, the first in the lower half.
+__device__ __forceinline__ u32 pack_bf16(float low, float high) {
+  u32 pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+__device__ __forceinline__ float low_bf16(u32 pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high_bf16(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+
+// V elements in one access (f32 beyond four: one every four); p is a multiple of the access's size.
+template <int V>
+__device__ __forceinline__ void load_vector(const float* p, float (&x)[V]) {
+  constexpr int N = V < 4 ? V : 4;
+#pragma unroll
+  for (int k = 0; k < V / N; ++k) {
+    const Words<4 * N> words = reinterpret_cast<const Words<4 * N>*>(p)[k];
+#pragma unroll
+    for (int j = 0; j < N; ++j) x[k * N + j] = __uint_as_float(words.word[j]);
+  }
+}
+template <int V>
+__device__ __forceinline__ void load_vector(const bf16* p, float (&x)[V]) {
+  const Words<2 * V> words = *reinterpret_cast<const Words<2 * V>*>(p);
+#pragma unroll
+  for (int j = 0; j < V / 2; ++j) {
+    x[2 * j] = low_bf16(words.word[j]);
+    x[2 * j + 1] = high_bf16(words.word[j]);
+  }
+}
+template <int V>
+__device__ __forceinline__ void store_vector(float* p, const float (&x)[V]) {
+  constexpr int N = V < 4 ? V : 4;
+#pragma unroll
+  for (int k = 0; k < V / N; ++k) {
+    Words<4 * N> words;
+#pragma unroll
+    for (int j = 0; j < N; ++j) words.word[j] = __float_as_uint(x[k * N + j]);
+    reinterpret_cast<Words<4 * N>*>(p)[k] = words;
+  }
+}
+template <int V>
+__device__ __forceinline__ void store_vector(bf16* p, const float (&x)[V]) {
+  Words<2 * V> words;
+#pragma unroll
+  for (int j = 0; j < V / 2; ++j) words.word[j] = pack_bf16(x[2 * j], x[2 * j + 1]);
+  *reinterpret_cast<Words<2 * V>*>(p) = words;
+}
+
+// Elements at .. at + V of the n at p, widened; 0 beyond the end. `vector`: p + at is aligned for one access.
+template <int V, class T, class I>
+__device__ __forceinline__ void load(const T* p, I at, I n, bool vector, float (&x)[V]) {
+  if (vector && at + V <= n) {
+    load_vector(p + at, x);
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < V; ++j) x[j] = at + j < n ? to_f32(p[at + j]) : 0.0f;
+}
+
+// Elements at .. at + V of the n at p, those that exist, each rounded once.
+template <int V, class T, class I>
+__device__ __forceinline__ void store(T* p, I at, I n, bool vector, const float (&x)[V]) {
+  if (vector && at + V <= n) {
+    store_vector(p + at, x);
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    if (at + j < n) p[at + j] = from_f32<T>(x[j]);
+  }
+}

@@ -1,0 +1,30 @@
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011), with the layout of philox.rs: key = seed, counter = index, stream.
+#pragma once
+
+#include "cuh/base.cuh"
+
+struct PhiloxWords {
+  u32 word[4];
+};
+
+// The four words at `index` of `stream`.
+__device__ __forceinline__ PhiloxWords philox(u64 seed, u64 stream, u64 index) {
+  u32 a = static_cast<u32>(index), b = static_cast<u32>(index >> 32);
+  u32 c = static_cast<u32>(stream), d = static_cast<u32>(stream >> 32);
+  u32 k0 = static_cast<u32>(seed), k1 = static_cast<u32>(seed >> 32);
+#pragma unroll
+  for (int round = 0; round < 10; ++round) {
+    const u32 p_high = __umulhi(a, 0xd2511f53u), p_low = a * 0xd2511f53u;
+    const u32 q_high = __umulhi(c, 0xcd9e8d57u), q_low = c * 0xcd9e8d57u;
+    a = q_high ^ b ^ k0;
+    b = q_low;
+    c = p_high ^ d ^ k1;
+    d = p_low;
+    k0 += 0x9e3779b9u;
+    k1 += 0xbb67ae85u;
+  }
+  return {{a, b, c, d}};
+}
+
+// Uniform in [0, 1), a multiple of 2^-24: the upper bits of a word.
+__device__ __forceinline__ float uniform(u32 word) { return static_cast<float>(word >> 8) * 5.9604644775390625e-8f; }
