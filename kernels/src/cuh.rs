@@ -1,7 +1,13 @@
-//! The CUDA headers that kernels share: one device instruction, one small function.
+//! The CUDA headers that kernels share: in `cuh/` one device instruction, one small function; in a folder what its kernels
+//! and others are made of.
 
 /// Name as kernels include it, and text.
 pub const HEADERS: &[(&str, &str)] = &[
+    ("attention/fma_tile.cuh", include_str!("attention/fma_tile.cuh")),
+    ("attention/forward_fma.cuh", include_str!("attention/forward_fma.cuh")),
+    ("attention/forward_mma.cuh", include_str!("attention/forward_mma.cuh")),
+    ("attention/sequences.cuh", include_str!("attention/sequences.cuh")),
+    ("attention/tile.cuh", include_str!("attention/tile.cuh")),
     ("cuh/base.cuh", include_str!("cuh/base.cuh")),
     ("cuh/cp_async.cuh", include_str!("cuh/cp_async.cuh")),
     ("cuh/exp2.cuh", include_str!("cuh/exp2.cuh")),
