@@ -4,8 +4,6 @@
 #include "attention/tile.cuh"
 #include "cuh/online_softmax.cuh"
 
-constexpr int MMA_THREADS = 128;
-
 // Shared memory: the queries, then twice keys and values.
 template <int HEAD_DIM>
 constexpr int FORWARD_BYTES = 5 * Tile<HEAD_DIM>::BYTES;

@@ -1,12 +1,14 @@
 //! Launches of the CUDA side.
 
-use super::FwdParams;
+use super::{BwdParams, FwdParams};
 use crate::{Arch, Stage};
 
 /// Rows of a tile.
 const ROWS: u64 = 64;
 /// Bytes of a tile of f32, rows four elements apart from the next.
 const FMA_TILE: u32 = 64 * 68 * 4;
+/// Bytes of a row tile's log-sum-exps and deltas.
+const ROW_VALUES: u32 = 2 * 64 * 4;
 /// Columns of the output that a block on CUDA cores writes.
 const FMA_COLUMNS: u32 = 128;
 
@@ -50,4 +52,42 @@ fn fwd_fma(symbol: &'static str, p: &FwdParams) -> Vec<Stage> {
     let parts = p.head_dim.div_ceil(FMA_COLUMNS) as u64;
     let blocks = slots(p.tokens, p.seqs, p.max_seqlen) * p.heads as u64 * parts;
     stage(symbol, blocks, 256, 4 * FMA_TILE).into_iter().collect()
+}
+
+/// `attention_bwd_f32`.
+pub fn bwd_f32(p: &BwdParams, _: &Arch) -> Vec<Stage> {
+    bwd_fma(["attention_bwd_f32", "attention_bwd_f32_dkv", "attention_bwd_f32_dq"], p)
+}
+
+/// `attention_bwd_bf16`.
+pub fn bwd_bf16(p: &BwdParams, _: &Arch) -> Vec<Stage> {
+    let [dkv, dq] = match p.head_dim {
+        64 => ["attention_bwd_bf16_dkv_64", "attention_bwd_bf16_dq_64"],
+        72 => ["attention_bwd_bf16_dkv_72", "attention_bwd_bf16_dq_72"],
+        80 => ["attention_bwd_bf16_dkv_80", "attention_bwd_bf16_dq_80"],
+        128 => ["attention_bwd_bf16_dkv_128", "attention_bwd_bf16_dq_128"],
+        _ => return bwd_fma(["attention_bwd_bf16", "attention_bwd_bf16_dkv", "attention_bwd_bf16_dq"], p),
+    };
+    let (slots, tile) = (slots(p.tokens, p.seqs, p.max_seqlen), mma_tile(p.head_dim));
+    let stages = [
+        deltas("attention_bwd_bf16", p),
+        stage(dkv, slots * p.kv_heads as u64, 128, 6 * tile + 2 * ROW_VALUES),
+        stage(dq, slots * p.heads as u64, 128, 6 * tile),
+    ];
+    stages.into_iter().flatten().collect()
+}
+
+/// Rows' products of output and gradient: sixteen rows a block.
+fn deltas(symbol: &'static str, p: &BwdParams) -> Option<Stage> {
+    stage(symbol, (p.tokens as u64 * p.heads as u64).div_ceil(16), 256, 0)
+}
+
+fn bwd_fma([delta, dkv, dq]: [&'static str; 3], p: &BwdParams) -> Vec<Stage> {
+    let slots = slots(p.tokens, p.seqs, p.max_seqlen) * p.head_dim.div_ceil(FMA_COLUMNS) as u64;
+    let stages = [
+        deltas(delta, p),
+        stage(dkv, slots * p.kv_heads as u64, 256, 4 * FMA_TILE),
+        stage(dq, slots * p.heads as u64, 256, 4 * FMA_TILE),
+    ];
+    stages.into_iter().flatten().collect()
 }

@@ -6,6 +6,7 @@
 #include "cuh/mma.cuh"
 
 constexpr int TILE_ROWS = 64;
+constexpr int MMA_THREADS = 128;
 
 // Eight rows' chunks of one column must lie in eight different places modulo 8: where a row is 8 or 16 chunks long, the
 // chunk's number is XORed with the row's; else rows are an odd number of chunks apart. A tile begins at a multiple of 256.
@@ -34,15 +35,23 @@ __device__ __forceinline__ void clear_padding(char* tile) {
   }
 }
 
+// threadIdx.x, read anew: what follows from it is not kept in registers from one copy to the next.
+__device__ __forceinline__ int thread_again() {
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
+
 // Starts copying rows first .. first + 64 of a tensor; those from `end` on become zeros and are not read. `rows.head(r)`:
 // where row r's head begins, in elements.
 template <int HEAD_DIM, int THREADS, class Rows>
 __device__ __forceinline__ void copy_rows(u32 tile, const bf16* tensor, const Rows& rows, int first, int end) {
   using T = Tile<HEAD_DIM>;
   constexpr int ALL = TILE_ROWS * T::CHUNKS;
+  const int thread = thread_again();
 #pragma unroll
   for (int i = 0; i < (ALL + THREADS - 1) / THREADS; ++i) {
-    const int at = i * THREADS + static_cast<int>(threadIdx.x);
+    const int at = i * THREADS + thread;
     if (ALL % THREADS != 0 && at >= ALL) break;
     const int row = at / T::CHUNKS, chunk = at % T::CHUNKS;
     const bool valid = first + row < end;
