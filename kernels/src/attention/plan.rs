@@ -14,7 +14,7 @@ const FMA_COLUMNS: u32 = 128;
 
 /// Bytes of a tile of 64 rows in bf16: heads of 64 and 128 lie without gaps, others an odd number of 16 bytes apart.
 const fn mma_tile(head_dim: u32) -> u32 {
-    let chunks = if head_dim % 64 == 0 { head_dim / 8 } else { 2 * head_dim.div_ceil(16) + 1 };
+    let chunks = if head_dim.is_multiple_of(64) { head_dim / 8 } else { 2 * head_dim.div_ceil(16) + 1 };
     64 * 16 * chunks
 }
 
