@@ -6,6 +6,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("cuh/cp_async.cuh", include_str!("cuh/cp_async.cuh")),
     ("cuh/exp2.cuh", include_str!("cuh/exp2.cuh")),
     ("cuh/mma.cuh", include_str!("cuh/mma.cuh")),
+    ("cuh/online_softmax.cuh", include_str!("cuh/online_softmax.cuh")),
     ("cuh/philox.cuh", include_str!("cuh/philox.cuh")),
     ("cuh/warp.cuh", include_str!("cuh/warp.cuh")),
 ];

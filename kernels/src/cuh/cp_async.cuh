@@ -4,18 +4,20 @@
 // `valid` are copied and the rest written as zeros; the source is not read with `valid` = 0, but must be an address.
 #pragma once
 
+#include "cuh/base.cuh"
+
 // 16 bytes, through L2 only. Both addresses are multiples of 16.
-__device__ __forceinline__ void cp_async_16(unsigned int shared, const void *global, unsigned int valid = 16) {
+__device__ __forceinline__ void cp_async_16(u32 shared, const void* global, u32 valid = 16) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid) : "memory");
 }
 
 // 8 bytes.
-__device__ __forceinline__ void cp_async_8(unsigned int shared, const void *global, unsigned int valid = 8) {
+__device__ __forceinline__ void cp_async_8(u32 shared, const void* global, u32 valid = 8) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared), "l"(global), "r"(valid) : "memory");
 }
 
 // 4 bytes.
-__device__ __forceinline__ void cp_async_4(unsigned int shared, const void *global, unsigned int valid = 4) {
+__device__ __forceinline__ void cp_async_4(u32 shared, const void* global, u32 valid = 4) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global), "r"(valid) : "memory");
 }
 

@@ -7,16 +7,18 @@
 // So columns 16j..16j+15 of two neighbouring C tiles, packed in pairs, are the A fragment of step j of a next product.
 #pragma once
 
+#include "cuh/base.cuh"
+
 // Address of a pointer into shared memory, as instructions on shared memory take it.
-__device__ __forceinline__ unsigned int shared_address(const void *p) {
-  unsigned int a;
+__device__ __forceinline__ u32 shared_address(const void* p) {
+  u32 a;
   asm("{ .reg .u64 t; cvta.to.shared.u64 t, %1; cvt.u32.u64 %0, t; }" : "=r"(a) : "l"(p));
   return a;
 }
 
 // Four 8x8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8 (16-byte aligned) and gets
 // elements (l / 4, 2 (l % 4)..) of each.
-__device__ __forceinline__ void ldmatrix_x4(unsigned int (&r)[4], unsigned int address) {
+__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(address)
@@ -24,7 +26,7 @@ __device__ __forceinline__ void ldmatrix_x4(unsigned int (&r)[4], unsigned int a
 }
 
 // As above, but each matrix transposed: elements (2 (l % 4).., l / 4).
-__device__ __forceinline__ void ldmatrix_x4_trans(unsigned int (&r)[4], unsigned int address) {
+__device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(address)
@@ -32,7 +34,7 @@ __device__ __forceinline__ void ldmatrix_x4_trans(unsigned int (&r)[4], unsigned
 }
 
 // Two 8x8 matrices; lanes 0 to 15 give the addresses.
-__device__ __forceinline__ void ldmatrix_x2(unsigned int (&r)[2], unsigned int address) {
+__device__ __forceinline__ void ldmatrix_x2(u32 (&r)[2], u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                : "=r"(r[0]), "=r"(r[1])
                : "r"(address)
@@ -40,7 +42,7 @@ __device__ __forceinline__ void ldmatrix_x2(unsigned int (&r)[2], unsigned int a
 }
 
 // Two 8x8 matrices, each transposed.
-__device__ __forceinline__ void ldmatrix_x2_trans(unsigned int (&r)[2], unsigned int address) {
+__device__ __forceinline__ void ldmatrix_x2_trans(u32 (&r)[2], u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
                : "=r"(r[0]), "=r"(r[1])
                : "r"(address)
@@ -48,7 +50,7 @@ __device__ __forceinline__ void ldmatrix_x2_trans(unsigned int (&r)[2], unsigned
 }
 
 // c += a b, 16x8x16, bf16 with f32 sums.
-__device__ __forceinline__ void mma_bf16(float (&c)[4], const unsigned int (&a)[4], unsigned int b0, unsigned int b1) {
+__device__ __forceinline__ void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])

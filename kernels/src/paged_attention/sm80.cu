@@ -13,7 +13,7 @@
 // the tiles from floor(cu_seqlens[s] * group / ROWS) + s on, at least as many as it needs: a binary search finds it.
 //
 //   for each segment of the tile (with a workspace: this block's one)
-//     for each block of 64 keys: load K, V; S = Q K^T; mask; m' = max(m, S); P = 2^(c (S - m')); O = 2^(c (m - m')) O + P V
+//     for each block of 64 keys: load K, V; S = Q K^T; mask; rows take the block (cuh/online_softmax.cuh); O += P V
 //     without a workspace: total = merge(total, segment), else store O, m, l
 //   o = total / l                       with a workspace: by the combine stage, a warp a row
 //
@@ -23,19 +23,14 @@
 // Bound. Decode: memory, K and V once. Prefill: matrix products.
 #include "cuh/base.cuh"
 #include "cuh/cp_async.cuh"
-#include "cuh/exp2.cuh"
 #include "cuh/mma.cuh"
-#include "cuh/warp.cuh"
+#include "cuh/online_softmax.cuh"
 
 constexpr int THREADS = 128;
-constexpr int KEYS = 64;
-constexpr int BLOCKS_PER_SEGMENT = 8;
-constexpr int SEGMENT = KEYS * BLOCKS_PER_SEGMENT;
-constexpr float LOG2_E = 1.4426950408889634f;
+constexpr int KEYS = BLOCK_KEYS;
+constexpr int SEGMENT = KEYS * SEGMENT_BLOCKS;
 
 extern __shared__ __align__(16) unsigned char shared[];
-
-__device__ __forceinline__ float negative_infinity() { return __uint_as_float(0xff800000u); }
 
 // Some rows of one sequence under one key head, and the blocks of keys to take.
 struct Tile {
@@ -94,9 +89,9 @@ __device__ __forceinline__ bool find_tile(const Params& p, Tile& t) {
   t.begin = 0;
   t.end = ceil_div(t.keys, KEYS);
   if (p.workspace != 0) {
-    t.begin = segment * BLOCKS_PER_SEGMENT;
+    t.begin = segment * SEGMENT_BLOCKS;
     if (t.begin >= t.end) return false;
-    t.end = t.end < t.begin + BLOCKS_PER_SEGMENT ? t.end : t.begin + BLOCKS_PER_SEGMENT;
+    t.end = t.end < t.begin + SEGMENT_BLOCKS ? t.end : t.begin + SEGMENT_BLOCKS;
   }
   return true;
 }
@@ -134,19 +129,6 @@ __device__ __forceinline__ void load_block(const Params& p, const Tile& t, const
   }
 }
 
-// Factors that bring two sums to their common maximum; maxima are of unscaled scores.
-struct Merge {
-  float top, old_factor, new_factor;
-};
-__device__ __forceinline__ Merge merge(float old_top, float new_top, float c) {
-  const float top = fmaxf(old_top, new_top);
-  const float base = top == negative_infinity() ? 0.0f : top;
-  return {top, exp2_approx(__fmul_rn(__fsub_rn(old_top, base), c)), exp2_approx(__fmul_rn(__fsub_rn(new_top, base), c))};
-}
-__device__ __forceinline__ float merged(const Merge& m, float old_sum, float new_sum) {
-  return __fmaf_rn(old_sum, m.old_factor, __fmul_rn(new_sum, m.new_factor));
-}
-
 // Where a row's part of a segment lies: columns, and beside all of them (maximum, sum).
 struct Part {
   float* columns;
@@ -177,7 +159,7 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
   const int lane = threadIdx.x % 32, g = lane / 4, c2 = lane % 4 * 2;
   const int row = threadIdx.x / 32 * 16;  // the warp's first
   const bool has_rows = row < t.rows;
-  const float c = p.scale * LOG2_E;
+  const float factor = p.scale * LOG2_E;
 
   // This thread's rows: row + g and row + g + 8.
   const int rows[2] = {row + g, row + g + 8};
@@ -212,22 +194,21 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) load_q(step, q_fragment[KEEP_Q ? step : 0]);
   }
-  float total[SPLIT ? 1 : V / 8][4], total_sum[2] = {0.0f, 0.0f};
-  float total_top[2] = {negative_infinity(), negative_infinity()};
-  if (!SPLIT) {
+  SoftmaxRow total_row[2] = {empty_row(), empty_row()};
+  float total[SPLIT ? 1 : V / 8][4];
 #pragma unroll
-    for (int n = 0; n < (SPLIT ? 1 : V / 8); ++n) {
+  for (int n = 0; n < (SPLIT ? 1 : V / 8); ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) total[n][i] = 0.0f;
-    }
+    for (int i = 0; i < 4; ++i) total[n][i] = 0.0f;
   }
   if (STAGES > 1) {
     load_keys(t.begin);
     cp_async_commit();
   }
-  for (int segment = t.begin; segment < t.end; segment += BLOCKS_PER_SEGMENT) {
-    const int segment_end = segment + BLOCKS_PER_SEGMENT < t.end ? segment + BLOCKS_PER_SEGMENT : t.end;
-    float o[V / 8][4], sum[2] = {0.0f, 0.0f}, top[2] = {negative_infinity(), negative_infinity()};
+  for (int segment = t.begin; segment < t.end; segment += SEGMENT_BLOCKS) {
+    const int segment_end = segment + SEGMENT_BLOCKS < t.end ? segment + SEGMENT_BLOCKS : t.end;
+    SoftmaxRow sums[2] = {empty_row(), empty_row()};
+    float o[V / 8][4];
 #pragma unroll
     for (int n = 0; n < V / 8; ++n) {
 #pragma unroll
@@ -276,33 +257,16 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
         for (int n = 0; n < KEYS / 8; ++n) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            if (start + n * 8 + c2 + i % 2 >= limits[i / 2]) s[n][i] = negative_infinity();
+            if (start + n * 8 + c2 + i % 2 >= limits[i / 2]) s[n][i] = minus_infinity();
           }
         }
       }
+      float rescale[2];
+      take_block(sums, s, factor, rescale);
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float largest = fmaxf(s[0][2 * h], s[0][2 * h + 1]);
+      for (int n = 0; n < V / 8; ++n) {
 #pragma unroll
-        for (int n = 1; n < KEYS / 8; ++n) largest = fmaxf(largest, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
-        largest = fmaxf(largest, shuffle_xor(largest, 1));
-        largest = fmaxf(largest, shuffle_xor(largest, 2));
-        const Merge m = merge(top[h], largest, c);
-        top[h] = m.top;
-        const float offset = m.top == negative_infinity() ? 0.0f : __fmul_rn(-m.top, c);
-        float added = 0.0f;
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; ++n) {
-          s[n][2 * h] = exp2_approx(__fmaf_rn(s[n][2 * h], c, offset));
-          s[n][2 * h + 1] = exp2_approx(__fmaf_rn(s[n][2 * h + 1], c, offset));
-          added = __fadd_rn(added, __fadd_rn(s[n][2 * h], s[n][2 * h + 1]));
-        }
-        sum[h] = __fmaf_rn(sum[h], m.old_factor, added);
-#pragma unroll
-        for (int n = 0; n < V / 8; ++n) {
-          o[n][2 * h] *= m.old_factor;
-          o[n][2 * h + 1] *= m.old_factor;
-        }
+        for (int i = 0; i < 4; ++i) o[n][i] *= rescale[i / 2];
       }
       const u32 v_address = shared_address(v + lane % 16 * V_PITCH + lane / 16 * 8);
 #pragma unroll
@@ -322,12 +286,11 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
     // The segment's sum, and its way into the total.
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      sum[h] += shuffle_xor(sum[h], 1);
-      sum[h] += shuffle_xor(sum[h], 2);
+      sums[h].sum = row_sum<4>(sums[h].sum);
       if (SPLIT) {
         if (rows[h] < t.rows && segment * KEYS < limits[h]) {
-          const Part part = part_of(p, t.place(p, rows[h]), segment / BLOCKS_PER_SEGMENT);
-          if (c2 == 0 && t.slice == 0) *part.stats = make_float2(top[h], sum[h]);
+          const Part part = part_of(p, t.place(p, rows[h]), segment / SEGMENT_BLOCKS);
+          if (c2 == 0 && t.slice == 0) *part.stats = make_float2(sums[h].top, sums[h].sum);
 #pragma unroll
           for (int n = 0; n < V / 8; ++n) {
             const int at = column + n * 8 + c2;
@@ -335,13 +298,11 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
           }
         }
       } else {
-        const Merge m = merge(total_top[h], top[h], c);
-        total_top[h] = m.top;
-        total_sum[h] = merged(m, total_sum[h], sum[h]);
+        const MergeWeights w = merge(total_row[h], sums[h]);
 #pragma unroll
         for (int n = 0; n < (SPLIT ? 1 : V / 8); ++n) {
 #pragma unroll
-          for (int i = 2 * h; i < 2 * h + 2; ++i) total[n][i] = merged(m, total[n][i], o[n][i]);
+          for (int i = 2 * h; i < 2 * h + 2; ++i) total[n][i] = merged(total[n][i], o[n][i], w);
         }
       }
     }
@@ -351,10 +312,11 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
   for (int h = 0; h < 2; ++h) {
     if (rows[h] >= t.rows) continue;
     bf16* to = global<bf16>(p.o) + t.place(p, rows[h]) * d;
+    const float inverse = inverse_sum(total_row[h]);
 #pragma unroll
     for (int n = 0; n < (SPLIT ? 1 : V / 8); ++n) {
       const int at = column + n * 8 + c2;
-      const float x = __fdiv_rn(total[n][2 * h], total_sum[h]), y = __fdiv_rn(total[n][2 * h + 1], total_sum[h]);
+      const float x = total[n][2 * h] * inverse, y = total[n][2 * h + 1] * inverse;
       if (d % 2 == 0) {
         if (at < d) *reinterpret_cast<u32*>(to + at) = pack_bf16(x, y);
       } else {
@@ -382,7 +344,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
   const float* v_cache = global<const float>(p.v_cache);
   const int d = p.head_dim, x = threadIdx.x % 16, y = threadIdx.x / 16 * 2;  // y: this thread's first row
   const int warp_row = threadIdx.x / 32 * 4;
-  const float c = p.scale * LOG2_E;
+  const float factor = p.scale * LOG2_E;
   const int limits[2] = {t.limit(y), t.limit(y + 1)};
   const int most = t.limit(warp_row + 3);
   const bool has_rows = warp_row < t.rows;
@@ -393,8 +355,8 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
     if (row < t.rows && column < d) value = global<const float>(p.q)[t.place(p, row) * d + column];
     q[row * PITCH + column] = value;
   }
-  float total[2][SPLIT ? 1 : N][4], total_sum[2] = {0.0f, 0.0f};
-  float total_top[2] = {negative_infinity(), negative_infinity()};
+  SoftmaxRow total_row[2] = {empty_row(), empty_row()};
+  float total[2][SPLIT ? 1 : N][4];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
 #pragma unroll
@@ -405,9 +367,10 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
   }
   load_block<D, PITCH>(p, t, k_cache, t.begin * KEYS, 0, k);
   cp_async_commit();
-  for (int segment = t.begin; segment < t.end; segment += BLOCKS_PER_SEGMENT) {
-    const int segment_end = segment + BLOCKS_PER_SEGMENT < t.end ? segment + BLOCKS_PER_SEGMENT : t.end;
-    float o[2][N][4], sum[2] = {0.0f, 0.0f}, top[2] = {negative_infinity(), negative_infinity()};
+  for (int segment = t.begin; segment < t.end; segment += SEGMENT_BLOCKS) {
+    const int segment_end = segment + SEGMENT_BLOCKS < t.end ? segment + SEGMENT_BLOCKS : t.end;
+    SoftmaxRow sums[2] = {empty_row(), empty_row()};
+    float o[2][N][4];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
 #pragma unroll
@@ -425,7 +388,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
       }
       cp_async_wait<SHARE ? 0 : 1>();
       __syncthreads();  // K is there for all
-      float old_factor[2] = {1.0f, 1.0f};
+      float rescale[2] = {1.0f, 1.0f};
       if (sees) {
         float s[2][4];
 #pragma unroll
@@ -453,22 +416,11 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
         for (int r = 0; r < 2; ++r) {
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
-            if (start + x + 16 * j >= limits[r]) s[r][j] = negative_infinity();
+            if (start + x + 16 * j >= limits[r]) s[r][j] = minus_infinity();
           }
-          float largest = fmaxf(fmaxf(s[r][0], s[r][1]), fmaxf(s[r][2], s[r][3]));
+          rescale[r] = take_block(sums[r], s[r], factor);
 #pragma unroll
-          for (int mask = 8; mask > 0; mask >>= 1) largest = fmaxf(largest, shuffle_xor(largest, mask));
-          const Merge m = merge(top[r], largest, c);
-          top[r] = m.top;
-          old_factor[r] = m.old_factor;
-          const float offset = m.top == negative_infinity() ? 0.0f : __fmul_rn(-m.top, c);
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            s[r][j] = exp2_approx(__fmaf_rn(s[r][j], c, offset));
-            probabilities[(y + r) * P_PITCH + x + 16 * j] = s[r][j];
-          }
-          const float added = __fadd_rn(__fadd_rn(s[r][0], s[r][1]), __fadd_rn(s[r][2], s[r][3]));
-          sum[r] = __fmaf_rn(sum[r], m.old_factor, added);
+          for (int j = 0; j < 4; ++j) probabilities[(y + r) * P_PITCH + x + 16 * j] = s[r][j];
         }
       }
       __syncthreads();  // all are done with K
@@ -486,7 +438,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
 #pragma unroll
           for (int n = 0; n < N; ++n) {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) o[r][n][i] *= old_factor[r];
+            for (int i = 0; i < 4; ++i) o[r][n][i] *= rescale[r];
           }
         }
 #pragma unroll 2
@@ -517,25 +469,22 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-#pragma unroll
-      for (int mask = 8; mask > 0; mask >>= 1) sum[r] += shuffle_xor(sum[r], mask);
+      sums[r].sum = row_sum<16>(sums[r].sum);
       if (SPLIT) {
         if (y + r < t.rows && segment * KEYS < limits[r]) {
-          const Part part = part_of(p, t.place(p, y + r), segment / BLOCKS_PER_SEGMENT);
-          if (x == 0) *part.stats = make_float2(top[r], sum[r]);
+          const Part part = part_of(p, t.place(p, y + r), segment / SEGMENT_BLOCKS);
+          if (x == 0) *part.stats = make_float2(sums[r].top, sums[r].sum);
 #pragma unroll
           for (int n = 0; n < N; ++n) {
             if (n * 64 + x * 4 < d) store_vector(part.columns + n * 64 + x * 4, o[r][n]);
           }
         }
       } else {
-        const Merge m = merge(total_top[r], top[r], c);
-        total_top[r] = m.top;
-        total_sum[r] = merged(m, total_sum[r], sum[r]);
+        const MergeWeights w = merge(total_row[r], sums[r]);
 #pragma unroll
         for (int n = 0; n < (SPLIT ? 1 : N); ++n) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) total[r][n][i] = merged(m, total[r][n][i], o[r][n][i]);
+          for (int i = 0; i < 4; ++i) total[r][n][i] = merged(total[r][n][i], o[r][n][i], w);
         }
       }
     }
@@ -546,11 +495,12 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
   for (int r = 0; r < 2; ++r) {
     if (y + r >= t.rows) continue;
     float* to = global<float>(p.o) + t.place(p, y + r) * d;
+    const float inverse = inverse_sum(total_row[r]);
 #pragma unroll
     for (int n = 0; n < (SPLIT ? 1 : N); ++n) {
       float out[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) out[i] = __fdiv_rn(total[r][n][i], total_sum[r]);
+      for (int i = 0; i < 4; ++i) out[i] = total[r][n][i] * inverse;
       store(to, n * 64 + x * 4, d, d % 4 == 0, out);
     }
   }
@@ -576,15 +526,13 @@ __device__ __forceinline__ void combine(const Params& p) {
   if (token >= cu[low + 1]) return;  // in no sequence
   const int limit = global<const int>(p.kv_lens)[low] - (cu[low + 1] - token) + 1;
   const int segments = ceil_div(limit, SEGMENT);
-  const float c = p.scale * LOG2_E;
-  float top = negative_infinity(), sum = 0.0f, total[2][4] = {};
+  SoftmaxRow total_row = empty_row();
+  float total[2][4] = {};
 #pragma unroll 2
   for (int segment = 0; segment < segments; ++segment) {
     const Part part = part_of(p, row, segment);
     const float2 stats = *part.stats;
-    const Merge m = merge(top, stats.x, c);
-    top = m.top;
-    sum = merged(m, sum, stats.y);
+    const MergeWeights w = merge(total_row, {stats.x, stats.y});
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       const int at = n * 128 + lane * 4;
@@ -592,14 +540,15 @@ __device__ __forceinline__ void combine(const Params& p) {
       float x[4];
       load_vector(part.columns + at, x);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) total[n][i] = merged(m, total[n][i], x[i]);
+      for (int i = 0; i < 4; ++i) total[n][i] = merged(total[n][i], x[i], w);
     }
   }
   T* to = global<T>(p.o) + row * d;
+  const float inverse = inverse_sum(total_row);
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) total[n][i] = __fdiv_rn(total[n][i], sum);
+    for (int i = 0; i < 4; ++i) total[n][i] *= inverse;
     store(to, n * 128 + lane * 4, d, d % 4 == 0, total[n]);
   }
 }
