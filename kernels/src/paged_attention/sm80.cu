@@ -148,7 +148,7 @@ template <int D, int V, int STAGES, bool SPLIT>
 __device__ __forceinline__ void forward_bf16(const Params& p) {
   constexpr int ROWS = 64, SLICES = D / V;
   constexpr int K_PITCH = (D / 8 | 1) * 8, V_PITCH = (V / 8 | 1) * 8;  // an odd number of 16-byte units: no conflicts
-  constexpr bool KEEP_Q = D <= 128;
+  constexpr bool KEEP_Q = SPLIT ? D <= 128 : D <= 80;
   Tile t;
   if (!find_tile<ROWS, SLICES>(p, t)) return;
   bf16* k_stage = reinterpret_cast<bf16*>(shared);
@@ -307,21 +307,22 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
       }
     }
   }
-  if constexpr (SPLIT) return;
+  if constexpr (!SPLIT) {
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    if (rows[h] >= t.rows) continue;
-    bf16* to = global<bf16>(p.o) + t.place(p, rows[h]) * d;
-    const float inverse = inverse_sum(total_row[h]);
+    for (int h = 0; h < 2; ++h) {
+      if (rows[h] >= t.rows) continue;
+      bf16* to = global<bf16>(p.o) + t.place(p, rows[h]) * d;
+      const float inverse = inverse_sum(total_row[h]);
 #pragma unroll
-    for (int n = 0; n < (SPLIT ? 1 : V / 8); ++n) {
-      const int at = column + n * 8 + c2;
-      const float x = total[n][2 * h] * inverse, y = total[n][2 * h + 1] * inverse;
-      if (d % 2 == 0) {
-        if (at < d) *reinterpret_cast<u32*>(to + at) = pack_bf16(x, y);
-      } else {
-        if (at < d) to[at] = from_f32<bf16>(x);
-        if (at + 1 < d) to[at + 1] = from_f32<bf16>(y);
+      for (int n = 0; n < (SPLIT ? 1 : V / 8); ++n) {
+        const int at = column + n * 8 + c2;
+        const float x = total[n][2 * h] * inverse, y = total[n][2 * h + 1] * inverse;
+        if (d % 2 == 0) {
+          if (at < d) *reinterpret_cast<u32*>(to + at) = pack_bf16(x, y);
+        } else {
+          if (at < d) to[at] = from_f32<bf16>(x);
+          if (at + 1 < d) to[at + 1] = from_f32<bf16>(y);
+        }
       }
     }
   }
@@ -490,18 +491,19 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
     }
   }
   cp_async_wait<0>();
-  if (SPLIT) return;
+  if constexpr (!SPLIT) {
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    if (y + r >= t.rows) continue;
-    float* to = global<float>(p.o) + t.place(p, y + r) * d;
-    const float inverse = inverse_sum(total_row[r]);
+    for (int r = 0; r < 2; ++r) {
+      if (y + r >= t.rows) continue;
+      float* to = global<float>(p.o) + t.place(p, y + r) * d;
+      const float inverse = inverse_sum(total_row[r]);
 #pragma unroll
-    for (int n = 0; n < (SPLIT ? 1 : N); ++n) {
-      float out[4];
+      for (int n = 0; n < (SPLIT ? 1 : N); ++n) {
+        float out[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) out[i] = total[r][n][i] * inverse;
-      store(to, n * 64 + x * 4, d, d % 4 == 0, out);
+        for (int i = 0; i < 4; ++i) out[i] = total[r][n][i] * inverse;
+        store(to, n * 64 + x * 4, d, d % 4 == 0, out);
+      }
     }
   }
 }
