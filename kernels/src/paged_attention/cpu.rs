@@ -35,10 +35,7 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
     let sequence = |seq: usize, kv_head: usize| {
         let (first, end, keys) = (cu[seq] as usize, cu[seq + 1] as usize, kv_lens[seq] as usize);
         assert!(first <= end && end <= tokens, "cu_seqlens[{seq}] {first}..{end} of {tokens} tokens");
-        assert!(
-            end - first <= keys && keys <= max_blocks * page,
-            "kv_lens[{seq}] {keys}, {max_blocks} pages at most"
-        );
+        assert!(end - first <= keys && keys <= max_blocks * page, "kv_lens[{seq}] {keys}, {max_blocks} pages at most");
         let head = first * heads + kv_head * (heads / kv_heads);
         Sequence {
             q: (p.q.0 as *const T).wrapping_add(head * d),
