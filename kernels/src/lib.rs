@@ -36,7 +36,7 @@ pub mod swiglu;
 mod testing;
 
 /// Every CUDA source, in alphabetical order.
-pub const SOURCES: &[&Source] = &[&attention::SOURCE];
+pub const SOURCES: &[&Source] = &[&attention::SOURCE, &paged_attention::SOURCE, &sample::SOURCE];
 
 pub use cost::Cost;
 pub use dtype::{DType, Element};
