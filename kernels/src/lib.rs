@@ -12,6 +12,7 @@ pub mod dtype;
 pub mod launch;
 pub mod limits;
 pub mod simd;
+pub mod simulate;
 pub mod team;
 pub mod view;
 
