@@ -21,6 +21,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod gelu;
 pub mod kv_write;
+pub mod layer_norm;
 pub mod log_prob;
 pub mod matmul;
 pub mod paged_attention;
@@ -44,6 +45,7 @@ pub const SOURCES: &[&Source] = &[
     &embedding::SOURCE,
     &gelu::SOURCE,
     &kv_write::SOURCE,
+    &layer_norm::SOURCE,
     &log_prob::SOURCE,
     &reduce::SOURCE,
     &rms_norm::SOURCE,
