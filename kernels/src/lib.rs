@@ -3,7 +3,9 @@
 //!
 //! A kernel is launched through a [`launch::Launch`]: plain data that a device executes. Nothing here owns memory.
 
+pub mod catalogue;
 pub mod compare;
+pub mod compile;
 pub mod cost;
 pub mod cuh;
 pub mod dtype;
@@ -39,6 +41,7 @@ mod testing;
 /// Every CUDA source, in alphabetical order.
 pub const SOURCES: &[&Source] = &[
     &adamw::SOURCE,
+    &attention::SOURCE,
     &column_sum::SOURCE,
     &columns::SOURCE,
     &elementwise::SOURCE,
@@ -47,10 +50,12 @@ pub const SOURCES: &[&Source] = &[
     &kv_write::SOURCE,
     &layer_norm::SOURCE,
     &log_prob::SOURCE,
+    &paged_attention::SOURCE,
     &reduce::SOURCE,
     &rms_norm::SOURCE,
     &rope::SOURCE,
     &rows::SOURCE,
+    &sample::SOURCE,
     &swiglu::SOURCE,
 ];
 
