@@ -43,8 +43,8 @@ pub fn fwd_bf16(p: &FwdParams, _: &Arch) -> Vec<Stage> {
         72 => ("attention_fwd_bf16_72", 72, 72, 2),
         80 => ("attention_fwd_bf16_80", 80, 80, 2),
         128 => ("attention_fwd_bf16_128", 128, 128, 2),
-        ..=64 => ("attention_fwd_bf16_up_to_64", 64, 64, 2),
-        ..=128 => ("attention_fwd_bf16_up_to_128", 128, 128, 2),
+        d if d <= 64 => ("attention_fwd_bf16_up_to_64", 64, 64, 2),
+        d if d <= 128 => ("attention_fwd_bf16_up_to_128", 128, 128, 2),
         _ => ("attention_fwd_bf16_up_to_256", 256, 64, 1),
     };
     let parts = p.head_dim.div_ceil(value_columns) as u64;

@@ -37,9 +37,10 @@ struct KeyRange {
 
   template <class P>
   __device__ __forceinline__ KeyRange(const P& p, const Place& place, int kv_head) {
-    const u64 row = static_cast<u64>(p.kv_heads) * p.head_dim, own = place.first * row + kv_head * p.head_dim;
-    keys = {own, own, row, 0};
-    limit = {p.causal ? place.begin + 1 : place.length, p.causal ? 1 : 0};
+    const u64 row = static_cast<u64>(p.kv_heads) * p.head_dim, head = kv_head * p.head_dim;
+    const TokenRange prefix = prefix_of(p, place.sequence);
+    keys = {prefix.first * row + head, place.first * row + head - prefix.count * row, row, prefix.count};
+    limit = {prefix.count + (p.causal ? place.begin + 1 : place.length), p.causal ? 1 : 0};
     end = limit(place.count - 1);
   }
 };
@@ -156,7 +157,7 @@ __device__ __forceinline__ bool key_tile(const BwdParams& p, u32 parts, KeyTile&
     tile.part = static_cast<int>(blockIdx.x % parts);
     tile.kv_head = static_cast<int>(block / slots);
     find_tile<ROWS>(global<const int>(p.cu_seqlens), p.tokens, p.seqs, p.max_seqlen, block % slots, tile.place);
-    if (tile.place.count > 0) visits.start(p, tile.place.sequence, tile.place.begin, tile.kv_head);
+    if (tile.place.count > 0) visits.start(p, tile.place, tile.kv_head);
   }
   __syncthreads();
   return tile.place.count > 0;
