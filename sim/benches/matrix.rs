@@ -6,14 +6,14 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use reel_sim::matrix::mma::MmaOp;
-use reel_sim::matrix::wgmma::{Descriptor, Operand, Tiles, WgmmaOp};
+use reel_sim::matrix::wgmma::{Descriptor, Tiles, WgmmaOp};
 use reel_sim::matrix::{Lanes, ldmatrix};
 use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
 
-/// Nanoseconds a call, the least of several rounds.
+/// Nanoseconds a call, the least of many short rounds (so that other processes' turns are not counted).
 fn least(calls: u32, mut call: impl FnMut()) -> f64 {
     let mut best = f64::INFINITY;
-    for _ in 0..7 {
+    for _ in 0..400 {
         let start = Instant::now();
         for _ in 0..calls {
             call();
@@ -28,7 +28,7 @@ fn ones(count: usize) -> Vec<Lanes> {
 }
 
 fn mma(opcode: &str) {
-    let op = MmaOp::parse(opcode).expect("a form of mma.sync");
+    let op = MmaOp::decode(opcode).expect("a form of mma.sync");
     let (counts, per) = (op.registers(), op.rows_per_register());
     let (a, b, c) = (ones(counts.a * per), ones(counts.b * per), ones(counts.c * per));
     let mut d = ones(counts.c * per);
@@ -42,26 +42,26 @@ fn mma(opcode: &str) {
 
 /// A warpgroup's instruction with both operands in swizzled shared memory: reading them, and the four warps' products.
 fn wgmma(opcode: &str, transposed: bool) {
-    let op = WgmmaOp::parse(opcode).expect("a form of wgmma");
+    let transpose = transposed as i64;
+    let immediates: &[i64] = if opcode.contains("bf16") { &[1, 1, transpose, transpose] } else { &[1, 1] };
+    let op = WgmmaOp::decode(opcode, false, immediates).expect("a form of wgmma");
     let shared = vec![0x3fu8; 128 * 1024];
-    let operand = |start, extent| {
-        let descriptor = Descriptor { start, leading: 8192, stride: 1024, swizzle: Swizzle::B128 };
-        Operand::new(descriptor.encode(), transposed, extent).expect("a good descriptor")
-    };
-    let (a, b) = (operand(0, 64), operand(16 * 1024, op.n as u32));
+    let bits = |start| Descriptor { start, leading: 8192, stride: 1024, swizzle: Swizzle::B128 }.encode();
+    let a = op.operand_a(bits(0)).expect("a good descriptor");
+    let b = op.operand_b(bits(16 * 1024)).expect("a good descriptor");
     let fetch = |address: u32| -> [u8; 16] {
         let at = address as usize;
         shared[at..at + 16].try_into().expect("sixteen bytes")
     };
     let mut tiles = Tiles::default();
     let mut d = ones(op.d_registers());
-    let reading = least(1000, || {
+    let reading = least(10, || {
         tiles.read_a(black_box(&op), &a, fetch);
         tiles.read_b(black_box(&op), &b, fetch);
     });
-    let products = least(1000, || {
+    let products = least(10, || {
         for warp in 0..4 {
-            op.run(black_box(&tiles), warp, false, false, black_box(&mut d));
+            op.run(black_box(&tiles), warp, false, black_box(&mut d));
         }
     });
     let ns = reading + products;
@@ -73,12 +73,16 @@ fn wgmma(opcode: &str, transposed: bool) {
 fn tensor_copy() {
     let map = TensorMap::tiled(DataType::Bf16, 0, &[4096, 64], &[8192], &[64, 64], Swizzle::B128).expect("a good map");
     let (global, mut shared) = (vec![1u8; 512 * 1024], vec![0u8; 8192]);
-    let ns = least(1000, || {
+    let ns = least(10, || {
         map.box_at(&[64, 0], 0).expect("a good box").for_each_run(|run| {
-            let (to, bytes) = (run.shared as usize, run.bytes as usize);
-            match run.global {
-                Some(from) => shared[to..to + bytes].copy_from_slice(&global[from as usize..from as usize + bytes]),
-                None => shared[to..to + bytes].fill(0),
+            let to = run.shared as usize;
+            match run.global.map(|from| from as usize) {
+                Some(from) if run.bytes == 16 => shared[to..to + 16].copy_from_slice(&global[from..from + 16]),
+                Some(from) => {
+                    let bytes = run.bytes as usize;
+                    shared[to..to + bytes].copy_from_slice(&global[from..from + bytes]);
+                }
+                None => shared[to..to + run.bytes as usize].fill(0),
             }
         });
         black_box(&mut shared);

@@ -5,6 +5,7 @@ pub mod alu;
 pub mod counters;
 pub mod exec;
 pub mod finding;
+pub mod headers;
 pub mod layout;
 pub mod matrix;
 pub mod memory;

@@ -5,7 +5,7 @@
 
 use super::cold::Flags;
 use super::f32s::{self, flush};
-use super::soft::{BF16, F16, F32, F64, Format, Mode, Wide, add_odd, narrow, widen};
+use super::soft::{BF16, F16, F32, F64, Format, Mode, Wide, add_odd, narrow};
 
 /// Arithmetic that rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +127,11 @@ pub fn approximate64(f: Flags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     if y.is_nan() { 0x7fff_ffff_0000_0000 } else { y.to_bits() & !0xffff_ffff }
 }
 
+/// `rsqrt.approx.f64`.
+pub fn rsqrt_f64(_: Flags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    (1.0 / f64::from_bits(a).sqrt()).to_bits()
+}
+
 /// The sign of the first on the magnitude of the second.
 pub fn copysign(f: Flags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     let sign = 1 << (f.bits - 1);
@@ -231,7 +236,8 @@ fn pair(a: u64, b: u64, c: u64, g: impl Fn(u64, u64, u64) -> u64) -> u64 {
 
 /// A half-precision operand; `other` is bf16.
 fn half(f: Flags, x: u64) -> f64 {
-    let value = widen(x, format_of(f));
+    let value =
+        if f.other { f32::from_bits((x as u32) << 16) } else { f32::from_bits(f32s::from_f16(x as u32)) } as f64;
     if f.ftz && value.abs() < 2f64.powi(format_of(f).least) { 0f64.copysign(value) } else { value }
 }
 

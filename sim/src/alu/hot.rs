@@ -274,7 +274,8 @@ impl Op {
             Op::SetpU32(c) => c.run32(r, s, m, 1 << 31),
             Op::SetpS64(c) => c.run64(r, s, m, 0),
             Op::SetpU64(c) => c.run64(r, s, m, 1 << 63),
-            Op::SetpF32(c, ftz) => c.run_f32(r, s, m, ftz),
+            Op::SetpF32(c, false) => c.run_f32(r, s, m, false),
+            Op::SetpF32(c, true) => c.run_f32(r, s, m, true),
             Op::Selp32 => select::<u32>(r, s, m),
             Op::Selp64 => select::<u64>(r, s, m),
             Op::PredicateLogic(logic, not0, not1) => predicates(r, s, m, logic, not0, not1),
@@ -286,8 +287,13 @@ impl Op {
             Op::MulFtzF32 => float2(r, s, m, true, |a, b| a * b),
             Op::FmaF32 => float3(r, s, m, false, |a, b, c| a.mul_add(b, c)),
             Op::FmaFtzF32 => float3(r, s, m, true, |a, b, c| a.mul_add(b, c)),
-            Op::MinF32(ftz) => map2(r, s, m, |a, b| f32s::extreme::<false>(f32s::flush(a, ftz), f32s::flush(b, ftz))),
-            Op::MaxF32(ftz) => map2(r, s, m, |a, b| f32s::extreme::<true>(f32s::flush(a, ftz), f32s::flush(b, ftz))),
+            // A loop each: a choice inside would be made in every lane.
+            Op::MinF32(false) => map2(r, s, m, f32s::extreme::<false>),
+            Op::MaxF32(false) => map2(r, s, m, f32s::extreme::<true>),
+            Op::MinF32(true) => {
+                map2(r, s, m, |a, b| f32s::extreme::<false>(f32s::flush(a, true), f32s::flush(b, true)))
+            }
+            Op::MaxF32(true) => map2(r, s, m, |a, b| f32s::extreme::<true>(f32s::flush(a, true), f32s::flush(b, true))),
             Op::NegF32(ftz) => map1(r, s, m, |a: u32| output(-input(a, ftz), false)),
             Op::AbsF32(ftz) => map1(r, s, m, |a: u32| output(input(a, ftz).abs(), false)),
             Op::Ex2F32(ftz) => map1(r, s, m, |a: u32| output(exp2(input(a, ftz)), ftz)),
@@ -387,25 +393,23 @@ fn predicates(r: &mut Registers, s: &Slots, m: u32, logic: Logic, not0: bool, no
     set_predicate(r, s.dst[0], value, m, u);
 }
 
-#[inline(always)]
-fn lop3(r: &mut Registers, s: &Slots, m: u32) {
-    let d = lop3_value(r, s);
-    r.set(s.dst[0], &d, m);
-    let u = undefined::<3>(r, s);
-    define(r, s.dst[0], m, u);
-}
-
 /// Any function of three bits is a polynomial over GF(2): eight coefficients, found from the table once a warp.
 #[inline(always)]
+fn lop3(r: &mut Registers, s: &Slots, m: u32) {
+    let k = coefficients(r.rows[s.src[3] as usize].0[0]);
+    map3(r, s, m, |a: u32, b: u32, c: u32| polynomial(&k, a, b, c));
+}
+
+/// The result of `lop3` in all lanes.
 pub fn lop3_value(r: &Registers, s: &Slots) -> [u32; 32] {
-    let [one, c1, b1, bc, a1, ac, ab, abc] = coefficients(r.rows[s.src[3] as usize].0[0]);
+    let k = coefficients(r.rows[s.src[3] as usize].0[0]);
     let [a, b, c] = [0, 1, 2].map(|i| r.get(s.src[i]));
-    let mut d = [0; 32];
-    for i in 0..32 {
-        let (a, b, c) = (a[i], b[i], c[i]);
-        d[i] = one ^ a & a1 ^ b & (b1 ^ a & ab) ^ c & (c1 ^ a & ac ^ b & (bc ^ a & abc));
-    }
-    d
+    std::array::from_fn(|i| polynomial(&k, a[i], b[i], c[i]))
+}
+
+#[inline(always)]
+fn polynomial(&[one, c1, b1, bc, a1, ac, ab, abc]: &[u32; 8], a: u32, b: u32, c: u32) -> u32 {
+    one ^ a & a1 ^ b & (b1 ^ a & ab) ^ c & (c1 ^ a & ac ^ b & (bc ^ a & abc))
 }
 
 /// Coefficients (all ones or zero) of the products of a (bit 2 of the index), b (bit 1) and c (bit 0): the Möbius transform

@@ -261,6 +261,14 @@ pub fn dp2a(f: Flags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     (term(0) + term(1) + c as i128) as u32 as u64
 }
 
+/// The absolute differences of elements of `bits` each, summed and added to `c`; `b` is signed if `other`.
+pub fn differences(f: Flags, a: u64, b: u64, c: u64, _: u64) -> u64 {
+    let bits = f.bits as u32;
+    let element = |x: u64, i: u32, signed| extend(x >> (bits * i), bits, signed);
+    let sum: i128 = (0..32 / bits).map(|i| (element(a, i, f.signed) - element(b, i, f.other)).abs()).sum();
+    (sum + c as i128) as u32 as u64
+}
+
 /// `cvt.pack` of signed words to `bits`: `b` lowest, then `a`, then the low bits of `c`.
 pub fn pack(f: Flags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     let one = |x: u64| clamp(extend(x, 32, true), f.bits as u32, f.signed) as u64 & ones(f.bits as u32);

@@ -8,6 +8,7 @@ mod convert;
 pub mod decode;
 mod f32s;
 mod float;
+mod halves;
 mod hot;
 mod int;
 mod lanes;

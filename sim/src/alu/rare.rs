@@ -1,6 +1,7 @@
 //! Instructions that are seldom executed and are more than a scalar function: carries, vectors, predicates beside results.
 
 use super::cold::Cold;
+use super::halves::HalfOp;
 use super::hot::{Combine, Compare, lop3_value};
 use super::lanes::{define, set_predicate, undefined};
 use super::{Class, Slots};
@@ -67,6 +68,8 @@ pub enum Rare {
     Carry(Carry),
     Vector(Vector),
     Mov128,
+    /// Plain arithmetic on halves.
+    Half(HalfOp),
     /// `lop3` with a predicate: result not zero, combined.
     Lop3(Combine, bool),
 }
@@ -104,6 +107,7 @@ impl Rare {
             }
             Rare::Carry(carry) => carry.run(r, s, mask),
             Rare::Vector(vector) => vector.run(r, s, mask),
+            Rare::Half(half) => half.run(r, s, mask),
             Rare::Mov128 => {
                 let lanes = get128(r, s.src[0]);
                 let u = r.undefined[s.src[0] as usize];

@@ -203,14 +203,14 @@ pub fn widen(bits: u64, format: Format) -> f64 {
 }
 
 /// `a + b` in f64, rounded to odd: a further rounding to at most 51 bits is then as of the exact sum.
+#[inline(always)]
 pub fn add_odd(a: f64, b: f64) -> f64 {
     let sum = a + b;
     let tail = sum - a;
     let error = (a - (sum - tail)) + (b - tail);
-    if !sum.is_finite() || error == 0.0 || sum.to_bits() & 1 != 0 {
-        return sum;
-    }
-    // The exact sum lies between this even one and its odd neighbour on the error's side.
-    let away = (error > 0.0) == (sum > 0.0);
-    f64::from_bits(if away { sum.to_bits() + 1 } else { sum.to_bits() - 1 })
+    // The exact sum lies between an even one and its odd neighbour on the error's side. Infinity and NaN make the error NaN.
+    let away = if (error > 0.0) == (sum > 0.0) { 1 } else { u64::MAX };
+    let odd = sum.to_bits().wrapping_add(away);
+    let inexact = (error < 0.0) | (error > 0.0);
+    f64::from_bits(if inexact & (sum.to_bits() & 1 == 0) { odd } else { sum.to_bits() })
 }

@@ -447,7 +447,7 @@ impl Machine<'_> {
                     self.with_object(&mut current, place, |m, block, own| {
                         let phase = m.object(block, own, place).map(|o| (o.agent, o.phase));
                         if let (Some((agent, phase)), Some(op)) = (phase, flight.op) {
-                            m.ops.resolve(op, agent, phase);
+                            m.ops.resolve(op, agent, phase + 1);
                         }
                         m.credit(block, own, place, bytes);
                     });
@@ -457,7 +457,7 @@ impl Machine<'_> {
                 self.with_object(&mut current, place, |m, block, own| {
                     let phase = m.object(block, own, place).map(|o| (o.agent, o.phase));
                     if let Some((agent, phase)) = phase {
-                        ops.iter().for_each(|&op| m.ops.resolve_part(op, 1 << lane, agent, phase));
+                        ops.iter().for_each(|&op| m.ops.resolve_part(op, 1 << lane, agent, phase + 1));
                     }
                     m.arrive(block, own, place, 1, None, site);
                 });

@@ -215,10 +215,10 @@ impl Machine<'_> {
         let a_regs: Vec<Lanes> = w.a.iter().map(|&s| regs.get(s)).collect();
         let operands = (|| {
             let a = match a_bits {
-                Some(bits) => Some(Operand::new(bits[first], w.transposed[0], 64)?),
+                Some(bits) => Some(w.op.operand_a(bits[first])?),
                 None => None,
             };
-            Ok::<_, crate::matrix::wgmma::DescriptorError>((a, Operand::new(b_bits[first], w.transposed[1], w.op.n as u32)?))
+            Ok::<_, crate::matrix::wgmma::DescriptorError>((a, w.op.operand_b(b_bits[first])?))
         })();
         let (a_desc, b_desc) = match operands {
             Ok(o) => o,
@@ -293,7 +293,7 @@ impl Machine<'_> {
         tiles.read_b(&w.op, &todo.b_desc, fetch);
         let regs = &mut warp.frame(issued.frame).regs;
         let mut d: Vec<Lanes> = issued.d.iter().map(|&s| regs.get(s)).collect();
-        w.op.run(&tiles, quarter, todo.scale_d, w.negate, &mut d);
+        w.op.run(&tiles, quarter, todo.scale_d, &mut d);
         for (&s, value) in issued.d.iter().zip(&d) {
             regs.set(s, value, issued.mask);
         }

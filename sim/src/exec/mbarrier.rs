@@ -404,7 +404,7 @@ impl Machine<'_> {
                 if m.ordered && phase > 0 {
                     let (agent, released) = (o.agent, o.released.clone());
                     let mut know = released.unwrap_or_else(|| Know::nothing(block.index));
-                    know.learn(agent, phase - 1);
+                    know.learn(agent, phase);
                     warp.order.acquire(same, &know);
                 }
             } else {

@@ -89,23 +89,29 @@ pub fn store(registers: &[Lanes], transpose: bool, rows: &mut [[u8; 16]]) {
 }
 
 /// `movmatrix.sync.aligned.m8n8.trans.b16`: the fragment of the transposed matrix.
-pub fn transposed(fragment: &Lanes) -> Lanes {
-    super::vectorized(
-        #[inline(always)]
-        || transpose(fragment),
-    )
-}
-
 #[inline(always)]
-fn transpose(fragment: &Lanes) -> Lanes {
+pub fn transposed(fragment: &Lanes) -> Lanes {
+    // Rows of eight, interleaved three times with the row four further on.
+    let mut rows = [[0u16; 8]; 8];
+    for (row, words) in rows.iter_mut().zip(fragment.chunks_exact(4)) {
+        for (pair, word) in row.chunks_exact_mut(2).zip(words) {
+            (pair[0], pair[1]) = (*word as u16, (word >> 16) as u16);
+        }
+    }
+    for _ in 0..3 {
+        let mut next = [[0u16; 8]; 8];
+        for i in 0..4 {
+            let (a, b) = (rows[i], rows[i + 4]);
+            next[2 * i] = [a[0], b[0], a[1], b[1], a[2], b[2], a[3], b[3]];
+            next[2 * i + 1] = [a[4], b[4], a[5], b[5], a[6], b[6], a[7], b[7]];
+        }
+        rows = next;
+    }
     let mut out = [0; 32];
-    for (lane, out) in out.iter_mut().enumerate() {
-        let (group, thread) = (lane / 4, lane % 4);
-        // Column `group` of the source lies in the quads' thread `group / 2`, in the half `group % 2`.
-        let half = 16 * (group % 2);
-        let low = fragment[8 * thread + group / 2] >> half & 0xffff;
-        let high = fragment[8 * thread + 4 + group / 2] >> half & 0xffff;
-        *out = low | high << 16;
+    for (row, words) in rows.iter().zip(out.chunks_exact_mut(4)) {
+        for (pair, word) in row.chunks_exact(2).zip(words) {
+            *word = pair[0] as u32 | (pair[1] as u32) << 16;
+        }
     }
     out
 }

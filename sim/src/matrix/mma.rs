@@ -14,6 +14,8 @@
 
 use super::Lanes;
 use super::format::{f16_bits, f16_value, unpack};
+use super::simd::{Kernel, Vector, dispatch};
+use crate::ptx::ast::Type;
 
 pub use super::format::Element;
 
@@ -72,7 +74,7 @@ pub struct RegisterCounts {
 impl MmaOp {
     /// Decodes `mma.sync.aligned.SHAPE.row.col{.rn}{.satfinite}.D.A.B.C{.xor.popc|.and.popc}`. `None` for what is not a
     /// dense form of sm_80 to sm_90, for directed rounding of f64, and for the m8n8k4 of f16.
-    pub fn parse(opcode: &str) -> Option<Self> {
+    pub fn decode(opcode: &str) -> Option<Self> {
         let rest = opcode.strip_prefix("mma.sync.aligned.")?;
         let (shape, rest) = rest.split_once('.')?;
         let mut types: Vec<&str> = rest.strip_prefix("row.col.")?.split('.').collect();
@@ -157,6 +159,18 @@ impl MmaOp {
         RegisterCounts { a: count(m * k, self.a.bits()), b: count(8 * k, self.b.bits()), c }
     }
 
+    /// Types of the registers of D, A, B and C; packed elements are `.b32`.
+    pub fn register_types(&self) -> [Type; 4] {
+        let c = match self.accumulator {
+            Accumulator::F16 => Type::B32,
+            Accumulator::F32 => Type::F32,
+            Accumulator::S32 => Type::S32,
+            Accumulator::F64 => Type::F64,
+        };
+        let a = if self.a == Element::F64 { Type::F64 } else { Type::B32 };
+        [c, a, a, c]
+    }
+
     /// Rows of 32 words in a register: 2 for f64, else 1.
     pub fn rows_per_register(&self) -> usize {
         if self.a == Element::F64 { 2 } else { 1 }
@@ -172,7 +186,7 @@ impl MmaOp {
     /// # Panics
     /// When an operand has fewer rows than that.
     pub fn run(&self, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
-        super::vectorized(Run { op: self, a, b, c, d });
+        dispatch(Run { op: self, a, b, c, d });
     }
 }
 
@@ -185,19 +199,17 @@ struct Run<'a> {
     d: &'a mut [Lanes],
 }
 
-impl pulp::NullaryFnOnce for Run<'_> {
-    type Output = ();
-
+impl Kernel for Run<'_> {
     #[inline(always)]
-    fn call(self) {
+    fn run<V: Vector>(self, v: V) {
         let Self { op, a, b, c, d } = self;
         match (op.a, op.a.bits()) {
             (Element::F64, _) => double(op, a, b, c, d),
             (Element::B1, _) => bits(op, a, b, c, d),
-            (_, 4) => single::<8>(op, a, b, c, d),
-            (_, 8) => single::<4>(op, a, b, c, d),
-            (_, 16) => single::<2>(op, a, b, c, d),
-            _ => single::<1>(op, a, b, c, d),
+            (_, 4) => single::<V, 8>(v, op, a, b, c, d),
+            (_, 8) => single::<V, 4>(v, op, a, b, c, d),
+            (_, 16) => single::<V, 2>(v, op, a, b, c, d),
+            _ => single::<V, 1>(v, op, a, b, c, d),
         }
     }
 }
@@ -208,7 +220,7 @@ const MAX_A: usize = 4;
 /// Products of f32, and of integers of at most 8 bits: at most 64 of these sum exactly in f32, whose multiply-add is the
 /// fastest. `E` elements a register.
 #[inline(always)]
-fn single<const E: usize>(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
+fn single<V: Vector, const E: usize>(v: V, op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
     let (m, k) = (op.m as usize, op.k as usize);
     let mut unpacked = [[[0f32; 32]; E]; MAX_A];
     for (register, out) in a[..m * k / (32 * E)].iter().zip(&mut unpacked) {
@@ -220,40 +232,32 @@ fn single<const E: usize>(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: 
             unpack(op.b, &quad_thread(register, t), &mut columns[4 * r + t]);
         }
     }
-    let mut rows = [[0u32; 8]; 16];
-    let mut sums = [[0f32; 8]; 16];
-    match op.accumulator {
-        Accumulator::F16 => load_f16(&c[..2], &mut sums),
-        Accumulator::F32 => {
-            load_rows(&c[..4], &mut rows);
-            for (sums, row) in sums.iter_mut().zip(&rows) {
-                for (sum, bits) in sums.iter_mut().zip(row) {
-                    *sum = f32::from_bits(*bits);
+    let (a, b) = (unpacked.as_flattened(), columns.as_flattened());
+    for half in 0..m / 8 {
+        let mut block = [v.load(&[0.0; 8]); 8];
+        for (g, sums) in block.iter_mut().enumerate() {
+            *sums = v.load(&load(op.accumulator, c, 8 * half + g, 0));
+        }
+        for (step, b) in b[..k].chunks_exact(4 * E).enumerate() {
+            let a = &a[(step * (m / 8) + half) * E..][..E];
+            for (t, b) in b.chunks_exact(E).enumerate() {
+                for (a, b) in a.iter().zip(b) {
+                    let b = v.load(b);
+                    for (g, sum) in block.iter_mut().enumerate() {
+                        *sum = v.multiply_add(a[4 * g + t % 4], b, *sum);
+                    }
                 }
             }
         }
-        _ => load_rows(&c[..m / 4], &mut rows),
-    }
-    product(unpacked.as_flattened(), columns.as_flattened(), &mut sums[..m], E, k, fused_f32);
-    match op.accumulator {
-        Accumulator::F16 => return store_f16(&sums, &mut d[..2]),
-        Accumulator::F32 => {
-            for (sums, row) in sums.iter().zip(&mut rows) {
-                for (sum, bits) in sums.iter().zip(row) {
-                    *bits = sum.to_bits();
-                }
-            }
-        }
-        _ => {
-            for (sums, row) in sums.iter().zip(&mut rows) {
-                for (sum, bits) in sums.iter().zip(row) {
-                    let (sum, c) = (*sum as i32, *bits as i32);
-                    *bits = if op.saturate { c.saturating_add(sum) } else { c.wrapping_add(sum) } as u32;
-                }
+        for (g, sums) in block.into_iter().enumerate() {
+            let (row, sums) = (8 * half + g, v.store(sums));
+            if op.accumulator == Accumulator::S32 {
+                store_integers(d, row, 0, sums, load_integers(c, row, 0), op.saturate);
+            } else {
+                store(op.accumulator, d, row, 0, sums);
             }
         }
     }
-    store_rows(&rows, &mut d[..m / 4]);
 }
 
 /// Counts of bits: a register is one element.
@@ -267,13 +271,17 @@ fn bits(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
         }
     }
     let mut sums = [[0u32; 8]; 16];
-    load_rows(&c[..m / 4], &mut sums);
+    for (row, sums) in sums[..m].iter_mut().enumerate() {
+        *sums = load_integers(c, row, 0);
+    }
     let a = &a[..m * words / 32];
     match op.bit_op {
-        Some(BitOp::Xor) => product(a, &columns, &mut sums[..m], 1, words, |a, b, sum| count(a ^ b, sum)),
-        _ => product(a, &columns, &mut sums[..m], 1, words, |a, b, sum| count(a & b, sum)),
+        Some(BitOp::Xor) => product(a, &columns[..words], &mut sums[..m], |a, b, sum| count(a ^ b, sum)),
+        _ => product(a, &columns[..words], &mut sums[..m], |a, b, sum| count(a & b, sum)),
     }
-    store_rows(&sums, &mut d[..m / 4]);
+    for (row, sums) in sums[..m].iter().enumerate() {
+        store_words(d, row, 0, *sums);
+    }
 }
 
 #[inline(always)]
@@ -305,7 +313,7 @@ fn double(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
             sums[8 * (register / 2) + g][half..half + 4].copy_from_slice(&lanes[4 * g..4 * g + 4]);
         }
     }
-    product(&unpacked, &columns, &mut sums[..m], 1, k, fused_f64);
+    product(&unpacked, &columns[..k], &mut sums[..m], fused_f64);
     for (row, sums) in sums[..m].iter().enumerate() {
         for (slot, sum) in sums.iter().enumerate() {
             let register = 2 * (row / 8) + slot / 4;
@@ -315,11 +323,6 @@ fn double(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
             words[2 * lane + 1] = (sum.to_bits() >> 32) as u32;
         }
     }
-}
-
-#[inline(always)]
-fn fused_f32(a: f32, b: f32, sum: f32) -> f32 {
-    a.mul_add(b, sum)
 }
 
 #[inline(always)]
@@ -356,81 +359,104 @@ fn quad_thread(register: &Lanes, t: usize) -> [u32; 8] {
     out
 }
 
-/// C's rows, in slots.
+/// The four lanes that hold a row of an accumulator (modulo 8).
 #[inline(always)]
-fn load_rows(c: &[Lanes], rows: &mut [[u32; 8]]) {
-    for (pair, rows) in c.chunks_exact(2).zip(rows.chunks_exact_mut(8)) {
-        for (g, row) in rows.iter_mut().enumerate() {
-            row[..4].copy_from_slice(&pair[0][4 * g..4 * g + 4]);
-            row[4..].copy_from_slice(&pair[1][4 * g..4 * g + 4]);
+pub(super) fn quad(register: &Lanes, row: usize) -> [u32; 4] {
+    let quads: &[[u32; 4]; 8] = bytemuck::cast_ref(register);
+    quads[row % 8]
+}
+
+/// The same lanes, to write.
+#[inline(always)]
+pub(super) fn quad_mut(register: &mut Lanes, row: usize) -> &mut [u32; 4] {
+    let quads: &mut [[u32; 4]; 8] = bytemuck::cast_mut(register);
+    &mut quads[row % 8]
+}
+
+/// Eight columns of a row of an accumulator, in slots: `group` counts eights of columns, `row` is of 16. Integers are left to
+/// the end, because their products sum exactly in f32, they may not: zeros.
+#[inline(always)]
+pub(super) fn load(accumulator: Accumulator, c: &[Lanes], row: usize, group: usize) -> [f32; 8] {
+    match accumulator {
+        Accumulator::F16 => {
+            let packed = quad(&c[2 * group + row / 8], row);
+            bytemuck::cast([
+                packed.map(
+                    #[inline(always)]
+                    |word| f16_value(word & 0xffff),
+                ),
+                packed.map(
+                    #[inline(always)]
+                    |word| f16_value(word >> 16),
+                ),
+            ])
         }
+        Accumulator::F32 => bytemuck::cast(load_integers(c, row, group)),
+        Accumulator::S32 | Accumulator::F64 => [0.0; 8],
     }
 }
 
-/// The inverse of [`load_rows`].
+/// The inverse of [`load`], for floats.
 #[inline(always)]
-fn store_rows(rows: &[[u32; 8]], d: &mut [Lanes]) {
-    for (pair, rows) in d.chunks_exact_mut(2).zip(rows.chunks_exact(8)) {
-        for (g, row) in rows.iter().enumerate() {
-            pair[0][4 * g..4 * g + 4].copy_from_slice(&row[..4]);
-            pair[1][4 * g..4 * g + 4].copy_from_slice(&row[4..]);
+pub(super) fn store(accumulator: Accumulator, d: &mut [Lanes], row: usize, group: usize, sums: [f32; 8]) {
+    if accumulator == Accumulator::F16 {
+        let [even, odd]: [[f32; 4]; 2] = bytemuck::cast(sums);
+        let out = quad_mut(&mut d[2 * group + row / 8], row);
+        for (out, (even, odd)) in out.iter_mut().zip(even.into_iter().zip(odd)) {
+            *out = f16_bits(even) | f16_bits(odd) << 16;
         }
+    } else {
+        store_words(d, row, group, bytemuck::cast(sums));
     }
 }
 
-/// C's rows, in slots, from two f16 a register.
+/// Eight columns of a row of 32-bit values.
 #[inline(always)]
-fn load_f16(c: &[Lanes], rows: &mut [[f32; 8]]) {
-    for (register, rows) in c.iter().zip(rows.chunks_exact_mut(8)) {
-        for (g, row) in rows.iter_mut().enumerate() {
-            for t in 0..4 {
-                row[t] = f16_value(register[4 * g + t] & 0xffff);
-                row[t + 4] = f16_value(register[4 * g + t] >> 16);
-            }
-        }
-    }
+pub(super) fn load_integers(c: &[Lanes], row: usize, group: usize) -> [u32; 8] {
+    let register = 4 * group + 2 * (row / 8);
+    bytemuck::cast([quad(&c[register], row), quad(&c[register + 1], row)])
 }
 
-/// The inverse of [`load_f16`], rounding to nearest even.
+/// Stores `before + sums`.
 #[inline(always)]
-fn store_f16(rows: &[[f32; 8]], d: &mut [Lanes]) {
-    for (register, rows) in d.iter_mut().zip(rows.chunks_exact(8)) {
-        for (g, row) in rows.iter().enumerate() {
-            for t in 0..4 {
-                register[4 * g + t] = f16_bits(row[t]) | f16_bits(row[t + 4]) << 16;
-            }
-        }
-    }
-}
-
-/// Eight rows of D at a time, ascending k. `a[E·r + j][lane]` is element j of A's register r, `b` the rows of B.
-#[inline(always)]
-fn product<T: Copy>(
-    a: &[[T; 32]],
-    b: &[[T; 8]],
-    sums: &mut [[T; 8]],
-    elements: usize,
-    k: usize,
-    step: impl Fn(T, T, T) -> T,
+pub(super) fn store_integers(
+    d: &mut [Lanes],
+    row: usize,
+    group: usize,
+    sums: [f32; 8],
+    mut before: [u32; 8],
+    saturate: bool,
 ) {
+    for (value, sum) in before.iter_mut().zip(sums) {
+        // Below 2^22 in magnitude: in this sum the last place is 1.
+        let (c, sum) = (*value as i32, (sum + 12_582_912.0).to_bits().wrapping_sub(0x4b40_0000) as i32);
+        *value = if saturate { c.saturating_add(sum) } else { c.wrapping_add(sum) } as u32;
+    }
+    store_words(d, row, group, before);
+}
+
+#[inline(always)]
+fn store_words(d: &mut [Lanes], row: usize, group: usize, values: [u32; 8]) {
+    let [even, odd]: [[u32; 4]; 2] = bytemuck::cast(values);
+    let register = 4 * group + 2 * (row / 8);
+    *quad_mut(&mut d[register], row) = even;
+    *quad_mut(&mut d[register + 1], row) = odd;
+}
+
+/// Eight rows of D at a time, ascending k, one element a register: `a[r][lane]` is of A's register r, `b` the rows of B.
+#[inline(always)]
+fn product<T: Copy>(a: &[[T; 32]], b: &[[T; 8]], sums: &mut [[T; 8]], step: impl Fn(T, T, T) -> T) {
     let halves = sums.len() / 8;
     for (half, sums) in sums.chunks_exact_mut(8).enumerate() {
-        let sums: &mut [[T; 8]; 8] = sums.try_into().expect("a chunk of eight");
-        let mut block = *sums;
-        for (i, b) in b.chunks_exact(4 * elements).take(k / (4 * elements)).enumerate() {
-            let a = &a[(i * halves + half) * elements..][..elements];
-            for (t, b) in b.chunks_exact(elements).enumerate() {
-                for (a, b) in a.iter().zip(b) {
-                    for (g, row) in block.iter_mut().enumerate() {
-                        let a = a[4 * g + t % 4];
-                        for (sum, b) in row.iter_mut().zip(b) {
-                            *sum = step(a, *b, *sum);
-                        }
-                    }
+        for (k, b) in b.iter().enumerate() {
+            let a = &a[k / 4 * halves + half];
+            for (g, row) in sums.iter_mut().enumerate() {
+                let a = a[4 * g + k % 4];
+                for (sum, b) in row.iter_mut().zip(b) {
+                    *sum = step(a, *b, *sum);
                 }
             }
         }
-        *sums = block;
     }
 }
 

@@ -975,7 +975,7 @@ impl Decoder<'_> {
     }
 
     fn mma(&mut self, i: &Instruction) -> Decoded {
-        let Some(op) = MmaOp::parse(&i.opcode) else { return Ok(Op::Unsupported(i.opcode.as_str().into())) };
+        let Some(op) = MmaOp::decode(&i.opcode) else { return Ok(Op::Unsupported(i.opcode.as_str().into())) };
         let [d, a, b, c] = &i.operands[..] else { return Err(self.o.error("four operands are needed")) };
         let width = if op.a == Element::F64 { Type::F64 } else { Type::B32 };
         let sum = match op.accumulator {
@@ -1023,20 +1023,9 @@ impl Decoder<'_> {
             })
             .collect();
         let from_registers = matches!(o[1], Operand::Vector(_));
-        let Some(op) = WgmmaOp::parse(&i.opcode) else { return Ok(Op::Unsupported(i.opcode.as_str().into())) };
-        let mut rest = immediates.iter().copied();
-        let mut negate = false;
-        if op.has_scales() {
-            let (a, b) = (rest.next().unwrap_or(1), rest.next().unwrap_or(1));
-            negate = (a < 0) != (b < 0);
-        }
-        let mut transposed = [false; 2];
-        if op.has_transposes() {
-            if !from_registers {
-                transposed[0] = rest.next().unwrap_or(0) != 0;
-            }
-            transposed[1] = rest.next().unwrap_or(0) != 0;
-        }
+        let Some(op) = WgmmaOp::decode(&i.opcode, from_registers, &immediates) else {
+            return Ok(Op::Unsupported(i.opcode.as_str().into()));
+        };
         let d = self.row_list(&o[0], Type::B32)?;
         let (a, a_desc) = if from_registers {
             (self.row_list(&o[1], Type::B32)?, None)
@@ -1048,7 +1037,7 @@ impl Decoder<'_> {
         if d.len() != op.d_registers() || from_registers && a.len() != 4 {
             return Err(self.o.error("the number of registers does not fit the instruction"));
         }
-        Ok(Op::Wgmma(Box::new(Wgmma { op, d, a, a_desc, b_desc, scale_d, negate, transposed })))
+        Ok(Op::Wgmma(Box::new(Wgmma { op, d, a, a_desc, b_desc, scale_d })))
     }
 }
 

@@ -449,10 +449,6 @@ pub struct Wgmma {
     pub b_desc: Slot,
     /// The scale-d predicate: false means D = A·B.
     pub scale_d: (u32, bool),
-    /// Exactly one of A and B is negated.
-    pub negate: bool,
-    /// A and B are contiguous along m and n.
-    pub transposed: [bool; 2],
 }
 
 /// Special registers that change while a warp runs.

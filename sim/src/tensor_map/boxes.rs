@@ -59,6 +59,7 @@ impl BoxCopy<'_> {
     }
 
     /// Bytes from one row of the box to the next in shared memory.
+    #[inline]
     fn pitch(&self) -> u32 {
         self.map.swizzle.span().unwrap_or(0).max(self.map.row_bytes())
     }

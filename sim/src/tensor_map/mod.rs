@@ -75,6 +75,7 @@ impl DataType {
     }
 
     /// Bytes of an element.
+    #[inline]
     pub fn bytes(self) -> u32 {
         match self {
             Self::U8 => 1,
@@ -111,6 +112,7 @@ pub enum Swizzle {
 
 impl Swizzle {
     /// Bytes of a pattern's row; `None` without swizzle.
+    #[inline]
     pub fn span(self) -> Option<u32> {
         match self {
             Self::None => None,
@@ -284,12 +286,14 @@ impl TensorMap {
     }
 
     /// Bytes of the box along dimension 0.
-    pub(crate) fn row_bytes(&self) -> u32 {
+    #[inline]
+    fn row_bytes(&self) -> u32 {
         self.box_dims[0].saturating_mul(self.data_type.bytes())
     }
 
     /// Elements of the box along dimension `i` in shared memory.
-    pub(crate) fn box_extent(&self, i: usize) -> u32 {
+    #[inline]
+    fn box_extent(&self, i: usize) -> u32 {
         // Without interleave the first element stride is not used.
         if i == 0 { self.box_dims[0] } else { self.box_dims[i].div_ceil(self.element_strides[i].max(1)) }
     }

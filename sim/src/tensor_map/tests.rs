@@ -112,6 +112,19 @@ fn fields_are_replaced() {
     assert_eq!(TensorMap::decode(&blob).unwrap(), want);
 }
 
+/// PTX numbers the types otherwise than the driver from 8 on (LLVM's `TensormapElemType` agrees).
+#[test]
+fn element_types_of_ptx() {
+    use DataType::*;
+    let order = [U8, U16, U32, I32, U64, I64, F16, F32, F32Ftz, F64, Bf16, Tf32, Tf32Ftz];
+    let map = TensorMap::tiled(U8, 0, &[64], &[], &[16], Swizzle::None).unwrap();
+    for (value, data_type) in order.into_iter().enumerate() {
+        let mut blob = map.encode().unwrap();
+        replace(&mut blob, Field::ElemType, 0, value as u64).unwrap();
+        assert_eq!(TensorMap::decode(&blob).unwrap().data_type, data_type);
+    }
+}
+
 #[test]
 fn bad_replacements() {
     let good = matrix(Swizzle::None).encode().unwrap();

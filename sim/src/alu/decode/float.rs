@@ -2,8 +2,10 @@
 
 use super::{Decoded, Form, width};
 use crate::alu::cold::{Flags, Scalar};
-use crate::alu::float;
+use crate::alu::float::{self, Arithmetic};
+use crate::alu::halves::HalfOp;
 use crate::alu::hot::Op;
+use crate::alu::rare::Rare;
 use crate::alu::soft::Mode;
 use crate::ptx::ast::Type::{self, BF16, BF16x2, F16, F16x2, F32, F64};
 
@@ -73,7 +75,8 @@ impl Form<'_> {
 
     fn double(&mut self) -> Decoded {
         let mode = self.take_any(&ROUNDINGS);
-        let approx = self.take("approx") && self.take("ftz");
+        let approx = self.take("approx");
+        let ftz = approx && self.take("ftz");
         let flags = Flags { mode: mode.unwrap_or_default(), other: self.base == "rsqrt", ..flags(F64) };
         let nearest = flags.mode == Mode::Nearest;
         let (function, sources): (Scalar, usize) = match (self.base, mode.is_some(), approx) {
@@ -89,7 +92,8 @@ impl Form<'_> {
             ("sqrt", true, false) => (float::sqrt_f64, 1),
             ("neg", false, false) => (float::neg64, 1),
             ("abs", false, false) => (float::abs64, 1),
-            ("rcp" | "rsqrt", false, true) => (float::approximate64, 1),
+            ("rsqrt", false, true) if !ftz => (float::rsqrt_f64, 1),
+            ("rcp" | "rsqrt", false, true) if ftz => (float::approximate64, 1),
             _ => return None,
         };
         self.cold(function, flags, F64, &[F64; 3][..sources])
@@ -124,7 +128,17 @@ impl Form<'_> {
         if !allowed {
             return None;
         }
-        self.cold(if packed { pair } else { single }, flags, ty, &[ty; 3][..sources])
+        let src = &[ty; 3][..sources];
+        if arithmetic && !(ftz || sat || relu) {
+            let op = match self.base {
+                "add" => Arithmetic::Add,
+                "sub" => Arithmetic::Sub,
+                "mul" => Arithmetic::Mul,
+                _ => Arithmetic::Fma,
+            };
+            return self.finish(Op::Rare(Rare::Half(HalfOp { op, bf16, pair: packed })), &[ty], src);
+        }
+        self.cold(if packed { pair } else { single }, flags, ty, src)
     }
 
     /// `min` and `max`.

@@ -11,13 +11,14 @@ impl Form<'_> {
     pub(super) fn integer(&self) -> Decoded {
         match self.base {
             "dp4a" | "dp2a" => return self.dot(),
+            "vabsdiff4" | "vabsdiff2" => return self.differences(),
             "add" | "sub" | "mad" if self.tokens.contains(&"cc") => return self.extended(),
             "addc" | "subc" | "madc" => return self.extended(),
             "popc" | "clz" | "brev" | "bfind" | "bfe" | "bfi" | "fns" | "bmsk" | "szext" => return self.bits(),
             "mul" | "mad" | "mul24" | "mad24" => return self.multiply(),
             _ => {}
         }
-        if matches!(self.tokens.last(), Some(&("s16x2" | "u16x2"))) {
+        if self.tokens.iter().any(|t| matches!(*t, "s16x2" | "u16x2")) {
             return self.pairs();
         }
         let mut f = self.clone();
@@ -62,7 +63,7 @@ impl Form<'_> {
     /// `s16x2` and `u16x2`.
     fn pairs(&self) -> Decoded {
         let mut f = self.clone();
-        let signed = f.tokens.pop() == Some("s16x2");
+        let signed = f.take_any(&[("s16x2", true), ("u16x2", false)])?;
         let relu = f.take("relu");
         let flags = Flags { bits: 16, signed, relu, other: f.base == "max", ..Flags::default() };
         let function: Scalar = match f.base {
@@ -163,6 +164,19 @@ impl Form<'_> {
         let to: Type = if a == S32 || b == S32 { S32 } else { U32 };
         let flags = Flags { signed: a == S32, other: b == S32, sat: high == Some(true), ..Flags::default() };
         f.cold(if high.is_some() { int::dp2a } else { int::dp4a }, flags, to, &[a, b, to])
+    }
+
+    /// The sum of absolute differences of bytes or halves (`.add`; the forms that merge lanes are not known).
+    fn differences(&self) -> Decoded {
+        let mut f = self.clone();
+        let add = f.take("add");
+        let (b, a, d) = (f.take_type()?, f.take_type()?, f.take_type()?);
+        if !add || [a, b, d].iter().any(|ty| !matches!(ty, U32 | S32)) {
+            return None;
+        }
+        let bits = if f.base == "vabsdiff4" { 8 } else { 16 };
+        let flags = Flags { bits, signed: a == S32, other: b == S32, ..Flags::default() };
+        f.cold(int::differences, flags, d, &[a, b, d])
     }
 
     /// Additions, subtractions and products with a carry in or out.

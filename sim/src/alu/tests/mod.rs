@@ -1,6 +1,8 @@
 //! Tests of the instructions against independent definitions.
 
 mod everyday;
+mod rounding;
+mod seldom;
 
 use super::{Class, Slots, decode};
 use crate::ptx::ast::{Operand, RegisterDecl};

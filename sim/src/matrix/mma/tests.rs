@@ -188,7 +188,7 @@ fn accumulator_at(op: &MmaOp, rows: &[Lanes], row: usize, column: usize) -> f64 
 fn every_form_is_the_naive_product() {
     let mut random = Random(0x1234_5678_9abc_def1);
     for opcode in forms() {
-        let op = MmaOp::parse(&opcode).unwrap_or_else(|| panic!("{opcode} is a form"));
+        let op = MmaOp::decode(&opcode).unwrap_or_else(|| panic!("{opcode} is a form"));
         let counts = op.registers();
         let per = op.rows_per_register();
         let a = fill(op.a, counts.a * per, &mut random);
@@ -228,7 +228,7 @@ fn every_form_is_the_naive_product() {
 fn small_integers_are_exact() {
     // Multiples of 1/4 up to 4: sums of 16 products fit f32's 24 bits.
     let mut random = Random(77);
-    let op = MmaOp::parse("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32").unwrap();
+    let op = MmaOp::decode("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32").unwrap();
     let (a, b) = (fill(op.a, 4, &mut random), fill(op.b, 2, &mut random));
     let c = [[1.5f32.to_bits(); 32]; 4];
     let mut d = [[0; 32]; 4];
@@ -245,7 +245,7 @@ fn small_integers_are_exact() {
 #[test]
 fn registers_and_flops() {
     let counts = |text| {
-        let op = MmaOp::parse(text).unwrap();
+        let op = MmaOp::decode(text).unwrap();
         (op.registers(), op.flops())
     };
     let (registers, flops) = counts("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32");
@@ -254,6 +254,10 @@ fn registers_and_flops() {
     assert_eq!(registers, RegisterCounts { a: 4, b: 2, c: 2 });
     let (registers, _) = counts("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64");
     assert_eq!(registers, RegisterCounts { a: 1, b: 1, c: 2 });
+    let f64 = MmaOp::decode("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64").unwrap();
+    assert_eq!(f64.register_types(), [Type::F64; 4]);
+    let tf32 = MmaOp::decode("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32").unwrap();
+    assert_eq!(tf32.register_types(), [Type::F32, Type::B32, Type::B32, Type::F32]);
     let (registers, _) = counts("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc");
     assert_eq!(registers, RegisterCounts { a: 4, b: 2, c: 4 });
 }
@@ -276,14 +280,14 @@ fn what_is_not_a_form() {
         "mma.sync.aligned.m16n8k99999999999.row.col.f32.bf16.bf16.f32",
         "",
     ] {
-        assert_eq!(MmaOp::parse(text), None, "{text}");
+        assert_eq!(MmaOp::decode(text), None, "{text}");
     }
 }
 
 #[test]
 fn saturation_clamps_and_wrapping_wraps() {
     let run = |text: &str| {
-        let op = MmaOp::parse(text).unwrap();
+        let op = MmaOp::decode(text).unwrap();
         let (a, b) = ([[0x7f7f_7f7f; 32]; 2], [[0x7f7f_7f7f; 32]; 1]);
         let c = [[i32::MAX as u32 - 1; 32]; 4];
         let mut d = [[0; 32]; 4];

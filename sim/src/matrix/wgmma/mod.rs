@@ -15,8 +15,10 @@ mod tests;
 pub use descriptor::{Descriptor, DescriptorError, Operand};
 
 use super::Lanes;
-use super::format::{f16_bits, f16_value, unpack};
+use super::format::unpack;
 pub use super::mma::{Accumulator, Element};
+use super::mma::{load, load_integers, store, store_integers};
+use super::simd::{Kernel, Vector, dispatch};
 
 /// Rows of A and D.
 pub const M: usize = 64;
@@ -40,11 +42,42 @@ pub struct WgmmaOp {
     pub accumulator: Accumulator,
     /// `.satfinite`: s32 sums clamp instead of wrapping.
     pub saturate: bool,
+    /// A comes from registers, not by a descriptor.
+    pub a_in_registers: bool,
+    /// Exactly one of the immediates scales by -1: D = D - A·B.
+    pub negate: bool,
+    /// `imm-trans-a`: A in shared memory is M-major.
+    pub transpose_a: bool,
+    /// `imm-trans-b`: B in shared memory is N-major.
+    pub transpose_b: bool,
 }
 
 impl WgmmaOp {
-    /// Decodes `wgmma.mma_async.sync.aligned.SHAPE{.satfinite}.D.A.B`. `None` for what is no dense form, and for `.b1`.
-    pub fn parse(opcode: &str) -> Option<Self> {
+    /// Decodes `wgmma.mma_async.sync.aligned.SHAPE{.satfinite}.D.A.B` with the immediates behind scale-d in their order:
+    /// scales of A and B (not of integers), then with 16-bit elements transposes of A (not from registers) and B. `None` for
+    /// what is no dense form, for `.b1`, and for immediates that the form does not have.
+    pub fn decode(opcode: &str, a_in_registers: bool, immediates: &[i64]) -> Option<Self> {
+        let op = Self::parse(opcode)?;
+        let (scales, transposes) = immediates.split_at_checked(if op.a.is_integer() { 0 } else { 2 })?;
+        let (transpose_a, transpose_b) = match (op.a.bits() == 16, a_in_registers, transposes) {
+            (false, _, []) => (0, 0),
+            (true, true, [b]) => (0, *b),
+            (true, false, [a, b]) => (*a, *b),
+            _ => return None,
+        };
+        let good =
+            scales.iter().all(|scale| matches!(scale, -1 | 1)) && transposes.iter().all(|bit| matches!(bit, 0 | 1));
+        good.then_some(Self {
+            a_in_registers,
+            negate: scales.iter().filter(|scale| **scale < 0).count() == 1,
+            transpose_a: transpose_a == 1,
+            transpose_b: transpose_b == 1,
+            ..op
+        })
+    }
+
+    /// What the opcode says.
+    fn parse(opcode: &str) -> Option<Self> {
         let rest = opcode.strip_prefix("wgmma.mma_async.sync.aligned.m64n")?;
         let (shape, rest) = rest.split_once('.')?;
         let (n, k) = shape.split_once('k')?;
@@ -61,7 +94,17 @@ impl WgmmaOp {
             "s32" => Accumulator::S32,
             _ => return None,
         };
-        let op = Self { n, a, b, accumulator, saturate };
+        let op = Self {
+            n,
+            a,
+            b,
+            accumulator,
+            saturate,
+            a_in_registers: false,
+            negate: false,
+            transpose_a: false,
+            transpose_b: false,
+        };
         let form = match (a, b, accumulator) {
             (Element::F16, Element::F16, Accumulator::F16 | Accumulator::F32)
             | (Element::Bf16, Element::Bf16, Accumulator::F32)
@@ -77,6 +120,7 @@ impl WgmmaOp {
     }
 
     /// Columns of A and rows of B: 32 bytes of elements.
+    #[inline]
     pub fn k(&self) -> u32 {
         256 / self.a.bits()
     }
@@ -86,14 +130,14 @@ impl WgmmaOp {
         self.n as usize / if self.accumulator == Accumulator::F16 { 4 } else { 2 }
     }
 
-    /// Whether the instruction has the immediates that negate A and B.
-    pub fn has_scales(&self) -> bool {
-        !self.a.is_integer()
+    /// Where A lies, by its descriptor.
+    pub fn operand_a(&self, descriptor: u64) -> Result<Operand, DescriptorError> {
+        Operand::new(descriptor, self.transpose_a, M as u32)
     }
 
-    /// Whether the instruction has the immediates that transpose operands in shared memory.
-    pub fn has_transposes(&self) -> bool {
-        self.a.bits() == 16
+    /// Where B lies, by its descriptor.
+    pub fn operand_b(&self, descriptor: u64) -> Result<Operand, DescriptorError> {
+        Operand::new(descriptor, self.transpose_b, self.n as u32)
     }
 
     /// Operations of a warpgroup, two a multiply-add.
@@ -102,13 +146,13 @@ impl WgmmaOp {
     }
 
     /// D = ±A·B + D for the rows of one warp (0..4) of the warpgroup: `d` are its registers of D. Without `scale_d`, D is
-    /// A·B and what it held is not read. `negate` when exactly one of the immediates scales by -1.
+    /// A·B and what it held is not read.
     ///
     /// # Panics
     /// When `d` has fewer than [`Self::d_registers`] rows or `warp` is above 3.
-    pub fn run(&self, tiles: &Tiles, warp: usize, scale_d: bool, negate: bool, d: &mut [Lanes]) {
+    pub fn run(&self, tiles: &Tiles, warp: usize, scale_d: bool, d: &mut [Lanes]) {
         let d = &mut d[..self.d_registers()];
-        super::vectorized(Run { op: self, tiles, warp, scale_d, negate, d });
+        dispatch(Run { op: self, tiles, warp, scale_d, d });
     }
 }
 
@@ -241,119 +285,75 @@ struct Run<'a> {
     tiles: &'a Tiles,
     warp: usize,
     scale_d: bool,
-    negate: bool,
     d: &'a mut [Lanes],
 }
 
-impl pulp::NullaryFnOnce for Run<'_> {
-    type Output = ();
-
+impl Kernel for Run<'_> {
     #[inline(always)]
-    fn call(self) {
+    fn run<V: Vector>(mut self, v: V) {
         let k = self.op.k() as usize;
         // A's rows of the warp, transposed.
         let mut a = [[0f32; 16]; MAX_K];
-        let sign = if self.negate { -1.0 } else { 1.0 };
+        let sign = if self.op.negate { -1.0 } else { 1.0 };
         for (row, values) in self.tiles.a[16 * self.warp..16 * self.warp + 16].iter().enumerate() {
             for (column, value) in a[..k].iter_mut().zip(values) {
                 column[row] = sign * value;
             }
         }
+        let b = &self.tiles.b[..k];
         let groups = self.op.n as usize / 8;
-        let mut group = 0;
-        while group < groups {
-            let two = group + 2 <= groups;
+        for group in (0..groups).step_by(2) {
             for row in (0..16).step_by(4) {
-                if two {
-                    block::<2>(self.op, &a[..k], row, &self.tiles.b[..k], group, self.scale_d, self.d);
+                if group + 2 <= groups {
+                    block::<V, 2>(v, &mut self, &a[..k], b, (row, group));
                 } else {
-                    block::<1>(self.op, &a[..k], row, &self.tiles.b[..k], group, self.scale_d, self.d);
+                    block::<V, 1>(v, &mut self, &a[..k], b, (row, group));
                 }
             }
-            group += 2;
         }
     }
 }
 
-/// Four rows by `G` groups of eight columns.
+/// Four rows by `G` groups of eight columns; `a` and `b` by k.
 #[inline(always)]
-fn block<const G: usize>(
-    op: &WgmmaOp,
+fn block<V: Vector, const G: usize>(
+    v: V,
+    run: &mut Run<'_>,
     a: &[[f32; 16]],
-    row: usize,
     b: &[[[f32; 8]; MAX_N / 8]],
-    group: usize,
-    scale_d: bool,
-    d: &mut [Lanes],
+    (row, group): (usize, usize),
 ) {
-    let mut sums = [[[0f32; 8]; G]; 4];
-    // Integers are added at the end: their products sum exactly in f32, D's may not.
-    if scale_d && op.accumulator != Accumulator::S32 {
+    let Run { op, scale_d, ref mut d, .. } = *run;
+    let mut sums = [[v.load(&[0.0; 8]); G]; 4];
+    if scale_d {
         for (i, sums) in sums.iter_mut().enumerate() {
             for (g, sums) in sums.iter_mut().enumerate() {
-                load(op.accumulator, d, row + i, group + g, sums);
+                *sums = v.load(&load(op.accumulator, d, row + i, group + g));
             }
         }
     }
     for (a, b) in a.iter().zip(b) {
         let a: &[f32; 4] = a[row..row + 4].try_into().expect("four rows");
         let b: &[[f32; 8]; G] = b[group..group + G].try_into().expect("the groups");
+        let b = b.map(
+            #[inline(always)]
+            |b| v.load(&b),
+        );
         for (sums, a) in sums.iter_mut().zip(a) {
-            for (sums, b) in sums.iter_mut().zip(b) {
-                for (sum, b) in sums.iter_mut().zip(b) {
-                    *sum = a.mul_add(*b, *sum);
-                }
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum = v.multiply_add(*a, b, *sum);
             }
         }
     }
     for (i, sums) in sums.iter().enumerate() {
         for (g, sums) in sums.iter().enumerate() {
-            store(op, d, row + i, group + g, sums, scale_d);
-        }
-    }
-}
-
-/// Eight columns of a row of D, even ones first.
-#[inline(always)]
-fn load(accumulator: Accumulator, d: &[Lanes], row: usize, group: usize, out: &mut [f32; 8]) {
-    let first = 4 * (row % 8);
-    if accumulator == Accumulator::F16 {
-        let register = &d[2 * group + row / 8];
-        for t in 0..4 {
-            out[t] = f16_value(register[first + t] & 0xffff);
-            out[t + 4] = f16_value(register[first + t] >> 16);
-        }
-        return;
-    }
-    let register = 4 * group + 2 * (row / 8);
-    for half in 0..2 {
-        for (out, bits) in out[4 * half..4 * half + 4].iter_mut().zip(&d[register + half][first..first + 4]) {
-            *out = f32::from_bits(*bits);
-        }
-    }
-}
-
-/// The inverse of [`load`]; integers are added to D, if it counts.
-#[inline(always)]
-fn store(op: &WgmmaOp, d: &mut [Lanes], row: usize, group: usize, sums: &[f32; 8], scale_d: bool) {
-    let first = 4 * (row % 8);
-    if op.accumulator == Accumulator::F16 {
-        let register = &mut d[2 * group + row / 8];
-        for t in 0..4 {
-            register[first + t] = f16_bits(sums[t]) | f16_bits(sums[t + 4]) << 16;
-        }
-        return;
-    }
-    let register = 4 * group + 2 * (row / 8);
-    for half in 0..2 {
-        let out = &mut d[register + half][first..first + 4];
-        for (out, sum) in out.iter_mut().zip(&sums[4 * half..4 * half + 4]) {
-            *out = if op.accumulator == Accumulator::F32 {
-                sum.to_bits()
+            let (row, group, sums) = (row + i, group + g, v.store(*sums));
+            if op.accumulator == Accumulator::S32 {
+                let before = if scale_d { load_integers(d, row, group) } else { [0; 8] };
+                store_integers(d, row, group, sums, before, op.saturate);
             } else {
-                let (sum, c) = (*sum as i32, if scale_d { *out as i32 } else { 0 });
-                if op.saturate { c.saturating_add(sum) as u32 } else { c.wrapping_add(sum) as u32 }
-            };
+                store(op.accumulator, d, row, group, sums);
+            }
         }
     }
 }

@@ -153,8 +153,9 @@ fn check(op: &WgmmaOp, a: &Matrix, b: &Matrix, c: &[Vec<Lanes>], d: &[Vec<Lanes>
 
 fn run_all(op: &WgmmaOp, tiles: &Tiles, c: &[Vec<Lanes>], scale_d: bool, negate: bool) -> Vec<Vec<Lanes>> {
     let mut d = c.to_vec();
+    let op = WgmmaOp { negate, ..*op };
     for (warp, d) in d.iter_mut().enumerate() {
-        op.run(tiles, warp, scale_d, negate, d);
+        op.run(tiles, warp, scale_d, d);
     }
     d
 }
@@ -192,14 +193,14 @@ fn every_type_layout_and_width() {
                 continue;
             };
             for (round, swizzle) in SWIZZLES.into_iter().enumerate() {
-                let transposed = op.has_transposes() && random.next() & 1 == 0;
+                let transposed = (op.a.bits() == 16) && random.next() & 1 == 0;
                 let other = SWIZZLES[random.next() as usize % 4];
                 let k = op.k() as usize;
                 let (a, b) = (random_matrix(op.a, M, k, &mut random), random_matrix(op.b, n, k, &mut random));
                 let mut shared = vec![0xeeu8; 96 * 1024];
                 let a_layout = layout(2048, other, transposed, 64);
-                let b_layout = layout(32 * 1024, swizzle, transposed ^ (op.has_transposes() && round > 1), n as u32);
-                let b_major = transposed ^ (op.has_transposes() && round > 1);
+                let b_layout = layout(32 * 1024, swizzle, transposed ^ ((op.a.bits() == 16) && round > 1), n as u32);
+                let b_major = transposed ^ ((op.a.bits() == 16) && round > 1);
                 put(&mut shared, &a_layout, transposed, op.a, &a);
                 put(&mut shared, &b_layout, b_major, op.b, &b);
                 let a_operand = Operand::new(a_layout.encode(), transposed, 64).unwrap();
@@ -207,7 +208,7 @@ fn every_type_layout_and_width() {
                 tiles.read_a(&op, &a_operand, fetch(&shared));
                 tiles.read_b(&op, &b_operand, fetch(&shared));
                 let c = initial_d(&op, &mut random);
-                let negate = op.has_scales() && round % 2 == 1;
+                let negate = !op.a.is_integer() && round % 2 == 1;
                 let scale_d = round != 2;
                 let d = run_all(&op, &tiles, &c, scale_d, negate);
                 check(&op, &a, &b, &c, &d, scale_d, if negate { -1.0 } else { 1.0 });
@@ -424,10 +425,8 @@ fn bad_descriptors() {
 fn forms() {
     let op = parse(128, "k16.f32.bf16.bf16").unwrap();
     assert_eq!((op.k(), op.d_registers(), op.flops()), (16, 64, 2 * 64 * 128 * 16));
-    assert!(op.has_scales() && op.has_transposes());
     let op = parse(256, "k32.s32.u8.s8").unwrap();
     assert_eq!((op.k(), op.d_registers(), op.saturate), (32, 128, false));
-    assert!(!op.has_scales() && !op.has_transposes());
     assert_eq!(parse(64, "k32.f16.e4m3.e5m2").unwrap().d_registers(), 16);
     assert!(parse(64, "k32.s32.u8.s8.satfinite").unwrap().saturate);
     for n in 0..300 {
@@ -451,6 +450,26 @@ fn forms() {
 }
 
 #[test]
+fn immediates() {
+    let decode = |types: &str, registers, immediates: &[i64]| {
+        WgmmaOp::decode(&format!("wgmma.mma_async.sync.aligned.m64n64{types}"), registers, immediates)
+    };
+    let op = decode("k16.f32.bf16.bf16", false, &[1, -1, 0, 1]).unwrap();
+    assert!(op.negate && !op.transpose_a && op.transpose_b && !op.a_in_registers);
+    let op = decode("k16.f32.bf16.bf16", true, &[-1, -1, 1]).unwrap();
+    assert!(!op.negate && !op.transpose_a && op.transpose_b && op.a_in_registers);
+    assert!(decode("k8.f32.tf32.tf32", false, &[1, 1]).is_some());
+    assert!(decode("k32.s32.s8.s8", false, &[]).is_some());
+    assert_eq!(decode("k16.f32.bf16.bf16", false, &[1, 1, 1]), None);
+    assert_eq!(decode("k16.f32.bf16.bf16", true, &[1, 1, 0, 0]), None);
+    assert_eq!(decode("k16.f32.bf16.bf16", false, &[1, 0, 0, 0]), None);
+    assert_eq!(decode("k16.f32.bf16.bf16", false, &[1, 1, 0, 2]), None);
+    assert_eq!(decode("k16.f32.bf16.bf16", false, &[i64::MIN + 1, i64::MAX, 0, 0]), None);
+    assert_eq!(decode("k8.f32.tf32.tf32", false, &[1, 1, 0, 1]), None);
+    assert_eq!(decode("k32.s32.s8.s8", false, &[1, 1]), None);
+}
+
+#[test]
 fn integers_wrap_or_clamp() {
     for (types, want) in
         [("k32.s32.u8.u8", (i32::MAX - 1).wrapping_add(32 * 255 * 255)), ("k32.satfinite.s32.u8.u8", i32::MAX)]
@@ -462,7 +481,7 @@ fn integers_wrap_or_clamp() {
         tiles.read_a(&op, &Operand::new(layout.encode(), false, 64).unwrap(), fetch(&shared));
         tiles.read_b(&op, &Operand::new(layout.encode(), false, 8).unwrap(), fetch(&shared));
         let mut d = vec![[i32::MAX as u32 - 1; 32]; 4];
-        op.run(&tiles, 3, true, false, &mut d);
+        op.run(&tiles, 3, true, &mut d);
         assert_eq!(d[3][31] as i32, want);
     }
 }
