@@ -15,6 +15,7 @@ pub mod view;
 
 pub mod adamw;
 pub mod attention;
+pub mod block_copy;
 pub mod column_sum;
 pub mod columns;
 pub mod elementwise;
@@ -30,13 +31,14 @@ pub mod rms_norm;
 pub mod rope;
 pub mod rows;
 pub mod sample;
+pub mod skinny;
 pub mod swiglu;
 
 #[cfg(test)]
 mod testing;
 
 /// Every CUDA source, in alphabetical order.
-pub const SOURCES: &[&Source] = &[&paged_attention::SOURCE, &sample::SOURCE];
+pub const SOURCES: &[&Source] = &[&block_copy::SOURCE, &paged_attention::SOURCE, &sample::SOURCE, &skinny::SOURCE];
 
 pub use cost::Cost;
 pub use dtype::{DType, Element};
