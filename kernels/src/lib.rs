@@ -22,6 +22,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod gelu;
 pub mod kv_write;
+pub mod linear_log_prob;
 pub mod log_prob;
 pub mod matmul;
 pub mod paged_attention;
@@ -38,7 +39,8 @@ pub mod swiglu;
 mod testing;
 
 /// Every CUDA source, in alphabetical order.
-pub const SOURCES: &[&Source] = &[&block_copy::SOURCE, &paged_attention::SOURCE, &sample::SOURCE, &skinny::SOURCE];
+pub const SOURCES: &[&Source] =
+    &[&block_copy::SOURCE, &linear_log_prob::SOURCE, &paged_attention::SOURCE, &sample::SOURCE, &skinny::SOURCE];
 
 pub use cost::Cost;
 pub use dtype::{DType, Element};
