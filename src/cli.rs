@@ -5,7 +5,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgMatches, Parser, Subcommand};
 
 use crate::common::Common;
-use crate::{bench, demo, doctor, frames, generate, init, plan, preprocess, resize, score, sft, tokenize};
+use crate::{bench, demo, doctor, frames, generate, init, kernels, plan, preprocess, resize, score, sft, tokenize};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -42,6 +42,8 @@ pub enum Command {
     Generate(generate::Generate),
     /// Make a model folder with random weights
     Init(init::Init),
+    /// List the kernels, show what one does and needs, check their machine code
+    Kernels(kernels::Kernels),
     /// Say what a command would need, in memory and time, without running it
     Plan(plan::Plan),
     /// Turn messages and their media into what the model reads
@@ -66,6 +68,7 @@ pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
         Command::Frames(c) => c.run(common),
         Command::Generate(c) => c.run(common),
         Command::Init(c) => c.run(common),
+        Command::Kernels(c) => c.run(common),
         Command::Plan(c) => c.run(common, matches),
         Command::Preprocess(c) => c.run(common),
         Command::Resize(c) => c.run(common),

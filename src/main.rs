@@ -12,6 +12,7 @@ mod frames;
 mod generate;
 mod init;
 mod interrupt;
+mod kernels;
 mod machines;
 mod media;
 mod model;

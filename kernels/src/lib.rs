@@ -3,13 +3,16 @@
 //!
 //! A kernel is launched through a [`launch::Launch`]: plain data that a device executes. Nothing here owns memory.
 
+pub mod catalogue;
 pub mod compare;
+pub mod compile;
 pub mod cost;
 pub mod cuh;
 pub mod dtype;
 pub mod launch;
 pub mod limits;
 pub mod simd;
+pub mod simulate;
 pub mod team;
 pub mod view;
 
@@ -22,6 +25,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod gelu;
 pub mod kv_write;
+pub mod layer_norm;
 pub mod linear_log_prob;
 pub mod log_prob;
 pub mod matmul;
@@ -39,8 +43,28 @@ pub mod swiglu;
 mod testing;
 
 /// Every CUDA source, in alphabetical order.
-pub const SOURCES: &[&Source] =
-    &[&block_copy::SOURCE, &linear_log_prob::SOURCE, &paged_attention::SOURCE, &sample::SOURCE, &skinny::SOURCE];
+pub const SOURCES: &[&Source] = &[
+    &adamw::SOURCE,
+    &attention::SOURCE,
+    &block_copy::SOURCE,
+    &column_sum::SOURCE,
+    &columns::SOURCE,
+    &elementwise::SOURCE,
+    &embedding::SOURCE,
+    &gelu::SOURCE,
+    &kv_write::SOURCE,
+    &layer_norm::SOURCE,
+    &linear_log_prob::SOURCE,
+    &log_prob::SOURCE,
+    &paged_attention::SOURCE,
+    &reduce::SOURCE,
+    &rms_norm::SOURCE,
+    &rope::SOURCE,
+    &rows::SOURCE,
+    &sample::SOURCE,
+    &skinny::SOURCE,
+    &swiglu::SOURCE,
+];
 
 pub use cost::Cost;
 pub use dtype::{DType, Element};

@@ -18,8 +18,8 @@ mod tests;
 
 pub use cpu::{join, split};
 
-use crate::launch::by_dtype;
-use crate::{Addr, Cost, DType, Launch, kernel, params};
+use crate::launch::{Params as _, by_dtype};
+use crate::{Addr, Cost, DType, Launch, Source, cuh, kernel, params};
 use half::bf16;
 
 params! {
@@ -126,11 +126,18 @@ params! {
     }
 }
 
-kernel!(pub STEP_F32, "adamw_f32", Params, cpu::step_f32);
-kernel!(pub STEP_BF16, "adamw_bf16", Params, cpu::step_bf16);
-kernel!(pub SPLIT_F32, "split_master_f32", SplitParams, cpu::split_f32);
-kernel!(pub SPLIT_BF16, "split_master_bf16", SplitParams, cpu::split_bf16);
-kernel!(pub JOIN, "join_master", JoinParams, cpu::join_all);
+/// The CUDA source.
+pub static SOURCE: Source = Source {
+    name: "adamw",
+    sm80: include_str!("sm80.cu"),
+    params: &[Params::c_declaration, SplitParams::c_declaration, JoinParams::c_declaration],
+};
+
+kernel!(pub STEP_F32, "adamw_f32", Params, cpu::step_f32, &SOURCE, |p, _| cuh::map("adamw_f32", p.n));
+kernel!(pub STEP_BF16, "adamw_bf16", Params, cpu::step_bf16, &SOURCE, |p, _| cuh::map("adamw_bf16", p.n));
+kernel!(pub SPLIT_F32, "split_master_f32", SplitParams, cpu::split_f32, &SOURCE, |p, _| cuh::map("split_master_f32", p.n));
+kernel!(pub SPLIT_BF16, "split_master_bf16", SplitParams, cpu::split_bf16, &SOURCE, |p, _| cuh::map("split_master_bf16", p.n));
+kernel!(pub JOIN, "join_master", JoinParams, cpu::join_all, &SOURCE, |p, _| cuh::map("join_master", p.n));
 
 /// One step; F32, or BF16 with the lower halves in `low`.
 pub fn step(dtype: DType, params: &Params) -> Launch {

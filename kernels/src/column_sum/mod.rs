@@ -1,7 +1,8 @@
 //! Sums of columns, added to what is there: `sum[c] += Σ over r of x[r, c]` (the gradient of a bias).
 //!
 //! Shapes: x `[rows, cols]` f32 or bf16, sum `[cols]` f32. A column is summed in f32 in the order of its rows within blocks of
-//! [`ROWS`], blocks in order, so the bits depend on the column alone. Bound: memory, one read of x.
+//! [`ROWS`], blocks in order, in CUDA as [`ROWS`] sums of every so many rows that then meet; the bits depend on the column
+//! alone. Numerics: f32 throughout. Bound: memory, one read of x.
 
 mod cpu;
 #[cfg(test)]
@@ -9,7 +10,8 @@ mod formula;
 #[cfg(test)]
 mod tests;
 
-use crate::{Addr, Cost, DType, Launch, kernel, params};
+use crate::launch::Params as _;
+use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
 
 /// Rows that are summed before they are added to the total: shorter sums lose less.
 pub const ROWS: usize = 128;
@@ -28,8 +30,17 @@ params! {
     }
 }
 
-kernel!(pub ADD_F32, "column_sum_f32", Params, cpu::add::<f32>);
-kernel!(pub ADD_BF16, "column_sum_bf16", Params, cpu::add::<half::bf16>);
+/// The CUDA source.
+pub static SOURCE: Source =
+    Source { name: "column_sum", sm80: include_str!("sm80.cu"), params: &[Params::c_declaration] };
+
+kernel!(pub ADD_F32, "column_sum_f32", Params, cpu::add::<f32>, &SOURCE, |p, _| plan_add("column_sum_f32", p, 16));
+kernel!(pub ADD_BF16, "column_sum_bf16", Params, cpu::add::<half::bf16>, &SOURCE, |p, _| plan_add("column_sum_bf16", p, 32));
+
+/// `strip`: columns in 64 bytes.
+fn plan_add(symbol: &'static str, p: &Params, strip: u64) -> Vec<Stage> {
+    if p.rows == 0 { Vec::new() } else { cuh::blocks(symbol, p.cols.div_ceil(strip), 512) }
+}
 
 /// The launch; `dtype` is that of x, F32 or BF16.
 pub fn add(dtype: DType, p: &Params) -> Launch {

@@ -10,7 +10,8 @@ mod formula;
 #[cfg(test)]
 mod tests;
 
-use crate::{Addr, Cost, DType, Launch, kernel, params};
+use crate::launch::Params as _;
+use crate::{Addr, Cost, DType, Launch, Source, cuh, kernel, params};
 
 params! {
     /// Parameters of the copy.
@@ -34,8 +35,12 @@ params! {
     }
 }
 
-kernel!(pub COPY_16, "columns_copy_16bit", CopyParams, cpu::copy::<u16>);
-kernel!(pub COPY_32, "columns_copy_32bit", CopyParams, cpu::copy::<u32>);
+/// The CUDA source.
+pub static SOURCE: Source =
+    Source { name: "columns", sm80: include_str!("sm80.cu"), params: &[CopyParams::c_declaration] };
+
+kernel!(pub COPY_16, "columns_copy_16bit", CopyParams, cpu::copy::<u16>, &SOURCE, |p, _| cuh::rows("columns_copy_16bit", p.rows.into(), p.width.into(), 8));
+kernel!(pub COPY_32, "columns_copy_32bit", CopyParams, cpu::copy::<u32>, &SOURCE, |p, _| cuh::rows("columns_copy_32bit", p.rows.into(), p.width.into(), 4));
 
 /// The launch for any element type.
 pub fn copy(dtype: DType, params: &CopyParams) -> Launch {

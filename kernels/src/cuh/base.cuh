@@ -82,11 +82,15 @@ __device__ __forceinline__ void load_vector(const float* p, float (&x)[V]) {
 }
 template <int V>
 __device__ __forceinline__ void load_vector(const bf16* p, float (&x)[V]) {
-  const Words<2 * V> words = *reinterpret_cast<const Words<2 * V>*>(p);
+  if constexpr (V == 1) {
+    x[0] = to_f32(*p);
+  } else {
+    const Words<2 * V> words = *reinterpret_cast<const Words<2 * V>*>(p);
 #pragma unroll
-  for (int j = 0; j < V / 2; ++j) {
-    x[2 * j] = low_bf16(words.word[j]);
-    x[2 * j + 1] = high_bf16(words.word[j]);
+    for (int j = 0; j < V / 2; ++j) {
+      x[2 * j] = low_bf16(words.word[j]);
+      x[2 * j + 1] = high_bf16(words.word[j]);
+    }
   }
 }
 template <int V>
@@ -102,32 +106,88 @@ __device__ __forceinline__ void store_vector(float* p, const float (&x)[V]) {
 }
 template <int V>
 __device__ __forceinline__ void store_vector(bf16* p, const float (&x)[V]) {
-  Words<2 * V> words;
+  if constexpr (V == 1) {
+    *p = from_f32<bf16>(x[0]);
+  } else {
+    Words<2 * V> words;
 #pragma unroll
-  for (int j = 0; j < V / 2; ++j) words.word[j] = pack_bf16(x[2 * j], x[2 * j + 1]);
-  *reinterpret_cast<Words<2 * V>*>(p) = words;
+    for (int j = 0; j < V / 2; ++j) words.word[j] = pack_bf16(x[2 * j], x[2 * j + 1]);
+    *reinterpret_cast<Words<2 * V>*>(p) = words;
+  }
 }
 
-// Elements at .. at + V of the n at p, widened; 0 beyond the end. `vector`: p + at is aligned for one access.
-template <int V, class T, class I>
-__device__ __forceinline__ void load(const T* p, I at, I n, bool vector, float (&x)[V]) {
-  if (vector && at + V <= n) {
-    load_vector(p + at, x);
-    return;
+// Elements of T in 16 bytes.
+template <class T>
+constexpr int VECTOR = 16 / sizeof(T);
+
+// 16 bytes of elements, widened.
+template <class T>
+__device__ __forceinline__ void unpack(const Words<16>& words, float (&x)[VECTOR<T>]) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    if constexpr (sizeof(T) == 4) {
+      x[j] = __uint_as_float(words.word[j]);
+    } else {
+      x[2 * j] = low_bf16(words.word[j]);
+      x[2 * j + 1] = high_bf16(words.word[j]);
+    }
+  }
+}
+
+// The inverse, each rounded once.
+template <class T>
+__device__ __forceinline__ Words<16> pack(const float (&x)[VECTOR<T>]) {
+  Words<16> words;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    if constexpr (sizeof(T) == 4) {
+      words.word[j] = __float_as_uint(x[j]);
+    } else {
+      words.word[j] = pack_bf16(x[2 * j], x[2 * j + 1]);
+    }
+  }
+  return words;
+}
+
+__device__ __forceinline__ u32 bits(float x) { return __float_as_uint(x); }
+__device__ __forceinline__ u32 bits(bf16 x) { return x.bits; }
+
+// The elements at .. at + VECTOR of the n at p as they are, zeros beyond the end. `vector`: n is a multiple of VECTOR and p of 16
+// bytes; then `at` is one of VECTOR too.
+template <class T, class I>
+__device__ __forceinline__ Words<16> load_words(const T* p, I at, I n, bool vector) {
+  Words<16> words{};
+  if (vector) {
+    if (at < n) words = *reinterpret_cast<const Words<16>*>(p + at);
+    return words;
   }
 #pragma unroll
-  for (int j = 0; j < V; ++j) x[j] = at + j < n ? to_f32(p[at + j]) : 0.0f;
+  for (int j = 0; j < VECTOR<T>; ++j) {
+    if (at + j < n) words.word[j * sizeof(T) / 4] |= bits(p[at + j]) << (j * sizeof(T) % 4 * 8);
+  }
+  return words;
 }
 
-// Elements at .. at + V of the n at p, those that exist, each rounded once.
+// Elements at .. at + V of the n at p, those that exist, each rounded once; `vector` as for load_words.
 template <int V, class T, class I>
-__device__ __forceinline__ void store(T* p, I at, I n, bool vector, const float (&x)[V]) {
-  if (vector && at + V <= n) {
-    store_vector(p + at, x);
+__device__ __forceinline__ void store_elements(T* p, I at, I n, bool vector, const float (&x)[V]) {
+  if (vector) {
+    if (at < n) store_vector(p + at, x);
     return;
   }
 #pragma unroll
   for (int j = 0; j < V; ++j) {
     if (at + j < n) p[at + j] = from_f32<T>(x[j]);
   }
+}
+
+// Elements at .. at + V of the n at p, widened, zeros beyond the end; `vector` as for load_words, with V for VECTOR.
+template <int V, class T, class I>
+__device__ __forceinline__ void load_elements(const T* p, I at, I n, bool vector, float (&x)[V]) {
+  if (vector && at < n) {
+    load_vector(p + at, x);
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < V; ++j) x[j] = at + j < n ? to_f32(p[at + j]) : 0.0f;
 }

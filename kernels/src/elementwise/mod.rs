@@ -9,8 +9,8 @@ mod formula;
 #[cfg(test)]
 mod tests;
 
-use crate::launch::by_dtype;
-use crate::{Addr, Cost, DType, Launch, kernel, params};
+use crate::launch::{Params as _, by_dtype};
+use crate::{Addr, Cost, DType, Launch, Source, cuh, kernel, params};
 use half::{bf16, f16};
 
 params! {
@@ -91,19 +91,36 @@ params! {
     }
 }
 
-kernel!(pub ADD_F32, "add_f32", AddParams, cpu::add::<f32>);
-kernel!(pub ADD_BF16, "add_bf16", AddParams, cpu::add::<bf16>);
-kernel!(pub ACCUMULATE_F32_F32, "accumulate_f32_f32", AccumulateParams, cpu::accumulate::<f32, f32>);
-kernel!(pub ACCUMULATE_BF16_BF16, "accumulate_bf16_bf16", AccumulateParams, cpu::accumulate::<bf16, bf16>);
-kernel!(pub ACCUMULATE_BF16_F32, "accumulate_bf16_f32", AccumulateParams, cpu::accumulate::<bf16, f32>);
-kernel!(pub CAST_F32_BF16, "cast_f32_bf16", CastParams, cpu::cast::<f32, bf16>);
-kernel!(pub CAST_BF16_F32, "cast_bf16_f32", CastParams, cpu::cast::<bf16, f32>);
-kernel!(pub CAST_F16_F32, "cast_f16_f32", CastParams, cpu::cast::<f16, f32>);
-kernel!(pub CAST_F16_BF16, "cast_f16_bf16", CastParams, cpu::cast::<f16, bf16>);
-kernel!(pub FILL_F32, "fill_f32", FillParams, cpu::fill::<f32>);
-kernel!(pub FILL_BF16, "fill_bf16", FillParams, cpu::fill::<bf16>);
-kernel!(pub MUL_SCALAR, "mul_scalar_f32", MulScalarParams, cpu::mul_scalar);
-kernel!(pub COPY, "copy", CopyParams, cpu::copy);
+/// Bytes that a block of the copy kernel moves.
+const COPY_BLOCK: u64 = 32 * 1024;
+
+/// The CUDA source.
+pub static SOURCE: Source = Source {
+    name: "elementwise",
+    sm80: include_str!("sm80.cu"),
+    params: &[
+        AddParams::c_declaration,
+        AccumulateParams::c_declaration,
+        CastParams::c_declaration,
+        FillParams::c_declaration,
+        MulScalarParams::c_declaration,
+        CopyParams::c_declaration,
+    ],
+};
+
+kernel!(pub ADD_F32, "add_f32", AddParams, cpu::add::<f32>, &SOURCE, |p, _| cuh::map("add_f32", p.count));
+kernel!(pub ADD_BF16, "add_bf16", AddParams, cpu::add::<bf16>, &SOURCE, |p, _| cuh::map("add_bf16", p.count));
+kernel!(pub ACCUMULATE_F32_F32, "accumulate_f32_f32", AccumulateParams, cpu::accumulate::<f32, f32>, &SOURCE, |p, _| cuh::map("accumulate_f32_f32", p.count));
+kernel!(pub ACCUMULATE_BF16_BF16, "accumulate_bf16_bf16", AccumulateParams, cpu::accumulate::<bf16, bf16>, &SOURCE, |p, _| cuh::map("accumulate_bf16_bf16", p.count));
+kernel!(pub ACCUMULATE_BF16_F32, "accumulate_bf16_f32", AccumulateParams, cpu::accumulate::<bf16, f32>, &SOURCE, |p, _| cuh::map("accumulate_bf16_f32", p.count));
+kernel!(pub CAST_F32_BF16, "cast_f32_bf16", CastParams, cpu::cast::<f32, bf16>, &SOURCE, |p, _| cuh::map("cast_f32_bf16", p.count));
+kernel!(pub CAST_BF16_F32, "cast_bf16_f32", CastParams, cpu::cast::<bf16, f32>, &SOURCE, |p, _| cuh::map("cast_bf16_f32", p.count));
+kernel!(pub CAST_F16_F32, "cast_f16_f32", CastParams, cpu::cast::<f16, f32>, &SOURCE, |p, _| cuh::map("cast_f16_f32", p.count));
+kernel!(pub CAST_F16_BF16, "cast_f16_bf16", CastParams, cpu::cast::<f16, bf16>, &SOURCE, |p, _| cuh::map("cast_f16_bf16", p.count));
+kernel!(pub FILL_F32, "fill_f32", FillParams, cpu::fill::<f32>, &SOURCE, |p, _| cuh::map("fill_f32", p.count));
+kernel!(pub FILL_BF16, "fill_bf16", FillParams, cpu::fill::<bf16>, &SOURCE, |p, _| cuh::map("fill_bf16", p.count));
+kernel!(pub MUL_SCALAR, "mul_scalar_f32", MulScalarParams, cpu::mul_scalar, &SOURCE, |p, _| cuh::map("mul_scalar_f32", p.count));
+kernel!(pub COPY, "copy", CopyParams, cpu::copy, &SOURCE, |p, _| cuh::blocks("copy", p.bytes.div_ceil(COPY_BLOCK), 256));
 
 /// `y = a + b`; `dtype` is that of every operand, F32 or BF16.
 pub fn add(dtype: DType, params: &AddParams) -> Launch {

@@ -10,8 +10,8 @@ mod formula;
 #[cfg(test)]
 mod tests;
 
-use crate::launch::by_dtype;
-use crate::{Addr, Cost, DType, Launch, kernel, params};
+use crate::launch::{Params as _, by_dtype};
+use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
 use half::bf16;
 
 params! {
@@ -54,12 +54,26 @@ params! {
     }
 }
 
-kernel!(pub FWD_F32_F32, "embedding_fwd_f32_f32", FwdParams, cpu::fwd::<f32, f32>);
-kernel!(pub FWD_F32_BF16, "embedding_fwd_f32_bf16", FwdParams, cpu::fwd::<f32, bf16>);
-kernel!(pub FWD_BF16_F32, "embedding_fwd_bf16_f32", FwdParams, cpu::fwd::<bf16, f32>);
-kernel!(pub FWD_BF16_BF16, "embedding_fwd_bf16_bf16", FwdParams, cpu::fwd::<bf16, bf16>);
-kernel!(pub BWD_F32, "embedding_bwd_f32", BwdParams, cpu::bwd::<f32>);
-kernel!(pub BWD_BF16, "embedding_bwd_bf16", BwdParams, cpu::bwd::<bf16>);
+/// The CUDA source.
+pub static SOURCE: Source = Source {
+    name: "embedding",
+    sm80: include_str!("sm80.cu"),
+    params: &[FwdParams::c_declaration, BwdParams::c_declaration],
+};
+
+kernel!(pub FWD_F32_F32, "embedding_fwd_f32_f32", FwdParams, cpu::fwd::<f32, f32>, &SOURCE, |p, _| cuh::rows("embedding_fwd_f32_f32", p.tokens.into(), p.hidden.into(), 4));
+kernel!(pub FWD_F32_BF16, "embedding_fwd_f32_bf16", FwdParams, cpu::fwd::<f32, bf16>, &SOURCE, |p, _| cuh::rows("embedding_fwd_f32_bf16", p.tokens.into(), p.hidden.into(), 4));
+kernel!(pub FWD_BF16_F32, "embedding_fwd_bf16_f32", FwdParams, cpu::fwd::<bf16, f32>, &SOURCE, |p, _| cuh::rows("embedding_fwd_bf16_f32", p.tokens.into(), p.hidden.into(), 4));
+kernel!(pub FWD_BF16_BF16, "embedding_fwd_bf16_bf16", FwdParams, cpu::fwd::<bf16, bf16>, &SOURCE, |p, _| cuh::rows("embedding_fwd_bf16_bf16", p.tokens.into(), p.hidden.into(), 8));
+kernel!(pub BWD_F32, "embedding_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| plan_bwd("embedding_bwd_f32", p));
+kernel!(pub BWD_BF16, "embedding_bwd_bf16", BwdParams, cpu::bwd::<bf16>, &SOURCE, |p, _| plan_bwd("embedding_bwd_bf16", p));
+
+/// Columns of a block of the backward kernel (`STRIP` of sm80.cu).
+const STRIP: u32 = 2048;
+
+fn plan_bwd(symbol: &'static str, p: &BwdParams) -> Vec<Stage> {
+    cuh::blocks(symbol, u64::from(p.tokens) * u64::from(p.hidden.div_ceil(STRIP)), 256)
+}
 
 /// The forward launch; W and T each F32 or BF16.
 ///

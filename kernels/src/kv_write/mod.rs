@@ -9,7 +9,8 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-use crate::{Addr, Cost, DType, Launch, kernel, params};
+use crate::launch::Params as _;
+use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
 
 params! {
     /// Parameters of the kernel.
@@ -35,8 +36,17 @@ params! {
     }
 }
 
-kernel!(pub WRITE_F32, "kv_write_f32", Params, cpu::write::<f32>);
-kernel!(pub WRITE_BF16, "kv_write_bf16", Params, cpu::write::<half::bf16>);
+/// The CUDA source.
+pub static SOURCE: Source =
+    Source { name: "kv_write", sm80: include_str!("sm80.cu"), params: &[Params::c_declaration] };
+
+kernel!(pub WRITE_F32, "kv_write_f32", Params, cpu::write::<f32>, &SOURCE, |p, _| plan_write("kv_write_f32", p, 4));
+kernel!(pub WRITE_BF16, "kv_write_bf16", Params, cpu::write::<half::bf16>, &SOURCE, |p, _| plan_write("kv_write_bf16", p, 8));
+
+/// `vector`: elements in 16 bytes.
+fn plan_write(symbol: &'static str, p: &Params, vector: u64) -> Vec<Stage> {
+    cuh::rows(symbol, 2 * u64::from(p.tokens), u64::from(p.kv_heads) * u64::from(p.head_dim), vector)
+}
 
 /// The launch; `dtype` is that of the keys, the values and the caches, F32 or BF16.
 pub fn write(dtype: DType, params: &Params) -> Launch {

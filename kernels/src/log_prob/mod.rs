@@ -4,7 +4,9 @@
 //! Shapes: logits f32 `[rows, vocab]`, targets i32 `[rows]`, log_prob, lse and grad f32 `[rows]`, d_logits T
 //! `[rows, vocab]`, f32 or bf16, which may not overlap the logits. A negative target marks a row that is ignored:
 //! log_prob 0, gradient 0. A target beyond the vocabulary gives NaN (callers check before). Exponentials are taken of
-//! `(l − max) · s` in f32 and summed in f64. Bound: memory and exponentials; two passes forward.
+//! `(l − max) · s` in f32 and summed in f64. Bound: memory and exponentials; two passes forward
+//! on cpu, one in CUDA, where the sum so far is scaled when a larger logit comes.
+//! Numerics: d_logits rounds to T once.
 
 mod cpu;
 #[cfg(test)]
@@ -14,8 +16,8 @@ mod tests;
 
 pub(crate) use cpu::{Row, max};
 
-use crate::launch::by_dtype;
-use crate::{Addr, Cost, DType, Launch, kernel, params};
+use crate::launch::{Params as _, by_dtype};
+use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
 
 params! {
     /// Parameters of the forward kernel.
@@ -63,9 +65,23 @@ params! {
     }
 }
 
-kernel!(pub FWD, "log_prob_fwd", FwdParams, cpu::fwd);
-kernel!(pub BWD_F32, "log_prob_bwd_f32", BwdParams, cpu::bwd::<f32>);
-kernel!(pub BWD_BF16, "log_prob_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>);
+/// The CUDA source.
+pub static SOURCE: Source = Source {
+    name: "log_prob",
+    sm80: include_str!("sm80.cu"),
+    params: &[FwdParams::c_declaration, BwdParams::c_declaration],
+};
+
+kernel!(pub FWD, "log_prob_fwd", FwdParams, cpu::fwd, &SOURCE, |p, _| cuh::blocks("log_prob_fwd", p.rows.into(), 512));
+kernel!(pub BWD_F32, "log_prob_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| plan_bwd("log_prob_bwd_f32", p));
+kernel!(pub BWD_BF16, "log_prob_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, _| plan_bwd("log_prob_bwd_bf16", p));
+
+/// Logits of a block of the backward kernel (`STRIP` of sm80.cu).
+const STRIP: u32 = 2048;
+
+fn plan_bwd(symbol: &'static str, p: &BwdParams) -> Vec<Stage> {
+    cuh::blocks(symbol, u64::from(p.rows) * u64::from(p.vocab.div_ceil(STRIP)), 256)
+}
 
 /// The forward launch.
 pub fn fwd(params: &FwdParams) -> Launch {

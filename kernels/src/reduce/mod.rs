@@ -2,7 +2,7 @@
 //! tensor, and from many of those the norm of a gradient and the factor that clips it.
 //!
 //! `sum_squares` writes one partial sum per 64 Ki elements; the partials of many tensors lie one after the other, and
-//! `clip` adds them up in that order. NaN or infinity anywhere comes out as a NaN or infinite norm. Bound: memory.
+//! `clip` adds them up in that order (in CUDA every 1024th of them first). NaN or infinity anywhere comes out as a NaN or infinite norm. Bound: memory.
 
 mod cpu;
 #[cfg(test)]
@@ -10,8 +10,8 @@ mod formula;
 #[cfg(test)]
 mod tests;
 
-use crate::launch::by_dtype;
-use crate::{Addr, Cost, DType, Launch, kernel, params};
+use crate::launch::{Params as _, by_dtype};
+use crate::{Addr, Cost, DType, Launch, Source, cuh, kernel, params};
 
 params! {
     /// `out = Σ x · w`
@@ -55,10 +55,17 @@ params! {
     }
 }
 
-kernel!(pub WEIGHTED_SUM, "weighted_sum", WeightedSumParams, cpu::weighted_sum);
-kernel!(pub SUM_SQUARES_F32, "sum_squares_f32", SumSquaresParams, cpu::sum_squares::<f32>);
-kernel!(pub SUM_SQUARES_BF16, "sum_squares_bf16", SumSquaresParams, cpu::sum_squares::<half::bf16>);
-kernel!(pub CLIP, "clip", ClipParams, cpu::clip);
+/// The CUDA source.
+pub static SOURCE: Source = Source {
+    name: "reduce",
+    sm80: include_str!("sm80.cu"),
+    params: &[WeightedSumParams::c_declaration, SumSquaresParams::c_declaration, ClipParams::c_declaration],
+};
+
+kernel!(pub WEIGHTED_SUM, "weighted_sum", WeightedSumParams, cpu::weighted_sum, &SOURCE, |_, _| cuh::blocks("weighted_sum", 1, 1024));
+kernel!(pub SUM_SQUARES_F32, "sum_squares_f32", SumSquaresParams, cpu::sum_squares::<f32>, &SOURCE, |p, _| cuh::blocks("sum_squares_f32", p.n.div_ceil(PART as u64), 256));
+kernel!(pub SUM_SQUARES_BF16, "sum_squares_bf16", SumSquaresParams, cpu::sum_squares::<half::bf16>, &SOURCE, |p, _| cuh::blocks("sum_squares_bf16", p.n.div_ceil(PART as u64), 256));
+kernel!(pub CLIP, "clip", ClipParams, cpu::clip, &SOURCE, |_, _| cuh::blocks("clip", 1, 1024));
 
 /// Elements of one partial sum of squares.
 pub const PART: usize = 64 * 1024;

@@ -17,7 +17,8 @@ mod formula;
 #[cfg(test)]
 mod tests;
 
-use crate::{Addr, Cost, DType, Launch, kernel, params};
+use crate::launch::Params as _;
+use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
 
 params! {
     /// Parameters of the table kernel.
@@ -61,9 +62,32 @@ params! {
     }
 }
 
-kernel!(pub TABLE, "rope_table_f32", TableParams, cpu::table);
-kernel!(pub APPLY_F32, "rope_apply_f32", ApplyParams, cpu::apply::<f32>);
-kernel!(pub APPLY_BF16, "rope_apply_bf16", ApplyParams, cpu::apply::<half::bf16>);
+/// The CUDA source.
+pub static SOURCE: Source = Source {
+    name: "rope",
+    sm80: include_str!("sm80.cu"),
+    params: &[TableParams::c_declaration, ApplyParams::c_declaration],
+};
+
+kernel!(pub TABLE, "rope_table_f32", TableParams, cpu::table, &SOURCE, |p, _| plan_table(p));
+kernel!(pub APPLY_F32, "rope_apply_f32", ApplyParams, cpu::apply::<f32>, &SOURCE, |p, _| plan_apply("rope_apply_f32", p, 4));
+kernel!(pub APPLY_BF16, "rope_apply_bf16", ApplyParams, cpu::apply::<half::bf16>, &SOURCE, |p, _| plan_apply("rope_apply_bf16", p, 8));
+
+/// Tokens of a thread of the table kernel, and heads of a thread of the application (`TOKENS` and `HEADS` of sm80.cu).
+const PER_THREAD: u32 = 8;
+
+fn plan_table(p: &TableParams) -> Vec<Stage> {
+    let threads = u64::from(p.tokens.div_ceil(PER_THREAD)) * u64::from(p.half);
+    cuh::blocks("rope_table_f32", threads.div_ceil(256), 256)
+}
+
+/// `vector`: elements in 16 bytes.
+fn plan_apply(symbol: &'static str, p: &ApplyParams, vector: u32) -> Vec<Stage> {
+    let half = p.head_dim / 2;
+    let chunks = if half.is_multiple_of(vector) { half / vector } else { half };
+    let threads = u64::from(p.tokens) * u64::from(p.heads.div_ceil(PER_THREAD)) * u64::from(chunks);
+    cuh::blocks(symbol, threads.div_ceil(256), 256)
+}
 
 /// The launch that fills the table.
 pub fn table(params: &TableParams) -> Launch {

@@ -10,7 +10,8 @@ mod formula;
 #[cfg(test)]
 mod tests;
 
-use crate::{Addr, Cost, DType, Kernel, Launch, kernel, params};
+use crate::launch::Params as _;
+use crate::{Addr, Cost, DType, Kernel, Launch, Source, cuh, kernel, params};
 
 params! {
     /// Parameters of gather.
@@ -52,10 +53,17 @@ params! {
     }
 }
 
-kernel!(pub GATHER_16, "rows_gather_16bit", GatherParams, cpu::gather::<u16>);
-kernel!(pub GATHER_32, "rows_gather_32bit", GatherParams, cpu::gather::<u32>);
-kernel!(pub SCATTER_16, "rows_scatter_16bit", ScatterParams, cpu::scatter::<u16>);
-kernel!(pub SCATTER_32, "rows_scatter_32bit", ScatterParams, cpu::scatter::<u32>);
+/// The CUDA source.
+pub static SOURCE: Source = Source {
+    name: "rows",
+    sm80: include_str!("sm80.cu"),
+    params: &[GatherParams::c_declaration, ScatterParams::c_declaration],
+};
+
+kernel!(pub GATHER_16, "rows_gather_16bit", GatherParams, cpu::gather::<u16>, &SOURCE, |p, _| cuh::rows("rows_gather_16bit", p.m.into(), p.cols.into(), 8));
+kernel!(pub GATHER_32, "rows_gather_32bit", GatherParams, cpu::gather::<u32>, &SOURCE, |p, _| cuh::rows("rows_gather_32bit", p.m.into(), p.cols.into(), 4));
+kernel!(pub SCATTER_16, "rows_scatter_16bit", ScatterParams, cpu::scatter::<u16>, &SOURCE, |p, _| cuh::rows("rows_scatter_16bit", p.m.into(), p.cols.into(), 8));
+kernel!(pub SCATTER_32, "rows_scatter_32bit", ScatterParams, cpu::scatter::<u32>, &SOURCE, |p, _| cuh::rows("rows_scatter_32bit", p.m.into(), p.cols.into(), 4));
 
 /// The gather launch for any element type.
 pub fn gather(dtype: DType, params: &GatherParams) -> Launch {

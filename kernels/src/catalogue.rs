@@ -1,0 +1,480 @@
+//! Every kernel folder with its maths and a call of each of its kernels at a size that matters: what `reel kernels` lists and shows.
+//!
+//! Sizes are those of Qwen2.5-VL-7B reading 8192 tokens, or decoding for 16 sequences of 8192 keys.
+
+use bytemuck::Zeroable;
+
+use crate::dtype::DType::{self, BF16, F32};
+use crate::launch::KernelLaunch;
+use crate::{
+    Addr, Launch, adamw, attention, column_sum, columns, elementwise, embedding, gelu, kv_write, log_prob,
+    paged_attention, reduce, rms_norm, rope, rows, sample, swiglu,
+};
+
+/// A kernel folder.
+pub struct Folder {
+    /// Its name.
+    pub name: &'static str,
+    /// The text of its `mod.rs`.
+    pub module: &'static str,
+    examples: fn() -> Vec<(&'static str, Launch)>,
+}
+
+/// A call of a kernel: no address in it is real, so it can be planned and counted but not run.
+#[derive(Clone, Debug)]
+pub struct Example {
+    /// The size in words.
+    pub size: &'static str,
+    /// The call.
+    pub launch: KernelLaunch,
+}
+
+impl Folder {
+    /// What the kernels compute: the text at the head of `mod.rs`.
+    pub fn maths(&self) -> String {
+        let lines = self.module.lines().map_while(|l| l.strip_prefix("//!"));
+        lines.map(|l| l.strip_prefix(' ').unwrap_or(l)).collect::<Vec<_>>().join("\n")
+    }
+
+    /// A call of each kernel of the folder.
+    pub fn examples(&self) -> Vec<Example> {
+        let kernel = |(size, launch)| match launch {
+            Launch::Kernel(launch) => Some(Example { size, launch }),
+            Launch::Matmul(_) => None,
+        };
+        (self.examples)().into_iter().filter_map(kernel).collect()
+    }
+}
+
+/// The folder of this name.
+pub fn folder(name: &str) -> Option<&'static Folder> {
+    FOLDERS.iter().find(|f| f.name == name)
+}
+
+macro_rules! folders {
+    ($($name:ident)*) => {
+        &[$(Folder {
+            name: stringify!($name),
+            module: include_str!(concat!(stringify!($name), "/mod.rs")),
+            examples: examples::$name,
+        }),*]
+    };
+}
+
+/// Every folder, in alphabetical order.
+pub const FOLDERS: &[Folder] = folders!(
+    adamw attention column_sum columns elementwise embedding gelu kv_write log_prob paged_attention reduce rms_norm rope rows
+    sample swiglu
+);
+
+/// Tokens of a long clip with its questions.
+const TOKENS: u32 = 8192;
+/// Width of the decoder.
+const HIDDEN: u32 = 3584;
+/// Width of its feed-forward layers.
+const INTERMEDIATE: u32 = 18944;
+const HEADS: u32 = 28;
+const KV_HEADS: u32 = 4;
+const HEAD_DIM: u32 = 128;
+const VOCAB: u32 = 152_064;
+/// Sequences of a decode step.
+const BATCH: u32 = 16;
+/// Stands where a call has an operand.
+const SOME: Addr = Addr(1 << 40);
+
+const BOTH: [DType; 2] = [F32, BF16];
+
+mod examples {
+    use super::*;
+
+    type Examples = Vec<(&'static str, Launch)>;
+
+    const WEIGHTS: &str = "one feed-forward matrix of 18944 x 3584 weights";
+    const ACTIVATIONS: &str = "8192 tokens of 3584";
+    const GATED: &str = "8192 tokens of 18944";
+
+    pub fn adamw() -> Examples {
+        let n = INTERMEDIATE as u64 * HIDDEN as u64;
+        let step = adamw::Params { w: SOME, m: SOME, v: SOME, g: SOME, clip: SOME, n, ..Zeroable::zeroed() };
+        let split = adamw::SplitParams { src: SOME, w: SOME, low: SOME, n };
+        let mut all = vec![
+            (WEIGHTS, adamw::step(F32, &step)),
+            (WEIGHTS, adamw::step(BF16, &adamw::Params { low: SOME, ..step })),
+            (WEIGHTS, adamw::join_master(&adamw::JoinParams { w: SOME, low: SOME, dst: SOME, n })),
+        ];
+        all.extend(BOTH.map(|t| (WEIGHTS, adamw::split_master(t, &split))));
+        all
+    }
+
+    pub fn attention() -> Examples {
+        let pairs = attention::pairs([TOKENS as usize], true);
+        let fwd = attention::FwdParams {
+            q: SOME,
+            k: SOME,
+            v: SOME,
+            o: SOME,
+            lse: SOME,
+            cu_seqlens: SOME,
+            tokens: TOKENS,
+            seqs: 1,
+            heads: HEADS,
+            kv_heads: KV_HEADS,
+            head_dim: HEAD_DIM,
+            causal: 1,
+            scale: 1.0,
+            max_seqlen: TOKENS,
+            ..Zeroable::zeroed()
+        };
+        let bwd = attention::BwdParams {
+            q: SOME,
+            k: SOME,
+            v: SOME,
+            o: SOME,
+            lse: SOME,
+            d_o: SOME,
+            dq: SOME,
+            dk: SOME,
+            dv: SOME,
+            delta: SOME,
+            cu_seqlens: SOME,
+            tokens: TOKENS,
+            seqs: 1,
+            heads: HEADS,
+            kv_heads: KV_HEADS,
+            head_dim: HEAD_DIM,
+            causal: 1,
+            scale: 1.0,
+            max_seqlen: TOKENS,
+            ..Zeroable::zeroed()
+        };
+        let size = "one sequence of 8192 tokens, 28 heads on 4 of 128, causal";
+        let calls = BOTH.map(|t| [attention::fwd(t, &fwd, pairs), attention::bwd(t, &bwd, pairs)]);
+        calls.into_iter().flatten().map(|launch| (size, launch)).collect()
+    }
+
+    pub fn column_sum() -> Examples {
+        let p =
+            column_sum::Params { x: SOME, sum: SOME, rows: TOKENS as u64, cols: HIDDEN as u64, ..Zeroable::zeroed() };
+        BOTH.map(|t| (ACTIVATIONS, column_sum::add(t, &p))).into()
+    }
+
+    pub fn columns() -> Examples {
+        let (width, all) = (HEADS * HEAD_DIM, (HEADS + 2 * KV_HEADS) * HEAD_DIM);
+        let p = columns::CopyParams {
+            src: SOME,
+            dst: SOME,
+            rows: TOKENS,
+            width,
+            src_cols: all,
+            dst_cols: width,
+            ..Zeroable::zeroed()
+        };
+        BOTH.map(|t| ("the queries of 8192 tokens out of a fused qkv", columns::copy(t, &p))).into()
+    }
+
+    pub fn elementwise() -> Examples {
+        let count = TOKENS as u64 * HIDDEN as u64;
+        let (src, dst) = (SOME, SOME);
+        let accumulate = elementwise::AccumulateParams { src, dst, count };
+        let cast = elementwise::CastParams { src, dst, count };
+        let fill = elementwise::FillParams { dst, count, ..Zeroable::zeroed() };
+        let mut calls = vec![
+            elementwise::accumulate(F32, F32, &accumulate),
+            elementwise::accumulate(BF16, BF16, &accumulate),
+            elementwise::accumulate(BF16, F32, &accumulate),
+            elementwise::cast(F32, BF16, &cast),
+            elementwise::cast(BF16, F32, &cast),
+            elementwise::mul_scalar(&elementwise::MulScalarParams { x: SOME, scalar: SOME, y: SOME, count }),
+            elementwise::copy(&elementwise::CopyParams { src, dst, bytes: 2 * count }),
+        ];
+        for t in BOTH {
+            calls.push(elementwise::add(t, &elementwise::AddParams { a: SOME, b: SOME, y: SOME, count }));
+            calls.push(elementwise::cast_f16(t, &cast));
+            calls.push(elementwise::fill(t, &fill));
+        }
+        calls.into_iter().map(|launch| (ACTIVATIONS, launch)).collect()
+    }
+
+    pub fn embedding() -> Examples {
+        let fwd = embedding::FwdParams {
+            table: SOME,
+            ids: SOME,
+            y: SOME,
+            tokens: TOKENS,
+            hidden: HIDDEN,
+            vocab: VOCAB,
+            ..Zeroable::zeroed()
+        };
+        let bwd = embedding::BwdParams {
+            ids: SOME,
+            dy: SOME,
+            dw: SOME,
+            tokens: TOKENS,
+            hidden: HIDDEN,
+            vocab: VOCAB,
+            ..Zeroable::zeroed()
+        };
+        let fwd = BOTH.map(|table| BOTH.map(|out| embedding::fwd(table, out, &fwd)));
+        let bwd = BOTH.map(|t| embedding::bwd(t, &bwd));
+        fwd.into_iter().flatten().chain(bwd).map(|launch| (ACTIVATIONS, launch)).collect()
+    }
+
+    pub fn gelu() -> Examples {
+        let count = TOKENS as u64 * 5120;
+        let fwd = gelu::FwdParams { x: SOME, y: SOME, count };
+        let bwd = gelu::BwdParams { x: SOME, dy: SOME, dx: SOME, count };
+        let calls = BOTH.map(|t| [gelu::fwd(t, &fwd), gelu::bwd(t, &bwd)]);
+        calls.into_iter().flatten().map(|launch| ("the merger's 8192 rows of 5120", launch)).collect()
+    }
+
+    pub fn kv_write() -> Examples {
+        let p = kv_write::Params {
+            k: SOME,
+            v: SOME,
+            k_cache: SOME,
+            v_cache: SOME,
+            slots: SOME,
+            tokens: TOKENS,
+            kv_heads: KV_HEADS,
+            head_dim: HEAD_DIM,
+            blocks: TOKENS / 64,
+            ..Zeroable::zeroed()
+        };
+        BOTH.map(|t| ("8192 tokens, 4 heads of 128", kv_write::write(t, &p))).into()
+    }
+
+    pub fn log_prob() -> Examples {
+        // Chunks of 64 MiB of logits.
+        let (rows, vocab, inv_temperature) = ((64 << 20) / (4 * VOCAB), VOCAB, 1.0);
+        let fwd = log_prob::FwdParams {
+            logits: SOME,
+            targets: SOME,
+            log_prob: SOME,
+            lse: SOME,
+            rows,
+            vocab,
+            inv_temperature,
+            ..Zeroable::zeroed()
+        };
+        let bwd = log_prob::BwdParams {
+            logits: SOME,
+            targets: SOME,
+            lse: SOME,
+            grad: SOME,
+            d_logits: SOME,
+            rows,
+            vocab,
+            inv_temperature,
+            ..Zeroable::zeroed()
+        };
+        let size = "110 rows of 152064 logits";
+        let bwd = BOTH.map(|t| (size, log_prob::bwd(t, &bwd)));
+        [(size, log_prob::fwd(&fwd))].into_iter().chain(bwd).collect()
+    }
+
+    pub fn paged_attention() -> Examples {
+        let p = paged_attention::Params {
+            q: SOME,
+            k_cache: SOME,
+            v_cache: SOME,
+            o: SOME,
+            cu_seqlens: SOME,
+            kv_lens: SOME,
+            block_tables: SOME,
+            tokens: BATCH,
+            seqs: BATCH,
+            heads: HEADS,
+            kv_heads: KV_HEADS,
+            head_dim: HEAD_DIM,
+            max_blocks: TOKENS / 64,
+            scale: 1.0,
+            max_kv_len: TOKENS,
+            ..Zeroable::zeroed()
+        };
+        let (pairs, keys) = paged_attention::work([(1, TOKENS as usize); BATCH as usize]);
+        let size = "a token each of 16 sequences of 8192 keys, 28 heads on 4 of 128";
+        BOTH.map(|t| (size, paged_attention::fwd(t, &p, pairs, keys))).into()
+    }
+
+    pub fn reduce() -> Examples {
+        let n = INTERMEDIATE as u64 * HIDDEN as u64;
+        let rows = reduce::WeightedSumParams { x: SOME, w: SOME, out: SOME, n: TOKENS as u64, ..Zeroable::zeroed() };
+        let squares = reduce::SumSquaresParams { x: SOME, partial: SOME, n, ..Zeroable::zeroed() };
+        let clip =
+            reduce::ClipParams { partials: SOME, out: SOME, count: 1 << 17, max_norm: 1.0, ..Zeroable::zeroed() };
+        let mut all = vec![
+            ("the losses of 8192 tokens", reduce::weighted_sum(&rows)),
+            ("the partial sums of 8 G weights", reduce::clip(&clip)),
+        ];
+        all.extend(BOTH.map(|t| (WEIGHTS, reduce::sum_squares(t, &squares))));
+        all
+    }
+
+    pub fn rms_norm() -> Examples {
+        let fwd = rms_norm::FwdParams {
+            x: SOME,
+            w: SOME,
+            y: SOME,
+            rstd: SOME,
+            rows: TOKENS,
+            cols: HIDDEN,
+            eps: 1e-6,
+            ..Zeroable::zeroed()
+        };
+        let bwd = rms_norm::BwdParams {
+            x: SOME,
+            w: SOME,
+            rstd: SOME,
+            dy: SOME,
+            dx: SOME,
+            dw: SOME,
+            partial: SOME,
+            rows: TOKENS,
+            cols: HIDDEN,
+            ..Zeroable::zeroed()
+        };
+        let calls = BOTH.map(|t| [rms_norm::fwd(t, &fwd), rms_norm::bwd(t, &bwd)]);
+        calls.into_iter().flatten().map(|launch| (ACTIVATIONS, launch)).collect()
+    }
+
+    pub fn rope() -> Examples {
+        let table = rope::TableParams {
+            positions: SOME,
+            inv_freq: SOME,
+            axis: SOME,
+            cos: SOME,
+            sin: SOME,
+            tokens: TOKENS,
+            half: HEAD_DIM / 2,
+            ..Zeroable::zeroed()
+        };
+        let apply = rope::ApplyParams {
+            x: SOME,
+            y: SOME,
+            cos: SOME,
+            sin: SOME,
+            tokens: TOKENS,
+            heads: HEADS,
+            head_dim: HEAD_DIM,
+            ..Zeroable::zeroed()
+        };
+        let size = "8192 tokens, 28 heads of 128";
+        let apply = BOTH.map(|t| (size, rope::apply(t, &apply)));
+        [(size, rope::table(&table))].into_iter().chain(apply).collect()
+    }
+
+    pub fn rows() -> Examples {
+        let gather = rows::GatherParams {
+            x: SOME,
+            index: SOME,
+            y: SOME,
+            m: TOKENS,
+            cols: HIDDEN,
+            n: TOKENS,
+            ..Zeroable::zeroed()
+        };
+        let scatter = rows::ScatterParams {
+            src: SOME,
+            index: SOME,
+            dst: SOME,
+            m: TOKENS,
+            cols: HIDDEN,
+            n: TOKENS,
+            ..Zeroable::zeroed()
+        };
+        let calls = BOTH.map(|t| [rows::gather(t, &gather), rows::scatter(t, &scatter)]);
+        calls.into_iter().flatten().map(|launch| (ACTIVATIONS, launch)).collect()
+    }
+
+    pub fn sample() -> Examples {
+        let p = sample::Params {
+            logits: SOME,
+            temperature: SOME,
+            top_p: SOME,
+            top_k: SOME,
+            penalty: SOME,
+            seed: SOME,
+            position: SOME,
+            history: SOME,
+            history_len: SOME,
+            suppressed: SOME,
+            ids: SOME,
+            log_prob: SOME,
+            rows: BATCH,
+            vocab: VOCAB,
+            history_cols: TOKENS,
+            suppressed_count: 22,
+            ..Zeroable::zeroed()
+        };
+        vec![("16 rows of 152064 logits", sample::sample(&p))]
+    }
+
+    pub fn swiglu() -> Examples {
+        let count = TOKENS as u64 * INTERMEDIATE as u64;
+        let fwd = swiglu::FwdParams { gate: SOME, up: SOME, y: SOME, count };
+        let bwd = swiglu::BwdParams { gate: SOME, up: SOME, dy: SOME, d_gate: SOME, d_up: SOME, count };
+        let calls = BOTH.map(|t| [swiglu::fwd(t, &fwd), swiglu::bwd(t, &bwd)]);
+        calls.into_iter().flatten().map(|launch| (GATED, launch)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Arch, SOURCES};
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
+    /// The names that `kernel!(pub X, "name", …)` declares in a module's text.
+    fn declared(module: &str) -> BTreeSet<&str> {
+        module.split("kernel!(").skip(1).filter_map(|rest| rest.split('"').nth(1)).collect()
+    }
+
+    #[test]
+    fn every_kernel_has_an_example() {
+        for folder in FOLDERS {
+            let examples = folder.examples();
+            let shown: BTreeSet<&str> = examples.iter().map(|e| e.launch.kernel.name).collect();
+            assert_eq!(shown, declared(folder.module), "{}", folder.name);
+            assert_eq!(shown.len(), examples.len(), "{}: one example a kernel", folder.name);
+            assert!(folder.maths().len() > 50, "{}", folder.name);
+        }
+    }
+
+    #[test]
+    fn every_folder_is_listed() {
+        let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut with_kernels = BTreeSet::new();
+        for entry in fs::read_dir(src).unwrap() {
+            let entry = entry.unwrap();
+            let module = fs::read_to_string(entry.path().join("mod.rs")).unwrap_or_default();
+            if !declared(&module).is_empty() {
+                with_kernels.insert(entry.file_name().into_string().unwrap());
+            }
+        }
+        assert_eq!(FOLDERS.iter().map(|f| f.name.to_string()).collect::<BTreeSet<_>>(), with_kernels);
+        for source in SOURCES {
+            assert!(folder(source.name).is_some(), "{}", source.name);
+        }
+    }
+
+    #[test]
+    fn every_plan_is_one_that_a_gpu_takes() {
+        for example in FOLDERS.iter().flat_map(Folder::examples) {
+            let KernelLaunch { kernel, params, cost } = &example.launch;
+            assert!(cost.bytes > 0.0 && cost.bytes.is_finite() && cost.flops.is_finite(), "{}", kernel.name);
+            let Some(cuda) = &kernel.cuda else { continue };
+            for arch in [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100] {
+                let stages = (cuda.plan)(params, &arch);
+                assert_eq!(stages.first().map(|s| s.symbol), Some(kernel.name), "sm_{}", arch.sm);
+                for s in stages {
+                    let threads: u32 = s.block.iter().product();
+                    assert!((1..=1024).contains(&threads), "{}: {threads} threads", s.symbol);
+                    assert!(s.grid.iter().all(|&n| n > 0) && s.grid[1].max(s.grid[2]) < 65536, "{}", s.symbol);
+                    assert!(s.shared <= arch.shared_per_block, "{} on sm_{}: {} bytes", s.symbol, arch.sm, s.shared);
+                }
+            }
+        }
+    }
+}

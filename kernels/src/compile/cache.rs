@@ -1,0 +1,153 @@
+//! Compiled units on disk, by the hash of everything that went into them.
+//!
+//! An entry is written aside and renamed, so that processes which compile the same unit at once both leave a whole one; it carries a
+//! checksum, so that a damaged one is not found and is written anew.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use twox_hash::XxHash3_128;
+
+use super::Unit;
+use super::nvrtc::Output;
+
+/// What an entry starts with; changes with its format.
+const MAGIC: &str = "reel-kernel 1";
+
+/// A folder of entries.
+pub(super) struct Cache {
+    folder: PathBuf,
+}
+
+impl Cache {
+    /// The cache in this folder, which need not exist yet.
+    pub fn new(folder: PathBuf) -> Cache {
+        Cache { folder }
+    }
+
+    /// The name of the entry of `unit` as `compiler`, a library's file, compiles it.
+    pub fn key(unit: &Unit, compiler: &Path) -> String {
+        let mut hash = XxHash3_128::new();
+        let mut add = |part: &str| {
+            hash.write(&(part.len() as u64).to_le_bytes());
+            hash.write(part.as_bytes());
+        };
+        add(MAGIC);
+        // The library's own version number lacks the patch level, and asking for it would load 100 MB for nothing.
+        let version = fs::metadata(compiler).and_then(|m| Ok((m.len(), m.modified()?)));
+        add(&format!("{} {version:?}", compiler.display()));
+        add(&unit.name);
+        add(&unit.text);
+        unit.options.iter().for_each(|o| add(o));
+        for (name, text) in &unit.headers {
+            add(name);
+            add(text);
+        }
+        format!("{:032x}", hash.finish_128())
+    }
+
+    /// The entry, if it is there and whole.
+    pub fn load(&self, key: &str) -> Option<Output> {
+        let bytes = fs::read(self.folder.join(key)).ok()?;
+        let end = bytes.iter().position(|&b| b == b'\n')?;
+        let (head, body) = (std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]);
+        let [ptx, log, cubin, sum] = head.strip_prefix(MAGIC)?.split_whitespace().collect::<Vec<_>>()[..] else {
+            return None;
+        };
+        let [ptx, log, cubin] = [ptx.parse::<usize>().ok()?, log.parse().ok()?, cubin.parse().ok()?];
+        if sum != checksum(body) || ptx.checked_add(log)?.checked_add(cubin)? != body.len() {
+            return None;
+        }
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+        let (ptx, rest) = body.split_at(ptx);
+        let (log, cubin) = rest.split_at(log);
+        Some(Output { ptx: text(ptx)?, log: text(log)?, cubin: cubin.to_vec() })
+    }
+
+    /// Writes the entry. A cache that cannot be written (read-only home, full disk) only costs time: the next run compiles again.
+    pub fn store(&self, key: &str, output: &Output) {
+        static DRAFTS: AtomicU32 = AtomicU32::new(0);
+        let draft = DRAFTS.fetch_add(1, Ordering::Relaxed);
+        let aside = self.folder.join(format!(".{key}.{}.{draft}", std::process::id()));
+        let body = [output.ptx.as_bytes(), output.log.as_bytes(), &output.cubin].concat();
+        let lengths = format!("{} {} {}", output.ptx.len(), output.log.len(), output.cubin.len());
+        let write = || {
+            fs::create_dir_all(&self.folder)?;
+            let mut file = File::create(&aside)?;
+            writeln!(file, "{MAGIC} {lengths} {}", checksum(&body))?;
+            file.write_all(&body)?;
+            drop(file);
+            fs::rename(&aside, self.folder.join(key))
+        };
+        if write().is_err() {
+            let _ = fs::remove_file(&aside);
+        }
+    }
+}
+
+fn checksum(body: &[u8]) -> String {
+    format!("{:032x}", XxHash3_128::oneshot(body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn output() -> Output {
+        Output { ptx: ".version 9.0\n".repeat(9), log: "ptxas".into(), cubin: vec![0, 10, 255, 7] }
+    }
+
+    fn unit(text: &str, option: &str) -> Unit {
+        Unit {
+            name: "k.cu".into(),
+            text: text.into(),
+            headers: vec![("a".into(), "b".into())],
+            options: vec![option.into()],
+        }
+    }
+
+    #[test]
+    fn the_key_depends_on_all_that_is_compiled() {
+        let compiler = tempfile::NamedTempFile::new().unwrap();
+        let key = |u: &Unit| Cache::key(u, compiler.path());
+        let base = key(&unit("x", "-o"));
+        assert_eq!(base, key(&unit("x", "-o")));
+        let mut others = [unit("y", "-o"), unit("x", "-p"), unit("x-", "o"), unit("x", "-o"), unit("x", "-o")];
+        others[3].headers[0].1 = "c".into();
+        others[4].name = "l.cu".into();
+        let mut keys: Vec<String> = others.iter().map(key).chain([base.clone()]).collect();
+        fs::write(compiler.path(), "another version").unwrap();
+        keys.push(key(&unit("x", "-o")));
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), 7);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn a_damaged_entry_is_not_found(place: prop::sample::Index, bit in 0..8u32, cut: bool) {
+            let dir = tempfile::tempdir().unwrap();
+            let cache = Cache::new(dir.path().join("new/folder"));
+            cache.store("k", &output());
+            let whole = cache.load("k").expect("an entry just written");
+            prop_assert_eq!(&whole, &output());
+
+            let path = dir.path().join("new/folder/k");
+            let mut bytes = fs::read(&path).unwrap();
+            let at = place.index(bytes.len());
+            if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit };
+            fs::write(&path, &bytes).unwrap();
+            // A changed head may still say the same lengths, as a tab for a blank; it never gives other contents.
+            if let Some(found) = cache.load("k") {
+                prop_assert_eq!(found, whole);
+            }
+            cache.store("k", &output());
+            prop_assert!(cache.load("k").is_some());
+            prop_assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What a kernel's machine code may not have: spilled registers, local memory that its `mod.rs` does not name, and ptxas's remarks that it
+//! gave up something (`wgmma` serialised, `setmaxnreg` ignored).
+
+use super::ptxas::Resources;
+use super::{CompileError, cubin};
+use crate::Source;
+
+/// One function on one architecture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// What ptxas says of it.
+    pub resources: Resources,
+    /// `ld.local` and `st.local` instructions in its PTX: arrays that did not fit into registers.
+    pub local_accesses: u32,
+}
+
+/// A source compiled for one architecture and looked over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Its functions by symbol.
+    pub functions: Vec<Function>,
+    /// What is wrong, one line each.
+    pub problems: Vec<String>,
+}
+
+/// Compiles `source` for `sm` and looks for what it may not have. `module` is the text of the folder's `mod.rs`, which names the symbols
+/// that may use local memory in lines that begin with `//! Local memory:`.
+pub fn check(source: &Source, sm: &str, module: &str) -> Result<Checked, CompileError> {
+    let built = cubin(source, sm)?;
+    let functions: Vec<Function> = (built.report.functions.iter())
+        .map(|r| Function { local_accesses: local_accesses(&built.ptx, &r.symbol), resources: r.clone() })
+        .collect();
+    let mut problems: Vec<String> = functions.iter().flat_map(|f| problems_of(f, module)).collect();
+    problems.extend(built.report.warnings.iter().map(|w| format!("ptxas: {w}")));
+    let problems = problems.iter().map(|p| format!("{} {sm}: {p}", source.name)).collect();
+    Ok(Checked { functions, problems })
+}
+
+fn problems_of(f: &Function, module: &str) -> Vec<String> {
+    let Resources { symbol, spill_stores, spill_loads, stack, .. } = &f.resources;
+    let mut problems = Vec::new();
+    if spill_stores + spill_loads > 0 {
+        problems.push(format!("{symbol}: {spill_stores} bytes of spilled registers stored, {spill_loads} loaded"));
+    }
+    if f.local_accesses > 0 && !may_use_local_memory(module, symbol) {
+        let what = format!("{symbol}: {} accesses of local memory, {stack} bytes of stack", f.local_accesses);
+        problems.push(format!("{what}; index registers by constants, or name it in mod.rs (`//! Local memory: …`)"));
+    }
+    problems
+}
+
+/// Whether a line `//! Local memory: `a`, `b`: why` has the symbol.
+fn may_use_local_memory(module: &str, symbol: &str) -> bool {
+    let named = format!("`{symbol}`");
+    module.lines().any(|l| l.starts_with("//! Local memory:") && l.contains(&named))
+}
+
+/// The loads and stores of local memory in one function's body.
+fn local_accesses(ptx: &str, symbol: &str) -> u32 {
+    let mut inside = false;
+    let mut count = 0;
+    for line in ptx.lines() {
+        if line.starts_with('.') || line.starts_with("\t.") {
+            // The name stands before the parameters: `.visible .entry name(` or `.func (.param .b32 r) name(`.
+            if line.contains(".entry ") || line.contains(".func ") {
+                inside = declares(line, symbol);
+            }
+        } else if line.starts_with('}') {
+            inside = false;
+        } else if inside && (line.contains("ld.local") || line.contains("st.local")) {
+            count += 1;
+        }
+    }
+    count
+}
+
+fn declares(line: &str, symbol: &str) -> bool {
+    line.split([' ', '(', ')', '\t', ',']).any(|word| word == symbol)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::for_test;
+    use super::*;
+
+    const BAD: &str = r#"
+extern "C" __global__ void fine(float* x) { x[threadIdx.x] += 1.f; }
+extern "C" __global__ void indexed(float* x, int n) {
+    float a[16];
+    for (int i = 0; i < 16; i++) a[i] = x[i * n];
+    for (int i = 0; i < n; i++) a[(i * 7) & 15] += a[i & 15];
+    for (int i = 0; i < 16; i++) x[i] = a[i];
+}
+extern "C" __global__ void __launch_bounds__(1024, 2) spilled(float* x, int n) {
+    float a[64];
+#pragma unroll
+    for (int i = 0; i < 64; i++) a[i] = x[i * n];
+#pragma unroll
+    for (int i = 0; i < 64; i++) for (int j = 0; j < 64; j++) a[i] = a[i] * a[j] + 1;
+#pragma unroll
+    for (int i = 0; i < 64; i++) x[i] = a[i];
+}
+"#;
+
+    fn source(text: &'static str) -> Source {
+        Source { name: "bad", sm80: text, params: &[] }
+    }
+
+    #[test]
+    fn spills_and_local_memory_are_problems() {
+        let Some(()) = for_test() else { return };
+        let checked = check(&source(BAD), "sm_80", "").unwrap();
+        let names: Vec<_> = checked.functions.iter().map(|f| f.resources.symbol.as_str()).collect();
+        assert_eq!(names, ["fine", "indexed", "spilled"]);
+        assert_eq!(checked.problems.len(), 2, "{:?}", checked.problems);
+        assert!(
+            checked.problems[0].starts_with("bad sm_80: indexed: ") && checked.problems[0].contains("local memory")
+        );
+        assert!(checked.problems[1].contains("spilled: ") && checked.problems[1].contains("spilled registers"));
+        let allowed = "//! Local memory: `indexed`, which is a test.\n";
+        assert_eq!(check(&source(BAD), "sm_80", allowed).unwrap().problems.len(), 1);
+        assert_eq!(check(&source(BAD), "sm_80", "//! Local memory: `index`\n").unwrap().problems.len(), 2);
+    }
+
+    #[test]
+    fn what_ptxas_gives_up_is_a_problem() {
+        let Some(()) = for_test() else { return };
+        let text = "extern \"C\" __global__ void k(float* x) {\n  asm volatile(\"setmaxnreg.inc.sync.aligned.u32 240;\");\n  x[0] = 1;\n}\n";
+        let checked = check(&source(text), "sm_90a", "").unwrap();
+        assert_eq!(checked.problems.len(), 1, "{:?}", checked.problems);
+        assert!(checked.problems[0].contains("C7508"), "{:?}", checked.problems);
+    }
+
+    #[test]
+    fn local_accesses_are_counted_by_function() {
+        let ptx = "\
+.visible .entry a(\n\t.param .u64 a_param_0\n)\n{\n\tst.local.f32 \t[%rd1], %f1;\n\tld.local.v4.f32 \t{%f1}, [%rd1];\n}
+.func  (.param .b32 func_retval0) f(\n\t.param .b32 p\n)\n{\n\tld.local.u32 \t%r1, [%rd1];\n}
+.entry b()\n{\n\tld.global.u32 \t%r1, [%rd1];\n}\n";
+        assert_eq!(["a", "f", "b", "c"].map(|s| local_accesses(ptx, s)), [2, 1, 0, 0]);
+    }
+}

@@ -1,0 +1,178 @@
+//! Compiles anybody's CUDA file to PTX: with NVRTC and stand-ins for the C library's headers, else with nvcc where there is one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::toolkit::Toolkit;
+use super::{CompileError, Unit, compiler, number_of};
+
+/// A file compiled to PTX.
+#[derive(Clone, Debug)]
+pub struct Foreign {
+    /// With line information, in which the file itself is named as it was given.
+    pub ptx: String,
+    /// `NVRTC` or `nvcc`.
+    pub compiler: &'static str,
+}
+
+/// Compiles the file at `path` for an architecture such as `sm_90a`. `#include` looks in the file's own folder, in `include`, among
+/// `stand_ins` (name and text) and in the CUDA headers found on this machine. What NVRTC refuses, as host code and the C++ library, goes
+/// to nvcc.
+pub fn foreign(
+    path: &Path,
+    sm: &str,
+    include: &[PathBuf],
+    stand_ins: &[(&str, &str)],
+) -> Result<Foreign, CompileError> {
+    let number = number_of(sm)?;
+    let bytes = fs::read(path).map_err(|e| CompileError::Unreadable { path: path.into(), reason: e.to_string() })?;
+    let toolkit = Toolkit::of_environment();
+    let own = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folders: Vec<&Path> = [own].into_iter().chain(include.iter().map(PathBuf::as_path)).collect();
+
+    let unit = Unit {
+        name: path.display().to_string(),
+        text: String::from_utf8_lossy(&bytes).into_owned(),
+        headers: stand_ins.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect(),
+        options: options(number, &folders, &toolkit.headers(), stand_ins),
+    };
+    let refused = match compiler().and_then(|c| c.nvrtc()?.compile(&unit)) {
+        Ok(output) => return Ok(Foreign { ptx: with_main_file(&output.ptx, path), compiler: "NVRTC" }),
+        Err(e) => e,
+    };
+    match toolkit.program("nvcc") {
+        Some(nvcc) => {
+            let ptx = run_nvcc(&nvcc, path, number, &folders)?;
+            Ok(Foreign { ptx: with_main_file(&ptx, path), compiler: "nvcc" })
+        }
+        None => Err(wanting_nvcc(refused)),
+    }
+}
+
+fn options(number: &str, folders: &[&Path], headers: &[PathBuf], stand_ins: &[(&str, &str)]) -> Vec<String> {
+    let mut options = vec![format!("-arch=compute_{number}"), "--std=c++17".into(), "-lineinfo".into()];
+    let all = folders.iter().copied().chain(headers.iter().map(PathBuf::as_path));
+    options.extend(all.map(|folder| format!("-I{}", folder.display())));
+    // nvcc includes it before every file, and files count on that.
+    if stand_ins.iter().any(|(name, _)| *name == "cuda_runtime.h") {
+        options.push("--pre-include=cuda_runtime.h".into());
+    }
+    options
+}
+
+fn run_nvcc(nvcc: &Path, path: &Path, number: &str, folders: &[&Path]) -> Result<String, CompileError> {
+    let failed = |e: std::io::Error| CompileError::Unusable { path: nvcc.into(), reason: e.to_string() };
+    // Not to stdout: nvcc removes its output file when it fails.
+    let scratch = tempfile::tempdir().map_err(failed)?;
+    let out = scratch.path().join("out.ptx");
+    let mut command = Command::new(nvcc);
+    command.args(["-ptx", "-std=c++17", "-lineinfo", "-o"]).arg(&out);
+    command.arg(format!("-arch=sm_{number}"));
+    command.args(folders.iter().map(|folder| format!("-I{}", folder.display())));
+    // A file without the ending .cu is CUDA all the same; `./` keeps a leading dash from being an option.
+    command.args(["-x", "cu"]).arg(if path.is_absolute() { path.into() } else { Path::new(".").join(path) });
+    let done = command.stdin(Stdio::null()).output().map_err(failed)?;
+    let log = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    if !done.status.success() {
+        return Err(CompileError::refused(&path.display().to_string(), &format!("nvcc: {}", done.status), log));
+    }
+    let bytes = fs::read(&out).map_err(failed)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Says that nvcc might do what NVRTC cannot.
+fn wanting_nvcc(e: CompileError) -> CompileError {
+    match e {
+        CompileError::Refused { first, log }
+            if log.contains("cannot open source file") || log.contains("host function") =>
+        {
+            let first = format!("{first}; host code and the C++ library need nvcc, which was not found");
+            CompileError::Refused { first, log }
+        }
+        e => e,
+    }
+}
+
+/// Names the file in the line table as it was given: compilers make names absolute, each in its own way.
+fn with_main_file(ptx: &str, path: &Path) -> String {
+    let Ok(main) = path.canonicalize() else { return ptx.to_string() };
+    let rename = |line: &str| -> String {
+        let named = line.trim_start().starts_with(".file").then(|| line.split('"').nth(1)).flatten();
+        match named {
+            Some(name) if Path::new(name).canonicalize().is_ok_and(|p| p == main) => {
+                line.replacen(name, &path.display().to_string(), 1)
+            }
+            _ => line.to_string(),
+        }
+    };
+    ptx.split_inclusive('\n').map(rename).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::for_test;
+    use super::*;
+
+    const STAND_INS: &[(&str, &str)] =
+        &[("cuda_runtime.h", "#include <stdint.h>\n"), ("stdint.h", "#pragma once\ntypedef unsigned uint32_t;\n")];
+
+    fn file(folder: &Path, name: &str, text: &str) -> PathBuf {
+        let path = folder.join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    #[test]
+    fn headers_come_from_beside_the_file_and_from_stand_ins() {
+        let Some(()) = for_test() else { return };
+        let dir = tempfile::tempdir().unwrap();
+        file(dir.path(), "mine.h", "__device__ uint32_t mine() { return 7; }\n");
+        let text = "#include \"mine.h\"\n__global__ void k(uint32_t* x) {\n  x[threadIdx.x] = mine();\n}\n";
+        let path = file(dir.path(), "k.cu", text);
+        let built = foreign(&path, "sm_80", &[], STAND_INS).unwrap();
+        assert_eq!(built.compiler, "NVRTC");
+        assert!(built.ptx.contains(".entry _Z1kPj("), "{}", built.ptx);
+        assert!(built.ptx.contains(&format!(".file\t1 \"{}\"", path.display())), "{}", built.ptx);
+        assert!(built.ptx.contains(".loc\t1 3 "));
+    }
+
+    #[test]
+    fn host_code_goes_to_nvcc() {
+        let Some(()) = for_test() else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let text =
+            "#include <vector>\n__global__ void k(int* x) {\n  x[0] = 1;\n}\nint main() { k<<<1, 1>>>(nullptr); }\n";
+        let path = file(dir.path(), "host", text);
+        match (Toolkit::of_environment().program("nvcc"), foreign(&path, "sm_90a", &[], STAND_INS)) {
+            (Some(_), built) => {
+                let built = built.unwrap();
+                assert_eq!(built.compiler, "nvcc");
+                assert!(built.ptx.contains(".target sm_90a") && built.ptx.contains(".entry _Z1kPi("));
+                assert!(built.ptx.contains(&format!("\"{}\"", path.display())), "{}", built.ptx);
+            }
+            (None, e) => assert!(e.unwrap_err().to_string().contains("need nvcc")),
+        }
+    }
+
+    #[test]
+    fn errors_name_file_and_line() {
+        let Some(()) = for_test() else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let path = file(dir.path(), "bad.cu", "__global__ void k(int* x) {\n  x[0] = y;\n}\n");
+        let e = foreign(&path, "sm_80", &[], &[]).unwrap_err().to_string();
+        assert_eq!(e, format!("{}:2: identifier \"y\" is undefined", path.display()));
+        let e = foreign(&dir.path().join("none.cu"), "sm_80", &[], &[]).unwrap_err().to_string();
+        assert!(e.contains("none.cu: cannot be read"), "{e}");
+        let e = foreign(&path, "sm80", &[], &[]).unwrap_err();
+        assert!(matches!(e, CompileError::Architecture(_)));
+    }
+
+    #[test]
+    fn a_missing_nvcc_is_named_where_it_could_help() {
+        let of =
+            |log: &str| wanting_nvcc(CompileError::Refused { first: "k.cu:1: x".into(), log: log.into() }).to_string();
+        assert!(of("cannot open source file \"vector\"").contains("need nvcc"));
+        assert_eq!(of("identifier \"y\" is undefined"), "k.cu:1: x");
+    }
+}

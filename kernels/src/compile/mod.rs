@@ -1,0 +1,238 @@
+//! Compiles CUDA C++ with NVRTC, which is opened at run time: to PTX for the simulator and the driver, to CUBIN for its resources.
+//!
+//! Results are cached on disk by content hash under `$XDG_CACHE_HOME/reel/kernels`; a cached unit is read without opening NVRTC.
+//! Source: NVIDIA's NVRTC and PTX Compiler manuals of CUDA 13.0.
+
+mod cache;
+pub mod check;
+mod foreign;
+mod nvrtc;
+pub mod ptxas;
+pub mod toolkit;
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use crate::Source;
+use cache::Cache;
+pub use foreign::{Foreign, foreign};
+use nvrtc::{Nvrtc, Output};
+use ptxas::Report;
+use toolkit::Toolkit;
+
+/// The architectures that every kernel is compiled for: A100, RTX 30, RTX 40 and L40S, H100 and H200.
+pub const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_86", "sm_89", "sm_90a"];
+
+/// Why a unit was not compiled. Each message is one line.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CompileError {
+    /// There is no NVRTC on this machine.
+    #[error(
+        "NVRTC not found: no libnvrtc.so.13; run `./x setup`, or install CUDA 13 and set CUDA_HOME (`reel doctor` has more)"
+    )]
+    NoNvrtc,
+    /// A library that was found cannot be opened or lacks a function.
+    #[error("{path}: cannot be used: {reason}; install NVRTC 13 anew")]
+    Unusable {
+        /// The library.
+        path: PathBuf,
+        /// What the loader said.
+        reason: String,
+    },
+    /// A file that cannot be read.
+    #[error("{path}: cannot be read: {reason}; check the path")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// The architecture's name is not one.
+    #[error("architecture {0}: not of the form sm_80 or sm_90a; use one of sm_80, sm_86, sm_89, sm_90a")]
+    Architecture(String),
+    /// The compiler refused the text.
+    #[error("{first}")]
+    Refused {
+        /// `file:line: what is wrong`, of the first error.
+        first: String,
+        /// The whole log.
+        log: String,
+    },
+}
+
+impl CompileError {
+    /// Of a failed compilation: its log's first error, or else `status`, the compiler's word for the failure.
+    fn refused(unit: &str, status: &str, log: String) -> CompileError {
+        let first = log.lines().find_map(first_error).unwrap_or_else(|| format!("{unit}: {status}"));
+        CompileError::Refused { first, log }
+    }
+
+    /// What the compiler printed, for a refused unit.
+    pub fn log(&self) -> &str {
+        match self {
+            CompileError::Refused { log, .. } => log,
+            _ => "",
+        }
+    }
+}
+
+/// `file(12): error: text` as `file:12: text`; also errors without a place. None for lines that report no error.
+fn first_error(line: &str) -> Option<String> {
+    let (place, text) = line.split_once("error: ").or_else(|| line.split_once("error   : "))?;
+    let place = place.trim_end_matches("catastrophic ").trim_end_matches([' ', ':', ';']);
+    let place = match place.strip_suffix(')').and_then(|p| p.rsplit_once('(')) {
+        Some((file, line)) => format!("{file}:{line}"),
+        None => place.to_string(),
+    };
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    Some(if place.is_empty() { text } else { format!("{place}: {text}") })
+}
+
+/// A translation unit as NVRTC takes it.
+#[derive(Clone, Debug)]
+struct Unit {
+    /// What messages and line tables call the text.
+    name: String,
+    text: String,
+    /// Headers that `#include` finds by name.
+    headers: Vec<(String, String)>,
+    options: Vec<String>,
+}
+
+/// A unit compiled for one architecture.
+#[derive(Clone, Debug)]
+pub struct Cubin {
+    /// What the driver loads.
+    pub image: Vec<u8>,
+    /// The PTX that it was assembled from.
+    pub ptx: String,
+    /// The compilers' log.
+    pub log: String,
+    /// Registers, spills and warnings out of the log.
+    pub report: Report,
+}
+
+/// The PTX of a kernel folder for an architecture such as `sm_80`, with line information.
+pub fn ptx(source: &Source, sm: &str) -> Result<String, CompileError> {
+    let unit = unit_of(source, &format!("compute_{}", number_of(sm)?), &[]);
+    Ok(compiler()?.build(&unit)?.ptx)
+}
+
+/// The machine code of a kernel folder for an architecture such as `sm_80`, and what ptxas says of it.
+pub fn cubin(source: &Source, sm: &str) -> Result<Cubin, CompileError> {
+    let unit = unit_of(source, &format!("sm_{}", number_of(sm)?), &["--ptxas-options=-v"]);
+    let Output { ptx, cubin, log } = compiler()?.build(&unit)?;
+    let report = Report::parse(&log);
+    Ok(Cubin { image: cubin, ptx, log, report })
+}
+
+/// The part of an architecture's name after `sm_`.
+fn number_of(sm: &str) -> Result<&str, CompileError> {
+    let number = sm.strip_prefix("sm_").unwrap_or_default();
+    let digits = number.trim_end_matches(['a', 'f']);
+    let good = matches!(digits.len(), 2 | 3) && digits.bytes().all(|b| b.is_ascii_digit());
+    let good = good && number.len() - digits.len() <= 1;
+    if good { Ok(number) } else { Err(CompileError::Architecture(sm.to_string())) }
+}
+
+fn unit_of(source: &Source, arch: &str, options: &[&str]) -> Unit {
+    let text = source.text();
+    let fixed = [&format!("-arch={arch}"), "--std=c++17", "-lineinfo"];
+    Unit {
+        name: format!("{}/sm80.cu", source.name),
+        headers: headers_of(&text, crate::cuh::HEADERS),
+        text,
+        options: fixed.iter().chain(options).map(|o| o.to_string()).collect(),
+    }
+}
+
+/// Those of `all` headers that the text names, itself or through another header: so that a change of one header makes only its users
+/// compile again.
+fn headers_of(text: &str, all: &[(&str, &str)]) -> Vec<(String, String)> {
+    let mut texts = vec![text];
+    let mut wanted = vec![false; all.len()];
+    while let Some(text) = texts.pop() {
+        for (i, (name, header)) in all.iter().enumerate() {
+            if !wanted[i] && text.contains(name) {
+                wanted[i] = true;
+                texts.push(header);
+            }
+        }
+    }
+    let wanted = all.iter().zip(wanted).filter(|(_, w)| *w);
+    wanted.map(|((name, text), _)| (name.to_string(), text.to_string())).collect()
+}
+
+/// NVRTC with its cache; opened when the first unit is not cached.
+struct Compiler {
+    library: PathBuf,
+    cache: Option<Cache>,
+    nvrtc: OnceLock<Result<Nvrtc, CompileError>>,
+}
+
+impl Compiler {
+    fn new(library: &Path, cache: Option<PathBuf>) -> Compiler {
+        Compiler { library: library.to_path_buf(), cache: cache.map(Cache::new), nvrtc: OnceLock::new() }
+    }
+
+    fn nvrtc(&self) -> Result<&Nvrtc, CompileError> {
+        self.nvrtc.get_or_init(|| Nvrtc::open(&self.library)).as_ref().map_err(Clone::clone)
+    }
+
+    fn build(&self, unit: &Unit) -> Result<Output, CompileError> {
+        let key = Cache::key(unit, &self.library);
+        if let Some(output) = self.cache.as_ref().and_then(|c| c.load(&key)) {
+            return Ok(output);
+        }
+        let mut output = self.nvrtc()?.compile(unit)?;
+        output.ptx = with_relative_files(&output.ptx);
+        if let Some(cache) = &self.cache {
+            cache.store(&key, &output);
+        }
+        Ok(output)
+    }
+}
+
+/// NVRTC puts the working folder before every `.file` name of the line table. Without it the PTX is the same wherever it is made.
+fn with_relative_files(ptx: &str) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    let prefix = format!("\"{}/", here.display().to_string().trim_end_matches('/'));
+    let relative = |line: &str| match line.trim_start().starts_with(".file") {
+        true => line.replacen(&prefix, "\"", 1),
+        false => line.to_string(),
+    };
+    ptx.split_inclusive('\n').map(relative).collect()
+}
+
+/// The compiler of this process.
+fn compiler() -> Result<&'static Compiler, CompileError> {
+    static COMPILER: OnceLock<Option<Compiler>> = OnceLock::new();
+    let find = || {
+        let library = Toolkit::of_environment().nvrtc()?;
+        Some(Compiler::new(&library, toolkit::cache_folder().map(|c| c.join("kernels"))))
+    };
+    COMPILER.get_or_init(find).as_ref().ok_or(CompileError::NoNvrtc)
+}
+
+/// Whether kernels can be compiled here: NVRTC is found and opens.
+pub fn available() -> Result<(), CompileError> {
+    compiler()?.nvrtc().map(|_| ())
+}
+
+/// For tests that compile kernels: `let Some(()) = compile::for_test() else { return };`. Without NVRTC it prints
+/// `skipped: NAME: NVRTC not found …` with the test's name and gives None.
+///
+/// # Panics
+/// Without NVRTC in continuous integration (`CI` set and not empty): there, nothing may be skipped.
+pub fn for_test() -> Option<()> {
+    let Err(e) = available() else { return Some(()) };
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("a test");
+    let ci = std::env::var_os("CI").is_some_and(|v| !v.is_empty());
+    assert!(!ci, "{name}: {e}");
+    println!("skipped: {name}: {e}");
+    None
+}
+
+#[cfg(test)]
+mod tests;

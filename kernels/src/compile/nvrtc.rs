@@ -1,0 +1,175 @@
+//! NVRTC, opened at run time: the one place where its C functions are called.
+//!
+//! Handled here rather than by a binding crate because the library must be opened from a folder found at run time, with its builtins
+//! library before it, and because its absence must be an error value.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::path::Path;
+use std::ptr;
+
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+
+use super::{CompileError, Unit, toolkit};
+
+type Status = c_int;
+type Program = *mut c_void;
+type Get<T> = unsafe extern "C" fn(Program, *mut T) -> Status;
+
+/// The functions of an opened NVRTC.
+pub(super) struct Nvrtc {
+    error_string: unsafe extern "C" fn(Status) -> *const c_char,
+    create: unsafe extern "C" fn(
+        *mut Program,
+        *const c_char,
+        *const c_char,
+        c_int,
+        *const *const c_char,
+        *const *const c_char,
+    ) -> Status,
+    destroy: unsafe extern "C" fn(*mut Program) -> Status,
+    compile: unsafe extern "C" fn(Program, c_int, *const *const c_char) -> Status,
+    log_size: Get<usize>,
+    log: Get<c_char>,
+    ptx_size: Get<usize>,
+    ptx: Get<c_char>,
+    cubin_size: Get<usize>,
+    cubin: Get<c_char>,
+    // Kept open: the functions above point into them.
+    _libraries: Vec<Library>,
+}
+
+/// What a compilation gave: PTX, and a CUBIN where a real architecture was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Output {
+    pub ptx: String,
+    pub cubin: Vec<u8>,
+    pub log: String,
+}
+
+impl Nvrtc {
+    /// Opens the library at `path`.
+    pub fn open(path: &Path) -> Result<Nvrtc, CompileError> {
+        let failed =
+            |p: &Path, e: libloading::Error| CompileError::Unusable { path: p.to_path_buf(), reason: one_line(&e) };
+        let mut libraries = Vec::new();
+        for p in toolkit::builtins(path).iter().map(|p| p.as_path()).chain([path]) {
+            // SAFETY: NVIDIA's libraries, whose initialisers ask for nothing of the caller.
+            libraries.push(unsafe { Library::open(Some(p), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| failed(p, e))?);
+        }
+        let library = libraries.last().expect("NVRTC itself was pushed");
+        macro_rules! get {
+            ($name:literal) => {
+                // SAFETY: the field's type is the function's type in nvrtc.h of CUDA 13.
+                *unsafe { library.get($name) }.map_err(|e| failed(path, e))?
+            };
+        }
+        Ok(Nvrtc {
+            error_string: get!(c"nvrtcGetErrorString"),
+            create: get!(c"nvrtcCreateProgram"),
+            destroy: get!(c"nvrtcDestroyProgram"),
+            compile: get!(c"nvrtcCompileProgram"),
+            log_size: get!(c"nvrtcGetProgramLogSize"),
+            log: get!(c"nvrtcGetProgramLog"),
+            ptx_size: get!(c"nvrtcGetPTXSize"),
+            ptx: get!(c"nvrtcGetPTX"),
+            cubin_size: get!(c"nvrtcGetCUBINSize"),
+            cubin: get!(c"nvrtcGetCUBIN"),
+            _libraries: libraries,
+        })
+    }
+
+    /// Compiles one translation unit.
+    pub fn compile(&self, unit: &Unit) -> Result<Output, CompileError> {
+        let text = c_string(unit, &unit.text)?;
+        let name = c_string(unit, &unit.name)?;
+        let headers = unit.headers.iter().map(|(_, t)| c_string(unit, t)).collect::<Result<Vec<_>, _>>()?;
+        let names = unit.headers.iter().map(|(n, _)| c_string(unit, n)).collect::<Result<Vec<_>, _>>()?;
+        let options = unit.options.iter().map(|o| c_string(unit, o)).collect::<Result<Vec<_>, _>>()?;
+        let (header_ptrs, name_ptrs, option_ptrs) = (pointers(&headers), pointers(&names), pointers(&options));
+
+        let mut owned = Owned { nvrtc: self, program: ptr::null_mut() };
+        let count = headers.len() as c_int;
+        // SAFETY: NUL-terminated strings that live until the end of this function; arrays of `count` pointers.
+        let status = unsafe {
+            let (headers, names) = (header_ptrs.as_ptr(), name_ptrs.as_ptr());
+            (self.create)(&mut owned.program, text.as_ptr(), name.as_ptr(), count, headers, names)
+        };
+        self.check(status, unit, String::new)?;
+        let program = owned.program;
+        // SAFETY: a program just created; as many options as said.
+        let status = unsafe { (self.compile)(program, options.len() as c_int, option_ptrs.as_ptr()) };
+        let log = text_of(self.get(unit, program, self.log_size, self.log)?);
+        self.check(status, unit, || log.clone())?;
+        Ok(Output {
+            ptx: text_of(self.get(unit, program, self.ptx_size, self.ptx)?),
+            cubin: self.get(unit, program, self.cubin_size, self.cubin)?,
+            log,
+        })
+    }
+
+    /// One of the byte strings that a program has.
+    fn get(
+        &self,
+        unit: &Unit,
+        program: Program,
+        size: Get<usize>,
+        bytes: Get<c_char>,
+    ) -> Result<Vec<u8>, CompileError> {
+        let mut length = 0;
+        // SAFETY: a live program and a place for the length.
+        self.check(unsafe { size(program, &mut length) }, unit, String::new)?;
+        let mut buffer = vec![0u8; length];
+        if length > 0 {
+            // SAFETY: a live program and a buffer of the length that it asked for.
+            self.check(unsafe { bytes(program, buffer.as_mut_ptr().cast()) }, unit, String::new)?;
+        }
+        Ok(buffer)
+    }
+
+    fn check(&self, status: Status, unit: &Unit, log: impl Fn() -> String) -> Result<(), CompileError> {
+        if status == 0 {
+            return Ok(());
+        }
+        // SAFETY: NVRTC answers any status with a static string.
+        let text = unsafe { CStr::from_ptr((self.error_string)(status)) };
+        Err(CompileError::refused(&unit.name, &text.to_string_lossy(), log()))
+    }
+}
+
+/// A program that is destroyed with its owner.
+struct Owned<'a> {
+    nvrtc: &'a Nvrtc,
+    program: Program,
+}
+
+impl Drop for Owned<'_> {
+    fn drop(&mut self) {
+        if !self.program.is_null() {
+            // SAFETY: created by this NVRTC, destroyed once.
+            unsafe { (self.nvrtc.destroy)(&mut self.program) };
+        }
+    }
+}
+
+fn c_string(unit: &Unit, text: &str) -> Result<CString, CompileError> {
+    CString::new(text).map_err(|_| CompileError::refused(&unit.name, "the text holds a NUL character", String::new()))
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    strings.iter().map(|s| s.as_ptr()).collect()
+}
+
+/// NVRTC's texts end in a NUL.
+fn text_of(mut bytes: Vec<u8>) -> String {
+    while bytes.last() == Some(&0) {
+        bytes.pop();
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn one_line(e: &libloading::Error) -> String {
+    // The loader's own words are in the source of the error.
+    let text = std::error::Error::source(e).map_or_else(|| e.to_string(), ToString::to_string);
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

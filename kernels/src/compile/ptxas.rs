@@ -1,0 +1,141 @@
+//! What ptxas says of each function, as data.
+
+/// One function's resources on one architecture, as ptxas reports them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// The symbol.
+    pub symbol: String,
+    /// Whether it is a kernel; else a function that was not inlined.
+    pub entry: bool,
+    /// Registers of a thread; 0 where ptxas does not say (functions that are no kernels).
+    pub registers: u32,
+    /// Bytes that spilled registers write.
+    pub spill_stores: u32,
+    /// Bytes that spilled registers read.
+    pub spill_loads: u32,
+    /// Bytes of a thread's stack frame: local arrays and spilled registers.
+    pub stack: u32,
+    /// Bytes of static shared memory.
+    pub shared: u32,
+    /// Named barriers.
+    pub barriers: u32,
+}
+
+/// A report of ptxas on one unit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// By symbol, in alphabetical order.
+    pub functions: Vec<Resources>,
+    /// What it warns of, one a line: warnings, and the numbered remarks on performance, such as C7508 (`setmaxnreg` ignored) or C7510 to
+    /// C7519 (`wgmma` serialised, a wait or an arrive put in).
+    pub warnings: Vec<String>,
+}
+
+impl Report {
+    /// Reads the log of ptxas `-v`, from the program itself or out of NVRTC's log.
+    pub fn parse(log: &str) -> Report {
+        let mut report = Report::default();
+        // Where "N bytes stack frame" and "Used N registers" lines belong.
+        let (mut function, mut entry) = (String::new(), String::new());
+        for line in log.lines().filter(|l| l.starts_with("ptxas")) {
+            if let Some(symbol) = quoted_after(line, "Compiling entry function ") {
+                entry = symbol.to_string();
+                report.of(symbol).entry = true;
+            } else if let Some((_, symbol)) = line.split_once("Function properties for ") {
+                function = symbol.trim().to_string();
+                report.of(&function);
+            } else if line.contains(" bytes stack frame") {
+                let f = report.of(&function);
+                f.stack = number_before(line, " bytes stack frame");
+                f.spill_stores = number_before(line, " bytes spill stores");
+                f.spill_loads = number_before(line, " bytes spill loads");
+            } else if line.contains(": Used ") {
+                let f = report.of(&entry);
+                f.registers = number_before(line, " registers");
+                f.shared = number_before(line, " bytes smem");
+                f.barriers = number_before(line, " barriers");
+            } else if let Some(warning) = warning(line) {
+                report.warnings.push(warning);
+            }
+        }
+        report.functions.sort_by(|a, b| a.symbol.cmp(&b.symbol));
+        report.warnings.dedup();
+        report
+    }
+
+    /// What it says of one symbol.
+    pub fn function(&self, symbol: &str) -> Option<&Resources> {
+        self.functions.iter().find(|f| f.symbol == symbol)
+    }
+
+    fn of(&mut self, symbol: &str) -> &mut Resources {
+        let i = self.functions.iter().position(|f| f.symbol == symbol).unwrap_or_else(|| {
+            self.functions.push(Resources { symbol: symbol.to_string(), ..Resources::default() });
+            self.functions.len() - 1
+        });
+        &mut self.functions[i]
+    }
+}
+
+/// The text of a line that warns: `ptxas warning : …` or a numbered remark `ptxas info    : (C7508) …`.
+fn warning(line: &str) -> Option<String> {
+    let (kind, text) = line.strip_prefix("ptxas")?.split_once(':')?;
+    let numbered = text.trim_start().strip_prefix("(C").is_some_and(|t| t.starts_with(|c: char| c.is_ascii_digit()));
+    (kind.trim() != "info" || numbered).then(|| text.trim().to_string())
+}
+
+fn quoted_after<'a>(line: &'a str, words: &str) -> Option<&'a str> {
+    line.split_once(words)?.1.strip_prefix('\'')?.split('\'').next()
+}
+
+/// The number that stands right before `words`, or 0.
+fn number_before(line: &str, words: &str) -> u32 {
+    let Some((before, _)) = line.split_once(words) else { return 0 };
+    let digits = before.len() - before.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    before[before.len() - digits..].parse().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_becomes_data() {
+        let log = "\
+ptxas info    : (C7517) warpgroup.wait is injected in around line 85 by compiler to allow use of registers in function 'b'
+ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored; unable to determine register count at entry.
+ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored; unable to determine register count at entry.
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'b' for 'sm_90a'
+ptxas info    : Function properties for b
+ptxas         .     6336 bytes stack frame, 6680 bytes spill stores, 15288 bytes spill loads
+ptxas info    : Used 32 registers, used 2 barriers, 400 bytes smem, 6336 bytes cumulative stack size, 360 bytes cmem[0]
+ptxas info    : Compile time = 531.577 ms
+ptxas info    : Function properties for _Z1ff
+ptxas         .     8 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Compiling entry function 'a' for 'sm_90a'
+ptxas info    : Function properties for a
+ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 8 registers, used 0 barriers
+ptxas warning : Value of threads per SM for entry a is out of range.
+";
+        let report = Report::parse(log);
+        let b = Resources {
+            symbol: "b".into(),
+            entry: true,
+            registers: 32,
+            spill_stores: 6680,
+            spill_loads: 15288,
+            stack: 6336,
+            shared: 400,
+            barriers: 2,
+        };
+        assert_eq!(report.function("b"), Some(&b));
+        let a = Resources { symbol: "a".into(), entry: true, registers: 8, ..Resources::default() };
+        assert_eq!(report.function("a"), Some(&a));
+        let f = Resources { symbol: "_Z1ff".into(), stack: 8, ..Resources::default() };
+        assert_eq!(report.functions, [f, a, b]);
+        let starts: Vec<_> = report.warnings.iter().map(|w| &w[..7]).collect();
+        assert_eq!(starts, ["(C7517)", "(C7508)", "Value o"]);
+    }
+}

@@ -1,0 +1,199 @@
+//! Where the CUDA compilers, their programs and their headers are on this machine.
+//!
+//! Folders are searched in this order, each item by itself: what `REEL_CUDA` names (a CUDA toolkit, a Python environment that holds
+//! NVIDIA's wheels, or a folder that they were installed to), `CUDA_HOME`, `CUDA_PATH`, `/usr/local/cuda*` (newest first), the loader's
+//! and the shell's paths, and the folder that `./x setup` fills: `$XDG_CACHE_HOME/reel/cuda-13.0`.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// The major version whose PTX the simulator reads and whose libraries are opened.
+pub const MAJOR: u32 = 13;
+
+/// The places that may hold a CUDA toolkit or parts of one, in the order in which they are searched.
+#[derive(Clone, Debug, Default)]
+pub struct Toolkit {
+    places: Vec<Place>,
+}
+
+/// One installation, or one search path.
+#[derive(Clone, Debug, Default)]
+struct Place {
+    libraries: Vec<PathBuf>,
+    programs: Vec<PathBuf>,
+    headers: Vec<PathBuf>,
+}
+
+impl Toolkit {
+    /// The toolkit as this process' environment has it.
+    pub fn of_environment() -> Toolkit {
+        Toolkit::of(|name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from))
+    }
+
+    /// The toolkit that an environment with these variables has.
+    fn of(var: impl Fn(&str) -> Option<PathBuf>) -> Toolkit {
+        let named = ["REEL_CUDA", "CUDA_HOME", "CUDA_PATH"].iter().filter_map(|name| var(name));
+        let mut local = children(Path::new("/usr/local"), |name| name.starts_with("cuda"));
+        local.sort_by_key(|p| std::cmp::Reverse(version_of_name(p)));
+        let mut places: Vec<Place> = named.chain(local).map(|root| Place::installation(&root)).collect();
+
+        let listed = |name: &str| var(name).map(|v| env::split_paths(&v).collect()).unwrap_or_default();
+        let mut paths = Place { libraries: listed("LD_LIBRARY_PATH"), programs: listed("PATH"), headers: Vec::new() };
+        let system = [format!("/usr/lib/{}-linux-gnu", env::consts::ARCH), "/usr/lib64".into(), "/usr/lib".into()];
+        paths.libraries.extend(system.map(PathBuf::from));
+        places.push(paths);
+        places.extend(cache_of(&var).map(|cache| Place::installation(&cache.join("cuda-13.0"))));
+        // Programs and headers of the release that compiles, not of an older one that is installed too.
+        places.sort_by_key(|p| p.nvrtc().is_none());
+        Toolkit { places }
+    }
+
+    /// The NVRTC library, `libnvrtc.so.13`.
+    pub fn nvrtc(&self) -> Option<PathBuf> {
+        self.places.iter().find_map(Place::nvrtc)
+    }
+
+    /// A program by its name, for example `ptxas`.
+    pub fn program(&self, name: &str) -> Option<PathBuf> {
+        let folders = self.places.iter().flat_map(|p| &p.programs);
+        folders.map(|folder| folder.join(name)).find(|p| is_program(p))
+    }
+
+    /// The header folders of the first installation that has `cuda_bf16.h`, for kernels that are not ours.
+    pub fn headers(&self) -> Vec<PathBuf> {
+        let has = |p: &&Place| p.headers.iter().any(|h| h.join("cuda_bf16.h").is_file());
+        self.places.iter().find(has).map(|p| p.headers.clone()).unwrap_or_default()
+    }
+}
+
+impl Place {
+    /// The folders of one installation, whichever of the layouts it has.
+    fn installation(root: &Path) -> Place {
+        let mut packages = vec![root.to_path_buf()];
+        for lib in ["lib", "lib64"] {
+            let pythons = children(&root.join(lib), |name| name.starts_with("python3"));
+            packages.extend(pythons.iter().map(|p| p.join("site-packages")));
+        }
+        // The wheels of CUDA 13 share one folder, which has a toolkit's layout.
+        let wheels = packages.iter().map(|p| p.join("nvidia").join(format!("cu{MAJOR}")));
+        let roots: Vec<PathBuf> = [root.to_path_buf()].into_iter().chain(wheels).collect();
+        let folders = |names: &[&str]| {
+            roots.iter().flat_map(|r| names.iter().map(|n| r.join(n))).filter(|p| p.is_dir()).collect::<Vec<_>>()
+        };
+        Place {
+            libraries: folders(&["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"]),
+            programs: folders(&["bin"]),
+            headers: folders(&["include", "include/cccl"]),
+        }
+    }
+
+    fn nvrtc(&self) -> Option<PathBuf> {
+        let name = format!("libnvrtc.so.{MAJOR}");
+        self.libraries.iter().map(|folder| folder.join(&name)).find(|p| p.is_file())
+    }
+}
+
+/// The folder of what reel keeps between runs: `$XDG_CACHE_HOME/reel` or `~/.cache/reel`.
+pub fn cache_folder() -> Option<PathBuf> {
+    cache_of(&|name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from))
+}
+
+fn cache_of(var: &impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    // The XDG base directory specification has relative paths ignored.
+    let xdg = var("XDG_CACHE_HOME").filter(|p| p.is_absolute());
+    Some(xdg.or_else(|| Some(var("HOME")?.join(".cache")))?.join("reel"))
+}
+
+/// The libraries beside NVRTC that it looks up by name while it compiles, and that the loader would not find there.
+pub(super) fn builtins(nvrtc: &Path) -> Vec<PathBuf> {
+    let folder = nvrtc.parent().unwrap_or(Path::new("."));
+    let mut found = children(folder, |name| name.starts_with(&format!("libnvrtc-builtins.so.{MAJOR}.")));
+    // `.so.13.0` before `.so.13.0.88`: the short name is what NVRTC asks for.
+    found.sort_by_key(|p| p.as_os_str().len());
+    found.truncate(1);
+    found
+}
+
+fn children(folder: &Path, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut found: Vec<_> = entries.filter(|e| wanted(&e.file_name().to_string_lossy())).map(|e| e.path()).collect();
+    found.sort();
+    found
+}
+
+/// The numbers in a folder's name, so that `cuda-13.10` counts as newer than `cuda-13.2`; the plain `cuda` is what the
+/// administrator chose, hence the newest.
+fn version_of_name(path: &Path) -> Vec<u32> {
+    let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    if name == "cuda" {
+        return vec![u32::MAX];
+    }
+    name.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect()
+}
+
+fn is_program(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn touch(path: PathBuf) -> PathBuf {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "").unwrap();
+        path
+    }
+
+    #[test]
+    fn every_layout_is_searched_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |names: &[(&str, &str)]| {
+            let named: Vec<_> = names.iter().map(|(k, v)| (k.to_string(), dir.path().join(v))).collect();
+            Toolkit::of(move |name| named.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone()))
+        };
+        let toolkit = touch(dir.path().join("toolkit/lib64/libnvrtc.so.13"));
+        let venv = touch(dir.path().join("venv/lib/python3.12/site-packages/nvidia/cu13/lib/libnvrtc.so.13"));
+        let cache = touch(dir.path().join("cache/reel/cuda-13.0/nvidia/cu13/lib/libnvrtc.so.13"));
+        touch(dir.path().join("old/lib64/libnvrtc.so.12"));
+        let header = touch(dir.path().join("venv/lib/python3.12/site-packages/nvidia/cu13/include/cuda_bf16.h"));
+        fs::create_dir(header.with_file_name("cccl")).unwrap();
+
+        assert_eq!(of(&[("CUDA_HOME", "toolkit"), ("REEL_CUDA", "venv")]).nvrtc(), Some(venv));
+        assert_eq!(of(&[("CUDA_HOME", "toolkit"), ("XDG_CACHE_HOME", "cache")]).nvrtc(), Some(toolkit.clone()));
+        assert_eq!(of(&[("LD_LIBRARY_PATH", "toolkit/lib64")]).nvrtc(), Some(toolkit));
+        let include = header.parent().unwrap().to_path_buf();
+        assert_eq!(of(&[("REEL_CUDA", "venv")]).headers(), [include.clone(), include.join("cccl")]);
+        // An older toolkit's programs and headers come last, though it is named.
+        let bin = touch(dir.path().join("old/bin/nvcc"));
+        fs::set_permissions(&bin, PermissionsExt::from_mode(0o755)).unwrap();
+        touch(dir.path().join("old/include/cuda_bf16.h"));
+        let both = of(&[("CUDA_HOME", "old"), ("CUDA_PATH", "venv")]);
+        assert_eq!((both.headers(), both.program("nvcc")), (vec![include.clone(), include.join("cccl")], Some(bin)));
+        // What this machine has under /usr/local would come before the cache.
+        if of(&[]).nvrtc().is_none() {
+            assert_eq!(of(&[("CUDA_PATH", "old"), ("XDG_CACHE_HOME", "cache")]).nvrtc(), Some(cache));
+        }
+    }
+
+    #[test]
+    fn a_program_must_be_executable() {
+        let dir = tempfile::tempdir().unwrap();
+        let ptxas = touch(dir.path().join("bin/ptxas"));
+        let t = Toolkit::of(|name| (name == "REEL_CUDA").then(|| dir.path().to_path_buf()));
+        let found = |t: &Toolkit| t.program("ptxas").filter(|p| p.starts_with(dir.path()));
+        assert_eq!(found(&t), None);
+        fs::set_permissions(&ptxas, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(found(&t), Some(ptxas));
+    }
+
+    #[test]
+    fn newer_toolkits_come_first() {
+        let mut names = ["cuda-13.2", "cuda-12.9", "cuda", "cuda-13.10"].map(PathBuf::from);
+        names.sort_by_key(|p| std::cmp::Reverse(version_of_name(p)));
+        assert_eq!(names, ["cuda", "cuda-13.10", "cuda-13.2", "cuda-12.9"].map(PathBuf::from));
+    }
+}

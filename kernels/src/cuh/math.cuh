@@ -1,0 +1,17 @@
+// Arithmetic that C++ has no name for.
+#pragma once
+
+#include "cuh/base.cuh"
+
+__device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000); }
+__device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000); }
+
+// a / b to two units in the last place at any magnitude.
+__device__ __forceinline__ float divide(float a, float b) {
+  float quotient;
+  asm("div.full.f32 %0, %1, %2;" : "=f"(quotient) : "f"(a), "f"(b));
+  return quotient;
+}
+
+// 1 / (1 + e^-x)
+__device__ __forceinline__ float sigmoid(float x) { return divide(1.0f, 1.0f + expf(-x)); }

@@ -1,0 +1,45 @@
+// Rows moved from place to place: blockDim.x threads own a row, blockDim.y rows a block (cuh::rows in cuh.rs chooses both).
+#pragma once
+
+#include "cuh/base.cuh"
+
+// The row of this thread; there may be fewer.
+__device__ __forceinline__ u64 row_of_thread() { return static_cast<u64>(blockIdx.x) * blockDim.y + threadIdx.y; }
+
+// `count` words from one place to another, four loads ahead of their stores.
+template <class Word>
+__device__ __forceinline__ void move_words(const Word* src, Word* dst, u32 count) {
+  constexpr int STEPS = 4;
+  const u32 step = blockDim.x;
+  for (u32 at = threadIdx.x; at < count; at += STEPS * step) {
+    Word words[STEPS];
+#pragma unroll
+    for (int k = 0; k < STEPS; ++k) {
+      if (at + k * step < count) words[k] = src[at + k * step];
+    }
+#pragma unroll
+    for (int k = 0; k < STEPS; ++k) {
+      if (at + k * step < count) dst[at + k * step] = words[k];
+    }
+  }
+}
+
+// A row of elements, bits as they are. `vector`: cols is a multiple of 16 bytes and both rows start at one.
+template <class E>
+__device__ __forceinline__ void move_row(const E* src, E* dst, u32 cols, bool vector) {
+  if (vector) {
+    move_words(reinterpret_cast<const Words<16>*>(src), reinterpret_cast<Words<16>*>(dst), cols / VECTOR<E>);
+  } else {
+    move_words(src, dst, cols);
+  }
+}
+
+// A row of zeros.
+template <class E>
+__device__ __forceinline__ void clear_row(E* dst, u32 cols, bool vector) {
+  if (vector) {
+    for (u32 at = threadIdx.x; at < cols / VECTOR<E>; at += blockDim.x) reinterpret_cast<Words<16>*>(dst)[at] = Words<16>{};
+  } else {
+    for (u32 at = threadIdx.x; at < cols; at += blockDim.x) dst[at] = E{};
+  }
+}

@@ -1,0 +1,229 @@
+// Element by element: add, accumulate, cast, fill, multiply by a scalar in memory, copy.
+//
+//   add: y = a + b          accumulate: dst = dst + src          cast: dst = src in another type
+//   fill: dst = value       mul_scalar: y = x * scalar[0]        copy: bytes as they are
+//
+// Shapes and limits: mod.rs. Numerics: f32, one rounding to the element type at the store; casts to nearest, ties to even; f16 is
+// widened exactly. A thread's vector is 16 bytes of the widest type at hand.
+// Grid: 2048 elements a block (map.cuh); copy: 32 KiB of bytes a block.
+// Departures: copy moves words of 16 bytes where both addresses allow it, else of 4, else single bytes.
+// Bound: memory.
+
+#include "cuh/map.cuh"
+
+// IEEE binary16, only read.
+struct f16 {
+  u16 bits;
+};
+
+__device__ __forceinline__ float to_f32(f16 x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+}
+
+template <int V>
+__device__ __forceinline__ void load_vector(const f16* p, float (&x)[V]) {
+  if constexpr (V == 1) {
+    x[0] = to_f32(*p);
+  } else {
+    const Words<2 * V> words = *reinterpret_cast<const Words<2 * V>*>(p);
+#pragma unroll
+    for (int j = 0; j < V; ++j) x[j] = to_f32(f16{static_cast<u16>(words.word[j / 2] >> (j % 2 * 16))});
+  }
+}
+
+// Elements in 16 bytes of the wider of two types.
+template <class S, class D>
+constexpr int LANES = 16 / (sizeof(S) > sizeof(D) ? sizeof(S) : sizeof(D));
+
+template <class T>
+struct Add {
+  static constexpr int V = 16 / sizeof(T);
+  const T *a, *b;
+  T* y;
+
+  template <int V>
+  struct Values {
+    float a[V], b[V];
+  };
+
+  template <int V>
+  __device__ __forceinline__ void load(u64 at, Values<V>& v) const {
+    load_vector(a + at, v.a);
+    load_vector(b + at, v.b);
+  }
+
+  template <int V>
+  __device__ __forceinline__ void store(u64 at, const Values<V>& v) const {
+    float out[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] = v.a[j] + v.b[j];
+    store_vector(y + at, out);
+  }
+};
+
+template <class S, class D>
+struct Accumulate {
+  static constexpr int V = LANES<S, D>;
+  const S* src;
+  D* dst;
+
+  template <int V>
+  struct Values {
+    float src[V], dst[V];
+  };
+
+  template <int V>
+  __device__ __forceinline__ void load(u64 at, Values<V>& v) const {
+    load_vector(src + at, v.src);
+    load_vector(dst + at, v.dst);
+  }
+
+  template <int V>
+  __device__ __forceinline__ void store(u64 at, const Values<V>& v) const {
+    float out[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] = v.dst[j] + v.src[j];
+    store_vector(dst + at, out);
+  }
+};
+
+template <class S, class D>
+struct Cast {
+  static constexpr int V = LANES<S, D>;
+  const S* src;
+  D* dst;
+
+  template <int V>
+  struct Values {
+    float x[V];
+  };
+
+  template <int V>
+  __device__ __forceinline__ void load(u64 at, Values<V>& v) const {
+    load_vector(src + at, v.x);
+  }
+
+  template <int V>
+  __device__ __forceinline__ void store(u64 at, const Values<V>& v) const {
+    store_vector(dst + at, v.x);
+  }
+};
+
+template <class T>
+struct Fill {
+  static constexpr int V = 16 / sizeof(T);
+  float value;
+  T* dst;
+
+  template <int V>
+  struct Values {};
+
+  template <int V>
+  __device__ __forceinline__ void load(u64, Values<V>&) const {}
+
+  template <int V>
+  __device__ __forceinline__ void store(u64 at, const Values<V>&) const {
+    float out[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] = value;
+    store_vector(dst + at, out);
+  }
+};
+
+struct MulScalar {
+  static constexpr int V = 4;
+  const float* x;
+  float scalar;
+  float* y;
+
+  template <int V>
+  struct Values {
+    float x[V];
+  };
+
+  template <int V>
+  __device__ __forceinline__ void load(u64 at, Values<V>& v) const {
+    load_vector(x + at, v.x);
+  }
+
+  template <int V>
+  __device__ __forceinline__ void store(u64 at, const Values<V>& v) const {
+    float out[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] = v.x[j] * scalar;
+    store_vector(y + at, out);
+  }
+};
+
+#define KERNEL(NAME, PARAMS) extern "C" __global__ void __launch_bounds__(MAP_THREADS) NAME(const __grid_constant__ PARAMS p)
+
+#define ADD(T, NAME)                                                                       \
+  KERNEL(add_##NAME, AddParams) {                                                          \
+    const Add<T> op{global<const T>(p.a), global<const T>(p.b), global<T>(p.y)};           \
+    map(p.count, aligned16(p.a, p.b, p.y), op);                                            \
+  }                                                                                        \
+  KERNEL(fill_##NAME, FillParams) {                                                        \
+    map(p.count, aligned16(p.dst), Fill<T>{p.value, global<T>(p.dst)});                    \
+  }
+
+#define ACCUMULATE(S, D, NAME)                                                                                    \
+  KERNEL(accumulate_##NAME, AccumulateParams) {                                                                   \
+    map(p.count, aligned16(p.src, p.dst), Accumulate<S, D>{global<const S>(p.src), global<D>(p.dst)});            \
+  }
+
+#define CAST(S, D, NAME)                                                                              \
+  KERNEL(cast_##NAME, CastParams) {                                                                   \
+    map(p.count, aligned16(p.src, p.dst), Cast<S, D>{global<const S>(p.src), global<D>(p.dst)});      \
+  }
+
+ADD(float, f32)
+ADD(bf16, bf16)
+ACCUMULATE(float, float, f32_f32)
+ACCUMULATE(bf16, bf16, bf16_bf16)
+ACCUMULATE(bf16, float, bf16_f32)
+CAST(float, bf16, f32_bf16)
+CAST(bf16, float, bf16_f32)
+CAST(f16, float, f16_f32)
+CAST(f16, bf16, f16_bf16)
+
+KERNEL(mul_scalar_f32, MulScalarParams) {
+  const MulScalar op{global<const float>(p.x), *global<const float>(p.scalar), global<float>(p.y)};
+  map(p.count, aligned16(p.x, p.y), op);
+}
+
+// A block moves COPY_BLOCK bytes.
+constexpr int COPY_BLOCK = 32 * 1024;
+
+// The bytes first .. end, in words where whole ones are left.
+template <class Word>
+__device__ __forceinline__ void copy_words(const CopyParams& p, u64 first, u64 end) {
+  constexpr int STEPS = 8;
+  const Word* src = global<const Word>(p.src + first);
+  Word* dst = global<Word>(p.dst + first);
+  const u32 count = static_cast<u32>((end - first) / sizeof(Word));
+  u32 at = threadIdx.x;
+  for (; at + (STEPS - 1) * MAP_THREADS < count; at += STEPS * MAP_THREADS) {
+    Word words[STEPS];
+#pragma unroll
+    for (int k = 0; k < STEPS; ++k) words[k] = src[at + k * MAP_THREADS];
+#pragma unroll
+    for (int k = 0; k < STEPS; ++k) dst[at + k * MAP_THREADS] = words[k];
+  }
+  for (; at < count; at += MAP_THREADS) dst[at] = src[at];
+  const u64 rest = first + static_cast<u64>(count) * sizeof(Word) + threadIdx.x;
+  if (rest < end) global<u8>(p.dst)[rest] = global<const u8>(p.src)[rest];
+}
+
+KERNEL(copy, CopyParams) {
+  const u64 first = static_cast<u64>(blockIdx.x) * COPY_BLOCK, end = min(first + COPY_BLOCK, p.bytes);
+  const u64 either = p.src | p.dst;
+  if (either % 16 == 0) {
+    copy_words<Words<16>>(p, first, end);
+  } else if (either % 4 == 0) {
+    copy_words<u32>(p, first, end);
+  } else {
+    copy_words<u8>(p, first, end);
+  }
+}

@@ -1,0 +1,133 @@
+// Embedding: y[t] = T(table[ids[t]]), and its gradient dw[ids[t]] += dy[t], tokens in order.
+//
+// Shapes and limits: mod.rs; hidden < 2^31. Numerics: fwd rounds f32 to bf16 once, else bits as they are; bwd adds in f32, one
+// token after the other to what dw held. An id outside the vocabulary: zeros, no gradient.
+//
+// fwd, grid of rows.cuh: a row by up to 256 threads.
+// bwd, a block a token and strip of STRIP columns:
+//   an earlier token has the same id: nothing to do, its block adds this one too
+//   for each tile of 256 tokens from this one on: list those with this id in order; add their dy to the strip's registers
+//
+// Departures: bwd compares each token's id with those of all others, which needs no workspace: tokens^2 / 256 tiles of comparisons
+// that hit the L2 cache beside tokens * hidden elements that come from memory.
+// Bound: memory.
+
+#include "cuh/rows.cuh"
+
+// `cols` elements of another type, V at a time.
+template <int V, class W, class T>
+__device__ __forceinline__ void convert_row(const W* src, T* dst, u32 cols) {
+  constexpr int STEPS = 4;
+  const u32 step = blockDim.x * V;
+  for (u32 at = threadIdx.x * V; at < cols; at += STEPS * step) {
+    float x[STEPS][V];
+#pragma unroll
+    for (int k = 0; k < STEPS; ++k) {
+      if (at + k * step < cols) load_vector(src + at + k * step, x[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < STEPS; ++k) {
+      if (at + k * step < cols) store_vector(dst + at + k * step, x[k]);
+    }
+  }
+}
+
+template <class W, class T>
+struct Convert {
+  static __device__ __forceinline__ void row(const W* src, T* dst, u32 cols, bool vector) {
+    if (vector) {
+      convert_row<4>(src, dst, cols);
+    } else {
+      convert_row<1>(src, dst, cols);
+    }
+  }
+};
+template <class T>
+struct Convert<T, T> {
+  static __device__ __forceinline__ void row(const T* src, T* dst, u32 cols, bool vector) { move_row(src, dst, cols, vector); }
+};
+
+template <class W, class T>
+__device__ __forceinline__ void forward(const FwdParams& p) {
+  const u64 t = row_of_thread();
+  if (t >= p.tokens) return;
+  const bool vector = p.hidden % 8 == 0 && aligned16(p.table, p.y);
+  const int id = global<const int>(p.ids)[t];
+  T* y = global<T>(p.y) + t * p.hidden;
+  if (id >= 0 && static_cast<u32>(id) < p.vocab) {
+    Convert<W, T>::row(global<const W>(p.table) + static_cast<u64>(id) * p.hidden, y, p.hidden, vector);
+  } else {
+    clear_row(y, p.hidden, vector);
+  }
+}
+
+constexpr int TILE = 256;
+// Columns of a thread, and of a block.
+constexpr int V = 8;
+constexpr u32 STRIP = TILE * V;
+
+template <class T>
+__device__ __forceinline__ void backward(const BwdParams& p) {
+  __shared__ u32 masks[2][TILE / 32];
+  __shared__ u32 list[TILE];
+  const u32 strips = ceil_div(p.hidden, STRIP);
+  const u32 token = blockIdx.x / strips, column = blockIdx.x % strips * STRIP + threadIdx.x * V;
+  const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int* ids = global<const int>(p.ids);
+  const int id = ids[token];
+  if (id < 0 || static_cast<u32>(id) >= p.vocab) return;
+  for (u32 tile = 0; tile < token; tile += TILE) {
+    const u32 t = tile + threadIdx.x;
+    if (__syncthreads_or(t < token && ids[t] == id)) return;
+  }
+
+  const bool vector = p.hidden % V == 0 && aligned16(p.dy, p.dw);
+  const T* dy = global<const T>(p.dy);
+  float* dw = global<float>(p.dw) + static_cast<u64>(id) * p.hidden;
+  float sum[V];
+  load_elements(dw, column, p.hidden, vector, sum);
+  for (u32 tile = token, parity = 0; tile < p.tokens; tile += TILE, parity ^= 1) {
+    const u32 t = tile + threadIdx.x;
+    const bool same = t < p.tokens && ids[t] == id;
+    const u32 mask = __ballot_sync(0xffffffffu, same);
+    if (lane == 0) masks[parity][warp] = mask;
+    __syncthreads();
+    u32 count = 0, before = __popc(mask & ((1u << lane) - 1));
+#pragma unroll
+    for (int w = 0; w < TILE / 32; ++w) {
+      if (w == warp) before += count;
+      count += __popc(masks[parity][w]);
+    }
+    if (count == 0) continue;
+    if (same) list[before] = t;
+    __syncthreads();
+    for (u32 i = 0; i < count; i += 2) {
+      float first[V], second[V];
+      const bool pair = i + 1 < count;
+      load_elements(dy + static_cast<u64>(list[i]) * p.hidden, column, p.hidden, vector, first);
+      if (pair) load_elements(dy + static_cast<u64>(list[i + 1]) * p.hidden, column, p.hidden, vector, second);
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        sum[j] += first[j];
+        if (pair) sum[j] += second[j];
+      }
+    }
+  }
+  store_elements(dw, column, p.hidden, vector, sum);
+}
+
+#define FWD(W, T, NAME)                                                                                            \
+  extern "C" __global__ void __launch_bounds__(256) embedding_fwd_##NAME(const __grid_constant__ FwdParams p) {    \
+    forward<W, T>(p);                                                                                              \
+  }
+#define BWD(T, NAME)                                                                                               \
+  extern "C" __global__ void __launch_bounds__(TILE) embedding_bwd_##NAME(const __grid_constant__ BwdParams p) {   \
+    backward<T>(p);                                                                                                \
+  }
+
+FWD(float, float, f32_f32)
+FWD(float, bf16, f32_bf16)
+FWD(bf16, float, bf16_f32)
+FWD(bf16, bf16, bf16_bf16)
+BWD(float, f32)
+BWD(bf16, bf16)

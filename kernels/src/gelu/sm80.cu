@@ -1,0 +1,123 @@
+// GELU in its exact form and in its tanh form, and their gradients, element by element.
+//
+//   fwd: y = x * cdf(x)                    bwd: dx = dy * (cdf(x) + x * density(x))
+//
+// cdf(-z) = e^(-z^2 / 2) * R(z) for z >= 0, R a polynomial in 1 / (1 + 0.4 z): the fit of cpu.rs, without cancellation in the tail.
+//
+// tanh form: s = 1 / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
+//   fwd: y = x * s                         bwd: dx = dy * (s + x * s * (1 - s) * 2 du/dx)
+//
+// Shapes and limits: mod.rs. Numerics: f32; the fit to 7e-8, e^x of the CUDA library (1 ulp), quotients to 2 ulp; one rounding to
+// T at the store. Grid: 2048 elements a block (map.cuh).
+// Bound: memory.
+
+#include "cuh/map.cuh"
+#include "cuh/math.cuh"
+
+// The normal distribution function of x, and e^(-x^2 / 2).
+__device__ __forceinline__ float normal_cdf(float x, float& bell) {
+  const float t = divide(1.0f, fmaf(0.4f, fabsf(x), 1.0f));
+  float r = -4.000845e-2f;
+  r = fmaf(r, t, 2.02357e-1f);
+  r = fmaf(r, t, -3.7686366e-1f);
+  r = fmaf(r, t, 2.5412485e-1f);
+  r = fmaf(r, t, -1.4247191e-2f);
+  r = fmaf(r, t, 1.5908529e-1f);
+  r = fmaf(r, t, 1.5564434e-1f);
+  r = fmaf(r, t, 1.5992054e-1f);
+  r = fmaf(r, t, -1.2764581e-5f);
+  bell = expf(-0.5f * x * x);
+  const float tail = bell * r;
+  return x > 0.0f ? 1.0f - tail : tail;
+}
+
+// One form: the value, and the slope.
+struct Exact {
+  static __device__ __forceinline__ float value(float x) {
+    float bell;
+    return x * normal_cdf(x, bell);
+  }
+
+  static __device__ __forceinline__ float slope(float x) {
+    float bell;
+    const float cdf = normal_cdf(x, bell);
+    return cdf + x * (0.3989423f * bell);
+  }
+};
+
+struct Tanh {
+  static __device__ __forceinline__ float share(float x) { return sigmoid(1.5957691f * (x + 0.044715f * x * x * x)); }
+
+  static __device__ __forceinline__ float value(float x) { return x * share(x); }
+
+  static __device__ __forceinline__ float slope(float x) {
+    const float s = share(x), bend = s * (1.0f - s);
+    // Where the curve is straight, the slope of u may be infinite.
+    return bend == 0.0f ? s : s + x * bend * (1.5957691f * (1.0f + 0.134145f * x * x));
+  }
+};
+
+template <class Form, class T>
+struct Fwd {
+  static constexpr int V = 16 / sizeof(T);
+  const T* x;
+  T* y;
+
+  template <int V>
+  struct Values {
+    float x[V];
+  };
+
+  template <int V>
+  __device__ __forceinline__ void load(u64 at, Values<V>& v) const {
+    load_vector(x + at, v.x);
+  }
+
+  template <int V>
+  __device__ __forceinline__ void store(u64 at, const Values<V>& v) const {
+    float out[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] = Form::value(v.x[j]);
+    store_vector(y + at, out);
+  }
+};
+
+template <class Form, class T>
+struct Bwd {
+  static constexpr int V = 16 / sizeof(T);
+  const T *x, *dy;
+  T* dx;
+
+  template <int V>
+  struct Values {
+    float x[V], dy[V];
+  };
+
+  template <int V>
+  __device__ __forceinline__ void load(u64 at, Values<V>& v) const {
+    load_vector(x + at, v.x);
+    load_vector(dy + at, v.dy);
+  }
+
+  template <int V>
+  __device__ __forceinline__ void store(u64 at, const Values<V>& v) const {
+    float out[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] = v.dy[j] * Form::slope(v.x[j]);
+    store_vector(dx + at, out);
+  }
+};
+
+#define KERNELS(FORM, T, NAME, TYPE)                                                                                     \
+  extern "C" __global__ void __launch_bounds__(MAP_THREADS) NAME##_fwd_##TYPE(const __grid_constant__ FwdParams p) {     \
+    map(p.count, aligned16(p.x, p.y), Fwd<FORM, T>{global<const T>(p.x), global<T>(p.y)});                               \
+  }                                                                                                                      \
+  extern "C" __global__ void __launch_bounds__(MAP_THREADS) NAME##_bwd_##TYPE(const __grid_constant__ BwdParams p) {     \
+    const Bwd<FORM, T> op{global<const T>(p.x), global<const T>(p.dy), global<T>(p.dx)};                                 \
+    map(p.count, aligned16(p.x, p.dy, p.dx), op);                                                                        \
+  }
+
+KERNELS(Exact, float, gelu, f32)
+KERNELS(Exact, bf16, gelu, bf16)
+KERNELS(Tanh, float, gelu_tanh, f32)
+KERNELS(Tanh, bf16, gelu_tanh, bf16)

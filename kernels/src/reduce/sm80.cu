@@ -1,0 +1,80 @@
+// Sums to one number: a weighted sum, sums of squares by parts, and from those the norm and the factor that clips it.
+//
+//   weighted_sum: out = sum of x * w             sum_squares: partial[i] = sum of x^2 over part i of PART elements
+//   clip: norm = sqrt(sum of partials), factor = min(1, max_norm / (norm + 1e-6)), NaN where the norm is
+//
+// Shapes and limits: mod.rs. Numerics: products and sums in f64 (a square of f32 is exact), the result rounded to f32 once. Each
+// thread sums what is its own in order, then warps, then warps in order: fixed by the length alone.
+// Grid: weighted_sum and clip one block; sum_squares a block a part.
+// Bound: memory; of one multiprocessor for the two with one block, which read a number a token or one for 64 Ki weights.
+
+#include "cuh/warp.cuh"
+
+constexpr int ONE = 1024;
+constexpr int THREADS = 256;
+constexpr u64 PART = 64 * 1024;
+
+extern "C" __global__ void __launch_bounds__(ONE) weighted_sum(const __grid_constant__ WeightedSumParams p) {
+  __shared__ double scratch[ONE / 32];
+  const float *x = global<const float>(p.x), *w = global<const float>(p.w);
+  double sum = 0.0;
+#pragma unroll 4
+  for (u64 i = threadIdx.x; i < p.n; i += ONE) sum = fma(static_cast<double>(x[i]), static_cast<double>(w[i]), sum);
+  sum = block_sum<ONE>(sum, scratch);
+  if (threadIdx.x == 0) *global<float>(p.out) = static_cast<float>(sum);
+}
+
+template <class T>
+__device__ __forceinline__ void sum_squares(const SumSquaresParams& p) {
+  constexpr int V = VECTOR<T>, AHEAD = 4, STEP = THREADS * V;
+  __shared__ double scratch[THREADS / 32];
+  const u64 first = blockIdx.x * PART, n = min(PART, p.n - first);
+  const T* x = global<const T>(p.x) + first;
+  const bool vector = aligned16(p.x);
+  double sum = 0.0;
+  float e[V];
+  const auto add = [&] {
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum = fma(static_cast<double>(e[j]), static_cast<double>(e[j]), sum);
+  };
+  u32 at = threadIdx.x * V;
+  if (vector) {
+    for (; at + (AHEAD - 1) * STEP + V <= n; at += AHEAD * STEP) {
+      Words<16> words[AHEAD];
+#pragma unroll
+      for (int k = 0; k < AHEAD; ++k) words[k] = *reinterpret_cast<const Words<16>*>(x + at + k * STEP);
+#pragma unroll
+      for (int k = 0; k < AHEAD; ++k) {
+        unpack<T>(words[k], e);
+        add();
+      }
+    }
+  }
+  for (; at < n; at += STEP) {
+    load_elements(x, static_cast<u64>(at), n, vector && at + V <= n, e);
+    add();
+  }
+  sum = block_sum<THREADS>(sum, scratch);
+  if (threadIdx.x == 0) global<double>(p.partial)[blockIdx.x] = sum;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) sum_squares_f32(const __grid_constant__ SumSquaresParams p) {
+  sum_squares<float>(p);
+}
+extern "C" __global__ void __launch_bounds__(THREADS) sum_squares_bf16(const __grid_constant__ SumSquaresParams p) {
+  sum_squares<bf16>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(ONE) clip(const __grid_constant__ ClipParams p) {
+  __shared__ double scratch[ONE / 32];
+  const double* partials = global<const double>(p.partials);
+  double sum = 0.0;
+#pragma unroll 4
+  for (u64 i = threadIdx.x; i < p.count; i += ONE) sum += partials[i];
+  sum = block_sum<ONE>(sum, scratch);
+  if (threadIdx.x > 0) return;
+  const double norm = sqrt(sum), factor = static_cast<double>(p.max_norm) / (norm + 1e-6);
+  global<float>(p.out)[0] = static_cast<float>(norm);
+  // Not fmin, which would turn a NaN into 1.
+  global<float>(p.out)[1] = factor > 1.0 ? 1.0f : static_cast<float>(factor);
+}

@@ -1,0 +1,113 @@
+// Rotary position embedding: the table of cosines and sines, and its application.
+//
+//   table: a = f32(positions[axis[f], t] * inv_freq[f]);  cos[t, f] = cos(a), sin[t, f] = sin(a)
+//   apply: y[i] = x[i] cos[i] - x[i + h] sin[i],  y[i + h] = x[i + h] cos[i] + x[i] sin[i];  the inverse turns by -sin
+//
+// Shapes and limits: mod.rs. Numerics: table: a as is; a - n pi/2 by two fused multiply-adds in f64, the first of them exact, with
+// pi/2 in two parts of 53 bits; Taylor's series up to pi/4 in f64; one rounding to f32. |a| < 2^51. Apply: f32, one rounding to T.
+//
+// Grid, table: a thread a frequency of TOKENS tokens, frequencies side by side.
+// Grid, apply: a thread a vector of one half of a head and its partner in the other half, of up to HEADS heads of a token, so that
+// cosine and sine are read once for all of them. It reads both before it writes both: y may be x.
+// Bound: memory; the table on GPUs with few f64 units: arithmetic.
+
+#include "cuh/base.cuh"
+
+constexpr int THREADS = 256;
+constexpr int TOKENS = 8;
+constexpr int HEADS = 8;
+
+// The cosine and the sine of a.
+__device__ __forceinline__ void cos_sin(double a, float& cosine, float& sine) {
+  // Adding and taking off 1.5 * 2^52 rounds to the nearest integer, which the low bits of the sum hold.
+  const double shifted = fma(a, 0.63661977236758138, 6755399441055744.0);
+  const long long quadrant = __double_as_longlong(shifted);
+  const double n = shifted - 6755399441055744.0;
+  const double r = fma(-n, 6.123233995736766e-17, fma(-n, 1.5707963267948966, a)), z = r * r;
+  double s = -1.0 / 1307674368000.0;  // 15!
+  s = fma(s, z, 1.0 / 6227020800.0);
+  s = fma(s, z, -1.0 / 39916800.0);
+  s = fma(s, z, 1.0 / 362880.0);
+  s = fma(s, z, -1.0 / 5040.0);
+  s = fma(s, z, 1.0 / 120.0);
+  s = fma(s, z, -1.0 / 6.0);
+  s = fma(s * z, r, r);
+  double c = -1.0 / 87178291200.0;  // 14!
+  c = fma(c, z, 1.0 / 479001600.0);
+  c = fma(c, z, -1.0 / 3628800.0);
+  c = fma(c, z, 1.0 / 40320.0);
+  c = fma(c, z, -1.0 / 720.0);
+  c = fma(c, z, 1.0 / 24.0);
+  c = fma(c, z, -0.5);
+  c = fma(c, z, 1.0);
+  const bool odd = quadrant & 1;
+  const float x = static_cast<float>(odd ? s : c), y = static_cast<float>(odd ? c : s);
+  cosine = (quadrant + 1) & 2 ? -x : x;
+  sine = quadrant & 2 ? -y : y;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) rope_table_f32(const __grid_constant__ TableParams p) {
+  const u64 thread = static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x;
+  const u64 first = thread / p.half * TOKENS, f = thread % p.half;
+  if (first >= p.tokens) return;
+  const float frequency = global<const float>(p.inv_freq)[f];
+  const int* positions = global<const int>(p.positions) + static_cast<u64>(global<const int>(p.axis)[f]) * p.tokens;
+  const u64 end = min(first + TOKENS, static_cast<u64>(p.tokens));
+  for (u64 t = first; t < end; ++t) {
+    const float angle = __fmul_rn(static_cast<float>(positions[t]), frequency);
+    float cosine, sine;
+    cos_sin(angle, cosine, sine);
+    global<float>(p.cos)[t * p.half + f] = cosine;
+    global<float>(p.sin)[t * p.half + f] = sine;
+  }
+}
+
+template <int V, class T>
+__device__ __forceinline__ void turn(const ApplyParams& p, u64 thread) {
+  const u32 half = p.head_dim / 2, chunks = half / V, groups = ceil_div(p.heads, static_cast<u32>(HEADS));
+  const u32 i = static_cast<u32>(thread % chunks) * V;
+  const u64 rest = thread / chunks, token = rest / groups;
+  if (token >= p.tokens) return;
+  const u32 head = static_cast<u32>(rest % groups) * HEADS, end = min(head + HEADS, p.heads);
+  float cosine[V], sine[V];
+  load_vector(global<const float>(p.cos) + token * half + i, cosine);
+  load_vector(global<const float>(p.sin) + token * half + i, sine);
+  if (p.inverse != 0) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) sine[j] = -sine[j];
+  }
+  u64 at = (token * p.heads + head) * p.head_dim + i;
+  for (u32 h = head; h < end; ++h, at += p.head_dim) {
+    const T* x = global<const T>(p.x) + at;
+    T* y = global<T>(p.y) + at;
+    float a[V], b[V], low[V], high[V];
+    load_vector(x, a);
+    load_vector(x + half, b);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      low[j] = a[j] * cosine[j] - b[j] * sine[j];
+      high[j] = b[j] * cosine[j] + a[j] * sine[j];
+    }
+    store_vector(y, low);
+    store_vector(y + half, high);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void apply(const ApplyParams& p) {
+  const u64 thread = static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x;
+  constexpr int V = VECTOR<T>;
+  if (p.head_dim / 2 % V == 0 && aligned16(p.x, p.y, p.cos, p.sin)) {
+    turn<V, T>(p, thread);
+  } else {
+    // As many threads as there would be with vectors of one element, which the plan cannot know for odd addresses.
+    const u64 step = static_cast<u64>(gridDim.x) * THREADS;
+    const u64 all = static_cast<u64>(p.tokens) * ceil_div(p.heads, static_cast<u32>(HEADS)) * (p.head_dim / 2);
+    for (u64 i = thread; i < all; i += step) turn<1, T>(p, i);
+  }
+}
+
+#define KERNEL(NAME) extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ ApplyParams p)
+
+KERNEL(rope_apply_f32) { apply<float>(p); }
+KERNEL(rope_apply_bf16) { apply<bf16>(p); }

@@ -1,0 +1,3 @@
+// printf is built in; a kernel can print nothing else.
+#pragma once
+#include <stddef.h>

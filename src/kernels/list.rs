@@ -1,0 +1,37 @@
+//! `reel kernels list`.
+
+use anyhow::Result;
+use reel_kernels::Arch;
+use reel_kernels::catalogue::FOLDERS;
+use serde_json::json;
+
+use super::dtype;
+use crate::common::Common;
+use crate::output;
+
+/// Prints every kernel.
+pub fn run(common: &Common) -> Result<()> {
+    let mut rows = Vec::new();
+    for folder in FOLDERS {
+        for example in folder.examples() {
+            let kernel = example.launch.kernel;
+            let stages = kernel.cuda.as_ref().map(|cuda| (cuda.plan)(&example.launch.params, &Arch::H100));
+            let symbols = stages.map(|s| s.iter().map(|s| s.symbol).collect::<Vec<_>>());
+            rows.push((kernel.name, folder.name, dtype(kernel.name).map_or("", |t| t.name()), symbols));
+        }
+    }
+    if common.json {
+        let rows = rows.iter().map(|(name, folder, dtype, stages)| {
+            let dtype = Some(*dtype).filter(|t| !t.is_empty());
+            json!({"kernel": name, "folder": folder, "dtype": dtype, "stages": stages})
+        });
+        return output::json(&rows.collect::<Vec<_>>());
+    }
+    let width = rows.iter().map(|r| r.0.len()).max().unwrap_or(0);
+    output::line(format!("{:width$}  {:16} {:5}  launches in CUDA", "kernel", "folder", "dtype"))?;
+    for (name, folder, dtype, stages) in rows {
+        let stages = stages.map_or("none, processor only".to_string(), |s| s.join(", "));
+        output::line(format!("{name:width$}  {folder:16} {dtype:5}  {stages}"))?;
+    }
+    Ok(())
+}

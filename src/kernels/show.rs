@@ -1,0 +1,156 @@
+//! `reel kernels show`: one kernel's maths, geometry, resources and floor.
+
+use anyhow::Result;
+use clap::Args;
+use reel_kernels::catalogue::{Example, Folder};
+use reel_kernels::compile::{self, ptxas::Resources};
+use reel_kernels::{Arch, Stage};
+use reel_runtime::OpTotals;
+use serde_json::{Value, json};
+
+use super::{dtype, named};
+use crate::common::Common;
+use crate::machines::Machine;
+use crate::output;
+
+/// What a kernel computes, how it is launched, what it needs and the least time it takes.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  reel kernels show rms_norm_fwd_bf16")]
+pub struct Show {
+    /// A kernel, or a folder for all of its kernels
+    #[arg(value_name = "KERNEL")]
+    kernel: String,
+}
+
+/// The GPUs that launches are planned for, and the architecture of their code.
+const GPUS: [(&str, Arch, &str); 2] = [("a100", Arch::A100, "sm_80"), ("h100", Arch::H100, "sm_90a")];
+
+/// A launch on a GPU, with ptxas's figures where the kernel could be compiled.
+struct Planned {
+    gpu: &'static str,
+    sm: &'static str,
+    stage: Stage,
+    resources: Option<Resources>,
+}
+
+/// The least time on a GPU.
+struct Floor {
+    gpu: &'static str,
+    seconds: f64,
+    bound: &'static str,
+}
+
+impl Show {
+    /// Prints it.
+    pub fn run(&self, common: &Common) -> Result<()> {
+        let kernels = named(&self.kernel)?;
+        if common.json {
+            let all = kernels.iter().map(|(f, e)| to_json(f, e)).collect::<Result<Vec<_>>>()?;
+            return output::json(&all);
+        }
+        output::line(format!("{}\n\n{}", kernels[0].0.name, kernels[0].0.maths()))?;
+        kernels.iter().try_for_each(|(_, example)| print(example))
+    }
+}
+
+fn print(example: &Example) -> Result<()> {
+    let (cost, kernel) = (example.launch.cost, example.launch.kernel);
+    output::line(format!("\n{}, {}:", kernel.name, example.size))?;
+    let (planned, note) = plan(example);
+    for p in &planned {
+        let s = &p.stage;
+        let cluster = if s.cluster == [1; 3] { String::new() } else { format!(", cluster {}", dims(s.cluster)) };
+        output::line(format!("  {} {:6} {}", p.gpu, p.sm, s.symbol))?;
+        output::line(format!(
+            "    grid {}, block {}{cluster}, {} bytes of dynamic shared memory",
+            dims(s.grid),
+            dims(s.block),
+            s.shared
+        ))?;
+        if let Some(r) = &p.resources {
+            let of = format!("{} registers, {} bytes of static shared memory", r.registers, r.shared);
+            output::line(format!("    {of}, {} of stack, {} spilled", r.stack, r.spill_stores + r.spill_loads))?;
+        }
+    }
+    if let Some(note) = note {
+        output::line(format!("  {note}"))?;
+    }
+    output::line(format!(
+        "  {:.3} GFLOP, {:.3} MB at the least: {:.2} operations a byte",
+        cost.flops / 1e9,
+        cost.bytes / 1e6,
+        cost.flops / cost.bytes
+    ))?;
+    for f in floors(example)? {
+        output::line(format!("  {}: at least {:.1} us, bound by {}", f.gpu, f.seconds * 1e6, f.bound))?;
+    }
+    Ok(())
+}
+
+fn to_json(folder: &Folder, example: &Example) -> Result<Value> {
+    let (planned, note) = plan(example);
+    let launches: Vec<Value> = planned
+        .iter()
+        .map(|p| {
+            let resources = p.resources.as_ref().map(super::check::resources);
+            json!({
+                "gpu": p.gpu, "arch": p.sm, "symbol": p.stage.symbol, "grid": p.stage.grid, "block": p.stage.block,
+                "cluster": p.stage.cluster, "dynamic_shared": p.stage.shared, "resources": resources,
+            })
+        })
+        .collect();
+    let floors: Vec<Value> =
+        floors(example)?.iter().map(|f| json!({"gpu": f.gpu, "seconds": f.seconds, "bound": f.bound})).collect();
+    let cost = example.launch.cost;
+    Ok(json!({
+        "kernel": example.launch.kernel.name, "folder": folder.name, "maths": folder.maths(), "size": example.size,
+        "launches": launches, "note": note, "flops": cost.flops, "bytes": cost.bytes,
+        "intensity": cost.flops / cost.bytes, "floors": floors,
+    }))
+}
+
+/// The kernel's launches on each GPU, and why there is nothing, or no more, to say of them.
+fn plan(example: &Example) -> (Vec<Planned>, Option<String>) {
+    let Some(cuda) = &example.launch.kernel.cuda else {
+        return (Vec::new(), Some("no CUDA source yet: runs on the processor only".to_string()));
+    };
+    let (mut planned, mut note) = (Vec::new(), None);
+    for (gpu, arch, sm) in GPUS {
+        let report = compile::cubin(cuda.source, sm).map(|c| c.report).map_err(|e| note = Some(e.to_string())).ok();
+        for stage in (cuda.plan)(&example.launch.params, &arch) {
+            let resources = report.as_ref().and_then(|r| r.function(stage.symbol)).cloned();
+            planned.push(Planned { gpu, sm, stage, resources });
+        }
+    }
+    (planned, note)
+}
+
+fn floors(example: &Example) -> Result<Vec<Floor>> {
+    let (name, cost) = (example.launch.kernel.name, example.launch.cost);
+    let totals = OpTotals { launches: 1, cost, seconds: 0.0 };
+    let floor = |gpu: &'static str| {
+        let rates = Machine::gpu(gpu)?.ceilings;
+        let seconds = rates.seconds(name, &totals, dtype(name).unwrap_or(reel_kernels::DType::F32));
+        let bound = if seconds * rates.bytes > cost.bytes * 1.000_001 { "arithmetic" } else { "memory" };
+        Ok(Floor { gpu, seconds, bound })
+    };
+    ["a100", "h100", "h200"].into_iter().map(floor).collect()
+}
+
+fn dims(d: [u32; 3]) -> String {
+    let used = d.iter().rposition(|&n| n != 1).map_or(1, |i| i + 1);
+    d[..used].iter().map(u32::to_string).collect::<Vec<_>>().join(" x ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dimensions_leave_out_trailing_ones() {
+        assert_eq!(dims([7, 1, 1]), "7");
+        assert_eq!(dims([1, 1, 1]), "1");
+        assert_eq!(dims([1, 2, 1]), "1 x 2");
+        assert_eq!(dims([4, 1, 3]), "4 x 1 x 3");
+    }
+}

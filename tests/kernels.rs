@@ -1,0 +1,56 @@
+//! `reel kernels`: lists, shows and checks.
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use reel_kernels::{SOURCES, compile};
+use support::run;
+
+#[test]
+fn the_list_has_every_kernel_once() {
+    let list = run(["kernels", "list", "--json"]).json();
+    let names: Vec<&str> = list.as_array().unwrap().iter().map(|k| k["kernel"].as_str().unwrap()).collect();
+    assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
+    assert!(names.contains(&"rms_norm_fwd_bf16") && names.contains(&"adamw_f32"));
+    let folders: BTreeSet<&str> = list.as_array().unwrap().iter().map(|k| k["folder"].as_str().unwrap()).collect();
+    assert!(SOURCES.iter().all(|s| folders.contains(s.name)));
+    assert_eq!(run(["kernels"]).ok(), run(["kernels", "list"]).ok());
+}
+
+#[test]
+fn a_kernel_is_shown_with_its_floor() {
+    let shown = run(["kernels", "show", "rms_norm_fwd_bf16", "--json"]).json();
+    let kernel = &shown[0];
+    assert!(kernel["maths"].as_str().unwrap().contains("rstd = 1 / sqrt"));
+    assert_eq!(kernel["floors"][0]["bound"], "memory");
+    // 8192 x 3584 bf16 read and written, over 90 % of 2.039 TB/s.
+    let floor = 8192.0 * 3584.0 * 4.0 / (0.9 * 2.039e12);
+    let shown = kernel["floors"][0]["seconds"].as_f64().unwrap();
+    assert!((shown / floor - 1.0).abs() < 1e-3, "{shown} against {floor}");
+    let text = run(["kernels", "show", "rms_norm"]);
+    assert!(text.ok().contains("rms_norm_bwd_f32, 8192 tokens"), "{}", text.stdout);
+    run(["kernels", "show", "nosuch"]).refused(2, &["nosuch", "reel kernels list"]);
+    run(["kernels", "check", "--kernel", "nosuch"]).refused(2, &["nosuch"]);
+}
+
+#[test]
+fn a_kernel_passes_the_check() {
+    let Some(()) = compile::for_test() else { return };
+    let checked = run(["kernels", "check", "--kernel", "swiglu", "--arch", "sm_80", "--json"]).json();
+    assert_eq!(checked["ok"], true);
+    let functions = checked["functions"].as_array().unwrap();
+    assert_eq!(functions.len(), 4);
+    assert!(functions.iter().all(|f| f["registers"].as_u64().unwrap() > 0 && f["spill_loads"] == 0));
+    let one = run(["kernels", "check", "--kernel", "swiglu_fwd_f32", "--arch", "sm_80"]);
+    assert!(one.ok().contains("swiglu_fwd_f32") && !one.stdout.contains("swiglu_bwd"), "{}", one.stdout);
+    run(["kernels", "check", "--arch", "sm_1"]).refused(1, &["sm_1", "sm_80"]);
+}
+
+/// What every kernel's machine code may not have: see `reel kernels check`.
+#[test]
+fn every_kernel_passes_on_every_architecture() {
+    let Some(()) = compile::for_test() else { return };
+    let checked = run(["kernels", "check", "--quiet"]);
+    assert_eq!(checked.code, Some(0), "{}", checked.stderr);
+}
