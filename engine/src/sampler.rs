@@ -69,9 +69,9 @@ pub(crate) fn choose(cx: &Cx, logits: &Tensor, rows: &[Row], suppressed: &Tensor
     let i32s = |f: &dyn Fn(&Row) -> i32| Tensor::from_i32(device, &[n], &rows.iter().map(f).collect::<Vec<_>>());
     // Histories travel only where a penalty needs them.
     let seen = |r: &Row| if r.sampling.repetition_penalty == 1.0 { 0 } else { r.history.len() };
-    let width = rows.iter().map(seen).max().unwrap_or(0).max(1);
+    let width = rows.iter().map(seen).max().unwrap_or(0);
     let mut history = vec![0i32; n * width];
-    for (to, r) in history.chunks_exact_mut(width).zip(rows) {
+    for (to, r) in history.chunks_exact_mut(width.max(1)).zip(rows) {
         to[..seen(r)].copy_from_slice(&r.history[..seen(r)]);
     }
     let seeds: Vec<u32> = rows.iter().flat_map(|r| [r.sampling.seed as u32, (r.sampling.seed >> 32) as u32]).collect();
@@ -89,7 +89,7 @@ pub(crate) fn choose(cx: &Cx, logits: &Tensor, rows: &[Row], suppressed: &Tensor
         penalty: penalty.addr(),
         seed: seed.addr(),
         position: position.addr(),
-        history: history.addr(),
+        history: if width == 0 { Addr::NULL } else { history.addr() },
         history_len: history_len.addr(),
         suppressed: if suppressed.count() == 0 { Addr::NULL } else { suppressed.addr() },
         ids: ids.addr(),
@@ -98,7 +98,15 @@ pub(crate) fn choose(cx: &Cx, logits: &Tensor, rows: &[Row], suppressed: &Tensor
         vocab: logits.shape().last().copied().unwrap_or(0) as u32,
         history_cols: width as u32,
         suppressed_count: suppressed.count() as u32,
+        ..kernel::Params::default()
     };
+    // The cpu kernel keeps its working copy to itself.
+    let bytes = if device.name() == "cpu" { 0 } else { kernel::workspace(&params) };
+    let workspace = match bytes {
+        0 => None,
+        bytes => Some(Tensor::empty(device, &[bytes / 4], DType::F32, Category::Workspace)?),
+    };
+    let params = kernel::Params { workspace: workspace.as_ref().map_or(Addr::NULL, Tensor::addr), ..params };
     cx.launch(&kernel::sample(&params))?;
     Ok((ids.to_i32()?, log_prob.to_f32()?))
 }

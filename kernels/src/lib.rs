@@ -38,21 +38,7 @@ pub mod swiglu;
 mod testing;
 
 /// Every CUDA source, in alphabetical order.
-pub const SOURCES: &[&Source] = &[
-    &adamw::SOURCE,
-    &column_sum::SOURCE,
-    &columns::SOURCE,
-    &elementwise::SOURCE,
-    &embedding::SOURCE,
-    &gelu::SOURCE,
-    &kv_write::SOURCE,
-    &log_prob::SOURCE,
-    &reduce::SOURCE,
-    &rms_norm::SOURCE,
-    &rope::SOURCE,
-    &rows::SOURCE,
-    &swiglu::SOURCE,
-];
+pub const SOURCES: &[&Source] = &[&attention::SOURCE, &paged_attention::SOURCE, &sample::SOURCE];
 
 pub use cost::Cost;
 pub use dtype::{DType, Element};

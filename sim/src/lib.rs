@@ -1,6 +1,17 @@
 //! Runs PTX on the CPU, a warp at a time, and finds what GPU programmers fear: races, missing fences, deadlocks, reads of
 //! bytes that nobody wrote, accesses out of bounds.
 
+pub mod alu;
+pub mod counters;
+pub mod exec;
+pub mod finding;
 pub mod headers;
+pub mod layout;
+pub mod matrix;
+pub mod memory;
+pub mod order;
+pub mod program;
 pub mod ptx;
 pub mod regs;
+pub mod simd;
+pub mod tensor_map;

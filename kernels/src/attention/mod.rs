@@ -20,9 +20,11 @@
 pub(crate) mod cpu;
 #[cfg(test)]
 mod formula;
+mod plan;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use crate::launch::{Params, Source};
 use crate::{Addr, Cost, DType, Launch, kernel, params};
 
 params! {
@@ -103,10 +105,17 @@ params! {
     }
 }
 
-kernel!(pub FWD_F32, "attention_fwd_f32", FwdParams, cpu::fwd::<f32>);
-kernel!(pub FWD_BF16, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>);
-kernel!(pub BWD_F32, "attention_bwd_f32", BwdParams, cpu::bwd::<f32>);
-kernel!(pub BWD_BF16, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>);
+/// The CUDA side.
+pub static SOURCE: Source = Source {
+    name: "attention",
+    sm80: include_str!("sm80.cu"),
+    params: &[<FwdParams as Params>::c_declaration, <BwdParams as Params>::c_declaration],
+};
+
+kernel!(pub FWD_F32, "attention_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, plan::fwd_f32);
+kernel!(pub FWD_BF16, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, plan::fwd_bf16);
+kernel!(pub BWD_F32, "attention_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, plan::bwd_f32);
+kernel!(pub BWD_BF16, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16);
 
 /// The forward launch. `dtype` is that of q, k, v and o, F32 or BF16; `pairs` is the number of (query, key) pairs of one
 /// head, see [`pairs`].

@@ -134,6 +134,21 @@ __device__ __forceinline__ void unpack(const Words<16>& words, float (&x)[VECTOR
   }
 }
 
+// The inverse, each rounded once.
+template <class T>
+__device__ __forceinline__ Words<16> pack(const float (&x)[VECTOR<T>]) {
+  Words<16> words;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    if constexpr (sizeof(T) == 4) {
+      words.word[j] = __float_as_uint(x[j]);
+    } else {
+      words.word[j] = pack_bf16(x[2 * j], x[2 * j + 1]);
+    }
+  }
+  return words;
+}
+
 __device__ __forceinline__ u32 bits(float x) { return __float_as_uint(x); }
 __device__ __forceinline__ u32 bits(bf16 x) { return x.bits; }
 

@@ -1,7 +1,7 @@
-//! The packed kernel's rows, over keys that lie in the blocks of a cache.
+//! The packed kernel's rows, over keys that lie in the pages of a cache.
 #![allow(unsafe_code)]
 
-use super::{BLOCK, Params};
+use super::Params;
 use crate::attention::cpu::{Sequence, rows};
 use crate::simd::{Isa, isa};
 use crate::view::slice;
@@ -22,6 +22,8 @@ pub unsafe fn fwd<T: Element>(p: &Params, team: &Team) {
 pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
     let (heads, kv_heads, d) = (p.heads as usize, p.kv_heads as usize, p.head_dim as usize);
     let (tokens, seqs, max_blocks) = (p.tokens as usize, p.seqs as usize, p.max_blocks as usize);
+    let page = p.page as usize;
+    assert!(page.is_power_of_two() && (16..=256).contains(&page), "a page of {page} tokens");
     // SAFETY: the caller's promise.
     let (cu, kv_lens, tables) = unsafe {
         (
@@ -33,10 +35,7 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
     let sequence = |seq: usize, kv_head: usize| {
         let (first, end, keys) = (cu[seq] as usize, cu[seq + 1] as usize, kv_lens[seq] as usize);
         assert!(first <= end && end <= tokens, "cu_seqlens[{seq}] {first}..{end} of {tokens} tokens");
-        assert!(
-            end - first <= keys && keys <= max_blocks * BLOCK,
-            "kv_lens[{seq}] {keys}, {max_blocks} blocks at most"
-        );
+        assert!(end - first <= keys && keys <= max_blocks * page, "kv_lens[{seq}] {keys}, {max_blocks} pages at most");
         let head = first * heads + kv_head * (heads / kv_heads);
         Sequence {
             q: (p.q.0 as *const T).wrapping_add(head * d),
@@ -44,7 +43,7 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
             lse: null_mut(),
             k: (p.k_cache.0 as *const T).wrapping_add(kv_head * d),
             v: (p.v_cache.0 as *const T).wrapping_add(kv_head * d),
-            table: Some(&tables[seq * max_blocks..][..max_blocks]),
+            table: Some((&tables[seq * max_blocks..][..max_blocks], page)),
             queries: end - first,
             keys,
             causal: true,

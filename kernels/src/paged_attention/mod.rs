@@ -1,13 +1,20 @@
 //! Causal attention of new tokens over keys and values in the blocks of a paged cache: prefill, chunks and decode.
 //!
 //! Sequence `n` has the new tokens `cu_seqlens[n] .. cu_seqlens[n + 1]` and `kv_lens[n]` keys, these tokens' own
-//! included (see [`crate::kv_write`]); key `j` lies at place `j % 64` of cache block `block_tables[n, j / 64]`. New token
+//! included (see [`crate::kv_write`]); key `j` lies at place `j % page` of page `block_tables[n, j / page]`. New token
 //! `i` of `m` sees the keys `0 ..= kv_len - m + i`. The maths and its order are those of [`crate::attention`].
 //!
-//! Shapes: q, o `[tokens, heads, head_dim]`, caches `[blocks, 64, kv_heads, head_dim]`, all f32 or all bf16.
+//! Shapes: q, o `[tokens, heads, head_dim]`, caches `[pages, page, kv_heads, head_dim]`, all f32 or all bf16; head_dim up
+//! to 256 in CUDA.
 //!
-//! Numerics: the same code as the packed kernel, so prefill, any chunking of it, decode and the packed forward agree bit
-//! for bit. Parts of the cache that no sequence has reached yet are never read.
+//! Numerics: a row's keys ascend in blocks of 64, segments of 512 have sums of their own that are merged in order; so
+//! prefill, any chunking of it, decode, any batch and any page size agree bit for bit on one device, and on cpu with the
+//! packed forward, which is the same code. On cpu everything between load and store is f32. In CUDA f32 likewise (2^x by
+//! `ex2.approx`); in bf16 probabilities are rounded to bf16 for the product with V, and their sum is that of the
+//! unrounded ones. Parts of the cache that no sequence has reached yet are never read.
+//!
+//! With a workspace ([`workspace`] says whether one helps) the segments of a row are worked on at the same time, and a
+//! second launch merges them: the same bits either way.
 //!
 //! Bound: decode reads every key and value once (memory); prefill does `4 * head_dim` operations a pair (f32
 //! multiply-adds).
@@ -16,19 +23,23 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-use crate::{Addr, Cost, DType, Launch, kernel, params};
+use crate::launch::Params as _;
+use crate::{Addr, Arch, Cost, DType, Launch, Source, Stage, kernel, params};
 
-/// Tokens of a cache block.
+/// Tokens of a page in the caches that the engine makes, and of a block of keys that a row takes at a time.
 pub const BLOCK: usize = 64;
+
+/// Keys whose sums are kept apart and then merged.
+const SEGMENT: u32 = 512;
 
 params! {
     /// Parameters of the kernel.
     pub struct Params {
         /// `[tokens, heads, head_dim]`
         pub q: Addr,
-        /// `[blocks, BLOCK, kv_heads, head_dim]`
+        /// `[pages, page, kv_heads, head_dim]`
         pub k_cache: Addr,
-        /// `[blocks, BLOCK, kv_heads, head_dim]`
+        /// `[pages, page, kv_heads, head_dim]`
         pub v_cache: Addr,
         /// `[tokens, heads, head_dim]`, written.
         pub o: Addr,
@@ -36,8 +47,10 @@ params! {
         pub cu_seqlens: Addr,
         /// i32 `[seqs]`: keys of each sequence, the new tokens included.
         pub kv_lens: Addr,
-        /// i32 `[seqs, max_blocks]`: the cache blocks of each sequence; those beyond its keys are not looked at.
+        /// i32 `[seqs, max_blocks]`: the pages of each sequence; those beyond its keys are not looked at.
         pub block_tables: Addr,
+        /// Bytes as [`workspace`] says, for sums of segments; null: segments one after the other.
+        pub workspace: Addr,
         /// New tokens of all sequences.
         pub tokens: u32,
         /// Sequences.
@@ -54,11 +67,83 @@ params! {
         pub scale: f32,
         /// The largest of `kv_lens`.
         pub max_kv_len: u32,
+        /// Tokens of a page: 16, 32, 64, 128 or 256.
+        pub page: u32,
+        /// 0
+        pub reserved: u32,
     }
 }
 
-kernel!(pub FWD_F32, "paged_attention_fwd_f32", Params, cpu::fwd::<f32>);
-kernel!(pub FWD_BF16, "paged_attention_fwd_bf16", Params, cpu::fwd::<half::bf16>);
+/// The CUDA source.
+pub static SOURCE: Source =
+    Source { name: "paged_attention", sm80: include_str!("sm80.cu"), params: &[Params::c_declaration] };
+
+kernel!(pub FWD_F32, "paged_attention_fwd_f32", Params, cpu::fwd::<f32>, &SOURCE, plan_f32);
+kernel!(pub FWD_BF16, "paged_attention_fwd_bf16", Params, cpu::fwd::<half::bf16>, &SOURCE, plan_bf16);
+
+/// One way of running the kernel: head_dim at most, (whole, split) symbols, dynamic shared memory.
+type Variant = (u32, [&'static str; 2], u32);
+
+fn plan_bf16(p: &Params, _: &Arch) -> Vec<Stage> {
+    // Two stages (head_dim 256: one, of 64 columns of V) of 64 keys and values, an odd number of 16-byte units each.
+    const VARIANTS: [Variant; 4] = [
+        (64, ["paged_attention_fwd_bf16_d64", "paged_attention_fwd_bf16_d64_split"], 2 * 64 * 2 * 9 * 16),
+        (80, ["paged_attention_fwd_bf16_d80", "paged_attention_fwd_bf16_d80_split"], 2 * 64 * 2 * 11 * 16),
+        (128, ["paged_attention_fwd_bf16_d128", "paged_attention_fwd_bf16_d128_split"], 2 * 64 * 2 * 17 * 16),
+        (256, ["paged_attention_fwd_bf16_d256", "paged_attention_fwd_bf16_d256_split"], 64 * (33 + 9) * 16),
+    ];
+    plan(p, 64, &VARIANTS, "paged_attention_fwd_bf16_combine", if p.head_dim > 128 { 4 } else { 1 })
+}
+
+fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
+    // 16 queries, their probabilities, 64 keys and 64 values (head_dim 256: one buffer for both).
+    const fn bytes(d: u32, buffers: u32) -> u32 {
+        4 * ((16 + buffers * 64) * (d + 4) + 16 * 72)
+    }
+    const VARIANTS: [Variant; 3] = [
+        (64, ["paged_attention_fwd_f32_d64", "paged_attention_fwd_f32_d64_split"], bytes(64, 2)),
+        (128, ["paged_attention_fwd_f32_d128", "paged_attention_fwd_f32_d128_split"], bytes(128, 2)),
+        (256, ["paged_attention_fwd_f32_d256", "paged_attention_fwd_f32_d256_split"], bytes(256, 1)),
+    ];
+    plan(p, 16, &VARIANTS, "paged_attention_fwd_f32_combine", 1)
+}
+
+/// A block a tile of `rows` packed rows, key head and slice of the columns, with a workspace also a segment; then the
+/// combine stage.
+fn plan(p: &Params, rows: u32, variants: &[Variant], combine: &'static str, slices: u32) -> Vec<Stage> {
+    let Some((_, symbols, shared)) = variants.iter().find(|v| p.head_dim <= v.0) else { return Vec::new() };
+    if p.tokens == 0 || p.seqs == 0 {
+        return Vec::new();
+    }
+    let split = !p.workspace.is_null();
+    let blocks = tiles(p, rows) * p.kv_heads * slices;
+    let main = |symbol, blocks| Stage { shared: *shared, ..Stage::linear(symbol, blocks, 128) };
+    if split {
+        let merge = Stage::linear(combine, (p.tokens * p.heads).div_ceil(4), 128);
+        vec![main(symbols[1], blocks * segments(p)), merge]
+    } else {
+        vec![main(symbols[0], blocks)]
+    }
+}
+
+/// Tiles of `rows` packed rows, at most: every sequence may leave one of them incomplete.
+fn tiles(p: &Params, rows: u32) -> u32 {
+    (p.tokens as u64 * (p.heads / p.kv_heads) as u64 / rows as u64) as u32 + p.seqs
+}
+
+fn segments(p: &Params) -> u32 {
+    p.max_kv_len.div_ceil(SEGMENT)
+}
+
+/// Bytes of workspace that a GPU gains by, 0 where the rows alone keep it busy or have one segment: for each segment of
+/// each row its columns, maximum and sum in f32.
+pub fn workspace(p: &Params) -> usize {
+    let (rows, segments) = (p.tokens as u64 * p.heads as u64, segments(p) as u64);
+    if segments < 2 || rows * segments > 1 << 16 || tiles(p, 64) * p.kv_heads > 512 {
+        return 0;
+    }
+    (rows * segments * (p.head_dim.next_multiple_of(4) as u64 + 2) * 4) as usize
+}
 
 /// The launch. `dtype` is that of q, o and the caches, F32 or BF16; `pairs` is the number of (new token, key) pairs of one
 /// head and `keys` the sum of `kv_lens`, see [`work`].

@@ -97,21 +97,21 @@ fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
     bits(&o)
 }
 
-/// One launch over sequences given as (tokens, keys that are there, how many of those are new), in a cache with blocks in
+/// One launch over sequences given as (tokens, keys that are there, how many of those are new), in a cache with pages in
 /// a shuffled order and NaN wherever no key lies.
 fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, seed: usize) -> Vec<u32> {
-    let (row, kv_row) = (model.row(), model.kv_row());
-    let max_blocks = sequences.iter().map(|s| s.1.div_ceil(BLOCK)).max().unwrap_or(0) + seed % 2;
+    let (row, kv_row, page) = (model.row(), model.kv_row(), 16 << (seed % 5));
+    let max_blocks = sequences.iter().map(|s| s.1.div_ceil(page)).max().unwrap_or(0) + seed % 2;
     let blocks = (sequences.len() * max_blocks + 3) | 1;
     let mut tables = vec![0; sequences.len() * max_blocks];
-    let (mut k, mut v) = (vec![f32::NAN; blocks * BLOCK * kv_row], vec![f32::NAN; blocks * BLOCK * kv_row]);
+    let (mut k, mut v) = (vec![f32::NAN; blocks * page * kv_row], vec![f32::NAN; blocks * page * kv_row]);
     let mut q = Vec::new();
     for (n, &(tokens, keys, new)) in sequences.iter().enumerate() {
         for j in 0..keys {
             // An odd number of blocks: twice the index, and something, goes over all of them.
-            let block = (2 * (n * max_blocks + j / BLOCK) + seed) % blocks;
-            tables[n * max_blocks + j / BLOCK] = block as i32;
-            let at = (block * BLOCK + j % BLOCK) * kv_row;
+            let block = (2 * (n * max_blocks + j / page) + seed) % blocks;
+            tables[n * max_blocks + j / page] = block as i32;
+            let at = (block * page + j % page) * kv_row;
             k[at..at + kv_row].copy_from_slice(&tokens.k[j * kv_row..(j + 1) * kv_row]);
             v[at..at + kv_row].copy_from_slice(&tokens.v[j * kv_row..(j + 1) * kv_row]);
         }
@@ -138,6 +138,9 @@ fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, s
         max_blocks: max_blocks as u32,
         scale: model.scale(),
         max_kv_len: sequences.iter().map(|s| s.1).max().unwrap_or(0) as u32,
+        workspace: Addr::NULL,
+        page: page as u32,
+        reserved: 0,
     };
     let team = Team::new(threads);
     // SAFETY: the addresses are those of live arrays of the documented sizes; the machine has the instruction set.

@@ -1,7 +1,7 @@
 //! Rows, some at a time a task; sums in 32 lanes.
 #![allow(unsafe_code)]
 
-use super::{BwdParams, FwdParams, PART_ROWS, parts};
+use super::{AddBwdParams, AddFwdParams, BwdParams, FwdParams, PART_ROWS, parts};
 use crate::simd::{LANES, sum_lanes};
 use crate::view::{Out, slice};
 use crate::{Element, Team, simd_fn};
@@ -40,6 +40,14 @@ simd_fn! {
 }
 
 simd_fn! {
+    fn add_row<T: Element>(other: &[T], sum: &mut [T]) {
+        for (other, sum) in other.iter().zip(sum) {
+            *sum = T::from_f32(sum.to_f32() + other.to_f32());
+        }
+    }
+}
+
+simd_fn! {
     fn dot3<T: Element>(a: &[T], b: &[T], c: &[T]) -> f32 {
         let mut lanes = [0.0f32; LANES];
         let ((a, a_rest), (b, b_rest), (c, c_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>(), c.as_chunks::<LANES>());
@@ -59,6 +67,15 @@ simd_fn! {
     fn dx_row<T: Element>(x: &[T], w: &[T], dy: &[T], rstd: f32, along_x: f32, dx: &mut [T]) {
         for (((x, w), dy), dx) in x.iter().zip(w).zip(dy).zip(dx) {
             *dx = T::from_f32(rstd * (dy.to_f32() * w.to_f32()) - along_x * x.to_f32());
+        }
+    }
+}
+
+simd_fn! {
+    fn dx_row_with<T: Element>(x: &[T], w: &[T], dy: &[T], rstd: f32, along_x: f32, dx: &mut [T]) {
+        for (((x, w), dy), dx) in x.iter().zip(w).zip(dy).zip(dx) {
+            let own = rstd * (dy.to_f32() * w.to_f32()) - along_x * x.to_f32();
+            *dx = T::from_f32(own + dx.to_f32());
         }
     }
 }
@@ -104,8 +121,55 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 }
 
 /// # Safety
+/// The addresses cover what [`AddFwdParams`] says.
+pub unsafe fn add_fwd<T: Element>(p: &AddFwdParams, team: &Team) {
+    let (rows, cols) = (p.rows as usize, p.cols as usize);
+    // The sum may lie on top of one of its terms, which is then only seen through it.
+    let (first, second) = if p.sum == p.residual { (p.residual, p.x) } else { (p.x, p.residual) };
+    // SAFETY: the caller's promise.
+    let (sum, other) = unsafe { (Out::<T>::new(p.sum, rows * cols), slice::<T>(second, rows * cols)) };
+    // SAFETY: the caller's promise; no elements if it is the sum itself.
+    let start = unsafe { slice::<T>(first, if first == p.sum { 0 } else { rows * cols }) };
+    let step = (TASK / cols.max(1)).max(1);
+    team.run(rows.div_ceil(step), |task| {
+        let at = task * step * cols..((task + 1) * step).min(rows) * cols;
+        // SAFETY: tasks' rows do not overlap.
+        let sum = unsafe { sum.part(at.start, at.len()) };
+        if !start.is_empty() {
+            sum.copy_from_slice(&start[at.clone()]);
+        }
+        add_row(&other[at], sum);
+    });
+    let AddFwdParams { w, y, rstd, rows, cols, eps, reserved, .. } = *p;
+    // SAFETY: the caller's promise; the sum is written.
+    unsafe { fwd::<T>(&FwdParams { x: p.sum, w, y, rstd, rows, cols, eps, reserved }, team) }
+}
+
+/// # Safety
 /// The addresses cover what [`BwdParams`] says.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
+    // SAFETY: the caller's promise.
+    unsafe { bwd_onto::<T>(p, false, team) }
+}
+
+/// # Safety
+/// The addresses cover what [`AddBwdParams`] says.
+pub unsafe fn add_bwd<T: Element>(p: &AddBwdParams, team: &Team) {
+    let AddBwdParams { x, w, rstd, dy, d_sum, dx, dw, partial, rows, cols } = *p;
+    let count = rows as usize * cols as usize;
+    if d_sum != dx {
+        // SAFETY: the caller's promise; the only part.
+        unsafe { Out::<T>::new(dx, count).part(0, count).copy_from_slice(slice::<T>(d_sum, count)) };
+    }
+    // SAFETY: the caller's promise.
+    unsafe { bwd_onto::<T>(&BwdParams { x, w, rstd, dy, dx, dw, partial, rows, cols }, true, team) }
+}
+
+/// With `onto`, dx is added to.
+///
+/// # Safety
+/// The addresses cover what [`BwdParams`] says; with `onto`, dx is initialised.
+unsafe fn bwd_onto<T: Element>(p: &BwdParams, onto: bool, team: &Team) {
     let (rows, cols, wants_dw) = (p.rows as usize, p.cols as usize, !p.dw.is_null());
     let parts = if wants_dw { parts(rows) } else { 0 };
     // SAFETY: the caller's promise.
@@ -125,7 +189,12 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
             let (x, dy, rstd) = (&x[at.clone()], &dy[at], rstd[row]);
             let along_x = rstd * rstd * rstd * (dot3(x, dy, w) / cols as f32);
             // SAFETY: rows do not overlap.
-            dx_row(x, w, dy, rstd, along_x, unsafe { dx.part(row * cols, cols) });
+            let dx = unsafe { dx.part(row * cols, cols) };
+            if onto {
+                dx_row_with(x, w, dy, rstd, along_x, dx);
+            } else {
+                dx_row(x, w, dy, rstd, along_x, dx);
+            }
             add_to_dw(x, dy, rstd, dw);
         }
     });

@@ -5,7 +5,11 @@
 //! Shapes: x, y, dy, dx `[rows, cols]`, w `[cols]`, all T, f32 or bf16; rstd f32 `[rows]`; dw f32 `[cols]`. Outputs may
 //! not overlap inputs. Arithmetic in f32. dw is summed over parts of 64 rows, each in row order, then over the parts; in
 //! CUDA a part is 2 runs of 32 rows (16 of 4 up to 512 columns), and eight sums of every eighth part meet at the end.
-//! Numerics: T(x · rstd), y and dx each round to T once. The root is to 2⁻²³ in CUDA.
+//!
+//! With a residual: forward first writes `sum = T(x + residual)` and normalises that; backward adds `d_sum`, the gradient that
+//! reaches the sum on its other way, to dx, which is then the gradient of x and of residual alike.
+//!
+//! Numerics: T(x · rstd), the sum, y and dx each round to T once. The root is to 2⁻²³ in CUDA.
 //! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward.
 
 mod cpu;
@@ -63,17 +67,94 @@ params! {
     }
 }
 
+params! {
+    /// Parameters of the forward kernel with a residual.
+    pub struct AddFwdParams {
+        /// T `[rows, cols]`
+        pub x: Addr,
+        /// T `[rows, cols]`
+        pub residual: Addr,
+        /// T `[cols]`
+        pub w: Addr,
+        /// T `[rows, cols]`, written: x + residual; may be x or residual.
+        pub sum: Addr,
+        /// T `[rows, cols]`, written.
+        pub y: Addr,
+        /// f32 `[rows]`, written unless null.
+        pub rstd: Addr,
+        /// Rows.
+        pub rows: u32,
+        /// Elements of a row.
+        pub cols: u32,
+        /// Added to the mean square.
+        pub eps: f32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+params! {
+    /// Parameters of the backward kernel with a residual.
+    pub struct AddBwdParams {
+        /// T `[rows, cols]`: the sum that the forward kernel wrote.
+        pub x: Addr,
+        /// T `[cols]`
+        pub w: Addr,
+        /// f32 `[rows]`, from the forward kernel.
+        pub rstd: Addr,
+        /// T `[rows, cols]`
+        pub dy: Addr,
+        /// T `[rows, cols]`: the gradient of the sum from elsewhere.
+        pub d_sum: Addr,
+        /// T `[rows, cols]`, written; may be d_sum.
+        pub dx: Addr,
+        /// f32 `[cols]`, added to; null if w is frozen.
+        pub dw: Addr,
+        /// f32 `[parts(rows), cols]`, workspace; unused when dw is null.
+        pub partial: Addr,
+        /// Rows.
+        pub rows: u32,
+        /// Elements of a row.
+        pub cols: u32,
+    }
+}
+
 /// The CUDA source.
 pub static SOURCE: Source = Source {
     name: "rms_norm",
     sm80: include_str!("sm80.cu"),
-    params: &[FwdParams::c_declaration, BwdParams::c_declaration],
+    params: &[
+        FwdParams::c_declaration,
+        BwdParams::c_declaration,
+        AddFwdParams::c_declaration,
+        AddBwdParams::c_declaration,
+    ],
 };
 
-kernel!(pub FWD_F32, "rms_norm_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, arch| plan_fwd(["rms_norm_fwd_f32", "rms_norm_fwd_f32_wide"], p, arch));
-kernel!(pub FWD_BF16, "rms_norm_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, arch| plan_fwd(["rms_norm_fwd_bf16", "rms_norm_fwd_bf16_wide"], p, arch));
-kernel!(pub BWD_F32, "rms_norm_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, arch| plan_bwd(["rms_norm_bwd_f32", "rms_norm_bwd_f32_wide", "rms_norm_bwd_f32_dw"], p, arch));
-kernel!(pub BWD_BF16, "rms_norm_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| plan_bwd(["rms_norm_bwd_bf16", "rms_norm_bwd_bf16_wide", "rms_norm_bwd_bf16_dw"], p, arch));
+kernel!(pub FWD_F32, "rms_norm_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, arch| {
+    plan_fwd(["rms_norm_fwd_f32", "rms_norm_fwd_f32_wide"], p.rows, p.cols, arch)
+});
+kernel!(pub FWD_BF16, "rms_norm_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, arch| {
+    plan_fwd(["rms_norm_fwd_bf16", "rms_norm_fwd_bf16_wide"], p.rows, p.cols, arch)
+});
+kernel!(pub BWD_F32, "rms_norm_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, arch| {
+    plan_bwd(["rms_norm_bwd_f32", "rms_norm_bwd_f32_wide", "rms_norm_bwd_f32_dw"], p.rows, p.cols, p.dw, arch)
+});
+kernel!(pub BWD_BF16, "rms_norm_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
+    plan_bwd(["rms_norm_bwd_bf16", "rms_norm_bwd_bf16_wide", "rms_norm_bwd_bf16_dw"], p.rows, p.cols, p.dw, arch)
+});
+kernel!(pub ADD_FWD_F32, "rms_norm_add_fwd_f32", AddFwdParams, cpu::add_fwd::<f32>, &SOURCE, |p, arch| {
+    plan_fwd(["rms_norm_add_fwd_f32", "rms_norm_add_fwd_f32_wide"], p.rows, p.cols, arch)
+});
+kernel!(pub ADD_FWD_BF16, "rms_norm_add_fwd_bf16", AddFwdParams, cpu::add_fwd::<half::bf16>, &SOURCE, |p, arch| {
+    plan_fwd(["rms_norm_add_fwd_bf16", "rms_norm_add_fwd_bf16_wide"], p.rows, p.cols, arch)
+});
+kernel!(pub ADD_BWD_F32, "rms_norm_add_bwd_f32", AddBwdParams, cpu::add_bwd::<f32>, &SOURCE, |p, arch| {
+    plan_bwd(["rms_norm_add_bwd_f32", "rms_norm_add_bwd_f32_wide", "rms_norm_add_bwd_f32_dw"], p.rows, p.cols, p.dw, arch)
+});
+kernel!(pub ADD_BWD_BF16, "rms_norm_add_bwd_bf16", AddBwdParams, cpu::add_bwd::<half::bf16>, &SOURCE, |p, arch| {
+    plan_bwd(["rms_norm_add_bwd_bf16", "rms_norm_add_bwd_bf16_wide", "rms_norm_add_bwd_bf16_dw"], p.rows, p.cols, p.dw, arch)
+});
 
 /// Elements of a row that a thread keeps in registers (`HELD` of sm80.cu).
 const HELD: u32 = 16;
@@ -83,28 +164,28 @@ fn row_blocks(rows: u32, rows_at_once: u32, arch: &Arch, resident: u32) -> u64 {
     u64::from(rows.div_ceil(rows_at_once).min(arch.multiprocessors * resident))
 }
 
-fn plan_fwd([usual, wide]: [&'static str; 2], p: &FwdParams, arch: &Arch) -> Vec<Stage> {
-    match p.cols {
+fn plan_fwd([usual, wide]: [&'static str; 2], rows: u32, cols: u32, arch: &Arch) -> Vec<Stage> {
+    match cols {
         0 => Vec::new(),
-        cols if cols <= HELD * 32 => cuh::blocks(usual, row_blocks(p.rows, 8, arch, 4), 256),
-        cols if cols <= HELD * 256 => cuh::blocks(usual, row_blocks(p.rows, 1, arch, 4), 256),
-        _ => cuh::blocks(wide, row_blocks(p.rows, 1, arch, 2), 512),
+        cols if cols <= HELD * 32 => cuh::blocks(usual, row_blocks(rows, 8, arch, 4), 256),
+        cols if cols <= HELD * 256 => cuh::blocks(usual, row_blocks(rows, 1, arch, 4), 256),
+        _ => cuh::blocks(wide, row_blocks(rows, 1, arch, 1), 512),
     }
 }
 
-fn plan_bwd([usual, wide, dw]: [&'static str; 3], p: &BwdParams, arch: &Arch) -> Vec<Stage> {
-    let (symbol, threads, groups) = match p.cols {
+fn plan_bwd([usual, wide, dw]: [&'static str; 3], rows: u32, cols: u32, dw_addr: Addr, arch: &Arch) -> Vec<Stage> {
+    let (symbol, threads, groups) = match cols {
         0 => return Vec::new(),
         cols if cols <= HELD * 32 => (usual, 512, 16),
         cols if cols <= HELD * 256 => (usual, 512, 2),
         _ => (wide, 512, 1),
     };
-    if p.dw.is_null() {
-        return cuh::blocks(symbol, row_blocks(p.rows, groups, arch, 1), threads);
+    if dw_addr.is_null() {
+        return cuh::blocks(symbol, row_blocks(rows, groups, arch, 1), threads);
     }
-    let mut stages = cuh::blocks(symbol, parts(p.rows as usize) as u64, threads);
+    let mut stages = cuh::blocks(symbol, parts(rows as usize) as u64, threads);
     if !stages.is_empty() {
-        stages.extend(cuh::blocks(dw, u64::from(p.cols.div_ceil(32)), 256));
+        stages.extend(cuh::blocks(dw, u64::from(cols.div_ceil(32)), 256));
     }
     stages
 }
@@ -130,6 +211,21 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let dw = if params.dw.is_null() { 0.0 } else { 8.0 * params.cols as f64 };
     let bytes = (3.0 * n + params.cols as f64) * dtype.size() as f64 + 4.0 * params.rows as f64 + dw;
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, Cost { flops: 11.0 * n, bytes })
+}
+
+/// The forward launch with a residual; `dtype` is T, F32 or BF16.
+pub fn add_fwd(dtype: DType, params: &AddFwdParams) -> Launch {
+    let n = params.rows as f64 * params.cols as f64;
+    let bytes = (4.0 * n + params.cols as f64) * dtype.size() as f64;
+    Launch::kernel(by_dtype(dtype, &ADD_FWD_F32, &ADD_FWD_BF16), params, Cost { flops: 5.0 * n, bytes })
+}
+
+/// The backward launch with a residual; `dtype` is T, F32 or BF16.
+pub fn add_bwd(dtype: DType, params: &AddBwdParams) -> Launch {
+    let n = params.rows as f64 * params.cols as f64;
+    let dw = if params.dw.is_null() { 0.0 } else { 8.0 * params.cols as f64 };
+    let bytes = (4.0 * n + params.cols as f64) * dtype.size() as f64 + 4.0 * params.rows as f64 + dw;
+    Launch::kernel(by_dtype(dtype, &ADD_BWD_F32, &ADD_BWD_BF16), params, Cost { flops: 12.0 * n, bytes })
 }
 
 /// Shapes that tests and benches share: (rows, cols, scale of the inputs).

@@ -2,9 +2,10 @@
 //
 //   fwd: rstd = 1 / sqrt(mean(x^2) + eps),  y = T(w * T(x * rstd))
 //   bwd: dx = rstd * dy * w - rstd^3 * mean(dy * w * x) * x,  dw += sum over rows of dy * x * rstd
+//   add_fwd: the same of x = sum = T(x + residual);  add_bwd: dx as above + d_sum
 //
 // Shapes and limits: mod.rs; cols < 2^31.
-// Numerics: f32, rsqrt to 2^-22.9, the mean's quotient to 2 ulp; fwd rounds x * rstd to T and the product with w to T; bwd rounds dx to T; dw stays f32. A row's sum is one
+// Numerics: f32, rsqrt to 2^-22.9, the mean's quotient to 2 ulp; fwd rounds x * rstd to T and the product with w to T; add_fwd rounds x + residual to T; bwd rounds dx to T; dw stays f32. A row's sum is one
 // accumulator a thread over its columns in ascending order, then warp_sum, then warps in order: it depends on cols alone.
 //
 // Grid: a group of THREADS threads owns a row at a time: a warp up to HELD * 32 columns, 256 threads up to HELD * 256, beyond
@@ -17,62 +18,41 @@
 //     loads are issued before this row is worked on (backward: in bf16, else registers run out)
 //     reduce; write y or dx; add to dw's registers
 //
-// Departures: 1. w is read once a block and kept in registers. 2. Columns beyond HELD * 512 are read twice, and their dw is
+// Departures: 1. w is read once a block and kept in registers (backward: where rows are multiples of 16 bytes and fit). 2. Columns beyond HELD * 512 are read twice, and their dw is
 // summed in `partial` itself. 3. Rows that are not a multiple of 16 bytes go element by element, in the same order of sums.
 // Bound: memory.
 
+#include "cuh/held.cuh"
 #include "cuh/math.cuh"
-#include "cuh/warp.cuh"
 
-// Elements of a row that a thread keeps in registers.
-constexpr int HELD = 16;
 constexpr int PART_ROWS = 64;
 constexpr int FWD_BLOCK = 256;
 constexpr int BWD_BLOCK = 512;
 constexpr int WIDE = 512;
 
+template <class P>
+constexpr bool ADDS = false;
+template <>
+constexpr bool ADDS<AddFwdParams> = true;
+template <>
+constexpr bool ADDS<AddBwdParams> = true;
+
+// T(x + residual), which is also stored.
 template <class T>
-constexpr int CHUNKS = HELD / VECTOR<T>;
-
-// A thread's part of a row: chunk k is the elements at(k) .. at(k) + VECTOR.
-template <class T, int THREADS>
-struct Held {
-  Words<16> chunk[CHUNKS<T>];
-
-  static __device__ __forceinline__ u32 at(int k) { return (k * THREADS + threadIdx.x % THREADS) * VECTOR<T>; }
-
-  __device__ __forceinline__ void load(const T* row, u32 cols, bool vector) {
+__device__ __forceinline__ Words<16> add_and_store(const Words<16>& x, const Words<16>& residual, T* sum, u32 at, u32 cols,
+                                                   bool vector) {
+  float a[VECTOR<T>], b[VECTOR<T>];
+  unpack<T>(x, a);
+  unpack<T>(residual, b);
 #pragma unroll
-    for (int k = 0; k < CHUNKS<T>; ++k) chunk[k] = load_words(row, at(k), cols, vector);
-  }
-};
-
-// The columns that do not fit into the registers of a group: f(at) for each vector of the thread.
-template <class T, int THREADS, class F>
-__device__ __forceinline__ void for_rest(u32 cols, const F& f) {
-  for (u32 at = HELD * THREADS + threadIdx.x * VECTOR<T>; at < cols; at += THREADS * VECTOR<T>) f(at);
-}
-
-// The sum over a group; `scratch` holds a float a warp and is not in use.
-template <int THREADS>
-__device__ __forceinline__ float group_sum(float x, float* scratch) {
-  if constexpr (THREADS == 32) {
-    return warp_sum(x);
-  } else {
-    x = warp_sum(x);
-    float* own = scratch + threadIdx.x / THREADS * (THREADS / 32);
-    if (threadIdx.x % 32 == 0) own[threadIdx.x % THREADS / 32] = x;
-    __syncthreads();
-    float sum = own[0];
-#pragma unroll
-    for (int warp = 1; warp < THREADS / 32; ++warp) sum += own[warp];
-    return sum;
-  }
+  for (int j = 0; j < VECTOR<T>; ++j) a[j] += b[j];
+  store_elements(sum, at, cols, vector, a);
+  return pack<T>(a);
 }
 
 // `scratch` is two, so that one barrier a row is enough: a thread that is a row ahead writes to the other.
-template <class T, int BLOCK, int THREADS, bool vector>
-__device__ __forceinline__ void forward(const FwdParams& p, float (&scratch)[2][BLOCK / 32]) {
+template <class T, int BLOCK, int THREADS, bool vector, class P>
+__device__ __forceinline__ void forward(const P& p, float (&scratch)[2][BLOCK / 32]) {
   constexpr int V = VECTOR<T>;
   constexpr bool REST = THREADS == WIDE, AHEAD = vector && !REST;
   using Row = Held<T, THREADS>;
@@ -80,17 +60,34 @@ __device__ __forceinline__ void forward(const FwdParams& p, float (&scratch)[2][
   const u64 step = static_cast<u64>(gridDim.x) * (BLOCK / THREADS);
   const T *xs = global<const T>(p.x), *w = global<const T>(p.w);
   T* ys = global<T>(p.y);
+  const T* residuals = nullptr;
+  T* sums = nullptr;
+  if constexpr (ADDS<P>) {
+    residuals = global<const T>(p.residual);
+    sums = global<T>(p.sum);
+  }
   u64 row = static_cast<u64>(blockIdx.x) * (BLOCK / THREADS) + threadIdx.x / THREADS;
 
-  Row weights, next;
+  Row weights, next, next_residual;
   weights.load(w, cols, vector);
-  if (AHEAD && row < p.rows) next.load(xs + row * cols, cols, vector);
+  const auto fetch = [&](u64 row) {
+    next.load(xs + row * cols, cols, vector);
+    if constexpr (ADDS<P>) next_residual.load(residuals + row * cols, cols, vector);
+  };
+  if (AHEAD && row < p.rows) fetch(row);
   for (int parity = 0; row < p.rows; row += step, parity ^= 1) {
     const T* x = xs + row * cols;
     T* y = ys + row * cols;
-    if (!AHEAD) next.load(x, cols, vector);
-    const Row held = next;
-    if (AHEAD && row + step < p.rows) next.load(x + step * cols, cols, vector);
+    if (!AHEAD) fetch(row);
+    Row held = next;
+    if constexpr (ADDS<P>) {
+#pragma unroll
+      for (int k = 0; k < CHUNKS<T>; ++k) {
+        held.chunk[k] =
+            add_and_store(next.chunk[k], next_residual.chunk[k], sums + row * cols, Row::at(k), cols, vector);
+      }
+    }
+    if (AHEAD && row + step < p.rows) fetch(row + step);
 
     float square = 0.0f, e[V];
     const auto add = [&](const Words<16>& words) {
@@ -101,7 +98,14 @@ __device__ __forceinline__ void forward(const FwdParams& p, float (&scratch)[2][
 #pragma unroll
     for (int k = 0; k < CHUNKS<T>; ++k) add(held.chunk[k]);
     if constexpr (REST) {
-      for_rest<T, THREADS>(cols, [&](u32 at) { add(load_words(x, at, cols, vector)); });
+      for_rest<T, THREADS>(cols, [&](u32 at) {
+        Words<16> words = load_words(x, at, cols, vector);
+        if constexpr (ADDS<P>) {
+          const Words<16> residual = load_words(residuals + row * cols, at, cols, vector);
+          words = add_and_store(words, residual, sums + row * cols, at, cols, vector);
+        }
+        add(words);
+      });
     }
     const float mean = divide(group_sum<THREADS>(square, scratch[parity]), static_cast<float>(cols));
     const float rstd = rsqrtf(mean + p.eps);
@@ -119,7 +123,10 @@ __device__ __forceinline__ void forward(const FwdParams& p, float (&scratch)[2][
     for (int k = 0; k < CHUNKS<T>; ++k) write(held.chunk[k], weights.chunk[k], Row::at(k));
     if constexpr (REST) {
       for_rest<T, THREADS>(
-          cols, [&](u32 at) { write(load_words(x, at, cols, vector), load_words(w, at, cols, vector), at); });
+          cols, [&](u32 at) {
+            const T* normed = ADDS<P> ? sums + row * cols : x;
+            write(load_words(normed, at, cols, vector), load_words(w, at, cols, vector), at);
+          });
     }
   }
 }
@@ -131,10 +138,10 @@ struct Shared {
   Words<16> sums[(BWD_BLOCK - 32) * HELD / 4];
 };
 
-template <class T, int THREADS, bool vector>
-__device__ __forceinline__ void backward(const BwdParams& p, Shared& shared) {
+template <class T, int THREADS, bool vector, class P>
+__device__ __forceinline__ void backward(const P& p, Shared& shared) {
   constexpr int V = VECTOR<T>, GROUPS = BWD_BLOCK / THREADS;
-  constexpr bool REST = THREADS == WIDE, AHEAD = vector && !REST && sizeof(T) == 2;
+  constexpr bool REST = THREADS == WIDE, KEEP = vector && !REST, AHEAD = KEEP && sizeof(T) == 2;
   using Row = Held<T, THREADS>;
   const u32 cols = p.cols, group = threadIdx.x / THREADS;
   const bool wants_dw = p.dw != 0;
@@ -164,7 +171,8 @@ __device__ __forceinline__ void backward(const BwdParams& p, Shared& shared) {
   float next_rstd = 0.0f, dw[HELD];
 #pragma unroll
   for (int i = 0; i < HELD; ++i) dw[i] = 0.0f;
-  weights.load(w, cols, vector);
+  if (KEEP) weights.load(w, cols, vector);
+  const auto weight = [&](int k) { return KEEP ? weights.chunk[k] : load_words(w, Row::at(k), cols, vector); };
   const auto fetch = [&](u64 row) {
     next_x.load(xs + row * cols, cols, vector);
     next_dy.load(dys + row * cols, cols, vector);
@@ -178,6 +186,16 @@ __device__ __forceinline__ void backward(const BwdParams& p, Shared& shared) {
     const float rstd = next_rstd;
     const T *x = xs + row * cols, *dy = dys + row * cols;
     T* dx = dxs + row * cols;
+    Row d_sum{};
+    const auto load_other = [&](u32 at) {
+      Words<16> words{};
+      if constexpr (ADDS<P>) words = load_words(global<const T>(p.d_sum) + row * cols, at, cols, vector);
+      return words;
+    };
+    if (KEEP && live) {
+#pragma unroll
+      for (int k = 0; k < CHUNKS<T>; ++k) d_sum.chunk[k] = load_other(Row::at(k));
+    }
     if (AHEAD && row + step < end) fetch(row + step);
 
     float dot = 0.0f, ex[V], edy[V], ew[V];
@@ -189,7 +207,7 @@ __device__ __forceinline__ void backward(const BwdParams& p, Shared& shared) {
       for (int j = 0; j < V; ++j) dot = fmaf(edy[j] * ew[j], ex[j], dot);
     };
 #pragma unroll
-    for (int k = 0; k < CHUNKS<T>; ++k) add(held_x.chunk[k], held_dy.chunk[k], weights.chunk[k]);
+    for (int k = 0; k < CHUNKS<T>; ++k) add(held_x.chunk[k], held_dy.chunk[k], weight(k));
     if constexpr (REST) {
       for_rest<T, THREADS>(cols, [&](u32 at) {
         add(load_words(x, at, cols, vector), load_words(dy, at, cols, vector), load_words(w, at, cols, vector));
@@ -199,24 +217,30 @@ __device__ __forceinline__ void backward(const BwdParams& p, Shared& shared) {
     const float along_x = rstd * rstd * rstd * mean;
     if (!live) continue;
 
-    const auto write = [&](const Words<16>& x, const Words<16>& dy, const Words<16>& w, u32 at) {
-      float out[V];
+    const auto write = [&](const Words<16>& x, const Words<16>& dy, const Words<16>& w, const Words<16>& d_sum, u32 at) {
+      float out[V], other[V];
       unpack<T>(x, ex);
       unpack<T>(dy, edy);
       unpack<T>(w, ew);
 #pragma unroll
       for (int j = 0; j < V; ++j) out[j] = fmaf(-along_x, ex[j], rstd * (edy[j] * ew[j]));
+      if constexpr (ADDS<P>) {
+        unpack<T>(d_sum, other);
+#pragma unroll
+        for (int j = 0; j < V; ++j) out[j] += other[j];
+      }
       store_elements(dx, at, cols, vector, out);
     };
 #pragma unroll
     for (int k = 0; k < CHUNKS<T>; ++k) {
-      write(held_x.chunk[k], held_dy.chunk[k], weights.chunk[k], Row::at(k));
+      write(held_x.chunk[k], held_dy.chunk[k], weight(k), KEEP ? d_sum.chunk[k] : load_other(Row::at(k)), Row::at(k));
 #pragma unroll
       for (int j = 0; j < V; ++j) dw[k * V + j] = fmaf(edy[j], ex[j] * rstd, dw[k * V + j]);
     }
     if constexpr (REST) {
       for_rest<T, THREADS>(cols, [&](u32 at) {
-        write(load_words(x, at, cols, vector), load_words(dy, at, cols, vector), load_words(w, at, cols, vector), at);
+        write(load_words(x, at, cols, vector), load_words(dy, at, cols, vector), load_words(w, at, cols, vector),
+              load_other(at), at);
         if (!wants_dw) return;
 #pragma unroll
         for (int j = 0; j < V; ++j) {
@@ -260,7 +284,8 @@ __device__ __forceinline__ void backward(const BwdParams& p, Shared& shared) {
 }
 
 // dw[c] += the parts' sums of column c: a block has 32 columns, warp w the parts w, w + 8, …; then warps in order.
-__device__ __forceinline__ void sum_parts(const BwdParams& p) {
+template <class P>
+__device__ __forceinline__ void sum_parts(const P& p) {
   constexpr int WARPS = 8;
   __shared__ float sums[WARPS][32];
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
@@ -280,49 +305,69 @@ __device__ __forceinline__ void sum_parts(const BwdParams& p) {
   global<float>(p.dw)[c] += sum;
 }
 
-template <class T, int BLOCK, int THREADS>
-__device__ __forceinline__ void forward_any(const FwdParams& p) {
+// Whether all rows start at a multiple of 16 bytes.
+template <class T>
+__device__ __forceinline__ bool aligned(const FwdParams& p) {
+  return p.cols % VECTOR<T> == 0 && aligned16(p.x, p.w, p.y);
+}
+template <class T>
+__device__ __forceinline__ bool aligned(const AddFwdParams& p) {
+  return p.cols % VECTOR<T> == 0 && aligned16(p.x, p.residual, p.w, p.sum, p.y);
+}
+template <class T>
+__device__ __forceinline__ bool aligned(const BwdParams& p) {
+  return p.cols % VECTOR<T> == 0 && aligned16(p.x, p.w, p.dy, p.dx);
+}
+template <class T>
+__device__ __forceinline__ bool aligned(const AddBwdParams& p) {
+  return p.cols % VECTOR<T> == 0 && aligned16(p.x, p.w, p.dy, p.d_sum, p.dx);
+}
+
+template <class T, int BLOCK, int THREADS, class P>
+__device__ __forceinline__ void forward_any(const P& p) {
   __shared__ float scratch[2][BLOCK / 32];
-  if (p.cols % VECTOR<T> == 0 && aligned16(p.x, p.w, p.y)) {
+  if (aligned<T>(p)) {
     forward<T, BLOCK, THREADS, true>(p, scratch);
   } else {
     forward<T, BLOCK, THREADS, false>(p, scratch);
   }
 }
 
-template <class T, int THREADS>
-__device__ __forceinline__ void backward_any(const BwdParams& p, Shared& shared) {
-  if (p.cols % VECTOR<T> == 0 && aligned16(p.x, p.w, p.dy, p.dx)) {
+template <class T, int THREADS, class P>
+__device__ __forceinline__ void backward_any(const P& p, Shared& shared) {
+  if (aligned<T>(p)) {
     backward<T, THREADS, true>(p, shared);
   } else {
     backward<T, THREADS, false>(p, shared);
   }
 }
 
-#define KERNEL(NAME, PARAMS, BLOCK) extern "C" __global__ void __launch_bounds__(BLOCK) NAME(const __grid_constant__ PARAMS p)
+#define KERNEL(NAME, PARAMS, ...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__) NAME(const __grid_constant__ PARAMS p)
 
-#define KERNELS(T, NAME)                                                                                       \
-  KERNEL(rms_norm_fwd_##NAME, FwdParams, FWD_BLOCK) {                                                          \
-    if (p.cols <= HELD * 32) {                                                                                 \
-      forward_any<T, FWD_BLOCK, 32>(p);                                                                        \
-    } else {                                                                                                   \
-      forward_any<T, FWD_BLOCK, FWD_BLOCK>(p);                                                                 \
-    }                                                                                                          \
-  }                                                                                                            \
-  KERNEL(rms_norm_fwd_##NAME##_wide, FwdParams, WIDE) { forward_any<T, WIDE, WIDE>(p); }     \
-  KERNEL(rms_norm_bwd_##NAME, BwdParams, BWD_BLOCK) {                                                          \
-    __shared__ Shared shared;                                                                       \
-    if (p.cols <= HELD * 32) {                                                                                 \
-      backward_any<T, 32>(p, shared);                                                               \
-    } else {                                                                                                   \
-      backward_any<T, 256>(p, shared);                                                              \
-    }                                                                                                          \
-  }                                                                                                            \
-  KERNEL(rms_norm_bwd_##NAME##_wide, BwdParams, BWD_BLOCK) {                                                   \
-    __shared__ Shared shared;                                                                                  \
-    backward_any<T, BWD_BLOCK>(p, shared);                                                                     \
-  }                                                                                                            \
-  KERNEL(rms_norm_bwd_##NAME##_dw, BwdParams, 256) { sum_parts(p); }
+#define KERNELS(T, ADD, NAME, FWD, BWD)                                                              \
+  KERNEL(rms_norm##ADD##_fwd_##NAME, FWD, FWD_BLOCK) {                                               \
+    if (p.cols <= HELD * 32) {                                                                       \
+      forward_any<T, FWD_BLOCK, 32>(p);                                                              \
+    } else {                                                                                         \
+      forward_any<T, FWD_BLOCK, FWD_BLOCK>(p);                                                       \
+    }                                                                                                \
+  }                                                                                                  \
+  KERNEL(rms_norm##ADD##_fwd_##NAME##_wide, FWD, WIDE, 1) { forward_any<T, WIDE, WIDE>(p); }            \
+  KERNEL(rms_norm##ADD##_bwd_##NAME, BWD, BWD_BLOCK) {                                               \
+    __shared__ Shared shared;                                                                        \
+    if (p.cols <= HELD * 32) {                                                                       \
+      backward_any<T, 32>(p, shared);                                                                \
+    } else {                                                                                         \
+      backward_any<T, 256>(p, shared);                                                               \
+    }                                                                                                \
+  }                                                                                                  \
+  KERNEL(rms_norm##ADD##_bwd_##NAME##_wide, BWD, BWD_BLOCK) {                                        \
+    __shared__ Shared shared;                                                                        \
+    backward_any<T, BWD_BLOCK>(p, shared);                                                           \
+  }                                                                                                  \
+  KERNEL(rms_norm##ADD##_bwd_##NAME##_dw, BWD, 256) { sum_parts(p); }
 
-KERNELS(float, f32)
-KERNELS(bf16, bf16)
+KERNELS(float, , f32, FwdParams, BwdParams)
+KERNELS(bf16, , bf16, FwdParams, BwdParams)
+KERNELS(float, _add, f32, AddFwdParams, AddBwdParams)
+KERNELS(bf16, _add, bf16, AddFwdParams, AddBwdParams)

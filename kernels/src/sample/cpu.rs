@@ -1,4 +1,5 @@
-//! One row a task; a working copy of the scores stays with the thread.
+//! One row a task; a working copy of the scores stays with the thread. The penalties' and biases' steps are single
+//! operations in f32: their roundings decide the order of tokens.
 #![allow(unsafe_code)]
 
 use super::{Params, STREAM};
@@ -12,7 +13,7 @@ use std::cell::RefCell;
 const BLOCK: usize = 512;
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { scores: Vec::new(), best: Vec::new(), order: Vec::new() }) };
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
 }
 
 /// Buffers of one thread, grown once to the vocabulary.
@@ -20,6 +21,13 @@ struct Scratch {
     scores: Vec<f32>,
     best: Vec<f32>,
     order: Vec<u64>,
+    history: Vec<usize>,
+}
+
+impl Scratch {
+    const fn new() -> Scratch {
+        Scratch { scores: Vec::new(), best: Vec::new(), order: Vec::new(), history: Vec::new() }
+    }
 }
 
 simd_fn! {
@@ -149,11 +157,19 @@ struct Settings<'a> {
     temperature: f32,
     top_p: f32,
     top_k: i32,
+    min_p: f32,
     penalty: f32,
+    frequency_penalty: f32,
+    presence_penalty: f32,
     seed: u64,
     position: i32,
     history: &'a [i32],
+    counted_from: usize,
+    bias_ids: &'a [i32],
+    bias: &'a [f32],
     suppressed: &'a [i32],
+    /// Nothing: all are allowed.
+    allowed: &'a [u32],
 }
 
 impl Settings<'_> {
@@ -184,17 +200,29 @@ fn choose(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<usi
 /// Leaves in `scores` what the token is chosen by, the scores after suppression (greedy) or the weights after top-p, and
 /// returns the largest score; `None` if no token has a score above −∞.
 fn weights(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<f32> {
-    let Scratch { scores, best, order } = scratch;
+    let Scratch { scores, best, order, history } = scratch;
     scores.clear();
     scores.extend_from_slice(logits);
-    if s.penalty != 1.0 {
-        for id in in_vocab(s.history, logits.len()) {
-            let l = logits[id];
-            scores[id] = if l < 0.0 { l * s.penalty } else { l / s.penalty };
+    penalise(scores, logits, s, history);
+    for (&id, &bias) in s.bias_ids.iter().zip(s.bias) {
+        if let Some(score) = usize::try_from(id).ok().and_then(|id| scores.get_mut(id)) {
+            *score += bias;
         }
     }
     for id in in_vocab(s.suppressed, logits.len()) {
         scores[id] = f32::NEG_INFINITY;
+    }
+    if !s.allowed.is_empty() {
+        for (scores, bits) in scores.chunks_mut(32).zip(s.allowed) {
+            for (bit, score) in scores.iter_mut().enumerate() {
+                if bits >> bit & 1 == 0 {
+                    *score = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+    if any_nan(scores) {
+        return None;
     }
     let top = max(scores);
     if top == f32::NEG_INFINITY {
@@ -211,7 +239,50 @@ fn weights(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<f3
     if s.top_p < 1.0 {
         keep_top_p(scores, s.top_p, order);
     }
+    if s.min_p > 0.0 {
+        // The largest weight is 1, and stays.
+        let least = s.min_p.min(1.0);
+        for w in scores.iter_mut().filter(|w| **w < least) {
+            *w = 0.0;
+        }
+    }
     Some(top)
+}
+
+/// The penalties for tokens of the history, in rounded steps as the formula takes them.
+fn penalise(scores: &mut [f32], logits: &[f32], s: &Settings<'_>, history: &mut Vec<usize>) {
+    if s.penalty != 1.0 {
+        for id in in_vocab(s.history, logits.len()) {
+            let l = logits[id];
+            scores[id] = if l < 0.0 { l * s.penalty } else { l / s.penalty };
+        }
+    }
+    if s.frequency_penalty == 0.0 && s.presence_penalty == 0.0 {
+        return;
+    }
+    history.clear();
+    history.extend(in_vocab(s.history.get(s.counted_from..).unwrap_or_default(), logits.len()));
+    history.sort_unstable();
+    for same in history.chunk_by(|a, b| a == b) {
+        let score = &mut scores[same[0]];
+        *score -= same.len() as f32 * s.frequency_penalty;
+        *score -= s.presence_penalty;
+    }
+}
+
+/// The likeliest tokens and their log-probabilities.
+fn likeliest(logits: &[f32], row: &Row, scratch: &mut Scratch, ids: &mut [i32], log_probs: &mut [f32]) {
+    let n = ids.len().min(logits.len());
+    if n == 0 {
+        return;
+    }
+    let least = kth_largest(logits, n, &mut scratch.best);
+    // Equals of the last are in the order of ids, and some of them beyond n.
+    let mut best: Vec<usize> = (0..logits.len()).filter(|&id| logits[id] >= least).collect();
+    best.sort_by(|&a, &b| (logits[b] + 0.0).total_cmp(&(logits[a] + 0.0)).then(a.cmp(&b)));
+    for ((id, value), &token) in ids.iter_mut().zip(log_probs).zip(&best[..n]) {
+        (*id, *value) = (token as i32, row.log_prob(logits[token]));
+    }
 }
 
 /// # Safety
@@ -230,8 +301,24 @@ pub unsafe fn sample(p: &Params, team: &Team) {
     let history_len = unsafe { slice::<i32>(p.history_len, if cols == 0 { 0 } else { rows }) };
     // SAFETY: the caller's promise.
     let suppressed = unsafe { slice::<i32>(p.suppressed, p.suppressed_count as usize) };
+    let (bias_cols, words, tops) = (p.bias_cols as usize, vocab.div_ceil(32), p.tops as usize);
+    // SAFETY: the caller's promise.
+    let (bias_ids, bias) =
+        unsafe { (slice::<i32>(p.bias_ids, rows * bias_cols), slice::<f32>(p.bias, rows * bias_cols)) };
+    let each = |addr: crate::Addr, len: usize| if addr.is_null() { 0 } else { len };
     // SAFETY: the caller's promise; no elements if there is no address.
-    let log_prob = unsafe { Out::<f32>::new(p.log_prob, if p.log_prob.is_null() { 0 } else { rows }) };
+    let optional = |addr| unsafe { slice::<f32>(addr, each(addr, rows)) };
+    let (min_p, frequency, presence) = (optional(p.min_p), optional(p.frequency_penalty), optional(p.presence_penalty));
+    // SAFETY: as above.
+    let counted_from = unsafe { slice::<i32>(p.counted_from, each(p.counted_from, rows)) };
+    // SAFETY: as above.
+    let allowed = unsafe { slice::<u32>(p.allowed, each(p.allowed, rows * words)) };
+    // SAFETY: as above.
+    let written = |addr| unsafe { Out::<f32>::new(addr, each(addr, rows)) };
+    let (log_prob, raw_log_prob) = (written(p.log_prob), written(p.raw_log_prob));
+    // SAFETY: the caller's promise.
+    let (top_ids, top_log_probs) =
+        unsafe { (Out::<i32>::new(p.top_ids, rows * tops), Out::<f32>::new(p.top_log_probs, rows * tops)) };
     // SAFETY: the caller's promise.
     let ids = unsafe { Out::<i32>::new(p.ids, rows) };
     team.run(rows, |r| {
@@ -241,23 +328,43 @@ pub unsafe fn sample(p: &Params, team: &Team) {
             temperature: temperature[r],
             top_p: top_p[r],
             top_k: top_k[r],
+            min_p: min_p.get(r).copied().unwrap_or(0.0),
             penalty: penalty[r],
+            frequency_penalty: frequency.get(r).copied().unwrap_or(0.0),
+            presence_penalty: presence.get(r).copied().unwrap_or(0.0),
             seed: seed[r],
             position: position[r],
             history: &history[r * cols..][..len],
+            counted_from: counted_from.get(r).map_or(0, |&n| n.max(0) as usize),
+            bias_ids: &bias_ids[r * bias_cols..][..bias_cols],
+            bias: &bias[r * bias_cols..][..bias_cols],
             suppressed,
+            allowed: allowed.get(r * words..).map_or(&[], |rest| &rest[..words.min(rest.len())]),
         };
-        let chosen =
-            if any_nan(logits) { None } else { SCRATCH.with_borrow_mut(|scratch| choose(logits, &settings, scratch)) };
+        let bad = any_nan(logits);
+        let chosen = if bad { None } else { SCRATCH.with_borrow_mut(|scratch| choose(logits, &settings, scratch)) };
         // SAFETY: each row has an element of its own.
         let one = unsafe { ids.part(r, 1) };
         one[0] = chosen.map_or(-1, |id| id as i32);
+        let value = |scale| chosen.map_or(f32::NAN, |id| Row::new(logits, scale).log_prob(logits[id]));
         if !p.log_prob.is_null() {
             let scale = if temperature[r] > 0.0 { 1.0 / temperature[r] } else { 1.0 };
-            let value = chosen.map_or(f32::NAN, |id| Row::new(logits, scale).log_prob(logits[id]));
             // SAFETY: as above.
             let one = unsafe { log_prob.part(r, 1) };
-            one[0] = value;
+            one[0] = value(scale);
+        }
+        if !p.raw_log_prob.is_null() {
+            // SAFETY: as above.
+            let one = unsafe { raw_log_prob.part(r, 1) };
+            one[0] = value(1.0);
+        }
+        // SAFETY: each row has elements of its own.
+        let (ids, log_probs) = unsafe { (top_ids.part(r * tops, tops), top_log_probs.part(r * tops, tops)) };
+        ids.fill(-1);
+        log_probs.fill(f32::NAN);
+        if tops > 0 && !bad {
+            let row = Row::new(logits, 1.0);
+            SCRATCH.with_borrow_mut(|scratch| likeliest(logits, &row, scratch, ids, log_probs));
         }
     });
 }
@@ -269,13 +376,20 @@ pub(super) fn kept_weights(logits: &[f32], s: &super::formula::Settings) -> Vec<
         temperature: s.temperature as f32,
         top_p: s.top_p as f32,
         top_k: s.top_k as i32,
+        min_p: s.min_p as f32,
         penalty: s.penalty as f32,
+        frequency_penalty: s.frequency_penalty as f32,
+        presence_penalty: s.presence_penalty as f32,
         seed: 0,
         position: 0,
         history: &s.history,
+        counted_from: s.counted_from,
+        bias_ids: &s.bias_ids,
+        bias: &s.bias,
         suppressed: &s.suppressed,
+        allowed: &s.allowed,
     };
-    let mut scratch = Scratch { scores: Vec::new(), best: Vec::new(), order: Vec::new() };
+    let mut scratch = Scratch::new();
     weights(logits, &settings, &mut scratch);
     scratch.scores
 }

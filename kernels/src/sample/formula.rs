@@ -6,18 +6,40 @@ pub struct Settings {
     pub temperature: f64,
     pub top_p: f64,
     pub top_k: usize,
+    pub min_p: f64,
     pub penalty: f64,
+    pub frequency_penalty: f64,
+    pub presence_penalty: f64,
     pub history: Vec<i32>,
+    pub counted_from: usize,
+    pub bias_ids: Vec<i32>,
+    pub bias: Vec<f32>,
     pub suppressed: Vec<i32>,
+    /// Nothing: all are allowed.
+    pub allowed: Vec<u32>,
 }
 
-/// Scores after the repetition penalty, rounded to f32 since the order of scores hangs on it, and suppression.
+/// Scores after penalties and bias, rounded to f32 at each step since the order of scores hangs on it, and suppression.
 pub fn scores(logits: &[f64], s: &Settings) -> Vec<f64> {
-    let score = |(id, &l): (usize, &f64)| match id as i32 {
-        id if s.suppressed.contains(&id) => f64::NEG_INFINITY,
-        id if s.history.contains(&id) && l < 0.0 => (l * s.penalty) as f32 as f64,
-        id if s.history.contains(&id) => (l / s.penalty) as f32 as f64,
-        _ => l,
+    let rounded = |x: f64| x as f32 as f64;
+    let score = |(id, &l): (usize, &f64)| {
+        if s.suppressed.contains(&(id as i32)) || s.allowed.get(id / 32).is_some_and(|bits| bits >> (id % 32) & 1 == 0)
+        {
+            return f64::NEG_INFINITY;
+        }
+        let mut score = l;
+        if s.history.contains(&(id as i32)) {
+            score = rounded(if l < 0.0 { l * s.penalty } else { l / s.penalty });
+        }
+        let count = s.history.iter().skip(s.counted_from).filter(|&&h| h == id as i32).count();
+        if count > 0 {
+            score = rounded(score - rounded(count as f64 * s.frequency_penalty));
+            score = rounded(score - s.presence_penalty);
+        }
+        match s.bias_ids.iter().position(|&b| b == id as i32) {
+            Some(at) => rounded(score + s.bias[at] as f64),
+            None => score,
+        }
     };
     logits.iter().enumerate().map(score).collect()
 }
@@ -43,8 +65,10 @@ pub fn ranked(logits: &[f64], s: &Settings) -> Vec<(usize, f64, f64)> {
 }
 
 /// The token at `u` of the distribution function over the kept tokens in the order of ids.
-pub fn draw(ranked: &[(usize, f64, f64)], top_p: f64, u: f64) -> Option<usize> {
-    let mut kept: Vec<_> = ranked.iter().enumerate().filter(|(i, t)| *i == 0 || t.2 < top_p).map(|(_, t)| *t).collect();
+pub fn draw(ranked: &[(usize, f64, f64)], top_p: f64, min_p: f64, u: f64) -> Option<usize> {
+    let top = ranked.first().map_or(0.0, |t| t.1);
+    let stays = |(i, t): &(usize, &(usize, f64, f64))| *i == 0 || (t.2 < top_p && t.1 >= min_p.min(1.0) * top);
+    let mut kept: Vec<_> = ranked.iter().enumerate().filter(stays).map(|(_, t)| *t).collect();
     kept.sort_by_key(|t| t.0);
     let all: f64 = kept.iter().map(|t| t.1).sum();
     let mut sum = 0.0;
@@ -53,4 +77,13 @@ pub fn draw(ranked: &[(usize, f64, f64)], top_p: f64, u: f64) -> Option<usize> {
         sum > u * all
     };
     kept.iter().find(beyond).or(kept.last()).map(|t| t.0)
+}
+
+/// The `n` likeliest tokens under softmax(logits), with their log-probabilities; equals: the lower id first.
+pub fn likeliest(logits: &[f64], n: usize) -> Vec<(usize, f64)> {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| (logits[b] + 0.0).total_cmp(&(logits[a] + 0.0)).then(a.cmp(&b)));
+    let top = logits[order[0]];
+    let ln_sum = logits.iter().map(|l| (l - top).exp()).sum::<f64>().ln();
+    order.iter().take(n).map(|&id| (id, logits[id] - top - ln_sum)).collect()
 }

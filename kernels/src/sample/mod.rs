@@ -1,16 +1,28 @@
-//! The next token of each row, greedy or drawn, with the steps of transformers' `generate` in its order:
+//! The next token of each row, greedy or drawn. A token's score is its logit after these steps, in this order:
 //!
 //! 1. repetition penalty: scores of tokens in the history (prompt and generated, each once) are divided by the penalty, or
-//!    multiplied by it if negative; 2. suppressed tokens get −∞; 3. temperature; 4. top-k: scores below the k-th largest go
-//!    (equals of the k-th stay); 5. top-p: of the tokens in falling order of probability (equals: lower id first) a token
-//!    stays while the sum before it is below p, so at least one stays; 6. a draw by the inverse distribution function over
-//!    what is left, in the order of ids.
+//!    multiplied by it if negative; 2. the frequency penalty times the number of times that a token occurs in the counted
+//!    part of the history is subtracted, and the presence penalty where it occurs at all; 3. the bias is added;
+//!    4. suppressed tokens, and those that are not allowed, get −∞; 5. temperature; 6. top-k: scores below the k-th largest
+//!    go (equals of the k-th stay); 7. top-p: of the tokens in falling order of probability (equals: lower id first) a
+//!    token stays while the sum before it is below p, so at least one stays; 8. min-p: tokens of less than this share of
+//!    the largest probability go; 9. a draw by the inverse distribution function over what is left, in the order of ids.
 //!
-//! Temperature 0 (or below) takes the largest score, equals: the lowest id. The draw is number `position` of stream
-//! [`STREAM`] of Philox under the row's seed: the same seed and position draw the same whatever else is in the batch.
-//! `log_prob` is that of the token under softmax(logits / temperature), temperature 1 for greedy, before any of the steps.
-//! A NaN among the logits, or no token left with a score above −∞, gives id −1 and a NaN log_prob: the caller's error.
-//! Bound: memory; a few passes over the row, and a sort of the tokens that may survive top-p.
+//! Steps 1, 5 to 9 are those of transformers' `generate`, 2 and 3 those of OpenAI's interface. Temperature 0 (or below)
+//! takes the largest score, equals: the lowest id. The draw is number `position` of stream [`STREAM`] of Philox under the
+//! row's seed: the same seed and position draw the same whatever else is in the batch. Steps 1 to 3 round to f32 at each
+//! operation.
+//!
+//! Of the distribution before any of the steps: `log_prob` is that of the token under softmax(logits / temperature),
+//! temperature 1 for greedy, `raw_log_prob` that under softmax(logits), `top_ids` and `top_log_probs` the likeliest tokens
+//! under softmax(logits) in falling order (equals: lower id first). A NaN among logits or scores, or no token left with a
+//! score above −∞, gives id −1 and NaN for both log-probabilities: the caller's error. NaN among the logits makes
+//! `top_ids` −1 and `top_log_probs` NaN, as beyond the vocabulary.
+//!
+//! Numerics: weights in f32; sums of weights in f64 block by block on cpu, in CUDA as integers, multiples of 2^-40 of the
+//! largest weight (what is below half of that counts as 0). A token whose place in the order or whose share is within
+//! these roundings of a limit may fall on either side.
+//! Bound: memory; a few passes over the row (on cpu also a sort of the tokens that may survive top-p).
 
 mod cpu;
 #[cfg(test)]
@@ -18,7 +30,8 @@ mod formula;
 #[cfg(test)]
 mod tests;
 
-use crate::{Addr, Cost, Launch, kernel, params};
+use crate::launch::Params as _;
+use crate::{Addr, Arch, Cost, Launch, Source, Stage, kernel, params};
 
 /// The Philox stream of token draws.
 pub const STREAM: u64 = 0x7361_6d70_6c65; // "sample"
@@ -47,10 +60,33 @@ params! {
         pub history_len: Addr,
         /// i32 `[suppressed_count]`, tokens never taken; may be null with a count of 0.
         pub suppressed: Addr,
+        /// f32 `[rows]`, frequency penalty; null: off.
+        pub frequency_penalty: Addr,
+        /// f32 `[rows]`, presence penalty; null: off.
+        pub presence_penalty: Addr,
+        /// i32 `[rows]`: where the history's counted part begins, for the frequency and presence penalties; null: 0.
+        pub counted_from: Addr,
+        /// f32 `[rows]`; 0: off, above 1: as 1; null: off.
+        pub min_p: Addr,
+        /// i32 `[rows, bias_cols]`, different in a row; those outside the vocabulary (−1, say) are skipped. May be null with
+        /// `bias_cols` 0.
+        pub bias_ids: Addr,
+        /// f32 `[rows, bias_cols]`, added to the scores of `bias_ids`.
+        pub bias: Addr,
+        /// u32 `[rows, ceil(vocab / 32)]`: bit `id % 32` of word `id / 32` allows the token `id`; null: all.
+        pub allowed: Addr,
+        /// Bytes as [`workspace`] says; may be null where that is 0. The cpu needs none.
+        pub workspace: Addr,
         /// i32 `[rows]`, written.
         pub ids: Addr,
         /// f32 `[rows]`, written unless null.
         pub log_prob: Addr,
+        /// f32 `[rows]`, written unless null.
+        pub raw_log_prob: Addr,
+        /// i32 `[rows, tops]`, written.
+        pub top_ids: Addr,
+        /// f32 `[rows, tops]`, written.
+        pub top_log_probs: Addr,
         /// Rows.
         pub rows: u32,
         /// Logits of a row.
@@ -59,13 +95,47 @@ params! {
         pub history_cols: u32,
         /// Length of the suppressed list.
         pub suppressed_count: u32,
+        /// Biases of a row.
+        pub bias_cols: u32,
+        /// Likeliest tokens to name, at most [`MAX_TOPS`].
+        pub tops: u32,
     }
 }
 
-kernel!(pub SAMPLE, "sample", Params, cpu::sample);
+impl Default for Params {
+    /// No rows, every address null.
+    fn default() -> Params {
+        bytemuck::Zeroable::zeroed()
+    }
+}
+
+/// The most that `tops` may be.
+pub const MAX_TOPS: u32 = 32;
+
+/// The CUDA source.
+pub static SOURCE: Source = Source { name: "sample", sm80: include_str!("sm80.cu"), params: &[Params::c_declaration] };
+
+kernel!(pub SAMPLE, "sample", Params, cpu::sample, &SOURCE, geometry);
+
+/// A block a row; two bits a token in shared memory.
+fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
+    if p.rows == 0 || p.vocab == 0 {
+        return Vec::new();
+    }
+    vec![Stage { shared: 2 * 4 * p.vocab.div_ceil(32), ..Stage::linear("sample", p.rows, 1024) }]
+}
+
+/// Bytes of workspace: scores of tokens with a penalty or a bias, where there may be any.
+pub fn workspace(p: &Params) -> usize {
+    if p.history_cols == 0 && p.bias_cols == 0 { 0 } else { 4 * p.rows as usize * p.vocab as usize }
+}
 
 /// The launch.
+///
+/// # Panics
+/// When more than [`MAX_TOPS`] likeliest tokens are asked for: a mistake in the caller.
 pub fn sample(params: &Params) -> Launch {
+    assert!(params.tops <= MAX_TOPS, "{} likeliest tokens, {MAX_TOPS} at most", params.tops);
     let n = params.rows as f64 * params.vocab as f64;
     Launch::kernel(&SAMPLE, params, Cost { flops: 20.0 * n, bytes: 4.0 * n })
 }

@@ -1,5 +1,5 @@
 use super::formula::Settings;
-use super::{Params, STREAM, cpu, formula, sample};
+use super::{Params, STREAM, cpu, formula, sample, workspace};
 use crate::Addr;
 use crate::philox;
 use crate::testing::{addr, addr_mut, numbers, run};
@@ -14,16 +14,38 @@ struct Batch {
     positions: Vec<i32>,
 }
 
+/// What the kernel writes.
+#[derive(Clone, Debug, PartialEq)]
+struct Chosen {
+    ids: Vec<i32>,
+    log_prob: Vec<f32>,
+    raw_log_prob: Vec<f32>,
+    top_ids: Vec<i32>,
+    top_log_probs: Vec<f32>,
+}
+
+/// Likeliest tokens asked for.
+const TOPS: usize = 5;
+
 impl Batch {
-    fn run(&self, threads: usize) -> (Vec<i32>, Vec<f32>) {
+    fn run(&self, threads: usize) -> Chosen {
         let (rows, s) = (self.positions.len(), &self.settings);
         let cols = s.history.len();
         let history_len = vec![cols as i32; rows];
-        let (mut ids, mut log_prob) = (vec![-7; rows], vec![0.5; rows]);
-        let (temperature, top_p) = (vec![s.temperature as f32; rows], vec![s.top_p as f32; rows]);
-        let (top_k, penalty) = (vec![s.top_k as i32; rows], vec![s.penalty as f32; rows]);
+        let mut out = Chosen {
+            ids: vec![-7; rows],
+            log_prob: vec![0.5; rows],
+            raw_log_prob: vec![0.5; rows],
+            top_ids: vec![-7; rows * TOPS],
+            top_log_probs: vec![0.5; rows * TOPS],
+        };
+        let [temperature, top_p, min_p, penalty, frequency, presence] =
+            [s.temperature, s.top_p, s.min_p, s.penalty, s.frequency_penalty, s.presence_penalty]
+                .map(|x| vec![x as f32; rows]);
+        let (top_k, counted_from) = (vec![s.top_k as i32; rows], vec![s.counted_from as i32; rows]);
         let (seed, history) = (vec![self.seed; rows], s.history.repeat(rows));
-        let params = Params {
+        let (bias_ids, bias, allowed) = (s.bias_ids.repeat(rows), s.bias.repeat(rows), s.allowed.repeat(rows));
+        let mut params = Params {
             logits: addr(&self.logits),
             temperature: addr(&temperature),
             top_p: addr(&top_p),
@@ -34,25 +56,54 @@ impl Batch {
             history: if cols == 0 { Addr::NULL } else { addr(&history) },
             history_len: addr(&history_len),
             suppressed: addr(&s.suppressed),
-            ids: addr_mut(&mut ids),
-            log_prob: addr_mut(&mut log_prob),
+            frequency_penalty: if s.frequency_penalty == 0.0 { Addr::NULL } else { addr(&frequency) },
+            presence_penalty: if s.presence_penalty == 0.0 { Addr::NULL } else { addr(&presence) },
+            counted_from: if s.counted_from == 0 { Addr::NULL } else { addr(&counted_from) },
+            min_p: if s.min_p == 0.0 { Addr::NULL } else { addr(&min_p) },
+            bias_ids: addr(&bias_ids),
+            bias: addr(&bias),
+            allowed: if s.allowed.is_empty() { Addr::NULL } else { addr(&allowed) },
+            workspace: Addr::NULL,
+            ids: addr_mut(&mut out.ids),
+            log_prob: addr_mut(&mut out.log_prob),
+            raw_log_prob: addr_mut(&mut out.raw_log_prob),
+            top_ids: addr_mut(&mut out.top_ids),
+            top_log_probs: addr_mut(&mut out.top_log_probs),
             rows: rows as u32,
             vocab: (self.logits.len() / rows) as u32,
             history_cols: cols as u32,
             suppressed_count: s.suppressed.len() as u32,
+            bias_cols: s.bias_ids.len() as u32,
+            tops: TOPS as u32,
         };
+        let scratch = vec![0u8; workspace(&params)];
+        params.workspace = addr(&scratch);
         run(&sample(&params), threads);
-        (ids, log_prob)
+        out
     }
 }
 
 fn settings() -> Settings {
-    Settings { temperature: 1.0, top_p: 1.0, top_k: 0, penalty: 1.0, history: vec![], suppressed: vec![] }
+    Settings {
+        temperature: 1.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        penalty: 1.0,
+        frequency_penalty: 0.0,
+        presence_penalty: 0.0,
+        history: vec![],
+        counted_from: 0,
+        bias_ids: vec![],
+        bias: vec![],
+        suppressed: vec![],
+        allowed: vec![],
+    }
 }
 
 fn one_row(logits: &[f32], settings: Settings) -> (i32, f32) {
-    let (ids, log_prob) = Batch { logits: logits.to_vec(), settings, seed: 1, positions: vec![0] }.run(1);
-    (ids[0], log_prob[0])
+    let out = Batch { logits: logits.to_vec(), settings, seed: 1, positions: vec![0] }.run(1);
+    (out.ids[0], out.log_prob[0])
 }
 
 fn wide(x: &[f32]) -> Vec<f64> {
@@ -73,12 +124,30 @@ prop_compose! {
         temperature in prop::sample::select(vec![0.1f32, 0.7, 1.0, 1.7]),
         top_p in prop_oneof![Just(1.0f32), Just(0.0), Just(0.001), Just(0.95), 0.0f32..1.0],
         top_k in prop_oneof![Just(0), Just(1), Just(50), 1..vocab + 5],
+        min_p in prop_oneof![Just(0.0f32), Just(0.0), 0.0f32..1.0, Just(1.5)],
         penalty in prop::sample::select(vec![1.0f32, 1.25, 0.75]),
+        (frequency, presence) in prop::sample::select(vec![(0.0f32, 0.0f32), (0.5, 0.0), (0.0, -0.75), (-0.25, 1.5)]),
         history in prop::collection::vec(-2..vocab as i32 + 2, 0..20),
+        counted_from in prop::sample::select(vec![0usize, 0, 3, 30]),
+        bias in prop::collection::btree_map(-1..vocab as i32 + 2, prop::sample::select(vec![0.5f32, -2.25, 100.0, -100.0]), 0..5),
         suppressed in prop::collection::vec(0..vocab as i32, 0..vocab.min(9)),
+        allowed in prop::option::weighted(0.3, prop::collection::vec(any::<u32>(), vocab.div_ceil(32))),
     ) -> Settings {
-        let (temperature, top_p, penalty) = (temperature as f64, top_p as f64, penalty as f64);
-        Settings { temperature, top_p, top_k, penalty, history, suppressed }
+        Settings {
+            temperature: temperature as f64,
+            top_p: top_p as f64,
+            top_k,
+            min_p: min_p as f64,
+            penalty: penalty as f64,
+            frequency_penalty: frequency as f64,
+            presence_penalty: presence as f64,
+            history,
+            counted_from,
+            bias_ids: bias.keys().copied().collect(),
+            bias: bias.values().copied().collect(),
+            suppressed,
+            allowed: allowed.unwrap_or_default(),
+        }
     }
 }
 
@@ -89,16 +158,18 @@ fn case() -> impl Strategy<Value = (Vec<f32>, Settings)> {
 proptest! {
     #[test]
     fn keeps_what_the_formula_keeps((logits, s) in case()) {
-        prop_assume!(s.suppressed.len() < logits.len());
         let ranked = formula::ranked(&wide(&logits), &s);
+        prop_assume!(!ranked.is_empty());
+        // A weight of min-p of the largest may fall on either side.
+        let shares = [s.min_p - 1e-6, s.min_p + 1e-6].map(|share| share.min(1.0) * ranked[0].1);
         let weights = cpu::kept_weights(&logits, &s);
         let mut in_top_k = vec![false; logits.len()];
         for (i, &(id, p, before)) in ranked.iter().enumerate() {
             in_top_k[id] = true;
             // A weight below f32's range counts as none.
-            if i == 0 || (before < s.top_p - 1e-6 && p > 1e-30) {
+            if i == 0 || (before < s.top_p - 1e-6 && p > 1e-30 && p > shares[1]) {
                 prop_assert!(weights[id] > 0.0, "token {id}, p {p} after {before}, was dropped");
-            } else if before > s.top_p + 1e-6 && s.top_p < 1.0 {
+            } else if p < shares[0] || (before > s.top_p + 1e-6 && s.top_p < 1.0) {
                 prop_assert!(weights[id] == 0.0, "token {id}, p {p} after {before}, was kept");
             }
         }
@@ -110,15 +181,36 @@ proptest! {
     #[test]
     fn draws_what_the_formula_draws((logits, s) in case(), seed: u64, position in 0i32..i32::MAX) {
         let batch = Batch { logits: logits.clone(), settings: s.clone(), seed, positions: vec![position] };
-        let (ids, log_prob) = batch.run(1);
+        let out = batch.run(1);
+        let (ids, log_prob) = (&out.ids, &out.log_prob);
         let ranked = formula::ranked(&wide(&logits), &s);
         let u = philox::uniform_f64(seed, STREAM, position as u64);
-        let want = [u, (u - 1e-6).max(0.0), (u + 1e-6).min(1.0)]
-            .map(|u| [s.top_p, s.top_p - 1e-6, s.top_p + 1e-6].map(|p| formula::draw(&ranked, p, u).map_or(-1, |i| i as i32)));
-        prop_assert!(want.as_flattened().contains(&ids[0]), "{} drawn, want {:?}", ids[0], want);
+        let near = |x: f64| [x, x - 1e-6, x + 1e-6];
+        let choices = near(u).into_iter().flat_map(|u| near(s.top_p).map(|p| (u.clamp(0.0, 1.0), p)));
+        let want: Vec<i32> = choices
+            .flat_map(|(u, p)| near(s.min_p).map(|m| formula::draw(&ranked, p, m, u).map_or(-1, |i| i as i32)))
+            .collect();
+        prop_assert!(want.contains(&ids[0]), "{} drawn, want {:?}", ids[0], want);
         if ids[0] >= 0 {
+            let want = crate::log_prob::formula::log_prob(&wide(&logits), ids[0], 1.0);
+            prop_assert!((out.raw_log_prob[0] as f64 - want).abs() <= 1e-6 * (1.0 + want.abs()));
             let want = crate::log_prob::formula::log_prob(&wide(&logits), ids[0], 1.0 / s.temperature);
             prop_assert!((log_prob[0] as f64 - want).abs() <= 1e-6 * (1.0 + want.abs()), "{} {want}", log_prob[0]);
+        }
+    }
+
+    #[test]
+    fn names_the_likeliest_before_any_step((logits, s) in case()) {
+        let out = Batch { logits: logits.clone(), settings: s, seed: 1, positions: vec![0] }.run(1);
+        let want = formula::likeliest(&wide(&logits), TOPS);
+        for i in 0..TOPS {
+            match want.get(i) {
+                None => prop_assert!(out.top_ids[i] == -1 && out.top_log_probs[i].is_nan()),
+                Some(&(id, value)) => {
+                    prop_assert_eq!(out.top_ids[i], id as i32);
+                    prop_assert!((out.top_log_probs[i] as f64 - value).abs() <= 1e-6 * (1.0 + value.abs()));
+                }
+            }
         }
     }
 
@@ -155,7 +247,7 @@ fn draws_follow_the_distribution() {
         let s = Settings { temperature, top_p, top_k, ..settings() };
         let batch =
             Batch { logits: row.repeat(rows), settings: s.clone(), seed, positions: (0..rows as i32).collect() };
-        let (ids, _) = batch.run(2);
+        let ids = batch.run(2).ids;
         let mut kept: Vec<_> = formula::ranked(&wide(&row), &s);
         kept.retain(|t| t.2 < top_p);
         let all: f64 = kept.iter().map(|t| t.1).sum();
@@ -175,7 +267,8 @@ fn a_row_does_not_know_its_batch() {
     for r in 0..rows {
         let logits = batch.logits[r * vocab..][..vocab].to_vec();
         let alone = Batch { logits, positions: vec![batch.positions[r]], ..batch.clone() }.run(2);
-        assert_eq!((alone.0[0], alone.1[0]), (all.0[r], all.1[r]));
+        assert_eq!((alone.ids[0], alone.log_prob[0]), (all.ids[r], all.log_prob[r]));
+        assert_eq!(alone.top_ids, all.top_ids[r * TOPS..][..TOPS]);
     }
 }
 

@@ -16,7 +16,8 @@ pub struct Module {
     pub files: Vec<(u32, String)>,
     /// Variables at module scope (`.global`, `.const`, `.shared`; `extern .shared x[]` has `count` 0).
     pub variables: Vec<Variable>,
-    /// Functions with and without a body (`vprintf`, `__assertfail` come without).
+    /// Functions with and without a body (`vprintf`, `__assertfail` come without); each name once, its definition if there
+    /// is one.
     pub functions: Vec<Function>,
     /// Places in the CUDA source, for [`Instruction::place`].
     pub places: Vec<Place>,
@@ -79,6 +80,8 @@ pub struct Variable {
     pub init: Vec<u8>,
     /// Addresses in the initialiser: at byte offset, of which symbol, plus what, generic or not.
     pub relocations: Vec<Relocation>,
+    /// `.extern` and defined nowhere in the module: memory of another module, or dynamic shared memory when `size` is 0.
+    pub external: bool,
 }
 
 /// An address inside an initialiser.
@@ -86,8 +89,12 @@ pub struct Variable {
 pub struct Relocation {
     /// Byte offset in the variable.
     pub at: u64,
-    /// Symbol whose address goes there (8 bytes, little endian).
+    /// Symbol whose address goes there, little endian.
     pub symbol: String,
+    /// How many bytes of the address are stored: 8, or fewer in an array of smaller elements.
+    pub width: u8,
+    /// The address is shifted right by this many bits first: `0xFF00(symbol)` stores bits 8 to 16 (mask operator of section 5.4.4).
+    pub shift: u8,
     /// Added to it.
     pub addend: i64,
     /// `generic(symbol)`.
@@ -114,8 +121,12 @@ pub struct Function {
     pub name: String,
     /// `.entry`
     pub kernel: bool,
-    /// Without a body: declared here, defined nowhere (or elsewhere in the module).
+    /// Without a body: declared here, defined nowhere in the module.
     pub declaration: bool,
+    /// `.noreturn`
+    pub noreturn: bool,
+    /// Those calls in [`Self::body`] (indices, ascending) after which nothing runs, since what they call is `.noreturn`.
+    pub noreturn_calls: Vec<u32>,
     /// Formal return values.
     pub returns: Vec<Param>,
     /// Formal parameters in order.
@@ -143,7 +154,7 @@ pub struct Function {
 /// A declared register.
 #[derive(Clone, Debug)]
 pub struct RegisterDecl {
-    /// Its name as written (`%r17`); may repeat between scopes.
+    /// Its name as written (`%r17`, `%v.x` for a component of a vector register); may repeat between scopes.
     pub name: String,
     /// Its type.
     pub ty: Type,
@@ -156,7 +167,9 @@ pub struct Instruction {
     pub guard: Option<(Register, bool)>,
     /// The dotted opcode as written, for example `ld.global.nc.v4.f32`; for `call` with `.uni` and so on as well.
     pub opcode: String,
-    /// The operands in the order written, destination first.
+    /// The operands in the order written, destination first. Those of `call` are always a [`Operand::List`] of return
+    /// values (empty when there is none), the function (a symbol or a register), a list of arguments and, where written,
+    /// the symbol of a `.callprototype` or the list of symbols of `.calltargets`.
     pub operands: Vec<Operand>,
     /// Index into [`Module::places`]; `None` before the first `.loc` or without line information.
     pub place: Option<u32>,
@@ -183,7 +196,8 @@ pub enum Operand {
     Symbol(String, i64),
     /// `[base + offset]`.
     Address(Base, i64),
-    /// `[map, {c0, c1}]` of tensor instructions, and `[a, {…}, …]` likewise.
+    /// `[map, {c0, c1}]` of tensor instructions: the coordinates. What else follows in the brackets (`[texture, sampler,
+    /// {…}]`) comes as it is written, with the vector as a vector.
     TensorAddress(Base, i64, Vec<Operand>),
     /// `{a, b, c, d}`.
     Vector(Vec<Operand>),
@@ -197,7 +211,8 @@ pub enum Operand {
     Labels(Vec<u32>),
     /// The parenthesised lists of a `call`: return values, or arguments.
     List(Vec<Operand>),
-    /// `%v.x`-style component `0..4` of a vector register.
+    /// `%v.x`-style component `0..4` of a vector register. The parser declares a register for each component instead, and
+    /// resolves `%v.x` to it and `%v` to their [`Operand::Vector`].
     Component(Register, u8),
 }
 

@@ -216,7 +216,7 @@ impl<T: Element> Work for Queries<'_, T> {
         for start in (0..seen).step_by(KEYS) {
             let keys = KEYS.min(seen - start);
             load_keys::<V, T>(s, start, keys, &scratch);
-            load_padded::<V, T>(s.k.add(s.block(start / KEYS)), s.key_stride(), keys, d, scratch.k);
+            load_padded::<V, T>(s.k.add(s.key(start)), s.key_stride(), keys, d, scratch.k);
             scores::<V, T>(g, row, rows, start, keys, &scratch);
             let mut limits = [0; ROWS];
             for (r, limit) in limits.iter_mut().enumerate().take(rows) {
@@ -245,7 +245,7 @@ impl<T: Element> Work for Queries<'_, T> {
 
 #[inline(always)]
 unsafe fn load_keys<V: Vector, T: Element>(s: &Sequence<'_, T>, start: usize, keys: usize, scratch: &Scratch) {
-    let at = s.block(start / KEYS);
+    let at = s.key(start);
     load_transposed::<V, T>(s.k.add(at), s.key_stride(), keys, s.head_dim, scratch.k_t);
     load_transposed::<V, T>(s.v.add(at), s.key_stride(), keys, s.head_dim, scratch.v_t);
 }

@@ -32,8 +32,8 @@ pub struct Sequence<'a, T> {
     pub k: *const T,
     /// This head's values.
     pub v: *const T,
-    /// Cache blocks; absent: the keys lie in one run.
-    pub table: Option<&'a [i32]>,
+    /// Pages of the cache and the keys of one, a multiple of [`LANES`]; absent: the keys lie in one run.
+    pub table: Option<(&'a [i32], usize)>,
     /// New tokens.
     pub queries: usize,
     /// Keys, the new tokens' own included.
@@ -72,10 +72,10 @@ impl<T> Sequence<'_, T> {
         row / self.group() * self.heads + row % self.group()
     }
 
-    /// Where block `block` begins in `k` and `v`, in elements.
-    pub fn block(&self, block: usize) -> usize {
-        let first = self.table.map_or(block, |table| table[block] as usize) * KEYS;
-        first * self.key_stride()
+    /// Where key `key`, a multiple of [`LANES`], begins in `k` and `v`, in elements; so many follow each other.
+    pub fn key(&self, key: usize) -> usize {
+        let slot = self.table.map_or(key, |(table, page)| table[key / page] as usize * page + key % page);
+        slot * self.key_stride()
     }
 
     /// From one key to the next, in elements.
@@ -233,11 +233,11 @@ unsafe fn prefetch<V: Vector, T: Element>(tile: &Tile<'_, T>, start: usize) {
     if start >= tile.keys() {
         return;
     }
-    let at = s.block(start / KEYS);
     for j in 0..KEYS.min(tile.keys() - start) {
+        let at = s.key(start + j / LANES * LANES) + j % LANES * s.key_stride();
         for c in (0..s.head_dim).step_by(64 / size_of::<T>()) {
-            V::prefetch(s.k.add(at + j * s.key_stride() + c));
-            V::prefetch(s.v.add(at + j * s.key_stride() + c));
+            V::prefetch(s.k.add(at + c));
+            V::prefetch(s.v.add(at + c));
         }
     }
 }
@@ -319,9 +319,11 @@ unsafe fn segment<V: Vector, T: Element>(tile: &Tile<'_, T>, index: usize, state
     }
     for start in (index * SEGMENT..tile.keys().min((index + 1) * SEGMENT)).step_by(KEYS) {
         let keys = KEYS.min(tile.keys() - start);
-        let at = s.block(start / KEYS);
-        load_transposed::<V, T>(s.k.add(at), s.key_stride(), keys, d, scratch.k);
-        load_padded::<V, T>(s.v.add(at), s.key_stride(), keys, d, scratch.v);
+        for j in (0..keys).step_by(LANES) {
+            let (at, count) = (s.key(start + j), LANES.min(keys - j));
+            load_transposed::<V, T>(s.k.add(at), s.key_stride(), count, d, scratch.k.add(j));
+            load_padded::<V, T>(s.v.add(at), s.key_stride(), count, d, scratch.v.add(j * padded));
+        }
         prefetch::<V, T>(tile, start + KEYS);
         let first = s.first_row(start).saturating_sub(tile.first);
         for row in (first..tile.rows).step_by(ROWS) {

@@ -268,7 +268,17 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
         max_blocks: size(OP, pages.tables.shape()[1])?,
         scale: 1.0 / (d as f32).sqrt(),
         max_kv_len: size(OP, pages.kv_lens.iter().copied().max().unwrap_or(0))?,
+        workspace: Addr::NULL,
+        page: BLOCK as u32,
+        reserved: 0,
     };
+    // The cpu kernel makes its own, for as many tasks as there are threads.
+    let bytes = if cx.device().name() == "cpu" { 0 } else { paged::workspace(&p) };
+    let workspace = match bytes {
+        0 => None,
+        bytes => Some(Tensor::empty(cx.device(), &[bytes / 4], DType::F32, Category::Workspace)?),
+    };
+    let p = paged::Params { workspace: workspace.as_ref().map_or(Addr::NULL, Tensor::addr), ..p };
     let (pairs, keys) = paged::work(pages.new.lengths().zip(pages.kv_lens.iter().copied()));
     cx.launch(&paged::fwd(q.dtype(), &p, pairs, keys))?;
     Ok(o)

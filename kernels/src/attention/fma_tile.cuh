@@ -1,0 +1,115 @@
+// Tiles of 64 x 64 f32 in shared memory and products of them on CUDA cores, 256 threads: for f32, and for heads of any size.
+//
+// Thread (y, x) = (threadIdx.x / 16, threadIdx.x % 16) has 4 x 4 results. Products are summed one after the other in the
+// order of the index that goes away.
+#pragma once
+
+#include "cuh/base.cuh"
+
+constexpr int FMA_THREADS = 256;
+constexpr int FMA_ROWS = 64;
+constexpr int FMA_COLUMNS = 64;
+// Four floats more: rows 1 apart and rows 4 apart lie in different banks for 16-byte accesses.
+constexpr int FMA_PITCH = FMA_COLUMNS + 4;
+constexpr int FMA_TILE = FMA_ROWS * FMA_PITCH;
+
+// Columns column .. column + 64 of rows first .. first + 64, widened; zeros from row `end` and from column `head_dim` on, which
+// are not read.
+template <class T, class Rows>
+__device__ __forceinline__ void fill_tile(float* tile, const T* tensor, const Rows& rows, int first, int end, int column,
+                                          int head_dim) {
+  const bool vector = head_dim % 4 == 0;
+#pragma unroll
+  for (int i = 0; i < FMA_ROWS * FMA_COLUMNS / 4 / FMA_THREADS; ++i) {
+    const int at = i * FMA_THREADS + static_cast<int>(threadIdx.x), row = at / 16, quad = 4 * (at % 16);
+    float x[4] = {};
+    if (first + row < end) load<4>(tensor + rows.head(first + row), column + quad, head_dim, vector, x);
+    store_vector(tile + row * FMA_PITCH + quad, x);
+  }
+}
+
+// c[i][j] += row 4y + i of a times row x + 16j of b, over the first `columns` columns (rounded up to 4: zeros beyond).
+__device__ __forceinline__ void multiply_columns(float (&c)[4][4], const float* a, const float* b, int columns) {
+  a += threadIdx.x / 16 * 4 * FMA_PITCH;
+  b += threadIdx.x % 16 * FMA_PITCH;
+#pragma unroll 2
+  for (int at = 0; at < columns; at += 4) {
+    float x[4][4], y[4][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) load_vector(a + i * FMA_PITCH + at, x[i]);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) load_vector(b + 16 * j * FMA_PITCH + at, y[j]);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) c[i][j] = __fmaf_rn(x[i][e], y[j][e], c[i][j]);
+      }
+    }
+  }
+}
+
+// c[i][j] += row 4y + i of a times column 4x + j of b, over the first `rows` rows of b (rounded up to 4: zeros in a beyond).
+__device__ __forceinline__ void multiply_tiles(float (&c)[4][4], const float* a, const float* b, int rows) {
+  a += threadIdx.x / 16 * 4 * FMA_PITCH;
+  b += threadIdx.x % 16 * 4;
+#pragma unroll 2
+  for (int at = 0; at < rows; at += 4) {
+    float x[4][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) load_vector(a + i * FMA_PITCH + at, x[i]);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      float y[4];
+      load_vector(b + (at + e) * FMA_PITCH, y);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) c[i][j] = __fmaf_rn(x[i][e], y[j], c[i][j]);
+      }
+    }
+  }
+}
+
+// c[i][j] += column 4y + i of a times column 4x + j of b, over rows first .. 64.
+__device__ __forceinline__ void multiply_tiles_trans(float (&c)[4][4], const float* a, const float* b, int first) {
+  a += threadIdx.x / 16 * 4;
+  b += threadIdx.x % 16 * 4;
+#pragma unroll 4
+  for (int row = first; row < FMA_ROWS; ++row) {
+    float x[4], y[4];
+    load_vector(a + row * FMA_PITCH, x);
+    load_vector(b + row * FMA_PITCH, y);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) c[i][j] = __fmaf_rn(x[i], y[j], c[i][j]);
+    }
+  }
+}
+
+// Element (4y + i, x + 16j) of a tile, as multiply_columns leaves them.
+__device__ __forceinline__ void keep(float* tile, const float (&c)[4][4]) {
+  tile += threadIdx.x / 16 * 4 * FMA_PITCH + threadIdx.x % 16;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) tile[i * FMA_PITCH + 16 * j] = c[i][j];
+  }
+}
+
+// Writes rows 4y + i below `end`, columns column + 4x .. column + 4x + 4, times factor[i], rounded once.
+template <class T, class Rows>
+__device__ __forceinline__ void write_tile(T* tensor, const Rows& rows, int end, int column, int head_dim,
+                                           const float (&c)[4][4], const float (&factor)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = static_cast<int>(threadIdx.x) / 16 * 4 + i;
+    if (row >= end) continue;
+    float x[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) x[j] = __fmul_rn(c[i][j], factor[i]);
+    store<4>(tensor + rows.head(row), column + 4 * static_cast<int>(threadIdx.x % 16), head_dim, head_dim % 4 == 0, x);
+  }
+}

@@ -1,0 +1,105 @@
+// Forward pass of 64 queries over a range of key blocks on CUDA cores, everything f32: for f32 and for heads of any size.
+#pragma once
+
+#include "attention/fma_tile.cuh"
+#include "cuh/online_softmax.cuh"
+
+// A block writes 128 columns of the output; the queries' first 128 stay in shared memory, beside keys or values and weights.
+constexpr int FMA_PARTS = 2;
+constexpr int FMA_PART_COLUMNS = FMA_PARTS * FMA_COLUMNS;
+constexpr int FORWARD_FMA_BYTES = (FMA_PARTS + 2) * FMA_TILE * 4;
+
+// Rows 4y + i at the end: sums complete, outputs (columns 64 part + 4x ..) not yet divided.
+struct AttendedFma {
+  SoftmaxRow row[4];
+  float o[FMA_PARTS][4][4];
+};
+
+__device__ __forceinline__ void clear(AttendedFma& x) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x.row[i] = empty_row();
+#pragma unroll
+    for (int part = 0; part < FMA_PARTS; ++part) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) x.o[part][i][j] = 0.0f;
+    }
+  }
+}
+
+__device__ __forceinline__ void end_segment(AttendedFma& total, AttendedFma& part) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    part.row[i].sum = row_sum<16>(part.row[i].sum);
+    const MergeWeights w = merge(total.row[i], part.row[i]);
+#pragma unroll
+    for (int n = 0; n < FMA_PARTS; ++n) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) total.o[n][i][j] = merged(total.o[n][i][j], part.o[n][i][j], w);
+    }
+  }
+}
+
+// As `attend` of forward_mma.cuh, for the output's columns from `column` on (a multiple of 128). `shared`:
+// FORWARD_FMA_BYTES.
+template <class T, class Queries, class Keys, class Limit>
+__device__ __forceinline__ void attend_fma(AttendedFma& total, float* shared, const T* q, const Queries& queries, int count,
+                                           const T* k, const T* v, const Keys& keys, int keys_end, const Limit& limit,
+                                           int begin, int end, float factor, int head_dim, int column) {
+  float* const q_tile = shared;
+  float* const kv_tile = shared + FMA_PARTS * FMA_TILE;
+  float* const weights = kv_tile + FMA_TILE;
+  const bool resident = head_dim <= FMA_PART_COLUMNS;
+  const int row = threadIdx.x / 16 * 4, x = threadIdx.x % 16;
+  if (resident) {
+    for (int at = 0; at < head_dim; at += FMA_COLUMNS) {
+      fill_tile(q_tile + at / FMA_COLUMNS * FMA_TILE, q, queries, 0, count, at, head_dim);
+    }
+  }
+  AttendedFma part;
+  clear(total);
+  clear(part);
+#pragma unroll 1
+  for (int block = begin; block < end; ++block) {
+    const int first = block * BLOCK_KEYS;
+    float s[4][4] = {};
+    for (int at = 0; at < head_dim; at += FMA_COLUMNS) {
+      __syncthreads();
+      float* const q_part = q_tile + (resident ? at / FMA_COLUMNS * FMA_TILE : 0);
+      if (!resident) fill_tile(q_part, q, queries, 0, count, at, head_dim);
+      fill_tile(kv_tile, k, keys, first, keys_end, at, head_dim);
+      __syncthreads();
+      multiply_columns(s, q_part, kv_tile, min(FMA_COLUMNS, head_dim - at));
+    }
+    float rescale[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      // Rows beyond `count` see what the last one sees; they are not stored.
+      const int visible = limit(min(row + i, count - 1)) - first;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (x + 16 * j >= visible) s[i][j] = minus_infinity();
+      }
+      rescale[i] = take_block(part.row[i], s[i], factor);
+    }
+    keep(weights, s);
+#pragma unroll
+    for (int n = 0; n < FMA_PARTS; ++n) {
+      const int at = column + n * FMA_COLUMNS;
+      if (at >= head_dim) break;
+      __syncthreads();
+      fill_tile(kv_tile, v, keys, first, keys_end, at, head_dim);
+      __syncthreads();
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) part.o[n][i][j] = __fmul_rn(part.o[n][i][j], rescale[i]);
+      }
+      multiply_tiles(part.o[n], weights, kv_tile, min(BLOCK_KEYS, keys_end - first));
+    }
+    if ((block + 1) % SEGMENT_BLOCKS == 0 || block + 1 == end) {
+      end_segment(total, part);
+      clear(part);
+    }
+  }
+}

@@ -1,0 +1,93 @@
+//! Launches of the CUDA side.
+
+use super::{BwdParams, FwdParams};
+use crate::{Arch, Stage};
+
+/// Rows of a tile.
+const ROWS: u64 = 64;
+/// Bytes of a tile of f32, rows four elements apart from the next.
+const FMA_TILE: u32 = 64 * 68 * 4;
+/// Bytes of a row tile's log-sum-exps and deltas.
+const ROW_VALUES: u32 = 2 * 64 * 4;
+/// Columns of the output that a block on CUDA cores writes.
+const FMA_COLUMNS: u32 = 128;
+
+/// Bytes of a tile of 64 rows in bf16: heads of 64 and 128 lie without gaps, others an odd number of 16 bytes apart.
+const fn mma_tile(head_dim: u32) -> u32 {
+    let chunks = if head_dim.is_multiple_of(64) { head_dim / 8 } else { 2 * head_dim.div_ceil(16) + 1 };
+    64 * 16 * chunks
+}
+
+/// An upper bound on the tiles of all sequences, as `tile_slots` of sequences.cuh counts them.
+fn slots(tokens: u32, seqs: u32, max_seqlen: u32) -> u64 {
+    let (tokens, seqs) = (tokens as u64, seqs as u64);
+    (seqs * (max_seqlen as u64).div_ceil(ROWS)).min((tokens + (ROWS - 1) * seqs) / ROWS)
+}
+
+/// `blocks` blocks of `threads`, none where there is nothing to do.
+fn stage(symbol: &'static str, blocks: u64, threads: u32, shared: u32) -> Option<Stage> {
+    let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
+    (blocks > 0).then(|| Stage { shared, ..Stage::linear(symbol, blocks, threads) })
+}
+
+/// `attention_fwd_f32`.
+pub fn fwd_f32(p: &FwdParams, _: &Arch) -> Vec<Stage> {
+    fwd_fma("attention_fwd_f32", p)
+}
+
+/// `attention_fwd_bf16`.
+pub fn fwd_bf16(p: &FwdParams, _: &Arch) -> Vec<Stage> {
+    let symbol = match p.head_dim {
+        64 => "attention_fwd_bf16_64",
+        72 => "attention_fwd_bf16_72",
+        80 => "attention_fwd_bf16_80",
+        128 => "attention_fwd_bf16_128",
+        _ => return fwd_fma("attention_fwd_bf16", p),
+    };
+    let blocks = slots(p.tokens, p.seqs, p.max_seqlen) * p.heads as u64;
+    stage(symbol, blocks, 128, 5 * mma_tile(p.head_dim)).into_iter().collect()
+}
+
+fn fwd_fma(symbol: &'static str, p: &FwdParams) -> Vec<Stage> {
+    let parts = p.head_dim.div_ceil(FMA_COLUMNS) as u64;
+    let blocks = slots(p.tokens, p.seqs, p.max_seqlen) * p.heads as u64 * parts;
+    stage(symbol, blocks, 256, 4 * FMA_TILE).into_iter().collect()
+}
+
+/// `attention_bwd_f32`.
+pub fn bwd_f32(p: &BwdParams, _: &Arch) -> Vec<Stage> {
+    bwd_fma(["attention_bwd_f32", "attention_bwd_f32_dkv", "attention_bwd_f32_dq"], p)
+}
+
+/// `attention_bwd_bf16`.
+pub fn bwd_bf16(p: &BwdParams, _: &Arch) -> Vec<Stage> {
+    let [dkv, dq] = match p.head_dim {
+        64 => ["attention_bwd_bf16_dkv_64", "attention_bwd_bf16_dq_64"],
+        72 => ["attention_bwd_bf16_dkv_72", "attention_bwd_bf16_dq_72"],
+        80 => ["attention_bwd_bf16_dkv_80", "attention_bwd_bf16_dq_80"],
+        128 => ["attention_bwd_bf16_dkv_128", "attention_bwd_bf16_dq_128"],
+        _ => return bwd_fma(["attention_bwd_bf16", "attention_bwd_bf16_dkv", "attention_bwd_bf16_dq"], p),
+    };
+    let (slots, tile) = (slots(p.tokens, p.seqs, p.max_seqlen), mma_tile(p.head_dim));
+    let stages = [
+        deltas("attention_bwd_bf16", p),
+        stage(dkv, slots * p.kv_heads as u64, 128, 6 * tile + 2 * ROW_VALUES),
+        stage(dq, slots * p.heads as u64, 128, 6 * tile),
+    ];
+    stages.into_iter().flatten().collect()
+}
+
+/// Rows' products of output and gradient: sixteen rows a block.
+fn deltas(symbol: &'static str, p: &BwdParams) -> Option<Stage> {
+    stage(symbol, (p.tokens as u64 * p.heads as u64).div_ceil(16), 256, 0)
+}
+
+fn bwd_fma([delta, dkv, dq]: [&'static str; 3], p: &BwdParams) -> Vec<Stage> {
+    let slots = slots(p.tokens, p.seqs, p.max_seqlen) * p.head_dim.div_ceil(FMA_COLUMNS) as u64;
+    let stages = [
+        deltas(delta, p),
+        stage(dkv, slots * p.kv_heads as u64, 256, 4 * FMA_TILE),
+        stage(dq, slots * p.heads as u64, 256, 4 * FMA_TILE),
+    ];
+    stages.into_iter().flatten().collect()
+}

@@ -1,0 +1,259 @@
+#include "attention/backward_fma.cuh"
+#include "attention/backward_mma.cuh"
+#include "attention/forward_fma.cuh"
+#include "attention/forward_mma.cuh"
+#include "attention/sequences.cuh"
+
+// The query tile and head of a block. It lies in shared memory, for registers are short where it is needed again.
+struct QueryTile {
+  Place place;
+  int head, kv_head;
+  int part;  // which columns of the output
+};
+
+// Whether the block has something to do. Key heads outermost, so that the blocks at work share few keys; then the last tiles,
+// which are the longest when causal, first; the parts of a row innermost. Only thread 0 looks.
+template <int ROWS, class P>
+__device__ __forceinline__ bool query_tile(const P& p, u32 parts, QueryTile& tile) {
+  if (threadIdx.x == 0) {
+    const u64 slots = tile_slots<ROWS>(p.tokens, p.seqs, p.max_seqlen);
+    const u32 group = p.heads / p.kv_heads;
+    const u64 block = blockIdx.x / parts, in_group = block % (slots * group);
+    tile.part = static_cast<int>(blockIdx.x % parts);
+    tile.kv_head = static_cast<int>(block / (slots * group));
+    tile.head = tile.kv_head * group + static_cast<int>(in_group % group);
+    find_tile<ROWS>(global<const int>(p.cu_seqlens), p.tokens, p.seqs, p.max_seqlen, slots - 1 - in_group / group,
+                    tile.place);
+  }
+  __syncthreads();
+  return tile.place.count > 0;
+}
+
+// What the forward pass of a tile reads, besides its queries.
+struct KeyRange {
+  PackedKeys keys;
+  CausalLimit limit;
+  int end;  // keys that the tile's last query sees
+
+  template <class P>
+  __device__ __forceinline__ KeyRange(const P& p, const Place& place, int kv_head) {
+    const u64 row = static_cast<u64>(p.kv_heads) * p.head_dim, own = place.first * row + kv_head * p.head_dim;
+    keys = {own, own, row, 0};
+    limit = {p.causal ? place.begin + 1 : place.length, p.causal ? 1 : 0};
+    end = limit(place.count - 1);
+  }
+};
+
+// The rows of a tile's head in q, o and their gradients.
+template <class P>
+__device__ __forceinline__ PackedRows query_rows(const P& p, const QueryTile& tile) {
+  const u64 row = static_cast<u64>(p.heads) * p.head_dim;
+  return {(static_cast<u64>(tile.place.first) + tile.place.begin) * row + tile.head * p.head_dim, row};
+}
+
+// Where a tile's values of f32 [tokens, heads] begin.
+template <class P>
+__device__ __forceinline__ u64 row_values(const P& p, const QueryTile& tile) {
+  return (static_cast<u64>(tile.place.first) + tile.place.begin) * p.heads + tile.head;
+}
+
+template <int HEAD_DIM>
+__device__ __forceinline__ void forward_mma(FwdParams p) {
+  extern __shared__ __align__(256) char shared[];
+  __shared__ QueryTile tile;
+  p.head_dim = HEAD_DIM;
+  if (!query_tile<TILE_ROWS>(p, 1, tile)) return;
+  Attended<HEAD_DIM> out;
+  {
+    const KeyRange range(p, tile.place, tile.kv_head);
+    attend<HEAD_DIM>(out, shared, global<const bf16>(p.q), query_rows(p, tile), tile.place.count, global<const bf16>(p.k),
+                     global<const bf16>(p.v), range.keys, range.end, range.limit, 0, ceil_div(range.end, BLOCK_KEYS),
+                     p.scale * LOG2_E);
+  }
+  const int row = threadIdx.x / 32 * 16, g = threadIdx.x % 32 / 4, count = tile.place.count;
+  store_rows<HEAD_DIM>(global<bf16>(p.o), query_rows(p, tile), count, shared, row, out.o, inverse_sum(out.row[0]),
+                       inverse_sum(out.row[1]));
+  if (p.lse != 0 && threadIdx.x % 4 == 0) {
+    float* lse = global<float>(p.lse) + row_values(p, tile);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int r = row + g + 8 * h;
+      if (r < count) lse[static_cast<u64>(r) * p.heads] = log_sum(out.row[h]);
+    }
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void forward_fma(const FwdParams& p) {
+  extern __shared__ __align__(256) float tiles[];
+  __shared__ QueryTile tile;
+  const int head_dim = static_cast<int>(p.head_dim);
+  if (!query_tile<FMA_ROWS>(p, ceil_div(head_dim, FMA_PART_COLUMNS), tile)) return;
+  const int column = tile.part * FMA_PART_COLUMNS;
+  AttendedFma out;
+  {
+    const KeyRange range(p, tile.place, tile.kv_head);
+    attend_fma(out, tiles, global<const T>(p.q), query_rows(p, tile), tile.place.count, global<const T>(p.k),
+               global<const T>(p.v), range.keys, range.end, range.limit, 0, ceil_div(range.end, BLOCK_KEYS),
+               p.scale * LOG2_E, head_dim, column);
+  }
+  const int row = threadIdx.x / 16 * 4, count = tile.place.count;
+  float factor[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) factor[i] = inverse_sum(out.row[i]);
+#pragma unroll
+  for (int n = 0; n < FMA_PARTS; ++n) {
+    write_tile(global<T>(p.o), query_rows(p, tile), count, column + n * FMA_COLUMNS, head_dim, out.o[n], factor);
+  }
+  if (p.lse != 0 && column == 0 && threadIdx.x % 16 == 0) {
+    float* lse = global<float>(p.lse) + row_values(p, tile);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (row + i < count) lse[static_cast<u64>(row + i) * p.heads] = log_sum(out.row[i]);
+    }
+  }
+}
+
+template <int HEAD_DIM>
+__device__ __forceinline__ void query_gradients_mma(BwdParams p) {
+  extern __shared__ __align__(256) char shared[];
+  __shared__ QueryTile tile;
+  p.head_dim = HEAD_DIM;
+  if (!query_tile<TILE_ROWS>(p, 1, tile)) return;
+  const int row = threadIdx.x / 32 * 16, g = threadIdx.x % 32 / 4;
+  float dq[HEAD_DIM / 8][4];
+  {
+    const KeyRange range(p, tile.place, tile.kv_head);
+    float lse[2], delta[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const u64 at = row_values(p, tile) + static_cast<u64>(min(row + g + 8 * h, tile.place.count - 1)) * p.heads;
+      lse[h] = global<const float>(p.lse)[at] * LOG2_E;
+      delta[h] = global<const float>(p.delta)[at];
+    }
+    query_gradients<HEAD_DIM>(dq, shared, global<const bf16>(p.q), global<const bf16>(p.d_o), query_rows(p, tile),
+                              tile.place.count, global<const bf16>(p.k), global<const bf16>(p.v), range.keys, range.end,
+                              range.limit, p.scale * LOG2_E, lse, delta);
+  }
+  store_rows<HEAD_DIM>(global<bf16>(p.dq), query_rows(p, tile), tile.place.count, shared, row, dq, p.scale, p.scale);
+}
+
+// The key tile and head of a block.
+struct KeyTile {
+  Place place;
+  int kv_head, part;
+};
+
+// Whether the block has something to do; if so its visits are started. Tiles in order: when causal, the first are seen by
+// the most queries.
+template <int ROWS>
+__device__ __forceinline__ bool key_tile(const BwdParams& p, u32 parts, KeyTile& tile, Visits& visits) {
+  if (threadIdx.x == 0) {
+    const u64 slots = tile_slots<ROWS>(p.tokens, p.seqs, p.max_seqlen), block = blockIdx.x / parts;
+    tile.part = static_cast<int>(blockIdx.x % parts);
+    tile.kv_head = static_cast<int>(block / slots);
+    find_tile<ROWS>(global<const int>(p.cu_seqlens), p.tokens, p.seqs, p.max_seqlen, block % slots, tile.place);
+    if (tile.place.count > 0) visits.start(p, tile.place.sequence, tile.place.begin, tile.kv_head);
+  }
+  __syncthreads();
+  return tile.place.count > 0;
+}
+
+// The rows of a tile's head in k, v and their gradients.
+__device__ __forceinline__ PackedRows key_rows(const BwdParams& p, const KeyTile& tile) {
+  const u64 row = static_cast<u64>(p.kv_heads) * p.head_dim;
+  return {(static_cast<u64>(tile.place.first) + tile.place.begin) * row + tile.kv_head * p.head_dim, row};
+}
+
+template <int HEAD_DIM>
+__device__ __forceinline__ void key_gradients_mma(BwdParams p) {
+  extern __shared__ __align__(256) char shared[];
+  __shared__ KeyTile tile;
+  __shared__ Visits visits;
+  p.head_dim = HEAD_DIM;
+  if (!key_tile<TILE_ROWS>(p, 1, tile, visits)) return;
+  float dk[HEAD_DIM / 8][4], dv[HEAD_DIM / 8][4];
+  key_gradients<HEAD_DIM>(dk, dv, shared, p, key_rows(p, tile), tile.place.count, tile.kv_head, visits);
+  const int row = threadIdx.x / 32 * 16, count = tile.place.count;
+  store_rows<HEAD_DIM>(global<bf16>(p.dk), key_rows(p, tile), count, shared, row, dk, p.scale, p.scale);
+  store_rows<HEAD_DIM>(global<bf16>(p.dv), key_rows(p, tile), count, shared + Tile<HEAD_DIM>::BYTES, row, dv, 1.0f, 1.0f);
+}
+
+template <class T>
+__device__ __forceinline__ void query_gradients_fma(const BwdParams& p) {
+  extern __shared__ __align__(256) float tiles[];
+  __shared__ QueryTile tile;
+  const int head_dim = static_cast<int>(p.head_dim);
+  if (!query_tile<FMA_ROWS>(p, ceil_div(head_dim, FMA_PART_COLUMNS), tile)) return;
+  const int column = tile.part * FMA_PART_COLUMNS, row = threadIdx.x / 16 * 4;
+  FmaTiles dq;
+  {
+    const KeyRange range(p, tile.place, tile.kv_head);
+    float lse[4], delta[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const u64 at = row_values(p, tile) + static_cast<u64>(min(row + i, tile.place.count - 1)) * p.heads;
+      lse[i] = global<const float>(p.lse)[at] * LOG2_E;
+      delta[i] = global<const float>(p.delta)[at];
+    }
+    query_gradients_fma(dq, tiles, global<const T>(p.q), global<const T>(p.d_o), query_rows(p, tile), tile.place.count,
+                        global<const T>(p.k), global<const T>(p.v), range.keys, range.end, range.limit, p.scale * LOG2_E,
+                        lse, delta, head_dim, column);
+  }
+  const float factor[4] = {p.scale, p.scale, p.scale, p.scale};
+#pragma unroll
+  for (int n = 0; n < FMA_PARTS; ++n) {
+    write_tile(global<T>(p.dq), query_rows(p, tile), tile.place.count, column + n * FMA_COLUMNS, head_dim, dq[n], factor);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void key_gradients_fma(const BwdParams& p) {
+  extern __shared__ __align__(256) float tiles[];
+  __shared__ KeyTile tile;
+  __shared__ Visits visits;
+  const int head_dim = static_cast<int>(p.head_dim);
+  if (!key_tile<FMA_ROWS>(p, ceil_div(head_dim, FMA_PART_COLUMNS), tile, visits)) return;
+  const int column = tile.part * FMA_PART_COLUMNS;
+  FmaTiles dk, dv;
+  key_gradients_fma<T>(dk, dv, tiles, p, key_rows(p, tile), tile.place.count, tile.kv_head, visits, column);
+  const float factor[4] = {p.scale, p.scale, p.scale, p.scale}, one[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+#pragma unroll
+  for (int n = 0; n < FMA_PARTS; ++n) {
+    const int at = column + n * FMA_COLUMNS;
+    write_tile(global<T>(p.dk), key_rows(p, tile), tile.place.count, at, head_dim, dk[n], factor);
+    write_tile(global<T>(p.dv), key_rows(p, tile), tile.place.count, at, head_dim, dv[n], one);
+  }
+}
+
+// Rows of tokens in no sequence have no output.
+template <class T>
+__device__ __forceinline__ void row_products(const BwdParams& p) {
+  const u64 rows = static_cast<u64>(global<const int>(p.cu_seqlens)[p.seqs]) * p.heads;
+  row_products(global<float>(p.delta), global<const T>(p.d_o), global<const T>(p.o), rows, static_cast<int>(p.head_dim));
+}
+
+#define KERNEL(NAME, PARAMS, THREADS, BLOCKS, BODY)                                                                  \
+  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_##NAME(const __grid_constant__ PARAMS p) { \
+    BODY(p);                                                                                                         \
+  }
+KERNEL(fwd_bf16, FwdParams, FMA_THREADS, 1, forward_fma<bf16>)
+KERNEL(fwd_bf16_64, FwdParams, MMA_THREADS, 3, forward_mma<64>)
+KERNEL(fwd_bf16_72, FwdParams, MMA_THREADS, 2, forward_mma<72>)
+KERNEL(fwd_bf16_80, FwdParams, MMA_THREADS, 2, forward_mma<80>)
+KERNEL(fwd_bf16_128, FwdParams, MMA_THREADS, 2, forward_mma<128>)
+KERNEL(fwd_f32, FwdParams, FMA_THREADS, 1, forward_fma<float>)
+KERNEL(bwd_bf16, BwdParams, FMA_THREADS, 4, row_products<bf16>)
+KERNEL(bwd_bf16_dq, BwdParams, FMA_THREADS, 1, query_gradients_fma<bf16>)
+KERNEL(bwd_bf16_dq_64, BwdParams, MMA_THREADS, 2, query_gradients_mma<64>)
+KERNEL(bwd_bf16_dq_72, BwdParams, MMA_THREADS, 2, query_gradients_mma<72>)
+KERNEL(bwd_bf16_dq_80, BwdParams, MMA_THREADS, 2, query_gradients_mma<80>)
+KERNEL(bwd_bf16_dq_128, BwdParams, MMA_THREADS, 2, query_gradients_mma<128>)
+KERNEL(bwd_bf16_dkv, BwdParams, FMA_THREADS, 1, key_gradients_fma<bf16>)
+KERNEL(bwd_bf16_dkv_64, BwdParams, MMA_THREADS, 2, key_gradients_mma<64>)
+KERNEL(bwd_bf16_dkv_72, BwdParams, MMA_THREADS, 2, key_gradients_mma<72>)
+KERNEL(bwd_bf16_dkv_80, BwdParams, MMA_THREADS, 2, key_gradients_mma<80>)
+KERNEL(bwd_bf16_dkv_128, BwdParams, MMA_THREADS, 2, key_gradients_mma<128>)
+KERNEL(bwd_f32, BwdParams, FMA_THREADS, 4, row_products<float>)
+KERNEL(bwd_f32_dq, BwdParams, FMA_THREADS, 1, query_gradients_fma<float>)
+KERNEL(bwd_f32_dkv, BwdParams, FMA_THREADS, 1, key_gradients_fma<float>)

@@ -1,0 +1,143 @@
+// 64 rows of HEAD_DIM bf16 in shared memory, so that ldmatrix has no bank conflict. Units are chunks of 16 bytes.
+#pragma once
+
+#include "cuh/base.cuh"
+#include "cuh/cp_async.cuh"
+#include "cuh/mma.cuh"
+
+constexpr int TILE_ROWS = 64;
+constexpr int MMA_THREADS = 128;
+
+// Eight rows' chunks of one column must lie in eight different places modulo 8: where a row is 8 or 16 chunks long, the
+// chunk's number is XORed with the row's; else rows are an odd number of chunks apart. A tile begins at a multiple of 256.
+template <int HEAD_DIM>
+struct Tile {
+  static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 128, "a tile's head");
+  static constexpr int CHUNKS = HEAD_DIM / 8;
+  static constexpr int STEPS = (HEAD_DIM + 15) / 16;  // of a product over the head
+  static constexpr bool XOR = HEAD_DIM % 64 == 0;
+  static constexpr int PITCH = XOR ? CHUNKS : 2 * STEPS + 1;
+  static constexpr int BYTES = TILE_ROWS * PITCH * 16;
+
+  // Offset in bytes of a chunk.
+  __device__ static __forceinline__ u32 offset(int row, int chunk) {
+    return static_cast<u32>(row * PITCH + (XOR ? chunk ^ (row & 7) : chunk)) * 16;
+  }
+};
+
+// Zeros in the columns that a product over the head takes beyond HEAD_DIM (8 of them, or none); copies leave them alone.
+template <int HEAD_DIM, int THREADS>
+__device__ __forceinline__ void clear_padding(char* tile) {
+  if constexpr (HEAD_DIM % 16 != 0) {
+    for (int row = threadIdx.x; row < TILE_ROWS; row += THREADS) {
+      *reinterpret_cast<Words<16>*>(tile + Tile<HEAD_DIM>::offset(row, Tile<HEAD_DIM>::CHUNKS)) = {};
+    }
+  }
+}
+
+// threadIdx.x, read anew: what follows from it is not kept in registers from one copy to the next.
+__device__ __forceinline__ int thread_again() {
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
+
+// Starts copying rows first .. first + 64 of a tensor; those from `end` on become zeros and are not read. `rows.head(r)`:
+// where row r's head begins, in elements.
+template <int HEAD_DIM, int THREADS, class Rows>
+__device__ __forceinline__ void copy_rows(u32 tile, const bf16* tensor, const Rows& rows, int first, int end) {
+  using T = Tile<HEAD_DIM>;
+  constexpr int ALL = TILE_ROWS * T::CHUNKS;
+  const int thread = thread_again();
+#pragma unroll
+  for (int i = 0; i < (ALL + THREADS - 1) / THREADS; ++i) {
+    const int at = i * THREADS + thread;
+    if (ALL % THREADS != 0 && at >= ALL) break;
+    const int row = at / T::CHUNKS, chunk = at % T::CHUNKS;
+    const bool valid = first + row < end;
+    const bf16* source = tensor + (valid ? rows.head(first + row) + chunk * 8 : 0);
+    cp_async_16(tile + T::offset(row, chunk), source, valid ? 16 : 0);
+  }
+}
+
+// Where a lane's rows of a tile's fragments begin, in shared memory. Rows and steps are added to it by `fragment`.
+template <int HEAD_DIM>
+__device__ __forceinline__ u32 left_lane(u32 tile) {
+  const int lane = threadIdx.x % 32;
+  return tile + Tile<HEAD_DIM>::offset(lane % 16, lane / 16);
+}
+template <int HEAD_DIM>
+__device__ __forceinline__ u32 right_lane(u32 tile) {
+  const int lane = threadIdx.x % 32;
+  return tile + Tile<HEAD_DIM>::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+}
+
+// `row` rows (a multiple of 8) and `chunk` chunks (even, where the tile is XORed) further on.
+template <int HEAD_DIM>
+__device__ __forceinline__ u32 fragment(u32 lane, int row, int chunk) {
+  using T = Tile<HEAD_DIM>;
+  return (T::XOR ? lane ^ static_cast<u32>(chunk * 16) : lane + chunk * 16) + row * (T::PITCH * 16);
+}
+
+// Rows row .. row + 16, columns of step `step` over the head, as the left operand. `lane`: left_lane.
+template <int HEAD_DIM>
+__device__ __forceinline__ void left_fragment(u32 (&a)[4], u32 lane, int row, int step) {
+  ldmatrix_x4(a, fragment<HEAD_DIM>(lane, row, 2 * step));
+}
+
+// 16 rows as the right operand's columns, 16 columns as what is summed over: for rows 0-7 b[0], b[1], for 8-15 b[2], b[3].
+// `lane`: right_lane.
+template <int HEAD_DIM>
+__device__ __forceinline__ void right_fragment(u32 (&b)[4], u32 lane, int row, int step) {
+  ldmatrix_x4(b, fragment<HEAD_DIM>(lane, row, 2 * step));
+}
+
+// c += a times rows row .. row + 16 of a tile, over all of the head's columns. `lane`: left_lane.
+template <int HEAD_DIM>
+__device__ __forceinline__ void multiply_rows(float (&c)[HEAD_DIM / 8][4], const u32 (&a)[4], u32 lane, int row) {
+  constexpr int TILES = HEAD_DIM / 8;
+#pragma unroll
+  for (int pair = 0; pair < TILES / 2; ++pair) {
+    u32 b[4];
+    ldmatrix_x4_trans(b, fragment<HEAD_DIM>(lane, row, 2 * pair));
+    mma_bf16(c[2 * pair], a, b[0], b[1]);
+    mma_bf16(c[2 * pair + 1], a, b[2], b[3]);
+  }
+  if constexpr (TILES % 2 != 0) {
+    u32 b[2];
+    ldmatrix_x2_trans(b, fragment<HEAD_DIM>(lane, row, TILES - 1));
+    mma_bf16(c[TILES - 1], a, b[0], b[1]);
+  }
+}
+
+// Two neighbouring 16 x 8 fragments of f32 as the left operand of a product over their 16 columns, rounded to bf16.
+__device__ __forceinline__ void as_left(u32 (&a)[4], const float (&low)[4], const float (&high)[4]) {
+  a[0] = pack_bf16(low[0], low[1]);
+  a[1] = pack_bf16(low[2], low[3]);
+  a[2] = pack_bf16(high[0], high[1]);
+  a[3] = pack_bf16(high[2], high[3]);
+}
+
+// Writes a warp's 16 rows, times two factors (rows g and g + 8), rounded to bf16: through its own 16 rows of a tile that no
+// other warp uses any more. Rows from `end` on are not written.
+template <int HEAD_DIM, class Rows>
+__device__ __forceinline__ void store_rows(bf16* tensor, const Rows& rows, int end, char* tile, int row,
+                                           const float (&c)[HEAD_DIM / 8][4], float low, float high) {
+  using T = Tile<HEAD_DIM>;
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  __syncwarp();
+#pragma unroll
+  for (int n = 0; n < T::CHUNKS; ++n) {
+    *reinterpret_cast<u32*>(tile + T::offset(row + g, n) + 4 * t) = pack_bf16(c[n][0] * low, c[n][1] * low);
+    *reinterpret_cast<u32*>(tile + T::offset(row + g + 8, n) + 4 * t) = pack_bf16(c[n][2] * high, c[n][3] * high);
+  }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < (16 * T::CHUNKS + 31) / 32; ++i) {
+    const int at = i * 32 + lane, r = row + at / T::CHUNKS, chunk = at % T::CHUNKS;
+    if (at < 16 * T::CHUNKS && r < end) {
+      reinterpret_cast<Words<16>*>(tensor + rows.head(r))[chunk] =
+          *reinterpret_cast<const Words<16>*>(tile + T::offset(r, chunk));
+    }
+  }
+}

@@ -1,0 +1,47 @@
+// Rows that a group of THREADS threads keeps in registers between a reduction and what depends on it.
+#pragma once
+
+#include "cuh/warp.cuh"
+
+// Elements of a row that a thread keeps.
+constexpr int HELD = 16;
+
+template <class T>
+constexpr int CHUNKS = HELD / VECTOR<T>;
+
+// A thread's part of a row: chunk k is the elements at(k) .. at(k) + VECTOR.
+template <class T, int THREADS>
+struct Held {
+  Words<16> chunk[CHUNKS<T>];
+
+  static __device__ __forceinline__ u32 at(int k) { return (k * THREADS + threadIdx.x % THREADS) * VECTOR<T>; }
+
+  __device__ __forceinline__ void load(const T* row, u32 cols, bool vector) {
+#pragma unroll
+    for (int k = 0; k < CHUNKS<T>; ++k) chunk[k] = load_words(row, at(k), cols, vector);
+  }
+};
+
+// The columns that do not fit into the registers of a group: f(at) for each vector of the thread.
+template <class T, int THREADS, class F>
+__device__ __forceinline__ void for_rest(u32 cols, const F& f) {
+#pragma unroll 1
+  for (u32 at = HELD * THREADS + threadIdx.x % THREADS * VECTOR<T>; at < cols; at += THREADS * VECTOR<T>) f(at);
+}
+
+// The sum over a group; `scratch` holds a float a warp and is not in use.
+template <int THREADS>
+__device__ __forceinline__ float group_sum(float x, float* scratch) {
+  if constexpr (THREADS == 32) {
+    return warp_sum(x);
+  } else {
+    x = warp_sum(x);
+    float* own = scratch + threadIdx.x / THREADS * (THREADS / 32);
+    if (threadIdx.x % 32 == 0) own[threadIdx.x % THREADS / 32] = x;
+    __syncthreads();
+    float sum = own[0];
+#pragma unroll
+    for (int warp = 1; warp < THREADS / 32; ++warp) sum += own[warp];
+    return sum;
+  }
+}

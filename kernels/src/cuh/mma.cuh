@@ -1,0 +1,58 @@
+// Matrix products of one warp (sm_80): mma.sync and ldmatrix. PTX ISA 9.0, chapters 9.7.14.5.8 and 9.7.14.5.15.
+//
+// Fragments, with g = lane / 4, t = lane % 4 and two bf16 in a register, the lower index in the lower half:
+//   A 16x16, row-major: a[0] = (g, 2t..), a[1] = (g + 8, 2t..), a[2] = (g, 2t + 8..), a[3] = (g + 8, 2t + 8..)
+//   B 16x8 as [n][k]:   b0 = (n = g, k = 2t..), b1 = (n = g, k = 2t + 8..)
+//   C 16x8:             c[0], c[1] = (g, 2t..), c[2], c[3] = (g + 8, 2t..)
+// So columns 16j..16j+15 of two neighbouring C tiles, packed in pairs, are the A fragment of step j of a next product.
+#pragma once
+
+#include "cuh/base.cuh"
+
+// Address of a pointer into shared memory, as instructions on shared memory take it.
+__device__ __forceinline__ u32 shared_address(const void* p) {
+  u32 a;
+  asm("{ .reg .u64 t; cvta.to.shared.u64 t, %1; cvt.u32.u64 %0, t; }" : "=r"(a) : "l"(p));
+  return a;
+}
+
+// Four 8x8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8 (16-byte aligned) and gets
+// elements (l / 4, 2 (l % 4)..) of each.
+__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+
+// As above, but each matrix transposed: elements (2 (l % 4).., l / 4).
+__device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+
+// Two 8x8 matrices; lanes 0 to 15 give the addresses.
+__device__ __forceinline__ void ldmatrix_x2(u32 (&r)[2], u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(address)
+               : "memory");
+}
+
+// Two 8x8 matrices, each transposed.
+__device__ __forceinline__ void ldmatrix_x2_trans(u32 (&r)[2], u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(address)
+               : "memory");
+}
+
+// c += a b, 16x8x16, bf16 with f32 sums.
+__device__ __forceinline__ void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}

@@ -1,0 +1,577 @@
+// Attention of new tokens over keys and values in the pages of a cache; formula and shapes: mod.rs.
+//
+// Rows. The query heads of one key head are packed: row r of a sequence is its new token r / group, head r % group of the
+// group. A tile is 64 rows (bf16; 16 a warp) or 16 rows (f32). A decoded token has one tile with few rows: warps without
+// rows only help to load.
+// Order. Keys ascend in blocks of 64 counted from the sequence's first key; 8 blocks are a segment, which has a sum of
+// its own; segments are merged in order. A row's bits depend on its query and the keys that it sees, not on the tile,
+// the split, the pages or the batch: what a row may not see has probability 0 or is not visited, which is the same sum.
+// Numerics. Scores, maxima and sums in f32. bf16: products of the tensor core; probabilities are rounded to bf16 for the
+// product with V, their sum is that of the unrounded ones. f32: fused multiply-adds. One rounding of the output.
+//
+// Grid. x = tile, key head, slice of the columns (head_dim 256 in bf16: 64 each), and with a workspace also segment. Sequence s owns
+// the tiles from floor(cu_seqlens[s] * group / ROWS) + s on, at least as many as it needs: a binary search finds it.
+//
+//   for each segment of the tile (with a workspace: this block's one)
+//     for each block of 64 keys: load K, V; S = Q K^T; mask; rows take the block (cuh/online_softmax.cuh); O += P V
+//     without a workspace: total = merge(total, segment), else store O, m, l
+//   o = total / l                       with a workspace: by the combine stage, a warp a row
+//
+// Departures. (1) A row in the same tile as a later row multiplies that row's own keys by probability 0, so a
+// value that is not finite there makes it NaN; keys beyond the tile's last are never read. (2) A head_dim that is no
+// multiple of 8 (bf16) is loaded element by element.
+// Bound. Decode: memory, K and V once. Prefill: matrix products.
+#include "cuh/base.cuh"
+#include "cuh/cp_async.cuh"
+#include "cuh/mma.cuh"
+#include "cuh/online_softmax.cuh"
+
+constexpr int THREADS = 128;
+constexpr int KEYS = BLOCK_KEYS;
+constexpr int SEGMENT = KEYS * SEGMENT_BLOCKS;
+
+extern __shared__ __align__(16) unsigned char shared[];
+
+// Some rows of one sequence under one key head, and the blocks of keys to take.
+struct Tile {
+  int seq, first, rows;  // packed rows first .. first + rows
+  int token;             // the sequence's first new token
+  int before;            // keys before the new tokens
+  int group, kv_head, slice;
+  int begin, end;        // blocks of keys
+  int keys;              // keys that the last row sees
+
+  // Keys that a row of the tile sees; rows beyond the tile count as its last.
+  __device__ __forceinline__ int limit(int row) const {
+    const int last = rows - 1;
+    return before + (first + (row < last ? row : last)) / group + 1;
+  }
+  // Where a row lies in q and o, in heads.
+  __device__ __forceinline__ u64 place(const Params& p, int row) const {
+    const int packed = first + row;
+    return static_cast<u64>(token + packed / group) * p.heads + kv_head * group + packed % group;
+  }
+};
+
+// What this block works on; false: nothing.
+template <int ROWS, int SLICES>
+__device__ __forceinline__ bool find_tile(const Params& p, Tile& t) {
+  u32 block = blockIdx.x;
+  const u32 segments = p.workspace == 0 ? 1 : ceil_div<u32>(p.max_kv_len, SEGMENT);
+  const u32 segment = block % segments;
+  block /= segments;
+  t.slice = block % SLICES;
+  block /= SLICES;
+  t.kv_head = block % p.kv_heads;
+  t.group = p.heads / p.kv_heads;
+  const int* cu = global<const int>(p.cu_seqlens);
+  // The last tiles of a prompt see the most keys: they go first.
+  const int tiles = static_cast<int>(static_cast<u64>(p.tokens) * t.group / ROWS) + p.seqs;
+  const int tile = tiles - 1 - static_cast<int>(block / p.kv_heads);
+  int low = 0, high = p.seqs;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (static_cast<int>(static_cast<u64>(cu[middle]) * t.group / ROWS) + middle <= tile) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  t.seq = low;
+  t.token = cu[low];
+  const int tokens = cu[low + 1] - t.token;
+  t.first = (tile - low - static_cast<int>(static_cast<u64>(t.token) * t.group / ROWS)) * ROWS;
+  const int left = tokens * t.group - t.first;
+  if (left <= 0) return false;
+  t.rows = left < ROWS ? left : ROWS;
+  t.before = global<const int>(p.kv_lens)[low] - tokens;
+  t.keys = t.limit(t.rows - 1);
+  t.begin = 0;
+  t.end = ceil_div(t.keys, KEYS);
+  if (p.workspace != 0) {
+    t.begin = segment * SEGMENT_BLOCKS;
+    if (t.begin >= t.end) return false;
+    t.end = t.end < t.begin + SEGMENT_BLOCKS ? t.end : t.begin + SEGMENT_BLOCKS;
+  }
+  return true;
+}
+
+// The first element of a key's (or value's) head in a cache.
+__device__ __forceinline__ u64 key_place(const Params& p, const Tile& t, const int* table, int key) {
+  const int shift = 31 - __clz(p.page);
+  const u64 slot = (static_cast<u64>(table[key >> shift]) << shift) + (key & (p.page - 1));
+  return (slot * p.kv_heads + t.kv_head) * p.head_dim;
+}
+
+// Begins to copy columns column .. column + COLUMNS of the block of keys from `start` on to shared memory, [KEYS][PITCH];
+// keys from t.keys on and columns from head_dim on become 0.
+template <int COLUMNS, int PITCH, class T>
+__device__ __forceinline__ void load_block(const Params& p, const Tile& t, const T* cache, int start, int column, T* to) {
+  constexpr int UNIT = 16 / sizeof(T), UNITS = COLUMNS / UNIT;
+  const int* table = global<const int>(p.block_tables) + static_cast<u64>(t.seq) * p.max_blocks;
+  const int d = p.head_dim;
+  if (d % UNIT == 0) {
+#pragma unroll 1
+    for (int at = threadIdx.x; at < KEYS * UNITS; at += THREADS) {
+      const int row = at / UNITS, c = at % UNITS * UNIT;
+      const bool valid = start + row < t.keys && column + c < d;
+      const T* from = cache;
+      if (valid) from += key_place(p, t, table, start + row) + column + c;
+      cp_async_16(shared_address(to + row * PITCH + c), from, valid ? 16 : 0);
+    }
+    return;
+  }
+  for (int at = threadIdx.x; at < KEYS * COLUMNS; at += THREADS) {
+    const int row = at / COLUMNS, c = at % COLUMNS;
+    T x = from_f32<T>(0.0f);
+    if (start + row < t.keys && column + c < d) x = cache[key_place(p, t, table, start + row) + column + c];
+    to[row * PITCH + c] = x;
+  }
+}
+
+// Where a row's part of a segment lies: columns, and beside all of them (maximum, sum).
+struct Part {
+  float* columns;
+  float2* stats;
+};
+__device__ __forceinline__ Part part_of(const Params& p, u64 row, u32 segment) {
+  const u64 segments = ceil_div<u32>(p.max_kv_len, SEGMENT), width = ceil_div<u64>(p.head_dim, 4) * 4;
+  const u64 index = row * segments + segment, all = static_cast<u64>(p.tokens) * p.heads * segments;
+  float* base = global<float>(p.workspace);
+  return {base + index * width, reinterpret_cast<float2*>(base + all * width) + index};
+}
+
+// ---- bf16: a warp takes 16 rows, 64 keys at a time ----
+
+// D: head_dim rounded up; V: columns of the output that a block makes; SPLIT: one segment, stored for the combine stage.
+template <int D, int V, int STAGES, bool SPLIT>
+__device__ __forceinline__ void forward_bf16(const Params& p) {
+  constexpr int ROWS = 64, SLICES = D / V;
+  constexpr int K_PITCH = (D / 8 | 1) * 8, V_PITCH = (V / 8 | 1) * 8;  // an odd number of 16-byte units: no conflicts
+  constexpr bool KEEP_Q = SPLIT ? D <= 128 : D <= 80;
+  Tile t;
+  if (!find_tile<ROWS, SLICES>(p, t)) return;
+  bf16* k_stage = reinterpret_cast<bf16*>(shared);
+  bf16* v_stage = k_stage + STAGES * KEYS * K_PITCH;
+  const bf16* k_cache = global<const bf16>(p.k_cache);
+  const bf16* v_cache = global<const bf16>(p.v_cache);
+  const int column = t.slice * V, d = p.head_dim;
+  const int lane = threadIdx.x % 32, g = lane / 4, c2 = lane % 4 * 2;
+  const int row = threadIdx.x / 32 * 16;  // the warp's first
+  const bool has_rows = row < t.rows;
+  const float factor = p.scale * LOG2_E;
+
+  // This thread's rows: row + g and row + g + 8.
+  const int rows[2] = {row + g, row + g + 8};
+  const int limits[2] = {t.limit(rows[0]), t.limit(rows[1])};
+  const int fewest = t.limit(row), most = t.limit(row + 15);
+  const bf16* q[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    q[h] = global<const bf16>(p.q) + t.place(p, rows[h] < t.rows ? rows[h] : t.rows - 1) * d;
+  }
+  // Fragment of the columns 16 step .. 16 step + 16 of the warp's queries.
+  auto load_q = [&](int step, u32(&a)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int at = step * 16 + c2 + (i / 2) * 8;
+      if (d % 2 == 0) {
+        a[i] = at < d ? *reinterpret_cast<const u32*>(q[i % 2] + at) : 0;
+      } else {
+        const u32 low = at < d ? q[i % 2][at].bits : 0, high = at + 1 < d ? q[i % 2][at + 1].bits : 0;
+        a[i] = low | high << 16;
+      }
+    }
+  };
+  auto load_keys = [&](int block) {
+    const int stage = STAGES == 1 ? 0 : block % STAGES;
+    load_block<D, K_PITCH>(p, t, k_cache, block * KEYS, 0, k_stage + stage * KEYS * K_PITCH);
+    load_block<V, V_PITCH>(p, t, v_cache, block * KEYS, column, v_stage + stage * KEYS * V_PITCH);
+  };
+
+  u32 q_fragment[KEEP_Q ? D / 16 : 1][4];
+  if (KEEP_Q && has_rows) {
+#pragma unroll
+    for (int step = 0; step < D / 16; ++step) load_q(step, q_fragment[KEEP_Q ? step : 0]);
+  }
+  SoftmaxRow total_row[2] = {empty_row(), empty_row()};
+  float total[SPLIT ? 1 : V / 8][4];
+#pragma unroll
+  for (int n = 0; n < (SPLIT ? 1 : V / 8); ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) total[n][i] = 0.0f;
+  }
+  if (STAGES > 1) {
+    load_keys(t.begin);
+    cp_async_commit();
+  }
+  for (int segment = t.begin; segment < t.end; segment += SEGMENT_BLOCKS) {
+    const int segment_end = segment + SEGMENT_BLOCKS < t.end ? segment + SEGMENT_BLOCKS : t.end;
+    SoftmaxRow sums[2] = {empty_row(), empty_row()};
+    float o[V / 8][4];
+#pragma unroll
+    for (int n = 0; n < V / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) o[n][i] = 0.0f;
+    }
+    for (int block = segment; block < segment_end; ++block) {
+      if (STAGES == 1) {
+        __syncthreads();  // all are done with the block before
+        load_keys(block);
+        cp_async_commit();
+      }
+      cp_async_wait<0>();
+      __syncthreads();  // this block is there for all, and all are done with the one before
+      if (STAGES > 1 && block + 1 < t.end) {
+        load_keys(block + 1);
+        cp_async_commit();
+      }
+      const int start = block * KEYS;
+      if (!has_rows || start >= most) continue;
+      const int stage = STAGES == 1 ? 0 : block % STAGES;
+      const bf16* k = k_stage + stage * KEYS * K_PITCH;
+      const bf16* v = v_stage + stage * KEYS * V_PITCH;
+
+      float s[KEYS / 8][4];
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[n][i] = 0.0f;
+      }
+      const u32 k_address = shared_address(k + (lane % 8 + lane / 16 * 8) * K_PITCH + lane / 8 % 2 * 8);
+#pragma unroll
+      for (int step = 0; step < D / 16; ++step) {
+        u32 fresh[4];
+        if (!KEEP_Q) load_q(step, fresh);
+        u32(&a)[4] = KEEP_Q ? q_fragment[KEEP_Q ? step : 0] : fresh;
+#pragma unroll
+        for (int n = 0; n < KEYS / 16; ++n) {
+          u32 b[4];
+          ldmatrix_x4(b, k_address + (n * 16 * K_PITCH + step * 16) * 2);
+          mma_bf16(s[2 * n], a, b[0], b[1]);
+          mma_bf16(s[2 * n + 1], a, b[2], b[3]);
+        }
+      }
+      if (start + KEYS > fewest) {
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            if (start + n * 8 + c2 + i % 2 >= limits[i / 2]) s[n][i] = minus_infinity();
+          }
+        }
+      }
+      float rescale[2];
+      take_block(sums, s, factor, rescale);
+#pragma unroll
+      for (int n = 0; n < V / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) o[n][i] *= rescale[i / 2];
+      }
+      const u32 v_address = shared_address(v + lane % 16 * V_PITCH + lane / 16 * 8);
+#pragma unroll
+      for (int step = 0; step < KEYS / 16; ++step) {
+        const u32 a[4] = {pack_bf16(s[2 * step][0], s[2 * step][1]), pack_bf16(s[2 * step][2], s[2 * step][3]),
+                          pack_bf16(s[2 * step + 1][0], s[2 * step + 1][1]),
+                          pack_bf16(s[2 * step + 1][2], s[2 * step + 1][3])};
+#pragma unroll
+        for (int n = 0; n < V / 16; ++n) {
+          u32 b[4];
+          ldmatrix_x4_trans(b, v_address + (step * 16 * V_PITCH + n * 16) * 2);
+          mma_bf16(o[2 * n], a, b[0], b[1]);
+          mma_bf16(o[2 * n + 1], a, b[2], b[3]);
+        }
+      }
+    }
+    // The segment's sum, and its way into the total.
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      sums[h].sum = row_sum<4>(sums[h].sum);
+      if (SPLIT) {
+        if (rows[h] < t.rows && segment * KEYS < limits[h]) {
+          const Part part = part_of(p, t.place(p, rows[h]), segment / SEGMENT_BLOCKS);
+          if (c2 == 0 && t.slice == 0) *part.stats = make_float2(sums[h].top, sums[h].sum);
+#pragma unroll
+          for (int n = 0; n < V / 8; ++n) {
+            const int at = column + n * 8 + c2;
+            if (at < ceil_div(d, 4) * 4) *reinterpret_cast<float2*>(part.columns + at) = make_float2(o[n][2 * h], o[n][2 * h + 1]);
+          }
+        }
+      } else {
+        const MergeWeights w = merge(total_row[h], sums[h]);
+#pragma unroll
+        for (int n = 0; n < (SPLIT ? 1 : V / 8); ++n) {
+#pragma unroll
+          for (int i = 2 * h; i < 2 * h + 2; ++i) total[n][i] = merged(total[n][i], o[n][i], w);
+        }
+      }
+    }
+  }
+  if constexpr (!SPLIT) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (rows[h] >= t.rows) continue;
+      bf16* to = global<bf16>(p.o) + t.place(p, rows[h]) * d;
+      const float inverse = inverse_sum(total_row[h]);
+#pragma unroll
+      for (int n = 0; n < (SPLIT ? 1 : V / 8); ++n) {
+        const int at = column + n * 8 + c2;
+        const float x = total[n][2 * h] * inverse, y = total[n][2 * h + 1] * inverse;
+        if (d % 2 == 0) {
+          if (at < d) *reinterpret_cast<u32*>(to + at) = pack_bf16(x, y);
+        } else {
+          if (at < d) to[at] = from_f32<bf16>(x);
+          if (at + 1 < d) to[at + 1] = from_f32<bf16>(y);
+        }
+      }
+    }
+  }
+}
+
+// ---- f32: 16 rows a block; a thread takes two rows, four keys 16 apart, then four columns in 64 ----
+
+// N: 64-column groups of a head; SHARE: K and V take turns in one buffer.
+template <int N, bool SHARE, bool SPLIT>
+__device__ __forceinline__ void forward_f32(const Params& p) {
+  constexpr int ROWS = 16, D = N * 64, PITCH = D + 4;  // an odd number of 16-byte units
+  constexpr int P_PITCH = 72;                          // rows two apart lie 16 banks apart
+  Tile t;
+  if (!find_tile<ROWS, 1>(p, t)) return;
+  float* q = reinterpret_cast<float*>(shared);
+  float* probabilities = q + ROWS * PITCH;
+  float* k = probabilities + ROWS * P_PITCH;
+  float* v = SHARE ? k : k + KEYS * PITCH;
+  const float* k_cache = global<const float>(p.k_cache);
+  const float* v_cache = global<const float>(p.v_cache);
+  const int d = p.head_dim, x = threadIdx.x % 16, y = threadIdx.x / 16 * 2;  // y: this thread's first row
+  const int warp_row = threadIdx.x / 32 * 4;
+  const float factor = p.scale * LOG2_E;
+  const int limits[2] = {t.limit(y), t.limit(y + 1)};
+  const int most = t.limit(warp_row + 3);
+  const bool has_rows = warp_row < t.rows;
+
+  for (int at = threadIdx.x; at < ROWS * D; at += THREADS) {
+    const int row = at / D, column = at % D;
+    float value = 0.0f;
+    if (row < t.rows && column < d) value = global<const float>(p.q)[t.place(p, row) * d + column];
+    q[row * PITCH + column] = value;
+  }
+  SoftmaxRow total_row[2] = {empty_row(), empty_row()};
+  float total[2][SPLIT ? 1 : N][4];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+#pragma unroll
+    for (int n = 0; n < (SPLIT ? 1 : N); ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) total[r][n][i] = 0.0f;
+    }
+  }
+  load_block<D, PITCH>(p, t, k_cache, t.begin * KEYS, 0, k);
+  cp_async_commit();
+  for (int segment = t.begin; segment < t.end; segment += SEGMENT_BLOCKS) {
+    const int segment_end = segment + SEGMENT_BLOCKS < t.end ? segment + SEGMENT_BLOCKS : t.end;
+    SoftmaxRow sums[2] = {empty_row(), empty_row()};
+    float o[2][N][4];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) o[r][n][i] = 0.0f;
+      }
+    }
+    for (int block = segment; block < segment_end; ++block) {
+      const int start = block * KEYS;
+      const bool sees = has_rows && start < most;
+      if (!SHARE) {
+        load_block<D, PITCH>(p, t, v_cache, start, 0, v);
+        cp_async_commit();
+      }
+      cp_async_wait<SHARE ? 0 : 1>();
+      __syncthreads();  // K is there for all
+      float rescale[2] = {1.0f, 1.0f};
+      if (sees) {
+        float s[2][4];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) s[r][j] = 0.0f;
+        }
+#pragma unroll 4
+        for (int at = 0; at < D; at += 4) {
+          float a[2][4];
+          load_vector(q + y * PITCH + at, a[0]);
+          load_vector(q + (y + 1) * PITCH + at, a[1]);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            float b[4];
+            load_vector(k + (x + 16 * j) * PITCH + at, b);
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+#pragma unroll
+              for (int i = 0; i < 4; ++i) s[r][j] = __fmaf_rn(a[r][i], b[i], s[r][j]);
+            }
+          }
+        }
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            if (start + x + 16 * j >= limits[r]) s[r][j] = minus_infinity();
+          }
+          rescale[r] = take_block(sums[r], s[r], factor);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) probabilities[(y + r) * P_PITCH + x + 16 * j] = s[r][j];
+        }
+      }
+      __syncthreads();  // all are done with K
+      if (SHARE) {
+        load_block<D, PITCH>(p, t, v_cache, start, 0, v);
+      } else if (block + 1 < t.end) {
+        load_block<D, PITCH>(p, t, k_cache, start + KEYS, 0, k);
+      }
+      cp_async_commit();
+      cp_async_wait<SHARE ? 0 : 1>();
+      __syncthreads();  // V is there for all
+      if (sees) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+#pragma unroll
+          for (int n = 0; n < N; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) o[r][n][i] *= rescale[r];
+          }
+        }
+#pragma unroll 2
+        for (int key = 0; key < KEYS; key += 4) {
+          float a[2][4];
+          load_vector(probabilities + y * P_PITCH + key, a[0]);
+          load_vector(probabilities + (y + 1) * P_PITCH + key, a[1]);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+#pragma unroll
+            for (int n = 0; n < N; ++n) {
+              float b[4];
+              load_vector(v + (key + j) * PITCH + n * 64 + x * 4, b);
+#pragma unroll
+              for (int r = 0; r < 2; ++r) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) o[r][n][i] = __fmaf_rn(a[r][j], b[i], o[r][n][i]);
+              }
+            }
+          }
+        }
+      }
+      __syncthreads();  // all are done with V
+      if (SHARE && block + 1 < t.end) {
+        load_block<D, PITCH>(p, t, k_cache, start + KEYS, 0, k);
+        cp_async_commit();
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      sums[r].sum = row_sum<16>(sums[r].sum);
+      if (SPLIT) {
+        if (y + r < t.rows && segment * KEYS < limits[r]) {
+          const Part part = part_of(p, t.place(p, y + r), segment / SEGMENT_BLOCKS);
+          if (x == 0) *part.stats = make_float2(sums[r].top, sums[r].sum);
+#pragma unroll
+          for (int n = 0; n < N; ++n) {
+            if (n * 64 + x * 4 < d) store_vector(part.columns + n * 64 + x * 4, o[r][n]);
+          }
+        }
+      } else {
+        const MergeWeights w = merge(total_row[r], sums[r]);
+#pragma unroll
+        for (int n = 0; n < (SPLIT ? 1 : N); ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) total[r][n][i] = merged(total[r][n][i], o[r][n][i], w);
+        }
+      }
+    }
+  }
+  cp_async_wait<0>();
+  if constexpr (!SPLIT) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (y + r >= t.rows) continue;
+      float* to = global<float>(p.o) + t.place(p, y + r) * d;
+      const float inverse = inverse_sum(total_row[r]);
+#pragma unroll
+      for (int n = 0; n < (SPLIT ? 1 : N); ++n) {
+        float out[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) out[i] = total[r][n][i] * inverse;
+        store(to, n * 64 + x * 4, d, d % 4 == 0, out);
+      }
+    }
+  }
+}
+
+// ---- the segments of a row to its output: a warp a row ----
+
+template <class T>
+__device__ __forceinline__ void combine(const Params& p) {
+  const u64 row = static_cast<u64>(blockIdx.x) * (THREADS / 32) + threadIdx.x / 32;
+  if (row >= static_cast<u64>(p.tokens) * p.heads) return;
+  const int token = static_cast<int>(row / p.heads), lane = threadIdx.x % 32, d = p.head_dim;
+  const int* cu = global<const int>(p.cu_seqlens);
+  int low = 0, high = p.seqs;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (cu[middle] <= token) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  if (token >= cu[low + 1]) return;  // in no sequence
+  const int limit = global<const int>(p.kv_lens)[low] - (cu[low + 1] - token) + 1;
+  const int segments = ceil_div(limit, SEGMENT);
+  SoftmaxRow total_row = empty_row();
+  float total[2][4] = {};
+#pragma unroll 2
+  for (int segment = 0; segment < segments; ++segment) {
+    const Part part = part_of(p, row, segment);
+    const float2 stats = *part.stats;
+    const MergeWeights w = merge(total_row, {stats.x, stats.y});
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const int at = n * 128 + lane * 4;
+      if (at >= d) continue;
+      float x[4];
+      load_vector(part.columns + at, x);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) total[n][i] = merged(total[n][i], x[i], w);
+    }
+  }
+  T* to = global<T>(p.o) + row * d;
+  const float inverse = inverse_sum(total_row);
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) total[n][i] *= inverse;
+    store(to, n * 128 + lane * 4, d, d % 4 == 0, total[n]);
+  }
+}
+
+#define KERNEL(SYMBOL, CALL)                                                                           \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ Params p) { \
+    CALL(p);                                                                                           \
+  }
+KERNEL(paged_attention_fwd_bf16_d64, (forward_bf16<64, 64, 2, false>))
+KERNEL(paged_attention_fwd_bf16_d80, (forward_bf16<80, 80, 2, false>))
+KERNEL(paged_attention_fwd_bf16_d128, (forward_bf16<128, 128, 2, false>))
+KERNEL(paged_attention_fwd_bf16_d256, (forward_bf16<256, 64, 1, false>))
+KERNEL(paged_attention_fwd_bf16_d64_split, (forward_bf16<64, 64, 2, true>))
+KERNEL(paged_attention_fwd_bf16_d80_split, (forward_bf16<80, 80, 2, true>))
+KERNEL(paged_attention_fwd_bf16_d128_split, (forward_bf16<128, 128, 2, true>))
+KERNEL(paged_attention_fwd_bf16_d256_split, (forward_bf16<256, 64, 1, true>))
+KERNEL(paged_attention_fwd_bf16_combine, combine<bf16>)
+KERNEL(paged_attention_fwd_f32_d64, (forward_f32<1, false, false>))
+KERNEL(paged_attention_fwd_f32_d128, (forward_f32<2, false, false>))
+KERNEL(paged_attention_fwd_f32_d256, (forward_f32<4, true, false>))
+KERNEL(paged_attention_fwd_f32_d64_split, (forward_f32<1, false, true>))
+KERNEL(paged_attention_fwd_f32_d128_split, (forward_f32<2, false, true>))
+KERNEL(paged_attention_fwd_f32_d256_split, (forward_f32<4, true, true>))
+KERNEL(paged_attention_fwd_f32_combine, combine<float>)

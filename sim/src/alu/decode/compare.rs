@@ -1,0 +1,166 @@
+//! Comparison, selection, tests.
+
+use super::{Decoded, Form, is_float, width};
+use crate::alu::cold::{Cold, Flags, Scalar, flags_of};
+use crate::alu::hot::{Combine, Compare, Op, Relation};
+use crate::alu::rare::{Rare, Set};
+use crate::alu::{float, int};
+use crate::ptx::ast::Type::{
+    self, B16, B32, B64, BF16, BF16x2, F16, F16x2, F32, F64, Pred, S16, S32, S64, U16, U32, U64,
+};
+
+/// A comparison operator: how it is made of the relations, and the orders in which it holds (bit 0 less, 1 equal,
+/// 2 greater, 3 unordered).
+type Operator = (Relation, bool, bool, u8);
+
+const FLOAT: [(&str, Operator); 14] = [
+    ("eq", (Relation::Equal, false, false, 2)),
+    ("ne", (Relation::Unequal, false, false, 5)),
+    ("lt", (Relation::Less, false, false, 1)),
+    ("le", (Relation::LessEqual, false, false, 3)),
+    ("gt", (Relation::Less, true, false, 4)),
+    ("ge", (Relation::LessEqual, true, false, 6)),
+    ("equ", (Relation::Unequal, false, true, 10)),
+    ("neu", (Relation::Equal, false, true, 13)),
+    ("ltu", (Relation::LessEqual, true, true, 9)),
+    ("leu", (Relation::Less, true, true, 11)),
+    ("gtu", (Relation::LessEqual, false, true, 12)),
+    ("geu", (Relation::Less, false, true, 14)),
+    ("num", (Relation::Numbers, false, false, 7)),
+    ("nan", (Relation::Numbers, false, true, 8)),
+];
+
+const INTEGER: [(&str, Operator); 10] = [
+    ("eq", (Relation::Equal, false, false, 2)),
+    ("ne", (Relation::Equal, false, true, 5)),
+    ("lt", (Relation::Less, false, false, 1)),
+    ("gt", (Relation::Less, true, false, 4)),
+    ("le", (Relation::Less, true, true, 3)),
+    ("ge", (Relation::Less, false, true, 6)),
+    ("lo", (Relation::Less, false, false, 1)),
+    ("hi", (Relation::Less, true, false, 4)),
+    ("ls", (Relation::Less, true, true, 3)),
+    ("hs", (Relation::Less, false, true, 6)),
+];
+
+impl Form<'_> {
+    pub(super) fn compare(&self) -> Decoded {
+        match self.base {
+            "selp" => self.selp(),
+            "slct" => self.slct(),
+            "testp" => self.testp(),
+            "setp" => self.setp(),
+            _ => self.set(),
+        }
+    }
+
+    fn selp(&self) -> Decoded {
+        let mut f = self.clone();
+        let ty = f.take_type()?;
+        let op = match width(ty) {
+            64 => Op::Selp64,
+            16 | 32 => Op::Selp32,
+            _ => return None,
+        };
+        f.finish(op, &[ty], &[ty, ty, Pred])
+    }
+
+    fn slct(&self) -> Decoded {
+        let mut f = self.clone();
+        let (by, ty) = (f.take_type().filter(|by| matches!(by, S32 | F32))?, f.take_type()?);
+        let ftz = f.take("ftz");
+        if !matches!(width(ty), 16 | 32 | 64) || ftz && by != F32 {
+            return None;
+        }
+        let src = [ty, ty, by];
+        let cold = Cold::new(float::slct, Flags { ftz, other: by == F32, ..Flags::default() }, &src);
+        f.finish(Op::Rare(Rare::Slct(cold, super::class(ty))), &[ty], &src)
+    }
+
+    fn testp(&self) -> Decoded {
+        let tests: [(&str, Scalar); 6] = [
+            ("finite", float::is_finite),
+            ("infinite", float::is_infinite),
+            ("number", float::is_number),
+            ("notanumber", float::is_nan),
+            ("normal", float::is_normal),
+            ("subnormal", float::is_subnormal),
+        ];
+        let mut f = self.clone();
+        let test = f.take_any(&tests)?;
+        let ty = f.take_type().filter(|ty| matches!(ty, F32 | F64))?;
+        f.cold(test, flags_of(ty), Pred, &[ty])
+    }
+
+    /// Removes `.ftz`, the operator and the combination; the scalar functions of the whole or the lower half, and of the
+    /// upper half.
+    fn comparison(&mut self, ty: Type) -> Option<(Compare, bool, [Cold; 2])> {
+        let ftz = self.take("ftz");
+        let all = match ty {
+            _ if is_float(ty) => &FLOAT[..],
+            B16 | B32 | B64 => &INTEGER[..2],
+            S16 | S32 | S64 => &INTEGER[..6],
+            U16 | U32 | U64 => &INTEGER[..],
+            _ => return None,
+        };
+        if ftz && !matches!(ty, F16 | F16x2 | F32) {
+            return None;
+        }
+        let combine = self.take_any(&[("and", Combine::And), ("or", Combine::Or), ("xor", Combine::Xor)]);
+        let (relation, swap, invert, wide) = self.take_any(all)?;
+        let bits = if matches!(ty, F16x2 | BF16x2) { 16 } else { width(ty) as u8 };
+        let flags = Flags { ftz, wide, bits, other: matches!(ty, BF16 | BF16x2), ..flags_of(ty) };
+        let function: Scalar = match ty {
+            F16x2 | BF16x2 => float::compare_half,
+            _ if is_float(ty) => float::compare,
+            _ => int::compare,
+        };
+        let colds = [false, true].map(|sat| Cold::new(function, Flags { sat, ..flags }, &[ty; 2]));
+        let not = self.negated(3);
+        let combine = combine.unwrap_or(Combine::None);
+        Some((Compare { relation, swap, invert, combine, not, pair: self.counts().0 == 2 }, ftz, colds))
+    }
+
+    fn setp(&self) -> Decoded {
+        let mut f = self.clone();
+        let ty = f.take_type()?;
+        let (compare, ftz, [low, high]) = f.comparison(ty)?;
+        // The functions compare as asked; only the everyday ones need swapping and inverting.
+        let whole = Compare { swap: false, invert: false, ..compare };
+        let op = match ty {
+            S32 => Op::SetpS32(compare),
+            U32 | B32 => Op::SetpU32(compare),
+            S64 => Op::SetpS64(compare),
+            U64 | B64 => Op::SetpU64(compare),
+            F32 => Op::SetpF32(compare, ftz),
+            F16x2 | BF16x2 if compare.pair => Op::Rare(Rare::SetpHalves(whole, low, high)),
+            F16x2 | BF16x2 => return None,
+            _ => Op::Rare(Rare::Setp(whole, low)),
+        };
+        let src = [ty, ty, Pred];
+        f.finish(op, &[Pred; 2][..1 + compare.pair as usize], &src[..2 + (compare.combine != Combine::None) as usize])
+    }
+
+    fn set(&self) -> Decoded {
+        let mut f = self.clone();
+        let (ty, to) = (f.take_type()?, f.take_type()?);
+        let halves = matches!(ty, F16x2 | BF16x2);
+        let truth = match to {
+            U32 | S32 if halves => 0xffff,
+            U32 | S32 => u32::MAX,
+            U16 | S16 => 0xffff,
+            F32 => 0x3f80_0000,
+            F16 | F16x2 => 0x3c00,
+            BF16 | BF16x2 => 0x3f80,
+            _ => return None,
+        };
+        if matches!(to, F16x2 | BF16x2) && !halves || halves && !matches!(to, F16x2 | BF16x2 | U32 | S32) {
+            return None;
+        }
+        let (compare, _, [low, high]) = f.comparison(ty)?;
+        let whole = Compare { swap: false, invert: false, ..compare };
+        let src = [ty, ty, Pred];
+        let op = Op::Rare(Rare::Set(whole, low, high, Set { truth, halves }));
+        f.finish(op, &[to], &src[..2 + (compare.combine != Combine::None) as usize])
+    }
+}

@@ -1,0 +1,160 @@
+//! From a dotted opcode and its operands to an [`AluOp`].
+
+mod compare;
+mod convert;
+mod float;
+mod integer;
+mod logic;
+
+use super::cold::{Cold, Flags, Scalar};
+use super::hot::Op;
+use super::rare::Rare;
+use super::{AluOp, Class, Expect, Operands};
+use crate::ptx::ast::{Operand, Register, RegisterDecl, Type};
+
+/// Decodes an instruction. `registers` are those of the function (a conversion extends to its register's width).
+///
+/// `None`: not an instruction of this module, or a form of one that it does not know. The caller turns special registers
+/// and symbols (`mov.u32 %r1, %tid.x`) into registers first; here they count as one source each.
+pub fn decode(opcode: &str, operands: &[Operand], registers: &[RegisterDecl]) -> Option<(AluOp, Operands)> {
+    let mut tokens = opcode.split('.');
+    let base = tokens.next()?;
+    let form = Form { base, tokens: tokens.collect(), operands, registers };
+    match base {
+        "mov" => form.moves(),
+        "cvt" => form.convert(),
+        "setp" | "set" | "selp" | "slct" | "testp" => form.compare(),
+        "and" | "or" | "xor" | "not" | "cnot" | "shl" | "shr" | "shf" | "lop3" | "prmt" => form.logic(),
+        _ if form.is_float() => form.float(),
+        _ => form.integer(),
+    }
+}
+
+pub(super) type Decoded = Option<(AluOp, Operands)>;
+
+/// An instruction as written: its name, the modifiers and types after it, and its operands.
+#[derive(Clone)]
+pub(super) struct Form<'a> {
+    pub base: &'a str,
+    pub tokens: Vec<&'a str>,
+    pub operands: &'a [Operand],
+    pub registers: &'a [RegisterDecl],
+}
+
+/// The type that a token names.
+pub(super) fn type_of(token: &str) -> Option<Type> {
+    Some(match token {
+        "pred" => Type::Pred,
+        "b8" => Type::B8,
+        "b16" => Type::B16,
+        "b32" => Type::B32,
+        "b64" => Type::B64,
+        "b128" => Type::B128,
+        "u8" => Type::U8,
+        "u16" => Type::U16,
+        "u32" => Type::U32,
+        "u64" => Type::U64,
+        "s8" => Type::S8,
+        "s16" => Type::S16,
+        "s32" => Type::S32,
+        "s64" => Type::S64,
+        "f16" => Type::F16,
+        "f16x2" => Type::F16x2,
+        "bf16" => Type::BF16,
+        "bf16x2" => Type::BF16x2,
+        "f32" => Type::F32,
+        "f64" => Type::F64,
+        _ => return None,
+    })
+}
+
+/// Whether a type is a floating-point one.
+pub(super) fn is_float(ty: Type) -> bool {
+    matches!(ty, Type::F16 | Type::F16x2 | Type::BF16 | Type::BF16x2 | Type::F32 | Type::F64)
+}
+
+/// Bits of a value of this type; predicates have 1.
+pub(super) fn width(ty: Type) -> u32 {
+    match ty {
+        Type::Pred => 1,
+        Type::B8 | Type::U8 | Type::S8 => 8,
+        Type::B16 | Type::U16 | Type::S16 | Type::F16 | Type::BF16 => 16,
+        Type::B32 | Type::U32 | Type::S32 | Type::F32 | Type::F16x2 | Type::BF16x2 => 32,
+        Type::B64 | Type::U64 | Type::S64 | Type::F64 => 64,
+        Type::B128 => 128,
+    }
+}
+
+/// The kind of register that holds this type.
+pub(super) fn class(ty: Type) -> Class {
+    match width(ty) {
+        1 => Class::Pred,
+        8 | 16 | 32 => Class::B32,
+        64 => Class::B64,
+        _ => Class::B128,
+    }
+}
+
+/// How many operands a written one is when flattened.
+fn count(operand: &Operand) -> usize {
+    match operand {
+        Operand::Vector(v) => v.len(),
+        Operand::Pair(..) => 2,
+        _ => 1,
+    }
+}
+
+impl<'a> Form<'a> {
+    /// Removes a modifier; whether it was there.
+    pub fn take(&mut self, modifier: &str) -> bool {
+        let at = self.tokens.iter().position(|t| *t == modifier);
+        at.map(|i| self.tokens.remove(i)).is_some()
+    }
+
+    /// Removes the first of these modifiers that is there.
+    pub fn take_any<T: Copy>(&mut self, choices: &[(&str, T)]) -> Option<T> {
+        choices.iter().find(|(name, _)| self.take(name)).map(|(_, value)| *value)
+    }
+
+    /// Removes the last token, which must be a type.
+    pub fn take_type(&mut self) -> Option<Type> {
+        let ty = type_of(self.tokens.last()?)?;
+        self.tokens.pop();
+        Some(ty)
+    }
+
+    /// Operands flattened: of the first written, of the others.
+    pub fn counts(&self) -> (usize, usize) {
+        let mut counts = self.operands.iter().map(count);
+        (counts.next().unwrap_or(0), counts.sum())
+    }
+
+    /// The decoded instruction, if every modifier was understood and the operands are as many as expected.
+    pub fn finish(&self, op: Op, dst: &[Type], src: &[Type]) -> Decoded {
+        if !self.tokens.is_empty() || self.counts() != (dst.len(), src.len()) {
+            return None;
+        }
+        let expect = |types: &[Type]| types.iter().map(|&ty| Expect { class: class(ty), ty }).collect();
+        Some((AluOp(op), Operands { dst: expect(dst), src: expect(src), carry: false }))
+    }
+
+    /// The written operand `i` is a negated predicate.
+    fn negated(&self, i: usize) -> bool {
+        matches!(self.operands.get(i), Some(Operand::Not(_)))
+    }
+
+    /// A scalar function of sources of these types.
+    fn cold(&self, function: Scalar, flags: Flags, dst: Type, src: &[Type]) -> Decoded {
+        self.finish(Op::Rare(Rare::Cold(Cold::new(function, flags, src), class(dst))), &[dst], src)
+    }
+
+    /// The last token is a floating-point type.
+    fn is_float(&self) -> bool {
+        self.tokens.last().and_then(|t| type_of(t)).is_some_and(is_float)
+    }
+
+    /// The declared type of a register.
+    pub fn declared(&self, register: Register) -> Option<Type> {
+        Some(self.registers.get(register as usize)?.ty)
+    }
+}

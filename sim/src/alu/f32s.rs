@@ -1,0 +1,131 @@
+//! f32 arithmetic lane by lane: flushing of subnormals, NVIDIA's canonical NaN, minimum and maximum, 2^x.
+//!
+//! Source: PTX ISA 9.0, chapter 9.7.3 (floating-point instructions).
+
+/// The NaN that f32 arithmetic makes; payloads are not preserved.
+pub const NAN: u32 = 0x7fff_ffff;
+
+/// Sign-preserving zero in place of a subnormal, if `ftz`.
+#[inline(always)]
+pub fn flush(x: u32, ftz: bool) -> u32 {
+    if ftz && x & 0x7f80_0000 == 0 { x & 0x8000_0000 } else { x }
+}
+
+/// The f32 with these bits, subnormals flushed if `ftz`.
+#[inline(always)]
+pub fn input(x: u32, ftz: bool) -> f32 {
+    f32::from_bits(flush(x, ftz))
+}
+
+/// The bits of a result: any NaN becomes the canonical one, subnormals are flushed if `ftz`.
+#[inline(always)]
+pub fn output(x: f32, ftz: bool) -> u32 {
+    let bits = flush(x.to_bits(), ftz);
+    if bits & 0x7fff_ffff > 0x7f80_0000 { NAN } else { bits }
+}
+
+/// `.sat`: clamped to [0, 1], NaN becomes +0.
+#[inline(always)]
+pub fn saturate(x: f32) -> f32 {
+    let x = if x > 0.0 { x } else { 0.0 };
+    if x < 1.0 { x } else { 1.0 }
+}
+
+/// Whether these bits are a NaN.
+#[inline(always)]
+pub fn is_nan(x: u32) -> bool {
+    x & 0x7fff_ffff > 0x7f80_0000
+}
+
+/// The smaller (or larger, if `MAX`) of two: one NaN gives the other operand, two give the canonical NaN; −0 < +0.
+#[inline(always)]
+pub fn extreme<const MAX: bool>(a: u32, b: u32) -> u32 {
+    let (x, y) = (f32::from_bits(a), f32::from_bits(b));
+    let first = if MAX { x > y } else { x < y };
+    // Equal ones differ at most in the sign of zero.
+    let tie = if MAX { a & b } else { a | b };
+    let z = if first { a } else { b };
+    let z = if x == y { tie } else { z };
+    let z = if y.is_nan() { a } else { z };
+    if is_nan(z) { NAN } else { z }
+}
+
+/// 2^x within 1 ulp; subnormal results are made (the caller flushes).
+#[inline(always)]
+pub fn exp2(x: f32) -> f32 {
+    // Beyond these the result is infinite or rounds to zero; NaN passes through the polynomial.
+    let x = if x > 129.0 { 129.0 } else { x };
+    let x = if x < -152.0 { -152.0 } else { x };
+    // Adding 1.5 · 2^23 rounds to the nearest integer, which then lies in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let shifted = x + ROUND;
+    let n = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
+    let f = x - (shifted - ROUND);
+    // Taylor series of e^(f ln 2), |f| ≤ 1/2: the first term left out is below 2^-27.
+    let mut p = 1.525_273_4e-5_f32;
+    for c in [1.540_353e-4, 1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 2.402_265e-1, 6.931_472e-1, 1.0] {
+        p = p.mul_add(f, c);
+    }
+    // Two factors, since 2^n alone may be subnormal or infinite where the product is not.
+    let (half, rest) = (n >> 1, n - (n >> 1));
+    p * power_of_two(half) * power_of_two(rest)
+}
+
+/// 2^n for −126 ≤ n ≤ 127.
+#[inline(always)]
+fn power_of_two(n: i32) -> f32 {
+    f32::from_bits(((n + 127) as u32) << 23)
+}
+
+/// The bf16 nearest to an f32, ties to even; NaN is 0x7fff.
+#[inline(always)]
+pub fn to_bf16(x: u32) -> u32 {
+    let rounded = x.wrapping_add(0x7fff + (x >> 16 & 1)) >> 16;
+    if is_nan(x) { 0x7fff } else { rounded }
+}
+
+/// Truncated to a signed integer: out of range to the nearest end, NaN to 0.
+#[inline(always)]
+pub fn to_s32(x: f32) -> u32 {
+    truncate(x, -2_147_483_648.0, 2_147_483_647.0)
+}
+
+/// Truncated to an unsigned integer: out of range to the nearest end, NaN to 0.
+#[inline(always)]
+pub fn to_u32(x: f32) -> u32 {
+    truncate(x, 0.0, 4_294_967_295.0)
+}
+
+/// Rust's own saturating cast is the same, but does not vectorise.
+#[inline(always)]
+fn truncate(x: f32, least: f64, most: f64) -> u32 {
+    let x = x as f64;
+    let y = if x > least { x } else { least };
+    let y = if y < most { y } else { most };
+    let y = if x.is_nan() { 0.0 } else { y };
+    // The low bits of a sum with 1.5 · 2^52 are the integer.
+    (y.trunc() + 6_755_399_441_055_744.0).to_bits() as u32
+}
+
+/// The f16 nearest to an f32, ties to even; NaN is 0x7fff.
+#[inline(always)]
+pub fn to_f16(x: u32) -> u32 {
+    let (sign, a) = (x >> 16 & 0x8000, x & 0x7fff_ffff);
+    let normal = a.wrapping_sub(112 << 23).wrapping_add(0xfff + (a >> 13 & 1)) >> 13;
+    // Adding 1/2, whose last place is f16's smallest subnormal, rounds to a multiple of it.
+    let small = (f32::from_bits(a) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    let y = if a < 0x3880_0000 { small } else { normal };
+    let y = if a >= 0x4780_0000 { 0x7c00 } else { y };
+    if is_nan(x) { 0x7fff } else { sign | y }
+}
+
+/// The f32 of an f16; any NaN becomes the canonical one.
+#[inline(always)]
+pub fn from_f16(x: u32) -> u32 {
+    let (sign, a) = ((x & 0x8000) << 16, x & 0x7fff);
+    let normal = (a << 13) + (112 << 23);
+    let small = (f32::from_bits((a << 13) + (113 << 23)) - f32::from_bits(113 << 23)).to_bits();
+    let y = if a < 0x400 { small } else { normal };
+    let y = if a == 0x7c00 { 0x7f80_0000 } else { y };
+    if a > 0x7c00 { NAN } else { sign | y }
+}

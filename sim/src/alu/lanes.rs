@@ -1,0 +1,119 @@
+//! Loops over the 32 lanes of a warp: load rows, compute all lanes, blend by mask, carry undefinedness along.
+
+use super::Slots;
+use crate::regs::{Registers, Row, Slot};
+
+/// What a register holds in one lane: `u32` (one row) or `u64` (two rows).
+pub trait Lane: Copy + 'static {
+    /// Zero.
+    const ZERO: Self;
+    /// All lanes of the register at `slot`.
+    fn load(r: &Registers, slot: Slot) -> [Self; 32];
+    /// Replaces the lanes of `mask`.
+    fn store(r: &mut Registers, slot: Slot, value: &[Self; 32], mask: u32);
+}
+
+impl Lane for u32 {
+    const ZERO: u32 = 0;
+    #[inline(always)]
+    fn load(r: &Registers, slot: Slot) -> [u32; 32] {
+        r.get(slot)
+    }
+    #[inline(always)]
+    fn store(r: &mut Registers, slot: Slot, value: &[u32; 32], mask: u32) {
+        r.set(slot, value, mask);
+    }
+}
+
+impl Lane for u64 {
+    const ZERO: u64 = 0;
+    #[inline(always)]
+    fn load(r: &Registers, slot: Slot) -> [u64; 32] {
+        let rows: &[Row] = &r.rows[slot as usize..slot as usize + 2];
+        let (low, high): (&[u64; 16], &[u64; 16]) = (bytemuck::cast_ref(&rows[0]), bytemuck::cast_ref(&rows[1]));
+        let mut out = [0; 32];
+        out[..16].copy_from_slice(low);
+        out[16..].copy_from_slice(high);
+        out
+    }
+    #[inline(always)]
+    fn store(r: &mut Registers, slot: Slot, value: &[u64; 32], mask: u32) {
+        r.set64(slot, value, mask);
+    }
+}
+
+/// Marks the lanes of `mask` of the register at `slot` as undefined where `undefined` says so, else as defined.
+#[inline(always)]
+pub fn define(r: &mut Registers, slot: Slot, mask: u32, undefined: u32) {
+    let u = &mut r.undefined[slot as usize];
+    *u = *u & !mask | undefined & mask;
+}
+
+/// Replaces the lanes of `mask` of a predicate and of its undefinedness.
+#[inline(always)]
+pub fn set_predicate(r: &mut Registers, slot: Slot, value: u32, mask: u32, undefined: u32) {
+    let p = &mut r.predicates[slot as usize];
+    *p = *p & !mask | value & mask;
+    let u = &mut r.undefined_predicates[slot as usize];
+    *u = *u & !mask | undefined & mask;
+}
+
+/// Lanes in which one of the first `N` sources is undefined.
+#[inline(always)]
+pub fn undefined<const N: usize>(r: &Registers, s: &Slots) -> u32 {
+    let mut u = 0;
+    for slot in &s.src[..N] {
+        u |= r.undefined[*slot as usize];
+    }
+    u
+}
+
+/// `dst = f(src0)`
+#[inline(always)]
+pub fn map1<D: Lane, A: Lane>(r: &mut Registers, s: &Slots, mask: u32, f: impl Fn(A) -> D) {
+    let a = A::load(r, s.src[0]);
+    let mut d = [D::ZERO; 32];
+    for i in 0..32 {
+        d[i] = f(a[i]);
+    }
+    D::store(r, s.dst[0], &d, mask);
+    let u = undefined::<1>(r, s);
+    define(r, s.dst[0], mask, u);
+}
+
+/// `dst = f(src0, src1)`
+#[inline(always)]
+pub fn map2<D: Lane, A: Lane, B: Lane>(r: &mut Registers, s: &Slots, mask: u32, f: impl Fn(A, B) -> D) {
+    let (a, b) = (A::load(r, s.src[0]), B::load(r, s.src[1]));
+    let mut d = [D::ZERO; 32];
+    for i in 0..32 {
+        d[i] = f(a[i], b[i]);
+    }
+    D::store(r, s.dst[0], &d, mask);
+    let u = undefined::<2>(r, s);
+    define(r, s.dst[0], mask, u);
+}
+
+/// `dst = f(src0, src1, src2)`
+#[inline(always)]
+pub fn map3<D: Lane, A: Lane, B: Lane, C: Lane>(r: &mut Registers, s: &Slots, mask: u32, f: impl Fn(A, B, C) -> D) {
+    let (a, b, c) = (A::load(r, s.src[0]), B::load(r, s.src[1]), C::load(r, s.src[2]));
+    let mut d = [D::ZERO; 32];
+    for i in 0..32 {
+        d[i] = f(a[i], b[i], c[i]);
+    }
+    D::store(r, s.dst[0], &d, mask);
+    let u = undefined::<3>(r, s);
+    define(r, s.dst[0], mask, u);
+}
+
+/// The lanes in which `f(src0, src1)` holds.
+#[inline(always)]
+pub fn compare<A: Lane>(r: &Registers, a: Slot, b: Slot, f: impl Fn(A, A) -> bool) -> u32 {
+    let (a, b) = (A::load(r, a), A::load(r, b));
+    let mut m = 0;
+    for i in 0..32 {
+        m |= (f(a[i], b[i]) as u32) << i;
+    }
+    m
+}

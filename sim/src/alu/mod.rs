@@ -1,0 +1,81 @@
+//! Instructions that compute registers from registers, lane by lane: integer, logic, floating-point, conversion, moves.
+//!
+//! [`decode`] turns an opcode and its operands into an [`AluOp`] and says which registers it wants; [`AluOp::run`] executes
+//! it for a warp. Source: PTX ISA 9.0, chapter 9.7.
+
+mod cold;
+mod convert;
+pub mod decode;
+mod f32s;
+mod float;
+mod halves;
+mod hot;
+mod int;
+mod lanes;
+mod rare;
+mod soft;
+
+use crate::ptx::ast::Type;
+use crate::regs::{Registers, Slot};
+pub use decode::decode;
+
+/// What kind of register an operand is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// A mask in [`Registers::predicates`].
+    Pred,
+    /// One row; 8- and 16-bit values have zero upper bits.
+    B32,
+    /// Two rows.
+    B64,
+    /// Four rows.
+    B128,
+}
+
+/// What an instruction expects of an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expect {
+    /// The kind of register.
+    pub class: Class,
+    /// The element type: an immediate becomes a constant register of it (integers truncated to its width with zero upper
+    /// bits, float literals converted to it).
+    pub ty: Type,
+}
+
+/// The operands of a decoded instruction, flattened: a vector's elements and both of `p|q` count one each, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Operands {
+    /// Destinations (those of the first written operand). For `_` give a register of the class that nobody reads.
+    pub dst: Vec<Expect>,
+    /// Sources: the other written operands. A negation (`!p`) is known to the [`AluOp`].
+    pub src: Vec<Expect>,
+    /// The instruction reads or writes the carry flag: [`Slots::carry`] is a predicate.
+    pub carry: bool,
+}
+
+/// Where the operands are: rows, or predicates for operands of [`Class::Pred`]. Unused ones are any number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slots {
+    /// As [`Operands::dst`].
+    pub dst: [Slot; 4],
+    /// As [`Operands::src`].
+    pub src: [Slot; 5],
+    /// The predicate that holds the carry flag.
+    pub carry: Slot,
+}
+
+/// A decoded instruction.
+#[derive(Clone, Copy, Debug)]
+pub struct AluOp(hot::Op);
+
+impl AluOp {
+    /// Executes for the lanes of `mask`, undefinedness included: a result is undefined where a source is. Slots must be
+    /// within the registers, as [`Operands`] asked, else it panics.
+    #[inline(always)]
+    pub fn run(&self, r: &mut Registers, s: &Slots, mask: u32) {
+        self.0.run(r, s, mask);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,291 @@
+//! Roundings against their definition: no other number of the format lies nearer, or on the right side.
+
+use super::{Random, check, check_with, plain};
+use crate::alu::soft::{self, BF16, E4M3, E5M2, F16, F32, F64, Format, Mode, TF32, Wide, narrow, widen};
+
+const MODES: [(&str, Mode); 4] = [("rn", Mode::Nearest), ("rz", Mode::Zero), ("rm", Mode::Down), ("rp", Mode::Up)];
+
+/// All finite values of a 16- or 8-bit format, ascending, with their bits.
+fn values(format: Format) -> Vec<(f64, u64)> {
+    let mut all: Vec<(f64, u64)> = (0..=format.largest).map(|bits| (widen(bits, format), bits)).collect();
+    let negative = all.iter().skip(1).map(|(v, bits)| (-v, bits | 1 << format.sign)).rev();
+    let mut out: Vec<_> = negative.collect();
+    out.append(&mut all);
+    out
+}
+
+/// By search among all values; `None` where the format overflows.
+fn searched(all: &[(f64, u64)], x: f64, mode: Mode) -> Option<u64> {
+    let at = all.partition_point(|(v, _)| *v <= x);
+    if at == 0 || at == all.len() && all[at - 1].0 != x {
+        return None;
+    }
+    let (down, up) = (all[at - 1], all[at.min(all.len() - 1)]);
+    let sign_of_zero = |bits: u64| if bits == 0 && x < 0.0 { bits_of_sign(all) } else { bits };
+    if down.0 == x {
+        return Some(down.1);
+    }
+    let (below, above) = (x - down.0, up.0 - x);
+    let away = if x > 0.0 { up } else { down };
+    let toward = if x > 0.0 { down } else { up };
+    let chosen = match mode {
+        Mode::Nearest if below == above => {
+            if down.1 & 1 == 0 {
+                down
+            } else {
+                up
+            }
+        }
+        Mode::Away if below == above => away,
+        Mode::Nearest | Mode::Away => {
+            if below < above {
+                down
+            } else {
+                up
+            }
+        }
+        Mode::Zero => toward,
+        Mode::Down => down,
+        Mode::Up => up,
+    };
+    Some(sign_of_zero(chosen.1))
+}
+
+/// The top bit of the most negative value.
+fn bits_of_sign(all: &[(f64, u64)]) -> u64 {
+    1 << (63 - all[0].1.leading_zeros())
+}
+
+#[test]
+fn narrow_formats_round_to_the_right_neighbour() {
+    let mut random = Random(7);
+    for format in [F16, BF16, E4M3, E5M2] {
+        let all = values(format);
+        for mode in [Mode::Nearest, Mode::Away, Mode::Zero, Mode::Down, Mode::Up] {
+            for _ in 0..20_000 {
+                // Values, points between two, and points just beside those: differences of neighbours are exact in f64.
+                let i = random.next() as usize % (all.len() - 1);
+                let part = [0.0, 0.5, 0.5 - 1e-9, 0.5 + 1e-9, 1e-9, 0.3][random.next() as usize % 6];
+                let x = all[i].0 + (all[i + 1].0 - all[i].0) * part;
+                if let Some(expected) = searched(&all, x, mode).filter(|_| x != 0.0) {
+                    assert_eq!(narrow(x, format, mode), expected, "{x} to {format:?} {mode:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn overflow_goes_where_the_mode_says() {
+    let beyond = [(F16, 65520.0), (BF16, 3.4e38), (F32, 3.5e38)];
+    for (format, x) in beyond {
+        let (infinity, largest, sign) = (format.largest + 1, format.largest, 1 << format.sign);
+        assert_eq!(narrow(x, format, Mode::Nearest), infinity);
+        assert_eq!(narrow(x, format, Mode::Zero), largest);
+        assert_eq!(narrow(x, format, Mode::Down), largest);
+        assert_eq!(narrow(x, format, Mode::Up), infinity);
+        assert_eq!(narrow(-x, format, Mode::Down), infinity | sign);
+        assert_eq!(narrow(-x, format, Mode::Up), largest | sign);
+    }
+    assert_eq!(narrow(65519.99, F16, Mode::Nearest), 0x7bff);
+}
+
+#[test]
+fn to_nearest_is_the_processors_own() {
+    let mut random = Random(11);
+    for _ in 0..200_000 {
+        let [a, b, c] = [0; 3].map(|_| f32::from_bits(random.edgy() as u32));
+        let finite = a.is_finite() && b.is_finite() && c.is_finite();
+        if !finite {
+            continue;
+        }
+        let [x, y, z] = [a, b, c].map(|v| Wide::new(v as f64));
+        let same = |exact: Wide, native: f32, what: &str| {
+            if !exact.is_zero() {
+                assert_eq!(exact.round(F32, Mode::Nearest), native.to_bits() as u64, "{what} of {a} {b} {c}");
+            }
+        };
+        same(x.plus(y), a + b, "sum");
+        same(x.times(y), a * b, "product");
+        same(x.times(y).plus(z), a.mul_add(b, c), "fused");
+        if b != 0.0 && a != 0.0 {
+            same(x.over(y), a / b, "quotient");
+        }
+        if a > 0.0 {
+            same(x.sqrt(), a.sqrt(), "root");
+        }
+        let [p, q, s] = [0; 3].map(|_| f64::from_bits(random.next()));
+        if p.is_finite() && q.is_finite() && s.is_finite() {
+            let fused = Wide::new(p).times(Wide::new(q)).plus(Wide::new(s));
+            assert_eq!(fused.round(F64, Mode::Nearest), p.mul_add(q, s).to_bits());
+            assert_eq!(Wide::new(p).over(Wide::new(q)).round(F64, Mode::Nearest), (p / q).to_bits());
+            assert_eq!(Wide::new(p.abs()).sqrt().round(F64, Mode::Nearest), p.abs().sqrt().to_bits());
+        }
+    }
+}
+
+#[test]
+fn directed_f32_arithmetic_brackets_the_exact_result() {
+    // A product of two f32 is exact in f64, and so is the comparison with it.
+    for (mode, _) in &MODES[1..] {
+        check_with(&format!("mul.{mode}.f32"), &plain(3), &[], &mut |r, _| r.next() & 0xbfff_ffff | 0x2000_0000, |s| {
+            let [a, b] = [s[0], s[1]].map(|x| f32::from_bits(x as u32) as f64);
+            let near = (a * b) as f32;
+            let ok = |y: f32| match *mode {
+                "rz" => (y as f64).abs() <= (a * b).abs(),
+                "rm" => y as f64 <= a * b,
+                _ => y as f64 >= a * b,
+            };
+            let candidates = [near.next_down(), near, near.next_up()];
+            let best = candidates
+                .into_iter()
+                .filter(|y| ok(*y))
+                .min_by(|y, z| (*y as f64 - a * b).abs().total_cmp(&(*z as f64 - a * b).abs()));
+            vec![best.expect("one of three neighbours").to_bits() as u64]
+        });
+    }
+    // Exactly cancelling sums are −0 only when rounding down.
+    for (mode, zero) in [("rn", 0), ("rz", 0), ("rm", 0x8000_0000), ("rp", 0)] {
+        let operands = plain(3);
+        check_with(&format!("sub.{mode}.f32"), &operands, &[], &mut |_, _| 0x3f80_0000, |_| vec![zero]);
+    }
+}
+
+#[test]
+fn half_arithmetic_rounds_once() {
+    for (name, format) in [("f16", F16), ("bf16", BF16)] {
+        let exact = |s: &[u64]| {
+            let [a, b, c] = [0, 1, 2].map(|i| widen(s.get(i).copied().unwrap_or(0) & 0xffff, format));
+            (a, b, c)
+        };
+        let round = |w: Wide, native: f64| {
+            if native.is_finite() && !w.is_zero() {
+                w.round(format, Mode::Nearest)
+            } else {
+                narrow(native, format, Mode::Nearest)
+            }
+        };
+        check(&format!("fma.rn.{name}"), 3, |s| {
+            let (a, b, c) = exact(s);
+            let native = a.mul_add(b, c);
+            let finite = a.is_finite() && b.is_finite() && c.is_finite();
+            let w = if finite { Wide::new(a).times(Wide::new(b)).plus(Wide::new(c)) } else { Wide::integer(0) };
+            round(w, native)
+        });
+        check(&format!("add.{name}"), 2, |s| {
+            let (a, b, _) = exact(s);
+            let w = if a.is_finite() && b.is_finite() { Wide::new(a).plus(Wide::new(b)) } else { Wide::integer(0) };
+            round(w, a + b)
+        });
+        check(&format!("mul.{name}x2"), 2, |s| {
+            let one = |i: u32| {
+                let (a, b) = (widen(s[0] >> i & 0xffff, format), widen(s[1] >> i & 0xffff, format));
+                narrow(a * b, format, Mode::Nearest)
+            };
+            one(0) | one(16) << 16
+        });
+        check(&format!("fma.rn.relu.{name}"), 3, |s| {
+            let (a, b, c) = exact(s);
+            let y = a.mul_add(b, c);
+            let w = if y.is_finite() { Wide::new(a).times(Wide::new(b)).plus(Wide::new(c)) } else { Wide::integer(0) };
+            if y <= 0.0 { 0 } else { round(w, y) }
+        });
+    }
+}
+
+#[test]
+fn eight_bits_there_and_back() {
+    for (name, format) in [("e4m3x2", E4M3), ("e5m2x2", E5M2)] {
+        let halves = format!("cvt.rn.f16x2.{name}");
+        check(&halves, 1, |s| {
+            let one = |b: u64| {
+                let v = reference8(b, format);
+                if v.is_nan() { 0x7fff } else { half::f16::from_f64(v).to_bits() as u64 }
+            };
+            one(s[0] & 0xff) | one(s[0] >> 8 & 0xff) << 16
+        });
+        let all = values(format);
+        for from in ["f32", "f16x2"] {
+            let opcode = format!("cvt.rn.satfinite.{name}.{from}");
+            check(&opcode, if from == "f32" { 2 } else { 1 }, |s| {
+                let x: [f64; 2] = match from {
+                    "f32" => [f32::from_bits(s[1] as u32) as f64, f32::from_bits(s[0] as u32) as f64],
+                    _ => [s[0] & 0xffff, s[0] >> 16].map(|h| half::f16::from_bits(h as u16).to_f64()),
+                };
+                let one = |x: f64| match searched(&all, x, Mode::Nearest) {
+                    _ if x.is_nan() => 0x7f,
+                    _ if x == 0.0 => (x.is_sign_negative() as u64) << 7,
+                    None => format.largest | ((x < 0.0) as u64) << 7,
+                    Some(bits) => bits,
+                };
+                one(x[0]) | one(x[1]) << 8
+            });
+        }
+    }
+    // Every one of the 256 patterns survives the way to f16 and back (NaN becomes the canonical one).
+    for byte in 0..256u64 {
+        for format in [E4M3, E5M2] {
+            let value = widen(byte, format);
+            let reference = reference8(byte, format);
+            assert!(value == reference || value.is_nan() && reference.is_nan(), "{byte:x} of {format:?}");
+            if value.is_finite() {
+                assert_eq!(narrow(value, format, Mode::Nearest), byte);
+            }
+        }
+    }
+}
+
+/// Straight from the fields: sign, exponent, fraction.
+fn reference8(b: u64, format: Format) -> f64 {
+    let (exponent_bits, fraction_bits, bias) = if format == E4M3 { (4, 3, 7) } else { (5, 2, 15) };
+    let (e, f) = ((b >> fraction_bits & ((1 << exponent_bits) - 1)) as i32, b & ((1 << fraction_bits) - 1));
+    let unit = f as f64 / (1 << fraction_bits) as f64;
+    let top = e == (1 << exponent_bits) - 1;
+    let magnitude = match (format == E4M3, top) {
+        (true, true) if f == 7 => f64::NAN,
+        (false, true) => {
+            if f == 0 {
+                f64::INFINITY
+            } else {
+                f64::NAN
+            }
+        }
+        _ if e == 0 => unit * 2f64.powi(1 - bias),
+        _ => (1.0 + unit) * 2f64.powi(e - bias),
+    };
+    if b & 0x80 != 0 { -magnitude } else { magnitude }
+}
+
+#[test]
+fn tf32_keeps_ten_bits() {
+    check("cvt.rna.tf32.f32", 1, |s| {
+        let x = s[0] as u32;
+        if f32::from_bits(x).is_nan() {
+            return 0x7fff_e000;
+        }
+        // Half a unit of the tenth bit added to the magnitude; infinity stays.
+        if f32::from_bits(x).is_infinite() { s[0] } else { (x.wrapping_add(0x1000) & 0xffff_e000) as u64 }
+    });
+    assert_eq!(narrow(1.0, TF32, Mode::Nearest) << 13, 0x3f80_0000);
+}
+
+#[test]
+fn halves_widen_and_narrow_as_the_half_crate_does() {
+    for bits in 0..=u16::MAX {
+        let x = half::f16::from_bits(bits);
+        let expected = if x.is_nan() { 0x7fff_ffff } else { x.to_f32().to_bits() };
+        assert_eq!(crate::alu::f32s::from_f16(bits as u32), expected);
+        assert!(x.is_nan() || soft::widen(bits as u64, F16) == x.to_f64());
+        let b = half::bf16::from_bits(bits);
+        assert!(b.is_nan() || soft::widen(bits as u64, BF16) == b.to_f64());
+    }
+    let narrowed = |x: u64| {
+        let x = f32::from_bits(x as u32);
+        if x.is_nan() { 0x7fff } else { half::f16::from_f32_const(x).to_bits() as u64 }
+    };
+    check("cvt.rn.f16.f32", 1, |s| narrowed(s[0]));
+    check("cvt.rn.f16x2.f32", 2, |s| narrowed(s[0]) << 16 | narrowed(s[1]));
+    check_with("cvt.rn.f16x2.f32", &plain(3), &[], &mut |r, _| r.next() & 0x8fff_ffff | 0x3000_0000, |s| {
+        vec![narrowed(s[0]) << 16 | narrowed(s[1])]
+    });
+}

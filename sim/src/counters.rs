@@ -1,0 +1,174 @@
+//! Counts per instruction of what a run did.
+
+/// Counts of one instruction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Times a warp executed it.
+    pub warps: u64,
+    /// Threads that did.
+    pub threads: u64,
+    /// Floating-point operations of matrix products.
+    pub matrix_flops: u64,
+    /// Bytes asked of global memory, reads.
+    pub global_read: u64,
+    /// Bytes written to global memory.
+    pub global_written: u64,
+    /// 32-byte sectors of global memory touched, an access at a time.
+    pub sectors: u64,
+    /// Bytes asked of shared memory.
+    pub shared_bytes: u64,
+    /// Passes through shared memory that the accesses took.
+    pub wavefronts: u64,
+    /// Passes that the bytes asked need at least.
+    pub wavefronts_least: u64,
+}
+
+impl Count {
+    /// Adds another's counts.
+    pub fn add(&mut self, o: &Count) {
+        self.warps += o.warps;
+        self.threads += o.threads;
+        self.matrix_flops += o.matrix_flops;
+        self.global_read += o.global_read;
+        self.global_written += o.global_written;
+        self.sectors += o.sectors;
+        self.shared_bytes += o.shared_bytes;
+        self.wavefronts += o.wavefronts;
+        self.wavefronts_least += o.wavefronts_least;
+    }
+}
+
+/// Counts of all instructions of a kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// By kernel-wide instruction number.
+    pub by_instruction: Vec<Count>,
+    /// Block, named and cluster barriers completed.
+    pub barriers: u64,
+    /// Blocks that ran.
+    pub blocks: u64,
+}
+
+impl Counters {
+    /// For a kernel of `instructions`.
+    pub fn new(instructions: usize) -> Counters {
+        Counters { by_instruction: vec![Count::default(); instructions], barriers: 0, blocks: 0 }
+    }
+
+    /// The sum over instructions.
+    pub fn total(&self) -> Count {
+        let mut sum = Count::default();
+        self.by_instruction.iter().for_each(|c| sum.add(c));
+        sum
+    }
+}
+
+/// 32-byte sectors that the accesses of `lanes` to `bytes` bytes each touch.
+#[inline]
+pub fn sectors(addresses: &[u64; 32], lanes: u32, bytes: u32) -> u64 {
+    if lanes == 0 {
+        return 0;
+    }
+    // Usual: ascending addresses, one after the other.
+    if lanes == u32::MAX {
+        let first = addresses[0];
+        if (1..32).all(|l| addresses[l] == first + l as u64 * bytes as u64) {
+            return (first + 32 * bytes as u64 - 1) / 32 - first / 32 + 1;
+        }
+    }
+    let mut list = [0u64; 64];
+    let mut n = 0;
+    let mut last = u64::MAX;
+    for lane in (0..32).filter(|l| lanes >> l & 1 != 0) {
+        let (from, to) = (addresses[lane] / 32, (addresses[lane] + bytes as u64 - 1) / 32);
+        for sector in from..=to {
+            if sector != last {
+                list[n] = sector;
+                n += 1;
+                last = sector;
+            }
+        }
+    }
+    let list = &mut list[..n];
+    list.sort_unstable();
+    1 + list.windows(2).filter(|w| w[0] != w[1]).count() as u64
+}
+
+/// Passes through the 32 banks that a shared access takes, and the least for the bytes asked. 8-byte accesses go by half
+/// warps, 16-byte ones by quarters; lanes that ask for the same word share it.
+#[inline]
+pub fn wavefronts(addresses: &[u32; 32], lanes: u32, bytes: u32) -> (u64, u64) {
+    if lanes == 0 {
+        return (0, 0);
+    }
+    let group = match bytes {
+        0..=4 => 32,
+        8 => 16,
+        _ => 8,
+    };
+    let (mut total, mut least) = (0u64, 0u64);
+    for first in (0..32).step_by(group) {
+        let part = lanes >> first & if group == 32 { u32::MAX } else { (1 << group) - 1 };
+        if part == 0 {
+            continue;
+        }
+        let (passes, words) = passes(&addresses[first..first + group], part, bytes);
+        total += passes;
+        least += words.div_ceil(32).max(1);
+    }
+    (total, least)
+}
+
+/// Passes of one group and the distinct words it asks for.
+#[inline]
+fn passes(addresses: &[u32], lanes: u32, bytes: u32) -> (u64, u64) {
+    let words = bytes.div_ceil(4).max(1);
+    // Which word each bank was last asked for, and how many different ones.
+    let mut seen = [[u32::MAX; 32]; 32];
+    let mut count = [0u8; 32];
+    let mut distinct = 0;
+    for (lane, &address) in addresses.iter().enumerate() {
+        if lanes >> lane & 1 == 0 {
+            continue;
+        }
+        for w in 0..words {
+            let word = address / 4 + w;
+            let bank = (word % 32) as usize;
+            let n = count[bank] as usize;
+            if !seen[bank][..n].contains(&word) && n < 32 {
+                seen[bank][n] = word;
+                count[bank] += 1;
+                distinct += 1;
+            }
+        }
+    }
+    (count.iter().copied().max().unwrap_or(0) as u64, distinct)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sectors_are_counted_once() {
+        let row = |f: &dyn Fn(u64) -> u64| std::array::from_fn(|l| f(l as u64));
+        assert_eq!(sectors(&row(&|l| 4 * l), u32::MAX, 4), 4);
+        assert_eq!(sectors(&row(&|l| 16 + 4 * l), u32::MAX, 4), 5);
+        assert_eq!(sectors(&row(&|l| 128 * l), u32::MAX, 4), 32);
+        assert_eq!(sectors(&row(&|_| 64), u32::MAX, 4), 1);
+        assert_eq!(sectors(&row(&|l| 16 * l), 0b1001, 16), 2);
+        assert_eq!(sectors(&row(&|l| 4 * (31 - l)), u32::MAX, 4), 4);
+    }
+
+    #[test]
+    fn bank_conflicts_are_counted() {
+        let row = |f: &dyn Fn(u32) -> u32| std::array::from_fn(|l| f(l as u32));
+        assert_eq!(wavefronts(&row(&|l| 4 * l), u32::MAX, 4), (1, 1));
+        assert_eq!(wavefronts(&row(&|_| 4), u32::MAX, 4), (1, 1));
+        assert_eq!(wavefronts(&row(&|l| 128 * l), u32::MAX, 4), (32, 1));
+        assert_eq!(wavefronts(&row(&|l| 8 * l), u32::MAX, 4), (2, 1));
+        assert_eq!(wavefronts(&row(&|l| 16 * l), u32::MAX, 16), (4, 4));
+        assert_eq!(wavefronts(&row(&|l| 128 * l), u32::MAX, 16), (32, 4));
+        assert_eq!(wavefronts(&row(&|l| 2 * l), u32::MAX, 2), (1, 1));
+    }
+}

@@ -1,0 +1,211 @@
+//! `atom` and `red`: lane by lane, each a read and a write in one.
+
+use super::access::Group;
+use super::run::{Flow, addresses, undefined_address};
+use super::warp::{Fragment, Warp};
+use super::{Block, Machine};
+use crate::finding::Kind;
+use crate::order::{Access, Sem};
+use crate::program::op::{AtomOp, AtomType, Atomic};
+use half::{bf16, f16};
+
+impl Machine<'_> {
+    pub(super) fn atomic(
+        &mut self,
+        block: &mut Block,
+        warp: &mut Warp,
+        fragment: &mut Fragment,
+        a: &Atomic,
+        mask: u32,
+        pc: u32,
+    ) -> Flow {
+        let frame = fragment.frame;
+        let regs = &warp.frame(frame).regs;
+        let at = addresses(regs, &a.addr);
+        let undefined = undefined_address(regs, &a.addr);
+        let operands = a.a.iter().chain(&a.b).fold(0, |m, &s| m | regs.undefined[s as usize]) & mask;
+        let mask = if undefined & mask != 0 { self.defined_lanes(block, warp, undefined, mask, pc) } else { mask };
+        if operands & mask != 0 {
+            let site = self.site(block, warp.index, (operands & mask).trailing_zeros(), pc);
+            self.report(Kind::Uninitialized, site, None, None, || "an atomic with an undefined register".into());
+        }
+        let size = a.ty.size();
+        let bytes = size * a.a.len() as u32;
+        let mut groups = Vec::new();
+        let elsewhere = self.places(block, warp, a.window, &at, mask, bytes as u64, pc, &mut groups);
+        if elsewhere != 0 {
+            let site = self.site(block, warp.index, elsewhere.trailing_zeros(), pc);
+            self.report(Kind::OutOfBounds, site, None, None, || "an atomic outside of global and shared memory".into());
+        }
+        let sem = a.semantics.unwrap_or(Sem::Relaxed);
+        for group in &groups {
+            self.count_traffic(group, bytes, true, pc);
+            self.check(block, warp, Access::Atomic, group, bytes, a.scope, pc, 0);
+            self.overwrites_mbarrier(block, warp, group, bytes, pc);
+            let ordered = !self.sync.is_empty();
+            // The order of lanes within an instruction is not specified; ascending here.
+            for lane in (0..32u32).filter(|l| group.lanes >> l & 1 != 0) {
+                if ordered {
+                    let key = self.sync_key(warp, group, lane);
+                    self.sync.on_strong_read(key, &mut warp.order, lane, sem, a.scope, &self.clusters);
+                }
+                let changed = self.atomic_lane(block, warp, frame, a, group, lane, size);
+                if changed {
+                    self.changed();
+                    fragment.backs = 0;
+                }
+                let key = self.sync_key(warp, group, lane);
+                self.sync.on_strong_write(key, &mut warp.order, lane, sem, a.scope, true, &self.clusters);
+            }
+        }
+        let regs = &mut warp.frame(frame).regs;
+        a.dst.iter().flatten().for_each(|&d| regs.undefined[d as usize] &= !mask);
+        Flow::Next
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
+    fn atomic_lane(
+        &mut self,
+        block: &mut Block,
+        warp: &mut Warp,
+        frame: u32,
+        a: &Atomic,
+        group: &Group,
+        lane: u32,
+        size: u32,
+    ) -> bool {
+        let l = lane as usize;
+        let value = |warp: &mut Warp, slot: u32| -> u128 {
+            let regs = &warp.frame(frame).regs;
+            match size {
+                16 => bytemuck::cast_slice::<_, u128>(&regs.rows[slot as usize..slot as usize + 4])[l],
+                8 => regs.get64(slot)[l] as u128,
+                _ => regs.rows[slot as usize].0[l] as u128,
+            }
+        };
+        let mut changed = false;
+        for (n, &slot) in a.a.iter().enumerate() {
+            let operand = value(warp, slot);
+            let new = a.b.map(|b| value(warp, b)).unwrap_or(0);
+            let from = group.offsets[l] as usize + n * size as usize;
+            let own = warp.slot;
+            let data = self.data_mut(block, own, group.place);
+            let bytes = &mut data[from..from + size as usize];
+            let mut buffer = [0u8; 16];
+            buffer[..size as usize].copy_from_slice(bytes);
+            let old = u128::from_le_bytes(buffer);
+            let result = if a.op == AtomOp::Cas {
+                let mask = if size == 16 { u128::MAX } else { (1 << (8 * size)) - 1 };
+                if old & mask == operand & mask { new } else { old }
+            } else {
+                combine(a.op, a.ty, old, operand)
+            };
+            let result = result.to_le_bytes();
+            changed |= bytes != &result[..size as usize];
+            bytes.copy_from_slice(&result[..size as usize]);
+            if let Some(Some(dst)) = a.dst.get(n) {
+                let regs = &mut warp.frame(frame).regs;
+                match size {
+                    16 => {
+                        bytemuck::cast_slice_mut::<_, u128>(&mut regs.rows[*dst as usize..*dst as usize + 4])[l] = old;
+                    }
+                    8 => regs.set64(*dst, &[old as u64; 32], 1 << lane),
+                    _ => regs.set(*dst, &[old as u32; 32], 1 << lane),
+                }
+            }
+        }
+        changed
+    }
+}
+
+/// What an atomic leaves in memory. f32 `add` on global memory flushes subnormals; here too (PTX ISA, `atom`: `.add.f32`).
+pub fn combine(op: AtomOp, ty: AtomType, old: u128, operand: u128) -> u128 {
+    match ty {
+        AtomType::F32 => {
+            let (a, b) = (f32::from_bits(old as u32), f32::from_bits(operand as u32));
+            let r = match op {
+                AtomOp::Add => a + b,
+                AtomOp::Min => a.min(b),
+                AtomOp::Max => a.max(b),
+                _ => return operand,
+            };
+            r.to_bits() as u128
+        }
+        AtomType::F64 => {
+            let (a, b) = (f64::from_bits(old as u64), f64::from_bits(operand as u64));
+            match op {
+                AtomOp::Add => (a + b).to_bits() as u128,
+                AtomOp::Min => a.min(b).to_bits() as u128,
+                AtomOp::Max => a.max(b).to_bits() as u128,
+                _ => operand,
+            }
+        }
+        AtomType::F16 | AtomType::BF16 => half_op(op, ty, old as u16, operand as u16) as u128,
+        AtomType::F16x2 | AtomType::BF16x2 => {
+            let part = if ty == AtomType::F16x2 { AtomType::F16 } else { AtomType::BF16 };
+            let low = half_op(op, part, old as u16, operand as u16) as u128;
+            let high = half_op(op, part, (old >> 16) as u16, (operand >> 16) as u16) as u128;
+            low | high << 16
+        }
+        AtomType::S32 => signed(op, old as u32 as i32 as i64, operand as u32 as i32 as i64) as u32 as u128,
+        AtomType::S64 => signed(op, old as u64 as i64, operand as u64 as i64) as u64 as u128,
+        AtomType::U64 | AtomType::B64 => unsigned(op, old as u64, operand as u64) as u128,
+        AtomType::U32 | AtomType::B32 => match op {
+            AtomOp::Add => (old as u32).wrapping_add(operand as u32) as u128,
+            _ => unsigned(op, old as u32 as u64, operand as u32 as u64) as u32 as u128,
+        },
+        AtomType::B16 | AtomType::B128 => operand,
+    }
+}
+
+fn half_op(op: AtomOp, ty: AtomType, old: u16, operand: u16) -> u16 {
+    let apply = |a: f32, b: f32| match op {
+        AtomOp::Add => a + b,
+        AtomOp::Min => a.min(b),
+        AtomOp::Max => a.max(b),
+        _ => b,
+    };
+    if ty == AtomType::F16 {
+        f16::from_f32(apply(f16::from_bits(old).to_f32(), f16::from_bits(operand).to_f32())).to_bits()
+    } else {
+        bf16::from_f32(apply(bf16::from_bits(old).to_f32(), bf16::from_bits(operand).to_f32())).to_bits()
+    }
+}
+
+fn signed(op: AtomOp, old: i64, operand: i64) -> i64 {
+    match op {
+        AtomOp::Add => old.wrapping_add(operand),
+        AtomOp::Min => old.min(operand),
+        AtomOp::Max => old.max(operand),
+        AtomOp::And => old & operand,
+        AtomOp::Or => old | operand,
+        AtomOp::Xor => old ^ operand,
+        _ => operand,
+    }
+}
+
+fn unsigned(op: AtomOp, old: u64, operand: u64) -> u64 {
+    match op {
+        AtomOp::Add => old.wrapping_add(operand),
+        AtomOp::Min => old.min(operand),
+        AtomOp::Max => old.max(operand),
+        AtomOp::And => old & operand,
+        AtomOp::Or => old | operand,
+        AtomOp::Xor => old ^ operand,
+        AtomOp::Inc => {
+            if old >= operand {
+                0
+            } else {
+                old + 1
+            }
+        }
+        AtomOp::Dec => {
+            if old == 0 || old > operand {
+                operand
+            } else {
+                old - 1
+            }
+        }
+        _ => operand,
+    }
+}

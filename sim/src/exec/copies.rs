@@ -1,0 +1,537 @@
+//! Asynchronous copies: `cp.async` and its groups, and the effects that are still to come.
+
+use super::access::Place;
+use super::run::{Flow, addresses, undefined_address};
+use super::warp::{Fragment, Warp};
+use super::{Block, Completion, Machine};
+use crate::finding::{Kind, Site};
+use crate::order::{Cx, OpId, OpKind, Strength};
+use crate::program::op::{CpAsync, Window};
+use crate::tensor_map::Reduction;
+use std::collections::VecDeque;
+
+/// Bytes to be moved.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// To.
+    pub to: Place,
+    /// Offset there.
+    pub at: u64,
+    /// From, and the offset there; none: only the filling.
+    pub from: Option<(Place, u64)>,
+    /// Bytes taken from the source.
+    pub bytes: u32,
+    /// Bytes filled behind them.
+    pub fill: u32,
+    /// With what (16 bytes, repeated).
+    pub with: [u8; 16],
+}
+
+/// What an asynchronous operation does when it takes effect.
+#[derive(Clone, Debug)]
+pub struct Effect {
+    /// Moves.
+    pub pieces: Vec<Piece>,
+    /// Combines instead of overwriting.
+    pub reduce: Option<Reduction>,
+    /// `st.async`: bytes that come from registers.
+    pub bytes: Option<Vec<u8>>,
+}
+
+/// How the end of an operation becomes known.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// Bytes credited to mbarriers (slot, address): a multicast has several.
+    Credit(Vec<((u32, u32), u32)>),
+    /// Arrivals when a lane's earlier `cp.async`s are done: slot and warp, lane, the mbarrier.
+    Arrive { warp: u32, slot: u32, lane: u32, ops: Vec<OpId>, place: (u32, u32), site: Site },
+    /// By the thread's bulk group: nothing to do.
+    Group,
+}
+
+/// An operation on its way.
+#[derive(Clone, Debug)]
+pub struct InFlight {
+    /// Which.
+    pub op: Option<OpId>,
+    /// What it does.
+    pub effect: Effect,
+    /// And then.
+    pub end: End,
+}
+
+/// `cp.async`s that complete together.
+#[derive(Clone, Debug)]
+struct Part {
+    op: OpId,
+    lanes: u32,
+    /// By lane, what is not yet done.
+    pieces: Vec<(u32, Piece)>,
+}
+
+/// A committed group of some lanes.
+#[derive(Clone, Debug)]
+struct Group {
+    lanes: u32,
+    parts: Vec<Part>,
+}
+
+/// A bulk group of one lane.
+#[derive(Clone, Debug)]
+pub struct BulkGroup {
+    /// The lane.
+    pub lane: u32,
+    /// Its operations.
+    pub stores: Vec<BulkStore>,
+    /// Whether it is closed.
+    pub committed: bool,
+    /// The sources have been read: `wait_group.read` was passed.
+    pub read: bool,
+}
+
+/// One store of a bulk group: the reading of its source and its writing complete apart.
+#[derive(Clone, Debug)]
+pub struct BulkStore {
+    /// The reading.
+    pub reading: OpId,
+    /// The writing.
+    pub writing: OpId,
+    /// What is not yet done.
+    pub effect: Option<Effect>,
+}
+
+/// A warp's own asynchronous operations.
+#[derive(Clone, Debug, Default)]
+pub struct WarpCopies {
+    open: Vec<Part>,
+    groups: VecDeque<Group>,
+    /// Bulk groups, oldest first; the last of a lane may be open.
+    pub bulk: Vec<BulkGroup>,
+    /// wgmma state.
+    pub wgmma: super::matrix::WarpWgmma,
+}
+
+impl Machine<'_> {
+    pub(super) fn cp_async(
+        &mut self,
+        block: &mut Block,
+        warp: &mut Warp,
+        fragment: &mut Fragment,
+        c: &CpAsync,
+        mask: u32,
+        pc: u32,
+    ) -> Flow {
+        let regs = &warp.frame(fragment.frame).regs;
+        let (dst, src) = (addresses(regs, &c.dst), addresses(regs, &c.src));
+        let undefined = (undefined_address(regs, &c.dst) | undefined_address(regs, &c.src)) & mask;
+        let sizes = c.src_size.map(|s| regs.get(s));
+        let ignore = c.ignore.map(|(p, n)| regs.predicates[p as usize] ^ if n { u32::MAX } else { 0 }).unwrap_or(0);
+        let mask = if undefined != 0 { self.defined_lanes(block, warp, undefined, mask, pc) } else { mask };
+        let size = c.size as u32;
+        let taken = |lane: u32| {
+            if ignore >> lane & 1 != 0 { 0 } else { sizes.map_or(size, |s| s[lane as usize].min(size)) }
+        };
+        if let Some(s) = sizes
+            && let Some(lane) = (0..32u32).find(|&l| mask >> l & 1 != 0 && s[l as usize] > size)
+        {
+            let site = self.site(block, warp.index, lane, pc);
+            self.report(Kind::OutOfBounds, site, None, None, || format!("cp.async: src-size {} is above {size}", s[lane as usize]));
+        }
+        let mut to = Vec::new();
+        self.places(block, warp, Window::Shared, &dst, mask, size as u64, pc, &mut to);
+        // Lanes that take nothing do not touch their source.
+        let reading = (0..32u32).filter(|&l| mask >> l & 1 != 0 && taken(l) > 0).fold(0u32, |m, l| m | 1 << l);
+        let partial = (0..32u32).any(|l| reading >> l & 1 != 0 && taken(l) < size);
+        let mut from = Vec::new();
+        if partial {
+            // The tail of a row: only the bytes taken must be there. Alignment is that of the full size.
+            for lane in (0..32u32).filter(|l| reading >> l & 1 != 0) {
+                self.places_of_bytes(block, warp, c.window, src[lane as usize], lane, taken(lane), size, pc, &mut from);
+            }
+        } else {
+            self.places(block, warp, c.window, &src, reading, size as u64, pc, &mut from);
+        }
+        let op = self.open_part(warp, mask, pc);
+        let now = match self.options.completion {
+            Completion::Earliest => true,
+            Completion::Latest => false,
+            Completion::Random => self.rng.below(3) == 0,
+        };
+        for group in &from {
+            self.count_traffic(group, size, false, pc);
+        }
+        for group in &to {
+            self.count_traffic(group, size, true, pc);
+        }
+        for group in &to {
+            for lane in (0..32u32).filter(|l| group.lanes >> l & 1 != 0) {
+                let l = lane as usize;
+                let source = from.iter().find(|g| g.lanes >> lane & 1 != 0).map(|g| (g.place, g.offsets[l]));
+                let bytes = if source.is_some() { taken(lane) } else { 0 };
+                let at = group.offsets[l];
+                let piece = Piece { to: group.place, at, from: source, bytes, fill: size - bytes, with: [0; 16] };
+                if let Some((place, offset)) = source {
+                    self.async_access(block, warp, op, lane, place, offset, bytes as u64, None, pc);
+                }
+                self.async_access(block, warp, op, lane, group.place, at, size as u64, Some(Strength::Weak), pc);
+                if now {
+                    let effect = Effect { pieces: vec![piece], reduce: None, bytes: None };
+                    let own = warp.slot;
+                    self.apply(Some((&mut *block, own)), &effect);
+                } else if let Some(part) = warp.copies.open.last_mut() {
+                    part.pieces.push((lane, piece));
+                }
+            }
+        }
+        Flow::Next
+    }
+
+    /// One lane's source of which only `bytes` of `size` are taken.
+    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
+    fn places_of_bytes(
+        &mut self,
+        block: &Block,
+        warp: &Warp,
+        window: Window,
+        address: u64,
+        lane: u32,
+        bytes: u32,
+        size: u32,
+        pc: u32,
+        out: &mut Vec<super::access::Group>,
+    ) {
+        let mut found = Vec::new();
+        let mut at = [0; 32];
+        // The last byte first: it must be in the same buffer.
+        at[lane as usize] = address + bytes as u64 - 1;
+        self.places(block, warp, window, &at, 1 << lane, 1, pc, &mut found);
+        if found.is_empty() {
+            return;
+        }
+        found.clear();
+        at[lane as usize] = address;
+        self.places(block, warp, window, &at, 1 << lane, 1, pc, &mut found);
+        if address % size as u64 != 0 {
+            let site = self.site(block, warp.index, lane, pc);
+            self.report(Kind::Misaligned, site, None, Some(("global", address)), || {
+                format!("cp.async of {size} bytes from {address:#x}, which is not a multiple of {size}")
+            });
+            return;
+        }
+        out.append(&mut found);
+    }
+
+    /// The operation that collects the warp's `cp.async`s since the last commit.
+    fn open_part(&mut self, warp: &mut Warp, mask: u32, pc: u32) -> OpId {
+        if let Some(part) = warp.copies.open.last_mut()
+            && part.lanes != 0
+        {
+            part.lanes |= mask;
+            self.ops.add_lanes(part.op, mask);
+            return part.op;
+        }
+        let op = self.ops.start(OpKind::Copy, &warp.order, mask, pc);
+        warp.copies.open.push(Part { op, lanes: mask, pieces: Vec::new() });
+        op
+    }
+
+    /// Checks an operation's access at issue. `write`: with this strength.
+    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
+    pub(super) fn async_access(
+        &mut self,
+        block: &mut Block,
+        warp: &Warp,
+        op: OpId,
+        lane: u32,
+        place: Place,
+        offset: u64,
+        bytes: u64,
+        write: Option<Strength>,
+        pc: u32,
+    ) {
+        if self.options.count_only || bytes == 0 {
+            return;
+        }
+        let mut found = std::mem::take(&mut self.conflicts);
+        found.clear();
+        let cx = Cx { ops: &self.ops, clusters: &self.clusters };
+        let shadow = match place {
+            Place::Global(i) => Some(&mut self.memory.get_mut(i).shadow),
+            Place::Shared(s) if s == warp.slot => Some(&mut block.shadow),
+            Place::Shared(s) => self.blocks[s as usize].as_mut().map(|b| &mut b.shadow),
+        };
+        if let Some(shadow) = shadow {
+            let range = offset..offset + bytes;
+            match write {
+                None => shadow.async_read(range, op, &warp.order, lane, pc, &cx, &mut found),
+                Some(strength) => shadow.async_write(range, op, &warp.order, lane, strength, pc, &cx, &mut found),
+            }
+        }
+        if !found.is_empty() {
+            let access = if write.is_some() { crate::order::Access::Write } else { crate::order::Access::Read };
+            self.report_conflicts(block, warp.index, access, place, &found, pc, 0);
+        }
+        self.conflicts = found;
+    }
+
+    /// Moves an effect's bytes. `current`: the block that is out of its slot because it runs.
+    pub(super) fn apply(&mut self, mut current: Option<(&mut Block, u32)>, effect: &Effect) {
+        let mut buffer = Vec::new();
+        for piece in &effect.pieces {
+            buffer.clear();
+            if let Some(bytes) = &effect.bytes {
+                buffer.extend_from_slice(bytes);
+            } else if let Some((place, offset)) = piece.from {
+                let data = self.bytes_of(&mut current, place);
+                let from = offset as usize;
+                buffer.extend_from_slice(data.get(from..from + piece.bytes as usize).unwrap_or(&[]));
+            }
+            let filled = buffer.len();
+            buffer.extend((0..piece.fill as usize).map(|i| piece.with[(filled + i) % 16]));
+            let data = self.bytes_of(&mut current, piece.to);
+            let at = piece.at as usize;
+            if let Some(target) = data.get_mut(at..at + buffer.len()) {
+                match &effect.reduce {
+                    Some(reduction) => reduction.apply(target, &buffer),
+                    None => target.copy_from_slice(&buffer),
+                }
+            }
+        }
+        self.changed();
+    }
+
+    fn bytes_of<'m>(&'m mut self, current: &'m mut Option<(&mut Block, u32)>, place: Place) -> &'m mut [u8] {
+        match (place, current) {
+            (Place::Global(i), _) => &mut self.memory.get_mut(i).data,
+            (Place::Shared(s), Some((block, own))) if s == *own => &mut block.shared,
+            (Place::Shared(s), _) => self.blocks[s as usize].as_mut().map_or(&mut [], |b| &mut b.shared),
+        }
+    }
+
+    pub(super) fn cp_async_commit(&mut self, warp: &mut Warp, mask: u32) -> Flow {
+        let mut parts = Vec::new();
+        // Parts of lanes that do not commit stay open.
+        for part in std::mem::take(&mut warp.copies.open) {
+            if part.lanes & mask == part.lanes {
+                parts.push(part);
+            } else {
+                let mut mine = part.clone();
+                let mut rest = part;
+                mine.lanes &= mask;
+                mine.pieces.retain(|p| mask >> p.0 & 1 != 0);
+                rest.lanes &= !mask;
+                rest.pieces.retain(|p| mask >> p.0 & 1 == 0);
+                if mine.lanes != 0 {
+                    parts.push(mine);
+                }
+                warp.copies.open.push(rest);
+            }
+        }
+        warp.copies.groups.push_back(Group { lanes: mask, parts });
+        Flow::Next
+    }
+
+    pub(super) fn cp_async_wait(&mut self, block: &mut Block, warp: &mut Warp, groups: Option<u32>, mask: u32) -> Flow {
+        let own = warp.slot;
+        self.finish_arrivals(block, own, warp.index, mask);
+        let mut newer = [0u32; 32];
+        let keep = groups.unwrap_or(0);
+        let mut all = std::mem::take(&mut warp.copies.groups);
+        for group in all.iter_mut().rev() {
+            let mut done = 0u32;
+            for lane in (0..32).filter(|l| group.lanes >> l & 1 != 0) {
+                if newer[lane] >= keep && mask >> lane & 1 != 0 {
+                    done |= 1 << lane;
+                }
+                newer[lane] += 1;
+            }
+            if done != 0 {
+                self.finish_parts(block, warp, own, &mut group.parts, done);
+                group.lanes &= !done;
+            }
+        }
+        all.retain(|g| g.lanes != 0);
+        warp.copies.groups = all;
+        if groups.is_none() {
+            // wait_all: what is not committed too.
+            let mut open = std::mem::take(&mut warp.copies.open);
+            self.finish_parts(block, warp, own, &mut open, mask);
+            open.retain(|p| p.lanes != 0);
+            warp.copies.open = open;
+        }
+        Flow::Next
+    }
+
+    /// Copies that `cp.async.mbarrier.arrive` took along are waited for as well.
+    fn finish_arrivals(&mut self, block: &mut Block, own: u32, w: u32, mask: u32) {
+        let mine = |f: &InFlight| matches!(f.end, End::Arrive { warp, slot, lane, .. } if warp == w && slot == own && mask >> lane & 1 != 0);
+        while let Some(at) = self.in_flight.iter().position(mine) {
+            if let Some(flight) = self.in_flight.remove(at) {
+                self.finish_flight(Some((&mut *block, own)), flight);
+            }
+        }
+    }
+
+    /// The lanes' own copies are done, and they know it.
+    fn finish_parts(&mut self, block: &mut Block, warp: &Warp, own: u32, parts: &mut Vec<Part>, lanes: u32) {
+        for part in parts.iter_mut() {
+            let here = part.lanes & lanes;
+            if here == 0 {
+                continue;
+            }
+            let (ready, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut part.pieces).into_iter().partition(|p| here >> p.0 & 1 != 0);
+            part.pieces = rest;
+            let pieces = ready.into_iter().map(|p| p.1).collect();
+            self.apply(Some((&mut *block, own)), &Effect { pieces, reduce: None, bytes: None });
+            self.ops.resolve_lanes(part.op, &warp.order, here);
+            part.lanes &= !here;
+        }
+        parts.retain(|p| p.lanes != 0);
+    }
+
+    /// `cp.async.mbarrier.arrive`: an arrival once the lane's copies so far are done.
+    pub(super) fn cp_async_arrive(&mut self, block: &mut Block, warp: &mut Warp, place: (u32, u32), noinc: bool, lane: u32, site: Site) {
+        let own = warp.slot;
+        if !noinc {
+            self.add_pending(block, own, place, 1);
+        }
+        // What comes later belongs to another operation.
+        let mut pieces = Vec::new();
+        let bit = 1u32 << lane;
+        let mut ops = Vec::new();
+        let open = &mut warp.copies.open;
+        let committed = warp.copies.groups.iter_mut().flat_map(|g| g.parts.iter_mut());
+        for part in open.iter_mut().chain(committed) {
+            if part.lanes & bit == 0 {
+                continue;
+            }
+            ops.push(part.op);
+            part.pieces.retain(|p| {
+                if p.0 == lane {
+                    pieces.push(p.1.clone());
+                }
+                p.0 != lane
+            });
+        }
+        // Open parts are closed: later copies start anew, but still commit with these.
+        if !warp.copies.open.is_empty() {
+            warp.copies.open.push(Part { op: *warp.copies.open.last().map(|p| &p.op).expect("not empty"), lanes: 0, pieces: Vec::new() });
+        }
+        let effect = Effect { pieces, reduce: None, bytes: None };
+        let end = End::Arrive { warp: warp.index, slot: own, lane, ops, place, site };
+        let flight = InFlight { op: None, effect, end };
+        if self.options.completion == Completion::Earliest {
+            self.finish_flight(Some((block, own)), flight);
+        } else {
+            self.in_flight.push_back(flight);
+        }
+    }
+
+    /// Queues an operation, or lets it take effect at once.
+    pub(super) fn start_flight(&mut self, block: &mut Block, warp: &mut Warp, flight: InFlight) {
+        if self.options.completion == Completion::Earliest {
+            let own = warp.slot;
+            self.finish_flight(Some((block, own)), flight);
+        } else {
+            self.in_flight.push_back(flight);
+        }
+    }
+
+    /// Performs an operation and announces its end.
+    pub(super) fn finish_flight(&mut self, mut current: Option<(&mut Block, u32)>, flight: InFlight) {
+        self.apply(current.as_mut().map(|(b, s)| (&mut **b, *s)), &flight.effect);
+        match flight.end {
+            End::Group => {}
+            End::Credit(list) => {
+                for (place, bytes) in list {
+                    self.with_object(&mut current, place, |m, block, own| {
+                        let phase = m.object(block, own, place).map(|o| (o.agent, o.phase));
+                        if let (Some((agent, phase)), Some(op)) = (phase, flight.op) {
+                            m.ops.resolve(op, agent, phase + 1);
+                        }
+                        m.credit(block, own, place, bytes);
+                    });
+                }
+            }
+            End::Arrive { lane, ops, place, site, .. } => {
+                self.with_object(&mut current, place, |m, block, own| {
+                    let phase = m.object(block, own, place).map(|o| (o.agent, o.phase));
+                    if let Some((agent, phase)) = phase {
+                        ops.iter().for_each(|&op| m.ops.resolve_part(op, 1 << lane, agent, phase + 1));
+                    }
+                    m.arrive(block, own, place, 1, None, site);
+                });
+            }
+        }
+    }
+
+    /// Calls `f` with the block that holds an mbarrier.
+    fn with_object(&mut self, current: &mut Option<(&mut Block, u32)>, place: (u32, u32), f: impl FnOnce(&mut Self, &mut Block, u32)) {
+        match current {
+            Some((block, own)) if *own == place.0 => f(self, block, *own),
+            _ => {
+                if let Some(mut block) = self.blocks[place.0 as usize].take() {
+                    f(self, &mut block, place.0);
+                    self.blocks[place.0 as usize] = Some(block);
+                }
+            }
+        }
+    }
+
+    /// Completes the oldest operation that others may wait for. Whether there was one.
+    pub(super) fn complete_oldest(&mut self) -> bool {
+        // Of what is in flight any may come first; the seed says which.
+        if self.in_flight.is_empty() {
+            return false;
+        }
+        let pick = if self.options.seed & 8 == 0 { 0 } else { self.rng.below(self.in_flight.len() as u32) as usize };
+        let Some(flight) = self.in_flight.remove(pick) else { return false };
+        self.finish_flight(None, flight);
+        self.wake_mbarriers();
+        true
+    }
+
+    /// Completes a random one.
+    pub(super) fn complete_random(&mut self) {
+        let pick = self.rng.below(self.in_flight.len() as u32) as usize;
+        if let Some(flight) = self.in_flight.remove(pick) {
+            self.finish_flight(None, flight);
+            self.wake_mbarriers();
+        }
+    }
+
+    /// A warp is over: copies that nobody waited for.
+    pub(super) fn warp_exit_checks(&mut self, block: &mut Block, w: u32) {
+        let Some(mut warp) = block.warps[w as usize].take() else { return };
+        let own = warp.slot;
+        let mut left: Vec<Part> = std::mem::take(&mut warp.copies.open);
+        left.extend(std::mem::take(&mut warp.copies.groups).into_iter().flat_map(|g| g.parts));
+        for part in &mut left {
+            let pieces: Vec<Piece> = std::mem::take(&mut part.pieces).into_iter().map(|p| p.1).collect();
+            if !pieces.is_empty() {
+                // Nobody waited; the copies happen all the same, before the block's memory is gone.
+                self.apply(Some((&mut *block, own)), &Effect { pieces, reduce: None, bytes: None });
+            }
+        }
+        self.bulk_exit(block, &mut warp);
+        block.warps[w as usize] = Some(warp);
+    }
+
+    /// A block is over: what is in flight for it happens now.
+    pub(super) fn block_exit_checks(&mut self, slot: u32) {
+        while let Some(at) = self.in_flight.iter().position(|f| f.touches(slot)) {
+            if let Some(flight) = self.in_flight.remove(at) {
+                self.finish_flight(None, flight);
+            }
+        }
+        self.wake_mbarriers();
+    }
+}
+
+impl InFlight {
+    /// Whether it uses shared memory of the block in this slot.
+    fn touches(&self, slot: u32) -> bool {
+        let place = Place::Shared(slot);
+        self.effect.pieces.iter().any(|p| p.to == place || p.from.is_some_and(|f| f.0 == place))
+    }
+}

@@ -1,0 +1,229 @@
+//! What a run found wrong: one finding a cause, with the place, the thread and how often.
+
+use crate::program::{Kernel, Program};
+use crate::ptx::ast::Place;
+use std::collections::HashMap;
+
+/// What kind of mistake it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// An access outside every allocation.
+    OutOfBounds,
+    /// An address that is not a multiple of the access's size.
+    Misaligned,
+    /// A load of bytes that nobody wrote, or an undefined register in an address, a branch or a store.
+    Uninitialized,
+    /// Two accesses, one a write, without order between them.
+    Race,
+    /// An access to bytes of an asynchronous operation whose completion the thread has not observed.
+    AsyncNotWaited,
+    /// A generic write reaches the async proxy without a proxy fence.
+    AsyncProxy,
+    /// Register or ordering hazard of wgmma, or a bad descriptor.
+    Wgmma,
+    /// Misuse of an mbarrier.
+    Mbarrier,
+    /// A divergent barrier or one with a wrong count.
+    Barrier,
+    /// Nobody can go on.
+    Deadlock,
+    /// Misuse of `setmaxnreg`.
+    Setmaxnreg,
+    /// `trap`, a failed assertion.
+    Trap,
+    /// An instruction that the simulator does not know was executed.
+    Unsupported,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 13] = [
+        Kind::OutOfBounds,
+        Kind::Misaligned,
+        Kind::Uninitialized,
+        Kind::Race,
+        Kind::AsyncNotWaited,
+        Kind::AsyncProxy,
+        Kind::Wgmma,
+        Kind::Mbarrier,
+        Kind::Barrier,
+        Kind::Deadlock,
+        Kind::Setmaxnreg,
+        Kind::Trap,
+        Kind::Unsupported,
+    ];
+
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::OutOfBounds => "out-of-bounds",
+            Kind::Misaligned => "misaligned",
+            Kind::Uninitialized => "uninitialized",
+            Kind::Race => "race",
+            Kind::AsyncNotWaited => "async-not-waited",
+            Kind::AsyncProxy => "async-proxy",
+            Kind::Wgmma => "wgmma",
+            Kind::Mbarrier => "mbarrier",
+            Kind::Barrier => "barrier",
+            Kind::Deadlock => "deadlock",
+            Kind::Setmaxnreg => "setmaxnreg",
+            Kind::Trap => "trap",
+            Kind::Unsupported => "unsupported",
+        }
+    }
+}
+
+/// A mistake.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finding {
+    /// Its kind.
+    pub kind: Kind,
+    /// One sentence, with the chain of inlined calls.
+    pub message: String,
+    /// Line of the CUDA source in the main file where there is line information, else of the PTX text.
+    pub line: u32,
+    /// The block of the first occurrence.
+    pub block: [u32; 3],
+    /// Its thread.
+    pub thread: [u32; 3],
+    /// `global`, `shared`, … where memory is concerned.
+    pub space: Option<&'static str>,
+    /// The address, within its space.
+    pub address: Option<u64>,
+    /// Occurrences.
+    pub count: u64,
+}
+
+/// Where something happened.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Site {
+    /// The instruction, kernel-wide.
+    pub pc: u32,
+    /// The block.
+    pub block: [u32; 3],
+    /// The thread in its block.
+    pub thread: [u32; 3],
+}
+
+/// What tells causes apart: kind, instruction, the other instruction.
+type Cause = (Kind, u32, u32);
+
+/// Findings of a run, by cause.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    list: Vec<Finding>,
+    places: HashMap<Cause, usize>,
+}
+
+impl Findings {
+    /// Reports a mistake at `site`; `other` is the other instruction of a race. The message is made once a cause.
+    #[expect(clippy::too_many_arguments, reason = "a finding has this many properties")]
+    pub fn report(
+        &mut self,
+        program: &Program,
+        kernel: &Kernel,
+        kind: Kind,
+        site: Site,
+        other: Option<u32>,
+        memory: Option<(&'static str, u64)>,
+        message: impl FnOnce() -> String,
+    ) {
+        let (line, chain) = source(program, kernel, site.pc);
+        let other_line = other.map_or(u32::MAX, |pc| source(program, kernel, pc).0);
+        let cause = (kind, line.min(other_line), line.max(other_line));
+        if let Some(&at) = self.places.get(&cause) {
+            self.list[at].count += 1;
+            return;
+        }
+        self.places.insert(cause, self.list.len());
+        let (space, address) = memory.map_or((None, None), |(s, a)| (Some(s), Some(a)));
+        let message = format!("{}{chain}", message());
+        self.list.push(Finding { kind, message, line, block: site.block, thread: site.thread, space, address, count: 1 });
+    }
+
+    /// How many causes were found.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Whether a finding of this kind is there.
+    pub fn has(&self, kind: Kind) -> bool {
+        self.list.iter().any(|f| f.kind == kind)
+    }
+
+    /// The findings, those of the most specific kinds first, then by line.
+    pub fn into_list(self) -> Vec<Finding> {
+        let mut list = self.list;
+        list.sort_by_key(|f| (f.line, f.kind));
+        list
+    }
+
+    /// Adds another run's findings; the same causes count together.
+    pub fn merge(&mut self, other: Findings) {
+        let mut causes: Vec<(Cause, usize)> = other.places.into_iter().collect();
+        causes.sort_by_key(|c| c.1);
+        for (cause, at) in causes {
+            let finding = other.list[at].clone();
+            match self.places.get(&cause) {
+                Some(&mine) => self.list[mine].count += finding.count,
+                None => {
+                    self.places.insert(cause, self.list.len());
+                    self.list.push(finding);
+                }
+            }
+        }
+    }
+}
+
+/// The line to name for an instruction, and the chain of inlined calls and other files as text.
+pub fn source(program: &Program, kernel: &Kernel, pc: u32) -> (u32, String) {
+    let (code, i) = kernel.locate(pc);
+    let Some(&(ptx_line, place)) = code.lines.get(i) else { return (0, String::new()) };
+    let Some(place) = place.map(|p| program.place(p)) else { return (ptx_line, String::new()) };
+    let main = main_file(program);
+    // The innermost place in the main file.
+    let mut chain = String::new();
+    let mut at: Option<&Place> = Some(place);
+    let mut line = None;
+    while let Some(p) = at {
+        if line.is_none() && Some(p.file) == main && p.line > 0 {
+            line = Some(p.line);
+        } else {
+            chain += &format!("; {}:{}", file_name(program, p.file), p.line);
+        }
+        at = p.inlined_at.as_ref().map(|(outer, function)| {
+            if !function.is_empty() {
+                chain += &format!(" (in {function})");
+            }
+            outer.as_ref()
+        });
+    }
+    match line {
+        Some(line) => (line, chain),
+        None if place.line > 0 => (place.line, chain),
+        None => (ptx_line, chain),
+    }
+}
+
+/// The file that most of the program's lines are in the name of: the first that a kernel's own lines name.
+fn main_file(program: &Program) -> Option<u32> {
+    let module = &program.module;
+    let kernel = module.functions.iter().find(|f| f.kernel && !f.declaration)?;
+    kernel.body.iter().find_map(|i| {
+        let mut place = module.places.get(i.place? as usize)?;
+        while let Some((outer, _)) = &place.inlined_at {
+            place = outer;
+        }
+        Some(place.file)
+    })
+}
+
+fn file_name(program: &Program, file: u32) -> &str {
+    let name = program.module.files.iter().find(|f| f.0 == file).map_or("?", |f| f.1.as_str());
+    name.rsplit('/').next().unwrap_or(name)
+}

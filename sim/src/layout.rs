@@ -1,0 +1,43 @@
+//! Where the state spaces lie in the 64-bit generic address space, and how shared addresses name blocks of a cluster.
+
+/// Generic address of shared address 0.
+pub const SHARED: u64 = 0x0100_0000_0000;
+/// Generic address of local address 0.
+pub const LOCAL: u64 = 0x0200_0000_0000;
+/// Generic address of the first byte of the kernel's parameters.
+pub const PARAM: u64 = 0x0300_0000_0000;
+/// Address of the module's `.global` and `.const` variables.
+pub const MODULE: u64 = 0x0400_0000_0000;
+/// Address of function 0; the others follow, 16 bytes apart.
+pub const FUNCTION: u64 = 0x0500_0000_0000;
+/// Address of the first buffer that [`crate::memory::Memory::alloc`] gives out.
+pub const HEAP: u64 = 0x0600_0000_0000;
+/// Size of a window.
+pub const WINDOW: u64 = 1 << 32;
+
+/// Shared address of a block's first byte: as on Hopper, a reserved KiB comes first, so that no object has address 0.
+pub const SHARED_START: u32 = 1024;
+/// Bits of a shared address that are the offset in a block; above them `rank + 1` of the block in its cluster, or 0 for the block itself.
+pub const RANK_SHIFT: u32 = 24;
+
+/// The cluster-wide shared address of `address` in the block of rank `rank`.
+pub fn cluster_address(address: u32, rank: u32) -> u32 {
+    address & ((1 << RANK_SHIFT) - 1) | (rank + 1) << RANK_SHIFT
+}
+
+/// Splits a shared address into the rank that it names, if any, and the offset.
+pub fn split_cluster_address(address: u32) -> (Option<u32>, u32) {
+    let rank = address >> RANK_SHIFT;
+    (rank.checked_sub(1), address & ((1 << RANK_SHIFT) - 1))
+}
+
+/// The window that a generic address points into; `None`: global memory.
+pub fn window(address: u64) -> Option<crate::program::op::Window> {
+    use crate::program::op::Window;
+    match address & !(WINDOW - 1) {
+        SHARED => Some(Window::Shared),
+        LOCAL => Some(Window::Local),
+        PARAM => Some(Window::KernelParam),
+        _ => None,
+    }
+}

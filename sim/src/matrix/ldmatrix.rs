@@ -1,0 +1,199 @@
+//! `ldmatrix`, `stmatrix` and `movmatrix`: 8×8 matrices of 16-bit elements between rows in shared memory and fragments.
+//!
+//! Source: PTX ISA, "Warp-level matrix load/store/transpose instruction". Row `r` of matrix `j` is at the address that
+//! lane `8j + r` gives, 16 bytes, 16-byte aligned. Lane `l` holds of each matrix row `l/4`, columns `2(l%4)` and the next
+//! (transposed: column `l/4`, rows `2(l%4)` and the next), the lower in the low half.
+
+use super::Lanes;
+
+/// Bytes of a row.
+pub const ROW_BYTES: u32 = 16;
+
+/// A decoded `ldmatrix` or `stmatrix`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatrixMove {
+    /// `stmatrix`
+    pub store: bool,
+    /// Matrices, 1, 2 or 4: so many registers a lane, and lanes `0..8 * count` give addresses.
+    pub count: u8,
+    /// `.trans`
+    pub transpose: bool,
+}
+
+impl MatrixMove {
+    /// Decodes `ldmatrix.sync.aligned.m8n8.{x1,x2,x4}{.trans}{.shared{::cta}}.b16` and the same of `stmatrix`. `None` for
+    /// anything else, so for the shapes of sm_100.
+    pub fn parse(opcode: &str) -> Option<Self> {
+        let mut parts = opcode.split('.');
+        let store = match parts.next()? {
+            "ldmatrix" => false,
+            "stmatrix" => true,
+            _ => return None,
+        };
+        for fixed in ["sync", "aligned", "m8n8"] {
+            if parts.next()? != fixed {
+                return None;
+            }
+        }
+        let count = match parts.next()? {
+            "x1" => 1,
+            "x2" => 2,
+            "x4" => 4,
+            _ => return None,
+        };
+        let mut rest = parts.peekable();
+        let transpose = rest.next_if_eq(&"trans").is_some();
+        if rest.next_if_eq(&"shared").is_none() {
+            let _ = rest.next_if_eq(&"shared::cta");
+        }
+        (rest.next() == Some("b16") && rest.next().is_none()).then_some(Self { store, count, transpose })
+    }
+
+    /// Rows, which is the number of lanes whose addresses count.
+    pub fn rows(&self) -> usize {
+        8 * self.count as usize
+    }
+}
+
+/// `ldmatrix`: `rows` is [8·n] rows in the order of the lanes that give their addresses; fills n registers.
+///
+/// # Panics
+/// Unless `rows.len() == 8 * registers.len()`.
+#[inline(always)]
+pub fn load(rows: &[[u8; 16]], transpose: bool, registers: &mut [Lanes]) {
+    assert_eq!(rows.len(), 8 * registers.len(), "eight rows a matrix");
+    for (rows, register) in rows.chunks_exact(8).zip(registers) {
+        let words: &mut [[u8; 16]] = bytemuck::cast_slice_mut(register.as_mut_slice());
+        words.copy_from_slice(rows);
+        for word in register.iter_mut() {
+            *word = u32::from_le(*word);
+        }
+        if transpose {
+            *register = transposed(register);
+        }
+    }
+}
+
+/// `stmatrix`: the inverse of [`load`].
+///
+/// # Panics
+/// Unless `rows.len() == 8 * registers.len()`.
+#[inline(always)]
+pub fn store(registers: &[Lanes], transpose: bool, rows: &mut [[u8; 16]]) {
+    assert_eq!(rows.len(), 8 * registers.len(), "eight rows a matrix");
+    for (register, rows) in registers.iter().zip(rows.chunks_exact_mut(8)) {
+        let source = if transpose { transposed(register) } else { *register };
+        let source = source.map(u32::to_le);
+        rows.copy_from_slice(bytemuck::cast_slice(source.as_slice()));
+    }
+}
+
+/// `movmatrix.sync.aligned.m8n8.trans.b16`: the fragment of the transposed matrix.
+#[inline(always)]
+pub fn transposed(fragment: &Lanes) -> Lanes {
+    // Rows of eight, interleaved three times with the row four further on.
+    let mut rows = [[0u16; 8]; 8];
+    for (row, words) in rows.iter_mut().zip(fragment.chunks_exact(4)) {
+        for (pair, word) in row.chunks_exact_mut(2).zip(words) {
+            (pair[0], pair[1]) = (*word as u16, (word >> 16) as u16);
+        }
+    }
+    for _ in 0..3 {
+        let mut next = [[0u16; 8]; 8];
+        for i in 0..4 {
+            let (a, b) = (rows[i], rows[i + 4]);
+            next[2 * i] = [a[0], b[0], a[1], b[1], a[2], b[2], a[3], b[3]];
+            next[2 * i + 1] = [a[4], b[4], a[5], b[5], a[6], b[6], a[7], b[7]];
+        }
+        rows = next;
+    }
+    let mut out = [0; 32];
+    for (row, words) in rows.iter().zip(out.chunks_exact_mut(4)) {
+        for (pair, word) in row.chunks_exact(2).zip(words) {
+            *word = pair[0] as u32 | (pair[1] as u32) << 16;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 8n rows whose element (row, column) is 256·row + column.
+    fn numbered(matrices: usize) -> Vec<[u8; 16]> {
+        (0..8 * matrices)
+            .map(|row| {
+                let mut bytes = [0; 16];
+                for column in 0..8 {
+                    bytes[2 * column..2 * column + 2].copy_from_slice(&((256 * row + column) as u16).to_le_bytes());
+                }
+                bytes
+            })
+            .collect()
+    }
+
+    #[test]
+    fn lanes_hold_the_documented_elements() {
+        for count in [1, 2, 4] {
+            let rows = numbered(count);
+            let mut plain = vec![[0; 32]; count];
+            load(&rows, false, &mut plain);
+            let mut turned = vec![[0; 32]; count];
+            load(&rows, true, &mut turned);
+            for matrix in 0..count {
+                for lane in 0..32 {
+                    let (g, t) = (lane / 4, lane % 4);
+                    let at = |row: usize, column: usize| (256 * (8 * matrix + row) + column) as u32;
+                    assert_eq!(plain[matrix][lane], at(g, 2 * t) | at(g, 2 * t + 1) << 16);
+                    assert_eq!(turned[matrix][lane], at(2 * t, g) | at(2 * t + 1, g) << 16);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn store_inverts_load() {
+        let rows = numbered(4);
+        for transpose in [false, true] {
+            let mut registers = [[0; 32]; 4];
+            load(&rows, transpose, &mut registers);
+            let mut back = vec![[0xff; 16]; 32];
+            store(&registers, transpose, &mut back);
+            assert_eq!(back, rows);
+        }
+    }
+
+    #[test]
+    fn transposing_twice_is_nothing() {
+        let fragment: Lanes = std::array::from_fn(|lane| (lane as u32).wrapping_mul(0x9e37_79b9));
+        assert_ne!(transposed(&fragment), fragment);
+        assert_eq!(transposed(&transposed(&fragment)), fragment);
+    }
+
+    #[test]
+    fn opcodes() {
+        let parsed = |text| MatrixMove::parse(text);
+        assert_eq!(
+            parsed("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"),
+            Some(MatrixMove { store: false, count: 4, transpose: true })
+        );
+        assert_eq!(
+            parsed("stmatrix.sync.aligned.m8n8.x2.shared::cta.b16"),
+            Some(MatrixMove { store: true, count: 2, transpose: false })
+        );
+        assert_eq!(
+            parsed("ldmatrix.sync.aligned.m8n8.x1.b16"),
+            Some(MatrixMove { store: false, count: 1, transpose: false })
+        );
+        for unknown in [
+            "ldmatrix.sync.aligned.m16n16.x1.trans.shared.b8",
+            "ldmatrix.sync.aligned.m8n8.x3.shared.b16",
+            "ldmatrix.sync.aligned.m8n8.x4.shared.b8",
+            "ldmatrix.sync.aligned.m8n8",
+            "ldmatrix.sync.aligned.m8n8.x4.shared.b16.b16",
+        ] {
+            assert_eq!(parsed(unknown), None, "{unknown}");
+        }
+    }
+}

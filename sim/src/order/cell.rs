@@ -1,0 +1,134 @@
+//! What is remembered of each few bytes, made chunk by chunk.
+
+use super::chain::{Entry, ListId};
+use super::{Key, NOBODY, Stamp};
+use std::ops::Range;
+
+/// Bytes of an allocation whose cells are made together, when first touched.
+pub(super) const CHUNK: u64 = 1 << CHUNK_SHIFT;
+pub(super) const CHUNK_SHIFT: u32 = 12;
+/// Cells start at 4 bytes.
+pub(super) const CELL_SHIFT: u32 = 2;
+
+/// The accesses to 4 bytes (fewer after narrow accesses) that count: 32 bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cell {
+    /// Agent of the last write, or a key of an operation and a lane; [`NOBODY`].
+    pub writer: u32,
+    pub write: Stamp,
+    pub write_pc: u32,
+    /// Warp (or operation) of the last reads, or [`NOBODY`].
+    pub reader: Key,
+    pub read: Stamp,
+    pub readers: u32,
+    pub read_pc: u32,
+    /// Accesses beside these.
+    pub older: ListId,
+}
+
+impl Cell {
+    pub(super) const FRESH: Cell = Cell {
+        writer: NOBODY,
+        write: Stamp(0),
+        write_pc: 0,
+        reader: NOBODY,
+        read: Stamp(0),
+        readers: 0,
+        read_pc: 0,
+        older: 0,
+    };
+
+    pub(super) fn write_entry(&self) -> Entry {
+        let (key, mask) = (self.writer >> 5, 1 << (self.writer & 31));
+        Entry { key, stamp: self.write, mask, pc: self.write_pc, write: true }
+    }
+
+    pub(super) const fn read_entry(&self) -> Entry {
+        Entry { key: self.reader, stamp: self.read, mask: self.readers, pc: self.read_pc, write: false }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Chunk {
+    /// Log2 of a cell's bytes.
+    pub shift: u32,
+    pub cells: Vec<Cell>,
+}
+
+impl Chunk {
+    pub(super) fn fresh() -> Chunk {
+        Chunk { shift: CELL_SHIFT, cells: vec![Cell::FRESH; (CHUNK >> CELL_SHIFT) as usize] }
+    }
+
+    /// Splits cells down to `1 << shift` bytes.
+    #[cold]
+    pub(super) fn refine(&mut self, shift: u32) {
+        let parts = 1 << (self.shift - shift);
+        self.cells = self.cells.iter().flat_map(|cell| std::iter::repeat_n(*cell, parts)).collect();
+        self.shift = shift;
+    }
+}
+
+/// Which bytes of a chunk were written.
+#[derive(Clone, Debug)]
+pub(super) enum Init {
+    All,
+    /// A bit a byte, and how many are missing; empty: none was written.
+    Some(Vec<u64>, u32),
+}
+
+impl Init {
+    /// Whether the `bytes` (up to 64, not across a multiple of 64) at `at` of the chunk were all written.
+    #[inline(always)]
+    pub(super) fn has(&self, at: u64, bits: u64) -> bool {
+        match self {
+            Init::All => true,
+            Init::Some(words, _) => words.get((at >> 6) as usize).is_some_and(|word| word >> (at & 63) & bits == bits),
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn set(&mut self, at: u64, bits: u64) {
+        if let Init::Some(words, missing) = self {
+            if words.is_empty() {
+                *words = vec![0; (CHUNK / 64) as usize];
+            }
+            let word = &mut words[(at >> 6) as usize];
+            let new = bits << (at & 63) & !*word;
+            if new != 0 {
+                *word |= new;
+                *missing -= new.count_ones();
+                if *missing == 0 {
+                    *self = Init::All;
+                }
+            }
+        }
+    }
+}
+
+/// Calls `f` with `range` cut at multiples of 64: where a part starts, and a bit for each of its bytes.
+pub(super) fn each_word(range: Range<u64>, mut f: impl FnMut(u64, u64)) {
+    let mut start = range.start;
+    while start < range.end {
+        let end = range.end.min((start | 63) + 1);
+        f(start, u64::MAX >> (64 - (end - start)));
+        start = end;
+    }
+}
+
+/// The chunk in `place`, made if it is not there yet.
+#[inline(always)]
+pub(super) fn chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>) -> &'a mut Chunk {
+    place.get_or_insert_with(|| new_chunk(spare))
+}
+
+#[cold]
+pub(super) fn new_chunk(spare: &mut Vec<Chunk>) -> Chunk {
+    match spare.pop() {
+        Some(mut chunk) if chunk.shift == CELL_SHIFT => {
+            chunk.cells.fill(Cell::FRESH);
+            chunk
+        }
+        _ => Chunk::fresh(),
+    }
+}

@@ -1,0 +1,212 @@
+//! Older accesses of a cell that its last write and its last reader do not stand for, as shared lists: cells with the same
+//! history have the same list.
+
+use super::{Key, OP_KEY, Stamp, Strength};
+
+/// Accesses of one warp (or operation) in one epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Entry {
+    pub key: Key,
+    pub stamp: Stamp,
+    /// Lanes, turned by [`Stamp::turn`] in lists, as they are elsewhere.
+    pub mask: u32,
+    pub pc: u32,
+    pub write: bool,
+}
+
+impl Entry {
+    /// Whether whatever is unordered with (and conflicts with) `old` is so with this one too, if `old` happens before it.
+    pub(super) fn subsumes(&self, old: &Entry) -> bool {
+        let (mine, theirs) = (self.stamp.strength(), old.stamp.strength());
+        let same_block = self.key < OP_KEY && old.key < OP_KEY && self.key >> 6 == old.key >> 6;
+        (self.write || !old.write) && (mine == Strength::Weak || mine <= theirs && same_block)
+    }
+
+    fn hash(&self, list: ListId) -> u64 {
+        let mix = |hash: u64, value: u32| (hash.rotate_left(23) ^ value as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let words = [self.key, self.stamp.0, self.mask, self.pc, self.write as u32];
+        words.into_iter().fold(list as u64, mix) >> 32
+    }
+
+    /// Whether `old` is by the same lanes, earlier in their program order, and this one stands for it.
+    fn replaces(&self, old: &Entry) -> bool {
+        let earlier = self.key == old.key && old.stamp.epoch() <= self.stamp.epoch();
+        earlier && self.stamp.turns_alike(old.stamp) && old.mask & !self.mask == 0 && self.subsumes(old)
+    }
+
+    /// Whether both are of one warp in one epoch, alike in all but their lanes.
+    fn joins(&self, old: &Entry) -> bool {
+        (self.key, self.stamp, self.write, self.pc) == (old.key, old.stamp, old.write, old.pc)
+    }
+}
+
+impl Stamp {
+    fn turns_alike(self, other: Stamp) -> bool {
+        self.wide() == other.wide()
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    entry: Entry,
+    next: u32,
+    depth: u32,
+    has_write: bool,
+    has_read: bool,
+    /// All are strong at `.gpu` and by threads.
+    all_gpu: bool,
+    /// Not all are of one block's threads.
+    across_blocks: bool,
+}
+
+/// A list: the index of its first node and one, or 0 for the empty list.
+pub(super) type ListId = u32;
+
+/// Lists longer than this lose their oldest accesses: a race with those may be missed, none is invented.
+const MAX_DEPTH: u32 = 4096;
+/// How far [`Chains::push`] looks for entries that the new one stands for: past a block's warps in a list of one block.
+const LOOK: usize = 80;
+const LOOK_ACROSS_BLOCKS: usize = 12;
+/// Most pushes remembered.
+const MEMO: usize = 1 << 15;
+/// Nodes before the first [`Chains::is_full`]; few in tests, so that they collect.
+const FIRST_LIMIT: usize = if cfg!(test) { 64 } else { 1 << 20 };
+
+/// All lists of a shadow.
+#[derive(Clone, Debug)]
+pub(super) struct Chains {
+    nodes: Vec<Node>,
+    /// The last lists pushed, by a hash of what was pushed onto what; 0 where there is none.
+    memo: Vec<(ListId, Entry, ListId)>,
+    limit: usize,
+}
+
+impl Default for Chains {
+    fn default() -> Self {
+        Chains { nodes: Vec::new(), memo: Vec::new(), limit: FIRST_LIMIT }
+    }
+}
+
+impl Chains {
+    /// The entries of a list, newest first, masks as in lists.
+    pub(super) fn entries(&self, list: ListId) -> impl Iterator<Item = &Entry> {
+        let mut at = list;
+        std::iter::from_fn(move || {
+            let node = self.nodes.get(at.checked_sub(1)? as usize)?;
+            at = node.next;
+            Some(&node.entry)
+        })
+    }
+
+    #[inline(always)]
+    pub(super) fn has_write(&self, list: ListId) -> bool {
+        list != 0 && self.nodes[list as usize - 1].has_write
+    }
+
+    pub(super) fn has_read(&self, list: ListId) -> bool {
+        list != 0 && self.nodes[list as usize - 1].has_read
+    }
+
+    /// Whether all entries are strong at `.gpu` scope and not by operations.
+    pub(super) fn all_gpu(&self, list: ListId) -> bool {
+        list == 0 || self.nodes[list as usize - 1].all_gpu
+    }
+
+    /// `list` with `entry` (its mask turned) in front, without entries it stands for.
+    pub(super) fn push(&mut self, list: ListId, entry: Entry) -> ListId {
+        if self.memo.len() < MEMO && self.nodes.len() >= self.memo.len() {
+            let none = Entry { key: 0, stamp: Stamp(0), mask: 0, pc: 0, write: false };
+            self.memo.clear();
+            self.memo.resize((2 * self.nodes.len()).next_power_of_two().clamp(64, MEMO), (0, none, 0));
+        }
+        let at = entry.hash(list) as usize & (self.memo.len() - 1);
+        let (of, pushed, known) = self.memo[at];
+        if known != 0 && of == list && pushed == entry {
+            return known;
+        }
+        let new = self.push_new(list, entry);
+        self.memo[at] = (list, entry, new);
+        new
+    }
+
+    #[cold]
+    fn push_new(&mut self, list: ListId, entry: Entry) -> ListId {
+        let across = list != 0 && self.nodes[list as usize - 1].across_blocks;
+        let look = if across { LOOK_ACROSS_BLOCKS } else { LOOK };
+        let stands = |entry: &Entry, old: &Entry| entry.joins(old) || entry.replaces(old);
+        if !self.entries(list).take(look).any(|old| stands(&entry, old)) {
+            return self.cons(list, entry);
+        }
+        let mut merged = entry;
+        let (mut kept, mut at, mut changed, mut rest) = (Vec::new(), list, 0, list);
+        for _ in 0..look {
+            let Some(node) = at.checked_sub(1).map(|at| self.nodes[at as usize]) else { break };
+            at = node.next;
+            if merged.joins(&node.entry) {
+                merged.mask |= node.entry.mask;
+            } else if !merged.replaces(&node.entry) {
+                kept.push(node.entry);
+                continue;
+            }
+            (changed, rest) = (kept.len(), at);
+        }
+        let mut new = rest;
+        for &entry in kept[..changed].iter().rev() {
+            new = self.cons(new, entry);
+        }
+        self.cons(new, merged)
+    }
+
+    /// `list` without the entries that `drop` names.
+    pub(super) fn without(&mut self, list: ListId, drop: impl Fn(&Entry) -> bool) -> ListId {
+        let kept: Vec<Entry> = self.entries(list).filter(|entry| !drop(entry)).copied().collect();
+        if kept.len() == self.entries(list).count() {
+            return list;
+        }
+        kept.into_iter().rev().fold(0, |list, entry| self.cons(list, entry))
+    }
+
+    fn cons(&mut self, list: ListId, entry: Entry) -> ListId {
+        let below = list.checked_sub(1).map(|at| self.nodes[at as usize]);
+        let below = below.filter(|node| node.depth < MAX_DEPTH);
+        let gpu = entry.stamp.strength() == Strength::Gpu && entry.key < OP_KEY;
+        self.nodes.push(Node {
+            entry,
+            next: if below.is_some() { list } else { 0 },
+            depth: below.map_or(1, |node| node.depth + 1),
+            has_write: entry.write || below.is_some_and(|node| node.has_write),
+            has_read: !entry.write || below.is_some_and(|node| node.has_read),
+            across_blocks: below.is_some_and(|node| node.across_blocks || node.entry.key >> 6 != entry.key >> 6),
+            all_gpu: gpu && below.is_none_or(|node| node.all_gpu),
+        });
+        self.nodes.len() as ListId
+    }
+
+    /// Whether it is time to [`collect`](Chains::collect).
+    #[inline(always)]
+    pub(super) fn is_full(&self) -> bool {
+        self.nodes.len() > self.limit
+    }
+
+    /// Keeps only the lists that `lists` hold, and renames them there.
+    pub(super) fn collect<'a>(&mut self, lists: impl Iterator<Item = &'a mut ListId>) {
+        let lists: Vec<&mut ListId> = lists.filter(|list| **list != 0).collect();
+        let mut live = vec![false; self.nodes.len() + 1];
+        for list in &lists {
+            let mut at = **list;
+            while at != 0 && !live[at as usize] {
+                live[at as usize] = true;
+                at = self.nodes[at as usize - 1].next;
+            }
+        }
+        let mut renamed = vec![0; self.nodes.len() + 1];
+        let mut kept: Vec<Node> = Vec::new();
+        for (at, node) in self.nodes.iter().enumerate().filter(|(at, _)| live[at + 1]) {
+            kept.push(Node { next: renamed[node.next as usize], ..*node });
+            renamed[at + 1] = kept.len() as ListId;
+        }
+        lists.into_iter().for_each(|list| *list = renamed[*list as usize]);
+        self.limit = (2 * kept.len()).max(FIRST_LIMIT);
+        (self.nodes, self.memo) = (kept, Vec::new());
+    }
+}

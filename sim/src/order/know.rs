@@ -1,0 +1,411 @@
+//! What happens before a point of a thread, as epochs a warp.
+
+use super::{Agent, Key, LANES, Space};
+use std::rc::Rc;
+
+/// The lanes of one warp known to a higher (or lower) epoch than most of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Extra {
+    warp: u8,
+    mask: u32,
+    epoch: u32,
+}
+
+/// What is known of one block: for each warp an epoch and the lanes known up to it, a few lanes known up to another, and
+/// virtual agents' epochs. Epoch 0 is "nothing".
+#[derive(Clone, Debug, Default)]
+pub(super) struct BlockKnow {
+    epoch: [u32; LANES],
+    mask: [u32; LANES],
+    /// Warps that have entries in `extra`.
+    uneven: u32,
+    extra: Vec<Extra>,
+    /// Sorted by agent's index less 1024.
+    virtuals: Vec<(u16, u32)>,
+}
+
+impl BlockKnow {
+    /// The lanes of `warp` known at least up to `epoch`.
+    #[inline(always)]
+    fn known_mask(&self, warp: usize, epoch: u32) -> u32 {
+        let even = if self.epoch[warp] >= epoch { self.mask[warp] } else { 0 };
+        if self.uneven >> warp & 1 == 0 { even } else { even | self.known_extra(warp, epoch) }
+    }
+
+    #[cold]
+    fn known_extra(&self, warp: usize, epoch: u32) -> u32 {
+        let higher = self.extra.iter().filter(|x| x.warp as usize == warp && x.epoch >= epoch);
+        higher.fold(0, |mask, x| mask | x.mask)
+    }
+
+    fn virtual_epoch(&self, index: u16) -> u32 {
+        self.virtuals.binary_search_by_key(&index, |v| v.0).map_or(0, |at| self.virtuals[at].1)
+    }
+
+    /// Each lane's epoch.
+    fn lanes(&self, warp: usize) -> [u32; LANES] {
+        let mut lanes = [0; LANES];
+        let mut raise = |mask: u32, epoch: u32| {
+            for (lane, known) in lanes.iter_mut().enumerate() {
+                if mask >> lane & 1 != 0 {
+                    *known = epoch.max(*known);
+                }
+            }
+        };
+        raise(self.mask[warp], self.epoch[warp]);
+        if self.uneven >> warp & 1 != 0 {
+            self.extra.iter().filter(|x| x.warp as usize == warp).for_each(|x| raise(x.mask, x.epoch));
+        }
+        lanes
+    }
+
+    fn set_lanes(&mut self, warp: usize, lanes: &[u32; LANES]) {
+        if self.uneven >> warp & 1 != 0 {
+            self.extra.retain(|x| x.warp as usize != warp);
+            self.uneven &= !(1 << warp);
+        }
+        let mut left = (0..LANES).filter(|&lane| lanes[lane] > 0).fold(0u32, |mask, lane| mask | 1 << lane);
+        let (mut epoch, mut mask) = (0, 0u32);
+        while left != 0 {
+            let mut level = lanes[left.trailing_zeros() as usize];
+            let mut same = (0..LANES).filter(|&lane| lanes[lane] == level).fold(0u32, |mask, lane| mask | 1 << lane);
+            left &= !same;
+            if same.count_ones() > mask.count_ones() {
+                std::mem::swap(&mut level, &mut epoch);
+                std::mem::swap(&mut same, &mut mask);
+            }
+            if same != 0 {
+                self.extra.push(Extra { warp: warp as u8, mask: same, epoch: level });
+                self.uneven |= 1 << warp;
+            }
+        }
+        (self.epoch[warp], self.mask[warp]) = (epoch, mask);
+    }
+
+    /// `mask`'s lanes of `warp` become known up to `epoch` at least.
+    fn learn(&mut self, warp: usize, mask: u32, epoch: u32) {
+        if self.uneven >> warp & 1 == 0 {
+            let (known, lanes) = (self.epoch[warp], self.mask[warp]);
+            if known >= epoch && lanes & mask == mask {
+                return;
+            }
+            if known <= epoch && lanes & !mask == 0 {
+                (self.epoch[warp], self.mask[warp]) = (epoch, mask);
+                return;
+            }
+        }
+        let mut lanes = self.lanes(warp);
+        for (lane, known) in lanes.iter_mut().enumerate() {
+            if mask >> lane & 1 != 0 {
+                *known = epoch.max(*known);
+            }
+        }
+        self.set_lanes(warp, &lanes);
+    }
+
+    fn learn_virtual(&mut self, index: u16, epoch: u32) {
+        match self.virtuals.binary_search_by_key(&index, |v| v.0) {
+            Ok(at) => self.virtuals[at].1 = self.virtuals[at].1.max(epoch),
+            Err(at) => self.virtuals.insert(at, (index, epoch)),
+        }
+    }
+
+    /// Whether all that `other` knows is known here.
+    fn covers(&self, other: &BlockKnow) -> bool {
+        (0..LANES).all(|warp| self.covers_warp(other, warp))
+            && other.virtuals.iter().all(|&(index, epoch)| self.virtual_epoch(index) >= epoch)
+    }
+
+    #[inline(always)]
+    fn covers_warp(&self, other: &BlockKnow, warp: usize) -> bool {
+        let even = self.epoch[warp] >= other.epoch[warp] && other.mask[warp] & !self.mask[warp] == 0;
+        if (self.uneven | other.uneven) >> warp & 1 == 0 {
+            even
+        } else {
+            self.lanes(warp).iter().zip(other.lanes(warp)).all(|(mine, theirs)| *mine >= theirs)
+        }
+    }
+
+    fn join(&mut self, other: &BlockKnow) {
+        for warp in 0..LANES {
+            if (self.uneven | other.uneven) >> warp & 1 == 0 {
+                if other.mask[warp] != 0 {
+                    self.learn(warp, other.mask[warp], other.epoch[warp]);
+                }
+            } else {
+                let mut lanes = self.lanes(warp);
+                lanes.iter_mut().zip(other.lanes(warp)).for_each(|(mine, theirs)| *mine = theirs.max(*mine));
+                self.set_lanes(warp, &lanes);
+            }
+        }
+        for &(index, epoch) in &other.virtuals {
+            self.learn_virtual(index, epoch);
+        }
+    }
+}
+
+/// Replaces `mine` by the join of both; keeps one of the two where it covers the other, so that equal knowledge is shared.
+fn join_blocks(mine: &mut Rc<BlockKnow>, theirs: &Rc<BlockKnow>) {
+    if Rc::ptr_eq(mine, theirs) || mine.covers(theirs) {
+        return;
+    }
+    if theirs.covers(mine) {
+        *mine = theirs.clone();
+    } else {
+        Rc::make_mut(mine).join(theirs);
+    }
+}
+
+/// Bits of a block's index that one level of the map takes.
+const FAN: u32 = 4;
+/// Levels below the root.
+const DEPTH: u32 = 4;
+
+/// A persistent map from blocks to what is known of them: cloned in O(1), changed in O(depth), joined in O(differences).
+#[derive(Clone, Debug)]
+enum Map {
+    Leaf(Rc<BlockKnow>),
+    Inner(Box<[Option<Rc<Map>>; 1 << FAN]>),
+}
+
+impl Map {
+    fn empty() -> Map {
+        Map::Inner(Default::default())
+    }
+
+    fn slot(block: u32, level: u32) -> usize {
+        (block >> (FAN * level) & ((1 << FAN) - 1)) as usize
+    }
+
+    fn get(&self, block: u32, level: u32) -> Option<&Rc<BlockKnow>> {
+        match self {
+            Map::Leaf(know) => Some(know),
+            Map::Inner(children) => children[Map::slot(block, level)].as_ref()?.get(block, level.wrapping_sub(1)),
+        }
+    }
+
+    /// Joins `know` of `block` into a node of `level`.
+    fn learn(&mut self, block: u32, level: u32, know: &Rc<BlockKnow>) {
+        match self {
+            Map::Leaf(mine) => join_blocks(mine, know),
+            Map::Inner(children) => {
+                let child = &mut children[Map::slot(block, level)];
+                match child {
+                    Some(child) => Rc::make_mut(child).learn(block, level.wrapping_sub(1), know),
+                    None if level == 0 => *child = Some(Rc::new(Map::Leaf(know.clone()))),
+                    None => {
+                        let mut new = Map::empty();
+                        new.learn(block, level - 1, know);
+                        *child = Some(Rc::new(new));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn join_maps(mine: &mut Rc<Map>, theirs: &Rc<Map>) {
+    if Rc::ptr_eq(mine, theirs) {
+        return;
+    }
+    match (&**mine, &**theirs) {
+        (Map::Leaf(a), Map::Leaf(b)) => {
+            let mut joined = a.clone();
+            join_blocks(&mut joined, b);
+            if Rc::ptr_eq(&joined, b) {
+                *mine = theirs.clone();
+            } else if !Rc::ptr_eq(&joined, a) {
+                *mine = Rc::new(Map::Leaf(joined));
+            }
+        }
+        (Map::Inner(a), Map::Inner(b)) => {
+            let mut joined = a.clone();
+            let (mut as_a, mut as_b) = (true, true);
+            for ((slot, old), theirs) in joined.iter_mut().zip(a.iter()).zip(b.iter()) {
+                match (slot.as_mut(), theirs) {
+                    (Some(slot), Some(theirs)) => join_maps(slot, theirs),
+                    (None, Some(theirs)) => *slot = Some(theirs.clone()),
+                    _ => {}
+                }
+                as_a &= same(slot, old);
+                as_b &= same(slot, theirs);
+            }
+            if as_b {
+                *mine = theirs.clone();
+            } else if !as_a {
+                *mine = Rc::new(Map::Inner(joined));
+            }
+        }
+        _ => unreachable!("leaves of the map are all at the same depth"),
+    }
+}
+
+fn same(a: &Option<Rc<Map>>, b: &Option<Rc<Map>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Rc::ptr_eq(a, b),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+/// Epochs known of the own block and of others.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen {
+    own: Rc<BlockKnow>,
+    others: Option<Rc<Map>>,
+}
+
+impl Seen {
+    #[inline(always)]
+    fn known_mask(&self, block: u32, key: Key, epoch: u32) -> u32 {
+        if key >> 6 == block { Seen::of_block(&self.own, key, epoch) } else { self.known_elsewhere(key, epoch) }
+    }
+
+    #[cold]
+    fn known_elsewhere(&self, key: Key, epoch: u32) -> u32 {
+        let block = self.others.as_ref().and_then(|others| others.get(key >> 6, DEPTH));
+        block.map_or(0, |block| Seen::of_block(block, key, epoch))
+    }
+
+    #[inline(always)]
+    fn of_block(block: &BlockKnow, key: Key, epoch: u32) -> u32 {
+        let warp = (key & 63) as usize;
+        if warp < LANES {
+            return block.known_mask(warp, epoch);
+        }
+        let of = |lane: usize| block.virtual_epoch(((warp - LANES) * LANES + lane) as u16) >= epoch;
+        (0..LANES).filter(|&lane| of(lane)).fold(0, |mask, lane| mask | 1 << lane)
+    }
+
+    fn join(&mut self, block: u32, other: &Seen, other_block: u32) {
+        if block == other_block {
+            join_blocks(&mut self.own, &other.own);
+        } else if let Some(mine) = other.others.as_ref().and_then(|others| others.get(block, DEPTH)) {
+            join_blocks(&mut self.own, mine);
+        }
+        match (&mut self.others, &other.others) {
+            (Some(mine), Some(theirs)) => join_maps(mine, theirs),
+            (mine @ None, Some(theirs)) => *mine = Some(theirs.clone()),
+            _ => {}
+        }
+        if block != other_block {
+            let others = self.others.get_or_insert_with(|| Rc::new(Map::empty()));
+            if !others.get(other_block, DEPTH).is_some_and(|known| known.covers(&other.own)) {
+                Rc::make_mut(others).learn(other_block, DEPTH, &other.own);
+            }
+        }
+    }
+
+    fn learn(&mut self, block: u32, key: Key, mask: u32, epoch: u32) {
+        let warp = (key & 63) as usize;
+        let learn = |know: &mut BlockKnow| {
+            if warp < LANES {
+                know.learn(warp, mask, epoch);
+            } else {
+                for lane in (0..LANES).filter(|lane| mask >> lane & 1 != 0) {
+                    know.learn_virtual(((warp - LANES) * LANES + lane) as u16, epoch);
+                }
+            }
+        };
+        if self.known_mask(block, key, epoch) & mask == mask {
+            return;
+        }
+        if key >> 6 == block {
+            learn(Rc::make_mut(&mut self.own));
+        } else {
+            let mut new = BlockKnow::default();
+            learn(&mut new);
+            let others = self.others.get_or_insert_with(|| Rc::new(Map::empty()));
+            Rc::make_mut(others).learn(key >> 6, DEPTH, &Rc::new(new));
+        }
+    }
+
+    fn same(&self, other: &Seen) -> bool {
+        Rc::ptr_eq(&self.own, &other.own) && same(&self.others, &other.others)
+    }
+}
+
+/// What happens before a point: up to which epoch each agent's accesses do, and up to which its generic writes have also
+/// been made visible to the async proxy, in shared and in global memory. Cheap to clone.
+///
+/// A thread's own accesses are known to it without standing here; [`WarpOrder::release`](super::WarpOrder::release) adds them.
+#[derive(Clone, Debug)]
+pub struct Know {
+    pub(super) block: u32,
+    seen: Seen,
+    /// Always a part of `seen`; none when nobody on the path has fenced.
+    fenced: [Option<Seen>; 2],
+}
+
+impl Know {
+    /// Nothing but the host, seen from `block`.
+    pub fn nothing(block: u32) -> Know {
+        Know { block, seen: Seen::default(), fenced: [None, None] }
+    }
+
+    /// Whether `agent`'s accesses up to `epoch` happen before.
+    pub fn knows(&self, agent: Agent, epoch: u32) -> bool {
+        agent == Agent::HOST || self.known_mask(agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
+    }
+
+    /// Whether `agent`'s generic writes to `space` up to `epoch` are visible to the async proxy.
+    pub fn knows_fenced(&self, space: Space, agent: Agent, epoch: u32) -> bool {
+        agent == Agent::HOST || self.fenced_mask(space, agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
+    }
+
+    /// Adds: `agent`'s accesses up to `epoch` happen before.
+    pub fn learn(&mut self, agent: Agent, epoch: u32) {
+        if agent != Agent::HOST {
+            self.learn_mask(agent.0 >> 5, 1 << (agent.0 & 31), epoch);
+        }
+    }
+
+    /// Adds all that `other` knows, also when `other` was learned in another block.
+    pub fn join(&mut self, other: &Know) {
+        self.seen.join(self.block, &other.seen, other.block);
+        for (mine, theirs) in self.fenced.iter_mut().zip(&other.fenced) {
+            if let Some(theirs) = theirs {
+                mine.get_or_insert_with(Seen::default).join(self.block, theirs, other.block);
+            }
+        }
+    }
+
+    /// `fence.proxy.async`: all that is known is made visible to the async proxy too, in the spaces given.
+    pub fn fence_proxy(&mut self, shared: bool, global: bool) {
+        for (fenced, wanted) in self.fenced.iter_mut().zip([shared, global]) {
+            if wanted {
+                *fenced = Some(self.seen.clone());
+            }
+        }
+    }
+
+    /// The lanes of `key`'s warp known up to `epoch`.
+    #[inline(always)]
+    pub(super) fn known_mask(&self, key: Key, epoch: u32) -> u32 {
+        self.seen.known_mask(self.block, key, epoch)
+    }
+
+    pub(super) fn fenced_mask(&self, space: Space, key: Key, epoch: u32) -> u32 {
+        self.fenced[space as usize].as_ref().map_or(0, |fenced| fenced.known_mask(self.block, key, epoch))
+    }
+
+    pub(super) fn learn_mask(&mut self, key: Key, mask: u32, epoch: u32) {
+        self.seen.learn(self.block, key, mask, epoch);
+    }
+
+    pub(super) fn learn_fenced(&mut self, space: usize, key: Key, mask: u32, epoch: u32) {
+        self.fenced[space].get_or_insert_with(Seen::default).learn(self.block, key, mask, epoch);
+    }
+
+    /// Whether both are the same object; equal knowledge may be told apart.
+    pub(super) fn same(&self, other: &Know) -> bool {
+        let fenced = |a: &Option<Seen>, b: &Option<Seen>| match (a, b) {
+            (Some(a), Some(b)) => a.same(b),
+            (None, None) => true,
+            _ => false,
+        };
+        self.block == other.block
+            && self.seen.same(&other.seen)
+            && self.fenced.iter().zip(&other.fenced).all(|(a, b)| fenced(a, b))
+    }
+}

@@ -1,0 +1,191 @@
+//! Asynchronous operations: who started them, through which proxy they reach memory, and who has observed their end.
+
+use super::{Agent, Key, Know, OP_KEY, Space, WarpOrder};
+use std::collections::HashMap;
+
+/// An asynchronous operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OpId(u32);
+
+impl OpId {
+    pub(super) fn key(self) -> Key {
+        OP_KEY | self.0
+    }
+
+    pub(super) fn of_key(key: Key) -> OpId {
+        OpId(key & (OP_KEY - 1))
+    }
+}
+
+/// What an operation is; says its proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OpKind {
+    /// `cp.async`: the generic proxy.
+    Copy,
+    /// `cp.async.bulk` without a tensor map: the async proxy, as those below.
+    Bulk,
+    /// `cp.async.bulk.tensor`.
+    Tensor,
+    /// `cp.reduce.async.bulk`, tensor or not.
+    Reduce,
+    /// `st.async` and `red.async`.
+    Store,
+    /// Operands of `wgmma.mma_async` in shared memory.
+    Matrix,
+}
+
+impl OpKind {
+    /// Whether it reaches memory through the async proxy.
+    pub fn is_async_proxy(self) -> bool {
+        self != OpKind::Copy
+    }
+}
+
+/// From where an operation's end is seen: by `key`'s lanes at `epoch`, for `lanes` of the operation.
+#[derive(Clone, Debug)]
+struct Resolution {
+    lanes: u32,
+    key: Key,
+    epoch: u32,
+    /// The agent's lane for all of `lanes`; none: each lane resolves itself.
+    by: Option<u8>,
+}
+
+#[derive(Clone, Debug)]
+struct Op {
+    kind: OpKind,
+    issuer: Key,
+    pc: u32,
+    /// Lanes that started it.
+    lanes: u32,
+    /// Lanes with a resolution.
+    resolved: u32,
+    first: Option<Resolution>,
+    more: Vec<Resolution>,
+}
+
+/// The asynchronous operations of a launch.
+#[derive(Clone, Debug, Default)]
+pub struct Ops {
+    all: Vec<Op>,
+    open: HashMap<u32, Vec<OpId>>,
+}
+
+impl Ops {
+    /// None yet.
+    pub fn new() -> Ops {
+        Ops::default()
+    }
+
+    /// An operation that `lanes` of `warp` start at `pc`. One operation may stand for all lanes and for several instructions
+    /// that complete together (the `cp.async`s between two commits): lanes are told apart.
+    pub fn start(&mut self, kind: OpKind, warp: &WarpOrder, lanes: u32, pc: u32) -> OpId {
+        let id = OpId(self.all.len() as u32);
+        let (first, more) = (None, Vec::new());
+        self.all.push(Op { kind, issuer: warp.key(), pc, lanes, resolved: 0, first, more });
+        self.open.entry(warp.block()).or_default().push(id);
+        id
+    }
+
+    /// More lanes take part in `op`.
+    pub fn add_lanes(&mut self, op: OpId, lanes: u32) {
+        self.all[op.0 as usize].lanes |= lanes;
+    }
+
+    /// What it is.
+    pub fn kind(&self, op: OpId) -> OpKind {
+        self.all[op.0 as usize].kind
+    }
+
+    /// Where it was started, as given to [`start`](Ops::start).
+    pub fn pc(&self, op: OpId) -> u32 {
+        self.all[op.0 as usize].pc
+    }
+
+    /// Who started it: its first lane's agent.
+    pub fn issuer(&self, op: OpId) -> Agent {
+        let op = &self.all[op.0 as usize];
+        Agent(op.issuer << 5 | op.lanes.trailing_zeros() & 31)
+    }
+
+    /// All of `op` is complete as seen from `agent` at `epoch`: the thread that waited, or an mbarrier and its phase.
+    /// Several may see it.
+    pub fn resolve(&mut self, op: OpId, agent: Agent, epoch: u32) {
+        let by = Some((agent.0 & 31) as u8);
+        let op = &mut self.all[op.0 as usize];
+        op.add(Resolution { lanes: u32::MAX, key: agent.0 >> 5, epoch, by });
+    }
+
+    /// The parts of `lanes` in `op` are complete as seen from `agent` at `epoch`.
+    pub fn resolve_part(&mut self, op: OpId, lanes: u32, agent: Agent, epoch: u32) {
+        let by = Some((agent.0 & 31) as u8);
+        self.all[op.0 as usize].add(Resolution { lanes, key: agent.0 >> 5, epoch, by });
+    }
+
+    /// `lanes` of `warp` waited each for its own part of `op` (`cp.async.wait_group`, `wgmma.wait_group`): each lane
+    /// sees its own part complete from now on.
+    pub fn resolve_lanes(&mut self, op: OpId, warp: &WarpOrder, lanes: u32) {
+        let op = &mut self.all[op.0 as usize];
+        op.add(Resolution { lanes, key: warp.key(), epoch: warp.epoch(), by: None });
+    }
+
+    /// Whether every lane's part of `op` was seen complete by somebody.
+    pub fn is_resolved(&self, op: OpId) -> bool {
+        let op = &self.all[op.0 as usize];
+        op.lanes & !op.resolved == 0
+    }
+
+    /// The operations started by threads of `block` that nobody has seen complete; those complete are forgotten here.
+    pub fn pending(&mut self, block: u32) -> Vec<OpId> {
+        let mut open = self.open.remove(&block).unwrap_or_default();
+        open.retain(|&op| !self.is_resolved(op));
+        if !open.is_empty() {
+            self.open.insert(block, open.clone());
+        }
+        open
+    }
+
+    /// The lanes of the operation `key` whose end is in `know`.
+    pub(super) fn known_mask(&self, key: Key, know: &Know) -> u32 {
+        self.known(key, |key, epoch| know.known_mask(key, epoch))
+    }
+
+    /// The same for `lane` of `warp`, which also knows what it waited for itself.
+    pub(super) fn known_to_lane(&self, key: Key, warp: &WarpOrder, lane: u32, know: &Know) -> u32 {
+        self.known(key, |key, epoch| {
+            let own = if key == warp.key() && warp.epoch() >= epoch { 1 << lane } else { 0 };
+            know.known_mask(key, epoch) | own
+        })
+    }
+
+    /// The lanes of the operation `key` whose (generic) writes `lane` of `warp` knows to be visible to the async proxy.
+    pub(super) fn fenced_mask(&self, key: Key, warp: &WarpOrder, lane: u32, know: &Know, space: Space) -> u32 {
+        self.known(key, |key, epoch| {
+            let own = if key == warp.key() && warp.own_fenced(space, lane) >= epoch { 1 << lane } else { 0 };
+            know.fenced_mask(space, key, epoch) | own
+        })
+    }
+
+    fn known(&self, key: Key, seen: impl Fn(Key, u32) -> u32) -> u32 {
+        let op = &self.all[OpId::of_key(key).0 as usize];
+        op.first.iter().chain(&op.more).fold(0, |known, end| {
+            let lanes = seen(end.key, end.epoch);
+            let ended = match end.by {
+                None => lanes & end.lanes,
+                Some(lane) if lanes >> lane & 1 != 0 => end.lanes,
+                Some(_) => 0,
+            };
+            known | ended
+        })
+    }
+}
+
+impl Op {
+    fn add(&mut self, end: Resolution) {
+        self.resolved |= end.lanes;
+        match &mut self.first {
+            None => self.first = Some(end),
+            Some(_) => self.more.push(end),
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Happens-before the long way: every event is a node that holds the set of its ancestors.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+pub type Node = usize;
+/// Block, warp, lane.
+pub type Thread = (u32, u32, u32);
+
+#[derive(Default)]
+pub struct Graph {
+    ancestors: Vec<BTreeSet<Node>>,
+    now: BTreeMap<Thread, Node>,
+    proxy_fences: Vec<(Node, [bool; 2])>,
+}
+
+impl Graph {
+    pub fn node(&mut self, before: &[Node]) -> Node {
+        let mut all: BTreeSet<Node> = before.iter().copied().collect();
+        before.iter().for_each(|&b| all.extend(self.ancestors[b].iter().copied()));
+        self.ancestors.push(all);
+        self.ancestors.len() - 1
+    }
+
+    /// The thread's next event, after its last one and `before`.
+    pub fn event(&mut self, thread: Thread, before: &[Node]) -> Node {
+        let mut all = before.to_vec();
+        all.extend(self.now.get(&thread));
+        let node = self.node(&all);
+        self.now.insert(thread, node);
+        node
+    }
+
+    pub fn before(&self, a: Node, b: Node) -> bool {
+        a == b || self.ancestors[b].contains(&a)
+    }
+
+    pub fn proxy_fence(&mut self, thread: Thread, spaces: [bool; 2]) {
+        let node = self.event(thread, &[]);
+        self.proxy_fences.push((node, spaces));
+    }
+
+    /// Whether a proxy fence for `space` stands between.
+    pub fn fenced_between(&self, a: Node, b: Node, space: usize) -> bool {
+        let between =
+            |&(node, spaces): &(Node, [bool; 2])| spaces[space] && self.before(a, node) && self.before(node, b);
+        self.proxy_fences.iter().any(between)
+    }
+}

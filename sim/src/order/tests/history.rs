@@ -1,0 +1,450 @@
+//! Random small histories, judged by both.
+
+use super::graph::{Graph, Node, Thread};
+use crate::order::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+const CLUSTERS: Clusters = Clusters { grid: [3, 1, 1], cluster: [2, 1, 1] };
+const BLOCKS: u32 = 3;
+const WARPS: u32 = 2;
+/// Lanes that exist, as a mask.
+const ALL: u32 = 0b111;
+const BYTES: u64 = 32;
+const SCOPES: [Strength; 3] = [Strength::Cta, Strength::Cluster, Strength::Gpu];
+
+/// A raw step: which kind, by whom, and numbers that the kind makes something of.
+type Step = (u8, u8, u8, [u8; 4]);
+
+/// An access as the judge of the long way remembers it.
+#[derive(Debug)]
+struct Past {
+    node: Node,
+    thread: Thread,
+    writes: bool,
+    strength: Strength,
+    bytes: (u64, u64),
+    /// The operation and lane it belongs to.
+    op: Option<(OpId, u32)>,
+}
+
+/// A strong write to a location.
+struct Put {
+    thread: Thread,
+    node: Node,
+    releases: bool,
+    scope: Strength,
+    rmw: bool,
+    fences: Vec<(Node, Strength)>,
+}
+
+struct World {
+    warps: Vec<WarpOrder>,
+    graph: Graph,
+    shadow: Shadow,
+    space: Space,
+    ops: Ops,
+    vars: SyncVars,
+    past: Vec<Past>,
+    spoiled: BTreeSet<u64>,
+    written: BTreeSet<u64>,
+    tokens: Vec<Vec<(Know, Node)>>,
+    phase: u32,
+    ends: BTreeMap<(OpId, u32), Vec<Node>>,
+    open: Vec<(OpId, usize, u32)>,
+    puts: BTreeMap<u64, Vec<Put>>,
+    fences: BTreeMap<Thread, Vec<(Node, Strength)>>,
+    /// Strong reads: what they observed, first nodes with scope and block.
+    observed: BTreeMap<Thread, Vec<(Node, Strength, u32)>>,
+    /// Which accesses this history prefers.
+    taste: u8,
+    conflicts: usize,
+    /// Accesses found ordered after a conflicting one.
+    ordered: usize,
+}
+
+impl World {
+    fn new(space: Space, initialized: bool, taste: u8) -> World {
+        let warps = (0..BLOCKS * WARPS).map(|w| WarpOrder::new(w / WARPS, w % WARPS, ALL, Know::nothing(w / WARPS)));
+        World {
+            warps: warps.collect(),
+            graph: Graph::default(),
+            shadow: Shadow::new(space, BYTES, initialized),
+            space,
+            ops: Ops::new(),
+            vars: SyncVars::new(),
+            past: Vec::new(),
+            spoiled: BTreeSet::new(),
+            written: if initialized { (0..BYTES).collect() } else { BTreeSet::new() },
+            tokens: vec![Vec::new(), Vec::new()],
+            phase: 0,
+            ends: BTreeMap::new(),
+            open: Vec::new(),
+            puts: BTreeMap::new(),
+            fences: BTreeMap::new(),
+            observed: BTreeMap::new(),
+            taste: taste % 6,
+            conflicts: 0,
+            ordered: 0,
+        }
+    }
+
+    fn thread(w: usize, lane: u32) -> Thread {
+        (w as u32 / WARPS, w as u32 % WARPS, lane)
+    }
+
+    fn step(&mut self, step: Step) {
+        let (kind, warp, lanes, n) = step;
+        let w = warp as usize % self.warps.len();
+        let lanes = [ALL, ALL, ALL, 1, 2, 4, 3, 6][lanes as usize % 8];
+        if self.spoiled.len() as u64 > BYTES / 4 {
+            self.settle();
+        }
+        let kind = match self.taste {
+            4 => [0, 0, 0, 0, 0, 0, 6, 7, 0, 0, 0, 0, 8, 9][kind as usize % 14],
+            5 => [0, 6, 10, 11, 11, 13, 13, 8, 9, 7, 0, 10, 6, 13][kind as usize % 14],
+            _ => kind % 24,
+        };
+        match kind {
+            0..=5 | 20..=23 => self.access(w, lanes, n),
+            6 => self.block_barrier(w, n),
+            7 => self.sync(w, lanes),
+            8 => self.release_token(w, lanes, n),
+            9 => self.acquire_token(w, lanes, n),
+            10 => self.proxy_fence(w, lanes, n),
+            11..=12 => self.start_op(w, lanes, n),
+            13 => self.end_op(n),
+            14..=15 => self.strong(w, lanes, n, true),
+            16..=17 => self.strong(w, lanes, n, false),
+            18 => self.fence(w, lanes, n),
+            _ => self.cluster_barrier(w, lanes),
+        }
+    }
+
+    /// Judged bytes are few by now: all starts over, as at a launch's end.
+    fn settle(&mut self) {
+        self.shadow.settle();
+        self.past.clear();
+        self.spoiled.clear();
+    }
+
+    fn each(lanes: u32) -> impl Iterator<Item = u32> {
+        (0..3).filter(move |lane| lanes >> lane & 1 != 0)
+    }
+
+    fn block_barrier(&mut self, w: usize, n: [u8; 4]) {
+        let block = w as u32 / WARPS;
+        let of_block: Vec<usize> = (0..self.warps.len()).filter(|&v| v as u32 / WARPS == block).collect();
+        let lanes = if n[1].is_multiple_of(4) { 0b011 } else { ALL };
+        let arrives_only = |v: usize| n[0].is_multiple_of(4) && v == w;
+        let mut before = Vec::new();
+        for &v in &of_block {
+            before.extend(Self::each(lanes).map(|lane| self.graph.event(Self::thread(v, lane), &[])));
+        }
+        let meet = self.graph.node(&before);
+        for &v in of_block.iter().filter(|&&v| !arrives_only(v)) {
+            Self::each(lanes).for_each(|lane| _ = self.graph.event(Self::thread(v, lane), &[meet]));
+        }
+        let participants = self.warps.iter_mut().enumerate().filter(|(v, _)| of_block.contains(v));
+        let mut participants: Vec<_> =
+            participants.map(|(v, warp)| (warp, lanes, if arrives_only(v) { 0 } else { lanes })).collect();
+        barrier(&mut participants);
+    }
+
+    fn cluster_barrier(&mut self, w: usize, lanes: u32) {
+        let other = (w + WARPS as usize) % self.warps.len();
+        let before: Vec<Node> = [w, other]
+            .iter()
+            .flat_map(|&v| Self::each(lanes).map(move |lane| (v, lane)))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .map(|(v, lane)| self.graph.event(Self::thread(v, lane), &[]))
+            .collect();
+        let meet = self.graph.node(&before);
+        let mut all = self.warps[w].release(lanes);
+        all.join(&self.warps[other].release(lanes));
+        for v in [w, other] {
+            self.warps[v].acquire(lanes, &all);
+            Self::each(lanes).for_each(|lane| _ = self.graph.event(Self::thread(v, lane), &[meet]));
+        }
+    }
+
+    fn sync(&mut self, w: usize, lanes: u32) {
+        self.warps[w].sync(lanes);
+        let before: Vec<Node> = Self::each(lanes).map(|lane| self.graph.event(Self::thread(w, lane), &[])).collect();
+        let meet = self.graph.node(&before);
+        Self::each(lanes).for_each(|lane| _ = self.graph.event(Self::thread(w, lane), &[meet]));
+    }
+
+    fn release_token(&mut self, w: usize, lanes: u32, n: [u8; 4]) {
+        let know = self.warps[w].release(lanes);
+        let before: Vec<Node> = Self::each(lanes).map(|lane| self.graph.event(Self::thread(w, lane), &[])).collect();
+        let node = self.graph.node(&before);
+        self.tokens[n[0] as usize % 2].push((know, node));
+    }
+
+    fn acquire_token(&mut self, w: usize, lanes: u32, n: [u8; 4]) {
+        for (know, node) in &self.tokens[n[0] as usize % 2] {
+            self.warps[w].acquire(lanes, know);
+            Self::each(lanes).for_each(|lane| _ = self.graph.event(Self::thread(w, lane), &[*node]));
+        }
+    }
+
+    fn proxy_fence(&mut self, w: usize, lanes: u32, n: [u8; 4]) {
+        let spaces = [!n[0].is_multiple_of(4), n[0] % 4 != 1];
+        self.warps[w].fence_proxy(lanes, spaces[0], spaces[1]);
+        Self::each(lanes).for_each(|lane| self.graph.proxy_fence(Self::thread(w, lane), spaces));
+    }
+
+    fn fence(&mut self, w: usize, lanes: u32, n: [u8; 4]) {
+        let scope = SCOPES[n[0] as usize % 3];
+        self.warps[w].fence(lanes, scope);
+        for lane in Self::each(lanes) {
+            let thread = Self::thread(w, lane);
+            let node = self.graph.event(thread, &[]);
+            self.fences.entry(thread).or_default().push((node, scope));
+            let mut acquired = Vec::new();
+            for &(first, of, block) in self.observed.entry(thread).or_default().iter() {
+                if scope.min(of) >= CLUSTERS.between(block, thread.0) {
+                    acquired.push(first);
+                }
+            }
+            self.graph.event(thread, &acquired);
+        }
+    }
+
+    /// A strong access of one lane to one of two locations.
+    fn strong(&mut self, w: usize, lanes: u32, n: [u8; 4], writes: bool) {
+        let (lane, address) = (lanes.trailing_zeros(), n[0] as u64 % 2);
+        let scope = SCOPES[n[1] as usize % 3].max(SCOPES[n[1] as usize / 3 % 3]);
+        let sem = [Sem::Relaxed, Sem::Acquire, Sem::Release, Sem::AcqRel][n[2] as usize % 4];
+        let rmw = writes && !n[3].is_multiple_of(3);
+        let thread = Self::thread(w, lane);
+        if rmw || !writes {
+            self.vars.on_strong_read(address, &mut self.warps[w], lane, sem, scope, &CLUSTERS);
+            let acquired = self.observe(thread, address, matches!(sem, Sem::Acquire | Sem::AcqRel), scope);
+            self.graph.event(thread, &acquired);
+        }
+        if writes {
+            self.vars.on_strong_write(address, &mut self.warps[w], lane, sem, scope, rmw, &CLUSTERS);
+            let node = self.graph.event(thread, &[]);
+            let fences = self.fences.get(&thread).cloned().unwrap_or_default();
+            let releases = matches!(sem, Sem::Release | Sem::AcqRel);
+            self.puts.entry(address).or_default().push(Put { thread, node, releases, scope, rmw, fences });
+        }
+    }
+
+    /// First nodes of the release patterns that a read of `address` observes and acquires at once; the others are noted for
+    /// later fences.
+    fn observe(&mut self, thread: Thread, address: u64, acquires: bool, scope: Strength) -> Vec<Node> {
+        let puts = self.puts.entry(address).or_default();
+        let (mut at, mut reader) = (puts.len(), (thread.0, scope));
+        let mut firsts: Vec<(Node, Strength, u32)> = Vec::new();
+        while at > 0 {
+            at -= 1;
+            let put = &puts[at];
+            if put.scope.min(reader.1) < CLUSTERS.between(put.thread.0, reader.0) {
+                break;
+            }
+            firsts.extend(put.fences.iter().map(|&(node, scope)| (node, scope, put.thread.0)));
+            let own = puts[..=at].iter().filter(|old| old.thread == put.thread && old.releases);
+            firsts.extend(own.map(|old| (old.node, old.scope, old.thread.0)));
+            if !put.rmw {
+                break;
+            }
+            reader = (put.thread.0, put.scope);
+        }
+        let reaches = |&(_, of, block): &(Node, Strength, u32)| scope.min(of) >= CLUSTERS.between(block, thread.0);
+        let now = firsts.iter().filter(|first| acquires && reaches(first)).map(|first| first.0).collect();
+        self.observed.entry(thread).or_default().extend(firsts);
+        now
+    }
+
+    fn start_op(&mut self, w: usize, lanes: u32, n: [u8; 4]) {
+        let kind = [OpKind::Copy, OpKind::Bulk, OpKind::Reduce, OpKind::Matrix][n[0] as usize % 4];
+        let strength = if kind == OpKind::Reduce { Strength::Gpu } else { Strength::Weak };
+        let reads = n[0] >> 2 & 1 != 0;
+        let lanes = if kind == OpKind::Copy { lanes } else { 1 << lanes.trailing_zeros() };
+        let op = self.ops.start(kind, &self.warps[w], lanes, 7);
+        for lane in Self::each(lanes) {
+            let thread = Self::thread(w, lane);
+            let node = self.graph.event(thread, &[]);
+            let start = (n[1] as u64 + 4 * lane as u64) % BYTES;
+            let bytes = (start, (start + 1 + n[2] as u64 % 8).min(BYTES));
+            let mut out = Vec::new();
+            let cx = Cx { ops: &self.ops, clusters: &CLUSTERS };
+            let range = bytes.0..bytes.1;
+            if reads {
+                self.shadow.async_read(range, op, &self.warps[w], lane, 7, &cx, &mut out);
+            } else {
+                self.shadow.async_write(range, op, &self.warps[w], lane, strength, 7, &cx, &mut out);
+            }
+            let strength = if reads { Strength::Weak } else { strength };
+            let mine = Past { node, thread, writes: !reads, strength, bytes, op: Some((op, lane)) };
+            self.compare(mine, reads, out.first());
+        }
+        self.open.push((op, w, lanes));
+    }
+
+    /// The end of an operation: its lanes wait, or a virtual agent sees it for whoever acquires the token.
+    fn end_op(&mut self, n: [u8; 4]) {
+        if self.open.is_empty() {
+            return;
+        }
+        let (op, w, lanes) = self.open.swap_remove(n[0] as usize % self.open.len());
+        if n[1].is_multiple_of(2) {
+            self.ops.resolve_lanes(op, &self.warps[w], lanes);
+            for lane in Self::each(lanes) {
+                let node = self.graph.event(Self::thread(w, lane), &[]);
+                self.ends.entry((op, lane)).or_default().push(node);
+            }
+            return;
+        }
+        self.phase += 1;
+        let token = n[2] as usize % 2;
+        let agent = Agent::of_virtual(w as u32 / WARPS, 5 + token as u32);
+        self.ops.resolve(op, agent, self.phase);
+        let mut know = self.warps[w].release(lanes);
+        know.learn(agent, self.phase);
+        let before: Vec<Node> = Self::each(lanes).map(|lane| self.graph.event(Self::thread(w, lane), &[])).collect();
+        let node = self.graph.node(&before);
+        // Who knows a phase knows those before it: as of an mbarrier.
+        let mut earlier: Vec<Node> = self.tokens[token].iter().map(|t| t.1).collect();
+        earlier.push(node);
+        let node = self.graph.node(&earlier);
+        self.tokens[token].iter().for_each(|(old, _)| know.join(old));
+        Self::each(lanes).for_each(|lane| self.ends.entry((op, lane)).or_default().push(node));
+        self.tokens[token] = vec![(know, node)];
+    }
+
+    fn access(&mut self, w: usize, lanes: u32, n: [u8; 4]) {
+        let (access, mut strength) = self.choose(n);
+        if access == Access::Atomic {
+            strength = strength.max(Strength::Cta);
+        }
+        let bytes = [4, 4, 4, 2, 1, 8, 16][n[2] as usize % 7];
+        let n = if self.taste == 4 { [n[0], n[1], n[2], n[3] % 4] } else { n };
+        let stride = [0, bytes, bytes, 4][n[3] as usize % 4];
+        let mut offsets = [0; 32];
+        for (lane, offset) in offsets.iter_mut().enumerate() {
+            *offset = (n[3] as u64 / 4 * bytes + lane as u64 * stride) / bytes * bytes % BYTES;
+        }
+        let mut out = Vec::new();
+        let cx = Cx { ops: &self.ops, clusters: &CLUSTERS };
+        self.shadow.access(access, &self.warps[w], lanes, &offsets, bytes as u32, strength, 3, &cx, &mut out);
+        let in_order: Vec<u32> = self.warps[w].parts().flat_map(|(mask, _)| Self::each(mask & lanes)).collect();
+        for lane in in_order {
+            let thread = Self::thread(w, lane);
+            let node = self.graph.event(thread, &[]);
+            let start = offsets[lane as usize];
+            let writes = access != Access::Read;
+            let mine = Past { node, thread, writes, strength, bytes: (start, start + bytes), op: None };
+            let found: Vec<&Conflict> = out.iter().filter(|conflict| conflict.lane == lane).collect();
+            assert!(found.len() <= 1, "more than one conflict for lane {lane}");
+            self.compare(mine, access != Access::Write, found.first().copied());
+        }
+    }
+
+    /// By taste: anything, mostly reads, mostly strong accesses, weak ones only, reads of one place, operations and fences.
+    fn choose(&self, n: [u8; 4]) -> (Access, Strength) {
+        let anything = [Access::Read, Access::Write, Access::Read, Access::Write, Access::Atomic];
+        let reads = [Access::Read, Access::Read, Access::Read, Access::Read, Access::Write];
+        let access = [anything, reads, anything, anything, reads, anything][self.taste as usize][n[0] as usize % 5];
+        let mixed = [Strength::Weak, Strength::Weak, Strength::Weak, Strength::Cta, Strength::Cluster, Strength::Gpu];
+        let strong = [Strength::Gpu, Strength::Gpu, Strength::Gpu, Strength::Cta, Strength::Cluster, Strength::Weak];
+        let weak = [Strength::Weak; 6];
+        let strength = [mixed, mixed, strong, weak, mixed, weak][self.taste as usize][n[1] as usize % 6];
+        (access, strength)
+    }
+
+    /// Whether the shadow's verdict on `mine` is one that the graph gives; then `mine` is past.
+    fn compare(&mut self, mine: Past, reads: bool, found: Option<&Conflict>) {
+        let touched: BTreeSet<u64> = (mine.bytes.0..mine.bytes.1).collect();
+        if touched.is_disjoint(&self.spoiled) {
+            let mut kinds = BTreeSet::new();
+            if reads && !touched.is_subset(&self.written) {
+                kinds.insert("uninitialized");
+            }
+            kinds.extend(self.past.iter().filter_map(|old| self.judge(&mine, old)));
+            let kind = found.map(|conflict| match conflict.kind {
+                ConflictKind::Uninitialized => "uninitialized",
+                ConflictKind::Race { .. } => "race",
+                ConflictKind::NotWaited(_) => "not waited",
+                ConflictKind::Proxy => "proxy",
+            });
+            let agrees = kind.map_or(kinds.is_empty(), |kind| kinds.contains(kind));
+            let past: Vec<&Past> = self.past.iter().filter(|old| Self::meets(&mine, old)).collect();
+            assert!(agrees, "the shadow says {found:?}, the graph {kinds:?} of {mine:?} after {past:#?}");
+            self.conflicts += !kinds.is_empty() as usize;
+            let met = self.past.iter().any(|old| Self::meets(&mine, old));
+            self.ordered += (kinds.is_empty() && met) as usize;
+            if !kinds.is_empty() {
+                self.spoiled.extend(&touched);
+            }
+        } else {
+            self.spoiled.extend(&touched);
+        }
+        if mine.writes {
+            self.written.extend(touched);
+        }
+        self.past.push(mine);
+    }
+
+    /// Whether the two need an order.
+    fn meets(mine: &Past, old: &Past) -> bool {
+        let apart = mine.bytes.1 <= old.bytes.0 || old.bytes.1 <= mine.bytes.0;
+        !apart && (mine.writes || old.writes) && (mine.op.is_none() || mine.op != old.op)
+    }
+
+    fn judge(&self, mine: &Past, old: &Past) -> Option<&'static str> {
+        if !Self::meets(mine, old) {
+            return None;
+        }
+        let through_async = |past: &Past| past.op.is_some_and(|(op, _)| self.ops.kind(op).is_async_proxy());
+        let weakest = mine.strength.min(old.strength);
+        let strong = weakest != Strength::Weak && weakest >= CLUSTERS.between(mine.thread.0, old.thread.0);
+        let seen: Vec<Node> = match old.op {
+            None => vec![old.node],
+            Some(end) => self.ends.get(&end).cloned().unwrap_or_default(),
+        };
+        if !seen.iter().any(|&node| self.graph.before(node, mine.node)) {
+            let exempt = strong && through_async(mine) == through_async(old);
+            return (!exempt).then_some(if old.op.is_some() { "not waited" } else { "race" });
+        }
+        let fenced = |&node: &Node| self.graph.fenced_between(node, mine.node, self.space as usize);
+        let unseen = through_async(mine) && old.writes && !through_async(old) && !seen.iter().any(fenced);
+        unseen.then_some("proxy")
+    }
+}
+
+/// `count` random bytes' worth of a step.
+fn random_step(random: &mut impl FnMut() -> u64) -> Step {
+    let bytes = random().to_le_bytes();
+    (bytes[0], bytes[1], bytes[2], [bytes[3], bytes[4], bytes[5], bytes[6]])
+}
+
+fn run(seed: u64, steps: usize) -> (usize, usize) {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 8
+    };
+    let head = random();
+    let space = if head & 1 != 0 { Space::Shared } else { Space::Global };
+    let mut world = World::new(space, head & 6 != 0, (head >> 3) as u8);
+    (0..steps).for_each(|_| world.step(random_step(&mut random)));
+    (world.conflicts, world.ordered)
+}
+
+/// Histories that end early come first, so that a failure shows short.
+#[test]
+fn verdicts_are_those_of_the_graph() {
+    let (mut conflicts, mut ordered) = (0, 0);
+    for seed in 0..4000 {
+        let (c, o) = run(seed, 10 + seed as usize / 40);
+        conflicts += c;
+        ordered += o;
+    }
+    assert!(conflicts > 10_000 && ordered > 10_000, "too tame: {conflicts} conflicts, {ordered} ordered");
+}

@@ -1,0 +1,33 @@
+//! Lists of older accesses lose only what a later access of the same lanes stands for.
+
+use crate::order::chain::{Chains, Entry};
+use crate::order::{Stamp, Strength};
+use std::collections::HashMap;
+
+#[test]
+fn a_list_keeps_every_lanes_last_access_and_stays_short() {
+    let mut state = 88172645463325252u64;
+    let mut random = move |below: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as u32 % below as u32
+    };
+    let mut chains = Chains::default();
+    let (mut list, mut last) = (0, HashMap::new());
+    for epoch in 1..2000 {
+        let (key, mask) = (random(7), [0b1, 0b10, 0b11, 0b1][random(4) as usize]);
+        let stamp = Stamp::new(epoch, 2, false, Strength::Weak);
+        list = chains.push(list, Entry { key, stamp, mask, pc: random(3), write: false });
+        (0..2).filter(|lane| mask >> lane & 1 != 0).for_each(|lane| _ = last.insert((key, lane), epoch));
+        for (&(key, lane), &epoch) in &last {
+            let stands =
+                |entry: &Entry| entry.key == key && entry.mask >> lane & 1 != 0 && entry.stamp.epoch() == epoch;
+            assert!(chains.entries(list).any(stands), "warp {key}, lane {lane}, epoch {epoch} is lost");
+        }
+        assert!(chains.entries(list).count() <= 7 * 3, "{} entries", chains.entries(list).count());
+        if chains.is_full() {
+            chains.collect(std::iter::once(&mut list));
+        }
+    }
+}

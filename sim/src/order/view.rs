@@ -1,0 +1,388 @@
+//! One access of lanes that know the same, held against cell after cell.
+
+use super::cell::Cell;
+use super::chain::{Chains, Entry, ListId};
+use super::shadow::{Conflict, ConflictKind, Cx, Other};
+use super::{Agent, Key, Know, LANES, NOBODY, OP_KEY, OpId, Space, Stamp, Strength, WarpOrder};
+
+/// A conflict whose lane is yet to be named.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fault {
+    kind: ConflictKind,
+    offset: u64,
+    other: (Agent, u32),
+    other_is: Other,
+}
+
+impl Fault {
+    pub(super) fn uninitialized(offset: u64) -> Fault {
+        let (kind, other) = (ConflictKind::Uninitialized, (Agent::HOST, 0));
+        Fault { kind, offset, other, other_is: Other::None }
+    }
+
+    pub(super) fn conflict(self, lane: u32) -> Conflict {
+        let Fault { kind, offset, other, other_is } = self;
+        Conflict { kind, offset, lane, other, other_is }
+    }
+}
+
+/// Which lanes of a warp (or operation) are known at an epoch: the last answer.
+#[derive(Clone, Copy)]
+pub(super) struct Answer {
+    key: Key,
+    stamp: Stamp,
+    known: u32,
+}
+
+impl Answer {
+    pub(super) const NONE: Answer = Answer { key: NOBODY, stamp: Stamp(u32::MAX), known: 0 };
+
+    #[inline(always)]
+    pub(super) fn covers(&self, key: Key, stamp: Stamp, mask: u32) -> bool {
+        self.key == key && self.stamp == stamp && mask & !self.known == 0
+    }
+}
+
+/// One access of lanes that know the same, walking over cells.
+pub(super) struct View<'a> {
+    space: Space,
+    warp: &'a WarpOrder,
+    know: &'a Know,
+    cx: &'a Cx<'a>,
+    /// What the access is recorded as: the warp or the operation.
+    key: Key,
+    stamp: Stamp,
+    pc: u32,
+    /// It goes through the async proxy.
+    is_async: bool,
+    /// It is weak and not through the async proxy.
+    is_plain: bool,
+    of_writer: Answer,
+    of_reader: Answer,
+    /// Lists all of whose entries are known whatever the lane.
+    known_list: ListId,
+    /// The last list made, of what.
+    pushed: (ListId, Entry, ListId),
+    /// The first thing wrong with the lane's access.
+    pub fault: Option<Fault>,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(
+        space: Space,
+        warp: &'a WarpOrder,
+        know: &'a Know,
+        cx: &'a Cx,
+        key: Key,
+        stamp: Stamp,
+        pc: u32,
+    ) -> Self {
+        let is_async = key >= OP_KEY && cx.ops.kind(OpId::of_key(key)).is_async_proxy();
+        let is_plain = !is_async && stamp.strength() == Strength::Weak;
+        let (of_writer, of_reader) = (Answer::NONE, Answer::NONE);
+        let (known_list, pushed, fault) = (0, (0, Cell::FRESH.read_entry(), 0), None);
+        View {
+            space,
+            warp,
+            know,
+            cx,
+            key,
+            stamp,
+            pc,
+            is_async,
+            is_plain,
+            of_writer,
+            of_reader,
+            known_list,
+            pushed,
+            fault,
+        }
+    }
+
+    /// `lane` accesses the cell at `offset`.
+    #[inline(always)]
+    pub(super) fn step<const WRITES: bool>(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
+        let me = self.key << 5 | lane;
+        let write_known =
+            self.of_writer.covers(cell.writer >> 5, cell.write, 1 << (cell.writer & 31)) || cell.writer == me;
+        let mine = cell.reader == self.key && cell.readers & !(1 << lane) == 0;
+        let again = !WRITES && cell.reader == self.key && cell.read == self.stamp;
+        let read_known = again || mine || self.of_reader.covers(cell.reader, cell.read, cell.readers);
+        if !(write_known && cell.older == self.known_list && self.is_plain) {
+            return self.step_with_care(WRITES, cell, offset, lane, lists);
+        }
+        if !read_known {
+            if WRITES || !self.was_pushed(cell, offset) {
+                return self.step_with_care(WRITES, cell, offset, lane, lists);
+            }
+            cell.older = self.pushed.2;
+        }
+        if WRITES {
+            *cell = Cell { writer: me, write: self.stamp, write_pc: self.pc, ..Cell::FRESH };
+        } else {
+            cell.readers = 1 << lane | if again { cell.readers } else { 0 };
+            (cell.reader, cell.read, cell.read_pc) = (self.key, self.stamp, self.pc);
+        }
+    }
+
+    #[inline(never)]
+    pub(super) fn step_with_care(&mut self, writes: bool, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
+        let found = if writes { self.write(cell, offset, lane, lists) } else { self.read(cell, offset, lane, lists) };
+        self.fault = self.fault.or(found);
+    }
+
+    /// Hands on what is wrong with `lane`'s access.
+    #[inline(always)]
+    pub(super) fn report(&mut self, lane: u32, out: &mut Vec<Conflict>) {
+        if self.fault.is_some() {
+            out.extend(self.fault.take().map(|fault| fault.conflict(lane)));
+        }
+    }
+
+    /// `lane` reads the cell at `offset`.
+    pub(super) fn read(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) -> Option<Fault> {
+        let mut fault = None;
+        let write_known = self.knows_writer(cell, lane);
+        if cell.writer != NOBODY && (self.is_async || !write_known) {
+            fault = self.judge(&cell.write_entry(), lane, offset, false, false);
+        }
+        if !lists.has_write(cell.older) {
+            self.known_list = cell.older;
+        } else if fault.is_none() {
+            fault = self.judge_list(cell.older, lane, offset, false, lists);
+        }
+        if cell.reader == self.key && cell.read == self.stamp {
+            cell.readers |= 1 << lane;
+        } else {
+            self.displace_reader(cell, offset, lane, lists);
+            (cell.reader, cell.read, cell.readers) = (self.key, self.stamp, 1 << lane);
+        }
+        cell.read_pc = self.pc;
+        fault
+    }
+
+    /// `lane` writes the cell at `offset`.
+    pub(super) fn write(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) -> Option<Fault> {
+        let mut fault = None;
+        let read_known = self.knows_reader(cell, lane);
+        if !read_known {
+            fault = self.judge(&cell.read_entry(), lane, offset, true, false);
+        }
+        if cell.older == 0 {
+            self.known_list = 0;
+        } else if cell.older != self.known_list && fault.is_none() {
+            fault = self.judge_list(cell.older, lane, offset, true, lists);
+        }
+        let write_known = self.knows_writer(cell, lane);
+        if cell.writer != NOBODY && fault.is_none() && (self.is_async || !write_known) {
+            let unread = cell.reader == NOBODY && !lists.has_read(cell.older);
+            fault = self.judge(&cell.write_entry(), lane, offset, true, unread);
+        }
+        if self.stamp.strength() != Strength::Weak {
+            self.keep_older(cell, offset, read_known, write_known, lists);
+        } else {
+            cell.older = 0;
+        }
+        let older = cell.older;
+        *cell = Cell { writer: self.key << 5 | lane, write: self.stamp, write_pc: self.pc, older, ..Cell::FRESH };
+        fault
+    }
+
+    /// Moves what a strong write does not stand for to the older accesses.
+    #[cold]
+    pub(super) fn keep_older(
+        &mut self,
+        cell: &mut Cell,
+        offset: u64,
+        read_known: bool,
+        write_known: bool,
+        lists: &mut Chains,
+    ) {
+        let mine = Entry { key: self.key, stamp: self.stamp, mask: 0, pc: self.pc, write: true };
+        if cell.reader != NOBODY && !(read_known && mine.subsumes(&cell.read_entry())) {
+            cell.older = self.push(cell.older, cell.read_entry(), offset, lists);
+        }
+        if cell.writer != NOBODY && !(write_known && mine.subsumes(&cell.write_entry())) {
+            cell.older = self.push(cell.older, cell.write_entry(), offset, lists);
+        }
+    }
+
+    /// Makes way for a new reader of the cell.
+    pub(super) fn displace_reader(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
+        if cell.reader == NOBODY {
+            return;
+        }
+        if self.knows_reader(cell, lane) {
+            if self.stamp.strength() == Strength::Weak {
+                return;
+            }
+            let mine = Entry { key: self.key, stamp: self.stamp, mask: 0, pc: self.pc, write: false };
+            if mine.subsumes(&cell.read_entry()) {
+                return;
+            }
+        }
+        cell.older = self.push(cell.older, cell.read_entry(), offset, lists);
+    }
+
+    pub(super) fn push(&mut self, list: ListId, mut entry: Entry, offset: u64, lists: &mut Chains) -> ListId {
+        entry.mask = entry.mask.rotate_right(entry.stamp.turn(offset));
+        let (of, pushed, new) = self.pushed;
+        if of == list && pushed == entry {
+            return new;
+        }
+        self.push_new(list, entry, lists)
+    }
+
+    /// Whether the cell's reader is what was last pushed onto its list.
+    #[inline(always)]
+    pub(super) fn was_pushed(&self, cell: &Cell, offset: u64) -> bool {
+        let (of, pushed, _) = &self.pushed;
+        let mask = cell.readers.rotate_right(cell.read.turn(offset));
+        *of == cell.older
+            && (pushed.key, pushed.stamp, pushed.pc) == (cell.reader, cell.read, cell.read_pc)
+            && pushed.mask == mask
+            && !pushed.write
+    }
+
+    pub(super) fn push_new(&mut self, list: ListId, entry: Entry, lists: &mut Chains) -> ListId {
+        let (ops, know) = (self.cx.ops, self.know);
+        let below = if entry.key >= OP_KEY && !entry.write {
+            lists.without(list, |old| old.key >= OP_KEY && !old.write && ops.known_mask(old.key, know) == u32::MAX)
+        } else {
+            list
+        };
+        let new = lists.push(below, entry);
+        self.pushed = (list, entry, new);
+        new
+    }
+
+    pub(super) fn knows_writer(&mut self, cell: &Cell, lane: u32) -> bool {
+        let (key, mask) = (cell.writer >> 5, 1 << (cell.writer & 31));
+        if self.of_writer.key != key || self.of_writer.stamp != cell.write {
+            self.of_writer = self.ask(key, cell.write);
+        }
+        mask & !self.of_writer.known == 0 || self.may_know_more(key) && self.knows_exactly(key, cell.write, mask, lane)
+    }
+
+    pub(super) fn knows_reader(&mut self, cell: &Cell, lane: u32) -> bool {
+        if self.of_reader.key != cell.reader || self.of_reader.stamp != cell.read {
+            self.of_reader = self.ask(cell.reader, cell.read);
+        }
+        cell.readers & !self.of_reader.known == 0
+            || self.may_know_more(cell.reader) && self.knows_exactly(cell.reader, cell.read, cell.readers, lane)
+    }
+
+    /// Whether a lane may know more of `key` than stands in what it knows: its own accesses, and what it waited for.
+    pub(super) fn may_know_more(&self, key: Key) -> bool {
+        key == self.warp.key() || key >= OP_KEY
+    }
+
+    pub(super) fn ask(&self, key: Key, stamp: Stamp) -> Answer {
+        let known = if key >= NOBODY >> 5 {
+            u32::MAX
+        } else if key < OP_KEY {
+            self.know.known_mask(key, stamp.epoch())
+        } else {
+            self.cx.ops.known_mask(key, self.know)
+        };
+        Answer { key, stamp, known }
+    }
+
+    /// With what `lane` itself did.
+    pub(super) fn knows_exactly(&self, key: Key, stamp: Stamp, mask: u32, lane: u32) -> bool {
+        let own = if key == self.key || key == self.warp.key() { 1 << lane } else { 0 };
+        let known = if key < OP_KEY {
+            self.know.known_mask(key, stamp.epoch())
+        } else {
+            self.cx.ops.known_to_lane(key, self.warp, lane, self.know)
+        };
+        mask & !(known | own) == 0
+    }
+
+    /// What is wrong between `lane`'s access and an earlier one, its mask not turned.
+    #[cold]
+    pub(super) fn judge(&self, old: &Entry, lane: u32, offset: u64, writes: bool, unread: bool) -> Option<Fault> {
+        let of_op = old.key >= OP_KEY;
+        let op = OpId::of_key(old.key);
+        let other_is = match (of_op, old.write, old.stamp.atomic()) {
+            (true, ..) => Other::Async(op),
+            (_, false, _) => Other::Read,
+            (_, _, true) => Other::Atomic,
+            _ => Other::Write,
+        };
+        let fault = |kind, lane: u32| {
+            let agent = if of_op { Agent(self.cx.ops.issuer(op).0 & !31 | lane) } else { Agent(old.key << 5 | lane) };
+            Some(Fault { kind, offset, other: (agent, old.pc), other_is })
+        };
+        let unknown = (0..LANES as u32)
+            .filter(|other| old.mask >> other & 1 != 0)
+            .find(|other| !self.knows_exactly(old.key, old.stamp, 1 << other, lane));
+        if let Some(other) = unknown {
+            if self.strong_enough(old) {
+                return None;
+            }
+            let two_stores = writes && unread && other_is == Other::Write && !self.stamp.atomic() && self.key < OP_KEY;
+            let kind = if of_op { ConflictKind::NotWaited(op) } else { ConflictKind::Race { two_stores } };
+            return fault(kind, other);
+        }
+        if self.is_async && old.write && !self.is_fenced(old, lane) {
+            return fault(ConflictKind::Proxy, old.mask.trailing_zeros());
+        }
+        None
+    }
+
+    /// Whether both accesses are strong and each one's scope includes the other's thread.
+    pub(super) fn strong_enough(&self, old: &Entry) -> bool {
+        let (mine, theirs) = (self.stamp.strength(), old.stamp.strength());
+        if mine.min(theirs) == Strength::Weak {
+            return false;
+        }
+        let of_op = old.key >= OP_KEY;
+        let ops = self.cx.ops;
+        let through_async = of_op && ops.kind(OpId::of_key(old.key)).is_async_proxy();
+        let block = if of_op { ops.issuer(OpId::of_key(old.key)).block() } else { old.key >> 6 };
+        through_async == self.is_async && mine.min(theirs) >= self.cx.clusters.between(block, self.warp.block())
+    }
+
+    pub(super) fn is_fenced(&self, old: &Entry, lane: u32) -> bool {
+        if old.key == self.key {
+            return true;
+        }
+        if old.key < OP_KEY {
+            let epoch = old.stamp.epoch();
+            let own = old.key == self.warp.key() && self.warp.own_fenced(self.space, lane) >= epoch;
+            let known = self.know.fenced_mask(self.space, old.key, epoch) | (own as u32) << lane;
+            return old.mask & !known == 0;
+        }
+        let through_async = self.cx.ops.kind(OpId::of_key(old.key)).is_async_proxy();
+        through_async || {
+            let known = self.cx.ops.fenced_mask(old.key, self.warp, lane, self.know, self.space);
+            old.mask & !known == 0
+        }
+    }
+
+    pub(super) fn judge_list(
+        &mut self,
+        list: ListId,
+        lane: u32,
+        offset: u64,
+        writes: bool,
+        lists: &Chains,
+    ) -> Option<Fault> {
+        if self.stamp.strength() == Strength::Gpu && self.key < OP_KEY && lists.all_gpu(list) {
+            return None;
+        }
+        let mut wholly_known = true;
+        for old in lists.entries(list).filter(|old| writes || old.write) {
+            wholly_known &= self.ask(old.key, old.stamp).known == u32::MAX;
+            let old = Entry { mask: old.mask.rotate_left(old.stamp.turn(offset)), ..*old };
+            if let Some(fault) = self.judge(&old, lane, offset, writes, false) {
+                return Some(fault);
+            }
+        }
+        if writes && wholly_known && !self.is_async {
+            self.known_list = list;
+        }
+        None
+    }
+}

@@ -1,0 +1,109 @@
+//! Bulk and tensor copies: the many shapes of `cp.async.bulk` and `cp.reduce.async.bulk`.
+
+use super::ProgramError;
+use super::decode::{Decoder, parse_type};
+use super::op::*;
+use crate::ptx::ast::{Instruction, Operand, Type};
+use crate::tensor_map::{ReduceOp, Reduction};
+
+/// Decodes one; forms that are not known (im2col, gather) are unsupported.
+pub(super) fn decode(d: &mut Decoder, i: &Instruction, parts: &[&str]) -> Result<Op, ProgramError> {
+    let has = |p: &str| parts.contains(&p);
+    if parts.iter().any(|p| p.starts_with("im2col") || p.contains("gather") || p.contains("scatter") || *p == "cp_mask") {
+        return Ok(Op::Unsupported(i.opcode.as_str().into()));
+    }
+    let tensor = has("tensor");
+    let multicast = has("multicast::cluster");
+    let spaces: Vec<Window> = parts.iter().filter_map(|p| space(p)).collect();
+    let o = &i.operands;
+    if has("prefetch") {
+        let (src, src_window) = d.o.address(first(d, o, 0)?, Window::Global)?;
+        let kind = if tensor { BulkKind::TensorPrefetch } else { BulkKind::Prefetch };
+        let coords = if tensor { coordinates(d, &o[0])? } else { Vec::new() };
+        let size = if tensor { None } else { Some(d.o.source(first(d, o, 1)?, Type::B32)?) };
+        return Ok(Op::Bulk(Box::new(Bulk {
+            kind,
+            dst: src,
+            dst_window: src_window,
+            src,
+            src_window,
+            size,
+            coords,
+            mbarrier: None,
+            multicast: None,
+            reduce: None,
+        })));
+    }
+    let [to, from] = spaces[..] else { return Ok(Op::Unsupported(i.opcode.as_str().into())) };
+    let kind = match (tensor, to, from) {
+        (true, Window::Global, _) => BulkKind::TensorStore,
+        (true, _, Window::Global) => BulkKind::TensorLoad,
+        (false, Window::Global, _) => BulkKind::Store,
+        (false, _, Window::Global) => BulkKind::Load,
+        (false, _, _) => BulkKind::SharedToShared,
+        _ => return Ok(Op::Unsupported(i.opcode.as_str().into())),
+    };
+    // The tensor side is a map in generic address space.
+    let side = |w: Window, is_tensor: bool| if is_tensor { Window::Generic } else { w };
+    let (dst, dst_window) = d.o.address(first(d, o, 0)?, side(to, kind == BulkKind::TensorStore))?;
+    let (src, src_window) = d.o.address(first(d, o, 1)?, side(from, kind == BulkKind::TensorLoad))?;
+    let coords = match kind {
+        BulkKind::TensorLoad => coordinates(d, &o[1])?,
+        BulkKind::TensorStore => coordinates(d, &o[0])?,
+        _ => Vec::new(),
+    };
+    let mut next = 2;
+    let mut take = || {
+        next += 1;
+        o.get(next - 1)
+    };
+    let missing = |d: &Decoder| d.o.error("an operand is missing");
+    let size = match kind {
+        BulkKind::TensorLoad | BulkKind::TensorStore => None,
+        _ => Some(d.o.source(take().ok_or_else(|| missing(d))?, Type::B32)?),
+    };
+    let mbarrier = if parts.iter().any(|p| p.starts_with("mbarrier::complete_tx")) {
+        Some(d.o.address(take().ok_or_else(|| missing(d))?, Window::Shared)?.0)
+    } else {
+        None
+    };
+    let multicast = match multicast {
+        true => Some(d.o.source(take().ok_or_else(|| missing(d))?, Type::B16)?),
+        false => None,
+    };
+    let reduce = if parts[1] == "reduce" {
+        let op = *parts.iter().find(|p| ReduceOp::parse(p).is_some()).ok_or_else(|| d.o.error("no operation"))?;
+        if tensor {
+            ReduceOp::parse(op).map(BulkReduce::Mapped)
+        } else {
+            let ty = parts.iter().rev().find(|p| parse_type(p).is_some()).copied().unwrap_or("");
+            match Reduction::bulk(op, has("noftz"), ty, to != Window::Global) {
+                Some(r) => Some(BulkReduce::Typed(r)),
+                None => return Ok(Op::Unsupported(i.opcode.as_str().into())),
+            }
+        }
+    } else {
+        None
+    };
+    Ok(Op::Bulk(Box::new(Bulk { kind, dst, dst_window, src, src_window, size, coords, mbarrier, multicast, reduce })))
+}
+
+fn first<'o>(d: &Decoder, o: &'o [Operand], index: usize) -> Result<&'o Operand, ProgramError> {
+    o.get(index).ok_or_else(|| d.o.error("an operand is missing"))
+}
+
+fn coordinates(d: &mut Decoder, operand: &Operand) -> Result<Vec<u32>, ProgramError> {
+    match operand {
+        Operand::TensorAddress(_, _, list) => list.iter().map(|c| d.o.source(c, Type::S32)).collect(),
+        _ => Err(d.o.error("coordinates are needed")),
+    }
+}
+
+fn space(part: &str) -> Option<Window> {
+    Some(match part {
+        "global" => Window::Global,
+        "shared::cta" => Window::Shared,
+        "shared::cluster" => Window::SharedCluster,
+        _ => return None,
+    })
+}

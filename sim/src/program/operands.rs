@@ -1,0 +1,402 @@
+//! Operands to rows: registers, immediates, special registers and addresses of variables.
+
+use super::decode::{Layout, signed_type, type_bits};
+use super::op::{Addr, Arg, Window};
+use super::{Code, Fixed, Fixup, ProgramError};
+use crate::layout;
+use crate::ptx::ast::{Base, Function, Operand, Type};
+use crate::regs::{Row, Slot};
+use std::collections::HashMap;
+
+/// Turns the operands of one function into rows.
+pub struct Operands<'a> {
+    /// The function.
+    pub function: &'a Function,
+    /// What is being built.
+    pub code: Code,
+    layout: &'a Layout,
+    /// Row, or predicate, of each register.
+    registers: Vec<u32>,
+    constants: HashMap<(u128, u8), Slot>,
+    constant_predicates: HashMap<bool, u32>,
+    fixed: HashMap<(Fixed, bool), Slot>,
+    locals: HashMap<i64, Slot>,
+    local_offsets: HashMap<String, u32>,
+    param_offsets: HashMap<String, (u32, u32)>,
+    line: u32,
+}
+
+/// Rows of a register of this type.
+pub fn rows_of(ty: Type) -> u8 {
+    match type_bits(ty) {
+        0..=32 => 1,
+        64 => 2,
+        _ => 4,
+    }
+}
+
+impl<'a> Operands<'a> {
+    /// Gives every register its row and every local variable its offset.
+    pub fn new(function: &'a Function, layout: &'a Layout) -> Operands<'a> {
+        let mut code = Code { name: function.name.clone(), ..Code::default() };
+        let mut registers = Vec::with_capacity(function.registers.len());
+        let mut rows = 0u32;
+        for r in &function.registers {
+            if r.ty == Type::Pred {
+                registers.push(code.predicates);
+                code.predicates += 1;
+            } else {
+                registers.push(rows);
+                rows += rows_of(r.ty) as u32;
+            }
+        }
+        code.register_rows = rows;
+        code.register_predicates = code.predicates;
+        code.template = vec![Row([0; 32]); rows as usize];
+        code.predicate_template = vec![0; code.predicates as usize];
+        let mut out = Operands {
+            function,
+            code,
+            layout,
+            registers,
+            constants: HashMap::new(),
+            constant_predicates: HashMap::new(),
+            fixed: HashMap::new(),
+            locals: HashMap::new(),
+            local_offsets: HashMap::new(),
+            param_offsets: HashMap::new(),
+            line: 0,
+        };
+        out.place_variables();
+        out
+    }
+
+    fn place_variables(&mut self) {
+        use crate::ptx::ast::Space;
+        let function = self.function;
+        let (mut local, mut param) = (0u32, 0u32);
+        if !function.kernel {
+            for (list, formals) in [(&function.params, true), (&function.returns, false)] {
+                for p in list {
+                    let arg = match p.register {
+                        Some(r) if function.registers[r as usize].ty == Type::Pred => {
+                            Arg::Predicate(self.registers[r as usize])
+                        }
+                        Some(r) => Arg::Row {
+                            slot: self.registers[r as usize],
+                            rows: rows_of(function.registers[r as usize].ty),
+                        },
+                        None => {
+                            param = param.next_multiple_of(p.align.max(1));
+                            self.param_offsets.insert(p.name.clone(), (param, p.size));
+                            let arg = Arg::Bytes { offset: param, size: p.size };
+                            param += p.size;
+                            arg
+                        }
+                    };
+                    if formals { &mut self.code.formals } else { &mut self.code.returns }.push(arg);
+                }
+            }
+        }
+        for v in &function.variables {
+            match v.space {
+                Space::Local => {
+                    local = local.next_multiple_of(v.align.max(1));
+                    self.local_offsets.insert(v.name.clone(), local);
+                    local += v.size as u32;
+                }
+                Space::Param => {
+                    param = param.next_multiple_of(v.align.max(1));
+                    self.param_offsets.insert(v.name.clone(), (param, v.size as u32));
+                    param += v.size as u32;
+                }
+                _ => {}
+            }
+        }
+        self.code.local_bytes = local.next_multiple_of(16);
+        self.code.param_bytes = param;
+    }
+
+    /// Names the line in errors.
+    pub fn at_line(&mut self, line: u32) {
+        self.line = line;
+    }
+
+    /// An error at the current line.
+    pub fn error(&self, what: impl Into<String>) -> ProgramError {
+        ProgramError::Operand { line: self.line, what: what.into() }
+    }
+
+    /// The type of a register operand.
+    pub fn register_type(&self, operand: &Operand) -> Option<Type> {
+        match operand {
+            Operand::Register(r) => Some(self.function.registers[*r as usize].ty),
+            _ => None,
+        }
+    }
+
+    /// Whether a register operand is 64 bits wide.
+    pub fn is_wide(&self, operand: &Operand) -> bool {
+        self.register_type(operand).is_some_and(|t| type_bits(t) == 64)
+    }
+
+    /// A row that holds `value` in every lane; `rows` 1, 2 or 4.
+    pub fn constant(&mut self, value: u128, rows: u8) -> Slot {
+        if let Some(&slot) = self.constants.get(&(value, rows)) {
+            return slot;
+        }
+        let slot = self.code.template.len() as Slot;
+        let bytes = value.to_le_bytes();
+        let width = rows as usize * 4;
+        let mut data = Vec::with_capacity(32 * width);
+        for _ in 0..32 {
+            data.extend_from_slice(&bytes[..width]);
+        }
+        for chunk in data.chunks_exact(128) {
+            let mut row = Row([0; 32]);
+            for (lane, b) in chunk.chunks_exact(4).enumerate() {
+                row.0[lane] = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            }
+            self.code.template.push(row);
+        }
+        self.constants.insert((value, rows), slot);
+        slot
+    }
+
+    /// The predicate that is always `value`.
+    pub fn constant_predicate(&mut self, value: bool) -> u32 {
+        if let Some(&p) = self.constant_predicates.get(&value) {
+            return p;
+        }
+        let p = self.code.predicates;
+        self.code.predicates += 1;
+        self.code.predicate_template.push(if value { u32::MAX } else { 0 });
+        self.constant_predicates.insert(value, p);
+        p
+    }
+
+    /// The row of a special register that never changes.
+    pub fn fixed(&mut self, which: Fixed, wide: bool) -> Slot {
+        if let Some(&slot) = self.fixed.get(&(which, wide)) {
+            return slot;
+        }
+        let slot = self.constant_row(if wide { 2 } else { 1 });
+        self.code.fixups.push(Fixup::Special { slot, which, wide });
+        self.fixed.insert((which, wide), slot);
+        slot
+    }
+
+    fn constant_row(&mut self, rows: usize) -> Slot {
+        let slot = self.code.template.len() as Slot;
+        self.code.template.extend(std::iter::repeat_n(Row([0; 32]), rows));
+        slot
+    }
+
+    /// The row of a source operand read as `ty`.
+    pub fn source(&mut self, operand: &Operand, ty: Type) -> Result<Slot, ProgramError> {
+        let rows = rows_of(ty);
+        match operand {
+            Operand::Register(r) => {
+                let declared = self.function.registers[*r as usize].ty;
+                if declared == Type::Pred {
+                    return Err(self.error(format!("{} is a predicate", self.function.registers[*r as usize].name)));
+                }
+                if rows_of(declared) < rows {
+                    let name = &self.function.registers[*r as usize].name;
+                    return Err(self.error(format!("{name} is too narrow for the instruction")));
+                }
+                Ok(self.registers[*r as usize])
+            }
+            Operand::Integer(value) => Ok(self.constant(truncate(*value, ty), rows)),
+            Operand::Float32(bits) => {
+                let value = f32::from_bits(*bits);
+                Ok(self.constant(float_bits(value as f64, Some(*bits), ty), rows))
+            }
+            Operand::Float64(bits) => Ok(self.constant(float_bits(f64::from_bits(*bits), None, ty), rows)),
+            Operand::Special(name) => self.special(name, rows == 2),
+            Operand::Symbol(name, offset) => self.symbol(name, *offset, rows),
+            other => Err(self.error(format!("{other:?} is not a value"))),
+        }
+    }
+
+    /// The row of a destination; `None` for `_`.
+    pub fn destination(&mut self, operand: &Operand) -> Result<Option<Slot>, ProgramError> {
+        match operand {
+            Operand::Register(r) if self.function.registers[*r as usize].ty != Type::Pred => {
+                Ok(Some(self.registers[*r as usize]))
+            }
+            Operand::Sink => Ok(None),
+            other => Err(self.error(format!("{other:?} is not a register"))),
+        }
+    }
+
+    /// The row of a destination that must be there.
+    pub fn register(&mut self, operand: &Operand) -> Result<Slot, ProgramError> {
+        self.destination(operand)?.ok_or_else(|| self.error("a register is needed, not _"))
+    }
+
+    /// A predicate and whether it is negated.
+    pub fn predicate(&mut self, operand: &Operand) -> Result<(u32, bool), ProgramError> {
+        match operand {
+            Operand::Register(r) if self.function.registers[*r as usize].ty == Type::Pred => {
+                Ok((self.registers[*r as usize], false))
+            }
+            Operand::Not(r) if self.function.registers[*r as usize].ty == Type::Pred => {
+                Ok((self.registers[*r as usize], true))
+            }
+            Operand::Integer(value) => Ok((self.constant_predicate(*value != 0), false)),
+            other => Err(self.error(format!("{other:?} is not a predicate"))),
+        }
+    }
+
+    /// The index of a predicate register.
+    pub fn guard(&self, register: u32) -> u32 {
+        self.registers[register as usize]
+    }
+
+    /// An address operand and, for symbols, the window that the symbol lies in.
+    pub fn address(&mut self, operand: &Operand, window: Window) -> Result<(Addr, Window), ProgramError> {
+        let (base, offset) = match operand {
+            Operand::Address(base, offset) | Operand::TensorAddress(base, offset, _) => (base, *offset),
+            Operand::Register(r) => (&Base::Register(*r), 0),
+            Operand::Symbol(name, offset) => (&Base::Symbol(name.clone()), *offset),
+            other => return Err(self.error(format!("{other:?} is not an address"))),
+        };
+        match base {
+            Base::Register(r) => {
+                let wide = type_bits(self.function.registers[*r as usize].ty) == 64;
+                Ok((Addr { base: Some(self.registers[*r as usize]), wide, offset }, window))
+            }
+            Base::Absolute => Ok((Addr { base: None, wide: true, offset }, window)),
+            Base::Symbol(name) => {
+                if let Some(&at) = self.local_offsets.get(name) {
+                    let base = Some(self.local(at as i64));
+                    return Ok((Addr { base, wide: true, offset }, Window::Local));
+                }
+                let (address, found) = self.locate(name).ok_or_else(|| self.error(format!("{name}: not declared")))?;
+                let found = if window == Window::SharedCluster && found == Window::Shared { window } else { found };
+                Ok((Addr { base: None, wide: true, offset: address + offset }, found))
+            }
+        }
+    }
+
+    /// Address within its window of a variable or parameter.
+    fn locate(&self, name: &str) -> Option<(i64, Window)> {
+        if let Some(&(offset, _)) = self.param_offsets.get(name) {
+            return Some((offset as i64, Window::FrameParam));
+        }
+        if self.function.kernel
+            && let Some(&(offset, _)) = self.layout.params.get(name)
+        {
+            return Some((offset as i64, Window::KernelParam));
+        }
+        if let Some(&address) = self.layout.shared.get(name) {
+            return Some((address as i64, Window::Shared));
+        }
+        if let Some(&address) = self.layout.module.get(name) {
+            return Some((address as i64, Window::Global));
+        }
+        self.layout.functions.get(name).map(|&a| (a as i64, Window::Global))
+    }
+
+    /// Offset and size of a `.param` variable of this function.
+    pub fn param_variable(&self, name: &str) -> Option<(u32, u32)> {
+        self.param_offsets.get(name).copied()
+    }
+
+    fn local(&mut self, offset: i64) -> Slot {
+        if let Some(&slot) = self.locals.get(&offset) {
+            return slot;
+        }
+        let slot = self.constant_row(2);
+        self.code.fixups.push(Fixup::Local { slot, offset: offset as u32 });
+        self.locals.insert(offset, slot);
+        slot
+    }
+
+    fn symbol(&mut self, name: &str, offset: i64, rows: u8) -> Result<Slot, ProgramError> {
+        if let Some(&at) = self.local_offsets.get(name) {
+            return Ok(self.local(at as i64 + offset));
+        }
+        match self.locate(name) {
+            Some((address, _)) => Ok(self.constant((address + offset) as u64 as u128, rows)),
+            None => Err(self.error(format!("{name}: not declared"))),
+        }
+    }
+
+    fn special(&mut self, name: &str, wide: bool) -> Result<Slot, ProgramError> {
+        let (base, component) = match name.split_once('.') {
+            Some((base, c)) => (base, ["x", "y", "z", "w"].iter().position(|x| *x == c).unwrap_or(3) as u8),
+            None => (name, 0),
+        };
+        let which = match base {
+            "tid" => Fixed::Tid(component),
+            "ntid" => Fixed::Ntid(component),
+            "ctaid" => Fixed::Ctaid(component),
+            "nctaid" => Fixed::Nctaid(component),
+            "clusterid" => Fixed::ClusterId(component),
+            "nclusterid" => Fixed::NclusterId(component),
+            "cluster_ctaid" => Fixed::ClusterCtaid(component),
+            "cluster_nctaid" => Fixed::ClusterNctaid(component),
+            "cluster_ctarank" => Fixed::ClusterCtarank,
+            "cluster_nctarank" => Fixed::ClusterNctarank,
+            "laneid" => Fixed::LaneId,
+            "warpid" => Fixed::WarpId,
+            "nwarpid" => Fixed::NwarpId,
+            "smid" => Fixed::SmId,
+            "nsmid" => Fixed::NsmId,
+            "gridid" => Fixed::GridId,
+            "lanemask_eq" => Fixed::LanemaskEq,
+            "lanemask_lt" => Fixed::LanemaskLt,
+            "lanemask_le" => Fixed::LanemaskLe,
+            "lanemask_gt" => Fixed::LanemaskGt,
+            "lanemask_ge" => Fixed::LanemaskGe,
+            "dynamic_smem_size" => Fixed::DynamicSmem,
+            "total_smem_size" | "aggr_smem_size" => Fixed::TotalSmem,
+            "reserved_smem_offset_begin" => Fixed::ReservedSmem(0),
+            "reserved_smem_offset_end" => Fixed::ReservedSmem(1),
+            "reserved_smem_offset_cap" => Fixed::ReservedSmem(1),
+            "reserved_smem_offset_0" | "reserved_smem_offset_1" => Fixed::ReservedSmem(0),
+            _ if base.starts_with("envreg") || base.starts_with("pm") => Fixed::Zero,
+            _ => return Err(self.error(format!("%{name}: no such special register"))),
+        };
+        Ok(self.fixed(which, wide))
+    }
+
+    /// `%is_explicit_cluster` is a predicate.
+    pub fn explicit_cluster(&mut self) -> Slot {
+        self.fixed(Fixed::IsExplicitCluster, false)
+    }
+}
+
+/// An integer literal as `ty` holds it; a float type takes the bits of the number.
+fn truncate(value: i64, ty: Type) -> u128 {
+    match ty {
+        Type::F32 => u128::from((value as f32).to_bits()),
+        Type::F64 => u128::from((value as f64).to_bits()),
+        Type::B128 => value as i128 as u128,
+        _ => {
+            let _ = signed_type(ty);
+            match type_bits(ty) {
+                8 => u128::from(value as u8),
+                16 => u128::from(value as u16),
+                32 => u128::from(value as u32),
+                _ => u128::from(value as u64),
+            }
+        }
+    }
+}
+
+/// A float literal as `ty` holds it: untyped types take the bits.
+fn float_bits(value: f64, bits32: Option<u32>, ty: Type) -> u128 {
+    match ty {
+        Type::F16 => u128::from(half::f16::from_f64(value).to_bits()),
+        Type::BF16 => u128::from(half::bf16::from_f64(value).to_bits()),
+        Type::F64 => u128::from(value.to_bits()),
+        _ => match (bits32, type_bits(ty)) {
+            (Some(bits), _) => u128::from(bits),
+            (None, 64) => u128::from(value.to_bits()),
+            (None, _) => u128::from((value as f32).to_bits()),
+        },
+    }
+}

@@ -1,0 +1,348 @@
+//! Functions' bodies: scopes, declarations, labels, instructions.
+
+use super::ast::{Instruction, Operand, Param, ParseError, Register, Space, Type};
+use super::lexer::Result;
+use super::operand::Unknown;
+use super::parser::{Parser, REGISTERS, is_call};
+use super::scope::{Entry, Label, Pending, Scope};
+
+/// Scopes may nest this deep.
+const DEPTH: usize = 256;
+
+type Formal<'a> = (&'a str, Param, Type);
+
+impl<'a> Parser<'a> {
+    pub(super) fn function_body(&mut self, returns: Vec<Formal<'a>>, params: Vec<Formal<'a>>) -> Result<()> {
+        self.cursor.expect(b'{')?;
+        // Parameters have a scope of their own, which the body's names may hide.
+        self.scopes.stack.push(Scope::default());
+        self.function.returns = self.formals(returns)?;
+        self.function.params = self.formals(params)?;
+        self.scopes.stack.push(Scope::default());
+        self.debug.start_function();
+        while self.scopes.stack.len() > 1 {
+            self.statement()?;
+        }
+        let outermost = self.scopes.stack.pop().unwrap_or_default();
+        self.settle_symbols(&outermost.pending)
+    }
+
+    fn formals(&mut self, formals: Vec<Formal<'a>>) -> Result<Vec<Param>> {
+        let declare = |(name, mut param, ty): Formal<'a>| {
+            let entry = match param.register {
+                None => Entry::Param,
+                Some(_) => {
+                    let register = self.new_register(name.to_owned(), ty)?;
+                    param.register = Some(register);
+                    Entry::Register(register)
+                }
+            };
+            self.declare(name, entry)?;
+            Ok(param)
+        };
+        formals.into_iter().map(declare).collect()
+    }
+
+    fn declare(&mut self, name: &'a str, entry: Entry) -> Result<()> {
+        match self.scopes.declare(name, entry) {
+            true => Ok(()),
+            false => Err(self.cursor.error(format!("{name} is declared twice"))),
+        }
+    }
+
+    fn statement(&mut self) -> Result<()> {
+        match self.cursor.peek() {
+            b'{' => self.open_scope(),
+            b'}' => self.close_scope(),
+            b'.' => self.body_directive(),
+            b'@' => self.guarded(),
+            b';' => self.cursor.expect(b';'),
+            _ => self.labelled_or_instruction(),
+        }
+    }
+
+    fn open_scope(&mut self) -> Result<()> {
+        self.cursor.expect(b'{')?;
+        if self.scopes.stack.len() >= DEPTH {
+            return Err(self.cursor.error("scopes nest too deeply"));
+        }
+        self.scopes.stack.push(Scope::default());
+        Ok(())
+    }
+
+    /// Ties what waits for a label to the labels of this scope; the rest waits on, outside.
+    fn close_scope(&mut self) -> Result<()> {
+        self.cursor.expect(b'}')?;
+        let Some(mut scope) = self.scopes.stack.pop() else { return Ok(()) };
+        let mut open = std::mem::take(&mut scope.pending);
+        while let Some(pending) = open.pop() {
+            match scope.labels.get(pending.name) {
+                Some(label) => self.tie(&pending, label, &mut open)?,
+                None => self.scopes.wait(pending),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts what a label stands for where it is waited for; labels of a list wait on, each for itself.
+    fn tie(&mut self, pending: &Pending<'a>, label: &Label<'a>, open: &mut Vec<Pending<'a>>) -> Result<()> {
+        let operand = &mut self.function.body[pending.instruction].operands[pending.operand];
+        match (label, pending.slot, operand) {
+            (Label::Position(position), Some(slot), Operand::Labels(positions)) => positions[slot] = *position,
+            (Label::Position(position), None, operand) => *operand = Operand::Label(*position),
+            (Label::Branches(names), None, operand) => {
+                *operand = Operand::Labels(vec![0; names.len()]);
+                let each = names.iter().enumerate();
+                open.extend(each.map(|(slot, &name)| Pending { name, slot: Some(slot), ..*pending }));
+            }
+            (Label::Calls(names), None, operand) => {
+                *operand = Operand::List(names.iter().map(|name| Operand::Symbol((*name).to_owned(), 0)).collect());
+                self.uses.extend(names.iter().map(|&name| (name, pending.line)));
+            }
+            (Label::Prototype(noreturn), None, _) => {
+                self.function.noreturn_calls.extend(noreturn.then_some(pending.instruction as u32));
+            }
+            _ => return Err(ParseError { line: pending.line, what: format!("{} is no label", pending.name) }),
+        }
+        Ok(())
+    }
+
+    /// Names that are no labels have to be symbols of the module, unless a branch wants them.
+    fn settle_symbols(&mut self, pending: &[Pending<'a>]) -> Result<()> {
+        for &Pending { name, instruction, line, .. } in pending {
+            let opcode = &self.function.body[instruction].opcode;
+            if is_branch(opcode) || is_call(opcode) {
+                return Err(ParseError { line, what: format!("{name} is not declared in {}", self.function.name) });
+            }
+            self.uses.push((name, line));
+        }
+        Ok(())
+    }
+
+    fn body_directive(&mut self) -> Result<()> {
+        match self.cursor.directive() {
+            Some("reg") => self.registers(),
+            Some("local") => self.local_variables(Space::Local, false),
+            Some("shared") => self.local_variables(Space::Shared, false),
+            Some("param") => self.local_variables(Space::Param, false),
+            Some("global") => self.local_variables(Space::Global, false),
+            Some("const") => self.local_variables(Space::Const, false),
+            Some("extern") => match self.cursor.directive() {
+                Some("shared") => self.local_variables(Space::Shared, true),
+                _ => Err(self.cursor.error("only `.extern .shared` is known inside a function")),
+            },
+            Some("loc") => self.location(),
+            Some("file") => self.file(),
+            Some("section") => self.section(),
+            Some("pragma") => self.pragma(),
+            Some(word) => Err(self.cursor.error(format!("`.{word}` is not known inside a function"))),
+            None => Err(self.cursor.expected("a directive")),
+        }
+    }
+
+    /// `.reg .b32 %r<20>, %x;`, `.reg .v4 .f32 %v;`
+    fn registers(&mut self) -> Result<()> {
+        let declarator = self.declarator()?;
+        loop {
+            let name = self.cursor.identifier()?;
+            if self.cursor.eat(b'<') {
+                self.register_range(name, declarator.ty, declarator.vector)?;
+            } else {
+                let entry = self.register(name, declarator.ty, declarator.vector)?;
+                self.declare(name, entry)?;
+            }
+            if !self.cursor.eat(b',') {
+                return self.cursor.expect(b';');
+            }
+        }
+    }
+
+    fn register(&mut self, name: &str, ty: Type, vector: u8) -> Result<Entry> {
+        if vector == 1 {
+            return Ok(Entry::Register(self.new_register(name.to_owned(), ty)?));
+        }
+        let first = self.function.registers.len() as Register;
+        for component in 0..usize::from(vector) {
+            let suffix = ["x", "y", "z", "w"].get(component).copied();
+            let suffix = suffix.ok_or_else(|| self.cursor.error("a vector register has at most 4 components"))?;
+            self.new_register(format!("{name}.{suffix}"), ty)?;
+        }
+        Ok(Entry::VectorRegister(first, vector))
+    }
+
+    /// From behind `%r<`: registers `%r0` to `%r(count-1)`.
+    fn register_range(&mut self, prefix: &'a str, ty: Type, vector: u8) -> Result<()> {
+        let count = self.cursor.count()?;
+        self.cursor.expect(b'>')?;
+        if count > REGISTERS as u64 {
+            return Err(self.cursor.error(format!("{count} registers {prefix}")));
+        }
+        let first = self.function.registers.len() as Register;
+        for number in 0..count {
+            self.register(&format!("{prefix}{number}"), ty, vector)?;
+        }
+        match self.scopes.declare_range(prefix, first, count as u32, vector) {
+            true => Ok(()),
+            false => Err(self.cursor.error(format!("{prefix}<{count}> is declared twice"))),
+        }
+    }
+
+    fn local_variables(&mut self, space: Space, external: bool) -> Result<()> {
+        for (name, mut variable) in self.variables(space, external)? {
+            let index = self.function.variables.len();
+            let repeats = self.scopes.lookup(name).is_some() || self.symbols.contains_key(name);
+            if repeats || !self.scopes.note_variable(name) {
+                // No identifier has a dot.
+                variable.name = format!("{name}.{index}");
+            }
+            self.function.variables.push(variable);
+            self.declare(name, Entry::Variable(index))?;
+        }
+        Ok(())
+    }
+
+    fn guarded(&mut self) -> Result<()> {
+        let line = self.cursor.line;
+        self.cursor.expect(b'@')?;
+        let negated = self.cursor.eat(b'!');
+        let name = self.cursor.identifier()?;
+        let Some(Entry::Register(register)) = self.scopes.lookup(name) else {
+            return Err(self.cursor.error(format!("register {name} is not declared")));
+        };
+        let head = self.cursor.identifier()?;
+        self.instruction(Some((register, negated)), head, line)
+    }
+
+    fn labelled_or_instruction(&mut self) -> Result<()> {
+        let line = self.cursor.line;
+        if !self.cursor.at_identifier() {
+            return Err(self.cursor.expected("an instruction"));
+        }
+        let head = self.cursor.identifier()?;
+        if self.cursor.peek() != b':' {
+            return self.instruction(None, head, line);
+        }
+        self.cursor.expect(b':')?;
+        let label = self.label()?;
+        match self.scopes.label(head, label) {
+            true => Ok(()),
+            false => Err(ParseError { line, what: format!("label {head} stands twice in one scope") }),
+        }
+    }
+
+    /// What stands behind `label:`.
+    fn label(&mut self) -> Result<Label<'a>> {
+        let before = self.cursor;
+        match self.cursor.directive() {
+            Some("branchtargets") => Ok(Label::Branches(self.names()?)),
+            Some("calltargets") => Ok(Label::Calls(self.names()?)),
+            Some("callprototype") => Ok(Label::Prototype(self.cursor.skip_past(b';')?.contains(".noreturn"))),
+            _ => {
+                self.cursor = before;
+                Ok(Label::Position(self.function.body.len() as u32))
+            }
+        }
+    }
+
+    fn names(&mut self) -> Result<Vec<&'a str>> {
+        let mut names = vec![self.cursor.identifier()?];
+        while self.cursor.eat(b',') {
+            names.push(self.cursor.identifier()?);
+        }
+        self.cursor.expect(b';')?;
+        Ok(names)
+    }
+
+    /// From behind the first name of its opcode.
+    fn instruction(&mut self, guard: Option<(Register, bool)>, head: &str, line: u32) -> Result<()> {
+        let opcode = self.cursor.opcode(head);
+        let operands = match is_call(&opcode) {
+            true => self.call_operands(line)?,
+            false => self.operands(is_branch(&opcode), line)?,
+        };
+        let place = self.debug.place();
+        self.function.body.push(Instruction { guard, opcode, operands, place, line });
+        Ok(())
+    }
+
+    fn operands(&mut self, branch: bool, line: u32) -> Result<Vec<Operand>> {
+        let mut operands = Vec::new();
+        if !branch && self.cursor.eat(b';') {
+            return Ok(operands);
+        }
+        loop {
+            let (operand, unknown) = match branch && self.cursor.at_identifier() {
+                true => self.branch_operand()?,
+                false => self.operand()?,
+            };
+            self.wait_for(unknown, operands.len(), line);
+            operands.push(operand);
+            if !self.cursor.eat(b',') {
+                break;
+            }
+        }
+        match self.cursor.peek() {
+            b';' => self.cursor.expect(b';')?,
+            b'[' => {
+                return Err(self
+                    .cursor
+                    .error("an array element `a[i]` as an operand is not supported: write [a+bytes]"));
+            }
+            b'.' => {
+                return Err(self.cursor.error("a selector such as `.b0` or `.h1` behind an operand is not supported"));
+            }
+            _ => return Err(self.cursor.expected("`,` or `;`")),
+        }
+        match operands.last() {
+            Some(Operand::Symbol(..)) => Ok(operands),
+            _ if branch => Err(ParseError { line, what: "a branch without a label".to_owned() }),
+            _ => Ok(operands),
+        }
+    }
+
+    /// A branch's operand: a register (the index of `brx.idx`) or a label, never a symbol of the module.
+    fn branch_operand(&mut self) -> Result<(Operand, Unknown<'a>)> {
+        let before = self.cursor;
+        let name = self.cursor.identifier()?;
+        if self.scopes.lookup(name).is_some() || name.starts_with('%') {
+            self.cursor = before;
+            return self.operand();
+        }
+        Ok((Operand::Symbol(name.to_owned(), 0), Some(name)))
+    }
+
+    fn wait_for(&mut self, unknown: Unknown<'a>, operand: usize, line: u32) {
+        if let Some(name) = unknown {
+            self.scopes.wait(Pending { name, instruction: self.function.body.len(), operand, slot: None, line });
+        }
+    }
+
+    /// `(returns), function, (arguments), prototype;`, all but the function optional.
+    fn call_operands(&mut self, line: u32) -> Result<Vec<Operand>> {
+        let mut returns = Operand::List(Vec::new());
+        if self.cursor.peek() == b'(' {
+            returns = self.list()?;
+            self.cursor.expect(b',')?;
+        }
+        let (function, unknown) = self.operand()?;
+        self.uses.extend(unknown.map(|name| (name, line)));
+        let mut operands = vec![returns, function, Operand::List(Vec::new())];
+        let mut more = self.cursor.eat(b',');
+        if more && self.cursor.peek() == b'(' {
+            operands[2] = self.list()?;
+            more = self.cursor.eat(b',');
+        }
+        if more {
+            let name = self.cursor.identifier()?;
+            self.wait_for(Some(name), operands.len(), line);
+            operands.push(Operand::Symbol(name.to_owned(), 0));
+        }
+        self.cursor.expect(b';')?;
+        Ok(operands)
+    }
+}
+
+pub(super) fn is_branch(opcode: &str) -> bool {
+    let base = opcode.split('.').next();
+    matches!(base, Some("bra" | "brx"))
+}

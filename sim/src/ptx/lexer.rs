@@ -1,0 +1,307 @@
+//! A cursor over PTX text: white space, comments, identifiers, directives, literals (PTX ISA, chapter 4).
+
+use super::ast::ParseError;
+use super::expression::Value;
+
+pub(super) type Result<T> = std::result::Result<T, ParseError>;
+
+/// A position in the text. Everything it steps over is ASCII or ends at an ASCII byte, so it always stands on a character.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Cursor<'a> {
+    text: &'a str,
+    position: usize,
+    /// The line of `position`, from 1.
+    pub line: u32,
+    /// The line of a `/*` that is never closed.
+    pub open_comment: Option<u32>,
+}
+
+impl<'a> Cursor<'a> {
+    pub fn new(text: &'a str) -> Self {
+        Cursor { text, position: 0, line: 1, open_comment: None }
+    }
+
+    /// The byte `ahead` of the position, 0 at the end.
+    pub fn byte(&self, ahead: usize) -> u8 {
+        self.text.as_bytes().get(self.position + ahead).copied().unwrap_or(0)
+    }
+
+    pub fn at_end(&self) -> bool {
+        self.position >= self.text.len()
+    }
+
+    pub fn skip_space(&mut self) {
+        let bytes = self.text.as_bytes();
+        while let Some(&byte) = bytes.get(self.position) {
+            match byte {
+                b'\n' => self.line += 1,
+                b' ' | b'\t' | b'\r' | 0x0b | 0x0c => {}
+                b'/' if self.byte(1) == b'/' => {
+                    self.skip_to_end_of_line();
+                    continue;
+                }
+                b'/' if self.byte(1) == b'*' => {
+                    self.skip_block_comment();
+                    continue;
+                }
+                _ => return,
+            }
+            self.position += 1;
+        }
+    }
+
+    fn skip_to_end_of_line(&mut self) {
+        let rest = &self.text.as_bytes()[self.position..];
+        self.position += rest.iter().position(|&b| b == b'\n').unwrap_or(rest.len());
+    }
+
+    fn skip_block_comment(&mut self) {
+        let body = self.position + 2;
+        let end = match self.text[body..].find("*/") {
+            Some(length) => body + length + 2,
+            None => {
+                self.open_comment = Some(self.line);
+                self.text.len()
+            }
+        };
+        self.advance_to(end);
+    }
+
+    /// Moves on, counting the lines between.
+    fn advance_to(&mut self, end: usize) {
+        self.line += self.text.as_bytes()[self.position..end].iter().filter(|&&b| b == b'\n').count() as u32;
+        self.position = end;
+    }
+
+    /// The next byte that is not space, 0 at the end; stays before it.
+    pub fn peek(&mut self) -> u8 {
+        self.skip_space();
+        self.byte(0)
+    }
+
+    /// Steps over the ASCII byte that was just peeked at, or over one character.
+    pub fn step(&mut self) {
+        self.position += self.text[self.position..].chars().next().map_or(0, char::len_utf8);
+    }
+
+    pub fn eat(&mut self, byte: u8) -> bool {
+        let found = self.peek() == byte && !self.at_end();
+        self.position += usize::from(found);
+        found
+    }
+
+    /// Eats an operator of several bytes.
+    pub fn eat_text(&mut self, text: &str) -> bool {
+        self.skip_space();
+        let found = self.text[self.position..].starts_with(text);
+        self.position += if found { text.len() } else { 0 };
+        found
+    }
+
+    pub fn expect(&mut self, byte: u8) -> Result<()> {
+        match self.eat(byte) {
+            true => Ok(()),
+            false => Err(self.expected(&format!("`{}`", char::from(byte)))),
+        }
+    }
+
+    pub fn error(&self, what: impl Into<String>) -> ParseError {
+        ParseError { line: self.line, what: what.into() }
+    }
+
+    /// An error that names what was expected and what stands here instead.
+    pub fn expected(&mut self, what: &str) -> ParseError {
+        self.skip_space();
+        let rest = &self.text[self.position..];
+        let word = rest.split([' ', '\t', '\r', '\n', ',', ';']).next().unwrap_or("");
+        let found = match (rest.chars().next(), word) {
+            (None, _) => "the end of the text".to_owned(),
+            (Some(first), "") => format!("`{first}`"),
+            (Some(_), word) => format!("`{}`", word.chars().take(60).collect::<String>()),
+        };
+        self.error(format!("expected {what}, found {found}"))
+    }
+
+    pub fn at_identifier(&mut self) -> bool {
+        let first = self.peek();
+        first.is_ascii_alphabetic() || matches!(first, b'_' | b'$' | b'%') && !self.at_percent_operator()
+    }
+
+    /// A `%` with no name after it is the remainder operator.
+    fn at_percent_operator(&self) -> bool {
+        self.byte(0) == b'%' && !is_name_byte(self.byte(1))
+    }
+
+    pub fn identifier(&mut self) -> Result<&'a str> {
+        match self.at_identifier() {
+            true => Ok(self.take_while_from(1, is_name_byte)),
+            false => Err(self.expected("a name")),
+        }
+    }
+
+    /// The text from here over `skip` bytes and on while `accept` holds.
+    fn take_while_from(&mut self, skip: usize, accept: impl Fn(u8) -> bool) -> &'a str {
+        let start = self.position;
+        let rest = &self.text.as_bytes()[start + skip..];
+        let length = skip + rest.iter().position(|&b| !accept(b)).unwrap_or(rest.len());
+        self.position = start + length;
+        &self.text[start..start + length]
+    }
+
+    /// A directive or a suffix after a dot, without the dot: `reg`, `v4`, `target`.
+    pub fn directive(&mut self) -> Option<&'a str> {
+        if self.peek() != b'.' || !is_name_byte(self.byte(1)) {
+            return None;
+        }
+        self.position += 1;
+        Some(self.take_while_from(0, is_name_byte))
+    }
+
+    /// A `.x` that stands right behind a name.
+    pub fn suffix(&mut self) -> Option<&'a str> {
+        if self.byte(0) != b'.' || !self.byte(1).is_ascii_alphabetic() {
+            return None;
+        }
+        self.position += 1;
+        Some(self.take_while_from(0, is_name_byte))
+    }
+
+    /// The rest of a dotted opcode, with `::` inside, after its first name.
+    pub fn opcode(&mut self, head: &str) -> String {
+        let mut opcode = head.to_owned();
+        loop {
+            let adjacent = self.dotted_part();
+            opcode.push_str(adjacent);
+            if adjacent.is_empty() {
+                // Modifiers may stand apart from the opcode (`ld .global .f32`); no operand begins with a dot and a letter.
+                self.skip_space();
+                if self.byte(0) != b'.' || !self.byte(1).is_ascii_alphabetic() {
+                    return opcode;
+                }
+            }
+        }
+    }
+
+    /// `.global.L2::128B`: empty when no dot and name follow at once.
+    fn dotted_part(&mut self) -> &'a str {
+        let bytes = self.text.as_bytes();
+        let (start, mut end) = (self.position, self.position);
+        let name = |at: usize| bytes.get(at).is_some_and(|&b| is_name_byte(b));
+        loop {
+            let joint = match (bytes.get(end), bytes.get(end + 1)) {
+                (Some(b'.'), _) => 1,
+                (Some(b':'), Some(b':')) if end > start => 2,
+                _ => 0,
+            };
+            if joint == 0 || !name(end + joint) {
+                break;
+            }
+            end += joint;
+            while name(end) {
+                end += 1;
+            }
+        }
+        self.position = end;
+        &self.text[start..end]
+    }
+
+    /// A string in double quotes, as written between them.
+    pub fn string(&mut self) -> Result<&'a str> {
+        self.expect(b'"')?;
+        let start = self.position;
+        let mut end = start;
+        loop {
+            match self.text.as_bytes().get(end) {
+                None | Some(b'\n') => return Err(self.error("a string is not closed on its line")),
+                Some(b'"') => break,
+                Some(b'\\') => end += 2,
+                Some(_) => end += 1,
+            }
+        }
+        self.position = end + 1;
+        Ok(&self.text[start..end])
+    }
+
+    /// The text up to `byte`, which is eaten too; comments are not looked for.
+    pub fn skip_past(&mut self, byte: u8) -> Result<&'a str> {
+        let start = self.position;
+        let rest = &self.text.as_bytes()[start..];
+        let length = rest.iter().position(|&b| b == byte);
+        let length = length.ok_or_else(|| self.error(format!("`{}` is missing", char::from(byte))))?;
+        self.advance_to(start + length + 1);
+        Ok(&self.text[start..start + length])
+    }
+
+    /// A plain number such as an index or a count.
+    pub fn count(&mut self) -> Result<u64> {
+        match self.peek().is_ascii_digit().then(|| self.number()).transpose()? {
+            Some(Value::Integer(value, _)) if value >= 0 => Ok(value as u64),
+            _ => Err(self.expected("a count")),
+        }
+    }
+
+    /// [`Self::count`] for fields of 32 bits.
+    pub fn count32(&mut self) -> Result<u32> {
+        let count = self.count()?;
+        u32::try_from(count).map_err(|_| self.error(format!("{count} does not fit 32 bits")))
+    }
+
+    /// `9.0` of `.version`.
+    pub fn version(&mut self) -> Result<(u32, u32)> {
+        self.skip_space();
+        let text = self.take_while_from(0, |b| b.is_ascii_digit() || b == b'.');
+        let parsed = text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+        parsed.ok_or_else(|| self.expected("a version such as 9.0"))
+    }
+
+    /// A literal; the cursor stands on a digit (PTX ISA, section 4.5).
+    pub fn number(&mut self) -> Result<Value> {
+        self.skip_space();
+        let start = *self;
+        let word = self.take_while_from(0, is_name_byte);
+        let literal = match word.as_bytes() {
+            [b'0', b'f' | b'F', ..] if word.len() == 10 => u32::from_str_radix(&word[2..], 16).ok().map(Value::Float32),
+            [b'0', b'd' | b'D', ..] if word.len() == 18 => {
+                u64::from_str_radix(&word[2..], 16).ok().map(|bits| Value::Float64(f64::from_bits(bits)))
+            }
+            [b'0', b'x' | b'X', ..] => integer(&word[2..], 16),
+            [b'0', b'b' | b'B', ..] => integer(&word[2..], 2),
+            _ if self.byte(0) == b'.' || word.contains(['e', 'E']) => {
+                *self = start;
+                return self.decimal_float();
+            }
+            [b'0', rest, ..] if rest.is_ascii_digit() => integer(&word[1..], 8),
+            _ => integer(word, 10),
+        };
+        literal.ok_or_else(|| start.error(format!("`{word}` is not a number")))
+    }
+
+    fn decimal_float(&mut self) -> Result<Value> {
+        let line = *self;
+        let bytes = self.text.as_bytes();
+        let start = self.position;
+        self.take_while_from(0, |b| b.is_ascii_digit());
+        if self.byte(0) == b'.' {
+            self.take_while_from(1, |b| b.is_ascii_digit());
+        }
+        if matches!(self.byte(0), b'e' | b'E') {
+            let sign = usize::from(matches!(self.byte(1), b'+' | b'-'));
+            self.take_while_from(1 + sign, |b| b.is_ascii_digit());
+        }
+        let rest = bytes.get(self.position).is_some_and(|&b| is_name_byte(b));
+        let text = &self.text[start..self.position];
+        let value = text.parse::<f64>().ok().filter(|_| !rest);
+        value.map(Value::Float64).ok_or_else(|| line.error(format!("`{text}` is not a number")))
+    }
+}
+
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$')
+}
+
+fn integer(digits: &str, radix: u32) -> Option<Value> {
+    let bare = digits.strip_suffix('U');
+    let value = u64::from_str_radix(bare.unwrap_or(digits), radix).ok()?;
+    // A literal is signed where it fits, unsigned where it does not or is marked so.
+    Some(Value::Integer(value as i64, bare.is_some() || value > i64::MAX as u64))
+}

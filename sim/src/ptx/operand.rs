@@ -1,0 +1,240 @@
+//! Operands (PTX ISA, chapter 6).
+
+use super::ast::{Base, Operand};
+use super::expression::Value;
+use super::lexer::Result;
+use super::parser::Parser;
+use super::scope::Entry;
+
+/// Vectors and lists may nest this deep.
+const DEPTH: u32 = 4;
+
+/// A name that is neither declared so far nor special.
+pub(super) type Unknown<'a> = Option<&'a str>;
+
+impl<'a> Parser<'a> {
+    /// An operand; with it a name that may be a label or a function further down, where the operand is just that.
+    pub(super) fn operand(&mut self) -> Result<(Operand, Unknown<'a>)> {
+        let (first, unknown) = self.single(DEPTH)?;
+        if matches!(first, Operand::Register(_) | Operand::Sink) && self.cursor.eat(b'|') {
+            let (second, _) = self.single(DEPTH)?;
+            return match second {
+                Operand::Register(_) | Operand::Sink => Ok((Operand::Pair(first.into(), second.into()), None)),
+                _ => Err(self.cursor.error("a pair `p|q` takes two registers")),
+            };
+        }
+        Ok((first, unknown))
+    }
+
+    /// An operand inside another: its unknown names can only be symbols.
+    fn inner(&mut self, depth: u32) -> Result<Operand> {
+        let line = self.cursor.line;
+        let (operand, unknown) = self.single(depth)?;
+        self.uses.extend(unknown.map(|name| (name, line)));
+        Ok(operand)
+    }
+
+    fn single(&mut self, depth: u32) -> Result<(Operand, Unknown<'a>)> {
+        let depth = depth.checked_sub(1).ok_or_else(|| self.cursor.error("operands nest too deeply"))?;
+        let operand = match self.cursor.peek() {
+            b'{' => Operand::Vector(self.sequence(b'{', b'}', depth)?),
+            b'[' => self.address(depth)?,
+            b'!' if self.negates_register() => {
+                self.cursor.expect(b'!')?;
+                match self.single(depth)?.0 {
+                    Operand::Register(register) => Operand::Not(register),
+                    _ => return Err(self.cursor.error("`!` takes a predicate register")),
+                }
+            }
+            _ if self.cursor.at_identifier() => return self.named(),
+            _ => constant(self.cursor.expression()?),
+        };
+        Ok((operand, None))
+    }
+
+    fn negates_register(&self) -> bool {
+        let mut ahead = self.cursor;
+        ahead.eat(b'!') && ahead.at_identifier()
+    }
+
+    /// Operands between brackets of a kind, separated by commas.
+    pub(super) fn sequence(&mut self, open: u8, close: u8, depth: u32) -> Result<Vec<Operand>> {
+        self.cursor.expect(open)?;
+        let mut operands = Vec::new();
+        if self.cursor.eat(close) {
+            return Ok(operands);
+        }
+        loop {
+            operands.push(self.inner(depth)?);
+            if !self.cursor.eat(b',') {
+                break;
+            }
+        }
+        self.cursor.expect(close)?;
+        Ok(operands)
+    }
+
+    /// The list of a call.
+    pub(super) fn list(&mut self) -> Result<Operand> {
+        Ok(Operand::List(self.sequence(b'(', b')', DEPTH)?))
+    }
+
+    fn named(&mut self) -> Result<(Operand, Unknown<'a>)> {
+        let before = self.cursor;
+        let name = self.cursor.identifier()?;
+        let operand = match self.scopes.lookup(name) {
+            Some(Entry::Register(register)) => Operand::Register(register),
+            Some(Entry::VectorRegister(first, count)) => self.vector_register(name, first, count)?,
+            Some(Entry::Variable(index)) => {
+                let name = self.function.variables[index].name.clone();
+                Operand::Symbol(name, self.offset()?)
+            }
+            Some(Entry::Param) => Operand::Symbol(name.to_owned(), self.offset()?),
+            None if name == "_" => Operand::Sink,
+            None if name == "true" => Operand::Integer(1),
+            None if name == "false" => Operand::Integer(0),
+            None if name == "WARP_SZ" => {
+                self.cursor = before;
+                constant(self.cursor.expression()?)
+            }
+            None if name.starts_with('%') => self.special(&name[1..])?,
+            None => {
+                let operand = Operand::Symbol(name.to_owned(), self.offset()?);
+                let known = self.symbols.contains_key(name);
+                return Ok((operand, (!known).then_some(name)));
+            }
+        };
+        Ok((operand, None))
+    }
+
+    /// `%v` or `%v.x`.
+    fn vector_register(&mut self, name: &str, first: u32, count: u8) -> Result<Operand> {
+        let component = match self.cursor.suffix() {
+            None => return Ok(Operand::Vector((first..first + u32::from(count)).map(Operand::Register).collect())),
+            Some("x" | "r") => 0,
+            Some("y" | "g") => 1,
+            Some("z" | "b") => 2,
+            Some("w" | "a") => 3,
+            Some(_) => u8::MAX,
+        };
+        match component < count {
+            true => Ok(Operand::Register(first + u32::from(component))),
+            false => Err(self.cursor.error(format!("{name} has no such component"))),
+        }
+    }
+
+    fn special(&mut self, name: &str) -> Result<Operand> {
+        if !is_special(name) {
+            return Err(self.cursor.error(format!("register %{name} is not declared")));
+        }
+        Ok(Operand::Special(match self.cursor.suffix() {
+            None => name.to_owned(),
+            Some(component @ ("x" | "y" | "z" | "w")) => format!("{name}.{component}"),
+            Some(component) => return Err(self.cursor.error(format!("%{name} has no component {component}"))),
+        }))
+    }
+
+    /// What may follow a symbol or the base of an address: `+16`, `+-8`, `-8`; 0 when nothing does.
+    pub(super) fn offset(&mut self) -> Result<i64> {
+        let mut offset = 0i64;
+        loop {
+            let negative = match self.cursor.peek() {
+                b'+' => false,
+                b'-' => true,
+                _ => return Ok(offset),
+            };
+            self.cursor.step();
+            let term = self.cursor.term()?;
+            let term = self.cursor.as_integer(term)?;
+            offset = offset.wrapping_add(if negative { term.wrapping_neg() } else { term });
+        }
+    }
+
+    /// `[base + offset]`, or with more behind it: `[map, {c0, c1}]`.
+    fn address(&mut self, depth: u32) -> Result<Operand> {
+        self.cursor.expect(b'[')?;
+        let (base, offset) = self.base()?;
+        let mut more = Vec::new();
+        while self.cursor.eat(b',') {
+            more.push(self.inner(depth)?);
+        }
+        self.cursor.expect(b']')?;
+        if let [Operand::Vector(coordinates)] = &mut more[..] {
+            more = std::mem::take(coordinates);
+        } else if more.is_empty() {
+            return Ok(Operand::Address(base, offset));
+        }
+        Ok(Operand::TensorAddress(base, offset, more))
+    }
+
+    fn base(&mut self) -> Result<(Base, i64)> {
+        if !self.cursor.at_identifier() {
+            return Ok((Base::Absolute, self.cursor.integer_expression()?));
+        }
+        let line = self.cursor.line;
+        let (base, unknown) = self.named()?;
+        self.uses.extend(unknown.map(|name| (name, line)));
+        match base {
+            Operand::Register(register) => Ok((Base::Register(register), self.offset()?)),
+            Operand::Symbol(name, offset) => Ok((Base::Symbol(name), offset)),
+            Operand::Integer(value) => Ok((Base::Absolute, value)),
+            _ => Err(self.cursor.error("an address is a register, a variable or a number, and an offset")),
+        }
+    }
+}
+
+fn constant(value: Value) -> Operand {
+    match value {
+        Value::Integer(value, _) => Operand::Integer(value),
+        Value::Float32(bits) => Operand::Float32(bits),
+        Value::Float64(value) => Operand::Float64(value.to_bits()),
+    }
+}
+
+/// Special registers (PTX ISA, chapter 10), without the `%` and without a component.
+fn is_special(name: &str) -> bool {
+    const NAMES: [&str; 37] = [
+        "tid",
+        "ntid",
+        "laneid",
+        "warpid",
+        "nwarpid",
+        "ctaid",
+        "nctaid",
+        "smid",
+        "nsmid",
+        "gridid",
+        "is_explicit_cluster",
+        "clusterid",
+        "nclusterid",
+        "cluster_ctaid",
+        "cluster_nctaid",
+        "cluster_ctarank",
+        "cluster_nctarank",
+        "lanemask_eq",
+        "lanemask_le",
+        "lanemask_lt",
+        "lanemask_ge",
+        "lanemask_gt",
+        "clock",
+        "clock_hi",
+        "clock64",
+        "globaltimer",
+        "globaltimer_lo",
+        "globaltimer_hi",
+        "reserved_smem_offset_begin",
+        "reserved_smem_offset_end",
+        "reserved_smem_offset_cap",
+        "reserved_smem_offset_0",
+        "reserved_smem_offset_1",
+        "total_smem_size",
+        "aggr_smem_size",
+        "dynamic_smem_size",
+        "current_graph_exec",
+    ];
+    let numbered = |prefix: &str, count: u32| {
+        let number = name.strip_prefix(prefix).and_then(|rest| rest.trim_end_matches("_64").parse::<u32>().ok());
+        number.is_some_and(|number| number < count)
+    };
+    NAMES.contains(&name) || numbered("envreg", 32) || numbered("pm", 8)
+}

@@ -1,0 +1,315 @@
+//! The module level of PTX: functions' heads, variables, `.file`, `.section`, `.alias` (PTX ISA, chapters 5, 7 and 11).
+
+use std::collections::HashMap;
+
+use super::ast::{Function, Module, Operand, ParseError, Space, Type, Variable};
+use super::debug::Debug;
+use super::lexer::{Cursor, Result};
+use super::scope::Scopes;
+
+/// A function's registers may be this many.
+pub(super) const REGISTERS: usize = 1 << 20;
+
+/// Reads a module of PTX, as nvcc and NVRTC emit it or written by hand.
+///
+/// # Errors
+/// The first thing that is not PTX's syntax, or a name that is not declared, with its line. Instructions are not looked
+/// into: an unknown opcode is none of the parser's business.
+pub fn parse(text: &str) -> std::result::Result<Module, ParseError> {
+    let mut parser = Parser {
+        // NVRTC counts the closing NUL as a part of its text.
+        cursor: Cursor::new(text.trim_end_matches('\0')),
+        ..Parser::default()
+    };
+    parser.module()?;
+    Ok(parser.module)
+}
+
+/// What a name at module scope is.
+#[derive(Clone, Copy)]
+pub(super) enum Symbol {
+    /// Index into the module's functions.
+    Function(usize),
+    /// Index into the module's variables.
+    Variable(usize),
+}
+
+/// The text, how far it is read, and what was made of it.
+#[derive(Default)]
+pub(super) struct Parser<'a> {
+    pub cursor: Cursor<'a>,
+    pub module: Module,
+    /// All names at module scope so far.
+    pub symbols: HashMap<&'a str, Symbol>,
+    /// Names used before they were declared at module scope, with their lines.
+    pub uses: Vec<(&'a str, u32)>,
+    aliases: Vec<(&'a str, &'a str, u32)>,
+    pub debug: Debug<'a>,
+    /// The function that is being read, and its scopes.
+    pub function: Function,
+    pub scopes: Scopes<'a>,
+}
+
+impl<'a> Parser<'a> {
+    fn module(&mut self) -> Result<()> {
+        while self.cursor.peek() != 0 || !self.cursor.at_end() {
+            self.module_statement()?;
+        }
+        if let Some(line) = self.cursor.open_comment {
+            return Err(ParseError { line, what: "a comment is not closed".to_owned() });
+        }
+        if self.module.version == (0, 0) {
+            return Err(ParseError { line: 1, what: "`.version` is missing".to_owned() });
+        }
+        self.resolve_aliases()?;
+        self.check_uses()?;
+        self.debug.name_inlined(&mut self.module.places);
+        self.mark_noreturn_calls();
+        Ok(())
+    }
+
+    fn module_statement(&mut self) -> Result<()> {
+        if self.cursor.eat(b';') {
+            return Ok(());
+        }
+        let mut external = false;
+        loop {
+            let Some(word) = self.cursor.directive() else {
+                return Err(self.cursor.expected("a directive"));
+            };
+            match word {
+                "visible" | "weak" | "common" => continue,
+                "extern" => external = true,
+                "entry" | "func" => return self.function(word == "entry"),
+                "global" => return self.module_variables(Space::Global, external),
+                "const" => return self.constant_variables(external),
+                "shared" => return self.module_variables(Space::Shared, external),
+                "version" => {
+                    self.module.version = self.cursor.version()?;
+                    return Ok(());
+                }
+                "target" => return self.target(),
+                "address_size" => return self.address_size(),
+                "file" => return self.file(),
+                "section" => return self.section(),
+                "loc" => return self.location(),
+                "pragma" => return self.pragma(),
+                "alias" => return self.alias(),
+                _ => return Err(self.cursor.error(format!("`.{word}` is not known at module scope"))),
+            }
+        }
+    }
+
+    fn target(&mut self) -> Result<()> {
+        let name = self.cursor.identifier()?;
+        self.module.target = name.to_owned();
+        // `debug`, `texmode_independent` and the like change nothing here.
+        while self.cursor.eat(b',') {
+            self.cursor.identifier()?;
+        }
+        Ok(())
+    }
+
+    fn address_size(&mut self) -> Result<()> {
+        match self.cursor.count()? {
+            64 => Ok(()),
+            other => Err(self.cursor.error(format!(".address_size {other}: only 64 is supported"))),
+        }
+    }
+
+    pub(super) fn pragma(&mut self) -> Result<()> {
+        self.cursor.string()?;
+        while self.cursor.eat(b',') {
+            self.cursor.string()?;
+        }
+        self.cursor.expect(b';')
+    }
+
+    fn alias(&mut self) -> Result<()> {
+        let line = self.cursor.line;
+        let alias = self.cursor.identifier()?;
+        self.cursor.expect(b',')?;
+        let target = self.cursor.identifier()?;
+        self.aliases.push((alias, target, line));
+        self.cursor.expect(b';')
+    }
+
+    /// `.const` may name a bank, `.const[2]`, of which there is but one.
+    fn constant_variables(&mut self, external: bool) -> Result<()> {
+        if self.cursor.eat(b'[') {
+            self.cursor.count()?;
+            self.cursor.expect(b']')?;
+        }
+        self.module_variables(Space::Const, external)
+    }
+
+    fn module_variables(&mut self, space: Space, external: bool) -> Result<()> {
+        for (name, variable) in self.variables(space, external)? {
+            match self.symbols.get(name) {
+                None => {
+                    self.symbols.insert(name, Symbol::Variable(self.module.variables.len()));
+                    self.module.variables.push(variable);
+                }
+                Some(&Symbol::Variable(index)) if external || self.module.variables[index].external => {
+                    self.redeclare(index, variable);
+                }
+                Some(_) => return Err(self.cursor.error(format!("{name} is declared twice"))),
+            }
+        }
+        Ok(())
+    }
+
+    /// A definition replaces `.extern` declarations; of several of these the first stays.
+    fn redeclare(&mut self, index: usize, variable: Variable) {
+        if !variable.external {
+            self.module.variables[index] = variable;
+        }
+    }
+
+    /// A function or kernel from behind `.func` or `.entry`.
+    fn function(&mut self, kernel: bool) -> Result<()> {
+        self.function = Function { kernel, ..Function::default() };
+        self.scopes = Scopes::default();
+        self.skip_attributes()?;
+        let returns = self.params()?;
+        let name = self.cursor.identifier()?;
+        self.function.name = name.to_owned();
+        let line = self.cursor.line;
+        let params = self.params()?;
+        self.function_directives()?;
+        let defined = !self.cursor.eat(b';');
+        let index = self.function_index(name, defined, line)?;
+        self.function.declaration = !defined;
+        if defined {
+            self.function_body(returns, params)?;
+        } else {
+            self.function.returns = returns.into_iter().map(|(_, param, _)| param).collect();
+            self.function.params = params.into_iter().map(|(_, param, _)| param).collect();
+        }
+        let earlier = &mut self.module.functions[index];
+        if earlier.declaration {
+            self.function.noreturn |= earlier.noreturn;
+            *earlier = std::mem::take(&mut self.function);
+        }
+        Ok(())
+    }
+
+    fn skip_attributes(&mut self) -> Result<()> {
+        let before = self.cursor;
+        match self.cursor.directive() {
+            None => return Ok(()),
+            Some("attribute") => {}
+            Some(_) => {
+                self.cursor = before;
+                return Err(self.cursor.expected("a function's name"));
+            }
+        }
+        self.attribute()
+    }
+
+    /// Where the function goes in the module: its name is known from here on, to its own body too.
+    fn function_index(&mut self, name: &'a str, defined: bool, line: u32) -> Result<usize> {
+        match self.symbols.get(name) {
+            Some(&Symbol::Function(index)) if !defined || self.module.functions[index].declaration => Ok(index),
+            Some(_) => Err(ParseError { line, what: format!("{name} is declared twice") }),
+            None => {
+                let index = self.module.functions.len();
+                self.symbols.insert(name, Symbol::Function(index));
+                self.module.functions.push(Function {
+                    name: name.to_owned(),
+                    declaration: true,
+                    ..Function::default()
+                });
+                Ok(index)
+            }
+        }
+    }
+
+    /// What may stand between a function's parameters and its body (PTX ISA, section 11.4).
+    fn function_directives(&mut self) -> Result<()> {
+        while let Some(word) = self.cursor.directive() {
+            match word {
+                "noreturn" => self.function.noreturn = true,
+                "maxntid" => self.function.max_threads = Some(self.extents()?),
+                "reqntid" => self.function.required_threads = Some(self.extents()?),
+                "reqnctapercluster" => self.function.cluster = Some(self.extents()?),
+                "explicitcluster" => self.function.explicit_cluster = true,
+                "minnctapersm" => self.function.min_blocks = Some(self.cursor.count32()?),
+                "maxnreg" => self.function.max_registers = Some(self.cursor.count32()?),
+                "maxnctapersm" | "maxclusterrank" | "abi_preserve" | "abi_preserve_control" => {
+                    self.cursor.count32()?;
+                }
+                "pragma" => self.pragma()?,
+                "attribute" => self.attribute()?,
+                _ => return Err(self.cursor.error(format!("`.{word}` is not known before a function's body"))),
+            }
+        }
+        Ok(())
+    }
+
+    fn extents(&mut self) -> Result<[u32; 3]> {
+        let mut extents = [1; 3];
+        extents[0] = self.cursor.count32()?;
+        for extent in &mut extents[1..] {
+            if !self.cursor.eat(b',') {
+                break;
+            }
+            *extent = self.cursor.count32()?;
+        }
+        Ok(extents)
+    }
+
+    fn resolve_aliases(&mut self) -> Result<()> {
+        for (alias, target, line) in std::mem::take(&mut self.aliases) {
+            let (Some(&Symbol::Function(from)), Some(&Symbol::Function(to))) =
+                (self.symbols.get(target), self.symbols.get(alias))
+            else {
+                return Err(ParseError { line, what: format!(".alias of {target} as {alias}: not two functions") });
+            };
+            if self.module.functions[to].declaration && !self.module.functions[from].declaration {
+                self.module.functions[to] = Function { name: alias.to_owned(), ..self.module.functions[from].clone() };
+            }
+        }
+        Ok(())
+    }
+
+    fn check_uses(&self) -> Result<()> {
+        match self.uses.iter().find(|(name, _)| !self.symbols.contains_key(name)) {
+            None => Ok(()),
+            Some(&(name, line)) => Err(ParseError { line, what: format!("{name} is not declared") }),
+        }
+    }
+
+    fn mark_noreturn_calls(&mut self) {
+        let noreturn = |functions: &[Function], operand: Option<&Operand>| match operand {
+            Some(Operand::Symbol(name, _)) => {
+                matches!(self.symbols.get(name.as_str()), Some(&Symbol::Function(index)) if functions[index].noreturn)
+            }
+            _ => false,
+        };
+        for index in 0..self.module.functions.len() {
+            let body = &self.module.functions[index].body;
+            let calls = body.iter().enumerate().filter(|(_, instruction)| is_call(&instruction.opcode));
+            let ends = calls.filter(|(_, call)| noreturn(&self.module.functions, call.operands.get(1)));
+            let ends: Vec<u32> = ends.map(|(at, _)| at as u32).collect();
+            let marked = &mut self.module.functions[index].noreturn_calls;
+            marked.extend(ends);
+            marked.sort_unstable();
+            marked.dedup();
+        }
+    }
+
+    /// Declares a register; `name` is what it is called in errors and listings.
+    pub(super) fn new_register(&mut self, name: String, ty: Type) -> Result<u32> {
+        let number = self.function.registers.len();
+        if number >= REGISTERS {
+            return Err(self.cursor.error(format!("{} has more than {REGISTERS} registers", self.function.name)));
+        }
+        self.function.registers.push(super::ast::RegisterDecl { name, ty });
+        Ok(number as u32)
+    }
+}
+
+pub(super) fn is_call(opcode: &str) -> bool {
+    opcode == "call" || opcode.starts_with("call.")
+}

@@ -1,0 +1,337 @@
+//! Declarations of variables and parameters, and initialisers (PTX ISA, sections 5.4 and 5.5).
+
+use super::ast::{Param, Relocation, Space, Type, Variable};
+use super::expression::Value;
+use super::lexer::Result;
+use super::parser::Parser;
+
+/// A variable with an initialiser may not be larger, in bytes: its bytes are held.
+const LARGEST_INITIALISED: u64 = 1 << 28;
+/// No variable may be larger, in bytes.
+const LARGEST: u64 = 1 << 48;
+/// An array's dimensions.
+const DIMENSIONS: usize = 16;
+
+/// All of a declaration before the name.
+#[derive(Clone, Copy)]
+pub(super) struct Declarator {
+    pub ty: Type,
+    /// Elements of `.v2`, `.v4`; 1 without.
+    pub vector: u8,
+    align: Option<u32>,
+}
+
+impl Declarator {
+    fn element_size(&self) -> u64 {
+        u64::from(size_of_type(self.ty)) * u64::from(self.vector)
+    }
+
+    fn align(&self) -> u32 {
+        self.align.unwrap_or(self.element_size() as u32)
+    }
+}
+
+/// The name, and the dimensions behind it; a dimension left empty is 0.
+struct Declared<'a> {
+    name: &'a str,
+    dimensions: Vec<u64>,
+}
+
+impl<'a> Parser<'a> {
+    /// `.align`, `.v4`, attributes and the type, in any order, up to the name.
+    pub(super) fn declarator(&mut self) -> Result<Declarator> {
+        let (mut ty, mut vector, mut align) = (None, 1, None);
+        while let Some(word) = self.cursor.directive() {
+            match word {
+                "align" => align = Some(self.alignment()?),
+                "v2" => vector = 2,
+                "v4" => vector = 4,
+                "v8" => vector = 8,
+                "attribute" => self.attribute()?,
+                "ptr" => self.pointer_attributes()?,
+                "managed" => {}
+                _ => match type_named(word) {
+                    Some(named) => ty = Some(named),
+                    None => return Err(self.cursor.error(format!("`.{word}` is not a type of a variable"))),
+                },
+            }
+        }
+        let ty = ty.ok_or_else(|| self.cursor.expected("a type"))?;
+        Ok(Declarator { ty, vector, align })
+    }
+
+    fn alignment(&mut self) -> Result<u32> {
+        let align = self.cursor.count32()?;
+        match align.is_power_of_two() {
+            true => Ok(align),
+            false => Err(self.cursor.error(format!(".align {align} is not a power of two"))),
+        }
+    }
+
+    /// `.attribute(.managed)`, `.attribute(.unified(1, 2))`.
+    pub(super) fn attribute(&mut self) -> Result<()> {
+        self.cursor.expect(b'(')?;
+        let mut depth = 1;
+        while depth > 0 {
+            match self.cursor.peek() {
+                b'(' => depth += 1,
+                b')' => depth -= 1,
+                b';' | b'{' | b'}' | 0 => return Err(self.cursor.expected("`)`")),
+                _ => {}
+            }
+            self.cursor.step();
+        }
+        Ok(())
+    }
+
+    /// `.ptr .global .align 16`: what a pointer parameter points to.
+    fn pointer_attributes(&mut self) -> Result<()> {
+        loop {
+            let before = self.cursor;
+            match self.cursor.directive() {
+                Some("global" | "const" | "shared" | "local") => {}
+                Some("align") => {
+                    self.alignment()?;
+                }
+                _ => {
+                    self.cursor = before;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn declared(&mut self) -> Result<Declared<'a>> {
+        let name = self.cursor.identifier()?;
+        let mut dimensions = Vec::new();
+        while self.cursor.eat(b'[') {
+            let open = self.cursor.peek() == b']';
+            if open && !dimensions.is_empty() {
+                return Err(self.cursor.error("only the first dimension of an array may be left open"));
+            }
+            let length = if open { 0 } else { self.cursor.integer_expression()? };
+            self.cursor.expect(b']')?;
+            dimensions
+                .push(u64::try_from(length).map_err(|_| self.cursor.error(format!("{length} elements of {name}")))?);
+            if dimensions.len() > DIMENSIONS {
+                return Err(self.cursor.error(format!("{name} has more than {DIMENSIONS} dimensions")));
+            }
+        }
+        Ok(Declared { name, dimensions })
+    }
+
+    fn size(&self, declarator: &Declarator, declared: &Declared) -> Result<u64> {
+        let count = declared.dimensions.iter().try_fold(1, |count: u64, &dimension| count.checked_mul(dimension));
+        let size = count.and_then(|count| count.checked_mul(declarator.element_size())).filter(|&size| size <= LARGEST);
+        size.ok_or_else(|| self.cursor.error(format!("{} is too large", declared.name)))
+    }
+
+    /// The rest of a declaration after its state space, with the `;`: names and variables.
+    pub(super) fn variables(&mut self, space: Space, external: bool) -> Result<Vec<(&'a str, Variable)>> {
+        let declarator = self.declarator()?;
+        let mut variables = Vec::new();
+        loop {
+            let declared = self.declared()?;
+            let mut variable = Variable {
+                name: declared.name.to_owned(),
+                space,
+                align: declarator.align(),
+                size: self.size(&declarator, &declared)?,
+                init: Vec::new(),
+                relocations: Vec::new(),
+                external,
+            };
+            if self.cursor.eat(b'=') {
+                self.initialise(&declarator, &declared, &mut variable)?;
+            }
+            variables.push((declared.name, variable));
+            if !self.cursor.eat(b',') {
+                break;
+            }
+        }
+        self.cursor.expect(b';')?;
+        Ok(variables)
+    }
+
+    /// A parenthesised list of formal parameters; empty when there is no parenthesis.
+    pub(super) fn params(&mut self) -> Result<Vec<(&'a str, Param, Type)>> {
+        let mut params = Vec::new();
+        if !self.cursor.eat(b'(') || self.cursor.eat(b')') {
+            return Ok(params);
+        }
+        loop {
+            params.push(self.param()?);
+            if !self.cursor.eat(b',') {
+                break;
+            }
+        }
+        self.cursor.expect(b')')?;
+        Ok(params)
+    }
+
+    fn param(&mut self) -> Result<(&'a str, Param, Type)> {
+        let in_register = match self.cursor.directive() {
+            Some("param") => false,
+            Some("reg") => true,
+            _ => return Err(self.cursor.expected("`.param` or `.reg`")),
+        };
+        let declarator = self.declarator()?;
+        let declared = self.declared()?;
+        let size = self.size(&declarator, &declared)?;
+        let size = u32::try_from(size).map_err(|_| self.cursor.error(format!("{} is too large", declared.name)))?;
+        let param = Param {
+            name: declared.name.to_owned(),
+            size,
+            align: declarator.align(),
+            // The number is given when the function's registers are declared.
+            register: in_register.then_some(0),
+        };
+        Ok((declared.name, param, declarator.ty))
+    }
+
+    fn initialise(&mut self, declarator: &Declarator, declared: &Declared, variable: &mut Variable) -> Result<()> {
+        let mut dimensions = declared.dimensions.clone();
+        if declarator.vector > 1 {
+            dimensions.push(u64::from(declarator.vector));
+        }
+        let open = dimensions.first() == Some(&0);
+        if !open && variable.size > LARGEST_INITIALISED {
+            return Err(self.cursor.error(format!("{} is too large for an initialiser", declared.name)));
+        }
+        if dimensions.is_empty() {
+            // A scalar may stand in braces.
+            let braces = self.cursor.eat(b'{');
+            self.element(declarator.ty, 0, variable)?;
+            return if braces { self.cursor.expect(b'}') } else { Ok(()) };
+        }
+        let count = self.braces(declarator.ty, &dimensions, 0, variable)?;
+        if open {
+            let rest: u64 = dimensions[1..].iter().product();
+            variable.size = count.saturating_mul(rest).saturating_mul(u64::from(size_of_type(declarator.ty)));
+        }
+        Ok(())
+    }
+
+    /// `{a, b, …}` for an array at byte `base`; returns how many elements of its first dimension were given.
+    fn braces(&mut self, ty: Type, dimensions: &[u64], base: u64, variable: &mut Variable) -> Result<u64> {
+        self.cursor.expect(b'{')?;
+        let stride = dimensions[1..].iter().product::<u64>() * u64::from(size_of_type(ty));
+        let mut count = 0;
+        while self.cursor.peek() != b'}' {
+            if count == dimensions[0] && dimensions[0] != 0 {
+                return Err(self.cursor.error(format!("{} has only {count} elements here", variable.name)));
+            }
+            let at = base + count * stride;
+            if at + stride > LARGEST_INITIALISED {
+                return Err(self.cursor.error(format!("{} is too large for an initialiser", variable.name)));
+            }
+            match dimensions.len() {
+                1 => self.element(ty, at, variable)?,
+                _ => {
+                    self.braces(ty, &dimensions[1..], at, variable)?;
+                }
+            }
+            count += 1;
+            if !self.cursor.eat(b',') {
+                break;
+            }
+        }
+        self.cursor.expect(b'}')?;
+        Ok(count)
+    }
+
+    /// One scalar of an initialiser: a constant or an address.
+    fn element(&mut self, ty: Type, at: u64, variable: &mut Variable) -> Result<()> {
+        let width = size_of_type(ty) as usize;
+        let end = at as usize + width;
+        if variable.init.len() < end {
+            variable.init.resize(end, 0);
+        }
+        if self.cursor.at_identifier() {
+            return self.relocation(at, width, 0, variable);
+        }
+        let value = self.cursor.expression()?;
+        if let (Value::Integer(mask, _), true) = (value, self.cursor.eat(b'(')) {
+            let shift = (mask as u64).trailing_zeros();
+            if mask == 0 || !shift.is_multiple_of(8) || (mask as u64) >> shift != 0xff {
+                return Err(self.cursor.error(format!("{mask:#x} is not the mask of one byte of an address")));
+            }
+            self.relocation(at, width, shift as u8, variable)?;
+            return self.cursor.expect(b')');
+        }
+        let bytes = self.constant_bytes(ty, value)?;
+        variable.init[at as usize..end].copy_from_slice(&bytes[..width]);
+        Ok(())
+    }
+
+    /// `symbol`, `symbol+8`, `generic(symbol)+8`.
+    fn relocation(&mut self, at: u64, width: usize, shift: u8, variable: &mut Variable) -> Result<()> {
+        let line = self.cursor.line;
+        let mut symbol = self.cursor.identifier()?;
+        let generic = symbol == "generic" && self.cursor.eat(b'(');
+        let mut addend = 0;
+        if generic {
+            symbol = self.cursor.identifier()?;
+            addend += self.offset()?;
+            self.cursor.expect(b')')?;
+        }
+        addend = i64::wrapping_add(addend, self.offset()?);
+        self.uses.push((symbol, line));
+        let width = width.min(8) as u8;
+        variable.relocations.push(Relocation { at, symbol: symbol.to_owned(), width, shift, addend, generic });
+        Ok(())
+    }
+
+    fn constant_bytes(&self, ty: Type, value: Value) -> Result<[u8; 16]> {
+        let bits = match (ty, value) {
+            (Type::F32, Value::Integer(value, _)) => u64::from((value as f32).to_bits()),
+            (Type::F64, Value::Integer(value, _)) => (value as f64).to_bits(),
+            (_, Value::Integer(value, _)) => value as u64,
+            (Type::F32 | Type::B32 | Type::U32 | Type::S32, Value::Float32(bits)) => u64::from(bits),
+            (Type::F64, Value::Float32(bits)) => f64::from(f32::from_bits(bits)).to_bits(),
+            (Type::F32 | Type::B32, Value::Float64(value)) => u64::from((value as f32).to_bits()),
+            (Type::F64 | Type::B64 | Type::U64 | Type::S64, Value::Float64(value)) => value.to_bits(),
+            _ => return Err(self.cursor.error("a floating-point constant for a variable of another type")),
+        };
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&bits.to_le_bytes());
+        Ok(bytes)
+    }
+}
+
+/// Bytes that a type takes in memory (a predicate has none; it counts as one).
+pub(super) fn size_of_type(ty: Type) -> u32 {
+    match ty {
+        Type::Pred | Type::B8 | Type::U8 | Type::S8 => 1,
+        Type::B16 | Type::U16 | Type::S16 | Type::F16 | Type::BF16 => 2,
+        Type::B32 | Type::U32 | Type::S32 | Type::F32 | Type::F16x2 | Type::BF16x2 => 4,
+        Type::B64 | Type::U64 | Type::S64 | Type::F64 => 8,
+        Type::B128 => 16,
+    }
+}
+
+fn type_named(name: &str) -> Option<Type> {
+    Some(match name {
+        "pred" => Type::Pred,
+        "b8" => Type::B8,
+        "b16" => Type::B16,
+        "b32" => Type::B32,
+        "b64" => Type::B64,
+        "b128" => Type::B128,
+        "u8" => Type::U8,
+        "u16" => Type::U16,
+        "u32" => Type::U32,
+        "u64" => Type::U64,
+        "s8" => Type::S8,
+        "s16" => Type::S16,
+        "s32" => Type::S32,
+        "s64" => Type::S64,
+        "f16" => Type::F16,
+        "f16x2" => Type::F16x2,
+        "bf16" => Type::BF16,
+        "bf16x2" => Type::BF16x2,
+        "f32" => Type::F32,
+        "f64" => Type::F64,
+        _ => return None,
+    })
+}

@@ -1,0 +1,322 @@
+//! Tensor maps: what `cuTensorMapEncodeTiled` is told, checked by its rules, and the geometry of boxes.
+//!
+//! Sources: CUDA driver API, "Tensor Map Object Management"; PTX ISA, "Tensors" (tiled mode, swizzling, out-of-boundary
+//! access) and `tensormap.replace`; CUDA programming guide, "TMA swizzle". Im2col maps and the modes of sm_100 are left out.
+
+mod blob;
+mod boxes;
+mod reduce;
+#[cfg(test)]
+mod tests;
+
+pub use blob::{BLOB_BYTES, Blob, Field, is_map, replace};
+pub use boxes::{BoxCopy, Run};
+pub use reduce::{ReduceOp, ReduceType, Reduction};
+
+/// Dimensions a tensor map has at most.
+pub const MAX_RANK: usize = 5;
+
+/// Why a tensor map or its use is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("tensor map: {field} {what}")]
+pub struct MapError {
+    /// The argument of `cuTensorMapEncodeTiled` (or of the copy) at fault, for example `globalStrides[0]`.
+    pub field: String,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl MapError {
+    fn new(field: impl Into<String>, what: impl Into<String>) -> Self {
+        Self { field: field.into(), what: what.into() }
+    }
+}
+
+/// Element types, in the order of `CUtensorMapDataType`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum DataType {
+    U8,
+    U16,
+    U32,
+    I32,
+    U64,
+    I64,
+    F16,
+    F32,
+    F64,
+    Bf16,
+    F32Ftz,
+    Tf32,
+    Tf32Ftz,
+}
+
+impl DataType {
+    /// All, in the driver's order.
+    pub const ALL: [Self; 13] = [
+        Self::U8,
+        Self::U16,
+        Self::U32,
+        Self::I32,
+        Self::U64,
+        Self::I64,
+        Self::F16,
+        Self::F32,
+        Self::F64,
+        Self::Bf16,
+        Self::F32Ftz,
+        Self::Tf32,
+        Self::Tf32Ftz,
+    ];
+
+    /// From the value of `CUtensorMapDataType`.
+    pub fn from_driver(value: u32) -> Option<Self> {
+        Self::ALL.get(value as usize).copied()
+    }
+
+    /// Bytes of an element.
+    #[inline]
+    pub fn bytes(self) -> u32 {
+        match self {
+            Self::U8 => 1,
+            Self::U16 | Self::F16 | Self::Bf16 => 2,
+            Self::U32 | Self::I32 | Self::F32 | Self::F32Ftz | Self::Tf32 | Self::Tf32Ftz => 4,
+            Self::U64 | Self::I64 | Self::F64 => 8,
+        }
+    }
+
+    /// A floating-point type.
+    pub fn is_float(self) -> bool {
+        !matches!(self, Self::U8 | Self::U16 | Self::U32 | Self::I32 | Self::U64 | Self::I64)
+    }
+}
+
+/// `CUtensorMapInterleave`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Interleave {
+    None,
+    B16,
+    B32,
+}
+
+/// `CUtensorMapSwizzle` as sm_90 has it: 16-byte units of a row of 32, 64 or 128 bytes change places by row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Swizzle {
+    None,
+    B32,
+    B64,
+    B128,
+}
+
+impl Swizzle {
+    /// Bytes of a pattern's row; `None` without swizzle.
+    #[inline]
+    pub fn span(self) -> Option<u32> {
+        match self {
+            Self::None => None,
+            Self::B32 => Some(32),
+            Self::B64 => Some(64),
+            Self::B128 => Some(128),
+        }
+    }
+
+    /// Where the byte of this (absolute) shared address really lies: address bits 4.. are changed by bits 7.., 1, 2 or 3 of
+    /// them. The same for tensor copies and for wgmma's operands.
+    #[inline(always)]
+    pub fn apply(self, address: u32) -> u32 {
+        let mask = match self {
+            Self::None => return address,
+            Self::B32 => 1,
+            Self::B64 => 3,
+            Self::B128 => 7,
+        };
+        address ^ (address >> 7 & mask) << 4
+    }
+}
+
+/// `CUtensorMapL2promotion`; it changes no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum L2Promotion {
+    None,
+    B64,
+    B128,
+    B256,
+}
+
+/// `CUtensorMapFloatOOBfill`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OobFill {
+    /// Zeros.
+    Zero,
+    /// NaN, which a multiply-add of the copy's consumer may take as zero.
+    NanRequestZeroFma,
+}
+
+/// A tiled tensor map: the arguments of `cuTensorMapEncodeTiled`. Innermost dimension first; entries from `rank` on are
+/// not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorMap {
+    /// `tensorDataType`
+    pub data_type: DataType,
+    /// `tensorRank`
+    pub rank: u32,
+    /// `globalAddress`
+    pub address: u64,
+    /// `globalDim`, elements.
+    pub dims: [u64; MAX_RANK],
+    /// `globalStrides`, bytes: entry i is of dimension i + 1.
+    pub strides: [u64; MAX_RANK - 1],
+    /// `boxDim`, elements.
+    pub box_dims: [u32; MAX_RANK],
+    /// `elementStrides`
+    pub element_strides: [u32; MAX_RANK],
+    /// `interleave`
+    pub interleave: Interleave,
+    /// `swizzle`
+    pub swizzle: Swizzle,
+    /// `l2Promotion`
+    pub l2_promotion: L2Promotion,
+    /// `oobFill`
+    pub oob_fill: OobFill,
+}
+
+impl TensorMap {
+    /// A map without interleave, element strides, promotion and NaN fill: what kernels commonly use. `strides` has one
+    /// entry fewer than `dims`. It is valid or an error.
+    pub fn tiled(
+        data_type: DataType,
+        address: u64,
+        dims: &[u64],
+        strides: &[u64],
+        box_dims: &[u32],
+        swizzle: Swizzle,
+    ) -> Result<Self, MapError> {
+        let rank = dims.len();
+        if !(1..=MAX_RANK).contains(&rank) {
+            return Err(MapError::new("tensorRank", format!("is {rank}, not 1 to {MAX_RANK}")));
+        }
+        if box_dims.len() != rank {
+            return Err(MapError::new("boxDim", format!("has {} entries for rank {rank}", box_dims.len())));
+        }
+        if strides.len() != rank - 1 {
+            let what = format!("has {} entries, not {} (of dimensions 1 on)", strides.len(), rank - 1);
+            return Err(MapError::new("globalStrides", what));
+        }
+        let mut map = Self {
+            data_type,
+            rank: rank as u32,
+            address,
+            dims: [1; MAX_RANK],
+            strides: [0; MAX_RANK - 1],
+            box_dims: [1; MAX_RANK],
+            element_strides: [1; MAX_RANK],
+            interleave: Interleave::None,
+            swizzle,
+            l2_promotion: L2Promotion::None,
+            oob_fill: OobFill::Zero,
+        };
+        map.dims[..rank].copy_from_slice(dims);
+        map.strides[..rank - 1].copy_from_slice(strides);
+        map.box_dims[..rank].copy_from_slice(box_dims);
+        map.validate()?;
+        Ok(map)
+    }
+
+    /// The driver's rules.
+    pub fn validate(&self) -> Result<(), MapError> {
+        let least = if self.interleave == Interleave::None { 1 } else { 3 };
+        if !(least..=MAX_RANK as u32).contains(&self.rank) {
+            return Err(MapError::new("tensorRank", format!("is {}, not {least} to {MAX_RANK}", self.rank)));
+        }
+        let rank = self.rank as usize;
+        let alignment = if self.interleave == Interleave::B32 { 32 } else { 16 };
+        if !self.address.is_multiple_of(alignment) {
+            let what = format!("{:#x} is not a multiple of {alignment}", self.address);
+            return Err(MapError::new("globalAddress", what));
+        }
+        for (i, dim) in self.dims[..rank].iter().enumerate() {
+            if !(1..=1 << 32).contains(dim) {
+                return Err(MapError::new(format!("globalDim[{i}]"), format!("is {dim}, not 1 to 2^32")));
+            }
+        }
+        for (i, stride) in self.strides[..rank - 1].iter().enumerate() {
+            if !stride.is_multiple_of(alignment) {
+                let what = format!("is {stride} bytes, not a multiple of {alignment}");
+                return Err(MapError::new(format!("globalStrides[{i}]"), what));
+            }
+            if *stride >= 1 << 40 {
+                return Err(MapError::new(format!("globalStrides[{i}]"), format!("is {stride} bytes, not below 2^40")));
+            }
+        }
+        for (i, extent) in self.box_dims[..rank].iter().enumerate() {
+            if !(1..=256).contains(extent) {
+                return Err(MapError::new(format!("boxDim[{i}]"), format!("is {extent}, not 1 to 256")));
+            }
+        }
+        for (i, stride) in self.element_strides[..rank].iter().enumerate() {
+            if !(1..=8).contains(stride) {
+                return Err(MapError::new(format!("elementStrides[{i}]"), format!("is {stride}, not 1 to 8")));
+            }
+        }
+        self.validate_inner()
+    }
+
+    /// The rules on the innermost dimension of the box, and on modes.
+    fn validate_inner(&self) -> Result<(), MapError> {
+        let inner = self.row_bytes();
+        if self.interleave == Interleave::None {
+            if !inner.is_multiple_of(16) {
+                return Err(MapError::new("boxDim[0]", format!("is {inner} bytes, not a multiple of 16")));
+            }
+            if let Some(span) = self.swizzle.span().filter(|span| inner > *span) {
+                let what = format!("is {inner} bytes, more than the swizzle's {span}");
+                return Err(MapError::new("boxDim[0]", what));
+            }
+        }
+        if self.interleave == Interleave::B32 && self.swizzle != Swizzle::B32 {
+            return Err(MapError::new("swizzle", "must be 32 bytes with a 32-byte interleave"));
+        }
+        if self.oob_fill != OobFill::Zero && !self.data_type.is_float() {
+            return Err(MapError::new("oobFill", "asks for NaN in elements that are not floats"));
+        }
+        Ok(())
+    }
+
+    /// Bytes of the box along dimension 0.
+    #[inline]
+    fn row_bytes(&self) -> u32 {
+        self.box_dims[0].saturating_mul(self.data_type.bytes())
+    }
+
+    /// Elements of the box along dimension `i` in shared memory.
+    #[inline]
+    fn box_extent(&self, i: usize) -> u32 {
+        // Without interleave the first element stride is not used.
+        if i == 0 { self.box_dims[0] } else { self.box_dims[i].div_ceil(self.element_strides[i].max(1)) }
+    }
+
+    /// Bytes that a load credits to its mbarrier, also when parts of the box are out of bounds.
+    pub fn box_bytes(&self) -> u32 {
+        let rows = (1..self.rank as usize).map(|i| self.box_extent(i)).fold(1, u32::saturating_mul);
+        self.row_bytes().saturating_mul(rows)
+    }
+
+    /// Sixteen bytes of what out-of-bounds elements read as.
+    pub fn fill(&self) -> [u8; 16] {
+        let mut out = [0; 16];
+        if self.oob_fill == OobFill::NanRequestZeroFma {
+            let nan: &[u8] = match self.data_type {
+                DataType::F16 | DataType::Bf16 => &[0xff, 0x7f],
+                DataType::F64 => &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f],
+                _ => &[0xff, 0xff, 0xff, 0x7f],
+            };
+            for chunk in out.chunks_exact_mut(nan.len()) {
+                chunk.copy_from_slice(nan);
+            }
+        }
+        out
+    }
+}

@@ -1,0 +1,240 @@
+//! Element-wise reductions of bulk and tensor copies (`cp.reduce.async.bulk`, `.tensor`).
+//!
+//! Source: PTX ISA, `cp.reduce.async.bulk` and `cp.reduce.async.bulk.tensor`: which operations a type has, flushing of f32,
+//! `inc` and `dec` as in `atom`.
+
+use half::{bf16, f16};
+
+use super::DataType;
+
+/// The operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum ReduceOp {
+    Add,
+    Min,
+    Max,
+    Inc,
+    Dec,
+    And,
+    Or,
+    Xor,
+}
+
+impl ReduceOp {
+    /// Decodes the qualifier without its dot.
+    pub fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "add" => Self::Add,
+            "min" => Self::Min,
+            "max" => Self::Max,
+            "inc" => Self::Inc,
+            "dec" => Self::Dec,
+            "and" => Self::And,
+            "or" => Self::Or,
+            "xor" => Self::Xor,
+            _ => return None,
+        })
+    }
+}
+
+/// The type of the elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum ReduceType {
+    F16,
+    Bf16,
+    B32,
+    U32,
+    S32,
+    B64,
+    U64,
+    S64,
+    /// Subnormals kept.
+    F32,
+    /// Subnormal operands and results become zeros of their sign.
+    F32Ftz,
+    F64,
+}
+
+impl ReduceType {
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F16 | Self::Bf16 => 2,
+            Self::B32 | Self::U32 | Self::S32 | Self::F32 | Self::F32Ftz => 4,
+            Self::B64 | Self::U64 | Self::S64 | Self::F64 => 8,
+        }
+    }
+}
+
+/// An operation on elements of a type, one that exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Reduction {
+    op: ReduceOp,
+    ty: ReduceType,
+}
+
+impl Reduction {
+    /// Of `cp.reduce.async.bulk…{OP}{.noftz}.{TYPE}`, the qualifiers without dots. With `to_shared` the fewer forms whose
+    /// destination is `.shared::cluster`. `None` when PTX has no such form.
+    pub fn bulk(op: &str, noftz: bool, ty: &str, to_shared: bool) -> Option<Self> {
+        use ReduceOp::*;
+        let op = ReduceOp::parse(op)?;
+        let minimum = matches!(op, Min | Max);
+        let bitwise = matches!(op, And | Or | Xor);
+        let (ty, exists, shared) = match ty {
+            // The halves' addition has only the form that keeps subnormals.
+            "f16" => (ReduceType::F16, op == Add && noftz || minimum && !noftz, false),
+            "bf16" => (ReduceType::Bf16, op == Add && noftz || minimum && !noftz, false),
+            "b32" => (ReduceType::B32, bitwise, true),
+            "u32" => (ReduceType::U32, !bitwise, true),
+            "s32" => (ReduceType::S32, op == Add || minimum, true),
+            "b64" => (ReduceType::B64, bitwise, false),
+            "u64" => (ReduceType::U64, op == Add || minimum, op == Add),
+            "s64" => (ReduceType::S64, minimum, false),
+            "f32" => (ReduceType::F32Ftz, op == Add, false),
+            "f64" => (ReduceType::F64, op == Add, false),
+            _ => return None,
+        };
+        let half = matches!(ty, ReduceType::F16 | ReduceType::Bf16);
+        (exists && (half || !noftz) && (shared || !to_shared)).then_some(Self { op, ty })
+    }
+
+    /// Of `cp.reduce.async.bulk.tensor…{OP}` on a map's type. `None` where the type has no such operation.
+    pub fn tensor(op: ReduceOp, data_type: DataType) -> Option<Self> {
+        use ReduceOp::*;
+        let bitwise = matches!(op, And | Or | Xor);
+        let ordered = matches!(op, Add | Min | Max);
+        let (ty, exists) = match data_type {
+            DataType::U32 => (ReduceType::U32, true),
+            DataType::I32 => (ReduceType::S32, ordered || bitwise),
+            DataType::U64 => (ReduceType::U64, ordered || bitwise),
+            DataType::I64 => (ReduceType::S64, ordered || bitwise),
+            DataType::F16 => (ReduceType::F16, ordered),
+            DataType::Bf16 => (ReduceType::Bf16, ordered),
+            DataType::F32 => (ReduceType::F32, op == Add),
+            DataType::F32Ftz => (ReduceType::F32Ftz, op == Add),
+            DataType::F64 => (ReduceType::F64, op == Add),
+            DataType::U8 | DataType::U16 | DataType::Tf32 | DataType::Tf32Ftz => return None,
+        };
+        exists.then_some(Self { op, ty })
+    }
+
+    /// Bytes of an element.
+    pub fn element_bytes(&self) -> usize {
+        self.ty.bytes()
+    }
+
+    /// `destination = op(destination, source)`, element by element. What does not fill an element at the end of the shorter
+    /// one stays as it is.
+    pub fn apply(&self, destination: &mut [u8], source: &[u8]) {
+        let op = self.op;
+        match self.ty {
+            ReduceType::F16 => each(destination, source, |a, b| {
+                let (a, b) = (f16::from_le_bytes(a), f16::from_le_bytes(b));
+                f16::from_f32(float(op, a.to_f32(), b.to_f32())).to_le_bytes()
+            }),
+            ReduceType::Bf16 => each(destination, source, |a, b| {
+                let (a, b) = (bf16::from_le_bytes(a), bf16::from_le_bytes(b));
+                bf16::from_f32(float(op, a.to_f32(), b.to_f32())).to_le_bytes()
+            }),
+            ReduceType::F32 => {
+                each(destination, source, |a, b| float(op, f32::from_le_bytes(a), f32::from_le_bytes(b)).to_le_bytes())
+            }
+            ReduceType::F32Ftz => each(destination, source, |a, b| {
+                flushed(float(op, flushed(f32::from_le_bytes(a)), flushed(f32::from_le_bytes(b)))).to_le_bytes()
+            }),
+            ReduceType::F64 => {
+                each(destination, source, |a, b| (f64::from_le_bytes(a) + f64::from_le_bytes(b)).to_le_bytes())
+            }
+            ReduceType::B32 | ReduceType::U32 => each(destination, source, |a, b| {
+                let (a, b) = (u32::from_le_bytes(a), u32::from_le_bytes(b));
+                (match op {
+                    ReduceOp::Inc => {
+                        if a >= b {
+                            0
+                        } else {
+                            a + 1
+                        }
+                    }
+                    ReduceOp::Dec => {
+                        if a == 0 || a > b {
+                            b
+                        } else {
+                            a - 1
+                        }
+                    }
+                    _ => unsigned(op, a as u64, b as u64) as u32,
+                })
+                .to_le_bytes()
+            }),
+            ReduceType::S32 => each(destination, source, |a, b| {
+                (signed(op, i32::from_le_bytes(a) as i64, i32::from_le_bytes(b) as i64) as i32).to_le_bytes()
+            }),
+            ReduceType::B64 | ReduceType::U64 => each(destination, source, |a, b| {
+                unsigned(op, u64::from_le_bytes(a), u64::from_le_bytes(b)).to_le_bytes()
+            }),
+            ReduceType::S64 => {
+                each(destination, source, |a, b| signed(op, i64::from_le_bytes(a), i64::from_le_bytes(b)).to_le_bytes())
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn each<const N: usize>(destination: &mut [u8], source: &[u8], value: impl Fn([u8; N], [u8; N]) -> [u8; N]) {
+    let (destination, _) = destination.as_chunks_mut::<N>();
+    for (a, b) in destination.iter_mut().zip(source.as_chunks::<N>().0) {
+        *a = value(*a, *b);
+    }
+}
+
+/// Sum, or the smaller or larger number (of a number and a NaN the number).
+fn float(op: ReduceOp, a: f32, b: f32) -> f32 {
+    // f32's own min and max leave the order of zeros open.
+    let zeros = a == 0.0 && b == 0.0;
+    match op {
+        ReduceOp::Min if zeros => {
+            if a.is_sign_negative() {
+                a
+            } else {
+                b
+            }
+        }
+        ReduceOp::Max if zeros => {
+            if a.is_sign_positive() {
+                a
+            } else {
+                b
+            }
+        }
+        ReduceOp::Min => a.min(b),
+        ReduceOp::Max => a.max(b),
+        _ => a + b,
+    }
+}
+
+fn flushed(value: f32) -> f32 {
+    if value.is_subnormal() { 0f32.copysign(value) } else { value }
+}
+
+fn unsigned(op: ReduceOp, a: u64, b: u64) -> u64 {
+    match op {
+        ReduceOp::Min => a.min(b),
+        ReduceOp::Max => a.max(b),
+        ReduceOp::And => a & b,
+        ReduceOp::Or => a | b,
+        ReduceOp::Xor => a ^ b,
+        // `inc` and `dec` exist for u32 only, whose caller has them.
+        ReduceOp::Add | ReduceOp::Inc | ReduceOp::Dec => a.wrapping_add(b),
+    }
+}
+
+fn signed(op: ReduceOp, a: i64, b: i64) -> i64 {
+    match op {
+        ReduceOp::Min => a.min(b),
+        ReduceOp::Max => a.max(b),
+        _ => unsigned(op, a as u64, b as u64) as i64,
+    }
+}
