@@ -348,10 +348,9 @@ impl<'a> Machine<'a> {
     }
 
     fn finish(self) -> Outcome {
-        let notes = self.notes.into_iter().map(|(n, count)| if count > 1 { format!("{n} ({count}×)") } else { n });
         Outcome {
             findings: self.findings,
-            notes: notes.collect(),
+            notes: self.notes.into_keys().collect(),
             counters: self.counters,
             printed: self.printed,
         }
