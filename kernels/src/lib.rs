@@ -12,6 +12,7 @@ pub mod dtype;
 pub mod launch;
 pub mod limits;
 pub mod simd;
+pub mod simulate;
 pub mod team;
 pub mod view;
 
@@ -23,6 +24,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod gelu;
 pub mod kv_write;
+pub mod layer_norm;
 pub mod log_prob;
 pub mod matmul;
 pub mod paged_attention;
@@ -38,7 +40,25 @@ pub mod swiglu;
 mod testing;
 
 /// Every CUDA source, in alphabetical order.
-pub const SOURCES: &[&Source] = &[&attention::SOURCE, &paged_attention::SOURCE, &sample::SOURCE];
+pub const SOURCES: &[&Source] = &[
+    &adamw::SOURCE,
+    &attention::SOURCE,
+    &column_sum::SOURCE,
+    &columns::SOURCE,
+    &elementwise::SOURCE,
+    &embedding::SOURCE,
+    &gelu::SOURCE,
+    &kv_write::SOURCE,
+    &layer_norm::SOURCE,
+    &log_prob::SOURCE,
+    &paged_attention::SOURCE,
+    &reduce::SOURCE,
+    &rms_norm::SOURCE,
+    &rope::SOURCE,
+    &rows::SOURCE,
+    &sample::SOURCE,
+    &swiglu::SOURCE,
+];
 
 pub use cost::Cost;
 pub use dtype::{DType, Element};
