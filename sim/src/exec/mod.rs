@@ -354,8 +354,12 @@ impl<'a> Machine<'a> {
     }
 
     fn finish(self) -> Outcome {
-        let notes = self.notes.into_iter().map(|(n, count)| if count > 1 { format!("{n} ({count}×)") } else { n });
-        Outcome { findings: self.findings, notes: notes.collect(), counters: self.counters, printed: self.printed }
+        Outcome {
+            findings: self.findings,
+            notes: self.notes.into_keys().collect(),
+            counters: self.counters,
+            printed: self.printed,
+        }
     }
 
     /// Blocks of a cluster.
