@@ -174,7 +174,7 @@ fn check_launch(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(
     if cluster.iter().product::<u32>() > 16 || cluster != [1, 1, 1] && options.gpu.sm < 90 {
         return invalid("cluster", format!("{cluster:?}: at most 16 blocks, and from sm_90 on"));
     }
-    let shared = kernel.static_shared + launch.dynamic_shared;
+    let shared = kernel.static_shared.next_multiple_of(16) + launch.dynamic_shared;
     if shared > options.gpu.shared_per_block {
         let limit = options.gpu.shared_per_block;
         return invalid(
@@ -187,6 +187,14 @@ fn check_launch(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(
         return invalid("arguments", format!("{n} bytes, but the kernel's parameters take {want}"));
     }
     Ok(())
+}
+
+/// Where a block's shared variables start and end, in ascending order, the dynamic shared memory last.
+fn shared_variables(kernel: &Kernel, launch: &Launch) -> Vec<(u64, u64)> {
+    let dynamic = (kernel.dynamic_shared, kernel.dynamic_shared + launch.dynamic_shared);
+    let all = kernel.shared_variables.iter().copied().chain([dynamic]);
+    let start = crate::layout::SHARED_START;
+    all.filter(|v| v.0 < v.1).map(|v| ((v.0 - start) as u64, (v.1 - start) as u64)).collect()
 }
 
 fn cluster_of(kernel: &Kernel, launch: &Launch) -> [u32; 3] {
@@ -269,6 +277,14 @@ pub struct Machine<'a> {
     wakes: Vec<(u32, u32)>,
     tiles: matrix::TileSpace,
     pool_grew: bool,
+    /// Start and end of each shared variable and of dynamic shared memory, in a block's shared memory.
+    shared_variables: Vec<(u64, u64)>,
+    /// The warp asked to let others go first.
+    yielded: bool,
+    /// Instructions so far that waiting loops are made of: strong reads, atomics, `nanosleep`.
+    waits: u64,
+    /// Blocks that have started and not ended.
+    live_blocks: u32,
     /// Threads that executed fence.mbarrier_init.
     init_fences: std::collections::HashSet<u32>,
     /// Shared memories of ended blocks, to be used again.
@@ -348,6 +364,10 @@ impl<'a> Machine<'a> {
             wakes: Vec::new(),
             tiles: Default::default(),
             pool_grew: false,
+            shared_variables: shared_variables(kernel, launch),
+            yielded: false,
+            waits: 0,
+            live_blocks: 0,
             init_fences: Default::default(),
             spare_blocks: Vec::new(),
         }
@@ -395,6 +415,7 @@ impl<'a> Machine<'a> {
             (0..warps).for_each(|w| self.enqueue(slot, w));
         }
         self.counters.blocks += size as u64;
+        self.live_blocks += size;
         true
     }
 
@@ -484,8 +505,7 @@ impl<'a> Machine<'a> {
     /// Makes a frame for a function.
     fn enter(&mut self, block: &Block, warp: &mut Warp, function: u32, parent: Option<(u32, u32)>, lanes: u32) -> u32 {
         let code = &self.kernel.functions[function as usize];
-        let local_base = warp.local_top;
-        warp.grow_local(code.local_bytes);
+        let local_base = warp.grow_local(code.local_bytes);
         let mut regs = warp::registers(code);
         for fixup in &code.fixups {
             match *fixup {

@@ -42,10 +42,13 @@ pub struct Kernel {
     pub param_bytes: u32,
     /// Offset and size of each parameter.
     pub params: Vec<(u32, u32)>,
-    /// Static shared memory in bytes, from the start of the block's window.
+    /// Static shared memory in bytes, as a multiprocessor would lay it out, without gaps.
     pub static_shared: u32,
-    /// Where dynamic shared memory begins, and its alignment.
+    /// Where dynamic shared memory begins.
     pub dynamic_shared: u32,
+    /// Addresses at which each static shared variable starts and ends, ascending. There are gaps between them, so that
+    /// accesses beyond one are told from accesses to the next.
+    pub shared_variables: Vec<(u32, u32)>,
     /// `.maxntid`
     pub max_threads: Option<[u32; 3]>,
     /// `.reqntid`
