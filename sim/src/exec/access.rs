@@ -312,6 +312,9 @@ impl Machine<'_> {
                 Place::Global(i) => self.memory.get(i).base + c.offset,
                 Place::Shared(_) => c.offset + layout::SHARED_START as u64,
             };
+            if self.report_dependent(site, access, c, address) {
+                continue;
+            }
             self.report_conflict(site, access, place, c, address, same >> c.lane & 1 != 0);
         }
     }
@@ -373,7 +376,9 @@ impl Machine<'_> {
         }
         let [gx, gy, _] = self.launch.grid;
         let [bx, by, _] = self.launch.block;
-        let b = agent.block();
+        let Some(b) = agent.block().checked_sub(self.pair.first_block()) else {
+            return "a thread of the grid before".into();
+        };
         match agent.thread_index() {
             Some(t) => format!(
                 "thread ({},{},{}) of block ({},{},{})",

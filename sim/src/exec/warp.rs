@@ -49,6 +49,8 @@ pub enum State {
     Spin { progress: u64 },
     /// `setmaxnreg.inc` without registers in the pool.
     Registers,
+    /// `wgmma.wait_group` for a product that other warps of the group have not issued.
+    Wgmma,
     /// `griddepcontrol.wait`
     GridDependency,
 }

@@ -291,6 +291,8 @@ fn function_code(
     let last = decoder.o.code.lines.last().copied().unwrap_or((0, None));
     decoder.o.code.lines.push(last);
     decoder.o.code.opcodes.push("ret".into());
+    let watch = super::uses::watches(function, &decoder.o.code.instrs, |r| decoder.o.guard(r));
+    decoder.o.code.watch = watch;
     Ok(decoder.o.code)
 }
 
@@ -485,6 +487,13 @@ impl Decoder<'_> {
         let (addr, mut window) = self.o.address(&operands[address], named)?;
         if named == Window::Const || named == Window::Generic && window == Window::Global {
             window = named;
+        }
+        // In a kernel only names are variables of calls; addresses in registers are its own parameters.
+        if window == Window::FrameParam
+            && self.o.function.kernel
+            && matches!(operands[address], Operand::Address(Base::Register(_), _))
+        {
+            window = Window::KernelParam;
         }
         let list: Vec<Operand> = match &operands[data] {
             Operand::Vector(list) => list.clone(),

@@ -4,6 +4,7 @@ mod bulk;
 pub mod decode;
 pub mod op;
 mod operands;
+pub mod uses;
 
 use crate::ptx::ast::{Module, ParseError, Place};
 use crate::regs::{Row, Slot};
@@ -142,6 +143,8 @@ pub struct Code {
     pub local_bytes: u32,
     /// Bytes of `.param` variables and formal parameters.
     pub param_bytes: u32,
+    /// What each instruction touches of wgmma's registers; empty without wgmma.
+    pub watch: Vec<uses::Watch>,
     /// Formal parameters.
     pub formals: Vec<op::Arg>,
     /// Formal return values.
