@@ -141,7 +141,7 @@ fn bad_targets_and_bad_states_are_nan() {
     let answer = given.forward(4, 2);
     assert_eq!(answer[0].iter().map(|x| x.is_nan()).collect::<Vec<_>>(), [false, true, true, false]);
     assert!(!answer[2][1].is_nan() && answer[2][2].is_nan() && answer[1][2].is_nan());
-    let d = given.backward(&answer, &[1.0; 4], None, 300);
+    let d = given.backward(&answer, &numbers(4, 5, 1.0), None, 300);
     assert!(d[300..900].iter().all(|d| d.is_nan()) && d[..300].iter().all(|d| !d.is_nan()));
     assert!(d[900..].iter().all(|d| *d == 0.0), "row 3 is ignored");
 }
