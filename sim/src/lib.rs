@@ -2,6 +2,7 @@
 //! bytes that nobody wrote, accesses out of bounds.
 
 pub mod alu;
+pub mod check;
 pub mod counters;
 pub mod exec;
 pub mod finding;
@@ -15,3 +16,4 @@ pub mod ptx;
 pub mod regs;
 pub mod simd;
 pub mod tensor_map;
+pub mod value;

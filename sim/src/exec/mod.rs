@@ -146,7 +146,10 @@ fn check_launch(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(
         return invalid("grid", format!("{:?} is not within 1 to 2147483647 × 65535 × 65535", launch.grid));
     }
     if blocks > crate::order::MAX_BLOCKS as u64 {
-        return invalid("grid", format!("{blocks} blocks are more than the {} that can be simulated", crate::order::MAX_BLOCKS));
+        return invalid(
+            "grid",
+            format!("{blocks} blocks are more than the {} that can be simulated", crate::order::MAX_BLOCKS),
+        );
     }
     if let Some(required) = kernel.required_threads
         && required.map(|n| n.max(1)) != launch.block
@@ -174,7 +177,10 @@ fn check_launch(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(
     let shared = kernel.dynamic_shared - crate::layout::SHARED_START + launch.dynamic_shared;
     if shared > options.gpu.shared_per_block {
         let limit = options.gpu.shared_per_block;
-        return invalid("smem", format!("{shared} bytes with the static ones; {} has {limit} a block", options.gpu.name));
+        return invalid(
+            "smem",
+            format!("{shared} bytes with the static ones; {} has {limit} a block", options.gpu.name),
+        );
     }
     if launch.params.len() != kernel.param_bytes as usize {
         let (n, want) = (launch.params.len(), kernel.param_bytes);
@@ -348,10 +354,9 @@ impl<'a> Machine<'a> {
     }
 
     fn finish(self) -> Outcome {
-        let notes = self.notes.into_iter().map(|(n, count)| if count > 1 { format!("{n} ({count}×)") } else { n });
         Outcome {
             findings: self.findings,
-            notes: notes.collect(),
+            notes: self.notes.into_keys().collect(),
             counters: self.counters,
             printed: self.printed,
         }
@@ -440,7 +445,8 @@ impl<'a> Machine<'a> {
         };
         let entry_registers = gpu::entry_registers(self.kernel, threads, self.options);
         for w in 0..warps {
-            let lanes = if w == warps - 1 && !threads.is_multiple_of(32) { (1 << (threads % 32)) - 1 } else { u32::MAX };
+            let lanes =
+                if w == warps - 1 && !threads.is_multiple_of(32) { (1 << (threads % 32)) - 1 } else { u32::MAX };
             let order = WarpOrder::new(index, w, lanes, Know::nothing(index));
             let mut warp = Warp {
                 index: w,

@@ -162,8 +162,13 @@ pub fn kernel(program: &Program, name: &str) -> Result<Kernel, ProgramError> {
 
 /// The functions that `entry` reaches by name, itself first.
 fn reach(module: &Module, entry: usize) -> Vec<usize> {
-    let defined: HashMap<&str, usize> =
-        module.functions.iter().enumerate().filter(|(_, f)| !f.declaration).map(|(i, f)| (f.name.as_str(), i)).collect();
+    let defined: HashMap<&str, usize> = module
+        .functions
+        .iter()
+        .enumerate()
+        .filter(|(_, f)| !f.declaration)
+        .map(|(i, f)| (f.name.as_str(), i))
+        .collect();
     let mut reached = vec![entry];
     let mut next = 0;
     let mut add = |name: &str, reached: &mut Vec<usize>| {
@@ -632,7 +637,13 @@ impl Decoder<'_> {
         if window == Window::FrameParam {
             window = Window::KernelParam;
         }
-        Ok(Op::Cvta { dst: self.o.register(&i.operands[0])?, src: self.o.source(&i.operands[1], ty)?, wide, window, to })
+        Ok(Op::Cvta {
+            dst: self.o.register(&i.operands[0])?,
+            src: self.o.source(&i.operands[1], ty)?,
+            wide,
+            window,
+            to,
+        })
     }
 
     fn special(&mut self, i: &Instruction) -> Decoded {
