@@ -14,6 +14,8 @@ pub mod order;
 pub mod program;
 pub mod ptx;
 pub mod regs;
+pub mod report;
+pub mod roofline;
 pub mod simd;
 pub mod tensor_map;
 pub mod value;
