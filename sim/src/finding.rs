@@ -232,6 +232,12 @@ fn chain_of(place: &Place) -> impl Iterator<Item = &Place> {
     std::iter::successors(Some(place), |p| p.inlined_at.as_ref().map(|(outer, _)| outer.as_ref()))
 }
 
+/// The name of the program's main CUDA file as the PTX has it; `None` without line information.
+pub fn main_file_name(program: &Program) -> Option<&str> {
+    let main = main_file(program)?;
+    program.module.files.iter().find(|f| f.0 == main).map(|f| f.1.as_str())
+}
+
 /// The file that most of the program's lines are in the name of: the first that a kernel's own lines name.
 fn main_file(program: &Program) -> Option<u32> {
     let module = &program.module;
