@@ -18,6 +18,7 @@ pub mod view;
 
 pub mod adamw;
 pub mod attention;
+pub mod block_copy;
 pub mod column_sum;
 pub mod columns;
 pub mod elementwise;
@@ -25,6 +26,7 @@ pub mod embedding;
 pub mod gelu;
 pub mod kv_write;
 pub mod layer_norm;
+pub mod linear_log_prob;
 pub mod log_prob;
 pub mod matmul;
 pub mod paged_attention;
@@ -34,6 +36,7 @@ pub mod rms_norm;
 pub mod rope;
 pub mod rows;
 pub mod sample;
+pub mod skinny;
 pub mod swiglu;
 
 #[cfg(test)]
@@ -43,6 +46,7 @@ mod testing;
 pub const SOURCES: &[&Source] = &[
     &adamw::SOURCE,
     &attention::SOURCE,
+    &block_copy::SOURCE,
     &column_sum::SOURCE,
     &columns::SOURCE,
     &elementwise::SOURCE,
@@ -50,6 +54,7 @@ pub const SOURCES: &[&Source] = &[
     &gelu::SOURCE,
     &kv_write::SOURCE,
     &layer_norm::SOURCE,
+    &linear_log_prob::SOURCE,
     &log_prob::SOURCE,
     &paged_attention::SOURCE,
     &reduce::SOURCE,
@@ -57,6 +62,7 @@ pub const SOURCES: &[&Source] = &[
     &rope::SOURCE,
     &rows::SOURCE,
     &sample::SOURCE,
+    &skinny::SOURCE,
     &swiglu::SOURCE,
 ];
 

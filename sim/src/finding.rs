@@ -138,7 +138,16 @@ impl Findings {
         self.places.insert(cause, self.list.len());
         let (space, address) = memory.map_or((None, None), |(s, a)| (Some(s), Some(a)));
         let message = format!("{}{chain}", message());
-        self.list.push(Finding { kind, message, line, block: site.block, thread: site.thread, space, address, count: 1 });
+        self.list.push(Finding {
+            kind,
+            message,
+            line,
+            block: site.block,
+            thread: site.thread,
+            space,
+            address,
+            count: 1,
+        });
     }
 
     /// How many causes were found.

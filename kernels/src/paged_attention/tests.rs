@@ -77,6 +77,7 @@ fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
         o: o.addr(),
         lse: Addr::NULL,
         cu_seqlens: addr(&cu_seqlens),
+        prefix: Addr::NULL,
         tokens: tokens as u32,
         seqs: sequences.len() as u32,
         heads: model.heads as u32,

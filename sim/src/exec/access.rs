@@ -169,7 +169,9 @@ impl Machine<'_> {
             let site = self.site(block, warp.index, lane as u32, pc);
             if address & (bytes - 1) != 0 {
                 self.report(Kind::Misaligned, site, None, Some((space, address)), || {
-                    format!("access of {bytes} bytes at {space} address {address:#x}, which is not a multiple of {bytes}")
+                    format!(
+                        "access of {bytes} bytes at {space} address {address:#x}, which is not a multiple of {bytes}"
+                    )
                 });
             } else {
                 let offset = address.wrapping_sub(base);
@@ -321,7 +323,8 @@ impl Machine<'_> {
             }
             ConflictKind::Race { two_stores: true } if same => {
                 let line = crate::finding::source(self.program, self.kernel, site.pc).0;
-                let note = format!("line {line}: threads store the same value to the same {space} address without order");
+                let note =
+                    format!("line {line}: threads store the same value to the same {space} address without order");
                 *self.notes.entry(note).or_insert(0) += 1;
             }
             ConflictKind::Race { .. } => {
@@ -420,7 +423,15 @@ impl Machine<'_> {
         }
     }
 
-    pub(super) fn load(&mut self, block: &mut Block, warp: &mut Warp, frame: u32, t: &Transfer, mask: u32, pc: u32) -> Flow {
+    pub(super) fn load(
+        &mut self,
+        block: &mut Block,
+        warp: &mut Warp,
+        frame: u32,
+        t: &Transfer,
+        mask: u32,
+        pc: u32,
+    ) -> Flow {
         let regs = &warp.frame(frame).regs;
         let at = addresses(regs, &t.addr);
         let undefined = undefined_address(regs, &t.addr);
@@ -459,7 +470,16 @@ impl Machine<'_> {
 
     /// Generic loads that turn out to be local or of parameters.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
-    fn load_elsewhere(&mut self, block: &Block, warp: &mut Warp, frame: u32, t: &Transfer, at: &[u64; 32], lanes: u32, pc: u32) {
+    fn load_elsewhere(
+        &mut self,
+        block: &Block,
+        warp: &mut Warp,
+        frame: u32,
+        t: &Transfer,
+        at: &[u64; 32],
+        lanes: u32,
+        pc: u32,
+    ) {
         let which = |w: Window| (0..32).filter(|&l| layout::window(at[l]) == Some(w)).fold(0u32, |m, l| m | 1 << l);
         let local = which(Window::Local) & lanes;
         if local != 0 {
@@ -492,7 +512,17 @@ impl Machine<'_> {
     }
 
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
-    fn load_local(&mut self, block: &Block, warp: &mut Warp, frame: u32, t: &Transfer, at: &[u64; 32], base: u64, mask: u32, pc: u32) {
+    fn load_local(
+        &mut self,
+        block: &Block,
+        warp: &mut Warp,
+        frame: u32,
+        t: &Transfer,
+        at: &[u64; 32],
+        base: u64,
+        mask: u32,
+        pc: u32,
+    ) {
         let bytes = t.width as usize * t.regs.len();
         let mut values = vec![[0u128; 32]; t.regs.len()];
         let mut done = 0;
@@ -520,7 +550,15 @@ impl Machine<'_> {
     }
 
     /// Where a lane's local bytes lie in [`Warp::local`].
-    fn local_range(&mut self, block: &Block, warp: &Warp, lane: usize, offset: usize, bytes: usize, pc: u32) -> Option<usize> {
+    fn local_range(
+        &mut self,
+        block: &Block,
+        warp: &Warp,
+        lane: usize,
+        offset: usize,
+        bytes: usize,
+        pc: u32,
+    ) -> Option<usize> {
         let site = self.site(block, warp.index, lane as u32, pc);
         let size = warp.local_size as usize;
         if !offset.is_multiple_of(bytes) {
@@ -538,7 +576,15 @@ impl Machine<'_> {
         Some(lane * size + offset)
     }
 
-    pub(super) fn store(&mut self, block: &mut Block, warp: &mut Warp, fragment: &mut Fragment, t: &Transfer, mask: u32, pc: u32) -> Flow {
+    pub(super) fn store(
+        &mut self,
+        block: &mut Block,
+        warp: &mut Warp,
+        fragment: &mut Fragment,
+        t: &Transfer,
+        mask: u32,
+        pc: u32,
+    ) -> Flow {
         let frame = fragment.frame;
         let regs = &warp.frame(frame).regs;
         let at = addresses(regs, &t.addr);
@@ -590,11 +636,23 @@ impl Machine<'_> {
                     let local =
                         (0..32).filter(|&l| layout::window(at[l]) == Some(Window::Local)).fold(0u32, |m, l| m | 1 << l);
                     if local & elsewhere != 0 {
-                        self.store_local(block, warp, frame, t, &at, layout::LOCAL, local & elsewhere, pc, data_undefined);
+                        self.store_local(
+                            block,
+                            warp,
+                            frame,
+                            t,
+                            &at,
+                            layout::LOCAL,
+                            local & elsewhere,
+                            pc,
+                            data_undefined,
+                        );
                     }
                     if elsewhere & !local != 0 {
                         let site = self.site(block, warp.index, (elsewhere & !local).trailing_zeros(), pc);
-                        self.report(Kind::OutOfBounds, site, None, None, || "a store to the kernel's parameters".into());
+                        self.report(Kind::OutOfBounds, site, None, None, || {
+                            "a store to the kernel's parameters".into()
+                        });
                     }
                 }
             }
@@ -666,7 +724,8 @@ impl Machine<'_> {
             Place::Global(i) => self.memory.get(i).base + offset,
             Place::Shared(s) => {
                 let own = warp.order.block();
-                let index = if s == warp.slot { own } else { self.blocks[s as usize].as_ref().map_or(own, |b| b.index) };
+                let index =
+                    if s == warp.slot { own } else { self.blocks[s as usize].as_ref().map_or(own, |b| b.index) };
                 1 << 63 | (index as u64) << 32 | offset
             }
         }
@@ -758,7 +817,8 @@ fn read_registers(data: &[u8], group: &Group, t: &Transfer, regs: &mut crate::re
         } else {
             let mut values = [0u128; 32];
             for lane in (0..32).filter(|l| lanes >> l & 1 != 0) {
-                values[lane] = element(data, group.offsets[lane] as usize + n * width, t.width, t.signed, t.register_rows);
+                values[lane] =
+                    element(data, group.offsets[lane] as usize + n * width, t.width, t.signed, t.register_rows);
             }
             put(regs, slot, t.register_rows, &values, lanes);
         }

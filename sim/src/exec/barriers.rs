@@ -81,7 +81,9 @@ impl Machine<'_> {
             && (n == 0 || n % 32 != 0 || n > total)
         {
             self.report(Kind::Barrier, site, None, None, || {
-                format!("barrier {id}: a count of {n}; it must be a multiple of 32, at most the block's {total} threads")
+                format!(
+                    "barrier {id}: a count of {n}; it must be a multiple of 32, at most the block's {total} threads"
+                )
             });
             if n == 0 || n > total {
                 return Flow::Next;
@@ -95,7 +97,11 @@ impl Machine<'_> {
             let (was, other) = (barrier.expected, barrier.pc);
             let words = |n: Option<u32>| n.map_or("all threads".to_string(), |n| format!("{n} threads"));
             self.report(Kind::Barrier, site, Some(other), None, || {
-                format!("barrier {id} is used for {} here and for {} by others at the same time", words(count), words(was))
+                format!(
+                    "barrier {id} is used for {} here and for {} by others at the same time",
+                    words(count),
+                    words(was)
+                )
             });
         }
         let barrier = &mut block.barriers[id as usize];
@@ -115,8 +121,9 @@ impl Machine<'_> {
             Some(all) => all.join(&know),
             none => *none = Some(know),
         }
-        if let BarrierKind::Popc { p, negated, .. } | BarrierKind::And { p, negated, .. } | BarrierKind::Or { p, negated, .. } =
-            b.kind
+        if let BarrierKind::Popc { p, negated, .. }
+        | BarrierKind::And { p, negated, .. }
+        | BarrierKind::Or { p, negated, .. } = b.kind
         {
             let regs = &warp.frame(frame).regs;
             let value = regs.predicates[p as usize] ^ if negated { u32::MAX } else { 0 };
@@ -176,8 +183,12 @@ impl Machine<'_> {
                         frame.regs.set(dst, &[barrier.popc; 32], *lanes);
                         frame.regs.undefined[dst as usize] &= !lanes;
                     }
-                    BarrierKind::And { dst, .. } => super::run::set_predicate(&mut frame.regs, dst, mask(barrier.all), *lanes),
-                    BarrierKind::Or { dst, .. } => super::run::set_predicate(&mut frame.regs, dst, mask(barrier.any), *lanes),
+                    BarrierKind::And { dst, .. } => {
+                        super::run::set_predicate(&mut frame.regs, dst, mask(barrier.all), *lanes)
+                    }
+                    BarrierKind::Or { dst, .. } => {
+                        super::run::set_predicate(&mut frame.regs, dst, mask(barrier.any), *lanes)
+                    }
                     _ => {}
                 }
             }

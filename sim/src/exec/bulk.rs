@@ -21,7 +21,15 @@ struct Job {
 }
 
 impl Machine<'_> {
-    pub(super) fn bulk(&mut self, block: &mut Block, warp: &mut Warp, fragment: &mut Fragment, b: &Bulk, mask: u32, pc: u32) -> Flow {
+    pub(super) fn bulk(
+        &mut self,
+        block: &mut Block,
+        warp: &mut Warp,
+        fragment: &mut Fragment,
+        b: &Bulk,
+        mask: u32,
+        pc: u32,
+    ) -> Flow {
         let regs = &warp.frame(fragment.frame).regs;
         let (dst, src) = (addresses(regs, &b.dst), addresses(regs, &b.src));
         let bar = b.mbarrier.map(|m| addresses(regs, &m));
@@ -61,7 +69,9 @@ impl Machine<'_> {
     /// Checks size and alignment of a copy without a map.
     fn check_bulk_size(&mut self, to: u64, from: u64, size: u32, site: Site) -> bool {
         if !size.is_multiple_of(16) || size == 0 {
-            self.report(Kind::Misaligned, site, None, None, || format!("a bulk copy of {size} bytes; it must be a multiple of 16"));
+            self.report(Kind::Misaligned, site, None, None, || {
+                format!("a bulk copy of {size} bytes; it must be a multiple of 16")
+            });
             return false;
         }
         for address in [to, from] {
@@ -77,7 +87,16 @@ impl Machine<'_> {
 
     /// The place of `bytes` bytes at one address; reports what is outside.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
-    fn place_of(&mut self, block: &Block, warp: &Warp, window: Window, address: u64, bytes: u64, lane: u32, pc: u32) -> Option<(Place, u64)> {
+    fn place_of(
+        &mut self,
+        block: &Block,
+        warp: &Warp,
+        window: Window,
+        address: u64,
+        bytes: u64,
+        lane: u32,
+        pc: u32,
+    ) -> Option<(Place, u64)> {
         let mut groups: Vec<Group> = Vec::new();
         let mut at = [0; 32];
         at[lane as usize] = address;
@@ -100,7 +119,15 @@ impl Machine<'_> {
     }
 
     /// The mbarriers to credit: one, or one a destination block.
-    fn credits(&mut self, block: &mut Block, warp: &mut Warp, bar: Option<u64>, ranks: &[Option<u32>], site: Site, lane: u32) -> Option<Vec<(u32, u32)>> {
+    fn credits(
+        &mut self,
+        block: &mut Block,
+        warp: &mut Warp,
+        bar: Option<u64>,
+        ranks: &[Option<u32>],
+        site: Site,
+        lane: u32,
+    ) -> Option<Vec<(u32, u32)>> {
         let address = bar?;
         let mut out = Vec::new();
         for rank in ranks {
@@ -122,7 +149,8 @@ impl Machine<'_> {
     fn note_unfenced_init(&mut self, block: &mut Block, warp: &Warp, place: (u32, u32), lane: u32, site: Site) {
         let own = warp.slot;
         let Some((agent, epoch)) = self.mbarrier_init_of(block, own, place) else { return };
-        let visible = warp.order.is_fenced(lane, crate::order::Space::Shared, agent, epoch) || self.init_fences.contains(&agent.0);
+        let visible = warp.order.is_fenced(lane, crate::order::Space::Shared, agent, epoch)
+            || self.init_fences.contains(&agent.0);
         if !visible {
             let line = crate::finding::source(self.program, self.kernel, site.pc).0;
             let note = format!(
@@ -161,7 +189,9 @@ impl Machine<'_> {
                 None => to,
                 Some(r) => layout::cluster_address(to as u32, *r) as u64,
             };
-            let Some((place, at)) = self.place_of(block, warp, Window::SharedCluster, to, size as u64, lane, pc) else { return };
+            let Some((place, at)) = self.place_of(block, warp, Window::SharedCluster, to, size as u64, lane, pc) else {
+                return;
+            };
             let strength = if b.reduce.is_some() { Strength::Gpu } else { Strength::Weak };
             self.async_access(block, warp, op, lane, place, at, size as u64, Some(strength), pc);
             pieces.push(Piece { to: place, at, from: Some(source), bytes: size, fill: 0, with: [0; 16] });
@@ -194,10 +224,19 @@ impl Machine<'_> {
     }
 
     /// The tensor map at an address.
-    fn tensor_map(&mut self, block: &Block, warp: &mut Warp, fragment: &Fragment, address: u64, site: Site) -> Option<TensorMap> {
+    fn tensor_map(
+        &mut self,
+        block: &Block,
+        warp: &mut Warp,
+        fragment: &Fragment,
+        address: u64,
+        site: Site,
+    ) -> Option<TensorMap> {
         let _ = fragment;
         if address % 64 != 0 {
-            self.report(Kind::Misaligned, site, None, None, || format!("a tensor map at {address:#x}, which is not a multiple of 64"));
+            self.report(Kind::Misaligned, site, None, None, || {
+                format!("a tensor map at {address:#x}, which is not a multiple of 64")
+            });
             return None;
         }
         let lane = 0;
@@ -215,7 +254,9 @@ impl Machine<'_> {
         let blob: Blob = match bytes.and_then(|b| b.try_into().ok()) {
             Some(blob) => blob,
             None => {
-                self.report(Kind::OutOfBounds, site, None, None, || format!("no tensor map can be read at {address:#x}"));
+                self.report(Kind::OutOfBounds, site, None, None, || {
+                    format!("no tensor map can be read at {address:#x}")
+                });
                 return None;
             }
         };
@@ -301,9 +342,18 @@ impl Machine<'_> {
             };
             match (load, global) {
                 (true, Some(from)) => {
-                    pieces.push(Piece { to: place, at: shared_at, from: Some(from), bytes: r.bytes, fill: 0, with: fill });
+                    pieces.push(Piece {
+                        to: place,
+                        at: shared_at,
+                        from: Some(from),
+                        bytes: r.bytes,
+                        fill: 0,
+                        with: fill,
+                    });
                 }
-                (true, None) => pieces.push(Piece { to: place, at: shared_at, from: None, bytes: 0, fill: r.bytes, with: fill }),
+                (true, None) => {
+                    pieces.push(Piece { to: place, at: shared_at, from: None, bytes: 0, fill: r.bytes, with: fill })
+                }
                 (false, Some((to, at))) => {
                     pieces.push(Piece { to, at, from: Some((place, shared_at)), bytes: r.bytes, fill: 0, with: fill });
                 }
@@ -345,10 +395,22 @@ impl Machine<'_> {
             bytes = n;
         }
         let end = End::Credit(bars.into_iter().map(|p| (p, bytes)).collect());
-        self.start_flight(block, warp, InFlight { op: Some(op), effect: Effect { pieces, reduce: None, bytes: None }, end });
+        self.start_flight(
+            block,
+            warp,
+            InFlight { op: Some(op), effect: Effect { pieces, reduce: None, bytes: None }, end },
+        );
     }
 
-    fn bulk_store(&mut self, block: &mut Block, warp: &mut Warp, b: &Bulk, (to, from, size): (u64, u64, u32), site: Site, lane: u32) {
+    fn bulk_store(
+        &mut self,
+        block: &mut Block,
+        warp: &mut Warp,
+        b: &Bulk,
+        (to, from, size): (u64, u64, u32),
+        site: Site,
+        lane: u32,
+    ) {
         if !self.check_bulk_size(to, from, size, site) {
             return;
         }
@@ -387,7 +449,9 @@ impl Machine<'_> {
             Some(BulkReduce::Mapped(op)) => match Reduction::tensor(op, map.data_type) {
                 Some(r) => Some(r),
                 None => {
-                    self.report(Kind::Unsupported, site, None, None, || format!("a reduction that {:?} does not have", map.data_type));
+                    self.report(Kind::Unsupported, site, None, None, || {
+                        format!("a reduction that {:?} does not have", map.data_type)
+                    });
                     return;
                 }
             },
@@ -422,7 +486,9 @@ impl Machine<'_> {
         let open = warp.copies.bulk.iter_mut().find(|g| g.lane == job.lane && !g.committed);
         match open {
             Some(group) => group.stores.push(store),
-            None => warp.copies.bulk.push(BulkGroup { lane: job.lane, stores: vec![store], committed: false, read: false }),
+            None => {
+                warp.copies.bulk.push(BulkGroup { lane: job.lane, stores: vec![store], committed: false, read: false })
+            }
         }
     }
 
@@ -440,8 +506,7 @@ impl Machine<'_> {
         let own = warp.slot;
         let mut all = std::mem::take(&mut warp.copies.bulk);
         for lane in (0..32u32).filter(|l| mask >> l & 1 != 0) {
-            let committed: Vec<usize> =
-                (0..all.len()).filter(|&i| all[i].lane == lane && all[i].committed).collect();
+            let committed: Vec<usize> = (0..all.len()).filter(|&i| all[i].lane == lane && all[i].committed).collect();
             let done = committed.len().saturating_sub(groups as usize);
             for &i in &committed[..done] {
                 for store in &mut all[i].stores {
@@ -506,7 +571,9 @@ impl Machine<'_> {
             let l = lane as usize;
             let site = self.site(block, warp.index, lane, pc);
             let Some(places) = self.credits(block, warp, Some(bar[l]), &[None], site, lane) else { continue };
-            let Some((place, offset)) = self.place_of(block, warp, Window::SharedCluster, at[l], bytes as u64, lane, pc) else {
+            let Some((place, offset)) =
+                self.place_of(block, warp, Window::SharedCluster, at[l], bytes as u64, lane, pc)
+            else {
                 continue;
             };
             let regs = &warp.frame(fragment.frame).regs;
@@ -546,7 +613,9 @@ impl Machine<'_> {
         let values: [u64; 32] = if wide { regs.get64(value) } else { regs.get(value).map(u64::from) };
         for lane in (0..32u32).filter(|l| mask >> l & 1 != 0) {
             let site = self.site(block, warp.index, lane, pc);
-            let Some((place, offset)) = self.place_of(block, warp, window, at[lane as usize], 128, lane, pc) else { continue };
+            let Some((place, offset)) = self.place_of(block, warp, window, at[lane as usize], 128, lane, pc) else {
+                continue;
+            };
             let own = warp.slot;
             let data = self.data_mut(block, own, place);
             let slice = &mut data[offset as usize..offset as usize + 128];
@@ -568,7 +637,16 @@ impl Machine<'_> {
 
     /// The 128 bytes of a map, as ordinary accesses of one lane.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
-    fn map_access(&mut self, block: &mut Block, warp: &Warp, place: Place, offset: u64, access: Access, lane: u32, pc: u32) {
+    fn map_access(
+        &mut self,
+        block: &mut Block,
+        warp: &Warp,
+        place: Place,
+        offset: u64,
+        access: Access,
+        lane: u32,
+        pc: u32,
+    ) {
         for part in 0..8u64 {
             let group = Group { place, lanes: 1 << lane, offsets: [offset + 16 * part; 32] };
             self.check(block, warp, access, &group, 16, Strength::Weak, pc, 0);
@@ -592,8 +670,12 @@ impl Machine<'_> {
         let lane = mask.trailing_zeros();
         let regs = &warp.frame(fragment.frame).regs;
         let (to, from) = (addresses(regs, dst)[lane as usize], addresses(regs, src)[lane as usize]);
-        let Some((source, a)) = self.place_of(block, warp, Window::Shared, from, 128, lane, pc) else { return Flow::Next };
-        let Some((target, b)) = self.place_of(block, warp, Window::Global, to, 128, lane, pc) else { return Flow::Next };
+        let Some((source, a)) = self.place_of(block, warp, Window::Shared, from, 128, lane, pc) else {
+            return Flow::Next;
+        };
+        let Some((target, b)) = self.place_of(block, warp, Window::Global, to, 128, lane, pc) else {
+            return Flow::Next;
+        };
         self.map_access(block, warp, source, a, Access::Read, lane, pc);
         self.map_access(block, warp, target, b, Access::Write, lane, pc);
         let bytes = self.data(block, warp.slot, source)[a as usize..a as usize + 128].to_vec();

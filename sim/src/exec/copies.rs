@@ -135,7 +135,9 @@ impl Machine<'_> {
             && let Some(lane) = (0..32u32).find(|&l| mask >> l & 1 != 0 && s[l as usize] > size)
         {
             let site = self.site(block, warp.index, lane, pc);
-            self.report(Kind::OutOfBounds, site, None, None, || format!("cp.async: src-size {} is above {size}", s[lane as usize]));
+            self.report(Kind::OutOfBounds, site, None, None, || {
+                format!("cp.async: src-size {} is above {size}", s[lane as usize])
+            });
         }
         let mut to = Vec::new();
         self.places(block, warp, Window::Shared, &dst, mask, size as u64, pc, &mut to);
@@ -379,7 +381,8 @@ impl Machine<'_> {
             if here == 0 {
                 continue;
             }
-            let (ready, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut part.pieces).into_iter().partition(|p| here >> p.0 & 1 != 0);
+            let (ready, rest): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut part.pieces).into_iter().partition(|p| here >> p.0 & 1 != 0);
             part.pieces = rest;
             let pieces = ready.into_iter().map(|p| p.1).collect();
             self.apply(Some((&mut *block, own)), &Effect { pieces, reduce: None, bytes: None });
@@ -390,7 +393,15 @@ impl Machine<'_> {
     }
 
     /// `cp.async.mbarrier.arrive`: an arrival once the lane's copies so far are done.
-    pub(super) fn cp_async_arrive(&mut self, block: &mut Block, warp: &mut Warp, place: (u32, u32), noinc: bool, lane: u32, site: Site) {
+    pub(super) fn cp_async_arrive(
+        &mut self,
+        block: &mut Block,
+        warp: &mut Warp,
+        place: (u32, u32),
+        noinc: bool,
+        lane: u32,
+        site: Site,
+    ) {
         let own = warp.slot;
         if !noinc {
             self.add_pending(block, own, place, 1);
@@ -415,7 +426,11 @@ impl Machine<'_> {
         }
         // Open parts are closed: later copies start anew, but still commit with these.
         if !warp.copies.open.is_empty() {
-            warp.copies.open.push(Part { op: *warp.copies.open.last().map(|p| &p.op).expect("not empty"), lanes: 0, pieces: Vec::new() });
+            warp.copies.open.push(Part {
+                op: *warp.copies.open.last().map(|p| &p.op).expect("not empty"),
+                lanes: 0,
+                pieces: Vec::new(),
+            });
         }
         let effect = Effect { pieces, reduce: None, bytes: None };
         let end = End::Arrive { warp: warp.index, slot: own, lane, ops, place, site };
@@ -466,7 +481,12 @@ impl Machine<'_> {
     }
 
     /// Calls `f` with the block that holds an mbarrier.
-    fn with_object(&mut self, current: &mut Option<(&mut Block, u32)>, place: (u32, u32), f: impl FnOnce(&mut Self, &mut Block, u32)) {
+    fn with_object(
+        &mut self,
+        current: &mut Option<(&mut Block, u32)>,
+        place: (u32, u32),
+        f: impl FnOnce(&mut Self, &mut Block, u32),
+    ) {
         match current {
             Some((block, own)) if *own == place.0 => f(self, block, *own),
             _ => {

@@ -147,7 +147,15 @@ impl Machine<'_> {
         Flow::Next
     }
 
-    pub(super) fn mma(&mut self, block: &mut Block, warp: &mut Warp, fragment: &mut Fragment, m: &Mma, mask: u32, pc: u32) -> Flow {
+    pub(super) fn mma(
+        &mut self,
+        block: &mut Block,
+        warp: &mut Warp,
+        fragment: &mut Fragment,
+        m: &Mma,
+        mask: u32,
+        pc: u32,
+    ) -> Flow {
         let _ = block;
         if !self.gather(warp, fragment, u32::MAX, mask) {
             return Flow::Stop;
@@ -190,7 +198,15 @@ impl Machine<'_> {
         Flow::Next
     }
 
-    pub(super) fn wgmma(&mut self, block: &mut Block, warp: &mut Warp, fragment: &mut Fragment, w: &Wgmma, mask: u32, pc: u32) -> Flow {
+    pub(super) fn wgmma(
+        &mut self,
+        block: &mut Block,
+        warp: &mut Warp,
+        fragment: &mut Fragment,
+        w: &Wgmma,
+        mask: u32,
+        pc: u32,
+    ) -> Flow {
         if !self.gather(warp, fragment, u32::MAX, mask) {
             return Flow::Stop;
         }
@@ -206,7 +222,9 @@ impl Machine<'_> {
         let descriptor_undefined =
             w.a_desc.iter().chain(Some(&w.b_desc)).fold(0, |u, &s| u | regs.undefined[s as usize]) & mask != 0;
         if descriptor_undefined || a_bits.is_some_and(|a| !uniform(a)) || !uniform(b_bits) {
-            self.report(Kind::Wgmma, site, None, None, || "a wgmma descriptor differs between lanes or is undefined".into());
+            self.report(Kind::Wgmma, site, None, None, || {
+                "a wgmma descriptor differs between lanes or is undefined".into()
+            });
         }
         let (p, negated) = w.scale_d;
         let scale_d = (regs.predicates[p as usize] >> first & 1 != 0) != negated;
@@ -314,7 +332,14 @@ impl Machine<'_> {
         }
     }
 
-    pub(super) fn wgmma_fence(&mut self, _block: &mut Block, warp: &mut Warp, fragment: &mut Fragment, mask: u32, _pc: u32) -> Flow {
+    pub(super) fn wgmma_fence(
+        &mut self,
+        _block: &mut Block,
+        warp: &mut Warp,
+        fragment: &mut Fragment,
+        mask: u32,
+        _pc: u32,
+    ) -> Flow {
         if !self.gather(warp, fragment, u32::MAX, mask) {
             return Flow::Stop;
         }
@@ -324,7 +349,14 @@ impl Machine<'_> {
         Flow::Next
     }
 
-    pub(super) fn wgmma_commit(&mut self, _block: &mut Block, warp: &mut Warp, fragment: &mut Fragment, mask: u32, _pc: u32) -> Flow {
+    pub(super) fn wgmma_commit(
+        &mut self,
+        _block: &mut Block,
+        warp: &mut Warp,
+        fragment: &mut Fragment,
+        mask: u32,
+        _pc: u32,
+    ) -> Flow {
         if !self.gather(warp, fragment, u32::MAX, mask) {
             return Flow::Stop;
         }
@@ -333,7 +365,15 @@ impl Machine<'_> {
         Flow::Next
     }
 
-    pub(super) fn wgmma_wait(&mut self, block: &mut Block, warp: &mut Warp, fragment: &mut Fragment, groups: u32, mask: u32, _pc: u32) -> Flow {
+    pub(super) fn wgmma_wait(
+        &mut self,
+        block: &mut Block,
+        warp: &mut Warp,
+        fragment: &mut Fragment,
+        groups: u32,
+        mask: u32,
+        _pc: u32,
+    ) -> Flow {
         if !self.gather(warp, fragment, u32::MAX, mask) {
             return Flow::Stop;
         }
@@ -351,7 +391,16 @@ impl Machine<'_> {
     /// An ordinary instruction while wgmma is in flight, or between fences: which registers it touches.
     #[cold]
     #[inline(never)]
-    pub(super) fn wgmma_registers(&mut self, block: &Block, warp: &mut Warp, frame: u32, reads: &[u32], writes: &[u32], lane: u32, pc: u32) {
+    pub(super) fn wgmma_registers(
+        &mut self,
+        block: &Block,
+        warp: &mut Warp,
+        frame: u32,
+        reads: &[u32],
+        writes: &[u32],
+        lane: u32,
+        pc: u32,
+    ) {
         let state = &mut warp.copies.wgmma;
         for &s in reads.iter().chain(writes) {
             if state.touched.len() <= s as usize {
@@ -394,7 +443,9 @@ impl Machine<'_> {
         }
         let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
         if !(24..=256).contains(&count) || count % 8 != 0 {
-            self.report(Kind::Setmaxnreg, site, None, None, || format!("setmaxnreg {count}: 24 to 256 in steps of 8 are possible"));
+            self.report(Kind::Setmaxnreg, site, None, None, || {
+                format!("setmaxnreg {count}: 24 to 256 in steps of 8 are possible")
+            });
             return Flow::Next;
         }
         let now = warp.max_registers;

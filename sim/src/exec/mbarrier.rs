@@ -49,11 +49,20 @@ type Where = (u32, u32);
 
 impl Machine<'_> {
     /// The object's place for an address, if it is one that can hold an mbarrier.
-    pub(super) fn mbarrier_place(&mut self, block: &Block, warp: &Warp, window: Window, address: u64, site: Site) -> Option<Where> {
+    pub(super) fn mbarrier_place(
+        &mut self,
+        block: &Block,
+        warp: &Warp,
+        window: Window,
+        address: u64,
+        site: Site,
+    ) -> Option<Where> {
         let shared = match window {
             Window::Generic if layout::window(address) == Some(Window::Shared) => address - layout::SHARED,
             Window::Generic => {
-                self.report(Kind::OutOfBounds, site, None, None, || format!("an mbarrier at {address:#x}, outside of shared memory"));
+                self.report(Kind::OutOfBounds, site, None, None, || {
+                    format!("an mbarrier at {address:#x}, outside of shared memory")
+                });
                 return None;
             }
             _ => address,
@@ -87,7 +96,11 @@ impl Machine<'_> {
     }
 
     pub(super) fn object<'m>(&'m mut self, block: &'m mut Block, own: u32, at: Where) -> Option<&'m mut Object> {
-        if at.0 == own { block.mbarriers.get_mut(&at.1) } else { self.blocks[at.0 as usize].as_mut()?.mbarriers.get_mut(&at.1) }
+        if at.0 == own {
+            block.mbarriers.get_mut(&at.1)
+        } else {
+            self.blocks[at.0 as usize].as_mut()?.mbarriers.get_mut(&at.1)
+        }
     }
 
     pub(super) fn mbarrier(
@@ -127,7 +140,11 @@ impl Machine<'_> {
                         continue;
                     }
                     let own = warp.slot;
-                    let list = if place.0 == own { &mut block.mbarriers } else { &mut self.blocks[place.0 as usize].as_mut().expect("checked").mbarriers };
+                    let list = if place.0 == own {
+                        &mut block.mbarriers
+                    } else {
+                        &mut self.blocks[place.0 as usize].as_mut().expect("checked").mbarriers
+                    };
                     list.remove(&place.1);
                 }
                 MbarrierKind::Arrive { state, count, expect, drop, no_complete } => {
@@ -150,9 +167,7 @@ impl Machine<'_> {
                         regs.undefined[dst as usize] &= !(1 << lane);
                     }
                     let own = warp.slot;
-                    if drop
-                        && let Some(o) = self.object(block, own, place)
-                    {
+                    if drop && let Some(o) = self.object(block, own, place) {
                         o.expected = o.expected.saturating_sub(count);
                     }
                     let completed = self.arrive(block, own, place, count, know, site);
@@ -222,7 +237,15 @@ impl Machine<'_> {
     }
 
     /// An operation on an object: it must be there, and its initialisation ordered before. Whether it is there.
-    pub(super) fn touch(&mut self, block: &mut Block, warp: &mut Warp, place: Where, lane: u32, site: Site, what: &str) -> bool {
+    pub(super) fn touch(
+        &mut self,
+        block: &mut Block,
+        warp: &mut Warp,
+        place: Where,
+        lane: u32,
+        site: Site,
+        what: &str,
+    ) -> bool {
         let own = warp.slot;
         if self.object(block, own, place).is_none() {
             self.report(Kind::Mbarrier, site, None, Some(("shared", place.1 as u64)), || {
@@ -261,7 +284,14 @@ impl Machine<'_> {
     }
 
     /// An ordinary store on top of an mbarrier.
-    pub(super) fn overwrites_mbarrier(&mut self, block: &Block, warp: &Warp, group: &super::access::Group, bytes: u32, pc: u32) {
+    pub(super) fn overwrites_mbarrier(
+        &mut self,
+        block: &Block,
+        warp: &Warp,
+        group: &super::access::Group,
+        bytes: u32,
+        pc: u32,
+    ) {
         let super::access::Place::Shared(slot) = group.place else { return };
         if slot != warp.slot || block.mbarriers.is_empty() {
             return;
@@ -290,7 +320,15 @@ impl Machine<'_> {
     }
 
     /// `count` arrivals; whether they completed the phase.
-    pub(super) fn arrive(&mut self, block: &mut Block, own: u32, place: Where, count: u32, know: Option<Know>, site: Site) -> bool {
+    pub(super) fn arrive(
+        &mut self,
+        block: &mut Block,
+        own: u32,
+        place: Where,
+        count: u32,
+        know: Option<Know>,
+        site: Site,
+    ) -> bool {
         let Some(o) = self.object(block, own, place) else { return false };
         let (pending, expected) = (o.pending, o.expected);
         o.pending = pending.saturating_sub(count);
@@ -392,7 +430,9 @@ impl Machine<'_> {
                 continue;
             }
             if parity && operands[l] > 1 {
-                self.report(Kind::Mbarrier, site, None, None, || format!("a wait on parity {}; it is 0 or 1", operands[l]));
+                self.report(Kind::Mbarrier, site, None, None, || {
+                    format!("a wait on parity {}; it is 0 or 1", operands[l])
+                });
             }
             let own = warp.slot;
             let Some(o) = self.object(block, own, place) else { continue };

@@ -146,7 +146,10 @@ fn check_launch(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(
         return invalid("grid", format!("{:?} is not within 1 to 2147483647 × 65535 × 65535", launch.grid));
     }
     if blocks > crate::order::MAX_BLOCKS as u64 {
-        return invalid("grid", format!("{blocks} blocks are more than the {} that can be simulated", crate::order::MAX_BLOCKS));
+        return invalid(
+            "grid",
+            format!("{blocks} blocks are more than the {} that can be simulated", crate::order::MAX_BLOCKS),
+        );
     }
     if let Some(required) = kernel.required_threads
         && required.map(|n| n.max(1)) != launch.block
@@ -171,10 +174,13 @@ fn check_launch(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(
     if cluster.iter().product::<u32>() > 16 || cluster != [1, 1, 1] && options.gpu.sm < 90 {
         return invalid("cluster", format!("{cluster:?}: at most 16 blocks, and from sm_90 on"));
     }
-    let shared = kernel.dynamic_shared - crate::layout::SHARED_START + launch.dynamic_shared;
+    let shared = kernel.static_shared + launch.dynamic_shared;
     if shared > options.gpu.shared_per_block {
         let limit = options.gpu.shared_per_block;
-        return invalid("smem", format!("{shared} bytes with the static ones; {} has {limit} a block", options.gpu.name));
+        return invalid(
+            "smem",
+            format!("{shared} bytes with the static ones; {} has {limit} a block", options.gpu.name),
+        );
     }
     if launch.params.len() != kernel.param_bytes as usize {
         let (n, want) = (launch.params.len(), kernel.param_bytes);
@@ -439,7 +445,8 @@ impl<'a> Machine<'a> {
         };
         let entry_registers = gpu::entry_registers(self.kernel, threads, self.options);
         for w in 0..warps {
-            let lanes = if w == warps - 1 && !threads.is_multiple_of(32) { (1 << (threads % 32)) - 1 } else { u32::MAX };
+            let lanes =
+                if w == warps - 1 && !threads.is_multiple_of(32) { (1 << (threads % 32)) - 1 } else { u32::MAX };
             let order = WarpOrder::new(index, w, lanes, Know::nothing(index));
             let mut warp = Warp {
                 index: w,

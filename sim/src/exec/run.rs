@@ -36,7 +36,8 @@ impl<'a> Machine<'a> {
                 continue;
             }
             let pick = if ready == 1 { 0 } else { self.rng.below(ready) };
-            let Some(i) = (0..warp.fragments.len()).filter(|&i| warp.fragments[i].state == State::Ready).nth(pick as usize)
+            let Some(i) =
+                (0..warp.fragments.len()).filter(|&i| warp.fragments[i].state == State::Ready).nth(pick as usize)
             else {
                 break;
             };
@@ -286,8 +287,7 @@ impl<'a> Machine<'a> {
             Op::GetCtaRank { dst, src, wide, .. } => {
                 let rank = block.rank;
                 let frame = warp.frame(fragment.frame);
-                let a: [u32; 32] =
-                    if *wide { frame.regs.get64(*src).map(|a| a as u32) } else { frame.regs.get(*src) };
+                let a: [u32; 32] = if *wide { frame.regs.get64(*src).map(|a| a as u32) } else { frame.regs.get(*src) };
                 let out = a.map(|a| layout::split_cluster_address(a).0.unwrap_or(rank));
                 frame.regs.set(*dst, &out, mask);
                 frame.regs.undefined[*dst as usize] &= !mask;
@@ -319,9 +319,16 @@ impl<'a> Machine<'a> {
             Op::StAsync { addr, width, regs, mbarrier, reduce } => {
                 self.st_async(block, warp, fragment, (addr, mbarrier), *width, regs, *reduce, mask, pc)
             }
-            Op::TensorMapReplace { addr, window, field, ordinal, value, wide } => {
-                self.tensormap_replace(block, warp, fragment, (addr, *window), (field, *ordinal), (*value, *wide), mask, pc)
-            }
+            Op::TensorMapReplace { addr, window, field, ordinal, value, wide } => self.tensormap_replace(
+                block,
+                warp,
+                fragment,
+                (addr, *window),
+                (field, *ordinal),
+                (*value, *wide),
+                mask,
+                pc,
+            ),
             Op::TensorMapCopyFence { dst, src } => self.tensormap_copy(block, warp, fragment, dst, src, mask, pc),
             Op::MatrixTransfer(t) => self.matrix_transfer(block, warp, fragment, t, mask, pc),
             Op::MovMatrix { dst, src } => self.movmatrix(block, warp, fragment, *dst, *src, mask, pc),
@@ -334,7 +341,9 @@ impl<'a> Machine<'a> {
             Op::GridDepWait => Flow::Next,
             Op::Unsupported(what) => {
                 let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
-                self.report(Kind::Unsupported, site, None, None, || format!("{what}: the simulator does not know this instruction"));
+                self.report(Kind::Unsupported, site, None, None, || {
+                    format!("{what}: the simulator does not know this instruction")
+                });
                 Flow::Next
             }
         }
@@ -358,7 +367,16 @@ impl<'a> Machine<'a> {
     }
 
     #[expect(clippy::too_many_arguments, reason = "the operands of cvta")]
-    fn cvta(&mut self, warp: &mut Warp, frame: u32, (dst, src): (u32, u32), wide: bool, window: Window, to: bool, mask: u32) {
+    fn cvta(
+        &mut self,
+        warp: &mut Warp,
+        frame: u32,
+        (dst, src): (u32, u32),
+        wide: bool,
+        window: Window,
+        to: bool,
+        mask: u32,
+    ) {
         let base = match window {
             Window::Shared | Window::SharedCluster => layout::SHARED,
             Window::Local => layout::LOCAL,
@@ -404,7 +422,9 @@ impl<'a> Machine<'a> {
                 None => {
                     let site = self.site(block, warp.index, same.trailing_zeros(), pc);
                     let n = targets.len();
-                    self.report(Kind::OutOfBounds, site, None, None, || format!("brx.idx: index {value} of {n} targets"));
+                    self.report(Kind::OutOfBounds, site, None, None, || {
+                        format!("brx.idx: index {value} of {n} targets")
+                    });
                     groups.push((here + 1, same));
                 }
             }
@@ -426,7 +446,15 @@ impl<'a> Machine<'a> {
         Flow::Jumped
     }
 
-    fn call(&mut self, block: &mut Block, warp: &mut Warp, fragment: &mut Fragment, call: &Call, mask: u32, pc: u32) -> Flow {
+    fn call(
+        &mut self,
+        block: &mut Block,
+        warp: &mut Warp,
+        fragment: &mut Fragment,
+        call: &Call,
+        mask: u32,
+        pc: u32,
+    ) -> Flow {
         let function = match call.target {
             Target::Function(f) => f,
             Target::Indirect(slot) => {
@@ -442,7 +470,9 @@ impl<'a> Machine<'a> {
                 }
                 let Some(f) = self.function_at(first) else {
                     let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
-                    self.report(Kind::OutOfBounds, site, None, None, || format!("call of {first:#x}, where no function is"));
+                    self.report(Kind::OutOfBounds, site, None, None, || {
+                        format!("call of {first:#x}, where no function is")
+                    });
                     return Flow::Next;
                 };
                 f
@@ -454,7 +484,9 @@ impl<'a> Machine<'a> {
             Target::Unknown(name) => {
                 let name = self.kernel.unknown[name as usize].clone();
                 let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
-                self.report(Kind::Unsupported, site, None, None, || format!("call of {name}, which is declared and not defined"));
+                self.report(Kind::Unsupported, site, None, None, || {
+                    format!("call of {name}, which is declared and not defined")
+                });
                 return Flow::Next;
             }
         };
@@ -470,7 +502,8 @@ impl<'a> Machine<'a> {
         }
         // All lanes of the call meet again behind it.
         let all = fragment.mask;
-        let join = super::warp::Join { pc: fragment.pc + 1, frame: parent, expected: all, arrived: 0, parent: fragment.join };
+        let join =
+            super::warp::Join { pc: fragment.pc + 1, frame: parent, expected: all, arrived: 0, parent: fragment.join };
         let join = warp.push_join(join);
         let join_pc = fragment.pc + 1;
         let index = self.enter(block, warp, function, Some((parent, fragment.pc + 1)), mask);
@@ -561,9 +594,7 @@ impl<'a> Machine<'a> {
             return true;
         }
         // Somebody may still come: lanes that wait for other warps.
-        let waiting_elsewhere = warp.fragments.iter().any(|f| {
-            !matches!(f.state, State::Joined | State::Gather { .. })
-        });
+        let waiting_elsewhere = warp.fragments.iter().any(|f| !matches!(f.state, State::Joined | State::Gather { .. }));
         if waiting_elsewhere || warp.fragments.is_empty() {
             return false;
         }
@@ -589,7 +620,10 @@ impl<'a> Machine<'a> {
         let opcode = &code.opcodes[f.pc as usize];
         let kind = if opcode.starts_with("wgmma") { Kind::Wgmma } else { Kind::Barrier };
         self.report(kind, site, None, None, || {
-            format!("{opcode} in divergent code: lanes {missing:#010x} of warp {} do not execute it with the others", warp.index)
+            format!(
+                "{opcode} in divergent code: lanes {missing:#010x} of warp {} do not execute it with the others",
+                warp.index
+            )
         });
     }
 
@@ -686,6 +720,8 @@ pub fn write_argument(warp: &mut Warp, frame: u32, arg: Arg, lane: usize, bytes:
             frame.regs.set64(slot, &[word(8); 32], 1 << lane);
             frame.regs.undefined[slot as usize] &= !(1 << lane);
         }
-        Arg::Predicate(p) => set_predicate(&mut frame.regs, p, if bytes.first() == Some(&1) { u32::MAX } else { 0 }, 1 << lane),
+        Arg::Predicate(p) => {
+            set_predicate(&mut frame.regs, p, if bytes.first() == Some(&1) { u32::MAX } else { 0 }, 1 << lane)
+        }
     }
 }

@@ -16,7 +16,9 @@ impl Machine<'_> {
             _ => 256,
         };
         loop {
-            while self.live_blocks() < self.window && self.live_blocks() + self.cluster_size() <= self.resident.max(self.cluster_size()) {
+            while self.live_blocks() < self.window
+                && self.live_blocks() + self.cluster_size() <= self.resident.max(self.cluster_size())
+            {
                 if !self.start_cluster() {
                     break;
                 }
@@ -249,7 +251,10 @@ impl Machine<'_> {
                     }
                     let what = self.describe_wait(block, warp, f.state);
                     let (b, n) = (block.at, f.mask.count_ones());
-                    let text = format!("block ({},{},{}) warp {} ({n} lanes) {what} at line {line}", b[0], b[1], b[2], warp.index);
+                    let text = format!(
+                        "block ({},{},{}) warp {} ({n} lanes) {what} at line {line}",
+                        b[0], b[1], b[2], warp.index
+                    );
                     if lines.len() < 12 {
                         lines.push(text);
                     }

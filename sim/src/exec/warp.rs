@@ -174,14 +174,22 @@ impl Warp {
 
     /// Splits a fragment in two at a branch: `taken` goes to `target`, the rest of `fragment.mask` to `next`.
     /// Returns the second one; both meet at `reconverge`.
-    pub fn split(&mut self, fragment: &mut Fragment, taken: u32, target: u32, next: u32, reconverge: Option<u32>) -> Fragment {
+    pub fn split(
+        &mut self,
+        fragment: &mut Fragment,
+        taken: u32,
+        target: u32,
+        next: u32,
+        reconverge: Option<u32>,
+    ) -> Fragment {
         if let Some(pc) = reconverge {
             // A loop that diverges again and again at the same place needs one join only.
             let reuse = fragment.join != NONE
                 && self.joins[fragment.join as usize].pc == pc
                 && self.joins[fragment.join as usize].frame == fragment.frame;
             if !reuse {
-                let join = Join { pc, frame: fragment.frame, expected: fragment.mask, arrived: 0, parent: fragment.join };
+                let join =
+                    Join { pc, frame: fragment.frame, expected: fragment.mask, arrived: 0, parent: fragment.join };
                 fragment.join = self.push_join(join);
                 fragment.join_pc = pc;
             }
@@ -282,7 +290,8 @@ impl Warp {
                 let mut k = i + 1;
                 while k < self.fragments.len() {
                     let g = self.fragments[k];
-                    let same = matches!(g.state, State::Gather { whole: true, .. }) && g.pc == f.pc && g.frame == f.frame;
+                    let same =
+                        matches!(g.state, State::Gather { whole: true, .. }) && g.pc == f.pc && g.frame == f.frame;
                     if same {
                         self.merge(i, k, members);
                         progress = true;
@@ -352,5 +361,10 @@ pub fn registers(code: &Code) -> Registers {
     undefined[..code.register_rows as usize].fill(u32::MAX);
     let mut undefined_predicates = vec![0u32; code.predicate_template.len()];
     undefined_predicates[..code.register_predicates as usize].fill(u32::MAX);
-    Registers { rows: code.template.clone(), undefined, predicates: code.predicate_template.clone(), undefined_predicates }
+    Registers {
+        rows: code.template.clone(),
+        undefined,
+        predicates: code.predicate_template.clone(),
+        undefined_predicates,
+    }
 }

@@ -9,7 +9,8 @@ use crate::tensor_map::{ReduceOp, Reduction};
 /// Decodes one; forms that are not known (im2col, gather) are unsupported.
 pub(super) fn decode(d: &mut Decoder, i: &Instruction, parts: &[&str]) -> Result<Op, ProgramError> {
     let has = |p: &str| parts.contains(&p);
-    if parts.iter().any(|p| p.starts_with("im2col") || p.contains("gather") || p.contains("scatter") || *p == "cp_mask") {
+    if parts.iter().any(|p| p.starts_with("im2col") || p.contains("gather") || p.contains("scatter") || *p == "cp_mask")
+    {
         return Ok(Op::Unsupported(i.opcode.as_str().into()));
     }
     let tensor = has("tensor");

@@ -163,8 +163,13 @@ pub fn kernel(program: &Program, name: &str) -> Result<Kernel, ProgramError> {
 
 /// The functions that `entry` reaches by name, itself first.
 fn reach(module: &Module, entry: usize) -> Vec<usize> {
-    let defined: HashMap<&str, usize> =
-        module.functions.iter().enumerate().filter(|(_, f)| !f.declaration).map(|(i, f)| (f.name.as_str(), i)).collect();
+    let defined: HashMap<&str, usize> = module
+        .functions
+        .iter()
+        .enumerate()
+        .filter(|(_, f)| !f.declaration)
+        .map(|(i, f)| (f.name.as_str(), i))
+        .collect();
     let mut reached = vec![entry];
     let mut next = 0;
     let mut add = |name: &str, reached: &mut Vec<usize>| {
@@ -227,7 +232,10 @@ fn place_shared(module: &Module, reached: &[usize], layout: &mut Layout) -> (u32
         at += v.size as u32;
     }
     let align = all.iter().filter(|v| v.size == 0).map(|v| v.align).max().unwrap_or(16).max(16);
-    let dynamic = at.next_multiple_of(align);
+    // The driver promises no more than the declared alignment; 1024 here, so that kernels which count on the whole pattern of a
+    // 128-byte swizzle run as they do in practice.
+    let dynamic =
+        if all.iter().any(|v| v.size == 0) { at.next_multiple_of(align.max(1024)) } else { at.next_multiple_of(align) };
     for v in all.iter().filter(|v| v.size == 0) {
         layout.shared.insert(v.name.clone(), dynamic);
     }
@@ -633,7 +641,13 @@ impl Decoder<'_> {
         if window == Window::FrameParam {
             window = Window::KernelParam;
         }
-        Ok(Op::Cvta { dst: self.o.register(&i.operands[0])?, src: self.o.source(&i.operands[1], ty)?, wide, window, to })
+        Ok(Op::Cvta {
+            dst: self.o.register(&i.operands[0])?,
+            src: self.o.source(&i.operands[1], ty)?,
+            wide,
+            window,
+            to,
+        })
     }
 
     fn special(&mut self, i: &Instruction) -> Decoded {

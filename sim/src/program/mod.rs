@@ -98,9 +98,16 @@ pub enum Fixed {
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub enum Fixup {
-    Special { slot: Slot, which: Fixed, wide: bool },
+    Special {
+        slot: Slot,
+        which: Fixed,
+        wide: bool,
+    },
     /// Local address of a `.local` variable: the frame's base plus this.
-    Local { slot: Slot, offset: u32 },
+    Local {
+        slot: Slot,
+        offset: u32,
+    },
 }
 
 /// A function's code.
