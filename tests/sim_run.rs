@@ -146,7 +146,10 @@ fn a_correct_kernel_computes_and_is_counted() {
     let got = sim(dir.path(), &format!("k.ptx --entry saxpy {args} --json --out r.safetensors")).json();
     let keys: Vec<&String> = got.as_object().unwrap().keys().collect();
     assert_eq!(keys, ["ok", "findings", "notes", "counters", "interleavings"]);
-    assert_eq!((&got["ok"], &got["findings"], &got["notes"]), (&true.into(), &serde_json::json!([]), &serde_json::json!([])));
+    assert_eq!(
+        (&got["ok"], &got["findings"], &got["notes"]),
+        (&true.into(), &serde_json::json!([]), &serde_json::json!([]))
+    );
     assert_eq!(got["interleavings"], 8);
     let counted = &got["counters"]["counted"];
     assert_eq!((&counted["global_bytes_read"], &counted["global_bytes_written"]), (&2400.into(), &1200.into()));
@@ -190,7 +193,7 @@ fn a_race_is_listed_with_its_line_and_fails() {
     let dir = folder(&[("k.ptx", text.clone())]);
     let args = "k.ptx --entry shift --grid 1 --block 64 --arg buf:u32:64 --out r.safetensors";
     let got = sim(dir.path(), &format!("{args} --json"));
-    got.refused(1, &["k.ptx", "1 finding"]);
+    got.refused(1, &["k.ptx", &format!("race at line {}", line("ld.shared"))]);
     let result: Value = serde_json::from_str(&got.stdout).expect("one line of JSON");
     let finding = &result["findings"][0];
     assert_eq!((&finding["kind"], &finding["space"]), (&"race".into(), &"shared".into()));
@@ -200,16 +203,29 @@ fn a_race_is_listed_with_its_line_and_fails() {
     assert_eq!(finding["block"], serde_json::json!([0, 0, 0]));
     assert_eq!(stored(dir.path(), "r.safetensors", "arg0").len(), 64);
     let text = sim(dir.path(), args);
-    assert!(text.stdout.contains(&format!("race: k.ptx:{}: block (0,0,0) thread (", line("ld.shared"))), "{}", text.stdout);
+    assert!(
+        text.stdout.contains(&format!("race: k.ptx:{}: block (0,0,0) thread (", line("ld.shared"))),
+        "{}",
+        text.stdout
+    );
     assert!(text.stdout.contains(&format!("{} | ld.shared.u32 %r5, [%r4];", line("ld.shared"))), "{}", text.stdout);
-    assert!(text.stdout.contains("\ncounted, of the first run:\n") && text.stdout.contains("\nmodelled, "), "{}", text.stdout);
-    assert_eq!(sim(dir.path(), &format!("{args} --quiet")).stdout.lines().count(), 3 + result["notes"].as_array().unwrap().len());
+    assert!(
+        text.stdout.contains("\ncounted, of the first run:\n") && text.stdout.contains("\nmodelled, "),
+        "{}",
+        text.stdout
+    );
+    assert_eq!(
+        sim(dir.path(), &format!("{args} --quiet")).stdout.lines().count(),
+        3 + result["notes"].as_array().unwrap().len()
+    );
 }
 
 #[test]
 fn structs_are_laid_out_as_c_does() {
     let dir = folder(&[("k.ptx", format!("{HEAD}{UNPACK}"))]);
-    let run = |s: &str| sim(dir.path(), &format!("k.ptx --grid 1 --block 1 --arg struct:{s} --arg buf:u64:4 --out r.safetensors"));
+    let run = |s: &str| {
+        sim(dir.path(), &format!("k.ptx --grid 1 --block 1 --arg struct:{s} --arg buf:u64:4 --out r.safetensors"))
+    };
     run("u8=7,i32=-2,f64=1.5,buf=u64:1:arange,u16=65535").ok();
     let out = stored(dir.path(), "r.safetensors", "arg1");
     // 7, three bytes of padding, −2; 1.5; what the pointer points to; 65535 and six bytes of padding.
@@ -232,7 +248,10 @@ fn tensors_come_from_files() {
     ];
     fs::write(dir.path().join("w.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
     let run = |x: &str| {
-        sim(dir.path(), &format!("k.ptx --grid 1 --block 32 --arg {x} --arg buf:f32:8 --arg f32:2 --arg u32:8 --out r.safetensors"))
+        sim(
+            dir.path(),
+            &format!("k.ptx --grid 1 --block 32 --arg {x} --arg buf:f32:8 --arg f32:2 --arg u32:8 --out r.safetensors"),
+        )
     };
     run("buf:f32:8:@w.safetensors#w").ok();
     assert_eq!(stored(dir.path(), "r.safetensors", "arg1"), [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]);
@@ -249,7 +268,12 @@ fn tensors_come_from_files() {
 fn tensor_maps_load_boxes() {
     let dir = folder(&[("k.ptx", TENSOR.to_string())]);
     let run = |map: &str| {
-        sim(dir.path(), &format!("k.ptx --entry tensor --grid 1 --block 32 --arg {map} --arg buf:u32:192:arange --arg buf:u32:32:uninit --out r.safetensors"))
+        sim(
+            dir.path(),
+            &format!(
+                "k.ptx --entry tensor --grid 1 --block 32 --arg {map} --arg buf:u32:192:arange --arg buf:u32:32:uninit --out r.safetensors"
+            ),
+        )
     };
     // 12 rows of 16 words; the box begins in row 2 at word 8.
     run("tmap:1:u32:16,12:64:8,4:none").ok();
@@ -269,7 +293,8 @@ fn wrong_command_lines_are_refused() {
     let dir = folder(&[("k.ptx", two), ("bad.ptx", "not PTX".into()), ("empty.ptx", HEAD.into())]);
     let run = |line: &str| sim(dir.path(), line);
     let shift = "k.ptx --entry shift --grid 1";
-    run("k.ptx --grid 1 --block 1").refused(2, &["--entry", "_Z5saxpyPKfPffj", "shift"]);
+    run("k.ptx --grid 1 --block 1")
+        .refused(2, &["--entry", "saxpy(float const*, float*, float, unsigned int)", "shift"]);
     run("k.ptx --entry none --grid 1 --block 1").refused(2, &["--entry", "none"]);
     run(&format!("{shift} --block 64")).refused(2, &["--arg", "0 given", "shift"]);
     run(&format!("{shift} --block 64 --arg i32:1")).refused(2, &["i32:1", "4 bytes", "8"]);
@@ -308,11 +333,14 @@ fn cuda_is_compiled_and_lines_are_those_of_the_source() {
         assert_eq!(stored(dir.path(), "r.safetensors", "arg0")[..3], [63.0, 62.0, 61.0]);
     }
     let bad = sim(dir.path(), &format!("bad.cu {args} --json"));
-    bad.refused(1, &["bad.cu", "1 finding"]);
+    bad.refused(1, &["bad.cu: race at line 8"]);
     let result: Value = serde_json::from_str(&bad.stdout).expect("JSON");
     assert_eq!((&result["findings"][0]["kind"], &result["findings"][0]["line"]), (&"race".into(), &8.into()));
     let shown = sim(dir.path(), &format!("bad.cu {args}")).stdout;
-    assert!(shown.contains("bad.cu:8:") && shown.contains("8 | x[threadIdx.x] = tile[n - 1 - threadIdx.x];"), "{shown}");
+    assert!(
+        shown.contains("bad.cu:8:") && shown.contains("8 | x[threadIdx.x] = tile[n - 1 - threadIdx.x];"),
+        "{shown}"
+    );
     let dir = folder(&[("wrong.cu", "__global__ void k() { y = 1; }\n".into())]);
     sim(dir.path(), "wrong.cu --grid 1 --block 1").refused(1, &["wrong.cu:1"]);
 }

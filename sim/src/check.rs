@@ -151,14 +151,7 @@ impl<E> Runs<E> {
     }
 
     /// Takes the result of the `i`-th run. Its memory is let go as soon as it has been compared.
-    fn put(
-        &mut self,
-        i: usize,
-        outcome: Result<Vec<Outcome>, E>,
-        memory: Memory,
-        bases: &[u64],
-        plan: &Plan,
-    ) {
+    fn put(&mut self, i: usize, outcome: Result<Vec<Outcome>, E>, memory: Memory, bases: &[u64], plan: &Plan) {
         self.outcomes[i] = Some(outcome);
         if i == 0 {
             self.first = Some(memory);

@@ -204,11 +204,15 @@ pub struct Origin {
 pub fn origin(program: &Program, kernel: &Kernel, pc: u32) -> Origin {
     let (code, i) = kernel.locate(pc);
     let Some(&(ptx_line, place)) = code.lines.get(i) else { return Origin { file: None, line: 0, cuda: false } };
-    let Some(place) = place.map(|p| program.place(p)) else { return Origin { file: None, line: ptx_line, cuda: false } };
+    let Some(place) = place.map(|p| program.place(p)) else {
+        return Origin { file: None, line: ptx_line, cuda: false };
+    };
     let main = main_file(program);
     match chain_of(place).find(|p| Some(p.file) == main && p.line > 0) {
         Some(p) => Origin { file: None, line: p.line, cuda: true },
-        None if place.line > 0 => Origin { file: Some(file_name(program, place.file).into()), line: place.line, cuda: true },
+        None if place.line > 0 => {
+            Origin { file: Some(file_name(program, place.file).into()), line: place.line, cuda: true }
+        }
         None => Origin { file: None, line: ptx_line, cuda: false },
     }
 }

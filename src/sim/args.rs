@@ -122,7 +122,8 @@ fn buffer(text: &str) -> Result<Spec, String> {
     let mut parts = text.splitn(3, ':');
     let (dtype, count) = (parts.next().unwrap_or_default(), parts.next());
     let names = || DType::ALL.map(DType::name).join(" ");
-    let dtype = DType::named(dtype).ok_or_else(|| format!("{dtype:?} is no type of elements; use one of {}", names()))?;
+    let dtype =
+        DType::named(dtype).ok_or_else(|| format!("{dtype:?} is no type of elements; use one of {}", names()))?;
     let count = count.ok_or("the buffer has no length; write buf:TYPE:COUNT[:FILL]")?;
     let count: usize = count.parse().map_err(|_| format!("{count:?} is no number of elements; give an integer"))?;
     if count > LARGEST / dtype.bytes() {
@@ -135,7 +136,11 @@ fn buffer(text: &str) -> Result<Spec, String> {
         Some("random") => Fill::Random,
         Some(other) => match other.strip_prefix('@').and_then(|f| f.rsplit_once('#')) {
             Some((file, name)) if !file.is_empty() && !name.is_empty() => Fill::Stored(file.into(), name.into()),
-            _ => return Err(format!("{other:?} fills no buffer; use zeros, uninit, arange, random or @FILE.safetensors#NAME")),
+            _ => {
+                return Err(format!(
+                    "{other:?} fills no buffer; use zeros, uninit, arange, random or @FILE.safetensors#NAME"
+                ));
+            }
         },
     };
     Ok(Spec { dtype, count, fill })
@@ -165,17 +170,24 @@ fn hexadecimal(text: &str) -> Result<Vec<u8>, String> {
     let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect();
     match digits {
         Some(d) if !d.is_empty() && d.len() % 2 == 0 => Ok(d.chunks(2).map(|d| d[0] << 4 | d[1]).collect()),
-        _ => Err(format!("{text:?} is not the bytes of a struct; give two hexadecimal digits a byte, or fields as u32=5,f32=1")),
+        _ => Err(format!(
+            "{text:?} is not the bytes of a struct; give two hexadecimal digits a byte, or fields as u32=5,f32=1"
+        )),
     }
 }
 
 fn map(text: &str) -> Result<Map, String> {
     let parts: Vec<&str> = text.split(':').collect();
     let [buffer, dtype, dims, strides, box_dims, swizzle] = parts[..] else {
-        return Err(format!("a tensor map has 6 parts, not {}; write tmap:BUF:TYPE:DIMS:STRIDES:BOX:SWIZZLE", parts.len()));
+        return Err(format!(
+            "a tensor map has 6 parts, not {}; write tmap:BUF:TYPE:DIMS:STRIDES:BOX:SWIZZLE",
+            parts.len()
+        ));
     };
     let (number, field) = buffer.split_once('.').map_or((buffer, None), |(a, b)| (a, Some(b)));
-    let index = |text: &str| text.parse().map_err(|_| format!("{buffer:?} is no buffer; give the number of its argument, from 0"));
+    let index = |text: &str| {
+        text.parse().map_err(|_| format!("{buffer:?} is no buffer; give the number of its argument, from 0"))
+    };
     let swizzle = match swizzle {
         "none" => Swizzle::None,
         "32" => Swizzle::B32,
@@ -185,7 +197,8 @@ fn map(text: &str) -> Result<Map, String> {
     };
     Ok(Map {
         buffer: (index(number)?, field.map(index).transpose()?),
-        data_type: data_type(dtype).ok_or_else(|| format!("a tensor map cannot hold {dtype:?}; use u8, bf16, f32, …"))?,
+        data_type: data_type(dtype)
+            .ok_or_else(|| format!("a tensor map cannot hold {dtype:?}; use u8, bf16, f32, …"))?,
         dims: list(dims)?,
         strides: list(strides)?,
         box_dims: list(box_dims)?,
@@ -212,7 +225,8 @@ fn data_type(name: &str) -> Option<DataType> {
 
 fn list<T: std::str::FromStr>(text: &str) -> Result<Vec<T>, String> {
     let each = text.split(',').filter(|_| !text.is_empty());
-    each.map(|n| n.parse().map_err(|_| format!("{text:?} is no list; give integers with commas between them"))).collect()
+    each.map(|n| n.parse().map_err(|_| format!("{text:?} is no list; give integers with commas between them")))
+        .collect()
 }
 
 #[cfg(test)]
@@ -236,7 +250,9 @@ mod tests {
         assert_eq!(bytes("f64:-inf"), f64::NEG_INFINITY.to_le_bytes());
         assert_eq!(bytes("bf16:1"), [0x80, 0x3f]);
         assert_eq!(bytes("struct:00fF10"), [0, 255, 16]);
-        for wrong in ["i8:128", "u8:-1", "u32:4294967296", "u32:1.5", "f32:x", "i32:", "i32", "q32:1", "i64:9223372036854775808"] {
+        for wrong in
+            ["i8:128", "u8:-1", "u32:4294967296", "u32:1.5", "f32:x", "i32:", "i32", "q32:1", "i64:9223372036854775808"]
+        {
             assert!(parse(wrong).unwrap_err().contains("; "), "{wrong}");
         }
     }
@@ -257,7 +273,9 @@ mod tests {
 
     #[test]
     fn structs_and_maps() {
-        let Ok(Argument::Struct(fields)) = parse("struct:u32=5,tmap=0:bf16:64,32:128:64,8:128,buf=f32:64:zeros") else { panic!() };
+        let Ok(Argument::Struct(fields)) = parse("struct:u32=5,tmap=0:bf16:64,32:128:64,8:128,buf=f32:64:zeros") else {
+            panic!()
+        };
         assert_eq!(fields.len(), 3);
         assert_eq!(fields[0], Argument::Scalar(DType::U32, vec![5, 0, 0, 0]));
         let Argument::Map(map) = &fields[1] else { panic!("{fields:?}") };
@@ -265,7 +283,15 @@ mod tests {
         assert_eq!((&map.dims[..], &map.strides[..], &map.box_dims[..]), (&[64, 32][..], &[128][..], &[64, 8][..]));
         let Ok(Argument::Map(map)) = parse("tmap:2.1:f32:64::16:none") else { panic!() };
         assert_eq!((map.buffer, map.strides.len()), ((2, Some(1)), 0));
-        for wrong in ["struct:0", "struct:xyz", "struct:a=1", "struct:struct=00", "tmap:0:f32:1:1:1", "tmap:0:f32:1::1:96", "tmap:x:f32:1::1:none"] {
+        for wrong in [
+            "struct:0",
+            "struct:xyz",
+            "struct:a=1",
+            "struct:struct=00",
+            "tmap:0:f32:1:1:1",
+            "tmap:0:f32:1::1:96",
+            "tmap:x:f32:1::1:none",
+        ] {
             assert!(parse(wrong).unwrap_err().contains("; "), "{wrong}");
         }
     }

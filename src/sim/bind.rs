@@ -75,9 +75,9 @@ impl Bound {
             Fill::Zeros => self.memory.alloc(vec![0; bytes]),
             Fill::Arange => self.memory.alloc(spec.dtype.arange(spec.count)),
             // Each buffer has numbers of its own.
-            Fill::Random => {
-                self.memory.alloc(spec.dtype.normal(spec.count, seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(n)))
-            }
+            Fill::Random => self
+                .memory
+                .alloc(spec.dtype.normal(spec.count, seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(n))),
             Fill::Stored(file, tensor) => self.memory.alloc(stored(file, tensor, spec)?),
         };
         self.buffers.push(Buffer { address, name, dtype: spec.dtype });
@@ -132,7 +132,12 @@ impl Bound {
             .iter()
             .map(|b| {
                 let bytes = memory.bytes(b.address).unwrap_or_default();
-                StoredTensor { name: &b.name, dtype: stored_name(b.dtype), shape: vec![bytes.len() / b.dtype.bytes()], bytes }
+                StoredTensor {
+                    name: &b.name,
+                    dtype: stored_name(b.dtype),
+                    shape: vec![bytes.len() / b.dtype.bytes()],
+                    bytes,
+                }
             })
             .collect();
         Ok(write_safetensors(to, &tensors)?)

@@ -3,6 +3,7 @@
 mod args;
 mod bind;
 mod entry;
+mod mutants;
 mod quote;
 mod run;
 mod show;
@@ -24,6 +25,8 @@ pub struct Sim {
 enum What {
     /// Run a kernel of a PTX or CUDA file: what is wrong with it, what it computes, what it costs
     Run(run::Run),
+    /// Change one synchronisation of a kernel at a time and see whether a run finds it
+    Mutants(mutants::Mutants),
 }
 
 impl Sim {
@@ -31,6 +34,7 @@ impl Sim {
     pub fn run(&self, common: &Common) -> Result<()> {
         match &self.what {
             What::Run(c) => c.run(common),
+            What::Mutants(c) => c.run(common),
         }
     }
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use reel_kernels::compile::foreign;
 use reel_sim::check::{self, Plan, Report};
-use reel_sim::exec::{Gpu, Launch, Options};
+use reel_sim::exec::{Gpu, Launch, LaunchError, Options};
 use reel_sim::headers::HEADERS;
 use reel_sim::program::{Kernel, Program};
 
@@ -102,26 +102,14 @@ fn dims(text: &str) -> Result<Dims, String> {
 impl Run {
     /// Runs it and says what came of it; findings are a failure.
     pub fn run(&self, common: &Common) -> Result<()> {
-        let arguments = self.arguments()?;
-        let ptx = self.ptx()?;
-        let place = self.file.display().to_string();
-        let program =
-            Program::parse(&ptx).map_err(|e| failed(&place, e, "give PTX as nvcc or NVRTC writes it, whole"))?;
-        let symbol = entry::choose(self.entry.as_deref(), &program.kernels(), &place)?;
-        let kernel = program.kernel(symbol).map_err(|e| failed(&place, e, "give PTX as nvcc or NVRTC writes it"))?;
-        let gpu = self.gpu(&program)?;
-        let bound = bind(&kernel, &arguments, common.seed())?;
-        let report = self.check(common, &program, &kernel, gpu, &bound)?;
+        let case = self.case(common)?;
+        let report = case.check(&case.program, case.options.clone())?;
         if let Some(out) = &self.out {
-            bound.write(out, &report.memory)?;
+            case.bound.write(out, &report.memory)?;
         }
-        let shown = show::Shown {
-            file: &place,
-            program: &program,
-            kernel: &kernel,
-            report: &report,
-            quotes: Quotes::new(&program, &self.file, &ptx),
-        };
+        let place = self.place();
+        let quotes = Quotes::new(&case.program, &self.file, &case.ptx);
+        let shown = show::Shown { file: &place, program: &case.program, kernel: &case.kernel, report: &report, quotes };
         if common.json {
             eprint!("{}", report.printed);
             output::json(&shown.json())?;
@@ -129,14 +117,37 @@ impl Run {
             output::text(&report.printed)?;
             output::text(&shown.text(common.quiet))?;
         }
-        match report.findings.iter().map(Vec::len).sum() {
-            0 => Ok(()),
-            1 => Err(failed(&place, "1 finding", "it is listed above, with its line")),
-            n => Err(failed(&place, format!("{n} findings"), "they are listed above, each with its line")),
-        }
+        let findings = report.findings.concat();
+        let Some(first) = findings.first() else { return Ok(()) };
+        let more = match findings.len() - 1 {
+            0 => String::new(),
+            n => format!(", and {n} more"),
+        };
+        let what = format!("{} at line {}{more}", first.kind.name(), first.line);
+        Err(failed(&place, what, "the list of findings says more"))
     }
 
-    fn check(&self, common: &Common, program: &Program, kernel: &Kernel, gpu: Gpu, bound: &Bound) -> Result<Report> {
+    /// The file as it was given, for messages.
+    pub fn place(&self) -> String {
+        self.file.display().to_string()
+    }
+
+    /// Makes everything ready.
+    pub fn case(&self, common: &Common) -> Result<Case> {
+        let arguments = self.arguments()?;
+        let (ptx, place) = (self.ptx()?, self.place());
+        let cure = "give PTX as nvcc or NVRTC writes it, whole";
+        let program = Program::parse(&ptx).map_err(|e| failed(&place, e, cure))?;
+        let symbol = entry::choose(self.entry.as_deref(), &program.kernels(), &place)?;
+        let kernel = program.kernel(symbol).map_err(|e| failed(&place, e, cure))?;
+        let options = Options {
+            gpu: self.gpu(&program)?,
+            seed: common.seed(),
+            count_only: self.count_only,
+            strict_proxy: self.strict_proxy,
+            ..Options::default()
+        };
+        let bound = bind(&kernel, &arguments, common.seed())?;
         let launch = Launch {
             grid: self.grid.0,
             block: self.block.0,
@@ -144,23 +155,8 @@ impl Run {
             dynamic_shared: self.smem,
             params: bound.params.clone(),
         };
-        let options = Options {
-            gpu,
-            seed: common.seed(),
-            count_only: self.count_only,
-            strict_proxy: self.strict_proxy,
-            ..Options::default()
-        };
-        let plan = Plan {
-            interleavings: if self.count_only { 1 } else { self.interleavings },
-            threads: common.threads()?,
-            options,
-            buffers: bound.buffers.clone(),
-        };
-        check::check_kernel(program, kernel, &launch, &bound.memory, &plan).map_err(|e| {
-            let reel_sim::exec::LaunchError::Invalid { what, problem } = e;
-            bad_usage(&format!("--{what}"), problem, "the driver would refuse this launch too")
-        })
+        let interleavings = if self.count_only { 1 } else { self.interleavings };
+        Ok(Case { ptx, program, kernel, bound, launch, options, interleavings, threads: common.threads()? })
     }
 
     fn arguments(&self) -> Result<Vec<(String, Argument)>> {
@@ -199,6 +195,42 @@ impl Run {
             }
             None => Err(bad_usage("--arch", format!("{arch:?} is no architecture"), "use sm_80 or sm_90a")),
         }
+    }
+}
+
+/// A kernel with what it is launched with.
+#[derive(Debug)]
+pub struct Case {
+    /// The PTX.
+    pub ptx: String,
+    /// The same, parsed.
+    pub program: Program,
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Buffers and parameters.
+    pub bound: Bound,
+    /// Geometry and parameters.
+    pub launch: Launch,
+    /// Of every run.
+    pub options: Options,
+    interleavings: u32,
+    threads: usize,
+}
+
+impl Case {
+    /// Runs the kernel of this name in `program` under all interleavings.
+    pub fn check(&self, program: &Program, options: Options) -> Result<Report> {
+        let plan = Plan {
+            interleavings: self.interleavings,
+            threads: self.threads,
+            options,
+            buffers: self.bound.buffers.clone(),
+        };
+        let kernel = program.kernel(&self.kernel.name)?;
+        check::check_kernel(program, &kernel, &self.launch, &self.bound.memory, &plan).map_err(|e| {
+            let LaunchError::Invalid { what, problem } = e;
+            bad_usage(&format!("--{what}"), problem, "the driver would refuse this launch too")
+        })
     }
 }
 

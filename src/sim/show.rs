@@ -100,7 +100,10 @@ impl Shown<'_> {
         };
         let times = if f.count == 1 { "once".to_string() } else { format!("{} times", f.count) };
         let (name, line) = (&self.quotes.name, f.line);
-        *out += &format!("{}: {name}:{line}: block ({bx},{by},{bz}) thread ({tx},{ty},{tz}){memory}, {times}\n", f.kind.name());
+        *out += &format!(
+            "{}: {name}:{line}: block ({bx},{by},{bz}) thread ({tx},{ty},{tz}){memory}, {times}\n",
+            f.kind.name()
+        );
         if let Some(text) = self.quotes.line(line) {
             *out += &format!("  {line:>5} | {text}\n");
         }

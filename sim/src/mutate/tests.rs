@@ -139,7 +139,8 @@ fn judge(program: &Program, bulk: bool) -> (Option<Kind>, u64, Vec<u64>) {
             dynamic_shared: 0,
             params: params.iter().flat_map(|p| p.to_le_bytes()).collect(),
         };
-        let completion = [exec::Completion::Latest, exec::Completion::Earliest, exec::Completion::Random][seed as usize % 3];
+        let completion =
+            [exec::Completion::Latest, exec::Completion::Earliest, exec::Completion::Random][seed as usize % 3];
         let options = Options { seed, completion, patience: 100_000, ..Options::default() };
         let outcome = exec::run(program, &kernel, &launch, &mut memory, &options).expect("a launch");
         executed = outcome.counters.by_instruction.iter().map(|c| c.warps).collect();
@@ -190,7 +191,12 @@ fn every_change_is_made_once_a_place() {
     }
     assert!(!exchange.iter().any(|m| m.starts_with("atom") && m.ends_with("deleted")));
     let bulk = of(BULK);
-    for one in ["try_wait.parity.shared::cta.b64 parity flipped", "expects -16 bytes", "expects +16 bytes", "fence.mbarrier_init"] {
+    for one in [
+        "try_wait.parity.shared::cta.b64 parity flipped",
+        "expects -16 bytes",
+        "expects +16 bytes",
+        "fence.mbarrier_init",
+    ] {
         assert!(bulk.iter().any(|m| m.contains(one)), "no {one:?} in {bulk:?}");
     }
 }
@@ -205,12 +211,13 @@ fn a_mutant_differs_in_one_instruction() {
             let inserted = new.len() - old.len();
             assert!(inserted <= 1, "{m}");
             let at = m.instruction;
-            let targets_follow = |before: &Instruction, after: &Instruction| match (before.operands.last(), after.operands.last()) {
-                (Some(crate::ptx::ast::Operand::Label(a)), Some(crate::ptx::ast::Operand::Label(b))) => {
-                    new[*b as usize].line == old.get(*a as usize).map_or(0, |i| i.line)
-                }
-                (a, b) => a == b,
-            };
+            let targets_follow =
+                |before: &Instruction, after: &Instruction| match (before.operands.last(), after.operands.last()) {
+                    (Some(crate::ptx::ast::Operand::Label(a)), Some(crate::ptx::ast::Operand::Label(b))) => {
+                        new[*b as usize].line == old.get(*a as usize).map_or(0, |i| i.line)
+                    }
+                    (a, b) => a == b,
+                };
             for (n, before) in old.iter().enumerate().filter(|(n, _)| *n != at) {
                 let after = &new[n + if n > at { inserted } else { 0 }];
                 assert!(before.opcode == after.opcode && targets_follow(before, after), "{m}: {before:?} {after:?}");
