@@ -94,9 +94,10 @@ pub fn module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramE
                     return Err(ProgramError::Operand { line: 0, what });
                 }
             };
-            let value = address.wrapping_add_signed(r.addend).to_le_bytes();
-            if let Some(slot) = out[i].bytes.get_mut(r.at as usize..r.at as usize + 8) {
-                slot.copy_from_slice(&value);
+            let value = (address.wrapping_add_signed(r.addend) >> r.shift).to_le_bytes();
+            let width = r.width.min(8) as usize;
+            if let Some(slot) = out[i].bytes.get_mut(r.at as usize..r.at as usize + width) {
+                slot.copy_from_slice(&value[..width]);
             }
         }
     }

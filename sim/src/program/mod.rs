@@ -178,7 +178,11 @@ pub enum ProgramError {
 impl Program {
     /// Parses PTX.
     pub fn parse(text: &str) -> Result<Program, ProgramError> {
-        let module = crate::ptx::parse(text)?;
+        Program::of_module(crate::ptx::parse(text)?)
+    }
+
+    /// Of a parsed (or changed) module.
+    pub fn of_module(module: Module) -> Result<Program, ProgramError> {
         let variables = decode::module_variables(&module)?;
         Ok(Program { module, variables })
     }
