@@ -174,7 +174,7 @@ fn check_launch(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(
     if cluster.iter().product::<u32>() > 16 || cluster != [1, 1, 1] && options.gpu.sm < 90 {
         return invalid("cluster", format!("{cluster:?}: at most 16 blocks, and from sm_90 on"));
     }
-    let shared = kernel.dynamic_shared - crate::layout::SHARED_START + launch.dynamic_shared;
+    let shared = kernel.static_shared + launch.dynamic_shared;
     if shared > options.gpu.shared_per_block {
         let limit = options.gpu.shared_per_block;
         return invalid(
