@@ -238,16 +238,22 @@ fn place_shared(module: &Module, reached: &[usize], layout: &mut Layout) -> Shar
         .chain(locals)
         .filter(|v| v.space == Space::Shared && named.contains(v.name.as_str()))
         .collect();
-    let mut at = layout::SHARED_START;
     let mut placed = Shared::default();
-    for v in all.iter().filter(|v| v.size > 0) {
-        at = at.next_multiple_of(v.align.max(1));
+    let statics = || all.iter().filter(|v| v.size > 0);
+    // Gaps, so that an index past the end of one does not hit the next. A KiB each: addresses keep their banks and their place
+    // in the patterns of swizzles. None where descriptors of 18-bit addresses would no longer reach.
+    let natural: u32 = statics().map(|v| v.size as u32 + v.align).sum();
+    let gap = if natural + 1024 * all.len() as u32 <= 16 << 10 { 1024 } else { 0 };
+    let mut at = layout::SHARED_START;
+    for (i, v) in statics().enumerate() {
+        placed.bytes = placed.bytes.next_multiple_of(v.align.max(1));
+        at = layout::SHARED_START + placed.bytes + gap * i as u32;
         layout.shared.insert(v.name.clone(), at);
         placed.variables.push((at, at + v.size as u32));
-        placed.bytes = placed.bytes.next_multiple_of(v.align.max(1)) + v.size as u32;
-        // As many bytes as the banks are wide: conflicts stay the same.
-        at += v.size as u32 + 128;
+        placed.bytes += v.size as u32;
+        at += v.size as u32;
     }
+    at += gap;
     let align = all.iter().filter(|v| v.size == 0).map(|v| v.align).max().unwrap_or(16).max(16);
     // The driver promises no more than the declared alignment; 1024 here, so that kernels which count on the whole pattern of a
     // 128-byte swizzle run as they do in practice.
