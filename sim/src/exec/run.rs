@@ -78,7 +78,7 @@ impl<'a> Machine<'a> {
     #[inline(always)]
     fn run_fragment(&mut self, block: &mut Block, warp: &mut Warp, fragment: &mut Fragment, budget: u32) -> u32 {
         let kernel = self.kernel;
-        let mut used = 0;
+        let (mut used, mut clocked) = (0, 0);
         'frames: while used < budget && fragment.mask != 0 && fragment.state == State::Ready {
             let frame_index = fragment.frame as usize;
             let mut frame = warp.frames[frame_index].take().expect("a fragment's frame lives");
@@ -154,6 +154,8 @@ impl<'a> Machine<'a> {
                     }
                     other => {
                         warp.frames[frame_index] = Some(frame);
+                        warp.clock += (used - clocked) as u64;
+                        clocked = used;
                         let flow = self.execute(block, warp, fragment, instr, other, mask, number as u32);
                         match flow {
                             Flow::Next => fragment.pc = pc + 1,
@@ -177,7 +179,7 @@ impl<'a> Machine<'a> {
             }
             warp.frames[frame_index] = Some(frame);
         }
-        warp.clock += used as u64;
+        warp.clock += (used - clocked) as u64;
         self.executed += used as u64;
         used
     }

@@ -174,7 +174,7 @@ fn reach(module: &Module, entry: usize) -> Vec<usize> {
         .collect();
     let mut reached = vec![entry];
     let mut next = 0;
-    let mut add = |name: &str, reached: &mut Vec<usize>| {
+    let add = |name: &str, reached: &mut Vec<usize>| {
         if let Some(&i) = defined.get(name)
             && !reached.contains(&i)
         {
@@ -516,6 +516,9 @@ impl Decoder<'_> {
             if store {
                 // Narrow types may come in wider registers.
                 regs.push(Some(self.o.source(o, ty)?));
+                if let Some(t) = self.o.register_type(o) {
+                    register_rows = rows_of(t);
+                }
             } else {
                 regs.push(self.o.destination(o)?);
                 if let Some(t) = self.o.register_type(o) {
