@@ -219,8 +219,12 @@ pub fn origin(program: &Program, kernel: &Kernel, pc: u32) -> Origin {
 
 /// The line to name for an instruction, and the chain of inlined calls and other files as text.
 pub fn source(program: &Program, kernel: &Kernel, pc: u32) -> (u32, String) {
-    let origin = origin(program, kernel, pc);
     let (code, i) = kernel.locate(pc);
+    let mut origin = origin(program, kernel, pc);
+    if origin.file.is_some() {
+        // A line of a header says nothing beside the main file's name: that of the PTX text then.
+        origin.line = code.lines.get(i).map_or(0, |l| l.0);
+    }
     let Some(place) = code.lines.get(i).and_then(|l| l.1).map(|p| program.place(p)) else {
         return (origin.line, String::new());
     };
