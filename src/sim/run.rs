@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use reel_kernels::compile::{CompileError, foreign};
+use reel_kernels::compile::{self, CompileError};
 use reel_sim::check::{self, Plan, Report};
 use reel_sim::exec::{Gpu, Launch, LaunchError, Options};
 use reel_sim::headers::HEADERS;
@@ -180,7 +180,7 @@ impl Run {
             return Ok(text.into_owned());
         }
         let sm = self.arch.as_deref().unwrap_or("sm_90a");
-        foreign::foreign(&self.file, sm, &self.include, HEADERS).map(|built| built.ptx).map_err(compiler_error)
+        compile::foreign(&self.file, sm, &self.include, HEADERS).map(|built| built.ptx).map_err(compiler_error)
     }
 
     /// The GPU whose limits hold.
