@@ -274,6 +274,7 @@ pub struct Machine<'a> {
     /// mbarriers (slot, address) whose phase is over, with waiters to wake.
     wakes: Vec<(u32, u32)>,
     tiles: crate::matrix::wgmma::Tiles,
+    sums: Vec<crate::matrix::Lanes>,
     pool_grew: bool,
     /// The last warp of a warpgroup has issued a wgmma that others may wait for.
     wgmma_complete: bool,
@@ -358,6 +359,7 @@ impl<'a> Machine<'a> {
             runs: Vec::new(),
             wakes: Vec::new(),
             tiles: Default::default(),
+            sums: Vec::new(),
             pool_grew: false,
             wgmma_complete: false,
             init_fences: Default::default(),
