@@ -1,7 +1,7 @@
 //! The CUDA headers that kernels share: in `cuh/` one device instruction, one small function; in a folder what its kernels
 //! and others are made of.
 
-use crate::Stage;
+use crate::{Arch, Stage};
 
 /// Name as kernels include it, and text.
 pub const HEADERS: &[(&str, &str)] = &[
@@ -16,6 +16,9 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("cuh/base.cuh", include_str!("cuh/base.cuh")),
     ("cuh/cp_async.cuh", include_str!("cuh/cp_async.cuh")),
     ("cuh/exp2.cuh", include_str!("cuh/exp2.cuh")),
+    ("cuh/held.cuh", include_str!("cuh/held.cuh")),
+    ("cuh/map.cuh", include_str!("cuh/map.cuh")),
+    ("cuh/math.cuh", include_str!("cuh/math.cuh")),
     ("cuh/mma.cuh", include_str!("cuh/mma.cuh")),
     ("cuh/online_softmax.cuh", include_str!("cuh/online_softmax.cuh")),
     ("cuh/philox.cuh", include_str!("cuh/philox.cuh")),
@@ -51,4 +54,55 @@ pub(crate) fn rows(symbol: &'static str, rows: u64, cols: u64, vector: u64) -> V
         stage.block = [threads, 256 / threads, 1];
     }
     stages
+}
+
+/// How rows of `cols` elements that are kept in registers (`held.cuh`) are spread over threads.
+#[derive(Clone, Copy)]
+pub(crate) struct HeldRows {
+    cols: u32,
+    /// Threads of a row.
+    threads: u32,
+}
+
+impl HeldRows {
+    /// Elements of a row that a thread keeps (`HELD`).
+    const HELD: u32 = 16;
+
+    /// A row by a warp, by 256 threads, or by the 512 of a wide symbol's block.
+    pub(crate) fn new(cols: u32) -> HeldRows {
+        let fits = |threads: u32| cols <= Self::HELD * threads;
+        HeldRows { cols, threads: [32, 256].into_iter().find(|&t| fits(t)).unwrap_or(512) }
+    }
+
+    /// Of a usual and a wide symbol the one for these rows.
+    pub(crate) fn symbol(self, [usual, wide]: [&'static str; 2]) -> &'static str {
+        if self.threads == 512 { wide } else { usual }
+    }
+
+    /// Blocks of at least `block` threads that walk over all rows: enough to fill the GPU with `resident` blocks a
+    /// multiprocessor, so few that a block reads weights once for many rows.
+    pub(crate) fn walk(
+        self,
+        symbols: [&'static str; 2],
+        rows: u32,
+        block: u32,
+        resident: u32,
+        arch: &Arch,
+    ) -> Vec<Stage> {
+        if self.cols == 0 {
+            return Vec::new();
+        }
+        let block = block.max(self.threads);
+        let needed = rows.div_ceil(block / self.threads);
+        blocks(self.symbol(symbols), u64::from(needed.min(arch.multiprocessors * resident)), block)
+    }
+
+    /// A block of 512 threads a part of the rows, then a stage that adds up the parts' sums of `columns` columns.
+    pub(crate) fn parts(self, symbols: [&'static str; 2], sum: &'static str, parts: u64, columns: u64) -> Vec<Stage> {
+        let mut stages = if self.cols == 0 { Vec::new() } else { blocks(self.symbol(symbols), parts, 512) };
+        if !stages.is_empty() {
+            stages.extend(blocks(sum, columns.div_ceil(32), 256));
+        }
+        stages
+    }
 }

@@ -34,15 +34,20 @@ pub struct Field {
     pub c_type: &'static str,
     /// Its offset in bytes.
     pub offset: usize,
+    /// It is an [`Addr`].
+    pub address: bool,
 }
 
 /// A Rust type that has an exact C counterpart of the same size and alignment.
 pub trait CType {
     /// The name in CUDA C++.
     const NAME: &'static str;
+    /// Whether it is an address.
+    const ADDRESS: bool = false;
 }
 impl CType for Addr {
     const NAME: &'static str = "unsigned long long";
+    const ADDRESS: bool = true;
 }
 impl CType for u64 {
     const NAME: &'static str = "unsigned long long";
@@ -96,6 +101,7 @@ macro_rules! params {
                 name: stringify!($field),
                 c_type: <$ty as $crate::launch::CType>::NAME,
                 offset: std::mem::offset_of!($name, $field),
+                address: <$ty as $crate::launch::CType>::ADDRESS,
             }),*];
         }
     };
@@ -109,6 +115,8 @@ pub struct Kernel {
     pub params_size: usize,
     /// The C declaration of its parameter struct.
     pub params_declaration: fn() -> String,
+    /// The fields of its parameter struct.
+    pub fields: &'static [Field],
     /// What the cpu device runs.
     ///
     /// # Safety
@@ -249,6 +257,7 @@ macro_rules! kernel {
                 name: $name,
                 params_size: size_of::<$params>(),
                 params_declaration: <$params as $crate::launch::Params>::c_declaration,
+                fields: <$params as $crate::launch::Params>::FIELDS,
                 cpu: run,
                 cuda: $cuda,
             }

@@ -12,17 +12,22 @@ pub mod dtype;
 pub mod launch;
 pub mod limits;
 pub mod simd;
+pub mod simulate;
 pub mod team;
 pub mod view;
 
 pub mod adamw;
 pub mod attention;
+pub mod block_copy;
 pub mod column_sum;
 pub mod columns;
 pub mod elementwise;
 pub mod embedding;
 pub mod gelu;
+pub mod grpo_loss;
 pub mod kv_write;
+pub mod layer_norm;
+pub mod linear_log_prob;
 pub mod log_prob;
 pub mod matmul;
 pub mod paged_attention;
@@ -32,13 +37,36 @@ pub mod rms_norm;
 pub mod rope;
 pub mod rows;
 pub mod sample;
+pub mod skinny;
 pub mod swiglu;
 
 #[cfg(test)]
 mod testing;
 
 /// Every CUDA source, in alphabetical order.
-pub const SOURCES: &[&Source] = &[&attention::SOURCE, &paged_attention::SOURCE, &sample::SOURCE];
+pub const SOURCES: &[&Source] = &[
+    &adamw::SOURCE,
+    &attention::SOURCE,
+    &block_copy::SOURCE,
+    &column_sum::SOURCE,
+    &columns::SOURCE,
+    &elementwise::SOURCE,
+    &embedding::SOURCE,
+    &gelu::SOURCE,
+    &grpo_loss::SOURCE,
+    &kv_write::SOURCE,
+    &layer_norm::SOURCE,
+    &linear_log_prob::SOURCE,
+    &log_prob::SOURCE,
+    &paged_attention::SOURCE,
+    &reduce::SOURCE,
+    &rms_norm::SOURCE,
+    &rope::SOURCE,
+    &rows::SOURCE,
+    &sample::SOURCE,
+    &skinny::SOURCE,
+    &swiglu::SOURCE,
+];
 
 pub use cost::Cost;
 pub use dtype::{DType, Element};

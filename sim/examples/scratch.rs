@@ -19,17 +19,34 @@ fn main() {
         params.extend(b.to_le_bytes());
         params.extend(n.to_le_bytes());
         params.resize(kernel.param_bytes as usize, 0);
-        let launch = exec::Launch { grid: [blocks, 1, 1], block: [threads, 1, 1], cluster: [1, 1, 1], dynamic_shared: smem, params };
+        let launch = exec::Launch {
+            grid: [blocks, 1, 1],
+            block: [threads, 1, 1],
+            cluster: [1, 1, 1],
+            dynamic_shared: smem,
+            params,
+        };
         let options = exec::Options { seed, ..Default::default() };
         let t = std::time::Instant::now();
         let out = exec::run(&program, &kernel, &launch, &mut memory, &options).unwrap();
         let s = t.elapsed().as_secs_f64();
         let total = out.counters.total();
-        println!("{:.3} s, {} thread instructions, {:.1} M/s, {:.2} GFLOP/s", s, total.threads, total.threads as f64 / s / 1e6, total.matrix_flops as f64 / s / 1e9);
-        for f in out.findings.into_list() { println!("{:?}", f); }
-        for f in out.notes { println!("note {f}"); }
+        println!(
+            "{:.3} s, {} thread instructions, {:.1} M/s, {:.2} GFLOP/s",
+            s,
+            total.threads,
+            total.threads as f64 / s / 1e6,
+            total.matrix_flops as f64 / s / 1e9
+        );
+        for f in out.findings.into_list() {
+            println!("{:?}", f);
+        }
+        for f in out.notes {
+            println!("note {f}");
+        }
         print!("{}", out.printed);
-        let r: Vec<f32> = memory.bytes(a).unwrap().chunks(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect();
+        let r: Vec<f32> =
+            memory.bytes(a).unwrap().chunks(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect();
         println!("{:?} .. {:?}", &r[..8], &r[r.len() - 4..]);
     }
 }

@@ -77,14 +77,14 @@ __device__ __forceinline__ void query_gradients(float (&dq)[HEAD_DIM / 8][4], ch
   const u32 tiles = shared_address(shared);
   auto stage = [&](int block) { return static_cast<u32>((2 + 2 * (block & 1)) * T::BYTES); };
   auto copy_block = [&](int block) {
-    copy_rows<HEAD_DIM, MMA_THREADS>(tiles + stage(block), k, keys, block * BLOCK_KEYS, keys_end);
-    copy_rows<HEAD_DIM, MMA_THREADS>(tiles + stage(block) + T::BYTES, v, keys, block * BLOCK_KEYS, keys_end);
+    copy_rows<HEAD_DIM>(tiles + stage(block), k, keys, block * BLOCK_KEYS, keys_end);
+    copy_rows<HEAD_DIM>(tiles + stage(block) + T::BYTES, v, keys, block * BLOCK_KEYS, keys_end);
     cp_async_commit();
   };
 #pragma unroll
-  for (int i = 0; i < 6; ++i) clear_padding<HEAD_DIM, MMA_THREADS>(shared + i * T::BYTES);
-  copy_rows<HEAD_DIM, MMA_THREADS>(tiles, q, queries, 0, count);
-  copy_rows<HEAD_DIM, MMA_THREADS>(tiles + T::BYTES, d_o, queries, 0, count);
+  for (int i = 0; i < 6; ++i) clear_padding<HEAD_DIM>(shared + i * T::BYTES);
+  copy_rows<HEAD_DIM>(tiles, q, queries, 0, count);
+  copy_rows<HEAD_DIM>(tiles + T::BYTES, d_o, queries, 0, count);
   copy_block(0);
 
   const int last = count - 1;
@@ -161,8 +161,8 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
   const auto stage = [&](int i) { return static_cast<u32>((2 + 2 * i) * T::BYTES); };
   const auto values = [&](int i) { return static_cast<u32>(6 * T::BYTES + i * ROW_VALUES_BYTES); };
   const auto copy_visit = [&](const Visit& visit, int i) {
-    copy_rows<HEAD_DIM, MMA_THREADS>(tiles + stage(i), global<const bf16>(p.q), visit.queries(), 0, visit.count);
-    copy_rows<HEAD_DIM, MMA_THREADS>(tiles + stage(i) + T::BYTES, global<const bf16>(p.d_o), visit.queries(), 0,
+    copy_rows<HEAD_DIM>(tiles + stage(i), global<const bf16>(p.q), visit.queries(), 0, visit.count);
+    copy_rows<HEAD_DIM>(tiles + stage(i) + T::BYTES, global<const bf16>(p.d_o), visit.queries(), 0,
                                      visit.count);
     const int r = threadIdx.x % TILE_ROWS;
     const bool valid = r < visit.count;
@@ -171,13 +171,11 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
     cp_async_commit();
   };
 #pragma unroll
-  for (int i = 0; i < 6; ++i) clear_padding<HEAD_DIM, MMA_THREADS>(shared + i * T::BYTES);
-  copy_rows<HEAD_DIM, MMA_THREADS>(tiles, global<const bf16>(p.k), keys, 0, count);
-  copy_rows<HEAD_DIM, MMA_THREADS>(tiles + T::BYTES, global<const bf16>(p.v), keys, 0, count);
+  for (int i = 0; i < 6; ++i) clear_padding<HEAD_DIM>(shared + i * T::BYTES);
+  copy_rows<HEAD_DIM>(tiles, global<const bf16>(p.k), keys, 0, count);
+  copy_rows<HEAD_DIM>(tiles + T::BYTES, global<const bf16>(p.v), keys, 0, count);
   copy_visit(visits[0], 0);
 
-  const u32 left = left_lane<HEAD_DIM>(tiles), right = right_lane<HEAD_DIM>(tiles);
-  const u32 k_lane = left + row * (T::PITCH * 16), v_lane = k_lane + T::BYTES;
 #pragma unroll
   for (int n = 0; n < HEAD_DIM / 8; ++n) {
 #pragma unroll
@@ -192,6 +190,8 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
     if (visits[n + 1].count > 0) copy_visit(visits[n + 1], i ^ 1);
     visits.look_ahead(p, n, kv_head);
     const Visit& here = visits[n];
+    const u32 left = left_lane<HEAD_DIM>(tiles), right = right_lane<HEAD_DIM>(tiles);
+    const u32 k_lane = left + row * (T::PITCH * 16), v_lane = k_lane + T::BYTES;
     const u32 q_lane = right + stage(i), d_o_lane = q_lane + T::BYTES;
     const u32 q_trans = left + stage(i), d_o_trans = q_trans + T::BYTES;
     const float* const logs = reinterpret_cast<const float*>(shared + values(i));

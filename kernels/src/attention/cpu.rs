@@ -10,7 +10,7 @@ use super::{BwdParams, FwdParams};
 use crate::simd::{Isa, isa};
 use crate::view::slice;
 use crate::{Element, Team};
-use backward::{Deltas, Gradient, Keys, Queries};
+use backward::{Deltas, Gradient, Keys, Queries, Visit};
 pub(crate) use forward::Sequence;
 use forward::{Combine, KEYS, Part, State, TILE, Tile, Whole};
 use std::cell::RefCell;
@@ -144,33 +144,91 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 /// # Safety
 /// The machine has `isa`; the addresses cover what [`FwdParams`] says.
 pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &FwdParams, team: &Team) {
-    let (tokens, heads, kv_heads) = (p.tokens as usize, p.heads as usize, p.kv_heads as usize);
-    let (d, seqs) = (p.head_dim as usize, p.seqs as usize);
     // SAFETY: the caller's promise.
-    let cu = unsafe { slice::<i32>(p.cu_seqlens, seqs + 1) };
-    let sequence = |seq: usize, kv_head: usize| {
-        let (first, end) = (cu[seq] as usize, cu[seq + 1] as usize);
-        assert!(first <= end && end <= tokens, "cu_seqlens[{seq}] {first}..{end} of {tokens} tokens");
+    let packed = unsafe { Packed::<T>::new(p) };
+    // SAFETY: the caller's promise; `packed` has looked at the ranges.
+    unsafe { rows(isa, team, p.seqs as usize, p.kv_heads as usize, |seq, kv_head| packed.sequence(seq, kv_head)) }
+}
+
+/// The sequences of a launch.
+struct Packed<'a, T> {
+    p: &'a FwdParams,
+    /// First token and tokens of each sequence, and of its prefix.
+    ranges: Vec<[(usize, usize); 2]>,
+    /// Keys and values of the sequences with a prefix, that prefix first.
+    joined: Vec<Option<[Vec<T>; 2]>>,
+}
+
+impl<'a, T: Element> Packed<'a, T> {
+    /// # Safety
+    /// The addresses cover what [`FwdParams`] says.
+    unsafe fn new(p: &'a FwdParams) -> Self {
+        let (tokens, seqs) = (p.tokens as usize, p.seqs as usize);
+        let row = p.kv_heads as usize * p.head_dim as usize;
+        // SAFETY: the caller's promise.
+        let (cu, k, v) = unsafe {
+            (slice::<i32>(p.cu_seqlens, seqs + 1), slice::<T>(p.k, tokens * row), slice::<T>(p.v, tokens * row))
+        };
+        // SAFETY: the caller's promise.
+        let prefix = if p.prefix.is_null() { &[] } else { unsafe { slice::<i32>(p.prefix, 2 * seqs) } };
+        let (mut ranges, mut joined) = (Vec::new(), Vec::new());
+        for seq in 0..seqs {
+            let (first, end) = (cu[seq] as usize, cu[seq + 1] as usize);
+            assert!(first <= end && end <= tokens, "cu_seqlens[{seq}] {first}..{end} of {tokens} tokens");
+            let (from, count) = prefix.get(2 * seq..2 * seq + 2).map_or((0, 0), |x| (x[0] as usize, x[1] as usize));
+            assert!(from <= tokens && count <= tokens - from, "prefix[{seq}] {from}, {count} of {tokens} tokens");
+            ranges.push([(first, end - first), (from, count)]);
+            let join = |x: &[T]| [&x[from * row..(from + count) * row], &x[first * row..end * row]].concat();
+            joined.push((count > 0).then(|| [join(k), join(v)]));
+        }
+        Packed { p, ranges, joined }
+    }
+
+    /// Sequence `seq` as key head `kv_head` sees it.
+    fn sequence(&self, seq: usize, kv_head: usize) -> Sequence<'_, T> {
+        let p = self.p;
+        let (heads, kv_heads, d) = (p.heads as usize, p.kv_heads as usize, p.head_dim as usize);
+        let [(first, queries), (_, prefix)] = self.ranges[seq];
         let head = first * heads + kv_head * (heads / kv_heads);
-        let key = (first * kv_heads + kv_head) * d;
+        let own = |address: u64| (address as *const T).wrapping_add((first * kv_heads + kv_head) * d);
+        let [k, v] = match &self.joined[seq] {
+            Some(joined) => joined.each_ref().map(|x| x.as_ptr().wrapping_add(kv_head * d)),
+            None => [own(p.k.0), own(p.v.0)],
+        };
         Sequence {
             q: (p.q.0 as *const T).wrapping_add(head * d),
             o: (p.o.0 as *mut T).wrapping_add(head * d),
             lse: if p.lse.is_null() { null_mut() } else { (p.lse.0 as *mut f32).wrapping_add(head) },
-            k: (p.k.0 as *const T).wrapping_add(key),
-            v: (p.v.0 as *const T).wrapping_add(key),
+            k,
+            v,
             table: None,
-            queries: end - first,
-            keys: end - first,
+            queries,
+            keys: prefix + queries,
             causal: p.causal != 0,
             heads,
             kv_heads,
             head_dim: d,
             scale: p.scale,
         }
-    };
-    // SAFETY: the caller's promise, and the assertion above.
-    unsafe { rows(isa, team, seqs, kv_heads, sequence) }
+    }
+
+    /// Who sees keys start .. start + [`KEYS`] of sequence `seq`: (sequence, first of these keys, keys, the first one's
+    /// place among the sequence's), in order.
+    fn visits(&self, seq: usize, start: usize) -> Vec<(usize, usize, usize, usize)> {
+        let [(first, len), _] = self.ranges[seq];
+        let (token, keys) = (first + start, KEYS.min(len - start));
+        let mut visits = Vec::new();
+        for (other, [(_, queries), (from, count)]) in self.ranges.iter().copied().enumerate() {
+            let (begin, end) = (from.max(token), (from + count).min(token + keys));
+            if queries > 0 && begin < end {
+                visits.push((other, begin - token, end - begin, begin - from));
+            }
+            if other == seq {
+                visits.push((seq, 0, keys, count + start));
+            }
+        }
+        visits
+    }
 }
 
 /// # Safety
@@ -185,15 +243,12 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
 /// # Safety
 /// The machine has `isa`; the addresses cover what [`BwdParams`] says.
 pub unsafe fn bwd_on<T: Element>(isa: Isa, p: &BwdParams, team: &Team) {
-    let (tokens, seqs, kv_heads) = (p.tokens as usize, p.seqs as usize, p.kv_heads as usize);
+    let (seqs, kv_heads) = (p.seqs as usize, p.kv_heads as usize);
+    let forward = p.forward();
     // SAFETY: the caller's promise.
-    let cu = unsafe { slice::<i32>(p.cu_seqlens, seqs + 1) };
-    let range = |seq: usize| {
-        let (first, end) = (cu[seq] as usize, cu[seq + 1] as usize);
-        assert!(first <= end && end <= tokens, "cu_seqlens[{seq}] {first}..{end} of {tokens} tokens");
-        (first, end - first)
-    };
-    let rows = tokens * p.heads as usize;
+    let packed = unsafe { Packed::<T>::new(&forward) };
+    // Tokens in no sequence have no output.
+    let rows = packed.ranges.last().map_or(0, |r| r[0].0 + r[0].1) * p.heads as usize;
     team.run(rows.div_ceil(backward::DELTA_ROWS), |task| {
         let first = task * backward::DELTA_ROWS;
         let rows = backward::DELTA_ROWS.min(rows - first);
@@ -204,18 +259,27 @@ pub unsafe fn bwd_on<T: Element>(isa: Isa, p: &BwdParams, team: &Team) {
     let group = p.heads as usize / kv_heads;
     let mut items = Vec::new();
     for seq in 0..seqs {
-        let (_, len) = range(seq);
+        let len = packed.ranges[seq][0].1;
         items.extend((0..len).step_by(KEYS).map(|key| (seq, key, false)));
         items.extend((0..len * group).step_by(backward::ROWS).map(|row| (seq, row, true)));
     }
     team.run(items.len() * kv_heads, |task| {
-        let (seq, at, queries) = items[task / kv_heads];
-        let (first, len) = range(seq);
+        let ((seq, at, queries), kv_head) = (items[task / kv_heads], task % kv_heads);
         with_scratch(backward::scratch_len(p.head_dim as usize), |scratch| {
+            let gradient =
+                |seq: usize| Gradient::new(p, packed.sequence(seq, kv_head), packed.ranges[seq][0].0, kv_head, scratch);
             // SAFETY: the caller's promise; tasks write different keys or rows.
             unsafe {
-                let gradient = Gradient::<T>::new(p, first, len, task % kv_heads, scratch);
-                if queries { dispatch(isa, Queries(&gradient, at)) } else { dispatch(isa, Keys(&gradient, at)) }
+                if queries {
+                    dispatch(isa, Queries(&gradient(seq), at));
+                } else {
+                    let visits: Vec<_> = packed
+                        .visits(seq, at)
+                        .into_iter()
+                        .map(|(seq, first, keys, start)| Visit { gradient: gradient(seq), first, keys, start })
+                        .collect();
+                    dispatch(isa, Keys(&gradient(seq), at, &visits));
+                }
             }
         });
     });

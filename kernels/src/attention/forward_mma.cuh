@@ -1,29 +1,34 @@
 // Forward pass of 64 queries over a range of key blocks on tensor cores: 4 warps of 16 queries each.
+//
+// HEAD_DIM: columns of queries and keys; COLUMNS: of values and output. They are the same, but where the head is long.
 #pragma once
 
 #include "attention/tile.cuh"
 #include "cuh/online_softmax.cuh"
 
-// Shared memory: the queries, then twice keys and values.
+// Shared memory: the queries, then keys and values, twice where the head is not long.
 template <int HEAD_DIM>
-constexpr int FORWARD_BYTES = 5 * Tile<HEAD_DIM>::BYTES;
+constexpr int STAGES = HEAD_DIM > 128 ? 1 : 2;
+template <int HEAD_DIM, int COLUMNS>
+constexpr int STAGE_BYTES = Tile<HEAD_DIM>::BYTES + Tile<COLUMNS>::BYTES;
 
 // Two rows of a thread (g and g + 8 of its warp's 16) at the end: sums complete, outputs not yet divided.
-template <int HEAD_DIM>
+template <int COLUMNS>
 struct Attended {
   SoftmaxRow row[2];
-  float o[HEAD_DIM / 8][4];
+  float o[COLUMNS / 8][4];
 };
 
-// One block of keys for one warp; q, k and v: where this lane's fragments begin. MASK: rows of the warp see different keys of it, row r the first limit[r / 8].
-template <int HEAD_DIM, bool MASK>
-__device__ __forceinline__ void take_keys(Attended<HEAD_DIM>& part, u32 q, u32 k, u32 v, float factor,
-                                          const int (&limit)[2], int visible) {
-  using T = Tile<HEAD_DIM>;
+// One block of keys for one warp; q, k and v: where this lane's fragments begin. MASK: rows of the warp see different keys of
+// it, row r the first limit[r / 8], the last one `visible`.
+template <int HEAD_DIM, int COLUMNS, bool MASK>
+__device__ __forceinline__ void take_keys(Attended<COLUMNS>& part, u32 q, u32 k, u32 v, float factor,
+                                          const int (&limit)[2], int visible, int head_dim) {
   constexpr int TILES = BLOCK_KEYS / 8;
   float s[TILES][4] = {};
 #pragma unroll
-  for (int step = 0; step < T::STEPS; ++step) {
+  for (int step = 0; step < Tile<HEAD_DIM>::STEPS; ++step) {
+    if (16 * step >= head_dim) break;
     u32 a[4];
     left_fragment<HEAD_DIM>(a, q, 0, step);
 #pragma unroll
@@ -48,7 +53,7 @@ __device__ __forceinline__ void take_keys(Attended<HEAD_DIM>& part, u32 q, u32 k
   float rescale[2];
   take_block(part.row, s, factor, rescale);
 #pragma unroll
-  for (int n = 0; n < HEAD_DIM / 8; ++n) {
+  for (int n = 0; n < COLUMNS / 8; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) part.o[n][i] = __fmul_rn(part.o[n][i], rescale[i / 2]);
   }
@@ -57,22 +62,22 @@ __device__ __forceinline__ void take_keys(Attended<HEAD_DIM>& part, u32 q, u32 k
     if (MASK && 16 * pair >= visible) continue;
     u32 a[4];
     as_left(a, s[2 * pair], s[2 * pair + 1]);
-    multiply_rows<HEAD_DIM>(part.o, a, v, 16 * pair);
+    multiply_rows<COLUMNS>(part.o, a, v, 16 * pair);
   }
 }
 
-template <int HEAD_DIM>
-__device__ __forceinline__ void clear(Attended<HEAD_DIM>& x) {
+template <int COLUMNS>
+__device__ __forceinline__ void clear(Attended<COLUMNS>& x) {
   x.row[0] = x.row[1] = empty_row();
 #pragma unroll
-  for (int n = 0; n < HEAD_DIM / 8; ++n) {
+  for (int n = 0; n < COLUMNS / 8; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) x.o[n][i] = 0.0f;
   }
 }
 
-template <int HEAD_DIM>
-__device__ __forceinline__ void end_segment(Attended<HEAD_DIM>& total, Attended<HEAD_DIM>& part) {
+template <int COLUMNS>
+__device__ __forceinline__ void end_segment(Attended<COLUMNS>& total, Attended<COLUMNS>& part) {
   MergeWeights w[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -80,54 +85,61 @@ __device__ __forceinline__ void end_segment(Attended<HEAD_DIM>& total, Attended<
     w[h] = merge(total.row[h], part.row[h]);
   }
 #pragma unroll
-  for (int n = 0; n < HEAD_DIM / 8; ++n) {
+  for (int n = 0; n < COLUMNS / 8; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) total.o[n][i] = merged(total.o[n][i], part.o[n][i], w[i / 2]);
   }
 }
 
 // Queries 0 .. count (at most 64; `queries.head(r)` where r's head begins) over key blocks begin .. end, of which keys from
-// `keys_end` on are not read. Query r sees keys 0 .. limit(r), not decreasing, at most keys_end. `shared`: FORWARD_BYTES,
-// aligned to 16; the queries' part of it is each warp's own when this returns.
-template <int HEAD_DIM, class Queries, class Keys, class Limit>
-__device__ __forceinline__ void attend(Attended<HEAD_DIM>& total, char* shared, const bf16* q, const Queries& queries,
+// `keys_end` on are not read. Query r sees keys 0 .. limit(r), not decreasing, at most keys_end. `shared`: aligned to 256;
+// the queries' part of it is each warp's own when this returns.
+template <int HEAD_DIM, int COLUMNS, bool PADDED, class Queries, class Keys, class Limit>
+__device__ __forceinline__ void attend(Attended<COLUMNS>& total, char* shared, const bf16* q, const Queries& queries,
                                        int count, const bf16* k, const bf16* v, const Keys& keys, int keys_end,
-                                       const Limit& limit, int begin, int end, float factor) {
+                                       const Limit& limit, int begin, int end, float factor, int head_dim, int column) {
   using T = Tile<HEAD_DIM>;
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, row = 16 * warp;
-  const u32 q_tile = shared_address(shared);
-  auto stage = [&](int block) { return static_cast<u32>((1 + 2 * (block & 1)) * T::BYTES); };
-  auto copy_block = [&](int block) {
-    copy_rows<HEAD_DIM, MMA_THREADS>(q_tile + stage(block), k, keys, block * BLOCK_KEYS, keys_end);
-    copy_rows<HEAD_DIM, MMA_THREADS>(q_tile + stage(block) + T::BYTES, v, keys, block * BLOCK_KEYS, keys_end);
+  const u32 tiles = shared_address(shared);
+  const auto stage = [](int block) {
+    return static_cast<u32>(T::BYTES + block % STAGES<HEAD_DIM> * STAGE_BYTES<HEAD_DIM, COLUMNS>);
+  };
+  const auto copy_block = [&](int block) {
+    const u32 k_at = stage(block), v_at = k_at + T::BYTES;
+    copy_rows<HEAD_DIM, PADDED>(tiles + k_at, shared + k_at, k, keys, block * BLOCK_KEYS, keys_end, head_dim, 0);
+    copy_rows<COLUMNS, PADDED>(tiles + v_at, shared + v_at, v, keys, block * BLOCK_KEYS, keys_end, head_dim, column);
     cp_async_commit();
   };
-  clear_padding<HEAD_DIM, MMA_THREADS>(shared);
-  clear_padding<HEAD_DIM, MMA_THREADS>(shared + T::BYTES);
-  clear_padding<HEAD_DIM, MMA_THREADS>(shared + 3 * T::BYTES);
-  copy_rows<HEAD_DIM, MMA_THREADS>(q_tile, q, queries, 0, count);
-  copy_block(begin);
+  clear_padding<HEAD_DIM>(shared);
+#pragma unroll
+  for (int i = 0; i < STAGES<HEAD_DIM>; ++i) clear_padding<HEAD_DIM>(shared + stage(i));
+  copy_rows<HEAD_DIM, PADDED>(tiles, shared, q, queries, 0, count, head_dim, 0);
+  if (STAGES<HEAD_DIM> > 1) copy_block(begin);
 
   // Rows beyond `count` see what the last one sees; they are not stored.
   const int last = count - 1;
   const int fewest = limit(min(row, last)), most = limit(min(row + 15, last));
-  const u32 left = left_lane<HEAD_DIM>(q_tile), right = right_lane<HEAD_DIM>(q_tile);
-  const u32 q_lane = left + row * (T::PITCH * 16);
-  Attended<HEAD_DIM> part;
+  const u32 left = left_lane<HEAD_DIM>(tiles), right = right_lane<HEAD_DIM>(tiles);
+  const u32 q_lane = left + row * (T::PITCH * 16), trans = left_lane<COLUMNS>(tiles) + T::BYTES;
+  Attended<COLUMNS> part;
   clear(total);
   clear(part);
 #pragma unroll 1
   for (int block = begin; block < end; ++block) {
+    if (STAGES<HEAD_DIM> == 1) {
+      __syncthreads();  // Nobody reads the block before any more.
+      copy_block(block);
+    }
     cp_async_wait<0>();
     __syncthreads();  // The block has arrived, and nobody reads the one before any more.
-    if (block + 1 < end) copy_block(block + 1);
+    if (STAGES<HEAD_DIM> > 1 && block + 1 < end) copy_block(block + 1);
     const int first = block * BLOCK_KEYS;
-    const u32 k_lane = right + stage(block), v_lane = left + stage(block) + T::BYTES;
+    const u32 k_lane = right + stage(block), v_lane = trans + stage(block);
     if (fewest - first >= BLOCK_KEYS) {
-      take_keys<HEAD_DIM, false>(part, q_lane, k_lane, v_lane, factor, {}, BLOCK_KEYS);
+      take_keys<HEAD_DIM, COLUMNS, false>(part, q_lane, k_lane, v_lane, factor, {}, BLOCK_KEYS, head_dim);
     } else if (most > first) {
-      const int limit_here[2] = {limit(min(row + g, last)) - first, limit(min(row + g + 8, last)) - first};
-      take_keys<HEAD_DIM, true>(part, q_lane, k_lane, v_lane, factor, limit_here, most - first);
+      const int limits[2] = {limit(min(row + g, last)) - first, limit(min(row + g + 8, last)) - first};
+      take_keys<HEAD_DIM, COLUMNS, true>(part, q_lane, k_lane, v_lane, factor, limits, most - first, head_dim);
     }
     if ((block + 1) % SEGMENT_BLOCKS == 0 || block + 1 == end) {
       end_segment(total, part);

@@ -2,10 +2,12 @@
 //!
 //! For every sequence, head and query `i`, over the keys `j` of the same sequence (`j <= i` when causal):
 //! `s_j = scale * q_i . k_j`, `p_j = e^(s_j - lse_i)` with `lse_i = ln sum_j e^(s_j)`, `o_i = sum_j p_j v_j`. Head `h`
-//! uses key head `h / (heads / kv_heads)`.
+//! uses key head `h / (heads / kv_heads)`. A sequence may have a prefix: a range of other sequences' tokens whose keys come
+//! before its own and are seen by all its queries, as when completions share a prompt; then `j` counts from there.
 //!
 //! Gradient: `delta_i = d_o_i . o_i`, `dv_j = sum_i p_ij d_o_i`, `ds_ij = p_ij (d_o_i . v_j - delta_i)`,
-//! `dq_i = scale * sum_j ds_ij k_j`, `dk_j = scale * sum_i ds_ij q_i`; key heads sum over the heads that use them.
+//! `dq_i = scale * sum_j ds_ij k_j`, `dk_j = scale * sum_i ds_ij q_i`; key heads sum over the heads that use them, and keys of
+//! a prefix over the sequences that have it, in ascending order.
 //!
 //! Shapes: q, o `[tokens, heads, head_dim]`, k, v `[tokens, kv_heads, head_dim]`, f32 or bf16; sequence `n` is the tokens
 //! `cu_seqlens[n] .. cu_seqlens[n + 1]` (it may be empty). Tokens in no sequence are left unwritten.
@@ -42,6 +44,9 @@ params! {
         pub lse: Addr,
         /// i32 `[seqs + 1]`: where each sequence begins, not decreasing, from 0 up to at most `tokens`.
         pub cu_seqlens: Addr,
+        /// i32 `[seqs, 2]`: first token and number of the tokens whose keys come before the sequence's own, all of them in
+        /// sequences; may be absent (none).
+        pub prefix: Addr,
         /// Tokens of all sequences.
         pub tokens: u32,
         /// Sequences.
@@ -86,6 +91,9 @@ params! {
         pub delta: Addr,
         /// i32 `[seqs + 1]`: where each sequence begins, not decreasing, from 0 up to at most `tokens`.
         pub cu_seqlens: Addr,
+        /// i32 `[seqs, 2]`: first token and number of the tokens whose keys come before the sequence's own, all of them in
+        /// sequences; may be absent (none).
+        pub prefix: Addr,
         /// Tokens of all sequences.
         pub tokens: u32,
         /// Sequences.
@@ -102,6 +110,31 @@ params! {
         pub scale: f32,
         /// The longest sequence.
         pub max_seqlen: u32,
+    }
+}
+
+impl BwdParams {
+    /// The forward launch that this is the gradient of.
+    pub(crate) fn forward(&self) -> FwdParams {
+        let BwdParams { q, k, v, o, lse, cu_seqlens, prefix, .. } = *self;
+        let BwdParams { tokens, seqs, heads, kv_heads, head_dim, causal, scale, max_seqlen, .. } = *self;
+        FwdParams {
+            q,
+            k,
+            v,
+            o,
+            lse,
+            cu_seqlens,
+            prefix,
+            tokens,
+            seqs,
+            heads,
+            kv_heads,
+            head_dim,
+            causal,
+            scale,
+            max_seqlen,
+        }
     }
 }
 
@@ -157,6 +190,32 @@ pub struct Case {
     pub causal: bool,
     /// Spread of the queries; at 20 the softmax saturates, at 0 all scores are equal.
     pub spread: f32,
+    /// First token and number of those whose keys come before each sequence's own; empty: none.
+    pub prefix: Vec<(usize, usize)>,
+}
+
+impl Case {
+    /// The first token of sequence `n`.
+    pub fn first(&self, n: usize) -> usize {
+        self.lengths[..n].iter().sum()
+    }
+
+    /// The tokens whose keys sequence `n` has, in order.
+    pub fn keys(&self, n: usize) -> Vec<usize> {
+        let (first, count) = self.prefix.get(n).copied().unwrap_or((0, 0));
+        (first..first + count).chain(self.first(n)..self.first(n) + self.lengths[n]).collect()
+    }
+
+    /// How many keys query `i` of sequence `n` sees.
+    pub fn limit(&self, n: usize, i: usize) -> usize {
+        let keys = self.lengths[n] + self.prefix.get(n).map_or(0, |p| p.1);
+        if self.causal { keys - self.lengths[n] + i + 1 } else { keys }
+    }
+
+    /// The (query, key) pairs of one head.
+    pub fn pairs(&self) -> f64 {
+        (0..self.lengths.len()).flat_map(|n| (0..self.lengths[n]).map(move |i| self.limit(n, i) as f64)).sum()
+    }
 }
 
 /// Sizes that tests and benches share: lengths around the block sizes, shared key heads, dimensions off the vector width.
@@ -168,7 +227,11 @@ pub fn cases() -> Vec<Case> {
         head_dim,
         causal,
         spread,
+        prefix: Vec::new(),
     };
+    let group =
+        Case { prefix: vec![(0, 0), (0, 70), (0, 70), (0, 70)], ..case(&[70, 9, 65, 1], (4, 2), 64, true, 1.0) };
+    let odd = Case { prefix: vec![(3, 20), (0, 0), (1, 40)], ..case(&[5, 43, 30], (3, 1), 80, false, 1.0) };
     vec![
         case(&[0, 1, 17, 0, 63], (6, 3), 12, true, 1.0),
         case(&[64, 65, 1], (4, 1), 24, true, 1.0),
@@ -179,5 +242,10 @@ pub fn cases() -> Vec<Case> {
         case(&[130], (6, 3), 32, true, 0.0),
         case(&[33], (2, 2), 256, false, 1.0),
         case(&[7, 70], (1, 1), 8, true, 5.0),
+        case(&[90, 5], (2, 1), 72, true, 1.0),
+        case(&[20, 81], (2, 2), 7, true, 1.0),
+        Case { head_dim: 20, ..group.clone() },
+        group,
+        odd,
     ]
 }

@@ -37,15 +37,20 @@ pub fn fwd_f32(p: &FwdParams, _: &Arch) -> Vec<Stage> {
 
 /// `attention_fwd_bf16`.
 pub fn fwd_bf16(p: &FwdParams, _: &Arch) -> Vec<Stage> {
-    let symbol = match p.head_dim {
-        64 => "attention_fwd_bf16_64",
-        72 => "attention_fwd_bf16_72",
-        80 => "attention_fwd_bf16_80",
-        128 => "attention_fwd_bf16_128",
-        _ => return fwd_fma("attention_fwd_bf16", p),
+    // Columns of a tile of queries and keys, of one of values, and how many of either there are.
+    let (symbol, columns, value_columns, stages) = match p.head_dim {
+        64 => ("attention_fwd_bf16_64", 64, 64, 2),
+        72 => ("attention_fwd_bf16_72", 72, 72, 2),
+        80 => ("attention_fwd_bf16_80", 80, 80, 2),
+        128 => ("attention_fwd_bf16_128", 128, 128, 2),
+        d if d <= 64 => ("attention_fwd_bf16_up_to_64", 64, 64, 2),
+        d if d <= 128 => ("attention_fwd_bf16_up_to_128", 128, 128, 2),
+        _ => ("attention_fwd_bf16_up_to_256", 256, 64, 1),
     };
-    let blocks = slots(p.tokens, p.seqs, p.max_seqlen) * p.heads as u64;
-    stage(symbol, blocks, 128, 5 * mma_tile(p.head_dim)).into_iter().collect()
+    let parts = p.head_dim.div_ceil(value_columns) as u64;
+    let shared = mma_tile(columns) + stages * (mma_tile(columns) + mma_tile(value_columns));
+    let blocks = slots(p.tokens, p.seqs, p.max_seqlen) * p.heads as u64 * parts;
+    stage(symbol, blocks, 128, shared).into_iter().collect()
 }
 
 fn fwd_fma(symbol: &'static str, p: &FwdParams) -> Vec<Stage> {

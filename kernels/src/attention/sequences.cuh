@@ -28,6 +28,18 @@ struct CausalLimit {
   __device__ __forceinline__ int operator()(int query) const { return first + step * query; }
 };
 
+struct TokenRange {
+  int first, count;
+};
+
+// The tokens whose keys come before those of a sequence. P has prefix.
+template <class P>
+__device__ __forceinline__ TokenRange prefix_of(const P& p, int sequence) {
+  if (p.prefix == 0) return {0, 0};
+  const int* const prefix = global<const int>(p.prefix) + 2 * static_cast<u64>(sequence);
+  return {prefix[0], prefix[1]};
+}
+
 // A tile of a sequence.
 struct Place {
   int sequence;

@@ -37,9 +37,10 @@ struct KeyRange {
 
   template <class P>
   __device__ __forceinline__ KeyRange(const P& p, const Place& place, int kv_head) {
-    const u64 row = static_cast<u64>(p.kv_heads) * p.head_dim, own = place.first * row + kv_head * p.head_dim;
-    keys = {own, own, row, 0};
-    limit = {p.causal ? place.begin + 1 : place.length, p.causal ? 1 : 0};
+    const u64 row = static_cast<u64>(p.kv_heads) * p.head_dim, head = kv_head * p.head_dim;
+    const TokenRange prefix = prefix_of(p, place.sequence);
+    keys = {prefix.first * row + head, place.first * row + head - prefix.count * row, row, prefix.count};
+    limit = {prefix.count + (p.causal ? place.begin + 1 : place.length), p.causal ? 1 : 0};
     end = limit(place.count - 1);
   }
 };
@@ -57,23 +58,25 @@ __device__ __forceinline__ u64 row_values(const P& p, const QueryTile& tile) {
   return (static_cast<u64>(tile.place.first) + tile.place.begin) * p.heads + tile.head;
 }
 
-template <int HEAD_DIM>
+template <int HEAD_DIM, int COLUMNS, bool PADDED>
 __device__ __forceinline__ void forward_mma(FwdParams p) {
   extern __shared__ __align__(256) char shared[];
   __shared__ QueryTile tile;
-  p.head_dim = HEAD_DIM;
-  if (!query_tile<TILE_ROWS>(p, 1, tile)) return;
-  Attended<HEAD_DIM> out;
+  if (!PADDED) p.head_dim = HEAD_DIM;
+  const int head_dim = static_cast<int>(p.head_dim);
+  if (!query_tile<TILE_ROWS>(p, PADDED ? ceil_div(head_dim, COLUMNS) : 1, tile)) return;
+  const int column = PADDED ? tile.part * COLUMNS : 0;
+  Attended<COLUMNS> out;
   {
     const KeyRange range(p, tile.place, tile.kv_head);
-    attend<HEAD_DIM>(out, shared, global<const bf16>(p.q), query_rows(p, tile), tile.place.count, global<const bf16>(p.k),
-                     global<const bf16>(p.v), range.keys, range.end, range.limit, 0, ceil_div(range.end, BLOCK_KEYS),
-                     p.scale * LOG2_E);
+    attend<HEAD_DIM, COLUMNS, PADDED>(out, shared, global<const bf16>(p.q), query_rows(p, tile), tile.place.count,
+                                      global<const bf16>(p.k), global<const bf16>(p.v), range.keys, range.end,
+                                      range.limit, 0, ceil_div(range.end, BLOCK_KEYS), p.scale * LOG2_E, head_dim, column);
   }
   const int row = threadIdx.x / 32 * 16, g = threadIdx.x % 32 / 4, count = tile.place.count;
-  store_rows<HEAD_DIM>(global<bf16>(p.o), query_rows(p, tile), count, shared, row, out.o, inverse_sum(out.row[0]),
-                       inverse_sum(out.row[1]));
-  if (p.lse != 0 && threadIdx.x % 4 == 0) {
+  store_rows<HEAD_DIM, COLUMNS, PADDED>(global<bf16>(p.o), query_rows(p, tile), count, shared, row, out.o,
+                                        inverse_sum(out.row[0]), inverse_sum(out.row[1]), head_dim, column);
+  if (p.lse != 0 && column == 0 && threadIdx.x % 4 == 0) {
     float* lse = global<float>(p.lse) + row_values(p, tile);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -135,7 +138,8 @@ __device__ __forceinline__ void query_gradients_mma(BwdParams p) {
                               tile.place.count, global<const bf16>(p.k), global<const bf16>(p.v), range.keys, range.end,
                               range.limit, p.scale * LOG2_E, lse, delta);
   }
-  store_rows<HEAD_DIM>(global<bf16>(p.dq), query_rows(p, tile), tile.place.count, shared, row, dq, p.scale, p.scale);
+  store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dq), query_rows(p, tile), tile.place.count, shared, row, dq, p.scale,
+                                        p.scale, HEAD_DIM, 0);
 }
 
 // The key tile and head of a block.
@@ -153,7 +157,7 @@ __device__ __forceinline__ bool key_tile(const BwdParams& p, u32 parts, KeyTile&
     tile.part = static_cast<int>(blockIdx.x % parts);
     tile.kv_head = static_cast<int>(block / slots);
     find_tile<ROWS>(global<const int>(p.cu_seqlens), p.tokens, p.seqs, p.max_seqlen, block % slots, tile.place);
-    if (tile.place.count > 0) visits.start(p, tile.place.sequence, tile.place.begin, tile.kv_head);
+    if (tile.place.count > 0) visits.start(p, tile.place, tile.kv_head);
   }
   __syncthreads();
   return tile.place.count > 0;
@@ -175,8 +179,10 @@ __device__ __forceinline__ void key_gradients_mma(BwdParams p) {
   float dk[HEAD_DIM / 8][4], dv[HEAD_DIM / 8][4];
   key_gradients<HEAD_DIM>(dk, dv, shared, p, key_rows(p, tile), tile.place.count, tile.kv_head, visits);
   const int row = threadIdx.x / 32 * 16, count = tile.place.count;
-  store_rows<HEAD_DIM>(global<bf16>(p.dk), key_rows(p, tile), count, shared, row, dk, p.scale, p.scale);
-  store_rows<HEAD_DIM>(global<bf16>(p.dv), key_rows(p, tile), count, shared + Tile<HEAD_DIM>::BYTES, row, dv, 1.0f, 1.0f);
+  store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dk), key_rows(p, tile), count, shared, row, dk, p.scale, p.scale,
+                                        HEAD_DIM, 0);
+  store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dv), key_rows(p, tile), count, shared + Tile<HEAD_DIM>::BYTES, row,
+                                        dv, 1.0f, 1.0f, HEAD_DIM, 0);
 }
 
 template <class T>
@@ -233,15 +239,17 @@ __device__ __forceinline__ void row_products(const BwdParams& p) {
   row_products(global<float>(p.delta), global<const T>(p.d_o), global<const T>(p.o), rows, static_cast<int>(p.head_dim));
 }
 
-#define KERNEL(NAME, PARAMS, THREADS, BLOCKS, BODY)                                                                  \
+#define KERNEL(NAME, PARAMS, THREADS, BLOCKS, ...)                                                                   \
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_##NAME(const __grid_constant__ PARAMS p) { \
-    BODY(p);                                                                                                         \
+    __VA_ARGS__(p);                                                                                                         \
   }
-KERNEL(fwd_bf16, FwdParams, FMA_THREADS, 1, forward_fma<bf16>)
-KERNEL(fwd_bf16_64, FwdParams, MMA_THREADS, 3, forward_mma<64>)
-KERNEL(fwd_bf16_72, FwdParams, MMA_THREADS, 2, forward_mma<72>)
-KERNEL(fwd_bf16_80, FwdParams, MMA_THREADS, 2, forward_mma<80>)
-KERNEL(fwd_bf16_128, FwdParams, MMA_THREADS, 2, forward_mma<128>)
+KERNEL(fwd_bf16_64, FwdParams, MMA_THREADS, 3, forward_mma<64, 64, false>)
+KERNEL(fwd_bf16_72, FwdParams, MMA_THREADS, 2, forward_mma<72, 72, false>)
+KERNEL(fwd_bf16_80, FwdParams, MMA_THREADS, 2, forward_mma<80, 80, false>)
+KERNEL(fwd_bf16_128, FwdParams, MMA_THREADS, 2, forward_mma<128, 128, false>)
+KERNEL(fwd_bf16_up_to_64, FwdParams, MMA_THREADS, 2, forward_mma<64, 64, true>)
+KERNEL(fwd_bf16_up_to_128, FwdParams, MMA_THREADS, 1, forward_mma<128, 128, true>)
+KERNEL(fwd_bf16_up_to_256, FwdParams, MMA_THREADS, 2, forward_mma<256, 64, true>)
 KERNEL(fwd_f32, FwdParams, FMA_THREADS, 1, forward_fma<float>)
 KERNEL(bwd_bf16, BwdParams, FMA_THREADS, 4, row_products<bf16>)
 KERNEL(bwd_bf16_dq, BwdParams, FMA_THREADS, 1, query_gradients_fma<bf16>)

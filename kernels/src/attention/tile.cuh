@@ -1,4 +1,7 @@
 // 64 rows of HEAD_DIM bf16 in shared memory, so that ldmatrix has no bank conflict. Units are chunks of 16 bytes.
+//
+// PADDED: a tile holds columns `column` .. `column` + HEAD_DIM of heads of `head_dim`, any number, and zeros beyond; else
+// those are HEAD_DIM and 0.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -12,7 +15,7 @@ constexpr int MMA_THREADS = 128;
 // chunk's number is XORed with the row's; else rows are an odd number of chunks apart. A tile begins at a multiple of 256.
 template <int HEAD_DIM>
 struct Tile {
-  static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 128, "a tile's head");
+  static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 256, "a tile's head");
   static constexpr int CHUNKS = HEAD_DIM / 8;
   static constexpr int STEPS = (HEAD_DIM + 15) / 16;  // of a product over the head
   static constexpr bool XOR = HEAD_DIM % 64 == 0;
@@ -25,16 +28,6 @@ struct Tile {
   }
 };
 
-// Zeros in the columns that a product over the head takes beyond HEAD_DIM (8 of them, or none); copies leave them alone.
-template <int HEAD_DIM, int THREADS>
-__device__ __forceinline__ void clear_padding(char* tile) {
-  if constexpr (HEAD_DIM % 16 != 0) {
-    for (int row = threadIdx.x; row < TILE_ROWS; row += THREADS) {
-      *reinterpret_cast<Words<16>*>(tile + Tile<HEAD_DIM>::offset(row, Tile<HEAD_DIM>::CHUNKS)) = {};
-    }
-  }
-}
-
 // threadIdx.x, read anew: what follows from it is not kept in registers from one copy to the next.
 __device__ __forceinline__ int thread_again() {
   int x;
@@ -42,33 +35,56 @@ __device__ __forceinline__ int thread_again() {
   return x;
 }
 
+// Zeros in the columns that a product over the head takes beyond HEAD_DIM (8 of them, or none); copies leave them alone.
+template <int HEAD_DIM>
+__device__ __forceinline__ void clear_padding(char* tile) {
+  if constexpr (HEAD_DIM % 16 != 0) {
+    for (int row = threadIdx.x; row < TILE_ROWS; row += MMA_THREADS) {
+      *reinterpret_cast<Words<16>*>(tile + Tile<HEAD_DIM>::offset(row, Tile<HEAD_DIM>::CHUNKS)) = {};
+    }
+  }
+}
+
 // Starts copying rows first .. first + 64 of a tensor; those from `end` on become zeros and are not read. `rows.head(r)`:
 // where row r's head begins, in elements.
-template <int HEAD_DIM, int THREADS, class Rows>
-__device__ __forceinline__ void copy_rows(u32 tile, const bf16* tensor, const Rows& rows, int first, int end) {
+template <int HEAD_DIM, bool PADDED, class Rows>
+__device__ __forceinline__ void copy_rows(u32 tile, char* memory, const bf16* tensor, const Rows& rows, int first, int end,
+                                          int head_dim, int column) {
   using T = Tile<HEAD_DIM>;
   constexpr int ALL = TILE_ROWS * T::CHUNKS;
   const int thread = thread_again();
+  const bool vector = !PADDED || head_dim % 8 == 0;
 #pragma unroll
-  for (int i = 0; i < (ALL + THREADS - 1) / THREADS; ++i) {
-    const int at = i * THREADS + thread;
-    if (ALL % THREADS != 0 && at >= ALL) break;
-    const int row = at / T::CHUNKS, chunk = at % T::CHUNKS;
-    const bool valid = first + row < end;
-    const bf16* source = tensor + (valid ? rows.head(first + row) + chunk * 8 : 0);
-    cp_async_16(tile + T::offset(row, chunk), source, valid ? 16 : 0);
+  for (int i = 0; i < (ALL + MMA_THREADS - 1) / MMA_THREADS; ++i) {
+    const int at = i * MMA_THREADS + thread;
+    if (ALL % MMA_THREADS != 0 && at >= ALL) break;
+    const int row = at / T::CHUNKS, chunk = at % T::CHUNKS, c = PADDED ? column + chunk * 8 : chunk * 8;
+    const bool valid = first + row < end && (!PADDED || c < head_dim);
+    const bf16* source = tensor + (valid ? rows.head(first + row) + c : 0);
+    if (vector) {
+      cp_async_16(tile + T::offset(row, chunk), source, valid ? 16 : 0);
+    } else {
+      float x[8];
+      load_elements<8>(source - (valid ? c : 0), c, valid ? head_dim : 0, false, x);
+      store_vector(reinterpret_cast<bf16*>(memory + T::offset(row, chunk)), x);
+    }
   }
+}
+
+template <int HEAD_DIM, class Rows>
+__device__ __forceinline__ void copy_rows(u32 tile, const bf16* tensor, const Rows& rows, int first, int end) {
+  copy_rows<HEAD_DIM, false>(tile, nullptr, tensor, rows, first, end, HEAD_DIM, 0);
 }
 
 // Where a lane's rows of a tile's fragments begin, in shared memory. Rows and steps are added to it by `fragment`.
 template <int HEAD_DIM>
 __device__ __forceinline__ u32 left_lane(u32 tile) {
-  const int lane = threadIdx.x % 32;
+  const int lane = thread_again() % 32;
   return tile + Tile<HEAD_DIM>::offset(lane % 16, lane / 16);
 }
 template <int HEAD_DIM>
 __device__ __forceinline__ u32 right_lane(u32 tile) {
-  const int lane = threadIdx.x % 32;
+  const int lane = thread_again() % 32;
   return tile + Tile<HEAD_DIM>::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 }
 
@@ -118,26 +134,32 @@ __device__ __forceinline__ void as_left(u32 (&a)[4], const float (&low)[4], cons
   a[3] = pack_bf16(high[2], high[3]);
 }
 
-// Writes a warp's 16 rows, times two factors (rows g and g + 8), rounded to bf16: through its own 16 rows of a tile that no
-// other warp uses any more. Rows from `end` on are not written.
-template <int HEAD_DIM, class Rows>
+// Writes COLUMNS columns of a warp's 16 rows, times two factors (rows g and g + 8), rounded to bf16: through its own 16
+// rows of a tile that no other warp uses any more. Rows from `end` on are not written.
+template <int HEAD_DIM, int COLUMNS, bool PADDED, class Rows>
 __device__ __forceinline__ void store_rows(bf16* tensor, const Rows& rows, int end, char* tile, int row,
-                                           const float (&c)[HEAD_DIM / 8][4], float low, float high) {
+                                           const float (&c)[COLUMNS / 8][4], float low, float high, int head_dim,
+                                           int column) {
   using T = Tile<HEAD_DIM>;
+  constexpr int CHUNKS = COLUMNS / 8;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   __syncwarp();
 #pragma unroll
-  for (int n = 0; n < T::CHUNKS; ++n) {
+  for (int n = 0; n < CHUNKS; ++n) {
     *reinterpret_cast<u32*>(tile + T::offset(row + g, n) + 4 * t) = pack_bf16(c[n][0] * low, c[n][1] * low);
     *reinterpret_cast<u32*>(tile + T::offset(row + g + 8, n) + 4 * t) = pack_bf16(c[n][2] * high, c[n][3] * high);
   }
   __syncwarp();
 #pragma unroll
-  for (int i = 0; i < (16 * T::CHUNKS + 31) / 32; ++i) {
-    const int at = i * 32 + lane, r = row + at / T::CHUNKS, chunk = at % T::CHUNKS;
-    if (at < 16 * T::CHUNKS && r < end) {
-      reinterpret_cast<Words<16>*>(tensor + rows.head(r))[chunk] =
-          *reinterpret_cast<const Words<16>*>(tile + T::offset(r, chunk));
+  for (int i = 0; i < (16 * CHUNKS + 31) / 32; ++i) {
+    const int at = i * 32 + lane, r = row + at / CHUNKS, chunk = at % CHUNKS, first = column + chunk * 8;
+    if (at >= 16 * CHUNKS || r >= end) continue;
+    const char* const from = tile + T::offset(r, chunk);
+    bf16* const to = tensor + rows.head(r) + first;
+    if (!PADDED || (head_dim % 8 == 0 && first < head_dim)) {
+      *reinterpret_cast<Words<16>*>(to) = *reinterpret_cast<const Words<16>*>(from);
+    } else {
+      for (int e = 0; e < 8 && first + e < head_dim; ++e) to[e] = reinterpret_cast<const bf16*>(from)[e];
     }
   }
 }

@@ -1,5 +1,5 @@
-// Who sees a tile of keys: the query tiles of its own sequence and of those that have it in their prefix, one head of the
-// group after the other, in a fixed order: sequences ascending, heads ascending, tiles ascending.
+// Who sees a tile of keys: the query tiles of its own sequence and of those that have some of it in their prefix, in a fixed
+// order: sequences ascending (a sequence's prefix before its own keys), heads of the group ascending, tiles ascending.
 #pragma once
 
 #include "attention/sequences.cuh"
@@ -31,19 +31,22 @@ struct Visit {
 // The visits to a tile of keys, in shared memory: thread 0 looks two ahead.
 struct Visits {
   Visit slots[4];
-  int sequence, first_key;  // of the keys: their sequence, and the first one's place in it
-  int head, tile;           // of the visit that is found next: within the group, first query within its sequence
+  Place keys;
+  // What is found next: which sequence's queries, whether they see the keys as their own or in their prefix, head within the
+  // group, first query of the tile.
+  int sequence, own, head, tile;
 
   __device__ __forceinline__ const Visit& operator[](int i) const { return slots[i % 4]; }
 
-  // Finds visits 0 and 1. A barrier must follow. P has cu_seqlens, heads, kv_heads, head_dim and causal.
+  // Finds visits 0 and 1. A barrier must follow. P has cu_seqlens, seqs, prefix, heads, kv_heads, head_dim and causal.
   template <class P>
-  __device__ __forceinline__ void start(const P& p, int sequence_, int first_key_, int kv_head) {
+  __device__ __forceinline__ void start(const P& p, const Place& place, int kv_head) {
     if (threadIdx.x != 0) return;
-    sequence = sequence_;
-    first_key = first_key_;
+    keys = place;
+    sequence = p.prefix == 0 ? place.sequence : 0;
+    own = p.prefix == 0;
     head = 0;
-    tile = p.causal ? first_key : 0;
+    tile = own && p.causal ? keys.begin : 0;
     find(p, 0, kv_head);
     find(p, 1, kv_head);
   }
@@ -57,20 +60,43 @@ struct Visits {
   template <class P>
   __device__ __forceinline__ void find(const P& p, int i, int kv_head) {
     Visit& visit = slots[i % 4];
-    const int* const cu_seqlens = global<const int>(p.cu_seqlens);
-    const int group = static_cast<int>(p.heads / p.kv_heads);
-    const int first = cu_seqlens[sequence], length = cu_seqlens[sequence + 1] - first;
-    if (tile >= length) {
-      tile = p.causal ? first_key : 0;
-      ++head;
+    const int group = static_cast<int>(p.heads / p.kv_heads), token = keys.first + keys.begin;
+    visit.count = 0;
+    while (sequence < static_cast<int>(p.seqs)) {
+      const int first = global<const int>(p.cu_seqlens)[sequence];
+      const int length = global<const int>(p.cu_seqlens)[sequence + 1] - first;
+      const int from = own && p.causal ? keys.begin : 0;  // the first query that sees any of the keys
+      int begin = 0, end = 64;
+      if (!own) {
+        const TokenRange prefix = prefix_of(p, sequence);
+        begin = max(prefix.first - token, 0);
+        end = min(prefix.first + prefix.count - token, keys.count);
+      }
+      if (begin < end && tile < length && head < group) {
+        visit.count = min(64, length - tile);
+        visit.row = (static_cast<u64>(first) + tile) * p.heads + kv_head * group + head;
+        visit.heads = p.heads;
+        visit.head_dim = p.head_dim;
+        visit.begin = begin;
+        visit.end = end;
+        visit.offset = own && p.causal ? keys.begin - tile : -64;
+        tile += 64;
+        return;
+      }
+      if (begin < end && from < length && ++head < group) {
+        tile = from;
+        continue;
+      }
+      // Done with this sequence's queries; its own keys come after those in its prefix.
+      if (!own && sequence == keys.sequence) {
+        own = 1;
+      } else {
+        own = 0;
+        // Without prefixes nobody else sees the keys.
+        sequence = p.prefix == 0 ? static_cast<int>(p.seqs) : sequence + 1;
+      }
+      head = 0;
+      tile = own && p.causal ? keys.begin : 0;
     }
-    visit.count = head < group ? min(64, length - tile) : 0;
-    visit.row = (static_cast<u64>(first) + tile) * p.heads + kv_head * group + head;
-    visit.heads = p.heads;
-    visit.head_dim = p.head_dim;
-    visit.begin = 0;
-    visit.end = 64;
-    visit.offset = p.causal ? first_key - tile : -64;
-    tile += 64;
   }
 };

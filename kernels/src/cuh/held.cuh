@@ -29,17 +29,32 @@ __device__ __forceinline__ void for_rest(u32 cols, const F& f) {
   for (u32 at = HELD * THREADS + threadIdx.x % THREADS * VECTOR<T>; at < cols; at += THREADS * VECTOR<T>) f(at);
 }
 
-// The sum over a group; `scratch` holds a float a warp and is not in use.
-template <int THREADS>
-__device__ __forceinline__ float group_sum(float x, float* scratch) {
+// Two sums at once.
+struct Pair {
+  float a, b;
+
+  __device__ __forceinline__ Pair& operator+=(const Pair& other) {
+    a += other.a;
+    b += other.b;
+    return *this;
+  }
+};
+
+__device__ __forceinline__ Pair shuffle_xor(const Pair& x, int mask) {
+  return {shuffle_xor(x.a, mask), shuffle_xor(x.b, mask)};
+}
+
+// The sum over a group; `scratch` holds a T a warp and is not in use.
+template <int THREADS, class T>
+__device__ __forceinline__ T group_sum(T x, T* scratch) {
   if constexpr (THREADS == 32) {
     return warp_sum(x);
   } else {
     x = warp_sum(x);
-    float* own = scratch + threadIdx.x / THREADS * (THREADS / 32);
+    T* own = scratch + threadIdx.x / THREADS * (THREADS / 32);
     if (threadIdx.x % 32 == 0) own[threadIdx.x % THREADS / 32] = x;
     __syncthreads();
-    float sum = own[0];
+    T sum = own[0];
 #pragma unroll
     for (int warp = 1; warp < THREADS / 32; ++warp) sum += own[warp];
     return sum;

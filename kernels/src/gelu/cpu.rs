@@ -55,22 +55,78 @@ simd_fn! {
     }
 }
 
+/// `s = 1 / (1 + e^(−2u))` of the tanh form.
+#[inline(always)]
+fn tanh_share(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-1.595_769 * (x + 0.044_715 * x * x * x)))
+}
+
+simd_fn! {
+    fn tanh_fwd_block<T: Element>(x: &[T], y: &mut [T]) {
+        for (x, y) in x.iter().zip(y) {
+            let x = x.to_f32();
+            *y = T::from_f32(x * tanh_share(x));
+        }
+    }
+}
+
+simd_fn! {
+    fn tanh_bwd_block<T: Element>(x: &[T], dy: &[T], dx: &mut [T]) {
+        for ((x, dy), dx) in x.iter().zip(dy).zip(dx) {
+            let x = x.to_f32();
+            let s = tanh_share(x);
+            // Where the curve is straight, the slope of u may be infinite.
+            let bend = s * (1.0 - s);
+            let slope = x * bend * (1.595_769 * (1.0 + 0.134_145 * x * x));
+            *dx = T::from_f32(dy.to_f32() * (s + if bend == 0.0 { 0.0 } else { slope }));
+        }
+    }
+}
+
 /// # Safety
 /// The addresses cover what [`FwdParams`] says.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
+    // SAFETY: the caller's promise.
+    unsafe { forward(p, team, fwd_block::<T>) }
+}
+
+/// # Safety
+/// The addresses cover what [`FwdParams`] says.
+pub unsafe fn tanh_fwd<T: Element>(p: &FwdParams, team: &Team) {
+    // SAFETY: the caller's promise.
+    unsafe { forward(p, team, tanh_fwd_block::<T>) }
+}
+
+/// # Safety
+/// The addresses cover what [`BwdParams`] says.
+pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
+    // SAFETY: the caller's promise.
+    unsafe { backward(p, team, bwd_block::<T>) }
+}
+
+/// # Safety
+/// The addresses cover what [`BwdParams`] says.
+pub unsafe fn tanh_bwd<T: Element>(p: &BwdParams, team: &Team) {
+    // SAFETY: the caller's promise.
+    unsafe { backward(p, team, tanh_bwd_block::<T>) }
+}
+
+/// # Safety
+/// The addresses cover what [`FwdParams`] says.
+unsafe fn forward<T: Element>(p: &FwdParams, team: &Team, block: fn(&[T], &mut [T])) {
     let n = p.count as usize;
     // SAFETY: the caller's promise.
     let (x, y) = unsafe { (slice::<T>(p.x, n), Out::<T>::new(p.y, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.
-        fwd_block(&x[start..start + len], unsafe { y.part(start, len) });
+        block(&x[start..start + len], unsafe { y.part(start, len) });
     });
 }
 
 /// # Safety
 /// The addresses cover what [`BwdParams`] says.
-pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
+unsafe fn backward<T: Element>(p: &BwdParams, team: &Team, block: fn(&[T], &[T], &mut [T])) {
     let n = p.count as usize;
     // SAFETY: the caller's promise.
     let (x, dy, dx) = unsafe { (slice::<T>(p.x, n), slice::<T>(p.dy, n), Out::<T>::new(p.dx, n)) };
@@ -78,6 +134,6 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
         let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.
         let dx = unsafe { dx.part(start, len) };
-        bwd_block(&x[start..start + len], &dy[start..start + len], dx);
+        block(&x[start..start + len], &dy[start..start + len], dx);
     });
 }

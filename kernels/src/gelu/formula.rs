@@ -5,8 +5,13 @@ pub fn fwd(x: f64) -> f64 {
     0.5 * x * (1.0 + erf(x / 2f64.sqrt()))
 }
 
-/// The derivative of [`fwd`] by central differences.
-pub fn slope(x: f64) -> f64 {
+/// `x · (1 + tanh(√(2/π) · (x + 0.044715 x³))) / 2`
+pub fn tanh_fwd(x: f64) -> f64 {
+    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+}
+
+/// The derivative of [`fwd`] or [`tanh_fwd`] by central differences.
+pub fn slope(fwd: fn(f64) -> f64, x: f64) -> f64 {
     let h = 1e-5;
     (fwd(x + h) - fwd(x - h)) / (2.0 * h)
 }

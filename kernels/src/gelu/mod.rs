@@ -1,6 +1,9 @@
 //! GELU in its exact form, `y = x · Φ(x)` with `Φ(x) = (1 + erf(x / √2)) / 2`, and its gradient
 //! `dx = dy · (Φ(x) + x · φ(x))`, `φ(x) = e^(−x²/2) / √(2π)`.
 //!
+//! And in its tanh form, `y = x · (1 + tanh u) / 2` with `u = √(2/π) · (x + 0.044715 x³)`, which is `x · s`, `s = 1 / (1 + e^(−2u))`;
+//! its gradient is `dx = dy · (s + x · s · (1 − s) · 2 · du/dx)`, `du/dx = √(2/π) · (1 + 3 · 0.044715 x²)`.
+//!
 //! Shapes: all `[count]`, one dtype, f32 or bf16; outputs may not overlap inputs. Arithmetic in f32.
 //! Numerics: one rounding to T at the store; in CUDA the exponential is good to 1 and the quotient to 2 units in the last place.
 //! Bound: memory; 2 reads and writes of `count` elements forward, 3 backward.
@@ -52,6 +55,11 @@ kernel!(pub FWD_BF16, "gelu_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURC
 kernel!(pub BWD_F32, "gelu_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| cuh::map("gelu_bwd_f32", p.count));
 kernel!(pub BWD_BF16, "gelu_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, _| cuh::map("gelu_bwd_bf16", p.count));
 
+kernel!(pub TANH_FWD_F32, "gelu_tanh_fwd_f32", FwdParams, cpu::tanh_fwd::<f32>, &SOURCE, |p, _| cuh::map("gelu_tanh_fwd_f32", p.count));
+kernel!(pub TANH_FWD_BF16, "gelu_tanh_fwd_bf16", FwdParams, cpu::tanh_fwd::<half::bf16>, &SOURCE, |p, _| cuh::map("gelu_tanh_fwd_bf16", p.count));
+kernel!(pub TANH_BWD_F32, "gelu_tanh_bwd_f32", BwdParams, cpu::tanh_bwd::<f32>, &SOURCE, |p, _| cuh::map("gelu_tanh_bwd_f32", p.count));
+kernel!(pub TANH_BWD_BF16, "gelu_tanh_bwd_bf16", BwdParams, cpu::tanh_bwd::<half::bf16>, &SOURCE, |p, _| cuh::map("gelu_tanh_bwd_bf16", p.count));
+
 /// The forward launch; `dtype` is that of every operand, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     let n = params.count as f64;
@@ -64,6 +72,20 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let n = params.count as f64;
     let cost = Cost { flops: 50.0 * n, bytes: 3.0 * n * dtype.size() as f64 };
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
+}
+
+/// The forward launch of the tanh form; `dtype` is that of every operand, F32 or BF16.
+pub fn tanh_fwd(dtype: DType, params: &FwdParams) -> Launch {
+    let n = params.count as f64;
+    let cost = Cost { flops: 20.0 * n, bytes: 2.0 * n * dtype.size() as f64 };
+    Launch::kernel(by_dtype(dtype, &TANH_FWD_F32, &TANH_FWD_BF16), params, cost)
+}
+
+/// The backward launch of the tanh form; `dtype` is that of every operand, F32 or BF16.
+pub fn tanh_bwd(dtype: DType, params: &BwdParams) -> Launch {
+    let n = params.count as f64;
+    let cost = Cost { flops: 30.0 * n, bytes: 3.0 * n * dtype.size() as f64 };
+    Launch::kernel(by_dtype(dtype, &TANH_BWD_F32, &TANH_BWD_BF16), params, cost)
 }
 
 /// Sizes that tests and benches share: (count, scale of the inputs).

@@ -1,8 +1,11 @@
-// GELU in its exact form and its gradient, element by element.
+// GELU in its exact form and in its tanh form, and their gradients, element by element.
 //
 //   fwd: y = x * cdf(x)                    bwd: dx = dy * (cdf(x) + x * density(x))
 //
 // cdf(-z) = e^(-z^2 / 2) * R(z) for z >= 0, R a polynomial in 1 / (1 + 0.4 z): the fit of cpu.rs, without cancellation in the tail.
+//
+// tanh form: s = 1 / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
+//   fwd: y = x * s                         bwd: dx = dy * (s + x * s * (1 - s) * 2 du/dx)
 //
 // Shapes and limits: mod.rs. Numerics: f32; the fit to 7e-8, e^x of the CUDA library (1 ulp), quotients to 2 ulp; one rounding to
 // T at the store. Grid: 2048 elements a block (map.cuh).
@@ -28,7 +31,33 @@ __device__ __forceinline__ float normal_cdf(float x, float& bell) {
   return x > 0.0f ? 1.0f - tail : tail;
 }
 
-template <class T>
+// One form: the value, and the slope.
+struct Exact {
+  static __device__ __forceinline__ float value(float x) {
+    float bell;
+    return x * normal_cdf(x, bell);
+  }
+
+  static __device__ __forceinline__ float slope(float x) {
+    float bell;
+    const float cdf = normal_cdf(x, bell);
+    return cdf + x * (0.3989423f * bell);
+  }
+};
+
+struct Tanh {
+  static __device__ __forceinline__ float share(float x) { return sigmoid(1.5957691f * (x + 0.044715f * x * x * x)); }
+
+  static __device__ __forceinline__ float value(float x) { return x * share(x); }
+
+  static __device__ __forceinline__ float slope(float x) {
+    const float s = share(x), bend = s * (1.0f - s);
+    // Where the curve is straight, the slope of u may be infinite.
+    return bend == 0.0f ? s : s + x * bend * (1.5957691f * (1.0f + 0.134145f * x * x));
+  }
+};
+
+template <class Form, class T>
 struct Fwd {
   static constexpr int V = 16 / sizeof(T);
   const T* x;
@@ -46,14 +75,14 @@ struct Fwd {
 
   template <int V>
   __device__ __forceinline__ void store(u64 at, const Values<V>& v) const {
-    float out[V], bell;
+    float out[V];
 #pragma unroll
-    for (int j = 0; j < V; ++j) out[j] = v.x[j] * normal_cdf(v.x[j], bell);
+    for (int j = 0; j < V; ++j) out[j] = Form::value(v.x[j]);
     store_vector(y + at, out);
   }
 };
 
-template <class T>
+template <class Form, class T>
 struct Bwd {
   static constexpr int V = 16 / sizeof(T);
   const T *x, *dy;
@@ -74,24 +103,21 @@ struct Bwd {
   __device__ __forceinline__ void store(u64 at, const Values<V>& v) const {
     float out[V];
 #pragma unroll
-    for (int j = 0; j < V; ++j) {
-      float bell;
-      const float cdf = normal_cdf(v.x[j], bell);
-      out[j] = v.dy[j] * (cdf + v.x[j] * (0.3989423f * bell));
-    }
+    for (int j = 0; j < V; ++j) out[j] = v.dy[j] * Form::slope(v.x[j]);
     store_vector(dx + at, out);
   }
 };
 
-#define KERNELS(T, NAME)                                                                                           \
-  extern "C" __global__ void __launch_bounds__(MAP_THREADS) gelu_fwd_##NAME(const __grid_constant__ FwdParams p) { \
-    const Fwd<T> op{global<const T>(p.x), global<T>(p.y)};                                                         \
-    map(p.count, aligned16(p.x, p.y), op);                                                                         \
-  }                                                                                                                \
-  extern "C" __global__ void __launch_bounds__(MAP_THREADS) gelu_bwd_##NAME(const __grid_constant__ BwdParams p) { \
-    const Bwd<T> op{global<const T>(p.x), global<const T>(p.dy), global<T>(p.dx)};                                 \
-    map(p.count, aligned16(p.x, p.dy, p.dx), op);                                                                  \
+#define KERNELS(FORM, T, NAME, TYPE)                                                                                     \
+  extern "C" __global__ void __launch_bounds__(MAP_THREADS) NAME##_fwd_##TYPE(const __grid_constant__ FwdParams p) {     \
+    map(p.count, aligned16(p.x, p.y), Fwd<FORM, T>{global<const T>(p.x), global<T>(p.y)});                               \
+  }                                                                                                                      \
+  extern "C" __global__ void __launch_bounds__(MAP_THREADS) NAME##_bwd_##TYPE(const __grid_constant__ BwdParams p) {     \
+    const Bwd<FORM, T> op{global<const T>(p.x), global<const T>(p.dy), global<T>(p.dx)};                                 \
+    map(p.count, aligned16(p.x, p.dy, p.dx), op);                                                                        \
   }
 
-KERNELS(float, f32)
-KERNELS(bf16, bf16)
+KERNELS(Exact, float, gelu, f32)
+KERNELS(Exact, bf16, gelu, bf16)
+KERNELS(Tanh, float, gelu_tanh, f32)
+KERNELS(Tanh, bf16, gelu_tanh, bf16)

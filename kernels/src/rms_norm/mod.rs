@@ -156,38 +156,16 @@ kernel!(pub ADD_BWD_BF16, "rms_norm_add_bwd_bf16", AddBwdParams, cpu::add_bwd::<
     plan_bwd(["rms_norm_add_bwd_bf16", "rms_norm_add_bwd_bf16_wide", "rms_norm_add_bwd_bf16_dw"], p.rows, p.cols, p.dw, arch)
 });
 
-/// Elements of a row that a thread keeps in registers (`HELD` of sm80.cu).
-const HELD: u32 = 16;
-
-/// Blocks that walk over rows: enough to fill the GPU, so few that a block reads w once for many rows.
-fn row_blocks(rows: u32, rows_at_once: u32, arch: &Arch, resident: u32) -> u64 {
-    u64::from(rows.div_ceil(rows_at_once).min(arch.multiprocessors * resident))
+fn plan_fwd(symbols: [&'static str; 2], rows: u32, cols: u32, arch: &Arch) -> Vec<Stage> {
+    cuh::HeldRows::new(cols).walk(symbols, rows, 256, if cols > 4096 { 1 } else { 4 }, arch)
 }
 
-fn plan_fwd([usual, wide]: [&'static str; 2], rows: u32, cols: u32, arch: &Arch) -> Vec<Stage> {
-    match cols {
-        0 => Vec::new(),
-        cols if cols <= HELD * 32 => cuh::blocks(usual, row_blocks(rows, 8, arch, 4), 256),
-        cols if cols <= HELD * 256 => cuh::blocks(usual, row_blocks(rows, 1, arch, 4), 256),
-        _ => cuh::blocks(wide, row_blocks(rows, 1, arch, 1), 512),
+fn plan_bwd([usual, wide, sum]: [&'static str; 3], rows: u32, cols: u32, dw: Addr, arch: &Arch) -> Vec<Stage> {
+    let held = cuh::HeldRows::new(cols);
+    match dw {
+        Addr::NULL => held.walk([usual, wide], rows, 512, 1, arch),
+        _ => held.parts([usual, wide], sum, parts(rows as usize) as u64, cols.into()),
     }
-}
-
-fn plan_bwd([usual, wide, dw]: [&'static str; 3], rows: u32, cols: u32, dw_addr: Addr, arch: &Arch) -> Vec<Stage> {
-    let (symbol, threads, groups) = match cols {
-        0 => return Vec::new(),
-        cols if cols <= HELD * 32 => (usual, 512, 16),
-        cols if cols <= HELD * 256 => (usual, 512, 2),
-        _ => (wide, 512, 1),
-    };
-    if dw_addr.is_null() {
-        return cuh::blocks(symbol, row_blocks(rows, groups, arch, 1), threads);
-    }
-    let mut stages = cuh::blocks(symbol, parts(rows as usize) as u64, threads);
-    if !stages.is_empty() {
-        stages.extend(cuh::blocks(dw, u64::from(cols.div_ceil(32)), 256));
-    }
-    stages
 }
 
 /// Rows whose contributions to dw are summed before they meet those of other rows.

@@ -1,8 +1,16 @@
 use super::{AddBwdParams, AddFwdParams, BwdParams, FwdParams, add_bwd, add_fwd, bwd, cases, formula, fwd, parts};
 use crate::DType::{BF16, F32};
 use crate::compare::assert_close;
-use crate::testing::{Data, addr, addr_mut, numbers, run};
+use crate::testing::{Data, addr, addr_mut, for_each_device, numbers, run};
 use crate::{Addr, DType, Element};
+
+for_each_device!(
+    equals_the_formula_with_its_inner_rounding,
+    gradient_equals_differences_of_the_formula,
+    threads_and_other_rows_change_nothing,
+    a_residual_is_added_before_the_norm,
+    the_gradient_of_a_residual_joins_that_of_the_norm
+);
 
 const EPS: f32 = 1e-6;
 
@@ -51,7 +59,6 @@ fn backward(dtype: DType, x: &Data, w: &Data, dy: &Data, rstd: &[f32], cols: usi
     [dx.values(), dw]
 }
 
-#[test]
 fn equals_the_formula_with_its_inner_rounding() {
     for (rows, cols, scale) in cases() {
         // Against the formula with bf16's roundings: without the inner one the distance would be above 1e-3.
@@ -66,7 +73,6 @@ fn equals_the_formula_with_its_inner_rounding() {
     }
 }
 
-#[test]
 fn gradient_equals_differences_of_the_formula() {
     for (rows, cols, scale) in cases().into_iter().filter(|c| c.1 < 2000) {
         for (dtype, tol) in [(F32, 1e-4), (BF16, 4e-3)] {
@@ -85,7 +91,6 @@ fn gradient_equals_differences_of_the_formula() {
     }
 }
 
-#[test]
 fn threads_and_other_rows_change_nothing() {
     let (rows, cols) = (131, 515);
     for dtype in [F32, BF16] {
@@ -123,7 +128,6 @@ fn add_forward(dtype: DType, x: &Data, residual: &Data, w: &Data, sum: Addr, col
     (y.values(), rstd)
 }
 
-#[test]
 fn a_residual_is_added_before_the_norm() {
     for (rows, cols, scale) in cases() {
         for (dtype, tol, round) in [(F32, 1e-6, (|x| x) as fn(f64) -> f64), (BF16, 3e-4, bf16_rounding)] {
@@ -146,7 +150,6 @@ fn a_residual_is_added_before_the_norm() {
     }
 }
 
-#[test]
 fn the_gradient_of_a_residual_joins_that_of_the_norm() {
     for (rows, cols, scale) in cases().into_iter().filter(|c| c.1 > 1 && c.1 < 2000) {
         for (dtype, tol) in [(F32, 1e-4), (BF16, 4e-3)] {

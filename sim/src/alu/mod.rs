@@ -13,7 +13,7 @@ mod hot;
 mod int;
 mod lanes;
 mod rare;
-mod soft;
+pub(crate) mod soft;
 
 use crate::ptx::ast::Type;
 use crate::regs::{Registers, Slot};

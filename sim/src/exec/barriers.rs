@@ -32,6 +32,16 @@ pub struct BlockBarrier {
 }
 
 impl BlockBarrier {
+    /// Whether it waits for a number of threads that was named.
+    pub fn is_counted(&self) -> bool {
+        self.expected.is_some()
+    }
+
+    /// The instruction of the first arrival.
+    pub fn pc(&self) -> u32 {
+        self.pc
+    }
+
     /// In words, for deadlocks.
     pub fn describe(&self, live: u32) -> String {
         let expected = self.expected.unwrap_or(live);
@@ -81,7 +91,9 @@ impl Machine<'_> {
             && (n == 0 || n % 32 != 0 || n > total)
         {
             self.report(Kind::Barrier, site, None, None, || {
-                format!("barrier {id}: a count of {n}; it must be a multiple of 32, at most the block's {total} threads")
+                format!(
+                    "barrier {id}: a count of {n}; it must be a multiple of 32, at most the block's {total} threads"
+                )
             });
             if n == 0 || n > total {
                 return Flow::Next;
@@ -95,7 +107,11 @@ impl Machine<'_> {
             let (was, other) = (barrier.expected, barrier.pc);
             let words = |n: Option<u32>| n.map_or("all threads".to_string(), |n| format!("{n} threads"));
             self.report(Kind::Barrier, site, Some(other), None, || {
-                format!("barrier {id} is used for {} here and for {} by others at the same time", words(count), words(was))
+                format!(
+                    "barrier {id} is used for {} here and for {} by others at the same time",
+                    words(count),
+                    words(was)
+                )
             });
         }
         let barrier = &mut block.barriers[id as usize];
@@ -115,8 +131,9 @@ impl Machine<'_> {
             Some(all) => all.join(&know),
             none => *none = Some(know),
         }
-        if let BarrierKind::Popc { p, negated, .. } | BarrierKind::And { p, negated, .. } | BarrierKind::Or { p, negated, .. } =
-            b.kind
+        if let BarrierKind::Popc { p, negated, .. }
+        | BarrierKind::And { p, negated, .. }
+        | BarrierKind::Or { p, negated, .. } = b.kind
         {
             let regs = &warp.frame(frame).regs;
             let value = regs.predicates[p as usize] ^ if negated { u32::MAX } else { 0 };
@@ -132,14 +149,6 @@ impl Machine<'_> {
             return Flow::Next;
         }
         barrier.waiting = true;
-        if mask != fragment.mask {
-            // Lanes whose guard is false go on.
-            let mut other = *fragment;
-            other.mask = fragment.mask & !mask;
-            other.pc += 1;
-            warp.fragments.push(other);
-            fragment.mask = mask;
-        }
         fragment.pc += 1;
         fragment.state = State::Barrier { id };
         Flow::Stop
@@ -176,8 +185,12 @@ impl Machine<'_> {
                         frame.regs.set(dst, &[barrier.popc; 32], *lanes);
                         frame.regs.undefined[dst as usize] &= !lanes;
                     }
-                    BarrierKind::And { dst, .. } => super::run::set_predicate(&mut frame.regs, dst, mask(barrier.all), *lanes),
-                    BarrierKind::Or { dst, .. } => super::run::set_predicate(&mut frame.regs, dst, mask(barrier.any), *lanes),
+                    BarrierKind::And { dst, .. } => {
+                        super::run::set_predicate(&mut frame.regs, dst, mask(barrier.all), *lanes)
+                    }
+                    BarrierKind::Or { dst, .. } => {
+                        super::run::set_predicate(&mut frame.regs, dst, mask(barrier.any), *lanes)
+                    }
                     _ => {}
                 }
             }

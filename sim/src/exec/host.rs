@@ -18,7 +18,15 @@ impl Machine<'_> {
         String::from_utf8_lossy(&out).into_owned()
     }
 
-    pub(super) fn vprintf(&mut self, block: &Block, warp: &mut Warp, fragment: &mut Fragment, call: &Call, mask: u32, pc: u32) -> Flow {
+    pub(super) fn vprintf(
+        &mut self,
+        block: &Block,
+        warp: &mut Warp,
+        fragment: &mut Fragment,
+        call: &Call,
+        mask: u32,
+        pc: u32,
+    ) -> Flow {
         let _ = (block, pc);
         for lane in (0..32usize).filter(|l| mask >> l & 1 != 0) {
             let pointer = |warp: &mut Warp, n: usize| {
@@ -29,8 +37,11 @@ impl Machine<'_> {
             let format = self.string_at(format);
             let local = args.wrapping_sub(layout::LOCAL) as usize;
             let size = warp.local_size as usize;
-            let bytes: &[u8] =
-                if layout::window(args).is_some() && local < size { &warp.local[lane * size + local..(lane + 1) * size] } else { &[] };
+            let bytes: &[u8] = if layout::window(args).is_some() && local < size {
+                &warp.local[lane * size + local..(lane + 1) * size]
+            } else {
+                &[]
+            };
             let text = print(&format, bytes, |address| self.string_at(address));
             if self.printed.len() < 1 << 20 {
                 self.printed += &text;
@@ -42,10 +53,19 @@ impl Machine<'_> {
         Flow::Next
     }
 
-    pub(super) fn assert_fail(&mut self, block: &mut Block, warp: &mut Warp, fragment: &mut Fragment, call: &Call, mask: u32, pc: u32) -> Flow {
+    pub(super) fn assert_fail(
+        &mut self,
+        block: &mut Block,
+        warp: &mut Warp,
+        fragment: &mut Fragment,
+        call: &Call,
+        mask: u32,
+        pc: u32,
+    ) -> Flow {
         let lane = mask.trailing_zeros();
         let mut text = |n: usize| {
-            let bytes = call.args.get(n).map(|&a| read_argument(warp, fragment.frame, a, lane as usize)).unwrap_or_default();
+            let bytes =
+                call.args.get(n).map(|&a| read_argument(warp, fragment.frame, a, lane as usize)).unwrap_or_default();
             bytes.try_into().map(u64::from_le_bytes).unwrap_or(0)
         };
         let what = self.string_at(text(0));
@@ -208,6 +228,9 @@ mod tests {
         args.extend((-3i64).to_le_bytes());
         let text = print("%d|%5.2f|%-4lld|%%", &args, |_| String::new());
         assert_eq!(text, "7| 1.50|-3  |%");
-        assert_eq!(print("%04d %e", &[255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xf0, 0x3f], |_| String::new()), "-001 1.000000e+00");
+        assert_eq!(
+            print("%04d %e", &[255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xf0, 0x3f], |_| String::new()),
+            "-001 1.000000e+00"
+        );
     }
 }

@@ -155,7 +155,10 @@ fn check_launch(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(
         return invalid("grid", format!("{:?} is not within 1 to 2147483647 × 65535 × 65535", launch.grid));
     }
     if blocks > crate::order::MAX_BLOCKS as u64 {
-        return invalid("grid", format!("{blocks} blocks are more than the {} that can be simulated", crate::order::MAX_BLOCKS));
+        return invalid(
+            "grid",
+            format!("{blocks} blocks are more than the {} that can be simulated", crate::order::MAX_BLOCKS),
+        );
     }
     if let Some(required) = kernel.required_threads
         && required.map(|n| n.max(1)) != launch.block
@@ -180,16 +183,27 @@ fn check_launch(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(
     if cluster.iter().product::<u32>() > 16 || cluster != [1, 1, 1] && options.gpu.sm < 90 {
         return invalid("cluster", format!("{cluster:?}: at most 16 blocks, and from sm_90 on"));
     }
-    let shared = kernel.dynamic_shared - crate::layout::SHARED_START + launch.dynamic_shared;
+    let shared = kernel.static_shared.next_multiple_of(16) + launch.dynamic_shared;
     if shared > options.gpu.shared_per_block {
         let limit = options.gpu.shared_per_block;
-        return invalid("smem", format!("{shared} bytes with the static ones; {} has {limit} a block", options.gpu.name));
+        return invalid(
+            "smem",
+            format!("{shared} bytes with the static ones; {} has {limit} a block", options.gpu.name),
+        );
     }
     if launch.params.len() != kernel.param_bytes as usize {
         let (n, want) = (launch.params.len(), kernel.param_bytes);
         return invalid("arguments", format!("{n} bytes, but the kernel's parameters take {want}"));
     }
     Ok(())
+}
+
+/// Where a block's shared variables start and end, in ascending order, the dynamic shared memory last.
+fn shared_variables(kernel: &Kernel, launch: &Launch) -> Vec<(u64, u64)> {
+    let dynamic = (kernel.dynamic_shared, kernel.dynamic_shared + launch.dynamic_shared);
+    let all = kernel.shared_variables.iter().copied().chain([dynamic]);
+    let start = crate::layout::SHARED_START;
+    all.filter(|v| v.0 < v.1).map(|v| ((v.0 - start) as u64, (v.1 - start) as u64)).collect()
 }
 
 fn cluster_of(kernel: &Kernel, launch: &Launch) -> [u32; 3] {
@@ -276,6 +290,14 @@ pub struct Machine<'a> {
     tiles: crate::matrix::wgmma::Tiles,
     sums: Vec<crate::matrix::Lanes>,
     pool_grew: bool,
+    /// Start and end of each shared variable and of dynamic shared memory, in a block's shared memory.
+    shared_variables: Vec<(u64, u64)>,
+    /// The warp asked to let others go first.
+    yielded: bool,
+    /// Instructions so far that waiting loops are made of: strong reads, atomics, `nanosleep`.
+    waits: u64,
+    /// Blocks that have started and not ended.
+    live_blocks: u32,
     /// The last warp of a warpgroup has issued a wgmma that others may wait for.
     wgmma_complete: bool,
     /// Threads that executed fence.mbarrier_init.
@@ -361,6 +383,10 @@ impl<'a> Machine<'a> {
             tiles: Default::default(),
             sums: Vec::new(),
             pool_grew: false,
+            shared_variables: shared_variables(kernel, launch),
+            yielded: false,
+            waits: 0,
+            live_blocks: 0,
             wgmma_complete: false,
             init_fences: Default::default(),
             pair: pair::Role::Alone,
@@ -369,9 +395,12 @@ impl<'a> Machine<'a> {
     }
 
     fn finish(self) -> (Outcome, Memory) {
-        let notes = self.notes.into_iter().map(|(n, count)| if count > 1 { format!("{n} ({count}×)") } else { n });
-        let outcome =
-            Outcome { findings: self.findings, notes: notes.collect(), counters: self.counters, printed: self.printed };
+        let outcome = Outcome {
+            findings: self.findings,
+            notes: self.notes.into_keys().collect(),
+            counters: self.counters,
+            printed: self.printed,
+        };
         (outcome, self.memory)
     }
 
@@ -408,6 +437,7 @@ impl<'a> Machine<'a> {
             (0..warps).for_each(|w| self.enqueue(slot, w));
         }
         self.counters.blocks += size as u64;
+        self.live_blocks += size;
         true
     }
 
@@ -459,7 +489,8 @@ impl<'a> Machine<'a> {
         };
         let entry_registers = gpu::entry_registers(self.kernel, threads, self.options);
         for w in 0..warps {
-            let lanes = if w == warps - 1 && !threads.is_multiple_of(32) { (1 << (threads % 32)) - 1 } else { u32::MAX };
+            let lanes =
+                if w == warps - 1 && !threads.is_multiple_of(32) { (1 << (threads % 32)) - 1 } else { u32::MAX };
             let order = WarpOrder::new(index, w, lanes, Know::nothing(index));
             let mut warp = Warp {
                 index: w,
@@ -497,8 +528,7 @@ impl<'a> Machine<'a> {
     /// Makes a frame for a function.
     fn enter(&mut self, block: &Block, warp: &mut Warp, function: u32, parent: Option<(u32, u32)>, lanes: u32) -> u32 {
         let code = &self.kernel.functions[function as usize];
-        let local_base = warp.local_top;
-        warp.grow_local(code.local_bytes);
+        let local_base = warp.grow_local(code.local_bytes);
         let mut regs = warp::registers(code);
         for fixup in &code.fixups {
             match *fixup {

@@ -13,10 +13,13 @@ enum StuckCause {
     At(Kind, Site, String),
 }
 
+/// Warp instructions without a change after which everybody gets a chance.
+const STIR: u64 = 20_000;
+
 impl Machine<'_> {
     /// Runs the grid to its end or to a deadlock.
     pub(super) fn run(&mut self) {
-        let mut last_spin_check = 0;
+        let (mut last_spin_check, mut last_stir, mut waits_at_progress) = (0, 0, 0);
         let slice = match self.options.seed % 4 {
             0 => 512,
             1 => 96,
@@ -24,7 +27,9 @@ impl Machine<'_> {
             _ => 256,
         };
         loop {
-            while self.live_blocks() < self.window && self.live_blocks() + self.cluster_size() <= self.resident.max(self.cluster_size()) {
+            while self.live_blocks < self.window
+                && self.live_blocks + self.cluster_size() <= self.resident.max(self.cluster_size())
+            {
                 if !self.start_cluster() {
                     break;
                 }
@@ -52,20 +57,38 @@ impl Machine<'_> {
             if self.progress != self.last_progress {
                 self.last_progress = self.progress;
                 self.executed_at_progress = self.executed;
+                waits_at_progress = self.waits;
+                last_stir = self.executed;
                 // Waiting loops look again now and then.
                 if self.executed > last_spin_check + 4096 {
                     last_spin_check = self.executed;
                     self.wake_spinners();
                 }
-            } else if self.executed - self.executed_at_progress > self.options.patience {
-                self.out_of_patience();
-                return;
+            } else if self.executed - last_stir > STIR {
+                last_stir = self.executed;
+                self.stir();
+                // Calculations may take long; loops that look for a change again and again may not.
+                let idle = self.executed - self.executed_at_progress;
+                let waiting = self.waits - waits_at_progress > idle / 1000;
+                if idle > self.options.patience.saturating_mul(if waiting { 1 } else { 40 }) {
+                    self.out_of_patience();
+                    return;
+                }
             }
         }
     }
 
-    fn live_blocks(&self) -> u32 {
-        self.blocks.iter().flatten().filter(|b| !b.ended).count() as u32
+    /// Much was executed and nothing changed: perhaps loops wait in ways that cannot be told from work. Whoever they wait
+    /// for gets a chance.
+    fn stir(&mut self) {
+        self.wake_spinners();
+        self.give_up_joins_everywhere();
+        self.complete_oldest();
+        for _ in 0..=self.live_blocks / self.cluster_size() {
+            if self.live_blocks + self.cluster_size() > self.resident || !self.start_cluster() {
+                break;
+            }
+        }
     }
 
     fn is_ready(&self, slot: u32, w: u32) -> bool {
@@ -94,7 +117,7 @@ impl Machine<'_> {
         if self.complete_oldest() {
             return true;
         }
-        if self.live_blocks() + self.cluster_size() <= self.resident && self.start_cluster() {
+        if self.live_blocks + self.cluster_size() <= self.resident && self.start_cluster() {
             return true;
         }
         if self.waits_for_grid() {
@@ -212,6 +235,7 @@ impl Machine<'_> {
             return;
         }
         block.ended = true;
+        self.live_blocks -= 1;
         let cluster = block.cluster.clone();
         self.block_exit_checks(slot);
         // Shared memory lives on until the cluster is over: peers may still use it.
@@ -237,8 +261,34 @@ impl Machine<'_> {
         self.deadlock();
     }
 
+    /// Whether all that live of a block wait at one barrier whose count they cannot make up: a wrong count, or a barrier that
+    /// some leave out, which is more than a deadlock in general.
+    fn incomplete_barrier(&mut self) -> bool {
+        let mut found = Vec::new();
+        for block in self.blocks.iter().flatten().filter(|b| b.live > 0) {
+            let fragments = || block.warps.iter().flatten().flat_map(|w| w.fragments.iter().map(move |f| (w, f)));
+            let Some((warp, first)) = fragments().next() else { continue };
+            let State::Barrier { id } = first.state else { continue };
+            let barrier = &block.barriers[id as usize];
+            if barrier.is_counted() && fragments().all(|(_, f)| f.state == first.state) {
+                let words = format!("barrier {id}: {}, and nobody is left who could", barrier.describe(block.live));
+                found.push((self.site(block, warp.index, first.mask.trailing_zeros(), barrier.pc()), words));
+            }
+        }
+        let any = !found.is_empty();
+        for (site, words) in found {
+            self.report(Kind::Barrier, site, None, None, || words);
+        }
+        any
+    }
+
     /// Nobody can go on: one finding that says who waits where.
     fn deadlock(&mut self) {
+        // Waiting for ever is what these lead to.
+        let causes = [Kind::Barrier, Kind::Mbarrier, Kind::Setmaxnreg, Kind::Trap, Kind::Unsupported];
+        if causes.iter().any(|&k| self.findings.has(k)) || self.incomplete_barrier() {
+            return;
+        }
         let mut lines = Vec::new();
         let mut first = None;
         for slot in 0..self.blocks.len() {
@@ -263,7 +313,10 @@ impl Machine<'_> {
                     }
                     let what = self.describe_wait(block, warp, f.state);
                     let (b, n) = (block.at, f.mask.count_ones());
-                    let text = format!("block ({},{},{}) warp {} ({n} lanes) {what} at line {line}", b[0], b[1], b[2], warp.index);
+                    let text = format!(
+                        "block ({},{},{}) warp {} ({n} lanes) {what} at line {line}",
+                        b[0], b[1], b[2], warp.index
+                    );
                     if lines.len() < 12 {
                         lines.push(text);
                     }

@@ -176,14 +176,22 @@ impl Warp {
 
     /// Splits a fragment in two at a branch: `taken` goes to `target`, the rest of `fragment.mask` to `next`.
     /// Returns the second one; both meet at `reconverge`.
-    pub fn split(&mut self, fragment: &mut Fragment, taken: u32, target: u32, next: u32, reconverge: Option<u32>) -> Fragment {
+    pub fn split(
+        &mut self,
+        fragment: &mut Fragment,
+        taken: u32,
+        target: u32,
+        next: u32,
+        reconverge: Option<u32>,
+    ) -> Fragment {
         if let Some(pc) = reconverge {
             // A loop that diverges again and again at the same place needs one join only.
             let reuse = fragment.join != NONE
                 && self.joins[fragment.join as usize].pc == pc
                 && self.joins[fragment.join as usize].frame == fragment.frame;
             if !reuse {
-                let join = Join { pc, frame: fragment.frame, expected: fragment.mask, arrived: 0, parent: fragment.join };
+                let join =
+                    Join { pc, frame: fragment.frame, expected: fragment.mask, arrived: 0, parent: fragment.join };
                 fragment.join = self.push_join(join);
                 fragment.join_pc = pc;
             }
@@ -284,9 +292,9 @@ impl Warp {
                 let mut k = i + 1;
                 while k < self.fragments.len() {
                     let g = self.fragments[k];
-                    let same = matches!(g.state, State::Gather { whole: true, .. }) && g.pc == f.pc && g.frame == f.frame;
+                    let same = g.state == f.state && g.pc == f.pc && g.frame == f.frame;
                     if same {
-                        self.merge(i, k, members);
+                        self.merge(i, k);
                         progress = true;
                     } else {
                         k += 1;
@@ -313,9 +321,21 @@ impl Warp {
             let there = self.fragments.iter().filter(|f| f.state == state).fold(0, |mask, f| mask | f.mask);
             if members & self.live & !there == 0 {
                 self.order.sync(there & members);
-                for f in self.fragments.iter_mut().filter(|f| f.state == state) {
-                    f.state = State::Ready;
-                    f.gathered = true;
+                // Those at the same instruction go on together.
+                let mut i = 0;
+                while i < self.fragments.len() {
+                    let f = self.fragments[i];
+                    if f.state == state {
+                        while let Some(k) = (i + 1..self.fragments.len()).find(|&k| {
+                            let g = &self.fragments[k];
+                            g.state == state && g.pc == f.pc && g.frame == f.frame
+                        }) {
+                            self.merge(i, k);
+                        }
+                        self.fragments[i].state = State::Ready;
+                        self.fragments[i].gathered = true;
+                    }
+                    i += 1;
                 }
                 return true;
             }
@@ -324,7 +344,7 @@ impl Warp {
     }
 
     /// Fragment `k` joins fragment `i`; their joins end where they share one.
-    fn merge(&mut self, i: usize, k: usize, members: u32) {
+    fn merge(&mut self, i: usize, k: usize) {
         let g = self.fragments.swap_remove(k);
         let f = self.fragments[i];
         let chain = |mut at: u32, joins: &[Join]| {
@@ -344,7 +364,6 @@ impl Warp {
         f.mask |= g.mask;
         f.join = common;
         f.join_pc = join_pc;
-        f.state = State::Gather { members, whole: true };
     }
 }
 
@@ -354,5 +373,10 @@ pub fn registers(code: &Code) -> Registers {
     undefined[..code.register_rows as usize].fill(u32::MAX);
     let mut undefined_predicates = vec![0u32; code.predicate_template.len()];
     undefined_predicates[..code.register_predicates as usize].fill(u32::MAX);
-    Registers { rows: code.template.clone(), undefined, predicates: code.predicate_template.clone(), undefined_predicates }
+    Registers {
+        rows: code.template.clone(),
+        undefined,
+        predicates: code.predicate_template.clone(),
+        undefined_predicates,
+    }
 }

@@ -142,7 +142,14 @@ impl Machine<'_> {
     }
 
     /// Lanes that name different members execute the instruction one group after the other. Whether all name the same.
-    fn one_membership(&mut self, _block: &Block, warp: &mut Warp, fragment: &mut Fragment, members: &[u32; 32], mask: u32) -> bool {
+    fn one_membership(
+        &mut self,
+        _block: &Block,
+        warp: &mut Warp,
+        fragment: &mut Fragment,
+        members: &[u32; 32],
+        mask: u32,
+    ) -> bool {
         let first = members[mask.trailing_zeros() as usize];
         let same = (0..32).filter(|&l| mask >> l & 1 != 0 && members[l] == first).fold(0u32, |m, l| m | 1 << l);
         if same == mask {

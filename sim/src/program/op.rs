@@ -242,11 +242,28 @@ pub struct WarpOp {
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum WarpKind {
-    Shfl { mode: ShflMode, a: Slot, b: Slot, c: Slot },
+    Shfl {
+        mode: ShflMode,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+    },
     /// all, any, uni: a predicate; ballot: a mask.
-    Vote { mode: VoteMode, p: u32, negated: bool },
-    Match { all: bool, wide: bool, a: Slot },
-    Redux { op: AtomOp, signed: bool, a: Slot },
+    Vote {
+        mode: VoteMode,
+        p: u32,
+        negated: bool,
+    },
+    Match {
+        all: bool,
+        wide: bool,
+        a: Slot,
+    },
+    Redux {
+        op: AtomOp,
+        signed: bool,
+        a: Slot,
+    },
     Elect,
     /// `bar.warp.sync`
     Sync,
@@ -282,9 +299,21 @@ pub enum BarrierKind {
     Sync,
     Arrive,
     /// Counts the true predicates.
-    Popc { dst: Slot, p: u32, negated: bool },
-    And { dst: u32, p: u32, negated: bool },
-    Or { dst: u32, p: u32, negated: bool },
+    Popc {
+        dst: Slot,
+        p: u32,
+        negated: bool,
+    },
+    And {
+        dst: u32,
+        p: u32,
+        negated: bool,
+    },
+    Or {
+        dst: u32,
+        p: u32,
+        negated: bool,
+    },
 }
 
 /// `mbarrier` operations.
@@ -306,16 +335,38 @@ pub struct Mbarrier {
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum MbarrierKind {
-    Init { count: Slot },
+    Init {
+        count: Slot,
+    },
     Inval,
-    Arrive { state: Option<Slot>, count: Option<Slot>, expect: Option<Slot>, drop: bool, no_complete: bool },
-    ExpectTx { bytes: Slot },
-    CompleteTx { bytes: Slot },
+    Arrive {
+        state: Option<Slot>,
+        count: Option<Slot>,
+        expect: Option<Slot>,
+        drop: bool,
+        no_complete: bool,
+    },
+    ExpectTx {
+        bytes: Slot,
+    },
+    CompleteTx {
+        bytes: Slot,
+    },
     /// test_wait / try_wait on a state or a parity.
-    Wait { dst: u32, operand: Slot, parity: bool, blocking: bool },
-    PendingCount { dst: Slot, state: Slot },
+    Wait {
+        dst: u32,
+        operand: Slot,
+        parity: bool,
+        blocking: bool,
+    },
+    PendingCount {
+        dst: Slot,
+        state: Slot,
+    },
     /// `cp.async.mbarrier.arrive`
-    CpAsyncArrive { noinc: bool },
+    CpAsyncArrive {
+        noinc: bool,
+    },
 }
 
 /// Fences.
@@ -498,21 +549,73 @@ pub enum Arg {
     Predicate(u32),
 }
 
+impl Op {
+    /// Whether lanes may have to wait at the instruction, or must execute it together.
+    pub fn may_wait(&self) -> bool {
+        matches!(
+            self,
+            Op::Warp(_)
+                | Op::Barrier(_)
+                | Op::ClusterArrive { .. }
+                | Op::ClusterWait { .. }
+                | Op::Mbarrier(_)
+                | Op::MatrixTransfer(_)
+                | Op::MovMatrix { .. }
+                | Op::Mma(_)
+                | Op::Wgmma(_)
+                | Op::WgmmaFence
+                | Op::WgmmaCommit
+                | Op::WgmmaWait { .. }
+                | Op::SetMaxNReg { .. }
+                | Op::GridDepWait
+        )
+    }
+}
+
 /// What an instruction does.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum Op {
-    Alu { op: AluOp, slots: Box<Slots> },
+    Alu {
+        op: AluOp,
+        slots: Box<Slots>,
+    },
     Load(Box<Transfer>),
     Store(Box<Transfer>),
     Atomic(Box<Atomic>),
     /// Generic ↔ window: adds or subtracts the window's base. `to`: generic to window.
-    Cvta { dst: Slot, src: Slot, wide: bool, window: Window, to: bool },
-    Isspacep { dst: u32, src: Slot, window: Window },
-    Mapa { dst: Slot, src: Slot, rank: Slot, wide: bool, generic: bool },
-    GetCtaRank { dst: Slot, src: Slot, wide: bool, generic: bool },
-    Branch { target: u32 },
-    BranchIndexed { index: Slot, targets: Box<[u32]> },
+    Cvta {
+        dst: Slot,
+        src: Slot,
+        wide: bool,
+        window: Window,
+        to: bool,
+    },
+    Isspacep {
+        dst: u32,
+        src: Slot,
+        window: Window,
+    },
+    Mapa {
+        dst: Slot,
+        src: Slot,
+        rank: Slot,
+        wide: bool,
+        generic: bool,
+    },
+    GetCtaRank {
+        dst: Slot,
+        src: Slot,
+        wide: bool,
+        generic: bool,
+    },
+    Branch {
+        target: u32,
+    },
+    BranchIndexed {
+        index: Slot,
+        targets: Box<[u32]>,
+    },
     Call(Box<Call>),
     Ret,
     Exit,
@@ -521,35 +624,80 @@ pub enum Op {
     Nop,
     /// `nanosleep`: lets others go first.
     Yield,
-    Prefetch { addr: Addr, window: Window },
-    CreatePolicy { dst: Slot },
-    ReadSpecial { dst: Slot, which: Dynamic },
+    Prefetch {
+        addr: Addr,
+        window: Window,
+    },
+    CreatePolicy {
+        dst: Slot,
+    },
+    ReadSpecial {
+        dst: Slot,
+        which: Dynamic,
+    },
     Warp(Box<WarpOp>),
     Barrier(Box<Barrier>),
-    ClusterArrive { release: bool, aligned: bool },
-    ClusterWait { aligned: bool },
+    ClusterArrive {
+        release: bool,
+        aligned: bool,
+    },
+    ClusterWait {
+        aligned: bool,
+    },
     Fence(Fence),
     Mbarrier(Box<Mbarrier>),
     CpAsync(Box<CpAsync>),
     CpAsyncCommit,
-    CpAsyncWait { groups: Option<u32> },
+    CpAsyncWait {
+        groups: Option<u32>,
+    },
     Bulk(Box<Bulk>),
     BulkCommit,
-    BulkWait { groups: u32, read: bool },
-    StAsync { addr: Addr, width: u8, regs: Vec<Slot>, mbarrier: Addr, reduce: Option<Reduction> },
-    TensorMapReplace { addr: Addr, window: Window, field: &'static str, ordinal: u32, value: Slot, wide: bool },
-    TensorMapCopyFence { dst: Addr, src: Addr },
+    BulkWait {
+        groups: u32,
+        read: bool,
+    },
+    StAsync {
+        addr: Addr,
+        width: u8,
+        regs: Vec<Slot>,
+        mbarrier: Addr,
+        reduce: Option<Reduction>,
+    },
+    TensorMapReplace {
+        addr: Addr,
+        window: Window,
+        field: &'static str,
+        ordinal: u32,
+        value: Slot,
+        wide: bool,
+    },
+    TensorMapCopyFence {
+        dst: Addr,
+        src: Addr,
+    },
     MatrixTransfer(Box<MatrixTransfer>),
-    MovMatrix { dst: Slot, src: Slot },
+    MovMatrix {
+        dst: Slot,
+        src: Slot,
+    },
     Mma(Box<Mma>),
     Wgmma(Box<Wgmma>),
     WgmmaFence,
     WgmmaCommit,
-    WgmmaWait { groups: u32 },
-    SetMaxNReg { count: u32, increase: bool },
+    WgmmaWait {
+        groups: u32,
+    },
+    SetMaxNReg {
+        count: u32,
+        increase: bool,
+    },
     GridDepWait,
     GridDepLaunch,
-    Alloca { dst: Slot, size: Slot },
+    Alloca {
+        dst: Slot,
+        size: Slot,
+    },
     /// An instruction that is not known; reported when executed.
     Unsupported(Box<str>),
 }

@@ -265,6 +265,9 @@ impl<'a> Operands<'a> {
         match base {
             Base::Register(r) => {
                 let wide = type_bits(self.function.registers[*r as usize].ty) == 64;
+                // A kernel's `.param` address in a register is that of one of its own parameters.
+                let own = window == Window::FrameParam && self.function.kernel;
+                let window = if own { Window::KernelParam } else { window };
                 Ok((Addr { base: Some(self.registers[*r as usize]), wide, offset }, window))
             }
             Base::Absolute => Ok((Addr { base: None, wide: true, offset }, window)),

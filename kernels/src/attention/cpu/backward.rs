@@ -60,6 +60,9 @@ impl<T: Element> Work for Deltas<T> {
 pub struct Gradient<'a, T> {
     /// `o`, `lse` and so on as the forward pass has them; nothing is written through it.
     sequence: Sequence<'a, T>,
+    /// The sequence's own keys and values, without those of a prefix.
+    k: *const T,
+    v: *const T,
     d_o: *const T,
     delta: *const f32,
     dq: *mut T,
@@ -68,38 +71,37 @@ pub struct Gradient<'a, T> {
     scratch: *mut f32,
 }
 
-impl<T> Gradient<'_, T> {
-    /// The sequence of `len` tokens from token `first` on, for one key head.
-    pub fn new(p: &BwdParams, first: usize, len: usize, kv_head: usize, scratch: *mut f32) -> Self {
-        let (heads, kv_heads, head_dim) = (p.heads as usize, p.kv_heads as usize, p.head_dim as usize);
-        let head = first * heads + kv_head * (heads / kv_heads);
-        let key = (first * kv_heads + kv_head) * head_dim;
-        let row = |address: u64| (address as *mut T).wrapping_add(head * head_dim);
-        let sequence = Sequence {
-            q: row(p.q.0),
-            o: row(p.o.0),
-            lse: (p.lse.0 as *mut f32).wrapping_add(head),
-            k: (p.k.0 as *const T).wrapping_add(key),
-            v: (p.v.0 as *const T).wrapping_add(key),
-            table: None,
-            queries: len,
-            keys: len,
-            causal: p.causal != 0,
-            heads,
-            kv_heads,
-            head_dim,
-            scale: p.scale,
-        };
+impl<'a, T> Gradient<'a, T> {
+    /// The sequence of which the forward pass is `sequence`, whose first token is `first`, for one key head.
+    pub fn new(p: &BwdParams, sequence: Sequence<'a, T>, first: usize, kv_head: usize, scratch: *mut f32) -> Self {
+        let head = first * sequence.heads + kv_head * sequence.group();
+        let row = |address: u64| (address as *mut T).wrapping_add(head * sequence.head_dim);
+        let key =
+            |address: u64| (address as *mut T).wrapping_add((first * sequence.kv_heads + kv_head) * sequence.head_dim);
         Gradient {
-            sequence,
+            k: key(p.k.0),
+            v: key(p.v.0),
             d_o: row(p.d_o.0),
             delta: (p.delta.0 as *const f32).wrapping_add(head),
             dq: row(p.dq.0),
-            dk: (p.dk.0 as *mut T).wrapping_add(key),
-            dv: (p.dv.0 as *mut T).wrapping_add(key),
+            dk: key(p.dk.0),
+            dv: key(p.dv.0),
             scratch,
+            sequence,
         }
     }
+}
+
+/// The queries of one sequence that see some of a block's keys.
+pub struct Visit<'a, T> {
+    /// The sequence, with its queries.
+    pub gradient: Gradient<'a, T>,
+    /// The first key of the block that it sees.
+    pub first: usize,
+    /// How many it sees.
+    pub keys: usize,
+    /// Which of the sequence's keys the first one is.
+    pub start: usize,
 }
 
 /// Elements of working memory of a task.
@@ -146,44 +148,48 @@ impl Scratch {
 /// Factors of sums that are only added to.
 static ONES: [f32; 64] = [1.0; 64];
 
-/// dk and dv of the keys from the given one on.
-pub struct Keys<'a, T>(pub &'a Gradient<'a, T>, pub usize);
+/// dk and dv of the sequence's own keys from the given one on, by all that see them, in order.
+pub struct Keys<'a, T>(pub &'a Gradient<'a, T>, pub usize, pub &'a [Visit<'a, T>]);
 
 /// # Safety
 /// The gradient's addresses cover its sequence, its scratch has [`scratch_len`] elements.
 impl<T: Element> Work for Keys<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Keys(g, start) = self;
+        let Keys(g, start, visits) = self;
         let s = &g.sequence;
         let (d, padded) = (s.head_dim, round_up(s.head_dim));
         let scratch = Scratch::at(g.scratch, d);
-        let keys = KEYS.min(s.keys - start);
-        load_keys::<V, T>(s, start, keys, &scratch);
+        let keys = KEYS.min(s.queries - start);
         let [dk, dv] = scratch.sums;
         for c in (0..KEYS * padded).step_by(LANES) {
             V::splat(0.0).store(dk.add(c));
             V::splat(0.0).store(dv.add(c));
         }
-        for row in (s.first_row(start)..s.rows()).step_by(ROWS) {
-            let rows = ROWS.min(s.rows() - row);
-            load_rows::<V, T>(g, row, rows, &scratch);
-            scores::<V, T>(g, row, rows, start, keys, &scratch);
-            for (a, b, c) in [(scratch.p, scratch.d_o, dv), (scratch.ds, scratch.q, dk)] {
-                V::product(&Product {
-                    rows: keys,
-                    a,
-                    a_row: 1,
-                    a_inner: KEYS,
-                    inner: rows,
-                    limits: std::ptr::null(),
-                    b,
-                    b_row: padded,
-                    cols: padded / LANES,
-                    c,
-                    c_row: padded,
-                    alpha: ONES.as_ptr(),
-                });
+        for visit in visits {
+            let (from, to) = ((start + visit.first) * s.key_stride(), visit.first * padded);
+            load_keys::<V, T>(s, g.k.add(from), g.v.add(from), visit.keys, &scratch);
+            let s = &visit.gradient.sequence;
+            for row in (s.first_row(visit.start)..s.rows()).step_by(ROWS) {
+                let rows = ROWS.min(s.rows() - row);
+                load_rows::<V, T>(&visit.gradient, row, rows, &scratch);
+                scores::<V, T>(&visit.gradient, row, rows, visit.start, visit.keys, &scratch);
+                for (a, b, c) in [(scratch.p, scratch.d_o, dv.add(to)), (scratch.ds, scratch.q, dk.add(to))] {
+                    V::product(&Product {
+                        rows: visit.keys,
+                        a,
+                        a_row: 1,
+                        a_inner: KEYS,
+                        inner: rows,
+                        limits: std::ptr::null(),
+                        b,
+                        b_row: padded,
+                        cols: padded / LANES,
+                        c,
+                        c_row: padded,
+                        alpha: ONES.as_ptr(),
+                    });
+                }
             }
         }
         for j in 0..keys {
@@ -215,8 +221,9 @@ impl<T: Element> Work for Queries<'_, T> {
         let seen = s.limit(row + rows - 1);
         for start in (0..seen).step_by(KEYS) {
             let keys = KEYS.min(seen - start);
-            load_keys::<V, T>(s, start, keys, &scratch);
-            load_padded::<V, T>(s.k.add(s.key(start)), s.key_stride(), keys, d, scratch.k);
+            let at = s.key(start);
+            load_keys::<V, T>(s, s.k.add(at), s.v.add(at), keys, &scratch);
+            load_padded::<V, T>(s.k.add(at), s.key_stride(), keys, d, scratch.k);
             scores::<V, T>(g, row, rows, start, keys, &scratch);
             let mut limits = [0; ROWS];
             for (r, limit) in limits.iter_mut().enumerate().take(rows) {
@@ -244,10 +251,15 @@ impl<T: Element> Work for Queries<'_, T> {
 }
 
 #[inline(always)]
-unsafe fn load_keys<V: Vector, T: Element>(s: &Sequence<'_, T>, start: usize, keys: usize, scratch: &Scratch) {
-    let at = s.key(start);
-    load_transposed::<V, T>(s.k.add(at), s.key_stride(), keys, s.head_dim, scratch.k_t);
-    load_transposed::<V, T>(s.v.add(at), s.key_stride(), keys, s.head_dim, scratch.v_t);
+unsafe fn load_keys<V: Vector, T: Element>(
+    s: &Sequence<'_, T>,
+    k: *const T,
+    v: *const T,
+    keys: usize,
+    scratch: &Scratch,
+) {
+    load_transposed::<V, T>(k, s.key_stride(), keys, s.head_dim, scratch.k_t);
+    load_transposed::<V, T>(v, s.key_stride(), keys, s.head_dim, scratch.v_t);
 }
 
 #[inline(always)]

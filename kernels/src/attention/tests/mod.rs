@@ -1,6 +1,8 @@
 #![allow(unsafe_code)]
 
-use super::{BwdParams, Case, FwdParams, bwd, cases, cpu, formula, fwd, pairs};
+mod cuda;
+
+use super::{BwdParams, Case, FwdParams, bwd, cases, cpu, formula, fwd};
 use crate::DType::{BF16, F32};
 use crate::compare::{assert_close, close};
 use crate::simd::{Isa, isa};
@@ -13,6 +15,7 @@ use proptest::prelude::*;
 struct Given {
     case: Case,
     cu_seqlens: Vec<i32>,
+    prefix: Vec<i32>,
     q: Data,
     k: Data,
     v: Data,
@@ -32,6 +35,7 @@ impl Given {
         Given {
             case: case.clone(),
             cu_seqlens,
+            prefix: case.prefix.iter().flat_map(|&(first, count)| [first as i32, count as i32]).collect(),
             q: data(n, 1, case.spread),
             k: data(kv, 2, 1.0),
             v: data(kv, 3, 1.0),
@@ -40,15 +44,19 @@ impl Given {
         }
     }
 
-    /// Sequence `n` by itself.
+    /// Sequence `n` by itself, with its prefix as tokens of its own.
     fn alone(&self, n: usize, dtype: DType) -> Given {
-        let case = Case { lengths: vec![self.case.lengths[n]], ..self.case.clone() };
+        let tokens = self.case.keys(n);
+        let case = Case { lengths: vec![tokens.len()], prefix: Vec::new(), ..self.case.clone() };
         let mut given = Given::new(&case, dtype);
         let (row, kv_row) = (case.heads * case.head_dim, case.kv_heads * case.head_dim);
-        let at = self.cu_seqlens[n] as usize..self.cu_seqlens[n + 1] as usize;
-        let cut = |data: &Data, row: usize| Data::new(dtype, &data.values()[at.start * row..at.end * row]);
-        (given.q, given.d_o) = (cut(&self.q, row), cut(&self.d_o, row));
-        (given.k, given.v) = (cut(&self.k, kv_row), cut(&self.v, kv_row));
+        let pick = |data: &Data, row: usize| {
+            let values = data.values();
+            let rows = tokens.iter().flat_map(|t| values[t * row..(t + 1) * row].iter().copied());
+            Data::new(dtype, &rows.collect::<Vec<_>>())
+        };
+        (given.q, given.d_o) = (pick(&self.q, row), pick(&self.d_o, row));
+        (given.k, given.v) = (pick(&self.k, kv_row), pick(&self.v, kv_row));
         given
     }
 
@@ -75,6 +83,7 @@ impl Given {
             o,
             lse,
             cu_seqlens: addr(&self.cu_seqlens),
+            prefix: if self.prefix.is_empty() { Addr::NULL } else { addr(&self.prefix) },
             tokens: self.tokens() as u32,
             seqs: self.case.lengths.len() as u32,
             heads: self.case.heads as u32,
@@ -100,6 +109,7 @@ impl Given {
             dv: dv.addr(),
             delta: delta.addr(),
             cu_seqlens: p.cu_seqlens,
+            prefix: p.prefix,
             tokens: p.tokens,
             seqs: p.seqs,
             heads: p.heads,
@@ -112,7 +122,7 @@ impl Given {
     }
 
     fn pairs(&self) -> f64 {
-        pairs(self.case.lengths.iter().copied(), self.case.causal)
+        self.case.pairs()
     }
 }
 
@@ -155,9 +165,10 @@ fn equals_the_formula_on_every_instruction_set() {
 
 #[test]
 fn the_chain_rule_equals_differences() {
-    let case = Case { lengths: vec![3, 0, 5, 1], heads: 4, kv_heads: 2, head_dim: 6, causal: true, spread: 1.0 };
-    for causal in [false, true] {
-        let case = Case { causal, ..case.clone() };
+    let (lengths, prefix) = (vec![3, 0, 5, 1], vec![(0, 0), (0, 2), (1, 2), (1, 6)]);
+    let case = Case { lengths, heads: 4, kv_heads: 2, head_dim: 6, causal: true, spread: 1.0, prefix: Vec::new() };
+    for (causal, prefix) in [(false, &[][..]), (true, &[]), (false, &prefix), (true, &prefix)] {
+        let case = Case { causal, prefix: prefix.to_vec(), ..case.clone() };
         let given = Given::new(&case, F32);
         let inputs = [given.q.f64(), given.k.f64(), given.v.f64()];
         let d_o = given.d_o.f64();
@@ -235,14 +246,16 @@ fn bits_do_not_depend_on_threads() {
 
 fn random_cases() -> impl Strategy<Value = Case> {
     let heads = (1usize..4, 1usize..4).prop_map(|(kv_heads, group)| (kv_heads * group, kv_heads));
-    (prop::collection::vec(0usize..100, 1..4), heads, 1usize..50, any::<bool>(), 0.0f32..4.0).prop_map(
-        |(lengths, (heads, kv_heads), head_dim, causal, spread)| Case {
-            lengths,
-            heads,
-            kv_heads,
-            head_dim,
-            causal,
-            spread,
+    let lengths = prop::collection::vec((0usize..100, any::<(usize, usize)>()), 1..4);
+    (lengths, heads, 1usize..50, any::<(bool, bool)>(), 0.0f32..4.0).prop_map(
+        |(lengths, (heads, kv_heads), head_dim, (causal, shared), spread)| {
+            let tokens: usize = lengths.iter().map(|l| l.0).sum();
+            // A prefix is any range: it may lie in several sequences, or be empty.
+            let range =
+                |(first, count): (usize, usize)| (first % (tokens + 1), count % (tokens - first % (tokens + 1) + 1));
+            let prefix = lengths.iter().filter(|_| shared).map(|l| range(l.1)).collect();
+            let lengths = lengths.iter().map(|l| l.0).collect();
+            Case { lengths, heads, kv_heads, head_dim, causal, spread, prefix }
         },
     )
 }
@@ -264,7 +277,8 @@ proptest! {
         }
     }
 
-    /// A sequence's output and gradients have the bits that they have without the other sequences.
+    /// A sequence's output and gradients have the bits that they have without the other sequences, and with the prefix as
+    /// tokens of its own.
     #[test]
     fn sequences_do_not_see_each_other(case in random_cases(), long in 0usize..2, threads in 1usize..4) {
         let mut case = case;
@@ -276,8 +290,14 @@ proptest! {
                 let alone = given.alone(n, dtype).everything(dtype, 1);
                 let (from, to) = (given.cu_seqlens[n] as usize, given.cu_seqlens[n + 1] as usize);
                 let (heads, kv_heads, d) = (case.heads, case.kv_heads, case.head_dim);
+                let skip = case.keys(n).len() - (to - from);
+                // Without causality a prefix's own queries see what comes after it; and who has it in a prefix adds to
+                // the gradients of a key.
+                let outputs = if case.prefix.is_empty() { 5 } else { 3 };
                 for (i, width) in [heads * d, heads, heads * d, kv_heads * d, kv_heads * d].into_iter().enumerate() {
-                    prop_assert!(all[i][from * width..to * width] == alone[i], "sequence {n}, {i}, {dtype}");
+                    if i < outputs {
+                        prop_assert!(all[i][from * width..to * width] == alone[i][skip * width..], "sequence {n}, {i}, {dtype}");
+                    }
                 }
             }
         }
@@ -298,7 +318,8 @@ fn the_log_sum_may_be_left_out() {
 
 #[test]
 fn later_tokens_and_other_sequences_change_nothing() {
-    let case = Case { lengths: vec![150, 70], heads: 6, kv_heads: 2, head_dim: 24, causal: true, spread: 1.0 };
+    let (lengths, prefix) = (vec![150, 70], Vec::new());
+    let case = Case { lengths, heads: 6, kv_heads: 2, head_dim: 24, causal: true, spread: 1.0, prefix };
     let (row, kv_row) = (case.heads * case.head_dim, case.kv_heads * case.head_dim);
     for dtype in [F32, BF16] {
         let mut given = Given::new(&case, dtype);

@@ -1,0 +1,140 @@
+//! Layer normalisation of rows: `mean = mean(x)`, `rstd = 1 / sqrt(mean((x − mean)²) + eps)`,
+//! `y = (x − mean) · rstd · w + b`. Gradient, with `n = (x − mean) · rstd` and `g = dy · w`:
+//! `dx = rstd · (g − mean(g) − n · mean(g · n))`, `dw += Σ_rows dy · n`, `db += Σ_rows dy`.
+//!
+//! Shapes: x, y, dy, dx `[rows, cols]`, w and b `[cols]`, all T, f32 or bf16; mean and rstd f32 `[rows]`; dw and db f32
+//! `[cols]`. Outputs may not overlap inputs. Arithmetic in f32; the mean is taken off before squares are summed. dw and db are
+//! summed over parts of 64 rows, each in row order, then over the parts; in CUDA a part is 2 runs of 32 rows (16 of 4 up to
+//! 512 columns), and eight sums of every eighth part meet at the end.
+//! Numerics: y and dx each round to T once. The root is to 2⁻²³ in CUDA.
+//! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward.
+
+mod cpu;
+#[cfg(test)]
+mod formula;
+#[cfg(test)]
+mod tests;
+
+use crate::launch::{Params as _, by_dtype};
+use crate::{Addr, Arch, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
+
+params! {
+    /// Parameters of the forward kernel.
+    pub struct FwdParams {
+        /// T `[rows, cols]`
+        pub x: Addr,
+        /// T `[cols]`
+        pub w: Addr,
+        /// T `[cols]`
+        pub b: Addr,
+        /// T `[rows, cols]`, written.
+        pub y: Addr,
+        /// f32 `[rows]`, written unless null.
+        pub mean: Addr,
+        /// f32 `[rows]`, written unless null.
+        pub rstd: Addr,
+        /// Rows.
+        pub rows: u32,
+        /// Elements of a row.
+        pub cols: u32,
+        /// Added to the variance.
+        pub eps: f32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+params! {
+    /// Parameters of the backward kernel.
+    pub struct BwdParams {
+        /// T `[rows, cols]`
+        pub x: Addr,
+        /// T `[cols]`
+        pub w: Addr,
+        /// f32 `[rows]`, from the forward kernel.
+        pub mean: Addr,
+        /// f32 `[rows]`, from the forward kernel.
+        pub rstd: Addr,
+        /// T `[rows, cols]`
+        pub dy: Addr,
+        /// T `[rows, cols]`, written.
+        pub dx: Addr,
+        /// f32 `[cols]`, added to; null if w and b are frozen.
+        pub dw: Addr,
+        /// f32 `[cols]`, added to; null exactly if dw is.
+        pub db: Addr,
+        /// f32 `[parts(rows), 2, cols]`, workspace; unused when dw is null.
+        pub partial: Addr,
+        /// Rows.
+        pub rows: u32,
+        /// Elements of a row.
+        pub cols: u32,
+    }
+}
+
+/// The CUDA source.
+pub static SOURCE: Source = Source {
+    name: "layer_norm",
+    sm80: include_str!("sm80.cu"),
+    params: &[FwdParams::c_declaration, BwdParams::c_declaration],
+};
+
+kernel!(pub FWD_F32, "layer_norm_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, arch| {
+    plan_fwd(["layer_norm_fwd_f32", "layer_norm_fwd_f32_wide"], p, arch)
+});
+kernel!(pub FWD_BF16, "layer_norm_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, arch| {
+    plan_fwd(["layer_norm_fwd_bf16", "layer_norm_fwd_bf16_wide"], p, arch)
+});
+kernel!(pub BWD_F32, "layer_norm_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, arch| {
+    plan_bwd(["layer_norm_bwd_f32", "layer_norm_bwd_f32_wide", "layer_norm_bwd_f32_dw"], p, arch)
+});
+kernel!(pub BWD_BF16, "layer_norm_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
+    plan_bwd(["layer_norm_bwd_bf16", "layer_norm_bwd_bf16_wide", "layer_norm_bwd_bf16_dw"], p, arch)
+});
+
+fn plan_fwd(symbols: [&'static str; 2], p: &FwdParams, arch: &Arch) -> Vec<Stage> {
+    cuh::HeldRows::new(p.cols).walk(symbols, p.rows, 256, if p.cols > 4096 { 1 } else { 4 }, arch)
+}
+
+fn plan_bwd([usual, wide, sum]: [&'static str; 3], p: &BwdParams, arch: &Arch) -> Vec<Stage> {
+    let held = cuh::HeldRows::new(p.cols);
+    match p.dw {
+        Addr::NULL => held.walk([usual, wide], p.rows, 512, 1, arch),
+        _ => held.parts([usual, wide], sum, parts(p.rows as usize) as u64, 2 * u64::from(p.cols)),
+    }
+}
+
+/// Rows whose contributions to dw and db are summed before they meet those of other rows.
+pub const PART_ROWS: usize = 64;
+
+/// Rows of the workspace that the backward kernel needs, each of 2 · cols.
+pub const fn parts(rows: usize) -> usize {
+    rows.div_ceil(PART_ROWS)
+}
+
+/// The forward launch; `dtype` is T, F32 or BF16.
+pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
+    let n = params.rows as f64 * params.cols as f64;
+    let bytes = (2.0 * n + 2.0 * params.cols as f64) * dtype.size() as f64;
+    Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), params, Cost { flops: 7.0 * n, bytes })
+}
+
+/// The backward launch; `dtype` is T, F32 or BF16.
+pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
+    let n = params.rows as f64 * params.cols as f64;
+    let dw = if params.dw.is_null() { 0.0 } else { 16.0 * params.cols as f64 };
+    let bytes = (3.0 * n + params.cols as f64) * dtype.size() as f64 + 8.0 * params.rows as f64 + dw;
+    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, Cost { flops: 15.0 * n, bytes })
+}
+
+/// Shapes that tests and benches share: (rows, cols, scale of the inputs, their mean).
+pub fn cases() -> Vec<(usize, usize, f32, f32)> {
+    vec![
+        (1, 1, 1.0, 0.0),
+        (17, 19, 1.0, 1.0),
+        (3, 8191, 30.0, -5.0),
+        (PART_ROWS + 1, 1152, 1e-2, 0.0),
+        (PART_ROWS * 3 - 1, 128, 1.0, 30.0),
+        (2, 8200, 1.0, 0.5),
+    ]
+}

@@ -1,0 +1,356 @@
+// Layer normalisation of rows, and its gradient.
+//
+//   fwd: mean = mean(x), rstd = 1 / sqrt(mean((x - mean)^2) + eps),  y = (x - mean) * rstd * w + b
+//   bwd: n = (x - mean) * rstd, g = dy * w:  dx = rstd * (g - mean(g) - n * mean(g * n))
+//        dw += sum over rows of dy * n,  db += sum over rows of dy
+//
+// Shapes and limits: mod.rs; cols < 2^31.
+// Numerics: f32, rsqrt to 2^-22.9, the means' quotients to 2 ulp; y and dx round to T once. A row's sums are one accumulator a
+// thread over its columns in ascending order, then warp_sum, then warps in order: they depend on cols alone.
+//
+// Grid: as in rms_norm/sm80.cu: a group of threads owns a row at a time (held.cuh), a warp up to HELD * 32 columns, 256 threads up
+// to HELD * 256, beyond that 512 (the `_wide` symbols). Forward, and backward without dw, stride over the rows; backward with dw:
+// a block owns PART_ROWS rows, its groups equal runs of them, sums added in order into the block's two rows of `partial`; the
+// `_dw` stage adds up the parts.
+//
+//   for each row of the group:
+//     x (and dy) of the row -> registers, 16 bytes a load; reduce (forward twice); write y or dx; add to dw's and db's registers
+//
+// Departures: 1. w and b are read once a block where rows are multiples of 16 bytes and fit. 2. Columns beyond HELD * 512 are read
+// again, and their dw and db are summed in `partial` itself. 3. Rows that are not a multiple of 16 bytes go element by element, in
+// the same order of sums.
+// Bound: memory.
+
+#include "cuh/held.cuh"
+#include "cuh/math.cuh"
+
+constexpr int PART_ROWS = 64;
+constexpr int FWD_BLOCK = 256;
+constexpr int BWD_BLOCK = 512;
+constexpr int WIDE = 512;
+
+template <class T, int BLOCK, int THREADS, bool vector>
+__device__ __forceinline__ void forward(const FwdParams& p, float (&scratch)[2][BLOCK / 32]) {
+  constexpr int V = VECTOR<T>;
+  constexpr bool REST = THREADS == WIDE, KEEP = vector && !REST;
+  using Row = Held<T, THREADS>;
+  const u32 cols = p.cols;
+  const float count = static_cast<float>(cols);
+  const u64 step = static_cast<u64>(gridDim.x) * (BLOCK / THREADS);
+  const T *xs = global<const T>(p.x), *w = global<const T>(p.w), *b = global<const T>(p.b);
+
+  Row weights, biases, next;
+  if (KEEP) {
+    weights.load(w, cols, vector);
+    biases.load(b, cols, vector);
+  }
+  u64 row = static_cast<u64>(blockIdx.x) * (BLOCK / THREADS) + threadIdx.x / THREADS;
+  if (KEEP && row < p.rows) next.load(xs + row * cols, cols, vector);
+  for (; row < p.rows; row += step) {
+    const T* x = xs + row * cols;
+    T* y = global<T>(p.y) + row * cols;
+    if (!KEEP) next.load(x, cols, vector);
+    const Row held = next;
+    if (KEEP && row + step < p.rows) next.load(x + step * cols, cols, vector);
+
+    float e[V], sum = 0.0f;
+    const auto add = [&](const Words<16>& words) {
+      unpack<T>(words, e);
+#pragma unroll
+      for (int j = 0; j < V; ++j) sum += e[j];
+    };
+#pragma unroll
+    for (int k = 0; k < CHUNKS<T>; ++k) add(held.chunk[k]);
+    if constexpr (REST) {
+      for_rest<T, THREADS>(cols, [&](u32 at) { add(load_words(x, at, cols, vector)); });
+    }
+    const float mean = divide(group_sum<THREADS>(sum, scratch[0]), count);
+
+    float square = 0.0f;
+    const auto add_square = [&](const Words<16>& words, u32 at) {
+      unpack<T>(words, e);
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        // Places beyond the row hold zeros, which are not the mean.
+        const float d = at + j < cols ? e[j] - mean : 0.0f;
+        square = fmaf(d, d, square);
+      }
+    };
+#pragma unroll
+    for (int k = 0; k < CHUNKS<T>; ++k) add_square(held.chunk[k], Row::at(k));
+    if constexpr (REST) {
+      for_rest<T, THREADS>(cols, [&](u32 at) { add_square(load_words(x, at, cols, vector), at); });
+    }
+    // The two sums take turns: before a thread writes to one again, all have passed the barrier of the other.
+    const float rstd = rsqrtf(divide(group_sum<THREADS>(square, scratch[1]), count) + p.eps);
+    if (threadIdx.x % THREADS == 0) {
+      if (p.mean != 0) global<float>(p.mean)[row] = mean;
+      if (p.rstd != 0) global<float>(p.rstd)[row] = rstd;
+    }
+
+    const auto write = [&](const Words<16>& words, const Words<16>& weight, const Words<16>& bias, u32 at) {
+      float scale[V], shift[V], out[V];
+      unpack<T>(words, e);
+      unpack<T>(weight, scale);
+      unpack<T>(bias, shift);
+#pragma unroll
+      for (int j = 0; j < V; ++j) out[j] = fmaf((e[j] - mean) * rstd, scale[j], shift[j]);
+      store_elements(y, at, cols, vector, out);
+    };
+    const auto from_memory = [&](const T* p, u32 at) { return load_words(p, at, cols, vector); };
+#pragma unroll
+    for (int k = 0; k < CHUNKS<T>; ++k) {
+      write(held.chunk[k], KEEP ? weights.chunk[k] : from_memory(w, Row::at(k)),
+            KEEP ? biases.chunk[k] : from_memory(b, Row::at(k)), Row::at(k));
+    }
+    if constexpr (REST) {
+      for_rest<T, THREADS>(cols, [&](u32 at) { write(from_memory(x, at), from_memory(w, at), from_memory(b, at), at); });
+    }
+  }
+}
+
+// What the threads of a backward block share.
+struct Shared {
+  Pair scratch[2][BWD_BLOCK / 32];
+  // Sums of dw, then of db: for each group but the first HELD / 4 rows of its threads.
+  Words<16> sums[(BWD_BLOCK - 32) * HELD / 4];
+};
+
+// The sums of all groups, in the registers of the first; `shared` is not in use.
+template <int THREADS>
+__device__ __forceinline__ void add_groups(float (&sum)[HELD], Words<16>* shared) {
+  constexpr int GROUPS = BWD_BLOCK / THREADS;
+  const u32 group = threadIdx.x / THREADS;
+  // Columns stay with their thread number, so the places in between are ordered for the banks alone.
+  Words<16>* sums = shared + threadIdx.x % THREADS;
+  if (group > 0) {
+#pragma unroll
+    for (int i = 0; i < HELD; i += 4) {
+      Words<16> words;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) words.word[j] = __float_as_uint(sum[i + j]);
+      sums[((group - 1) * (HELD / 4) + i / 4) * THREADS] = words;
+    }
+  }
+  __syncthreads();
+  if (group > 0) return;
+  for (int other = 0; other < GROUPS - 1; ++other) {
+#pragma unroll
+    for (int i = 0; i < HELD; i += 4) {
+      const Words<16> words = sums[(other * (HELD / 4) + i / 4) * THREADS];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum[i + j] += __uint_as_float(words.word[j]);
+    }
+  }
+}
+
+template <class T, int THREADS, bool vector>
+__device__ __forceinline__ void backward(const BwdParams& p, Shared& shared) {
+  constexpr int V = VECTOR<T>, GROUPS = BWD_BLOCK / THREADS;
+  constexpr bool REST = THREADS == WIDE, KEEP = vector && !REST;
+  using Row = Held<T, THREADS>;
+  const u32 cols = p.cols, group = threadIdx.x / THREADS;
+  const float count = static_cast<float>(cols);
+  const bool wants_dw = p.dw != 0;
+  const T *xs = global<const T>(p.x), *dys = global<const T>(p.dy), *w = global<const T>(p.w);
+  float* partial_w = global<float>(p.partial) + static_cast<u64>(blockIdx.x) * 2 * cols;
+  float* partial_b = partial_w + cols;
+
+  // The group's rows are row, row + step, … below end; the block makes `steps` steps, as many as the group with the most rows.
+  u64 row, end = p.rows, step;
+  u32 steps;
+  if (wants_dw) {
+    const u64 first = static_cast<u64>(blockIdx.x) * PART_ROWS;
+    constexpr int RUN = PART_ROWS / GROUPS;
+    row = first + group * RUN;
+    end = min(row + RUN, end);
+    step = 1;
+    steps = static_cast<u32>(min(static_cast<u64>(RUN), p.rows - first));
+  } else {
+    const u64 first = static_cast<u64>(blockIdx.x) * GROUPS;
+    row = first + group;
+    step = static_cast<u64>(gridDim.x) * GROUPS;
+    steps = static_cast<u32>(ceil_div(end - first, step));
+  }
+
+  Row weights;
+  if (KEEP) weights.load(w, cols, vector);
+  const auto weight = [&](int k) { return KEEP ? weights.chunk[k] : load_words(w, Row::at(k), cols, vector); };
+  float dw[HELD], db[HELD];
+#pragma unroll
+  for (int i = 0; i < HELD; ++i) dw[i] = db[i] = 0.0f;
+  for (u32 i = 0; i < steps; ++i, row += step) {
+    const T *x = xs + row * cols, *dy = dys + row * cols;
+    T* dx = global<T>(p.dx) + row * cols;
+    const bool live = row < end;
+    Row held_x{}, held_dy{};
+    float mean = 0.0f, rstd = 0.0f;
+    if (live) {
+      held_x.load(x, cols, vector);
+      held_dy.load(dy, cols, vector);
+      mean = global<const float>(p.mean)[row];
+      rstd = global<const float>(p.rstd)[row];
+    }
+
+    // Beyond the row dy is 0, and so is g.
+    Pair sum{0.0f, 0.0f};
+    float n[V], edy[V], ew[V];
+    const auto take = [&](const Words<16>& x, const Words<16>& dy, const Words<16>& w) {
+      unpack<T>(x, n);
+      unpack<T>(dy, edy);
+      unpack<T>(w, ew);
+#pragma unroll
+      for (int j = 0; j < V; ++j) n[j] = (n[j] - mean) * rstd;
+    };
+    const auto add = [&] {
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const float g = edy[j] * ew[j];
+        sum.a += g;
+        sum.b = fmaf(g, n[j], sum.b);
+      }
+    };
+    const auto take_from_memory = [&](u32 at) {
+      take(load_words(x, at, cols, vector), load_words(dy, at, cols, vector), load_words(w, at, cols, vector));
+    };
+#pragma unroll
+    for (int k = 0; k < CHUNKS<T>; ++k) {
+      take(held_x.chunk[k], held_dy.chunk[k], weight(k));
+      add();
+    }
+    if constexpr (REST) {
+      if (live) {
+        for_rest<T, THREADS>(cols, [&](u32 at) {
+          take_from_memory(at);
+          add();
+        });
+      }
+    }
+    sum = group_sum<THREADS>(sum, shared.scratch[i % 2]);
+    if (!live) continue;
+    const float mean_g = divide(sum.a, count), mean_gn = divide(sum.b, count);
+
+    const auto write = [&](u32 at) {
+      float out[V];
+#pragma unroll
+      for (int j = 0; j < V; ++j) out[j] = rstd * (edy[j] * ew[j] - mean_g - n[j] * mean_gn);
+      store_elements(dx, at, cols, vector, out);
+    };
+#pragma unroll
+    for (int k = 0; k < CHUNKS<T>; ++k) {
+      take(held_x.chunk[k], held_dy.chunk[k], weight(k));
+      write(Row::at(k));
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        dw[k * V + j] = fmaf(edy[j], n[j], dw[k * V + j]);
+        db[k * V + j] += edy[j];
+      }
+    }
+    if constexpr (REST) {
+      for_rest<T, THREADS>(cols, [&](u32 at) {
+        take_from_memory(at);
+        write(at);
+        if (!wants_dw) return;
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          if (at + j < cols) {
+            partial_w[at + j] = fmaf(edy[j], n[j], i == 0 ? 0.0f : partial_w[at + j]);
+            partial_b[at + j] = edy[j] + (i == 0 ? 0.0f : partial_b[at + j]);
+          }
+        }
+      });
+    }
+  }
+  if (!wants_dw) return;
+
+  if constexpr (GROUPS > 1) {
+    add_groups<THREADS>(dw, shared.sums);
+    // Until the first group has read the sums of dw.
+    __syncthreads();
+    add_groups<THREADS>(db, shared.sums);
+    if (group > 0) return;
+  }
+  const bool whole = cols % V == 0 && aligned16(p.partial);
+#pragma unroll
+  for (int k = 0; k < CHUNKS<T>; ++k) {
+    float to_w[V], to_b[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      to_w[j] = dw[k * V + j];
+      to_b[j] = db[k * V + j];
+    }
+    store_elements(partial_w, Row::at(k), cols, whole, to_w);
+    store_elements(partial_b, Row::at(k), cols, whole, to_b);
+  }
+}
+
+// dw[c] and db[c] += the parts' sums: a block has 32 of the 2 * cols columns, warp w the parts w, w + 8, …; then warps in order.
+__device__ __forceinline__ void sum_parts(const BwdParams& p) {
+  constexpr int WARPS = 8;
+  __shared__ float sums[WARPS][32];
+  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const u64 c = blockIdx.x * 32ull + lane, columns = 2ull * p.cols;
+  const u32 parts = ceil_div(p.rows, static_cast<u32>(PART_ROWS));
+  float sum = 0.0f;
+  if (c < columns) {
+#pragma unroll 4
+    for (u32 part = warp; part < parts; part += WARPS) sum += global<const float>(p.partial)[part * columns + c];
+  }
+  sums[warp][lane] = sum;
+  __syncthreads();
+  if (warp > 0 || c >= columns) return;
+#pragma unroll
+  for (int other = 1; other < WARPS; ++other) sum += sums[other][lane];
+  if (c < p.cols) {
+    global<float>(p.dw)[c] += sum;
+  } else {
+    global<float>(p.db)[c - p.cols] += sum;
+  }
+}
+
+template <class T, int BLOCK, int THREADS>
+__device__ __forceinline__ void forward_any(const FwdParams& p) {
+  __shared__ float scratch[2][BLOCK / 32];
+  if (p.cols % VECTOR<T> == 0 && aligned16(p.x, p.w, p.b, p.y)) {
+    forward<T, BLOCK, THREADS, true>(p, scratch);
+  } else {
+    forward<T, BLOCK, THREADS, false>(p, scratch);
+  }
+}
+
+template <class T, int THREADS>
+__device__ __forceinline__ void backward_any(const BwdParams& p, Shared& shared) {
+  if (p.cols % VECTOR<T> == 0 && aligned16(p.x, p.w, p.dy, p.dx)) {
+    backward<T, THREADS, true>(p, shared);
+  } else {
+    backward<T, THREADS, false>(p, shared);
+  }
+}
+
+#define KERNEL(NAME, PARAMS, ...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__) NAME(const __grid_constant__ PARAMS p)
+
+#define KERNELS(T, NAME)                                                                           \
+  KERNEL(layer_norm_fwd_##NAME, FwdParams, FWD_BLOCK) {                                            \
+    if (p.cols <= HELD * 32) {                                                                     \
+      forward_any<T, FWD_BLOCK, 32>(p);                                                            \
+    } else {                                                                                       \
+      forward_any<T, FWD_BLOCK, FWD_BLOCK>(p);                                                     \
+    }                                                                                              \
+  }                                                                                                \
+  KERNEL(layer_norm_fwd_##NAME##_wide, FwdParams, WIDE, 1) { forward_any<T, WIDE, WIDE>(p); }      \
+  KERNEL(layer_norm_bwd_##NAME, BwdParams, BWD_BLOCK, 1) {                                         \
+    __shared__ Shared shared;                                                                      \
+    if (p.cols <= HELD * 32) {                                                                     \
+      backward_any<T, 32>(p, shared);                                                              \
+    } else {                                                                                       \
+      backward_any<T, 256>(p, shared);                                                             \
+    }                                                                                              \
+  }                                                                                                \
+  KERNEL(layer_norm_bwd_##NAME##_wide, BwdParams, BWD_BLOCK, 1) {                                  \
+    __shared__ Shared shared;                                                                      \
+    backward_any<T, BWD_BLOCK>(p, shared);                                                         \
+  }                                                                                                \
+  KERNEL(layer_norm_bwd_##NAME##_dw, BwdParams, 256) { sum_parts(p); }
+
+KERNELS(float, f32)
+KERNELS(bf16, bf16)

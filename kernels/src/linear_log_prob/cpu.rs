@@ -1,0 +1,235 @@
+//! Some rows and 4096 columns of logits at a time, by the plain product; then a row a task.
+#![allow(unsafe_code)]
+
+use super::{BwdParams, FwdParams};
+use crate::log_prob::max;
+use crate::matmul::{self, Matmul, Operand};
+use crate::simd::{LANES, exp};
+use crate::view::{Out, slice};
+use crate::{Addr, DType, Element, Team, simd_fn};
+
+/// Columns of logits at a time; fixed, for the merging of their sums is part of a row's order.
+const COLUMNS: usize = 4096;
+/// Rows at a time: 16 MiB of logits.
+const ROWS: usize = 1024;
+
+simd_fn! {
+    /// `Σ e^(x − top)` and `Σ e^(x − top) · (x − top)` with `x` the logits times `scale`.
+    fn sums(logits: &[f32], top: f32, scale: f32) -> [f64; 2] {
+        let mut lanes = [[0.0f64; LANES]; 2];
+        for chunk in logits.chunks(LANES) {
+            for (i, logit) in chunk.iter().enumerate() {
+                let x = (logit - top) * scale;
+                let e = exp(x) as f64;
+                lanes[0][i] += e;
+                lanes[1][i] += if e > 0.0 { e * x as f64 } else { e };
+            }
+        }
+        lanes.map(|lanes| lanes.iter().sum())
+    }
+}
+
+/// Sums of some columns about their largest logit times the scale.
+#[derive(Clone, Copy)]
+struct Statistics {
+    top: f64,
+    sum: f64,
+    moment: f64,
+}
+
+impl Statistics {
+    const NONE: Statistics = Statistics { top: f64::NEG_INFINITY, sum: 0.0, moment: 0.0 };
+
+    fn new(logits: &[f32], scale: f32) -> Statistics {
+        let largest = max(logits);
+        // Without a largest there is nothing to subtract, and only NaN to keep.
+        let [sum, moment] = sums(logits, if largest == f32::NEG_INFINITY { 0.0 } else { largest }, scale);
+        Statistics { top: largest as f64 * scale as f64, sum, moment }
+    }
+
+    fn merged(self, other: Statistics) -> Statistics {
+        let top = self.top.max(other.top);
+        let about = |s: Statistics| match s.top == f64::NEG_INFINITY {
+            true => [s.sum, s.moment],
+            false => {
+                let (distance, factor) = (s.top - top, (s.top - top).exp());
+                [s.sum * factor, (s.moment + distance * s.sum) * factor]
+            }
+        };
+        let ([a, b], [c, d]) = (about(self), about(other));
+        Statistics { top, sum: a + c, moment: b + d }
+    }
+}
+
+/// What a block of logits is computed from.
+struct Output {
+    hidden: Addr,
+    weight: Addr,
+    width: usize,
+}
+
+impl Output {
+    /// Logits of `rows` rows from `row` on and `columns` columns from `column` on.
+    ///
+    /// # Safety
+    /// The operands cover these; `logits` has an element for each.
+    unsafe fn logits<T: Element>(
+        &self,
+        (row, rows): (usize, usize),
+        (column, columns): (usize, usize),
+        logits: &mut [f32],
+        team: &Team,
+    ) {
+        let operand = |addr: Addr, first: usize| Operand {
+            addr: addr.offset(first * self.width * size_of::<T>()),
+            dtype: T::DTYPE,
+            transposed: false,
+        };
+        let product = Matmul {
+            m: rows,
+            n: columns,
+            k: self.width,
+            a: operand(self.hidden, row),
+            b: operand(self.weight, column),
+            c: Addr(logits.as_mut_ptr() as u64),
+            c_dtype: DType::F32,
+            bias: Addr::NULL,
+            accumulate: false,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { matmul::cpu::run(&product, team) }
+    }
+}
+
+/// # Safety
+/// The addresses cover what [`FwdParams`] says.
+pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
+    let (rows, vocab) = (p.rows as usize, p.vocab as usize);
+    // SAFETY: the caller's promise.
+    let targets = unsafe { slice::<i32>(p.targets, rows) };
+    // SAFETY: the caller's promise.
+    let (log_prob, lse) = unsafe { (Out::<f32>::new(p.log_prob, rows), Out::<f32>::new(p.lse, rows)) };
+    // SAFETY: the caller's promise; no elements if there is no address.
+    let entropy = unsafe { Out::<f32>::new(p.entropy, if p.entropy.is_null() { 0 } else { rows }) };
+    let output = Output { hidden: p.hidden, weight: p.weight, width: p.width as usize };
+    let mut logits = vec![0.0f32; rows.min(ROWS) * vocab.min(COLUMNS)];
+    for first in (0..rows).step_by(ROWS) {
+        let count = ROWS.min(rows - first);
+        let mut known = vec![(Statistics::NONE, f64::NAN); count];
+        for column in (0..vocab).step_by(COLUMNS) {
+            let columns = COLUMNS.min(vocab - column);
+            // SAFETY: the caller's promise; the logits have room for whole blocks.
+            unsafe { output.logits::<T>((first, count), (column, columns), &mut logits, team) };
+            // SAFETY: the vector lives until the end of the loop's body and is only touched through this view.
+            let known = unsafe { Out::<(Statistics, f64)>::new(Addr(known.as_mut_ptr() as u64), count) };
+            team.run(count, |r| {
+                let row = &logits[r * columns..][..columns];
+                // SAFETY: each row has an element of its own.
+                let (statistics, target) = &mut unsafe { known.part(r, 1) }[0];
+                *statistics = statistics.merged(Statistics::new(row, p.inv_temperature));
+                let place = usize::try_from(targets[first + r]).ok().and_then(|t| t.checked_sub(column));
+                if let Some(logit) = place.and_then(|place| row.get(place)) {
+                    *target = *logit as f64 * p.inv_temperature as f64;
+                }
+            });
+        }
+        for (r, (s, target)) in known.iter().enumerate() {
+            let (row, ln_sum) = (first + r, s.sum.ln());
+            let ignored = targets[row] < 0;
+            // SAFETY: one thread, one row after the other.
+            let (log_prob, lse) = unsafe { (log_prob.part(row, 1), lse.part(row, 1)) };
+            lse[0] = (s.top + ln_sum) as f32;
+            log_prob[0] = if ignored { 0.0 } else { (target - s.top - ln_sum) as f32 };
+            if !p.entropy.is_null() {
+                // SAFETY: as above.
+                let entropy = unsafe { entropy.part(row, 1) };
+                entropy[0] = if ignored { 0.0 } else { (ln_sum - s.moment / s.sum) as f32 };
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The addresses cover what [`BwdParams`] says.
+pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
+    let (rows, all, from) = (p.rows as usize, p.columns as usize, p.first as usize);
+    // SAFETY: the caller's promise.
+    let (targets, lse) = unsafe { (slice::<i32>(p.targets, rows), slice::<f32>(p.lse, rows)) };
+    // SAFETY: the caller's promise.
+    let d_log_prob = unsafe { slice::<f32>(p.d_log_prob, rows) };
+    let with_entropy = if p.d_entropy.is_null() { 0 } else { rows };
+    // SAFETY: the caller's promise; no elements without a gradient of the entropy.
+    let (entropy, d_entropy) =
+        unsafe { (slice::<f32>(p.entropy, with_entropy), slice::<f32>(p.d_entropy, with_entropy)) };
+    // SAFETY: the caller's promise.
+    let d_logits = unsafe { Out::<T>::new(p.d_logits, rows * all) };
+    let output = Output { hidden: p.hidden, weight: p.weight, width: p.width as usize };
+    let mut logits = vec![0.0f32; rows.min(ROWS) * all.min(COLUMNS)];
+    for first in (0..rows).step_by(ROWS) {
+        let count = ROWS.min(rows - first);
+        for column in (0..all).step_by(COLUMNS) {
+            let columns = COLUMNS.min(all - column);
+            // SAFETY: the caller's promise; the logits have room for whole blocks.
+            unsafe { output.logits::<T>((first, count), (from + column, columns), &mut logits, team) };
+            team.run(count, |r| {
+                let row = first + r;
+                // SAFETY: parts of different rows do not overlap.
+                let to = unsafe { d_logits.part(row * all + column, columns) };
+                let Ok(target) = usize::try_from(targets[row]) else {
+                    to.fill(T::from_f32(0.0));
+                    return;
+                };
+                if target >= p.vocab as usize {
+                    to.fill(T::from_f32(f32::NAN));
+                    return;
+                }
+                let s = p.inv_temperature;
+                let terms = Terms {
+                    scale: s,
+                    lse: lse[row],
+                    of_log_prob: d_log_prob[row] * s,
+                    of_entropy: d_entropy.get(row).map_or(0.0, |d| d * s),
+                    entropy: entropy.get(row).copied().unwrap_or(0.0),
+                };
+                let row = &logits[r * columns..][..columns];
+                gradient(row, &terms, to);
+                if let Some(place) = target.checked_sub(from + column).filter(|&place| place < columns) {
+                    // Without cancellation: near a probability of 1 the gradient is all that is left.
+                    let less_one = ((row[place] * s - terms.lse) as f64).exp_m1() as f32;
+                    let entropy = Terms { of_log_prob: 0.0, ..terms };
+                    let d = entropy.at(row[place]) - terms.of_log_prob * less_one;
+                    to[place] = T::from_f32(d);
+                }
+            });
+        }
+    }
+}
+
+/// What the gradient of a row's logits is made of.
+#[derive(Clone, Copy)]
+struct Terms {
+    scale: f32,
+    lse: f32,
+    of_log_prob: f32,
+    of_entropy: f32,
+    entropy: f32,
+}
+
+impl Terms {
+    /// The gradient of a logit that is not the target's.
+    #[inline(always)]
+    fn at(&self, logit: f32) -> f32 {
+        let log_prob = logit * self.scale - self.lse;
+        let prob = exp(log_prob);
+        let of_entropy = if prob > 0.0 { prob * (log_prob + self.entropy) } else { prob };
+        -self.of_log_prob * prob - self.of_entropy * of_entropy
+    }
+}
+
+simd_fn! {
+    fn gradient<T: Element>(logits: &[f32], terms: &Terms, to: &mut [T]) {
+        for (to, logit) in to.iter_mut().zip(logits) {
+            *to = T::from_f32(terms.at(*logit));
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Kernels on the simulator: a launch's CUDA is compiled to PTX, interpreted, and checked.
+
+use crate::compile::{self, CompileError};
+use crate::launch::{Arch, KernelLaunch, Stage};
+use reel_sim::counters::Counters;
+use reel_sim::exec::{self, Gpu, LaunchError, Options};
+use reel_sim::finding::Finding;
+use reel_sim::memory::Memory;
+use reel_sim::program::{self, Program, ProgramError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock};
+
+/// Why a launch could not be simulated.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SimulateError {
+    /// The kernel has no CUDA source.
+    #[error("{0}: has no CUDA source")]
+    NoSource(&'static str),
+    /// The source does not compile.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// The PTX is not understood.
+    #[error("{symbol}: {error}")]
+    Program {
+        /// The kernel.
+        symbol: &'static str,
+        /// Why.
+        error: ProgramError,
+    },
+    /// The plan asks for what no GPU has.
+    #[error("{symbol}: {error}")]
+    Launch {
+        /// The kernel.
+        symbol: &'static str,
+        /// Why.
+        error: LaunchError,
+    },
+}
+
+/// What came of one stage of a launch.
+#[derive(Clone, Debug)]
+pub struct Staged {
+    /// Which launch.
+    pub stage: Stage,
+    /// Mistakes.
+    pub findings: Vec<Finding>,
+    /// What is worth knowing and no mistake.
+    pub notes: Vec<String>,
+    /// Counts.
+    pub counters: Counters,
+}
+
+/// A parsed translation unit with its kernels, decoded as they are asked for.
+struct Loaded {
+    program: Program,
+    kernels: Mutex<HashMap<&'static str, Arc<program::Kernel>>>,
+}
+
+/// The parsed PTX of a source for an architecture; parsed once a process.
+fn load(source: &'static crate::Source, sm: u32) -> Result<Arc<Loaded>, SimulateError> {
+    type Programs = Mutex<HashMap<(&'static str, u32), Arc<Loaded>>>;
+    static PROGRAMS: OnceLock<Programs> = OnceLock::new();
+    let programs = PROGRAMS.get_or_init(Default::default);
+    let key = (source.name, sm);
+    if let Some(found) = programs.lock().expect("no panic while it is held").get(&key) {
+        return Ok(found.clone());
+    }
+    let ptx = compile::ptx(source, &format!("sm_{sm}"))?;
+    let program = Program::parse(&ptx).map_err(|error| SimulateError::Program { symbol: source.name, error })?;
+    let loaded = Arc::new(Loaded { program, kernels: Mutex::default() });
+    programs.lock().expect("no panic while it is held").insert(key, loaded.clone());
+    Ok(loaded)
+}
+
+impl Loaded {
+    fn kernel(&self, symbol: &'static str) -> Result<Arc<program::Kernel>, SimulateError> {
+        let mut kernels = self.kernels.lock().expect("no panic while it is held");
+        if let Some(found) = kernels.get(symbol) {
+            return Ok(found.clone());
+        }
+        let kernel = self.program.kernel(symbol).map_err(|error| SimulateError::Program { symbol, error })?;
+        let kernel = Arc::new(kernel);
+        kernels.insert(symbol, kernel.clone());
+        Ok(kernel)
+    }
+}
+
+/// The GPU whose limits a run for this architecture takes.
+pub fn gpu(arch: &Arch) -> Gpu {
+    Gpu { shared_per_block: arch.shared_per_block, multiprocessors: arch.multiprocessors, ..Gpu::for_sm(arch.sm) }
+}
+
+/// Runs all stages of a launch on `memory`, whose buffers lie at the addresses in its parameters.
+pub fn run(
+    launch: &KernelLaunch,
+    arch: &Arch,
+    memory: &mut Memory,
+    options: &Options,
+) -> Result<Vec<Staged>, SimulateError> {
+    let cuda = launch.kernel.cuda.ok_or(SimulateError::NoSource(launch.kernel.name))?;
+    let stages = (cuda.plan)(&launch.params, arch);
+    if stages.is_empty() {
+        return Ok(Vec::new());
+    }
+    let loaded = load(cuda.source, arch.sm)?;
+    let mut out = Vec::new();
+    for stage in stages {
+        let symbol = stage.symbol;
+        let kernel = loaded.kernel(symbol)?;
+        let grid = exec::Launch {
+            grid: stage.grid,
+            block: stage.block,
+            cluster: stage.cluster,
+            dynamic_shared: stage.shared,
+            params: launch.params.to_vec(),
+        };
+        let outcome = exec::run(&loaded.program, &kernel, &grid, memory, options)
+            .map_err(|error| SimulateError::Launch { symbol, error })?;
+        out.push(Staged {
+            stage,
+            findings: outcome.findings.into_list(),
+            notes: outcome.notes,
+            counters: outcome.counters,
+        });
+    }
+    Ok(out)
+}

@@ -1,0 +1,137 @@
+//! bf16 weights by the plain product; int8 weights a run of rows a task.
+#![allow(unsafe_code)]
+
+use super::Params;
+use crate::matmul::{self, Matmul, Operand};
+use crate::simd::{LANES, exp, sum_lanes};
+use crate::view::{Out, slice};
+use crate::{Addr, DType, Element, Team, simd_fn};
+
+/// Rows of an int8 weight that a task takes.
+const PER_TASK: usize = 32;
+
+simd_fn! {
+    fn dot(x: &[f32], w: &[i8]) -> f32 {
+        let mut lanes = [0.0f32; LANES];
+        let ((xs, x), (ws, w)) = (x.as_chunks::<LANES>(), w.as_chunks::<LANES>());
+        for (x, w) in xs.iter().zip(ws) {
+            for i in 0..LANES {
+                lanes[i] += x[i] * w[i] as f32;
+            }
+        }
+        for (i, (x, w)) in x.iter().zip(w).enumerate() {
+            lanes[i] += x * *w as f32;
+        }
+        sum_lanes(lanes)
+    }
+}
+
+fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// `c = x · wᵀ (+ bias) (+ c)`.
+///
+/// # Safety
+/// The addresses cover what [`Params`] says, `c` its rows and columns.
+unsafe fn product<T: Element>(p: &Params, w: Addr, bias: Addr, c: (Addr, DType), accumulate: bool, team: &Team) {
+    let product = Matmul {
+        m: p.m as usize,
+        n: p.n as usize,
+        k: p.k as usize,
+        a: Operand { addr: p.x, dtype: T::DTYPE, transposed: false },
+        b: Operand { addr: w, dtype: DType::BF16, transposed: false },
+        c: c.0,
+        c_dtype: c.1,
+        bias,
+        accumulate,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { matmul::cpu::run(&product, team) }
+}
+
+/// # Safety
+/// The addresses cover what [`Params`] says.
+pub unsafe fn linear<T: Element>(p: &Params, team: &Team) {
+    let size = p.m as usize * p.n as usize;
+    if !p.residual.is_null() && p.residual != p.y {
+        // SAFETY: the caller's promise.
+        let (from, to) = unsafe { (slice::<T>(p.residual, size), Out::<T>::new(p.y, size)) };
+        // SAFETY: nobody else writes yet.
+        unsafe { to.part(0, size) }.copy_from_slice(from);
+    }
+    // SAFETY: the caller's promise.
+    unsafe { product::<T>(p, p.w, p.bias, (p.y, T::DTYPE), !p.residual.is_null(), team) }
+}
+
+/// # Safety
+/// The addresses cover what [`Params`] says.
+pub unsafe fn swiglu<T: Element>(p: &Params, team: &Team) {
+    let size = p.m as usize * p.n as usize;
+    let mut sums = [vec![0.0f32; size], vec![0.0f32; size]];
+    for (sums, w) in sums.iter_mut().zip([p.w, p.w2]) {
+        // SAFETY: the caller's promise.
+        unsafe { product::<T>(p, w, Addr::NULL, (Addr(sums.as_mut_ptr() as u64), DType::F32), false, team) }
+    }
+    // SAFETY: the caller's promise; nobody else writes.
+    let y = unsafe { Out::<T>::new(p.y, size) };
+    // SAFETY: nobody else writes.
+    for ((y, gate), up) in unsafe { y.part(0, size) }.iter_mut().zip(&sums[0]).zip(&sums[1]) {
+        *y = T::from_f32(silu(*gate) * up);
+    }
+}
+
+/// Calls `f(row of x, row of the weight, the two rows)` for all.
+fn int8_rows<T: Element>(p: &Params, team: &Team, f: impl Fn(usize, usize, &[f32]) + Sync) {
+    let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
+    // SAFETY: the callers' promise.
+    let x: Vec<f32> = unsafe { slice::<T>(p.x, m * k) }.iter().map(|x| x.to_f32()).collect();
+    team.run(n.div_ceil(PER_TASK), |task| {
+        for c in (task * PER_TASK..n).take(PER_TASK) {
+            for r in 0..m {
+                f(r, c, &x[r * k..][..k]);
+            }
+        }
+    });
+}
+
+/// # Safety
+/// The addresses cover what [`Params`] says.
+pub unsafe fn linear_int8<T: Element>(p: &Params, team: &Team) {
+    let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
+    // SAFETY: the caller's promise.
+    let (w, scale) = unsafe { (slice::<i8>(p.w, n * k), slice::<f32>(p.scale, n)) };
+    // SAFETY: the caller's promise; nothing where there is no bias.
+    let bias = unsafe { slice::<T>(p.bias, if p.bias.is_null() { 0 } else { n }) };
+    // SAFETY: the caller's promise.
+    let y = unsafe { Out::<T>::new(p.y, m * n) };
+    int8_rows::<T>(p, team, |r, c, x| {
+        let mut sum = dot(x, &w[c * k..][..k]) * scale[c];
+        sum += bias.get(c).map_or(0.0, |b| b.to_f32());
+        if !p.residual.is_null() {
+            // SAFETY: the caller's promise; where the residual is y, this element is written below.
+            sum += unsafe { (p.residual.0 as *const T).add(r * n + c).read() }.to_f32();
+        }
+        // SAFETY: each pair of rows has an element of its own.
+        let one = unsafe { y.part(r * n + c, 1) };
+        one[0] = T::from_f32(sum);
+    });
+}
+
+/// # Safety
+/// The addresses cover what [`Params`] says.
+pub unsafe fn swiglu_int8<T: Element>(p: &Params, team: &Team) {
+    let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
+    // SAFETY: the caller's promise.
+    let (w, w2) = unsafe { (slice::<i8>(p.w, n * k), slice::<i8>(p.w2, n * k)) };
+    // SAFETY: the caller's promise.
+    let (scale, scale2) = unsafe { (slice::<f32>(p.scale, n), slice::<f32>(p.scale2, n)) };
+    // SAFETY: the caller's promise.
+    let y = unsafe { Out::<T>::new(p.y, m * n) };
+    int8_rows::<T>(p, team, |r, c, x| {
+        let (gate, up) = (dot(x, &w[c * k..][..k]) * scale[c], dot(x, &w2[c * k..][..k]) * scale2[c]);
+        // SAFETY: each pair of rows has an element of its own.
+        let one = unsafe { y.part(r * n + c, 1) };
+        one[0] = T::from_f32(silu(gate) * up);
+    });
+}

@@ -1,0 +1,17 @@
+//! The definition, in f64.
+
+/// A product: `y[r, c] = Σ x[r, i] w[c, i] · scale[c]`, scales absent: 1.
+pub fn product(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64> {
+    let mut y = Vec::new();
+    for x in x.chunks_exact(k) {
+        for (c, w) in w.chunks_exact(k).enumerate() {
+            y.push(x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>() * scale.get(c).unwrap_or(&1.0));
+        }
+    }
+    y
+}
+
+/// `silu(gate) · up`.
+pub fn swiglu(gate: &[f64], up: &[f64]) -> Vec<f64> {
+    gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
+}

@@ -1,0 +1,136 @@
+//! Thin matrix products for decoding: a few rows against a whole weight, which is read once.
+//!
+//! `linear`: `y = x · wᵀ (· scale) (+ bias) (+ residual)`; `swiglu`: `y = silu(x · wᵀ (· scale)) · (x · w2ᵀ (· scale2))` with
+//! `silu(z) = z / (1 + e^−z)`. The weight is bf16, or int8 with a scale for each of its rows (output channels).
+//!
+//! Shapes: x `[m, k]`, w and w2 `[n, k]`, scale and scale2 f32 `[n]`, bias `[n]`, residual and y `[m, n]`; x, bias, residual
+//! and y are all f32 or all bf16. Made for m up to 16; more rows read the weight again for every 16. The residual may be y.
+//!
+//! Numerics: products and sums in f32, the scale on the finished sum, then bias, then residual, one rounding. On cpu a bf16
+//! weight goes through [`crate::matmul`], bit for bit what that gives; an int8 weight is summed in sixteen lanes. In CUDA
+//! an f32 x is taken apart into three bf16 (24 bits), whose products with the weight are exact. The order of a sum depends
+//! on k alone.
+//! Bound: memory, reading the weight.
+
+mod cpu;
+#[cfg(test)]
+mod formula;
+#[cfg(test)]
+mod tests;
+
+use crate::launch::Params as _;
+use crate::{Addr, Arch, Cost, DType, Kernel, Launch, Source, Stage, kernel, params};
+
+params! {
+    /// Parameters of the kernels.
+    pub struct Params {
+        /// T `[m, k]`
+        pub x: Addr,
+        /// bf16 or int8 `[n, k]`
+        pub w: Addr,
+        /// bf16 or int8 `[n, k]`, for `swiglu`; else null.
+        pub w2: Addr,
+        /// f32 `[n]`, with int8 weights; else null.
+        pub scale: Addr,
+        /// f32 `[n]`, with int8 weights in `swiglu`; else null.
+        pub scale2: Addr,
+        /// T `[n]` or null, for `linear`.
+        pub bias: Addr,
+        /// T `[m, n]` or null, for `linear`.
+        pub residual: Addr,
+        /// T `[m, n]`, written.
+        pub y: Addr,
+        /// Rows of x.
+        pub m: u32,
+        /// Rows of the weight.
+        pub n: u32,
+        /// Length of the sums.
+        pub k: u32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+/// How a weight is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weight {
+    /// bf16.
+    Bf16,
+    /// Signed bytes, with a scale for each row.
+    Int8,
+}
+
+/// The CUDA source.
+pub static SOURCE: Source = Source { name: "skinny", sm80: include_str!("sm80.cu"), params: &[Params::c_declaration] };
+
+/// A kernel for each type of x: `linear` or `swiglu`, its symbols (the second for so many columns that larger blocks keep
+/// a GPU busy too) and its cpu code.
+macro_rules! kernels {
+    ($($id:ident, $symbol:literal, $wide:expr, $columns:expr, $cpu:expr;)*) => {
+        $(kernel!(pub $id, $symbol, Params, $cpu, &SOURCE, |p, arch| geometry(p, arch, $symbol, $wide, $columns));)*
+    };
+}
+kernels! {
+    LINEAR_BF16, "skinny_linear_bf16", Some("skinny_linear_bf16_wide"), 16, cpu::linear::<half::bf16>;
+    LINEAR_F32, "skinny_linear_f32", Some("skinny_linear_f32_wide"), 16, cpu::linear::<f32>;
+    LINEAR_INT8_BF16, "skinny_linear_int8_bf16", Some("skinny_linear_int8_bf16_wide"), 16, cpu::linear_int8::<half::bf16>;
+    LINEAR_INT8_F32, "skinny_linear_int8_f32", Some("skinny_linear_int8_f32_wide"), 16, cpu::linear_int8::<f32>;
+    SWIGLU_BF16, "skinny_swiglu_bf16", None, 16, cpu::swiglu::<half::bf16>;
+    SWIGLU_F32, "skinny_swiglu_f32", None, 16, cpu::swiglu::<f32>;
+    SWIGLU_INT8_BF16, "skinny_swiglu_int8_bf16", None, 16, cpu::swiglu_int8::<half::bf16>;
+    SWIGLU_INT8_F32, "skinny_swiglu_int8_f32", None, 16, cpu::swiglu_int8::<f32>;
+}
+
+/// A block for 16 rows of x and `columns` columns of y, or twice as many columns.
+fn geometry(p: &Params, arch: &Arch, narrow: &'static str, wide: Option<&'static str>, columns: u32) -> Vec<Stage> {
+    if p.m == 0 || p.n == 0 {
+        return Vec::new();
+    }
+    let (symbol, columns, tiles) = match wide {
+        Some(wide) if p.n.div_ceil(2 * columns) >= 2 * arch.multiprocessors => (wide, 2 * columns, 4),
+        Some(_) => (narrow, columns, 2),
+        None => (narrow, columns, 4),
+    };
+    // The sums of 8 warps, 16 rows each.
+    let shared = 8 * 16 * (8 * tiles + 8) * 4;
+    vec![Stage { shared, ..Stage::linear(symbol, p.n.div_ceil(columns) * p.m.div_ceil(16), 256) }]
+}
+
+/// `y = x · wᵀ (· scale) (+ bias) (+ residual)`; `dtype` is that of x, bias, residual and y, F32 or BF16.
+pub fn linear(dtype: DType, weight: Weight, params: &Params) -> Launch {
+    let kernel = match (dtype, weight) {
+        (DType::F32, Weight::Bf16) => &LINEAR_F32,
+        (_, Weight::Bf16) => &LINEAR_BF16,
+        (DType::F32, Weight::Int8) => &LINEAR_INT8_F32,
+        (_, Weight::Int8) => &LINEAR_INT8_BF16,
+    };
+    launch(kernel, dtype, weight, params, 1.0)
+}
+
+/// `y = silu(x · wᵀ (· scale)) · (x · w2ᵀ (· scale2))`; `dtype` is that of x and y, F32 or BF16.
+pub fn swiglu(dtype: DType, weight: Weight, params: &Params) -> Launch {
+    let kernel = match (dtype, weight) {
+        (DType::F32, Weight::Bf16) => &SWIGLU_F32,
+        (_, Weight::Bf16) => &SWIGLU_BF16,
+        (DType::F32, Weight::Int8) => &SWIGLU_INT8_F32,
+        (_, Weight::Int8) => &SWIGLU_INT8_BF16,
+    };
+    launch(kernel, dtype, weight, params, 2.0)
+}
+
+fn launch(kernel: &'static Kernel, dtype: DType, weight: Weight, p: &Params, weights: f64) -> Launch {
+    let (m, n, k, size) = (p.m as f64, p.n as f64, p.k as f64, dtype.size() as f64);
+    let (bytes_of_weight, scales) = match weight {
+        Weight::Bf16 => (2.0, 0.0),
+        Weight::Int8 => (1.0, 4.0),
+    };
+    let bias = if p.bias.is_null() { 0.0 } else { n * size };
+    let residual = if p.residual.is_null() { 0.0 } else { m * n * size };
+    let bytes = weights * n * (k * bytes_of_weight + scales) + size * (m * k + m * n) + bias + residual;
+    Launch::kernel(kernel, p, Cost { flops: weights * 2.0 * m * n * k, bytes })
+}
+
+/// Sizes that tests and benches share: (m, n, k), k also off the units of 16 bytes that lanes take.
+pub fn cases() -> Vec<(usize, usize, usize)> {
+    vec![(1, 1, 1), (1, 33, 8), (3, 16, 40), (16, 40, 1031), (5, 17, 1024), (17, 24, 272), (2, 70, 2064), (8, 15, 31)]
+}

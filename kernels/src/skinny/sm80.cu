@@ -1,0 +1,243 @@
+// Thin products: few rows of x against every row of a weight; formula and shapes: mod.rs.
+//
+// A block takes COLUMNS rows of the weight (columns of y) and 16 rows of x; its 8 warps take the groups of k in turn, and
+// their sums are added in the order of the warps. Four lanes of a warp hold 16 bytes each of one row of the weight, which
+// go from global memory to the tensor core without a stop: a product sums over k in any order that both operands agree
+// on, so the lane's consecutive elements stand for the places that the instruction gives to the lane.
+//
+// Order. k / 8 (int8: k / 16) units of 16 bytes; group i of 4 units a row belongs to warp i / 4 % 8. So the order of a
+// sum depends on k alone: not on m, n, the row's place or the columns of a block.
+// Numerics. bf16 x: exact products, f32 sums. f32 x is the sum of three bf16 (exact unless the smallest part
+// underflows), each multiplied and added to the same f32 sum. int8 weights become bf16 exactly; their scale is applied
+// to the finished sum. Then bias, then residual (or silu and the second product), all in f32, and one rounding.
+//
+//   for each group of k of this warp: load w (UNROLL * TILES times 16 bytes a lane), x; sums += x w^T
+//   shared[warp] = sums; barrier; y = epilogue(sum over warps)
+//
+// Departures. (1) k off a multiple of a unit, or addresses off 16 bytes: elements one by one, same order. (2) An
+// infinite f32 x gives NaN.
+// Bound. Memory: the weight once; x again in each block, from L2.
+#include "cuh/base.cuh"
+#include "cuh/mma.cuh"
+
+constexpr int THREADS = 256;
+constexpr int WARPS = THREADS / 32;
+constexpr int ROWS = 16;
+constexpr int RUN = 4;  // groups that a warp takes one after the other
+
+extern __shared__ __align__(16) float partial[];
+
+struct i8 {
+  signed char value;
+};
+
+// 16 bytes that are read once: they should not push x out of L1. PTX ISA 9.0, chapter 9.7.9.9.
+__device__ __forceinline__ Words<16> load_once(const void* p) {
+  Words<16> x;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(x.word[0]), "=r"(x.word[1]), "=r"(x.word[2]), "=r"(x.word[3])
+      : "l"(p));
+  return x;
+}
+
+// Elements at .. at + 16 / sizeof(T) of a row of k at p, zero beyond its end.
+template <class T, class Load>
+__device__ __forceinline__ Words<16> load_unit(const T* p, int at, int k, bool vector, Load load) {
+  constexpr int N = 16 / sizeof(T), PER_WORD = 4 / sizeof(T);
+  Words<16> x = {};
+  if (vector) {
+    if (at < k) x = load(p + at);
+    return x;
+  }
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    u32 bits = 0;
+    if (at + i < k) {
+      if constexpr (sizeof(T) == 1) bits = reinterpret_cast<const u8*>(p)[at + i];
+      if constexpr (sizeof(T) == 2) bits = reinterpret_cast<const u16*>(p)[at + i];
+      if constexpr (sizeof(T) == 4) bits = reinterpret_cast<const u32*>(p)[at + i];
+    }
+    x.word[i / PER_WORD] |= bits << i % PER_WORD * (8 * sizeof(T) % 32);
+  }
+  return x;
+}
+
+// Eight elements of a weight's row, as pairs of bf16. `half`: which eight of a unit of 16 (int8).
+__device__ __forceinline__ void weights_of(const Words<16>& unit, int, u32 (&w)[4], bf16) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) w[i] = unit.word[i];
+}
+__device__ __forceinline__ void weights_of(const Words<16>& unit, int half, u32 (&w)[4], i8) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    // 128 added to a byte makes it unsigned; put into the mantissa of 2^23 it is a number.
+    const u32 bytes = unit.word[2 * half + i / 2] ^ 0x80808080u;
+    const float low = __uint_as_float(__byte_perm(bytes, 0x4b000000u, 0x7540 + i % 2 * 2)) - 8388736.0f;
+    const float high = __uint_as_float(__byte_perm(bytes, 0x4b000000u, 0x7541 + i % 2 * 2)) - 8388736.0f;
+    w[i] = pack_bf16(low, high);
+  }
+}
+
+// Eight elements of a row of x as one or three sets of pairs of bf16, the smallest first.
+template <class T>
+struct Parts;
+template <>
+struct Parts<bf16> {
+  static constexpr int COUNT = 1;
+  __device__ static __forceinline__ void load(const bf16* p, int at, int k, bool vector, u32 (&x)[1][4]) {
+    const Words<16> unit =
+        load_unit(p, at, k, vector, [](const bf16* from) { return *reinterpret_cast<const Words<16>*>(from); });
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[0][i] = unit.word[i];
+  }
+};
+template <>
+struct Parts<float> {
+  static constexpr int COUNT = 3;
+  __device__ static __forceinline__ void load(const float* p, int at, int k, bool vector, u32 (&x)[3][4]) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const Words<16> unit = load_unit(p, at + 4 * h, k, vector,
+                                       [](const float* from) { return *reinterpret_cast<const Words<16>*>(from); });
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float low = __uint_as_float(unit.word[2 * i]), high = __uint_as_float(unit.word[2 * i + 1]);
+#pragma unroll
+        for (int part = 2; part >= 0; --part) {
+          const u32 pair = pack_bf16(low, high);
+          x[part][2 * h + i] = pair;
+          low = __fsub_rn(low, low_bf16(pair));
+          high = __fsub_rn(high, high_bf16(pair));
+        }
+      }
+    }
+  }
+};
+
+// A row of a weight of `rows` rows, or row 0 where there is none: its product is thrown away.
+template <class W>
+__device__ __forceinline__ const W* weight_row(u64 weight, u32 row, u32 rows, u32 k) {
+  return global<const W>(weight) + static_cast<u64>(row < rows ? row : 0) * k;
+}
+
+// T: of x and y; W: of the weight; TILES: of 8 rows of a weight; PAIR: half of the tiles are of the second weight.
+template <class T, class W, int TILES, bool PAIR>
+__device__ __forceinline__ void skinny(const Params& p) {
+  constexpr int UNIT = 16 / sizeof(W), GROUP = 4 * UNIT, UNROLL = 8 / TILES;
+  constexpr int WEIGHTS = PAIR ? 2 : 1, COLUMNS = 8 * TILES / WEIGHTS, PITCH = 8 * TILES + 8;
+  using X = Parts<T>;
+  const u32 column_blocks = ceil_div<u32>(p.n, COLUMNS);
+  const u32 first_column = blockIdx.x % column_blocks * COLUMNS, first_row = blockIdx.x / column_blocks * ROWS;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int k = p.k;
+  const u64 row_bytes = static_cast<u64>(k) * sizeof(W);
+  const bool w_vector = aligned16(p.w, p.w2, row_bytes), x_vector = aligned16(p.x, static_cast<u64>(k) * sizeof(T));
+
+  const W* w[TILES];
+#pragma unroll
+  for (int n = 0; n < TILES; ++n) {
+    const int tile = n % (TILES / WEIGHTS);
+    w[n] = weight_row<W>(n < TILES / WEIGHTS ? p.w : p.w2, first_column + tile * 8 + g, p.n, k);
+  }
+  const bool has_row[2] = {first_row + g < p.m, first_row + g + 8 < p.m};
+  const T* x[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    x[h] = global<const T>(p.x) + static_cast<u64>(has_row[h] ? first_row + g + 8 * h : 0) * k;
+  }
+  float sums[TILES][4];
+#pragma unroll
+  for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[n][i] = 0.0f;
+  }
+  for (int step = 0, start = warp * RUN * GROUP; start < k;) {
+    Words<16> units[UNROLL][TILES];
+#pragma unroll
+    for (int i = 0; i < UNROLL; ++i) {
+#pragma unroll
+      for (int n = 0; n < TILES; ++n) {
+        units[i][n] =
+            load_unit(w[n], start + i * GROUP + t * UNIT, k, w_vector, [](const W* from) { return load_once(from); });
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < UNROLL; ++i) {
+#pragma unroll
+      for (int half = 0; half < UNIT / 8; ++half) {
+        const int at = start + i * GROUP + t * UNIT + half * 8;
+        u32 a[2][X::COUNT][4] = {};
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          if (has_row[h]) X::load(x[h], at, k, x_vector, a[h]);
+        }
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+          u32 b[4];
+          weights_of(units[i][n], half, b, W());
+#pragma unroll
+          for (int part = 0; part < X::COUNT; ++part) {
+            const u32 low[4] = {a[0][part][0], a[1][part][0], a[0][part][1], a[1][part][1]};
+            const u32 high[4] = {a[0][part][2], a[1][part][2], a[0][part][3], a[1][part][3]};
+            mma_bf16(sums[n], low, b[0], b[1]);
+            mma_bf16(sums[n], high, b[2], b[3]);
+          }
+        }
+      }
+    }
+    step += UNROLL;
+    start += UNROLL * GROUP;
+    if (step % RUN == 0) start += (WARPS - 1) * RUN * GROUP;
+  }
+  float* mine = partial + warp * ROWS * PITCH;
+#pragma unroll
+  for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      *reinterpret_cast<float2*>(mine + (g + 8 * h) * PITCH + n * 8 + t * 2) =
+          make_float2(sums[n][2 * h], sums[n][2 * h + 1]);
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < ROWS * COLUMNS; i += THREADS) {
+    const int r = i / COLUMNS, c = i % COLUMNS;
+    const u32 row = first_row + r, column = first_column + c;
+    if (row >= p.m || column >= p.n) continue;
+    float sum[WEIGHTS];
+#pragma unroll
+    for (int which = 0; which < WEIGHTS; ++which) {
+      const float* from = partial + r * PITCH + which * COLUMNS + c;
+      sum[which] = from[0];
+#pragma unroll
+      for (int other = 1; other < WARPS; ++other) sum[which] = __fadd_rn(sum[which], from[other * ROWS * PITCH]);
+      const u64 scale = which == 0 ? p.scale : p.scale2;
+      if (scale != 0) sum[which] = __fmul_rn(sum[which], global<const float>(scale)[column]);
+    }
+    const u64 at = static_cast<u64>(row) * p.n + column;
+    float y = sum[0];
+    if constexpr (PAIR) {
+      y = __fmul_rn(__fdiv_rn(y, 1.0f + expf(-y)), sum[WEIGHTS - 1]);
+    } else {
+      if (p.bias != 0) y = __fadd_rn(y, to_f32(global<const T>(p.bias)[column]));
+      if (p.residual != 0) y = __fadd_rn(y, to_f32(global<const T>(p.residual)[at]));
+    }
+    global<T>(p.y)[at] = from_f32<T>(y);
+  }
+}
+
+#define KERNEL(SYMBOL, T, W, TILES, PAIR)                                                             \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ Params p) { \
+    skinny<T, W, TILES, PAIR>(p);                                                                     \
+  }
+KERNEL(skinny_linear_bf16, bf16, bf16, 2, false)
+KERNEL(skinny_linear_bf16_wide, bf16, bf16, 4, false)
+KERNEL(skinny_linear_f32, float, bf16, 2, false)
+KERNEL(skinny_linear_f32_wide, float, bf16, 4, false)
+KERNEL(skinny_linear_int8_bf16, bf16, i8, 2, false)
+KERNEL(skinny_linear_int8_bf16_wide, bf16, i8, 4, false)
+KERNEL(skinny_linear_int8_f32, float, i8, 2, false)
+KERNEL(skinny_linear_int8_f32_wide, float, i8, 4, false)
+KERNEL(skinny_swiglu_bf16, bf16, bf16, 4, true)
+KERNEL(skinny_swiglu_f32, float, bf16, 4, true)
+KERNEL(skinny_swiglu_int8_bf16, bf16, i8, 4, true)
+KERNEL(skinny_swiglu_int8_f32, float, i8, 4, true)

@@ -1,0 +1,211 @@
+//! Types of buffers' elements: their names, how values become bytes, and what buffers are filled with.
+
+use crate::alu::soft::{BF16, E4M3, F16, Mode, narrow, widen};
+
+/// Type of an element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum DType {
+    U8,
+    I8,
+    U16,
+    I16,
+    U32,
+    I32,
+    U64,
+    I64,
+    F16,
+    Bf16,
+    F32,
+    F64,
+    E4m3,
+}
+
+impl DType {
+    /// All of them.
+    pub const ALL: [DType; 13] = [
+        DType::U8,
+        DType::I8,
+        DType::U16,
+        DType::I16,
+        DType::U32,
+        DType::I32,
+        DType::U64,
+        DType::I64,
+        DType::F16,
+        DType::Bf16,
+        DType::F32,
+        DType::F64,
+        DType::E4m3,
+    ];
+
+    /// The name, for example `bf16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            DType::U8 => "u8",
+            DType::I8 => "i8",
+            DType::U16 => "u16",
+            DType::I16 => "i16",
+            DType::U32 => "u32",
+            DType::I32 => "i32",
+            DType::U64 => "u64",
+            DType::I64 => "i64",
+            DType::F16 => "f16",
+            DType::Bf16 => "bf16",
+            DType::F32 => "f32",
+            DType::F64 => "f64",
+            DType::E4m3 => "e4m3",
+        }
+    }
+
+    /// The type of this name.
+    pub fn named(name: &str) -> Option<DType> {
+        DType::ALL.into_iter().find(|t| t.name() == name)
+    }
+
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            DType::U8 | DType::I8 | DType::E4m3 => 1,
+            DType::U16 | DType::I16 | DType::F16 | DType::Bf16 => 2,
+            DType::U32 | DType::I32 | DType::F32 => 4,
+            DType::U64 | DType::I64 | DType::F64 => 8,
+        }
+    }
+
+    /// Appends the element nearest to `value`: integers are rounded to the nearest (ties to even) and kept in their range, e4m3 stays
+    /// finite.
+    pub fn push(self, value: f64, to: &mut Vec<u8>) {
+        let whole = value.round_ties_even();
+        match self {
+            DType::U8 => to.push(whole as u8),
+            DType::I8 => to.push(whole as i8 as u8),
+            DType::U16 => to.extend((whole as u16).to_le_bytes()),
+            DType::I16 => to.extend((whole as i16).to_le_bytes()),
+            DType::U32 => to.extend((whole as u32).to_le_bytes()),
+            DType::I32 => to.extend((whole as i32).to_le_bytes()),
+            DType::U64 => to.extend((whole as u64).to_le_bytes()),
+            DType::I64 => to.extend((whole as i64).to_le_bytes()),
+            DType::F16 => to.extend((narrow(value, F16, Mode::Nearest) as u16).to_le_bytes()),
+            DType::Bf16 => to.extend((narrow(value, BF16, Mode::Nearest) as u16).to_le_bytes()),
+            DType::F32 => to.extend((value as f32).to_le_bytes()),
+            DType::F64 => to.extend(value.to_le_bytes()),
+            DType::E4m3 => to.push(narrow(value.clamp(-448.0, 448.0), E4M3, Mode::Nearest) as u8),
+        }
+    }
+
+    /// The element that `bytes` (of [`Self::bytes`]) hold, in words. Floats print so that they can be told from their neighbours.
+    pub fn show(self, bytes: &[u8]) -> String {
+        let mut wide = [0; 8];
+        wide[..bytes.len().min(8)].copy_from_slice(&bytes[..bytes.len().min(8)]);
+        let bits = u64::from_le_bytes(wide);
+        match self {
+            DType::U8 | DType::U16 | DType::U32 | DType::U64 => bits.to_string(),
+            DType::I8 => (bits as i8).to_string(),
+            DType::I16 => (bits as i16).to_string(),
+            DType::I32 => (bits as i32).to_string(),
+            DType::I64 => (bits as i64).to_string(),
+            DType::F16 => widen(bits, F16).to_string(),
+            DType::Bf16 => widen(bits, BF16).to_string(),
+            DType::F32 => f32::from_bits(bits as u32).to_string(),
+            DType::F64 => f64::from_bits(bits).to_string(),
+            DType::E4m3 => widen(bits, E4M3).to_string(),
+        }
+    }
+
+    /// `count` elements 0, 1, 2, …, each as near as the type comes to it; integers wrap round.
+    pub fn arange(self, count: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(count * self.bytes());
+        for i in 0..count as u64 {
+            match self {
+                DType::F16 | DType::Bf16 | DType::F32 | DType::F64 | DType::E4m3 => self.push(i as f64, &mut bytes),
+                _ => bytes.extend(&i.to_le_bytes()[..self.bytes()]),
+            }
+        }
+        bytes
+    }
+
+    /// `count` normally distributed elements (mean 0, deviation 1) of a seed; integers are rounded, and kept in their range.
+    pub fn normal(self, count: usize, seed: u64) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(count * self.bytes());
+        let mut next = normals(seed);
+        (0..count).for_each(|_| self.push(next(), &mut bytes));
+        bytes
+    }
+}
+
+/// Normally distributed numbers: splitmix64 and the polar method of Marsaglia.
+fn normals(seed: u64) -> impl FnMut() -> f64 {
+    let mut state = seed;
+    let mut uniform = move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ z >> 31) >> 11) as f64 / (1u64 << 53) as f64 * 2.0 - 1.0
+    };
+    let mut spare = None;
+    move || {
+        if let Some(second) = spare.take() {
+            return second;
+        }
+        loop {
+            let (x, y) = (uniform(), uniform());
+            let s = x * x + y * y;
+            if s > 0.0 && s < 1.0 {
+                let scale = (-2.0 * s.ln() / s).sqrt();
+                spare = Some(y * scale);
+                return x * scale;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_widths_agree() {
+        for t in DType::ALL {
+            assert_eq!(DType::named(t.name()), Some(t));
+            assert_eq!(t.arange(3).len(), 3 * t.bytes());
+            assert_eq!(t.show(&t.arange(8)[7 * t.bytes()..]), "7", "{t:?}");
+        }
+        assert_eq!(DType::named("f8"), None);
+    }
+
+    #[test]
+    fn values_are_rounded_to_the_nearest_and_kept_in_range() {
+        let of = |t: DType, v: f64| {
+            let mut bytes = Vec::new();
+            t.push(v, &mut bytes);
+            t.show(&bytes)
+        };
+        assert_eq!(of(DType::U8, -3.0), "0");
+        assert_eq!(of(DType::I8, 2.5), "2");
+        assert_eq!(of(DType::I8, 300.0), "127");
+        assert_eq!(of(DType::Bf16, 1.0 + 3.0 / 256.0), "1.015625");
+        assert_eq!(of(DType::F16, -0.1), "-0.0999755859375");
+        assert_eq!(of(DType::E4m3, 1e9), "448");
+        assert_eq!(of(DType::E4m3, 0.3), "0.3125");
+        assert_eq!(of(DType::F32, 0.1), "0.1");
+        assert_eq!(DType::U8.arange(258)[255..], [255, 0, 1]);
+    }
+
+    #[test]
+    fn normal_numbers_have_their_moments_and_their_seed() {
+        let of = |seed| -> Vec<f64> {
+            let bytes = DType::F64.normal(1 << 16, seed);
+            bytes.chunks_exact(8).map(|c| f64::from_le_bytes(c.try_into().expect("eight bytes"))).collect()
+        };
+        let x = of(7);
+        let n = x.len() as f64;
+        // Five deviations of each estimate: 1/√n, √(2/n), √(15/n), √(96/n).
+        for (power, mean, spread) in [(1, 0.0, 1.0f64), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)] {
+            let moment = x.iter().map(|v| v.powi(power)).sum::<f64>() / n;
+            assert!((moment - mean).abs() < 5.0 * (spread / n).sqrt(), "moment {power}: {moment}");
+        }
+        assert_eq!(x, of(7));
+        assert_ne!(x, of(8));
+    }
+}
