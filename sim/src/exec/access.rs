@@ -356,6 +356,20 @@ impl Machine<'_> {
                     format!("{verb} of {space} memory at {address:#x} whose {what} of line {line} this thread has not seen complete")
                 });
             }
+            ConflictKind::ProxyRead if !self.options.strict_proxy => {
+                let (line, _) = crate::finding::source(self.program, self.kernel, site.pc);
+                let (other, _) = crate::finding::source(self.program, self.kernel, c.other.1);
+                let note = format!("line {line}: the async proxy overwrites {space} memory that line {other} read, without fence.proxy.async");
+                *self.notes.entry(note).or_insert(0) += 1;
+            }
+            ConflictKind::ProxyRead => {
+                let other = c.other.1;
+                let (line, _) = crate::finding::source(self.program, self.kernel, other);
+                let who = self.thread_of(c.other.0);
+                self.report(Kind::AsyncProxy, site, Some(other), memory, || {
+                    format!("the async proxy overwrites {space} memory at {address:#x} that {who} read through the generic proxy at line {line}, without fence.proxy.async in between")
+                });
+            }
             ConflictKind::Proxy => {
                 let other = c.other.1;
                 let (line, _) = crate::finding::source(self.program, self.kernel, other);

@@ -634,6 +634,7 @@ impl Machine<'_> {
     pub(super) fn block_exit_checks(&mut self, slot: u32) {
         while let Some(at) = self.in_flight.iter().position(|f| f.touches(slot)) {
             if let Some(flight) = self.in_flight.remove(at) {
+                self.report_unfinished(slot, &flight);
                 self.finish_flight(None, flight);
             }
         }
@@ -643,6 +644,21 @@ impl Machine<'_> {
             self.mbarrier_exit_checks(&block);
             self.blocks[slot as usize] = Some(block);
         }
+    }
+}
+
+impl Machine<'_> {
+    /// A copy writes (or reads) shared memory of a block that exits.
+    fn report_unfinished(&mut self, slot: u32, flight: &InFlight) {
+        let (Some(op), End::Credit(_)) = (flight.op, &flight.end) else { return };
+        let issuer = self.ops.issuer(op);
+        let site = self.site_of(issuer.block(), issuer.thread_index().unwrap_or(0), self.ops.pc(op));
+        let writes = flight.effect.pieces.iter().any(|p| p.to == Place::Shared(slot));
+        let rank = self.blocks[slot as usize].as_ref().map_or(0, |b| b.rank);
+        self.report(Kind::AsyncNotWaited, site, None, None, || {
+            let verb = if writes { "write" } else { "read" };
+            format!("a copy may still {verb} shared memory of its block (rank {rank} in the cluster) when that exits: nobody waited for it")
+        });
     }
 }
 

@@ -82,6 +82,13 @@ impl Machine<'_> {
                 }
             },
         };
+        if slot != warp.slot && self.blocks[slot as usize].as_ref().is_none_or(|b| b.ended) {
+            let rank = rank.unwrap_or(0);
+            self.report(Kind::OutOfBounds, site, None, Some(("shared", offset as u64)), || {
+                format!("an mbarrier of block rank {rank}, which has exited")
+            });
+            return None;
+        }
         if offset % 8 != 0 {
             self.report(Kind::Misaligned, site, None, Some(("shared", offset as u64)), || {
                 format!("an mbarrier at shared address {offset:#x}, which is not a multiple of 8")

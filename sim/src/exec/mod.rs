@@ -288,6 +288,7 @@ pub struct Machine<'a> {
     /// mbarriers (slot, address) whose phase is over, with waiters to wake.
     wakes: Vec<(u32, u32)>,
     tiles: crate::matrix::wgmma::Tiles,
+    sums: Vec<crate::matrix::Lanes>,
     pool_grew: bool,
     /// Start and end of each shared variable and of dynamic shared memory, in a block's shared memory.
     shared_variables: Vec<(u64, u64)>,
@@ -380,6 +381,7 @@ impl<'a> Machine<'a> {
             runs: Vec::new(),
             wakes: Vec::new(),
             tiles: Default::default(),
+            sums: Vec::new(),
             pool_grew: false,
             shared_variables: shared_variables(kernel, launch),
             yielded: false,

@@ -63,6 +63,9 @@ pub(super) struct View<'a> {
     known_list: ListId,
     /// The last list made, of what.
     pushed: (ListId, Entry, ListId),
+    /// Async proxy: the last write that was in order, and the last reader that was looked at.
+    good: Entry,
+    looked_at: (Key, Stamp),
     /// The first thing wrong with the lane's access.
     pub fault: Option<Fault>,
 }
@@ -81,6 +84,7 @@ impl<'a> View<'a> {
         let is_plain = !is_async && stamp.strength() == Strength::Weak;
         let (of_writer, of_reader) = (Answer::NONE, Answer::NONE);
         let (known_list, pushed, fault) = (0, (0, Cell::FRESH.read_entry(), 0), None);
+        let (good, looked_at) = (Cell::FRESH.write_entry(), (NOBODY, Stamp(u32::MAX)));
         View {
             space,
             warp,
@@ -95,6 +99,8 @@ impl<'a> View<'a> {
             of_reader,
             known_list,
             pushed,
+            good,
+            looked_at,
             fault,
         }
     }
@@ -125,10 +131,29 @@ impl<'a> View<'a> {
         }
     }
 
+    /// All lanes read the cell at `offset`, whose address `lane` gives; all know the same, and access weakly.
+    #[inline(always)]
+    pub(super) fn step_together(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
+        let write_known = self.of_writer.covers(cell.writer >> 5, cell.write, 1 << (cell.writer & 31));
+        let again = cell.reader == self.key;
+        if !(write_known && cell.older == self.known_list) {
+            self.step_with_care(false, cell, offset, lane, lists);
+        } else if !again && !self.of_reader.covers(cell.reader, cell.read, cell.readers) {
+            if !self.was_pushed(cell, offset) {
+                self.displace_reader(cell, offset, lane, lists);
+            } else {
+                cell.older = self.pushed.2;
+            }
+        }
+        (cell.reader, cell.read, cell.readers, cell.read_pc) = (self.key, self.stamp, u32::MAX, self.pc);
+    }
+
     #[inline(never)]
     pub(super) fn step_with_care(&mut self, writes: bool, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
         let found = if writes { self.write(cell, offset, lane, lists) } else { self.read(cell, offset, lane, lists) };
-        self.fault = self.fault.or(found);
+        // A read that lacks a fence is the least of faults.
+        let least = self.fault.is_some_and(|fault| fault.kind == ConflictKind::ProxyRead);
+        self.fault = if least { found.or(self.fault) } else { self.fault.or(found) };
     }
 
     /// Hands on what is wrong with `lane`'s access.
@@ -144,7 +169,7 @@ impl<'a> View<'a> {
         let mut fault = None;
         let write_known = self.knows_writer(cell, lane);
         if cell.writer != NOBODY && (self.is_async || !write_known) {
-            fault = self.judge(&cell.write_entry(), lane, offset, false, false);
+            fault = self.judge_write(cell, lane, offset, false, false);
         }
         if !lists.has_write(cell.older) {
             self.known_list = cell.older;
@@ -176,7 +201,14 @@ impl<'a> View<'a> {
         let write_known = self.knows_writer(cell, lane);
         if cell.writer != NOBODY && fault.is_none() && (self.is_async || !write_known) {
             let unread = cell.reader == NOBODY && !lists.has_read(cell.older);
-            fault = self.judge(&cell.write_entry(), lane, offset, true, unread);
+            fault = self.judge_write(cell, lane, offset, true, unread);
+        }
+        if self.is_async && fault.is_none() && (cell.reader, cell.read) != self.looked_at && cell.reader < OP_KEY {
+            self.looked_at = (cell.reader, cell.read);
+            if !self.is_fenced(&cell.read_entry(), lane) {
+                let other = (Agent(cell.reader << 5 | cell.readers.trailing_zeros() & 31), cell.read_pc);
+                fault = Some(Fault { kind: ConflictKind::ProxyRead, offset, other, other_is: Other::Read });
+            }
         }
         if self.stamp.strength() != Strength::Weak {
             self.keep_older(cell, offset, read_known, write_known, lists);
@@ -299,6 +331,19 @@ impl<'a> View<'a> {
         mask & !(known | own) == 0
     }
 
+    /// [`View::judge`] of the cell's last write.
+    fn judge_write(&mut self, cell: &Cell, lane: u32, offset: u64, writes: bool, unread: bool) -> Option<Fault> {
+        let (good, entry) = (&self.good, cell.write_entry());
+        if (good.key, good.stamp) == (entry.key, entry.stamp) && entry.mask & !good.mask == 0 {
+            return None;
+        }
+        let fault = self.judge(&entry, lane, offset, writes, unread);
+        if fault.is_none() {
+            self.good = entry;
+        }
+        fault
+    }
+
     /// What is wrong between `lane`'s access and an earlier one, its mask not turned.
     #[cold]
     pub(super) fn judge(&self, old: &Entry, lane: u32, offset: u64, writes: bool, unread: bool) -> Option<Fault> {
@@ -381,7 +426,8 @@ impl<'a> View<'a> {
                 return Some(fault);
             }
         }
-        if writes && wholly_known && !self.is_async {
+        // Writes have to be visible to the async proxy as well.
+        if writes && wholly_known && !(self.is_async && lists.has_write(list)) {
             self.known_list = list;
         }
         None
