@@ -7,8 +7,8 @@ use bytemuck::Zeroable;
 use crate::dtype::DType::{self, BF16, F32};
 use crate::launch::KernelLaunch;
 use crate::{
-    Addr, Launch, adamw, attention, column_sum, columns, elementwise, embedding, gelu, kv_write, log_prob,
-    paged_attention, reduce, rms_norm, rope, rows, sample, swiglu,
+    Addr, Launch, adamw, attention, column_sum, columns, elementwise, embedding, gelu, grpo_loss, kv_write, layer_norm,
+    log_prob, paged_attention, patches, reduce, rms_norm, rope, rows, sample, swiglu,
 };
 
 /// A kernel folder.
@@ -63,8 +63,8 @@ macro_rules! folders {
 
 /// Every folder, in alphabetical order.
 pub const FOLDERS: &[Folder] = folders!(
-    adamw attention column_sum columns elementwise embedding gelu kv_write log_prob paged_attention reduce rms_norm rope rows
-    sample swiglu
+    adamw attention column_sum columns elementwise embedding gelu grpo_loss kv_write layer_norm log_prob
+    paged_attention patches reduce rms_norm rope rows sample swiglu
 );
 
 /// Tokens of a long clip with its questions.
@@ -104,6 +104,12 @@ mod examples {
             (WEIGHTS, adamw::step(BF16, &adamw::Params { low: SOME, ..step })),
             (WEIGHTS, adamw::join_master(&adamw::JoinParams { w: SOME, low: SOME, dst: SOME, n })),
         ];
+        let small = adamw::SmallParams { w: SOME, m: SOME, v: SOME, g: SOME, clip: SOME, n, ..Zeroable::zeroed() };
+        let blocks = adamw::SmallParams { scales: SOME, ..small };
+        for (t, low) in [(F32, Addr::NULL), (BF16, SOME)] {
+            all.push((WEIGHTS, adamw::step_bf16_moments(t, &adamw::SmallParams { low, ..small })));
+            all.push((WEIGHTS, adamw::step_8bit(t, &adamw::SmallParams { low, ..blocks })));
+        }
         all.extend(BOTH.map(|t| (WEIGHTS, adamw::split_master(t, &split))));
         all
     }
@@ -225,7 +231,8 @@ mod examples {
         let count = TOKENS as u64 * 5120;
         let fwd = gelu::FwdParams { x: SOME, y: SOME, count };
         let bwd = gelu::BwdParams { x: SOME, dy: SOME, dx: SOME, count };
-        let calls = BOTH.map(|t| [gelu::fwd(t, &fwd), gelu::bwd(t, &bwd)]);
+        let calls =
+            BOTH.map(|t| [gelu::fwd(t, &fwd), gelu::bwd(t, &bwd), gelu::tanh_fwd(t, &fwd), gelu::tanh_bwd(t, &bwd)]);
         calls.into_iter().flatten().map(|launch| ("the merger's 8192 rows of 5120", launch)).collect()
     }
 
@@ -243,6 +250,80 @@ mod examples {
             ..Zeroable::zeroed()
         };
         BOTH.map(|t| ("8192 tokens, 4 heads of 128", kv_write::write(t, &p))).into()
+    }
+
+    pub fn layer_norm() -> Examples {
+        let fwd = layer_norm::FwdParams {
+            x: SOME,
+            w: SOME,
+            b: SOME,
+            y: SOME,
+            mean: SOME,
+            rstd: SOME,
+            rows: 32 * 729,
+            cols: 1152,
+            eps: 1e-6,
+            ..Zeroable::zeroed()
+        };
+        let bwd = layer_norm::BwdParams {
+            x: SOME,
+            w: SOME,
+            mean: SOME,
+            rstd: SOME,
+            dy: SOME,
+            dx: SOME,
+            dw: SOME,
+            db: SOME,
+            partial: SOME,
+            rows: 32 * 729,
+            cols: 1152,
+            ..Zeroable::zeroed()
+        };
+        let calls = BOTH.map(|t| [layer_norm::fwd(t, &fwd), layer_norm::bwd(t, &bwd)]);
+        calls.into_iter().flatten().map(|launch| ("32 pictures of 729 patches of 1152", launch)).collect()
+    }
+
+    pub fn grpo_loss() -> Examples {
+        let params = grpo_loss::Params {
+            log_prob: SOME,
+            old: SOME,
+            reference: SOME,
+            cu_seqlens: SOME,
+            counted: SOME,
+            advantage: SOME,
+            weight: SOME,
+            d_log_prob: SOME,
+            stats: SOME,
+            completions: 8,
+            epsilon_low: 0.2,
+            epsilon_high: 0.2,
+            beta: 0.04,
+            kl_limit: 10.0,
+            ..Zeroable::zeroed()
+        };
+        vec![("8 completions of 1024 tokens", grpo_loss::loss(8 * 1024, &params))]
+    }
+
+    pub fn patches() -> Examples {
+        let params = patches::Params {
+            frames: SOME,
+            patches: SOME,
+            rescale: (1.0f64 / 255.0).to_bits(),
+            count: 16,
+            height: 224,
+            width: 420,
+            patch: 14,
+            temporal: 2,
+            merge: 2,
+            mean0: 0.5,
+            mean1: 0.5,
+            mean2: 0.5,
+            std0: 0.25,
+            std1: 0.25,
+            std2: 0.25,
+            ..Zeroable::zeroed()
+        };
+        BOTH.map(|t| ("16 frames of 224 x 420", patches::cut(t, &params))).into()
     }
 
     pub fn log_prob() -> Examples {
@@ -335,7 +416,18 @@ mod examples {
             cols: HIDDEN,
             ..Zeroable::zeroed()
         };
-        let calls = BOTH.map(|t| [rms_norm::fwd(t, &fwd), rms_norm::bwd(t, &bwd)]);
+        let rms_norm::FwdParams { x, w, y, rstd, rows, cols, eps, reserved } = fwd;
+        let add_fwd = rms_norm::AddFwdParams { x, residual: SOME, w, sum: SOME, y, rstd, rows, cols, eps, reserved };
+        let rms_norm::BwdParams { dy, dx, dw, partial, .. } = bwd;
+        let add_bwd = rms_norm::AddBwdParams { x, w, rstd, dy, d_sum: SOME, dx, dw, partial, rows, cols };
+        let calls = BOTH.map(|t| {
+            [
+                rms_norm::fwd(t, &fwd),
+                rms_norm::bwd(t, &bwd),
+                rms_norm::add_fwd(t, &add_fwd),
+                rms_norm::add_bwd(t, &add_bwd),
+            ]
+        });
         calls.into_iter().flatten().map(|launch| (ACTIVATIONS, launch)).collect()
     }
 
