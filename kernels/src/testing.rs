@@ -103,6 +103,14 @@ pub fn on_sim(body: impl Fn()) {
     }
 }
 
+/// What `f` gives on another device.
+pub fn on<R>(device: Device, f: impl FnOnce() -> R) -> R {
+    let before = DEVICE.replace(device);
+    let result = f();
+    DEVICE.set(before);
+    result
+}
+
 /// What runs the launches of this test now.
 pub fn device() -> Device {
     DEVICE.get()

@@ -214,7 +214,6 @@ pub fn source(program: &Program, kernel: &Kernel, pc: u32) -> (u32, String) {
     }
     match line {
         Some(line) => (line, chain),
-        None if place.line > 0 => (place.line, chain),
         None => (ptx_line, chain),
     }
 }

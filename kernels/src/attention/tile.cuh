@@ -65,10 +65,15 @@ __device__ __forceinline__ void copy_rows(u32 tile, char* memory, const bf16* te
       cp_async_16(tile + T::offset(row, chunk), source, valid ? 16 : 0);
     } else {
       float x[8];
-      load<8>(source - (valid ? c : 0), c, valid ? head_dim : 0, false, x);
+      load_elements<8>(source - (valid ? c : 0), c, valid ? head_dim : 0, false, x);
       store_vector(reinterpret_cast<bf16*>(memory + T::offset(row, chunk)), x);
     }
   }
+}
+
+template <int HEAD_DIM, class Rows>
+__device__ __forceinline__ void copy_rows(u32 tile, const bf16* tensor, const Rows& rows, int first, int end) {
+  copy_rows<HEAD_DIM, false>(tile, nullptr, tensor, rows, first, end, HEAD_DIM, 0);
 }
 
 // Where a lane's rows of a tile's fragments begin, in shared memory. Rows and steps are added to it by `fragment`.

@@ -1,5 +1,7 @@
 #![allow(unsafe_code)]
 
+mod cuda;
+
 use super::{BwdParams, Case, FwdParams, bwd, cases, cpu, formula, fwd};
 use crate::DType::{BF16, F32};
 use crate::compare::{assert_close, close};
