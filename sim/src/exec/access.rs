@@ -359,7 +359,9 @@ impl Machine<'_> {
             ConflictKind::ProxyRead if !self.options.strict_proxy => {
                 let (line, _) = crate::finding::source(self.program, self.kernel, site.pc);
                 let (other, _) = crate::finding::source(self.program, self.kernel, c.other.1);
-                let note = format!("line {line}: the async proxy overwrites {space} memory that line {other} read, without fence.proxy.async");
+                let note = format!(
+                    "line {line}: the async proxy overwrites {space} memory that line {other} read, without fence.proxy.async"
+                );
                 *self.notes.entry(note).or_insert(0) += 1;
             }
             ConflictKind::ProxyRead => {

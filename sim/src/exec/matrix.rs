@@ -195,7 +195,10 @@ impl Machine<'_> {
             });
             return Flow::Next;
         }
-        if self.kernel.max_threads.is_none() && self.kernel.max_registers.is_none() && self.kernel.required_threads.is_none() {
+        if self.kernel.max_threads.is_none()
+            && self.kernel.max_registers.is_none()
+            && self.kernel.required_threads.is_none()
+        {
             let line = crate::finding::source(self.program, self.kernel, pc).0;
             let note = format!("line {line}: ptxas ignores setmaxnreg in a kernel without launch bounds");
             *self.notes.entry(note).or_insert(0) += 1;
