@@ -7,8 +7,8 @@ use bytemuck::Zeroable;
 use crate::dtype::DType::{self, BF16, F32};
 use crate::launch::KernelLaunch;
 use crate::{
-    Addr, Launch, adamw, attention, column_sum, columns, elementwise, embedding, gelu, kv_write, log_prob,
-    paged_attention, reduce, rms_norm, rope, rows, sample, swiglu,
+    Addr, Launch, adamw, attention, block_copy, column_sum, columns, elementwise, embedding, gelu, kv_write,
+    linear_log_prob, log_prob, paged_attention, reduce, rms_norm, rope, rows, sample, skinny, swiglu,
 };
 
 /// A kernel folder.
@@ -63,8 +63,8 @@ macro_rules! folders {
 
 /// Every folder, in alphabetical order.
 pub const FOLDERS: &[Folder] = folders!(
-    adamw attention column_sum columns elementwise embedding gelu kv_write log_prob paged_attention reduce rms_norm rope rows
-    sample swiglu
+    adamw attention block_copy column_sum columns elementwise embedding gelu kv_write linear_log_prob log_prob
+    paged_attention reduce rms_norm rope rows sample skinny swiglu
 );
 
 /// Tokens of a long clip with its questions.
@@ -152,6 +152,13 @@ mod examples {
         let size = "one sequence of 8192 tokens, 28 heads on 4 of 128, causal";
         let calls = BOTH.map(|t| [attention::fwd(t, &fwd, pairs), attention::bwd(t, &bwd, pairs)]);
         calls.into_iter().flatten().map(|launch| (size, launch)).collect()
+    }
+
+    pub fn block_copy() -> Examples {
+        // Blocks of 64 tokens in bf16, one for each sequence.
+        let units = 64 * KV_HEADS * HEAD_DIM * 2 / 16;
+        let p = block_copy::Params { k_cache: SOME, v_cache: SOME, pairs: SOME, count: BATCH, units };
+        vec![("16 blocks of 64 tokens, 4 heads of 128", block_copy::copy(&p))]
     }
 
     pub fn column_sum() -> Examples {
@@ -243,6 +250,41 @@ mod examples {
             ..Zeroable::zeroed()
         };
         BOTH.map(|t| ("8192 tokens, 4 heads of 128", kv_write::write(t, &p))).into()
+    }
+
+    pub fn linear_log_prob() -> Examples {
+        let (rows, vocab, width, inv_temperature) = (TOKENS, VOCAB, HIDDEN, 1.0);
+        let fwd = linear_log_prob::FwdParams {
+            hidden: SOME,
+            weight: SOME,
+            targets: SOME,
+            log_prob: SOME,
+            entropy: SOME,
+            lse: SOME,
+            workspace: SOME,
+            rows,
+            vocab,
+            width,
+            inv_temperature,
+        };
+        let bwd = |dtype| linear_log_prob::BwdParams {
+            hidden: SOME,
+            weight: SOME,
+            targets: SOME,
+            lse: SOME,
+            d_log_prob: SOME,
+            d_logits: SOME,
+            rows,
+            vocab,
+            width,
+            columns: linear_log_prob::chunk(dtype, rows as usize, vocab as usize) as u32,
+            inv_temperature,
+            ..Zeroable::zeroed()
+        };
+        let size = "8192 tokens of 3584, 152064 words";
+        let mut all: Examples = BOTH.map(|t| (size, linear_log_prob::fwd(t, &fwd))).into();
+        all.extend(BOTH.map(|t| ("the same, a chunk of 64 MiB", linear_log_prob::bwd(t, &bwd(t)))));
+        all
     }
 
     pub fn log_prob() -> Examples {
@@ -409,6 +451,30 @@ mod examples {
             ..Zeroable::zeroed()
         };
         vec![("16 rows of 152064 logits", sample::sample(&p))]
+    }
+
+    pub fn skinny() -> Examples {
+        use skinny::Weight::{Bf16, Int8};
+        let p = skinny::Params {
+            x: SOME,
+            w: SOME,
+            y: SOME,
+            residual: SOME,
+            m: BATCH,
+            n: HIDDEN,
+            k: INTERMEDIATE,
+            ..Zeroable::zeroed()
+        };
+        let pair = skinny::Params { w2: SOME, residual: Addr::NULL, n: INTERMEDIATE, k: HIDDEN, ..p };
+        let int8 = |p| skinny::Params { scale: SOME, scale2: SOME, ..p };
+        let mut all = Examples::new();
+        for t in BOTH {
+            all.push(("16 rows of 18944 to 3584", skinny::linear(t, Bf16, &p)));
+            all.push(("16 rows of 18944 to 3584", skinny::linear(t, Int8, &int8(p))));
+            all.push(("16 rows of 3584 to 18944, twice", skinny::swiglu(t, Bf16, &pair)));
+            all.push(("16 rows of 3584 to 18944, twice", skinny::swiglu(t, Int8, &int8(pair))));
+        }
+        all
     }
 
     pub fn swiglu() -> Examples {
