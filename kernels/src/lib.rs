@@ -24,6 +24,7 @@ pub mod columns;
 pub mod elementwise;
 pub mod embedding;
 pub mod gelu;
+pub mod grpo_loss;
 pub mod kv_write;
 pub mod layer_norm;
 pub mod linear_log_prob;
@@ -52,6 +53,7 @@ pub const SOURCES: &[&Source] = &[
     &elementwise::SOURCE,
     &embedding::SOURCE,
     &gelu::SOURCE,
+    &grpo_loss::SOURCE,
     &kv_write::SOURCE,
     &layer_norm::SOURCE,
     &linear_log_prob::SOURCE,

@@ -54,9 +54,14 @@ impl Data {
     /// Where the stored values lie.
     pub fn addr(&self) -> Addr {
         match self.dtype {
-            DType::F32 => register(&self.f32, !self.output),
-            _ => register(&self.bf16, !self.output),
+            DType::F32 => register(&self.f32, self.is_written()),
+            _ => register(&self.bf16, self.is_written()),
         }
+    }
+
+    /// Whether a kernel may read this: an input, or what an earlier launch has written.
+    fn is_written(&self) -> bool {
+        !self.output || self.values().iter().any(|x| !x.is_nan())
     }
 
     /// The stored values, widened.
@@ -104,6 +109,14 @@ pub fn on_sim(body: impl Fn()) {
         body();
         DEVICE.set(Device::Cpu);
     }
+}
+
+/// What `f` gives on another device.
+pub fn on<R>(device: Device, f: impl FnOnce() -> R) -> R {
+    let before = DEVICE.replace(device);
+    let result = f();
+    DEVICE.set(before);
+    result
 }
 
 /// What runs the launches of this test now.
@@ -216,8 +229,13 @@ pub fn run_on_sim(launch: &KernelLaunch, interleavings: u64) {
         }
     }
     for (&(at, bytes, _), result) in arrays.iter().zip(first.iter().flatten()) {
-        // SAFETY: as above; kernels may write the arrays that they are given.
-        let data = unsafe { std::slice::from_raw_parts_mut(at as *mut u8, bytes) };
-        data.copy_from_slice(result);
+        // SAFETY: as above.
+        let data = unsafe { std::slice::from_raw_parts(at as *const u8, bytes) };
+        // Inputs may be constants, which cannot be written even with what they hold.
+        if data != result {
+            // SAFETY: as above; kernels may write the arrays that they are given.
+            let data = unsafe { std::slice::from_raw_parts_mut(at as *mut u8, bytes) };
+            data.copy_from_slice(result);
+        }
     }
 }

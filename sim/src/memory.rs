@@ -3,6 +3,11 @@
 use crate::layout;
 use crate::order::{Shadow, Space};
 
+/// Between buffers: what a signed 32-bit index of 8-byte elements reaches.
+const FAR: u64 = 16 << 30;
+/// Beyond this address there is less room between buffers, so that addresses stay within 47 bits.
+const FAR_APART_BELOW: u64 = 1 << 46;
+
 /// A buffer.
 #[derive(Clone, Debug)]
 pub struct Allocation {
@@ -32,17 +37,23 @@ impl Memory {
 
     /// A new buffer with these bytes, aligned to 256; its address.
     pub fn alloc(&mut self, data: Vec<u8>) -> u64 {
-        let base = self.next;
-        self.next = (base + data.len() as u64 + 4096).next_multiple_of(4096);
+        let base = self.place(data.len() as u64);
         self.insert(base, data, true);
         base
     }
 
     /// A new buffer of `bytes` that nobody has written.
     pub fn alloc_uninitialized(&mut self, bytes: usize) -> u64 {
-        let base = self.next;
-        self.next = (base + bytes as u64 + 4096).next_multiple_of(4096);
+        let base = self.place(bytes as u64);
         self.insert(base, vec![0xa5; bytes], false);
+        base
+    }
+
+    /// An address for `bytes` bytes, so far from the last buffer that a 32-bit index past its end does not hit this one.
+    fn place(&mut self, bytes: u64) -> u64 {
+        let base = self.next;
+        let gap = if base < FAR_APART_BELOW { FAR } else { 4096 };
+        self.next = (base + bytes + gap).next_multiple_of(4096);
         base
     }
 
@@ -136,9 +147,9 @@ impl Memory {
             Some(a) => {
                 let end = a.base + a.data.len() as u64;
                 let (n, len) = (self.allocations.iter().position(|b| b.base == a.base).unwrap_or(0), a.data.len());
-                if address >= end && address - end < 1 << 32 {
+                if address >= end && address - end < FAR {
                     format!("{} bytes past the end of buffer {n} of {len} bytes", address - end)
-                } else if address < a.base && a.base - address < 1 << 32 {
+                } else if address < a.base && a.base - address < FAR {
                     format!("{} bytes before buffer {n} of {len} bytes", a.base - address)
                 } else {
                     "no buffer is near".into()

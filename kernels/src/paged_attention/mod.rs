@@ -142,7 +142,12 @@ pub fn workspace(p: &Params) -> usize {
     if segments < 2 || rows * segments > 1 << 16 || tiles(p, 64) * p.kv_heads > 512 {
         return 0;
     }
-    (rows * segments * (p.head_dim.next_multiple_of(4) as u64 + 2) * 4) as usize
+    bytes_of_parts(p)
+}
+
+fn bytes_of_parts(p: &Params) -> usize {
+    let parts = p.tokens as usize * p.heads as usize * segments(p) as usize;
+    parts * (p.head_dim as usize).next_multiple_of(4) * 4 + parts * 8
 }
 
 /// The launch. `dtype` is that of q, o and the caches, F32 or BF16; `pairs` is the number of (new token, key) pairs of one

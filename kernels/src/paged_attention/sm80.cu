@@ -502,7 +502,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
         float out[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) out[i] = total[r][n][i] * inverse;
-        store(to, n * 64 + x * 4, d, d % 4 == 0, out);
+        store_elements(to, n * 64 + x * 4, d, d % 4 == 0, out);
       }
     }
   }
@@ -551,7 +551,7 @@ __device__ __forceinline__ void combine(const Params& p) {
   for (int n = 0; n < 2; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) total[n][i] *= inverse;
-    store(to, n * 128 + lane * 4, d, d % 4 == 0, total[n]);
+    store_elements(to, n * 128 + lane * 4, d, d % 4 == 0, total[n]);
   }
 }
 

@@ -174,9 +174,11 @@ impl Machine<'_> {
                     )
                 });
             } else {
-                let offset = address.wrapping_sub(base);
+                let offset = address.wrapping_sub(base) as i64;
+                let inside = (0..len as i64 - bytes as i64 + 1).contains(&offset);
+                let what = if inside { ", which no variable holds" } else { "" };
                 self.report(Kind::OutOfBounds, site, None, Some((space, address)), || {
-                    format!("access of {bytes} bytes at offset {offset} of {len} bytes of {space} memory")
+                    format!("access of {bytes} bytes at offset {offset} of {len} bytes of {space} memory{what}")
                 });
             }
         }
@@ -217,6 +219,9 @@ impl Machine<'_> {
         }
         let len = block.shared.len() as u64;
         let start = layout::SHARED_START as u64;
+        // The variables, one of which has to hold the bytes.
+        let variables = &self.shared_variables;
+        let mut variable = (1, 0);
         let mut group = Group { place: Place::Shared(slot), lanes: 0, offsets: [0; 32] };
         let mut bad = 0;
         let mut all = *left;
@@ -231,7 +236,11 @@ impl Machine<'_> {
                 }
                 *left &= !(1 << lane);
                 let offset = (offset as u64).wrapping_sub(start);
-                if offset < len && offset + bytes <= len && address & (bytes - 1) == 0 {
+                if (offset < variable.0 || offset >= variable.1) && offset < len {
+                    let at = variables.partition_point(|v| v.0 <= offset);
+                    variable = at.checked_sub(1).map_or((1, 0), |at| variables[at]);
+                }
+                if offset >= variable.0 && offset + bytes <= variable.1 && address & (bytes - 1) == 0 && offset < len {
                     group.lanes |= 1 << lane;
                     group.offsets[lane as usize] = offset;
                     continue;
@@ -303,6 +312,9 @@ impl Machine<'_> {
                 Place::Global(i) => self.memory.get(i).base + c.offset,
                 Place::Shared(_) => c.offset + layout::SHARED_START as u64,
             };
+            if self.report_dependent(site, access, c, address) {
+                continue;
+            }
             self.report_conflict(site, access, place, c, address, same >> c.lane & 1 != 0);
         }
     }
@@ -364,7 +376,9 @@ impl Machine<'_> {
         }
         let [gx, gy, _] = self.launch.grid;
         let [bx, by, _] = self.launch.block;
-        let b = agent.block();
+        let Some(b) = agent.block().checked_sub(self.pair.first_block()) else {
+            return "a thread of the grid before".into();
+        };
         match agent.thread_index() {
             Some(t) => format!(
                 "thread ({},{},{}) of block ({},{},{})",
@@ -435,6 +449,7 @@ impl Machine<'_> {
         let regs = &warp.frame(frame).regs;
         let at = addresses(regs, &t.addr);
         let undefined = undefined_address(regs, &t.addr);
+        let wanted = mask;
         let mask = if undefined & mask != 0 { self.defined_lanes(block, warp, undefined, mask, pc) } else { mask };
         let bytes = t.width as u32 * t.regs.len() as u32;
         match t.window {
@@ -445,6 +460,11 @@ impl Machine<'_> {
                 let mut groups = std::mem::take(&mut self.groups);
                 groups.clear();
                 let elsewhere = self.places(block, warp, t.window, &at, mask, bytes as u64, pc, &mut groups);
+                let placed = groups.iter().fold(elsewhere, |lanes, group| lanes | group.lanes);
+                if placed != wanted {
+                    give_zeros(&mut warp.frame(frame).regs, t, wanted & !placed);
+                }
+                self.waits += t.semantics.is_some() as u64;
                 for group in &groups {
                     if t.window != Window::Const {
                         self.count_traffic(group, bytes, false, pc);
@@ -528,6 +548,7 @@ impl Machine<'_> {
         let mut done = 0;
         for lane in (0..32).filter(|l| mask >> l & 1 != 0) {
             let offset = at[lane].wrapping_sub(base) as usize;
+            done |= 1 << lane;
             let Some(start) = self.local_range(block, warp, lane, offset, bytes, pc) else { continue };
             if !warp.local_init[start..start + bytes].iter().all(|&i| i) {
                 let site = self.site(block, warp.index, lane as u32, pc);
@@ -539,7 +560,6 @@ impl Machine<'_> {
             for (n, v) in values.iter_mut().enumerate() {
                 v[lane] = element(&warp.local, start + n * t.width as usize, t.width, t.signed, t.register_rows);
             }
-            done |= 1 << lane;
         }
         let regs = &mut warp.frame(frame).regs;
         for (slot, v) in t.regs.iter().zip(&values) {
@@ -560,20 +580,21 @@ impl Machine<'_> {
         pc: u32,
     ) -> Option<usize> {
         let site = self.site(block, warp.index, lane as u32, pc);
-        let size = warp.local_size as usize;
+        // The stack ends where the innermost function's variables do.
+        let (stride, size) = (warp.local_size as usize, warp.local_top as usize);
         if !offset.is_multiple_of(bytes) {
             self.report(Kind::Misaligned, site, None, Some(("local", offset as u64)), || {
                 format!("access of {bytes} bytes at local address {offset:#x}, which is not a multiple of {bytes}")
             });
             return None;
         }
-        if offset + bytes > size {
+        if offset.checked_add(bytes).is_none_or(|end| end > size) {
             self.report(Kind::OutOfBounds, site, None, Some(("local", offset as u64)), || {
-                format!("access of {bytes} bytes at offset {offset} of {size} bytes of local memory")
+                format!("access of {bytes} bytes at offset {} of {size} bytes of local memory", offset as i64)
             });
             return None;
         }
-        Some(lane * size + offset)
+        Some(lane * stride + offset)
     }
 
     pub(super) fn store(
@@ -598,7 +619,7 @@ impl Machine<'_> {
         let bytes = t.width as u32 * t.regs.len() as u32;
         match t.window {
             Window::FrameParam => store_frame(warp, frame, t, &at, mask),
-            Window::Local => self.store_local(block, warp, frame, t, &at, 0, mask, pc, data_undefined),
+            Window::Local => self.store_local(block, warp, fragment, t, &at, 0, mask, pc, data_undefined),
             Window::KernelParam | Window::Const => {
                 let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
                 self.report(Kind::OutOfBounds, site, None, None, || "a store to memory that is read-only".into());
@@ -639,7 +660,7 @@ impl Machine<'_> {
                         self.store_local(
                             block,
                             warp,
-                            frame,
+                            fragment,
                             t,
                             &at,
                             layout::LOCAL,
@@ -665,7 +686,7 @@ impl Machine<'_> {
         &mut self,
         block: &Block,
         warp: &mut Warp,
-        frame: u32,
+        fragment: &mut Fragment,
         t: &Transfer,
         at: &[u64; 32],
         base: u64,
@@ -673,6 +694,7 @@ impl Machine<'_> {
         pc: u32,
         undefined: u32,
     ) {
+        let frame = fragment.frame;
         let bytes = t.width as usize * t.regs.len();
         for lane in (0..32).filter(|l| mask >> l & 1 != 0) {
             let offset = at[lane].wrapping_sub(base) as usize;
@@ -681,7 +703,10 @@ impl Machine<'_> {
                 let regs = &warp.frames[frame as usize].as_ref().expect("a fragment's frame lives").regs;
                 let value = get(regs, *slot, t.width, lane).to_le_bytes();
                 let from = start + n * t.width as usize;
-                warp.local[from..from + t.width as usize].copy_from_slice(&value[..t.width as usize]);
+                let old = &mut warp.local[from..from + t.width as usize];
+                // A loop that changes its own memory does not wait for others to.
+                fragment.backs *= u32::from(*old == value[..t.width as usize]);
+                old.copy_from_slice(&value[..t.width as usize]);
             }
             warp.local_init[start..start + bytes].fill(undefined >> lane & 1 == 0);
         }
@@ -797,6 +822,12 @@ fn put(regs: &mut crate::regs::Registers, slot: u32, rows: u8, values: &[u128; 3
     regs.undefined[slot as usize] &= !mask;
 }
 
+/// What was reported once shall not be reported again as undefined: lanes whose load went wrong get zeros.
+#[cold]
+fn give_zeros(regs: &mut crate::regs::Registers, t: &Transfer, lanes: u32) {
+    t.regs.iter().flatten().for_each(|&slot| put(regs, slot, t.register_rows, &[0; 32], lanes));
+}
+
 /// Loads the registers of a group's lanes.
 #[inline]
 fn read_registers(data: &[u8], group: &Group, t: &Transfer, regs: &mut crate::regs::Registers) {
@@ -892,21 +923,26 @@ fn store_frame(warp: &mut Warp, frame: u32, t: &Transfer, at: &[u64; 32], mask: 
 }
 
 impl Warp {
-    /// More local memory at the top of every lane's stack.
-    pub fn grow_local(&mut self, bytes: u32) {
-        self.local_top += bytes;
-        if self.local_top <= self.local_size {
-            return;
+    /// More local memory, not yet written, at the top of every lane's stack; where it begins, a multiple of 16.
+    pub fn grow_local(&mut self, bytes: u32) -> u32 {
+        let base = self.local_top.next_multiple_of(16);
+        self.local_top = base + bytes;
+        if self.local_top > self.local_size {
+            let (old, new) = (self.local_size as usize, self.local_top.next_multiple_of(64) as usize);
+            let mut local = vec![0xa5u8; new * 32];
+            let mut init = vec![false; new * 32];
+            for lane in 0..32 {
+                local[lane * new..lane * new + old].copy_from_slice(&self.local[lane * old..lane * old + old]);
+                init[lane * new..lane * new + old].copy_from_slice(&self.local_init[lane * old..lane * old + old]);
+            }
+            self.local = local;
+            self.local_init = init;
+            self.local_size = new as u32;
         }
-        let (old, new) = (self.local_size as usize, self.local_top.next_multiple_of(64) as usize);
-        let mut local = vec![0xa5u8; new * 32];
-        let mut init = vec![false; new * 32];
-        for lane in 0..32 {
-            local[lane * new..lane * new + old].copy_from_slice(&self.local[lane * old..lane * old + old]);
-            init[lane * new..lane * new + old].copy_from_slice(&self.local_init[lane * old..lane * old + old]);
+        if bytes > 0 {
+            let stride = self.local_size as usize;
+            (0..32).for_each(|lane| self.local_init[lane * stride + base as usize..][..bytes as usize].fill(false));
         }
-        self.local = local;
-        self.local_init = init;
-        self.local_size = new as u32;
+        base
     }
 }

@@ -1,6 +1,6 @@
 //! `atom` and `red`: lane by lane, each a read and a write in one.
 
-use super::access::Group;
+use super::access::{Group, Place};
 use super::run::{Flow, addresses, undefined_address};
 use super::warp::{Fragment, Warp};
 use super::{Block, Machine};
@@ -24,7 +24,9 @@ impl Machine<'_> {
         let at = addresses(regs, &a.addr);
         let undefined = undefined_address(regs, &a.addr);
         let operands = a.a.iter().chain(&a.b).fold(0, |m, &s| m | regs.undefined[s as usize]) & mask;
+        let wanted = mask;
         let mask = if undefined & mask != 0 { self.defined_lanes(block, warp, undefined, mask, pc) } else { mask };
+        self.waits += 1;
         if operands & mask != 0 {
             let site = self.site(block, warp.index, (operands & mask).trailing_zeros(), pc);
             self.report(Kind::Uninitialized, site, None, None, || "an atomic with an undefined register".into());
@@ -40,6 +42,13 @@ impl Machine<'_> {
         let sem = a.semantics.unwrap_or(Sem::Relaxed);
         for group in &groups {
             self.count_traffic(group, bytes, true, pc);
+            if let Place::Global(i) = group.place
+                && !self.memory.get(i).writable
+            {
+                let site = self.site(block, warp.index, group.lanes.trailing_zeros(), pc);
+                self.report(Kind::OutOfBounds, site, None, None, || "an atomic on constant memory".into());
+                continue;
+            }
             self.check(block, warp, Access::Atomic, group, bytes, a.scope, pc, 0);
             self.overwrites_mbarrier(block, warp, group, bytes, pc);
             let ordered = !self.sync.is_empty();
@@ -59,7 +68,7 @@ impl Machine<'_> {
             }
         }
         let regs = &mut warp.frame(frame).regs;
-        a.dst.iter().flatten().for_each(|&d| regs.undefined[d as usize] &= !mask);
+        a.dst.iter().flatten().for_each(|&d| regs.undefined[d as usize] &= !wanted);
         Flow::Next
     }
 
@@ -97,6 +106,10 @@ impl Machine<'_> {
             let result = if a.op == AtomOp::Cas {
                 let mask = if size == 16 { u128::MAX } else { (1 << (8 * size)) - 1 };
                 if old & mask == operand & mask { new } else { old }
+            } else if a.ty == AtomType::F32 && a.op == AtomOp::Add && matches!(group.place, Place::Global(_)) {
+                // On global memory f32 additions flush subnormals to zero, on shared memory they do not.
+                let flushed = |bits: u128| flush(bits as u32) as u128;
+                flushed(combine(a.op, a.ty, flushed(old), flushed(operand)))
             } else {
                 combine(a.op, a.ty, old, operand)
             };
@@ -118,7 +131,12 @@ impl Machine<'_> {
     }
 }
 
-/// What an atomic leaves in memory. f32 `add` on global memory flushes subnormals; here too (PTX ISA, `atom`: `.add.f32`).
+/// A subnormal f32 becomes zero of its sign.
+fn flush(bits: u32) -> u32 {
+    if bits & 0x7f80_0000 == 0 { bits & 0x8000_0000 } else { bits }
+}
+
+/// What an atomic leaves in memory. Source: PTX ISA, `atom`.
 pub fn combine(op: AtomOp, ty: AtomType, old: u128, operand: u128) -> u128 {
     match ty {
         AtomType::F32 => {

@@ -32,6 +32,16 @@ pub struct BlockBarrier {
 }
 
 impl BlockBarrier {
+    /// Whether it waits for a number of threads that was named.
+    pub fn is_counted(&self) -> bool {
+        self.expected.is_some()
+    }
+
+    /// The instruction of the first arrival.
+    pub fn pc(&self) -> u32 {
+        self.pc
+    }
+
     /// In words, for deadlocks.
     pub fn describe(&self, live: u32) -> String {
         let expected = self.expected.unwrap_or(live);
@@ -139,14 +149,6 @@ impl Machine<'_> {
             return Flow::Next;
         }
         barrier.waiting = true;
-        if mask != fragment.mask {
-            // Lanes whose guard is false go on.
-            let mut other = *fragment;
-            other.mask = fragment.mask & !mask;
-            other.pc += 1;
-            warp.fragments.push(other);
-            fragment.mask = mask;
-        }
         fragment.pc += 1;
         fragment.state = State::Barrier { id };
         Flow::Stop

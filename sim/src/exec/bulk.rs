@@ -201,7 +201,11 @@ impl Machine<'_> {
             _ => None,
         };
         let end = End::Credit(bars.into_iter().map(|p| (p, size)).collect());
-        self.start_flight(block, warp, InFlight { op: Some(op), effect: Effect { pieces, reduce, bytes: None }, end });
+        self.start_flight(
+            block,
+            warp,
+            InFlight { op: Some(op), effect: Effect { pieces, reduce, ..Effect::default() }, end },
+        );
     }
 
     fn destination_ranks(&self, mask: Option<u16>) -> Vec<Option<u32>> {
@@ -395,11 +399,7 @@ impl Machine<'_> {
             bytes = n;
         }
         let end = End::Credit(bars.into_iter().map(|p| (p, bytes)).collect());
-        self.start_flight(
-            block,
-            warp,
-            InFlight { op: Some(op), effect: Effect { pieces, reduce: None, bytes: None }, end },
-        );
+        self.start_flight(block, warp, InFlight { op: Some(op), effect: Effect { pieces, ..Effect::default() }, end });
     }
 
     fn bulk_store(
@@ -474,7 +474,7 @@ impl Machine<'_> {
             Completion::Random => self.rng.below(3) == 0,
         };
         let _ = job.site;
-        let effect = Effect { pieces: job.pieces, reduce: job.reduce, bytes: None };
+        let effect = Effect { pieces: job.pieces, reduce: job.reduce, ..Effect::default() };
         let effect = if now {
             let own = warp.slot;
             self.apply(Some((block, own)), &effect);
@@ -590,7 +590,7 @@ impl Machine<'_> {
             self.async_access(block, warp, op, lane, place, offset, bytes as u64, Some(strength), pc);
             let pieces = vec![Piece { to: place, at: offset, from: None, bytes: 0, fill: 0, with: [0; 16] }];
             let end = End::Credit(places.into_iter().map(|p| (p, bytes)).collect());
-            let effect = Effect { pieces, reduce, bytes: Some(data) };
+            let effect = Effect { pieces, reduce, bytes: Some(data), ..Effect::default() };
             self.start_flight(block, warp, InFlight { op: Some(op), effect, end });
         }
         Flow::Next

@@ -82,7 +82,7 @@ pub fn entry_registers(kernel: &Kernel, threads: u32, options: &Options) -> u32 
 pub fn resident_blocks(kernel: &Kernel, launch: &Launch, options: &Options) -> u32 {
     let gpu = &options.gpu;
     let threads = launch.block.iter().product::<u32>().next_multiple_of(32).max(32);
-    let shared = kernel.dynamic_shared - crate::layout::SHARED_START + launch.dynamic_shared;
+    let shared = kernel.static_shared.next_multiple_of(16) + launch.dynamic_shared;
     let mut each = gpu.blocks.min(gpu.threads / threads).min(gpu.shared / (shared + 1024));
     if let Some(registers) = options.registers.or(kernel.max_registers) {
         each = each.min(65536 / (registers.next_multiple_of(8).max(8) * threads));

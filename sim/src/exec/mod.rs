@@ -10,12 +10,15 @@ mod gpu;
 mod host;
 mod matrix;
 mod mbarrier;
+mod pair;
 mod run;
 mod schedule;
 pub mod warp;
 mod warp_ops;
+mod wgmma;
 
 pub use gpu::Gpu;
+pub use pair::{Grid, run_pair};
 
 use crate::counters::Counters;
 use crate::finding::{Findings, Kind, Site};
@@ -123,16 +126,22 @@ pub fn run(
     options: &Options,
 ) -> Result<Outcome, LaunchError> {
     check_launch(kernel, launch, options)?;
+    map_variables(program, memory);
+    let mut machine = Machine::new(program, kernel, launch, std::mem::take(memory), options);
+    machine.run();
+    let (outcome, back) = machine.finish();
+    *memory = back;
+    memory.end_launch();
+    Ok(outcome)
+}
+
+/// Gives the module's variables their memory.
+fn map_variables(program: &Program, memory: &mut Memory) {
     for v in &program.variables {
         if memory.find(v.address).is_none() && !v.bytes.is_empty() {
             memory.map_variable(v.address, v.bytes.clone(), v.constant);
         }
     }
-    let mut machine = Machine::new(program, kernel, launch, memory, options);
-    machine.run();
-    let outcome = machine.finish();
-    memory.end_launch();
-    Ok(outcome)
 }
 
 fn check_launch(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(), LaunchError> {
@@ -174,7 +183,7 @@ fn check_launch(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(
     if cluster.iter().product::<u32>() > 16 || cluster != [1, 1, 1] && options.gpu.sm < 90 {
         return invalid("cluster", format!("{cluster:?}: at most 16 blocks, and from sm_90 on"));
     }
-    let shared = kernel.dynamic_shared - crate::layout::SHARED_START + launch.dynamic_shared;
+    let shared = kernel.static_shared.next_multiple_of(16) + launch.dynamic_shared;
     if shared > options.gpu.shared_per_block {
         let limit = options.gpu.shared_per_block;
         return invalid(
@@ -187,6 +196,14 @@ fn check_launch(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(
         return invalid("arguments", format!("{n} bytes, but the kernel's parameters take {want}"));
     }
     Ok(())
+}
+
+/// Where a block's shared variables start and end, in ascending order, the dynamic shared memory last.
+fn shared_variables(kernel: &Kernel, launch: &Launch) -> Vec<(u64, u64)> {
+    let dynamic = (kernel.dynamic_shared, kernel.dynamic_shared + launch.dynamic_shared);
+    let all = kernel.shared_variables.iter().copied().chain([dynamic]);
+    let start = crate::layout::SHARED_START;
+    all.filter(|v| v.0 < v.1).map(|v| ((v.0 - start) as u64, (v.1 - start) as u64)).collect()
 }
 
 fn cluster_of(kernel: &Kernel, launch: &Launch) -> [u32; 3] {
@@ -218,6 +235,8 @@ pub struct Block {
     pub agents: u32,
     /// Threads that have not exited.
     pub live: u32,
+    /// The wgmmas of its warpgroups.
+    pub warpgroups: Vec<wgmma::Warpgroup>,
     /// Registers left in the pool of `setmaxnreg`.
     pub register_pool: u32,
     /// The cluster has not all started or ended: where the cluster's barrier is (slot of rank 0).
@@ -234,7 +253,7 @@ pub struct Machine<'a> {
     kernel: &'a Kernel,
     launch: &'a Launch,
     options: &'a Options,
-    memory: &'a mut Memory,
+    memory: Memory,
     clusters: Clusters,
     cluster: [u32; 3],
     blocks: Vec<Option<Box<Block>>>,
@@ -265,12 +284,25 @@ pub struct Machine<'a> {
     heap: Vec<u64>,
     conflicts: Vec<Conflict>,
     groups: Vec<access::Group>,
+    runs: Vec<(u64, u64)>,
     /// mbarriers (slot, address) whose phase is over, with waiters to wake.
     wakes: Vec<(u32, u32)>,
-    tiles: matrix::TileSpace,
+    tiles: crate::matrix::wgmma::Tiles,
     pool_grew: bool,
+    /// Start and end of each shared variable and of dynamic shared memory, in a block's shared memory.
+    shared_variables: Vec<(u64, u64)>,
+    /// The warp asked to let others go first.
+    yielded: bool,
+    /// Instructions so far that waiting loops are made of: strong reads, atomics, `nanosleep`.
+    waits: u64,
+    /// Blocks that have started and not ended.
+    live_blocks: u32,
+    /// The last warp of a warpgroup has issued a wgmma that others may wait for.
+    wgmma_complete: bool,
     /// Threads that executed fence.mbarrier_init.
     init_fences: std::collections::HashSet<u32>,
+    /// Where this grid stands in a pair of dependent ones.
+    pair: pair::Role<'a>,
     /// Shared memories of ended blocks, to be used again.
     spare_blocks: Vec<(Vec<u8>, Shadow)>,
 }
@@ -306,7 +338,7 @@ impl<'a> Machine<'a> {
         program: &'a Program,
         kernel: &'a Kernel,
         launch: &'a Launch,
-        memory: &'a mut Memory,
+        memory: Memory,
         options: &'a Options,
     ) -> Machine<'a> {
         let cluster = cluster_of(kernel, launch);
@@ -345,21 +377,29 @@ impl<'a> Machine<'a> {
             heap: Vec::new(),
             conflicts: Vec::new(),
             groups: Vec::new(),
+            runs: Vec::new(),
             wakes: Vec::new(),
             tiles: Default::default(),
             pool_grew: false,
+            shared_variables: shared_variables(kernel, launch),
+            yielded: false,
+            waits: 0,
+            live_blocks: 0,
+            wgmma_complete: false,
             init_fences: Default::default(),
+            pair: pair::Role::Alone,
             spare_blocks: Vec::new(),
         }
     }
 
-    fn finish(self) -> Outcome {
-        Outcome {
+    fn finish(self) -> (Outcome, Memory) {
+        let outcome = Outcome {
             findings: self.findings,
             notes: self.notes.into_keys().collect(),
             counters: self.counters,
             printed: self.printed,
-        }
+        };
+        (outcome, self.memory)
     }
 
     /// Blocks of a cluster.
@@ -395,6 +435,7 @@ impl<'a> Machine<'a> {
             (0..warps).for_each(|w| self.enqueue(slot, w));
         }
         self.counters.blocks += size as u64;
+        self.live_blocks += size;
         true
     }
 
@@ -413,7 +454,7 @@ impl<'a> Machine<'a> {
 
     fn new_block(&mut self, at: [u32; 3], rank: u32, cluster: Vec<u32>) -> Block {
         let [gx, gy, _] = self.launch.grid;
-        let index = at[0] + gx * (at[1] + gy * at[2]);
+        let index = self.pair.first_block() + at[0] + gx * (at[1] + gy * at[2]);
         let shared = (self.kernel.dynamic_shared - crate::layout::SHARED_START + self.launch.dynamic_shared) as usize;
         let threads = self.launch.block.iter().product::<u32>();
         let warps = threads.div_ceil(32);
@@ -438,6 +479,7 @@ impl<'a> Machine<'a> {
             mbarriers: BTreeMap::new(),
             agents: 0,
             live: threads,
+            warpgroups: Vec::new(),
             register_pool: 0,
             cluster_slot,
             cluster_barrier: ClusterBarrier::default(),
@@ -484,8 +526,7 @@ impl<'a> Machine<'a> {
     /// Makes a frame for a function.
     fn enter(&mut self, block: &Block, warp: &mut Warp, function: u32, parent: Option<(u32, u32)>, lanes: u32) -> u32 {
         let code = &self.kernel.functions[function as usize];
-        let local_base = warp.local_top;
-        warp.grow_local(code.local_bytes);
+        let local_base = warp.grow_local(code.local_bytes);
         let mut regs = warp::registers(code);
         for fixup in &code.fixups {
             match *fixup {
@@ -547,6 +588,14 @@ impl<'a> Machine<'a> {
         let [bx, by, _] = self.launch.block;
         let linear = warp * 32 + lane;
         Site { pc, block: block.at, thread: [linear % bx, linear / bx % by, linear / bx / by] }
+    }
+
+    /// The site of a thread (linear) of a block (linear).
+    fn site_of(&self, block: u32, thread: u32, pc: u32) -> Site {
+        let ([gx, gy, _], [bx, by, _]) = (self.launch.grid, self.launch.block);
+        let block = block.saturating_sub(self.pair.first_block());
+        let at = [block % gx, block / gx % gy, block / gx / gy];
+        Site { pc, block: at, thread: [thread % bx, thread / bx % by, thread / bx / by] }
     }
 
     fn report(

@@ -6,6 +6,9 @@ use crate::finding::Kind;
 use crate::layout;
 use crate::program::op::{Addr, Arg, Call, Dynamic, Instr, Op, Target, Window};
 
+/// Backward branches before a loop is suspected of waiting; a power of two.
+const BACKS_BEFORE_LOOK: u32 = 64;
+
 /// What an instruction asks of the interpreter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
@@ -49,6 +52,9 @@ impl<'a> Machine<'a> {
                 || self.run_fragment(&mut block, &mut warp, &mut fragment, turn),
             );
             left = left.saturating_sub(used.max(1));
+            if std::mem::take(&mut self.yielded) {
+                left = 0;
+            }
             if fragment.mask != 0 {
                 warp.fragments.push(fragment);
             }
@@ -92,14 +98,29 @@ impl<'a> Machine<'a> {
                         fragment.mask & if negated { !value } else { value }
                     }
                 };
+                let number = (code.first + pc) as usize;
+                if let Some((p, _)) = instr.guard
+                    && frame.regs.undefined_predicates[p as usize] & fragment.mask != 0
+                {
+                    self.undefined_guard(block, warp, &mut frame.regs, instr, p, fragment.mask, number as u32);
+                }
                 if mask == 0 && !matches!(instr.op, Op::Branch { .. }) {
                     fragment.pc += 1;
                     continue;
                 }
-                let number = (code.first + pc) as usize;
+                if mask != fragment.mask && instr.op.may_wait() {
+                    // Those whose guard is false go on behind the instruction, and meet the others there.
+                    let rest = warp.split(fragment, mask, pc, pc + 1, Some(pc + 1));
+                    warp.fragments.push(rest);
+                }
                 let count = &mut self.counters.by_instruction[number];
                 count.warps += 1;
                 count.threads += mask.count_ones() as u64;
+                if let Some(watch) = code.watch.get(pc as usize)
+                    && !watch.is_empty()
+                {
+                    self.wgmma_touch(block, warp, frame_index as u32, watch, mask, number as u32);
+                }
                 match &instr.op {
                     Op::Alu { op, slots } => {
                         op.run(&mut frame.regs, slots, mask);
@@ -107,13 +128,6 @@ impl<'a> Machine<'a> {
                     }
                     Op::Branch { target } => {
                         let target = *target;
-                        if let Some((p, _)) = instr.guard {
-                            let undefined = frame.regs.undefined_predicates[p as usize] & fragment.mask;
-                            if undefined != 0 {
-                                self.undefined_branch(block, warp, number as u32, undefined);
-                                frame.regs.undefined_predicates[p as usize] &= !undefined;
-                            }
-                        }
                         if mask == fragment.mask {
                             fragment.pc = target;
                             if target <= pc && self.backward(fragment, &frame.regs, warp) {
@@ -168,10 +182,28 @@ impl<'a> Machine<'a> {
         used
     }
 
+    /// The predicate `p` of an instruction is undefined in some of the lanes: wrong for all but calculations.
     #[cold]
-    fn undefined_branch(&mut self, block: &Block, warp: &Warp, pc: u32, lanes: u32) {
+    #[expect(clippy::too_many_arguments, reason = "the interpreter's whole state")]
+    fn undefined_guard(
+        &mut self,
+        block: &Block,
+        warp: &Warp,
+        regs: &mut crate::regs::Registers,
+        instr: &Instr,
+        p: u32,
+        mask: u32,
+        pc: u32,
+    ) {
+        let lanes = regs.undefined_predicates[p as usize] & mask;
+        let what = match instr.op {
+            Op::Alu { .. } => return,
+            Op::Branch { .. } => "a branch depends",
+            _ => "whether the instruction is executed depends",
+        };
         let site = self.site(block, warp.index, lanes.trailing_zeros(), pc);
-        self.report(Kind::Uninitialized, site, None, None, || "a branch depends on an undefined register".into());
+        self.report(Kind::Uninitialized, site, None, None, || format!("{what} on an undefined register"));
+        regs.undefined_predicates[p as usize] &= !lanes;
     }
 
     /// A backward branch: a loop that only memory can end waits until memory changes. Whether it does.
@@ -179,7 +211,8 @@ impl<'a> Machine<'a> {
     fn backward(&mut self, fragment: &mut Fragment, regs: &crate::regs::Registers, warp: &Warp) -> bool {
         fragment.backs += 1;
         // Look at the registers now and then, twice in a row.
-        if fragment.backs < 64 || !(fragment.backs & fragment.backs - 1 == 0 || fragment.spin_hash != 0) {
+        let look = fragment.backs & (fragment.backs - 1) == 0 || fragment.spin_hash != 0;
+        if fragment.backs < BACKS_BEFORE_LOOK || !look {
             return false;
         }
         self.look_for_spin(fragment, regs, warp)
@@ -190,12 +223,16 @@ impl<'a> Machine<'a> {
     fn look_for_spin(&mut self, fragment: &mut Fragment, regs: &crate::regs::Registers, _warp: &Warp) -> bool {
         let mut hash = 0xcbf2_9ce4_8422_2325u64 ^ (fragment.pc as u64) << 32 ^ fragment.mask as u64;
         let mut add = |word: u64| hash = (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
+        // What changed since the first look may not have been seen by the loop yet.
+        add(self.progress);
         for row in &regs.rows {
             row.0.chunks_exact(2).for_each(|c| add(c[0] as u64 | (c[1] as u64) << 32));
         }
         regs.predicates.iter().for_each(|&p| add(p as u64));
         if fragment.spin_hash == hash | 1 {
             fragment.spin_hash = 0;
+            // Woken in vain it shall wait again soon.
+            fragment.backs = BACKS_BEFORE_LOOK - 2;
             fragment.state = State::Spin { progress: self.progress };
             return true;
         }
@@ -235,6 +272,8 @@ impl<'a> Machine<'a> {
             Op::Yield => {
                 // Others first: the warp's turn ends.
                 fragment.pc += 1;
+                self.yielded = true;
+                self.waits += 1;
                 Flow::Stop
             }
             Op::Prefetch { .. } => Flow::Next,
@@ -295,8 +334,7 @@ impl<'a> Machine<'a> {
             }
             Op::Alloca { dst, size } => {
                 let size = warp.frame(fragment.frame).regs.get64(*size)[mask.trailing_zeros() as usize] as u32;
-                let at = warp.local_top;
-                warp.grow_local(size.next_multiple_of(16));
+                let at = warp.grow_local(size);
                 let frame = warp.frame(fragment.frame);
                 frame.regs.set64(*dst, &[at as u64; 32], mask);
                 frame.regs.undefined[*dst as usize] &= !mask;
@@ -338,7 +376,7 @@ impl<'a> Machine<'a> {
             Op::WgmmaCommit => self.wgmma_commit(block, warp, fragment, mask, pc),
             Op::WgmmaWait { groups } => self.wgmma_wait(block, warp, fragment, *groups, mask, pc),
             Op::SetMaxNReg { count, increase } => self.setmaxnreg(block, warp, fragment, *count, *increase, mask, pc),
-            Op::GridDepWait => Flow::Next,
+            Op::GridDepWait => self.grid_wait(fragment),
             Op::Unsupported(what) => {
                 let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
                 self.report(Kind::Unsupported, site, None, None, || {
@@ -458,7 +496,11 @@ impl<'a> Machine<'a> {
         let function = match call.target {
             Target::Function(f) => f,
             Target::Indirect(slot) => {
-                let address = warp.frame(fragment.frame).regs.get64(slot);
+                let regs = &warp.frame(fragment.frame).regs;
+                let (address, undefined) = (regs.get64(slot), regs.undefined[slot as usize] & mask);
+                if self.defined_lanes(block, warp, undefined, mask, pc) != mask {
+                    return Flow::Next;
+                }
                 let first = address[mask.trailing_zeros() as usize];
                 let same = (0..32).filter(|&l| mask >> l & 1 != 0 && address[l] == first).fold(0u32, |m, l| m | 1 << l);
                 if same != fragment.mask {
@@ -618,7 +660,11 @@ impl<'a> Machine<'a> {
         let missing = members & warp.live & !f.mask;
         let site = self.site(block, warp.index, f.mask.trailing_zeros(), code.first + f.pc);
         let opcode = &code.opcodes[f.pc as usize];
-        let kind = if opcode.starts_with("wgmma") { Kind::Wgmma } else { Kind::Barrier };
+        let kind = match opcode.split('.').next() {
+            Some("wgmma") => Kind::Wgmma,
+            Some("setmaxnreg") => Kind::Setmaxnreg,
+            _ => Kind::Barrier,
+        };
         self.report(kind, site, None, None, || {
             format!(
                 "{opcode} in divergent code: lanes {missing:#010x} of warp {} do not execute it with the others",

@@ -3,12 +3,23 @@
 
 use super::warp::{State, Warp};
 use super::{Block, Completion, Machine};
-use crate::finding::Kind;
+use crate::finding::{Kind, Site};
+
+/// Why nobody can go on.
+enum StuckCause {
+    Unknown,
+    /// Warps of the block in this slot miss at a wgmma.
+    Warpgroup(usize),
+    At(Kind, Site, String),
+}
+
+/// Warp instructions without a change after which everybody gets a chance.
+const STIR: u64 = 20_000;
 
 impl Machine<'_> {
     /// Runs the grid to its end or to a deadlock.
     pub(super) fn run(&mut self) {
-        let mut last_spin_check = 0;
+        let (mut last_spin_check, mut last_stir, mut waits_at_progress) = (0, 0, 0);
         let slice = match self.options.seed % 4 {
             0 => 512,
             1 => 96,
@@ -16,8 +27,8 @@ impl Machine<'_> {
             _ => 256,
         };
         loop {
-            while self.live_blocks() < self.window
-                && self.live_blocks() + self.cluster_size() <= self.resident.max(self.cluster_size())
+            while self.live_blocks < self.window
+                && self.live_blocks + self.cluster_size() <= self.resident.max(self.cluster_size())
             {
                 if !self.start_cluster() {
                     break;
@@ -46,20 +57,38 @@ impl Machine<'_> {
             if self.progress != self.last_progress {
                 self.last_progress = self.progress;
                 self.executed_at_progress = self.executed;
+                waits_at_progress = self.waits;
+                last_stir = self.executed;
                 // Waiting loops look again now and then.
                 if self.executed > last_spin_check + 4096 {
                     last_spin_check = self.executed;
                     self.wake_spinners();
                 }
-            } else if self.executed - self.executed_at_progress > self.options.patience {
-                self.out_of_patience();
-                return;
+            } else if self.executed - last_stir > STIR {
+                last_stir = self.executed;
+                self.stir();
+                // Calculations may take long; loops that look for a change again and again may not.
+                let idle = self.executed - self.executed_at_progress;
+                let waiting = self.waits - waits_at_progress > idle / 1000;
+                if idle > self.options.patience.saturating_mul(if waiting { 1 } else { 40 }) {
+                    self.out_of_patience();
+                    return;
+                }
             }
         }
     }
 
-    fn live_blocks(&self) -> u32 {
-        self.blocks.iter().flatten().filter(|b| !b.ended).count() as u32
+    /// Much was executed and nothing changed: perhaps loops wait in ways that cannot be told from work. Whoever they wait
+    /// for gets a chance.
+    fn stir(&mut self) {
+        self.wake_spinners();
+        self.give_up_joins_everywhere();
+        self.complete_oldest();
+        for _ in 0..=self.live_blocks / self.cluster_size() {
+            if self.live_blocks + self.cluster_size() > self.resident || !self.start_cluster() {
+                break;
+            }
+        }
     }
 
     fn is_ready(&self, slot: u32, w: u32) -> bool {
@@ -88,8 +117,11 @@ impl Machine<'_> {
         if self.complete_oldest() {
             return true;
         }
-        if self.live_blocks() + self.cluster_size() <= self.resident && self.start_cluster() {
+        if self.live_blocks + self.cluster_size() <= self.resident && self.start_cluster() {
             return true;
+        }
+        if self.waits_for_grid() {
+            return false;
         }
         if self.blocks.iter().flatten().any(|b| b.live > 0) {
             if self.false_try_waits() {
@@ -195,11 +227,15 @@ impl Machine<'_> {
         if std::mem::take(&mut self.pool_grew) {
             self.wake_in(slot, &|state: &State| *state == State::Registers);
         }
+        if std::mem::take(&mut self.wgmma_complete) {
+            self.wake_in(slot, &|state: &State| *state == State::Wgmma);
+        }
         let Some(block) = &mut self.blocks[slot as usize] else { return };
         if block.live > 0 || block.ended {
             return;
         }
         block.ended = true;
+        self.live_blocks -= 1;
         let cluster = block.cluster.clone();
         self.block_exit_checks(slot);
         // Shared memory lives on until the cluster is over: peers may still use it.
@@ -225,8 +261,34 @@ impl Machine<'_> {
         self.deadlock();
     }
 
+    /// Whether all that live of a block wait at one barrier whose count they cannot make up: a wrong count, or a barrier that
+    /// some leave out, which is more than a deadlock in general.
+    fn incomplete_barrier(&mut self) -> bool {
+        let mut found = Vec::new();
+        for block in self.blocks.iter().flatten().filter(|b| b.live > 0) {
+            let fragments = || block.warps.iter().flatten().flat_map(|w| w.fragments.iter().map(move |f| (w, f)));
+            let Some((warp, first)) = fragments().next() else { continue };
+            let State::Barrier { id } = first.state else { continue };
+            let barrier = &block.barriers[id as usize];
+            if barrier.is_counted() && fragments().all(|(_, f)| f.state == first.state) {
+                let words = format!("barrier {id}: {}, and nobody is left who could", barrier.describe(block.live));
+                found.push((self.site(block, warp.index, first.mask.trailing_zeros(), barrier.pc()), words));
+            }
+        }
+        let any = !found.is_empty();
+        for (site, words) in found {
+            self.report(Kind::Barrier, site, None, None, || words);
+        }
+        any
+    }
+
     /// Nobody can go on: one finding that says who waits where.
     fn deadlock(&mut self) {
+        // Waiting for ever is what these lead to.
+        let causes = [Kind::Barrier, Kind::Mbarrier, Kind::Setmaxnreg, Kind::Trap, Kind::Unsupported];
+        if causes.iter().any(|&k| self.findings.has(k)) || self.incomplete_barrier() {
+            return;
+        }
         let mut lines = Vec::new();
         let mut first = None;
         for slot in 0..self.blocks.len() {
@@ -264,14 +326,83 @@ impl Machine<'_> {
         let total: u64 = self.launch.grid.iter().map(|&n| n as u64).product();
         let started = self.counters.blocks;
         let Some((_, site)) = first else { return };
-        self.report(Kind::Deadlock, site, None, None, || {
+        let (kind, site, cause) = match self.stuck_cause() {
+            StuckCause::Warpgroup(slot) => {
+                if let Some(mut block) = self.blocks[slot].take() {
+                    self.warpgroup_exit_checks(&mut block);
+                    self.blocks[slot] = Some(block);
+                }
+                return;
+            }
+            StuckCause::At(kind, site, cause) => (kind, site, cause),
+            StuckCause::Unknown => (Kind::Deadlock, site, String::new()),
+        };
+        self.report(kind, site, None, None, || {
             let rest = total - started;
             let rest = match rest {
                 0 => String::new(),
                 n => format!("; {n} more blocks of the grid cannot become resident until one ends"),
             };
-            format!("nobody can go on: {}{rest}", lines.join("; "))
+            format!("{cause}nobody can go on: {}{rest}", lines.join("; "))
         });
+    }
+
+    /// What made a deadlock, where that can be said: a more specific kind of finding.
+    fn stuck_cause(&self) -> StuckCause {
+        let mut short_of_bytes = None;
+        for slot in 0..self.blocks.len() {
+            let Some(block) = &self.blocks[slot] else { continue };
+            for warp in block.warps.iter().flatten() {
+                for f in &warp.fragments {
+                    let Some(frame) = warp.frames.get(f.frame as usize).and_then(|f| f.as_ref()) else { continue };
+                    let pc = self.kernel.functions[frame.function as usize].first + f.pc;
+                    let site = self.site(block, warp.index, f.mask.trailing_zeros(), pc);
+                    match f.state {
+                        State::Wgmma => {
+                            return StuckCause::Warpgroup(slot);
+                        }
+                        State::Registers => {
+                            let left = block.register_pool;
+                            let cause = format!(
+                                "setmaxnreg.inc waits for registers that no setmaxnreg.dec will free ({} a thread now, {left} in the block's pool); ",
+                                warp.max_registers
+                            );
+                            return StuckCause::At(Kind::Setmaxnreg, site, cause);
+                        }
+                        State::Mbarrier { slot, address, .. } => {
+                            let home = self.blocks[slot as usize].as_ref();
+                            let object = home.and_then(|b| b.mbarriers.get(&address));
+                            if let Some(o) = object.filter(|o| o.is_short())
+                                && short_of_bytes.is_none()
+                            {
+                                let cause = format!(
+                                    "the mbarrier at shared address {address:#x} never completes its phase: {}; ",
+                                    o.describe()
+                                );
+                                short_of_bytes = Some((site, cause));
+                            }
+                        }
+                        // A loop of test_wait, perhaps.
+                        State::Spin { .. } | State::Ready => {
+                            if let Some((address, o)) = block.mbarriers.iter().find(|(_, o)| o.is_short())
+                                && short_of_bytes.is_none()
+                            {
+                                let cause = format!(
+                                    "the mbarrier at shared address {address:#x} never completes its phase: {}; ",
+                                    o.describe()
+                                );
+                                short_of_bytes = Some((site, cause));
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        match short_of_bytes {
+            Some((site, cause)) => StuckCause::At(Kind::Mbarrier, site, cause),
+            None => StuckCause::Unknown,
+        }
     }
 
     fn describe_wait(&self, block: &Block, warp: &Warp, state: State) -> String {
@@ -290,6 +421,7 @@ impl Machine<'_> {
             },
             State::Spin { .. } => "spins in a loop that only other threads' writes can end".into(),
             State::Registers => "waits for registers (setmaxnreg.inc)".into(),
+            State::Wgmma => "waits for a wgmma that not all four warps of its warpgroup execute".into(),
             State::GridDependency => "waits for the grid before".into(),
         }
     }

@@ -49,6 +49,8 @@ pub enum State {
     Spin { progress: u64 },
     /// `setmaxnreg.inc` without registers in the pool.
     Registers,
+    /// `wgmma.wait_group` for a product that other warps of the group have not issued.
+    Wgmma,
     /// `griddepcontrol.wait`
     GridDependency,
 }
@@ -290,10 +292,9 @@ impl Warp {
                 let mut k = i + 1;
                 while k < self.fragments.len() {
                     let g = self.fragments[k];
-                    let same =
-                        matches!(g.state, State::Gather { whole: true, .. }) && g.pc == f.pc && g.frame == f.frame;
+                    let same = g.state == f.state && g.pc == f.pc && g.frame == f.frame;
                     if same {
-                        self.merge(i, k, members);
+                        self.merge(i, k);
                         progress = true;
                     } else {
                         k += 1;
@@ -320,9 +321,21 @@ impl Warp {
             let there = self.fragments.iter().filter(|f| f.state == state).fold(0, |mask, f| mask | f.mask);
             if members & self.live & !there == 0 {
                 self.order.sync(there & members);
-                for f in self.fragments.iter_mut().filter(|f| f.state == state) {
-                    f.state = State::Ready;
-                    f.gathered = true;
+                // Those at the same instruction go on together.
+                let mut i = 0;
+                while i < self.fragments.len() {
+                    let f = self.fragments[i];
+                    if f.state == state {
+                        while let Some(k) = (i + 1..self.fragments.len()).find(|&k| {
+                            let g = &self.fragments[k];
+                            g.state == state && g.pc == f.pc && g.frame == f.frame
+                        }) {
+                            self.merge(i, k);
+                        }
+                        self.fragments[i].state = State::Ready;
+                        self.fragments[i].gathered = true;
+                    }
+                    i += 1;
                 }
                 return true;
             }
@@ -331,7 +344,7 @@ impl Warp {
     }
 
     /// Fragment `k` joins fragment `i`; their joins end where they share one.
-    fn merge(&mut self, i: usize, k: usize, members: u32) {
+    fn merge(&mut self, i: usize, k: usize) {
         let g = self.fragments.swap_remove(k);
         let f = self.fragments[i];
         let chain = |mut at: u32, joins: &[Join]| {
@@ -351,7 +364,6 @@ impl Warp {
         f.mask |= g.mask;
         f.join = common;
         f.join_pc = join_pc;
-        f.state = State::Gather { members, whole: true };
     }
 }
 

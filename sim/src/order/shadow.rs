@@ -76,11 +76,11 @@ pub struct Cx<'a> {
 /// The shadow of one allocation: a global buffer, or a block's shared memory.
 #[derive(Clone, Debug)]
 pub struct Shadow {
-    space: Space,
-    chunks: Vec<Option<Chunk>>,
-    spare: Vec<Chunk>,
+    pub(super) space: Space,
+    pub(super) chunks: Vec<Option<Chunk>>,
+    pub(super) spare: Vec<Chunk>,
     init: Vec<Init>,
-    lists: Chains,
+    pub(super) lists: Chains,
 }
 
 impl Shadow {
@@ -417,7 +417,7 @@ impl Shadow {
 
     /// Drops lists that no cell has any more, when there are many.
     #[inline(always)]
-    fn make_room(&mut self) {
+    pub(super) fn make_room(&mut self) {
         if self.lists.is_full() {
             let chunks = self.chunks.iter_mut().flatten();
             self.lists.collect(chunks.flat_map(|chunk| chunk.cells.iter_mut().map(|cell| &mut cell.older)));

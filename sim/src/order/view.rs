@@ -3,7 +3,7 @@
 use super::cell::Cell;
 use super::chain::{Chains, Entry, ListId};
 use super::shadow::{Conflict, ConflictKind, Cx, Other};
-use super::{Agent, Key, Know, LANES, NOBODY, OP_KEY, OpId, Space, Stamp, Strength, WarpOrder};
+use super::{Agent, Key, Know, LANES, NOBODY, OP_KEY, OpId, OpKind, Space, Stamp, Strength, WarpOrder};
 
 /// A conflict whose lane is yet to be named.
 #[derive(Clone, Copy, Debug)]
@@ -354,8 +354,9 @@ impl<'a> View<'a> {
             let known = self.know.fenced_mask(self.space, old.key, epoch) | (own as u32) << lane;
             return old.mask & !known == 0;
         }
-        let through_async = self.cx.ops.kind(OpId::of_key(old.key)).is_async_proxy();
-        through_async || {
+        // Completion through an mbarrier makes asynchronous stores visible to whoever waits for it.
+        let kind = self.cx.ops.kind(OpId::of_key(old.key));
+        kind.is_async_proxy() || kind == OpKind::Store || {
             let known = self.cx.ops.fenced_mask(old.key, self.warp, lane, self.know, self.space);
             old.mask & !known == 0
         }

@@ -80,7 +80,8 @@ pub fn module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramE
         let mut bytes = v.init.clone();
         bytes.resize(v.size as usize, 0);
         out.push(ModuleVariable { name: v.name.clone(), address: at, bytes, constant: v.space == Space::Const });
-        at += v.size + 64;
+        // Far from the next, so that indices past the end do not hit it.
+        at += v.size + (1 << 20);
     }
     for (i, v) in placed.iter().enumerate() {
         for r in &v.relocations {
@@ -93,9 +94,10 @@ pub fn module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramE
                     return Err(ProgramError::Operand { line: 0, what });
                 }
             };
-            let value = address.wrapping_add_signed(r.addend).to_le_bytes();
-            if let Some(slot) = out[i].bytes.get_mut(r.at as usize..r.at as usize + 8) {
-                slot.copy_from_slice(&value);
+            let value = (address.wrapping_add_signed(r.addend) >> r.shift).to_le_bytes();
+            let width = r.width.min(8) as usize;
+            if let Some(slot) = out[i].bytes.get_mut(r.at as usize..r.at as usize + width) {
+                slot.copy_from_slice(&value[..width]);
             }
         }
     }
@@ -133,15 +135,16 @@ pub fn kernel(program: &Program, name: &str) -> Result<Kernel, ProgramError> {
         params.push((offset, p.size));
         offset += p.size;
     }
-    let (static_end, dynamic) = place_shared(module, &reached, &mut layout);
+    let shared = place_shared(module, &reached, &mut layout);
     let target = module.target.trim_start_matches("sm_").trim_end_matches(['a', 'f']).parse().unwrap_or(80);
     let mut kernel = Kernel {
         name: name.into(),
         functions: Vec::new(),
         param_bytes: offset,
         params,
-        static_shared: static_end - layout::SHARED_START,
-        dynamic_shared: dynamic,
+        static_shared: shared.bytes,
+        dynamic_shared: shared.dynamic,
+        shared_variables: shared.variables,
         max_threads: function.max_threads,
         required_threads: function.required_threads,
         min_blocks: function.min_blocks,
@@ -195,8 +198,19 @@ fn reach(module: &Module, entry: usize) -> Vec<usize> {
     reached
 }
 
-/// Gives the shared variables that the functions name their addresses; the end of the static ones and the start of the dynamic ones.
-fn place_shared(module: &Module, reached: &[usize], layout: &mut Layout) -> (u32, u32) {
+/// A kernel's shared variables.
+#[derive(Default)]
+struct Shared {
+    /// Bytes of the static ones without gaps.
+    bytes: u32,
+    /// Where each static one starts and ends.
+    variables: Vec<(u32, u32)>,
+    /// Where the dynamic ones start.
+    dynamic: u32,
+}
+
+/// Gives the shared variables that the functions name their addresses.
+fn place_shared(module: &Module, reached: &[usize], layout: &mut Layout) -> Shared {
     let mut named = std::collections::HashSet::new();
     for &f in reached {
         for i in &module.functions[f].body {
@@ -225,17 +239,25 @@ fn place_shared(module: &Module, reached: &[usize], layout: &mut Layout) -> (u32
         .filter(|v| v.space == Space::Shared && named.contains(v.name.as_str()))
         .collect();
     let mut at = layout::SHARED_START;
+    let mut placed = Shared::default();
     for v in all.iter().filter(|v| v.size > 0) {
         at = at.next_multiple_of(v.align.max(1));
         layout.shared.insert(v.name.clone(), at);
-        at += v.size as u32;
+        placed.variables.push((at, at + v.size as u32));
+        placed.bytes = placed.bytes.next_multiple_of(v.align.max(1)) + v.size as u32;
+        // As many bytes as the banks are wide: conflicts stay the same.
+        at += v.size as u32 + 128;
     }
     let align = all.iter().filter(|v| v.size == 0).map(|v| v.align).max().unwrap_or(16).max(16);
-    let dynamic = at.next_multiple_of(align);
+    // The driver promises no more than the declared alignment; 1024 here, so that kernels which count on the whole pattern of a
+    // 128-byte swizzle run as they do in practice.
+    let dynamic =
+        if all.iter().any(|v| v.size == 0) { at.next_multiple_of(align.max(1024)) } else { at.next_multiple_of(align) };
     for v in all.iter().filter(|v| v.size == 0) {
         layout.shared.insert(v.name.clone(), dynamic);
     }
-    (at, dynamic)
+    placed.dynamic = dynamic;
+    placed
 }
 
 fn function_code(
@@ -270,6 +292,8 @@ fn function_code(
     let last = decoder.o.code.lines.last().copied().unwrap_or((0, None));
     decoder.o.code.lines.push(last);
     decoder.o.code.opcodes.push("ret".into());
+    let watch = super::uses::watches(function, &decoder.o.code.instrs, |r| decoder.o.guard(r));
+    decoder.o.code.watch = watch;
     Ok(decoder.o.code)
 }
 
@@ -464,6 +488,13 @@ impl Decoder<'_> {
         let (addr, mut window) = self.o.address(&operands[address], named)?;
         if named == Window::Const || named == Window::Generic && window == Window::Global {
             window = named;
+        }
+        // In a kernel only names are variables of calls; addresses in registers are its own parameters.
+        if window == Window::FrameParam
+            && self.o.function.kernel
+            && matches!(operands[address], Operand::Address(Base::Register(_), _))
+        {
+            window = Window::KernelParam;
         }
         let list: Vec<Operand> = match &operands[data] {
             Operand::Vector(list) => list.clone(),

@@ -4,6 +4,7 @@ mod bulk;
 pub mod decode;
 pub mod op;
 mod operands;
+pub mod uses;
 
 use crate::ptx::ast::{Module, ParseError, Place};
 use crate::regs::{Row, Slot};
@@ -42,10 +43,13 @@ pub struct Kernel {
     pub param_bytes: u32,
     /// Offset and size of each parameter.
     pub params: Vec<(u32, u32)>,
-    /// Static shared memory in bytes, from the start of the block's window.
+    /// Static shared memory in bytes, as a multiprocessor would lay it out, without gaps.
     pub static_shared: u32,
-    /// Where dynamic shared memory begins, and its alignment.
+    /// Where dynamic shared memory begins.
     pub dynamic_shared: u32,
+    /// Addresses at which each static shared variable starts and ends, ascending. There are gaps between them, so that
+    /// accesses beyond one are told from accesses to the next.
+    pub shared_variables: Vec<(u32, u32)>,
     /// `.maxntid`
     pub max_threads: Option<[u32; 3]>,
     /// `.reqntid`
@@ -139,6 +143,8 @@ pub struct Code {
     pub local_bytes: u32,
     /// Bytes of `.param` variables and formal parameters.
     pub param_bytes: u32,
+    /// What each instruction touches of wgmma's registers; empty without wgmma.
+    pub watch: Vec<uses::Watch>,
     /// Formal parameters.
     pub formals: Vec<op::Arg>,
     /// Formal return values.
@@ -172,7 +178,11 @@ pub enum ProgramError {
 impl Program {
     /// Parses PTX.
     pub fn parse(text: &str) -> Result<Program, ProgramError> {
-        let module = crate::ptx::parse(text)?;
+        Program::of_module(crate::ptx::parse(text)?)
+    }
+
+    /// Of a parsed (or changed) module.
+    pub fn of_module(module: Module) -> Result<Program, ProgramError> {
         let variables = decode::module_variables(&module)?;
         Ok(Program { module, variables })
     }

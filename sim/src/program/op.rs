@@ -549,6 +549,29 @@ pub enum Arg {
     Predicate(u32),
 }
 
+impl Op {
+    /// Whether lanes may have to wait at the instruction, or must execute it together.
+    pub fn may_wait(&self) -> bool {
+        matches!(
+            self,
+            Op::Warp(_)
+                | Op::Barrier(_)
+                | Op::ClusterArrive { .. }
+                | Op::ClusterWait { .. }
+                | Op::Mbarrier(_)
+                | Op::MatrixTransfer(_)
+                | Op::MovMatrix { .. }
+                | Op::Mma(_)
+                | Op::Wgmma(_)
+                | Op::WgmmaFence
+                | Op::WgmmaCommit
+                | Op::WgmmaWait { .. }
+                | Op::SetMaxNReg { .. }
+                | Op::GridDepWait
+        )
+    }
+}
+
 /// What an instruction does.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
