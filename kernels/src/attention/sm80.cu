@@ -60,7 +60,7 @@ __device__ __forceinline__ u64 row_values(const P& p, const QueryTile& tile) {
 
 template <int HEAD_DIM, int COLUMNS, bool PADDED>
 __device__ __forceinline__ void forward_mma(FwdParams p) {
-  extern __shared__ __align__(256) char shared[];
+  extern __shared__ __align__(512) char shared[];
   __shared__ QueryTile tile;
   if (!PADDED) p.head_dim = HEAD_DIM;
   const int head_dim = static_cast<int>(p.head_dim);
@@ -88,7 +88,7 @@ __device__ __forceinline__ void forward_mma(FwdParams p) {
 
 template <class T>
 __device__ __forceinline__ void forward_fma(const FwdParams& p) {
-  extern __shared__ __align__(256) float tiles[];
+  extern __shared__ __align__(512) float tiles[];
   __shared__ QueryTile tile;
   const int head_dim = static_cast<int>(p.head_dim);
   if (!query_tile<FMA_ROWS>(p, ceil_div(head_dim, FMA_PART_COLUMNS), tile)) return;
@@ -119,7 +119,7 @@ __device__ __forceinline__ void forward_fma(const FwdParams& p) {
 
 template <int HEAD_DIM>
 __device__ __forceinline__ void query_gradients_mma(BwdParams p) {
-  extern __shared__ __align__(256) char shared[];
+  extern __shared__ __align__(512) char shared[];
   __shared__ QueryTile tile;
   p.head_dim = HEAD_DIM;
   if (!query_tile<TILE_ROWS>(p, 1, tile)) return;
@@ -171,7 +171,7 @@ __device__ __forceinline__ PackedRows key_rows(const BwdParams& p, const KeyTile
 
 template <int HEAD_DIM>
 __device__ __forceinline__ void key_gradients_mma(BwdParams p) {
-  extern __shared__ __align__(256) char shared[];
+  extern __shared__ __align__(512) char shared[];
   __shared__ KeyTile tile;
   __shared__ Visits visits;
   p.head_dim = HEAD_DIM;
@@ -187,7 +187,7 @@ __device__ __forceinline__ void key_gradients_mma(BwdParams p) {
 
 template <class T>
 __device__ __forceinline__ void query_gradients_fma(const BwdParams& p) {
-  extern __shared__ __align__(256) float tiles[];
+  extern __shared__ __align__(512) float tiles[];
   __shared__ QueryTile tile;
   const int head_dim = static_cast<int>(p.head_dim);
   if (!query_tile<FMA_ROWS>(p, ceil_div(head_dim, FMA_PART_COLUMNS), tile)) return;
@@ -215,7 +215,7 @@ __device__ __forceinline__ void query_gradients_fma(const BwdParams& p) {
 
 template <class T>
 __device__ __forceinline__ void key_gradients_fma(const BwdParams& p) {
-  extern __shared__ __align__(256) float tiles[];
+  extern __shared__ __align__(512) float tiles[];
   __shared__ KeyTile tile;
   __shared__ Visits visits;
   const int head_dim = static_cast<int>(p.head_dim);

@@ -12,7 +12,8 @@ constexpr int TILE_ROWS = 64;
 constexpr int MMA_THREADS = 128;
 
 // Eight rows' chunks of one column must lie in eight different places modulo 8: where a row is 8 or 16 chunks long, the
-// chunk's number is XORed with the row's; else rows are an odd number of chunks apart. A tile begins at a multiple of 256.
+// chunk's number is XORed with the row's; else rows are an odd number of chunks apart. Shared memory begins at a multiple of
+// 512, a longest row.
 template <int HEAD_DIM>
 struct Tile {
   static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 256, "a tile's head");
