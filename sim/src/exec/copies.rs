@@ -61,8 +61,6 @@ pub enum End {
     Credit(Vec<((u32, u32), u32)>),
     /// Arrivals when a lane's earlier `cp.async`s are done: slot and warp, lane, the mbarrier.
     Arrive { warp: u32, slot: u32, lanes: u32, ops: Vec<(OpId, u32)>, place: (u32, u32), site: Site },
-    /// By the thread's bulk group: nothing to do.
-    Group,
 }
 
 /// An operation on its way.
@@ -298,7 +296,7 @@ impl Machine<'_> {
         found.clear();
         at[lane as usize] = address;
         self.places(block, warp, window, &at, 1 << lane, 1, pc, &mut found);
-        if address % size as u64 != 0 {
+        if !address.is_multiple_of(size as u64) {
             let site = self.site(block, warp.index, lane, pc);
             self.report(Kind::Misaligned, site, None, Some(("global", address)), || {
                 format!("cp.async of {size} bytes from {address:#x}, which is not a multiple of {size}")
@@ -544,7 +542,6 @@ impl Machine<'_> {
     pub(super) fn finish_flight(&mut self, mut current: Option<(&mut Block, u32)>, flight: InFlight) {
         self.apply(current.as_mut().map(|(b, s)| (&mut **b, *s)), &flight.effect);
         match flight.end {
-            End::Group => {}
             End::Credit(list) => {
                 for (place, bytes) in list {
                     self.with_object(&mut current, place, |m, block, own| {

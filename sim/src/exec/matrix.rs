@@ -105,6 +105,7 @@ impl Machine<'_> {
         self.conflicts = found;
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the interpreter's whole state")]
     pub(super) fn movmatrix(
         &mut self,
         block: &mut Block,
@@ -181,7 +182,7 @@ impl Machine<'_> {
             return Flow::Stop;
         }
         let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
-        if !(24..=256).contains(&count) || count % 8 != 0 {
+        if !(24..=256).contains(&count) || !count.is_multiple_of(8) {
             self.report(Kind::Setmaxnreg, site, None, None, || {
                 format!("setmaxnreg {count}: 24 to 256 in steps of 8 are possible")
             });

@@ -42,7 +42,7 @@ impl Object {
 
     /// Whether its phase has begun and cannot end by itself: bytes are missing (or too many came), or some of the arrivals.
     pub fn is_short(&self) -> bool {
-        self.pending == 0 && self.tx != 0 || self.pending < self.expected || self.tx != 0
+        self.pending < self.expected || self.tx != 0
     }
 }
 

@@ -138,7 +138,7 @@ impl<'a> Machine<'a> {
                         } else {
                             let other = warp.split(fragment, mask, target, pc + 1, instr.reconverge);
                             // Which side goes first is part of the interleaving.
-                            if self.rng.next() & 1 == 0 {
+                            if self.rng.draw() & 1 == 0 {
                                 warp.fragments.push(other);
                             } else {
                                 warp.fragments.push(*fragment);
@@ -402,6 +402,11 @@ impl<'a> Machine<'a> {
             Dynamic::GlobaltimerLo => frame.regs.set(dst, &narrow(now as u32), mask),
             Dynamic::GlobaltimerHi => frame.regs.set(dst, &narrow((now >> 32) as u32), mask),
             Dynamic::Activemask => frame.regs.set(dst, &narrow(mask), mask),
+            Dynamic::ExplicitCluster => {
+                let value = if self.cluster == [1, 1, 1] { 0 } else { u32::MAX };
+                set_predicate(&mut frame.regs, dst, value, mask);
+                return;
+            }
         }
         frame.regs.undefined[dst as usize] &= !mask;
     }

@@ -695,6 +695,10 @@ impl Decoder<'_> {
             "globaltimer" => Dynamic::Globaltimer,
             "globaltimer_lo" => Dynamic::GlobaltimerLo,
             "globaltimer_hi" => Dynamic::GlobaltimerHi,
+            "is_explicit_cluster" => {
+                let (dst, _) = self.o.predicate(&i.operands[0])?;
+                return Ok(Op::ReadSpecial { dst, which: Dynamic::ExplicitCluster });
+            }
             _ => return self.alu(i),
         };
         Ok(Op::ReadSpecial { dst: self.o.register(&i.operands[0])?, which })
@@ -841,10 +845,7 @@ impl Decoder<'_> {
     fn mbarrier(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
         let has = |p: &str| parts.contains(&p);
         let o = &i.operands;
-        let named = match self.window(parts)? {
-            Window::Generic => Window::Generic,
-            w => w,
-        };
+        let named = self.window(parts)?;
         let ordered = !has("relaxed");
         let scope = if has("cluster") { Strength::Cluster } else { Strength::Cta };
         let b32 = Type::B32;
@@ -1007,10 +1008,7 @@ impl Decoder<'_> {
             return Ok(Op::Unsupported(i.opcode.as_str().into()));
         }
         let (address, data) = if store { (0, 1) } else { (1, 0) };
-        let window = match self.window(parts)? {
-            Window::Generic => Window::Generic,
-            w => w,
-        };
+        let window = self.window(parts)?;
         let (addr, window) = self.o.address(&i.operands[address], window)?;
         let mut flat = Vec::new();
         flatten(&i.operands[data..=data], &mut flat);
