@@ -566,7 +566,6 @@ impl<'a> Machine<'a> {
             Fixed::ClusterNctaid(c) => of(self.cluster, c),
             Fixed::ClusterCtarank => block.rank,
             Fixed::ClusterNctarank => self.cluster_size(),
-            Fixed::IsExplicitCluster => u32::from(self.cluster != [1, 1, 1]),
             Fixed::LaneId => lane,
             Fixed::WarpId => warp,
             Fixed::NwarpId => self.launch.block.iter().product::<u32>().div_ceil(32),
