@@ -185,8 +185,8 @@ fn stochastic_rounding_has_no_bias() {
             .sum::<f64>()
             / draws as f64;
         let share = (x - low) / (high - low);
-        let deviation = (high - low) * (share * (1.0 - share) / draws as f64).sqrt();
-        assert!((mean - x).abs() <= 4.0 * deviation + (high - low) / 65536.0, "{name} {x}: {mean}");
+        let deviation = (high - low).abs() * (share * (1.0 - share) / draws as f64).sqrt();
+        assert!((mean - x).abs() <= 4.0 * deviation + (high - low).abs() / 65536.0, "{name} {x}: {mean}");
     };
     for x in [1.002f32, -0.3, 7e-20, 1.0078124] {
         let low = f32::from_bits(x.to_bits() & 0xffff_0000);
