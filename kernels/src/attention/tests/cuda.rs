@@ -7,7 +7,7 @@ use crate::compare::assert_close;
 use crate::launch::{Arch, KernelLaunch};
 use crate::simulate::{self, Staged};
 use crate::testing::{Data, addr, numbers, on_sim, run, run_on_sim};
-use crate::{Addr, DType, Element, Launch};
+use crate::{Addr, DType, Element, Launch, paged_attention};
 use half::bf16;
 use reel_sim::exec::Options;
 use reel_sim::memory::Memory;
@@ -140,6 +140,52 @@ fn other_sequences_and_how_a_prefix_is_given_change_no_bit() {
     });
 }
 
+#[test]
+fn the_paged_kernel_gives_the_same_bits() {
+    on_sim(|| {
+        let sizes = [(70usize, 64usize), (70, 20), (66, 72), (530, 64), (66, 128), (40, 256), (33, 7)];
+        for ((len, head_dim), dtype) in sizes.into_iter().flat_map(|s| [(s, F32), (s, BF16)]) {
+            let (heads, prefix) = (2, Vec::new());
+            let case = Case { lengths: vec![len], heads, kv_heads: 1, head_dim, causal: true, spread: 1.0, prefix };
+            let given = Given::new(&case, dtype);
+            let (o, paged_o) =
+                (Data::output(dtype, len * heads * head_dim), Data::output(dtype, len * heads * head_dim));
+            once(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.pairs()));
+            let (pages, lens) = (len.div_ceil(64), [len as i32]);
+            let table: Vec<i32> = (0..pages as i32).collect();
+            let cache = |data: &Data| {
+                let mut values = data.values();
+                values.resize(pages * 64 * head_dim, f32::NAN);
+                Data::new(dtype, &values)
+            };
+            let (k_cache, v_cache) = (cache(&given.k), cache(&given.v));
+            let p = paged_attention::Params {
+                q: given.q.addr(),
+                k_cache: k_cache.addr(),
+                v_cache: v_cache.addr(),
+                o: paged_o.addr(),
+                cu_seqlens: addr(&given.cu_seqlens),
+                kv_lens: addr(&lens),
+                block_tables: addr(&table),
+                workspace: Addr::NULL,
+                tokens: len as u32,
+                seqs: 1,
+                heads: heads as u32,
+                kv_heads: 1,
+                head_dim: head_dim as u32,
+                max_blocks: pages as u32,
+                scale: given.scale,
+                max_kv_len: len as u32,
+                page: 64,
+                reserved: 0,
+            };
+            once(&paged_attention::fwd(dtype, &p, given.pairs(), len as f64));
+            let bits = |data: &Data| data.values().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert!(bits(&o) == bits(&paged_o), "{dtype} {len} keys, heads of {head_dim}");
+        }
+    });
+}
+
 /// The stages of a launch on memory of these arrays.
 fn staged(launch: &Launch, arrays: &[&Data], tables: &[&[i32]]) -> Vec<Staged> {
     let Launch::Kernel(launch): &Launch = launch else { unreachable!("{launch:?} is one of our kernels") };
@@ -208,7 +254,7 @@ fn matrix_products_at_8k_are_the_useful_ones() {
 fn shared_memory_has_no_bank_conflicts() {
     on_sim(|| {
         let mut list = String::new();
-        for head_dim in [64usize, 72, 80, 128, 20, 200] {
+        for head_dim in [64usize, 72, 80, 128, 200] {
             for dtype in [BF16, F32] {
                 let case = Case {
                     lengths: vec![130],
