@@ -237,7 +237,7 @@ impl Machine<'_> {
         site: Site,
     ) -> Option<TensorMap> {
         let _ = fragment;
-        if address % 64 != 0 {
+        if !address.is_multiple_of(64) {
             self.report(Kind::Misaligned, site, None, None, || {
                 format!("a tensor map at {address:#x}, which is not a multiple of 64")
             });
