@@ -8,7 +8,7 @@ use reel_sim::program::Program;
 use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
 use std::time::Instant;
 
-const K: usize = 1024;
+const K: usize = 2048;
 
 fn program(file: &str) -> Program {
     let path = format!("{}/tests/corpus_async/{file}.ptx", env!("CARGO_MANIFEST_DIR"));
@@ -54,14 +54,14 @@ fn launch(grid: [u32; 3], threads: u32, dynamic_shared: u32, params: Vec<u8>) ->
 }
 
 fn main() {
-    measure("mma.sync, 256×256×1024", &program("mma"), "gemm_0", |memory| {
+    measure("mma.sync, 256×256×2048", &program("mma"), "gemm_0", |memory| {
         let (a, b) = (memory.alloc(ones(256 * K)), memory.alloc(ones(256 * K)));
         let d = memory.alloc_uninitialized(4 * 256 * 256);
         let mut params: Vec<u8> = [a, b, d].into_iter().flat_map(u64::to_le_bytes).collect();
         params.extend([256u32, K as u32].into_iter().flat_map(u32::to_le_bytes));
         launch([2, 2, 1], 256, 0, params)
     });
-    measure("wgmma, 256×256×1024", &program("gemm"), "gemm_0", |memory| {
+    measure("wgmma, 256×256×2048", &program("gemm"), "gemm_0", |memory| {
         let (a, b) = (memory.alloc(ones(256 * K)), memory.alloc(ones(256 * K)));
         let d = memory.alloc_uninitialized(4 * 256 * 256);
         let operand = |address, rows| {

@@ -167,6 +167,7 @@ impl Machine<'_> {
         } else {
             self.places(block, warp, c.window, &src, reading, size as u64, pc, &mut from);
         }
+        fragment.backs = 0;
         let op = self.open_part(warp, mask, pc);
         let now = match self.options.completion {
             Completion::Earliest => true,
@@ -366,6 +367,20 @@ impl Machine<'_> {
         }
         let mut buffer = Vec::new();
         for piece in &effect.pieces {
+            if effect.reduce.is_none()
+                && let (Some((Place::Global(i), from)), Place::Shared(s), 0) = (piece.from, piece.to, piece.fill)
+            {
+                // Loads come in many small pieces.
+                let block = match &mut current {
+                    Some((block, own)) if *own == s => Some(&mut **block),
+                    _ => self.blocks[s as usize].as_deref_mut(),
+                };
+                let (from, at, bytes) = (from as usize, piece.at as usize, piece.bytes as usize);
+                let source = self.memory.get(i).data.get(from..from + bytes);
+                let target = block.and_then(|b| b.shared.get_mut(at..at + bytes));
+                source.zip(target).into_iter().for_each(|(source, target)| target.copy_from_slice(source));
+                continue;
+            }
             buffer.clear();
             if let Some(bytes) = &effect.bytes {
                 buffer.extend_from_slice(bytes);

@@ -5,10 +5,11 @@ use super::run::{Flow, addresses, undefined_address};
 use super::warp::{Fragment, Warp};
 use super::{Block, Machine};
 use crate::finding::Kind;
+use crate::layout;
 use crate::matrix::Lanes;
 use crate::matrix::ldmatrix;
 use crate::order::{Access, Cx, Strength};
-use crate::program::op::{MatrixTransfer, Mma};
+use crate::program::op::{MatrixTransfer, Mma, Window};
 use crate::regs::Registers;
 
 impl Machine<'_> {
@@ -35,7 +36,12 @@ impl Machine<'_> {
         }
         let mut groups = std::mem::take(&mut self.groups);
         groups.clear();
-        self.places(block, warp, t.window, &at, suppliers & !undefined, 16, pc, &mut groups);
+        match own_rows(block, warp.slot, t, &at, suppliers & !undefined) {
+            Some(group) => groups.push(group),
+            None => {
+                self.places(block, warp, t.window, &at, suppliers & !undefined, 16, pc, &mut groups);
+            }
+        }
         let mut bytes = [[0u8; 16]; 32];
         let own = warp.slot;
         if t.store {
@@ -240,4 +246,16 @@ fn mma_of_any_shape(m: &Mma, regs: &mut Registers, mask: u32) {
             (0..rows).for_each(|r| regs.rows[s as usize + r].0 = d[r]);
         }
     }
+}
+
+/// Rows at shared addresses that all lie in the block's own memory, aligned.
+#[inline]
+fn own_rows(block: &Block, slot: u32, t: &MatrixTransfer, at: &[u64; 32], lanes: u32) -> Option<Group> {
+    if t.window != Window::Shared {
+        return None;
+    }
+    let end = (block.shared.len() as u64).saturating_sub(15);
+    let offsets = at.map(|a| a.wrapping_sub(layout::SHARED_START as u64));
+    let good = (0..32).all(|l| lanes >> l & 1 == 0 || offsets[l] < end && offsets[l].is_multiple_of(16));
+    good.then_some(Group { place: Place::Shared(slot), lanes, offsets })
 }

@@ -150,6 +150,7 @@ impl Machine<'_> {
             self.changed();
             return Flow::Next;
         }
+        let mut released: Option<(Where, Know)> = None;
         for lane in (0..32u32).filter(|l| mask >> l & 1 != 0) {
             let site = self.site(block, warp.index, lane, pc);
             let Some(place) = self.mbarrier_place(block, warp, m.window, at[lane as usize], site) else { continue };
@@ -177,7 +178,17 @@ impl Machine<'_> {
                     if !self.touch(block, warp, place, lane, site, "arrived at") {
                         continue;
                     }
-                    let know = m.ordered.then(|| warp.order.release(1 << lane));
+                    // Lanes that arrive together release together.
+                    let know = match &released {
+                        _ if !m.ordered => None,
+                        Some((to, know)) if *to == place => Some(know.clone()),
+                        _ => {
+                            let same = (0..32).filter(|&l| mask >> l & 1 != 0 && at[l] == at[lane as usize]);
+                            let know = warp.order.release(same.fold(0u32, |m, l| m | 1 << l));
+                            released = Some((place, know.clone()));
+                            Some(know)
+                        }
+                    };
                     if let Some(bytes) = expect {
                         self.expect(block, warp.slot, place, bytes, site);
                     }

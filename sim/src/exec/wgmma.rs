@@ -146,6 +146,7 @@ impl<'a> Machine<'a> {
         }
         let bits = (a_all.map(|a| a[first]), b_all[first]);
         block.warpgroups.resize_with(block.warps.len() / 4, Warpgroup::default);
+        fragment.backs = 0;
         let number = warp.copies.wgmma.next();
         let index = (number - block.warpgroups[group].first) as usize;
         let begun = block.warpgroups[group].products.get(index).filter(|p| p.bits == bits && p.pc == pc);

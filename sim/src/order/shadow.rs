@@ -374,7 +374,7 @@ impl Shadow {
             let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
             let count = ((end - start) >> chunk.shift) as usize;
             for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
-                view.step::<WRITES>(cell, start + ((step as u64) << chunk.shift), lane, &mut self.lists);
+                view.step_async::<WRITES>(cell, start + ((step as u64) << chunk.shift), lane, &mut self.lists);
             }
             start = end;
         }

@@ -131,6 +131,41 @@ impl<'a> View<'a> {
         }
     }
 
+    /// The operation accesses the cell at `offset`, issued by `lane`.
+    #[inline(always)]
+    pub(super) fn step_async<const WRITES: bool>(
+        &mut self,
+        cell: &mut Cell,
+        offset: u64,
+        lane: u32,
+        lists: &mut Chains,
+    ) {
+        let good = (self.good.key, self.good.stamp) == (cell.writer >> 5, cell.write)
+            && self.good.mask >> (cell.writer & 31) & 1 != 0;
+        let in_order = self.is_async && (cell.writer == NOBODY || good) && cell.older == self.known_list;
+        let weak = self.stamp.strength() == Strength::Weak;
+        let nobody = cell.reader == NOBODY;
+        let reader_known = nobody || self.of_reader.covers(cell.reader, cell.read, cell.readers);
+        if !in_order || !weak {
+            return self.step_with_care(WRITES, cell, offset, lane, lists);
+        }
+        if WRITES {
+            let looked_at = nobody || cell.reader >= OP_KEY || (cell.reader, cell.read) == self.looked_at;
+            if !(reader_known && looked_at) {
+                return self.step_with_care(WRITES, cell, offset, lane, lists);
+            }
+            *cell = Cell { writer: self.key << 5 | lane, write: self.stamp, write_pc: self.pc, ..Cell::FRESH };
+            return;
+        }
+        if !reader_known {
+            if !self.was_pushed(cell, offset) {
+                return self.step_with_care(WRITES, cell, offset, lane, lists);
+            }
+            cell.older = self.pushed.2;
+        }
+        (cell.reader, cell.read, cell.readers, cell.read_pc) = (self.key, self.stamp, 1 << lane, self.pc);
+    }
+
     /// All lanes read the cell at `offset`, whose address `lane` gives; all know the same, and access weakly.
     #[inline(always)]
     pub(super) fn step_together(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
@@ -151,9 +186,12 @@ impl<'a> View<'a> {
     #[inline(never)]
     pub(super) fn step_with_care(&mut self, writes: bool, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
         let found = if writes { self.write(cell, offset, lane, lists) } else { self.read(cell, offset, lane, lists) };
-        // A read that lacks a fence is the least of faults.
-        let least = self.fault.is_some_and(|fault| fault.kind == ConflictKind::ProxyRead);
-        self.fault = if least { found.or(self.fault) } else { self.fault.or(found) };
+        if let Some(found) = found {
+            // A read that lacks a fence is the least of faults.
+            if self.fault.is_none_or(|fault| fault.kind == ConflictKind::ProxyRead) {
+                self.fault = Some(found);
+            }
+        }
     }
 
     /// Hands on what is wrong with `lane`'s access.
@@ -359,10 +397,11 @@ impl<'a> View<'a> {
             let agent = if of_op { Agent(self.cx.ops.issuer(op).0 & !31 | lane) } else { Agent(old.key << 5 | lane) };
             Some(Fault { kind, offset, other: (agent, old.pc), other_is })
         };
-        let unknown = (0..LANES as u32)
-            .filter(|other| old.mask >> other & 1 != 0)
-            .find(|other| !self.knows_exactly(old.key, old.stamp, 1 << other, lane));
-        if let Some(other) = unknown {
+        let unknown =
+            |other: &u32| old.mask >> other & 1 != 0 && !self.knows_exactly(old.key, old.stamp, 1 << other, lane);
+        if !self.knows_exactly(old.key, old.stamp, old.mask, lane)
+            && let Some(other) = (0..LANES as u32).find(unknown)
+        {
             if self.strong_enough(old) {
                 return None;
             }
@@ -420,7 +459,11 @@ impl<'a> View<'a> {
         }
         let mut wholly_known = true;
         for old in lists.entries(list).filter(|old| writes || old.write) {
-            wholly_known &= self.ask(old.key, old.stamp).known == u32::MAX;
+            let known = self.ask(old.key, old.stamp).known;
+            wholly_known &= known == u32::MAX;
+            if known == u32::MAX && !(self.is_async && old.write) {
+                continue;
+            }
             let old = Entry { mask: old.mask.rotate_left(old.stamp.turn(offset)), ..*old };
             if let Some(fault) = self.judge(&old, lane, offset, writes, false) {
                 return Some(fault);
