@@ -146,7 +146,7 @@ fn register<T>(x: &[T], written: bool) -> Addr {
         let end = start + bytes.max(1) as u64;
         let stale: Vec<u64> =
             arrays.range(..end).filter(|(at, (n, _))| **at + *n as u64 > start).map(|a| *a.0).collect();
-        stale.iter().for_each(|at| drop(arrays.remove(at)));
+        arrays.retain(|at, _| !stale.contains(at));
         arrays.insert(start, (bytes, written));
     });
     Addr(start)

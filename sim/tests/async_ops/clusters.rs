@@ -22,7 +22,7 @@ fn exchange() {
     clean(FILE, "exchange_0", &setup, &|memory| {
         let out = output(memory);
         // What a block read from its peer came back to the peer.
-        let want: Vec<u32> = (0..128).map(|i| from[i / 64 * 64 + (i % 64 ^ 9)].wrapping_add(1)).collect();
+        let want: Vec<u32> = (0..128).map(|i| from[i / 64 * 64 + ((i % 64) ^ 9)].wrapping_add(1)).collect();
         assert_eq!(out[..128], want);
         assert_eq!(out[128], from.iter().filter(|w| *w & 1 != 0).count() as u32);
     });

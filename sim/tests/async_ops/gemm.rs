@@ -9,7 +9,7 @@ const K: usize = 64 * 5;
 
 /// Small multiples of 1/4: sums are exact.
 fn quarter(i: usize) -> f32 {
-    ((i * 7919 >> 3) % 17) as f32 / 4.0 - 2.0
+    (((i * 7919) >> 3) % 17) as f32 / 4.0 - 2.0
 }
 
 fn bf16_bytes(values: impl Iterator<Item = f32>) -> Vec<u8> {

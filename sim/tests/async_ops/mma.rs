@@ -8,7 +8,7 @@ const FILE: &str = "mma";
 const K: usize = 32 * 5;
 
 fn quarter(i: usize) -> f32 {
-    ((i * 7919 >> 3) % 17) as f32 / 4.0 - 2.0
+    (((i * 7919) >> 3) % 17) as f32 / 4.0 - 2.0
 }
 
 fn setup(memory: &mut Memory) -> Launch {
@@ -37,7 +37,7 @@ fn gemm() {
 fn fragments() {
     let element = |row: usize, column: usize| (row * 16 + column) as u32;
     let setup = |memory: &mut Memory| {
-        let matrix = (0..128).map(|w| 2 * w | (2 * w + 1) << 16).collect::<Vec<u32>>();
+        let matrix = (0..128).map(|w| (2 * w) | ((2 * w + 1) << 16)).collect::<Vec<u32>>();
         let input = memory.alloc(le(&matrix));
         let output = memory.alloc_uninitialized(4 * 32 * 17);
         launch(1, 32, Params::default().u64(input).u64(output))

@@ -1,7 +1,6 @@
 //! Tensor copies against the geometry that the driver's arguments describe.
 
 use super::common::*;
-use reel_sim::exec::Launch;
 use reel_sim::memory::Memory;
 use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
 

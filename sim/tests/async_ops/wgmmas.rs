@@ -8,7 +8,7 @@ const FILE: &str = "wgmma";
 
 /// bf16 words of A (64 lines of 64) and then B (1024 elements): small multiples of 1/4.
 fn values() -> Vec<f32> {
-    (0..64 * 64 + 16 * 64).map(|i: usize| ((i * 7919 >> 3) % 17) as f32 / 4.0 - 2.0).collect()
+    (0..64 * 64 + 16 * 64).map(|i: usize| (((i * 7919) >> 3) % 17) as f32 / 4.0 - 2.0).collect()
 }
 
 fn setup(threads: u32) -> impl Fn(&mut Memory) -> Launch {
