@@ -152,7 +152,7 @@ unsafe fn with_bf16<W: Weights>(p: &SmallParams, team: &Team) {
         let (m, v) = unsafe { (ms.part(at, len), vs.part(at, len)) };
         let mut draws = [[0; 8]; 2];
         let one = |i: usize, w: f32| {
-            if i % 8 == 0 {
+            if i.is_multiple_of(8) {
                 draws = step.draws((at + i) / 8);
             }
             let [w, m_new, v_new] = step.apply([w, m[i].to_f32(), v[i].to_f32()], g[at + i]);

@@ -106,9 +106,9 @@ fn a_step_with_8_bit_moments_lands_beside_the_formula() {
             let before = state.clone();
             state.step_8bit(F32, &scalars, &g, 3);
             let mut want = vec![];
-            for i in 0..n {
+            for (i, g) in g.iter().enumerate() {
                 let [m, v] = before.moments(i);
-                want.push(formula::step(&scalars, [before.f32[i] as f64, m, v], g[i] as f64));
+                want.push(formula::step(&scalars, [before.f32[i] as f64, m, v], *g as f64));
                 let w = want[i][0];
                 assert!((state.f32[i] as f64 - w).abs() <= 3e-7 * w.abs().max(0.01), "w[{i}]: {} {w}", state.f32[i]);
             }
