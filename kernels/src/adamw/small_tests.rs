@@ -86,9 +86,9 @@ fn a_step_with_bf16_moments_lands_beside_the_formula() {
             let (scalars, g) = (Scalars { step: t, ..SCALARS }, numbers(n, 10 + t, 1.0));
             let before = state.clone();
             state.step_bf16(F32, &scalars, &g, 3);
-            for i in 0..n {
+            for (i, g) in g.iter().enumerate() {
                 let old = [before.f32[i] as f64, before.bf16[0][i].to_f64(), before.bf16[1][i].to_f64()];
-                let [w, m, v] = formula::step(&scalars, old, g[i] as f64);
+                let [w, m, v] = formula::step(&scalars, old, *g as f64);
                 assert!((state.f32[i] as f64 - w).abs() <= 3e-7 * w.abs().max(0.01), "w[{i}]: {} {w}", state.f32[i]);
                 // Never further than the next of bf16, which is at most 2⁻⁷ away.
                 assert!(near(state.bf16[0][i].to_f64(), m, 0.0079), "m[{i}]: {} {m}", state.bf16[0][i]);
@@ -106,9 +106,9 @@ fn a_step_with_8_bit_moments_lands_beside_the_formula() {
             let before = state.clone();
             state.step_8bit(F32, &scalars, &g, 3);
             let mut want = vec![];
-            for i in 0..n {
+            for (i, g) in g.iter().enumerate() {
                 let [m, v] = before.moments(i);
-                want.push(formula::step(&scalars, [before.f32[i] as f64, m, v], g[i] as f64));
+                want.push(formula::step(&scalars, [before.f32[i] as f64, m, v], *g as f64));
                 let w = want[i][0];
                 assert!((state.f32[i] as f64 - w).abs() <= 3e-7 * w.abs().max(0.01), "w[{i}]: {} {w}", state.f32[i]);
             }
