@@ -156,7 +156,7 @@ fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, s
     };
     if device() == Device::Sim {
         let parts = Data::output(F32, bytes_of_parts(&params) / 4);
-        let workspace = if seed % 3 == 0 { Addr::NULL } else { parts.addr() };
+        let workspace = if seed.is_multiple_of(3) { Addr::NULL } else { parts.addr() };
         run(&fwd(model.dtype, &Params { workspace, ..params }, 0.0, 0.0), threads);
         return bits(&o);
     }
