@@ -70,6 +70,14 @@ impl Data {
         self.values().iter().map(|&x| x as f64).collect()
     }
 
+    /// The stored bytes.
+    pub fn bytes(&self) -> Vec<u8> {
+        match self.dtype {
+            DType::F32 => bytemuck::cast_slice(&self.f32).to_vec(),
+            _ => self.bf16.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        }
+    }
+
     /// The stored values, widened.
     pub fn values(&self) -> Vec<f32> {
         match self.dtype {

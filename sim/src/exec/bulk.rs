@@ -237,7 +237,7 @@ impl Machine<'_> {
         site: Site,
     ) -> Option<TensorMap> {
         let _ = fragment;
-        if address % 64 != 0 {
+        if !address.is_multiple_of(64) {
             self.report(Kind::Misaligned, site, None, None, || {
                 format!("a tensor map at {address:#x}, which is not a multiple of 64")
             });
@@ -305,12 +305,13 @@ impl Machine<'_> {
         copy.for_each_run(|r| runs.push(r));
         // Shared side: all bytes of the box.
         let (read_op, write_op) = ops;
-        if copy.is_dense() {
+        // Elements outside of the tensor are not stored, so not read.
+        if copy.is_dense() && (load || runs.iter().all(|r| r.global.is_some())) {
             let write = load.then_some(Strength::Weak);
             let op = if load { write_op } else { read_op };
             self.async_access(block, warp, op, lane, place, base, spread, write, pc);
         } else {
-            for r in &runs {
+            for r in runs.iter().filter(|r| load || r.global.is_some()) {
                 let at = base + (r.shared - start) as u64;
                 let write = load.then_some(Strength::Weak);
                 let op = if load { write_op } else { read_op };

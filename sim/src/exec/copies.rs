@@ -61,8 +61,6 @@ pub enum End {
     Credit(Vec<((u32, u32), u32)>),
     /// Arrivals when a lane's earlier `cp.async`s are done: slot and warp, lane, the mbarrier.
     Arrive { warp: u32, slot: u32, lanes: u32, ops: Vec<(OpId, u32)>, place: (u32, u32), site: Site },
-    /// By the thread's bulk group: nothing to do.
-    Group,
 }
 
 /// An operation on its way.
@@ -169,6 +167,7 @@ impl Machine<'_> {
         } else {
             self.places(block, warp, c.window, &src, reading, size as u64, pc, &mut from);
         }
+        fragment.backs = 0;
         let op = self.open_part(warp, mask, pc);
         let now = match self.options.completion {
             Completion::Earliest => true,
@@ -298,7 +297,7 @@ impl Machine<'_> {
         found.clear();
         at[lane as usize] = address;
         self.places(block, warp, window, &at, 1 << lane, 1, pc, &mut found);
-        if address % size as u64 != 0 {
+        if !address.is_multiple_of(size as u64) {
             let site = self.site(block, warp.index, lane, pc);
             self.report(Kind::Misaligned, site, None, Some(("global", address)), || {
                 format!("cp.async of {size} bytes from {address:#x}, which is not a multiple of {size}")
@@ -368,6 +367,20 @@ impl Machine<'_> {
         }
         let mut buffer = Vec::new();
         for piece in &effect.pieces {
+            if effect.reduce.is_none()
+                && let (Some((Place::Global(i), from)), Place::Shared(s), 0) = (piece.from, piece.to, piece.fill)
+            {
+                // Loads come in many small pieces.
+                let block = match &mut current {
+                    Some((block, own)) if *own == s => Some(&mut **block),
+                    _ => self.blocks[s as usize].as_deref_mut(),
+                };
+                let (from, at, bytes) = (from as usize, piece.at as usize, piece.bytes as usize);
+                let source = self.memory.get(i).data.get(from..from + bytes);
+                let target = block.and_then(|b| b.shared.get_mut(at..at + bytes));
+                source.zip(target).into_iter().for_each(|(source, target)| target.copy_from_slice(source));
+                continue;
+            }
             buffer.clear();
             if let Some(bytes) = &effect.bytes {
                 buffer.extend_from_slice(bytes);
@@ -544,7 +557,6 @@ impl Machine<'_> {
     pub(super) fn finish_flight(&mut self, mut current: Option<(&mut Block, u32)>, flight: InFlight) {
         self.apply(current.as_mut().map(|(b, s)| (&mut **b, *s)), &flight.effect);
         match flight.end {
-            End::Group => {}
             End::Credit(list) => {
                 for (place, bytes) in list {
                     self.with_object(&mut current, place, |m, block, own| {
@@ -634,6 +646,7 @@ impl Machine<'_> {
     pub(super) fn block_exit_checks(&mut self, slot: u32) {
         while let Some(at) = self.in_flight.iter().position(|f| f.touches(slot)) {
             if let Some(flight) = self.in_flight.remove(at) {
+                self.report_unfinished(slot, &flight);
                 self.finish_flight(None, flight);
             }
         }
@@ -643,6 +656,21 @@ impl Machine<'_> {
             self.mbarrier_exit_checks(&block);
             self.blocks[slot as usize] = Some(block);
         }
+    }
+}
+
+impl Machine<'_> {
+    /// A copy writes (or reads) shared memory of a block that exits.
+    fn report_unfinished(&mut self, slot: u32, flight: &InFlight) {
+        let (Some(op), End::Credit(_)) = (flight.op, &flight.end) else { return };
+        let issuer = self.ops.issuer(op);
+        let site = self.site_of(issuer.block(), issuer.thread_index().unwrap_or(0), self.ops.pc(op));
+        let writes = flight.effect.pieces.iter().any(|p| p.to == Place::Shared(slot));
+        let rank = self.blocks[slot as usize].as_ref().map_or(0, |b| b.rank);
+        self.report(Kind::AsyncNotWaited, site, None, None, || {
+            let verb = if writes { "write" } else { "read" };
+            format!("a copy may still {verb} shared memory of its block (rank {rank} in the cluster) when that exits: nobody waited for it")
+        });
     }
 }
 

@@ -1,14 +1,15 @@
 //! Matrix instructions of a warp: ldmatrix and stmatrix, movmatrix, mma; and setmaxnreg.
 
-use super::access::Group;
+use super::access::{Group, Place};
 use super::run::{Flow, addresses, undefined_address};
 use super::warp::{Fragment, Warp};
 use super::{Block, Machine};
 use crate::finding::Kind;
+use crate::layout;
 use crate::matrix::Lanes;
 use crate::matrix::ldmatrix;
-use crate::order::{Access, Strength};
-use crate::program::op::{MatrixTransfer, Mma};
+use crate::order::{Access, Cx, Strength};
+use crate::program::op::{MatrixTransfer, Mma, Window};
 use crate::regs::Registers;
 
 impl Machine<'_> {
@@ -35,7 +36,12 @@ impl Machine<'_> {
         }
         let mut groups = std::mem::take(&mut self.groups);
         groups.clear();
-        self.places(block, warp, t.window, &at, suppliers & !undefined, 16, pc, &mut groups);
+        match own_rows(block, warp.slot, t, &at, suppliers & !undefined) {
+            Some(group) => groups.push(group),
+            None => {
+                self.places(block, warp, t.window, &at, suppliers & !undefined, 16, pc, &mut groups);
+            }
+        }
         let mut bytes = [[0u8; 16]; 32];
         let own = warp.slot;
         if t.store {
@@ -48,17 +54,22 @@ impl Machine<'_> {
             ldmatrix::store(&values, t.trans, &mut bytes[..rows]);
         }
         for group in &groups {
-            self.count_matrix_traffic(group, t.store, pc);
-            let access = if t.store { Access::Write } else { Access::Read };
-            self.check(block, warp, access, group, 16, Strength::Weak, pc, 0);
-            let data = self.data_mut(block, own, group.place);
-            for lane in (0..rows).filter(|l| group.lanes >> l & 1 != 0) {
-                let from = group.offsets[lane] as usize;
-                let place = &mut data[from..from + 16];
-                if t.store {
-                    place.copy_from_slice(&bytes[lane]);
-                } else {
-                    bytes[lane].copy_from_slice(place);
+            self.count_traffic(group, 16, t.store, pc);
+            if t.store {
+                self.check(block, warp, Access::Write, group, 16, Strength::Weak, pc, 0);
+                self.overwrites_mbarrier(block, warp, group, 16, pc);
+            } else {
+                self.check_rows(block, warp, group, pc);
+            }
+            if t.store {
+                let data = self.data_mut(block, own, group.place);
+                for lane in (0..rows).filter(|l| group.lanes >> l & 1 != 0) {
+                    data[group.offsets[lane] as usize..][..16].copy_from_slice(&bytes[lane]);
+                }
+            } else {
+                let data = self.data(block, own, group.place);
+                for lane in (0..rows).filter(|l| group.lanes >> l & 1 != 0) {
+                    bytes[lane].copy_from_slice(&data[group.offsets[lane] as usize..][..16]);
                 }
             }
         }
@@ -78,11 +89,29 @@ impl Machine<'_> {
         Flow::Next
     }
 
-    /// Each matrix, eight rows of 16 bytes, is a pass of its own at least.
-    fn count_matrix_traffic(&mut self, group: &Group, store: bool, pc: u32) {
-        self.count_traffic(group, 16, store, pc);
+    /// Checks that the warp may read the rows of a group.
+    fn check_rows(&mut self, block: &mut Block, warp: &Warp, group: &Group, pc: u32) {
+        if self.options.count_only {
+            return;
+        }
+        let mut found = std::mem::take(&mut self.conflicts);
+        found.clear();
+        let cx = Cx { ops: &self.ops, clusters: &self.clusters };
+        let shadow = match group.place {
+            Place::Global(i) => Some(&mut self.memory.get_mut(i).shadow),
+            Place::Shared(s) if s == warp.slot => Some(&mut block.shadow),
+            Place::Shared(s) => self.blocks[s as usize].as_mut().map(|b| &mut b.shadow),
+        };
+        if let Some(shadow) = shadow {
+            shadow.read_rows(&warp.order, group.lanes, &group.offsets, pc, &cx, &mut found);
+        }
+        if !found.is_empty() {
+            self.report_conflicts(block, warp.index, Access::Read, group.place, &found, pc, 0);
+        }
+        self.conflicts = found;
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the interpreter's whole state")]
     pub(super) fn movmatrix(
         &mut self,
         block: &mut Block,
@@ -159,7 +188,7 @@ impl Machine<'_> {
             return Flow::Stop;
         }
         let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
-        if !(24..=256).contains(&count) || count % 8 != 0 {
+        if !(24..=256).contains(&count) || !count.is_multiple_of(8) {
             self.report(Kind::Setmaxnreg, site, None, None, || {
                 format!("setmaxnreg {count}: 24 to 256 in steps of 8 are possible")
             });
@@ -172,6 +201,14 @@ impl Machine<'_> {
                 format!("setmaxnreg.{word} to {count}, but the warp has {now} registers a thread")
             });
             return Flow::Next;
+        }
+        if self.kernel.max_threads.is_none()
+            && self.kernel.max_registers.is_none()
+            && self.kernel.required_threads.is_none()
+        {
+            let line = crate::finding::source(self.program, self.kernel, pc).0;
+            let note = format!("line {line}: ptxas ignores setmaxnreg in a kernel without launch bounds");
+            *self.notes.entry(note).or_insert(0) += 1;
         }
         if increase {
             let need = (count - now) * 32;
@@ -209,4 +246,16 @@ fn mma_of_any_shape(m: &Mma, regs: &mut Registers, mask: u32) {
             (0..rows).for_each(|r| regs.rows[s as usize + r].0 = d[r]);
         }
     }
+}
+
+/// Rows at shared addresses that all lie in the block's own memory, aligned.
+#[inline]
+fn own_rows(block: &Block, slot: u32, t: &MatrixTransfer, at: &[u64; 32], lanes: u32) -> Option<Group> {
+    if t.window != Window::Shared {
+        return None;
+    }
+    let end = (block.shared.len() as u64).saturating_sub(15);
+    let offsets = at.map(|a| a.wrapping_sub(layout::SHARED_START as u64));
+    let good = (0..32).all(|l| lanes >> l & 1 == 0 || offsets[l] < end && offsets[l].is_multiple_of(16));
+    good.then_some(Group { place: Place::Shared(slot), lanes, offsets })
 }

@@ -42,7 +42,7 @@ impl Object {
 
     /// Whether its phase has begun and cannot end by itself: bytes are missing (or too many came), or some of the arrivals.
     pub fn is_short(&self) -> bool {
-        self.pending == 0 && self.tx != 0 || self.pending < self.expected || self.tx != 0
+        self.pending < self.expected || self.tx != 0
     }
 }
 
@@ -82,6 +82,13 @@ impl Machine<'_> {
                 }
             },
         };
+        if slot != warp.slot && self.blocks[slot as usize].as_ref().is_none_or(|b| b.ended) {
+            let rank = rank.unwrap_or(0);
+            self.report(Kind::OutOfBounds, site, None, Some(("shared", offset as u64)), || {
+                format!("an mbarrier of block rank {rank}, which has exited")
+            });
+            return None;
+        }
         if offset % 8 != 0 {
             self.report(Kind::Misaligned, site, None, Some(("shared", offset as u64)), || {
                 format!("an mbarrier at shared address {offset:#x}, which is not a multiple of 8")
@@ -143,6 +150,7 @@ impl Machine<'_> {
             self.changed();
             return Flow::Next;
         }
+        let mut released: Option<(Where, Know)> = None;
         for lane in (0..32u32).filter(|l| mask >> l & 1 != 0) {
             let site = self.site(block, warp.index, lane, pc);
             let Some(place) = self.mbarrier_place(block, warp, m.window, at[lane as usize], site) else { continue };
@@ -170,7 +178,17 @@ impl Machine<'_> {
                     if !self.touch(block, warp, place, lane, site, "arrived at") {
                         continue;
                     }
-                    let know = m.ordered.then(|| warp.order.release(1 << lane));
+                    // Lanes that arrive together release together.
+                    let know = match &released {
+                        _ if !m.ordered => None,
+                        Some((to, know)) if *to == place => Some(know.clone()),
+                        _ => {
+                            let same = (0..32).filter(|&l| mask >> l & 1 != 0 && at[l] == at[lane as usize]);
+                            let know = warp.order.release(same.fold(0u32, |m, l| m | 1 << l));
+                            released = Some((place, know.clone()));
+                            Some(know)
+                        }
+                    };
                     if let Some(bytes) = expect {
                         self.expect(block, warp.slot, place, bytes, site);
                     }

@@ -130,7 +130,6 @@ impl<'a> Machine<'a> {
         }
         self.wgmma_issue_checks(warp, fragment.frame, w, site);
         let first = lane as usize;
-        let d_pending = self.d_is_pending(warp, fragment.frame, w);
         let regs = &warp.frame(fragment.frame).regs;
         let uniform = |values: &[u64; 32]| (0..32).all(|l| mask >> l & 1 == 0 || values[l] == values[first]);
         let (a_all, b_all) = (w.a_desc.map(|s| regs.get64(s)), regs.get64(w.b_desc));
@@ -138,7 +137,7 @@ impl<'a> Machine<'a> {
         let loose = undefined(&[w.b_desc]) || w.a_desc.is_some_and(|s| undefined(&[s]));
         let (p, negated) = w.scale_d;
         let scale_d = (regs.predicates[p as usize] >> first & 1 != 0) != negated;
-        let spoiled = undefined(&w.a) || scale_d && !d_pending && undefined(&w.d);
+        let spoiled = undefined(&w.a) || scale_d && undefined(&w.d);
         let a_rows = (!w.a.is_empty()).then(|| Box::new(std::array::from_fn(|i| regs.get(w.a[i]))));
         if loose || a_all.as_ref().is_some_and(|a| !uniform(a)) || !uniform(&b_all) {
             self.report(Kind::Wgmma, site, None, None, || {
@@ -147,6 +146,7 @@ impl<'a> Machine<'a> {
         }
         let bits = (a_all.map(|a| a[first]), b_all[first]);
         block.warpgroups.resize_with(block.warps.len() / 4, Warpgroup::default);
+        fragment.backs = 0;
         let number = warp.copies.wgmma.next();
         let index = (number - block.warpgroups[group].first) as usize;
         let begun = block.warpgroups[group].products.get(index).filter(|p| p.bits == bits && p.pc == pc);
@@ -187,6 +187,9 @@ impl<'a> Machine<'a> {
         }
         let code = &self.kernel.functions[warp.frame(fragment.frame).function as usize];
         let function = warp.frame(fragment.frame).function;
+        // Defined when it is complete; until then nobody may look.
+        let regs = &mut warp.frame(fragment.frame).regs;
+        w.d.iter().for_each(|&s| regs.undefined[s as usize] &= !mask);
         let (at, frame, copies) = (pc - code.first, fragment.frame, Vec::new());
         warp.copies.wgmma.flights.push_back(Flight { function, at, pc, frame, mask, scale_d, a: a_rows, copies });
         if complete {
@@ -254,13 +257,6 @@ impl<'a> Machine<'a> {
         self.conflicts = found;
     }
 
-    /// Whether the accumulators come from a product in flight: they are defined when it is complete.
-    fn d_is_pending(&self, warp: &Warp, frame: u32, w: &Wgmma) -> bool {
-        let Some(&d) = w.d.first() else { return false };
-        let flights = warp.copies.wgmma.flights.iter().filter(|f| f.frame == frame);
-        flights.into_iter().any(|f| self.product_of(f).d.contains(&d) || f.copies.iter().any(|c| c.0 == d))
-    }
-
     fn product_of(&self, flight: &Flight) -> &'a Wgmma {
         match &self.kernel.functions[flight.function as usize].instrs[flight.at as usize].op {
             Op::Wgmma(w) => w,
@@ -320,6 +316,7 @@ impl<'a> Machine<'a> {
 
     fn compute(&mut self, block: &mut Block, warp: &mut Warp, number: u64, a: Option<Operand>, b: Operand) {
         let mut tiles = std::mem::take(&mut self.tiles);
+        let mut d = std::mem::take(&mut self.sums);
         let mut read = false;
         for quarter in 0..4u32 {
             let index = warp.index & !3 | quarter;
@@ -353,13 +350,12 @@ impl<'a> Machine<'a> {
                 if let Some(rows) = &flight.a {
                     tiles.set_a(&w.op, quarter as usize, &rows[..]);
                 }
-                let mut d = [[0u32; 32]; 128];
-                let d = &mut d[..w.d.len()];
-                if flight.scale_d || flight.mask != u32::MAX {
+                d.resize(w.d.len(), [0; 32]);
+                if flight.scale_d {
                     d.iter_mut().zip(&w.d).for_each(|(d, &s)| *d = regs.get(s));
                 }
-                w.op.run(&tiles, quarter as usize, flight.scale_d, d);
-                for (&s, value) in w.d.iter().zip(&*d) {
+                w.op.run(&tiles, quarter as usize, flight.scale_d, &mut d);
+                for (&s, value) in w.d.iter().zip(&d) {
                     regs.set(s, value, flight.mask);
                 }
                 for (to, from) in &flight.copies {
@@ -372,6 +368,7 @@ impl<'a> Machine<'a> {
             }
         }
         self.tiles = tiles;
+        self.sums = d;
     }
 
     pub(super) fn wgmma_fence(

@@ -3,7 +3,7 @@
 use super::cell::{CHUNK, CHUNK_SHIFT, chunk};
 use super::chain::Entry;
 use super::view::{Fault, View};
-use super::{Conflict, Cx, NOBODY, OpId, Shadow, Stamp, Strength, WarpOrder};
+use super::{Access, Conflict, Cx, LANES, NOBODY, OpId, Shadow, Stamp, Strength, WarpOrder};
 
 /// Who wrote the bytes of an operand, and where the first of each lie.
 #[derive(Clone, Debug, Default)]
@@ -37,11 +37,8 @@ impl Shadow {
             let (mut start, last) = (from, from + bytes);
             while start < last {
                 let end = last.min((start | (CHUNK - 1)) + 1);
-                let chunk = chunk(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare);
                 let finest = (start | end).trailing_zeros();
-                if finest < chunk.shift {
-                    chunk.refine(finest);
-                }
+                let chunk = chunk(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
                 let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
                 let count = ((end - start) >> chunk.shift) as usize;
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
@@ -96,6 +93,46 @@ impl Shadow {
         let mut view = View::new(self.space, warp, warp.know(lane), cx, op.key(), stamp, pc);
         for (entry, offset) in &writers.0 {
             view.fault = view.judge(entry, lane, *offset, false, false);
+            view.report(lane, out);
+        }
+    }
+}
+
+impl Shadow {
+    /// All lanes of `warp` together read rows of 16 bytes at the offsets of `rows` (`ldmatrix`): like [`Shadow::access`] by
+    /// the lanes that give the addresses, but every lane reads every row. At most one conflict a row.
+    pub fn read_rows(
+        &mut self,
+        warp: &WarpOrder,
+        rows: u32,
+        offsets: &[u64; LANES],
+        pc: u32,
+        cx: &Cx,
+        out: &mut Vec<Conflict>,
+    ) {
+        let mut parts = warp.parts();
+        let (Some((_, know)), None) = (parts.next(), parts.next()) else {
+            return self.access(Access::Read, warp, rows, offsets, 16, Strength::Weak, pc, cx, out);
+        };
+        self.make_room();
+        let stamp = Stamp::new(warp.epoch(), 4, false, Strength::Weak);
+        let key = warp.key();
+        let mut view = View::new(self.space, warp, know, cx, key, stamp, pc);
+        let mut left = rows;
+        while left != 0 {
+            let lane = left.trailing_zeros();
+            left &= left - 1;
+            let offset = offsets[lane as usize];
+            let index = (offset >> CHUNK_SHIFT) as usize;
+            let chunk = chunk(&mut self.chunks[index], &mut self.spare, 4);
+            let at = offset & (CHUNK - 1);
+            if !self.init[index].has(at, 0xffff) {
+                view.fault = Some(Fault::uninitialized(offset));
+            }
+            let (first, count) = ((at >> chunk.shift) as usize, 16 >> chunk.shift);
+            for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
+                view.step_together(cell, offset + ((step as u64) << chunk.shift), lane, &mut self.lists);
+            }
             view.report(lane, out);
         }
     }

@@ -174,7 +174,7 @@ fn reach(module: &Module, entry: usize) -> Vec<usize> {
         .collect();
     let mut reached = vec![entry];
     let mut next = 0;
-    let mut add = |name: &str, reached: &mut Vec<usize>| {
+    let add = |name: &str, reached: &mut Vec<usize>| {
         if let Some(&i) = defined.get(name)
             && !reached.contains(&i)
         {
@@ -516,6 +516,9 @@ impl Decoder<'_> {
             if store {
                 // Narrow types may come in wider registers.
                 regs.push(Some(self.o.source(o, ty)?));
+                if let Some(t) = self.o.register_type(o) {
+                    register_rows = rows_of(t);
+                }
             } else {
                 regs.push(self.o.destination(o)?);
                 if let Some(t) = self.o.register_type(o) {
@@ -692,6 +695,10 @@ impl Decoder<'_> {
             "globaltimer" => Dynamic::Globaltimer,
             "globaltimer_lo" => Dynamic::GlobaltimerLo,
             "globaltimer_hi" => Dynamic::GlobaltimerHi,
+            "is_explicit_cluster" => {
+                let (dst, _) = self.o.predicate(&i.operands[0])?;
+                return Ok(Op::ReadSpecial { dst, which: Dynamic::ExplicitCluster });
+            }
             _ => return self.alu(i),
         };
         Ok(Op::ReadSpecial { dst: self.o.register(&i.operands[0])?, which })
@@ -838,10 +845,7 @@ impl Decoder<'_> {
     fn mbarrier(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
         let has = |p: &str| parts.contains(&p);
         let o = &i.operands;
-        let named = match self.window(parts)? {
-            Window::Generic => Window::Generic,
-            w => w,
-        };
+        let named = self.window(parts)?;
         let ordered = !has("relaxed");
         let scope = if has("cluster") { Strength::Cluster } else { Strength::Cta };
         let b32 = Type::B32;
@@ -1004,10 +1008,7 @@ impl Decoder<'_> {
             return Ok(Op::Unsupported(i.opcode.as_str().into()));
         }
         let (address, data) = if store { (0, 1) } else { (1, 0) };
-        let window = match self.window(parts)? {
-            Window::Generic => Window::Generic,
-            w => w,
-        };
+        let window = self.window(parts)?;
         let (addr, window) = self.o.address(&i.operands[address], window)?;
         let mut flat = Vec::new();
         flatten(&i.operands[data..=data], &mut flat);

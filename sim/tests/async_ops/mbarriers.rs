@@ -1,7 +1,8 @@
 //! mbarriers, bulk loads, stores and reductions.
 
 use super::common::*;
-use reel_sim::exec::Launch;
+use reel_sim::exec::{Launch, Options};
+use reel_sim::finding::Kind;
 use reel_sim::memory::Memory;
 
 const FILE: &str = "mbarrier";
@@ -94,4 +95,22 @@ fn reload() {
         assert_eq!(output(memory)[..128], want);
     });
     (1..=2).for_each(|variant| planted(FILE, "reload", variant, &setup));
+}
+
+#[test]
+fn exits() {
+    let setup = setup(256, 256, 256, 0);
+    clean(FILE, "abandon_0", &setup, &|memory| assert_eq!(output(memory), words(256)));
+    planted(FILE, "abandon", 1, &setup);
+}
+
+#[test]
+fn reads_before_asynchronous_writes() {
+    let program = program(FILE);
+    for strict_proxy in [false, true] {
+        let options = Options { strict_proxy, ..patient() };
+        let (outcome, _) = run_one(&program, "twice_0", &options, &setup(512, 256, 256, 0));
+        assert_eq!(outcome.findings.has(Kind::AsyncProxy), strict_proxy);
+        assert_eq!(outcome.notes.iter().any(|n| n.contains("overwrites")), !strict_proxy);
+    }
 }

@@ -67,3 +67,23 @@ fn fragments() {
         }
     });
 }
+
+#[test]
+fn stores_of_fragments() {
+    let setup = |memory: &mut Memory| {
+        let input = memory.alloc(le(&words(128)));
+        let output = memory.alloc_uninitialized(4 * 192);
+        launch(1, 32, Params::default().u64(input).u64(output))
+    };
+    let half = |word: usize, odd: usize| words(128)[word] >> (16 * odd) & 0xffff;
+    clean("wgmma", "stored", &setup, &|memory| {
+        let got = read(memory, memory.iter().nth(1).expect("two buffers").base);
+        // Lane l holds row l / 4, columns 2(l % 4) and the next: word l of a matrix.
+        assert_eq!(got[..128], words(128));
+        for i in 0..64 {
+            let (matrix, row, column) = (i / 32, i % 32 / 4, i % 4 * 2);
+            let element = |r: usize, c: usize| half(32 * matrix + 4 * r + c / 2, c % 2);
+            assert_eq!(got[128 + i], element(column, row) | element(column + 1, row) << 16, "word {i}");
+        }
+    });
+}

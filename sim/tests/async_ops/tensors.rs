@@ -104,3 +104,22 @@ fn maps_made_on_the_device() {
         assert_eq!(read(memory, memory.iter().nth(3).expect("buffers").base), want);
     });
 }
+
+#[test]
+fn rows_outside_of_the_tensor_are_not_stored() {
+    let setup = |memory: &mut Memory| {
+        let to = memory.alloc(vec![0; 4 * 20 * 16]);
+        let from = memory.alloc((0..32).flat_map(|i: u32| (i as f32 + 1.0).to_le_bytes()).collect());
+        let map = TensorMap::tiled(DataType::F32, to, &[16, 20], &[64], &[8, 8], Swizzle::None).expect("a good map");
+        launch(1, 32, Params::default().bytes(128, &blob(&map)).u64(from))
+    };
+    clean(FILE, "ragged_0", &setup, &|memory| {
+        let got = read(memory, memory.iter().next().expect("buffers").base);
+        for (i, bits) in got.into_iter().enumerate() {
+            let (row, column) = (i / 16, i % 16);
+            let want = if row >= 16 && column >= 8 { ((row - 16) * 8 + column - 8) as f32 + 1.0 } else { 0.0 };
+            assert_eq!(f32::from_bits(bits), want, "element {i}");
+        }
+    });
+    planted(FILE, "ragged", 1, &setup);
+}

@@ -224,3 +224,20 @@ template <int BUG> DEVICE void reload(const u32* in, u32* out, int n) {
 KERNEL(reload, 0)
 KERNEL(reload, 1)
 KERNEL(reload, 2)
+
+// A block must not exit while a copy still writes its memory.
+template <int BUG> DEVICE void abandon(const u32* in, u32* out, int n) {
+    __shared__ alignas(16) u32 tile[256];
+    __shared__ u64 bar;
+    u32 t = threadIdx.x, b = smem(&bar);
+    if (t == 0) {
+        mbar_init(b, 1);
+        fence_init();
+        mbar_expect(b, 1024);
+        bulk_load(smem(tile), in, 1024, b); // abandon 1: async-not-waited
+        if (BUG == 0) mbar_wait(b, 0);
+    }
+    out[t] = in[t];
+}
+KERNEL(abandon, 0)
+KERNEL(abandon, 1)

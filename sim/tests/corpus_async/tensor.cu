@@ -80,3 +80,23 @@ template <int BUG> DEVICE void replaced(const TensorMap& map, TensorMap* made, c
 extern "C" __global__ void replaced_0(const __grid_constant__ TensorMap map, TensorMap* made, const u32* in, u32* out, u32* flag) {
     replaced<0>(map, made, in, out, flag);
 }
+
+// The last rows of a tensor: what lies outside of it need not be written in shared memory.
+template <int BUG> DEVICE void ragged(const TensorMap& map, const float* in) {
+    __shared__ alignas(128) float tile[64];
+    u32 t = threadIdx.x;
+    if (t < (BUG == 1 ? 24 : 32)) tile[t] = in[t];
+    fence_async_shared();
+    __syncwarp();
+    if (t == 0) {
+        tensor_store_2d(&map, 8, 16, smem(tile)); // ragged 1: uninitialized
+        bulk_commit();
+        bulk_wait<0>();
+    }
+}
+#define RAGGED(bug)                                                                                                         \
+    extern "C" __global__ void ragged_##bug(const __grid_constant__ TensorMap map, const float* in) {                       \
+        ragged<bug>(map, in);                                                                                               \
+    }
+RAGGED(0)
+RAGGED(1)

@@ -207,3 +207,19 @@ POOL(0)
 POOL(1)
 POOL(2)
 POOL(3)
+
+// stmatrix, read back as plain words; the second pair transposed.
+extern "C" __global__ void stored(const u32* in, u32* out) {
+    __shared__ alignas(16) u32 tile[128];
+    u32 t = threadIdx.x, r[4], p[2];
+    for (int i = 0; i < 4; i++) r[i] = in[32 * i + t];
+    stmatrix_x4(smem(tile) + 16 * t, r);
+    __syncwarp();
+    for (int i = 0; i < 4; i++) out[32 * i + t] = tile[32 * i + t];
+    __syncwarp();
+    p[0] = r[0];
+    p[1] = r[1];
+    stmatrix_x2_trans(smem(tile) + 16 * (t % 16), p);
+    __syncwarp();
+    for (int i = 0; i < 2; i++) out[128 + 32 * i + t] = tile[32 * i + t];
+}
