@@ -148,7 +148,7 @@ fn bad_targets_and_bad_states_are_nan() {
 
 fn threads_and_other_rows_change_nothing() {
     for dtype in [F32, BF16] {
-        let given = Given::new(dtype, (131, 4500, 40, 1.0, 0.9));
+        let given = Given::new(dtype, (131, 2100, 40, 1.0, 0.9));
         let all = given.forward(131, 1);
         assert_eq!(given.forward(131, 3), all);
         let few = given.forward(2, 2);
@@ -166,4 +166,33 @@ fn chunks_stay_within_64_mib() {
         assert!(rows * columns * dtype.size() <= 64 << 20, "{dtype} {rows}: {columns}");
     }
     assert_eq!(chunk(BF16, 8192, 152_064), 4096);
+}
+
+#[test]
+fn no_bank_conflicts() {
+    crate::testing::on_sim(|| {
+        for dtype in [F32, BF16] {
+            let given = Given::new(dtype, (128, 256, 256, 1.0, 1.0));
+            let (mut log_prob, mut lse) = (vec![f32::NAN; 128], vec![f32::NAN; 128]);
+            let scratch = Data::output(F32, workspace(128, 256) / 4);
+            let params = FwdParams {
+                hidden: given.hidden.addr(),
+                weight: given.weight.addr(),
+                targets: addr(&given.targets),
+                log_prob: addr_mut(&mut log_prob),
+                entropy: Addr::NULL,
+                lse: addr_mut(&mut lse),
+                workspace: scratch.addr(),
+                rows: 128,
+                vocab: 256,
+                width: 256,
+                inv_temperature: 1.0,
+            };
+            let count = crate::testing::counted(&fwd(dtype, &params));
+            assert_eq!(count.wavefronts, count.wavefronts_least, "{dtype}: {count:?}");
+            if dtype == BF16 {
+                assert_eq!(count.matrix_flops, 2 * 128 * 256 * 256);
+            }
+        }
+    });
 }
