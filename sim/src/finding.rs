@@ -2,7 +2,7 @@
 
 use crate::program::{Kernel, Program};
 use crate::ptx::ast::Place;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What kind of mistake it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -165,9 +165,13 @@ impl Findings {
         self.list.iter().any(|f| f.kind == kind)
     }
 
-    /// The findings, those of the most specific kinds first, then by line.
+    /// The findings by line, one a cause: where a store races with a load, another order of the same threads loads what nobody has
+    /// written yet, and that is the race once more.
     pub fn into_list(self) -> Vec<Finding> {
+        let races = self.places.keys().filter(|(kind, ..)| *kind == Kind::Race);
+        let raced: HashSet<u32> = races.flat_map(|&(_, a, b)| [a, b]).collect();
         let mut list = self.list;
+        list.retain(|f| f.kind != Kind::Uninitialized || f.address.is_none() || !raced.contains(&f.line));
         list.sort_by_key(|f| (f.line, f.kind));
         list
     }

@@ -24,6 +24,7 @@ pub struct Sim {
 #[derive(Subcommand, Debug)]
 enum What {
     /// Run a kernel of a PTX or CUDA file: what is wrong with it, what it computes, what it costs
+    #[command(after_help = run::EXAMPLE, after_long_help = run::long_help())]
     Run(run::Run),
     /// Change one synchronisation of a kernel at a time and see whether a run finds it
     Mutants(mutants::Mutants),

@@ -27,6 +27,11 @@ Example:
     st.global.u32 [%p], %v; ret; }' > k.ptx
   reel sim run k.ptx --entry k --grid 1 --block 1 --arg buf:u32:1:zeros";
 
+/// The example, and the kinds of arguments.
+pub fn long_help() -> String {
+    format!("{EXAMPLE}\n\n{ARGUMENTS}")
+}
+
 const ARGUMENTS: &str = "\
 Arguments, one --arg a parameter of the kernel, in order:
   TYPE:VALUE           a number: i32:-5, u32:7, u64:0xff, f32:1.5, …
@@ -42,7 +47,6 @@ Arguments, one --arg a parameter of the kernel, in order:
 
 /// Run a kernel of a PTX or CUDA file: what is wrong with it, what it computes, what it costs.
 #[derive(Args, Debug)]
-#[command(after_help = EXAMPLE, after_long_help = format!("{EXAMPLE}\n\n{ARGUMENTS}"))]
 pub struct Run {
     /// PTX, or CUDA C++, which a compiler makes PTX of
     #[arg(value_name = "FILE.ptx|FILE.cu")]
