@@ -5,7 +5,9 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgMatches, Parser, Subcommand};
 
 use crate::common::Common;
-use crate::{bench, demo, doctor, frames, generate, init, kernels, plan, preprocess, resize, score, sft, sim, tokenize};
+use crate::{
+    bench, demo, doctor, frames, generate, init, kernels, plan, preprocess, resize, score, sft, sim, tokenize,
+};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())

@@ -7,8 +7,9 @@ use bytemuck::Zeroable;
 use crate::dtype::DType::{self, BF16, F32};
 use crate::launch::KernelLaunch;
 use crate::{
-    Addr, Launch, adamw, attention, block_copy, column_sum, columns, elementwise, embedding, gelu, kv_write,
-    layer_norm, linear_log_prob, log_prob, paged_attention, reduce, rms_norm, rope, rows, sample, skinny, swiglu,
+    Addr, Launch, adamw, attention, block_copy, column_sum, columns, elementwise, embedding, gelu, grpo_loss, kv_write,
+    layer_norm, linear_log_prob, log_prob, paged_attention, patches, reduce, rms_norm, rope, rows, sample, skinny,
+    swiglu,
 };
 
 /// A kernel folder.
@@ -63,8 +64,8 @@ macro_rules! folders {
 
 /// Every folder, in alphabetical order.
 pub const FOLDERS: &[Folder] = folders!(
-    adamw attention block_copy column_sum columns elementwise embedding gelu kv_write layer_norm linear_log_prob log_prob
-    paged_attention reduce rms_norm rope rows sample skinny swiglu
+    adamw attention block_copy column_sum columns elementwise embedding gelu grpo_loss kv_write layer_norm
+    linear_log_prob log_prob paged_attention patches reduce rms_norm rope rows sample skinny swiglu
 );
 
 /// Tokens of a long clip with its questions.
@@ -104,6 +105,12 @@ mod examples {
             (WEIGHTS, adamw::step(BF16, &adamw::Params { low: SOME, ..step })),
             (WEIGHTS, adamw::join_master(&adamw::JoinParams { w: SOME, low: SOME, dst: SOME, n })),
         ];
+        let small = adamw::SmallParams { w: SOME, m: SOME, v: SOME, g: SOME, clip: SOME, n, ..Zeroable::zeroed() };
+        let blocks = adamw::SmallParams { scales: SOME, ..small };
+        for (t, low) in [(F32, Addr::NULL), (BF16, SOME)] {
+            all.push((WEIGHTS, adamw::step_bf16_moments(t, &adamw::SmallParams { low, ..small })));
+            all.push((WEIGHTS, adamw::step_8bit(t, &adamw::SmallParams { low, ..blocks })));
+        }
         all.extend(BOTH.map(|t| (WEIGHTS, adamw::split_master(t, &split))));
         all
     }
@@ -325,6 +332,49 @@ mod examples {
         calls.into_iter().flatten().collect()
     }
 
+    pub fn grpo_loss() -> Examples {
+        let params = grpo_loss::Params {
+            log_prob: SOME,
+            old: SOME,
+            reference: SOME,
+            cu_seqlens: SOME,
+            counted: SOME,
+            advantage: SOME,
+            weight: SOME,
+            d_log_prob: SOME,
+            stats: SOME,
+            completions: 8,
+            epsilon_low: 0.2,
+            epsilon_high: 0.2,
+            beta: 0.04,
+            kl_limit: 10.0,
+            ..Zeroable::zeroed()
+        };
+        vec![("8 completions of 1024 tokens", grpo_loss::loss(8 * 1024, &params))]
+    }
+
+    pub fn patches() -> Examples {
+        let params = patches::Params {
+            frames: SOME,
+            patches: SOME,
+            rescale: (1.0f64 / 255.0).to_bits(),
+            count: 16,
+            height: 224,
+            width: 420,
+            patch: 14,
+            temporal: 2,
+            merge: 2,
+            mean0: 0.5,
+            mean1: 0.5,
+            mean2: 0.5,
+            std0: 0.25,
+            std1: 0.25,
+            std2: 0.25,
+            ..Zeroable::zeroed()
+        };
+        BOTH.map(|t| ("16 frames of 224 x 420", patches::cut(t, &params))).into()
+    }
+
     pub fn log_prob() -> Examples {
         // Chunks of 64 MiB of logits.
         let (rows, vocab, inv_temperature) = ((64 << 20) / (4 * VOCAB), VOCAB, 1.0);
@@ -415,7 +465,18 @@ mod examples {
             cols: HIDDEN,
             ..Zeroable::zeroed()
         };
-        let calls = BOTH.map(|t| [rms_norm::fwd(t, &fwd), rms_norm::bwd(t, &bwd)]);
+        let rms_norm::FwdParams { x, w, y, rstd, rows, cols, eps, reserved } = fwd;
+        let add_fwd = rms_norm::AddFwdParams { x, residual: SOME, w, sum: SOME, y, rstd, rows, cols, eps, reserved };
+        let rms_norm::BwdParams { dy, dx, dw, partial, .. } = bwd;
+        let add_bwd = rms_norm::AddBwdParams { x, w, rstd, dy, d_sum: SOME, dx, dw, partial, rows, cols };
+        let calls = BOTH.map(|t| {
+            [
+                rms_norm::fwd(t, &fwd),
+                rms_norm::bwd(t, &bwd),
+                rms_norm::add_fwd(t, &add_fwd),
+                rms_norm::add_bwd(t, &add_bwd),
+            ]
+        });
         calls.into_iter().flatten().map(|launch| (ACTIVATIONS, launch)).collect()
     }
 
@@ -574,9 +635,12 @@ mod tests {
             let Some(cuda) = &kernel.cuda else { continue };
             for arch in [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100] {
                 let stages = (cuda.plan)(params, &arch);
-                // A plan may choose among variants, whose names begin with the kernel's.
-                assert!(!stages.is_empty(), "{}: an empty plan", kernel.name);
-                assert!(stages.iter().all(|s| s.symbol.starts_with(kernel.name)), "{}: {stages:?}", kernel.name);
+                // A plan may choose among variants, whose names begin with the kernel's, and end with launches that kernels share.
+                assert!(
+                    stages.first().is_some_and(|s| s.symbol.starts_with(kernel.name)),
+                    "{}: {stages:?}",
+                    kernel.name
+                );
                 for s in stages {
                     let threads: u32 = s.block.iter().product();
                     assert!((1..=1024).contains(&threads), "{}: {threads} threads", s.symbol);

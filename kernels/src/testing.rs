@@ -4,6 +4,7 @@
 use crate::launch::{Arch, KernelLaunch};
 use crate::{Addr, DType, Element, Launch, Team, simulate};
 use half::bf16;
+use reel_sim::counters::Count;
 use reel_sim::exec::{Completion, Options};
 use reel_sim::memory::Memory;
 use std::cell::{Cell, RefCell};
@@ -67,6 +68,14 @@ impl Data {
     /// The stored values, widened.
     pub fn f64(&self) -> Vec<f64> {
         self.values().iter().map(|&x| x as f64).collect()
+    }
+
+    /// The stored bytes.
+    pub fn bytes(&self) -> Vec<u8> {
+        match self.dtype {
+            DType::F32 => bytemuck::cast_slice(&self.f32).to_vec(),
+            _ => self.bf16.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        }
     }
 
     /// The stored values, widened.
@@ -188,6 +197,22 @@ fn arrays_of(launch: &KernelLaunch) -> Vec<(u64, usize, bool)> {
         }
     });
     found
+}
+
+/// What the stages of a launch count on the simulator, added up; nothing is written back.
+pub fn counted(launch: &Launch) -> Count {
+    let Launch::Kernel(launch) = launch else { return Count::default() };
+    let mut memory = Memory::new();
+    for (at, bytes, written) in arrays_of(launch) {
+        // SAFETY: the test holds the arrays whose addresses it put into the parameters.
+        let data = unsafe { std::slice::from_raw_parts(at as *const u8, bytes) };
+        memory.map(at, data.to_vec(), written);
+    }
+    let options = Options { gpu: simulate::gpu(&Arch::A100), ..Options::default() };
+    let staged = simulate::run(launch, &Arch::A100, &mut memory, &options).expect("it runs");
+    let mut sum = Count::default();
+    staged.iter().for_each(|s| sum.add(&s.counters.total()));
+    sum
 }
 
 /// Runs a launch on the simulator under `interleavings` orders of warps and moments of asynchronous copies.

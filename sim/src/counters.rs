@@ -133,27 +133,37 @@ fn quads(addresses: &[u32], lanes: u32, bytes: u32) -> Option<(u64, u64)> {
 /// Passes of one group and the distinct words it asks for.
 #[inline(never)]
 fn passes(addresses: &[u32], lanes: u32, bytes: u32) -> (u64, u64) {
-    let words = bytes.div_ceil(4).max(1);
-    // Which word each bank was last asked for, and how many different ones.
-    let mut seen = [[u32::MAX; 32]; 32];
-    let mut count = [0u8; 32];
-    let mut distinct = 0;
-    for (lane, &address) in addresses.iter().enumerate() {
-        if lanes >> lane & 1 == 0 {
-            continue;
-        }
-        for w in 0..words {
-            let word = address / 4 + w;
-            let bank = (word % 32) as usize;
-            let n = count[bank] as usize;
-            if !seen[bank][..n].contains(&word) && n < 32 {
-                seen[bank][n] = word;
-                count[bank] += 1;
-                distinct += 1;
-            }
+    let per_lane = bytes.div_ceil(4).max(1);
+    // At most 32 words: 32 lanes with one, 16 with two, 8 with four.
+    let mut words = [0u32; 32];
+    let mut n = 0;
+    let mut in_a_row = true;
+    let mut left = lanes;
+    while left != 0 {
+        let first = addresses[left.trailing_zeros() as usize] / 4;
+        left &= left - 1;
+        for w in 0..per_lane {
+            in_a_row &= n == 0 || words[n - 1] + 1 == first + w;
+            words[n] = first + w;
+            n += 1;
         }
     }
-    (count.iter().copied().max().unwrap_or(0) as u64, distinct)
+    // Up to 32 words one after the other are in as many banks.
+    if in_a_row {
+        return (1, n as u64);
+    }
+    let words = &mut words[..n];
+    words.sort_unstable();
+    let mut banks = [0u8; 32];
+    let (mut distinct, mut last) = (0, u32::MAX);
+    for &mut word in words {
+        if word != last {
+            banks[(word % 32) as usize] += 1;
+            distinct += 1;
+            last = word;
+        }
+    }
+    (banks.iter().copied().max().unwrap_or(0) as u64, distinct)
 }
 
 #[cfg(test)]

@@ -3,8 +3,6 @@
 //! A mutant that no case reports is either redundant synchronisation or a bug that the cases, or the simulator, would miss.
 
 mod edit;
-#[cfg(test)]
-mod tests;
 
 use crate::finding::Kind;
 use crate::program::{Kernel, Program, ProgramError};

@@ -141,11 +141,15 @@ impl Shown<'_> {
         for line in busiest {
             let c = &line.counted.count;
             let bytes = c.global_read + c.global_written;
-            let quote = if line.origin.file.is_none() { self.quotes.line(line.origin.line) } else { None };
+            let quote = if line.origin.file.is_none() && line.origin.cuda == self.quotes.cuda {
+                self.quotes.line(line.origin.line)
+            } else {
+                None
+            };
             let _ = writeln!(
                 out,
                 "  {:>16} {:>10} {:>12} {:>12} {:>8} {:>10} {:>9}  {}",
-                place(line, self.quotes.name.rsplit('/').next().unwrap_or_default()),
+                place(line, &self.quotes),
                 c.warps,
                 c.threads,
                 bytes,
@@ -172,8 +176,9 @@ impl Shown<'_> {
     }
 }
 
-/// A line's place: `k.cu:12`, shortened from the left.
-fn place(line: &Line, main: &str) -> String {
+/// A line's place: `k.cu:12`, shortened from the left; `ptx:12` for a PTX line without a CUDA line.
+fn place(line: &Line, quotes: &Quotes) -> String {
+    let main = if line.origin.cuda == quotes.cuda { quotes.name.rsplit('/').next().unwrap_or_default() } else { "ptx" };
     let full = format!("{}:{}", line.origin.file.as_deref().unwrap_or(main), line.origin.line);
     let excess = full.chars().count().saturating_sub(16);
     full.chars().skip(excess).collect()

@@ -110,7 +110,9 @@ fn write_optimizer(path: &Path, t: &Trainer) -> io::Result<()> {
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
     file.write_all(&(width as u64).to_le_bytes())?;
     write!(file, "{text:<width$}")?;
-    all.iter().flat_map(|(_, _, tensor)| parts(tensor)).try_for_each(|part| file.write_all(&part.map_err(io::Error::other)?))?;
+    all.iter()
+        .flat_map(|(_, _, tensor)| parts(tensor))
+        .try_for_each(|part| file.write_all(&part.map_err(io::Error::other)?))?;
     file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 

@@ -148,9 +148,9 @@ __device__ __forceinline__ void key_gradient(float (&dk)[HEAD_DIM / 8][4], float
   }
 }
 
-// The gradients of 64 keys, dk not yet scaled: over all visits in order, which have been started. `keys.head(r)`: where key r's head begins; those from
-// `count` on do not exist. `shared`: BACKWARD_BYTES + 2 * ROW_VALUES_BYTES, whose first two tiles are each warp's own when
-// this returns.
+// The gradients of 64 keys, dk not yet scaled: over all visits in order, which have been started. `keys.head(r)`: where key
+// r's head begins; those from `count` on do not exist. `shared`: BACKWARD_BYTES + 2 * ROW_VALUES_BYTES, whose first two tiles
+// are each warp's own when this returns.
 template <int HEAD_DIM, class P, class Keys>
 __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], float (&dv)[HEAD_DIM / 8][4], char* shared,
                                               const P& p, const Keys& keys, int count, int kv_head, Visits& visits) {

@@ -19,9 +19,11 @@ constexpr int THREADS = 256;
 extern "C" __global__ void __launch_bounds__(THREADS) grpo_loss(const __grid_constant__ Params p) {
   __shared__ double scratch[4][THREADS / 32];
   const u32 i = blockIdx.x;
-  const int start = global<const int>(p.cu_seqlens)[i], end = global<const int>(p.cu_seqlens)[i + 1];
-  const int counted = global<const int>(p.counted)[i], stop = start + counted;
-  const double a = global<const float>(p.advantage)[i], weight = global<const float>(p.weight)[i];
+  const int start = load_for_warp(global<const int>(p.cu_seqlens) + i);
+  const int end = load_for_warp(global<const int>(p.cu_seqlens) + i + 1);
+  const int counted = load_for_warp(global<const int>(p.counted) + i), stop = start + counted;
+  const double a = load_for_warp(global<const float>(p.advantage) + i);
+  const double weight = load_for_warp(global<const float>(p.weight) + i);
   const float* log_prob = global<const float>(p.log_prob);
   const bool has_old = p.old != 0, has_reference = p.reference != 0;
   const auto log_ratio = [&](int t) {

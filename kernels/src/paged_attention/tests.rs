@@ -10,7 +10,11 @@ use crate::{Addr, DType, Team};
 use half::bf16;
 use proptest::prelude::*;
 
-for_each_device!(equals_the_packed_rows_of_the_cpu, a_prompt_cut_anyhow_gives_the_same_bits);
+for_each_device!(
+    equals_the_packed_rows_of_the_cpu,
+    a_prompt_cut_anyhow_gives_the_same_bits,
+    a_decoded_token_gives_the_same_bits_with_parts_and_without,
+);
 
 /// Heads and sizes of a model.
 #[derive(Clone, Copy, Debug)]
@@ -293,26 +297,40 @@ fn equals_the_packed_rows_of_the_cpu() {
 }
 
 fn a_prompt_cut_anyhow_gives_the_same_bits() {
-    let sizes = [((4, 1), 128, 530), ((2, 2), 64, 70), ((7, 1), 80, 130), ((3, 1), 20, 65), ((2, 1), 200, 70)];
+    let short = [((4, 1), 128, 70), ((7, 1), 80, 66), ((3, 1), 20, 65), ((2, 1), 200, 66)];
+    // More than a segment of keys.
+    let long = ((1, 1), 64, 520);
     for dtype in [F32, BF16] {
-        for ((heads, kv_heads), head_dim, len) in sizes {
+        for ((heads, kv_heads), head_dim, len) in short.into_iter().chain((dtype == BF16).then_some(long)) {
             let model = Model { heads, kv_heads, head_dim, dtype, isa: isa() };
             let (me, other) = (Tokens::new(&model, len, 1), Tokens::new(&model, 40, 2));
             let row = model.row();
             let want = packed(&model, &[&me], 1);
             let prefill = paged(&model, &[(&other, 40, 1), (&me, len, len)], 1, 3);
             assert!(prefill[row..] == want, "{model:?}: prefill");
-            // Two chunks, with and without parts, with other pages.
+            // A second chunk, with and without parts, with other pages.
             let cut = len / 2 + 3;
             for seed in [4, 6] {
-                let chunk = paged(&model, &[(&me, cut, cut)], 1, seed);
-                assert!(chunk[..] == want[..cut * row], "{model:?}: first chunk, seed {seed}");
-                let chunk = paged(&model, &[(&me, len, len - cut), (&other, 40, 40)], 1, seed);
+                let chunk = paged(&model, &[(&me, len, len - cut), (&other, 9, 9)], 1, seed);
                 assert!(chunk[..(len - cut) * row] == want[cut * row..], "{model:?}: second chunk, seed {seed}");
             }
-            for (keys, seed) in [(len, 0), (len, 1), (len, 2), (len - 1, 4), (64, 7), (63, 9), (1, 10)] {
+            for (keys, seed) in [(len, 0), (len, 1), (64, 7), (63, 9), (1, 10)] {
                 let got = paged(&model, &[(&other, 30, 1), (&me, keys, 1)], 1, seed);
                 assert!(got[row..] == want[(keys - 1) * row..keys * row], "{model:?}: {keys} keys, seed {seed}");
+            }
+        }
+    }
+}
+
+fn a_decoded_token_gives_the_same_bits_with_parts_and_without() {
+    for dtype in [F32, BF16] {
+        for (heads, head_dim, len) in [(7, 128, 1090), (2, 64, 513), (8, 80, 1024)] {
+            let model = Model { heads, kv_heads: 1, head_dim, dtype, isa: isa() };
+            let (me, row) = (Tokens::new(&model, len, 1), model.row());
+            let want = paged(&model, &[(&me, len, 3)], 1, 0);
+            for seed in [1, 2, 3, 4] {
+                let got = paged(&model, &[(&me, len - 1, 1), (&me, len, 1)], 1, seed);
+                assert!(got == want[row..], "{model:?}, {len} keys, seed {seed}");
             }
         }
     }
@@ -321,4 +339,43 @@ fn a_prompt_cut_anyhow_gives_the_same_bits() {
 /// What `f` gives on the cpu.
 fn on_cpu<R>(f: impl FnOnce() -> R) -> R {
     crate::testing::on(Device::Cpu, f)
+}
+
+#[test]
+fn keys_are_read_once_and_without_bank_conflicts() {
+    crate::testing::on_sim(|| {
+        let (keys, heads, head_dim, page) = (1024usize, 7, 128, 64);
+        let kv = Data::new(BF16, &numbers(keys * head_dim, 1, 1.0));
+        let (q, o) = (Data::new(BF16, &numbers(heads * head_dim, 2, 1.0)), Data::output(BF16, heads * head_dim));
+        let (cu_seqlens, kv_lens): ([i32; 2], [i32; 1]) = ([0, 1], [keys as i32]);
+        let tables: Vec<i32> = (0..(keys / page) as i32).collect();
+        let params = Params {
+            q: q.addr(),
+            k_cache: kv.addr(),
+            v_cache: kv.addr(),
+            o: o.addr(),
+            cu_seqlens: addr(&cu_seqlens),
+            kv_lens: addr(&kv_lens),
+            block_tables: addr(&tables),
+            tokens: 1,
+            seqs: 1,
+            heads: heads as u32,
+            kv_heads: 1,
+            head_dim: head_dim as u32,
+            max_blocks: tables.len() as u32,
+            scale: 0.1,
+            max_kv_len: keys as u32,
+            page: page as u32,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        let parts = Data::output(F32, bytes_of_parts(&params) / 4);
+        for workspace in [Addr::NULL, parts.addr()] {
+            let launch = fwd(BF16, &Params { workspace, ..params }, keys as f64, keys as f64);
+            let (count, cost) = (crate::testing::counted(&launch), launch.cost());
+            let bytes = (count.global_read + count.global_written) as f64;
+            println!("{bytes} of {}; {:?}", cost.bytes, count);
+            assert!(bytes <= 1.1 * cost.bytes, "{bytes} bytes, {} at least", cost.bytes);
+            assert_eq!(count.wavefronts, count.wavefronts_least);
+        }
+    });
 }

@@ -2,7 +2,7 @@ use super::formula::Settings;
 use super::{Params, STREAM, formula, sample, workspace};
 use crate::Addr;
 use crate::philox;
-use crate::testing::{Data, addr, addr_mut, for_each_device, numbers, run};
+use crate::testing::{Data, Device, addr, addr_mut, device, for_each_device, numbers, run};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -196,7 +196,7 @@ proptest! {
 /// The same cases on every device.
 fn generated_rows_follow_the_formula() {
     let mut runner = TestRunner::deterministic();
-    for i in 0..40 {
+    for i in 0..25 {
         let (logits, s) = case().new_tree(&mut runner).unwrap().current();
         check(&logits, &s, 7 * i, 1000 * i as i32).unwrap_or_else(|e| panic!("case {i}, {s:?}: {e}"));
     }
@@ -316,8 +316,10 @@ fn nothing_to_choose_from() {
 }
 
 fn a_whole_vocabulary_follows_the_formula() {
-    let logits: Vec<f32> = numbers(152_064, 8, 2.5).iter().map(|x| (x * 16.0).round() / 16.0).collect();
-    let s = Settings { top_p: 0.9, top_k: 4000, history: vec![5, 5, 100_000], penalty: 1.25, ..settings() };
+    // Interpreted, a part of it has to do.
+    let vocab = if device() == Device::Sim { 20_011 } else { 152_064 };
+    let logits: Vec<f32> = numbers(vocab, 8, 2.5).iter().map(|x| (x * 16.0).round() / 16.0).collect();
+    let s = Settings { top_p: 0.9, top_k: 4000, history: vec![5, 5, 20_000], penalty: 1.25, ..settings() };
     check(&logits, &s, 3, 4).unwrap();
 }
 

@@ -211,3 +211,106 @@ impl Backend for Sim {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use reel_kernels::elementwise::{self, AccumulateParams, AddParams, FillParams};
+
+    use super::*;
+    use crate::device::{Category, Device, MappedFile};
+    use crate::tensor::Tensor;
+
+    fn device(interleavings: u32) -> Option<Device> {
+        compile::for_test()?;
+        Some(Device::sim(SimOptions { interleavings, threads: 1, ..SimOptions::default() }).unwrap())
+    }
+
+    fn numbers(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
+        Tensor::from_f32(device, shape, DType::F32, values, Category::Inputs).unwrap()
+    }
+
+    fn product(a: &Tensor, b: &Tensor, c: &Tensor, accumulate: bool) -> Launch {
+        let operand =
+            |t: &Tensor| reel_kernels::matmul::Operand { addr: t.addr(), dtype: t.dtype(), transposed: false };
+        Launch::Matmul(Matmul {
+            m: c.shape()[0],
+            n: c.shape()[1],
+            k: a.shape()[1],
+            a: operand(a),
+            b: operand(b),
+            c: c.addr(),
+            c_dtype: c.dtype(),
+            bias: Addr::NULL,
+            accumulate,
+        })
+    }
+
+    #[track_caller]
+    fn fails<T: std::fmt::Debug>(result: Result<T>, words: &[&str]) {
+        let e = result.unwrap_err().to_string();
+        assert!(words.iter().all(|w| e.contains(w)), "{words:?} in {e}");
+        assert!(e.contains("; "), "no cure: {e}");
+    }
+
+    #[test]
+    fn kernels_and_products_compute() {
+        for interleavings in [1, 3] {
+            let Some(d) = device(interleavings) else { return };
+            let x = numbers(&d, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+            let y = Tensor::empty(&d, &[2, 3], DType::F32, Category::Activations).unwrap();
+            let params = AddParams { a: x.addr(), b: x.addr(), y: y.addr(), count: 6 };
+            d.launch(&elementwise::add(DType::F32, &params)).unwrap();
+            assert_eq!(y.to_f32().unwrap(), [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]);
+            let c = Tensor::empty(&d, &[2, 2], DType::F32, Category::Activations).unwrap();
+            d.launch(&product(&x, &y, &c, false)).unwrap();
+            d.launch(&product(&x.rows(1, 1).unwrap(), &y, &c.rows(1, 1).unwrap(), true)).unwrap();
+            assert_eq!(c.to_f32().unwrap(), [28.0, 64.0, 128.0, 308.0]);
+        }
+    }
+
+    #[test]
+    fn bytes_that_nobody_wrote_are_never_read() {
+        let Some(d) = device(1) else { return };
+        let fresh = |shape: &[usize]| Tensor::empty(&d, shape, DType::F32, Category::Activations).unwrap();
+        fails(fresh(&[3]).to_f32(), &["host reads byte 0 of 12, which nobody wrote"]);
+        let (x, y) = (numbers(&d, &[1, 2], &[1.0, 2.0]), fresh(&[1, 2]));
+        fails(d.launch(&product(&x, &y, &fresh(&[1, 1]), false)), &["matmul_fwd: b: reads byte 0 of 8"]);
+        fails(d.launch(&product(&x, &x, &fresh(&[1, 1]), true)), &["matmul_fwd: c: reads byte 0 of 4"]);
+        let params = AccumulateParams { src: x.addr(), dst: y.addr(), count: 2 };
+        let result = d.launch(&elementwise::accumulate(DType::F32, DType::F32, &params));
+        fails(result, &["accumulate_f32", "elementwise/sm80.cu:", "uninitialized"]);
+    }
+
+    #[test]
+    fn nobody_writes_outside_of_the_operands_of_a_launch() {
+        let Some(d) = device(1) else { return };
+        let (x, other) = (numbers(&d, &[2], &[1.0, 2.0]), numbers(&d, &[2], &[3.0, 4.0]));
+        let params = FillParams { dst: x.addr(), count: 3, value: 7.0, reserved: 0 };
+        fails(d.launch(&elementwise::fill(DType::F32, &params)), &["fill_f32", "sm80.cu:", "out-of-bounds"]);
+        // A product over more rows than its result has.
+        let (a, b, c) = (numbers(&d, &[3, 1], &[1.0; 3]), numbers(&d, &[1, 1], &[1.0]), x.reshape(&[2, 1]).unwrap());
+        let Launch::Matmul(m) = product(&a, &b, &c, false) else { return };
+        fails(d.launch(&Launch::Matmul(Matmul { m: 3, ..m })), &["matmul_fwd: c: is larger than its buffer"]);
+        assert_eq!(other.to_f32().unwrap(), [3.0, 4.0]);
+    }
+
+    #[test]
+    fn mapped_files_are_read_and_not_written() {
+        let Some(d) = device(1) else { return };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytemuck::cast_slice::<f32, u8>(&[0.0, 1.0, 2.0])).unwrap();
+        let mapped: Arc<MappedFile> = MappedFile::open(file.path()).unwrap();
+        let x = Tensor::from_buffer(d.map(&mapped, 4, 8).unwrap(), &[2], DType::F32).unwrap();
+        assert_eq!(x.to_f32().unwrap(), [1.0, 2.0]);
+        let params = FillParams { dst: x.addr(), count: 2, value: 7.0, reserved: 0 };
+        fails(d.launch(&elementwise::fill(DType::F32, &params)), &["fill_f32", "sm80.cu:"]);
+        let one = numbers(&d, &[1, 1], &[1.0]);
+        let x = x.reshape(&[1, 2]).unwrap();
+        fails(d.launch(&product(&one, &numbers(&d, &[2, 1], &[1.0, 1.0]), &x, false)), &["matmul_fwd: c:"]);
+        assert_eq!(x.to_f32().unwrap(), [1.0, 2.0]);
+        drop(x);
+        assert_eq!(d.memory().current, one.bytes());
+    }
+}

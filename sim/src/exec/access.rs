@@ -359,7 +359,9 @@ impl Machine<'_> {
             ConflictKind::ProxyRead if !self.options.strict_proxy => {
                 let (line, _) = crate::finding::source(self.program, self.kernel, site.pc);
                 let (other, _) = crate::finding::source(self.program, self.kernel, c.other.1);
-                let note = format!("line {line}: the async proxy overwrites {space} memory that line {other} read, without fence.proxy.async");
+                let note = format!(
+                    "line {line}: the async proxy overwrites {space} memory that line {other} read, without fence.proxy.async"
+                );
                 *self.notes.entry(note).or_insert(0) += 1;
             }
             ConflictKind::ProxyRead => {
@@ -715,7 +717,7 @@ impl Machine<'_> {
             let Some(start) = self.local_range(block, warp, lane, offset, bytes, pc) else { continue };
             for (n, slot) in t.regs.iter().flatten().enumerate() {
                 let regs = &warp.frames[frame as usize].as_ref().expect("a fragment's frame lives").regs;
-                let value = get(regs, *slot, t.width, lane).to_le_bytes();
+                let value = get(regs, *slot, t.register_rows, lane).to_le_bytes();
                 let from = start + n * t.width as usize;
                 let old = &mut warp.local[from..from + t.width as usize];
                 // A loop that changes its own memory does not wait for others to.
@@ -809,14 +811,17 @@ fn element(data: &[u8], at: usize, width: u8, signed: bool, rows: u8) -> u128 {
     }
 }
 
-/// A register's value in one lane; `width` bytes of it count.
-fn get(regs: &crate::regs::Registers, slot: u32, width: u8, lane: usize) -> u128 {
-    match width {
-        16 => {
+/// The value in one lane of a register of 1, 2 or 4 rows.
+fn get(regs: &crate::regs::Registers, slot: u32, rows: u8, lane: usize) -> u128 {
+    match rows {
+        4 => {
             let rows: &[u128] = bytemuck::cast_slice(&regs.rows[slot as usize..slot as usize + 4]);
             rows[lane]
         }
-        8 => regs.get64(slot)[lane] as u128,
+        2 => {
+            let lanes: &[u64] = bytemuck::cast_slice(&regs.rows[slot as usize..slot as usize + 2]);
+            lanes[lane] as u128
+        }
         _ => regs.rows[slot as usize].0[lane] as u128,
     }
 }
@@ -877,7 +882,7 @@ fn write_registers(data: &mut [u8], group: &Group, t: &Transfer, regs: &crate::r
     let mut differs = 0u32;
     for (n, slot) in t.regs.iter().flatten().enumerate() {
         let mut left = group.lanes;
-        if width == 4 {
+        if width == 4 && t.register_rows == 1 {
             let row = &regs.rows[*slot as usize].0;
             while left != 0 {
                 let lane = left.trailing_zeros() as usize;
@@ -893,7 +898,7 @@ fn write_registers(data: &mut [u8], group: &Group, t: &Transfer, regs: &crate::r
                 let lane = left.trailing_zeros() as usize;
                 left &= left - 1;
                 let at = group.offsets[lane] as usize + width * n;
-                let new = get(regs, *slot, t.width, lane).to_le_bytes();
+                let new = get(regs, *slot, t.register_rows, lane).to_le_bytes();
                 let old = &mut data[at..at + width];
                 differs |= u32::from(old != &new[..width]) << lane;
                 old.copy_from_slice(&new[..width]);
@@ -925,7 +930,7 @@ fn store_frame(warp: &mut Warp, frame: u32, t: &Transfer, at: &[u64; 32], mask: 
     let stride = frame.params.len() / 32;
     for (n, slot) in t.regs.iter().flatten().enumerate() {
         for lane in (0..32).filter(|l| mask >> l & 1 != 0) {
-            let value = get(&frame.regs, *slot, t.width, lane).to_le_bytes();
+            let value = get(&frame.regs, *slot, t.register_rows, lane).to_le_bytes();
             let o = at[lane] as usize + n * t.width as usize;
             if let Some(place) = frame.params.get_mut(lane * stride + o..lane * stride + o + t.width as usize)
                 && o + t.width as usize <= stride

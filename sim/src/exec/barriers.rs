@@ -4,7 +4,7 @@ use super::run::Flow;
 use super::warp::{Fragment, State, Warp};
 use super::{Block, Machine};
 use crate::finding::Kind;
-use crate::order::Know;
+use crate::order::{Handed, Know};
 use crate::program::op::{Barrier, BarrierKind, Fence};
 use std::collections::BTreeMap;
 
@@ -19,6 +19,8 @@ pub struct BlockBarrier {
     lanes: BTreeMap<u32, u32>,
     /// What the arrived did and knew.
     know: Option<Know>,
+    /// What they fenced and observed.
+    handed: Handed,
     /// Arrivals of `bar.red`: true predicates, and whether all and any were.
     popc: u32,
     all: bool,
@@ -126,6 +128,7 @@ impl Machine<'_> {
         // With a count, a warp counts 32, its exited threads included.
         let counted = b.count.is_some() && mask == warp.live;
         barrier.arrived += if counted { 32 } else { mask.count_ones() };
+        barrier.handed.join(&warp.order.hand_on(mask));
         let know = warp.order.release(mask);
         match &mut barrier.know {
             Some(all) => all.join(&know),
@@ -203,6 +206,7 @@ impl Machine<'_> {
                         .fold(0, |mask, f| mask | f.mask);
                     if lanes != 0 {
                         warp.order.acquire(lanes, know);
+                        warp.order.take_over(lanes, &barrier.handed);
                     }
                 }
             }
@@ -321,7 +325,6 @@ impl Machine<'_> {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the interpreter's whole state")]
     pub(super) fn cluster_wait(
         &mut self,
         block: &mut Block,

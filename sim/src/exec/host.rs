@@ -130,7 +130,7 @@ fn print(format: &str, args: &[u8], string: impl Fn(u64) -> String) -> String {
             flags.push(f);
             rest.next();
         }
-        let mut number = |rest: &mut std::iter::Peekable<std::str::Chars>, next: &mut dyn FnMut(usize) -> u64| {
+        let number = |rest: &mut std::iter::Peekable<std::str::Chars>, next: &mut dyn FnMut(usize) -> u64| {
             if rest.peek() == Some(&'*') {
                 rest.next();
                 return Some(next(4) as i32 as i64 as usize);
@@ -157,7 +157,7 @@ fn print(format: &str, args: &[u8], string: impl Fn(u64) -> String) -> String {
         }
         let Some(kind) = rest.next() else { break };
         let wide = long > 0;
-        let mut integer = |next: &mut dyn FnMut(usize) -> u64| if wide { next(8) } else { next(4) };
+        let integer = |next: &mut dyn FnMut(usize) -> u64| if wide { next(8) } else { next(4) };
         let body = match kind {
             'd' | 'i' => {
                 let v = integer(&mut next);

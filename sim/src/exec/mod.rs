@@ -315,12 +315,12 @@ pub struct Rng(u64);
 impl Rng {
     /// Of a seed.
     pub fn new(seed: u64) -> Rng {
-        Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d | 1)
+        Rng((seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d) | 1)
     }
 
     /// The next number.
     #[inline]
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -330,7 +330,7 @@ impl Rng {
     /// A number below `n`.
     #[inline]
     pub fn below(&mut self, n: u32) -> u32 {
-        ((self.next() >> 32) * n as u64 >> 32) as u32
+        (((self.draw() >> 32) * n as u64) >> 32) as u32
     }
 }
 
@@ -566,7 +566,6 @@ impl<'a> Machine<'a> {
             Fixed::ClusterNctaid(c) => of(self.cluster, c),
             Fixed::ClusterCtarank => block.rank,
             Fixed::ClusterNctarank => self.cluster_size(),
-            Fixed::IsExplicitCluster => u32::from(self.cluster != [1, 1, 1]),
             Fixed::LaneId => lane,
             Fixed::WarpId => warp,
             Fixed::NwarpId => self.launch.block.iter().product::<u32>().div_ceil(32),
@@ -575,8 +574,8 @@ impl<'a> Machine<'a> {
             Fixed::GridId => 1,
             Fixed::LanemaskEq => 1 << lane,
             Fixed::LanemaskLt => (1 << lane) - 1,
-            Fixed::LanemaskLe => (1u32 << lane) - 1 | 1 << lane,
-            Fixed::LanemaskGt => !((1u32 << lane) - 1 | 1 << lane),
+            Fixed::LanemaskLe => ((1u32 << lane) - 1) | 1 << lane,
+            Fixed::LanemaskGt => !(((1u32 << lane) - 1) | 1 << lane),
             Fixed::LanemaskGe => !((1u32 << lane) - 1),
             Fixed::DynamicSmem => self.launch.dynamic_shared,
             Fixed::TotalSmem => self.kernel.static_shared + self.launch.dynamic_shared,

@@ -78,7 +78,7 @@ impl<'a> Machine<'a> {
     #[inline(always)]
     fn run_fragment(&mut self, block: &mut Block, warp: &mut Warp, fragment: &mut Fragment, budget: u32) -> u32 {
         let kernel = self.kernel;
-        let mut used = 0;
+        let (mut used, mut clocked) = (0, 0);
         'frames: while used < budget && fragment.mask != 0 && fragment.state == State::Ready {
             let frame_index = fragment.frame as usize;
             let mut frame = warp.frames[frame_index].take().expect("a fragment's frame lives");
@@ -138,7 +138,7 @@ impl<'a> Machine<'a> {
                         } else {
                             let other = warp.split(fragment, mask, target, pc + 1, instr.reconverge);
                             // Which side goes first is part of the interleaving.
-                            if self.rng.next() & 1 == 0 {
+                            if self.rng.draw() & 1 == 0 {
                                 warp.fragments.push(other);
                             } else {
                                 warp.fragments.push(*fragment);
@@ -154,6 +154,8 @@ impl<'a> Machine<'a> {
                     }
                     other => {
                         warp.frames[frame_index] = Some(frame);
+                        warp.clock += (used - clocked) as u64;
+                        clocked = used;
                         let flow = self.execute(block, warp, fragment, instr, other, mask, number as u32);
                         match flow {
                             Flow::Next => fragment.pc = pc + 1,
@@ -177,7 +179,7 @@ impl<'a> Machine<'a> {
             }
             warp.frames[frame_index] = Some(frame);
         }
-        warp.clock += used as u64;
+        warp.clock += (used - clocked) as u64;
         self.executed += used as u64;
         used
     }
@@ -400,6 +402,11 @@ impl<'a> Machine<'a> {
             Dynamic::GlobaltimerLo => frame.regs.set(dst, &narrow(now as u32), mask),
             Dynamic::GlobaltimerHi => frame.regs.set(dst, &narrow((now >> 32) as u32), mask),
             Dynamic::Activemask => frame.regs.set(dst, &narrow(mask), mask),
+            Dynamic::ExplicitCluster => {
+                let value = if self.cluster == [1, 1, 1] { 0 } else { u32::MAX };
+                set_predicate(&mut frame.regs, dst, value, mask);
+                return;
+            }
         }
         frame.regs.undefined[dst as usize] &= !mask;
     }

@@ -32,6 +32,7 @@ pub struct Frame {
 
 /// What a fragment waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
 pub enum State {
     /// Can run.
     Ready,

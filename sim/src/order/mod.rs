@@ -24,7 +24,7 @@ pub use operand::Writers;
 pub use ops::{OpId, OpKind, Ops};
 pub use shadow::{Access, Conflict, ConflictKind, Cx, Other, Shadow};
 pub use sync::{Sem, SyncVars};
-pub use warp::{WarpOrder, barrier};
+pub use warp::{Handed, WarpOrder, barrier};
 
 /// Blocks that can be told apart: indices below this.
 pub const MAX_BLOCKS: u32 = 1 << 20;

@@ -26,6 +26,28 @@ struct Pending {
     know: Know,
 }
 
+/// What lanes hand on at a barrier, by scope: see [`WarpOrder::hand_on`].
+#[derive(Clone, Debug, Default)]
+pub struct Handed {
+    fences: Vec<(Strength, Know)>,
+    observed: Vec<(Strength, Know)>,
+}
+
+impl Handed {
+    /// Adds another's.
+    pub fn join(&mut self, other: &Handed) {
+        other.fences.iter().for_each(|(scope, know)| add_scoped(&mut self.fences, *scope, know));
+        other.observed.iter().for_each(|(scope, know)| add_scoped(&mut self.observed, *scope, know));
+    }
+}
+
+fn add_scoped(list: &mut Vec<(Strength, Know)>, scope: Strength, know: &Know) {
+    match list.iter_mut().find(|(s, _)| *s == scope) {
+        Some((_, all)) => all.join(know),
+        None => list.push((scope, know.clone())),
+    }
+}
+
 /// The order of one warp's lanes. Lanes of a warp are not ordered among each other unless [`sync`](WarpOrder::sync) or
 /// something stronger orders them; a lane knows its own earlier accesses.
 #[derive(Clone, Debug)]
@@ -153,8 +175,47 @@ impl WarpOrder {
 
     /// `bar.warp.sync`: every lane of `lanes` gets to know what all of them did and know.
     pub fn sync(&mut self, lanes: u32) {
+        let handed = self.hand_on(lanes);
         let know = self.release(lanes);
         self.acquire(lanes, &know);
+        self.take_over(lanes, &handed);
+    }
+
+    /// What `lanes` hand on at a barrier beside what they know: their fences, and what they observed. By the letter of the
+    /// memory model a fence counts for its own thread's accesses; but what a thread fenced before a barrier is visible to
+    /// whom a thread behind the barrier tells of it, and programs rely on it (each thread fences, the block meets, one
+    /// thread sets the flag; and the same backwards).
+    pub fn hand_on(&self, lanes: u32) -> Handed {
+        let mut handed = Handed::default();
+        for fence in self.fences.iter().filter(|fence| fence.mask & lanes != 0) {
+            let mut know = fence.know.clone();
+            if fence.epoch > 0 {
+                self.add_own(&mut know, fence.mask & lanes, fence.epoch);
+            }
+            add_scoped(&mut handed.fences, fence.scope, &know);
+        }
+        for pending in self.pending.iter().filter(|pending| pending.mask & lanes != 0) {
+            add_scoped(&mut handed.observed, pending.scope, &pending.know);
+        }
+        handed
+    }
+
+    /// `lanes` get what others [handed on](WarpOrder::hand_on); to be told after they acquired what those know.
+    pub fn take_over(&mut self, lanes: u32, handed: &Handed) {
+        let lanes = self.all_or(lanes);
+        for (scope, know) in &handed.fences {
+            // Epoch 0: none of their own accesses.
+            match self.fences.iter_mut().find(|f| f.epoch == 0 && f.mask == lanes && f.scope == *scope) {
+                Some(fence) => fence.know.join(know),
+                None => self.fences.push(Fence { mask: lanes, scope: *scope, know: know.clone(), epoch: 0 }),
+            }
+        }
+        for (scope, know) in &handed.observed {
+            match self.pending.iter_mut().find(|p| p.mask == lanes && p.scope == *scope) {
+                Some(pending) => pending.know.join(know),
+                None => self.pending.push(Pending { mask: lanes, scope: *scope, know: know.clone() }),
+            }
+        }
     }
 
     /// `fence.proxy.async` by `lanes`, for the spaces given: their own writes and all writes known to them become visible to
@@ -207,7 +268,9 @@ impl WarpOrder {
         let of_lane = self.fences.iter().filter(|fence| fence.mask >> lane & 1 != 0);
         let whole = |fence: &Fence| {
             let mut know = fence.know.clone();
-            self.add_own(&mut know, 1 << lane, fence.epoch);
+            if fence.epoch > 0 {
+                self.add_own(&mut know, 1 << lane, fence.epoch);
+            }
             (fence.scope, know)
         };
         of_lane.map(whole).collect()

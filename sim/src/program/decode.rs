@@ -174,7 +174,7 @@ fn reach(module: &Module, entry: usize) -> Vec<usize> {
         .collect();
     let mut reached = vec![entry];
     let mut next = 0;
-    let mut add = |name: &str, reached: &mut Vec<usize>| {
+    let add = |name: &str, reached: &mut Vec<usize>| {
         if let Some(&i) = defined.get(name)
             && !reached.contains(&i)
         {
@@ -238,16 +238,22 @@ fn place_shared(module: &Module, reached: &[usize], layout: &mut Layout) -> Shar
         .chain(locals)
         .filter(|v| v.space == Space::Shared && named.contains(v.name.as_str()))
         .collect();
-    let mut at = layout::SHARED_START;
     let mut placed = Shared::default();
-    for v in all.iter().filter(|v| v.size > 0) {
-        at = at.next_multiple_of(v.align.max(1));
+    let statics = || all.iter().filter(|v| v.size > 0);
+    // Gaps, so that an index past the end of one does not hit the next. A KiB each: addresses keep their banks and their place
+    // in the patterns of swizzles. None where descriptors of 18-bit addresses would no longer reach.
+    let natural: u32 = statics().map(|v| v.size as u32 + v.align).sum();
+    let gap = if natural + 1024 * all.len() as u32 <= 16 << 10 { 1024 } else { 0 };
+    let mut at = layout::SHARED_START;
+    for (i, v) in statics().enumerate() {
+        placed.bytes = placed.bytes.next_multiple_of(v.align.max(1));
+        at = layout::SHARED_START + placed.bytes + gap * i as u32;
         layout.shared.insert(v.name.clone(), at);
         placed.variables.push((at, at + v.size as u32));
-        placed.bytes = placed.bytes.next_multiple_of(v.align.max(1)) + v.size as u32;
-        // As many bytes as the banks are wide: conflicts stay the same.
-        at += v.size as u32 + 128;
+        placed.bytes += v.size as u32;
+        at += v.size as u32;
     }
+    at += gap;
     let align = all.iter().filter(|v| v.size == 0).map(|v| v.align).max().unwrap_or(16).max(16);
     // The driver promises no more than the declared alignment; 1024 here, so that kernels which count on the whole pattern of a
     // 128-byte swizzle run as they do in practice.
@@ -510,6 +516,9 @@ impl Decoder<'_> {
             if store {
                 // Narrow types may come in wider registers.
                 regs.push(Some(self.o.source(o, ty)?));
+                if let Some(t) = self.o.register_type(o) {
+                    register_rows = rows_of(t);
+                }
             } else {
                 regs.push(self.o.destination(o)?);
                 if let Some(t) = self.o.register_type(o) {
@@ -686,6 +695,10 @@ impl Decoder<'_> {
             "globaltimer" => Dynamic::Globaltimer,
             "globaltimer_lo" => Dynamic::GlobaltimerLo,
             "globaltimer_hi" => Dynamic::GlobaltimerHi,
+            "is_explicit_cluster" => {
+                let (dst, _) = self.o.predicate(&i.operands[0])?;
+                return Ok(Op::ReadSpecial { dst, which: Dynamic::ExplicitCluster });
+            }
             _ => return self.alu(i),
         };
         Ok(Op::ReadSpecial { dst: self.o.register(&i.operands[0])?, which })
@@ -832,10 +845,7 @@ impl Decoder<'_> {
     fn mbarrier(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
         let has = |p: &str| parts.contains(&p);
         let o = &i.operands;
-        let named = match self.window(parts)? {
-            Window::Generic => Window::Generic,
-            w => w,
-        };
+        let named = self.window(parts)?;
         let ordered = !has("relaxed");
         let scope = if has("cluster") { Strength::Cluster } else { Strength::Cta };
         let b32 = Type::B32;
@@ -998,10 +1008,7 @@ impl Decoder<'_> {
             return Ok(Op::Unsupported(i.opcode.as_str().into()));
         }
         let (address, data) = if store { (0, 1) } else { (1, 0) };
-        let window = match self.window(parts)? {
-            Window::Generic => Window::Generic,
-            w => w,
-        };
+        let window = self.window(parts)?;
         let (addr, window) = self.o.address(&i.operands[address], window)?;
         let mut flat = Vec::new();
         flatten(&i.operands[data..=data], &mut flat);

@@ -80,7 +80,6 @@ pub enum Fixed {
     ClusterNctaid(u8),
     ClusterCtarank,
     ClusterNctarank,
-    IsExplicitCluster,
     LaneId,
     WarpId,
     NwarpId,

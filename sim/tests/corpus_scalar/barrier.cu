@@ -17,6 +17,9 @@ extern "C" __global__ void half_warp_bug(unsigned* out, unsigned n) {
         __syncthreads(); //!
         out[threadIdx.x] = s[threadIdx.x];
     }
+    s[threadIdx.x] = out[threadIdx.x] + 1;
+    __syncwarp();
+    out[threadIdx.x] = s[threadIdx.x ^ 1];
 }
 
 //@ grid=1 block=64 args=buf:64:zeros
@@ -206,7 +209,9 @@ extern "C" __global__ void reduce_ok(unsigned* out) {
 }
 //@ grid=1 block=64 args=buf:64:zeros kind=barrier
 extern "C" __global__ void reduce_bug(unsigned* out) {
-    if (threadIdx.x != 40) out[threadIdx.x] = __syncthreads_count(threadIdx.x % 3 == 0); //!
+    unsigned n = 0;
+    if (threadIdx.x != 40) n = __syncthreads_count(threadIdx.x % 3 == 0); //!
+    out[threadIdx.x] = n;
 }
 
 // A full member mask where some lanes do not come.

@@ -32,14 +32,14 @@ extern "C" __global__ void lock_order_bug(unsigned* s) {
 }
 
 // More blocks than fit: those that run wait for one that does not.
-//@ grid=100 block=1024 args=buf:1:zeros
+//@ grid=100 block=32 smem=120000 args=buf:1:zeros
 extern "C" __global__ void resident_ok(volatile unsigned* n) {
     if (threadIdx.x == 0) {
         atomicAdd(const_cast<unsigned*>(n), 1u);
         while (*n < gridDim.x) {}
     }
 }
-//@ grid=400 block=1024 args=buf:1:zeros kind=deadlock
+//@ grid=140 block=32 smem=120000 args=buf:1:zeros kind=deadlock
 extern "C" __global__ void resident_bug(volatile unsigned* n) {
     if (threadIdx.x == 0) {
         atomicAdd(const_cast<unsigned*>(n), 1u);

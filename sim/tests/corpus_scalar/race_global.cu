@@ -241,7 +241,7 @@ extern "C" __global__ void lock_ok(unsigned* state) {
 //@ grid=4 block=32 args=buf:2:zeros kind=race varies
 extern "C" __global__ void lock_bug(unsigned* state) {
     if (threadIdx.x == 0) {
-        while (atomicCAS(state, 0u, 1u) != 0u) __nanosleep(100);
+        while (atomicCAS(state, 0u, 1u) != 0u) __nanosleep(100); //!
         __threadfence();
         state[1] += 1; //!
         *state = 0; //!

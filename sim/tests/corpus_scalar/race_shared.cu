@@ -167,10 +167,10 @@ extern "C" __global__ void write_write_bug(unsigned* out) {
 }
 
 // Equal values stored without order are a note.
-//@ grid=1 block=64 args=buf:64:zeros note=same
-extern "C" __global__ void same_value_ok(unsigned* out) {
+//@ grid=1 block=64 args=buf:64:zeros,u32=7 note=same
+extern "C" __global__ void same_value_ok(unsigned* out, unsigned n) {
     __shared__ unsigned flag;
-    flag = 7;
+    flag = n;
     __syncthreads();
     out[threadIdx.x] = flag;
 }

@@ -1,0 +1,34 @@
+//! Thread instructions a second of a scalar kernel with all checks, on one thread: 256 threads × 4096 blocks, one instruction
+//! in four a global or shared access. `cargo bench -p reel-sim --bench scalar`.
+
+use reel_sim::exec::{self, Launch, Options};
+use reel_sim::memory::Memory;
+use reel_sim::program::Program;
+use std::time::Instant;
+
+const BLOCKS: u32 = 4096;
+const WORDS: u32 = 1 << 20;
+
+fn run(program: &Program, dynamic_shared: u32) -> (u64, f64) {
+    let kernel = program.kernel("scalar").expect("scalar.ptx has the kernel");
+    let mut memory = Memory::new();
+    let x = memory.alloc((0..WORDS).flat_map(|i| (i as f32 * 1e-6).to_le_bytes()).collect());
+    let y = memory.alloc_uninitialized(4 * 256 * BLOCKS as usize);
+    let mut params = [x.to_le_bytes(), y.to_le_bytes()].concat();
+    params.extend((WORDS - 1).to_le_bytes());
+    let launch = Launch { grid: [BLOCKS, 1, 1], block: [256, 1, 1], cluster: [1, 1, 1], dynamic_shared, params };
+    let start = Instant::now();
+    let outcome = exec::run(program, &kernel, &launch, &mut memory, &Options::default()).expect("a launch that fits");
+    let seconds = start.elapsed().as_secs_f64();
+    assert!(outcome.findings.is_empty(), "{:?}", outcome.findings.into_list());
+    (outcome.counters.total().threads, seconds)
+}
+
+fn main() {
+    let program = Program::parse(include_str!("scalar.ptx")).expect("scalar.ptx parses");
+    for (what, dynamic_shared) in [("scalar kernel", 0), ("with 128 KiB of dynamic shared memory", 128 << 10)] {
+        let rounds = (0..3).map(|_| run(&program, dynamic_shared));
+        let (threads, seconds) = rounds.min_by(|a, b| a.1.total_cmp(&b.1)).expect("three rounds");
+        println!("{what:<40} {:8.1} million thread instructions a second", threads as f64 / seconds / 1e6);
+    }
+}

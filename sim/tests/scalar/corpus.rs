@@ -1,0 +1,117 @@
+//! Each planted mistake is found with its kind and line, and nothing is found in its correct twin: under several seeds, all
+//! completions, both architectures, with and without line information.
+
+use crate::harness::{ARCHITECTURES, COMPLETIONS, Case, SEEDS, cases, cuda, cuda_lines, ptx, run, without_lines};
+use reel_sim::finding::Finding;
+use reel_sim::program::Program;
+use std::fmt::Write;
+
+/// What is wrong with a run's findings, if anything. `text`: the PTX whose lines they name, without line information.
+fn judge(case: &Case, found: &[Finding], text: Option<&str>) -> Option<String> {
+    for f in found {
+        let lines = match text {
+            None => [f.line].into(),
+            Some(ptx) => cuda_lines(ptx, f.line),
+        };
+        let expected = case.kinds.iter().any(|k| k == f.kind.name()) && !lines.is_disjoint(&case.lines);
+        if !expected {
+            return Some(format!("not expected: {f:?} (lines {lines:?})"));
+        }
+    }
+    let first = case.kinds.first()?;
+    (!case.some && found.is_empty()).then(|| format!("{first} not found"))
+}
+
+/// All runs of one case with one program; what is wrong, a line a problem.
+fn check_case(program: &Program, case: &Case, lined: Option<&str>) -> String {
+    let (mut first_output, mut found_once) = (None, false);
+    let (mut wrong, mut count) = (String::new(), 0);
+    for (seed, completion) in SEEDS.flat_map(|s| COMPLETIONS.map(|c| (s, c))) {
+        let ran = run(program, case, seed, completion);
+        let found = ran.findings();
+        found_once |= !found.is_empty();
+        let mut problem = judge(case, &found, lined);
+        if let Some(note) = &case.note
+            && !ran.outcome.notes.iter().any(|n| n.contains(note))
+        {
+            problem = Some(format!("no note has {note}: {:?}", ran.outcome.notes));
+        }
+        let comparable = case.kinds.is_empty() && !case.varies;
+        if comparable && first_output.get_or_insert_with(|| ran.buffers.clone()) != &ran.buffers {
+            problem = Some("outputs differ from seed 0's".into());
+        }
+        if let Some(problem) = problem {
+            count += 1;
+            if count == 1 {
+                let _ = writeln!(wrong, "seed {seed} {completion:?}: {problem}");
+            }
+        }
+    }
+    let [once, again] = [0, 1].map(|_| run(program, case, 3, COMPLETIONS[2]));
+    if once.findings() != again.findings() || once.outcome.counters != again.outcome.counters {
+        let _ = writeln!(wrong, "two runs of one seed differ");
+    }
+    if !case.kinds.is_empty() && !found_once {
+        let _ = writeln!(wrong, "{} never found", case.kinds[0]);
+    }
+    if count > 1 {
+        let _ = writeln!(wrong, "    … in {count} runs");
+    }
+    wrong
+}
+
+fn check(file: &str) {
+    let cases = cases(&cuda(file));
+    assert!(!cases.is_empty());
+    let mut all = String::new();
+    for architecture in ARCHITECTURES {
+        let text = ptx(file, architecture);
+        let bare = Program::parse(&without_lines(&text)).unwrap();
+        let lined = Program::parse(&text).unwrap();
+        for case in &cases {
+            for (program, text) in [(&lined, None), (&bare, Some(text.as_str()))] {
+                let wrong = check_case(program, case, text);
+                if !wrong.is_empty() {
+                    let how = if text.is_none() { "with" } else { "without" };
+                    let _ = write!(all, "{} {architecture} {how} line information: {wrong}", case.name);
+                }
+            }
+        }
+    }
+    assert!(all.is_empty(), "{all}");
+}
+
+#[test]
+fn bounds() {
+    check("bounds");
+}
+
+#[test]
+fn uninitialized() {
+    check("uninitialized");
+}
+
+#[test]
+fn trap() {
+    check("trap");
+}
+
+#[test]
+fn race_shared() {
+    check("race_shared");
+}
+
+#[test]
+fn race_global() {
+    check("race_global");
+}
+
+#[test]
+fn barrier() {
+    check("barrier");
+}
+
+#[test]
+fn deadlock() {
+    check("deadlock");
+}

@@ -1,0 +1,237 @@
+//! Kernels of `corpus_scalar`: their PTX, their launches as `//@` lines say them, and runs of them.
+
+use reel_sim::exec::{self, Completion, Launch, Options, Outcome};
+use reel_sim::finding::Finding;
+use reel_sim::memory::Memory;
+use reel_sim::program::Program;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+/// Seeds that every kernel runs with.
+pub const SEEDS: std::ops::Range<u64> = 0..8;
+/// The architectures that the PTX is made for.
+pub const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
+/// When asynchronous operations complete.
+pub const COMPLETIONS: [Completion; 3] = [Completion::Latest, Completion::Earliest, Completion::Random];
+
+fn read(name: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/corpus_scalar").join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The CUDA text of a file.
+pub fn cuda(file: &str) -> String {
+    read(&format!("{file}.cu"))
+}
+
+/// The PTX of a file.
+pub fn ptx(file: &str, architecture: &str) -> String {
+    read(&format!("{file}.{architecture}.ptx"))
+}
+
+/// PTX without line information; its lines stay where they were.
+pub fn without_lines(ptx: &str) -> String {
+    let kept = |line: &str| !matches!(line.split_whitespace().next(), Some(".loc" | ".file"));
+    ptx.lines().map(|line| if kept(line) { line } else { "" }).fold(String::new(), |text, line| text + line + "\n")
+}
+
+/// The lines of the main file that PTX line `line` comes from, by the `.loc` before it: its own, or those of the calls that
+/// inlined it.
+pub fn cuda_lines(ptx: &str, line: u32) -> BTreeSet<u32> {
+    let before: Vec<&str> = ptx.lines().take(line as usize).collect();
+    let mut found = BTreeSet::new();
+    for text in before.iter().rev().take_while(|t| !t.contains(".entry") && !t.contains(".func")) {
+        let words: Vec<&str> = text.split([' ', '\t', ',']).filter(|w| !w.is_empty()).collect();
+        if words.first() == Some(&".loc") {
+            if words[1] == "1" {
+                found.extend(words[2].parse::<u32>());
+            }
+            if let Some(at) = words.iter().position(|w| *w == "inlined_at")
+                && words.get(at + 1) == Some(&"1")
+            {
+                found.extend(words[at + 2].parse::<u32>());
+            }
+            // A header's place inlined into a header's is preceded by the latter.
+            if !found.is_empty() {
+                break;
+            }
+        }
+    }
+    found
+}
+
+/// A kernel of the corpus and how it is launched.
+#[derive(Clone, Debug, Default)]
+pub struct Case {
+    /// Its symbol.
+    pub name: String,
+    /// Blocks along x.
+    pub grid: u32,
+    /// Threads along x.
+    pub block: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// The kinds that may be found; empty for correct kernels.
+    pub kinds: Vec<String>,
+    /// What a note must say.
+    pub note: Option<String>,
+    /// Outputs may differ from seed to seed.
+    pub varies: bool,
+    /// Not every seed need find it.
+    pub some: bool,
+    /// The one architecture that it is for.
+    pub only: Option<String>,
+    /// Lines that findings may name.
+    pub lines: BTreeSet<u32>,
+}
+
+/// The cases of a CUDA file. Marked lines count for the kernels around them, those outside of kernels for all.
+pub fn cases(cuda: &str) -> Vec<Case> {
+    let mut cases: Vec<Case> = Vec::new();
+    let mut outside = BTreeSet::new();
+    let mut inside = false;
+    for (i, text) in cuda.lines().enumerate() {
+        let line = i as u32 + 1;
+        if let Some(words) = text.strip_prefix("//@ ") {
+            cases.push(parse(words));
+        }
+        if text.contains("__global__")
+            && let Some(case) = cases.last_mut()
+        {
+            let name = text.split("void ").nth(1).and_then(|t| t.split('(').next());
+            case.name = name.expect("a kernel's name follows void").to_string();
+            inside = true;
+        }
+        if text.ends_with("//!") {
+            match cases.last_mut().filter(|_| inside) {
+                Some(case) => case.lines.insert(line),
+                None => outside.insert(line),
+            };
+        }
+        if text == "}" || text.starts_with("extern") && text.contains('}') {
+            inside = false;
+        }
+    }
+    cases.iter_mut().for_each(|case| case.lines.extend(&outside));
+    cases
+}
+
+fn parse(words: &str) -> Case {
+    let mut case = Case { grid: 1, block: 32, ..Case::default() };
+    for word in words.split(' ') {
+        let (key, value) = word.split_once('=').unwrap_or((word, ""));
+        let list = || value.split(',').map(str::to_string).collect();
+        match key {
+            "grid" => case.grid = value.parse().unwrap(),
+            "block" => case.block = value.parse().unwrap(),
+            "smem" => case.shared = value.parse().unwrap(),
+            "args" => case.args = list(),
+            "kind" => case.kinds = list(),
+            "note" => case.note = Some(value.into()),
+            "only" => case.only = Some(value.into()),
+            "varies" => case.varies = true,
+            "some" => case.some = true,
+            other => panic!("what is {other}?"),
+        }
+    }
+    case
+}
+
+/// The memory and the parameters that a case asks for, and the addresses of its buffers.
+pub fn arguments(args: &[String]) -> (Memory, Vec<u8>, Vec<u64>) {
+    let mut memory = Memory::new();
+    let mut params: Vec<u8> = Vec::new();
+    let mut buffers = Vec::new();
+    let align = |params: &mut Vec<u8>, to: usize| params.resize(params.len().next_multiple_of(to), 0);
+    for arg in args {
+        if let Some(rest) = arg.strip_prefix("buf:") {
+            let (count, fill) = rest.split_once(':').expect("buf:COUNT:FILL");
+            let count: u32 = count.parse().unwrap();
+            let address = match fill {
+                "zeros" => memory.alloc(vec![0; 4 * count as usize]),
+                "arange" => memory.alloc((0..count).flat_map(|i| (i as f32).to_le_bytes()).collect()),
+                "uninit" => memory.alloc_uninitialized(4 * count as usize),
+                other => panic!("fill {other}"),
+            };
+            align(&mut params, 8);
+            params.extend(address.to_le_bytes());
+            buffers.push(address);
+        } else {
+            let (ty, value) = arg.split_once('=').expect("TYPE=VALUE");
+            match ty {
+                "i32" => params.extend(value.parse::<i32>().unwrap().to_le_bytes()),
+                "u32" => params.extend(value.parse::<u32>().unwrap().to_le_bytes()),
+                "f32" => params.extend(value.parse::<f32>().unwrap().to_le_bytes()),
+                "u64" => {
+                    align(&mut params, 8);
+                    params.extend(value.parse::<u64>().unwrap().to_le_bytes());
+                }
+                other => panic!("argument type {other}"),
+            }
+        }
+    }
+    (memory, params, buffers)
+}
+
+/// A run's outcome and the buffers after it.
+pub struct Ran {
+    /// Findings, notes, counters.
+    pub outcome: Outcome,
+    /// The buffers' bytes, in the order of arguments.
+    pub buffers: Vec<Vec<u8>>,
+}
+
+impl Ran {
+    /// The findings.
+    pub fn findings(&self) -> Vec<Finding> {
+        self.outcome.findings.clone().into_list()
+    }
+
+    /// Buffer `n` as 32-bit words.
+    pub fn words(&self, n: usize) -> Vec<u32> {
+        self.buffers[n].chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect()
+    }
+}
+
+/// Runs a kernel of a program with the arguments of its case.
+pub fn run(program: &Program, case: &Case, seed: u64, completion: Completion) -> Ran {
+    let kernel = program.kernel(&case.name).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let (mut memory, mut params, addresses) = arguments(&case.args);
+    params.resize(kernel.param_bytes as usize, 0);
+    let launch = Launch {
+        grid: [case.grid, 1, 1],
+        block: [case.block, 1, 1],
+        cluster: [1, 1, 1],
+        dynamic_shared: case.shared,
+        params,
+    };
+    let gpu = exec::Gpu::for_sm(kernel.target);
+    let options = Options { gpu, seed, completion, patience: 3_000_000, ..Options::default() };
+    let outcome =
+        exec::run(program, &kernel, &launch, &mut memory, &options).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let buffers = addresses.iter().map(|&a| memory.bytes(a).unwrap().to_vec()).collect();
+    Ran { outcome, buffers }
+}
+
+/// Runs a correct kernel of `file` under all seeds and architectures; the same seed must give the same counters. Hands each
+/// run to `check`.
+pub fn every_run(file: &str, name: &str, check: impl Fn(&Ran)) {
+    let cases = cases(&cuda(file));
+    let case = cases.iter().find(|c| c.name == name).unwrap_or_else(|| panic!("no kernel {name} in {file}.cu"));
+    for architecture in ARCHITECTURES {
+        if case.only.as_ref().is_some_and(|o| o != architecture) {
+            continue;
+        }
+        let program = Program::parse(&ptx(file, architecture)).unwrap();
+        for seed in SEEDS {
+            let ran = run(&program, case, seed, Completion::Latest);
+            assert_eq!(ran.findings(), [], "{name} {architecture} seed {seed}");
+            check(&ran);
+        }
+        let [first, again] = [0, 1].map(|_| run(&program, case, 5, Completion::Random));
+        assert_eq!(first.outcome.counters, again.outcome.counters, "{name} {architecture}: counters of one seed");
+        assert_eq!(first.buffers, again.buffers, "{name} {architecture}: buffers of one seed");
+    }
+}
