@@ -129,10 +129,12 @@ pub(super) fn chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>, fi
 #[cold]
 fn new_chunk(spare: &mut Vec<Chunk>, shift: u32) -> Chunk {
     match spare.pop() {
-        Some(mut chunk) if chunk.shift == shift => {
-            chunk.cells.fill(Cell::FRESH);
+        Some(mut chunk) => {
+            chunk.shift = shift;
+            chunk.cells.clear();
+            chunk.cells.resize((CHUNK >> shift) as usize, Cell::FRESH);
             chunk
         }
-        _ => Chunk::fresh(shift),
+        None => Chunk::fresh(shift),
     }
 }

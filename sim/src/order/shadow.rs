@@ -391,7 +391,8 @@ impl Shadow {
                 let last = (((end - 1) & (CHUNK - 1)) >> chunk.shift) as usize;
                 for (step, cell) in chunk.cells[first..=last].iter().enumerate() {
                     if let Some(op) = self.open_op(cell, ops) {
-                        return Some((op, (start >> chunk.shift << chunk.shift) + ((step as u64) << chunk.shift)));
+                        let cell = (start >> chunk.shift << chunk.shift) + ((step as u64) << chunk.shift);
+                        return Some((op, cell.max(start)));
                     }
                 }
             }
