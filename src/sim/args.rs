@@ -186,7 +186,7 @@ fn map(text: &str) -> Result<Map, String> {
     };
     let (number, field) = buffer.split_once('.').map_or((buffer, None), |(a, b)| (a, Some(b)));
     let index = |text: &str| {
-        text.parse().map_err(|_| format!("{buffer:?} is no buffer; give the number of its argument, from 0"))
+        text.parse::<usize>().map_err(|_| format!("{buffer:?} is no buffer; give the number of its argument, from 0"))
     };
     let swizzle = match swizzle {
         "none" => Swizzle::None,
@@ -225,7 +225,7 @@ fn data_type(name: &str) -> Option<DataType> {
 
 fn list<T: std::str::FromStr>(text: &str) -> Result<Vec<T>, String> {
     let each = text.split(',').filter(|_| !text.is_empty());
-    each.map(|n| n.parse().map_err(|_| format!("{text:?} is no list; give integers with commas between them")))
+    each.map(|n| n.parse::<T>().map_err(|_| format!("{text:?} is no list; give integers with commas between them")))
         .collect()
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use reel_kernels::compile::foreign;
+use reel_kernels::compile::{self, CompileError};
 use reel_sim::check::{self, Plan, Report};
 use reel_sim::exec::{Gpu, Launch, LaunchError, Options};
 use reel_sim::headers::HEADERS;
@@ -180,7 +180,7 @@ impl Run {
             return Ok(text.into_owned());
         }
         let sm = self.arch.as_deref().unwrap_or("sm_90a");
-        Ok(foreign::foreign(&self.file, sm, &self.include, HEADERS)?.ptx)
+        compile::foreign(&self.file, sm, &self.include, HEADERS).map(|built| built.ptx).map_err(compiler_error)
     }
 
     /// The GPU whose limits hold.
@@ -232,6 +232,15 @@ impl Case {
             bad_usage(&format!("--{what}"), problem, "the driver would refuse this launch too")
         })
     }
+}
+
+/// A compiler's error with what to do, and its whole log for `-v`.
+fn compiler_error(e: CompileError) -> anyhow::Error {
+    let line = match &e {
+        CompileError::Refused { first, .. } => format!("{first}; correct the file"),
+        e => e.to_string(),
+    };
+    anyhow::Error::msg(e.log().to_string()).context(line)
 }
 
 /// The number in `sm_90a`.
