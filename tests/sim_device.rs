@@ -107,7 +107,7 @@ fn a_training_step_agrees_with_the_cpu() {
     }
 }
 
-/// Logits of some tokens of a case, by a packed pass behind `others` tokens of another sequence.
+/// A model on a device.
 struct Model {
     device: Device,
     model: Qwen25Vl,
@@ -116,6 +116,7 @@ struct Model {
 }
 
 impl Model {
+    /// Logits of all tokens by one packed pass.
     fn packed(&self, all: &[Sequence]) -> Vec<f32> {
         let dtype = self.cx.dtype();
         let batch = Batch::new(&self.device, &self.config, dtype, all, "case").expect("a batch");
@@ -123,7 +124,7 @@ impl Model {
         self.model.logits(&self.cx, &hidden).expect("logits").to_f32().expect("numbers")
     }
 
-    /// The same over a cache, in chunks of these lengths.
+    /// The same of one sequence over a cache, in chunks of these lengths.
     fn cached(&self, all: Sequence, lengths: &[usize]) -> Vec<f32> {
         let (dtype, tokens) = (self.cx.dtype(), all.input_ids.len());
         let blocks = tokens.div_ceil(KvPages::BLOCK);
