@@ -307,10 +307,10 @@ mod tests {
         let params = FillParams { dst: x.addr(), count: 2, value: 7.0, reserved: 0 };
         fails(d.launch(&elementwise::fill(DType::F32, &params)), &["fill_f32", "sm80.cu:"]);
         let one = numbers(&d, &[1, 1], &[1.0]);
-        let x = x.reshape(&[1, 2]).unwrap();
-        fails(d.launch(&product(&one, &numbers(&d, &[2, 1], &[1.0, 1.0]), &x, false)), &["matmul_fwd: c:"]);
+        let row = x.reshape(&[1, 2]).unwrap();
+        fails(d.launch(&product(&one, &numbers(&d, &[2, 1], &[1.0, 1.0]), &row, false)), &["matmul_fwd: c:"]);
         assert_eq!(x.to_f32().unwrap(), [1.0, 2.0]);
-        drop(x);
+        drop((x, row));
         assert_eq!(d.memory().current, one.bytes());
     }
 }
