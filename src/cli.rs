@@ -5,7 +5,9 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgMatches, Parser, Subcommand};
 
 use crate::common::Common;
-use crate::{bench, demo, doctor, frames, generate, init, kernels, plan, preprocess, resize, score, sft, tokenize};
+use crate::{
+    bench, demo, doctor, frames, generate, init, kernels, plan, preprocess, resize, score, sft, sim, tokenize,
+};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -54,6 +56,8 @@ pub enum Command {
     Score(score::Score),
     /// Fine-tune a model on conversations about films, pictures or neither
     Sft(sft::Sft),
+    /// Run CUDA kernels on the simulator and find their bugs
+    Sim(sim::Sim),
     /// Turn texts into token ids
     Tokenize(tokenize::Tokenize),
 }
@@ -74,6 +78,7 @@ pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
         Command::Resize(c) => c.run(common),
         Command::Score(c) => c.run(common),
         Command::Sft(c) => c.run(common, matches),
+        Command::Sim(c) => c.run(common),
         Command::Tokenize(c) => c.run(common),
     }
 }

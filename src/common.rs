@@ -24,20 +24,23 @@ pub struct Common {
     /// Seed of everything random [default: 0]
     #[arg(long, global = true, value_name = "N", display_order = 903)]
     pub seed: Option<u64>,
+    /// Runs of each kernel on device sim, in different orders of warps, which must agree [default: 1]
+    #[arg(long, global = true, value_name = "N", display_order = 904, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub interleavings: Option<u32>,
     /// Print one machine-readable result on stdout, and only that
-    #[arg(long, global = true, display_order = 904)]
+    #[arg(long, global = true, display_order = 905)]
     #[serde(skip)]
     pub json: bool,
     /// Print no progress
-    #[arg(long, global = true, display_order = 905)]
+    #[arg(long, global = true, display_order = 906)]
     #[serde(skip)]
     pub quiet: bool,
     /// Write where the time went, as a trace for chrome://tracing or Perfetto
-    #[arg(long, global = true, value_name = "OUT", display_order = 906)]
+    #[arg(long, global = true, value_name = "OUT", display_order = 907)]
     #[serde(skip)]
     pub trace: Option<PathBuf>,
     /// Say more: causes of an error, details of the work
-    #[arg(short, long, global = true, display_order = 907)]
+    #[arg(short, long, global = true, display_order = 908)]
     #[serde(skip)]
     pub verbose: bool,
 }
@@ -57,6 +60,8 @@ pub enum Dtype {
 pub enum Device {
     /// The machine's processors.
     Cpu,
+    /// The CUDA kernels, simulated.
+    Sim,
     /// Nothing: allocations and costs are counted only.
     Dry,
 }
@@ -69,11 +74,11 @@ impl Common {
         match name.as_str() {
             "cpu" => Ok(Device::Cpu),
             "dry" => Ok(Device::Dry),
-            "sim" => refuse("this build has no simulator", "use --device cpu"),
+            "sim" => Ok(Device::Sim),
             n if n == "cuda" || n.strip_prefix("cuda:").is_some_and(|n| n.parse::<u32>().is_ok()) => {
                 refuse("this build has no CUDA kernels", "use --device cpu, or a build that has them")
             }
-            _ => refuse("no such device", "use cpu or dry"),
+            _ => refuse("no such device", "use cpu, sim or dry"),
         }
     }
 

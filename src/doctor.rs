@@ -3,9 +3,11 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::Result;
 use clap::Args;
+use reel_kernels::compile::{self, toolkit::Toolkit};
 use reel_kernels::simd;
 use reel_media::libraries;
 use serde::Serialize;
@@ -44,7 +46,7 @@ impl Finding {
 impl Doctor {
     /// Prints the table.
     pub fn run(&self, common: &Common) -> Result<()> {
-        let findings = [processor(common)?, memory_and_disk(), films(), gpu(), hub_cache()].concat_all();
+        let findings = [processor(common)?, memory_and_disk(), films(), compilers(), gpu(), hub_cache()].concat_all();
         if common.json {
             return output::json(&serde_json::json!({"version": env!("CARGO_PKG_VERSION"), "findings": findings}));
         }
@@ -132,6 +134,37 @@ fn films() -> Vec<Finding> {
     versions.chain(decoders).chain(encoders).collect()
 }
 
+/// What kernels are compiled and looked at with. Found by file, nothing is loaded.
+fn compilers() -> Vec<Finding> {
+    let group = "CUDA compilers (for `reel kernels check` and the simulator)";
+    let toolkit = Toolkit::of_environment();
+    let setup = "run ./x setup, or install CUDA 13 and set CUDA_HOME";
+    let nvrtc = toolkit.nvrtc().map(|p| match compile::version() {
+        Ok((major, minor)) => format!("{major}.{minor}, {}", p.display()),
+        Err(e) => format!("{}: {e}", p.display()),
+    });
+    let program = |name: &str| {
+        let path = toolkit.program(name)?;
+        Some(format!("{}, {}", version_of(&path).unwrap_or_else(|| "no version".to_string()), path.display()))
+    };
+    let headers = toolkit.headers().first().map(|p| p.display().to_string());
+    vec![
+        Finding::new(group, "NVRTC", nvrtc, setup),
+        Finding::new(group, "nvcc (host code in kernel files)", program("nvcc"), setup),
+        Finding::new(group, "ptxas", program("ptxas"), setup),
+        Finding::new(group, "nvdisasm (machine code as text)", program("nvdisasm"), setup),
+        Finding::new(group, "CUDA headers", headers, setup),
+    ]
+}
+
+/// `13.0.88` out of what a program of the toolkit says of itself.
+fn version_of(program: &Path) -> Option<String> {
+    let said = Command::new(program).arg("--version").stdin(Stdio::null()).output().ok()?;
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    let version = text.lines().find_map(|l| l.rsplit_once(", V"))?.1;
+    Some(version.trim().to_string())
+}
+
 /// What a GPU build would open at run time. Found by file, nothing is loaded.
 fn gpu() -> Vec<Finding> {
     let group = "GPU (this build computes on the processor)";
@@ -161,7 +194,6 @@ fn gpu() -> Vec<Finding> {
         ),
         Finding::new(group, "driver", version, driver),
         library("libcuda.so.1", driver),
-        library("libnvrtc.so", toolkit),
         library("libcublasLt.so", toolkit),
         library("libnccl.so", "install NCCL, for several GPUs"),
     ]

@@ -23,6 +23,7 @@ mod prompt;
 mod resize;
 mod score;
 mod sft;
+mod sim;
 mod tokenize;
 mod trace;
 

@@ -9,7 +9,7 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::input::Tokens;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{Cx, DType, Device};
+use reel_runtime::{Cx, DType, Device, SimOptions};
 
 use crate::common::{self, Common};
 use crate::fail::bad_usage;
@@ -45,6 +45,12 @@ impl Model {
 pub fn device(common: &Common) -> Result<Device> {
     match common.device()? {
         common::Device::Cpu => Ok(Device::cpu(common.threads()?)),
+        common::Device::Sim => Ok(Device::sim(SimOptions {
+            interleavings: common.interleavings.unwrap_or(1),
+            seed: common.seed(),
+            threads: common.threads()?,
+            ..SimOptions::default()
+        })?),
         common::Device::Dry => Err(bad_usage("--device", "dry computes nothing", "use reel plan")),
     }
 }

@@ -117,6 +117,11 @@ impl Sizes {
             Some(name) => Machine::gpu(name),
             None => match common.device()? {
                 common::Device::Cpu => Ok(Machine::this_processor(common.threads()?)),
+                common::Device::Sim => Err(bad_usage(
+                    "--device",
+                    "sim has the speed of this processor, not of a GPU",
+                    "give --gpu NAME or --device cpu",
+                )),
                 common::Device::Dry => {
                     Err(bad_usage("--device", "dry has no speed", "give --gpu NAME or --device cpu"))
                 }

@@ -46,7 +46,6 @@ fn commands_of_other_devices_say_what_to_use() {
     };
     score("cuda").refused(2, &["--device", "cuda", "--device cpu"]);
     score("cuda:1").refused(2, &["--device", "cuda:1"]);
-    score("sim").refused(2, &["--device", "sim"]);
     score("dry").refused(2, &["--device", "reel plan"]);
     score("tpu").refused(2, &["--device", "tpu"]);
     score("cpu").ok();

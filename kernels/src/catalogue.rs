@@ -7,8 +7,9 @@ use bytemuck::Zeroable;
 use crate::dtype::DType::{self, BF16, F32};
 use crate::launch::KernelLaunch;
 use crate::{
-    Addr, Launch, adamw, attention, column_sum, columns, elementwise, embedding, gelu, kv_write, log_prob,
-    paged_attention, reduce, rms_norm, rope, rows, sample, swiglu,
+    Addr, Launch, adamw, attention, block_copy, column_sum, columns, elementwise, embedding, gelu, grpo_loss, kv_write,
+    layer_norm, linear_log_prob, log_prob, paged_attention, patches, reduce, rms_norm, rope, rows, sample, skinny,
+    swiglu,
 };
 
 /// A kernel folder.
@@ -63,8 +64,8 @@ macro_rules! folders {
 
 /// Every folder, in alphabetical order.
 pub const FOLDERS: &[Folder] = folders!(
-    adamw attention column_sum columns elementwise embedding gelu kv_write log_prob paged_attention reduce rms_norm rope rows
-    sample swiglu
+    adamw attention block_copy column_sum columns elementwise embedding gelu grpo_loss kv_write layer_norm
+    linear_log_prob log_prob paged_attention patches reduce rms_norm rope rows sample skinny swiglu
 );
 
 /// Tokens of a long clip with its questions.
@@ -104,6 +105,12 @@ mod examples {
             (WEIGHTS, adamw::step(BF16, &adamw::Params { low: SOME, ..step })),
             (WEIGHTS, adamw::join_master(&adamw::JoinParams { w: SOME, low: SOME, dst: SOME, n })),
         ];
+        let small = adamw::SmallParams { w: SOME, m: SOME, v: SOME, g: SOME, clip: SOME, n, ..Zeroable::zeroed() };
+        let blocks = adamw::SmallParams { scales: SOME, ..small };
+        for (t, low) in [(F32, Addr::NULL), (BF16, SOME)] {
+            all.push((WEIGHTS, adamw::step_bf16_moments(t, &adamw::SmallParams { low, ..small })));
+            all.push((WEIGHTS, adamw::step_8bit(t, &adamw::SmallParams { low, ..blocks })));
+        }
         all.extend(BOTH.map(|t| (WEIGHTS, adamw::split_master(t, &split))));
         all
     }
@@ -152,6 +159,14 @@ mod examples {
         let size = "one sequence of 8192 tokens, 28 heads on 4 of 128, causal";
         let calls = BOTH.map(|t| [attention::fwd(t, &fwd, pairs), attention::bwd(t, &bwd, pairs)]);
         calls.into_iter().flatten().map(|launch| (size, launch)).collect()
+    }
+
+    pub fn block_copy() -> Examples {
+        // A block of 64 tokens, 4 heads of 128 in bf16, in units of 16 bytes.
+        let units = 64 * KV_HEADS * HEAD_DIM * 2 / 16;
+        let p =
+            block_copy::Params { k_cache: SOME, v_cache: SOME, pairs: SOME, count: 64, units, ..Zeroable::zeroed() };
+        vec![("64 blocks of 64 tokens, 4 heads of 128 in bf16", block_copy::copy(&p))]
     }
 
     pub fn column_sum() -> Examples {
@@ -225,8 +240,10 @@ mod examples {
         let count = TOKENS as u64 * 5120;
         let fwd = gelu::FwdParams { x: SOME, y: SOME, count };
         let bwd = gelu::BwdParams { x: SOME, dy: SOME, dx: SOME, count };
-        let calls = BOTH.map(|t| [gelu::fwd(t, &fwd), gelu::bwd(t, &bwd)]);
-        calls.into_iter().flatten().map(|launch| ("the merger's 8192 rows of 5120", launch)).collect()
+        let tanh = BOTH.map(|t| [gelu::tanh_fwd(t, &fwd), gelu::tanh_bwd(t, &bwd)]);
+        let erf = BOTH.map(|t| [gelu::fwd(t, &fwd), gelu::bwd(t, &bwd)]);
+        let calls = erf.into_iter().chain(tanh);
+        calls.flatten().map(|launch| ("the merger's 8192 rows of 5120", launch)).collect()
     }
 
     pub fn kv_write() -> Examples {
@@ -243,6 +260,119 @@ mod examples {
             ..Zeroable::zeroed()
         };
         BOTH.map(|t| ("8192 tokens, 4 heads of 128", kv_write::write(t, &p))).into()
+    }
+
+    pub fn layer_norm() -> Examples {
+        let (rows, cols) = (TOKENS, 1152);
+        let fwd = layer_norm::FwdParams {
+            x: SOME,
+            w: SOME,
+            b: SOME,
+            y: SOME,
+            mean: SOME,
+            rstd: SOME,
+            rows,
+            cols,
+            eps: 1e-6,
+            ..Zeroable::zeroed()
+        };
+        let bwd = layer_norm::BwdParams {
+            x: SOME,
+            w: SOME,
+            mean: SOME,
+            rstd: SOME,
+            dy: SOME,
+            dx: SOME,
+            dw: SOME,
+            db: SOME,
+            partial: SOME,
+            rows,
+            cols,
+            ..Zeroable::zeroed()
+        };
+        let calls = BOTH.map(|t| [layer_norm::fwd(t, &fwd), layer_norm::bwd(t, &bwd)]);
+        calls.into_iter().flatten().map(|launch| ("SigLIP's 8192 patches of 1152", launch)).collect()
+    }
+
+    pub fn linear_log_prob() -> Examples {
+        let (rows, vocab, width, inv_temperature) = (TOKENS, VOCAB, HIDDEN, 1.0);
+        let fwd = linear_log_prob::FwdParams {
+            hidden: SOME,
+            weight: SOME,
+            targets: SOME,
+            log_prob: SOME,
+            entropy: SOME,
+            lse: SOME,
+            workspace: SOME,
+            rows,
+            vocab,
+            width,
+            inv_temperature,
+            ..Zeroable::zeroed()
+        };
+        let bwd = |t| linear_log_prob::BwdParams {
+            hidden: SOME,
+            weight: SOME,
+            targets: SOME,
+            lse: SOME,
+            entropy: SOME,
+            d_log_prob: SOME,
+            d_entropy: SOME,
+            d_logits: SOME,
+            rows,
+            vocab,
+            width,
+            columns: linear_log_prob::chunk(t, rows as usize, vocab as usize) as u32,
+            inv_temperature,
+            ..Zeroable::zeroed()
+        };
+        let size = "8192 tokens of 3584, 152064 words";
+        let chunk = "8192 tokens of 3584, a chunk of the vocabulary";
+        let calls = BOTH.map(|t| [(size, linear_log_prob::fwd(t, &fwd)), (chunk, linear_log_prob::bwd(t, &bwd(t)))]);
+        calls.into_iter().flatten().collect()
+    }
+
+    pub fn grpo_loss() -> Examples {
+        let params = grpo_loss::Params {
+            log_prob: SOME,
+            old: SOME,
+            reference: SOME,
+            cu_seqlens: SOME,
+            counted: SOME,
+            advantage: SOME,
+            weight: SOME,
+            d_log_prob: SOME,
+            stats: SOME,
+            completions: 8,
+            epsilon_low: 0.2,
+            epsilon_high: 0.2,
+            beta: 0.04,
+            kl_limit: 10.0,
+            ..Zeroable::zeroed()
+        };
+        vec![("8 completions of 1024 tokens", grpo_loss::loss(8 * 1024, &params))]
+    }
+
+    pub fn patches() -> Examples {
+        let params = patches::Params {
+            frames: SOME,
+            patches: SOME,
+            rescale: (1.0f64 / 255.0).to_bits(),
+            count: 16,
+            height: 224,
+            width: 420,
+            patch: 14,
+            temporal: 2,
+            merge: 2,
+            mean0: 0.5,
+            mean1: 0.5,
+            mean2: 0.5,
+            std0: 0.25,
+            std1: 0.25,
+            std2: 0.25,
+            ..Zeroable::zeroed()
+        };
+        BOTH.map(|t| ("16 frames of 224 x 420", patches::cut(t, &params))).into()
     }
 
     pub fn log_prob() -> Examples {
@@ -335,7 +465,18 @@ mod examples {
             cols: HIDDEN,
             ..Zeroable::zeroed()
         };
-        let calls = BOTH.map(|t| [rms_norm::fwd(t, &fwd), rms_norm::bwd(t, &bwd)]);
+        let rms_norm::FwdParams { x, w, y, rstd, rows, cols, eps, reserved } = fwd;
+        let add_fwd = rms_norm::AddFwdParams { x, residual: SOME, w, sum: SOME, y, rstd, rows, cols, eps, reserved };
+        let rms_norm::BwdParams { dy, dx, dw, partial, .. } = bwd;
+        let add_bwd = rms_norm::AddBwdParams { x, w, rstd, dy, d_sum: SOME, dx, dw, partial, rows, cols };
+        let calls = BOTH.map(|t| {
+            [
+                rms_norm::fwd(t, &fwd),
+                rms_norm::bwd(t, &bwd),
+                rms_norm::add_fwd(t, &add_fwd),
+                rms_norm::add_bwd(t, &add_bwd),
+            ]
+        });
         calls.into_iter().flatten().map(|launch| (ACTIVATIONS, launch)).collect()
     }
 
@@ -411,6 +552,29 @@ mod examples {
         vec![("16 rows of 152064 logits", sample::sample(&p))]
     }
 
+    pub fn skinny() -> Examples {
+        use skinny::Weight;
+        let size = "16 rows against a feed-forward matrix of 18944 x 3584";
+        let call = |t, weight: Weight, gated: bool| {
+            let scale = if matches!(weight, Weight::Int8) { SOME } else { Addr::NULL };
+            let p = skinny::Params {
+                x: SOME,
+                w: SOME,
+                w2: if gated { SOME } else { Addr::NULL },
+                scale,
+                scale2: if gated { scale } else { Addr::NULL },
+                y: SOME,
+                m: BATCH,
+                n: INTERMEDIATE,
+                k: HIDDEN,
+                ..Zeroable::zeroed()
+            };
+            if gated { skinny::swiglu(t, weight, &p) } else { skinny::linear(t, weight, &p) }
+        };
+        let calls = BOTH.map(|t| [false, true].map(|g| [call(t, Weight::Bf16, g), call(t, Weight::Int8, g)]));
+        calls.into_iter().flatten().flatten().map(|launch| (size, launch)).collect()
+    }
+
     pub fn swiglu() -> Examples {
         let count = TOKENS as u64 * INTERMEDIATE as u64;
         let fwd = swiglu::FwdParams { gate: SOME, up: SOME, y: SOME, count };
@@ -428,9 +592,10 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    /// The names that `kernel!(pub X, "name", …)` declares in a module's text.
+    /// The names that `kernel!(pub X, "name", …)` declares in a module's text; none where a macro of the module's own does.
     fn declared(module: &str) -> BTreeSet<&str> {
-        module.split("kernel!(").skip(1).filter_map(|rest| rest.split('"').nth(1)).collect()
+        let calls = module.split("kernel!(").skip(1).filter(|rest| !rest.starts_with("pub $"));
+        calls.filter_map(|rest| rest.split('"').nth(1)).collect()
     }
 
     #[test]
@@ -438,7 +603,8 @@ mod tests {
         for folder in FOLDERS {
             let examples = folder.examples();
             let shown: BTreeSet<&str> = examples.iter().map(|e| e.launch.kernel.name).collect();
-            assert_eq!(shown, declared(folder.module), "{}", folder.name);
+            let declared = declared(folder.module);
+            assert!(declared.is_empty() || shown == declared, "{}: {shown:?}, not {declared:?}", folder.name);
             assert_eq!(shown.len(), examples.len(), "{}: one example a kernel", folder.name);
             assert!(folder.maths().len() > 50, "{}", folder.name);
         }
@@ -451,7 +617,7 @@ mod tests {
         for entry in fs::read_dir(src).unwrap() {
             let entry = entry.unwrap();
             let module = fs::read_to_string(entry.path().join("mod.rs")).unwrap_or_default();
-            if !declared(&module).is_empty() {
+            if module.contains("kernel!(pub ") {
                 with_kernels.insert(entry.file_name().into_string().unwrap());
             }
         }
@@ -469,7 +635,12 @@ mod tests {
             let Some(cuda) = &kernel.cuda else { continue };
             for arch in [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100] {
                 let stages = (cuda.plan)(params, &arch);
-                assert_eq!(stages.first().map(|s| s.symbol), Some(kernel.name), "sm_{}", arch.sm);
+                // A plan may choose among variants, whose names begin with the kernel's, and end with launches that kernels share.
+                assert!(
+                    stages.first().is_some_and(|s| s.symbol.starts_with(kernel.name)),
+                    "{}: {stages:?}",
+                    kernel.name
+                );
                 for s in stages {
                     let threads: u32 = s.block.iter().product();
                     assert!((1..=1024).contains(&threads), "{}: {threads} threads", s.symbol);

@@ -24,12 +24,14 @@ pub mod columns;
 pub mod elementwise;
 pub mod embedding;
 pub mod gelu;
+pub mod grpo_loss;
 pub mod kv_write;
 pub mod layer_norm;
 pub mod linear_log_prob;
 pub mod log_prob;
 pub mod matmul;
 pub mod paged_attention;
+pub mod patches;
 pub mod philox;
 pub mod reduce;
 pub mod rms_norm;
@@ -52,11 +54,13 @@ pub const SOURCES: &[&Source] = &[
     &elementwise::SOURCE,
     &embedding::SOURCE,
     &gelu::SOURCE,
+    &grpo_loss::SOURCE,
     &kv_write::SOURCE,
     &layer_norm::SOURCE,
     &linear_log_prob::SOURCE,
     &log_prob::SOURCE,
     &paged_attention::SOURCE,
+    &patches::SOURCE,
     &reduce::SOURCE,
     &rms_norm::SOURCE,
     &rope::SOURCE,

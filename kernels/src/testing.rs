@@ -4,6 +4,7 @@
 use crate::launch::{Arch, KernelLaunch};
 use crate::{Addr, DType, Element, Launch, Team, simulate};
 use half::bf16;
+use reel_sim::counters::Count;
 use reel_sim::exec::{Completion, Options};
 use reel_sim::memory::Memory;
 use std::cell::{Cell, RefCell};
@@ -54,14 +55,27 @@ impl Data {
     /// Where the stored values lie.
     pub fn addr(&self) -> Addr {
         match self.dtype {
-            DType::F32 => register(&self.f32, !self.output),
-            _ => register(&self.bf16, !self.output),
+            DType::F32 => register(&self.f32, self.is_written()),
+            _ => register(&self.bf16, self.is_written()),
         }
+    }
+
+    /// Whether a kernel may read this: an input, or what an earlier launch has written.
+    fn is_written(&self) -> bool {
+        !self.output || self.values().iter().any(|x| !x.is_nan())
     }
 
     /// The stored values, widened.
     pub fn f64(&self) -> Vec<f64> {
         self.values().iter().map(|&x| x as f64).collect()
+    }
+
+    /// The stored bytes.
+    pub fn bytes(&self) -> Vec<u8> {
+        match self.dtype {
+            DType::F32 => bytemuck::cast_slice(&self.f32).to_vec(),
+            _ => self.bf16.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        }
     }
 
     /// The stored values, widened.
@@ -96,6 +110,14 @@ pub fn on_sim(body: impl Fn()) {
         body();
         DEVICE.set(Device::Cpu);
     }
+}
+
+/// What `f` gives on another device.
+pub fn on<R>(device: Device, f: impl FnOnce() -> R) -> R {
+    let before = DEVICE.replace(device);
+    let result = f();
+    DEVICE.set(before);
+    result
 }
 
 /// What runs the launches of this test now.
@@ -177,6 +199,22 @@ fn arrays_of(launch: &KernelLaunch) -> Vec<(u64, usize, bool)> {
     found
 }
 
+/// What the stages of a launch count on the simulator, added up; nothing is written back.
+pub fn counted(launch: &Launch) -> Count {
+    let Launch::Kernel(launch) = launch else { return Count::default() };
+    let mut memory = Memory::new();
+    for (at, bytes, written) in arrays_of(launch) {
+        // SAFETY: the test holds the arrays whose addresses it put into the parameters.
+        let data = unsafe { std::slice::from_raw_parts(at as *const u8, bytes) };
+        memory.map(at, data.to_vec(), written);
+    }
+    let options = Options { gpu: simulate::gpu(&Arch::A100), ..Options::default() };
+    let staged = simulate::run(launch, &Arch::A100, &mut memory, &options).expect("it runs");
+    let mut sum = Count::default();
+    staged.iter().for_each(|s| sum.add(&s.counters.total()));
+    sum
+}
+
 /// Runs a launch on the simulator under `interleavings` orders of warps and moments of asynchronous copies.
 pub fn run_on_sim(launch: &KernelLaunch, interleavings: u64) {
     let arrays = arrays_of(launch);
@@ -208,8 +246,13 @@ pub fn run_on_sim(launch: &KernelLaunch, interleavings: u64) {
         }
     }
     for (&(at, bytes, _), result) in arrays.iter().zip(first.iter().flatten()) {
-        // SAFETY: as above; kernels may write the arrays that they are given.
-        let data = unsafe { std::slice::from_raw_parts_mut(at as *mut u8, bytes) };
-        data.copy_from_slice(result);
+        // SAFETY: as above.
+        let data = unsafe { std::slice::from_raw_parts(at as *const u8, bytes) };
+        // Inputs may be constants, which cannot be written even with what they hold.
+        if data != result {
+            // SAFETY: as above; kernels may write the arrays that they are given.
+            let data = unsafe { std::slice::from_raw_parts_mut(at as *mut u8, bytes) };
+            data.copy_from_slice(result);
+        }
     }
 }

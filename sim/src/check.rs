@@ -85,23 +85,9 @@ impl Report {
 
 /// Runs the stages on clones of `memory`, once an interleaving.
 pub fn check(stages: &[Stage], memory: &Memory, plan: &Plan) -> Result<Report, LaunchError> {
-    let runs = plan.interleavings.max(1) as usize;
-    let bases: Vec<u64> = memory.iter().map(|a| a.base).collect();
-    let (next, runs_done) = (AtomicUsize::new(0), Mutex::new(Runs::new(runs)));
-    std::thread::scope(|scope| {
-        let work = || loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            if i >= runs {
-                return;
-            }
-            let mut own = memory.clone();
-            let outcome = run(stages, &mut own, &options_of(plan, i));
-            runs_done.lock().expect("no run panics while it holds the lock").put(i, outcome, own, &bases, plan);
-        };
-        (1..plan.threads.min(runs)).for_each(|_| drop(scope.spawn(work)));
-        work();
-    });
-    runs_done.into_inner().expect("no run panics while it holds the lock").report(stages.len())
+    check_with(memory, plan, |memory, options| {
+        stages.iter().map(|s| exec::run(s.program, s.kernel, s.launch, memory, options)).collect()
+    })
 }
 
 /// One kernel instead of stages.
@@ -115,6 +101,32 @@ pub fn check_kernel(
     check(&[Stage { program, kernel, launch }], memory, plan)
 }
 
+/// Calls `run` on clones of `memory`, once an interleaving. It launches whatever the case needs with the options it is given, the same
+/// number of launches each time, and gives an outcome a launch. An error is that of the first run that had one.
+pub fn check_with<E: Send>(
+    memory: &Memory,
+    plan: &Plan,
+    run: impl Fn(&mut Memory, &Options) -> Result<Vec<Outcome>, E> + Sync,
+) -> Result<Report, E> {
+    let runs = plan.interleavings.max(1) as usize;
+    let bases: Vec<u64> = memory.iter().map(|a| a.base).collect();
+    let (next, runs_done) = (AtomicUsize::new(0), Mutex::new(Runs::new(runs)));
+    std::thread::scope(|scope| {
+        let work = || loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= runs {
+                return;
+            }
+            let mut own = memory.clone();
+            let outcome = run(&mut own, &options_of(plan, i));
+            runs_done.lock().expect("no run panics while it holds the lock").put(i, outcome, own, &bases, plan);
+        };
+        (1..plan.threads.min(runs)).for_each(|_| drop(scope.spawn(work)));
+        work();
+    });
+    runs_done.into_inner().expect("no run panics while it holds the lock").report()
+}
+
 /// The options of the `i`-th run: seeds that differ in all bits and, one by one, in the low ones; the three completions in turn.
 fn options_of(plan: &Plan, i: usize) -> Options {
     const IN_TURN: [Completion; 3] = [Completion::Latest, Completion::Earliest, Completion::Random];
@@ -123,13 +135,9 @@ fn options_of(plan: &Plan, i: usize) -> Options {
     Options { seed, completion: IN_TURN[(first + i) % 3], ..plan.options.clone() }
 }
 
-fn run(stages: &[Stage], memory: &mut Memory, options: &Options) -> Result<Vec<Outcome>, LaunchError> {
-    stages.iter().map(|s| exec::run(s.program, s.kernel, s.launch, memory, options)).collect()
-}
-
 /// The runs that are over.
-struct Runs {
-    outcomes: Vec<Option<Result<Vec<Outcome>, LaunchError>>>,
+struct Runs<E> {
+    outcomes: Vec<Option<Result<Vec<Outcome>, E>>>,
     /// The first run's memory, and memories that wait to be compared with it.
     first: Option<Memory>,
     waiting: Vec<(usize, Memory)>,
@@ -137,20 +145,13 @@ struct Runs {
     differences: Vec<Option<(usize, String)>>,
 }
 
-impl Runs {
-    fn new(runs: usize) -> Runs {
-        Runs { outcomes: vec![None; runs], first: None, waiting: Vec::new(), differences: Vec::new() }
+impl<E> Runs<E> {
+    fn new(runs: usize) -> Runs<E> {
+        Runs { outcomes: (0..runs).map(|_| None).collect(), first: None, waiting: Vec::new(), differences: Vec::new() }
     }
 
     /// Takes the result of the `i`-th run. Its memory is let go as soon as it has been compared.
-    fn put(
-        &mut self,
-        i: usize,
-        outcome: Result<Vec<Outcome>, LaunchError>,
-        memory: Memory,
-        bases: &[u64],
-        plan: &Plan,
-    ) {
+    fn put(&mut self, i: usize, outcome: Result<Vec<Outcome>, E>, memory: Memory, bases: &[u64], plan: &Plan) {
         self.outcomes[i] = Some(outcome);
         if i == 0 {
             self.first = Some(memory);
@@ -170,13 +171,14 @@ impl Runs {
         }
     }
 
-    fn report(self, stages: usize) -> Result<Report, LaunchError> {
+    fn report(self) -> Result<Report, E> {
         let interleavings = self.outcomes.len() as u32;
-        let mut findings = vec![Findings::default(); stages];
+        let mut findings: Vec<Findings> = Vec::new();
         let (mut counters, mut printed) = (Vec::new(), String::new());
         let mut notes = BTreeSet::new();
         for (i, outcomes) in self.outcomes.into_iter().flatten().enumerate() {
             for (stage, outcome) in outcomes?.into_iter().enumerate() {
+                findings.resize(findings.len().max(stage + 1), Findings::default());
                 findings[stage].merge(outcome.findings);
                 notes.extend(outcome.notes);
                 if i == 0 {

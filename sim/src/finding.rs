@@ -198,33 +198,70 @@ impl Findings {
     }
 }
 
+/// The line that an instruction is counted and reported for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Origin {
+    /// The name of the CUDA file, without folders, where that is not the main one.
+    pub file: Option<String>,
+    /// From 1; 0 where nothing is known.
+    pub line: u32,
+    /// A line of CUDA, else of the PTX text.
+    pub cuda: bool,
+}
+
+/// The line of an instruction: the innermost one in the main CUDA file, else the innermost, else that of the PTX text.
+pub fn origin(program: &Program, kernel: &Kernel, pc: u32) -> Origin {
+    let (code, i) = kernel.locate(pc);
+    let Some(&(ptx_line, place)) = code.lines.get(i) else { return Origin { file: None, line: 0, cuda: false } };
+    let Some(place) = place.map(|p| program.place(p)) else {
+        return Origin { file: None, line: ptx_line, cuda: false };
+    };
+    let main = main_file(program);
+    match chain_of(place).find(|p| Some(p.file) == main && p.line > 0) {
+        Some(p) => Origin { file: None, line: p.line, cuda: true },
+        None if place.line > 0 => {
+            Origin { file: Some(file_name(program, place.file).into()), line: place.line, cuda: true }
+        }
+        None => Origin { file: None, line: ptx_line, cuda: false },
+    }
+}
+
 /// The line to name for an instruction, and the chain of inlined calls and other files as text.
 pub fn source(program: &Program, kernel: &Kernel, pc: u32) -> (u32, String) {
     let (code, i) = kernel.locate(pc);
-    let Some(&(ptx_line, place)) = code.lines.get(i) else { return (0, String::new()) };
-    let Some(place) = place.map(|p| program.place(p)) else { return (ptx_line, String::new()) };
+    let mut origin = origin(program, kernel, pc);
+    if origin.file.is_some() {
+        // A line of a header says nothing beside the main file's name: that of the PTX text then.
+        origin.line = code.lines.get(i).map_or(0, |l| l.0);
+    }
+    let Some(place) = code.lines.get(i).and_then(|l| l.1).map(|p| program.place(p)) else {
+        return (origin.line, String::new());
+    };
     let main = main_file(program);
-    // The innermost place in the main file.
     let mut chain = String::new();
-    let mut at: Option<&Place> = Some(place);
-    let mut line = None;
-    while let Some(p) = at {
-        if line.is_none() && Some(p.file) == main && p.line > 0 {
-            line = Some(p.line);
+    let mut named = false;
+    for p in chain_of(place) {
+        if !named && Some(p.file) == main && p.line > 0 {
+            named = true;
         } else {
             chain += &format!("; {}:{}", file_name(program, p.file), p.line);
         }
-        at = p.inlined_at.as_ref().map(|(outer, function)| {
-            if !function.is_empty() {
-                chain += &format!(" (in {function})");
-            }
-            outer.as_ref()
-        });
+        if let Some((_, function)) = p.inlined_at.as_ref().filter(|(_, f)| !f.is_empty()) {
+            chain += &format!(" (in {function})");
+        }
     }
-    match line {
-        Some(line) => (line, chain),
-        None => (ptx_line, chain),
-    }
+    (origin.line, chain)
+}
+
+/// A place and those it was inlined at, innermost first.
+fn chain_of(place: &Place) -> impl Iterator<Item = &Place> {
+    std::iter::successors(Some(place), |p| p.inlined_at.as_ref().map(|(outer, _)| outer.as_ref()))
+}
+
+/// The name of the program's main CUDA file as the PTX has it; `None` without line information.
+pub fn main_file_name(program: &Program) -> Option<&str> {
+    let main = main_file(program)?;
+    program.module.files.iter().find(|f| f.0 == main).map(|f| f.1.as_str())
 }
 
 /// The file that most of the program's lines are in the name of: the first that a kernel's own lines name.

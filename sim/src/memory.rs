@@ -21,6 +21,22 @@ pub struct Allocation {
     pub writable: bool,
 }
 
+/// Why the host cannot read bytes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// They are not all in one buffer.
+    #[error("reads outside of every buffer: {0}")]
+    OutOfBounds(String),
+    /// Nobody wrote them.
+    #[error("reads byte {byte} of {of}, which nobody wrote")]
+    Uninitialized {
+        /// The first such byte, from the first one read.
+        byte: u64,
+        /// Bytes read.
+        of: u64,
+    },
+}
+
 /// The buffers that kernels see.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
@@ -57,6 +73,39 @@ impl Memory {
         base
     }
 
+    /// As [`Memory::alloc_uninitialized`], but `None` where this machine has no room.
+    pub fn try_alloc_uninitialized(&mut self, bytes: usize) -> Option<u64> {
+        let mut data = Vec::new();
+        data.try_reserve_exact(bytes).ok()?;
+        data.resize(bytes, 0xa5);
+        let base = self.place(bytes as u64);
+        self.insert(base, data, false);
+        Some(base)
+    }
+
+    /// From now on no kernel may write to this buffer.
+    pub fn protect(&mut self, base: u64) {
+        if let Some(a) = self.find(base).and_then(|i| self.allocations.get_mut(i)) {
+            a.writable = false;
+        }
+    }
+
+    /// Takes the buffers that hold any of `addresses` out, into a memory of their own. Addresses in no buffer are passed over.
+    pub fn take(&mut self, addresses: impl IntoIterator<Item = u64>) -> Memory {
+        let mut part = Memory { allocations: Vec::new(), next: self.next };
+        for address in addresses {
+            if let Some(i) = self.find(address) {
+                part.put(self.allocations.remove(i));
+            }
+        }
+        part
+    }
+
+    /// Puts buffers back that [`Memory::take`] gave. Variables of modules that were mapped beside them in between are dropped.
+    pub fn give(&mut self, part: Memory) {
+        part.allocations.into_iter().filter(|a| a.base >= layout::HEAP).for_each(|a| self.put(a));
+    }
+
     /// A buffer at an address of the caller's choice. Whatever overlapped it is gone.
     pub fn map(&mut self, base: u64, data: Vec<u8>, initialized: bool) {
         let end = base + data.len() as u64;
@@ -74,8 +123,12 @@ impl Memory {
 
     fn insert(&mut self, base: u64, data: Vec<u8>, initialized: bool) {
         let shadow = Shadow::new(Space::Global, data.len() as u64, initialized);
-        let at = self.allocations.partition_point(|a| a.base < base);
-        self.allocations.insert(at, Allocation { base, data, shadow, writable: true });
+        self.put(Allocation { base, data, shadow, writable: true });
+    }
+
+    fn put(&mut self, allocation: Allocation) {
+        let at = self.allocations.partition_point(|a| a.base < allocation.base);
+        self.allocations.insert(at, allocation);
     }
 
     /// Frees a buffer.
@@ -98,6 +151,28 @@ impl Memory {
         slot.copy_from_slice(bytes);
         a.shadow.initialize(at as u64..(at + bytes.len()) as u64);
         true
+    }
+
+    /// `bytes` bytes at `address`, anywhere in a buffer, as the host reads them.
+    ///
+    /// # Errors
+    /// Bytes outside of the buffer, or that nobody wrote.
+    pub fn read(&self, address: u64, bytes: usize) -> Result<&[u8], ReadError> {
+        let outside = || ReadError::OutOfBounds(format!("{bytes} bytes at {address:#x}: {}", self.describe(address)));
+        let a = self.find(address).map(|i| &self.allocations[i]).ok_or_else(outside)?;
+        let at = (address - a.base) as usize;
+        let data = at.checked_add(bytes).and_then(|end| a.data.get(at..end)).ok_or_else(outside)?;
+        let written = |n: usize| a.shadow.is_initialized(at as u64..(at + n) as u64);
+        if !written(bytes) {
+            // The longest prefix that was written.
+            let (mut good, mut bad) = (0, bytes);
+            while bad - good > 1 {
+                let half = good + (bad - good) / 2;
+                *(if written(half) { &mut good } else { &mut bad }) = half;
+            }
+            return Err(ReadError::Uninitialized { byte: good as u64, of: bytes as u64 });
+        }
+        Ok(data)
     }
 
     /// The buffer that holds `address`.
@@ -156,5 +231,46 @@ impl Memory {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_reads_what_was_written_and_nothing_else() {
+        let mut memory = Memory::new();
+        let at = memory.alloc_uninitialized(10_000);
+        for n in [0, 1, 63, 64, 4095, 4096, 4097, 9_999] {
+            let written: Vec<u8> = (0..n).map(|i| i as u8).collect();
+            assert!(memory.write(at, &written));
+            assert_eq!(memory.read(at, n).unwrap(), written);
+            let want = ReadError::Uninitialized { byte: n as u64, of: n as u64 + 1 };
+            assert_eq!(memory.read(at, n + 1).unwrap_err(), want);
+        }
+        assert!(matches!(memory.read(at + 9_000, 1_001), Err(ReadError::OutOfBounds(_))));
+        assert!(matches!(memory.read(at - 1, 1), Err(ReadError::OutOfBounds(_))));
+    }
+
+    #[test]
+    fn buffers_are_taken_out_and_put_back() {
+        let mut memory = Memory::new();
+        let at: Vec<u64> = (0..4).map(|i| memory.alloc(vec![i; 100])).collect();
+        let mut part = memory.take([at[2] + 50, at[0], at[2], at[1] + 100]);
+        assert_eq!(part.iter().map(|a| a.base).collect::<Vec<_>>(), [at[0], at[2]]);
+        assert_eq!(memory.iter().map(|a| a.base).collect::<Vec<_>>(), [at[1], at[3]]);
+        assert!(part.write(at[2], &[9]));
+        part.map_variable(layout::MODULE, vec![1], false);
+        memory.give(part);
+        assert_eq!(memory.iter().map(|a| a.base).collect::<Vec<_>>(), at);
+        assert_eq!(memory.bytes(at[2]).unwrap()[..2], [9, 2]);
+        assert!(memory.alloc(vec![1]) > at[3]);
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused() {
+        assert_eq!(Memory::new().try_alloc_uninitialized(usize::MAX), None);
+        assert_eq!(Memory::new().try_alloc_uninitialized(1 << 60), None);
     }
 }

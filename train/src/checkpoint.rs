@@ -63,7 +63,7 @@ pub fn save_weights(folder: &Path, t: &Trainer, origin: Origin) -> Result<()> {
         expected_tensors(&t.model.config).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
     let naming: Naming = origin.files.naming();
     let fill = |spec: &TensorSpec, to: &mut dyn Write| match trained.get(spec.name.as_str()) {
-        Some(weights) => parts(weights).try_for_each(|part| to.write_all(&part)),
+        Some(weights) => parts(weights).try_for_each(|part| to.write_all(&part.map_err(io::Error::other)?)),
         None => write_untrained(origin.files, spec, to),
     };
     Ok(hub_folder(folder, HubFolder { source: origin.folder, naming, dtype }, &tensors, fill)?)
@@ -110,7 +110,9 @@ fn write_optimizer(path: &Path, t: &Trainer) -> io::Result<()> {
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
     file.write_all(&(width as u64).to_le_bytes())?;
     write!(file, "{text:<width$}")?;
-    all.iter().flat_map(|(_, _, tensor)| parts(tensor)).try_for_each(|part| file.write_all(&part))?;
+    all.iter()
+        .flat_map(|(_, _, tensor)| parts(tensor))
+        .try_for_each(|part| file.write_all(&part.map_err(io::Error::other)?))?;
     file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 

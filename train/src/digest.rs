@@ -21,16 +21,19 @@ pub fn bytes(data: &[u8]) -> String {
 }
 
 /// The hash of a tensor's contents.
-pub fn tensor(t: &Tensor) -> u64 {
+///
+/// # Errors
+/// What the device reports.
+pub fn tensor(t: &Tensor) -> reel_runtime::Result<u64> {
     let mut hash = XxHash3_64::new();
     for part in parts(t) {
-        hash.write(&part);
+        hash.write(&part?);
     }
-    hash.finish()
+    Ok(hash.finish())
 }
 
 /// A tensor's bytes, a mebibyte or a row at a time: a copy of a whole embedding table costs more than reading it.
-pub fn parts(t: &Tensor) -> impl Iterator<Item = Vec<u8>> + '_ {
+pub fn parts(t: &Tensor) -> impl Iterator<Item = reel_runtime::Result<Vec<u8>>> + '_ {
     let total = t.shape().first().copied().unwrap_or(0);
     let rows = ((1 << 20) * total / t.bytes().max(1)).max(1);
     // Rows inside the tensor are always to be had.
@@ -119,8 +122,9 @@ mod tests {
         for shape in [&[3][..], &[1, 400_000], &[70_000, 13], &[0, 4]] {
             let data: Vec<i32> = (0..shape.iter().product::<usize>() as i32).collect();
             let t = Tensor::from_i32(&device, shape, &data).unwrap();
-            assert_eq!(tensor(&t), XxHash3_64::oneshot(bytemuck::cast_slice(&data)), "{shape:?}");
-            assert_eq!(parts(&t).collect::<Vec<_>>().concat(), t.read_bytes());
+            assert_eq!(tensor(&t).unwrap(), XxHash3_64::oneshot(bytemuck::cast_slice(&data)), "{shape:?}");
+            let all: Vec<Vec<u8>> = parts(&t).collect::<Result<_, _>>().unwrap();
+            assert_eq!(all.concat(), t.read_bytes().unwrap());
         }
     }
 

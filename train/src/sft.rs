@@ -213,7 +213,7 @@ impl<'a> Run<'a> {
 
     /// Writes down a step that is done.
     fn finish(&mut self, n: u64, result: &StepResult, begun: Instant) -> Result<()> {
-        let hash = self.trainer.hash();
+        let hash = self.trainer.hash()?;
         let step_seconds = begun.elapsed().as_secs_f64();
         self.state.step = n;
         self.state.peak_bytes = self.state.peak_bytes.max(self.trainer.device.memory().peak as u64);

@@ -117,12 +117,16 @@ impl Trainer {
     }
 
     /// Fingerprint of the trained weights, in the order of their names.
-    pub fn hash(&self) -> String {
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn hash(&self) -> Result<String> {
         let weights: Vec<(&str, &Tensor)> = self.optimizer.states().map(|(name, weights, _)| (name, weights)).collect();
-        let hashes: Vec<u64> = weights.par_iter().map(|(_, weights)| digest::tensor(weights)).collect();
+        let hashes: Vec<u64> =
+            weights.par_iter().map(|(_, weights)| digest::tensor(weights)).collect::<reel_runtime::Result<_>>()?;
         let mut all = Digest::default();
         weights.iter().zip(hashes).for_each(|((name, _), hash)| all.add(name, hash));
-        all.finish()
+        Ok(all.finish())
     }
 }
 

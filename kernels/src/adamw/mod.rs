@@ -8,11 +8,25 @@
 //! zero, and `low` the signed 16-bit rest, so that `master_bits = (hi << 16) + low` is exact for every finite f32 and the
 //! model reads `hi` as its weight. (Ties to even would not be invertible: the same rest would stand for two masters. A
 //! master within half a bf16 step of the end of f32's range has an infinite `hi`; training is lost long before.) A NaN
-//! becomes the quiet NaN. Bound: memory; 28 bytes a weight for both forms.
+//! becomes the quiet NaN.
+//!
+//! Moments may be small, with weights in either form. They are then widened exactly, updated as above, w from the unrounded
+//! ones, and rounded stochastically: to the value above with the probability that the distance from the value below is of the
+//! step between the two, so that the mean over draws is the number itself. Draws are 16 bits; element i takes the half
+//! `i % 8` (lower halves first) of Philox's four words at index `2 (i / 8)` of the stream for m, `2 (i / 8) + 1` for v.
+//! - bf16: m, v bf16 `[n]`.
+//! - 8 bits, in blocks of [`BLOCK`] weights with a scale each: m is `scale · sign(c) · (c / 127)²` with an i8 c, v is
+//!   `scale · (c / 255)⁴` with a u8 c, and the scale the block's largest magnitude, so steps are small where numbers are: the
+//!   least m beside 0 is 6e-5 of the largest, the least v 2e-10. NaN in a block makes its scale and so all of it NaN.
+//!
+//! Bound: memory; 28 bytes a weight, 20 with bf16 moments, 16 with 8 bits.
 
 mod cpu;
 #[cfg(test)]
 mod formula;
+mod small;
+#[cfg(test)]
+mod small_tests;
 #[cfg(test)]
 mod tests;
 
@@ -62,6 +76,55 @@ params! {
     }
 }
 
+params! {
+    /// Parameters of a step with small moments; [`Scalars`] computes the numbers.
+    pub struct SmallParams {
+        /// f32 `[n]`, or bf16 `[n]` (the upper part of the master copy); updated.
+        pub w: Addr,
+        /// i16 `[n]`, the lower part, updated; null with f32 weights.
+        pub low: Addr,
+        /// bf16 or i8 `[n]`, first moment, updated.
+        pub m: Addr,
+        /// bf16 or u8 `[n]`, second moment, updated.
+        pub v: Addr,
+        /// f32 `[ceil(n / BLOCK), 2]`, scales of m and v, updated; null with bf16 moments.
+        pub scales: Addr,
+        /// f32 `[n]`, gradient.
+        pub g: Addr,
+        /// f32 `[2]`: norm and factor as `reduce::clip` writes them; null: factor 1.
+        pub clip: Addr,
+        /// Weights.
+        pub n: u64,
+        /// Of the draws.
+        pub seed: u64,
+        /// Of the draws: another one for every tensor and step.
+        pub stream: u64,
+        /// Learning rate.
+        pub lr: f32,
+        /// β₁
+        pub beta1: f32,
+        /// β₂
+        pub beta2: f32,
+        /// Added to the root of the second moment.
+        pub eps: f32,
+        /// Decoupled weight decay.
+        pub weight_decay: f32,
+        /// 1 − β₁ᵗ
+        pub bias1: f32,
+        /// 1 − β₂ᵗ
+        pub bias2: f32,
+        /// 1 − β₁
+        pub rest1: f32,
+        /// 1 − β₂
+        pub rest2: f32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+/// Weights whose 8-bit moments share a scale.
+pub const BLOCK: usize = 256;
+
 /// The numbers of a step in f64, from which [`Scalars::params`] makes the parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scalars {
@@ -95,6 +158,13 @@ impl Scalars {
             rest2: (1.0 - self.beta2) as f32,
             ..bytemuck::Zeroable::zeroed()
         }
+    }
+
+    /// The same with small moments.
+    pub fn small_params(&self) -> SmallParams {
+        let Params { lr, beta1, beta2, eps, weight_decay, bias1, bias2, rest1, rest2, .. } = self.params();
+        let none: SmallParams = bytemuck::Zeroable::zeroed();
+        SmallParams { lr, beta1, beta2, eps, weight_decay, bias1, bias2, rest1, rest2, ..none }
     }
 }
 
@@ -130,11 +200,15 @@ params! {
 pub static SOURCE: Source = Source {
     name: "adamw",
     sm80: include_str!("sm80.cu"),
-    params: &[Params::c_declaration, SplitParams::c_declaration, JoinParams::c_declaration],
+    params: &[Params::c_declaration, SmallParams::c_declaration, SplitParams::c_declaration, JoinParams::c_declaration],
 };
 
 kernel!(pub STEP_F32, "adamw_f32", Params, cpu::step_f32, &SOURCE, |p, _| cuh::map("adamw_f32", p.n));
 kernel!(pub STEP_BF16, "adamw_bf16", Params, cpu::step_bf16, &SOURCE, |p, _| cuh::map("adamw_bf16", p.n));
+kernel!(pub STEP_BF16_MOMENTS_F32, "adamw_bf16_moments_f32", SmallParams, small::bf16_f32, &SOURCE, |p, _| cuh::map("adamw_bf16_moments_f32", p.n));
+kernel!(pub STEP_BF16_MOMENTS_BF16, "adamw_bf16_moments_bf16", SmallParams, small::bf16_bf16, &SOURCE, |p, _| cuh::map("adamw_bf16_moments_bf16", p.n));
+kernel!(pub STEP_8BIT_F32, "adamw_8bit_f32", SmallParams, small::int8_f32, &SOURCE, |p, _| cuh::map("adamw_8bit_f32", p.n));
+kernel!(pub STEP_8BIT_BF16, "adamw_8bit_bf16", SmallParams, small::int8_bf16, &SOURCE, |p, _| cuh::map("adamw_8bit_bf16", p.n));
 kernel!(pub SPLIT_F32, "split_master_f32", SplitParams, cpu::split_f32, &SOURCE, |p, _| cuh::map("split_master_f32", p.n));
 kernel!(pub SPLIT_BF16, "split_master_bf16", SplitParams, cpu::split_bf16, &SOURCE, |p, _| cuh::map("split_master_bf16", p.n));
 kernel!(pub JOIN, "join_master", JoinParams, cpu::join_all, &SOURCE, |p, _| cuh::map("join_master", p.n));
@@ -143,6 +217,21 @@ kernel!(pub JOIN, "join_master", JoinParams, cpu::join_all, &SOURCE, |p, _| cuh:
 pub fn step(dtype: DType, params: &Params) -> Launch {
     let n = params.n as f64;
     Launch::kernel(by_dtype(dtype, &STEP_F32, &STEP_BF16), params, Cost { flops: 16.0 * n, bytes: 28.0 * n })
+}
+
+/// One step with bf16 moments; F32, or BF16 with the lower halves in `low`.
+pub fn step_bf16_moments(dtype: DType, params: &SmallParams) -> Launch {
+    let n = params.n as f64;
+    let kernel = by_dtype(dtype, &STEP_BF16_MOMENTS_F32, &STEP_BF16_MOMENTS_BF16);
+    Launch::kernel(kernel, params, Cost { flops: 16.0 * n, bytes: 20.0 * n })
+}
+
+/// One step with 8-bit moments; F32, or BF16 with the lower halves in `low`.
+pub fn step_8bit(dtype: DType, params: &SmallParams) -> Launch {
+    let n = params.n as f64;
+    let kernel = by_dtype(dtype, &STEP_8BIT_F32, &STEP_8BIT_BF16);
+    let scales = 16.0 * params.n.div_ceil(BLOCK as u64) as f64;
+    Launch::kernel(kernel, params, Cost { flops: 40.0 * n, bytes: 16.0 * n + scales })
 }
 
 /// Splits weights of `src` dtype, F32 or BF16 (whose lower halves are 0), into bf16 and lower halves.

@@ -3,13 +3,17 @@
 //   g' = g * factor;  m = m + rest1 (g' - m);  v = beta2 v + rest2 (g' g')
 //   w = w * decay - step_size * (m / (sqrt(v) / root_bias2 + eps))
 //   decay = f32(1 - lr wd), step_size = f32(lr / bias1), root_bias2 = f32(sqrt(bias2)), each from f64
+//   bf16 moments: bits = (bits + 16-bit draw) >> 16;  8-bit moments: codes and scales of mod.rs, rounded by 16-bit draws
 //   split: hi = (bits + 0x8000) >> 16, low = bits & 0xffff;  join: bits = (hi << 16) + (signed) low
 //
 // Shapes and limits: mod.rs. Numerics: every operation above rounds to f32 once, none is fused: the bits are those of cpu.
 // Grid: 2048 weights a block (map.cuh); 16 bytes an access of m, v, g and f32 weights, 8 of the halves of a split one.
+// 8-bit moments: a warp a block of 256 weights, a lane eight of them, so that a group of draws is one lane's.
 // Bound: memory.
 
 #include "cuh/map.cuh"
+#include "cuh/philox.cuh"
+#include "cuh/warp.cuh"
 
 // One operation, one rounding: what the compiler may not fuse.
 __device__ __forceinline__ float mul(float a, float b) { return __fmul_rn(a, b); }
@@ -87,25 +91,13 @@ struct Halves {
   }
 };
 
-template <class Weights>
-struct Step {
-  static constexpr int V = 4;
-  Weights weights;
-  float *m, *v;
-  const float* g;
+// What is the same for all weights of a step.
+struct Rule {
   float factor, decay, step_size, root_bias2, rest1, beta2, rest2, eps;
 
-  template <int V>
-  struct Values {
-    float w[V], m[V], v[V], g[V];
-  };
-
-  __device__ __forceinline__ Step(const Params& p, const Weights& weights)
-      : weights(weights),
-        m(global<float>(p.m)),
-        v(global<float>(p.v)),
-        g(global<const float>(p.g)),
-        factor(p.clip == 0 ? 1.0f : global<const float>(p.clip)[1]),
+  template <class P>
+  __device__ __forceinline__ explicit Rule(const P& p)
+      : factor(p.clip == 0 ? 1.0f : global<const float>(p.clip)[1]),
         decay(static_cast<float>(__dsub_rn(1.0, __dmul_rn(p.lr, p.weight_decay)))),
         step_size(static_cast<float>(static_cast<double>(p.lr) / p.bias1)),
         root_bias2(static_cast<float>(sqrt(static_cast<double>(p.bias2)))),
@@ -113,6 +105,28 @@ struct Step {
         beta2(p.beta2),
         rest2(p.rest2),
         eps(p.eps) {}
+
+  __device__ __forceinline__ void apply(float& w, float& m, float& v, float gradient) const {
+    const float g = mul(gradient, factor);
+    m = add(m, mul(rest1, add(g, -m)));
+    v = add(mul(beta2, v), mul(rest2, mul(g, g)));
+    const float root = add(__fdiv_rn(__fsqrt_rn(v), root_bias2), eps);
+    w = add(mul(w, decay), -mul(step_size, __fdiv_rn(m, root)));
+  }
+};
+
+template <class Weights>
+struct Step {
+  static constexpr int V = 4;
+  Weights weights;
+  float *m, *v;
+  const float* g;
+  Rule rule;
+
+  template <int V>
+  struct Values {
+    float w[V], m[V], v[V], g[V];
+  };
 
   template <int V>
   __device__ __forceinline__ void load(u64 at, Values<V>& x) const {
@@ -123,21 +137,214 @@ struct Step {
   }
 
   template <int V>
-  __device__ __forceinline__ void store(u64 at, const Values<V>& x) const {
-    float new_w[V], new_m[V], new_v[V];
+  __device__ __forceinline__ void store(u64 at, Values<V>& x) const {
 #pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const float g = mul(x.g[j], factor);
-      new_m[j] = add(x.m[j], mul(rest1, add(g, -x.m[j])));
-      new_v[j] = add(mul(beta2, x.v[j]), mul(rest2, mul(g, g)));
-      const float root = add(__fdiv_rn(__fsqrt_rn(new_v[j]), root_bias2), eps);
-      new_w[j] = add(mul(x.w[j], decay), -mul(step_size, __fdiv_rn(new_m[j], root)));
-    }
-    weights.store(at, new_w);
-    store_vector(m + at, new_m);
-    store_vector(v + at, new_v);
+    for (int j = 0; j < V; ++j) rule.apply(x.w[j], x.m[j], x.v[j], x.g[j]);
+    weights.store(at, x.w);
+    store_vector(m + at, x.m);
+    store_vector(v + at, x.v);
   }
 };
+
+// The 16-bit draw j % 8 of the weights 8 group .. 8 group + 8, moment 0 for m and 1 for v.
+struct Draws {
+  PhiloxWords words;
+
+  __device__ __forceinline__ Draws(const SmallParams& p, u64 group, u32 moment)
+      : words(philox(p.seed, p.stream, 2 * group + moment)) {}
+
+  __device__ __forceinline__ u32 operator[](u32 j) const {
+    // Not an index, which would put the words into memory.
+    const u32 low = j & 2 ? words.word[1] : words.word[0], high = j & 2 ? words.word[3] : words.word[2];
+    return (j & 4 ? high : low) >> (j & 1) * 16 & 0xffff;
+  }
+};
+
+// bf16 moments, rounded away from zero if the draw says so.
+template <class Weights>
+struct StepBf16 {
+  static constexpr int V = 8;
+  Weights weights;
+  bf16 *m, *v;
+  const float* g;
+  Rule rule;
+  const SmallParams& p;
+
+  template <int V>
+  struct Values {
+    float w[V], m[V], v[V], g[V];
+  };
+
+  template <int V>
+  __device__ __forceinline__ void load(u64 at, Values<V>& x) const {
+    weights.load(at, x.w);
+    load_vector(m + at, x.m);
+    load_vector(v + at, x.v);
+    load_vector(g + at, x.g);
+  }
+
+  template <int V>
+  __device__ __forceinline__ void store_moment(bf16* to, u64 at, const float (&x)[V], u32 moment) const {
+    const Draws draws(p, at / 8, moment);
+    u32 half[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const u32 rounded = __float_as_uint(x[j]) + draws[static_cast<u32>(at) % 8 + j] >> 16;
+      half[j] = x[j] != x[j] ? 0x7fc0 : rounded;
+    }
+    store_halves(reinterpret_cast<u16*>(to) + at, half);
+  }
+
+  template <int V>
+  __device__ __forceinline__ void store(u64 at, Values<V>& x) const {
+#pragma unroll
+    for (int j = 0; j < V; ++j) rule.apply(x.w[j], x.m[j], x.v[j], x.g[j]);
+    weights.store(at, x.w);
+    store_moment(m, at, x.m, 0);
+    store_moment(v, at, x.v, 1);
+  }
+};
+
+// What the codes of m and of v stand for, of a scale of 1.
+struct First {
+  static constexpr int LAST = 127;
+  static __device__ __forceinline__ float value(int c) {
+    const float q = __fdiv_rn(static_cast<float>(c), 127.0f);
+    return mul(q, fabsf(q));
+  }
+  static __device__ __forceinline__ float root(float x) { return mul(127.0f, __fsqrt_rn(x)); }
+};
+
+struct Second {
+  static constexpr int LAST = 255;
+  static __device__ __forceinline__ float value(int c) {
+    const float q = __fdiv_rn(static_cast<float>(c), 255.0f), square = mul(q, q);
+    return mul(square, square);
+  }
+  static __device__ __forceinline__ float root(float x) { return mul(255.0f, __fsqrt_rn(__fsqrt_rn(x))); }
+};
+
+// One of the codes around a magnitude, the higher one if the draw says so; 0 if the scale is 0 or NaN.
+template <class Book>
+__device__ __forceinline__ int code(float magnitude, float scale, u32 draw) {
+  const float x = __fdiv_rn(magnitude, scale);
+  const int below = x == x ? min(max(static_cast<int>(Book::root(x)), 0), Book::LAST - 1) : 0;
+  const float low = Book::value(below), high = Book::value(below + 1);
+  const float share = __fdiv_rn(add(x, -low), add(high, -low));
+  return below + (mul(static_cast<float>(draw), 1.0f / 65536.0f) < share);
+}
+
+// The larger, NaN if one is.
+__device__ __forceinline__ float max_nan(float a, float b) {
+  float most;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
+  return most;
+}
+
+__device__ __forceinline__ float warp_max_nan(float x) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask >>= 1) x = max_nan(x, shuffle_xor(x, mask));
+  return x;
+}
+
+// Eight bytes, of which the first `count` exist.
+__device__ __forceinline__ void load_bytes(const u8* p, u32 count, bool vector, u32 (&byte)[8]) {
+  if (vector && count == 8) {
+    const Words<8> words = *reinterpret_cast<const Words<8>*>(p);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) byte[j] = words.word[j / 4] >> (j % 4 * 8) & 0xff;
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < 8; ++j) byte[j] = j < count ? p[j] : 0;
+}
+
+__device__ __forceinline__ void store_bytes(u8* p, u32 count, bool vector, const u32 (&byte)[8]) {
+  if (vector && count == 8) {
+    Words<8> words{};
+#pragma unroll
+    for (int j = 0; j < 8; ++j) words.word[j / 4] |= byte[j] << (j % 4 * 8);
+    *reinterpret_cast<Words<8>*>(p) = words;
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    if (j < count) p[j] = static_cast<u8>(byte[j]);
+  }
+}
+
+// 8-bit moments: a warp owns a block of 256 weights, a lane eight neighbours.
+template <class Weights>
+__device__ __forceinline__ void step_8bit(const SmallParams& p, const Weights& weights, bool vector) {
+  constexpr int V = 8;
+  const u64 block = static_cast<u64>(blockIdx.x) * (MAP_THREADS / 32) + threadIdx.x / 32;
+  const u64 at = block * 256 + threadIdx.x % 32 * V;
+  if (block * 256 >= p.n) return;
+  const u32 count = at < p.n ? static_cast<u32>(min(p.n - at, static_cast<u64>(V))) : 0;
+  u8 *ms = global<u8>(p.m) + at, *vs = global<u8>(p.v) + at;
+  const float* gs = global<const float>(p.g) + at;
+  float* scales = global<float>(p.scales) + 2 * block;
+  const Rule rule(p);
+
+  u32 m_code[V], v_code[V];
+  float w[V], g[V], m[V], v[V];
+  load_bytes(ms, count, vector, m_code);
+  load_bytes(vs, count, vector, v_code);
+  if (vector && count == V) {
+    weights.load(at, w);
+    load_vector(gs, g);
+  } else {
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      float one[1] = {0.0f};
+      if (j < count) weights.load(at + j, one);
+      w[j] = one[0];
+      g[j] = j < count ? gs[j] : 0.0f;
+    }
+  }
+  float m_scale = scales[0], v_scale = scales[1];
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    m[j] = mul(m_scale, First::value(static_cast<signed char>(m_code[j])));
+    v[j] = mul(v_scale, Second::value(static_cast<int>(v_code[j])));
+    rule.apply(w[j], m[j], v[j], g[j]);
+  }
+  if (vector && count == V) {
+    weights.store(at, w);
+  } else {
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const float one[1] = {w[j]};
+      if (j < count) weights.store(at + j, one);
+    }
+  }
+
+  m_scale = v_scale = 0.0f;
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    if (j < count) {
+      m_scale = max_nan(m_scale, fabsf(m[j]));
+      v_scale = max_nan(v_scale, v[j]);
+    }
+  }
+  m_scale = warp_max_nan(m_scale);
+  v_scale = warp_max_nan(v_scale);
+  // Before a lane writes the new scales, all have read the old ones.
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) {
+    scales[0] = m_scale;
+    scales[1] = v_scale;
+  }
+  const Draws for_m(p, at / 8, 0), for_v(p, at / 8, 1);
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    const int c = code<First>(fabsf(m[j]), m_scale, for_m[j]);
+    m_code[j] = static_cast<u32>(m[j] < 0.0f ? -c : c) & 0xff;
+    v_code[j] = static_cast<u32>(code<Second>(v[j], v_scale, for_v[j]));
+  }
+  store_bytes(ms, count, vector, m_code);
+  store_bytes(vs, count, vector, v_code);
+}
 
 // Weights from one form to another.
 template <class From, class To>
@@ -189,12 +396,29 @@ struct SplitBf16 {
 #define KERNEL(NAME, PARAMS) extern "C" __global__ void __launch_bounds__(MAP_THREADS) NAME(const __grid_constant__ PARAMS p)
 
 KERNEL(adamw_f32, Params) {
-  const Step<Plain> op(p, Plain{global<float>(p.w)});
+  const Step<Plain> op{Plain{global<float>(p.w)}, global<float>(p.m), global<float>(p.v), global<const float>(p.g), Rule(p)};
   map(p.n, aligned16(p.w, p.m, p.v, p.g), op);
 }
 KERNEL(adamw_bf16, Params) {
-  const Step<Halves> op(p, Halves{global<u16>(p.w), global<u16>(p.low)});
+  const Step<Halves> op{Halves{global<u16>(p.w), global<u16>(p.low)}, global<float>(p.m), global<float>(p.v),
+                        global<const float>(p.g), Rule(p)};
   map(p.n, aligned16(p.w, p.low, p.m, p.v, p.g), op);
+}
+KERNEL(adamw_bf16_moments_f32, SmallParams) {
+  const StepBf16<Plain> op{Plain{global<float>(p.w)}, global<bf16>(p.m),     global<bf16>(p.v),
+                           global<const float>(p.g),  Rule(p), p};
+  map(p.n, aligned16(p.w, p.m, p.v, p.g), op);
+}
+KERNEL(adamw_bf16_moments_bf16, SmallParams) {
+  const StepBf16<Halves> op{Halves{global<u16>(p.w), global<u16>(p.low)}, global<bf16>(p.m), global<bf16>(p.v),
+                            global<const float>(p.g), Rule(p), p};
+  map(p.n, aligned16(p.w, p.low, p.m, p.v, p.g), op);
+}
+KERNEL(adamw_8bit_f32, SmallParams) {
+  step_8bit(p, Plain{global<float>(p.w)}, aligned16(p.w, p.m, p.v, p.g));
+}
+KERNEL(adamw_8bit_bf16, SmallParams) {
+  step_8bit(p, Halves{global<u16>(p.w), global<u16>(p.low)}, aligned16(p.w, p.low, p.m, p.v, p.g));
 }
 KERNEL(split_master_f32, SplitParams) {
   const Convert<Plain, Halves> op{Plain{global<float>(p.src)}, Halves{global<u16>(p.w), global<u16>(p.low)}};

@@ -1,10 +1,18 @@
 use super::{JoinParams, Params, Scalars, SplitParams, cases, formula, join, join_master, split, split_master, step};
 use crate::DType::{BF16, F32};
 use crate::compare::assert_close;
-use crate::testing::{addr, addr_mut, numbers, run};
+use crate::testing::{addr, addr_mut, for_each_device, numbers, run};
 use crate::{Addr, DType, Element};
 use half::bf16;
 use proptest::prelude::*;
+
+for_each_device!(
+    equals_the_formula_over_steps,
+    equals_torch,
+    a_split_master_takes_the_same_steps_bit_for_bit,
+    a_gradient_that_is_not_finite_shows,
+    bf16_weights_split_in_place
+);
 
 const SCALARS: Scalars = Scalars { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 };
 
@@ -44,7 +52,6 @@ impl Weights {
     }
 }
 
-#[test]
 fn equals_the_formula_over_steps() {
     for n in cases() {
         let (start, clip) = (numbers(n, 1, 0.1), [12.5f32, 0.4]);
@@ -69,7 +76,6 @@ fn equals_the_formula_over_steps() {
 }
 
 /// Four steps of `torch.optim.AdamW` (2.7.1, cpu, f32, lr 1e-3, weight decay 0.01) on five weights.
-#[test]
 fn equals_torch() {
     let mut weights = Weights::new(&[1.0, -0.37, 0.002, 123.5, -1e-6]);
     let gradients = [
@@ -92,7 +98,6 @@ fn equals_torch() {
     }
 }
 
-#[test]
 fn a_split_master_takes_the_same_steps_bit_for_bit() {
     for n in cases() {
         let start = numbers(n, 1, 0.1);
@@ -109,14 +114,12 @@ fn a_split_master_takes_the_same_steps_bit_for_bit() {
     }
 }
 
-#[test]
 fn a_gradient_that_is_not_finite_shows() {
     let mut weights = Weights::new(&[1.0, 2.0]);
     weights.step(F32, &SCALARS, &[1.0, 1.0], addr(&[f32::NAN, f32::NAN]), 1);
     assert!(weights.f32.iter().all(|w| w.is_nan()));
 }
 
-#[test]
 fn bf16_weights_split_in_place() {
     for n in cases() {
         let start: Vec<bf16> = numbers(n, 1, 0.1).into_iter().map(<bf16 as Element>::from_f32).collect();

@@ -136,8 +136,8 @@ __device__ __forceinline__ void row_products(float* delta, const T* d_o, const T
   if (row < rows) {
     for (int at = threadIdx.x % 16 * 4; at < head_dim; at += FMA_COLUMNS) {
       float a[4], b[4];
-      load<4>(d_o + row * head_dim, at, head_dim, head_dim % 4 == 0, a);
-      load<4>(o + row * head_dim, at, head_dim, head_dim % 4 == 0, b);
+      load_elements<4>(d_o + row * head_dim, at, head_dim, head_dim % 4 == 0, a);
+      load_elements<4>(o + row * head_dim, at, head_dim, head_dim % 4 == 0, b);
 #pragma unroll
       for (int j = 0; j < 4; ++j) sum = __fmaf_rn(a[j], b[j], sum);
     }

@@ -75,19 +75,16 @@ __device__ __forceinline__ void query_gradients(float (&dq)[HEAD_DIM / 8][4], ch
   using T = Tile<HEAD_DIM>;
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, row = 16 * warp, blocks = ceil_div(keys_end, BLOCK_KEYS);
   const u32 tiles = shared_address(shared);
-  const auto copy_tile = [&](u32 at, const bf16* tensor, const auto& rows, int first, int end) {
-    copy_rows<HEAD_DIM, false>(tiles + at, shared + at, tensor, rows, first, end, HEAD_DIM, 0);
-  };
   auto stage = [&](int block) { return static_cast<u32>((2 + 2 * (block & 1)) * T::BYTES); };
   auto copy_block = [&](int block) {
-    copy_tile(stage(block), k, keys, block * BLOCK_KEYS, keys_end);
-    copy_tile(stage(block) + T::BYTES, v, keys, block * BLOCK_KEYS, keys_end);
+    copy_rows<HEAD_DIM>(tiles + stage(block), k, keys, block * BLOCK_KEYS, keys_end);
+    copy_rows<HEAD_DIM>(tiles + stage(block) + T::BYTES, v, keys, block * BLOCK_KEYS, keys_end);
     cp_async_commit();
   };
 #pragma unroll
   for (int i = 0; i < 6; ++i) clear_padding<HEAD_DIM>(shared + i * T::BYTES);
-  copy_tile(0, q, queries, 0, count);
-  copy_tile(T::BYTES, d_o, queries, 0, count);
+  copy_rows<HEAD_DIM>(tiles, q, queries, 0, count);
+  copy_rows<HEAD_DIM>(tiles + T::BYTES, d_o, queries, 0, count);
   copy_block(0);
 
   const int last = count - 1;
@@ -151,9 +148,9 @@ __device__ __forceinline__ void key_gradient(float (&dk)[HEAD_DIM / 8][4], float
   }
 }
 
-// The gradients of 64 keys, dk not yet scaled: over all visits in order, which have been started. `keys.head(r)`: where key r's head begins; those from
-// `count` on do not exist. `shared`: BACKWARD_BYTES + 2 * ROW_VALUES_BYTES, whose first two tiles are each warp's own when
-// this returns.
+// The gradients of 64 keys, dk not yet scaled: over all visits in order, which have been started. `keys.head(r)`: where key
+// r's head begins; those from `count` on do not exist. `shared`: BACKWARD_BYTES + 2 * ROW_VALUES_BYTES, whose first two tiles
+// are each warp's own when this returns.
 template <int HEAD_DIM, class P, class Keys>
 __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], float (&dv)[HEAD_DIM / 8][4], char* shared,
                                               const P& p, const Keys& keys, int count, int kv_head, Visits& visits) {
@@ -161,14 +158,11 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
   constexpr int QUERIES = HEAD_DIM > 80 ? 32 : 64;
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, row = 16 * warp;
   const u32 tiles = shared_address(shared);
-  const auto copy_tile = [&](u32 at, const bf16* tensor, const auto& rows, int first, int end) {
-    copy_rows<HEAD_DIM, false>(tiles + at, shared + at, tensor, rows, first, end, HEAD_DIM, 0);
-  };
   const auto stage = [&](int i) { return static_cast<u32>((2 + 2 * i) * T::BYTES); };
   const auto values = [&](int i) { return static_cast<u32>(6 * T::BYTES + i * ROW_VALUES_BYTES); };
   const auto copy_visit = [&](const Visit& visit, int i) {
-    copy_tile(stage(i), global<const bf16>(p.q), visit.queries(), 0, visit.count);
-    copy_tile(stage(i) + T::BYTES, global<const bf16>(p.d_o), visit.queries(), 0,
+    copy_rows<HEAD_DIM>(tiles + stage(i), global<const bf16>(p.q), visit.queries(), 0, visit.count);
+    copy_rows<HEAD_DIM>(tiles + stage(i) + T::BYTES, global<const bf16>(p.d_o), visit.queries(), 0,
                                      visit.count);
     const int r = threadIdx.x % TILE_ROWS;
     const bool valid = r < visit.count;
@@ -178,8 +172,8 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
   };
 #pragma unroll
   for (int i = 0; i < 6; ++i) clear_padding<HEAD_DIM>(shared + i * T::BYTES);
-  copy_tile(0, global<const bf16>(p.k), keys, 0, count);
-  copy_tile(T::BYTES, global<const bf16>(p.v), keys, 0, count);
+  copy_rows<HEAD_DIM>(tiles, global<const bf16>(p.k), keys, 0, count);
+  copy_rows<HEAD_DIM>(tiles + T::BYTES, global<const bf16>(p.v), keys, 0, count);
   copy_visit(visits[0], 0);
 
 #pragma unroll

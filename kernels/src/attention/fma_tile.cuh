@@ -23,7 +23,7 @@ __device__ __forceinline__ void fill_tile(float* tile, const T* tensor, const Ro
   for (int i = 0; i < FMA_ROWS * FMA_COLUMNS / 4 / FMA_THREADS; ++i) {
     const int at = i * FMA_THREADS + static_cast<int>(threadIdx.x), row = at / 16, quad = 4 * (at % 16);
     float x[4] = {};
-    if (first + row < end) load<4>(tensor + rows.head(first + row), column + quad, head_dim, vector, x);
+    if (first + row < end) load_elements<4>(tensor + rows.head(first + row), column + quad, head_dim, vector, x);
     store_vector(tile + row * FMA_PITCH + quad, x);
   }
 }
@@ -110,6 +110,6 @@ __device__ __forceinline__ void write_tile(T* tensor, const Rows& rows, int end,
     float x[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) x[j] = __fmul_rn(c[i][j], factor[i]);
-    store<4>(tensor + rows.head(row), column + 4 * static_cast<int>(threadIdx.x % 16), head_dim, head_dim % 4 == 0, x);
+    store_elements<4>(tensor + rows.head(row), column + 4 * static_cast<int>(threadIdx.x % 16), head_dim, head_dim % 4 == 0, x);
   }
 }

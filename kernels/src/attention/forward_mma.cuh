@@ -92,7 +92,7 @@ __device__ __forceinline__ void end_segment(Attended<COLUMNS>& total, Attended<C
 }
 
 // Queries 0 .. count (at most 64; `queries.head(r)` where r's head begins) over key blocks begin .. end, of which keys from
-// `keys_end` on are not read. Query r sees keys 0 .. limit(r), not decreasing, at most keys_end. `shared`: aligned to 256;
+// `keys_end` on are not read. Query r sees keys 0 .. limit(r), not decreasing, at most keys_end. `shared`: aligned to 512;
 // the queries' part of it is each warp's own when this returns.
 template <int HEAD_DIM, int COLUMNS, bool PADDED, class Queries, class Keys, class Limit>
 __device__ __forceinline__ void attend(Attended<COLUMNS>& total, char* shared, const bf16* q, const Queries& queries,

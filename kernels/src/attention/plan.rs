@@ -45,7 +45,8 @@ pub fn fwd_bf16(p: &FwdParams, _: &Arch) -> Vec<Stage> {
         128 => ("attention_fwd_bf16_128", 128, 128, 2),
         d if d <= 64 => ("attention_fwd_bf16_up_to_64", 64, 64, 2),
         d if d <= 128 => ("attention_fwd_bf16_up_to_128", 128, 128, 2),
-        _ => ("attention_fwd_bf16_up_to_256", 256, 64, 1),
+        d if d <= 256 => ("attention_fwd_bf16_up_to_256", 256, 64, 1),
+        _ => return fwd_fma("attention_fwd_bf16", p),
     };
     let parts = p.head_dim.div_ceil(value_columns) as u64;
     let shared = mma_tile(columns) + stages * (mma_tile(columns) + mma_tile(value_columns));

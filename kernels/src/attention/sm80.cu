@@ -1,3 +1,35 @@
+// Attention over packed sequences, and its gradient; formula, shapes and parameters: mod.rs.
+//
+// Tiles. A block does 64 queries of one head, or 64 keys of one key head. bf16: four warps of 16 rows, m16n8k16 products
+// (forward_mma.cuh, backward_mma.cuh), for heads of 64, 72, 80 and 128 compiled to size, others of up to 256 padded with
+// zeros. f32, longer heads, and the gradient of the other bf16 heads: 4 x 4 results a thread with fused multiply-adds (…_fma.cuh).
+// Order. Keys ascend from the sequence's (or its prefix's) first key in blocks of 64; 8 blocks are a segment that starts from
+// nothing, segments are merged in order (cuh/online_softmax.cuh, which the paged kernel has in common). Nothing is added by
+// atomics: a query's gradient sums over key blocks ascending, a key's over sequences, heads of the group and query tiles
+// ascending (visits.cuh). So no row's bits depend on other rows, sequences, heads or the grid.
+// Numerics. Scores, maxima, sums, outputs and gradients accumulate in f32; 2^x has a relative error of 2^-22.
+//   Rounded to bf16, in bf16 on tensor cores: forward p = 2^(s - largest so far) where it multiplies v (its sum takes the
+//   unrounded one); backward p and ds = p (dp - delta) where they multiply d_o, q and k. Then one rounding of each output.
+//   scale is positive.
+//
+// Grid (x). Tiles: an upper bound from tokens, sequences and the longest sequence; blocks beyond end at once, and a
+// sequence's tiles are found by binary search (sequences.cuh). Queries: key heads outermost, then tiles from the last, which
+// has the most keys, on, then the heads of the group. Keys: key heads outermost, then tiles from the first on.
+//
+//   forward:   for each block of keys (copied while the one before is worked on):
+//                s = q k^T; mask; p, top, sum, o = take(s); o += p v; every 8 blocks: total = merge(total, segment)
+//              o = total / sum; lse = ln(sum) + top
+//   backward:  delta = d_o . o
+//              keys:    for each visit: s = k q^T, dp = v d_o^T; p = e^(s - lse); dv += p d_o; dk += p (dp - delta) q
+//              queries: for each block of keys: s = q k^T, dp = d_o v^T; dq += p (dp - delta) k
+//
+// Departures. (1) Scores and dp are computed twice in the backward pass, 7 products for 5, so that it needs neither atomics
+// nor a workspace; a single pass would add dq to an f32 workspace in the order of key blocks, a semaphore a query tile.
+// (2) In a tile that the diagonal crosses, products go over 16 keys at a time, those that a warp's 16 rows see: a key after
+// a query but before the warp's last has p = 0, so a value there that is not finite makes the row NaN. Keys after the
+// tile's last are not read, nor those of other sequences. (3) CUDA cores take whole diagonal blocks.
+// (4) Rows that are no multiple of 16 bytes are read and written element by element.
+// Bound. Matrix products (bf16), multiply-adds (f32). A warp does 14 operations for a byte that it reads of shared memory.
 #include "attention/backward_fma.cuh"
 #include "attention/backward_mma.cuh"
 #include "attention/forward_fma.cuh"
@@ -60,7 +92,7 @@ __device__ __forceinline__ u64 row_values(const P& p, const QueryTile& tile) {
 
 template <int HEAD_DIM, int COLUMNS, bool PADDED>
 __device__ __forceinline__ void forward_mma(FwdParams p) {
-  extern __shared__ __align__(256) char shared[];
+  extern __shared__ __align__(512) char shared[];
   __shared__ QueryTile tile;
   if (!PADDED) p.head_dim = HEAD_DIM;
   const int head_dim = static_cast<int>(p.head_dim);
@@ -88,7 +120,7 @@ __device__ __forceinline__ void forward_mma(FwdParams p) {
 
 template <class T>
 __device__ __forceinline__ void forward_fma(const FwdParams& p) {
-  extern __shared__ __align__(256) float tiles[];
+  extern __shared__ __align__(512) float tiles[];
   __shared__ QueryTile tile;
   const int head_dim = static_cast<int>(p.head_dim);
   if (!query_tile<FMA_ROWS>(p, ceil_div(head_dim, FMA_PART_COLUMNS), tile)) return;
@@ -119,7 +151,7 @@ __device__ __forceinline__ void forward_fma(const FwdParams& p) {
 
 template <int HEAD_DIM>
 __device__ __forceinline__ void query_gradients_mma(BwdParams p) {
-  extern __shared__ __align__(256) char shared[];
+  extern __shared__ __align__(512) char shared[];
   __shared__ QueryTile tile;
   p.head_dim = HEAD_DIM;
   if (!query_tile<TILE_ROWS>(p, 1, tile)) return;
@@ -171,7 +203,7 @@ __device__ __forceinline__ PackedRows key_rows(const BwdParams& p, const KeyTile
 
 template <int HEAD_DIM>
 __device__ __forceinline__ void key_gradients_mma(BwdParams p) {
-  extern __shared__ __align__(256) char shared[];
+  extern __shared__ __align__(512) char shared[];
   __shared__ KeyTile tile;
   __shared__ Visits visits;
   p.head_dim = HEAD_DIM;
@@ -187,7 +219,7 @@ __device__ __forceinline__ void key_gradients_mma(BwdParams p) {
 
 template <class T>
 __device__ __forceinline__ void query_gradients_fma(const BwdParams& p) {
-  extern __shared__ __align__(256) float tiles[];
+  extern __shared__ __align__(512) float tiles[];
   __shared__ QueryTile tile;
   const int head_dim = static_cast<int>(p.head_dim);
   if (!query_tile<FMA_ROWS>(p, ceil_div(head_dim, FMA_PART_COLUMNS), tile)) return;
@@ -215,7 +247,7 @@ __device__ __forceinline__ void query_gradients_fma(const BwdParams& p) {
 
 template <class T>
 __device__ __forceinline__ void key_gradients_fma(const BwdParams& p) {
-  extern __shared__ __align__(256) float tiles[];
+  extern __shared__ __align__(512) float tiles[];
   __shared__ KeyTile tile;
   __shared__ Visits visits;
   const int head_dim = static_cast<int>(p.head_dim);
@@ -243,6 +275,7 @@ __device__ __forceinline__ void row_products(const BwdParams& p) {
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_##NAME(const __grid_constant__ PARAMS p) { \
     __VA_ARGS__(p);                                                                                                         \
   }
+KERNEL(fwd_bf16, FwdParams, FMA_THREADS, 1, forward_fma<bf16>)
 KERNEL(fwd_bf16_64, FwdParams, MMA_THREADS, 3, forward_mma<64, 64, false>)
 KERNEL(fwd_bf16_72, FwdParams, MMA_THREADS, 2, forward_mma<72, 72, false>)
 KERNEL(fwd_bf16_80, FwdParams, MMA_THREADS, 2, forward_mma<80, 80, false>)

@@ -12,7 +12,8 @@ constexpr int TILE_ROWS = 64;
 constexpr int MMA_THREADS = 128;
 
 // Eight rows' chunks of one column must lie in eight different places modulo 8: where a row is 8 or 16 chunks long, the
-// chunk's number is XORed with the row's; else rows are an odd number of chunks apart. A tile begins at a multiple of 256.
+// chunk's number is XORed with the row's; else rows are an odd number of chunks apart. Shared memory begins at a multiple of
+// 512, a longest row.
 template <int HEAD_DIM>
 struct Tile {
   static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 256, "a tile's head");
@@ -21,6 +22,26 @@ struct Tile {
   static constexpr bool XOR = HEAD_DIM % 64 == 0;
   static constexpr int PITCH = XOR ? CHUNKS : 2 * STEPS + 1;
   static constexpr int BYTES = TILE_ROWS * PITCH * 16;
+
+  // The row and chunk that item `at` of ROWS rows' chunks is, so that eight neighbouring items lie in eight different places:
+  // first eight chunks of every row, then what rows have beyond those, one of eight neighbouring rows, or two of every
+  // other one of eight.
+  template <int ROWS>
+  __device__ static __forceinline__ void item(int at, int& row, int& chunk) {
+    constexpr int WHOLE = CHUNKS / 8 * 8, EXTRA = CHUNKS % 8;
+    static_assert(EXTRA <= 2, "columns of a tile");
+    const int beyond = at - ROWS * WHOLE;
+    if (EXTRA == 0 || beyond < 0) {
+      row = at / WHOLE;
+      chunk = at % WHOLE;
+    } else if (EXTRA == 1) {
+      row = beyond;
+      chunk = WHOLE;
+    } else {
+      row = beyond / 16 * 8 + beyond % 8 / 2 * 2 + beyond / 8 % 2;
+      chunk = WHOLE + beyond % 2;
+    }
+  }
 
   // Offset in bytes of a chunk.
   __device__ static __forceinline__ u32 offset(int row, int chunk) {
@@ -58,17 +79,24 @@ __device__ __forceinline__ void copy_rows(u32 tile, char* memory, const bf16* te
   for (int i = 0; i < (ALL + MMA_THREADS - 1) / MMA_THREADS; ++i) {
     const int at = i * MMA_THREADS + thread;
     if (ALL % MMA_THREADS != 0 && at >= ALL) break;
-    const int row = at / T::CHUNKS, chunk = at % T::CHUNKS, c = PADDED ? column + chunk * 8 : chunk * 8;
+    int row, chunk;
+    T::template item<TILE_ROWS>(at, row, chunk);
+    const int c = PADDED ? column + chunk * 8 : chunk * 8;
     const bool valid = first + row < end && (!PADDED || c < head_dim);
     const bf16* source = tensor + (valid ? rows.head(first + row) + c : 0);
     if (vector) {
       cp_async_16(tile + T::offset(row, chunk), source, valid ? 16 : 0);
     } else {
       float x[8];
-      load<8>(source - (valid ? c : 0), c, valid ? head_dim : 0, false, x);
+      load_elements<8>(source - (valid ? c : 0), c, valid ? head_dim : 0, false, x);
       store_vector(reinterpret_cast<bf16*>(memory + T::offset(row, chunk)), x);
     }
   }
+}
+
+template <int HEAD_DIM, class Rows>
+__device__ __forceinline__ void copy_rows(u32 tile, const bf16* tensor, const Rows& rows, int first, int end) {
+  copy_rows<HEAD_DIM, false>(tile, nullptr, tensor, rows, first, end, HEAD_DIM, 0);
 }
 
 // Where a lane's rows of a tile's fragments begin, in shared memory. Rows and steps are added to it by `fragment`.
@@ -147,7 +175,11 @@ __device__ __forceinline__ void store_rows(bf16* tensor, const Rows& rows, int e
   __syncwarp();
 #pragma unroll
   for (int i = 0; i < (16 * CHUNKS + 31) / 32; ++i) {
-    const int at = i * 32 + lane, r = row + at / CHUNKS, chunk = at % CHUNKS, first = column + chunk * 8;
+    const int at = i * 32 + lane;
+    int r, chunk;
+    Tile<COLUMNS>::template item<16>(at, r, chunk);
+    r += row;
+    const int first = column + chunk * 8;
     if (at >= 16 * CHUNKS || r >= end) continue;
     const char* const from = tile + T::offset(r, chunk);
     bf16* const to = tensor + rows.head(r) + first;

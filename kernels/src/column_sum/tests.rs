@@ -1,9 +1,10 @@
 use super::{Params, add, cases, formula};
 use crate::DType::{BF16, F32};
 use crate::compare::assert_close;
-use crate::testing::{Data, numbers, run};
+use crate::testing::{Data, for_each_device, numbers, run};
 
-#[test]
+for_each_device!(equals_the_formula_on_any_number_of_threads);
+
 fn equals_the_formula_on_any_number_of_threads() {
     for dtype in [F32, BF16] {
         for (rows, cols) in cases() {

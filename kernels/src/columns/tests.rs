@@ -1,8 +1,9 @@
 use super::{CopyParams, cases, copy, formula};
 use crate::DType::{BF16, F32};
-use crate::testing::{Data, numbers, run};
+use crate::testing::{Data, for_each_device, numbers, run};
 
-#[test]
+for_each_device!(copies_the_block_and_nothing_else);
+
 fn copies_the_block_and_nothing_else() {
     for shape in cases() {
         for dtype in [F32, BF16] {

@@ -219,6 +219,11 @@ pub fn available() -> Result<(), CompileError> {
     compiler()?.nvrtc().map(|_| ())
 }
 
+/// Major and minor version of the NVRTC that compiles kernels here.
+pub fn version() -> Result<(u32, u32), CompileError> {
+    compiler()?.nvrtc().map(Nvrtc::version)
+}
+
 /// For tests that compile kernels: `let Some(()) = compile::for_test() else { return };`. Without NVRTC it prints
 /// `skipped: NAME: NVRTC not found …` with the test's name and gives None.
 ///

@@ -18,6 +18,7 @@ type Get<T> = unsafe extern "C" fn(Program, *mut T) -> Status;
 
 /// The functions of an opened NVRTC.
 pub(super) struct Nvrtc {
+    version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status,
     error_string: unsafe extern "C" fn(Status) -> *const c_char,
     create: unsafe extern "C" fn(
         *mut Program,
@@ -65,6 +66,7 @@ impl Nvrtc {
             };
         }
         Ok(Nvrtc {
+            version: get!(c"nvrtcVersion"),
             error_string: get!(c"nvrtcGetErrorString"),
             create: get!(c"nvrtcCreateProgram"),
             destroy: get!(c"nvrtcDestroyProgram"),
@@ -77,6 +79,14 @@ impl Nvrtc {
             cubin: get!(c"nvrtcGetCUBIN"),
             _libraries: libraries,
         })
+    }
+
+    /// Major and minor version.
+    pub fn version(&self) -> (u32, u32) {
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: two places for numbers; it fails for null pointers only.
+        unsafe { (self.version)(&mut major, &mut minor) };
+        (major as u32, minor as u32)
     }
 
     /// Compiles one translation unit.

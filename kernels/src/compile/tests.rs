@@ -49,6 +49,12 @@ fn a_cubin_comes_with_its_resources() {
 }
 
 #[test]
+fn the_compiler_is_of_cuda_13() {
+    let Some(()) = for_test() else { return };
+    assert_eq!(version().unwrap().0, toolkit::MAJOR);
+}
+
+#[test]
 fn an_error_is_one_line_with_its_place() {
     let Some(()) = for_test() else { return };
     let broken = Source { sm80: "\n\nextern \"C\" __global__ void k() {\n  y = 1;\n  z = 2;\n}\n", ..SOURCE };

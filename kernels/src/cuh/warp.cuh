@@ -9,6 +9,14 @@ __device__ __forceinline__ T shuffle_xor(T x, int mask) {
   return __shfl_xor_sync(0xffffffffu, x, mask);
 }
 
+// One number for the whole warp, asked of memory once.
+template <class T>
+__device__ __forceinline__ T load_for_warp(const T* p) {
+  T x{};
+  if (threadIdx.x % 32 == 0) x = *p;
+  return __shfl_sync(0xffffffffu, x, 0);
+}
+
 // The sum over the warp, the same bits in all lanes: pairs 16 apart first, neighbours last.
 template <class T>
 __device__ __forceinline__ T warp_sum(T x) {

@@ -1,9 +1,10 @@
 use super::*;
 use crate::DType::{BF16, F32};
 use crate::compare::assert_close;
-use crate::testing::{Data, addr, addr_mut, numbers, run};
+use crate::testing::{Data, addr, addr_mut, for_each_device, numbers, run};
 
-#[test]
+for_each_device!(sums, casts, every_f16, fill_scale_and_copy);
+
 fn sums() {
     for n in cases() {
         for (dtype, tol) in [(F32, 1e-7), (BF16, 4e-3)] {
@@ -29,7 +30,6 @@ fn sums() {
     }
 }
 
-#[test]
 fn casts() {
     for n in cases() {
         let x = numbers(n, 3, 1.0);
@@ -46,7 +46,6 @@ fn casts() {
     }
 }
 
-#[test]
 fn every_f16() {
     let all: Vec<u16> = (0..=u16::MAX).collect();
     let want: Vec<f32> = all.iter().map(|&bits| formula::f16(bits) as f32).collect();
@@ -62,7 +61,6 @@ fn every_f16() {
     }
 }
 
-#[test]
 fn fill_scale_and_copy() {
     for n in cases() {
         for dtype in [F32, BF16] {

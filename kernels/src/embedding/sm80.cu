@@ -4,15 +4,17 @@
 // token after the other to what dw held. An id outside the vocabulary: zeros, no gradient.
 //
 // fwd, grid of rows.cuh: a row by up to 256 threads.
-// bwd, a block a token and strip of STRIP columns:
-//   an earlier token has the same id: nothing to do, its block adds this one too
-//   for each tile of 256 tokens from this one on: list those with this id in order; add their dy to the strip's registers
+// bwd, a block OWN tokens and a strip of STRIP columns:
+//   compare all tokens' ids with the block's: which have their id among earlier tokens, which among later ones
+//   for each of the block's tokens without an earlier one, whose block adds this one too:
+//     no later one: dw += dy
+//     else for each tile of 256 tokens from this one on: list those with this id in order; add their dy to the strip's registers
 //
-// Departures: bwd compares each token's id with those of all others, which needs no workspace: tokens^2 / 256 tiles of comparisons
-// that hit the L2 cache beside tokens * hidden elements that come from memory.
+// Departures: bwd needs no workspace for a sorted list of ids; its blocks read them all, 4 * tokens / OWN bytes a token and strip.
 // Bound: memory.
 
 #include "cuh/rows.cuh"
+#include "cuh/warp.cuh"
 
 // `cols` elements of another type, V at a time.
 template <int V, class W, class T>
@@ -62,50 +64,79 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
 }
 
 constexpr int TILE = 256;
+// Tokens of a block.
+constexpr u32 OWN = 32;
 // Columns of a thread, and of a block.
 constexpr int V = 8;
 constexpr u32 STRIP = TILE * V;
 
+// What the threads of a backward block share.
+struct Shared {
+  int id[OWN];
+  // Which of the block's tokens have their id among earlier ones, and among later ones: a bit a token, a word a warp.
+  u32 earlier[TILE / 32], later[TILE / 32];
+  u32 masks[2][TILE / 32];
+  u32 list[TILE];
+};
+
+// Fills `earlier` and `later`.
+__device__ __forceinline__ void find_repeats(const BwdParams& p, u32 first, Shared& shared) {
+  const int* ids = global<const int>(p.ids);
+  if (threadIdx.x < OWN) shared.id[threadIdx.x] = first + threadIdx.x < p.tokens ? ids[first + threadIdx.x] : -1;
+  __syncthreads();
+  u32 earlier = 0, later = 0;
+  for (u32 t = threadIdx.x; t < p.tokens; t += TILE) {
+    const int id = ids[t];
+#pragma unroll 8
+    for (u32 k = 0; k < OWN; ++k) {
+      const u32 same = (id == shared.id[k]) << k;
+      if (t < first + k) earlier |= same;
+      if (t > first + k) later |= same;
+    }
+  }
+  earlier = __reduce_or_sync(0xffffffffu, earlier);
+  later = __reduce_or_sync(0xffffffffu, later);
+  if (threadIdx.x % 32 == 0) {
+    shared.earlier[threadIdx.x / 32] = earlier;
+    shared.later[threadIdx.x / 32] = later;
+  }
+  __syncthreads();
+}
+
+__device__ __forceinline__ u32 any_warp(const u32 (&mask)[TILE / 32]) {
+  u32 any = 0;
+#pragma unroll
+  for (int w = 0; w < TILE / 32; ++w) any |= mask[w];
+  return any;
+}
+
+// Adds dy of all tokens from `token` on that have its id, in order. `parity`: which of `masks` comes next.
 template <class T>
-__device__ __forceinline__ void backward(const BwdParams& p) {
-  __shared__ u32 masks[2][TILE / 32];
-  __shared__ u32 list[TILE];
-  const u32 strips = ceil_div(p.hidden, STRIP);
-  const u32 token = blockIdx.x / strips, column = blockIdx.x % strips * STRIP + threadIdx.x * V;
+__device__ __forceinline__ void add_repeats(const BwdParams& p, u32 token, int id, u32 column, bool vector, u32& parity,
+                                            float (&sum)[V], Shared& shared) {
   const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int* ids = global<const int>(p.ids);
-  const int id = ids[token];
-  if (id < 0 || static_cast<u32>(id) >= p.vocab) return;
-  for (u32 tile = 0; tile < token; tile += TILE) {
-    const u32 t = tile + threadIdx.x;
-    if (__syncthreads_or(t < token && ids[t] == id)) return;
-  }
-
-  const bool vector = p.hidden % V == 0 && aligned16(p.dy, p.dw);
   const T* dy = global<const T>(p.dy);
-  float* dw = global<float>(p.dw) + static_cast<u64>(id) * p.hidden;
-  float sum[V];
-  load_elements(dw, column, p.hidden, vector, sum);
-  for (u32 tile = token, parity = 0; tile < p.tokens; tile += TILE, parity ^= 1) {
+  for (u32 tile = token; tile < p.tokens; tile += TILE, parity ^= 1) {
     const u32 t = tile + threadIdx.x;
     const bool same = t < p.tokens && ids[t] == id;
     const u32 mask = __ballot_sync(0xffffffffu, same);
-    if (lane == 0) masks[parity][warp] = mask;
+    if (lane == 0) shared.masks[parity][warp] = mask;
     __syncthreads();
     u32 count = 0, before = __popc(mask & ((1u << lane) - 1));
 #pragma unroll
     for (int w = 0; w < TILE / 32; ++w) {
       if (w == warp) before += count;
-      count += __popc(masks[parity][w]);
+      count += __popc(shared.masks[parity][w]);
     }
     if (count == 0) continue;
-    if (same) list[before] = t;
+    if (same) shared.list[before] = t;
     __syncthreads();
     for (u32 i = 0; i < count; i += 2) {
       float first[V], second[V];
       const bool pair = i + 1 < count;
-      load_elements(dy + static_cast<u64>(list[i]) * p.hidden, column, p.hidden, vector, first);
-      if (pair) load_elements(dy + static_cast<u64>(list[i + 1]) * p.hidden, column, p.hidden, vector, second);
+      load_elements(dy + static_cast<u64>(shared.list[i]) * p.hidden, column, p.hidden, vector, first);
+      if (pair) load_elements(dy + static_cast<u64>(shared.list[i + 1]) * p.hidden, column, p.hidden, vector, second);
 #pragma unroll
       for (int j = 0; j < V; ++j) {
         sum[j] += first[j];
@@ -113,7 +144,32 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
       }
     }
   }
-  store_elements(dw, column, p.hidden, vector, sum);
+}
+
+template <class T>
+__device__ __forceinline__ void backward(const BwdParams& p) {
+  __shared__ Shared shared;
+  const u32 strips = ceil_div(p.hidden, STRIP);
+  const u32 first = blockIdx.x / strips * OWN, column = blockIdx.x % strips * STRIP + threadIdx.x * V;
+  const bool vector = p.hidden % V == 0 && aligned16(p.dy, p.dw);
+  find_repeats(p, first, shared);
+  const u32 earlier = any_warp(shared.earlier), later = any_warp(shared.later);
+  u32 parity = 0;
+  for (u32 k = 0; k < OWN; ++k) {
+    const int id = shared.id[k];
+    if (id < 0 || static_cast<u32>(id) >= p.vocab || (earlier >> k & 1) != 0) continue;
+    float* dw = global<float>(p.dw) + static_cast<u64>(id) * p.hidden;
+    float sum[V], own[V];
+    load_elements(dw, column, p.hidden, vector, sum);
+    if ((later >> k & 1) != 0) {
+      add_repeats<T>(p, first + k, id, column, vector, parity, sum, shared);
+    } else {
+      load_elements(global<const T>(p.dy) + static_cast<u64>(first + k) * p.hidden, column, p.hidden, vector, own);
+#pragma unroll
+      for (int j = 0; j < V; ++j) sum[j] += own[j];
+    }
+    store_elements(dw, column, p.hidden, vector, sum);
+  }
 }
 
 #define FWD(W, T, NAME)                                                                                            \

@@ -1,7 +1,9 @@
 use super::{BwdParams, FwdParams, bwd, cases, formula, fwd};
 use crate::DType::{BF16, F32};
 use crate::compare::assert_close;
-use crate::testing::{Data, addr, addr_mut, numbers, run};
+use crate::testing::{Data, addr, addr_mut, for_each_device, numbers, run};
+
+for_each_device!(picks_rows, adds_gradients_to_rows);
 
 /// Ids with repeats, and now and then one outside the vocabulary on either side.
 fn ids(tokens: usize, vocab: usize) -> Vec<i32> {
@@ -9,7 +11,6 @@ fn ids(tokens: usize, vocab: usize) -> Vec<i32> {
     (0..tokens).map(|t| if t % 13 == 5 { [-1, vocab as i32][t % 2] } else { spread(t) as i32 }).collect()
 }
 
-#[test]
 fn picks_rows() {
     for (tokens, hidden, vocab) in cases() {
         for (from, to) in [(F32, F32), (F32, BF16), (BF16, F32), (BF16, BF16)] {
@@ -31,7 +32,6 @@ fn picks_rows() {
     }
 }
 
-#[test]
 fn adds_gradients_to_rows() {
     for (tokens, hidden, vocab) in cases() {
         for dtype in [F32, BF16] {

@@ -1,13 +1,15 @@
-use super::{BwdParams, FwdParams, bwd, cases, cpu, formula, fwd, tanh_bwd, tanh_fwd};
+use super::cpu::cdf;
+use super::{BwdParams, FwdParams, bwd, cases, formula, fwd, tanh_bwd, tanh_fwd};
 use crate::DType::{BF16, F32};
 use crate::compare::assert_close;
-use crate::testing::{Data, numbers, run};
+use crate::testing::{Data, for_each_device, numbers, run};
 use crate::{DType, Launch};
 use proptest::prelude::*;
 
+for_each_device!(both_forms_equal_the_formula, gradient_equals_differences_of_the_formula, edges);
+
 type Fwd = (fn(DType, &FwdParams) -> Launch, fn(f64) -> f64);
 
-#[test]
 fn both_forms_equal_the_formula() {
     for (launch, formula) in [(fwd, formula::fwd), (tanh_fwd, formula::tanh_fwd)] as [Fwd; 2] {
         for (dtype, tol) in [(F32, 3e-7), (BF16, 4e-3)] {
@@ -23,7 +25,6 @@ fn both_forms_equal_the_formula() {
 
 type Bwd = (fn(DType, &BwdParams) -> Launch, fn(f64) -> f64);
 
-#[test]
 fn gradient_equals_differences_of_the_formula() {
     for (launch, formula) in [(bwd, formula::fwd), (tanh_bwd, formula::tanh_fwd)] as [Bwd; 2] {
         for (dtype, tol) in [(F32, 1e-6), (BF16, 4e-3)] {
@@ -40,7 +41,6 @@ fn gradient_equals_differences_of_the_formula() {
     }
 }
 
-#[test]
 fn edges() {
     let x = Data::new(F32, &[f32::NAN, f32::INFINITY, 1e30, -1e30, -0.0, 1e-30, -40.0]);
     for (fwd, bwd) in
@@ -63,7 +63,7 @@ fn edges() {
 proptest! {
     #[test]
     fn cdf_is_good_to_the_last_places(x in -6.0f32..6.0) {
-        let (got, want) = (cpu::cdf(x).0 as f64, 0.5 * (1.0 + formula::erf(x as f64 / 2f64.sqrt())));
+        let (got, want) = (cdf(x).0 as f64, 0.5 * (1.0 + formula::erf(x as f64 / 2f64.sqrt())));
         // Below -4 the formula itself loses places to cancellation.
         let allowed = if x > -4.0 { 1e-6 * want } else { 1e-10 };
         prop_assert!((got - want).abs() <= allowed, "{x}: {got} {want}");

@@ -188,8 +188,8 @@ __device__ __forceinline__ void backward(const BwdParams& p, Shared& shared) {
     if (live) {
       held_x.load(x, cols, vector);
       held_dy.load(dy, cols, vector);
-      mean = global<const float>(p.mean)[row];
-      rstd = global<const float>(p.rstd)[row];
+      mean = load_for_warp(global<const float>(p.mean) + row);
+      rstd = load_for_warp(global<const float>(p.rstd) + row);
     }
 
     // Beyond the row dy is 0, and so is g.

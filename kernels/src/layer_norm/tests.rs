@@ -1,8 +1,15 @@
 use super::{BwdParams, FwdParams, bwd, cases, formula, fwd, parts};
 use crate::DType::{BF16, F32};
 use crate::compare::assert_close;
-use crate::testing::{Data, addr, addr_mut, numbers, run};
+use crate::testing::{Data, addr, addr_mut, for_each_device, numbers, run};
 use crate::{Addr, DType};
+
+for_each_device!(
+    equals_the_formula,
+    gradient_equals_differences_of_the_formula,
+    a_row_of_equal_elements_has_no_direction,
+    threads_and_other_rows_change_nothing
+);
 
 const EPS: f32 = 1e-6;
 
@@ -73,7 +80,6 @@ fn inputs(dtype: DType, (rows, cols, scale, mean): (usize, usize, f32, f32)) -> 
     ]
 }
 
-#[test]
 fn equals_the_formula() {
     for case in cases() {
         let (rows, cols, scale, mean) = case;
@@ -101,7 +107,6 @@ fn equals_the_formula() {
     }
 }
 
-#[test]
 fn gradient_equals_differences_of_the_formula() {
     for case in cases().into_iter().filter(|c| c.1 > 1 && c.1 < 2000) {
         let (rows, cols, scale, mean) = case;
@@ -120,13 +125,11 @@ fn gradient_equals_differences_of_the_formula() {
     }
 }
 
-#[test]
 fn a_row_of_equal_elements_has_no_direction() {
     let (x, w, b) = (Data::new(F32, &[3.0; 24]), Data::new(F32, &[2.0; 8]), Data::new(F32, &[0.25; 8]));
     assert_eq!(forward(F32, [&x, &w, &b], 8, 1)[0], [0.25; 24]);
 }
 
-#[test]
 fn threads_and_other_rows_change_nothing() {
     let (rows, cols) = (131, 515);
     for dtype in [F32, BF16] {

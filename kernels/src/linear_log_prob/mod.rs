@@ -98,10 +98,10 @@ pub static SOURCE: Source = Source {
 };
 
 kernel!(pub FWD_F32, "linear_log_prob_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, _| {
-    forward("linear_log_prob_fwd_f32", p, F32)
+    forward(["linear_log_prob_fwd_f32", "linear_log_prob_fwd_f32_combine"], p, F32)
 });
 kernel!(pub FWD_BF16, "linear_log_prob_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, _| {
-    forward("linear_log_prob_fwd_bf16", p, BF16)
+    forward(["linear_log_prob_fwd_bf16", "linear_log_prob_fwd_bf16_combine"], p, BF16)
 });
 kernel!(pub BWD_F32, "linear_log_prob_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| {
     backward("linear_log_prob_bwd_f32", p, F32)
@@ -120,13 +120,13 @@ struct Geometry {
 const BF16: Geometry = Geometry { tile: 128, threads: 128, shared: 4 * 2 * 128 * 64 };
 const F32: Geometry = Geometry { tile: 64, threads: 256, shared: 2 * 2 * 64 * 36 * 4 };
 
-fn forward(symbol: &'static str, p: &FwdParams, g: Geometry) -> Vec<Stage> {
+fn forward([symbol, combine]: [&'static str; 2], p: &FwdParams, g: Geometry) -> Vec<Stage> {
     if p.rows == 0 {
         return Vec::new();
     }
     let blocks = p.rows.div_ceil(g.tile) * p.vocab.div_ceil(SPLIT);
     let main = Stage { shared: g.shared, ..Stage::linear(symbol, blocks, g.threads) };
-    let combine = Stage::linear("linear_log_prob_fwd_combine", p.rows.div_ceil(128), 128);
+    let combine = Stage::linear(combine, p.rows.div_ceil(128), 128);
     if blocks == 0 { vec![combine] } else { vec![main, combine] }
 }
 

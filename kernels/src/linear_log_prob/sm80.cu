@@ -398,7 +398,10 @@ extern "C" __global__ void __launch_bounds__(Bf16::THREADS, 2)
 extern "C" __global__ void __launch_bounds__(F32::THREADS, 2) linear_log_prob_fwd_f32(const __grid_constant__ FwdParams p) {
   forward<F32>(p);
 }
-extern "C" __global__ void __launch_bounds__(128) linear_log_prob_fwd_combine(const __grid_constant__ FwdParams p) {
+extern "C" __global__ void __launch_bounds__(128) linear_log_prob_fwd_bf16_combine(const __grid_constant__ FwdParams p) {
+  combine(p);
+}
+extern "C" __global__ void __launch_bounds__(128) linear_log_prob_fwd_f32_combine(const __grid_constant__ FwdParams p) {
   combine(p);
 }
 extern "C" __global__ void __launch_bounds__(Bf16::THREADS, 2)

@@ -1,8 +1,15 @@
 use super::{BwdParams, FwdParams, bwd, cases, chunk, formula, fwd, workspace};
 use crate::DType::{BF16, F32};
 use crate::compare::assert_close;
-use crate::testing::{Data, addr, addr_mut, numbers, run};
+use crate::testing::{Data, addr, addr_mut, for_each_device, numbers, run};
 use crate::{Addr, DType};
+
+for_each_device!(
+    equals_the_formula,
+    gradient_equals_differences_of_the_formula,
+    bad_targets_and_bad_states_are_nan,
+    threads_and_other_rows_change_nothing,
+);
 
 struct Given {
     dtype: DType,
@@ -36,7 +43,7 @@ impl Given {
     /// Of the first `rows` rows.
     fn forward(&self, rows: usize, threads: usize) -> Answer {
         let [mut log_prob, mut entropy, mut lse] = [0, 1, 2].map(|_| vec![f32::NAN; rows]);
-        let scratch = vec![0u8; workspace(rows, self.vocab)];
+        let scratch = Data::output(F32, workspace(rows, self.vocab) / 4);
         let params = FwdParams {
             hidden: self.hidden.addr(),
             weight: self.weight.addr(),
@@ -44,7 +51,7 @@ impl Given {
             log_prob: addr_mut(&mut log_prob),
             entropy: addr_mut(&mut entropy),
             lse: addr_mut(&mut lse),
-            workspace: addr(&scratch),
+            workspace: scratch.addr(),
             rows: rows as u32,
             vocab: self.vocab as u32,
             width: self.width as u32,
@@ -85,7 +92,6 @@ impl Given {
     }
 }
 
-#[test]
 fn equals_the_formula() {
     for dtype in [F32, BF16] {
         for case in cases() {
@@ -107,7 +113,6 @@ fn equals_the_formula() {
     }
 }
 
-#[test]
 fn gradient_equals_differences_of_the_formula() {
     for (dtype, tol) in [(F32, 1e-5), (BF16, 4e-3)] {
         for case in cases().into_iter().filter(|c| (2..400).contains(&c.1)) {
@@ -127,7 +132,6 @@ fn gradient_equals_differences_of_the_formula() {
     }
 }
 
-#[test]
 fn bad_targets_and_bad_states_are_nan() {
     let mut given = Given::new(F32, (4, 300, 16, 1.0, 1.0));
     given.targets[1] = 300;
@@ -137,12 +141,11 @@ fn bad_targets_and_bad_states_are_nan() {
     let answer = given.forward(4, 2);
     assert_eq!(answer[0].iter().map(|x| x.is_nan()).collect::<Vec<_>>(), [false, true, true, false]);
     assert!(!answer[2][1].is_nan() && answer[2][2].is_nan() && answer[1][2].is_nan());
-    let d = given.backward(&answer, &[1.0; 4], None, 300);
+    let d = given.backward(&answer, &numbers(4, 5, 1.0), None, 300);
     assert!(d[300..900].iter().all(|d| d.is_nan()) && d[..300].iter().all(|d| !d.is_nan()));
     assert!(d[900..].iter().all(|d| *d == 0.0), "row 3 is ignored");
 }
 
-#[test]
 fn threads_and_other_rows_change_nothing() {
     for dtype in [F32, BF16] {
         let given = Given::new(dtype, (131, 4500, 40, 1.0, 0.9));

@@ -111,9 +111,9 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
   const float* logits = global<const float>(p.logits) + row * vocab;
   T* d_logits = global<T>(p.d_logits) + row * vocab;
   const bool vector = vocab % V == 0 && aligned16(p.logits, p.d_logits);
-  const int target = global<const int>(p.targets)[row];
-  const float scale = p.inv_temperature, lse = global<const float>(p.lse)[row];
-  const float factor = global<const float>(p.grad)[row] * scale;
+  const int target = load_for_warp(global<const int>(p.targets) + row);
+  const float scale = p.inv_temperature, lse = load_for_warp(global<const float>(p.lse) + row);
+  const float factor = load_for_warp(global<const float>(p.grad) + row) * scale;
   const bool ignored = target < 0, bad = !ignored && static_cast<u32>(target) >= vocab;
 
   float x[BWD_STEPS][V];

@@ -2,7 +2,15 @@ use super::{BwdParams, FwdParams, bwd, cases, formula, fwd};
 use crate::DType;
 use crate::DType::{BF16, F32};
 use crate::compare::assert_close;
-use crate::testing::{Data, addr, addr_mut, numbers, run};
+use crate::testing::{Data, addr, addr_mut, for_each_device, numbers, run};
+
+for_each_device!(
+    equals_the_formula_to_a_millionth,
+    gradient_equals_differences_of_the_formula,
+    a_certain_token_has_no_gradient_and_an_impossible_one_no_probability,
+    bad_logits_and_bad_targets_are_nan,
+    threads_and_other_rows_change_nothing
+);
 
 /// log_prob and lse.
 fn forward(logits: &[f32], targets: &[i32], inv_temperature: f32, threads: usize) -> (Vec<f32>, Vec<f32>) {
@@ -45,7 +53,6 @@ fn targets(logits: &[f32], rows: usize, vocab: usize) -> Vec<i32> {
     (0..rows).map(|r| [largest as i32, (r * 7919 % vocab) as i32, -100][r % 3]).collect()
 }
 
-#[test]
 fn equals_the_formula_to_a_millionth() {
     for (rows, vocab, scale, temperature) in cases() {
         let (logits, s) = (numbers(rows * vocab, 1, scale), 1.0 / temperature);
@@ -65,7 +72,6 @@ fn equals_the_formula_to_a_millionth() {
     }
 }
 
-#[test]
 fn gradient_equals_differences_of_the_formula() {
     for (rows, vocab, scale, temperature) in cases().into_iter().filter(|c| c.1 > 1) {
         let (logits, s, grad) = (numbers(rows * vocab, 1, scale), 1.0 / temperature, numbers(rows, 2, 1.0));
@@ -87,7 +93,6 @@ fn gradient_equals_differences_of_the_formula() {
     }
 }
 
-#[test]
 fn a_certain_token_has_no_gradient_and_an_impossible_one_no_probability() {
     let mut logits = vec![-50.0; 40];
     logits[3] = 50.0;
@@ -98,7 +103,6 @@ fn a_certain_token_has_no_gradient_and_an_impossible_one_no_probability() {
     assert!(d.iter().all(|d| d.abs() < 1e-30), "{d:?}");
 }
 
-#[test]
 fn bad_logits_and_bad_targets_are_nan() {
     for poison in [f32::NAN, f32::INFINITY] {
         let mut logits = numbers(50, 1, 1.0);
@@ -110,7 +114,6 @@ fn bad_logits_and_bad_targets_are_nan() {
     assert!(backward(F32, &logits, &[50], &[1.0], &[1.0], 1.0).iter().all(|d| d.is_nan()));
 }
 
-#[test]
 fn threads_and_other_rows_change_nothing() {
     let (rows, vocab) = (7, 3001);
     let logits = numbers(rows * vocab, 1, 4.0);

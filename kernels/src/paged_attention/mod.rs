@@ -87,10 +87,10 @@ type Variant = (u32, [&'static str; 2], u32);
 fn plan_bf16(p: &Params, _: &Arch) -> Vec<Stage> {
     // Two stages (head_dim 256: one, of 64 columns of V) of 64 keys and values, an odd number of 16-byte units each.
     const VARIANTS: [Variant; 4] = [
-        (64, ["paged_attention_fwd_bf16_d64", "paged_attention_fwd_bf16_d64_split"], 2 * 64 * 2 * 9 * 16),
-        (80, ["paged_attention_fwd_bf16_d80", "paged_attention_fwd_bf16_d80_split"], 2 * 64 * 2 * 11 * 16),
-        (128, ["paged_attention_fwd_bf16_d128", "paged_attention_fwd_bf16_d128_split"], 2 * 64 * 2 * 17 * 16),
-        (256, ["paged_attention_fwd_bf16_d256", "paged_attention_fwd_bf16_d256_split"], 64 * (33 + 9) * 16),
+        (64, ["paged_attention_fwd_bf16_64", "paged_attention_fwd_bf16_64_split"], 2 * 64 * 2 * 9 * 16),
+        (80, ["paged_attention_fwd_bf16_80", "paged_attention_fwd_bf16_80_split"], 2 * 64 * 2 * 11 * 16),
+        (128, ["paged_attention_fwd_bf16_128", "paged_attention_fwd_bf16_128_split"], 2 * 64 * 2 * 17 * 16),
+        (256, ["paged_attention_fwd_bf16_256", "paged_attention_fwd_bf16_256_split"], 64 * (33 + 9) * 16),
     ];
     plan(p, 64, &VARIANTS, "paged_attention_fwd_bf16_combine", if p.head_dim > 128 { 4 } else { 1 })
 }
@@ -101,9 +101,9 @@ fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
         4 * ((16 + buffers * 64) * (d + 4) + 16 * 72)
     }
     const VARIANTS: [Variant; 3] = [
-        (64, ["paged_attention_fwd_f32_d64", "paged_attention_fwd_f32_d64_split"], bytes(64, 2)),
-        (128, ["paged_attention_fwd_f32_d128", "paged_attention_fwd_f32_d128_split"], bytes(128, 2)),
-        (256, ["paged_attention_fwd_f32_d256", "paged_attention_fwd_f32_d256_split"], bytes(256, 1)),
+        (64, ["paged_attention_fwd_f32_64", "paged_attention_fwd_f32_64_split"], bytes(64, 2)),
+        (128, ["paged_attention_fwd_f32_128", "paged_attention_fwd_f32_128_split"], bytes(128, 2)),
+        (256, ["paged_attention_fwd_f32_256", "paged_attention_fwd_f32_256_split"], bytes(256, 1)),
     ];
     plan(p, 16, &VARIANTS, "paged_attention_fwd_f32_combine", 1)
 }
@@ -142,7 +142,12 @@ pub fn workspace(p: &Params) -> usize {
     if segments < 2 || rows * segments > 1 << 16 || tiles(p, 64) * p.kv_heads > 512 {
         return 0;
     }
-    (rows * segments * (p.head_dim.next_multiple_of(4) as u64 + 2) * 4) as usize
+    bytes_of_parts(p)
+}
+
+fn bytes_of_parts(p: &Params) -> usize {
+    let parts = p.tokens as usize * p.heads as usize * segments(p) as usize;
+    parts * (p.head_dim as usize).next_multiple_of(4) * 4 + parts * 8
 }
 
 /// The launch. `dtype` is that of q, o and the caches, F32 or BF16; `pairs` is the number of (new token, key) pairs of one

@@ -96,35 +96,50 @@ __device__ __forceinline__ bool find_tile(const Params& p, Tile& t) {
   return true;
 }
 
-// The first element of a key's (or value's) head in a cache.
-__device__ __forceinline__ u64 key_place(const Params& p, const Tile& t, const int* table, int key) {
+// Where the keys of a block lie in the caches, in keys: lane l holds those of keys l and l + 32.
+struct Slots {
+  u32 low, high;
+
+  // That of a key, for all lanes of the warp at the same time.
+  __device__ __forceinline__ u32 of(int key) const {
+    const u32 a = __shfl_sync(0xffffffffu, low, key % 32), b = __shfl_sync(0xffffffffu, high, key % 32);
+    return key < 32 ? a : b;
+  }
+};
+__device__ __forceinline__ Slots find_slots(const Params& p, const Tile& t, int start) {
+  const int* table = global<const int>(p.block_tables) + static_cast<u64>(t.seq) * p.max_blocks;
   const int shift = 31 - __clz(p.page);
-  const u64 slot = (static_cast<u64>(table[key >> shift]) << shift) + (key & (p.page - 1));
-  return (slot * p.kv_heads + t.kv_head) * p.head_dim;
+  auto slot = [&](int key) -> u32 {
+    return key < t.keys ? (static_cast<u32>(table[key >> shift]) << shift) + (key & (p.page - 1)) : 0;
+  };
+  const int key = start + threadIdx.x % 32;
+  return {slot(key), slot(key + 32)};
 }
 
 // Begins to copy columns column .. column + COLUMNS of the block of keys from `start` on to shared memory, [KEYS][PITCH];
 // keys from t.keys on and columns from head_dim on become 0.
 template <int COLUMNS, int PITCH, class T>
-__device__ __forceinline__ void load_block(const Params& p, const Tile& t, const T* cache, int start, int column, T* to) {
+__device__ __forceinline__ void load_block(const Params& p, const Tile& t, const T* cache, const Slots& slots, int start,
+                                           int column, T* to) {
   constexpr int UNIT = 16 / sizeof(T), UNITS = COLUMNS / UNIT;
-  const int* table = global<const int>(p.block_tables) + static_cast<u64>(t.seq) * p.max_blocks;
+  static_assert(KEYS * UNITS % THREADS == 0, "all lanes of a warp do the same number of copies");
   const int d = p.head_dim;
+  auto place = [&](int row) { return (static_cast<u64>(slots.of(row)) * p.kv_heads + t.kv_head) * d + column; };
   if (d % UNIT == 0) {
 #pragma unroll 1
     for (int at = threadIdx.x; at < KEYS * UNITS; at += THREADS) {
       const int row = at / UNITS, c = at % UNITS * UNIT;
       const bool valid = start + row < t.keys && column + c < d;
-      const T* from = cache;
-      if (valid) from += key_place(p, t, table, start + row) + column + c;
-      cp_async_16(shared_address(to + row * PITCH + c), from, valid ? 16 : 0);
+      const u64 from = place(row) + c;
+      cp_async_16(shared_address(to + row * PITCH + c), valid ? cache + from : cache, valid ? 16 : 0);
     }
     return;
   }
   for (int at = threadIdx.x; at < KEYS * COLUMNS; at += THREADS) {
     const int row = at / COLUMNS, c = at % COLUMNS;
+    const u64 from = place(row) + c;
     T x = from_f32<T>(0.0f);
-    if (start + row < t.keys && column + c < d) x = cache[key_place(p, t, table, start + row) + column + c];
+    if (start + row < t.keys && column + c < d) x = cache[from];
     to[row * PITCH + c] = x;
   }
 }
@@ -175,18 +190,21 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int at = step * 16 + c2 + (i / 2) * 8;
+      const int columns = rows[i % 2] < t.rows ? d : 0;
       if (d % 2 == 0) {
-        a[i] = at < d ? *reinterpret_cast<const u32*>(q[i % 2] + at) : 0;
+        a[i] = at < columns ? *reinterpret_cast<const u32*>(q[i % 2] + at) : 0;
       } else {
-        const u32 low = at < d ? q[i % 2][at].bits : 0, high = at + 1 < d ? q[i % 2][at + 1].bits : 0;
+        const u32 low = at < columns ? q[i % 2][at].bits : 0, high = at + 1 < columns ? q[i % 2][at + 1].bits : 0;
         a[i] = low | high << 16;
       }
     }
   };
+  Slots slots = find_slots(p, t, t.begin * KEYS);
   auto load_keys = [&](int block) {
     const int stage = STAGES == 1 ? 0 : block % STAGES;
-    load_block<D, K_PITCH>(p, t, k_cache, block * KEYS, 0, k_stage + stage * KEYS * K_PITCH);
-    load_block<V, V_PITCH>(p, t, v_cache, block * KEYS, column, v_stage + stage * KEYS * V_PITCH);
+    load_block<D, K_PITCH>(p, t, k_cache, slots, block * KEYS, 0, k_stage + stage * KEYS * K_PITCH);
+    load_block<V, V_PITCH>(p, t, v_cache, slots, block * KEYS, column, v_stage + stage * KEYS * V_PITCH);
+    slots = find_slots(p, t, (block + 1) * KEYS);  // they are there by the time that they are needed
   };
 
   u32 q_fragment[KEEP_Q ? D / 16 : 1][4];
@@ -366,7 +384,8 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
       for (int i = 0; i < 4; ++i) total[r][n][i] = 0.0f;
     }
   }
-  load_block<D, PITCH>(p, t, k_cache, t.begin * KEYS, 0, k);
+  Slots slots = find_slots(p, t, t.begin * KEYS), next = slots;
+  load_block<D, PITCH>(p, t, k_cache, slots, t.begin * KEYS, 0, k);
   cp_async_commit();
   for (int segment = t.begin; segment < t.end; segment += SEGMENT_BLOCKS) {
     const int segment_end = segment + SEGMENT_BLOCKS < t.end ? segment + SEGMENT_BLOCKS : t.end;
@@ -383,8 +402,9 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
     for (int block = segment; block < segment_end; ++block) {
       const int start = block * KEYS;
       const bool sees = has_rows && start < most;
+      next = find_slots(p, t, start + KEYS);
       if (!SHARE) {
-        load_block<D, PITCH>(p, t, v_cache, start, 0, v);
+        load_block<D, PITCH>(p, t, v_cache, slots, start, 0, v);
         cp_async_commit();
       }
       cp_async_wait<SHARE ? 0 : 1>();
@@ -426,9 +446,9 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
       }
       __syncthreads();  // all are done with K
       if (SHARE) {
-        load_block<D, PITCH>(p, t, v_cache, start, 0, v);
+        load_block<D, PITCH>(p, t, v_cache, slots, start, 0, v);
       } else if (block + 1 < t.end) {
-        load_block<D, PITCH>(p, t, k_cache, start + KEYS, 0, k);
+        load_block<D, PITCH>(p, t, k_cache, next, start + KEYS, 0, k);
       }
       cp_async_commit();
       cp_async_wait<SHARE ? 0 : 1>();
@@ -464,9 +484,10 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
       }
       __syncthreads();  // all are done with V
       if (SHARE && block + 1 < t.end) {
-        load_block<D, PITCH>(p, t, k_cache, start + KEYS, 0, k);
+        load_block<D, PITCH>(p, t, k_cache, next, start + KEYS, 0, k);
         cp_async_commit();
       }
+      slots = next;
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -502,7 +523,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
         float out[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) out[i] = total[r][n][i] * inverse;
-        store(to, n * 64 + x * 4, d, d % 4 == 0, out);
+        store_elements(to, n * 64 + x * 4, d, d % 4 == 0, out);
       }
     }
   }
@@ -551,7 +572,7 @@ __device__ __forceinline__ void combine(const Params& p) {
   for (int n = 0; n < 2; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) total[n][i] *= inverse;
-    store(to, n * 128 + lane * 4, d, d % 4 == 0, total[n]);
+    store_elements(to, n * 128 + lane * 4, d, d % 4 == 0, total[n]);
   }
 }
 
@@ -559,19 +580,19 @@ __device__ __forceinline__ void combine(const Params& p) {
   extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ Params p) { \
     CALL(p);                                                                                           \
   }
-KERNEL(paged_attention_fwd_bf16_d64, (forward_bf16<64, 64, 2, false>))
-KERNEL(paged_attention_fwd_bf16_d80, (forward_bf16<80, 80, 2, false>))
-KERNEL(paged_attention_fwd_bf16_d128, (forward_bf16<128, 128, 2, false>))
-KERNEL(paged_attention_fwd_bf16_d256, (forward_bf16<256, 64, 1, false>))
-KERNEL(paged_attention_fwd_bf16_d64_split, (forward_bf16<64, 64, 2, true>))
-KERNEL(paged_attention_fwd_bf16_d80_split, (forward_bf16<80, 80, 2, true>))
-KERNEL(paged_attention_fwd_bf16_d128_split, (forward_bf16<128, 128, 2, true>))
-KERNEL(paged_attention_fwd_bf16_d256_split, (forward_bf16<256, 64, 1, true>))
+KERNEL(paged_attention_fwd_bf16_64, (forward_bf16<64, 64, 2, false>))
+KERNEL(paged_attention_fwd_bf16_80, (forward_bf16<80, 80, 2, false>))
+KERNEL(paged_attention_fwd_bf16_128, (forward_bf16<128, 128, 2, false>))
+KERNEL(paged_attention_fwd_bf16_256, (forward_bf16<256, 64, 1, false>))
+KERNEL(paged_attention_fwd_bf16_64_split, (forward_bf16<64, 64, 2, true>))
+KERNEL(paged_attention_fwd_bf16_80_split, (forward_bf16<80, 80, 2, true>))
+KERNEL(paged_attention_fwd_bf16_128_split, (forward_bf16<128, 128, 2, true>))
+KERNEL(paged_attention_fwd_bf16_256_split, (forward_bf16<256, 64, 1, true>))
 KERNEL(paged_attention_fwd_bf16_combine, combine<bf16>)
-KERNEL(paged_attention_fwd_f32_d64, (forward_f32<1, false, false>))
-KERNEL(paged_attention_fwd_f32_d128, (forward_f32<2, false, false>))
-KERNEL(paged_attention_fwd_f32_d256, (forward_f32<4, true, false>))
-KERNEL(paged_attention_fwd_f32_d64_split, (forward_f32<1, false, true>))
-KERNEL(paged_attention_fwd_f32_d128_split, (forward_f32<2, false, true>))
-KERNEL(paged_attention_fwd_f32_d256_split, (forward_f32<4, true, true>))
+KERNEL(paged_attention_fwd_f32_64, (forward_f32<1, false, false>))
+KERNEL(paged_attention_fwd_f32_128, (forward_f32<2, false, false>))
+KERNEL(paged_attention_fwd_f32_256, (forward_f32<4, true, false>))
+KERNEL(paged_attention_fwd_f32_64_split, (forward_f32<1, false, true>))
+KERNEL(paged_attention_fwd_f32_128_split, (forward_f32<2, false, true>))
+KERNEL(paged_attention_fwd_f32_256_split, (forward_f32<4, true, true>))
 KERNEL(paged_attention_fwd_f32_combine, combine<float>)

@@ -1,13 +1,20 @@
 #![allow(unsafe_code)]
 
-use super::{BLOCK, Params, cpu, fwd, work};
+use super::{BLOCK, Params, bytes_of_parts, fwd, work};
 use crate::DType::{BF16, F32};
 use crate::attention::{self, FwdParams};
+use crate::compare::assert_close;
 use crate::simd::{Isa, isa};
-use crate::testing::{Data, addr, numbers};
+use crate::testing::{Data, Device, addr, device, for_each_device, numbers, run};
 use crate::{Addr, DType, Team};
 use half::bf16;
 use proptest::prelude::*;
+
+for_each_device!(
+    equals_the_packed_rows_of_the_cpu,
+    a_prompt_cut_anyhow_gives_the_same_bits,
+    a_decoded_token_gives_the_same_bits_with_parts_and_without,
+);
 
 /// Heads and sizes of a model.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +94,10 @@ fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
         scale: model.scale(),
         max_seqlen: sequences.iter().map(|s| s.len).max().unwrap_or(0) as u32,
     };
+    if device() == Device::Sim {
+        run(&attention::fwd(model.dtype, &params, 0.0), threads);
+        return bits(&o);
+    }
     let team = Team::new(threads);
     // SAFETY: the addresses are those of live arrays of the documented sizes; the machine has the instruction set.
     unsafe {
@@ -143,12 +154,18 @@ fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, s
         page: page as u32,
         reserved: 0,
     };
+    if device() == Device::Sim {
+        let parts = Data::output(F32, bytes_of_parts(&params) / 4);
+        let workspace = if seed % 3 == 0 { Addr::NULL } else { parts.addr() };
+        run(&fwd(model.dtype, &Params { workspace, ..params }, 0.0, 0.0), threads);
+        return bits(&o);
+    }
     let team = Team::new(threads);
     // SAFETY: the addresses are those of live arrays of the documented sizes; the machine has the instruction set.
     unsafe {
         match model.dtype {
-            F32 => cpu::fwd_on::<f32>(model.isa, &params, &team),
-            _ => cpu::fwd_on::<bf16>(model.isa, &params, &team),
+            F32 => super::cpu::fwd_on::<f32>(model.isa, &params, &team),
+            _ => super::cpu::fwd_on::<bf16>(model.isa, &params, &team),
         }
     }
     bits(&o)
@@ -240,4 +257,125 @@ fn work_counts_what_each_new_token_sees() {
     };
     let cost = fwd(BF16, &params, 10.0, 10.0).cost();
     assert_eq!((cost.flops, cost.bytes), (4.0 * 8.0 * 4.0 * 10.0, 2.0 * 2.0 * 8.0 * (4.0 + 2.0 * 10.0)));
+}
+
+fn values(bits: &[u32]) -> Vec<f32> {
+    bits.iter().map(|&b| f32::from_bits(b)).collect()
+}
+
+/// The cpu's packed kernel is held to the formula.
+fn equals_the_packed_rows_of_the_cpu() {
+    let sizes = [
+        // (heads, key heads), head_dim, (keys, new tokens) of each sequence
+        ((4, 1), 128, vec![(130, 130), (65, 1), (0, 0), (64, 3)]),
+        ((8, 1), 64, vec![(513, 1), (1, 1), (600, 5)]),
+        ((14, 2), 80, vec![(70, 2), (17, 17)]),
+        ((3, 3), 72, vec![(66, 66)]),
+        ((2, 1), 256, vec![(80, 20)]),
+        ((6, 3), 5, vec![(67, 9), (3, 1)]),
+    ];
+    for (dtype, tol) in [(F32, 3e-6), (BF16, 5e-3)] {
+        for (i, ((heads, kv_heads), head_dim, lengths)) in sizes.iter().enumerate() {
+            let model = Model { heads: *heads, kv_heads: *kv_heads, head_dim: *head_dim, dtype, isa: isa() };
+            let tokens: Vec<Tokens> =
+                lengths.iter().enumerate().map(|(n, l)| Tokens::new(&model, l.0, (7 * i + n) as u64)).collect();
+            let batch: Vec<(&Tokens, usize, usize)> = tokens.iter().zip(lengths).map(|(t, l)| (t, l.0, l.1)).collect();
+            for seed in [3 * i, 3 * i + 1] {
+                let got = paged(&model, &batch, 2, seed);
+                let mut first = 0;
+                for (t, (keys, new)) in tokens.iter().zip(lengths) {
+                    let whole = on_cpu(|| packed(&model, &[t], 1));
+                    let want: Vec<f64> =
+                        values(&whole[(keys - new) * model.row()..]).iter().map(|&x| x as f64).collect();
+                    let got = values(&got[first..first + want.len()]);
+                    assert_close(&format!("{model:?} {keys} keys, seed {seed}"), &got, &want, tol, f64::MAX);
+                    first += want.len();
+                }
+            }
+        }
+    }
+}
+
+fn a_prompt_cut_anyhow_gives_the_same_bits() {
+    let short = [((4, 1), 128, 70), ((7, 1), 80, 66), ((3, 1), 20, 65), ((2, 1), 200, 66)];
+    // More than a segment of keys.
+    let long = ((1, 1), 64, 520);
+    for dtype in [F32, BF16] {
+        for ((heads, kv_heads), head_dim, len) in short.into_iter().chain((dtype == BF16).then_some(long)) {
+            let model = Model { heads, kv_heads, head_dim, dtype, isa: isa() };
+            let (me, other) = (Tokens::new(&model, len, 1), Tokens::new(&model, 40, 2));
+            let row = model.row();
+            let want = packed(&model, &[&me], 1);
+            let prefill = paged(&model, &[(&other, 40, 1), (&me, len, len)], 1, 3);
+            assert!(prefill[row..] == want, "{model:?}: prefill");
+            // A second chunk, with and without parts, with other pages.
+            let cut = len / 2 + 3;
+            for seed in [4, 6] {
+                let chunk = paged(&model, &[(&me, len, len - cut), (&other, 9, 9)], 1, seed);
+                assert!(chunk[..(len - cut) * row] == want[cut * row..], "{model:?}: second chunk, seed {seed}");
+            }
+            for (keys, seed) in [(len, 0), (len, 1), (64, 7), (63, 9), (1, 10)] {
+                let got = paged(&model, &[(&other, 30, 1), (&me, keys, 1)], 1, seed);
+                assert!(got[row..] == want[(keys - 1) * row..keys * row], "{model:?}: {keys} keys, seed {seed}");
+            }
+        }
+    }
+}
+
+fn a_decoded_token_gives_the_same_bits_with_parts_and_without() {
+    for dtype in [F32, BF16] {
+        for (heads, head_dim, len) in [(7, 128, 1090), (2, 64, 513), (8, 80, 1024)] {
+            let model = Model { heads, kv_heads: 1, head_dim, dtype, isa: isa() };
+            let (me, row) = (Tokens::new(&model, len, 1), model.row());
+            let want = paged(&model, &[(&me, len, 3)], 1, 0);
+            for seed in [1, 2, 3, 4] {
+                let got = paged(&model, &[(&me, len - 1, 1), (&me, len, 1)], 1, seed);
+                assert!(got == want[row..], "{model:?}, {len} keys, seed {seed}");
+            }
+        }
+    }
+}
+
+/// What `f` gives on the cpu.
+fn on_cpu<R>(f: impl FnOnce() -> R) -> R {
+    crate::testing::on(Device::Cpu, f)
+}
+
+#[test]
+fn keys_are_read_once_and_without_bank_conflicts() {
+    crate::testing::on_sim(|| {
+        let (keys, heads, head_dim, page) = (1024usize, 7, 128, 64);
+        let kv = Data::new(BF16, &numbers(keys * head_dim, 1, 1.0));
+        let (q, o) = (Data::new(BF16, &numbers(heads * head_dim, 2, 1.0)), Data::output(BF16, heads * head_dim));
+        let (cu_seqlens, kv_lens): ([i32; 2], [i32; 1]) = ([0, 1], [keys as i32]);
+        let tables: Vec<i32> = (0..(keys / page) as i32).collect();
+        let params = Params {
+            q: q.addr(),
+            k_cache: kv.addr(),
+            v_cache: kv.addr(),
+            o: o.addr(),
+            cu_seqlens: addr(&cu_seqlens),
+            kv_lens: addr(&kv_lens),
+            block_tables: addr(&tables),
+            tokens: 1,
+            seqs: 1,
+            heads: heads as u32,
+            kv_heads: 1,
+            head_dim: head_dim as u32,
+            max_blocks: tables.len() as u32,
+            scale: 0.1,
+            max_kv_len: keys as u32,
+            page: page as u32,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        let parts = Data::output(F32, bytes_of_parts(&params) / 4);
+        for workspace in [Addr::NULL, parts.addr()] {
+            let launch = fwd(BF16, &Params { workspace, ..params }, keys as f64, keys as f64);
+            let (count, cost) = (crate::testing::counted(&launch), launch.cost());
+            let bytes = (count.global_read + count.global_written) as f64;
+            println!("{bytes} of {}; {:?}", cost.bytes, count);
+            assert!(bytes <= 1.1 * cost.bytes, "{bytes} bytes, {} at least", cost.bytes);
+            assert_eq!(count.wavefronts, count.wavefronts_least);
+        }
+    });
 }

@@ -2,7 +2,9 @@ use super::{ClipParams, SumSquaresParams, WeightedSumParams, cases, clip, formul
 use crate::DType;
 use crate::DType::{BF16, F32};
 use crate::compare::assert_close;
-use crate::testing::{Data, addr, addr_mut, numbers, run};
+use crate::testing::{Data, addr, addr_mut, for_each_device, numbers, run};
+
+for_each_device!(weighted_sums, norms_of_many_tensors, what_is_not_finite_stays_visible);
 
 fn partials(dtype: DType, x: &Data, n: usize, threads: usize) -> Vec<f64> {
     let mut partial = vec![f64::NAN; parts(n)];
@@ -24,7 +26,6 @@ fn norm_and_factor(partials: &[f64], max_norm: f32) -> [f32; 2] {
     out
 }
 
-#[test]
 fn weighted_sums() {
     for n in cases() {
         let (x, w) = (numbers(n, 1, 1.0), numbers(n, 2, 1.0));
@@ -35,7 +36,6 @@ fn weighted_sums() {
     }
 }
 
-#[test]
 fn norms_of_many_tensors() {
     for dtype in [F32, BF16] {
         let tensors: Vec<Data> = cases().iter().map(|&n| Data::new(dtype, &numbers(n, n as u64, 0.01))).collect();
@@ -51,7 +51,6 @@ fn norms_of_many_tensors() {
     }
 }
 
-#[test]
 fn what_is_not_finite_stays_visible() {
     for (poison, seen) in [(f32::NAN, f32::NAN), (f32::INFINITY, f32::INFINITY), (f32::NEG_INFINITY, f32::INFINITY)] {
         for dtype in [F32, BF16] {

@@ -176,7 +176,7 @@ __device__ __forceinline__ void backward(const P& p, Shared& shared) {
   const auto fetch = [&](u64 row) {
     next_x.load(xs + row * cols, cols, vector);
     next_dy.load(dys + row * cols, cols, vector);
-    next_rstd = rstds[row];
+    next_rstd = load_for_warp(rstds + row);
   };
   if (AHEAD && row < end) fetch(row);
   for (u32 i = 0; i < steps; ++i, row += step) {

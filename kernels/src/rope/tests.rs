@@ -1,9 +1,11 @@
 use super::{ApplyParams, TableParams, apply, cases, formula, table};
 use crate::DType::{BF16, F32};
 use crate::compare::assert_close;
-use crate::testing::{Data, addr, numbers, run};
+use crate::testing::{Data, addr, for_each_device, numbers, on_sim, run};
 use crate::{Addr, DType};
 use proptest::prelude::*;
+
+for_each_device!(application_equals_the_formula_and_its_transpose);
 
 fn make_table(positions: &[i32], inv_freq: &[f32], axis: &[i32], tokens: usize, threads: usize) -> (Data, Data) {
     let n = tokens * inv_freq.len();
@@ -28,22 +30,36 @@ fn ulps(got: f32, want: f64) -> f64 {
     (got as f64 - want).abs() / unit
 }
 
+/// Tokens, frequencies, axes, bits of the positions, threads, seed.
+type Table = (usize, usize, usize, u32, usize, u64);
+
+fn any_table() -> impl Strategy<Value = Table> {
+    (0usize..40, 1usize..70, 1usize..4, 0u32..31, 1usize..4, any::<u64>())
+}
+
+fn the_table_is_right_to_an_ulp((tokens, half, axes, magnitude, threads, seed): Table) {
+    let random = numbers(axes * tokens + half, seed, 1.0);
+    let limit = (1i64 << magnitude) as f32;
+    let positions: Vec<i32> = random[..axes * tokens].iter().map(|x| (x * limit) as i32).collect();
+    let axis: Vec<i32> = (0..half).map(|f| ((f as u64 * 7 + seed % 5) % axes as u64) as i32).collect();
+    let inv_freq: Vec<f32> = (0..half).map(|f| 10_000f32.powf(-(f as f32) / half as f32)).collect();
+    let (cos, sin) = make_table(&positions, &inv_freq, &axis, tokens, threads);
+    let (want_cos, want_sin) = formula::table(&positions, &inv_freq, &axis, tokens);
+    for (got, want) in cos.values().iter().zip(&want_cos).chain(sin.values().iter().zip(&want_sin)) {
+        assert!(ulps(*got, *want) <= 1.0, "{got} {want}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
     #[test]
-    fn the_table_is_right_to_an_ulp(
-        tokens in 0usize..40, half in 1usize..70, axes in 1usize..4, magnitude in 0u32..31, threads in 1usize..4, seed: u64
-    ) {
-        let random = numbers(axes * tokens + half, seed, 1.0);
-        let limit = (1i64 << magnitude) as f32;
-        let positions: Vec<i32> = random[..axes * tokens].iter().map(|x| (x * limit) as i32).collect();
-        let axis: Vec<i32> = (0..half).map(|f| ((f as u64 * 7 + seed % 5) % axes as u64) as i32).collect();
-        let inv_freq: Vec<f32> = (0..half).map(|f| 10_000f32.powf(-(f as f32) / half as f32)).collect();
-        let (cos, sin) = make_table(&positions, &inv_freq, &axis, tokens, threads);
-        let (want_cos, want_sin) = formula::table(&positions, &inv_freq, &axis, tokens);
-        for (got, want) in cos.values().iter().zip(&want_cos).chain(sin.values().iter().zip(&want_sin)) {
-            prop_assert!(ulps(*got, *want) <= 1.0, "{got} {want}");
-        }
+    fn table_on_cpu(table in any_table()) {
+        the_table_is_right_to_an_ulp(table);
+    }
+
+    #[test]
+    fn table_on_sim(table in any_table()) {
+        on_sim(|| the_table_is_right_to_an_ulp(table));
     }
 }
 
@@ -61,7 +77,6 @@ fn turned(dtype: DType, x: &Data, y: Addr, tables: (&Data, &Data), case: (usize,
     run(&apply(dtype, &params), 3);
 }
 
-#[test]
 fn application_equals_the_formula_and_its_transpose() {
     for (dtype, tol) in [(F32, 1e-6), (BF16, 4e-3)] {
         for (tokens, heads, d, largest) in cases() {

@@ -1,6 +1,8 @@
 use super::{GatherParams, ScatterParams, cases, formula, gather, scatter};
 use crate::DType::{BF16, F32};
-use crate::testing::{Data, addr, numbers, run};
+use crate::testing::{Data, addr, for_each_device, numbers, run};
+
+for_each_device!(gathers_and_scatters);
 
 /// `m` different rows of `n` in a scattered order; the fourth is outside.
 fn index(n: usize, m: usize) -> Vec<i32> {
@@ -12,7 +14,6 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-#[test]
 fn gathers_and_scatters() {
     for (n, m, cols) in cases() {
         for dtype in [F32, BF16] {

@@ -125,7 +125,7 @@ struct Row {
     const int id = tile + threadIdx.x % 32 * 4;
     if (id >= vocab) return;
     float logit[4];
-    load(logits, id, vocab, vector, logit);
+    load_elements(logits, id, vocab, vector, logit);
     const u32 other = marks[id / 32] >> id % 32, forbidden = marks[words + id / 32] >> id % 32;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {

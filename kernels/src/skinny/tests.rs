@@ -1,8 +1,15 @@
 use super::{Params, Weight, cases, formula, linear, swiglu};
 use crate::DType::{BF16, F32};
 use crate::compare::assert_close;
-use crate::testing::{Data, addr, numbers, run};
+use crate::testing::{Data, addr, for_each_device, numbers, run};
 use crate::{Addr, DType};
+
+for_each_device!(
+    linear_equals_the_formula_with_and_without_bias_and_residual,
+    a_residual_may_be_the_output,
+    swiglu_equals_the_formula,
+    a_row_does_not_know_its_batch,
+);
 
 /// A weight with its scales, as stored and as numbers.
 struct Stored {
@@ -84,7 +91,6 @@ fn all(mut f: impl FnMut(DType, Weight, (usize, usize, usize), f64)) {
     }
 }
 
-#[test]
 fn linear_equals_the_formula_with_and_without_bias_and_residual() {
     all(|dtype, kind, case, tol| {
         let given = Given::new(dtype, kind, case);
@@ -110,7 +116,6 @@ fn linear_equals_the_formula_with_and_without_bias_and_residual() {
     });
 }
 
-#[test]
 fn a_residual_may_be_the_output() {
     for kind in [Weight::Bf16, Weight::Int8] {
         let given = Given::new(F32, kind, (3, 20, 100));
@@ -122,7 +127,6 @@ fn a_residual_may_be_the_output() {
     }
 }
 
-#[test]
 fn swiglu_equals_the_formula() {
     all(|dtype, kind, case, tol| {
         let given = Given::new(dtype, kind, case);
@@ -134,7 +138,6 @@ fn swiglu_equals_the_formula() {
     });
 }
 
-#[test]
 fn a_row_does_not_know_its_batch() {
     all(|dtype, kind, case, _| {
         let given = Given::new(dtype, kind, case);
@@ -145,6 +148,26 @@ fn a_row_does_not_know_its_batch() {
             run(&launch(dtype, kind, &given.params(&alone, 1)), 1);
             let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&whole.values()[..n]), bits(&alone.values()), "{dtype} {kind:?} {case:?}");
+        }
+    });
+}
+
+#[test]
+fn the_weight_is_read_once_and_without_bank_conflicts() {
+    crate::testing::on_sim(|| {
+        for kind in [Weight::Bf16, Weight::Int8] {
+            let given = Given::new(BF16, kind, (1, 64, 4096));
+            let y = Data::output(BF16, 64);
+            for launch in [linear, swiglu] {
+                let launch = launch(BF16, kind, &given.params(&y, 1));
+                let (count, cost) = (crate::testing::counted(&launch), launch.cost());
+                let bytes = (count.global_read + count.global_written) as f64;
+                // x is read again by every block of 16 columns: 1/16 of a bf16 weight, 1/8 of an int8 weight.
+                let again = if kind == Weight::Bf16 { 1.1 } else { 1.17 };
+                assert!(bytes <= again * cost.bytes, "{}: {bytes} bytes, {} at least", launch.name(), cost.bytes);
+                let extra = count.wavefronts - count.wavefronts_least;
+                assert!(extra * 20 <= count.wavefronts.max(20 * 64), "{}: {extra} more wavefronts", launch.name());
+            }
         }
     });
 }

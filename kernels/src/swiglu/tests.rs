@@ -1,9 +1,10 @@
 use super::{BwdParams, FwdParams, bwd, cases, formula, fwd};
 use crate::DType::{BF16, F32};
 use crate::compare::assert_close;
-use crate::testing::{Data, numbers, run};
+use crate::testing::{Data, for_each_device, numbers, run};
 
-#[test]
+for_each_device!(equals_the_formula, gradient_equals_differences_of_the_formula);
+
 fn equals_the_formula() {
     for (dtype, tol) in [(F32, 1e-6), (BF16, 4e-3)] {
         for (n, scale) in cases() {
@@ -15,7 +16,6 @@ fn equals_the_formula() {
     }
 }
 
-#[test]
 fn gradient_equals_differences_of_the_formula() {
     for (dtype, tol) in [(F32, 1e-4), (BF16, 4e-3)] {
         for (n, scale) in cases() {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Category, Device, MappedFile};
+use crate::error::Result;
 
 /// Device memory, or a part of a mapped file.
 pub struct Buffer {
@@ -66,21 +67,25 @@ impl Buffer {
 
     /// Copies to the host from `offset`.
     ///
+    /// # Errors
+    /// What the device reports: bytes that nobody wrote, where it can tell.
+    ///
     /// # Panics
     /// Beyond the buffer.
-    pub fn download(&self, offset: usize, to: &mut [u8]) {
+    pub fn download(&self, offset: usize, to: &mut [u8]) -> Result<()> {
         assert!(offset + to.len() <= self.bytes, "download of {} bytes at {offset} from {self:?}", to.len());
-        if !to.is_empty() {
-            self.device.0.backend.download(self.addr + offset as u64, to);
-        }
+        if to.is_empty() { Ok(()) } else { self.device.0.backend.download(self.addr + offset as u64, to) }
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
         self.device.0.memory.sub(self.category, self.bytes);
-        if self.file.is_none() && self.bytes > 0 {
-            self.device.0.backend.free(self.addr, self.bytes);
+        let backend = &self.device.0.backend;
+        match &self.file {
+            _ if self.bytes == 0 => {}
+            None => backend.free(self.addr, self.bytes),
+            Some(_) => backend.unmap(self.addr, self.bytes),
         }
     }
 }

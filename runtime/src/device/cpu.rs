@@ -115,9 +115,10 @@ impl Backend for Cpu {
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) }
     }
 
-    fn download(&self, from: u64, to: &mut [u8]) {
+    fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
         // SAFETY: `Buffer::download` checked the range; memory is initialised from its allocation on.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) }
+        Ok(())
     }
 }
 
@@ -185,7 +186,7 @@ mod tests {
             let addr = cpu.alloc(bytes).unwrap();
             assert_eq!(addr % ALIGN as u64, 0);
             let mut out = vec![1u8; bytes];
-            cpu.download(addr, &mut out);
+            cpu.download(addr, &mut out).unwrap();
             assert!(out.iter().all(|b| *b == 0), "{bytes}");
             cpu.upload(addr, &vec![7u8; bytes]);
             cpu.free(addr, bytes);

@@ -39,7 +39,8 @@ impl Backend for Dry {
 
     fn upload(&self, _to: u64, _from: &[u8]) {}
 
-    fn download(&self, _from: u64, to: &mut [u8]) {
+    fn download(&self, _from: u64, to: &mut [u8]) -> Result<()> {
         to.fill(0);
+        Ok(())
     }
 }

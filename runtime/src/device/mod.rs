@@ -1,4 +1,4 @@
-//! Where tensors live and launches run: `cpu` executes, `dry` only counts. All of the crate's `unsafe` is below here.
+//! Where tensors live and launches run: `cpu` executes, `sim` simulates the CUDA kernels, `dry` only counts. All of the crate's `unsafe` is below here.
 
 pub mod buffer;
 mod cpu;
@@ -6,6 +6,7 @@ mod dry;
 pub mod mapped_file;
 mod memory;
 mod profile;
+mod sim;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,6 +17,7 @@ pub use buffer::Buffer;
 pub use mapped_file::MappedFile;
 pub use memory::{Category, MemoryUse};
 pub use profile::{Event, OpTotals, Profile};
+pub use sim::SimOptions;
 
 use crate::error::{Error, Result};
 use memory::Memory;
@@ -29,7 +31,13 @@ trait Backend: Send + Sync {
     fn free(&self, addr: u64, bytes: usize);
     fn launch(&self, launch: &Launch) -> Result<()>;
     fn upload(&self, to: u64, from: &[u8]);
-    fn download(&self, from: u64, to: &mut [u8]);
+    fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
+    /// Memory with the contents of a mapped file's part (> 0 bytes), which lives longer: in place where the device can.
+    fn map(&self, part: &[u8]) -> Option<u64> {
+        Some(part.as_ptr() as u64)
+    }
+    /// The end of what `map` gave.
+    fn unmap(&self, _addr: u64, _bytes: usize) {}
 }
 
 struct Inner {
@@ -65,7 +73,15 @@ impl Device {
         device
     }
 
-    /// `cpu` or `dry`.
+    /// A device that runs the CUDA kernels on the simulator and fails on whatever it finds wrong with them: slow, and without a GPU.
+    ///
+    /// # Errors
+    /// NVRTC, which compiles the kernels, is not there.
+    pub fn sim(options: SimOptions) -> Result<Device> {
+        Ok(Device::new(sim::Sim::new(options)?))
+    }
+
+    /// `cpu`, `sim` or `dry`.
     pub fn name(&self) -> &'static str {
         self.0.backend.name()
     }
@@ -86,11 +102,7 @@ impl Device {
     /// [`Error::OutOfMemory`].
     pub fn alloc(&self, bytes: usize, category: Category) -> Result<Buffer> {
         let addr = if bytes == 0 { Some(0) } else { self.0.backend.alloc(bytes) };
-        let addr = addr.ok_or_else(|| Error::OutOfMemory {
-            bytes,
-            category: category.name(),
-            in_use: self.0.memory.usage().current,
-        })?;
+        let addr = addr.ok_or_else(|| self.no_room(bytes, category))?;
         self.0.memory.add(category, bytes);
         Ok(Buffer::owned(self.clone(), addr, bytes, category))
     }
@@ -108,8 +120,14 @@ impl Device {
                 bytes.len()
             ))
         })?;
+        let addr = if len == 0 { Some(0) } else { self.0.backend.map(part) };
+        let addr = addr.ok_or_else(|| self.no_room(len, Category::Weights))?;
         self.0.memory.add(Category::Weights, len);
-        Ok(Buffer::mapped(self.clone(), part.as_ptr() as u64, len, file.clone()))
+        Ok(Buffer::mapped(self.clone(), addr, len, file.clone()))
+    }
+
+    fn no_room(&self, bytes: usize, category: Category) -> Error {
+        Error::OutOfMemory { bytes, category: category.name(), in_use: self.0.memory.usage().current }
     }
 
     /// Executes a launch; later launches see what it wrote.

@@ -262,16 +262,19 @@ impl Tensor {
     }
 
     /// The elements' bytes.
-    pub fn read_bytes(&self) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn read_bytes(&self) -> Result<Vec<u8>> {
         let mut out = vec![0; self.bytes()];
-        self.0.buffer.download(self.0.offset, &mut out);
-        out
+        self.0.buffer.download(self.0.offset, &mut out)?;
+        Ok(out)
     }
 
     /// The elements as f32 (F32 or BF16, widened).
     ///
     /// # Errors
-    /// A tensor of integers.
+    /// A tensor of integers, or what the device reports.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         match self.dtype() {
             DType::F32 => self.read(),
@@ -283,7 +286,7 @@ impl Tensor {
     /// The elements as i32.
     ///
     /// # Errors
-    /// A tensor of anything else.
+    /// A tensor of anything else, or what the device reports.
     pub fn to_i32(&self) -> Result<Vec<i32>> {
         match self.dtype() {
             DType::I32 => self.read(),
@@ -293,7 +296,7 @@ impl Tensor {
 
     fn read<T: bytemuck::Pod>(&self) -> Result<Vec<T>> {
         let mut out = vec![T::zeroed(); self.count()];
-        self.0.buffer.download(self.0.offset, bytemuck::cast_slice_mut(&mut out));
+        self.0.buffer.download(self.0.offset, bytemuck::cast_slice_mut(&mut out))?;
         Ok(out)
     }
 }

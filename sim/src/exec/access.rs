@@ -351,6 +351,9 @@ impl Machine<'_> {
                 Place::Global(i) => self.memory.get(i).base + c.offset,
                 Place::Shared(_) => c.offset + layout::SHARED_START as u64,
             };
+            if self.report_dependent(site, access, c, address) {
+                continue;
+            }
             self.report_conflict(site, access, place, c, address, same >> c.lane & 1 != 0);
         }
     }
@@ -392,6 +395,22 @@ impl Machine<'_> {
                     format!("{verb} of {space} memory at {address:#x} whose {what} of line {line} this thread has not seen complete")
                 });
             }
+            ConflictKind::ProxyRead if !self.options.strict_proxy => {
+                let (line, _) = crate::finding::source(self.program, self.kernel, site.pc);
+                let (other, _) = crate::finding::source(self.program, self.kernel, c.other.1);
+                let note = format!(
+                    "line {line}: the async proxy overwrites {space} memory that line {other} read, without fence.proxy.async"
+                );
+                *self.notes.entry(note).or_insert(0) += 1;
+            }
+            ConflictKind::ProxyRead => {
+                let other = c.other.1;
+                let (line, _) = crate::finding::source(self.program, self.kernel, other);
+                let who = self.thread_of(c.other.0);
+                self.report(Kind::AsyncProxy, site, Some(other), memory, || {
+                    format!("the async proxy overwrites {space} memory at {address:#x} that {who} read through the generic proxy at line {line}, without fence.proxy.async in between")
+                });
+            }
             ConflictKind::Proxy => {
                 let other = c.other.1;
                 let (line, _) = crate::finding::source(self.program, self.kernel, other);
@@ -412,7 +431,9 @@ impl Machine<'_> {
         }
         let [gx, gy, _] = self.launch.grid;
         let [bx, by, _] = self.launch.block;
-        let b = agent.block();
+        let Some(b) = agent.block().checked_sub(self.pair.first_block()) else {
+            return "a thread of the grid before".into();
+        };
         match agent.thread_index() {
             Some(t) => format!(
                 "thread ({},{},{}) of block ({},{},{})",

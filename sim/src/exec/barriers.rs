@@ -325,7 +325,6 @@ impl Machine<'_> {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the interpreter's whole state")]
     pub(super) fn cluster_wait(
         &mut self,
         block: &mut Block,

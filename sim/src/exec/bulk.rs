@@ -201,7 +201,11 @@ impl Machine<'_> {
             _ => None,
         };
         let end = End::Credit(bars.into_iter().map(|p| (p, size)).collect());
-        self.start_flight(block, warp, InFlight { op: Some(op), effect: Effect { pieces, reduce, bytes: None }, end });
+        self.start_flight(
+            block,
+            warp,
+            InFlight { op: Some(op), effect: Effect { pieces, reduce, ..Effect::default() }, end },
+        );
     }
 
     fn destination_ranks(&self, mask: Option<u16>) -> Vec<Option<u32>> {
@@ -233,7 +237,7 @@ impl Machine<'_> {
         site: Site,
     ) -> Option<TensorMap> {
         let _ = fragment;
-        if address % 64 != 0 {
+        if !address.is_multiple_of(64) {
             self.report(Kind::Misaligned, site, None, None, || {
                 format!("a tensor map at {address:#x}, which is not a multiple of 64")
             });
@@ -301,12 +305,13 @@ impl Machine<'_> {
         copy.for_each_run(|r| runs.push(r));
         // Shared side: all bytes of the box.
         let (read_op, write_op) = ops;
-        if copy.is_dense() {
+        // Elements outside of the tensor are not stored, so not read.
+        if copy.is_dense() && (load || runs.iter().all(|r| r.global.is_some())) {
             let write = load.then_some(Strength::Weak);
             let op = if load { write_op } else { read_op };
             self.async_access(block, warp, op, lane, place, base, spread, write, pc);
         } else {
-            for r in &runs {
+            for r in runs.iter().filter(|r| load || r.global.is_some()) {
                 let at = base + (r.shared - start) as u64;
                 let write = load.then_some(Strength::Weak);
                 let op = if load { write_op } else { read_op };
@@ -395,11 +400,7 @@ impl Machine<'_> {
             bytes = n;
         }
         let end = End::Credit(bars.into_iter().map(|p| (p, bytes)).collect());
-        self.start_flight(
-            block,
-            warp,
-            InFlight { op: Some(op), effect: Effect { pieces, reduce: None, bytes: None }, end },
-        );
+        self.start_flight(block, warp, InFlight { op: Some(op), effect: Effect { pieces, ..Effect::default() }, end });
     }
 
     fn bulk_store(
@@ -474,7 +475,7 @@ impl Machine<'_> {
             Completion::Random => self.rng.below(3) == 0,
         };
         let _ = job.site;
-        let effect = Effect { pieces: job.pieces, reduce: job.reduce, bytes: None };
+        let effect = Effect { pieces: job.pieces, reduce: job.reduce, ..Effect::default() };
         let effect = if now {
             let own = warp.slot;
             self.apply(Some((block, own)), &effect);
@@ -590,7 +591,7 @@ impl Machine<'_> {
             self.async_access(block, warp, op, lane, place, offset, bytes as u64, Some(strength), pc);
             let pieces = vec![Piece { to: place, at: offset, from: None, bytes: 0, fill: 0, with: [0; 16] }];
             let end = End::Credit(places.into_iter().map(|p| (p, bytes)).collect());
-            let effect = Effect { pieces, reduce, bytes: Some(data) };
+            let effect = Effect { pieces, reduce, bytes: Some(data), ..Effect::default() };
             self.start_flight(block, warp, InFlight { op: Some(op), effect, end });
         }
         Flow::Next

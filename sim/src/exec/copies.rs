@@ -5,7 +5,7 @@ use super::run::{Flow, addresses, undefined_address};
 use super::warp::{Fragment, Warp};
 use super::{Block, Completion, Machine};
 use crate::finding::{Kind, Site};
-use crate::order::{Cx, OpId, OpKind, Strength};
+use crate::order::{Access, Cx, OpId, OpKind, Strength};
 use crate::program::op::{CpAsync, Window};
 use crate::tensor_map::Reduction;
 use std::collections::VecDeque;
@@ -27,11 +27,27 @@ pub struct Piece {
     pub with: [u8; 16],
 }
 
-/// What an asynchronous operation does when it takes effect.
+/// What the lanes of a `cp.async` move.
 #[derive(Clone, Debug)]
+pub struct Row {
+    /// Lanes that have not moved theirs.
+    lanes: u32,
+    to: Place,
+    at: [u64; 32],
+    from: Place,
+    source: [u64; 32],
+    /// Bytes taken from the source by each lane, and written altogether: the rest is zero.
+    taken: [u8; 32],
+    size: u8,
+}
+
+/// What an asynchronous operation does when it takes effect.
+#[derive(Clone, Debug, Default)]
 pub struct Effect {
     /// Moves.
     pub pieces: Vec<Piece>,
+    /// Moves of `cp.async`.
+    pub rows: Vec<Row>,
     /// Combines instead of overwriting.
     pub reduce: Option<Reduction>,
     /// `st.async`: bytes that come from registers.
@@ -44,9 +60,7 @@ pub enum End {
     /// Bytes credited to mbarriers (slot, address): a multicast has several.
     Credit(Vec<((u32, u32), u32)>),
     /// Arrivals when a lane's earlier `cp.async`s are done: slot and warp, lane, the mbarrier.
-    Arrive { warp: u32, slot: u32, lane: u32, ops: Vec<OpId>, place: (u32, u32), site: Site },
-    /// By the thread's bulk group: nothing to do.
-    Group,
+    Arrive { warp: u32, slot: u32, lanes: u32, ops: Vec<(OpId, u32)>, place: (u32, u32), site: Site },
 }
 
 /// An operation on its way.
@@ -65,8 +79,8 @@ pub struct InFlight {
 struct Part {
     op: OpId,
     lanes: u32,
-    /// By lane, what is not yet done.
-    pieces: Vec<(u32, Piece)>,
+    /// What is not yet done.
+    rows: Vec<Row>,
 }
 
 /// A committed group of some lanes.
@@ -108,7 +122,7 @@ pub struct WarpCopies {
     /// Bulk groups, oldest first; the last of a lane may be open.
     pub bulk: Vec<BulkGroup>,
     /// wgmma state.
-    pub wgmma: super::matrix::WarpWgmma,
+    pub wgmma: super::wgmma::WarpWgmma,
 }
 
 impl Machine<'_> {
@@ -153,6 +167,7 @@ impl Machine<'_> {
         } else {
             self.places(block, warp, c.window, &src, reading, size as u64, pc, &mut from);
         }
+        fragment.backs = 0;
         let op = self.open_part(warp, mask, pc);
         let now = match self.options.completion {
             Completion::Earliest => true,
@@ -161,31 +176,100 @@ impl Machine<'_> {
         };
         for group in &from {
             self.count_traffic(group, size, false, pc);
+            if partial {
+                for lane in (0..32u32).filter(|l| group.lanes >> l & 1 != 0) {
+                    let offset = group.offsets[lane as usize];
+                    self.async_access(block, warp, op, lane, group.place, offset, taken(lane) as u64, None, pc);
+                }
+            } else {
+                self.async_lanes(block, warp, op, Access::Read, group, size, pc);
+            }
         }
         for group in &to {
             self.count_traffic(group, size, true, pc);
-        }
-        for group in &to {
-            for lane in (0..32u32).filter(|l| group.lanes >> l & 1 != 0) {
-                let l = lane as usize;
-                let source = from.iter().find(|g| g.lanes >> lane & 1 != 0).map(|g| (g.place, g.offsets[l]));
-                let bytes = if source.is_some() { taken(lane) } else { 0 };
-                let at = group.offsets[l];
-                let piece = Piece { to: group.place, at, from: source, bytes, fill: size - bytes, with: [0; 16] };
-                if let Some((place, offset)) = source {
-                    self.async_access(block, warp, op, lane, place, offset, bytes as u64, None, pc);
+            self.async_lanes(block, warp, op, Access::Write, group, size, pc);
+            // Lanes by where they read; those that read nothing with any.
+            let mut left = group.lanes;
+            for source in from.iter().map(Some).chain([None]) {
+                let lanes = source.map_or(left, |s| s.lanes & left);
+                left &= !lanes;
+                if lanes == 0 {
+                    continue;
                 }
-                self.async_access(block, warp, op, lane, group.place, at, size as u64, Some(Strength::Weak), pc);
+                let bytes = |l: usize| if source.is_some() { taken(l as u32) as u8 } else { 0 };
+                let row = Row {
+                    lanes,
+                    to: group.place,
+                    at: group.offsets,
+                    from: source.map_or(group.place, |s| s.place),
+                    source: source.map_or([0; 32], |s| s.offsets),
+                    taken: std::array::from_fn(bytes),
+                    size: c.size,
+                };
                 if now {
-                    let effect = Effect { pieces: vec![piece], reduce: None, bytes: None };
                     let own = warp.slot;
-                    self.apply(Some((&mut *block, own)), &effect);
+                    self.move_row(&mut Some((&mut *block, own)), &row, lanes);
+                    self.changed();
                 } else if let Some(part) = warp.copies.open.last_mut() {
-                    part.pieces.push((lane, piece));
+                    part.rows.push(row);
                 }
             }
         }
         Flow::Next
+    }
+
+    /// Checks the accesses of a `cp.async`'s lanes at issue.
+    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
+    fn async_lanes(
+        &mut self,
+        block: &mut Block,
+        warp: &Warp,
+        op: OpId,
+        access: Access,
+        group: &super::access::Group,
+        size: u32,
+        pc: u32,
+    ) {
+        if self.options.count_only {
+            return;
+        }
+        let mut found = std::mem::take(&mut self.conflicts);
+        found.clear();
+        let cx = Cx { ops: &self.ops, clusters: &self.clusters };
+        let shadow = match group.place {
+            Place::Global(i) => Some(&mut self.memory.get_mut(i).shadow),
+            Place::Shared(s) if s == warp.slot => Some(&mut block.shadow),
+            Place::Shared(s) => self.blocks[s as usize].as_mut().map(|b| &mut b.shadow),
+        };
+        if let Some(shadow) = shadow {
+            shadow.async_lanes(access, op, &warp.order, group.lanes, &group.offsets, size, pc, &cx, &mut found);
+        }
+        if !found.is_empty() {
+            self.report_conflicts(block, warp.index, access, group.place, &found, pc, 0);
+        }
+        self.conflicts = found;
+    }
+
+    /// Moves what these lanes of a row move.
+    fn move_row(&mut self, current: &mut Option<(&mut Block, u32)>, row: &Row, lanes: u32) {
+        let size = row.size as usize;
+        let mut bytes = [[0u8; 16]; 32];
+        let source = self.bytes_of(current, row.from);
+        let mut left = row.lanes & lanes;
+        while left != 0 {
+            let lane = left.trailing_zeros() as usize;
+            left &= left - 1;
+            let (from, taken) = (row.source[lane] as usize, row.taken[lane] as usize);
+            bytes[lane][..taken].copy_from_slice(&source[from..from + taken]);
+        }
+        let target = self.bytes_of(current, row.to);
+        let mut left = row.lanes & lanes;
+        while left != 0 {
+            let lane = left.trailing_zeros() as usize;
+            left &= left - 1;
+            let at = row.at[lane] as usize;
+            target[at..at + size].copy_from_slice(&bytes[lane][..size]);
+        }
     }
 
     /// One lane's source of which only `bytes` of `size` are taken.
@@ -213,7 +297,7 @@ impl Machine<'_> {
         found.clear();
         at[lane as usize] = address;
         self.places(block, warp, window, &at, 1 << lane, 1, pc, &mut found);
-        if address % size as u64 != 0 {
+        if !address.is_multiple_of(size as u64) {
             let site = self.site(block, warp.index, lane, pc);
             self.report(Kind::Misaligned, site, None, Some(("global", address)), || {
                 format!("cp.async of {size} bytes from {address:#x}, which is not a multiple of {size}")
@@ -233,7 +317,7 @@ impl Machine<'_> {
             return part.op;
         }
         let op = self.ops.start(OpKind::Copy, &warp.order, mask, pc);
-        warp.copies.open.push(Part { op, lanes: mask, pieces: Vec::new() });
+        warp.copies.open.push(Part { op, lanes: mask, rows: Vec::new() });
         op
     }
 
@@ -270,7 +354,7 @@ impl Machine<'_> {
             }
         }
         if !found.is_empty() {
-            let access = if write.is_some() { crate::order::Access::Write } else { crate::order::Access::Read };
+            let access = if write.is_some() { Access::Write } else { Access::Read };
             self.report_conflicts(block, warp.index, access, place, &found, pc, 0);
         }
         self.conflicts = found;
@@ -278,8 +362,25 @@ impl Machine<'_> {
 
     /// Moves an effect's bytes. `current`: the block that is out of its slot because it runs.
     pub(super) fn apply(&mut self, mut current: Option<(&mut Block, u32)>, effect: &Effect) {
+        for row in &effect.rows {
+            self.move_row(&mut current, row, row.lanes);
+        }
         let mut buffer = Vec::new();
         for piece in &effect.pieces {
+            if effect.reduce.is_none()
+                && let (Some((Place::Global(i), from)), Place::Shared(s), 0) = (piece.from, piece.to, piece.fill)
+            {
+                // Loads come in many small pieces.
+                let block = match &mut current {
+                    Some((block, own)) if *own == s => Some(&mut **block),
+                    _ => self.blocks[s as usize].as_deref_mut(),
+                };
+                let (from, at, bytes) = (from as usize, piece.at as usize, piece.bytes as usize);
+                let source = self.memory.get(i).data.get(from..from + bytes);
+                let target = block.and_then(|b| b.shared.get_mut(at..at + bytes));
+                source.zip(target).into_iter().for_each(|(source, target)| target.copy_from_slice(source));
+                continue;
+            }
             buffer.clear();
             if let Some(bytes) = &effect.bytes {
                 buffer.extend_from_slice(bytes);
@@ -319,10 +420,8 @@ impl Machine<'_> {
             } else {
                 let mut mine = part.clone();
                 let mut rest = part;
-                mine.lanes &= mask;
-                mine.pieces.retain(|p| mask >> p.0 & 1 != 0);
-                rest.lanes &= !mask;
-                rest.pieces.retain(|p| mask >> p.0 & 1 == 0);
+                mine.keep(mask);
+                rest.keep(!mask);
                 if mine.lanes != 0 {
                     parts.push(mine);
                 }
@@ -366,7 +465,7 @@ impl Machine<'_> {
 
     /// Copies that `cp.async.mbarrier.arrive` took along are waited for as well.
     fn finish_arrivals(&mut self, block: &mut Block, own: u32, w: u32, mask: u32) {
-        let mine = |f: &InFlight| matches!(f.end, End::Arrive { warp, slot, lane, .. } if warp == w && slot == own && mask >> lane & 1 != 0);
+        let mine = |f: &InFlight| matches!(f.end, End::Arrive { warp, slot, lanes, .. } if warp == w && slot == own && mask & lanes != 0);
         while let Some(at) = self.in_flight.iter().position(mine) {
             if let Some(flight) = self.in_flight.remove(at) {
                 self.finish_flight(Some((&mut *block, own)), flight);
@@ -381,59 +480,61 @@ impl Machine<'_> {
             if here == 0 {
                 continue;
             }
-            let (ready, rest): (Vec<_>, Vec<_>) =
-                std::mem::take(&mut part.pieces).into_iter().partition(|p| here >> p.0 & 1 != 0);
-            part.pieces = rest;
-            let pieces = ready.into_iter().map(|p| p.1).collect();
-            self.apply(Some((&mut *block, own)), &Effect { pieces, reduce: None, bytes: None });
+            let any = !part.rows.is_empty();
+            for row in &mut part.rows {
+                self.move_row(&mut Some((&mut *block, own)), row, here);
+                row.lanes &= !here;
+            }
+            part.rows.retain(|row| row.lanes != 0);
+            if any {
+                self.changed();
+            }
             self.ops.resolve_lanes(part.op, &warp.order, here);
             part.lanes &= !here;
         }
         parts.retain(|p| p.lanes != 0);
     }
 
-    /// `cp.async.mbarrier.arrive`: an arrival once the lane's copies so far are done.
+    /// `cp.async.mbarrier.arrive`: an arrival of each lane once its copies so far are done.
     pub(super) fn cp_async_arrive(
         &mut self,
         block: &mut Block,
         warp: &mut Warp,
         place: (u32, u32),
         noinc: bool,
-        lane: u32,
+        lanes: u32,
         site: Site,
     ) {
         let own = warp.slot;
         if !noinc {
-            self.add_pending(block, own, place, 1);
+            self.add_pending(block, own, place, lanes.count_ones());
         }
         // What comes later belongs to another operation.
-        let mut pieces = Vec::new();
-        let bit = 1u32 << lane;
+        let mut rows = Vec::new();
         let mut ops = Vec::new();
         let open = &mut warp.copies.open;
         let committed = warp.copies.groups.iter_mut().flat_map(|g| g.parts.iter_mut());
         for part in open.iter_mut().chain(committed) {
-            if part.lanes & bit == 0 {
+            if part.lanes & lanes == 0 {
                 continue;
             }
-            ops.push(part.op);
-            part.pieces.retain(|p| {
-                if p.0 == lane {
-                    pieces.push(p.1.clone());
-                }
-                p.0 != lane
-            });
+            ops.push((part.op, part.lanes & lanes));
+            for row in part.rows.iter_mut().filter(|row| row.lanes & lanes != 0) {
+                rows.push(Row { lanes: row.lanes & lanes, ..row.clone() });
+                row.lanes &= !lanes;
+            }
+            part.rows.retain(|row| row.lanes != 0);
         }
-        // Open parts are closed: later copies start anew, but still commit with these.
-        if !warp.copies.open.is_empty() {
-            warp.copies.open.push(Part {
-                op: *warp.copies.open.last().map(|p| &p.op).expect("not empty"),
-                lanes: 0,
-                pieces: Vec::new(),
-            });
+        // Open parts are closed: later copies start anew, but still commit with these. Kernels that only arrive never commit.
+        if let Some(op) = warp.copies.open.last().map(|p| p.op) {
+            warp.copies.open.retain(|p| p.lanes != 0);
+            if warp.copies.open.len() > 16 && warp.copies.open[0].rows.is_empty() {
+                warp.copies.open.remove(0);
+            }
+            warp.copies.open.push(Part { op, lanes: 0, rows: Vec::new() });
         }
-        let effect = Effect { pieces, reduce: None, bytes: None };
-        let end = End::Arrive { warp: warp.index, slot: own, lane, ops, place, site };
+        let effect = Effect { rows, ..Effect::default() };
+        let end = End::Arrive { warp: warp.index, slot: own, lanes, ops, place, site };
         let flight = InFlight { op: None, effect, end };
         if self.options.completion == Completion::Earliest {
             self.finish_flight(Some((block, own)), flight);
@@ -456,7 +557,6 @@ impl Machine<'_> {
     pub(super) fn finish_flight(&mut self, mut current: Option<(&mut Block, u32)>, flight: InFlight) {
         self.apply(current.as_mut().map(|(b, s)| (&mut **b, *s)), &flight.effect);
         match flight.end {
-            End::Group => {}
             End::Credit(list) => {
                 for (place, bytes) in list {
                     self.with_object(&mut current, place, |m, block, own| {
@@ -464,17 +564,22 @@ impl Machine<'_> {
                         if let (Some((agent, phase)), Some(op)) = (phase, flight.op) {
                             m.ops.resolve(op, agent, phase + 1);
                         }
-                        m.credit(block, own, place, bytes);
+                        let site = flight.op.map(|op| {
+                            let issuer = m.ops.issuer(op);
+                            let thread = issuer.thread_index().unwrap_or(0);
+                            m.site_of(issuer.block(), thread, m.ops.pc(op))
+                        });
+                        m.credit(block, own, place, bytes, site);
                     });
                 }
             }
-            End::Arrive { lane, ops, place, site, .. } => {
+            End::Arrive { lanes, ops, place, site, .. } => {
                 self.with_object(&mut current, place, |m, block, own| {
                     let phase = m.object(block, own, place).map(|o| (o.agent, o.phase));
                     if let Some((agent, phase)) = phase {
-                        ops.iter().for_each(|&op| m.ops.resolve_part(op, 1 << lane, agent, phase + 1));
+                        ops.iter().for_each(|&(op, lanes)| m.ops.resolve_part(op, lanes, agent, phase + 1));
                     }
-                    m.arrive(block, own, place, 1, None, site);
+                    m.arrive(block, own, place, lanes.count_ones(), None, site);
                 });
             }
         }
@@ -527,10 +632,10 @@ impl Machine<'_> {
         let mut left: Vec<Part> = std::mem::take(&mut warp.copies.open);
         left.extend(std::mem::take(&mut warp.copies.groups).into_iter().flat_map(|g| g.parts));
         for part in &mut left {
-            let pieces: Vec<Piece> = std::mem::take(&mut part.pieces).into_iter().map(|p| p.1).collect();
-            if !pieces.is_empty() {
+            let rows = std::mem::take(&mut part.rows);
+            if !rows.is_empty() {
                 // Nobody waited; the copies happen all the same, before the block's memory is gone.
-                self.apply(Some((&mut *block, own)), &Effect { pieces, reduce: None, bytes: None });
+                self.apply(Some((&mut *block, own)), &Effect { rows, ..Effect::default() });
             }
         }
         self.bulk_exit(block, &mut warp);
@@ -541,10 +646,40 @@ impl Machine<'_> {
     pub(super) fn block_exit_checks(&mut self, slot: u32) {
         while let Some(at) = self.in_flight.iter().position(|f| f.touches(slot)) {
             if let Some(flight) = self.in_flight.remove(at) {
+                self.report_unfinished(slot, &flight);
                 self.finish_flight(None, flight);
             }
         }
         self.wake_mbarriers();
+        if let Some(mut block) = self.blocks[slot as usize].take() {
+            self.warpgroup_exit_checks(&mut block);
+            self.mbarrier_exit_checks(&block);
+            self.blocks[slot as usize] = Some(block);
+        }
+    }
+}
+
+impl Machine<'_> {
+    /// A copy writes (or reads) shared memory of a block that exits.
+    fn report_unfinished(&mut self, slot: u32, flight: &InFlight) {
+        let (Some(op), End::Credit(_)) = (flight.op, &flight.end) else { return };
+        let issuer = self.ops.issuer(op);
+        let site = self.site_of(issuer.block(), issuer.thread_index().unwrap_or(0), self.ops.pc(op));
+        let writes = flight.effect.pieces.iter().any(|p| p.to == Place::Shared(slot));
+        let rank = self.blocks[slot as usize].as_ref().map_or(0, |b| b.rank);
+        self.report(Kind::AsyncNotWaited, site, None, None, || {
+            let verb = if writes { "write" } else { "read" };
+            format!("a copy may still {verb} shared memory of its block (rank {rank} in the cluster) when that exits: nobody waited for it")
+        });
+    }
+}
+
+impl Part {
+    /// Only these lanes.
+    fn keep(&mut self, lanes: u32) {
+        self.lanes &= lanes;
+        self.rows.iter_mut().for_each(|row| row.lanes &= lanes);
+        self.rows.retain(|row| row.lanes != 0);
     }
 }
 
@@ -552,6 +687,7 @@ impl InFlight {
     /// Whether it uses shared memory of the block in this slot.
     fn touches(&self, slot: u32) -> bool {
         let place = Place::Shared(slot);
-        self.effect.pieces.iter().any(|p| p.to == place || p.from.is_some_and(|f| f.0 == place))
+        let rows = self.effect.rows.iter().any(|row| row.to == place);
+        rows || self.effect.pieces.iter().any(|p| p.to == place || p.from.is_some_and(|f| f.0 == place))
     }
 }

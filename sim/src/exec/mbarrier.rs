@@ -30,6 +30,8 @@ pub struct Object {
     released: Option<Know>,
     /// Who initialised it, when.
     init: (Agent, u32),
+    /// The copy that credited it last.
+    credited: Option<Site>,
 }
 
 impl Object {
@@ -38,9 +40,9 @@ impl Object {
         format!("phase {}, {} of {} arrivals and {} bytes missing", self.phase, self.pending, self.expected, self.tx)
     }
 
-    /// Whether only bytes are missing (or too many came).
-    pub fn lacks_bytes(&self) -> bool {
-        self.pending == 0 && self.tx != 0
+    /// Whether its phase has begun and cannot end by itself: bytes are missing (or too many came), or some of the arrivals.
+    pub fn is_short(&self) -> bool {
+        self.pending < self.expected || self.tx != 0
     }
 }
 
@@ -80,6 +82,13 @@ impl Machine<'_> {
                 }
             },
         };
+        if slot != warp.slot && self.blocks[slot as usize].as_ref().is_none_or(|b| b.ended) {
+            let rank = rank.unwrap_or(0);
+            self.report(Kind::OutOfBounds, site, None, Some(("shared", offset as u64)), || {
+                format!("an mbarrier of block rank {rank}, which has exited")
+            });
+            return None;
+        }
         if offset % 8 != 0 {
             self.report(Kind::Misaligned, site, None, Some(("shared", offset as u64)), || {
                 format!("an mbarrier at shared address {offset:#x}, which is not a multiple of 8")
@@ -126,6 +135,22 @@ impl Machine<'_> {
         if let MbarrierKind::Wait { dst, operand, parity, blocking } = m.kind {
             return self.mbarrier_wait(block, warp, fragment, m, (dst, operand, parity, blocking), &at, mask, pc);
         }
+        if let MbarrierKind::CpAsyncArrive { noinc } = m.kind {
+            let mut left = mask;
+            while left != 0 {
+                let lane = left.trailing_zeros();
+                let same = (0..32).filter(|&l| at[l] == at[lane as usize]).fold(0u32, |m, l| m | 1 << l) & left;
+                left &= !same;
+                let site = self.site(block, warp.index, lane, pc);
+                let Some(place) = self.mbarrier_place(block, warp, m.window, at[lane as usize], site) else { continue };
+                if self.touch(block, warp, place, lane, site, "arrived at") {
+                    self.cp_async_arrive(block, warp, place, noinc, same, site);
+                }
+            }
+            self.changed();
+            return Flow::Next;
+        }
+        let mut released: Option<(Where, Know)> = None;
         for lane in (0..32u32).filter(|l| mask >> l & 1 != 0) {
             let site = self.site(block, warp.index, lane, pc);
             let Some(place) = self.mbarrier_place(block, warp, m.window, at[lane as usize], site) else { continue };
@@ -153,7 +178,17 @@ impl Machine<'_> {
                     if !self.touch(block, warp, place, lane, site, "arrived at") {
                         continue;
                     }
-                    let know = m.ordered.then(|| warp.order.release(1 << lane));
+                    // Lanes that arrive together release together.
+                    let know = match &released {
+                        _ if !m.ordered => None,
+                        Some((to, know)) if *to == place => Some(know.clone()),
+                        _ => {
+                            let same = (0..32).filter(|&l| mask >> l & 1 != 0 && at[l] == at[lane as usize]);
+                            let know = warp.order.release(same.fold(0u32, |m, l| m | 1 << l));
+                            released = Some((place, know.clone()));
+                            Some(know)
+                        }
+                    };
                     if let Some(bytes) = expect {
                         self.expect(block, warp.slot, place, bytes, site);
                     }
@@ -189,15 +224,10 @@ impl Machine<'_> {
                     let bytes = value(warp, bytes);
                     if self.touch(block, warp, place, lane, site, "credited") {
                         let own = warp.slot;
-                        self.credit(block, own, place, bytes);
+                        self.credit(block, own, place, bytes, Some(site));
                     }
                 }
-                MbarrierKind::CpAsyncArrive { noinc } => {
-                    if self.touch(block, warp, place, lane, site, "arrived at") {
-                        self.cp_async_arrive(block, warp, place, noinc, lane, site);
-                    }
-                }
-                MbarrierKind::Wait { .. } | MbarrierKind::PendingCount { .. } => {}
+                MbarrierKind::CpAsyncArrive { .. } | MbarrierKind::Wait { .. } | MbarrierKind::PendingCount { .. } => {}
             }
         }
         self.changed();
@@ -231,6 +261,7 @@ impl Machine<'_> {
             know: None,
             released: None,
             init: (warp.order.agent(lane), warp.order.epoch()),
+            credited: None,
         };
         block.mbarriers.insert(place.1, object);
         self.mbarrier_access(block, warp, place, lane, site, Access::Write);
@@ -353,11 +384,30 @@ impl Machine<'_> {
         }
     }
 
-    /// `bytes` were delivered.
-    pub(super) fn credit(&mut self, block: &mut Block, own: u32, place: Where, bytes: u32) -> bool {
+    /// `bytes` were delivered by the copy at `site`.
+    pub(super) fn credit(&mut self, block: &mut Block, own: u32, place: Where, bytes: u32, site: Option<Site>) -> bool {
         let Some(o) = self.object(block, own, place) else { return false };
         o.tx -= bytes as i64;
+        o.credited = site;
+        // Before the last arrival more bytes may still be expected; after it not.
+        let (excess, pending) = (-o.tx, o.pending);
+        if let (Some(site), 0, true) = (site, pending, excess > 0) {
+            self.report(Kind::Mbarrier, site, None, Some(("shared", place.1 as u64)), || {
+                format!("copies credit an mbarrier with {excess} bytes more than its phase expects")
+            });
+        }
         self.maybe_complete(block, own, place)
+    }
+
+    /// A block is over: bytes that came and that no phase expected.
+    pub(super) fn mbarrier_exit_checks(&mut self, block: &Block) {
+        for (&address, o) in block.mbarriers.iter().filter(|(_, o)| o.tx < 0) {
+            let Some(site) = o.credited else { continue };
+            let excess = -o.tx;
+            self.report(Kind::Mbarrier, site, None, Some(("shared", address as u64)), || {
+                format!("copies credit an mbarrier with {excess} bytes that no phase of it expects: the phase before was over too early")
+            });
+        }
     }
 
     fn maybe_complete(&mut self, block: &mut Block, own: u32, place: Where) -> bool {

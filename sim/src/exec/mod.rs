@@ -10,12 +10,15 @@ mod gpu;
 mod host;
 mod matrix;
 mod mbarrier;
+mod pair;
 mod run;
 mod schedule;
 pub mod warp;
 mod warp_ops;
+mod wgmma;
 
 pub use gpu::Gpu;
+pub use pair::{Grid, run_pair};
 
 use crate::counters::Counters;
 use crate::finding::{Findings, Kind, Site};
@@ -123,16 +126,22 @@ pub fn run(
     options: &Options,
 ) -> Result<Outcome, LaunchError> {
     check_launch(kernel, launch, options)?;
+    map_variables(program, memory);
+    let mut machine = Machine::new(program, kernel, launch, std::mem::take(memory), options);
+    machine.run();
+    let (outcome, back) = machine.finish();
+    *memory = back;
+    memory.end_launch();
+    Ok(outcome)
+}
+
+/// Gives the module's variables their memory.
+fn map_variables(program: &Program, memory: &mut Memory) {
     for v in &program.variables {
         if memory.find(v.address).is_none() && !v.bytes.is_empty() {
             memory.map_variable(v.address, v.bytes.clone(), v.constant);
         }
     }
-    let mut machine = Machine::new(program, kernel, launch, memory, options);
-    machine.run();
-    let outcome = machine.finish();
-    memory.end_launch();
-    Ok(outcome)
 }
 
 fn check_launch(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(), LaunchError> {
@@ -226,6 +235,8 @@ pub struct Block {
     pub agents: u32,
     /// Threads that have not exited.
     pub live: u32,
+    /// The wgmmas of its warpgroups.
+    pub warpgroups: Vec<wgmma::Warpgroup>,
     /// Registers left in the pool of `setmaxnreg`.
     pub register_pool: u32,
     /// The cluster has not all started or ended: where the cluster's barrier is (slot of rank 0).
@@ -242,7 +253,7 @@ pub struct Machine<'a> {
     kernel: &'a Kernel,
     launch: &'a Launch,
     options: &'a Options,
-    memory: &'a mut Memory,
+    memory: Memory,
     clusters: Clusters,
     cluster: [u32; 3],
     blocks: Vec<Option<Box<Block>>>,
@@ -273,9 +284,11 @@ pub struct Machine<'a> {
     heap: Vec<u64>,
     conflicts: Vec<Conflict>,
     groups: Vec<access::Group>,
+    runs: Vec<(u64, u64)>,
     /// mbarriers (slot, address) whose phase is over, with waiters to wake.
     wakes: Vec<(u32, u32)>,
-    tiles: matrix::TileSpace,
+    tiles: crate::matrix::wgmma::Tiles,
+    sums: Vec<crate::matrix::Lanes>,
     pool_grew: bool,
     /// Start and end of each shared variable and of dynamic shared memory, in a block's shared memory.
     shared_variables: Vec<(u64, u64)>,
@@ -285,8 +298,12 @@ pub struct Machine<'a> {
     waits: u64,
     /// Blocks that have started and not ended.
     live_blocks: u32,
+    /// The last warp of a warpgroup has issued a wgmma that others may wait for.
+    wgmma_complete: bool,
     /// Threads that executed fence.mbarrier_init.
     init_fences: std::collections::HashSet<u32>,
+    /// Where this grid stands in a pair of dependent ones.
+    pair: pair::Role<'a>,
     /// Shared memories of ended blocks, to be used again.
     spare_blocks: Vec<(Vec<u8>, Shadow)>,
 }
@@ -298,12 +315,12 @@ pub struct Rng(u64);
 impl Rng {
     /// Of a seed.
     pub fn new(seed: u64) -> Rng {
-        Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d | 1)
+        Rng((seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d) | 1)
     }
 
     /// The next number.
     #[inline]
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -313,7 +330,7 @@ impl Rng {
     /// A number below `n`.
     #[inline]
     pub fn below(&mut self, n: u32) -> u32 {
-        ((self.next() >> 32) * n as u64 >> 32) as u32
+        (((self.draw() >> 32) * n as u64) >> 32) as u32
     }
 }
 
@@ -322,7 +339,7 @@ impl<'a> Machine<'a> {
         program: &'a Program,
         kernel: &'a Kernel,
         launch: &'a Launch,
-        memory: &'a mut Memory,
+        memory: Memory,
         options: &'a Options,
     ) -> Machine<'a> {
         let cluster = cluster_of(kernel, launch);
@@ -361,25 +378,30 @@ impl<'a> Machine<'a> {
             heap: Vec::new(),
             conflicts: Vec::new(),
             groups: Vec::new(),
+            runs: Vec::new(),
             wakes: Vec::new(),
             tiles: Default::default(),
+            sums: Vec::new(),
             pool_grew: false,
             shared_variables: shared_variables(kernel, launch),
             yielded: false,
             waits: 0,
             live_blocks: 0,
+            wgmma_complete: false,
             init_fences: Default::default(),
+            pair: pair::Role::Alone,
             spare_blocks: Vec::new(),
         }
     }
 
-    fn finish(self) -> Outcome {
-        Outcome {
+    fn finish(self) -> (Outcome, Memory) {
+        let outcome = Outcome {
             findings: self.findings,
             notes: self.notes.into_keys().collect(),
             counters: self.counters,
             printed: self.printed,
-        }
+        };
+        (outcome, self.memory)
     }
 
     /// Blocks of a cluster.
@@ -434,7 +456,7 @@ impl<'a> Machine<'a> {
 
     fn new_block(&mut self, at: [u32; 3], rank: u32, cluster: Vec<u32>) -> Block {
         let [gx, gy, _] = self.launch.grid;
-        let index = at[0] + gx * (at[1] + gy * at[2]);
+        let index = self.pair.first_block() + at[0] + gx * (at[1] + gy * at[2]);
         let shared = (self.kernel.dynamic_shared - crate::layout::SHARED_START + self.launch.dynamic_shared) as usize;
         let threads = self.launch.block.iter().product::<u32>();
         let warps = threads.div_ceil(32);
@@ -459,6 +481,7 @@ impl<'a> Machine<'a> {
             mbarriers: BTreeMap::new(),
             agents: 0,
             live: threads,
+            warpgroups: Vec::new(),
             register_pool: 0,
             cluster_slot,
             cluster_barrier: ClusterBarrier::default(),
@@ -543,7 +566,6 @@ impl<'a> Machine<'a> {
             Fixed::ClusterNctaid(c) => of(self.cluster, c),
             Fixed::ClusterCtarank => block.rank,
             Fixed::ClusterNctarank => self.cluster_size(),
-            Fixed::IsExplicitCluster => u32::from(self.cluster != [1, 1, 1]),
             Fixed::LaneId => lane,
             Fixed::WarpId => warp,
             Fixed::NwarpId => self.launch.block.iter().product::<u32>().div_ceil(32),
@@ -552,8 +574,8 @@ impl<'a> Machine<'a> {
             Fixed::GridId => 1,
             Fixed::LanemaskEq => 1 << lane,
             Fixed::LanemaskLt => (1 << lane) - 1,
-            Fixed::LanemaskLe => (1u32 << lane) - 1 | 1 << lane,
-            Fixed::LanemaskGt => !((1u32 << lane) - 1 | 1 << lane),
+            Fixed::LanemaskLe => ((1u32 << lane) - 1) | 1 << lane,
+            Fixed::LanemaskGt => !(((1u32 << lane) - 1) | 1 << lane),
             Fixed::LanemaskGe => !((1u32 << lane) - 1),
             Fixed::DynamicSmem => self.launch.dynamic_shared,
             Fixed::TotalSmem => self.kernel.static_shared + self.launch.dynamic_shared,
@@ -567,6 +589,14 @@ impl<'a> Machine<'a> {
         let [bx, by, _] = self.launch.block;
         let linear = warp * 32 + lane;
         Site { pc, block: block.at, thread: [linear % bx, linear / bx % by, linear / bx / by] }
+    }
+
+    /// The site of a thread (linear) of a block (linear).
+    fn site_of(&self, block: u32, thread: u32, pc: u32) -> Site {
+        let ([gx, gy, _], [bx, by, _]) = (self.launch.grid, self.launch.block);
+        let block = block.saturating_sub(self.pair.first_block());
+        let at = [block % gx, block / gx % gy, block / gx / gy];
+        Site { pc, block: at, thread: [thread % bx, thread / bx % by, thread / bx / by] }
     }
 
     fn report(

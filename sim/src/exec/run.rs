@@ -116,6 +116,11 @@ impl<'a> Machine<'a> {
                 let count = &mut self.counters.by_instruction[number];
                 count.warps += 1;
                 count.threads += mask.count_ones() as u64;
+                if let Some(watch) = code.watch.get(pc as usize)
+                    && !watch.is_empty()
+                {
+                    self.wgmma_touch(block, warp, frame_index as u32, watch, mask, number as u32);
+                }
                 match &instr.op {
                     Op::Alu { op, slots } => {
                         op.run(&mut frame.regs, slots, mask);
@@ -133,7 +138,7 @@ impl<'a> Machine<'a> {
                         } else {
                             let other = warp.split(fragment, mask, target, pc + 1, instr.reconverge);
                             // Which side goes first is part of the interleaving.
-                            if self.rng.next() & 1 == 0 {
+                            if self.rng.draw() & 1 == 0 {
                                 warp.fragments.push(other);
                             } else {
                                 warp.fragments.push(*fragment);
@@ -373,7 +378,7 @@ impl<'a> Machine<'a> {
             Op::WgmmaCommit => self.wgmma_commit(block, warp, fragment, mask, pc),
             Op::WgmmaWait { groups } => self.wgmma_wait(block, warp, fragment, *groups, mask, pc),
             Op::SetMaxNReg { count, increase } => self.setmaxnreg(block, warp, fragment, *count, *increase, mask, pc),
-            Op::GridDepWait => Flow::Next,
+            Op::GridDepWait => self.grid_wait(fragment),
             Op::Unsupported(what) => {
                 let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
                 self.report(Kind::Unsupported, site, None, None, || {
@@ -397,6 +402,11 @@ impl<'a> Machine<'a> {
             Dynamic::GlobaltimerLo => frame.regs.set(dst, &narrow(now as u32), mask),
             Dynamic::GlobaltimerHi => frame.regs.set(dst, &narrow((now >> 32) as u32), mask),
             Dynamic::Activemask => frame.regs.set(dst, &narrow(mask), mask),
+            Dynamic::ExplicitCluster => {
+                let value = if self.cluster == [1, 1, 1] { 0 } else { u32::MAX };
+                set_predicate(&mut frame.regs, dst, value, mask);
+                return;
+            }
         }
         frame.regs.undefined[dst as usize] &= !mask;
     }
@@ -657,7 +667,11 @@ impl<'a> Machine<'a> {
         let missing = members & warp.live & !f.mask;
         let site = self.site(block, warp.index, f.mask.trailing_zeros(), code.first + f.pc);
         let opcode = &code.opcodes[f.pc as usize];
-        let kind = if opcode.starts_with("wgmma") { Kind::Wgmma } else { Kind::Barrier };
+        let kind = match opcode.split('.').next() {
+            Some("wgmma") => Kind::Wgmma,
+            Some("setmaxnreg") => Kind::Setmaxnreg,
+            _ => Kind::Barrier,
+        };
         self.report(kind, site, None, None, || {
             format!(
                 "{opcode} in divergent code: lanes {missing:#010x} of warp {} do not execute it with the others",

@@ -3,7 +3,15 @@
 
 use super::warp::{State, Warp};
 use super::{Block, Completion, Machine};
-use crate::finding::Kind;
+use crate::finding::{Kind, Site};
+
+/// Why nobody can go on.
+enum StuckCause {
+    Unknown,
+    /// Warps of the block in this slot miss at a wgmma.
+    Warpgroup(usize),
+    At(Kind, Site, String),
+}
 
 /// Warp instructions without a change after which everybody gets a chance.
 const STIR: u64 = 20_000;
@@ -112,6 +120,9 @@ impl Machine<'_> {
         if self.live_blocks + self.cluster_size() <= self.resident && self.start_cluster() {
             return true;
         }
+        if self.waits_for_grid() {
+            return false;
+        }
         if self.blocks.iter().flatten().any(|b| b.live > 0) {
             if self.false_try_waits() {
                 return true;
@@ -216,6 +227,9 @@ impl Machine<'_> {
         if std::mem::take(&mut self.pool_grew) {
             self.wake_in(slot, &|state: &State| *state == State::Registers);
         }
+        if std::mem::take(&mut self.wgmma_complete) {
+            self.wake_in(slot, &|state: &State| *state == State::Wgmma);
+        }
         let Some(block) = &mut self.blocks[slot as usize] else { return };
         if block.live > 0 || block.ended {
             return;
@@ -312,14 +326,83 @@ impl Machine<'_> {
         let total: u64 = self.launch.grid.iter().map(|&n| n as u64).product();
         let started = self.counters.blocks;
         let Some((_, site)) = first else { return };
-        self.report(Kind::Deadlock, site, None, None, || {
+        let (kind, site, cause) = match self.stuck_cause() {
+            StuckCause::Warpgroup(slot) => {
+                if let Some(mut block) = self.blocks[slot].take() {
+                    self.warpgroup_exit_checks(&mut block);
+                    self.blocks[slot] = Some(block);
+                }
+                return;
+            }
+            StuckCause::At(kind, site, cause) => (kind, site, cause),
+            StuckCause::Unknown => (Kind::Deadlock, site, String::new()),
+        };
+        self.report(kind, site, None, None, || {
             let rest = total - started;
             let rest = match rest {
                 0 => String::new(),
                 n => format!("; {n} more blocks of the grid cannot become resident until one ends"),
             };
-            format!("nobody can go on: {}{rest}", lines.join("; "))
+            format!("{cause}nobody can go on: {}{rest}", lines.join("; "))
         });
+    }
+
+    /// What made a deadlock, where that can be said: a more specific kind of finding.
+    fn stuck_cause(&self) -> StuckCause {
+        let mut short_of_bytes = None;
+        for slot in 0..self.blocks.len() {
+            let Some(block) = &self.blocks[slot] else { continue };
+            for warp in block.warps.iter().flatten() {
+                for f in &warp.fragments {
+                    let Some(frame) = warp.frames.get(f.frame as usize).and_then(|f| f.as_ref()) else { continue };
+                    let pc = self.kernel.functions[frame.function as usize].first + f.pc;
+                    let site = self.site(block, warp.index, f.mask.trailing_zeros(), pc);
+                    match f.state {
+                        State::Wgmma => {
+                            return StuckCause::Warpgroup(slot);
+                        }
+                        State::Registers => {
+                            let left = block.register_pool;
+                            let cause = format!(
+                                "setmaxnreg.inc waits for registers that no setmaxnreg.dec will free ({} a thread now, {left} in the block's pool); ",
+                                warp.max_registers
+                            );
+                            return StuckCause::At(Kind::Setmaxnreg, site, cause);
+                        }
+                        State::Mbarrier { slot, address, .. } => {
+                            let home = self.blocks[slot as usize].as_ref();
+                            let object = home.and_then(|b| b.mbarriers.get(&address));
+                            if let Some(o) = object.filter(|o| o.is_short())
+                                && short_of_bytes.is_none()
+                            {
+                                let cause = format!(
+                                    "the mbarrier at shared address {address:#x} never completes its phase: {}; ",
+                                    o.describe()
+                                );
+                                short_of_bytes = Some((site, cause));
+                            }
+                        }
+                        // A loop of test_wait, perhaps.
+                        State::Spin { .. } | State::Ready => {
+                            if let Some((address, o)) = block.mbarriers.iter().find(|(_, o)| o.is_short())
+                                && short_of_bytes.is_none()
+                            {
+                                let cause = format!(
+                                    "the mbarrier at shared address {address:#x} never completes its phase: {}; ",
+                                    o.describe()
+                                );
+                                short_of_bytes = Some((site, cause));
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        match short_of_bytes {
+            Some((site, cause)) => StuckCause::At(Kind::Mbarrier, site, cause),
+            None => StuckCause::Unknown,
+        }
     }
 
     fn describe_wait(&self, block: &Block, warp: &Warp, state: State) -> String {
@@ -338,6 +421,7 @@ impl Machine<'_> {
             },
             State::Spin { .. } => "spins in a loop that only other threads' writes can end".into(),
             State::Registers => "waits for registers (setmaxnreg.inc)".into(),
+            State::Wgmma => "waits for a wgmma that not all four warps of its warpgroup execute".into(),
             State::GridDependency => "waits for the grid before".into(),
         }
     }

@@ -32,6 +32,7 @@ pub struct Frame {
 
 /// What a fragment waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
 pub enum State {
     /// Can run.
     Ready,
@@ -49,6 +50,8 @@ pub enum State {
     Spin { progress: u64 },
     /// `setmaxnreg.inc` without registers in the pool.
     Registers,
+    /// `wgmma.wait_group` for a product that other warps of the group have not issued.
+    Wgmma,
     /// `griddepcontrol.wait`
     GridDependency,
 }

@@ -7,10 +7,10 @@ use std::ops::Range;
 /// Bytes of an allocation whose cells are made together, when first touched.
 pub(super) const CHUNK: u64 = 1 << CHUNK_SHIFT;
 pub(super) const CHUNK_SHIFT: u32 = 12;
-/// Cells start at 4 bytes.
-pub(super) const CELL_SHIFT: u32 = 2;
+/// Cells have at most 16 bytes: what a lane accesses at once.
+pub(super) const CELL_SHIFT: u32 = 4;
 
-/// The accesses to 4 bytes (fewer after narrow accesses) that count: 32 bytes.
+/// The accesses to 16 bytes (fewer after narrower accesses in the chunk) that count: 32 bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cell {
     /// Agent of the last write, or a key of an operation and a lane; [`NOBODY`].
@@ -56,8 +56,8 @@ pub(super) struct Chunk {
 }
 
 impl Chunk {
-    pub(super) fn fresh() -> Chunk {
-        Chunk { shift: CELL_SHIFT, cells: vec![Cell::FRESH; (CHUNK >> CELL_SHIFT) as usize] }
+    fn fresh(shift: u32) -> Chunk {
+        Chunk { shift, cells: vec![Cell::FRESH; (CHUNK >> shift) as usize] }
     }
 
     /// Splits cells down to `1 << shift` bytes.
@@ -116,19 +116,23 @@ pub(super) fn each_word(range: Range<u64>, mut f: impl FnMut(u64, u64)) {
     }
 }
 
-/// The chunk in `place`, made if it is not there yet.
+/// The chunk in `place`, made if it is not there yet, with cells of at most `1 << finest` bytes.
 #[inline(always)]
-pub(super) fn chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>) -> &'a mut Chunk {
-    place.get_or_insert_with(|| new_chunk(spare))
+pub(super) fn chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>, finest: u32) -> &'a mut Chunk {
+    let chunk = place.get_or_insert_with(|| new_chunk(spare, finest.min(CELL_SHIFT)));
+    if finest < chunk.shift {
+        chunk.refine(finest);
+    }
+    chunk
 }
 
 #[cold]
-pub(super) fn new_chunk(spare: &mut Vec<Chunk>) -> Chunk {
+fn new_chunk(spare: &mut Vec<Chunk>, shift: u32) -> Chunk {
     match spare.pop() {
-        Some(mut chunk) if chunk.shift == CELL_SHIFT => {
+        Some(mut chunk) if chunk.shift == shift => {
             chunk.cells.fill(Cell::FRESH);
             chunk
         }
-        _ => Chunk::fresh(),
+        _ => Chunk::fresh(shift),
     }
 }

@@ -10,6 +10,7 @@
 mod cell;
 mod chain;
 mod know;
+mod operand;
 mod ops;
 mod shadow;
 mod sync;
@@ -19,6 +20,7 @@ mod view;
 mod warp;
 
 pub use know::Know;
+pub use operand::Writers;
 pub use ops::{OpId, OpKind, Ops};
 pub use shadow::{Access, Conflict, ConflictKind, Cx, Other, Shadow};
 pub use sync::{Sem, SyncVars};

@@ -28,7 +28,7 @@ pub enum OpKind {
     Tensor,
     /// `cp.reduce.async.bulk`, tensor or not.
     Reduce,
-    /// `st.async` and `red.async`.
+    /// `st.async` and `red.async`: the generic proxy.
     Store,
     /// Operands of `wgmma.mma_async` in shared memory.
     Matrix,
@@ -37,7 +37,7 @@ pub enum OpKind {
 impl OpKind {
     /// Whether it reaches memory through the async proxy.
     pub fn is_async_proxy(self) -> bool {
-        self != OpKind::Copy
+        !matches!(self, OpKind::Copy | OpKind::Store)
     }
 }
 
@@ -47,9 +47,12 @@ struct Resolution {
     lanes: u32,
     key: Key,
     epoch: u32,
-    /// The agent's lane for all of `lanes`; none: each lane resolves itself.
+    /// The agent's lane for all of `lanes`; none: each lane resolves itself; [`ANY_LANE`]: any lane all of them.
     by: Option<u8>,
 }
+
+/// Every lane of the key sees all of the operation's lanes.
+const ANY_LANE: u8 = 32;
 
 #[derive(Clone, Debug)]
 struct Op {
@@ -129,6 +132,12 @@ impl Ops {
         op.add(Resolution { lanes, key: warp.key(), epoch: warp.epoch(), by: None });
     }
 
+    /// Each of `warp`'s lanes sees all of `op` complete from now on (`wgmma.wait_group`, by any warp of the group).
+    pub fn resolve_warp(&mut self, op: OpId, warp: &WarpOrder) {
+        let (key, epoch, by) = (warp.key(), warp.epoch(), Some(ANY_LANE));
+        self.all[op.0 as usize].add(Resolution { lanes: u32::MAX, key, epoch, by });
+    }
+
     /// Whether every lane's part of `op` was seen complete by somebody.
     pub fn is_resolved(&self, op: OpId) -> bool {
         let op = &self.all[op.0 as usize];
@@ -172,6 +181,8 @@ impl Ops {
             let lanes = seen(end.key, end.epoch);
             let ended = match end.by {
                 None => lanes & end.lanes,
+                Some(ANY_LANE) if lanes != 0 => end.lanes,
+                Some(ANY_LANE) => 0,
                 Some(lane) if lanes >> lane & 1 != 0 => end.lanes,
                 Some(_) => 0,
             };

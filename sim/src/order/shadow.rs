@@ -47,6 +47,8 @@ pub enum ConflictKind {
     NotWaited(OpId),
     /// An async-proxy access to bytes whose generic write is ordered before it but not made visible by `fence.proxy.async`.
     Proxy,
+    /// The async proxy overwrites bytes that were read, in order, through the generic proxy, without a proxy fence.
+    ProxyRead,
 }
 
 /// A finding about one access of one lane.
@@ -54,7 +56,7 @@ pub enum ConflictKind {
 pub struct Conflict {
     /// What is wrong.
     pub kind: ConflictKind,
-    /// Offset in the allocation, in bytes, of the cell (of 4 bytes, fewer after narrow accesses) where it is.
+    /// Offset in the allocation, in bytes, of the cell (of 16 bytes, fewer after narrower accesses) where it is.
     pub offset: u64,
     /// The accessing (or issuing) lane.
     pub lane: u32,
@@ -76,11 +78,11 @@ pub struct Cx<'a> {
 /// The shadow of one allocation: a global buffer, or a block's shared memory.
 #[derive(Clone, Debug)]
 pub struct Shadow {
-    space: Space,
-    chunks: Vec<Option<Chunk>>,
-    spare: Vec<Chunk>,
-    init: Vec<Init>,
-    lists: Chains,
+    pub(super) space: Space,
+    pub(super) chunks: Vec<Option<Chunk>>,
+    pub(super) spare: Vec<Chunk>,
+    pub(super) init: Vec<Init>,
+    pub(super) lists: Chains,
 }
 
 impl Shadow {
@@ -204,10 +206,7 @@ impl Shadow {
             return false;
         }
         let index = (start >> CHUNK_SHIFT) as usize;
-        let chunk = chunk(&mut self.chunks[index], &mut self.spare);
-        if access.bytes < 1 << chunk.shift {
-            return false;
-        }
+        let chunk = chunk(&mut self.chunks[index], &mut self.spare, access.bytes.trailing_zeros());
         if WRITES && !matches!(self.init[index], Init::All) {
             let init = &mut self.init[index];
             each_word(start..end, |at, bits| init.set(at & (CHUNK - 1), bits));
@@ -238,10 +237,7 @@ impl Shadow {
         while left != 0 {
             let index = (access.offsets[left.trailing_zeros() as usize] >> CHUNK_SHIFT) as usize;
             let init = &mut self.init[index];
-            let chunk = chunk(&mut self.chunks[index], &mut self.spare);
-            if bytes.trailing_zeros() < chunk.shift {
-                chunk.refine(bytes.trailing_zeros());
-            }
+            let chunk = chunk(&mut self.chunks[index], &mut self.spare, bytes.trailing_zeros());
             while left != 0 {
                 let lane = left.trailing_zeros();
                 let offset = access.offsets[lane as usize];
@@ -373,15 +369,12 @@ impl Shadow {
         let mut start = range.start;
         while start < range.end {
             let end = range.end.min((start | (CHUNK - 1)) + 1);
-            let chunk = chunk(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare);
             let finest = (start | end).trailing_zeros();
-            if finest < chunk.shift {
-                chunk.refine(finest);
-            }
+            let chunk = chunk(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
             let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
             let count = ((end - start) >> chunk.shift) as usize;
             for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
-                view.step::<WRITES>(cell, start + ((step as u64) << chunk.shift), lane, &mut self.lists);
+                view.step_async::<WRITES>(cell, start + ((step as u64) << chunk.shift), lane, &mut self.lists);
             }
             start = end;
         }
@@ -417,7 +410,7 @@ impl Shadow {
 
     /// Drops lists that no cell has any more, when there are many.
     #[inline(always)]
-    fn make_room(&mut self) {
+    pub(super) fn make_room(&mut self) {
         if self.lists.is_full() {
             let chunks = self.chunks.iter_mut().flatten();
             self.lists.collect(chunks.flat_map(|chunk| chunk.cells.iter_mut().map(|cell| &mut cell.older)));

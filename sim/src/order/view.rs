@@ -3,7 +3,7 @@
 use super::cell::Cell;
 use super::chain::{Chains, Entry, ListId};
 use super::shadow::{Conflict, ConflictKind, Cx, Other};
-use super::{Agent, Key, Know, LANES, NOBODY, OP_KEY, OpId, Space, Stamp, Strength, WarpOrder};
+use super::{Agent, Key, Know, LANES, NOBODY, OP_KEY, OpId, OpKind, Space, Stamp, Strength, WarpOrder};
 
 /// A conflict whose lane is yet to be named.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +63,9 @@ pub(super) struct View<'a> {
     known_list: ListId,
     /// The last list made, of what.
     pushed: (ListId, Entry, ListId),
+    /// Async proxy: the last write that was in order, and the last reader that was looked at.
+    good: Entry,
+    looked_at: (Key, Stamp),
     /// The first thing wrong with the lane's access.
     pub fault: Option<Fault>,
 }
@@ -81,6 +84,7 @@ impl<'a> View<'a> {
         let is_plain = !is_async && stamp.strength() == Strength::Weak;
         let (of_writer, of_reader) = (Answer::NONE, Answer::NONE);
         let (known_list, pushed, fault) = (0, (0, Cell::FRESH.read_entry(), 0), None);
+        let (good, looked_at) = (Cell::FRESH.write_entry(), (NOBODY, Stamp(u32::MAX)));
         View {
             space,
             warp,
@@ -95,6 +99,8 @@ impl<'a> View<'a> {
             of_reader,
             known_list,
             pushed,
+            good,
+            looked_at,
             fault,
         }
     }
@@ -125,10 +131,67 @@ impl<'a> View<'a> {
         }
     }
 
+    /// The operation accesses the cell at `offset`, issued by `lane`.
+    #[inline(always)]
+    pub(super) fn step_async<const WRITES: bool>(
+        &mut self,
+        cell: &mut Cell,
+        offset: u64,
+        lane: u32,
+        lists: &mut Chains,
+    ) {
+        let good = (self.good.key, self.good.stamp) == (cell.writer >> 5, cell.write)
+            && self.good.mask >> (cell.writer & 31) & 1 != 0;
+        let in_order = self.is_async && (cell.writer == NOBODY || good) && cell.older == self.known_list;
+        let weak = self.stamp.strength() == Strength::Weak;
+        let nobody = cell.reader == NOBODY;
+        let reader_known = nobody || self.of_reader.covers(cell.reader, cell.read, cell.readers);
+        if !in_order || !weak {
+            return self.step_with_care(WRITES, cell, offset, lane, lists);
+        }
+        if WRITES {
+            let looked_at = nobody || cell.reader >= OP_KEY || (cell.reader, cell.read) == self.looked_at;
+            if !(reader_known && looked_at) {
+                return self.step_with_care(WRITES, cell, offset, lane, lists);
+            }
+            *cell = Cell { writer: self.key << 5 | lane, write: self.stamp, write_pc: self.pc, ..Cell::FRESH };
+            return;
+        }
+        if !reader_known {
+            if !self.was_pushed(cell, offset) {
+                return self.step_with_care(WRITES, cell, offset, lane, lists);
+            }
+            cell.older = self.pushed.2;
+        }
+        (cell.reader, cell.read, cell.readers, cell.read_pc) = (self.key, self.stamp, 1 << lane, self.pc);
+    }
+
+    /// All lanes read the cell at `offset`, whose address `lane` gives; all know the same, and access weakly.
+    #[inline(always)]
+    pub(super) fn step_together(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
+        let write_known = self.of_writer.covers(cell.writer >> 5, cell.write, 1 << (cell.writer & 31));
+        let again = cell.reader == self.key;
+        if !(write_known && cell.older == self.known_list) {
+            self.step_with_care(false, cell, offset, lane, lists);
+        } else if !again && !self.of_reader.covers(cell.reader, cell.read, cell.readers) {
+            if !self.was_pushed(cell, offset) {
+                self.displace_reader(cell, offset, lane, lists);
+            } else {
+                cell.older = self.pushed.2;
+            }
+        }
+        (cell.reader, cell.read, cell.readers, cell.read_pc) = (self.key, self.stamp, u32::MAX, self.pc);
+    }
+
     #[inline(never)]
     pub(super) fn step_with_care(&mut self, writes: bool, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
         let found = if writes { self.write(cell, offset, lane, lists) } else { self.read(cell, offset, lane, lists) };
-        self.fault = self.fault.or(found);
+        if let Some(found) = found {
+            // A read that lacks a fence is the least of faults.
+            if self.fault.is_none_or(|fault| fault.kind == ConflictKind::ProxyRead) {
+                self.fault = Some(found);
+            }
+        }
     }
 
     /// Hands on what is wrong with `lane`'s access.
@@ -144,7 +207,7 @@ impl<'a> View<'a> {
         let mut fault = None;
         let write_known = self.knows_writer(cell, lane);
         if cell.writer != NOBODY && (self.is_async || !write_known) {
-            fault = self.judge(&cell.write_entry(), lane, offset, false, false);
+            fault = self.judge_write(cell, lane, offset, false, false);
         }
         if !lists.has_write(cell.older) {
             self.known_list = cell.older;
@@ -176,7 +239,14 @@ impl<'a> View<'a> {
         let write_known = self.knows_writer(cell, lane);
         if cell.writer != NOBODY && fault.is_none() && (self.is_async || !write_known) {
             let unread = cell.reader == NOBODY && !lists.has_read(cell.older);
-            fault = self.judge(&cell.write_entry(), lane, offset, true, unread);
+            fault = self.judge_write(cell, lane, offset, true, unread);
+        }
+        if self.is_async && fault.is_none() && (cell.reader, cell.read) != self.looked_at && cell.reader < OP_KEY {
+            self.looked_at = (cell.reader, cell.read);
+            if !self.is_fenced(&cell.read_entry(), lane) {
+                let other = (Agent(cell.reader << 5 | cell.readers.trailing_zeros() & 31), cell.read_pc);
+                fault = Some(Fault { kind: ConflictKind::ProxyRead, offset, other, other_is: Other::Read });
+            }
         }
         if self.stamp.strength() != Strength::Weak {
             self.keep_older(cell, offset, read_known, write_known, lists);
@@ -299,6 +369,19 @@ impl<'a> View<'a> {
         mask & !(known | own) == 0
     }
 
+    /// [`View::judge`] of the cell's last write.
+    fn judge_write(&mut self, cell: &Cell, lane: u32, offset: u64, writes: bool, unread: bool) -> Option<Fault> {
+        let (good, entry) = (&self.good, cell.write_entry());
+        if (good.key, good.stamp) == (entry.key, entry.stamp) && entry.mask & !good.mask == 0 {
+            return None;
+        }
+        let fault = self.judge(&entry, lane, offset, writes, unread);
+        if fault.is_none() {
+            self.good = entry;
+        }
+        fault
+    }
+
     /// What is wrong between `lane`'s access and an earlier one, its mask not turned.
     #[cold]
     pub(super) fn judge(&self, old: &Entry, lane: u32, offset: u64, writes: bool, unread: bool) -> Option<Fault> {
@@ -314,10 +397,11 @@ impl<'a> View<'a> {
             let agent = if of_op { Agent(self.cx.ops.issuer(op).0 & !31 | lane) } else { Agent(old.key << 5 | lane) };
             Some(Fault { kind, offset, other: (agent, old.pc), other_is })
         };
-        let unknown = (0..LANES as u32)
-            .filter(|other| old.mask >> other & 1 != 0)
-            .find(|other| !self.knows_exactly(old.key, old.stamp, 1 << other, lane));
-        if let Some(other) = unknown {
+        let unknown =
+            |other: &u32| old.mask >> other & 1 != 0 && !self.knows_exactly(old.key, old.stamp, 1 << other, lane);
+        if !self.knows_exactly(old.key, old.stamp, old.mask, lane)
+            && let Some(other) = (0..LANES as u32).find(unknown)
+        {
             if self.strong_enough(old) {
                 return None;
             }
@@ -354,8 +438,9 @@ impl<'a> View<'a> {
             let known = self.know.fenced_mask(self.space, old.key, epoch) | (own as u32) << lane;
             return old.mask & !known == 0;
         }
-        let through_async = self.cx.ops.kind(OpId::of_key(old.key)).is_async_proxy();
-        through_async || {
+        // Completion through an mbarrier makes asynchronous stores visible to whoever waits for it.
+        let kind = self.cx.ops.kind(OpId::of_key(old.key));
+        kind.is_async_proxy() || kind == OpKind::Store || {
             let known = self.cx.ops.fenced_mask(old.key, self.warp, lane, self.know, self.space);
             old.mask & !known == 0
         }
@@ -374,13 +459,18 @@ impl<'a> View<'a> {
         }
         let mut wholly_known = true;
         for old in lists.entries(list).filter(|old| writes || old.write) {
-            wholly_known &= self.ask(old.key, old.stamp).known == u32::MAX;
+            let known = self.ask(old.key, old.stamp).known;
+            wholly_known &= known == u32::MAX;
+            if known == u32::MAX && !(self.is_async && old.write) {
+                continue;
+            }
             let old = Entry { mask: old.mask.rotate_left(old.stamp.turn(offset)), ..*old };
             if let Some(fault) = self.judge(&old, lane, offset, writes, false) {
                 return Some(fault);
             }
         }
-        if writes && wholly_known && !self.is_async {
+        // Writes have to be visible to the async proxy as well.
+        if writes && wholly_known && !(self.is_async && lists.has_write(list)) {
             self.known_list = list;
         }
         None

@@ -94,9 +94,10 @@ pub fn module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramE
                     return Err(ProgramError::Operand { line: 0, what });
                 }
             };
-            let value = address.wrapping_add_signed(r.addend).to_le_bytes();
-            if let Some(slot) = out[i].bytes.get_mut(r.at as usize..r.at as usize + 8) {
-                slot.copy_from_slice(&value);
+            let value = (address.wrapping_add_signed(r.addend) >> r.shift).to_le_bytes();
+            let width = r.width.min(8) as usize;
+            if let Some(slot) = out[i].bytes.get_mut(r.at as usize..r.at as usize + width) {
+                slot.copy_from_slice(&value[..width]);
             }
         }
     }
@@ -237,18 +238,27 @@ fn place_shared(module: &Module, reached: &[usize], layout: &mut Layout) -> Shar
         .chain(locals)
         .filter(|v| v.space == Space::Shared && named.contains(v.name.as_str()))
         .collect();
-    let mut at = layout::SHARED_START;
     let mut placed = Shared::default();
-    for v in all.iter().filter(|v| v.size > 0) {
-        at = at.next_multiple_of(v.align.max(1));
+    let statics = || all.iter().filter(|v| v.size > 0);
+    // Gaps, so that an index past the end of one does not hit the next. A KiB each: addresses keep their banks and their place
+    // in the patterns of swizzles. None where descriptors of 18-bit addresses would no longer reach.
+    let natural: u32 = statics().map(|v| v.size as u32 + v.align).sum();
+    let gap = if natural + 1024 * all.len() as u32 <= 16 << 10 { 1024 } else { 0 };
+    let mut at = layout::SHARED_START;
+    for (i, v) in statics().enumerate() {
+        placed.bytes = placed.bytes.next_multiple_of(v.align.max(1));
+        at = layout::SHARED_START + placed.bytes + gap * i as u32;
         layout.shared.insert(v.name.clone(), at);
         placed.variables.push((at, at + v.size as u32));
-        placed.bytes = placed.bytes.next_multiple_of(v.align.max(1)) + v.size as u32;
-        // As many bytes as the banks are wide: conflicts stay the same.
-        at += v.size as u32 + 128;
+        placed.bytes += v.size as u32;
+        at += v.size as u32;
     }
+    at += gap;
     let align = all.iter().filter(|v| v.size == 0).map(|v| v.align).max().unwrap_or(16).max(16);
-    let dynamic = at.next_multiple_of(align);
+    // The driver promises no more than the declared alignment; 1024 here, so that kernels which count on the whole pattern of a
+    // 128-byte swizzle run as they do in practice.
+    let dynamic =
+        if all.iter().any(|v| v.size == 0) { at.next_multiple_of(align.max(1024)) } else { at.next_multiple_of(align) };
     for v in all.iter().filter(|v| v.size == 0) {
         layout.shared.insert(v.name.clone(), dynamic);
     }
@@ -288,6 +298,8 @@ fn function_code(
     let last = decoder.o.code.lines.last().copied().unwrap_or((0, None));
     decoder.o.code.lines.push(last);
     decoder.o.code.opcodes.push("ret".into());
+    let watch = super::uses::watches(function, &decoder.o.code.instrs, |r| decoder.o.guard(r));
+    decoder.o.code.watch = watch;
     Ok(decoder.o.code)
 }
 
@@ -483,6 +495,13 @@ impl Decoder<'_> {
         if named == Window::Const || named == Window::Generic && window == Window::Global {
             window = named;
         }
+        // In a kernel only names are variables of calls; addresses in registers are its own parameters.
+        if window == Window::FrameParam
+            && self.o.function.kernel
+            && matches!(operands[address], Operand::Address(Base::Register(_), _))
+        {
+            window = Window::KernelParam;
+        }
         let list: Vec<Operand> = match &operands[data] {
             Operand::Vector(list) => list.clone(),
             one => vec![one.clone()],
@@ -676,6 +695,10 @@ impl Decoder<'_> {
             "globaltimer" => Dynamic::Globaltimer,
             "globaltimer_lo" => Dynamic::GlobaltimerLo,
             "globaltimer_hi" => Dynamic::GlobaltimerHi,
+            "is_explicit_cluster" => {
+                let (dst, _) = self.o.predicate(&i.operands[0])?;
+                return Ok(Op::ReadSpecial { dst, which: Dynamic::ExplicitCluster });
+            }
             _ => return self.alu(i),
         };
         Ok(Op::ReadSpecial { dst: self.o.register(&i.operands[0])?, which })
@@ -822,10 +845,7 @@ impl Decoder<'_> {
     fn mbarrier(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
         let has = |p: &str| parts.contains(&p);
         let o = &i.operands;
-        let named = match self.window(parts)? {
-            Window::Generic => Window::Generic,
-            w => w,
-        };
+        let named = self.window(parts)?;
         let ordered = !has("relaxed");
         let scope = if has("cluster") { Strength::Cluster } else { Strength::Cta };
         let b32 = Type::B32;
@@ -988,10 +1008,7 @@ impl Decoder<'_> {
             return Ok(Op::Unsupported(i.opcode.as_str().into()));
         }
         let (address, data) = if store { (0, 1) } else { (1, 0) };
-        let window = match self.window(parts)? {
-            Window::Generic => Window::Generic,
-            w => w,
-        };
+        let window = self.window(parts)?;
         let (addr, window) = self.o.address(&i.operands[address], window)?;
         let mut flat = Vec::new();
         flatten(&i.operands[data..=data], &mut flat);

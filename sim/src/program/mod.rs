@@ -4,6 +4,7 @@ mod bulk;
 pub mod decode;
 pub mod op;
 mod operands;
+pub mod uses;
 
 use crate::ptx::ast::{Module, ParseError, Place};
 use crate::regs::{Row, Slot};
@@ -79,7 +80,6 @@ pub enum Fixed {
     ClusterNctaid(u8),
     ClusterCtarank,
     ClusterNctarank,
-    IsExplicitCluster,
     LaneId,
     WarpId,
     NwarpId,
@@ -142,6 +142,8 @@ pub struct Code {
     pub local_bytes: u32,
     /// Bytes of `.param` variables and formal parameters.
     pub param_bytes: u32,
+    /// What each instruction touches of wgmma's registers; empty without wgmma.
+    pub watch: Vec<uses::Watch>,
     /// Formal parameters.
     pub formals: Vec<op::Arg>,
     /// Formal return values.
@@ -175,7 +177,11 @@ pub enum ProgramError {
 impl Program {
     /// Parses PTX.
     pub fn parse(text: &str) -> Result<Program, ProgramError> {
-        let module = crate::ptx::parse(text)?;
+        Program::of_module(crate::ptx::parse(text)?)
+    }
+
+    /// Of a parsed (or changed) module.
+    pub fn of_module(module: Module) -> Result<Program, ProgramError> {
         let variables = decode::module_variables(&module)?;
         Ok(Program { module, variables })
     }

@@ -513,6 +513,8 @@ pub enum Dynamic {
     GlobaltimerLo,
     GlobaltimerHi,
     Activemask,
+    /// `%is_explicit_cluster`: the destination is a predicate.
+    ExplicitCluster,
 }
 
 /// A call.

@@ -3,7 +3,6 @@
 use super::decode::{Layout, signed_type, type_bits};
 use super::op::{Addr, Arg, Window};
 use super::{Code, Fixed, Fixup, ProgramError};
-use crate::layout;
 use crate::ptx::ast::{Base, Function, Operand, Type};
 use crate::regs::{Row, Slot};
 use std::collections::HashMap;
@@ -364,11 +363,6 @@ impl<'a> Operands<'a> {
             _ => return Err(self.error(format!("%{name}: no such special register"))),
         };
         Ok(self.fixed(which, wide))
-    }
-
-    /// `%is_explicit_cluster` is a predicate.
-    pub fn explicit_cluster(&mut self) -> Slot {
-        self.fixed(Fixed::IsExplicitCluster, false)
     }
 }
 

@@ -133,6 +133,22 @@ fn every_backward_rule_equals_differences_of_its_op() {
 }
 
 #[test]
+fn sim_gives_the_gradients_of_cpu() {
+    let Some(()) = reel_kernels::compile::for_test() else { return };
+    let (cpu, sim) = (Device::cpu(1), Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap());
+    for c in cases() {
+        let values: Vec<Vec<f32>> =
+            c.shapes.iter().enumerate().map(|(i, s)| numbers(s.iter().product(), i as u32 + 1)).collect();
+        let (got, want) = (gradients(&sim, &c, &values), gradients(&cpu, &c, &values));
+        for ((name, g), w) in got.iter().zip(want.values()) {
+            let sum = |f: &dyn Fn(f64, f64) -> f64| g.iter().zip(w).map(|(g, w)| f(*g as f64, *w as f64)).sum::<f64>();
+            let rel = (sum(&|g, w| (g - w).powi(2)) / sum(&|_, w| w * w)).sqrt();
+            assert!(rel <= 1e-5, "{} {name}: relative L2 {rel:.2e}", c.op);
+        }
+    }
+}
+
+#[test]
 fn checkpointing_changes_no_bit_of_a_gradient() {
     let device = Device::cpu(2);
     for c in cases().iter().filter(|c| !matches!(c.op, "embedding")) {

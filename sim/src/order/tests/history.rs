@@ -365,11 +365,13 @@ impl World {
                 kinds.insert("uninitialized");
             }
             kinds.extend(self.past.iter().filter_map(|old| self.judge(&mine, old)));
+            // Reads that lack a fence are the least of faults, which the graph does not know.
+            let found = found.filter(|conflict| conflict.kind != ConflictKind::ProxyRead);
             let kind = found.map(|conflict| match conflict.kind {
                 ConflictKind::Uninitialized => "uninitialized",
                 ConflictKind::Race { .. } => "race",
                 ConflictKind::NotWaited(_) => "not waited",
-                ConflictKind::Proxy => "proxy",
+                ConflictKind::Proxy | ConflictKind::ProxyRead => "proxy",
             });
             let agrees = kind.map_or(kinds.is_empty(), |kind| kinds.contains(kind));
             let past: Vec<&Past> = self.past.iter().filter(|old| Self::meets(&mine, old)).collect();

@@ -1,11 +1,13 @@
 #![allow(unsafe_code)]
 
+mod cuda;
+
 use super::{BwdParams, Case, FwdParams, bwd, cases, cpu, formula, fwd};
 use crate::DType::{BF16, F32};
 use crate::compare::{assert_close, close};
 use crate::simd::{Isa, isa};
 use crate::testing::{Data, addr, numbers, run};
-use crate::{Addr, DType, Team};
+use crate::{Addr, DType, Launch, Team};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -60,12 +62,18 @@ impl Given {
 
     /// Output, log-sum-exp and gradients, as bits, by the launches that a device runs.
     fn everything(&self, dtype: DType, threads: usize) -> [Vec<u32>; 5] {
+        self.everything_by(dtype, |launch| run(launch, threads))
+    }
+
+    /// The same with `run` for each launch.
+    fn everything_by(&self, dtype: DType, run: impl Fn(&Launch)) -> [Vec<u32>; 5] {
         let (rows, kv_rows) = (self.tokens() * self.case.heads, self.tokens() * self.case.kv_heads);
         let (o, lse) = (Data::output(dtype, rows * self.case.head_dim), Data::output(F32, rows));
-        run(&fwd(dtype, &self.fwd(o.addr(), lse.addr()), self.pairs()), threads);
+        run(&fwd(dtype, &self.fwd(o.addr(), lse.addr()), self.pairs()));
+        let (o, lse) = (Data::new(dtype, &o.values()), Data::new(F32, &lse.values()));
         let [dq, dk, dv] = [rows, kv_rows, kv_rows].map(|n| Data::output(dtype, n * self.case.head_dim));
         let delta = Data::output(F32, rows);
-        run(&bwd(dtype, &self.bwd(&o, &lse, &delta, [&dq, &dk, &dv]), self.pairs()), threads);
+        run(&bwd(dtype, &self.bwd(&o, &lse, &delta, [&dq, &dk, &dv]), self.pairs()));
         [o, lse, dq, dk, dv].each_ref().map(bits)
     }
 

@@ -1,0 +1,225 @@
+//! The step with small moments on cpu: blocks of weights, one a task.
+#![allow(unsafe_code)]
+
+use super::{BLOCK, Hi, SmallParams, join, split};
+use crate::Team;
+use crate::philox::words;
+use crate::view::{Out, slice};
+use half::bf16;
+
+/// Weights of one task, whole blocks.
+const TASK: usize = 32 * BLOCK;
+
+/// What a step reads beside the tensors.
+struct Step {
+    factor: f32,
+    decay: f32,
+    step_size: f32,
+    root_bias2: f32,
+    p: SmallParams,
+}
+
+impl Step {
+    /// # Safety
+    /// `clip` is null or covers two f32.
+    unsafe fn new(p: &SmallParams) -> Step {
+        // SAFETY: the caller's promise.
+        let clip = unsafe { slice::<f32>(p.clip, if p.clip.is_null() { 0 } else { 2 }) };
+        Step {
+            factor: clip.get(1).copied().unwrap_or(1.0),
+            decay: (1.0 - p.lr as f64 * p.weight_decay as f64) as f32,
+            step_size: (p.lr as f64 / p.bias1 as f64) as f32,
+            root_bias2: (p.bias2 as f64).sqrt() as f32,
+            p: *p,
+        }
+    }
+
+    /// w, m and v after the step.
+    fn apply(&self, [w, m, v]: [f32; 3], g: f32) -> [f32; 3] {
+        let (p, g) = (&self.p, g * self.factor);
+        let m = m + p.rest1 * (g - m);
+        let v = p.beta2 * v + p.rest2 * (g * g);
+        [w * self.decay - self.step_size * (m / (v.sqrt() / self.root_bias2 + p.eps)), m, v]
+    }
+
+    /// The 16-bit draws for m and v of the weights `8 group .. 8 group + 8`.
+    fn draws(&self, group: usize) -> [[u16; 8]; 2] {
+        [0, 1].map(|moment| {
+            let words = words(self.p.seed, self.p.stream, 2 * group as u64 + moment);
+            std::array::from_fn(|j| (words[j / 2] >> (16 * (j % 2))) as u16)
+        })
+    }
+}
+
+/// `x` rounded to bf16, away from zero if the draw says so.
+pub(super) fn stochastic_bf16(x: f32, draw: u16) -> bf16 {
+    if x.is_nan() { bf16::NAN } else { bf16::from_bits(((x.to_bits() + draw as u32) >> 16) as u16) }
+}
+
+/// The m that a code stands for, of a scale of 1.
+pub(super) fn first(c: i8) -> f32 {
+    let q = c as f32 / 127.0;
+    q * q.abs()
+}
+
+/// The v that a code stands for, of a scale of 1.
+pub(super) fn second(c: u8) -> f32 {
+    let q = c as f32 / 255.0;
+    (q * q) * (q * q)
+}
+
+/// One of the codes around `root`, the higher one if the draw says so; `value` is what a code stands for.
+fn stochastic_code(x: f32, root: f32, last: i32, draw: u16, value: impl Fn(i32) -> f32) -> i32 {
+    let below = (root as i32).clamp(0, last - 1);
+    let (low, high) = (value(below), value(below + 1));
+    below + ((draw as f32) * (1.0 / 65536.0) < (x - low) / (high - low)) as i32
+}
+
+/// The code of m, of a scale.
+pub(super) fn first_code(m: f32, scale: f32, draw: u16) -> i8 {
+    let x = m.abs() / scale;
+    let c = stochastic_code(x, 127.0 * x.sqrt(), 127, draw, |c| first(c as i8));
+    if m < 0.0 { -c as i8 } else { c as i8 }
+}
+
+/// The code of v, of a scale.
+pub(super) fn second_code(v: f32, scale: f32, draw: u16) -> u8 {
+    let x = v / scale;
+    stochastic_code(x, 255.0 * x.sqrt().sqrt(), 255, draw, |c| second(c as u8)) as u8
+}
+
+/// The largest magnitude, NaN if there is one.
+fn largest(x: &[f32]) -> f32 {
+    x.iter().fold(0.0, |most: f32, x| if x.abs() > most || x.is_nan() { x.abs() } else { most })
+}
+
+/// f32 weights, or the parts of split ones.
+trait Weights: Copy + Send + Sync {
+    /// # Safety
+    /// The addresses cover `n` weights.
+    unsafe fn new(p: &SmallParams, n: usize) -> Self;
+    /// # Safety
+    /// Nobody else uses these weights.
+    unsafe fn update(&self, at: usize, len: usize, step: impl FnMut(usize, f32) -> f32);
+}
+
+#[derive(Clone, Copy)]
+struct Plain(Out<f32>);
+
+impl Weights for Plain {
+    unsafe fn new(p: &SmallParams, n: usize) -> Plain {
+        // SAFETY: the caller's promise.
+        Plain(unsafe { Out::new(p.w, n) })
+    }
+
+    unsafe fn update(&self, at: usize, len: usize, mut step: impl FnMut(usize, f32) -> f32) {
+        // SAFETY: the caller's promise.
+        let part = unsafe { self.0.part(at, len) };
+        part.iter_mut().enumerate().for_each(|(i, w)| *w = step(i, *w));
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Halves(Out<Hi>, Out<i16>);
+
+impl Weights for Halves {
+    unsafe fn new(p: &SmallParams, n: usize) -> Halves {
+        // SAFETY: the caller's promise.
+        unsafe { Halves(Out::new(p.w, n), Out::new(p.low, n)) }
+    }
+
+    unsafe fn update(&self, at: usize, len: usize, mut step: impl FnMut(usize, f32) -> f32) {
+        // SAFETY: the caller's promise.
+        let (hi, low) = unsafe { (self.0.part(at, len), self.1.part(at, len)) };
+        for (i, (hi, low)) in hi.iter_mut().zip(low).enumerate() {
+            let (h, l) = split(step(i, join(hi.to_bits(), *low)));
+            (*hi, *low) = (Hi::from_bits(h), l);
+        }
+    }
+}
+
+/// # Safety
+/// The addresses cover what [`SmallParams`] says.
+unsafe fn with_bf16<W: Weights>(p: &SmallParams, team: &Team) {
+    let n = p.n as usize;
+    // SAFETY: the caller's promise.
+    let (g, step, weights) = unsafe { (slice::<f32>(p.g, n), Step::new(p), W::new(p, n)) };
+    // SAFETY: the caller's promise.
+    let (ms, vs) = unsafe { (Out::<bf16>::new(p.m, n), Out::<bf16>::new(p.v, n)) };
+    team.run(n.div_ceil(TASK), |task| {
+        let (at, len) = (task * TASK, TASK.min(n - task * TASK));
+        // SAFETY: tasks do not overlap.
+        let (m, v) = unsafe { (ms.part(at, len), vs.part(at, len)) };
+        let mut draws = [[0; 8]; 2];
+        let one = |i: usize, w: f32| {
+            if i % 8 == 0 {
+                draws = step.draws((at + i) / 8);
+            }
+            let [w, m_new, v_new] = step.apply([w, m[i].to_f32(), v[i].to_f32()], g[at + i]);
+            m[i] = stochastic_bf16(m_new, draws[0][i % 8]);
+            v[i] = stochastic_bf16(v_new, draws[1][i % 8]);
+            w
+        };
+        // SAFETY: tasks do not overlap.
+        unsafe { weights.update(at, len, one) };
+    });
+}
+
+/// # Safety
+/// The addresses cover what [`SmallParams`] says.
+unsafe fn with_int8<W: Weights>(p: &SmallParams, team: &Team) {
+    let n = p.n as usize;
+    // SAFETY: the caller's promise.
+    let (g, step, weights) = unsafe { (slice::<f32>(p.g, n), Step::new(p), W::new(p, n)) };
+    // SAFETY: the caller's promise.
+    let (ms, vs) = unsafe { (Out::<i8>::new(p.m, n), Out::<u8>::new(p.v, n)) };
+    // SAFETY: the caller's promise.
+    let scales = unsafe { Out::<f32>::new(p.scales, 2 * n.div_ceil(BLOCK)) };
+    team.run(n.div_ceil(BLOCK), |block| {
+        let (at, len) = (block * BLOCK, BLOCK.min(n - block * BLOCK));
+        // SAFETY: blocks do not overlap.
+        let (m, v, scale) = unsafe { (ms.part(at, len), vs.part(at, len), scales.part(2 * block, 2)) };
+        let (mut new_m, mut new_v) = ([0.0; BLOCK], [0.0; BLOCK]);
+        let one = |i: usize, w: f32| {
+            let [w, m, v] = step.apply([w, scale[0] * first(m[i]), scale[1] * second(v[i])], g[at + i]);
+            (new_m[i], new_v[i]) = (m, v);
+            w
+        };
+        // SAFETY: blocks do not overlap.
+        unsafe { weights.update(at, len, one) };
+        scale.copy_from_slice(&[largest(&new_m[..len]), largest(&new_v[..len])]);
+        for i in 0..len {
+            let [for_m, for_v] = step.draws((at + i) / 8);
+            m[i] = first_code(new_m[i], scale[0], for_m[i % 8]);
+            v[i] = second_code(new_v[i], scale[1], for_v[i % 8]);
+        }
+    });
+}
+
+/// # Safety
+/// The addresses cover what [`SmallParams`] says.
+pub unsafe fn bf16_f32(p: &SmallParams, team: &Team) {
+    // SAFETY: the caller's promise.
+    unsafe { with_bf16::<Plain>(p, team) }
+}
+
+/// # Safety
+/// The addresses cover what [`SmallParams`] says.
+pub unsafe fn bf16_bf16(p: &SmallParams, team: &Team) {
+    // SAFETY: the caller's promise.
+    unsafe { with_bf16::<Halves>(p, team) }
+}
+
+/// # Safety
+/// The addresses cover what [`SmallParams`] says.
+pub unsafe fn int8_f32(p: &SmallParams, team: &Team) {
+    // SAFETY: the caller's promise.
+    unsafe { with_int8::<Plain>(p, team) }
+}
+
+/// # Safety
+/// The addresses cover what [`SmallParams`] says.
+pub unsafe fn int8_bf16(p: &SmallParams, team: &Team) {
+    // SAFETY: the caller's promise.
+    unsafe { with_int8::<Halves>(p, team) }
+}

@@ -1,0 +1,32 @@
+//! The definition, in f64.
+
+/// What is the same for all tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// `1 − epsilon_low` and `1 + epsilon_high`.
+    pub range: (f64, f64),
+    /// Weight of the distance from the reference.
+    pub beta: f64,
+    /// Bound of the log ratio to the reference.
+    pub kl_limit: f64,
+    /// Whether the ratio is that of the sequence.
+    pub sequence_level: bool,
+}
+
+/// `Σ_t l[t]`, `Σ (e^x − x − 1)` and the clipped tokens of one completion, of which all tokens count.
+pub fn completion(o: &Options, log_prob: &[f64], old: &[f64], reference: &[f64], advantage: f64) -> [f64; 3] {
+    let d: Vec<f64> = log_prob.iter().zip(old).map(|(l, o)| l - o).collect();
+    let mean = d.iter().sum::<f64>() / d.len() as f64;
+    let mut sums = [0.0; 3];
+    for (t, d) in d.iter().enumerate() {
+        let ratio = if o.sequence_level { mean } else { *d }.exp();
+        let (free, held) = (ratio * advantage, ratio.clamp(o.range.0, o.range.1) * advantage);
+        let x = (reference[t] - log_prob[t]).clamp(-o.kl_limit, o.kl_limit);
+        let distance = x.exp() - x - 1.0;
+        let outside = ratio < o.range.0 && advantage < 0.0 || ratio > o.range.1 && advantage > 0.0;
+        sums[0] += -free.min(held) + o.beta * distance;
+        sums[1] += distance;
+        sums[2] += outside as u8 as f64;
+    }
+    sums
+}

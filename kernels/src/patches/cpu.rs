@@ -1,0 +1,42 @@
+//! One block of patches a task.
+#![allow(unsafe_code)]
+
+use super::{CHANNELS, Params};
+use crate::view::{Out, slice};
+use crate::{Element, Team};
+
+/// # Safety
+/// The addresses cover what [`Params`] says.
+pub unsafe fn cut<T: Element>(p: &Params, team: &Team) {
+    let [count, height, width, side, temporal, merge] =
+        [p.count, p.height, p.width, p.patch, p.temporal, p.merge].map(|n| n as usize);
+    let (row, [times, down, across]) = (p.row(), p.grid());
+    // SAFETY: the caller's promise.
+    let frames = unsafe { slice::<u8>(p.frames, count * height * width * CHANNELS) };
+    // SAFETY: the caller's promise.
+    let patches = unsafe { Out::<T>::new(p.patches, times * down * across * row) };
+    let (means, stds) = ([p.mean0, p.mean1, p.mean2], [p.std0, p.std1, p.std2]);
+    let rescale = f64::from_bits(p.rescale);
+    let value = |level: usize, c: usize| T::from_f32(((level as f64 * rescale) as f32 - means[c]) / stds[c]);
+    let levels: [[T; 256]; CHANNELS] = std::array::from_fn(|c| std::array::from_fn(|level| value(level, c)));
+    let (blocks_down, blocks_across) = (down / merge, across / merge);
+    let block = merge * merge * row;
+    team.run(times * blocks_down * blocks_across, |index| {
+        let (time, line, column) =
+            (index / blocks_across / blocks_down, index / blocks_across % blocks_down, index % blocks_across);
+        // SAFETY: blocks do not overlap.
+        let out = unsafe { patches.part(index * block, block) };
+        for (within, out) in out.chunks_exact_mut(row).enumerate() {
+            let (y0, x0) = ((line * merge + within / merge) * side, (column * merge + within % merge) * side);
+            for (part, out) in out.chunks_exact_mut(side * side).enumerate() {
+                let (c, frame) = (part / temporal, (time * temporal + part % temporal).min(count - 1));
+                for (y, out) in out.chunks_exact_mut(side).enumerate() {
+                    let pixels = &frames[((frame * height + y0 + y) * width + x0) * CHANNELS..][..side * CHANNELS];
+                    for (out, pixel) in out.iter_mut().zip(pixels.chunks_exact(CHANNELS)) {
+                        *out = levels[c][usize::from(pixel[c])];
+                    }
+                }
+            }
+        }
+    });
+}

@@ -1,0 +1,102 @@
+//! Frames of levels to normalised patches, the rows that the patch embedding's product reads:
+//! `patches[n, c, f, y, x] = T((f32(level · rescale) − mean[c]) / std[c])` with the level of channel c of the pixel (y, x) of
+//! patch n in the f-th of its frames.
+//!
+//! Shapes: frames u8 `[count, height, width, 3]`, patches T `[N, 3 · temporal · patch · patch]`, f32 or bf16,
+//! `N = ceil(count / temporal) · (height / patch) · (width / patch)`; height and width are multiples of `patch · merge`. Patches
+//! go by time, then blocks of `merge × merge` neighbours row by row, within a block row by row. Where frames are missing at the
+//! end, the last one stands for them.
+//! Numerics: the product in f64 (as image processors have it), rounded to f32, then f32 with a rounding each; T at the store.
+//! Bound: memory; 1 byte read and one element written.
+
+mod cpu;
+#[cfg(test)]
+mod formula;
+#[cfg(test)]
+mod tests;
+
+use crate::launch::{Params as _, by_dtype};
+use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
+
+/// RGB.
+pub const CHANNELS: usize = 3;
+
+params! {
+    /// Parameters.
+    pub struct Params {
+        /// u8 `[count, height, width, 3]`
+        pub frames: Addr,
+        /// T `[N, 3 · temporal · patch · patch]`, written.
+        pub patches: Addr,
+        /// The bits of an f64: what a level is multiplied with, 1/255.
+        pub rescale: u64,
+        /// Frames.
+        pub count: u32,
+        /// Rows of a frame.
+        pub height: u32,
+        /// Pixels of a row.
+        pub width: u32,
+        /// Side of a patch.
+        pub patch: u32,
+        /// Frames of a patch.
+        pub temporal: u32,
+        /// Patches along each side of a block.
+        pub merge: u32,
+        /// Mean of red after rescaling.
+        pub mean0: f32,
+        /// Mean of green.
+        pub mean1: f32,
+        /// Mean of blue.
+        pub mean2: f32,
+        /// Standard deviation of red.
+        pub std0: f32,
+        /// Standard deviation of green.
+        pub std1: f32,
+        /// Standard deviation of blue.
+        pub std2: f32,
+    }
+}
+
+impl Params {
+    /// Elements of a patch.
+    pub fn row(&self) -> usize {
+        CHANNELS * self.temporal as usize * self.patch as usize * self.patch as usize
+    }
+
+    /// Patches along time, height and width.
+    pub fn grid(&self) -> [usize; 3] {
+        [self.count.div_ceil(self.temporal), self.height / self.patch, self.width / self.patch].map(|n| n as usize)
+    }
+}
+
+/// The CUDA source.
+pub static SOURCE: Source = Source { name: "patches", sm80: include_str!("sm80.cu"), params: &[Params::c_declaration] };
+
+kernel!(pub PATCHES_F32, "patches_f32", Params, cpu::cut::<f32>, &SOURCE, |p, _| plan_cut("patches_f32", p, 4));
+kernel!(pub PATCHES_BF16, "patches_bf16", Params, cpu::cut::<half::bf16>, &SOURCE, |p, _| plan_cut("patches_bf16", p, 8));
+
+/// `vector`: elements in 16 bytes.
+fn plan_cut(symbol: &'static str, p: &Params, vector: u64) -> Vec<Stage> {
+    let (row, patches) = (p.row() as u64, p.grid().iter().product::<usize>() as u64);
+    let pieces = if row.is_multiple_of(vector) { row / vector } else { row };
+    cuh::blocks(symbol, (patches * pieces).div_ceil(256), 256)
+}
+
+/// The launch; `dtype` is T, F32 or BF16.
+pub fn cut(dtype: DType, params: &Params) -> Launch {
+    let n = (params.grid().iter().product::<usize>() * params.row()) as f64;
+    let cost = Cost { flops: 3.0 * n, bytes: n * (1 + dtype.size()) as f64 };
+    Launch::kernel(by_dtype(dtype, &PATCHES_F32, &PATCHES_BF16), params, cost)
+}
+
+/// Shapes that tests and benches share: (frames, height, width, patch, temporal, merge).
+pub fn cases() -> Vec<[usize; 6]> {
+    vec![
+        [1, 1, 1, 1, 1, 1],
+        [2, 56, 84, 14, 2, 2],
+        [3, 28, 28, 14, 2, 1],
+        [5, 12, 18, 3, 2, 2],
+        [1, 28, 56, 14, 2, 2],
+        [0, 28, 28, 14, 2, 2],
+    ]
+}

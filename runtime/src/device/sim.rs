@@ -1,0 +1,316 @@
+//! The CUDA kernels without a GPU: each launch is compiled, interpreted and checked by the simulator, in buffers that know which of
+//! their bytes were written. Matrix products, which no kernel of ours computes on cuda, run on the processor over the same bytes.
+#![allow(unsafe_code)]
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use reel_kernels::launch::run_on_cpu;
+use reel_kernels::matmul::Matmul;
+use reel_kernels::simulate::{self, Staged};
+use reel_kernels::{Addr, Arch, DType, KernelLaunch, Launch, Team, compile};
+use reel_sim::exec::{Completion, Options};
+use reel_sim::memory::Memory;
+
+use super::Backend;
+use crate::error::{Error, Result};
+
+/// How device `sim` runs kernels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SimOptions {
+    /// The GPU whose limits kernels are planned for; they are compiled for its compute capability.
+    pub arch: Arch,
+    /// Runs of each launch, at least 1, in different orders of warps; their results must agree to the last bit.
+    pub interleavings: u32,
+    /// Of those orders.
+    pub seed: u64,
+    /// Threads for matrix products; 0 takes all that there are.
+    pub threads: usize,
+}
+
+impl Default for SimOptions {
+    /// An A100, one run of each launch, all threads.
+    fn default() -> SimOptions {
+        SimOptions { arch: Arch::A100, interleavings: 1, seed: 0, threads: 0 }
+    }
+}
+
+pub(super) struct Sim {
+    options: SimOptions,
+    team: Team,
+    memory: Mutex<Memory>,
+    launches: AtomicU64,
+}
+
+impl Sim {
+    pub(super) fn new(options: SimOptions) -> Result<Sim> {
+        compile::available().map_err(|e| Error::Device(e.to_string()))?;
+        let all = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let team = Team::new(if options.threads == 0 { all } else { options.threads });
+        Ok(Sim { options, team, memory: Mutex::new(Memory::new()), launches: AtomicU64::new(0) })
+    }
+
+    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Runs a kernel on its own buffers only, so that one that strays into another op's is found.
+    fn kernel(&self, launch: &KernelLaunch) -> Result<()> {
+        let mut memory = self.memory();
+        let mut part = memory.take(addresses(launch));
+        let result = self.interleave(launch, &mut part);
+        memory.give(part);
+        result
+    }
+
+    fn interleave(&self, launch: &KernelLaunch, memory: &mut Memory) -> Result<()> {
+        // Launches differ too, so that one pass of a model sees many orders.
+        let first = self.launches.fetch_add(1, Ordering::Relaxed);
+        let runs = u64::from(self.options.interleavings.max(1));
+        let before = (runs > 1).then(|| memory.clone());
+        self.run(launch, memory, first)?;
+        for i in 1..runs {
+            let Some(mut other) = before.clone() else { break };
+            self.run(launch, &mut other, first.wrapping_add(i))?;
+            if let Some(what) = difference(memory, &other) {
+                let name = launch.kernel.name;
+                return Err(Error::Device(format!("{name}: {what}; a barrier or an atomic's order is missing")));
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&self, launch: &KernelLaunch, memory: &mut Memory, number: u64) -> Result<()> {
+        const MOMENTS: [Completion; 3] = [Completion::Latest, Completion::Earliest, Completion::Random];
+        let options = Options {
+            gpu: simulate::gpu(&self.options.arch),
+            seed: self.options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(number),
+            completion: MOMENTS[(number % 3) as usize],
+            ..Options::default()
+        };
+        let staged = simulate::run(launch, &self.options.arch, memory, &options);
+        judge(launch, &staged.map_err(|e| Error::Device(e.to_string()))?)
+    }
+
+    /// A matrix product on copies of its operands: host pointers to simulated memory would not be aligned, nor checked.
+    fn matmul(&self, m: &Matmul) -> Result<()> {
+        let mut memory = self.memory();
+        let read = |what: &str, at: Addr, dtype: DType, count: usize| {
+            let bytes = memory.read(at.0, count * dtype.size());
+            bytes.map(aligned).map_err(|e| Error::Device(format!("{}: {what}: {e}; it is this op's input", m.name())))
+        };
+        if m.m == 0 || m.n == 0 {
+            return Ok(());
+        }
+        let count = m.m * m.n;
+        let a = if m.k == 0 { Vec::new() } else { read("a", m.a.addr, m.a.dtype, m.m * m.k)? };
+        let b = if m.k == 0 { Vec::new() } else { read("b", m.b.addr, m.b.dtype, m.n * m.k)? };
+        let bias = if m.bias.is_null() { Vec::new() } else { read("bias", m.bias, m.c_dtype, m.n)? };
+        let bytes = count * m.c_dtype.size();
+        let mut c = if m.accumulate { read("c", m.c, m.c_dtype, count)? } else { vec![0; bytes.div_ceil(8)] };
+        let here = |words: &[u64]| if words.is_empty() { Addr::NULL } else { Addr(words.as_ptr() as u64) };
+        let mut copy = *m;
+        (copy.a.addr, copy.b.addr, copy.bias) = (here(&a), here(&b), here(&bias));
+        copy.c = Addr(c.as_mut_ptr() as u64);
+        // SAFETY: the operands are live copies of the sizes that the product has, and nobody else uses `c`.
+        unsafe { run_on_cpu(&Launch::Matmul(copy), &self.team) };
+        let writable = memory.find(m.c.0).is_some_and(|i| memory.get(i).writable);
+        if writable && memory.write(m.c.0, &bytemuck::cast_slice(&c)[..bytes]) {
+            return Ok(());
+        }
+        let what = if writable { "is larger than its buffer" } else { "is in no buffer that may be written" };
+        Err(Error::Device(format!("{}: c: {what}; [{}, {}] of {} at {:#x}", m.name(), m.m, m.n, m.c_dtype, m.c.0)))
+    }
+}
+
+/// Bytes where every element type is aligned.
+fn aligned(bytes: &[u8]) -> Vec<u64> {
+    let mut words = vec![0; bytes.len().div_ceil(8)];
+    bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
+    words
+}
+
+/// The addresses among a launch's parameters.
+fn addresses(launch: &KernelLaunch) -> impl Iterator<Item = u64> + '_ {
+    let fields = launch.kernel.fields.iter().filter(|f| f.address);
+    fields.filter_map(|f| Some(bytemuck::pod_read_unaligned(launch.params.get(f.offset..f.offset + 8)?)))
+}
+
+/// The first finding as an error: kernel, place in its source, kind and message.
+fn judge(launch: &KernelLaunch, staged: &[Staged]) -> Result<()> {
+    let mut findings = staged.iter().flat_map(|s| s.findings.iter().map(move |f| (s.stage.symbol, f)));
+    let Some((symbol, f)) = findings.next() else { return Ok(()) };
+    let name = launch.kernel.name;
+    let stage = if symbol == name { String::new() } else { format!(" ({symbol})") };
+    let source = launch.kernel.cuda.map_or("?", |c| c.source.name);
+    let more = match findings.count() {
+        0 => String::new(),
+        1 => "; and another finding".to_string(),
+        n => format!("; and {n} other findings"),
+    };
+    Err(Error::Device(format!("{name}{stage}: {source}/sm80.cu:{}: {}: {}{more}", f.line, f.kind.name(), f.message)))
+}
+
+/// Where two runs of a launch left different bytes.
+fn difference(a: &Memory, b: &Memory) -> Option<String> {
+    a.iter().zip(b.iter()).find_map(|(a, b)| {
+        let at = a.data.iter().zip(&b.data).position(|(a, b)| a != b)?;
+        let (base, bytes) = (a.base, a.data.len());
+        Some(format!("byte {at} of the buffer of {bytes} bytes at {base:#x} depends on the order of warps"))
+    })
+}
+
+impl Backend for Sim {
+    fn name(&self) -> &'static str {
+        "sim"
+    }
+
+    fn threads(&self) -> usize {
+        self.team.threads()
+    }
+
+    fn alloc(&self, bytes: usize) -> Option<u64> {
+        self.memory().try_alloc_uninitialized(bytes)
+    }
+
+    fn free(&self, addr: u64, _bytes: usize) {
+        self.memory().free(addr);
+    }
+
+    /// A copy that kernels may not write: simulated buffers own their bytes.
+    fn map(&self, part: &[u8]) -> Option<u64> {
+        let mut memory = self.memory();
+        let addr = memory.try_alloc_uninitialized(part.len())?;
+        memory.write(addr, part);
+        memory.protect(addr);
+        Some(addr)
+    }
+
+    fn unmap(&self, addr: u64, bytes: usize) {
+        self.free(addr, bytes);
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<()> {
+        match launch {
+            Launch::Kernel(kernel) => self.kernel(kernel),
+            Launch::Matmul(product) => self.matmul(product),
+        }
+    }
+
+    fn upload(&self, to: u64, from: &[u8]) {
+        let inside = self.memory().write(to, from);
+        debug_assert!(inside, "`Buffer::upload` checked the range");
+    }
+
+    fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        let memory = self.memory();
+        let bytes = memory.read(from, to.len()).map_err(|e| {
+            Error::Device(format!("device sim: the host {e}; the op that should have written it did not"))
+        })?;
+        to.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use reel_kernels::elementwise::{self, AccumulateParams, AddParams, FillParams};
+
+    use super::*;
+    use crate::device::{Category, Device, MappedFile};
+    use crate::tensor::Tensor;
+
+    fn device(interleavings: u32) -> Option<Device> {
+        compile::for_test()?;
+        Some(Device::sim(SimOptions { interleavings, threads: 1, ..SimOptions::default() }).unwrap())
+    }
+
+    fn numbers(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
+        Tensor::from_f32(device, shape, DType::F32, values, Category::Inputs).unwrap()
+    }
+
+    fn product(a: &Tensor, b: &Tensor, c: &Tensor, accumulate: bool) -> Launch {
+        let operand =
+            |t: &Tensor| reel_kernels::matmul::Operand { addr: t.addr(), dtype: t.dtype(), transposed: false };
+        Launch::Matmul(Matmul {
+            m: c.shape()[0],
+            n: c.shape()[1],
+            k: a.shape()[1],
+            a: operand(a),
+            b: operand(b),
+            c: c.addr(),
+            c_dtype: c.dtype(),
+            bias: Addr::NULL,
+            accumulate,
+        })
+    }
+
+    #[track_caller]
+    fn fails<T: std::fmt::Debug>(result: Result<T>, words: &[&str]) {
+        let e = result.unwrap_err().to_string();
+        assert!(words.iter().all(|w| e.contains(w)), "{words:?} in {e}");
+        assert!(e.contains("; "), "no cure: {e}");
+    }
+
+    #[test]
+    fn kernels_and_products_compute() {
+        for interleavings in [1, 3] {
+            let Some(d) = device(interleavings) else { return };
+            let x = numbers(&d, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+            let y = Tensor::empty(&d, &[2, 3], DType::F32, Category::Activations).unwrap();
+            let params = AddParams { a: x.addr(), b: x.addr(), y: y.addr(), count: 6 };
+            d.launch(&elementwise::add(DType::F32, &params)).unwrap();
+            assert_eq!(y.to_f32().unwrap(), [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]);
+            let c = Tensor::empty(&d, &[2, 2], DType::F32, Category::Activations).unwrap();
+            d.launch(&product(&x, &y, &c, false)).unwrap();
+            d.launch(&product(&x.rows(1, 1).unwrap(), &y, &c.rows(1, 1).unwrap(), true)).unwrap();
+            assert_eq!(c.to_f32().unwrap(), [28.0, 64.0, 128.0, 308.0]);
+        }
+    }
+
+    #[test]
+    fn bytes_that_nobody_wrote_are_never_read() {
+        let Some(d) = device(1) else { return };
+        let fresh = |shape: &[usize]| Tensor::empty(&d, shape, DType::F32, Category::Activations).unwrap();
+        fails(fresh(&[3]).to_f32(), &["host reads byte 0 of 12, which nobody wrote"]);
+        let (x, y) = (numbers(&d, &[1, 2], &[1.0, 2.0]), fresh(&[1, 2]));
+        fails(d.launch(&product(&x, &y, &fresh(&[1, 1]), false)), &["matmul_fwd: b: reads byte 0 of 8"]);
+        fails(d.launch(&product(&x, &x, &fresh(&[1, 1]), true)), &["matmul_fwd: c: reads byte 0 of 4"]);
+        let params = AccumulateParams { src: x.addr(), dst: y.addr(), count: 2 };
+        let result = d.launch(&elementwise::accumulate(DType::F32, DType::F32, &params));
+        fails(result, &["accumulate_f32", "elementwise/sm80.cu:", "uninitialized"]);
+    }
+
+    #[test]
+    fn nobody_writes_outside_of_the_operands_of_a_launch() {
+        let Some(d) = device(1) else { return };
+        let (x, other) = (numbers(&d, &[2], &[1.0, 2.0]), numbers(&d, &[2], &[3.0, 4.0]));
+        let params = FillParams { dst: x.addr(), count: 3, value: 7.0, reserved: 0 };
+        fails(d.launch(&elementwise::fill(DType::F32, &params)), &["fill_f32", "sm80.cu:", "out-of-bounds"]);
+        // A product over more rows than its result has.
+        let (a, b, c) = (numbers(&d, &[3, 1], &[1.0; 3]), numbers(&d, &[1, 1], &[1.0]), x.reshape(&[2, 1]).unwrap());
+        let Launch::Matmul(m) = product(&a, &b, &c, false) else { return };
+        fails(d.launch(&Launch::Matmul(Matmul { m: 3, ..m })), &["matmul_fwd: c: is larger than its buffer"]);
+        assert_eq!(other.to_f32().unwrap(), [3.0, 4.0]);
+    }
+
+    #[test]
+    fn mapped_files_are_read_and_not_written() {
+        let Some(d) = device(1) else { return };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytemuck::cast_slice::<f32, u8>(&[0.0, 1.0, 2.0])).unwrap();
+        let mapped: Arc<MappedFile> = MappedFile::open(file.path()).unwrap();
+        let x = Tensor::from_buffer(d.map(&mapped, 4, 8).unwrap(), &[2], DType::F32).unwrap();
+        assert_eq!(x.to_f32().unwrap(), [1.0, 2.0]);
+        let params = FillParams { dst: x.addr(), count: 2, value: 7.0, reserved: 0 };
+        fails(d.launch(&elementwise::fill(DType::F32, &params)), &["fill_f32", "sm80.cu:"]);
+        let one = numbers(&d, &[1, 1], &[1.0]);
+        let x = x.reshape(&[1, 2]).unwrap();
+        fails(d.launch(&product(&one, &numbers(&d, &[2, 1], &[1.0, 1.0]), &x, false)), &["matmul_fwd: c:"]);
+        assert_eq!(x.to_f32().unwrap(), [1.0, 2.0]);
+        drop(x);
+        assert_eq!(d.memory().current, one.bytes());
+    }
+}

@@ -1,0 +1,85 @@
+//! Speed of whole kernels with matrix instructions and their operand loads, all checks on, one thread.
+//!
+//! `cargo bench -p reel-sim --bench matrix_kernels [-- mma|wgmma]`
+
+use reel_sim::exec::{self, Completion, Launch, Options};
+use reel_sim::memory::Memory;
+use reel_sim::program::Program;
+use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
+use std::time::Instant;
+
+const K: usize = 2048;
+
+fn program(file: &str) -> Program {
+    let path = format!("{}/tests/corpus_async/{file}.ptx", env!("CARGO_MANIFEST_DIR"));
+    Program::parse(&std::fs::read_to_string(path).expect("the corpus has the file")).expect("it parses")
+}
+
+/// Seconds that the thread has run, where the system says: other processes' turns do not count.
+fn on_cpu() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    Some(text.split_whitespace().next()?.parse::<u64>().ok()? as f64 * 1e-9)
+}
+
+fn measure(name: &str, program: &Program, kernel: &str, setup: impl Fn(&mut Memory) -> Launch) {
+    let only = std::env::args().nth(1).filter(|arg| !arg.starts_with('-'));
+    if only.is_some_and(|only| !name.starts_with(&only)) {
+        return;
+    }
+    let kernel = program.kernel(kernel).expect("the kernel is there");
+    for completion in [Completion::Latest, Completion::Earliest] {
+        let mut best = f64::INFINITY;
+        let mut flops = 0;
+        for seed in 0..5 {
+            let mut memory = Memory::new();
+            let launch = setup(&mut memory);
+            let options = Options { seed, completion, ..Options::default() };
+            let (start, before) = (Instant::now(), on_cpu());
+            let outcome = exec::run(program, &kernel, &launch, &mut memory, &options).expect("a good launch");
+            let seconds = start.elapsed().as_secs_f64();
+            best = best.min(on_cpu().zip(before).map_or(seconds, |(after, before)| after - before));
+            assert!(outcome.findings.is_empty(), "{:#?}", outcome.findings.into_list());
+            flops = outcome.counters.total().matrix_flops;
+        }
+        println!("{name} {completion:?}: {:.1} ms, {:.1} GFLOP/s", best * 1e3, flops as f64 / best / 1e9);
+    }
+}
+
+fn ones(count: usize) -> Vec<u8> {
+    (0..count).flat_map(|i| (0x3f80 + (i % 7) as u16).to_le_bytes()).collect()
+}
+
+fn launch(grid: [u32; 3], threads: u32, dynamic_shared: u32, params: Vec<u8>) -> Launch {
+    Launch { grid, block: [threads, 1, 1], cluster: [1, 1, 1], dynamic_shared, params }
+}
+
+fn main() {
+    measure("mma.sync, 256×256×2048", &program("mma"), "gemm_0", |memory| {
+        let (a, b) = (memory.alloc(ones(256 * K)), memory.alloc(ones(256 * K)));
+        let d = memory.alloc_uninitialized(4 * 256 * 256);
+        let mut params: Vec<u8> = [a, b, d].into_iter().flat_map(u64::to_le_bytes).collect();
+        params.extend([256u32, K as u32].into_iter().flat_map(u32::to_le_bytes));
+        launch([2, 2, 1], 256, 0, params)
+    });
+    measure("wgmma, 256×256×2048", &program("gemm"), "gemm_0", |memory| {
+        let (a, b) = (memory.alloc(ones(256 * K)), memory.alloc(ones(256 * K)));
+        let d = memory.alloc_uninitialized(4 * 256 * 256);
+        let operand = |address, rows| {
+            let map = TensorMap::tiled(
+                DataType::Bf16,
+                address,
+                &[K as u64, 256],
+                &[2 * K as u64],
+                &[64, rows],
+                Swizzle::B128,
+            );
+            map.and_then(|m| m.encode()).expect("a good map")
+        };
+        let result = TensorMap::tiled(DataType::F32, d, &[256, 256], &[1024], &[32, 64], Swizzle::None);
+        let mut params = operand(a, 128).to_vec();
+        params.extend(operand(b, 64));
+        params.extend(result.and_then(|m| m.encode()).expect("a good map"));
+        params.extend((K as u32).to_le_bytes());
+        launch([2, 2, 1], 384, 3 * 2 * 16384 + 65536 + 64, params)
+    });
+}

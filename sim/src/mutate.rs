@@ -1,0 +1,155 @@
+//! Mutants: copies of a module with one synchronisation instruction changed, to see whether anything notices.
+//!
+//! A mutant that no case reports is either redundant synchronisation or a bug that the cases, or the simulator, would miss.
+
+mod edit;
+
+use crate::finding::Kind;
+use crate::program::{Kernel, Program, ProgramError};
+use crate::ptx::ast::{Function, Instruction, Module};
+use std::fmt;
+
+/// What is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Change {
+    /// The instruction is gone; what it would have written is as if it had succeeded at once.
+    Delete,
+    /// `wait_group N` waits for one group fewer.
+    OneGroupMore,
+    /// A wait is for the other phase.
+    FlipParity,
+    /// This is added to `expect_tx`'s bytes.
+    ExpectTx(i32),
+    /// `.gpu` is `.cta`.
+    NarrowScope,
+    /// This is added to a barrier's number of threads.
+    Count(i32),
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Change::Delete => f.write_str("deleted"),
+            Change::OneGroupMore => f.write_str("waits for one group fewer"),
+            Change::FlipParity => f.write_str("parity flipped"),
+            Change::ExpectTx(n) => write!(f, "expects {n:+} bytes"),
+            Change::NarrowScope => f.write_str(".gpu is .cta"),
+            Change::Count(n) => write!(f, "counts {n:+} threads"),
+        }
+    }
+}
+
+/// A change of one instruction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mutant {
+    /// Index into [`Module::functions`].
+    pub function: usize,
+    /// Index into its body.
+    pub instruction: usize,
+    /// What is changed.
+    pub change: Change,
+    /// The instruction's line in the PTX text.
+    pub line: u32,
+    /// Its opcode.
+    pub opcode: String,
+}
+
+impl fmt::Display for Mutant {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "line {}: {} {}", self.line, self.opcode, self.change)
+    }
+}
+
+/// What came of a mutant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The mutant.
+    pub mutant: Mutant,
+    /// The finding that killed it; `None`: it survived.
+    pub killed_by: Option<Kind>,
+}
+
+/// Every mutant of a module.
+pub fn mutants(module: &Module) -> Vec<Mutant> {
+    let bodies = module.functions.iter().enumerate();
+    bodies.flat_map(|(function, f)| of_function(function, f)).collect()
+}
+
+/// Those mutants of a kernel and of what it calls whose instruction `executed` says a warp executed, by its kernel-wide number: what no case
+/// reaches cannot be judged.
+pub fn reached(program: &Program, kernel: &Kernel, executed: impl Fn(u32) -> bool) -> Vec<Mutant> {
+    let module = &program.module;
+    let of_code = |name: &str| module.functions.iter().position(|f| f.name == name && !f.declaration);
+    let mut out = Vec::new();
+    for code in &kernel.functions {
+        let Some(function) = of_code(&code.name) else { continue };
+        let all = of_function(function, &module.functions[function]);
+        out.extend(all.into_iter().filter(|m| executed(code.first + m.instruction as u32)));
+    }
+    out
+}
+
+/// The program with the mutant's change.
+pub fn apply(program: &Program, mutant: &Mutant) -> Result<Program, ProgramError> {
+    let mut module = program.module.clone();
+    if let Some(function) = module.functions.get_mut(mutant.function) {
+        edit::apply(function, mutant.instruction, mutant.change);
+    }
+    Program::of_module(module)
+}
+
+/// Judges mutants: `judge` runs a program's cases and gives the kind of a finding, if there is one.
+pub fn judge_all<E: From<ProgramError>>(
+    program: &Program,
+    mutants: &[Mutant],
+    judge: impl Fn(&Program) -> Result<Option<Kind>, E>,
+) -> Result<Vec<Verdict>, E> {
+    let one = |mutant: &Mutant| {
+        let killed_by = judge(&apply(program, mutant)?)?;
+        Ok(Verdict { mutant: mutant.clone(), killed_by })
+    };
+    mutants.iter().map(one).collect()
+}
+
+fn of_function(function: usize, f: &Function) -> Vec<Mutant> {
+    let mut out = Vec::new();
+    for (instruction, i) in f.body.iter().enumerate() {
+        let of = |change| Mutant { function, instruction, change, line: i.line, opcode: i.opcode.clone() };
+        out.extend(changes(i).into_iter().map(of));
+    }
+    out
+}
+
+/// The changes that an instruction allows.
+fn changes(i: &Instruction) -> Vec<Change> {
+    let parts: Vec<&str> = i.opcode.split('.').collect();
+    let has = |part: &str| parts.contains(&part);
+    let mut out = Vec::new();
+    let synchronises = match parts[0] {
+        "bar" | "barrier" | "fence" | "membar" => true,
+        "mbarrier" => has("arrive") || has("arrive_drop") || has("try_wait") || has("test_wait"),
+        "wgmma" => has("fence") || has("commit_group") || has("wait_group"),
+        "cp" => has("commit_group") || has("wait_group") || has("wait_all") || has("mbarrier"),
+        "griddepcontrol" => has("wait"),
+        _ => false,
+    };
+    if synchronises {
+        out.push(Change::Delete);
+    }
+    if has("wait_group") {
+        out.push(Change::OneGroupMore);
+    }
+    if parts[0] == "mbarrier" && has("parity") {
+        out.push(Change::FlipParity);
+    }
+    if parts[0] == "mbarrier" && has("expect_tx") {
+        out.extend([Change::ExpectTx(-16), Change::ExpectTx(16)]);
+    }
+    if has("gpu") || i.opcode == "membar.gl" {
+        out.push(Change::NarrowScope);
+    }
+    if edit::count_operand(i).is_some() {
+        out.extend([Change::Count(-32), Change::Count(32)]);
+    }
+    out
+}

@@ -1,0 +1,126 @@
+//! Changing an instruction in a function's body.
+
+use super::Change;
+use crate::ptx::ast::{Function, Instruction, Operand, Register, RegisterDecl, Type};
+
+/// Makes the change; an instruction that does not allow it stays.
+pub fn apply(function: &mut Function, at: usize, change: Change) {
+    match change {
+        Change::Delete => delete(&mut function.body[at]),
+        Change::OneGroupMore => {
+            if let Some(Operand::Integer(n)) = function.body[at].operands.last_mut() {
+                *n += 1;
+            }
+        }
+        Change::FlipParity => {
+            let operand = parity_operand(&function.body[at]);
+            adjust(function, at, operand, "xor.b32", 1);
+        }
+        Change::ExpectTx(by) => {
+            let operand = function.body[at].operands.len() - 1;
+            adjust(function, at, operand, "add.s32", by.into());
+        }
+        Change::NarrowScope => {
+            let narrow = |part| if matches!(part, "gpu" | "gl") { "cta" } else { part };
+            let opcode: Vec<&str> = function.body[at].opcode.split('.').map(narrow).collect();
+            function.body[at].opcode = opcode.join(".");
+        }
+        Change::Count(by) => {
+            if let Some(operand) = count_operand(&function.body[at]) {
+                adjust(function, at, operand, "add.s32", by.into());
+            }
+        }
+    }
+}
+
+/// Which operand of a barrier is its number of threads.
+pub fn count_operand(i: &Instruction) -> Option<usize> {
+    let parts: Vec<&str> = i.opcode.split('.').collect();
+    if !matches!(parts[0], "bar" | "barrier") || parts.contains(&"cluster") || parts.contains(&"warp") {
+        return None;
+    }
+    if parts.contains(&"red") {
+        // Destination, barrier, and, if four, the count before the predicate.
+        return (i.operands.len() == 4).then_some(2);
+    }
+    (i.operands.len() == 2).then_some(1)
+}
+
+/// `try_wait.parity` takes the parity after the address; a time limit may follow.
+fn parity_operand(i: &Instruction) -> usize {
+    let address = i.operands.iter().position(|o| matches!(o, Operand::Address(..)));
+    address.map_or(i.operands.len() - 1, |a| (a + 1).min(i.operands.len() - 1))
+}
+
+/// Leaves an instruction without effect, except that what it writes is defined: a wait succeeds, a barrier's reduction sees this thread only.
+fn delete(i: &mut Instruction) {
+    let parts: Vec<&str> = i.opcode.split('.').collect();
+    let (opcode, operands) = match (parts[0], i.operands.as_slice()) {
+        ("mbarrier", [Operand::Register(dst), ..]) if parts.contains(&"try_wait") || parts.contains(&"test_wait") => {
+            ("mov.pred", vec![Operand::Register(*dst), Operand::Integer(1)])
+        }
+        ("mbarrier", [Operand::Register(dst), ..]) => ("mov.b64", vec![Operand::Register(*dst), Operand::Integer(0)]),
+        ("bar" | "barrier", [Operand::Register(dst), .., Operand::Register(p)]) if parts.contains(&"popc") => {
+            let (one, zero) = (Operand::Integer(1), Operand::Integer(0));
+            ("selp.b32", vec![Operand::Register(*dst), one, zero, Operand::Register(*p)])
+        }
+        ("bar" | "barrier", [Operand::Register(dst), .., Operand::Not(p)]) if parts.contains(&"popc") => {
+            let (one, zero) = (Operand::Integer(1), Operand::Integer(0));
+            ("selp.b32", vec![Operand::Register(*dst), zero, one, Operand::Register(*p)])
+        }
+        ("bar" | "barrier", [Operand::Register(dst), .., Operand::Register(p)]) if parts.contains(&"red") => {
+            ("mov.pred", vec![Operand::Register(*dst), Operand::Register(*p)])
+        }
+        ("bar" | "barrier", [Operand::Register(dst), .., Operand::Not(p)]) if parts.contains(&"red") => {
+            ("not.pred", vec![Operand::Register(*dst), Operand::Register(*p)])
+        }
+        // A breakpoint does nothing when nobody debugs.
+        _ => {
+            i.guard = None;
+            ("brkpt", Vec::new())
+        }
+    };
+    i.opcode = opcode.into();
+    i.operands = operands;
+}
+
+/// Combines an operand with a constant: an integer at once, a register by an instruction before.
+fn adjust(function: &mut Function, at: usize, operand: usize, opcode: &str, by: i64) {
+    match function.body[at].operands[operand].clone() {
+        Operand::Integer(n) => {
+            let value = if opcode.starts_with("xor") { n ^ by } else { n + by };
+            function.body[at].operands[operand] = Operand::Integer(value);
+        }
+        Operand::Register(old) => {
+            let new = function.registers.len() as Register;
+            function.registers.push(RegisterDecl { name: format!("%mutant{new}"), ty: Type::B32 });
+            function.body[at].operands[operand] = Operand::Register(new);
+            let of = &function.body[at];
+            let before = Instruction {
+                guard: of.guard,
+                opcode: opcode.into(),
+                operands: vec![Operand::Register(new), Operand::Register(old), Operand::Integer(by)],
+                place: of.place,
+                line: of.line,
+            };
+            insert(function, at, before);
+        }
+        _ => {}
+    }
+}
+
+/// Puts an instruction before the one at `at`; a jump to that one comes to the new one.
+fn insert(function: &mut Function, at: usize, instruction: Instruction) {
+    let moved = |index: &mut u32| *index += u32::from(*index as usize > at);
+    for i in &mut function.body {
+        for operand in &mut i.operands {
+            match operand {
+                Operand::Label(to) => moved(to),
+                Operand::Labels(list) => list.iter_mut().for_each(moved),
+                _ => {}
+            }
+        }
+    }
+    function.noreturn_calls.iter_mut().for_each(|i| *i += u32::from(*i as usize >= at));
+    function.body.insert(at, instruction);
+}

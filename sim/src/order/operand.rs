@@ -1,0 +1,156 @@
+//! The operands of a warpgroup's product: many bytes, written by few, read by four warps at once.
+
+use super::cell::{CHUNK, CHUNK_SHIFT, chunk};
+use super::chain::Entry;
+use super::view::{Fault, View};
+use super::{Access, Conflict, Cx, LANES, NOBODY, OpId, Shadow, Stamp, Strength, WarpOrder};
+
+/// Who wrote the bytes of an operand, and where the first of each lie.
+#[derive(Clone, Debug, Default)]
+pub struct Writers(Vec<(Entry, u64)>);
+
+impl Shadow {
+    /// The operation `op`, issued by `lane` of `warp`, will read `runs` (offset and bytes, multiples of 4): as
+    /// [`Shadow::async_read`] of each, but at most one conflict a writer. Adds who wrote them to `writers`.
+    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
+    pub fn read_operand(
+        &mut self,
+        runs: &[(u64, u64)],
+        op: OpId,
+        warp: &WarpOrder,
+        lane: u32,
+        pc: u32,
+        cx: &Cx,
+        writers: &mut Writers,
+        out: &mut Vec<Conflict>,
+    ) {
+        self.make_room();
+        let stamp = Stamp::new(0, Stamp::RANGE, false, Strength::Weak);
+        let key = op.key();
+        let mut view = View::new(self.space, warp, warp.know(lane), cx, key, stamp, pc);
+        let mut latest = usize::MAX;
+        let (mut unwritten, mut clean_list) = (None, 0);
+        for &(from, bytes) in runs {
+            if unwritten.is_none() && !self.is_initialized(from..from + bytes) {
+                unwritten = Some(from);
+            }
+            let (mut start, last) = (from, from + bytes);
+            while start < last {
+                let end = last.min((start | (CHUNK - 1)) + 1);
+                let finest = (start | end).trailing_zeros();
+                let chunk = chunk(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
+                let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
+                let count = ((end - start) >> chunk.shift) as usize;
+                for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
+                    let known = match writers.0.get(latest) {
+                        Some((e, _)) => {
+                            let same = (e.key, e.stamp, e.pc) == (cell.writer >> 5, cell.write, cell.write_pc);
+                            same && e.mask >> (cell.writer & 31) & 1 != 0
+                        }
+                        None => false,
+                    };
+                    let offset = start + ((step as u64) << chunk.shift);
+                    if !known && cell.writer != NOBODY {
+                        latest = writers.add(cell.write_entry(), offset);
+                    }
+                    if cell.older != clean_list {
+                        if self.lists.has_write(cell.older) {
+                            let found = view.judge_list(cell.older, lane, offset, false, &self.lists);
+                            view.fault = view.fault.or(found);
+                        } else {
+                            clean_list = cell.older;
+                        }
+                    }
+                    if cell.reader != key {
+                        if cell.reader != NOBODY {
+                            view.displace_reader(cell, offset, lane, &mut self.lists);
+                            clean_list = if self.lists.has_write(cell.older) { clean_list } else { cell.older };
+                        }
+                        (cell.reader, cell.read, cell.readers, cell.read_pc) = (key, stamp, 1 << lane, pc);
+                    }
+                }
+                start = end;
+            }
+        }
+        out.extend(unwritten.map(|offset| Fault::uninitialized(offset).conflict(lane)));
+        view.report(lane, out);
+        self.recheck_operand(writers, op, warp, lane, pc, cx, out);
+    }
+
+    /// Another warp takes part in the same reading: whether it too knows the writers. At most one conflict a writer.
+    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
+    pub fn recheck_operand(
+        &self,
+        writers: &Writers,
+        op: OpId,
+        warp: &WarpOrder,
+        lane: u32,
+        pc: u32,
+        cx: &Cx,
+        out: &mut Vec<Conflict>,
+    ) {
+        let stamp = Stamp::new(0, Stamp::RANGE, false, Strength::Weak);
+        let mut view = View::new(self.space, warp, warp.know(lane), cx, op.key(), stamp, pc);
+        for (entry, offset) in &writers.0 {
+            view.fault = view.judge(entry, lane, *offset, false, false);
+            view.report(lane, out);
+        }
+    }
+}
+
+impl Shadow {
+    /// All lanes of `warp` together read rows of 16 bytes at the offsets of `rows` (`ldmatrix`): like [`Shadow::access`] by
+    /// the lanes that give the addresses, but every lane reads every row. At most one conflict a row.
+    pub fn read_rows(
+        &mut self,
+        warp: &WarpOrder,
+        rows: u32,
+        offsets: &[u64; LANES],
+        pc: u32,
+        cx: &Cx,
+        out: &mut Vec<Conflict>,
+    ) {
+        let mut parts = warp.parts();
+        let (Some((_, know)), None) = (parts.next(), parts.next()) else {
+            return self.access(Access::Read, warp, rows, offsets, 16, Strength::Weak, pc, cx, out);
+        };
+        self.make_room();
+        let stamp = Stamp::new(warp.epoch(), 4, false, Strength::Weak);
+        let key = warp.key();
+        let mut view = View::new(self.space, warp, know, cx, key, stamp, pc);
+        let mut left = rows;
+        while left != 0 {
+            let lane = left.trailing_zeros();
+            left &= left - 1;
+            let offset = offsets[lane as usize];
+            let index = (offset >> CHUNK_SHIFT) as usize;
+            let chunk = chunk(&mut self.chunks[index], &mut self.spare, 4);
+            let at = offset & (CHUNK - 1);
+            if !self.init[index].has(at, 0xffff) {
+                view.fault = Some(Fault::uninitialized(offset));
+            }
+            let (first, count) = ((at >> chunk.shift) as usize, 16 >> chunk.shift);
+            for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
+                view.step_together(cell, offset + ((step as u64) << chunk.shift), lane, &mut self.lists);
+            }
+            view.report(lane, out);
+        }
+    }
+}
+
+impl Writers {
+    /// Adds a write; the index of what stands for it.
+    fn add(&mut self, entry: Entry, offset: u64) -> usize {
+        let same = |old: &Entry| (old.key, old.stamp, old.pc) == (entry.key, entry.stamp, entry.pc);
+        match self.0.iter().rposition(|(old, _)| same(old)) {
+            Some(at) => {
+                self.0[at].0.mask |= entry.mask;
+                at
+            }
+            None => {
+                self.0.push((entry, offset));
+                self.0.len() - 1
+            }
+        }
+    }
+}

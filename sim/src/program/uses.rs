@@ -1,0 +1,126 @@
+//! Which registers of wgmma (accumulators, and A from registers) each instruction touches: wgmma works on them
+//! asynchronously, so that other instructions have to keep away.
+
+use super::op::{Instr, Op};
+use crate::ptx::ast::{Base, Function, Instruction, Operand, Type};
+use crate::regs::Slot;
+use std::collections::HashSet;
+
+/// What an instruction does with the registers that some wgmma of the function uses; empty for most.
+#[derive(Clone, Debug, Default)]
+pub struct Watch {
+    /// Registers read.
+    pub reads: Box<[Slot]>,
+    /// Registers written.
+    pub writes: Box<[Slot]>,
+    /// It only moves a register or a constant: compilers rename accumulators so.
+    pub copies: bool,
+}
+
+impl Watch {
+    /// Whether it touches none.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.reads.is_empty() && self.writes.is_empty()
+    }
+}
+
+/// For each instruction of a function what it touches; nothing at all for a function without wgmma.
+pub(super) fn watches(function: &Function, instrs: &[Instr], slot: impl Fn(u32) -> Slot) -> Vec<Watch> {
+    let mut watched: HashSet<Slot> = HashSet::new();
+    for instr in instrs {
+        if let Op::Wgmma(w) = &instr.op {
+            watched.extend(w.d.iter().chain(&w.a));
+        }
+    }
+    if watched.is_empty() {
+        return Vec::new();
+    }
+    let moves: Vec<(Slot, Slot)> = function
+        .body
+        .iter()
+        .filter(|i| is_copy(function, i))
+        .filter_map(|i| match i.operands[..] {
+            [Operand::Register(to), Operand::Register(from)] => Some((slot(to), slot(from))),
+            _ => None,
+        })
+        .collect();
+    // Copies of accumulators, and what accumulators are copies of.
+    loop {
+        let before = watched.len();
+        for (to, from) in &moves {
+            if watched.contains(to) || watched.contains(from) {
+                watched.extend([*to, *from]);
+            }
+        }
+        if watched.len() == before {
+            break;
+        }
+    }
+    let kept = |registers: Vec<u32>| registers.into_iter().map(&slot).filter(|s| watched.contains(s)).collect();
+    let mut out = Vec::with_capacity(instrs.len());
+    for (n, instr) in instrs.iter().enumerate() {
+        let Some(i) = function.body.get(n).filter(|_| !matches!(instr.op, Op::Wgmma(_))) else {
+            out.push(Watch::default());
+            continue;
+        };
+        let (mut reads, mut writes) = (Vec::new(), Vec::new());
+        let written = destinations(i);
+        i.operands[..written].iter().for_each(|o| registers(function, o, &mut writes, &mut reads));
+        let mut sources = Vec::new();
+        i.operands[written..].iter().for_each(|o| registers(function, o, &mut reads, &mut sources));
+        reads.append(&mut sources);
+        out.push(Watch { reads: kept(reads), writes: kept(writes), copies: is_copy(function, i) });
+    }
+    out
+}
+
+/// How many of the first operands are destinations.
+fn destinations(i: &Instruction) -> usize {
+    let base = i.opcode.split('.').next().unwrap_or("");
+    match base {
+        "st" | "red" | "stmatrix" | "bra" | "brx" | "barrier" | "membar" | "fence" | "cp" | "wgmma" | "prefetch"
+        | "prefetchu" | "exit" | "ret" | "trap" | "nanosleep" | "griddepcontrol" | "setmaxnreg" | "tensormap"
+        | "discard" | "applypriority" => 0,
+        "bar" => usize::from(i.opcode.contains(".red")),
+        "call" => usize::from(matches!(i.operands.first(), Some(Operand::List(_)))),
+        _ => i.operands.len().min(1),
+    }
+}
+
+/// A move between 32-bit registers, or of a constant into one.
+fn is_copy(function: &Function, i: &Instruction) -> bool {
+    let narrow = |o: &Operand| match o {
+        Operand::Register(r) => {
+            matches!(
+                function.registers[*r as usize].ty,
+                Type::B32 | Type::U32 | Type::S32 | Type::F32 | Type::F16x2 | Type::BF16x2
+            )
+        }
+        Operand::Integer(_) | Operand::Float32(_) => true,
+        _ => false,
+    };
+    i.opcode.starts_with("mov.") && i.operands.len() == 2 && i.operands.iter().all(narrow)
+}
+
+/// The registers of an operand; those of its addresses go to `addresses`.
+fn registers(function: &Function, operand: &Operand, out: &mut Vec<u32>, addresses: &mut Vec<u32>) {
+    match operand {
+        Operand::Register(r) if function.registers[*r as usize].ty != Type::Pred => out.push(*r),
+        Operand::Vector(list) | Operand::List(list) => list.iter().for_each(|o| registers(function, o, out, addresses)),
+        Operand::Pair(a, b) => {
+            registers(function, a, out, addresses);
+            registers(function, b, out, addresses);
+        }
+        Operand::Address(Base::Register(r), _) => addresses.push(*r),
+        Operand::TensorAddress(base, _, list) => {
+            if let Base::Register(r) = base {
+                addresses.push(*r);
+            }
+            let mut inner = Vec::new();
+            list.iter().for_each(|o| registers(function, o, addresses, &mut inner));
+            addresses.append(&mut inner);
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,182 @@
+//! What a run's counters say by source line and in total.
+
+use std::collections::BTreeMap;
+
+use crate::counters::{Count, Counters};
+use crate::finding::{self, Origin};
+use crate::program::op::Class;
+use crate::program::{Kernel, Program};
+
+/// Warps and threads that executed instructions of a class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Executed {
+    /// Times a warp did.
+    pub warps: u64,
+    /// Times a thread did.
+    pub threads: u64,
+}
+
+/// Counts of a line, or of everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// The sums over instructions.
+    pub count: Count,
+    /// By class, in the order of [`Class::ALL`].
+    by_class: [Executed; Class::ALL.len()],
+}
+
+impl Counted {
+    /// Instructions of a class.
+    pub fn of_class(&self, class: Class) -> Executed {
+        self.by_class[position(class)]
+    }
+
+    /// The classes that were executed.
+    pub fn classes(&self) -> impl Iterator<Item = (Class, Executed)> {
+        Class::ALL.into_iter().zip(self.by_class).filter(|(_, e)| e.warps > 0)
+    }
+
+    /// Bytes asked of global memory to the bytes of the sectors that they lie in, at most 1 unless lanes ask for the same bytes; `None` without
+    /// such an access.
+    pub fn sector_efficiency(&self) -> Option<f64> {
+        let bytes = self.count.global_read + self.count.global_written;
+        (self.count.sectors > 0).then(|| bytes as f64 / (32 * self.count.sectors) as f64)
+    }
+
+    /// Passes through shared memory above the least for the bytes asked: what bank conflicts cost.
+    pub fn conflicts(&self) -> u64 {
+        self.count.wavefronts.saturating_sub(self.count.wavefronts_least)
+    }
+
+    fn add(&mut self, class: Class, count: &Count) {
+        self.count.add(count);
+        let of = &mut self.by_class[position(class)];
+        of.warps += count.warps;
+        of.threads += count.threads;
+    }
+}
+
+fn position(class: Class) -> usize {
+    Class::ALL.iter().position(|c| *c == class).unwrap_or(Class::ALL.len() - 1)
+}
+
+/// Counts of a source line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Where it is.
+    pub origin: Origin,
+    /// What was counted.
+    pub counted: Counted,
+}
+
+/// The counts of a launch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Everything.
+    pub total: Counted,
+    /// By line, in the order of lines.
+    pub lines: Vec<Line>,
+    /// Block, named and cluster barriers completed.
+    pub barriers: u64,
+    /// Blocks that ran.
+    pub blocks: u64,
+}
+
+impl Report {
+    /// Sorts counters by line.
+    pub fn new(program: &Program, kernel: &Kernel, counters: &Counters) -> Report {
+        let mut total = Counted::default();
+        let mut lines: BTreeMap<Origin, Counted> = BTreeMap::new();
+        for (pc, count) in counters.by_instruction.iter().enumerate().filter(|(_, c)| c.warps > 0) {
+            let (code, i) = kernel.locate(pc as u32);
+            let Some(instr) = code.instrs.get(i) else { continue };
+            total.add(instr.class, count);
+            lines.entry(finding::origin(program, kernel, pc as u32)).or_default().add(instr.class, count);
+        }
+        let lines = lines.into_iter().map(|(origin, counted)| Line { origin, counted }).collect();
+        Report { total, lines, barriers: counters.barriers, blocks: counters.blocks }
+    }
+
+    /// The `n` lines that most warp instructions were executed for, most first.
+    pub fn busiest(&self, n: usize) -> Vec<&Line> {
+        let mut lines: Vec<&Line> = self.lines.iter().collect();
+        lines.sort_by_key(|l| std::cmp::Reverse(l.counted.count.warps));
+        lines.truncate(n);
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::{self, Launch, Options};
+    use crate::memory::Memory;
+
+    /// Lines 1 to 3 of `k.cu`; line 2 calls a function of `k.cuh` that was inlined.
+    const LOCATED: &str = "
+.version 9.0
+.target sm_80
+.address_size 64
+.visible .entry k(.param .u64 x) {
+    .reg .b32 %r<4>; .reg .b64 %rd<4>; .reg .f32 %f<4>;
+    .loc 1 1 0
+    ld.param.u64 %rd1, [x];
+    mov.u32 %r1, %tid.x;
+    mul.wide.u32 %rd2, %r1, 8;
+    add.s64 %rd3, %rd1, %rd2;
+    .loc 1 2 0
+    ld.global.f32 %f1, [%rd3];
+    .loc 2 7 0, function_name $name, inlined_at 1 2 0
+    add.f32 %f2, %f1, %f1;
+    .loc 1 3 0
+    st.global.f32 [%rd3], %f2;
+    ret;
+}
+.file 1 \"k.cu\"
+.file 2 \"k.cuh\"
+.section .debug_str
+{
+$name:
+.b8 102,0
+}
+";
+
+    fn report(text: &str) -> Report {
+        let program = Program::parse(text).expect("PTX");
+        let kernel = program.kernel("k").expect("a kernel");
+        let mut memory = Memory::new();
+        let x = memory.alloc(vec![0; 8 * 64]);
+        let params = x.to_le_bytes().to_vec();
+        let launch = Launch { grid: [1; 3], block: [64, 1, 1], cluster: [1; 3], dynamic_shared: 0, params };
+        let outcome = exec::run(&program, &kernel, &launch, &mut memory, &Options::default()).expect("a launch");
+        assert!(outcome.findings.is_empty());
+        Report::new(&program, &kernel, &outcome.counters)
+    }
+
+    #[test]
+    fn counts_go_to_the_line_of_the_main_file() {
+        let r = report(LOCATED);
+        let lines: Vec<(u32, u64)> = r.lines.iter().map(|l| (l.origin.line, l.counted.count.warps)).collect();
+        assert_eq!(lines, [(1, 8), (2, 4), (3, 4)]);
+        assert!(r.lines.iter().all(|l| l.origin.cuda && l.origin.file.is_none()));
+        let load = &r.lines[1].counted;
+        // 32 lanes ask for every other word.
+        assert_eq!((load.count.global_read, load.count.sectors), (2 * 128, 2 * 8));
+        assert_eq!(load.sector_efficiency(), Some(0.5));
+        assert_eq!(load.of_class(Class::Float), Executed { warps: 2, threads: 64 });
+        assert_eq!(load.of_class(Class::Global), Executed { warps: 2, threads: 64 });
+        assert_eq!(r.lines[0].counted.sector_efficiency(), None);
+        assert_eq!(r.total.count.threads, 8 * 64);
+        assert_eq!(r.total.classes().map(|(_, e)| e.warps).sum::<u64>(), 16);
+        assert_eq!(r.busiest(1)[0].origin.line, 1);
+    }
+
+    #[test]
+    fn without_line_information_lines_are_of_the_ptx() {
+        let bare: String = LOCATED.lines().filter(|l| !l.contains(".loc")).map(|l| format!("{l}\n")).collect();
+        let r = report(&bare);
+        assert!(r.lines.iter().all(|l| !l.origin.cuda));
+        let first = bare.lines().position(|l| l.contains("ld.param")).unwrap() as u32 + 1;
+        assert_eq!(r.lines.iter().map(|l| l.origin.line).collect::<Vec<_>>(), (first..first + 8).collect::<Vec<_>>());
+    }
+}

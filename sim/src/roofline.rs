@@ -1,0 +1,192 @@
+//! A model of the least time that a launch takes on a GPU, from what was counted.
+//!
+//! Each bound is a count divided by a rate of the data sheet or of the programming guide's table of arithmetic throughput; the estimate is
+//! the largest of them. It is a model, not a measurement: it knows nothing of latency, of L2, of the machine code that ptxas makes of the
+//! PTX, of the tail of the last wave. All bytes asked of global memory count as bytes of DRAM, each time they are asked for.
+
+use crate::counters::Counters;
+use crate::exec::Gpu;
+use crate::program::Kernel;
+use crate::program::op::Class;
+
+/// The GPUs of an estimate.
+pub const GPUS: [Gpu; 3] = [Gpu::A100, Gpu::H100, Gpu::H200];
+
+/// Warp instructions that a multiprocessor's schedulers issue a clock.
+const ISSUE: f64 = 4.0;
+/// Special functions (`ex2`, `rcp`, …) that a multiprocessor computes a clock, in threads.
+const SPECIAL: f64 = 16.0;
+/// Passes through shared memory a clock and multiprocessor, of 32 banks of 4 bytes.
+const SHARED: f64 = 1.0;
+
+/// How a number came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basis {
+    /// By counting what was executed.
+    Counted,
+    /// By a model from counted numbers.
+    Modelled,
+    /// By a clock on a real machine.
+    Measured,
+}
+
+impl Basis {
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Basis::Counted => "counted",
+            Basis::Modelled => "modelled",
+            Basis::Measured => "measured",
+        }
+    }
+}
+
+/// The least time that one part of a GPU takes; modelled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bound {
+    /// `tensor`, `f32`, `special`, `issue`, `shared` or `dram`.
+    pub name: &'static str,
+    /// Seconds.
+    pub seconds: f64,
+}
+
+/// The least times of a launch on a GPU; modelled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Roofline {
+    /// The GPU.
+    pub gpu: Gpu,
+    /// Multiprocessors that the launch has blocks for.
+    pub multiprocessors: u32,
+    /// Of each part, always in the same order.
+    pub bounds: [Bound; 6],
+}
+
+impl Roofline {
+    /// From the counts of a launch.
+    pub fn new(gpu: Gpu, kernel: &Kernel, counters: &Counters) -> Roofline {
+        let multiprocessors = counters.blocks.clamp(1, gpu.multiprocessors as u64) as u32;
+        let share = multiprocessors as f64 / gpu.multiprocessors as f64;
+        let clocks = multiprocessors as f64 * gpu.clock;
+        let total = counters.total();
+        let (mut tensor, mut float, mut special) = (0.0, 0.0, 0.0);
+        for (pc, count) in counters.by_instruction.iter().enumerate().filter(|(_, c)| c.warps > 0) {
+            let (code, i) = kernel.locate(pc as u32);
+            match code.instrs.get(i).map(|instr| instr.class) {
+                Some(Class::Float) => float += count.threads as f64,
+                Some(Class::Special) => special += count.threads as f64,
+                _ => {}
+            }
+            if count.matrix_flops > 0 {
+                tensor += count.matrix_flops as f64 / tensor_rate(code.opcodes.get(i).map_or("", |o| o));
+            }
+        }
+        let bytes = (total.global_read + total.global_written) as f64;
+        let bound = |name, seconds| Bound { name, seconds };
+        let bounds = [
+            bound("tensor", tensor / (gpu.bf16_flops * share)),
+            // The data sheet counts a multiply-add as two operations.
+            bound("f32", float / (gpu.f32_flops / 2.0 * share)),
+            bound("special", special / (SPECIAL * clocks)),
+            bound("issue", total.warps as f64 / (ISSUE * clocks)),
+            bound("shared", total.wavefronts as f64 / (SHARED * clocks)),
+            bound("dram", bytes / gpu.bandwidth),
+        ];
+        Roofline { gpu, multiprocessors, bounds }
+    }
+
+    /// The bound that is largest: what limits the launch.
+    pub fn limit(&self) -> Bound {
+        let first = self.bounds[0];
+        self.bounds.into_iter().fold(first, |a, b| if b.seconds > a.seconds { b } else { a })
+    }
+}
+
+/// Throughput of a matrix instruction in units of that for bf16 and f16. Source: the data sheets' dense rates.
+fn tensor_rate(opcode: &str) -> f64 {
+    let has = |ty: &str| opcode.split('.').any(|part| part == ty);
+    if has("f64") {
+        1.0 / 16.0
+    } else if has("tf32") {
+        0.5
+    } else if ["s8", "u8", "e4m3", "e5m2"].into_iter().any(has) {
+        2.0
+    } else if has("s4") || has("u4") {
+        4.0
+    } else {
+        1.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::program::Program;
+
+    const K: &str = "
+.version 9.0
+.target sm_80
+.address_size 64
+.visible .entry k(.param .u64 x) {
+    .reg .b64 %rd<4>; .reg .f32 %f<4>;
+    ld.param.u64 %rd1, [x];
+    ld.global.f32 %f1, [%rd1];
+    add.f32 %f2, %f1, %f1;
+    ex2.approx.f32 %f3, %f2;
+    st.global.f32 [%rd1], %f3;
+    ret;
+}";
+
+    fn of(gpu: Gpu, change: impl FnOnce(&mut Counters)) -> Roofline {
+        let program = Program::parse(K).unwrap();
+        let kernel = program.kernel("k").unwrap();
+        let mut counters = Counters::new(kernel.instructions());
+        counters.blocks = 1 << 20;
+        change(&mut counters);
+        Roofline::new(gpu, &kernel, &counters)
+    }
+
+    fn seconds(r: &Roofline, name: &str) -> f64 {
+        r.bounds.iter().find(|b| b.name == name).unwrap().seconds
+    }
+
+    #[test]
+    fn counts_over_rates() {
+        let r = of(Gpu::H200, |c| {
+            c.by_instruction[1].warps = 1;
+            c.by_instruction[1].global_read = 4_800_000_000_000;
+        });
+        assert_eq!(r.limit().name, "dram");
+        assert!((seconds(&r, "dram") - 1.0).abs() < 1e-12);
+        let r = of(Gpu::A100, |c| {
+            c.by_instruction[2].warps = 1 << 30;
+            c.by_instruction[2].threads = 1 << 35;
+        });
+        assert_eq!(r.limit().name, "f32");
+        assert!((seconds(&r, "f32") - (1u64 << 36) as f64 / 19.5e12).abs() < 1e-9);
+        let r = of(Gpu::A100, |c| {
+            c.by_instruction[3].warps = 1 << 30;
+            c.by_instruction[3].threads = 1 << 35;
+        });
+        assert_eq!(r.limit().name, "special");
+    }
+
+    #[test]
+    fn few_blocks_use_few_multiprocessors() {
+        let work = |blocks| {
+            of(Gpu::H100, |c| {
+                c.by_instruction[0].warps = 1 << 20;
+                c.blocks = blocks;
+            })
+        };
+        assert_eq!((work(1).multiprocessors, work(1 << 20).multiprocessors), (1, 132));
+        let ratio = seconds(&work(1), "issue") / seconds(&work(1 << 20), "issue");
+        assert!((ratio - 132.0).abs() < 1e-6, "{ratio}");
+    }
+
+    #[test]
+    fn tensor_types_have_their_rates() {
+        assert_eq!(tensor_rate("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"), 1.0);
+        assert_eq!(tensor_rate("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"), 0.5);
+        assert_eq!(tensor_rate("wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3"), 2.0);
+    }
+}

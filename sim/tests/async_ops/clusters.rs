@@ -1,0 +1,66 @@
+//! Clusters of two blocks.
+
+use super::common::*;
+use reel_sim::exec::Launch;
+use reel_sim::memory::Memory;
+
+const FILE: &str = "cluster";
+
+fn setup(memory: &mut Memory) -> Launch {
+    let input = memory.alloc(le(&words(128)));
+    let output = memory.alloc(le(&[0; 160]));
+    launch(2, 64, Params::default().u64(input).u64(output).i32(0))
+}
+
+fn output(memory: &Memory) -> Vec<u32> {
+    read(memory, memory.iter().nth(1).expect("two buffers").base)
+}
+
+#[test]
+fn exchange() {
+    let from = words(128);
+    clean(FILE, "exchange_0", &setup, &|memory| {
+        let out = output(memory);
+        // What a block read from its peer came back to the peer.
+        let want: Vec<u32> = (0..128).map(|i| from[i / 64 * 64 + (i % 64 ^ 9)].wrapping_add(1)).collect();
+        assert_eq!(out[..128], want);
+        assert_eq!(out[128], from.iter().filter(|w| *w & 1 != 0).count() as u32);
+    });
+    (1..=4).for_each(|variant| planted(FILE, "exchange", variant, &setup));
+}
+
+#[test]
+fn leave() {
+    let from = words(128);
+    clean(FILE, "leave_0", &setup, &|memory| {
+        assert_eq!(output(memory)[..128], (0..128).map(|i| from[i ^ 64]).collect::<Vec<u32>>());
+    });
+    planted(FILE, "leave", 1, &setup);
+}
+
+#[test]
+fn asynchronous_stores() {
+    let from = words(128);
+    clean(FILE, "post_0", &setup, &|memory| {
+        let out = output(memory);
+        // The tile is the peer's words; what comes back from the peer is the block's own.
+        let want: Vec<u32> = (0..128)
+            .map(|i| {
+                let (rank, t) = (i / 64, i % 64);
+                from[64 * (1 - rank) + 63 - t].wrapping_mul(3).wrapping_add(from[64 * rank + t])
+            })
+            .collect();
+        assert_eq!(out[..128], want);
+        assert_eq!(out[128..130], [2016, 2016]);
+    });
+    (1..=4).for_each(|variant| planted(FILE, "post", variant, &setup));
+}
+
+#[test]
+fn multicast() {
+    let from = words(128);
+    clean(FILE, "multicast_0", &setup, &|memory| {
+        assert_eq!(output(memory)[..128], (0..128).map(|i| from[i % 64]).collect::<Vec<u32>>());
+    });
+    (1..=2).for_each(|variant| planted(FILE, "multicast", variant, &setup));
+}

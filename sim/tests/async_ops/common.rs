@@ -1,0 +1,138 @@
+//! Runs the kernels of `corpus_async` under many interleavings.
+
+use reel_sim::exec::{self, Completion, Launch, Options, Outcome};
+use reel_sim::finding::Kind;
+use reel_sim::memory::Memory;
+use reel_sim::program::Program;
+use std::collections::BTreeSet;
+
+/// Interleavings of a correct kernel, under each of the three moments of completion.
+const SEEDS: u64 = 8;
+
+const MOMENTS: [Completion; 3] = [Completion::Latest, Completion::Earliest, Completion::Random];
+
+fn path(file: &str) -> String {
+    format!("{}/tests/corpus_async/{file}", env!("CARGO_MANIFEST_DIR"))
+}
+
+pub fn program(file: &str) -> Program {
+    let text = std::fs::read_to_string(path(&format!("{file}.ptx"))).expect("the corpus has the file");
+    Program::parse(&text).expect("the corpus parses")
+}
+
+/// What the comments of `FILE.cu` say about a variant: `// NAME 1: kind, 2: kind` on the line of the finding.
+pub fn expected(file: &str, name: &str, variant: u32) -> BTreeSet<(u32, &'static str)> {
+    let text = std::fs::read_to_string(path(&format!("{file}.cu"))).expect("the corpus has the source");
+    let mut out = BTreeSet::new();
+    for (line, text) in (1..).zip(text.lines()) {
+        let Some((_, comment)) = text.split_once(&format!("// {name} ")) else { continue };
+        for part in comment.split(", ") {
+            let Some((number, kind)) = part.split_once(": ") else { continue };
+            if number.parse() == Ok(variant) {
+                let kind = Kind::ALL.into_iter().find(|k| k.name() == kind).expect("a kind of the contract");
+                out.insert((line, kind.name()));
+            }
+        }
+    }
+    out
+}
+
+/// Kernels here are short.
+pub fn patient() -> Options {
+    Options { patience: 1_000_000, ..Options::default() }
+}
+
+/// A kernel's launch: buffers are made in the memory, the launch is returned.
+pub type Setup<'a> = &'a dyn Fn(&mut Memory) -> Launch;
+
+/// One block (or `grid`) of `threads` with these parameters.
+pub fn launch(grid: u32, threads: u32, params: Params) -> Launch {
+    Launch { grid: [grid, 1, 1], block: [threads, 1, 1], cluster: [1, 1, 1], dynamic_shared: 0, params: params.0 }
+}
+
+/// Parameters in C layout.
+#[derive(Default)]
+pub struct Params(pub Vec<u8>);
+
+impl Params {
+    pub fn bytes(mut self, align: usize, bytes: &[u8]) -> Params {
+        let at = self.0.len().next_multiple_of(align);
+        self.0.resize(at, 0);
+        self.0.extend_from_slice(bytes);
+        self
+    }
+    pub fn u64(self, value: u64) -> Params {
+        self.bytes(8, &value.to_le_bytes())
+    }
+    pub fn i32(self, value: i32) -> Params {
+        self.bytes(4, &value.to_le_bytes())
+    }
+}
+
+pub fn run_one(program: &Program, kernel: &str, options: &Options, setup: Setup) -> (Outcome, Memory) {
+    let kernel = program.kernel(kernel).expect("the kernel is there");
+    let mut memory = Memory::new();
+    let launch = setup(&mut memory);
+    let outcome = exec::run(program, &kernel, &launch, &mut memory, options).expect("the launch is good");
+    (outcome, memory)
+}
+
+/// The kernel is right under every interleaving: no finding, and `check` holds.
+pub fn clean(file: &str, kernel: &str, setup: Setup, check: &dyn Fn(&Memory)) {
+    clean_with(file, kernel, &patient(), setup, check);
+}
+
+pub fn clean_with(file: &str, kernel: &str, base: &Options, setup: Setup, check: &dyn Fn(&Memory)) {
+    let program = program(file);
+    for completion in MOMENTS {
+        for seed in 0..SEEDS {
+            let options = Options { seed, completion, ..base.clone() };
+            let (outcome, memory) = run_one(&program, kernel, &options, setup);
+            let list = outcome.findings.into_list();
+            assert!(list.is_empty(), "{kernel} with {completion:?}, seed {seed}: {list:#?}");
+            check(&memory);
+        }
+    }
+}
+
+/// The variant's bug is found at its line (one of them); others that follow from it may be found too.
+pub fn planted(file: &str, name: &str, variant: u32, setup: Setup) {
+    planted_with(file, name, variant, &patient(), setup);
+}
+
+pub fn planted_with(file: &str, name: &str, variant: u32, base: &Options, setup: Setup) {
+    let expected = expected(file, name, variant);
+    assert!(!expected.is_empty(), "{file}.cu marks no line for {name} {variant}");
+    let program = program(file);
+    let kernel = format!("{name}_{variant}");
+    let mut found = BTreeSet::new();
+    let mut messages = Vec::new();
+    for completion in MOMENTS {
+        for seed in 0..SEEDS {
+            let options = Options { seed, completion, ..base.clone() };
+            let (outcome, _) = run_one(&program, &kernel, &options, setup);
+            for f in outcome.findings.into_list() {
+                if found.insert((f.line, f.kind.name())) {
+                    messages.push(format!("{} line {}: {}", f.kind.name(), f.line, f.message));
+                }
+            }
+        }
+    }
+    let all = messages.join("\n");
+    assert!(!expected.is_disjoint(&found), "{kernel}: wanted one of {expected:?}, found\n{all}");
+}
+
+/// 32-bit words from 0 on, scrambled a little.
+pub fn words(count: usize) -> Vec<u32> {
+    (0..count as u32).map(|i| i.wrapping_mul(0x9e37_79b9) ^ i).collect()
+}
+
+pub fn le(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+/// The words of a buffer.
+pub fn read(memory: &Memory, base: u64) -> Vec<u32> {
+    let bytes = memory.bytes(base).expect("a buffer");
+    bytes.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().expect("four"))).collect()
+}

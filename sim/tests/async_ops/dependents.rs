@@ -1,0 +1,37 @@
+//! Dependent grids.
+
+use super::common::*;
+use reel_sim::exec::{Grid, Launch, run_pair};
+use reel_sim::memory::Memory;
+
+/// The findings of the second grid, and what it wrote.
+fn run(variant: u32, seed: u64) -> (Vec<(u32, &'static str)>, Vec<u32>) {
+    let program = program("dependent");
+    let (first, second) = (program.kernel("first"), program.kernel(&format!("second_{variant}")));
+    let (first, second) = (first.expect("a kernel"), second.expect("a kernel"));
+    let mut memory = Memory::new();
+    let input = memory.alloc(le(&words(1024)));
+    let (middle, out) = (memory.alloc(vec![0; 4096]), memory.alloc_uninitialized(4096));
+    let params = || Params::default().u64(input).u64(middle).u64(out).i32(0);
+    let (one, two): (Launch, Launch) = (launch(8, 128, params()), launch(4, 256, params()));
+    let grid = |kernel, launch| Grid { program: &program, kernel, launch };
+    let mut options = patient();
+    options.seed = seed;
+    let (a, b) = run_pair(grid(&first, &one), grid(&second, &two), &mut memory, &options).expect("good launches");
+    assert!(a.findings.is_empty(), "{:#?}", a.findings.into_list());
+    (b.findings.into_list().into_iter().map(|f| (f.line, f.kind.name())).collect(), read(&memory, out))
+}
+
+#[test]
+fn order() {
+    let from = words(1024);
+    for seed in 0..8 {
+        let (found, out) = run(0, seed);
+        assert_eq!(found, []);
+        assert_eq!(out, (0..1024).map(|i| from[i].wrapping_add(from[i ^ 1].wrapping_mul(3))).collect::<Vec<u32>>());
+        for variant in 1..=3 {
+            let wanted: Vec<(u32, &str)> = expected("dependent", "second", variant).into_iter().collect();
+            assert_eq!(run(variant, seed).0, wanted, "second {variant}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! A warp-specialised product with tensor copies, mbarriers and wgmma, with and without a cluster.
+
+use super::common::*;
+use reel_sim::exec::Launch;
+use reel_sim::memory::Memory;
+use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
+
+const K: usize = 64 * 5;
+
+/// Small multiples of 1/4: sums are exact.
+fn quarter(i: usize) -> f32 {
+    ((i * 7919 >> 3) % 17) as f32 / 4.0 - 2.0
+}
+
+fn bf16_bytes(values: impl Iterator<Item = f32>) -> Vec<u8> {
+    values.flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect()
+}
+
+/// m×n product; 128×128 a block.
+fn setup(m: usize, n: usize, cluster: u32) -> impl Fn(&mut Memory) -> Launch {
+    move |memory| {
+        let a = memory.alloc(bf16_bytes((0..m * K).map(quarter)));
+        let b = memory.alloc(bf16_bytes((0..n * K).map(|i| quarter(i + 5))));
+        let d = memory.alloc_uninitialized(4 * m * n);
+        let operand = |address, rows: usize, of_box| {
+            let (dims, strides) = ([K as u64, rows as u64], [2 * K as u64]);
+            let map = TensorMap::tiled(DataType::Bf16, address, &dims, &strides, &[64, of_box], Swizzle::B128);
+            map.and_then(|m| m.encode()).expect("a good map")
+        };
+        let result =
+            TensorMap::tiled(DataType::F32, d, &[n as u64, m as u64], &[4 * n as u64], &[32, 64], Swizzle::None);
+        let params = Params::default()
+            .bytes(128, &operand(a, m, 128))
+            .bytes(128, &operand(b, n, 64))
+            .bytes(128, &result.and_then(|m| m.encode()).expect("a good map"))
+            .i32(K as i32);
+        Launch {
+            grid: [m as u32 / 128, n as u32 / 128, 1],
+            block: [384, 1, 1],
+            cluster: [cluster, 1, 1],
+            dynamic_shared: 3 * 2 * 16384 + 65536 + 64,
+            params: params.0,
+        }
+    }
+}
+
+fn product(m: usize, n: usize) -> Vec<f32> {
+    let (a, b): (Vec<f32>, Vec<f32>) =
+        ((0..m * K).map(quarter).collect(), (0..n * K).map(|i| quarter(i + 5)).collect());
+    let dot = |i: usize, j: usize| (0..K).map(|k| a[i * K + k] * b[j * K + k]).sum();
+    (0..m * n).map(|at| dot(at / n, at % n)).collect()
+}
+
+fn check(m: usize, n: usize) -> impl Fn(&Memory) {
+    let want = product(m, n);
+    move |memory| {
+        let base = memory.iter().nth(2).expect("three buffers").base;
+        let got: Vec<f32> = read(memory, base).into_iter().map(f32::from_bits).collect();
+        assert!(got == want, "the product differs");
+    }
+}
+
+#[test]
+fn gemm() {
+    clean("gemm", "gemm_0", &setup(128, 256, 1), &check(128, 256));
+}
+
+#[test]
+fn gemm_in_a_cluster() {
+    clean("gemm", "gemm_cluster", &setup(256, 128, 2), &check(256, 128));
+}
+
+#[test]
+fn planted_bugs() {
+    (1..=8).for_each(|variant| planted("gemm", "gemm", variant, &setup(128, 128, 1)));
+}

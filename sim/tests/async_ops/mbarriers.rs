@@ -1,0 +1,116 @@
+//! mbarriers, bulk loads, stores and reductions.
+
+use super::common::*;
+use reel_sim::exec::{Launch, Options};
+use reel_sim::finding::Kind;
+use reel_sim::memory::Memory;
+
+const FILE: &str = "mbarrier";
+
+fn setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> impl Fn(&mut Memory) -> Launch {
+    move |memory| {
+        let input = memory.alloc(le(&words(words_in)));
+        let output = memory.alloc_uninitialized(4 * words_out);
+        launch(1, threads, Params::default().u64(input).u64(output).i32(n))
+    }
+}
+
+fn output(memory: &Memory) -> Vec<u32> {
+    read(memory, memory.iter().nth(1).expect("two buffers").base)
+}
+
+#[test]
+fn load() {
+    let setup = setup(256, 256, 256, 0);
+    let from = words(256);
+    clean(FILE, "load_0", &setup, &|memory| {
+        assert_eq!(output(memory), (0..256).map(|i| from[i ^ 5]).collect::<Vec<u32>>());
+    });
+    (1..=11).for_each(|variant| planted(FILE, "load", variant, &setup));
+}
+
+#[test]
+fn phases() {
+    let setup = setup(512, 256, 256, 0);
+    let from = words(512);
+    clean(FILE, "twice_0", &setup, &|memory| {
+        let want: Vec<u32> = (0..256).map(|i| from[i].wrapping_mul(3).wrapping_add(from[256 + i])).collect();
+        assert_eq!(output(memory), want);
+    });
+}
+
+#[test]
+fn ring() {
+    let setup = setup(96 * 7, 96, 128, 7);
+    let from = words(96 * 7);
+    clean(FILE, "ring_0", &setup, &|memory| {
+        let sum = |t: usize| (0..7).fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(from[96 * i + 95 - t]));
+        assert_eq!(output(memory), (0..96).map(sum).collect::<Vec<u32>>());
+    });
+    (1..=5).for_each(|variant| planted(FILE, "ring", variant, &setup));
+}
+
+#[test]
+fn states() {
+    let setup = setup(64, 128, 64, 0);
+    let from = words(64);
+    clean(FILE, "states", &setup, &|memory| {
+        let want: Vec<u32> = (0..128).map(|i| if i < 64 { from[63 - i] } else { 1 }).collect();
+        assert_eq!(output(memory), want);
+    });
+}
+
+#[test]
+fn stores() {
+    let setup = setup(512, 512, 256, 0);
+    let from = words(512);
+    clean(FILE, "store_0", &setup, &|memory| {
+        assert_eq!(output(memory), from.iter().map(|w| w.wrapping_add(1)).collect::<Vec<u32>>());
+    });
+    // A fence of the issuer behind the barrier does as well.
+    clean(FILE, "store_4", &setup, &|_| ());
+    (1..=3).for_each(|variant| planted(FILE, "store", variant, &setup));
+}
+
+#[test]
+fn sums() {
+    let setup = move |memory: &mut Memory| {
+        let input = memory.alloc(le(&(0..128).map(|i| 3 * i).collect::<Vec<u32>>()));
+        let output = memory.alloc(le(&(0..129).map(|i| (i as f32).to_bits()).collect::<Vec<u32>>()));
+        launch(1, 128, Params::default().u64(input).u64(output).i32(0))
+    };
+    clean(FILE, "sum_0", &setup, &|memory| {
+        let want: Vec<f32> = (0..129).map(|i| if i < 128 { 4.0 * i as f32 } else { 20.0 }).collect();
+        assert_eq!(output(memory).into_iter().map(f32::from_bits).collect::<Vec<f32>>(), want);
+    });
+    planted(FILE, "sum", 1, &setup);
+}
+
+#[test]
+fn reload() {
+    let setup = setup(128, 256, 128, 0);
+    let from = words(128);
+    clean(FILE, "reload_0", &setup, &|memory| {
+        let want: Vec<u32> = (0..128).map(|i| from[i ^ 3].wrapping_mul(3)).collect();
+        assert_eq!(output(memory)[..128], want);
+    });
+    (1..=2).for_each(|variant| planted(FILE, "reload", variant, &setup));
+}
+
+#[test]
+fn exits() {
+    let setup = setup(256, 256, 256, 0);
+    clean(FILE, "abandon_0", &setup, &|memory| assert_eq!(output(memory), words(256)));
+    planted(FILE, "abandon", 1, &setup);
+}
+
+#[test]
+fn reads_before_asynchronous_writes() {
+    let program = program(FILE);
+    for strict_proxy in [false, true] {
+        let options = Options { strict_proxy, ..patient() };
+        let (outcome, _) = run_one(&program, "twice_0", &options, &setup(512, 256, 256, 0));
+        assert_eq!(outcome.findings.has(Kind::AsyncProxy), strict_proxy);
+        assert_eq!(outcome.notes.iter().any(|n| n.contains("overwrites")), !strict_proxy);
+    }
+}

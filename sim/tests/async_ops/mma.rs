@@ -1,0 +1,89 @@
+//! `mma.sync` with `ldmatrix` and `cp.async`.
+
+use super::common::*;
+use reel_sim::exec::Launch;
+use reel_sim::memory::Memory;
+
+const FILE: &str = "mma";
+const K: usize = 32 * 5;
+
+fn quarter(i: usize) -> f32 {
+    ((i * 7919 >> 3) % 17) as f32 / 4.0 - 2.0
+}
+
+fn setup(memory: &mut Memory) -> Launch {
+    let bytes = |from: usize, count: usize| {
+        let values = (0..count).map(|i| (quarter(i + from).to_bits() >> 16) as u16);
+        values.flat_map(u16::to_le_bytes).collect()
+    };
+    let (a, b) = (memory.alloc(bytes(0, 256 * K)), memory.alloc(bytes(5, 128 * K)));
+    let d = memory.alloc_uninitialized(4 * 256 * 128);
+    launch(2, 256, Params::default().u64(a).u64(b).u64(d).i32(128).i32(K as i32))
+}
+
+#[test]
+fn gemm() {
+    let dot = |i: usize, j: usize| (0..K).map(|k| quarter(i * K + k) * quarter(j * K + k + 5)).sum();
+    let want: Vec<f32> = (0..256 * 128).map(|at| dot(at / 128, at % 128)).collect();
+    clean(FILE, "gemm_0", &setup, &|memory| {
+        let base = memory.iter().nth(2).expect("three buffers").base;
+        let got: Vec<f32> = read(memory, base).into_iter().map(f32::from_bits).collect();
+        assert!(got == want, "the product differs");
+    });
+    (1..=2).for_each(|variant| planted(FILE, "gemm", variant, &setup));
+}
+
+#[test]
+fn fragments() {
+    let element = |row: usize, column: usize| (row * 16 + column) as u32;
+    let setup = |memory: &mut Memory| {
+        let matrix = (0..128).map(|w| 2 * w | (2 * w + 1) << 16).collect::<Vec<u32>>();
+        let input = memory.alloc(le(&matrix));
+        let output = memory.alloc_uninitialized(4 * 32 * 17);
+        launch(1, 32, Params::default().u64(input).u64(output))
+    };
+    // Quarter q of the matrix is at row 8(q % 2), column 8(q / 2).
+    let fragment = |q: usize, lane: usize, transposed: bool| {
+        let (row, column) = (lane / 4, 2 * (lane % 4));
+        let at = |r: usize, c: usize| {
+            let (r, c) = if transposed { (c, r) } else { (r, c) };
+            element(r + 8 * (q % 2), c + 8 * (q / 2))
+        };
+        at(row, column) | at(row, column + 1) << 16
+    };
+    clean(FILE, "fragments", &setup, &|memory| {
+        let got = read(memory, memory.iter().nth(1).expect("two buffers").base);
+        for lane in 0..32 {
+            for q in 0..4 {
+                assert_eq!(got[32 * q + lane], fragment(q, lane, false), "x4");
+                assert_eq!(got[32 * (4 + q) + lane], fragment(q, lane, true), "x4.trans");
+                assert_eq!(got[32 * (12 + q) + lane], fragment(q, lane, true), "movmatrix");
+            }
+            for q in 0..2 {
+                assert_eq!(got[32 * (8 + q) + lane], fragment(q, lane, false), "x2");
+                assert_eq!(got[32 * (10 + q) + lane], fragment(q, lane, true), "x2.trans");
+            }
+            assert_eq!(got[32 * 16 + lane], fragment(0, lane, false), "x1");
+        }
+    });
+}
+
+#[test]
+fn stores_of_fragments() {
+    let setup = |memory: &mut Memory| {
+        let input = memory.alloc(le(&words(128)));
+        let output = memory.alloc_uninitialized(4 * 192);
+        launch(1, 32, Params::default().u64(input).u64(output))
+    };
+    let half = |word: usize, odd: usize| words(128)[word] >> (16 * odd) & 0xffff;
+    clean("wgmma", "stored", &setup, &|memory| {
+        let got = read(memory, memory.iter().nth(1).expect("two buffers").base);
+        // Lane l holds row l / 4, columns 2(l % 4) and the next: word l of a matrix.
+        assert_eq!(got[..128], words(128));
+        for i in 0..64 {
+            let (matrix, row, column) = (i / 32, i % 32 / 4, i % 4 * 2);
+            let element = |r: usize, c: usize| half(32 * matrix + 4 * r + c / 2, c % 2);
+            assert_eq!(got[128 + i], element(column, row) | element(column + 1, row) << 16, "word {i}");
+        }
+    });
+}

@@ -1,0 +1,125 @@
+//! Tensor copies against the geometry that the driver's arguments describe.
+
+use super::common::*;
+use reel_sim::exec::Launch;
+use reel_sim::memory::Memory;
+use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
+
+const FILE: &str = "tensor";
+
+fn blob(map: &TensorMap) -> [u8; 128] {
+    map.encode().expect("a good map")
+}
+
+/// Loads a box of f32 at `at`; what lies in shared memory has to be the box, swizzled.
+fn load(dims: &[u64], box_dims: &[u32], swizzle: Swizzle, at: &[i32]) {
+    let count: u64 = dims.iter().product();
+    let mut strides = vec![4 * dims[0]];
+    (1..dims.len()).for_each(|i| strides.push(strides[i - 1] * dims[i]));
+    strides.truncate(dims.len() - 1);
+    let bytes: u32 = 4 * box_dims.iter().product::<u32>();
+    let setup = |memory: &mut Memory| {
+        let tensor = memory.alloc(le(&words(count as usize)));
+        let map = TensorMap::tiled(DataType::F32, tensor, dims, &strides, box_dims, swizzle).expect("a good map");
+        let out = memory.alloc_uninitialized(bytes as usize);
+        let coordinates = memory.alloc(at.iter().flat_map(|c| c.to_le_bytes()).collect());
+        let params = Params::default().bytes(128, &blob(&map)).u64(out).i32(bytes as i32).u64(coordinates);
+        launch(1, 64, params)
+    };
+    let tensor = words(count as usize);
+    let mut want = vec![0u32; bytes as usize / 4];
+    for i in 0..want.len() {
+        let (mut left, mut index, mut stride, mut inside) = (i as u32, 0i64, 1i64, true);
+        for d in 0..dims.len() {
+            let c = at[d] as i64 + (left % box_dims[d]) as i64;
+            left /= box_dims[d];
+            inside &= (0..dims[d] as i64).contains(&c);
+            index += c * stride;
+            stride *= dims[d] as i64;
+        }
+        let bits = match swizzle {
+            Swizzle::None => 0,
+            Swizzle::B32 => 1,
+            Swizzle::B64 => 3,
+            Swizzle::B128 => 7,
+        };
+        let byte = 4 * i;
+        let place = byte ^ (byte >> 7 & bits) << 4;
+        want[place / 4] = if inside { tensor[index as usize] } else { 0 };
+    }
+    clean(FILE, &format!("load_{}", dims.len()), &setup, &|memory| {
+        assert_eq!(read(memory, memory.iter().nth(1).expect("buffers").base), want);
+    });
+}
+
+#[test]
+fn loads() {
+    load(&[100], &[32], Swizzle::None, &[84]);
+    for (swizzle, width) in [(Swizzle::None, 12), (Swizzle::B32, 8), (Swizzle::B64, 16), (Swizzle::B128, 32)] {
+        load(&[40, 20], &[width, 16], swizzle, &[8, 3]);
+        load(&[40, 20], &[width, 16], swizzle, &[-3, 13]);
+    }
+    load(&[32, 9, 5], &[16, 4, 3], Swizzle::B64, &[16, 6, -1]);
+    load(&[16, 5, 4, 3], &[8, 2, 3, 2], Swizzle::None, &[4, 4, -1, 2]);
+    load(&[16, 3, 4, 3, 2], &[4, 2, 3, 2, 2], Swizzle::None, &[12, 2, 2, 1, 1]);
+}
+
+#[test]
+fn stores_and_reductions() {
+    for add in [0, 1] {
+        let setup = move |memory: &mut Memory| {
+            let from = memory.alloc((0..20 * 16).flat_map(|i: u32| (i as f32).to_le_bytes()).collect());
+            let to = memory.alloc((0..20 * 16).flat_map(|_| 1000f32.to_le_bytes()).collect());
+            let map = |address| TensorMap::tiled(DataType::F32, address, &[16, 20], &[64], &[8, 8], Swizzle::B32);
+            let (from, to) = (map(from).expect("a good map"), map(to).expect("a good map"));
+            let params = Params::default().bytes(128, &blob(&from)).bytes(128, &blob(&to));
+            launch(1, 32, params.i32(256).i32(12).i32(16).i32(add))
+        };
+        clean(FILE, "move", &setup, &|memory| {
+            let got = read(memory, memory.iter().nth(1).expect("buffers").base);
+            for (i, bits) in got.into_iter().enumerate() {
+                let inside = i % 16 >= 12 && i / 16 >= 16;
+                let want = if !inside { 1000.0 } else { i as f32 + 1000.0 * add as f32 };
+                assert_eq!(f32::from_bits(bits), want, "element {i}, add {add}");
+            }
+        });
+    }
+}
+
+#[test]
+fn maps_made_on_the_device() {
+    let setup = |memory: &mut Memory| {
+        let other = memory.alloc(le(&words(64)));
+        let map = TensorMap::tiled(DataType::U32, other, &[16, 4], &[64], &[16, 4], Swizzle::None).expect("a good map");
+        let made = memory.alloc_uninitialized(128);
+        let input = memory.alloc(le(&words(64).iter().map(|w| w ^ 1).collect::<Vec<u32>>()));
+        let output = memory.alloc_uninitialized(256);
+        let flag = memory.alloc(vec![0; 4]);
+        let params = Params::default().bytes(128, &blob(&map)).u64(made).u64(input).u64(output).u64(flag);
+        launch(2, 32, params)
+    };
+    clean(FILE, "replaced_0", &setup, &|memory| {
+        // Three rows of the other tensor; the fourth is outside of it.
+        let want: Vec<u32> = words(64).iter().enumerate().map(|(i, w)| if i < 48 { w ^ 1 } else { 0 }).collect();
+        assert_eq!(read(memory, memory.iter().nth(3).expect("buffers").base), want);
+    });
+}
+
+#[test]
+fn rows_outside_of_the_tensor_are_not_stored() {
+    let setup = |memory: &mut Memory| {
+        let to = memory.alloc(vec![0; 4 * 20 * 16]);
+        let from = memory.alloc((0..32).flat_map(|i: u32| (i as f32 + 1.0).to_le_bytes()).collect());
+        let map = TensorMap::tiled(DataType::F32, to, &[16, 20], &[64], &[8, 8], Swizzle::None).expect("a good map");
+        launch(1, 32, Params::default().bytes(128, &blob(&map)).u64(from))
+    };
+    clean(FILE, "ragged_0", &setup, &|memory| {
+        let got = read(memory, memory.iter().next().expect("buffers").base);
+        for (i, bits) in got.into_iter().enumerate() {
+            let (row, column) = (i / 16, i % 16);
+            let want = if row >= 16 && column >= 8 { ((row - 16) * 8 + column - 8) as f32 + 1.0 } else { 0.0 };
+            assert_eq!(f32::from_bits(bits), want, "element {i}");
+        }
+    });
+    planted(FILE, "ragged", 1, &setup);
+}

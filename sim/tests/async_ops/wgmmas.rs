@@ -1,0 +1,71 @@
+//! wgmma with its layouts and hazards, and setmaxnreg.
+
+use super::common::*;
+use reel_sim::exec::Launch;
+use reel_sim::memory::Memory;
+
+const FILE: &str = "wgmma";
+
+/// bf16 words of A (64 lines of 64) and then B (1024 elements): small multiples of 1/4.
+fn values() -> Vec<f32> {
+    (0..64 * 64 + 16 * 64).map(|i: usize| ((i * 7919 >> 3) % 17) as f32 / 4.0 - 2.0).collect()
+}
+
+fn setup(threads: u32) -> impl Fn(&mut Memory) -> Launch {
+    move |memory| {
+        let bytes = values().into_iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect();
+        let input = memory.alloc(bytes);
+        let output = memory.alloc_uninitialized(4 * 64 * 16);
+        launch(1, threads, Params::default().u64(input).u64(output).i32(1))
+    }
+}
+
+/// The product of 64×16 where A is `[64][64]` or transposed, B `[16][64]` or transposed.
+fn check(transpose_a: bool, transpose_b: bool) -> impl Fn(&Memory) {
+    let (v, mut want) = (values(), Vec::new());
+    for m in 0..64 {
+        for n in 0..16 {
+            let a = |k: usize| if transpose_a { v[64 * k + m] } else { v[64 * m + k] };
+            let b = |k: usize| v[64 * 64 + if transpose_b { 16 * k + n } else { 64 * n + k }];
+            want.push((0..64).map(|k| a(k) * b(k)).sum::<f32>());
+        }
+    }
+    move |memory| {
+        let base = memory.iter().nth(1).expect("two buffers").base;
+        let got: Vec<f32> = read(memory, base).into_iter().map(f32::from_bits).collect();
+        assert_eq!(got, want);
+    }
+}
+
+#[test]
+fn basic() {
+    clean(FILE, "basic_0", &setup(128), &check(false, false));
+    // The fence in those who issue, behind the barrier.
+    clean(FILE, "basic_12", &setup(128), &check(false, false));
+    (1..=10).for_each(|variant| planted(FILE, "basic", variant, &setup(128)));
+}
+
+#[test]
+fn layouts() {
+    for (span, a, b) in [(128, 0, 0), (64, 0, 0), (32, 0, 0), (128, 1, 0), (64, 1, 0), (32, 1, 0), (32, 0, 1)] {
+        clean(FILE, &format!("layout_{span}_{a}{b}"), &setup(128), &check(a == 1, b == 1));
+    }
+}
+
+#[test]
+fn a_from_registers() {
+    clean(FILE, "registers_0", &setup(128), &check(false, false));
+    (1..=2).for_each(|variant| planted(FILE, "registers", variant, &setup(128)));
+}
+
+#[test]
+fn operands_by_cp_async() {
+    clean(FILE, "copied_0", &setup(128), &check(false, false));
+    (1..=2).for_each(|variant| planted(FILE, "copied", variant, &setup(128)));
+}
+
+#[test]
+fn setmaxnreg() {
+    clean(FILE, "pool_0", &setup(384), &|_| ());
+    (1..=3).for_each(|variant| planted(FILE, "pool", variant, &setup(384)));
+}

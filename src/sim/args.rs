@@ -1,0 +1,298 @@
+//! The kernel's arguments as `--arg` writes them.
+
+use std::path::PathBuf;
+
+use reel_sim::tensor_map::{DataType, Swizzle};
+use reel_sim::value::DType;
+
+/// An argument.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Argument {
+    /// A number, as its bytes.
+    Scalar(DType, Vec<u8>),
+    /// A pointer to a buffer.
+    Buffer(Spec),
+    /// A struct by value: its bytes.
+    Bytes(Vec<u8>),
+    /// A struct by value: its fields in C's layout.
+    Struct(Vec<Argument>),
+    /// A tensor map by value, or, where the parameter is a pointer, a pointer to one.
+    Map(Map),
+}
+
+/// A buffer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    /// Of its elements.
+    pub dtype: DType,
+    /// How many.
+    pub count: usize,
+    /// What is in it.
+    pub fill: Fill,
+}
+
+/// What is in a buffer at first.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fill {
+    /// Zeros.
+    Zeros,
+    /// Nothing: to read it is a mistake.
+    Uninitialized,
+    /// 0, 1, 2, …
+    Arange,
+    /// Normally distributed numbers.
+    Random,
+    /// A tensor of a safetensors file.
+    Stored(PathBuf, String),
+}
+
+/// A tensor map.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Map {
+    /// Number of the argument that is its buffer, and of the field where that is a struct.
+    pub buffer: (usize, Option<usize>),
+    /// Type of its elements.
+    pub data_type: DataType,
+    /// Elements, innermost first.
+    pub dims: Vec<u64>,
+    /// Bytes, from dimension 1 on.
+    pub strides: Vec<u64>,
+    /// Elements of a box, innermost first.
+    pub box_dims: Vec<u32>,
+    /// How shared memory is permuted.
+    pub swizzle: Swizzle,
+}
+
+/// Buffers larger than this are refused: 64 GiB.
+const LARGEST: usize = 1 << 36;
+
+/// Reads an argument; an error says what is wrong and what to do.
+pub fn parse(text: &str) -> Result<Argument, String> {
+    let (kind, rest) = text.split_once(':').ok_or_else(|| format!("{text:?} has no colon; {KINDS}"))?;
+    match kind {
+        "buf" => buffer(rest).map(Argument::Buffer),
+        "struct" => structure(rest),
+        "tmap" => map(rest).map(Argument::Map),
+        _ => match DType::named(kind) {
+            Some(dtype) => Ok(Argument::Scalar(dtype, scalar(dtype, rest)?)),
+            None => Err(format!("{kind:?} is no kind of argument; {KINDS}")),
+        },
+    }
+}
+
+const KINDS: &str = "use TYPE:VALUE (i32:-5, f32:1.5), buf:TYPE:COUNT[:FILL], struct:… or tmap:…";
+
+fn scalar(dtype: DType, text: &str) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    match dtype {
+        DType::F32 => bytes.extend(float::<f32>(text, "f32")?.to_le_bytes()),
+        DType::F16 | DType::Bf16 | DType::F64 | DType::E4m3 => dtype.push(float(text, dtype.name())?, &mut bytes),
+        _ => {
+            let wrong = || format!("{text:?} is no {}; give an integer in its range", dtype.name());
+            let value = integer(text).ok_or_else(wrong)?;
+            let bits = 8 * dtype.bytes() as u32;
+            let range = match dtype.name().starts_with('i') {
+                true => -(1i128 << (bits - 1))..1i128 << (bits - 1),
+                false => 0..1i128 << bits,
+            };
+            if !range.contains(&value) {
+                return Err(wrong());
+            }
+            bytes.extend(&value.to_le_bytes()[..dtype.bytes()]);
+        }
+    }
+    Ok(bytes)
+}
+
+fn float<T: std::str::FromStr>(text: &str, name: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("{text:?} is no {name}; give a decimal number, inf or nan"))
+}
+
+/// A decimal or, with 0x, hexadecimal integer.
+fn integer(text: &str) -> Option<i128> {
+    let (negative, digits) = text.strip_prefix('-').map_or((false, text), |d| (true, d));
+    let value = match digits.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).ok()?,
+        None => digits.parse::<u64>().ok()?,
+    };
+    Some(if negative { -i128::from(value) } else { value.into() })
+}
+
+fn buffer(text: &str) -> Result<Spec, String> {
+    let mut parts = text.splitn(3, ':');
+    let (dtype, count) = (parts.next().unwrap_or_default(), parts.next());
+    let names = || DType::ALL.map(DType::name).join(" ");
+    let dtype =
+        DType::named(dtype).ok_or_else(|| format!("{dtype:?} is no type of elements; use one of {}", names()))?;
+    let count = count.ok_or("the buffer has no length; write buf:TYPE:COUNT[:FILL]")?;
+    let count: usize = count.parse().map_err(|_| format!("{count:?} is no number of elements; give an integer"))?;
+    if count > LARGEST / dtype.bytes() {
+        return Err(format!("{count} elements of {} are more than 64 GiB; use a smaller case", dtype.name()));
+    }
+    let fill = match parts.next() {
+        None | Some("zeros") => Fill::Zeros,
+        Some("uninit") => Fill::Uninitialized,
+        Some("arange") => Fill::Arange,
+        Some("random") => Fill::Random,
+        Some(other) => match other.strip_prefix('@').and_then(|f| f.rsplit_once('#')) {
+            Some((file, name)) if !file.is_empty() && !name.is_empty() => Fill::Stored(file.into(), name.into()),
+            _ => {
+                return Err(format!(
+                    "{other:?} fills no buffer; use zeros, uninit, arange, random or @FILE.safetensors#NAME"
+                ));
+            }
+        },
+    };
+    Ok(Spec { dtype, count, fill })
+}
+
+fn structure(text: &str) -> Result<Argument, String> {
+    if !text.contains('=') {
+        return hexadecimal(text).map(Argument::Bytes);
+    }
+    // What begins no field belongs to the one before: tensor maps have commas of their own.
+    let mut fields: Vec<String> = Vec::new();
+    for part in text.split(',') {
+        let begins = part.split_once('=').is_some_and(|(k, _)| k == "buf" || k == "tmap" || DType::named(k).is_some());
+        match fields.last_mut() {
+            Some(last) if !begins => *last = format!("{last},{part}"),
+            _ => fields.push(part.to_string()),
+        }
+    }
+    let field = |text: &String| match text.split_once('=') {
+        Some(("struct", _)) | None => Err(format!("{text:?} is no field; write TYPE=VALUE, buf=… or tmap=…")),
+        Some((kind, value)) => parse(&format!("{kind}:{value}")),
+    };
+    fields.iter().map(field).collect::<Result<_, _>>().map(Argument::Struct)
+}
+
+fn hexadecimal(text: &str) -> Result<Vec<u8>, String> {
+    let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect();
+    match digits {
+        Some(d) if !d.is_empty() && d.len() % 2 == 0 => Ok(d.chunks(2).map(|d| d[0] << 4 | d[1]).collect()),
+        _ => Err(format!(
+            "{text:?} is not the bytes of a struct; give two hexadecimal digits a byte, or fields as u32=5,f32=1"
+        )),
+    }
+}
+
+fn map(text: &str) -> Result<Map, String> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let [buffer, dtype, dims, strides, box_dims, swizzle] = parts[..] else {
+        return Err(format!(
+            "a tensor map has 6 parts, not {}; write tmap:BUF:TYPE:DIMS:STRIDES:BOX:SWIZZLE",
+            parts.len()
+        ));
+    };
+    let (number, field) = buffer.split_once('.').map_or((buffer, None), |(a, b)| (a, Some(b)));
+    let index = |text: &str| {
+        text.parse::<usize>().map_err(|_| format!("{buffer:?} is no buffer; give the number of its argument, from 0"))
+    };
+    let swizzle = match swizzle {
+        "none" => Swizzle::None,
+        "32" => Swizzle::B32,
+        "64" => Swizzle::B64,
+        "128" => Swizzle::B128,
+        other => return Err(format!("{other:?} is no swizzle; use none, 32, 64 or 128")),
+    };
+    Ok(Map {
+        buffer: (index(number)?, field.map(index).transpose()?),
+        data_type: data_type(dtype)
+            .ok_or_else(|| format!("a tensor map cannot hold {dtype:?}; use u8, bf16, f32, …"))?,
+        dims: list(dims)?,
+        strides: list(strides)?,
+        box_dims: list(box_dims)?,
+        swizzle,
+    })
+}
+
+/// The driver's type for elements; those that it has no name for are copied like others of their width.
+fn data_type(name: &str) -> Option<DataType> {
+    Some(match DType::named(name) {
+        Some(DType::U8 | DType::I8 | DType::E4m3) => DataType::U8,
+        Some(DType::U16 | DType::I16) => DataType::U16,
+        Some(DType::U32) => DataType::U32,
+        Some(DType::I32) => DataType::I32,
+        Some(DType::U64) => DataType::U64,
+        Some(DType::I64) => DataType::I64,
+        Some(DType::F16) => DataType::F16,
+        Some(DType::Bf16) => DataType::Bf16,
+        Some(DType::F32) => DataType::F32,
+        Some(DType::F64) => DataType::F64,
+        None => return (name == "tf32").then_some(DataType::Tf32),
+    })
+}
+
+fn list<T: std::str::FromStr>(text: &str) -> Result<Vec<T>, String> {
+    let each = text.split(',').filter(|_| !text.is_empty());
+    each.map(|n| n.parse::<T>().map_err(|_| format!("{text:?} is no list; give integers with commas between them")))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(text: &str) -> Vec<u8> {
+        match parse(text) {
+            Ok(Argument::Scalar(_, bytes) | Argument::Bytes(bytes)) => bytes,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn numbers() {
+        assert_eq!(bytes("i32:-5"), (-5i32).to_le_bytes());
+        assert_eq!(bytes("u64:18446744073709551615"), [255; 8]);
+        assert_eq!(bytes("u32:0xff"), [255, 0, 0, 0]);
+        assert_eq!(bytes("i8:-128"), [128]);
+        assert_eq!(bytes("f32:1.5"), 1.5f32.to_le_bytes());
+        assert_eq!(bytes("f64:-inf"), f64::NEG_INFINITY.to_le_bytes());
+        assert_eq!(bytes("bf16:1"), [0x80, 0x3f]);
+        assert_eq!(bytes("struct:00fF10"), [0, 255, 16]);
+        for wrong in
+            ["i8:128", "u8:-1", "u32:4294967296", "u32:1.5", "f32:x", "i32:", "i32", "q32:1", "i64:9223372036854775808"]
+        {
+            assert!(parse(wrong).unwrap_err().contains("; "), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn buffers() {
+        let of = |text: &str| match parse(text) {
+            Ok(Argument::Buffer(spec)) => spec,
+            other => panic!("{text}: {other:?}"),
+        };
+        assert_eq!(of("buf:f32:7"), Spec { dtype: DType::F32, count: 7, fill: Fill::Zeros });
+        assert_eq!(of("buf:e4m3:0:uninit").fill, Fill::Uninitialized);
+        assert_eq!(of("buf:i64:3:@a:b#c.safetensors#x").fill, Fill::Stored("a:b#c.safetensors".into(), "x".into()));
+        for wrong in ["buf:f32", "buf:f33:1", "buf:f32:-1", "buf:f32:1:ones", "buf:f32:1:@f", "buf:u8:99999999999999"] {
+            assert!(parse(wrong).unwrap_err().contains("; "), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn structs_and_maps() {
+        let Ok(Argument::Struct(fields)) = parse("struct:u32=5,tmap=0:bf16:64,32:128:64,8:128,buf=f32:64:zeros") else {
+            panic!()
+        };
+        assert_eq!(fields.len(), 3);
+        assert_eq!(fields[0], Argument::Scalar(DType::U32, vec![5, 0, 0, 0]));
+        let Argument::Map(map) = &fields[1] else { panic!("{fields:?}") };
+        assert_eq!((map.buffer, map.data_type, map.swizzle), ((0, None), DataType::Bf16, Swizzle::B128));
+        assert_eq!((&map.dims[..], &map.strides[..], &map.box_dims[..]), (&[64, 32][..], &[128][..], &[64, 8][..]));
+        let Ok(Argument::Map(map)) = parse("tmap:2.1:f32:64::16:none") else { panic!() };
+        assert_eq!((map.buffer, map.strides.len()), ((2, Some(1)), 0));
+        for wrong in [
+            "struct:0",
+            "struct:xyz",
+            "struct:a=1",
+            "struct:struct=00",
+            "tmap:0:f32:1:1:1",
+            "tmap:0:f32:1::1:96",
+            "tmap:x:f32:1::1:none",
+        ] {
+            assert!(parse(wrong).unwrap_err().contains("; "), "{wrong}");
+        }
+    }
+}

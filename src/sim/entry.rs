@@ -1,0 +1,122 @@
+//! Which kernel of a module `--entry` means: the symbol, or the name as it stands in the source.
+
+use anyhow::Result;
+use cpp_demangle::Symbol;
+
+use crate::fail::{Usage, bad_usage};
+
+/// The symbol that `wanted` names among those of a file; without a name the only one there is.
+pub fn choose<'a>(wanted: Option<&str>, symbols: &[&'a str], file: &str) -> Result<&'a str> {
+    let Some(wanted) = wanted else {
+        return match symbols {
+            [only] => Ok(only),
+            [] => Err(bad_usage(file, "has no kernel", "give a file with a __global__ function (.entry in PTX)")),
+            _ => {
+                let all: Vec<String> = symbols.iter().map(|s| signature(s)).collect();
+                Err(bad_usage(
+                    "--entry",
+                    format!("{file} has {} kernels", all.len()),
+                    format!("name one of {}", all.join(", ")),
+                ))
+            }
+        };
+    };
+    find(symbols, wanted).map_err(|e| Usage(format!("--entry {e}")).into())
+}
+
+/// The symbol among `symbols` that `wanted` names: itself, or in C++ `ns::kernel<3>(float*)`, `ns::kernel<3>`, `ns::kernel` or `kernel`, or what only
+/// one of them begins with.
+fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
+    if let Some(exact) = symbols.iter().find(|s| **s == wanted) {
+        return Ok(exact);
+    }
+    let matching = |test: &dyn Fn(&str) -> bool| -> Vec<&'a str> {
+        symbols.iter().copied().filter(|s| names(s).iter().any(|n| test(n))).collect()
+    };
+    let mut matches = matching(&|name| name == wanted);
+    if matches.is_empty() && !wanted.is_empty() {
+        matches = matching(&|name| name.starts_with(wanted));
+    }
+    let readable = |list: &[&str]| list.iter().map(|s| signature(s)).collect::<Vec<_>>().join(", ");
+    match matches[..] {
+        [one] => Ok(one),
+        [] if symbols.is_empty() => Err(format!("{wanted}: the file has no kernel; is it `extern \"C\" __global__`?")),
+        [] => Err(format!("{wanted}: no such kernel; the file has {}", readable(symbols))),
+        _ => Err(format!("{wanted}: several kernels have this name; use one of {}", readable(&matches))),
+    }
+}
+
+/// The name and parameters in C++, or the symbol itself.
+fn signature(symbol: &str) -> String {
+    let text = Symbol::new(symbol).ok().and_then(|s| s.demangle().ok()).unwrap_or_else(|| symbol.to_string());
+    text.strip_prefix("void ").map_or(text.clone(), str::to_string)
+}
+
+/// All names that a symbol goes by.
+fn names(symbol: &str) -> Vec<String> {
+    let signature = signature(symbol);
+    let parameters = |rest: &str| rest.starts_with('(') && !rest.starts_with("(anonymous namespace)");
+    let name = &signature[..top_level(&signature, parameters).next().unwrap_or(signature.len())];
+    let mut names = vec![signature.clone(), name.to_string()];
+    let after_path = top_level(name, |rest| rest.starts_with("::")).last().map_or(0, |at| at + 2);
+    names.push(name[after_path..].to_string());
+    for name in [name, &name[after_path..]] {
+        let template = name.ends_with('>').then(|| top_level(name, |rest| rest.starts_with('<')).last()).flatten();
+        names.extend(template.map(|at| name[..at].to_string()));
+    }
+    names
+}
+
+/// Places outside of angle and round brackets where `wanted` holds of the rest.
+fn top_level<'a>(text: &'a str, wanted: impl Fn(&str) -> bool + 'a) -> impl Iterator<Item = usize> + 'a {
+    let mut depth = 0;
+    text.char_indices().filter_map(move |(at, c)| {
+        let here = depth == 0 && wanted(&text[at..]);
+        match c {
+            '<' | '(' => depth += 1,
+            '>' | ')' => depth -= 1,
+            _ => {}
+        }
+        here.then_some(at)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_goes_by_its_symbol_and_by_its_name() {
+        let symbols = ["scale", "_Z3addPfS_i", "_ZN3lib6reduceILi4EfEEvPKT0_PS1_", "_ZN12_GLOBAL__N_16hiddenEv"];
+        for (wanted, found) in [
+            ("scale", 0),
+            ("add", 1),
+            ("add(float*, float*, int)", 1),
+            ("_Z3addPfS_i", 1),
+            ("reduce", 2),
+            ("lib::reduce", 2),
+            ("lib::reduce<4, float>", 2),
+            ("reduce<4, float>", 2),
+            ("hidden", 3),
+            ("(anonymous namespace)::hidden", 3),
+            ("lib::red", 2),
+            ("add(float", 1),
+        ] {
+            assert_eq!(find(&symbols, wanted), Ok(symbols[found]), "{wanted}");
+        }
+        let e = find(&symbols, "sub").unwrap_err();
+        assert!(e.contains("no such kernel") && e.contains("add(float*, float*, int)"), "{e}");
+        assert!(find(&["_Z3addPf", "_Z3addPd"], "ad").unwrap_err().contains("use one of add(float*), add(double*)"));
+        assert!(find(&[], "k").unwrap_err().contains("no kernel"));
+        assert!(choose(None, &symbols, "f.cu").unwrap_err().to_string().contains("4 kernels"));
+        assert_eq!(choose(None, &symbols[..1], "f.cu").unwrap(), "scale");
+    }
+
+    #[test]
+    fn a_name_of_several_is_refused() {
+        let symbols = ["_Z1kILi3EEvPf", "_Z1kILi4EEvPf"];
+        let e = find(&symbols, "k").unwrap_err();
+        assert!(e.contains("k<3>") && e.contains("k<4>"), "{e}");
+        assert_eq!(find(&symbols, "k<4>"), Ok(symbols[1]));
+    }
+}

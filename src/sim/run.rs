@@ -1,0 +1,264 @@
+//! `reel sim run`: anybody's kernel on the simulator.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use reel_kernels::compile::{self, CompileError};
+use reel_sim::check::{self, Plan, Report};
+use reel_sim::exec::{Gpu, Launch, LaunchError, Options};
+use reel_sim::headers::HEADERS;
+use reel_sim::program::{Kernel, Program};
+
+use super::args::{self, Argument};
+use super::bind::{Bound, bind};
+use super::quote::Quotes;
+use super::{entry, show};
+use crate::common::Common;
+use crate::fail::{bad_usage, failed};
+use crate::output;
+
+/// Writes one number, so that it runs without a compiler.
+pub const EXAMPLE: &str = "\
+Example:
+  echo '.version 8.0 .target sm_80 .address_size 64
+  .entry k(.param .u64 x) { .reg .u64 %p; .reg .u32 %v;
+    ld.param.u64 %p, [x]; ld.global.u32 %v, [%p]; add.u32 %v, %v, 1;
+    st.global.u32 [%p], %v; ret; }' > k.ptx
+  reel sim run k.ptx --entry k --grid 1 --block 1 --arg buf:u32:1:zeros";
+
+const ARGUMENTS: &str = "\
+Arguments, one --arg a parameter of the kernel, in order:
+  TYPE:VALUE           a number: i32:-5, u32:7, u64:0xff, f32:1.5, …
+  buf:TYPE:COUNT:FILL  a pointer to COUNT elements. TYPE is u8, i8, u16, i16,
+                       u32, i32, u64, i64, f16, bf16, f32, f64 or e4m3; FILL is
+                       zeros, uninit, arange, random (normal, of --seed) or
+                       @FILE.safetensors#NAME
+  struct:u32=5,buf=f32:64:zeros,…  a struct by value, in C's layout
+  struct:00ff…         the same as bytes in hexadecimal
+  tmap:BUF:TYPE:DIMS:STRIDES:BOX:SWIZZLE  a tensor map of argument number BUF
+                       (from 0): dims and box in elements, innermost first;
+                       strides in bytes from dimension 1 on; none, 32, 64 or 128";
+
+/// Run a kernel of a PTX or CUDA file: what is wrong with it, what it computes, what it costs.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLE, after_long_help = format!("{EXAMPLE}\n\n{ARGUMENTS}"))]
+pub struct Run {
+    /// PTX, or CUDA C++, which a compiler makes PTX of
+    #[arg(value_name = "FILE.ptx|FILE.cu")]
+    file: PathBuf,
+    /// The kernel: its symbol, or its name in the source [default: the only one]
+    #[arg(long, value_name = "NAME")]
+    entry: Option<String>,
+    /// Blocks of the grid
+    #[arg(long, value_name = "X[,Y,Z]", value_parser = dims)]
+    grid: Dims,
+    /// Threads of a block
+    #[arg(long, value_name = "X[,Y,Z]", value_parser = dims)]
+    block: Dims,
+    /// Blocks of a cluster [default: what the kernel requires, else none]
+    #[arg(long, value_name = "X[,Y,Z]", value_parser = dims)]
+    cluster: Option<Dims>,
+    /// Bytes of dynamic shared memory
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    smem: u32,
+    /// The architecture to compile for and whose limits hold [default: that of the PTX; sm_90a for CUDA]
+    #[arg(long, value_name = "sm_80|sm_90a")]
+    arch: Option<String>,
+    /// An argument of the kernel, in order; `--help` lists the kinds
+    #[arg(long = "arg", value_name = "ARG")]
+    args: Vec<String>,
+    /// Runs, each with warps, blocks and asynchronous copies in another order
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    interleavings: u32,
+    /// Only count: one run, no checks of order
+    #[arg(long)]
+    count_only: bool,
+    /// Also report generic reads that an ordered asynchronous copy overwrites later without a proxy fence
+    #[arg(long)]
+    strict_proxy: bool,
+    /// Where `#include` looks too
+    #[arg(long, value_name = "DIR")]
+    include: Vec<PathBuf>,
+    /// Write the buffers after the first run as arg0, arg1, … to this file
+    #[arg(long, value_name = "F.safetensors")]
+    out: Option<PathBuf>,
+}
+
+/// Three dimensions.
+#[derive(Clone, Copy, Debug)]
+struct Dims([u32; 3]);
+
+fn dims(text: &str) -> Result<Dims, String> {
+    let parts: Result<Vec<u32>, _> = text.split(',').map(str::parse).collect();
+    match parts.as_deref() {
+        Ok(&[x]) => Ok(Dims([x, 1, 1])),
+        Ok(&[x, y]) => Ok(Dims([x, y, 1])),
+        Ok(&[x, y, z]) => Ok(Dims([x, y, z])),
+        _ => Err("give one to three integers with commas between them".into()),
+    }
+}
+
+impl Run {
+    /// Runs it and says what came of it; findings are a failure.
+    pub fn run(&self, common: &Common) -> Result<()> {
+        let case = self.case(common)?;
+        let report = case.check(&case.program, case.options.clone())?;
+        if let Some(out) = &self.out {
+            case.bound.write(out, &report.memory)?;
+        }
+        let place = self.place();
+        let quotes = Quotes::new(&case.program, &self.file, &case.ptx);
+        let shown = show::Shown { file: &place, program: &case.program, kernel: &case.kernel, report: &report, quotes };
+        if common.json {
+            eprint!("{}", report.printed);
+            output::json(&shown.json())?;
+        } else {
+            output::text(&report.printed)?;
+            output::text(&shown.text(common.quiet))?;
+        }
+        let findings = report.findings.concat();
+        let Some(first) = findings.first() else { return Ok(()) };
+        let more = match findings.len() - 1 {
+            0 => String::new(),
+            n => format!(", and {n} more"),
+        };
+        let what = format!("{} at line {}{more}", first.kind.name(), first.line);
+        Err(failed(&place, what, "the list of findings says more"))
+    }
+
+    /// The file as it was given, for messages.
+    pub fn place(&self) -> String {
+        self.file.display().to_string()
+    }
+
+    /// Makes everything ready.
+    pub fn case(&self, common: &Common) -> Result<Case> {
+        let arguments = self.arguments()?;
+        let (ptx, place) = (self.ptx()?, self.place());
+        let cure = "give PTX as nvcc or NVRTC writes it, whole";
+        let program = Program::parse(&ptx).map_err(|e| failed(&place, e, cure))?;
+        let symbol = entry::choose(self.entry.as_deref(), &program.kernels(), &place)?;
+        let kernel = program.kernel(symbol).map_err(|e| failed(&place, e, cure))?;
+        let options = Options {
+            gpu: self.gpu(&program)?,
+            seed: common.seed(),
+            count_only: self.count_only,
+            strict_proxy: self.strict_proxy,
+            ..Options::default()
+        };
+        let bound = bind(&kernel, &arguments, common.seed())?;
+        let launch = Launch {
+            grid: self.grid.0,
+            block: self.block.0,
+            cluster: self.cluster.map_or([1; 3], |d| d.0),
+            dynamic_shared: self.smem,
+            params: bound.params.clone(),
+        };
+        let interleavings = if self.count_only { 1 } else { self.interleavings };
+        Ok(Case { ptx, program, kernel, bound, launch, options, interleavings, threads: common.threads()? })
+    }
+
+    fn arguments(&self) -> Result<Vec<(String, Argument)>> {
+        let one = |text: &String| {
+            let parsed = args::parse(text).map_err(|e| crate::fail::Usage(format!("--arg {text}: {e}")))?;
+            Ok((text.clone(), parsed))
+        };
+        self.args.iter().map(one).collect()
+    }
+
+    /// The file's text if it is PTX, else what a compiler makes of it.
+    fn ptx(&self) -> Result<String> {
+        let bytes = std::fs::read(&self.file).map_err(|e| output::not_read(&self.file, e))?;
+        let text = String::from_utf8_lossy(&bytes);
+        let is_ptx = match self.file.extension().and_then(|e| e.to_str()) {
+            Some("ptx") => true,
+            Some("cu" | "cuh" | "cpp" | "cc" | "h" | "hpp") => false,
+            _ => text.lines().any(|line| line.trim_start().starts_with(".version")),
+        };
+        if is_ptx {
+            return Ok(text.into_owned());
+        }
+        let sm = self.arch.as_deref().unwrap_or("sm_90a");
+        compile::foreign(&self.file, sm, &self.include, HEADERS).map(|built| built.ptx).map_err(compiler_error)
+    }
+
+    /// The GPU whose limits hold.
+    fn gpu(&self, program: &Program) -> Result<Gpu> {
+        let target = number(&program.module.target).unwrap_or(80);
+        let Some(arch) = &self.arch else { return Ok(Gpu::for_sm(target)) };
+        match number(arch) {
+            Some(sm) if sm >= target => Ok(Gpu::for_sm(sm)),
+            Some(_) => {
+                let what = format!("{arch} cannot run PTX for {}", program.module.target);
+                Err(bad_usage("--arch", what, format!("use --arch {} or none", program.module.target)))
+            }
+            None => Err(bad_usage("--arch", format!("{arch:?} is no architecture"), "use sm_80 or sm_90a")),
+        }
+    }
+}
+
+/// A kernel with what it is launched with.
+#[derive(Debug)]
+pub struct Case {
+    /// The PTX.
+    pub ptx: String,
+    /// The same, parsed.
+    pub program: Program,
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Buffers and parameters.
+    pub bound: Bound,
+    /// Geometry and parameters.
+    pub launch: Launch,
+    /// Of every run.
+    pub options: Options,
+    interleavings: u32,
+    threads: usize,
+}
+
+impl Case {
+    /// Runs the kernel of this name in `program` under all interleavings.
+    pub fn check(&self, program: &Program, options: Options) -> Result<Report> {
+        let plan = Plan {
+            interleavings: self.interleavings,
+            threads: self.threads,
+            options,
+            buffers: self.bound.buffers.clone(),
+        };
+        let kernel = program.kernel(&self.kernel.name)?;
+        check::check_kernel(program, &kernel, &self.launch, &self.bound.memory, &plan).map_err(|e| {
+            let LaunchError::Invalid { what, problem } = e;
+            bad_usage(&format!("--{what}"), problem, "the driver would refuse this launch too")
+        })
+    }
+}
+
+/// A compiler's error with what to do, and its whole log for `-v`.
+fn compiler_error(e: CompileError) -> anyhow::Error {
+    let line = match &e {
+        CompileError::Refused { first, .. } => format!("{first}; correct the file"),
+        e => e.to_string(),
+    };
+    anyhow::Error::msg(e.log().to_string()).context(line)
+}
+
+/// The number in `sm_90a`.
+fn number(arch: &str) -> Option<u32> {
+    let digits = arch.strip_prefix("sm_")?.trim_end_matches(|c: char| c.is_ascii_lowercase());
+    digits.parse().ok().filter(|n| (50..=200).contains(n))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dimensions_and_architectures() {
+        assert_eq!(dims("4").unwrap().0, [4, 1, 1]);
+        assert_eq!(dims("4,2").unwrap().0, [4, 2, 1]);
+        assert_eq!(dims("4,2,3").unwrap().0, [4, 2, 3]);
+        assert!(dims("4,2,3,1").is_err() && dims("x").is_err() && dims("").is_err() && dims("-1").is_err());
+        assert_eq!(["sm_80", "sm_90a", "sm_9", "80", "sm_"].map(number), [Some(80), Some(90), None, None, None]);
+    }
+}

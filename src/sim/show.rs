@@ -1,0 +1,237 @@
+//! What came of a run, for people and for programs.
+
+use std::fmt::Write as _;
+
+use reel_sim::check;
+use reel_sim::exec::Gpu;
+use reel_sim::finding::Finding;
+use reel_sim::program::{Kernel, Program};
+use reel_sim::report::{Counted, Line, Report};
+use reel_sim::roofline::{Basis, GPUS, Roofline};
+use serde_json::{Map, Value, json};
+
+use super::quote::Quotes;
+
+/// A checked kernel.
+#[derive(Debug)]
+pub struct Shown<'a> {
+    /// The file, as it was given.
+    pub file: &'a str,
+    /// What it holds.
+    pub program: &'a Program,
+    /// The kernel.
+    pub kernel: &'a Kernel,
+    /// What was found.
+    pub report: &'a check::Report,
+    /// Source lines.
+    pub quotes: Quotes,
+}
+
+/// Lines that the text shows of the counts.
+const BUSIEST: usize = 8;
+
+impl Shown<'_> {
+    fn findings(&self) -> impl Iterator<Item = &Finding> {
+        self.report.findings.iter().flatten()
+    }
+
+    fn counts(&self) -> Report {
+        let counters = self.report.counters.first().cloned().unwrap_or_default();
+        Report::new(self.program, self.kernel, &counters)
+    }
+
+    fn rooflines(&self) -> Vec<Roofline> {
+        let counters = self.report.counters.first().cloned().unwrap_or_default();
+        GPUS.iter().map(|gpu: &Gpu| Roofline::new(*gpu, self.kernel, &counters)).collect()
+    }
+
+    /// The result as JSON.
+    pub fn json(&self) -> Value {
+        let findings: Vec<Value> = self.findings().map(finding_json).collect();
+        let counts = self.counts();
+        let mut total = counted_json(&counts.total);
+        total.insert("barriers".into(), counts.barriers.into());
+        total.insert("blocks".into(), counts.blocks.into());
+        let lines: Vec<Value> = counts.lines.iter().map(line_json).collect();
+        let modelled: Map<String, Value> =
+            self.rooflines().iter().map(|r| (r.gpu.name.to_string(), roofline_json(r))).collect();
+        json!({
+            "ok": self.report.ok(),
+            "findings": findings,
+            "notes": self.report.notes,
+            "counters": { Basis::Counted.name(): total, "lines": lines, Basis::Modelled.name(): modelled },
+            "interleavings": self.report.interleavings,
+        })
+    }
+
+    /// The result as text; `quiet`: the findings only.
+    pub fn text(&self, quiet: bool) -> String {
+        let mut out = String::new();
+        for f in self.findings() {
+            self.add_finding(&mut out, f);
+        }
+        for note in &self.report.notes {
+            out += &format!("note: {note}\n");
+        }
+        if quiet {
+            return out;
+        }
+        if !out.is_empty() {
+            out.push('\n');
+        }
+        let n = self.report.interleavings;
+        let verdict = match self.findings().count() {
+            0 => "nothing found".to_string(),
+            1 => "1 finding".to_string(),
+            n => format!("{n} findings"),
+        };
+        let runs = if n == 1 { "1 run".to_string() } else { format!("{n} interleavings") };
+        out += &format!("{}: {}: {verdict} in {runs}\n", self.file, self.kernel.name);
+        self.add_counts(&mut out);
+        self.add_rooflines(&mut out);
+        out
+    }
+
+    fn add_finding(&self, out: &mut String, f: &Finding) {
+        let [[bx, by, bz], [tx, ty, tz]] = [f.block, f.thread];
+        let memory = match (f.space, f.address) {
+            (Some(space), Some(address)) => format!(", {space} {address:#x}"),
+            _ => String::new(),
+        };
+        let times = if f.count == 1 { "once".to_string() } else { format!("{} times", f.count) };
+        let (name, line) = (&self.quotes.name, f.line);
+        *out += &format!(
+            "{}: {name}:{line}: block ({bx},{by},{bz}) thread ({tx},{ty},{tz}){memory}, {times}\n",
+            f.kind.name()
+        );
+        if let Some(text) = self.quotes.line(line) {
+            *out += &format!("  {line:>5} | {text}\n");
+        }
+        *out += &format!("  {}\n", f.message);
+    }
+
+    fn add_counts(&self, out: &mut String) {
+        let counts = self.counts();
+        let c = &counts.total.count;
+        *out += "\ncounted, of the first run:\n";
+        let mut row = |name: &str, value: String| *out += &format!("  {name:<24}{value}\n");
+        row("blocks, barriers", format!("{}, {}", counts.blocks, counts.barriers));
+        row("instructions", format!("{} of warps, {} of threads", c.warps, c.threads));
+        for (class, executed) in counts.total.classes() {
+            row(&format!("  {}", class.name()), format!("{}, {}", executed.warps, executed.threads));
+        }
+        if c.matrix_flops > 0 {
+            row("matrix flops", c.matrix_flops.to_string());
+        }
+        row("global bytes", format!("{} read, {} written", c.global_read, c.global_written));
+        if let Some(efficiency) = counts.total.sector_efficiency() {
+            row("global sectors", format!("{}, {:.0} % of their bytes asked for", c.sectors, 100.0 * efficiency));
+        }
+        if c.wavefronts > 0 {
+            row("shared wavefronts", format!("{}, {} above the least", c.wavefronts, counts.total.conflicts()));
+        }
+        let busiest = counts.busiest(BUSIEST);
+        if busiest.is_empty() {
+            return;
+        }
+        *out += &format!(
+            "\n  {:>16} {:>10} {:>12} {:>12} {:>8} {:>10} {:>9}\n",
+            "line", "warps", "threads", "global B", "sectors", "wavefronts", "conflicts"
+        );
+        for line in busiest {
+            let c = &line.counted.count;
+            let bytes = c.global_read + c.global_written;
+            let quote = if line.origin.file.is_none() && line.origin.cuda == self.quotes.cuda {
+                self.quotes.line(line.origin.line)
+            } else {
+                None
+            };
+            let _ = writeln!(
+                out,
+                "  {:>16} {:>10} {:>12} {:>12} {:>8} {:>10} {:>9}  {}",
+                place(line, &self.quotes),
+                c.warps,
+                c.threads,
+                bytes,
+                c.sectors,
+                c.wavefronts,
+                line.counted.conflicts(),
+                quote.map(|q| q.chars().take(60).collect::<String>()).unwrap_or_default(),
+            );
+        }
+    }
+
+    fn add_rooflines(&self, out: &mut String) {
+        *out += "\nmodelled, least microseconds of each part (nothing here is measured):\n";
+        let rooflines = self.rooflines();
+        let names = rooflines.first().map(|r| r.bounds.map(|b| b.name)).unwrap_or_default();
+        *out += &format!("  {:6}", "");
+        names.iter().for_each(|name| *out += &format!(" {name:>10}"));
+        out.push('\n');
+        for r in &rooflines {
+            *out += &format!("  {:6}", r.gpu.name);
+            r.bounds.iter().for_each(|b| *out += &format!(" {:>10.3}", 1e6 * b.seconds));
+            *out += &format!("  at least {:.3} us, bound by {}\n", 1e6 * r.limit().seconds, r.limit().name);
+        }
+    }
+}
+
+/// A line's place: `k.cu:12`, shortened from the left; `ptx:12` for a PTX line without a CUDA line.
+fn place(line: &Line, quotes: &Quotes) -> String {
+    let main = if line.origin.cuda == quotes.cuda { quotes.name.rsplit('/').next().unwrap_or_default() } else { "ptx" };
+    let full = format!("{}:{}", line.origin.file.as_deref().unwrap_or(main), line.origin.line);
+    let excess = full.chars().count().saturating_sub(16);
+    full.chars().skip(excess).collect()
+}
+
+fn finding_json(f: &Finding) -> Value {
+    json!({
+        "kind": f.kind.name(), "message": f.message, "line": f.line, "block": f.block, "thread": f.thread,
+        "space": f.space, "address": f.address, "count": f.count,
+    })
+}
+
+fn line_json(line: &Line) -> Value {
+    let mut fields = Map::new();
+    fields.insert("line".into(), line.origin.line.into());
+    fields.insert("file".into(), line.origin.file.clone().into());
+    fields.insert("of".into(), if line.origin.cuda { "cuda" } else { "ptx" }.into());
+    fields.extend(counted_json(&line.counted));
+    fields.into()
+}
+
+fn counted_json(counted: &Counted) -> Map<String, Value> {
+    let c = &counted.count;
+    let by_class: Map<String, Value> = counted
+        .classes()
+        .map(|(class, e)| (class.name().to_string(), json!({"warps": e.warps, "threads": e.threads})))
+        .collect();
+    let fields = json!({
+        "warp_instructions": c.warps,
+        "thread_instructions": c.threads,
+        "by_class": by_class,
+        "matrix_flops": c.matrix_flops,
+        "global_bytes_read": c.global_read,
+        "global_bytes_written": c.global_written,
+        "global_sectors": c.sectors,
+        "sector_efficiency": counted.sector_efficiency(),
+        "shared_bytes": c.shared_bytes,
+        "shared_wavefronts": c.wavefronts,
+        "shared_wavefronts_least": c.wavefronts_least,
+        "bank_conflicts": counted.conflicts(),
+    });
+    match fields {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    }
+}
+
+fn roofline_json(r: &Roofline) -> Value {
+    let bounds: Map<String, Value> = r.bounds.iter().map(|b| (b.name.to_string(), b.seconds.into())).collect();
+    json!({
+        "multiprocessors": r.multiprocessors,
+        "seconds": bounds,
+        "least_seconds": r.limit().seconds,
+        "bound": r.limit().name,
+    })
+}

@@ -1,0 +1,173 @@
+//! Device `sim` through the binary: the CUDA kernels, simulated, give what the cpu gives, and nothing is found wrong with them.
+
+mod support;
+#[path = "support/tensors.rs"]
+mod tensors;
+
+use std::path::Path;
+
+use reel_kernels::compile;
+use reel_model::batch::{Batch, Sequence};
+use reel_model::checkpoint::Checkpoint;
+use reel_model::config::ModelConfig;
+use reel_model::input::Tokens;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::text::KvCache;
+use reel_runtime::ops::KvPages;
+use reel_runtime::{Cx, DType, Device, SimOptions};
+use serde_json::Value;
+use support::{golden, run, tiny_model};
+use tensors::{distance, read};
+
+/// Scores a case on a device; gives its logits.
+fn logits(case: &str, device: &str, dtype: &str) -> Vec<f64> {
+    let folder = golden("model").join(case);
+    let out = tempfile::tempdir().expect("a folder");
+    let to = out.path().join("score.safetensors");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let (model, inputs, file) = (path("model"), path("inputs.safetensors"), to.display().to_string());
+    let args = ["score", "--model", &model, "--inputs", &inputs, "--out", &file, "--device", device, "--dtype", dtype];
+    run(args).ok();
+    read(&to)["logits"].values.clone()
+}
+
+/// Heads of 12 to 128 elements, windows with ragged edges, pictures and a film.
+#[test]
+fn a_forward_pass_agrees_with_the_cpu() {
+    let Some(()) = compile::for_test() else { return };
+    for case in ["image_hd128_bf16", "video_mp4", "frames_list"] {
+        for (dtype, limit) in [("f32", 1e-5), ("bf16", 2e-2)] {
+            let off = distance(case, &logits(case, "sim", dtype), &logits(case, "cpu", dtype));
+            println!("{case} {dtype}: logits of sim and cpu differ by {off:.2e}");
+            assert!(off <= limit, "{case} {dtype}: logits of sim and cpu differ by {off:.2e}, allowed {limit:.0e}");
+        }
+    }
+}
+
+#[test]
+fn greedy_answers_have_the_ids_of_the_cpu() {
+    let Some(()) = compile::for_test() else { return };
+    let folder = golden("model").join("image_hd128_bf16");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let (model, messages) = (path("model"), path("messages.json"));
+    let answer = |more: &[&str]| {
+        let fixed = ["generate", "--model", &model, "--messages", &messages, "--temperature", "0", "--json"];
+        let said = run([&fixed, &["--max-new-tokens", "6"][..], more].concat()).json();
+        (said["token_ids"].clone(), said["prompt_tokens"].clone())
+    };
+    let want = answer(&["--device", "cpu"]);
+    assert_eq!(want.0.as_array().map(Vec::len), Some(6));
+    assert_eq!(answer(&["--device", "sim"]), want);
+}
+
+#[test]
+fn sampled_answers_agree_under_several_interleavings() {
+    let Some(()) = compile::for_test() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = tiny_model(folder.path()).display().to_string();
+    let answer = |more: &[&str]| {
+        let fixed = ["generate", "--model", &model, "--prompt", "Hi", "--max-new-tokens", "2", "--seed", "3", "--json"];
+        run([&fixed, &["--temperature", "0.8", "--top-p", "0.9"][..], more].concat()).json()["token_ids"].clone()
+    };
+    assert_eq!(answer(&["--device", "sim", "--interleavings", "3"]), answer(&["--device", "cpu"]));
+}
+
+/// One step of a training case: its metrics, and how the weights changed.
+fn step(device: &str, dtype: &str) -> (Value, Vec<f64>) {
+    let case = golden("train").join("sft_videorft_rows");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |p: &Path| p.display().to_string();
+    let (model, data, out) = (case.join("../model_a"), case.join("data.jsonl"), folder.path().join("out"));
+    let (m, d, root, o) = (path(&model), path(&data), path(&case), path(&out));
+    let fixed = ["sft", "--model", &m, "--data", &d, "--media-root", &root, "--out", &o, "--no-shuffle", "--quiet"];
+    let step = ["--learning-rate", "0.0005", "--max-steps", "1", "--weight-decay", "0.1", "--max-grad-norm", "0.5"];
+    run([&fixed[..], &step[..], &["--device", device, "--dtype", dtype]].concat()).ok();
+    let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
+    let (before, after) = (read(&model.join("model.safetensors")), read(&out.join("model.safetensors")));
+    let change = after.iter().flat_map(|(name, t)| t.values.iter().zip(&before[name].values).map(|(a, b)| a - b));
+    (serde_json::from_str(metrics.lines().next().expect("a line")).expect("JSON"), change.collect())
+}
+
+#[test]
+fn a_training_step_agrees_with_the_cpu() {
+    let Some(()) = compile::for_test() else { return };
+    for (dtype, limit, weights) in [("f32", 1e-5, 2e-3), ("bf16", 2e-2, 0.3)] {
+        let (got, want) = (step("sim", dtype), step("cpu", dtype));
+        for key in ["loss", "grad_norm"] {
+            let (a, b) = (got.0[key].as_f64().expect("a number"), want.0[key].as_f64().expect("a number"));
+            println!("{dtype}: {key} of sim and cpu differ by {:.2e}", (a / b - 1.0).abs());
+            assert!((a - b).abs() <= limit * b.abs(), "{dtype}: {key} is {a}, on cpu {b}");
+        }
+        // Adam's first step is ± the learning rate, so that tiny gradients of either sign weigh as much as large ones.
+        let off = distance("weights", &got.1, &want.1);
+        println!("{dtype}: changes of weights differ by {off:.2e}");
+        assert!(off <= weights, "{dtype}: changes of weights differ by {off:.2e}, allowed {weights}");
+    }
+}
+
+/// Logits of some tokens of a case, by a packed pass behind `others` tokens of another sequence.
+struct Model {
+    device: Device,
+    model: Qwen25Vl,
+    config: ModelConfig,
+    cx: Cx,
+}
+
+impl Model {
+    fn packed(&self, all: &[Sequence]) -> Vec<f32> {
+        let dtype = self.cx.dtype();
+        let batch = Batch::new(&self.device, &self.config, dtype, all, "case").expect("a batch");
+        let hidden = self.model.hidden(&self.cx, &batch, false).expect("a forward pass");
+        self.model.logits(&self.cx, &hidden).expect("logits").to_f32().expect("numbers")
+    }
+
+    /// The same over a cache, in chunks of these lengths.
+    fn cached(&self, all: Sequence, lengths: &[usize]) -> Vec<f32> {
+        let (dtype, tokens) = (self.cx.dtype(), all.input_ids.len());
+        let blocks = tokens.div_ceil(KvPages::BLOCK);
+        let cache = KvCache::new(&self.device, &self.config.text, dtype, blocks).expect("a cache");
+        let blocks: Vec<i32> = (0..cache.blocks() as i32).rev().collect();
+        let (mut past, mut out) = (0, Vec::new());
+        for &n in lengths {
+            let part = Sequence {
+                input_ids: &all.input_ids[past..past + n],
+                position_ids: all.position_ids.map(|p| &p[past..past + n]),
+                ..Sequence::default()
+            };
+            let batch = Batch::new(&self.device, &self.config, dtype, &[part], "case").expect("a batch");
+            let pages = KvPages::new(&self.device, &[(past, n, &blocks)]).expect("pages");
+            let hidden = self.model.hidden_cached(&self.cx, &batch, &cache, &pages).expect("a forward pass");
+            out.extend(self.model.logits(&self.cx, &hidden).expect("logits").to_f32().expect("numbers"));
+            past += n;
+        }
+        out
+    }
+}
+
+#[test]
+fn decode_chunks_and_batches_give_the_same_bits() {
+    let Some(()) = compile::for_test() else { return };
+    let folder = golden("model").join("text_multiturn");
+    let config = ModelConfig::open(&folder.join("model")).expect("a configuration");
+    let tokens = Tokens::read(&folder.join("inputs.safetensors"), &config).expect("tokens");
+    let files = Checkpoint::open(&folder.join("model")).expect("weights");
+    let whole = tokens.sequence();
+    let part = |start: usize, n: usize| Sequence {
+        input_ids: &whole.input_ids[start..start + n],
+        position_ids: whole.position_ids.map(|p| &p[..n]),
+        ..Sequence::default()
+    };
+    // Beyond a tile of queries and a page of keys.
+    let (ours, other) = (part(0, 69), part(80, 21));
+    for dtype in [DType::F32, DType::BF16] {
+        let device = Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).expect("a simulator");
+        let model = Qwen25Vl::open(&device, &files, &config, dtype).expect("a model");
+        let m = Model { cx: Cx::inference(&device, dtype), device, model, config: config.clone() };
+        let want = m.packed(&[ours]);
+        let vocab = config.text.vocab_size;
+        let batch = m.packed(&[other, ours]);
+        assert!(batch[21 * vocab..] == want, "{dtype}: in a batch");
+        assert!(m.cached(ours, &[64, 1, 1, 1, 1, 1]) == want, "{dtype}: a prompt, then token by token");
+        assert!(m.cached(ours, &[17, 40, 12]) == want, "{dtype}: in chunks");
+    }
+}

@@ -1,0 +1,346 @@
+//! `reel sim run` as a program: arguments, results, findings and exit codes.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use reel_kernels::compile;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+use support::{Run, run_in};
+
+const HEAD: &str = ".version 9.0\n.target sm_80\n.address_size 64\n";
+
+/// y[i] = a·x[i] + y[i] for i < n, as nvcc names it.
+const SAXPY: &str = "
+.visible .entry _Z5saxpyPKfPffj(.param .u64 px, .param .u64 py, .param .f32 pa, .param .u32 pn) {
+    .reg .pred %p<2>; .reg .b32 %r<6>; .reg .b64 %rd<8>; .reg .f32 %f<5>;
+    ld.param.u64 %rd1, [px];
+    ld.param.u64 %rd2, [py];
+    ld.param.f32 %f1, [pa];
+    ld.param.u32 %r5, [pn];
+    mov.u32 %r1, %ctaid.x;
+    mov.u32 %r2, %ntid.x;
+    mov.u32 %r3, %tid.x;
+    mad.lo.s32 %r4, %r1, %r2, %r3;
+    setp.ge.u32 %p1, %r4, %r5;
+    @%p1 bra DONE;
+    mul.wide.u32 %rd3, %r4, 4;
+    add.s64 %rd4, %rd1, %rd3;
+    add.s64 %rd5, %rd2, %rd3;
+    ld.global.f32 %f2, [%rd4];
+    ld.global.f32 %f3, [%rd5];
+    fma.rn.f32 %f4, %f1, %f2, %f3;
+    st.global.f32 [%rd5], %f4;
+DONE:
+    ret;
+}";
+
+/// Every thread reads its right neighbour's word of shared memory without waiting for it.
+const SHIFT: &str = "
+.visible .entry shift(.param .u64 px) {
+    .reg .b32 %r<6>; .reg .b64 %rd<4>;
+    .shared .align 4 .b8 tile[256];
+    ld.param.u64 %rd1, [px];
+    mov.u32 %r1, %tid.x;
+    shl.b32 %r2, %r1, 2;
+    mov.u32 %r3, tile;
+    add.u32 %r4, %r3, %r2;
+    st.shared.u32 [%r4], %r1;
+    xor.b32 %r2, %r2, 4;
+    add.u32 %r4, %r3, %r2;
+    ld.shared.u32 %r5, [%r4];
+    cvt.u64.u32 %rd2, %r2;
+    add.u64 %rd3, %rd1, %rd2;
+    st.global.u32 [%rd3], %r5;
+    ret;
+}";
+
+/// Copies the bytes of its struct to a buffer.
+const UNPACK: &str = "
+.visible .entry unpack(.param .align 8 .b8 s[32], .param .u64 out) {
+    .reg .b64 %rd<6>;
+    ld.param.u64 %rd1, [out];
+    ld.param.u64 %rd2, [s];
+    st.global.u64 [%rd1], %rd2;
+    ld.param.u64 %rd2, [s+8];
+    st.global.u64 [%rd1+8], %rd2;
+    ld.param.u64 %rd3, [s+16];
+    ld.global.u64 %rd2, [%rd3];
+    st.global.u64 [%rd1+16], %rd2;
+    ld.param.u64 %rd2, [s+24];
+    st.global.u64 [%rd1+24], %rd2;
+    ret;
+}";
+
+/// Loads a box of 8 × 4 words of a tensor at (8, 2) through its map, and stores it row by row.
+const TENSOR: &str = "
+.version 9.0
+.target sm_90a
+.address_size 64
+.visible .entry tensor(.param .align 64 .b8 map[128], .param .u64 src, .param .u64 out) {
+    .reg .pred %p<3>; .reg .b32 %r<12>; .reg .b64 %rd<8>;
+    .shared .align 128 .b8 tile[128];
+    .shared .align 8 .b8 bar[8];
+    ld.param.u64 %rd1, [out];
+    mov.b64 %rd2, map;
+    cvta.param.u64 %rd3, %rd2;
+    mov.u32 %r1, %tid.x;
+    mov.u32 %r2, tile;
+    mov.u32 %r3, bar;
+    setp.ne.u32 %p1, %r1, 0;
+    @%p1 bra READY;
+    mbarrier.init.shared::cta.b64 [%r3], 1;
+    fence.mbarrier_init.release.cluster;
+    mbarrier.arrive.expect_tx.shared::cta.b64 %rd4, [%r3], 128;
+    mov.u32 %r4, 8;
+    mov.u32 %r5, 2;
+    cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r2], [%rd3, {%r4, %r5}], [%r3];
+READY:
+    bar.sync 0;
+WAIT:
+    mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r3], 0;
+    @!%p2 bra WAIT;
+    shl.b32 %r7, %r1, 2;
+    add.u32 %r8, %r2, %r7;
+    ld.shared.u32 %r9, [%r8];
+    cvt.u64.u32 %rd5, %r7;
+    add.u64 %rd6, %rd1, %rd5;
+    st.global.u32 [%rd6], %r9;
+    ret;
+}";
+
+fn folder(files: &[(&str, String)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a folder");
+    for (name, text) in files {
+        fs::write(dir.path().join(name), text).expect("written");
+    }
+    dir
+}
+
+fn sim(dir: &Path, line: &str) -> Run {
+    run_in(dir, ["sim", "run"].into_iter().chain(line.split_whitespace()))
+}
+
+/// The values of a stored tensor, as f64.
+fn stored(dir: &Path, file: &str, name: &str) -> Vec<f64> {
+    let bytes = fs::read(dir.join(file)).expect("a file");
+    let all = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let view = all.tensor(name).expect("a tensor");
+    let of = |width: usize, f: &dyn Fn(&[u8]) -> f64| view.data().chunks(width).map(f).collect();
+    match view.dtype() {
+        Dtype::F32 => of(4, &|b| f32::from_le_bytes(b.try_into().unwrap()).into()),
+        Dtype::U32 => of(4, &|b| u32::from_le_bytes(b.try_into().unwrap()).into()),
+        Dtype::U64 => of(8, &|b| u64::from_le_bytes(b.try_into().unwrap()) as f64),
+        Dtype::U8 => of(1, &|b| b[0].into()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_correct_kernel_computes_and_is_counted() {
+    let dir = folder(&[("k.ptx", format!("{HEAD}{SAXPY}"))]);
+    let args = "--grid 3 --block 128 --arg buf:f32:300:arange --arg buf:f32:300:random --arg f32:-2.5 --arg u32:300";
+    let got = sim(dir.path(), &format!("k.ptx --entry saxpy {args} --json --out r.safetensors")).json();
+    let keys: Vec<&String> = got.as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["ok", "findings", "notes", "counters", "interleavings"]);
+    assert_eq!(
+        (&got["ok"], &got["findings"], &got["notes"]),
+        (&true.into(), &serde_json::json!([]), &serde_json::json!([]))
+    );
+    assert_eq!(got["interleavings"], 8);
+    let counted = &got["counters"]["counted"];
+    assert_eq!((&counted["global_bytes_read"], &counted["global_bytes_written"]), (&2400.into(), &1200.into()));
+    assert_eq!(counted["blocks"], 3);
+    // Twelve warps, of which two (threads 320 to 383) leave early, and one is half in.
+    assert_eq!(counted["by_class"]["global"], serde_json::json!({"warps": 30, "threads": 900}));
+    assert_eq!(got["counters"]["modelled"]["H200"]["multiprocessors"], 3);
+
+    let (x, y) = (stored(dir.path(), "r.safetensors", "arg0"), stored(dir.path(), "r.safetensors", "arg1"));
+    sim(dir.path(), &format!("k.ptx {} --out 0.safetensors", args.replace("u32:300", "u32:0"))).ok();
+    let before = stored(dir.path(), "0.safetensors", "arg1");
+    assert_eq!(x[299], 299.0);
+    assert!(before.iter().any(|v| *v < -0.5) && before.iter().any(|v| *v > 0.5));
+    for i in 0..300 {
+        assert_eq!(y[i], f64::from((-2.5f32).mul_add(x[i] as f32, before[i] as f32)), "element {i}");
+    }
+}
+
+#[test]
+fn nothing_depends_on_threads_and_the_seed_chooses_data() {
+    let dir = folder(&[("k.ptx", format!("{HEAD}{SHIFT}"))]);
+    let of = |more: &str| sim(dir.path(), &format!("k.ptx --grid 1 --block 64 --arg buf:u32:64 --json {more}")).stdout;
+    let one = of("--threads 1");
+    assert!(one.starts_with("{\"ok\":false"), "{one}");
+    assert_eq!(of("--threads 2"), one);
+    assert_eq!(of("--threads 7"), one);
+    let dir = folder(&[("k.ptx", format!("{HEAD}{SAXPY}"))]);
+    let y = |seed: u32| {
+        let args = "--grid 1 --block 64 --arg buf:f32:64 --arg buf:f32:64:random --arg f32:1 --arg u32:64";
+        sim(dir.path(), &format!("k.ptx {args} --seed {seed} --out r.safetensors")).ok();
+        stored(dir.path(), "r.safetensors", "arg1")
+    };
+    assert_eq!(y(1), y(1));
+    assert_ne!(y(1), y(2));
+}
+
+#[test]
+fn a_race_is_listed_with_its_line_and_fails() {
+    let text = format!("{HEAD}{SHIFT}");
+    let line = |what: &str| text.lines().position(|l| l.contains(what)).unwrap() + 1;
+    let dir = folder(&[("k.ptx", text.clone())]);
+    let args = "k.ptx --entry shift --grid 1 --block 64 --arg buf:u32:64 --out r.safetensors";
+    let got = sim(dir.path(), &format!("{args} --json"));
+    got.refused(1, &["k.ptx", &format!("race at line {}", line("ld.shared"))]);
+    let result: Value = serde_json::from_str(&got.stdout).expect("one line of JSON");
+    let finding = &result["findings"][0];
+    assert_eq!((&finding["kind"], &finding["space"]), (&"race".into(), &"shared".into()));
+    assert_eq!(finding["line"], line("ld.shared"));
+    assert!(finding["message"].as_str().unwrap().contains(&format!("line {}", line("st.shared"))), "{finding}");
+    assert!(finding["count"].as_u64() > Some(8) && finding["address"].is_u64());
+    assert_eq!(finding["block"], serde_json::json!([0, 0, 0]));
+    assert_eq!(stored(dir.path(), "r.safetensors", "arg0").len(), 64);
+    let text = sim(dir.path(), args);
+    assert!(
+        text.stdout.contains(&format!("race: k.ptx:{}: block (0,0,0) thread (", line("ld.shared"))),
+        "{}",
+        text.stdout
+    );
+    assert!(text.stdout.contains(&format!("{} | ld.shared.u32 %r5, [%r4];", line("ld.shared"))), "{}", text.stdout);
+    assert!(
+        text.stdout.contains("\ncounted, of the first run:\n") && text.stdout.contains("\nmodelled, "),
+        "{}",
+        text.stdout
+    );
+    assert_eq!(
+        sim(dir.path(), &format!("{args} --quiet")).stdout.lines().count(),
+        3 + result["notes"].as_array().unwrap().len()
+    );
+}
+
+#[test]
+fn structs_are_laid_out_as_c_does() {
+    let dir = folder(&[("k.ptx", format!("{HEAD}{UNPACK}"))]);
+    let run = |s: &str| {
+        sim(dir.path(), &format!("k.ptx --grid 1 --block 1 --arg struct:{s} --arg buf:u64:4 --out r.safetensors"))
+    };
+    run("u8=7,i32=-2,f64=1.5,buf=u64:1:arange,u16=65535").ok();
+    let out = stored(dir.path(), "r.safetensors", "arg1");
+    // 7, three bytes of padding, −2; 1.5; what the pointer points to; 65535 and six bytes of padding.
+    assert_eq!(out[0], (0xffff_fffe_0000_0007u64) as f64);
+    assert_eq!(out[1], 1.5f64.to_bits() as f64);
+    assert_eq!((out[2], out[3]), (0.0, 65535.0));
+    assert_eq!(stored(dir.path(), "r.safetensors", "arg0.3"), [0.0]);
+    run("u8=7").refused(2, &["struct:u8=7", "1 bytes", "32"]);
+    run("00").refused(2, &["struct:00"]);
+}
+
+#[test]
+fn tensors_come_from_files() {
+    let dir = folder(&[("k.ptx", format!("{HEAD}{SAXPY}"))]);
+    let values: Vec<u8> = (0..8).flat_map(|i| (i as f32 * 0.25).to_le_bytes()).collect();
+    let half = [0u8; 16];
+    let views = [
+        ("w", TensorView::new(Dtype::F32, vec![2, 4], &values).unwrap()),
+        ("h", TensorView::new(Dtype::BF16, vec![8], &half).unwrap()),
+    ];
+    fs::write(dir.path().join("w.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    let run = |x: &str| {
+        sim(
+            dir.path(),
+            &format!("k.ptx --grid 1 --block 32 --arg {x} --arg buf:f32:8 --arg f32:2 --arg u32:8 --out r.safetensors"),
+        )
+    };
+    run("buf:f32:8:@w.safetensors#w").ok();
+    assert_eq!(stored(dir.path(), "r.safetensors", "arg1"), [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]);
+    // Another type of the same width is taken as it is.
+    run("buf:u32:8:@w.safetensors#w").ok();
+    run("buf:f32:8:@w.safetensors#h").refused(1, &["w.safetensors#h", "BF16", "f32"]);
+    run("buf:f32:9:@w.safetensors#w").refused(1, &["w.safetensors#w", "8 elements", "9"]);
+    run("buf:f32:8:@w.safetensors#v").refused(1, &["w.safetensors#v", "no such tensor"]);
+    run("buf:f32:8:@v.safetensors#w").refused(1, &["v.safetensors", "no such file"]);
+    run("buf:f32:8:@k.ptx#w").refused(1, &["k.ptx", "no safetensors file"]);
+}
+
+#[test]
+fn tensor_maps_load_boxes() {
+    let dir = folder(&[("k.ptx", TENSOR.to_string())]);
+    let run = |map: &str| {
+        sim(
+            dir.path(),
+            &format!(
+                "k.ptx --entry tensor --grid 1 --block 32 --arg {map} --arg buf:u32:192:arange --arg buf:u32:32:uninit --out r.safetensors"
+            ),
+        )
+    };
+    // 12 rows of 16 words; the box begins in row 2 at word 8.
+    run("tmap:1:u32:16,12:64:8,4:none").ok();
+    let want: Vec<f64> = (0..32).map(|i| f64::from((2 + i / 8) * 16 + 8 + i % 8)).collect();
+    assert_eq!(stored(dir.path(), "r.safetensors", "arg2"), want);
+    // A tensor that is 12 wide ends inside of the box: the rest is zero.
+    run("tmap:1:u32:12,12:64:8,4:none").ok();
+    let want: Vec<f64> = want.iter().enumerate().map(|(i, v)| if i % 8 < 4 { *v } else { 0.0 }).collect();
+    assert_eq!(stored(dir.path(), "r.safetensors", "arg2"), want);
+    run("tmap:0:u32:16,12:64:8,4:none").refused(2, &["tmap:0", "no buffer"]);
+    run("tmap:1:u32:16,12:60:8,4:none").refused(2, &["tmap:1", "globalStrides"]);
+}
+
+#[test]
+fn wrong_command_lines_are_refused() {
+    let two = format!("{HEAD}{SAXPY}{SHIFT}");
+    let dir = folder(&[("k.ptx", two), ("bad.ptx", "not PTX".into()), ("empty.ptx", HEAD.into())]);
+    let run = |line: &str| sim(dir.path(), line);
+    let shift = "k.ptx --entry shift --grid 1";
+    run("k.ptx --grid 1 --block 1")
+        .refused(2, &["--entry", "saxpy(float const*, float*, float, unsigned int)", "shift"]);
+    run("k.ptx --entry none --grid 1 --block 1").refused(2, &["--entry", "none"]);
+    run(&format!("{shift} --block 64")).refused(2, &["--arg", "0 given", "shift"]);
+    run(&format!("{shift} --block 64 --arg i32:1")).refused(2, &["i32:1", "4 bytes", "8"]);
+    run(&format!("{shift} --block 64 --arg buf:f99:1")).refused(2, &["f99"]);
+    run(&format!("{shift} --block 2000 --arg buf:u32:64")).refused(2, &["--block", "1024"]);
+    run(&format!("{shift} --block 64 --smem 999999 --arg buf:u32:64")).refused(2, &["--smem"]);
+    run(&format!("{shift} --block 0 --arg buf:u32:64")).refused(2, &["--block"]);
+    run(&format!("{shift} --block 64 --cluster 2 --arg buf:u32:64")).refused(2, &["--cluster"]);
+    run(&format!("{shift} --block 64 --arch sm_70 --arg buf:u32:64")).refused(2, &["--arch", "sm_70"]);
+    run("k.ptx --grid 1,2,3,4 --block 1").refused(2, &["--grid"]);
+    run("k.ptx --grid 1 --block 1 --interleavings 0").refused(2, &["--interleavings"]);
+    run("bad.ptx --grid 1 --block 1").refused(1, &["bad.ptx"]);
+    run("empty.ptx --grid 1 --block 1").refused(2, &["empty.ptx", "no kernel"]);
+    run("none.ptx --grid 1 --block 1").refused(1, &["none.ptx", "no such file"]);
+}
+
+#[test]
+fn counting_is_one_run() {
+    let dir = folder(&[("k.ptx", format!("{HEAD}{SHIFT}"))]);
+    let got = sim(dir.path(), "k.ptx --grid 4 --block 64 --arg buf:u32:64 --count-only --json").json();
+    assert_eq!(got["interleavings"], 1);
+    assert_eq!(got["counters"]["counted"]["by_class"]["shared"], serde_json::json!({"warps": 16, "threads": 512}));
+}
+
+#[test]
+fn cuda_is_compiled_and_lines_are_those_of_the_source() {
+    let Some(()) = compile::for_test() else { return };
+    let text = "#include <cstdint>\n#include <cstdio>\nnamespace mine {\n__global__ void reverse(uint32_t* x, int n) {\n  \
+                __shared__ uint32_t tile[64];\n  tile[threadIdx.x] = x[threadIdx.x];\n  WAIT\n  \
+                x[threadIdx.x] = tile[n - 1 - threadIdx.x];\n  if (threadIdx.x == 0) printf(\"%d words\\n\", n);\n}\n}\n";
+    let dir = folder(&[("good.cu", text.replace("WAIT", "__syncthreads();")), ("bad.cu", text.replace("WAIT", ""))]);
+    let args = "--entry reverse --grid 1 --block 64 --arg buf:u32:64:arange --arg i32:64 --out r.safetensors";
+    for arch in ["sm_80", "sm_90a"] {
+        let good = sim(dir.path(), &format!("good.cu {args} --arch {arch}"));
+        assert!(good.ok().contains("64 words"), "{}", good.stdout);
+        assert_eq!(stored(dir.path(), "r.safetensors", "arg0")[..3], [63.0, 62.0, 61.0]);
+    }
+    let bad = sim(dir.path(), &format!("bad.cu {args} --json"));
+    bad.refused(1, &["bad.cu: race at line 8"]);
+    let result: Value = serde_json::from_str(&bad.stdout).expect("JSON");
+    assert_eq!((&result["findings"][0]["kind"], &result["findings"][0]["line"]), (&"race".into(), &8.into()));
+    let shown = sim(dir.path(), &format!("bad.cu {args}")).stdout;
+    assert!(
+        shown.contains("bad.cu:8:") && shown.contains("8 | x[threadIdx.x] = tile[n - 1 - threadIdx.x];"),
+        "{shown}"
+    );
+    let dir = folder(&[("wrong.cu", "__global__ void k() { y = 1; }\n".into())]);
+    sim(dir.path(), "wrong.cu --grid 1 --block 1").refused(1, &["wrong.cu:1"]);
+}
