@@ -113,6 +113,8 @@ type Cause = (Kind, u32, u32);
 pub struct Findings {
     list: Vec<Finding>,
     places: HashMap<Cause, usize>,
+    /// Where the findings of pairs of instructions went: their lines need not be looked up again.
+    known: HashMap<(Kind, u32, Option<u32>), usize>,
 }
 
 impl Findings {
@@ -128,13 +130,20 @@ impl Findings {
         memory: Option<(&'static str, u64)>,
         message: impl FnOnce() -> String,
     ) {
+        let pair = (kind, site.pc, other);
+        if let Some(&at) = self.known.get(&pair) {
+            self.list[at].count += 1;
+            return;
+        }
         let (line, chain) = source(program, kernel, site.pc);
         let other_line = other.map_or(u32::MAX, |pc| source(program, kernel, pc).0);
         let cause = (kind, line.min(other_line), line.max(other_line));
         if let Some(&at) = self.places.get(&cause) {
+            self.known.insert(pair, at);
             self.list[at].count += 1;
             return;
         }
+        self.known.insert(pair, self.list.len());
         self.places.insert(cause, self.list.len());
         let (space, address) = memory.map_or((None, None), |(s, a)| (Some(s), Some(a)));
         let message = format!("{}{chain}", message());

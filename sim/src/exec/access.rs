@@ -37,6 +37,27 @@ pub struct Group {
     pub lanes: u32,
     /// Offset of each.
     pub offsets: [u64; 32],
+    /// All 32 lanes, one after the other.
+    pub row: bool,
+}
+
+impl Group {
+    /// All lanes of a warp in one place, or lanes to be added.
+    fn new(place: Place, lanes: u32, offsets: [u64; 32], bytes: u64) -> Group {
+        let step = |all: bool, lane: usize| all & (offsets[lane] == offsets[0] + lane as u64 * bytes);
+        let row = lanes == u32::MAX && (1..32).fold(true, step);
+        Group { place, lanes, offsets, row }
+    }
+}
+
+/// The offsets of all lanes from `base`, if each access of `bytes` bytes lies between `low` and `high` and is aligned.
+#[inline]
+fn all_within(addresses: &[u64; 32], base: u64, (low, high): (u64, u64), bytes: u64) -> Option<[u64; 32]> {
+    let offsets = addresses.map(|a| a.wrapping_sub(base));
+    let (room, start) = (high.checked_sub(low)?.checked_sub(bytes)?, low);
+    let inside = offsets.iter().fold(true, |all, o| all & (o.wrapping_sub(start) <= room));
+    let bits = addresses.iter().fold(0, |bits, a| bits | a);
+    (inside && bits & (bytes - 1) == 0).then_some(offsets)
 }
 
 impl Machine<'_> {
@@ -120,7 +141,14 @@ impl Machine<'_> {
         self.last_allocation = index;
         let allocation = self.memory.get(index);
         let (base, len) = (allocation.base, allocation.data.len() as u64);
-        let mut group = Group { place: Place::Global(index), lanes: 0, offsets: [0; 32] };
+        if *left == u32::MAX
+            && let Some(offsets) = all_within(addresses, base, (0, len), bytes)
+        {
+            *left = 0;
+            groups.push(Group::new(Place::Global(index), u32::MAX, offsets, bytes));
+            return;
+        }
+        let mut group = Group::new(Place::Global(index), 0, [0; 32], bytes);
         let align = bytes - 1;
         let mut bad = 0;
         let mut all = *left;
@@ -222,7 +250,18 @@ impl Machine<'_> {
         // The variables, one of which has to hold the bytes.
         let variables = &self.shared_variables;
         let mut variable = (1, 0);
-        let mut group = Group { place: Place::Shared(slot), lanes: 0, offsets: [0; 32] };
+        if *left == u32::MAX && rank.is_none() {
+            let offset = (first as u64).wrapping_sub(start);
+            let at = variables.partition_point(|v| v.0 <= offset);
+            variable = at.checked_sub(1).map_or((1, 0), |at| variables[at]);
+            if let Some(offsets) = all_within(addresses, window_base + start, (variable.0, variable.1.min(len)), bytes)
+            {
+                *left = 0;
+                groups.push(Group::new(Place::Shared(slot), u32::MAX, offsets, bytes));
+                return;
+            }
+        }
+        let mut group = Group::new(Place::Shared(slot), 0, [0; 32], bytes);
         let mut bad = 0;
         let mut all = *left;
         while all != 0 {
@@ -434,7 +473,12 @@ impl Machine<'_> {
         match group.place {
             Place::Global(i) => {
                 let base = self.memory.get(i).base;
-                let sectors = counters::sectors(&group.offsets.map(|o| o.wrapping_add(base)), lanes, bytes);
+                let sectors = if group.row {
+                    let first = base + group.offsets[0];
+                    (first + asked - 1) / 32 - first / 32 + 1
+                } else {
+                    counters::sectors(&group.offsets.map(|o| o.wrapping_add(base)), lanes, bytes)
+                };
                 let count = &mut self.counters.by_instruction[pc as usize];
                 if write {
                     count.global_written += asked;
@@ -444,7 +488,11 @@ impl Machine<'_> {
                 count.sectors += sectors;
             }
             Place::Shared(_) => {
-                let (passes, least) = counters::wavefronts(&group.offsets.map(|o| o as u32), lanes, bytes);
+                let (passes, least) = if group.row && bytes <= 4 {
+                    (1, 1)
+                } else {
+                    counters::wavefronts(&group.offsets.map(|o| o as u32), lanes, bytes)
+                };
                 let count = &mut self.counters.by_instruction[pc as usize];
                 count.shared_bytes += asked;
                 count.wavefronts += passes;
@@ -854,7 +902,14 @@ fn read_registers(data: &[u8], group: &Group, t: &Transfer, regs: &mut crate::re
     for (n, slot) in t.regs.iter().enumerate() {
         let Some(slot) = *slot else { continue };
         let lanes = group.lanes;
-        if width == 4 && t.register_rows == 1 {
+        if width == 4 && t.register_rows == 1 && group.row {
+            let (from, step) = (group.offsets[0] as usize, 4 * t.regs.len());
+            let row = &mut regs.rows[slot as usize].0;
+            for (lane, bytes) in row.iter_mut().zip(data[from..from + 32 * step].chunks_exact(step)) {
+                *lane = u32::from_le_bytes([bytes[4 * n], bytes[4 * n + 1], bytes[4 * n + 2], bytes[4 * n + 3]]);
+            }
+            regs.undefined[slot as usize] = 0;
+        } else if width == 4 && t.register_rows == 1 {
             let row = &mut regs.rows[slot as usize].0;
             let mut left = lanes;
             while left != 0 {
@@ -882,7 +937,15 @@ fn write_registers(data: &mut [u8], group: &Group, t: &Transfer, regs: &crate::r
     let mut differs = 0u32;
     for (n, slot) in t.regs.iter().flatten().enumerate() {
         let mut left = group.lanes;
-        if width == 4 && t.register_rows == 1 {
+        if width == 4 && t.register_rows == 1 && group.row {
+            let (from, step) = (group.offsets[0] as usize, 4 * t.regs.len());
+            let row = &regs.rows[*slot as usize].0;
+            for (lane, bytes) in data[from..from + 32 * step].chunks_exact_mut(step).enumerate() {
+                let (new, old) = (row[lane].to_le_bytes(), &mut bytes[4 * n..4 * n + 4]);
+                differs |= u32::from(*old != new) << lane;
+                old.copy_from_slice(&new);
+            }
+        } else if width == 4 && t.register_rows == 1 {
             let row = &regs.rows[*slot as usize].0;
             while left != 0 {
                 let lane = left.trailing_zeros() as usize;

@@ -649,7 +649,7 @@ impl Machine<'_> {
         pc: u32,
     ) {
         for part in 0..8u64 {
-            let group = Group { place, lanes: 1 << lane, offsets: [offset + 16 * part; 32] };
+            let group = Group { place, lanes: 1 << lane, offsets: [offset + 16 * part; 32], row: false };
             self.check(block, warp, access, &group, 16, Strength::Weak, pc, 0);
         }
     }

@@ -257,5 +257,5 @@ fn own_rows(block: &Block, slot: u32, t: &MatrixTransfer, at: &[u64; 32], lanes:
     let end = (block.shared.len() as u64).saturating_sub(15);
     let offsets = at.map(|a| a.wrapping_sub(layout::SHARED_START as u64));
     let good = (0..32).all(|l| lanes >> l & 1 == 0 || offsets[l] < end && offsets[l].is_multiple_of(16));
-    good.then_some(Group { place: Place::Shared(slot), lanes, offsets })
+    good.then_some(Group { place: Place::Shared(slot), lanes, offsets, row: false })
 }
