@@ -62,7 +62,7 @@ fn switches() {
                 1 => v.wrapping_add(17) ^ 0x55,
                 2 => v ^ 0x55,
                 3 => v.wrapping_add((0..i % 6).sum()),
-                4 => v >> 1 | v << 31,
+                4 => v.rotate_right(1),
                 5 => !v,
                 7 => v.wrapping_sub(1000),
                 _ => v.wrapping_add(2),
@@ -106,7 +106,7 @@ fn function_pointers() {
 #[test]
 fn divergent_returns() {
     let function = |x: u32, side: &mut u32| {
-        if x % 5 == 0 {
+        if x.is_multiple_of(5) {
             return 1;
         }
         *side += x;
@@ -114,7 +114,7 @@ fn divergent_returns() {
             if k * k > x {
                 return k;
             }
-            if x % (k + 2) == 0 {
+            if x.is_multiple_of(k + 2) {
                 *side += 100;
                 return x / (k + 2);
             }
@@ -134,7 +134,7 @@ fn divergent_returns() {
 fn divergent_shuffles() {
     let v = |t: u32| {
         if t % 2 == 1 {
-            let v = (t + 2) % 32 | 1;
+            let v = ((t + 2) % 32) | 1;
             if t < 16 { v + ((t ^ 2) + 2) % 32 } else { v }
         } else {
             t + 100 * 8 + 30

@@ -110,7 +110,7 @@ fn shuffles() {
         let t = i % 32;
         100 + match i / 32 {
             0 => 5 * t % 32,
-            1 => t & !7 | (t + 3) % 8,
+            1 => t & !7 | ((t + 3) % 8),
             2 => {
                 if t < 3 {
                     t
@@ -164,7 +164,7 @@ fn votes() {
             3 => lanes(&|l| l / 8 == t / 8),
             4 => 496,
             5 => -9i32 as u32,
-            6 => (0..32).fold(0, |x, t| x ^ t * t),
+            6 => (0..32).fold(0, |x, t| x ^ (t * t)),
             7 => 1u32.wrapping_add(u32::MAX.wrapping_mul(2)),
             8 => 0,
             _ => 0xffff + 32,
@@ -199,8 +199,8 @@ fn integers() {
                     + 10000 * b.count_ones()
             }
             3 => a.reverse_bits(),
-            4 => (a as u64 * b as u64 >> 32) as u32,
-            5 => (((a as i64) << 30) as i128 * ((b as i64) << 29) as i128 >> 64) as u32,
+            4 => ((a as u64 * b as u64) >> 32) as u32,
+            5 => ((((a as i64) << 30) as i128 * ((b as i64) << 29) as i128) >> 64) as u32,
             6 => (0..4).fold(5, |v, k| v + (a >> (8 * k) & 0xff) * (b >> (8 * k) & 0xff)),
             7 => (a as i32 as i64 - b as i32 as i64).unsigned_abs() as u32 + 3,
             8 => ((a as i32 / (t as i32 + 3)) as u32).wrapping_add(a % (t + 7)),
