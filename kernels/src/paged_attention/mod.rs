@@ -85,12 +85,13 @@ kernel!(pub FWD_BF16, "paged_attention_fwd_bf16", Params, cpu::fwd::<half::bf16>
 type Variant = (u32, [&'static str; 2], u32);
 
 fn plan_bf16(p: &Params, _: &Arch) -> Vec<Stage> {
-    // Two stages (head_dim 256: one, of 64 columns of V) of 64 keys and values, an odd number of 16-byte units each.
+    // Two stages (head_dim 256: one, of 64 columns of V) of 64 keys and values, an odd number of 16-byte units each; from 128 on
+    // the queries' fragments besides.
     const VARIANTS: [Variant; 4] = [
         (64, ["paged_attention_fwd_bf16_64", "paged_attention_fwd_bf16_64_split"], 2 * 64 * 2 * 9 * 16),
         (80, ["paged_attention_fwd_bf16_80", "paged_attention_fwd_bf16_80_split"], 2 * 64 * 2 * 11 * 16),
-        (128, ["paged_attention_fwd_bf16_128", "paged_attention_fwd_bf16_128_split"], 2 * 64 * 2 * 17 * 16),
-        (256, ["paged_attention_fwd_bf16_256", "paged_attention_fwd_bf16_256_split"], 64 * (33 + 9) * 16),
+        (128, ["paged_attention_fwd_bf16_128", "paged_attention_fwd_bf16_128_split"], 2 * 64 * 2 * 17 * 16 + 64 * 128 * 2),
+        (256, ["paged_attention_fwd_bf16_256", "paged_attention_fwd_bf16_256_split"], 64 * (33 + 9) * 16 + 64 * 256 * 2),
     ];
     plan(p, 64, &VARIANTS, "paged_attention_fwd_bf16_combine", if p.head_dim > 128 { 4 } else { 1 })
 }

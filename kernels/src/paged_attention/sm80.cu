@@ -207,10 +207,19 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
     slots = find_slots(p, t, (block + 1) * KEYS);  // they are there by the time that they are needed
   };
 
+  // Where registers do not suffice, each thread puts its fragments in shared memory; it alone reads them again.
   u32 q_fragment[KEEP_Q ? D / 16 : 1][4];
-  if (KEEP_Q && has_rows) {
+  u32* q_kept = reinterpret_cast<u32*>(v_stage + STAGES * KEYS * V_PITCH) + threadIdx.x;
+  if (has_rows) {
 #pragma unroll
-    for (int step = 0; step < D / 16; ++step) load_q(step, q_fragment[KEEP_Q ? step : 0]);
+    for (int step = 0; step < D / 16; ++step) {
+      u32(&a)[4] = q_fragment[KEEP_Q ? step : 0];
+      load_q(step, a);
+      if (!KEEP_Q) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) q_kept[(step * 4 + i) * THREADS] = a[i];
+      }
+    }
   }
   SoftmaxRow total_row[2] = {empty_row(), empty_row()};
   float total[SPLIT ? 1 : V / 8][4];
@@ -260,7 +269,10 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
 #pragma unroll
       for (int step = 0; step < D / 16; ++step) {
         u32 fresh[4];
-        if (!KEEP_Q) load_q(step, fresh);
+        if (!KEEP_Q) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) fresh[i] = q_kept[(step * 4 + i) * THREADS];
+        }
         u32(&a)[4] = KEEP_Q ? q_fragment[KEEP_Q ? step : 0] : fresh;
 #pragma unroll
         for (int n = 0; n < KEYS / 16; ++n) {

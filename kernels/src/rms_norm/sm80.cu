@@ -141,7 +141,8 @@ struct Shared {
 template <class T, int THREADS, bool vector, class P>
 __device__ __forceinline__ void backward(const P& p, Shared& shared) {
   constexpr int V = VECTOR<T>, GROUPS = BWD_BLOCK / THREADS;
-  constexpr bool REST = THREADS == WIDE, KEEP = vector && !REST, AHEAD = KEEP && sizeof(T) == 2;
+  // With a third operand there are no registers left to hold the next row of two.
+  constexpr bool REST = THREADS == WIDE, KEEP = vector && !REST, AHEAD = KEEP && sizeof(T) == 2 && !ADDS<P>;
   using Row = Held<T, THREADS>;
   const u32 cols = p.cols, group = threadIdx.x / THREADS;
   const bool wants_dw = p.dw != 0;
