@@ -90,8 +90,16 @@ fn plan_bf16(p: &Params, _: &Arch) -> Vec<Stage> {
     const VARIANTS: [Variant; 4] = [
         (64, ["paged_attention_fwd_bf16_64", "paged_attention_fwd_bf16_64_split"], 2 * 64 * 2 * 9 * 16),
         (80, ["paged_attention_fwd_bf16_80", "paged_attention_fwd_bf16_80_split"], 2 * 64 * 2 * 11 * 16),
-        (128, ["paged_attention_fwd_bf16_128", "paged_attention_fwd_bf16_128_split"], 2 * 64 * 2 * 17 * 16 + 64 * 128 * 2),
-        (256, ["paged_attention_fwd_bf16_256", "paged_attention_fwd_bf16_256_split"], 64 * (33 + 9) * 16 + 64 * 256 * 2),
+        (
+            128,
+            ["paged_attention_fwd_bf16_128", "paged_attention_fwd_bf16_128_split"],
+            2 * 64 * 2 * 17 * 16 + 64 * 128 * 2,
+        ),
+        (
+            256,
+            ["paged_attention_fwd_bf16_256", "paged_attention_fwd_bf16_256_split"],
+            64 * (33 + 9) * 16 + 64 * 256 * 2,
+        ),
     ];
     plan(p, 64, &VARIANTS, "paged_attention_fwd_bf16_combine", if p.head_dim > 128 { 4 } else { 1 })
 }
