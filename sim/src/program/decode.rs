@@ -27,14 +27,7 @@ pub struct Layout {
 
 /// Bits of a type.
 pub fn type_bits(ty: Type) -> u32 {
-    match ty {
-        Type::Pred => 1,
-        Type::B8 | Type::U8 | Type::S8 => 8,
-        Type::B16 | Type::U16 | Type::S16 | Type::F16 | Type::BF16 => 16,
-        Type::B64 | Type::U64 | Type::S64 | Type::F64 => 64,
-        Type::B128 => 128,
-        _ => 32,
-    }
+    ty.bits()
 }
 
 /// Whether loads of the type extend the sign.
@@ -44,29 +37,7 @@ pub fn signed_type(ty: Type) -> bool {
 
 /// The type that a dotted part of an opcode names.
 pub fn parse_type(part: &str) -> Option<Type> {
-    Some(match part {
-        "pred" => Type::Pred,
-        "b8" => Type::B8,
-        "b16" => Type::B16,
-        "b32" => Type::B32,
-        "b64" => Type::B64,
-        "b128" => Type::B128,
-        "u8" => Type::U8,
-        "u16" => Type::U16,
-        "u32" => Type::U32,
-        "u64" => Type::U64,
-        "s8" => Type::S8,
-        "s16" => Type::S16,
-        "s32" => Type::S32,
-        "s64" => Type::S64,
-        "f16" => Type::F16,
-        "f16x2" => Type::F16x2,
-        "bf16" => Type::BF16,
-        "bf16x2" => Type::BF16x2,
-        "f32" => Type::F32,
-        "f64" => Type::F64,
-        _ => return None,
-    })
+    Type::named(part)
 }
 
 /// Addresses and bytes of the module's `.global` and `.const` variables.
