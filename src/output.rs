@@ -57,6 +57,15 @@ pub fn not_read(path: &Path, e: io::Error) -> anyhow::Error {
     anyhow::Error::from(e).context(message)
 }
 
+/// Reads a whole file that a user named. A pipe or a device is refused: reading it could wait or go on for ever.
+pub fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let facts = std::fs::metadata(path).map_err(|e| not_read(path, e))?;
+    if !facts.is_file() && !facts.is_dir() {
+        anyhow::bail!("{}: is not a regular file; copy what it gives to a file", path.display());
+    }
+    std::fs::read(path).map_err(|e| not_read(path, e))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

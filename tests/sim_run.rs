@@ -310,6 +310,7 @@ fn wrong_command_lines_are_refused() {
     run("bad.ptx --grid 1 --block 1").refused(1, &["bad.ptx"]);
     run("empty.ptx --grid 1 --block 1").refused(2, &["empty.ptx", "no kernel"]);
     run("none.ptx --grid 1 --block 1").refused(1, &["none.ptx", "no such file"]);
+    run("/dev/zero --grid 1 --block 1").refused(1, &["/dev/zero", "regular file"]);
 }
 
 #[test]

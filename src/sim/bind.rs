@@ -165,7 +165,7 @@ fn stored_name(dtype: DType) -> &'static str {
 
 /// The bytes of a tensor in a file, of any type as wide as the buffer's.
 fn stored(file: &Path, tensor: &str, spec: &Spec) -> Result<Vec<u8>> {
-    let bytes = std::fs::read(file).map_err(|e| output::not_read(file, e))?;
+    let bytes = output::read(file)?;
     let all = SafeTensors::deserialize(&bytes)
         .map_err(|e| failed(file.display(), format!("is no safetensors file ({e})"), "copy or write it again"))?;
     let place = format!("{}#{tensor}", file.display());

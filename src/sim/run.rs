@@ -173,7 +173,7 @@ impl Run {
 
     /// The file's text if it is PTX, else what a compiler makes of it.
     fn ptx(&self) -> Result<String> {
-        let bytes = std::fs::read(&self.file).map_err(|e| output::not_read(&self.file, e))?;
+        let bytes = output::read(&self.file)?;
         let text = String::from_utf8_lossy(&bytes);
         let is_ptx = match self.file.extension().and_then(|e| e.to_str()) {
             Some("ptx") => true,
