@@ -96,7 +96,7 @@ impl Machine<'_> {
             };
             match actual {
                 Window::Global | Window::Const | Window::Generic => {
-                    self.global_group(block, warp, addresses, &mut left, bytes, pc, groups, window);
+                    self.global_group(block, warp, addresses, &mut left, bytes, pc, groups);
                 }
                 Window::Shared | Window::SharedCluster => {
                     let base = if window == Window::Generic { layout::SHARED } else { 0 };
@@ -121,7 +121,6 @@ impl Machine<'_> {
         bytes: u64,
         pc: u32,
         groups: &mut Vec<Group>,
-        window: Window,
     ) {
         let first = addresses[left.trailing_zeros() as usize];
         let index = match self.memory.holds(self.last_allocation, first) {
@@ -171,8 +170,6 @@ impl Machine<'_> {
         if bad != 0 {
             self.bad_lane(block, warp, addresses, bad, bytes, pc, "global", len, base);
         }
-        // Other windows' addresses in the same instruction never fall into a buffer.
-        let _ = window;
         if group.lanes != 0 {
             groups.push(group);
         }

@@ -367,8 +367,7 @@ impl Machine<'_> {
         Flow::Stop
     }
 
-    pub(super) fn fence(&mut self, block: &Block, warp: &mut Warp, fence: Fence, mask: u32) -> Flow {
-        let _ = block;
+    pub(super) fn fence(&mut self, warp: &mut Warp, fence: Fence, mask: u32) -> Flow {
         match fence {
             Fence::Memory { scope } => warp.order.fence(mask, scope),
             Fence::ProxyAsync { shared, global } => warp.order.fence_proxy(mask, shared, global),

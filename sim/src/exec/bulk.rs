@@ -14,7 +14,6 @@ use crate::tensor_map::{self, Blob, Field, Reduction, TensorMap};
 /// What one lane's bulk instruction does.
 struct Job {
     lane: u32,
-    site: Site,
     op: OpId,
     pieces: Vec<Piece>,
     reduce: Option<Reduction>,
@@ -56,10 +55,10 @@ impl Machine<'_> {
                     self.bulk_load(block, warp, b, (to, from, size), bar.map(|b| b[l]), ranks, site, lane);
                 }
                 BulkKind::TensorLoad => {
-                    self.tensor_load(block, warp, fragment, b, (to, from), &at, bar.map(|b| b[l]), ranks, site, lane);
+                    self.tensor_load(block, warp, (to, from), &at, bar.map(|b| b[l]), ranks, site, lane);
                 }
                 BulkKind::Store => self.bulk_store(block, warp, b, (to, from, size), site, lane),
-                BulkKind::TensorStore => self.tensor_store(block, warp, fragment, b, (to, from), &at, site, lane),
+                BulkKind::TensorStore => self.tensor_store(block, warp, b, (to, from), &at, site, lane),
             }
         }
         fragment.backs = 0;
@@ -228,15 +227,7 @@ impl Machine<'_> {
     }
 
     /// The tensor map at an address.
-    fn tensor_map(
-        &mut self,
-        block: &Block,
-        warp: &mut Warp,
-        fragment: &Fragment,
-        address: u64,
-        site: Site,
-    ) -> Option<TensorMap> {
-        let _ = fragment;
+    fn tensor_map(&mut self, block: &Block, warp: &mut Warp, address: u64, site: Site) -> Option<TensorMap> {
         if !address.is_multiple_of(64) {
             self.report(Kind::Misaligned, site, None, None, || {
                 format!("a tensor map at {address:#x}, which is not a multiple of 64")
@@ -373,8 +364,6 @@ impl Machine<'_> {
         &mut self,
         block: &mut Block,
         warp: &mut Warp,
-        fragment: &Fragment,
-        b: &Bulk,
         (to, map_at): (u64, u64),
         coords: &[i32],
         bar: Option<u64>,
@@ -382,8 +371,7 @@ impl Machine<'_> {
         site: Site,
         lane: u32,
     ) {
-        let _ = b;
-        let Some(map) = self.tensor_map(block, warp, fragment, map_at, site) else { return };
+        let Some(map) = self.tensor_map(block, warp, map_at, site) else { return };
         let ranks = self.destination_ranks(ranks);
         let Some(bars) = self.credits(block, warp, bar, &ranks, site, lane) else { return };
         let op = self.ops.start(OpKind::Tensor, &warp.order, 1 << lane, site.pc);
@@ -430,7 +418,7 @@ impl Machine<'_> {
         self.async_access(block, warp, writing, lane, place, at, size as u64, Some(strength), pc);
         self.count_bulk(pc, size as u64, true, true);
         let pieces = vec![Piece { to: place, at, from: Some(source), bytes: size, fill: 0, with: [0; 16] }];
-        self.add_store(block, warp, Job { lane, site, op: reading, pieces, reduce }, writing);
+        self.add_store(block, warp, Job { lane, op: reading, pieces, reduce }, writing);
     }
 
     #[expect(clippy::too_many_arguments, reason = "a copy has this many properties")]
@@ -438,14 +426,13 @@ impl Machine<'_> {
         &mut self,
         block: &mut Block,
         warp: &mut Warp,
-        fragment: &Fragment,
         b: &Bulk,
         (map_at, from): (u64, u64),
         coords: &[i32],
         site: Site,
         lane: u32,
     ) {
-        let Some(map) = self.tensor_map(block, warp, fragment, map_at, site) else { return };
+        let Some(map) = self.tensor_map(block, warp, map_at, site) else { return };
         let reduce = match b.reduce {
             Some(BulkReduce::Mapped(op)) => match Reduction::tensor(op, map.data_type) {
                 Some(r) => Some(r),
@@ -464,7 +451,7 @@ impl Machine<'_> {
         let strength = if reduce.is_some() { Strength::Gpu } else { Strength::Weak };
         let made = self.box_pieces(block, warp, &map, coords, from, false, (reading, writing), strength, site, lane);
         let Some((pieces, _)) = made else { return };
-        self.add_store(block, warp, Job { lane, site, op: reading, pieces, reduce }, writing);
+        self.add_store(block, warp, Job { lane, op: reading, pieces, reduce }, writing);
     }
 
     /// Adds a store to the lane's open bulk group.
@@ -474,7 +461,6 @@ impl Machine<'_> {
             Completion::Latest => false,
             Completion::Random => self.rng.below(3) == 0,
         };
-        let _ = job.site;
         let effect = Effect { pieces: job.pieces, reduce: job.reduce, ..Effect::default() };
         let effect = if now {
             let own = warp.slot;

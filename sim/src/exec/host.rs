@@ -18,16 +18,7 @@ impl Machine<'_> {
         String::from_utf8_lossy(&out).into_owned()
     }
 
-    pub(super) fn vprintf(
-        &mut self,
-        block: &Block,
-        warp: &mut Warp,
-        fragment: &mut Fragment,
-        call: &Call,
-        mask: u32,
-        pc: u32,
-    ) -> Flow {
-        let _ = (block, pc);
+    pub(super) fn vprintf(&mut self, warp: &mut Warp, fragment: &mut Fragment, call: &Call, mask: u32) -> Flow {
         for lane in (0..32usize).filter(|l| mask >> l & 1 != 0) {
             let pointer = |warp: &mut Warp, n: usize| {
                 let bytes = call.args.get(n).map(|&a| read_argument(warp, fragment.frame, a, lane)).unwrap_or_default();

@@ -111,18 +111,14 @@ impl Machine<'_> {
         self.conflicts = found;
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the interpreter's whole state")]
     pub(super) fn movmatrix(
         &mut self,
-        block: &mut Block,
         warp: &mut Warp,
         fragment: &mut Fragment,
         dst: u32,
         src: u32,
         mask: u32,
-        pc: u32,
     ) -> Flow {
-        let _ = (block, pc);
         if !self.gather(warp, fragment, u32::MAX, mask) {
             return Flow::Stop;
         }
@@ -135,16 +131,7 @@ impl Machine<'_> {
         Flow::Next
     }
 
-    pub(super) fn mma(
-        &mut self,
-        block: &mut Block,
-        warp: &mut Warp,
-        fragment: &mut Fragment,
-        m: &Mma,
-        mask: u32,
-        pc: u32,
-    ) -> Flow {
-        let _ = block;
+    pub(super) fn mma(&mut self, warp: &mut Warp, fragment: &mut Fragment, m: &Mma, mask: u32, pc: u32) -> Flow {
         if !self.gather(warp, fragment, u32::MAX, mask) {
             return Flow::Stop;
         }

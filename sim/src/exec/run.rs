@@ -348,7 +348,7 @@ impl<'a> Machine<'a> {
                 self.cluster_arrive(block, warp, fragment, *release, *aligned, mask, pc)
             }
             Op::ClusterWait { aligned } => self.cluster_wait(block, warp, fragment, *aligned, mask, pc),
-            Op::Fence(f) => self.fence(block, warp, *f, mask),
+            Op::Fence(f) => self.fence(warp, *f, mask),
             Op::Mbarrier(m) => self.mbarrier(block, warp, fragment, m, mask, pc),
             Op::CpAsync(c) => self.cp_async(block, warp, fragment, c, mask, pc),
             Op::CpAsyncCommit => self.cp_async_commit(warp, mask),
@@ -371,8 +371,8 @@ impl<'a> Machine<'a> {
             ),
             Op::TensorMapCopyFence { dst, src } => self.tensormap_copy(block, warp, fragment, dst, src, mask, pc),
             Op::MatrixTransfer(t) => self.matrix_transfer(block, warp, fragment, t, mask, pc),
-            Op::MovMatrix { dst, src } => self.movmatrix(block, warp, fragment, *dst, *src, mask, pc),
-            Op::Mma(m) => self.mma(block, warp, fragment, m, mask, pc),
+            Op::MovMatrix { dst, src } => self.movmatrix(warp, fragment, *dst, *src, mask),
+            Op::Mma(m) => self.mma(warp, fragment, m, mask, pc),
             Op::Wgmma(w) => self.wgmma(block, warp, fragment, w, mask, pc),
             Op::WgmmaFence => self.wgmma_fence(block, warp, fragment, mask, pc),
             Op::WgmmaCommit => self.wgmma_commit(block, warp, fragment, mask, pc),
@@ -526,7 +526,7 @@ impl<'a> Machine<'a> {
                 };
                 f
             }
-            Target::Vprintf => return self.vprintf(block, warp, fragment, call, mask, pc),
+            Target::Vprintf => return self.vprintf(warp, fragment, call, mask),
             Target::AssertFail => return self.assert_fail(block, warp, fragment, call, mask, pc),
             Target::Malloc => return self.malloc(warp, fragment, call, mask),
             Target::Free => return self.free(warp, fragment, call, mask),

@@ -340,7 +340,7 @@ impl Decoder<'_> {
             "mov" if i.operands.len() == 2 && matches!(i.operands[1], Operand::Special(_)) => self.special(i),
             "shfl" | "vote" | "match" | "redux" | "elect" | "activemask" => self.warp_op(i, &parts),
             "bar" | "barrier" => self.barrier(i, &parts),
-            "membar" | "fence" => self.fence(i, &parts),
+            "membar" | "fence" => Self::fence(&parts),
             "mbarrier" => self.mbarrier(i, &parts),
             "cp" => self.cp(i, &parts),
             "tensormap" => self.tensormap(i, &parts),
@@ -787,7 +787,7 @@ impl Decoder<'_> {
         Ok(Op::Barrier(Box::new(Barrier { id, count, kind, aligned })))
     }
 
-    fn fence(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
+    fn fence(parts: &[&str]) -> Decoded {
         let has = |p: &str| parts.contains(&p);
         if has("mbarrier_init") {
             return Ok(Op::Fence(Fence::MbarrierInit));
@@ -809,7 +809,6 @@ impl Decoder<'_> {
             p if p.contains(&"cluster") => Strength::Cluster,
             _ => Strength::Gpu,
         };
-        let _ = i;
         Ok(Op::Fence(Fence::Memory { scope }))
     }
 
