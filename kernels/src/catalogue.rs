@@ -8,8 +8,8 @@ use crate::dtype::DType::{self, BF16, F32};
 use crate::launch::KernelLaunch;
 use crate::{
     Addr, Launch, adamw, attention, block_copy, column_sum, columns, elementwise, embedding, gelu, grpo_loss, kv_write,
-    layer_norm, linear_log_prob, log_prob, paged_attention, patches, reduce, rms_norm, rope, rows, sample, skinny,
-    swiglu,
+    layer_norm, linear_log_prob, log_prob, paged_attention, patch_embedding, patches, reduce, rms_norm, rope, rows,
+    sample, skinny, swiglu,
 };
 
 /// A kernel folder.
@@ -65,7 +65,7 @@ macro_rules! folders {
 /// Every folder, in alphabetical order.
 pub const FOLDERS: &[Folder] = folders!(
     adamw attention block_copy column_sum columns elementwise embedding gelu grpo_loss kv_write layer_norm
-    linear_log_prob log_prob paged_attention patches reduce rms_norm rope rows sample skinny swiglu
+    linear_log_prob log_prob paged_attention patch_embedding patches reduce rms_norm rope rows sample skinny swiglu
 );
 
 /// Tokens of a long clip with its questions.
@@ -351,6 +351,36 @@ mod examples {
             ..Zeroable::zeroed()
         };
         vec![("8 completions of 1024 tokens", grpo_loss::loss(8 * 1024, &params))]
+    }
+
+    pub fn patch_embedding() -> Examples {
+        let pixels = patch_embedding::Pixels {
+            rescale: (1.0f64 / 255.0).to_bits(),
+            count: 16,
+            height: 224,
+            width: 420,
+            patch: 14,
+            temporal: 2,
+            merge: 2,
+            mean0: 0.5,
+            mean1: 0.5,
+            mean2: 0.5,
+            std0: 0.25,
+            std1: 0.25,
+            std2: 0.25,
+        };
+        let fwd = patch_embedding::FwdParams {
+            frames: SOME,
+            weight: SOME,
+            y: SOME,
+            pixels,
+            embed: 1280,
+            ..Zeroable::zeroed()
+        };
+        let dw =
+            patch_embedding::DwParams { frames: SOME, dy: SOME, dw: SOME, pixels, embed: 1280, ..Zeroable::zeroed() };
+        let calls = BOTH.map(|t| [patch_embedding::fwd(t, &fwd), patch_embedding::dw(t, &dw)]);
+        calls.into_iter().flatten().map(|launch| ("16 frames of 224 x 420, 1280 columns", launch)).collect()
     }
 
     pub fn patches() -> Examples {

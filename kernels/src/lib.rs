@@ -31,6 +31,7 @@ pub mod linear_log_prob;
 pub mod log_prob;
 pub mod matmul;
 pub mod paged_attention;
+pub mod patch_embedding;
 pub mod patches;
 pub mod philox;
 pub mod reduce;
@@ -60,6 +61,7 @@ pub const SOURCES: &[&Source] = &[
     &linear_log_prob::SOURCE,
     &log_prob::SOURCE,
     &paged_attention::SOURCE,
+    &patch_embedding::SOURCE,
     &patches::SOURCE,
     &reduce::SOURCE,
     &rms_norm::SOURCE,
