@@ -8,8 +8,8 @@ use crate::dtype::DType::{self, BF16, F32};
 use crate::launch::KernelLaunch;
 use crate::{
     Addr, Launch, adamw, attention, block_copy, column_sum, columns, elementwise, embedding, gelu, grpo_loss, kv_write,
-    layer_norm, linear_log_prob, log_prob, paged_attention, patch_embedding, patches, reduce, rms_norm, rope, rows,
-    sample, skinny, swiglu,
+    layer_norm, linear_log_prob, log_prob, merger_norm, paged_attention, patch_embedding, patches, reduce, rms_norm,
+    rope, rows, sample, skinny, swiglu,
 };
 
 /// A kernel folder.
@@ -65,7 +65,7 @@ macro_rules! folders {
 /// Every folder, in alphabetical order.
 pub const FOLDERS: &[Folder] = folders!(
     adamw attention block_copy column_sum columns elementwise embedding gelu grpo_loss kv_write layer_norm
-    linear_log_prob log_prob paged_attention patch_embedding patches reduce rms_norm rope rows sample skinny swiglu
+    linear_log_prob log_prob merger_norm paged_attention patch_embedding patches reduce rms_norm rope rows sample skinny swiglu
 );
 
 /// Tokens of a long clip with its questions.
@@ -403,6 +403,36 @@ mod examples {
             ..Zeroable::zeroed()
         };
         BOTH.map(|t| ("16 frames of 224 x 420", patches::cut(t, &params))).into()
+    }
+
+    pub fn merger_norm() -> Examples {
+        let (rows, cols) = (4 * TOKENS, 1280);
+        let fwd = merger_norm::FwdParams {
+            x: SOME,
+            index: SOME,
+            w: SOME,
+            y: SOME,
+            rstd: SOME,
+            rows,
+            cols,
+            eps: 1e-6,
+            ..Zeroable::zeroed()
+        };
+        let bwd = merger_norm::BwdParams {
+            x: SOME,
+            index: SOME,
+            w: SOME,
+            rstd: SOME,
+            dy: SOME,
+            dx: SOME,
+            dw: SOME,
+            partial: SOME,
+            rows,
+            cols,
+            ..Zeroable::zeroed()
+        };
+        let calls = BOTH.map(|t| [merger_norm::fwd(t, &fwd), merger_norm::bwd(t, &bwd)]);
+        calls.into_iter().flatten().map(|launch| ("32768 patches of 1280", launch)).collect()
     }
 
     pub fn log_prob() -> Examples {

@@ -30,6 +30,7 @@ pub mod layer_norm;
 pub mod linear_log_prob;
 pub mod log_prob;
 pub mod matmul;
+pub mod merger_norm;
 pub mod paged_attention;
 pub mod patch_embedding;
 pub mod patches;
@@ -60,6 +61,7 @@ pub const SOURCES: &[&Source] = &[
     &layer_norm::SOURCE,
     &linear_log_prob::SOURCE,
     &log_prob::SOURCE,
+    &merger_norm::SOURCE,
     &paged_attention::SOURCE,
     &patch_embedding::SOURCE,
     &patches::SOURCE,
