@@ -8,8 +8,8 @@ use crate::dtype::DType::{self, BF16, F32};
 use crate::launch::KernelLaunch;
 use crate::{
     Addr, Launch, adamw, attention, block_copy, column_sum, columns, elementwise, embedding, gelu, grpo_loss, kv_write,
-    layer_norm, linear_log_prob, log_prob, merger_norm, paged_attention, patch_embedding, patches, reduce, rms_norm,
-    rope, rows, sample, skinny, swiglu,
+    layer_norm, linear_log_prob, log_prob, merger_norm, normalise, paged_attention, patch_embedding, patches,
+    position_add, reduce, rms_norm, rope, rows, sample, skinny, swiglu,
 };
 
 /// A kernel folder.
@@ -65,7 +65,7 @@ macro_rules! folders {
 /// Every folder, in alphabetical order.
 pub const FOLDERS: &[Folder] = folders!(
     adamw attention block_copy column_sum columns elementwise embedding gelu grpo_loss kv_write layer_norm
-    linear_log_prob log_prob merger_norm paged_attention patch_embedding patches reduce rms_norm rope rows sample skinny swiglu
+    linear_log_prob log_prob merger_norm normalise paged_attention patch_embedding patches position_add reduce rms_norm rope rows sample skinny swiglu
 );
 
 /// Tokens of a long clip with its questions.
@@ -464,6 +464,14 @@ mod examples {
         [(size, log_prob::fwd(&fwd))].into_iter().chain(bwd).collect()
     }
 
+    pub fn normalise() -> Examples {
+        let (rows, cols) = (TOKENS, 1152);
+        let fwd = normalise::FwdParams { x: SOME, y: SOME, norm: SOME, rows, cols };
+        let bwd = normalise::BwdParams { x: SOME, norm: SOME, dy: SOME, dx: SOME, rows, cols };
+        let calls = BOTH.map(|t| [normalise::fwd(t, &fwd), normalise::bwd(t, &bwd)]);
+        calls.into_iter().flatten().map(|launch| ("8192 of SigLIP's embeddings", launch)).collect()
+    }
+
     pub fn paged_attention() -> Examples {
         let p = paged_attention::Params {
             q: SOME,
@@ -486,6 +494,14 @@ mod examples {
         let (pairs, keys) = paged_attention::work([(1, TOKENS as usize); BATCH as usize]);
         let size = "a token each of 16 sequences of 8192 keys, 28 heads on 4 of 128";
         BOTH.map(|t| (size, paged_attention::fwd(t, &p, pairs, keys))).into()
+    }
+
+    pub fn position_add() -> Examples {
+        let (rows, cols, positions) = (16 * 729, 1152, 729);
+        let fwd = position_add::FwdParams { x: SOME, pos: SOME, y: SOME, rows, cols, positions, ..Zeroable::zeroed() };
+        let bwd = position_add::BwdParams { dy: SOME, d_pos: SOME, rows, cols, positions, ..Zeroable::zeroed() };
+        let calls = BOTH.map(|t| [position_add::fwd(t, &fwd), position_add::bwd(t, &bwd)]);
+        calls.into_iter().flatten().map(|launch| ("SigLIP's 729 positions, 16 pictures", launch)).collect()
     }
 
     pub fn reduce() -> Examples {
