@@ -9,7 +9,7 @@ use crate::launch::KernelLaunch;
 use crate::{
     Addr, Launch, adamw, attention, block_copy, column_sum, columns, elementwise, embedding, gelu, grpo_loss, kv_write,
     layer_norm, linear_log_prob, log_prob, merger_norm, normalise, paged_attention, patch_embedding, patches,
-    position_add, reduce, rms_norm, rope, rows, sample, skinny, swiglu,
+    pool_attention, position_add, reduce, rms_norm, rope, rows, sample, skinny, swiglu,
 };
 
 /// A kernel folder.
@@ -65,7 +65,7 @@ macro_rules! folders {
 /// Every folder, in alphabetical order.
 pub const FOLDERS: &[Folder] = folders!(
     adamw attention block_copy column_sum columns elementwise embedding gelu grpo_loss kv_write layer_norm
-    linear_log_prob log_prob merger_norm normalise paged_attention patch_embedding patches position_add reduce rms_norm rope rows sample skinny swiglu
+    linear_log_prob log_prob merger_norm normalise paged_attention patch_embedding patches pool_attention position_add reduce rms_norm rope rows sample skinny swiglu
 );
 
 /// Tokens of a long clip with its questions.
@@ -494,6 +494,45 @@ mod examples {
         let (pairs, keys) = paged_attention::work([(1, TOKENS as usize); BATCH as usize]);
         let size = "a token each of 16 sequences of 8192 keys, 28 heads on 4 of 128";
         BOTH.map(|t| (size, paged_attention::fwd(t, &p, pairs, keys))).into()
+    }
+
+    pub fn pool_attention() -> Examples {
+        let (tokens, pictures, heads, head_dim, scale) = (16 * 729, 16, 16, 72, 1.0);
+        let fwd = pool_attention::FwdParams {
+            q: SOME,
+            k: SOME,
+            v: SOME,
+            cu_seqlens: SOME,
+            o: SOME,
+            lse: SOME,
+            tokens,
+            pictures,
+            heads,
+            head_dim,
+            scale,
+            ..Zeroable::zeroed()
+        };
+        let bwd = pool_attention::BwdParams {
+            q: SOME,
+            k: SOME,
+            v: SOME,
+            cu_seqlens: SOME,
+            o: SOME,
+            lse: SOME,
+            d_o: SOME,
+            dq: SOME,
+            dk: SOME,
+            dv: SOME,
+            partial: SOME,
+            tokens,
+            pictures,
+            heads,
+            head_dim,
+            scale,
+            ..Zeroable::zeroed()
+        };
+        let calls = BOTH.map(|t| [pool_attention::fwd(t, &fwd), pool_attention::bwd(t, &bwd)]);
+        calls.into_iter().flatten().map(|launch| ("SigLIP's head over 16 pictures of 729 patches", launch)).collect()
     }
 
     pub fn position_add() -> Examples {

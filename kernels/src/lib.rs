@@ -36,6 +36,7 @@ pub mod paged_attention;
 pub mod patch_embedding;
 pub mod patches;
 pub mod philox;
+pub mod pool_attention;
 pub mod position_add;
 pub mod reduce;
 pub mod rms_norm;
@@ -68,6 +69,7 @@ pub const SOURCES: &[&Source] = &[
     &paged_attention::SOURCE,
     &patch_embedding::SOURCE,
     &patches::SOURCE,
+    &pool_attention::SOURCE,
     &position_add::SOURCE,
     &reduce::SOURCE,
     &rms_norm::SOURCE,
