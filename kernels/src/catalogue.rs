@@ -256,7 +256,8 @@ mod examples {
             tokens: TOKENS,
             kv_heads: KV_HEADS,
             head_dim: HEAD_DIM,
-            blocks: TOKENS / 64,
+            pages: TOKENS / 64,
+            page: 64,
             ..Zeroable::zeroed()
         };
         BOTH.map(|t| ("8192 tokens, 4 heads of 128", kv_write::write(t, &p))).into()
@@ -489,6 +490,7 @@ mod examples {
             max_blocks: TOKENS / 64,
             scale: 1.0,
             max_kv_len: TOKENS,
+            page: 64,
             ..Zeroable::zeroed()
         };
         let (pairs, keys) = paged_attention::work([(1, TOKENS as usize); BATCH as usize]);

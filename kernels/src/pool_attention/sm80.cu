@@ -237,4 +237,4 @@ __device__ __forceinline__ void sum_pictures(const BwdParams& p) {
   KERNEL(pool_attention_bwd_##NAME, BwdParams, BLOCKS, backward<T>)        \
   KERNEL(pool_attention_bwd_##NAME##_dq, BwdParams, 4, sum_pictures<T>)
 KERNELS(float, f32, 2)
-KERNELS(bf16, bf16, 4)
+KERNELS(bf16, bf16, 3)
