@@ -24,6 +24,8 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("cuh/philox.cuh", include_str!("cuh/philox.cuh")),
     ("cuh/rows.cuh", include_str!("cuh/rows.cuh")),
     ("cuh/warp.cuh", include_str!("cuh/warp.cuh")),
+    ("patch_embedding/levels.cuh", include_str!("patch_embedding/levels.cuh")),
+    ("patch_embedding/tiles.cuh", include_str!("patch_embedding/tiles.cuh")),
     ("rms_norm/rows.cuh", include_str!("rms_norm/rows.cuh")),
 ];
 
