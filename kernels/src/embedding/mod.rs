@@ -1,12 +1,12 @@
 //! Embedding: `y[t] = table[ids[t]]`, and the gradient of the table, `dw[ids[t]] += dy[t]`, tokens in order.
 //!
-//! With slots, tokens may stand for rows of another tensor, which a vision tower made: where `slots[t] ≥ 0` it is
-//! `y[t] = vision[slots[t]]`, and backward such a token adds nothing to dw, but `d_vision[slots[t]] = dy[t]`.
+//! With slots, tokens may stand for rows of another tensor, which a vision tower made: where `slots[t] ≥ 0` it is `y[t]
+//! = vision[slots[t]]`, and backward such a token adds nothing to dw, but `d_vision[slots[t]] = dy[t]`.
 //!
-//! Shapes: table W `[vocab, hidden]`, y and dy T `[tokens, hidden]`, ids and slots i32 `[tokens]`, vision and d_vision T
-//! `[placed, hidden]`, dw f32 `[vocab, hidden]`; W and T f32 or bf16 (f32 to bf16 rounds to nearest even). A slot occurs once; rows of
-//! d_vision that none names stay as they are. An id outside `0..vocab`, or a slot beyond `placed`, gives a row of zeros and no
-//! gradient: callers check before. Outputs may not overlap inputs. Bound: memory.
+//! Shapes: table W `[vocab, hidden]`, y and dy T `[tokens, hidden]`, ids and slots i32 `[tokens]`, vision and d_vision
+//! T `[placed, hidden]`, dw f32 `[vocab, hidden]`; W and T f32 or bf16 (f32 to bf16 rounds to nearest even). A slot
+//! occurs once; rows of d_vision that none names stay as they are. An id outside `0..vocab`, or a slot beyond `placed`,
+//! gives a row of zeros and no gradient: callers check before. Outputs may not overlap inputs. Bound: memory.
 
 mod cpu;
 #[cfg(test)]

@@ -2,9 +2,9 @@
 //!
 //! Token `t` goes to place `slots[t] % page` of page `slots[t] / page`; no two tokens share a slot.
 //!
-//! Shapes: k, v `[tokens, kv_heads, head_dim]`, caches `[pages, page, kv_heads, head_dim]`, all f32 or all bf16; a page has 16, 32,
-//! 64, 128 or 256 tokens, as [`crate::paged_attention`] reads them.
-//! Exact. Bound: memory, each element read and written once.
+//! Shapes: k, v `[tokens, kv_heads, head_dim]`, caches `[pages, page, kv_heads, head_dim]`, all f32 or all bf16; a page
+//! has 16, 32, 64, 128 or 256 tokens, as [`crate::paged_attention`] reads them. Exact. Bound: memory, each element read
+//! and written once.
 
 mod cpu;
 #[cfg(test)]

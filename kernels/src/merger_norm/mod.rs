@@ -1,11 +1,12 @@
-//! The patch merger's first half: rows in the order of an index, each RMS-normalised as in [`crate::rms_norm`]:
-//! `y[i] = T(w · T(x[index[i]] · rstd[i]))` with `rstd[i] = 1 / sqrt(mean(x[index[i]]²) + eps)`. The index undoes the windows of the vision tower
-//! and brings the patches of a block of neighbours together: y, read as `[rows / 4, 4 · cols]`, is what the merger's product takes.
-//! Gradient: dx is that of the norm of each row, written to where the row came from; dw that of [`crate::rms_norm`].
+//! The patch merger's first half: rows in the order of an index, each RMS-normalised as in [`crate::rms_norm`]: `y[i] =
+//! T(w · T(x[index[i]] · rstd[i]))` with `rstd[i] = 1 / sqrt(mean(x[index[i]]²) + eps)`. The index undoes the windows
+//! of the vision tower and brings the patches of a block of neighbours together: y, read as `[rows / 4, 4 · cols]`, is
+//! what the merger's product takes. Gradient: dx is that of the norm of each row, written to where the row came from;
+//! dw that of [`crate::rms_norm`].
 //!
-//! Shapes: x, y, dy, dx `[rows, cols]`, w `[cols]`, all T, f32 or bf16; index i32 `[rows]`, a permutation of `0 .. rows` (callers
-//! check); rstd f32 `[rows]`, in the order of y; dw f32 `[cols]`. Outputs may not overlap inputs. Sums, their order and what depends on it are those of
-//! [`crate::rms_norm`], dw's in the order of y's rows.
+//! Shapes: x, y, dy, dx `[rows, cols]`, w `[cols]`, all T, f32 or bf16; index i32 `[rows]`, a permutation of `0 ..
+//! rows` (callers check); rstd f32 `[rows]`, in the order of y; dw f32 `[cols]`. Outputs may not overlap inputs. Sums,
+//! their order and what depends on it are those of [`crate::rms_norm`], dw's in the order of y's rows.
 //!
 //! Numerics: T(x · rstd), y and dx each round to T once. The root is to 2⁻²³ in CUDA.
 //! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward.

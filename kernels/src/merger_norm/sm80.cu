@@ -1,7 +1,8 @@
 // RMS normalisation of rows in the order of an index, and its gradient.
 //
 //   fwd: rstd[i] = 1 / sqrt(mean(x[index[i]]^2) + eps),  y[i] = T(w * T(x[index[i]] * rstd[i]))
-//   bwd: dx[index[i]] = rstd * dy[i] * w - rstd^3 * mean(dy[i] * w * x[index[i]]) * x[index[i]],  dw += sum over i of dy[i] * x[index[i]] * rstd
+//   bwd, with x = x[index[i]]: dx[index[i]] = rstd * dy[i] * w - rstd^3 * mean(dy[i] * w * x) * x,
+//                              dw += sum over i of dy[i] * x * rstd
 //
 // Shapes and limits: mod.rs; cols < 2^31. Numerics, grid, order of sums and pseudo-code: rms_norm/sm80.cu, whose kernels these
 // are but for the place of a row of x and dx.

@@ -1,7 +1,9 @@
-//! Rows of length 1: `norm = sqrt(Σ x²)`, `y = T(x / norm)`. Gradient, with `n = x / norm`: `dx = T((dy − n · Σ dy · n) / norm)`.
+//! Rows of length 1: `norm = sqrt(Σ x²)`, `y = T(x / norm)`. Gradient, with `n = x / norm`: `dx = T((dy − n · Σ dy · n)
+//! / norm)`.
 //!
-//! Shapes: x, y, dy, dx T `[rows, cols]`, norm f32 `[rows]`; T f32 or bf16. Outputs may not overlap inputs. A row of zeros has no
-//! direction: NaN, as SigLIP's reference gives. Arithmetic in f32; a row's sum depends on its length alone.
+//! Shapes: x, y, dy, dx T `[rows, cols]`, norm f32 `[rows]`; T f32 or bf16. Outputs may not overlap inputs. A row of
+//! zeros has no direction: NaN, as SigLIP's reference gives. Arithmetic in f32; a row's sum depends on its length
+//! alone.
 //! Numerics: y and dx each round to T once; in CUDA the root and the quotients are to 2⁻²³.
 //! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward.
 

@@ -42,8 +42,8 @@ impl Input<'_> {
         y
     }
 
-    /// The gradient of `Σ dy · y` for the weight; y is linear in it, so the gradient for `weight[e, k]` is `Σ dy · y` with that
-    /// weight 1 and all others 0.
+    /// The gradient of `Σ dy · y` for the weight; y is linear in it, so the gradient for `weight[e, k]` is `Σ dy · y`
+    /// with that weight 1 and all others 0.
     pub fn dw(&self, dy: &[f64], embed: usize) -> Vec<f64> {
         let (patches, row) = (self.pixels.patches(), self.pixels.row());
         let mut dw = vec![0.0; embed * row];

@@ -26,11 +26,12 @@ __device__ __forceinline__ Patch find_patch(const Pixels& p, u32 count, u32 n) {
   return {3 * ((time * p.temporal * p.height + y) * p.width + x), p.count - 1 - time * p.temporal};
 }
 
-// COUNT neighbouring elements of a patch: their bytes' places after the patch's first, their frames, and their channels in two bits
-// each, eight in a word. Elements beyond the patch have some place in it.
+// COUNT neighbouring elements of a patch: their bytes' places after the patch's first, their frames, and their channels in
+// two bits each, eight in a word. Elements beyond the patch have some place in it.
 template <int COUNT>
 struct alignas(16) Elements {
-  // Of every eight elements the first four, and in other banks the other four: eight threads read 16 bytes each of either, or of both.
+  // Of every eight elements the first four, and in other banks the other four: eight threads read 16 bytes each of either,
+  // or of both.
   u32 offset[2][COUNT / 2 | 16];
   u32 frame[COUNT], channels[COUNT / 8];
 

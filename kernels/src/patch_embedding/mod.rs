@@ -1,16 +1,18 @@
 //! Patch embedding straight from frames of levels: `y[n, e] = T(Σ_k weight[e, k] · pixel[n, k] (+ bias[e]))` where
-//! `pixel[n, k] = T((f32(level · rescale) − mean[c]) / std[c])`, `k = ((c · temporal + f) · patch + y) · patch + x`, are the patches
-//! of [`crate::patches`], in its order, which are never stored. Gradient of the weight: `dw[e, k] += Σ_n dy[n, e] · pixel[n, k]`; that
-//! of the bias is [`crate::column_sum`] of dy, and frames have none.
+//! `pixel[n, k] = T((f32(level · rescale) − mean[c]) / std[c])`, `k = ((c · temporal + f) · patch + y) · patch + x`,
+//! are the patches of [`crate::patches`], in its order, which are never stored. Gradient of the weight: `dw[e, k] +=
+//! Σ_n dy[n, e] · pixel[n, k]`; that of the bias is [`crate::column_sum`] of dy, and frames have none.
 //!
-//! Shapes: frames u8 `[count, height, width, 3]`, weight T `[embed, 3 · temporal · patch · patch]`, bias T `[embed]`, y and dy T
-//! `[N, embed]`, dw f32 like the weight; T f32 or bf16, `N = ceil(count / temporal) · (height / patch) · (width / patch)`; height and
-//! width are multiples of `patch · merge`, all frames together are less than 4 GiB. Where frames are missing at the end, the last stands for them.
+//! Shapes: frames u8 `[count, height, width, 3]`, weight T `[embed, 3 · temporal · patch · patch]`, bias T `[embed]`, y
+//! and dy T `[N, embed]`, dw f32 like the weight; T f32 or bf16, `N = ceil(count / temporal) · (height / patch) ·
+//! (width / patch)`; height and width are multiples of `patch · merge`, all frames together are less than 4 GiB. Where
+//! frames are missing at the end, the last stands for them.
 //!
-//! Numerics: pixels round to T (bf16: once more after f32) as [`crate::patches`] has it; in CUDA `level · rescale` rounds once, not
-//! first to f64, with 40 bits of `rescale`, and the quotient is corrected by its remainder, which gives the same pixels. Products and
-//! sums in f32, then the bias, then one rounding to T; dw stays f32. A sum over k ascends and depends on k's count alone; a sum over
-//! patches ascends from patch 0, in CUDA as one sum, on cpu with the patches of each time added up before they meet dw.
+//! Numerics: pixels round to T (bf16: once more after f32) as [`crate::patches`] has it; in CUDA `level · rescale`
+//! rounds once, not first to f64, with 40 bits of `rescale`, and the quotient is corrected by its remainder, which
+//! gives the same pixels. Products and sums in f32, then the bias, then one rounding to T; dw stays f32. A sum over k
+//! ascends and depends on k's count alone; a sum over patches ascends from patch 0, in CUDA as one sum, on cpu with the
+//! patches of each time added up before they meet dw.
 //! Bound: matrix products, `2 · N · embed · k` operations.
 
 mod cpu;

@@ -9,8 +9,8 @@ constexpr int THREADS = 256;
 // Of what is summed, the part that is in a stage.
 constexpr int SLICE = 32;
 
-// Copies a tile of ROWS x COLUMNS elements to shared memory, at place(row, first of the column's 16 bytes); `from` is a matrix of
-// `cols` columns, of which elements beyond `rows` or `cols` become 0.
+// Copies a tile of ROWS x COLUMNS elements to shared memory, at place(row, first of the column's 16 bytes); `from` is a
+// matrix of `cols` columns, of which elements beyond `rows` or `cols` become 0.
 template <int ROWS, int COLUMNS, class T, class Place>
 __device__ __forceinline__ void load_tile(const T* from, u32 row, u32 rows, u32 column, u32 cols, bool vector, Place place) {
   constexpr int UNIT = VECTOR<T>, UNITS = COLUMNS / UNIT;

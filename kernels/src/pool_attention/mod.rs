@@ -1,16 +1,17 @@
-//! Attention pooling: one learned query attends to all tokens of a picture, as SigLIP's head does with its probe. For each picture
-//! (tokens `cu_seqlens[n] .. cu_seqlens[n + 1]`) and head: `s_j = scale · q · k_j`, `lse = ln Σ_j e^s_j`, `p_j = e^(s_j − lse)`,
-//! `o = Σ_j p_j v_j`. Gradient, with `δ = d_o · o` and `ds_j = scale · p_j (d_o · v_j − δ)`: `dv_j = p_j d_o`, `dk_j = ds_j q`,
-//! `dq = Σ ds_j k_j` over the tokens of all pictures.
+//! Attention pooling: one learned query attends to all tokens of a picture, as SigLIP's head does with its probe. For
+//! each picture (tokens `cu_seqlens[n] .. cu_seqlens[n + 1]`) and head: `s_j = scale · q · k_j`, `lse = ln Σ_j e^s_j`,
+//! `p_j = e^(s_j − lse)`, `o = Σ_j p_j v_j`. Gradient, with `δ = d_o · o` and `ds_j = scale · p_j (d_o · v_j − δ)`:
+//! `dv_j = p_j d_o`, `dk_j = ds_j q`, `dq = Σ ds_j k_j` over the tokens of all pictures.
 //!
-//! Shapes: q, dq T `[heads, head_dim]`, k, v, dk, dv T `[tokens, heads, head_dim]`, o, d_o T `[pictures, heads, head_dim]`, lse f32
-//! `[pictures, heads]`, cu_seqlens i32 `[pictures + 1]` from 0 up to `tokens`, not decreasing; T f32 or bf16, head_dim up to 128 in
-//! CUDA, scale positive. A picture without tokens gives zeros and an lse of minus infinity, and no gradient.
+//! Shapes: q, dq T `[heads, head_dim]`, k, v, dk, dv T `[tokens, heads, head_dim]`, o, d_o T `[pictures, heads,
+//! head_dim]`, lse f32 `[pictures, heads]`, cu_seqlens i32 `[pictures + 1]` from 0 up to `tokens`, not decreasing; T
+//! f32 or bf16, head_dim up to 128 in CUDA, scale positive. A picture without tokens gives zeros and an lse of minus
+//! infinity, and no gradient.
 //!
-//! Numerics: everything between load and store is f32, in CUDA 2^x by `ex2.approx`; o, dk, dv and dq round to T once; δ is that of the
-//! rounded o. Keys ascend; in
-//! CUDA in blocks of 64, each of which rescales what is there, and a thread sums every so many keys (as head_dim allows), backward
-//! every 32nd; these sums meet at the end, pictures' shares of dq after that, ascending. A picture's bits do not depend on the others.
+//! Numerics: everything between load and store is f32, in CUDA 2^x by `ex2.approx`; o, dk, dv and dq round to T once; δ
+//! is that of the rounded o. Keys ascend; in CUDA in blocks of 64, each of which rescales what is there, and a thread
+//! sums every so many keys (as head_dim allows), backward every 32nd; these sums meet at the end, pictures' shares of
+//! dq after that, ascending. A picture's bits do not depend on the others.
 //! Bound: memory; keys and values are read once, and their gradients written once.
 
 mod cpu;

@@ -1,9 +1,10 @@
 //! Learned positions added to the rows of pictures: `y[r] = T(x[r] + pos[r mod positions])`, and their gradient,
 //! `d_pos[i] += Σ dy[r]` over the rows `r ≡ i (mod positions)`, ascending. The gradient of x is dy.
 //!
-//! Shapes: x, y, dy T `[rows, cols]`, pos T `[positions, cols]`, d_pos f32 `[positions, cols]`; T f32 or bf16. y may be x.
-//! Numerics: the sum rounds to T once; d_pos is summed in f32, then added to what it held. What is computed for a row, and the
-//! order of a sum, do not depend on the grid. Bound: memory, each element once.
+//! Shapes: x, y, dy T `[rows, cols]`, pos T `[positions, cols]`, d_pos f32 `[positions, cols]`; T f32 or bf16. y may be
+//! x.
+//! Numerics: the sum rounds to T once; d_pos is summed in f32, then added to what it held. What is computed for a row,
+//! and the order of a sum, do not depend on the grid. Bound: memory, each element once.
 
 mod cpu;
 #[cfg(test)]

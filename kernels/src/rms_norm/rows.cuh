@@ -1,5 +1,5 @@
-// RMS normalisation of rows, and its gradient, for kernels that differ in where rows come from. What they compute, in which order,
-// and how rows are spread over blocks: rms_norm/sm80.cu.
+// RMS normalisation of rows, and its gradient, for kernels that differ in where rows come from. What they compute, in which
+// order, and how rows are spread over blocks: rms_norm/sm80.cu.
 #pragma once
 
 #include "cuh/held.cuh"
