@@ -27,12 +27,10 @@
 //! Bound: f32 multiply-adds (cpu; f32 in CUDA) or matrix products (bf16 in CUDA); `4 * head_dim` operations a pair (query head,
 //! key) forward, `10 * head_dim` backward, for which CUDA does `14 * head_dim`.
 
+pub(crate) mod check;
 pub(crate) mod cpu;
-#[cfg(test)]
 mod formula;
 mod plan;
-#[cfg(test)]
-pub(crate) mod tests;
 
 use crate::launch::{Params, Source};
 use crate::{Addr, Cost, DType, Launch, kernel, params};

@@ -4,11 +4,9 @@
 //! f32 or bf16 (f32 to bf16 rounds to nearest even). An id outside `0..vocab` gives a row of zeros and no gradient on
 //! cpu: callers check ids before. Outputs may not overlap inputs. Bound: memory.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::{Params as _, by_dtype};
 use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};

@@ -5,9 +5,8 @@
 //! Shapes: k, v `[tokens, kv_heads, head_dim]`, caches `[blocks, 64, kv_heads, head_dim]`, all f32 or all bf16.
 //! Exact. Bound: memory, each element read and written once.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::Params as _;
 use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};

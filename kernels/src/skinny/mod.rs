@@ -12,11 +12,9 @@
 //! on k alone.
 //! Bound: memory, reading the weight.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::Params as _;
 use crate::{Addr, Arch, Cost, DType, Kernel, Launch, Source, Stage, kernel, params};
