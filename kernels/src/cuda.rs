@@ -238,7 +238,8 @@ impl Gpu {
                 *module.functions.entry(stage.symbol).or_insert(named(stage.symbol, found)?)
             }
         };
-        if stage.shared > 48 << 10 {
+        // Beyond 48 KiB, static shared memory included, a function must ask.
+        if stage.shared > 0 {
             let which = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function belongs to a loaded module.
             let set = unsafe { driver::function::set_function_attribute(function, which, stage.shared as i32) };
