@@ -6,6 +6,7 @@
 
 mod arrays;
 mod data;
+pub mod mutation;
 mod on_gpu;
 mod on_sim;
 pub mod suite;
