@@ -60,7 +60,9 @@ impl Subject {
         for check in folder.checks {
             recorded.extend(record(check, &setup)?);
         }
-        let Some(source) = recorded.iter().find_map(|r| r.launch.kernel.cuda).map(|c| c.source) else { return Ok(None) };
+        let Some(source) = recorded.iter().find_map(|r| r.launch.kernel.cuda).map(|c| c.source) else {
+            return Ok(None);
+        };
         // What another folder's kernels do is judged there.
         recorded.retain(|r| r.launch.kernel.cuda.is_some_and(|c| c.source.name == folder.name));
         let source = match recorded.first().and_then(|r| r.launch.kernel.cuda) {
