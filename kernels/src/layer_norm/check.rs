@@ -108,7 +108,7 @@ fn equals_the_formula() {
 }
 
 fn gradient_equals_differences_of_the_formula() {
-    for case in cases().into_iter().filter(|c| c.1 > 1 && c.1 < 2000) {
+    for case in cases().into_iter().filter(|c| c.1 > 1) {
         let (rows, cols, scale, mean) = case;
         let exact = 1e-4 * (1.0 + (mean / scale).abs() as f64 / 100.0);
         for (dtype, tol) in [(F32, exact), (BF16, 4e-3)] {

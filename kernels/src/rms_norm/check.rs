@@ -74,7 +74,7 @@ fn equals_the_formula_with_its_inner_rounding() {
 }
 
 fn gradient_equals_differences_of_the_formula() {
-    for (rows, cols, scale) in cases().into_iter().filter(|c| c.1 < 2000) {
+    for (rows, cols, scale) in cases() {
         for (dtype, tol) in [(F32, 1e-4), (BF16, 4e-3)] {
             let (x, w) = (Data::new(dtype, &numbers(rows * cols, 1, scale)), Data::new(dtype, &numbers(cols, 2, 1.0)));
             let dy = Data::new(dtype, &numbers(rows * cols, 3, 1.0));
@@ -151,7 +151,7 @@ fn a_residual_is_added_before_the_norm() {
 }
 
 fn the_gradient_of_a_residual_joins_that_of_the_norm() {
-    for (rows, cols, scale) in cases().into_iter().filter(|c| c.1 > 1 && c.1 < 2000) {
+    for (rows, cols, scale) in cases().into_iter().filter(|c| c.1 > 1) {
         for (dtype, tol) in [(F32, 1e-4), (BF16, 4e-3)] {
             let (x, w) = (Data::new(dtype, &numbers(rows * cols, 1, scale)), Data::new(dtype, &numbers(cols, 2, 1.0)));
             let (dy, d_sum) =

@@ -206,5 +206,17 @@ pub fn add_bwd(dtype: DType, params: &AddBwdParams) -> Launch {
 
 /// Shapes that tests and benches share: (rows, cols, scale of the inputs).
 pub fn cases() -> Vec<(usize, usize, f32)> {
-    vec![(1, 1, 1.0), (17, 19, 1.0), (3, 8191, 30.0), (PART_ROWS + 1, 640, 1e-4), (PART_ROWS * 3 - 1, 128, 1.0)]
+    vec![
+        (1, 1, 1.0),
+        (17, 19, 1.0),
+        (3, 8191, 30.0),
+        (PART_ROWS + 1, 640, 1e-4),
+        (PART_ROWS * 3 - 1, 128, 1.0),
+        // Aligned and not: registers of a block, of a wide block, and beyond.
+        (2, 3584, 1.0),
+        (2, 3587, 1.0),
+        (2, 8200, 1.0),
+        (1, 16_001, 1.0),
+        (1, 16_640, 1.0),
+    ]
 }
