@@ -86,6 +86,9 @@ impl Float {
 
     /// The value of these bits.
     pub fn value(self, bits: u64) -> f64 {
+        if self == F64 {
+            return f64::from_bits(bits);
+        }
         let field = (bits >> self.fraction) & ((1 << self.exponent) - 1);
         let fraction = (bits & ((1 << self.fraction) - 1)) as f64 * 2f64.powi(-(self.fraction as i32));
         let magnitude = match field {
