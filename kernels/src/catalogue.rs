@@ -9,8 +9,8 @@ use crate::dtype::DType::{self, BF16, F32};
 use crate::launch::KernelLaunch;
 use crate::{
     Addr, Launch, adamw, attention, block_copy, column_sum, columns, elementwise, embedding, gelu, grpo_loss, kv_write,
-    layer_norm, linear_log_prob, log_prob, paged_attention, patches, reduce, rms_norm, rope, rows, sample, skinny,
-    swiglu,
+    layer_norm, linear_log_prob, log_prob, merger_norm, normalise, paged_attention, patch_embedding, patches,
+    pool_attention, position_add, reduce, rms_norm, rope, rows, sample, skinny, swiglu,
 };
 
 /// A kernel folder.
@@ -69,7 +69,7 @@ macro_rules! folders {
 /// Every folder, in alphabetical order.
 pub const FOLDERS: &[Folder] = folders!(
     adamw attention block_copy column_sum columns elementwise embedding gelu grpo_loss kv_write layer_norm
-    linear_log_prob log_prob paged_attention patches reduce rms_norm rope rows sample skinny swiglu
+    linear_log_prob log_prob merger_norm normalise paged_attention patch_embedding patches pool_attention position_add reduce rms_norm rope rows sample skinny swiglu
 );
 
 /// Tokens of a long clip with its questions.
@@ -260,7 +260,8 @@ mod examples {
             tokens: TOKENS,
             kv_heads: KV_HEADS,
             head_dim: HEAD_DIM,
-            blocks: TOKENS / 64,
+            pages: TOKENS / 64,
+            page: 64,
             ..Zeroable::zeroed()
         };
         BOTH.map(|t| ("8192 tokens, 4 heads of 128", kv_write::write(t, &p))).into()
@@ -357,6 +358,36 @@ mod examples {
         vec![("8 completions of 1024 tokens", grpo_loss::loss(8 * 1024, &params))]
     }
 
+    pub fn patch_embedding() -> Examples {
+        let pixels = patch_embedding::Pixels {
+            rescale: (1.0f64 / 255.0).to_bits(),
+            count: 16,
+            height: 224,
+            width: 420,
+            patch: 14,
+            temporal: 2,
+            merge: 2,
+            mean0: 0.5,
+            mean1: 0.5,
+            mean2: 0.5,
+            std0: 0.25,
+            std1: 0.25,
+            std2: 0.25,
+        };
+        let fwd = patch_embedding::FwdParams {
+            frames: SOME,
+            weight: SOME,
+            y: SOME,
+            pixels,
+            embed: 1280,
+            ..Zeroable::zeroed()
+        };
+        let dw =
+            patch_embedding::DwParams { frames: SOME, dy: SOME, dw: SOME, pixels, embed: 1280, ..Zeroable::zeroed() };
+        let calls = BOTH.map(|t| [patch_embedding::fwd(t, &fwd), patch_embedding::dw(t, &dw)]);
+        calls.into_iter().flatten().map(|launch| ("16 frames of 224 x 420, 1280 columns", launch)).collect()
+    }
+
     pub fn patches() -> Examples {
         let params = patches::Params {
             frames: SOME,
@@ -377,6 +408,36 @@ mod examples {
             ..Zeroable::zeroed()
         };
         BOTH.map(|t| ("16 frames of 224 x 420", patches::cut(t, &params))).into()
+    }
+
+    pub fn merger_norm() -> Examples {
+        let (rows, cols) = (4 * TOKENS, 1280);
+        let fwd = merger_norm::FwdParams {
+            x: SOME,
+            index: SOME,
+            w: SOME,
+            y: SOME,
+            rstd: SOME,
+            rows,
+            cols,
+            eps: 1e-6,
+            ..Zeroable::zeroed()
+        };
+        let bwd = merger_norm::BwdParams {
+            x: SOME,
+            index: SOME,
+            w: SOME,
+            rstd: SOME,
+            dy: SOME,
+            dx: SOME,
+            dw: SOME,
+            partial: SOME,
+            rows,
+            cols,
+            ..Zeroable::zeroed()
+        };
+        let calls = BOTH.map(|t| [merger_norm::fwd(t, &fwd), merger_norm::bwd(t, &bwd)]);
+        calls.into_iter().flatten().map(|launch| ("32768 patches of 1280", launch)).collect()
     }
 
     pub fn log_prob() -> Examples {
@@ -408,6 +469,14 @@ mod examples {
         [(size, log_prob::fwd(&fwd))].into_iter().chain(bwd).collect()
     }
 
+    pub fn normalise() -> Examples {
+        let (rows, cols) = (TOKENS, 1152);
+        let fwd = normalise::FwdParams { x: SOME, y: SOME, norm: SOME, rows, cols };
+        let bwd = normalise::BwdParams { x: SOME, norm: SOME, dy: SOME, dx: SOME, rows, cols };
+        let calls = BOTH.map(|t| [normalise::fwd(t, &fwd), normalise::bwd(t, &bwd)]);
+        calls.into_iter().flatten().map(|launch| ("8192 of SigLIP's embeddings", launch)).collect()
+    }
+
     pub fn paged_attention() -> Examples {
         let p = paged_attention::Params {
             q: SOME,
@@ -432,6 +501,53 @@ mod examples {
         let (pairs, keys) = paged_attention::work([(1, TOKENS as usize); BATCH as usize]);
         let size = "a token each of 16 sequences of 8192 keys, 28 heads on 4 of 128";
         BOTH.map(|t| (size, paged_attention::fwd(t, &p, pairs, keys))).into()
+    }
+
+    pub fn pool_attention() -> Examples {
+        let (tokens, pictures, heads, head_dim, scale) = (16 * 729, 16, 16, 72, 1.0);
+        let fwd = pool_attention::FwdParams {
+            q: SOME,
+            k: SOME,
+            v: SOME,
+            cu_seqlens: SOME,
+            o: SOME,
+            lse: SOME,
+            tokens,
+            pictures,
+            heads,
+            head_dim,
+            scale,
+            ..Zeroable::zeroed()
+        };
+        let bwd = pool_attention::BwdParams {
+            q: SOME,
+            k: SOME,
+            v: SOME,
+            cu_seqlens: SOME,
+            o: SOME,
+            lse: SOME,
+            d_o: SOME,
+            dq: SOME,
+            dk: SOME,
+            dv: SOME,
+            partial: SOME,
+            tokens,
+            pictures,
+            heads,
+            head_dim,
+            scale,
+            ..Zeroable::zeroed()
+        };
+        let calls = BOTH.map(|t| [pool_attention::fwd(t, &fwd), pool_attention::bwd(t, &bwd)]);
+        calls.into_iter().flatten().map(|launch| ("SigLIP's head over 16 pictures of 729 patches", launch)).collect()
+    }
+
+    pub fn position_add() -> Examples {
+        let (rows, cols, positions) = (16 * 729, 1152, 729);
+        let fwd = position_add::FwdParams { x: SOME, pos: SOME, y: SOME, rows, cols, positions, ..Zeroable::zeroed() };
+        let bwd = position_add::BwdParams { dy: SOME, d_pos: SOME, rows, cols, positions, ..Zeroable::zeroed() };
+        let calls = BOTH.map(|t| [position_add::fwd(t, &fwd), position_add::bwd(t, &bwd)]);
+        calls.into_iter().flatten().map(|launch| ("SigLIP's 729 positions, 16 pictures", launch)).collect()
     }
 
     pub fn reduce() -> Examples {

@@ -24,6 +24,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("cuh/philox.cuh", include_str!("cuh/philox.cuh")),
     ("cuh/rows.cuh", include_str!("cuh/rows.cuh")),
     ("cuh/warp.cuh", include_str!("cuh/warp.cuh")),
+    ("rms_norm/rows.cuh", include_str!("rms_norm/rows.cuh")),
 ];
 
 /// `MAP_THREADS` and `MAP_BLOCK` of `map.cuh`.

@@ -33,9 +33,14 @@ pub mod layer_norm;
 pub mod linear_log_prob;
 pub mod log_prob;
 pub mod matmul;
+pub mod merger_norm;
+pub mod normalise;
 pub mod paged_attention;
+pub mod patch_embedding;
 pub mod patches;
 pub mod philox;
+pub mod pool_attention;
+pub mod position_add;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
@@ -59,8 +64,13 @@ pub const SOURCES: &[&Source] = &[
     &layer_norm::SOURCE,
     &linear_log_prob::SOURCE,
     &log_prob::SOURCE,
+    &merger_norm::SOURCE,
+    &normalise::SOURCE,
     &paged_attention::SOURCE,
+    &patch_embedding::SOURCE,
     &patches::SOURCE,
+    &pool_attention::SOURCE,
+    &position_add::SOURCE,
     &reduce::SOURCE,
     &rms_norm::SOURCE,
     &rope::SOURCE,

@@ -3,7 +3,7 @@
 
 use super::{BwdParams, FwdParams};
 use crate::view::{Out, slice};
-use crate::{Element, Team, simd_fn};
+use crate::{Addr, Element, Team, simd_fn};
 
 /// Tokens of one forward task.
 const TOKENS: usize = 8;
@@ -32,6 +32,20 @@ fn row_of(id: i32, vocab: usize) -> Option<usize> {
     usize::try_from(id).ok().filter(|&id| id < vocab)
 }
 
+/// The slot of each token, as many as there are tokens, or none without slots.
+///
+/// # Safety
+/// The address is null or covers the tokens.
+unsafe fn slots_of<'a>(slots: Addr, tokens: usize) -> &'a [i32] {
+    // SAFETY: the caller's promise.
+    unsafe { slice::<i32>(slots, if slots.is_null() { 0 } else { tokens }) }
+}
+
+/// The slot of a token that stands for a row of vision.
+fn slot_of(slots: &[i32], t: usize) -> Option<usize> {
+    slots.get(t).and_then(|&slot| usize::try_from(slot).ok())
+}
+
 /// # Safety
 /// The addresses cover what [`FwdParams`] says.
 pub unsafe fn fwd<W: Element, T: Element>(p: &FwdParams, team: &Team) {
@@ -39,35 +53,57 @@ pub unsafe fn fwd<W: Element, T: Element>(p: &FwdParams, team: &Team) {
     // SAFETY: the caller's promise.
     let (table, ids) = unsafe { (slice::<W>(p.table, vocab * hidden), slice::<i32>(p.ids, tokens)) };
     // SAFETY: the caller's promise.
-    let y = unsafe { Out::<T>::new(p.y, tokens * hidden) };
+    let slots = unsafe { slots_of(p.slots, tokens) };
+    let placed = if slots.is_empty() { 0 } else { p.placed as usize };
+    // SAFETY: the caller's promise.
+    let (vision, y) = unsafe { (slice::<T>(p.vision, placed * hidden), Out::<T>::new(p.y, tokens * hidden)) };
     team.run(tokens.div_ceil(TOKENS), |task| {
         let start = task * TOKENS;
         for (t, &id) in (start..).zip(&ids[start..(start + TOKENS).min(tokens)]) {
             // SAFETY: tokens' rows do not overlap.
             let y = unsafe { y.part(t * hidden, hidden) };
-            match row_of(id, vocab) {
-                Some(row) => widen_row(&table[row * hidden..][..hidden], y),
-                None => y.fill(T::from_f32(0.0)),
+            match (slot_of(slots, t), row_of(id, vocab)) {
+                (Some(slot), _) if slot < placed => y.copy_from_slice(&vision[slot * hidden..][..hidden]),
+                (None, Some(row)) => widen_row(&table[row * hidden..][..hidden], y),
+                _ => y.fill(T::from_f32(0.0)),
             }
         }
     });
 }
 
 /// # Safety
-/// The addresses cover what [`BwdParams`] says.
+/// The addresses cover what [`BwdParams`] says, and no slot occurs twice.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (tokens, hidden, vocab) = (p.tokens as usize, p.hidden as usize, p.vocab as usize);
     // SAFETY: the caller's promise.
     let (ids, dy) = unsafe { (slice::<i32>(p.ids, tokens), slice::<T>(p.dy, tokens * hidden)) };
     // SAFETY: the caller's promise.
-    let dw = unsafe { Out::<f32>::new(p.dw, vocab * hidden) };
-    team.run(hidden.div_ceil(COLUMNS), |task| {
-        let (start, len) = (task * COLUMNS, COLUMNS.min(hidden - task * COLUMNS));
-        for (t, &id) in ids.iter().enumerate() {
-            if let Some(row) = row_of(id, vocab) {
-                // SAFETY: the column ranges of two tasks do not overlap.
-                add_row(&dy[t * hidden + start..][..len], unsafe { dw.part(row * hidden + start, len) });
+    let slots = unsafe { slots_of(p.slots, tokens) };
+    if !p.dw.is_null() {
+        // SAFETY: the caller's promise.
+        let dw = unsafe { Out::<f32>::new(p.dw, vocab * hidden) };
+        team.run(hidden.div_ceil(COLUMNS), |task| {
+            let (start, len) = (task * COLUMNS, COLUMNS.min(hidden - task * COLUMNS));
+            for (t, &id) in ids.iter().enumerate().filter(|(t, _)| slot_of(slots, *t).is_none()) {
+                if let Some(row) = row_of(id, vocab) {
+                    // SAFETY: the column ranges of two tasks do not overlap.
+                    add_row(&dy[t * hidden + start..][..len], unsafe { dw.part(row * hidden + start, len) });
+                }
             }
-        }
-    });
+        });
+    }
+    if !p.d_vision.is_null() {
+        let placed = p.placed as usize;
+        // SAFETY: the caller's promise.
+        let d_vision = unsafe { Out::<T>::new(p.d_vision, placed * hidden) };
+        team.run(tokens.div_ceil(TOKENS), |task| {
+            for t in (task * TOKENS..tokens).take(TOKENS) {
+                if let Some(slot) = slot_of(slots, t).filter(|&slot| slot < placed) {
+                    // SAFETY: slots are unique, so rows do not overlap.
+                    let d_vision = unsafe { d_vision.part(slot * hidden, hidden) };
+                    d_vision.copy_from_slice(&dy[t * hidden..][..hidden]);
+                }
+            }
+        });
+    }
 }

@@ -16,3 +16,14 @@ pub fn bwd(ids: &[i32], dy: &[f64], dw: &[f64], hidden: usize) -> Vec<f64> {
     }
     sum
 }
+
+/// [`fwd`] with the rows of vision that slots name in place of the table's.
+pub fn placed(text: &[f64], vision: &[f64], slots: &[i32], hidden: usize) -> Vec<f64> {
+    let rows = (vision.len() / hidden.max(1)) as i32;
+    let element = |t: usize, c: usize| match slots[t] {
+        slot if slot < 0 => text[t * hidden + c],
+        slot if slot < rows => vision[slot as usize * hidden + c],
+        _ => 0.0,
+    };
+    (0..slots.len()).flat_map(|t| (0..hidden).map(move |c| (t, c))).map(|(t, c)| element(t, c)).collect()
+}

@@ -1,8 +1,12 @@
 //! Embedding: `y[t] = table[ids[t]]`, and the gradient of the table, `dw[ids[t]] += dy[t]`, tokens in order.
 //!
-//! Shapes: table W `[vocab, hidden]`, y and dy T `[tokens, hidden]`, ids i32 `[tokens]`, dw f32 `[vocab, hidden]`; W and T
-//! f32 or bf16 (f32 to bf16 rounds to nearest even). An id outside `0..vocab` gives a row of zeros and no gradient on
-//! cpu: callers check ids before. Outputs may not overlap inputs. Bound: memory.
+//! With slots, tokens may stand for rows of another tensor, which a vision tower made: where `slots[t] ≥ 0` it is
+//! `y[t] = vision[slots[t]]`, and backward such a token adds nothing to dw, but `d_vision[slots[t]] = dy[t]`.
+//!
+//! Shapes: table W `[vocab, hidden]`, y and dy T `[tokens, hidden]`, ids and slots i32 `[tokens]`, vision and d_vision T
+//! `[placed, hidden]`, dw f32 `[vocab, hidden]`; W and T f32 or bf16 (f32 to bf16 rounds to nearest even). A slot occurs once; rows of
+//! d_vision that none names stay as they are. An id outside `0..vocab`, or a slot beyond `placed`, gives a row of zeros and no
+//! gradient: callers check before. Outputs may not overlap inputs. Bound: memory.
 
 pub(crate) mod check;
 mod cpu;
@@ -21,14 +25,18 @@ params! {
         pub ids: Addr,
         /// T `[tokens, hidden]`, written.
         pub y: Addr,
+        /// T `[placed, hidden]`; unused without slots.
+        pub vision: Addr,
+        /// i32 `[tokens]`: the row of vision that each token is, negative: that of the table; null: all of the table.
+        pub slots: Addr,
         /// Tokens.
         pub tokens: u32,
         /// Elements of a row.
         pub hidden: u32,
         /// Rows of the table.
         pub vocab: u32,
-        /// 0
-        pub reserved: u32,
+        /// Rows of vision.
+        pub placed: u32,
     }
 }
 
@@ -39,16 +47,20 @@ params! {
         pub ids: Addr,
         /// T `[tokens, hidden]`
         pub dy: Addr,
-        /// f32 `[vocab, hidden]`, added to.
+        /// f32 `[vocab, hidden]`, added to; null if the table is frozen.
         pub dw: Addr,
+        /// i32 `[tokens]`, as given to the forward kernel; null: none.
+        pub slots: Addr,
+        /// T `[placed, hidden]`, the rows that slots name are written; null if nobody asks.
+        pub d_vision: Addr,
         /// Tokens.
         pub tokens: u32,
         /// Elements of a row.
         pub hidden: u32,
         /// Rows of the table.
         pub vocab: u32,
-        /// 0
-        pub reserved: u32,
+        /// Rows of vision.
+        pub placed: u32,
     }
 }
 
@@ -85,14 +97,23 @@ pub fn fwd(table: DType, out: DType, params: &FwdParams) -> Launch {
         other => panic!("embedding: a table is f32 or bf16, not {other}"),
     };
     let n = params.tokens as f64 * params.hidden as f64;
-    let bytes = n * (table.size() + out.size()) as f64 + 4.0 * params.tokens as f64;
+    let indices = if params.slots.is_null() { 4.0 } else { 8.0 };
+    let placed =
+        if params.slots.is_null() { 0.0 } else { (params.placed.min(params.tokens) as f64) * params.hidden as f64 };
+    let read = (n - placed) * table.size() as f64 + placed * out.size() as f64;
+    let bytes = read + n * out.size() as f64 + indices * params.tokens as f64;
     Launch::kernel(kernel, params, Cost { flops: 0.0, bytes })
 }
 
 /// The backward launch; `dtype` is T, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
-    let n = params.tokens as f64 * params.hidden as f64;
-    let cost = Cost { flops: n, bytes: n * (dtype.size() + 8) as f64 + 4.0 * params.tokens as f64 };
+    let (tokens, hidden, size) = (params.tokens as f64, params.hidden as f64, dtype.size() as f64);
+    let placed = if params.slots.is_null() { 0.0 } else { params.placed.min(params.tokens) as f64 };
+    let added = if params.dw.is_null() { 0.0 } else { tokens - placed };
+    let copied = if params.d_vision.is_null() { 0.0 } else { placed };
+    let indices = if params.slots.is_null() { 4.0 } else { 8.0 };
+    let bytes = (added * (size + 8.0) + copied * 2.0 * size) * hidden + indices * tokens;
+    let cost = Cost { flops: added * hidden, bytes };
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
 }
 

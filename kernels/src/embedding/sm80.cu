@@ -1,10 +1,13 @@
 // Embedding: y[t] = T(table[ids[t]]), and its gradient dw[ids[t]] += dy[t], tokens in order.
 //
+// A token with a slot: y[t] = vision[slots[t]], no gradient for dw, and d_vision[slots[t]] = dy[t].
+//
 // Shapes and limits: mod.rs; hidden < 2^31. Numerics: fwd rounds f32 to bf16 once, else bits as they are; bwd adds in f32, one
 // token after the other to what dw held. An id outside the vocabulary: zeros, no gradient.
 //
 // fwd, grid of rows.cuh: a row by up to 256 threads.
 // bwd, a block OWN tokens and a strip of STRIP columns:
+//   copy dy of the block's tokens that have a slot to d_vision; below, such a token counts as one without an id
 //   compare all tokens' ids with the block's: which have their id among earlier tokens, which among later ones
 //   for each of the block's tokens without an earlier one, whose block adds this one too:
 //     no later one: dw += dy
@@ -54,8 +57,18 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
   const u64 t = row_of_thread();
   if (t >= p.tokens) return;
   const bool vector = p.hidden % 8 == 0 && aligned16(p.table, p.y);
-  const int id = global<const int>(p.ids)[t];
   T* y = global<T>(p.y) + t * p.hidden;
+  const int slot = p.slots == 0 ? -1 : global<const int>(p.slots)[t];
+  if (slot >= 0) {
+    if (static_cast<u32>(slot) < p.placed) {
+      const bool vector = p.hidden % VECTOR<T> == 0 && aligned16(p.vision, p.y);
+      move_row(global<const T>(p.vision) + static_cast<u64>(slot) * p.hidden, y, p.hidden, vector);
+    } else {
+      clear_row(y, p.hidden, vector);
+    }
+    return;
+  }
+  const int id = global<const int>(p.ids)[t];
   if (id >= 0 && static_cast<u32>(id) < p.vocab) {
     Convert<W, T>::row(global<const W>(p.table) + static_cast<u64>(id) * p.hidden, y, p.hidden, vector);
   } else {
@@ -72,21 +85,50 @@ constexpr u32 STRIP = TILE * V;
 
 // What the threads of a backward block share.
 struct Shared {
-  int id[OWN];
+  int id[OWN], slot[OWN];
   // Which of the block's tokens have their id among earlier ones, and among later ones: a bit a token, a word a warp.
   u32 earlier[TILE / 32], later[TILE / 32];
   u32 masks[2][TILE / 32];
   u32 list[TILE];
 };
 
+__device__ __forceinline__ int slot_of(const BwdParams& p, u32 t) {
+  return p.slots == 0 ? -1 : global<const int>(p.slots)[t];
+}
+// The row of dw that a token is added to, if it is one.
+__device__ __forceinline__ int id_of(const BwdParams& p, u32 t) {
+  const int id = global<const int>(p.ids)[t];
+  return slot_of(p, t) >= 0 ? -1 : id;
+}
+
+// Fills `id` and `slot`; tokens that there are not have neither.
+__device__ __forceinline__ void find_tokens(const BwdParams& p, u32 first, Shared& shared) {
+  if (threadIdx.x < OWN) {
+    const u32 t = first + threadIdx.x;
+    shared.id[threadIdx.x] = t < p.tokens ? id_of(p, t) : -1;
+    shared.slot[threadIdx.x] = t < p.tokens ? slot_of(p, t) : -1;
+  }
+  __syncthreads();
+}
+
+// Copies dy of the block's tokens with a slot.
+template <class T>
+__device__ __forceinline__ void copy_placed(const BwdParams& p, u32 first, u32 column, bool vector, const Shared& shared) {
+#pragma unroll 2
+  for (u32 k = 0; k < OWN; ++k) {
+    const int slot = shared.slot[k];
+    if (slot < 0 || static_cast<u32>(slot) >= p.placed) continue;
+    float x[V];
+    load_elements(global<const T>(p.dy) + static_cast<u64>(first + k) * p.hidden, column, p.hidden, vector, x);
+    store_elements(global<T>(p.d_vision) + static_cast<u64>(slot) * p.hidden, column, p.hidden, vector, x);
+  }
+}
+
 // Fills `earlier` and `later`.
 __device__ __forceinline__ void find_repeats(const BwdParams& p, u32 first, Shared& shared) {
-  const int* ids = global<const int>(p.ids);
-  if (threadIdx.x < OWN) shared.id[threadIdx.x] = first + threadIdx.x < p.tokens ? ids[first + threadIdx.x] : -1;
-  __syncthreads();
   u32 earlier = 0, later = 0;
   for (u32 t = threadIdx.x; t < p.tokens; t += TILE) {
-    const int id = ids[t];
+    const int id = id_of(p, t);
 #pragma unroll 8
     for (u32 k = 0; k < OWN; ++k) {
       const u32 same = (id == shared.id[k]) << k;
@@ -115,11 +157,10 @@ template <class T>
 __device__ __forceinline__ void add_repeats(const BwdParams& p, u32 token, int id, u32 column, bool vector, u32& parity,
                                             float (&sum)[V], Shared& shared) {
   const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int* ids = global<const int>(p.ids);
   const T* dy = global<const T>(p.dy);
   for (u32 tile = token; tile < p.tokens; tile += TILE, parity ^= 1) {
     const u32 t = tile + threadIdx.x;
-    const bool same = t < p.tokens && ids[t] == id;
+    const bool same = t < p.tokens && id_of(p, t) == id;
     const u32 mask = __ballot_sync(0xffffffffu, same);
     if (lane == 0) shared.masks[parity][warp] = mask;
     __syncthreads();
@@ -151,7 +192,10 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
   __shared__ Shared shared;
   const u32 strips = ceil_div(p.hidden, STRIP);
   const u32 first = blockIdx.x / strips * OWN, column = blockIdx.x % strips * STRIP + threadIdx.x * V;
-  const bool vector = p.hidden % V == 0 && aligned16(p.dy, p.dw);
+  const bool vector = p.hidden % V == 0 && aligned16(p.dy, p.dw, p.d_vision);
+  find_tokens(p, first, shared);
+  if (p.d_vision != 0 && p.slots != 0) copy_placed<T>(p, first, column, vector, shared);
+  if (p.dw == 0) return;
   find_repeats(p, first, shared);
   const u32 earlier = any_warp(shared.earlier), later = any_warp(shared.later);
   u32 parity = 0;
@@ -177,7 +221,7 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
     forward<W, T>(p);                                                                                              \
   }
 #define BWD(T, NAME)                                                                                               \
-  extern "C" __global__ void __launch_bounds__(TILE) embedding_bwd_##NAME(const __grid_constant__ BwdParams p) {   \
+  extern "C" __global__ void __launch_bounds__(TILE, 4) embedding_bwd_##NAME(const __grid_constant__ BwdParams p) {   \
     backward<T>(p);                                                                                                \
   }
 

@@ -1,29 +1,28 @@
 use super::{Params, write};
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, Picks, addr, checks, is_cuda, numbers, run};
-use crate::paged_attention::BLOCK;
 
 checks!(writes_its_slots_and_nothing_else);
 
-/// Tokens, heads, elements of a head, threads, seed.
-type Case = (usize, usize, usize, usize, u64);
+/// Tokens, heads, elements of a head, threads, tokens of a page, seed.
+type Case = (usize, usize, usize, usize, usize, u64);
 
 fn writes_its_slots_and_nothing_else() {
     let mut picks = Picks::new(1);
-    for _ in 0..if is_cuda() { 12 } else { 60 } {
-        let sizes = (picks.size(0, 300), picks.size(1, 4), picks.size(1, 40), picks.size(1, 4));
-        fills((sizes.0, sizes.1, sizes.2, sizes.3, picks.any()));
+    for _ in 0..if is_cuda() { 15 } else { 60 } {
+        let (tokens, kv_heads, head_dim) = (picks.size(0, 300), picks.size(1, 4), picks.size(1, 40));
+        fills((tokens, kv_heads, head_dim, picks.size(1, 4), picks.of(&[16, 32, 64, 128, 256]), picks.any()));
     }
 }
 
-fn fills((tokens, kv_heads, head_dim, threads, seed): Case) {
-    let (row, blocks) = (kv_heads * head_dim, 6);
+fn fills((tokens, kv_heads, head_dim, threads, page, seed): Case) {
+    let (row, pages) = (kv_heads * head_dim, 512usize.div_ceil(page));
     // A permutation of all places of the cache by a multiplier that has no factor in common with their number.
-    let slots: Vec<i32> = (0..tokens).map(|t| ((t * 257 + (seed % 1000) as usize) % (blocks * BLOCK)) as i32).collect();
+    let slots: Vec<i32> = (0..tokens).map(|t| ((t * 257 + (seed % 1000) as usize) % (pages * page)) as i32).collect();
     for dtype in [F32, BF16] {
         let data = |seed, count| Data::new(dtype, &numbers(count, seed, 1.0));
         let (k, v) = (data(seed, tokens * row), data(seed ^ 1, tokens * row));
-        let (kc, vc) = (data(seed ^ 2, blocks * BLOCK * row), data(seed ^ 3, blocks * BLOCK * row));
+        let (kc, vc) = (data(seed ^ 2, pages * page * row), data(seed ^ 3, pages * page * row));
         let (mut want_k, mut want_v) = (kc.values(), vc.values());
         for (t, &slot) in slots.iter().enumerate() {
             let to = slot as usize * row;
@@ -39,10 +38,15 @@ fn fills((tokens, kv_heads, head_dim, threads, seed): Case) {
             tokens: tokens as u32,
             kv_heads: kv_heads as u32,
             head_dim: head_dim as u32,
-            blocks: blocks as u32,
+            pages: pages as u32,
+            page: page as u32,
+            reserved: 0,
         };
         run(&write(dtype, &params), threads);
         assert_eq!(kc.values(), want_k);
         assert_eq!(vc.values(), want_v);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,6 @@
 #![allow(unsafe_code)]
 
 use super::Params;
-use crate::paged_attention::BLOCK;
 use crate::view::{Out, slice};
 use crate::{Element, Team};
 
@@ -13,7 +12,9 @@ const PER_TASK: usize = 1 << 14;
 /// The addresses cover what [`Params`] says, and the slots are all different.
 pub unsafe fn write<T: Element>(p: &Params, team: &Team) {
     let (tokens, row) = (p.tokens as usize, p.kv_heads as usize * p.head_dim as usize);
-    let cached = p.blocks as usize * BLOCK * row;
+    let page = p.page as usize;
+    assert!(page.is_power_of_two() && (16..=256).contains(&page), "a page of {page} tokens");
+    let cached = p.pages as usize * page * row;
     // SAFETY: the caller's promise.
     let (k, v, slots) =
         unsafe { (slice::<T>(p.k, tokens * row), slice::<T>(p.v, tokens * row), slice::<i32>(p.slots, tokens)) };

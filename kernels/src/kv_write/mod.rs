@@ -1,8 +1,9 @@
 //! Copies the keys and values of new tokens to their places in a paged cache.
 //!
-//! Token `t` goes to place `slots[t] % 64` of block `slots[t] / 64`; no two tokens share a slot.
+//! Token `t` goes to place `slots[t] % page` of page `slots[t] / page`; no two tokens share a slot.
 //!
-//! Shapes: k, v `[tokens, kv_heads, head_dim]`, caches `[blocks, 64, kv_heads, head_dim]`, all f32 or all bf16.
+//! Shapes: k, v `[tokens, kv_heads, head_dim]`, caches `[pages, page, kv_heads, head_dim]`, all f32 or all bf16; a page has 16, 32,
+//! 64, 128 or 256 tokens, as [`crate::paged_attention`] reads them.
 //! Exact. Bound: memory, each element read and written once.
 
 pub(crate) mod check;
@@ -18,11 +19,11 @@ params! {
         pub k: Addr,
         /// `[tokens, kv_heads, head_dim]`
         pub v: Addr,
-        /// `[blocks, BLOCK, kv_heads, head_dim]`, the tokens' slots are written.
+        /// `[pages, page, kv_heads, head_dim]`, the tokens' slots are written.
         pub k_cache: Addr,
-        /// `[blocks, BLOCK, kv_heads, head_dim]`, the tokens' slots are written.
+        /// `[pages, page, kv_heads, head_dim]`, the tokens' slots are written.
         pub v_cache: Addr,
-        /// i32 `[tokens]`: `block * BLOCK + place`, all different, within the cache.
+        /// i32 `[tokens]`: `number of the page * page + place`, all different, within the cache.
         pub slots: Addr,
         /// New tokens.
         pub tokens: u32,
@@ -30,8 +31,12 @@ params! {
         pub kv_heads: u32,
         /// Elements of a head.
         pub head_dim: u32,
-        /// Blocks of the cache.
-        pub blocks: u32,
+        /// Pages of the cache.
+        pub pages: u32,
+        /// Tokens of a page: 16, 32, 64, 128 or 256.
+        pub page: u32,
+        /// 0
+        pub reserved: u32,
     }
 }
 

@@ -154,11 +154,17 @@ kernel!(pub ADD_BWD_BF16, "rms_norm_add_bwd_bf16", AddBwdParams, cpu::add_bwd::<
     plan_bwd(["rms_norm_add_bwd_bf16", "rms_norm_add_bwd_bf16_wide", "rms_norm_add_bwd_bf16_dw"], p.rows, p.cols, p.dw, arch)
 });
 
-fn plan_fwd(symbols: [&'static str; 2], rows: u32, cols: u32, arch: &Arch) -> Vec<Stage> {
+pub(crate) fn plan_fwd(symbols: [&'static str; 2], rows: u32, cols: u32, arch: &Arch) -> Vec<Stage> {
     cuh::HeldRows::new(cols).walk(symbols, rows, 256, if cols > 4096 { 1 } else { 4 }, arch)
 }
 
-fn plan_bwd([usual, wide, sum]: [&'static str; 3], rows: u32, cols: u32, dw: Addr, arch: &Arch) -> Vec<Stage> {
+pub(crate) fn plan_bwd(
+    [usual, wide, sum]: [&'static str; 3],
+    rows: u32,
+    cols: u32,
+    dw: Addr,
+    arch: &Arch,
+) -> Vec<Stage> {
     let held = cuh::HeldRows::new(cols);
     match dw {
         Addr::NULL => held.walk([usual, wide], rows, 512, 1, arch),

@@ -230,7 +230,9 @@ pub fn kv_write(cx: &Cx, k: &Tensor, v: &Tensor, caches: (&Tensor, &Tensor), pag
         tokens: size(OP, tokens)?,
         kv_heads: size(OP, kv_heads)?,
         head_dim: size(OP, d)?,
-        blocks: size(OP, blocks)?,
+        pages: size(OP, blocks)?,
+        page: BLOCK as u32,
+        reserved: 0,
     };
     cx.launch(&write::write(k.dtype(), &p))
 }

@@ -1,6 +1,6 @@
 //! Rows of the token embedding.
 
-use reel_kernels::{DType, embedding as kernel};
+use reel_kernels::{Addr, DType, embedding as kernel};
 
 use super::{size, want_dtype};
 use crate::error::{Result, shape_error};
@@ -26,10 +26,12 @@ pub fn embedding(cx: &Cx, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
         table: table.addr(),
         ids: ids.addr(),
         y: y.addr(),
+        vision: Addr::NULL,
+        slots: Addr::NULL,
         tokens: tokens_u,
         hidden: hidden_u,
         vocab,
-        reserved: 0,
+        placed: 0,
     };
     cx.launch(&kernel::fwd(table.dtype(), y.dtype(), &p))?;
     let (kt, ids) = (table.clone(), ids.clone());
@@ -40,10 +42,12 @@ pub fn embedding(cx: &Cx, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
             ids: ids.addr(),
             dy: dy.addr(),
             dw: dw.addr(),
+            slots: Addr::NULL,
+            d_vision: Addr::NULL,
             tokens: tokens_u,
             hidden: hidden_u,
             vocab,
-            reserved: 0,
+            placed: 0,
         };
         bw.launch(&kernel::bwd(dy.dtype(), &p))
     }))

@@ -1,0 +1,39 @@
+//! The definition, in f64.
+
+/// `round(w · round(x[index] · rstd))`, row after row; `round` is that of the element type.
+pub fn fwd(x: &[f64], index: &[i32], w: &[f64], eps: f64, round: fn(f64) -> f64) -> Vec<f64> {
+    let row = |&from: &i32| {
+        let x = &x[from as usize * w.len()..][..w.len()];
+        let rstd = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + eps).sqrt();
+        x.iter().zip(w).map(|(x, w)| round(w * round(x * rstd))).collect::<Vec<_>>()
+    };
+    index.iter().flat_map(row).collect()
+}
+
+/// The gradients of `sum(dy · fwd(x))` for x and w, by central differences.
+pub fn bwd(x: &[f64], index: &[i32], w: &[f64], dy: &[f64], eps: f64) -> [Vec<f64>; 2] {
+    let (cols, h, exact) = (w.len(), 1e-5, |v| v);
+    let mut dx = vec![0.0; x.len()];
+    for (&from, dy) in index.iter().zip(dy.chunks_exact(cols)) {
+        let at = from as usize * cols;
+        let loss = |x: &[f64]| fwd(x, &[0], w, eps, exact).iter().zip(dy).map(|(y, d)| y * d).sum::<f64>();
+        let mut row = x[at..at + cols].to_vec();
+        let h = h * row.iter().map(|x| x * x / cols as f64).sum::<f64>().sqrt().max(eps.sqrt());
+        for c in 0..cols {
+            let middle = row[c];
+            row[c] = middle + h;
+            let above = loss(&row);
+            row[c] = middle - h;
+            dx[at + c] = (above - loss(&row)) / (2.0 * h);
+            row[c] = middle;
+        }
+    }
+    // A column of y depends on one weight alone, so all weights can be moved at once.
+    let shifted = |h: f64| fwd(x, index, &w.iter().map(|w| w + h).collect::<Vec<_>>(), eps, exact);
+    let (above, below) = (shifted(h), shifted(-h));
+    let mut dw = vec![0.0; cols];
+    for i in 0..dy.len() {
+        dw[i % cols] += dy[i] * (above[i] - below[i]) / (2.0 * h);
+    }
+    [dx, dw]
+}

@@ -1,0 +1,109 @@
+//! The patch merger's first half: rows in the order of an index, each RMS-normalised as in [`crate::rms_norm`]:
+//! `y[i] = T(w · T(x[index[i]] · rstd[i]))` with `rstd[i] = 1 / sqrt(mean(x[index[i]]²) + eps)`. The index undoes the windows of the vision tower
+//! and brings the patches of a block of neighbours together: y, read as `[rows / 4, 4 · cols]`, is what the merger's product takes.
+//! Gradient: dx is that of the norm of each row, written to where the row came from; dw that of [`crate::rms_norm`].
+//!
+//! Shapes: x, y, dy, dx `[rows, cols]`, w `[cols]`, all T, f32 or bf16; index i32 `[rows]`, a permutation of `0 .. rows` (callers
+//! check); rstd f32 `[rows]`, in the order of y; dw f32 `[cols]`. Outputs may not overlap inputs. Sums, their order and what depends on it are those of
+//! [`crate::rms_norm`], dw's in the order of y's rows.
+//!
+//! Numerics: T(x · rstd), y and dx each round to T once. The root is to 2⁻²³ in CUDA.
+//! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward.
+
+pub(crate) mod check;
+mod cpu;
+mod formula;
+
+use crate::launch::{Params as _, by_dtype};
+use crate::rms_norm::{plan_bwd, plan_fwd};
+use crate::{Addr, Cost, DType, Launch, Source, kernel, params};
+
+params! {
+    /// Parameters of the forward kernel.
+    pub struct FwdParams {
+        /// T `[rows, cols]`
+        pub x: Addr,
+        /// i32 `[rows]`, a permutation: which row of x each row of y is.
+        pub index: Addr,
+        /// T `[cols]`
+        pub w: Addr,
+        /// T `[rows, cols]`, written.
+        pub y: Addr,
+        /// f32 `[rows]`, written unless null.
+        pub rstd: Addr,
+        /// Rows.
+        pub rows: u32,
+        /// Elements of a row.
+        pub cols: u32,
+        /// Added to the mean square.
+        pub eps: f32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+params! {
+    /// Parameters of the backward kernel.
+    pub struct BwdParams {
+        /// T `[rows, cols]`
+        pub x: Addr,
+        /// i32 `[rows]`, as given to the forward kernel.
+        pub index: Addr,
+        /// T `[cols]`
+        pub w: Addr,
+        /// f32 `[rows]`, from the forward kernel.
+        pub rstd: Addr,
+        /// T `[rows, cols]`
+        pub dy: Addr,
+        /// T `[rows, cols]`, written.
+        pub dx: Addr,
+        /// f32 `[cols]`, added to; null if w is frozen.
+        pub dw: Addr,
+        /// f32 `[rms_norm::parts(rows), cols]`, workspace; unused when dw is null.
+        pub partial: Addr,
+        /// Rows.
+        pub rows: u32,
+        /// Elements of a row.
+        pub cols: u32,
+    }
+}
+
+/// The CUDA source.
+pub static SOURCE: Source = Source {
+    name: "merger_norm",
+    sm80: include_str!("sm80.cu"),
+    params: &[FwdParams::c_declaration, BwdParams::c_declaration],
+};
+
+kernel!(pub FWD_F32, "merger_norm_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, arch| {
+    plan_fwd(["merger_norm_fwd_f32", "merger_norm_fwd_f32_wide"], p.rows, p.cols, arch)
+});
+kernel!(pub FWD_BF16, "merger_norm_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, arch| {
+    plan_fwd(["merger_norm_fwd_bf16", "merger_norm_fwd_bf16_wide"], p.rows, p.cols, arch)
+});
+kernel!(pub BWD_F32, "merger_norm_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, arch| {
+    plan_bwd(["merger_norm_bwd_f32", "merger_norm_bwd_f32_wide", "merger_norm_bwd_f32_dw"], p.rows, p.cols, p.dw, arch)
+});
+kernel!(pub BWD_BF16, "merger_norm_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
+    plan_bwd(["merger_norm_bwd_bf16", "merger_norm_bwd_bf16_wide", "merger_norm_bwd_bf16_dw"], p.rows, p.cols, p.dw, arch)
+});
+
+/// The forward launch; `dtype` is T, F32 or BF16.
+pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
+    let (rows, cols) = (params.rows as f64, params.cols as f64);
+    let bytes = (2.0 * rows * cols + cols) * dtype.size() as f64 + 4.0 * rows;
+    Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), params, Cost { flops: 4.0 * rows * cols, bytes })
+}
+
+/// The backward launch; `dtype` is T, F32 or BF16.
+pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
+    let (rows, cols) = (params.rows as f64, params.cols as f64);
+    let dw = if params.dw.is_null() { 0.0 } else { 8.0 * cols };
+    let bytes = (3.0 * rows * cols + cols) * dtype.size() as f64 + 8.0 * rows + dw;
+    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, Cost { flops: 11.0 * rows * cols, bytes })
+}
+
+/// Shapes that tests and benches share: (rows, cols, scale of the inputs).
+pub fn cases() -> Vec<(usize, usize, f32)> {
+    vec![(1, 1, 1.0), (0, 8, 1.0), (16, 19, 1.0), (4, 8203, 30.0), (68, 640, 1e-4), (130, 1280, 1.0), (192, 128, 1.0)]
+}

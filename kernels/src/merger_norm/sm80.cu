@@ -1,0 +1,23 @@
+// RMS normalisation of rows in the order of an index, and its gradient.
+//
+//   fwd: rstd[i] = 1 / sqrt(mean(x[index[i]]^2) + eps),  y[i] = T(w * T(x[index[i]] * rstd[i]))
+//   bwd: dx[index[i]] = rstd * dy[i] * w - rstd^3 * mean(dy[i] * w * x[index[i]]) * x[index[i]],  dw += sum over i of dy[i] * x[index[i]] * rstd
+//
+// Shapes and limits: mod.rs; cols < 2^31. Numerics, grid, order of sums and pseudo-code: rms_norm/sm80.cu, whose kernels these
+// are but for the place of a row of x and dx.
+// Departures: as there; a warp asks for the index of its next row together with that row.
+// Bound: memory.
+
+#include "rms_norm/rows.cuh"
+
+__device__ __forceinline__ u64 place_of(const FwdParams& p, u64 row) {
+  return static_cast<u32>(load_for_warp(global<const int>(p.index) + row));
+}
+__device__ __forceinline__ u64 place_of(const BwdParams& p, u64 row) {
+  return static_cast<u32>(load_for_warp(global<const int>(p.index) + row));
+}
+__device__ __forceinline__ bool bases_aligned(const FwdParams& p) { return aligned16(p.x, p.w, p.y); }
+__device__ __forceinline__ bool bases_aligned(const BwdParams& p) { return aligned16(p.x, p.w, p.dy, p.dx); }
+
+KERNELS(float, merger_norm, f32, FwdParams, BwdParams)
+KERNELS(bf16, merger_norm, bf16, FwdParams, BwdParams)

@@ -1,0 +1,76 @@
+//! A row a task; sums in 16 lanes.
+#![allow(unsafe_code)]
+
+use super::{BwdParams, FwdParams};
+use crate::simd::{LANES, sum_lanes};
+use crate::view::{Out, slice};
+use crate::{Element, Team, simd_fn};
+
+simd_fn! {
+    fn dot<T: Element>(a: &[T], b: &[T]) -> f32 {
+        let mut lanes = [0.0f32; LANES];
+        let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+        for (a, b) in a.iter().zip(b) {
+            for i in 0..LANES {
+                lanes[i] += a[i].to_f32() * b[i].to_f32();
+            }
+        }
+        for (i, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
+            lanes[i] += a.to_f32() * b.to_f32();
+        }
+        sum_lanes(lanes)
+    }
+}
+
+simd_fn! {
+    fn divide<T: Element>(x: &[T], norm: f32, y: &mut [T]) {
+        for (x, y) in x.iter().zip(y) {
+            *y = T::from_f32(x.to_f32() / norm);
+        }
+    }
+}
+
+simd_fn! {
+    fn gradient<T: Element>(x: &[T], dy: &[T], norm: f32, along: f32, dx: &mut [T]) {
+        for ((x, dy), dx) in x.iter().zip(dy).zip(dx) {
+            *dx = T::from_f32((dy.to_f32() - x.to_f32() / norm * along) / norm);
+        }
+    }
+}
+
+/// # Safety
+/// The addresses cover what [`FwdParams`] says.
+pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
+    let (rows, cols) = (p.rows as usize, p.cols as usize);
+    // SAFETY: the caller's promise.
+    let (x, y) = unsafe { (slice::<T>(p.x, rows * cols), Out::<T>::new(p.y, rows * cols)) };
+    // SAFETY: the caller's promise; no elements if there is no address.
+    let norms = unsafe { Out::<f32>::new(p.norm, if p.norm.is_null() { 0 } else { rows }) };
+    team.run(rows, |row| {
+        let x = &x[row * cols..][..cols];
+        let norm = dot(x, x).sqrt();
+        // SAFETY: rows do not overlap.
+        divide(x, norm, unsafe { y.part(row * cols, cols) });
+        if !p.norm.is_null() {
+            // SAFETY: as above.
+            let one = unsafe { norms.part(row, 1) };
+            one[0] = norm;
+        }
+    });
+}
+
+/// # Safety
+/// The addresses cover what [`BwdParams`] says.
+pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
+    let (rows, cols) = (p.rows as usize, p.cols as usize);
+    // SAFETY: the caller's promise.
+    let (x, dy, norm) =
+        unsafe { (slice::<T>(p.x, rows * cols), slice::<T>(p.dy, rows * cols), slice::<f32>(p.norm, rows)) };
+    // SAFETY: the caller's promise.
+    let dx = unsafe { Out::<T>::new(p.dx, rows * cols) };
+    team.run(rows, |row| {
+        let (x, dy) = (&x[row * cols..][..cols], &dy[row * cols..][..cols]);
+        // SAFETY: rows do not overlap.
+        gradient(x, dy, norm[row], dot(x, dy) / norm[row], unsafe { dx.part(row * cols, cols) });
+    });
+}

@@ -1,0 +1,23 @@
+//! The definition, in f64.
+
+/// `sqrt(Σ x²)`
+pub fn norm(x: &[f64]) -> f64 {
+    x.iter().map(|x| x * x).sum::<f64>().sqrt()
+}
+
+/// `x / norm` of a row.
+pub fn fwd(x: &[f64]) -> Vec<f64> {
+    let norm = norm(x);
+    x.iter().map(|x| x / norm).collect()
+}
+
+/// The gradient of `sum(dy · fwd(x))` for a row, by central differences.
+pub fn bwd(x: &[f64], dy: &[f64]) -> Vec<f64> {
+    let h = 1e-5 * norm(x);
+    let at = |c: usize, h: f64| {
+        let mut moved = x.to_vec();
+        moved[c] += h;
+        fwd(&moved).iter().zip(dy).map(|(y, d)| y * d).sum::<f64>()
+    };
+    (0..x.len()).map(|c| (at(c, h) - at(c, -h)) / (2.0 * h)).collect()
+}

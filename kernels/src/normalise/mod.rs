@@ -1,0 +1,91 @@
+//! Rows of length 1: `norm = sqrt(Σ x²)`, `y = T(x / norm)`. Gradient, with `n = x / norm`: `dx = T((dy − n · Σ dy · n) / norm)`.
+//!
+//! Shapes: x, y, dy, dx T `[rows, cols]`, norm f32 `[rows]`; T f32 or bf16. Outputs may not overlap inputs. A row of zeros has no
+//! direction: NaN, as SigLIP's reference gives. Arithmetic in f32; a row's sum depends on its length alone.
+//! Numerics: y and dx each round to T once; in CUDA the root and the quotients are to 2⁻²³.
+//! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward.
+
+pub(crate) mod check;
+mod cpu;
+mod formula;
+
+use crate::launch::{Params as _, by_dtype};
+use crate::{Addr, Arch, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
+
+params! {
+    /// Parameters of the forward kernel.
+    pub struct FwdParams {
+        /// T `[rows, cols]`
+        pub x: Addr,
+        /// T `[rows, cols]`, written.
+        pub y: Addr,
+        /// f32 `[rows]`, written unless null.
+        pub norm: Addr,
+        /// Rows.
+        pub rows: u32,
+        /// Elements of a row.
+        pub cols: u32,
+    }
+}
+
+params! {
+    /// Parameters of the backward kernel.
+    pub struct BwdParams {
+        /// T `[rows, cols]`
+        pub x: Addr,
+        /// f32 `[rows]`, from the forward kernel.
+        pub norm: Addr,
+        /// T `[rows, cols]`
+        pub dy: Addr,
+        /// T `[rows, cols]`, written.
+        pub dx: Addr,
+        /// Rows.
+        pub rows: u32,
+        /// Elements of a row.
+        pub cols: u32,
+    }
+}
+
+/// The CUDA source.
+pub static SOURCE: Source = Source {
+    name: "normalise",
+    sm80: include_str!("sm80.cu"),
+    params: &[FwdParams::c_declaration, BwdParams::c_declaration],
+};
+
+kernel!(pub FWD_F32, "normalise_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, arch| {
+    stages(["normalise_fwd_f32", "normalise_fwd_f32_wide"], p.rows, p.cols, arch)
+});
+kernel!(pub FWD_BF16, "normalise_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, arch| {
+    stages(["normalise_fwd_bf16", "normalise_fwd_bf16_wide"], p.rows, p.cols, arch)
+});
+kernel!(pub BWD_F32, "normalise_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, arch| {
+    stages(["normalise_bwd_f32", "normalise_bwd_f32_wide"], p.rows, p.cols, arch)
+});
+kernel!(pub BWD_BF16, "normalise_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
+    stages(["normalise_bwd_bf16", "normalise_bwd_bf16_wide"], p.rows, p.cols, arch)
+});
+
+fn stages(symbols: [&'static str; 2], rows: u32, cols: u32, arch: &Arch) -> Vec<Stage> {
+    cuh::HeldRows::new(cols).walk(symbols, rows, 256, 4, arch)
+}
+
+/// The forward launch; `dtype` is T, F32 or BF16.
+pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
+    let n = p.rows as f64 * p.cols as f64;
+    let norm = if p.norm.is_null() { 0.0 } else { 4.0 * p.rows as f64 };
+    let cost = Cost { flops: 3.0 * n, bytes: 2.0 * n * dtype.size() as f64 + norm };
+    Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
+}
+
+/// The backward launch; `dtype` is T, F32 or BF16.
+pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
+    let n = p.rows as f64 * p.cols as f64;
+    let cost = Cost { flops: 6.0 * n, bytes: 3.0 * n * dtype.size() as f64 + 4.0 * p.rows as f64 };
+    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), p, cost)
+}
+
+/// Shapes that tests and benches share: (rows, cols, scale of the inputs).
+pub fn cases() -> Vec<(usize, usize, f32)> {
+    vec![(1, 1, 1.0), (0, 8, 1.0), (17, 19, 1.0), (3, 8203, 30.0), (65, 1152, 1e-4), (9, 512, 1e6), (2, 8200, 1.0)]
+}

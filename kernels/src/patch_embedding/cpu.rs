@@ -1,0 +1,60 @@
+//! The patches of one time after the other, cut into a buffer, by the plain product.
+#![allow(unsafe_code)]
+
+use super::{DwParams, FwdParams, Pixels};
+use crate::launch::run_on_cpu;
+use crate::matmul::{self, Matmul, Operand};
+use crate::{Addr, DType, Element, Team, patches};
+
+/// Calls `f(first patch, patches, where they lie)` for the patches of each time.
+///
+/// # Safety
+/// `frames` covers what `pixels` says.
+unsafe fn each_time<T: Element>(pixels: &Pixels, frames: Addr, team: &Team, mut f: impl FnMut(usize, usize, Addr)) {
+    let times = pixels.count.div_ceil(pixels.temporal) as usize;
+    let (frame, row) = (pixels.height as usize * pixels.width as usize * patches::CHANNELS, pixels.row());
+    let one = Pixels { count: pixels.count.min(pixels.temporal), ..*pixels };
+    let patches = one.patches();
+    let mut buffer = vec![T::from_f32(0.0); patches * row];
+    let at = Addr(buffer.as_mut_ptr() as u64);
+    for time in 0..times {
+        let first = time * pixels.temporal as usize;
+        let count = pixels.temporal.min(pixels.count - first as u32);
+        let cut = Pixels { count, ..*pixels }.cut(frames.offset(first * frame), at);
+        // SAFETY: the caller's promise; the buffer has the patches of one time.
+        unsafe { run_on_cpu(&patches::cut(T::DTYPE, &cut), team) };
+        f(time * patches, patches, at);
+    }
+}
+
+/// # Safety
+/// The addresses cover what [`FwdParams`] says.
+pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
+    let (k, embed) = (p.pixels.row(), p.embed as usize);
+    let operand = |addr| Operand { addr, dtype: T::DTYPE, transposed: false };
+    let product = |first: usize, count: usize, at: Addr| {
+        let c = p.y.offset(first * embed * size_of::<T>());
+        let (a, b) = (operand(at), operand(p.weight));
+        let product = Matmul { m: count, n: embed, k, a, b, c, c_dtype: T::DTYPE, bias: p.bias, accumulate: false };
+        // SAFETY: the caller's promise.
+        unsafe { matmul::cpu::run(&product, team) }
+    };
+    // SAFETY: the caller's promise.
+    unsafe { each_time::<T>(&p.pixels, p.frames, team, product) }
+}
+
+/// # Safety
+/// The addresses cover what [`DwParams`] says.
+pub unsafe fn dw<T: Element>(p: &DwParams, team: &Team) {
+    let (n, embed) = (p.pixels.row(), p.embed as usize);
+    let operand = |addr| Operand { addr, dtype: T::DTYPE, transposed: true };
+    let product = |first: usize, count: usize, at: Addr| {
+        let (a, b) = (operand(p.dy.offset(first * embed * size_of::<T>())), operand(at));
+        let (c, c_dtype, bias) = (p.dw, DType::F32, Addr::NULL);
+        let product = Matmul { m: embed, n, k: count, a, b, c, c_dtype, bias, accumulate: true };
+        // SAFETY: the caller's promise.
+        unsafe { matmul::cpu::run(&product, team) }
+    };
+    // SAFETY: the caller's promise.
+    unsafe { each_time::<T>(&p.pixels, p.frames, team, product) }
+}

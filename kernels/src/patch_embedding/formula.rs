@@ -1,0 +1,60 @@
+//! The definition in f64: a convolution whose stride is its size.
+
+use super::Pixels;
+
+/// How levels become pixels, with their roundings, and which shape the frames have.
+pub struct Input<'a> {
+    pub frames: &'a [u8],
+    pub pixels: Pixels,
+    /// The rounding of a pixel to the element type.
+    pub round: fn(f32) -> f64,
+}
+
+impl Input<'_> {
+    /// Element `k` of patch `n`.
+    pub fn pixel(&self, n: usize, k: usize) -> f64 {
+        let p = &self.pixels;
+        let [count, height, width, side, temporal, merge] =
+            [p.count, p.height, p.width, p.patch, p.temporal, p.merge].map(|n| n as usize);
+        let (blocks_down, blocks_across) = (height / side / merge, width / side / merge);
+        let (block, within) = (n / (merge * merge), n % (merge * merge));
+        let time = block / (blocks_down * blocks_across);
+        let row = (block / blocks_across % blocks_down * merge + within / merge) * side + k / side % side;
+        let column = (block % blocks_across * merge + within % merge) * side + k % side;
+        let frame = (time * temporal + k / (side * side) % temporal).min(count - 1);
+        let c = k / (side * side * temporal);
+        let level = self.frames[((frame * height + row) * width + column) * 3 + c];
+        let (mean, std) = ([p.mean0, p.mean1, p.mean2][c], [p.std0, p.std1, p.std2][c]);
+        (self.round)(((level as f64 * f64::from_bits(p.rescale)) as f32 - mean) / std)
+    }
+
+    /// `y[n, e]`, before its rounding.
+    pub fn fwd(&self, weight: &[f64], bias: Option<&[f64]>, embed: usize) -> Vec<f64> {
+        let (patches, row) = (self.pixels.patches(), self.pixels.row());
+        let mut y = Vec::new();
+        for n in 0..patches {
+            let pixels: Vec<f64> = (0..row).map(|k| self.pixel(n, k)).collect();
+            for e in 0..embed {
+                let sum: f64 = pixels.iter().zip(&weight[e * row..]).map(|(x, w)| x * w).sum();
+                y.push(sum + bias.map_or(0.0, |b| b[e]));
+            }
+        }
+        y
+    }
+
+    /// The gradient of `Σ dy · y` for the weight; y is linear in it, so the gradient for `weight[e, k]` is `Σ dy · y` with that
+    /// weight 1 and all others 0.
+    pub fn dw(&self, dy: &[f64], embed: usize) -> Vec<f64> {
+        let (patches, row) = (self.pixels.patches(), self.pixels.row());
+        let mut dw = vec![0.0; embed * row];
+        for k in 0..row {
+            for n in 0..patches {
+                let pixel = self.pixel(n, k);
+                for e in 0..embed {
+                    dw[e * row + k] += dy[n * embed + e] * pixel;
+                }
+            }
+        }
+        dw
+    }
+}

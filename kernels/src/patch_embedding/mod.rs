@@ -1,0 +1,209 @@
+//! Patch embedding straight from frames of levels: `y[n, e] = T(Σ_k weight[e, k] · pixel[n, k] (+ bias[e]))` where
+//! `pixel[n, k] = T((f32(level · rescale) − mean[c]) / std[c])`, `k = ((c · temporal + f) · patch + y) · patch + x`, are the patches
+//! of [`crate::patches`], in its order, which are never stored. Gradient of the weight: `dw[e, k] += Σ_n dy[n, e] · pixel[n, k]`; that
+//! of the bias is [`crate::column_sum`] of dy, and frames have none.
+//!
+//! Shapes: frames u8 `[count, height, width, 3]`, weight T `[embed, 3 · temporal · patch · patch]`, bias T `[embed]`, y and dy T
+//! `[N, embed]`, dw f32 like the weight; T f32 or bf16, `N = ceil(count / temporal) · (height / patch) · (width / patch)`; height and
+//! width are multiples of `patch · merge`, all frames together are less than 4 GiB. Where frames are missing at the end, the last stands for them.
+//!
+//! Numerics: pixels round to T (bf16: once more after f32) as [`crate::patches`] has it; in CUDA `level · rescale` rounds once, not
+//! first to f64, with 40 bits of `rescale`, and the quotient is corrected by its remainder, which gives the same pixels. Products and
+//! sums in f32, then the bias, then one rounding to T; dw stays f32. A sum over k ascends and depends on k's count alone; a sum over
+//! patches ascends from patch 0, in CUDA as one sum, on cpu with the patches of each time added up before they meet dw.
+//! Bound: matrix products, `2 · N · embed · k` operations.
+
+pub(crate) mod check;
+mod cpu;
+mod formula;
+
+use crate::launch::{CType, Params as _, by_dtype};
+use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params, patches};
+
+params! {
+    /// How frames become pixels of patches.
+    pub struct Pixels {
+        /// The bits of an f64: what a level is multiplied with, 1/255.
+        pub rescale: u64,
+        /// Frames.
+        pub count: u32,
+        /// Rows of a frame.
+        pub height: u32,
+        /// Pixels of a row.
+        pub width: u32,
+        /// Side of a patch.
+        pub patch: u32,
+        /// Frames of a patch.
+        pub temporal: u32,
+        /// Patches along each side of a block of neighbours.
+        pub merge: u32,
+        /// Mean of red after rescaling.
+        pub mean0: f32,
+        /// Mean of green.
+        pub mean1: f32,
+        /// Mean of blue.
+        pub mean2: f32,
+        /// Standard deviation of red.
+        pub std0: f32,
+        /// Standard deviation of green.
+        pub std1: f32,
+        /// Standard deviation of blue.
+        pub std2: f32,
+    }
+}
+
+impl CType for Pixels {
+    const NAME: &'static str = "Pixels";
+}
+
+impl Pixels {
+    /// The parameters of the kernel that stores the patches.
+    pub fn cut(&self, frames: Addr, patches: Addr) -> patches::Params {
+        let Pixels { rescale, count, height, width, patch, temporal, merge, .. } = *self;
+        let Pixels { mean0, mean1, mean2, std0, std1, std2, .. } = *self;
+        patches::Params {
+            frames,
+            patches,
+            rescale,
+            count,
+            height,
+            width,
+            patch,
+            temporal,
+            merge,
+            mean0,
+            mean1,
+            mean2,
+            std0,
+            std1,
+            std2,
+        }
+    }
+
+    /// Elements of a patch.
+    pub fn row(&self) -> usize {
+        self.cut(Addr::NULL, Addr::NULL).row()
+    }
+
+    /// Patches of all frames.
+    pub fn patches(&self) -> usize {
+        self.cut(Addr::NULL, Addr::NULL).grid().iter().product()
+    }
+}
+
+params! {
+    /// Parameters of the forward kernel.
+    pub struct FwdParams {
+        /// u8 `[count, height, width, 3]`
+        pub frames: Addr,
+        /// T `[embed, 3 · temporal · patch · patch]`
+        pub weight: Addr,
+        /// T `[embed]`; null: none.
+        pub bias: Addr,
+        /// T `[N, embed]`, written.
+        pub y: Addr,
+        /// How frames become patches.
+        pub pixels: Pixels,
+        /// Length of an embedding.
+        pub embed: u32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+params! {
+    /// Parameters of the gradient of the weight.
+    pub struct DwParams {
+        /// u8 `[count, height, width, 3]`
+        pub frames: Addr,
+        /// T `[N, embed]`
+        pub dy: Addr,
+        /// f32 `[embed, 3 · temporal · patch · patch]`, added to.
+        pub dw: Addr,
+        /// How frames become patches.
+        pub pixels: Pixels,
+        /// Length of an embedding.
+        pub embed: u32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+/// The CUDA source.
+pub static SOURCE: Source = Source {
+    name: "patch_embedding",
+    sm80: include_str!("sm80.cu"),
+    params: &[Pixels::c_declaration, FwdParams::c_declaration, DwParams::c_declaration],
+};
+
+kernel!(pub FWD_F32, "patch_embedding_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, _| {
+    plan_fwd("patch_embedding_fwd_f32", p, &F32)
+});
+kernel!(pub FWD_BF16, "patch_embedding_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, _| {
+    plan_fwd("patch_embedding_fwd_bf16", p, &BF16)
+});
+kernel!(pub DW_F32, "patch_embedding_dw_f32", DwParams, cpu::dw::<f32>, &SOURCE, |p, _| {
+    plan_dw("patch_embedding_dw_f32", p, &F32)
+});
+kernel!(pub DW_BF16, "patch_embedding_dw_bf16", DwParams, cpu::dw::<half::bf16>, &SOURCE, |p, _| {
+    plan_dw("patch_embedding_dw_bf16", p, &BF16)
+});
+
+/// Threads of a block, and the patches (forward) or elements of a patch (gradient) that it takes.
+const THREADS: u32 = 256;
+const ROWS: u32 = 64;
+
+/// A block's embedding columns, and its shared memory: three stages of both operands.
+struct Geometry {
+    columns: u32,
+    fwd_shared: u32,
+    dw_shared: u32,
+}
+const BF16: Geometry =
+    Geometry { columns: 256, fwd_shared: 3 * (64 + 256) * 32 * 2, dw_shared: 3 * 32 * (72 + 264) * 2 };
+const F32: Geometry = Geometry { columns: 64, fwd_shared: 3 * (64 + 64) * 36 * 4, dw_shared: 3 * 32 * (64 + 64) * 4 };
+
+fn plan_fwd(symbol: &'static str, p: &FwdParams, g: &Geometry) -> Vec<Stage> {
+    plan(symbol, p.pixels.patches(), p.embed, g.columns, g.fwd_shared)
+}
+
+fn plan_dw(symbol: &'static str, p: &DwParams, g: &Geometry) -> Vec<Stage> {
+    let row = if p.pixels.patches() == 0 { 0 } else { p.pixels.row() };
+    plan(symbol, row, p.embed, g.columns, g.dw_shared)
+}
+
+fn plan(symbol: &'static str, rows: usize, embed: u32, columns: u32, shared: u32) -> Vec<Stage> {
+    let tiles = rows.div_ceil(ROWS as usize) as u64 * u64::from(embed.div_ceil(columns));
+    cuh::blocks(symbol, tiles, THREADS).into_iter().map(|stage| Stage { shared, ..stage }).collect()
+}
+
+/// The forward launch; `dtype` is T, F32 or BF16.
+pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
+    let (n, k, embed) = (p.pixels.patches() as f64, p.pixels.row() as f64, p.embed as f64);
+    let bias = if p.bias.is_null() { 0.0 } else { embed };
+    let bytes = frame_bytes(&p.pixels) + (embed * k + n * embed + bias) * dtype.size() as f64;
+    Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, Cost { flops: 2.0 * n * embed * k, bytes })
+}
+
+/// The launch of the weight's gradient; `dtype` is that of dy, F32 or BF16.
+pub fn dw(dtype: DType, p: &DwParams) -> Launch {
+    let (n, k, embed) = (p.pixels.patches() as f64, p.pixels.row() as f64, p.embed as f64);
+    let bytes = frame_bytes(&p.pixels) + n * embed * dtype.size() as f64 + 8.0 * embed * k;
+    Launch::kernel(by_dtype(dtype, &DW_F32, &DW_BF16), p, Cost { flops: 2.0 * n * embed * k, bytes })
+}
+
+fn frame_bytes(p: &Pixels) -> f64 {
+    p.count as f64 * p.height as f64 * p.width as f64 * patches::CHANNELS as f64
+}
+
+/// Shapes that tests and benches share: (frames, height, width, patch, temporal, merge) and the length of an embedding.
+pub fn cases() -> Vec<([usize; 6], usize)> {
+    vec![
+        ([1, 1, 1, 1, 1, 1], 1),
+        ([3, 28, 84, 14, 2, 2], 72),
+        ([1, 32, 80, 16, 1, 1], 257),
+        ([5, 12, 18, 3, 2, 2], 65),
+        ([2, 66, 66, 2, 1, 1], 8),
+        ([0, 28, 28, 14, 2, 2], 8),
+    ]
+}

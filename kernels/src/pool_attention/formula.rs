@@ -1,0 +1,55 @@
+//! The definition of one picture's head, in f64.
+
+/// The sizes of what follows: keys are `[n, d]`.
+#[derive(Clone, Debug)]
+pub struct Head {
+    pub q: Vec<f64>,
+    pub k: Vec<f64>,
+    pub v: Vec<f64>,
+    pub scale: f64,
+}
+
+/// o and lse.
+pub fn fwd(h: &Head) -> (Vec<f64>, f64) {
+    let d = h.q.len();
+    let score = |k: &[f64]| h.scale * h.q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
+    let scores: Vec<f64> = h.k.chunks_exact(d).map(score).collect();
+    let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if scores.is_empty() {
+        return (vec![0.0; d], f64::NEG_INFINITY);
+    }
+    let lse = top + scores.iter().map(|s| (s - top).exp()).sum::<f64>().ln();
+    let mut o = vec![0.0; d];
+    for (s, v) in scores.iter().zip(h.v.chunks_exact(d)) {
+        for (o, v) in o.iter_mut().zip(v) {
+            *o += (s - lse).exp() * v;
+        }
+    }
+    (o, lse)
+}
+
+/// The gradients of `sum(d_o · o)` for q, k and v, by central differences. `delta` is `d_o · o` as computed from a rounded o: where it is
+/// off by e, every `ds_j` is off by `−p_j e`, which is what a loss `−e · lse` besides would give.
+pub fn bwd(h: &Head, d_o: &[f64], delta: f64) -> [Vec<f64>; 3] {
+    let dot = |o: &[f64]| o.iter().zip(d_o).map(|(o, d)| o * d).sum::<f64>();
+    let e = delta - dot(&fwd(h).0);
+    let differences = |part: fn(&mut Head) -> &mut Vec<f64>| {
+        let mut moved = h.clone();
+        let count = part(&mut moved).len();
+        let mut at = |i: usize, value: f64| {
+            part(&mut moved)[i] = value;
+            let (o, lse) = fwd(&moved);
+            if e == 0.0 { dot(&o) } else { dot(&o) - e * lse }
+        };
+        let mut original = h.clone();
+        let original = part(&mut original);
+        let step = 1e-5;
+        let difference = |i: usize| {
+            let (above, below) = (at(i, original[i] + step), at(i, original[i] - step));
+            at(i, original[i]);
+            (above - below) / (2.0 * step)
+        };
+        (0..count).map(difference).collect()
+    };
+    [differences(|h| &mut h.q), differences(|h| &mut h.k), differences(|h| &mut h.v)]
+}

@@ -1,0 +1,177 @@
+//! Attention pooling: one learned query attends to all tokens of a picture, as SigLIP's head does with its probe. For each picture
+//! (tokens `cu_seqlens[n] .. cu_seqlens[n + 1]`) and head: `s_j = scale · q · k_j`, `lse = ln Σ_j e^s_j`, `p_j = e^(s_j − lse)`,
+//! `o = Σ_j p_j v_j`. Gradient, with `δ = d_o · o` and `ds_j = scale · p_j (d_o · v_j − δ)`: `dv_j = p_j d_o`, `dk_j = ds_j q`,
+//! `dq = Σ ds_j k_j` over the tokens of all pictures.
+//!
+//! Shapes: q, dq T `[heads, head_dim]`, k, v, dk, dv T `[tokens, heads, head_dim]`, o, d_o T `[pictures, heads, head_dim]`, lse f32
+//! `[pictures, heads]`, cu_seqlens i32 `[pictures + 1]` from 0 up to `tokens`, not decreasing; T f32 or bf16, head_dim up to 128 in
+//! CUDA, scale positive. A picture without tokens gives zeros and an lse of minus infinity, and no gradient.
+//!
+//! Numerics: everything between load and store is f32, in CUDA 2^x by `ex2.approx`; o, dk, dv and dq round to T once; δ is that of the
+//! rounded o. Keys ascend; in
+//! CUDA in blocks of 64, each of which rescales what is there, and a thread sums every so many keys (as head_dim allows), backward
+//! every 32nd; these sums meet at the end, pictures' shares of dq after that, ascending. A picture's bits do not depend on the others.
+//! Bound: memory; keys and values are read once, and their gradients written once.
+
+pub(crate) mod check;
+mod cpu;
+mod formula;
+
+use crate::launch::{Params as _, by_dtype};
+use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
+
+params! {
+    /// Parameters of the forward kernel.
+    pub struct FwdParams {
+        /// T `[heads, head_dim]`
+        pub q: Addr,
+        /// T `[tokens, heads, head_dim]`
+        pub k: Addr,
+        /// T `[tokens, heads, head_dim]`
+        pub v: Addr,
+        /// i32 `[pictures + 1]`: where the tokens of each picture begin.
+        pub cu_seqlens: Addr,
+        /// T `[pictures, heads, head_dim]`, written.
+        pub o: Addr,
+        /// f32 `[pictures, heads]`, written unless null.
+        pub lse: Addr,
+        /// Tokens of all pictures.
+        pub tokens: u32,
+        /// Pictures.
+        pub pictures: u32,
+        /// Heads.
+        pub heads: u32,
+        /// Elements of a head.
+        pub head_dim: u32,
+        /// Factor of the scores.
+        pub scale: f32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+params! {
+    /// Parameters of the backward kernel.
+    pub struct BwdParams {
+        /// T `[heads, head_dim]`
+        pub q: Addr,
+        /// T `[tokens, heads, head_dim]`
+        pub k: Addr,
+        /// T `[tokens, heads, head_dim]`
+        pub v: Addr,
+        /// i32 `[pictures + 1]`: where the tokens of each picture begin.
+        pub cu_seqlens: Addr,
+        /// T `[pictures, heads, head_dim]`, from the forward kernel.
+        pub o: Addr,
+        /// f32 `[pictures, heads]`, from the forward kernel.
+        pub lse: Addr,
+        /// T `[pictures, heads, head_dim]`
+        pub d_o: Addr,
+        /// T `[heads, head_dim]`, written.
+        pub dq: Addr,
+        /// T `[tokens, heads, head_dim]`, written.
+        pub dk: Addr,
+        /// T `[tokens, heads, head_dim]`, written.
+        pub dv: Addr,
+        /// f32 `[pictures, heads, head_dim]`, workspace: the pictures' shares of dq.
+        pub partial: Addr,
+        /// Tokens of all pictures.
+        pub tokens: u32,
+        /// Pictures.
+        pub pictures: u32,
+        /// Heads.
+        pub heads: u32,
+        /// Elements of a head.
+        pub head_dim: u32,
+        /// Factor of the scores.
+        pub scale: f32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+/// The CUDA source.
+pub static SOURCE: Source = Source {
+    name: "pool_attention",
+    sm80: include_str!("sm80.cu"),
+    params: &[FwdParams::c_declaration, BwdParams::c_declaration],
+};
+
+kernel!(pub FWD_F32, "pool_attention_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, _| {
+    per_head("pool_attention_fwd_f32", p.pictures, p.heads, p.head_dim)
+});
+kernel!(pub FWD_BF16, "pool_attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, _| {
+    per_head("pool_attention_fwd_bf16", p.pictures, p.heads, p.head_dim)
+});
+kernel!(pub BWD_F32, "pool_attention_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| {
+    stages_bwd(["pool_attention_bwd_f32", "pool_attention_bwd_f32_dq"], p)
+});
+kernel!(pub BWD_BF16, "pool_attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, _| {
+    stages_bwd(["pool_attention_bwd_bf16", "pool_attention_bwd_bf16_dq"], p)
+});
+
+/// Threads of a block.
+const THREADS: u32 = 128;
+
+/// The largest head_dim that the CUDA is made for.
+const COLUMNS: u32 = 128;
+
+/// A block a picture and head.
+fn per_head(symbol: &'static str, pictures: u32, heads: u32, head_dim: u32) -> Vec<Stage> {
+    let fits = (1..=COLUMNS).contains(&head_dim);
+    cuh::blocks(symbol, if fits { u64::from(pictures) * u64::from(heads) } else { 0 }, THREADS)
+}
+
+/// A block a picture and head, then a thread an element of dq.
+fn stages_bwd([main, dq]: [&'static str; 2], p: &BwdParams) -> Vec<Stage> {
+    if p.head_dim > COLUMNS {
+        return Vec::new();
+    }
+    let mut stages = per_head(main, p.pictures, p.heads, p.head_dim);
+    stages.extend(cuh::blocks(dq, (u64::from(p.heads) * u64::from(p.head_dim)).div_ceil(THREADS.into()), THREADS));
+    stages
+}
+
+/// The forward launch; `dtype` is T, F32 or BF16.
+pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
+    let (row, size) = (p.heads as f64 * p.head_dim as f64, dtype.size() as f64);
+    let (tokens, pictures) = (p.tokens as f64, p.pictures as f64);
+    let lse = if p.lse.is_null() { 0.0 } else { 4.0 * pictures * p.heads as f64 };
+    let cost = Cost { flops: 4.0 * tokens * row, bytes: (2.0 * tokens + pictures + 1.0) * row * size + lse };
+    Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
+}
+
+/// The backward launch; `dtype` is T, F32 or BF16.
+pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
+    let (row, size) = (p.heads as f64 * p.head_dim as f64, dtype.size() as f64);
+    let (tokens, pictures) = (p.tokens as f64, p.pictures as f64);
+    let bytes = (4.0 * tokens + 2.0 * pictures + 2.0) * row * size + 4.0 * pictures * p.heads as f64;
+    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), p, Cost { flops: 10.0 * tokens * row, bytes })
+}
+
+/// A shape that tests and benches share.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Tokens of each picture.
+    pub lengths: Vec<usize>,
+    /// Heads.
+    pub heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Spread of queries and keys.
+    pub spread: f32,
+}
+
+/// Shapes that tests and benches share.
+pub fn cases() -> Vec<Case> {
+    let case = |lengths: &[usize], heads, head_dim, spread| Case { lengths: lengths.to_vec(), heads, head_dim, spread };
+    vec![
+        case(&[1], 1, 1, 1.0),
+        case(&[], 2, 8, 1.0),
+        case(&[0, 5, 0], 3, 8, 1.0),
+        case(&[65, 3, 64], 2, 72, 1.0),
+        case(&[129, 1], 1, 13, 4.0),
+        case(&[33], 2, 128, 1.0),
+        case(&[200, 63], 2, 4, 8.0),
+    ]
+}

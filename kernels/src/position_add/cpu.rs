@@ -1,0 +1,56 @@
+//! Forward by rows; backward by positions, each of which has one owner that adds its rows in order.
+#![allow(unsafe_code)]
+
+use super::{BwdParams, FwdParams};
+use crate::view::{Out, slice};
+use crate::{Element, Team, simd_fn};
+
+simd_fn! {
+    fn add_row<T: Element>(pos: &[T], y: &mut [T]) {
+        for (pos, y) in pos.iter().zip(y) {
+            *y = T::from_f32(y.to_f32() + pos.to_f32());
+        }
+    }
+}
+
+simd_fn! {
+    fn add_gradient<T: Element>(dy: &[T], sum: &mut [f32]) {
+        for (dy, sum) in dy.iter().zip(sum) {
+            *sum += dy.to_f32();
+        }
+    }
+}
+
+/// # Safety
+/// The addresses cover what [`FwdParams`] says.
+pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
+    let (rows, cols, positions) = (p.rows as usize, p.cols as usize, p.positions as usize);
+    // SAFETY: the caller's promise; x is not looked at where it is y.
+    let x = unsafe { slice::<T>(p.x, if p.x == p.y { 0 } else { rows * cols }) };
+    // SAFETY: the caller's promise.
+    let (pos, y) = unsafe { (slice::<T>(p.pos, positions * cols), Out::<T>::new(p.y, rows * cols)) };
+    team.run(rows, |row| {
+        // SAFETY: rows do not overlap.
+        let y = unsafe { y.part(row * cols, cols) };
+        if p.x != p.y {
+            y.copy_from_slice(&x[row * cols..][..cols]);
+        }
+        add_row(&pos[row % positions * cols..][..cols], y);
+    });
+}
+
+/// # Safety
+/// The addresses cover what [`BwdParams`] says.
+pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
+    let (rows, cols, positions) = (p.rows as usize, p.cols as usize, p.positions as usize);
+    // SAFETY: the caller's promise.
+    let (dy, d_pos) = unsafe { (slice::<T>(p.dy, rows * cols), Out::<f32>::new(p.d_pos, positions * cols)) };
+    team.run(positions.min(rows), |position| {
+        let mut sum = vec![0.0; cols];
+        for row in (position..rows).step_by(positions) {
+            add_gradient(&dy[row * cols..][..cols], &mut sum);
+        }
+        // SAFETY: positions do not overlap.
+        add_gradient(&sum, unsafe { d_pos.part(position * cols, cols) });
+    });
+}

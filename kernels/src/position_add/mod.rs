@@ -1,0 +1,97 @@
+//! Learned positions added to the rows of pictures: `y[r] = T(x[r] + pos[r mod positions])`, and their gradient,
+//! `d_pos[i] += Σ dy[r]` over the rows `r ≡ i (mod positions)`, ascending. The gradient of x is dy.
+//!
+//! Shapes: x, y, dy T `[rows, cols]`, pos T `[positions, cols]`, d_pos f32 `[positions, cols]`; T f32 or bf16. y may be x.
+//! Numerics: the sum rounds to T once; d_pos is summed in f32, then added to what it held. What is computed for a row, and the
+//! order of a sum, do not depend on the grid. Bound: memory, each element once.
+
+pub(crate) mod check;
+mod cpu;
+mod formula;
+
+use crate::launch::{Params as _, by_dtype};
+use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
+
+params! {
+    /// Parameters of the forward kernel.
+    pub struct FwdParams {
+        /// T `[rows, cols]`
+        pub x: Addr,
+        /// T `[positions, cols]`
+        pub pos: Addr,
+        /// T `[rows, cols]`, written; may be x.
+        pub y: Addr,
+        /// Rows.
+        pub rows: u32,
+        /// Elements of a row.
+        pub cols: u32,
+        /// Positions, at least 1.
+        pub positions: u32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+params! {
+    /// Parameters of the backward kernel.
+    pub struct BwdParams {
+        /// T `[rows, cols]`
+        pub dy: Addr,
+        /// f32 `[positions, cols]`, added to.
+        pub d_pos: Addr,
+        /// Rows.
+        pub rows: u32,
+        /// Elements of a row.
+        pub cols: u32,
+        /// Positions, at least 1.
+        pub positions: u32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+/// The CUDA source.
+pub static SOURCE: Source = Source {
+    name: "position_add",
+    sm80: include_str!("sm80.cu"),
+    params: &[FwdParams::c_declaration, BwdParams::c_declaration],
+};
+
+kernel!(pub FWD_F32, "position_add_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, _| {
+    stages("position_add_fwd_f32", p.rows, p.cols, p.positions, 4)
+});
+kernel!(pub FWD_BF16, "position_add_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, _| {
+    stages("position_add_fwd_bf16", p.rows, p.cols, p.positions, 8)
+});
+kernel!(pub BWD_F32, "position_add_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| {
+    stages("position_add_bwd_f32", p.rows, p.cols, p.positions, 4)
+});
+kernel!(pub BWD_BF16, "position_add_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, _| {
+    stages("position_add_bwd_bf16", p.rows, p.cols, p.positions, 8)
+});
+
+/// A thread a place of the positions that some row has; `vector`: elements in 16 bytes.
+fn stages(symbol: &'static str, rows: u32, cols: u32, positions: u32, vector: u64) -> Vec<Stage> {
+    let places = u64::from(positions.min(rows)) * u64::from(cols);
+    let whole = u64::from(cols).is_multiple_of(vector);
+    cuh::blocks(symbol, places.div_ceil(256 * if whole { vector } else { 1 }), 256)
+}
+
+/// The forward launch; `dtype` is T, F32 or BF16.
+pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
+    let (n, places) = (p.rows as f64 * p.cols as f64, p.positions.min(p.rows) as f64 * p.cols as f64);
+    let cost = Cost { flops: n, bytes: (2.0 * n + places) * dtype.size() as f64 };
+    Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
+}
+
+/// The backward launch; `dtype` is that of dy, F32 or BF16.
+pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
+    let (n, places) = (p.rows as f64 * p.cols as f64, p.positions.min(p.rows) as f64 * p.cols as f64);
+    let cost = Cost { flops: n, bytes: n * dtype.size() as f64 + 8.0 * places };
+    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), p, cost)
+}
+
+/// Shapes that tests and benches share: (rows, cols, positions).
+pub fn cases() -> Vec<(usize, usize, usize)> {
+    vec![(1, 1, 1), (0, 8, 3), (17, 19, 5), (21, 72, 7), (3, 2050, 8), (40, 128, 4), (2, 1152, 1)]
+}

@@ -1,0 +1,92 @@
+// Learned positions added to the rows of pictures, and their gradient.
+//
+//   fwd: y[r] = T(x[r] + pos[r mod positions]);  bwd: d_pos[i] += sum of dy[r] over r = i, i + positions, ...
+//
+// Shapes and limits: mod.rs. Numerics: fwd rounds the sum to T; bwd adds in f32, rows ascending, then to what d_pos held.
+// Grid: a thread owns 16 bytes of one position's row (an element where rows are no multiple of that), 256 threads a block.
+//
+//   load pos; for each picture, four at a time: load x; store x + pos         (bwd: load dy; add to the sum; store the sum)
+//
+// Departures: none; so positions are read once however many pictures there are.
+// Bound: memory.
+
+#include "cuh/base.cuh"
+
+constexpr int THREADS = 256;
+// Pictures whose loads are in flight.
+constexpr int AHEAD = 4;
+
+// f(at, AHEAD vectors of `from` from `at` on, a picture apart) for each vector's place `own` among `plane` elements, between
+// begin(own) and end(own).
+template <int V, class T, class Begin, class F, class End>
+__device__ __forceinline__ void for_places(const T* from, u64 total, u64 plane, Begin begin, F f, End end) {
+  const u64 own = (static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x) * V;
+  if (own >= plane || own >= total) return;
+  begin(own);
+  for (u64 at = own; at < total; at += AHEAD * plane) {
+    float x[AHEAD][V];
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k) {
+      if (at + k * plane < total) load_vector(from + at + k * plane, x[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k) {
+      if (at + k * plane < total) f(at + k * plane, x[k]);
+    }
+  }
+  end(own);
+}
+
+template <int V, class T>
+__device__ __forceinline__ void forward(const FwdParams& p) {
+  const u64 total = static_cast<u64>(p.rows) * p.cols, plane = static_cast<u64>(p.positions) * p.cols;
+  float pos[V];
+  for_places<V>(
+      global<const T>(p.x), total, plane, [&](u64 own) { load_vector(global<const T>(p.pos) + own, pos); },
+      [&](u64 at, float(&x)[V]) {
+#pragma unroll
+        for (int j = 0; j < V; ++j) x[j] = __fadd_rn(x[j], pos[j]);
+        store_vector(global<T>(p.y) + at, x);
+      },
+      [](u64) {});
+}
+
+template <int V, class T>
+__device__ __forceinline__ void backward(const BwdParams& p) {
+  const u64 total = static_cast<u64>(p.rows) * p.cols, plane = static_cast<u64>(p.positions) * p.cols;
+  float sum[V];
+#pragma unroll
+  for (int j = 0; j < V; ++j) sum[j] = 0.0f;
+  for_places<V>(
+      global<const T>(p.dy), total, plane, [](u64) {},
+      [&](u64, const float(&dy)[V]) {
+#pragma unroll
+        for (int j = 0; j < V; ++j) sum[j] = __fadd_rn(sum[j], dy[j]);
+      },
+      [&](u64 own) {
+        float before[V];
+        float* d_pos = global<float>(p.d_pos) + own;
+        load_vector(d_pos, before);
+#pragma unroll
+        for (int j = 0; j < V; ++j) before[j] = __fadd_rn(before[j], sum[j]);
+        store_vector(d_pos, before);
+      });
+}
+
+#define KERNELS(T, NAME)                                                                                             \
+  extern "C" __global__ void __launch_bounds__(THREADS, 3) position_add_fwd_##NAME(const __grid_constant__ FwdParams p) { \
+    if (p.cols % VECTOR<T> == 0) {                                                                                   \
+      forward<VECTOR<T>, T>(p);                                                                                      \
+    } else {                                                                                                         \
+      forward<1, T>(p);                                                                                              \
+    }                                                                                                                \
+  }                                                                                                                  \
+  extern "C" __global__ void __launch_bounds__(THREADS, 3) position_add_bwd_##NAME(const __grid_constant__ BwdParams p) { \
+    if (p.cols % VECTOR<T> == 0) {                                                                                   \
+      backward<VECTOR<T>, T>(p);                                                                                     \
+    } else {                                                                                                         \
+      backward<1, T>(p);                                                                                             \
+    }                                                                                                                \
+  }
+KERNELS(float, f32)
+KERNELS(bf16, bf16)

@@ -1,0 +1,342 @@
+// RMS normalisation of rows, and its gradient, for kernels that differ in where rows come from. What they compute, in which order,
+// and how rows are spread over blocks: rms_norm/sm80.cu.
+#pragma once
+
+#include "cuh/held.cuh"
+#include "cuh/math.cuh"
+
+constexpr int PART_ROWS = 64;
+constexpr int FWD_BLOCK = 256;
+constexpr int BWD_BLOCK = 512;
+constexpr int WIDE = 512;
+
+// Whether a residual is added first (a specialisation says so).
+template <class P>
+constexpr bool ADDS = false;
+
+// Where row i of y and dy lies in x and dx (an overload may say otherwise); to be asked by whole warps.
+template <class P>
+__device__ __forceinline__ u64 place_of(const P&, u64 row) {
+  return row;
+}
+
+// T(x + residual), which is also stored.
+template <class T>
+__device__ __forceinline__ Words<16> add_and_store(const Words<16>& x, const Words<16>& residual, T* sum, u32 at, u32 cols,
+                                                   bool vector) {
+  float a[VECTOR<T>], b[VECTOR<T>];
+  unpack<T>(x, a);
+  unpack<T>(residual, b);
+#pragma unroll
+  for (int j = 0; j < VECTOR<T>; ++j) a[j] += b[j];
+  store_elements(sum, at, cols, vector, a);
+  return pack<T>(a);
+}
+
+// `scratch` is two, so that one barrier a row is enough: a thread that is a row ahead writes to the other.
+template <class T, int BLOCK, int THREADS, bool vector, class P>
+__device__ __forceinline__ void forward(const P& p, float (&scratch)[2][BLOCK / 32]) {
+  constexpr int V = VECTOR<T>;
+  constexpr bool REST = THREADS == WIDE, AHEAD = vector && !REST;
+  using Row = Held<T, THREADS>;
+  const u32 cols = p.cols;
+  const u64 step = static_cast<u64>(gridDim.x) * (BLOCK / THREADS);
+  const T *xs = global<const T>(p.x), *w = global<const T>(p.w);
+  T* ys = global<T>(p.y);
+  const T* residuals = nullptr;
+  T* sums = nullptr;
+  if constexpr (ADDS<P>) {
+    residuals = global<const T>(p.residual);
+    sums = global<T>(p.sum);
+  }
+  u64 row = static_cast<u64>(blockIdx.x) * (BLOCK / THREADS) + threadIdx.x / THREADS;
+
+  Row weights, next, next_residual;
+  weights.load(w, cols, vector);
+  const auto fetch = [&](u64 row) {
+    next.load(xs + place_of(p, row) * cols, cols, vector);
+    if constexpr (ADDS<P>) next_residual.load(residuals + row * cols, cols, vector);
+  };
+  if (AHEAD && row < p.rows) fetch(row);
+  for (int parity = 0; row < p.rows; row += step, parity ^= 1) {
+    const T* x = REST ? xs + place_of(p, row) * cols : nullptr;
+    T* y = ys + row * cols;
+    if (!AHEAD) fetch(row);
+    Row held = next;
+    if constexpr (ADDS<P>) {
+#pragma unroll
+      for (int k = 0; k < CHUNKS<T>; ++k) {
+        held.chunk[k] =
+            add_and_store(next.chunk[k], next_residual.chunk[k], sums + row * cols, Row::at(k), cols, vector);
+      }
+    }
+    if (AHEAD && row + step < p.rows) fetch(row + step);
+
+    float square = 0.0f, e[V];
+    const auto add = [&](const Words<16>& words) {
+      unpack<T>(words, e);
+#pragma unroll
+      for (int j = 0; j < V; ++j) square = fmaf(e[j], e[j], square);
+    };
+#pragma unroll
+    for (int k = 0; k < CHUNKS<T>; ++k) add(held.chunk[k]);
+    if constexpr (REST) {
+      for_rest<T, THREADS>(cols, [&](u32 at) {
+        Words<16> words = load_words(x, at, cols, vector);
+        if constexpr (ADDS<P>) {
+          const Words<16> residual = load_words(residuals + row * cols, at, cols, vector);
+          words = add_and_store(words, residual, sums + row * cols, at, cols, vector);
+        }
+        add(words);
+      });
+    }
+    const float mean = divide(group_sum<THREADS>(square, scratch[parity]), static_cast<float>(cols));
+    const float rstd = rsqrtf(mean + p.eps);
+    if (p.rstd != 0 && threadIdx.x % THREADS == 0) global<float>(p.rstd)[row] = rstd;
+
+    const auto write = [&](const Words<16>& words, const Words<16>& weight, u32 at) {
+      float scale[V], out[V];
+      unpack<T>(words, e);
+      unpack<T>(weight, scale);
+#pragma unroll
+      for (int j = 0; j < V; ++j) out[j] = scale[j] * rounded<T>(e[j] * rstd);
+      store_elements(y, at, cols, vector, out);
+    };
+#pragma unroll
+    for (int k = 0; k < CHUNKS<T>; ++k) write(held.chunk[k], weights.chunk[k], Row::at(k));
+    if constexpr (REST) {
+      for_rest<T, THREADS>(
+          cols, [&](u32 at) {
+            const T* normed = ADDS<P> ? sums + row * cols : x;
+            write(load_words(normed, at, cols, vector), load_words(w, at, cols, vector), at);
+          });
+    }
+  }
+}
+
+// What the threads of a backward block share.
+struct Shared {
+  float scratch[2][BWD_BLOCK / 32];
+  // Sums of dw: for each group but the first HELD / 4 rows of its threads.
+  Words<16> sums[(BWD_BLOCK - 32) * HELD / 4];
+};
+
+template <class T, int THREADS, bool vector, class P>
+__device__ __forceinline__ void backward(const P& p, Shared& shared) {
+  constexpr int V = VECTOR<T>, GROUPS = BWD_BLOCK / THREADS;
+  // With a third operand there are no registers left to hold the next row of two.
+  constexpr bool REST = THREADS == WIDE, KEEP = vector && !REST, AHEAD = KEEP && sizeof(T) == 2 && !ADDS<P>;
+  using Row = Held<T, THREADS>;
+  const u32 cols = p.cols, group = threadIdx.x / THREADS;
+  const bool wants_dw = p.dw != 0;
+  const T *xs = global<const T>(p.x), *dys = global<const T>(p.dy), *w = global<const T>(p.w);
+  T* dxs = global<T>(p.dx);
+  const float* rstds = global<const float>(p.rstd);
+  float* partial = global<float>(p.partial) + static_cast<u64>(blockIdx.x) * cols;
+
+  // The group's rows are row, row + step, … below end; the block makes `steps` steps, as many as the group with the most rows.
+  u64 row, end = p.rows, step;
+  u32 steps;
+  if (wants_dw) {
+    const u64 first = static_cast<u64>(blockIdx.x) * PART_ROWS;
+    constexpr int RUN = PART_ROWS / GROUPS;
+    row = first + group * RUN;
+    end = min(row + RUN, end);
+    step = 1;
+    steps = static_cast<u32>(min(static_cast<u64>(RUN), p.rows - first));
+  } else {
+    const u64 first = static_cast<u64>(blockIdx.x) * GROUPS;
+    row = first + group;
+    step = static_cast<u64>(gridDim.x) * GROUPS;
+    steps = static_cast<u32>(ceil_div(end - first, step));
+  }
+
+  Row weights, next_x{}, next_dy{};
+  float next_rstd = 0.0f, dw[HELD];
+#pragma unroll
+  for (int i = 0; i < HELD; ++i) dw[i] = 0.0f;
+  if (KEEP) weights.load(w, cols, vector);
+  const auto weight = [&](int k) { return KEEP ? weights.chunk[k] : load_words(w, Row::at(k), cols, vector); };
+  const auto fetch = [&](u64 row) {
+    next_x.load(xs + place_of(p, row) * cols, cols, vector);
+    next_dy.load(dys + row * cols, cols, vector);
+    next_rstd = load_for_warp(rstds + row);
+  };
+  if (AHEAD && row < end) fetch(row);
+  for (u32 i = 0; i < steps; ++i, row += step) {
+    const bool live = row < end;
+    if (!AHEAD && live) fetch(row);
+    const Row held_x = next_x, held_dy = next_dy;
+    const float rstd = next_rstd;
+    const u64 place = live ? place_of(p, row) : 0;
+    const T *x = xs + place * cols, *dy = dys + row * cols;
+    T* dx = dxs + place * cols;
+    Row d_sum{};
+    const auto load_other = [&](u32 at) {
+      Words<16> words{};
+      if constexpr (ADDS<P>) words = load_words(global<const T>(p.d_sum) + row * cols, at, cols, vector);
+      return words;
+    };
+    if (KEEP && live) {
+#pragma unroll
+      for (int k = 0; k < CHUNKS<T>; ++k) d_sum.chunk[k] = load_other(Row::at(k));
+    }
+    if (AHEAD && row + step < end) fetch(row + step);
+
+    float dot = 0.0f, ex[V], edy[V], ew[V];
+    const auto add = [&](const Words<16>& x, const Words<16>& dy, const Words<16>& w) {
+      unpack<T>(x, ex);
+      unpack<T>(dy, edy);
+      unpack<T>(w, ew);
+#pragma unroll
+      for (int j = 0; j < V; ++j) dot = fmaf(edy[j] * ew[j], ex[j], dot);
+    };
+#pragma unroll
+    for (int k = 0; k < CHUNKS<T>; ++k) add(held_x.chunk[k], held_dy.chunk[k], weight(k));
+    if constexpr (REST) {
+      for_rest<T, THREADS>(cols, [&](u32 at) {
+        add(load_words(x, at, cols, vector), load_words(dy, at, cols, vector), load_words(w, at, cols, vector));
+      });
+    }
+    const float mean = divide(group_sum<THREADS>(dot, shared.scratch[i % 2]), static_cast<float>(cols));
+    const float along_x = rstd * rstd * rstd * mean;
+    if (!live) continue;
+
+    const auto write = [&](const Words<16>& x, const Words<16>& dy, const Words<16>& w, const Words<16>& d_sum, u32 at) {
+      float out[V], other[V];
+      unpack<T>(x, ex);
+      unpack<T>(dy, edy);
+      unpack<T>(w, ew);
+#pragma unroll
+      for (int j = 0; j < V; ++j) out[j] = fmaf(-along_x, ex[j], rstd * (edy[j] * ew[j]));
+      if constexpr (ADDS<P>) {
+        unpack<T>(d_sum, other);
+#pragma unroll
+        for (int j = 0; j < V; ++j) out[j] += other[j];
+      }
+      store_elements(dx, at, cols, vector, out);
+    };
+#pragma unroll
+    for (int k = 0; k < CHUNKS<T>; ++k) {
+      write(held_x.chunk[k], held_dy.chunk[k], weight(k), KEEP ? d_sum.chunk[k] : load_other(Row::at(k)), Row::at(k));
+#pragma unroll
+      for (int j = 0; j < V; ++j) dw[k * V + j] = fmaf(edy[j], ex[j] * rstd, dw[k * V + j]);
+    }
+    if constexpr (REST) {
+      for_rest<T, THREADS>(cols, [&](u32 at) {
+        write(load_words(x, at, cols, vector), load_words(dy, at, cols, vector), load_words(w, at, cols, vector),
+              load_other(at), at);
+        if (!wants_dw) return;
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          if (at + j < cols) partial[at + j] = fmaf(edy[j], ex[j] * rstd, i == 0 ? 0.0f : partial[at + j]);
+        }
+      });
+    }
+  }
+  if (!wants_dw) return;
+
+  if constexpr (GROUPS > 1) {
+    // Columns stay with their thread number, so the places in between are ordered for the banks alone.
+    Words<16>* sums = shared.sums + threadIdx.x % THREADS;
+    if (group > 0) {
+#pragma unroll
+      for (int i = 0; i < HELD; i += 4) {
+        Words<16> words;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) words.word[j] = __float_as_uint(dw[i + j]);
+        sums[((group - 1) * (HELD / 4) + i / 4) * THREADS] = words;
+      }
+    }
+    __syncthreads();
+    if (group > 0) return;
+    for (int other = 0; other < GROUPS - 1; ++other) {
+#pragma unroll
+      for (int i = 0; i < HELD; i += 4) {
+        const Words<16> words = sums[(other * (HELD / 4) + i / 4) * THREADS];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) dw[i + j] += __uint_as_float(words.word[j]);
+      }
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < CHUNKS<T>; ++k) {
+    float sum[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum[j] = dw[k * V + j];
+    store_elements(partial, Row::at(k), cols, cols % V == 0 && aligned16(p.partial), sum);
+  }
+}
+
+// dw[c] += the parts' sums of column c: a block has 32 columns, warp w the parts w, w + 8, …; then warps in order.
+template <class P>
+__device__ __forceinline__ void sum_parts(const P& p) {
+  constexpr int WARPS = 8;
+  __shared__ float sums[WARPS][32];
+  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
+  const u32 parts = ceil_div(p.rows, static_cast<u32>(PART_ROWS));
+  float sum = 0.0f;
+  if (c < p.cols) {
+#pragma unroll 4
+    for (u32 part = warp; part < parts; part += WARPS) {
+      sum += global<const float>(p.partial)[static_cast<u64>(part) * p.cols + c];
+    }
+  }
+  sums[warp][lane] = sum;
+  __syncthreads();
+  if (warp > 0 || c >= p.cols) return;
+#pragma unroll
+  for (int other = 1; other < WARPS; ++other) sum += sums[other][lane];
+  global<float>(p.dw)[c] += sum;
+}
+
+// Whether all rows start at a multiple of 16 bytes; `bases_aligned` has an overload for each parameter struct.
+template <class T, class P>
+__device__ __forceinline__ bool aligned(const P& p) {
+  return p.cols % VECTOR<T> == 0 && bases_aligned(p);
+}
+
+template <class T, int BLOCK, int THREADS, class P>
+__device__ __forceinline__ void forward_any(const P& p) {
+  __shared__ float scratch[2][BLOCK / 32];
+  if (aligned<T>(p)) {
+    forward<T, BLOCK, THREADS, true>(p, scratch);
+  } else {
+    forward<T, BLOCK, THREADS, false>(p, scratch);
+  }
+}
+
+template <class T, int THREADS, class P>
+__device__ __forceinline__ void backward_any(const P& p, Shared& shared) {
+  if (aligned<T>(p)) {
+    backward<T, THREADS, true>(p, shared);
+  } else {
+    backward<T, THREADS, false>(p, shared);
+  }
+}
+
+#define KERNEL(NAME, PARAMS, ...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__) NAME(const __grid_constant__ PARAMS p)
+
+// The kernels of one element type: PREFIX_fwd_NAME and so on.
+#define KERNELS(T, PREFIX, NAME, FWD, BWD)                                                           \
+  KERNEL(PREFIX##_fwd_##NAME, FWD, FWD_BLOCK) {                                                      \
+    if (p.cols <= HELD * 32) {                                                                       \
+      forward_any<T, FWD_BLOCK, 32>(p);                                                              \
+    } else {                                                                                         \
+      forward_any<T, FWD_BLOCK, FWD_BLOCK>(p);                                                       \
+    }                                                                                                \
+  }                                                                                                  \
+  KERNEL(PREFIX##_fwd_##NAME##_wide, FWD, WIDE, 1) { forward_any<T, WIDE, WIDE>(p); }                \
+  KERNEL(PREFIX##_bwd_##NAME, BWD, BWD_BLOCK) {                                                      \
+    __shared__ Shared shared;                                                                        \
+    if (p.cols <= HELD * 32) {                                                                       \
+      backward_any<T, 32>(p, shared);                                                                \
+    } else {                                                                                         \
+      backward_any<T, 256>(p, shared);                                                               \
+    }                                                                                                \
+  }                                                                                                  \
+  KERNEL(PREFIX##_bwd_##NAME##_wide, BWD, BWD_BLOCK) {                                               \
+    __shared__ Shared shared;                                                                        \
+    backward_any<T, BWD_BLOCK>(p, shared);                                                           \
+  }                                                                                                  \
+  KERNEL(PREFIX##_bwd_##NAME##_dw, BWD, 256) { sum_parts(p); }
