@@ -137,12 +137,14 @@ impl Gpu {
     /// When they do not fit.
     pub fn upload(&self, buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
         assert!(offset + bytes.len() <= buffer.bytes, "{} bytes at {offset} of {}", bytes.len(), buffer.bytes);
-        self.synchronize()?;
         if bytes.is_empty() {
             return Ok(());
         }
-        // SAFETY: the range lies in the buffer.
-        named("copying to the GPU", unsafe { driver::memcpy_htod_sync(buffer.at + offset as u64, bytes) })
+        // The driver's plain copy may return before the bytes are there, and other streams than its own do not wait for it.
+        // SAFETY: the range lies in the buffer, and the host's bytes live until the wait is over.
+        let asked = unsafe { driver::memcpy_htod_async(buffer.at + offset as u64, bytes, self.stream) };
+        named("copying to the GPU", asked)?;
+        self.synchronize()
     }
 
     /// Copies bytes from `offset` on to the host.
@@ -151,12 +153,13 @@ impl Gpu {
     /// When there are not as many.
     pub fn download(&self, buffer: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
         assert!(offset + bytes.len() <= buffer.bytes, "{} bytes at {offset} of {}", bytes.len(), buffer.bytes);
-        self.synchronize()?;
         if bytes.is_empty() {
             return Ok(());
         }
-        // SAFETY: the range lies in the buffer.
-        named("copying from the GPU", unsafe { driver::memcpy_dtoh_sync(bytes, buffer.at + offset as u64) })
+        // SAFETY: the range lies in the buffer, and the host's bytes live until the wait is over.
+        let asked = unsafe { driver::memcpy_dtoh_async(bytes, buffer.at + offset as u64, self.stream) };
+        named("copying from the GPU", asked)?;
+        self.synchronize()
     }
 
     /// Sets every byte of the buffer, in stream order.
