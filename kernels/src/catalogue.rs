@@ -4,6 +4,7 @@
 
 use bytemuck::Zeroable;
 
+use crate::checks::Check;
 use crate::dtype::DType::{self, BF16, F32};
 use crate::launch::KernelLaunch;
 use crate::{
@@ -18,6 +19,8 @@ pub struct Folder {
     pub name: &'static str,
     /// The text of its `mod.rs`.
     pub module: &'static str,
+    /// What its kernels are held to.
+    pub checks: &'static [Check],
     examples: fn() -> Vec<(&'static str, Launch)>,
 }
 
@@ -57,6 +60,7 @@ macro_rules! folders {
         &[$(Folder {
             name: stringify!($name),
             module: include_str!(concat!(stringify!($name), "/mod.rs")),
+            checks: $name::check::CHECKS,
             examples: examples::$name,
         }),*]
     };
@@ -130,7 +134,7 @@ mod examples {
             kv_heads: KV_HEADS,
             head_dim: HEAD_DIM,
             causal: 1,
-            scale: 1.0,
+            scale: 0.088,
             max_seqlen: TOKENS,
             ..Zeroable::zeroed()
         };
@@ -152,7 +156,7 @@ mod examples {
             kv_heads: KV_HEADS,
             head_dim: HEAD_DIM,
             causal: 1,
-            scale: 1.0,
+            scale: 0.088,
             max_seqlen: TOKENS,
             ..Zeroable::zeroed()
         };
@@ -488,9 +492,10 @@ mod examples {
             kv_heads: KV_HEADS,
             head_dim: HEAD_DIM,
             max_blocks: TOKENS / 64,
-            scale: 1.0,
+            scale: 0.088,
             max_kv_len: TOKENS,
             page: 64,
+            workspace: SOME,
             ..Zeroable::zeroed()
         };
         let (pairs, keys) = paged_attention::work([(1, TOKENS as usize); BATCH as usize]);
@@ -658,6 +663,7 @@ mod examples {
             history: SOME,
             history_len: SOME,
             suppressed: SOME,
+            workspace: SOME,
             ids: SOME,
             log_prob: SOME,
             rows: BATCH,

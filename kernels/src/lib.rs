@@ -1,12 +1,15 @@
 //! One folder a kernel: maths, shapes and limits (`mod.rs`), the definition in f64 (`formula.rs`), what the cpu device
-//! runs (`cpu.rs`) and the tests that hold one to the other (`tests.rs`).
+//! runs (`cpu.rs`), what a GPU and the simulator run (`sm80.cu`) and what holds one to the other (`check.rs`).
 //!
 //! A kernel is launched through a [`launch::Launch`]: plain data that a device executes. Nothing here owns memory.
 
+pub mod bench;
 pub mod catalogue;
+pub mod checks;
 pub mod compare;
 pub mod compile;
 pub mod cost;
+pub mod cuda;
 pub mod cuh;
 pub mod dtype;
 pub mod launch;
@@ -45,9 +48,6 @@ pub mod rows;
 pub mod sample;
 pub mod skinny;
 pub mod swiglu;
-
-#[cfg(test)]
-mod testing;
 
 /// Every CUDA source, in alphabetical order.
 pub const SOURCES: &[&Source] = &[

@@ -51,29 +51,40 @@ pub struct Staged {
 }
 
 /// A parsed translation unit with its kernels, decoded as they are asked for.
-struct Loaded {
+pub struct Unit {
     program: Program,
     kernels: Mutex<HashMap<&'static str, Arc<program::Kernel>>>,
 }
 
-/// The parsed PTX of a source for an architecture; parsed once a process.
-fn load(source: &'static crate::Source, sm: u32) -> Result<Arc<Loaded>, SimulateError> {
-    type Programs = Mutex<HashMap<(&'static str, u32), Arc<Loaded>>>;
-    static PROGRAMS: OnceLock<Programs> = OnceLock::new();
-    let programs = PROGRAMS.get_or_init(Default::default);
-    let key = (source.name, sm);
-    if let Some(found) = programs.lock().expect("no panic while it is held").get(&key) {
-        return Ok(found.clone());
+impl Unit {
+    /// Of a parsed program.
+    pub fn new(program: Program) -> Unit {
+        Unit { program, kernels: Mutex::default() }
     }
-    let ptx = compile::ptx(source, &format!("sm_{sm}"))?;
-    let program = Program::parse(&ptx).map_err(|error| SimulateError::Program { symbol: source.name, error })?;
-    let loaded = Arc::new(Loaded { program, kernels: Mutex::default() });
-    programs.lock().expect("no panic while it is held").insert(key, loaded.clone());
-    Ok(loaded)
-}
 
-impl Loaded {
-    fn kernel(&self, symbol: &'static str) -> Result<Arc<program::Kernel>, SimulateError> {
+    /// Of a source for an architecture; compiled and parsed once a process.
+    pub fn of_source(source: &'static crate::Source, sm: u32) -> Result<Arc<Unit>, SimulateError> {
+        type Units = Mutex<HashMap<(&'static str, u32), Arc<Unit>>>;
+        static UNITS: OnceLock<Units> = OnceLock::new();
+        let units = UNITS.get_or_init(Default::default);
+        let key = (source.name, sm);
+        if let Some(found) = units.lock().expect("no panic while it is held").get(&key) {
+            return Ok(found.clone());
+        }
+        let ptx = compile::ptx(source, &format!("sm_{sm}"))?;
+        let program = Program::parse(&ptx).map_err(|error| SimulateError::Program { symbol: source.name, error })?;
+        let unit = Arc::new(Unit::new(program));
+        units.lock().expect("no panic while it is held").insert(key, unit.clone());
+        Ok(unit)
+    }
+
+    /// The program.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// One of its kernels.
+    pub fn kernel(&self, symbol: &'static str) -> Result<Arc<program::Kernel>, SimulateError> {
         let mut kernels = self.kernels.lock().expect("no panic while it is held");
         if let Some(found) = kernels.get(symbol) {
             return Ok(found.clone());
@@ -82,6 +93,39 @@ impl Loaded {
         let kernel = Arc::new(kernel);
         kernels.insert(symbol, kernel.clone());
         Ok(kernel)
+    }
+
+    /// Runs all stages of a launch, whose symbols this unit has, on `memory`, whose buffers lie at the addresses in its
+    /// parameters.
+    pub fn run(
+        &self,
+        launch: &KernelLaunch,
+        arch: &Arch,
+        memory: &mut Memory,
+        options: &Options,
+    ) -> Result<Vec<Staged>, SimulateError> {
+        let cuda = launch.kernel.cuda.ok_or(SimulateError::NoSource(launch.kernel.name))?;
+        let mut out = Vec::new();
+        for stage in (cuda.plan)(&launch.params, arch) {
+            let symbol = stage.symbol;
+            let kernel = self.kernel(symbol)?;
+            let grid = exec::Launch {
+                grid: stage.grid,
+                block: stage.block,
+                cluster: stage.cluster,
+                dynamic_shared: stage.shared,
+                params: launch.params.to_vec(),
+            };
+            let outcome = exec::run(&self.program, &kernel, &grid, memory, options)
+                .map_err(|error| SimulateError::Launch { symbol, error })?;
+            out.push(Staged {
+                stage,
+                findings: outcome.findings.into_list(),
+                notes: outcome.notes,
+                counters: outcome.counters,
+            });
+        }
+        Ok(out)
     }
 }
 
@@ -98,30 +142,8 @@ pub fn run(
     options: &Options,
 ) -> Result<Vec<Staged>, SimulateError> {
     let cuda = launch.kernel.cuda.ok_or(SimulateError::NoSource(launch.kernel.name))?;
-    let stages = (cuda.plan)(&launch.params, arch);
-    if stages.is_empty() {
+    if (cuda.plan)(&launch.params, arch).is_empty() {
         return Ok(Vec::new());
     }
-    let loaded = load(cuda.source, arch.sm)?;
-    let mut out = Vec::new();
-    for stage in stages {
-        let symbol = stage.symbol;
-        let kernel = loaded.kernel(symbol)?;
-        let grid = exec::Launch {
-            grid: stage.grid,
-            block: stage.block,
-            cluster: stage.cluster,
-            dynamic_shared: stage.shared,
-            params: launch.params.to_vec(),
-        };
-        let outcome = exec::run(&loaded.program, &kernel, &grid, memory, options)
-            .map_err(|error| SimulateError::Launch { symbol, error })?;
-        out.push(Staged {
-            stage,
-            findings: outcome.findings.into_list(),
-            notes: outcome.notes,
-            counters: outcome.counters,
-        });
-    }
-    Ok(out)
+    Unit::of_source(cuda.source, arch.sm)?.run(launch, arch, memory, options)
 }

@@ -1,4 +1,4 @@
-//! `reel kernels check`: compiles every kernel for every architecture.
+//! `reel kernels check`: compiles every kernel for every architecture, or runs them on a device.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,9 +18,12 @@ use crate::common::Common;
 use crate::fail::{bad_usage, failed};
 use crate::output;
 
-/// Compile every kernel for every architecture; fail on spills and on what ptxas gave up.
+/// Compile every kernel for every architecture; fail on spills and on what ptxas gave up. With --device cpu, sim or cuda: run
+/// them on data of --seed and compare with their formulas.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  reel kernels check --kernel rms_norm")]
+#[command(
+    after_help = "Examples:\n  reel kernels check --kernel rms_norm\n  reel kernels check --device sim --kernel rms_norm --seed 7\n  reel kernels check --device cuda --compare"
+)]
 pub struct Check {
     /// Only this kernel, or this folder
     #[arg(long, value_name = "KERNEL")]
@@ -28,6 +31,9 @@ pub struct Check {
     /// Only this architecture; may be given several times [default: sm_80 sm_86 sm_89 sm_90a]
     #[arg(long, value_name = "ARCH")]
     arch: Vec<String>,
+    /// With --device cuda: simulate every launch too, and say how far apart the results are
+    #[arg(long)]
+    compare: bool,
 }
 
 /// One unit on one architecture.
@@ -40,6 +46,17 @@ struct Done {
 impl Check {
     /// Prints the table; fails when anything in it is wrong.
     pub fn run(&self, common: &Common) -> Result<()> {
+        if common.device.is_some() {
+            if !self.arch.is_empty() {
+                let cure = "leave out --arch, or --device";
+                return Err(bad_usage("--arch", "is for compiling; a device has its own", cure));
+            }
+            return super::hold::run(common, self.kernel.as_deref(), self.compare);
+        }
+        if self.compare {
+            return Err(bad_usage("--compare", "compares a GPU with the simulator", "use --device cuda"));
+        }
+        self.known_architectures()?;
         compile::available()?;
         let mut done = self.compile(common)?;
         let mut problems = Vec::new();
@@ -64,6 +81,17 @@ impl Check {
                     n => format!(", and {n} more"),
                 };
                 Err(failed("kernels", format!("{first}{others}"), "`reel kernels check` lists them with every figure"))
+            }
+        }
+    }
+
+    /// An architecture that no kernel is compiled for is a mistake in the command.
+    fn known_architectures(&self) -> Result<()> {
+        match self.arch.iter().find(|a| !ARCHITECTURES.contains(&a.as_str())) {
+            None => Ok(()),
+            Some(other) => {
+                let cure = format!("use one of {}", ARCHITECTURES.join(", "));
+                Err(bad_usage("--arch", format!("{other}: kernels are not compiled for it"), cure))
             }
         }
     }

@@ -13,6 +13,7 @@ pub fn step(s: &Scalars, [w, m, v]: [f64; 3], g: f64) -> [f64; 3] {
 
 /// The two parts of an f32 that is not NaN, from the definition: the multiple of 2^16 that is nearest to its bits without
 /// the sign, ties upwards, and what is left, which the sign of the number does not change.
+#[cfg(test)]
 pub fn split(x: f32) -> (u16, i16) {
     let (sign, magnitude) = (x.to_bits() >> 31, (x.to_bits() & 0x7fff_ffff) as i64);
     let hi = (magnitude as f64 / 65536.0 + 0.5).floor() as i64;

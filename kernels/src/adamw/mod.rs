@@ -21,14 +21,10 @@
 //!
 //! Bound: memory; 28 bytes a weight, 20 with bf16 moments, 16 with 8 bits.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
 mod small;
-#[cfg(test)]
-mod small_tests;
-#[cfg(test)]
-mod tests;
 
 pub use cpu::{join, split};
 

@@ -27,12 +27,10 @@
 //! Bound: f32 multiply-adds (cpu; f32 in CUDA) or matrix products (bf16 in CUDA); `4 * head_dim` operations a pair (query head,
 //! key) forward, `10 * head_dim` backward, for which CUDA does `14 * head_dim`.
 
+pub(crate) mod check;
 pub(crate) mod cpu;
-#[cfg(test)]
 mod formula;
 mod plan;
-#[cfg(test)]
-pub(crate) mod tests;
 
 use crate::launch::{Params, Source};
 use crate::{Addr, Cost, DType, Launch, kernel, params};
@@ -248,7 +246,10 @@ pub fn cases() -> Vec<Case> {
         case(&[65, 17], (2, 1), 128, true, 20.0),
         case(&[63, 2], (3, 1), 16, false, 20.0),
         case(&[130], (6, 3), 32, true, 0.0),
-        case(&[33], (2, 2), 256, false, 1.0),
+        case(&[33, 100], (2, 1), 256, true, 1.0),
+        case(&[70, 3], (2, 1), 96, true, 1.0),
+        case(&[9, 66], (1, 1), 100, true, 1.0),
+        case(&[35, 66], (2, 1), 260, true, 1.0),
         case(&[7, 70], (1, 1), 8, true, 5.0),
         case(&[90, 5], (2, 1), 72, true, 1.0),
         case(&[20, 81], (2, 2), 7, true, 1.0),

@@ -213,6 +213,7 @@ __device__ __forceinline__ void key_gradients_mma(BwdParams p) {
   const int row = threadIdx.x / 32 * 16, count = tile.place.count;
   store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dk), key_rows(p, tile), count, shared, row, dk, p.scale, p.scale,
                                         HEAD_DIM, 0);
+  // redundant: its first barrier of the warp; dk's orders the reads of V's tile too.
   store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dv), key_rows(p, tile), count, shared + Tile<HEAD_DIM>::BYTES, row,
                                         dv, 1.0f, 1.0f, HEAD_DIM, 0);
 }

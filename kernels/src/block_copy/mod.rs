@@ -4,9 +4,8 @@
 //! that is written is read. Blocks lie one after the other, a whole number of 16 bytes each.
 //! Exact. Bound: memory, each byte read and written once.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::Params as _;
 use crate::{Addr, Arch, Cost, Launch, Source, Stage, kernel, params};

@@ -4,11 +4,9 @@
 //! [`ROWS`], blocks in order, in CUDA as [`ROWS`] sums of every so many rows that then meet; the bits depend on the column
 //! alone. Numerics: f32 throughout. Bound: memory, one read of x.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::Params as _;
 use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};

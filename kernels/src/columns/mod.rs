@@ -4,11 +4,9 @@
 //! Shapes: src `[rows, src_cols]`, dst `[rows, dst_cols]`, `src_start + width ≤ src_cols`, `dst_start + width ≤ dst_cols`,
 //! any element type of 2 or 4 bytes, no overlap. Bound: memory.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::Params as _;
 use crate::{Addr, Cost, DType, Launch, Source, cuh, kernel, params};

@@ -3,11 +3,9 @@
 //! All `[count]`, arithmetic in f32, one rounding at the store; outputs may not overlap inputs. Casts round to nearest,
 //! ties to even; f16 (IEEE binary16) is only ever read. Bound: memory.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::{Params as _, by_dtype};
 use crate::{Addr, Cost, DType, Launch, Source, cuh, kernel, params};

@@ -8,11 +8,9 @@
 //! occurs once; rows of d_vision that none names stay as they are. An id outside `0..vocab`, or a slot beyond `placed`,
 //! gives a row of zeros and no gradient: callers check before. Outputs may not overlap inputs. Bound: memory.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::{Params as _, by_dtype};
 use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};

@@ -17,11 +17,9 @@
 //! i32, advantage and weight f32 `[completions]`; stats f32 `[completions, 4]`. Numerics: f64, rounded to f32 at the store.
 //! Bound: memory, if there were enough of it: a few numbers a token.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::Params as _;
 use crate::{Addr, Cost, Launch, Source, cuh, kernel, params};

@@ -6,9 +6,8 @@
 //! has 16, 32, 64, 128 or 256 tokens, as [`crate::paged_attention`] reads them. Exact. Bound: memory, each element read
 //! and written once.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::Params as _;
 use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};

@@ -16,11 +16,9 @@
 //! rounded once. A row's bits do not depend on the other rows.
 //! Bound: matrix products, `2 · rows · vocab · width` operations forward and as many again backward.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::{Params as _, by_dtype};
 use crate::{Addr, Cost, DType, Launch, Source, Stage, kernel, params};

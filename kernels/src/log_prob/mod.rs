@@ -8,11 +8,9 @@
 //! on cpu, one in CUDA, where the sum so far is scaled when a larger logit comes.
 //! Numerics: d_logits rounds to T once.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 pub(crate) mod formula;
-#[cfg(test)]
-mod tests;
 
 pub(crate) use cpu::{Row, max};
 

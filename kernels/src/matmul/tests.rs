@@ -2,9 +2,9 @@
 
 use super::{Matmul, Operand, cases, cpu, formula};
 use crate::DType::{self, BF16, F32};
+use crate::checks::{Data, numbers};
 use crate::compare::close;
 use crate::simd::{Isa, isa};
-use crate::testing::{Data, numbers};
 use crate::{Addr, Team};
 use proptest::prelude::*;
 

@@ -11,11 +11,9 @@
 //! Numerics: T(x · rstd), y and dx each round to T once. The root is to 2⁻²³ in CUDA.
 //! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::{Params as _, by_dtype};
 use crate::rms_norm::{plan_bwd, plan_fwd};

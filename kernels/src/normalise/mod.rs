@@ -7,11 +7,9 @@
 //! Numerics: y and dx each round to T once; in CUDA the root and the quotients are to 2⁻²³.
 //! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::{Params as _, by_dtype};
 use crate::{Addr, Arch, Cost, DType, Launch, Source, Stage, cuh, kernel, params};

@@ -19,9 +19,8 @@
 //! Bound: decode reads every key and value once (memory); prefill does `4 * head_dim` operations a pair (f32
 //! multiply-adds).
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::Params as _;
 use crate::{Addr, Arch, Cost, DType, Launch, Source, Stage, kernel, params};

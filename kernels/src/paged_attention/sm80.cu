@@ -523,7 +523,6 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
       }
     }
   }
-  cp_async_wait<0>();
   if constexpr (!SPLIT) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {

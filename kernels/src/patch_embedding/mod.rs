@@ -15,11 +15,9 @@
 //! patches of each time added up before they meet dw.
 //! Bound: matrix products, `2 · N · embed · k` operations.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::{CType, Params as _, by_dtype};
 use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params, patches};

@@ -9,11 +9,9 @@
 //! Numerics: the product in f64 (as image processors have it), rounded to f32, then f32 with a rounding each; T at the store.
 //! Bound: memory; 1 byte read and one element written.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::{Params as _, by_dtype};
 use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};

@@ -14,11 +14,9 @@
 //! dq after that, ascending. A picture's bits do not depend on the others.
 //! Bound: memory; keys and values are read once, and their gradients written once.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::{Params as _, by_dtype};
 use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};

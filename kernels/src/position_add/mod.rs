@@ -6,11 +6,9 @@
 //! Numerics: the sum rounds to T once; d_pos is summed in f32, then added to what it held. What is computed for a row,
 //! and the order of a sum, do not depend on the grid. Bound: memory, each element once.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::{Params as _, by_dtype};
 use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};

@@ -4,11 +4,9 @@
 //! `sum_squares` writes one partial sum per 64 Ki elements; the partials of many tensors lie one after the other, and
 //! `clip` adds them up in that order (in CUDA every 1024th of them first). NaN or infinity anywhere comes out as a NaN or infinite norm. Bound: memory.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::{Params as _, by_dtype};
 use crate::{Addr, Cost, DType, Launch, Source, cuh, kernel, params};

@@ -12,11 +12,9 @@
 //! Numerics: T(x · rstd), the sum, y and dx each round to T once. The root is to 2⁻²³ in CUDA.
 //! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::{Params as _, by_dtype};
 use crate::{Addr, Arch, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
@@ -214,5 +212,17 @@ pub fn add_bwd(dtype: DType, params: &AddBwdParams) -> Launch {
 
 /// Shapes that tests and benches share: (rows, cols, scale of the inputs).
 pub fn cases() -> Vec<(usize, usize, f32)> {
-    vec![(1, 1, 1.0), (17, 19, 1.0), (3, 8191, 30.0), (PART_ROWS + 1, 640, 1e-4), (PART_ROWS * 3 - 1, 128, 1.0)]
+    vec![
+        (1, 1, 1.0),
+        (17, 19, 1.0),
+        (3, 8191, 30.0),
+        (PART_ROWS + 1, 640, 1e-4),
+        (PART_ROWS * 3 - 1, 128, 1.0),
+        // Aligned and not: registers of a block, of a wide block, and beyond.
+        (2, 3584, 1.0),
+        (2, 3587, 1.0),
+        (2, 8200, 1.0),
+        (1, 16_001, 1.0),
+        (1, 16_640, 1.0),
+    ]
 }

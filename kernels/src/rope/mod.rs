@@ -11,11 +11,9 @@
 //! or bf16; y may be x. Numerics: the angle is reduced in f64, so cosine and sine are within one unit in the last place of
 //! f32 at any position; the application is f32 with one rounding at the store. Bound: memory.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::Params as _;
 use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};

@@ -4,11 +4,9 @@
 //! type of 2 or 4 bytes; bits are moved as they are. An index outside `0..n` gathers a row of zeros and scatters nothing
 //! on cpu: callers check before. Outputs may not overlap inputs. Bound: memory.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::Params as _;
 use crate::{Addr, Cost, DType, Kernel, Launch, Source, cuh, kernel, params};

@@ -24,11 +24,9 @@
 //! these roundings of a limit may fall on either side.
 //! Bound: memory; a few passes over the row (on cpu also a sort of the tokens that may survive top-p).
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::Params as _;
 use crate::{Addr, Arch, Cost, Launch, Source, Stage, kernel, params};

@@ -12,11 +12,9 @@
 //! on k alone.
 //! Bound: memory, reading the weight.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::Params as _;
 use crate::{Addr, Arch, Cost, DType, Kernel, Launch, Source, Stage, kernel, params};
@@ -132,5 +130,15 @@ fn launch(kernel: &'static Kernel, dtype: DType, weight: Weight, p: &Params, wei
 
 /// Sizes that tests and benches share: (m, n, k), k also off the units of 16 bytes that lanes take.
 pub fn cases() -> Vec<(usize, usize, usize)> {
-    vec![(1, 1, 1), (1, 33, 8), (3, 16, 40), (16, 40, 1031), (5, 17, 1024), (17, 24, 272), (2, 70, 2064), (8, 15, 31)]
+    vec![
+        (1, 1, 1),
+        (1, 33, 8),
+        (3, 16, 40),
+        (16, 40, 1031),
+        (5, 17, 1024),
+        (17, 24, 272),
+        (2, 70, 2064),
+        (8, 15, 31),
+        (3, 8460, 24),
+    ]
 }

@@ -8,7 +8,8 @@
 // Order. k / 8 (int8: k / 16) units of 16 bytes; group i of 4 units a row belongs to warp i / 4 % 8. So the order of a
 // sum depends on k alone: not on m, n, the row's place or the columns of a block.
 // Numerics. bf16 x: exact products, f32 sums. f32 x is the sum of three bf16 (exact unless the smallest part
-// underflows), each multiplied and added to the same f32 sum. int8 weights become bf16 exactly; their scale is applied
+// underflows). Tensor cores cut the places that fall off an f32 sum instead of rounding (measured on an H200: sums of 1024
+// terms were 4e-6 off), so each adds up 32 products of a part at a time, from zero, and the sum of these is rounded. int8 weights become bf16 exactly; their scale is applied
 // to the finished sum. Then bias, then residual (or silu and the second product), all in f32, and one rounding.
 //
 //   for each group of k of this warp: load w (UNROLL * TILES times 16 bytes a lane), x; sums += x w^T
@@ -179,8 +180,16 @@ __device__ __forceinline__ void skinny(const Params& p) {
           for (int part = 0; part < X::COUNT; ++part) {
             const u32 low[4] = {a[0][part][0], a[1][part][0], a[0][part][1], a[1][part][1]};
             const u32 high[4] = {a[0][part][2], a[1][part][2], a[0][part][3], a[1][part][3]};
-            mma_bf16(sums[n], low, b[0], b[1]);
-            mma_bf16(sums[n], high, b[2], b[3]);
+            if constexpr (X::COUNT == 1) {
+              mma_bf16(sums[n], low, b[0], b[1]);
+              mma_bf16(sums[n], high, b[2], b[3]);
+            } else {
+              float few[4] = {};
+              mma_bf16(few, low, b[0], b[1]);
+              mma_bf16(few, high, b[2], b[3]);
+#pragma unroll
+              for (int j = 0; j < 4; ++j) sums[n][j] = __fadd_rn(sums[n][j], few[j]);
+            }
           }
         }
       }

@@ -5,11 +5,9 @@
 //! Numerics: one rounding to T at the store; in CUDA the exponential is good to 1 and the quotient to 2 units in the last place.
 //! Bound: memory; 3 reads and writes of `count` elements forward, 5 backward.
 
+pub(crate) mod check;
 mod cpu;
-#[cfg(test)]
 mod formula;
-#[cfg(test)]
-mod tests;
 
 use crate::launch::Params as _;
 use crate::{Addr, Cost, DType, Launch, Source, cuh, kernel, params};

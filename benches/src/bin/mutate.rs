@@ -1,0 +1,123 @@
+//! Changes the synchronisation of every shipped kernel, one instruction at a time, and asks whether the checks notice.
+//!
+//! `cargo run --release -p reel-benches --bin mutate [-- --kernel FOLDER] [--launches N] [--survivors]`
+//!
+//! One line of JSON a folder, and one in total; with `--survivors` one for each mutant that nothing killed.
+
+use clap::Parser;
+use reel_kernels::catalogue::FOLDERS;
+use reel_kernels::checks::mutation::{Subject, Target, Verdict};
+use serde_json::json;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+#[derive(Parser)]
+struct Arguments {
+    /// Only this folder
+    #[arg(long)]
+    kernel: Option<String>,
+    /// Launches that a mutant is tried on
+    #[arg(long, default_value_t = 12)]
+    launches: usize,
+    /// Print mutants that nothing killed
+    #[arg(long)]
+    survivors: bool,
+    /// Threads [default: all]
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+/// How many mutants came to what.
+#[derive(Clone, Copy, Default)]
+struct Tally {
+    killed: usize,
+    redundant: usize,
+    survived: usize,
+    unreached: usize,
+}
+
+impl Tally {
+    fn json(&self, name: &str, seconds: f64) -> serde_json::Value {
+        let all = self.killed + self.redundant + self.survived + self.unreached;
+        let judged = (all - self.redundant).max(1);
+        json!({
+            "folder": name, "mutants": all, "killed": self.killed, "redundant": self.redundant, "survived": self.survived,
+            "unreached": self.unreached, "kill_rate": self.killed as f64 / judged as f64, "seconds": seconds,
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let mut total = Tally::default();
+    let start = Instant::now();
+    for folder in FOLDERS.iter().filter(|f| arguments.kernel.as_deref().is_none_or(|k| k == f.name)) {
+        let start = Instant::now();
+        let subject = match Subject::of(folder) {
+            Ok(Some(subject)) => subject,
+            Ok(None) => continue,
+            Err(e) => {
+                eprintln!("error: {}: {e}", folder.name);
+                return ExitCode::FAILURE;
+            }
+        };
+        match judge(&subject, &arguments) {
+            Ok(tally) => {
+                println!("{}", tally.json(folder.name, start.elapsed().as_secs_f64()));
+                total.killed += tally.killed;
+                total.redundant += tally.redundant;
+                total.survived += tally.survived;
+                total.unreached += tally.unreached;
+            }
+            Err(e) => {
+                eprintln!("error: {}: {e}", folder.name);
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    println!("{}", total.json("all", start.elapsed().as_secs_f64()));
+    ExitCode::SUCCESS
+}
+
+/// Judges every mutant of a folder on all threads.
+fn judge(subject: &Subject, arguments: &Arguments) -> Result<Tally, String> {
+    let (next, tally) = (AtomicUsize::new(0), Mutex::new(Tally::default()));
+    let failed = Mutex::new(None);
+    let available = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let work = || {
+        while let Some(target) = subject.targets().get(next.fetch_add(1, Ordering::Relaxed)) {
+            match subject.judge(target, arguments.launches) {
+                Ok(verdict) => count(target, &verdict, arguments.survivors, &mut tally.lock().expect("no panics")),
+                Err(e) => *failed.lock().expect("no panics") = Some(format!("{}: {e}", target.mutant)),
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..arguments.threads.unwrap_or(available) {
+            scope.spawn(work);
+        }
+    });
+    match failed.into_inner().expect("no panics") {
+        Some(e) => Err(e),
+        None => Ok(tally.into_inner().expect("no panics")),
+    }
+}
+
+fn count(target: &Target, verdict: &Verdict, print: bool, tally: &mut Tally) {
+    let (place, what) = match verdict {
+        Verdict::Killed(_) => (&mut tally.killed, None),
+        Verdict::Redundant(why) => (&mut tally.redundant, Some(format!("redundant: {why}"))),
+        Verdict::Survived => (&mut tally.survived, Some("survived".to_string())),
+        Verdict::Unreached => (&mut tally.unreached, Some("unreached".to_string())),
+    };
+    *place += 1;
+    if let Some(what) = what.filter(|_| print) {
+        let mutant = &target.mutant;
+        println!(
+            "{}",
+            json!({"function": target.function, "mutant": mutant.to_string(), "places": target.places, "verdict": what})
+        );
+    }
+}

@@ -1,0 +1,280 @@
+//! What differs between two outputs of a case, and whether approximations are within their documented error.
+
+use super::Case;
+use super::format::Float;
+use serde_json::{Value, json};
+
+/// The comparison of a case's results.
+#[derive(Clone, Debug, Default)]
+pub struct Compared {
+    /// Results of lanes that were compared; numbers of a pair count one each.
+    pub results: usize,
+    /// Those that differ and are not both NaN.
+    pub different: usize,
+    /// Those that are both NaN with other bits.
+    pub nan_bits: usize,
+    /// The first that differs.
+    pub first: Option<Value>,
+    /// The largest difference of finite numbers, relative to the larger.
+    pub relative: f64,
+    /// Of an approximation: the largest errors of simulator and GPU in units of the allowed one, and results that must be something
+    /// else (NaN, infinite).
+    pub approximation: Option<[Errors; 2]>,
+    /// Of a sum of products: the largest difference relative to the sum of magnitudes.
+    pub sum: Option<f64>,
+}
+
+/// How far an approximation is from what it approximates.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Errors {
+    /// The largest error, where 1 is allowed.
+    pub largest: f64,
+    /// Results of another kind than the exact one: NaN, infinite or finite.
+    pub other_kind: usize,
+    /// The lane of the largest error.
+    pub lane: usize,
+}
+
+impl Compared {
+    /// Whether the simulator does what the GPU does.
+    pub fn agree(&self, case: &Case) -> bool {
+        match (&self.approximation, self.sum) {
+            (Some(both), _) => both.iter().all(|e| e.largest <= 1.0 && e.other_kind == 0),
+            (_, Some(sum)) => sum <= case.tolerance,
+            _ => self.different == 0,
+        }
+    }
+
+    /// The line of a report.
+    pub fn record(&self, case: &Case) -> Value {
+        let mut record = json!({
+            "name": case.name, "agree": self.agree(case), "lanes": case.lanes, "results": self.results,
+            "different": self.different, "nan_bits": self.nan_bits,
+        });
+        if let Some(first) = &self.first {
+            record["first"] = first.clone();
+            record["relative"] = json!(self.relative);
+        }
+        if let Some(both) = &self.approximation {
+            for (who, e) in ["sim", "gpu"].into_iter().zip(both) {
+                let lane = inputs(case, e.lane);
+                record[format!("{who}_error")] =
+                    json!({"of_allowed": e.largest, "at": lane, "other_kind": e.other_kind});
+            }
+        }
+        if let Some(sum) = self.sum {
+            record["relative_to_magnitudes"] = json!(sum);
+            record["tolerance"] = json!(case.tolerance);
+        }
+        record
+    }
+}
+
+fn inputs(case: &Case, lane: usize) -> Vec<String> {
+    (0..case.sources.len()).map(|k| format!("{:#x}", case.word(&case.input, k, lane))).collect()
+}
+
+/// Compares outputs of the simulator and of a GPU; `magnitudes` are the simulator's results on the input without signs.
+pub fn compare(case: &Case, sim: &[u8], gpu: &[u8], magnitudes: Option<&[u8]>) -> Compared {
+    let mut all = Compared { sum: magnitudes.map(|_| 0.0), ..Compared::default() };
+    let approximation = Approximation::of(&case.name);
+    let mut errors = [Errors::default(); 2];
+    for lane in 0..case.lanes {
+        for (k, &format) in case.results.iter().enumerate() {
+            let (s, g) = (case.word(sim, k, lane), case.word(gpu, k, lane));
+            let (count, float) = format.numbers().map_or((1, None), |(n, f)| (n, Some(f)));
+            for part in 0..count {
+                let cut = |word: u64| float.map_or(word, |f| word >> (f.bits() * part) & (u64::MAX >> (64 - f.bits())));
+                let (s, g) = (cut(s), cut(g));
+                all.results += 1;
+                let Some(f) = float else {
+                    all.note(case, lane, k, s, g);
+                    continue;
+                };
+                let (a, b) = (f.value(s), f.value(g));
+                if let Some(approximation) = &approximation {
+                    let args: Vec<f64> =
+                        (0..case.sources.len()).map(|j| f.value(cut(case.word(&case.input, j, lane)))).collect();
+                    errors[0].add(approximation, f, &args, a, lane);
+                    errors[1].add(approximation, f, &args, b, lane);
+                }
+                if let (Some(sum), Some(magnitudes)) = (&mut all.sum, magnitudes) {
+                    let of = f.value(cut(case.word(magnitudes, k, lane)));
+                    *sum = sum.max(if s == g { 0.0 } else { (a - b).abs() / of });
+                }
+                if s != g && a.is_nan() && b.is_nan() {
+                    all.nan_bits += 1;
+                } else {
+                    if s != g && a.is_finite() && b.is_finite() {
+                        all.relative = all.relative.max((a - b).abs() / a.abs().max(b.abs()));
+                    }
+                    all.note(case, lane, k, s, g);
+                }
+            }
+        }
+    }
+    all.approximation = approximation.map(|_| errors);
+    all
+}
+
+impl Compared {
+    fn note(&mut self, case: &Case, lane: usize, k: usize, sim: u64, gpu: u64) {
+        if sim == gpu {
+            return;
+        }
+        self.different += 1;
+        if self.first.is_none() {
+            self.first = Some(json!({
+                "lane": lane, "result": k, "inputs": inputs(case, lane), "sim": format!("{sim:#x}"), "gpu": format!("{gpu:#x}"),
+            }));
+        }
+    }
+}
+
+/// A function that instructions approximate.
+struct Approximation {
+    exact: fn(&[f64]) -> f64,
+    /// The error that is allowed at these arguments, the exact value being the last; `None` where nothing is promised.
+    allowed: fn(&[f64], f64, Float) -> Option<f64>,
+    /// Subnormal numbers are 0, as arguments and as results.
+    flush: bool,
+    /// Only the upper 32 bits of an f64 count.
+    upper: bool,
+}
+
+/// The distance of numbers about `exact`.
+fn unit(exact: f64, f: Float) -> f64 {
+    let exponent = exact.abs().log2().floor().max(f64::from(1 - f.largest()));
+    2f64.powf(exponent - f64::from(f.fraction))
+}
+
+impl Approximation {
+    /// What the documentation promises of an instruction.
+    fn of(name: &str) -> Option<Approximation> {
+        let opcode = name.split(' ').next().unwrap_or(name);
+        let parts: Vec<&str> = opcode.split('.').collect();
+        let has = |p: &str| parts.contains(&p);
+        if !(has("approx") || has("full")) {
+            return None;
+        }
+        let flush = has("ftz") || has("bf16") && parts[0] == "ex2" || has("bf16x2") && parts[0] == "ex2";
+        let wide = has("f64");
+        let half = has("f16") || has("f16x2");
+        let bfloat = has("bf16") || has("bf16x2");
+        let exact: fn(&[f64]) -> f64 = match parts[0] {
+            "div" => |x| x[0] / x[1],
+            "rcp" => |x| 1.0 / x[0],
+            "sqrt" => |x| x[0].sqrt(),
+            "rsqrt" => |x| 1.0 / x[0].sqrt(),
+            "ex2" => |x| x[0].exp2(),
+            "lg2" => |x| x[0].log2(),
+            "sin" => |x| x[0].sin(),
+            "cos" => |x| x[0].cos(),
+            "tanh" => |x| x[0].tanh(),
+            _ => return None,
+        };
+        let allowed: fn(&[f64], f64, Float) -> Option<f64> = match parts[0] {
+            "div" if has("full") => |_, y, f| Some(2.0 * unit(y, f)),
+            "div" => |x, y, f| (2f64.powi(-126)..=2f64.powi(126)).contains(&x[1].abs()).then(|| 2.0 * unit(y, f)),
+            // The upper 20 bits of the fraction, of double precision.
+            "rcp" | "rsqrt" if wide && flush => |_, y, _| Some(2f64.powi(-20) * y.abs()),
+            "rsqrt" if wide => |_, y, f| Some(2f64.powi(-51) * y.abs() + unit(y, f)),
+            "rcp" => |_, y, f| Some(unit(y, f)),
+            "sqrt" => |_, y, f| Some(2f64.powi(-23) * y.abs() + 0.5 * unit(y, f)),
+            "rsqrt" => |_, y, _| Some(2f64.powf(-22.9) * y.abs()),
+            "ex2" if half => |_, y, f| Some(2f64.powf(-9.9) * y.abs() + 0.5 * unit(y, f)),
+            "ex2" if bfloat => |_, y, _| Some(2f64.powi(-7) * y.abs()),
+            "ex2" => |_, y, f| Some(2.0 * unit(y, f)),
+            "lg2" => |x, y, _| Some(2f64.powi(-22) * if (0.5..=2.0).contains(&x[0]) { 1.0 } else { y.abs() }),
+            "sin" | "cos" => |x, _, _| match x[0].abs() / std::f64::consts::PI {
+                turns if turns <= 2.0 => Some(2f64.powf(-20.5)),
+                turns if turns <= 100.0 => Some(2f64.powf(-14.7)),
+                _ => None,
+            },
+            _ if half => |_, _, _| Some(2f64.powf(-10.987)),
+            _ if bfloat => |_, _, _| Some(2f64.powi(-8)),
+            _ => |_, y, _| Some(2f64.powi(-11) * y.abs()),
+        };
+        Some(Approximation { exact, allowed, flush, upper: wide && flush })
+    }
+}
+
+impl Errors {
+    fn add(&mut self, approximation: &Approximation, f: Float, args: &[f64], got: f64, lane: usize) {
+        let least = 2f64.powi(1 - f.largest());
+        let flushed = |x: &f64| if approximation.flush && x.abs() < least { 0f64.copysign(*x) } else { *x };
+        let cut = |x: f64| if approximation.upper { f64::from_bits(x.to_bits() >> 32 << 32) } else { x };
+        let args: Vec<f64> = args.iter().map(|x| cut(flushed(x))).collect();
+        let exact = (approximation.exact)(&args);
+        let Some(allowed) = (approximation.allowed)(&args, exact, f) else { return };
+        let largest = f.value(f.special_largest());
+        let same_kind = if exact.is_nan() {
+            got.is_nan()
+        } else if exact.abs() > largest * (1.0 - 2f64.powi(-(f.fraction as i32))) {
+            got.is_infinite() && got.signum() == exact.signum() || exact.is_finite() && got.abs() >= largest * 0.999
+        } else {
+            got.is_finite()
+        };
+        if !same_kind {
+            self.other_kind += 1;
+        } else if got.is_finite() && exact.is_finite() && exact.abs() < largest {
+            let slack = if approximation.flush && exact.abs() < 2.0 * least { least } else { 2f64.powi(-1074) };
+            let error = (got - exact).abs() / (allowed + slack);
+            if error > self.largest {
+                (self.largest, self.lane) = (error, lane);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{THREADS, cases, run};
+    use super::*;
+
+    fn outputs(name: &str) -> (Case, Vec<u8>) {
+        let case = cases(name, THREADS).into_iter().find(|c| c.name == name).expect(name);
+        let sim = run::simulate(&case, &case.input).unwrap();
+        (case, sim)
+    }
+
+    #[test]
+    fn a_changed_bit_is_a_difference() {
+        for (name, lane) in [("add.s32 r=rr", 0), ("fma.rn.bf16x2 y=yyy", 77), ("add.sat.f32 f=ff", THREADS - 1)] {
+            let (case, sim) = outputs(name);
+            assert!(compare(&case, &sim, &sim, None).agree(&case));
+            let mut other = sim.clone();
+            other[8 * lane] ^= 1;
+            let compared = compare(&case, &sim, &other, None);
+            let nan = compared.nan_bits;
+            assert_eq!((compared.different + nan, compared.agree(&case)), (1, nan == 1), "{name}");
+        }
+    }
+
+    #[test]
+    fn approximations_are_measured() {
+        let (case, sim) = outputs("sin.approx.f32 f=f");
+        assert!(compare(&case, &sim, &sim, None).agree(&case));
+        let mut other = sim.clone();
+        for word in other.chunks_exact_mut(8) {
+            word[2] ^= 0x40;
+        }
+        let compared = compare(&case, &sim, &other, None);
+        let [ours, theirs] = compared.approximation.unwrap();
+        assert!(ours.largest <= 1.0 && theirs.largest > 1000.0 && !compared.agree(&case));
+    }
+
+    #[test]
+    fn sums_are_measured_by_their_magnitudes() {
+        let (case, sim) = outputs("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 Moderate");
+        let magnitudes = run::simulate(&case, case.magnitudes.as_ref().unwrap()).unwrap();
+        let mut other = sim.clone();
+        let value = f32::from_le_bytes(sim[..4].try_into().unwrap());
+        let of = f32::from_le_bytes(magnitudes[..4].try_into().unwrap());
+        assert!(of >= value.abs());
+        other[..4].copy_from_slice(&(value + of / 64.0).to_le_bytes());
+        let compared = compare(&case, &sim, &other, Some(&magnitudes));
+        let sum = compared.sum.unwrap();
+        assert!((sum * 64.0 - 1.0).abs() < 1e-3 && !compared.agree(&case), "{sum}");
+    }
+}

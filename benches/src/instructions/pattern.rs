@@ -1,0 +1,20 @@
+//! Rows of the table are patterns: `add<|.sat>.<s32|u32>` is all choices of one alternative from each pair of brackets.
+
+/// All texts of a pattern, the last choice changing fastest.
+pub fn expand(pattern: &str) -> Vec<String> {
+    let Some((head, rest)) = pattern.split_once('<') else { return vec![pattern.to_string()] };
+    let (choices, tail) = rest.split_once('>').expect("a bracket that was opened is closed");
+    let tails = expand(tail);
+    choices.split('|').flat_map(|choice| tails.iter().map(move |tail| format!("{head}{choice}{tail}"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::expand;
+
+    #[test]
+    fn all_choices() {
+        assert_eq!(expand("add<|.sat>.<s|u>32"), ["add.s32", "add.u32", "add.sat.s32", "add.sat.u32"]);
+        assert_eq!(expand("popc"), ["popc"]);
+    }
+}

@@ -1,0 +1,99 @@
+//! Matrix products: `mma.sync` of every shape, and `wgmma` on shared memory.
+//!
+//! Each comes with two kinds of elements: small integers, whose sums must be exact, and numbers about 1, whose sums are compared
+//! relative to the sum of magnitudes, since the order and rounding of the tensor core's sums are not documented.
+
+use super::format::{BF16, Element, F16, F32, F64, Format, Span};
+use super::{Case, pattern, ptx, wgmma};
+use reel_sim::matrix::mma::MmaOp;
+
+/// The forms of `mma.sync` behind `mma.sync.aligned.`
+const MMA: &[&str] = &[
+    "m16n8<k8|k16>.row.col.f32.bf16.bf16.f32",
+    "m16n8<k8|k16>.row.col.<f32.f16.f16.f32|f16.f16.f16.f16>",
+    "m16n8<k4|k8>.row.col.f32.tf32.tf32.f32",
+    "m16n8k32.row.col.f32.<e4m3|e5m2>.<e4m3|e5m2>.f32",
+    "<m8n8k4|m16n8k4|m16n8k8|m16n8k16>.row.col.f64.f64.f64.f64",
+    "<m8n8k16|m16n8k16|m16n8k32>.row.col<|.satfinite>.s32.<s8|u8>.<s8|u8>.s32",
+    "<m8n8k32|m16n8k32|m16n8k64>.row.col<|.satfinite>.s32.<s4|u4>.<s4|u4>.s32",
+    "<m8n8k128|m16n8k128|m16n8k256>.row.col.s32.b1.b1.s32.<xor|and>.popc",
+];
+
+/// All cases.
+pub fn cases(lanes: usize) -> Vec<Case> {
+    let forms = MMA.iter().flat_map(|p| pattern::expand(p));
+    let mut all: Vec<Case> = forms
+        .flat_map(|form| {
+            let spans = if form.contains(".s32.") { vec![Span::Small] } else { vec![Span::Small, Span::Moderate] };
+            spans.into_iter().map(move |span| mma(&format!("mma.sync.aligned.{form}"), span, lanes))
+        })
+        .collect();
+    all.extend(wgmma::cases(lanes));
+    all
+}
+
+/// What a type's name says about elements.
+pub fn element(name: &str) -> Element {
+    match name {
+        "f64" => Element::Number(F64),
+        "f32" => Element::Number(F32),
+        "f16" => Element::Number(F16),
+        "bf16" => Element::Number(BF16),
+        "tf32" => Element::Tf32,
+        "e4m3" => Element::E4m3,
+        "e5m2" => Element::E5m2,
+        "s32" => Element::Int32,
+        _ => Element::Bits,
+    }
+}
+
+/// How far a sum of such elements may be from another order's, relative to the sum of magnitudes.
+pub fn tolerance(elements: Element, sum: Element) -> f64 {
+    2f64.powi(match (sum, elements) {
+        (Element::Number(F16), _) => -9,
+        (Element::Number(F64), _) => -50,
+        // Hopper keeps 14 bits of sums of eight-bit numbers.
+        (_, Element::E4m3 | Element::E5m2) => -12,
+        _ => -20,
+    })
+}
+
+fn mma(opcode: &str, span: Span, lanes: usize) -> Case {
+    let op = MmaOp::decode(opcode).expect("the simulator knows the form");
+    let count = op.registers();
+    let types: Vec<&str> = opcode.split("row.col.").nth(1).expect("row.col").split('.').collect();
+    let types = if types[0] == "satfinite" { &types[1..] } else { &types[..] };
+    let (sum, a, b) = (element(types[0]), element(types[1]), element(types[2]));
+    let list = |letter: &str, from: usize, count: usize| {
+        let names: Vec<String> = (from..from + count).map(|k| format!("${letter}{k}")).collect();
+        format!("{{{}}}", names.join(", "))
+    };
+    let text = format!(
+        "{opcode} {}, {}, {}, {};",
+        list("d", 0, count.c),
+        list("a", 0, count.a),
+        list("a", count.a, count.b),
+        list("a", count.a + count.b, count.c)
+    );
+    let of = |element, count| vec![Format::Matrix(element, span); count];
+    let sources = [of(a, count.a), of(b, count.b), of(sum, count.c)].concat();
+    let mut case = ptx::with_formats(&text, format!("{opcode} {span:?}"), of(sum, count.c), sources, lanes);
+    if span == Span::Moderate {
+        let mut input = case.input.clone();
+        for (k, &format) in case.sources.iter().enumerate() {
+            let Format::Matrix(element, _) = format else { continue };
+            clear(&mut input[8 * k * lanes..8 * (k + 1) * lanes], element.signs());
+        }
+        case.magnitudes = Some(input);
+        case.tolerance = tolerance(a, sum);
+    }
+    case
+}
+
+/// Clears bits of each 8 bytes.
+pub fn clear(bytes: &mut [u8], bits: u64) {
+    for word in bytes.chunks_exact_mut(8) {
+        let kept = u64::from_le_bytes(word.try_into().expect("8 bytes")) & !bits;
+        word.copy_from_slice(&kept.to_le_bytes());
+    }
+}

@@ -1,0 +1,121 @@
+//! The module around an instruction.
+
+use super::format::{Format, relate};
+use super::{Case, ENTRY, THREADS};
+use reel_sim::exec::Rng;
+use std::fmt::Write;
+
+/// What every module begins with.
+pub const HEAD: &str = ".version 9.0\n.target sm_90a\n.address_size 64\n";
+
+/// What the case of an expanded row is called.
+pub fn name(text: &str, formats: &str) -> String {
+    format!("{} {formats}", text.replace('$', ""))
+}
+
+/// The case of an expanded row.
+pub fn case(text: &str, formats: &str, lanes: usize) -> Case {
+    let (results, sources) = formats.split_once('=').expect("results=sources");
+    let named = |letters: &str| letters.chars().map(Format::named).collect::<Vec<_>>();
+    with_formats(text, name(text, formats), named(results), named(sources), lanes)
+}
+
+/// The case of an instruction whose operands hold this.
+pub fn with_formats(text: &str, name: String, results: Vec<Format>, sources: Vec<Format>, lanes: usize) -> Case {
+    let lanes = if sources.len() == 1 { 8 * lanes } else { lanes };
+    let input = inputs(&name, &sources, lanes);
+    let ptx = module(&statements(text, results.len(), sources.len()), &results, &sources, lanes);
+    Case { name, ptx, lanes, sources, results, input, magnitudes: None, tolerance: 0.0 }
+}
+
+/// An opcode with its operands, or the statements as they are.
+fn statements(text: &str, results: usize, sources: usize) -> String {
+    if text.contains('$') {
+        return text.to_string();
+    }
+    let operands = (0..results).map(|k| format!("$d{k}")).chain((0..sources).map(|k| format!("$a{k}")));
+    format!("{text} {};", operands.collect::<Vec<_>>().join(", "))
+}
+
+/// Inputs of all lanes; each of 16 bits alone has all its values where there are lanes enough.
+pub fn inputs(name: &str, sources: &[Format], lanes: usize) -> Vec<u8> {
+    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let mut rng = Rng::new(seed);
+    let mut bytes = vec![0; 8 * lanes * sources.len()];
+    let mut tuple = vec![0; sources.len()];
+    let mut of_warp = 0;
+    for i in 0..lanes {
+        if i % 32 == 0 {
+            of_warp = rng.draw();
+        }
+        tuple.iter_mut().zip(sources).for_each(|(v, format)| *v = format.draw(&mut rng, of_warp));
+        relate(sources, &mut tuple, &mut rng);
+        if sources.len() == 1 && sources[0].bits() == 16 && lanes >= 1 << 16 {
+            tuple[0] = i as u64 & 0xffff;
+        }
+        for (k, v) in tuple.iter().enumerate() {
+            let at = 8 * (k * lanes + i);
+            bytes[at..at + 8].copy_from_slice(&v.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+/// The type of register, and of loads and stores, of an operand.
+fn register(format: Format) -> &'static str {
+    match format.bits() {
+        1 => "pred",
+        16 => "b16",
+        32 => "b32",
+        _ => "b64",
+    }
+}
+
+fn module(statements: &str, results: &[Format], sources: &[Format], lanes: usize) -> String {
+    let mut p = format!("{HEAD}.visible .entry {ENTRY}(.param .u64 in, .param .u64 out, .param .u64 scratch) {{\n");
+    let mut line = |text: String| writeln!(p, "    {text}").expect("a string takes all");
+    for (letter, formats) in [("a", sources), ("d", results)] {
+        for (k, &format) in formats.iter().enumerate() {
+            line(format!(".reg .{} %{letter}{k};", register(format)));
+        }
+    }
+    line(".reg .b32 %t<4>, %i, %s, %w, %n; .reg .b64 %u<4>, %g, %in, %out; .reg .pred %q<4>;".into());
+    line(format!("mov.u32 %i, %ctaid.x; mov.u32 %n, %tid.x; mad.lo.u32 %i, %i, {THREADS}, %n;"));
+    line("ld.param.u64 %in, [in]; ld.param.u64 %out, [out];".into());
+    line("mad.wide.u32 %in, %i, 8, %in; mad.wide.u32 %out, %i, 8, %out;".into());
+    if statements.contains("$g") {
+        line("ld.param.u64 %g, [scratch]; mad.wide.u32 %g, %i, 16, %g;".into());
+    }
+    if statements.contains("$s") || statements.contains("$w") {
+        line(format!(".shared .align 128 .b8 sm[{}];", 16 * THREADS));
+        line("mov.u32 %s, sm; and.b32 %w, %n, 0xffffffe0; mad.lo.u32 %w, %w, 16, %s;".into());
+        line("mad.lo.u32 %s, %n, 16, %s;".into());
+    }
+    for (k, &format) in sources.iter().enumerate() {
+        let at = 8 * k * lanes;
+        line(match format {
+            Format::Pred => format!("ld.global.b32 %t0, [%in+{at}]; setp.ne.u32 %a{k}, %t0, 0;"),
+            _ => format!("ld.global.{} %a{k}, [%in+{at}];", register(format)),
+        });
+    }
+    // A guarded instruction may leave its results alone.
+    for (k, &format) in results.iter().enumerate() {
+        line(match format {
+            Format::Pred => format!("setp.ne.u32 %d{k}, 0, 0;"),
+            _ => format!("mov.{} %d{k}, 0;", register(format)),
+        });
+    }
+    for statement in statements.split_inclusive(';') {
+        line(statement.trim().replace('$', "%"));
+    }
+    for (k, &format) in results.iter().enumerate() {
+        let at = 8 * k * lanes;
+        line(match format {
+            Format::Pred => format!("selp.b32 %t0, 1, 0, %d{k}; st.global.b32 [%out+{at}], %t0;"),
+            _ => format!("st.global.{} [%out+{at}], %d{k};", register(format)),
+        });
+    }
+    line("ret;".into());
+    p.push_str("}\n");
+    p
+}

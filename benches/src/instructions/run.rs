@@ -1,0 +1,56 @@
+//! Executing a case: simulated, or on a GPU.
+#![allow(unsafe_code)]
+
+use super::{Case, ENTRY, THREADS};
+use reel_kernels::cuda::{CudaError, Gpu};
+use reel_sim::exec::{self, Launch, Options};
+use reel_sim::memory::Memory;
+use reel_sim::program::Program;
+
+/// Bytes of memory of a lane's own.
+const SCRATCH: usize = 16;
+
+/// The output as the simulator has it. An error is what the module or the run was found wrong of.
+pub fn simulate(case: &Case, input: &[u8]) -> Result<Vec<u8>, String> {
+    let program = Program::parse(&case.ptx).map_err(|e| e.to_string())?;
+    let kernel = program.kernel(ENTRY).map_err(|e| e.to_string())?;
+    let mut memory = Memory::new();
+    let addresses = [
+        memory.alloc(input.to_vec()),
+        memory.alloc(vec![0; case.output_bytes()]),
+        memory.alloc(vec![0; SCRATCH * case.lanes]),
+    ];
+    let launch = Launch {
+        grid: [(case.lanes / THREADS) as u32, 1, 1],
+        block: [THREADS as u32, 1, 1],
+        cluster: [1; 3],
+        dynamic_shared: 0,
+        params: addresses.iter().flat_map(|a| a.to_le_bytes()).collect(),
+    };
+    let outcome = exec::run(&program, &kernel, &launch, &mut memory, &Options::default()).map_err(|e| e.to_string())?;
+    let findings = outcome.findings.into_list();
+    if !findings.is_empty() {
+        let all: Vec<String> = findings.iter().map(|f| format!("{}: {}", f.kind.name(), f.message)).collect();
+        return Err(all.join("; "));
+    }
+    Ok(memory.bytes(addresses[1]).expect("the output is allocated").to_vec())
+}
+
+/// The output as a GPU has it.
+pub fn on_gpu(gpu: &Gpu, case: &Case) -> Result<Vec<u8>, CudaError> {
+    let kernel = gpu.load_ptx(&case.ptx, ENTRY)?;
+    let (input, output) = (gpu.alloc(case.input.len())?, gpu.alloc(case.output_bytes())?);
+    let scratch = gpu.alloc(SCRATCH * case.lanes)?;
+    gpu.upload(&input, 0, &case.input)?;
+    gpu.fill(&output, 0)?;
+    gpu.fill(&scratch, 0)?;
+    let addresses = [&input, &output, &scratch].map(|b| b.address().to_le_bytes());
+    let arguments = addresses.each_ref().map(|a| a.as_slice());
+    let grid = [(case.lanes / THREADS) as u32, 1, 1];
+    // SAFETY: the kernel's parameters are these three addresses, and its lanes touch no more of the buffers than was allocated for as
+    // many, which the simulator has checked on the same case; the download waits before the buffers are freed.
+    unsafe { kernel.launch(grid, [THREADS as u32, 1, 1], 0, &arguments)? };
+    let mut bytes = vec![0; case.output_bytes()];
+    gpu.download(&output, 0, &mut bytes)?;
+    Ok(bytes)
+}

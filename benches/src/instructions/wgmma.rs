@@ -1,0 +1,238 @@
+//! `wgmma`: a product of one warpgroup a block.
+//!
+//! Shared memory is filled with elements from its first byte to its last, so that whatever a descriptor names is an element, and
+//! another reading of the descriptor is another sum.
+
+use super::format::{Element, F16, F32, Format, Span, matrix};
+use super::products::{clear, element, tolerance};
+use super::{Case, ENTRY, THREADS, ptx};
+use reel_sim::exec::Rng;
+use reel_sim::matrix::wgmma::Descriptor;
+use reel_sim::tensor_map::Swizzle;
+use std::fmt::Write;
+
+/// Bytes of shared memory; A begins at 0, B at `B`.
+const IMAGE: usize = 40 << 10;
+const B: u32 = 8 << 10;
+
+/// An instruction.
+#[derive(Clone, Copy, Debug)]
+struct Product {
+    n: u32,
+    sum: &'static str,
+    a: &'static str,
+    b: &'static str,
+    swizzle: Swizzle,
+    /// A and B contiguous along m and n.
+    transposed: [bool; 2],
+    from_registers: bool,
+    /// The signs of A and B.
+    scales: [i32; 2],
+    /// Whether D is added to.
+    adds: bool,
+    /// Where in the first row of a pattern the operands begin.
+    start: u32,
+    span: Span,
+}
+
+const PLAIN: Product = Product {
+    n: 64,
+    sum: "f32",
+    a: "bf16",
+    b: "bf16",
+    swizzle: Swizzle::B128,
+    transposed: [false; 2],
+    from_registers: false,
+    scales: [1; 2],
+    adds: true,
+    start: 0,
+    span: Span::Small,
+};
+
+/// All cases.
+pub fn cases(lanes: usize) -> Vec<Case> {
+    let mut all = Vec::new();
+    for swizzle in [Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128] {
+        for n in [8, 24, 64, 256] {
+            for transposed in [[false, false], [true, false], [false, true], [true, true]] {
+                all.push(Product { n, swizzle, transposed, ..PLAIN });
+            }
+            all.push(Product { n, swizzle, from_registers: true, ..PLAIN });
+        }
+        all.push(Product { swizzle, from_registers: true, transposed: [false, true], ..PLAIN });
+        for (sum, a, b) in TYPES {
+            all.push(Product { swizzle, sum, a, b, ..PLAIN });
+            all.push(Product { swizzle, sum, a, b, from_registers: true, n: 96, ..PLAIN });
+            if *sum != "s32" {
+                all.push(Product { swizzle, sum, a, b, span: Span::Moderate, ..PLAIN });
+            }
+        }
+    }
+    for scales in [[-1, 1], [1, -1], [-1, -1]] {
+        all.push(Product { scales, ..PLAIN });
+    }
+    all.push(Product { adds: false, ..PLAIN });
+    all.push(Product { adds: false, sum: "s32", a: "s8", b: "s8", ..PLAIN });
+    all.push(Product { span: Span::Moderate, ..PLAIN });
+    for (swizzle, start) in [(Swizzle::B64, 32), (Swizzle::B128, 32), (Swizzle::B128, 64), (Swizzle::B128, 96)] {
+        all.push(Product { swizzle, start, ..PLAIN });
+    }
+    all.iter().map(|p| p.case(lanes.min(8 * THREADS))).collect()
+}
+
+/// Types of D, A and B besides bf16.
+const TYPES: &[(&str, &str, &str)] = &[
+    ("f32", "f16", "f16"),
+    ("f16", "f16", "f16"),
+    ("f32", "tf32", "tf32"),
+    ("f32", "e4m3", "e4m3"),
+    ("f32", "e5m2", "e4m3"),
+    ("f16", "e4m3", "e5m2"),
+    ("s32", "s8", "s8"),
+    ("s32", "u8", "s8"),
+    ("s32", "u8", "u8"),
+];
+
+impl Product {
+    fn k(&self) -> u32 {
+        match self.a {
+            "tf32" => 8,
+            "bf16" | "f16" => 16,
+            _ => 32,
+        }
+    }
+
+    fn opcode(&self) -> String {
+        format!("wgmma.mma_async.sync.aligned.m64n{}k{}.{}.{}.{}", self.n, self.k(), self.sum, self.a, self.b)
+    }
+
+    fn name(&self) -> String {
+        let mut name = format!("{} {:?}", self.opcode(), self.swizzle);
+        let more = [
+            (self.transposed[0], "trans-a"),
+            (self.transposed[1], "trans-b"),
+            (self.from_registers, "registers"),
+            (!self.adds, "no-d"),
+        ];
+        more.iter().filter(|(is, _)| *is).for_each(|(_, word)| name.extend([" ", *word]));
+        if self.scales != [1; 2] {
+            name += &format!(" scales {:?}", self.scales);
+        }
+        if self.start > 0 {
+            name += &format!(" start {}", self.start);
+        }
+        format!("{name} {:?}", self.span)
+    }
+
+    /// The descriptor of A or B but for its address.
+    fn descriptor(&self, which: usize) -> u64 {
+        let extent = [64, self.n][which];
+        // Where rows are whole spans of the swizzle, eight of them make a pattern; one that is not needed by A's or B's extent may be
+        // anything.
+        let (leading, stride) = match (self.swizzle.span(), self.transposed[which]) {
+            (Some(span), false) => (16, 8 * span),
+            (Some(span), true) => (16 * span, 8 * span),
+            (None, false) => (16 * extent, 128),
+            (None, true) => (16 * extent, 128),
+        };
+        Descriptor { start: 0, leading, stride, swizzle: self.swizzle }.encode()
+    }
+
+    fn case(&self, lanes: usize) -> Case {
+        let (sum, a) = (element(self.sum), element(self.a));
+        let count = self.n as usize / if self.sum == "f16" { 4 } else { 2 };
+        let registers = if self.from_registers { 4 } else { 0 };
+        let results = vec![Format::Matrix(sum, self.span); count];
+        let (input, magnitudes) = self.input(lanes, count, registers);
+        Case {
+            name: self.name(),
+            ptx: self.ptx(lanes, count, registers),
+            lanes,
+            sources: Vec::new(),
+            results,
+            input,
+            magnitudes: (self.span == Span::Moderate).then_some(magnitudes),
+            tolerance: tolerance(a, sum),
+        }
+    }
+
+    /// Images of shared memory, a block each; then D and A's registers, each 8 bytes a lane. And the same without signs.
+    fn input(&self, lanes: usize, count: usize, registers: usize) -> (Vec<u8>, Vec<u8>) {
+        let mut rng = Rng::new(u64::from(self.n) << 8 | self.k() as u64);
+        let (mut input, mut unsigned) = (Vec::new(), Vec::new());
+        let mut add = |element: Element, words: usize, wide: bool| {
+            let from = input.len();
+            for _ in 0..words {
+                let low = matrix(element, self.span, 32, &mut rng);
+                let high = if wide { 0 } else { matrix(element, self.span, 32, &mut rng) };
+                input.extend((low | high << 32).to_le_bytes());
+            }
+            unsigned.extend_from_slice(&input[from..]);
+            clear(&mut unsigned[from..], element.signs());
+        };
+        for _ in 0..lanes / THREADS {
+            add(element(self.a), B as usize / 8, false);
+            add(element(self.b), (IMAGE - B as usize) / 8, false);
+        }
+        add(element(self.sum), lanes * count, true);
+        add(element(self.a), lanes * registers, true);
+        (input, unsigned)
+    }
+
+    fn ptx(&self, lanes: usize, count: usize, registers: usize) -> String {
+        let list = |letter: char, count: usize| {
+            let names: Vec<String> = (0..count).map(|k| format!("%{letter}{k}")).collect();
+            format!("{{{}}}", names.join(", "))
+        };
+        let mut p =
+            format!("{}.visible .entry {ENTRY}(.param .u64 in, .param .u64 out, .param .u64 scratch) {{\n", ptx::HEAD);
+        let mut line = |text: String| writeln!(p, "    {text}").expect("a string takes all");
+        line(format!(".shared .align 1024 .b8 sm[{IMAGE}];"));
+        line(format!(
+            ".reg .b32 %d<{count}>, %a<4>, %v<4>, %i, %n, %b, %s, %at; .reg .b64 %in, %out, %from, %da, %db;"
+        ));
+        line(".reg .pred %p;".into());
+        line("mov.u32 %b, %ctaid.x; mov.u32 %n, %tid.x; mov.u32 %s, sm;".into());
+        line("ld.param.u64 %in, [in]; ld.param.u64 %out, [out];".into());
+        line(format!("mad.wide.u32 %from, %b, {IMAGE}, %in; mad.wide.u32 %from, %n, 16, %from;"));
+        line("mad.lo.u32 %at, %n, 16, %s; mov.u32 %i, 0;".into());
+        line("FILL:".into());
+        line("ld.global.v4.b32 {%v0, %v1, %v2, %v3}, [%from]; st.shared.v4.b32 [%at], {%v0, %v1, %v2, %v3};".into());
+        let step = 16 * THREADS;
+        line(format!("add.u64 %from, %from, {step}; add.u32 %at, %at, {step}; add.u32 %i, %i, {step};"));
+        line(format!("setp.lt.u32 %p, %i, {IMAGE}; @%p bra FILL;"));
+        line("fence.proxy.async.shared::cta; bar.sync 0;".into());
+        line(format!("mad.lo.u32 %i, %b, {THREADS}, %n; mad.wide.u32 %out, %i, 8, %out;"));
+        line(format!("mad.wide.u32 %in, %i, 8, %in; add.u64 %in, %in, {};", lanes / THREADS * IMAGE));
+        (0..count).for_each(|k| line(format!("ld.global.b32 %d{k}, [%in+{}];", 8 * k * lanes)));
+        (0..registers).for_each(|k| line(format!("ld.global.b32 %a{k}, [%in+{}];", 8 * (count + k) * lanes)));
+        for (which, (letter, offset)) in [('a', 0), ('b', B)].into_iter().enumerate() {
+            line(format!("add.u32 %i, %s, {}; shr.u32 %i, %i, 4; cvt.u64.u32 %d{letter}, %i;", offset + self.start));
+            line(format!("or.b64 %d{letter}, %d{letter}, {:#x};", self.descriptor(which)));
+        }
+        line(format!("setp.eq.u32 %p, 0, {};", u32::from(!self.adds)));
+        line("wgmma.fence.sync.aligned;".into());
+        let a = if self.from_registers { list('a', 4) } else { "%da".into() };
+        line(format!("{} {}, {a}, %db, %p{};", self.opcode(), list('d', count), self.immediates()));
+        line("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;".into());
+        (0..count).for_each(|k| line(format!("st.global.b32 [%out+{}], %d{k};", 8 * k * lanes)));
+        line("ret;".into());
+        p.push_str("}\n");
+        p
+    }
+
+    /// Signs of floating-point operands, transpositions of those of 16 bits.
+    fn immediates(&self) -> String {
+        let mut all: Vec<i32> = Vec::new();
+        if self.sum != "s32" {
+            all.extend(self.scales);
+        }
+        if self.k() == 16 {
+            all.extend(self.transposed.map(i32::from).iter().skip(usize::from(self.from_registers)));
+        }
+        all.iter().map(|i| format!(", {i}")).collect()
+    }
+}
+
+/// Sums that an f16 or f32 holds exactly: products of small integers over the longest k.
+const _: () = assert!(32 * 9 + 3 < 1 << (F16.fraction + 1) && F16.fraction < F32.fraction);

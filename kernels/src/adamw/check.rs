@@ -1,0 +1,147 @@
+mod small;
+
+use super::{JoinParams, Params, Scalars, SplitParams, cases, formula, join_master, split_master, step};
+use crate::DType::{BF16, F32};
+use crate::checks::{addr, addr_mut, checks, numbers, run};
+use crate::compare::assert_close;
+use crate::{Addr, DType, Element};
+use half::bf16;
+use small::{
+    a_split_master_takes_the_same_small_steps, a_step_with_8_bit_moments_lands_beside_the_formula,
+    a_step_with_bf16_moments_lands_beside_the_formula, what_is_not_finite_spreads_over_its_block,
+};
+
+checks!(
+    equals_the_formula_over_steps,
+    equals_torch,
+    a_split_master_takes_the_same_steps_bit_for_bit,
+    a_gradient_that_is_not_finite_shows,
+    bf16_weights_split_in_place,
+    a_step_with_bf16_moments_lands_beside_the_formula,
+    a_step_with_8_bit_moments_lands_beside_the_formula,
+    a_split_master_takes_the_same_small_steps,
+    what_is_not_finite_spreads_over_its_block,
+);
+
+const SCALARS: Scalars = Scalars { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 };
+
+/// f32 or split weights with their moments.
+struct Weights {
+    f32: Vec<f32>,
+    hi: Vec<bf16>,
+    low: Vec<i16>,
+    m: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Weights {
+    fn new(w: &[f32]) -> Weights {
+        let n = w.len();
+        let (mut hi, mut low) = (vec![bf16::NAN; n], vec![7i16; n]);
+        let params = SplitParams { src: addr(w), w: addr_mut(&mut hi), low: addr_mut(&mut low), n: n as u64 };
+        run(&split_master(F32, &params), 2);
+        Weights { f32: w.to_vec(), hi, low, m: vec![0.0; n], v: vec![0.0; n] }
+    }
+
+    fn step(&mut self, dtype: DType, scalars: &Scalars, g: &[f32], clip: Addr, threads: usize) {
+        let (w, low) = match dtype {
+            F32 => (addr_mut(&mut self.f32), Addr::NULL),
+            _ => (addr_mut(&mut self.hi), addr_mut(&mut self.low)),
+        };
+        let (m, v) = (addr_mut(&mut self.m), addr_mut(&mut self.v));
+        let params = Params { w, low, m, v, g: addr(g), clip, n: g.len() as u64, ..scalars.params() };
+        run(&step(dtype, &params), threads);
+    }
+
+    fn joined(&self) -> Vec<f32> {
+        let mut dst = vec![f32::NAN; self.hi.len()];
+        let (w, low) = (addr(&self.hi), addr(&self.low));
+        run(&join_master(&JoinParams { w, low, dst: addr_mut(&mut dst), n: self.hi.len() as u64 }), 2);
+        dst
+    }
+}
+
+fn equals_the_formula_over_steps() {
+    for n in cases() {
+        let (start, clip) = (numbers(n, 1, 0.1), [12.5f32, 0.4]);
+        let mut weights = Weights::new(&start);
+        let mut want: Vec<[f64; 3]> = start.iter().map(|&w| [w as f64, 0.0, 0.0]).collect();
+        for t in 1..=5 {
+            let (scalars, g) = (Scalars { step: t, ..SCALARS }, numbers(n, 10 + t, 1.0));
+            weights.step(F32, &scalars, &g, addr(&clip), 3);
+            for (state, g) in want.iter_mut().zip(&g) {
+                *state = formula::step(&scalars, *state, *g as f64 * 0.4f32 as f64);
+            }
+        }
+        let part = |k: usize| want.iter().map(|s| s[k]).collect::<Vec<f64>>();
+        assert_close("m", &weights.m, &part(1), 1e-6, f64::MAX);
+        assert_close("v", &weights.v, &part(2), 1e-6, f64::MAX);
+        assert_close("w", &weights.f32, &part(0), 2e-7, f64::MAX);
+        // The change alone, a hundredth of the weight, in steps of the weight's last place.
+        let change: Vec<f32> = weights.f32.iter().zip(&start).map(|(w, s)| w - s).collect();
+        let want: Vec<f64> = part(0).iter().zip(&start).map(|(w, s)| w - *s as f64).collect();
+        assert_close("change of w", &change, &want, 3e-5, f64::MAX);
+    }
+}
+
+/// Four steps of `torch.optim.AdamW` (2.7.1, cpu, f32, lr 1e-3, weight decay 0.01) on five weights.
+fn equals_torch() {
+    let mut weights = Weights::new(&[1.0, -0.37, 0.002, 123.5, -1e-6]);
+    let gradients = [
+        [0.5f32, -1e-4, 3.0, 0.0, 1e-9],
+        [0.25, 2e-4, -3.0, 1e-3, -1e-9],
+        [-0.125, 1.0, 0.1, 0.0, 5e-9],
+        [0.75, -1e-4, 7.0, -1e-3, 0.0],
+    ];
+    for (t, g) in gradients.iter().enumerate() {
+        weights.step(F32, &Scalars { step: t as u64 + 1, ..SCALARS }, g, Addr::NULL, 1);
+    }
+    let w = [0x3f7f_292d, 0xbebd_b3f4, 0x3a1b_2d35, 0x42f6_fcd5, 0xb9ac_3658u32];
+    let m = [0x3df6_ae7e, 0x3db8_5159, 0x3f2f_4881, 0xb79f_6232, 0x2ff2_efe6u32];
+    let v = [0x3a69_3d1e, 0x3a82_f0e1, 0x3d89_24f6, 0x3109_4d36, 0x1efe_b979u32];
+    for (name, got, want) in [("w", &weights.f32, w), ("m", &weights.m, m), ("v", &weights.v, v)] {
+        for (i, (got, want)) in got.iter().zip(want).enumerate() {
+            let off = got.to_bits().abs_diff(want);
+            assert!(off <= 2, "{name}[{i}]: {got}, torch has {}, {off} places off", f32::from_bits(want));
+        }
+    }
+}
+
+fn a_split_master_takes_the_same_steps_bit_for_bit() {
+    for n in cases() {
+        let start = numbers(n, 1, 0.1);
+        let (mut plain, mut split, mut threads) = (Weights::new(&start), Weights::new(&start), Weights::new(&start));
+        for t in 1..=20 {
+            let (scalars, g) = (Scalars { step: t, lr: 1e-6, ..SCALARS }, numbers(n, 10 + t, 1.0));
+            plain.step(F32, &scalars, &g, Addr::NULL, 2);
+            split.step(BF16, &scalars, &g, Addr::NULL, 1);
+            threads.step(BF16, &scalars, &g, Addr::NULL, 4);
+        }
+        assert_eq!(split.joined(), plain.f32);
+        assert_eq!((&split.m, &split.v), (&plain.m, &plain.v));
+        assert_eq!((&split.hi, &split.low), (&threads.hi, &threads.low));
+    }
+}
+
+fn a_gradient_that_is_not_finite_shows() {
+    let mut weights = Weights::new(&[1.0, 2.0]);
+    weights.step(F32, &SCALARS, &[1.0, 1.0], addr(&[f32::NAN, f32::NAN]), 1);
+    assert!(weights.f32.iter().all(|w| w.is_nan()));
+}
+
+fn bf16_weights_split_in_place() {
+    for n in cases() {
+        let start: Vec<bf16> = numbers(n, 1, 0.1).into_iter().map(<bf16 as Element>::from_f32).collect();
+        let (mut copy, mut low) = (vec![bf16::NAN; n], vec![7i16; n]);
+        let params = SplitParams { src: addr(&start), w: addr_mut(&mut copy), low: addr_mut(&mut low), n: n as u64 };
+        run(&split_master(BF16, &params), 2);
+        assert_eq!((&copy, &low), (&start, &vec![0; n]));
+        low.fill(7);
+        let same = addr_mut(&mut copy);
+        run(&split_master(BF16, &SplitParams { src: same, w: same, low: addr_mut(&mut low), n: n as u64 }), 2);
+        assert_eq!((&copy, &low), (&start, &vec![0; n]));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,40 @@
+use super::*;
+use crate::adamw::small::{first_code, second_code, stochastic_bf16};
+use crate::philox;
+
+/// The mean of 2²⁰ draws is the number, to within four standard deviations.
+#[test]
+fn stochastic_rounding_has_no_bias() {
+    let draws = 1u64 << 20;
+    let check = |name: &str, x: f64, low: f64, high: f64, round: &dyn Fn(u16) -> f64| {
+        let mean = (0..draws / 4)
+            .flat_map(|i| philox::words(3, 5, i))
+            .map(|w| {
+                let y = round(w as u16);
+                assert!(
+                    (y - low).abs() <= 1e-12 * high.abs() || (y - high).abs() <= 1e-12 * high.abs(),
+                    "{name}: {x} became {y}"
+                );
+                y
+            })
+            .sum::<f64>()
+            / draws as f64;
+        let share = (x - low) / (high - low);
+        let deviation = (high - low).abs() * (share * (1.0 - share) / draws as f64).sqrt();
+        assert!((mean - x).abs() <= 4.0 * deviation + (high - low).abs() / 65536.0, "{name} {x}: {mean}");
+    };
+    for x in [1.002f32, -0.3, 7e-20, 1.0078124] {
+        let low = f32::from_bits(x.to_bits() & 0xffff_0000);
+        let high = f32::from_bits((x.to_bits() & 0xffff_0000) + 0x1_0000);
+        check("bf16", x as f64, low as f64, high as f64, &|r| stochastic_bf16(x, r).to_f64());
+    }
+    for x in [0.9f32, 0.5, 1e-3, 1e-5, 0.0] {
+        let c = (0..127).rfind(|&c| first(c) <= x).unwrap_or(0);
+        check("m", x as f64, first(c) as f64, first(c + 1) as f64, &|r| first(first_code(x, 1.0, r)) as f64);
+        check("-m", -x as f64, -first(c) as f64, -first(c + 1) as f64, &|r| first(first_code(-x, 1.0, r)) as f64);
+        let c = (0..255).rfind(|&c| second(c) <= x).unwrap_or(0);
+        check("v", x as f64, second(c) as f64, second(c + 1) as f64, &|r| second(second_code(x, 1.0, r)) as f64);
+    }
+    assert_eq!((first_code(2.5, 2.5, 65535), second_code(2.5, 2.5, 65535)), (127, 255));
+    assert_eq!((first_code(0.0, 0.0, 65535), second_code(0.0, 0.0, 65535)), (0, 0));
+}

@@ -1,0 +1,169 @@
+//! The CUDA side on the simulator.
+
+use super::{Given, cases};
+use crate::DType::{BF16, F32};
+use crate::attention::{Case, bwd, formula, fwd};
+use crate::checks::{Data, addr, run, run_once};
+use crate::compare::assert_close;
+use crate::{Addr, DType, Element, paged_attention};
+use half::bf16;
+
+/// Relative L2 distance.
+fn distance(got: &[f64], want: &[f64]) -> f64 {
+    let sum = |f: &dyn Fn(f64, f64) -> f64| got.iter().zip(want).map(|(&g, &w)| f(g, w)).sum::<f64>();
+    let want2 = sum(&|_, w| w * w);
+    (sum(&|g, w| (g - w) * (g - w)) / if want2 > 0.0 { want2 } else { 1.0 }).sqrt()
+}
+
+/// The error is that of the roundings that are documented, and not much more than that of one.
+fn assert_rounded(name: &str, got: &Data, with_roundings: &[f64], exact: &[f64]) {
+    let round =
+        |x: &[f64]| -> Vec<f64> { x.iter().map(|&x| <bf16 as Element>::from_f32(x as f32).to_f32() as f64).collect() };
+    let error = distance(&got.f64(), exact);
+    let (documented, once) = (distance(&round(with_roundings), exact), distance(&round(exact), exact));
+    // A millionth is what f32 sums and exponentials may add where nothing is rounded.
+    assert!(
+        error <= 1.2 * documented + 1e-6,
+        "{name}: error {error:.3e}, with the documented roundings {documented:.3e}"
+    );
+    assert!(error <= 2.5 * once + 1e-6, "{name}: error {error:.3e}, with one rounding {once:.3e}");
+}
+
+/// Whether the gradients of these heads are computed on tensor cores.
+fn on_tensor_cores(head_dim: usize) -> bool {
+    [64, 72, 80, 128].contains(&head_dim)
+}
+
+fn equals_the_formula(dtype: DType) {
+    for case in cases() {
+        let (given, name) = (Given::new(&case, dtype), format!("{dtype} {case:?}"));
+        let rows = given.tokens() * case.heads;
+        let (q, k, v, scale) = (given.q.f64(), given.k.f64(), given.v.f64(), given.scale as f64);
+        let (want, want_lse) = formula::fwd(&case, &q, &k, &v, scale);
+        let (o, lse) = (Data::output(dtype, rows * case.head_dim), Data::output(F32, rows));
+        run(&fwd(dtype, &given.fwd(o.addr(), lse.addr()), given.pairs()), 1);
+        assert_close(&format!("lse {name}"), &lse.values(), &want_lse, 1e-6, f64::MAX);
+        let (o, lse) = (Data::new(dtype, &o.values()), Data::new(F32, &lse.values()));
+        let (d_o, delta) = (given.d_o.f64(), Data::output(F32, rows));
+        let want_grads = formula::bwd(&case, [&q, &k, &v], &o.f64(), &d_o, scale);
+        let grads = want_grads.each_ref().map(|w| Data::output(dtype, w.len()));
+        run(&bwd(dtype, &given.bwd(&o, &lse, &delta, grads.each_ref()), given.pairs()), 1);
+        if dtype == F32 {
+            // A saturated softmax passes the rounding of its scores, which are large, on.
+            let tol = 2e-6 * f64::from(case.spread.max(1.0));
+            assert_close(&format!("o {name}"), &o.values(), &want, tol, f64::MAX);
+            for (i, which) in ["dq", "dk", "dv"].into_iter().enumerate() {
+                assert_close(&format!("{which} {name}"), &grads[i].values(), &want_grads[i], 5.0 * tol, f64::MAX);
+            }
+            continue;
+        }
+        assert_rounded(&format!("o {name}"), &o, &formula::fwd_rounded(&case, &q, &k, &v, scale), &want);
+        let rounded = match on_tensor_cores(case.head_dim) {
+            true => formula::bwd_rounded(&case, [&q, &k, &v], &o.f64(), &d_o, scale),
+            false => want_grads.clone(),
+        };
+        for (i, which) in ["dq", "dk", "dv"].into_iter().enumerate() {
+            assert_rounded(&format!("{which} {name}"), &grads[i], &rounded[i], &want_grads[i]);
+        }
+    }
+}
+
+pub(super) fn equals_the_formula_in_f32() {
+    equals_the_formula(F32);
+}
+
+pub(super) fn equals_the_formula_in_bf16() {
+    equals_the_formula(BF16);
+}
+
+pub(super) fn other_sequences_and_how_a_prefix_is_given_change_no_bit() {
+    let case = |lengths: &[usize], prefix: &[(usize, usize)], head_dim, causal| Case {
+        lengths: lengths.to_vec(),
+        heads: 2,
+        kv_heads: 1,
+        head_dim,
+        causal,
+        spread: 1.0,
+        prefix: prefix.to_vec(),
+    };
+    let cases = [
+        case(&[3, 70, 0, 17], &[], 64, true),
+        case(&[65, 2], &[], 80, false),
+        case(&[70, 5, 66], &[(0, 0), (0, 70), (1, 64)], 64, true),
+        case(&[530, 9], &[(0, 0), (0, 529)], 72, true),
+        case(&[40, 30], &[(0, 0), (2, 37)], 20, false),
+    ];
+    for (case, dtype) in cases.iter().flat_map(|c| [(c, F32), (c, BF16)]) {
+        let mut given = Given::new(case, dtype);
+        let all = given.everything_by(dtype, run_once);
+        let (heads, kv_heads, d) = (case.heads, case.kv_heads, case.head_dim);
+        for n in (0..case.lengths.len()).filter(|&n| case.lengths[n] > 0) {
+            let alone = given.alone(n, dtype).everything_by(dtype, run_once);
+            let (from, to) = (given.cu_seqlens[n] as usize, given.cu_seqlens[n + 1] as usize);
+            let skip = case.keys(n).len() - (to - from);
+            let outputs = if case.prefix.is_empty() { 5 } else { 3 };
+            let widths = [heads * d, heads, heads * d, kv_heads * d, kv_heads * d];
+            for (i, width) in widths.into_iter().enumerate().take(outputs) {
+                assert!(all[i][from * width..to * width] == alone[i][skip * width..], "{n}, {i}, {dtype} {case:?}");
+            }
+        }
+        if case.prefix.is_empty() {
+            // What is not finite in the last sequence stays there.
+            let last = given.cu_seqlens[case.lengths.len() - 1] as usize;
+            let poisoned = |data: &Data, row: usize| {
+                let mut values = data.values();
+                values[last * row..].fill(f32::NAN);
+                Data::new(dtype, &values)
+            };
+            (given.k, given.v) = (poisoned(&given.k, kv_heads * d), poisoned(&given.v, kv_heads * d));
+            let with = given.everything_by(dtype, run_once);
+            assert!(with[0][..last * heads * d] == all[0][..last * heads * d], "{dtype} {case:?}");
+            assert!(with[3][..last * kv_heads * d] == all[3][..last * kv_heads * d], "{dtype} {case:?}");
+        }
+    }
+}
+
+pub(super) fn the_paged_kernel_gives_the_same_bits() {
+    let sizes = [(70usize, 64usize), (70, 20), (66, 72), (530, 64), (66, 128), (40, 256), (33, 7)];
+    for ((len, head_dim), dtype) in sizes.into_iter().flat_map(|s| [(s, F32), (s, BF16)]) {
+        let (heads, prefix) = (2, Vec::new());
+        let case = Case { lengths: vec![len], heads, kv_heads: 1, head_dim, causal: true, spread: 1.0, prefix };
+        let given = Given::new(&case, dtype);
+        let (o, paged_o) = (Data::output(dtype, len * heads * head_dim), Data::output(dtype, len * heads * head_dim));
+        run_once(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.pairs()));
+        let (pages, lens) = (len.div_ceil(64), [len as i32]);
+        let table: Vec<i32> = (0..pages as i32).collect();
+        let cache = |data: &Data| {
+            let mut values = data.values();
+            values.resize(pages * 64 * head_dim, f32::NAN);
+            Data::new(dtype, &values)
+        };
+        let (k_cache, v_cache) = (cache(&given.k), cache(&given.v));
+        let p = paged_attention::Params {
+            q: given.q.addr(),
+            k_cache: k_cache.addr(),
+            v_cache: v_cache.addr(),
+            o: paged_o.addr(),
+            cu_seqlens: addr(&given.cu_seqlens),
+            kv_lens: addr(&lens),
+            block_tables: addr(&table),
+            workspace: Addr::NULL,
+            tokens: len as u32,
+            seqs: 1,
+            heads: heads as u32,
+            kv_heads: 1,
+            head_dim: head_dim as u32,
+            max_blocks: pages as u32,
+            scale: given.scale,
+            max_kv_len: len as u32,
+            page: 64,
+            reserved: 0,
+        };
+        run_once(&paged_attention::fwd(dtype, &p, given.pairs(), len as f64));
+        let bits = |data: &Data| data.values().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert!(bits(&o) == bits(&paged_o), "{dtype} {len} keys, heads of {head_dim}");
+    }
+}
+
+#[cfg(test)]
+mod tests;

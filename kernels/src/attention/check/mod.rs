@@ -1,0 +1,181 @@
+#![allow(unsafe_code)]
+
+mod cuda;
+
+use super::{BwdParams, Case, FwdParams, bwd, cases, fwd};
+use crate::DType::{BF16, F32};
+use crate::checks::{Data, addr, checks, is_cuda, numbers, run};
+use crate::{Addr, DType, Launch};
+use cuda::{
+    equals_the_formula_in_bf16, equals_the_formula_in_f32, other_sequences_and_how_a_prefix_is_given_change_no_bit,
+    the_paged_kernel_gives_the_same_bits,
+};
+
+checks!(
+    the_log_sum_may_be_left_out,
+    later_tokens_and_other_sequences_change_nothing;
+    cuda: equals_the_formula_in_f32,
+    equals_the_formula_in_bf16,
+    other_sequences_and_how_a_prefix_is_given_change_no_bit,
+    the_paged_kernel_gives_the_same_bits,
+);
+
+/// A case with its data: q, k, v, d_o.
+struct Given {
+    case: Case,
+    cu_seqlens: Vec<i32>,
+    prefix: Vec<i32>,
+    q: Data,
+    k: Data,
+    v: Data,
+    d_o: Data,
+    scale: f32,
+}
+
+impl Given {
+    fn new(case: &Case, dtype: DType) -> Given {
+        let tokens: usize = case.lengths.iter().sum();
+        let (n, kv) = (tokens * case.heads * case.head_dim, tokens * case.kv_heads * case.head_dim);
+        let mut cu_seqlens = vec![0];
+        for &len in &case.lengths {
+            cu_seqlens.push(cu_seqlens[cu_seqlens.len() - 1] + len as i32);
+        }
+        let data = |count, seed, spread| Data::new(dtype, &numbers(count, seed, spread));
+        Given {
+            case: case.clone(),
+            cu_seqlens,
+            prefix: case.prefix.iter().flat_map(|&(first, count)| [first as i32, count as i32]).collect(),
+            q: data(n, 1, case.spread),
+            k: data(kv, 2, 1.0),
+            v: data(kv, 3, 1.0),
+            d_o: data(n, 4, 1.0),
+            scale: (case.head_dim as f32).powf(-0.5),
+        }
+    }
+
+    /// Sequence `n` by itself, with its prefix as tokens of its own.
+    fn alone(&self, n: usize, dtype: DType) -> Given {
+        let tokens = self.case.keys(n);
+        let case = Case { lengths: vec![tokens.len()], prefix: Vec::new(), ..self.case.clone() };
+        let mut given = Given::new(&case, dtype);
+        let (row, kv_row) = (case.heads * case.head_dim, case.kv_heads * case.head_dim);
+        let pick = |data: &Data, row: usize| {
+            let values = data.values();
+            let rows = tokens.iter().flat_map(|t| values[t * row..(t + 1) * row].iter().copied());
+            Data::new(dtype, &rows.collect::<Vec<_>>())
+        };
+        (given.q, given.d_o) = (pick(&self.q, row), pick(&self.d_o, row));
+        (given.k, given.v) = (pick(&self.k, kv_row), pick(&self.v, kv_row));
+        given
+    }
+
+    /// Output, log-sum-exp and gradients, as bits, with `run` for each launch.
+    fn everything_by(&self, dtype: DType, run: impl Fn(&Launch)) -> [Vec<u32>; 5] {
+        let (rows, kv_rows) = (self.tokens() * self.case.heads, self.tokens() * self.case.kv_heads);
+        let (o, lse) = (Data::output(dtype, rows * self.case.head_dim), Data::output(F32, rows));
+        run(&fwd(dtype, &self.fwd(o.addr(), lse.addr()), self.pairs()));
+        let (o, lse) = (Data::new(dtype, &o.values()), Data::new(F32, &lse.values()));
+        let [dq, dk, dv] = [rows, kv_rows, kv_rows].map(|n| Data::output(dtype, n * self.case.head_dim));
+        let delta = Data::output(F32, rows);
+        run(&bwd(dtype, &self.bwd(&o, &lse, &delta, [&dq, &dk, &dv]), self.pairs()));
+        [o, lse, dq, dk, dv].each_ref().map(bits)
+    }
+
+    fn tokens(&self) -> usize {
+        self.case.lengths.iter().sum()
+    }
+
+    fn fwd(&self, o: Addr, lse: Addr) -> FwdParams {
+        FwdParams {
+            q: self.q.addr(),
+            k: self.k.addr(),
+            v: self.v.addr(),
+            o,
+            lse,
+            cu_seqlens: addr(&self.cu_seqlens),
+            prefix: if self.prefix.is_empty() { Addr::NULL } else { addr(&self.prefix) },
+            tokens: self.tokens() as u32,
+            seqs: self.case.lengths.len() as u32,
+            heads: self.case.heads as u32,
+            kv_heads: self.case.kv_heads as u32,
+            head_dim: self.case.head_dim as u32,
+            causal: self.case.causal as u32,
+            scale: self.scale,
+            max_seqlen: self.case.lengths.iter().copied().max().unwrap_or(0) as u32,
+        }
+    }
+
+    fn bwd(&self, o: &Data, lse: &Data, delta: &Data, [dq, dk, dv]: [&Data; 3]) -> BwdParams {
+        let p = self.fwd(o.addr(), lse.addr());
+        BwdParams {
+            q: p.q,
+            k: p.k,
+            v: p.v,
+            o: p.o,
+            lse: p.lse,
+            d_o: self.d_o.addr(),
+            dq: dq.addr(),
+            dk: dk.addr(),
+            dv: dv.addr(),
+            delta: delta.addr(),
+            cu_seqlens: p.cu_seqlens,
+            prefix: p.prefix,
+            tokens: p.tokens,
+            seqs: p.seqs,
+            heads: p.heads,
+            kv_heads: p.kv_heads,
+            head_dim: p.head_dim,
+            causal: p.causal,
+            scale: p.scale,
+            max_seqlen: p.max_seqlen,
+        }
+    }
+
+    fn pairs(&self) -> f64 {
+        self.case.pairs()
+    }
+}
+
+fn bits(data: &Data) -> Vec<u32> {
+    data.values().iter().map(|x| x.to_bits()).collect()
+}
+
+fn the_log_sum_may_be_left_out() {
+    let case = &cases()[0];
+    let given = Given::new(case, F32);
+    let rows = given.tokens() * case.heads;
+    let (with, without) = (Data::output(F32, rows * case.head_dim), Data::output(F32, rows * case.head_dim));
+    let lse = Data::output(F32, rows);
+    run(&fwd(F32, &given.fwd(with.addr(), lse.addr()), given.pairs()), 2);
+    run(&fwd(F32, &given.fwd(without.addr(), Addr::NULL), given.pairs()), 2);
+    assert_eq!(bits(&with), bits(&without));
+}
+
+fn later_tokens_and_other_sequences_change_nothing() {
+    let (lengths, prefix) = (vec![150, 70], Vec::new());
+    let case = Case { lengths, heads: 6, kv_heads: 2, head_dim: 24, causal: true, spread: 1.0, prefix };
+    let (row, kv_row) = (case.heads * case.head_dim, case.kv_heads * case.head_dim);
+    // On a GPU a key beyond the diagonal has weight 0, and 0 times NaN is NaN for the queries of its tile.
+    let poison = if is_cuda() { 1e18 } else { f32::NAN };
+    for dtype in [F32, BF16] {
+        let mut given = Given::new(&case, dtype);
+        let o = Data::output(dtype, given.tokens() * row);
+        run(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.pairs()), 2);
+        let before = bits(&o);
+        for cut in [1, 63, 64, 65, 127, 149] {
+            let poisoned = |data: &Data, row: usize| {
+                let mut values = data.values();
+                values[cut * row..].fill(poison);
+                Data::new(dtype, &values)
+            };
+            let (k, v) = (poisoned(&given.k, kv_row), poisoned(&given.v, kv_row));
+            let (k, v) = (std::mem::replace(&mut given.k, k), std::mem::replace(&mut given.v, v));
+            run(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.pairs()), 2);
+            assert_eq!(bits(&o)[..cut * row], before[..cut * row], "{dtype}, {poison} from token {cut} on");
+            (given.k, given.v) = (k, v);
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

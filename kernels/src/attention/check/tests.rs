@@ -1,0 +1,188 @@
+use super::*;
+use crate::Team;
+use crate::attention::{cpu, formula};
+use crate::compare::{assert_close, close};
+use crate::simd::{Isa, isa};
+use half::bf16;
+use proptest::prelude::*;
+
+impl Given {
+    /// Output, log-sum-exp and gradients, as bits, by the launches that a device runs.
+    fn everything(&self, dtype: DType, threads: usize) -> [Vec<u32>; 5] {
+        self.everything_by(dtype, |launch| run(launch, threads))
+    }
+}
+
+/// The instruction sets that this machine can try.
+pub(crate) fn isas() -> impl Iterator<Item = Isa> {
+    [Isa::Plain, Isa::Avx2, Isa::Avx512].into_iter().filter(|&i| i <= isa())
+}
+
+fn random_cases() -> impl Strategy<Value = Case> {
+    let heads = (1usize..4, 1usize..4).prop_map(|(kv_heads, group)| (kv_heads * group, kv_heads));
+    let lengths = prop::collection::vec((0usize..100, any::<(usize, usize)>()), 1..4);
+    (lengths, heads, 1usize..50, any::<(bool, bool)>(), 0.0f32..4.0).prop_map(
+        |(lengths, (heads, kv_heads), head_dim, (causal, shared), spread)| {
+            let tokens: usize = lengths.iter().map(|l| l.0).sum();
+            // A prefix is any range: it may lie in several sequences, or be empty.
+            let range =
+                |(first, count): (usize, usize)| (first % (tokens + 1), count % (tokens - first % (tokens + 1) + 1));
+            let prefix = lengths.iter().filter(|_| shared).map(|l| range(l.1)).collect();
+            let lengths = lengths.iter().map(|l| l.0).collect();
+            Case { lengths, heads, kv_heads, head_dim, causal, spread, prefix }
+        },
+    )
+}
+
+#[test]
+fn equals_the_formula_on_every_instruction_set() {
+    for (dtype, tol) in [(F32, 2e-6f64), (BF16, 4e-3)] {
+        for case in cases() {
+            let given = Given::new(&case, dtype);
+            let (want, want_lse) =
+                formula::fwd(&case, &given.q.f64(), &given.k.f64(), &given.v.f64(), given.scale as f64);
+            for isa in isas() {
+                let (o, lse) = (Data::output(dtype, want.len()), Data::output(F32, want_lse.len()));
+                let params = given.fwd(o.addr(), lse.addr());
+                let team = Team::new(2);
+                // SAFETY: the addresses are those of live arrays of the documented sizes; the machine has `isa`.
+                unsafe {
+                    match dtype {
+                        F32 => cpu::fwd_on::<f32>(isa, &params, &team),
+                        _ => cpu::fwd_on::<bf16>(isa, &params, &team),
+                    }
+                }
+                let name = format!("attention {dtype} {isa:?} {case:?}");
+                // A saturated softmax passes the rounding of its scores, which are large, on to its output.
+                let tol = tol.max(case.spread as f64 * 1e-6);
+                assert_close(&name, &o.values(), &want, tol, f64::MAX);
+                assert_close(&format!("{name} lse"), &lse.values(), &want_lse, 1e-6, f64::MAX);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_chain_rule_equals_differences() {
+    let (lengths, prefix) = (vec![3, 0, 5, 1], vec![(0, 0), (0, 2), (1, 2), (1, 6)]);
+    let case = Case { lengths, heads: 4, kv_heads: 2, head_dim: 6, causal: true, spread: 1.0, prefix: Vec::new() };
+    for (causal, prefix) in [(false, &[][..]), (true, &[]), (false, &prefix), (true, &prefix)] {
+        let case = Case { causal, prefix: prefix.to_vec(), ..case.clone() };
+        let given = Given::new(&case, F32);
+        let inputs = [given.q.f64(), given.k.f64(), given.v.f64()];
+        let d_o = given.d_o.f64();
+        let loss = |x: &[Vec<f64>; 3]| -> f64 {
+            formula::fwd(&case, &x[0], &x[1], &x[2], 0.4).0.iter().zip(&d_o).map(|(o, d)| o * d).sum()
+        };
+        let (o, _) = formula::fwd(&case, &inputs[0], &inputs[1], &inputs[2], 0.4);
+        let got = formula::bwd(&case, inputs.each_ref().map(|x| &x[..]), &o, &d_o, 0.4);
+        for (which, got) in got.iter().enumerate() {
+            let want: Vec<f64> = (0..got.len())
+                .map(|i| {
+                    let at = |h: f64| {
+                        let mut x = inputs.clone();
+                        x[which][i] += h;
+                        loss(&x)
+                    };
+                    (at(1e-5) - at(-1e-5)) / 2e-5
+                })
+                .collect();
+            let got: Vec<f32> = got.iter().map(|&x| x as f32).collect();
+            assert_close(&format!("gradient {which}, causal {causal}"), &got, &want, 1e-6, f64::MAX);
+        }
+    }
+}
+
+#[test]
+fn gradient_equals_the_formula_on_every_instruction_set() {
+    for (dtype, tol, tol_exact) in [(F32, 1e-4, 1e-4), (BF16, 4e-3, 2e-2)] {
+        for case in cases() {
+            let tol_exact = if dtype == BF16 && case.spread > 10.0 { 5e-2 } else { tol_exact };
+            let given = Given::new(&case, dtype);
+            let rows = given.tokens() * case.heads;
+            let (o, lse) = (Data::output(dtype, rows * case.head_dim), Data::output(F32, rows));
+            run(&fwd(dtype, &given.fwd(o.addr(), lse.addr()), given.pairs()), 2);
+            let (q, k, v, scale) = (given.q.f64(), given.k.f64(), given.v.f64(), given.scale as f64);
+            let (exact, _) = formula::fwd(&case, &q, &k, &v, scale);
+            // With the output as it was stored, what is left is the rounding of the gradient itself. With the exact
+            // output, delta is off by 2^-9 of d_o . o, which a saturated softmax and large queries make the most of.
+            let want = formula::bwd(&case, [&q, &k, &v], &o.f64(), &given.d_o.f64(), scale);
+            let want_exact = formula::bwd(&case, [&q, &k, &v], &exact, &given.d_o.f64(), scale);
+            for isa in isas() {
+                let got = want.each_ref().map(|w| Data::output(dtype, w.len()));
+                let delta = Data::output(F32, rows);
+                let params = given.bwd(&o, &lse, &delta, got.each_ref());
+                let team = Team::new(2);
+                // SAFETY: the addresses are those of live arrays of the documented sizes; the machine has `isa`.
+                unsafe {
+                    match dtype {
+                        F32 => cpu::bwd_on::<f32>(isa, &params, &team),
+                        _ => cpu::bwd_on::<bf16>(isa, &params, &team),
+                    }
+                }
+                for (i, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
+                    let (name, got) = (format!("{name} {dtype} {isa:?} {case:?}"), got[i].values());
+                    assert_close(&name, &got, &want[i], tol, f64::MAX);
+                    assert_close(&name, &got, &want_exact[i], tol_exact, f64::MAX);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    for dtype in [F32, BF16] {
+        for case in cases() {
+            let given = Given::new(&case, dtype);
+            let want = given.everything(dtype, 1);
+            for threads in [2, 3, 6] {
+                assert!(given.everything(dtype, threads) == want, "{threads} threads, {dtype} {case:?}");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    /// Also for odd sizes of a head: no element of a neighbour may slip in.
+    #[test]
+    fn any_size_equals_the_formula(case in random_cases(), threads in 1usize..4) {
+        let given = Given::new(&case, F32);
+        let (q, k, v, scale) = (given.q.f64(), given.k.f64(), given.v.f64(), given.scale as f64);
+        let (o, lse) = formula::fwd(&case, &q, &k, &v, scale);
+        let [dq, dk, dv] = formula::bwd(&case, [&q, &k, &v], &o, &given.d_o.f64(), scale);
+        let got = given.everything(F32, threads);
+        for (i, want) in [o, lse, dq, dk, dv].iter().enumerate() {
+            let got: Vec<f32> = got[i].iter().map(|&x| f32::from_bits(x)).collect();
+            let (name, tol) = if i < 2 { ("output", 5e-6) } else { ("gradient", 1e-4) };
+            prop_assert!(close(name, &got, want, tol, f64::MAX).is_ok(), "{:?}", close(name, &got, want, tol, f64::MAX));
+        }
+    }
+
+    /// A sequence's output and gradients have the bits that they have without the other sequences, and with the prefix as
+    /// tokens of its own.
+    #[test]
+    fn sequences_do_not_see_each_other(case in random_cases(), long in 0usize..2, threads in 1usize..4) {
+        let mut case = case;
+        case.lengths[0] += 500 * long;
+        for dtype in [F32, BF16] {
+            let given = Given::new(&case, dtype);
+            let all = given.everything(dtype, threads);
+            for n in 0..case.lengths.len() {
+                let alone = given.alone(n, dtype).everything(dtype, 1);
+                let (from, to) = (given.cu_seqlens[n] as usize, given.cu_seqlens[n + 1] as usize);
+                let (heads, kv_heads, d) = (case.heads, case.kv_heads, case.head_dim);
+                let skip = case.keys(n).len() - (to - from);
+                // Without causality a prefix's own queries see what comes after it; and who has it in a prefix adds to
+                // the gradients of a key.
+                let outputs = if case.prefix.is_empty() { 5 } else { 3 };
+                for (i, width) in [heads * d, heads, heads * d, kv_heads * d, kv_heads * d].into_iter().enumerate() {
+                    if i < outputs {
+                        prop_assert!(all[i][from * width..to * width] == alone[i][skip * width..], "sequence {n}, {i}, {dtype}");
+                    }
+                }
+            }
+        }
+    }
+}

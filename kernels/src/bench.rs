@@ -1,0 +1,204 @@
+//! How long kernels take on a GPU: the catalogue's calls on memory of the GPU, timed by its own clock.
+#![allow(unsafe_code)]
+
+use crate::catalogue::Example;
+use crate::cuda::{Buffer, CudaError, Gpu};
+use crate::launch::{Field, KernelLaunch};
+
+/// The times of one call.
+#[derive(Clone, Debug)]
+pub struct Timed {
+    /// Seconds of each run, shortest first. Before each run the L2 cache was overwritten.
+    pub seconds: Vec<f64>,
+}
+
+impl Timed {
+    /// The shortest.
+    pub fn least(&self) -> f64 {
+        self.seconds.first().copied().unwrap_or(f64::NAN)
+    }
+
+    /// The one in the middle.
+    pub fn median(&self) -> f64 {
+        self.seconds.get(self.seconds.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// More than any L2 cache holds.
+const FLUSH: usize = 256 << 20;
+
+/// Times a call of the catalogue: `runs` runs after two that do not count.
+pub fn time(gpu: &Gpu, example: &Example, runs: usize) -> Result<Timed, CudaError> {
+    let mut params = example.launch.params.to_vec();
+    let mut buffers = Vec::new();
+    for field in example.launch.kernel.fields.iter().filter(|f| f.address) {
+        if params[field.offset..field.offset + 8] == [0; 8] {
+            continue;
+        }
+        let buffer = operand(gpu, &example.launch, field)?;
+        params[field.offset..field.offset + 8].copy_from_slice(&buffer.address().to_le_bytes());
+        buffers.push(buffer);
+    }
+    let flush = gpu.alloc(FLUSH)?;
+    let mut seconds = Vec::new();
+    for run in 0..runs + 2 {
+        gpu.fill(&flush, run as u8)?;
+        // SAFETY: every operand has a buffer of the GPU that covers it, see `operand`.
+        let time = gpu.timed(|| unsafe { gpu.launch(example.launch.kernel, &params) })?;
+        if run >= 2 {
+            seconds.push(time);
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok(Timed { seconds })
+}
+
+/// Seconds of copying `bytes` from place to place on the GPU: the shortest of `runs`.
+pub fn copy_seconds(gpu: &Gpu, bytes: usize, runs: usize) -> Result<f64, CudaError> {
+    let (from, to) = (gpu.alloc(bytes)?, gpu.alloc(bytes)?);
+    gpu.fill(&from, 1)?;
+    let mut least = f64::INFINITY;
+    for _ in 0..runs + 1 {
+        least = least.min(gpu.timed(|| gpu.copy(&from, &to))?);
+    }
+    Ok(least)
+}
+
+/// A buffer for an operand, with contents of its kind. A call never touches more of an operand than all its traffic, or
+/// than a whole vocabulary's rows where ids choose among them.
+fn operand(gpu: &Gpu, launch: &KernelLaunch, field: &Field) -> Result<Buffer, CudaError> {
+    let rows_of_ids = scalar(launch, "vocab").unwrap_or(0) * scalar(launch, "hidden").unwrap_or(0) * 4;
+    let bytes = match contents(launch, field.name) {
+        Contents::Words(words) => {
+            let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+            let buffer = gpu.alloc(bytes.len().max(1 << 20))?;
+            gpu.fill(&buffer, 0)?;
+            gpu.upload(&buffer, 0, &bytes)?;
+            return Ok(buffer);
+        }
+        Contents::Numbers => (launch.cost.bytes as usize).max(rows_of_ids as usize).max(64 << 20),
+    };
+    let buffer = gpu.alloc(bytes.next_multiple_of(TILE))?;
+    let tile = normal_tile();
+    gpu.upload(&buffer, 0, &tile)?;
+    gpu.repeat(&buffer, TILE)?;
+    Ok(buffer)
+}
+
+/// What an operand holds.
+enum Contents {
+    /// Normally distributed numbers, whether they are read as bf16 or as f32.
+    Numbers,
+    /// 32-bit words: indices, lengths, settings.
+    Words(Vec<u32>),
+}
+
+/// By the operand's name; sizes from the call's own fields.
+fn contents(launch: &KernelLaunch, name: &str) -> Contents {
+    let of = |name: &str| scalar(launch, name).unwrap_or(0) as u32;
+    let list = |count: u32, f: &dyn Fn(u32) -> u32| Contents::Words((0..count).map(f).collect());
+    let rows = of("rows").max(of("tokens")).max(of("m"));
+    match name {
+        "cu_seqlens" => {
+            let (seqs, tokens) = match of("completions") {
+                0 => (of("seqs"), of("tokens")),
+                n => (n, n * 1024),
+            };
+            list(seqs + 1, &|i| i * tokens / seqs.max(1))
+        }
+        "kv_lens" => list(of("seqs"), &|_| of("max_kv_len")),
+        "block_tables" => list(of("seqs") * of("max_blocks"), &|i| i),
+        "ids" | "targets" | "history" => {
+            let count = rows * of("history_cols").max(1);
+            list(count, &|i| i.wrapping_mul(7919) % of("vocab").max(1))
+        }
+        "index" => list(rows, &|i| (i * 257 + 3) % of("n").max(1)),
+        "slots" => list(rows, &|i| i),
+        "pairs" => list(2 * of("count"), &|i| i),
+        "positions" => list(3 * rows, &|i| i % rows.max(1)),
+        "axis" => list(of("half"), &|i| i % 3),
+        "temperature" | "advantage" | "weight" if of("completions") + of("history_cols") > 0 => {
+            list(rows.max(of("completions")), &|_| 1f32.to_bits())
+        }
+        "top_p" => list(rows, &|_| 0.95f32.to_bits()),
+        "top_k" => list(rows, &|_| 50),
+        "penalty" => list(rows, &|_| 1.05f32.to_bits()),
+        "seed" => list(2 * rows, &|i| i),
+        "position" => list(rows, &|i| i),
+        "history_len" => list(rows, &|_| of("history_cols")),
+        "suppressed" => list(of("suppressed_count"), &|i| i),
+        "counted" => list(of("completions"), &|_| 1024),
+        // About ln 8192: weights of attention that sum to about one.
+        "lse" => list(rows * of("heads").max(1), &|_| 9.5f32.to_bits()),
+        // [norm, factor]
+        "clip" => list(2, &|_| 1f32.to_bits()),
+        _ => Contents::Numbers,
+    }
+}
+
+/// The value of a call's field of four or eight bytes that is no address.
+fn scalar(launch: &KernelLaunch, name: &str) -> Option<u64> {
+    let field = launch.kernel.fields.iter().find(|f| f.name == name && !f.address)?;
+    let at = &launch.params[field.offset..];
+    Some(match field.c_type {
+        "unsigned long long" => u64::from_le_bytes(at[..8].try_into().ok()?),
+        _ => u64::from(u32::from_le_bytes(at[..4].try_into().ok()?)),
+    })
+}
+
+/// Bytes of numbers that repeat through an operand.
+const TILE: usize = 8 << 20;
+
+/// bf16 numbers from about N(0, 1). Two neighbours read as one f32 have the second one's sign and exponent, so they are such
+/// numbers too.
+fn normal_tile() -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 24) as f32
+    };
+    let mut number = || (next() + next() + next() + next() - 2.0) * 1.732;
+    (0..TILE / 2).flat_map(|_| half::bf16::from_f32(number()).to_le_bytes()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalogue::FOLDERS;
+
+    #[test]
+    fn numbers_are_numbers_in_both_types() {
+        let tile = normal_tile();
+        let spread = |values: Vec<f64>| {
+            let n = values.len() as f64;
+            (values.iter().sum::<f64>() / n, (values.iter().map(|x| x * x).sum::<f64>() / n).sqrt())
+        };
+        let bf16 = tile.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect();
+        let f32 = tile.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()) as f64).collect();
+        for (mean, deviation) in [spread(bf16), spread(f32)] {
+            assert!(mean.abs() < 0.01 && (deviation - 1.0).abs() < 0.02, "{mean} {deviation}");
+        }
+    }
+
+    /// Integers that say where to read or write must be right: every operand of an integer name has words.
+    #[test]
+    fn indices_stay_in_their_range() {
+        for example in FOLDERS.iter().flat_map(|f| f.examples()) {
+            let launch = &example.launch;
+            for field in launch.kernel.fields.iter().filter(|f| f.address) {
+                if let Contents::Words(words) = contents(launch, field.name) {
+                    let limit = match field.name {
+                        "ids" | "targets" | "history" => scalar(launch, "vocab"),
+                        "index" => scalar(launch, "n"),
+                        "cu_seqlens" => scalar(launch, "tokens").or(Some(8 * 1024)).map(|n| n + 1),
+                        _ => None,
+                    };
+                    let Some(limit) = limit else { continue };
+                    assert!(words.iter().all(|&w| u64::from(w) < limit), "{} {}", launch.kernel.name, field.name);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The host arrays that launches of checks name: where they lie, how long they are, what they hold.
+#![allow(unsafe_code)]
+
+use crate::Addr;
+use crate::launch::KernelLaunch;
+use reel_sim::memory::Memory;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+/// One array of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Array {
+    /// Where it lies on the host.
+    pub at: u64,
+    /// Bytes.
+    pub bytes: usize,
+    /// The type of its elements, for example `f32`.
+    pub element: &'static str,
+    /// A kernel may read it: an input, or what an earlier launch has written.
+    pub written: bool,
+}
+
+thread_local! {
+    /// Arrays whose addresses were asked for, by address.
+    static ARRAYS: RefCell<BTreeMap<u64, Array>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// Remembers an array, and forgets what used to lie there.
+pub fn register<T>(x: &[T], written: bool) -> Addr {
+    let (at, bytes) = (x.as_ptr() as u64, size_of_val(x));
+    ARRAYS.with_borrow_mut(|arrays| {
+        let end = at + bytes.max(1) as u64;
+        let stale: Vec<u64> =
+            arrays.range(..end).filter(|(start, a)| **start + a.bytes as u64 > at).map(|a| *a.0).collect();
+        arrays.retain(|at, _| !stale.contains(at));
+        arrays.insert(at, Array { at, bytes, element: std::any::type_name::<T>(), written });
+    });
+    Addr(at)
+}
+
+/// The address of a slice; kernels may write to it, so the owner must be looked at only through [`super::Data`]'s methods.
+pub fn addr<T>(x: &[T]) -> Addr {
+    register(x, true)
+}
+
+/// The address of a slice that a kernel writes.
+pub fn addr_mut<T>(x: &mut [T]) -> Addr {
+    let at = register(x, true);
+    debug_assert_eq!(at.0, x.as_mut_ptr() as u64);
+    at
+}
+
+/// Where an address field lies in a launch's parameters, and the array and the byte of it that it names.
+pub fn operands(launch: &KernelLaunch) -> Vec<(usize, Array, usize)> {
+    let fields = launch.kernel.fields.iter().filter(|f| f.address);
+    let of = |offset: usize| -> Option<(usize, Array, usize)> {
+        let bytes: [u8; 8] = launch.params[offset..offset + 8].try_into().expect("eight bytes");
+        let address = u64::from_le_bytes(bytes);
+        ARRAYS.with_borrow(|arrays| {
+            let (_, array) = arrays.range(..=address).next_back()?;
+            let inside = address < array.at + array.bytes as u64 || array.bytes == 0;
+            (address != 0 && inside).then_some((offset, *array, (address - array.at) as usize))
+        })
+    };
+    fields.filter_map(|f| of(f.offset)).collect()
+}
+
+/// The arrays that a launch's parameters name, each once.
+pub fn arrays_of(launch: &KernelLaunch) -> Vec<Array> {
+    let mut found: Vec<Array> = Vec::new();
+    for (_, array, _) in operands(launch) {
+        if !found.contains(&array) {
+            found.push(array);
+        }
+    }
+    found
+}
+
+impl Array {
+    /// What it holds now.
+    pub fn read(&self) -> Vec<u8> {
+        // SAFETY: the check on this thread holds the arrays whose addresses it put into the parameters.
+        unsafe { std::slice::from_raw_parts(self.at as *const u8, self.bytes) }.to_vec()
+    }
+
+    /// Puts a kernel's result in its place. An input that stayed as it was is not touched: it may be a constant, which
+    /// cannot be written even with what it holds.
+    pub fn write(&self, bytes: &[u8]) {
+        assert_eq!(bytes.len(), self.bytes);
+        if self.read() != bytes {
+            // SAFETY: as above; kernels may write the arrays that they are given.
+            let place = unsafe { std::slice::from_raw_parts_mut(self.at as *mut u8, self.bytes) };
+            place.copy_from_slice(bytes);
+        }
+    }
+}
+
+/// Memory of the simulator that holds these arrays at their host addresses.
+pub fn memory_of(arrays: &[Array]) -> Memory {
+    let mut memory = Memory::new();
+    for array in arrays {
+        memory.map(array.at, array.read(), array.written);
+    }
+    memory
+}

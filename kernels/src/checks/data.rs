@@ -1,0 +1,122 @@
+//! Seeded inputs, and arrays in either dtype with the addresses that launches name.
+
+use super::arrays::register;
+use crate::{Addr, DType, Element};
+use half::bf16;
+
+/// Seeded numbers with a normal-like spread, an outlier of 20 now and then, and a negative zero.
+pub fn numbers(count: usize, seed: u64, scale: f32) -> Vec<f32> {
+    let seed = seed ^ super::seed().wrapping_mul(0xd134_2543_de82_ef95);
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 24) as f32
+    };
+    (0..count)
+        .map(|i| {
+            let x = (next() + next() + next() + next() - 2.0) * 1.732 * scale;
+            match i % 997 {
+                13 => x * 20.0,
+                14 => -0.0,
+                _ => x,
+            }
+        })
+        .collect()
+}
+
+/// Values as stored in `dtype`, beside the exact values that the formula is given.
+pub struct Data {
+    f32: Vec<f32>,
+    bf16: Vec<bf16>,
+    dtype: DType,
+    output: bool,
+}
+
+impl Data {
+    /// `values` rounded to `dtype` (F32 or BF16).
+    pub fn new(dtype: DType, values: &[f32]) -> Data {
+        let bf: Vec<bf16> = values.iter().map(|&x| <bf16 as Element>::from_f32(x)).collect();
+        let f32 = if dtype == DType::F32 { values.to_vec() } else { bf.iter().map(|x| x.to_f32()).collect() };
+        Data { f32, bf16: bf, dtype, output: false }
+    }
+
+    /// An array of `count` elements to be written, full of NaN.
+    pub fn output(dtype: DType, count: usize) -> Data {
+        Data { output: true, ..Data::new(dtype, &vec![f32::NAN; count]) }
+    }
+
+    /// Where the stored values lie.
+    pub fn addr(&self) -> Addr {
+        match self.dtype {
+            DType::F32 => register(&self.f32, self.is_written()),
+            _ => register(&self.bf16, self.is_written()),
+        }
+    }
+
+    /// Whether a kernel may read this: an input, or what an earlier launch has written.
+    fn is_written(&self) -> bool {
+        !self.output || self.values().iter().any(|x| !x.is_nan())
+    }
+
+    /// The stored values, widened.
+    pub fn f64(&self) -> Vec<f64> {
+        self.values().iter().map(|&x| x as f64).collect()
+    }
+
+    /// The stored values, widened.
+    pub fn values(&self) -> Vec<f32> {
+        match self.dtype {
+            DType::F32 => self.f32.clone(),
+            _ => self.bf16.iter().map(|x| x.to_f32()).collect(),
+        }
+    }
+}
+
+/// Random choices from a seed: what cases are generated from.
+pub struct Picks {
+    state: u64,
+}
+
+impl Picks {
+    /// The choices of a seed, and of the check's own.
+    pub fn new(seed: u64) -> Picks {
+        Picks { state: seed ^ super::seed().wrapping_mul(0xd134_2543_de82_ef95) }
+    }
+
+    /// Any number. The generator is SplitMix64 (Steele, Lea, Flood 2014).
+    pub fn any(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let x = (self.state ^ self.state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ x >> 31
+    }
+
+    /// A number from `from` to `to`, `to` left out; small ones more often than even chances give them.
+    pub fn size(&mut self, from: usize, to: usize) -> usize {
+        let span = (to - from) as u64;
+        let span = if self.chance(0.25) { span.min(4) } else { span };
+        from + (self.any() % span) as usize
+    }
+
+    /// A number from 0 to 1, 1 left out.
+    pub fn unit(&mut self) -> f32 {
+        (self.any() >> 40) as f32 / (1u64 << 24) as f32
+    }
+
+    /// True with this probability.
+    pub fn chance(&mut self, probability: f32) -> bool {
+        self.unit() < probability
+    }
+
+    /// One of these.
+    pub fn of<T: Copy>(&mut self, options: &[T]) -> T {
+        options[(self.any() % options.len() as u64) as usize]
+    }
+
+    /// A list of a length from `from` to `to`, `to` left out.
+    pub fn list<T>(&mut self, from: usize, to: usize, mut item: impl FnMut(&mut Picks) -> T) -> Vec<T> {
+        (0..self.size(from, to)).map(|_| item(self)).collect()
+    }
+}

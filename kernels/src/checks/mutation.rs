@@ -1,0 +1,188 @@
+//! Whether the checks notice when a kernel's synchronisation is changed: mutants of its PTX, run on what its checks launch.
+
+use super::on_sim::MOMENTS;
+use super::{Check, Device, Recorded, Setup};
+use crate::catalogue::Folder;
+use crate::launch::Arch;
+use crate::simulate::{self, SimulateError, Unit};
+use reel_sim::exec::Options;
+use reel_sim::finding::Kind;
+use reel_sim::mutate::{self, Mutant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// A launch of a check with what it costs to simulate.
+struct Case {
+    recorded: Recorded,
+    /// Instructions of warps.
+    cost: u64,
+}
+
+/// A folder's kernels with the launches of its checks.
+pub struct Subject {
+    folder: &'static str,
+    unit: Arc<Unit>,
+    cases: Vec<Case>,
+    targets: Vec<Target>,
+}
+
+/// A mutant, with the launches that execute what it changes.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The mutant.
+    pub mutant: Mutant,
+    /// The function that is changed.
+    pub function: String,
+    /// `file:line` of the instruction, then of what it was inlined into, and so on outwards.
+    pub places: Vec<String>,
+    /// Launches that execute it, cheapest first.
+    reached_by: Vec<usize>,
+}
+
+/// What came of a mutant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// A finding killed it.
+    Killed(Kind),
+    /// No finding, and a comment at one of its places says why it is redundant.
+    Redundant(String),
+    /// No finding.
+    Survived,
+    /// No launch executes it.
+    Unreached,
+}
+
+impl Subject {
+    /// Runs the folder's checks once on the simulator, and keeps what they launch. An error is one line.
+    pub fn of(folder: &'static Folder) -> Result<Option<Subject>, String> {
+        let setup = Setup { interleavings: 1, record: true, ..Setup::new(Device::Sim) };
+        let mut recorded = Vec::new();
+        for check in folder.checks {
+            recorded.extend(record(check, &setup)?);
+        }
+        let Some(source) = recorded.iter().find_map(|r| r.launch.kernel.cuda).map(|c| c.source) else {
+            return Ok(None);
+        };
+        // What another folder's kernels do is judged there.
+        recorded.retain(|r| r.launch.kernel.cuda.is_some_and(|c| c.source.name == folder.name));
+        let source = match recorded.first().and_then(|r| r.launch.kernel.cuda) {
+            Some(cuda) => cuda.source,
+            None => source,
+        };
+        let unit = Unit::of_source(source, Arch::A100.sm).map_err(|e| e.to_string())?;
+        let mut subject = Subject { folder: folder.name, unit, cases: Vec::new(), targets: Vec::new() };
+        subject.find_targets(recorded).map_err(|e| e.to_string())?;
+        Ok(Some(subject))
+    }
+
+    /// Every mutant of the folder's kernels.
+    pub fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+
+    fn find_targets(&mut self, recorded: Vec<Recorded>) -> Result<(), SimulateError> {
+        // By function and instruction: the cases that execute it.
+        let mut executed: BTreeMap<(String, usize), BTreeSet<usize>> = BTreeMap::new();
+        for recorded in recorded {
+            let (mut cost, number) = (0, self.cases.len());
+            let mut memory = recorded.memory();
+            for staged in self.unit.run(&recorded.launch, &Arch::A100, &mut memory, &options(0))? {
+                cost += staged.counters.total().warps;
+                let kernel = self.unit.kernel(staged.stage.symbol)?;
+                for code in &kernel.functions {
+                    for i in 0..code.instrs.len() {
+                        if staged.counters.by_instruction[code.first as usize + i].warps > 0 {
+                            executed.entry((code.name.clone(), i)).or_default().insert(number);
+                        }
+                    }
+                }
+            }
+            self.cases.push(Case { recorded, cost });
+        }
+        let program = self.unit.program();
+        for mutant in mutate::mutants(&program.module) {
+            let function = &program.module.functions[mutant.function];
+            let reached = executed.get(&(function.name.clone(), mutant.instruction));
+            let mut reached_by: Vec<usize> = reached.into_iter().flatten().copied().collect();
+            reached_by.sort_by_key(|&n| self.cases[n].cost);
+            let places = places(&program.module, function.body[mutant.instruction].place);
+            self.targets.push(Target { mutant, function: function.name.clone(), places, reached_by });
+        }
+        Ok(())
+    }
+
+    /// Runs a mutant on at most `launches` of the launches that reach it, from the cheapest to the dearest, under each moment of
+    /// asynchronous effects.
+    pub fn judge(&self, target: &Target, launches: usize) -> Result<Verdict, String> {
+        if target.reached_by.is_empty() {
+            return Ok(Verdict::Unreached);
+        }
+        let program = mutate::apply(self.unit.program(), &target.mutant).map_err(|e| e.to_string())?;
+        let unit = Unit::new(program);
+        for &number in &spread(&target.reached_by, launches) {
+            let recorded = &self.cases[number].recorded;
+            for seed in 0..MOMENTS.len() as u64 {
+                let mut memory = recorded.memory();
+                let staged = unit.run(&recorded.launch, &Arch::A100, &mut memory, &options(seed));
+                if let Some(finding) = staged.map_err(|e| e.to_string())?.iter().find_map(|s| s.findings.first()) {
+                    return Ok(Verdict::Killed(finding.kind));
+                }
+            }
+        }
+        Ok(match self.reason(target) {
+            Some(reason) => Verdict::Redundant(reason),
+            None => Verdict::Survived,
+        })
+    }
+
+    /// What a comment `// redundant: …` on, or right before, one of the target's lines says.
+    fn reason(&self, target: &Target) -> Option<String> {
+        target.places.iter().find_map(|place| {
+            let (file, line) = place.rsplit_once(':')?;
+            let text = text_of(self.folder, file)?;
+            let line: usize = line.parse().ok()?;
+            let lines: Vec<&str> = text.lines().collect();
+            let says = |n: usize| lines.get(n)?.split_once("// redundant: ").map(|(_, why)| why.trim().to_string());
+            says(line.checked_sub(1)?).or_else(|| says(line.checked_sub(2)?))
+        })
+    }
+}
+
+/// What a check launches.
+fn record(check: &Check, setup: &Setup) -> Result<Vec<Recorded>, String> {
+    check.run(setup).map(|ran| ran.recorded).map_err(|e| format!("{}: {e}", check.name))
+}
+
+fn options(seed: u64) -> Options {
+    // A mutant may wait for ever: it is stuck much sooner than a kernel of somebody else's might be.
+    let completion = MOMENTS[seed as usize % MOMENTS.len()];
+    Options { gpu: simulate::gpu(&Arch::A100), seed, completion, patience: 200_000, ..Options::default() }
+}
+
+/// At most `count` of these, evenly from the first to the last.
+fn spread(all: &[usize], count: usize) -> Vec<usize> {
+    if all.len() <= count {
+        return all.to_vec();
+    }
+    (0..count).map(|i| all[i * (all.len() - 1) / (count - 1).max(1)]).collect()
+}
+
+fn places(module: &reel_sim::ptx::ast::Module, place: Option<u32>) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut next = place.map(|p| &module.places[p as usize]);
+    while let Some(place) = next {
+        let file = module.files.iter().find(|f| f.0 == place.file).map_or("?", |f| &f.1);
+        out.push(format!("{file}:{}", place.line));
+        next = place.inlined_at.as_ref().map(|(outer, _)| &**outer);
+    }
+    out
+}
+
+/// The text of a file that a folder's translation unit includes.
+fn text_of(folder: &str, file: &str) -> Option<&'static str> {
+    let source = crate::SOURCES.iter().find(|s| s.name == folder)?;
+    if file.ends_with("sm80.cu") {
+        return Some(source.sm80);
+    }
+    crate::cuh::HEADERS.iter().find(|(name, _)| file.ends_with(name)).map(|(_, text)| *text)
+}

@@ -1,0 +1,164 @@
+//! Launches of checks on a GPU, and what differs there from the simulator.
+#![allow(unsafe_code)]
+
+use super::arrays::{Array, arrays_of, operands};
+use super::{RUNNING, on_sim};
+use crate::cuda::{Buffer, CudaError, Gpu};
+use crate::launch::KernelLaunch;
+use half::bf16;
+
+/// How far a launch's results on a GPU are from those on the simulator.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compared {
+    /// The kernel.
+    pub kernel: &'static str,
+    /// Elements of the arrays that it may have written.
+    pub elements: usize,
+    /// Those whose bits differ.
+    pub different: usize,
+    /// The largest relative L2 distance of an array; infinite where NaN or infinities are at other places, or where integers
+    /// differ.
+    pub distance: f64,
+}
+
+/// Bytes before and after each array that a kernel may not touch.
+const GUARD: usize = 256;
+/// What guards hold, and arrays that nothing was written to: NaN in every float type.
+const PATTERN: u8 = 0xff;
+
+/// An array on the GPU at the same distance from a 256-byte boundary as on the host, between guards.
+struct Placed {
+    array: Array,
+    buffer: Buffer,
+    start: usize,
+}
+
+impl Placed {
+    fn new(gpu: &Gpu, array: Array) -> Result<Placed, CudaError> {
+        let start = GUARD + array.at as usize % 256;
+        let buffer = gpu.alloc(start + array.bytes + GUARD)?;
+        gpu.fill(&buffer, PATTERN)?;
+        if array.written {
+            gpu.upload(&buffer, start, &array.read())?;
+        }
+        Ok(Placed { array, buffer, start })
+    }
+
+    /// What it holds.
+    ///
+    /// # Panics
+    /// When a guard was overwritten.
+    fn result(&self, gpu: &Gpu, kernel: &str) -> Result<Vec<u8>, CudaError> {
+        let mut all = vec![0; self.buffer.len()];
+        gpu.download(&self.buffer, 0, &mut all)?;
+        let end = self.start + self.array.bytes;
+        let mut outside = all[..self.start].iter().chain(&all[end..]);
+        assert!(
+            outside.all(|&b| b == PATTERN),
+            "{kernel}: wrote beside an array of {} bytes of {}",
+            self.array.bytes,
+            self.array.element
+        );
+        Ok(all[self.start..end].to_vec())
+    }
+}
+
+/// Runs a launch on the GPU.
+///
+/// # Panics
+/// When the GPU fails, or a kernel writes beside an array.
+pub fn run(gpu: &Gpu, launch: &KernelLaunch) {
+    let arrays = arrays_of(launch);
+    let (seed, compare) = RUNNING.with_borrow(|r| (r.setup.seed, r.setup.compare));
+    let simulated = compare.then(|| on_sim::results(launch, &arrays, seed.wrapping_mul(8)));
+    let results = match on_gpu(gpu, launch, &arrays) {
+        Ok(results) => results,
+        Err(e) => panic!("{}: {e}", launch.kernel.name),
+    };
+    if let Some(simulated) = simulated {
+        let compared = compare_all(launch.kernel.name, &arrays, &results, &simulated);
+        RUNNING.with_borrow_mut(|r| r.ran.compared.push(compared));
+    }
+    for (array, result) in arrays.iter().zip(&results) {
+        array.write(result);
+    }
+}
+
+fn on_gpu(gpu: &Gpu, launch: &KernelLaunch, arrays: &[Array]) -> Result<Vec<Vec<u8>>, CudaError> {
+    let placed = arrays.iter().map(|a| Placed::new(gpu, *a)).collect::<Result<Vec<_>, _>>()?;
+    let mut params = launch.params.to_vec();
+    for (offset, array, inside) in operands(launch) {
+        let place = placed.iter().find(|p| p.array == array).expect("every operand's array was placed");
+        let address = place.buffer.address() + (place.start + inside) as u64;
+        params[offset..offset + 8].copy_from_slice(&address.to_le_bytes());
+    }
+    // SAFETY: the addresses are those of arrays of the documented sizes, now in the GPU's memory until after the wait.
+    unsafe { gpu.launch(launch.kernel, &params)? }
+    gpu.synchronize()?;
+    placed.iter().map(|p| p.result(gpu, launch.kernel.name)).collect()
+}
+
+fn compare_all(kernel: &'static str, arrays: &[Array], got: &[Vec<u8>], want: &[Vec<u8>]) -> Compared {
+    let mut all = Compared { kernel, elements: 0, different: 0, distance: 0.0 };
+    for ((array, got), want) in arrays.iter().zip(got).zip(want) {
+        let before = array.read();
+        if *got == before && *want == before {
+            continue;
+        }
+        let values = |bytes: &[u8]| -> Option<Vec<f64>> {
+            Some(match array.element {
+                "f32" => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f64).collect(),
+                "f64" => bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight"))).collect(),
+                e if e.ends_with("bf16") => {
+                    bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect()
+                }
+                _ => return None,
+            })
+        };
+        let size = match array.element {
+            "f64" | "i64" | "u64" => 8,
+            "f32" | "i32" | "u32" => 4,
+            "i8" | "u8" => 1,
+            e if e.ends_with("f16") || e.ends_with("16") => 2,
+            _ => 1,
+        };
+        let different = got.chunks(size).zip(want.chunks(size)).filter(|(g, w)| g != w).count();
+        all.elements += got.len() / size;
+        all.different += different;
+        let distance = match (values(got), values(want)) {
+            (Some(got), Some(want)) => distance(&got, &want),
+            _ if different == 0 => 0.0,
+            _ => f64::INFINITY,
+        };
+        all.distance = all.distance.max(distance);
+    }
+    all
+}
+
+/// Relative L2 distance; infinite where what is not finite differs.
+fn distance(got: &[f64], want: &[f64]) -> f64 {
+    let (mut difference, mut size) = (0.0, 0.0);
+    for (&g, &w) in got.iter().zip(want) {
+        if g.is_finite() && w.is_finite() {
+            difference += (g - w) * (g - w);
+            size += w * w;
+        } else if !(g == w || g.is_nan() && w.is_nan()) {
+            return f64::INFINITY;
+        }
+    }
+    if difference == 0.0 { 0.0 } else { (difference / if size > 0.0 { size } else { 1.0 }).sqrt() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::distance;
+
+    #[test]
+    fn distances() {
+        assert_eq!(distance(&[1.0, f64::NAN], &[1.0, f64::NAN]), 0.0);
+        assert_eq!(distance(&[1.0, 2.0], &[1.0, f64::NAN]), f64::INFINITY);
+        assert_eq!(distance(&[f64::INFINITY], &[f64::NEG_INFINITY]), f64::INFINITY);
+        assert_eq!(distance(&[3.0, 4.5], &[3.0, 4.0]), 0.1);
+        assert_eq!(distance(&[0.5], &[0.0]), 0.5);
+    }
+}

@@ -1,0 +1,95 @@
+//! Launches of checks on the simulator.
+
+use super::RUNNING;
+use super::arrays::{Array, arrays_of, memory_of};
+use crate::launch::{Arch, KernelLaunch};
+use crate::simulate::{self, Staged};
+use reel_sim::exec::{Completion, Options};
+use reel_sim::memory::Memory;
+
+/// A launch with what its arrays held before it.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// The call.
+    pub launch: KernelLaunch,
+    /// Its arrays' addresses, bytes, and whether they count as written.
+    pub arrays: Vec<(u64, Vec<u8>, bool)>,
+}
+
+impl Recorded {
+    /// Memory with those arrays.
+    pub fn memory(&self) -> Memory {
+        let mut memory = Memory::new();
+        for (at, bytes, written) in &self.arrays {
+            memory.map(*at, bytes.clone(), *written);
+        }
+        memory
+    }
+}
+
+/// The moments at which asynchronous copies take effect, in the order in which interleavings try them.
+pub const MOMENTS: [Completion; 3] = [Completion::Latest, Completion::Earliest, Completion::Random];
+
+/// What each array holds after the launch under one interleaving.
+pub fn results(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> Vec<Vec<u8>> {
+    let mut memory = memory_of(arrays);
+    let completion = MOMENTS[seed as usize % 3];
+    let arch = if seed % 8 == 1 { Arch::H100 } else { Arch::A100 };
+    let options = Options { gpu: simulate::gpu(&arch), seed, completion, ..Options::default() };
+    let staged = match simulate::run(launch, &Arch { sm: 80, ..arch }, &mut memory, &options) {
+        Ok(staged) => staged,
+        Err(e) => panic!("{}: {e}", launch.kernel.name),
+    };
+    nothing_found(launch, &staged, seed);
+    arrays.iter().map(|a| memory.bytes(a.at).map(<[u8]>::to_vec).unwrap_or_default()).collect()
+}
+
+fn nothing_found(launch: &KernelLaunch, staged: &[Staged], seed: u64) {
+    for s in staged {
+        let list: Vec<String> =
+            s.findings.iter().map(|f| format!("line {}: {}: {}", f.line, f.kind.name(), f.message)).collect();
+        assert!(list.is_empty(), "{} (seed {seed}) {:?}:\n{}", s.stage.symbol, launch.kernel, list.join("\n"));
+    }
+}
+
+/// Runs a launch on the simulator under orders of warps and moments of asynchronous copies that must agree.
+pub fn run(launch: &KernelLaunch) {
+    let arrays = arrays_of(launch);
+    let (seed, interleavings, record) =
+        RUNNING.with_borrow(|r| (r.setup.seed, r.setup.interleavings.max(1), r.setup.record));
+    if record {
+        let arrays = arrays.iter().map(|a| (a.at, a.read(), a.written)).collect();
+        RUNNING.with_borrow_mut(|r| r.ran.recorded.push(Recorded { launch: launch.clone(), arrays }));
+    }
+    let seeds = (0..interleavings).map(|i| seed.wrapping_mul(8).wrapping_add(i));
+    let mut first: Option<Vec<Vec<u8>>> = None;
+    for seed in seeds {
+        let results = results(launch, &arrays, seed);
+        match &first {
+            None => first = Some(results),
+            Some(first) => assert!(*first == results, "{}: seed {seed} gives other results", launch.kernel.name),
+        }
+    }
+    for (array, result) in arrays.iter().zip(first.iter().flatten()) {
+        array.write(result);
+    }
+}
+
+/// The stages of a launch on an A100, with nothing found; nothing is written back.
+#[cfg(test)]
+pub fn staged(launch: &crate::Launch) -> Vec<Staged> {
+    let crate::Launch::Kernel(launch) = launch else { return Vec::new() };
+    let mut memory = memory_of(&arrays_of(launch));
+    let options = Options { gpu: simulate::gpu(&Arch::A100), ..Options::default() };
+    let staged = simulate::run(launch, &Arch::A100, &mut memory, &options).expect("it runs");
+    nothing_found(launch, &staged, options.seed);
+    staged
+}
+
+/// What the stages of a launch count, added up.
+#[cfg(test)]
+pub fn counted(launch: &crate::Launch) -> reel_sim::counters::Count {
+    let mut sum = reel_sim::counters::Count::default();
+    staged(launch).iter().for_each(|s| sum.add(&s.counters.total()));
+    sum
+}

@@ -1,0 +1,20 @@
+use super::{CopyParams, cases, copy, formula};
+use crate::DType::{BF16, F32};
+use crate::checks::{Data, checks, numbers, run};
+
+checks!(copies_the_block_and_nothing_else);
+
+fn copies_the_block_and_nothing_else() {
+    for shape in cases() {
+        for dtype in [F32, BF16] {
+            let [rows, width, src_cols, src_start, dst_cols, dst_start] = shape.map(|x| x as u32);
+            let src = Data::new(dtype, &numbers(shape[0] * shape[2], 1, 1.0));
+            let dst = Data::new(dtype, &numbers(shape[0] * shape[4], 2, 1.0));
+            let want = formula::copy(&src.values(), &dst.values(), shape);
+            let params =
+                CopyParams { src: src.addr(), dst: dst.addr(), rows, width, src_cols, src_start, dst_cols, dst_start };
+            run(&copy(dtype, &params), 2);
+            assert_eq!(dst.values(), want, "{dtype} {shape:?}");
+        }
+    }
+}

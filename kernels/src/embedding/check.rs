@@ -1,0 +1,155 @@
+use super::{BwdParams, FwdParams, bwd, cases, formula, fwd};
+use crate::DType::{BF16, F32};
+use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
+use crate::compare::assert_close;
+use crate::{Addr, DType};
+use bytemuck::Zeroable;
+
+checks!(picks_rows, adds_gradients_to_rows, places_rows_of_vision, gradients_of_placed_rows_go_to_vision);
+
+/// Ids with repeats, and now and then one outside the vocabulary on either side.
+fn ids(tokens: usize, vocab: usize) -> Vec<i32> {
+    let spread = |t: usize| (t * t * 31 + 7 * t) % vocab;
+    (0..tokens).map(|t| if t % 13 == 5 { [-1, vocab as i32][t % 2] } else { spread(t) as i32 }).collect()
+}
+
+fn picks_rows() {
+    for (tokens, hidden, vocab) in cases() {
+        for (from, to) in [(F32, F32), (F32, BF16), (BF16, F32), (BF16, BF16)] {
+            let (table, ids) = (Data::new(from, &numbers(vocab * hidden, 1, 1.0)), ids(tokens, vocab));
+            let y = Data::output(to, tokens * hidden);
+            let params = FwdParams {
+                table: table.addr(),
+                ids: addr(&ids),
+                y: y.addr(),
+                tokens: tokens as u32,
+                hidden: hidden as u32,
+                vocab: vocab as u32,
+                ..Zeroable::zeroed()
+            };
+            run(&fwd(from, to, &params), 2);
+            let want: Vec<f32> = formula::fwd(&table.f64(), &ids, hidden).iter().map(|&x| x as f32).collect();
+            assert_eq!(y.values(), Data::new(to, &want).values(), "{from} to {to}, {tokens} of {vocab}");
+        }
+    }
+}
+
+fn adds_gradients_to_rows() {
+    for (tokens, hidden, vocab) in cases() {
+        for dtype in [F32, BF16] {
+            let (dy, ids) = (Data::new(dtype, &numbers(tokens * hidden, 1, 1.0)), ids(tokens, vocab));
+            let before = numbers(vocab * hidden, 2, 1.0);
+            let grads = [1, 4].map(|threads| {
+                let mut dw = before.clone();
+                let params = BwdParams {
+                    ids: addr(&ids),
+                    dy: dy.addr(),
+                    dw: addr_mut(&mut dw),
+                    tokens: tokens as u32,
+                    hidden: hidden as u32,
+                    vocab: vocab as u32,
+                    ..Zeroable::zeroed()
+                };
+                run(&bwd(dtype, &params), threads);
+                dw
+            });
+            assert_eq!(grads[0], grads[1]);
+            let want = formula::bwd(&ids, &dy.f64(), &Data::new(F32, &before).f64(), hidden);
+            assert_close(&format!("dw {dtype} {tokens} of {vocab}"), &grads[0], &want, 1e-6, f64::MAX);
+        }
+    }
+}
+
+/// Slots of two tokens in three, backwards, and one beyond the rows that there are; and how many rows there are.
+fn slots(tokens: usize) -> (Vec<i32>, usize) {
+    let mut slots: Vec<i32> = (0..tokens as i32).map(|t| if t % 3 == 1 { -1 } else { tokens as i32 - 1 - t }).collect();
+    let rows = tokens + 2;
+    if tokens > 3 {
+        slots[2] = rows as i32;
+    }
+    (slots, rows)
+}
+
+fn places_rows_of_vision() {
+    for (tokens, hidden, vocab) in cases() {
+        for (from, to) in [(F32, F32), (F32, BF16), (BF16, F32), (BF16, BF16)] {
+            let (table, ids) = (Data::new(from, &numbers(vocab * hidden, 1, 1.0)), ids(tokens, vocab));
+            let (slots, placed) = slots(tokens);
+            let vision = Data::new(to, &numbers(placed * hidden, 2, 1.0));
+            let y = Data::output(to, tokens * hidden);
+            let params = FwdParams {
+                table: table.addr(),
+                ids: addr(&ids),
+                y: y.addr(),
+                vision: vision.addr(),
+                slots: addr(&slots),
+                tokens: tokens as u32,
+                hidden: hidden as u32,
+                vocab: vocab as u32,
+                placed: placed as u32,
+            };
+            run(&fwd(from, to, &params), 2);
+            let text = formula::fwd(&table.f64(), &ids, hidden);
+            let want: Vec<f32> =
+                formula::placed(&text, &vision.f64(), &slots, hidden).iter().map(|&x| x as f32).collect();
+            assert_eq!(y.values(), Data::new(to, &want).values(), "{from} to {to}, {tokens} of {vocab}");
+        }
+    }
+}
+
+/// dw and d_vision, each of which may be left out.
+fn backward(
+    dtype: DType,
+    ids: &[i32],
+    slots: &[i32],
+    dy: &Data,
+    dw: &mut [f32],
+    hidden: usize,
+    want: [bool; 2],
+) -> Data {
+    let placed = ids.len() + 2;
+    let d_vision = Data::new(dtype, &vec![7.0; placed * hidden]);
+    let params = BwdParams {
+        ids: addr(ids),
+        dy: dy.addr(),
+        dw: if want[0] { addr_mut(dw) } else { Addr::NULL },
+        slots: addr(slots),
+        d_vision: if want[1] { d_vision.addr() } else { Addr::NULL },
+        tokens: ids.len() as u32,
+        hidden: hidden as u32,
+        vocab: (dw.len() / hidden) as u32,
+        placed: placed as u32,
+    };
+    run(&bwd(dtype, &params), 3);
+    d_vision
+}
+
+fn gradients_of_placed_rows_go_to_vision() {
+    for (tokens, hidden, vocab) in cases() {
+        for dtype in [F32, BF16] {
+            let (dy, ids) = (Data::new(dtype, &numbers(tokens * hidden, 1, 1.0)), ids(tokens, vocab));
+            let (slots, _) = slots(tokens);
+            let before = numbers(vocab * hidden, 2, 1.0);
+            let mut dw = before.clone();
+            let d_vision = backward(dtype, &ids, &slots, &dy, &mut dw, hidden, [true, true]);
+            let text: Vec<i32> = ids.iter().zip(&slots).map(|(&id, &slot)| if slot < 0 { id } else { -1 }).collect();
+            let want = formula::bwd(&text, &dy.f64(), &Data::new(F32, &before).f64(), hidden);
+            assert_close(&format!("dw {dtype} {tokens} of {vocab}"), &dw, &want, 1e-6, f64::MAX);
+            let mut want = vec![7.0; d_vision.values().len()];
+            for (dy, &slot) in dy.values().chunks_exact(hidden).zip(&slots) {
+                if slot >= 0 && slot < tokens as i32 + 2 {
+                    want[slot as usize * hidden..][..hidden].copy_from_slice(dy);
+                }
+            }
+            assert_eq!(d_vision.values(), want, "{dtype} {tokens} of {vocab}");
+            let mut again = before.clone();
+            backward(dtype, &ids, &slots, &dy, &mut again, hidden, [true, false]);
+            assert_eq!(again, dw);
+            let alone = backward(dtype, &ids, &slots, &dy, &mut again, hidden, [false, true]);
+            assert_eq!((again, alone.values()), (dw, d_vision.values()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

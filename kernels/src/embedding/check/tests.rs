@@ -1,0 +1,24 @@
+use super::*;
+use crate::checks::{counted, on_sim};
+
+#[test]
+fn rows_move_once() {
+    on_sim(|| {
+        let (tokens, hidden, vocab, placed) = (512u32, 2048u32, 700, 384);
+        // Different ids for all: what the gradient of a repeated one costs depends on how often it is.
+        let ids: Vec<i32> = (0..tokens as i32).collect();
+        let slots: Vec<i32> = ids.iter().map(|t| if t % 4 == 0 { -1 } else { t - t / 4 - 1 }).collect();
+        let data = |rows: u32| Data::new(BF16, &numbers((rows * hidden) as usize, 1, 1.0));
+        let arrays = [vocab, placed, tokens].map(data);
+        let [table, vision, y] = arrays.each_ref().map(Data::addr);
+        let (mut dw, ids, slots) = (vec![0.0f32; (vocab * hidden) as usize], addr(&ids), addr(&slots));
+        let forward = FwdParams { table, ids, y, vision, slots, tokens, hidden, vocab, placed };
+        let (dw, d_vision) = (addr_mut(&mut dw), vision);
+        let backward = BwdParams { ids, dy: y, dw, slots, d_vision, tokens, hidden, vocab, placed };
+        for launch in [fwd(BF16, BF16, &forward), bwd(BF16, &backward)] {
+            let (count, cost) = (counted(&launch), launch.cost());
+            let bytes = (count.global_read + count.global_written) as f64;
+            assert!(bytes <= 1.1 * cost.bytes, "{}: {bytes} bytes, {} at least", launch.name(), cost.bytes);
+        }
+    });
+}

@@ -1,0 +1,172 @@
+use super::{Params, STATS, cases, formula, loss};
+use crate::Addr;
+use crate::checks::{addr, addr_mut, checks, numbers, run};
+use crate::compare::assert_close;
+
+checks!(
+    loss_and_gradient_equal_the_formula,
+    without_old_the_ratio_is_one,
+    clipping_cuts_the_gradient,
+    nothing_counts_beyond_the_end
+);
+
+/// Completions with their inputs.
+struct Batch {
+    ends: Vec<i32>,
+    counted: Vec<i32>,
+    log_prob: Vec<f32>,
+    old: Vec<f32>,
+    reference: Vec<f32>,
+    advantage: Vec<f32>,
+    weight: Vec<f32>,
+}
+
+impl Batch {
+    fn new(lengths: &[(usize, usize)], spread: f32) -> Batch {
+        let mut ends = vec![0];
+        for (len, _) in lengths {
+            ends.push(ends[ends.len() - 1] + *len as i32);
+        }
+        let (tokens, n) = (ends[lengths.len()] as usize, lengths.len());
+        let log_prob: Vec<f32> = numbers(tokens, 1, 1.0).iter().map(|x| -x.abs()).collect();
+        let near = |seed| numbers(tokens, seed, spread).iter().zip(&log_prob).map(|(d, l)| l + d).collect();
+        let (old, reference) = (near(2), near(3));
+        let advantage = numbers(n, 4, 1.0);
+        let weight = (0..n).map(|i| 0.1 + 0.01 * i as f32).collect();
+        Batch {
+            ends,
+            counted: lengths.iter().map(|l| l.1 as i32).collect(),
+            log_prob,
+            old,
+            reference,
+            advantage,
+            weight,
+        }
+    }
+
+    fn params(&self) -> Params {
+        Params {
+            log_prob: addr(&self.log_prob),
+            old: addr(&self.old),
+            reference: addr(&self.reference),
+            cu_seqlens: addr(&self.ends),
+            counted: addr(&self.counted),
+            advantage: addr(&self.advantage),
+            weight: addr(&self.weight),
+            d_log_prob: Addr::NULL,
+            stats: Addr::NULL,
+            completions: self.counted.len() as u32,
+            sequence_level: 0,
+            epsilon_low: 0.2,
+            epsilon_high: 0.28,
+            beta: 0.04,
+            kl_limit: 10.0,
+        }
+    }
+
+    /// The gradient and the stats.
+    fn run(&self, params: &Params) -> (Vec<f32>, Vec<f32>) {
+        let (mut gradient, mut stats) =
+            (vec![f32::NAN; self.log_prob.len()], vec![f32::NAN; STATS * self.counted.len()]);
+        let params = Params { d_log_prob: addr_mut(&mut gradient), stats: addr_mut(&mut stats), ..*params };
+        run(&loss(self.log_prob.len(), &params), 3);
+        (gradient, stats)
+    }
+
+    /// The tokens of a completion that count.
+    fn of<'a>(&self, i: usize, x: &'a [f32]) -> &'a [f32] {
+        &x[self.ends[i] as usize..][..self.counted[i] as usize]
+    }
+}
+
+fn exact(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&x| x as f64).collect()
+}
+
+fn options(p: &Params) -> formula::Options {
+    formula::Options {
+        range: (1.0 - p.epsilon_low as f64, 1.0 + p.epsilon_high as f64),
+        beta: p.beta as f64,
+        kl_limit: p.kl_limit as f64,
+        sequence_level: p.sequence_level != 0,
+    }
+}
+
+fn loss_and_gradient_equal_the_formula() {
+    for lengths in cases() {
+        let batch = Batch::new(&lengths, 0.3);
+        for (sequence_level, kl_limit) in [(0, 10.0), (1, 10.0), (0, 0.25), (1, f32::INFINITY)] {
+            let params = Params { sequence_level, kl_limit, ..batch.params() };
+            let (gradient, stats) = batch.run(&params);
+            let o = options(&params);
+            for i in 0..lengths.len() {
+                let (n, weight, a) = (batch.counted[i] as usize, batch.weight[i] as f64, batch.advantage[i] as f64);
+                let [lp, old, reference] =
+                    [&batch.log_prob, &batch.old, &batch.reference].map(|x| exact(batch.of(i, x)));
+                let [value, distance, clipped] = formula::completion(&o, &lp, &old, &reference, a);
+                let want = [weight * value, distance, clipped, n as f64];
+                assert_close(
+                    &format!("stats of {i} of {lengths:?}"),
+                    &stats[STATS * i..][..STATS],
+                    &want,
+                    1e-6,
+                    f64::MAX,
+                );
+                let (h, mut moved) = (1e-6, lp.clone());
+                let mut want = vec![];
+                // A sequence's ratio is one for all tokens, so a few of them tell.
+                for t in 0..n {
+                    if sequence_level == 1 && t % 50 != 0 {
+                        want.push(gradient[batch.ends[i] as usize + t] as f64);
+                        continue;
+                    }
+                    let mut at = |x: f64| {
+                        moved[t] = x;
+                        formula::completion(&o, &moved, &old, &reference, a)[0]
+                    };
+                    want.push(weight * (at(lp[t] + h) - at(lp[t] - h)) / (2.0 * h));
+                    moved[t] = lp[t];
+                }
+                assert_close(&format!("gradient of {i} of {lengths:?}"), batch.of(i, &gradient), &want, 1e-5, f64::MAX);
+            }
+        }
+    }
+}
+
+fn without_old_the_ratio_is_one() {
+    let batch = Batch::new(&[(40, 40), (9, 3)], 0.3);
+    let params = Params { old: Addr::NULL, reference: Addr::NULL, ..batch.params() };
+    for sequence_level in [0, 1] {
+        let (gradient, stats) = batch.run(&Params { sequence_level, ..params });
+        for i in 0..2 {
+            let slope = -batch.weight[i] * batch.advantage[i];
+            assert!(batch.of(i, &gradient).iter().all(|g| *g == slope));
+            let want = [slope * batch.counted[i] as f32, 0.0, 0.0, batch.counted[i] as f32];
+            assert!(
+                stats[STATS * i..][..STATS].iter().zip(want).all(|(s, w)| (s - w).abs() <= 1e-6),
+                "{stats:?} {want:?}"
+            );
+        }
+    }
+}
+
+fn clipping_cuts_the_gradient() {
+    let mut batch = Batch::new(&[(4, 4), (4, 4)], 0.0);
+    batch.advantage = vec![1.0, -1.0];
+    // Ratios e^-0.5, e^-0.1, e^0.1, e^0.5 in both.
+    for (t, d) in [-0.5f32, -0.1, 0.1, 0.5, -0.5, -0.1, 0.1, 0.5].into_iter().enumerate() {
+        batch.log_prob[t] = -1.0 + d;
+        batch.old[t] = -1.0;
+    }
+    let (gradient, stats) = batch.run(&Params { reference: Addr::NULL, ..batch.params() });
+    let flat: Vec<bool> = gradient.iter().map(|g| *g == 0.0).collect();
+    assert_eq!(flat, [false, false, false, true, true, false, false, false]);
+    assert_eq!((stats[2], stats[STATS + 2]), (1.0, 1.0));
+}
+
+fn nothing_counts_beyond_the_end() {
+    let batch = Batch::new(&[(300, 7), (5, 0)], 0.2);
+    let (gradient, stats) = batch.run(&batch.params());
+    assert!(gradient[..7].iter().all(|g| *g != 0.0) && gradient[7..].iter().all(|g| *g == 0.0));
+    assert_eq!(stats[STATS..], [0.0; STATS]);
+}

@@ -1,0 +1,52 @@
+use super::{Params, write};
+use crate::DType::{BF16, F32};
+use crate::checks::{Data, Picks, addr, checks, is_cuda, numbers, run};
+
+checks!(writes_its_slots_and_nothing_else);
+
+/// Tokens, heads, elements of a head, threads, tokens of a page, seed.
+type Case = (usize, usize, usize, usize, usize, u64);
+
+fn writes_its_slots_and_nothing_else() {
+    let mut picks = Picks::new(1);
+    for _ in 0..if is_cuda() { 15 } else { 60 } {
+        let (tokens, kv_heads, head_dim) = (picks.size(0, 300), picks.size(1, 4), picks.size(1, 40));
+        fills((tokens, kv_heads, head_dim, picks.size(1, 4), picks.of(&[16, 32, 64, 128, 256]), picks.any()));
+    }
+}
+
+fn fills((tokens, kv_heads, head_dim, threads, page, seed): Case) {
+    let (row, pages) = (kv_heads * head_dim, 512usize.div_ceil(page));
+    // A permutation of all places of the cache by a multiplier that has no factor in common with their number.
+    let slots: Vec<i32> = (0..tokens).map(|t| ((t * 257 + (seed % 1000) as usize) % (pages * page)) as i32).collect();
+    for dtype in [F32, BF16] {
+        let data = |seed, count| Data::new(dtype, &numbers(count, seed, 1.0));
+        let (k, v) = (data(seed, tokens * row), data(seed ^ 1, tokens * row));
+        let (kc, vc) = (data(seed ^ 2, pages * page * row), data(seed ^ 3, pages * page * row));
+        let (mut want_k, mut want_v) = (kc.values(), vc.values());
+        for (t, &slot) in slots.iter().enumerate() {
+            let to = slot as usize * row;
+            want_k[to..to + row].copy_from_slice(&k.values()[t * row..(t + 1) * row]);
+            want_v[to..to + row].copy_from_slice(&v.values()[t * row..(t + 1) * row]);
+        }
+        let params = Params {
+            k: k.addr(),
+            v: v.addr(),
+            k_cache: kc.addr(),
+            v_cache: vc.addr(),
+            slots: addr(&slots),
+            tokens: tokens as u32,
+            kv_heads: kv_heads as u32,
+            head_dim: head_dim as u32,
+            pages: pages as u32,
+            page: page as u32,
+            reserved: 0,
+        };
+        run(&write(dtype, &params), threads);
+        assert_eq!(kc.values(), want_k);
+        assert_eq!(vc.values(), want_v);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,145 @@
+use super::{BwdParams, FwdParams, bwd, cases, formula, fwd, parts};
+use crate::DType::{BF16, F32};
+use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
+use crate::compare::assert_close;
+use crate::{Addr, DType};
+
+checks!(
+    equals_the_formula,
+    gradient_equals_differences_of_the_formula,
+    a_row_of_equal_elements_has_no_direction,
+    threads_and_other_rows_change_nothing
+);
+
+const EPS: f32 = 1e-6;
+
+/// Seeded numbers around a mean.
+fn around(count: usize, seed: u64, scale: f32, mean: f32) -> Vec<f32> {
+    numbers(count, seed, scale).into_iter().map(|x| x + mean).collect()
+}
+
+/// y, mean and rstd.
+fn forward(dtype: DType, [x, w, b]: [&Data; 3], cols: usize, threads: usize) -> [Vec<f32>; 3] {
+    let rows = x.values().len() / cols;
+    let (y, mut mean, mut rstd) = (Data::output(dtype, rows * cols), vec![f32::NAN; rows], vec![f32::NAN; rows]);
+    let params = FwdParams {
+        x: x.addr(),
+        w: w.addr(),
+        b: b.addr(),
+        y: y.addr(),
+        mean: addr_mut(&mut mean),
+        rstd: addr_mut(&mut rstd),
+        rows: rows as u32,
+        cols: cols as u32,
+        eps: EPS,
+        reserved: 0,
+    };
+    run(&fwd(dtype, &params), threads);
+    [y.values(), mean, rstd]
+}
+
+/// dx and what was added to dw and db that held 0.5.
+fn backward(
+    dtype: DType,
+    [x, w, dy]: [&Data; 3],
+    [mean, rstd]: [&[f32]; 2],
+    cols: usize,
+    threads: usize,
+) -> [Vec<f32>; 3] {
+    let rows = rstd.len();
+    let dx = Data::output(dtype, rows * cols);
+    let (mut dw, mut db, mut partial) = (vec![0.5; cols], vec![0.5; cols], vec![f32::NAN; 2 * parts(rows) * cols]);
+    let params = BwdParams {
+        x: x.addr(),
+        w: w.addr(),
+        mean: addr(mean),
+        rstd: addr(rstd),
+        dy: dy.addr(),
+        dx: dx.addr(),
+        dw: addr_mut(&mut dw),
+        db: addr_mut(&mut db),
+        partial: addr_mut(&mut partial),
+        rows: rows as u32,
+        cols: cols as u32,
+    };
+    run(&bwd(dtype, &params), threads);
+    let frozen = Data::output(dtype, rows * cols);
+    let params = BwdParams { dx: frozen.addr(), dw: Addr::NULL, db: Addr::NULL, partial: Addr::NULL, ..params };
+    run(&bwd(dtype, &params), threads);
+    assert_eq!(dx.values(), frozen.values(), "dx must not depend on whether w and b are frozen");
+    [dx.values(), dw, db]
+}
+
+fn inputs(dtype: DType, (rows, cols, scale, mean): (usize, usize, f32, f32)) -> [Data; 4] {
+    let data = |count, seed, scale, mean| Data::new(dtype, &around(count, seed, scale, mean));
+    [
+        data(rows * cols, 1, scale, mean),
+        data(cols, 2, 1.0, 0.0),
+        data(cols, 3, 1.0, 0.0),
+        data(rows * cols, 4, 1.0, 0.0),
+    ]
+}
+
+fn equals_the_formula() {
+    for case in cases() {
+        let (rows, cols, scale, mean) = case;
+        // The mean is rounded to f32, which shows where it is far from 0.
+        let exact = 1e-6 * (1.0 + (mean / scale).abs() as f64);
+        for (dtype, tol) in [(F32, exact), (BF16, 4e-3)] {
+            let [x, w, b, _] = inputs(dtype, case);
+            let [y, means, rstds] = forward(dtype, [&x, &w, &b], cols, 3);
+            let name = format!("layer_norm {dtype} {rows}x{cols}");
+            // Of one column only the bias is left: x − mean is 0.
+            let want = formula::fwd(&x.f64(), &w.f64(), &b.f64(), EPS as f64);
+            assert_close(&name, &y, &want, tol, f64::MAX);
+            let want: Vec<(f64, f64)> =
+                x.f64().chunks_exact(cols).map(|x| formula::statistics(x, EPS as f64)).collect();
+            let column = |k: fn(&(f64, f64)) -> f64| want.iter().map(k).collect::<Vec<f64>>();
+            assert_close(
+                &format!("{name} mean"),
+                &means,
+                &column(|s| s.0),
+                f64::MAX,
+                1e-6 * (scale + mean.abs()) as f64,
+            );
+            assert_close(&format!("{name} rstd"), &rstds, &column(|s| s.1), 1e-6, f64::MAX);
+        }
+    }
+}
+
+fn gradient_equals_differences_of_the_formula() {
+    for case in cases().into_iter().filter(|c| c.1 > 1) {
+        let (rows, cols, scale, mean) = case;
+        let exact = 1e-4 * (1.0 + (mean / scale).abs() as f64 / 100.0);
+        for (dtype, tol) in [(F32, exact), (BF16, 4e-3)] {
+            let [x, w, b, dy] = inputs(dtype, case);
+            let [_, means, rstds] = forward(dtype, [&x, &w, &b], cols, 1);
+            let got = backward(dtype, [&x, &w, &dy], [&means, &rstds], cols, 2);
+            let [want_dx, want_dw, want_db] = formula::bwd(&x.f64(), &w.f64(), &b.f64(), &dy.f64(), EPS as f64);
+            let half = |d: Vec<f64>| d.iter().map(|d| d + 0.5).collect::<Vec<_>>();
+            let name = format!("{dtype} {rows}x{cols}");
+            assert_close(&format!("dx {name}"), &got[0], &want_dx, tol, f64::MAX);
+            assert_close(&format!("dw {name}"), &got[1], &half(want_dw), 1e-5, f64::MAX);
+            assert_close(&format!("db {name}"), &got[2], &half(want_db), 1e-5, f64::MAX);
+        }
+    }
+}
+
+fn a_row_of_equal_elements_has_no_direction() {
+    let (x, w, b) = (Data::new(F32, &[3.0; 24]), Data::new(F32, &[2.0; 8]), Data::new(F32, &[0.25; 8]));
+    assert_eq!(forward(F32, [&x, &w, &b], 8, 1)[0], [0.25; 24]);
+}
+
+fn threads_and_other_rows_change_nothing() {
+    let (rows, cols) = (131, 515);
+    for dtype in [F32, BF16] {
+        let [x, w, b, dy] = inputs(dtype, (rows, cols, 1.0, 0.3));
+        let all = forward(dtype, [&x, &w, &b], cols, 1);
+        assert_eq!(forward(dtype, [&x, &w, &b], cols, 4), all);
+        let row = |d: &[f32]| d[70 * cols..71 * cols].to_vec();
+        let alone = forward(dtype, [&Data::new(dtype, &row(&x.values())), &w, &b], cols, 1);
+        assert_eq!(alone[0], row(&all[0]));
+        let one = backward(dtype, [&x, &w, &dy], [&all[1], &all[2]], cols, 1);
+        assert_eq!(backward(dtype, [&x, &w, &dy], [&all[1], &all[2]], cols, 4), one);
+    }
+}

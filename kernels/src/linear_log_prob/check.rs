@@ -1,0 +1,162 @@
+use super::{BwdParams, FwdParams, bwd, cases, formula, fwd, workspace};
+use crate::DType::{BF16, F32};
+use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
+use crate::compare::assert_close;
+use crate::{Addr, DType};
+
+checks!(
+    equals_the_formula,
+    gradient_equals_differences_of_the_formula,
+    bad_targets_and_bad_states_are_nan,
+    threads_and_other_rows_change_nothing,
+);
+
+struct Given {
+    dtype: DType,
+    hidden: Data,
+    weight: Data,
+    targets: Vec<i32>,
+    vocab: usize,
+    width: usize,
+    s: f32,
+}
+
+/// log_prob, entropy and lse.
+type Answer = [Vec<f32>; 3];
+
+impl Given {
+    fn new(dtype: DType, (rows, vocab, width, spread, temperature): (usize, usize, usize, f32, f32)) -> Given {
+        let targets = (0..rows).map(|r| if r % 5 == 3 { -1 } else { (r * 7919 % vocab) as i32 }).collect();
+        let hidden = Data::new(dtype, &numbers(rows * width, 1, spread));
+        let weight = Data::new(dtype, &numbers(vocab * width, 2, (width as f32).powf(-0.5)));
+        Given { dtype, hidden, weight, targets, vocab, width, s: 1.0 / temperature }
+    }
+
+    fn rows(&self) -> usize {
+        self.targets.len()
+    }
+
+    fn logits(&self, row: usize) -> Vec<f64> {
+        formula::logits(&self.hidden.f64()[row * self.width..][..self.width], &self.weight.f64())
+    }
+
+    /// Of the first `rows` rows.
+    fn forward(&self, rows: usize, threads: usize) -> Answer {
+        let [mut log_prob, mut entropy, mut lse] = [0, 1, 2].map(|_| vec![f32::NAN; rows]);
+        let scratch = Data::output(F32, workspace(rows, self.vocab) / 4);
+        let params = FwdParams {
+            hidden: self.hidden.addr(),
+            weight: self.weight.addr(),
+            targets: addr(&self.targets),
+            log_prob: addr_mut(&mut log_prob),
+            entropy: addr_mut(&mut entropy),
+            lse: addr_mut(&mut lse),
+            workspace: scratch.addr(),
+            rows: rows as u32,
+            vocab: self.vocab as u32,
+            width: self.width as u32,
+            inv_temperature: self.s,
+        };
+        run(&fwd(self.dtype, &params), threads);
+        [log_prob, entropy, lse]
+    }
+
+    /// All of d_logits, in chunks of `columns`.
+    fn backward(&self, answer: &Answer, d_log_prob: &[f32], d_entropy: Option<&[f32]>, columns: usize) -> Vec<f32> {
+        let mut all = vec![0.0; self.rows() * self.vocab];
+        for first in (0..self.vocab).step_by(columns) {
+            let columns = columns.min(self.vocab - first);
+            let d_logits = Data::output(self.dtype, self.rows() * columns);
+            let params = BwdParams {
+                hidden: self.hidden.addr(),
+                weight: self.weight.addr(),
+                targets: addr(&self.targets),
+                lse: addr(&answer[2]),
+                entropy: if d_entropy.is_some() { addr(&answer[1]) } else { Addr::NULL },
+                d_log_prob: addr(d_log_prob),
+                d_entropy: d_entropy.map_or(Addr::NULL, addr),
+                d_logits: d_logits.addr(),
+                rows: self.rows() as u32,
+                vocab: self.vocab as u32,
+                width: self.width as u32,
+                first: first as u32,
+                columns: columns as u32,
+                inv_temperature: self.s,
+            };
+            run(&bwd(self.dtype, &params), 2);
+            for (row, part) in all.chunks_exact_mut(self.vocab).zip(d_logits.values().chunks_exact(columns)) {
+                row[first..first + columns].copy_from_slice(part);
+            }
+        }
+        all
+    }
+}
+
+fn equals_the_formula() {
+    for dtype in [F32, BF16] {
+        for case in cases() {
+            let given = Given::new(dtype, case);
+            let got = given.forward(given.rows(), 2);
+            let want: Vec<formula::Row> =
+                (0..given.rows()).map(|r| formula::fwd(&given.logits(r), given.targets[r], given.s as f64)).collect();
+            // The logits themselves are f32 sums; nothing is rounded to bf16.
+            let size = |r: usize| given.logits(r).iter().fold(1.0f64, |a, l| a.max((l * given.s as f64).abs()));
+            for (r, want) in want.iter().enumerate() {
+                let allowed = 2e-6 * size(r);
+                let pairs = [(got[0][r], want.log_prob), (got[1][r], want.entropy), (got[2][r], want.lse)];
+                for (i, (got, want)) in pairs.into_iter().enumerate() {
+                    let off = (got as f64 - want).abs();
+                    assert!(off <= allowed, "{dtype} {case:?} row {r}, answer {i}: {got}, want {want}");
+                }
+            }
+        }
+    }
+}
+
+fn gradient_equals_differences_of_the_formula() {
+    for (dtype, tol) in [(F32, 1e-5), (BF16, 4e-3)] {
+        for case in cases().into_iter().filter(|c| (2..400).contains(&c.1)) {
+            let given = Given::new(dtype, case);
+            let answer = given.forward(given.rows(), 1);
+            let (d_log_prob, d_entropy) = (numbers(given.rows(), 5, 1.0), numbers(given.rows(), 6, 1.0));
+            for (with, columns) in [(false, given.vocab), (true, given.vocab), (true, 128)] {
+                let got = given.backward(&answer, &d_log_prob, with.then_some(&d_entropy[..]), columns);
+                for r in 0..given.rows() {
+                    let (a, b) = (d_log_prob[r] as f64, if with { d_entropy[r] as f64 } else { 0.0 });
+                    let want = formula::bwd(&given.logits(r), given.targets[r], given.s as f64, a, b);
+                    let name = format!("{dtype} {case:?} row {r}, entropy {with}, chunks of {columns}");
+                    assert_close(&name, &got[r * given.vocab..][..given.vocab], &want, tol, f64::MAX);
+                }
+            }
+        }
+    }
+}
+
+fn bad_targets_and_bad_states_are_nan() {
+    let mut given = Given::new(F32, (4, 300, 16, 1.0, 1.0));
+    given.targets[1] = 300;
+    let mut hidden = given.hidden.values();
+    hidden[2 * 16 + 3] = f32::NAN;
+    given.hidden = Data::new(F32, &hidden);
+    let answer = given.forward(4, 2);
+    assert_eq!(answer[0].iter().map(|x| x.is_nan()).collect::<Vec<_>>(), [false, true, true, false]);
+    assert!(!answer[2][1].is_nan() && answer[2][2].is_nan() && answer[1][2].is_nan());
+    let d = given.backward(&answer, &numbers(4, 5, 1.0), None, 300);
+    assert!(d[300..900].iter().all(|d| d.is_nan()) && d[..300].iter().all(|d| !d.is_nan()));
+    assert!(d[900..].iter().all(|d| *d == 0.0), "row 3 is ignored");
+}
+
+fn threads_and_other_rows_change_nothing() {
+    for dtype in [F32, BF16] {
+        let given = Given::new(dtype, (131, 2100, 40, 1.0, 0.9));
+        let all = given.forward(131, 1);
+        assert_eq!(given.forward(131, 3), all);
+        let few = given.forward(2, 2);
+        for (few, all) in few.iter().zip(&all) {
+            assert_eq!(few[..], all[..2]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,41 @@
+use super::*;
+use crate::linear_log_prob::chunk;
+
+#[test]
+fn chunks_stay_within_64_mib() {
+    for (dtype, rows) in [(BF16, 8192), (F32, 8192), (BF16, 1), (F32, 100_000)] {
+        let columns = chunk(dtype, rows, 152_064);
+        assert!(columns == 152_064 || columns.is_multiple_of(128));
+        assert!(rows * columns * dtype.size() <= 64 << 20, "{dtype} {rows}: {columns}");
+    }
+    assert_eq!(chunk(BF16, 8192, 152_064), 4096);
+}
+
+#[test]
+fn no_bank_conflicts() {
+    crate::checks::on_sim(|| {
+        for dtype in [F32, BF16] {
+            let given = Given::new(dtype, (128, 256, 256, 1.0, 1.0));
+            let (mut log_prob, mut lse) = (vec![f32::NAN; 128], vec![f32::NAN; 128]);
+            let scratch = Data::output(F32, workspace(128, 256) / 4);
+            let params = FwdParams {
+                hidden: given.hidden.addr(),
+                weight: given.weight.addr(),
+                targets: addr(&given.targets),
+                log_prob: addr_mut(&mut log_prob),
+                entropy: Addr::NULL,
+                lse: addr_mut(&mut lse),
+                workspace: scratch.addr(),
+                rows: 128,
+                vocab: 256,
+                width: 256,
+                inv_temperature: 1.0,
+            };
+            let count = crate::checks::counted(&fwd(dtype, &params));
+            assert_eq!(count.wavefronts, count.wavefronts_least, "{dtype}: {count:?}");
+            if dtype == BF16 {
+                assert_eq!(count.matrix_flops, 2 * 128 * 256 * 256);
+            }
+        }
+    });
+}

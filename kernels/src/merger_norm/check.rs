@@ -1,0 +1,145 @@
+use super::{BwdParams, FwdParams, bwd, cases, formula, fwd};
+use crate::DType::{BF16, F32};
+use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
+use crate::compare::assert_close;
+use crate::rms_norm::{self, parts};
+use crate::{Addr, DType, Element};
+
+checks!(equals_the_formula, gradient_equals_differences_of_the_formula, is_a_gather_and_a_norm);
+
+const EPS: f32 = 1e-6;
+
+fn bf16_rounding(x: f64) -> f64 {
+    <half::bf16 as Element>::from_f32(x as f32).to_f32() as f64
+}
+
+/// A permutation in no order.
+fn index(rows: usize) -> Vec<i32> {
+    let mut index: Vec<i32> = (0..rows as i32).collect();
+    index.sort_by_key(|i| (i.wrapping_mul(0x9e37_79b1u32 as i32), *i));
+    index
+}
+
+/// y and rstd.
+fn forward(dtype: DType, x: &Data, index: &[i32], w: &Data, cols: usize) -> (Vec<f32>, Vec<f32>) {
+    let rows = index.len();
+    let (y, mut rstd) = (Data::output(dtype, rows * cols), vec![f32::NAN; rows]);
+    let params = FwdParams {
+        x: x.addr(),
+        index: addr(index),
+        w: w.addr(),
+        y: y.addr(),
+        rstd: addr_mut(&mut rstd),
+        rows: rows as u32,
+        cols: cols as u32,
+        eps: EPS,
+        reserved: 0,
+    };
+    run(&fwd(dtype, &params), 3);
+    (y.values(), rstd)
+}
+
+fn inputs(dtype: DType, rows: usize, cols: usize, scale: f32) -> [Data; 3] {
+    let data = |count, seed, scale| Data::new(dtype, &numbers(count, seed, scale));
+    [data(rows * cols, 1, scale), data(cols, 2, 1.0), data(rows * cols, 3, 1.0)]
+}
+
+fn equals_the_formula() {
+    for (rows, cols, scale) in cases() {
+        // Against the formula with bf16's roundings: without the inner one the distance would be above 1e-3.
+        for (dtype, tol, round) in [(F32, 1e-6, (|x| x) as fn(f64) -> f64), (BF16, 3e-4, bf16_rounding)] {
+            let ([x, w, _], index) = (inputs(dtype, rows, cols, scale), index(rows));
+            let (y, _) = forward(dtype, &x, &index, &w, cols);
+            let want = formula::fwd(&x.f64(), &index, &w.f64(), EPS as f64, round);
+            assert_close(&format!("merger_norm {dtype} {rows}x{cols}"), &y, &want, tol, f64::MAX);
+        }
+    }
+}
+
+/// dx and what was added to a dw that held 0.5.
+fn backward(dtype: DType, [x, w, dy]: [&Data; 3], index: &[i32], rstd: &[f32], cols: usize) -> [Vec<f32>; 2] {
+    let rows = index.len();
+    let (dx, frozen) = (Data::output(dtype, rows * cols), Data::output(dtype, rows * cols));
+    let (mut dw, mut partial) = (vec![0.5; cols], vec![f32::NAN; parts(rows) * cols]);
+    let params = BwdParams {
+        x: x.addr(),
+        index: addr(index),
+        w: w.addr(),
+        rstd: addr(rstd),
+        dy: dy.addr(),
+        dx: dx.addr(),
+        dw: addr_mut(&mut dw),
+        partial: addr_mut(&mut partial),
+        rows: rows as u32,
+        cols: cols as u32,
+    };
+    run(&bwd(dtype, &params), 2);
+    run(&bwd(dtype, &BwdParams { dx: frozen.addr(), dw: Addr::NULL, partial: Addr::NULL, ..params }), 1);
+    assert_eq!(dx.values(), frozen.values(), "dx must not depend on whether w is frozen");
+    [dx.values(), dw]
+}
+
+fn gradient_equals_differences_of_the_formula() {
+    for (rows, cols, scale) in cases().into_iter().filter(|c| c.1 > 1 && c.1 < 1000) {
+        for (dtype, tol) in [(F32, 1e-4), (BF16, 4e-3)] {
+            let ([x, w, dy], index) = (inputs(dtype, rows, cols, scale), index(rows));
+            let (_, rstd) = forward(dtype, &x, &index, &w, cols);
+            let [dx, dw] = backward(dtype, [&x, &w, &dy], &index, &rstd, cols);
+            let [want_dx, want_dw] = formula::bwd(&x.f64(), &index, &w.f64(), &dy.f64(), EPS as f64);
+            assert_close(&format!("dx {dtype} {rows}x{cols}"), &dx, &want_dx, tol, f64::MAX);
+            let want_dw: Vec<f64> = want_dw.iter().map(|d| d + 0.5).collect();
+            assert_close(&format!("dw {dtype} {rows}x{cols}"), &dw, &want_dw, 1e-5, f64::MAX);
+        }
+    }
+}
+
+/// Bit for bit what the separate kernels give.
+fn is_a_gather_and_a_norm() {
+    for (rows, cols, scale) in cases() {
+        for dtype in [F32, BF16] {
+            let ([x, w, dy], index) = (inputs(dtype, rows, cols, scale), index(rows));
+            let (y, rstd) = forward(dtype, &x, &index, &w, cols);
+            let [dx, dw] = backward(dtype, [&x, &w, &dy], &index, &rstd, cols);
+            let values = x.values();
+            let gathered: Vec<f32> =
+                index.iter().flat_map(|&i| &values[i as usize * cols..][..cols]).copied().collect();
+            let x = Data::new(dtype, &gathered);
+            let (y2, mut rstd2) = (Data::output(dtype, rows * cols), vec![f32::NAN; rows]);
+            let (rows32, cols32, reserved) = (rows as u32, cols as u32, 0);
+            let params = rms_norm::FwdParams {
+                x: x.addr(),
+                w: w.addr(),
+                y: y2.addr(),
+                rstd: addr_mut(&mut rstd2),
+                rows: rows32,
+                cols: cols32,
+                eps: EPS,
+                reserved,
+            };
+            run(&rms_norm::fwd(dtype, &params), 1);
+            assert_eq!((&y, &rstd), (&y2.values(), &rstd2), "{dtype} {rows}x{cols}");
+            let dx2 = Data::output(dtype, rows * cols);
+            let (mut dw2, mut partial) = (vec![0.5; cols], vec![f32::NAN; parts(rows) * cols]);
+            let params = rms_norm::BwdParams {
+                x: x.addr(),
+                w: w.addr(),
+                rstd: addr(&rstd),
+                dy: dy.addr(),
+                dx: dx2.addr(),
+                dw: addr_mut(&mut dw2),
+                partial: addr_mut(&mut partial),
+                rows: rows32,
+                cols: cols32,
+            };
+            run(&rms_norm::bwd(dtype, &params), 1);
+            let dx2 = dx2.values();
+            for (i, &from) in index.iter().enumerate() {
+                assert_eq!(dx[from as usize * cols..][..cols], dx2[i * cols..][..cols], "{dtype} {rows}x{cols}");
+            }
+            assert_eq!(dw, dw2, "{dtype} {rows}x{cols}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

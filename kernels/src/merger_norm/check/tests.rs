@@ -1,0 +1,23 @@
+use super::*;
+use crate::checks::{counted, on_sim};
+
+#[test]
+fn rows_are_read_once() {
+    on_sim(|| {
+        let (rows, cols, dtype) = (4096, 1280, BF16);
+        let ([x, w, dy], index) = (inputs(dtype, rows, cols, 1.0), index(rows));
+        let (y, mut rstd) = (Data::output(dtype, rows * cols), vec![1.0f32; rows]);
+        let (mut dw, mut partial) = (vec![0.0; cols], vec![f32::NAN; parts(rows) * cols]);
+        let (x, w, y, dy) = (x.addr(), w.addr(), y.addr(), dy.addr());
+        let (index, rstd, rows, cols) = (addr(&index), addr_mut(&mut rstd), rows as u32, cols as u32);
+        let params = FwdParams { x, index, w, y, rstd, rows, cols, eps: EPS, reserved: 0 };
+        let (dw, partial) = (addr_mut(&mut dw), addr_mut(&mut partial));
+        let gradient = BwdParams { x, index, w, rstd, dy, dx: y, dw, partial, rows, cols };
+        for launch in [fwd(dtype, &params), bwd(dtype, &gradient)] {
+            let (count, cost) = (counted(&launch), launch.cost());
+            let bytes = (count.global_read + count.global_written) as f64;
+            assert!(bytes <= 1.1 * cost.bytes, "{}: {bytes} bytes, {} at least", launch.name(), cost.bytes);
+            assert_eq!(count.wavefronts, count.wavefronts_least, "{}", launch.name());
+        }
+    });
+}

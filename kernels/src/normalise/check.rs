@@ -1,0 +1,84 @@
+use super::{BwdParams, FwdParams, bwd, cases, formula, fwd};
+use crate::DType::{self, BF16, F32};
+use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
+use crate::compare::assert_close;
+
+checks!(
+    equals_the_formula,
+    gradient_equals_differences_of_the_formula,
+    a_row_of_zeros_has_no_direction,
+    threads_and_other_rows_change_nothing
+);
+
+/// y and the norms.
+fn forward(dtype: DType, x: &Data, cols: usize, threads: usize) -> (Vec<f32>, Vec<f32>) {
+    let rows = x.values().len() / cols;
+    let (y, mut norm) = (Data::output(dtype, rows * cols), vec![f32::NAN; rows]);
+    let params =
+        FwdParams { x: x.addr(), y: y.addr(), norm: addr_mut(&mut norm), rows: rows as u32, cols: cols as u32 };
+    run(&fwd(dtype, &params), threads);
+    (y.values(), norm)
+}
+
+fn backward(dtype: DType, x: &Data, dy: &Data, norm: &[f32], cols: usize, threads: usize) -> Vec<f32> {
+    let dx = Data::output(dtype, norm.len() * cols);
+    let (rows, cols) = (norm.len() as u32, cols as u32);
+    let params = BwdParams { x: x.addr(), norm: addr(norm), dy: dy.addr(), dx: dx.addr(), rows, cols };
+    run(&bwd(dtype, &params), threads);
+    dx.values()
+}
+
+fn equals_the_formula() {
+    for (rows, cols, scale) in cases() {
+        for (dtype, tol) in [(F32, 1e-6), (BF16, 2e-3)] {
+            let x = Data::new(dtype, &numbers(rows * cols, 1, scale));
+            let (y, norm) = forward(dtype, &x, cols, 3);
+            let want: Vec<f64> = x.f64().chunks_exact(cols).flat_map(formula::fwd).collect();
+            assert_close(&format!("{dtype} {rows}x{cols}"), &y, &want, tol, f64::MAX);
+            let want: Vec<f64> = x.f64().chunks_exact(cols).map(formula::norm).collect();
+            assert_close(&format!("norm {dtype} {rows}x{cols}"), &norm, &want, 1e-6, f64::MAX);
+        }
+    }
+}
+
+fn gradient_equals_differences_of_the_formula() {
+    // Of one column nothing is left of dx but rounding errors: y is ±1 whatever x is.
+    for (rows, cols, scale) in cases().into_iter().filter(|c| c.1 > 1 && c.1 < 2000) {
+        for (dtype, tol) in [(F32, 1e-5), (BF16, 2e-3)] {
+            let (x, dy) =
+                (Data::new(dtype, &numbers(rows * cols, 1, scale)), Data::new(dtype, &numbers(rows * cols, 2, 1.0)));
+            let (_, norm) = forward(dtype, &x, cols, 1);
+            let dx = backward(dtype, &x, &dy, &norm, cols, 2);
+            let rows_of = |d: &Data| d.f64().chunks_exact(cols).map(<[f64]>::to_vec).collect::<Vec<_>>();
+            let want: Vec<f64> =
+                rows_of(&x).iter().zip(&rows_of(&dy)).flat_map(|(x, dy)| formula::bwd(x, dy)).collect();
+            assert_close(&format!("dx {dtype} {rows}x{cols}"), &dx, &want, tol, f64::MAX);
+        }
+    }
+}
+
+fn a_row_of_zeros_has_no_direction() {
+    let x = Data::new(F32, &[0.0, 0.0, 3.0, 4.0]);
+    let (y, norm) = forward(F32, &x, 2, 1);
+    assert!(y[0].is_nan() && y[1].is_nan());
+    assert_eq!((&y[2..], &norm[..]), (&[0.6, 0.8][..], &[0.0, 5.0][..]));
+}
+
+fn threads_and_other_rows_change_nothing() {
+    let (rows, cols) = (37, 515);
+    for dtype in [F32, BF16] {
+        let (values, d_values) = (numbers(rows * cols, 1, 1.0), numbers(rows * cols, 2, 1.0));
+        let (x, dy) = (Data::new(dtype, &values), Data::new(dtype, &d_values));
+        let (y, norm) = forward(dtype, &x, cols, 1);
+        let dx = backward(dtype, &x, &dy, &norm, cols, 4);
+        for row in [0, 20, 36] {
+            let at = row * cols..(row + 1) * cols;
+            let (x, dy) = (Data::new(dtype, &values[at.clone()]), Data::new(dtype, &d_values[at.clone()]));
+            assert_eq!(forward(dtype, &x, cols, 2), (y[at.clone()].to_vec(), vec![norm[row]]));
+            assert_eq!(backward(dtype, &x, &dy, &norm[row..=row], cols, 1), dx[at]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

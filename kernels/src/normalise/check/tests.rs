@@ -1,0 +1,24 @@
+use super::*;
+use crate::checks::{counted, on_sim};
+
+#[test]
+fn each_element_moves_once() {
+    on_sim(|| {
+        let (rows, cols) = (64usize, 1152usize);
+        for dtype in [F32, BF16] {
+            let (x, dy) =
+                (Data::new(dtype, &numbers(rows * cols, 1, 1.0)), Data::new(dtype, &numbers(rows * cols, 2, 1.0)));
+            let mut norm = vec![1.0f32; rows];
+            let (y, norm, rows, cols) =
+                (Data::output(dtype, rows * cols), addr_mut(&mut norm), rows as u32, cols as u32);
+            let forward = FwdParams { x: x.addr(), y: y.addr(), norm, rows, cols };
+            let backward = BwdParams { x: x.addr(), norm, dy: dy.addr(), dx: y.addr(), rows, cols };
+            for launch in [fwd(dtype, &forward), bwd(dtype, &backward)] {
+                let (count, cost) = (counted(&launch), launch.cost());
+                let bytes = (count.global_read + count.global_written) as f64;
+                assert!(bytes <= 1.1 * cost.bytes, "{}: {bytes} bytes, {} at least", launch.name(), cost.bytes);
+                assert_eq!(count.wavefronts, count.wavefronts_least, "{}", launch.name());
+            }
+        }
+    });
+}

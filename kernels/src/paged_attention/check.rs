@@ -1,0 +1,251 @@
+#![allow(unsafe_code)]
+
+use super::{Params, bytes_of_parts, fwd};
+use crate::DType::{BF16, F32};
+use crate::attention::{self, FwdParams};
+use crate::checks::{Data, addr, checks, is_cuda, numbers, on_cpu, run};
+use crate::compare::assert_close;
+use crate::simd::{Isa, isa};
+use crate::{Addr, DType, Team};
+use half::bf16;
+
+checks!(
+    equals_the_packed_rows_of_the_cpu,
+    a_prompt_cut_anyhow_gives_the_same_bits,
+    a_decoded_token_gives_the_same_bits_with_parts_and_without,
+);
+
+/// Heads and sizes of a model.
+#[derive(Clone, Copy, Debug)]
+struct Model {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    dtype: DType,
+    isa: Isa,
+}
+
+impl Model {
+    fn row(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    fn kv_row(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    fn scale(&self) -> f32 {
+        (self.head_dim as f32).powf(-0.5)
+    }
+}
+
+/// One sequence: its queries, keys and values as numbers.
+#[derive(Clone)]
+struct Tokens {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    len: usize,
+}
+
+impl Tokens {
+    fn new(model: &Model, len: usize, seed: u64) -> Tokens {
+        let numbers = |width, salt| numbers(len * width, seed ^ salt, 1.5);
+        Tokens { q: numbers(model.row(), 1), k: numbers(model.kv_row(), 2), v: numbers(model.kv_row(), 3), len }
+    }
+}
+
+fn starts(lengths: impl Iterator<Item = usize>) -> Vec<i32> {
+    let mut starts = vec![0];
+    for len in lengths {
+        starts.push(starts[starts.len() - 1] + len as i32);
+    }
+    starts
+}
+
+fn bits(data: &Data) -> Vec<u32> {
+    data.values().iter().map(|x| x.to_bits()).collect()
+}
+
+/// The packed causal forward of sequences.
+fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
+    let data = |f: fn(&Tokens) -> &Vec<f32>| {
+        Data::new(model.dtype, &sequences.iter().flat_map(|s| f(s).iter().copied()).collect::<Vec<_>>())
+    };
+    let (q, k, v) = (data(|s| &s.q), data(|s| &s.k), data(|s| &s.v));
+    let cu_seqlens = starts(sequences.iter().map(|s| s.len));
+    let tokens = cu_seqlens[cu_seqlens.len() - 1] as usize;
+    let o = Data::output(model.dtype, tokens * model.row());
+    let params = FwdParams {
+        q: q.addr(),
+        k: k.addr(),
+        v: v.addr(),
+        o: o.addr(),
+        lse: Addr::NULL,
+        cu_seqlens: addr(&cu_seqlens),
+        prefix: Addr::NULL,
+        tokens: tokens as u32,
+        seqs: sequences.len() as u32,
+        heads: model.heads as u32,
+        kv_heads: model.kv_heads as u32,
+        head_dim: model.head_dim as u32,
+        causal: 1,
+        scale: model.scale(),
+        max_seqlen: sequences.iter().map(|s| s.len).max().unwrap_or(0) as u32,
+    };
+    if is_cuda() {
+        run(&attention::fwd(model.dtype, &params, 0.0), threads);
+        return bits(&o);
+    }
+    let team = Team::new(threads);
+    // SAFETY: the addresses are those of live arrays of the documented sizes; the machine has the instruction set.
+    unsafe {
+        match model.dtype {
+            F32 => attention::cpu::fwd_on::<f32>(model.isa, &params, &team),
+            _ => attention::cpu::fwd_on::<bf16>(model.isa, &params, &team),
+        }
+    }
+    bits(&o)
+}
+
+/// One launch over sequences given as (tokens, keys that are there, how many of those are new), in a cache with pages in
+/// a shuffled order and NaN wherever no key lies.
+fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, seed: usize) -> Vec<u32> {
+    let (row, kv_row, page) = (model.row(), model.kv_row(), 16 << (seed % 5));
+    let max_blocks = sequences.iter().map(|s| s.1.div_ceil(page)).max().unwrap_or(0) + seed % 2;
+    let blocks = (sequences.len() * max_blocks + 3) | 1;
+    let mut tables = vec![0; sequences.len() * max_blocks];
+    let (mut k, mut v) = (vec![f32::NAN; blocks * page * kv_row], vec![f32::NAN; blocks * page * kv_row]);
+    let mut q = Vec::new();
+    for (n, &(tokens, keys, new)) in sequences.iter().enumerate() {
+        for j in 0..keys {
+            // An odd number of blocks: twice the index, and something, goes over all of them.
+            let block = (2 * (n * max_blocks + j / page) + seed) % blocks;
+            tables[n * max_blocks + j / page] = block as i32;
+            let at = (block * page + j % page) * kv_row;
+            k[at..at + kv_row].copy_from_slice(&tokens.k[j * kv_row..(j + 1) * kv_row]);
+            v[at..at + kv_row].copy_from_slice(&tokens.v[j * kv_row..(j + 1) * kv_row]);
+        }
+        q.extend_from_slice(&tokens.q[(keys - new) * row..keys * row]);
+    }
+    let (q, k, v) = (Data::new(model.dtype, &q), Data::new(model.dtype, &k), Data::new(model.dtype, &v));
+    let cu_seqlens = starts(sequences.iter().map(|s| s.2));
+    let kv_lens: Vec<i32> = sequences.iter().map(|s| s.1 as i32).collect();
+    let tokens = cu_seqlens[cu_seqlens.len() - 1] as usize;
+    let o = Data::output(model.dtype, tokens * row);
+    let params = Params {
+        q: q.addr(),
+        k_cache: k.addr(),
+        v_cache: v.addr(),
+        o: o.addr(),
+        cu_seqlens: addr(&cu_seqlens),
+        kv_lens: addr(&kv_lens),
+        block_tables: addr(&tables),
+        tokens: tokens as u32,
+        seqs: sequences.len() as u32,
+        heads: model.heads as u32,
+        kv_heads: model.kv_heads as u32,
+        head_dim: model.head_dim as u32,
+        max_blocks: max_blocks as u32,
+        scale: model.scale(),
+        max_kv_len: sequences.iter().map(|s| s.1).max().unwrap_or(0) as u32,
+        workspace: Addr::NULL,
+        page: page as u32,
+        reserved: 0,
+    };
+    if is_cuda() {
+        let parts = Data::output(F32, bytes_of_parts(&params) / 4);
+        let workspace = if seed.is_multiple_of(3) { Addr::NULL } else { parts.addr() };
+        run(&fwd(model.dtype, &Params { workspace, ..params }, 0.0, 0.0), threads);
+        return bits(&o);
+    }
+    let team = Team::new(threads);
+    // SAFETY: the addresses are those of live arrays of the documented sizes; the machine has the instruction set.
+    unsafe {
+        match model.dtype {
+            F32 => super::cpu::fwd_on::<f32>(model.isa, &params, &team),
+            _ => super::cpu::fwd_on::<bf16>(model.isa, &params, &team),
+        }
+    }
+    bits(&o)
+}
+
+fn values(bits: &[u32]) -> Vec<f32> {
+    bits.iter().map(|&b| f32::from_bits(b)).collect()
+}
+
+/// The cpu's packed kernel is held to the formula.
+fn equals_the_packed_rows_of_the_cpu() {
+    let sizes = [
+        // (heads, key heads), head_dim, (keys, new tokens) of each sequence
+        ((4, 1), 128, vec![(130, 130), (65, 1), (0, 0), (64, 3)]),
+        ((8, 1), 64, vec![(513, 1), (1, 1), (600, 5)]),
+        ((14, 2), 80, vec![(70, 2), (17, 17)]),
+        ((3, 3), 72, vec![(66, 66)]),
+        ((2, 1), 256, vec![(80, 20)]),
+        ((6, 3), 5, vec![(67, 9), (3, 1)]),
+    ];
+    for (dtype, tol) in [(F32, 3e-6), (BF16, 5e-3)] {
+        for (i, ((heads, kv_heads), head_dim, lengths)) in sizes.iter().enumerate() {
+            let model = Model { heads: *heads, kv_heads: *kv_heads, head_dim: *head_dim, dtype, isa: isa() };
+            let tokens: Vec<Tokens> =
+                lengths.iter().enumerate().map(|(n, l)| Tokens::new(&model, l.0, (7 * i + n) as u64)).collect();
+            let batch: Vec<(&Tokens, usize, usize)> = tokens.iter().zip(lengths).map(|(t, l)| (t, l.0, l.1)).collect();
+            for seed in [3 * i, 3 * i + 1] {
+                let got = paged(&model, &batch, 2, seed);
+                let mut first = 0;
+                for (t, (keys, new)) in tokens.iter().zip(lengths) {
+                    let whole = on_cpu(|| packed(&model, &[t], 1));
+                    let want: Vec<f64> =
+                        values(&whole[(keys - new) * model.row()..]).iter().map(|&x| x as f64).collect();
+                    let got = values(&got[first..first + want.len()]);
+                    assert_close(&format!("{model:?} {keys} keys, seed {seed}"), &got, &want, tol, f64::MAX);
+                    first += want.len();
+                }
+            }
+        }
+    }
+}
+
+fn a_prompt_cut_anyhow_gives_the_same_bits() {
+    let short = [((4, 1), 128, 70), ((7, 1), 80, 66), ((3, 1), 20, 65), ((2, 1), 200, 66)];
+    // More than a segment of keys.
+    let long = ((1, 1), 64, 520);
+    for dtype in [F32, BF16] {
+        for ((heads, kv_heads), head_dim, len) in short.into_iter().chain((dtype == BF16).then_some(long)) {
+            let model = Model { heads, kv_heads, head_dim, dtype, isa: isa() };
+            let (me, other) = (Tokens::new(&model, len, 1), Tokens::new(&model, 40, 2));
+            let row = model.row();
+            let want = packed(&model, &[&me], 1);
+            let prefill = paged(&model, &[(&other, 40, 1), (&me, len, len)], 1, 3);
+            assert!(prefill[row..] == want, "{model:?}: prefill");
+            // A second chunk, with and without parts, with other pages.
+            let cut = len / 2 + 3;
+            for seed in [4, 6] {
+                let chunk = paged(&model, &[(&me, len, len - cut), (&other, 9, 9)], 1, seed);
+                assert!(chunk[..(len - cut) * row] == want[cut * row..], "{model:?}: second chunk, seed {seed}");
+            }
+            for (keys, seed) in [(len, 0), (len, 1), (64, 7), (63, 9), (1, 10)] {
+                let got = paged(&model, &[(&other, 30, 1), (&me, keys, 1)], 1, seed);
+                assert!(got[row..] == want[(keys - 1) * row..keys * row], "{model:?}: {keys} keys, seed {seed}");
+            }
+        }
+    }
+}
+
+fn a_decoded_token_gives_the_same_bits_with_parts_and_without() {
+    for dtype in [F32, BF16] {
+        for (heads, head_dim, len) in [(7, 128, 1090), (2, 64, 513), (8, 80, 1024)] {
+            let model = Model { heads, kv_heads: 1, head_dim, dtype, isa: isa() };
+            let (me, row) = (Tokens::new(&model, len, 1), model.row());
+            let want = paged(&model, &[(&me, len, 3)], 1, 0);
+            for seed in [1, 2, 3, 4] {
+                let got = paged(&model, &[(&me, len - 1, 1), (&me, len, 1)], 1, seed);
+                assert!(got == want[row..], "{model:?}, {len} keys, seed {seed}");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+use super::*;
+use crate::paged_attention::{BLOCK, work};
+use proptest::prelude::*;
+
+fn models() -> impl Strategy<Value = Model> {
+    let heads = prop::sample::select(vec![(6, 3), (4, 1), (14, 2), (2, 2), (1, 1)]);
+    let head_dim = prop::sample::select(vec![8, 12, 24, 64, 80, 128]);
+    let isas: Vec<Isa> = crate::attention::check::tests::isas().chain([isa()]).collect();
+    (heads, head_dim, prop::sample::select(vec![F32, BF16]), prop::sample::select(isas))
+        .prop_map(|((heads, kv_heads), head_dim, dtype, isa)| Model { heads, kv_heads, head_dim, dtype, isa })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(30))]
+    /// The packed forward alone on one thread is the measure; everything else must give its bits.
+    #[test]
+    fn packed_prefill_chunks_and_decode_agree_bit_for_bit(
+        model in models(),
+        // Beyond 512 keys a second segment begins.
+        len in prop::sample::select(vec![1usize, 17, 63, 64, 65, 130, 511, 512, 513, 600, 1090]),
+        neighbours in prop::collection::vec(1usize..90, 0..3),
+        chunk in 1usize..200,
+        threads in 1usize..4,
+        seed in 0usize..1000,
+    ) {
+        let me = Tokens::new(&model, len, seed as u64);
+        let others: Vec<Tokens> = neighbours.iter().map(|&n| Tokens::new(&model, n, 7 + n as u64)).collect();
+        let row = model.row();
+        let want = packed(&model, &[&me], 1);
+
+        // Packed after other sequences.
+        let mut all: Vec<&Tokens> = others.iter().collect();
+        all.push(&me);
+        let got = packed(&model, &all, threads);
+        prop_assert!(got[got.len() - want.len()..] == want, "packed");
+
+        // The whole prompt at once, before other prompts.
+        let mut prompts = vec![(&me, len, len)];
+        prompts.extend(others.iter().map(|t| (t, t.len, t.len)));
+        prop_assert!(paged(&model, &prompts, threads, seed)[..want.len()] == want, "prefill");
+
+        // In chunks, while others decode.
+        let mut end = 0;
+        while end < len {
+            let new = chunk.min(len - end);
+            end += new;
+            let mut batch = vec![(&me, end, new)];
+            batch.extend(others.iter().map(|t| (t, t.len, 1)));
+            let got = paged(&model, &batch, threads, seed);
+            prop_assert!(got[..new * row] == want[(end - new) * row..end * row], "chunk up to {end}");
+        }
+
+        // Token by token: all of a short sequence, the ends of blocks and segments of a long one.
+        for keys in (1..=len).filter(|k| len < 70 || *k == len || (k + 1) % BLOCK <= 2) {
+            let got = paged(&model, &[(&me, keys, 1)], threads, seed);
+            prop_assert!(got == want[(keys - 1) * row..keys * row], "decode with {keys} keys");
+        }
+    }
+}
+
+/// The packed kernel is held to the formula; here a prompt of every case goes through the launch that a device runs.
+#[test]
+fn the_launch_equals_the_packed_one() {
+    for dtype in [F32, BF16] {
+        for case in attention::cases() {
+            let model =
+                Model { heads: case.heads, kv_heads: case.kv_heads, head_dim: case.head_dim, dtype, isa: isa() };
+            let len = case.lengths.iter().copied().max().unwrap_or(0);
+            let me = Tokens::new(&model, len, 5);
+            assert_eq!(paged(&model, &[(&me, len, len)], 2, 1), packed(&model, &[&me], 1), "{dtype} {case:?}");
+        }
+    }
+}
+
+#[test]
+fn work_counts_what_each_new_token_sees() {
+    assert_eq!(work([(1, 10), (3, 3), (2, 5)]), (10.0 + 6.0 + 4.0 + 5.0, 18.0));
+    let params = Params {
+        tokens: 1,
+        seqs: 1,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        max_blocks: 1,
+        scale: 1.0,
+        max_kv_len: 10,
+        ..bytemuck::Zeroable::zeroed()
+    };
+    let cost = fwd(BF16, &params, 10.0, 10.0).cost();
+    assert_eq!((cost.flops, cost.bytes), (4.0 * 8.0 * 4.0 * 10.0, 2.0 * 2.0 * 8.0 * (4.0 + 2.0 * 10.0)));
+}
+
+#[test]
+fn keys_are_read_once_and_without_bank_conflicts() {
+    crate::checks::on_sim(|| {
+        let (keys, heads, head_dim, page) = (1024usize, 7, 128, 64);
+        let kv = Data::new(BF16, &numbers(keys * head_dim, 1, 1.0));
+        let (q, o) = (Data::new(BF16, &numbers(heads * head_dim, 2, 1.0)), Data::output(BF16, heads * head_dim));
+        let (cu_seqlens, kv_lens): ([i32; 2], [i32; 1]) = ([0, 1], [keys as i32]);
+        let tables: Vec<i32> = (0..(keys / page) as i32).collect();
+        let params = Params {
+            q: q.addr(),
+            k_cache: kv.addr(),
+            v_cache: kv.addr(),
+            o: o.addr(),
+            cu_seqlens: addr(&cu_seqlens),
+            kv_lens: addr(&kv_lens),
+            block_tables: addr(&tables),
+            tokens: 1,
+            seqs: 1,
+            heads: heads as u32,
+            kv_heads: 1,
+            head_dim: head_dim as u32,
+            max_blocks: tables.len() as u32,
+            scale: 0.1,
+            max_kv_len: keys as u32,
+            page: page as u32,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        let parts = Data::output(F32, bytes_of_parts(&params) / 4);
+        for workspace in [Addr::NULL, parts.addr()] {
+            let launch = fwd(BF16, &Params { workspace, ..params }, keys as f64, keys as f64);
+            let (count, cost) = (crate::checks::counted(&launch), launch.cost());
+            let bytes = (count.global_read + count.global_written) as f64;
+            println!("{bytes} of {}; {:?}", cost.bytes, count);
+            assert!(bytes <= 1.1 * cost.bytes, "{bytes} bytes, {} at least", cost.bytes);
+            assert_eq!(count.wavefronts, count.wavefronts_least);
+        }
+    });
+}

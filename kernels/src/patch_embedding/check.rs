@@ -1,0 +1,130 @@
+use super::formula::Input;
+use super::{DwParams, FwdParams, Pixels, cases, dw, fwd};
+use crate::DType::{BF16, F32};
+use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
+use crate::compare::assert_close;
+use crate::{Addr, DType, Element, patches};
+
+checks!(
+    equals_the_formula,
+    the_gradient_equals_the_formula,
+    pixels_are_those_of_the_patches,
+    threads_and_other_patches_change_nothing
+);
+
+const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+
+/// Levels of every kind in no order.
+fn levels(count: usize) -> Vec<u8> {
+    (0..count).map(|i| (i * i * 31 + i * 7 + i / 251) as u8).collect()
+}
+
+fn pixels([count, height, width, patch, temporal, merge]: [usize; 6]) -> Pixels {
+    Pixels {
+        rescale: (1.0f64 / 255.0).to_bits(),
+        count: count as u32,
+        height: height as u32,
+        width: width as u32,
+        patch: patch as u32,
+        temporal: temporal as u32,
+        merge: merge as u32,
+        mean0: MEAN[0],
+        mean1: MEAN[1],
+        mean2: MEAN[2],
+        std0: STD[0],
+        std1: STD[1],
+        std2: STD[2],
+    }
+}
+
+/// The rounding of a pixel to T.
+fn round(dtype: DType) -> fn(f32) -> f64 {
+    match dtype {
+        F32 => |x| x as f64,
+        _ => |x| <half::bf16 as Element>::from_f32(x).to_f32() as f64,
+    }
+}
+
+/// y of a case, of frames and a weight (and bias).
+fn forward(frames: &[u8], pixels: Pixels, weight: &Data, bias: Option<&Data>, dtype: DType, embed: usize) -> Vec<f32> {
+    let y = Data::output(dtype, pixels.patches() * embed);
+    let (frames, bias) = (addr(frames), bias.map_or(Addr::NULL, Data::addr));
+    let params =
+        FwdParams { frames, weight: weight.addr(), bias, y: y.addr(), pixels, embed: embed as u32, reserved: 0 };
+    run(&fwd(dtype, &params), 2);
+    y.values()
+}
+
+fn equals_the_formula() {
+    for (shape, embed) in cases() {
+        let (frames, pixels) = (levels(shape[0] * shape[1] * shape[2] * 3), pixels(shape));
+        for (dtype, tol) in [(F32, 1e-6), (BF16, 2e-3)] {
+            let (weight, bias) =
+                (Data::new(dtype, &numbers(embed * pixels.row(), 1, 0.1)), Data::new(dtype, &numbers(embed, 2, 1.0)));
+            let input = Input { frames: &frames, pixels, round: round(dtype) };
+            for bias in [None, Some(&bias)] {
+                let y = forward(&frames, pixels, &weight, bias, dtype, embed);
+                let values = bias.map(Data::f64);
+                let want = input.fwd(&weight.f64(), values.as_deref(), embed);
+                assert_close(&format!("{dtype} {shape:?} {embed}"), &y, &want, tol, f64::MAX);
+            }
+        }
+    }
+}
+
+fn the_gradient_equals_the_formula() {
+    for (shape, embed) in cases() {
+        let (frames, pixels) = (levels(shape[0] * shape[1] * shape[2] * 3), pixels(shape));
+        for dtype in [F32, BF16] {
+            let dy = Data::new(dtype, &numbers(pixels.patches() * embed, 1, 1.0));
+            let before = numbers(embed * pixels.row(), 2, 1.0);
+            let mut sum = before.clone();
+            let params = DwParams {
+                frames: addr(&frames),
+                dy: dy.addr(),
+                dw: addr_mut(&mut sum),
+                pixels,
+                embed: embed as u32,
+                reserved: 0,
+            };
+            run(&dw(dtype, &params), 2);
+            let input = Input { frames: &frames, pixels, round: round(dtype) };
+            let want: Vec<f64> =
+                input.dw(&dy.f64(), embed).iter().zip(&before).map(|(d, &before)| d + before as f64).collect();
+            assert_close(&format!("dw {dtype} {shape:?} {embed}"), &sum, &want, 1e-6, f64::MAX);
+        }
+    }
+}
+
+/// A weight that picks one element of a patch each gives the patches themselves: all levels, both models' constants, each bit.
+fn pixels_are_those_of_the_patches() {
+    let frames: Vec<u8> =
+        (0..=255u8).flat_map(|level| [level, level.wrapping_add(85), level.wrapping_mul(7)]).collect();
+    let identity: Vec<f32> = (0..9).map(|i| if i % 4 == 0 { 1.0 } else { 0.0 }).collect();
+    let clip = pixels([1, 16, 16, 1, 1, 1]);
+    let half = Pixels { mean0: 0.5, mean1: 0.5, mean2: 0.5, std0: 0.5, std1: 0.5, std2: 0.5, ..clip };
+    for pixels in [clip, half] {
+        for dtype in [F32, BF16] {
+            let want = Data::output(dtype, 3 * 256);
+            run(&patches::cut(dtype, &pixels.cut(addr(&frames), want.addr())), 1);
+            let y = forward(&frames, pixels, &Data::new(dtype, &identity), None, dtype, 3);
+            assert_eq!(y, want.values(), "{dtype}");
+        }
+    }
+}
+
+fn threads_and_other_patches_change_nothing() {
+    let (shape, embed) = ([4, 28, 56, 14, 2, 2], 40);
+    let (all, pixels) = (levels(4 * 28 * 56 * 3), pixels(shape));
+    for dtype in [F32, BF16] {
+        let weight = Data::new(dtype, &numbers(embed * 1176, 1, 0.1));
+        let y = forward(&all, pixels, &weight, None, dtype, embed);
+        let second = &all[2 * 28 * 56 * 3..];
+        let alone = forward(second, Pixels { count: 2, ..pixels }, &weight, None, dtype, embed);
+        assert_eq!(alone, y[y.len() / 2..], "{dtype}");
+    }
+}
+
+#[cfg(test)]
+mod tests;

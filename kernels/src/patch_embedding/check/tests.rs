@@ -1,0 +1,29 @@
+use super::*;
+use crate::checks::{counted, on_sim};
+
+#[test]
+fn products_are_the_useful_ones_and_without_bank_conflicts() {
+    on_sim(|| {
+        let (shape, embed) = ([2, 112, 112, 14, 2, 2], 256);
+        let (frames, pixels) = (levels(2 * 112 * 112 * 3), pixels(shape));
+        let (patches, row) = (pixels.patches(), pixels.row());
+        for dtype in [F32, BF16] {
+            let (x, y) = (Data::new(dtype, &numbers(embed * row, 1, 0.1)), Data::output(dtype, patches * embed));
+            let (frames, embed) = (addr(&frames), embed as u32);
+            let params =
+                FwdParams { frames, weight: x.addr(), bias: Addr::NULL, y: y.addr(), pixels, embed, reserved: 0 };
+            let dy = Data::new(dtype, &numbers(patches * embed as usize, 1, 0.1));
+            let mut sum = vec![0.0; embed as usize * row];
+            let gradient = DwParams { frames, dy: dy.addr(), dw: addr_mut(&mut sum), pixels, embed, reserved: 0 };
+            for launch in [fwd(dtype, &params), dw(dtype, &gradient)] {
+                let count = counted(&launch);
+                assert_eq!(count.wavefronts, count.wavefronts_least, "{}", launch.name());
+                if dtype == BF16 {
+                    // Of 1176 elements the last slice, or the last tile, has 24 of 32 or 64.
+                    let useful = launch.cost().flops;
+                    assert!(count.matrix_flops as f64 <= 1.04 * useful, "{}: {}", launch.name(), count.matrix_flops);
+                }
+            }
+        }
+    });
+}

@@ -1,0 +1,203 @@
+use super::formula::Head;
+use super::{BwdParams, Case, FwdParams, bwd, cases, formula, fwd};
+use crate::DType::{self, BF16, F32};
+use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
+use crate::compare::assert_close;
+
+checks!(equals_the_formula, gradients_equal_differences_of_the_formula, threads_and_other_pictures_change_nothing);
+
+/// The operands of a case.
+struct Given {
+    q: Data,
+    k: Data,
+    v: Data,
+    d_o: Data,
+    cu_seqlens: Vec<i32>,
+    case: Case,
+    dtype: DType,
+}
+
+/// Results of both directions.
+struct Got {
+    o: Vec<f32>,
+    lse: Vec<f32>,
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}
+
+impl Given {
+    fn new(dtype: DType, case: &Case) -> Given {
+        let (row, tokens): (usize, usize) = (case.heads * case.head_dim, case.lengths.iter().sum());
+        let data = |count, seed, scale| Data::new(dtype, &numbers(count, seed, scale));
+        let mut cu_seqlens = vec![0];
+        for &n in &case.lengths {
+            cu_seqlens.push(cu_seqlens[cu_seqlens.len() - 1] + n as i32);
+        }
+        Given {
+            q: data(row, 1, case.spread),
+            k: data(tokens * row, 2, 1.0),
+            v: data(tokens * row, 3, 1.0),
+            d_o: data(case.lengths.len() * row, 4, 1.0),
+            cu_seqlens,
+            case: case.clone(),
+            dtype,
+        }
+    }
+
+    fn scale(&self) -> f32 {
+        (self.case.head_dim as f32).powf(-0.5)
+    }
+
+    fn forward_params(&self, o: &Data, lse: &mut [f32]) -> FwdParams {
+        FwdParams {
+            q: self.q.addr(),
+            k: self.k.addr(),
+            v: self.v.addr(),
+            cu_seqlens: addr(&self.cu_seqlens),
+            o: o.addr(),
+            lse: addr_mut(lse),
+            tokens: self.cu_seqlens[self.cu_seqlens.len() - 1] as u32,
+            pictures: self.case.lengths.len() as u32,
+            heads: self.case.heads as u32,
+            head_dim: self.case.head_dim as u32,
+            scale: self.scale(),
+            reserved: 0,
+        }
+    }
+
+    fn run(&self, threads: usize) -> Got {
+        let (row, pictures, tokens) =
+            (self.case.heads * self.case.head_dim, self.case.lengths.len(), self.k.values().len());
+        let output = |count| Data::output(self.dtype, count);
+        let (o, mut lse) = (output(pictures * row), vec![f32::NAN; pictures * self.case.heads]);
+        let forward = self.forward_params(&o, &mut lse);
+        run(&fwd(self.dtype, &forward), threads);
+        let (dq, dk, dv) = (output(row), output(tokens), output(tokens));
+        let mut partial = vec![f32::NAN; pictures * row];
+        let FwdParams { q, k, v, cu_seqlens, tokens, pictures, heads, head_dim, scale, reserved, .. } = forward;
+        let backward = BwdParams {
+            q,
+            k,
+            v,
+            cu_seqlens,
+            o: o.addr(),
+            lse: addr(&lse),
+            d_o: self.d_o.addr(),
+            dq: dq.addr(),
+            dk: dk.addr(),
+            dv: dv.addr(),
+            partial: addr_mut(&mut partial),
+            tokens,
+            pictures,
+            heads,
+            head_dim,
+            scale,
+            reserved,
+        };
+        run(&bwd(self.dtype, &backward), threads);
+        Got { o: o.values(), lse, dq: dq.values(), dk: dk.values(), dv: dv.values() }
+    }
+
+    /// The operands of a picture's head.
+    fn head(&self, picture: usize, head: usize) -> Head {
+        let (d, row) = (self.case.head_dim, self.case.heads * self.case.head_dim);
+        let tokens = self.cu_seqlens[picture] as usize..self.cu_seqlens[picture + 1] as usize;
+        let of = |x: &Data| -> Vec<f64> {
+            let x = x.f64();
+            tokens.clone().flat_map(|t| x[t * row + head * d..][..d].to_vec()).collect()
+        };
+        Head { q: self.q.f64()[head * d..][..d].to_vec(), k: of(&self.k), v: of(&self.v), scale: self.scale() as f64 }
+    }
+
+    /// f(place in what is `[pictures, heads]`, picture, head) for all.
+    fn each(&self, mut f: impl FnMut(usize, usize, usize)) {
+        for picture in 0..self.case.lengths.len() {
+            for head in 0..self.case.heads {
+                f(picture * self.case.heads + head, picture, head);
+            }
+        }
+    }
+}
+
+fn equals_the_formula() {
+    for (dtype, tol) in [(F32, 3e-6), (BF16, 2e-3)] {
+        for case in cases() {
+            let given = Given::new(dtype, &case);
+            let got = given.run(2);
+            let (mut o, mut lse) = (Vec::new(), Vec::new());
+            given.each(|_, picture, head| {
+                let (pooled, sum) = formula::fwd(&given.head(picture, head));
+                o.extend(pooled);
+                lse.push(sum);
+            });
+            assert_close(&format!("o {dtype} {case:?}"), &got.o, &o, tol, f64::MAX);
+            let finite: Vec<(f32, f64)> =
+                got.lse.iter().copied().zip(lse).filter(|(_, want)| want.is_finite()).collect();
+            let (values, want): (Vec<f32>, Vec<f64>) = finite.into_iter().unzip();
+            assert_close(&format!("lse {dtype} {case:?}"), &values, &want, 3e-6, f64::MAX);
+            given.each(|at, picture, _| {
+                assert!(case.lengths[picture] > 0 || got.lse[at] == f32::NEG_INFINITY, "{dtype} {case:?}");
+            });
+        }
+    }
+}
+
+fn gradients_equal_differences_of_the_formula() {
+    for (dtype, tol) in [(F32, 2e-5), (BF16, 5e-3)] {
+        for case in cases() {
+            let given = Given::new(dtype, &case);
+            let (d, row) = (case.head_dim, case.heads * case.head_dim);
+            let got = given.run(3);
+            let (mut dq, mut dk, mut dv) = (vec![0.0; row], vec![0.0; got.dk.len()], vec![0.0; got.dk.len()]);
+            let d_o = given.d_o.f64();
+            given.each(|at, picture, head| {
+                let d_o = &d_o[at * d..][..d];
+                let delta = got.o[at * d..].iter().zip(d_o).map(|(&o, d)| o as f64 * d).sum();
+                let [q, k, v] = formula::bwd(&given.head(picture, head), d_o, delta);
+                dq[head * d..].iter_mut().zip(&q).for_each(|(sum, q)| *sum += q);
+                let first = given.cu_seqlens[picture] as usize;
+                for (t, (k, v)) in k.chunks_exact(d).zip(v.chunks_exact(d)).enumerate() {
+                    let at = (first + t) * row + head * d;
+                    dk[at..at + d].copy_from_slice(k);
+                    dv[at..at + d].copy_from_slice(v);
+                }
+            });
+            // With one token the weight is 1 whatever the score: nothing but rounding errors is left of dq and dk.
+            let max = if case.lengths == [1] { 1e-6 } else { f64::MAX };
+            let rel = if case.lengths == [1] { f64::MAX } else { tol };
+            assert_close(&format!("dq {dtype} {case:?}"), &got.dq, &dq, rel, max);
+            assert_close(&format!("dk {dtype} {case:?}"), &got.dk, &dk, rel, max);
+            assert_close(&format!("dv {dtype} {case:?}"), &got.dv, &dv, tol, f64::MAX);
+        }
+    }
+}
+
+fn threads_and_other_pictures_change_nothing() {
+    let (all, alone) = ([65usize, 70, 3], [70usize]);
+    for dtype in [F32, BF16] {
+        let case = |lengths: &[usize]| Case { lengths: lengths.to_vec(), heads: 3, head_dim: 24, spread: 1.0 };
+        let given = Given::new(dtype, &case(&all));
+        let got = given.run(1);
+        let again = given.run(4);
+        assert_eq!((&got.o, &got.dq, &got.dk), (&again.o, &again.dq, &again.dk));
+        let row = 72;
+        let part = |x: &Data, first: usize, count: usize| Data::new(dtype, &x.values()[first * row..][..count * row]);
+        let second = Given {
+            k: part(&given.k, 65, 70),
+            v: part(&given.v, 65, 70),
+            d_o: part(&given.d_o, 1, 1),
+            q: Data::new(dtype, &given.q.values()),
+            cu_seqlens: vec![0, 70],
+            case: case(&alone),
+            dtype,
+        };
+        let second = second.run(2);
+        assert_eq!(second.o, got.o[row..2 * row], "{dtype}");
+        assert_eq!(second.dk, got.dk[65 * row..135 * row], "{dtype}");
+        assert_eq!(second.dv, got.dv[65 * row..135 * row], "{dtype}");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,42 @@
+use super::*;
+use crate::checks::{counted, on_sim};
+
+#[test]
+fn keys_and_values_are_read_once_and_without_bank_conflicts() {
+    on_sim(|| {
+        let case = Case { lengths: vec![729], heads: 2, head_dim: 72, spread: 1.0 };
+        for dtype in [F32, BF16] {
+            let given = Given::new(dtype, &case);
+            let (o, mut lse) = (Data::new(dtype, &vec![0.5; 144]), vec![1.0f32; 2]);
+            let forward = given.forward_params(&o, &mut lse);
+            let gradient = Data::output(dtype, 729 * 144);
+            let FwdParams { q, k, v, cu_seqlens, o, lse, tokens, pictures, heads, head_dim, scale, reserved } = forward;
+            let (dq, d_o, mut partial) = (Data::output(dtype, 144), given.d_o.addr(), vec![f32::NAN; 144]);
+            let backward = BwdParams {
+                q,
+                k,
+                v,
+                cu_seqlens,
+                o,
+                lse,
+                d_o,
+                dq: dq.addr(),
+                dk: gradient.addr(),
+                dv: gradient.addr(),
+                partial: addr_mut(&mut partial),
+                tokens,
+                pictures,
+                heads,
+                head_dim,
+                scale,
+                reserved,
+            };
+            for launch in [fwd(dtype, &forward), bwd(dtype, &backward)] {
+                let (count, cost) = (counted(&launch), launch.cost());
+                let bytes = (count.global_read + count.global_written) as f64;
+                assert!(bytes <= 1.1 * cost.bytes, "{}: {bytes} bytes, {} at least", launch.name(), cost.bytes);
+                assert_eq!(count.wavefronts, count.wavefronts_least, "{}", launch.name());
+            }
+        }
+    });
+}

@@ -1,0 +1,54 @@
+use super::{BwdParams, FwdParams, bwd, cases, formula, fwd};
+use crate::DType::{BF16, F32};
+use crate::checks::{Data, addr_mut, checks, numbers, run};
+use crate::compare::assert_close;
+
+checks!(adds_positions, the_gradient_sums_rows_of_a_position);
+
+fn adds_positions() {
+    for (rows, cols, positions) in cases() {
+        for dtype in [F32, BF16] {
+            let data = |count, seed| Data::new(dtype, &numbers(count, seed, 1.0));
+            let (x, pos, y) = (data(rows * cols, 1), data(positions * cols, 2), Data::output(dtype, rows * cols));
+            let params = FwdParams {
+                x: x.addr(),
+                pos: pos.addr(),
+                y: y.addr(),
+                rows: rows as u32,
+                cols: cols as u32,
+                positions: positions as u32,
+                reserved: 0,
+            };
+            run(&fwd(dtype, &params), 2);
+            // One f32 sum, rounded once: the f64 sum of two f32 rounds to the same.
+            let want: Vec<f32> = formula::fwd(&x.f64(), &pos.f64()).iter().map(|&x| x as f32).collect();
+            assert_eq!(y.values(), Data::new(dtype, &want).values(), "{dtype} {rows}x{cols}, {positions}");
+            run(&fwd(dtype, &FwdParams { y: x.addr(), ..params }), 1);
+            assert_eq!(x.values(), y.values(), "{dtype} {rows}x{cols}, {positions} in place");
+        }
+    }
+}
+
+fn the_gradient_sums_rows_of_a_position() {
+    for (rows, cols, positions) in cases() {
+        for dtype in [F32, BF16] {
+            let dy = Data::new(dtype, &numbers(rows * cols, 1, 1.0));
+            let before = numbers(positions * cols, 2, 1.0);
+            let mut d_pos = before.clone();
+            let params = BwdParams {
+                dy: dy.addr(),
+                d_pos: addr_mut(&mut d_pos),
+                rows: rows as u32,
+                cols: cols as u32,
+                positions: positions as u32,
+                reserved: 0,
+            };
+            run(&bwd(dtype, &params), 3);
+            let want = formula::bwd(&dy.f64(), &Data::new(F32, &before).f64());
+            assert_close(&format!("{dtype} {rows}x{cols}, {positions}"), &d_pos, &want, 1e-6, f64::MAX);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,70 @@
+use super::{ClipParams, SumSquaresParams, WeightedSumParams, cases, clip, formula, parts, sum_squares, weighted_sum};
+use crate::DType;
+use crate::DType::{BF16, F32};
+use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
+use crate::compare::assert_close;
+
+checks!(weighted_sums, norms_of_many_tensors, what_is_not_finite_stays_visible);
+
+fn partials(dtype: DType, x: &Data, n: usize, threads: usize) -> Vec<f64> {
+    let mut partial = vec![f64::NAN; parts(n)];
+    let params = SumSquaresParams { x: x.addr(), partial: addr_mut(&mut partial), n: n as u64 };
+    run(&sum_squares(dtype, &params), threads);
+    partial
+}
+
+fn norm_and_factor(partials: &[f64], max_norm: f32) -> [f32; 2] {
+    let mut out = [-1.0f32; 2];
+    let params = ClipParams {
+        partials: addr(partials),
+        out: addr_mut(&mut out),
+        count: partials.len() as u64,
+        max_norm,
+        reserved: 0,
+    };
+    run(&clip(&params), 2);
+    out
+}
+
+fn weighted_sums() {
+    for n in cases() {
+        let (x, w) = (numbers(n, 1, 1.0), numbers(n, 2, 1.0));
+        let mut out = [f32::NAN];
+        run(&weighted_sum(&WeightedSumParams { x: addr(&x), w: addr(&w), out: addr_mut(&mut out), n: n as u64 }), 2);
+        let want = formula::weighted_sum(&Data::new(F32, &x).f64(), &Data::new(F32, &w).f64());
+        assert_close(&format!("weighted sum of {n}"), &out, &[want], 1e-7, f64::MAX);
+    }
+}
+
+fn norms_of_many_tensors() {
+    for dtype in [F32, BF16] {
+        let tensors: Vec<Data> = cases().iter().map(|&n| Data::new(dtype, &numbers(n, n as u64, 0.01))).collect();
+        let of = |threads| -> Vec<f64> {
+            tensors.iter().zip(cases()).flat_map(|(x, n)| partials(dtype, x, n, threads)).collect()
+        };
+        assert_eq!(of(1), of(4));
+        let all: Vec<f64> = tensors.iter().flat_map(|x| x.f64()).collect();
+        for max_norm in [0.01, 5.0, 1e6, f32::INFINITY] {
+            let (norm, factor) = formula::clip(&all, max_norm as f64);
+            assert_close("norm and factor", &norm_and_factor(&of(2), max_norm), &[norm, factor], 1e-7, f64::MAX);
+        }
+    }
+}
+
+fn what_is_not_finite_stays_visible() {
+    for (poison, seen) in [(f32::NAN, f32::NAN), (f32::INFINITY, f32::INFINITY), (f32::NEG_INFINITY, f32::INFINITY)] {
+        for dtype in [F32, BF16] {
+            for at in [0, 8190] {
+                let mut x = numbers(8191, 1, 1.0);
+                x[at] = poison;
+                let [norm, factor] = norm_and_factor(&partials(dtype, &Data::new(dtype, &x), 8191, 2), 1.0);
+                assert!(norm == seen || norm.is_nan() && seen.is_nan(), "{poison} {dtype}: norm {norm}");
+                assert!(factor.is_nan() || factor == 0.0, "{poison} {dtype}: factor {factor}");
+            }
+        }
+    }
+    // Squares beyond f32 are no infinity.
+    let large = Data::new(F32, &[3e30, 4e30]);
+    assert_eq!(norm_and_factor(&partials(F32, &large, 2, 1), 1.0)[0], 5e30);
+    assert_eq!(norm_and_factor(&[], 1.0), [0.0, 1.0]);
+}

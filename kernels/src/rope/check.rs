@@ -1,0 +1,97 @@
+use super::{ApplyParams, TableParams, apply, cases, formula, table};
+use crate::DType::{BF16, F32};
+use crate::checks::{Data, Picks, addr, checks, is_cuda, numbers, run};
+use crate::compare::assert_close;
+use crate::{Addr, DType};
+
+checks!(the_table_is_right_to_an_ulp, application_equals_the_formula_and_its_transpose);
+
+fn make_table(positions: &[i32], inv_freq: &[f32], axis: &[i32], tokens: usize, threads: usize) -> (Data, Data) {
+    let n = tokens * inv_freq.len();
+    let (cos, sin) = (Data::output(F32, n), Data::output(F32, n));
+    let params = TableParams {
+        positions: addr(positions),
+        inv_freq: addr(inv_freq),
+        axis: addr(axis),
+        cos: cos.addr(),
+        sin: sin.addr(),
+        tokens: tokens as u32,
+        half: inv_freq.len() as u32,
+    };
+    run(&table(&params), threads);
+    (cos, sin)
+}
+
+/// The distance in units in the last place of the f32 nearest to `want`.
+fn ulps(got: f32, want: f64) -> f64 {
+    let near = (want as f32).abs();
+    let unit = f32::from_bits(near.to_bits() + 1) as f64 - near as f64;
+    (got as f64 - want).abs() / unit
+}
+
+/// Tokens, frequencies, axes, bits of the positions, threads, seed.
+type Table = (usize, usize, usize, u32, usize, u64);
+
+fn the_table_is_right_to_an_ulp() {
+    let mut picks = Picks::new(1);
+    for _ in 0..if is_cuda() { 15 } else { 60 } {
+        let sizes = (picks.size(0, 40), picks.size(1, 70), picks.size(1, 4), picks.size(0, 31) as u32);
+        is_right((sizes.0, sizes.1, sizes.2, sizes.3, picks.size(1, 4), picks.any()));
+    }
+}
+
+fn is_right((tokens, half, axes, magnitude, threads, seed): Table) {
+    let random = numbers(axes * tokens + half, seed, 1.0);
+    let limit = (1i64 << magnitude) as f32;
+    let positions: Vec<i32> = random[..axes * tokens].iter().map(|x| (x * limit) as i32).collect();
+    let axis: Vec<i32> = (0..half).map(|f| ((f as u64 * 7 + seed % 5) % axes as u64) as i32).collect();
+    let inv_freq: Vec<f32> = (0..half).map(|f| 10_000f32.powf(-(f as f32) / half as f32)).collect();
+    let (cos, sin) = make_table(&positions, &inv_freq, &axis, tokens, threads);
+    let (want_cos, want_sin) = formula::table(&positions, &inv_freq, &axis, tokens);
+    for (got, want) in cos.values().iter().zip(&want_cos).chain(sin.values().iter().zip(&want_sin)) {
+        assert!(ulps(*got, *want) <= 1.0, "{got} {want}");
+    }
+}
+
+fn turned(dtype: DType, x: &Data, y: Addr, tables: (&Data, &Data), case: (usize, usize, usize), inverse: u32) {
+    let params = ApplyParams {
+        x: x.addr(),
+        y,
+        cos: tables.0.addr(),
+        sin: tables.1.addr(),
+        tokens: case.0 as u32,
+        heads: case.1 as u32,
+        head_dim: case.2 as u32,
+        inverse,
+    };
+    run(&apply(dtype, &params), 3);
+}
+
+fn application_equals_the_formula_and_its_transpose() {
+    for (dtype, tol) in [(F32, 1e-6), (BF16, 4e-3)] {
+        for (tokens, heads, d, largest) in cases() {
+            let name = format!("rope {dtype} {tokens} {heads} {d}");
+            let positions: Vec<i32> = (0..tokens).map(|t| (largest as usize / tokens * t) as i32).collect();
+            let inv_freq: Vec<f32> = (0..d / 2).map(|f| 1e6f32.powf(-(f as f32) / (d / 2) as f32)).collect();
+            let (cos, sin) = make_table(&positions, &inv_freq, &vec![0; d / 2], tokens, 2);
+            let count = tokens * heads * d;
+            let x = Data::new(dtype, &numbers(count, 1, 1.0));
+            let y = Data::output(dtype, count);
+            turned(dtype, &x, y.addr(), (&cos, &sin), (tokens, heads, d), 0);
+            let want = formula::apply(&x.f64(), &cos.f64(), &sin.f64(), heads, d);
+            assert_close(&name, &y.values(), &want, tol, f64::MAX);
+
+            // The transpose is the turn by the negative angle.
+            let back = Data::output(dtype, count);
+            turned(dtype, &x, back.addr(), (&cos, &sin), (tokens, heads, d), 1);
+            let minus: Vec<f64> = sin.f64().iter().map(|s| -s).collect();
+            let want = formula::apply(&x.f64(), &cos.f64(), &minus, heads, d);
+            assert_close(&format!("{name} inverse"), &back.values(), &want, tol, f64::MAX);
+
+            let place = Data::new(dtype, &x.values());
+            turned(dtype, &place, place.addr(), (&cos, &sin), (tokens, heads, d), 0);
+            let bits = |d: &Data| d.values().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&place), bits(&y), "{name} in place");
+        }
+    }
+}

@@ -1,0 +1,50 @@
+use super::{GatherParams, ScatterParams, cases, formula, gather, scatter};
+use crate::DType::{BF16, F32};
+use crate::checks::{Data, addr, checks, numbers, run};
+
+checks!(gathers_and_scatters);
+
+/// `m` different rows of `n` in a scattered order; the fourth is outside.
+fn index(n: usize, m: usize) -> Vec<i32> {
+    let step = (1..).map(|k| k * 2 + 1).find(|s| gcd(*s, n) == 1 && (n < 8 || s % n > 2)).unwrap_or(1);
+    (0..m).map(|i| if i == 3 { n as i32 } else { ((i * step + 2) % n) as i32 }).collect()
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+fn gathers_and_scatters() {
+    for (n, m, cols) in cases() {
+        for dtype in [F32, BF16] {
+            let (x, index) = (Data::new(dtype, &numbers(n * cols, 1, 1.0)), index(n, m));
+            let y = Data::output(dtype, m * cols);
+            let (m32, cols32, n32) = (m as u32, cols as u32, n as u32);
+            let params = GatherParams {
+                x: x.addr(),
+                index: addr(&index),
+                y: y.addr(),
+                m: m32,
+                cols: cols32,
+                n: n32,
+                reserved: 0,
+            };
+            run(&gather(dtype, &params), 2);
+            assert_eq!(y.values(), formula::gather(&x.values(), &index, cols), "gather {dtype} {n} {m} {cols}");
+
+            let (src, dst) = (Data::new(dtype, &numbers(m * cols, 2, 1.0)), Data::new(dtype, &x.values()));
+            let params = ScatterParams {
+                src: src.addr(),
+                index: addr(&index),
+                dst: dst.addr(),
+                m: m32,
+                cols: cols32,
+                n: n32,
+                reserved: 0,
+            };
+            run(&scatter(dtype, &params), 3);
+            let want = formula::scatter(&src.values(), &index, &x.values(), cols);
+            assert_eq!(dst.values(), want, "scatter {dtype} {n} {m} {cols}");
+        }
+    }
+}

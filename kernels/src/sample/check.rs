@@ -1,0 +1,251 @@
+use super::formula::Settings;
+use super::{Params, STREAM, formula, sample, workspace};
+use crate::Addr;
+use crate::checks::{Data, Picks, addr, addr_mut, checks, is_cuda, numbers, run};
+use crate::philox;
+
+checks!(
+    generated_rows_follow_the_formula,
+    a_row_does_not_know_its_batch,
+    nothing_to_choose_from,
+    a_whole_vocabulary_follows_the_formula,
+);
+
+/// A batch whose rows share all settings but the position.
+#[derive(Clone)]
+struct Batch {
+    logits: Vec<f32>,
+    settings: Settings,
+    seed: u64,
+    positions: Vec<i32>,
+}
+
+/// What the kernel writes.
+#[derive(Clone, Debug, PartialEq)]
+struct Chosen {
+    ids: Vec<i32>,
+    log_prob: Vec<f32>,
+    raw_log_prob: Vec<f32>,
+    top_ids: Vec<i32>,
+    top_log_probs: Vec<f32>,
+}
+
+/// Likeliest tokens asked for.
+const TOPS: usize = 5;
+
+impl Batch {
+    fn run(&self, threads: usize) -> Chosen {
+        let (rows, s) = (self.positions.len(), &self.settings);
+        let cols = s.history.len();
+        let history_len = vec![cols as i32; rows];
+        let mut out = Chosen {
+            ids: vec![-7; rows],
+            log_prob: vec![0.5; rows],
+            raw_log_prob: vec![0.5; rows],
+            top_ids: vec![-7; rows * TOPS],
+            top_log_probs: vec![0.5; rows * TOPS],
+        };
+        let [temperature, top_p, min_p, penalty, frequency, presence] =
+            [s.temperature, s.top_p, s.min_p, s.penalty, s.frequency_penalty, s.presence_penalty]
+                .map(|x| vec![x as f32; rows]);
+        let (top_k, counted_from) = (vec![s.top_k as i32; rows], vec![s.counted_from as i32; rows]);
+        let (seed, history) = (vec![self.seed; rows], s.history.repeat(rows));
+        let (bias_ids, bias, allowed) = (s.bias_ids.repeat(rows), s.bias.repeat(rows), s.allowed.repeat(rows));
+        let mut params = Params {
+            logits: addr(&self.logits),
+            temperature: addr(&temperature),
+            top_p: addr(&top_p),
+            top_k: addr(&top_k),
+            penalty: addr(&penalty),
+            seed: addr(&seed),
+            position: addr(&self.positions),
+            history: if cols == 0 { Addr::NULL } else { addr(&history) },
+            history_len: addr(&history_len),
+            suppressed: addr(&s.suppressed),
+            frequency_penalty: if s.frequency_penalty == 0.0 { Addr::NULL } else { addr(&frequency) },
+            presence_penalty: if s.presence_penalty == 0.0 { Addr::NULL } else { addr(&presence) },
+            counted_from: if s.counted_from == 0 { Addr::NULL } else { addr(&counted_from) },
+            min_p: if s.min_p == 0.0 { Addr::NULL } else { addr(&min_p) },
+            bias_ids: addr(&bias_ids),
+            bias: addr(&bias),
+            allowed: if s.allowed.is_empty() { Addr::NULL } else { addr(&allowed) },
+            workspace: Addr::NULL,
+            ids: addr_mut(&mut out.ids),
+            log_prob: addr_mut(&mut out.log_prob),
+            raw_log_prob: addr_mut(&mut out.raw_log_prob),
+            top_ids: addr_mut(&mut out.top_ids),
+            top_log_probs: addr_mut(&mut out.top_log_probs),
+            rows: rows as u32,
+            vocab: (self.logits.len() / rows) as u32,
+            history_cols: cols as u32,
+            suppressed_count: s.suppressed.len() as u32,
+            bias_cols: s.bias_ids.len() as u32,
+            tops: TOPS as u32,
+        };
+        let scratch = Data::output(crate::DType::F32, workspace(&params) / 4);
+        params.workspace = scratch.addr();
+        run(&sample(&params), threads);
+        out
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        temperature: 1.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        penalty: 1.0,
+        frequency_penalty: 0.0,
+        presence_penalty: 0.0,
+        history: vec![],
+        counted_from: 0,
+        bias_ids: vec![],
+        bias: vec![],
+        suppressed: vec![],
+        allowed: vec![],
+    }
+}
+
+fn one_row(logits: &[f32], settings: Settings) -> (i32, f32) {
+    let out = Batch { logits: logits.to_vec(), settings, seed: 1, positions: vec![0] }.run(1);
+    (out.ids[0], out.log_prob[0])
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&x| x as f64).collect()
+}
+
+/// Logits on a grid, so that two of them are equal or well apart: their order does not hang on a rounding. The penalties
+/// below keep that so.
+fn any_logits(picks: &mut Picks, vocab: usize) -> Vec<f32> {
+    let steps = (1 << picks.size(0, 7)) as f32;
+    numbers(vocab, picks.any(), 3.0).iter().map(|x| (x * steps).round() / steps).collect()
+}
+
+fn any_settings(picks: &mut Picks, vocab: usize) -> Settings {
+    let top_p = [1.0, 0.0, 0.001, 0.95, picks.unit()];
+    let top_k = [0, 1, 50, picks.size(1, vocab + 5)];
+    let min_p = [0.0, 0.0, picks.unit(), 1.5];
+    let (frequency, presence) = picks.of(&[(0.0f32, 0.0f32), (0.5, 0.0), (0.0, -0.75), (-0.25, 1.5)]);
+    let mut bias_ids = picks.list(0, 5, |p| p.size(0, vocab + 3) as i32 - 1);
+    bias_ids.sort();
+    bias_ids.dedup();
+    Settings {
+        temperature: picks.of(&[0.1f32, 0.7, 1.0, 1.7]) as f64,
+        top_p: picks.of(&top_p) as f64,
+        top_k: picks.of(&top_k),
+        min_p: picks.of(&min_p) as f64,
+        penalty: picks.of(&[1.0f32, 1.25, 0.75]) as f64,
+        frequency_penalty: frequency as f64,
+        presence_penalty: presence as f64,
+        history: picks.list(0, 20, |p| p.size(0, vocab + 4) as i32 - 2),
+        counted_from: picks.of(&[0, 0, 3, 30]),
+        bias: bias_ids.iter().map(|_| picks.of(&[0.5f32, -2.25, 100.0, -100.0])).collect(),
+        bias_ids,
+        suppressed: picks.list(0, vocab.min(9), |p| p.size(0, vocab) as i32),
+        allowed: match picks.chance(0.3) {
+            true => (0..vocab.div_ceil(32)).map(|_| picks.any() as u32).collect(),
+            false => vec![],
+        },
+    }
+}
+
+fn any_case(picks: &mut Picks) -> (Vec<f32>, Settings) {
+    let vocab = picks.size(2, 1500);
+    (any_logits(picks, vocab), any_settings(picks, vocab))
+}
+
+fn generated_rows_follow_the_formula() {
+    let mut picks = Picks::new(1);
+    for i in 0..if is_cuda() { 25 } else { 300 } {
+        let (logits, s) = any_case(&mut picks);
+        let position = (picks.any() >> 33) as i32;
+        check(&format!("case {i}, {s:?}"), &logits, &s, picks.any(), position);
+    }
+}
+
+/// All that the kernel writes about a row, drawn and greedy.
+fn check(case: &str, logits: &[f32], s: &Settings, seed: u64, position: i32) {
+    let wide = wide(logits);
+    let near = |got: f32, want: f64| got as f64 == want || (got as f64 - want).abs() <= 1e-6 * (1.0 + want.abs());
+    let batch = Batch { logits: logits.to_vec(), settings: s.clone(), seed, positions: vec![position] };
+    let out = batch.run(1);
+    let ranked = formula::ranked(&wide, s);
+    let u = philox::uniform_f64(seed, STREAM, position as u64);
+    let around = |x: f64| [x, x - 1e-6, x + 1e-6];
+    let choices = around(u).into_iter().flat_map(|u| around(s.top_p).map(|p| (u.clamp(0.0, 1.0), p)));
+    let want: Vec<i32> = choices
+        .flat_map(|(u, p)| around(s.min_p).map(|m| formula::draw(&ranked, p, m, u).map_or(-1, |i| i as i32)))
+        .collect();
+    let id = out.ids[0];
+    assert!(want.contains(&id), "{case}: {id} drawn, want {want:?}");
+    if id < 0 {
+        assert!(out.log_prob[0].is_nan() && out.raw_log_prob[0].is_nan(), "{case}");
+    } else {
+        for (got, scale) in [(out.raw_log_prob[0], 1.0), (out.log_prob[0], 1.0 / s.temperature)] {
+            let want = crate::log_prob::formula::log_prob(&wide, id, scale);
+            assert!(near(got, want), "{case}: log-probability {got}, want {want}");
+        }
+    }
+    let likeliest = formula::likeliest(&wide, TOPS);
+    for i in 0..TOPS {
+        let (id, value) = (out.top_ids[i], out.top_log_probs[i]);
+        match likeliest.get(i) {
+            None => assert!(id == -1 && value.is_nan(), "{case}: {i}"),
+            Some(want) => {
+                assert!(id == want.0 as i32 && near(value, want.1), "{case}: {i}: {id} {value}, want {want:?}")
+            }
+        }
+    }
+
+    let scores = formula::scores(&wide, s);
+    let (id, log_prob) = one_row(logits, Settings { temperature: 0.0, ..s.clone() });
+    let top = scores.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
+    if top == f64::NEG_INFINITY {
+        assert_eq!(id, -1, "{case}");
+    } else {
+        assert_eq!(Some(id as usize), scores.iter().position(|&x| x == top), "{case}");
+        assert!(near(log_prob, crate::log_prob::formula::log_prob(&wide, id, 1.0)), "{case}");
+    }
+}
+
+fn a_row_does_not_know_its_batch() {
+    let (rows, vocab) = (5, 2003);
+    let s = Settings { top_p: 0.95, history: vec![3, 8], penalty: 1.2, ..settings() };
+    let batch = Batch { logits: numbers(rows * vocab, 9, 2.0), settings: s, seed: 77, positions: vec![4, 0, 9, 4, 1] };
+    let all = batch.run(1);
+    assert_eq!(batch.run(4), all);
+    for r in 0..rows {
+        let logits = batch.logits[r * vocab..][..vocab].to_vec();
+        let alone = Batch { logits, positions: vec![batch.positions[r]], ..batch.clone() }.run(2);
+        assert_eq!((alone.ids[0], alone.log_prob[0]), (all.ids[r], all.log_prob[r]));
+        assert_eq!(alone.top_ids, all.top_ids[r * TOPS..][..TOPS]);
+    }
+}
+
+fn nothing_to_choose_from() {
+    for temperature in [0.0, 1.0] {
+        let s = Settings { temperature, ..settings() };
+        for poison in [f32::NAN, -f32::NAN] {
+            let mut row = numbers(100, 1, 1.0);
+            row[63] = poison;
+            let (id, log_prob) = one_row(&row, s.clone());
+            assert!(id == -1 && log_prob.is_nan());
+        }
+        assert_eq!(one_row(&[f32::NEG_INFINITY; 20], s.clone()).0, -1);
+        let all = Settings { suppressed: (0..3).collect(), ..s };
+        assert_eq!(one_row(&[1.0, 2.0, 3.0], all).0, -1);
+    }
+}
+
+fn a_whole_vocabulary_follows_the_formula() {
+    // Interpreted, a part of it has to do.
+    let vocab = if is_cuda() { 20_011 } else { 152_064 };
+    let logits: Vec<f32> = numbers(vocab, 8, 2.5).iter().map(|x| (x * 16.0).round() / 16.0).collect();
+    let s = Settings { top_p: 0.9, top_k: 4000, history: vec![5, 5, 20_000], penalty: 1.25, ..settings() };
+    check("a whole vocabulary", &logits, &s, 3, 4);
+}
+
+#[cfg(test)]
+mod tests;

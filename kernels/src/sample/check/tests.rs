@@ -1,0 +1,89 @@
+use super::*;
+use crate::sample::cpu::kept_weights;
+
+/// χ² of the counts of `draws` tokens against probabilities, with its degrees of freedom.
+fn chi_square(ids: &[i32], expected: &[(usize, f64)]) -> (f64, f64) {
+    let n = ids.len() as f64;
+    let count = |id: usize| ids.iter().filter(|&&x| x == id as i32).count() as f64;
+    assert!(ids.iter().all(|&id| expected.iter().any(|e| e.0 as i32 == id)), "a token of probability 0 was drawn");
+    let sum = expected.iter().map(|&(id, p)| (count(id) - n * p).powi(2) / (n * p)).sum();
+    (sum, expected.len() as f64 - 1.0)
+}
+
+#[test]
+fn keeps_what_the_formula_keeps() {
+    let mut picks = Picks::new(2);
+    for i in 0..300 {
+        let (logits, s) = any_case(&mut picks);
+        let ranked = formula::ranked(&wide(&logits), &s);
+        if ranked.is_empty() {
+            continue;
+        }
+        // A weight of min-p of the largest may fall on either side.
+        let shares = [s.min_p - 1e-6, s.min_p + 1e-6].map(|share| share.min(1.0) * ranked[0].1);
+        let weights = kept_weights(&logits, &s);
+        let mut in_top_k = vec![false; logits.len()];
+        for (rank, &(id, p, before)) in ranked.iter().enumerate() {
+            in_top_k[id] = true;
+            // A weight below f32's range counts as none.
+            if rank == 0 || (before < s.top_p - 1e-6 && p > 1e-30 && p > shares[1]) {
+                assert!(weights[id] > 0.0, "case {i}, {s:?}: token {id}, p {p} after {before}, was dropped");
+            } else if p < shares[0] || (before > s.top_p + 1e-6 && s.top_p < 1.0) {
+                assert!(weights[id] == 0.0, "case {i}, {s:?}: token {id}, p {p} after {before}, was kept");
+            }
+        }
+        for id in 0..logits.len() {
+            assert!(in_top_k[id] || weights[id] == 0.0, "case {i}, {s:?}: token {id} is not among the k best");
+        }
+    }
+}
+
+#[test]
+fn draws_follow_the_distribution() {
+    // Without the outlier at 13, beside which all others are rare.
+    let (rows, row) = (20_000, numbers(60, 5, 1.0).split_off(20));
+    for (seed, top_p, top_k, temperature) in [(1, 1.0, 0, 1.0), (2, 0.8, 0, 1.0), (3, 1.0, 7, 0.7), (4, 0.9, 20, 1.5)] {
+        let s = Settings { temperature, top_p, top_k, ..settings() };
+        let batch =
+            Batch { logits: row.repeat(rows), settings: s.clone(), seed, positions: (0..rows as i32).collect() };
+        let ids = batch.run(2).ids;
+        let mut kept: Vec<_> = formula::ranked(&wide(&row), &s);
+        kept.retain(|t| t.2 < top_p);
+        let all: f64 = kept.iter().map(|t| t.1).sum();
+        let (chi, freedom) = chi_square(&ids, &kept.iter().map(|t| (t.0, t.1 / all)).collect::<Vec<_>>());
+        // Mean `freedom`, variance `2 freedom`: five standard deviations either way. The seeds are fixed.
+        assert!((chi - freedom).abs() < 5.0 * (2.0 * freedom).sqrt(), "seed {seed}: chi² {chi} of {freedom}");
+    }
+}
+
+#[test]
+fn ties_at_the_borders() {
+    let row = [1.0, 2.0, 2.0, 2.0, 1.0, -3.0];
+    let kept = |s: Settings| -> Vec<usize> {
+        kept_weights(&row, &s).iter().enumerate().filter(|(_, w)| **w > 0.0).map(|(i, _)| i).collect()
+    };
+    assert_eq!(kept(Settings { top_k: 1, ..settings() }), [1, 2, 3], "equals of the k-th stay");
+    assert_eq!(kept(Settings { top_k: 4, ..settings() }), [0, 1, 2, 3, 4]);
+    assert_eq!(kept(Settings { top_p: 0.0, ..settings() }), [1], "of equals the lower id, and always one");
+    assert_eq!(kept(Settings { top_k: 1, top_p: 0.5, ..settings() }), [1, 2], "top-p of what top-k left");
+    assert_eq!(one_row(&row, Settings { temperature: 0.0, ..settings() }).0, 1);
+}
+
+#[test]
+fn a_whole_vocabulary() {
+    let vocab = 152_064;
+    // Flat: everything must be ranked. Peaked: next to nothing.
+    for (scale, top_p) in [(0.0, 0.95), (0.3, 0.95), (3.0, 0.95), (3.0, 0.001)] {
+        let row = numbers(vocab, 3, scale);
+        let s = Settings { top_p, ..settings() };
+        let weights = kept_weights(&row, &s);
+        let kept = weights.iter().filter(|w| **w > 0.0).count() as i64;
+        let want = formula::ranked(&wide(&row), &s).iter().filter(|t| t.2 < top_p).count() as i64;
+        assert!((kept - want).abs() <= 1 + want / 10_000, "scale {scale}, p {top_p}: {kept} kept, want {want}");
+        let k = 50;
+        // Hot enough that no weight leaves f32's range.
+        let weights = kept_weights(&row, &Settings { top_k: k, temperature: 5.0, ..settings() });
+        let kept = weights.iter().filter(|w| **w > 0.0).count();
+        assert!(if scale == 0.0 { kept == vocab } else { kept == k }, "scale {scale}: {kept} of {k}");
+    }
+}

@@ -1,0 +1,156 @@
+use super::{Params, Weight, cases, formula, linear, swiglu};
+use crate::DType::{BF16, F32};
+use crate::checks::{Data, addr, checks, numbers, run};
+use crate::compare::assert_close;
+use crate::{Addr, DType};
+
+checks!(
+    linear_equals_the_formula_with_and_without_bias_and_residual,
+    a_residual_may_be_the_output,
+    swiglu_equals_the_formula,
+    a_row_does_not_know_its_batch,
+);
+
+/// A weight with its scales, as stored and as numbers.
+struct Stored {
+    bf16: Data,
+    bytes: Vec<i8>,
+    scale: Vec<f32>,
+    kind: Weight,
+}
+
+impl Stored {
+    fn new(kind: Weight, rows: usize, k: usize, seed: u64) -> Stored {
+        let values = numbers(rows * k, seed, 1.0);
+        let bytes = values.iter().map(|x| (x * 40.0).round().clamp(-128.0, 127.0) as i8).collect();
+        let scale = numbers(rows, seed ^ 9, 0.02).iter().map(|s| s + 0.025).collect();
+        Stored { bf16: Data::new(BF16, &values), bytes, scale, kind }
+    }
+
+    fn addresses(&self) -> (Addr, Addr) {
+        match self.kind {
+            Weight::Bf16 => (self.bf16.addr(), Addr::NULL),
+            Weight::Int8 => (addr(&self.bytes), addr(&self.scale)),
+        }
+    }
+
+    fn product(&self, x: &Data, k: usize) -> Vec<f64> {
+        let scale: Vec<f64> = self.scale.iter().map(|&s| s as f64).collect();
+        match self.kind {
+            Weight::Bf16 => formula::product(&x.f64(), &self.bf16.f64(), &[], k),
+            Weight::Int8 => {
+                let w: Vec<f64> = self.bytes.iter().map(|&b| b as f64).collect();
+                formula::product(&x.f64(), &w, &scale, k)
+            }
+        }
+    }
+}
+
+struct Given {
+    x: Data,
+    weights: [Stored; 2],
+    bias: Data,
+    residual: Data,
+    n: usize,
+    k: usize,
+}
+
+impl Given {
+    fn new(dtype: DType, kind: Weight, (m, n, k): (usize, usize, usize)) -> Given {
+        let data = |count, seed| Data::new(dtype, &numbers(count, seed, 1.0));
+        let weights = [Stored::new(kind, n, k, 2), Stored::new(kind, n, k, 3)];
+        Given { x: data(m * k, 1), weights, bias: data(n, 4), residual: data(m * n, 5), n, k }
+    }
+
+    fn params(&self, y: &Data, m: usize) -> Params {
+        let ((w, scale), (w2, scale2)) = (self.weights[0].addresses(), self.weights[1].addresses());
+        Params {
+            x: self.x.addr(),
+            w,
+            w2,
+            scale,
+            scale2,
+            bias: Addr::NULL,
+            residual: Addr::NULL,
+            y: y.addr(),
+            m: m as u32,
+            n: self.n as u32,
+            k: self.k as u32,
+            reserved: 0,
+        }
+    }
+}
+
+fn all(mut f: impl FnMut(DType, Weight, (usize, usize, usize), f64)) {
+    for (dtype, tol) in [(F32, 1e-6), (BF16, 4e-3)] {
+        for kind in [Weight::Bf16, Weight::Int8] {
+            for case in cases() {
+                f(dtype, kind, case, tol);
+            }
+        }
+    }
+}
+
+fn linear_equals_the_formula_with_and_without_bias_and_residual() {
+    all(|dtype, kind, case, tol| {
+        let given = Given::new(dtype, kind, case);
+        let (m, n, k) = case;
+        let product = given.weights[0].product(&given.x, k);
+        let (bias, residual) = (given.bias.f64(), given.residual.f64());
+        for (with_bias, with_residual) in [(false, false), (true, false), (false, true), (true, true)] {
+            let y = Data::output(dtype, m * n);
+            let params = Params {
+                w2: Addr::NULL,
+                scale2: Addr::NULL,
+                bias: if with_bias { given.bias.addr() } else { Addr::NULL },
+                residual: if with_residual { given.residual.addr() } else { Addr::NULL },
+                ..given.params(&y, m)
+            };
+            run(&linear(dtype, kind, &params), 2);
+            let add =
+                |i: usize| (if with_bias { bias[i % n] } else { 0.0 }) + if with_residual { residual[i] } else { 0.0 };
+            let want: Vec<f64> = product.iter().enumerate().map(|(i, p)| p + add(i)).collect();
+            let name = format!("{dtype} {kind:?} {case:?} bias {with_bias} residual {with_residual}");
+            assert_close(&name, &y.values(), &want, tol, f64::MAX);
+        }
+    });
+}
+
+fn a_residual_may_be_the_output() {
+    for kind in [Weight::Bf16, Weight::Int8] {
+        let given = Given::new(F32, kind, (3, 20, 100));
+        let (apart, inside) = (Data::output(F32, 60), Data::new(F32, &given.residual.values()));
+        let params = Params { residual: given.residual.addr(), ..given.params(&apart, 3) };
+        run(&linear(F32, kind, &params), 1);
+        run(&linear(F32, kind, &Params { residual: inside.addr(), y: inside.addr(), ..params }), 1);
+        assert_eq!(apart.values(), inside.values());
+    }
+}
+
+fn swiglu_equals_the_formula() {
+    all(|dtype, kind, case, tol| {
+        let given = Given::new(dtype, kind, case);
+        let (m, n, k) = case;
+        let y = Data::output(dtype, m * n);
+        run(&swiglu(dtype, kind, &given.params(&y, m)), 2);
+        let want = formula::swiglu(&given.weights[0].product(&given.x, k), &given.weights[1].product(&given.x, k));
+        assert_close(&format!("{dtype} {kind:?} {case:?}"), &y.values(), &want, 2.0 * tol, f64::MAX);
+    });
+}
+
+fn a_row_does_not_know_its_batch() {
+    all(|dtype, kind, case, _| {
+        let given = Given::new(dtype, kind, case);
+        let (m, n, _) = case;
+        let (whole, alone) = (Data::output(dtype, m * n), Data::output(dtype, n));
+        for launch in [linear, swiglu] {
+            run(&launch(dtype, kind, &given.params(&whole, m)), 3);
+            run(&launch(dtype, kind, &given.params(&alone, 1)), 1);
+            let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&whole.values()[..n]), bits(&alone.values()), "{dtype} {kind:?} {case:?}");
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,21 @@
+use super::*;
+
+#[test]
+fn the_weight_is_read_once_and_without_bank_conflicts() {
+    crate::checks::on_sim(|| {
+        for kind in [Weight::Bf16, Weight::Int8] {
+            let given = Given::new(BF16, kind, (1, 64, 4096));
+            let y = Data::output(BF16, 64);
+            for launch in [linear, swiglu] {
+                let launch = launch(BF16, kind, &given.params(&y, 1));
+                let (count, cost) = (crate::checks::counted(&launch), launch.cost());
+                let bytes = (count.global_read + count.global_written) as f64;
+                // x is read again by every block of 16 columns: 1/16 of a bf16 weight, 1/8 of an int8 weight.
+                let again = if kind == Weight::Bf16 { 1.1 } else { 1.17 };
+                assert!(bytes <= again * cost.bytes, "{}: {bytes} bytes, {} at least", launch.name(), cost.bytes);
+                let extra = count.wavefronts - count.wavefronts_least;
+                assert!(extra * 20 <= count.wavefronts.max(20 * 64), "{}: {extra} more wavefronts", launch.name());
+            }
+        }
+    });
+}

@@ -1,0 +1,122 @@
+//! `reel kernels bench`: how long each kernel takes on a GPU, against the roofline of that GPU.
+
+use anyhow::Result;
+use clap::Args;
+use reel_kernels::bench::{copy_seconds, time};
+use reel_kernels::catalogue::Example;
+use reel_kernels::cuda::Gpu;
+use serde_json::{Value, json};
+
+use super::{gpu, named};
+use crate::common::Common;
+use crate::fail::{bad_usage, failed};
+use crate::output;
+
+/// Time kernels on a GPU at the sizes of `reel kernels list`.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  reel kernels bench --kernel rms_norm --device cuda --json > times.json")]
+pub struct Bench {
+    /// Only this kernel, or this folder
+    #[arg(long, value_name = "KERNEL")]
+    kernel: Option<String>,
+    /// Runs that count; the cache is emptied before each
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    runs: u32,
+}
+
+/// Bytes of the copy that measures the bandwidth.
+const COPY: usize = 1 << 30;
+
+/// A kernel's times.
+pub struct Row {
+    /// The kernel.
+    pub kernel: &'static str,
+    /// The size in words.
+    pub size: &'static str,
+    /// Operations.
+    pub flops: f64,
+    /// Bytes at the least.
+    pub bytes: f64,
+    /// Seconds: the shortest, the one in the middle and the longest run.
+    pub seconds: [f64; 3],
+}
+
+impl Bench {
+    /// Prints the table.
+    pub fn run(&self, common: &Common) -> Result<()> {
+        let name = common.device.as_deref().unwrap_or("cuda");
+        if name != "cuda" && !name.starts_with("cuda:") {
+            let cure = "use --device cuda; `reel bench op` times the processor's";
+            return Err(bad_usage("--device", format!("{name}: kernels are timed on a GPU"), cure));
+        }
+        let gpu = gpu(name)?;
+        let bandwidth = 2.0 * COPY as f64 / copy_seconds(&gpu, COPY, 10)?;
+        let examples: Vec<Example> = match &self.kernel {
+            Some(name) => named(name)?.into_iter().map(|(_, e)| e).collect(),
+            None => super::all().map(|(_, e)| e).collect(),
+        };
+        if !common.json {
+            output::line(format!("{}: copies {:.0} GB/s, read and written", gpu.name(), bandwidth * 1e-9))?;
+            output::line(format!("{:34} {:>10} {:>10} {:>10}  of the bandwidth", "kernel", "us", "GB/s", "TFLOP/s"))?;
+        }
+        let (mut rows, mut problems) = (Vec::new(), Vec::new());
+        for example in &examples {
+            match self.row(&gpu, example) {
+                Ok(row) => {
+                    if !common.json {
+                        print(&row, bandwidth)?;
+                    }
+                    rows.push(row);
+                }
+                Err(e) => problems.push(format!("{}: {e}", example.launch.kernel.name)),
+            }
+        }
+        if common.json {
+            let kernels: Vec<Value> = rows.iter().map(Row::json).collect();
+            output::json(&json!({
+                "gpu": gpu.name(), "arch": gpu.sm(), "bytes_per_second": bandwidth, "runs": self.runs, "kernels": kernels,
+                "problems": problems,
+            }))?;
+        }
+        match problems.into_iter().next() {
+            None => Ok(()),
+            Some(first) => Err(failed("kernels", first, "the others were timed")),
+        }
+    }
+
+    fn row(&self, gpu: &Gpu, example: &Example) -> Result<Row> {
+        let timed = time(gpu, example, self.runs as usize)?;
+        let cost = example.launch.cost;
+        let seconds = [timed.least(), timed.median(), timed.seconds.last().copied().unwrap_or(f64::NAN)];
+        Ok(Row {
+            kernel: example.launch.kernel.name,
+            size: example.size,
+            flops: cost.flops,
+            bytes: cost.bytes,
+            seconds,
+        })
+    }
+}
+
+impl Row {
+    fn json(&self) -> Value {
+        let [min, median, max] = self.seconds;
+        json!({
+            "kernel": self.kernel, "size": self.size, "flops": self.flops, "bytes": self.bytes, "seconds": median,
+            "min": min, "max": max,
+        })
+    }
+}
+
+fn print(row: &Row, bandwidth: f64) -> Result<()> {
+    let seconds = row.seconds[1];
+    let rate = row.bytes / seconds;
+    output::line(format!(
+        "{:34} {:10.1} {:10.0} {:10.2}  {:5.1} %",
+        row.kernel,
+        seconds * 1e6,
+        rate * 1e-9,
+        row.flops / seconds * 1e-12,
+        100.0 * rate / bandwidth
+    ))
+}
