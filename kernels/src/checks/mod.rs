@@ -23,6 +23,7 @@ use crate::{Team, cuda::Gpu};
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// One thing that a folder's kernels are held to.
@@ -90,6 +91,38 @@ pub struct Ran {
     pub recorded: Vec<Recorded>,
 }
 
+type Hook = Box<dyn Fn(&panic::PanicHookInfo<'_>) + Sync + Send>;
+
+/// How many checks run, and the panic hook that was there before the first of them.
+static HOOK: Mutex<(usize, Option<Hook>)> = Mutex::new((0, None));
+
+/// As long as there is one, panics are not printed.
+struct Quiet;
+
+impl Quiet {
+    fn new() -> Quiet {
+        let mut hook = HOOK.lock().unwrap_or_else(PoisonError::into_inner);
+        if hook.0 == 0 {
+            hook.1 = Some(panic::take_hook());
+            panic::set_hook(Box::new(|_| {}));
+        }
+        hook.0 += 1;
+        Quiet
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        let mut hook = HOOK.lock().unwrap_or_else(PoisonError::into_inner);
+        hook.0 -= 1;
+        if hook.0 == 0
+            && let Some(before) = hook.1.take()
+        {
+            panic::set_hook(before);
+        }
+    }
+}
+
 /// The state of the check on this thread.
 struct Running {
     setup: Setup,
@@ -103,15 +136,14 @@ thread_local! {
 impl Check {
     /// Runs the check. An error is one line: what did not hold.
     ///
-    /// Panics are caught and not printed: the panic hook is replaced meanwhile, so only one thread may do this at a time.
+    /// Panics are caught and not printed: while checks run, on any thread, the panic hook of the process says nothing.
     pub fn run(&self, setup: &Setup) -> Result<Ran, String> {
-        let hook = panic::take_hook();
-        panic::set_hook(Box::new(|_| {}));
+        let quiet = Quiet::new();
         let start = Instant::now();
         let before = RUNNING.replace(Running { setup: setup.clone(), ran: Ran::default() });
         let result = panic::catch_unwind(AssertUnwindSafe(self.body));
         let running = RUNNING.replace(before);
-        panic::set_hook(hook);
+        drop(quiet);
         match result {
             Ok(()) => Ok(Ran { time: start.elapsed(), ..running.ran }),
             Err(panic) => {

@@ -85,13 +85,12 @@ impl Subject {
         let mut executed: BTreeMap<(String, usize), BTreeSet<usize>> = BTreeMap::new();
         for recorded in recorded {
             let (mut cost, number) = (0, self.cases.len());
-            let mut memory = recorded.memory();
-            for staged in self.unit.run(&recorded.launch, &Arch::A100, &mut memory, &options(0))? {
-                cost += staged.counters.total().warps;
-                let kernel = self.unit.kernel(staged.stage.symbol)?;
+            for (symbol, counters) in &recorded.stages {
+                cost += counters.total().warps;
+                let kernel = self.unit.kernel(symbol)?;
                 for code in &kernel.functions {
                     for i in 0..code.instrs.len() {
-                        if staged.counters.by_instruction[code.first as usize + i].warps > 0 {
+                        if counters.by_instruction[code.first as usize + i].warps > 0 {
                             executed.entry((code.name.clone(), i)).or_default().insert(number);
                         }
                     }

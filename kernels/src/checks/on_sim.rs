@@ -4,6 +4,7 @@ use super::RUNNING;
 use super::arrays::{Array, arrays_of, memory_of};
 use crate::launch::{Arch, KernelLaunch};
 use crate::simulate::{self, Staged};
+use reel_sim::counters::Counters;
 use reel_sim::exec::{Completion, Options};
 use reel_sim::memory::Memory;
 
@@ -14,6 +15,8 @@ pub struct Recorded {
     pub launch: KernelLaunch,
     /// Its arrays' addresses, bytes, and whether they count as written.
     pub arrays: Vec<(u64, Vec<u8>, bool)>,
+    /// What its stages did on an A100 under the first interleaving.
+    pub stages: Vec<(&'static str, Counters)>,
 }
 
 impl Recorded {
@@ -32,6 +35,11 @@ pub const MOMENTS: [Completion; 3] = [Completion::Latest, Completion::Earliest, 
 
 /// What each array holds after the launch under one interleaving.
 pub fn results(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> Vec<Vec<u8>> {
+    staged_results(launch, arrays, seed).1
+}
+
+/// The stages of a launch under one interleaving, and what each array holds afterwards.
+fn staged_results(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> (Vec<Staged>, Vec<Vec<u8>>) {
     let mut memory = memory_of(arrays);
     let completion = MOMENTS[seed as usize % 3];
     let arch = if seed % 8 == 1 { Arch::H100 } else { Arch::A100 };
@@ -41,7 +49,8 @@ pub fn results(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> Vec<Vec<u8
         Err(e) => panic!("{}: {e}", launch.kernel.name),
     };
     nothing_found(launch, &staged, seed);
-    arrays.iter().map(|a| memory.bytes(a.at).map(<[u8]>::to_vec).unwrap_or_default()).collect()
+    let results = arrays.iter().map(|a| memory.bytes(a.at).map(<[u8]>::to_vec).unwrap_or_default()).collect();
+    (staged, results)
 }
 
 fn nothing_found(launch: &KernelLaunch, staged: &[Staged], seed: u64) {
@@ -57,14 +66,15 @@ pub fn run(launch: &KernelLaunch) {
     let arrays = arrays_of(launch);
     let (seed, interleavings, record) =
         RUNNING.with_borrow(|r| (r.setup.seed, r.setup.interleavings.max(1), r.setup.record));
-    if record {
-        let arrays = arrays.iter().map(|a| (a.at, a.read(), a.written)).collect();
-        RUNNING.with_borrow_mut(|r| r.ran.recorded.push(Recorded { launch: launch.clone(), arrays }));
-    }
     let seeds = (0..interleavings).map(|i| seed.wrapping_mul(8).wrapping_add(i));
     let mut first: Option<Vec<Vec<u8>>> = None;
     for seed in seeds {
-        let results = results(launch, &arrays, seed);
+        let (staged, results) = staged_results(launch, &arrays, seed);
+        if record && first.is_none() {
+            let arrays = arrays.iter().map(|a| (a.at, a.read(), a.written)).collect();
+            let stages = staged.into_iter().map(|s| (s.stage.symbol, s.counters)).collect();
+            RUNNING.with_borrow_mut(|r| r.ran.recorded.push(Recorded { launch: launch.clone(), arrays, stages }));
+        }
         match &first {
             None => first = Some(results),
             Some(first) => assert!(*first == results, "{}: seed {seed} gives other results", launch.kernel.name),
