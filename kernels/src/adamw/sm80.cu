@@ -12,6 +12,7 @@
 // Bound: memory.
 
 #include "cuh/map.cuh"
+#include "cuh/math.cuh"
 #include "cuh/philox.cuh"
 #include "cuh/warp.cuh"
 
@@ -205,33 +206,51 @@ struct StepBf16 {
   }
 };
 
+// x / d, rounded correctly, for d whose inverse, rounded correctly, is given (Markstein 1990); not near the ends of f32's range.
+__device__ __forceinline__ float quotient(float x, float d, float inverse) {
+  const float q = mul(x, inverse);
+  return fmaf(fmaf(-q, d, x), inverse, q);
+}
+
 // What the codes of m and of v stand for, of a scale of 1.
 struct First {
   static constexpr int LAST = 127;
   static __device__ __forceinline__ float value(int c) {
-    const float q = __fdiv_rn(static_cast<float>(c), 127.0f);
+    const float q = quotient(static_cast<float>(c), 127.0f, 1.0f / 127.0f);
     return mul(q, fabsf(q));
   }
-  static __device__ __forceinline__ float root(float x) { return mul(127.0f, __fsqrt_rn(x)); }
+  static __device__ __forceinline__ float root(float x) { return mul(127.0f, sqrt_approx(x)); }
 };
 
 struct Second {
   static constexpr int LAST = 255;
   static __device__ __forceinline__ float value(int c) {
-    const float q = __fdiv_rn(static_cast<float>(c), 255.0f), square = mul(q, q);
+    const float q = quotient(static_cast<float>(c), 255.0f, 1.0f / 255.0f), square = mul(q, q);
     return mul(square, square);
   }
-  static __device__ __forceinline__ float root(float x) { return mul(255.0f, __fsqrt_rn(__fsqrt_rn(x))); }
+  static __device__ __forceinline__ float root(float x) { return mul(255.0f, sqrt_approx(sqrt_approx(x))); }
+};
+
+// A block's largest magnitude, by which the others are divided.
+struct Scale {
+  float largest, inverse;
+  bool ordinary;
+
+  __device__ __forceinline__ explicit Scale(float x) : largest(x), inverse(__frcp_rn(x)), ordinary(x > 1e-25f && x < 1e25f) {}
+
+  // NaN if the scale is 0 or NaN.
+  __device__ __forceinline__ float share(float x) const {
+    return ordinary ? quotient(x, largest, inverse) : __fdiv_rn(x, largest);
+  }
 };
 
 // One of the codes around a magnitude, the higher one if the draw says so; 0 if the scale is 0 or NaN.
 template <class Book>
-__device__ __forceinline__ int code(float magnitude, float scale, u32 draw) {
-  const float x = __fdiv_rn(magnitude, scale);
+__device__ __forceinline__ int code(float magnitude, const Scale& scale, u32 draw) {
+  const float x = scale.share(magnitude);
   const int below = x == x ? min(max(static_cast<int>(Book::root(x)), 0), Book::LAST - 1) : 0;
   const float low = Book::value(below), high = Book::value(below + 1);
-  const float share = __fdiv_rn(add(x, -low), add(high, -low));
-  return below + (mul(static_cast<float>(draw), 1.0f / 65536.0f) < share);
+  return below + (mul(static_cast<float>(draw), add(high, -low)) < mul(65536.0f, add(x, -low)));
 }
 
 // The larger, NaN if one is.
@@ -336,11 +355,12 @@ __device__ __forceinline__ void step_8bit(const SmallParams& p, const Weights& w
     scales[1] = v_scale;
   }
   const Draws for_m(p, at / 8, 0), for_v(p, at / 8, 1);
+  const Scale of_m(m_scale), of_v(v_scale);
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    const int c = code<First>(fabsf(m[j]), m_scale, for_m[j]);
+    const int c = code<First>(fabsf(m[j]), of_m, for_m[j]);
     m_code[j] = static_cast<u32>(m[j] < 0.0f ? -c : c) & 0xff;
-    v_code[j] = static_cast<u32>(code<Second>(v[j], v_scale, for_v[j]));
+    v_code[j] = static_cast<u32>(code<Second>(v[j], of_v, for_v[j]));
   }
   store_bytes(ms, count, vector, m_code);
   store_bytes(vs, count, vector, v_code);

@@ -72,7 +72,7 @@ pub(super) fn second(c: u8) -> f32 {
 fn stochastic_code(x: f32, root: f32, last: i32, draw: u16, value: impl Fn(i32) -> f32) -> i32 {
     let below = (root as i32).clamp(0, last - 1);
     let (low, high) = (value(below), value(below + 1));
-    below + ((draw as f32) * (1.0 / 65536.0) < (x - low) / (high - low)) as i32
+    below + ((draw as f32) * (high - low) < 65536.0 * (x - low)) as i32
 }
 
 /// The code of m, of a scale.

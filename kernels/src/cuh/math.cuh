@@ -13,5 +13,12 @@ __device__ __forceinline__ float divide(float a, float b) {
   return quotient;
 }
 
+// The square root to one unit in the last place.
+__device__ __forceinline__ float sqrt_approx(float x) {
+  float root;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(x));
+  return root;
+}
+
 // 1 / (1 + e^-x)
 __device__ __forceinline__ float sigmoid(float x) { return divide(1.0f, 1.0f + expf(-x)); }

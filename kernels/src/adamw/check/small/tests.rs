@@ -38,3 +38,16 @@ fn stochastic_rounding_has_no_bias() {
     assert_eq!((first_code(2.5, 2.5, 65535), second_code(2.5, 2.5, 65535)), (127, 255));
     assert_eq!((first_code(0.0, 0.0, 65535), second_code(0.0, 0.0, 65535)), (0, 0));
 }
+
+/// The CUDA code divides codes by a constant with three operations.
+#[test]
+fn codes_are_divided_exactly() {
+    for d in [127.0f32, 255.0] {
+        let inverse = 1.0 / d;
+        for c in -255..=255 {
+            let c = c as f32;
+            let q = c * inverse;
+            assert_eq!((-q).mul_add(d, c).mul_add(inverse, q), c / d, "{c} / {d}");
+        }
+    }
+}
