@@ -120,20 +120,30 @@ impl Shadow {
         let mut view = View::new(self.space, warp, know, cx, key, stamp, pc);
         let mut left = rows;
         while left != 0 {
-            let lane = left.trailing_zeros();
-            left &= left - 1;
-            let offset = offsets[lane as usize];
-            let index = (offset >> CHUNK_SHIFT) as usize;
+            let index = (offsets[left.trailing_zeros() as usize] >> CHUNK_SHIFT) as usize;
             let chunk = chunk(&mut self.chunks[index], &mut self.spare, 4);
-            let at = offset & (CHUNK - 1);
-            if !self.init[index].has(at, 0xffff) {
-                view.fault = Some(Fault::uninitialized(offset));
+            let (init, shift) = (&self.init[index], chunk.shift);
+            while left != 0 {
+                let lane = left.trailing_zeros();
+                let offset = offsets[lane as usize];
+                if (offset >> CHUNK_SHIFT) as usize != index {
+                    break;
+                }
+                left &= left - 1;
+                let at = offset & (CHUNK - 1);
+                if !init.has(at, 0xffff) {
+                    view.fault = Some(Fault::uninitialized(offset));
+                }
+                let first = (at >> shift) as usize;
+                if shift == 4 {
+                    view.step_together(&mut chunk.cells[first], offset, lane, &mut self.lists);
+                } else {
+                    for (step, cell) in chunk.cells[first..first + (16 >> shift)].iter_mut().enumerate() {
+                        view.step_together(cell, offset + ((step as u64) << shift), lane, &mut self.lists);
+                    }
+                }
+                view.report(lane, out);
             }
-            let (first, count) = ((at >> chunk.shift) as usize, 16 >> chunk.shift);
-            for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
-                view.step_together(cell, offset + ((step as u64) << chunk.shift), lane, &mut self.lists);
-            }
-            view.report(lane, out);
         }
     }
 }

@@ -43,6 +43,24 @@ impl Answer {
     }
 }
 
+/// Whether one of the answers covers the access; it becomes the first.
+#[inline(always)]
+fn known_by(answers: &mut [Answer; 2], key: Key, stamp: Stamp, mask: u32) -> bool {
+    if answers[0].covers(key, stamp, mask) {
+        return true;
+    }
+    let second = answers[1].covers(key, stamp, mask);
+    if second {
+        answers.swap(0, 1);
+    }
+    second
+}
+
+/// Which of the answers is about this.
+fn answer(answers: &[Answer; 2], key: Key, stamp: Stamp) -> Option<usize> {
+    answers.iter().position(|answer| answer.key == key && answer.stamp == stamp)
+}
+
 /// One access of lanes that know the same, walking over cells.
 pub(super) struct View<'a> {
     space: Space,
@@ -57,10 +75,11 @@ pub(super) struct View<'a> {
     is_async: bool,
     /// It is weak and not through the async proxy.
     is_plain: bool,
-    of_writer: Answer,
-    of_reader: Answer,
-    /// Lists all of whose entries are known whatever the lane.
-    known_list: ListId,
+    /// The last two answers of each kind, the last one first.
+    of_writer: [Answer; 2],
+    of_reader: [Answer; 2],
+    /// Lists all of whose entries are known whatever the lane, the last one first.
+    known_lists: [ListId; 2],
     /// The last list made, of what.
     pushed: (ListId, Entry, ListId),
     /// Async proxy: the last write that was in order, and the last reader that was looked at.
@@ -82,8 +101,8 @@ impl<'a> View<'a> {
     ) -> Self {
         let is_async = key >= OP_KEY && cx.ops.kind(OpId::of_key(key)).is_async_proxy();
         let is_plain = !is_async && stamp.strength() == Strength::Weak;
-        let (of_writer, of_reader) = (Answer::NONE, Answer::NONE);
-        let (known_list, pushed, fault) = (0, (0, Cell::FRESH.read_entry(), 0), None);
+        let (of_writer, of_reader) = ([Answer::NONE; 2], [Answer::NONE; 2]);
+        let (known_lists, pushed, fault) = ([0; 2], (0, Cell::FRESH.read_entry(), 0), None);
         let (good, looked_at) = (Cell::FRESH.write_entry(), (NOBODY, Stamp(u32::MAX)));
         View {
             space,
@@ -97,7 +116,7 @@ impl<'a> View<'a> {
             is_plain,
             of_writer,
             of_reader,
-            known_list,
+            known_lists,
             pushed,
             good,
             looked_at,
@@ -109,12 +128,11 @@ impl<'a> View<'a> {
     #[inline(always)]
     pub(super) fn step<const WRITES: bool>(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
         let me = self.key << 5 | lane;
-        let write_known =
-            self.of_writer.covers(cell.writer >> 5, cell.write, 1 << (cell.writer & 31)) || cell.writer == me;
+        let write_known = self.was_known_writer(cell) || cell.writer == me;
         let mine = cell.reader == self.key && cell.readers & !(1 << lane) == 0;
         let again = !WRITES && cell.reader == self.key && cell.read == self.stamp;
-        let read_known = again || mine || self.of_reader.covers(cell.reader, cell.read, cell.readers);
-        if !(write_known && cell.older == self.known_list && self.is_plain) {
+        let read_known = again || mine || self.was_known_reader(cell);
+        if !(write_known && self.was_known_list(cell.older) && self.is_plain) {
             return self.step_with_care(WRITES, cell, offset, lane, lists);
         }
         if !read_known {
@@ -142,10 +160,10 @@ impl<'a> View<'a> {
     ) {
         let good = (self.good.key, self.good.stamp) == (cell.writer >> 5, cell.write)
             && self.good.mask >> (cell.writer & 31) & 1 != 0;
-        let in_order = self.is_async && (cell.writer == NOBODY || good) && cell.older == self.known_list;
+        let in_order = self.is_async && (cell.writer == NOBODY || good) && self.was_known_list(cell.older);
         let weak = self.stamp.strength() == Strength::Weak;
         let nobody = cell.reader == NOBODY;
-        let reader_known = nobody || self.of_reader.covers(cell.reader, cell.read, cell.readers);
+        let reader_known = nobody || self.was_known_reader(cell);
         if !in_order || !weak {
             return self.step_with_care(WRITES, cell, offset, lane, lists);
         }
@@ -169,18 +187,57 @@ impl<'a> View<'a> {
     /// All lanes read the cell at `offset`, whose address `lane` gives; all know the same, and access weakly.
     #[inline(always)]
     pub(super) fn step_together(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
-        let write_known = self.of_writer.covers(cell.writer >> 5, cell.write, 1 << (cell.writer & 31));
-        let again = cell.reader == self.key;
-        if !(write_known && cell.older == self.known_list) {
+        let write_known = self.was_known_writer(cell) || !self.is_async && self.knows_writer(cell, lane);
+        if !(write_known && (self.was_known_list(cell.older) || self.is_clean_list(cell.older, lists))) {
             self.step_with_care(false, cell, offset, lane, lists);
-        } else if !again && !self.of_reader.covers(cell.reader, cell.read, cell.readers) {
-            if !self.was_pushed(cell, offset) {
-                self.displace_reader(cell, offset, lane, lists);
-            } else {
+        } else if cell.reader != self.key && !self.was_known_reader(cell) {
+            if self.was_pushed(cell, offset) {
                 cell.older = self.pushed.2;
+            } else {
+                self.displace_reader(cell, offset, lane, lists);
             }
         }
         (cell.reader, cell.read, cell.readers, cell.read_pc) = (self.key, self.stamp, u32::MAX, self.pc);
+    }
+
+    /// Whether an answer that is at hand says that the cell's writer is known.
+    #[inline(always)]
+    fn was_known_writer(&mut self, cell: &Cell) -> bool {
+        known_by(&mut self.of_writer, cell.writer >> 5, cell.write, 1 << (cell.writer & 31))
+    }
+
+    /// Whether an answer that is at hand says that the cell's readers are known.
+    #[inline(always)]
+    fn was_known_reader(&mut self, cell: &Cell) -> bool {
+        known_by(&mut self.of_reader, cell.reader, cell.read, cell.readers)
+    }
+
+    /// Whether the list is one of those of which all is known.
+    #[inline(always)]
+    fn was_known_list(&mut self, list: ListId) -> bool {
+        if self.known_lists[0] == list {
+            return true;
+        }
+        let second = self.known_lists[1] == list;
+        if second {
+            self.known_lists.swap(0, 1);
+        }
+        second
+    }
+
+    fn add_known_list(&mut self, list: ListId) {
+        if self.known_lists[0] != list {
+            self.known_lists = [list, self.known_lists[0]];
+        }
+    }
+
+    /// Whether a weak read minds nothing in the list, because nothing in it writes.
+    fn is_clean_list(&mut self, list: ListId, lists: &Chains) -> bool {
+        let clean = !lists.has_write(list);
+        if clean {
+            self.add_known_list(list);
+        }
+        clean
     }
 
     #[inline(never)]
@@ -209,9 +266,7 @@ impl<'a> View<'a> {
         if cell.writer != NOBODY && (self.is_async || !write_known) {
             fault = self.judge_write(cell, lane, offset, false, false);
         }
-        if !lists.has_write(cell.older) {
-            self.known_list = cell.older;
-        } else if fault.is_none() {
+        if !self.is_clean_list(cell.older, lists) && fault.is_none() {
             fault = self.judge_list(cell.older, lane, offset, false, lists);
         }
         if cell.reader == self.key && cell.read == self.stamp {
@@ -232,8 +287,8 @@ impl<'a> View<'a> {
             fault = self.judge(&cell.read_entry(), lane, offset, true, false);
         }
         if cell.older == 0 {
-            self.known_list = 0;
-        } else if cell.older != self.known_list && fault.is_none() {
+            self.add_known_list(0);
+        } else if !self.was_known_list(cell.older) && fault.is_none() {
             fault = self.judge_list(cell.older, lane, offset, true, lists);
         }
         let write_known = self.knows_writer(cell, lane);
@@ -328,17 +383,20 @@ impl<'a> View<'a> {
 
     pub(super) fn knows_writer(&mut self, cell: &Cell, lane: u32) -> bool {
         let (key, mask) = (cell.writer >> 5, 1 << (cell.writer & 31));
-        if self.of_writer.key != key || self.of_writer.stamp != cell.write {
-            self.of_writer = self.ask(key, cell.write);
+        let at = answer(&self.of_writer, key, cell.write);
+        if at.is_none() {
+            self.of_writer = [self.ask(key, cell.write), self.of_writer[0]];
         }
-        mask & !self.of_writer.known == 0 || self.may_know_more(key) && self.knows_exactly(key, cell.write, mask, lane)
+        let known = self.of_writer[at.unwrap_or(0)].known;
+        mask & !known == 0 || self.may_know_more(key) && self.knows_exactly(key, cell.write, mask, lane)
     }
 
     pub(super) fn knows_reader(&mut self, cell: &Cell, lane: u32) -> bool {
-        if self.of_reader.key != cell.reader || self.of_reader.stamp != cell.read {
-            self.of_reader = self.ask(cell.reader, cell.read);
+        let at = answer(&self.of_reader, cell.reader, cell.read);
+        if at.is_none() {
+            self.of_reader = [self.ask(cell.reader, cell.read), self.of_reader[0]];
         }
-        cell.readers & !self.of_reader.known == 0
+        cell.readers & !self.of_reader[at.unwrap_or(0)].known == 0
             || self.may_know_more(cell.reader) && self.knows_exactly(cell.reader, cell.read, cell.readers, lane)
     }
 
@@ -471,7 +529,7 @@ impl<'a> View<'a> {
         }
         // Writes have to be visible to the async proxy as well.
         if writes && wholly_known && !(self.is_async && lists.has_write(list)) {
-            self.known_list = list;
+            self.add_known_list(list);
         }
         None
     }
