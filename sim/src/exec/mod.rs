@@ -285,6 +285,7 @@ pub struct Machine<'a> {
     conflicts: Vec<Conflict>,
     groups: Vec<access::Group>,
     runs: Vec<(u64, u64)>,
+    box_rows: Vec<(u64, u32)>,
     /// mbarriers (slot, address) whose phase is over, with waiters to wake.
     wakes: Vec<(u32, u32)>,
     tiles: crate::matrix::wgmma::Tiles,
@@ -379,6 +380,7 @@ impl<'a> Machine<'a> {
             conflicts: Vec::new(),
             groups: Vec::new(),
             runs: Vec::new(),
+            box_rows: Vec::new(),
             wakes: Vec::new(),
             tiles: Default::default(),
             sums: Vec::new(),

@@ -335,7 +335,15 @@ fn block<V: Vector, const E: usize, const H: usize, const N: usize>(
             Accumulator::S32 => [*c[2 * half], *c[2 * half + 1]],
             _ => [[0; 32]; 2],
         };
-        store(op.accumulator, op.saturate, d, 0, half, &values, &before);
+        store(
+            op.accumulator,
+            op.saturate,
+            #[inline(always)]
+            |register, lanes| d[register] = lanes,
+            (0, half),
+            &values,
+            &before,
+        );
     }
 }
 
@@ -520,39 +528,41 @@ pub(super) fn load<'a>(
     values
 }
 
-/// The inverse of [`load`]; integers are added to `before`, what their registers held.
+/// The inverse of [`load`], for `put` to place in D's registers; integers are added to `before`, what these held.
 #[inline(always)]
 pub(super) fn store(
     accumulator: Accumulator,
     saturate: bool,
-    d: &mut [Lanes],
-    group: usize,
-    half: usize,
+    mut put: impl FnMut(usize, Lanes),
+    (group, half): (usize, usize),
     sums: &[[f32; 32]; 2],
     before: &[Lanes; 2],
 ) {
     let first = 4 * group + 2 * half;
     match accumulator {
         Accumulator::F16 => {
-            let [even, odd] = sums;
-            for ((out, even), odd) in d[2 * group + half].iter_mut().zip(even).zip(odd) {
+            let ([even, odd], mut out) = (sums, [0; 32]);
+            for ((out, even), odd) in out.iter_mut().zip(even).zip(odd) {
                 *out = f16_bits(*even) | f16_bits(*odd) << 16;
             }
+            put(2 * group + half, out);
         }
         Accumulator::S32 => {
-            for ((out, sums), before) in d[first..first + 2].iter_mut().zip(sums).zip(before) {
+            for (register, (sums, before)) in sums.iter().zip(before).enumerate() {
+                let mut out = [0; 32];
                 for ((out, sum), c) in out.iter_mut().zip(sums).zip(before) {
                     // Below 2^22 in magnitude: in this sum the last place is 1.
                     let sum = (sum + 12_582_912.0).to_bits().wrapping_sub(0x4b40_0000) as i32;
                     let c = *c as i32;
                     *out = if saturate { c.saturating_add(sum) } else { c.wrapping_add(sum) } as u32;
                 }
+                put(first + register, out);
             }
         }
         Accumulator::F32 | Accumulator::F64 => {
-            for (out, sums) in d[first..first + 2].iter_mut().zip(sums) {
-                *out = bytemuck::cast(*sums);
-            }
+            let [even, odd] = sums;
+            put(first, bytemuck::cast(*even));
+            put(first + 1, bytemuck::cast(*odd));
         }
     }
 }

@@ -11,7 +11,7 @@ pub(super) const CHUNK_SHIFT: u32 = 12;
 pub(super) const CELL_SHIFT: u32 = 4;
 
 /// The accesses to 16 bytes (fewer after narrower accesses in the chunk) that count: 32 bytes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(32))]
 pub(super) struct Cell {
     /// Agent of the last write, or a key of an operation and a lane; [`NOBODY`].

@@ -2,6 +2,7 @@
 
 use super::cell::{CHUNK, CHUNK_SHIFT, chunk};
 use super::chain::Entry;
+use super::memo::Memo;
 use super::view::{Fault, View};
 use super::{Access, Conflict, Cx, LANES, NOBODY, OpId, Shadow, Stamp, Strength, WarpOrder};
 
@@ -29,7 +30,7 @@ impl Shadow {
         let key = op.key();
         let mut view = View::new(self.space, warp, warp.know(lane), cx, key, stamp, pc);
         let mut latest = usize::MAX;
-        let (mut unwritten, mut clean_list) = (None, 0);
+        let (mut unwritten, mut clean_list, mut memo) = (None, 0, Memo::new());
         for &(from, bytes) in runs {
             if unwritten.is_none() && !self.is_initialized(from..from + bytes) {
                 unwritten = Some(from);
@@ -42,6 +43,11 @@ impl Shadow {
                 let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
                 let count = ((end - start) >> chunk.shift) as usize;
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
+                    // Who wrote it stands in `writers` then.
+                    if memo.recall(cell) {
+                        continue;
+                    }
+                    let old = *cell;
                     let known = match writers.0.get(latest) {
                         Some((e, _)) => {
                             let same = (e.key, e.stamp, e.pc) == (cell.writer >> 5, cell.write, cell.write_pc);
@@ -67,6 +73,9 @@ impl Shadow {
                             clean_list = if self.lists.has_write(cell.older) { clean_list } else { cell.older };
                         }
                         (cell.reader, cell.read, cell.readers, cell.read_pc) = (key, stamp, 1 << lane, pc);
+                    }
+                    if !self.lists.has_write(old.older) && !View::readers_turn(&old) {
+                        memo.keep(&old, cell);
                     }
                 }
                 start = end;
@@ -118,6 +127,7 @@ impl Shadow {
         let stamp = Stamp::new(warp.epoch(), 4, false, Strength::Weak);
         let key = warp.key();
         let mut view = View::new(self.space, warp, know, cx, key, stamp, pc);
+        let mut memo = Memo::new();
         let mut left = rows;
         while left != 0 {
             let index = (offsets[left.trailing_zeros() as usize] >> CHUNK_SHIFT) as usize;
@@ -136,7 +146,7 @@ impl Shadow {
                 }
                 let first = (at >> shift) as usize;
                 if shift == 4 {
-                    view.step_together(&mut chunk.cells[first], offset, lane, &mut self.lists);
+                    memo.together(&mut view, &mut chunk.cells[first], offset, lane, &mut self.lists);
                 } else {
                     for (step, cell) in chunk.cells[first..first + (16 >> shift)].iter_mut().enumerate() {
                         view.step_together(cell, offset + ((step as u64) << shift), lane, &mut self.lists);

@@ -200,6 +200,40 @@ impl<'a> View<'a> {
         (cell.reader, cell.read, cell.readers, cell.read_pc) = (self.key, self.stamp, u32::MAX, self.pc);
     }
 
+    /// After a step without a fault: whether any other lane would have made the same of a cell like `old`, whichever lane wrote
+    /// that, at any offset.
+    pub(super) fn for_any_lane(&self, old: &Cell, writes: bool) -> bool {
+        let all = |answers: &[Answer; 2], key, stamp| {
+            answer(answers, key, stamp).is_some_and(|at| answers[at].known == u32::MAX)
+        };
+        let reader = old.reader == NOBODY
+            || old.reader == self.key
+            || all(&self.of_reader, old.reader, old.read)
+            || !writes && old.readers == u32::MAX && !self.may_know_more(old.reader);
+        self.is_plain
+            && self.fault.is_none()
+            && self.known_lists.contains(&old.older)
+            && reader
+            && all(&self.of_writer, old.writer >> 5, old.write)
+    }
+
+    /// After a step without a fault: whether the same would have come of a cell like `old` at any other offset.
+    pub(super) fn for_any_offset(&self, old: &Cell) -> bool {
+        let turns = View::readers_turn(old);
+        let weak = self.stamp.strength() == Strength::Weak;
+        weak && self.fault.is_none() && self.known_lists.contains(&old.older) && !turns
+    }
+
+    /// Whether the cell's readers have another mask in lists than in the cell.
+    pub(super) fn readers_turn(cell: &Cell) -> bool {
+        cell.reader != NOBODY && cell.readers != u32::MAX && cell.read.wide() != Stamp::RANGE
+    }
+
+    /// Whether the access is by who read the cell last.
+    pub(super) fn is_reader(&self, cell: &Cell) -> bool {
+        cell.reader == self.key
+    }
+
     /// Whether an answer that is at hand says that the cell's writer is known.
     #[inline(always)]
     fn was_known_writer(&mut self, cell: &Cell) -> bool {

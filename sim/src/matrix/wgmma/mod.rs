@@ -150,8 +150,17 @@ impl WgmmaOp {
     /// # Panics
     /// When `d` has fewer than [`Self::d_registers`] rows or `warp` is above 3.
     pub fn run(&self, tiles: &Tiles, warp: usize, scale_d: bool, d: &mut [Lanes]) {
-        let d = &mut d[..self.d_registers()];
-        dispatch(Run { op: self, tiles, warp, scale_d, d });
+        let slots: [u32; MAX_N / 2] = std::array::from_fn(|i| i as u32);
+        self.run_in(tiles, warp, scale_d, d, &slots);
+    }
+
+    /// [`Self::run`] with D in those of `registers` that `slots` names.
+    ///
+    /// # Panics
+    /// When there are fewer slots than [`Self::d_registers`] or no such registers, or `warp` is above 3.
+    pub fn run_in(&self, tiles: &Tiles, warp: usize, scale_d: bool, registers: &mut [Lanes], slots: &[u32]) {
+        let slots = &slots[..self.d_registers()];
+        dispatch(Run { op: self, tiles, warp, scale_d, registers, slots });
     }
 }
 
@@ -272,7 +281,9 @@ struct Run<'a> {
     tiles: &'a Tiles,
     warp: usize,
     scale_d: bool,
-    d: &'a mut [Lanes],
+    registers: &'a mut [Lanes],
+    /// Where D's are.
+    slots: &'a [u32],
 }
 
 /// A's columns: of each row of eight (twice) its value four times, as D's registers want it.
@@ -337,7 +348,7 @@ fn block<V: Vector, const G: usize, const H: usize, const N: usize>(
     b: &[Group],
     (half, group): (usize, usize),
 ) {
-    let Run { op, scale_d, ref mut d, .. } = *run;
+    let Run { op, scale_d, slots, ref mut registers, .. } = *run;
     let mut sums = [[[[v.repeat(&[0.0; 4]); N]; 2]; H]; G];
     if scale_d {
         for (g, sums) in sums.iter_mut().enumerate() {
@@ -345,7 +356,7 @@ fn block<V: Vector, const G: usize, const H: usize, const N: usize>(
                 let before = load(
                     op.accumulator,
                     #[inline(always)]
-                    |register| &d[register],
+                    |register| &registers[slots[register] as usize],
                     group + g,
                     half + h,
                 );
@@ -368,10 +379,18 @@ fn block<V: Vector, const G: usize, const H: usize, const N: usize>(
             }
             let (group, half) = (group + g, half + h);
             let before = match op.accumulator {
-                Accumulator::S32 if scale_d => [d[4 * group + 2 * half], d[4 * group + 2 * half + 1]],
+                Accumulator::S32 if scale_d => [0, 1].map(|i| registers[slots[4 * group + 2 * half + i] as usize]),
                 _ => [[0; 32]; 2],
             };
-            store(op.accumulator, op.saturate, d, group, half, &values, &before);
+            store(
+                op.accumulator,
+                op.saturate,
+                #[inline(always)]
+                |register, lanes| registers[slots[register] as usize] = lanes,
+                (group, half),
+                &values,
+                &before,
+            );
         }
     }
 }
