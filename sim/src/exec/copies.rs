@@ -170,12 +170,16 @@ impl Machine<'_> {
                 format!("cp.async: src-size {} is above {size}", s[lane as usize])
             });
         }
-        let mut to = Vec::new();
+        let (mut to, mut from) = std::mem::take(&mut self.copy_groups);
+        to.clear();
+        from.clear();
         self.places(block, warp, Window::Shared, &dst, mask, size as u64, pc, &mut to);
         // Lanes that take nothing do not touch their source.
-        let reading = (0..32u32).filter(|&l| mask >> l & 1 != 0 && taken(l) > 0).fold(0u32, |m, l| m | 1 << l);
-        let partial = (0..32u32).any(|l| reading >> l & 1 != 0 && taken(l) < size);
-        let mut from = Vec::new();
+        let (mut reading, mut partial) = (mask, false);
+        if sizes.is_some() || ignore != 0 {
+            reading = (0..32u32).filter(|&l| mask >> l & 1 != 0 && taken(l) > 0).fold(0u32, |m, l| m | 1 << l);
+            partial = (0..32u32).any(|l| reading >> l & 1 != 0 && taken(l) < size);
+        }
         if partial {
             // The tail of a row: only the bytes taken must be there. Alignment is that of the full size.
             for lane in (0..32u32).filter(|l| reading >> l & 1 != 0) {
@@ -232,6 +236,7 @@ impl Machine<'_> {
                 }
             }
         }
+        self.copy_groups = (to, from);
         Flow::Next
     }
 
@@ -277,7 +282,12 @@ impl Machine<'_> {
             let lane = left.trailing_zeros() as usize;
             left &= left - 1;
             let (from, taken) = (row.source[lane] as usize, row.taken[lane] as usize);
-            bytes[lane][..taken].copy_from_slice(&source[from..from + taken]);
+            if taken == 16 {
+                // The usual case, without a call.
+                bytes[lane].copy_from_slice(&source[from..from + 16]);
+            } else {
+                bytes[lane][..taken].copy_from_slice(&source[from..from + taken]);
+            }
         }
         let target = self.bytes_of(current, row.to);
         let mut left = row.lanes & lanes;
@@ -285,7 +295,11 @@ impl Machine<'_> {
             let lane = left.trailing_zeros() as usize;
             left &= left - 1;
             let at = row.at[lane] as usize;
-            target[at..at + size].copy_from_slice(&bytes[lane][..size]);
+            if size == 16 {
+                target[at..at + 16].copy_from_slice(&bytes[lane]);
+            } else {
+                target[at..at + size].copy_from_slice(&bytes[lane][..size]);
+            }
         }
     }
 
