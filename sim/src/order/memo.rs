@@ -19,6 +19,21 @@ impl Memo {
         Memo { before: [[u64::MAX; 4]; SIZE], after: [Cell::FRESH; SIZE] }
     }
 
+    /// A cell's bits without its writer's lane.
+    #[inline(always)]
+    fn any_lane(cell: &Cell) -> [u64; 4] {
+        let [first, rest @ ..]: [u64; 4] = bytemuck::cast(*cell);
+        let lane = if cfg!(target_endian = "little") { 31 } else { 31 << 32 };
+        [first & !lane, rest[0], rest[1], rest[2]]
+    }
+
+    /// Compared as numbers: what was just written in other widths is slow to be compared as bytes.
+    #[inline(always)]
+    fn is(&self, at: usize, bits: &[u64; 4]) -> bool {
+        let before = &self.before[at];
+        (before[0] ^ bits[0]) | (before[1] ^ bits[1]) | (before[2] ^ bits[2]) | (before[3] ^ bits[3]) == 0
+    }
+
     #[inline(always)]
     fn slot(cell: &Cell) -> usize {
         (cell.writer >> 5 ^ cell.reader ^ cell.older) as usize % SIZE
@@ -28,8 +43,8 @@ impl Memo {
     #[inline(always)]
     pub(super) fn together(&mut self, view: &mut View, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
         let (at, writer) = (Memo::slot(cell), cell.writer);
-        let before = bytemuck::cast(Cell { writer: writer & !31, ..*cell });
-        if self.before[at] == before {
+        let before = Memo::any_lane(cell);
+        if self.is(at, &before) {
             *cell = Cell { writer, ..self.after[at] };
             return;
         }
@@ -51,8 +66,8 @@ impl Memo {
         lists: &mut Chains,
     ) {
         let (at, writer) = (Memo::slot(cell), cell.writer);
-        let before = bytemuck::cast(Cell { writer: writer & !31, ..*cell });
-        if self.before[at] == before {
+        let before = Memo::any_lane(cell);
+        if self.is(at, &before) {
             let after = &self.after[at];
             *cell = if WRITES {
                 Cell { writer: after.writer & !31 | lane, ..*after }
@@ -92,7 +107,7 @@ impl Memo {
     #[inline(always)]
     pub(super) fn recall(&self, cell: &mut Cell) -> bool {
         let at = Memo::slot(cell);
-        let known = self.before[at] == bytemuck::cast::<Cell, [u64; 4]>(*cell);
+        let known = self.is(at, &bytemuck::cast(*cell));
         if known {
             *cell = self.after[at];
         }
