@@ -197,7 +197,11 @@ impl Machine<'_> {
                     let c = [row(c0), row(c1), row(c2), row(c3)];
                     let mut d = [[0; 32]; 4];
                     m.op.run(&a, &b, &c, &mut d);
-                    m.d.iter().zip(&d).for_each(|(&s, d)| regs.set(s, d, mask));
+                    if mask == u32::MAX {
+                        m.d.iter().zip(&d).for_each(|(&s, d)| regs.rows[s as usize].0 = *d);
+                    } else {
+                        m.d.iter().zip(&d).for_each(|(&s, d)| regs.set(s, d, mask));
+                    }
                 }
                 _ => mma_of_any_shape(m, regs, mask),
             }

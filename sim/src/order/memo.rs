@@ -39,13 +39,14 @@ impl Memo {
         (cell.writer >> 5 ^ cell.reader ^ cell.older) as usize % SIZE
     }
 
-    /// [`View::step_together`].
+    /// [`View::step_together`]. What becomes of a cell does not depend on who wrote it, as long as that is known.
     #[inline(always)]
     pub(super) fn together(&mut self, view: &mut View, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
-        let (at, writer) = (Memo::slot(cell), cell.writer);
-        let before = Memo::any_lane(cell);
-        if self.is(at, &before) {
-            *cell = Cell { writer, ..self.after[at] };
+        let at = (cell.reader ^ cell.older) as usize % SIZE;
+        let before = Memo::readers(cell);
+        if self.is(at, &before) && view.is_known_to_all(cell) {
+            let Cell { older, reader, read, readers, read_pc, .. } = self.after[at];
+            (cell.older, cell.reader, cell.read, cell.readers, cell.read_pc) = (older, reader, read, readers, read_pc);
             return;
         }
         let old = *cell;
@@ -53,6 +54,13 @@ impl Memo {
         if view.for_any_lane(&old, false) {
             (self.before[at], self.after[at]) = (before, *cell);
         }
+    }
+
+    /// A cell's bits without its writer.
+    #[inline(always)]
+    fn readers(cell: &Cell) -> [u64; 4] {
+        let [_, _, reader, readers]: [u64; 4] = bytemuck::cast(*cell);
+        [0, cell.older as u64, reader, readers]
     }
 
     /// [`View::step`] of an operation's lanes.

@@ -1,6 +1,6 @@
 //! The operands of a warpgroup's product: many bytes, written by few, read by four warps at once.
 
-use super::cell::{CHUNK, CHUNK_SHIFT, chunk};
+use super::cell::{CHUNK, CHUNK_SHIFT, Init, chunk};
 use super::chain::Entry;
 use super::memo::Memo;
 use super::view::{Fault, View};
@@ -32,7 +32,9 @@ impl Shadow {
         let mut latest = usize::MAX;
         let (mut unwritten, mut clean_list, mut memo) = (None, 0, Memo::new());
         for &(from, bytes) in runs {
-            if unwritten.is_none() && !self.is_initialized(from..from + bytes) {
+            let whole = matches!(self.init[(from >> CHUNK_SHIFT) as usize], Init::All)
+                && (from ^ (from + bytes - 1)) >> CHUNK_SHIFT == 0;
+            if !whole && unwritten.is_none() && !self.is_initialized(from..from + bytes) {
                 unwritten = Some(from);
             }
             let (mut start, last) = (from, from + bytes);

@@ -402,7 +402,10 @@ impl Shadow {
             left = rest;
             let mut view = View::new(self.space, warp, warp.know(lane), cx, op.key(), stamp, pc);
             let mut memo = Memo::new();
-            for &(start, bytes) in alike {
+            for (n, &(start, bytes)) in alike.iter().enumerate() {
+                if n % FETCHED == 0 {
+                    self.fetch_runs(&alike[n..alike.len().min(n + FETCHED)]);
+                }
                 let range = start..start + bytes;
                 if WRITES {
                     self.initialize(range.clone());
@@ -413,6 +416,18 @@ impl Shadow {
                 view.report(lane, out);
             }
         }
+    }
+
+    /// As [`Shadow::fetch`], for runs of not too many bytes.
+    fn fetch_runs(&self, runs: &[(u64, u64)]) {
+        let mut seen = 0;
+        for &(start, bytes) in runs.iter().filter(|run| run.1 <= CHUNK / 16) {
+            let Some(Some(chunk)) = self.chunks.get((start >> CHUNK_SHIFT) as usize) else { continue };
+            let (first, count) = ((start & (CHUNK - 1)) >> chunk.shift, bytes >> chunk.shift);
+            let cells = chunk.cells.get(first as usize..(first + count) as usize).unwrap_or_default();
+            seen ^= cells.iter().step_by(2).fold(0, |seen, cell| seen ^ cell.writer);
+        }
+        std::hint::black_box(seen);
     }
 
     #[inline(always)]
@@ -469,6 +484,9 @@ impl Shadow {
         }
     }
 }
+
+/// Runs whose cells are fetched at once.
+const FETCHED: usize = 8;
 
 /// An access of a warp's lanes.
 struct Lanes<'a> {
