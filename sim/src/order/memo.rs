@@ -13,6 +13,12 @@ pub(super) struct Memo {
     after: [Cell; SIZE],
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Nothing is remembered: for tests that it makes no difference.
+    pub(super) static FORGETFUL: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
 impl Memo {
     pub(super) fn new() -> Memo {
         // No cell with its lane taken off, and no cell in use, has all bits set.
@@ -52,7 +58,7 @@ impl Memo {
         let old = *cell;
         view.step_together(cell, offset, lane, lists);
         if view.for_any_lane(&old, false) {
-            (self.before[at], self.after[at]) = (before, *cell);
+            self.put(at, before, cell);
         }
     }
 
@@ -87,7 +93,7 @@ impl Memo {
         let old = *cell;
         view.step::<WRITES>(cell, offset, lane, lists);
         if view.for_any_lane(&old, WRITES) && !view.is_reader(&old) {
-            (self.before[at], self.after[at]) = (before, *cell);
+            self.put(at, before, cell);
         }
     }
 
@@ -106,7 +112,7 @@ impl Memo {
             return;
         }
         view.step_async::<WRITES>(cell, offset, lane, lists);
-        if view.for_any_offset(&old) {
+        if view.for_any_offset(&old, WRITES, lane) {
             self.keep(&old, cell);
         }
     }
@@ -123,7 +129,15 @@ impl Memo {
     }
 
     pub(super) fn keep(&mut self, old: &Cell, new: &Cell) {
-        let at = Memo::slot(old);
-        (self.before[at], self.after[at]) = (bytemuck::cast(*old), *new);
+        self.put(Memo::slot(old), bytemuck::cast(*old), new);
+    }
+
+    #[inline(always)]
+    fn put(&mut self, at: usize, before: [u64; 4], after: &Cell) {
+        #[cfg(test)]
+        if FORGETFUL.get() {
+            return;
+        }
+        (self.before[at], self.after[at]) = (before, *after);
     }
 }

@@ -7,6 +7,8 @@ use super::view::{Fault, View};
 use super::{Agent, Clusters, Key, LANES, NOBODY, OP_KEY, OpId, Ops, Space, Stamp, Strength, WarpOrder};
 use std::ops::Range;
 
+mod fetch;
+
 /// What an access does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
@@ -176,19 +178,6 @@ impl Shadow {
                 });
             }
         }
-    }
-
-    /// Looks at the lanes' cells, so that they come from memory all at once rather than one after the other's checks.
-    fn fetch(&self, access: &Lanes) {
-        let mut seen = 0;
-        for offset in access.offsets {
-            if let Some(Some(chunk)) = self.chunks.get((offset >> CHUNK_SHIFT) as usize)
-                && let Some(cell) = chunk.cells.get(((offset & (CHUNK - 1)) >> chunk.shift) as usize)
-            {
-                seen ^= cell.writer;
-            }
-        }
-        std::hint::black_box(seen);
     }
 
     #[inline(always)]
@@ -416,18 +405,6 @@ impl Shadow {
                 view.report(lane, out);
             }
         }
-    }
-
-    /// As [`Shadow::fetch`], for runs of not too many bytes.
-    fn fetch_runs(&self, runs: &[(u64, u64)]) {
-        let mut seen = 0;
-        for &(start, bytes) in runs.iter().filter(|run| run.1 <= CHUNK / 16) {
-            let Some(Some(chunk)) = self.chunks.get((start >> CHUNK_SHIFT) as usize) else { continue };
-            let (first, count) = ((start & (CHUNK - 1)) >> chunk.shift, bytes >> chunk.shift);
-            let cells = chunk.cells.get(first as usize..(first + count) as usize).unwrap_or_default();
-            seen ^= cells.iter().step_by(2).fold(0, |seen, cell| seen ^ cell.writer);
-        }
-        std::hint::black_box(seen);
     }
 
     #[inline(always)]

@@ -3,7 +3,9 @@
 use super::cell::Cell;
 use super::chain::{Chains, Entry, ListId};
 use super::shadow::{Conflict, ConflictKind, Cx, Other};
-use super::{Agent, Key, Know, LANES, NOBODY, OP_KEY, OpId, OpKind, Space, Stamp, Strength, WarpOrder};
+use super::{Agent, Key, Know, NOBODY, OP_KEY, OpId, Space, Stamp, Strength, WarpOrder};
+
+mod judge;
 
 /// A conflict whose lane is yet to be named.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +84,7 @@ pub(super) struct View<'a> {
     known_lists: [ListId; 2],
     /// The last list made, of what.
     pushed: (ListId, Entry, ListId),
-    /// Async proxy: the last write that was in order, and the last reader that was looked at.
+    /// Async proxy: the last write that was in order, and the last reader that had no fence.
     good: Entry,
     looked_at: (Key, Stamp),
     /// The first thing wrong with the lane's access.
@@ -217,11 +219,13 @@ impl<'a> View<'a> {
             && all(&self.of_writer, old.writer >> 5, old.write)
     }
 
-    /// After a step without a fault: whether the same would have come of a cell like `old` at any other offset.
-    pub(super) fn for_any_offset(&self, old: &Cell) -> bool {
-        let turns = View::readers_turn(old);
+    /// After a step of `lane` without a fault: whether the same would have come of a cell like `old` at any other offset.
+    pub(super) fn for_any_offset(&self, old: &Cell, writes: bool, lane: u32) -> bool {
         let weak = self.stamp.strength() == Strength::Weak;
-        weak && self.fault.is_none() && self.known_lists.contains(&old.older) && !turns
+        let same = weak && self.fault.is_none() && self.known_lists.contains(&old.older) && !View::readers_turn(old);
+        // A read that lacks a fence is a fault now and then only.
+        let fenced = !writes || old.reader >= OP_KEY || !self.is_async || self.is_fenced(&old.read_entry(), lane);
+        same && fenced
     }
 
     /// Whether the cell's readers have another mask in lists than in the cell.
@@ -340,12 +344,11 @@ impl<'a> View<'a> {
             let unread = cell.reader == NOBODY && !lists.has_read(cell.older);
             fault = self.judge_write(cell, lane, offset, true, unread);
         }
-        if self.is_async && fault.is_none() && (cell.reader, cell.read) != self.looked_at && cell.reader < OP_KEY {
+        let unfenced = |view: &Self| cell.reader < OP_KEY && !view.is_fenced(&cell.read_entry(), lane);
+        if self.is_async && fault.is_none() && (cell.reader, cell.read) != self.looked_at && unfenced(self) {
             self.looked_at = (cell.reader, cell.read);
-            if !self.is_fenced(&cell.read_entry(), lane) {
-                let other = (Agent(cell.reader << 5 | cell.readers.trailing_zeros() & 31), cell.read_pc);
-                fault = Some(Fault { kind: ConflictKind::ProxyRead, offset, other, other_is: Other::Read });
-            }
+            let other = (Agent(cell.reader << 5 | cell.readers.trailing_zeros() & 31), cell.read_pc);
+            fault = Some(Fault { kind: ConflictKind::ProxyRead, offset, other, other_is: Other::Read });
         }
         if self.stamp.strength() != Strength::Weak {
             self.keep_older(cell, offset, read_known, write_known, lists);
@@ -469,112 +472,5 @@ impl<'a> View<'a> {
             self.cx.ops.known_to_lane(key, self.warp, lane, self.know)
         };
         mask & !(known | own) == 0
-    }
-
-    /// [`View::judge`] of the cell's last write.
-    fn judge_write(&mut self, cell: &Cell, lane: u32, offset: u64, writes: bool, unread: bool) -> Option<Fault> {
-        let (good, entry) = (&self.good, cell.write_entry());
-        if (good.key, good.stamp) == (entry.key, entry.stamp) && entry.mask & !good.mask == 0 {
-            return None;
-        }
-        let fault = self.judge(&entry, lane, offset, writes, unread);
-        if fault.is_none() {
-            self.good = entry;
-        }
-        fault
-    }
-
-    /// What is wrong between `lane`'s access and an earlier one, its mask not turned.
-    #[cold]
-    pub(super) fn judge(&self, old: &Entry, lane: u32, offset: u64, writes: bool, unread: bool) -> Option<Fault> {
-        let of_op = old.key >= OP_KEY;
-        let op = OpId::of_key(old.key);
-        let other_is = match (of_op, old.write, old.stamp.atomic()) {
-            (true, ..) => Other::Async(op),
-            (_, false, _) => Other::Read,
-            (_, _, true) => Other::Atomic,
-            _ => Other::Write,
-        };
-        let fault = |kind, lane: u32| {
-            let agent = if of_op { Agent(self.cx.ops.issuer(op).0 & !31 | lane) } else { Agent(old.key << 5 | lane) };
-            Some(Fault { kind, offset, other: (agent, old.pc), other_is })
-        };
-        let unknown =
-            |other: &u32| old.mask >> other & 1 != 0 && !self.knows_exactly(old.key, old.stamp, 1 << other, lane);
-        if !self.knows_exactly(old.key, old.stamp, old.mask, lane)
-            && let Some(other) = (0..LANES as u32).find(unknown)
-        {
-            if self.strong_enough(old) {
-                return None;
-            }
-            let two_stores = writes && unread && other_is == Other::Write && !self.stamp.atomic() && self.key < OP_KEY;
-            let kind = if of_op { ConflictKind::NotWaited(op) } else { ConflictKind::Race { two_stores } };
-            return fault(kind, other);
-        }
-        if self.is_async && old.write && !self.is_fenced(old, lane) {
-            return fault(ConflictKind::Proxy, old.mask.trailing_zeros());
-        }
-        None
-    }
-
-    /// Whether both accesses are strong and each one's scope includes the other's thread.
-    pub(super) fn strong_enough(&self, old: &Entry) -> bool {
-        let (mine, theirs) = (self.stamp.strength(), old.stamp.strength());
-        if mine.min(theirs) == Strength::Weak {
-            return false;
-        }
-        let of_op = old.key >= OP_KEY;
-        let ops = self.cx.ops;
-        let through_async = of_op && ops.kind(OpId::of_key(old.key)).is_async_proxy();
-        let block = if of_op { ops.issuer(OpId::of_key(old.key)).block() } else { old.key >> 6 };
-        through_async == self.is_async && mine.min(theirs) >= self.cx.clusters.between(block, self.warp.block())
-    }
-
-    pub(super) fn is_fenced(&self, old: &Entry, lane: u32) -> bool {
-        if old.key == self.key {
-            return true;
-        }
-        if old.key < OP_KEY {
-            let epoch = old.stamp.epoch();
-            let own = old.key == self.warp.key() && self.warp.own_fenced(self.space, lane) >= epoch;
-            let known = self.know.fenced_mask(self.space, old.key, epoch) | (own as u32) << lane;
-            return old.mask & !known == 0;
-        }
-        // Completion through an mbarrier makes asynchronous stores visible to whoever waits for it.
-        let kind = self.cx.ops.kind(OpId::of_key(old.key));
-        kind.is_async_proxy() || kind == OpKind::Store || {
-            let known = self.cx.ops.fenced_mask(old.key, self.warp, lane, self.know, self.space);
-            old.mask & !known == 0
-        }
-    }
-
-    pub(super) fn judge_list(
-        &mut self,
-        list: ListId,
-        lane: u32,
-        offset: u64,
-        writes: bool,
-        lists: &Chains,
-    ) -> Option<Fault> {
-        if self.stamp.strength() == Strength::Gpu && self.key < OP_KEY && lists.all_gpu(list) {
-            return None;
-        }
-        let mut wholly_known = true;
-        for old in lists.entries(list).filter(|old| writes || old.write) {
-            let known = self.ask(old.key, old.stamp).known;
-            wholly_known &= known == u32::MAX;
-            if known == u32::MAX && !(self.is_async && old.write) {
-                continue;
-            }
-            let old = Entry { mask: old.mask.rotate_left(old.stamp.turn(offset)), ..*old };
-            if let Some(fault) = self.judge(&old, lane, offset, writes, false) {
-                return Some(fault);
-            }
-        }
-        // Writes have to be visible to the async proxy as well.
-        if writes && wholly_known && !(self.is_async && lists.has_write(list)) {
-            self.add_known_list(list);
-        }
-        None
     }
 }
