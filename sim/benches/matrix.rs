@@ -32,6 +32,7 @@ fn mma(opcode: &str) {
     let (counts, per) = (op.registers(), op.rows_per_register());
     let (a, b, c) = (ones(counts.a * per), ones(counts.b * per), ones(counts.c * per));
     let mut d = ones(counts.c * per);
+    let [a, b, c] = [&a, &b, &c].map(|rows| rows.iter().collect::<Vec<&Lanes>>());
     let ns = least(
         20_000,
         #[inline(always)]

@@ -78,16 +78,23 @@ pub fn sectors(addresses: &[u64; 32], lanes: u32, bytes: u32) -> u64 {
     }
     let mut list = [0u64; 64];
     let mut n = 0;
-    let mut last = u64::MAX;
-    for lane in (0..32).filter(|l| lanes >> l & 1 != 0) {
+    let (mut last, mut ascending) = (u64::MAX, true);
+    let mut left = lanes;
+    while left != 0 {
+        let lane = left.trailing_zeros() as usize;
+        left &= left - 1;
         let (from, to) = (addresses[lane] / 32, (addresses[lane] + bytes as u64 - 1) / 32);
         for sector in from..=to {
             if sector != last {
+                ascending &= last == u64::MAX || sector > last;
                 list[n] = sector;
                 n += 1;
                 last = sector;
             }
         }
+    }
+    if ascending {
+        return n as u64;
     }
     let list = &mut list[..n];
     list.sort_unstable();
@@ -153,6 +160,11 @@ fn passes(addresses: &[u32], lanes: u32, bytes: u32) -> (u64, u64) {
         return (1, n as u64);
     }
     let words = &mut words[..n];
+    // So are words of which no two are in the same one.
+    let taken = words.iter().fold(0u32, |taken, word| taken | 1 << (word % 32));
+    if taken.count_ones() as usize == n {
+        return (1, n as u64);
+    }
     words.sort_unstable();
     let mut banks = [0u8; 32];
     let (mut distinct, mut last) = (0, u32::MAX);
@@ -179,6 +191,8 @@ mod tests {
         assert_eq!(sectors(&row(&|_| 64), u32::MAX, 4), 1);
         assert_eq!(sectors(&row(&|l| 16 * l), 0b1001, 16), 2);
         assert_eq!(sectors(&row(&|l| 4 * (31 - l)), u32::MAX, 4), 4);
+        assert_eq!(sectors(&row(&|l| 4096 * (l / 4) + 16 * (l % 4)), u32::MAX, 16), 16);
+        assert_eq!(sectors(&row(&|l| 4096 * (l % 4) + 16 * (l / 4)), u32::MAX, 16), 16);
     }
 
     #[test]
@@ -191,5 +205,9 @@ mod tests {
         assert_eq!(wavefronts(&row(&|l| 16 * l), u32::MAX, 16), (4, 4));
         assert_eq!(wavefronts(&row(&|l| 128 * l), u32::MAX, 16), (32, 4));
         assert_eq!(wavefronts(&row(&|l| 2 * l), u32::MAX, 2), (1, 1));
+        assert_eq!(wavefronts(&row(&|l| 4 * (l ^ 5)), u32::MAX, 4), (1, 1));
+        assert_eq!(wavefronts(&row(&|l| 4 * (l ^ 33)), u32::MAX, 4), (1, 1));
+        assert_eq!(wavefronts(&row(&|l| 4 * (l ^ 5) + 128 * (l / 16)), 0xffff_0fff, 4), (1, 1));
+        assert_eq!(wavefronts(&row(&|l| 8 * (l ^ 1)), u32::MAX, 4), (2, 1));
     }
 }

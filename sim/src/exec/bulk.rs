@@ -1,7 +1,7 @@
 //! Bulk and tensor copies, `st.async`, and tensor maps that kernels change.
 
 use super::access::{Group, Place};
-use super::copies::{BulkGroup, BulkStore, Effect, End, InFlight, Piece};
+use super::copies::{BoxLoad, BulkGroup, BulkStore, Effect, End, InFlight, Piece};
 use super::run::{Flow, addresses, undefined_address};
 use super::warp::{Fragment, Warp};
 use super::{Block, Completion, Machine};
@@ -264,9 +264,9 @@ impl Machine<'_> {
         }
     }
 
-    /// The pieces of a box, and its rows checked on both sides. `shared`: absolute shared address in the given block.
+    /// Checks a box on both sides: where it lies in shared memory, and its bytes. `shared`: absolute shared address.
     #[expect(clippy::too_many_arguments, reason = "a copy has this many properties")]
-    fn box_pieces(
+    fn check_box(
         &mut self,
         block: &mut Block,
         warp: &mut Warp,
@@ -278,7 +278,7 @@ impl Machine<'_> {
         strength: Strength,
         site: Site,
         lane: u32,
-    ) -> Option<(Vec<Piece>, u32)> {
+    ) -> Option<(Place, u64, u32)> {
         let pc = site.pc;
         let (_, offset) = layout::split_cluster_address(shared as u32);
         let copy = match map.box_at(coords, offset) {
@@ -292,71 +292,91 @@ impl Machine<'_> {
         let spread = copy.shared_bytes() as u64;
         let (place, base) = self.place_of(block, warp, Window::SharedCluster, shared, spread, lane, pc)?;
         let start = offset;
-        let mut runs = Vec::new();
-        copy.for_each_run(|r| runs.push(r));
-        // Shared side: all bytes of the box.
+        // Shared side: all bytes of the box, but elements outside of the tensor are not stored, so not read.
         let (read_op, write_op) = ops;
-        // Elements outside of the tensor are not stored, so not read.
-        if copy.is_dense() && (load || runs.iter().all(|r| r.global.is_some())) {
-            let write = load.then_some(Strength::Weak);
-            let op = if load { write_op } else { read_op };
-            self.async_access(block, warp, op, lane, place, base, spread, write, pc);
-        } else {
-            for r in runs.iter().filter(|r| load || r.global.is_some()) {
-                let at = base + (r.shared - start) as u64;
-                let write = load.then_some(Strength::Weak);
-                let op = if load { write_op } else { read_op };
-                self.async_access(block, warp, op, lane, place, at, r.bytes as u64, write, pc);
-            }
+        let (op, write) = if load { (write_op, Some(Strength::Weak)) } else { (read_op, None) };
+        let mut runs = std::mem::take(&mut self.runs);
+        runs.clear();
+        let mut whole = copy.is_dense();
+        if whole && !load {
+            copy.for_each_row(|r| whole &= r.global.is_some());
         }
-        // Global side, a row at a time.
-        let mut rows = Vec::new();
+        if whole {
+            runs.push((base, spread));
+        } else {
+            copy.for_each_run(|r| {
+                if load || r.global.is_some() {
+                    runs.push((base + (r.shared - start) as u64, r.bytes as u64));
+                }
+            });
+        }
+        self.async_runs(block, warp, op, lane, place, &runs, write, pc);
+        // Global side, a row at a time; the rows of a buffer together.
+        let (op, write) = if load { (read_op, None) } else { (write_op, Some(strength)) };
+        let mut rows = std::mem::take(&mut self.box_rows);
+        rows.clear();
         copy.for_each_row(|r| rows.extend(r.global.map(|g| (g, r.bytes))));
-        let mut bytes = 0;
-        for (address, n) in rows {
-            let (place, at) = self.place_of(block, warp, Window::Global, address, n as u64, lane, pc)?;
-            let (op, write) = if load { (read_op, None) } else { (write_op, Some(strength)) };
-            self.async_access(block, warp, op, lane, place, at, n as u64, write, pc);
+        let (mut bytes, mut buffer) = (0, None);
+        runs.clear();
+        for &(address, n) in &rows {
+            let Some((at_place, at)) = self.row_place(block, warp, address, n as u64, lane, pc) else {
+                (self.runs, self.box_rows) = (runs, rows);
+                return None;
+            };
+            if let Some(before) = buffer.replace(at_place)
+                && before != at_place
+            {
+                self.async_runs(block, warp, op, lane, before, &runs, write, pc);
+                runs.clear();
+            }
+            runs.push((at, n as u64));
             bytes += n as u64;
         }
+        if let Some(buffer) = buffer {
+            self.async_runs(block, warp, op, lane, buffer, &runs, write, pc);
+        }
+        (self.runs, self.box_rows) = (runs, rows);
         self.count_bulk(pc, bytes, true, !load);
-        let fill = map.fill();
-        let mut pieces = Vec::with_capacity(runs.len());
-        for r in runs {
-            let shared_at = base + (r.shared as u64 - start as u64);
-            let global = match r.global {
-                Some(address) => {
-                    let index = if self.memory.holds(self.last_allocation, address) {
-                        self.last_allocation
-                    } else {
-                        self.memory.find(address)?
-                    };
-                    self.last_allocation = index;
-                    Some((Place::Global(index), address - self.memory.get(index).base))
-                }
-                None => None,
-            };
-            match (load, global) {
-                (true, Some(from)) => {
-                    pieces.push(Piece {
-                        to: place,
-                        at: shared_at,
-                        from: Some(from),
-                        bytes: r.bytes,
-                        fill: 0,
-                        with: fill,
-                    });
-                }
-                (true, None) => {
-                    pieces.push(Piece { to: place, at: shared_at, from: None, bytes: 0, fill: r.bytes, with: fill })
-                }
-                (false, Some((to, at))) => {
-                    pieces.push(Piece { to, at, from: Some((place, shared_at)), bytes: r.bytes, fill: 0, with: fill });
-                }
-                (false, None) => {}
+        Some((place, base, copy.bytes()))
+    }
+
+    /// The place of a row of a box in global memory.
+    fn row_place(
+        &mut self,
+        block: &Block,
+        warp: &Warp,
+        address: u64,
+        bytes: u64,
+        lane: u32,
+        pc: u32,
+    ) -> Option<(Place, u64)> {
+        let last = self.last_allocation;
+        if self.memory.holds(last, address) {
+            let (allocation, place) = (self.memory.get(last), Place::Global(last));
+            let at = address - allocation.base;
+            if at + bytes <= allocation.data.len() as u64 {
+                return Some((place, at));
             }
         }
-        Some((pieces, copy.bytes()))
+        self.place_of(block, warp, Window::Global, address, bytes, lane, pc)
+    }
+
+    /// The pieces of a box that is stored: from `base` in `place`, where its first byte lies at the shared address `start`.
+    fn box_pieces(&mut self, map: &TensorMap, coords: &[i32], start: u32, place: Place, base: u64) -> Vec<Piece> {
+        let (mut pieces, with) = (Vec::new(), map.fill());
+        let Ok(copy) = map.box_at(coords, start) else { return pieces };
+        copy.for_each_run(|r| {
+            let Some(address) = r.global else { return };
+            if !self.memory.holds(self.last_allocation, address) {
+                let Some(index) = self.memory.find(address) else { return };
+                self.last_allocation = index;
+            }
+            let (index, shared_at) = (self.last_allocation, base + (r.shared - start) as u64);
+            let at = address - self.memory.get(index).base;
+            let from = Some((place, shared_at));
+            pieces.push(Piece { to: Place::Global(index), at, from, bytes: r.bytes, fill: 0, with });
+        });
+        pieces
     }
 
     #[expect(clippy::too_many_arguments, reason = "a copy has this many properties")]
@@ -375,20 +395,21 @@ impl Machine<'_> {
         let ranks = self.destination_ranks(ranks);
         let Some(bars) = self.credits(block, warp, bar, &ranks, site, lane) else { return };
         let op = self.ops.start(OpKind::Tensor, &warp.order, 1 << lane, site.pc);
-        let mut pieces = Vec::new();
+        let mut boxes = Vec::with_capacity(ranks.len());
         let mut bytes = 0;
         for rank in &ranks {
             let to = match rank {
                 None => to,
                 Some(r) => layout::cluster_address(to as u32, *r) as u64,
             };
-            let made = self.box_pieces(block, warp, &map, coords, to, true, (op, op), Strength::Weak, site, lane);
-            let Some((mut some, n)) = made else { return };
-            pieces.append(&mut some);
+            let checked = self.check_box(block, warp, &map, coords, to, true, (op, op), Strength::Weak, site, lane);
+            let Some((Place::Shared(slot), _, n)) = checked else { return };
+            let shared = layout::split_cluster_address(to as u32).1;
+            boxes.push(BoxLoad { map: map.clone(), coordinates: coords.to_vec(), shared, slot });
             bytes = n;
         }
         let end = End::Credit(bars.into_iter().map(|p| (p, bytes)).collect());
-        self.start_flight(block, warp, InFlight { op: Some(op), effect: Effect { pieces, ..Effect::default() }, end });
+        self.start_flight(block, warp, InFlight { op: Some(op), effect: Effect { boxes, ..Effect::default() }, end });
     }
 
     fn bulk_store(
@@ -449,8 +470,11 @@ impl Machine<'_> {
         let reading = self.ops.start(kind, &warp.order, 1 << lane, site.pc);
         let writing = self.ops.start(kind, &warp.order, 1 << lane, site.pc);
         let strength = if reduce.is_some() { Strength::Gpu } else { Strength::Weak };
-        let made = self.box_pieces(block, warp, &map, coords, from, false, (reading, writing), strength, site, lane);
-        let Some((pieces, _)) = made else { return };
+        let ops = (reading, writing);
+        let checked = self.check_box(block, warp, &map, coords, from, false, ops, strength, site, lane);
+        let Some((place, base, _)) = checked else { return };
+        let start = layout::split_cluster_address(from as u32).1;
+        let pieces = self.box_pieces(&map, coords, start, place, base);
         self.add_store(block, warp, Job { lane, op: reading, pieces, reduce }, writing);
     }
 

@@ -5,9 +5,11 @@ use super::run::{Flow, addresses, undefined_address};
 use super::warp::{Fragment, Warp};
 use super::{Block, Completion, Machine};
 use crate::finding::{Kind, Site};
+use crate::layout::SHARED_START;
+use crate::memory::{Allocation, Memory};
 use crate::order::{Access, Cx, OpId, OpKind, Strength};
 use crate::program::op::{CpAsync, Window};
-use crate::tensor_map::Reduction;
+use crate::tensor_map::{Reduction, TensorMap};
 use std::collections::VecDeque;
 
 /// Bytes to be moved.
@@ -41,6 +43,19 @@ pub struct Row {
     size: u8,
 }
 
+/// A box of a tensor on its way to shared memory.
+#[derive(Clone, Debug)]
+pub struct BoxLoad {
+    /// Of which tensor, and where the box begins in it.
+    pub map: TensorMap,
+    /// The coordinates, innermost first.
+    pub coordinates: Vec<i32>,
+    /// Absolute shared address, in the block of a slot.
+    pub shared: u32,
+    /// The slot.
+    pub slot: u32,
+}
+
 /// What an asynchronous operation does when it takes effect.
 #[derive(Clone, Debug, Default)]
 pub struct Effect {
@@ -48,6 +63,8 @@ pub struct Effect {
     pub pieces: Vec<Piece>,
     /// Moves of `cp.async`.
     pub rows: Vec<Row>,
+    /// Boxes of tensors to be loaded.
+    pub boxes: Vec<BoxLoad>,
     /// Combines instead of overwriting.
     pub reduce: Option<Reduction>,
     /// `st.async`: bytes that come from registers.
@@ -153,12 +170,16 @@ impl Machine<'_> {
                 format!("cp.async: src-size {} is above {size}", s[lane as usize])
             });
         }
-        let mut to = Vec::new();
+        let (mut to, mut from) = std::mem::take(&mut self.copy_groups);
+        to.clear();
+        from.clear();
         self.places(block, warp, Window::Shared, &dst, mask, size as u64, pc, &mut to);
         // Lanes that take nothing do not touch their source.
-        let reading = (0..32u32).filter(|&l| mask >> l & 1 != 0 && taken(l) > 0).fold(0u32, |m, l| m | 1 << l);
-        let partial = (0..32u32).any(|l| reading >> l & 1 != 0 && taken(l) < size);
-        let mut from = Vec::new();
+        let (mut reading, mut partial) = (mask, false);
+        if sizes.is_some() || ignore != 0 {
+            reading = (0..32u32).filter(|&l| mask >> l & 1 != 0 && taken(l) > 0).fold(0u32, |m, l| m | 1 << l);
+            partial = (0..32u32).any(|l| reading >> l & 1 != 0 && taken(l) < size);
+        }
         if partial {
             // The tail of a row: only the bytes taken must be there. Alignment is that of the full size.
             for lane in (0..32u32).filter(|l| reading >> l & 1 != 0) {
@@ -215,6 +236,7 @@ impl Machine<'_> {
                 }
             }
         }
+        self.copy_groups = (to, from);
         Flow::Next
     }
 
@@ -260,7 +282,12 @@ impl Machine<'_> {
             let lane = left.trailing_zeros() as usize;
             left &= left - 1;
             let (from, taken) = (row.source[lane] as usize, row.taken[lane] as usize);
-            bytes[lane][..taken].copy_from_slice(&source[from..from + taken]);
+            if taken == 16 {
+                // The usual case, without a call.
+                bytes[lane].copy_from_slice(&source[from..from + 16]);
+            } else {
+                bytes[lane][..taken].copy_from_slice(&source[from..from + taken]);
+            }
         }
         let target = self.bytes_of(current, row.to);
         let mut left = row.lanes & lanes;
@@ -268,7 +295,11 @@ impl Machine<'_> {
             let lane = left.trailing_zeros() as usize;
             left &= left - 1;
             let at = row.at[lane] as usize;
-            target[at..at + size].copy_from_slice(&bytes[lane][..size]);
+            if size == 16 {
+                target[at..at + 16].copy_from_slice(&bytes[lane]);
+            } else {
+                target[at..at + size].copy_from_slice(&bytes[lane][..size]);
+            }
         }
     }
 
@@ -335,7 +366,23 @@ impl Machine<'_> {
         write: Option<Strength>,
         pc: u32,
     ) {
-        if self.options.count_only || bytes == 0 {
+        self.async_runs(block, warp, op, lane, place, &[(offset, bytes)], write, pc);
+    }
+
+    /// [`Machine::async_access`] of several runs of bytes: offset and how many.
+    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
+    pub(super) fn async_runs(
+        &mut self,
+        block: &mut Block,
+        warp: &Warp,
+        op: OpId,
+        lane: u32,
+        place: Place,
+        runs: &[(u64, u64)],
+        write: Option<Strength>,
+        pc: u32,
+    ) {
+        if self.options.count_only || runs.iter().all(|run| run.1 == 0) {
             return;
         }
         let mut found = std::mem::take(&mut self.conflicts);
@@ -347,10 +394,9 @@ impl Machine<'_> {
             Place::Shared(s) => self.blocks[s as usize].as_mut().map(|b| &mut b.shadow),
         };
         if let Some(shadow) = shadow {
-            let range = offset..offset + bytes;
             match write {
-                None => shadow.async_read(range, op, &warp.order, lane, pc, &cx, &mut found),
-                Some(strength) => shadow.async_write(range, op, &warp.order, lane, strength, pc, &cx, &mut found),
+                None => shadow.async_read(runs, op, &warp.order, lane, pc, &cx, &mut found),
+                Some(strength) => shadow.async_write(runs, op, &warp.order, lane, strength, pc, &cx, &mut found),
             }
         }
         if !found.is_empty() {
@@ -365,22 +411,15 @@ impl Machine<'_> {
         for row in &effect.rows {
             self.move_row(&mut current, row, row.lanes);
         }
+        for load in &effect.boxes {
+            let block = match &mut current {
+                Some((block, own)) if *own == load.slot => Some(&mut **block),
+                _ => self.blocks[load.slot as usize].as_deref_mut(),
+            };
+            block.into_iter().for_each(|block| move_box(&self.memory, load, &mut block.shared));
+        }
         let mut buffer = Vec::new();
         for piece in &effect.pieces {
-            if effect.reduce.is_none()
-                && let (Some((Place::Global(i), from)), Place::Shared(s), 0) = (piece.from, piece.to, piece.fill)
-            {
-                // Loads come in many small pieces.
-                let block = match &mut current {
-                    Some((block, own)) if *own == s => Some(&mut **block),
-                    _ => self.blocks[s as usize].as_deref_mut(),
-                };
-                let (from, at, bytes) = (from as usize, piece.at as usize, piece.bytes as usize);
-                let source = self.memory.get(i).data.get(from..from + bytes);
-                let target = block.and_then(|b| b.shared.get_mut(at..at + bytes));
-                source.zip(target).into_iter().for_each(|(source, target)| target.copy_from_slice(source));
-                continue;
-            }
             buffer.clear();
             if let Some(bytes) = &effect.bytes {
                 buffer.extend_from_slice(bytes);
@@ -665,13 +704,40 @@ impl Machine<'_> {
         let (Some(op), End::Credit(_)) = (flight.op, &flight.end) else { return };
         let issuer = self.ops.issuer(op);
         let site = self.site_of(issuer.block(), issuer.thread_index().unwrap_or(0), self.ops.pc(op));
-        let writes = flight.effect.pieces.iter().any(|p| p.to == Place::Shared(slot));
+        let writes = flight.effect.pieces.iter().any(|p| p.to == Place::Shared(slot))
+            || flight.effect.boxes.iter().any(|load| load.slot == slot);
         let rank = self.blocks[slot as usize].as_ref().map_or(0, |b| b.rank);
         self.report(Kind::AsyncNotWaited, site, None, None, || {
             let verb = if writes { "write" } else { "read" };
             format!("a copy may still {verb} shared memory of its block (rank {rank} in the cluster) when that exits: nobody waited for it")
         });
     }
+}
+
+/// Copies a box to shared memory, with the map's filling where it lies outside of the tensor.
+fn move_box(memory: &Memory, load: &BoxLoad, shared: &mut [u8]) {
+    let Ok(copy) = load.map.box_at(&load.coordinates, load.shared) else { return };
+    let fill = load.map.fill();
+    let mut buffer: Option<&Allocation> = None;
+    copy.for_each_run(|run| {
+        let (at, bytes) = ((run.shared - SHARED_START) as usize, run.bytes as usize);
+        let Some(target) = shared.get_mut(at..at + bytes) else { return };
+        match run.global {
+            None => target.iter_mut().enumerate().for_each(|(i, byte)| *byte = fill[i % 16]),
+            Some(address) => {
+                if !buffer.is_some_and(|b| address.wrapping_sub(b.base) < b.data.len() as u64) {
+                    buffer = memory.find(address).map(|index| memory.get(index));
+                }
+                let Some(source) = buffer else { return };
+                let from = (address - source.base) as usize;
+                match source.data.get(from..from + bytes) {
+                    Some(source) if bytes == 16 => target.copy_from_slice(&source[..16]),
+                    Some(source) => target.copy_from_slice(source),
+                    None => (),
+                }
+            }
+        }
+    });
 }
 
 impl Part {
@@ -688,6 +754,7 @@ impl InFlight {
     fn touches(&self, slot: u32) -> bool {
         let place = Place::Shared(slot);
         let rows = self.effect.rows.iter().any(|row| row.to == place);
-        rows || self.effect.pieces.iter().any(|p| p.to == place || p.from.is_some_and(|f| f.0 == place))
+        let boxes = self.effect.boxes.iter().any(|load| load.slot == slot);
+        rows || boxes || self.effect.pieces.iter().any(|p| p.to == place || p.from.is_some_and(|f| f.0 == place))
     }
 }

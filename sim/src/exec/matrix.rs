@@ -4,6 +4,7 @@ use super::access::{Group, Place};
 use super::run::{Flow, addresses, undefined_address};
 use super::warp::{Fragment, Warp};
 use super::{Block, Machine};
+use crate::counters;
 use crate::finding::Kind;
 use crate::layout;
 use crate::matrix::Lanes;
@@ -24,6 +25,9 @@ impl Machine<'_> {
     ) -> Flow {
         if !self.gather(warp, fragment, u32::MAX, mask) {
             return Flow::Stop;
+        }
+        if !t.store && mask == u32::MAX && self.load_own_rows(block, warp, fragment.frame, t, pc) {
+            return Flow::Next;
         }
         let count = t.regs.len();
         let rows = 8 * count;
@@ -89,6 +93,53 @@ impl Machine<'_> {
         Flow::Next
     }
 
+    /// `ldmatrix` by all lanes from the block's own memory, with nothing wrong with its addresses. False, and nothing done,
+    /// where that is not so.
+    #[inline]
+    fn load_own_rows(&mut self, block: &mut Block, warp: &mut Warp, frame: u32, t: &MatrixTransfer, pc: u32) -> bool {
+        let (rows, frame) = (8 * t.regs.len(), frame as usize);
+        let Some(regs) = warp.frames[frame].as_ref().map(|frame| &frame.regs) else { return false };
+        let (Window::Shared, false, Some(base), 0) =
+            (t.window, t.addr.wide, t.addr.base, undefined_address(regs, &t.addr))
+        else {
+            return false;
+        };
+        let plus = (t.addr.offset as u32).wrapping_sub(layout::SHARED_START);
+        let offsets = regs.rows[base as usize].0.map(|a| a.wrapping_add(plus));
+        let end = (block.shared.len() as u32).saturating_sub(15);
+        if !offsets[..rows].iter().fold(true, |good, &o| good & (o < end) & (o % 16 == 0)) {
+            return false;
+        }
+        let lanes = u32::MAX >> (32 - rows);
+        let (passes, least) = counters::wavefronts(&offsets, lanes, 16);
+        let count = &mut self.counters.by_instruction[pc as usize];
+        count.shared_bytes += 16 * rows as u64;
+        count.wavefronts += passes;
+        count.wavefronts_least += least;
+        if !self.options.count_only {
+            let mut found = std::mem::take(&mut self.conflicts);
+            found.clear();
+            let cx = Cx { ops: &self.ops, clusters: &self.clusters };
+            block.shadow.read_rows(&warp.order, lanes, &offsets.map(u64::from), pc, &cx, &mut found);
+            if !found.is_empty() {
+                let place = Place::Shared(warp.slot);
+                self.report_conflicts(block, warp.index, Access::Read, place, &found, pc, 0);
+            }
+            self.conflicts = found;
+        }
+        let Some(regs) = warp.frames[frame].as_mut().map(|frame| &mut frame.regs) else { return false };
+        for (&slot, offsets) in t.regs.iter().zip(offsets.chunks_exact(8)) {
+            let mut bytes = [[0u8; 16]; 8];
+            for (row, &from) in bytes.iter_mut().zip(offsets) {
+                row.copy_from_slice(&block.shared[from as usize..from as usize + 16]);
+            }
+            let matrix = std::slice::from_mut(&mut regs.rows[slot as usize].0);
+            ldmatrix::load(&bytes, t.trans, matrix);
+            regs.undefined[slot as usize] = 0;
+        }
+        true
+    }
+
     /// Checks that the warp may read the rows of a group.
     fn check_rows(&mut self, block: &mut Block, warp: &Warp, group: &Group, pc: u32) {
         if self.options.count_only {
@@ -139,14 +190,18 @@ impl Machine<'_> {
         let regs = &mut warp.frame(fragment.frame).regs;
         let undefined = m.a.iter().chain(&m.b).chain(&m.c).fold(0, |u, &s| u | regs.undefined[s as usize]) & mask;
         if !self.options.count_only {
-            let row = |s: u32| regs.rows[s as usize].0;
+            let row = |s: u32| &regs.rows[s as usize].0;
             match (&m.a[..], &m.b[..], &m.c[..], m.op.rows_per_register()) {
                 (&[a0, a1, a2, a3], &[b0, b1], &[c0, c1, c2, c3], 1) => {
                     let (a, b) = ([row(a0), row(a1), row(a2), row(a3)], [row(b0), row(b1)]);
-                    let mut d = [row(c0), row(c1), row(c2), row(c3)];
-                    let c = d;
+                    let c = [row(c0), row(c1), row(c2), row(c3)];
+                    let mut d = [[0; 32]; 4];
                     m.op.run(&a, &b, &c, &mut d);
-                    m.d.iter().zip(&d).for_each(|(&s, d)| regs.set(s, d, mask));
+                    if mask == u32::MAX {
+                        m.d.iter().zip(&d).for_each(|(&s, d)| regs.rows[s as usize].0 = *d);
+                    } else {
+                        m.d.iter().zip(&d).for_each(|(&s, d)| regs.set(s, d, mask));
+                    }
                 }
                 _ => mma_of_any_shape(m, regs, mask),
             }
@@ -220,11 +275,11 @@ impl Machine<'_> {
 /// D = A·B + C with any number of registers, 64-bit ones too.
 fn mma_of_any_shape(m: &Mma, regs: &mut Registers, mask: u32) {
     let rows = m.op.rows_per_register();
-    let gather = |slots: &[u32]| -> Vec<Lanes> {
-        slots.iter().flat_map(|&s| regs.rows[s as usize..s as usize + rows].iter().map(|row| row.0)).collect()
+    let gather = |slots: &[u32]| -> Vec<&Lanes> {
+        slots.iter().flat_map(|&s| regs.rows[s as usize..s as usize + rows].iter().map(|row| &row.0)).collect()
     };
     let (a, b, c) = (gather(&m.a), gather(&m.b), gather(&m.c));
-    let mut d = c.clone();
+    let mut d = vec![[0; 32]; c.len()];
     m.op.run(&a, &b, &c, &mut d);
     for (d, &s) in d.chunks_exact(rows).zip(&m.d) {
         if rows == 1 {

@@ -284,7 +284,10 @@ pub struct Machine<'a> {
     heap: Vec<u64>,
     conflicts: Vec<Conflict>,
     groups: Vec<access::Group>,
+    /// Of a `cp.async`: where it writes and where it reads.
+    copy_groups: (Vec<access::Group>, Vec<access::Group>),
     runs: Vec<(u64, u64)>,
+    box_rows: Vec<(u64, u32)>,
     /// mbarriers (slot, address) whose phase is over, with waiters to wake.
     wakes: Vec<(u32, u32)>,
     tiles: crate::matrix::wgmma::Tiles,
@@ -378,7 +381,9 @@ impl<'a> Machine<'a> {
             heap: Vec::new(),
             conflicts: Vec::new(),
             groups: Vec::new(),
+            copy_groups: Default::default(),
             runs: Vec::new(),
+            box_rows: Vec::new(),
             wakes: Vec::new(),
             tiles: Default::default(),
             sums: Vec::new(),

@@ -50,8 +50,9 @@ pub struct WarpWgmma {
     flights: VecDeque<Flight>,
     /// Ends of the committed groups, oldest first.
     groups: VecDeque<u64>,
-    /// Registers that ordinary instructions touched since the last `wgmma.fence`, by row; grows as needed.
+    /// Registers that ordinary instructions touched since the last `wgmma.fence`, by row; grows as needed. And whether any was.
     touched: Vec<bool>,
+    any_touched: bool,
     /// A `wgmma.fence` was executed at least once; the products issued before the last one.
     fenced: bool,
     fence_at: u64,
@@ -101,6 +102,7 @@ impl WarpWgmma {
             self.touched.resize(slot as usize + 1, false);
         }
         self.touched[slot as usize] = touched;
+        self.any_touched |= touched;
     }
 }
 
@@ -269,12 +271,12 @@ impl<'a> Machine<'a> {
         let state = &warp.copies.wgmma;
         if !state.fenced {
             self.report(Kind::Wgmma, site, None, None, || "wgmma without any wgmma.fence before it".into());
-        } else if w.a.iter().chain(&w.d).any(|&s| state.is_touched(s)) {
+        } else if state.any_touched && w.a.iter().chain(&w.d).any(|&s| state.is_touched(s)) {
             self.report(Kind::Wgmma, site, None, None, || {
                 "wgmma on registers that were accessed since the last wgmma.fence".into()
             });
         }
-        if w.a.iter().chain(&w.d).any(|s| state.late.contains(s)) {
+        if !state.late.is_empty() && w.a.iter().chain(&w.d).any(|s| state.late.contains(s)) {
             let line = crate::finding::source(self.program, self.kernel, site.pc).0;
             let note = format!("line {line}: registers of this wgmma are accessed between its wgmma.fence and it");
             *self.notes.entry(note).or_insert(0) += 1;
@@ -283,8 +285,8 @@ impl<'a> Machine<'a> {
             let other = self.product_of(flight);
             let unfenced = state.waited + n as u64 >= state.fence_at;
             let shape = |w: &Wgmma| (w.op.n, w.op.accumulator);
-            let other_shape = shape(w) != shape(other) && w.d.iter().any(|s| other.d.contains(s));
-            if w.a.iter().any(|s| other.d.contains(s)) || unfenced && other_shape {
+            let other_shape = || shape(w) != shape(other) && w.d.iter().any(|s| other.d.contains(s));
+            if w.a.iter().any(|s| other.d.contains(s)) || unfenced && other_shape() {
                 let (line, _) = crate::finding::source(self.program, self.kernel, flight.pc);
                 self.report(Kind::Wgmma, site, Some(flight.pc), None, || {
                     format!("wgmma on accumulators of the wgmma at line {line}, which is not waited for and of another shape")
@@ -350,13 +352,16 @@ impl<'a> Machine<'a> {
                 if let Some(rows) = &flight.a {
                     tiles.set_a(&w.op, quarter as usize, &rows[..]);
                 }
-                d.resize(w.d.len(), [0; 32]);
-                if flight.scale_d {
+                if flight.mask == u32::MAX {
+                    let registers: &mut [Lanes] = bytemuck::cast_slice_mut(&mut regs.rows);
+                    w.op.run_in(&tiles, quarter as usize, flight.scale_d, registers, &w.d);
+                } else {
+                    d.resize(w.d.len(), [0; 32]);
                     d.iter_mut().zip(&w.d).for_each(|(d, &s)| *d = regs.get(s));
-                }
-                w.op.run(&tiles, quarter as usize, flight.scale_d, &mut d);
-                for (&s, value) in w.d.iter().zip(&d) {
-                    regs.set(s, value, flight.mask);
+                    w.op.run(&tiles, quarter as usize, flight.scale_d, &mut d);
+                    for (&s, value) in w.d.iter().zip(&d) {
+                        regs.set(s, value, flight.mask);
+                    }
                 }
                 for (to, from) in &flight.copies {
                     let value = regs.get(*from);
@@ -385,7 +390,9 @@ impl<'a> Machine<'a> {
         let state = &mut warp.copies.wgmma;
         state.fenced = true;
         state.fence_at = state.next();
-        state.touched.fill(false);
+        if std::mem::take(&mut state.any_touched) {
+            state.touched.fill(false);
+        }
         state.after_fence = true;
         state.late.clear();
         Flow::Next

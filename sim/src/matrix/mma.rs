@@ -13,11 +13,13 @@
 //! ascending k with one rounding a step (f32, f64), or exactly (integers); an f16 result is rounded once at the end.
 
 use super::Lanes;
-use super::format::{f16_bits, f16_value, unpack};
+use super::format::{f16_bits, unpack};
 use super::simd::{Kernel, Vector, dispatch};
 use crate::ptx::ast::Type;
 
 pub use super::format::Element;
+
+mod rare;
 
 /// Type of C and D.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -185,7 +187,8 @@ impl MmaOp {
     ///
     /// # Panics
     /// When an operand has fewer rows than that.
-    pub fn run(&self, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
+    #[inline]
+    pub fn run(&self, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
         dispatch(Run { op: self, a, b, c, d });
     }
 }
@@ -193,9 +196,9 @@ impl MmaOp {
 /// A call of [`MmaOp::run`], compiled for the widest vectors.
 struct Run<'a> {
     op: &'a MmaOp,
-    a: &'a [Lanes],
-    b: &'a [Lanes],
-    c: &'a [Lanes],
+    a: &'a [&'a Lanes],
+    b: &'a [&'a Lanes],
+    c: &'a [&'a Lanes],
     d: &'a mut [Lanes],
 }
 
@@ -204,8 +207,8 @@ impl Kernel for Run<'_> {
     fn run<V: Vector>(self, v: V) {
         let Self { op, a, b, c, d } = self;
         match (op.a, op.a.bits()) {
-            (Element::F64, _) => double(op, a, b, c, d),
-            (Element::B1, _) => bits(op, a, b, c, d),
+            (Element::F64, _) => rare::double(op, a, b, c, d),
+            (Element::B1, _) => rare::bits(op, a, b, c, d),
             (_, 4) => single::<V, 8>(v, op, a, b, c, d),
             (_, 8) => single::<V, 4>(v, op, a, b, c, d),
             (_, 16) => single::<V, 2>(v, op, a, b, c, d),
@@ -220,242 +223,227 @@ const MAX_A: usize = 4;
 /// Products of f32, and of integers of at most 8 bits: at most 64 of these sum exactly in f32, whose multiply-add is the
 /// fastest. `E` elements a register.
 #[inline(always)]
-fn single<V: Vector, const E: usize>(v: V, op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
-    let (m, k) = (op.m as usize, op.k as usize);
-    let mut unpacked = [[[0f32; 32]; E]; MAX_A];
-    for (register, out) in a[..m * k / (32 * E)].iter().zip(&mut unpacked) {
-        unpack(op.a, register, out);
+fn single<V: Vector, const E: usize>(v: V, op: &MmaOp, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
+    match (op.m, op.k as usize / E) {
+        // What everyone uses, with constants for its loops.
+        (16, 8) => shaped::<V, E>(v, op, (16, 8 * E), a, b, c, d),
+        (m, _) => shaped::<V, E>(v, op, (m as usize, op.k as usize), a, b, c, d),
     }
-    let mut columns = [[[0f32; 8]; E]; 4 * MAX_A / 2];
+}
+
+#[inline(always)]
+fn shaped<V: Vector, const E: usize>(
+    v: V,
+    op: &MmaOp,
+    (m, k): (usize, usize),
+    a: &[&Lanes],
+    b: &[&Lanes],
+    c: &[&Lanes],
+    d: &mut [Lanes],
+) {
+    let mut rows = [[[0f32; 32]; E]; MAX_A];
+    for (register, out) in a[..m * k / (32 * E)].iter().zip(&mut rows) {
+        *out = values_of(v, op.a, register);
+    }
+    let mut columns = [[[[0f32; 4]; E]; 4 * MAX_A / 2]; 2];
+    let [even, odd] = columns.each_mut().map(|columns| columns.as_flattened_mut());
     for (r, register) in b[..k / (4 * E)].iter().enumerate() {
-        for t in 0..4 {
-            unpack(op.b, &quad_thread(register, t), &mut columns[4 * r + t]);
+        let range = 4 * E * r..4 * E * (r + 1);
+        columns_of::<V, E>(v, op.b, register, [&mut even[range.clone()], &mut odd[range]]);
+    }
+    let columns = [&even[..k], &odd[..k]];
+    match (V::QUADS, m) {
+        (4, 16) => block::<V, E, 2, 2>(v, op, &rows, columns, c, d, (0, 2)),
+        (4, _) => block::<V, E, 1, 2>(v, op, &rows, columns, c, d, (0, 1)),
+        _ => (0..m / 8).for_each(
+            #[inline(always)]
+            |half| block::<V, E, 1, 4>(v, op, &rows, columns, c, d, (half, m / 8)),
+        ),
+    }
+}
+
+/// The elements of a register.
+#[inline(always)]
+pub(super) fn values_of<V: Vector, const E: usize>(v: V, element: Element, register: &Lanes) -> [[f32; 32]; E] {
+    let mut values = [[0f32; 32]; E];
+    if E == 2 && element == Element::Bf16 {
+        [values[0], values[E - 1]] = v.bf16(register);
+    } else {
+        unpack(element, register, &mut values);
+    }
+    values
+}
+
+/// The rows of B that one of its registers holds: of each the quads of the even and of the odd columns.
+#[inline(always)]
+pub(super) fn columns_of<V: Vector, const E: usize>(
+    v: V,
+    element: Element,
+    register: &Lanes,
+    [even, odd]: [&mut [[f32; 4]]; 2],
+) {
+    if E == 2 {
+        let values: [[f32; 32]; E] = values_of(v, element, &v.transposed(register));
+        even[..8].as_flattened_mut().copy_from_slice(&values[0]);
+        odd[..8].as_flattened_mut().copy_from_slice(&values[E - 1]);
+        return;
+    }
+    let values: [[f32; 32]; E] = values_of(v, element, register);
+    for t in 0..4 {
+        for (j, values) in values.iter().enumerate() {
+            let at = t * E + j;
+            even[at] = [values[t], values[8 + t], values[16 + t], values[24 + t]];
+            odd[at] = [values[4 + t], values[12 + t], values[20 + t], values[28 + t]];
         }
     }
-    let (a, b) = (unpacked.as_flattened(), columns.as_flattened());
-    for half in 0..m / 8 {
-        let mut block = [v.load(&[0.0; 8]); 8];
-        for (g, sums) in block.iter_mut().enumerate() {
-            *sums = v.load(&load(op.accumulator, c, 8 * half + g, 0));
-        }
-        for (step, b) in b[..k].chunks_exact(4 * E).enumerate() {
-            let a = &a[(step * (m / 8) + half) * E..][..E];
-            for (t, b) in b.chunks_exact(E).enumerate() {
-                for (a, b) in a.iter().zip(b) {
-                    let b = v.load(b);
-                    for (g, sum) in block.iter_mut().enumerate() {
-                        *sum = v.multiply_add(a[4 * g + t % 4], b, *sum);
-                    }
-                }
+}
+
+/// `H` times eight rows of D from the `first`-th of `halves` eights on, in D's own layout, which takes `N` vectors a register.
+#[inline(always)]
+fn block<V: Vector, const E: usize, const H: usize, const N: usize>(
+    v: V,
+    op: &MmaOp,
+    a: &[[[f32; 32]; E]],
+    b: [&[[f32; 4]]; 2],
+    c: &[&Lanes],
+    d: &mut [Lanes],
+    (first, halves): (usize, usize),
+) {
+    let mut sums = [[[v.repeat(&[0.0; 4]); N]; 2]; H];
+    for (half, sums) in sums.iter_mut().enumerate() {
+        let before = load(
+            op.accumulator,
+            #[inline(always)]
+            |register| c[register],
+            0,
+            first + half,
+        );
+        for (sums, before) in sums.iter_mut().zip(&before) {
+            for (n, sum) in sums.iter_mut().enumerate() {
+                *sum = v.load(before, n);
             }
         }
-        for (g, sums) in block.into_iter().enumerate() {
-            let (row, sums) = (8 * half + g, v.store(sums));
-            if op.accumulator == Accumulator::S32 {
-                store_integers(d, row, 0, sums, load_integers(c, row, 0), op.saturate);
-            } else {
-                store(op.accumulator, d, row, 0, sums);
+    }
+    let sums = summed::<V, E, H, N>(v, &a[first..], halves, b, sums);
+    for (half, sums) in sums.iter().enumerate() {
+        let mut values = [[0f32; 32]; 2];
+        for (sums, values) in sums.iter().zip(&mut values) {
+            for (n, sum) in sums.iter().enumerate() {
+                v.store(*sum, values, n);
+            }
+        }
+        let half = first + half;
+        let before = match op.accumulator {
+            Accumulator::S32 => [*c[2 * half], *c[2 * half + 1]],
+            _ => [[0; 32]; 2],
+        };
+        store(
+            op.accumulator,
+            op.saturate,
+            #[inline(always)]
+            |register, lanes| d[register] = lanes,
+            (0, half),
+            &values,
+            &before,
+        );
+    }
+}
+
+/// `sums` with all products added; `halves` registers of A are a step of k. By value, so that they stay in registers.
+#[inline(always)]
+fn summed<V: Vector, const E: usize, const H: usize, const N: usize>(
+    v: V,
+    a: &[[[f32; 32]; E]],
+    halves: usize,
+    [even, odd]: [&[[f32; 4]]; 2],
+    mut sums: [[[V::F; N]; 2]; H],
+) -> [[[V::F; N]; 2]; H] {
+    for (step, b) in even.chunks_exact(4 * E).zip(odd.chunks_exact(4 * E)).enumerate() {
+        let a = &a[step * halves..][..H];
+        column_step::<V, E, H, N, 0>(v, a, b, &mut sums);
+        column_step::<V, E, H, N, 1>(v, a, b, &mut sums);
+        column_step::<V, E, H, N, 2>(v, a, b, &mut sums);
+        column_step::<V, E, H, N, 3>(v, a, b, &mut sums);
+    }
+    sums
+}
+
+/// The columns of A that the `T`-th threads of quads hold.
+#[inline(always)]
+fn column_step<V: Vector, const E: usize, const H: usize, const N: usize, const T: usize>(
+    v: V,
+    a: &[[[f32; 32]; E]],
+    (even, odd): (&[[f32; 4]], &[[f32; 4]]),
+    sums: &mut [[[V::F; N]; 2]; H],
+) {
+    for j in 0..E {
+        let (even, odd) = (v.repeat(&even[T * E + j]), v.repeat(&odd[T * E + j]));
+        for (sums, a) in sums.iter_mut().zip(a) {
+            for n in 0..N {
+                let a = v.spread::<T>(v.load(&a[j], n));
+                sums[0][n] = v.multiply_add(a, even, sums[0][n]);
+                sums[1][n] = v.multiply_add(a, odd, sums[1][n]);
             }
         }
     }
 }
 
-/// Counts of bits: a register is one element.
+/// What eight rows of an accumulator (`half` of 16) hold in the `group`-th eight columns: the even columns and the odd ones.
+/// Integers are left to the end, because their products sum exactly in f32, they may not: zeros.
 #[inline(always)]
-fn bits(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
-    let (m, words) = (op.m as usize, op.k as usize / 32);
-    let mut columns = [[0u32; 8]; 8];
-    for (r, register) in b[..words / 4].iter().enumerate() {
-        for t in 0..4 {
-            columns[4 * r + t] = quad_thread(register, t);
+pub(super) fn load<'a>(
+    accumulator: Accumulator,
+    register: impl Fn(usize) -> &'a Lanes,
+    group: usize,
+    half: usize,
+) -> [[f32; 32]; 2] {
+    let mut values = [[0f32; 32]; 2];
+    match accumulator {
+        Accumulator::F16 => unpack(Element::F16, register(2 * group + half), &mut values),
+        Accumulator::F32 => {
+            let first = 4 * group + 2 * half;
+            values = [bytemuck::cast(*register(first)), bytemuck::cast(*register(first + 1))];
         }
+        Accumulator::S32 | Accumulator::F64 => (),
     }
-    let mut sums = [[0u32; 8]; 16];
-    for (row, sums) in sums[..m].iter_mut().enumerate() {
-        *sums = load_integers(c, row, 0);
-    }
-    let a = &a[..m * words / 32];
-    match op.bit_op {
-        Some(BitOp::Xor) => product(a, &columns[..words], &mut sums[..m], |a, b, sum| count(a ^ b, sum)),
-        _ => product(a, &columns[..words], &mut sums[..m], |a, b, sum| count(a & b, sum)),
-    }
-    for (row, sums) in sums[..m].iter().enumerate() {
-        store_words(d, row, 0, *sums);
-    }
+    values
 }
 
+/// The inverse of [`load`], for `put` to place in D's registers; integers are added to `before`, what these held.
 #[inline(always)]
-fn count(bits: u32, sum: u32) -> u32 {
-    sum.wrapping_add(bits.count_ones())
-}
-
-#[inline(always)]
-fn double(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
-    let (m, k) = (op.m as usize, op.k as usize);
-    let mut unpacked = [[0f64; 32]; 8];
-    for (r, out) in unpacked[..m * k / 32].iter_mut().enumerate() {
-        *out = wide(&a[2 * r..2 * r + 2]);
-    }
-    let mut columns = [[0f64; 8]; 16];
-    for r in 0..k / 4 {
-        let lanes = wide(&b[2 * r..2 * r + 2]);
-        for t in 0..4 {
-            for (slot, value) in columns[4 * r + t].iter_mut().enumerate() {
-                *value = lanes[4 * column(slot) + t];
-            }
-        }
-    }
-    let mut sums = [[0f64; 8]; 16];
-    for register in 0..m / 4 {
-        let lanes = wide(&c[2 * register..2 * register + 2]);
-        for g in 0..8 {
-            let half = 4 * (register % 2);
-            sums[8 * (register / 2) + g][half..half + 4].copy_from_slice(&lanes[4 * g..4 * g + 4]);
-        }
-    }
-    product(&unpacked, &columns[..k], &mut sums[..m], fused_f64);
-    for (row, sums) in sums[..m].iter().enumerate() {
-        for (slot, sum) in sums.iter().enumerate() {
-            let register = 2 * (row / 8) + slot / 4;
-            let words = d[2 * register..2 * register + 2].as_flattened_mut();
-            let lane = 4 * (row % 8) + slot % 4;
-            words[2 * lane] = sum.to_bits() as u32;
-            words[2 * lane + 1] = (sum.to_bits() >> 32) as u32;
-        }
-    }
-}
-
-#[inline(always)]
-fn fused_f64(a: f64, b: f64, sum: f64) -> f64 {
-    a.mul_add(b, sum)
-}
-
-/// A 64-bit register's lanes.
-#[inline(always)]
-fn wide(rows: &[Lanes]) -> [f64; 32] {
-    let mut out = [0.0; 32];
-    for (value, words) in out.iter_mut().zip(rows.as_flattened().chunks_exact(2)) {
-        *value = f64::from_bits(words[0] as u64 | (words[1] as u64) << 32);
-    }
-    out
-}
-
-// Rows of D are kept with the even columns first (slot s is column 2(s % 4) + s / 4): then a row is four lanes of one
-// register and the same four of the next.
-
-/// The column at a slot of a row of D or B.
-#[inline(always)]
-fn column(slot: usize) -> usize {
-    2 * (slot % 4) + slot / 4
-}
-
-/// Of each quad its thread `t`: a row of B, in slots.
-#[inline(always)]
-fn quad_thread(register: &Lanes, t: usize) -> [u32; 8] {
-    let mut out = [0; 8];
-    for (slot, word) in out.iter_mut().enumerate() {
-        *word = register[4 * column(slot) + t];
-    }
-    out
-}
-
-/// The four lanes that hold a row of an accumulator (modulo 8).
-#[inline(always)]
-pub(super) fn quad(register: &Lanes, row: usize) -> [u32; 4] {
-    let quads: &[[u32; 4]; 8] = bytemuck::cast_ref(register);
-    quads[row % 8]
-}
-
-/// The same lanes, to write.
-#[inline(always)]
-pub(super) fn quad_mut(register: &mut Lanes, row: usize) -> &mut [u32; 4] {
-    let quads: &mut [[u32; 4]; 8] = bytemuck::cast_mut(register);
-    &mut quads[row % 8]
-}
-
-/// Eight columns of a row of an accumulator, in slots: `group` counts eights of columns, `row` is of 16. Integers are left to
-/// the end, because their products sum exactly in f32, they may not: zeros.
-#[inline(always)]
-pub(super) fn load(accumulator: Accumulator, c: &[Lanes], row: usize, group: usize) -> [f32; 8] {
+pub(super) fn store(
+    accumulator: Accumulator,
+    saturate: bool,
+    mut put: impl FnMut(usize, Lanes),
+    (group, half): (usize, usize),
+    sums: &[[f32; 32]; 2],
+    before: &[Lanes; 2],
+) {
+    let first = 4 * group + 2 * half;
     match accumulator {
         Accumulator::F16 => {
-            let packed = quad(&c[2 * group + row / 8], row);
-            bytemuck::cast([
-                packed.map(
-                    #[inline(always)]
-                    |word| f16_value(word & 0xffff),
-                ),
-                packed.map(
-                    #[inline(always)]
-                    |word| f16_value(word >> 16),
-                ),
-            ])
-        }
-        Accumulator::F32 => bytemuck::cast(load_integers(c, row, group)),
-        Accumulator::S32 | Accumulator::F64 => [0.0; 8],
-    }
-}
-
-/// The inverse of [`load`], for floats.
-#[inline(always)]
-pub(super) fn store(accumulator: Accumulator, d: &mut [Lanes], row: usize, group: usize, sums: [f32; 8]) {
-    if accumulator == Accumulator::F16 {
-        let [even, odd]: [[f32; 4]; 2] = bytemuck::cast(sums);
-        let out = quad_mut(&mut d[2 * group + row / 8], row);
-        for (out, (even, odd)) in out.iter_mut().zip(even.into_iter().zip(odd)) {
-            *out = f16_bits(even) | f16_bits(odd) << 16;
-        }
-    } else {
-        store_words(d, row, group, bytemuck::cast(sums));
-    }
-}
-
-/// Eight columns of a row of 32-bit values.
-#[inline(always)]
-pub(super) fn load_integers(c: &[Lanes], row: usize, group: usize) -> [u32; 8] {
-    let register = 4 * group + 2 * (row / 8);
-    bytemuck::cast([quad(&c[register], row), quad(&c[register + 1], row)])
-}
-
-/// Stores `before + sums`.
-#[inline(always)]
-pub(super) fn store_integers(
-    d: &mut [Lanes],
-    row: usize,
-    group: usize,
-    sums: [f32; 8],
-    mut before: [u32; 8],
-    saturate: bool,
-) {
-    for (value, sum) in before.iter_mut().zip(sums) {
-        // Below 2^22 in magnitude: in this sum the last place is 1.
-        let (c, sum) = (*value as i32, (sum + 12_582_912.0).to_bits().wrapping_sub(0x4b40_0000) as i32);
-        *value = if saturate { c.saturating_add(sum) } else { c.wrapping_add(sum) } as u32;
-    }
-    store_words(d, row, group, before);
-}
-
-#[inline(always)]
-fn store_words(d: &mut [Lanes], row: usize, group: usize, values: [u32; 8]) {
-    let [even, odd]: [[u32; 4]; 2] = bytemuck::cast(values);
-    let register = 4 * group + 2 * (row / 8);
-    *quad_mut(&mut d[register], row) = even;
-    *quad_mut(&mut d[register + 1], row) = odd;
-}
-
-/// Eight rows of D at a time, ascending k, one element a register: `a[r][lane]` is of A's register r, `b` the rows of B.
-#[inline(always)]
-fn product<T: Copy>(a: &[[T; 32]], b: &[[T; 8]], sums: &mut [[T; 8]], step: impl Fn(T, T, T) -> T) {
-    let halves = sums.len() / 8;
-    for (half, sums) in sums.chunks_exact_mut(8).enumerate() {
-        for (k, b) in b.iter().enumerate() {
-            let a = &a[k / 4 * halves + half];
-            for (g, row) in sums.iter_mut().enumerate() {
-                let a = a[4 * g + k % 4];
-                for (sum, b) in row.iter_mut().zip(b) {
-                    *sum = step(a, *b, *sum);
-                }
+            let ([even, odd], mut out) = (sums, [0; 32]);
+            for ((out, even), odd) in out.iter_mut().zip(even).zip(odd) {
+                *out = f16_bits(*even) | f16_bits(*odd) << 16;
             }
+            put(2 * group + half, out);
+        }
+        Accumulator::S32 => {
+            for (register, (sums, before)) in sums.iter().zip(before).enumerate() {
+                let mut out = [0; 32];
+                for ((out, sum), c) in out.iter_mut().zip(sums).zip(before) {
+                    // Below 2^22 in magnitude: in this sum the last place is 1.
+                    let sum = (sum + 12_582_912.0).to_bits().wrapping_sub(0x4b40_0000) as i32;
+                    let c = *c as i32;
+                    *out = if saturate { c.saturating_add(sum) } else { c.wrapping_add(sum) } as u32;
+                }
+                put(first + register, out);
+            }
+        }
+        Accumulator::F32 | Accumulator::F64 => {
+            let [even, odd] = sums;
+            put(first, bytemuck::cast(*even));
+            put(first + 1, bytemuck::cast(*odd));
         }
     }
 }

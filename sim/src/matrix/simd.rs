@@ -1,20 +1,47 @@
-//! Eight floats at a time, with AVX2 and FMA where the machine has them. Results do not depend on it: multiply-add is
-//! fused either way.
+//! Vectors of a warp's lanes with AVX-512, or AVX2 and FMA, where the machine has them. Results do not depend on it:
+//! multiply-add is fused in any case.
+//!
+//! Fragments hold a matrix in *quads*: four lanes are a row's (or column's) four places. A vector is two or four quads.
 
-/// Operations on eight floats.
+use super::{Lanes, ldmatrix};
+
+/// Operations on vectors of quads of floats.
 pub(super) trait Vector: Copy {
-    /// Eight floats.
+    /// A vector.
     type F: Copy;
 
-    fn load(self, values: &[f32; 8]) -> Self::F;
+    /// Quads of a vector: 2 or 4.
+    const QUADS: usize;
 
-    fn store(self, values: Self::F) -> [f32; 8];
+    /// The `n`-th vector of a register's lanes.
+    fn load(self, lanes: &[f32; 32], n: usize) -> Self::F;
 
-    /// `a · b + sum`, rounded once, with one `a` for all.
-    fn multiply_add(self, a: f32, b: Self::F, sum: Self::F) -> Self::F;
+    /// The inverse of `load`.
+    fn store(self, values: Self::F, lanes: &mut [f32; 32], n: usize);
+
+    /// The same quad again and again.
+    fn repeat(self, quad: &[f32; 4]) -> Self::F;
+
+    /// Of each quad its `T`-th value, four times.
+    fn spread<const T: usize>(self, values: Self::F) -> Self::F;
+
+    /// `a · b + sum`, rounded once.
+    fn multiply_add(self, a: Self::F, b: Self::F, sum: Self::F) -> Self::F;
+
+    /// The lower and the upper bf16 of each lane.
+    #[inline(always)]
+    fn bf16(self, words: &Lanes) -> [[f32; 32]; 2] {
+        [words.map(|word| f32::from_bits(word << 16)), words.map(|word| f32::from_bits(word & 0xffff_0000))]
+    }
+
+    /// [`ldmatrix::transposed`].
+    #[inline(always)]
+    fn transposed(self, fragment: &Lanes) -> Lanes {
+        ldmatrix::transposed(fragment)
+    }
 }
 
-/// A computation over either kind of vector.
+/// A computation over any kind of vector.
 pub(super) trait Kernel {
     /// `run` is to be `#[inline(always)]`, and so is what it calls: then it is compiled for the vectors at hand.
     fn run<V: Vector>(self, vector: V);
@@ -24,8 +51,13 @@ pub(super) trait Kernel {
 #[inline(always)]
 pub(super) fn dispatch(kernel: impl Kernel) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(v3) = pulp::x86::V3::try_new() {
-        return v3.vectorize(OnV3 { v3, kernel });
+    {
+        if let Some(vector) = pulp::x86::V4::try_new() {
+            return vector.vectorize(On { vector, kernel });
+        }
+        if let Some(vector) = pulp::x86::V3::try_new() {
+            return vector.vectorize(On { vector, kernel });
+        }
     }
     kernel.run(Plain);
 }
@@ -36,20 +68,40 @@ struct Plain;
 
 impl Vector for Plain {
     type F = [f32; 8];
+    const QUADS: usize = 2;
 
     #[inline(always)]
-    fn load(self, values: &[f32; 8]) -> [f32; 8] {
-        *values
+    fn load(self, lanes: &[f32; 32], n: usize) -> [f32; 8] {
+        std::array::from_fn(
+            #[inline(always)]
+            |i| lanes[8 * n + i],
+        )
     }
 
     #[inline(always)]
-    fn store(self, values: [f32; 8]) -> [f32; 8] {
-        values
+    fn store(self, values: [f32; 8], lanes: &mut [f32; 32], n: usize) {
+        lanes[8 * n..8 * n + 8].copy_from_slice(&values);
     }
 
     #[inline(always)]
-    fn multiply_add(self, a: f32, b: [f32; 8], mut sum: [f32; 8]) -> [f32; 8] {
-        for (sum, b) in sum.iter_mut().zip(b) {
+    fn repeat(self, quad: &[f32; 4]) -> [f32; 8] {
+        std::array::from_fn(
+            #[inline(always)]
+            |i| quad[i % 4],
+        )
+    }
+
+    #[inline(always)]
+    fn spread<const T: usize>(self, values: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(
+            #[inline(always)]
+            |i| values[i / 4 * 4 + T],
+        )
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, a: [f32; 8], b: [f32; 8], mut sum: [f32; 8]) -> [f32; 8] {
+        for (sum, (a, b)) in sum.iter_mut().zip(a.into_iter().zip(b)) {
             *sum = a.mul_add(b, *sum);
         }
         sum
@@ -57,67 +109,232 @@ impl Vector for Plain {
 }
 
 #[cfg(target_arch = "x86_64")]
-struct OnV3<K> {
-    v3: pulp::x86::V3,
+struct On<V, K> {
+    vector: V,
     kernel: K,
 }
 
 #[cfg(target_arch = "x86_64")]
-impl<K: Kernel> pulp::NullaryFnOnce for OnV3<K> {
+impl<V: Vector, K: Kernel> pulp::NullaryFnOnce for On<V, K> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
-        self.kernel.run(self.v3);
+        self.kernel.run(self.vector);
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 impl Vector for pulp::x86::V3 {
     type F = pulp::f32x8;
+    const QUADS: usize = 2;
 
     #[inline(always)]
-    fn load(self, values: &[f32; 8]) -> pulp::f32x8 {
-        pulp::cast(*values)
+    fn load(self, lanes: &[f32; 32], n: usize) -> pulp::f32x8 {
+        let all: &[pulp::f32x8; 4] = bytemuck::cast_ref(lanes);
+        all[n]
     }
 
     #[inline(always)]
-    fn store(self, values: pulp::f32x8) -> [f32; 8] {
-        pulp::cast(values)
+    fn store(self, values: pulp::f32x8, lanes: &mut [f32; 32], n: usize) {
+        let all: &mut [pulp::f32x8; 4] = bytemuck::cast_mut(lanes);
+        all[n] = values;
     }
 
     #[inline(always)]
-    fn multiply_add(self, a: f32, b: pulp::f32x8, sum: pulp::f32x8) -> pulp::f32x8 {
-        self.mul_add_f32x8(self.splat_f32x8(a), b, sum)
+    fn repeat(self, quad: &[f32; 4]) -> pulp::f32x8 {
+        pulp::cast([*quad, *quad])
+    }
+
+    #[inline(always)]
+    fn spread<const T: usize>(self, values: pulp::f32x8) -> pulp::f32x8 {
+        let values = pulp::cast(values);
+        pulp::cast(match T {
+            0 => self.avx._mm256_permute_ps::<0x00>(values),
+            1 => self.avx._mm256_permute_ps::<0x55>(values),
+            2 => self.avx._mm256_permute_ps::<0xaa>(values),
+            _ => self.avx._mm256_permute_ps::<0xff>(values),
+        })
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, a: pulp::f32x8, b: pulp::f32x8, sum: pulp::f32x8) -> pulp::f32x8 {
+        self.mul_add_f32x8(a, b, sum)
+    }
+
+    #[inline(always)]
+    fn bf16(self, words: &Lanes) -> [[f32; 32]; 2] {
+        let eights: [[u32; 8]; 4] = bytemuck::cast(*words);
+        let upper = self.avx._mm256_set1_epi32(0xffff_0000_u32 as i32);
+        let values = eights.map(
+            #[inline(always)]
+            |eight| {
+                let eight = pulp::cast(eight);
+                let low: [f32; 8] = pulp::cast(self.avx2._mm256_slli_epi32::<16>(eight));
+                let high: [f32; 8] = pulp::cast(self.avx2._mm256_and_si256(eight, upper));
+                [low, high]
+            },
+        );
+        let [[a, b], [c, d], [e, f], [g, h]] = values;
+        [bytemuck::cast([a, c, e, g]), bytemuck::cast([b, d, f, h])]
     }
 }
+
+#[cfg(target_arch = "x86_64")]
+impl Vector for pulp::x86::V4 {
+    type F = pulp::f32x16;
+    const QUADS: usize = 4;
+
+    #[inline(always)]
+    fn load(self, lanes: &[f32; 32], n: usize) -> pulp::f32x16 {
+        let all: &[pulp::f32x16; 2] = bytemuck::cast_ref(lanes);
+        all[n]
+    }
+
+    #[inline(always)]
+    fn store(self, values: pulp::f32x16, lanes: &mut [f32; 32], n: usize) {
+        let all: &mut [pulp::f32x16; 2] = bytemuck::cast_mut(lanes);
+        all[n] = values;
+    }
+
+    #[inline(always)]
+    fn repeat(self, quad: &[f32; 4]) -> pulp::f32x16 {
+        pulp::cast([*quad; 4])
+    }
+
+    #[inline(always)]
+    fn spread<const T: usize>(self, values: pulp::f32x16) -> pulp::f32x16 {
+        let values = pulp::cast(values);
+        pulp::cast(match T {
+            0 => self.avx512f._mm512_permute_ps::<0x00>(values),
+            1 => self.avx512f._mm512_permute_ps::<0x55>(values),
+            2 => self.avx512f._mm512_permute_ps::<0xaa>(values),
+            _ => self.avx512f._mm512_permute_ps::<0xff>(values),
+        })
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, a: pulp::f32x16, b: pulp::f32x16, sum: pulp::f32x16) -> pulp::f32x16 {
+        self.mul_add_f32x16(a, b, sum)
+    }
+
+    #[inline(always)]
+    fn bf16(self, words: &Lanes) -> [[f32; 32]; 2] {
+        let halves: [[u32; 16]; 2] = bytemuck::cast(*words);
+        let upper = self.avx512f._mm512_set1_epi32(0xffff_0000_u32 as i32);
+        let values = halves.map(
+            #[inline(always)]
+            |half| {
+                let half = pulp::cast(half);
+                let low: [f32; 16] = pulp::cast(self.avx512f._mm512_slli_epi32::<16>(half));
+                let high: [f32; 16] = pulp::cast(self.avx512f._mm512_and_si512(half, upper));
+                [low, high]
+            },
+        );
+        let [[a, b], [c, d]] = values;
+        [bytemuck::cast([a, c]), bytemuck::cast([b, d])]
+    }
+
+    #[inline(always)]
+    fn transposed(self, fragment: &Lanes) -> Lanes {
+        let [a, b]: [[u32; 16]; 2] = bytemuck::cast(*fragment);
+        let (a, b) = (pulp::cast(a), pulp::cast(b));
+        let half = |from: &[u16; 32]| -> [u32; 16] {
+            pulp::cast(self.avx512bw._mm512_permutex2var_epi16(a, pulp::cast(*from), b))
+        };
+        bytemuck::cast([half(&TRANSPOSED[0]), half(&TRANSPOSED[1])])
+    }
+}
+
+/// Of a matrix of 8×8 elements, row by row: where each element of the transposed one is.
+#[cfg(target_arch = "x86_64")]
+static TRANSPOSED: [[u16; 32]; 2] = {
+    let mut from = [[0; 32]; 2];
+    let mut i = 0;
+    while i < 64 {
+        from[i / 32][i % 32] = (i % 8 * 8 + i / 8) as u16;
+        i += 1;
+    }
+    from
+};
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Sums of products of `a`'s second values of quads with a quad, from `sum`.
     struct Probe<'a> {
-        b: [f32; 8],
-        sum: [f32; 8],
-        out: &'a mut [f32; 8],
+        a: &'a [f32; 32],
+        quad: &'a [f32; 4],
+        sum: &'a [f32; 32],
+        out: &'a mut [f32; 32],
     }
 
     impl Kernel for Probe<'_> {
         #[inline(always)]
         fn run<V: Vector>(self, v: V) {
-            *self.out = v.store(v.multiply_add(1.0 + f32::EPSILON, v.load(&self.b), v.load(&self.sum)));
+            for n in 0..8 / V::QUADS {
+                let a = v.spread::<1>(v.load(self.a, n));
+                v.store(v.multiply_add(a, v.repeat(self.quad), v.load(self.sum, n)), self.out, n);
+            }
         }
+    }
+
+    struct Transposition<'a>(&'a Lanes, &'a mut Lanes);
+
+    impl Kernel for Transposition<'_> {
+        #[inline(always)]
+        fn run<V: Vector>(self, v: V) {
+            *self.1 = v.transposed(self.0);
+        }
+    }
+
+    #[test]
+    fn every_kind_transposes() {
+        let fragment: Lanes = std::array::from_fn(|i| (0x1_0001 * 2 * i + 0x1_0000) as u32);
+        let mut out = [0; 32];
+        dispatch(Transposition(&fragment, &mut out));
+        assert_eq!(out, ldmatrix::transposed(&fragment));
+        assert_eq!(out[..3], [0x0008_0000, 0x0018_0010, 0x0028_0020]);
+    }
+
+    struct Halves<'a>(&'a Lanes, &'a mut [[f32; 32]; 2]);
+
+    impl Kernel for Halves<'_> {
+        #[inline(always)]
+        fn run<V: Vector>(self, v: V) {
+            *self.1 = v.bf16(self.0);
+        }
+    }
+
+    #[test]
+    fn every_kind_takes_halves_apart() {
+        let words: Lanes = std::array::from_fn(|i| 0x3f80_4000 + 0x3_0005 * i as u32);
+        let mut out = [[0.0; 32]; 2];
+        dispatch(Halves(&words, &mut out));
+        let value = |bits: u32| half::bf16::from_bits(bits as u16).to_f32();
+        assert_eq!(out, [words.map(value), words.map(|word| value(word >> 16))]);
     }
 
     /// With one rounding the low part of the product survives its difference.
     #[test]
-    fn both_kinds_fuse() {
-        let b: [f32; 8] = std::array::from_fn(|i| 1.0 + (i + 1) as f32 * f32::EPSILON);
-        let sum = b.map(|b| -((1.0 + f32::EPSILON) * b));
-        let (mut plain, mut best) = ([0.0; 8], [0.0; 8]);
-        Probe { b, sum, out: &mut plain }.run(Plain);
-        dispatch(Probe { b, sum, out: &mut best });
-        assert_eq!(plain, best);
-        assert!(plain.iter().all(|value| *value != 0.0));
+    fn every_kind_fuses_and_spreads_alike() {
+        let a: [f32; 32] = std::array::from_fn(|i| 1.0 + (i + 1) as f32 * f32::EPSILON);
+        let quad: [f32; 4] = std::array::from_fn(|i| 1.0 + (7 * i + 3) as f32 * f32::EPSILON);
+        let sum: [f32; 32] = std::array::from_fn(|i| -(a[i / 4 * 4 + 1] * quad[i % 4]));
+        let want: [f32; 32] =
+            std::array::from_fn(|i| (a[i / 4 * 4 + 1] as f64 * quad[i % 4] as f64 + sum[i] as f64) as f32);
+        assert!(want.iter().all(|value| *value != 0.0));
+        let check = |run: &dyn Fn(Probe)| {
+            let mut out = [0.0; 32];
+            run(Probe { a: &a, quad: &quad, sum: &sum, out: &mut out });
+            assert_eq!(out, want);
+        };
+        check(&|probe| probe.run(Plain));
+        check(&|probe| dispatch(probe));
+        #[cfg(target_arch = "x86_64")]
+        if let Some(vector) = pulp::x86::V3::try_new() {
+            check(&|kernel| vector.vectorize(On { vector, kernel }));
+        }
     }
 }

@@ -11,19 +11,20 @@ pub(super) const CHUNK_SHIFT: u32 = 12;
 pub(super) const CELL_SHIFT: u32 = 4;
 
 /// The accesses to 16 bytes (fewer after narrower accesses in the chunk) that count: 32 bytes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(32))]
 pub(super) struct Cell {
     /// Agent of the last write, or a key of an operation and a lane; [`NOBODY`].
     pub writer: u32,
     pub write: Stamp,
     pub write_pc: u32,
+    /// Accesses beside these.
+    pub older: ListId,
     /// Warp (or operation) of the last reads, or [`NOBODY`].
     pub reader: Key,
     pub read: Stamp,
     pub readers: u32,
     pub read_pc: u32,
-    /// Accesses beside these.
-    pub older: ListId,
 }
 
 impl Cell {

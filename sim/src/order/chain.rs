@@ -67,8 +67,8 @@ const MAX_DEPTH: u32 = 4096;
 /// How far [`Chains::push`] looks for entries that the new one stands for: past a block's warps in a list of one block.
 const LOOK: usize = 80;
 const LOOK_ACROSS_BLOCKS: usize = 12;
-/// Most pushes remembered.
-const MEMO: usize = 1 << 15;
+/// Most pushes remembered: few, so that they are at hand.
+const MEMO: usize = 1 << 11;
 /// Nodes before the first [`Chains::is_full`]; few in tests, so that they collect.
 const FIRST_LIMIT: usize = if cfg!(test) { 64 } else { 1 << 20 };
 

@@ -10,6 +10,7 @@
 mod cell;
 mod chain;
 mod know;
+mod memo;
 mod operand;
 mod ops;
 mod shadow;
@@ -130,7 +131,8 @@ const NOBODY: u32 = u32::MAX;
 
 /// When and how an access was made: epoch, log2 of the bytes a lane covered (or [`Stamp::RANGE`]), whether it was atomic,
 /// strength. Epochs have 26 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
 struct Stamp(u32);
 
 impl Stamp {

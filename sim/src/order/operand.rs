@@ -1,7 +1,8 @@
 //! The operands of a warpgroup's product: many bytes, written by few, read by four warps at once.
 
-use super::cell::{CHUNK, CHUNK_SHIFT, chunk};
+use super::cell::{CHUNK, CHUNK_SHIFT, Init, chunk};
 use super::chain::Entry;
+use super::memo::Memo;
 use super::view::{Fault, View};
 use super::{Access, Conflict, Cx, LANES, NOBODY, OpId, Shadow, Stamp, Strength, WarpOrder};
 
@@ -29,9 +30,11 @@ impl Shadow {
         let key = op.key();
         let mut view = View::new(self.space, warp, warp.know(lane), cx, key, stamp, pc);
         let mut latest = usize::MAX;
-        let (mut unwritten, mut clean_list) = (None, 0);
+        let (mut unwritten, mut clean_list, mut memo) = (None, 0, Memo::new());
         for &(from, bytes) in runs {
-            if unwritten.is_none() && !self.is_initialized(from..from + bytes) {
+            let whole = matches!(self.init[(from >> CHUNK_SHIFT) as usize], Init::All)
+                && (from ^ (from + bytes - 1)) >> CHUNK_SHIFT == 0;
+            if !whole && unwritten.is_none() && !self.is_initialized(from..from + bytes) {
                 unwritten = Some(from);
             }
             let (mut start, last) = (from, from + bytes);
@@ -42,6 +45,11 @@ impl Shadow {
                 let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
                 let count = ((end - start) >> chunk.shift) as usize;
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
+                    // Who wrote it stands in `writers` then.
+                    if memo.recall(cell) {
+                        continue;
+                    }
+                    let old = *cell;
                     let known = match writers.0.get(latest) {
                         Some((e, _)) => {
                             let same = (e.key, e.stamp, e.pc) == (cell.writer >> 5, cell.write, cell.write_pc);
@@ -67,6 +75,9 @@ impl Shadow {
                             clean_list = if self.lists.has_write(cell.older) { clean_list } else { cell.older };
                         }
                         (cell.reader, cell.read, cell.readers, cell.read_pc) = (key, stamp, 1 << lane, pc);
+                    }
+                    if !self.lists.has_write(old.older) && !View::readers_turn(&old) {
+                        memo.keep(&old, cell);
                     }
                 }
                 start = end;
@@ -118,22 +129,33 @@ impl Shadow {
         let stamp = Stamp::new(warp.epoch(), 4, false, Strength::Weak);
         let key = warp.key();
         let mut view = View::new(self.space, warp, know, cx, key, stamp, pc);
+        let mut memo = Memo::new();
         let mut left = rows;
         while left != 0 {
-            let lane = left.trailing_zeros();
-            left &= left - 1;
-            let offset = offsets[lane as usize];
-            let index = (offset >> CHUNK_SHIFT) as usize;
+            let index = (offsets[left.trailing_zeros() as usize] >> CHUNK_SHIFT) as usize;
             let chunk = chunk(&mut self.chunks[index], &mut self.spare, 4);
-            let at = offset & (CHUNK - 1);
-            if !self.init[index].has(at, 0xffff) {
-                view.fault = Some(Fault::uninitialized(offset));
+            let (init, shift) = (&self.init[index], chunk.shift);
+            while left != 0 {
+                let lane = left.trailing_zeros();
+                let offset = offsets[lane as usize];
+                if (offset >> CHUNK_SHIFT) as usize != index {
+                    break;
+                }
+                left &= left - 1;
+                let at = offset & (CHUNK - 1);
+                if !init.has(at, 0xffff) {
+                    view.fault = Some(Fault::uninitialized(offset));
+                }
+                let first = (at >> shift) as usize;
+                if shift == 4 {
+                    memo.together(&mut view, &mut chunk.cells[first], offset, lane, &mut self.lists);
+                } else {
+                    for (step, cell) in chunk.cells[first..first + (16 >> shift)].iter_mut().enumerate() {
+                        view.step_together(cell, offset + ((step as u64) << shift), lane, &mut self.lists);
+                    }
+                }
+                view.report(lane, out);
             }
-            let (first, count) = ((at >> chunk.shift) as usize, 16 >> chunk.shift);
-            for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
-                view.step_together(cell, offset + ((step as u64) << chunk.shift), lane, &mut self.lists);
-            }
-            view.report(lane, out);
         }
     }
 }

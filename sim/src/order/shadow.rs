@@ -2,9 +2,12 @@
 
 use super::cell::{CHUNK, CHUNK_SHIFT, Cell, Chunk, Init, chunk, each_word};
 use super::chain::Chains;
+use super::memo::Memo;
 use super::view::{Fault, View};
 use super::{Agent, Clusters, Key, LANES, NOBODY, OP_KEY, OpId, Ops, Space, Stamp, Strength, WarpOrder};
 use std::ops::Range;
+
+mod fetch;
 
 /// What an access does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -157,7 +160,24 @@ impl Shadow {
     ) {
         let stamp = Stamp::new(0, bytes.trailing_zeros(), false, Strength::Weak);
         let lanes = Lanes { warp, lanes, offsets, bytes, key: op.key(), stamp, pc };
-        self.walk_as(access, &lanes, cx, out);
+        self.make_room();
+        self.fetch(&lanes);
+        for (mask, know) in warp.parts() {
+            let part = lanes.lanes & mask;
+            if part == 0 {
+                continue;
+            }
+            let (mut view, mut memo) = (View::new(self.space, warp, know, cx, op.key(), stamp, pc), Memo::new());
+            if access == Access::Read {
+                self.walk_lanes::<true, false>(&lanes, part, &mut view, out, |view, cell, offset, lane, lists| {
+                    memo.step::<false>(view, cell, offset, lane, lists);
+                });
+            } else {
+                self.walk_lanes::<false, true>(&lanes, part, &mut view, out, |view, cell, offset, lane, lists| {
+                    memo.step::<true>(view, cell, offset, lane, lists);
+                });
+            }
+        }
     }
 
     #[inline(always)]
@@ -178,7 +198,9 @@ impl Shadow {
             }
             let mut view = View::new(self.space, access.warp, know, cx, access.key, access.stamp, access.pc);
             if lanes != u32::MAX || !self.walk_row::<READS, WRITES>(access, &mut view, out) {
-                self.walk_lanes::<READS, WRITES>(access, lanes, &mut view, out);
+                self.walk_lanes::<READS, WRITES>(access, lanes, &mut view, out, |view, cell, offset, lane, lists| {
+                    view.step::<WRITES>(cell, offset, lane, lists);
+                });
             }
         }
     }
@@ -224,12 +246,14 @@ impl Shadow {
         true
     }
 
+    #[inline(always)]
     fn walk_lanes<const READS: bool, const WRITES: bool>(
         &mut self,
         access: &Lanes,
         lanes: u32,
         view: &mut View,
         out: &mut Vec<Conflict>,
+        mut each: impl FnMut(&mut View, &mut Cell, u64, u32, &mut Chains),
     ) {
         let bytes = access.bytes;
         let bits = (1u64 << bytes) - 1;
@@ -254,7 +278,7 @@ impl Shadow {
                 }
                 let (first, count) = ((at >> chunk.shift) as usize, (bytes >> chunk.shift) as usize);
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
-                    view.step::<WRITES>(cell, offset + ((step as u64) << chunk.shift), lane, &mut self.lists);
+                    each(view, cell, offset + ((step as u64) << chunk.shift), lane, &mut self.lists);
                 }
                 view.report(lane, out);
             }
@@ -309,12 +333,12 @@ impl Shadow {
         self.access(Access::Atomic, warp, lanes, offsets, bytes, strength, pc, cx, out);
     }
 
-    /// The operation `op`, issued by `lane` of `warp`, will read `range`: to be told when it is issued. Adds at most one
-    /// conflict.
+    /// The operation `op`, issued by `lane` of `warp`, will read the `runs` (offset and bytes): to be told when it is issued.
+    /// Adds at most one conflict a run.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn async_read(
         &mut self,
-        range: Range<u64>,
+        runs: &[(u64, u64)],
         op: OpId,
         warp: &WarpOrder,
         lane: u32,
@@ -322,20 +346,15 @@ impl Shadow {
         cx: &Cx,
         out: &mut Vec<Conflict>,
     ) {
-        let first = out.len();
-        if !self.is_initialized(range.clone()) {
-            out.push(Fault::uninitialized(range.start).conflict(lane));
-        }
-        self.async_range::<false>(range, op, warp, lane, Strength::Weak, pc, cx, out);
-        out.truncate(first + 1);
+        self.async_runs::<false>(runs, op, warp, lane, Strength::Weak, pc, cx, out);
     }
 
-    /// The operation `op`, issued by `lane` of `warp`, will write `range` (with `strength`, other than weak for reductions):
-    /// to be told when it is issued. Adds at most one conflict.
+    /// The operation `op`, issued by `lane` of `warp`, will write the `runs` (with `strength`, other than weak for
+    /// reductions): to be told when it is issued. Adds at most one conflict a run.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn async_write(
         &mut self,
-        range: Range<u64>,
+        runs: &[(u64, u64)],
         op: OpId,
         warp: &WarpOrder,
         lane: u32,
@@ -344,14 +363,13 @@ impl Shadow {
         cx: &Cx,
         out: &mut Vec<Conflict>,
     ) {
-        self.initialize(range.clone());
-        self.async_range::<true>(range, op, warp, lane, strength, pc, cx, out);
+        self.async_runs::<true>(runs, op, warp, lane, strength, pc, cx, out);
     }
 
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
-    fn async_range<const WRITES: bool>(
+    fn async_runs<const WRITES: bool>(
         &mut self,
-        range: Range<u64>,
+        runs: &[(u64, u64)],
         op: OpId,
         warp: &WarpOrder,
         lane: u32,
@@ -361,11 +379,36 @@ impl Shadow {
         out: &mut Vec<Conflict>,
     ) {
         self.make_room();
-        let bytes = range.end.saturating_sub(range.start);
-        let lane_wide = bytes.is_power_of_two() && bytes <= 16 && range.start.is_multiple_of(bytes);
-        let wide = if lane_wide { bytes.trailing_zeros() } else { Stamp::RANGE };
-        let stamp = Stamp::new(0, wide, false, strength);
-        let mut view = View::new(self.space, warp, warp.know(lane), cx, op.key(), stamp, pc);
+        let stamp_of = |(start, bytes): (u64, u64)| {
+            let lane_wide = bytes.is_power_of_two() && bytes <= 16 && start.is_multiple_of(bytes);
+            Stamp::new(0, if lane_wide { bytes.trailing_zeros() } else { Stamp::RANGE }, false, strength)
+        };
+        let mut left = runs;
+        while let Some(&first) = left.first() {
+            let stamp = stamp_of(first);
+            let count = left.iter().take_while(|run| stamp_of(**run) == stamp).count();
+            let (alike, rest) = left.split_at(count);
+            left = rest;
+            let mut view = View::new(self.space, warp, warp.know(lane), cx, op.key(), stamp, pc);
+            let mut memo = Memo::new();
+            for (n, &(start, bytes)) in alike.iter().enumerate() {
+                if n % FETCHED == 0 {
+                    self.fetch_runs(&alike[n..alike.len().min(n + FETCHED)]);
+                }
+                let range = start..start + bytes;
+                if WRITES {
+                    self.initialize(range.clone());
+                } else if !self.is_initialized(range.clone()) {
+                    view.fault = Some(Fault::uninitialized(start));
+                }
+                self.async_range::<WRITES>(range, &mut view, &mut memo, lane);
+                view.report(lane, out);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn async_range<const WRITES: bool>(&mut self, range: Range<u64>, view: &mut View, memo: &mut Memo, lane: u32) {
         let mut start = range.start;
         while start < range.end {
             let end = range.end.min((start | (CHUNK - 1)) + 1);
@@ -374,11 +417,11 @@ impl Shadow {
             let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
             let count = ((end - start) >> chunk.shift) as usize;
             for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
-                view.step_async::<WRITES>(cell, start + ((step as u64) << chunk.shift), lane, &mut self.lists);
+                let offset = start + ((step as u64) << chunk.shift);
+                memo.step_async::<WRITES>(view, cell, offset, lane, &mut self.lists);
             }
             start = end;
         }
-        view.report(lane, out);
     }
 
     /// An operation without a seen end that reads or writes bytes of `range`, and where: for checks at a block's exit.
@@ -418,6 +461,9 @@ impl Shadow {
         }
     }
 }
+
+/// Runs whose cells are fetched at once.
+const FETCHED: usize = 8;
 
 /// An access of a warp's lanes.
 struct Lanes<'a> {

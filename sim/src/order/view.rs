@@ -3,7 +3,9 @@
 use super::cell::Cell;
 use super::chain::{Chains, Entry, ListId};
 use super::shadow::{Conflict, ConflictKind, Cx, Other};
-use super::{Agent, Key, Know, LANES, NOBODY, OP_KEY, OpId, OpKind, Space, Stamp, Strength, WarpOrder};
+use super::{Agent, Key, Know, NOBODY, OP_KEY, OpId, Space, Stamp, Strength, WarpOrder};
+
+mod judge;
 
 /// A conflict whose lane is yet to be named.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +45,24 @@ impl Answer {
     }
 }
 
+/// Whether one of the answers covers the access; it becomes the first.
+#[inline(always)]
+fn known_by(answers: &mut [Answer; 2], key: Key, stamp: Stamp, mask: u32) -> bool {
+    if answers[0].covers(key, stamp, mask) {
+        return true;
+    }
+    let second = answers[1].covers(key, stamp, mask);
+    if second {
+        answers.swap(0, 1);
+    }
+    second
+}
+
+/// Which of the answers is about this.
+fn answer(answers: &[Answer; 2], key: Key, stamp: Stamp) -> Option<usize> {
+    answers.iter().position(|answer| answer.key == key && answer.stamp == stamp)
+}
+
 /// One access of lanes that know the same, walking over cells.
 pub(super) struct View<'a> {
     space: Space,
@@ -57,13 +77,14 @@ pub(super) struct View<'a> {
     is_async: bool,
     /// It is weak and not through the async proxy.
     is_plain: bool,
-    of_writer: Answer,
-    of_reader: Answer,
-    /// Lists all of whose entries are known whatever the lane.
-    known_list: ListId,
+    /// The last two answers of each kind, the last one first.
+    of_writer: [Answer; 2],
+    of_reader: [Answer; 2],
+    /// Lists all of whose entries are known whatever the lane, the last one first.
+    known_lists: [ListId; 2],
     /// The last list made, of what.
     pushed: (ListId, Entry, ListId),
-    /// Async proxy: the last write that was in order, and the last reader that was looked at.
+    /// Async proxy: the last write that was in order, and the last reader that had no fence.
     good: Entry,
     looked_at: (Key, Stamp),
     /// The first thing wrong with the lane's access.
@@ -82,8 +103,8 @@ impl<'a> View<'a> {
     ) -> Self {
         let is_async = key >= OP_KEY && cx.ops.kind(OpId::of_key(key)).is_async_proxy();
         let is_plain = !is_async && stamp.strength() == Strength::Weak;
-        let (of_writer, of_reader) = (Answer::NONE, Answer::NONE);
-        let (known_list, pushed, fault) = (0, (0, Cell::FRESH.read_entry(), 0), None);
+        let (of_writer, of_reader) = ([Answer::NONE; 2], [Answer::NONE; 2]);
+        let (known_lists, pushed, fault) = ([0; 2], (0, Cell::FRESH.read_entry(), 0), None);
         let (good, looked_at) = (Cell::FRESH.write_entry(), (NOBODY, Stamp(u32::MAX)));
         View {
             space,
@@ -97,7 +118,7 @@ impl<'a> View<'a> {
             is_plain,
             of_writer,
             of_reader,
-            known_list,
+            known_lists,
             pushed,
             good,
             looked_at,
@@ -109,12 +130,11 @@ impl<'a> View<'a> {
     #[inline(always)]
     pub(super) fn step<const WRITES: bool>(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
         let me = self.key << 5 | lane;
-        let write_known =
-            self.of_writer.covers(cell.writer >> 5, cell.write, 1 << (cell.writer & 31)) || cell.writer == me;
+        let write_known = self.was_known_writer(cell) || cell.writer == me;
         let mine = cell.reader == self.key && cell.readers & !(1 << lane) == 0;
         let again = !WRITES && cell.reader == self.key && cell.read == self.stamp;
-        let read_known = again || mine || self.of_reader.covers(cell.reader, cell.read, cell.readers);
-        if !(write_known && cell.older == self.known_list && self.is_plain) {
+        let read_known = again || mine || self.was_known_reader(cell);
+        if !(write_known && self.was_known_list(cell.older) && self.is_plain) {
             return self.step_with_care(WRITES, cell, offset, lane, lists);
         }
         if !read_known {
@@ -142,10 +162,10 @@ impl<'a> View<'a> {
     ) {
         let good = (self.good.key, self.good.stamp) == (cell.writer >> 5, cell.write)
             && self.good.mask >> (cell.writer & 31) & 1 != 0;
-        let in_order = self.is_async && (cell.writer == NOBODY || good) && cell.older == self.known_list;
+        let in_order = self.is_async && (cell.writer == NOBODY || good) && self.was_known_list(cell.older);
         let weak = self.stamp.strength() == Strength::Weak;
         let nobody = cell.reader == NOBODY;
-        let reader_known = nobody || self.of_reader.covers(cell.reader, cell.read, cell.readers);
+        let reader_known = nobody || self.was_known_reader(cell);
         if !in_order || !weak {
             return self.step_with_care(WRITES, cell, offset, lane, lists);
         }
@@ -169,18 +189,103 @@ impl<'a> View<'a> {
     /// All lanes read the cell at `offset`, whose address `lane` gives; all know the same, and access weakly.
     #[inline(always)]
     pub(super) fn step_together(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
-        let write_known = self.of_writer.covers(cell.writer >> 5, cell.write, 1 << (cell.writer & 31));
-        let again = cell.reader == self.key;
-        if !(write_known && cell.older == self.known_list) {
+        let write_known = self.was_known_writer(cell) || !self.is_async && self.knows_writer(cell, lane);
+        if !(write_known && (self.was_known_list(cell.older) || self.is_clean_list(cell.older, lists))) {
             self.step_with_care(false, cell, offset, lane, lists);
-        } else if !again && !self.of_reader.covers(cell.reader, cell.read, cell.readers) {
-            if !self.was_pushed(cell, offset) {
-                self.displace_reader(cell, offset, lane, lists);
-            } else {
+        } else if cell.reader != self.key && !self.was_known_reader(cell) {
+            if self.was_pushed(cell, offset) {
                 cell.older = self.pushed.2;
+            } else {
+                self.displace_reader(cell, offset, lane, lists);
             }
         }
         (cell.reader, cell.read, cell.readers, cell.read_pc) = (self.key, self.stamp, u32::MAX, self.pc);
+    }
+
+    /// After a step without a fault: whether any other lane would have made the same of a cell like `old`, whichever lane wrote
+    /// that, at any offset.
+    pub(super) fn for_any_lane(&self, old: &Cell, writes: bool) -> bool {
+        let all = |answers: &[Answer; 2], key, stamp| {
+            answer(answers, key, stamp).is_some_and(|at| answers[at].known == u32::MAX)
+        };
+        let reader = old.reader == NOBODY
+            || old.reader == self.key
+            || all(&self.of_reader, old.reader, old.read)
+            || !writes && old.readers == u32::MAX && !self.may_know_more(old.reader);
+        self.is_plain
+            && self.fault.is_none()
+            && self.known_lists.contains(&old.older)
+            && reader
+            && all(&self.of_writer, old.writer >> 5, old.write)
+    }
+
+    /// After a step of `lane` without a fault: whether the same would have come of a cell like `old` at any other offset.
+    pub(super) fn for_any_offset(&self, old: &Cell, writes: bool, lane: u32) -> bool {
+        let weak = self.stamp.strength() == Strength::Weak;
+        let same = weak && self.fault.is_none() && self.known_lists.contains(&old.older) && !View::readers_turn(old);
+        // A read that lacks a fence is a fault now and then only.
+        let fenced = !writes || old.reader >= OP_KEY || !self.is_async || self.is_fenced(&old.read_entry(), lane);
+        same && fenced
+    }
+
+    /// Whether the cell's readers have another mask in lists than in the cell.
+    pub(super) fn readers_turn(cell: &Cell) -> bool {
+        cell.reader != NOBODY && cell.readers != u32::MAX && cell.read.wide() != Stamp::RANGE
+    }
+
+    /// Whether the access is by who read the cell last.
+    pub(super) fn is_reader(&self, cell: &Cell) -> bool {
+        cell.reader == self.key
+    }
+
+    /// Whether an answer that is at hand says that the cell's writer is known.
+    #[inline(always)]
+    fn was_known_writer(&mut self, cell: &Cell) -> bool {
+        known_by(&mut self.of_writer, cell.writer >> 5, cell.write, 1 << (cell.writer & 31))
+    }
+
+    /// Whether an answer that is at hand says that the cell's readers are known.
+    #[inline(always)]
+    fn was_known_reader(&mut self, cell: &Cell) -> bool {
+        known_by(&mut self.of_reader, cell.reader, cell.read, cell.readers)
+    }
+
+    /// Whether every lane knows the cell's last write; asks where no answer is at hand.
+    #[inline(always)]
+    pub(super) fn is_known_to_all(&mut self, cell: &Cell) -> bool {
+        let all = |answer: &Answer| answer.covers(cell.writer >> 5, cell.write, u32::MAX);
+        all(&self.of_writer[0]) || all(&self.of_writer[1]) || {
+            self.knows_writer(cell, 0);
+            self.of_writer.iter().any(all)
+        }
+    }
+
+    /// Whether the list is one of those of which all is known.
+    #[inline(always)]
+    fn was_known_list(&mut self, list: ListId) -> bool {
+        if self.known_lists[0] == list {
+            return true;
+        }
+        let second = self.known_lists[1] == list;
+        if second {
+            self.known_lists.swap(0, 1);
+        }
+        second
+    }
+
+    fn add_known_list(&mut self, list: ListId) {
+        if self.known_lists[0] != list {
+            self.known_lists = [list, self.known_lists[0]];
+        }
+    }
+
+    /// Whether a weak read minds nothing in the list, because nothing in it writes.
+    fn is_clean_list(&mut self, list: ListId, lists: &Chains) -> bool {
+        let clean = !lists.has_write(list);
+        if clean {
+            self.add_known_list(list);
+        }
+        clean
     }
 
     #[inline(never)]
@@ -209,9 +314,7 @@ impl<'a> View<'a> {
         if cell.writer != NOBODY && (self.is_async || !write_known) {
             fault = self.judge_write(cell, lane, offset, false, false);
         }
-        if !lists.has_write(cell.older) {
-            self.known_list = cell.older;
-        } else if fault.is_none() {
+        if !self.is_clean_list(cell.older, lists) && fault.is_none() {
             fault = self.judge_list(cell.older, lane, offset, false, lists);
         }
         if cell.reader == self.key && cell.read == self.stamp {
@@ -232,8 +335,8 @@ impl<'a> View<'a> {
             fault = self.judge(&cell.read_entry(), lane, offset, true, false);
         }
         if cell.older == 0 {
-            self.known_list = 0;
-        } else if cell.older != self.known_list && fault.is_none() {
+            self.add_known_list(0);
+        } else if !self.was_known_list(cell.older) && fault.is_none() {
             fault = self.judge_list(cell.older, lane, offset, true, lists);
         }
         let write_known = self.knows_writer(cell, lane);
@@ -241,12 +344,11 @@ impl<'a> View<'a> {
             let unread = cell.reader == NOBODY && !lists.has_read(cell.older);
             fault = self.judge_write(cell, lane, offset, true, unread);
         }
-        if self.is_async && fault.is_none() && (cell.reader, cell.read) != self.looked_at && cell.reader < OP_KEY {
+        let unfenced = |view: &Self| cell.reader < OP_KEY && !view.is_fenced(&cell.read_entry(), lane);
+        if self.is_async && fault.is_none() && (cell.reader, cell.read) != self.looked_at && unfenced(self) {
             self.looked_at = (cell.reader, cell.read);
-            if !self.is_fenced(&cell.read_entry(), lane) {
-                let other = (Agent(cell.reader << 5 | cell.readers.trailing_zeros() & 31), cell.read_pc);
-                fault = Some(Fault { kind: ConflictKind::ProxyRead, offset, other, other_is: Other::Read });
-            }
+            let other = (Agent(cell.reader << 5 | cell.readers.trailing_zeros() & 31), cell.read_pc);
+            fault = Some(Fault { kind: ConflictKind::ProxyRead, offset, other, other_is: Other::Read });
         }
         if self.stamp.strength() != Strength::Weak {
             self.keep_older(cell, offset, read_known, write_known, lists);
@@ -328,17 +430,20 @@ impl<'a> View<'a> {
 
     pub(super) fn knows_writer(&mut self, cell: &Cell, lane: u32) -> bool {
         let (key, mask) = (cell.writer >> 5, 1 << (cell.writer & 31));
-        if self.of_writer.key != key || self.of_writer.stamp != cell.write {
-            self.of_writer = self.ask(key, cell.write);
+        let at = answer(&self.of_writer, key, cell.write);
+        if at.is_none() {
+            self.of_writer = [self.ask(key, cell.write), self.of_writer[0]];
         }
-        mask & !self.of_writer.known == 0 || self.may_know_more(key) && self.knows_exactly(key, cell.write, mask, lane)
+        let known = self.of_writer[at.unwrap_or(0)].known;
+        mask & !known == 0 || self.may_know_more(key) && self.knows_exactly(key, cell.write, mask, lane)
     }
 
     pub(super) fn knows_reader(&mut self, cell: &Cell, lane: u32) -> bool {
-        if self.of_reader.key != cell.reader || self.of_reader.stamp != cell.read {
-            self.of_reader = self.ask(cell.reader, cell.read);
+        let at = answer(&self.of_reader, cell.reader, cell.read);
+        if at.is_none() {
+            self.of_reader = [self.ask(cell.reader, cell.read), self.of_reader[0]];
         }
-        cell.readers & !self.of_reader.known == 0
+        cell.readers & !self.of_reader[at.unwrap_or(0)].known == 0
             || self.may_know_more(cell.reader) && self.knows_exactly(cell.reader, cell.read, cell.readers, lane)
     }
 
@@ -367,112 +472,5 @@ impl<'a> View<'a> {
             self.cx.ops.known_to_lane(key, self.warp, lane, self.know)
         };
         mask & !(known | own) == 0
-    }
-
-    /// [`View::judge`] of the cell's last write.
-    fn judge_write(&mut self, cell: &Cell, lane: u32, offset: u64, writes: bool, unread: bool) -> Option<Fault> {
-        let (good, entry) = (&self.good, cell.write_entry());
-        if (good.key, good.stamp) == (entry.key, entry.stamp) && entry.mask & !good.mask == 0 {
-            return None;
-        }
-        let fault = self.judge(&entry, lane, offset, writes, unread);
-        if fault.is_none() {
-            self.good = entry;
-        }
-        fault
-    }
-
-    /// What is wrong between `lane`'s access and an earlier one, its mask not turned.
-    #[cold]
-    pub(super) fn judge(&self, old: &Entry, lane: u32, offset: u64, writes: bool, unread: bool) -> Option<Fault> {
-        let of_op = old.key >= OP_KEY;
-        let op = OpId::of_key(old.key);
-        let other_is = match (of_op, old.write, old.stamp.atomic()) {
-            (true, ..) => Other::Async(op),
-            (_, false, _) => Other::Read,
-            (_, _, true) => Other::Atomic,
-            _ => Other::Write,
-        };
-        let fault = |kind, lane: u32| {
-            let agent = if of_op { Agent(self.cx.ops.issuer(op).0 & !31 | lane) } else { Agent(old.key << 5 | lane) };
-            Some(Fault { kind, offset, other: (agent, old.pc), other_is })
-        };
-        let unknown =
-            |other: &u32| old.mask >> other & 1 != 0 && !self.knows_exactly(old.key, old.stamp, 1 << other, lane);
-        if !self.knows_exactly(old.key, old.stamp, old.mask, lane)
-            && let Some(other) = (0..LANES as u32).find(unknown)
-        {
-            if self.strong_enough(old) {
-                return None;
-            }
-            let two_stores = writes && unread && other_is == Other::Write && !self.stamp.atomic() && self.key < OP_KEY;
-            let kind = if of_op { ConflictKind::NotWaited(op) } else { ConflictKind::Race { two_stores } };
-            return fault(kind, other);
-        }
-        if self.is_async && old.write && !self.is_fenced(old, lane) {
-            return fault(ConflictKind::Proxy, old.mask.trailing_zeros());
-        }
-        None
-    }
-
-    /// Whether both accesses are strong and each one's scope includes the other's thread.
-    pub(super) fn strong_enough(&self, old: &Entry) -> bool {
-        let (mine, theirs) = (self.stamp.strength(), old.stamp.strength());
-        if mine.min(theirs) == Strength::Weak {
-            return false;
-        }
-        let of_op = old.key >= OP_KEY;
-        let ops = self.cx.ops;
-        let through_async = of_op && ops.kind(OpId::of_key(old.key)).is_async_proxy();
-        let block = if of_op { ops.issuer(OpId::of_key(old.key)).block() } else { old.key >> 6 };
-        through_async == self.is_async && mine.min(theirs) >= self.cx.clusters.between(block, self.warp.block())
-    }
-
-    pub(super) fn is_fenced(&self, old: &Entry, lane: u32) -> bool {
-        if old.key == self.key {
-            return true;
-        }
-        if old.key < OP_KEY {
-            let epoch = old.stamp.epoch();
-            let own = old.key == self.warp.key() && self.warp.own_fenced(self.space, lane) >= epoch;
-            let known = self.know.fenced_mask(self.space, old.key, epoch) | (own as u32) << lane;
-            return old.mask & !known == 0;
-        }
-        // Completion through an mbarrier makes asynchronous stores visible to whoever waits for it.
-        let kind = self.cx.ops.kind(OpId::of_key(old.key));
-        kind.is_async_proxy() || kind == OpKind::Store || {
-            let known = self.cx.ops.fenced_mask(old.key, self.warp, lane, self.know, self.space);
-            old.mask & !known == 0
-        }
-    }
-
-    pub(super) fn judge_list(
-        &mut self,
-        list: ListId,
-        lane: u32,
-        offset: u64,
-        writes: bool,
-        lists: &Chains,
-    ) -> Option<Fault> {
-        if self.stamp.strength() == Strength::Gpu && self.key < OP_KEY && lists.all_gpu(list) {
-            return None;
-        }
-        let mut wholly_known = true;
-        for old in lists.entries(list).filter(|old| writes || old.write) {
-            let known = self.ask(old.key, old.stamp).known;
-            wholly_known &= known == u32::MAX;
-            if known == u32::MAX && !(self.is_async && old.write) {
-                continue;
-            }
-            let old = Entry { mask: old.mask.rotate_left(old.stamp.turn(offset)), ..*old };
-            if let Some(fault) = self.judge(&old, lane, offset, writes, false) {
-                return Some(fault);
-            }
-        }
-        // Writes have to be visible to the async proxy as well.
-        if writes && wholly_known && !(self.is_async && lists.has_write(list)) {
-            self.known_list = list;
-        }
-        None
     }
 }

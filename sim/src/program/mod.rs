@@ -4,6 +4,7 @@ mod bulk;
 pub mod decode;
 pub mod op;
 mod operands;
+mod rows;
 pub mod uses;
 
 use crate::ptx::ast::{Module, ParseError, Place};

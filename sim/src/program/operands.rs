@@ -38,15 +38,11 @@ impl<'a> Operands<'a> {
     /// Gives every register its row and every local variable its offset.
     pub fn new(function: &'a Function, layout: &'a Layout) -> Operands<'a> {
         let mut code = Code { name: function.name.clone(), ..Code::default() };
-        let mut registers = Vec::with_capacity(function.registers.len());
-        let mut rows = 0u32;
-        for r in &function.registers {
+        let (mut registers, rows) = super::rows::assign(function);
+        for (register, r) in registers.iter_mut().zip(&function.registers) {
             if r.ty == Type::Pred {
-                registers.push(code.predicates);
+                *register = code.predicates;
                 code.predicates += 1;
-            } else {
-                registers.push(rows);
-                rows += rows_of(r.ty) as u32;
             }
         }
         code.register_rows = rows;

@@ -76,7 +76,7 @@ pub(super) fn watches(function: &Function, instrs: &[Instr], slot: impl Fn(u32) 
 }
 
 /// How many of the first operands are destinations.
-fn destinations(i: &Instruction) -> usize {
+pub(super) fn destinations(i: &Instruction) -> usize {
     let base = i.opcode.split('.').next().unwrap_or("");
     match base {
         "st" | "red" | "stmatrix" | "bra" | "brx" | "barrier" | "membar" | "fence" | "cp" | "wgmma" | "prefetch"
@@ -89,7 +89,7 @@ fn destinations(i: &Instruction) -> usize {
 }
 
 /// A move between 32-bit registers, or of a constant into one.
-fn is_copy(function: &Function, i: &Instruction) -> bool {
+pub(super) fn is_copy(function: &Function, i: &Instruction) -> bool {
     let narrow = |o: &Operand| match o {
         Operand::Register(r) => {
             matches!(
@@ -104,7 +104,7 @@ fn is_copy(function: &Function, i: &Instruction) -> bool {
 }
 
 /// The registers of an operand; those of its addresses go to `addresses`.
-fn registers(function: &Function, operand: &Operand, out: &mut Vec<u32>, addresses: &mut Vec<u32>) {
+pub(super) fn registers(function: &Function, operand: &Operand, out: &mut Vec<u32>, addresses: &mut Vec<u32>) {
     match operand {
         Operand::Register(r) if function.registers[*r as usize].ty != Type::Pred => out.push(*r),
         Operand::Vector(list) | Operand::List(list) => list.iter().for_each(|o| registers(function, o, out, addresses)),

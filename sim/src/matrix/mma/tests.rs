@@ -47,6 +47,11 @@ fn forms() -> Vec<String> {
     forms
 }
 
+fn run(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
+    let [a, b, c] = [a, b, c].map(|rows| rows.iter().collect::<Vec<_>>());
+    op.run(&a, &b, &c, d);
+}
+
 struct Random(u64);
 
 impl Random {
@@ -200,7 +205,7 @@ fn every_form_is_the_naive_product() {
             Accumulator::S32 => vec![std::array::from_fn(|lane| (lane as i32 * 0x0fff_fff7) as u32); counts.c],
         };
         let mut d = vec![[0x7fc1_2345; 32]; counts.c * per];
-        op.run(&a, &b, &c, &mut d);
+        run(&op, &a, &b, &c, &mut d);
         let (a, b) = (naive_matrix(&op, &a, true), naive_matrix(&op, &b, false));
         for row in 0..op.m as usize {
             for column in 0..8 {
@@ -232,7 +237,7 @@ fn small_integers_are_exact() {
     let (a, b) = (fill(op.a, 4, &mut random), fill(op.b, 2, &mut random));
     let c = [[1.5f32.to_bits(); 32]; 4];
     let mut d = [[0; 32]; 4];
-    op.run(&a, &b, &c, &mut d);
+    run(&op, &a, &b, &c, &mut d);
     let (a, b) = (naive_matrix(&op, &a, true), naive_matrix(&op, &b, false));
     for row in 0..16 {
         for column in 0..8 {
@@ -291,7 +296,7 @@ fn saturation_clamps_and_wrapping_wraps() {
         let (a, b) = ([[0x7f7f_7f7f; 32]; 2], [[0x7f7f_7f7f; 32]; 1]);
         let c = [[i32::MAX as u32 - 1; 32]; 4];
         let mut d = [[0; 32]; 4];
-        op.run(&a, &b, &c, &mut d);
+        run(&op, &a, &b, &c, &mut d);
         d[0][0] as i32
     };
     assert_eq!(run("mma.sync.aligned.m16n8k16.row.col.satfinite.s32.s8.s8.s32"), i32::MAX);

@@ -163,17 +163,32 @@ impl Operand {
     /// is k in 0..16, `unit` counts eight elements along m or n.
     #[inline(always)]
     pub fn unit(&self, line: u32, unit: u32) -> u32 {
+        let pitch = self.descriptor.swizzle.span().unwrap_or(16);
+        self.descriptor.swizzle.apply(self.eight(line / 8, unit) + line % 8 * pitch)
+    }
+
+    /// Where a unit of the first of eight lines would lie without a swizzle.
+    #[inline(always)]
+    fn eight(&self, eight: u32, unit: u32) -> u32 {
         let Descriptor { start, leading, stride, swizzle } = self.descriptor;
-        let offset = match (swizzle.span(), self.mn_major) {
-            (Some(span), false) => line % 8 * span + line / 8 * stride + 16 * unit,
-            (None, false) => line % 8 * 16 + line / 8 * stride + unit * leading,
-            (Some(span), true) => {
-                let units = span / 16;
-                16 * (unit % units) + unit / units * leading + line % 8 * span + line / 8 * stride
+        start
+            + match (swizzle.span(), self.mn_major) {
+                (Some(_), false) => eight * stride + 16 * unit,
+                (None, false) => eight * stride + unit * leading,
+                (Some(span), true) => 16 * (unit % (span / 16)) + unit / (span / 16) * leading + eight * stride,
+                (None, true) => eight * leading + unit * stride,
             }
-            (None, true) => line % 8 * 16 + line / 8 * leading + unit * stride,
-        };
-        swizzle.apply(start + offset)
+    }
+
+    /// [`Self::unit`] of eight lines from `line`, a multiple of 8, on.
+    #[inline(always)]
+    pub fn units(&self, line: u32, unit: u32) -> [u32; 8] {
+        let (swizzle, first) = (self.descriptor.swizzle, self.eight(line / 8, unit));
+        let pitch = swizzle.span().unwrap_or(16);
+        std::array::from_fn(
+            #[inline(always)]
+            |i| swizzle.apply(first + i as u32 * pitch),
+        )
     }
 
     /// The bytes that the instruction reads, as (absolute shared address, length), neighbours joined; no byte twice unless

@@ -15,9 +15,8 @@ mod tests;
 pub use descriptor::{Descriptor, DescriptorError, Operand};
 
 use super::Lanes;
-use super::format::unpack;
 pub use super::mma::{Accumulator, Element};
-use super::mma::{load, load_integers, store, store_integers};
+use super::mma::{columns_of, load, store, values_of};
 use super::simd::{Kernel, Vector, dispatch};
 
 /// Rows of A and D.
@@ -151,132 +150,129 @@ impl WgmmaOp {
     /// # Panics
     /// When `d` has fewer than [`Self::d_registers`] rows or `warp` is above 3.
     pub fn run(&self, tiles: &Tiles, warp: usize, scale_d: bool, d: &mut [Lanes]) {
-        let d = &mut d[..self.d_registers()];
-        dispatch(Run { op: self, tiles, warp, scale_d, d });
+        let slots: [u32; MAX_N / 2] = std::array::from_fn(|i| i as u32);
+        self.run_in(tiles, warp, scale_d, d, &slots);
+    }
+
+    /// [`Self::run`] with D in those of `registers` that `slots` names.
+    ///
+    /// # Panics
+    /// When there are fewer slots than [`Self::d_registers`] or no such registers, or `warp` is above 3.
+    pub fn run_in(&self, tiles: &Tiles, warp: usize, scale_d: bool, registers: &mut [Lanes], slots: &[u32]) {
+        let slots = &slots[..self.d_registers()];
+        dispatch(Run { op: self, tiles, warp, scale_d, registers, slots });
     }
 }
 
-/// The operands' values of one instruction; to be reused from one to the next.
+/// The operands of one instruction; to be reused from one to the next.
 #[derive(Clone, Debug)]
 pub struct Tiles {
-    /// A, `[64][k]`.
-    a: Vec<[f32; MAX_K]>,
-    /// B, `[k][n / 8][8]`, in each eight columns the even ones first.
-    b: Vec<[[f32; 8]; MAX_N / 8]>,
+    /// A's registers of each warp, as `mma` has them: register r is eight rows (r & 1) by 16 bytes of k (r >> 1).
+    a: [[Lanes; 4]; M / 16],
+    /// B's values, `[n / 8][2][k][4]`: of each eight columns the even ones, then the odd ones.
+    b: Vec<Group>,
 }
+
+/// Eight columns of B, as in [`Tiles`].
+type Group = [[[f32; 4]; MAX_K]; 2];
 
 impl Default for Tiles {
     fn default() -> Self {
-        Self { a: vec![[0.0; MAX_K]; M], b: vec![[[0.0; 8]; MAX_N / 8]; MAX_K] }
+        Self { a: [[[0; 32]; 4]; M / 16], b: vec![[[[0.0; 4]; MAX_K]; 2]; MAX_N / 8] }
     }
 }
 
 impl Tiles {
     /// Reads A from shared memory: `fetch` gives the 16 bytes at an absolute shared address.
-    pub fn read_a(&mut self, op: &WgmmaOp, operand: &Operand, fetch: impl Fn(u32) -> [u8; 16]) {
-        match op.a.bits() {
-            8 => self.read_a_units::<4>(op.a, operand, fetch),
-            16 => self.read_a_units::<2>(op.a, operand, fetch),
-            _ => self.read_a_units::<1>(op.a, operand, fetch),
-        }
-    }
-
-    #[inline(always)]
-    fn read_a_units<const E: usize>(&mut self, element: Element, operand: &Operand, fetch: impl Fn(u32) -> [u8; 16]) {
-        let mut values = [[0f32; 4]; E];
-        if operand.is_mn_major() {
-            for k in 0..MAX_K as u32 / E as u32 {
-                for unit in 0..M as u32 / 8 {
-                    unpack(element, &words(fetch(operand.unit(k, unit))), &mut values);
-                    for (at, value) in in_order(&values).enumerate() {
-                        self.a[8 * unit as usize + at][k as usize] = value;
-                    }
-                }
-            }
-            return;
-        }
-        for (row, out) in self.a.iter_mut().enumerate() {
-            for unit in 0..2 {
-                unpack(element, &words(fetch(operand.unit(row as u32, unit))), &mut values);
-                for (out, value) in out[unit as usize * 4 * E..].iter_mut().zip(in_order(&values)) {
-                    *out = value;
-                }
-            }
-        }
+    pub fn read_a(&mut self, _op: &WgmmaOp, operand: &Operand, fetch: impl Fn(u32) -> [u8; 16]) {
+        dispatch(ReadA { a: &mut self.a, operand, fetch });
     }
 
     /// Takes A's rows of one warp (0..4) from its four registers.
     ///
     /// # Panics
     /// When there are not four registers or `warp` is above 3.
-    pub fn set_a(&mut self, op: &WgmmaOp, warp: usize, registers: &[Lanes]) {
-        match op.a.bits() {
-            8 => self.set_a_elements::<4>(op.a, warp, registers),
-            16 => self.set_a_elements::<2>(op.a, warp, registers),
-            _ => self.set_a_elements::<1>(op.a, warp, registers),
-        }
-    }
-
-    fn set_a_elements<const E: usize>(&mut self, element: Element, warp: usize, registers: &[Lanes]) {
-        let rows = &mut self.a[16 * warp..16 * warp + 16];
-        for (r, register) in registers[..4].iter().enumerate() {
-            let mut values = [[0f32; 32]; E];
-            unpack(element, register, &mut values);
-            for (j, values) in values.iter().enumerate() {
-                for (lane, value) in values.iter().enumerate() {
-                    rows[lane / 4 + 8 * (r & 1)][E * (lane % 4 + 4 * (r >> 1)) + j] = *value;
-                }
-            }
-        }
+    pub fn set_a(&mut self, _op: &WgmmaOp, warp: usize, registers: &[Lanes]) {
+        self.a[warp].copy_from_slice(registers);
     }
 
     /// Reads B from shared memory: `fetch` gives the 16 bytes at an absolute shared address.
     pub fn read_b(&mut self, op: &WgmmaOp, operand: &Operand, fetch: impl Fn(u32) -> [u8; 16]) {
-        match op.b.bits() {
-            8 => self.read_b_units::<4>(op.b, operand, fetch),
-            16 => self.read_b_units::<2>(op.b, operand, fetch),
-            _ => self.read_b_units::<1>(op.b, operand, fetch),
-        }
+        dispatch(ReadB { element: op.b, b: &mut self.b, operand, fetch });
     }
+}
 
+/// Eight lines' units as a register: a line's words are a quad.
+#[inline(always)]
+fn matrix(operand: &Operand, line: u32, unit: u32, fetch: &impl Fn(u32) -> [u8; 16]) -> Lanes {
+    let mut out = [[0u8; 16]; 8];
+    for (out, address) in out.iter_mut().zip(operand.units(line, unit)) {
+        *out = fetch(address);
+    }
+    let lanes: Lanes = bytemuck::cast(out);
+    lanes.map(u32::from_le)
+}
+
+/// A call of [`Tiles::read_a`], compiled for the widest vectors.
+struct ReadA<'a, F> {
+    a: &'a mut [[Lanes; 4]; M / 16],
+    operand: &'a Operand,
+    fetch: F,
+}
+
+impl<F: Fn(u32) -> [u8; 16]> Kernel for ReadA<'_, F> {
     #[inline(always)]
-    fn read_b_units<const E: usize>(&mut self, element: Element, operand: &Operand, fetch: impl Fn(u32) -> [u8; 16]) {
-        let mut values = [[0f32; 4]; E];
-        if operand.is_mn_major() {
-            for (k, row) in self.b[..MAX_K / E].iter_mut().enumerate() {
-                for (unit, out) in row[..operand.extent() as usize / 8].iter_mut().enumerate() {
-                    unpack(element, &words(fetch(operand.unit(k as u32, unit as u32))), &mut values);
-                    // Even columns first, as the words' halves come.
-                    for (out, values) in out.chunks_exact_mut(4).zip(&values) {
-                        out.copy_from_slice(values);
-                    }
-                }
-            }
-            return;
-        }
-        for n in 0..operand.extent() {
-            let (group, slot) = (n as usize / 8, (n % 8 / 2 + 4 * (n % 2)) as usize);
-            for unit in 0..2 {
-                unpack(element, &words(fetch(operand.unit(n, unit))), &mut values);
-                for (row, value) in self.b[unit as usize * 4 * E..].iter_mut().zip(in_order(&values)) {
-                    row[group][slot] = value;
-                }
+    fn run<V: Vector>(self, v: V) {
+        let Self { a, operand, fetch } = self;
+        for (warp, registers) in a.iter_mut().enumerate() {
+            for (r, register) in registers.iter_mut().enumerate() {
+                let (eight, unit) = (2 * warp as u32 + (r as u32 & 1), r as u32 >> 1);
+                *register = if operand.is_mn_major() {
+                    // Lines are of k, eight of them to a unit of the other kind.
+                    v.transposed(&matrix(operand, 8 * unit, eight, &fetch))
+                } else {
+                    matrix(operand, 8 * eight, unit, &fetch)
+                };
             }
         }
     }
 }
 
-/// A unit's words.
-#[inline(always)]
-fn words(unit: [u8; 16]) -> [u32; 4] {
-    let word = |at: usize| u32::from_le_bytes([unit[at], unit[at + 1], unit[at + 2], unit[at + 3]]);
-    [word(0), word(4), word(8), word(12)]
+/// A call of [`Tiles::read_b`], compiled for the widest vectors.
+struct ReadB<'a, F> {
+    element: Element,
+    b: &'a mut [Group],
+    operand: &'a Operand,
+    fetch: F,
 }
 
-/// A unit's elements, lowest address first.
-#[inline(always)]
-fn in_order<const E: usize>(values: &[[f32; 4]; E]) -> impl Iterator<Item = f32> {
-    (0..4 * E).map(|at| values[at % E][at / E])
+impl<F: Fn(u32) -> [u8; 16]> ReadB<'_, F> {
+    #[inline(always)]
+    fn units<V: Vector, const E: usize>(self, v: V) {
+        let Self { element, b, operand, fetch } = self;
+        for (group, [even, odd]) in b[..operand.extent() as usize / 8].iter_mut().enumerate() {
+            for unit in 0..2 {
+                let words = if operand.is_mn_major() {
+                    v.transposed(&matrix(operand, 8 * unit, group as u32, &fetch))
+                } else {
+                    matrix(operand, 8 * group as u32, unit, &fetch)
+                };
+                let range = 4 * E * unit as usize..4 * E * (unit as usize + 1);
+                columns_of::<V, E>(v, element, &words, [&mut even[range.clone()], &mut odd[range]]);
+            }
+        }
+    }
+}
+
+impl<F: Fn(u32) -> [u8; 16]> Kernel for ReadB<'_, F> {
+    #[inline(always)]
+    fn run<V: Vector>(self, v: V) {
+        match self.element.bits() {
+            8 => self.units::<V, 4>(v),
+            16 => self.units::<V, 2>(v),
+            _ => self.units::<V, 1>(v),
+        }
+    }
 }
 
 /// A call of [`WgmmaOp::run`], compiled for the widest vectors.
@@ -285,77 +281,144 @@ struct Run<'a> {
     tiles: &'a Tiles,
     warp: usize,
     scale_d: bool,
-    d: &'a mut [Lanes],
+    registers: &'a mut [Lanes],
+    /// Where D's are.
+    slots: &'a [u32],
 }
+
+/// A's columns: of each row of eight (twice) its value four times, as D's registers want it.
+type Columns = [[[f32; 32]; 2]; MAX_K];
 
 impl Kernel for Run<'_> {
     #[inline(always)]
     fn run<V: Vector>(mut self, v: V) {
-        let k = self.op.k() as usize;
-        // A's rows of the warp, transposed.
-        let mut a = [[0f32; 16]; MAX_K];
-        let sign = if self.op.negate { -1.0 } else { 1.0 };
-        for (row, values) in self.tiles.a[16 * self.warp..16 * self.warp + 16].iter().enumerate() {
-            for (column, value) in a[..k].iter_mut().zip(values) {
-                column[row] = sign * value;
-            }
+        let mut a = [[[0f32; 32]; 2]; MAX_K];
+        match self.op.a.bits() {
+            8 => columns::<V, 4>(v, &self, &mut a),
+            16 => columns::<V, 2>(v, &self, &mut a),
+            _ => columns::<V, 1>(v, &self, &mut a),
         }
-        let b = &self.tiles.b[..k];
+        let k = self.op.k() as usize;
+        let b = &self.tiles.b;
         let groups = self.op.n as usize / 8;
-        for group in (0..groups).step_by(2) {
-            for row in (0..16).step_by(4) {
+        if V::QUADS == 4 {
+            for group in (0..groups).step_by(2) {
                 if group + 2 <= groups {
-                    block::<V, 2>(v, &mut self, &a[..k], b, (row, group));
+                    block::<V, 2, 2, 2>(v, &mut self, &a[..k], b, (0, group));
                 } else {
-                    block::<V, 1>(v, &mut self, &a[..k], b, (row, group));
+                    block::<V, 1, 2, 2>(v, &mut self, &a[..k], b, (0, group));
                 }
+            }
+        } else {
+            for group in 0..groups {
+                block::<V, 1, 1, 4>(v, &mut self, &a[..k], b, (0, group));
+                block::<V, 1, 1, 4>(v, &mut self, &a[..k], b, (1, group));
             }
         }
     }
 }
 
-/// Four rows by `G` groups of eight columns; `a` and `b` by k.
+/// Fills the columns of A from the warp's registers, `E` elements in each lane.
 #[inline(always)]
-fn block<V: Vector, const G: usize>(
+fn columns<V: Vector, const E: usize>(v: V, run: &Run<'_>, out: &mut Columns) {
+    for (r, register) in run.tiles.a[run.warp].iter().enumerate() {
+        let mut values: [[f32; 32]; E] = values_of(v, run.op.a, register);
+        for (j, values) in values.iter_mut().enumerate() {
+            if run.op.negate {
+                *values = values.map(|value| -value);
+            }
+            let first = 4 * E * (r >> 1) + j;
+            for n in 0..8 / V::QUADS {
+                let all = v.load(values, n);
+                v.store(v.spread::<0>(all), &mut out[first][r & 1], n);
+                v.store(v.spread::<1>(all), &mut out[first + E][r & 1], n);
+                v.store(v.spread::<2>(all), &mut out[first + 2 * E][r & 1], n);
+                v.store(v.spread::<3>(all), &mut out[first + 3 * E][r & 1], n);
+            }
+        }
+    }
+}
+
+/// `H` times eight rows by `G` groups of eight columns, from those on; `N` vectors a register.
+#[inline(always)]
+fn block<V: Vector, const G: usize, const H: usize, const N: usize>(
     v: V,
     run: &mut Run<'_>,
-    a: &[[f32; 16]],
-    b: &[[[f32; 8]; MAX_N / 8]],
-    (row, group): (usize, usize),
+    a: &[[[f32; 32]; 2]],
+    b: &[Group],
+    (half, group): (usize, usize),
 ) {
-    let Run { op, scale_d, ref mut d, .. } = *run;
-    let mut sums = [[v.load(&[0.0; 8]); G]; 4];
+    let Run { op, scale_d, slots, ref mut registers, .. } = *run;
+    let mut sums = [[[[v.repeat(&[0.0; 4]); N]; 2]; H]; G];
     if scale_d {
-        for (i, sums) in sums.iter_mut().enumerate() {
-            for (g, sums) in sums.iter_mut().enumerate() {
-                *sums = v.load(&load(op.accumulator, d, row + i, group + g));
+        for (g, sums) in sums.iter_mut().enumerate() {
+            for (h, sums) in sums.iter_mut().enumerate() {
+                let before = load(
+                    op.accumulator,
+                    #[inline(always)]
+                    |register| &registers[slots[register] as usize],
+                    group + g,
+                    half + h,
+                );
+                for (sums, before) in sums.iter_mut().zip(&before) {
+                    for (n, sum) in sums.iter_mut().enumerate() {
+                        *sum = v.load(before, n);
+                    }
+                }
             }
         }
     }
-    for (a, b) in a.iter().zip(b) {
-        let a: &[f32; 4] = a[row..row + 4].try_into().expect("four rows");
-        let b: &[[f32; 8]; G] = b[group..group + G].try_into().expect("the groups");
-        let b = b.map(
-            #[inline(always)]
-            |b| v.load(&b),
-        );
-        for (sums, a) in sums.iter_mut().zip(a) {
-            for (sum, b) in sums.iter_mut().zip(b) {
-                *sum = v.multiply_add(*a, b, *sum);
+    let sums = summed(v, a, b, (half, group), sums);
+    for (g, sums) in sums.iter().enumerate() {
+        for (h, sums) in sums.iter().enumerate() {
+            let mut values = [[0f32; 32]; 2];
+            for (sums, values) in sums.iter().zip(&mut values) {
+                for (n, sum) in sums.iter().enumerate() {
+                    v.store(*sum, values, n);
+                }
+            }
+            let (group, half) = (group + g, half + h);
+            let before = match op.accumulator {
+                Accumulator::S32 if scale_d => [0, 1].map(|i| registers[slots[4 * group + 2 * half + i] as usize]),
+                _ => [[0; 32]; 2],
+            };
+            store(
+                op.accumulator,
+                op.saturate,
+                #[inline(always)]
+                |register, lanes| registers[slots[register] as usize] = lanes,
+                (group, half),
+                &values,
+                &before,
+            );
+        }
+    }
+}
+
+/// `sums` with all products added. By value, so that they stay in registers.
+#[inline(always)]
+fn summed<V: Vector, const G: usize, const H: usize, const N: usize>(
+    v: V,
+    a: &[[[f32; 32]; 2]],
+    b: &[Group],
+    (half, group): (usize, usize),
+    mut sums: [[[[V::F; N]; 2]; H]; G],
+) -> [[[[V::F; N]; 2]; H]; G] {
+    let b: &[Group; G] = b[group..group + G].try_into().expect("the groups");
+    for (k, a) in a.iter().enumerate().take(MAX_K) {
+        let a: &[[f32; 32]; H] = a[half..half + H].try_into().expect("the halves");
+        for (sums, [even, odd]) in sums.iter_mut().zip(b) {
+            let (even, odd) = (v.repeat(&even[k]), v.repeat(&odd[k]));
+            for (sums, a) in sums.iter_mut().zip(a) {
+                for n in 0..N {
+                    let a = v.load(a, n);
+                    sums[0][n] = v.multiply_add(a, even, sums[0][n]);
+                    sums[1][n] = v.multiply_add(a, odd, sums[1][n]);
+                }
             }
         }
     }
-    for (i, sums) in sums.iter().enumerate() {
-        for (g, sums) in sums.iter().enumerate() {
-            let (row, group, sums) = (row + i, group + g, v.store(*sums));
-            if op.accumulator == Accumulator::S32 {
-                let before = if scale_d { load_integers(d, row, group) } else { [0; 8] };
-                store_integers(d, row, group, sums, before, op.saturate);
-            } else {
-                store(op.accumulator, d, row, group, sums);
-            }
-        }
-    }
+    sums
 }
 
 /// Row and column of D that value `i` of a lane is; a register holds one value, with f16 two.

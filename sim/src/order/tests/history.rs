@@ -272,11 +272,11 @@ impl World {
             let bytes = (start, (start + 1 + n[2] as u64 % 8).min(BYTES));
             let mut out = Vec::new();
             let cx = Cx { ops: &self.ops, clusters: &CLUSTERS };
-            let range = bytes.0..bytes.1;
+            let run = (bytes.0, bytes.1 - bytes.0);
             if reads {
-                self.shadow.async_read(range, op, &self.warps[w], lane, 7, &cx, &mut out);
+                self.shadow.async_read(&[run], op, &self.warps[w], lane, 7, &cx, &mut out);
             } else {
-                self.shadow.async_write(range, op, &self.warps[w], lane, strength, 7, &cx, &mut out);
+                self.shadow.async_write(&[run], op, &self.warps[w], lane, strength, 7, &cx, &mut out);
             }
             let strength = if reads { Strength::Weak } else { strength };
             let mine = Past { node, thread, writes: !reads, strength, bytes, op: Some((op, lane)) };

@@ -3,5 +3,6 @@
 mod graph;
 mod history;
 mod lists;
+mod memos;
 mod rows;
 mod rules;

@@ -53,12 +53,12 @@ impl Stage {
         let op = self.ops.start(kind, &self.warps[w], 1, 9);
         let strength = if kind == OpKind::Reduce { Strength::Gpu } else { Strength::Weak };
         let mut out = Vec::new();
-        let (warp, range) = (&self.warps[w], offset..offset + 64);
+        let (warp, run) = (&self.warps[w], (offset, 64));
         let cx = Cx { ops: &self.ops, clusters: &CLUSTERS };
         if reads {
-            self.shadow.async_read(range, op, warp, 0, 9, &cx, &mut out);
+            self.shadow.async_read(&[run], op, warp, 0, 9, &cx, &mut out);
         } else {
-            self.shadow.async_write(range, op, warp, 0, strength, 9, &cx, &mut out);
+            self.shadow.async_write(&[run], op, warp, 0, strength, 9, &cx, &mut out);
         }
         (op, out.first().map(|conflict| conflict.kind))
     }

@@ -1,0 +1,31 @@
+//! Cells ahead of their turn: their loads overlap then, where a check after the other would wait for each.
+
+use super::super::cell::{CHUNK, CHUNK_SHIFT};
+use super::{Lanes, Shadow};
+
+impl Shadow {
+    /// Looks at the cells of the lanes.
+    pub(super) fn fetch(&self, access: &Lanes) {
+        let mut seen = 0;
+        for offset in access.offsets {
+            if let Some(Some(chunk)) = self.chunks.get((offset >> CHUNK_SHIFT) as usize)
+                && let Some(cell) = chunk.cells.get(((offset & (CHUNK - 1)) >> chunk.shift) as usize)
+            {
+                seen ^= cell.writer;
+            }
+        }
+        std::hint::black_box(seen);
+    }
+
+    /// As [`Shadow::fetch`], for runs of not too many bytes.
+    pub(super) fn fetch_runs(&self, runs: &[(u64, u64)]) {
+        let mut seen = 0;
+        for &(start, bytes) in runs.iter().filter(|run| run.1 <= CHUNK / 16) {
+            let Some(Some(chunk)) = self.chunks.get((start >> CHUNK_SHIFT) as usize) else { continue };
+            let (first, count) = ((start & (CHUNK - 1)) >> chunk.shift, bytes >> chunk.shift);
+            let cells = chunk.cells.get(first as usize..(first + count) as usize).unwrap_or_default();
+            seen ^= cells.iter().step_by(2).fold(0, |seen, cell| seen ^ cell.writer);
+        }
+        std::hint::black_box(seen);
+    }
+}
