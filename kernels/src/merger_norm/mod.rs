@@ -106,5 +106,15 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
 
 /// Shapes that tests and benches share: (rows, cols, scale of the inputs).
 pub fn cases() -> Vec<(usize, usize, f32)> {
-    vec![(1, 1, 1.0), (0, 8, 1.0), (16, 19, 1.0), (4, 8203, 30.0), (68, 640, 1e-4), (130, 1280, 1.0), (192, 128, 1.0)]
+    vec![
+        (1, 1, 1.0),
+        (0, 8, 1.0),
+        (16, 19, 1.0),
+        (9, 521, 1.0),
+        (4, 8203, 30.0),
+        (4, 8200, 1.0),
+        (68, 640, 1e-4),
+        (130, 1280, 1.0),
+        (192, 128, 1.0),
+    ]
 }

@@ -5,7 +5,7 @@ use crate::compare::assert_close;
 
 checks!(
     equals_the_formula,
-    gradient_equals_differences_of_the_formula,
+    gradient_equals_the_formula,
     a_row_of_zeros_has_no_direction,
     threads_and_other_rows_change_nothing
 );
@@ -41,9 +41,9 @@ fn equals_the_formula() {
     }
 }
 
-fn gradient_equals_differences_of_the_formula() {
+fn gradient_equals_the_formula() {
     // Of one column nothing is left of dx but rounding errors: y is ±1 whatever x is.
-    for (rows, cols, scale) in cases().into_iter().filter(|c| c.1 > 1 && c.1 < 2000) {
+    for (rows, cols, scale) in cases().into_iter().filter(|c| c.1 > 1) {
         for (dtype, tol) in [(F32, 1e-5), (BF16, 2e-3)] {
             let (x, dy) =
                 (Data::new(dtype, &numbers(rows * cols, 1, scale)), Data::new(dtype, &numbers(rows * cols, 2, 1.0)));

@@ -11,8 +11,16 @@ pub fn fwd(x: &[f64]) -> Vec<f64> {
     x.iter().map(|x| x / norm).collect()
 }
 
-/// The gradient of `sum(dy · fwd(x))` for a row, by central differences.
+/// The gradient of `sum(dy · fwd(x))` for a row: `(dy − n · Σ dy · n) / norm`.
 pub fn bwd(x: &[f64], dy: &[f64]) -> Vec<f64> {
+    let (n, norm) = (fwd(x), norm(x));
+    let along: f64 = n.iter().zip(dy).map(|(n, d)| n * d).sum();
+    n.iter().zip(dy).map(|(n, d)| (d - n * along) / norm).collect()
+}
+
+/// The same by central differences.
+#[cfg(test)]
+pub fn differences(x: &[f64], dy: &[f64]) -> Vec<f64> {
     let h = 1e-5 * norm(x);
     let at = |c: usize, h: f64| {
         let mut moved = x.to_vec();

@@ -15,9 +15,11 @@
 
 constexpr int WIDE = 512;
 
-// Calls write(x words, dy words, at, sum) for the vectors of each row, where sum is that of add(x, dy) over the row.
-template <class T, int BLOCK, int THREADS, bool TWO, class Add, class Write>
-__device__ __forceinline__ void for_rows(const T* xs, const T* dys, u32 rows, u32 cols, bool vector, Add add, Write write) {
+// Calls write(row, x words, dy words, at, pair) for the vectors of each row, where pair is what finish(row, sum) gives, all
+// threads of the row at the same time, of the sum of add(x, dy) over the row.
+template <class T, int BLOCK, int THREADS, bool TWO, class Add, class Finish, class Write>
+__device__ __forceinline__ void for_rows(const T* xs, const T* dys, u32 rows, u32 cols, bool vector, Add add, Finish finish,
+                                         Write write) {
   constexpr bool REST = THREADS == WIDE;
   __shared__ float scratch[2][BLOCK / 32];
   using Row = Held<T, THREADS>;
@@ -36,11 +38,11 @@ __device__ __forceinline__ void for_rows(const T* xs, const T* dys, u32 rows, u3
     if constexpr (REST) {
       for_rest<T, THREADS>(cols, [&](u32 at) { sum = add(sum, load_words(x, at, cols, vector), other(at)); });
     }
-    sum = group_sum<THREADS>(sum, scratch[parity]);
+    const Pair pair = finish(row, group_sum<THREADS>(sum, scratch[parity]));
 #pragma unroll
-    for (int k = 0; k < CHUNKS<T>; ++k) write(row, held.chunk[k], held_dy.chunk[k], Row::at(k), sum);
+    for (int k = 0; k < CHUNKS<T>; ++k) write(row, held.chunk[k], held_dy.chunk[k], Row::at(k), pair);
     if constexpr (REST) {
-      for_rest<T, THREADS>(cols, [&](u32 at) { write(row, load_words(x, at, cols, vector), other(at), at, sum); });
+      for_rest<T, THREADS>(cols, [&](u32 at) { write(row, load_words(x, at, cols, vector), other(at), at, pair); });
     }
   }
 }
@@ -59,13 +61,16 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
         for (int j = 0; j < V; ++j) sum = fmaf(e[j], e[j], sum);
         return sum;
       },
-      [&](u64 row, const Words<16>& words, const Words<16>&, u32 at, float sum) {
+      [&](u64 row, float sum) {
         const float norm = __fsqrt_rn(sum);
-        if (p.norm != 0 && at == 0) global<float>(p.norm)[row] = norm;
+        if (p.norm != 0 && threadIdx.x % THREADS == 0) global<float>(p.norm)[row] = norm;
+        return Pair{norm, 0.0f};
+      },
+      [&](u64 row, const Words<16>& words, const Words<16>&, u32 at, const Pair& pair) {
         float e[V];
         unpack<T>(words, e);
 #pragma unroll
-        for (int j = 0; j < V; ++j) e[j] = __fdiv_rn(e[j], norm);
+        for (int j = 0; j < V; ++j) e[j] = __fdiv_rn(e[j], pair.a);
         store_elements(global<T>(p.y) + row * p.cols, at, p.cols, vector, e);
       });
 }
@@ -84,9 +89,12 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
         for (int j = 0; j < V; ++j) sum = fmaf(a[j], b[j], sum);
         return sum;
       },
-      [&](u64 row, const Words<16>& x, const Words<16>& dy, u32 at, float sum) {
-        const float norm = load_for_warp(global<const float>(p.norm) + row);
-        const float inverse = __frcp_rn(norm), along = sum * inverse;
+      [&](u64 row, float sum) {
+        const float inverse = __frcp_rn(load_for_warp(global<const float>(p.norm) + row));
+        return Pair{inverse, sum * inverse};
+      },
+      [&](u64 row, const Words<16>& x, const Words<16>& dy, u32 at, const Pair& pair) {
+        const float inverse = pair.a, along = pair.b;
         float a[V], b[V];
         unpack<T>(x, a);
         unpack<T>(dy, b);

@@ -22,3 +22,15 @@ fn each_element_moves_once() {
         }
     });
 }
+
+#[test]
+fn the_formula_of_the_gradient_equals_differences() {
+    for (_, cols, scale) in cases().into_iter().filter(|c| c.1 < 2000) {
+        let (x, dy) = (Data::new(F32, &numbers(cols, 1, scale)), Data::new(F32, &numbers(cols, 2, 1.0)));
+        let (direct, differences) = (formula::bwd(&x.f64(), &dy.f64()), formula::differences(&x.f64(), &dy.f64()));
+        let size = dy.f64().iter().map(|d| d * d).sum::<f64>().sqrt() / formula::norm(&x.f64());
+        for (a, b) in direct.iter().zip(&differences) {
+            assert!((a - b).abs() <= 1e-6 * size, "{cols}: {a}, {b}");
+        }
+    }
+}
