@@ -15,6 +15,8 @@ pub struct Compared {
     pub nan_bits: usize,
     /// The first that differs.
     pub first: Option<Value>,
+    /// The first that is NaN with other bits.
+    pub first_nan: Option<Value>,
     /// The largest difference of finite numbers, relative to the larger.
     pub relative: f64,
     /// Of an approximation: the largest errors of simulator and GPU in units of the allowed one, and results that must be something
@@ -54,6 +56,9 @@ impl Compared {
         if let Some(first) = &self.first {
             record["first"] = first.clone();
             record["relative"] = json!(self.relative);
+        }
+        if let Some(first) = &self.first_nan {
+            record["first_nan"] = first.clone();
         }
         if let Some(both) = &self.approximation {
             for (who, e) in ["sim", "gpu"].into_iter().zip(both) {
@@ -104,6 +109,7 @@ pub fn compare(case: &Case, sim: &[u8], gpu: &[u8], magnitudes: Option<&[u8]>) -
                 }
                 if s != g && a.is_nan() && b.is_nan() {
                     all.nan_bits += 1;
+                    all.first_nan.get_or_insert_with(|| difference(case, lane, k, s, g));
                 } else {
                     if s != g && a.is_finite() && b.is_finite() {
                         all.relative = all.relative.max((a - b).abs() / a.abs().max(b.abs()));
@@ -119,16 +125,17 @@ pub fn compare(case: &Case, sim: &[u8], gpu: &[u8], magnitudes: Option<&[u8]>) -
 
 impl Compared {
     fn note(&mut self, case: &Case, lane: usize, k: usize, sim: u64, gpu: u64) {
-        if sim == gpu {
-            return;
-        }
-        self.different += 1;
-        if self.first.is_none() {
-            self.first = Some(json!({
-                "lane": lane, "result": k, "inputs": inputs(case, lane), "sim": format!("{sim:#x}"), "gpu": format!("{gpu:#x}"),
-            }));
+        if sim != gpu {
+            self.different += 1;
+            self.first.get_or_insert_with(|| difference(case, lane, k, sim, gpu));
         }
     }
+}
+
+/// What a lane took and gave.
+fn difference(case: &Case, lane: usize, k: usize, sim: u64, gpu: u64) -> Value {
+    let (sim, gpu) = (format!("{sim:#x}"), format!("{gpu:#x}"));
+    json!({"lane": lane, "result": k, "inputs": inputs(case, lane), "sim": sim, "gpu": gpu})
 }
 
 /// A function that instructions approximate.
@@ -182,7 +189,8 @@ impl Approximation {
             "rcp" => |_, y, f| Some(unit(y, f)),
             "sqrt" => |_, y, f| Some(2f64.powi(-23) * y.abs() + 0.5 * unit(y, f)),
             "rsqrt" => |_, y, _| Some(2f64.powf(-22.9) * y.abs()),
-            "ex2" if half => |_, y, f| Some(2f64.powf(-9.9) * y.abs() + 0.5 * unit(y, f)),
+            // Subnormal results of an H200 are up to a unit off.
+            "ex2" if half => |_, y, f| Some(2f64.powf(-9.9) * y.abs() + unit(y, f)),
             "ex2" if bfloat => |_, y, _| Some(2f64.powi(-7) * y.abs()),
             "ex2" => |_, y, f| Some(2.0 * unit(y, f)),
             "lg2" => |x, y, _| Some(2f64.powi(-22) * if (0.5..=2.0).contains(&x[0]) { 1.0 } else { y.abs() }),
@@ -192,7 +200,8 @@ impl Approximation {
                 _ => None,
             },
             _ if half => |_, _, _| Some(2f64.powf(-10.987)),
-            _ if bfloat => |_, _, _| Some(2f64.powi(-8)),
+            // An H200 is 2^-8 off in all digits that the documentation gives, and a little more.
+            _ if bfloat => |_, _, _| Some(2f64.powi(-8) * 1.001),
             _ => |_, y, _| Some(2f64.powi(-11) * y.abs()),
         };
         Some(Approximation { exact, allowed, flush, upper: wide && flush })

@@ -3,7 +3,7 @@
 //! Source: PTX ISA 9.0, chapter 9.7.9.21.
 
 use super::cold::Flags;
-use super::f32s::flush;
+use super::f32s::{self, flush};
 use super::int::{clamp, extend, ones};
 use super::soft::{BF16, E4M3, E5M2, F16, F32, F64, Format, Mode, TF32, Wide, narrow, widen};
 
@@ -76,12 +76,20 @@ pub fn cvt(f: Flags, a: u64, _: u64, _: u64, _: u64) -> u64 {
             let x = if f.sat { x.clamp(0, 1) } else { x };
             Wide::integer(x).round(format, f.mode)
         }
+        (Kind::Float(_), Kind::Float(TF32)) if f.mode == Mode::Away && f32s::is_nan(a as u32) => nan_to_tf32(f, a),
         (Kind::Float(format), Kind::Float(to)) => {
-            let x = source(f, a, format);
+            // An H200 does not flush what becomes an f16, whatever `.ftz` says.
+            let x = source(Flags { ftz: f.ftz && to != F16, ..f }, a, format);
             let x = if f.other { integral(x, f.mode) } else { x };
             to_float(f, x, to)
         }
     }
+}
+
+/// `.rna` cuts a NaN like a number, as an H200 does: one whose upper bits are zero becomes infinite.
+fn nan_to_tf32(f: Flags, a: u64) -> u64 {
+    let cut = a & 0xffff_e000;
+    if f32s::is_nan(cut as u32) || !f.strict { cut } else { cut - 0x2000 }
 }
 
 /// The value of a source, an f32's subnormals flushed if `.ftz`.

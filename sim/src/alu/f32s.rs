@@ -24,6 +24,16 @@ pub fn output(x: f32, ftz: bool) -> u32 {
     if bits & 0x7fff_ffff > 0x7f80_0000 { NAN } else { bits }
 }
 
+/// An exact result (or one rounded to odd) as an f32 to nearest, flushed as `.ftz` does it on an H200: where it is below the smallest
+/// normal number when it is rounded to 24 bits whatever its exponent. A quotient of f32s is far enough from every other number that
+/// its f64 will do.
+#[inline(always)]
+pub fn flushed(x: f64) -> f32 {
+    const LEAST: f64 = f32::MIN_POSITIVE as f64;
+    let y = x as f32;
+    if x.abs() < LEAST - LEAST / 33_554_432.0 { 0f32.copysign(y) } else { y }
+}
+
 /// `.sat`: clamped to [0, 1], NaN becomes +0.
 #[inline(always)]
 pub fn saturate(x: f32) -> f32 {

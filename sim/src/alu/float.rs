@@ -63,6 +63,10 @@ macro_rules! arithmetic_functions {
             let [$a, $b, $c] = [a, b, c].map(|x| f32s::input(x as u32, f.ftz));
             let native = f32s::output($value, false);
             let bits = arithmetic(Arithmetic::$op, f.mode, F32, $a as f64, $b as f64, $c as f64, native as u64) as u32;
+            let least = f.ftz && bits & 0x7fff_ffff == 0x80_0000;
+            if least && tiny(F32, f.mode, odd(Arithmetic::$op, $a as f64, $b as f64, $c as f64)) {
+                return finish32(f, bits & 0x8000_0000);
+            }
             finish32(f, bits)
         }
 
@@ -81,6 +85,33 @@ arithmetic_functions! {
     div_f32 div_f64 Div |a, b, _c| a / b;
     rcp_f32 rcp_f64 Rcp |a, _b, _c| 1.0 / a;
     sqrt_f32 sqrt_f64 Sqrt |a, _b, _c| a.sqrt();
+}
+
+/// Whether `.ftz` flushes the result `x` (exact, or rounded to odd): it is below the smallest normal number when it is rounded to the
+/// format's precision whatever its exponent. So an H200 has it.
+fn tiny(format: Format, mode: Mode, x: f64) -> bool {
+    let away = match mode {
+        Mode::Up => x > 0.0,
+        Mode::Down => x < 0.0,
+        _ => false,
+    };
+    let (least, unit) = (2f64.powi(format.least), 2f64.powi(format.least - format.precision as i32));
+    match mode {
+        Mode::Nearest | Mode::Away => x.abs() < least - unit / 2.0,
+        _ if away => x.abs() <= least - unit,
+        _ => x.abs() < least,
+    }
+}
+
+/// What [`tiny`] asks for, of a result that rounds to the smallest normal f32: a product is exact, a quotient far from all other numbers.
+fn odd(op: Arithmetic, a: f64, b: f64, c: f64) -> f64 {
+    match op {
+        Arithmetic::Mul => a * b,
+        Arithmetic::Fma => add_odd(a * b, c),
+        Arithmetic::Div => a / b,
+        // Small sums are exact; reciprocals and roots are not as small.
+        _ => f64::from(f32::MIN_POSITIVE),
+    }
 }
 
 /// Saturation and flushing of an f32 result.
@@ -168,8 +199,9 @@ pub fn is_nan(f: Flags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     (category(f, a) == std::num::FpCategory::Nan) as u64
 }
 
+/// Zeros count as normal.
 pub fn is_normal(f: Flags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    (category(f, a) == std::num::FpCategory::Normal) as u64
+    matches!(category(f, a), std::num::FpCategory::Normal | std::num::FpCategory::Zero) as u64
 }
 
 pub fn is_subnormal(f: Flags, a: u64, _: u64, _: u64, _: u64) -> u64 {
@@ -255,8 +287,7 @@ fn half_result(f: Flags, x: f64) -> u64 {
         _ => x,
     };
     let bits = narrow(x, format_of(f), f.mode);
-    let subnormal = bits & 0x7fff < 1 << (format_of(f).precision - 1);
-    if f.ftz && subnormal { bits & 0x8000 } else { bits }
+    if f.ftz && tiny(format_of(f), f.mode, x) { bits & 0x8000 } else { bits }
 }
 
 macro_rules! half_functions {
@@ -281,13 +312,17 @@ half_functions! {
     tanh_half tanh_halves |a, _b, _c| a.tanh();
 }
 
-/// Flips the sign; `.ftz` flushes.
+/// Flips the sign; `.ftz` flushes. NaN becomes the canonical one, as on an H200.
 pub fn neg_half(f: Flags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    flush_half(f, a) ^ 0x8000
+    if is_nan_half(f, a) { format_of(f).nan } else { flush_half(f, a) ^ 0x8000 }
 }
 
 pub fn abs_half(f: Flags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    flush_half(f, a) & 0x7fff
+    if is_nan_half(f, a) { format_of(f).nan } else { flush_half(f, a) & 0x7fff }
+}
+
+fn is_nan_half(f: Flags, a: u64) -> bool {
+    a & 0x7fff > format_of(f).largest + 1
 }
 
 pub fn neg_halves(f: Flags, a: u64, _: u64, _: u64, _: u64) -> u64 {

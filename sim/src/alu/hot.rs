@@ -4,6 +4,7 @@ use super::Slots;
 use super::f32s::{self, exp2, input, output};
 use super::lanes::{compare, define, map1, map2, map3, set_predicate, undefined};
 use super::rare::Rare;
+use super::soft::add_odd;
 use crate::regs::{Registers, Slot};
 
 /// How a comparison is made of `a < b`, `a ≤ b` and `a = b`.
@@ -284,9 +285,9 @@ impl Op {
             Op::SubF32 => float2(r, s, m, false, |a, b| a - b),
             Op::SubFtzF32 => float2(r, s, m, true, |a, b| a - b),
             Op::MulF32 => float2(r, s, m, false, |a, b| a * b),
-            Op::MulFtzF32 => float2(r, s, m, true, |a, b| a * b),
+            Op::MulFtzF32 => float2(r, s, m, true, |a, b| f32s::flushed(a as f64 * b as f64)),
             Op::FmaF32 => float3(r, s, m, false, |a, b, c| a.mul_add(b, c)),
-            Op::FmaFtzF32 => float3(r, s, m, true, |a, b, c| a.mul_add(b, c)),
+            Op::FmaFtzF32 => float3(r, s, m, true, |a, b, c| f32s::flushed(add_odd(a as f64 * b as f64, c as f64))),
             // A loop each: a choice inside would be made in every lane.
             Op::MinF32(false) => map2(r, s, m, f32s::extreme::<false>),
             Op::MaxF32(false) => map2(r, s, m, f32s::extreme::<true>),
@@ -310,7 +311,8 @@ impl Op {
             Op::RcpF32(ftz) => map1(r, s, m, |a: u32| output(1.0 / input(a, ftz), ftz)),
             Op::SqrtF32(ftz) => map1(r, s, m, |a: u32| output(input(a, ftz).sqrt(), ftz)),
             Op::RsqrtF32(ftz) => map1(r, s, m, |a: u32| output((1.0 / (input(a, ftz) as f64).sqrt()) as f32, ftz)),
-            Op::DivF32(ftz) => float2(r, s, m, ftz, |a, b| a / b),
+            Op::DivF32(false) => float2(r, s, m, false, |a, b| a / b),
+            Op::DivF32(true) => float2(r, s, m, true, |a, b| f32s::flushed(a as f64 / b as f64)),
             Op::ShfLWrap => {
                 map3(r, s, m, |a: u32, b: u32, c: u32| (((a as u64 | (b as u64) << 32) << (c & 31)) >> 32) as u32)
             }

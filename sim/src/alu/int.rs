@@ -167,16 +167,15 @@ pub fn bfind(f: Flags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     }
 }
 
-/// Of 64 bits.
+/// Of 64 bits. All bits of `pos` and `len` count, on an H200 too; those of 32 bits take the low eight.
 pub fn bfe64(f: Flags, a: u64, pos: u64, len: u64, _: u64) -> u64 {
-    let (pos, len) = ((pos & 0xff) as u32, (len & 0xff) as u32);
     let x = value(f, a) >> pos.min(64);
-    if len == 0 { 0 } else { extend(x as u64, len.min(64), f.signed) as u64 }
+    if len == 0 { 0 } else { extend(x as u64, len.min(64) as u32, f.signed) as u64 }
 }
 
-/// The low `len` bits of `a` put into `b` at `pos`.
+/// The low `len` bits of `a` put into `b` at `pos`, of which all bits count where there are 64, else the low eight.
 pub fn bfi(f: Flags, a: u64, b: u64, pos: u64, len: u64) -> u64 {
-    let (pos, len) = (pos & 0xff, len & 0xff);
+    let (pos, len) = if f.bits == 64 { (pos, len) } else { (pos & 0xff, len & 0xff) };
     if len == 0 || pos >= f.bits as u64 {
         return b;
     }

@@ -6,7 +6,7 @@
 mod cold;
 mod convert;
 pub mod decode;
-mod f32s;
+pub(crate) mod f32s;
 mod float;
 mod halves;
 mod hot;

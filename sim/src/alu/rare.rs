@@ -12,7 +12,7 @@ use crate::regs::{Registers, Slot};
 pub enum Extended {
     /// `a + b`
     Add,
-    /// `a − b`, where the carry is the borrow.
+    /// `a − b` as `a + ¬b + 1`: the carry is 0 where there is a borrow, which `addc` after `sub.cc` can see, as on an H200.
     Sub,
     /// The low half of `a · b`, plus `c`.
     MadLow,
@@ -168,14 +168,14 @@ impl Carry {
         }
     }
 
-    /// The result and the carry (or borrow) out of it.
+    /// The result and the carry out of it.
     fn lane(self, a: u64, b: u64, c: u64, carry: u128) -> (u64, bool) {
         let ones = super::int::ones(self.bits as u32) as u128;
         let wide = |x: u64| super::int::extend(x, self.bits as u32, self.signed);
         let product = wide(a).wrapping_mul(wide(b)) as u128;
         let sum = match self.op {
             Extended::Add => a as u128 + b as u128 + carry,
-            Extended::Sub => (a as u128).wrapping_sub(b as u128 + carry),
+            Extended::Sub => a as u128 + (b as u128 ^ ones) + if self.input { carry } else { 1 },
             Extended::MadLow => (product & ones) + c as u128 + carry,
             Extended::MadHigh => (product >> self.bits & ones) + c as u128 + carry,
         };

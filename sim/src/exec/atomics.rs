@@ -147,7 +147,7 @@ pub fn combine(op: AtomOp, ty: AtomType, old: u128, operand: u128) -> u128 {
                 AtomOp::Max => a.max(b),
                 _ => return operand,
             };
-            r.to_bits() as u128
+            u128::from(if r.is_nan() { crate::alu::f32s::NAN } else { r.to_bits() })
         }
         AtomType::F64 => {
             let (a, b) = (f64::from_bits(old as u64), f64::from_bits(operand as u64));
@@ -179,14 +179,25 @@ pub fn combine(op: AtomOp, ty: AtomType, old: u128, operand: u128) -> u128 {
 fn half_op(op: AtomOp, ty: AtomType, old: u16, operand: u16) -> u16 {
     let apply = |a: f32, b: f32| match op {
         AtomOp::Add => a + b,
+        // The zeros are ordered: -0 is the smaller.
+        AtomOp::Min if a == b => f32::from_bits(a.to_bits() | b.to_bits()),
+        AtomOp::Max if a == b => f32::from_bits(a.to_bits() & b.to_bits()),
         AtomOp::Min => a.min(b),
         AtomOp::Max => a.max(b),
         _ => b,
     };
-    if ty == AtomType::F16 {
-        f16::from_f32(apply(f16::from_bits(old).to_f32(), f16::from_bits(operand).to_f32())).to_bits()
+    let (result, nan) = if ty == AtomType::F16 {
+        let result = f16::from_f32(apply(f16::from_bits(old).to_f32(), f16::from_bits(operand).to_f32()));
+        (result.to_bits(), result.is_nan())
     } else {
-        bf16::from_f32(apply(bf16::from_bits(old).to_f32(), bf16::from_bits(operand).to_f32())).to_bits()
+        let result = bf16::from_f32(apply(bf16::from_bits(old).to_f32(), bf16::from_bits(operand).to_f32()));
+        (result.to_bits(), result.is_nan())
+    };
+    // An exchange keeps its bits; arithmetic makes the canonical NaN.
+    match op {
+        AtomOp::Add | AtomOp::Min | AtomOp::Max if nan => 0x7fff,
+        AtomOp::Add | AtomOp::Min | AtomOp::Max => result,
+        _ => operand,
     }
 }
 
@@ -225,5 +236,28 @@ fn unsigned(op: AtomOp, old: u64, operand: u64) -> u64 {
             }
         }
         _ => operand,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_ordered_and_nan_is_canonical() {
+        use AtomOp::{Add, Exch, Max, Min};
+        for ty in [AtomType::F16, AtomType::BF16] {
+            for (old, operand) in [(0, 0x8000), (0x8000, 0)] {
+                assert_eq!(combine(Min, ty, old, operand), 0x8000, "{ty:?}");
+                assert_eq!(combine(Max, ty, old, operand), 0, "{ty:?}");
+            }
+            for op in [Add, Min, Max] {
+                assert_eq!(combine(op, ty, 0xffc1, 0xfff1), 0x7fff, "{op:?} {ty:?}");
+            }
+            assert_eq!(combine(Exch, ty, 0, 0xffc1), 0xffc1, "{ty:?}");
+        }
+        assert_eq!(combine(Min, AtomType::F16x2, 0x8000_4900, 0x0000_4901), 0x8000_4900);
+        assert_eq!(combine(Add, AtomType::F32, 0xffc0_0001, 0x3f80_0000), 0x7fff_ffff);
+        assert_eq!(combine(Add, AtomType::F32, 0x7f80_0000, 0xff80_0000), 0x7fff_ffff);
     }
 }

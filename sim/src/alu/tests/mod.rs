@@ -1,6 +1,7 @@
 //! Tests of the instructions against independent definitions.
 
 mod everyday;
+mod hardware;
 mod rounding;
 mod seldom;
 
