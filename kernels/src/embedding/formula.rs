@@ -1,4 +1,6 @@
-//! The definition, in f64.
+//! The definition, in f64; and the same with the roundings of mod.rs.
+
+use crate::checks::rounding::f32;
 
 /// Rows of the table; zeros for ids outside it.
 pub fn fwd(table: &[f64], ids: &[i32], hidden: usize) -> Vec<f64> {
@@ -13,6 +15,17 @@ pub fn bwd(ids: &[i32], dy: &[f64], dw: &[f64], hidden: usize) -> Vec<f64> {
     for (i, sum) in sum.iter_mut().enumerate() {
         let (row, c) = ((i / hidden) as i32, i % hidden);
         *sum += (0..ids.len()).filter(|&t| ids[t] == row).map(|t| dy[t * hidden + c]).sum::<f64>();
+    }
+    sum
+}
+
+/// [`bwd`] in f32, tokens in order.
+pub fn bwd_rounded(ids: &[i32], dy: &[f64], dw: &[f64], hidden: usize) -> Vec<f64> {
+    let mut sum = dw.to_vec();
+    for (&id, dy) in ids.iter().zip(dy.chunks_exact(hidden)).filter(|(id, _)| **id >= 0) {
+        for (sum, d) in sum.iter_mut().skip(id as usize * hidden).zip(dy) {
+            *sum = f32(*sum + d);
+        }
     }
     sum
 }
