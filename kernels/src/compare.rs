@@ -1,4 +1,8 @@
-//! A comparison that can fail: NaN and infinity first, then relative L2 and the largest difference, with coordinates.
+//! Comparisons that can fail: NaN and infinity first, then relative L2 and the largest difference, with coordinates; or the
+//! error that a kernel's documented roundings make.
+
+use crate::{DType, Element};
+use half::bf16;
 
 /// Checks `got` against `want`: non-finite values must be at the same places and equal, the relative L2 distance at most
 /// `rel_l2`, and no element further off than `max_abs`.
@@ -6,15 +10,7 @@
 /// # Errors
 /// Says the first place that is wrong with both values, or which bound was passed by how much.
 pub fn close(name: &str, got: &[f32], want: &[f64], rel_l2: f64, max_abs: f64) -> Result<(), String> {
-    if got.len() != want.len() {
-        return Err(format!("{name}: {} elements, want {}", got.len(), want.len()));
-    }
-    for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
-        let same = (g.is_nan() && w.is_nan()) || (g.is_finite() && w.is_finite()) || g as f64 == w;
-        if !same {
-            return Err(format!("{name}[{i}]: {g}, want {w}"));
-        }
-    }
+    same_places(name, got, want)?;
     let (mut diff2, mut want2, mut worst, mut at) = (0.0, 0.0, 0.0, 0);
     for (i, (&g, &w)) in got.iter().zip(want).enumerate().filter(|(_, (g, _))| g.is_finite()) {
         let d = (g as f64 - w).abs();
@@ -37,6 +33,83 @@ pub fn close(name: &str, got: &[f32], want: &[f64], rel_l2: f64, max_abs: f64) -
     Ok(())
 }
 
+/// As many elements, and non-finite values at the same places and equal.
+fn same_places(name: &str, got: &[f32], want: &[f64]) -> Result<(), String> {
+    if got.len() != want.len() {
+        return Err(format!("{name}: {} elements, want {}", got.len(), want.len()));
+    }
+    for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+        let same = (g.is_nan() && w.is_nan()) || (g.is_finite() && w.is_finite()) || g as f64 == w;
+        if !same {
+            return Err(format!("{name}[{i}]: {g}, want {w}"));
+        }
+    }
+    Ok(())
+}
+
+/// What an error may be as a multiple of that of one rounding, unless a kernel's text says why it is more.
+pub const OF_ONE: f64 = 2.5;
+
+/// Checks that the error of `got`, stored as `dtype`, is that of the kernel's documented roundings and not much more than that
+/// of one. Errors are relative L2 distances from `exact`, the f64 formula.
+///
+/// `with_roundings` is the formula with the kernel's roundings, the one at the store left out: the error may be 1.2 times its
+/// error, and `of_one` times ([`OF_ONE`]) that of `exact` rounded once. In bf16 a millionth is free besides: what f32 sums and
+/// exponentials add that are not documented one by one. In f32 the two make different roundings of the same size, and of few
+/// numbers, or of many of which a few make up the norm, an error is a matter of luck: both bounds are wider by three standard
+/// deviations of that.
+///
+/// # Errors
+/// Says the first place where one of the two is not finite, or which bound was passed by how much.
+pub fn rounded(
+    name: &str,
+    dtype: DType,
+    got: &[f32],
+    with_roundings: &[f64],
+    exact: &[f64],
+    of_one: f64,
+) -> Result<(), String> {
+    let round = |&x: &f64| if dtype == DType::BF16 { <bf16 as Element>::from_f32(x as f32).to_f32() } else { x as f32 };
+    let stored = |x: &[f64]| x.iter().map(round).collect::<Vec<f32>>();
+    let (documented, once) = (stored(with_roundings), stored(exact));
+    same_places(name, got, exact)?;
+    same_places(&format!("{name}, with roundings"), &documented, exact)?;
+    let finite = || exact.iter().enumerate().filter(|(_, x)| x.is_finite());
+    let norm2: f64 = finite().map(|(_, x)| x * x).sum();
+    let scale = if norm2 > 0.0 { norm2.sqrt() } else { 1.0 };
+    let distance = |y: &[f32]| finite().map(|(i, x)| ((y[i] as f64 - x) / scale).powi(2)).sum::<f64>().sqrt();
+    let (error, documented, once) = (distance(got), distance(&documented), distance(&once));
+    // One over the root of how many numbers of one size would vary as much.
+    let luck = finite().map(|(_, x)| (x / scale).powi(4)).sum::<f64>().sqrt();
+    for (what, bound, times) in [("the documented roundings", documented, 1.2), ("one rounding", once, of_one)] {
+        let slack = if dtype == DType::BF16 { 1e-6 } else { 3.0 * luck * (bound + 2f64.powi(-24)) };
+        let allowed = times * bound + slack;
+        if !(error <= allowed) {
+            let at = (0..got.len()).max_by(|&i, &j| {
+                let off = |i: usize| (got[i] as f64 - exact[i]).abs();
+                off(i).total_cmp(&off(j))
+            });
+            let at = at.unwrap_or(0);
+            return Err(format!(
+                "{name}: error {error:.3e} > {allowed:.3e}, with {what} {bound:.3e}; worst at {at}: {}, want {}",
+                got[at], exact[at]
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// [`rounded`], as an assertion.
+///
+/// # Panics
+/// When the error is larger than allowed.
+#[track_caller]
+pub fn assert_rounded(name: &str, dtype: DType, got: &[f32], with_roundings: &[f64], exact: &[f64], of_one: f64) {
+    if let Err(e) = rounded(name, dtype, got, with_roundings, exact, of_one) {
+        panic!("{e}");
+    }
+}
+
 /// [`close`], as an assertion.
 ///
 /// # Panics
@@ -50,7 +123,8 @@ pub fn assert_close(name: &str, got: &[f32], want: &[f64], rel_l2: f64, max_abs:
 
 #[cfg(test)]
 mod tests {
-    use super::close;
+    use super::{OF_ONE, close, rounded};
+    use crate::DType::{BF16, F32};
 
     #[test]
     fn fails_where_it_should() {
@@ -63,5 +137,27 @@ mod tests {
         assert!(close("x", &[1.0, 2.1, 3.0], &want, 1.0, 1e-3).is_err());
         assert!(close("x", &[f32::NAN], &[f64::NAN], 0.0, 0.0).is_ok());
         assert!(close("x", &[f32::INFINITY], &[f64::NEG_INFINITY], 1.0, 1.0).is_err());
+    }
+
+    #[test]
+    fn an_error_is_held_to_roundings() {
+        let exact: Vec<f64> = (0..1000).map(|i| 1.0 + i as f64 / 700.1).collect();
+        let off = |by: f64| exact.iter().map(|x| (x * (1.0 + by)) as f32).collect::<Vec<f32>>();
+        let of = |got: &[f32], with: &[f64]| rounded("x", F32, got, with, &exact, OF_ONE);
+        assert!(of(&off(0.0), &exact).is_ok());
+        // Within 2.5 roundings, but not documented.
+        assert!(of(&off(5e-8), &exact).unwrap_err().contains("documented"));
+        let with: Vec<f64> = exact.iter().map(|x| x * (1.0 + 5e-8)).collect();
+        assert!(of(&off(5e-8), &with).is_ok());
+        // Documented, but too much.
+        let with: Vec<f64> = exact.iter().map(|x| x * (1.0 + 2e-7)).collect();
+        assert!(of(&off(2e-7), &with).unwrap_err().contains("one rounding"));
+        assert!(rounded("x", F32, &off(2e-7), &with, &exact, 9.0).is_ok());
+        assert!(rounded("x", BF16, &off(0.0), &exact, &exact, OF_ONE).is_ok());
+        assert!(rounded("x", BF16, &off(5e-3), &exact, &exact, OF_ONE).is_err());
+        let mut bad = off(0.0);
+        bad[7] = f32::NAN;
+        assert!(of(&bad, &exact).is_err());
+        assert!(of(&bad[..7], &exact).is_err());
     }
 }

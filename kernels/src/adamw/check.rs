@@ -3,12 +3,12 @@ mod small;
 use super::{JoinParams, Params, Scalars, SplitParams, cases, formula, join_master, split_master, step};
 use crate::DType::{BF16, F32};
 use crate::checks::{addr, addr_mut, checks, numbers, run};
-use crate::compare::assert_close;
+use crate::compare::{OF_ONE, assert_close, assert_rounded};
 use crate::{Addr, DType, Element};
 use half::bf16;
 use small::{
     a_split_master_takes_the_same_small_steps, a_step_with_8_bit_moments_lands_beside_the_formula,
-    a_step_with_bf16_moments_lands_beside_the_formula, what_is_not_finite_spreads_over_its_block,
+    a_step_with_bf16_moments_lands_beside_the_formula, draws_have_no_bias, what_is_not_finite_spreads_over_its_block,
 };
 
 checks!(
@@ -21,6 +21,7 @@ checks!(
     a_step_with_8_bit_moments_lands_beside_the_formula,
     a_split_master_takes_the_same_small_steps,
     what_is_not_finite_spreads_over_its_block,
+    draws_have_no_bias,
 );
 
 const SCALARS: Scalars = Scalars { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 };
@@ -53,11 +54,27 @@ impl Weights {
         run(&step(dtype, &params), threads);
     }
 
+    /// w, m and v of each weight.
+    fn states(&self) -> Vec<[f64; 3]> {
+        (0..self.f32.len()).map(|i| [self.f32[i], self.m[i], self.v[i]].map(|x| x as f64)).collect()
+    }
+
     fn joined(&self) -> Vec<f32> {
         let mut dst = vec![f32::NAN; self.hi.len()];
         let (w, low) = (addr(&self.hi), addr(&self.low));
         run(&join_master(&JoinParams { w, low, dst: addr_mut(&mut dst), n: self.hi.len() as u64 }), 2);
         dst
+    }
+}
+
+/// Holds a step from f32 states to the formula.
+fn assert_stepped(scalars: &Scalars, before: &[[f64; 3]], g: &[f64], after: &[[f64; 3]]) {
+    for (k, which) in ["w", "m", "v"].into_iter().enumerate() {
+        let by = |f: fn(&Scalars, [f64; 3], f64) -> [f64; 3]| -> Vec<f64> {
+            before.iter().zip(g).map(|(state, g)| f(scalars, *state, *g)[k]).collect()
+        };
+        let got: Vec<f32> = after.iter().map(|state| state[k] as f32).collect();
+        assert_rounded(which, F32, &got, &by(formula::step_rounded), &by(formula::step), OF_ONE);
     }
 }
 
@@ -68,15 +85,15 @@ fn equals_the_formula_over_steps() {
         let mut want: Vec<[f64; 3]> = start.iter().map(|&w| [w as f64, 0.0, 0.0]).collect();
         for t in 1..=5 {
             let (scalars, g) = (Scalars { step: t, ..SCALARS }, numbers(n, 10 + t, 1.0));
+            let before = weights.states();
             weights.step(F32, &scalars, &g, addr(&clip), 3);
+            let clipped = |g: &f32| *g as f64 * 0.4f32 as f64;
             for (state, g) in want.iter_mut().zip(&g) {
-                *state = formula::step(&scalars, *state, *g as f64 * 0.4f32 as f64);
+                *state = formula::step(&scalars, *state, clipped(g));
             }
+            assert_stepped(&scalars, &before, &g.iter().map(clipped).collect::<Vec<_>>(), &weights.states());
         }
         let part = |k: usize| want.iter().map(|s| s[k]).collect::<Vec<f64>>();
-        assert_close("m", &weights.m, &part(1), 1e-6, f64::MAX);
-        assert_close("v", &weights.v, &part(2), 1e-6, f64::MAX);
-        assert_close("w", &weights.f32, &part(0), 2e-7, f64::MAX);
         // The change alone, a hundredth of the weight, in steps of the weight's last place.
         let change: Vec<f32> = weights.f32.iter().zip(&start).map(|(w, s)| w - s).collect();
         let want: Vec<f64> = part(0).iter().zip(&start).map(|(w, s)| w - *s as f64).collect();

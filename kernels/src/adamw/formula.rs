@@ -1,4 +1,6 @@
-//! The definition, in f64.
+//! The definition, in f64; and the same with the roundings of mod.rs.
+
+use crate::checks::rounding::f32;
 
 use super::Scalars;
 
@@ -9,6 +11,18 @@ pub fn step(s: &Scalars, [w, m, v]: [f64; 3], g: f64) -> [f64; 3] {
     let v = s.beta2 * v + (1.0 - s.beta2) * g * g;
     let (bias1, bias2) = (1.0 - s.beta1.powf(s.step as f64), 1.0 - s.beta2.powf(s.step as f64));
     [w - s.lr / bias1 * m / ((v / bias2).sqrt() + s.eps), m, v]
+}
+
+/// [`step`] with every operation rounded to f32.
+pub fn step_rounded(s: &Scalars, [w, m, v]: [f64; 3], g: f64) -> [f64; 3] {
+    let p = s.params();
+    let [lr, rest1, beta2, rest2, eps] = [p.lr, p.rest1, p.beta2, p.rest2, p.eps].map(|x| x as f64);
+    let g = f32(g);
+    let m = f32(m + f32(rest1 * f32(g - m)));
+    let v = f32(f32(beta2 * v) + f32(rest2 * f32(g * g)));
+    let root = f32(f32(f32(v.sqrt()) / f32((p.bias2 as f64).sqrt())) + eps);
+    let (decay, size) = (f32(1.0 - lr * p.weight_decay as f64), f32(lr / p.bias1 as f64));
+    [f32(f32(w * decay) - f32(size * f32(m / root))), m, v]
 }
 
 /// The two parts of an f32 that is not NaN, from the definition: the multiple of 2^16 that is nearest to its bits without

@@ -1,8 +1,8 @@
-//! The definition, in f64; and the same with the roundings that the CUDA side makes between load and store.
+//! The definition, in f64; and the same with the roundings that kernels make between load and store.
 
 use super::Case;
-use crate::Element;
-use half::bf16;
+use crate::checks::rounding::{self, ULP};
+use std::f64::consts::LOG2_E;
 
 /// Output and log-sum-exp of one query row over keys and values that begin at `places`.
 fn row(q: &[f64], k: &[f64], v: &[f64], places: &[usize], scale: f64) -> (Vec<f64>, f64) {
@@ -65,11 +65,34 @@ pub fn bwd(case: &Case, [q, k, v]: [&[f64]; 3], o: &[f64], d_o: &[f64], scale: f
     [dq, dk, dv]
 }
 
-fn rounded(x: f64) -> f64 {
-    <bf16 as Element>::from_f32(x as f32).to_f32() as f64
+/// What a kernel rounds on the way.
+#[derive(Clone, Copy)]
+pub struct Roundings {
+    /// Probabilities, and gradients of scores, where they are multiplied.
+    pub factor: fn(f64) -> f64,
+    /// Every product that is added to a sum, every difference.
+    pub each: fn(f64) -> f64,
+    /// `2^x`
+    pub exp2: fn(f64) -> f64,
 }
 
-/// Sums of a row: the largest score, the exponentials, and those times the values.
+impl Roundings {
+    /// bf16 on tensor cores: what the products read.
+    pub const BF16: Roundings = Roundings { factor: rounding::bf16, each: rounding::exact, exp2: f64::exp2 };
+    /// Everything in f32, `2^x` to 2^−22.
+    pub const F32: Roundings = Roundings {
+        factor: rounding::exact,
+        each: rounding::f32,
+        exp2: |x| rounding::approximate(x.exp2(), 2.0 * ULP),
+    };
+
+    /// `sum + Σ a · b`, term by term.
+    fn dot(self, sum: f64, a: &[f64], b: &[f64]) -> f64 {
+        a.iter().zip(b).fold(sum, |sum, (a, b)| (self.each)(sum + a * b))
+    }
+}
+
+/// Sums of a row: the largest score in units of log2, the exponentials, and those times the values.
 struct Sums(f64, f64, Vec<f64>);
 
 impl Sums {
@@ -77,65 +100,75 @@ impl Sums {
         Sums(f64::NEG_INFINITY, 0.0, vec![0.0; d])
     }
 
+    /// The same relative to a larger score.
+    fn raised(&self, top: f64, r: Roundings) -> Sums {
+        let by = if self.0 == f64::NEG_INFINITY { 0.0 } else { (r.exp2)((r.each)(self.0 - top)) };
+        Sums(top, (r.each)(self.1 * by), self.2.iter().map(|x| (r.each)(x * by)).collect())
+    }
+
     /// Adds another's, so that both are relative to the larger score.
-    fn add(&mut self, other: &Sums) {
+    fn add(&mut self, other: &Sums, r: Roundings) {
         let top = self.0.max(other.0);
-        let (mine, its) = ((self.0 - top).exp(), (other.0 - top).exp());
-        *self = Sums(
-            top,
-            self.1 * mine + other.1 * its,
-            self.2.iter().zip(&other.2).map(|(a, b)| a * mine + b * its).collect(),
-        );
+        let (mine, its) = (self.raised(top, r), other.raised(top, r));
+        let sums = mine.2.iter().zip(&its.2).map(|(a, b)| (r.each)(a + b)).collect();
+        *self = Sums(top, (r.each)(mine.1 + its.1), sums);
     }
 }
 
-/// [`fwd`]'s output with probabilities rounded to bf16, relative to the largest score up to the end of their block of 64 keys
+/// [`fwd`]'s output with roundings; probabilities are relative to the largest score up to the end of their block of 64 keys
 /// within the segment of 512.
-pub fn fwd_rounded(case: &Case, q: &[f64], k: &[f64], v: &[f64], scale: f64) -> Vec<f64> {
-    let d = case.head_dim;
+pub fn fwd_rounded(case: &Case, q: &[f64], k: &[f64], v: &[f64], scale: f64, r: Roundings) -> Vec<f64> {
+    let (d, factor) = (case.head_dim, (r.each)(scale * LOG2_E));
     let mut o = Vec::new();
     for (at, places) in rows(case) {
-        let score = |b: usize| scale * (0..d).map(|c| q[at * d + c] * k[b + c]).sum::<f64>();
+        let scores: Vec<f64> = places.iter().map(|&b| r.dot(0.0, &q[at * d..][..d], &k[b..][..d])).collect();
         let mut total = Sums::new(d);
-        for segment in places.chunks(512) {
+        for (segment, scores) in places.chunks(512).zip(scores.chunks(512)) {
             let mut part = Sums::new(d);
-            for block in segment.chunks(64) {
-                let top = block.iter().map(|&b| score(b)).fold(part.0, f64::max);
-                let mut new = Sums(top, 0.0, vec![0.0; d]);
-                for &b in block {
-                    let p = (score(b) - top).exp();
-                    new.1 += p;
-                    (0..d).for_each(|c| new.2[c] += rounded(p) * v[b + c]);
+            for (block, scores) in segment.chunks(64).zip(scores.chunks(64)) {
+                let top = scores.iter().map(|s| (r.each)(s * factor)).fold(part.0, f64::max);
+                part = part.raised(top, r);
+                for (&b, s) in block.iter().zip(scores) {
+                    let p = (r.exp2)((r.each)(s * factor - top));
+                    part.1 = (r.each)(part.1 + p);
+                    (0..d).for_each(|c| part.2[c] = (r.each)(part.2[c] + (r.factor)(p) * v[b + c]));
                 }
-                part.add(&new);
             }
-            total.add(&part);
+            total.add(&part, r);
         }
         o.extend(total.2.iter().map(|x| x / total.1));
     }
     o
 }
 
-/// [`bwd`] with probabilities and gradients of scores rounded to bf16 in products.
-pub fn bwd_rounded(case: &Case, [q, k, v]: [&[f64]; 3], o: &[f64], d_o: &[f64], scale: f64) -> [Vec<f64>; 3] {
-    let d = case.head_dim;
+/// [`bwd`] with roundings.
+pub fn bwd_rounded(
+    case: &Case,
+    [q, k, v]: [&[f64]; 3],
+    o: &[f64],
+    d_o: &[f64],
+    scale: f64,
+    r: Roundings,
+) -> [Vec<f64>; 3] {
+    let (d, factor) = (case.head_dim, (r.each)(scale * LOG2_E));
     let (_, lse) = fwd(case, q, k, v, scale);
     let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
     for (row, places) in rows(case) {
+        let a = row * d;
+        let (q, d_o) = (&q[a..a + d], &d_o[a..a + d]);
+        let delta = r.dot(0.0, d_o, &o[a..a + d]);
+        let reference = (r.each)((r.each)(lse[row]) * LOG2_E);
         for b in places {
-            let (a, mut score, mut slope) = (row * d, 0.0, 0.0);
+            let p = (r.exp2)((r.each)(r.dot(0.0, q, &k[b..b + d]) * factor - reference));
+            let slope = (r.each)(r.dot(0.0, d_o, &v[b..b + d]) - delta);
+            let (p, ds) = ((r.factor)(p), (r.factor)((r.each)(p * slope)));
             for c in 0..d {
-                score += scale * q[a + c] * k[b + c];
-                slope += d_o[a + c] * (v[b + c] - o[a + c]);
-            }
-            let p = (score - lse[row]).exp();
-            let ds = rounded(p * slope) * scale;
-            for c in 0..d {
-                dv[b + c] += rounded(p) * d_o[a + c];
-                dq[a + c] += ds * k[b + c];
-                dk[b + c] += ds * q[a + c];
+                dv[b + c] = (r.each)(dv[b + c] + p * d_o[c]);
+                dq[a + c] = (r.each)(dq[a + c] + ds * k[b + c]);
+                dk[b + c] = (r.each)(dk[b + c] + ds * q[c]);
             }
         }
     }
-    [dq, dk, dv]
+    let scaled = |x: Vec<f64>| x.iter().map(|x| x * scale).collect();
+    [scaled(dq), scaled(dk), dv]
 }

@@ -9,14 +9,17 @@ mod data;
 pub mod mutation;
 mod on_gpu;
 mod on_sim;
+pub(crate) mod rounding;
 pub mod suite;
+#[cfg(test)]
+mod touched;
 
 pub(crate) use arrays::{addr, addr_mut};
 pub(crate) use data::{Data, Picks, numbers};
 pub use on_gpu::Compared;
 pub use on_sim::Recorded;
 #[cfg(test)]
-pub(crate) use on_sim::{counted, staged};
+pub(crate) use on_sim::{counted, counted_on, staged};
 
 use crate::launch::Launch;
 use crate::{Team, cuda::Gpu};
@@ -163,15 +166,6 @@ pub(crate) fn seed() -> u64 {
 /// Whether launches of this check go to CUDA code, so that bodies take sizes that the simulator can bear.
 pub(crate) fn is_cuda() -> bool {
     RUNNING.with_borrow(|r| !matches!(r.setup.device, Device::Cpu))
-}
-
-/// What `f` gives on the cpu.
-pub(crate) fn on_cpu<R>(f: impl FnOnce() -> R) -> R {
-    let set = |device| RUNNING.with_borrow_mut(|r| std::mem::replace(&mut r.setup.device, device));
-    let before = set(Device::Cpu);
-    let result = f();
-    set(before);
-    result
 }
 
 /// Runs a launch on the device of the check: on `threads` cpu threads; on the simulator under the check's interleavings,

@@ -88,10 +88,15 @@ pub fn run(launch: &KernelLaunch) {
 /// The stages of a launch on an A100, with nothing found; nothing is written back.
 #[cfg(test)]
 pub fn staged(launch: &crate::Launch) -> Vec<Staged> {
+    staged_on(launch, &Arch::A100)
+}
+
+#[cfg(test)]
+fn staged_on(launch: &crate::Launch, arch: &Arch) -> Vec<Staged> {
     let crate::Launch::Kernel(launch) = launch else { return Vec::new() };
     let mut memory = memory_of(&arrays_of(launch));
-    let options = Options { gpu: simulate::gpu(&Arch::A100), ..Options::default() };
-    let staged = simulate::run(launch, &Arch::A100, &mut memory, &options).expect("it runs");
+    let options = Options { gpu: simulate::gpu(arch), ..Options::default() };
+    let staged = simulate::run(launch, arch, &mut memory, &options).expect("it runs");
     nothing_found(launch, &staged, options.seed);
     staged
 }
@@ -99,7 +104,13 @@ pub fn staged(launch: &crate::Launch) -> Vec<Staged> {
 /// What the stages of a launch count, added up.
 #[cfg(test)]
 pub fn counted(launch: &crate::Launch) -> reel_sim::counters::Count {
+    counted_on(launch, &Arch::A100)
+}
+
+/// [`counted`] on another GPU, on which plans may differ.
+#[cfg(test)]
+pub fn counted_on(launch: &crate::Launch, arch: &Arch) -> reel_sim::counters::Count {
     let mut sum = reel_sim::counters::Count::default();
-    staged(launch).iter().for_each(|s| sum.add(&s.counters.total()));
+    staged_on(launch, arch).iter().for_each(|s| sum.add(&s.counters.total()));
     sum
 }

@@ -1,7 +1,16 @@
-//! The definition, in f64.
+//! The definition, in f64; and the same with sums in f32 in the order of mod.rs.
+
+use crate::checks::rounding;
 
 /// `sum[c] + Σ over r of x[r, c]`
 pub fn add(x: &[f64], sum: &[f64]) -> Vec<f64> {
     let cols = sum.len();
     (0..cols).map(|c| sum[c] + x.iter().skip(c).step_by(cols).sum::<f64>()).collect()
+}
+
+/// [`add`] in f32.
+pub fn add_rounded(x: &[f64], sum: &[f64]) -> Vec<f64> {
+    let cols = sum.len();
+    let column = |c: usize| rounding::sum(x.iter().skip(c).step_by(cols).copied(), &[super::ROWS]);
+    (0..cols).map(|c| sum[c] + column(c)).collect()
 }

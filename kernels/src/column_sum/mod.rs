@@ -2,7 +2,9 @@
 //!
 //! Shapes: x `[rows, cols]` f32 or bf16, sum `[cols]` f32. A column is summed in f32 in the order of its rows within blocks of
 //! [`ROWS`], blocks in order, in CUDA as [`ROWS`] sums of every so many rows that then meet; the bits depend on the column
-//! alone. Numerics: f32 throughout. Bound: memory, one read of x.
+//! alone. Numerics: f32 throughout; an addition in
+//! each block of rows and one of the block's sum round, so the error grows with the root of the rows in a block and of the
+//! blocks: up to 10 times that of one rounding for 1000 rows, of which 2.5 would allow a dozen. Bound: memory, one read of x.
 
 pub(crate) mod check;
 mod cpu;

@@ -1,30 +1,24 @@
 use super::*;
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
-use crate::compare::assert_close;
+use crate::compare::{OF_ONE, assert_rounded};
 
 checks!(sums, casts, every_f16, fill_scale_and_copy);
 
 fn sums() {
     for n in cases() {
-        for (dtype, tol) in [(F32, 1e-7), (BF16, 4e-3)] {
+        for dtype in [F32, BF16] {
             let (a, b) = (Data::new(dtype, &numbers(n, 1, 1.0)), Data::new(dtype, &numbers(n, 2, 3.0)));
             let y = Data::output(dtype, n);
             run(&add(dtype, &AddParams { a: a.addr(), b: b.addr(), y: y.addr(), count: n as u64 }), 2);
             let want = formula::add(&a.f64(), &b.f64());
-            assert_close(&format!("add {dtype} {n}"), &y.values(), &want, tol, f64::MAX);
+            assert_rounded(&format!("add {n}"), dtype, &y.values(), &want, &want, OF_ONE);
             for dst in [F32, BF16].into_iter().filter(|&dst| dtype == BF16 || dst == F32) {
                 let (sum, before) = (Data::new(dst, &b.values()), b.f64());
                 let params = AccumulateParams { src: a.addr(), dst: sum.addr(), count: n as u64 };
                 run(&accumulate(dtype, dst, &params), 3);
-                let tol = if dst == F32 { 1e-7 } else { 4e-3 };
-                assert_close(
-                    &format!("{dst} += {dtype}"),
-                    &sum.values(),
-                    &formula::add(&before, &a.f64()),
-                    tol,
-                    f64::MAX,
-                );
+                let want = formula::add(&before, &a.f64());
+                assert_rounded(&format!("+= {dtype} {n}"), dst, &sum.values(), &want, &want, OF_ONE);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Element-by-element odds and ends: add, accumulate, cast, fill, multiply by a scalar that a kernel computed, copy.
 //!
-//! All `[count]`, arithmetic in f32, one rounding at the store; outputs may not overlap inputs. Casts round to nearest,
-//! ties to even; f16 (IEEE binary16) is only ever read. Bound: memory.
+//! All `[count]`; outputs may not overlap inputs. Numerics: arithmetic in f32, one operation and one rounding at the store.
+//! Casts round to nearest, ties to even; f16 (IEEE binary16) is only ever read. Bound: memory.
 
 pub(crate) mod check;
 mod cpu;

@@ -1,4 +1,6 @@
-//! The definition, in f64.
+//! The definition, in f64; and the same with the roundings of mod.rs.
+
+use crate::checks::rounding::f32;
 
 /// Rows of the table; zeros for ids outside it.
 pub fn fwd(table: &[f64], ids: &[i32], hidden: usize) -> Vec<f64> {
@@ -26,4 +28,15 @@ pub fn placed(text: &[f64], vision: &[f64], slots: &[i32], hidden: usize) -> Vec
         _ => 0.0,
     };
     (0..slots.len()).flat_map(|t| (0..hidden).map(move |c| (t, c))).map(|(t, c)| element(t, c)).collect()
+}
+
+/// [`bwd`] in f32, tokens in order.
+pub fn bwd_rounded(ids: &[i32], dy: &[f64], dw: &[f64], hidden: usize) -> Vec<f64> {
+    let mut sum = dw.to_vec();
+    for (&id, dy) in ids.iter().zip(dy.chunks_exact(hidden)).filter(|(id, _)| **id >= 0) {
+        for (sum, d) in sum.iter_mut().skip(id as usize * hidden).zip(dy) {
+            *sum = f32(*sum + d);
+        }
+    }
+    sum
 }

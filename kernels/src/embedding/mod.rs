@@ -6,7 +6,12 @@
 //! Shapes: table W `[vocab, hidden]`, y and dy T `[tokens, hidden]`, ids and slots i32 `[tokens]`, vision and d_vision
 //! T `[placed, hidden]`, dw f32 `[vocab, hidden]`; W and T f32 or bf16 (f32 to bf16 rounds to nearest even). A slot
 //! occurs once; rows of d_vision that none names stay as they are. An id outside `0..vocab`, or a slot beyond `placed`,
-//! gives a row of zeros and no gradient: callers check before. Outputs may not overlap inputs. Bound: memory.
+//! gives a row of zeros and no gradient: callers check before. Outputs may not overlap inputs.
+//!
+//! Numerics: the gradient is added in f32, a rounding a token: with ten tokens of one id up to 4 times the error of one rounding.
+//! Bound: memory. In CUDA the backward kernel has no sorted list of ids: each block of 32 tokens and 2048 columns asks L2 for all
+//! ids, `tokens / 8` bytes a token and strip, beside `hidden · (8 + size)` that must move: a tenth of that at 14 000 tokens of 3584
+//! columns in bf16. A token whose id comes again asks for the ids after it once more.
 
 pub(crate) mod check;
 mod cpu;

@@ -1,39 +1,52 @@
 use super::{BwdParams, FwdParams, bwd, cases, formula, fwd, tanh_bwd, tanh_fwd};
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, checks, numbers, run};
-use crate::compare::assert_close;
+use crate::compare::{OF_ONE, assert_rounded};
 use crate::{DType, Launch};
 
 checks!(both_forms_equal_the_formula, gradient_equals_differences_of_the_formula, edges);
 
-type Fwd = (fn(DType, &FwdParams) -> Launch, fn(f64) -> f64);
+/// How many times the error of one rounding that of an f32 gradient may be: where the slope is near 0, its two terms cancel.
+const OF_ONE_SLOPE: f64 = 64.0;
+
+/// The launch, its formula, and that with roundings.
+type Fwd = (fn(DType, &FwdParams) -> Launch, fn(f64) -> f64, fn(f64) -> f64);
 
 fn both_forms_equal_the_formula() {
-    for (launch, formula) in [(fwd, formula::fwd), (tanh_fwd, formula::tanh_fwd)] as [Fwd; 2] {
-        for (dtype, tol) in [(F32, 3e-7), (BF16, 4e-3)] {
+    let forms: [Fwd; 2] =
+        [(fwd, formula::fwd, formula::fwd_rounded), (tanh_fwd, formula::tanh_fwd, formula::tanh_fwd_rounded)];
+    for (i, (launch, formula, with_roundings)) in forms.into_iter().enumerate() {
+        for dtype in [F32, BF16] {
             for (n, scale) in cases() {
                 let (x, y) = (Data::new(dtype, &numbers(n, 1, scale)), Data::output(dtype, n));
                 run(&launch(dtype, &FwdParams { x: x.addr(), y: y.addr(), count: n as u64 }), 2);
-                let want: Vec<f64> = x.f64().into_iter().map(formula).collect();
-                assert_close(&format!("gelu {dtype} {n}"), &y.values(), &want, tol, f64::MAX);
+                let each = |f: fn(f64) -> f64| x.f64().into_iter().map(f).collect::<Vec<f64>>();
+                let name = format!("gelu, form {i}, {n}");
+                assert_rounded(&name, dtype, &y.values(), &each(with_roundings), &each(formula), OF_ONE);
             }
         }
     }
 }
 
-type Bwd = (fn(DType, &BwdParams) -> Launch, fn(f64) -> f64);
+/// The launch, the formula whose slope it is, and the slope with roundings.
+type Bwd = (fn(DType, &BwdParams) -> Launch, fn(f64) -> f64, fn(f64) -> f64);
 
 fn gradient_equals_differences_of_the_formula() {
-    for (launch, formula) in [(bwd, formula::fwd), (tanh_bwd, formula::tanh_fwd)] as [Bwd; 2] {
-        for (dtype, tol) in [(F32, 1e-6), (BF16, 4e-3)] {
+    let forms: [Bwd; 2] =
+        [(bwd, formula::fwd, formula::slope_rounded), (tanh_bwd, formula::tanh_fwd, formula::tanh_slope_rounded)];
+    for (i, (launch, formula, with_roundings)) in forms.into_iter().enumerate() {
+        for dtype in [F32, BF16] {
             for (n, scale) in cases() {
                 let (x, dy) = (Data::new(dtype, &numbers(n, 1, scale)), Data::new(dtype, &numbers(n, 2, 1.0)));
                 let dx = Data::output(dtype, n);
                 let params = BwdParams { x: x.addr(), dy: dy.addr(), dx: dx.addr(), count: n as u64 };
                 run(&launch(dtype, &params), 3);
-                let want: Vec<f64> =
-                    x.f64().iter().zip(dy.f64()).map(|(&x, dy)| dy * formula::slope(formula, x)).collect();
-                assert_close(&format!("dx {dtype} {n}"), &dx.values(), &want, tol, f64::MAX);
+                let each = |f: &dyn Fn(f64) -> f64| -> Vec<f64> {
+                    x.f64().iter().zip(dy.f64()).map(|(&x, dy)| dy * f(x)).collect()
+                };
+                let (with, want) = (each(&with_roundings), each(&|x| formula::slope(formula, x)));
+                let of_one = if dtype == F32 { OF_ONE_SLOPE } else { OF_ONE };
+                assert_rounded(&format!("dx, form {i}, {n}"), dtype, &dx.values(), &with, &want, of_one);
             }
         }
     }

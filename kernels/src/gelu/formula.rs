@@ -1,4 +1,7 @@
-//! The definition, in f64.
+//! The definition, in f64; and the same with the roundings of mod.rs.
+
+use crate::checks::rounding::{self, ULP, approximate, f32};
+use std::f64::consts::PI;
 
 /// `x · (1 + erf(x / √2)) / 2`
 pub fn fwd(x: f64) -> f64 {
@@ -7,13 +10,54 @@ pub fn fwd(x: f64) -> f64 {
 
 /// `x · (1 + tanh(√(2/π) · (x + 0.044715 x³))) / 2`
 pub fn tanh_fwd(x: f64) -> f64 {
-    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+    0.5 * x * (1.0 + ((2.0 / PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
 }
 
 /// The derivative of [`fwd`] or [`tanh_fwd`] by central differences.
 pub fn slope(fwd: fn(f64) -> f64, x: f64) -> f64 {
-    let h = 1e-5;
-    (fwd(x + h) - fwd(x - h)) / (2.0 * h)
+    rounding::slope(|h| fwd(x + h))
+}
+
+/// The normal distribution function and `e^(−x²/2)`.
+fn cdf_rounded(x: f64) -> (f64, f64) {
+    let bell = approximate((-0.5 * f32(x * x)).exp(), 2.0 * ULP);
+    // Mills' ratio: by the formula where it can be divided, else by its first terms.
+    let z = x.abs();
+    let far = (1.0 - 1.0 / (z * z) + 3.0 / z.powi(4) - 15.0 / z.powi(6)) / (z * (2.0 * PI).sqrt());
+    let ratio = if z < 5.0 { 0.5 * (1.0 + erf(-z / 2f64.sqrt())) / (-0.5 * z * z).exp() } else { far };
+    let tail = f32(bell * approximate(ratio, 2.0 * ULP));
+    (if x > 0.0 { f32(1.0 - tail) } else { tail }, bell)
+}
+
+/// [`fwd`] with roundings.
+pub fn fwd_rounded(x: f64) -> f64 {
+    x * cdf_rounded(x).0
+}
+
+/// The slope of [`fwd`] with roundings.
+pub fn slope_rounded(x: f64) -> f64 {
+    let (cdf, bell) = cdf_rounded(x);
+    f32(cdf + f32(x * f32(f32((2.0 * PI).sqrt().recip()) * bell)))
+}
+
+/// `1 / (1 + e^(−2u))` of the tanh form.
+fn share_rounded(x: f64) -> f64 {
+    let cubic = f32(x + f32(f32(f32(f32(0.044715) * x) * x) * x));
+    let e = approximate((-f32(f32((8.0 / PI).sqrt()) * cubic)).exp(), 2.0 * ULP);
+    approximate(1.0 / f32(1.0 + e), 2.0 * ULP)
+}
+
+/// [`tanh_fwd`] with roundings.
+pub fn tanh_fwd_rounded(x: f64) -> f64 {
+    x * share_rounded(x)
+}
+
+/// The slope of [`tanh_fwd`] with roundings.
+pub fn tanh_slope_rounded(x: f64) -> f64 {
+    let s = share_rounded(x);
+    let bend = f32(s * f32(1.0 - s));
+    let inner = f32(f32((8.0 / PI).sqrt()) * f32(1.0 + f32(f32(f32(3.0 * 0.044715) * x) * x)));
+    f32(s + f32(f32(x * bend) * inner))
 }
 
 /// `erf(x) = 2/√π · e^(−x²) · Σ 2ⁿ x^(2n+1) / (1 · 3 · … · (2n+1))`, whose terms are all of one sign.
@@ -26,5 +70,5 @@ pub fn erf(x: f64) -> f64 {
         term *= 2.0 * x * x / (2 * n + 1) as f64;
         sum += term;
     }
-    2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * sum
+    2.0 / PI.sqrt() * (-x * x).exp() * sum
 }

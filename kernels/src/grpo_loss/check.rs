@@ -1,7 +1,8 @@
 use super::{Params, STATS, cases, formula, loss};
 use crate::Addr;
+use crate::DType::F32;
 use crate::checks::{addr, addr_mut, checks, numbers, run};
-use crate::compare::assert_close;
+use crate::compare::{OF_ONE, assert_close, assert_rounded};
 
 checks!(
     loss_and_gradient_equal_the_formula,
@@ -105,13 +106,15 @@ fn loss_and_gradient_equal_the_formula() {
                     [&batch.log_prob, &batch.old, &batch.reference].map(|x| exact(batch.of(i, x)));
                 let [value, distance, clipped] = formula::completion(&o, &lp, &old, &reference, a);
                 let want = [weight * value, distance, clipped, n as f64];
-                assert_close(
-                    &format!("stats of {i} of {lengths:?}"),
-                    &stats[STATS * i..][..STATS],
-                    &want,
-                    1e-6,
-                    f64::MAX,
-                );
+                for (k, want) in want.iter().enumerate() {
+                    let name = format!("stats [{k}] of {i} of {lengths:?}");
+                    assert_rounded(&name, F32, &stats[STATS * i + k..][..1], &[*want], &[*want], OF_ONE);
+                }
+                let slopes = formula::gradient(&o, &lp, &old, &reference, a);
+                let want: Vec<f64> = slopes.iter().map(|s| weight * s).collect();
+                let name = format!("gradient of {i} of {lengths:?}");
+                assert_rounded(&name, F32, batch.of(i, &gradient), &want, &want, OF_ONE);
+                // The chain rule itself is held to differences.
                 let (h, mut moved) = (1e-6, lp.clone());
                 let mut want = vec![];
                 // A sequence's ratio is one for all tokens, so a few of them tell.

@@ -30,3 +30,17 @@ pub fn completion(o: &Options, log_prob: &[f64], old: &[f64], reference: &[f64],
     }
     sums
 }
+
+/// The gradient of the first of [`completion`]'s sums for `log_prob`, by the chain rule: `old` and `reference` are constants.
+pub fn gradient(o: &Options, log_prob: &[f64], old: &[f64], reference: &[f64], advantage: f64) -> Vec<f64> {
+    let d: Vec<f64> = log_prob.iter().zip(old).map(|(l, o)| l - o).collect();
+    let mean = d.iter().sum::<f64>() / d.len() as f64;
+    let one = |t: usize| {
+        let ratio = if o.sequence_level { mean } else { d[t] }.exp();
+        let outside = ratio < o.range.0 && advantage < 0.0 || ratio > o.range.1 && advantage > 0.0;
+        let x = reference[t] - log_prob[t];
+        let pull = if x.abs() < o.kl_limit { o.beta * x.exp_m1() } else { 0.0 };
+        if outside { -pull } else { -ratio * advantage - pull }
+    };
+    (0..d.len()).map(one).collect()
+}

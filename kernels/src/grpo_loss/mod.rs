@@ -15,6 +15,7 @@
 //!
 //! Shapes: log_prob, old, reference, d_log_prob f32 `[tokens]`; cu_seqlens i32 `[completions + 1]`, from 0 to tokens; counted
 //! i32, advantage and weight f32 `[completions]`; stats f32 `[completions, 4]`. Numerics: f64, rounded to f32 at the store.
+//! Log-probabilities are read once, at sequence level twice.
 //! Bound: memory, if there were enough of it: a few numbers a token.
 
 pub(crate) mod check;

@@ -26,14 +26,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) grpo_loss(const __grid_con
   const double weight = load_for_warp(global<const float>(p.weight) + i);
   const float* log_prob = global<const float>(p.log_prob);
   const bool has_old = p.old != 0, has_reference = p.reference != 0;
-  const auto log_ratio = [&](int t) {
-    return has_old ? static_cast<double>(log_prob[t]) - static_cast<double>(global<const float>(p.old)[t]) : 0.0;
+  const auto log_ratio = [&](double now, int t) {
+    return has_old ? now - static_cast<double>(global<const float>(p.old)[t]) : 0.0;
   };
 
   double mean = 0.0;
   if (p.sequence_level != 0) {
     double sum = 0.0;
-    for (int t = start + threadIdx.x; t < stop; t += THREADS) sum += log_ratio(t);
+    for (int t = start + threadIdx.x; t < stop; t += THREADS) sum += log_ratio(log_prob[t], t);
     mean = block_sum<THREADS>(sum, scratch[3]) / (counted > 0 ? counted : 1);
   }
 
@@ -43,13 +43,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) grpo_loss(const __grid_con
   for (int t = start + threadIdx.x; t < end; t += THREADS) {
     double slope = 0.0;
     if (t < stop) {
-      const double ratio = exp(p.sequence_level != 0 ? mean : log_ratio(t));
+      const double now = log_prob[t], ratio = exp(p.sequence_level != 0 ? mean : log_ratio(now, t));
       const bool clipped = (ratio < low && a < 0.0) || (ratio > high && a > 0.0);
       const double held = ratio < low ? low : high;
       double value = -a * (clipped ? held : ratio);
       slope = clipped ? 0.0 : -a * ratio;
       if (has_reference) {
-        double x = static_cast<double>(global<const float>(p.reference)[t]) - static_cast<double>(log_prob[t]);
+        double x = static_cast<double>(global<const float>(p.reference)[t]) - now;
         const bool inside = !(fabs(x) >= limit);
         if (!inside) x = copysign(limit, x);
         const double growth = expm1(x), distance = growth - x;

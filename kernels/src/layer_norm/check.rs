@@ -1,17 +1,33 @@
 use super::{BwdParams, FwdParams, bwd, cases, formula, fwd, parts};
 use crate::DType::{BF16, F32};
+use crate::checks::rounding::{self, exact};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
-use crate::compare::assert_close;
+use crate::compare::{OF_ONE, assert_close, assert_rounded};
 use crate::{Addr, DType};
 
 checks!(
     equals_the_formula,
-    gradient_equals_differences_of_the_formula,
+    gradient_equals_the_formula,
     a_row_of_equal_elements_has_no_direction,
     threads_and_other_rows_change_nothing
 );
 
 const EPS: f32 = 1e-6;
+
+/// How many times the error of one rounding that of an f32 result may be, of rows whose mean is `far` times their spread from
+/// 0: mean and root are off by two units in their last place, and all of the row with them.
+fn of_one(dtype: DType, far: f32) -> f64 {
+    if dtype == F32 { OF_ONE_F32 * (1.0 + far as f64) } else { OF_ONE }
+}
+const OF_ONE_F32: f64 = 8.0;
+/// The same for a sum over rows in f32.
+const OF_ONE_SUM: f64 = 10.0;
+
+type Statistics = fn(&[f64], f64) -> (f64, f64);
+
+fn statistics(f: Statistics, x: &[f64], cols: usize) -> Vec<(f64, f64)> {
+    x.chunks_exact(cols).map(|x| f(x, EPS as f64)).collect()
+}
 
 /// Seeded numbers around a mean.
 fn around(count: usize, seed: u64, scale: f32, mean: f32) -> Vec<f32> {
@@ -83,44 +99,47 @@ fn inputs(dtype: DType, (rows, cols, scale, mean): (usize, usize, f32, f32)) -> 
 fn equals_the_formula() {
     for case in cases() {
         let (rows, cols, scale, mean) = case;
-        // The mean is rounded to f32, which shows where it is far from 0.
-        let exact = 1e-6 * (1.0 + (mean / scale).abs() as f64);
-        for (dtype, tol) in [(F32, exact), (BF16, 4e-3)] {
+        for dtype in [F32, BF16] {
             let [x, w, b, _] = inputs(dtype, case);
             let [y, means, rstds] = forward(dtype, [&x, &w, &b], cols, 3);
-            let name = format!("layer_norm {dtype} {rows}x{cols}");
+            let name = format!("layer_norm {rows}x{cols}");
+            let (x, w, b) = (x.f64(), w.f64(), b.f64());
+            let [with, want] =
+                [formula::statistics_rounded, formula::statistics].map(|f: Statistics| statistics(f, &x, cols));
+            let with_y = formula::fwd(&x, [&w, &b], &with, rounding::f32);
             // Of one column only the bias is left: x − mean is 0.
-            let want = formula::fwd(&x.f64(), &w.f64(), &b.f64(), EPS as f64);
-            assert_close(&name, &y, &want, tol, f64::MAX);
-            let want: Vec<(f64, f64)> =
-                x.f64().chunks_exact(cols).map(|x| formula::statistics(x, EPS as f64)).collect();
-            let column = |k: fn(&(f64, f64)) -> f64| want.iter().map(k).collect::<Vec<f64>>();
+            let want_y = formula::fwd(&x, [&w, &b], &want, exact);
+            assert_rounded(&name, dtype, &y, &with_y, &want_y, of_one(dtype, (mean / scale).abs()));
+            let column = |s: &[(f64, f64)], k: fn(&(f64, f64)) -> f64| s.iter().map(k).collect::<Vec<f64>>();
             assert_close(
                 &format!("{name} mean"),
                 &means,
-                &column(|s| s.0),
+                &column(&want, |s| s.0),
                 f64::MAX,
                 1e-6 * (scale + mean.abs()) as f64,
             );
-            assert_close(&format!("{name} rstd"), &rstds, &column(|s| s.1), 1e-6, f64::MAX);
+            let [with, want] = [with, want].map(|s| column(&s, |s| s.1));
+            assert_rounded(&format!("{name} rstd"), F32, &rstds, &with, &want, OF_ONE_F32);
         }
     }
 }
 
-fn gradient_equals_differences_of_the_formula() {
+fn gradient_equals_the_formula() {
     for case in cases().into_iter().filter(|c| c.1 > 1) {
         let (rows, cols, scale, mean) = case;
-        let exact = 1e-4 * (1.0 + (mean / scale).abs() as f64 / 100.0);
-        for (dtype, tol) in [(F32, exact), (BF16, 4e-3)] {
+        for dtype in [F32, BF16] {
             let [x, w, b, dy] = inputs(dtype, case);
             let [_, means, rstds] = forward(dtype, [&x, &w, &b], cols, 1);
             let got = backward(dtype, [&x, &w, &dy], [&means, &rstds], cols, 2);
-            let [want_dx, want_dw, want_db] = formula::bwd(&x.f64(), &w.f64(), &b.f64(), &dy.f64(), EPS as f64);
-            let half = |d: Vec<f64>| d.iter().map(|d| d + 0.5).collect::<Vec<_>>();
+            let given: Vec<(f64, f64)> = means.iter().zip(&rstds).map(|(&m, &r)| (m as f64, r as f64)).collect();
+            let [with, want] = [formula::bwd_rounded, formula::bwd].map(|f| f(&x.f64(), &w.f64(), &dy.f64(), &given));
             let name = format!("{dtype} {rows}x{cols}");
-            assert_close(&format!("dx {name}"), &got[0], &want_dx, tol, f64::MAX);
-            assert_close(&format!("dw {name}"), &got[1], &half(want_dw), 1e-5, f64::MAX);
-            assert_close(&format!("db {name}"), &got[2], &half(want_db), 1e-5, f64::MAX);
+            let of_dx = of_one(dtype, (mean / scale).abs());
+            assert_rounded(&format!("dx {name}"), dtype, &got[0], &with[0], &want[0], of_dx);
+            for (i, which) in [(1, "dw"), (2, "db")] {
+                let [with, want] = [&with[i], &want[i]].map(|d| d.iter().map(|d| d + 0.5).collect::<Vec<f64>>());
+                assert_rounded(&format!("{which} {name}"), F32, &got[i], &with, &want, OF_ONE_SUM);
+            }
         }
     }
 }
@@ -143,3 +162,6 @@ fn threads_and_other_rows_change_nothing() {
         assert_eq!(backward(dtype, [&x, &w, &dy], [&all[1], &all[2]], cols, 4), one);
     }
 }
+
+#[cfg(test)]
+mod tests;

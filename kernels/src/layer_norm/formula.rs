@@ -1,12 +1,13 @@
-//! The definition, in f64.
+//! The definition, in f64; and the same with the roundings of mod.rs, all but the last.
 
-/// `(x − mean) · rstd · w + b` for one row after the other.
-pub fn fwd(x: &[f64], w: &[f64], b: &[f64], eps: f64) -> Vec<f64> {
-    let row = |x: &[f64]| -> Vec<f64> {
-        let (mean, rstd) = statistics(x, eps);
-        x.iter().zip(w).zip(b).map(|((x, w), b)| (x - mean) * rstd * w + b).collect()
-    };
-    x.chunks_exact(w.len()).flat_map(row).collect()
+use crate::checks::rounding::{ROOT, ULP, approximate, f32, sum};
+
+/// `(x − mean) · rstd · w + b` for one row after the other, with its mean and rstd; `round` is what happens to each result on
+/// the way.
+pub fn fwd(x: &[f64], [w, b]: [&[f64]; 2], statistics: &[(f64, f64)], round: fn(f64) -> f64) -> Vec<f64> {
+    let rows = x.chunks_exact(w.len()).zip(statistics);
+    let one = |((x, w), b): ((&f64, &f64), &f64), (mean, rstd)| round(round(round(x - mean) * rstd) * w) + b;
+    rows.flat_map(|(x, s)| x.iter().zip(w).zip(b).map(move |x| one(x, *s))).collect()
 }
 
 /// The mean of a row and `1 / sqrt(variance + eps)`.
@@ -16,33 +17,47 @@ pub fn statistics(x: &[f64], eps: f64) -> (f64, f64) {
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
-/// The gradients of `sum(dy · fwd(x, w, b))` for x, w and b, by central differences.
-pub fn bwd(x: &[f64], w: &[f64], b: &[f64], dy: &[f64], eps: f64) -> [Vec<f64>; 3] {
+/// [`statistics`] with roundings.
+pub fn statistics_rounded(x: &[f64], eps: f64) -> (f64, f64) {
+    let mean_of = |x: &[f64]| approximate(sum(x.iter().copied(), &[16, 32]) / x.len() as f64, 2.0 * ULP);
+    let mean = mean_of(x);
+    let variance = mean_of(&x.iter().map(|x| f32(x - mean).powi(2)).collect::<Vec<_>>());
+    (mean, approximate(1.0 / f32(variance + eps).sqrt(), ROOT))
+}
+
+/// The gradients of `sum(dy · fwd(x, w, b))` for x, w and b, by the chain rule with rows' `statistics`; tests hold them to
+/// differences.
+pub fn bwd(x: &[f64], w: &[f64], dy: &[f64], statistics: &[(f64, f64)]) -> [Vec<f64>; 3] {
     let cols = w.len();
-    let mut dx = Vec::new();
-    for (x, dy) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)) {
-        let loss = |x: &[f64]| -> f64 { fwd(x, w, b, eps).iter().zip(dy).map(|(y, d)| y * d).sum() };
-        let h = 1e-5 / statistics(x, eps).1;
-        let mut moved = x.to_vec();
+    let (mut dx, mut dw, mut db) = (Vec::new(), vec![0.0; cols], vec![0.0; cols]);
+    for ((x, dy), (mean, rstd)) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(statistics) {
+        let (n, g) = (|c: usize| (x[c] - mean) * rstd, |c: usize| dy[c] * w[c]);
+        let mean_g = (0..cols).map(g).sum::<f64>() / cols as f64;
+        let mean_gn = (0..cols).map(|c| g(c) * n(c)).sum::<f64>() / cols as f64;
         for c in 0..cols {
-            moved[c] = x[c] + h;
-            let above = loss(&moved);
-            moved[c] = x[c] - h;
-            dx.push((above - loss(&moved)) / (2.0 * h));
-            moved[c] = x[c];
+            dx.push(rstd * (g(c) - mean_g - n(c) * mean_gn));
+            dw[c] += dy[c] * n(c);
+            db[c] += dy[c];
         }
     }
-    // A column of y depends on one weight and one bias alone, so all can be moved at once.
-    let h = 1e-5;
-    let moved = |v: &[f64], h: f64| v.iter().map(|v| v + h).collect::<Vec<_>>();
-    let per_column = |above: Vec<f64>, below: Vec<f64>| {
-        let mut d = vec![0.0; cols];
-        for i in 0..x.len() {
-            d[i % cols] += dy[i] * (above[i] - below[i]) / (2.0 * h);
-        }
-        d
-    };
-    let dw = per_column(fwd(x, &moved(w, h), b, eps), fwd(x, &moved(w, -h), b, eps));
-    let db = per_column(fwd(x, w, &moved(b, h), eps), fwd(x, w, &moved(b, -h), eps));
     [dx, dw, db]
+}
+
+/// [`bwd`] with roundings; dw and db with the parts' sums in order.
+pub fn bwd_rounded(x: &[f64], w: &[f64], dy: &[f64], statistics: &[(f64, f64)]) -> [Vec<f64>; 3] {
+    let cols = w.len();
+    let (mut dx, mut to_w, mut to_b) = (Vec::new(), vec![Vec::new(); cols], vec![Vec::new(); cols]);
+    for ((x, dy), (mean, rstd)) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(statistics) {
+        let n: Vec<f64> = x.iter().map(|x| f32(f32(x - mean) * rstd)).collect();
+        let g: Vec<f64> = dy.iter().zip(w).map(|(dy, w)| f32(dy * w)).collect();
+        let mean_of = |f: &dyn Fn(usize) -> f64| approximate(sum((0..cols).map(f), &[16, 32]) / cols as f64, 2.0 * ULP);
+        let (mean_g, mean_gn) = (mean_of(&|c| g[c]), mean_of(&|c| g[c] * n[c]));
+        for c in 0..cols {
+            dx.push(rstd * f32(f32(g[c] - mean_g) - f32(n[c] * mean_gn)));
+            to_w[c].push(dy[c] * n[c]);
+            to_b[c].push(dy[c]);
+        }
+    }
+    let sums = |terms: Vec<Vec<f64>>| terms.into_iter().map(|t| sum(t, &[super::PART_ROWS])).collect();
+    [dx, sums(to_w), sums(to_b)]
 }

@@ -1,12 +1,12 @@
 use super::{BwdParams, FwdParams, bwd, cases, formula, fwd, workspace};
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
-use crate::compare::assert_close;
+use crate::compare::{OF_ONE, assert_rounded};
 use crate::{Addr, DType};
 
 checks!(
     equals_the_formula,
-    gradient_equals_differences_of_the_formula,
+    gradient_equals_the_formula,
     bad_targets_and_bad_states_are_nan,
     threads_and_other_rows_change_nothing,
 );
@@ -36,8 +36,12 @@ impl Given {
         self.targets.len()
     }
 
+    fn logits_by(&self, f: fn(&[f64], &[f64]) -> Vec<f64>, row: usize) -> Vec<f64> {
+        f(&self.hidden.f64()[row * self.width..][..self.width], &self.weight.f64())
+    }
+
     fn logits(&self, row: usize) -> Vec<f64> {
-        formula::logits(&self.hidden.f64()[row * self.width..][..self.width], &self.weight.f64())
+        self.logits_by(formula::logits, row)
     }
 
     /// Of the first `rows` rows.
@@ -94,6 +98,8 @@ impl Given {
 
 fn equals_the_formula() {
     for dtype in [F32, BF16] {
+        // Of all cases together: alone, most have few rows.
+        let mut all: [(Vec<f32>, Vec<f64>, Vec<f64>); 3] = Default::default();
         for case in cases() {
             let given = Given::new(dtype, case);
             let got = given.forward(given.rows(), 2);
@@ -102,6 +108,14 @@ fn equals_the_formula() {
             // The logits themselves are f32 sums; nothing is rounded to bf16.
             let size = |r: usize| given.logits(r).iter().fold(1.0f64, |a, l| a.max((l * given.s as f64).abs()));
             for (r, want) in want.iter().enumerate() {
+                let rounded = given.logits_by(formula::logits_rounded, r);
+                let with = formula::fwd_rounded(&rounded, given.targets[r], given.s as f64);
+                let answers = |row: &formula::Row| [row.log_prob, row.entropy, row.lse];
+                for (i, all) in all.iter_mut().enumerate() {
+                    all.0.push(got[i][r]);
+                    all.1.push(answers(&with)[i]);
+                    all.2.push(answers(want)[i]);
+                }
                 let allowed = 2e-6 * size(r);
                 let pairs = [(got[0][r], want.log_prob), (got[1][r], want.entropy), (got[2][r], want.lse)];
                 for (i, (got, want)) in pairs.into_iter().enumerate() {
@@ -110,23 +124,36 @@ fn equals_the_formula() {
                 }
             }
         }
+        for (which, (got, with, want)) in ["log_prob", "entropy", "lse"].into_iter().zip(&all) {
+            assert_rounded(&format!("{which} {dtype}"), F32, got, with, want, OF_ONE);
+        }
     }
 }
 
-fn gradient_equals_differences_of_the_formula() {
-    for (dtype, tol) in [(F32, 1e-5), (BF16, 4e-3)] {
+fn gradient_equals_the_formula() {
+    for dtype in [F32, BF16] {
         for case in cases().into_iter().filter(|c| (2..400).contains(&c.1)) {
             let given = Given::new(dtype, case);
             let answer = given.forward(given.rows(), 1);
             let (d_log_prob, d_entropy) = (numbers(given.rows(), 5, 1.0), numbers(given.rows(), 6, 1.0));
-            for (with, columns) in [(false, given.vocab), (true, given.vocab), (true, 128)] {
-                let got = given.backward(&answer, &d_log_prob, with.then_some(&d_entropy[..]), columns);
+            let row = |r: usize| [&answer[0], &answer[1], &answer[2]].map(|x| x[r] as f64);
+            for (with_entropy, columns) in [(false, given.vocab), (true, given.vocab), (true, 128)] {
+                let got = given.backward(&answer, &d_log_prob, with_entropy.then_some(&d_entropy[..]), columns);
+                let (mut with, mut want) = (Vec::new(), Vec::new());
                 for r in 0..given.rows() {
-                    let (a, b) = (d_log_prob[r] as f64, if with { d_entropy[r] as f64 } else { 0.0 });
-                    let want = formula::bwd(&given.logits(r), given.targets[r], given.s as f64, a, b);
-                    let name = format!("{dtype} {case:?} row {r}, entropy {with}, chunks of {columns}");
-                    assert_close(&name, &got[r * given.vocab..][..given.vocab], &want, tol, f64::MAX);
+                    let grads = [d_log_prob[r] as f64, if with_entropy { d_entropy[r] as f64 } else { 0.0 }];
+                    let [log_prob, entropy, lse] = row(r);
+                    let (of, target, s) = (formula::Row { log_prob, entropy, lse }, given.targets[r], given.s as f64);
+                    want.extend(formula::bwd(&given.logits(r), target, s, grads, &of));
+                    let rounded = given.logits_by(formula::logits_rounded, r);
+                    with.extend(formula::bwd_rounded(&rounded, target, s, grads, &of));
                 }
+                let name = format!("{case:?}, entropy {with_entropy}, chunks of {columns}");
+                // In f32 the exponent is rounded, a difference of numbers as large as the logits.
+                let logits = (0..given.rows()).flat_map(|r| given.logits(r));
+                let largest = logits.fold(0.0f64, |a, l| a.max((l * given.s as f64).abs()));
+                let of_one = if dtype == F32 { OF_ONE * (1.0 + largest) } else { OF_ONE };
+                assert_rounded(&name, dtype, &got, &with, &want, of_one);
             }
         }
     }

@@ -1,4 +1,7 @@
-//! The definition, in f64.
+//! The definition, in f64; and the same with the roundings of mod.rs, all but the last.
+
+use crate::checks::rounding::{ULP, approximate, f32, sum};
+use std::f64::consts::{LN_2, LOG2_E};
 
 /// What is asked about one row.
 #[derive(Clone, Copy, Debug)]
@@ -24,14 +27,47 @@ pub fn fwd(logits: &[f64], target: i32, s: f64) -> Row {
     }
 }
 
-/// The gradient of `a · log_prob + b · entropy` for the logits, by central differences.
-pub fn bwd(logits: &[f64], target: i32, s: f64, a: f64, b: f64) -> Vec<f64> {
-    let h = 1e-5;
-    let at = |j: usize, h: f64| {
-        let mut moved = logits.to_vec();
-        moved[j] += h;
-        let row = fwd(&moved, target, s);
-        a * row.log_prob + b * row.entropy
+/// [`logits`] in f32, terms in order.
+pub fn logits_rounded(hidden: &[f64], weight: &[f64]) -> Vec<f64> {
+    weight.chunks_exact(hidden.len()).map(|w| sum(w.iter().zip(hidden).map(|(w, h)| w * h), &[])).collect()
+}
+
+/// [`fwd`] with roundings.
+pub fn fwd_rounded(logits: &[f64], target: i32, s: f64) -> Row {
+    let factor = f32(s * LOG2_E);
+    let t: Vec<f64> = logits.iter().map(|z| f32(z * factor)).collect();
+    let top = t.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
+    let terms: Vec<(f64, f64)> =
+        t.iter().map(|t| f32(t - top)).map(|x| (x, approximate(x.exp2(), 2.0 * ULP))).collect();
+    let total = sum(terms.iter().map(|(_, e)| *e), &[32, 16]);
+    let moment = sum(terms.iter().map(|(x, e)| e * x), &[32, 16]);
+    let ln_sum = approximate(total.ln(), 2.0 * ULP);
+    let (entropy, lse) = (ln_sum - LN_2 * f32(moment / total), top * LN_2 + ln_sum);
+    match usize::try_from(target) {
+        Ok(target) => Row { log_prob: f32(t[target] - top) * LN_2 - ln_sum, entropy, lse },
+        Err(_) => Row { log_prob: 0.0, entropy: 0.0, lse },
+    }
+}
+
+/// The gradient of `a · log_prob + b · entropy` for the logits, by the chain rule with the row's `lse` and `entropy`; tests hold
+/// it to differences.
+pub fn bwd(logits: &[f64], target: i32, s: f64, [a, b]: [f64; 2], of: &Row) -> Vec<f64> {
+    let one = |(j, z): (usize, &f64)| {
+        let ln_p = z * s - of.lse;
+        let of_log_prob = if j as i32 == target { -ln_p.exp_m1() } else { -ln_p.exp() };
+        s * (a * of_log_prob - b * ln_p.exp() * (ln_p + of.entropy))
     };
-    (0..logits.len()).map(|j| (at(j, h) - at(j, -h)) / (2.0 * h)).collect()
+    logits.iter().enumerate().map(|x| if target < 0 { 0.0 } else { one(x) }).collect()
+}
+
+/// [`bwd`] with roundings.
+pub fn bwd_rounded(logits: &[f64], target: i32, s: f64, [a, b]: [f64; 2], of: &Row) -> Vec<f64> {
+    let (a, b) = (f32(a * s), f32(b * s));
+    let one = |(j, z): (usize, &f64)| {
+        let ln_p = f32(f32(z * s) - of.lse);
+        let p = approximate(ln_p.exp(), 2.0 * ULP);
+        let of_log_prob = if j as i32 == target { approximate(-ln_p.exp_m1(), 2.0 * ULP) } else { -p };
+        f32(a * of_log_prob) - f32(b * f32(p * f32(ln_p + of.entropy)))
+    };
+    logits.iter().enumerate().map(|x| if target < 0 { 0.0 } else { one(x) }).collect()
 }

@@ -2,11 +2,11 @@ use super::{BwdParams, FwdParams, bwd, cases, formula, fwd};
 use crate::DType;
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
-use crate::compare::assert_close;
+use crate::compare::{OF_ONE, assert_rounded};
 
 checks!(
     equals_the_formula_to_a_millionth,
-    gradient_equals_differences_of_the_formula,
+    gradient_equals_the_formula,
     a_certain_token_has_no_gradient_and_an_impossible_one_no_probability,
     bad_logits_and_bad_targets_are_nan,
     threads_and_other_rows_change_nothing
@@ -68,27 +68,32 @@ fn equals_the_formula_to_a_millionth() {
             let allowed = 4e-7 * want.abs();
             assert!((got as f64 - want).abs() <= allowed, "row {i} of {rows}x{vocab}: {got}, want {want}");
         }
-        assert_close("lse", &lse, &each(&|l, _| formula::lse(l, s as f64)), 1e-6, f64::MAX);
+        let name = format!("{rows}x{vocab}");
+        let with = each(&|l, t| formula::log_prob_rounded(l, t, s as f64));
+        assert_rounded(&format!("log_prob {name}"), F32, &log_prob, &with, &want, OF_ONE);
+        let [with, want] = [formula::lse_rounded, formula::lse].map(|f| each(&|l, _| f(l, s as f64)));
+        assert_rounded(&format!("lse {name}"), F32, &lse, &with, &want, OF_ONE);
     }
 }
 
-fn gradient_equals_differences_of_the_formula() {
+fn gradient_equals_the_formula() {
     for (rows, vocab, scale, temperature) in cases().into_iter().filter(|c| c.1 > 1) {
         let (logits, s, grad) = (numbers(rows * vocab, 1, scale), 1.0 / temperature, numbers(rows, 2, 1.0));
         let targets = targets(&logits, rows, vocab);
         let (_, lse) = forward(&logits, &targets, s, 1);
-        for (dtype, tol) in [(F32, 1e-5), (BF16, 4e-3)] {
+        let exact: Vec<f64> = logits.iter().map(|&x| x as f64).collect();
+        let each = |f: &dyn Fn(&[f64], i32, f64, f64) -> Vec<f64>| -> Vec<f64> {
+            let of = |r: usize| f(&exact[r * vocab..][..vocab], targets[r], lse[r] as f64, grad[r] as f64);
+            (0..rows).flat_map(of).collect()
+        };
+        let want = each(&|l, t, lse, grad| formula::bwd(l, t, s as f64, lse).iter().map(|d| d * grad).collect());
+        let with = each(&|l, t, lse, grad| formula::bwd_rounded(l, t, s as f64, lse, grad));
+        for dtype in [F32, BF16] {
             let got = backward(dtype, &logits, &targets, &lse, &grad, s);
-            for r in 0..rows {
-                let row: Vec<f64> = logits[r * vocab..][..vocab].iter().map(|&x| x as f64).collect();
-                let want: Vec<f64> =
-                    formula::bwd(&row, targets[r], s as f64).iter().map(|d| d * grad[r] as f64).collect();
-                let name = format!("d_logits {dtype} row {r} of {rows}x{vocab}");
-                // Where one token is certain, the gradient is nothing but rounding errors.
-                let size = want.iter().map(|d| d * d).sum::<f64>().sqrt() / grad[r].abs() as f64;
-                let (rel, max) = if size < 1e-3 { (f64::MAX, 1e-6 * grad[r].abs() as f64) } else { (tol, f64::MAX) };
-                assert_close(&name, &got[r * vocab..][..vocab], &want, rel, max);
-            }
+            // In f32 the exponent is rounded, a difference of numbers as large as the logits.
+            let largest = exact.iter().fold(0.0f64, |a, l| a.max((l * s as f64).abs()));
+            let of_one = if dtype == F32 { OF_ONE * (1.0 + largest) } else { OF_ONE };
+            assert_rounded(&format!("d_logits {rows}x{vocab}"), dtype, &got, &with, &want, of_one);
         }
     }
 }
@@ -123,3 +128,6 @@ fn threads_and_other_rows_change_nothing() {
     let alone = forward(&logits[4 * vocab..5 * vocab], &targets[4..5], 0.9, 2);
     assert_eq!((alone.0[0], alone.1[0]), (all.0[4], all.1[4]));
 }
+
+#[cfg(test)]
+mod tests;

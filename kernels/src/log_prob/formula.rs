@@ -1,4 +1,6 @@
-//! The definition, in f64.
+//! The definition, in f64; and the same with the roundings of mod.rs, all but the last.
+
+use crate::checks::rounding::{ULP, approximate, f32};
 
 /// `ln Σ e^(l · s)` of a row.
 pub fn lse(logits: &[f64], s: f64) -> f64 {
@@ -11,16 +13,31 @@ pub fn log_prob(logits: &[f64], target: i32, s: f64) -> f64 {
     if target < 0 { 0.0 } else { logits[target as usize] * s - lse(logits, s) }
 }
 
-/// The gradient of `log_prob` for the logits by central differences; of the sum only the term that moves is redone.
-pub fn bwd(logits: &[f64], target: i32, s: f64) -> Vec<f64> {
-    let (h, lse) = (1e-4, lse(logits, s));
-    let slope = |j: usize| {
-        let moved = |h: f64| {
-            let p = |l: f64| (l * s - lse).exp();
-            let shift = (p(logits[j] + h) - p(logits[j])).ln_1p();
-            if j as i32 == target { h * s - shift } else { -shift }
-        };
-        (moved(h) - moved(-h)) / (2.0 * h)
+/// [`lse`] with roundings.
+pub fn lse_rounded(logits: &[f64], s: f64) -> f64 {
+    let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
+    max * s + logits.iter().map(|l| approximate(f32(f32(l - max) * s).exp(), 2.0 * ULP)).sum::<f64>().ln()
+}
+
+/// [`log_prob`] with roundings.
+pub fn log_prob_rounded(logits: &[f64], target: i32, s: f64) -> f64 {
+    if target < 0 { 0.0 } else { logits[target as usize] * s - lse_rounded(logits, s) }
+}
+
+/// The gradient of `log_prob` for the logits with the row's `lse`, by the chain rule; tests hold it to differences.
+pub fn bwd(logits: &[f64], target: i32, s: f64, lse: f64) -> Vec<f64> {
+    let one =
+        |(j, l): (usize, &f64)| if j as i32 == target { -s * (l * s - lse).exp_m1() } else { -s * (l * s - lse).exp() };
+    logits.iter().enumerate().map(|x| if target < 0 { 0.0 } else { one(x) }).collect()
+}
+
+/// [`bwd`] times `grad`, with roundings.
+pub fn bwd_rounded(logits: &[f64], target: i32, s: f64, lse: f64, grad: f64) -> Vec<f64> {
+    let factor = f32(grad * s);
+    let one = |(j, l): (usize, &f64)| {
+        let ln_p = f32(f32(l * s) - lse);
+        let e = if j as i32 == target { ln_p.exp_m1() } else { ln_p.exp() };
+        -factor * approximate(e, 2.0 * ULP)
     };
-    (0..logits.len()).map(|j| if target < 0 { 0.0 } else { slope(j) }).collect()
+    logits.iter().enumerate().map(|x| if target < 0 { 0.0 } else { one(x) }).collect()
 }

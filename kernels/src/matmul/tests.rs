@@ -3,7 +3,7 @@
 use super::{Matmul, Operand, cases, cpu, formula};
 use crate::DType::{self, BF16, F32};
 use crate::checks::{Data, numbers};
-use crate::compare::close;
+use crate::compare::{OF_ONE, close, rounded};
 use crate::simd::{Isa, isa};
 use crate::{Addr, Team};
 use proptest::prelude::*;
@@ -96,7 +96,10 @@ fn check(isa: Isa, c: &Case, seed: u64) -> Result<(), String> {
     let x = inputs(c, seed);
     let (want, bound) = expected(c, &x);
     let got = product(isa, c, &x.a, &x.b, &x.bias, &x.old, 2);
-    close(&format!("{isa:?} {c:?}"), &got, &want, if c.dtypes[2] == BF16 { 4e-3 } else { 1e-5 }, f64::MAX)?;
+    match c.dtypes[2] {
+        BF16 => rounded(&format!("{isa:?} {c:?}"), BF16, &got, &want, &want, OF_ONE)?,
+        _ => close(&format!("{isa:?} {c:?}"), &got, &want, 1e-5, f64::MAX)?,
+    }
     for (i, ((g, w), b)) in got.iter().zip(&want).zip(&bound).enumerate() {
         if !((*g as f64 - w).abs() <= *b) {
             return Err(format!("{isa:?} {c:?}: [{}, {}] is {g}, want {w} ± {b}", i / c.n, i % c.n));

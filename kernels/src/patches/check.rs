@@ -1,6 +1,8 @@
 use super::{Params, cases, cut, formula};
 use crate::DType::{BF16, F32};
+use crate::checks::rounding::f32;
 use crate::checks::{Data, addr, checks, run};
+use crate::compare::{OF_ONE, assert_rounded};
 
 checks!(equals_the_formula, a_missing_frame_is_the_last);
 
@@ -35,25 +37,16 @@ fn params(frames: &[u8], patches: &Data, [count, height, width, patch, temporal,
 fn equals_the_formula() {
     for case in cases() {
         let frames = levels(case[0] * case[1] * case[2] * 3);
-        let want: Vec<f32> = formula::cut(&frames, case)
-            .into_iter()
-            .map(|(level, c)| ((level as f64 / 255.0) as f32 - MEAN[c]) / STD[c])
-            .collect();
+        let of = |round: fn(f64) -> f64| -> Vec<f64> {
+            let value =
+                |(level, c): (u8, usize)| round(round(level as f64 * (1.0 / 255.0)) - MEAN[c] as f64) / STD[c] as f64;
+            formula::cut(&frames, case).into_iter().map(value).collect()
+        };
+        let (with, want) = (of(f32), of(|x| x));
         for dtype in [F32, BF16] {
             let patches = Data::output(dtype, want.len());
             run(&cut(dtype, &params(&frames, &patches, case)), 2);
-            let want = Data::new(dtype, &want).values();
-            // `level · (1 / 255)` and `level / 255` may round to neighbours.
-            for (i, (got, want)) in patches.values().iter().zip(&want).enumerate() {
-                let allowed = if dtype == F32 { 1e-6 } else { 8e-3 };
-                assert!(
-                    (got - want).abs() <= allowed * want.abs().max(0.1),
-                    "{case:?} {dtype} [{i}]: {got}, want {want}"
-                );
-            }
-            assert!(
-                dtype == F32 || patches.values().iter().zip(&want).filter(|(a, b)| a != b).count() * 1000 <= want.len()
-            );
+            assert_rounded(&format!("patches {case:?}"), dtype, &patches.values(), &with, &want, OF_ONE);
         }
     }
 }

@@ -2,7 +2,7 @@ use super::{ClipParams, SumSquaresParams, WeightedSumParams, cases, clip, formul
 use crate::DType;
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
-use crate::compare::assert_close;
+use crate::compare::{OF_ONE, assert_rounded};
 
 checks!(weighted_sums, norms_of_many_tensors, what_is_not_finite_stays_visible);
 
@@ -32,7 +32,7 @@ fn weighted_sums() {
         let mut out = [f32::NAN];
         run(&weighted_sum(&WeightedSumParams { x: addr(&x), w: addr(&w), out: addr_mut(&mut out), n: n as u64 }), 2);
         let want = formula::weighted_sum(&Data::new(F32, &x).f64(), &Data::new(F32, &w).f64());
-        assert_close(&format!("weighted sum of {n}"), &out, &[want], 1e-7, f64::MAX);
+        assert_rounded(&format!("weighted sum of {n}"), F32, &out, &[want], &[want], OF_ONE);
     }
 }
 
@@ -46,7 +46,9 @@ fn norms_of_many_tensors() {
         let all: Vec<f64> = tensors.iter().flat_map(|x| x.f64()).collect();
         for max_norm in [0.01, 5.0, 1e6, f32::INFINITY] {
             let (norm, factor) = formula::clip(&all, max_norm as f64);
-            assert_close("norm and factor", &norm_and_factor(&of(2), max_norm), &[norm, factor], 1e-7, f64::MAX);
+            let got = norm_and_factor(&of(2), max_norm);
+            assert_rounded("norm", F32, &got[..1], &[norm], &[norm], OF_ONE);
+            assert_rounded("factor", F32, &got[1..], &[factor], &[factor], OF_ONE);
         }
     }
 }

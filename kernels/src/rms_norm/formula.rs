@@ -1,12 +1,11 @@
-//! The definition, in f64.
+//! The definition, in f64; and the same with the roundings of mod.rs, all but the last.
 
-/// `round(w · round(x · rstd))` for one row after the other; `round` is that of the element type.
-pub fn fwd(x: &[f64], w: &[f64], eps: f64, round: fn(f64) -> f64) -> Vec<f64> {
-    let row = |x: &[f64]| -> Vec<f64> {
-        let r = rstd(x, eps);
-        x.iter().zip(w).map(|(x, w)| round(w * round(x * r))).collect()
-    };
-    x.chunks_exact(w.len()).flat_map(row).collect()
+use crate::checks::rounding::{ROOT, ULP, approximate, f32, sum};
+
+/// `w · round(x · rstd)` for one row after the other; `round` is what the inner product is rounded to.
+pub fn fwd(x: &[f64], w: &[f64], rstds: &[f64], round: fn(f64) -> f64) -> Vec<f64> {
+    let rows = x.chunks_exact(w.len()).zip(rstds);
+    rows.flat_map(|(x, r)| x.iter().zip(w).map(move |(x, w)| w * round(x * r))).collect()
 }
 
 /// `1 / sqrt(mean(x²) + eps)` of a row.
@@ -14,29 +13,38 @@ pub fn rstd(x: &[f64], eps: f64) -> f64 {
     1.0 / (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + eps).sqrt()
 }
 
-/// The gradients of `sum(dy · fwd(x, w))` for x and w, by central differences.
-pub fn bwd(x: &[f64], w: &[f64], dy: &[f64], eps: f64) -> (Vec<f64>, Vec<f64>) {
-    let (cols, exact) = (w.len(), |v| v);
-    let mut dx = Vec::new();
-    for (x, dy) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)) {
-        let loss = |x: &[f64]| -> f64 { fwd(x, w, eps, exact).iter().zip(dy).map(|(y, d)| y * d).sum() };
-        let h = 1e-5 / rstd(x, eps);
-        let mut moved = x.to_vec();
+/// [`rstd`] with roundings.
+pub fn rstd_rounded(x: &[f64], eps: f64) -> f64 {
+    let mean = approximate(sum(x.iter().map(|x| x * x), &[16, 32]) / x.len() as f64, 2.0 * ULP);
+    approximate(1.0 / f32(mean + eps).sqrt(), ROOT)
+}
+
+/// The gradients of `sum(dy · fwd(x, w))` for x and w, by the chain rule with rows' `rstds`; tests hold them to differences.
+pub fn bwd(x: &[f64], w: &[f64], dy: &[f64], rstds: &[f64]) -> [Vec<f64>; 2] {
+    let cols = w.len();
+    let (mut dx, mut dw) = (Vec::new(), vec![0.0; cols]);
+    for ((x, dy), r) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(rstds) {
+        let mean = (0..cols).map(|c| dy[c] * w[c] * x[c]).sum::<f64>() / cols as f64;
         for c in 0..cols {
-            moved[c] = x[c] + h;
-            let above = loss(&moved);
-            moved[c] = x[c] - h;
-            dx.push((above - loss(&moved)) / (2.0 * h));
-            moved[c] = x[c];
+            dx.push(r * (dy[c] * w[c] - x[c] * r * r * mean));
+            dw[c] += dy[c] * x[c] * r;
         }
     }
-    // A column of y depends on one weight alone, so all weights can be moved at once.
-    let h = 1e-5;
-    let shifted = |h: f64| fwd(x, &w.iter().map(|w| w + h).collect::<Vec<_>>(), eps, exact);
-    let (above, below) = (shifted(h), shifted(-h));
-    let mut dw = vec![0.0; cols];
-    for i in 0..x.len() {
-        dw[i % cols] += dy[i] * (above[i] - below[i]) / (2.0 * h);
+    [dx, dw]
+}
+
+/// [`bwd`] with roundings; dw with the parts' sums in order.
+pub fn bwd_rounded(x: &[f64], w: &[f64], dy: &[f64], rstds: &[f64]) -> [Vec<f64>; 2] {
+    let cols = w.len();
+    let (mut dx, mut terms) = (Vec::new(), vec![Vec::new(); cols]);
+    for ((x, dy), r) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(rstds) {
+        let g: Vec<f64> = dy.iter().zip(w).map(|(dy, w)| f32(dy * w)).collect();
+        let mean = approximate(sum((0..cols).map(|c| g[c] * x[c]), &[16, 32]) / cols as f64, 2.0 * ULP);
+        let along = f32(f32(f32(r * r) * r) * mean);
+        for c in 0..cols {
+            dx.push(f32(f32(r * g[c]) - f32(along * x[c])));
+            terms[c].push(dy[c] * f32(x[c] * r));
+        }
     }
-    (dx, dw)
+    [dx, terms.into_iter().map(|t| sum(t, &[super::PART_ROWS])).collect()]
 }

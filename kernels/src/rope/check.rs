@@ -1,7 +1,8 @@
 use super::{ApplyParams, TableParams, apply, cases, formula, table};
 use crate::DType::{BF16, F32};
+use crate::checks::rounding;
 use crate::checks::{Data, Picks, addr, checks, is_cuda, numbers, run};
-use crate::compare::assert_close;
+use crate::compare::{OF_ONE, assert_rounded};
 use crate::{Addr, DType};
 
 checks!(the_table_is_right_to_an_ulp, application_equals_the_formula_and_its_transpose);
@@ -48,6 +49,9 @@ fn is_right((tokens, half, axes, magnitude, threads, seed): Table) {
     let inv_freq: Vec<f32> = (0..half).map(|f| 10_000f32.powf(-(f as f32) / half as f32)).collect();
     let (cos, sin) = make_table(&positions, &inv_freq, &axis, tokens, threads);
     let (want_cos, want_sin) = formula::table(&positions, &inv_freq, &axis, tokens);
+    for (got, want) in [(&cos, &want_cos), (&sin, &want_sin)] {
+        assert_rounded("table", F32, &got.values(), want, want, OF_ONE);
+    }
     for (got, want) in cos.values().iter().zip(&want_cos).chain(sin.values().iter().zip(&want_sin)) {
         assert!(ulps(*got, *want) <= 1.0, "{got} {want}");
     }
@@ -68,9 +72,9 @@ fn turned(dtype: DType, x: &Data, y: Addr, tables: (&Data, &Data), case: (usize,
 }
 
 fn application_equals_the_formula_and_its_transpose() {
-    for (dtype, tol) in [(F32, 1e-6), (BF16, 4e-3)] {
+    for dtype in [F32, BF16] {
         for (tokens, heads, d, largest) in cases() {
-            let name = format!("rope {dtype} {tokens} {heads} {d}");
+            let name = format!("rope {tokens} {heads} {d}");
             let positions: Vec<i32> = (0..tokens).map(|t| (largest as usize / tokens * t) as i32).collect();
             let inv_freq: Vec<f32> = (0..d / 2).map(|f| 1e6f32.powf(-(f as f32) / (d / 2) as f32)).collect();
             let (cos, sin) = make_table(&positions, &inv_freq, &vec![0; d / 2], tokens, 2);
@@ -78,15 +82,18 @@ fn application_equals_the_formula_and_its_transpose() {
             let x = Data::new(dtype, &numbers(count, 1, 1.0));
             let y = Data::output(dtype, count);
             turned(dtype, &x, y.addr(), (&cos, &sin), (tokens, heads, d), 0);
-            let want = formula::apply(&x.f64(), &cos.f64(), &sin.f64(), heads, d);
-            assert_close(&name, &y.values(), &want, tol, f64::MAX);
+            let held = |name: &str, y: &Data, sin: &[f64]| {
+                let [with, want] =
+                    [rounding::f32, rounding::exact].map(|r| formula::apply(&x.f64(), [&cos.f64(), sin], heads, d, r));
+                assert_rounded(name, dtype, &y.values(), &with, &want, OF_ONE);
+            };
+            held(&name, &y, &sin.f64());
 
             // The transpose is the turn by the negative angle.
             let back = Data::output(dtype, count);
             turned(dtype, &x, back.addr(), (&cos, &sin), (tokens, heads, d), 1);
             let minus: Vec<f64> = sin.f64().iter().map(|s| -s).collect();
-            let want = formula::apply(&x.f64(), &cos.f64(), &minus, heads, d);
-            assert_close(&format!("{name} inverse"), &back.values(), &want, tol, f64::MAX);
+            held(&format!("{name} inverse"), &back, &minus);
 
             let place = Data::new(dtype, &x.values());
             turned(dtype, &place, place.addr(), (&cos, &sin), (tokens, heads, d), 0);

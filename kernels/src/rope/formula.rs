@@ -11,16 +11,16 @@ pub fn table(positions: &[i32], inv_freq: &[f32], axis: &[i32], tokens: usize) -
     (angles.iter().map(|a| a.cos()).collect(), angles.iter().map(|a| a.sin()).collect())
 }
 
-/// Pairs `(i, i + head_dim / 2)` turned by the angles of their token.
-pub fn apply(x: &[f64], cos: &[f64], sin: &[f64], heads: usize, head_dim: usize) -> Vec<f64> {
+/// Pairs `(i, i + head_dim / 2)` turned by the angles of their token; `round` is what happens to each product.
+pub fn apply(x: &[f64], [cos, sin]: [&[f64]; 2], heads: usize, head_dim: usize, round: fn(f64) -> f64) -> Vec<f64> {
     let h = head_dim / 2;
     let mut y = vec![0.0; x.len()];
     for row in 0..x.len() / head_dim {
         for i in 0..h {
             let (c, s) = (cos[row / heads * h + i], sin[row / heads * h + i]);
             let (a, b) = (x[row * head_dim + i], x[row * head_dim + i + h]);
-            y[row * head_dim + i] = a * c - b * s;
-            y[row * head_dim + i + h] = b * c + a * s;
+            y[row * head_dim + i] = round(a * c) - round(b * s);
+            y[row * head_dim + i + h] = round(b * c) + round(a * s);
         }
     }
     y

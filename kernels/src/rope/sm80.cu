@@ -15,7 +15,7 @@
 
 constexpr int THREADS = 256;
 constexpr int TOKENS = 8;
-constexpr int HEADS = 8;
+constexpr int HEADS = 10;
 
 // The cosine and the sine of a.
 __device__ __forceinline__ void cos_sin(double a, float& cosine, float& sine) {

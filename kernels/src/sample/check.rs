@@ -1,7 +1,11 @@
 use super::formula::Settings;
 use super::{Params, STREAM, formula, sample, workspace};
 use crate::Addr;
+use crate::DType::F32;
+use crate::checks::rounding::{ULP, approximate};
 use crate::checks::{Data, Picks, addr, addr_mut, checks, is_cuda, numbers, run};
+use crate::compare::{OF_ONE, assert_rounded};
+use crate::log_prob::formula::{log_prob, lse_rounded};
 use crate::philox;
 
 checks!(
@@ -82,7 +86,7 @@ impl Batch {
             bias_cols: s.bias_ids.len() as u32,
             tops: TOPS as u32,
         };
-        let scratch = Data::output(crate::DType::F32, workspace(&params) / 4);
+        let scratch = Data::output(F32, workspace(&params) / 4);
         params.workspace = scratch.addr();
         run(&sample(&params), threads);
         out
@@ -158,17 +162,40 @@ fn any_case(picks: &mut Picks) -> (Vec<f32>, Settings) {
 
 fn generated_rows_follow_the_formula() {
     let mut picks = Picks::new(1);
+    let mut held = Held::default();
     for i in 0..if is_cuda() { 25 } else { 300 } {
         let (logits, s) = any_case(&mut picks);
         let position = (picks.any() >> 33) as i32;
-        check(&format!("case {i}, {s:?}"), &logits, &s, picks.any(), position);
+        check(&format!("case {i}, {s:?}"), &logits, &s, picks.any(), position, &mut held);
+    }
+    assert_rounded("log-probabilities", F32, &held.got, &held.with, &held.want, OF_ONE);
+}
+
+/// Log-probabilities, beside what they should be with roundings and without.
+#[derive(Default)]
+struct Held {
+    got: Vec<f32>,
+    with: Vec<f64>,
+    want: Vec<f64>,
+}
+
+impl Held {
+    /// One of `id` under softmax(logits · s), each good to a millionth.
+    fn hold(&mut self, case: &str, got: f32, logits: &[f64], id: i32, s: f64) {
+        let want = log_prob(logits, id, s);
+        let near = got as f64 == want || (got as f64 - want).abs() <= 1e-6 * (1.0 + want.abs());
+        assert!(near, "{case}: log-probability {got}, want {want}");
+        let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
+        let ln_sum = approximate(lse_rounded(logits, s) - max * s, 2.0 * ULP);
+        self.got.push(got);
+        self.with.push((logits[id as usize] - max) * s - ln_sum);
+        self.want.push(want);
     }
 }
 
 /// All that the kernel writes about a row, drawn and greedy.
-fn check(case: &str, logits: &[f32], s: &Settings, seed: u64, position: i32) {
+fn check(case: &str, logits: &[f32], s: &Settings, seed: u64, position: i32, held: &mut Held) {
     let wide = wide(logits);
-    let near = |got: f32, want: f64| got as f64 == want || (got as f64 - want).abs() <= 1e-6 * (1.0 + want.abs());
     let batch = Batch { logits: logits.to_vec(), settings: s.clone(), seed, positions: vec![position] };
     let out = batch.run(1);
     let ranked = formula::ranked(&wide, s);
@@ -184,8 +211,7 @@ fn check(case: &str, logits: &[f32], s: &Settings, seed: u64, position: i32) {
         assert!(out.log_prob[0].is_nan() && out.raw_log_prob[0].is_nan(), "{case}");
     } else {
         for (got, scale) in [(out.raw_log_prob[0], 1.0), (out.log_prob[0], 1.0 / s.temperature)] {
-            let want = crate::log_prob::formula::log_prob(&wide, id, scale);
-            assert!(near(got, want), "{case}: log-probability {got}, want {want}");
+            held.hold(case, got, &wide, id, scale);
         }
     }
     let likeliest = formula::likeliest(&wide, TOPS);
@@ -194,19 +220,20 @@ fn check(case: &str, logits: &[f32], s: &Settings, seed: u64, position: i32) {
         match likeliest.get(i) {
             None => assert!(id == -1 && value.is_nan(), "{case}: {i}"),
             Some(want) => {
-                assert!(id == want.0 as i32 && near(value, want.1), "{case}: {i}: {id} {value}, want {want:?}")
+                assert!(id == want.0 as i32, "{case}: {i}: {id} {value}, want {want:?}");
+                held.hold(case, value, &wide, id, 1.0);
             }
         }
     }
 
     let scores = formula::scores(&wide, s);
-    let (id, log_prob) = one_row(logits, Settings { temperature: 0.0, ..s.clone() });
+    let (id, value) = one_row(logits, Settings { temperature: 0.0, ..s.clone() });
     let top = scores.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
     if top == f64::NEG_INFINITY {
         assert_eq!(id, -1, "{case}");
     } else {
         assert_eq!(Some(id as usize), scores.iter().position(|&x| x == top), "{case}");
-        assert!(near(log_prob, crate::log_prob::formula::log_prob(&wide, id, 1.0)), "{case}");
+        held.hold(case, value, &wide, id, 1.0);
     }
 }
 
@@ -244,7 +271,7 @@ fn a_whole_vocabulary_follows_the_formula() {
     let vocab = if is_cuda() { 20_011 } else { 152_064 };
     let logits: Vec<f32> = numbers(vocab, 8, 2.5).iter().map(|x| (x * 16.0).round() / 16.0).collect();
     let s = Settings { top_p: 0.9, top_k: 4000, history: vec![5, 5, 20_000], penalty: 1.25, ..settings() };
-    check("a whole vocabulary", &logits, &s, 3, 4);
+    check("a whole vocabulary", &logits, &s, 3, 4, &mut Held::default());
 }
 
 #[cfg(test)]

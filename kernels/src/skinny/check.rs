@@ -1,7 +1,8 @@
 use super::{Params, Weight, cases, formula, linear, swiglu};
 use crate::DType::{BF16, F32};
+use crate::checks::rounding::f32;
 use crate::checks::{Data, addr, checks, numbers, run};
-use crate::compare::assert_close;
+use crate::compare::{OF_ONE, assert_rounded};
 use crate::{Addr, DType};
 
 checks!(
@@ -34,16 +35,25 @@ impl Stored {
         }
     }
 
-    fn product(&self, x: &Data, k: usize) -> Vec<f64> {
+    /// The product in f32, and the exact one.
+    fn products(&self, x: &Data, k: usize) -> [Vec<f64>; 2] {
         let scale: Vec<f64> = self.scale.iter().map(|&s| s as f64).collect();
         match self.kind {
-            Weight::Bf16 => formula::product(&x.f64(), &self.bf16.f64(), &[], k),
+            Weight::Bf16 => FORMULAS.map(|f| f(&x.f64(), &self.bf16.f64(), &[], k)),
             Weight::Int8 => {
                 let w: Vec<f64> = self.bytes.iter().map(|&b| b as f64).collect();
-                formula::product(&x.f64(), &w, &scale, k)
+                FORMULAS.map(|f| f(&x.f64(), &w, &scale, k))
             }
         }
     }
+}
+
+type Product = fn(&[f64], &[f64], &[f64], usize) -> Vec<f64>;
+const FORMULAS: [Product; 2] = [formula::product_rounded, formula::product];
+
+/// How many times the error of one rounding that of a sum of k products in f32 may be.
+fn of_one(dtype: DType, k: usize) -> f64 {
+    if dtype == F32 { OF_ONE * (1.0 + (k as f64 / 16.0).sqrt()) } else { OF_ONE }
 }
 
 struct Given {
@@ -81,21 +91,21 @@ impl Given {
     }
 }
 
-fn all(mut f: impl FnMut(DType, Weight, (usize, usize, usize), f64)) {
-    for (dtype, tol) in [(F32, 1e-6), (BF16, 4e-3)] {
+fn all(mut f: impl FnMut(DType, Weight, (usize, usize, usize))) {
+    for dtype in [F32, BF16] {
         for kind in [Weight::Bf16, Weight::Int8] {
             for case in cases() {
-                f(dtype, kind, case, tol);
+                f(dtype, kind, case);
             }
         }
     }
 }
 
 fn linear_equals_the_formula_with_and_without_bias_and_residual() {
-    all(|dtype, kind, case, tol| {
+    all(|dtype, kind, case| {
         let given = Given::new(dtype, kind, case);
         let (m, n, k) = case;
-        let product = given.weights[0].product(&given.x, k);
+        let products = given.weights[0].products(&given.x, k);
         let (bias, residual) = (given.bias.f64(), given.residual.f64());
         for (with_bias, with_residual) in [(false, false), (true, false), (false, true), (true, true)] {
             let y = Data::output(dtype, m * n);
@@ -107,11 +117,14 @@ fn linear_equals_the_formula_with_and_without_bias_and_residual() {
                 ..given.params(&y, m)
             };
             run(&linear(dtype, kind, &params), 2);
-            let add =
-                |i: usize| (if with_bias { bias[i % n] } else { 0.0 }) + if with_residual { residual[i] } else { 0.0 };
-            let want: Vec<f64> = product.iter().enumerate().map(|(i, p)| p + add(i)).collect();
-            let name = format!("{dtype} {kind:?} {case:?} bias {with_bias} residual {with_residual}");
-            assert_close(&name, &y.values(), &want, tol, f64::MAX);
+            let whole = |product: &[f64], round: fn(f64) -> f64| -> Vec<f64> {
+                let bias = |i: usize| if with_bias { bias[i % n] } else { 0.0 };
+                let residual = |i: usize| if with_residual { residual[i] } else { 0.0 };
+                product.iter().enumerate().map(|(i, p)| round(p + bias(i)) + residual(i)).collect()
+            };
+            let (with, want) = (whole(&products[0], f32), whole(&products[1], |x| x));
+            let name = format!("{kind:?} {case:?} bias {with_bias} residual {with_residual}");
+            assert_rounded(&name, dtype, &y.values(), &with, &want, of_one(dtype, k));
         }
     });
 }
@@ -128,18 +141,22 @@ fn a_residual_may_be_the_output() {
 }
 
 fn swiglu_equals_the_formula() {
-    all(|dtype, kind, case, tol| {
+    all(|dtype, kind, case| {
         let given = Given::new(dtype, kind, case);
         let (m, n, k) = case;
         let y = Data::output(dtype, m * n);
         run(&swiglu(dtype, kind, &given.params(&y, m)), 2);
-        let want = formula::swiglu(&given.weights[0].product(&given.x, k), &given.weights[1].product(&given.x, k));
-        assert_close(&format!("{dtype} {kind:?} {case:?}"), &y.values(), &want, 2.0 * tol, f64::MAX);
+        let [[with_gate, gate], [with_up, up]] = given.weights.each_ref().map(|w| w.products(&given.x, k));
+        let (with, want) = (formula::swiglu_rounded(&with_gate, &with_up), formula::swiglu(&gate, &up));
+        // A gate passes its error on times its size.
+        let largest = gate.iter().fold(1.0f64, |a, g| a.max(g.abs()));
+        let of_one = if dtype == F32 { largest.sqrt() * of_one(dtype, k) } else { OF_ONE };
+        assert_rounded(&format!("swiglu {kind:?} {case:?}"), dtype, &y.values(), &with, &want, of_one);
     });
 }
 
 fn a_row_does_not_know_its_batch() {
-    all(|dtype, kind, case, _| {
+    all(|dtype, kind, case| {
         let given = Given::new(dtype, kind, case);
         let (m, n, _) = case;
         let (whole, alone) = (Data::output(dtype, m * n), Data::output(dtype, n));

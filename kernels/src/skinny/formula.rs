@@ -1,4 +1,6 @@
-//! The definition, in f64.
+//! The definition, in f64; and the same with the roundings of mod.rs, all but the last.
+
+use crate::checks::rounding::{ULP, approximate, f32, sum};
 
 /// A product: `y[r, c] = Σ x[r, i] w[c, i] · scale[c]`, scales absent: 1.
 pub fn product(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64> {
@@ -14,4 +16,21 @@ pub fn product(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64> {
 /// `silu(gate) · up`.
 pub fn swiglu(gate: &[f64], up: &[f64]) -> Vec<f64> {
     gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
+}
+
+/// [`product`] in f32, terms one after the other.
+pub fn product_rounded(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64> {
+    let mut y = Vec::new();
+    for x in x.chunks_exact(k) {
+        for (c, w) in w.chunks_exact(k).enumerate() {
+            y.push(f32(sum(x.iter().zip(w).map(|(x, w)| x * w), &[]) * scale.get(c).unwrap_or(&1.0)));
+        }
+    }
+    y
+}
+
+/// [`swiglu`] with roundings.
+pub fn swiglu_rounded(gate: &[f64], up: &[f64]) -> Vec<f64> {
+    let one = |(g, u): (&f64, &f64)| f32(g / f32(1.0 + approximate((-g).exp(), 2.0 * ULP))) * u;
+    gate.iter().zip(up).map(one).collect()
 }

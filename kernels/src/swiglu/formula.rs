@@ -1,17 +1,37 @@
-//! The definition, in f64.
+//! The definition, in f64; and the same with the roundings of mod.rs.
+
+use crate::checks::rounding::{ULP, approximate, f32, slope};
 
 /// `silu(gate) * up`
 pub fn fwd(gate: &[f64], up: &[f64]) -> Vec<f64> {
     gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
 }
 
-/// The gradients of `sum(dy * fwd(gate, up))` by central differences of the definition.
+/// The gradients of `sum(dy * fwd(gate, up))` by differences of the definition.
 pub fn bwd(gate: &[f64], up: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
-    let h = 1e-5;
-    let slope =
-        |g: f64, u: f64, dg: f64, du: f64| (fwd(&[g + dg], &[u + du])[0] - fwd(&[g - dg], &[u - du])[0]) / (2.0 * h);
     let each = |dg: f64, du: f64| -> Vec<f64> {
-        gate.iter().zip(up).zip(dy).map(|((&g, &u), d)| d * slope(g, u, dg, du)).collect()
+        let at = |g: f64, u: f64| slope(|h| fwd(&[g + h * dg], &[u + h * du])[0]);
+        gate.iter().zip(up).zip(dy).map(|((&g, &u), d)| d * at(g, u)).collect()
     };
-    (each(h, 0.0), each(0.0, h))
+    (each(1.0, 0.0), each(0.0, 1.0))
+}
+
+/// `1 + e^-g`
+fn denominator(g: f64) -> f64 {
+    f32(1.0 + approximate((-g).exp(), 2.0 * ULP))
+}
+
+/// [`fwd`] with roundings.
+pub fn fwd_rounded(gate: &[f64], up: &[f64]) -> Vec<f64> {
+    gate.iter().zip(up).map(|(g, u)| approximate(g / denominator(*g), 2.0 * ULP) * u).collect()
+}
+
+/// [`bwd`] with roundings.
+pub fn bwd_rounded(gate: &[f64], up: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let one = |((&g, &u), &dy): ((&f64, &f64), &f64)| {
+        let s = approximate(1.0 / denominator(g), 2.0 * ULP);
+        let bend = f32(1.0 + f32(g * f32(1.0 - s)));
+        (f32(f32(dy * u) * s) * bend, f32(dy * g) * s)
+    };
+    gate.iter().zip(up).zip(dy).map(one).unzip()
 }

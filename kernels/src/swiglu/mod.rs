@@ -2,7 +2,9 @@
 //! `d_gate = dy * up * s * (1 + g * (1 - s))`, `d_up = dy * g * s` with `s = 1 / (1 + e^-g)`.
 //!
 //! Shapes: all `[count]`, one dtype, f32 or bf16; arithmetic in f32.
-//! Numerics: one rounding to T at the store; in CUDA the exponential is good to 1 and the quotient to 2 units in the last place.
+//! Numerics: `e^-g` and the quotient to 2 units in the last place of f32 (`div.full.f32`; the CUDA library's e^x to 1), `1 + e^-g`
+//! and every product and sum of the gradient one rounding to f32 each; one rounding to T at the store. Where the slope of silu is near
+//! 0 its terms cancel: in f32 an array of such d_gate alone may be off by 64 times one rounding, all else by 2.5.
 //! Bound: memory; 3 reads and writes of `count` elements forward, 5 backward.
 
 pub(crate) mod check;

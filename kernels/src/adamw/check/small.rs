@@ -3,7 +3,8 @@ use crate::DType;
 use crate::DType::{BF16, F32};
 use crate::adamw::small::{first, second};
 use crate::adamw::{BLOCK, Scalars, SmallParams, cases, formula, join, step_8bit, step_bf16_moments};
-use crate::checks::{addr, addr_mut, numbers, run};
+use crate::checks::{addr, addr_mut, numbers, run, run_once};
+use crate::compare::{OF_ONE, assert_rounded};
 use half::bf16;
 
 const SCALARS: Scalars = Scalars { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 };
@@ -58,8 +59,8 @@ impl State {
 
     /// The values of the 8-bit moments of weight `i`.
     fn moments(&self, i: usize) -> [f64; 2] {
-        let scale = |k: usize| self.scales[2 * (i / BLOCK) + k] as f64;
-        [scale(0) * first(self.first[i]) as f64, scale(1) * second(self.second[i]) as f64]
+        let scale = |k: usize| self.scales[2 * (i / BLOCK) + k];
+        [scale(0) * first(self.first[i]), scale(1) * second(self.second[i])].map(|x| x as f64)
     }
 
     fn joined(&self) -> Vec<f32> {
@@ -72,6 +73,13 @@ fn near(got: f64, want: f64, rel: f64) -> bool {
     (got - want).abs() <= rel * want.abs() + 1e-30
 }
 
+/// Holds the weights after a step from `old(i)` to the formula.
+fn assert_weights(scalars: &Scalars, old: impl Fn(usize) -> [f64; 3], g: &[f32], got: &[f32]) {
+    let [with, want] = [formula::step_rounded, formula::step]
+        .map(|f| g.iter().enumerate().map(|(i, g)| f(scalars, old(i), *g as f64)[0]).collect::<Vec<f64>>());
+    assert_rounded("w", F32, got, &with, &want, OF_ONE);
+}
+
 pub(super) fn a_step_with_bf16_moments_lands_beside_the_formula() {
     for n in cases() {
         let mut state = State::new(&numbers(n, 1, 0.1));
@@ -79,10 +87,10 @@ pub(super) fn a_step_with_bf16_moments_lands_beside_the_formula() {
             let (scalars, g) = (Scalars { step: t, ..SCALARS }, numbers(n, 10 + t, 1.0));
             let before = state.clone();
             state.step_bf16(F32, &scalars, &g, 3);
+            let old = |i: usize| [before.f32[i] as f64, before.bf16[0][i].to_f64(), before.bf16[1][i].to_f64()];
+            assert_weights(&scalars, old, &g, &state.f32);
             for (i, g) in g.iter().enumerate() {
-                let old = [before.f32[i] as f64, before.bf16[0][i].to_f64(), before.bf16[1][i].to_f64()];
-                let [w, m, v] = formula::step(&scalars, old, *g as f64);
-                assert!((state.f32[i] as f64 - w).abs() <= 3e-7 * w.abs().max(0.01), "w[{i}]: {} {w}", state.f32[i]);
+                let [_, m, v] = formula::step(&scalars, old(i), *g as f64);
                 // Never further than the next of bf16, which is at most 2⁻⁷ away.
                 assert!(near(state.bf16[0][i].to_f64(), m, 0.0079), "m[{i}]: {} {m}", state.bf16[0][i]);
                 assert!(near(state.bf16[1][i].to_f64(), v, 0.0079), "v[{i}]: {} {v}", state.bf16[1][i]);
@@ -98,13 +106,13 @@ pub(super) fn a_step_with_8_bit_moments_lands_beside_the_formula() {
             let (scalars, g) = (Scalars { step: t, ..SCALARS }, numbers(n, 10 + t, 1.0));
             let before = state.clone();
             state.step_8bit(F32, &scalars, &g, 3);
-            let mut want = vec![];
-            for (i, g) in g.iter().enumerate() {
+            let old = |i: usize| {
                 let [m, v] = before.moments(i);
-                want.push(formula::step(&scalars, [before.f32[i] as f64, m, v], *g as f64));
-                let w = want[i][0];
-                assert!((state.f32[i] as f64 - w).abs() <= 3e-7 * w.abs().max(0.01), "w[{i}]: {} {w}", state.f32[i]);
-            }
+                [before.f32[i] as f64, m, v]
+            };
+            assert_weights(&scalars, old, &g, &state.f32);
+            let want: Vec<[f64; 3]> =
+                g.iter().enumerate().map(|(i, g)| formula::step(&scalars, old(i), *g as f64)).collect();
             for (b, block) in want.chunks(BLOCK).enumerate() {
                 for k in [0, 1] {
                     let largest = block.iter().fold(0.0, |a: f64, x| a.max(x[k + 1].abs()));
@@ -158,6 +166,58 @@ pub(super) fn what_is_not_finite_spreads_over_its_block() {
     assert!((0..600).all(|i| bad[i] == (i / BLOCK == 1)));
     state.step_bf16(F32, &SCALARS, &g, 1);
     assert!(state.bf16[0][300].is_nan() && state.bf16[1][300].is_nan() && state.bf16[0][299].is_finite());
+}
+
+/// Numbers of draws whose mean must be the number, to within four standard deviations.
+const DRAWS: usize = 1 << 20;
+
+/// `got` are draws between two neighbours, and their mean is `x`.
+fn assert_unbiased(name: &str, x: f64, got: impl Iterator<Item = f64> + Clone) {
+    let (low, high) = got.clone().fold((f64::MAX, f64::MIN), |(low, high), y| (low.min(y), high.max(y)));
+    assert!(low < x && x < high, "{name}: {x} from {low} to {high}");
+    assert!(got.clone().all(|y| y == low || y == high), "{name}: {x} became something between {low} and {high}");
+    let count = got.clone().count();
+    assert!(count >= DRAWS);
+    // Relative to the step, so that no place is lost.
+    let share = (x - low) / (high - low);
+    let mean = got.filter(|y| *y == high).count() as f64 / count as f64;
+    let deviation = (share * (1.0 - share) / count as f64).sqrt();
+    assert!((mean - share).abs() <= 4.0 * deviation, "{name}: {x}: {mean} of the draws go up, {share} ± {deviation}");
+}
+
+/// Many weights take the same step, each with its own draw.
+pub(super) fn draws_have_no_bias() {
+    for g in [0.83f32, -2.7e-5, 311.0] {
+        let mut state = State::new(&vec![0.5; DRAWS]);
+        let gradients = vec![g; DRAWS];
+        let (m, v) = (addr_mut(&mut state.bf16[0]), addr_mut(&mut state.bf16[1]));
+        let params = SmallParams { m, v, ..state.params(F32, &SCALARS, &gradients) };
+        run_once(&step_bf16_moments(F32, &params));
+        let [_, m, v] = formula::step_rounded(&SCALARS, [0.5, 0.0, 0.0], g as f64);
+        for (name, x, got) in [("bf16 m", m, &state.bf16[0]), ("bf16 v", v, &state.bf16[1])] {
+            assert_unbiased(name, x, got.iter().map(|y| y.to_f64()));
+            let bits = || got.iter().map(|y| y.to_bits());
+            assert!(bits().max() == bits().min().map(|low| low + 1), "{name}: {x}");
+        }
+    }
+    // The first of a block makes its scale, the others draw.
+    let blocks = DRAWS / (BLOCK - 1) + 1;
+    for g in [0.83f32, -2.7e-2] {
+        let mut state = State::new(&vec![0.5; blocks * BLOCK]);
+        let gradients: Vec<f32> = (0..blocks * BLOCK).map(|i| if i % BLOCK == 0 { 1.7 } else { g }).collect();
+        let (m, v, scales) = (addr_mut(&mut state.first), addr_mut(&mut state.second), addr_mut(&mut state.scales));
+        let params = SmallParams { m, v, scales, ..state.params(F32, &SCALARS, &gradients) };
+        run_once(&step_8bit(F32, &params));
+        let [[_, m, v], [_, m_scale, v_scale]] =
+            [g, 1.7].map(|g| formula::step_rounded(&SCALARS, [0.5, 0.0, 0.0], g as f64));
+        let draws = || (0..blocks * BLOCK).filter(|i| i % BLOCK > 0);
+        assert_unbiased("8-bit m", m / m_scale, draws().map(|i| first(state.first[i]) as f64));
+        assert_unbiased("8-bit v", v / v_scale, draws().map(|i| second(state.second[i]) as f64));
+        let next = |codes: [Option<i32>; 2]| codes[0].map(|c| c + 1) == codes[1];
+        let first = || draws().map(|i| state.first[i] as i32);
+        let second = || draws().map(|i| state.second[i] as i32);
+        assert!(next([first().min(), first().max()]) && next([second().min(), second().max()]));
+    }
 }
 
 #[cfg(test)]

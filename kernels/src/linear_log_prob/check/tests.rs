@@ -36,6 +36,42 @@ fn no_bank_conflicts() {
             if dtype == BF16 {
                 assert_eq!(count.matrix_flops, 2 * 128 * 256 * 256);
             }
+            let (lse, grad, d_logits) = (vec![5.0f32; 128], vec![1.0f32; 128], Data::output(dtype, 128 * 256));
+            let params = BwdParams {
+                hidden: given.hidden.addr(),
+                weight: given.weight.addr(),
+                targets: addr(&given.targets),
+                lse: addr(&lse),
+                entropy: Addr::NULL,
+                d_log_prob: addr(&grad),
+                d_entropy: Addr::NULL,
+                d_logits: d_logits.addr(),
+                rows: 128,
+                vocab: 256,
+                width: 256,
+                first: 0,
+                columns: 256,
+                inv_temperature: 1.0,
+            };
+            let count = crate::checks::counted(&bwd(dtype, &params));
+            assert_eq!(count.wavefronts, count.wavefronts_least, "{dtype}, backward: {count:?}");
         }
     });
+}
+
+#[test]
+fn the_chain_rule_equals_differences() {
+    let (logits, s, grads) = (Data::new(F32, &numbers(12, 1, 1.0)).f64(), 0.8, [0.7, -1.3]);
+    for target in [-1, 0, 7] {
+        let got = formula::bwd(&logits, target, s, grads, &formula::fwd(&logits, target, s));
+        for (i, got) in got.iter().enumerate() {
+            let want = crate::checks::rounding::slope(|h| {
+                let mut moved = logits.clone();
+                moved[i] += h;
+                let row = formula::fwd(&moved, target, s);
+                grads[0] * row.log_prob + grads[1] * row.entropy
+            });
+            assert!((got - want).abs() < 1e-9, "target {target}, logit {i}: {got}, want {want}");
+        }
+    }
 }

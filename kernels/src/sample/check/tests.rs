@@ -87,3 +87,40 @@ fn a_whole_vocabulary() {
         assert!(if scale == 0.0 { kept == vocab } else { kept == k }, "scale {scale}: {kept} of {k}");
     }
 }
+
+/// How often the row is asked for, all but the first time from L2: once for the greedy token, again for log-probabilities, and
+/// for a draw as often as sm80.cu says.
+#[test]
+fn a_row_is_read_as_often_as_it_must() {
+    crate::checks::on_sim(|| {
+        let vocab = 152_064;
+        let logits = numbers(vocab, 3, 2.0);
+        let (mut ids, mut log_prob) = ([0i32; 1], [0f32; 1]);
+        let (zero, one, half) = ([0f32], [1f32], [0.5f32]);
+        let (no, fifty, seed) = ([0i32], [50i32], [7u64]);
+        let greedy = Params {
+            logits: addr(&logits),
+            temperature: addr(&zero),
+            top_p: addr(&one),
+            top_k: addr(&no),
+            penalty: addr(&one),
+            seed: addr(&seed),
+            position: addr(&no),
+            ids: addr_mut(&mut ids),
+            rows: 1,
+            vocab: vocab as u32,
+            ..Params::default()
+        };
+        let log_probs = Params { log_prob: addr_mut(&mut log_prob), ..greedy };
+        let plain = Params { temperature: addr(&one), ..log_probs };
+        let top_p = Params { top_p: addr(&half), ..plain };
+        let top_k = Params { top_k: addr(&fifty), ..top_p };
+        for (params, times) in [(greedy, 1.0), (log_probs, 2.0), (plain, 3.1), (top_p, 8.2), (top_k, 11.2)] {
+            let launch = sample(&params);
+            let (count, cost) = (crate::checks::counted(&launch), launch.cost());
+            let bytes = (count.global_read + count.global_written) as f64;
+            println!("{} of {times}, {:?}", bytes / cost.bytes, count);
+            assert!(bytes <= 1.02 * times * cost.bytes, "{bytes} bytes, not {times} times {}", cost.bytes);
+        }
+    });
+}

@@ -19,3 +19,19 @@ fn the_weight_is_read_once_and_without_bank_conflicts() {
         }
     });
 }
+
+/// A block of 16 columns (32 where there are many) asks for all of x again, from L2: with 16 rows as much as for the weight.
+#[test]
+fn sixteen_rows_are_read_again_by_each_block() {
+    crate::checks::on_sim(|| {
+        for kind in [Weight::Bf16, Weight::Int8] {
+            let given = Given::new(BF16, kind, (16, 64, 2048));
+            let y = Data::output(BF16, 16 * 64);
+            let launch = linear(BF16, kind, &Params { w2: Addr::NULL, ..given.params(&y, 16) });
+            let (count, cost) = (crate::checks::counted(&launch), launch.cost());
+            let again = (64.0 / 16.0 - 1.0) * 2.0 * 16.0 * 2048.0;
+            let bytes = (count.global_read + count.global_written) as f64;
+            assert!(bytes <= 1.02 * (cost.bytes + again), "{bytes} bytes, {} at least, {again} again", cost.bytes);
+        }
+    });
+}

@@ -79,3 +79,37 @@ fn shared_memory_has_no_bank_conflicts() {
         assert!(list.is_empty(), "{list}");
     });
 }
+
+/// Tiles of 64: on the diagonal, and below it. What sequences of one and of two tiles do gives both; one of four is as long as
+/// those say.
+#[test]
+fn the_gradient_does_seven_products_for_five_at_8k() {
+    on_sim(|| {
+        let (head_dim, len) = (128, 8192);
+        let flops = |tiles: usize| -> f64 {
+            let case = Case {
+                lengths: vec![64 * tiles],
+                heads: 1,
+                kv_heads: 1,
+                head_dim,
+                causal: true,
+                spread: 1.0,
+                prefix: vec![],
+            };
+            let given = Given::new(&case, BF16);
+            let rows = given.tokens();
+            let (o, lse) = (Data::new(BF16, &vec![0.5; rows * head_dim]), Data::new(F32, &vec![1.0; rows]));
+            let (delta, grads) = (Data::output(F32, rows), [(); 3].map(|_| Data::output(BF16, rows * head_dim)));
+            let stages = staged(&bwd(BF16, &given.bwd(&o, &lse, &delta, grads.each_ref()), 0.0));
+            stages.iter().map(|s| s.counters.total().matrix_flops as f64).sum()
+        };
+        let diagonal = flops(1);
+        let below = flops(2) - 2.0 * diagonal;
+        assert_eq!(flops(4), 4.0 * diagonal + 6.0 * below);
+        let tiles = (len / 64) as f64;
+        let total = tiles * diagonal + tiles * (tiles - 1.0) / 2.0 * below;
+        let useful = 10.0 * head_dim as f64 * len as f64 * (len as f64 + 1.0) / 2.0;
+        let products = total / useful * 5.0;
+        assert!((7.0..=7.0 * 1.03).contains(&products), "{products} products, 5 of use");
+    });
+}

@@ -1,0 +1,78 @@
+//! Roundings for formulas: f64 arithmetic that rounds where a kernel does.
+
+use crate::Element;
+
+/// One unit in the last place of an f32, relative to the number, at the most.
+pub const ULP: f64 = 1.0 / (1u64 << 23) as f64;
+
+/// How far `rsqrt.approx.f32` may be off, relative: 2^−22.9 (PTX ISA 9.0, 9.7.3.18).
+pub const ROOT: f64 = 1.28e-7;
+
+/// The slope at 0, by differences over five points: good to 1e-10 where the fifth derivative is not large.
+pub fn slope(f: impl Fn(f64) -> f64) -> f64 {
+    let h = 1e-3;
+    (8.0 * (f(h) - f(-h)) - (f(2.0 * h) - f(-2.0 * h))) / (12.0 * h)
+}
+
+/// Rounded to f32.
+pub fn f32(x: f64) -> f64 {
+    x as f32 as f64
+}
+
+/// Rounded to bf16.
+pub fn bf16(x: f64) -> f64 {
+    <half::bf16 as Element>::from_f32(x as f32).to_f32() as f64
+}
+
+/// Not rounded.
+pub fn exact(x: f64) -> f64 {
+    x
+}
+
+/// The result of an approximation in f32 whose relative error is at most `limit`: off by anything up to that, the same for
+/// the same number.
+pub fn approximate(x: f64, limit: f64) -> f64 {
+    let bits = (x.to_bits() ^ x.to_bits() >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let share = (bits >> 11) as f64 / (1u64 << 52) as f64 - 1.0;
+    f32(x * (1.0 + limit * share))
+}
+
+/// A sum in f32: runs of `runs[0]` terms one after the other, of `runs[1]` such sums, and so on, what is left in order.
+pub fn sum(terms: impl IntoIterator<Item = f64>, runs: &[usize]) -> f64 {
+    let mut terms: Vec<f64> = terms.into_iter().collect();
+    for &run in runs {
+        terms = terms.chunks(run).map(|run| run.iter().fold(0.0, |sum, x| f32(sum + x))).collect();
+    }
+    terms.iter().fold(0.0, |sum, x| f32(sum + x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_round_in_their_order() {
+        let tiny = 2f64.powi(-24);
+        // One after the other each tiny term is lost, together they are not.
+        assert_eq!(sum([1.0, tiny, tiny, tiny, tiny], &[]), 1.0);
+        assert_eq!(sum([1.0, 0.0, tiny, tiny, tiny, tiny], &[2]), 1.0 + 4.0 * tiny);
+        assert_eq!(sum([1.0, 0.0, tiny, 0.0, tiny, 0.0, tiny, tiny], &[2]), 1.0 + 2.0 * tiny);
+        assert_eq!(sum([1.0, 0.0, tiny, 0.0, tiny, 0.0, tiny, 0.0], &[2, 2]), 1.0 + 2.0 * tiny);
+        assert_eq!(sum([], &[4]), 0.0);
+    }
+
+    #[test]
+    fn slopes_are_good_to_ten_places() {
+        assert!((slope(|h| (1.3 + h).exp()) / 1.3f64.exp() - 1.0).abs() < 1e-10);
+    }
+
+    #[test]
+    fn approximations_stay_within_their_limit() {
+        let limit = 1e-5;
+        let errors: Vec<f64> = (1..1000).map(|i| i as f64 / 7.0).map(|x| (approximate(x, limit) - x) / x).collect();
+        assert!(errors.iter().all(|e| e.abs() <= limit + 1e-7));
+        let spread = (errors.iter().map(|e| e * e).sum::<f64>() / errors.len() as f64).sqrt();
+        assert!((0.5..0.65).contains(&(spread / limit)), "{spread}");
+        assert_eq!(approximate(0.0, limit), 0.0);
+    }
+}
