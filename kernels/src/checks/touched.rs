@@ -263,16 +263,18 @@ fn moved_rows_are_touched_once() {
                 tokens: m,
                 kv_heads: 4,
                 head_dim: 128,
-                blocks: 4,
+                pages: 4,
+                page: 64,
+                reserved: 0,
             };
             all.push(kv_write::write(t, &p));
             let (tokens, hidden, vocab) = (m, cols, n);
             let ids = index;
             for out in BOTH {
-                let p = embedding::FwdParams { table: x, ids, y, tokens, hidden, vocab, reserved: 0 };
+                let p = embedding::FwdParams { table: x, ids, y, tokens, hidden, vocab, ..Zeroable::zeroed() };
                 all.push(embedding::fwd(t, out, &p));
             }
-            let p = embedding::BwdParams { ids, dy: x, dw: y, tokens, hidden, vocab, reserved: 0 };
+            let p = embedding::BwdParams { ids, dy: x, dw: y, tokens, hidden, vocab, ..Zeroable::zeroed() };
             all.push(embedding::bwd(t, &p));
         }
         let pairs = a.ids([0, 5, 1, 6, 2, 7]);
