@@ -216,7 +216,7 @@ impl Errors {
         let args: Vec<f64> = args.iter().map(|x| cut(flushed(x))).collect();
         let exact = (approximation.exact)(&args);
         let Some(allowed) = (approximation.allowed)(&args, exact, f) else { return };
-        let largest = f.value(f.special_largest());
+        let largest = f.value(f.greatest());
         let same_kind = if exact.is_nan() {
             got.is_nan()
         } else if exact.abs() > largest * (1.0 - 2f64.powi(-(f.fraction as i32))) {

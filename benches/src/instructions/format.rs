@@ -124,6 +124,11 @@ impl Float {
         sign | magnitude
     }
 
+    /// The bits of the largest finite number.
+    pub fn greatest(self) -> u64 {
+        (((1u64 << self.exponent) - 1) << self.fraction) - 1
+    }
+
     /// Whether these bits are no number.
     pub fn is_nan(self, bits: u64) -> bool {
         self.value(bits).is_nan()
@@ -133,6 +138,9 @@ impl Float {
     fn draw(self, rng: &mut Rng) -> u64 {
         let bits = self.bits();
         let random = rng.draw() >> (64 - bits);
+        if self == F64 && rng.below(16) == 0 {
+            return random & 1 << 63 | narrow_edge(rng);
+        }
         let sign = random & 1 << (bits - 1);
         let fraction = random & ((1 << self.fraction) - 1);
         let with = |exponent: i32| {
@@ -181,6 +189,20 @@ impl Float {
         ];
         all[rng.below(all.len() as u32) as usize]
     }
+}
+
+/// A positive f64 near the ends of narrower formats, or between two of their numbers.
+fn narrow_edge(rng: &mut Rng) -> u64 {
+    let format = [F16, BF16, F32][rng.below(3) as usize];
+    let edge = match rng.below(4) {
+        0 => 2f64.powi(1 - format.largest()),
+        1 => 2f64.powi(1 - format.largest() - format.fraction as i32),
+        2 => 2f64.powi(format.largest() + 1),
+        _ => 1.0 + f64::from(rng.below(64)) * 2f64.powi(-(format.fraction as i32)),
+    };
+    // Less or more by a part of a unit of the narrow format, or by one of f64's own.
+    let part = 1u64 << [52 - format.fraction, 51 - format.fraction, 50 - format.fraction, 0][rng.below(4) as usize];
+    if rng.below(3) == 0 { edge.to_bits() + part } else { edge.to_bits() - part }
 }
 
 impl Format {
@@ -329,20 +351,23 @@ pub fn relate(formats: &[Format], tuple: &mut [u64], rng: &mut Rng) {
                 tuple[i] = (near ^ flipped) & mask;
             }
         }
+    } else if let [Format::Float(f), Format::Float(_), ..] = formats
+        && rng.below(8) == 0
+    {
+        // A product, or a quotient, about the smallest normal number, where rounding and flushing meet.
+        let (a, least) = (f.value(tuple[0]), 2f64.powi(1 - f.largest()));
+        let (factor, divisor) = (least / a, a / least);
+        let b = if rng.below(2) == 0 { factor } else { divisor };
+        if b.is_normal() && (least..=f.value(f.greatest())).contains(&b.abs()) {
+            tuple[1] = f.pack(b).wrapping_add(u64::from(rng.below(4))).wrapping_sub(1) & (u64::MAX >> (64 - f.bits()));
+        }
     } else if let [Format::Float(f @ (F32 | F64)), Format::Float(_), Format::Float(_)] = formats
         && rng.below(8) == 0
     {
         let product = f.value(tuple[0]) * f.value(tuple[1]);
-        if product.is_finite() && product.abs() < f.value(f.special_largest()) {
+        if product.is_finite() && product.abs() < f.value(f.greatest()) {
             tuple[2] = f.pack(-product).wrapping_add(u64::from(rng.below(3)));
         }
-    }
-}
-
-impl Float {
-    /// The bits of the largest finite number.
-    pub fn special_largest(self) -> u64 {
-        (((1u64 << self.exponent) - 1) << self.fraction) - 1
     }
 }
 
