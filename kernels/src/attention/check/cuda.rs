@@ -47,7 +47,7 @@ fn equals_the_formula(dtype: DType) {
 /// How many times the error of one rounding that of o and of the gradients in f32 may be: sums over the head and the keys, in
 /// gradients a difference of two of them, and a saturated softmax passes on the rounding of its scores, which are large.
 pub(super) fn of_one_f32(case: &Case) -> [f64; 2] {
-    let saturated = f64::from(case.spread / 5.0).max(1.0);
+    let saturated = f64::from(case.spread / 2.0).max(1.0);
     [20.0 * saturated, 300.0 * saturated]
 }
 
