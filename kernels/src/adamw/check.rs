@@ -74,7 +74,9 @@ fn assert_stepped(scalars: &Scalars, before: &[[f64; 3]], g: &[f64], after: &[[f
             before.iter().zip(g).map(|(state, g)| f(scalars, *state, *g)[k]).collect()
         };
         let got: Vec<f32> = after.iter().map(|state| state[k] as f32).collect();
-        assert_rounded(which, F32, &got, &by(formula::step_rounded), &by(formula::step), OF_ONE);
+        // Of few weights a moment that changes its sign may be all there is.
+        let of_one = OF_ONE * (1.0 + 64.0 / got.len().max(1) as f64);
+        assert_rounded(which, F32, &got, &by(formula::step_rounded), &by(formula::step), of_one);
     }
 }
 
@@ -97,7 +99,7 @@ fn equals_the_formula_over_steps() {
         // The change alone, a hundredth of the weight, in steps of the weight's last place.
         let change: Vec<f32> = weights.f32.iter().zip(&start).map(|(w, s)| w - s).collect();
         let want: Vec<f64> = part(0).iter().zip(&start).map(|(w, s)| w - *s as f64).collect();
-        assert_close("change of w", &change, &want, 3e-5, f64::MAX);
+        assert_close("change of w", &change, &want, 1e-4, f64::MAX);
     }
 }
 

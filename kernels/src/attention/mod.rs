@@ -25,9 +25,9 @@
 //! query of the same 16 does, are multiplied by 0 (departure 2 in `sm80.cu`).
 //!
 //! In f32 scores, sums of exponentials and outputs round at every addition, `2^x` is good to 2 units in the last place
-//! (`ex2.approx.ftz.f32`), and delta, `d_o . v - delta`, its product with p and the gradients' sums round at every step. Sums over the head and the
-//! keys cannot be within 2.5 times one rounding: up to 20 times for o, 300 for gradients, in which `d_o . v` and delta cancel; a
-//! saturated softmax, whose scores are large, has more. bf16 results are within 2.5 times one rounding.
+//! (`ex2.approx.ftz.f32`), and delta, `d_o . v - delta`, its product with p and the gradients' sums round at every step. Sums
+//! over the head and the keys cannot be within 2.5 times one rounding: up to 20 times for o, 300 for gradients, in which
+//! `d_o . v` and delta cancel, and more where scores are large and the softmax saturates. bf16 is within 2.5 times one rounding.
 //!
 //! Bound: f32 multiply-adds (cpu; f32 in CUDA) or matrix products (bf16 in CUDA); `4 * head_dim` operations a pair (query head,
 //! key) forward, `10 * head_dim` backward, for which CUDA does `14 * head_dim`.

@@ -33,3 +33,58 @@ __device__ __forceinline__ void map(u64 n, bool vector, const Op& op) {
     op.store(at, values);
   }
 }
+
+// Results that depend on one place of each operand: f(x, y) makes y[i], an element of result i, of x[k], that of operand k.
+template <class S, class D, int READS, int WRITES, class F>
+struct Each {
+  // Elements in 16 bytes of the wider type.
+  static constexpr int V = 16 / (sizeof(S) > sizeof(D) ? sizeof(S) : sizeof(D));
+  const S* from[READS];
+  D* to[WRITES];
+  F f;
+
+  template <int V>
+  struct Values {
+    float x[READS][V];
+  };
+
+  template <int V>
+  __device__ __forceinline__ void load(u64 at, Values<V>& v) const {
+#pragma unroll
+    for (int k = 0; k < READS; ++k) load_vector(from[k] + at, v.x[k]);
+  }
+
+  template <int V>
+  __device__ __forceinline__ void store(u64 at, const Values<V>& v) const {
+    float out[WRITES][V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      float x[READS], y[WRITES];
+#pragma unroll
+      for (int k = 0; k < READS; ++k) x[k] = v.x[k][j];
+      f(x, y);
+#pragma unroll
+      for (int i = 0; i < WRITES; ++i) out[i][j] = y[i];
+    }
+#pragma unroll
+    for (int i = 0; i < WRITES; ++i) store_vector(to[i] + at, out[i]);
+  }
+};
+
+// map over the operands (of S) and results (of D) at these addresses.
+template <class S, class D, int READS, int WRITES, class F>
+__device__ __forceinline__ void map_each(u64 n, const u64 (&from)[READS], const u64 (&to)[WRITES], const F& f) {
+  Each<S, D, READS, WRITES, F> op{{}, {}, f};
+  bool vector = true;
+#pragma unroll
+  for (int k = 0; k < READS; ++k) {
+    op.from[k] = global<const S>(from[k]);
+    vector = vector && aligned16(from[k]);
+  }
+#pragma unroll
+  for (int i = 0; i < WRITES; ++i) {
+    op.to[i] = global<D>(to[i]);
+    vector = vector && aligned16(to[i]);
+  }
+  map(n, vector, op);
+}

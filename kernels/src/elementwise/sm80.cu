@@ -33,39 +33,24 @@ __device__ __forceinline__ void load_vector(const f16* p, float (&x)[V]) {
   }
 }
 
-// Elements in 16 bytes of the wider of two types.
-template <class S, class D>
-constexpr int LANES = 16 / (sizeof(S) > sizeof(D) ? sizeof(S) : sizeof(D));
-
-template <class T>
-struct Add {
-  static constexpr int V = 16 / sizeof(T);
-  const T *a, *b;
-  T* y;
-
-  template <int V>
-  struct Values {
-    float a[V], b[V];
-  };
-
-  template <int V>
-  __device__ __forceinline__ void load(u64 at, Values<V>& v) const {
-    load_vector(a + at, v.a);
-    load_vector(b + at, v.b);
-  }
-
-  template <int V>
-  __device__ __forceinline__ void store(u64 at, const Values<V>& v) const {
-    float out[V];
-#pragma unroll
-    for (int j = 0; j < V; ++j) out[j] = v.a[j] + v.b[j];
-    store_vector(y + at, out);
-  }
+struct Sum {
+  __device__ __forceinline__ void operator()(const float (&x)[2], float (&y)[1]) const { y[0] = x[0] + x[1]; }
 };
 
+struct Same {
+  __device__ __forceinline__ void operator()(const float (&x)[1], float (&y)[1]) const { y[0] = x[0]; }
+};
+
+struct Scale {
+  float by;
+
+  __device__ __forceinline__ void operator()(const float (&x)[1], float (&y)[1]) const { y[0] = x[0] * by; }
+};
+
+// src is of another type than dst.
 template <class S, class D>
 struct Accumulate {
-  static constexpr int V = LANES<S, D>;
+  static constexpr int V = 16 / (sizeof(S) > sizeof(D) ? sizeof(S) : sizeof(D));
   const S* src;
   D* dst;
 
@@ -86,28 +71,6 @@ struct Accumulate {
 #pragma unroll
     for (int j = 0; j < V; ++j) out[j] = v.dst[j] + v.src[j];
     store_vector(dst + at, out);
-  }
-};
-
-template <class S, class D>
-struct Cast {
-  static constexpr int V = LANES<S, D>;
-  const S* src;
-  D* dst;
-
-  template <int V>
-  struct Values {
-    float x[V];
-  };
-
-  template <int V>
-  __device__ __forceinline__ void load(u64 at, Values<V>& v) const {
-    load_vector(src + at, v.x);
-  }
-
-  template <int V>
-  __device__ __forceinline__ void store(u64 at, const Values<V>& v) const {
-    store_vector(dst + at, v.x);
   }
 };
 
@@ -132,65 +95,29 @@ struct Fill {
   }
 };
 
-struct MulScalar {
-  static constexpr int V = 4;
-  const float* x;
-  float scalar;
-  float* y;
-
-  template <int V>
-  struct Values {
-    float x[V];
-  };
-
-  template <int V>
-  __device__ __forceinline__ void load(u64 at, Values<V>& v) const {
-    load_vector(x + at, v.x);
-  }
-
-  template <int V>
-  __device__ __forceinline__ void store(u64 at, const Values<V>& v) const {
-    float out[V];
-#pragma unroll
-    for (int j = 0; j < V; ++j) out[j] = v.x[j] * scalar;
-    store_vector(y + at, out);
-  }
-};
-
 #define KERNEL(NAME, PARAMS) extern "C" __global__ void __launch_bounds__(MAP_THREADS) NAME(const __grid_constant__ PARAMS p)
 
-#define ADD(T, NAME)                                                                       \
-  KERNEL(add_##NAME, AddParams) {                                                          \
-    const Add<T> op{global<const T>(p.a), global<const T>(p.b), global<T>(p.y)};           \
-    map(p.count, aligned16(p.a, p.b, p.y), op);                                            \
-  }                                                                                        \
-  KERNEL(fill_##NAME, FillParams) {                                                        \
-    map(p.count, aligned16(p.dst), Fill<T>{p.value, global<T>(p.dst)});                    \
-  }
+#define ADD(T, NAME)                                                                                             \
+  KERNEL(add_##NAME, AddParams) { map_each<T, T>(p.count, {p.a, p.b}, {p.y}, Sum()); }                           \
+  KERNEL(accumulate_##NAME##_##NAME, AccumulateParams) { map_each<T, T>(p.count, {p.dst, p.src}, {p.dst}, Sum()); } \
+  KERNEL(fill_##NAME, FillParams) { map(p.count, aligned16(p.dst), Fill<T>{p.value, global<T>(p.dst)}); }
 
-#define ACCUMULATE(S, D, NAME)                                                                                    \
-  KERNEL(accumulate_##NAME, AccumulateParams) {                                                                   \
-    map(p.count, aligned16(p.src, p.dst), Accumulate<S, D>{global<const S>(p.src), global<D>(p.dst)});            \
-  }
-
-#define CAST(S, D, NAME)                                                                              \
-  KERNEL(cast_##NAME, CastParams) {                                                                   \
-    map(p.count, aligned16(p.src, p.dst), Cast<S, D>{global<const S>(p.src), global<D>(p.dst)});      \
-  }
+#define CAST(S, D, NAME) \
+  KERNEL(cast_##NAME, CastParams) { map_each<S, D>(p.count, {p.src}, {p.dst}, Same()); }
 
 ADD(float, f32)
 ADD(bf16, bf16)
-ACCUMULATE(float, float, f32_f32)
-ACCUMULATE(bf16, bf16, bf16_bf16)
-ACCUMULATE(bf16, float, bf16_f32)
 CAST(float, bf16, f32_bf16)
 CAST(bf16, float, bf16_f32)
 CAST(f16, float, f16_f32)
 CAST(f16, bf16, f16_bf16)
 
+KERNEL(accumulate_bf16_f32, AccumulateParams) {
+  map(p.count, aligned16(p.src, p.dst), Accumulate<bf16, float>{global<const bf16>(p.src), global<float>(p.dst)});
+}
+
 KERNEL(mul_scalar_f32, MulScalarParams) {
-  const MulScalar op{global<const float>(p.x), *global<const float>(p.scalar), global<float>(p.y)};
-  map(p.count, aligned16(p.x, p.y), op);
+  map_each<float, float>(p.count, {p.x}, {p.y}, Scale{*global<const float>(p.scalar)});
 }
 
 // A block moves COPY_BLOCK bytes.

@@ -6,6 +6,8 @@ use crate::{DType, Launch};
 
 checks!(both_forms_equal_the_formula, gradient_equals_differences_of_the_formula, edges);
 
+/// How many times the error of one rounding that of the exact form in f32 may be: its fit of R is good to 7e-8.
+const OF_ONE_FIT: f64 = 5.0;
 /// How many times the error of one rounding that of an f32 gradient may be: where the slope is near 0, its two terms cancel.
 const OF_ONE_SLOPE: f64 = 64.0;
 
@@ -22,7 +24,8 @@ fn both_forms_equal_the_formula() {
                 run(&launch(dtype, &FwdParams { x: x.addr(), y: y.addr(), count: n as u64 }), 2);
                 let each = |f: fn(f64) -> f64| x.f64().into_iter().map(f).collect::<Vec<f64>>();
                 let name = format!("gelu, form {i}, {n}");
-                assert_rounded(&name, dtype, &y.values(), &each(with_roundings), &each(formula), OF_ONE);
+                let of_one = if dtype == F32 && i == 0 { OF_ONE_FIT } else { OF_ONE };
+                assert_rounded(&name, dtype, &y.values(), &each(with_roundings), &each(formula), of_one);
             }
         }
     }

@@ -8,7 +8,7 @@
 //! Numerics, with `R(|x|) = Φ(−|x|) / e^(−x²/2)`: x² round to f32, `e^(−x²/2)` and R to 2 units in the last place, their product
 //! and the difference from 1; in the tanh form each product and sum of u, its exponential and the quotient to 2 units; products and
 //! sums of the slope; one rounding to T at the store. A slope near 0 is a difference of terms that are not: in f32 an array of such
-//! slopes alone may be off by 64 times one rounding, all else by 2.5.
+//! slopes alone may be off by 64 times one rounding, the exact form, whose R is a fit, by 5, all else by 2.5.
 //! Bound: memory; 2 reads and writes of `count` elements forward, 3 backward.
 
 pub(crate) mod check;

@@ -57,65 +57,22 @@ struct Tanh {
   }
 };
 
-template <class Form, class T>
-struct Fwd {
-  static constexpr int V = 16 / sizeof(T);
-  const T* x;
-  T* y;
-
-  template <int V>
-  struct Values {
-    float x[V];
-  };
-
-  template <int V>
-  __device__ __forceinline__ void load(u64 at, Values<V>& v) const {
-    load_vector(x + at, v.x);
-  }
-
-  template <int V>
-  __device__ __forceinline__ void store(u64 at, const Values<V>& v) const {
-    float out[V];
-#pragma unroll
-    for (int j = 0; j < V; ++j) out[j] = Form::value(v.x[j]);
-    store_vector(y + at, out);
-  }
+template <class Form>
+struct Value {
+  __device__ __forceinline__ void operator()(const float (&x)[1], float (&y)[1]) const { y[0] = Form::value(x[0]); }
 };
 
-template <class Form, class T>
-struct Bwd {
-  static constexpr int V = 16 / sizeof(T);
-  const T *x, *dy;
-  T* dx;
-
-  template <int V>
-  struct Values {
-    float x[V], dy[V];
-  };
-
-  template <int V>
-  __device__ __forceinline__ void load(u64 at, Values<V>& v) const {
-    load_vector(x + at, v.x);
-    load_vector(dy + at, v.dy);
-  }
-
-  template <int V>
-  __device__ __forceinline__ void store(u64 at, const Values<V>& v) const {
-    float out[V];
-#pragma unroll
-    for (int j = 0; j < V; ++j) out[j] = v.dy[j] * Form::slope(v.x[j]);
-    store_vector(dx + at, out);
-  }
+// x and dy to dx.
+template <class Form>
+struct Gradient {
+  __device__ __forceinline__ void operator()(const float (&x)[2], float (&dx)[1]) const { dx[0] = x[1] * Form::slope(x[0]); }
 };
 
-#define KERNELS(FORM, T, NAME, TYPE)                                                                                     \
-  extern "C" __global__ void __launch_bounds__(MAP_THREADS) NAME##_fwd_##TYPE(const __grid_constant__ FwdParams p) {     \
-    map(p.count, aligned16(p.x, p.y), Fwd<FORM, T>{global<const T>(p.x), global<T>(p.y)});                               \
-  }                                                                                                                      \
-  extern "C" __global__ void __launch_bounds__(MAP_THREADS) NAME##_bwd_##TYPE(const __grid_constant__ BwdParams p) {     \
-    const Bwd<FORM, T> op{global<const T>(p.x), global<const T>(p.dy), global<T>(p.dx)};                                 \
-    map(p.count, aligned16(p.x, p.dy, p.dx), op);                                                                        \
-  }
+#define KERNEL(NAME, PARAMS) extern "C" __global__ void __launch_bounds__(MAP_THREADS) NAME(const __grid_constant__ PARAMS p)
+
+#define KERNELS(FORM, T, NAME, TYPE)                                                                              \
+  KERNEL(NAME##_fwd_##TYPE, FwdParams) { map_each<T, T>(p.count, {p.x}, {p.y}, Value<FORM>()); }                  \
+  KERNEL(NAME##_bwd_##TYPE, BwdParams) { map_each<T, T>(p.count, {p.x, p.dy}, {p.dx}, Gradient<FORM>()); }
 
 KERNELS(Exact, float, gelu, f32)
 KERNELS(Exact, bf16, gelu, bf16)

@@ -19,7 +19,7 @@ const EPS: f32 = 1e-6;
 fn of_one(dtype: DType, far: f32) -> f64 {
     if dtype == F32 { OF_ONE_F32 * (1.0 + far as f64) } else { OF_ONE }
 }
-const OF_ONE_F32: f64 = 8.0;
+const OF_ONE_F32: f64 = 12.0;
 /// The same for a sum over rows in f32.
 const OF_ONE_SUM: f64 = 10.0;
 

@@ -19,7 +19,7 @@ pub fn statistics(x: &[f64], eps: f64) -> (f64, f64) {
 
 /// [`statistics`] with roundings.
 pub fn statistics_rounded(x: &[f64], eps: f64) -> (f64, f64) {
-    let mean_of = |x: &[f64]| approximate(sum(x.iter().copied(), &[16, 32]) / x.len() as f64, 2.0 * ULP);
+    let mean_of = |x: &[f64]| approximate(sum(x.iter().copied(), &[128, 64]) / x.len() as f64, 2.0 * ULP);
     let mean = mean_of(x);
     let variance = mean_of(&x.iter().map(|x| f32(x - mean).powi(2)).collect::<Vec<_>>());
     (mean, approximate(1.0 / f32(variance + eps).sqrt(), ROOT))
@@ -50,7 +50,8 @@ pub fn bwd_rounded(x: &[f64], w: &[f64], dy: &[f64], statistics: &[(f64, f64)]) 
     for ((x, dy), (mean, rstd)) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(statistics) {
         let n: Vec<f64> = x.iter().map(|x| f32(f32(x - mean) * rstd)).collect();
         let g: Vec<f64> = dy.iter().zip(w).map(|(dy, w)| f32(dy * w)).collect();
-        let mean_of = |f: &dyn Fn(usize) -> f64| approximate(sum((0..cols).map(f), &[16, 32]) / cols as f64, 2.0 * ULP);
+        let mean_of =
+            |f: &dyn Fn(usize) -> f64| approximate(sum((0..cols).map(f), &[128, 64]) / cols as f64, 2.0 * ULP);
         let (mean_g, mean_gn) = (mean_of(&|c| g[c]), mean_of(&|c| g[c] * n[c]));
         for c in 0..cols {
             dx.push(rstd * f32(f32(g[c] - mean_g) - f32(n[c] * mean_gn)));

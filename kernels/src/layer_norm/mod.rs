@@ -6,10 +6,10 @@
 //! `[cols]`. Outputs may not overlap inputs. Arithmetic in f32; the mean is taken off before squares are summed. dw and db are
 //! summed over parts of 64 rows, each in row order, then over the parts; in CUDA a part is 2 runs of 32 rows (16 of 4 up to
 //! 512 columns), and eight sums of every eighth part meet at the end.
-//! Numerics: y and dx each round to T once. Before that in f32: sums in runs of 16 terms, of which 32 and then the rest are added
-//! up; means good to 2 units in the last place (`div.full.f32`), the root to 2^−22.9 (`rsqrt.approx.f32`); `x − mean`, every product and
+//! Numerics: y and dx each round to T once. Before that in f32: sums of runs of up to 128 terms, of which 64 are added up;
+//! means good to 2 units in the last place (`div.full.f32`), the root to 2^−22.9 (`rsqrt.approx.f32`); `x − mean`, every product and
 //! sum after it round once each, dw and db once a row. Errors of mean and root are those of their whole row: f32 results may be
-//! off by `8 (1 + |mean| rstd)` times one rounding, dw and db by 10, bf16 by 2.5.
+//! off by `12 (1 + |mean| rstd)` times one rounding, dw and db by 10, bf16 by 2.5.
 //! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward. In CUDA a thread keeps 16
 //! columns: those beyond 8192 are read again (forward twice), their dw and db go through the workspace row by row, and w and b are
 //! read for each row.

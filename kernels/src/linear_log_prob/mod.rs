@@ -14,7 +14,8 @@
 //! Numerics: logits f32, never rounded to T. On cpu statistics are f64, over chunks of 4096 columns merged in order; in CUDA f32, over
 //! lanes, tiles of 128 columns (f32: 64) and splits of 2048 that are merged in order, 2^x by `ex2.approx`. d_logits is
 //! rounded once. A row's bits do not depend on the other rows. Logits are sums in f32 over the width, in order; a probability's
-//! logarithm, `z · s − lse`, rounds twice: f32 d_logits may be off by `2.5 (1 + max |z · s|)` times one rounding, all else by 2.5.
+//! logarithm, `z · s − lse`, rounds twice: f32 d_logits may be off by `2.5 (1 + max |z · s|)` times one rounding (more
+//! where a token is all but certain, since then little is left of 1 − p), log_prob, entropy and lse by 8, bf16 d_logits by 2.5.
 //! Bound: matrix products, `2 · rows · vocab · width` operations forward and as many again backward.
 
 pub(crate) mod check;

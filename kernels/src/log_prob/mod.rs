@@ -8,7 +8,8 @@
 //! on cpu, one in CUDA, where the sum so far is scaled when a larger logit comes.
 //! Numerics: `l − max` and its product with s round to f32, the exponentials are good to 2 units in the last place; log_prob and lse
 //! round from f64 once. Backward `l · s` and `l · s − lse` round to f32, the exponential, the factor `grad · s` and their product;
-//! d_logits rounds to T once. So f32 d_logits may be off by `2.5 (1 + max |l · s|)` times one rounding, all else by 2.5.
+//! d_logits rounds to T once. So f32 d_logits may be off by `2.5 (1 + max |l · s|)` times one rounding (more where a token
+//! is all but certain, since then little is left of 1 − p), all else by 2.5.
 
 pub(crate) mod check;
 mod cpu;

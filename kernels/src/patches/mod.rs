@@ -6,7 +6,8 @@
 //! `N = ceil(count / temporal) · (height / patch) · (width / patch)`; height and width are multiples of `patch · merge`. Patches
 //! go by time, then blocks of `merge × merge` neighbours row by row, within a block row by row. Where frames are missing at the
 //! end, the last one stands for them.
-//! Numerics: the product in f64 (as image processors have it), rounded to f32, then difference and quotient in f32 with a rounding each; T at the store.
+//! Numerics: the product in f64 (as image processors have it), rounded to f32, then difference and quotient in f32
+//! with a rounding each; T at the store.
 //! Bound: memory; 1 byte read and one element written.
 
 pub(crate) mod check;

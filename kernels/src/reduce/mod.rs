@@ -2,7 +2,8 @@
 //! tensor, and from many of those the norm of a gradient and the factor that clips it.
 //!
 //! `sum_squares` writes one partial sum per 64 Ki elements; the partials of many tensors lie one after the other, and
-//! `clip` adds them up in that order (in CUDA every 1024th of them first). NaN or infinity anywhere comes out as a NaN or infinite norm.
+//! `clip` adds them up in that order (in CUDA every 1024th of them first). NaN or infinity anywhere comes out as a NaN or
+//! infinite norm.
 //! Numerics: f64, rounded to f32 once. Bound: memory.
 
 pub(crate) mod check;

@@ -17,7 +17,7 @@ const EPS: f32 = 1e-6;
 
 /// How many times the error of one rounding that of an f32 result may be: a row's root is off by two units in its last
 /// place, and all of the row with it; of a gradient the part along x cancels.
-const OF_ONE_F32: f64 = 8.0;
+const OF_ONE_F32: f64 = 12.0;
 /// The same for a sum over rows in f32.
 const OF_ONE_SUM: f64 = 10.0;
 
@@ -42,9 +42,9 @@ fn assert_normed(name: &str, dtype: DType, [x, w]: [&Data; 2], y: &[f32], rstds:
     let (with, want) = (formula::fwd(&x, &w, &with, rounding(dtype)), formula::fwd(&x, &w, &want, exact));
     assert_rounded(name, dtype, y, &with, &want, of_one(dtype));
     if dtype == BF16 {
-        // Without the inner rounding the distance would be above 1e-3.
-        let stored: Vec<f64> = with.iter().map(|&y| rounding::bf16(y)).collect();
-        assert_close(name, y, &stored, 3e-4, f64::MAX);
+        // Without the inner rounding half of the elements would be others.
+        let others = with.iter().zip(y).filter(|(with, y)| rounding::bf16(**with) != **y as f64).count();
+        assert!(others <= 1 + y.len() / 50, "{name}: {others} of {} elements", y.len());
     }
 }
 

@@ -15,7 +15,7 @@ pub fn rstd(x: &[f64], eps: f64) -> f64 {
 
 /// [`rstd`] with roundings.
 pub fn rstd_rounded(x: &[f64], eps: f64) -> f64 {
-    let mean = approximate(sum(x.iter().map(|x| x * x), &[16, 32]) / x.len() as f64, 2.0 * ULP);
+    let mean = approximate(sum(x.iter().map(|x| x * x), &[128, 64]) / x.len() as f64, 2.0 * ULP);
     approximate(1.0 / f32(mean + eps).sqrt(), ROOT)
 }
 
@@ -39,7 +39,7 @@ pub fn bwd_rounded(x: &[f64], w: &[f64], dy: &[f64], rstds: &[f64]) -> [Vec<f64>
     let (mut dx, mut terms) = (Vec::new(), vec![Vec::new(); cols]);
     for ((x, dy), r) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(rstds) {
         let g: Vec<f64> = dy.iter().zip(w).map(|(dy, w)| f32(dy * w)).collect();
-        let mean = approximate(sum((0..cols).map(|c| g[c] * x[c]), &[16, 32]) / cols as f64, 2.0 * ULP);
+        let mean = approximate(sum((0..cols).map(|c| g[c] * x[c]), &[128, 64]) / cols as f64, 2.0 * ULP);
         let along = f32(f32(f32(r * r) * r) * mean);
         for c in 0..cols {
             dx.push(f32(f32(r * g[c]) - f32(along * x[c])));

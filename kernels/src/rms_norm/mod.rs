@@ -9,11 +9,11 @@
 //! With a residual: forward first writes `sum = T(x + residual)` and normalises that; backward adds `d_sum`, the gradient that
 //! reaches the sum on its other way, to dx, which is then the gradient of x and of residual alike.
 //!
-//! Numerics: T(x · rstd), the sum, y and dx each round to T once. Before that in f32: squares are summed in runs of 16, of which 32
-//! and then the rest are added up; the mean is good to 2 units in the last place (`div.full.f32`), the root to 2^−22.9
+//! Numerics: T(x · rstd), the sum, y and dx each round to T once. Before that in f32: sums are of runs of up to 128 terms, of which 64
+//! are added up; the mean is good to 2 units in the last place (`div.full.f32`), the root to 2^−22.9
 //! (`rsqrt.approx.f32`); backward `g`, its products with x, `rstd³ · mean`, and both products and the difference of dx round once
 //! each, dw once a row. A root's error is that of its whole row, and dx is what is left of g without its part along x: f32 results
-//! may be off by 8 times one rounding, dw by 10, bf16 by 2.5.
+//! may be off by 12 times one rounding, dw by 10, bf16 by 2.5.
 //! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward. In CUDA a thread keeps 16
 //! columns: of those beyond 8192 x and dy are read twice and dw goes through the workspace row by row, and w is read for each row.
 

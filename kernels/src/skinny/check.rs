@@ -35,14 +35,19 @@ impl Stored {
         }
     }
 
-    /// The product in f32, and the exact one.
-    fn products(&self, x: &Data, k: usize) -> [Vec<f64>; 2] {
+    /// The product in f32, the exact one, and that of magnitudes.
+    fn products(&self, x: &Data, k: usize) -> [Vec<f64>; 3] {
+        let of = |w: &[f64], scale: &[f64]| {
+            let size = |x: &[f64]| x.iter().map(|x| x.abs()).collect::<Vec<f64>>();
+            let [with, want] = FORMULAS.map(|f| f(&x.f64(), w, scale, k));
+            [with, want, formula::product(&size(&x.f64()), &size(w), &size(scale), k)]
+        };
         let scale: Vec<f64> = self.scale.iter().map(|&s| s as f64).collect();
         match self.kind {
-            Weight::Bf16 => FORMULAS.map(|f| f(&x.f64(), &self.bf16.f64(), &[], k)),
+            Weight::Bf16 => of(&self.bf16.f64(), &[]),
             Weight::Int8 => {
                 let w: Vec<f64> = self.bytes.iter().map(|&b| b as f64).collect();
-                FORMULAS.map(|f| f(&x.f64(), &w, &scale, k))
+                of(&w, &scale)
             }
         }
     }
@@ -51,9 +56,11 @@ impl Stored {
 type Product = fn(&[f64], &[f64], &[f64], usize) -> Vec<f64>;
 const FORMULAS: [Product; 2] = [formula::product_rounded, formula::product];
 
-/// How many times the error of one rounding that of a sum of k products in f32 may be.
-fn of_one(dtype: DType, k: usize) -> f64 {
-    if dtype == F32 { OF_ONE * (1.0 + (k as f64 / 16.0).sqrt()) } else { OF_ONE }
+/// How many times the error of one rounding that of sums may be: as many times as the `sizes` of their terms, added up, are those
+/// of the sums.
+fn of_one(dtype: DType, sizes: &[f64], sums: &[f64]) -> f64 {
+    let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
+    if dtype == F32 { OF_ONE * (1.0 + norm(sizes) / norm(sums).max(1e-30)) } else { OF_ONE }
 }
 
 struct Given {
@@ -123,8 +130,9 @@ fn linear_equals_the_formula_with_and_without_bias_and_residual() {
                 product.iter().enumerate().map(|(i, p)| round(p + bias(i)) + residual(i)).collect()
             };
             let (with, want) = (whole(&products[0], f32), whole(&products[1], |x| x));
+            let sizes: Vec<f64> = products[2].iter().zip(&want).map(|(size, want)| size + want.abs()).collect();
             let name = format!("{kind:?} {case:?} bias {with_bias} residual {with_residual}");
-            assert_rounded(&name, dtype, &y.values(), &with, &want, of_one(dtype, k));
+            assert_rounded(&name, dtype, &y.values(), &with, &want, of_one(dtype, &sizes, &want));
         }
     });
 }
@@ -146,11 +154,13 @@ fn swiglu_equals_the_formula() {
         let (m, n, k) = case;
         let y = Data::output(dtype, m * n);
         run(&swiglu(dtype, kind, &given.params(&y, m)), 2);
-        let [[with_gate, gate], [with_up, up]] = given.weights.each_ref().map(|w| w.products(&given.x, k));
+        let [[with_gate, gate, gate_size], [with_up, up, up_size]] =
+            given.weights.each_ref().map(|w| w.products(&given.x, k));
         let (with, want) = (formula::swiglu_rounded(&with_gate, &with_up), formula::swiglu(&gate, &up));
         // A gate passes its error on times its size.
         let largest = gate.iter().fold(1.0f64, |a, g| a.max(g.abs()));
-        let of_one = if dtype == F32 { largest.sqrt() * of_one(dtype, k) } else { OF_ONE };
+        let terms = of_one(dtype, &gate_size, &gate) + of_one(dtype, &up_size, &up);
+        let of_one = if dtype == F32 { largest.sqrt() * terms } else { OF_ONE };
         assert_rounded(&format!("swiglu {kind:?} {case:?}"), dtype, &y.values(), &with, &want, of_one);
     });
 }

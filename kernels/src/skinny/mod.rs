@@ -9,8 +9,8 @@
 //! Numerics: products and sums in f32, the scale on the finished sum, then bias, then residual, one rounding. On cpu a bf16
 //! weight goes through [`crate::matmul`], bit for bit what that gives; an int8 weight is summed in sixteen lanes. In CUDA
 //! an f32 x is taken apart into three bf16 (24 bits), whose products with the weight are exact. The order of a sum depends
-//! on k alone. A sum of k terms rounds k times: f32 results may be off by `2.5 (1 + √(k / 16))` times one rounding, those of swiglu
-//! by √ of the largest gate as often again; bf16 by 2.5.
+//! on k alone. A sum of k terms rounds k times: f32 results may be off by `2.5 (1 + Σ|x w| / |Σ x w|)` times one rounding (in
+//! norms), those of swiglu by the sum of both products' and √ of the largest gate as often again; bf16 by 2.5.
 //! Bound: memory, reading the weight. Each block of 16 columns (32 where there are many) asks L2 for x again: with 16 rows for as many
 //! bytes as of the weight.
 
