@@ -405,7 +405,7 @@ impl Machine<'_> {
             let checked = self.check_box(block, warp, &map, coords, to, true, (op, op), Strength::Weak, site, lane);
             let Some((Place::Shared(slot), _, n)) = checked else { return };
             let shared = layout::split_cluster_address(to as u32).1;
-            boxes.push(BoxLoad { map: map.clone(), coordinates: coords.to_vec(), shared, slot });
+            boxes.push(BoxLoad { map, coordinates: coords.to_vec(), shared, slot });
             bytes = n;
         }
         let end = End::Credit(bars.into_iter().map(|p| (p, bytes)).collect());

@@ -725,7 +725,7 @@ fn move_box(memory: &Memory, load: &BoxLoad, shared: &mut [u8]) {
         match run.global {
             None => target.iter_mut().enumerate().for_each(|(i, byte)| *byte = fill[i % 16]),
             Some(address) => {
-                if !buffer.is_some_and(|b| address.wrapping_sub(b.base) < b.data.len() as u64) {
+                if buffer.is_none_or(|b| address.wrapping_sub(b.base) >= b.data.len() as u64) {
                     buffer = memory.find(address).map(|index| memory.get(index));
                 }
                 let Some(source) = buffer else { return };

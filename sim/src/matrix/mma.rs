@@ -378,11 +378,11 @@ fn column_step<V: Vector, const E: usize, const H: usize, const N: usize, const 
 ) {
     for j in 0..E {
         let (even, odd) = (v.repeat(&even[T * E + j]), v.repeat(&odd[T * E + j]));
-        for (sums, a) in sums.iter_mut().zip(a) {
-            for n in 0..N {
+        for ([evens, odds], a) in sums.iter_mut().zip(a) {
+            for (n, (evens, odds)) in evens.iter_mut().zip(odds).enumerate() {
                 let a = v.spread::<T>(v.load(&a[j], n));
-                sums[0][n] = v.multiply_add(a, even, sums[0][n]);
-                sums[1][n] = v.multiply_add(a, odd, sums[1][n]);
+                *evens = v.multiply_add(a, even, *evens);
+                *odds = v.multiply_add(a, odd, *odds);
             }
         }
     }

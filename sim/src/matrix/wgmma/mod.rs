@@ -409,11 +409,11 @@ fn summed<V: Vector, const G: usize, const H: usize, const N: usize>(
         let a: &[[f32; 32]; H] = a[half..half + H].try_into().expect("the halves");
         for (sums, [even, odd]) in sums.iter_mut().zip(b) {
             let (even, odd) = (v.repeat(&even[k]), v.repeat(&odd[k]));
-            for (sums, a) in sums.iter_mut().zip(a) {
-                for n in 0..N {
+            for ([evens, odds], a) in sums.iter_mut().zip(a) {
+                for (n, (evens, odds)) in evens.iter_mut().zip(odds).enumerate() {
                     let a = v.load(a, n);
-                    sums[0][n] = v.multiply_add(a, even, sums[0][n]);
-                    sums[1][n] = v.multiply_add(a, odd, sums[1][n]);
+                    *evens = v.multiply_add(a, even, *evens);
+                    *odds = v.multiply_add(a, odd, *odds);
                 }
             }
         }
