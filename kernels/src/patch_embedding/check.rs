@@ -76,7 +76,8 @@ fn equals_the_formula() {
 fn the_gradient_equals_the_formula() {
     for (shape, embed) in cases() {
         let (frames, pixels) = (levels(shape[0] * shape[1] * shape[2] * 3), pixels(shape));
-        for dtype in [F32, BF16] {
+        // Tensor cores cut the places that fall off a sum: on an H200 the error was 2.5e-6.
+        for (dtype, tol) in [(F32, 1e-6), (BF16, 1e-5)] {
             let dy = Data::new(dtype, &numbers(pixels.patches() * embed, 1, 1.0));
             let before = numbers(embed * pixels.row(), 2, 1.0);
             let mut sum = before.clone();
@@ -92,7 +93,7 @@ fn the_gradient_equals_the_formula() {
             let input = Input { frames: &frames, pixels, round: round(dtype) };
             let want: Vec<f64> =
                 input.dw(&dy.f64(), embed).iter().zip(&before).map(|(d, &before)| d + before as f64).collect();
-            assert_close(&format!("dw {dtype} {shape:?} {embed}"), &sum, &want, 1e-6, f64::MAX);
+            assert_close(&format!("dw {dtype} {shape:?} {embed}"), &sum, &want, tol, f64::MAX);
         }
     }
 }

@@ -38,7 +38,9 @@ fn each_row(f: fn(&[f64], f64) -> f64, x: &[f64], cols: usize) -> Vec<f64> {
 fn assert_normed(name: &str, dtype: DType, [x, w]: [&Data; 2], y: &[f32], rstds: &[f32]) {
     let (x, w) = (x.f64(), w.f64());
     let [with, want] = [formula::rstd_rounded, formula::rstd].map(|f| each_row(f, &x, w.len()));
-    assert_rounded(&format!("{name}: rstd"), F32, rstds, &with, &want, OF_ONE_F32);
+    // Sums of more than 8192 squares are off by twice as much.
+    let wide = if w.len() > 8192 { 2.0 } else { 1.0 };
+    assert_rounded(&format!("{name}: rstd"), F32, rstds, &with, &want, wide * OF_ONE_F32);
     let (with, want) = (formula::fwd(&x, &w, &with, rounding(dtype)), formula::fwd(&x, &w, &want, exact));
     assert_rounded(name, dtype, y, &with, &want, of_one(dtype));
     if dtype == BF16 {
