@@ -74,16 +74,20 @@ pub struct Roundings {
     pub each: fn(f64) -> f64,
     /// `2^x`
     pub exp2: fn(f64) -> f64,
+    /// What the order of a row's delta may change, relative to the sum of its terms' magnitudes.
+    pub order: f64,
 }
 
 impl Roundings {
     /// bf16 on tensor cores: what the products read.
-    pub const BF16: Roundings = Roundings { factor: rounding::bf16, each: rounding::exact, exp2: f64::exp2 };
+    pub const BF16: Roundings =
+        Roundings { factor: rounding::bf16, each: rounding::exact, exp2: f64::exp2, order: 0.0 };
     /// Everything in f32, `2^x` to 2^−22.
     pub const F32: Roundings = Roundings {
         factor: rounding::exact,
         each: rounding::f32,
         exp2: |x| rounding::approximate(x.exp2(), 2.0 * ULP),
+        order: ULP / 2.0,
     };
 
     /// `sum + Σ a · b`, term by term.
@@ -156,7 +160,9 @@ pub fn bwd_rounded(
     for (row, places) in rows(case) {
         let a = row * d;
         let (q, d_o) = (&q[a..a + d], &d_o[a..a + d]);
-        let delta = r.dot(0.0, d_o, &o[a..a + d]);
+        // Summed in another order it is off by about this much of its terms, and all of the row with it.
+        let sizes: f64 = d_o.iter().zip(&o[a..a + d]).map(|(x, y)| (x * y).abs()).sum();
+        let delta = r.dot(0.0, d_o, &o[a..a + d]) + r.order * sizes;
         let reference = (r.each)((r.each)(lse[row]) * LOG2_E);
         for b in places {
             let p = (r.exp2)((r.each)(r.dot(0.0, q, &k[b..b + d]) * factor - reference));
