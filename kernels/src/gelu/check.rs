@@ -1,7 +1,7 @@
 use super::{BwdParams, FwdParams, bwd, cases, formula, fwd, tanh_bwd, tanh_fwd};
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, checks, numbers, run};
-use crate::compare::{OF_ONE, assert_rounded};
+use crate::compare::{OF_ONE, assert_close, assert_rounded};
 use crate::{DType, Launch};
 
 checks!(both_forms_equal_the_formula, gradient_equals_differences_of_the_formula, edges);
@@ -49,7 +49,13 @@ fn gradient_equals_differences_of_the_formula() {
                 };
                 let (with, want) = (each(&with_roundings), each(&|x| formula::slope(formula, x)));
                 let of_one = if dtype == F32 { OF_ONE_SLOPE } else { OF_ONE };
-                assert_rounded(&format!("dx, form {i}, {n}"), dtype, &dx.values(), &with, &want, of_one);
+                // Near its zero a slope is the difference of its terms: of a single one only the error beside 1 counts.
+                if (dtype, n) == (F32, 1) {
+                    let most = 3e-7 * (1.0 + dy.f64()[0].abs());
+                    assert_close("dx of one", &dx.values(), &want, f64::MAX, most);
+                } else {
+                    assert_rounded(&format!("dx, form {i}, {n}"), dtype, &dx.values(), &with, &want, of_one);
+                }
             }
         }
     }
