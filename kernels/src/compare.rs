@@ -56,7 +56,7 @@ pub const OF_ONE: f64 = 2.5;
 /// `with_roundings` is the formula with the kernel's roundings, the one at the store left out: the error may be 1.2 times its
 /// error, and `of_one` times ([`OF_ONE`]) that of `exact` rounded once. In bf16 a millionth is free besides: what f32 sums and
 /// exponentials add that are not documented one by one. Of few numbers, or of many of which a few make up the norm, an error is
-/// a matter of luck: the bounds are wider by three standard deviations of that (in bf16 the first by one).
+/// a matter of luck: the bounds are wider by six standard deviations of that (in bf16 by one and by three).
 ///
 /// # Errors
 /// Says the first place where one of the two is not finite, or which bound was passed by how much.
@@ -85,7 +85,7 @@ pub fn rounded(
         let (deviations, unit) = match (dtype, times > 1.2) {
             (DType::BF16, false) => (1.0, 0.0),
             (DType::BF16, true) => (3.0, 2f64.powi(-9)),
-            _ => (f64::max(3.0, 1.2 * times), 2f64.powi(-24)),
+            _ => (f64::max(6.0, 1.2 * times), 2f64.powi(-24)),
         };
         let free = if dtype == DType::BF16 { 1e-6 } else { 0.0 };
         let allowed = times * bound + deviations * luck * (bound + unit) + free;
