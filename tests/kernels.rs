@@ -54,3 +54,49 @@ fn every_kernel_passes_on_every_architecture() {
     let checked = run(["kernels", "check", "--quiet"]);
     assert_eq!(checked.code, Some(0), "{}", checked.stderr);
 }
+
+/// A folder's checks on the processor and, where its CUDA compiles, on the simulator; on data of another seed.
+#[test]
+fn checks_run_on_a_device() {
+    for device in ["cpu", "sim"] {
+        if device == "sim" && compile::available().is_err() {
+            println!("skipped: checks_run_on_a_device on sim: no NVRTC");
+            continue;
+        }
+        let arguments = ["kernels", "check", "--device", device, "--kernel", "swiglu", "--seed", "7", "--json"];
+        let result = run(arguments).json();
+        assert_eq!((&result["ok"], &result["seed"]), (&true.into(), &7.into()), "{result}");
+        let checks = result["checks"].as_array().unwrap();
+        assert!(checks.len() >= 2 && checks.iter().all(|c| c["folder"] == "swiglu"), "{result}");
+        let launches: u64 = checks.iter().map(|c| c["launches"].as_u64().unwrap()).sum();
+        assert_eq!(launches > 0, device == "sim", "{result}");
+    }
+    run(["kernels", "check", "--device", "dry"]).refused(2, &["--device", "dry"]);
+    run(["kernels", "check", "--device", "cuda:x"]).refused(2, &["cuda:x"]);
+    run(["kernels", "check", "--device", "sim", "--arch", "sm_80"]).refused(2, &["--arch"]);
+    run(["kernels", "check", "--device", "cpu", "--compare"]).refused(2, &["--compare", "cuda"]);
+    run(["kernels", "check", "--compare"]).refused(2, &["--compare", "cuda"]);
+    run(["kernels", "check", "--device", "cpu", "--kernel", "nosuch"]).refused(2, &["nosuch"]);
+    run(["kernels", "bench", "--device", "cpu"]).refused(2, &["--device", "cuda"]);
+    run(["kernels", "bench", "--kernel", "nosuch", "--device", "cuda:a"]).refused(2, &["cuda:a"]);
+}
+
+#[test]
+fn report_is_a_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let (page, times) = (folder.path().join("k.html"), folder.path().join("times.json"));
+    let (page, times) = (page.to_str().unwrap(), times.to_str().unwrap());
+    run(["kernels", "report", "--out", page]).ok();
+    let html = std::fs::read_to_string(page).unwrap();
+    assert!(html.contains("modelled") && html.contains("id=\"attention_fwd_bf16\""));
+    std::fs::write(times, r#"{"kernels": [{"kernel": "swiglu_fwd_bf16", "seconds": 2.167e-4}]}"#).unwrap();
+    run(["kernels", "report", "--out", page, "--times", times, "--gpu", "h200"]).ok();
+    let html = std::fs::read_to_string(page).unwrap();
+    assert!(html.contains("216.7") && html.contains("measured"));
+
+    for (bad, what) in [("{", "JSON"), ("{}", "kernels"), (r#"{"kernels": [{"kernel": "a"}]}"#, "seconds")] {
+        std::fs::write(times, bad).unwrap();
+        run(["kernels", "report", "--out", page, "--times", times]).refused(1, &["times.json", what]);
+    }
+    run(["kernels", "report", "--gpu", "abacus"]).refused(2, &["abacus", "h200"]);
+}
