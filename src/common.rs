@@ -76,7 +76,7 @@ impl Common {
             "dry" => Ok(Device::Dry),
             "sim" => Ok(Device::Sim),
             n if n == "cuda" || n.strip_prefix("cuda:").is_some_and(|n| n.parse::<u32>().is_ok()) => {
-                refuse("this build has no CUDA kernels", "use --device cpu, or a build that has them")
+                refuse("only `reel kernels` runs on a GPU in this version", "use --device cpu or --device sim")
             }
             _ => refuse("no such device", "use cpu, sim or dry"),
         }

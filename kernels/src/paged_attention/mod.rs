@@ -120,10 +120,12 @@ fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
 /// A block a tile of `rows` packed rows, key head and slice of the columns, with a workspace also a segment; then the
 /// combine stage.
 fn plan(p: &Params, rows: u32, variants: &[Variant], combine: &'static str, slices: u32) -> Vec<Stage> {
-    let Some((_, symbols, shared)) = variants.iter().find(|v| p.head_dim <= v.0) else { return Vec::new() };
     if p.tokens == 0 || p.seqs == 0 {
         return Vec::new();
     }
+    // A mistake in the caller, which knows the model: an empty plan would leave the output unwritten.
+    let found = variants.iter().find(|v| p.head_dim <= v.0);
+    let (_, symbols, shared) = found.unwrap_or_else(|| panic!("heads of {} on CUDA, 256 at most", p.head_dim));
     let split = !p.workspace.is_null();
     let blocks = tiles(p, rows) * p.kv_heads * slices;
     let main = |symbol, blocks| Stage { shared: *shared, ..Stage::linear(symbol, blocks, 128) };

@@ -166,15 +166,19 @@ const BF16: Geometry =
 const F32: Geometry = Geometry { columns: 64, fwd_shared: 3 * (64 + 64) * 36 * 4, dw_shared: 3 * 32 * (64 + 64) * 4 };
 
 fn plan_fwd(symbol: &'static str, p: &FwdParams, g: &Geometry) -> Vec<Stage> {
-    plan(symbol, p.pixels.patches(), p.embed, g.columns, g.fwd_shared)
+    plan(symbol, &p.pixels, p.pixels.patches(), p.embed, g.columns, g.fwd_shared)
 }
 
 fn plan_dw(symbol: &'static str, p: &DwParams, g: &Geometry) -> Vec<Stage> {
     let row = if p.pixels.patches() == 0 { 0 } else { p.pixels.row() };
-    plan(symbol, row, p.embed, g.columns, g.dw_shared)
+    plan(symbol, &p.pixels, row, p.embed, g.columns, g.dw_shared)
 }
 
-fn plan(symbol: &'static str, rows: usize, embed: u32, columns: u32, shared: u32) -> Vec<Stage> {
+/// # Panics
+/// For frames of 4 GiB or more, which the CUDA does not address: a mistake in the caller, who can cut a film.
+fn plan(symbol: &'static str, pixels: &Pixels, rows: usize, embed: u32, columns: u32, shared: u32) -> Vec<Stage> {
+    let bytes = frame_bytes(pixels);
+    assert!(bytes < 4_294_967_296.0, "{symbol}: {bytes} bytes of frames, less than 4 GiB are addressed");
     let tiles = rows.div_ceil(ROWS as usize) as u64 * u64::from(embed.div_ceil(columns));
     cuh::blocks(symbol, tiles, THREADS).into_iter().map(|stage| Stage { shared, ..stage }).collect()
 }
