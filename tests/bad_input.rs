@@ -298,7 +298,7 @@ fn a_write_that_fails_leaves_nothing() {
 fn an_interrupted_init_leaves_nothing() {
     let dir = tempfile::tempdir().expect("a folder");
     let script =
-        format!("trap '' HUP; exec {} init --preset 3b --layers 1 --out new --threads 1", env!("CARGO_BIN_EXE_reel"));
+        format!("trap '' HUP; exec {} init --preset 3b --layers 12 --out new --threads 1", env!("CARGO_BIN_EXE_reel"));
     let mut child = Command::new("bash")
         .args(["-c", &script])
         .current_dir(dir.path())
