@@ -124,9 +124,11 @@ __device__ __forceinline__ const W* weight_row(u64 weight, u32 row, u32 rows, u3
 // T: of x and y; W: of the weight; TILES: of 8 rows of a weight; PAIR: half of the tiles are of the second weight.
 template <class T, class W, int TILES, bool PAIR>
 __device__ __forceinline__ void skinny(const Params& p) {
-  constexpr int UNIT = 16 / sizeof(W), GROUP = 4 * UNIT, UNROLL = 8 / TILES;
+  constexpr int UNIT = 16 / sizeof(W), GROUP = 4 * UNIT;
   constexpr int WEIGHTS = PAIR ? 2 : 1, COLUMNS = 8 * TILES / WEIGHTS, PITCH = 8 * TILES + 8;
   using X = Parts<T>;
+  // Units of a weight in flight; three parts of x leave registers for half as many beside the sums of a wide block.
+  constexpr int UNROLL = (X::COUNT > 1 && TILES == 4 && !PAIR ? 4 : 8) / TILES;
   const u32 column_blocks = ceil_div<u32>(p.n, COLUMNS);
   const u32 first_column = blockIdx.x % column_blocks * COLUMNS, first_row = blockIdx.x / column_blocks * ROWS;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
