@@ -1,7 +1,7 @@
 //! What a run found wrong: one finding a cause, with the place, the thread and how often.
 
 use crate::program::{Kernel, Program};
-use crate::ptx::ast::Place;
+use crate::ptx::ast::{Function, Place};
 use std::collections::{HashMap, HashSet};
 
 /// What kind of mistake it is.
@@ -220,7 +220,7 @@ pub fn origin(program: &Program, kernel: &Kernel, pc: u32) -> Origin {
     let Some(place) = place.map(|p| program.place(p)) else {
         return Origin { file: None, line: ptx_line, cuda: false };
     };
-    let main = main_file(program);
+    let main = main_file(program, &kernel.name);
     match chain_of(place).find(|p| Some(p.file) == main && p.line > 0) {
         Some(p) => Origin { file: None, line: p.line, cuda: true },
         None if place.line > 0 => {
@@ -241,7 +241,7 @@ pub fn source(program: &Program, kernel: &Kernel, pc: u32) -> (u32, String) {
     let Some(place) = code.lines.get(i).and_then(|l| l.1).map(|p| program.place(p)) else {
         return (origin.line, String::new());
     };
-    let main = main_file(program);
+    let main = main_file(program, &kernel.name);
     let mut chain = String::new();
     let mut named = false;
     for p in chain_of(place) {
@@ -262,18 +262,25 @@ fn chain_of(place: &Place) -> impl Iterator<Item = &Place> {
     std::iter::successors(Some(place), |p| p.inlined_at.as_ref().map(|(outer, _)| outer.as_ref()))
 }
 
-/// The name of the program's main CUDA file as the PTX has it; `None` without line information.
-pub fn main_file_name(program: &Program) -> Option<&str> {
-    let main = main_file(program)?;
+/// The name of the main CUDA file of a kernel as the PTX has it; `None` without line information.
+pub fn main_file_name<'p>(program: &'p Program, kernel: &str) -> Option<&'p str> {
+    let main = main_file(program, kernel)?;
     program.module.files.iter().find(|f| f.0 == main).map(|f| f.1.as_str())
 }
 
-/// The file that most of the program's lines are in the name of: the first that a kernel's own lines name.
-fn main_file(program: &Program) -> Option<u32> {
-    let module = &program.module;
-    let kernel = module.functions.iter().find(|f| f.kernel && !f.declaration)?;
+/// The file that was compiled, which PTX does not say: a kernel's own lines name it, unless the kernel stands in a header. So
+/// it is this kernel's file, or else that of another kernel, the first that is no header.
+fn main_file(program: &Program, kernel: &str) -> Option<u32> {
+    let defined = || program.module.functions.iter().filter(|f| f.kernel && !f.declaration);
+    let own = defined().find(|f| f.name == kernel).and_then(|f| own_file(program, f));
+    let compiled = |&file: &u32| file_name(program, file).ends_with(".cu");
+    own.filter(compiled).or_else(|| defined().filter_map(|f| own_file(program, f)).find(compiled)).or(own)
+}
+
+/// The file of a kernel's first line that is not inlined from elsewhere.
+fn own_file(program: &Program, kernel: &Function) -> Option<u32> {
     kernel.body.iter().find_map(|i| {
-        let mut place = module.places.get(i.place? as usize)?;
+        let mut place = program.module.places.get(i.place? as usize)?;
         while let Some((outer, _)) = &place.inlined_at {
             place = outer;
         }

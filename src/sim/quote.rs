@@ -16,15 +16,17 @@ pub struct Quotes {
 }
 
 impl Quotes {
-    /// The main CUDA file of a program where its PTX has line information and the file is there, else the PTX. `given` is the file that was
+    /// The main CUDA file of a kernel where its PTX has line information and the file is there, else the PTX. `given` is the file that was
     /// run, `ptx` its text or what it was compiled to.
-    pub fn new(program: &Program, given: &Path, ptx: &str) -> Quotes {
+    pub fn new(program: &Program, kernel: &str, given: &Path, ptx: &str) -> Quotes {
         let of = |name: String, cuda: bool, text: &str| Quotes {
             name,
             cuda,
             lines: text.lines().map(str::to_string).collect(),
         };
-        let Some(main) = finding::main_file_name(program) else { return of(given.display().to_string(), false, ptx) };
+        let Some(main) = finding::main_file_name(program, kernel) else {
+            return of(given.display().to_string(), false, ptx);
+        };
         // A relative name is of the compiler's folder, which is likely that of the PTX.
         let beside = given.parent().unwrap_or(Path::new("")).join(main);
         let found = [PathBuf::from(main), beside].into_iter().find_map(|p| std::fs::read(p).ok());

@@ -112,7 +112,7 @@ impl Run {
             case.bound.write(out, &report.memory)?;
         }
         let place = self.place();
-        let quotes = Quotes::new(&case.program, &self.file, &case.ptx);
+        let quotes = Quotes::new(&case.program, &case.kernel.name, &self.file, &case.ptx);
         let shown = show::Shown { file: &place, program: &case.program, kernel: &case.kernel, report: &report, quotes };
         if common.json {
             eprint!("{}", report.printed);

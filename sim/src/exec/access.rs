@@ -175,6 +175,29 @@ impl Machine<'_> {
         }
     }
 
+    /// Counts what a refused (misaligned) store would have written as written: its cause was reported, and reads of those
+    /// bytes are not another one.
+    #[cold]
+    fn refused_store(&mut self, block: &mut Block, window: Window, addresses: &[u64; 32], lanes: u32, bytes: u64) {
+        for lane in (0..32).filter(|l| lanes >> l & 1 != 0) {
+            let address = addresses[lane];
+            let actual = if window == Window::Generic { layout::window(address) } else { Some(window) };
+            if actual == Some(Window::Shared) {
+                let base = layout::SHARED_START as u64 + if window == Window::Generic { layout::SHARED } else { 0 };
+                let (start, len) = (address.wrapping_sub(base), block.shared.len() as u64);
+                if start < len {
+                    block.shadow.initialize(start..(start + bytes).min(len));
+                }
+            } else if let Some(index) = self.memory.find(address) {
+                let allocation = self.memory.get_mut(index);
+                let (start, len) = (address.wrapping_sub(allocation.base), allocation.data.len() as u64);
+                if start < len {
+                    allocation.shadow.initialize(start..(start + bytes).min(len));
+                }
+            }
+        }
+    }
+
     #[cold]
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     fn bad_lane(
@@ -689,6 +712,10 @@ impl Machine<'_> {
                 let mut groups = std::mem::take(&mut self.groups);
                 groups.clear();
                 let elsewhere = self.places(block, warp, t.window, &at, mask, bytes as u64, pc, &mut groups);
+                let placed = groups.iter().fold(elsewhere, |lanes, group| lanes | group.lanes);
+                if placed != mask {
+                    self.refused_store(block, t.window, &at, mask & !placed, bytes as u64);
+                }
                 for group in &groups {
                     self.count_traffic(group, bytes, true, pc);
                     if let Place::Global(i) = group.place

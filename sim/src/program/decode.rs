@@ -246,8 +246,15 @@ fn function_code(
 ) -> Result<Code, ProgramError> {
     let function = &program.module.functions[index];
     let reconvergence = crate::ptx::cfg::reconvergence(function);
-    let mut decoder =
-        Decoder { o: Operands::new(function, layout), program, reached, unknown, carry: None, sinks: HashMap::new() };
+    let mut decoder = Decoder {
+        o: Operands::new(function, layout),
+        program,
+        reached,
+        unknown,
+        carry: None,
+        sinks: HashMap::new(),
+        volatile_is_data: super::volatile::is_data(function),
+    };
     for (i, instruction) in function.body.iter().enumerate() {
         decoder.o.at_line(instruction.line);
         let guard = instruction.guard.map(|(r, negated)| (decoder.o.guard(r), negated));
@@ -283,6 +290,8 @@ pub(super) struct Decoder<'a> {
     carry: Option<u32>,
     /// Rows that `_` destinations write: (rows → slot), predicates under 0.
     sinks: HashMap<u8, u32>,
+    /// `volatile` accesses of shared memory count as weak ones.
+    volatile_is_data: bool,
 }
 
 type Decoded = Result<Op, ProgramError>;
@@ -497,7 +506,10 @@ impl Decoder<'_> {
                 }
             }
         }
-        let (semantics, scope) = self.semantics(parts);
+        let (mut semantics, scope) = self.semantics(parts);
+        if self.volatile_is_data && window == Window::Shared && parts.contains(&"volatile") {
+            semantics = None;
+        }
         let transfer = Transfer {
             window,
             addr,

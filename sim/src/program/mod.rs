@@ -6,6 +6,7 @@ pub mod op;
 mod operands;
 mod rows;
 pub mod uses;
+mod volatile;
 
 use crate::ptx::ast::{Module, ParseError, Place};
 use crate::regs::{Row, Slot};

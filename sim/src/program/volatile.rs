@@ -1,0 +1,62 @@
+//! Whether the `volatile` accesses of shared memory in a function are flags or data.
+//!
+//! The PTX ISA gives `volatile` the order of `.relaxed.sys`, so that two such accesses are never a data race by its memory
+//! model. Yet reductions and scans in the old style declare their *data* so and need barriers all the same, which racecheck tools
+//! report as well. What is a flag decides something: a branch depends on it. Where nothing does, it is data.
+
+use crate::ptx::ast::{Function, Instruction, Operand};
+use std::collections::HashSet;
+
+/// Whether all that the function reads from shared memory by strong loads is only data, so that `volatile` orders nothing there.
+/// A function that calls others, or does atomic operations that may be on shared memory, is taken to use flags.
+pub(super) fn is_data(function: &Function) -> bool {
+    let part = |i: &Instruction, p: &str| i.opcode.split('.').any(|q| q == p);
+    let shared = |i: &Instruction| part(i, "shared") || part(i, "shared::cta");
+    if !function.body.iter().any(|i| part(i, "volatile") && shared(i)) {
+        return false;
+    }
+    let elsewhere = |i: &Instruction| ["global", "const", "local", "param"].iter().any(|w| part(i, w));
+    let flags = |i: &Instruction| match i.opcode.split('.').next() {
+        Some("call") => true,
+        Some("atom" | "red") => !elsewhere(i),
+        _ => false,
+    };
+    if function.body.iter().any(flags) {
+        return false;
+    }
+    let strong = |i: &Instruction| ["volatile", "relaxed", "acquire"].iter().any(|s| part(i, s)) && !elsewhere(i);
+    // Registers that depend on what such a load read.
+    let mut tainted: HashSet<u32> = HashSet::new();
+    loop {
+        let before = tainted.len();
+        for i in &function.body {
+            if i.guard.is_some_and(|(register, _)| tainted.contains(&register)) {
+                return false;
+            }
+            let (Some(to), Some(from)) = (i.operands.first(), i.operands.get(1..)) else { continue };
+            let mut read = Vec::new();
+            from.iter().for_each(|o| values(o, &mut read));
+            if i.opcode.starts_with("ld.") && strong(i) || read.iter().any(|r| tainted.contains(r)) {
+                let mut written = Vec::new();
+                values(to, &mut written);
+                tainted.extend(written);
+            }
+        }
+        if tainted.len() == before {
+            return true;
+        }
+    }
+}
+
+/// The registers whose values an operand is, predicates too; not those of an address.
+fn values(operand: &Operand, out: &mut Vec<u32>) {
+    match operand {
+        Operand::Register(r) | Operand::Not(r) | Operand::Component(r, _) => out.push(*r),
+        Operand::Vector(list) | Operand::List(list) => list.iter().for_each(|o| values(o, out)),
+        Operand::Pair(a, b) => {
+            values(a, out);
+            values(b, out);
+        }
+        _ => {}
+    }
+}
