@@ -69,7 +69,7 @@ fn checks_run_on_a_device() {
         let checks = result["checks"].as_array().unwrap();
         assert!(checks.len() >= 2 && checks.iter().all(|c| c["folder"] == "swiglu"), "{result}");
         let launches: u64 = checks.iter().map(|c| c["launches"].as_u64().unwrap()).sum();
-        assert_eq!(launches > 0, device == "sim", "{result}");
+        assert!(launches > 0, "{result}");
     }
     run(["kernels", "check", "--device", "dry"]).refused(2, &["--device", "dry"]);
     run(["kernels", "check", "--device", "cuda:x"]).refused(2, &["cuda:x"]);

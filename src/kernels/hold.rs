@@ -65,7 +65,11 @@ pub fn run(common: &Common, kernel: Option<&str>, compare: bool) -> Result<()> {
             output::line(comparison(kernel, all))?;
         }
     }
+    let launches: usize = outcomes.iter().filter_map(|o| o.result.as_ref().ok()).map(|ran| ran.launches).sum();
     match bad.first() {
+        None if launches == 0 => {
+            Err(failed(kernel.unwrap_or("kernels"), "no check launches it on this device", "check its whole folder"))
+        }
         None => Ok(()),
         Some(first) => {
             let what = first.result.as_ref().err().cloned().unwrap_or_default();

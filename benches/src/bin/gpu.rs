@@ -49,7 +49,13 @@ enum What {
 }
 
 fn main() -> ExitCode {
-    let done = Gpu::open(0).and_then(|gpu| match Arguments::parse().what {
+    let what = Arguments::parse().what;
+    let (What::Check { kernel, .. } | What::Time { kernel, .. }) = &what;
+    if select(kernel.as_deref()).is_empty() {
+        eprintln!("error: --kernel: no such kernel or folder; see `reel kernels list`");
+        return ExitCode::from(2);
+    }
+    let done = Gpu::open(0).and_then(|gpu| match what {
         What::Check { kernel, seed, compare } => Ok(check(Rc::new(gpu), kernel.as_deref(), seed, compare)),
         What::Time { kernel, runs } => time(&gpu, kernel.as_deref(), runs),
     });

@@ -44,6 +44,9 @@ fn main() -> ExitCode {
 
 /// Runs all cases; those that are wrong, and all.
 fn report(cases: &[Case], arguments: &Arguments) -> Result<(usize, usize), String> {
+    if cases.is_empty() {
+        return Err(format!("--cases {}: no instruction's name contains it", arguments.cases));
+    }
     if let Some(folder) = &arguments.ptx {
         write(cases, folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     }

@@ -51,6 +51,10 @@ impl Tally {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.kernel.as_deref().is_some_and(|k| FOLDERS.iter().all(|f| f.name != k)) {
+        eprintln!("error: --kernel: no such folder; see `reel kernels list`");
+        return ExitCode::from(2);
+    }
     let mut total = Tally::default();
     let start = Instant::now();
     for folder in FOLDERS.iter().filter(|f| arguments.kernel.as_deref().is_none_or(|k| k == f.name)) {
