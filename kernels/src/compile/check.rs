@@ -27,8 +27,10 @@ pub struct Checked {
 /// that may use local memory in lines that begin with `//! Local memory:`.
 pub fn check(source: &Source, sm: &str, module: &str) -> Result<Checked, CompileError> {
     let built = cubin(source, sm)?;
+    let local = local_accesses(&built.ptx);
+    let local_of = |symbol: &str| local.iter().find(|(name, _)| *name == symbol).map_or(0, |(_, count)| *count);
     let functions: Vec<Function> = (built.report.functions.iter())
-        .map(|r| Function { local_accesses: local_accesses(&built.ptx, &r.symbol), resources: r.clone() })
+        .map(|r| Function { local_accesses: local_of(&r.symbol), resources: r.clone() })
         .collect();
     let mut problems: Vec<String> = functions.iter().flat_map(|f| problems_of(f, module)).collect();
     problems.extend(built.report.warnings.iter().map(|w| format!("ptxas: {w}")));
@@ -55,27 +57,34 @@ fn may_use_local_memory(module: &str, symbol: &str) -> bool {
     module.lines().any(|l| l.starts_with("//! Local memory:") && l.contains(&named))
 }
 
-/// The loads and stores of local memory in one function's body.
-fn local_accesses(ptx: &str, symbol: &str) -> u32 {
-    let mut inside = false;
-    let mut count = 0;
+/// The functions whose bodies load from or store to local memory, and how often.
+fn local_accesses(ptx: &str) -> Vec<(&str, u32)> {
+    let mut found = Vec::new();
+    // Most kernels have none, and a pass over all lines takes longer than reading the unit from the cache.
+    if !ptx.contains("ld.local") && !ptx.contains("st.local") {
+        return found;
+    }
+    let (mut function, mut count) = ("", 0);
     for line in ptx.lines() {
         if line.starts_with('.') || line.starts_with("\t.") {
-            // The name stands before the parameters: `.visible .entry name(` or `.func (.param .b32 r) name(`.
-            if line.contains(".entry ") || line.contains(".func ") {
-                inside = declares(line, symbol);
-            }
-        } else if line.starts_with('}') {
-            inside = false;
-        } else if inside && (line.contains("ld.local") || line.contains("st.local")) {
+            function = declared(line).unwrap_or(function);
+        } else if line.contains("ld.local") || line.contains("st.local") {
             count += 1;
+        } else if line.starts_with('}') && count > 0 {
+            found.push((function, count));
+            count = 0;
         }
     }
-    count
+    found
 }
 
-fn declares(line: &str, symbol: &str) -> bool {
-    line.split([' ', '(', ')', '\t', ',']).any(|word| word == symbol)
+/// The function that a line declares. The name stands before the parameters: `.visible .entry name(` or
+/// `.func (.param .b32 r) name(`.
+fn declared(line: &str) -> Option<&str> {
+    let (_, rest) = line.split_once(".entry ").or_else(|| line.split_once(".func "))?;
+    let rest = rest.trim_start();
+    let name = if rest.starts_with('(') { rest.split_once(')')?.1.trim_start() } else { rest };
+    name.split(['(', ')', ' ', '\t', ',', ';']).next()
 }
 
 #[cfg(test)]
@@ -137,6 +146,7 @@ extern "C" __global__ void __launch_bounds__(1024, 2) spilled(float* x, int n) {
 .visible .entry a(\n\t.param .u64 a_param_0\n)\n{\n\tst.local.f32 \t[%rd1], %f1;\n\tld.local.v4.f32 \t{%f1}, [%rd1];\n}
 .func  (.param .b32 func_retval0) f(\n\t.param .b32 p\n)\n{\n\tld.local.u32 \t%r1, [%rd1];\n}
 .entry b()\n{\n\tld.global.u32 \t%r1, [%rd1];\n}\n";
-        assert_eq!(["a", "f", "b", "c"].map(|s| local_accesses(ptx, s)), [2, 1, 0, 0]);
+        assert_eq!(local_accesses(ptx), [("a", 2), ("f", 1)]);
+        assert_eq!(local_accesses(&ptx.replace("local", "shared")), []);
     }
 }
