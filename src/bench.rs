@@ -80,7 +80,7 @@ impl Bench {
         let config = ModelConfig::open(&folder)?;
         let model = Model::open(&folder, &config, common)?;
         let device = model.cx.device();
-        let ceilings = Ceilings::measure(device.threads());
+        let ceilings = Ceilings::of(device)?;
         device.reset_peak();
         // The first round warms up, and its costs are counted.
         device.profile().clear();

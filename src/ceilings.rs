@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use reel_kernels::{DType, Team, limits};
-use reel_runtime::OpTotals;
+use anyhow::Result;
+use reel_kernels::elementwise::{self, CopyParams};
+use reel_kernels::matmul::{Matmul, Operand};
+use reel_kernels::{Addr, DType, Launch, Team, limits};
+use reel_runtime::{Category, Device, OpTotals, Tensor};
 use serde::Serialize;
 
 /// A machine's rates.
@@ -29,8 +32,50 @@ pub struct Floor {
 }
 
 impl Ceilings {
-    /// Measures this processor; a quarter of a second or so.
-    pub fn measure(threads: usize) -> Self {
+    /// Measures where a model computes; a quarter of a second or so.
+    pub fn of(device: &Device) -> Result<Self> {
+        if device.name() == "cuda" { Self::of_gpu(device) } else { Ok(Self::of_processor(device.threads())) }
+    }
+
+    /// Measures a GPU: the best of several large copies and products. Operands are random, since zeros draw less power and so run at
+    /// a higher clock.
+    fn of_gpu(device: &Device) -> Result<Self> {
+        const COPY: usize = 1 << 30;
+        const ROUNDS: usize = 10;
+        let best = |launch: &Launch| -> Result<f64> {
+            let times = (0..ROUNDS).map(|_| Ok(device.time(launch)?)).collect::<Result<Vec<f64>>>()?;
+            Ok(times.into_iter().fold(f64::INFINITY, f64::min))
+        };
+        let bytes = {
+            let (from, to) = (device.alloc(COPY, Category::Workspace)?, device.alloc(COPY, Category::Workspace)?);
+            let params = CopyParams { src: Addr(from.addr()), dst: Addr(to.addr()), bytes: COPY as u64 };
+            2.0 * COPY as f64 / best(&elementwise::copy(&params))?
+        };
+        let product = |dtype: DType, side: usize| -> Result<f64> {
+            let numbers: Vec<f32> = (0..side * side).map(|i| noise(i as u64)).collect();
+            let side_by_side = [side, side];
+            let a = Tensor::from_f32(device, &side_by_side, dtype, &numbers, Category::Workspace)?;
+            let c = Tensor::empty(device, &side_by_side, dtype, Category::Workspace)?;
+            let operand = Operand { addr: a.addr(), dtype, transposed: false };
+            let (m, n, k) = (side, side, side);
+            let launch = Matmul {
+                m,
+                n,
+                k,
+                a: operand,
+                b: operand,
+                c: c.addr(),
+                c_dtype: dtype,
+                bias: Addr::NULL,
+                accumulate: false,
+            };
+            Ok(launch.cost().flops / best(&Launch::Matmul(launch))?)
+        };
+        Ok(Self { f32: product(DType::F32, 4096)?, bf16: product(DType::BF16, 8192)?, bytes })
+    }
+
+    /// Measures this processor.
+    pub fn of_processor(threads: usize) -> Self {
         let team = Team::new(threads);
         Self {
             f32: limits::operations_per_second(DType::F32, &team),
@@ -55,4 +100,13 @@ impl Ceilings {
         let rate = if products && dtype == DType::BF16 { self.bf16 } else { self.f32 };
         (totals.cost.flops / rate).max(totals.cost.bytes / self.bytes)
     }
+}
+
+/// Numbers from -1 to 1 without a pattern: splitmix64's mixing, by Steele, Lea and Flood, "Fast splittable pseudorandom number
+/// generators".
+fn noise(i: u64) -> f32 {
+    let z = i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z >> 40) as f32 / (1 << 23) as f32 - 1.0
 }

@@ -60,6 +60,8 @@ pub enum Dtype {
 pub enum Device {
     /// The machine's processors.
     Cpu,
+    /// NVIDIA's GPU of this number.
+    Cuda(usize),
     /// The CUDA kernels, simulated.
     Sim,
     /// Nothing: allocations and costs are counted only.
@@ -69,16 +71,18 @@ pub enum Device {
 impl Common {
     /// The device that was asked for, or the best that there is.
     pub fn device(&self) -> anyhow::Result<Device> {
-        let Some(name) = &self.device else { return Ok(Device::Cpu) };
-        let refuse = |what: &str, cure: &str| Err(bad_usage("--device", format!("{name}: {what}"), cure));
+        let Some(name) = &self.device else {
+            return Ok(if reel_kernels::cuda::Nvidia::present() { Device::Cuda(0) } else { Device::Cpu });
+        };
         match name.as_str() {
             "cpu" => Ok(Device::Cpu),
             "dry" => Ok(Device::Dry),
             "sim" => Ok(Device::Sim),
-            n if n == "cuda" || n.strip_prefix("cuda:").is_some_and(|n| n.parse::<u32>().is_ok()) => {
-                refuse("only `reel kernels` runs on a GPU in this version", "use --device cpu or --device sim")
-            }
-            _ => refuse("no such device", "use cpu, sim or dry"),
+            "cuda" => Ok(Device::Cuda(0)),
+            n => match n.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(number)) => Ok(Device::Cuda(number)),
+                _ => Err(bad_usage("--device", format!("{name}: no such device"), "use cpu, cuda, cuda:N, sim or dry")),
+            },
         }
     }
 

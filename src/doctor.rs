@@ -181,7 +181,7 @@ fn gpu() -> Vec<Finding> {
         .filter_map(|e| fs::read_to_string(e.path().join("information")).ok())
         .filter_map(|text| Some(text.lines().find_map(|l| l.strip_prefix("Model:"))?.trim().to_string()))
         .collect();
-    let toolkit = "install the CUDA toolkit's runtime libraries";
+    let toolkit = "install CUDA 13, or the wheel nvidia-cublas where REEL_CUDA points";
     let driver = "install NVIDIA's driver, where there is such a GPU";
     let library =
         |name: &str, install| Finding::new(group, name, find_library(name).map(|p| p.display().to_string()), install);
@@ -194,7 +194,12 @@ fn gpu() -> Vec<Finding> {
         ),
         Finding::new(group, "driver", version, driver),
         library("libcuda.so.1", driver),
-        library("libcublasLt.so", toolkit),
+        Finding::new(
+            group,
+            "cuBLASLt",
+            Toolkit::of_environment().cublas_lt().map(|p| p.display().to_string()),
+            toolkit,
+        ),
         library("libnccl.so", "install NCCL, for several GPUs"),
     ]
 }

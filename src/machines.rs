@@ -1,6 +1,7 @@
 //! Machines to plan for: what they can do and how much they hold.
 
 use anyhow::Result;
+use reel_kernels::cuda::{Driver, Nvidia};
 
 use crate::ceilings::Ceilings;
 use crate::fail::bad_usage;
@@ -70,6 +71,17 @@ impl Machine {
         Ok(Self { name: name.to_string(), ceilings, memory: Some(s.memory * 1e9), source })
     }
 
+    /// A GPU of this machine, by the data sheet of its kind.
+    pub fn this_gpu(number: usize) -> Result<Self> {
+        let gpu = Nvidia::open(number)?;
+        let full = &gpu.properties().name;
+        let plain = full.to_lowercase().replace(' ', "");
+        let Some(sheet) = SHEETS.iter().find(|s| plain.contains(s.name)) else {
+            return Err(bad_usage("--device", format!("{full} is not in the table of GPUs"), "give --gpu NAME"));
+        };
+        Ok(Self { memory: Some(gpu.properties().memory as f64), ..Self::gpu(sheet.name)? })
+    }
+
     /// The processor that this runs on, measured now.
     pub fn this_processor(threads: usize) -> Self {
         let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -77,7 +89,7 @@ impl Machine {
             info.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse::<f64>().ok());
         Self {
             name: "cpu".to_string(),
-            ceilings: Ceilings::measure(threads),
+            ceilings: Ceilings::of_processor(threads),
             memory: free.map(|kib| kib * 1024.0),
             source: format!("measured just now with {threads} threads"),
         }

@@ -45,6 +45,7 @@ impl Model {
 pub fn device(common: &Common) -> Result<Device> {
     match common.device()? {
         common::Device::Cpu => Ok(Device::cpu(common.threads()?)),
+        common::Device::Cuda(number) => Ok(Device::cuda(number)?),
         common::Device::Sim => Ok(Device::sim(SimOptions {
             interleavings: common.interleavings.unwrap_or(1),
             seed: common.seed(),
@@ -59,7 +60,9 @@ pub fn device(common: &Common) -> Result<Device> {
 pub fn dtype(common: &Common) -> DType {
     match common.dtype {
         Some(common::Dtype::Bf16) => DType::BF16,
-        Some(common::Dtype::F32) | None => DType::F32,
+        Some(common::Dtype::F32) => DType::F32,
+        None if matches!(common.device(), Ok(common::Device::Cuda(_))) => DType::BF16,
+        None => DType::F32,
     }
 }
 

@@ -117,6 +117,7 @@ impl Sizes {
             Some(name) => Machine::gpu(name),
             None => match common.device()? {
                 common::Device::Cpu => Ok(Machine::this_processor(common.threads()?)),
+                common::Device::Cuda(number) => Machine::this_gpu(number),
                 common::Device::Sim => Err(bad_usage(
                     "--device",
                     "sim has the speed of this processor, not of a GPU",

@@ -1,7 +1,10 @@
 //! Kernels on the simulator: a launch's CUDA is compiled to PTX, interpreted, and checked.
+#![allow(unsafe_code)]
 
 use crate::compile::{self, CompileError};
-use crate::launch::{Arch, KernelLaunch, Stage};
+use crate::launch::{Arch, KernelLaunch, Stage, run_on_cpu};
+use crate::matmul::Matmul;
+use crate::{Addr, DType, Launch, Team};
 use reel_sim::counters::Counters;
 use reel_sim::exec::{self, Gpu, LaunchError, Options};
 use reel_sim::finding::Finding;
@@ -146,4 +149,43 @@ pub fn run(
         return Ok(Vec::new());
     }
     Unit::of_source(cuda.source, arch.sm)?.run(launch, arch, memory, options)
+}
+
+/// A plain matrix product on copies of its operands: host pointers to simulated memory would not be aligned, nor checked.
+///
+/// # Errors
+/// Which operand is not there, was never written or may not be written, and what that means, in one line.
+pub fn product(m: &Matmul, memory: &mut Memory, team: &Team) -> Result<(), String> {
+    let read = |what: &str, at: Addr, dtype: DType, count: usize| {
+        let bytes = memory.read(at.0, count * dtype.size());
+        bytes.map(aligned).map_err(|e| format!("{}: {what}: {e}; it is this op's input", m.name()))
+    };
+    if m.m == 0 || m.n == 0 {
+        return Ok(());
+    }
+    let count = m.m * m.n;
+    let a = if m.k == 0 { Vec::new() } else { read("a", m.a.addr, m.a.dtype, m.m * m.k)? };
+    let b = if m.k == 0 { Vec::new() } else { read("b", m.b.addr, m.b.dtype, m.n * m.k)? };
+    let bias = if m.bias.is_null() { Vec::new() } else { read("bias", m.bias, m.c_dtype, m.n)? };
+    let bytes = count * m.c_dtype.size();
+    let mut c = if m.accumulate { read("c", m.c, m.c_dtype, count)? } else { vec![0; bytes.div_ceil(8)] };
+    let here = |words: &[u64]| if words.is_empty() { Addr::NULL } else { Addr(words.as_ptr() as u64) };
+    let mut copy = *m;
+    (copy.a.addr, copy.b.addr, copy.bias) = (here(&a), here(&b), here(&bias));
+    copy.c = Addr(c.as_mut_ptr() as u64);
+    // SAFETY: the operands are live copies of the sizes that the product has, and nobody else uses `c`.
+    unsafe { run_on_cpu(&Launch::Matmul(copy), team) };
+    let writable = memory.find(m.c.0).is_some_and(|i| memory.get(i).writable);
+    if writable && memory.write(m.c.0, &bytemuck::cast_slice(&c)[..bytes]) {
+        return Ok(());
+    }
+    let what = if writable { "is larger than its buffer" } else { "is in no buffer that may be written" };
+    Err(format!("{}: c: {what}; [{}, {}] of {} at {:#x}", m.name(), m.m, m.n, m.c_dtype, m.c.0))
+}
+
+/// Bytes where every element type is aligned.
+fn aligned(bytes: &[u8]) -> Vec<u64> {
+    let mut words = vec![0; bytes.len().div_ceil(8)];
+    bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
+    words
 }

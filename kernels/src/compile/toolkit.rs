@@ -56,6 +56,11 @@ impl Toolkit {
         self.places.iter().find_map(Place::nvrtc)
     }
 
+    /// The cuBLASLt library, `libcublasLt.so.13`.
+    pub fn cublas_lt(&self) -> Option<PathBuf> {
+        self.places.iter().find_map(|p| p.library(&format!("libcublasLt.so.{MAJOR}")))
+    }
+
     /// A program by its name, for example `ptxas`.
     pub fn program(&self, name: &str) -> Option<PathBuf> {
         let folders = self.places.iter().flat_map(|p| &p.programs);
@@ -91,8 +96,11 @@ impl Place {
     }
 
     fn nvrtc(&self) -> Option<PathBuf> {
-        let name = format!("libnvrtc.so.{MAJOR}");
-        self.libraries.iter().map(|folder| folder.join(&name)).find(|p| p.is_file())
+        self.library(&format!("libnvrtc.so.{MAJOR}"))
+    }
+
+    fn library(&self, name: &str) -> Option<PathBuf> {
+        self.libraries.iter().map(|folder| folder.join(name)).find(|p| p.is_file())
     }
 }
 

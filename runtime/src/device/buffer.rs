@@ -52,17 +52,18 @@ impl Buffer {
 
     /// Copies from the host to `offset`.
     ///
+    /// # Errors
+    /// What the device reports.
+    ///
     /// # Panics
     /// Beyond the buffer, or into a mapped file.
-    pub fn upload(&self, offset: usize, from: &[u8]) {
+    pub fn upload(&self, offset: usize, from: &[u8]) -> Result<()> {
         assert!(
             self.is_writable() && offset + from.len() <= self.bytes,
             "upload of {} bytes at {offset} into {self:?}",
             from.len()
         );
-        if !from.is_empty() {
-            self.device.0.backend.upload(self.addr + offset as u64, from);
-        }
+        if from.is_empty() { Ok(()) } else { self.device.0.backend.upload(self.addr + offset as u64, from) }
     }
 
     /// Copies to the host from `offset`.

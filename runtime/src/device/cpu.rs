@@ -110,9 +110,10 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn upload(&self, to: u64, from: &[u8]) {
+    fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
         // SAFETY: `Buffer::upload` checked the range; the buffer is live and writable.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) }
+        Ok(())
     }
 
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
@@ -188,7 +189,7 @@ mod tests {
             let mut out = vec![1u8; bytes];
             cpu.download(addr, &mut out).unwrap();
             assert!(out.iter().all(|b| *b == 0), "{bytes}");
-            cpu.upload(addr, &vec![7u8; bytes]);
+            cpu.upload(addr, &vec![7u8; bytes]).unwrap();
             cpu.free(addr, bytes);
             assert_eq!(cpu.alloc(bytes), Some(addr), "{bytes}: a freed block is taken again");
             cpu.free(addr, bytes);

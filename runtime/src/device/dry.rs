@@ -37,7 +37,9 @@ impl Backend for Dry {
         Ok(())
     }
 
-    fn upload(&self, _to: u64, _from: &[u8]) {}
+    fn upload(&self, _to: u64, _from: &[u8]) -> Result<()> {
+        Ok(())
+    }
 
     fn download(&self, _from: u64, to: &mut [u8]) -> Result<()> {
         to.fill(0);

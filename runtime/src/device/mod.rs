@@ -1,7 +1,8 @@
-//! Where tensors live and launches run: `cpu` executes, `sim` simulates the CUDA kernels, `dry` only counts. All of the crate's `unsafe` is below here.
+//! Where tensors live and launches run: `cpu` executes, `cuda` on a GPU, `sim` simulates the CUDA kernels, `dry` only counts. All of the crate's `unsafe` is below here.
 
 pub mod buffer;
 mod cpu;
+mod cuda;
 mod dry;
 pub mod mapped_file;
 mod memory;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use reel_kernels::Launch;
+use reel_kernels::cuda::Gpu;
 
 pub use buffer::Buffer;
 pub use mapped_file::MappedFile;
@@ -30,11 +32,17 @@ trait Backend: Send + Sync {
     fn alloc(&self, bytes: usize) -> Option<u64>;
     fn free(&self, addr: u64, bytes: usize);
     fn launch(&self, launch: &Launch) -> Result<()>;
-    fn upload(&self, to: u64, from: &[u8]);
+    /// A launch, waited for, and the seconds that it took.
+    fn launch_timed(&self, launch: &Launch) -> Result<f64> {
+        let start = Instant::now();
+        self.launch(launch)?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+    fn upload(&self, to: u64, from: &[u8]) -> Result<()>;
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
     /// Memory with the contents of a mapped file's part (> 0 bytes), which lives longer: in place where the device can.
-    fn map(&self, part: &[u8]) -> Option<u64> {
-        Some(part.as_ptr() as u64)
+    fn map(&self, part: &[u8]) -> Result<Option<u64>> {
+        Ok(Some(part.as_ptr() as u64))
     }
     /// The end of what `map` gave.
     fn unmap(&self, _addr: u64, _bytes: usize) {}
@@ -81,7 +89,23 @@ impl Device {
         Ok(Device::new(sim::Sim::new(options)?))
     }
 
-    /// `cpu`, `sim` or `dry`.
+    /// NVIDIA's GPU of this number. Kernels are compiled at their first use and cached on disk.
+    ///
+    /// # Errors
+    /// No driver, one too old, or no such GPU.
+    pub fn cuda(ordinal: usize) -> Result<Device> {
+        Device::on_gpu(Gpu::open(ordinal).map_err(cuda::told)?)
+    }
+
+    /// The GPU of any driver, as one for tests.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn on_gpu(gpu: Gpu) -> Result<Device> {
+        Ok(Device::new(cuda::Cuda::new(gpu)?))
+    }
+
+    /// `cpu`, `cuda`, `sim` or `dry`.
     pub fn name(&self) -> &'static str {
         self.0.backend.name()
     }
@@ -120,7 +144,7 @@ impl Device {
                 bytes.len()
             ))
         })?;
-        let addr = if len == 0 { Some(0) } else { self.0.backend.map(part) };
+        let addr = if len == 0 { Some(0) } else { self.0.backend.map(part)? };
         let addr = addr.ok_or_else(|| self.no_room(len, Category::Weights))?;
         self.0.memory.add(Category::Weights, len);
         Ok(Buffer::mapped(self.clone(), addr, len, file.clone()))
@@ -140,9 +164,17 @@ impl Device {
             return self.0.backend.launch(launch);
         }
         let start = Instant::now();
-        self.0.backend.launch(launch)?;
-        profile.add(launch.name(), launch.cost(), start);
+        let seconds = self.0.backend.launch_timed(launch)?;
+        profile.add(launch.name(), launch.cost(), start, seconds);
         Ok(())
+    }
+
+    /// Executes a launch and waits for it; the seconds that it took, by the device's own clock.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn time(&self, launch: &Launch) -> Result<f64> {
+        self.0.backend.launch_timed(launch)
     }
 
     /// Memory held now and at the highest, by category.

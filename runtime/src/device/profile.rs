@@ -85,16 +85,15 @@ impl Profile {
         self.mode.load(Ordering::Relaxed) != 0
     }
 
-    pub(super) fn add(&self, name: &'static str, cost: Cost, start: Instant) {
-        let took = start.elapsed();
+    pub(super) fn add(&self, name: &'static str, cost: Cost, start: Instant, seconds: f64) {
         let mut s = self.lock();
         let t = s.totals.entry(name).or_default();
         t.launches += 1;
         t.cost += cost;
-        t.seconds += took.as_secs_f64();
+        t.seconds += seconds;
         if self.mode.load(Ordering::Relaxed) & RECORD != 0 {
             let start_us = start.duration_since(s.origin).as_secs_f64() * 1e6;
-            s.events.push(Event { name, start_us, duration_us: took.as_secs_f64() * 1e6 });
+            s.events.push(Event { name, start_us, duration_us: seconds * 1e6 });
         }
     }
 

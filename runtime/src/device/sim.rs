@@ -5,10 +5,8 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use reel_kernels::launch::run_on_cpu;
-use reel_kernels::matmul::Matmul;
 use reel_kernels::simulate::{self, Staged};
-use reel_kernels::{Addr, Arch, DType, KernelLaunch, Launch, Team, compile};
+use reel_kernels::{Arch, KernelLaunch, Launch, Team, compile};
 use reel_sim::exec::{Completion, Options};
 use reel_sim::memory::Memory;
 
@@ -91,43 +89,6 @@ impl Sim {
         let staged = simulate::run(launch, &self.options.arch, memory, &options);
         judge(launch, &staged.map_err(|e| Error::Device(e.to_string()))?)
     }
-
-    /// A matrix product on copies of its operands: host pointers to simulated memory would not be aligned, nor checked.
-    fn matmul(&self, m: &Matmul) -> Result<()> {
-        let mut memory = self.memory();
-        let read = |what: &str, at: Addr, dtype: DType, count: usize| {
-            let bytes = memory.read(at.0, count * dtype.size());
-            bytes.map(aligned).map_err(|e| Error::Device(format!("{}: {what}: {e}; it is this op's input", m.name())))
-        };
-        if m.m == 0 || m.n == 0 {
-            return Ok(());
-        }
-        let count = m.m * m.n;
-        let a = if m.k == 0 { Vec::new() } else { read("a", m.a.addr, m.a.dtype, m.m * m.k)? };
-        let b = if m.k == 0 { Vec::new() } else { read("b", m.b.addr, m.b.dtype, m.n * m.k)? };
-        let bias = if m.bias.is_null() { Vec::new() } else { read("bias", m.bias, m.c_dtype, m.n)? };
-        let bytes = count * m.c_dtype.size();
-        let mut c = if m.accumulate { read("c", m.c, m.c_dtype, count)? } else { vec![0; bytes.div_ceil(8)] };
-        let here = |words: &[u64]| if words.is_empty() { Addr::NULL } else { Addr(words.as_ptr() as u64) };
-        let mut copy = *m;
-        (copy.a.addr, copy.b.addr, copy.bias) = (here(&a), here(&b), here(&bias));
-        copy.c = Addr(c.as_mut_ptr() as u64);
-        // SAFETY: the operands are live copies of the sizes that the product has, and nobody else uses `c`.
-        unsafe { run_on_cpu(&Launch::Matmul(copy), &self.team) };
-        let writable = memory.find(m.c.0).is_some_and(|i| memory.get(i).writable);
-        if writable && memory.write(m.c.0, &bytemuck::cast_slice(&c)[..bytes]) {
-            return Ok(());
-        }
-        let what = if writable { "is larger than its buffer" } else { "is in no buffer that may be written" };
-        Err(Error::Device(format!("{}: c: {what}; [{}, {}] of {} at {:#x}", m.name(), m.m, m.n, m.c_dtype, m.c.0)))
-    }
-}
-
-/// Bytes where every element type is aligned.
-fn aligned(bytes: &[u8]) -> Vec<u64> {
-    let mut words = vec![0; bytes.len().div_ceil(8)];
-    bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
-    words
 }
 
 /// The addresses among a launch's parameters.
@@ -178,12 +139,12 @@ impl Backend for Sim {
     }
 
     /// A copy that kernels may not write: simulated buffers own their bytes.
-    fn map(&self, part: &[u8]) -> Option<u64> {
+    fn map(&self, part: &[u8]) -> Result<Option<u64>> {
         let mut memory = self.memory();
-        let addr = memory.try_alloc_uninitialized(part.len())?;
+        let Some(addr) = memory.try_alloc_uninitialized(part.len()) else { return Ok(None) };
         memory.write(addr, part);
         memory.protect(addr);
-        Some(addr)
+        Ok(Some(addr))
     }
 
     fn unmap(&self, addr: u64, bytes: usize) {
@@ -193,13 +154,16 @@ impl Backend for Sim {
     fn launch(&self, launch: &Launch) -> Result<()> {
         match launch {
             Launch::Kernel(kernel) => self.kernel(kernel),
-            Launch::Matmul(product) => self.matmul(product),
+            Launch::Matmul(product) => {
+                simulate::product(product, &mut self.memory(), &self.team).map_err(Error::Device)
+            }
         }
     }
 
-    fn upload(&self, to: u64, from: &[u8]) {
+    fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
         let inside = self.memory().write(to, from);
         debug_assert!(inside, "`Buffer::upload` checked the range");
+        Ok(())
     }
 
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
@@ -217,6 +181,8 @@ mod tests {
     use std::sync::Arc;
 
     use reel_kernels::elementwise::{self, AccumulateParams, AddParams, FillParams};
+    use reel_kernels::matmul::Matmul;
+    use reel_kernels::{Addr, DType};
 
     use super::*;
     use crate::device::{Category, Device, MappedFile};

@@ -96,7 +96,7 @@ impl Tensor {
             return Err(shape_error("tensor", format!("{} bytes given for {} of {dtype}", bytes.len(), dims(shape))));
         }
         let t = Tensor::empty(device, shape, dtype, category)?;
-        t.0.buffer.upload(0, bytes);
+        t.0.buffer.upload(0, bytes)?;
         Ok(t)
     }
 
@@ -257,8 +257,7 @@ impl Tensor {
                 format!("{} bytes into {} of {}", bytes.len(), dims(self.shape()), self.dtype()),
             ));
         }
-        self.0.buffer.upload(self.0.offset, bytes);
-        Ok(())
+        self.0.buffer.upload(self.0.offset, bytes)
     }
 
     /// The elements' bytes.

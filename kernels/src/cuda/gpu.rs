@@ -1,0 +1,347 @@
+//! A GPU: its memory, its kernels, their launches and times.
+//!
+//! One stream; everything is ordered on it.
+
+use super::driver::{Config, Driver, Event, Function, FunctionFacts, Image, Module, Stream};
+use super::{CudaError, Nvidia, rules};
+use crate::compile;
+use crate::launch::{Arch, Kernel, Source, Stage};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// An open GPU.
+pub struct Gpu {
+    driver: Arc<dyn Driver>,
+    stream: Stream,
+    modules: Mutex<HashMap<&'static str, Loaded>>,
+}
+
+/// A translation unit on the GPU.
+struct Loaded {
+    module: Module,
+    functions: HashMap<&'static str, Known>,
+}
+
+/// A function, what is known of it and what it was allowed.
+#[derive(Clone, Copy)]
+struct Known {
+    function: Function,
+    facts: FunctionFacts,
+    shared: u32,
+    large_clusters: bool,
+}
+
+/// A function of PTX that is not ours; unloaded when dropped.
+pub struct Foreign<'a> {
+    gpu: &'a Gpu,
+    module: Module,
+    function: Function,
+}
+
+/// Bytes on a GPU, freed when dropped.
+pub struct Buffer {
+    driver: Arc<dyn Driver>,
+    at: u64,
+    bytes: usize,
+}
+
+impl Gpu {
+    /// Opens NVIDIA's GPU of this number.
+    pub fn open(ordinal: usize) -> Result<Gpu, CudaError> {
+        Gpu::with(Arc::new(Nvidia::open(ordinal)?))
+    }
+
+    /// The GPU of this driver.
+    pub fn with(driver: Arc<dyn Driver>) -> Result<Gpu, CudaError> {
+        let stream = driver.stream()?;
+        Ok(Gpu { driver, stream, modules: Mutex::default() })
+    }
+
+    /// Its driver.
+    pub fn driver(&self) -> &Arc<dyn Driver> {
+        &self.driver
+    }
+
+    /// The stream that launches go to.
+    pub fn stream(&self) -> Stream {
+        self.stream
+    }
+
+    /// The GPU's name.
+    pub fn name(&self) -> &str {
+        &self.driver.properties().name
+    }
+
+    /// What plans may depend on.
+    pub fn arch(&self) -> Arch {
+        self.driver.properties().arch
+    }
+
+    /// The architecture that kernels are compiled for, with the features of its own where there are any: `sm_80`, `sm_90a`.
+    pub fn sm(&self) -> String {
+        let sm = self.arch().sm;
+        format!("sm_{sm}{}", if sm >= 90 { "a" } else { "" })
+    }
+
+    /// `bytes` that hold anything; at least one is allocated.
+    pub fn alloc(&self, bytes: usize) -> Result<Buffer, CudaError> {
+        let at = self.driver.alloc(bytes.max(1))?;
+        Ok(Buffer { driver: self.driver.clone(), at, bytes })
+    }
+
+    /// Copies host bytes into the buffer from `offset` on, and returns when they are there.
+    ///
+    /// # Panics
+    /// When they do not fit.
+    pub fn upload(&self, buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
+        assert!(offset + bytes.len() <= buffer.bytes, "{} bytes at {offset} of {}", bytes.len(), buffer.bytes);
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        // The driver's plain copy may return before the bytes are there, and other streams than its own do not wait for it.
+        // SAFETY: the range lies in the buffer, and the host's bytes live until the wait is over.
+        unsafe { self.driver.copy_in(buffer.at + offset as u64, bytes.as_ptr(), bytes.len(), self.stream)? }
+        self.synchronize()
+    }
+
+    /// Copies bytes from `offset` on to the host.
+    ///
+    /// # Panics
+    /// When there are not as many.
+    pub fn download(&self, buffer: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
+        assert!(offset + bytes.len() <= buffer.bytes, "{} bytes at {offset} of {}", bytes.len(), buffer.bytes);
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the range lies in the buffer, and the host's bytes live until the wait is over.
+        unsafe { self.driver.copy_out(bytes.as_mut_ptr(), buffer.at + offset as u64, bytes.len(), self.stream)? }
+        self.synchronize()
+    }
+
+    /// Sets every byte of the buffer, in stream order.
+    pub fn fill(&self, buffer: &Buffer, byte: u8) -> Result<(), CudaError> {
+        // SAFETY: the buffer owns the range.
+        unsafe { self.driver.fill(buffer.at, byte, buffer.bytes, self.stream) }
+    }
+
+    /// Copies the whole of a buffer to another of the same size, in stream order.
+    ///
+    /// # Panics
+    /// When their sizes differ.
+    pub fn copy(&self, from: &Buffer, to: &Buffer) -> Result<(), CudaError> {
+        assert_eq!(from.bytes, to.bytes);
+        // SAFETY: both own their ranges.
+        unsafe { self.driver.copy(to.at, from.at, from.bytes, self.stream) }
+    }
+
+    /// Fills the buffer by repeating its first `period` bytes, in stream order.
+    ///
+    /// # Panics
+    /// When `period` is not a positive divisor of the buffer's size.
+    pub fn repeat(&self, buffer: &Buffer, period: usize) -> Result<(), CudaError> {
+        assert!(period > 0 && buffer.bytes.is_multiple_of(period));
+        let mut done = period;
+        while done < buffer.bytes {
+            let part = done.min(buffer.bytes - done);
+            // SAFETY: source and destination lie in the buffer and do not overlap.
+            unsafe { self.driver.copy(buffer.at + done as u64, buffer.at, part, self.stream)? }
+            done += part;
+        }
+        Ok(())
+    }
+
+    /// Waits until all that was asked for is done. A kernel that went wrong shows here.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        // SAFETY: the stream is ours.
+        unsafe { self.driver.synchronize(self.stream) }
+    }
+
+    fn modules(&self) -> MutexGuard<'_, HashMap<&'static str, Loaded>> {
+        self.modules.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Compiles and loads a kernel's source; [`Gpu::launch`] does it at first use.
+    pub fn load(&self, source: &'static Source) -> Result<(), CudaError> {
+        if self.modules().contains_key(source.name) {
+            return Ok(());
+        }
+        // Not under the lock: compiling may take seconds, and other threads may want other units.
+        let built = compile::cubin(source, &self.sm())?;
+        let module = self.driver.load(source.name, Image { cubin: &built.image, ptx: &built.ptx })?;
+        let beaten = self.modules().insert(source.name, Loaded { module, functions: HashMap::new() });
+        if let Some(other) = beaten {
+            // SAFETY: functions of the module that another thread loaded meanwhile may run; after the wait none does.
+            unsafe {
+                self.driver.synchronize(self.stream)?;
+                self.driver.unload(other.module);
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads PTX text that is not ours, and gives its function of this name.
+    pub fn load_ptx(&self, ptx: &str, entry: &str) -> Result<Foreign<'_>, CudaError> {
+        let module = self.driver.load("PTX", Image { cubin: &[], ptx })?;
+        // SAFETY: the module is loaded.
+        let function = unsafe { self.driver.function(module, entry) };
+        // SAFETY: none of its functions ran.
+        let function = function.inspect_err(|_| unsafe { self.driver.unload(module) })?;
+        Ok(Foreign { gpu: self, module, function })
+    }
+
+    /// The function of a stage, checked and ready for the launch.
+    fn function(&self, source: &'static Source, stage: &Stage, parameters: usize) -> Result<Function, CudaError> {
+        self.load(source)?;
+        let mut modules = self.modules();
+        let loaded = modules.get_mut(source.name).expect("it was just loaded");
+        let known = match loaded.functions.get_mut(stage.symbol) {
+            Some(known) => known,
+            None => {
+                // SAFETY: the module is loaded.
+                let known = unsafe {
+                    let function = self.driver.function(loaded.module, stage.symbol)?;
+                    let facts = self.driver.facts(function)?;
+                    Known { function, facts, shared: 0, large_clusters: false }
+                };
+                loaded.functions.entry(stage.symbol).or_insert(known)
+            }
+        };
+        let limits = &self.driver.properties().limits;
+        if let Some(why) = rules::broken(&config(stage), &known.facts, limits, parameters) {
+            return Err(CudaError::Launch { symbol: stage.symbol, why });
+        }
+        if stage.shared + known.facts.static_shared > rules::SHARED_WITHOUT_ASKING && stage.shared > known.shared {
+            // SAFETY: the function belongs to a loaded module.
+            unsafe { self.driver.allow_shared(known.function, stage.shared)? }
+            known.shared = stage.shared;
+        }
+        if stage.cluster.iter().product::<u32>() > rules::PORTABLE_CLUSTER && !known.large_clusters {
+            // SAFETY: the function belongs to a loaded module.
+            unsafe { self.driver.allow_large_clusters(known.function)? }
+            known.large_clusters = true;
+        }
+        Ok(known.function)
+    }
+
+    /// Asks for the launches of a call, in order, and returns before they have run.
+    ///
+    /// # Safety
+    /// The addresses in `params` are addresses of this GPU that cover what the kernel documents, until [`Gpu::synchronize`].
+    pub unsafe fn launch(&self, kernel: &'static Kernel, params: &[u8]) -> Result<(), CudaError> {
+        let cuda = kernel.cuda.ok_or(CudaError::NoSource(kernel.name))?;
+        for stage in (cuda.plan)(params, &self.arch()) {
+            // SAFETY: the caller's promise.
+            unsafe { self.launch_stage(cuda.source, &stage, params)? }
+        }
+        Ok(())
+    }
+
+    /// Asks for one launch.
+    ///
+    /// # Safety
+    /// As [`Gpu::launch`].
+    pub unsafe fn launch_stage(&self, source: &'static Source, stage: &Stage, params: &[u8]) -> Result<(), CudaError> {
+        let function = self.function(source, stage, params.len())?;
+        // SAFETY: the function takes one parameter struct; the caller vouches for the addresses in it.
+        let launched = unsafe { self.driver.launch(function, &config(stage), &[params], self.stream) };
+        launched.map_err(|e| match e {
+            CudaError::Call { call, what } => {
+                CudaError::Call { call: format!("{call} {} as {stage:?}", stage.symbol), what }
+            }
+            other => other,
+        })
+    }
+
+    /// Seconds between the begin and the end of what `f` asks for, by the GPU's own clock.
+    pub fn timed(&self, f: impl FnOnce() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+        let events = [self.driver.event()?, self.driver.event()?];
+        let seconds = self.between(events, f);
+        for event in events {
+            // SAFETY: events are ours and ended once.
+            unsafe { self.driver.end_event(event) }
+        }
+        seconds
+    }
+
+    fn between(&self, [start, end]: [Event; 2], f: impl FnOnce() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+        // SAFETY: events and stream are ours.
+        unsafe {
+            self.driver.record(start, self.stream)?;
+            f()?;
+            self.driver.record(end, self.stream)?;
+            self.driver.wait(end)?;
+            self.driver.elapsed(start, end)
+        }
+    }
+}
+
+/// What of a stage the driver takes.
+fn config(stage: &Stage) -> Config {
+    Config { grid: stage.grid, block: stage.block, cluster: stage.cluster, shared: stage.shared }
+}
+
+impl Foreign<'_> {
+    /// Asks for a launch of `grid` blocks of `block` threads.
+    ///
+    /// # Safety
+    /// `arguments` are the bytes of each parameter of the function, as it declares them; every address in them is one of this GPU
+    /// that covers what the function touches, until [`Gpu::synchronize`].
+    pub unsafe fn launch(
+        &self,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared: u32,
+        arguments: &[&[u8]],
+    ) -> Result<(), CudaError> {
+        let config = Config { grid, block, cluster: [1; 3], shared };
+        // SAFETY: the caller's promise.
+        unsafe { self.gpu.driver.launch(self.function, &config, arguments, self.gpu.stream) }
+    }
+}
+
+impl Drop for Foreign<'_> {
+    fn drop(&mut self) {
+        // SAFETY: nothing uses the module after the wait.
+        unsafe {
+            let _ = self.gpu.driver.synchronize(self.gpu.stream);
+            self.gpu.driver.unload(self.module);
+        }
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // SAFETY: nothing uses the stream and the modules any more. After a failed kernel the wait fails too, which nobody can help.
+        unsafe {
+            let _ = self.driver.synchronize(self.stream);
+            for loaded in self.modules().values() {
+                self.driver.unload(loaded.module);
+            }
+            self.driver.end_stream(self.stream);
+        }
+    }
+}
+
+impl Buffer {
+    /// Its address on the GPU; at least 256-byte aligned.
+    pub fn address(&self) -> u64 {
+        self.at
+    }
+
+    /// How many bytes it has.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: the buffer owns the allocation; the driver waits for launches that may use it.
+        unsafe { self.driver.free(self.at) }
+    }
+}

@@ -1,0 +1,443 @@
+//! NVIDIA's driver, which is opened at run time.
+//!
+//! Source: NVIDIA's CUDA Driver API manual, 13.0.
+#![allow(unsafe_code)]
+
+use super::CudaError;
+use super::blas::{Blas, CublasLt};
+use super::driver::{
+    Backing, Config, Driver, Event, Function, FunctionFacts, Graph, Image, Module, Properties, Stream,
+};
+use super::rules::Limits;
+use crate::launch::Arch;
+use cudarc::driver::result as driver;
+use cudarc::driver::sys;
+use std::cell::Cell;
+use std::ffi::{CString, c_int, c_uint, c_void};
+use std::mem::MaybeUninit;
+
+/// The oldest driver that loads code of this toolkit: drivers of CUDA 13.0.
+const OLDEST: u32 = 13_000;
+
+/// The primary context of one GPU.
+pub struct Nvidia {
+    properties: Properties,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    granularity: usize,
+}
+
+// SAFETY: a context may be used from any thread that made it current, which every call does first.
+unsafe impl Send for Nvidia {}
+// SAFETY: as above; the driver's calls are thread-safe.
+unsafe impl Sync for Nvidia {}
+
+/// Names the call that failed.
+fn named<T>(call: impl Into<String>, result: Result<T, driver::DriverError>) -> Result<T, CudaError> {
+    result.map_err(|e| {
+        let text = e.error_string().ok().map(|s| s.to_string_lossy().into_owned());
+        let code = e.error_name().ok().map(|s| s.to_string_lossy().into_owned());
+        let what = match (code, text) {
+            (Some(code), Some(text)) => format!("{code} ({text})"),
+            _ => format!("error {}", e.0 as u32),
+        };
+        CudaError::Call { call: call.into(), what }
+    })
+}
+
+/// As [`named`], but running out of memory is an error of its own.
+fn memory<T>(bytes: usize, call: &str, result: Result<T, driver::DriverError>) -> Result<T, CudaError> {
+    match result {
+        Err(e) if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(CudaError::OutOfMemory { bytes }),
+        other => named(format!("{call} {bytes} bytes"), other),
+    }
+}
+
+impl Nvidia {
+    /// Whether there is a driver and a GPU, whatever its state.
+    pub fn present() -> bool {
+        // SAFETY: only looks for the library.
+        let library = unsafe { sys::is_culib_present() };
+        library && driver::init().is_ok() && driver::device::get_count().is_ok_and(|n| n > 0)
+    }
+
+    /// Opens a GPU by its number.
+    ///
+    /// # Errors
+    /// No driver, one too old, no such GPU, or what the driver says.
+    pub fn open(ordinal: usize) -> Result<Nvidia, CudaError> {
+        // SAFETY: only looks for the library.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(CudaError::NoDriver);
+        }
+        named("initialising", driver::init())?;
+        let mut version: c_int = 0;
+        // SAFETY: the driver writes one number.
+        named("asking for the driver's version", unsafe { sys::cuDriverGetVersion(&mut version) }.result())?;
+        if (version as u32) < OLDEST {
+            return Err(CudaError::OldDriver { has: version as u32, needs: OLDEST });
+        }
+        let count = named("counting GPUs", driver::device::get_count())? as usize;
+        if ordinal >= count {
+            return Err(CudaError::NoGpu(ordinal, count));
+        }
+        let device = named("opening the GPU", driver::device::get(ordinal as c_int))?;
+        // SAFETY: `device` is a device; its primary context is released when this is dropped.
+        let context = named("opening a context", unsafe { driver::primary_ctx::retain(device) })?;
+        let mut opened = Nvidia { properties: Properties::unknown(version as u32), device, context, granularity: 0 };
+        opened.current()?;
+        opened.properties = opened.ask(version as u32)?;
+        let mut granularity = 0;
+        let minimum = sys::CUmemAllocationGranularity_flags_enum::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
+        // SAFETY: the driver writes one number and reads the description.
+        let asked = unsafe { sys::cuMemGetAllocationGranularity(&mut granularity, &opened.memory_kind(), minimum) };
+        named("asking for the granularity of memory", asked.result())?;
+        opened.granularity = granularity;
+        Ok(opened)
+    }
+
+    fn ask(&self, version: u32) -> Result<Properties, CudaError> {
+        use sys::CUdevice_attribute_enum as A;
+        let attribute = |which| {
+            // SAFETY: the device is one of the driver's.
+            let value = unsafe { driver::device::get_attribute(self.device, which) };
+            named("asking for an attribute", value).map(|v| v as u32)
+        };
+        let name = named("asking for the GPU's name", driver::device::get_name(self.device))?;
+        let sm = 10 * attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?
+            + attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let shared = attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let multiprocessors = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let limits = Limits {
+            sm,
+            grid: [
+                attribute(A::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X)?,
+                attribute(A::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y)?,
+                attribute(A::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z)?,
+            ],
+            block: [
+                attribute(A::CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X)?,
+                attribute(A::CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Y)?,
+                attribute(A::CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Z)?,
+            ],
+            threads: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
+            shared,
+            registers: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK)?,
+        };
+        // SAFETY: the device is one of the driver's.
+        let bytes = named("asking for the GPU's memory", unsafe { driver::device::total_mem(self.device) })?;
+        let arch = Arch { sm, shared_per_block: shared, multiprocessors };
+        Ok(Properties { name, arch, limits, memory: bytes as u64, version })
+    }
+
+    /// Makes the context current on this thread.
+    fn current(&self) -> Result<(), CudaError> {
+        thread_local! { static CURRENT: Cell<usize> = const { Cell::new(0) } }
+        let context = self.context as usize;
+        if CURRENT.get() != context {
+            // SAFETY: the context is retained.
+            named("opening a context", unsafe { driver::ctx::set_current(self.context) })?;
+            CURRENT.set(context);
+        }
+        Ok(())
+    }
+
+    /// A call on this thread.
+    fn call<T>(&self, what: &str, f: impl FnOnce() -> Result<T, driver::DriverError>) -> Result<T, CudaError> {
+        self.current()?;
+        named(what, f())
+    }
+
+    /// Memory of this GPU, as the calls that make it want it described.
+    fn memory_kind(&self) -> sys::CUmemAllocationProp {
+        // SAFETY: all zero is a value of each of its fields.
+        let mut kind: sys::CUmemAllocationProp = unsafe { MaybeUninit::zeroed().assume_init() };
+        kind.type_ = sys::CUmemAllocationType_enum::CU_MEM_ALLOCATION_TYPE_PINNED;
+        kind.location = self.location();
+        kind
+    }
+
+    fn location(&self) -> sys::CUmemLocation {
+        sys::CUmemLocation { type_: sys::CUmemLocationType_enum::CU_MEM_LOCATION_TYPE_DEVICE, id: self.device }
+    }
+}
+
+impl Properties {
+    /// Before the driver was asked.
+    fn unknown(version: u32) -> Properties {
+        let arch = Arch { sm: 0, shared_per_block: 0, multiprocessors: 0 };
+        Properties { name: String::new(), arch, limits: Limits::of(0, 0), memory: 0, version }
+    }
+}
+
+impl Stream {
+    fn raw(self) -> sys::CUstream {
+        self.0 as sys::CUstream
+    }
+}
+
+impl Event {
+    fn raw(self) -> sys::CUevent {
+        self.0 as sys::CUevent
+    }
+}
+
+impl Function {
+    fn raw(self) -> sys::CUfunction {
+        self.0 as sys::CUfunction
+    }
+}
+
+// SAFETY (of each call below): `Driver` asks of its callers what the driver asks of us.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Driver for Nvidia {
+    fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    fn memory_free(&self) -> Result<u64, CudaError> {
+        self.call("asking for free memory", driver::mem_get_info).map(|(free, _)| free as u64)
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64, CudaError> {
+        self.current()?;
+        memory(bytes, "allocating", unsafe { driver::malloc_sync(bytes) })
+    }
+
+    unsafe fn free(&self, at: u64) {
+        let _ = self.call("freeing", || unsafe { driver::free_sync(at) });
+    }
+
+    fn granularity(&self) -> usize {
+        self.granularity
+    }
+
+    fn reserve(&self, bytes: usize) -> Result<u64, CudaError> {
+        self.current()?;
+        let mut at = 0;
+        let reserved = unsafe { sys::cuMemAddressReserve(&mut at, bytes, 0, 0, 0) };
+        memory(bytes, "reserving", reserved.result())?;
+        Ok(at)
+    }
+
+    unsafe fn back(&self, at: u64, bytes: usize) -> Result<Backing, CudaError> {
+        self.current()?;
+        let mut handle = 0;
+        memory(bytes, "allocating", unsafe { sys::cuMemCreate(&mut handle, bytes, &self.memory_kind(), 0) }.result())?;
+        let access = sys::CUmemAccessDesc {
+            location: self.location(),
+            flags: sys::CUmemAccess_flags_enum::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+        };
+        let mapped = unsafe { sys::cuMemMap(at, bytes, 0, handle, 0) }.result();
+        let mapped = mapped.and_then(|()| unsafe { sys::cuMemSetAccess(at, bytes, &access, 1) }.result());
+        if let Err(e) = memory(bytes, "mapping", mapped) {
+            // Unmapping what was not mapped fails and changes nothing.
+            unsafe {
+                let _ = sys::cuMemUnmap(at, bytes);
+                let _ = sys::cuMemRelease(handle);
+            }
+            return Err(e);
+        }
+        Ok(Backing(handle))
+    }
+
+    unsafe fn unback(&self, at: u64, bytes: usize, backing: Backing) {
+        let _ = self.call("unmapping", || unsafe {
+            sys::cuMemUnmap(at, bytes).result()?;
+            sys::cuMemRelease(backing.0).result()
+        });
+    }
+
+    unsafe fn release(&self, at: u64, bytes: usize) {
+        let _ = self.call("giving addresses back", || unsafe { sys::cuMemAddressFree(at, bytes) }.result());
+    }
+
+    fn alloc_host(&self, bytes: usize) -> Result<*mut u8, CudaError> {
+        const PORTABLE: c_uint = 1;
+        self.current()?;
+        let at = unsafe { driver::malloc_host(bytes, PORTABLE) };
+        named(format!("page-locking {bytes} bytes of host memory"), at).map(<*mut c_void>::cast)
+    }
+
+    unsafe fn free_host(&self, at: *mut u8) {
+        let _ = self.call("freeing host memory", || unsafe { driver::free_host(at.cast()) });
+    }
+
+    fn stream(&self) -> Result<Stream, CudaError> {
+        let made = self.call("opening a stream", || driver::stream::create(driver::stream::StreamKind::NonBlocking));
+        made.map(|s| Stream(s as usize))
+    }
+
+    unsafe fn end_stream(&self, stream: Stream) {
+        let _ = self.call("ending a stream", || unsafe { driver::stream::destroy(stream.raw()) });
+    }
+
+    unsafe fn synchronize(&self, stream: Stream) -> Result<(), CudaError> {
+        self.call("running what was launched", || unsafe { driver::stream::synchronize(stream.raw()) })
+    }
+
+    unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize, stream: Stream) -> Result<(), CudaError> {
+        let copy = || unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), bytes, stream.raw()) }.result();
+        self.call("copying to the GPU", copy)
+    }
+
+    unsafe fn copy_out(&self, to: *mut u8, from: u64, bytes: usize, stream: Stream) -> Result<(), CudaError> {
+        let copy = || unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, stream.raw()) }.result();
+        self.call("copying from the GPU", copy)
+    }
+
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize, stream: Stream) -> Result<(), CudaError> {
+        self.call("copying on the GPU", || unsafe { driver::memcpy_dtod_async(to, from, bytes, stream.raw()) })
+    }
+
+    unsafe fn fill(&self, at: u64, byte: u8, bytes: usize, stream: Stream) -> Result<(), CudaError> {
+        self.call("filling memory", || unsafe { driver::memset_d8_async(at, byte, bytes, stream.raw()) })
+    }
+
+    fn event(&self) -> Result<Event, CudaError> {
+        let made = self.call("making an event", || driver::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT));
+        made.map(|e| Event(e as usize))
+    }
+
+    unsafe fn end_event(&self, event: Event) {
+        let _ = self.call("ending an event", || unsafe { driver::event::destroy(event.raw()) });
+    }
+
+    unsafe fn record(&self, event: Event, stream: Stream) -> Result<(), CudaError> {
+        self.call("recording an event", || unsafe { driver::event::record(event.raw(), stream.raw()) })
+    }
+
+    unsafe fn wait(&self, event: Event) -> Result<(), CudaError> {
+        self.call("running what was launched", || unsafe { driver::event::synchronize(event.raw()) })
+    }
+
+    unsafe fn stream_wait(&self, stream: Stream, event: Event) -> Result<(), CudaError> {
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        self.call("waiting for an event", || unsafe { driver::stream::wait_event(stream.raw(), event.raw(), flags) })
+    }
+
+    unsafe fn elapsed(&self, start: Event, end: Event) -> Result<f64, CudaError> {
+        let ms = self.call("reading an event", || unsafe { driver::event::elapsed(start.raw(), end.raw()) });
+        ms.map(|ms| f64::from(ms) * 1e-3)
+    }
+
+    fn load(&self, name: &str, image: Image<'_>) -> Result<Module, CudaError> {
+        let text = || CString::new(image.ptx);
+        let module = if image.cubin.is_empty() {
+            let nul = |_| CudaError::Call { call: format!("loading {name}"), what: "the PTX has a NUL".into() };
+            let text = text().map_err(nul)?;
+            self.call(&format!("loading {name}"), || unsafe { driver::module::load_data(text.as_ptr().cast()) })
+        } else {
+            self.call(&format!("loading {name}"), || unsafe { driver::module::load_data(image.cubin.as_ptr().cast()) })
+        };
+        module.map(|m| Module(m as usize))
+    }
+
+    unsafe fn unload(&self, module: Module) {
+        let _ = self.call("unloading", || unsafe { driver::module::unload(module.0 as sys::CUmodule) });
+    }
+
+    unsafe fn function(&self, module: Module, symbol: &str) -> Result<Function, CudaError> {
+        let name =
+            CString::new(symbol).map_err(|_| CudaError::Call { call: symbol.into(), what: "has a NUL".into() })?;
+        let found = self.call(symbol, || unsafe { driver::module::get_function(module.0 as sys::CUmodule, name) });
+        found.map(|f| Function(f as usize))
+    }
+
+    unsafe fn facts(&self, function: Function) -> Result<FunctionFacts, CudaError> {
+        use sys::CUfunction_attribute_enum as A;
+        let attribute = |which| {
+            let ask = || unsafe { driver::function::get_function_attribute(function.raw(), which) };
+            self.call("asking for a function's attribute", ask).map(|v| v as u32)
+        };
+        Ok(FunctionFacts {
+            threads: attribute(A::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
+            static_shared: attribute(A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
+            registers: attribute(A::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
+        })
+    }
+
+    unsafe fn allow_shared(&self, function: Function, bytes: u32) -> Result<(), CudaError> {
+        let which = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let set = || unsafe { driver::function::set_function_attribute(function.raw(), which, bytes as c_int) };
+        self.call(&format!("asking for {bytes} bytes of shared memory"), set)
+    }
+
+    unsafe fn allow_large_clusters(&self, function: Function) -> Result<(), CudaError> {
+        let which = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
+        let set = || unsafe { driver::function::set_function_attribute(function.raw(), which, 1) };
+        self.call("asking for large clusters", set)
+    }
+
+    unsafe fn launch(
+        &self,
+        function: Function,
+        config: &Config,
+        arguments: &[&[u8]],
+        stream: Stream,
+    ) -> Result<(), CudaError> {
+        let mut arguments: Vec<*mut c_void> = arguments.iter().map(|a| a.as_ptr().cast_mut().cast()).collect();
+        let [x, y, z] = config.cluster;
+        let mut cluster = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z },
+            },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: config.grid[0],
+            gridDimY: config.grid[1],
+            gridDimZ: config.grid[2],
+            blockDimX: config.block[0],
+            blockDimY: config.block[1],
+            blockDimZ: config.block[2],
+            sharedMemBytes: config.shared,
+            hStream: stream.raw(),
+            attrs: &mut cluster,
+            numAttrs: u32::from(config.cluster != [1; 3]),
+        };
+        // The driver copies the arguments before it returns.
+        let call = || unsafe {
+            sys::cuLaunchKernelEx(&config, function.raw(), arguments.as_mut_ptr(), std::ptr::null_mut()).result()
+        };
+        self.call("launching", call)
+    }
+
+    unsafe fn begin_capture(&self, stream: Stream) -> Result<(), CudaError> {
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.call("beginning a graph", || unsafe { driver::stream::begin_capture(stream.raw(), mode) })
+    }
+
+    unsafe fn end_capture(&self, stream: Stream) -> Result<Graph, CudaError> {
+        let end = || unsafe {
+            let graph = driver::stream::end_capture(stream.raw())?;
+            let ready = driver::graph::instantiate(graph, sys::CUgraphInstantiate_flags_enum(0));
+            driver::graph::destroy(graph)?;
+            ready
+        };
+        self.call("ending a graph", end).map(|g| Graph(g as usize))
+    }
+
+    unsafe fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<(), CudaError> {
+        self.call("launching a graph", || unsafe { driver::graph::launch(graph.0 as sys::CUgraphExec, stream.raw()) })
+    }
+
+    unsafe fn end_graph(&self, graph: Graph) {
+        let _ = self.call("ending a graph", || unsafe { driver::graph::exec_destroy(graph.0 as sys::CUgraphExec) });
+    }
+
+    fn blas(&self) -> Result<Box<dyn Blas>, CudaError> {
+        self.current()?;
+        Ok(Box::new(CublasLt::open()?))
+    }
+}
+
+impl Drop for Nvidia {
+    fn drop(&mut self) {
+        // SAFETY: nothing uses the context any more.
+        unsafe {
+            let _ = driver::primary_ctx::release(self.device);
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What a launch must keep to, checked before the driver sees it: the driver's own words for a mistake name neither the kernel nor
+//! the limit.
+//!
+//! Source: CUDA C++ Programming Guide 13.0, "Technical Specifications per Compute Capability" and "Thread Block Clusters"; Driver API
+//! manual, cuLaunchKernelEx, cuFuncSetAttribute and cuTensorMapEncodeTiled.
+
+use super::driver::{Config, FunctionFacts};
+
+/// What a GPU allows a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Compute capability times ten.
+    pub sm: u32,
+    /// Blocks in x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block in x, y and z.
+    pub block: [u32; 3],
+    /// Threads of a block in all.
+    pub threads: u32,
+    /// Bytes of shared memory of a block, static and dynamic, when the function asked for it.
+    pub shared: u32,
+    /// Registers of a block.
+    pub registers: u32,
+}
+
+impl Limits {
+    /// What all GPUs from compute capability 8.0 to 9.0 have in common, with this much shared memory.
+    pub const fn of(sm: u32, shared: u32) -> Limits {
+        let grid = [i32::MAX as u32, 65_535, 65_535];
+        Limits { sm, grid, block: [1024, 1024, 64], threads: 1024, shared, registers: 65_536 }
+    }
+}
+
+/// Dynamic and static shared memory that a function has without asking.
+pub const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
+/// Blocks of a cluster that every GPU with clusters has.
+pub const PORTABLE_CLUSTER: u32 = 8;
+/// Blocks of a cluster at most, when the function asked for it.
+pub const LARGEST_CLUSTER: u32 = 16;
+/// Bytes of a kernel's parameters at most, as our kernels have them; the driver takes 32764 since compute capability 7.0.
+pub const PARAMETERS: usize = 4096;
+/// Registers are given to a warp in units of this many.
+const REGISTER_UNIT: u32 = 256;
+
+/// Why a launch cannot be, with the limit; None where it can.
+pub fn broken(config: &Config, facts: &FunctionFacts, limits: &Limits, parameters: usize) -> Option<String> {
+    let Config { grid, block, cluster, shared } = *config;
+    for (what, sizes, most) in [("blocks", grid, limits.grid), ("threads of a block", block, limits.block)] {
+        for (i, axis) in ["x", "y", "z"].iter().enumerate() {
+            if sizes[i] == 0 {
+                return Some(format!("no {what} in {axis}"));
+            }
+            if sizes[i] > most[i] {
+                return Some(format!("{} {what} in {axis}, where the GPU has at most {}", sizes[i], most[i]));
+            }
+        }
+    }
+    let threads = product(block);
+    if threads > u64::from(limits.threads) {
+        return Some(format!("{threads} threads of a block, where the GPU has at most {}", limits.threads));
+    }
+    if threads > u64::from(facts.threads) {
+        return Some(format!("{threads} threads of a block, where the kernel was compiled for {}", facts.threads));
+    }
+    let registers = registers_of(threads as u32, facts.registers);
+    if registers > limits.registers {
+        return Some(format!("{registers} registers of a block, where the GPU has {}", limits.registers));
+    }
+    let all = u64::from(facts.static_shared) + u64::from(shared);
+    if all > u64::from(limits.shared) {
+        return Some(format!(
+            "{shared} bytes of dynamic and {} of static shared memory, where a block has at most {}",
+            facts.static_shared, limits.shared
+        ));
+    }
+    if parameters > PARAMETERS {
+        return Some(format!("{parameters} bytes of parameters, where kernels have at most {PARAMETERS}"));
+    }
+    broken_cluster(grid, cluster, limits)
+}
+
+fn broken_cluster(grid: [u32; 3], cluster: [u32; 3], limits: &Limits) -> Option<String> {
+    if cluster == [1; 3] {
+        return None;
+    }
+    let blocks = product(cluster);
+    if limits.sm < 90 {
+        return Some(format!("a cluster of {blocks} blocks, which compute capability {} has not", dotted(limits.sm)));
+    }
+    if blocks == 0 || blocks > u64::from(LARGEST_CLUSTER) {
+        return Some(format!("a cluster of {blocks} blocks, where the GPU has 1 to {LARGEST_CLUSTER}"));
+    }
+    let uneven = (0..3).find(|&i| !grid[i].is_multiple_of(cluster[i]))?;
+    let axis = ["x", "y", "z"][uneven];
+    Some(format!("{} blocks in {axis}, no multiple of the cluster's {}", grid[uneven], cluster[uneven]))
+}
+
+/// Registers that a block of `threads` takes: whole warps in whole units.
+fn registers_of(threads: u32, registers: u32) -> u32 {
+    threads.div_ceil(32) * (registers * 32).next_multiple_of(REGISTER_UNIT)
+}
+
+fn product(sizes: [u32; 3]) -> u64 {
+    sizes.iter().map(|&n| u64::from(n)).fold(1, u64::saturating_mul)
+}
+
+/// `90` as `9.0`.
+fn dotted(sm: u32) -> String {
+    format!("{}.{}", sm / 10, sm % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const H100: Limits = Limits::of(90, 227 << 10);
+    const FACTS: FunctionFacts = FunctionFacts { threads: 256, static_shared: 1024, registers: 64 };
+    const FINE: Config = Config { grid: [8, 1, 1], block: [256, 1, 1], cluster: [1; 3], shared: 64 << 10 };
+
+    #[track_caller]
+    fn says(config: Config, limits: Limits, words: &str) {
+        let why = broken(&config, &FACTS, &limits, 64).expect("a launch that cannot be");
+        assert!(why.contains(words), "{why}");
+    }
+
+    #[test]
+    fn every_limit_is_named() {
+        assert_eq!(broken(&FINE, &FACTS, &H100, 64), None);
+        says(Config { grid: [0, 1, 1], ..FINE }, H100, "no blocks in x");
+        says(Config { grid: [1, 65_536, 1], ..FINE }, H100, "65536 blocks in y, where the GPU has at most 65535");
+        says(Config { grid: [1 << 31, 1, 1], ..FINE }, H100, "at most 2147483647");
+        says(Config { block: [1, 1, 65], ..FINE }, H100, "65 threads of a block in z");
+        says(Config { block: [64, 32, 1], ..FINE }, H100, "2048 threads of a block, where the GPU");
+        says(Config { block: [288, 1, 1], ..FINE }, H100, "compiled for 256");
+        says(
+            Config { shared: 227 << 10, ..FINE },
+            H100,
+            "1024 of static shared memory, where a block has at most 232448",
+        );
+        says(Config { cluster: [2, 1, 1], ..FINE }, Limits::of(80, 163 << 10), "compute capability 8.0 has not");
+        says(Config { cluster: [32, 1, 1], grid: [32, 1, 1], ..FINE }, H100, "a cluster of 32 blocks");
+        says(Config { cluster: [3, 1, 1], ..FINE }, H100, "8 blocks in x, no multiple of the cluster's 3");
+        assert_eq!(broken(&Config { cluster: [8, 1, 1], ..FINE }, &FACTS, &H100, 64), None);
+        assert!(broken(&FINE, &FACTS, &H100, 4097).is_some_and(|w| w.contains("4097 bytes of parameters")));
+        let hungry = FunctionFacts { registers: 255, threads: 1024, ..FACTS };
+        let why = broken(&Config { block: [288, 1, 1], ..FINE }, &hungry, &H100, 64);
+        assert!(why.is_some_and(|w| w.contains("73728 registers")));
+    }
+
+    proptest! {
+        /// What is allowed stays allowed when it asks for less.
+        #[test]
+        fn less_is_never_worse(x in 1u32..2048, y in 1u32..64, shared in 0u32..300_000, blocks in 1u32..100_000) {
+            let config = Config { grid: [blocks, y, 1], block: [x, y, 1], cluster: [1; 3], shared };
+            let facts = FunctionFacts { threads: 1024, ..FACTS };
+            if broken(&config, &facts, &H100, 64).is_none() {
+                let less = Config { grid: [blocks.div_ceil(2), y, 1], block: [x.div_ceil(2), y, 1], shared: shared / 2, ..config };
+                prop_assert_eq!(broken(&less, &facts, &H100, 64), None);
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The device's host side, on a driver that checks.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use reel_kernels::cuda::fake::Fake;
+use reel_kernels::elementwise::{self, AddParams, FillParams};
+use reel_kernels::matmul::Operand;
+use reel_kernels::{Arch, compile};
+
+use super::*;
+use crate::device::{Buffer, Category, Device, MappedFile};
+use crate::tensor::Tensor;
+
+fn device(memory: u64) -> (Fake, Device) {
+    let fake = Fake::new(Arch::H100, memory);
+    let gpu = Gpu::with(Arc::new(fake.clone())).unwrap();
+    let device = Device::on_gpu(gpu).unwrap();
+    (fake, device)
+}
+
+fn numbers(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
+    Tensor::from_f32(device, shape, DType::F32, values, Category::Inputs).unwrap()
+}
+
+fn product(a: &Tensor, b: &Tensor, c: &Tensor) -> Matmul {
+    let operand = |t: &Tensor| Operand { addr: t.addr(), dtype: t.dtype(), transposed: false };
+    Matmul {
+        m: c.shape()[0],
+        n: c.shape()[1],
+        k: a.shape()[1],
+        a: operand(a),
+        b: operand(b),
+        c: c.addr(),
+        c_dtype: c.dtype(),
+        bias: Addr::NULL,
+        accumulate: false,
+    }
+}
+
+#[test]
+fn kernels_and_products_compute_and_everything_is_given_back() {
+    let Some(()) = compile::for_test() else { return };
+    let (fake, d) = device(128 << 20);
+    let x = numbers(&d, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let y = Tensor::empty(&d, &[2, 3], DType::F32, Category::Activations).unwrap();
+    let params = AddParams { a: x.addr(), b: x.addr(), y: y.addr(), count: 6 };
+    d.launch(&elementwise::add(DType::F32, &params)).unwrap();
+    assert_eq!(fake.launches(), 0, "nobody waited yet");
+    let c = Tensor::empty(&d, &[2, 2], DType::F32, Category::Activations).unwrap();
+    d.launch(&Launch::Matmul(product(&x, &y, &c))).unwrap();
+    assert_eq!(c.to_f32().unwrap(), [28.0, 64.0, 64.0, 154.0]);
+    assert_eq!(fake.launches(), 2);
+    drop((x, y, c));
+    assert_eq!(d.memory().current, 0);
+    drop(d);
+    assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
+}
+
+#[test]
+fn products_over_nothing_are_zero_or_what_was_there() {
+    let (fake, d) = device(128 << 20);
+    let (a, b) = (numbers(&d, &[2, 1], &[1.0; 2]), numbers(&d, &[2, 1], &[1.0; 2]));
+    let c = numbers(&d, &[2, 2], &[3.0; 4]);
+    d.launch(&Launch::Matmul(Matmul { k: 0, accumulate: true, ..product(&a, &b, &c) })).unwrap();
+    assert_eq!(c.to_f32().unwrap(), [3.0; 4]);
+    d.launch(&Launch::Matmul(Matmul { k: 0, ..product(&a, &b, &c) })).unwrap();
+    assert_eq!(c.to_f32().unwrap(), [0.0; 4]);
+    d.launch(&Launch::Matmul(Matmul { m: 0, ..product(&a, &b, &c) })).unwrap();
+    assert_eq!((fake.launches(), fake.violations()), (0, Vec::new()));
+}
+
+#[test]
+fn a_kernel_that_strays_is_an_error_of_one_line() {
+    let Some(()) = compile::for_test() else { return };
+    let (_fake, d) = device(1 << 20);
+    let x = numbers(&d, &[4], &[1.0; 4]);
+    let params = FillParams { dst: x.addr(), count: 1 << 20, value: 7.0, reserved: 0 };
+    d.launch(&elementwise::fill(DType::F32, &params)).unwrap();
+    let e = x.to_f32().unwrap_err().to_string();
+    assert!(e.contains("CUDA_ERROR_ILLEGAL_ADDRESS") && e.contains("fill_f32") && !e.contains('\n'), "{e}");
+}
+
+#[test]
+fn a_full_gpu_is_an_error_that_says_what_to_lower() {
+    let (fake, d) = device(1 << 20);
+    let first = d.alloc(1 << 19, Category::Activations).unwrap();
+    let e = d.alloc(1 << 20, Category::Activations).unwrap_err().to_string();
+    assert!(e.contains("no room for 1048576 bytes of activations") && e.contains("lower"), "{e}");
+    // What is given back is found again, though it was not the last.
+    let second = d.alloc(1 << 18, Category::Activations).unwrap();
+    drop(first);
+    drop(d.alloc(1 << 19, Category::Activations).unwrap());
+    drop((second, d));
+    assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
+}
+
+#[test]
+fn mapped_files_are_copied_whole() {
+    let (fake, d) = device(128 << 20);
+    // Beyond `LARGE`, and no multiple of a slot.
+    let bytes: Vec<u8> = (0..LARGE + (5 << 20) + 12).map(|i| (i * i % 251) as u8).collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &bytes).unwrap();
+    let mapped: Arc<MappedFile> = MappedFile::open(file.path()).unwrap();
+    let whole = d.map(&mapped, 4, bytes.len() - 4).unwrap();
+    let mut back = vec![0; bytes.len() - 4];
+    whole.download(0, &mut back).unwrap();
+    assert!(back == bytes[4..]);
+    drop((whole, d));
+    assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
+}
+
+#[test]
+fn the_second_step_asks_the_driver_for_nothing() {
+    let (fake, d) = device(1 << 30);
+    let step = || {
+        let sizes = [300 << 10, 40 << 20, 7, 90 << 20, 1 << 20];
+        let kept: Vec<Buffer> = sizes.iter().map(|&n| d.alloc(n, Category::Activations).unwrap()).collect();
+        kept.iter().map(Buffer::addr).collect::<Vec<_>>()
+    };
+    let (first, held) = (step(), fake.held());
+    assert_eq!((step(), fake.held()), (first, held));
+}
+
+#[test]
+fn a_launch_is_timed_by_events() {
+    let Some(()) = compile::for_test() else { return };
+    let (_fake, d) = device(1 << 20);
+    let x = numbers(&d, &[4], &[1.0; 4]);
+    d.profile().count(true);
+    let params = FillParams { dst: x.addr(), count: 4, value: 7.0, reserved: 0 };
+    d.launch(&elementwise::fill(DType::F32, &params)).unwrap();
+    let totals = d.profile().totals();
+    assert_eq!(totals["fill_f32"].launches, 1);
+    assert!(totals["fill_f32"].seconds > 0.0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    /// Whatever is written in whatever pieces comes back, though copies are carried out as late as they may be.
+    #[test]
+    fn what_is_uploaded_comes_back(
+        pieces in prop::collection::vec((0usize..3_000_000, 1usize..2_500_000, any::<u8>()), 1..12)
+    ) {
+        let (fake, d) = device(64 << 20);
+        let buffer = d.alloc(6_000_000, Category::Inputs).unwrap();
+        let mut want = vec![0u8; 6_000_000];
+        buffer.upload(0, &want).unwrap();
+        for (at, len, seed) in pieces {
+            let mut bytes: Vec<u8> = (0..len).map(|i| (i as u8).wrapping_mul(31) ^ seed).collect();
+            buffer.upload(at, &bytes).unwrap();
+            want[at..at + len].copy_from_slice(&bytes);
+            // The host's bytes have been read: changing them changes nothing.
+            bytes.fill(0);
+        }
+        let mut back = vec![1u8; want.len()];
+        buffer.download(0, &mut back).unwrap();
+        prop_assert!(back == want);
+        drop((buffer, d));
+        prop_assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
+    }
+}
