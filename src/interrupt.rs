@@ -34,7 +34,8 @@ fn asked() {
     if begun.is_none() {
         eprintln!("error: interrupted: the work was stopped before it was done; run it again to finish it");
     }
-    std::process::exit(if begun.is_none() { 1 } else { 130 });
+    // At once: C libraries' own clean-up would run under the feet of threads that still use them.
+    signal_hook::low_level::exit(if begun.is_none() { 1 } else { 130 });
 }
 
 /// Signals that this process was started to ignore, the lowest bit for number 1; none where the system does not say.

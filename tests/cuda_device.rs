@@ -20,7 +20,7 @@ use reel_runtime::{Cx, DType, Device, SimOptions};
 use reel_train::options::SftOptions;
 use reel_train::sft::{self, Setup};
 use serde_json::Value;
-use support::{golden, run};
+use support::{done, golden, reel_on_gpu, run};
 use tensors::{distance, read, rows};
 
 /// Device `cuda` on a driver that checks, and the driver.
@@ -132,7 +132,7 @@ fn score(case: &Path, dtype: &str) -> (Vec<f64>, Vec<f64>) {
     let path = |name: &str| case.join(name).display().to_string();
     let (model, inputs, file) = (path("model"), path("inputs.safetensors"), to.display().to_string());
     let args = ["score", "--model", &model, "--inputs", &inputs, "--out", &file, "--device", "cuda", "--dtype", dtype];
-    run(args).ok();
+    done(reel_on_gpu().args(args).output().expect("the binary starts")).ok();
     let expected = read(&case.join("expected.safetensors"));
     (rows(&read(&to)["logits"], &expected["logit_rows"].values), expected["logits"].values.clone())
 }

@@ -37,7 +37,7 @@ pub struct Check {
 }
 
 /// One unit on one architecture.
-struct Done {
+pub struct Done {
     sm: String,
     source: &'static Source,
     checked: Result<Checked, CompileError>,
@@ -98,29 +98,8 @@ impl Check {
 
     /// Compiles what was asked for on the threads that there are.
     fn compile(&self, common: &Common) -> Result<Vec<Done>> {
-        let sources = self.sources()?;
         let archs = if self.arch.is_empty() { ARCHITECTURES.map(String::from).to_vec() } else { self.arch.clone() };
-        let jobs: Vec<_> = sources.iter().flat_map(|s| archs.iter().map(move |sm| (*s, sm))).collect();
-        let next = AtomicUsize::new(0);
-        let work = || {
-            let mut mine = Vec::new();
-            while let Some((source, sm)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let start = Instant::now();
-                let module = folder(source.name).map_or("", |f| f.module);
-                mine.push(Done { sm: sm.to_string(), source, checked: check(source, sm, module) });
-                let seconds = start.elapsed().as_secs_f64();
-                if seconds > 1.0 && !common.quiet && !common.json {
-                    eprintln!("{} for {sm}: {seconds:.1} s", source.name);
-                }
-            }
-            mine
-        };
-        let mut done: Vec<Done> = thread::scope(|scope| {
-            let threads: Vec<_> = (0..common.threads()?.min(jobs.len())).map(|_| scope.spawn(work)).collect();
-            let lists = threads.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
-            anyhow::Ok(lists.flatten().collect())
-        })?;
-        done.sort_by(|a, b| (a.source.name, &a.sm).cmp(&(b.source.name, &b.sm)));
+        let mut done = compile_all(&self.sources()?, &archs, common)?;
         if let Some(name) = &self.kernel {
             for checked in done.iter_mut().filter_map(|d| d.checked.as_mut().ok()) {
                 only(checked, name);
@@ -138,6 +117,32 @@ impl Check {
             None => Err(bad_usage("--kernel", format!("{name} has no CUDA source"), "see `reel kernels list`")),
         }
     }
+}
+
+/// Compiles every source for every architecture on the threads that there are, and says what takes long.
+pub fn compile_all(sources: &[&'static Source], archs: &[String], common: &Common) -> Result<Vec<Done>> {
+    let jobs: Vec<_> = sources.iter().flat_map(|s| archs.iter().map(move |sm| (*s, sm))).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut mine = Vec::new();
+        while let Some((source, sm)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let start = Instant::now();
+            let module = folder(source.name).map_or("", |f| f.module);
+            mine.push(Done { sm: sm.to_string(), source, checked: check(source, sm, module) });
+            let seconds = start.elapsed().as_secs_f64();
+            if seconds > 1.0 && !common.quiet && !common.json {
+                eprintln!("{} for {sm}: {seconds:.1} s", source.name);
+            }
+        }
+        mine
+    };
+    let mut done: Vec<Done> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..common.threads()?.min(jobs.len())).map(|_| scope.spawn(work)).collect();
+        let lists = threads.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+        anyhow::Ok(lists.flatten().collect())
+    })?;
+    done.sort_by(|a, b| (a.source.name, &a.sm).cmp(&(b.source.name, &b.sm)));
+    Ok(done)
 }
 
 /// Leaves one kernel and its further launches (whose names begin with its own); a folder's name leaves all.

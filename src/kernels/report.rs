@@ -6,11 +6,12 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use reel_kernels::Arch;
 use reel_kernels::compile;
+use reel_kernels::{Arch, SOURCES};
 use reel_runtime::OpTotals;
 use serde_json::Value;
 
+use super::check::compile_all;
 use super::{all, dtype};
 use crate::common::Common;
 use crate::fail::failed;
@@ -61,6 +62,8 @@ impl Report {
     pub fn run(&self, common: &Common) -> Result<()> {
         let machine = Machine::gpu(&self.gpu)?;
         let times = self.times.as_ref().map(|path| read_times(path)).transpose()?;
+        // Where there is no NVRTC, or a kernel does not compile, its registers are left out.
+        compile_all(SOURCES, &["sm_90a".to_string()], common)?;
         let rows = rows(&machine, times.as_ref());
         output::file(&self.out, page(&machine, &rows, self.times.is_some()).as_bytes())?;
         match common.json {

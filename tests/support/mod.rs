@@ -11,11 +11,18 @@ pub struct Run {
     pub stderr: String,
 }
 
-/// The binary.
+/// The binary, on the processor unless it is told otherwise: `REEL_TEST_BIN` where the tests were carried to another machine.
 pub fn reel() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_reel"));
-    // No test asks the network for a model.
-    command.env("HF_HUB_OFFLINE", "1");
+    let mut command = Command::new(std::env::var_os("REEL_TEST_BIN").unwrap_or(env!("CARGO_BIN_EXE_reel").into()));
+    // No test asks the network for a model. A GPU is hidden, so that results do not depend on the machine.
+    command.env("HF_HUB_OFFLINE", "1").env("CUDA_VISIBLE_DEVICES", "");
+    command
+}
+
+/// The binary on a machine's GPU.
+pub fn reel_on_gpu() -> Command {
+    let mut command = reel();
+    command.env_remove("CUDA_VISIBLE_DEVICES");
     command
 }
 
@@ -74,9 +81,10 @@ pub fn signal(pid: u32, name: &str) {
     assert!(Command::new("sh").args(["-c", &script]).status().expect("sh starts").success());
 }
 
-/// `tests/golden/NAME`.
+/// `tests/golden/NAME`, or in the folder `REEL_TEST_GOLDEN` where the tests were carried to another machine.
 pub fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    std::env::var_os("REEL_TEST_GOLDEN").map_or_else(here, PathBuf::from).join(name)
 }
 
 /// A tiny model folder.

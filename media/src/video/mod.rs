@@ -1,4 +1,4 @@
-//! Films through FFmpeg, inside this process. Files of unknown origin belong in a worker process: see [`crate::worker`].
+//! Films through FFmpeg, inside this process (a build without the feature `ffmpeg` refuses them). Files of unknown origin belong in a worker process: see [`crate::worker`].
 //!
 //! The container is read once, without decoding, for the number of frames and their times. Decoding then starts at the key
 //! frame before each wanted frame and only wanted frames become pictures. Frame `i` is the `i`-th in display order,
@@ -6,21 +6,18 @@
 
 #![allow(unsafe_code)]
 
-mod convert;
-mod decode;
-mod demux;
-mod plan;
-mod source;
-mod whole;
+#[cfg(feature = "ffmpeg")]
+mod film;
 
 use std::path::Path;
 
-use ffmpeg_next as ffmpeg;
-
-use crate::frames::{Frames, Pixels, choose};
+use crate::frames::{Frames, Pixels};
 use crate::profile::{Overrides, Profile};
 use crate::resize::FilmLimits;
 use crate::{MediaError, Result};
+
+#[cfg(feature = "ffmpeg")]
+pub use film::{probe, sample_into};
 
 /// What a film is, without decoding it.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -77,11 +74,6 @@ pub struct Request<'a> {
     pub limits: Limits,
 }
 
-/// Reads a film's size, rate and number of frames.
-pub fn probe(path: &Path) -> Result<Probe> {
-    demux::Film::read(path, 0).map(|film| film.probe())
-}
-
 /// Decodes the frames that `profile` and `overrides` choose, as they are in the film.
 pub fn sample(path: &Path, profile: Profile, overrides: &Overrides) -> Result<Frames> {
     let request = Request { path, profile, overrides: *overrides, size: Size::Film, limits: Limits::default() };
@@ -93,42 +85,6 @@ pub fn sample(path: &Path, profile: Profile, overrides: &Overrides) -> Result<Fr
     })?;
     frames.data = Pixels::Owned(data);
     Ok(frames)
-}
-
-/// Decodes into memory that `allocate` gives for a number of bytes; the pixels are in that memory, not in `Frames::data`,
-/// which comes back empty.
-pub fn sample_into<B: AsMut<[u8]>>(
-    request: &Request<'_>,
-    allocate: impl FnOnce(usize) -> Result<B>,
-) -> Result<(Frames, B)> {
-    let limits = request.limits;
-    let film = demux::Film::read(request.path, limits.memory / 4)?;
-    let choice = choose(film.total_frames(), film.video_fps, request.profile, &request.overrides)?;
-    let count = choice.indices.len();
-    let (film_height, film_width) = film.shown_size();
-    let target = match request.size {
-        Size::Film => None,
-        Size::Model => Some(film_limits(request.profile, &request.overrides)?.size(count, film_height, film_width)?),
-    };
-    let (height, width) = target.unwrap_or((film_height, film_width));
-    let bytes = [height, width, 3].iter().try_fold(count, |n, &side| n.checked_mul(side));
-    let bytes = bytes.filter(|&n| n as u64 <= limits.memory / 2 + (limits.memory / 4));
-    let Some(bytes) = bytes.filter(|&n| n > 0) else {
-        let wanted = (count as u64).saturating_mul(height as u64).saturating_mul(width as u64).saturating_mul(3);
-        return Err(too_large(request.path, wanted, limits.memory));
-    };
-    let mut memory = allocate(bytes)?;
-    decode::frames(&film, &choice.indices, target, limits, memory.as_mut())?;
-    let frames = Frames {
-        data: Pixels::Owned(Vec::new()),
-        height,
-        width,
-        indices: choice.indices,
-        total_frames: film.total_frames(),
-        video_fps: film.video_fps,
-        sample_fps: choice.sample_fps,
-    };
-    Ok((frames, memory))
 }
 
 /// The size rule of a film's frames: the profile's limits with the part keys over them.
@@ -145,37 +101,30 @@ fn too_large(path: &Path, bytes: u64, limit: u64) -> MediaError {
     )
 }
 
-/// FFmpeg's error as this crate's, with the cure that fits it.
-fn failed(path: &Path, doing: &str, error: ffmpeg::Error) -> MediaError {
-    match error {
-        ffmpeg::Error::Other { errno } if errno == ffmpeg::error::ENOMEM => MediaError::file(
-            path,
-            format!("{doing} ran out of the decoder's memory limit"),
-            "raise the memory limit (--media-memory), or use a film of fewer pixels",
-        ),
-        ffmpeg::Error::Other { errno } if errno == ffmpeg::error::EINVAL => {
-            invalid(path, doing, "its settings are not valid")
-        }
-        ffmpeg::Error::Other { errno } => {
-            MediaError::Io { path: path.to_owned(), source: std::io::Error::from_raw_os_error(errno) }
-        }
-        ffmpeg::Error::InvalidData => invalid(path, doing, "the data are damaged, cut short or of another kind"),
-        ffmpeg::Error::DecoderNotFound => MediaError::file(
-            path,
-            "this FFmpeg has no decoder for its codec",
-            "convert it to H.264, or install an FFmpeg with that decoder",
-        ),
-        other => invalid(path, doing, &other.to_string()),
-    }
+/// Refuses the film.
+#[cfg(not(feature = "ffmpeg"))]
+pub fn probe(path: &Path) -> Result<Probe> {
+    Err(absent(path))
 }
 
-fn invalid(path: &Path, doing: &str, why: &str) -> MediaError {
+/// Refuses the film.
+#[cfg(not(feature = "ffmpeg"))]
+pub fn sample_into<B: AsMut<[u8]>>(
+    request: &Request<'_>,
+    _allocate: impl FnOnce(usize) -> Result<B>,
+) -> Result<(Frames, B)> {
+    Err(absent(request.path))
+}
+
+/// The refusal of a film where there is no FFmpeg.
+#[cfg(not(feature = "ffmpeg"))]
+pub(crate) fn absent(path: &Path) -> MediaError {
     MediaError::file(
         path,
-        format!("{doing} failed: {why}"),
-        "check that it is a whole video file that plays, or convert it",
+        "is a film, and this build of reel has no FFmpeg",
+        "use a build with the feature `ffmpeg`, or give pictures",
     )
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "ffmpeg"))]
 mod tests;

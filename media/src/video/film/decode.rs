@@ -12,9 +12,10 @@ use ffmpeg::frame::Video as Picture;
 
 use super::convert::Converter;
 use super::demux::Film;
+use super::failed;
 use super::plan::{Run, Wanted, has_times, key_before, runs};
 use super::source::Source;
-use super::{Limits, failed};
+use crate::video::Limits;
 use crate::{MediaError, Result};
 
 /// Pictures a decoder holds at once, at most: 16 references and a few in flight.
