@@ -31,6 +31,7 @@
 // (4) Rows that are no multiple of 16 bytes are read and written element by element.
 // Bound. Matrix products (bf16), multiply-adds (f32). A warp does 14 operations for a byte that it reads of shared memory.
 #include "attention/backward_fma.cuh"
+#include "attention/backward_keys.cuh"
 #include "attention/backward_mma.cuh"
 #include "attention/forward_fma.cuh"
 #include "attention/forward_mma.cuh"
@@ -181,14 +182,14 @@ struct KeyTile {
 };
 
 // Whether the block has something to do; if so its visits are started. Tiles in order: when causal, the first are seen by
-// the most queries.
+// the most queries. Key heads innermost, so that the longest tiles of all heads begin together.
 template <int ROWS>
-__device__ __forceinline__ bool key_tile(const BwdParams& p, u32 parts, KeyTile& tile, Visits& visits) {
+__device__ __forceinline__ bool key_tile(const BwdParams& p, u32 parts, KeyTile& tile, Visits<ROWS>& visits) {
   if (threadIdx.x == 0) {
-    const u64 slots = tile_slots<ROWS>(p.tokens, p.seqs, p.max_seqlen), block = blockIdx.x / parts;
+    const u32 block = blockIdx.x / parts;
     tile.part = static_cast<int>(blockIdx.x % parts);
-    tile.kv_head = static_cast<int>(block / slots);
-    find_tile<ROWS>(global<const int>(p.cu_seqlens), p.tokens, p.seqs, p.max_seqlen, block % slots, tile.place);
+    tile.kv_head = static_cast<int>(block % p.kv_heads);
+    find_tile<ROWS>(global<const int>(p.cu_seqlens), p.tokens, p.seqs, p.max_seqlen, block / p.kv_heads, tile.place);
     if (tile.place.count > 0) visits.start(p, tile.place, tile.kv_head);
   }
   __syncthreads();
@@ -201,21 +202,28 @@ __device__ __forceinline__ PackedRows key_rows(const BwdParams& p, const KeyTile
   return {(static_cast<u64>(tile.place.first) + tile.place.begin) * row + tile.kv_head * p.head_dim, row};
 }
 
-template <int HEAD_DIM>
+// Where the sums of queries lie, and whose turn it is.
+__device__ __forceinline__ Relay relay(const BwdParams& p) {
+  float* const sums = global<float>(p.workspace);
+  return {sums, reinterpret_cast<u32*>(sums + static_cast<u64>(p.tokens) * p.heads * p.head_dim)};
+}
+
+// Gradients of KEYS keys; RELAY: and of queries, which then have no prefix.
+template <int HEAD_DIM, int KEYS, bool RELAY>
 __device__ __forceinline__ void key_gradients_mma(BwdParams p) {
   extern __shared__ __align__(512) char shared[];
   __shared__ KeyTile tile;
-  __shared__ Visits visits;
+  __shared__ Visits<KEYS> visits;
   p.head_dim = HEAD_DIM;
-  if (!key_tile<TILE_ROWS>(p, 1, tile, visits)) return;
+  if (!key_tile<KEYS>(p, 1, tile, visits)) return;
   float dk[HEAD_DIM / 8][4], dv[HEAD_DIM / 8][4];
-  key_gradients<HEAD_DIM>(dk, dv, shared, p, key_rows(p, tile), tile.place.count, tile.kv_head, visits);
+  key_gradients<HEAD_DIM, KEYS, RELAY>(dk, dv, shared, p, key_rows(p, tile), tile.place, tile.kv_head, visits, relay(p));
   const int row = threadIdx.x / 32 * 16, count = tile.place.count;
   store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dk), key_rows(p, tile), count, shared, row, dk, p.scale, p.scale,
                                         HEAD_DIM, 0);
   // redundant: its first barrier of the warp; dk's orders the reads of V's tile too.
-  store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dv), key_rows(p, tile), count, shared + Tile<HEAD_DIM>::BYTES, row,
-                                        dv, 1.0f, 1.0f, HEAD_DIM, 0);
+  store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dv), key_rows(p, tile), count, shared + KeyTiles<HEAD_DIM, KEYS>::V,
+                                        row, dv, 1.0f, 1.0f, HEAD_DIM, 0);
 }
 
 template <class T>
@@ -250,7 +258,7 @@ template <class T>
 __device__ __forceinline__ void key_gradients_fma(const BwdParams& p) {
   extern __shared__ __align__(512) float tiles[];
   __shared__ KeyTile tile;
-  __shared__ Visits visits;
+  __shared__ Visits<FMA_ROWS> visits;
   const int head_dim = static_cast<int>(p.head_dim);
   if (!key_tile<FMA_ROWS>(p, ceil_div(head_dim, FMA_PART_COLUMNS), tile, visits)) return;
   const int column = tile.part * FMA_PART_COLUMNS;
@@ -265,11 +273,13 @@ __device__ __forceinline__ void key_gradients_fma(const BwdParams& p) {
   }
 }
 
-// Rows of tokens in no sequence have no output.
-template <class T>
+// Rows of tokens in no sequence have no output. RELAY: nobody has had a turn yet.
+template <class T, bool RELAY>
 __device__ __forceinline__ void row_products(const BwdParams& p) {
   const u64 rows = static_cast<u64>(global<const int>(p.cu_seqlens)[p.seqs]) * p.heads;
   row_products(global<float>(p.delta), global<const T>(p.d_o), global<const T>(p.o), rows, static_cast<int>(p.head_dim));
+  const u64 row = blockIdx.x * static_cast<u64>(FMA_THREADS / 16) + threadIdx.x;
+  if (RELAY && threadIdx.x < FMA_THREADS / 16 && row < rows) relay(p).turns[row] = 0;
 }
 
 #define KERNEL(NAME, PARAMS, THREADS, BLOCKS, ...)                                                                   \
@@ -285,17 +295,19 @@ KERNEL(fwd_bf16_up_to_64, FwdParams, MMA_THREADS, 2, forward_mma<64, 64, true>)
 KERNEL(fwd_bf16_up_to_128, FwdParams, MMA_THREADS, 1, forward_mma<128, 128, true>)
 KERNEL(fwd_bf16_up_to_256, FwdParams, MMA_THREADS, 2, forward_mma<256, 64, true>)
 KERNEL(fwd_f32, FwdParams, FMA_THREADS, 1, forward_fma<float>)
-KERNEL(bwd_bf16, BwdParams, FMA_THREADS, 4, row_products<bf16>)
+KERNEL(bwd_bf16, BwdParams, FMA_THREADS, 4, row_products<bf16, false>)
+KERNEL(bwd_bf16_relay, BwdParams, FMA_THREADS, 4, row_products<bf16, true>)
 KERNEL(bwd_bf16_dq, BwdParams, FMA_THREADS, 1, query_gradients_fma<bf16>)
-KERNEL(bwd_bf16_dq_64, BwdParams, MMA_THREADS, 2, query_gradients_mma<64>)
-KERNEL(bwd_bf16_dq_72, BwdParams, MMA_THREADS, 2, query_gradients_mma<72>)
-KERNEL(bwd_bf16_dq_80, BwdParams, MMA_THREADS, 2, query_gradients_mma<80>)
-KERNEL(bwd_bf16_dq_128, BwdParams, MMA_THREADS, 2, query_gradients_mma<128>)
 KERNEL(bwd_bf16_dkv, BwdParams, FMA_THREADS, 1, key_gradients_fma<bf16>)
-KERNEL(bwd_bf16_dkv_64, BwdParams, MMA_THREADS, 2, key_gradients_mma<64>)
-KERNEL(bwd_bf16_dkv_72, BwdParams, MMA_THREADS, 2, key_gradients_mma<72>)
-KERNEL(bwd_bf16_dkv_80, BwdParams, MMA_THREADS, 2, key_gradients_mma<80>)
-KERNEL(bwd_bf16_dkv_128, BwdParams, MMA_THREADS, 2, key_gradients_mma<128>)
-KERNEL(bwd_f32, BwdParams, FMA_THREADS, 4, row_products<float>)
+#define GRADIENTS(HEAD_DIM, BLOCKS)                                                                  \
+  KERNEL(bwd_bf16_all_##HEAD_DIM, BwdParams, 256, BLOCKS, key_gradients_mma<HEAD_DIM, 128, true>)    \
+  KERNEL(bwd_bf16_all_##HEAD_DIM##_by_64, BwdParams, 128, 2, key_gradients_mma<HEAD_DIM, 64, true>)  \
+  KERNEL(bwd_bf16_dkv_##HEAD_DIM, BwdParams, MMA_THREADS, 2, key_gradients_mma<HEAD_DIM, 64, false>) \
+  KERNEL(bwd_bf16_dq_##HEAD_DIM, BwdParams, MMA_THREADS, 2, query_gradients_mma<HEAD_DIM>)
+GRADIENTS(64, 1)
+GRADIENTS(72, 1)
+GRADIENTS(80, 1)
+GRADIENTS(128, 1)
+KERNEL(bwd_f32, BwdParams, FMA_THREADS, 4, row_products<float, false>)
 KERNEL(bwd_f32_dq, BwdParams, FMA_THREADS, 1, query_gradients_fma<float>)
 KERNEL(bwd_f32_dkv, BwdParams, FMA_THREADS, 1, key_gradients_fma<float>)

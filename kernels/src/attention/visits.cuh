@@ -1,5 +1,6 @@
 // Who sees a tile of keys: the query tiles of its own sequence and of those that have some of it in their prefix, in a fixed
-// order: sequences ascending (a sequence's prefix before its own keys), heads of the group ascending, tiles ascending.
+// order: sequences ascending (a sequence's prefix before its own keys), heads of the group ascending, tiles descending: so all
+// tiles of keys of a sequence begin with the same queries, also when causal, and follow each other closely.
 #pragma once
 
 #include "attention/sequences.cuh"
@@ -11,6 +12,7 @@ struct Visit {
   int count;          // queries; 0 after the last visit
   int begin, end;     // keys of the tile that may be seen
   int offset;         // key r is seen by queries from r + offset on
+  int last;           // number of the last tile of their own keys that the queries see
 
   __device__ __forceinline__ PackedRows queries() const {
     return {row * head_dim, static_cast<u64>(heads) * head_dim};
@@ -28,7 +30,8 @@ struct Visit {
   __device__ __forceinline__ bool all_see(int r, int s) const { return r >= begin && s <= end && s - 1 + offset <= 0; }
 };
 
-// The visits to a tile of keys, in shared memory: thread 0 looks two ahead.
+// The visits to a tile of KEYS keys (at most), in shared memory: thread 0 looks two ahead.
+template <int KEYS>
 struct Visits {
   Visit slots[4];
   Place keys;
@@ -46,7 +49,7 @@ struct Visits {
     sequence = p.prefix == 0 ? place.sequence : 0;
     own = p.prefix == 0;
     head = 0;
-    tile = own && p.causal ? keys.begin : 0;
+    tile = last_tile(p);
     find(p, 0, kv_head);
     find(p, 1, kv_head);
   }
@@ -57,6 +60,13 @@ struct Visits {
   }
 
  private:
+  // The last tile of the sequence's queries; below 0 where it has none.
+  template <class P>
+  __device__ __forceinline__ int last_tile(const P& p) const {
+    if (sequence >= static_cast<int>(p.seqs)) return -1;
+    const int* const cu_seqlens = global<const int>(p.cu_seqlens) + sequence;
+    return (cu_seqlens[1] - cu_seqlens[0] + 63) / 64 * 64 - 64;
+  }
   template <class P>
   __device__ __forceinline__ void find(const P& p, int i, int kv_head) {
     Visit& visit = slots[i % 4];
@@ -66,25 +76,26 @@ struct Visits {
       const int first = global<const int>(p.cu_seqlens)[sequence];
       const int length = global<const int>(p.cu_seqlens)[sequence + 1] - first;
       const int from = own && p.causal ? keys.begin : 0;  // the first query that sees any of the keys
-      int begin = 0, end = 64;
+      int begin = 0, end = keys.count;
       if (!own) {
         const TokenRange prefix = prefix_of(p, sequence);
         begin = max(prefix.first - token, 0);
         end = min(prefix.first + prefix.count - token, keys.count);
       }
-      if (begin < end && tile < length && head < group) {
+      if (begin < end && tile >= from && head < group) {
         visit.count = min(64, length - tile);
         visit.row = (static_cast<u64>(first) + tile) * p.heads + kv_head * group + head;
         visit.heads = p.heads;
         visit.head_dim = p.head_dim;
         visit.begin = begin;
         visit.end = end;
-        visit.offset = own && p.causal ? keys.begin - tile : -64;
-        tile += 64;
+        visit.offset = own && p.causal ? keys.begin - tile : -KEYS;
+        visit.last = ((p.causal ? tile + visit.count : length) - 1) / KEYS;
+        tile -= 64;
         return;
       }
       if (begin < end && from < length && ++head < group) {
-        tile = from;
+        tile = last_tile(p);
         continue;
       }
       // Done with this sequence's queries; its own keys come after those in its prefix.
@@ -96,7 +107,7 @@ struct Visits {
         sequence = p.prefix == 0 ? static_cast<int>(p.seqs) : sequence + 1;
       }
       head = 0;
-      tile = own && p.causal ? keys.begin : 0;
+      tile = last_tile(p);
     }
   }
 };

@@ -60,9 +60,9 @@ fn shared_memory_has_no_bank_conflicts() {
                 let given = Given::new(&case, dtype);
                 let rows = given.tokens();
                 let (o, lse) = (Data::new(dtype, &vec![0.5; rows * head_dim]), Data::new(F32, &vec![1.0; rows]));
-                let (delta, grads) = (Data::output(F32, rows), [(); 3].map(|_| Data::output(dtype, rows * head_dim)));
+                let (scratch, grads) = (given.scratch(dtype), [(); 3].map(|_| Data::output(dtype, rows * head_dim)));
                 let p: FwdParams = given.fwd(o.addr(), lse.addr());
-                let b: BwdParams = given.bwd(&o, &lse, &delta, grads.each_ref());
+                let b: BwdParams = given.bwd(&o, &lse, &scratch, grads.each_ref());
                 for launch in [fwd(dtype, &p, 0.0), bwd(dtype, &b, 0.0)] {
                     for stage in staged(&launch) {
                         let count = stage.counters.total();
@@ -99,8 +99,8 @@ fn the_gradient_does_seven_products_for_five_at_8k() {
             let given = Given::new(&case, BF16);
             let rows = given.tokens();
             let (o, lse) = (Data::new(BF16, &vec![0.5; rows * head_dim]), Data::new(F32, &vec![1.0; rows]));
-            let (delta, grads) = (Data::output(F32, rows), [(); 3].map(|_| Data::output(BF16, rows * head_dim)));
-            let stages = staged(&bwd(BF16, &given.bwd(&o, &lse, &delta, grads.each_ref()), 0.0));
+            let (scratch, grads) = (given.scratch(BF16), [(); 3].map(|_| Data::output(BF16, rows * head_dim)));
+            let stages = staged(&bwd(BF16, &given.bwd(&o, &lse, &scratch, grads.each_ref()), 0.0));
             stages.iter().map(|s| s.counters.total().matrix_flops as f64).sum()
         };
         let diagonal = flops(1);
