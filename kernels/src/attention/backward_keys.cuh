@@ -28,15 +28,14 @@ struct Relay {
   u32* turns;   // [tokens, heads]: of the first row of a tile of queries
 };
 
-// Waits until `turn` tiles of keys have added theirs; what they wrote is seen after a barrier.
-__device__ __forceinline__ void wait_for_turn(const u32* turns, int turn) {
+// Whether `turn` tiles of keys have added theirs. If so, what they wrote is seen here, and by others after a barrier.
+__device__ __forceinline__ bool is_turn(const u32* turns, int turn) {
   u32 now;
-  do {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(turns) : "memory");
-  } while (now != static_cast<u32>(turn));
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(turns) : "memory");
+  return now == static_cast<u32>(turn);
 }
 
-// After a barrier that follows the stores.
+// One more has. After a barrier that follows the stores.
 __device__ __forceinline__ void pass_turn(u32* turns, int turn) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(turns), "r"(turn) : "memory");
 }
@@ -120,29 +119,29 @@ struct Carried {
   }
 };
 
-// QUERIES queries, from row `row` of the tiles at q and d_o on, for one warp's 16 keys: dv, and ds to row `key` of the tile
-// at `slopes`. MASK: key r of the warp is seen by queries from from[r / 8] on, none if that is TILE_ROWS; the first key by
-// those from `first` on. What no key sees is left unwritten, 16 queries at a time.
-template <int HEAD_DIM, int QUERIES, bool MASK>
+// A tile of queries for one warp's 16 keys: dv, and ds to rows `key` on of the tile at `slopes`. MASK: key r of the warp is
+// seen by queries from from[r / 8] on, the first key by those from 16 * begin on: what no key sees, 16 queries at a time, is
+// left unwritten. `logs`: lse, then delta.
+template <int HEAD_DIM, bool MASK>
 __device__ __forceinline__ void value_gradient(float (&dv)[HEAD_DIM / 8][4], u32 k, u32 v, u32 q, u32 d_o, u32 d_o_trans,
-                                               char* slopes, const float* lse, const float* delta, float factor, int key,
-                                               int row, const int (&from)[2], int first) {
-  constexpr int PAIRS = QUERIES / 16;
-  const int begin = MASK ? max(first - row, 0) / 16 : 0, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+                                               char* slopes, const float* logs, float factor, int key,
+                                               const int (&from)[2], int begin) {
+  constexpr int PAIRS = TILE_ROWS / 16;
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   if (MASK && begin >= PAIRS) return;
   float p[2 * PAIRS][4], ds[2 * PAIRS][4];
-  multiply_heads<HEAD_DIM, PAIRS, MASK>(p, k, q, row, begin, PAIRS);
-  multiply_heads<HEAD_DIM, PAIRS, MASK>(ds, v, d_o, row, begin, PAIRS);
+  multiply_heads<HEAD_DIM, PAIRS, MASK>(p, k, q, begin, PAIRS);
+  multiply_heads<HEAD_DIM, PAIRS, MASK>(ds, v, d_o, begin, PAIRS);
 #pragma unroll
   for (int n = 0; n < 2 * PAIRS; ++n) {
-    float logs[2], deltas[2];
-    load_vector(lse + row + 8 * n + 2 * t, logs);
-    load_vector(delta + row + 8 * n + 2 * t, deltas);
+    float lse[2], delta[2];
+    load_vector(logs + 8 * n + 2 * t, lse);
+    load_vector(logs + TILE_ROWS + 8 * n + 2 * t, delta);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const bool seen = !MASK || row + 8 * n + 2 * t + i % 2 >= from[i / 2];
-      p[n][i] = seen ? weight(p[n][i], factor, logs[i % 2] * LOG2_E) : 0.0f;
-      ds[n][i] = seen ? p[n][i] * (ds[n][i] - deltas[i % 2]) : 0.0f;
+      const bool seen = !MASK || 8 * n + 2 * t + i % 2 >= from[i / 2];
+      p[n][i] = seen ? weight(p[n][i], factor, lse[i % 2] * LOG2_E) : 0.0f;
+      ds[n][i] = seen ? p[n][i] * (ds[n][i] - delta[i % 2]) : 0.0f;
     }
   }
 #pragma unroll
@@ -152,11 +151,11 @@ __device__ __forceinline__ void value_gradient(float (&dv)[HEAD_DIM / 8][4], u32
     as_left(a, ds[2 * pair], ds[2 * pair + 1]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const u32 at = Tile<TILE_ROWS>::offset(key + g + 8 * (i % 2), row / 8 + 2 * pair + i / 2) + 4 * t;
+      const u32 at = Tile<TILE_ROWS>::offset(key + g + 8 * (i % 2), 2 * pair + i / 2) + 4 * t;
       *reinterpret_cast<u32*>(slopes + at) = a[i];
     }
     as_left(a, p[2 * pair], p[2 * pair + 1]);
-    multiply_rows<HEAD_DIM>(dv, a, d_o_trans, row + 16 * pair);
+    multiply_rows<HEAD_DIM>(dv, a, d_o_trans, 16 * pair);
   }
 }
 
@@ -210,7 +209,6 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
   using T = Tile<HEAD_DIM>;
   using At = KeyTiles<HEAD_DIM, KEYS>;
   constexpr int THREADS = At::THREADS;
-  constexpr int QUERIES = HEAD_DIM > 80 ? 32 : 64;
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, row = 16 * warp, turn = place.begin / KEYS;
   const u32 tiles = shared_address(shared);
   const auto q_at = [&](int n) { return static_cast<u32>(At::Q + n % 2 * T::BYTES); };
@@ -259,27 +257,23 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
     if (visits[n + 1].count > 0) copy_q(n + 1);
     visits.look_ahead(p, n, kv_head);
     const Visit& here = visits[n];
+    // Asked early, for the answer takes as long as a product; again only if it was no.
+    const bool waits = RELAY && turn > 0 && threadIdx.x == 0;
+    bool ready = waits && is_turn(relay.turns + here.row, turn);
     const u32 left = left_lane<HEAD_DIM>(tiles), right = right_lane<HEAD_DIM>(tiles);
     const u32 k_lane = left + row * (T::PITCH * 16), v_lane = k_lane + At::V;
     const float* const logs = reinterpret_cast<const float*>(shared + values_at(n));
     int begin = 0;
     if (here.all_see(row, row + 16)) {
-#pragma unroll 1
-      for (int at = 0; at < TILE_ROWS; at += QUERIES) {
-        value_gradient<HEAD_DIM, QUERIES, false>(dv, k_lane, v_lane, right + q_at(n), right + At::D_O, left + At::D_O,
-                                                 shared + At::SLOPES, logs, logs + TILE_ROWS, factor, row, at, {}, 0);
-      }
+      value_gradient<HEAD_DIM, false>(dv, k_lane, v_lane, right + q_at(n), right + At::D_O, left + At::D_O,
+                                      shared + At::SLOPES, logs, factor, row, {}, 0);
     } else {
       const int from[2] = {here.seen_from(row + g), here.seen_from(row + g + 8)};
-      const int first = here.seen_from(row, row + 16);
-      begin = first / 16;
-#pragma unroll 1
-      for (int at = 0; at < TILE_ROWS; at += QUERIES) {
-        value_gradient<HEAD_DIM, QUERIES, true>(dv, k_lane, v_lane, right + q_at(n), right + At::D_O, left + At::D_O,
-                                                shared + At::SLOPES, logs, logs + TILE_ROWS, factor, row, at, from, first);
-      }
+      begin = here.seen_from(row, row + 16) / 16;
+      value_gradient<HEAD_DIM, true>(dv, k_lane, v_lane, right + q_at(n), right + At::D_O, left + At::D_O,
+                                     shared + At::SLOPES, logs, factor, row, from, begin);
     }
-    if (RELAY && turn > 0 && threadIdx.x == 0) wait_for_turn(relay.turns + here.row, turn);
+    while (waits && !ready) ready = is_turn(relay.turns + here.row, turn);
     __syncthreads();  // ds is complete, nobody reads d_o any more, and it is this tile's turn.
     if (visits[n + 1].count > 0) copy_d_o(n + 1);
     const auto keys_gain = [&] {

@@ -9,11 +9,10 @@
 template <int HEAD_DIM>
 constexpr int BACKWARD_BYTES = 6 * Tile<HEAD_DIM>::BYTES;
 
-// c[pair] = 16 rows of a (lane's fragments at a) times rows row .. row + 16 * PAIRS of b, over the head. Of pairs
-// 0 .. PAIRS those in first .. last.
+// c[pair] = 16 rows of a (lane's fragments at a) times the first 16 * PAIRS rows of b, over the head. Of pairs 0 .. PAIRS
+// those in first .. last.
 template <int HEAD_DIM, int PAIRS, bool SOME>
-__device__ __forceinline__ void multiply_heads(float (&c)[2 * PAIRS][4], u32 a_lane, u32 b_lane, int row, int first,
-                                               int last) {
+__device__ __forceinline__ void multiply_heads(float (&c)[2 * PAIRS][4], u32 a_lane, u32 b_lane, int first, int last) {
 #pragma unroll
   for (int n = 0; n < 2 * PAIRS; ++n) {
 #pragma unroll
@@ -27,7 +26,7 @@ __device__ __forceinline__ void multiply_heads(float (&c)[2 * PAIRS][4], u32 a_l
     for (int pair = 0; pair < PAIRS; ++pair) {
       if (SOME && (pair < first || pair >= last)) continue;
       u32 b[4];
-      right_fragment<HEAD_DIM>(b, b_lane, row + 16 * pair, step);
+      right_fragment<HEAD_DIM>(b, b_lane, 16 * pair, step);
       mma_bf16(c[2 * pair], a, b[0], b[1]);
       mma_bf16(c[2 * pair + 1], a, b[2], b[3]);
     }
@@ -42,8 +41,8 @@ __device__ __forceinline__ void query_gradient(float (&dq)[HEAD_DIM / 8][4], u32
   constexpr int PAIRS = BLOCK_KEYS / 16;
   const int pairs = MASK ? (visible + 15) / 16 : PAIRS, t = threadIdx.x % 4;
   float p[2 * PAIRS][4], ds[2 * PAIRS][4];
-  multiply_heads<HEAD_DIM, PAIRS, MASK>(p, q, k, 0, 0, pairs);
-  multiply_heads<HEAD_DIM, PAIRS, MASK>(ds, d_o, v, 0, 0, pairs);
+  multiply_heads<HEAD_DIM, PAIRS, MASK>(p, q, k, 0, pairs);
+  multiply_heads<HEAD_DIM, PAIRS, MASK>(ds, d_o, v, 0, pairs);
 #pragma unroll
   for (int n = 0; n < 2 * PAIRS; ++n) {
 #pragma unroll

@@ -1,6 +1,6 @@
 // Who sees a tile of keys: the query tiles of its own sequence and of those that have some of it in their prefix, in a fixed
-// order: sequences ascending (a sequence's prefix before its own keys), heads of the group ascending, tiles descending: so all
-// tiles of keys of a sequence begin with the same queries, also when causal, and follow each other closely.
+// order: sequences ascending (a sequence's prefix before its own keys), tiles descending, heads of the group ascending. So all
+// tiles of keys of a sequence begin with the same queries and keep in step, also when causal, where they end with others.
 #pragma once
 
 #include "attention/sequences.cuh"
@@ -35,9 +35,9 @@ template <int KEYS>
 struct Visits {
   Visit slots[4];
   Place keys;
-  // What is found next: which sequence's queries, whether they see the keys as their own or in their prefix, head within the
-  // group, first query of the tile.
-  int sequence, own, head, tile;
+  // What is found next: which sequence's queries, whether they see the keys as their own or in their prefix, first query of the
+  // tile, head within the group.
+  int sequence, own, tile, head;
 
   __device__ __forceinline__ const Visit& operator[](int i) const { return slots[i % 4]; }
 
@@ -82,7 +82,7 @@ struct Visits {
         begin = max(prefix.first - token, 0);
         end = min(prefix.first + prefix.count - token, keys.count);
       }
-      if (begin < end && tile >= from && head < group) {
+      if (begin < end && tile >= from) {
         visit.count = min(64, length - tile);
         visit.row = (static_cast<u64>(first) + tile) * p.heads + kv_head * group + head;
         visit.heads = p.heads;
@@ -91,12 +91,11 @@ struct Visits {
         visit.end = end;
         visit.offset = own && p.causal ? keys.begin - tile : -KEYS;
         visit.last = ((p.causal ? tile + visit.count : length) - 1) / KEYS;
-        tile -= 64;
+        if (++head == group) {
+          head = 0;
+          tile -= 64;
+        }
         return;
-      }
-      if (begin < end && from < length && ++head < group) {
-        tile = last_tile(p);
-        continue;
       }
       // Done with this sequence's queries; its own keys come after those in its prefix.
       if (!own && sequence == keys.sequence) {
@@ -106,7 +105,6 @@ struct Visits {
         // Without prefixes nobody else sees the keys.
         sequence = p.prefix == 0 ? static_cast<int>(p.seqs) : sequence + 1;
       }
-      head = 0;
       tile = last_tile(p);
     }
   }
