@@ -28,11 +28,19 @@ struct Relay {
   u32* turns;   // [tokens, heads]: of the first row of a tile of queries
 };
 
-// Whether `turn` tiles of keys have added theirs. If so, what they wrote is seen here, and by others after a barrier.
-__device__ __forceinline__ bool is_turn(const u32* turns, int turn) {
+// In the workspace. Found anew where it is needed: registers are short.
+template <class P>
+__device__ __forceinline__ Relay relay(const P& p) {
+  float* const sums = global<float>(p.workspace);
+  return {sums, reinterpret_cast<u32*>(sums + static_cast<u64>(p.tokens) * p.heads * p.head_dim)};
+}
+
+// Waits until `turn` tiles of keys have added theirs. What they wrote is seen here, and by others after a barrier.
+__device__ __forceinline__ void wait_for_turn(const u32* turns, int turn) {
   u32 now;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(turns) : "memory");
-  return now == static_cast<u32>(turn);
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(turns) : "memory");
+  } while (now != static_cast<u32>(turn));
 }
 
 // One more has. After a barrier that follows the stores.
@@ -174,14 +182,14 @@ __device__ __forceinline__ void key_gradient(float (&dk)[HEAD_DIM / 8][4], u32 s
 // One warp's share of a tile of queries: 16 queries from `row` on, TILES * 8 columns from tile `tile` on, over the first
 // 16 * steps keys. `slopes`: right_lane of ds. Between asking for the sum so far and needing it, `meanwhile` is done.
 template <int HEAD_DIM, int KEYS, int TILES, class P, class F>
-__device__ __forceinline__ void add_to_queries(const P& p, const Relay& relay, const Visit& here, int turn, u32 slopes,
+__device__ __forceinline__ void add_to_queries(const P& p, const Visit& here, int turn, u32 slopes,
                                                u32 k_trans, int row, int tile, int steps, const F& meanwhile) {
   const int first = row + threadIdx.x % 32 / 4;
   const bool low = first < here.count, high = first + 8 < here.count;
   const u64 at = here.value(first) * HEAD_DIM + 8 * tile, eight = static_cast<u64>(here.heads) * (8 * HEAD_DIM);
   Carried<TILES> dq;
   if (turn == 0) dq.clear();
-  else dq.load(relay.sums + at, eight, low, high);
+  else dq.load(relay(p).sums + at, eight, low, high);
   meanwhile();
   const auto add = [&](int step) {
     u32 a[4];
@@ -196,20 +204,19 @@ __device__ __forceinline__ void add_to_queries(const P& p, const Relay& relay, c
     for (int step = 0; step < steps; ++step) add(step);
   }
   if (turn == here.last) dq.round(global<bf16>(p.dq) + at, eight, low, high, p.scale);
-  else dq.store(relay.sums + at, eight, low, high);
+  else dq.store(relay(p).sums + at, eight, low, high);
 }
 
 // The gradients of up to KEYS keys, dk not yet scaled: over all visits in order, which have been started. `keys.head(r)`:
-// where key r's head begins. RELAY: also what they add to the queries; then all visits are of their own sequence.
-// `shared`: KeyTiles, of which a warp's 16 rows of keys and of values are its own when this returns.
+// where key r's head begins; `kv_head` and the visits are in shared memory. RELAY: also what they add to the queries; then all visits are of their own sequence.
+// `shared`: KeyTiles, which nobody reads any more when this returns.
 template <int HEAD_DIM, int KEYS, bool RELAY, class P, class Keys>
 __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], float (&dv)[HEAD_DIM / 8][4], char* shared,
-                                              const P& p, const Keys& keys, const Place& place, int kv_head,
-                                              Visits<KEYS>& visits, const Relay& relay) {
+                                              const P& p, const Keys& keys, const int& kv_head, Visits<KEYS>& visits) {
   using T = Tile<HEAD_DIM>;
   using At = KeyTiles<HEAD_DIM, KEYS>;
   constexpr int THREADS = At::THREADS;
-  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, row = 16 * warp, turn = place.begin / KEYS;
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, row = 16 * warp, count = visits.keys.count;
   const u32 tiles = shared_address(shared);
   const auto q_at = [&](int n) { return static_cast<u32>(At::Q + n % 2 * T::BYTES); };
   const auto values_at = [&](int n) { return static_cast<u32>(At::VALUES + n % 2 * At::VALUES_BYTES); };
@@ -222,8 +229,8 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
       const float* const source = global<const float>(threadIdx.x < TILE_ROWS ? p.lse : p.delta);
       cp_async_4(tiles + values_at(n) + threadIdx.x * 4, source + (valid ? visit.value(r) : 0), valid ? 4 : 0);
     }
-    cp_async_commit();
   };
+  // After copy_q: what both copy is waited for at once.
   const auto copy_d_o = [&](int n) {
     copy_rows<HEAD_DIM, TILE_ROWS, THREADS>(tiles + At::D_O, global<const bf16>(p.d_o), visits[n].queries(), 0,
                                             visits[n].count);
@@ -233,10 +240,10 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
   clear_padding<HEAD_DIM, KEYS, THREADS>(shared + At::V);
 #pragma unroll
   for (int i = 0; i < 3; ++i) clear_padding<HEAD_DIM, TILE_ROWS, THREADS>(shared + At::Q + i * T::BYTES);
-  copy_rows<HEAD_DIM, KEYS, THREADS>(tiles + At::K, global<const bf16>(p.k), keys, 0, place.count);
-  copy_rows<HEAD_DIM, KEYS, THREADS>(tiles + At::V, global<const bf16>(p.v), keys, 0, place.count);
-  copy_d_o(0);
+  copy_rows<HEAD_DIM, KEYS, THREADS>(tiles + At::K, global<const bf16>(p.k), keys, 0, count);
+  copy_rows<HEAD_DIM, KEYS, THREADS>(tiles + At::V, global<const bf16>(p.v), keys, 0, count);
   copy_q(0);
+  copy_d_o(0);
 
 #pragma unroll
   for (int n = 0; n < HEAD_DIM / 8; ++n) {
@@ -244,22 +251,20 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
     for (int i = 0; i < 4; ++i) dk[n][i] = dv[n][i] = 0.0f;
   }
   const float factor = p.scale * LOG2_E;
-  // What the visit before has stored, the next tile of keys may take. By another warp than that which waits.
-  const auto pass_on = [&](int n) {
-    if (RELAY && threadIdx.x == 32 && turn < visits[n].last) pass_turn(relay.turns + visits[n].row, turn + 1);
-  };
-  int n = 0;
 #pragma unroll 1
-  for (; visits[n].count > 0; ++n) {
+  for (int n = 0;; ++n) {
     cp_async_wait<0>();
     __syncthreads();  // The queries have arrived, nobody reads those before or ds any more, and sums have been stored.
-    if (n > 0) pass_on(n - 1);
+    // What takes as long as a product is done by threads of three warps, early.
+    const int turn = visits.keys.begin / KEYS;
+    if (RELAY && n > 0 && threadIdx.x == 32 && turn < visits[n - 1].last) {
+      pass_turn(relay(p).turns + visits[n - 1].row, turn + 1);
+    }
+    if (visits[n].count == 0) break;
     if (visits[n + 1].count > 0) copy_q(n + 1);
     visits.look_ahead(p, n, kv_head);
     const Visit& here = visits[n];
-    // Asked early, for the answer takes as long as a product; again only if it was no.
-    const bool waits = RELAY && turn > 0 && threadIdx.x == 0;
-    bool ready = waits && is_turn(relay.turns + here.row, turn);
+    if (RELAY && turn > 0 && threadIdx.x == 0) wait_for_turn(relay(p).turns + here.row, turn);
     const u32 left = left_lane<HEAD_DIM>(tiles), right = right_lane<HEAD_DIM>(tiles);
     const u32 k_lane = left + row * (T::PITCH * 16), v_lane = k_lane + At::V;
     const float* const logs = reinterpret_cast<const float*>(shared + values_at(n));
@@ -273,7 +278,6 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
       value_gradient<HEAD_DIM, true>(dv, k_lane, v_lane, right + q_at(n), right + At::D_O, left + At::D_O,
                                      shared + At::SLOPES, logs, factor, row, from, begin);
     }
-    while (waits && !ready) ready = is_turn(relay.turns + here.row, turn);
     __syncthreads();  // ds is complete, nobody reads d_o any more, and it is this tile's turn.
     if (visits[n + 1].count > 0) copy_d_o(n + 1);
     const auto keys_gain = [&] {
@@ -288,20 +292,17 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
       constexpr int ALL = HEAD_DIM / 8, HALF = (ALL + 1) / 2;
       const auto nothing = [] {};
       if constexpr (KEYS > 64) {
-        if (warp < 4) add_to_queries<HEAD_DIM, KEYS, HALF>(p, relay, here, turn, slopes, left, queries, 0, steps, keys_gain);
-        else add_to_queries<HEAD_DIM, KEYS, ALL - HALF>(p, relay, here, turn, slopes, left, queries, HALF, steps, keys_gain);
+        if (warp < 4) add_to_queries<HEAD_DIM, KEYS, HALF>(p, here, visits.keys.begin / KEYS, slopes, left, queries, 0, steps, keys_gain);
+        else add_to_queries<HEAD_DIM, KEYS, ALL - HALF>(p, here, visits.keys.begin / KEYS, slopes, left, queries, HALF, steps, keys_gain);
       } else if constexpr (HEAD_DIM > 80) {
-        add_to_queries<HEAD_DIM, KEYS, HALF>(p, relay, here, turn, slopes, left, queries, 0, steps, keys_gain);
-        add_to_queries<HEAD_DIM, KEYS, ALL - HALF>(p, relay, here, turn, slopes, left, queries, HALF, steps, nothing);
+        keys_gain();
+        add_to_queries<HEAD_DIM, KEYS, HALF>(p, here, visits.keys.begin / KEYS, slopes, left, queries, 0, steps, nothing);
+        add_to_queries<HEAD_DIM, KEYS, ALL - HALF>(p, here, visits.keys.begin / KEYS, slopes, left, queries, HALF, steps, nothing);
       } else {
-        add_to_queries<HEAD_DIM, KEYS, ALL>(p, relay, here, turn, slopes, left, queries, 0, steps, keys_gain);
+        add_to_queries<HEAD_DIM, KEYS, ALL>(p, here, visits.keys.begin / KEYS, slopes, left, queries, 0, steps, keys_gain);
       }
     } else {
       keys_gain();
     }
-  }
-  if constexpr (RELAY) {
-    __syncthreads();  // Nobody reads the keys any more, and sums have been stored.
-    pass_on(n - 1);
   }
 }

@@ -22,7 +22,8 @@
 //! (the forward pass for heads of up to 256, the backward pass for heads of 64, 72, 80 and 128) rounds to bf16 the
 //! probabilities, relative to the largest score so far, where they multiply `v`, and in the backward pass `p` and
 //! `p (d_o . v - delta)` where they multiply `d_o`, `q` and `k`. Values of a key that a query does not see, but that a later
-//! query of the same 16 does, are multiplied by 0 (departure 2 in `sm80.cu`).
+//! query of the same 16 does, are multiplied by 0 (departure 2 in `sm80.cu`). In one order whichever way they are computed:
+//! `dq` sums over keys ascending; `dk` and `dv` over sequences ascending, tiles of 64 queries descending, heads ascending.
 //!
 //! In f32 scores, sums of exponentials and outputs round at every addition, `2^x` is good to 2 units in the last place
 //! (`ex2.approx.ftz.f32`), and delta, `d_o . v - delta`, its product with p and the gradients' sums round at every step. Sums
@@ -30,7 +31,8 @@
 //! `d_o . v` and delta cancel, and more where scores are large and the softmax saturates. bf16 is within 2.5 times one rounding.
 //!
 //! Bound: f32 multiply-adds (cpu; f32 in CUDA) or matrix products (bf16 in CUDA); `4 * head_dim` operations a pair (query head,
-//! key) forward, `10 * head_dim` backward, for which CUDA does `14 * head_dim`.
+//! key) forward, `10 * head_dim` backward. CUDA does these on tensor cores with a workspace and without prefixes, else
+//! `14 * head_dim`. With the workspace `dq`'s sums go from block to block of 128 keys (or 64) through L2, 8 bytes an element each.
 
 pub(crate) mod check;
 pub(crate) mod cpu;
@@ -277,6 +279,7 @@ pub fn cases() -> Vec<Case> {
         case(&[90, 5], (2, 1), 72, true, 1.0),
         case(&[20, 81], (2, 2), 7, true, 1.0),
         Case { head_dim: 20, ..group.clone() },
+        Case { head_dim: 128, ..group.clone() },
         group,
         odd,
         many(&[300, 0, 65], (4, 2), 128, true, 1.0),

@@ -1,12 +1,13 @@
 // Attention over packed sequences, and its gradient; formula, shapes and parameters: mod.rs.
 //
-// Tiles. A block does 64 queries of one head, or 64 keys of one key head. bf16: four warps of 16 rows, m16n8k16 products
-// (forward_mma.cuh, backward_mma.cuh), for heads of 64, 72, 80 and 128 compiled to size, others of up to 256 padded with
-// zeros. f32, longer heads, and the gradient of the other bf16 heads: 4 x 4 results a thread with fused multiply-adds (…_fma.cuh).
+// Tiles. A block does 64 queries of one head, or 64 keys of one key head; 128 in the backward pass on tensor cores, where
+// that still makes enough blocks (plan.rs). bf16: a warp a 16 rows, m16n8k16 products (forward_mma.cuh, backward_keys.cuh), for
+// heads of 64, 72, 80 and 128 compiled to size, others of up to 256 padded with zeros. f32, longer heads, and the gradient of
+// the other bf16 heads: 4 x 4 results a thread with fused multiply-adds (…_fma.cuh).
 // Order. Keys ascend from the sequence's (or its prefix's) first key in blocks of 64; 8 blocks are a segment that starts from
 // nothing, segments are merged in order (cuh/online_softmax.cuh, which the paged kernel has in common). Nothing is added by
-// atomics: a query's gradient sums over key blocks ascending, a key's over sequences, heads of the group and query tiles
-// ascending (visits.cuh). So no row's bits depend on other rows, sequences, heads or the grid.
+// atomics: a query's gradient sums over keys ascending, 16 at a time; a key's over sequences ascending, query tiles
+// descending, heads of the group ascending (visits.cuh). So no row's bits depend on other rows, sequences, heads or the grid.
 // Numerics. Scores, maxima, sums, outputs and gradients accumulate in f32; 2^x has a relative error of 2^-22.
 //   Rounded to bf16, in bf16 on tensor cores: forward p = 2^(s - largest so far) where it multiplies v (its sum takes the
 //   unrounded one); backward p and ds = p (dp - delta) where they multiply d_o, q and k. Then one rounding of each output.
@@ -14,22 +15,34 @@
 //
 // Grid (x). Tiles: an upper bound from tokens, sequences and the longest sequence; blocks beyond end at once, and a
 // sequence's tiles are found by binary search (sequences.cuh). Queries: key heads outermost, then tiles from the last, which
-// has the most keys, on, then the heads of the group. Keys: key heads outermost, then tiles from the first on.
+// has the most keys, on, then the heads of the group. Keys: tiles from the first on, which has the most queries, key heads
+// innermost.
 //
 //   forward:   for each block of keys (copied while the one before is worked on):
 //                s = q k^T; mask; p, top, sum, o = take(s); o += p v; every 8 blocks: total = merge(total, segment)
 //              o = total / sum; lse = ln(sum) + top
-//   backward:  delta = d_o . o
-//              keys:    for each visit: s = k q^T, dp = v d_o^T; p = e^(s - lse); dv += p d_o; dk += p (dp - delta) q
-//              queries: for each block of keys: s = q k^T, dp = d_o v^T; dq += p (dp - delta) k
+//   backward:  delta = d_o . o; turn[..] = 0
+//              keys:    for each visit: s = k q^T, dp = v d_o^T; p = e^(s - lse), ds = p (dp - delta); dv += p d_o;
+//                         wait until turn[queries] is this tile's number; dk += ds q; dq = sums[queries] + ds^T k;
+//                         sums[queries] = dq, turn[queries] += 1; or, where no later tile of keys is seen, dq is written
+//              With a prefix, without a workspace, or on CUDA cores, dq is left out of it, and there are also
+//              queries: for each block of keys: s = q k^T, dp = d_o v^T; dq += ds k
 //
-// Departures. (1) Scores and dp are computed twice in the backward pass, 7 products for 5, so that it needs neither atomics
-// nor a workspace; a single pass would add dq to an f32 workspace in the order of key blocks, a semaphore a query tile.
-// (2) In a tile that the diagonal crosses, products go over 16 keys at a time, those that a warp's 16 rows see: a key after
-// a query but before the warp's last has p = 0, so a value there that is not finite makes the row NaN. Keys after the
-// tile's last are not read, nor those of other sequences. (3) CUDA cores take whole diagonal blocks.
-// (4) Rows that are no multiple of 16 bytes are read and written element by element.
-// Bound. Matrix products (bf16), multiply-adds (f32). A warp does 14 operations for a byte that it reads of shared memory.
+// Turns. A block waits for the tile of keys before its own, of the same key head and sequence: a block with a smaller number,
+// which a GPU starts earlier. So of the blocks at work that with the smallest number waits for none, and all come to an end.
+// It waits at the first visit, hardly later: all tiles visit queries from the last on, every head of a tile before the next,
+// so that those of a sequence keep in step, each a visit and a hand-over (stores, release, acquire) behind the one before; when
+// causal, later tiles have fewer visits and drop out at the end, where nobody waits for them. The longest chain is the visits of
+// a first tile: for 8192 tokens and 7 heads a key head 896 of 128 keys and 64 queries, where with 4 key heads each of 132
+// multiprocessors has 882 to do.
+//
+// Departures. (1) With a prefix scores and dp are computed twice, 7 products for 5: a prefix may lie anywhere, also behind
+// the tokens that have it, and then tiles would wait for blocks that come later. (2) In a tile that the diagonal crosses,
+// products go over 16 keys at a time, those that 16 rows see: a key after a query but before the last of the 16 has p = 0, so
+// a value there that is not finite makes the row NaN. Keys after the tile's last are not read, nor those of other sequences.
+// (3) CUDA cores take whole diagonal blocks. (4) Rows that are no multiple of 16 bytes are read and written element by element.
+// Bound. Matrix products (bf16), multiply-adds (f32). A warp does 14 operations for a byte that it reads of shared memory; a
+// visit of 128 keys does 106 for a byte of queries and their sums that it moves to and from L2, one of 64 keys 53.
 #include "attention/backward_fma.cuh"
 #include "attention/backward_keys.cuh"
 #include "attention/backward_mma.cuh"
@@ -107,6 +120,7 @@ __device__ __forceinline__ void forward_mma(FwdParams p) {
                                       range.limit, 0, ceil_div(range.end, BLOCK_KEYS), p.scale * LOG2_E, head_dim, column);
   }
   const int row = threadIdx.x / 32 * 16, g = threadIdx.x % 32 / 4, count = tile.place.count;
+  __syncwarp();
   store_rows<HEAD_DIM, COLUMNS, PADDED>(global<bf16>(p.o), query_rows(p, tile), count, shared, row, out.o,
                                         inverse_sum(out.row[0]), inverse_sum(out.row[1]), head_dim, column);
   if (p.lse != 0 && column == 0 && threadIdx.x % 4 == 0) {
@@ -171,6 +185,7 @@ __device__ __forceinline__ void query_gradients_mma(BwdParams p) {
                               tile.place.count, global<const bf16>(p.k), global<const bf16>(p.v), range.keys, range.end,
                               range.limit, p.scale * LOG2_E, lse, delta);
   }
+  __syncwarp();
   store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dq), query_rows(p, tile), tile.place.count, shared, row, dq, p.scale,
                                         p.scale, HEAD_DIM, 0);
 }
@@ -202,12 +217,6 @@ __device__ __forceinline__ PackedRows key_rows(const BwdParams& p, const KeyTile
   return {(static_cast<u64>(tile.place.first) + tile.place.begin) * row + tile.kv_head * p.head_dim, row};
 }
 
-// Where the sums of queries lie, and whose turn it is.
-__device__ __forceinline__ Relay relay(const BwdParams& p) {
-  float* const sums = global<float>(p.workspace);
-  return {sums, reinterpret_cast<u32*>(sums + static_cast<u64>(p.tokens) * p.heads * p.head_dim)};
-}
-
 // Gradients of KEYS keys; RELAY: and of queries, which then have no prefix.
 template <int HEAD_DIM, int KEYS, bool RELAY>
 __device__ __forceinline__ void key_gradients_mma(BwdParams p) {
@@ -217,11 +226,10 @@ __device__ __forceinline__ void key_gradients_mma(BwdParams p) {
   p.head_dim = HEAD_DIM;
   if (!key_tile<KEYS>(p, 1, tile, visits)) return;
   float dk[HEAD_DIM / 8][4], dv[HEAD_DIM / 8][4];
-  key_gradients<HEAD_DIM, KEYS, RELAY>(dk, dv, shared, p, key_rows(p, tile), tile.place, tile.kv_head, visits, relay(p));
+  key_gradients<HEAD_DIM, KEYS, RELAY>(dk, dv, shared, p, key_rows(p, tile), tile.kv_head, visits);
   const int row = threadIdx.x / 32 * 16, count = tile.place.count;
   store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dk), key_rows(p, tile), count, shared, row, dk, p.scale, p.scale,
                                         HEAD_DIM, 0);
-  // redundant: its first barrier of the warp; dk's orders the reads of V's tile too.
   store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dv), key_rows(p, tile), count, shared + KeyTiles<HEAD_DIM, KEYS>::V,
                                         row, dv, 1.0f, 1.0f, HEAD_DIM, 0);
 }

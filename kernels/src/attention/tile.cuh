@@ -1,4 +1,5 @@
-// 64 rows (keys of the backward pass: or 128) of HEAD_DIM bf16 in shared memory, so that ldmatrix has no bank conflict. Units are chunks of 16 bytes.
+// 64 rows (of keys in the backward pass also 128) of HEAD_DIM bf16 in shared memory, so that ldmatrix has no bank conflict.
+// Units are chunks of 16 bytes.
 //
 // PADDED: a tile holds columns `column` .. `column` + HEAD_DIM of heads of `head_dim`, any number, and zeros beyond; else
 // those are HEAD_DIM and 0.
@@ -158,7 +159,8 @@ __device__ __forceinline__ void as_left(u32 (&a)[4], const float (&low)[4], cons
 }
 
 // Writes COLUMNS columns of a warp's 16 rows, times two factors (rows g and g + 8), rounded to bf16: through its own 16
-// rows of a tile that no other warp uses any more. Rows from `end` on are not written.
+// rows of a tile that no other warp uses any more, nor another lane: a barrier of the warp must have come. Rows from `end` on
+// are not written.
 template <int HEAD_DIM, int COLUMNS, bool PADDED, class Rows>
 __device__ __forceinline__ void store_rows(bf16* tensor, const Rows& rows, int end, char* tile, int row,
                                            const float (&c)[COLUMNS / 8][4], float low, float high, int head_dim,
@@ -166,7 +168,6 @@ __device__ __forceinline__ void store_rows(bf16* tensor, const Rows& rows, int e
   using T = Tile<HEAD_DIM>;
   constexpr int CHUNKS = COLUMNS / 8;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  __syncwarp();
 #pragma unroll
   for (int n = 0; n < CHUNKS; ++n) {
     *reinterpret_cast<u32*>(tile + T::offset(row + g, n) + 4 * t) = pack_bf16(c[n][0] * low, c[n][1] * low);

@@ -30,7 +30,7 @@ struct Visit {
   __device__ __forceinline__ bool all_see(int r, int s) const { return r >= begin && s <= end && s - 1 + offset <= 0; }
 };
 
-// The visits to a tile of KEYS keys (at most), in shared memory: thread 0 looks two ahead.
+// The visits to a tile of KEYS keys (at most), in shared memory: one thread looks two ahead.
 template <int KEYS>
 struct Visits {
   Visit slots[4];
@@ -38,10 +38,12 @@ struct Visits {
   // What is found next: which sequence's queries, whether they see the keys as their own or in their prefix, first query of the
   // tile, head within the group.
   int sequence, own, tile, head;
+  int first, length;  // that sequence's
 
   __device__ __forceinline__ const Visit& operator[](int i) const { return slots[i % 4]; }
 
-  // Finds visits 0 and 1. A barrier must follow. P has cu_seqlens, seqs, prefix, heads, kv_heads, head_dim and causal.
+  // Finds visits 0 and 1, in thread 0. A barrier must follow. P has cu_seqlens, seqs, prefix, heads, kv_heads, head_dim and
+  // causal.
   template <class P>
   __device__ __forceinline__ void start(const P& p, const Place& place, int kv_head) {
     if (threadIdx.x != 0) return;
@@ -49,23 +51,24 @@ struct Visits {
     sequence = p.prefix == 0 ? place.sequence : 0;
     own = p.prefix == 0;
     head = 0;
-    tile = last_tile(p);
+    enter(p);
     find(p, 0, kv_head);
     find(p, 1, kv_head);
   }
   // Finds visit i + 2, while others read visits i and i + 1. A barrier must follow before it is read.
   template <class P>
   __device__ __forceinline__ void look_ahead(const P& p, int i, int kv_head) {
-    if (threadIdx.x == 0) find(p, i + 2, kv_head);
+    if (threadIdx.x == 64) find(p, i + 2, kv_head);
   }
 
  private:
-  // The last tile of the sequence's queries; below 0 where it has none.
+  // The sequence's first token, length and last tile of queries, which is below 0 where it has none.
   template <class P>
-  __device__ __forceinline__ int last_tile(const P& p) const {
-    if (sequence >= static_cast<int>(p.seqs)) return -1;
-    const int* const cu_seqlens = global<const int>(p.cu_seqlens) + sequence;
-    return (cu_seqlens[1] - cu_seqlens[0] + 63) / 64 * 64 - 64;
+  __device__ __forceinline__ void enter(const P& p) {
+    if (sequence >= static_cast<int>(p.seqs)) return;
+    first = global<const int>(p.cu_seqlens)[sequence];
+    length = global<const int>(p.cu_seqlens)[sequence + 1] - first;
+    tile = (length + 63) / 64 * 64 - 64;
   }
   template <class P>
   __device__ __forceinline__ void find(const P& p, int i, int kv_head) {
@@ -73,8 +76,6 @@ struct Visits {
     const int group = static_cast<int>(p.heads / p.kv_heads), token = keys.first + keys.begin;
     visit.count = 0;
     while (sequence < static_cast<int>(p.seqs)) {
-      const int first = global<const int>(p.cu_seqlens)[sequence];
-      const int length = global<const int>(p.cu_seqlens)[sequence + 1] - first;
       const int from = own && p.causal ? keys.begin : 0;  // the first query that sees any of the keys
       int begin = 0, end = keys.count;
       if (!own) {
@@ -105,7 +106,7 @@ struct Visits {
         // Without prefixes nobody else sees the keys.
         sequence = p.prefix == 0 ? static_cast<int>(p.seqs) : sequence + 1;
       }
-      tile = last_tile(p);
+      enter(p);
     }
   }
 };
