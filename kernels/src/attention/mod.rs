@@ -102,7 +102,7 @@ params! {
         pub dv: Addr,
         /// f32 `[tokens, heads]`, workspace.
         pub delta: Addr,
-        /// Workspace of [`workspace`] bytes; without it the matrix products are seven. The cpu needs none.
+        /// Workspace of [`workspace`] bytes from a multiple of 16 on; without it the matrix products are seven. The cpu needs none.
         pub workspace: Addr,
         /// i32 `[seqs + 1]`: where each sequence begins, not decreasing, from 0 up to at most `tokens`.
         pub cu_seqlens: Addr,

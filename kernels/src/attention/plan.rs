@@ -103,8 +103,10 @@ pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     let blocks = |keys| slots(p.tokens, p.seqs, p.max_seqlen, keys) * p.kv_heads as u64;
     let (d, shared) = (p.head_dim, key_tiles(p.head_dim, WIDE as u32));
     let narrow = key_tiles(d, ROWS as u32);
-    // A wide block reads and adds half as much; but half as many of them must still keep every multiprocessor busy.
-    let wide = shared <= arch.shared_per_block - STATIC && 2 * blocks(WIDE) >= 3 * arch.multiprocessors as u64;
+    // A wide block reads and adds half as much, where a sequence fills it; but half as many of them must still keep every
+    // multiprocessor busy.
+    let enough = p.max_seqlen as u64 > ROWS && 2 * blocks(WIDE) >= 3 * arch.multiprocessors as u64;
+    let wide = enough && shared + STATIC <= arch.shared_per_block;
     let stages = if p.workspace.is_null() || !p.prefix.is_null() {
         let queries = slots(p.tokens, p.seqs, p.max_seqlen, ROWS) * p.heads as u64;
         [
