@@ -295,3 +295,6 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
     cx.launch(&paged::fwd(q.dtype(), &p, pairs, keys))?;
     Ok(o)
 }
+
+#[cfg(test)]
+mod tests;
