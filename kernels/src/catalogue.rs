@@ -149,6 +149,7 @@ mod examples {
             dk: SOME,
             dv: SOME,
             delta: SOME,
+            workspace: SOME,
             cu_seqlens: SOME,
             tokens: TOKENS,
             seqs: 1,

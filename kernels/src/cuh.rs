@@ -6,6 +6,7 @@ use crate::{Arch, Stage};
 /// Name as kernels include it, and text.
 pub const HEADERS: &[(&str, &str)] = &[
     ("attention/backward_fma.cuh", include_str!("attention/backward_fma.cuh")),
+    ("attention/backward_keys.cuh", include_str!("attention/backward_keys.cuh")),
     ("attention/backward_mma.cuh", include_str!("attention/backward_mma.cuh")),
     ("attention/fma_tile.cuh", include_str!("attention/fma_tile.cuh")),
     ("attention/forward_fma.cuh", include_str!("attention/forward_fma.cuh")),

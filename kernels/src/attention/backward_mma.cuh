@@ -1,21 +1,18 @@
-// Gradient of 64 queries, and of 64 keys and values, on tensor cores: 4 warps of 16 rows each. Both compute weights and
-// their gradients anew: p = 2^(s * factor - lse * log2 e), ds = p (dp - delta), with dp = d_o . v.
+// Gradient of 64 queries alone on tensor cores: 4 warps of 16 rows each. It computes weights and their gradients anew:
+// p = 2^(s * factor - lse * log2 e), ds = p (dp - delta), with dp = d_o . v.
 #pragma once
 
 #include "attention/tile.cuh"
-#include "attention/visits.cuh"
 #include "cuh/online_softmax.cuh"
 
-// Shared memory: two tiles that stay, twice two that pass by; for keys also twice lse and delta of 64 queries.
+// Shared memory: two tiles that stay, twice two that pass by.
 template <int HEAD_DIM>
 constexpr int BACKWARD_BYTES = 6 * Tile<HEAD_DIM>::BYTES;
-constexpr int ROW_VALUES_BYTES = 2 * TILE_ROWS * 4;
 
-// c[pair] = 16 rows of a (lane's fragments at a) times rows row .. row + 16 * PAIRS of b, over the head. Of pairs
-// 0 .. PAIRS those in first .. last.
+// c[pair] = 16 rows of a (lane's fragments at a) times the first 16 * PAIRS rows of b, over the head. Of pairs 0 .. PAIRS
+// those in first .. last.
 template <int HEAD_DIM, int PAIRS, bool SOME>
-__device__ __forceinline__ void multiply_heads(float (&c)[2 * PAIRS][4], u32 a_lane, u32 b_lane, int row, int first,
-                                               int last) {
+__device__ __forceinline__ void multiply_heads(float (&c)[2 * PAIRS][4], u32 a_lane, u32 b_lane, int first, int last) {
 #pragma unroll
   for (int n = 0; n < 2 * PAIRS; ++n) {
 #pragma unroll
@@ -29,7 +26,7 @@ __device__ __forceinline__ void multiply_heads(float (&c)[2 * PAIRS][4], u32 a_l
     for (int pair = 0; pair < PAIRS; ++pair) {
       if (SOME && (pair < first || pair >= last)) continue;
       u32 b[4];
-      right_fragment<HEAD_DIM>(b, b_lane, row + 16 * pair, step);
+      right_fragment<HEAD_DIM>(b, b_lane, 16 * pair, step);
       mma_bf16(c[2 * pair], a, b[0], b[1]);
       mma_bf16(c[2 * pair + 1], a, b[2], b[3]);
     }
@@ -44,8 +41,8 @@ __device__ __forceinline__ void query_gradient(float (&dq)[HEAD_DIM / 8][4], u32
   constexpr int PAIRS = BLOCK_KEYS / 16;
   const int pairs = MASK ? (visible + 15) / 16 : PAIRS, t = threadIdx.x % 4;
   float p[2 * PAIRS][4], ds[2 * PAIRS][4];
-  multiply_heads<HEAD_DIM, PAIRS, MASK>(p, q, k, 0, 0, pairs);
-  multiply_heads<HEAD_DIM, PAIRS, MASK>(ds, d_o, v, 0, 0, pairs);
+  multiply_heads<HEAD_DIM, PAIRS, MASK>(p, q, k, 0, pairs);
+  multiply_heads<HEAD_DIM, PAIRS, MASK>(ds, d_o, v, 0, pairs);
 #pragma unroll
   for (int n = 0; n < 2 * PAIRS; ++n) {
 #pragma unroll
@@ -109,107 +106,6 @@ __device__ __forceinline__ void query_gradients(float (&dq)[HEAD_DIM / 8][4], ch
       const int limits[2] = {limit(min(row + g, last)) - first, limit(min(row + g + 8, last)) - first};
       query_gradient<HEAD_DIM, true>(dq, q_lane, d_o_lane, k_lane, v_lane, k_trans, factor, lse, delta, limits,
                                      most - first);
-    }
-  }
-}
-
-// QUERIES queries, from row `row` of the tiles at q and d_o on, for one warp's 16 keys. MASK: key r of the warp is seen by
-// queries from from[r / 8] on, none if that is TILE_ROWS; the first key by those from `first` on.
-template <int HEAD_DIM, int QUERIES, bool MASK>
-__device__ __forceinline__ void key_gradient(float (&dk)[HEAD_DIM / 8][4], float (&dv)[HEAD_DIM / 8][4], u32 k, u32 v, u32 q,
-                                             u32 d_o, u32 q_trans, u32 d_o_trans, const float* lse, const float* delta,
-                                             float factor, int row, const int (&from)[2], int first) {
-  constexpr int PAIRS = QUERIES / 16;
-  const int begin = MASK ? max(first - row, 0) / 16 : 0, t = threadIdx.x % 4;
-  if (MASK && begin >= PAIRS) return;
-  float p[2 * PAIRS][4], ds[2 * PAIRS][4];
-  multiply_heads<HEAD_DIM, PAIRS, MASK>(p, k, q, row, begin, PAIRS);
-  multiply_heads<HEAD_DIM, PAIRS, MASK>(ds, v, d_o, row, begin, PAIRS);
-#pragma unroll
-  for (int n = 0; n < 2 * PAIRS; ++n) {
-    float logs[2], deltas[2];
-    load_vector(lse + row + 8 * n + 2 * t, logs);
-    load_vector(delta + row + 8 * n + 2 * t, deltas);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const bool seen = !MASK || row + 8 * n + 2 * t + i % 2 >= from[i / 2];
-      p[n][i] = seen ? weight(p[n][i], factor, logs[i % 2] * LOG2_E) : 0.0f;
-      ds[n][i] = seen ? p[n][i] * (ds[n][i] - deltas[i % 2]) : 0.0f;
-    }
-  }
-#pragma unroll
-  for (int pair = 0; pair < PAIRS; ++pair) {
-    if (MASK && pair < begin) continue;
-    u32 a[4];
-    as_left(a, p[2 * pair], p[2 * pair + 1]);
-    multiply_rows<HEAD_DIM>(dv, a, d_o_trans, row + 16 * pair);
-    as_left(a, ds[2 * pair], ds[2 * pair + 1]);
-    multiply_rows<HEAD_DIM>(dk, a, q_trans, row + 16 * pair);
-  }
-}
-
-// The gradients of 64 keys, dk not yet scaled: over all visits in order, which have been started. `keys.head(r)`: where key
-// r's head begins; those from `count` on do not exist. `shared`: BACKWARD_BYTES + 2 * ROW_VALUES_BYTES, whose first two tiles
-// are each warp's own when this returns.
-template <int HEAD_DIM, class P, class Keys>
-__device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], float (&dv)[HEAD_DIM / 8][4], char* shared,
-                                              const P& p, const Keys& keys, int count, int kv_head, Visits& visits) {
-  using T = Tile<HEAD_DIM>;
-  constexpr int QUERIES = HEAD_DIM > 80 ? 32 : 64;
-  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, row = 16 * warp;
-  const u32 tiles = shared_address(shared);
-  const auto stage = [&](int i) { return static_cast<u32>((2 + 2 * i) * T::BYTES); };
-  const auto values = [&](int i) { return static_cast<u32>(6 * T::BYTES + i * ROW_VALUES_BYTES); };
-  const auto copy_visit = [&](const Visit& visit, int i) {
-    copy_rows<HEAD_DIM>(tiles + stage(i), global<const bf16>(p.q), visit.queries(), 0, visit.count);
-    copy_rows<HEAD_DIM>(tiles + stage(i) + T::BYTES, global<const bf16>(p.d_o), visit.queries(), 0,
-                                     visit.count);
-    const int r = threadIdx.x % TILE_ROWS;
-    const bool valid = r < visit.count;
-    const float* const source = global<const float>(threadIdx.x < TILE_ROWS ? p.lse : p.delta);
-    cp_async_4(tiles + values(i) + threadIdx.x * 4, source + (valid ? visit.value(r) : 0), valid ? 4 : 0);
-    cp_async_commit();
-  };
-#pragma unroll
-  for (int i = 0; i < 6; ++i) clear_padding<HEAD_DIM>(shared + i * T::BYTES);
-  copy_rows<HEAD_DIM>(tiles, global<const bf16>(p.k), keys, 0, count);
-  copy_rows<HEAD_DIM>(tiles + T::BYTES, global<const bf16>(p.v), keys, 0, count);
-  copy_visit(visits[0], 0);
-
-#pragma unroll
-  for (int n = 0; n < HEAD_DIM / 8; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) dk[n][i] = dv[n][i] = 0.0f;
-  }
-  const float factor = p.scale * LOG2_E;
-#pragma unroll 1
-  for (int n = 0; visits[n].count > 0; ++n) {
-    cp_async_wait<0>();
-    __syncthreads();  // The queries have arrived, and nobody reads those before any more.
-    const int i = n % 2;
-    if (visits[n + 1].count > 0) copy_visit(visits[n + 1], i ^ 1);
-    visits.look_ahead(p, n, kv_head);
-    const Visit& here = visits[n];
-    const u32 left = left_lane<HEAD_DIM>(tiles), right = right_lane<HEAD_DIM>(tiles);
-    const u32 k_lane = left + row * (T::PITCH * 16), v_lane = k_lane + T::BYTES;
-    const u32 q_lane = right + stage(i), d_o_lane = q_lane + T::BYTES;
-    const u32 q_trans = left + stage(i), d_o_trans = q_trans + T::BYTES;
-    const float* const logs = reinterpret_cast<const float*>(shared + values(i));
-    const float* const deltas = logs + TILE_ROWS;
-    if (here.all_see(row, row + 16)) {
-#pragma unroll 1
-      for (int at = 0; at < TILE_ROWS; at += QUERIES) {
-        key_gradient<HEAD_DIM, QUERIES, false>(dk, dv, k_lane, v_lane, q_lane, d_o_lane, q_trans, d_o_trans, logs, deltas,
-                                               factor, at, {}, 0);
-      }
-    } else {
-      const int from[2] = {here.seen_from(row + g), here.seen_from(row + g + 8)};
-      const int first = here.seen_from(row, row + 16);
-#pragma unroll 1
-      for (int at = 0; at < TILE_ROWS; at += QUERIES) {
-        key_gradient<HEAD_DIM, QUERIES, true>(dk, dv, k_lane, v_lane, q_lane, d_o_lane, q_trans, d_o_trans, logs, deltas,
-                                              factor, at, from, first);
-      }
     }
   }
 }

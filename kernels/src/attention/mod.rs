@@ -22,7 +22,8 @@
 //! (the forward pass for heads of up to 256, the backward pass for heads of 64, 72, 80 and 128) rounds to bf16 the
 //! probabilities, relative to the largest score so far, where they multiply `v`, and in the backward pass `p` and
 //! `p (d_o . v - delta)` where they multiply `d_o`, `q` and `k`. Values of a key that a query does not see, but that a later
-//! query of the same 16 does, are multiplied by 0 (departure 2 in `sm80.cu`).
+//! query of the same 16 does, are multiplied by 0 (departure 2 in `sm80.cu`). In one order whichever way they are computed:
+//! `dq` sums over keys ascending; `dk` and `dv` over sequences ascending, tiles of 64 queries descending, heads ascending.
 //!
 //! In f32 scores, sums of exponentials and outputs round at every addition, `2^x` is good to 2 units in the last place
 //! (`ex2.approx.ftz.f32`), and delta, `d_o . v - delta`, its product with p and the gradients' sums round at every step. Sums
@@ -30,7 +31,8 @@
 //! `d_o . v` and delta cancel, and more where scores are large and the softmax saturates. bf16 is within 2.5 times one rounding.
 //!
 //! Bound: f32 multiply-adds (cpu; f32 in CUDA) or matrix products (bf16 in CUDA); `4 * head_dim` operations a pair (query head,
-//! key) forward, `10 * head_dim` backward, for which CUDA does `14 * head_dim`.
+//! key) forward, `10 * head_dim` backward. CUDA does these on tensor cores with a workspace and without prefixes, else
+//! `14 * head_dim`. With the workspace `dq`'s sums go from block to block of 128 keys (or 64) through L2, 8 bytes an element each.
 
 pub(crate) mod check;
 pub(crate) mod cpu;
@@ -100,6 +102,8 @@ params! {
         pub dv: Addr,
         /// f32 `[tokens, heads]`, workspace.
         pub delta: Addr,
+        /// Workspace of [`workspace`] bytes from a multiple of 16 on; without it the matrix products are seven. The cpu needs none.
+        pub workspace: Addr,
         /// i32 `[seqs + 1]`: where each sequence begins, not decreasing, from 0 up to at most `tokens`.
         pub cu_seqlens: Addr,
         /// i32 `[seqs, 2]`: first token and number of the tokens whose keys come before the sequence's own, all of them in
@@ -172,12 +176,24 @@ pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })
 }
 
-/// The backward launch. `dtype` is that of q, k, v, o and their gradients, F32 or BF16; `pairs` as for [`fwd`].
+/// Bytes of the workspace with which the backward kernel does five matrix products instead of seven: an f32 for each element
+/// of dq, whose sums go from one block of keys to the next, and whose turn it is. 0 where it would not be used: in f32, for
+/// heads that are not for tensor cores, and with prefixes.
+pub fn workspace(dtype: DType, p: &BwdParams) -> usize {
+    if dtype != DType::BF16 || !plan::on_tensor_cores(p.head_dim) || !p.prefix.is_null() {
+        return 0;
+    }
+    4 * p.tokens as usize * p.heads as usize * (p.head_dim as usize + 1)
+}
+
+/// The backward launch. `dtype` is that of q, k, v, o and their gradients, F32 or BF16; `pairs` as for [`fwd`]. A workspace
+/// counts as written and read once: where sums do not stay in the L2 cache on their way, that is what must reach memory.
 pub fn bwd(dtype: DType, params: &BwdParams, pairs: f64) -> Launch {
     let kernel = if dtype == DType::F32 { &BWD_F32 } else { &BWD_BF16 };
     let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
     let d = params.head_dim as f64;
-    let bytes = 4.0 * tokens * (heads + kv_heads) * d * dtype.size() as f64 + 4.0 * tokens * heads;
+    let passed = if params.workspace.is_null() { 0 } else { 2 * workspace(dtype, params) };
+    let bytes = 4.0 * tokens * (heads + kv_heads) * d * dtype.size() as f64 + 4.0 * tokens * heads + passed as f64;
     Launch::kernel(kernel, params, Cost { flops: 10.0 * d * heads * pairs, bytes })
 }
 
@@ -242,6 +258,10 @@ pub fn cases() -> Vec<Case> {
     };
     let group =
         Case { prefix: vec![(0, 0), (0, 70), (0, 70), (0, 70)], ..case(&[70, 9, 65, 1], (4, 2), 64, true, 1.0) };
+    // So many sequences, most of them empty, that there may be enough blocks for those of 128 keys in the backward pass.
+    let many = |lengths: &[usize], heads, head_dim, causal, spread| {
+        case(&[&[0; 120], lengths, &[0; 90]].concat(), heads, head_dim, causal, spread)
+    };
     let odd = Case { prefix: vec![(3, 20), (0, 0), (1, 40)], ..case(&[5, 43, 30], (3, 1), 80, false, 1.0) };
     vec![
         case(&[0, 1, 17, 0, 63], (6, 3), 12, true, 1.0),
@@ -259,7 +279,12 @@ pub fn cases() -> Vec<Case> {
         case(&[90, 5], (2, 1), 72, true, 1.0),
         case(&[20, 81], (2, 2), 7, true, 1.0),
         Case { head_dim: 20, ..group.clone() },
+        Case { head_dim: 128, ..group.clone() },
         group,
         odd,
+        many(&[300, 0, 65], (4, 2), 128, true, 1.0),
+        many(&[129, 257], (2, 1), 64, false, 1.0),
+        many(&[64, 200], (2, 1), 72, true, 1.0),
+        many(&[270], (3, 1), 80, true, 20.0),
     ]
 }

@@ -5,10 +5,10 @@ use crate::{Arch, Stage};
 
 /// Rows of a tile.
 const ROWS: u64 = 64;
+/// Keys of a block of the backward pass on tensor cores, where there is enough to do.
+const WIDE: u64 = 128;
 /// Bytes of a tile of f32, rows four elements apart from the next.
 const FMA_TILE: u32 = 64 * 68 * 4;
-/// Bytes of a row tile's log-sum-exps and deltas.
-const ROW_VALUES: u32 = 2 * 64 * 4;
 /// Columns of the output that a block on CUDA cores writes.
 const FMA_COLUMNS: u32 = 128;
 
@@ -19,9 +19,24 @@ const fn mma_tile(head_dim: u32) -> u32 {
 }
 
 /// An upper bound on the tiles of all sequences, as `tile_slots` of sequences.cuh counts them.
-fn slots(tokens: u32, seqs: u32, max_seqlen: u32) -> u64 {
+fn slots(tokens: u32, seqs: u32, max_seqlen: u32, rows: u64) -> u64 {
     let (tokens, seqs) = (tokens as u64, seqs as u64);
-    (seqs * (max_seqlen as u64).div_ceil(ROWS)).min((tokens + (ROWS - 1) * seqs) / ROWS)
+    (seqs * (max_seqlen as u64).div_ceil(rows)).min((tokens + (rows - 1) * seqs) / rows)
+}
+
+/// Shared memory that a block of the backward pass declares besides, at most.
+const STATIC: u32 = 1 << 10;
+
+/// The functions of the backward pass for one size of heads.
+macro_rules! symbols {
+    ($head_dim:literal) => {
+        [
+            concat!("attention_bwd_bf16_all_", $head_dim),
+            concat!("attention_bwd_bf16_all_", $head_dim, "_by_64"),
+            concat!("attention_bwd_bf16_dkv_", $head_dim),
+            concat!("attention_bwd_bf16_dq_", $head_dim),
+        ]
+    };
 }
 
 /// `blocks` blocks of `threads`, none where there is nothing to do.
@@ -50,13 +65,13 @@ pub fn fwd_bf16(p: &FwdParams, _: &Arch) -> Vec<Stage> {
     };
     let parts = p.head_dim.div_ceil(value_columns) as u64;
     let shared = mma_tile(columns) + stages * (mma_tile(columns) + mma_tile(value_columns));
-    let blocks = slots(p.tokens, p.seqs, p.max_seqlen) * p.heads as u64 * parts;
+    let blocks = slots(p.tokens, p.seqs, p.max_seqlen, ROWS) * p.heads as u64 * parts;
     stage(symbol, blocks, 128, shared).into_iter().collect()
 }
 
 fn fwd_fma(symbol: &'static str, p: &FwdParams) -> Vec<Stage> {
     let parts = p.head_dim.div_ceil(FMA_COLUMNS) as u64;
-    let blocks = slots(p.tokens, p.seqs, p.max_seqlen) * p.heads as u64 * parts;
+    let blocks = slots(p.tokens, p.seqs, p.max_seqlen, ROWS) * p.heads as u64 * parts;
     stage(symbol, blocks, 256, 4 * FMA_TILE).into_iter().collect()
 }
 
@@ -65,21 +80,45 @@ pub fn bwd_f32(p: &BwdParams, _: &Arch) -> Vec<Stage> {
     bwd_fma(["attention_bwd_f32", "attention_bwd_f32_dkv", "attention_bwd_f32_dq"], p)
 }
 
+/// Shared memory of a block of `keys` keys: keys, values, two tiles of queries, one of their outputs' gradients, the scores'
+/// gradients, twice the log-sum-exps and deltas of 64 queries.
+const fn key_tiles(head_dim: u32, keys: u32) -> u32 {
+    2 * (mma_tile(head_dim) / 64 * keys) + 3 * mma_tile(head_dim) + 2 * 64 * keys + 2 * (2 * 64 * 4)
+}
+
+/// Whether the gradients of these heads are computed on tensor cores.
+pub const fn on_tensor_cores(head_dim: u32) -> bool {
+    matches!(head_dim, 64 | 72 | 80 | 128)
+}
+
 /// `attention_bwd_bf16`.
-pub fn bwd_bf16(p: &BwdParams, _: &Arch) -> Vec<Stage> {
-    let [dkv, dq] = match p.head_dim {
-        64 => ["attention_bwd_bf16_dkv_64", "attention_bwd_bf16_dq_64"],
-        72 => ["attention_bwd_bf16_dkv_72", "attention_bwd_bf16_dq_72"],
-        80 => ["attention_bwd_bf16_dkv_80", "attention_bwd_bf16_dq_80"],
-        128 => ["attention_bwd_bf16_dkv_128", "attention_bwd_bf16_dq_128"],
+pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
+    let [all, by_64, dkv, dq] = match p.head_dim {
+        64 => symbols!("64"),
+        72 => symbols!("72"),
+        80 => symbols!("80"),
+        128 => symbols!("128"),
         _ => return bwd_fma(["attention_bwd_bf16", "attention_bwd_bf16_dkv", "attention_bwd_bf16_dq"], p),
     };
-    let (slots, tile) = (slots(p.tokens, p.seqs, p.max_seqlen), mma_tile(p.head_dim));
-    let stages = [
-        deltas("attention_bwd_bf16", p),
-        stage(dkv, slots * p.kv_heads as u64, 128, 6 * tile + 2 * ROW_VALUES),
-        stage(dq, slots * p.heads as u64, 128, 6 * tile),
-    ];
+    let blocks = |keys| slots(p.tokens, p.seqs, p.max_seqlen, keys) * p.kv_heads as u64;
+    let (d, shared) = (p.head_dim, key_tiles(p.head_dim, WIDE as u32));
+    let narrow = key_tiles(d, ROWS as u32);
+    // A wide block reads and adds half as much, where a sequence fills it; but half as many of them must still keep every
+    // multiprocessor busy.
+    let enough = p.max_seqlen as u64 > ROWS && 2 * blocks(WIDE) >= 3 * arch.multiprocessors as u64;
+    let wide = enough && shared + STATIC <= arch.shared_per_block;
+    let stages = if p.workspace.is_null() || !p.prefix.is_null() {
+        let queries = slots(p.tokens, p.seqs, p.max_seqlen, ROWS) * p.heads as u64;
+        [
+            deltas("attention_bwd_bf16", p),
+            stage(dkv, blocks(ROWS), 128, narrow),
+            stage(dq, queries, 128, 6 * mma_tile(d)),
+        ]
+    } else if wide {
+        [deltas("attention_bwd_bf16_relay", p), stage(all, blocks(WIDE), 256, shared), None]
+    } else {
+        [deltas("attention_bwd_bf16_relay", p), stage(by_64, blocks(ROWS), 128, narrow), None]
+    };
     stages.into_iter().flatten().collect()
 }
 
@@ -89,7 +128,7 @@ fn deltas(symbol: &'static str, p: &BwdParams) -> Option<Stage> {
 }
 
 fn bwd_fma([delta, dkv, dq]: [&'static str; 3], p: &BwdParams) -> Vec<Stage> {
-    let slots = slots(p.tokens, p.seqs, p.max_seqlen) * p.head_dim.div_ceil(FMA_COLUMNS) as u64;
+    let slots = slots(p.tokens, p.seqs, p.max_seqlen, ROWS) * p.head_dim.div_ceil(FMA_COLUMNS) as u64;
     let stages = [
         deltas(delta, p),
         stage(dkv, slots * p.kv_heads as u64, 256, 4 * FMA_TILE),

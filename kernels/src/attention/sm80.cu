@@ -1,12 +1,13 @@
 // Attention over packed sequences, and its gradient; formula, shapes and parameters: mod.rs.
 //
-// Tiles. A block does 64 queries of one head, or 64 keys of one key head. bf16: four warps of 16 rows, m16n8k16 products
-// (forward_mma.cuh, backward_mma.cuh), for heads of 64, 72, 80 and 128 compiled to size, others of up to 256 padded with
-// zeros. f32, longer heads, and the gradient of the other bf16 heads: 4 x 4 results a thread with fused multiply-adds (…_fma.cuh).
+// Tiles. A block does 64 queries of one head, or 64 keys of one key head; 128 in the backward pass on tensor cores, where
+// that still makes enough blocks (plan.rs). bf16: a warp a 16 rows, m16n8k16 products (forward_mma.cuh, backward_keys.cuh), for
+// heads of 64, 72, 80 and 128 compiled to size, others of up to 256 padded with zeros. f32, longer heads, and the gradient of
+// the other bf16 heads: 4 x 4 results a thread with fused multiply-adds (…_fma.cuh).
 // Order. Keys ascend from the sequence's (or its prefix's) first key in blocks of 64; 8 blocks are a segment that starts from
 // nothing, segments are merged in order (cuh/online_softmax.cuh, which the paged kernel has in common). Nothing is added by
-// atomics: a query's gradient sums over key blocks ascending, a key's over sequences, heads of the group and query tiles
-// ascending (visits.cuh). So no row's bits depend on other rows, sequences, heads or the grid.
+// atomics: a query's gradient sums over keys ascending, 16 at a time; a key's over sequences ascending, query tiles
+// descending, heads of the group ascending (visits.cuh). So no row's bits depend on other rows, sequences, heads or the grid.
 // Numerics. Scores, maxima, sums, outputs and gradients accumulate in f32; 2^x has a relative error of 2^-22.
 //   Rounded to bf16, in bf16 on tensor cores: forward p = 2^(s - largest so far) where it multiplies v (its sum takes the
 //   unrounded one); backward p and ds = p (dp - delta) where they multiply d_o, q and k. Then one rounding of each output.
@@ -14,23 +15,36 @@
 //
 // Grid (x). Tiles: an upper bound from tokens, sequences and the longest sequence; blocks beyond end at once, and a
 // sequence's tiles are found by binary search (sequences.cuh). Queries: key heads outermost, then tiles from the last, which
-// has the most keys, on, then the heads of the group. Keys: key heads outermost, then tiles from the first on.
+// has the most keys, on, then the heads of the group. Keys: tiles from the first on, which has the most queries, key heads
+// innermost.
 //
 //   forward:   for each block of keys (copied while the one before is worked on):
 //                s = q k^T; mask; p, top, sum, o = take(s); o += p v; every 8 blocks: total = merge(total, segment)
 //              o = total / sum; lse = ln(sum) + top
-//   backward:  delta = d_o . o
-//              keys:    for each visit: s = k q^T, dp = v d_o^T; p = e^(s - lse); dv += p d_o; dk += p (dp - delta) q
-//              queries: for each block of keys: s = q k^T, dp = d_o v^T; dq += p (dp - delta) k
+//   backward:  delta = d_o . o; turn[..] = 0
+//              keys:    for each visit: s = k q^T, dp = v d_o^T; p = e^(s - lse), ds = p (dp - delta); dv += p d_o;
+//                         wait until turn[queries] is this tile's number; dk += ds q; dq = sums[queries] + ds^T k;
+//                         sums[queries] = dq, turn[queries] += 1; or, where no later tile of keys is seen, dq is written
+//              With a prefix, without a workspace, or on CUDA cores, dq is left out of it, and there are also
+//              queries: for each block of keys: s = q k^T, dp = d_o v^T; dq += ds k
 //
-// Departures. (1) Scores and dp are computed twice in the backward pass, 7 products for 5, so that it needs neither atomics
-// nor a workspace; a single pass would add dq to an f32 workspace in the order of key blocks, a semaphore a query tile.
-// (2) In a tile that the diagonal crosses, products go over 16 keys at a time, those that a warp's 16 rows see: a key after
-// a query but before the warp's last has p = 0, so a value there that is not finite makes the row NaN. Keys after the
-// tile's last are not read, nor those of other sequences. (3) CUDA cores take whole diagonal blocks.
-// (4) Rows that are no multiple of 16 bytes are read and written element by element.
-// Bound. Matrix products (bf16), multiply-adds (f32). A warp does 14 operations for a byte that it reads of shared memory.
+// Turns. A block waits for the tile of keys before its own, of the same key head and sequence: a block with a smaller number,
+// which a GPU starts earlier. So of the blocks at work that with the smallest number waits for none, and all come to an end.
+// It waits at the first visit, hardly later: all tiles visit queries from the last on, every head of a tile before the next,
+// so that those of a sequence keep in step, each a visit and a hand-over (stores, release, acquire) behind the one before; when
+// causal, later tiles have fewer visits and drop out at the end, where nobody waits for them. The longest chain is the visits of
+// a first tile: for 8192 tokens and 7 heads a key head 896 of 128 keys and 64 queries, where with 4 key heads each of 132
+// multiprocessors has 882 to do.
+//
+// Departures. (1) With a prefix scores and dp are computed twice, 7 products for 5: a prefix may lie anywhere, also behind
+// the tokens that have it, and then tiles would wait for blocks that come later. (2) In a tile that the diagonal crosses,
+// products go over 16 keys at a time, those that 16 rows see: a key after a query but before the last of the 16 has p = 0, so
+// a value there that is not finite makes the row NaN. Keys after the tile's last are not read, nor those of other sequences.
+// (3) CUDA cores take whole diagonal blocks. (4) Rows that are no multiple of 16 bytes are read and written element by element.
+// Bound. Matrix products (bf16), multiply-adds (f32). A warp does 14 operations for a byte that it reads of shared memory; a
+// visit of 128 keys does 106 for a byte of queries and their sums that it moves to and from L2, one of 64 keys 53.
 #include "attention/backward_fma.cuh"
+#include "attention/backward_keys.cuh"
 #include "attention/backward_mma.cuh"
 #include "attention/forward_fma.cuh"
 #include "attention/forward_mma.cuh"
@@ -106,6 +120,7 @@ __device__ __forceinline__ void forward_mma(FwdParams p) {
                                       range.limit, 0, ceil_div(range.end, BLOCK_KEYS), p.scale * LOG2_E, head_dim, column);
   }
   const int row = threadIdx.x / 32 * 16, g = threadIdx.x % 32 / 4, count = tile.place.count;
+  __syncwarp();
   store_rows<HEAD_DIM, COLUMNS, PADDED>(global<bf16>(p.o), query_rows(p, tile), count, shared, row, out.o,
                                         inverse_sum(out.row[0]), inverse_sum(out.row[1]), head_dim, column);
   if (p.lse != 0 && column == 0 && threadIdx.x % 4 == 0) {
@@ -170,6 +185,7 @@ __device__ __forceinline__ void query_gradients_mma(BwdParams p) {
                               tile.place.count, global<const bf16>(p.k), global<const bf16>(p.v), range.keys, range.end,
                               range.limit, p.scale * LOG2_E, lse, delta);
   }
+  __syncwarp();
   store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dq), query_rows(p, tile), tile.place.count, shared, row, dq, p.scale,
                                         p.scale, HEAD_DIM, 0);
 }
@@ -181,14 +197,14 @@ struct KeyTile {
 };
 
 // Whether the block has something to do; if so its visits are started. Tiles in order: when causal, the first are seen by
-// the most queries.
+// the most queries. Key heads innermost, so that the longest tiles of all heads begin together.
 template <int ROWS>
-__device__ __forceinline__ bool key_tile(const BwdParams& p, u32 parts, KeyTile& tile, Visits& visits) {
+__device__ __forceinline__ bool key_tile(const BwdParams& p, u32 parts, KeyTile& tile, Visits<ROWS>& visits) {
   if (threadIdx.x == 0) {
-    const u64 slots = tile_slots<ROWS>(p.tokens, p.seqs, p.max_seqlen), block = blockIdx.x / parts;
+    const u32 block = blockIdx.x / parts;
     tile.part = static_cast<int>(blockIdx.x % parts);
-    tile.kv_head = static_cast<int>(block / slots);
-    find_tile<ROWS>(global<const int>(p.cu_seqlens), p.tokens, p.seqs, p.max_seqlen, block % slots, tile.place);
+    tile.kv_head = static_cast<int>(block % p.kv_heads);
+    find_tile<ROWS>(global<const int>(p.cu_seqlens), p.tokens, p.seqs, p.max_seqlen, block / p.kv_heads, tile.place);
     if (tile.place.count > 0) visits.start(p, tile.place, tile.kv_head);
   }
   __syncthreads();
@@ -201,21 +217,21 @@ __device__ __forceinline__ PackedRows key_rows(const BwdParams& p, const KeyTile
   return {(static_cast<u64>(tile.place.first) + tile.place.begin) * row + tile.kv_head * p.head_dim, row};
 }
 
-template <int HEAD_DIM>
+// Gradients of KEYS keys; RELAY: and of queries, which then have no prefix.
+template <int HEAD_DIM, int KEYS, bool RELAY>
 __device__ __forceinline__ void key_gradients_mma(BwdParams p) {
   extern __shared__ __align__(512) char shared[];
   __shared__ KeyTile tile;
-  __shared__ Visits visits;
+  __shared__ Visits<KEYS> visits;
   p.head_dim = HEAD_DIM;
-  if (!key_tile<TILE_ROWS>(p, 1, tile, visits)) return;
+  if (!key_tile<KEYS>(p, 1, tile, visits)) return;
   float dk[HEAD_DIM / 8][4], dv[HEAD_DIM / 8][4];
-  key_gradients<HEAD_DIM>(dk, dv, shared, p, key_rows(p, tile), tile.place.count, tile.kv_head, visits);
+  key_gradients<HEAD_DIM, KEYS, RELAY>(dk, dv, shared, p, key_rows(p, tile), tile.kv_head, visits);
   const int row = threadIdx.x / 32 * 16, count = tile.place.count;
   store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dk), key_rows(p, tile), count, shared, row, dk, p.scale, p.scale,
                                         HEAD_DIM, 0);
-  // redundant: its first barrier of the warp; dk's orders the reads of V's tile too.
-  store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dv), key_rows(p, tile), count, shared + Tile<HEAD_DIM>::BYTES, row,
-                                        dv, 1.0f, 1.0f, HEAD_DIM, 0);
+  store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dv), key_rows(p, tile), count, shared + KeyTiles<HEAD_DIM, KEYS>::V,
+                                        row, dv, 1.0f, 1.0f, HEAD_DIM, 0);
 }
 
 template <class T>
@@ -250,7 +266,7 @@ template <class T>
 __device__ __forceinline__ void key_gradients_fma(const BwdParams& p) {
   extern __shared__ __align__(512) float tiles[];
   __shared__ KeyTile tile;
-  __shared__ Visits visits;
+  __shared__ Visits<FMA_ROWS> visits;
   const int head_dim = static_cast<int>(p.head_dim);
   if (!key_tile<FMA_ROWS>(p, ceil_div(head_dim, FMA_PART_COLUMNS), tile, visits)) return;
   const int column = tile.part * FMA_PART_COLUMNS;
@@ -265,11 +281,13 @@ __device__ __forceinline__ void key_gradients_fma(const BwdParams& p) {
   }
 }
 
-// Rows of tokens in no sequence have no output.
-template <class T>
+// Rows of tokens in no sequence have no output. RELAY: nobody has had a turn yet.
+template <class T, bool RELAY>
 __device__ __forceinline__ void row_products(const BwdParams& p) {
   const u64 rows = static_cast<u64>(global<const int>(p.cu_seqlens)[p.seqs]) * p.heads;
   row_products(global<float>(p.delta), global<const T>(p.d_o), global<const T>(p.o), rows, static_cast<int>(p.head_dim));
+  const u64 row = blockIdx.x * static_cast<u64>(FMA_THREADS / 16) + threadIdx.x;
+  if (RELAY && threadIdx.x < FMA_THREADS / 16 && row < rows) relay(p).turns[row] = 0;
 }
 
 #define KERNEL(NAME, PARAMS, THREADS, BLOCKS, ...)                                                                   \
@@ -285,17 +303,19 @@ KERNEL(fwd_bf16_up_to_64, FwdParams, MMA_THREADS, 2, forward_mma<64, 64, true>)
 KERNEL(fwd_bf16_up_to_128, FwdParams, MMA_THREADS, 1, forward_mma<128, 128, true>)
 KERNEL(fwd_bf16_up_to_256, FwdParams, MMA_THREADS, 2, forward_mma<256, 64, true>)
 KERNEL(fwd_f32, FwdParams, FMA_THREADS, 1, forward_fma<float>)
-KERNEL(bwd_bf16, BwdParams, FMA_THREADS, 4, row_products<bf16>)
+KERNEL(bwd_bf16, BwdParams, FMA_THREADS, 4, row_products<bf16, false>)
+KERNEL(bwd_bf16_relay, BwdParams, FMA_THREADS, 4, row_products<bf16, true>)
 KERNEL(bwd_bf16_dq, BwdParams, FMA_THREADS, 1, query_gradients_fma<bf16>)
-KERNEL(bwd_bf16_dq_64, BwdParams, MMA_THREADS, 2, query_gradients_mma<64>)
-KERNEL(bwd_bf16_dq_72, BwdParams, MMA_THREADS, 2, query_gradients_mma<72>)
-KERNEL(bwd_bf16_dq_80, BwdParams, MMA_THREADS, 2, query_gradients_mma<80>)
-KERNEL(bwd_bf16_dq_128, BwdParams, MMA_THREADS, 2, query_gradients_mma<128>)
 KERNEL(bwd_bf16_dkv, BwdParams, FMA_THREADS, 1, key_gradients_fma<bf16>)
-KERNEL(bwd_bf16_dkv_64, BwdParams, MMA_THREADS, 2, key_gradients_mma<64>)
-KERNEL(bwd_bf16_dkv_72, BwdParams, MMA_THREADS, 2, key_gradients_mma<72>)
-KERNEL(bwd_bf16_dkv_80, BwdParams, MMA_THREADS, 2, key_gradients_mma<80>)
-KERNEL(bwd_bf16_dkv_128, BwdParams, MMA_THREADS, 2, key_gradients_mma<128>)
-KERNEL(bwd_f32, BwdParams, FMA_THREADS, 4, row_products<float>)
+#define GRADIENTS(HEAD_DIM, BLOCKS)                                                                  \
+  KERNEL(bwd_bf16_all_##HEAD_DIM, BwdParams, 256, BLOCKS, key_gradients_mma<HEAD_DIM, 128, true>)    \
+  KERNEL(bwd_bf16_all_##HEAD_DIM##_by_64, BwdParams, 128, 2, key_gradients_mma<HEAD_DIM, 64, true>)  \
+  KERNEL(bwd_bf16_dkv_##HEAD_DIM, BwdParams, MMA_THREADS, 2, key_gradients_mma<HEAD_DIM, 64, false>) \
+  KERNEL(bwd_bf16_dq_##HEAD_DIM, BwdParams, MMA_THREADS, 2, query_gradients_mma<HEAD_DIM>)
+GRADIENTS(64, 1)
+GRADIENTS(72, 1)
+GRADIENTS(80, 1)
+GRADIENTS(128, 1)
+KERNEL(bwd_f32, BwdParams, FMA_THREADS, 4, row_products<float, false>)
 KERNEL(bwd_f32_dq, BwdParams, FMA_THREADS, 1, query_gradients_fma<float>)
 KERNEL(bwd_f32_dkv, BwdParams, FMA_THREADS, 1, key_gradients_fma<float>)

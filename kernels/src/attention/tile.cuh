@@ -1,4 +1,5 @@
-// 64 rows of HEAD_DIM bf16 in shared memory, so that ldmatrix has no bank conflict. Units are chunks of 16 bytes.
+// 64 rows (of keys in the backward pass also 128) of HEAD_DIM bf16 in shared memory, so that ldmatrix has no bank conflict.
+// Units are chunks of 16 bytes.
 //
 // PADDED: a tile holds columns `column` .. `column` + HEAD_DIM of heads of `head_dim`, any number, and zeros beyond; else
 // those are HEAD_DIM and 0.
@@ -57,30 +58,30 @@ __device__ __forceinline__ int thread_again() {
 }
 
 // Zeros in the columns that a product over the head takes beyond HEAD_DIM (8 of them, or none); copies leave them alone.
-template <int HEAD_DIM>
+template <int HEAD_DIM, int ROWS = TILE_ROWS, int THREADS = MMA_THREADS>
 __device__ __forceinline__ void clear_padding(char* tile) {
   if constexpr (HEAD_DIM % 16 != 0) {
-    for (int row = threadIdx.x; row < TILE_ROWS; row += MMA_THREADS) {
+    for (int row = threadIdx.x; row < ROWS; row += THREADS) {
       *reinterpret_cast<Words<16>*>(tile + Tile<HEAD_DIM>::offset(row, Tile<HEAD_DIM>::CHUNKS)) = {};
     }
   }
 }
 
-// Starts copying rows first .. first + 64 of a tensor; those from `end` on become zeros and are not read. `rows.head(r)`:
+// Starts copying rows first .. first + ROWS of a tensor; those from `end` on become zeros and are not read. `rows.head(r)`:
 // where row r's head begins, in elements.
-template <int HEAD_DIM, bool PADDED, class Rows>
+template <int HEAD_DIM, bool PADDED, int ROWS = TILE_ROWS, int THREADS = MMA_THREADS, class Rows>
 __device__ __forceinline__ void copy_rows(u32 tile, char* memory, const bf16* tensor, const Rows& rows, int first, int end,
                                           int head_dim, int column) {
   using T = Tile<HEAD_DIM>;
-  constexpr int ALL = TILE_ROWS * T::CHUNKS;
+  constexpr int ALL = ROWS * T::CHUNKS;
   const int thread = thread_again();
   const bool vector = !PADDED || head_dim % 8 == 0;
 #pragma unroll
-  for (int i = 0; i < (ALL + MMA_THREADS - 1) / MMA_THREADS; ++i) {
-    const int at = i * MMA_THREADS + thread;
-    if (ALL % MMA_THREADS != 0 && at >= ALL) break;
+  for (int i = 0; i < (ALL + THREADS - 1) / THREADS; ++i) {
+    const int at = i * THREADS + thread;
+    if (ALL % THREADS != 0 && at >= ALL) break;
     int row, chunk;
-    T::template item<TILE_ROWS>(at, row, chunk);
+    T::template item<ROWS>(at, row, chunk);
     const int c = PADDED ? column + chunk * 8 : chunk * 8;
     const bool valid = first + row < end && (!PADDED || c < head_dim);
     const bf16* source = tensor + (valid ? rows.head(first + row) + c : 0);
@@ -94,9 +95,9 @@ __device__ __forceinline__ void copy_rows(u32 tile, char* memory, const bf16* te
   }
 }
 
-template <int HEAD_DIM, class Rows>
+template <int HEAD_DIM, int ROWS = TILE_ROWS, int THREADS = MMA_THREADS, class Rows>
 __device__ __forceinline__ void copy_rows(u32 tile, const bf16* tensor, const Rows& rows, int first, int end) {
-  copy_rows<HEAD_DIM, false>(tile, nullptr, tensor, rows, first, end, HEAD_DIM, 0);
+  copy_rows<HEAD_DIM, false, ROWS, THREADS>(tile, nullptr, tensor, rows, first, end, HEAD_DIM, 0);
 }
 
 // Where a lane's rows of a tile's fragments begin, in shared memory. Rows and steps are added to it by `fragment`.
@@ -131,20 +132,20 @@ __device__ __forceinline__ void right_fragment(u32 (&b)[4], u32 lane, int row, i
   ldmatrix_x4(b, fragment<HEAD_DIM>(lane, row, 2 * step));
 }
 
-// c += a times rows row .. row + 16 of a tile, over all of the head's columns. `lane`: left_lane.
-template <int HEAD_DIM>
-__device__ __forceinline__ void multiply_rows(float (&c)[HEAD_DIM / 8][4], const u32 (&a)[4], u32 lane, int row) {
-  constexpr int TILES = HEAD_DIM / 8;
+// c += a times rows row .. row + 16 of a tile, over TILES * 8 of the head's columns, those from chunk `chunk` on (even, where
+// the tile is XORed). `lane`: left_lane.
+template <int HEAD_DIM, int TILES>
+__device__ __forceinline__ void multiply_rows(float (&c)[TILES][4], const u32 (&a)[4], u32 lane, int row, int chunk = 0) {
 #pragma unroll
   for (int pair = 0; pair < TILES / 2; ++pair) {
     u32 b[4];
-    ldmatrix_x4_trans(b, fragment<HEAD_DIM>(lane, row, 2 * pair));
+    ldmatrix_x4_trans(b, fragment<HEAD_DIM>(lane, row, chunk + 2 * pair));
     mma_bf16(c[2 * pair], a, b[0], b[1]);
     mma_bf16(c[2 * pair + 1], a, b[2], b[3]);
   }
   if constexpr (TILES % 2 != 0) {
     u32 b[2];
-    ldmatrix_x2_trans(b, fragment<HEAD_DIM>(lane, row, TILES - 1));
+    ldmatrix_x2_trans(b, fragment<HEAD_DIM>(lane, row, chunk + TILES - 1));
     mma_bf16(c[TILES - 1], a, b[0], b[1]);
   }
 }
@@ -158,7 +159,8 @@ __device__ __forceinline__ void as_left(u32 (&a)[4], const float (&low)[4], cons
 }
 
 // Writes COLUMNS columns of a warp's 16 rows, times two factors (rows g and g + 8), rounded to bf16: through its own 16
-// rows of a tile that no other warp uses any more. Rows from `end` on are not written.
+// rows of a tile that no other warp uses any more, nor another lane: a barrier of the warp must have come. Rows from `end` on
+// are not written.
 template <int HEAD_DIM, int COLUMNS, bool PADDED, class Rows>
 __device__ __forceinline__ void store_rows(bf16* tensor, const Rows& rows, int end, char* tile, int row,
                                            const float (&c)[COLUMNS / 8][4], float low, float high, int head_dim,
@@ -166,7 +168,6 @@ __device__ __forceinline__ void store_rows(bf16* tensor, const Rows& rows, int e
   using T = Tile<HEAD_DIM>;
   constexpr int CHUNKS = COLUMNS / 8;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  __syncwarp();
 #pragma unroll
   for (int n = 0; n < CHUNKS; ++n) {
     *reinterpret_cast<u32*>(tile + T::offset(row + g, n) + 4 * t) = pack_bf16(c[n][0] * low, c[n][1] * low);

@@ -3,15 +3,11 @@
 use super::{Given, cases};
 use crate::DType::{BF16, F32};
 use crate::attention::formula::Roundings;
+use crate::attention::plan::on_tensor_cores;
 use crate::attention::{Case, bwd, formula, fwd};
 use crate::checks::{Data, addr, run, run_once};
 use crate::compare::{OF_ONE, assert_close, assert_rounded};
 use crate::{Addr, DType, paged_attention};
-
-/// Whether the gradients of these heads are computed on tensor cores.
-fn on_tensor_cores(head_dim: usize) -> bool {
-    [64, 72, 80, 128].contains(&head_dim)
-}
 
 fn equals_the_formula(dtype: DType) {
     for case in cases() {
@@ -23,16 +19,16 @@ fn equals_the_formula(dtype: DType) {
         run(&fwd(dtype, &given.fwd(o.addr(), lse.addr()), given.pairs()), 1);
         assert_close(&format!("lse {name}"), &lse.values(), &want_lse, 1e-6, f64::MAX);
         let (o, lse) = (Data::new(dtype, &o.values()), Data::new(F32, &lse.values()));
-        let (d_o, delta) = (given.d_o.f64(), Data::output(F32, rows));
+        let (d_o, scratch) = (given.d_o.f64(), given.scratch(dtype));
         let want_grads = formula::bwd(&case, [&q, &k, &v], &o.f64(), &d_o, scale);
         let grads = want_grads.each_ref().map(|w| Data::output(dtype, w.len()));
-        run(&bwd(dtype, &given.bwd(&o, &lse, &delta, grads.each_ref()), given.pairs()), 1);
+        run(&bwd(dtype, &given.bwd(&o, &lse, &scratch, grads.each_ref()), given.pairs()), 1);
         let f32 = dtype == F32;
         let roundings = if f32 { Roundings::F32 } else { Roundings::BF16 };
         let [of_o, of_gradient] = if f32 { of_one_f32(&case) } else { [OF_ONE; 2] };
         let with = formula::fwd_rounded(&case, &q, &k, &v, scale, roundings);
         assert_rounded(&format!("o {name}"), dtype, &o.values(), &with, &want, of_o);
-        let with = match f32 || on_tensor_cores(case.head_dim) {
+        let with = match f32 || on_tensor_cores(case.head_dim as u32) {
             true => formula::bwd_rounded(&case, [&q, &k, &v], &o.f64(), &d_o, scale, roundings),
             false => want_grads.clone(),
         };

@@ -2,10 +2,11 @@
 
 mod cuda;
 
-use super::{BwdParams, Case, FwdParams, bwd, cases, fwd};
+use super::{BwdParams, Case, FwdParams, bwd, cases, fwd, workspace};
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, addr, checks, is_cuda, numbers, run};
 use crate::{Addr, DType, Launch};
+use bytemuck::Zeroable;
 use cuda::{
     equals_the_formula_in_bf16, equals_the_formula_in_f32, other_sequences_and_how_a_prefix_is_given_change_no_bit,
     the_paged_kernel_gives_the_same_bits,
@@ -76,8 +77,8 @@ impl Given {
         run(&fwd(dtype, &self.fwd(o.addr(), lse.addr()), self.pairs()));
         let (o, lse) = (Data::new(dtype, &o.values()), Data::new(F32, &lse.values()));
         let [dq, dk, dv] = [rows, kv_rows, kv_rows].map(|n| Data::output(dtype, n * self.case.head_dim));
-        let delta = Data::output(F32, rows);
-        run(&bwd(dtype, &self.bwd(&o, &lse, &delta, [&dq, &dk, &dv]), self.pairs()));
+        let scratch = self.scratch(dtype);
+        run(&bwd(dtype, &self.bwd(&o, &lse, &scratch, [&dq, &dk, &dv]), self.pairs()));
         [o, lse, dq, dk, dv].each_ref().map(bits)
     }
 
@@ -105,7 +106,14 @@ impl Given {
         }
     }
 
-    fn bwd(&self, o: &Data, lse: &Data, delta: &Data, [dq, dk, dv]: [&Data; 3]) -> BwdParams {
+    /// Delta and workspace of the backward launch.
+    fn scratch(&self, dtype: DType) -> [Data; 2] {
+        let FwdParams { tokens, heads, head_dim, prefix, .. } = self.fwd(Addr::NULL, Addr::NULL);
+        let p = BwdParams { tokens, heads, head_dim, prefix, ..Zeroable::zeroed() };
+        [Data::output(F32, self.tokens() * self.case.heads), Data::output(F32, workspace(dtype, &p) / 4)]
+    }
+
+    fn bwd(&self, o: &Data, lse: &Data, [delta, sums]: &[Data; 2], [dq, dk, dv]: [&Data; 3]) -> BwdParams {
         let p = self.fwd(o.addr(), lse.addr());
         BwdParams {
             q: p.q,
@@ -118,6 +126,7 @@ impl Given {
             dk: dk.addr(),
             dv: dv.addr(),
             delta: delta.addr(),
+            workspace: if sums.values().is_empty() { Addr::NULL } else { sums.addr() },
             cu_seqlens: p.cu_seqlens,
             prefix: p.prefix,
             tokens: p.tokens,

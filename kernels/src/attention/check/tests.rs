@@ -115,8 +115,8 @@ fn gradient_equals_the_formula_on_every_instruction_set() {
             let want_exact = formula::bwd(&case, [&q, &k, &v], &exact, &given.d_o.f64(), scale);
             for isa in isas() {
                 let got = want.each_ref().map(|w| Data::output(dtype, w.len()));
-                let delta = Data::output(F32, rows);
-                let params = given.bwd(&o, &lse, &delta, got.each_ref());
+                let scratch = given.scratch(dtype);
+                let params = given.bwd(&o, &lse, &scratch, got.each_ref());
                 let team = Team::new(2);
                 // SAFETY: the addresses are those of live arrays of the documented sizes; the machine has `isa`.
                 unsafe {

@@ -139,6 +139,7 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
             dk: dk.addr(),
             dv: dv.addr(),
             delta: delta.addr(),
+            workspace: Addr::NULL,
             cu_seqlens: seqs.device.addr(),
             prefix: Addr::NULL,
             tokens: p.tokens,
@@ -150,6 +151,13 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
             scale,
             max_seqlen: p.max_seqlen,
         };
+        // The cpu kernel adds up all keys of a query in one task.
+        let bytes = if bw.device().name() == "cpu" { 0 } else { packed::workspace(dtype, &p) };
+        let workspace = match bytes {
+            0 => None,
+            bytes => Some(bw.empty(&[bytes / 4], DType::F32, Category::Workspace)?),
+        };
+        let p = packed::BwdParams { workspace: workspace.as_ref().map_or(Addr::NULL, Tensor::addr), ..p };
         bw.launch(&packed::bwd(dtype, &p, pairs))?;
         bw.add(&kq, dq)?;
         bw.add(&kk, dk)?;
@@ -287,3 +295,6 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
     cx.launch(&paged::fwd(q.dtype(), &p, pairs, keys))?;
     Ok(o)
 }
+
+#[cfg(test)]
+mod tests;

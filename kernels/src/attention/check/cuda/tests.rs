@@ -1,6 +1,10 @@
 use super::*;
 use crate::attention::{BwdParams, FwdParams};
 use crate::checks::{numbers, on_sim, staged};
+use crate::simulate::{self, Staged};
+use crate::{Arch, Launch};
+use reel_sim::exec::Options;
+use reel_sim::memory::Memory;
 
 /// The last tile of a causal sequence of 8192, as a prefix of 8128 tokens and 64 of its own, and the first one.
 #[test]
@@ -60,9 +64,9 @@ fn shared_memory_has_no_bank_conflicts() {
                 let given = Given::new(&case, dtype);
                 let rows = given.tokens();
                 let (o, lse) = (Data::new(dtype, &vec![0.5; rows * head_dim]), Data::new(F32, &vec![1.0; rows]));
-                let (delta, grads) = (Data::output(F32, rows), [(); 3].map(|_| Data::output(dtype, rows * head_dim)));
+                let (scratch, grads) = (given.scratch(dtype), [(); 3].map(|_| Data::output(dtype, rows * head_dim)));
                 let p: FwdParams = given.fwd(o.addr(), lse.addr());
-                let b: BwdParams = given.bwd(&o, &lse, &delta, grads.each_ref());
+                let b: BwdParams = given.bwd(&o, &lse, &scratch, grads.each_ref());
                 for launch in [fwd(dtype, &p, 0.0), bwd(dtype, &b, 0.0)] {
                     for stage in staged(&launch) {
                         let count = stage.counters.total();
@@ -80,36 +84,149 @@ fn shared_memory_has_no_bank_conflicts() {
     });
 }
 
-/// Tiles of 64: on the diagonal, and below it. What sequences of one and of two tiles do gives both; one of four is as long as
-/// those say.
+/// A GPU of `multiprocessors`, of which one holds a block of `kib` KiB of shared memory or few smaller ones.
+fn gpu(multiprocessors: u32, kib: u32) -> Arch {
+    Arch { multiprocessors, shared_per_block: kib << 10, ..Arch::A100 }
+}
+
+/// A causal or full case without prefixes.
+fn plain(lengths: &[usize], (heads, kv_heads): (usize, usize), head_dim: usize, causal: bool) -> Case {
+    Case { lengths: lengths.to_vec(), heads, kv_heads, head_dim, causal, spread: 1.0, prefix: vec![] }
+}
+
+/// A backward launch with made-up outputs of the forward pass.
+struct Backward {
+    given: Given,
+    forward: [Data; 2],
+    scratch: [Data; 2],
+    grads: [Data; 3],
+}
+
+impl Backward {
+    fn new(case: &Case) -> Backward {
+        let given = Given::new(case, BF16);
+        let rows = given.tokens() * case.heads;
+        let kv = given.tokens() * case.kv_heads * case.head_dim;
+        let forward = [Data::new(BF16, &numbers(rows * case.head_dim, 5, 0.5)), Data::new(F32, &vec![4.0; rows])];
+        let grads = [rows * case.head_dim, kv, kv].map(|n| Data::output(BF16, n));
+        Backward { scratch: given.scratch(BF16), given, forward, grads }
+    }
+
+    fn params(&self) -> BwdParams {
+        self.given.bwd(&self.forward[0], &self.forward[1], &self.scratch, self.grads.each_ref())
+    }
+
+    /// The stages, in which nothing is found and no bank conflicts, and the gradients.
+    fn on(&self, arch: &Arch, params: &BwdParams, seed: u64) -> (Vec<Staged>, [Vec<u8>; 3]) {
+        let Launch::Kernel(launch) = bwd(BF16, params, 0.0) else { unreachable!("it is no product") };
+        let given = [&self.given.q, &self.given.k, &self.given.v, &self.given.d_o, &self.forward[0]];
+        let mut memory = Memory::new();
+        for data in given {
+            let bits = data.values().iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect();
+            memory.map(data.addr().0, bits, true);
+        }
+        let bytes = |x: &Data| x.values().iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
+        memory.map(self.forward[1].addr().0, bytes(&self.forward[1]), true);
+        self.scratch.iter().for_each(|x| memory.map(x.addr().0, bytes(x), false));
+        self.grads.iter().for_each(|x| memory.map(x.addr().0, vec![0; 2 * x.values().len()], false));
+        memory.map(params.cu_seqlens.0, self.given.cu_seqlens.iter().flat_map(|x| x.to_le_bytes()).collect(), true);
+        let options = Options { gpu: simulate::gpu(arch), seed, ..Options::default() };
+        let staged = simulate::run(&launch, arch, &mut memory, &options).expect("it runs");
+        for s in &staged {
+            let found: Vec<_> = s.findings.iter().map(|f| &f.message).collect();
+            assert!(found.is_empty(), "{} on {arch:?}: {found:?}", s.stage.symbol);
+            let count = s.counters.total();
+            assert_eq!(count.wavefronts, count.wavefronts_least, "{} has bank conflicts", s.stage.symbol);
+        }
+        let grads = self.grads.each_ref().map(|x| memory.bytes(x.addr().0).expect("it is mapped").to_vec());
+        (staged, grads)
+    }
+}
+
+/// Blocks of 64 and of 128 keys, alone on a GPU or many at once, and queries on their own: a sum has one order. With one block
+/// at a time nobody may wait for a block that comes later.
 #[test]
-fn the_gradient_does_seven_products_for_five_at_8k() {
+fn every_way_to_the_gradients_has_the_same_bits() {
+    on_sim(|| {
+        let cases = [
+            plain(&[300, 64], (4, 2), 128, true),
+            plain(&[130, 200], (2, 2), 128, false),
+            plain(&[260], (2, 1), 64, true),
+            plain(&[70, 0, 190], (1, 1), 72, false),
+            plain(&[193, 130], (3, 1), 80, true),
+        ];
+        for case in &cases {
+            let call = Backward::new(case);
+            let p = call.params();
+            let two = BwdParams { workspace: Addr::NULL, ..p };
+            let (stages, want) = call.on(&gpu(1, 163), &two, 0);
+            assert!(stages[1].stage.symbol.contains("dkv"), "{:?}", stages[1].stage);
+            for (arch, by_64) in [(gpu(1, 163), false), (gpu(2, 163), false), (gpu(1000, 163), true)] {
+                for seed in 0..4 {
+                    let (stages, got) = call.on(&arch, &p, seed);
+                    let symbol = stages[1].stage.symbol;
+                    assert_eq!(symbol.ends_with("_by_64"), by_64, "{symbol}");
+                    assert!(got == want, "{symbol} on {arch:?} {case:?}");
+                }
+            }
+            if case.head_dim == 128 {
+                let (stages, got) = call.on(&gpu(1, 99), &p, 1);
+                let symbol = stages[1].stage.symbol;
+                assert!(symbol.ends_with("_by_64") && got == want, "{symbol} {case:?}");
+            }
+        }
+    });
+}
+
+/// Tiles of 64 queries and as many keys: on the diagonal, and below it. What sequences of two and of four tiles do gives both;
+/// one of six is as long as those say. With blocks of 128 keys: the same.
+#[test]
+fn the_gradient_does_the_useful_products_at_8k() {
     on_sim(|| {
         let (head_dim, len) = (128, 8192);
-        let flops = |tiles: usize| -> f64 {
-            let case = Case {
-                lengths: vec![64 * tiles],
-                heads: 1,
-                kv_heads: 1,
-                head_dim,
-                causal: true,
-                spread: 1.0,
-                prefix: vec![],
+        for (arch, symbol, products) in [
+            (gpu(1, 163), "attention_bwd_bf16_all_128", 5.0),
+            (gpu(1000, 163), "attention_bwd_bf16_all_128_by_64", 5.0),
+            (gpu(1000, 163), "attention_bwd_bf16_dkv_128", 7.0),
+        ] {
+            let flops = |tiles: usize| -> f64 {
+                let call = Backward::new(&plain(&[64 * tiles], (2, 2), head_dim, true));
+                let p = call.params();
+                let p = if products == 5.0 { p } else { BwdParams { workspace: Addr::NULL, ..p } };
+                let (stages, _) = call.on(&arch, &p, 0);
+                assert_eq!(stages[1].stage.symbol, symbol);
+                stages.iter().map(|s| s.counters.total().matrix_flops as f64).sum()
             };
-            let given = Given::new(&case, BF16);
-            let rows = given.tokens();
-            let (o, lse) = (Data::new(BF16, &vec![0.5; rows * head_dim]), Data::new(F32, &vec![1.0; rows]));
-            let (delta, grads) = (Data::output(F32, rows), [(); 3].map(|_| Data::output(BF16, rows * head_dim)));
-            let stages = staged(&bwd(BF16, &given.bwd(&o, &lse, &delta, grads.each_ref()), 0.0));
-            stages.iter().map(|s| s.counters.total().matrix_flops as f64).sum()
-        };
-        let diagonal = flops(1);
-        let below = flops(2) - 2.0 * diagonal;
-        assert_eq!(flops(4), 4.0 * diagonal + 6.0 * below);
-        let tiles = (len / 64) as f64;
-        let total = tiles * diagonal + tiles * (tiles - 1.0) / 2.0 * below;
-        let useful = 10.0 * head_dim as f64 * len as f64 * (len as f64 + 1.0) / 2.0;
-        let products = total / useful * 5.0;
-        assert!((7.0..=7.0 * 1.03).contains(&products), "{products} products, 5 of use");
+            let (two, four) = (flops(2), flops(4));
+            // Two diagonal ones and one below; four and six.
+            let below = (four - 2.0 * two) / 4.0;
+            let diagonal = (two - below) / 2.0;
+            assert_eq!(flops(6), 6.0 * diagonal + 15.0 * below);
+            let tiles = (len / 64) as f64;
+            let total = tiles * diagonal + tiles * (tiles - 1.0) / 2.0 * below;
+            let useful = 2.0 * 10.0 * head_dim as f64 * len as f64 * (len as f64 + 1.0) / 2.0;
+            let done = total / useful * 5.0;
+            assert!((products..=products * 1.03).contains(&done), "{symbol}: {done} products, 5 of use");
+        }
+    });
+}
+
+/// What the gradient asks of global memory beyond its operands: queries and their outputs' gradients once for each block of
+/// keys that sees them, and their sums read and written as often, less the first and the last time.
+#[test]
+fn bytes_of_the_gradient_are_those_of_its_tiles() {
+    on_sim(|| {
+        let (head_dim, tiles) = (128.0, 6);
+        let call = Backward::new(&plain(&[128 * tiles], (1, 1), head_dim as usize, false));
+        for (arch, blocks) in [(gpu(1, 163), tiles), (gpu(1, 99), 2 * tiles)] {
+            let count = call.on(&arch, &call.params(), 0).0[1].counters.total();
+            let (rows, blocks) = (128.0 * tiles as f64, blocks as f64);
+            let tile = rows * head_dim;
+            let (keys, queries) = (tile * 2.0 * 4.0, blocks * (tile * 2.0 * 2.0 + rows * 8.0));
+            let sums = 2.0 * (blocks - 1.0) * tile * 4.0 + tile * 2.0;
+            let want = keys + queries + sums;
+            let bytes = (count.global_read + count.global_written) as f64;
+            assert!((want..=1.02 * want).contains(&bytes), "{bytes} bytes, {want} of use");
+        }
     });
 }

@@ -1,0 +1,39 @@
+use super::*;
+use crate::tensor::ops::{linear_log_prob, weighted_sum};
+use crate::tensor::tape::Grads;
+
+/// Gradients of bf16 queries, keys and values whose heads are for tensor cores, with more keys than a block has.
+fn gradients(device: &Device) -> Vec<Vec<f32>> {
+    let numbers = |n: usize, seed: usize| -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1013) as f32 / 506.0 - 1.0).collect()
+    };
+    let tensor = |shape: &[usize], seed: usize| {
+        let values = numbers(shape.iter().product(), seed);
+        Tensor::from_f32(device, shape, DType::BF16, &values, Category::Weights).unwrap()
+    };
+    let parameter = |shape: &[usize], seed: usize| tensor(shape, seed).into_parameter(&format!("p{seed}")).unwrap();
+    let inputs = [parameter(&[70, 2, 64], 0), parameter(&[70, 1, 64], 1), parameter(&[70, 1, 64], 2)];
+    let cx = Cx::training(device, DType::BF16);
+    let seqs = CuSeqlens::from_lengths(device, &[70]).unwrap();
+    let o = attention(&cx, &inputs[0], &inputs[1], &inputs[2], &seqs, true).unwrap();
+    let targets = Tensor::from_i32(device, &[70], &[3; 70]).unwrap();
+    let w = Tensor::from_f32(device, &[70], DType::F32, &numbers(70, 4), Category::Inputs).unwrap();
+    let log_prob = linear_log_prob(&cx, &o.reshape(&[70, 128]).unwrap(), &tensor(&[8, 128], 3), &targets, 1.0).unwrap();
+    let loss = weighted_sum(&cx, &log_prob, &w).unwrap();
+    let mut grads = Grads::new();
+    cx.backward(&loss, 1.0, &mut grads).unwrap();
+    grads.iter().map(|(_, g)| g.to_f32().unwrap()).collect()
+}
+
+#[test]
+fn sim_gives_the_gradients_of_cpu_with_a_workspace() {
+    let Some(()) = reel_kernels::compile::for_test() else { return };
+    let sim = Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap();
+    let (got, want) = (gradients(&sim), gradients(&Device::cpu(1)));
+    assert_eq!(got.len(), 3);
+    for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+        let sum = |f: &dyn Fn(f64, f64) -> f64| g.iter().zip(w).map(|(g, w)| f(*g as f64, *w as f64)).sum::<f64>();
+        let rel = (sum(&|g, w| (g - w).powi(2)) / sum(&|_, w| w * w)).sqrt();
+        assert!(rel <= 1e-2, "p{i}: relative L2 {rel:.2e}");
+    }
+}
