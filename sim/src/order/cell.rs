@@ -7,10 +7,13 @@ use std::ops::Range;
 /// Bytes of an allocation whose cells are made together, when first touched.
 pub(super) const CHUNK: u64 = 1 << CHUNK_SHIFT;
 pub(super) const CHUNK_SHIFT: u32 = 12;
-/// Cells have at most 16 bytes: what a lane accesses at once.
-pub(super) const CELL_SHIFT: u32 = 4;
+/// Cells have at most 128 bytes, what bulk copies take from a row: as long as nothing narrower touches the chunk. Masks of
+/// lanes turn from one lane's bytes to the next's, so lanes see cells of their bytes at most.
+const COARSEST: u32 = 7;
+/// Cells of what a lane accesses at most at once: 16 bytes.
+pub(super) const LANE_SHIFT: u32 = 4;
 
-/// The accesses to 16 bytes (fewer after narrower accesses in the chunk) that count: 32 bytes.
+/// The accesses to some bytes that count: 32 bytes.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(32))]
 pub(super) struct Cell {
@@ -120,7 +123,7 @@ pub(super) fn each_word(range: Range<u64>, mut f: impl FnMut(u64, u64)) {
 /// The chunk in `place`, made if it is not there yet, with cells of at most `1 << finest` bytes.
 #[inline(always)]
 pub(super) fn chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>, finest: u32) -> &'a mut Chunk {
-    let chunk = place.get_or_insert_with(|| new_chunk(spare, finest.min(CELL_SHIFT)));
+    let chunk = place.get_or_insert_with(|| new_chunk(spare, finest.min(COARSEST)));
     if finest < chunk.shift {
         chunk.refine(finest);
     }

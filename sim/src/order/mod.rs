@@ -17,6 +17,7 @@ mod shadow;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod together;
 mod view;
 mod warp;
 

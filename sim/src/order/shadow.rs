@@ -59,7 +59,7 @@ pub enum ConflictKind {
 pub struct Conflict {
     /// What is wrong.
     pub kind: ConflictKind,
-    /// Offset in the allocation, in bytes, of the cell (of 16 bytes, fewer after narrower accesses) where it is.
+    /// Offset in the allocation, in bytes, of the cell where it is: bytes (at most 128) that were always accessed together.
     pub offset: u64,
     /// The accessing (or issuing) lane.
     pub lane: u32,

@@ -250,16 +250,6 @@ impl<'a> View<'a> {
         known_by(&mut self.of_reader, cell.reader, cell.read, cell.readers)
     }
 
-    /// Whether every lane knows the cell's last write; asks where no answer is at hand.
-    #[inline(always)]
-    pub(super) fn is_known_to_all(&mut self, cell: &Cell) -> bool {
-        let all = |answer: &Answer| answer.covers(cell.writer >> 5, cell.write, u32::MAX);
-        all(&self.of_writer[0]) || all(&self.of_writer[1]) || {
-            self.knows_writer(cell, 0);
-            self.of_writer.iter().any(all)
-        }
-    }
-
     /// Whether the list is one of those of which all is known.
     #[inline(always)]
     fn was_known_list(&mut self, list: ListId) -> bool {
