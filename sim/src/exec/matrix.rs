@@ -27,8 +27,15 @@ impl Machine<'_> {
         if !self.gather(warp, fragment, u32::MAX, mask) {
             return Flow::Stop;
         }
-        if !t.store && mask == u32::MAX && self.load_own_rows(block, warp, fragment.frame, t, pc) {
-            return Flow::Next;
+        if !t.store && mask == u32::MAX {
+            let frame = fragment.frame;
+            let done = crate::simd::dispatch(
+                #[inline(always)]
+                || self.load_own_rows(block, warp, frame, t, pc),
+            );
+            if done {
+                return Flow::Next;
+            }
         }
         let count = t.regs.len();
         let rows = 8 * count;
@@ -96,7 +103,7 @@ impl Machine<'_> {
 
     /// `ldmatrix` by all lanes from the block's own memory, with nothing wrong with its addresses. False, and nothing done,
     /// where that is not so.
-    #[inline]
+    #[inline(always)]
     fn load_own_rows(&mut self, block: &mut Block, warp: &mut Warp, frame: u32, t: &MatrixTransfer, pc: u32) -> bool {
         let (rows, frame) = (8 * t.regs.len(), frame as usize);
         let Some(regs) = warp.frames[frame].as_ref().map(|frame| &frame.regs) else { return false };

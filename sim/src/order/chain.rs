@@ -23,9 +23,10 @@ impl Entry {
     }
 
     fn hash(&self, list: ListId) -> u64 {
-        let mix = |hash: u64, value: u32| (hash.rotate_left(23) ^ value as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let words = [self.key, self.stamp.0, self.mask, self.pc, self.write as u32];
-        words.into_iter().fold(list as u64, mix) >> 32
+        let mix = |hash: u64, low: u32, high: u32| {
+            (hash.rotate_left(23) ^ low as u64 ^ (high as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        };
+        mix(mix(mix(list as u64, self.key, self.stamp.0), self.mask, self.pc), self.write as u32, 0) >> 32
     }
 
     /// Whether `old` is by the same lanes, earlier in their program order, and this one stands for it.

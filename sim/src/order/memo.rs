@@ -54,30 +54,18 @@ impl Memo {
         (cell.writer >> 5 ^ cell.reader ^ cell.older) as usize % SIZE
     }
 
-    /// [`View::step`] of an operation's lanes.
+    /// [`View::step`] of an operation's lane that reads.
     #[inline(always)]
-    pub(super) fn step<const WRITES: bool>(
-        &mut self,
-        view: &mut View,
-        cell: &mut Cell,
-        offset: u64,
-        lane: u32,
-        lists: &mut Chains,
-    ) {
+    pub(super) fn step_read(&mut self, view: &mut View, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
         let (at, writer) = (Memo::slot(cell), cell.writer);
         let before = Memo::any_lane(cell);
         if self.is(at, &before) {
-            let after = &self.after[at];
-            *cell = if WRITES {
-                Cell { writer: after.writer & !31 | lane, ..*after }
-            } else {
-                Cell { writer, readers: 1 << lane, ..*after }
-            };
+            *cell = Cell { writer, readers: 1 << lane, ..self.after[at] };
             return;
         }
         let old = *cell;
-        view.step::<WRITES>(cell, offset, lane, lists);
-        if view.for_any_lane(&old, WRITES) && !view.is_reader(&old) {
+        view.step::<false>(cell, offset, lane, lists);
+        if view.for_any_lane(&old, false) && !view.is_reader(&old) {
             self.put(at, before, cell);
         }
     }

@@ -13,6 +13,7 @@ mod know;
 mod memo;
 mod operand;
 mod ops;
+mod seen;
 mod shadow;
 mod sync;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The operands of a warpgroup's product: many bytes, written by few, read by four warps at once.
 
-use super::cell::{CHUNK, CHUNK_SHIFT, Init, chunk};
+use super::cell::{CHUNK, CHUNK_SHIFT, Init, even_chunk};
 use super::chain::Entry;
 use super::memo::Memo;
 use super::view::{Fault, View};
@@ -41,7 +41,7 @@ impl Shadow {
             while start < last {
                 let end = last.min((start | (CHUNK - 1)) + 1);
                 let finest = (start | end).trailing_zeros();
-                let chunk = chunk(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
+                let chunk = even_chunk(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
                 let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
                 let count = ((end - start) >> chunk.shift) as usize;
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {

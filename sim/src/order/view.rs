@@ -6,6 +6,7 @@ use super::shadow::{Conflict, ConflictKind, Cx, Other};
 use super::{Agent, Key, Know, NOBODY, OP_KEY, OpId, Space, Stamp, Strength, WarpOrder};
 
 mod judge;
+mod row;
 
 /// A conflict whose lane is yet to be named.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +88,8 @@ pub(super) struct View<'a> {
     /// Async proxy: the last write that was in order, and the last reader that had no fence.
     good: Entry,
     looked_at: (Key, Stamp),
+    /// The last readers of whom no lane knows any.
+    strangers: (Key, Stamp),
     /// The first thing wrong with the lane's access.
     pub fault: Option<Fault>,
 }
@@ -122,6 +125,7 @@ impl<'a> View<'a> {
             pushed,
             good,
             looked_at,
+            strangers: (NOBODY, Stamp(u32::MAX)),
             fault,
         }
     }

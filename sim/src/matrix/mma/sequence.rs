@@ -152,12 +152,10 @@ impl<I: Iterator<Item = Product>> Kernel for Run<'_, I> {
                 let sums = sums::<V, 2, 2>(v, a, b, registers, &product.c, 0);
                 store(v, &sums, registers, &product.d, 0);
             } else {
-                let halves = [0, 1].map(
-                    #[inline(always)]
-                    |half| sums::<V, 1, 4>(v, a, b, registers, &product.c, half),
-                );
-                store(v, &halves[0], registers, &product.d, 0);
-                store(v, &halves[1], registers, &product.d, 1);
+                let upper = sums::<V, 1, 4>(v, a, b, registers, &product.c, 0);
+                let lower = sums::<V, 1, 4>(v, a, b, registers, &product.c, 1);
+                store(v, &upper, registers, &product.d, 0);
+                store(v, &lower, registers, &product.d, 1);
             }
             if fragments.is_of(&product.d) {
                 fragments.forget();
