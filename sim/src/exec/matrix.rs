@@ -137,12 +137,13 @@ impl Machine<'_> {
         }
         let Some(regs) = warp.frames[frame].as_mut().map(|frame| &mut frame.regs) else { return false };
         for (&slot, offsets) in t.regs.iter().zip(offsets.chunks_exact(8)) {
-            let mut bytes = [[0u8; 16]; 8];
-            for (row, &from) in bytes.iter_mut().zip(offsets) {
+            // Straight to the register: rows put together elsewhere would be slow to load from there at once.
+            let matrix = &mut regs.rows[slot as usize].0;
+            let rows: &mut [[u8; 16]; 8] = bytemuck::cast_mut(matrix);
+            for (row, &from) in rows.iter_mut().zip(offsets) {
                 row.copy_from_slice(&block.shared[from as usize..from as usize + 16]);
             }
-            let matrix = std::slice::from_mut(&mut regs.rows[slot as usize].0);
-            ldmatrix::load(&bytes, t.trans, matrix);
+            ldmatrix::arrange(matrix, t.trans);
             regs.undefined[slot as usize] = 0;
         }
         true

@@ -115,6 +115,10 @@ impl Chains {
 
     /// `list` with `entry` (its mask turned) in front, without entries it stands for.
     pub(super) fn push(&mut self, list: ListId, entry: Entry) -> ListId {
+        // One part of an operation seldom comes again, but where a view has it at hand.
+        if list == 0 && entry.key >= OP_KEY {
+            return self.cons(0, entry);
+        }
         if self.memo.len() < MEMO && self.nodes.len() >= self.memo.len() {
             let none = Entry { key: 0, stamp: Stamp(0), mask: 0, pc: 0, write: false };
             self.memo.clear();

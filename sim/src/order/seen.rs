@@ -1,4 +1,4 @@
-//! What an access of a warp's lanes made of the last cells, whichever of a warp's lanes wrote these: a few at hand, compared
+//! What an access of a warp's lanes made of the last cells, whichever of a warp's lanes wrote these: two at hand, compared
 //! as quickly as can be.
 
 use super::cell::Cell;
@@ -10,13 +10,11 @@ use super::view::View;
 pub(super) struct Seen {
     before: [[u64; 4]; SEEN],
     after: [[u64; 4]; SEEN],
-    /// The one last recalled.
-    latest: usize,
     /// The one to be replaced next.
     next: usize,
 }
 
-const SEEN: usize = 4;
+const SEEN: usize = 2;
 
 /// What two cells have to agree in: all but the writer's lane and place. (Without a fault these do not count.)
 const COUNTS: [u64; 4] = {
@@ -31,7 +29,7 @@ const COUNTS: [u64; 4] = {
 impl Seen {
     pub(super) fn new() -> Seen {
         // No cell in use has all bits set.
-        Seen { before: [[u64::MAX; 4]; SEEN], after: [[0; 4]; SEEN], latest: 0, next: 0 }
+        Seen { before: [[u64::MAX; 4]; SEEN], after: [[0; 4]; SEEN], next: 0 }
     }
 
     #[inline(always)]
@@ -41,22 +39,19 @@ impl Seen {
         head | (cell[2] ^ before[2]) | (cell[3] ^ before[3]) == 0
     }
 
-    /// Which is like the cell.
+    /// Which is like the cell. Both are compared: which of the two it is cannot be foreseen.
     #[inline(always)]
-    fn find(&mut self, cell: &Cell) -> Option<usize> {
+    fn find(&self, cell: &Cell) -> Option<usize> {
         let cell: &[u64; 4] = bytemuck::cast_ref(cell);
-        if !self.is(self.latest, cell) {
-            self.latest = (0..SEEN).find(|&at| self.is(at, cell))?;
-        }
-        Some(self.latest)
+        let (first, second) = (self.is(0, cell), self.is(1, cell));
+        (first | second).then_some(second as usize)
     }
 
     #[inline(always)]
     fn keep(&mut self, old: &Cell, new: &Cell) {
         if !forgetful() {
             (self.before[self.next], self.after[self.next]) = (bytemuck::cast(*old), bytemuck::cast(*new));
-            self.latest = self.next;
-            self.next = (self.next + 1) % SEEN;
+            self.next ^= 1;
         }
     }
 

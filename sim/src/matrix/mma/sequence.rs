@@ -25,6 +25,15 @@ impl Product {
     }
 }
 
+impl Product {
+    /// Whether it reads one of these registers.
+    #[inline(always)]
+    fn reads(&self, registers: &[u32; 4]) -> bool {
+        let any = |all: &[u32], of: u32| all.iter().fold(false, |any, register| any | (*register == of));
+        registers.iter().fold(false, |all, &of| all | any(&self.a, of) | any(&self.b, of) | any(&self.c, of))
+    }
+}
+
 impl MmaOp {
     /// Whether it is what nearly all kernels use and [`Fragments::run`] takes: m16n8k16 of bf16 or f16, summed in f32.
     #[inline(always)]
@@ -143,19 +152,36 @@ impl<I: Iterator<Item = Product>> Kernel for Run<'_, I> {
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
         let Self { fragments, op, registers, products } = self;
-        for product in products {
+        let mut products = products.peekable();
+        while let Some(product) = products.next() {
             let a = fragments.find_a(v, op, registers, product.a);
             let b = fragments.find_b(v, op, registers, product.b);
-            let (a, b) = (&fragments.a[a], &fragments.b[b]);
-            // All of C is read before any of D is written.
-            if V::QUADS == 4 {
-                let sums = sums::<V, 2, 2>(v, a, b, registers, &product.c, 0);
-                store(v, &sums, registers, &product.d, 0);
-            } else {
-                let upper = sums::<V, 1, 4>(v, a, b, registers, &product.c, 0);
-                let lower = sums::<V, 1, 4>(v, a, b, registers, &product.c, 1);
+            if V::QUADS != 4 {
+                let (a, b) = (&fragments.a[a], &fragments.b[b]);
+                // All of C is read before any of D is written.
+                let [upper] = sums::<V, 1, 1, 4>(v, a, [b], registers, [&product.c], 0);
+                let [lower] = sums::<V, 1, 1, 4>(v, a, [b], registers, [&product.c], 1);
                 store(v, &upper, registers, &product.d, 0);
                 store(v, &lower, registers, &product.d, 1);
+            } else if let Some(next) = products.next_if(
+                #[inline(always)]
+                |next| next.a == product.a && !next.reads(&product.d),
+            ) {
+                // Two with the same A: its columns are loaded once.
+                let other = fragments.find_b(v, op, registers, next.b);
+                // It may have taken the first one's place, which then goes to the place after.
+                let b = fragments.find_b(v, op, registers, product.b);
+                let (a, b) = (&fragments.a[a], [&fragments.b[b], &fragments.b[other]]);
+                let [first, second] = sums::<V, 2, 2, 2>(v, a, b, registers, [&product.c, &next.c], 0);
+                store(v, &first, registers, &product.d, 0);
+                store(v, &second, registers, &next.d, 0);
+                if fragments.is_of(&next.d) {
+                    fragments.forget();
+                }
+            } else {
+                let (a, b) = (&fragments.a[a], &fragments.b[b]);
+                let [only] = sums::<V, 1, 2, 2>(v, a, [b], registers, [&product.c], 0);
+                store(v, &only, registers, &product.d, 0);
             }
             if fragments.is_of(&product.d) {
                 fragments.forget();
@@ -167,26 +193,28 @@ impl<I: Iterator<Item = Product>> Kernel for Run<'_, I> {
 /// Of `H` times eight rows of D, from those on, the even columns and the odd ones, in `N` vectors each.
 type Sums<F, const H: usize, const N: usize> = [[[F; N]; 2]; H];
 
-/// A·B + C.
+/// A·B + C of `G` products with the same A.
 #[inline(always)]
-fn sums<V: Vector, const H: usize, const N: usize>(
+fn sums<V: Vector, const G: usize, const H: usize, const N: usize>(
     v: V,
     a: &Columns<K>,
-    b: &Rows,
+    b: [&Rows; G],
     registers: &[Lanes],
-    c: &[u32; 4],
+    c: [&[u32; 4]; G],
     first: usize,
-) -> Sums<V::F, H, N> {
-    let mut sums = [[[v.repeat(&[0.0; 4]); N]; 2]; H];
-    for (half, sums) in sums.iter_mut().enumerate() {
-        for (odd, sums) in sums.iter_mut().enumerate() {
-            let c = bytemuck::cast_ref(&registers[c[2 * (first + half) + odd] as usize]);
-            for (n, sum) in sums.iter_mut().enumerate() {
-                *sum = v.load(c, n);
+) -> [Sums<V::F, H, N>; G] {
+    let mut sums = [[[[v.repeat(&[0.0; 4]); N]; 2]; H]; G];
+    for (sums, c) in sums.iter_mut().zip(c) {
+        for (half, sums) in sums.iter_mut().enumerate() {
+            for (odd, sums) in sums.iter_mut().enumerate() {
+                let c = bytemuck::cast_ref(&registers[c[2 * (first + half) + odd] as usize]);
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    *sum = v.load(c, n);
+                }
             }
         }
     }
-    summed::<V, H, N>(v, a, b, first, sums)
+    summed::<V, G, H, N>(v, a, b, first, sums)
 }
 
 #[inline(always)]
@@ -209,21 +237,23 @@ fn store<V: Vector, const H: usize, const N: usize>(
 
 /// `sums` with all products added. By value, so that they stay in registers.
 #[inline(always)]
-fn summed<V: Vector, const H: usize, const N: usize>(
+fn summed<V: Vector, const G: usize, const H: usize, const N: usize>(
     v: V,
     a: &Columns<K>,
-    b: &Rows,
+    b: [&Rows; G],
     first: usize,
-    mut sums: Sums<V::F, H, N>,
-) -> Sums<V::F, H, N> {
+    mut sums: [Sums<V::F, H, N>; G],
+) -> [Sums<V::F, H, N>; G] {
     for k in 0..K {
-        let (even, odd) = (v.repeat(&b[0][k]), v.repeat(&b[1][k]));
         let a: &[[f32; 32]; H] = a.0[k][first..first + H].try_into().expect("the halves");
-        for ([evens, odds], a) in sums.iter_mut().zip(a) {
-            for (n, (evens, odds)) in evens.iter_mut().zip(odds).enumerate() {
-                let a = v.load(a, n);
-                *evens = v.multiply_add(a, even, *evens);
-                *odds = v.multiply_add(a, odd, *odds);
+        for (sums, b) in sums.iter_mut().zip(b) {
+            let (even, odd) = (v.repeat(&b[0][k]), v.repeat(&b[1][k]));
+            for ([evens, odds], a) in sums.iter_mut().zip(a) {
+                for (n, (evens, odds)) in evens.iter_mut().zip(odds).enumerate() {
+                    let a = v.load(a, n);
+                    *evens = v.multiply_add(a, even, *evens);
+                    *odds = v.multiply_add(a, odd, *odds);
+                }
             }
         }
     }
@@ -235,7 +265,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const REGISTERS: u32 = 14;
+    const REGISTERS: u32 = 40;
 
     fn product() -> impl Strategy<Value = Product> {
         let register = || 0..REGISTERS;
@@ -248,7 +278,7 @@ mod tests {
         (prop::collection::vec(product(), 1..4), prop::collection::vec((0usize..4, 0usize..4, product()), 1..24))
             .prop_map(|(few, all)| {
                 let of = |which: usize| few[which % few.len()];
-                all.into_iter().map(|(a, b, p)| Product { a: of(a).a, b: of(b).b, ..p }).collect()
+                all.into_iter().map(|(a, b, p)| Product { a: of(a / 3).a, b: of(b).b, ..p }).collect()
             })
     }
 
