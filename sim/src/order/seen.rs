@@ -8,7 +8,8 @@ use super::view::View;
 
 /// Cells before and after the access; of one instruction.
 pub(super) struct Seen {
-    before: [[u64; 4]; SEEN],
+    /// Word by word, so that one is compared with all.
+    before: [[u64; SEEN]; 4],
     after: [[u64; 4]; SEEN],
     /// The one to be replaced next.
     next: usize,
@@ -29,28 +30,31 @@ const COUNTS: [u64; 4] = {
 impl Seen {
     pub(super) fn new() -> Seen {
         // No cell in use has all bits set.
-        Seen { before: [[u64::MAX; 4]; SEEN], after: [[0; 4]; SEEN], next: 0 }
-    }
-
-    #[inline(always)]
-    fn is(&self, at: usize, cell: &[u64; 4]) -> bool {
-        let before = &self.before[at];
-        let head = (cell[0] ^ before[0]) & COUNTS[0] | (cell[1] ^ before[1]) & COUNTS[1];
-        head | (cell[2] ^ before[2]) | (cell[3] ^ before[3]) == 0
+        Seen { before: [[u64::MAX; SEEN]; 4], after: [[0; 4]; SEEN], next: 0 }
     }
 
     /// Which is like the cell. Both are compared: which of the two it is cannot be foreseen.
     #[inline(always)]
     fn find(&self, cell: &Cell) -> Option<usize> {
         let cell: &[u64; 4] = bytemuck::cast_ref(cell);
-        let (first, second) = (self.is(0, cell), self.is(1, cell));
-        (first | second).then_some(second as usize)
+        let mut differ = [0; SEEN];
+        for (at, differ) in differ.iter_mut().enumerate() {
+            let word = |n: usize| cell[n] ^ self.before[n][at];
+            *differ = word(0) & COUNTS[0] | word(1) & COUNTS[1] | word(2) | word(3);
+        }
+        (differ[0] == 0 || differ[1] == 0).then_some((differ[0] != 0) as usize)
     }
 
     #[inline(always)]
     fn keep(&mut self, old: &Cell, new: &Cell) {
+        self.keep_words(bytemuck::cast(*old), bytemuck::cast(*new));
+    }
+
+    #[inline(always)]
+    fn keep_words(&mut self, old: [u64; 4], new: [u64; 4]) {
         if !forgetful() {
-            (self.before[self.next], self.after[self.next]) = (bytemuck::cast(*old), bytemuck::cast(*new));
+            self.before.iter_mut().zip(old).for_each(|(before, word)| before[self.next] = word);
+            self.after[self.next] = new;
             self.next ^= 1;
         }
     }
@@ -60,17 +64,38 @@ impl Seen {
     #[inline(always)]
     pub(super) fn recall_read(&mut self, cell: &mut Cell) -> bool {
         let Some(at) = self.find(cell) else { return false };
-        let after = self.after[at];
+        self.apply_read(cell, self.after[at]);
+        true
+    }
+
+    /// All but the write.
+    #[inline(always)]
+    fn apply_read(&self, cell: &mut Cell, after: [u64; 4]) {
         cell.older = bytemuck::cast::<[u64; 4], Cell>(after).older;
         let words: &mut [u64; 4] = bytemuck::cast_mut(cell);
         (words[2], words[3]) = (after[2], after[3]);
-        true
+    }
+
+    /// Which is like the cell but for its write. A reading minds that only where it is not known.
+    fn find_read(&self, cell: &Cell) -> Option<usize> {
+        let cell: &[u64; 4] = bytemuck::cast_ref(cell);
+        let differ = |at: usize| {
+            let word = |n: usize| cell[n] ^ self.before[n][at];
+            word(1) & COUNTS[1] | word(2) | word(3)
+        };
+        (0..SEEN).find(|&at| differ(at) == 0)
     }
 
     /// [`View::step_together`], to be recalled.
     #[inline(never)]
     pub(super) fn read(&mut self, view: &mut View, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
         let old = *cell;
+        if let Some(at) = self.find_read(cell).filter(|_| view.all_know_writer(&old)) {
+            let after = self.after[at];
+            self.keep_words(bytemuck::cast(old), after);
+            self.apply_read(cell, after);
+            return;
+        }
         view.step_together(cell, offset, lane, lists);
         if view.for_any_lane(&old, false) {
             self.keep(&old, cell);

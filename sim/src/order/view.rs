@@ -396,7 +396,7 @@ impl<'a> View<'a> {
         if of == list && pushed == entry {
             return new;
         }
-        self.push_new(list, entry, lists)
+        self.push_new(list, &entry, lists)
     }
 
     /// Whether the cell's reader is what was last pushed onto its list.
@@ -410,15 +410,17 @@ impl<'a> View<'a> {
             && !pushed.write
     }
 
-    pub(super) fn push_new(&mut self, list: ListId, entry: Entry, lists: &mut Chains) -> ListId {
+    /// (By reference: what was just put together is slow to be copied.)
+    #[inline(always)]
+    fn push_new(&mut self, list: ListId, entry: &Entry, lists: &mut Chains) -> ListId {
         let (ops, know) = (self.cx.ops, self.know);
-        let below = if entry.key >= OP_KEY && !entry.write {
+        let below = if list != 0 && entry.key >= OP_KEY && !entry.write {
             lists.without(list, |old| old.key >= OP_KEY && !old.write && ops.known_mask(old.key, know) == u32::MAX)
         } else {
             list
         };
         let new = lists.push(below, entry);
-        self.pushed = (list, entry, new);
+        self.pushed = (list, *entry, new);
         new
     }
 

@@ -36,7 +36,7 @@ impl View<'_> {
     }
 
     /// Whether the last write is known, whichever lane made it and whichever asks.
-    fn all_know_writer(&mut self, cell: &Cell) -> bool {
+    pub(in crate::order) fn all_know_writer(&mut self, cell: &Cell) -> bool {
         let (key, stamp) = (cell.writer >> 5, cell.write);
         if answer(&self.of_writer, key, stamp).is_none() {
             self.of_writer = [self.ask(key, stamp), self.of_writer[0]];
