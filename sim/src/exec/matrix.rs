@@ -9,7 +9,7 @@ use crate::finding::Kind;
 use crate::layout;
 use crate::matrix::Lanes;
 use crate::matrix::ldmatrix;
-use crate::matrix::mma::Product;
+use crate::matrix::mma::MmaOp;
 use crate::order::{Access, Cx, Strength};
 use crate::program::op::{Instr, MatrixTransfer, Mma, Op, Window};
 use crate::regs::Registers;
@@ -227,29 +227,31 @@ impl Machine<'_> {
     /// `mma`s of all lanes one after the other, as far as `instrs` go on with the same one; how many. The first is counted as
     /// executed, the others are still to be. `number` is the first's, kernel-wide.
     #[inline(never)]
-    pub(super) fn mma_sequence(&mut self, regs: &mut Registers, first: &Mma, instrs: &[Instr], number: u32) -> u32 {
-        let product = |m: &Mma| Product::new(&m.a, &m.b, &m.c, &m.d);
-        let like_first = |instr: &Instr| match &instr.op {
-            Op::Mma(m) if instr.guard.is_none() && m.op == first.op => product(m),
-            _ => None,
+    pub(super) fn mma_sequence(&mut self, regs: &mut Registers, op: MmaOp, instrs: &[Instr], number: u32) -> u32 {
+        // A guarded one waits for its turn, whatever its guard; but the first's has been looked at.
+        let alike = |(n, instr): &(usize, &Instr)| match &instr.op {
+            Op::Mma(m) => m.op == op && (*n == 0 || instr.guard.is_none()),
+            _ => false,
         };
-        let products = instrs[1..].iter().map_while(like_first);
-        let products = product(first).into_iter().chain(products);
-        let mut count = 0;
-        for (p, total) in products.clone().zip(&mut self.counters.by_instruction[number as usize..]) {
-            let again = u64::from(count > 0);
+        let count = instrs.iter().enumerate().take_while(alike).count();
+        let products = instrs[..count].iter().filter_map(|instr| match &instr.op {
+            Op::Mma(m) => m.common.as_ref(),
+            _ => None,
+        });
+        for (n, p) in products.clone().enumerate() {
+            let total = &mut self.counters.by_instruction[number as usize + n];
+            let again = u64::from(n > 0);
             total.warps += again;
             total.threads += 32 * again;
-            total.matrix_flops += first.op.flops();
-            count += 1;
+            total.matrix_flops += op.flops();
             let undefined = p.a.iter().chain(&p.b).chain(&p.c).fold(0, |u, &s| u | regs.undefined[s as usize]);
             let spoiled = if undefined != 0 { u32::MAX } else { 0 };
             p.d.iter().for_each(|&s| regs.undefined[s as usize] = spoiled);
         }
         if !self.options.count_only {
-            self.fragments.run(&first.op, bytemuck::cast_slice_mut(&mut regs.rows), products);
+            self.fragments.run(&op, bytemuck::cast_slice_mut(&mut regs.rows), products);
         }
-        count
+        count as u32
     }
 
     #[expect(clippy::too_many_arguments, reason = "the interpreter's whole state")]

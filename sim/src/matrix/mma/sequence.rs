@@ -88,7 +88,7 @@ impl Fragments {
     ///
     /// # Panics
     /// When a product names a register that is not there.
-    pub fn run(&mut self, op: &MmaOp, registers: &mut [Lanes], products: impl Iterator<Item = Product>) {
+    pub fn run<'p>(&mut self, op: &MmaOp, registers: &mut [Lanes], products: impl Iterator<Item = &'p Product>) {
         self.forget();
         dispatch(Run { fragments: self, op, registers, products });
     }
@@ -148,12 +148,13 @@ struct Run<'a, I> {
     products: I,
 }
 
-impl<I: Iterator<Item = Product>> Kernel for Run<'_, I> {
+impl<'p, I: Iterator<Item = &'p Product>> Kernel for Run<'_, I> {
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
-        let Self { fragments, op, registers, products } = self;
-        let mut products = products.peekable();
-        while let Some(product) = products.next() {
+        let Self { fragments, op, registers, mut products } = self;
+        let mut following = products.next();
+        while let Some(product) = following {
+            following = products.next();
             let a = fragments.find_a(v, op, registers, product.a);
             let b = fragments.find_b(v, op, registers, product.b);
             if V::QUADS != 4 {
@@ -163,10 +164,11 @@ impl<I: Iterator<Item = Product>> Kernel for Run<'_, I> {
                 let [lower] = sums::<V, 1, 1, 4>(v, a, [b], registers, [&product.c], 1);
                 store(v, &upper, registers, &product.d, 0);
                 store(v, &lower, registers, &product.d, 1);
-            } else if let Some(next) = products.next_if(
-                #[inline(always)]
-                |next| next.a == product.a && !next.reads(&product.d),
-            ) {
+            } else if let Some(next) = following
+                && next.a == product.a
+                && !next.reads(&product.d)
+            {
+                following = products.next();
                 // Two with the same A: its columns are loaded once.
                 let other = fragments.find_b(v, op, registers, next.b);
                 // It may have taken the first one's place, which then goes to the place after.
@@ -298,7 +300,7 @@ mod tests {
             let mut registers: Vec<Lanes> =
                 words.chunks_exact(32).map(|row| std::array::from_fn(|lane| tame(row[lane]))).collect();
             let mut wanted = registers.clone();
-            Fragments::default().run(&op, &mut registers, products.iter().copied());
+            Fragments::default().run(&op, &mut registers, products.iter());
             for p in &products {
                 let row = |r: &u32| wanted[*r as usize];
                 let (a, b, c) = (p.a.each_ref().map(row), p.b.each_ref().map(row), p.c.each_ref().map(row));

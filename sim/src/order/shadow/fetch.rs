@@ -1,7 +1,7 @@
 //! Cells ahead of their turn: their loads overlap then, where a check after the other would wait for each.
 
-use super::super::cell::{CHUNK, CHUNK_SHIFT};
 use super::super::LANES;
+use super::super::cell::{CHUNK, CHUNK_SHIFT};
 use super::Shadow;
 
 impl Shadow {
