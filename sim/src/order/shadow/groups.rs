@@ -53,7 +53,7 @@ impl Shadow {
 fn in_rows(offsets: &[u64; LANES], count: usize) -> bool {
     let wrong = |group: &[u64]| {
         let ahead =
-            group.iter().enumerate().fold(0, |wrong, (n, offset)| wrong | (offset ^ (group[0] | 16 * n as u64)));
+            group.iter().enumerate().fold(0, |wrong, (n, offset)| wrong | (offset ^ (group[0] | (16 * n as u64))));
         ahead | group[0] & (16 * count as u64 - 1)
     };
     offsets.chunks_exact(count).fold(0, |all, group| all | wrong(group)) == 0
