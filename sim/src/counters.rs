@@ -64,7 +64,7 @@ impl Counters {
 }
 
 /// 32-byte sectors that the accesses of `lanes` to `bytes` bytes each touch.
-#[inline]
+#[inline(always)]
 pub fn sectors(addresses: &[u64; 32], lanes: u32, bytes: u32) -> u64 {
     if lanes == 0 {
         return 0;
@@ -75,6 +75,11 @@ pub fn sectors(addresses: &[u64; 32], lanes: u32, bytes: u32) -> u64 {
         if (1..32).all(|l| addresses[l] == first + l as u64 * bytes as u64) {
             return (first + 32 * bytes as u64 - 1) / 32 - first / 32 + 1;
         }
+    }
+    if lanes == u32::MAX
+        && let Some(count) = ascending(addresses, bytes)
+    {
+        return count;
     }
     let mut list = [0u64; 64];
     let mut n = 0;
@@ -101,9 +106,22 @@ pub fn sectors(addresses: &[u64; 32], lanes: u32, bytes: u32) -> u64 {
     1 + list.windows(2).filter(|w| w[0] != w[1]).count() as u64
 }
 
+/// [`sectors`] of all lanes, where each is within one and none is before the last one's.
+#[inline(always)]
+fn ascending(addresses: &[u64; 32], bytes: u32) -> Option<u64> {
+    let unaligned = addresses.iter().fold(0, |bits, address| bits | address) & (bytes as u64 - 1);
+    if unaligned != 0 || !bytes.is_power_of_two() || bytes > 32 {
+        return None;
+    }
+    let sectors = addresses.map(|address| address / 32);
+    let pairs = || sectors[..31].iter().zip(&sectors[1..]);
+    let descends = pairs().fold(false, |any, (last, next)| any | (next < last));
+    (!descends).then(|| 1 + pairs().fold(0, |count, (last, next)| count + u64::from(last != next)))
+}
+
 /// Passes through the 32 banks that a shared access takes, and the least for the bytes asked. 8-byte accesses go by half
 /// warps, 16-byte ones by quarters; lanes that ask for the same word share it.
-#[inline]
+#[inline(always)]
 pub fn wavefronts(addresses: &[u32; 32], lanes: u32, bytes: u32) -> (u64, u64) {
     if lanes == 0 {
         return (0, 0);
@@ -128,12 +146,12 @@ pub fn wavefronts(addresses: &[u32; 32], lanes: u32, bytes: u32) -> (u64, u64) {
 }
 
 /// The same for 16 bytes a lane where no two lanes ask for the same four banks.
-#[inline]
+#[inline(always)]
 fn quads(addresses: &[u32], lanes: u32, bytes: u32) -> Option<(u64, u64)> {
     if bytes != 16 || addresses.len() != 8 || lanes != 0xff {
         return None;
     }
-    let seen = addresses.iter().fold(0u8, |seen, address| seen | 1 << (address >> 4 & 7));
+    let seen = addresses.iter().fold(0u32, |seen, address| seen | 1 << (address >> 4 & 7));
     (seen == 0xff).then_some((1, 32))
 }
 

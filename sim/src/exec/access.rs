@@ -43,15 +43,28 @@ pub struct Group {
 
 impl Group {
     /// All lanes of a warp in one place, or lanes to be added.
+    #[inline(always)]
     fn new(place: Place, lanes: u32, offsets: [u64; 32], bytes: u64) -> Group {
         let step = |all: bool, lane: usize| all & (offsets[lane] == offsets[0] + lane as u64 * bytes);
         let row = lanes == u32::MAX && (1..32).fold(true, step);
         Group { place, lanes, offsets, row }
     }
+
+    /// Accesses of `bytes` bytes by all lanes, if each lies in `range` of a place that begins at `base`, aligned.
+    #[inline]
+    fn of_all(place: Place, addresses: &[u64; 32], base: u64, range: (u64, u64), bytes: u64) -> Option<Group> {
+        crate::simd::dispatch(
+            #[inline(always)]
+            || {
+                let offsets = all_within(addresses, base, range, bytes)?;
+                Some(Group::new(place, u32::MAX, offsets, bytes))
+            },
+        )
+    }
 }
 
 /// The offsets of all lanes from `base`, if each access of `bytes` bytes lies between `low` and `high` and is aligned.
-#[inline]
+#[inline(always)]
 fn all_within(addresses: &[u64; 32], base: u64, (low, high): (u64, u64), bytes: u64) -> Option<[u64; 32]> {
     let offsets = addresses.map(|a| a.wrapping_sub(base));
     let (room, start) = (high.checked_sub(low)?.checked_sub(bytes)?, low);
@@ -141,10 +154,10 @@ impl Machine<'_> {
         let allocation = self.memory.get(index);
         let (base, len) = (allocation.base, allocation.data.len() as u64);
         if *left == u32::MAX
-            && let Some(offsets) = all_within(addresses, base, (0, len), bytes)
+            && let Some(group) = Group::of_all(Place::Global(index), addresses, base, (0, len), bytes)
         {
             *left = 0;
-            groups.push(Group::new(Place::Global(index), u32::MAX, offsets, bytes));
+            groups.push(group);
             return;
         }
         let mut group = Group::new(Place::Global(index), 0, [0; 32], bytes);
@@ -274,10 +287,10 @@ impl Machine<'_> {
             let offset = (first as u64).wrapping_sub(start);
             let at = variables.partition_point(|v| v.0 <= offset);
             variable = at.checked_sub(1).map_or((1, 0), |at| variables[at]);
-            if let Some(offsets) = all_within(addresses, window_base + start, (variable.0, variable.1.min(len)), bytes)
-            {
+            let range = (variable.0, variable.1.min(len));
+            if let Some(group) = Group::of_all(Place::Shared(slot), addresses, window_base + start, range, bytes) {
                 *left = 0;
-                groups.push(Group::new(Place::Shared(slot), u32::MAX, offsets, bytes));
+                groups.push(group);
                 return;
             }
         }
@@ -497,7 +510,10 @@ impl Machine<'_> {
                     let first = base + group.offsets[0];
                     (first + asked - 1) / 32 - first / 32 + 1
                 } else {
-                    counters::sectors(&group.offsets.map(|o| o.wrapping_add(base)), lanes, bytes)
+                    crate::simd::dispatch(
+                        #[inline(always)]
+                        || counters::sectors(&group.offsets.map(|o| o.wrapping_add(base)), lanes, bytes),
+                    )
                 };
                 let count = &mut self.counters.by_instruction[pc as usize];
                 if write {
@@ -511,7 +527,10 @@ impl Machine<'_> {
                 let (passes, least) = if group.row && bytes <= 4 {
                     (1, 1)
                 } else {
-                    counters::wavefronts(&group.offsets.map(|o| o as u32), lanes, bytes)
+                    crate::simd::dispatch(
+                        #[inline(always)]
+                        || counters::wavefronts(&group.offsets.map(|o| o as u32), lanes, bytes),
+                    )
                 };
                 let count = &mut self.counters.by_instruction[pc as usize];
                 count.shared_bytes += asked;

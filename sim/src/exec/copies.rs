@@ -730,10 +730,11 @@ fn move_box(memory: &Memory, load: &BoxLoad, shared: &mut [u8]) {
                 }
                 let Some(source) = buffer else { return };
                 let from = (address - source.base) as usize;
-                match source.data.get(from..from + bytes) {
-                    Some(source) if bytes == 16 => target.copy_from_slice(&source[..16]),
-                    Some(source) => target.copy_from_slice(source),
-                    None => (),
+                let Some(source) = source.data.get(from..from + bytes) else { return };
+                // The usual case, without a call.
+                match (<&mut [u8; 16]>::try_from(&mut *target), <&[u8; 16]>::try_from(source)) {
+                    (Ok(target), Ok(source)) => *target = *source,
+                    _ => target.copy_from_slice(source),
                 }
             }
         }

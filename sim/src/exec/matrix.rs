@@ -9,8 +9,9 @@ use crate::finding::Kind;
 use crate::layout;
 use crate::matrix::Lanes;
 use crate::matrix::ldmatrix;
+use crate::matrix::mma::MmaOp;
 use crate::order::{Access, Cx, Strength};
-use crate::program::op::{MatrixTransfer, Mma, Window};
+use crate::program::op::{Instr, MatrixTransfer, Mma, Op, Window};
 use crate::regs::Registers;
 
 impl Machine<'_> {
@@ -26,8 +27,15 @@ impl Machine<'_> {
         if !self.gather(warp, fragment, u32::MAX, mask) {
             return Flow::Stop;
         }
-        if !t.store && mask == u32::MAX && self.load_own_rows(block, warp, fragment.frame, t, pc) {
-            return Flow::Next;
+        if !t.store && mask == u32::MAX {
+            let frame = fragment.frame;
+            let done = crate::simd::dispatch(
+                #[inline(always)]
+                || self.load_own_rows(block, warp, frame, t, pc),
+            );
+            if done {
+                return Flow::Next;
+            }
         }
         let count = t.regs.len();
         let rows = 8 * count;
@@ -95,7 +103,7 @@ impl Machine<'_> {
 
     /// `ldmatrix` by all lanes from the block's own memory, with nothing wrong with its addresses. False, and nothing done,
     /// where that is not so.
-    #[inline]
+    #[inline(always)]
     fn load_own_rows(&mut self, block: &mut Block, warp: &mut Warp, frame: u32, t: &MatrixTransfer, pc: u32) -> bool {
         let (rows, frame) = (8 * t.regs.len(), frame as usize);
         let Some(regs) = warp.frames[frame].as_ref().map(|frame| &frame.regs) else { return false };
@@ -129,12 +137,13 @@ impl Machine<'_> {
         }
         let Some(regs) = warp.frames[frame].as_mut().map(|frame| &mut frame.regs) else { return false };
         for (&slot, offsets) in t.regs.iter().zip(offsets.chunks_exact(8)) {
-            let mut bytes = [[0u8; 16]; 8];
-            for (row, &from) in bytes.iter_mut().zip(offsets) {
+            // Straight to the register: rows put together elsewhere would be slow to load from there at once.
+            let matrix = &mut regs.rows[slot as usize].0;
+            let rows: &mut [[u8; 16]; 8] = bytemuck::cast_mut(matrix);
+            for (row, &from) in rows.iter_mut().zip(offsets) {
                 row.copy_from_slice(&block.shared[from as usize..from as usize + 16]);
             }
-            let matrix = std::slice::from_mut(&mut regs.rows[slot as usize].0);
-            ldmatrix::load(&bytes, t.trans, matrix);
+            ldmatrix::arrange(matrix, t.trans);
             regs.undefined[slot as usize] = 0;
         }
         true
@@ -213,6 +222,36 @@ impl Machine<'_> {
             *slot = *slot & !mask | spoiled;
         }
         Flow::Next
+    }
+
+    /// `mma`s of all lanes one after the other, as far as `instrs` go on with the same one; how many. The first is counted as
+    /// executed, the others are still to be. `number` is the first's, kernel-wide.
+    #[inline(never)]
+    pub(super) fn mma_sequence(&mut self, regs: &mut Registers, op: MmaOp, instrs: &[Instr], number: u32) -> u32 {
+        // A guarded one waits for its turn, whatever its guard; but the first's has been looked at.
+        let alike = |(n, instr): &(usize, &Instr)| match &instr.op {
+            Op::Mma(m) => m.op == op && (*n == 0 || instr.guard.is_none()),
+            _ => false,
+        };
+        let count = instrs.iter().enumerate().take_while(alike).count();
+        let products = instrs[..count].iter().filter_map(|instr| match &instr.op {
+            Op::Mma(m) => m.common.as_ref(),
+            _ => None,
+        });
+        for (n, p) in products.clone().enumerate() {
+            let total = &mut self.counters.by_instruction[number as usize + n];
+            let again = u64::from(n > 0);
+            total.warps += again;
+            total.threads += 32 * again;
+            total.matrix_flops += op.flops();
+            let undefined = p.a.iter().chain(&p.b).chain(&p.c).fold(0, |u, &s| u | regs.undefined[s as usize]);
+            let spoiled = if undefined != 0 { u32::MAX } else { 0 };
+            p.d.iter().for_each(|&s| regs.undefined[s as usize] = spoiled);
+        }
+        if !self.options.count_only {
+            self.fragments.run(&op, bytemuck::cast_slice_mut(&mut regs.rows), products);
+        }
+        count as u32
     }
 
     #[expect(clippy::too_many_arguments, reason = "the interpreter's whole state")]

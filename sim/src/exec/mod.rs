@@ -28,7 +28,7 @@ use crate::program::{Fixed, Fixup, Kernel, Program};
 use barriers::{BlockBarrier, ClusterBarrier};
 use copies::InFlight;
 use mbarrier::Object;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use warp::{Fragment, Frame, NONE, State, Warp};
 
 /// When asynchronous operations take effect, within what their rules allow.
@@ -290,8 +290,11 @@ pub struct Machine<'a> {
     box_rows: Vec<(u64, u32)>,
     /// mbarriers (slot, address) whose phase is over, with waiters to wake.
     wakes: Vec<(u32, u32)>,
-    tiles: crate::matrix::wgmma::Tiles,
+    tiles: Option<Box<crate::matrix::wgmma::Tiles>>,
+    /// The bytes that operands of wgmma are, in shared memory of any of the blocks: offset and how many.
+    operand_runs: HashMap<crate::matrix::wgmma::Operand, Vec<(u64, u64)>>,
     sums: Vec<crate::matrix::Lanes>,
+    fragments: crate::matrix::mma::Fragments,
     pool_grew: bool,
     /// Start and end of each shared variable and of dynamic shared memory, in a block's shared memory.
     shared_variables: Vec<(u64, u64)>,
@@ -385,8 +388,10 @@ impl<'a> Machine<'a> {
             runs: Vec::new(),
             box_rows: Vec::new(),
             wakes: Vec::new(),
-            tiles: Default::default(),
+            tiles: None,
+            operand_runs: HashMap::new(),
             sums: Vec::new(),
+            fragments: Default::default(),
             pool_grew: false,
             shared_variables: shared_variables(kernel, launch),
             yielded: false,

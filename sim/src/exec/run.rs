@@ -152,6 +152,16 @@ impl<'a> Machine<'a> {
                             break 'frames;
                         }
                     }
+                    Op::Mma(m) if mask == u32::MAX && m.common.is_some() => {
+                        // All lanes are here. Those that follow run in the same turn anyway, unless it ends before.
+                        fragment.gathered = false;
+                        let most = (budget - used + 1).min(fragment.join_pc.wrapping_sub(pc)) as usize;
+                        let most = if code.watch.is_empty() { most.min(code.instrs.len() - pc as usize) } else { 1 };
+                        let instrs = &code.instrs[pc as usize..pc as usize + most];
+                        let count = self.mma_sequence(&mut frame.regs, m.op, instrs, number as u32);
+                        used += count - 1;
+                        fragment.pc = pc + count;
+                    }
                     other => {
                         warp.frames[frame_index] = Some(frame);
                         warp.clock += (used - clocked) as u64;

@@ -211,7 +211,7 @@ impl<'a> Machine<'a> {
 
     /// The operands of these descriptors, all in the block's memory.
     fn wgmma_operands(
-        &self,
+        &mut self,
         block: &Block,
         w: &Wgmma,
         bits: (Option<u64>, u64),
@@ -220,7 +220,13 @@ impl<'a> Machine<'a> {
         let b = w.op.operand_b(bits.1)?;
         let (start, end) = (layout::SHARED_START, layout::SHARED_START + block.shared.len() as u32);
         for operand in a.iter().chain(Some(&b)) {
+            if self.operand_runs.contains_key(operand) {
+                continue;
+            }
             operand.check_range(start, end)?;
+            let mut runs = Vec::new();
+            operand.for_each_run(|at, n| runs.push(((at - start) as u64, n as u64)));
+            self.operand_runs.insert(*operand, runs);
         }
         Ok((a, b))
     }
@@ -247,7 +253,7 @@ impl<'a> Machine<'a> {
             let mut runs = std::mem::take(&mut self.runs);
             runs.clear();
             for operand in a.iter().chain(Some(&b)) {
-                operand.for_each_run(|at, n| runs.push(((at - layout::SHARED_START) as u64, n as u64)));
+                runs.extend_from_slice(self.operand_runs.get(operand).map_or(&[], Vec::as_slice));
             }
             let (op, writers) = (product.op, &mut product.writers);
             block.shadow.read_operand(&runs, op, &warp.order, lane, pc, &cx, writers, &mut found);
@@ -317,7 +323,7 @@ impl<'a> Machine<'a> {
     }
 
     fn compute(&mut self, block: &mut Block, warp: &mut Warp, number: u64, a: Option<Operand>, b: Operand) {
-        let mut tiles = std::mem::take(&mut self.tiles);
+        let mut tiles = self.tiles.take().unwrap_or_default();
         let mut d = std::mem::take(&mut self.sums);
         let mut read = false;
         for quarter in 0..4u32 {
@@ -372,7 +378,7 @@ impl<'a> Machine<'a> {
                 regs.undefined[*s as usize] &= !flight.mask;
             }
         }
-        self.tiles = tiles;
+        self.tiles = Some(tiles);
         self.sums = d;
     }
 

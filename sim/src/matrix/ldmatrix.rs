@@ -65,12 +65,18 @@ pub fn load(rows: &[[u8; 16]], transpose: bool, registers: &mut [Lanes]) {
     for (rows, register) in rows.chunks_exact(8).zip(registers) {
         let words: &mut [[u8; 16]] = bytemuck::cast_slice_mut(register.as_mut_slice());
         words.copy_from_slice(rows);
-        for word in register.iter_mut() {
-            *word = u32::from_le(*word);
-        }
-        if transpose {
-            *register = transposed(register);
-        }
+        arrange(register, transpose);
+    }
+}
+
+/// Makes a register of a matrix whose rows, as they lie in memory, it holds one after the other.
+#[inline(always)]
+pub fn arrange(register: &mut Lanes, transpose: bool) {
+    for word in register.iter_mut() {
+        *word = u32::from_le(*word);
+    }
+    if transpose {
+        *register = transposed(register);
     }
 }
 

@@ -20,6 +20,9 @@ use crate::ptx::ast::Type;
 pub use super::format::Element;
 
 mod rare;
+mod sequence;
+
+pub use sequence::{Fragments, Product};
 
 /// Type of C and D.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -272,6 +275,42 @@ pub(super) fn values_of<V: Vector, const E: usize>(v: V, element: Element, regis
         unpack(element, register, &mut values);
     }
     values
+}
+
+/// `K` columns of A: of each row of eight (twice) its value four times, as D's registers want it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(super) struct Columns<const K: usize>(pub(super) [[[f32; 32]; 2]; K]);
+
+impl<const K: usize> Columns<K> {
+    pub(super) const ZERO: Self = Self([[[0.0; 32]; 2]; K]);
+}
+
+/// Fills the columns from A's registers with `E` elements a lane: register r is eight rows (r & 1) of 4E columns (r >> 1).
+#[inline(always)]
+pub(super) fn expand<V: Vector, const E: usize, const K: usize>(
+    v: V,
+    element: Element,
+    registers: [&Lanes; 4],
+    negate: bool,
+    out: &mut Columns<K>,
+) {
+    for (r, register) in registers.into_iter().enumerate() {
+        let mut values: [[f32; 32]; E] = values_of(v, element, register);
+        for (j, values) in values.iter_mut().enumerate() {
+            if negate {
+                *values = values.map(|value| -value);
+            }
+            let first = 4 * E * (r >> 1) + j;
+            for n in 0..8 / V::QUADS {
+                let all = v.load(values, n);
+                v.store(v.spread::<0>(all), &mut out.0[first][r & 1], n);
+                v.store(v.spread::<1>(all), &mut out.0[first + E][r & 1], n);
+                v.store(v.spread::<2>(all), &mut out.0[first + 2 * E][r & 1], n);
+                v.store(v.spread::<3>(all), &mut out.0[first + 3 * E][r & 1], n);
+            }
+        }
+    }
 }
 
 /// The rows of B that one of its registers holds: of each the quads of the even and of the odd columns.

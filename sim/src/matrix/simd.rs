@@ -166,15 +166,13 @@ impl Vector for pulp::x86::V3 {
     fn bf16(self, words: &Lanes) -> [[f32; 32]; 2] {
         let eights: [[u32; 8]; 4] = bytemuck::cast(*words);
         let upper = self.avx._mm256_set1_epi32(0xffff_0000_u32 as i32);
-        let values = eights.map(
-            #[inline(always)]
-            |eight| {
-                let eight = pulp::cast(eight);
-                let low: [f32; 8] = pulp::cast(self.avx2._mm256_slli_epi32::<16>(eight));
-                let high: [f32; 8] = pulp::cast(self.avx2._mm256_and_si256(eight, upper));
-                [low, high]
-            },
-        );
+        let mut values = [[[0f32; 8]; 2]; 4];
+        // No map: its closure would be compiled for the baseline.
+        for (eight, values) in eights.into_iter().zip(&mut values) {
+            let eight = pulp::cast(eight);
+            values[0] = pulp::cast(self.avx2._mm256_slli_epi32::<16>(eight));
+            values[1] = pulp::cast(self.avx2._mm256_and_si256(eight, upper));
+        }
         let [[a, b], [c, d], [e, f], [g, h]] = values;
         [bytemuck::cast([a, c, e, g]), bytemuck::cast([b, d, f, h])]
     }

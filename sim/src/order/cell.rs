@@ -1,16 +1,19 @@
 //! What is remembered of each few bytes, made chunk by chunk.
 
 use super::chain::{Entry, ListId};
+use super::memo::forgetful;
 use super::{Key, NOBODY, Stamp};
 use std::ops::Range;
 
 /// Bytes of an allocation whose cells are made together, when first touched.
 pub(super) const CHUNK: u64 = 1 << CHUNK_SHIFT;
 pub(super) const CHUNK_SHIFT: u32 = 12;
-/// Cells have at most 16 bytes: what a lane accesses at once.
-pub(super) const CELL_SHIFT: u32 = 4;
+/// Cells have at most 128 bytes, what copies take from a row: as long as nothing narrower touches the chunk.
+const COARSEST: u32 = 7;
+/// Cells of what a lane accesses at most at once: 16 bytes.
+pub(super) const LANE_SHIFT: u32 = 4;
 
-/// The accesses to 16 bytes (fewer after narrower accesses in the chunk) that count: 32 bytes.
+/// The accesses to some bytes that count: 32 bytes.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(32))]
 pub(super) struct Cell {
@@ -39,6 +42,18 @@ impl Cell {
         older: 0,
     };
 
+    /// The cell `lanes` lanes' 16 bytes further on, of accesses that each lane made to its own 16 bytes in a row.
+    pub(super) fn turned(&self, lanes: u32) -> Cell {
+        let mut cell = *self;
+        if cell.writer != NOBODY && cell.write.wide() == LANE_SHIFT {
+            cell.writer = cell.writer & !31 | (cell.writer + lanes) & 31;
+        }
+        if cell.reader != NOBODY && cell.read.wide() == LANE_SHIFT {
+            cell.readers = cell.readers.rotate_left(lanes);
+        }
+        cell
+    }
+
     pub(super) fn write_entry(&self) -> Entry {
         let (key, mask) = (self.writer >> 5, 1 << (self.writer & 31));
         Entry { key, stamp: self.write, mask, pc: self.write_pc, write: true }
@@ -53,20 +68,25 @@ impl Cell {
 pub(super) struct Chunk {
     /// Log2 of a cell's bytes.
     pub shift: u32,
+    /// Cells stand for accesses of several lanes in a row: their first 16 bytes are as they say, the next ones are
+    /// [turned](Cell::turned).
+    pub turned: bool,
     pub cells: Vec<Cell>,
 }
 
 impl Chunk {
     fn fresh(shift: u32) -> Chunk {
-        Chunk { shift, cells: vec![Cell::FRESH; (CHUNK >> shift) as usize] }
+        Chunk { shift, turned: false, cells: vec![Cell::FRESH; (CHUNK >> shift) as usize] }
     }
 
     /// Splits cells down to `1 << shift` bytes.
     #[cold]
     pub(super) fn refine(&mut self, shift: u32) {
-        let parts = 1 << (self.shift - shift);
-        self.cells = self.cells.iter().flat_map(|cell| std::iter::repeat_n(*cell, parts)).collect();
-        self.shift = shift;
+        let (parts, turned) = (1u32 << (self.shift - shift), self.turned);
+        let part = |cell: &Cell, n: u32| if turned { cell.turned(n << shift >> LANE_SHIFT) } else { *cell };
+        let part = &part;
+        self.cells = self.cells.iter().flat_map(|cell| (0..parts).map(move |n| part(cell, n))).collect();
+        (self.shift, self.turned) = (shift, turned && shift > LANE_SHIFT);
     }
 }
 
@@ -120,18 +140,26 @@ pub(super) fn each_word(range: Range<u64>, mut f: impl FnMut(u64, u64)) {
 /// The chunk in `place`, made if it is not there yet, with cells of at most `1 << finest` bytes.
 #[inline(always)]
 pub(super) fn chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>, finest: u32) -> &'a mut Chunk {
-    let chunk = place.get_or_insert_with(|| new_chunk(spare, finest.min(CELL_SHIFT)));
+    let chunk = place.get_or_insert_with(|| new_chunk(spare, finest));
     if finest < chunk.shift {
         chunk.refine(finest);
     }
     chunk
 }
 
+/// [`chunk`] for an access that is not one of lanes in a row: with cells that are the same all over.
+#[inline(always)]
+pub(super) fn even_chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>, finest: u32) -> &'a mut Chunk {
+    let turned = place.as_ref().is_some_and(|chunk| chunk.turned);
+    chunk(place, spare, if turned { finest.min(LANE_SHIFT) } else { finest })
+}
+
 #[cold]
-fn new_chunk(spare: &mut Vec<Chunk>, shift: u32) -> Chunk {
+fn new_chunk(spare: &mut Vec<Chunk>, finest: u32) -> Chunk {
+    let shift = finest.min(if forgetful() { LANE_SHIFT } else { COARSEST });
     match spare.pop() {
         Some(mut chunk) => {
-            chunk.shift = shift;
+            (chunk.shift, chunk.turned) = (shift, false);
             chunk.cells.clear();
             chunk.cells.resize((CHUNK >> shift) as usize, Cell::FRESH);
             chunk

@@ -23,9 +23,10 @@ impl Entry {
     }
 
     fn hash(&self, list: ListId) -> u64 {
-        let mix = |hash: u64, value: u32| (hash.rotate_left(23) ^ value as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let words = [self.key, self.stamp.0, self.mask, self.pc, self.write as u32];
-        words.into_iter().fold(list as u64, mix) >> 32
+        let mix = |hash: u64, low: u32, high: u32| {
+            (hash.rotate_left(23) ^ low as u64 ^ (high as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        };
+        mix(mix(mix(list as u64, self.key, self.stamp.0), self.mask, self.pc), self.write as u32, 0)
     }
 
     /// Whether `old` is by the same lanes, earlier in their program order, and this one stands for it.
@@ -72,12 +73,22 @@ const MEMO: usize = 1 << 11;
 /// Nodes before the first [`Chains::is_full`]; few in tests, so that they collect.
 const FIRST_LIMIT: usize = if cfg!(test) { 64 } else { 1 << 20 };
 
+/// What came of a push.
+#[derive(Clone, Copy, Debug)]
+struct Pushed {
+    /// Compared first: the entry was just put together, and is slow to be loaded as a whole.
+    hash: u64,
+    of: ListId,
+    entry: Entry,
+    new: ListId,
+}
+
 /// All lists of a shadow.
 #[derive(Clone, Debug)]
 pub(super) struct Chains {
     nodes: Vec<Node>,
     /// The last lists pushed, by a hash of what was pushed onto what; 0 where there is none.
-    memo: Vec<(ListId, Entry, ListId)>,
+    memo: Vec<Pushed>,
     limit: usize,
 }
 
@@ -113,19 +124,26 @@ impl Chains {
     }
 
     /// `list` with `entry` (its mask turned) in front, without entries it stands for.
-    pub(super) fn push(&mut self, list: ListId, entry: Entry) -> ListId {
+    #[inline]
+    pub(super) fn push(&mut self, list: ListId, entry: &Entry) -> ListId {
+        // One part of an operation seldom comes again, but where a view has it at hand.
+        if list == 0 && entry.key >= OP_KEY {
+            return self.cons(0, *entry);
+        }
         if self.memo.len() < MEMO && self.nodes.len() >= self.memo.len() {
             let none = Entry { key: 0, stamp: Stamp(0), mask: 0, pc: 0, write: false };
+            let none = Pushed { hash: 0, of: 0, entry: none, new: 0 };
             self.memo.clear();
-            self.memo.resize((2 * self.nodes.len()).next_power_of_two().clamp(64, MEMO), (0, none, 0));
+            self.memo.resize((2 * self.nodes.len()).next_power_of_two().clamp(64, MEMO), none);
         }
-        let at = entry.hash(list) as usize & (self.memo.len() - 1);
-        let (of, pushed, known) = self.memo[at];
-        if known != 0 && of == list && pushed == entry {
-            return known;
+        let hash = entry.hash(list);
+        let at = (hash >> 32) as usize & (self.memo.len() - 1);
+        let known = &self.memo[at];
+        if known.hash == hash && known.new != 0 && known.of == list && known.entry == *entry {
+            return known.new;
         }
-        let new = self.push_new(list, entry);
-        self.memo[at] = (list, entry, new);
+        let new = self.push_new(list, *entry);
+        self.memo[at] = Pushed { hash, of: list, entry: *entry, new };
         new
     }
 

@@ -42,6 +42,16 @@ impl BlockKnow {
         self.virtuals.binary_search_by_key(&index, |v| v.0).map_or(0, |at| self.virtuals[at].1)
     }
 
+    /// Of the 32 virtual agents from `first` on, those known at least up to `epoch`.
+    fn virtual_mask(&self, first: u16, epoch: u32) -> u32 {
+        if epoch == 0 {
+            return u32::MAX;
+        }
+        let start = self.virtuals.partition_point(|v| v.0 < first);
+        let near = self.virtuals[start..].iter().take_while(|v| v.0 < first + LANES as u16);
+        near.filter(|v| v.1 >= epoch).fold(0, |mask, v| mask | 1 << (v.0 - first))
+    }
+
     /// Each lane's epoch.
     fn lanes(&self, warp: usize) -> [u32; LANES] {
         let mut lanes = [0; LANES];
@@ -273,8 +283,7 @@ impl Seen {
         if warp < LANES {
             return block.known_mask(warp, epoch);
         }
-        let of = |lane: usize| block.virtual_epoch(((warp - LANES) * LANES + lane) as u16) >= epoch;
-        (0..LANES).filter(|&lane| of(lane)).fold(0, |mask, lane| mask | 1 << lane)
+        block.virtual_mask(((warp - LANES) * LANES) as u16, epoch)
     }
 
     fn join(&mut self, block: u32, other: &Seen, other_block: u32) {

@@ -19,6 +19,15 @@ thread_local! {
     pub(super) static FORGETFUL: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
+/// Whether a test wants nothing to be remembered.
+#[inline(always)]
+pub(super) fn forgetful() -> bool {
+    #[cfg(test)]
+    return FORGETFUL.get();
+    #[cfg(not(test))]
+    false
+}
+
 impl Memo {
     pub(super) fn new() -> Memo {
         // No cell with its lane taken off, and no cell in use, has all bits set.
@@ -45,54 +54,18 @@ impl Memo {
         (cell.writer >> 5 ^ cell.reader ^ cell.older) as usize % SIZE
     }
 
-    /// [`View::step_together`]. What becomes of a cell does not depend on who wrote it, as long as that is known.
+    /// [`View::step`] of an operation's lane that reads.
     #[inline(always)]
-    pub(super) fn together(&mut self, view: &mut View, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
-        let at = (cell.reader ^ cell.older) as usize % SIZE;
-        let before = Memo::readers(cell);
-        if self.is(at, &before) && view.is_known_to_all(cell) {
-            let Cell { older, reader, read, readers, read_pc, .. } = self.after[at];
-            (cell.older, cell.reader, cell.read, cell.readers, cell.read_pc) = (older, reader, read, readers, read_pc);
-            return;
-        }
-        let old = *cell;
-        view.step_together(cell, offset, lane, lists);
-        if view.for_any_lane(&old, false) {
-            self.put(at, before, cell);
-        }
-    }
-
-    /// A cell's bits without its writer.
-    #[inline(always)]
-    fn readers(cell: &Cell) -> [u64; 4] {
-        let [_, _, reader, readers]: [u64; 4] = bytemuck::cast(*cell);
-        [0, cell.older as u64, reader, readers]
-    }
-
-    /// [`View::step`] of an operation's lanes.
-    #[inline(always)]
-    pub(super) fn step<const WRITES: bool>(
-        &mut self,
-        view: &mut View,
-        cell: &mut Cell,
-        offset: u64,
-        lane: u32,
-        lists: &mut Chains,
-    ) {
+    pub(super) fn step_read(&mut self, view: &mut View, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
         let (at, writer) = (Memo::slot(cell), cell.writer);
         let before = Memo::any_lane(cell);
         if self.is(at, &before) {
-            let after = &self.after[at];
-            *cell = if WRITES {
-                Cell { writer: after.writer & !31 | lane, ..*after }
-            } else {
-                Cell { writer, readers: 1 << lane, ..*after }
-            };
+            *cell = Cell { writer, readers: 1 << lane, ..self.after[at] };
             return;
         }
         let old = *cell;
-        view.step::<WRITES>(cell, offset, lane, lists);
-        if view.for_any_lane(&old, WRITES) && !view.is_reader(&old) {
+        view.step::<false>(cell, offset, lane, lists);
+        if view.for_any_lane(&old, false) && !view.is_reader(&old) {
             self.put(at, before, cell);
         }
     }
@@ -134,10 +107,8 @@ impl Memo {
 
     #[inline(always)]
     fn put(&mut self, at: usize, before: [u64; 4], after: &Cell) {
-        #[cfg(test)]
-        if FORGETFUL.get() {
-            return;
+        if !forgetful() {
+            (self.before[at], self.after[at]) = (before, *after);
         }
-        (self.before[at], self.after[at]) = (before, *after);
     }
 }

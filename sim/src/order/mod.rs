@@ -13,10 +13,12 @@ mod know;
 mod memo;
 mod operand;
 mod ops;
+mod seen;
 mod shadow;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod together;
 mod view;
 mod warp;
 

@@ -1,10 +1,10 @@
 //! The operands of a warpgroup's product: many bytes, written by few, read by four warps at once.
 
-use super::cell::{CHUNK, CHUNK_SHIFT, Init, chunk};
+use super::cell::{CHUNK, CHUNK_SHIFT, Init, even_chunk};
 use super::chain::Entry;
 use super::memo::Memo;
 use super::view::{Fault, View};
-use super::{Access, Conflict, Cx, LANES, NOBODY, OpId, Shadow, Stamp, Strength, WarpOrder};
+use super::{Conflict, Cx, NOBODY, OpId, Shadow, Stamp, Strength, WarpOrder};
 
 /// Who wrote the bytes of an operand, and where the first of each lie.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +41,7 @@ impl Shadow {
             while start < last {
                 let end = last.min((start | (CHUNK - 1)) + 1);
                 let finest = (start | end).trailing_zeros();
-                let chunk = chunk(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
+                let chunk = even_chunk(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
                 let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
                 let count = ((end - start) >> chunk.shift) as usize;
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
@@ -105,57 +105,6 @@ impl Shadow {
         for (entry, offset) in &writers.0 {
             view.fault = view.judge(entry, lane, *offset, false, false);
             view.report(lane, out);
-        }
-    }
-}
-
-impl Shadow {
-    /// All lanes of `warp` together read rows of 16 bytes at the offsets of `rows` (`ldmatrix`): like [`Shadow::access`] by
-    /// the lanes that give the addresses, but every lane reads every row. At most one conflict a row.
-    pub fn read_rows(
-        &mut self,
-        warp: &WarpOrder,
-        rows: u32,
-        offsets: &[u64; LANES],
-        pc: u32,
-        cx: &Cx,
-        out: &mut Vec<Conflict>,
-    ) {
-        let mut parts = warp.parts();
-        let (Some((_, know)), None) = (parts.next(), parts.next()) else {
-            return self.access(Access::Read, warp, rows, offsets, 16, Strength::Weak, pc, cx, out);
-        };
-        self.make_room();
-        let stamp = Stamp::new(warp.epoch(), 4, false, Strength::Weak);
-        let key = warp.key();
-        let mut view = View::new(self.space, warp, know, cx, key, stamp, pc);
-        let mut memo = Memo::new();
-        let mut left = rows;
-        while left != 0 {
-            let index = (offsets[left.trailing_zeros() as usize] >> CHUNK_SHIFT) as usize;
-            let chunk = chunk(&mut self.chunks[index], &mut self.spare, 4);
-            let (init, shift) = (&self.init[index], chunk.shift);
-            while left != 0 {
-                let lane = left.trailing_zeros();
-                let offset = offsets[lane as usize];
-                if (offset >> CHUNK_SHIFT) as usize != index {
-                    break;
-                }
-                left &= left - 1;
-                let at = offset & (CHUNK - 1);
-                if !init.has(at, 0xffff) {
-                    view.fault = Some(Fault::uninitialized(offset));
-                }
-                let first = (at >> shift) as usize;
-                if shift == 4 {
-                    memo.together(&mut view, &mut chunk.cells[first], offset, lane, &mut self.lists);
-                } else {
-                    for (step, cell) in chunk.cells[first..first + (16 >> shift)].iter_mut().enumerate() {
-                        view.step_together(cell, offset + ((step as u64) << shift), lane, &mut self.lists);
-                    }
-                }
-                view.report(lane, out);
-            }
         }
     }
 }

@@ -167,6 +167,12 @@ impl Ops {
         })
     }
 
+    /// Whether lanes of the warp `waiter` have seen any of the operation `key` complete by themselves.
+    pub(super) fn was_waited_for_by(&self, key: Key, waiter: Key) -> bool {
+        let op = &self.all[OpId::of_key(key).0 as usize];
+        op.first.iter().chain(&op.more).any(|end| end.key == waiter)
+    }
+
     /// The lanes of the operation `key` whose (generic) writes `lane` of `warp` knows to be visible to the async proxy.
     pub(super) fn fenced_mask(&self, key: Key, warp: &WarpOrder, lane: u32, know: &Know, space: Space) -> u32 {
         self.known(key, |key, epoch| {

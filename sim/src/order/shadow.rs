@@ -1,13 +1,15 @@
 //! Shadow memory: for each few bytes of an allocation the accesses that a later one has to be ordered after.
 
-use super::cell::{CHUNK, CHUNK_SHIFT, Cell, Chunk, Init, chunk, each_word};
+use super::cell::{CHUNK, CHUNK_SHIFT, Cell, Chunk, Init, chunk, each_word, even_chunk};
 use super::chain::Chains;
 use super::memo::Memo;
+use super::seen::Seen;
 use super::view::{Fault, View};
 use super::{Agent, Clusters, Key, LANES, NOBODY, OP_KEY, OpId, Ops, Space, Stamp, Strength, WarpOrder};
 use std::ops::Range;
 
 mod fetch;
+mod groups;
 
 /// What an access does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,7 +61,7 @@ pub enum ConflictKind {
 pub struct Conflict {
     /// What is wrong.
     pub kind: ConflictKind,
-    /// Offset in the allocation, in bytes, of the cell (of 16 bytes, fewer after narrower accesses) where it is.
+    /// Offset in the allocation, in bytes, of the cell where it is: bytes (at most 128) that were always accessed together.
     pub offset: u64,
     /// The accessing (or issuing) lane.
     pub lane: u32,
@@ -161,22 +163,40 @@ impl Shadow {
         let stamp = Stamp::new(0, bytes.trailing_zeros(), false, Strength::Weak);
         let lanes = Lanes { warp, lanes, offsets, bytes, key: op.key(), stamp, pc };
         self.make_room();
-        self.fetch(&lanes);
         for (mask, know) in warp.parts() {
-            let part = lanes.lanes & mask;
+            let mut part = lanes.lanes & mask;
             if part == 0 {
                 continue;
             }
-            let (mut view, mut memo) = (View::new(self.space, warp, know, cx, op.key(), stamp, pc), Memo::new());
-            if access == Access::Read {
-                self.walk_lanes::<true, false>(&lanes, part, &mut view, out, |view, cell, offset, lane, lists| {
-                    memo.step::<false>(view, cell, offset, lane, lists);
-                });
-            } else {
-                self.walk_lanes::<false, true>(&lanes, part, &mut view, out, |view, cell, offset, lane, lists| {
-                    memo.step::<true>(view, cell, offset, lane, lists);
-                });
+            let mut view = View::new(self.space, warp, know, cx, op.key(), stamp, pc);
+            if access == Access::Read && part == u32::MAX && bytes == 16 {
+                part = self.read_rows_of_lanes(&lanes, &mut view);
+                if part == 0 {
+                    return;
+                }
             }
+            if access == Access::Read {
+                self.fetch(part, offsets);
+                let mut memo = Memo::new();
+                self.walk_lanes::<true, false>(&lanes, part, &mut view, out, |view, cell, offset, lane, lists| {
+                    memo.step_read(view, cell, offset, lane, lists);
+                });
+                continue;
+            }
+            let mut seen = Seen::new();
+            crate::simd::dispatch(
+                #[inline(always)]
+                || {
+                    self.walk_lanes::<false, true>(
+                        &lanes,
+                        part,
+                        &mut view,
+                        out,
+                        #[inline(always)]
+                        |view, cell, offset, lane, lists| seen.write(view, cell, offset, lane, lists),
+                    );
+                },
+            );
         }
     }
 
@@ -413,7 +433,7 @@ impl Shadow {
         while start < range.end {
             let end = range.end.min((start | (CHUNK - 1)) + 1);
             let finest = (start | end).trailing_zeros();
-            let chunk = chunk(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
+            let chunk = even_chunk(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
             let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
             let count = ((end - start) >> chunk.shift) as usize;
             for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {

@@ -6,6 +6,7 @@ use super::shadow::{Conflict, ConflictKind, Cx, Other};
 use super::{Agent, Key, Know, NOBODY, OP_KEY, OpId, Space, Stamp, Strength, WarpOrder};
 
 mod judge;
+mod row;
 
 /// A conflict whose lane is yet to be named.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +88,8 @@ pub(super) struct View<'a> {
     /// Async proxy: the last write that was in order, and the last reader that had no fence.
     good: Entry,
     looked_at: (Key, Stamp),
+    /// The last readers of whom no lane knows any.
+    strangers: (Key, Stamp),
     /// The first thing wrong with the lane's access.
     pub fault: Option<Fault>,
 }
@@ -122,6 +125,7 @@ impl<'a> View<'a> {
             pushed,
             good,
             looked_at,
+            strangers: (NOBODY, Stamp(u32::MAX)),
             fault,
         }
     }
@@ -248,16 +252,6 @@ impl<'a> View<'a> {
     #[inline(always)]
     fn was_known_reader(&mut self, cell: &Cell) -> bool {
         known_by(&mut self.of_reader, cell.reader, cell.read, cell.readers)
-    }
-
-    /// Whether every lane knows the cell's last write; asks where no answer is at hand.
-    #[inline(always)]
-    pub(super) fn is_known_to_all(&mut self, cell: &Cell) -> bool {
-        let all = |answer: &Answer| answer.covers(cell.writer >> 5, cell.write, u32::MAX);
-        all(&self.of_writer[0]) || all(&self.of_writer[1]) || {
-            self.knows_writer(cell, 0);
-            self.of_writer.iter().any(all)
-        }
     }
 
     /// Whether the list is one of those of which all is known.
@@ -402,7 +396,7 @@ impl<'a> View<'a> {
         if of == list && pushed == entry {
             return new;
         }
-        self.push_new(list, entry, lists)
+        self.push_new(list, &entry, lists)
     }
 
     /// Whether the cell's reader is what was last pushed onto its list.
@@ -416,15 +410,17 @@ impl<'a> View<'a> {
             && !pushed.write
     }
 
-    pub(super) fn push_new(&mut self, list: ListId, entry: Entry, lists: &mut Chains) -> ListId {
+    /// (By reference: what was just put together is slow to be copied.)
+    #[inline(always)]
+    fn push_new(&mut self, list: ListId, entry: &Entry, lists: &mut Chains) -> ListId {
         let (ops, know) = (self.cx.ops, self.know);
-        let below = if entry.key >= OP_KEY && !entry.write {
+        let below = if list != 0 && entry.key >= OP_KEY && !entry.write {
             lists.without(list, |old| old.key >= OP_KEY && !old.write && ops.known_mask(old.key, know) == u32::MAX)
         } else {
             list
         };
         let new = lists.push(below, entry);
-        self.pushed = (list, entry, new);
+        self.pushed = (list, *entry, new);
         new
     }
 

@@ -5,7 +5,7 @@ use super::operands::{Operands, rows_of};
 use super::{Code, Kernel, ModuleVariable, Program, ProgramError};
 use crate::alu;
 use crate::layout;
-use crate::matrix::mma::{Accumulator, Element, MmaOp};
+use crate::matrix::mma::{Accumulator, Element, MmaOp, Product};
 use crate::matrix::wgmma::WgmmaOp;
 use crate::order::{Sem, Strength};
 use crate::ptx::ast::{Base, Function, Instruction, Module, Operand, Space, Type, Variable};
@@ -1014,16 +1014,20 @@ impl Decoder<'_> {
             Accumulator::F32 => Type::F32,
             _ => Type::B32,
         };
-        let mma = Mma {
+        let mut mma = Mma {
             op,
             d: self.row_list(d, sum)?,
             a: self.row_list(a, width)?,
             b: self.row_list(b, width)?,
             c: self.row_list(c, sum)?,
+            common: None,
         };
         let want = op.registers();
         if [mma.a.len(), mma.b.len(), mma.c.len(), mma.d.len()] != [want.a, want.b, want.c, want.c] {
             return Err(self.o.error("the number of registers does not fit the instruction"));
+        }
+        if op.is_common() {
+            mma.common = Product::new(&mma.a, &mma.b, &mma.c, &mma.d);
         }
         Ok(Op::Mma(Box::new(mma)))
     }

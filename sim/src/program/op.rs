@@ -2,7 +2,7 @@
 //! immediates and fixed special registers have rows of their own, so that all look alike.
 
 use crate::alu::{AluOp, Slots};
-use crate::matrix::mma::MmaOp;
+use crate::matrix::mma::{MmaOp, Product};
 use crate::matrix::wgmma::WgmmaOp;
 use crate::order::{Sem, Strength};
 use crate::regs::Slot;
@@ -483,6 +483,8 @@ pub struct Mma {
     pub b: Vec<Slot>,
     /// Registers.
     pub c: Vec<Slot>,
+    /// The registers of a [common](MmaOp::is_common) one.
+    pub common: Option<Product>,
 }
 
 /// A matrix product of a warpgroup.

@@ -69,7 +69,7 @@ pub enum DescriptorError {
 }
 
 /// A decoded descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Descriptor {
     /// Start address, a multiple of 16.
     pub start: u32,
@@ -121,7 +121,7 @@ impl Descriptor {
 const K_ROWS: u32 = 16;
 
 /// One operand of one instruction in shared memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Operand {
     descriptor: Descriptor,
     /// The transposed form: contiguous along m or n, 16-bit elements.

@@ -16,7 +16,7 @@ pub use descriptor::{Descriptor, DescriptorError, Operand};
 
 use super::Lanes;
 pub use super::mma::{Accumulator, Element};
-use super::mma::{columns_of, load, store, values_of};
+use super::mma::{Columns, columns_of, expand, load, store};
 use super::simd::{Kernel, Vector, dispatch};
 
 /// Rows of A and D.
@@ -286,19 +286,18 @@ struct Run<'a> {
     slots: &'a [u32],
 }
 
-/// A's columns: of each row of eight (twice) its value four times, as D's registers want it.
-type Columns = [[[f32; 32]; 2]; MAX_K];
-
 impl Kernel for Run<'_> {
     #[inline(always)]
     fn run<V: Vector>(mut self, v: V) {
-        let mut a = [[[0f32; 32]; 2]; MAX_K];
-        match self.op.a.bits() {
-            8 => columns::<V, 4>(v, &self, &mut a),
-            16 => columns::<V, 2>(v, &self, &mut a),
-            _ => columns::<V, 1>(v, &self, &mut a),
+        let mut columns = Columns::<MAX_K>::ZERO;
+        let (element, negate) = (self.op.a, self.op.negate);
+        let registers = self.tiles.a[self.warp].each_ref();
+        match element.bits() {
+            8 => expand::<V, 4, MAX_K>(v, element, registers, negate, &mut columns),
+            16 => expand::<V, 2, MAX_K>(v, element, registers, negate, &mut columns),
+            _ => expand::<V, 1, MAX_K>(v, element, registers, negate, &mut columns),
         }
-        let k = self.op.k() as usize;
+        let (a, k) = (&columns.0, self.op.k() as usize);
         let b = &self.tiles.b;
         let groups = self.op.n as usize / 8;
         if V::QUADS == 4 {
@@ -313,27 +312,6 @@ impl Kernel for Run<'_> {
             for group in 0..groups {
                 block::<V, 1, 1, 4>(v, &mut self, &a[..k], b, (0, group));
                 block::<V, 1, 1, 4>(v, &mut self, &a[..k], b, (1, group));
-            }
-        }
-    }
-}
-
-/// Fills the columns of A from the warp's registers, `E` elements in each lane.
-#[inline(always)]
-fn columns<V: Vector, const E: usize>(v: V, run: &Run<'_>, out: &mut Columns) {
-    for (r, register) in run.tiles.a[run.warp].iter().enumerate() {
-        let mut values: [[f32; 32]; E] = values_of(v, run.op.a, register);
-        for (j, values) in values.iter_mut().enumerate() {
-            if run.op.negate {
-                *values = values.map(|value| -value);
-            }
-            let first = 4 * E * (r >> 1) + j;
-            for n in 0..8 / V::QUADS {
-                let all = v.load(values, n);
-                v.store(v.spread::<0>(all), &mut out[first][r & 1], n);
-                v.store(v.spread::<1>(all), &mut out[first + E][r & 1], n);
-                v.store(v.spread::<2>(all), &mut out[first + 2 * E][r & 1], n);
-                v.store(v.spread::<3>(all), &mut out[first + 3 * E][r & 1], n);
             }
         }
     }

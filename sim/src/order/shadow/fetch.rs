@@ -1,13 +1,15 @@
 //! Cells ahead of their turn: their loads overlap then, where a check after the other would wait for each.
 
+use super::super::LANES;
 use super::super::cell::{CHUNK, CHUNK_SHIFT};
-use super::{Lanes, Shadow};
+use super::Shadow;
 
 impl Shadow {
-    /// Looks at the cells of the lanes.
-    pub(super) fn fetch(&self, access: &Lanes) {
+    /// Looks at the cells where the first lanes' accesses begin, as far as the last of the `lanes`.
+    #[inline(always)]
+    pub(in crate::order) fn fetch(&self, lanes: u32, offsets: &[u64; LANES]) {
         let mut seen = 0;
-        for offset in access.offsets {
+        for offset in &offsets[..LANES - lanes.leading_zeros() as usize] {
             if let Some(Some(chunk)) = self.chunks.get((offset >> CHUNK_SHIFT) as usize)
                 && let Some(cell) = chunk.cells.get(((offset & (CHUNK - 1)) >> chunk.shift) as usize)
             {

@@ -18,7 +18,7 @@ fn a_list_keeps_every_lanes_last_access_and_stays_short() {
     for epoch in 1..2000 {
         let (key, mask) = (random(7), [0b1, 0b10, 0b11, 0b1][random(4) as usize]);
         let stamp = Stamp::new(epoch, 2, false, Strength::Weak);
-        list = chains.push(list, Entry { key, stamp, mask, pc: random(3), write: false });
+        list = chains.push(list, &Entry { key, stamp, mask, pc: random(3), write: false });
         (0..2).filter(|lane| mask >> lane & 1 != 0).for_each(|lane| _ = last.insert((key, lane), epoch));
         for (&(key, lane), &epoch) in &last {
             let stands =

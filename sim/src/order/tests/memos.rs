@@ -117,6 +117,57 @@ impl Twins {
             self.warps[w].acquire(0xf0, &know);
         }
     }
+
+    /// Lanes copy from rows of four or eight lanes' bytes.
+    fn copy_rows(&mut self) {
+        let (w, pc, units) = (self.random(8) as usize, self.random(6) as u32, 4 << self.random(2));
+        let (pitch, start) = (128 << self.random(3), self.random(4) * 4096);
+        let rows =
+            std::array::from_fn(|lane| (start + lane as u64 / units * pitch + 16 * (lane as u64 % units)) % BYTES);
+        let op = self.start(OpKind::Copy, w, ALL);
+        self.both(|shadow, warps, cx, out| {
+            shadow.async_lanes(Access::Read, op, &warps[w], ALL, &rows, 16, pc, cx, out);
+        });
+    }
+
+    /// Whoever knows nothing conflicts with all that is recorded.
+    fn meet_a_stranger(&mut self) {
+        self.warps.push(WarpOrder::new(1, 0, ALL, Know::nothing(1)));
+        for start in (0..BYTES).step_by(512) {
+            let rows = std::array::from_fn(|lane| start + 16 * lane as u64);
+            for access in [Access::Read, Access::Write] {
+                self.both(|shadow, warps, cx, out| {
+                    shadow.access(access, &warps[8], ALL, &rows, 16, Strength::Weak, 9, cx, out);
+                });
+            }
+        }
+    }
+}
+
+/// Rows that lanes copy from together are told from each other when somebody looks closer.
+#[test]
+fn rows_of_lanes_are_as_good_as_lanes() {
+    let (mut turned, mut conflicts) = (0, 0);
+    for seed in 1..400u64 {
+        let warps = (0..8).map(|w| WarpOrder::new(0, w, ALL, Know::nothing(0))).collect();
+        let shadow = Shadow::new(Space::Global, BYTES, true);
+        let (shadows, state) = ([shadow.clone(), shadow], seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut twins = Twins { warps, ops: Ops::new(), open: Vec::new(), shadows, state };
+        for _ in 0..1 + seed % 16 {
+            if twins.random(3) == 0 {
+                twins.order();
+            }
+            twins.copy_rows();
+        }
+        turned += twins.shadows[0].chunks.iter().flatten().filter(|chunk| chunk.turned).count();
+        for _ in 0..seed % 5 {
+            twins.order();
+            conflicts += twins.act();
+            twins.copy_rows();
+        }
+        twins.meet_a_stranger();
+    }
+    assert!(turned > 300 && conflicts > 1_000, "too tame: {turned} chunks of rows, {conflicts} conflicts");
 }
 
 #[test]
@@ -135,17 +186,7 @@ fn remembering_makes_no_difference() {
             conflicts += found;
             clean += (found == 0) as usize;
         }
-        // Whoever knows nothing conflicts with all that is recorded.
-        let stranger = WarpOrder::new(1, 0, ALL, Know::nothing(1));
-        twins.warps.push(stranger);
-        for start in (0..BYTES).step_by(512) {
-            let rows = std::array::from_fn(|lane| start + 16 * lane as u64);
-            for access in [Access::Read, Access::Write] {
-                twins.both(|shadow, warps, cx, out| {
-                    shadow.access(access, &warps[8], ALL, &rows, 16, Strength::Weak, 9, cx, out);
-                });
-            }
-        }
+        twins.meet_a_stranger();
     }
     assert!(conflicts > 50_000 && clean > 5_000, "too tame: {conflicts} conflicts, {clean} accesses without");
 }

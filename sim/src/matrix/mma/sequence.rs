@@ -1,0 +1,322 @@
+//! Products of `mma.sync` one after the other: what several of them share of A and B is converted once.
+
+use super::super::Lanes;
+use super::super::simd::{Kernel, Vector, dispatch};
+use super::{Accumulator, Columns, Element, MmaOp, columns_of, expand};
+
+/// The registers of one product, by their indices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Product {
+    /// A
+    pub a: [u32; 4],
+    /// B
+    pub b: [u32; 2],
+    /// C
+    pub c: [u32; 4],
+    /// D
+    pub d: [u32; 4],
+}
+
+impl Product {
+    /// Of an instruction's lists of registers, if they are as many as [`MmaOp::is_common`] says.
+    #[inline(always)]
+    pub fn new(a: &[u32], b: &[u32], c: &[u32], d: &[u32]) -> Option<Product> {
+        Some(Product { a: a.try_into().ok()?, b: b.try_into().ok()?, c: c.try_into().ok()?, d: d.try_into().ok()? })
+    }
+}
+
+impl Product {
+    /// Whether it reads one of these registers.
+    #[inline(always)]
+    fn reads(&self, registers: &[u32; 4]) -> bool {
+        let any = |all: &[u32], of: u32| all.iter().fold(false, |any, register| any | (*register == of));
+        registers.iter().fold(false, |all, &of| all | any(&self.a, of) | any(&self.b, of) | any(&self.c, of))
+    }
+}
+
+impl MmaOp {
+    /// Whether it is what nearly all kernels use and [`Fragments::run`] takes: m16n8k16 of bf16 or f16, summed in f32.
+    #[inline(always)]
+    pub fn is_common(&self) -> bool {
+        let half = matches!(self.a, Element::Bf16 | Element::F16);
+        half && (self.m, self.k, self.accumulator) == (16, 16, Accumulator::F32)
+    }
+}
+
+/// Columns of A and rows of B.
+const K: usize = 16;
+
+/// Fragments of A and of B that are kept: a warp's tile is often four by four products, or four by eight.
+const KEPT_A: usize = 4;
+const KEPT_B: usize = 8;
+
+/// No registers.
+const NONE: u32 = u32::MAX;
+
+/// The one NaN that results are.
+const NAN: f32 = f32::from_bits(0x7fff_ffff);
+
+/// Rows of B: of each row its even columns and its odd ones.
+type Rows = [[[f32; 4]; K]; 2];
+
+/// Converted fragments; to be reused from one sequence of products to the next.
+#[derive(Clone, Debug)]
+pub struct Fragments {
+    a: Box<[Columns<K>; KEPT_A]>,
+    b: Box<[Rows; KEPT_B]>,
+    /// The registers that they were converted from.
+    of_a: [[u32; 4]; KEPT_A],
+    of_b: [[u32; 2]; KEPT_B],
+    /// Which to overwrite next.
+    next_a: usize,
+    next_b: usize,
+}
+
+impl Default for Fragments {
+    fn default() -> Self {
+        Self {
+            a: Box::new([Columns::ZERO; KEPT_A]),
+            b: Box::new([[[[0.0; 4]; K]; 2]; KEPT_B]),
+            of_a: [[NONE; 4]; KEPT_A],
+            of_b: [[NONE; 2]; KEPT_B],
+            next_a: 0,
+            next_b: 0,
+        }
+    }
+}
+
+impl Fragments {
+    /// D = A·B + C of one product after the other, all of them `op`, which [is common](MmaOp::is_common). The same bits come
+    /// out as of [`MmaOp::run`] for each, but that every NaN is 0x7fffffff.
+    ///
+    /// # Panics
+    /// When a product names a register that is not there.
+    pub fn run<'p>(&mut self, op: &MmaOp, registers: &mut [Lanes], products: impl Iterator<Item = &'p Product>) {
+        self.forget();
+        dispatch(Run { fragments: self, op, registers, products });
+    }
+
+    fn forget(&mut self) {
+        (self.of_a, self.of_b) = ([[NONE; 4]; KEPT_A], [[NONE; 2]; KEPT_B]);
+    }
+
+    /// Whether a fragment was converted from one of these registers.
+    #[inline(always)]
+    fn is_of(&self, registers: &[u32; 4]) -> bool {
+        let (a, b) = (self.of_a.as_flattened(), self.of_b.as_flattened());
+        // No short cuts: a few wide comparisons.
+        registers.iter().fold(false, |any, register| {
+            let in_a = a.iter().fold(false, |any, of| any | (of == register));
+            b.iter().fold(any | in_a, |any, of| any | (of == register))
+        })
+    }
+
+    /// Where the fragment of A is.
+    #[inline(always)]
+    fn find_a<V: Vector>(&mut self, v: V, op: &MmaOp, registers: &[Lanes], a: [u32; 4]) -> usize {
+        if let Some(at) = self.of_a.iter().position(|of| *of == a) {
+            return at;
+        }
+        let at = self.next_a;
+        self.next_a = (at + 1) % KEPT_A;
+        self.of_a[at] = a;
+        expand::<V, 2, K>(v, op.a, a.map(|register| &registers[register as usize]), false, &mut self.a[at]);
+        at
+    }
+
+    /// Where the fragment of B is.
+    #[inline(always)]
+    fn find_b<V: Vector>(&mut self, v: V, op: &MmaOp, registers: &[Lanes], b: [u32; 2]) -> usize {
+        if let Some(at) = self.of_b.iter().position(|of| *of == b) {
+            return at;
+        }
+        let at = self.next_b;
+        self.next_b = (at + 1) % KEPT_B;
+        self.of_b[at] = b;
+        let [even, odd] = &mut self.b[at];
+        for (r, register) in b.iter().enumerate() {
+            let range = 8 * r..8 * (r + 1);
+            let halves = [&mut even[range.clone()], &mut odd[range]];
+            columns_of::<V, 2>(v, op.b, &registers[*register as usize], halves);
+        }
+        at
+    }
+}
+
+/// A call of [`Fragments::run`], compiled for the widest vectors.
+struct Run<'a, I> {
+    fragments: &'a mut Fragments,
+    op: &'a MmaOp,
+    registers: &'a mut [Lanes],
+    products: I,
+}
+
+impl<'p, I: Iterator<Item = &'p Product>> Kernel for Run<'_, I> {
+    #[inline(always)]
+    fn run<V: Vector>(self, v: V) {
+        let Self { fragments, op, registers, mut products } = self;
+        let mut following = products.next();
+        while let Some(product) = following {
+            following = products.next();
+            let a = fragments.find_a(v, op, registers, product.a);
+            let b = fragments.find_b(v, op, registers, product.b);
+            if V::QUADS != 4 {
+                let (a, b) = (&fragments.a[a], &fragments.b[b]);
+                // All of C is read before any of D is written.
+                let [upper] = sums::<V, 1, 1, 4>(v, a, [b], registers, [&product.c], 0);
+                let [lower] = sums::<V, 1, 1, 4>(v, a, [b], registers, [&product.c], 1);
+                store(v, &upper, registers, &product.d, 0);
+                store(v, &lower, registers, &product.d, 1);
+            } else if let Some(next) = following
+                && next.a == product.a
+                && !next.reads(&product.d)
+            {
+                following = products.next();
+                // Two with the same A: its columns are loaded once.
+                let other = fragments.find_b(v, op, registers, next.b);
+                // It may have taken the first one's place, which then goes to the place after.
+                let b = fragments.find_b(v, op, registers, product.b);
+                let (a, b) = (&fragments.a[a], [&fragments.b[b], &fragments.b[other]]);
+                let [first, second] = sums::<V, 2, 2, 2>(v, a, b, registers, [&product.c, &next.c], 0);
+                store(v, &first, registers, &product.d, 0);
+                store(v, &second, registers, &next.d, 0);
+                if fragments.is_of(&next.d) {
+                    fragments.forget();
+                }
+            } else {
+                let (a, b) = (&fragments.a[a], &fragments.b[b]);
+                let [only] = sums::<V, 1, 2, 2>(v, a, [b], registers, [&product.c], 0);
+                store(v, &only, registers, &product.d, 0);
+            }
+            if fragments.is_of(&product.d) {
+                fragments.forget();
+            }
+        }
+    }
+}
+
+/// Of `H` times eight rows of D, from those on, the even columns and the odd ones, in `N` vectors each.
+type Sums<F, const H: usize, const N: usize> = [[[F; N]; 2]; H];
+
+/// A·B + C of `G` products with the same A.
+#[inline(always)]
+fn sums<V: Vector, const G: usize, const H: usize, const N: usize>(
+    v: V,
+    a: &Columns<K>,
+    b: [&Rows; G],
+    registers: &[Lanes],
+    c: [&[u32; 4]; G],
+    first: usize,
+) -> [Sums<V::F, H, N>; G] {
+    let mut sums = [[[[v.repeat(&[0.0; 4]); N]; 2]; H]; G];
+    for (sums, c) in sums.iter_mut().zip(c) {
+        for (half, sums) in sums.iter_mut().enumerate() {
+            for (odd, sums) in sums.iter_mut().enumerate() {
+                let c = bytemuck::cast_ref(&registers[c[2 * (first + half) + odd] as usize]);
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    *sum = v.load(c, n);
+                }
+            }
+        }
+    }
+    summed::<V, G, H, N>(v, a, b, first, sums)
+}
+
+#[inline(always)]
+fn store<V: Vector, const H: usize, const N: usize>(
+    v: V,
+    sums: &Sums<V::F, H, N>,
+    registers: &mut [Lanes],
+    d: &[u32; 4],
+    first: usize,
+) {
+    for (half, sums) in sums.iter().enumerate() {
+        for (odd, sums) in sums.iter().enumerate() {
+            let d: &mut [f32; 32] = bytemuck::cast_mut(&mut registers[d[2 * (first + half) + odd] as usize]);
+            for (n, sum) in sums.iter().enumerate() {
+                v.store(*sum, d, n);
+            }
+            // Which operand's NaN a multiply-add hands on hangs on how it was compiled, and a product has several forms here.
+            for value in d.iter_mut() {
+                *value = if value.is_nan() { NAN } else { *value };
+            }
+        }
+    }
+}
+
+/// `sums` with all products added. By value, so that they stay in registers.
+#[inline(always)]
+fn summed<V: Vector, const G: usize, const H: usize, const N: usize>(
+    v: V,
+    a: &Columns<K>,
+    b: [&Rows; G],
+    first: usize,
+    mut sums: [Sums<V::F, H, N>; G],
+) -> [Sums<V::F, H, N>; G] {
+    for k in 0..K {
+        let a: &[[f32; 32]; H] = a.0[k][first..first + H].try_into().expect("the halves");
+        for (sums, b) in sums.iter_mut().zip(b) {
+            let (even, odd) = (v.repeat(&b[0][k]), v.repeat(&b[1][k]));
+            for ([evens, odds], a) in sums.iter_mut().zip(a) {
+                for (n, (evens, odds)) in evens.iter_mut().zip(odds).enumerate() {
+                    let a = v.load(a, n);
+                    *evens = v.multiply_add(a, even, *evens);
+                    *odds = v.multiply_add(a, odd, *odds);
+                }
+            }
+        }
+    }
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const REGISTERS: u32 = 40;
+
+    fn product() -> impl Strategy<Value = Product> {
+        let register = || 0..REGISTERS;
+        let four = move || [register(), register(), register(), register()];
+        (four(), [register(), register()], four(), four()).prop_map(|(a, b, c, d)| Product { a, b, c, d })
+    }
+
+    /// Few fragments, so that they come again, and anything as the rest.
+    fn products() -> impl Strategy<Value = Vec<Product>> {
+        (prop::collection::vec(product(), 1..4), prop::collection::vec((0usize..4, 0usize..4, product()), 1..24))
+            .prop_map(|(few, all)| {
+                let of = |which: usize| few[which % few.len()];
+                all.into_iter().map(|(a, b, p)| Product { a: of(a / 3).a, b: of(b).b, ..p }).collect()
+            })
+    }
+
+    proptest! {
+        /// Also where a product overwrites what it or a later one reads.
+        #[test]
+        fn a_sequence_is_its_products(
+            products in products(),
+            bf16 in any::<bool>(),
+            words in prop::collection::vec(any::<u32>(), 32 * REGISTERS as usize),
+        ) {
+            let element = if bf16 { "bf16" } else { "f16" };
+            let op = MmaOp::decode(&format!("mma.sync.aligned.m16n8k16.row.col.f32.{element}.{element}.f32")).expect("a form");
+            prop_assert!(op.is_common());
+            // Exponents near 1, so that sums round and seldom overflow.
+            let tame = |word: u32| if bf16 { word & 0xc0ff_c0ff | 0x3f00_3f00 } else { word & 0xafff_afff | 0x3000_3000 };
+            let mut registers: Vec<Lanes> =
+                words.chunks_exact(32).map(|row| std::array::from_fn(|lane| tame(row[lane]))).collect();
+            let mut wanted = registers.clone();
+            Fragments::default().run(&op, &mut registers, products.iter());
+            for p in &products {
+                let row = |r: &u32| wanted[*r as usize];
+                let (a, b, c) = (p.a.each_ref().map(row), p.b.each_ref().map(row), p.c.each_ref().map(row));
+                let mut d = [[0; 32]; 4];
+                op.run(&a.each_ref(), &b.each_ref(), &c.each_ref(), &mut d);
+                let one_nan = |bits: u32| if f32::from_bits(bits).is_nan() { NAN.to_bits() } else { bits };
+                p.d.iter().zip(d).for_each(|(&r, d)| wanted[r as usize] = d.map(one_nan));
+            }
+            prop_assert_eq!(registers, wanted);
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Reads of an operation's lanes that lie in a row, four or eight lanes at a time: one cell for all of them.
+
+use super::super::LANES;
+use super::super::cell::{CHUNK, CHUNK_SHIFT, Init, LANE_SHIFT, chunk};
+use super::super::memo::forgetful;
+use super::super::view::View;
+use super::{Lanes, Shadow};
+
+impl Shadow {
+    /// All lanes read 16 bytes each, as [`Shadow::async_lanes`]: those of which several in a row read cells of as many bytes,
+    /// and with which nothing is wrong. The lanes that are left to be looked at one by one.
+    pub(super) fn read_rows_of_lanes(&mut self, access: &Lanes, view: &mut View) -> u32 {
+        let offsets = access.offsets;
+        let Some(count) = [8, 4].into_iter().find(|&count| in_rows(offsets, count)).filter(|_| !forgetful()) else {
+            return u32::MAX;
+        };
+        let (bytes, shift) = (16 * count as u64, LANE_SHIFT + count.trailing_zeros());
+        self.fetch_starts(offsets, count);
+        let mut left = 0u32;
+        for (group, offset) in offsets.iter().copied().step_by(count).enumerate() {
+            let (lane, index) = ((group * count) as u32, (offset >> CHUNK_SHIFT) as usize);
+            let lanes = ((1u32 << count) - 1) << lane;
+            if !(matches!(self.init[index], Init::All) || self.is_initialized(offset..offset + bytes)) {
+                left |= lanes;
+                continue;
+            }
+            let chunk = chunk(&mut self.chunks[index], &mut self.spare, shift);
+            if chunk.shift == shift {
+                let cell = &mut chunk.cells[((offset & (CHUNK - 1)) >> shift) as usize];
+                if view.step_row(cell, offset, lane, count as u32, &mut self.lists) {
+                    chunk.turned = true;
+                    continue;
+                }
+            }
+            left |= lanes;
+        }
+        left
+    }
+
+    /// Loads the groups' cells, all at once.
+    fn fetch_starts(&self, offsets: &[u64; LANES], count: usize) {
+        let cell = |offset: &u64| {
+            let chunk = self.chunks.get((offset >> CHUNK_SHIFT) as usize)?.as_ref()?;
+            chunk.cells.get(((offset & (CHUNK - 1)) >> chunk.shift) as usize)
+        };
+        let seen = offsets.iter().step_by(count).filter_map(cell).fold(0, |seen, cell| seen ^ cell.writer);
+        std::hint::black_box(seen);
+    }
+}
+
+/// Whether each `count` lanes read one aligned row.
+#[inline(always)]
+fn in_rows(offsets: &[u64; LANES], count: usize) -> bool {
+    let wrong = |group: &[u64]| {
+        let ahead =
+            group.iter().enumerate().fold(0, |wrong, (n, offset)| wrong | (offset ^ (group[0] | (16 * n as u64))));
+        ahead | group[0] & (16 * count as u64 - 1)
+    };
+    offsets.chunks_exact(count).fold(0, |all, group| all | wrong(group)) == 0
+}

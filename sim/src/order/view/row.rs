@@ -1,0 +1,72 @@
+//! Lanes of an operation that read 16 bytes each, one after the other, as one access to one cell.
+
+use super::super::cell::Cell;
+use super::super::chain::Chains;
+use super::super::{NOBODY, OP_KEY};
+use super::{View, answer};
+
+impl View<'_> {
+    /// `count` lanes from `lane` on read the cell at `offset`, a row of their bytes. True where [`View::step`] of each with its
+    /// own 16 bytes (a cell that is [turned](Cell::turned)) makes the same of them and finds nothing wrong; else nothing is done.
+    pub(in crate::order) fn step_row(
+        &mut self,
+        cell: &mut Cell,
+        offset: u64,
+        lane: u32,
+        count: u32,
+        lists: &mut Chains,
+    ) -> bool {
+        let written = cell.writer != NOBODY && !self.all_know_writer(cell);
+        if !self.is_plain || written || cell.reader == self.key {
+            return false;
+        }
+        if !(self.was_known_list(cell.older) || self.is_clean_list(cell.older, lists)) {
+            return false;
+        }
+        if cell.reader != NOBODY {
+            match self.row_knows_reader(cell, lane, count) {
+                None => return false,
+                Some(true) => (),
+                Some(false) if self.was_pushed(cell, offset) => cell.older = self.pushed.2,
+                Some(false) => cell.older = self.push(cell.older, cell.read_entry(), offset, lists),
+            }
+        }
+        (cell.reader, cell.read, cell.readers, cell.read_pc) = (self.key, self.stamp, 1 << lane, self.pc);
+        true
+    }
+
+    /// Whether the last write is known, whichever lane made it and whichever asks.
+    pub(in crate::order) fn all_know_writer(&mut self, cell: &Cell) -> bool {
+        let (key, stamp) = (cell.writer >> 5, cell.write);
+        if answer(&self.of_writer, key, stamp).is_none() {
+            self.of_writer = [self.ask(key, stamp), self.of_writer[0]];
+        }
+        answer(&self.of_writer, key, stamp).is_some_and(|at| self.of_writer[at].known == u32::MAX)
+    }
+
+    /// Whether each lane of a row knows who read its part of the cell; none if only some do.
+    fn row_knows_reader(&mut self, cell: &Cell, lane: u32, count: u32) -> Option<bool> {
+        let (key, stamp) = (cell.reader, cell.read);
+        if self.strangers == (key, stamp) {
+            return Some(false);
+        }
+        if answer(&self.of_reader, key, stamp).is_none() {
+            self.of_reader = [self.ask(key, stamp), self.of_reader[0]];
+        }
+        let known = answer(&self.of_reader, key, stamp).map_or(0, |at| self.of_reader[at].known);
+        if known == u32::MAX {
+            return Some(true);
+        }
+        if known == 0 && key >= OP_KEY && !self.cx.ops.was_waited_for_by(key, self.warp.key()) {
+            self.strangers = (key, stamp);
+            return Some(false);
+        }
+        let mut knows = (0..count).map(|n| {
+            let part = cell.turned(n);
+            self.may_know_more(key) && self.knows_exactly(key, stamp, part.readers, lane + n)
+                || part.readers & !known == 0
+        });
+        let first = knows.next()?;
+        knows.all(|other| other == first).then_some(first)
+    }
+}
