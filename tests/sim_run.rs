@@ -292,7 +292,8 @@ fn tensor_maps_load_boxes() {
 fn a_maps_buffer_need_not_be_a_parameter() {
     let dir = folder(&[("k.ptx", TENSOR.replace(" .param .u64 src,", ""))]);
     let run = |more: &str| {
-        let line = "k.ptx --entry tensor --grid 1 --block 32 --arg tmap:2:u32:16,12:64:8,4:none --arg buf:u32:32:uninit";
+        let line =
+            "k.ptx --entry tensor --grid 1 --block 32 --arg tmap:2:u32:16,12:64:8,4:none --arg buf:u32:32:uninit";
         sim(dir.path(), &format!("{line} --out r.safetensors {more}"))
     };
     run("--arg buf:u32:192:arange").ok();
