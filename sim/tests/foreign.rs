@@ -47,6 +47,38 @@ fn volatile_data_needs_a_barrier_and_volatile_flags_do_not() {
     assert!(!exchange("", poll).contains(&"race"));
 }
 
+/// Two arrays are written, read across, and written again, with what orders the two steps between.
+fn steps(first: &str, second: &str) -> Vec<(&'static str, u32)> {
+    let ptx = format!(
+        "{HEAD}.visible .entry k(.param .u64 p) {{ .reg .b32 %r<9>; .reg .b64 %d<4>; .shared .b32 s[64]; .shared .b32 t[64];
+        ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; shl.b32 %r1, %r0, 2; xor.b32 %r2, %r1, 128;
+        mov.u32 %r3, s; mov.u32 %r4, t; add.u32 %r5, %r3, %r1; add.u32 %r6, %r4, %r1; add.u32 %r3, %r3, %r2; add.u32 %r4, %r4, %r2;
+        st.shared.u32 [%r5], %r0;
+        st.shared.u32 [%r6], %r0;
+        {first}
+        ld.shared.u32 %r7, [%r3];
+        ld.shared.u32 %r8, [%r4];
+        {second}
+        st.shared.u32 [%r5], %r7;
+        st.shared.u32 [%r6], %r8;
+        ret; }}"
+    );
+    found(&ptx)
+}
+
+#[test]
+fn a_missing_barrier_is_one_finding_and_two_are_two() {
+    let barrier = "bar.sync 0;";
+    assert_eq!(steps(barrier, barrier), []);
+    assert_eq!(steps("", barrier).iter().map(|f| f.0).collect::<Vec<_>>(), ["race"]);
+    assert_eq!(steps(barrier, "").iter().map(|f| f.0).collect::<Vec<_>>(), ["race"]);
+    // Another barrier, between two other steps, is missing too.
+    let again = "bar.sync 0; st.shared.u32 [%r5], %r0;
+        ld.shared.u32 %r7, [%r3];
+        bar.sync 0;";
+    assert_eq!(steps("", again).iter().map(|f| f.0).collect::<Vec<_>>(), ["race", "race"]);
+}
+
 #[test]
 fn a_refused_store_is_one_finding() {
     let ptx = format!(
