@@ -120,7 +120,7 @@ pub struct Findings {
     /// For each of the list: what it lacks a barrier or a wait between, and the two lines.
     gaps: Vec<Option<Gap>>,
     /// The segments of the kernel that was last asked for.
-    segments: Option<(String, Vec<u32>)>,
+    segments: Option<Box<(String, Vec<u32>)>>,
 }
 
 /// Findings whose gaps have a segment in common, of the same kind and space, have one cause: the barrier, fence or wait that
@@ -164,7 +164,8 @@ impl Findings {
         }
         self.known.insert(pair, self.list.len());
         self.places.insert(cause, self.list.len());
-        let gap = other.and_then(|other| self.gap(kernel, kind, [site.pc, other], [line, other_line], memory?.0));
+        let gap =
+            other.and_then(|other| self.gap(kernel, kind, [site.pc, other], [line, other_line], memory.map(|m| m.0)));
         self.gaps.push(gap);
         let (space, address) = memory.map_or((None, None), |(s, a)| (Some(s), Some(a)));
         let message = format!("{}{chain}", message());
@@ -182,20 +183,27 @@ impl Findings {
 
     /// What a finding about two instructions lacks. Races in global memory stay apart: between blocks there are no barriers, so
     /// that all would be one.
-    fn gap(&mut self, kernel: &Kernel, kind: Kind, pcs: [u32; 2], lines: [u32; 2], space: &'static str) -> Option<Gap> {
+    fn gap(
+        &mut self,
+        kernel: &Kernel,
+        kind: Kind,
+        pcs: [u32; 2],
+        lines: [u32; 2],
+        space: Option<&'static str>,
+    ) -> Option<Gap> {
         match kind {
-            Kind::Race if space != "shared" => return None,
-            Kind::Race | Kind::AsyncProxy | Kind::AsyncNotWaited => {}
+            Kind::Race if space != Some("shared") => return None,
+            Kind::Race | Kind::AsyncProxy | Kind::AsyncNotWaited | Kind::Wgmma => {}
             _ => return None,
         }
-        if self.segments.as_ref().is_none_or(|(name, _)| *name != kernel.name) {
-            self.segments = Some((kernel.name.clone(), segments::of(kernel)));
+        if self.segments.as_ref().is_none_or(|of| of.0 != kernel.name) {
+            self.segments = Some(Box::new((kernel.name.clone(), segments::of(kernel))));
         }
         let segments = &self.segments.as_ref()?.1;
         let [here, there] = pcs.map(|pc| segments.get(pc as usize).copied());
         // An operation that nobody waits for is one cause, whoever comes across it.
-        let here = if kind == Kind::AsyncNotWaited { there } else { here };
-        Some(Gap { kind, space: Some(space), kernel: kernel.name.clone(), segments: [here?, there?], lines })
+        let here = if matches!(kind, Kind::AsyncNotWaited | Kind::Wgmma) { there } else { here };
+        Some(Gap { kind, space, kernel: kernel.name.clone(), segments: [here?, there?], lines })
     }
 
     /// How many causes were found.
