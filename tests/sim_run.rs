@@ -289,6 +289,22 @@ fn tensor_maps_load_boxes() {
 }
 
 #[test]
+fn a_maps_buffer_need_not_be_a_parameter() {
+    let dir = folder(&[("k.ptx", TENSOR.replace(" .param .u64 src,", ""))]);
+    let run = |more: &str| {
+        let line =
+            "k.ptx --entry tensor --grid 1 --block 32 --arg tmap:2:u32:16,12:64:8,4:none --arg buf:u32:32:uninit";
+        sim(dir.path(), &format!("{line} --out r.safetensors {more}"))
+    };
+    run("--arg buf:u32:192:arange").ok();
+    let want: Vec<f64> = (0..32).map(|i| f64::from((2 + i / 8) * 16 + 8 + i % 8)).collect();
+    assert_eq!(stored(dir.path(), "r.safetensors", "arg1"), want);
+    run("").refused(2, &["tmap:2", "no buffer"]);
+    run("--arg buf:u32:192:arange --arg buf:u32:8:zeros").refused(2, &["--arg", "4 given", "tensor"]);
+    run("--arg u32:5").refused(2, &["--arg", "3 given", "tensor"]);
+}
+
+#[test]
 fn wrong_command_lines_are_refused() {
     let two = format!("{HEAD}{SAXPY}{SHIFT}");
     let dir = folder(&[("k.ptx", two), ("bad.ptx", "not PTX".into()), ("empty.ptx", HEAD.into())]);

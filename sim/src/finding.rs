@@ -4,6 +4,8 @@ use crate::program::{Kernel, Program};
 use crate::ptx::ast::{Function, Place};
 use std::collections::{HashMap, HashSet};
 
+mod segments;
+
 /// What kind of mistake it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -115,6 +117,23 @@ pub struct Findings {
     places: HashMap<Cause, usize>,
     /// Where the findings of pairs of instructions went: their lines need not be looked up again.
     known: HashMap<(Kind, u32, Option<u32>), usize>,
+    /// For each of the list: what it lacks a barrier or a wait between, and the two lines.
+    gaps: Vec<Option<Gap>>,
+    /// The segments of the kernel that was last asked for.
+    segments: Option<Box<(String, Vec<u32>)>>,
+}
+
+/// Findings whose gaps have a segment in common, of the same kind and space, have one cause: the barrier, fence or wait that
+/// is missing where it ends.
+#[derive(Clone, Debug, PartialEq)]
+struct Gap {
+    kind: Kind,
+    space: Option<&'static str>,
+    kernel: String,
+    /// The segments of the two instructions.
+    segments: [u32; 2],
+    /// Their lines.
+    lines: [u32; 2],
 }
 
 impl Findings {
@@ -145,6 +164,9 @@ impl Findings {
         }
         self.known.insert(pair, self.list.len());
         self.places.insert(cause, self.list.len());
+        let gap =
+            other.and_then(|other| self.gap(kernel, kind, [site.pc, other], [line, other_line], memory.map(|m| m.0)));
+        self.gaps.push(gap);
         let (space, address) = memory.map_or((None, None), |(s, a)| (Some(s), Some(a)));
         let message = format!("{}{chain}", message());
         self.list.push(Finding {
@@ -157,6 +179,31 @@ impl Findings {
             address,
             count: 1,
         });
+    }
+
+    /// What a finding about two instructions lacks. Races in global memory stay apart: between blocks there are no barriers, so
+    /// that all would be one.
+    fn gap(
+        &mut self,
+        kernel: &Kernel,
+        kind: Kind,
+        pcs: [u32; 2],
+        lines: [u32; 2],
+        space: Option<&'static str>,
+    ) -> Option<Gap> {
+        match kind {
+            Kind::Race if space != Some("shared") => return None,
+            Kind::Race | Kind::AsyncProxy | Kind::AsyncNotWaited | Kind::Wgmma => {}
+            _ => return None,
+        }
+        if self.segments.as_ref().is_none_or(|of| of.0 != kernel.name) {
+            self.segments = Some(Box::new((kernel.name.clone(), segments::of(kernel))));
+        }
+        let segments = &self.segments.as_ref()?.1;
+        let [here, there] = pcs.map(|pc| segments.get(pc as usize).copied());
+        // An operation that nobody waits for is one cause, whoever comes across it.
+        let here = if matches!(kind, Kind::AsyncNotWaited | Kind::Wgmma) { there } else { here };
+        Some(Gap { kind, space, kernel: kernel.name.clone(), segments: [here?, there?], lines })
     }
 
     /// How many causes were found.
@@ -179,7 +226,7 @@ impl Findings {
     pub fn into_list(self) -> Vec<Finding> {
         let races = self.places.keys().filter(|(kind, ..)| *kind == Kind::Race);
         let raced: HashSet<u32> = races.flat_map(|&(_, a, b)| [a, b]).collect();
-        let mut list = self.list;
+        let mut list = grouped(self.list, &self.gaps);
         list.retain(|f| f.kind != Kind::Uninitialized || f.address.is_none() || !raced.contains(&f.line));
         list.sort_by_key(|f| (f.line, f.kind));
         list
@@ -196,10 +243,61 @@ impl Findings {
                 None => {
                     self.places.insert(cause, self.list.len());
                     self.list.push(finding);
+                    self.gaps.push(other.gaps[at].clone());
                 }
             }
         }
     }
+}
+
+/// Findings with one cause as one: the first, which names the others' lines.
+fn grouped(list: Vec<Finding>, gaps: &[Option<Gap>]) -> Vec<Finding> {
+    // Of each group its segments, and where in `out` its finding is.
+    let mut groups: Vec<(Gap, HashSet<u32>, usize)> = Vec::new();
+    let mut out: Vec<(Finding, Vec<[u32; 2]>)> = Vec::new();
+    for (finding, gap) in list.into_iter().zip(gaps) {
+        let Some(gap) = gap else {
+            out.push((finding, Vec::new()));
+            continue;
+        };
+        let same = |other: &Gap| other.kind == gap.kind && other.space == gap.space && other.kernel == gap.kernel;
+        let mut joined: Vec<usize> = (0..groups.len())
+            .filter(|&n| same(&groups[n].0) && gap.segments.iter().any(|s| groups[n].1.contains(s)))
+            .collect();
+        if joined.is_empty() {
+            groups.push((gap.clone(), gap.segments.into(), out.len()));
+            out.push((finding, Vec::new()));
+            continue;
+        }
+        let first = joined.remove(0);
+        groups[first].1.extend(gap.segments);
+        let at = groups[first].2;
+        out[at].0.count += finding.count;
+        out[at].1.push(gap.lines);
+        // A finding between two groups makes them one.
+        for n in joined.into_iter().rev() {
+            let (of, segments, from) = groups.remove(n);
+            groups[first].1.extend(segments);
+            let (count, lines) = (out[from].0.count, std::mem::take(&mut out[from].1));
+            out[from].0.count = 0;
+            out[at].0.count += count;
+            out[at].1.push(of.lines);
+            out[at].1.extend(lines);
+        }
+    }
+    out.retain(|(finding, _)| finding.count > 0);
+    out.into_iter()
+        .map(|(mut finding, mut lines)| {
+            lines.sort_unstable();
+            lines.dedup();
+            let named: Vec<String> = lines.iter().take(8).map(|[a, b]| format!("{a} and {b}")).collect();
+            if !named.is_empty() {
+                let more = if lines.len() > 8 { format!(" and {} more pairs", lines.len() - 8) } else { String::new() };
+                finding.message += &format!("; likewise lines {}{more}", named.join(", "));
+            }
+            finding
+        })
+        .collect()
 }
 
 /// The line that an instruction is counted and reported for.

@@ -46,6 +46,17 @@ pub enum Fill {
     Stored(PathBuf, String),
 }
 
+impl Argument {
+    /// Whether it is, or has as a field, a tensor map of argument number `n`.
+    pub fn maps(&self, n: usize) -> bool {
+        match self {
+            Argument::Map(map) => map.buffer.0 == n,
+            Argument::Struct(fields) => fields.iter().any(|field| field.maps(n)),
+            _ => false,
+        }
+    }
+}
+
 /// A tensor map.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Map {

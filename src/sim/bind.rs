@@ -29,13 +29,20 @@ pub struct Bound {
 /// Alignment of a tensor map, the largest that a struct's fields have.
 const MAP_ALIGN: usize = 64;
 
-/// Makes the buffers of all arguments, then the parameters.
+/// Makes the buffers of all arguments, then the parameters. Arguments beyond the kernel's parameters are buffers that tensor
+/// maps are of: a kernel that takes maps seldom takes the pointers too.
 pub fn bind(kernel: &Kernel, arguments: &[(String, Argument)], seed: u64) -> Result<Bound> {
     let (given, taken) = (arguments.len(), kernel.params.len());
-    if given != taken {
+    let beyond = arguments.iter().enumerate().skip(taken);
+    let mapped = |n: usize| arguments.iter().any(|(_, argument)| argument.maps(n));
+    if given < taken || !beyond.clone().all(|(n, (_, a))| matches!(a, Argument::Buffer(_)) && mapped(n)) {
         let sizes: Vec<String> = kernel.params.iter().map(|p| p.1.to_string()).collect();
         let what = format!("{given} given, but {} takes {taken} ({} bytes)", kernel.name, sizes.join(", "));
-        return Err(bad_usage("--arg", what, "give one --arg a parameter, in order"));
+        return Err(bad_usage(
+            "--arg",
+            what,
+            "give one --arg a parameter, in order; after them only buffers of tensor maps",
+        ));
     }
     let mut bound = Bound { memory: Memory::new(), params: vec![0; kernel.param_bytes as usize], buffers: Vec::new() };
     for (n, (_, argument)) in arguments.iter().enumerate() {

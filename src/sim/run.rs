@@ -43,7 +43,8 @@ Arguments, one --arg a parameter of the kernel, in order:
   struct:00ff…         the same as bytes in hexadecimal
   tmap:BUF:TYPE:DIMS:STRIDES:BOX:SWIZZLE  a tensor map of argument number BUF
                        (from 0): dims and box in elements, innermost first;
-                       strides in bytes from dimension 1 on; none, 32, 64 or 128";
+                       strides in bytes from dimension 1 on; none, 32, 64 or 128.
+                       A buffer that only maps name comes after the parameters";
 
 /// Run a kernel of a PTX or CUDA file: what is wrong with it, what it computes, what it costs.
 #[derive(Args, Debug)]

@@ -384,6 +384,11 @@ impl Machine<'_> {
                 Place::Global(i) => self.memory.get(i).base + c.offset,
                 Place::Shared(_) => c.offset + layout::SHARED_START as u64,
             };
+            // The library's own; its groups count on a shuffle to pass an acquire on to the other lanes.
+            let scratch = self.kernel.group_scratch.filter(|_| matches!(place, Place::Shared(_)));
+            if scratch.is_some_and(|(start, end)| (start as u64..end as u64).contains(&address)) {
+                continue;
+            }
             if self.report_dependent(site, access, c, address) {
                 continue;
             }

@@ -16,6 +16,7 @@ mod schedule;
 pub mod warp;
 mod warp_ops;
 mod wgmma;
+mod wmma;
 
 pub use gpu::Gpu;
 pub use pair::{Grid, run_pair};
@@ -472,13 +473,18 @@ impl<'a> Machine<'a> {
         let warps = threads.div_ceil(32);
         let slot = cluster[rank as usize];
         let cluster_slot = cluster[0];
-        let (bytes, shadow) = match self.spare_blocks.pop() {
+        let (mut bytes, mut shadow) = match self.spare_blocks.pop() {
             Some((bytes, mut shadow)) => {
                 shadow.reset(false);
                 (bytes, shadow)
             }
             None => (vec![0xa5; shared], Shadow::new(Space::Shared, shared as u64, false)),
         };
+        if let Some((start, end)) = self.kernel.group_scratch {
+            let [start, end] = [start, end].map(|at| at - crate::layout::SHARED_START);
+            bytes[start as usize..end as usize].fill(0);
+            shadow.initialize(start as u64..end as u64);
+        }
         let mut block = Block {
             index,
             at,

@@ -383,6 +383,8 @@ impl<'a> Machine<'a> {
             Op::MatrixTransfer(t) => self.matrix_transfer(block, warp, fragment, t, mask, pc),
             Op::MovMatrix { dst, src } => self.movmatrix(warp, fragment, *dst, *src, mask),
             Op::Mma(m) => self.mma(warp, fragment, m, mask, pc),
+            Op::Wmma(m) => self.wmma_mma(warp, fragment, m, mask, pc),
+            Op::WmmaTransfer(t) => self.wmma_transfer(block, warp, fragment, t, mask, pc),
             Op::Wgmma(w) => self.wgmma(block, warp, fragment, w, mask, pc),
             Op::WgmmaFence => self.wgmma_fence(block, warp, fragment, mask, pc),
             Op::WgmmaCommit => self.wgmma_commit(block, warp, fragment, mask, pc),

@@ -7,6 +7,7 @@ pub mod ldmatrix;
 pub mod mma;
 mod simd;
 pub mod wgmma;
+pub mod wmma;
 
 /// A 32-bit register of a warp: one word a lane.
 pub type Lanes = [u32; 32];

@@ -40,6 +40,14 @@ pub fn parse_type(part: &str) -> Option<Type> {
     Type::named(part)
 }
 
+/// The variable for what `%envreg1` and `%envreg2` point to: the driver's workspace of a cooperative launch, by which
+/// cooperative groups make grid-wide barriers (a size, and a barrier that starts at zero).
+pub(super) const GRID_WORKSPACE: &str = "%grid_workspace";
+/// The part of shared memory that `%reserved_smem_offset_1` points to: scratch of cooperative groups of several warps.
+pub(super) const GROUP_SCRATCH: &str = "%group_scratch";
+/// Its bytes. The barriers come first and start at zero.
+const GROUP_SCRATCH_BYTES: u32 = 288;
+
 /// Addresses and bytes of the module's `.global` and `.const` variables.
 pub fn module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramError> {
     let mut at = layout::MODULE + 256;
@@ -53,6 +61,11 @@ pub fn module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramE
         out.push(ModuleVariable { name: v.name.clone(), address: at, bytes, constant: v.space == Space::Const });
         // Far from the next, so that indices past the end do not hit it.
         at += v.size + (1 << 20);
+    }
+    if module.functions.iter().any(|f| names_special(f, "envreg1")) {
+        let bytes = [8u32.to_le_bytes(), 0u32.to_le_bytes()].concat();
+        let address = at.next_multiple_of(256);
+        out.push(ModuleVariable { name: GRID_WORKSPACE.into(), address, bytes, constant: false });
     }
     for (i, v) in placed.iter().enumerate() {
         for r in &v.relocations {
@@ -73,6 +86,12 @@ pub fn module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramE
         }
     }
     Ok(out)
+}
+
+/// Whether an instruction of the function reads this special register.
+fn names_special(function: &Function, name: &str) -> bool {
+    let names = |o: &Operand| matches!(o, Operand::Special(special) if special == name);
+    function.body.iter().any(|i| i.operands.iter().any(names))
 }
 
 fn function_address(index: usize) -> u64 {
@@ -116,6 +135,7 @@ pub fn kernel(program: &Program, name: &str) -> Result<Kernel, ProgramError> {
         static_shared: shared.bytes,
         dynamic_shared: shared.dynamic,
         shared_variables: shared.variables,
+        group_scratch: shared.scratch,
         max_threads: function.max_threads,
         required_threads: function.required_threads,
         min_blocks: function.min_blocks,
@@ -178,6 +198,8 @@ struct Shared {
     variables: Vec<(u32, u32)>,
     /// Where the dynamic ones start.
     dynamic: u32,
+    /// Scratch of cooperative groups.
+    scratch: Option<(u32, u32)>,
 }
 
 /// Gives the shared variables that the functions name their addresses.
@@ -225,6 +247,15 @@ fn place_shared(module: &Module, reached: &[usize], layout: &mut Layout) -> Shar
         at += v.size as u32;
     }
     at += gap;
+    // Not part of what the kernel declares: the system's own.
+    if reached.iter().any(|&f| names_special(&module.functions[f], "reserved_smem_offset_1")) {
+        let start = at.next_multiple_of(16);
+        at = start + GROUP_SCRATCH_BYTES;
+        layout.shared.insert(GROUP_SCRATCH.into(), start);
+        placed.variables.push((start, at));
+        placed.scratch = Some((start, at));
+        at += gap;
+    }
     let align = all.iter().filter(|v| v.size == 0).map(|v| v.align).max().unwrap_or(16).max(16);
     // The driver promises no more than the declared alignment; 1024 here, so that kernels which count on the whole pattern of a
     // 128-byte swizzle run as they do in practice.
@@ -359,6 +390,7 @@ impl Decoder<'_> {
                 src: self.o.source(&i.operands[1], Type::B32)?,
             }),
             "mma" => self.mma(i),
+            "wmma" => self.wmma(i, &parts),
             "wgmma" => self.wgmma(i, &parts),
             "setmaxnreg" => match &i.operands[..] {
                 [Operand::Integer(count)] => Ok(Op::SetMaxNReg { count: *count as u32, increase: has("inc") }),
@@ -415,7 +447,7 @@ impl Decoder<'_> {
     }
 
     /// A row, or with 0 a predicate, that nobody reads.
-    fn sink(&mut self, rows: u8) -> u32 {
+    pub(super) fn sink(&mut self, rows: u8) -> u32 {
         let code = &mut self.o.code;
         *self.sinks.entry(rows).or_insert_with(|| {
             if rows == 0 {
@@ -430,7 +462,7 @@ impl Decoder<'_> {
         })
     }
 
-    fn window(&self, parts: &[&str]) -> Result<Window, ProgramError> {
+    pub(super) fn window(&self, parts: &[&str]) -> Result<Window, ProgramError> {
         for p in parts {
             match *p {
                 "global" => return Ok(Window::Global),
@@ -999,7 +1031,7 @@ impl Decoder<'_> {
         Ok(Op::MatrixTransfer(Box::new(MatrixTransfer { store, addr, window, trans, regs })))
     }
 
-    fn row_list(&mut self, operand: &Operand, ty: Type) -> Result<Vec<u32>, ProgramError> {
+    pub(super) fn row_list(&mut self, operand: &Operand, ty: Type) -> Result<Vec<u32>, ProgramError> {
         let mut flat = Vec::new();
         flatten(std::slice::from_ref(operand), &mut flat);
         flat.iter().map(|o| self.o.source(o, ty)).collect()
@@ -1131,7 +1163,13 @@ fn class(opcode: &str, op: &Op) -> Class {
         | Op::BulkWait { .. }
         | Op::StAsync { .. } => Class::Async,
         Op::MatrixTransfer(_) => Class::Shared,
-        Op::Mma(_) | Op::Wgmma(_) | Op::WgmmaFence | Op::WgmmaCommit | Op::WgmmaWait { .. } => Class::Matrix,
+        Op::WmmaTransfer(t) => match t.transfers.first().map(|t| t.window) {
+            Some(Window::Shared) => Class::Shared,
+            _ => Class::Global,
+        },
+        Op::Mma(_) | Op::Wmma(_) | Op::Wgmma(_) | Op::WgmmaFence | Op::WgmmaCommit | Op::WgmmaWait { .. } => {
+            Class::Matrix
+        }
         _ => Class::Other,
     }
 }

@@ -7,6 +7,7 @@ mod operands;
 mod rows;
 pub mod uses;
 mod volatile;
+mod wmma;
 
 use crate::ptx::ast::{Module, ParseError, Place};
 use crate::regs::{Row, Slot};
@@ -52,6 +53,8 @@ pub struct Kernel {
     /// Addresses at which each static shared variable starts and ends, ascending. There are gaps between them, so that
     /// accesses beyond one are told from accesses to the next.
     pub shared_variables: Vec<(u32, u32)>,
+    /// The scratch of cooperative groups of several warps, one of these: zero when a block starts.
+    pub group_scratch: Option<(u32, u32)>,
     /// `.maxntid`
     pub max_threads: Option<[u32; 3]>,
     /// `.reqntid`

@@ -4,6 +4,7 @@
 use crate::alu::{AluOp, Slots};
 use crate::matrix::mma::{MmaOp, Product};
 use crate::matrix::wgmma::WgmmaOp;
+use crate::matrix::wmma::{Fragment, WmmaOp};
 use crate::order::{Sem, Strength};
 use crate::regs::Slot;
 use crate::tensor_map::{ReduceOp, Reduction};
@@ -487,6 +488,46 @@ pub struct Mma {
     pub common: Option<Product>,
 }
 
+/// `wmma.load`, `wmma.store`
+#[derive(Clone, Debug)]
+pub struct WmmaTransfer {
+    /// Load or store.
+    pub store: bool,
+    /// The matrix's first element.
+    pub addr: Addr,
+    /// Elements from one row (column) to the next, if given.
+    pub stride: Option<Slot>,
+    /// Which lane holds what.
+    pub fragment: Fragment,
+    /// Columns, not rows, lie side by side.
+    pub column_major: bool,
+    /// The elements of a register lie side by side.
+    pub packed: bool,
+    /// Registers.
+    pub regs: Vec<Slot>,
+    /// Where the lanes' addresses go, two rows.
+    pub at: Slot,
+    /// Where one element of each lane goes when it moves by itself.
+    pub element: Slot,
+    /// From `at` to each register, or to `element`.
+    pub transfers: Vec<Transfer>,
+}
+
+/// `wmma.mma`
+#[derive(Clone, Debug)]
+pub struct Wmma {
+    /// Which.
+    pub op: WmmaOp,
+    /// Registers.
+    pub d: Vec<Slot>,
+    /// Registers.
+    pub a: Vec<Slot>,
+    /// Registers.
+    pub b: Vec<Slot>,
+    /// Registers.
+    pub c: Vec<Slot>,
+}
+
 /// A matrix product of a warpgroup.
 #[derive(Clone, Debug)]
 pub struct Wgmma {
@@ -566,6 +607,8 @@ impl Op {
                 | Op::MatrixTransfer(_)
                 | Op::MovMatrix { .. }
                 | Op::Mma(_)
+                | Op::Wmma(_)
+                | Op::WmmaTransfer(_)
                 | Op::Wgmma(_)
                 | Op::WgmmaFence
                 | Op::WgmmaCommit
@@ -686,6 +729,8 @@ pub enum Op {
         src: Slot,
     },
     Mma(Box<Mma>),
+    Wmma(Box<Wmma>),
+    WmmaTransfer(Box<WmmaTransfer>),
     Wgmma(Box<Wgmma>),
     WgmmaFence,
     WgmmaCommit,

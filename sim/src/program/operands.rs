@@ -1,6 +1,6 @@
 //! Operands to rows: registers, immediates, special registers and addresses of variables.
 
-use super::decode::{Layout, signed_type, type_bits};
+use super::decode::{GRID_WORKSPACE, GROUP_SCRATCH, Layout, signed_type, type_bits};
 use super::op::{Addr, Arg, Window};
 use super::{Code, Fixed, Fixup, ProgramError};
 use crate::ptx::ast::{Base, Function, Operand, Type};
@@ -327,6 +327,22 @@ impl<'a> Operands<'a> {
             Some((base, c)) => (base, ["x", "y", "z", "w"].iter().position(|x| *x == c).unwrap_or(3) as u8),
             None => (name, 0),
         };
+        // What the driver provides for cooperative groups.
+        let rows = if wide { 2 } else { 1 };
+        match base {
+            "envreg1" | "envreg2" => {
+                if let Some(&at) = self.layout.module.get(GRID_WORKSPACE) {
+                    let half = if base == "envreg1" { at >> 32 } else { at & 0xffff_ffff };
+                    return Ok(self.constant(half as u128, rows));
+                }
+            }
+            "reserved_smem_offset_1" => {
+                if let Some(&at) = self.layout.shared.get(GROUP_SCRATCH) {
+                    return Ok(self.constant(at as u128, rows));
+                }
+            }
+            _ => {}
+        }
         let which = match base {
             "tid" => Fixed::Tid(component),
             "ntid" => Fixed::Ntid(component),

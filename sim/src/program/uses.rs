@@ -82,6 +82,7 @@ pub(super) fn destinations(i: &Instruction) -> usize {
         "st" | "red" | "stmatrix" | "bra" | "brx" | "barrier" | "membar" | "fence" | "cp" | "wgmma" | "prefetch"
         | "prefetchu" | "exit" | "ret" | "trap" | "nanosleep" | "griddepcontrol" | "setmaxnreg" | "tensormap"
         | "discard" | "applypriority" => 0,
+        "wmma" => usize::from(!i.opcode.starts_with("wmma.store")),
         "bar" => usize::from(i.opcode.contains(".red")),
         "call" => usize::from(matches!(i.operands.first(), Some(Operand::List(_)))),
         _ => i.operands.len().min(1),

@@ -1,0 +1,89 @@
+//! Segments of a kernel: instructions between which no thread synchronises with others. Accesses of two segments that are not
+//! ordered lack one barrier, however many instructions they are.
+
+use crate::order::Sem;
+use crate::program::op::{MbarrierKind, Op, WarpKind};
+use crate::program::{Code, Kernel};
+use std::collections::HashMap;
+
+/// The segment of every instruction of the kernel: which synchronising instructions may be the last ones before it.
+pub(super) fn of(kernel: &Kernel) -> Vec<u32> {
+    let mut names = HashMap::new();
+    kernel.functions.iter().flat_map(|code| of_function(code, &mut names)).collect()
+}
+
+fn of_function(code: &Code, names: &mut HashMap<Vec<u32>, u32>) -> Vec<u32> {
+    // Sets of synchronising instructions, sorted, each once. A function's start counts as one.
+    let mut members: Vec<Vec<u32>> = Vec::new();
+    let mut known: HashMap<Vec<u32>, usize> = HashMap::new();
+    let mut add = |set: Vec<u32>, members: &mut Vec<Vec<u32>>| {
+        *known.entry(set).or_insert_with_key(|set| {
+            members.push(set.clone());
+            members.len() - 1
+        })
+    };
+    let mut unions: HashMap<(usize, usize), usize> = HashMap::new();
+    let start = add(vec![code.first], &mut members);
+    let mut before: Vec<Option<usize>> = vec![None; code.instrs.len()];
+    let mut work = Vec::new();
+    if let Some(first) = before.first_mut() {
+        *first = Some(start);
+        work.push(0);
+    }
+    while let Some(at) = work.pop() {
+        let Some(set) = before[at] else { continue };
+        let after = match synchronises(&code.instrs[at].op) {
+            true => add(vec![code.first + at as u32 + 1], &mut members),
+            false => set,
+        };
+        for next in successors(code, at) {
+            let Some(slot) = before.get_mut(next) else { continue };
+            let joined = match *slot {
+                None => after,
+                Some(old) if old == after => continue,
+                Some(old) => *unions.entry((old, after)).or_insert_with(|| {
+                    let mut all = members[old].clone();
+                    all.extend(&members[after]);
+                    all.sort_unstable();
+                    all.dedup();
+                    add(all, &mut members)
+                }),
+            };
+            if *slot != Some(joined) {
+                *slot = Some(joined);
+                work.push(next);
+            }
+        }
+    }
+    before
+        .into_iter()
+        .map(|set| {
+            let next = names.len() as u32;
+            *names.entry(set.map_or_else(Vec::new, |set| members[set].clone())).or_insert(next)
+        })
+        .collect()
+}
+
+/// Whether threads may order themselves with others here. A call may hold such an instruction.
+fn synchronises(op: &Op) -> bool {
+    match op {
+        Op::Barrier(_) | Op::ClusterArrive { .. } | Op::ClusterWait { .. } | Op::Call(_) => true,
+        Op::Warp(w) => matches!(w.kind, WarpKind::Sync),
+        Op::Mbarrier(m) => matches!(m.kind, MbarrierKind::Arrive { .. } | MbarrierKind::Wait { .. }),
+        Op::Load(t) => matches!(t.semantics, Some(Sem::Acquire)),
+        Op::Atomic(a) => matches!(a.semantics, Some(Sem::Acquire | Sem::AcqRel)),
+        _ => false,
+    }
+}
+
+fn successors(code: &Code, at: usize) -> Vec<usize> {
+    let instr = &code.instrs[at];
+    let targets: Vec<usize> = match &instr.op {
+        Op::Branch { target } => vec![*target as usize],
+        Op::BranchIndexed { targets, .. } => targets.iter().map(|&t| t as usize).collect(),
+        _ => Vec::new(),
+    };
+    let leaves = matches!(instr.op, Op::Branch { .. } | Op::BranchIndexed { .. } | Op::Ret | Op::Exit | Op::Trap);
+    let falls = !leaves || instr.guard.is_some();
+    targets.into_iter().chain(falls.then_some(at + 1)).collect()
+}

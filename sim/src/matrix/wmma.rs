@@ -1,0 +1,318 @@
+//! `wmma`: which lane holds what of a matrix in memory, and the product of whole fragments.
+//!
+//! The PTX ISA leaves open which element of a matrix a register of a fragment holds. Here a fragment is a row of
+//! [`mma`](super::mma) tiles of eight columns (or, of a 32-row matrix, a column of tiles of 16 rows), as tensor cores since
+//! sm_75 have them; `m8n32k16` is the transpose of `m32n8k16`. A fragment of f16 multiplicands always has eight registers:
+//! those that its elements do not fill repeat the first.
+//!
+//! Source: PTX ISA 9.0, "Matrix fragments for wmma" and "Matrix storage for wmma".
+
+use super::Lanes;
+use super::format::{f16_bits, f16_value};
+use super::mma::{Accumulator, BitOp, Element, MmaOp};
+
+/// A matrix of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operand {
+    /// m × k
+    A,
+    /// k × n
+    B,
+    /// C and D: m × n
+    C,
+}
+
+/// A shape, as tiles of `mma`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Rows of A.
+    pub m: u16,
+    /// Columns of B.
+    pub n: u16,
+    /// Columns of A.
+    pub k: u16,
+}
+
+impl Shape {
+    /// Decodes `m16n16k16` and its like.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (m, n, k) = match text {
+            "m16n16k16" => (16, 16, 16),
+            "m32n8k16" => (32, 8, 16),
+            "m8n32k16" => (8, 32, 16),
+            "m16n16k8" => (16, 16, 8),
+            "m8n8k4" => (8, 8, 4),
+            "m8n8k32" => (8, 8, 32),
+            "m8n8k128" => (8, 8, 128),
+            _ => return None,
+        };
+        Some(Self { m, n, k })
+    }
+
+    /// Whether multiplicands of the type have this shape.
+    fn takes(self, element: Element) -> bool {
+        let k = match element {
+            Element::F16 | Element::Bf16 | Element::S8 | Element::U8 => 16,
+            Element::Tf32 => 8,
+            Element::F64 => 4,
+            Element::S4 | Element::U4 => 32,
+            Element::B1 => 128,
+            Element::E4m3 | Element::E5m2 => return false,
+        };
+        self.k == k
+    }
+
+    /// Rows and columns of a matrix.
+    fn extent(self, operand: Operand) -> (usize, usize) {
+        let (m, n, k) = (self.m as usize, self.n as usize, self.k as usize);
+        match operand {
+            Operand::A => (m, k),
+            Operand::B => (k, n),
+            Operand::C => (m, n),
+        }
+    }
+
+    /// Computed as its transpose.
+    fn transposed(self) -> bool {
+        self.n == 32
+    }
+
+    /// Rows of a tile.
+    fn tile_rows(self) -> usize {
+        if self.m == 8 && !self.transposed() { 8 } else { 16 }
+    }
+}
+
+/// The elements of a fragment in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    shape: Shape,
+    operand: Operand,
+    bits: u32,
+    /// 32-bit registers of tf32 and f32, 64-bit ones of f64, else packed.
+    per_register: usize,
+    /// Registers that differ.
+    distinct: usize,
+    /// Registers of the instruction.
+    registers: usize,
+}
+
+impl Fragment {
+    /// The fragment of a matrix whose elements have the type of this name. `None` where there is no such form.
+    pub fn new(shape: Shape, operand: Operand, ty: &str) -> Option<Self> {
+        let (bits, exists) = match (operand, ty) {
+            (Operand::C, "f16") => (16, shape.k == 16),
+            (Operand::C, "f32") => (32, matches!(shape.k, 16 | 8)),
+            (Operand::C, "s32") => (32, matches!(shape.k, 16 | 32 | 128)),
+            (Operand::C, "f64") => (64, shape.k == 4),
+            (Operand::C, _) => return None,
+            (_, ty) => {
+                let element = Element::parse(ty)?;
+                (element.bits(), shape.takes(element))
+            }
+        };
+        let width = bits.max(32);
+        let per_register = (width / bits) as usize;
+        let (rows, columns) = shape.extent(operand);
+        let distinct = rows * columns / (32 * per_register);
+        let registers = if operand != Operand::C && ty == "f16" { 8 } else { distinct };
+        exists.then_some(Self { shape, operand, bits, per_register, distinct, registers })
+    }
+
+    /// Registers of the instruction.
+    pub fn registers(&self) -> usize {
+        self.registers
+    }
+
+    /// The first of these registers: the others repeat them in turn.
+    pub fn distinct(&self) -> usize {
+        self.distinct
+    }
+
+    /// Elements of a register.
+    pub fn per_register(&self) -> usize {
+        self.per_register
+    }
+
+    /// Bits of an element.
+    pub fn bits(&self) -> u32 {
+        self.bits
+    }
+
+    /// Whether the elements of a register lie side by side in memory.
+    pub fn packed(&self, column_major: bool) -> bool {
+        let along_rows = match self.operand {
+            Operand::A => true,
+            Operand::B => false,
+            Operand::C => !self.shape.transposed(),
+        };
+        self.per_register == 1 || along_rows != column_major
+    }
+
+    /// Elements from one row (column-major: column) to the next where no stride is given.
+    pub fn default_stride(&self, column_major: bool) -> u32 {
+        let (rows, columns) = self.shape.extent(self.operand);
+        if column_major { rows as u32 } else { columns as u32 }
+    }
+
+    /// Bytes of which the start of every row (column) has to be a multiple: those of a lane's fragment as the PTX ISA has it,
+    /// but no more than 16, which is what CUDA's `ldm` asks for and all that the hardware needs.
+    pub fn alignment(&self) -> u64 {
+        (self.registers as u64 * self.bits.max(32) as u64 / 8).min(16)
+    }
+
+    /// Row and column of an element of a register of a lane.
+    pub fn place(&self, register: usize, element: usize, lane: usize) -> (usize, usize) {
+        let (g, t, e) = (lane / 4, lane % 4, self.per_register);
+        let (mut operand, transposed) = (self.operand, self.shape.transposed());
+        if transposed {
+            operand = match operand {
+                Operand::A => Operand::B,
+                Operand::B => Operand::A,
+                Operand::C => Operand::C,
+            };
+        }
+        let (tile_rows, k) = (self.shape.tile_rows(), self.shape.k as usize);
+        let (row, column) = match operand {
+            Operand::A => {
+                let per_tile = tile_rows * k / (32 * e);
+                let (tile, r) = (register / per_tile, register % per_tile);
+                let (half, step) = if tile_rows == 16 { (r & 1, r >> 1) } else { (0, r) };
+                (tile_rows * tile + g + 8 * half, e * t + 4 * e * step + element)
+            }
+            Operand::B => {
+                let per_tile = k / (4 * e);
+                let (tile, r) = (register / per_tile, register % per_tile);
+                (e * t + 4 * e * r + element, 8 * tile + g)
+            }
+            Operand::C => {
+                let value = register * e + element;
+                let (tile, v) = (value / (tile_rows / 4), value % (tile_rows / 4));
+                let down = self.shape.m == 32 || transposed;
+                let (row, column) = if down { (tile_rows * tile, 0) } else { (0, 8 * tile) };
+                (row + g + 8 * (v >> 1), column + 2 * t + (v & 1))
+            }
+        };
+        if transposed { (column, row) } else { (row, column) }
+    }
+}
+
+/// A decoded `wmma.mma`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WmmaOp {
+    shape: Shape,
+    /// A tile's product.
+    tile: MmaOp,
+    /// Fragments of A, B, C and D.
+    pub fragments: [Fragment; 4],
+}
+
+impl WmmaOp {
+    /// Decodes `wmma.mma{.OP.popc}.sync.aligned.LAYOUT.LAYOUT.SHAPE.TYPES{.rn}{.satfinite}`; of f16 products only D's and C's
+    /// types are given. `None` for what does not exist, directed rounding of f64, and `.satfinite` of f16.
+    pub fn decode(opcode: &str) -> Option<Self> {
+        let rest = opcode.strip_prefix("wmma.mma.")?;
+        let (bit_op, rest) = match rest.split_once(".popc.") {
+            Some(("xor", rest)) => (Some(BitOp::Xor), rest),
+            Some(("and", rest)) => (Some(BitOp::And), rest),
+            Some(_) => return None,
+            None => (None, rest),
+        };
+        let mut parts = rest.strip_prefix("sync.aligned.")?.split('.');
+        let layouts = [parts.next()?, parts.next()?];
+        if layouts.iter().any(|layout| !matches!(*layout, "row" | "col")) {
+            return None;
+        }
+        let shape = Shape::parse(parts.next()?)?;
+        let types: Vec<&str> = parts.collect();
+        let (d, a, b, c, suffix) = match types[..] {
+            [d, c] => (d, "f16", "f16", c, None),
+            [d, a, b, c] => (d, a, b, c, None),
+            [d, a, b, c, suffix] => (d, a, b, c, Some(suffix)),
+            _ => return None,
+        };
+        let (element, other) = (Element::parse(a)?, Element::parse(b)?);
+        let (accumulator, exists) = match element {
+            Element::F16 if d == "f16" && c == "f16" => (Accumulator::F16, true),
+            Element::F16 => (Accumulator::F32, matches!((d, c), ("f16" | "f32", "f16" | "f32"))),
+            Element::Bf16 | Element::Tf32 => (Accumulator::F32, d == "f32" && c == "f32"),
+            Element::F64 => (Accumulator::F64, d == "f64" && c == "f64"),
+            _ => (Accumulator::S32, d == "s32" && c == "s32"),
+        };
+        let saturate = suffix == Some("satfinite");
+        let suffix_fits = match suffix {
+            None => true,
+            Some("satfinite") => element.is_integer(),
+            Some(rounding) => rounding == "rn" && element == Element::F64,
+        };
+        // Sub-byte matrices and those of f64 have one orientation; the others any.
+        let oriented = !matches!(element, Element::S4 | Element::U4 | Element::B1) || layouts == ["row", "col"];
+        let fits = exists && suffix_fits && oriented && element == other && shape.takes(element);
+        if !fits || (element == Element::B1) != bit_op.is_some() {
+            return None;
+        }
+        let m = shape.tile_rows() as u8;
+        let tile = MmaOp { m, k: shape.k, a: element, b: other, accumulator, saturate, bit_op };
+        let fragments = [
+            Fragment::new(shape, Operand::A, a)?,
+            Fragment::new(shape, Operand::B, b)?,
+            Fragment::new(shape, Operand::C, c)?,
+            Fragment::new(shape, Operand::C, d)?,
+        ];
+        Some(Self { shape, tile, fragments })
+    }
+
+    /// Operations, two a multiply-add.
+    pub fn flops(&self) -> u64 {
+        2 * self.shape.m as u64 * self.shape.n as u64 * self.shape.k as u64
+    }
+
+    /// Rows of 32 words in a register: 2 for f64, else 1.
+    pub fn rows_per_register(&self) -> usize {
+        self.tile.rows_per_register()
+    }
+
+    /// D = A·B + C. Operands as rows of words, [`Fragment::distinct`] registers of each.
+    ///
+    /// # Panics
+    /// When an operand has fewer rows than that.
+    pub fn run(&self, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes]) -> Vec<Lanes> {
+        let [.., before, after] = &self.fragments;
+        let wide_sum = self.tile.accumulator == Accumulator::F32;
+        let converted = (wide_sum && before.bits == 16).then(|| unpacked(c));
+        let references: Vec<&Lanes>;
+        let c = match &converted {
+            Some(rows) => {
+                references = rows.iter().collect();
+                &references[..]
+            }
+            None => c,
+        };
+        let (a, b) = if self.shape.transposed() { (b, a) } else { (a, b) };
+        let rows = self.rows_per_register();
+        let counts = self.tile.registers();
+        let (of_a, of_b, of_c) = (rows * counts.a, rows * counts.b, rows * counts.c);
+        let mut d = vec![[0; 32]; c.len()];
+        for (tile, (c, d)) in c.chunks_exact(of_c).zip(d.chunks_exact_mut(of_c)).enumerate() {
+            // One of the two has a single tile.
+            let (down, right) = if a.len() > of_a { (tile, 0) } else { (0, tile) };
+            self.tile.run(&a[of_a * down..][..of_a], &b[of_b * right..][..of_b], c, d);
+        }
+        if wide_sum && after.bits == 16 { packed(&d) } else { d }
+    }
+}
+
+/// Rows of f32 from rows of two f16.
+fn unpacked(rows: &[&Lanes]) -> Vec<Lanes> {
+    let half = |row: &Lanes, shift: u32| row.map(|word| f16_value(word >> shift & 0xffff).to_bits());
+    rows.iter().flat_map(|row| [half(row, 0), half(row, 16)]).collect()
+}
+
+/// The inverse of [`unpacked`], rounded.
+fn packed(rows: &[Lanes]) -> Vec<Lanes> {
+    let bits = |word: u32| f16_bits(f32::from_bits(word));
+    rows.chunks_exact(2).map(|pair| std::array::from_fn(|l| bits(pair[0][l]) | bits(pair[1][l]) << 16)).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,92 @@
+//! `wmma`: fragments loaded, multiplied and stored, as transfers of their registers and products of tiles.
+
+use super::ProgramError;
+use super::decode::Decoder;
+use super::op::{Addr, Op, Transfer, Wmma, WmmaTransfer};
+use crate::matrix::wmma::{Fragment, Operand as Matrix, Shape, WmmaOp};
+use crate::order::Strength;
+use crate::ptx::ast::{Instruction, Operand, Type};
+
+impl Decoder<'_> {
+    /// `wmma.load`, `wmma.store` and `wmma.mma`. Source: PTX ISA 9.0, 9.7.14.3.
+    pub(super) fn wmma(&mut self, i: &Instruction, parts: &[&str]) -> Result<Op, ProgramError> {
+        match parts.get(1) {
+            Some(&"mma") => self.wmma_mma(i),
+            Some(&"load") => self.wmma_transfer(i, parts, false),
+            Some(&"store") => self.wmma_transfer(i, parts, true),
+            _ => Ok(Op::Unsupported(i.opcode.as_str().into())),
+        }
+    }
+
+    fn wmma_mma(&mut self, i: &Instruction) -> Result<Op, ProgramError> {
+        let Some(op) = WmmaOp::decode(&i.opcode) else { return Ok(Op::Unsupported(i.opcode.as_str().into())) };
+        let [d, a, b, c] = &i.operands[..] else { return Err(self.o.error("four operands are needed")) };
+        let ty = |f: &Fragment| if f.bits() == 64 { Type::F64 } else { Type::B32 };
+        let mut list = |operand: &Operand, fragment: &Fragment| {
+            let slots = self.row_list(operand, ty(fragment))?;
+            if slots.len() != fragment.registers() {
+                return Err(self.o.error("the number of registers does not fit the instruction"));
+            }
+            Ok(slots)
+        };
+        let [of_a, of_b, of_c, of_d] = op.fragments;
+        let wmma = Wmma { op, d: list(d, &of_d)?, a: list(a, &of_a)?, b: list(b, &of_b)?, c: list(c, &of_c)? };
+        Ok(Op::Wmma(Box::new(wmma)))
+    }
+
+    fn wmma_transfer(&mut self, i: &Instruction, parts: &[&str], store: bool) -> Result<Op, ProgramError> {
+        let form = || -> Option<(Fragment, bool)> {
+            let [_, _, matrix, "sync", "aligned", layout, shape, .., ty] = parts else { return None };
+            let matrix = match (*matrix, store) {
+                ("a", false) => Matrix::A,
+                ("b", false) => Matrix::B,
+                ("c", false) | ("d", true) => Matrix::C,
+                _ => return None,
+            };
+            let column_major = match *layout {
+                "row" => false,
+                "col" => true,
+                _ => return None,
+            };
+            let fragment = Fragment::new(Shape::parse(shape)?, matrix, ty)?;
+            // Elements below a byte have to lie side by side.
+            (fragment.bits() >= 8 || fragment.packed(column_major)).then_some((fragment, column_major))
+        };
+        let Some((fragment, column_major)) = form() else {
+            return Ok(Op::Unsupported(i.opcode.as_str().into()));
+        };
+        let (address, data) = if store { (0, 1) } else { (1, 0) };
+        if i.operands.len() < 2 {
+            return Err(self.o.error("two operands are needed"));
+        }
+        let named = self.window(parts)?;
+        let (addr, window) = self.o.address(&i.operands[address], named)?;
+        let ty = if fragment.bits() == 64 { Type::F64 } else { Type::B32 };
+        let regs = self.row_list(&i.operands[data], ty)?;
+        if regs.len() != fragment.registers() {
+            return Err(self.o.error("the number of registers does not fit the instruction"));
+        }
+        let stride = i.operands.get(2).map(|o| self.o.source(o, Type::B32)).transpose()?;
+        let packed = fragment.packed(column_major);
+        let (at, element) = (self.sink(2), self.sink(1));
+        let rows = if fragment.bits() == 64 { 2 } else { 1 };
+        let bits = if packed { fragment.bits() * fragment.per_register() as u32 } else { fragment.bits() };
+        let transfer = |slot: u32| Transfer {
+            window,
+            addr: Addr { base: Some(at), wide: true, offset: 0 },
+            width: (bits / 8) as u8,
+            signed: false,
+            regs: vec![Some(slot)],
+            register_rows: rows,
+            semantics: None,
+            scope: Strength::Gpu,
+        };
+        let transfers = if packed {
+            regs[..fragment.distinct()].iter().map(|&slot| transfer(slot)).collect()
+        } else {
+            vec![transfer(element)]
+        };
+        let wmma = WmmaTransfer { store, addr, stride, fragment, column_major, packed, regs, at, element, transfers };
+        Ok(Op::WmmaTransfer(Box::new(wmma)))
+    }
+}
