@@ -1,0 +1,100 @@
+//! Times matrix products and the limits of the machine. Reads one request a line and answers each with the median and the least
+//! seconds of its calls: so that a script can alternate between this and a peer.
+//!
+//! ```text
+//! threads 2
+//! product bf16 bf16 bf16 512 4864 896 24 10     A, B, C, m, n, k, copies of B taken in turn, calls; bf16t, f32t: stored transposed
+//! limit f32 | limit bf16                        1e9 operations from registers, shared by all threads
+//! read                                          1e9 bytes from memory
+//! launch                                        an empty launch of one task a thread
+//! ```
+#![allow(unsafe_code)]
+// Arrays of registers.
+#![allow(clippy::needless_range_loop)]
+
+use reel_kernels::matmul::{Matmul, Operand};
+use reel_kernels::{Addr, DType, Launch, Team, launch, limits};
+use std::time::Instant;
+
+fn main() -> Result<(), String> {
+    let mut team = Team::new(2);
+    for line in std::io::stdin().lines() {
+        let line = line.map_err(|e| e.to_string())?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let times = match words[..] {
+            ["threads", n] => {
+                team = Team::new(number(n)?);
+                continue;
+            }
+            ["product", a, b, c, ref sizes @ ..] => {
+                let sizes = sizes.iter().map(|s| number(s)).collect::<Result<Vec<_>, _>>()?;
+                let [m, n, k, copies, calls] = sizes[..] else {
+                    return Err(format!("{line}: five numbers are needed"));
+                };
+                product([dtype(a)?, dtype(b)?, dtype(c)?], [m, n, k], copies, calls, &team)
+            }
+            ["limit", kind] => vec![1e9 / limits::operations_per_second(dtype(kind)?.0, &team)],
+            ["read"] => vec![1e9 / limits::bytes_per_second(&team)],
+            ["launch"] => (0..2000).map(|_| time(|| team.run(team.threads(), |_| {}))).collect(),
+            _ => return Err(format!("{line}: not a request")),
+        };
+        let (median, least) = summary(times);
+        println!("{median:e} {least:e}");
+    }
+    Ok(())
+}
+
+fn number(s: &str) -> Result<usize, String> {
+    s.parse().map_err(|_| format!("{s}: not a number"))
+}
+
+fn dtype(s: &str) -> Result<(DType, bool), String> {
+    match s.trim_end_matches('t') {
+        "f32" => Ok((DType::F32, s != "f32")),
+        "bf16" => Ok((DType::BF16, s != "bf16")),
+        _ => Err(format!("{s}: f32, f32t, bf16 or bf16t")),
+    }
+}
+
+fn time(f: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    f();
+    start.elapsed().as_secs_f64()
+}
+
+fn summary(mut times: Vec<f64>) -> (f64, f64) {
+    times.sort_by(f64::total_cmp);
+    (times[times.len() / 2], times[0])
+}
+
+/// Half-full bit patterns that are small finite numbers in both dtypes.
+fn array(bytes: usize) -> Vec<u32> {
+    (0..bytes.div_ceil(4)).map(|i| 0x3f80_3f80 ^ ((i as u32).wrapping_mul(0x9e37_79b9) & 0x8070_8070)).collect()
+}
+
+fn product(dtypes: [(DType, bool); 3], [m, n, k]: [usize; 3], copies: usize, calls: usize, team: &Team) -> Vec<f64> {
+    let addr = |x: &[u32]| Addr(x.as_ptr() as u64);
+    let a = array(m * k * dtypes[0].0.size());
+    let b: Vec<_> = (0..copies).map(|_| array(n * k * dtypes[1].0.size())).collect();
+    let c = array(m * n * dtypes[2].0.size());
+    let call = |i: usize| {
+        let operand = |x: &[u32], (dtype, transposed)| Operand { addr: addr(x), dtype, transposed };
+        let launch = Launch::Matmul(Matmul {
+            m,
+            n,
+            k,
+            a: operand(&a, dtypes[0]),
+            b: operand(&b[i % copies], dtypes[1]),
+            c: addr(&c),
+            c_dtype: dtypes[2].0,
+            bias: Addr::NULL,
+            accumulate: false,
+        });
+        // SAFETY: arrays of the sizes that the product says, alive here.
+        time(|| unsafe { launch::run_on_cpu(&launch, team) })
+    };
+    for i in 0..2 {
+        call(i);
+    }
+    (0..calls).map(|i| call(i + 2)).collect()
+}
