@@ -125,6 +125,3 @@ pub(crate) fn absent(path: &Path) -> MediaError {
         "use a build with the feature `ffmpeg`, or give pictures",
     )
 }
-
-#[cfg(all(test, feature = "ffmpeg"))]
-mod tests;

@@ -87,3 +87,6 @@ fn invalid(path: &Path, doing: &str, why: &str) -> MediaError {
         "check that it is a whole video file that plays, or convert it",
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::*;
+use crate::profile::{Overrides, Profile};
+use crate::video::{Limits, sample};
 
 fn clips() -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "../tests/golden/clips"].iter().collect()
