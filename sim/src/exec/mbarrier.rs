@@ -176,6 +176,12 @@ impl Machine<'_> {
                     let count = count.map_or(1, |c| value(warp, c));
                     let expect = expect.map(|e| value(warp, e));
                     if !self.touch(block, warp, place, lane, site, "arrived at") {
+                        // That was reported; a wait with what it returned is not another mistake.
+                        if let Some(dst) = state {
+                            let regs = &mut warp.frame(fragment.frame).regs;
+                            regs.set64(dst, &[0; 32], 1 << lane);
+                            regs.undefined[dst as usize] &= !(1 << lane);
+                        }
                         continue;
                     }
                     // Lanes that arrive together release together.
