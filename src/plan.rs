@@ -11,7 +11,7 @@ use reel_model::config::ModelConfig;
 use reel_model::init::{init_without_weights, preset_config};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::{Loader, Source};
-use reel_runtime::{Cx, DType, Device, MemoryUse, OpTotals};
+use reel_runtime::{Cx, DType, Device, Kernels, MemoryUse, OpTotals};
 use reel_train::plan::{self, Shape};
 use reel_train::sft::Setup;
 use serde_json::json;
@@ -130,6 +130,12 @@ impl Sizes {
         }
     }
 
+    /// What counts: the kernels of the machine that is planned for.
+    fn device(&self, common: &Common) -> Result<Device> {
+        let cpu = self.gpu.is_none() && common.device()? == common::Device::Cpu;
+        Ok(Device::dry(if cpu { Kernels::Cpu } else { Kernels::Cuda }))
+    }
+
     /// A folder of the preset without weights, if the model is to be a preset.
     fn preset_folder(&self, wanted: bool, common: &Common) -> Result<Option<TempDir>> {
         if !wanted {
@@ -177,7 +183,7 @@ impl PlanSft {
                 let shape = Shape::new(tokens, self.sizes.vision_patches, &config)?;
                 let patches = self.sizes.vision_patches;
                 (
-                    plan::with_shape(options, &config, files, dtype, &shape)?,
+                    plan::with_shape(options, &config, files, dtype, &shape, &self.sizes.device(common)?)?,
                     format!("rows of {tokens} tokens, {patches} patches"),
                 )
             }
@@ -194,7 +200,7 @@ impl PlanSft {
                 let setup = Setup {
                     options,
                     model: &folder,
-                    device: &Device::dry(),
+                    device: &self.sizes.device(common)?,
                     dtype,
                     seed: resolved.common.seed(),
                     media: &resolved.media()?,
@@ -247,7 +253,7 @@ impl PlanGenerate {
             return Err(generate::answers_refused(self.n));
         }
         let shape = Shape::new(tokens, self.sizes.vision_patches, &config)?;
-        let device = Device::dry();
+        let device = self.sizes.device(common)?;
         let loader = Loader { device: &device, source: Source::Nothing(files), dtype, trainable: &|_| false };
         let weights = Qwen25Vl::load(&loader, &config)?;
         let count = |new: usize| -> Result<BTreeMap<&'static str, OpTotals>> {

@@ -44,8 +44,10 @@ fn commands_of_other_devices_say_what_to_use() {
         let model = tiny.display().to_string();
         run(["generate", "--model", &model, "--prompt", "x", "--max-new-tokens", "1", "--device", device])
     };
-    score("cuda").refused(2, &["--device", "cuda", "--device cpu"]);
-    score("cuda:1").refused(2, &["--device", "cuda:1"]);
+    // The GPU is hidden where there is one.
+    score("cuda").refused(1, &["cuda: ", "--device cpu"]);
+    score("cuda:1").refused(1, &["cuda: ", "--device cpu"]);
+    score("cuda:x").refused(2, &["--device", "cuda:N"]);
     score("dry").refused(2, &["--device", "reel plan"]);
     score("tpu").refused(2, &["--device", "tpu"]);
     score("cpu").ok();

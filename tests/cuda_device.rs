@@ -20,7 +20,7 @@ use reel_runtime::{Cx, DType, Device, SimOptions};
 use reel_train::options::SftOptions;
 use reel_train::sft::{self, Setup};
 use serde_json::Value;
-use support::{done, golden, reel_on_gpu, run};
+use support::{done, golden, reel_on_gpu};
 use tensors::{distance, read, rows};
 
 /// Device `cuda` on a driver that checks, and the driver.
@@ -110,19 +110,6 @@ fn a_training_step_keeps_the_drivers_rules_and_gives_the_bits_of_sim() {
         drop(device);
         assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
     }
-}
-
-#[test]
-fn what_is_missing_is_said() {
-    if Nvidia::present() {
-        return println!("a GPU is here: nothing is missing");
-    }
-    let model = golden("model").join("image_hd128_bf16/model").display().to_string();
-    for device in ["cuda", "cuda:1"] {
-        run(["generate", "--model", &model, "--prompt", "Hi", "--device", device])
-            .refused(1, &["cuda", "--device cpu"]);
-    }
-    run(["generate", "--model", &model, "--prompt", "Hi", "--device", "cuda:x"]).refused(2, &["--device", "cuda:N"]);
 }
 
 /// Scores a case on the GPU; gives its logits and those that the reference has.

@@ -107,13 +107,14 @@ pub fn file_dtype(folder: &Path, config: &ModelConfig) -> Dtype {
     stored.or(config.dtype).unwrap_or(Dtype::Bf16)
 }
 
-/// A step on rows of one size: as many as `options` put together.
+/// A step on rows of one size: as many as `options` put together. `device` is dry.
 pub fn with_shape(
     options: &SftOptions,
     config: &ModelConfig,
     files: Dtype,
     dtype: DType,
     shape: &Shape,
+    device: &Device,
 ) -> Result<Plan> {
     options.validate_values()?;
     let rows = match options.max_length {
@@ -121,12 +122,12 @@ pub fn with_shape(
         Some(most) if options.packing => most / shape.tokens.max(1),
         _ => options.per_device_train_batch_size,
     };
-    let mut trainer = Trainer::new(&Device::dry(), config, Weights::Nothing(files), dtype, Recipe::new(options, 1))?;
+    let mut trainer = Trainer::new(device, config, Weights::Nothing(files), dtype, Recipe::new(options, 1))?;
     let batch = vec![shape.sample(config); rows];
     count(&mut trainer, 1, || Ok(Some(batch.clone())))
 }
 
-/// The steps of a run on its own data, or the first of them where there are many rows.
+/// The steps of a run on its own data, or the first of them where there are many rows. Counted for the device of `setup`.
 pub fn with_data(setup: &Setup, files: Dtype) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
@@ -143,8 +144,13 @@ pub fn with_data(setup: &Setup, files: Dtype) -> Result<Plan> {
     let config = samples.bundle.config.clone();
     let mut feed = Feed::new(samples, order, batching, &Position::default(), 1, 2);
     let (never, mut taken) = (AtomicBool::new(false), Taken::default());
-    let mut trainer =
-        Trainer::new(&Device::dry(), &config, Weights::Nothing(files), setup.dtype, Recipe::new(options, 1))?;
+    let mut trainer = Trainer::new(
+        &Device::dry(setup.device.kernels()),
+        &config,
+        Weights::Nothing(files),
+        setup.dtype,
+        Recipe::new(options, 1),
+    )?;
     count(&mut trainer, steps, || sft::next_samples(&mut feed, &never, &mut taken))
 }
 

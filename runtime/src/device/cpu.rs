@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use reel_kernels::launch::run_on_cpu;
 use reel_kernels::{Launch, Team};
 
-use super::Backend;
+use super::{Backend, Kernels};
 use crate::error::Result;
 
 const ALIGN: usize = 64;
@@ -62,6 +62,10 @@ impl Backend for Cpu {
 
     fn threads(&self) -> usize {
         self.team.threads()
+    }
+
+    fn kernels(&self) -> Kernels {
+        Kernels::Cpu
     }
 
     fn alloc(&self, bytes: usize) -> Option<u64> {

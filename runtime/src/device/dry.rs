@@ -4,16 +4,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use reel_kernels::Launch;
 
-use super::Backend;
+use super::{Backend, Kernels};
 use crate::error::Result;
 
 pub(super) struct Dry {
     next: AtomicU64,
+    kernels: Kernels,
 }
 
-impl Default for Dry {
-    fn default() -> Dry {
-        Dry { next: AtomicU64::new(1 << 20) }
+impl Dry {
+    pub(super) fn new(kernels: Kernels) -> Dry {
+        Dry { next: AtomicU64::new(1 << 20), kernels }
     }
 }
 
@@ -24,6 +25,10 @@ impl Backend for Dry {
 
     fn threads(&self) -> usize {
         1
+    }
+
+    fn kernels(&self) -> Kernels {
+        self.kernels
     }
 
     fn alloc(&self, bytes: usize) -> Option<u64> {

@@ -24,10 +24,20 @@ pub use sim::SimOptions;
 use crate::error::{Error, Result};
 use memory::Memory;
 
+/// The two ways in which a launch is carried out. They need different workspaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernels {
+    /// The processor's code.
+    Cpu,
+    /// The CUDA source, on a GPU or simulated.
+    Cuda,
+}
+
 /// What a device must be able to do. Addresses are the device's own; a launch's addresses come from its `alloc`.
 trait Backend: Send + Sync {
     fn name(&self) -> &'static str;
     fn threads(&self) -> usize;
+    fn kernels(&self) -> Kernels;
     /// Memory of at least `bytes` (> 0), 64-byte aligned, contents unspecified; `None` when there is no room.
     fn alloc(&self, bytes: usize) -> Option<u64>;
     fn free(&self, addr: u64, bytes: usize);
@@ -74,9 +84,10 @@ impl Device {
         Device::new(cpu::Cpu::new(threads))
     }
 
-    /// A device without memory that counts allocations, operations and bytes, and computes nothing: reads give zeros.
-    pub fn dry() -> Device {
-        let device = Device::new(dry::Dry::default());
+    /// A device without memory that counts allocations, operations and bytes of a device with these kernels, and computes nothing:
+    /// reads give zeros.
+    pub fn dry(kernels: Kernels) -> Device {
+        let device = Device::new(dry::Dry::new(kernels));
         device.0.profile.count(true);
         device
     }
@@ -108,6 +119,11 @@ impl Device {
     /// `cpu`, `cuda`, `sim` or `dry`.
     pub fn name(&self) -> &'static str {
         self.0.backend.name()
+    }
+
+    /// Whose kernels it runs, or counts.
+    pub fn kernels(&self) -> Kernels {
+        self.0.backend.kernels()
     }
 
     /// Whether this device computes nothing.

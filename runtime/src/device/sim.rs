@@ -10,7 +10,7 @@ use reel_kernels::{Arch, KernelLaunch, Launch, Team, compile};
 use reel_sim::exec::{Completion, Options};
 use reel_sim::memory::Memory;
 
-use super::Backend;
+use super::{Backend, Kernels};
 use crate::error::{Error, Result};
 
 /// How device `sim` runs kernels.
@@ -128,6 +128,10 @@ impl Backend for Sim {
 
     fn threads(&self) -> usize {
         self.team.threads()
+    }
+
+    fn kernels(&self) -> Kernels {
+        Kernels::Cuda
     }
 
     fn alloc(&self, bytes: usize) -> Option<u64> {

@@ -1,5 +1,6 @@
 use super::*;
 use reel_model::input::MediaOptions;
+use reel_runtime::Kernels;
 use std::path::PathBuf;
 
 fn golden(name: &str) -> PathBuf {
@@ -63,7 +64,7 @@ fn operations_follow_the_tokens() {
         let options =
             SftOptions { gradient_accumulation_steps: 1, gradient_checkpointing: checkpointing, ..Default::default() };
         let shape = Shape::new(tokens, patches, &config()).unwrap();
-        let plan = with_shape(&options, &config(), Dtype::F32, DType::F32, &shape).unwrap();
+        let plan = with_shape(&options, &config(), Dtype::F32, DType::F32, &shape, &Device::dry(Kernels::Cpu)).unwrap();
         assert_eq!((plan.steps, plan.tokens as usize), (1, tokens));
         plan
     };
@@ -102,10 +103,17 @@ fn the_published_sizes_are_planned_without_memory_or_weights() {
     let options = SftOptions { packing: true, max_length: Some(4000), ..Default::default() };
     let config = config();
     let shape = Shape::new(1300, 4096, &config).unwrap();
-    let plan = with_shape(&options, &config, Dtype::Bf16, DType::BF16, &shape).unwrap();
+    let plan = with_shape(&options, &config, Dtype::Bf16, DType::BF16, &shape, &Device::dry(Kernels::Cuda)).unwrap();
     // Three rows fit 4000 tokens, two micro-batches a step.
     assert_eq!(plan.tokens, 2 * 3 * 1300);
-    let e =
-        with_shape(&options, &config, Dtype::Bf16, DType::BF16, &Shape::new(4001, 0, &config).unwrap()).unwrap_err();
+    let e = with_shape(
+        &options,
+        &config,
+        Dtype::Bf16,
+        DType::BF16,
+        &Shape::new(4001, 0, &config).unwrap(),
+        &Device::dry(Kernels::Cuda),
+    )
+    .unwrap_err();
     assert!(e.to_string().contains("more than --max-length 4000"), "{e}");
 }

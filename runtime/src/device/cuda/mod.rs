@@ -14,7 +14,7 @@ use reel_kernels::{Addr, DType, Launch};
 
 use self::memory::Pool;
 use self::staging::{Loader, Staging};
-use super::Backend;
+use super::{Backend, Kernels};
 use crate::error::{Error, Result};
 
 /// From this many bytes on, a copy to the GPU takes several threads and streams.
@@ -125,6 +125,10 @@ impl Backend for Cuda {
 
     fn threads(&self) -> usize {
         1
+    }
+
+    fn kernels(&self) -> Kernels {
+        Kernels::Cuda
     }
 
     fn alloc(&self, bytes: usize) -> Option<u64> {

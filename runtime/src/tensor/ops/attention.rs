@@ -6,7 +6,7 @@ use reel_kernels::paged_attention::BLOCK;
 use reel_kernels::{Addr, DType, attention as packed, kv_write as write, paged_attention as paged};
 
 use super::{size, want_dtype, want_shape};
-use crate::device::{Category, Device};
+use crate::device::{Category, Device, Kernels};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, dims};
@@ -152,7 +152,7 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
             max_seqlen: p.max_seqlen,
         };
         // The cpu kernel adds up all keys of a query in one task.
-        let bytes = if bw.device().name() == "cpu" { 0 } else { packed::workspace(dtype, &p) };
+        let bytes = if bw.device().kernels() == Kernels::Cpu { 0 } else { packed::workspace(dtype, &p) };
         let workspace = match bytes {
             0 => None,
             bytes => Some(bw.empty(&[bytes / 4], DType::F32, Category::Workspace)?),
@@ -285,7 +285,7 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
         reserved: 0,
     };
     // The cpu kernel makes its own, for as many tasks as there are threads.
-    let bytes = if cx.device().name() == "cpu" { 0 } else { paged::workspace(&p) };
+    let bytes = if cx.device().kernels() == Kernels::Cpu { 0 } else { paged::workspace(&p) };
     let workspace = match bytes {
         0 => None,
         bytes => Some(Tensor::empty(cx.device(), &[bytes / 4], DType::F32, Category::Workspace)?),

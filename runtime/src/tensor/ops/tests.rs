@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::device::{Category, Device};
+use crate::device::{Category, Device, Kernels};
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::Grads;
 
@@ -208,7 +208,7 @@ fn nothing_trainable_is_an_error() {
 fn dry_counts_what_cpu_counts() {
     for c in cases() {
         let values: Vec<Vec<f32>> = c.shapes.iter().map(|s| numbers(s.iter().product(), 3)).collect();
-        let (cpu, dry) = (Device::cpu(1), Device::dry());
+        let (cpu, dry) = (Device::cpu(1), Device::dry(Kernels::Cpu));
         cpu.profile().count(true);
         gradients(&cpu, &c, &values);
         gradients(&dry, &c, &values);

@@ -31,6 +31,14 @@ fn sim_gives_the_gradients_of_cpu_with_a_workspace() {
     let sim = Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap();
     let (got, want) = (gradients(&sim), gradients(&Device::cpu(1)));
     assert_eq!(got.len(), 3);
+    // What is planned for a GPU has the workspace, and what is planned for the cpu has not.
+    let planned = |kernels| {
+        let dry = Device::dry(kernels);
+        gradients(&dry);
+        dry.memory().peak
+    };
+    assert_eq!(planned(Kernels::Cuda), sim.memory().peak);
+    assert!(planned(Kernels::Cpu) < sim.memory().peak);
     for (i, (g, w)) in got.iter().zip(&want).enumerate() {
         let sum = |f: &dyn Fn(f64, f64) -> f64| g.iter().zip(w).map(|(g, w)| f(*g as f64, *w as f64)).sum::<f64>();
         let rel = (sum(&|g, w| (g - w).powi(2)) / sum(&|_, w| w * w)).sqrt();
