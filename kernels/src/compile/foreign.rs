@@ -74,11 +74,20 @@ fn run_nvcc(nvcc: &Path, path: &Path, number: &str, folders: &[&Path]) -> Result
     command.args(["-x", "cu"]).arg(if path.is_absolute() { path.into() } else { Path::new(".").join(path) });
     let done = command.stdin(Stdio::null()).output().map_err(failed)?;
     let log = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    if !done.status.success() && needs_host_compiler(&log) {
+        let first = format!("{}: found no C++ compiler of this machine; install g++", nvcc.display());
+        return Err(CompileError::Refused { first, log });
+    }
     if !done.status.success() {
         return Err(CompileError::refused(&path.display().to_string(), &format!("nvcc: {}", done.status), log));
     }
     let bytes = fs::read(&out).map_err(failed)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Whether nvcc failed for want of the compiler that it calls for host code.
+fn needs_host_compiler(log: &str) -> bool {
+    log.contains("cc1plus") || log.contains("preprocess host compiler properties") || log.contains("g++: not found")
 }
 
 /// Says that nvcc might do what NVRTC cannot.
@@ -121,6 +130,15 @@ mod tests {
         let path = folder.join(name);
         fs::write(&path, text).unwrap();
         path
+    }
+
+    #[test]
+    fn a_missing_host_compiler_is_told_from_a_faulty_file() {
+        let log =
+            "gcc: fatal error: cannot execute 'cc1plus': execvp: No such file or directory\ncompilation terminated.\n";
+        assert!(needs_host_compiler(log));
+        assert!(needs_host_compiler("nvcc fatal   : Failed to preprocess host compiler properties.\n"));
+        assert!(!needs_host_compiler("bad.cu(2): error: identifier \"y\" is undefined\n"));
     }
 
     #[test]
