@@ -150,8 +150,7 @@ impl Findings {
         message: impl FnOnce() -> String,
     ) {
         let pair = (kind, site.pc, other);
-        if let Some(&at) = self.known.get(&pair) {
-            self.list[at].count += 1;
+        if self.again(kind, site.pc, other) {
             return;
         }
         let (line, chain) = source(program, kernel, site.pc);
@@ -179,6 +178,13 @@ impl Findings {
             address,
             count: 1,
         });
+    }
+
+    /// Counts a mistake of these instructions once more, if it was reported before.
+    pub fn again(&mut self, kind: Kind, pc: u32, other: Option<u32>) -> bool {
+        let Some(&at) = self.known.get(&(kind, pc, other)) else { return false };
+        self.list[at].count += 1;
+        true
     }
 
     /// What a finding about two instructions lacks. Races in global memory stay apart: between blocks there are no barriers, so

@@ -404,6 +404,18 @@ impl Machine<'_> {
             Access::Write => "write",
             Access::Atomic => "atomic access",
         };
+        // What is known already is counted before anything is put into words: a lost barrier conflicts at every access.
+        let known = match c.kind {
+            ConflictKind::Race { two_stores: true } if same => None,
+            ConflictKind::ProxyRead if !self.options.strict_proxy => None,
+            ConflictKind::Uninitialized => Some((Kind::Uninitialized, None)),
+            ConflictKind::Race { .. } => Some((Kind::Race, Some(c.other.1))),
+            ConflictKind::NotWaited(op) => Some((Kind::AsyncNotWaited, Some(self.ops.pc(op)))),
+            ConflictKind::ProxyRead | ConflictKind::Proxy => Some((Kind::AsyncProxy, Some(c.other.1))),
+        };
+        if known.is_some_and(|(kind, other)| self.findings.again(kind, site.pc, other)) {
+            return;
+        }
         match c.kind {
             ConflictKind::Uninitialized => {
                 self.report(Kind::Uninitialized, site, None, memory, || {

@@ -106,7 +106,7 @@ impl Machine<'_> {
 
     /// A conflict with what the dependent grid did before it waited is that grid's mistake. Whether it was one.
     pub(super) fn report_dependent(&mut self, site: Site, access: Access, c: &Conflict, address: u64) -> bool {
-        let (line, _) = crate::finding::source(self.program, self.kernel, site.pc);
+        let (program, kernel, pc) = (self.program, self.kernel, site.pc);
         let Role::First(grid, base, findings) = &mut self.pair else { return false };
         if c.other.0 == Agent::HOST || c.other.0.block() < *base {
             return false;
@@ -129,6 +129,7 @@ impl Machine<'_> {
             Access::Atomic => "atomic access",
         };
         findings.report(grid.program, grid.kernel, Kind::Race, site, None, Some(("global", address)), || {
+            let (line, _) = crate::finding::source(program, kernel, pc);
             format!(
                 "{mine} of global memory at {address:#x} without griddepcontrol.wait before it: not ordered after the {theirs} at line {line} of the grid before"
             )
