@@ -37,8 +37,8 @@ impl Ceilings {
         if device.name() == "cuda" { Self::of_gpu(device) } else { Ok(Self::of_processor(device.threads())) }
     }
 
-    /// Measures a GPU: the best of several large copies and products. Operands are random, since zeros draw less power and so run at
-    /// a higher clock.
+    /// Measures a GPU: the best of several large copies and products. The products' operands are random, since zeros draw less power
+    /// and so run at a higher clock.
     fn of_gpu(device: &Device) -> Result<Self> {
         const COPY: usize = 1 << 30;
         const ROUNDS: usize = 10;
