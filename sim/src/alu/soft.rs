@@ -88,7 +88,8 @@ impl Wide {
     fn shifted(self, shift: i32) -> Wide {
         let mut w = Wide { exponent: self.exponent - shift, ..self };
         if shift >= 0 {
-            w.mantissa <<= shift;
+            // Only a zero is ever shifted by more bits than there are.
+            w.mantissa = self.mantissa.checked_shl(shift as u32).unwrap_or(0);
         } else {
             let right = -shift as u32;
             w.mantissa = self.mantissa.checked_shr(right).unwrap_or(0);

@@ -312,7 +312,7 @@ impl Machine<'_> {
                     let at = variables.partition_point(|v| v.0 <= offset);
                     variable = at.checked_sub(1).map_or((1, 0), |at| variables[at]);
                 }
-                if offset >= variable.0 && offset + bytes <= variable.1 && address & (bytes - 1) == 0 && offset < len {
+                if offset < len && offset >= variable.0 && offset + bytes <= variable.1 && address & (bytes - 1) == 0 {
                     group.lanes |= 1 << lane;
                     group.offsets[lane as usize] = offset;
                     continue;

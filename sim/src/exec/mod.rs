@@ -18,7 +18,7 @@ mod warp_ops;
 mod wgmma;
 mod wmma;
 
-pub use gpu::Gpu;
+pub use gpu::{Gpu, resident_blocks};
 pub use pair::{Grid, run_pair};
 
 use crate::counters::Counters;
@@ -76,6 +76,8 @@ pub struct Options {
     pub registers: Option<u32>,
     /// Warp instructions without any change in memory after which a run counts as stuck.
     pub patience: u64,
+    /// A run ends soon after its first finding: enough where only the verdict counts.
+    pub until_finding: bool,
 }
 
 impl Default for Options {
@@ -88,6 +90,7 @@ impl Default for Options {
             strict_proxy: false,
             registers: None,
             patience: 50_000_000,
+            until_finding: false,
         }
     }
 }

@@ -54,6 +54,9 @@ impl Machine<'_> {
             }
             let budget = 1 + self.rng.below(2 * slice);
             self.run_warp(slot, w, budget);
+            if self.options.until_finding && !self.findings.is_empty() {
+                return;
+            }
             if self.progress != self.last_progress {
                 self.last_progress = self.progress;
                 self.executed_at_progress = self.executed;

@@ -202,7 +202,7 @@ fn every_form_is_the_naive_product() {
             Accumulator::F16 => fill(Element::F16, counts.c, &mut random),
             Accumulator::F32 => fill(Element::Tf32, counts.c, &mut random),
             Accumulator::F64 => fill(Element::F64, counts.c * per, &mut random),
-            Accumulator::S32 => vec![std::array::from_fn(|lane| (lane as i32 * 0x0fff_fff7) as u32); counts.c],
+            Accumulator::S32 => vec![std::array::from_fn(|lane| (lane as u32).wrapping_mul(0x0fff_fff7)); counts.c],
         };
         let mut d = vec![[0x7fc1_2345; 32]; counts.c * per];
         run(&op, &a, &b, &c, &mut d);
