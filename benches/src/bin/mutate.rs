@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release -p reel-benches --bin mutate [-- --kernel FOLDER] [--launches N] [--survivors]`
 //!
-//! One line of JSON a folder, and one in total; with `--survivors` one for each mutant that nothing killed.
+//! One line of JSON a folder, and one in total; with `--survivors` one for each mutant that nothing killed. The largest
+//! folder takes an hour, so how far it is goes to stderr once a minute.
 
 use clap::Parser;
 use reel_kernels::catalogue::FOLDERS;
@@ -11,7 +12,7 @@ use serde_json::json;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 #[derive(Parser)]
 struct Arguments {
@@ -39,8 +40,12 @@ struct Tally {
 }
 
 impl Tally {
+    fn all(&self) -> usize {
+        self.killed + self.redundant + self.survived + self.unreached
+    }
+
     fn json(&self, name: &str, seconds: f64) -> serde_json::Value {
-        let all = self.killed + self.redundant + self.survived + self.unreached;
+        let all = self.all();
         let judged = (all - self.redundant).max(1);
         json!({
             "folder": name, "mutants": all, "killed": self.killed, "redundant": self.redundant, "survived": self.survived,
@@ -67,7 +72,7 @@ fn main() -> ExitCode {
                 return ExitCode::FAILURE;
             }
         };
-        match judge(&subject, &arguments) {
+        match judge(folder.name, &subject, &arguments) {
             Ok(tally) => {
                 println!("{}", tally.json(folder.name, start.elapsed().as_secs_f64()));
                 total.killed += tally.killed;
@@ -86,8 +91,9 @@ fn main() -> ExitCode {
 }
 
 /// Judges every mutant of a folder on all threads.
-fn judge(subject: &Subject, arguments: &Arguments) -> Result<Tally, String> {
+fn judge(name: &str, subject: &Subject, arguments: &Arguments) -> Result<Tally, String> {
     let (next, tally) = (AtomicUsize::new(0), Mutex::new(Tally::default()));
+    let said = Mutex::new(Instant::now());
     let failed = Mutex::new(None);
     let available = std::thread::available_parallelism().map_or(1, |n| n.get());
     let work = || {
@@ -95,6 +101,11 @@ fn judge(subject: &Subject, arguments: &Arguments) -> Result<Tally, String> {
             match subject.judge(target, arguments.launches) {
                 Ok(verdict) => count(target, &verdict, arguments.survivors, &mut tally.lock().expect("no panics")),
                 Err(e) => *failed.lock().expect("no panics") = Some(format!("{}: {e}", target.mutant)),
+            }
+            let mut said = said.lock().expect("no panics");
+            if said.elapsed() >= Duration::from_secs(60) {
+                *said = Instant::now();
+                eprintln!("{name}: {} of {}", tally.lock().expect("no panics").all(), subject.targets().len());
             }
         }
     };

@@ -9,13 +9,31 @@ use reel_sim::exec::Options;
 use reel_sim::finding::Kind;
 use reel_sim::mutate::{self, Mutant};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A launch of a check with what it costs to simulate.
 struct Case {
     recorded: Recorded,
     /// Instructions of warps.
     cost: u64,
+    /// That the kernels as they are have no finding on it, once that is known.
+    clean: OnceLock<Result<(), String>>,
+}
+
+impl Case {
+    /// The first finding under any moment of asynchronous effects, in words.
+    fn finding(&self, unit: &Unit) -> Result<Option<(Kind, String)>, String> {
+        for seed in 0..MOMENTS.len() as u64 {
+            let mut memory = self.recorded.memory();
+            let staged = unit.run(&self.recorded.launch, &Arch::A100, &mut memory, &options(seed));
+            for stage in staged.map_err(|e| e.to_string())? {
+                if let Some(finding) = stage.findings.into_iter().next() {
+                    return Ok(Some((finding.kind, finding.message)));
+                }
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// A folder's kernels with the launches of its checks.
@@ -96,7 +114,7 @@ impl Subject {
                     }
                 }
             }
-            self.cases.push(Case { recorded, cost });
+            self.cases.push(Case { recorded, cost, clean: OnceLock::new() });
         }
         let program = self.unit.program();
         for mutant in mutate::mutants(&program.module) {
@@ -119,19 +137,27 @@ impl Subject {
         let program = mutate::apply(self.unit.program(), &target.mutant).map_err(|e| e.to_string())?;
         let unit = Unit::new(program);
         for &number in &spread(&target.reached_by, launches) {
-            let recorded = &self.cases[number].recorded;
-            for seed in 0..MOMENTS.len() as u64 {
-                let mut memory = recorded.memory();
-                let staged = unit.run(&recorded.launch, &Arch::A100, &mut memory, &options(seed));
-                if let Some(finding) = staged.map_err(|e| e.to_string())?.iter().find_map(|s| s.findings.first()) {
-                    return Ok(Verdict::Killed(finding.kind));
-                }
+            let case = &self.cases[number];
+            if let Some((kind, _)) = case.finding(&unit)? {
+                case.clean.get_or_init(|| self.check_unchanged(case)).clone()?;
+                return Ok(Verdict::Killed(kind));
             }
         }
         Ok(match self.reason(target) {
             Some(reason) => Verdict::Redundant(reason),
             None => Verdict::Survived,
         })
+    }
+
+    /// That the kernels as they are have no finding on a launch, so that what kills a mutant is its change. The error is the
+    /// finding.
+    fn check_unchanged(&self, case: &Case) -> Result<(), String> {
+        match case.finding(&self.unit)? {
+            None => Ok(()),
+            Some((kind, message)) => {
+                Err(format!("{} has a finding unchanged: {}: {message}", self.folder, kind.name()))
+            }
+        }
     }
 
     /// What a comment `// redundant: …` on, or right before, one of the target's lines says.
@@ -155,7 +181,8 @@ fn record(check: &Check, setup: &Setup) -> Result<Vec<Recorded>, String> {
 fn options(seed: u64) -> Options {
     // A mutant may wait for ever: it is stuck much sooner than a kernel of somebody else's might be.
     let completion = MOMENTS[seed as usize % MOMENTS.len()];
-    Options { gpu: simulate::gpu(&Arch::A100), seed, completion, patience: 200_000, ..Options::default() }
+    let gpu = simulate::gpu(&Arch::A100);
+    Options { gpu, seed, completion, patience: 200_000, until_finding: true, ..Options::default() }
 }
 
 /// At most `count` of these, evenly from the first to the last.
