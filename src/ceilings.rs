@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use reel_kernels::elementwise::{self, CopyParams};
 use reel_kernels::matmul::{Matmul, Operand};
-use reel_kernels::{Addr, DType, Launch, Team, limits};
+use reel_kernels::{Addr, Cost, DType, Launch, Team, limits};
 use reel_runtime::{Category, Device, OpTotals, Tensor};
 use serde::Serialize;
 
@@ -19,6 +19,10 @@ pub struct Ceilings {
     /// Bytes a second from memory.
     pub bytes: f64,
 }
+
+/// How kernels that multiply matrices are called: bf16 ones may reach the rate of bf16 products.
+const PRODUCTS: [&str; 7] =
+    ["matmul", "attention", "paged_attention", "pool_attention", "linear_log_prob", "skinny", "patch_embedding"];
 
 /// The least that some work takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -95,10 +99,14 @@ impl Ceilings {
 
     /// The floor of one kernel's launches.
     pub fn seconds(&self, name: &str, totals: &OpTotals, dtype: DType) -> f64 {
-        let products =
-            name.starts_with("matmul") || name.starts_with("attention") || name.starts_with("paged_attention");
+        self.least(name, totals.cost, dtype)
+    }
+
+    /// The least seconds that this much work of a kernel takes.
+    pub fn least(&self, name: &str, cost: Cost, dtype: DType) -> f64 {
+        let products = PRODUCTS.iter().any(|p| name.starts_with(p));
         let rate = if products && dtype == DType::BF16 { self.bf16 } else { self.f32 };
-        (totals.cost.flops / rate).max(totals.cost.bytes / self.bytes)
+        (cost.flops / rate).max(cost.bytes / self.bytes)
     }
 }
 

@@ -32,7 +32,7 @@ pub struct Cli {
 /// The commands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Measure how fast a model reads a prompt or makes tokens
+    /// Measure how fast a model reads, makes tokens or learns, and compare such results
     Bench(bench::Bench),
     /// Teach a tiny model to answer questions about films, and show it
     Demo(demo::Demo),

@@ -173,9 +173,9 @@ fn version_of(program: &Path) -> Option<String> {
     Some(version.trim().to_string())
 }
 
-/// What a GPU build would open at run time. Found by file, nothing is loaded.
+/// What device `cuda` opens at run time. Found by file, nothing is loaded.
 fn gpu() -> Vec<Finding> {
-    let group = "GPU (this build computes on the processor)";
+    let group = "GPU";
     let read = |path: &str| fs::read_to_string(path).ok();
     let version = read("/proc/driver/nvidia/version").and_then(|text| {
         text.split_whitespace()
@@ -208,8 +208,21 @@ fn gpu() -> Vec<Finding> {
             Toolkit::of_environment().cublas_lt().map(|p| p.display().to_string()),
             toolkit,
         ),
+        Finding::new(group, "built-in kernels", builtin(), "kernels are compiled at their first use, by NVRTC"),
         library("libnccl.so", "install NCCL, for several GPUs"),
     ]
+}
+
+/// What was built into this binary.
+fn builtin() -> Option<String> {
+    let archive = compile::builtin::archive();
+    match archive.fresh_and_stale() {
+        (0, 0) => None,
+        (fresh, 0) => Some(format!("{fresh} units: {}", archive.architectures().join(", "))),
+        (fresh, stale) => {
+            Some(format!("{fresh} units; {stale} of other sources, not used: run reel kernels pack again"))
+        }
+    }
 }
 
 /// The first file whose name begins with `name` in the folders where the loader looks.

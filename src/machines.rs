@@ -38,6 +38,17 @@ const SHEETS: [Sheet; 5] = [
     Sheet { name: "rtx4090", bf16: 165.2, f32: 82.6, bandwidth: 1.008, memory: 24.0, of: "GeForce RTX 4090" },
 ];
 
+/// The sheet of a GPU by its full name, as `NVIDIA H200`.
+fn sheet(full: &str) -> Option<&'static Sheet> {
+    let plain = full.to_lowercase().replace(' ', "");
+    SHEETS.iter().find(|s| plain.contains(s.name))
+}
+
+/// Operations a second of dense bf16 products by the data sheet of a GPU of this full name, where it is in the table.
+pub fn dense_bf16(full: &str) -> Option<f64> {
+    sheet(full).map(|s| s.bf16 * 1e12)
+}
+
 /// What large products (790 of 989.4 TFLOP/s) and copies (4.3 of 4.8 TB/s) are known to reach of the H200's data sheet; taken
 /// for the others too.
 const PRODUCTS: f64 = 0.8;
@@ -75,23 +86,38 @@ impl Machine {
     pub fn this_gpu(number: usize) -> Result<Self> {
         let gpu = Nvidia::open(number)?;
         let full = &gpu.properties().name;
-        let plain = full.to_lowercase().replace(' ', "");
-        let Some(sheet) = SHEETS.iter().find(|s| plain.contains(s.name)) else {
+        let Some(sheet) = sheet(full) else {
             return Err(bad_usage("--device", format!("{full} is not in the table of GPUs"), "give --gpu NAME"));
         };
         Ok(Self { memory: Some(gpu.properties().memory as f64), ..Self::gpu(sheet.name)? })
     }
 
+    /// Bytes of the host's memory that programs may take, where Linux says it.
+    pub fn memory_free() -> Option<f64> {
+        let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+        Some(line.split_whitespace().next()?.parse::<f64>().ok()? * 1024.0)
+    }
+
     /// The processor that this runs on, measured now.
     pub fn this_processor(threads: usize) -> Self {
-        let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let free =
-            info.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse::<f64>().ok());
         Self {
             name: "cpu".to_string(),
             ceilings: Ceilings::of_processor(threads),
-            memory: free.map(|kib| kib * 1024.0),
+            memory: Self::memory_free(),
             source: format!("measured just now with {threads} threads"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_is_found_by_its_full_name() {
+        assert_eq!(dense_bf16("NVIDIA H200"), Some(989.4e12));
+        assert_eq!(dense_bf16("NVIDIA GeForce RTX 4090"), Some(165.2e12));
+        assert_eq!(dense_bf16("AMD EPYC 7763"), None);
     }
 }

@@ -10,6 +10,7 @@ mod doctor;
 mod fail;
 mod frames;
 mod generate;
+mod html;
 mod init;
 mod interrupt;
 mod kernels;

@@ -35,7 +35,7 @@ impl Model {
             let files = Checkpoint::open(folder)?;
             Ok(Qwen25Vl::open(&device, &files, config, dtype)?)
         })?;
-        trace::record_launches(&device);
+        trace::record_launches(&device, dtype);
         let cx = Cx::inference(&device, dtype);
         Ok(Self { weights, cx, load_seconds: begun.elapsed().as_secs_f64() })
     }
@@ -68,12 +68,5 @@ pub fn dtype(common: &Common) -> DType {
 
 /// The model's view of prepared inputs.
 pub fn sequence(tokens: &Tokens) -> Sequence<'_> {
-    Sequence {
-        input_ids: &tokens.input_ids,
-        position_ids: [0, 1, 2].map(|axis| &tokens.position_ids[axis][..]),
-        pixel_values: tokens.pixel_values.as_deref().unwrap_or_default(),
-        image_grid_thw: &tokens.image_grid_thw,
-        pixel_values_videos: tokens.pixel_values_videos.as_deref().unwrap_or_default(),
-        video_grid_thw: &tokens.video_grid_thw,
-    }
+    tokens.sequence()
 }

@@ -260,7 +260,7 @@ impl PlanGenerate {
             device.profile().clear();
             device.reset_peak();
             answer(&device, &weights, dtype, &shape, new, self.n)?;
-            Ok(device.profile().totals())
+            Ok(device.profile().totals()?)
         };
         let prefill = count(1)?;
         let mut decode = count(self.max_new_tokens)?;
@@ -291,12 +291,12 @@ fn answer(device: &Device, weights: &Qwen25Vl, dtype: DType, shape: &Shape, new:
     let patches: usize = shape.video_grid_thw.iter().map(|g| g.iter().product::<usize>()).sum();
     let mut ids = vec![0; shape.tokens];
     ids[..patches / config.vision.merge_unit()].fill(i64::from(config.tokens.video));
-    let (positions, pixels) = (vec![0; shape.tokens], vec![0.0; patches * config.vision.patch_dim()]);
+    let (positions, frames) = (vec![0; shape.tokens], shape.frames(config));
     let request = Request {
         prompt: Sequence {
             input_ids: &ids,
             position_ids: [&positions; 3],
-            pixel_values_videos: &pixels,
+            frames: Some(&frames),
             video_grid_thw: &shape.video_grid_thw,
             ..Sequence::default()
         },

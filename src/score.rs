@@ -19,9 +19,6 @@ use crate::output;
 use crate::prompt::MessageFlags;
 use crate::trace;
 
-/// Rows whose logits are in memory at a time.
-const CHUNK: usize = 256;
-
 /// Run the model once over a conversation and write what it says of every token.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -92,8 +89,9 @@ impl Score {
         );
         let mut file = Tensors::begin(&self.out, &entries)?;
         let mut log_probs = Vec::with_capacity(rows);
-        for start in (0..rows).step_by(CHUNK) {
-            let n = CHUNK.min(rows - start);
+        let most = ops::logit_rows(vocab);
+        for start in (0..rows).step_by(most) {
+            let n = most.min(rows - start);
             let logits = model.weights.logits(&model.cx, &scored.hidden.rows(start, n)?)?;
             // The last row has no next token: a negative target is ignored.
             let next: Vec<i32> =

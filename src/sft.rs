@@ -88,7 +88,7 @@ impl Sft {
         resolved.options.validate()?;
         let folder = prompt::folder(&resolved.options.model)?;
         let device = model::device(&resolved.common)?;
-        trace::record_launches(&device);
+        trace::record_launches(&device, model::dtype(&resolved.common));
         let stop = interrupt::flag();
         let summary = sft::run(&Setup {
             options: &resolved.options,

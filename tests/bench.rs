@@ -2,10 +2,38 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::{run, run_in, tiny_model};
+
+fn number(value: &Value, key: &str) -> f64 {
+    value.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number {key} in {value}"))
+}
+
+/// Seconds and shares of the ops of a result add up to the round that they are of.
+#[track_caller]
+fn ops_add_up(result: &Value) -> Vec<String> {
+    let ops = result["ops"].as_array().expect("ops");
+    let (mut seconds, mut shares, mut last) = (0.0, 0.0, f64::INFINITY);
+    for op in ops {
+        let of_op = number(op, "/seconds");
+        assert!(of_op > 0.0 && of_op <= last, "longest first: {ops:?}");
+        (seconds, shares, last) = (seconds + of_op, shares + number(op, "/share_of_step"), of_op);
+        assert!(number(op, "/launches") >= 1.0 && number(op, "/bytes") > 0.0);
+        assert!(
+            (number(op, "/gflops_per_second") * of_op * 1e9 - number(op, "/flops")).abs()
+                <= 1e-6 * number(op, "/flops")
+        );
+        assert!((number(op, "/share_of_floor") * of_op - number(op, "/floor_seconds")).abs() < 1e-12);
+    }
+    let round = number(result, "/profiled/seconds");
+    assert!(seconds <= round && (shares - seconds / round).abs() < 1e-9, "{seconds} s of {round} s");
+    assert!((number(result, "/profiled/busy") - shares).abs() < 1e-9);
+    ops.iter().map(|o| o["op"].as_str().expect("a name").to_string()).collect()
+}
 
 #[test]
 fn results_have_their_keys_and_compare() {
@@ -16,9 +44,8 @@ fn results_have_their_keys_and_compare() {
         run_in(dir.path(), [&args[..], more].concat())
     };
     for (op, dtype) in [("prefill", "f32"), ("prefill", "bf16"), ("decode", "f32"), ("decode", "bf16")] {
-        let got = bench(op, &["--batch", "2", "--dtype", dtype]).json();
-        let number =
-            |key: &str| got.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {key} in {got}"));
+        let got = bench(op, &["--batch", "2", "--dtype", dtype, "--html", "page.html"]).json();
+        let number = |key: &str| number(&got, key);
         assert_eq!((&got["op"], &got["dtype"], &got["device"]), (&op.into(), &dtype.into(), &"cpu".into()));
         assert_eq!((number("/n"), number("/tokens"), number("/batch")), (3.0, 16.0, 2.0));
         assert!(number("/min") > 0.0 && number("/min") <= number("/tokens_per_second"));
@@ -27,15 +54,122 @@ fn results_have_their_keys_and_compare() {
         assert!((number("/roofline/share") - number("/roofline/seconds") / number("/seconds")).abs() < 1e-9);
         // Two operations a weight and token at the least; the decoder has more than half of the weights.
         assert!(number("/flops") > 32.0 * 2.0 * 0.3e6, "{got}");
+        let samples: Vec<f64> = got["samples"].as_array().expect("samples").iter().filter_map(Value::as_f64).collect();
+        assert_eq!(samples.len(), 3);
+        assert!(samples.contains(&number("/seconds")), "the median is one of three");
+        let ops = ops_add_up(&got);
+        assert!(ops.contains(&"matmul_fwd".to_string()), "{ops:?}");
+        // No GPU, no clocks.
+        assert_eq!(got["clocks"], Value::Null);
+        assert!(got["machine"]["name"].as_str().is_some_and(|n| !n.is_empty()));
+        let page = fs::read_to_string(dir.path().join("page.html")).expect("the page");
+        for part in ["matmul_fwd", "Memory from the first launch", "weights up to"] {
+            assert!(page.contains(part), "no {part} in the page");
+        }
+        assert!(!page.contains("http") && !page.contains("NaN"), "{page}");
         fs::write(dir.path().join(format!("{op}-{dtype}.json")), got.to_string()).expect("written");
     }
     let compare = |a: &str, b: &str| run_in(dir.path(), ["bench", "--compare", a, b, "--json"]);
-    let ratio = compare("prefill-f32.json", "prefill-f32.json").json();
-    assert_eq!((&ratio["ratio"], &ratio["ranges_apart"]), (&1.0.into(), &false.into()));
+    let same = compare("prefill-f32.json", "prefill-f32.json").json();
+    let verdict = &same["verdicts"][0];
+    assert_eq!((&verdict["ratio"], &verdict["verdict"]), (&1.0.into(), &"no difference".into()));
+    assert_eq!((&same["differs"], &verdict["too_few_rounds"]), (&json!([]), &true.into()));
+    let types = compare("prefill-f32.json", "prefill-bf16.json").json();
+    assert_eq!(types["differs"], json!(["dtype: f32 and bf16"]));
+    let moved = types["moved"].as_array().expect("ops");
+    assert!(moved.iter().any(|m| m["op"] == "swiglu_fwd_bf16" && m["a"] == 0.0 && number(m, "/b") > 0.0), "{moved:?}");
     compare("prefill-f32.json", "decode-f32.json").refused(1, &["decode-f32.json", "op"]);
     compare("prefill-f32.json", "none.json").refused(1, &["none.json"]);
     bench("prefill", &["--batch", "0"]).refused(2, &["--batch"]);
     run(["bench", "--compare", "a.json"]).refused(2, &["--compare"]);
+    run(["bench", "--compare", "a.json", "b.json", "op", "grpo_loss"]).refused(2, &["--compare"]);
+    run(["bench"]).refused(2, &["prefill", "--compare"]);
+}
+
+/// A result with these times.
+fn result(folder: &Path, name: &str, samples: &[f64]) -> String {
+    let value = json!({
+        "op": "decode", "tokens": 32, "batch": 1, "context": 64, "dtype": "bf16", "device": "cuda", "model": "7b",
+        "machine": {"name": "NVIDIA H200", "driver": "13.0"}, "samples": samples, "clocks": null,
+    });
+    fs::write(folder.join(name), value.to_string()).expect("written");
+    name.to_string()
+}
+
+#[test]
+fn a_verdict_says_which_is_faster() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let a = result(dir.path(), "a.json", &[1.00, 1.02, 0.99, 1.01, 1.03, 0.98, 1.50]);
+    let b = result(dir.path(), "b.json", &[0.80, 0.82, 0.79, 0.81, 0.83, 0.78, 0.97]);
+    let c = result(dir.path(), "c.json", &[1.01, 1.02, 0.98, 1.00, 1.03, 0.99, 1.20]);
+    let compare = |a: &str, b: &str| run_in(dir.path(), ["bench", "--compare", a, b]);
+    for (first, second, words) in [(&a, &b, "faster (ratio 1.24"), (&b, &a, "slower"), (&a, &c, "no difference")] {
+        let said = compare(first, second);
+        assert!(said.ok().starts_with(&format!("decode: {words}")), "{}", said.stdout);
+        assert_eq!(said.stdout, compare(first, second).stdout, "the same every time");
+    }
+    let old = dir.path().join("old.json");
+    let without = r#"{"op": "decode", "tokens": 32, "batch": 1, "context": 64, "tokens_per_second": 5.0}"#;
+    for (text, words) in [(without, "samples"), ("{", "JSON"), (&without.replace("decode", "train"), "op")] {
+        fs::write(&old, text).expect("written");
+        compare("a.json", "old.json").refused(1, &["old.json", words]);
+    }
+    result(dir.path(), "bad.json", &[1.0, -1.0]);
+    compare("a.json", "bad.json").refused(1, &["bad.json", "samples"]);
+}
+
+#[test]
+fn a_training_step_is_measured() {
+    let dir = tempfile::tempdir().expect("a folder");
+    tiny_model(dir.path());
+    let bench = |more: &[&str]| {
+        let args = ["bench", "train", "--model", "tiny", "--tokens", "24", "--batch", "2", "--rounds", "2", "--json"];
+        run_in(dir.path(), [&args[..], more].concat())
+    };
+    let got = bench(&[]).json();
+    assert_eq!(
+        (&got["op"], &got["mfu"], &got["gradient_checkpointing"]),
+        (&"train".into(), &Value::Null, &true.into())
+    );
+    assert!((number(&got, "/tokens_per_second") * number(&got, "/seconds") - 48.0).abs() < 1e-6);
+    let ops = ops_add_up(&got);
+    for part in ["matmul", "attention_fwd", "attention_bwd", "log_prob", "adamw"] {
+        assert!(ops.iter().any(|op| op.starts_with(part)), "no {part} in {ops:?}");
+    }
+    // Six for each weight and token, and attention on top.
+    let least = 6.0 * 48.0 * number(&got, "/parameters_multiplied");
+    assert!(number(&got, "/model_flops") > least && number(&got, "/model_flops") < 1.5 * least);
+    let rate = number(&got, "/model_flops") / number(&got, "/seconds");
+    assert!((number(&got, "/model_flops_per_second") / rate - 1.0).abs() < 1e-9);
+    // What is computed again is no part of the model's operations, but of those that were done.
+    let kept = bench(&["--gradient-checkpointing", "false"]).json();
+    assert_eq!(kept["model_flops"], got["model_flops"]);
+    assert!(number(&kept, "/flops") < number(&got, "/flops"));
+    bench(&["--tokens", "1"]).refused(2, &["--tokens"]);
+}
+
+#[test]
+fn a_kernel_is_timed_on_the_processor() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let bench = |name: &str| run_in(dir.path(), ["bench", "op", name, "--device", "cpu", "--runs", "5", "--json"]);
+    let got = bench("grpo_loss").json();
+    let kernels = got["kernels"].as_array().expect("kernels");
+    assert!(!kernels.is_empty());
+    for kernel in kernels {
+        assert_eq!(kernel["samples"].as_array().map(Vec::len), Some(5));
+        assert!(number(kernel, "/min") > 0.0 && number(kernel, "/min") <= number(kernel, "/seconds"));
+        assert!(number(kernel, "/share_of_floor") > 0.0);
+    }
+    fs::write(dir.path().join("a.json"), got.to_string()).expect("written");
+    let same = run_in(dir.path(), ["bench", "--compare", "a.json", "a.json", "--json"]).json();
+    assert_eq!(same["verdicts"].as_array().map(Vec::len), Some(kernels.len()));
+    bench("no_such_kernel").refused(2, &["no_such_kernel", "grpo_loss"]);
+    run(["bench", "op", "grpo_loss", "--device", "sim"]).refused(2, &["--device"]);
+}
+
+/// The events of a trace of this phase.
+fn phase<'a>(events: &'a [Value], ph: &str) -> Vec<&'a Value> {
+    events.iter().filter(|e| e["ph"] == ph).collect()
 }
 
 #[test]
@@ -52,4 +186,50 @@ fn a_trace_says_where_the_time_went() {
     }
     let sampled = events.iter().filter(|e| e["name"] == "sample").count();
     assert_eq!(sampled, 3);
+    // Every row has a name, and every event is in a row.
+    let row = |e: &Value| (e["pid"].as_u64().expect("pid"), e["tid"].as_u64().expect("tid"));
+    let named: BTreeSet<_> = phase(events, "M").into_iter().filter(|e| e["name"] == "thread_name").map(row).collect();
+    assert_eq!(named.len(), 2);
+    assert!(phase(events, "M").iter().any(|e| e["name"] == "process_name" && e["args"]["name"] == "reel"));
+    assert!(events.iter().all(|e| named.contains(&row(e))));
+    assert!(events.iter().all(|e| ["X", "C", "M"].contains(&e["ph"].as_str().unwrap_or_default())));
+    // Launches follow each other and say what they did.
+    let launches: Vec<&Value> = phase(events, "X").into_iter().filter(|e| e["tid"] == 1).collect();
+    let mut over = 0.0;
+    for e in &launches {
+        let (ts, dur) = (number(e, "/ts"), number(e, "/dur"));
+        assert!(ts >= over - 1e-2, "{e} begins before the launch ahead ended at {over}");
+        over = ts + dur;
+        assert!(number(e, "/args/bytes") > 0.0 && number(e, "/args/flops") >= 0.0);
+        assert!(number(e, "/args/share_of_ceiling") > 0.0);
+    }
+    let products = launches.iter().filter(|e| e["name"] == "matmul_fwd");
+    assert!(products.map(|e| number(e, "/args/flops")).sum::<f64>() > 2.0 * 0.3e6);
+    assert!(number(&trace, "/otherData/ceilings/bytes") > 0.0);
+    // The memory line: categories by name, weights constant, and activations that come and go.
+    let counters = phase(events, "C");
+    assert!(counters.windows(2).all(|two| number(two[0], "/ts") <= number(two[1], "/ts")));
+    let of =
+        |category: &str| -> Vec<f64> { counters.iter().map(|e| number(e, &format!("/args/{category}"))).collect() };
+    let (weights, activations) = (of("weights"), of("activations"));
+    assert!(weights[0] > 1e5 && weights[0] == weights[counters.len() / 2]);
+    assert!(activations.iter().any(|&b| b > 0.0) && activations.contains(&0.0));
+}
+
+#[test]
+fn a_benchmark_has_a_trace_of_one_round() {
+    let dir = tempfile::tempdir().expect("a folder");
+    tiny_model(dir.path());
+    let args =
+        ["bench", "prefill", "--model", "tiny", "--tokens", "16", "--rounds", "3", "--json", "--trace", "t.json"];
+    let got = run_in(dir.path(), args).json();
+    let trace: Value =
+        serde_json::from_str(&fs::read_to_string(dir.path().join("t.json")).expect("the trace")).expect("JSON");
+    let events = trace["traceEvents"].as_array().expect("events");
+    assert_eq!(events.iter().filter(|e| e["name"] == "profiled round").count(), 1);
+    for op in got["ops"].as_array().expect("ops") {
+        let launches = events.iter().filter(|e| e["name"] == op["op"] && e["tid"] == 1).count();
+        assert_eq!(launches as f64, number(op, "/launches"), "{op}");
+    }
+    assert_eq!(trace["otherData"]["ceilings"]["bytes"], json!(number(&got, "/roofline/gigabytes_per_second") * 1e9));
 }

@@ -1,4 +1,4 @@
-"""Times of torch's kernels at the sizes of `reel kernels list`, for benches/src/bin/gpu.rs to be put beside.
+"""Times of torch's kernels at the sizes of `reel kernels list`, for `reel kernels bench` to be put beside.
 
     python3 benches/peers/kernels.py [RUNS]
 

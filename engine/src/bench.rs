@@ -1,13 +1,15 @@
 //! Timed passes of a model: loading and the tokenizer stay outside.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use reel_model::batch::{Batch, Sequence};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::KvCache;
-use reel_runtime::Cx;
-use reel_runtime::ops::KvPages;
+use reel_runtime::ops::{Choice, KvPages, Seat};
+use reel_runtime::{Cx, Tensor};
 
+use crate::decode::{Decode, Room};
 use crate::error::Result;
 use crate::kv_blocks::Blocks;
 
@@ -41,25 +43,54 @@ pub fn prefill(model: &Qwen25Vl, cx: &Cx, tokens: usize, batch: usize, rounds: u
         .collect()
 }
 
-/// Seconds of each of `rounds` steps that add one token to each of `batch` sequences, which hold `context` tokens at first.
+/// Steps before the measured ones: the first makes kernels and products ready, the second is recorded.
+const WARM: usize = 2;
+
+/// Seconds of each of `rounds` steps that add one sampled token to each of `batch` sequences, which hold `context` tokens at first: the
+/// engine's own steps, recorded, and asked for ahead of the last one's tokens where the device runs behind the host. Two steps before
+/// them are neither timed nor part of the device's profile.
 ///
 /// # Errors
 /// Those of the model.
 pub fn decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, rounds: usize) -> Result<Vec<f64>> {
-    let need = Blocks::needed(context + rounds);
-    let cache = KvCache::new(cx.device(), &model.config.text, cx.dtype(), need * batch)?;
+    let (device, limit) = (cx.device(), context + WARM + rounds + 1);
+    let need = Blocks::needed(limit);
+    let room = Room { rows: batch, width: need, history: 0, blocks: need * batch };
+    let mut decode = Decode::new(model, cx, &Tensor::from_i32(device, &[0], &[])?, room, true)?;
+    // Keys that nobody computed must be numbers at least.
+    decode.cache().clear()?;
     let held: Vec<Vec<i32>> = (0..batch).map(|b| ((b * need) as i32..((b + 1) * need) as i32).collect()).collect();
-    (0..rounds)
-        .map(|round| {
-            let start = Instant::now();
-            let (id, at) = ([round as i64 % 97], [(context + round) as i64]);
-            let one = Sequence { input_ids: &id, position_ids: [&at, &at, &at], ..Sequence::default() };
-            let packed = Batch::new(cx.device(), &model.config, cx.dtype(), &vec![one; batch], "bench")?;
-            let lengths: Vec<(usize, usize, &[i32])> = held.iter().map(|h| (context + round, 1, &h[..])).collect();
-            let pages = KvPages::new(cx.device(), &lengths)?;
-            let hidden = model.hidden_cached(cx, &packed, &cache, &pages)?;
-            model.logits(cx, &hidden)?.to_f32()?;
-            Ok(start.elapsed().as_secs_f64())
-        })
-        .collect()
+    let seat = |blocks| Seat {
+        id: 1,
+        position: context as i32,
+        keys: context + 1,
+        limit,
+        blocks,
+        draw: context as i32 + 1,
+        history: &[],
+    };
+    let sampling = |b: usize| Choice { temperature: 1.0, seed: b as u64, ..Choice::default() };
+    let (seats, choices): (Vec<Seat>, Vec<Choice>) =
+        held.iter().enumerate().map(|(b, blocks)| (seat(&blocks[..]), sampling(b))).unzip();
+    decode.seat(0, &seats, &choices)?;
+    let bucket = decode.bucket(batch);
+    for _ in 0..WARM {
+        decode.step(bucket)?.wait()?;
+    }
+    device.profile().clear();
+    let ahead = usize::from(device.runs_behind());
+    let (mut asked, mut seconds, mut last) = (VecDeque::new(), Vec::with_capacity(rounds), Instant::now());
+    for round in 0..rounds + ahead {
+        if round < rounds {
+            asked.push_back(decode.step(bucket)?);
+        }
+        if round >= ahead
+            && let Some(step) = asked.pop_front()
+        {
+            step.wait()?;
+            seconds.push(last.elapsed().as_secs_f64());
+            last = Instant::now();
+        }
+    }
+    Ok(seconds)
 }

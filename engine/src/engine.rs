@@ -1,6 +1,7 @@
-//! The engine, first form: prompts are prefilled one by one, then all of them decode together, a token each a step.
+//! Prompts are prefilled one by one, then their completions decode together, a token each a step; those that find no row wait for one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use reel_kernels::elementwise;
@@ -10,9 +11,12 @@ use reel_model::text::KvCache;
 use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, Device, Tensor};
 
+use crate::decode::{Decode, Room};
 use crate::error::{Error, Result};
 use crate::kv_blocks::Blocks;
+use crate::running::Running;
 use crate::sampler::{Row, Sampling, choose};
+use crate::seats::Seats;
 use crate::stop::Stop;
 
 /// A prompt and how it is to be continued.
@@ -87,6 +91,9 @@ pub struct Timing {
     pub decode: f64,
 }
 
+/// Completions that decode at the same time, at most, where nobody says otherwise.
+const ROWS: usize = 256;
+
 /// Generates with a model that lies on a device.
 #[derive(Debug)]
 pub struct Engine<'a> {
@@ -94,19 +101,25 @@ pub struct Engine<'a> {
     cx: Cx,
     suppressed: Tensor, // i32 [n]
     stop: Option<&'a AtomicBool>,
+    rows: usize,
+    ahead: usize,
+    record: bool,
+    /// Cache, rows and recordings of the last call, which the next one uses again where they have room for it.
+    decode: Mutex<Option<Decode>>,
 }
 
-struct Sequencing {
-    request: usize,
-    index: usize,
-    sampling: Sampling,
-    stop: Stop,
+/// A completion in the making.
+pub(crate) struct Sequencing {
+    pub(crate) request: usize,
+    pub(crate) index: usize,
+    pub(crate) sampling: Sampling,
+    pub(crate) stop: Stop,
     /// Prompt and completion.
-    ids: Vec<i32>,
-    prompt: usize,
-    log_probs: Vec<f32>,
-    blocks: Vec<i32>,
-    finish: Option<FinishReason>,
+    pub(crate) ids: Vec<i32>,
+    pub(crate) prompt: usize,
+    pub(crate) log_probs: Vec<f32>,
+    pub(crate) blocks: Vec<i32>,
+    pub(crate) finish: Option<FinishReason>,
 }
 
 impl<'a> Engine<'a> {
@@ -118,7 +131,39 @@ impl<'a> Engine<'a> {
         let t = &model.config.tokens;
         let media = [t.vision_start, t.vision_end, t.image, t.video].map(|id| id as i32);
         let suppressed = Tensor::from_i32(cx.device(), &[media.len()], &media)?;
-        Ok(Engine { model, cx: cx.without_tape(), suppressed, stop: None })
+        Ok(Engine {
+            model,
+            cx: cx.without_tape(),
+            suppressed,
+            stop: None,
+            rows: ROWS,
+            ahead: usize::from(cx.device().runs_behind()),
+            record: true,
+            decode: Mutex::default(),
+        })
+    }
+
+    /// At most this many completions decode at the same time (at least one); the others wait. Results do not depend on it.
+    pub fn rows_at_most(mut self, rows: usize) -> Engine<'a> {
+        self.rows = rows.max(1);
+        self
+    }
+
+    /// Asks for this many steps before it reads the first one's tokens, in place of what suits the device. Results do not depend on it.
+    pub fn steps_ahead(mut self, steps: usize) -> Engine<'a> {
+        self.ahead = steps;
+        self
+    }
+
+    /// Asks for the launches of each step one by one instead of replaying a recording of them. Results do not depend on it.
+    pub fn without_recordings(mut self) -> Engine<'a> {
+        self.record = false;
+        self
+    }
+
+    /// Recordings of decode steps that were made so far and are still of use.
+    pub fn recordings_made(&self) -> usize {
+        self.decode.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, Decode::recordings_made)
     }
 
     /// Gives up with [`Error::Interrupted`] soon after `flag` is set.
@@ -136,10 +181,9 @@ impl<'a> Engine<'a> {
         requests: Vec<Request>,
         mut on_token: impl FnMut(Token),
     ) -> Result<(Vec<Completion>, Timing)> {
-        let need =
-            requests.iter().map(|r| r.stops.len() * Blocks::needed(r.prompt.input_ids.len() + r.max_new_tokens)).sum();
-        let cache = KvCache::new(self.device(), &self.model.config.text, self.cx.dtype(), need)?;
-        let mut blocks = Blocks::new(need);
+        let mut kept = self.decode.lock().unwrap_or_else(PoisonError::into_inner);
+        let decode = self.room_for(&requests, &mut kept)?;
+        let mut blocks = Blocks::new(decode.room().blocks);
         let mut timing = Timing::default();
         let mut all = Vec::new();
         let limits: Vec<Limit> = requests.iter().map(Limit::of).collect();
@@ -150,16 +194,37 @@ impl<'a> Engine<'a> {
             if r.prompt.input_ids.is_empty() {
                 return Err(Error::Request { field: "prompt", what: "has no tokens; give it some text".into() });
             }
-            all.extend(self.prefill(request, r, &limits[request], &cache, &mut blocks, &mut on_token)?);
+            all.extend(self.prefill(request, r, &limits[request], decode.cache(), &mut blocks, &mut on_token)?);
         }
         timing.prefill = start.elapsed().as_secs_f64();
         let start = Instant::now();
-        while all.iter().any(|s| s.finish.is_none()) {
-            self.interrupted()?;
-            self.step(&mut all, &limits, &cache, &mut blocks, &mut on_token)?;
-        }
+        let seats = Seats::new(decode.room().rows.min(self.rows), self.ahead);
+        let mut running = Running { all: &mut all, limits: &limits, blocks: &mut blocks, decode, seats };
+        running.finish(|| self.interrupted(), &mut on_token)?;
         timing.decode = start.elapsed().as_secs_f64();
         Ok((all.into_iter().map(Sequencing::completion).collect(), timing))
+    }
+
+    /// Cache and rows for these requests: those of the last call, empty, or larger ones.
+    fn room_for<'b>(&self, requests: &[Request], kept: &'b mut Option<Decode>) -> Result<&'b mut Decode> {
+        let tokens = |r: &Request| r.prompt.input_ids.len() + r.max_new_tokens;
+        let penalised = requests.iter().filter(|r| r.sampling.repetition_penalty != 1.0);
+        let room = Room {
+            rows: requests.iter().map(|r| r.stops.len()).sum::<usize>().clamp(1, self.rows),
+            width: requests.iter().map(|r| Blocks::needed(tokens(r))).max().unwrap_or(0).max(1),
+            history: penalised.map(tokens).max().unwrap_or(0),
+            blocks: requests.iter().map(|r| r.stops.len() * Blocks::needed(tokens(r))).sum(),
+        };
+        if kept.as_ref().is_some_and(|d| !d.covers(&room)) {
+            // What was there goes before its successor comes.
+            *kept = None;
+        }
+        let decode = match kept {
+            Some(decode) => decode,
+            none => none.insert(Decode::new(self.model, &self.cx, &self.suppressed, room, self.record)?),
+        };
+        decode.clear(0, decode.room().rows)?;
+        Ok(decode)
     }
 
     fn device(&self) -> &Device {
@@ -202,18 +267,22 @@ impl<'a> Engine<'a> {
         if first.finish.is_some() {
             return Ok(all);
         }
-        cover(blocks, &mut first.blocks, ids.len())?;
-        let from = first.blocks.clone();
+        // Every block at once: the device goes from one to the next by itself.
+        cover(blocks, &mut first.blocks, ids.len() + r.max_new_tokens)?;
+        let from = first.blocks[..Blocks::needed(ids.len())].to_vec();
         let last = self.last_hidden(&r.prompt, &from, cache)?;
         let logits = self.model.logits(&self.cx, &last)?;
         for s in &mut all[1..] {
-            cover(blocks, &mut s.blocks, ids.len())?;
-            self.copy_blocks(cache, &from, &s.blocks)?;
+            cover(blocks, &mut s.blocks, ids.len() + r.max_new_tokens)?;
+            self.copy_blocks(cache, &from, &s.blocks, ids.len())?;
         }
         for s in &mut all {
             let rows = [Row { sampling: s.sampling, position: s.ids.len(), history: &s.ids }];
             let (ids, log_probs) = choose(&self.cx, &logits, &rows, &self.suppressed)?;
             s.take(ids[0], log_probs[0], limit, on_token)?;
+            if s.finish.is_some() {
+                blocks.give_back(&mut s.blocks);
+            }
         }
         Ok(all)
     }
@@ -227,50 +296,15 @@ impl<'a> Engine<'a> {
         Ok(hidden.rows(n - 1, 1)?)
     }
 
-    fn copy_blocks(&self, cache: &KvCache, from: &[i32], to: &[i32]) -> Result<()> {
+    /// Copies the keys and values of `tokens` tokens from some blocks to others; what lies behind them nobody has written.
+    fn copy_blocks(&self, cache: &KvCache, from: &[i32], to: &[i32], tokens: usize) -> Result<()> {
         for tensor in cache.tensors() {
-            for (&a, &b) in from.iter().zip(to) {
+            for (i, (&a, &b)) in from.iter().zip(to).enumerate() {
                 let (src, dst) = (tensor.rows(a as usize, 1)?, tensor.rows(b as usize, 1)?);
-                let params = elementwise::CopyParams { src: src.addr(), dst: dst.addr(), bytes: src.bytes() as u64 };
+                let filled = (tokens - i * KvPages::BLOCK).min(KvPages::BLOCK);
+                let bytes = (src.bytes() / KvPages::BLOCK * filled) as u64;
+                let params = elementwise::CopyParams { src: src.addr(), dst: dst.addr(), bytes };
                 self.cx.launch(&elementwise::copy(&params))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// One more token for every completion that goes on.
-    fn step(
-        &self,
-        all: &mut [Sequencing],
-        limits: &[Limit],
-        cache: &KvCache,
-        blocks: &mut Blocks,
-        on_token: &mut impl FnMut(Token),
-    ) -> Result<()> {
-        let mut going: Vec<&mut Sequencing> = all.iter_mut().filter(|s| s.finish.is_none()).collect();
-        for s in &mut going {
-            cover(blocks, &mut s.blocks, s.ids.len())?;
-        }
-        let last: Vec<i64> = going.iter().map(|s| s.ids.last().map_or(0, |&id| id as i64)).collect();
-        let at: Vec<i64> = going.iter().map(|s| s.ids.len() as i64 - 1 + limits[s.request].rope_delta).collect();
-        let sequences: Vec<Sequence> = (0..going.len())
-            .map(|i| {
-                let at = &at[i..=i];
-                Sequence { input_ids: &last[i..=i], position_ids: [at, at, at], ..Sequence::default() }
-            })
-            .collect();
-        let batch = Batch::new(self.device(), &self.model.config, self.cx.dtype(), &sequences, "generated tokens")?;
-        let held: Vec<(usize, usize, &[i32])> = going.iter().map(|s| (s.ids.len() - 1, 1, &s.blocks[..])).collect();
-        let pages = KvPages::new(self.device(), &held)?;
-        let hidden = self.model.hidden_cached(&self.cx, &batch, cache, &pages)?;
-        let logits = self.model.logits(&self.cx, &hidden)?;
-        let rows: Vec<Row> =
-            going.iter().map(|s| Row { sampling: s.sampling, position: s.ids.len(), history: &s.ids }).collect();
-        let (ids, log_probs) = choose(&self.cx, &logits, &rows, &self.suppressed)?;
-        for ((s, id), lp) in going.into_iter().zip(ids).zip(log_probs) {
-            s.take(id, lp, &limits[s.request], on_token)?;
-            if s.finish.is_some() {
-                blocks.give_back(&mut s.blocks);
             }
         }
         Ok(())
@@ -286,10 +320,10 @@ fn cover(blocks: &mut Blocks, held: &mut Vec<i32>, tokens: usize) -> Result<()> 
 }
 
 /// Where a request's completions end.
-struct Limit {
-    max_new_tokens: usize,
+pub(crate) struct Limit {
+    pub(crate) max_new_tokens: usize,
     eos: Vec<u32>,
-    rope_delta: i64,
+    pub(crate) rope_delta: i64,
 }
 
 impl Limit {
@@ -299,7 +333,18 @@ impl Limit {
 }
 
 impl Sequencing {
-    fn take(&mut self, id: i32, log_prob: f32, limit: &Limit, on_token: &mut impl FnMut(Token)) -> Result<()> {
+    /// Tokens that it may still have.
+    pub(crate) fn left(&self, limit: &Limit) -> usize {
+        if self.finish.is_some() { 0 } else { limit.max_new_tokens.saturating_sub(self.ids.len() - self.prompt) }
+    }
+
+    pub(crate) fn take(
+        &mut self,
+        id: i32,
+        log_prob: f32,
+        limit: &Limit,
+        on_token: &mut impl FnMut(Token),
+    ) -> Result<()> {
         let made = self.ids.len() - self.prompt;
         let Ok(token) = u32::try_from(id) else {
             return Err(Error::NotANumber { row: self.index, step: made });

@@ -1,10 +1,13 @@
 //! Prompts in, completions out: one engine for rollouts, evaluation and the command line.
 
 pub mod bench;
+mod decode;
 mod engine;
 mod error;
 mod kv_blocks;
+mod running;
 mod sampler;
+mod seats;
 mod stop;
 
 pub use engine::{Completion, Engine, FinishReason, Request, Timing, Token};

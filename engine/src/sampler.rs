@@ -1,7 +1,7 @@
-//! How the next token of each completion is chosen, and the arrays that the sampling kernel reads.
+//! How the next token of each completion is chosen.
 
-use reel_kernels::sample as kernel;
-use reel_runtime::{Addr, Category, Cx, DType, Tensor};
+use reel_runtime::ops::{self, Choice, Choices, Chosen};
+use reel_runtime::{Cx, Tensor};
 
 use crate::error::{Error, Result};
 
@@ -59,13 +59,25 @@ pub(crate) struct Row<'a> {
     pub(crate) history: &'a [i32],
 }
 
-/// Chooses a token for each row of `logits` (f32 `[R, V]`): ids (-1 where the logits are no numbers) and log-probabilities.
+impl Sampling {
+    /// As the device takes it.
+    pub(crate) fn choice(&self) -> Choice<'static> {
+        Choice {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            ..Choice::default()
+        }
+    }
+}
+
+/// Tokens for rows of logits `[R, V]`, with their log-probabilities.
 pub(crate) fn choose(cx: &Cx, logits: &Tensor, rows: &[Row], suppressed: &Tensor) -> Result<(Vec<i32>, Vec<f32>)> {
-    let (n, device) = (rows.len(), cx.device());
-    let f32s = |f: &dyn Fn(&Row) -> f32| {
-        let v: Vec<f32> = rows.iter().map(f).collect();
-        Tensor::from_f32(device, &[n], DType::F32, &v, Category::Inputs)
-    };
+    let (device, n) = (cx.device(), rows.len());
+    let choices = Choices::new(device, n, 0, None)?;
+    choices.set(0, &rows.iter().map(|r| r.sampling.choice()).collect::<Vec<_>>())?;
     let i32s = |f: &dyn Fn(&Row) -> i32| Tensor::from_i32(device, &[n], &rows.iter().map(f).collect::<Vec<_>>());
     // Histories travel only where a penalty needs them.
     let seen = |r: &Row| if r.sampling.repetition_penalty == 1.0 { 0 } else { r.history.len() };
@@ -74,39 +86,10 @@ pub(crate) fn choose(cx: &Cx, logits: &Tensor, rows: &[Row], suppressed: &Tensor
     for (to, r) in history.chunks_exact_mut(width.max(1)).zip(rows) {
         to[..seen(r)].copy_from_slice(&r.history[..seen(r)]);
     }
-    let seeds: Vec<u32> = rows.iter().flat_map(|r| [r.sampling.seed as u32, (r.sampling.seed >> 32) as u32]).collect();
-    let seed = Tensor::from_slice(device, &[n, 2], DType::I32, &seeds, Category::Inputs)?;
-    let (temperature, top_p) = (f32s(&|r| r.sampling.temperature)?, f32s(&|r| r.sampling.top_p)?);
-    let (penalty, top_k) = (f32s(&|r| r.sampling.repetition_penalty)?, i32s(&|r| r.sampling.top_k as i32)?);
-    let (position, history_len) = (i32s(&|r| r.position as i32)?, i32s(&|r| seen(r) as i32)?);
-    let history = Tensor::from_i32(device, &[n, width], &history)?;
-    let (ids, log_prob) = (cx.empty(&[n], DType::I32)?, cx.empty(&[n], DType::F32)?);
-    let params = kernel::Params {
-        logits: logits.addr(),
-        temperature: temperature.addr(),
-        top_p: top_p.addr(),
-        top_k: top_k.addr(),
-        penalty: penalty.addr(),
-        seed: seed.addr(),
-        position: position.addr(),
-        history: if width == 0 { Addr::NULL } else { history.addr() },
-        history_len: history_len.addr(),
-        suppressed: if suppressed.count() == 0 { Addr::NULL } else { suppressed.addr() },
-        ids: ids.addr(),
-        log_prob: log_prob.addr(),
-        rows: n as u32,
-        vocab: logits.shape().last().copied().unwrap_or(0) as u32,
-        history_cols: width as u32,
-        suppressed_count: suppressed.count() as u32,
-        ..kernel::Params::default()
-    };
-    // The cpu kernel keeps its working copy to itself.
-    let bytes = if device.name() == "cpu" { 0 } else { kernel::workspace(&params) };
-    let workspace = match bytes {
-        0 => None,
-        bytes => Some(Tensor::empty(device, &[bytes / 4], DType::F32, Category::Workspace)?),
-    };
-    let params = kernel::Params { workspace: workspace.as_ref().map_or(Addr::NULL, Tensor::addr), ..params };
-    cx.launch(&kernel::sample(&params))?;
-    Ok((ids.to_i32()?, log_prob.to_f32()?))
+    let history = (Tensor::from_i32(device, &[n, width], &history)?, i32s(&|r| seen(r) as i32)?);
+    let draws = i32s(&|r| r.position as i32)?;
+    let chosen = Chosen::new(device, n, false, 0)?;
+    let known = (width > 0).then_some((&history.0, &history.1));
+    ops::sample(cx, logits, &choices, &draws, known, suppressed, &chosen)?;
+    Ok((chosen.ids.to_i32()?, chosen.log_prob.to_f32()?))
 }

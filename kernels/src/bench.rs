@@ -1,14 +1,16 @@
-//! How long kernels take on a GPU: the catalogue's calls on memory of the GPU, timed by its own clock.
+//! How long kernels take: the catalogue's calls on memory of a GPU, timed by its own clock, or on the processor's.
 #![allow(unsafe_code)]
 
+use crate::Team;
 use crate::catalogue::Example;
 use crate::cuda::{Buffer, CudaError, Gpu};
 use crate::launch::{Field, KernelLaunch};
+use std::time::Instant;
 
 /// The times of one call.
 #[derive(Clone, Debug)]
 pub struct Timed {
-    /// Seconds of each run, shortest first. Before each run the L2 cache was overwritten.
+    /// Seconds of each run, shortest first. Before each run the caches were overwritten.
     pub seconds: Vec<f64>,
 }
 
@@ -24,26 +26,23 @@ impl Timed {
     }
 }
 
-/// More than any L2 cache holds.
+/// More than any cache holds.
 const FLUSH: usize = 256 << 20;
 
-/// Times a call of the catalogue: `runs` runs after two that do not count.
+/// Times a call of the catalogue on a GPU: `runs` runs after two that do not count.
 pub fn time(gpu: &Gpu, example: &Example, runs: usize) -> Result<Timed, CudaError> {
-    let mut params = example.launch.params.to_vec();
     let mut buffers = Vec::new();
-    for field in example.launch.kernel.fields.iter().filter(|f| f.address) {
-        if params[field.offset..field.offset + 8] == [0; 8] {
-            continue;
-        }
+    let params = with_operands(&example.launch, |field| {
         let buffer = operand(gpu, &example.launch, field)?;
-        params[field.offset..field.offset + 8].copy_from_slice(&buffer.address().to_le_bytes());
+        let at = buffer.address();
         buffers.push(buffer);
-    }
+        Ok::<u64, CudaError>(at)
+    })?;
     let flush = gpu.alloc(FLUSH)?;
     let mut seconds = Vec::new();
     for run in 0..runs + 2 {
         gpu.fill(&flush, run as u8)?;
-        // SAFETY: every operand has a buffer of the GPU that covers it, see `operand`.
+        // SAFETY: every operand has a buffer of the GPU that covers it, see `sized`.
         let time = gpu.timed(|| unsafe { gpu.launch(example.launch.kernel, &params) })?;
         if run >= 2 {
             seconds.push(time);
@@ -51,6 +50,66 @@ pub fn time(gpu: &Gpu, example: &Example, runs: usize) -> Result<Timed, CudaErro
     }
     seconds.sort_by(f64::total_cmp);
     Ok(Timed { seconds })
+}
+
+/// Bytes that [`time_on_cpu`] takes for a call.
+pub fn bytes_on_cpu(example: &Example) -> usize {
+    present(&example.launch).map(|field| sized(&example.launch, field).0).sum::<usize>() + FLUSH
+}
+
+/// Times a call of the catalogue on the processor: `runs` runs after one that does not count.
+pub fn time_on_cpu(team: &Team, example: &Example, runs: usize) -> Timed {
+    let tile = normal_tile();
+    let mut buffers: Vec<Vec<Line>> = Vec::new();
+    let placed: Result<Vec<u8>, std::convert::Infallible> = with_operands(&example.launch, |field| {
+        let (bytes, contents) = sized(&example.launch, field);
+        let mut buffer = vec![Line([0; 64]); bytes.div_ceil(64)];
+        let all: &mut [u8] = bytemuck::cast_slice_mut(&mut buffer);
+        match contents {
+            Contents::Numbers => all.chunks_mut(TILE).for_each(|part| part.copy_from_slice(&tile[..part.len()])),
+            Contents::Words(words) => all[..4 * words.len()].copy_from_slice(bytemuck::cast_slice(&words)),
+        }
+        let at = buffer.as_ptr() as u64;
+        buffers.push(buffer);
+        Ok(at)
+    });
+    let Ok(params) = placed;
+    let mut flush = vec![0u8; FLUSH];
+    let mut seconds = Vec::new();
+    for run in 0..runs + 1 {
+        flush.fill(std::hint::black_box(run as u8));
+        std::hint::black_box(&flush);
+        let begun = Instant::now();
+        // SAFETY: every operand has a buffer that covers it, see `sized`, and nothing else uses them.
+        unsafe { (example.launch.kernel.cpu)(&params, team) };
+        if run > 0 {
+            seconds.push(begun.elapsed().as_secs_f64());
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    Timed { seconds }
+}
+
+/// Memory as tensors have it: 64-byte aligned.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// The operands that a call has.
+fn present(launch: &KernelLaunch) -> impl Iterator<Item = &'static Field> + '_ {
+    launch.kernel.fields.iter().filter(|f| f.address && launch.params[f.offset..f.offset + 8] != [0; 8])
+}
+
+/// A call's parameters with real addresses.
+fn with_operands<E>(
+    launch: &KernelLaunch,
+    mut address: impl FnMut(&'static Field) -> Result<u64, E>,
+) -> Result<Vec<u8>, E> {
+    let mut params = launch.params.to_vec();
+    for field in present(launch) {
+        params[field.offset..field.offset + 8].copy_from_slice(&address(field)?.to_le_bytes());
+    }
+    Ok(params)
 }
 
 /// Seconds of copying `bytes` from place to place on the GPU: the shortest of `runs`.
@@ -64,24 +123,33 @@ pub fn copy_seconds(gpu: &Gpu, bytes: usize, runs: usize) -> Result<f64, CudaErr
     Ok(least)
 }
 
-/// A buffer for an operand, with contents of its kind. A call never touches more of an operand than all its traffic, or
-/// than a whole vocabulary's rows where ids choose among them.
-fn operand(gpu: &Gpu, launch: &KernelLaunch, field: &Field) -> Result<Buffer, CudaError> {
+/// Bytes of an operand, and what they are. A call never touches more of an operand than all its traffic, or than a whole vocabulary's
+/// rows where ids choose among them.
+fn sized(launch: &KernelLaunch, field: &Field) -> (usize, Contents) {
     let rows_of_ids = scalar(launch, "vocab").unwrap_or(0) * scalar(launch, "hidden").unwrap_or(0) * 4;
-    let bytes = match contents(launch, field.name) {
-        Contents::Words(words) => {
-            let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-            let buffer = gpu.alloc(bytes.len().max(1 << 20))?;
-            gpu.fill(&buffer, 0)?;
-            gpu.upload(&buffer, 0, &bytes)?;
-            return Ok(buffer);
+    match contents(launch, field.name) {
+        Contents::Words(words) => ((4 * words.len()).max(1 << 20), Contents::Words(words)),
+        Contents::Numbers => {
+            let bytes = (launch.cost.bytes as usize).max(rows_of_ids as usize).max(64 << 20);
+            (bytes.next_multiple_of(TILE), Contents::Numbers)
         }
-        Contents::Numbers => (launch.cost.bytes as usize).max(rows_of_ids as usize).max(64 << 20),
-    };
-    let buffer = gpu.alloc(bytes.next_multiple_of(TILE))?;
-    let tile = normal_tile();
-    gpu.upload(&buffer, 0, &tile)?;
-    gpu.repeat(&buffer, TILE)?;
+    }
+}
+
+/// A buffer for an operand, with contents of its kind.
+fn operand(gpu: &Gpu, launch: &KernelLaunch, field: &Field) -> Result<Buffer, CudaError> {
+    let (bytes, contents) = sized(launch, field);
+    let buffer = gpu.alloc(bytes)?;
+    match contents {
+        Contents::Words(words) => {
+            gpu.fill(&buffer, 0)?;
+            gpu.upload(&buffer, 0, bytemuck::cast_slice(&words))?;
+        }
+        Contents::Numbers => {
+            gpu.upload(&buffer, 0, &normal_tile())?;
+            gpu.repeat(&buffer, TILE)?;
+        }
+    }
     Ok(buffer)
 }
 
@@ -179,6 +247,19 @@ mod tests {
         let f32 = tile.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()) as f64).collect();
         for (mean, deviation) in [spread(bf16), spread(f32)] {
             assert!(mean.abs() < 0.01 && (deviation - 1.0).abs() < 0.02, "{mean} {deviation}");
+        }
+    }
+
+    /// The processor's own code over the same operands.
+    #[test]
+    fn the_processor_is_timed_too() {
+        let folder = crate::catalogue::folder("grpo_loss").unwrap();
+        let team = Team::new(2);
+        for example in folder.examples() {
+            let timed = time_on_cpu(&team, &example, 3);
+            assert_eq!(timed.seconds.len(), 3);
+            assert!(timed.least() > 0.0 && timed.least() <= timed.median());
+            assert!(bytes_on_cpu(&example) > FLUSH);
         }
     }
 

@@ -8,8 +8,8 @@ use crate::checks::Check;
 use crate::dtype::DType::{self, BF16, F32};
 use crate::launch::KernelLaunch;
 use crate::{
-    Addr, Launch, adamw, attention, block_copy, column_sum, columns, elementwise, embedding, gelu, grpo_loss, kv_write,
-    layer_norm, linear_log_prob, log_prob, merger_norm, normalise, paged_attention, patch_embedding, patches,
+    Addr, Launch, adamw, advance, attention, block_copy, column_sum, columns, elementwise, embedding, gelu, grpo_loss,
+    kv_write, layer_norm, linear_log_prob, log_prob, merger_norm, normalise, paged_attention, patch_embedding, patches,
     pool_attention, position_add, reduce, rms_norm, rope, rows, sample, skinny, swiglu,
 };
 
@@ -68,7 +68,7 @@ macro_rules! folders {
 
 /// Every folder, in alphabetical order.
 pub const FOLDERS: &[Folder] = folders!(
-    adamw attention block_copy column_sum columns elementwise embedding gelu grpo_loss kv_write layer_norm
+    adamw advance attention block_copy column_sum columns elementwise embedding gelu grpo_loss kv_write layer_norm
     linear_log_prob log_prob merger_norm normalise paged_attention patch_embedding patches pool_attention position_add reduce rms_norm rope rows sample skinny swiglu
 );
 
@@ -117,6 +117,26 @@ mod examples {
         }
         all.extend(BOTH.map(|t| (WEIGHTS, adamw::split_master(t, &split))));
         all
+    }
+
+    pub fn advance() -> Examples {
+        let p = advance::Params {
+            chosen: SOME,
+            ids: SOME,
+            positions: SOME,
+            kv_lens: SOME,
+            kv_limits: SOME,
+            block_tables: SOME,
+            slots: SOME,
+            draws: SOME,
+            history: SOME,
+            history_lens: SOME,
+            rows: BATCH,
+            max_blocks: TOKENS / 64,
+            page: 64,
+            history_cols: TOKENS,
+        };
+        vec![("16 rows of 8192 keys", advance::advance(&p))]
     }
 
     pub fn attention() -> Examples {

@@ -13,6 +13,8 @@ pub enum DType {
     I32,
     /// Unsigned 16-bit integer: the low halves of a split f32 master copy.
     U16,
+    /// Unsigned byte: levels of frames, codes of 8-bit moments (of either sign).
+    U8,
 }
 
 impl DType {
@@ -21,6 +23,7 @@ impl DType {
         match self {
             DType::F32 | DType::I32 => 4,
             DType::BF16 | DType::U16 => 2,
+            DType::U8 => 1,
         }
     }
 
@@ -31,6 +34,7 @@ impl DType {
             DType::BF16 => "bf16",
             DType::I32 => "i32",
             DType::U16 => "u16",
+            DType::U8 => "u8",
         }
     }
 }

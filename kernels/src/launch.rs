@@ -3,6 +3,10 @@
 //! [`params!`](crate::params) declares a kernel's parameters once: the Rust struct and, from the same fields, the C
 //! declaration that a CUDA compiler reads. [`kernel!`](crate::kernel) ties a symbol to its parameters and its cpu code.
 
+use std::borrow::Cow;
+
+use reel_sim::tensor_map::TensorMap;
+
 use crate::{Cost, DType, Team, matmul::Matmul};
 
 /// An address in the memory of whatever device runs the launch; 0 is "absent".
@@ -61,6 +65,25 @@ impl CType for i32 {
 impl CType for f32 {
     const NAME: &'static str = "float";
 }
+
+/// A tensor map's place in a parameter struct. It stays as it is in the call's parameters: a plan describes the map
+/// ([`Stage::maps`]), and the device that launches encodes it here. First in the struct, or after other maps: it is aligned to 64
+/// bytes (PTX ISA, "Tensor-map").
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+pub struct MapPlace([u8; 128]);
+
+impl MapPlace {
+    /// One that no map was put in yet.
+    pub const EMPTY: MapPlace = MapPlace([0; 128]);
+}
+
+impl CType for MapPlace {
+    const NAME: &'static str = "MapPlace";
+}
+
+/// What [`MapPlace`] is in CUDA C++.
+const MAP_PLACE: &str = "struct alignas(64) MapPlace { unsigned char bytes[128]; };\n";
 
 /// A parameter struct declared by [`params!`](crate::params).
 pub trait Params: bytemuck::Pod {
@@ -145,9 +168,11 @@ impl Source {
             "#ifdef __CUDACC_RTC__\n#define offsetof(T, field) __INTADDR__(&(((T*)0)->field))\n\
              #elif !defined(offsetof)\n#define offsetof(T, field) __builtin_offsetof(T, field)\n#endif\n",
         );
-        for declaration in self.params {
-            text += &declaration();
+        let declarations: String = self.params.iter().map(|declaration| declaration()).collect();
+        if declarations.contains(<MapPlace as CType>::NAME) {
+            text += MAP_PLACE;
         }
+        text += &declarations;
         text += &format!("#line 1 \"{}/sm80.cu\"\n", self.name);
         text + self.sm80
     }
@@ -184,6 +209,18 @@ impl Arch {
     pub const H100: Arch = Arch { sm: 90, shared_per_block: 227 << 10, multiprocessors: 132 };
 }
 
+/// A tensor map that a launch cannot have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{symbol}: the tensor map at offset {offset} of the parameters: {why}; its plan is wrong")]
+pub struct BadMap {
+    /// The kernel.
+    pub symbol: &'static str,
+    /// Bytes from the start of the parameters.
+    pub offset: usize,
+    /// The rule.
+    pub why: String,
+}
+
 /// One launch of one symbol with the call's parameter struct.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stage {
@@ -197,12 +234,58 @@ pub struct Stage {
     pub cluster: [u32; 3],
     /// Dynamic shared memory in bytes.
     pub shared: u32,
+    /// All blocks are resident at once, so that they may wait for each other.
+    pub cooperative: bool,
+    /// Blocks may start before the launch before this one has ended: the kernel waits by `griddepcontrol.wait` before it touches
+    /// what that one wrote. From compute capability 9.0 on.
+    pub programmatic: bool,
+    /// Tensor maps that the device puts into the parameters, each with the offset of its [`MapPlace`].
+    pub maps: Vec<(usize, TensorMap)>,
 }
 
 impl Stage {
     /// A launch of `blocks` × `threads` in one dimension, without dynamic shared memory.
     pub const fn linear(symbol: &'static str, blocks: u32, threads: u32) -> Stage {
-        Stage { symbol, grid: [blocks, 1, 1], block: [threads, 1, 1], cluster: [1, 1, 1], shared: 0 }
+        Stage {
+            symbol,
+            grid: [blocks, 1, 1],
+            block: [threads, 1, 1],
+            cluster: [1, 1, 1],
+            shared: 0,
+            cooperative: false,
+            programmatic: false,
+            maps: Vec::new(),
+        }
+    }
+
+    /// The parameters with this stage's tensor maps in their places, each encoded by `encode`.
+    ///
+    /// # Errors
+    /// A map that breaks a rule, or has no place in the parameters: field and rule.
+    pub fn with_maps<'a, E>(
+        &self,
+        params: &'a [u8],
+        mut encode: impl FnMut(&TensorMap) -> Result<[u8; 128], E>,
+    ) -> Result<Cow<'a, [u8]>, E>
+    where
+        E: From<BadMap>,
+    {
+        if self.maps.is_empty() {
+            return Ok(Cow::Borrowed(params));
+        }
+        let mut out = params.to_vec();
+        for (offset, map) in &self.maps {
+            let bad = |why: String| BadMap { symbol: self.symbol, offset: *offset, why };
+            if !offset.is_multiple_of(align_of::<MapPlace>()) {
+                return Err(bad("not at a multiple of 64 bytes".into()).into());
+            }
+            map.validate().map_err(|e| bad(e.to_string()))?;
+            let bytes = params.len();
+            let place = offset.checked_add(size_of::<MapPlace>()).and_then(|end| out.get_mut(*offset..end));
+            let place = place.ok_or_else(|| bad(format!("beyond the {bytes} bytes of parameters")))?;
+            place.copy_from_slice(&encode(map)?);
+        }
+        Ok(Cow::Owned(out))
     }
 }
 
@@ -320,5 +403,62 @@ pub unsafe fn run_on_cpu(launch: &Launch, team: &Team) {
         Launch::Kernel(k) => unsafe { (k.kernel.cpu)(&k.params, team) },
         // SAFETY: the caller's promise.
         Launch::Matmul(m) => unsafe { crate::matmul::cpu::run(m, team) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use reel_sim::tensor_map::{DataType, Swizzle};
+
+    crate::params! {
+        /// With a map among its fields.
+        struct Mapped { first: MapPlace, dst: Addr, count: u64, more: [u32; 12] }
+    }
+
+    impl CType for [u32; 12] {
+        const NAME: &'static str = "Twelve";
+    }
+
+    fn map(address: u64, inner: u32) -> Result<TensorMap, reel_sim::tensor_map::MapError> {
+        TensorMap::tiled(DataType::F32, address, &[64, 8], &[256], &[inner, 8], Swizzle::None)
+    }
+
+    fn placed(offset: usize, map: TensorMap, params: &[u8]) -> Result<Vec<u8>, BadMap> {
+        let stage = Stage { maps: vec![(offset, map)], ..Stage::linear("k", 1, 32) };
+        stage.with_maps(params, |_| Ok([7; 128])).map(Cow::into_owned)
+    }
+
+    #[test]
+    fn a_place_is_declared_for_c() {
+        assert!(Mapped::c_declaration().contains("MapPlace first;"));
+        assert_eq!(Mapped::FIELDS[0].offset % align_of::<MapPlace>(), 0);
+    }
+
+    #[test]
+    fn a_map_that_cannot_be_names_kernel_field_and_rule() {
+        let good = map(1 << 12, 32).unwrap();
+        let says = |result: Result<Vec<u8>, BadMap>, words: &str| {
+            let e = result.unwrap_err().to_string();
+            assert!(e.starts_with("k: the tensor map at offset") && e.contains(words), "{e}");
+        };
+        says(placed(32, good, &[0; 256]), "not at a multiple of 64");
+        says(placed(192, good, &[0; 256]), "beyond the 256 bytes");
+        says(placed(usize::MAX - 63, good, &[0; 256]), "beyond the 256 bytes");
+        says(placed(0, TensorMap { address: 8, ..good }, &[0; 256]), "globalAddress 0x8 is not a multiple of 16");
+        says(placed(0, TensorMap { strides: [200, 0, 0, 0], ..good }, &[0; 256]), "globalStrides[0]");
+        says(placed(0, TensorMap { box_dims: [257, 8, 1, 1, 1], ..good }, &[0; 256]), "boxDim[0]");
+    }
+
+    proptest! {
+        /// The maps' places are written, and nothing else is.
+        #[test]
+        fn maps_go_to_their_places(place in 0usize..3, params in proptest::collection::vec(0u8..7, 320)) {
+            let out = placed(64 * place, map(1 << 12, 32).unwrap(), &params).unwrap();
+            for (i, (new, old)) in out.iter().zip(&params).enumerate() {
+                prop_assert_eq!(*new, if i / 64 == place || i / 64 == place + 1 { 7 } else { *old });
+            }
+        }
     }
 }

@@ -20,6 +20,7 @@ pub mod team;
 pub mod view;
 
 pub mod adamw;
+pub mod advance;
 pub mod attention;
 pub mod block_copy;
 pub mod column_sum;
@@ -52,6 +53,7 @@ pub mod swiglu;
 /// Every CUDA source, in alphabetical order.
 pub const SOURCES: &[&Source] = &[
     &adamw::SOURCE,
+    &advance::SOURCE,
     &attention::SOURCE,
     &block_copy::SOURCE,
     &column_sum::SOURCE,

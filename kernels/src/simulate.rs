@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::compile::{self, CompileError};
-use crate::launch::{Arch, KernelLaunch, Stage, run_on_cpu};
+use crate::launch::{Arch, BadMap, KernelLaunch, Stage, run_on_cpu};
 use crate::matmul::Matmul;
 use crate::{Addr, DType, Launch, Team};
 use reel_sim::counters::Counters;
@@ -10,6 +10,7 @@ use reel_sim::exec::{self, Gpu, LaunchError, Options};
 use reel_sim::finding::Finding;
 use reel_sim::memory::Memory;
 use reel_sim::program::{self, Program, ProgramError};
+use reel_sim::tensor_map::MapError;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -38,6 +39,12 @@ pub enum SimulateError {
         /// Why.
         error: LaunchError,
     },
+    /// A tensor map breaks a rule, or has no place.
+    #[error(transparent)]
+    Map(#[from] BadMap),
+    /// A tensor map that cannot be encoded.
+    #[error(transparent)]
+    Encoding(MapError),
 }
 
 /// What came of one stage of a launch.
@@ -117,7 +124,9 @@ impl Unit {
                 block: stage.block,
                 cluster: stage.cluster,
                 dynamic_shared: stage.shared,
-                params: launch.params.to_vec(),
+                params: stage
+                    .with_maps(&launch.params, |map| map.encode().map_err(SimulateError::Encoding))?
+                    .into_owned(),
             };
             let outcome = exec::run(&self.program, &kernel, &grid, memory, options)
                 .map_err(|error| SimulateError::Launch { symbol, error })?;
@@ -127,6 +136,9 @@ impl Unit {
                 notes: outcome.notes,
                 counters: outcome.counters,
             });
+            if options.until_finding && out.iter().any(|s| !s.findings.is_empty()) {
+                break;
+            }
         }
         Ok(out)
     }

@@ -151,9 +151,8 @@ fn second_size((height, width): (usize, usize), processor: &Processor) -> Result
     processor_smart_resize(height, width, factor, processor.min_pixels, processor.max_pixels)
 }
 
-/// Normalises and cuts frames whose sides are multiples of patch_size x merge_size. Missing frames of the last temporal
-/// patch are copies of the last frame, so a still counts as two equal frames.
-pub fn cut(frames: FrameView<'_>, processor: &Processor) -> Result<Patches> {
+/// Patches along time, height and width of frames whose sides are multiples of patch_size x merge_size.
+pub fn grid(frames: FrameView<'_>, processor: &Processor) -> Result<[usize; 3]> {
     let Processor { patch_size: p, temporal_patch_size: tp, merge_size: merge, .. } = *processor;
     let (height, width) = frames.size();
     let block = p.saturating_mul(merge);
@@ -164,8 +163,16 @@ pub fn cut(frames: FrameView<'_>, processor: &Processor) -> Result<Patches> {
             "resize first; check patch_size, temporal_patch_size and merge_size in preprocessor_config.json",
         ));
     }
+    Ok([frames.frames().div_ceil(tp), height / p, width / p])
+}
+
+/// Normalises and cuts frames whose sides are multiples of patch_size x merge_size. Missing frames of the last temporal
+/// patch are copies of the last frame, so a still counts as two equal frames.
+pub fn cut(frames: FrameView<'_>, processor: &Processor) -> Result<Patches> {
+    let Processor { patch_size: p, temporal_patch_size: tp, merge_size: merge, .. } = *processor;
+    let ((height, width), block) = (frames.size(), p.saturating_mul(merge));
+    let grid_thw = grid(frames, processor)?;
     let levels = levels(processor);
-    let grid_thw = [frames.frames().div_ceil(tp), height / p, width / p];
     let patch = CHANNELS * tp * p * p;
     let len = grid_thw.iter().product::<usize>() * patch;
     let mut pixel_values = Vec::new();

@@ -11,6 +11,7 @@ pub mod input;
 mod linear;
 pub mod qwen2_5_vl;
 pub mod save;
+mod stream;
 pub mod text;
 pub mod vision;
 pub mod weights;

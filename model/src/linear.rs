@@ -23,6 +23,16 @@ impl Linear {
         std::iter::once(&self.weight).chain(&self.bias)
     }
 
+    /// The product for a few rows, plus `residual` where there is one. No gradient passes.
+    pub(crate) fn thin(&self, cx: &Cx, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        Ok(ops::thin_linear(cx, x, &self.weight, self.bias.as_ref(), residual)?)
+    }
+
+    /// `silu(gate(x)) · up(x)` for a few rows; neither has a bias. No gradient passes.
+    pub(crate) fn thin_gated(cx: &Cx, x: &Tensor, gate: &Linear, up: &Linear) -> Result<Tensor> {
+        Ok(ops::thin_swiglu(cx, x, &gate.weight, &up.weight)?)
+    }
+
     pub(crate) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
         Ok(ops::linear(cx, x, &self.weight, self.bias.as_ref())?)
     }

@@ -61,11 +61,11 @@ impl Qwen25Vl {
     /// # Errors
     /// Those of the ops.
     pub fn embed(&self, cx: &Cx, batch: &Batch, vision: Option<&Tensor>) -> Result<Tensor> {
-        let x = ops::embedding(cx, &self.text.embed_tokens, &batch.ids)?;
-        match (&batch.media, vision) {
-            (Some(media), Some(tokens)) => Ok(ops::replace_rows(cx, &x, &media.slots, tokens)?),
-            _ => Ok(x),
-        }
+        let table = &self.text.embed_tokens;
+        Ok(match (&batch.media, vision) {
+            (Some(media), Some(tokens)) => ops::embedding_with(cx, table, &batch.ids, tokens, &media.slots)?,
+            _ => ops::embedding(cx, table, &batch.ids)?,
+        })
     }
 
     /// Hidden states `[S, H]` of packed sequences, after the last norm. `checkpoint`: keep only each layer's input for the

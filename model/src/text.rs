@@ -2,6 +2,8 @@
 //!
 //! `S` tokens, `H` hidden size, `D` head_dim.
 
+mod decode;
+
 use std::sync::Arc;
 
 use reel_runtime::ops::{self, CuSeqlens, KvPages, RotaryTable};
@@ -10,6 +12,7 @@ use reel_runtime::{Category, Cx, DType, Device, Tensor};
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::Result;
 use crate::linear::Linear;
+use crate::stream::Stream;
 use crate::vision::{into_runtime, inverse_frequencies};
 use crate::weights::Loader;
 
@@ -119,24 +122,28 @@ impl Decoder {
     /// Those of the ops.
     pub fn forward(&self, cx: &Cx, x: &Tensor, positions: &Tensor, attend: Attend, checkpoint: bool) -> Result<Tensor> {
         let rotary = self.rotary(cx, positions)?;
-        let mut x = x.clone();
+        let mut stream = Stream::new(x);
         for (i, layer) in self.layers.iter().enumerate() {
-            x = match attend {
-                Attend::Packed(seqs) if checkpoint => {
+            stream = match attend {
+                Attend::Packed(seqs) if cx.is_training() => {
+                    // A layer keeps one tensor for its gradient, so its end is added up here, with or without checkpoints: both
+                    // give the same bits.
                     let (layer, rotary, seqs) = (layer.clone(), rotary.clone(), seqs.clone());
                     let f = move |cx: &Cx, x: &[Tensor]| {
-                        layer.forward(cx, &x[0], &rotary, Mixer::Packed(&seqs)).map_err(into_runtime)
+                        let out = layer.forward(cx, Stream::new(&x[0]), &rotary, Mixer::Packed(&seqs));
+                        out.and_then(|out| out.sum(cx)).map_err(into_runtime)
                     };
-                    cx.recompute(&[&x], f)?
+                    let x = stream.sum(cx)?;
+                    Stream::new(&if checkpoint { cx.recompute(&[&x], f)? } else { f(cx, &[x])? })
                 }
-                Attend::Packed(seqs) => layer.forward(cx, &x, &rotary, Mixer::Packed(seqs))?,
+                Attend::Packed(seqs) => layer.forward(cx, stream, &rotary, Mixer::Packed(seqs))?,
                 Attend::Cached(cache, pages) => {
                     let (k, v) = &cache.layers[i];
-                    layer.forward(cx, &x, &rotary, Mixer::Cached((k, v), pages))?
+                    layer.forward(cx, stream, &rotary, Mixer::Cached((k, v), pages))?
                 }
             };
         }
-        Ok(ops::rms_norm(cx, &x, &self.norm, self.config.rms_norm_eps as f32)?)
+        stream.last_norm(cx, &self.norm, self.config.rms_norm_eps as f32)
     }
 
     /// Frequencies turn with time, height or width, section by section.
@@ -176,10 +183,10 @@ impl Layer {
         })
     }
 
-    fn forward(&self, cx: &Cx, x: &Tensor, rotary: &RotaryTable, mixer: Mixer) -> Result<Tensor> {
-        let s = x.shape()[0];
+    fn forward(&self, cx: &Cx, stream: Stream, rotary: &RotaryTable, mixer: Mixer) -> Result<Stream> {
+        let s = stream.rows();
         let (heads, kv_heads) = ([s, self.heads, self.head_dim], [s, self.kv_heads, self.head_dim]);
-        let normed = ops::rms_norm(cx, x, &self.input_norm, self.eps)?;
+        let (x, normed) = stream.norm(cx, &self.input_norm, self.eps)?;
         let q = ops::rotary(cx, &self.q.forward(cx, &normed)?.reshape(&heads)?, rotary)?;
         let k = ops::rotary(cx, &self.k.forward(cx, &normed)?.reshape(&kv_heads)?, rotary)?;
         let v = self.v.forward(cx, &normed)?.reshape(&kv_heads)?;
@@ -192,13 +199,12 @@ impl Layer {
             }
         };
         drop((q, k, v));
-        let x = ops::add(cx, x, &self.o.forward(cx, &o.reshape(&[s, self.heads * self.head_dim])?)?)?;
-        drop(o);
-        let normed = ops::rms_norm(cx, &x, &self.post_norm, self.eps)?;
+        let o = self.o.forward(cx, &o.reshape(&[s, self.heads * self.head_dim])?)?;
+        let (x, normed) = Stream::sum_of(x, o).norm(cx, &self.post_norm, self.eps)?;
         let (gate, up) = (self.gate.forward(cx, &normed)?, self.up.forward(cx, &normed)?);
         drop(normed);
         let inner = ops::swiglu(cx, &gate, &up)?;
         drop((gate, up));
-        Ok(ops::add(cx, &x, &self.down.forward(cx, &inner)?)?)
+        Ok(Stream::sum_of(x, self.down.forward(cx, &inner)?))
     }
 }

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use reel_runtime::ops::{self, CuSeqlens, RotaryTable};
 use reel_runtime::{Cx, Tensor};
 
-use crate::batch::Media;
+use crate::batch::{Media, Pixels, Reverse};
 use crate::config::VisionConfig;
 use crate::error::Result;
 use crate::linear::Linear;
+use crate::stream::Stream;
 use crate::weights::Loader;
 
 /// Base of the rotary frequencies (fixed in the model's code, not in its config).
@@ -77,21 +78,45 @@ impl VisionTower {
     /// Those of the ops.
     pub fn forward(&self, cx: &Cx, media: &Media, checkpoint: bool) -> Result<Tensor> {
         let rotary = self.rotary(cx, media)?;
-        let mut x = ops::linear(cx, &media.pixels, &self.patch_embed, None)?;
+        let mut stream = Stream::new(&self.embed(cx, &media.pixels)?);
         for (i, block) in self.blocks.iter().enumerate() {
             let seqs = if self.config.is_full_attention(i) { &media.frames } else { &media.windows };
-            x = if checkpoint {
+            stream = if cx.is_training() {
+                // As in the decoder: a block ends with its sum, with or without checkpoints.
                 let (block, rotary, seqs) = (block.clone(), rotary.clone(), seqs.clone());
-                cx.recompute(&[&x], move |cx, x| block.forward(cx, &x[0], &rotary, &seqs).map_err(into_runtime))?
+                let f = move |cx: &Cx, x: &[Tensor]| {
+                    let out = block.forward(cx, Stream::new(&x[0]), &rotary, &seqs);
+                    out.and_then(|out| out.sum(cx)).map_err(into_runtime)
+                };
+                let x = stream.sum(cx)?;
+                Stream::new(&if checkpoint { cx.recompute(&[&x], f)? } else { f(cx, &[x])? })
             } else {
-                block.forward(cx, &x, &rotary, seqs)?
+                block.forward(cx, stream, &rotary, seqs)?
             };
         }
         let merged = self.config.hidden_size * self.config.merge_unit();
-        let x = ops::rms_norm(cx, &x, &self.ln_q, self.config.rms_norm_eps as f32)?;
+        let x = stream.sum(cx)?;
+        let eps = self.config.rms_norm_eps as f32;
+        let x = match &media.reverse {
+            Reverse::Patches(index) => ops::merger_norm(cx, &x, index, &self.ln_q, eps)?,
+            Reverse::Tokens(_) => ops::rms_norm(cx, &x, &self.ln_q, eps)?,
+        };
         let x = x.reshape(&[x.count() / merged, merged])?;
         let x = self.merge_out.forward(cx, &ops::gelu(cx, &self.merge_in.forward(cx, &x)?)?)?;
-        Ok(ops::gather_rows(cx, &x, &media.reverse)?)
+        Ok(match &media.reverse {
+            Reverse::Patches(_) => x,
+            Reverse::Tokens(index) => ops::gather_rows(cx, &x, index)?,
+        })
+    }
+
+    /// `[N, C]` in the tower's order.
+    fn embed(&self, cx: &Cx, pixels: &Pixels) -> Result<Tensor> {
+        Ok(match pixels {
+            Pixels::Values(values) => ops::linear(cx, values, &self.patch_embed, None)?,
+            Pixels::Frames(frames, order) => {
+                ops::gather_rows(cx, &ops::patch_embedding(cx, frames, &self.patch_embed)?, order)?
+            }
+        })
     }
 
     /// Half of a head's pairs turn with the row of the patch, half with its column.
@@ -136,23 +161,22 @@ impl Block {
         })
     }
 
-    fn forward(&self, cx: &Cx, x: &Tensor, rotary: &RotaryTable, seqs: &CuSeqlens) -> Result<Tensor> {
-        let (n, c) = (x.shape()[0], x.shape()[1]);
+    fn forward(&self, cx: &Cx, stream: Stream, rotary: &RotaryTable, seqs: &CuSeqlens) -> Result<Stream> {
+        let (n, c) = (stream.rows(), self.heads * self.head_dim);
         let heads = [n, self.heads, self.head_dim];
-        let normed = ops::rms_norm(cx, x, &self.norm1, self.eps)?;
+        let (x, normed) = stream.norm(cx, &self.norm1, self.eps)?;
         let parts = ops::split_columns(cx, &self.qkv.forward(cx, &normed)?, &[c, c, c])?;
         drop(normed);
         let q = ops::rotary(cx, &parts[0].reshape(&heads)?, rotary)?;
         let k = ops::rotary(cx, &parts[1].reshape(&heads)?, rotary)?;
         let o = ops::attention(cx, &q, &k, &parts[2].reshape(&heads)?, seqs, false)?;
         drop((parts, q, k));
-        let x = ops::add(cx, x, &self.proj.forward(cx, &o.reshape(&[n, c])?)?)?;
-        drop(o);
-        let normed = ops::rms_norm(cx, &x, &self.norm2, self.eps)?;
+        let o = self.proj.forward(cx, &o.reshape(&[n, c])?)?;
+        let (x, normed) = Stream::sum_of(x, o).norm(cx, &self.norm2, self.eps)?;
         let (gate, up) = (self.gate.forward(cx, &normed)?, self.up.forward(cx, &normed)?);
         drop(normed);
         let inner = ops::swiglu(cx, &gate, &up)?;
         drop((gate, up));
-        Ok(ops::add(cx, &x, &self.down.forward(cx, &inner)?)?)
+        Ok(Stream::sum_of(x, self.down.forward(cx, &inner)?))
     }
 }

@@ -64,7 +64,7 @@ impl Demo {
         };
         let stop = interrupt::flag();
         let device = model::device(common)?;
-        trace::record_launches(&device);
+        trace::record_launches(&device, DType::F32);
         self.clear()?;
 
         let seed = common.seed();

@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 use clap::Args;
-use reel_kernels::bench::{copy_seconds, time};
+use reel_kernels::bench::copy_seconds;
 use reel_kernels::catalogue::Example;
-use reel_kernels::cuda::Gpu;
 use serde_json::{Value, json};
 
+use super::timing::{Place, Row};
 use super::{gpu, named};
 use crate::common::Common;
 use crate::fail::{bad_usage, failed};
@@ -27,20 +27,6 @@ pub struct Bench {
 /// Bytes of the copy that measures the bandwidth.
 const COPY: usize = 1 << 30;
 
-/// A kernel's times.
-pub struct Row {
-    /// The kernel.
-    pub kernel: &'static str,
-    /// The size in words.
-    pub size: &'static str,
-    /// Operations.
-    pub flops: f64,
-    /// Bytes at the least.
-    pub bytes: f64,
-    /// Seconds: the shortest, the one in the middle and the longest run.
-    pub seconds: [f64; 3],
-}
-
 impl Bench {
     /// Prints the table.
     pub fn run(&self, common: &Common) -> Result<()> {
@@ -57,14 +43,17 @@ impl Bench {
         };
         if !common.json {
             output::line(format!("{}: copies {:.0} GB/s, read and written", gpu.name(), bandwidth * 1e-9))?;
-            output::line(format!("{:34} {:>10} {:>10} {:>10}  of the bandwidth", "kernel", "us", "GB/s", "TFLOP/s"))?;
+            output::line(format!("{}  of the bandwidth", Row::head()))?;
         }
+        let (name, sm) = (gpu.name().to_string(), gpu.sm());
+        let place = Place::Gpu(gpu);
         let (mut rows, mut problems) = (Vec::new(), Vec::new());
         for example in &examples {
-            match self.row(&gpu, example) {
+            match place.time(example, self.runs as usize) {
                 Ok(row) => {
                     if !common.json {
-                        print(&row, bandwidth)?;
+                        let share = row.bytes / row.timed.median() / bandwidth;
+                        output::line(format!("{}  {:5.1} %", row.columns(), 100.0 * share))?;
                     }
                     rows.push(row);
                 }
@@ -74,7 +63,7 @@ impl Bench {
         if common.json {
             let kernels: Vec<Value> = rows.iter().map(Row::json).collect();
             output::json(&json!({
-                "gpu": gpu.name(), "arch": gpu.sm(), "bytes_per_second": bandwidth, "runs": self.runs, "kernels": kernels,
+                "gpu": name, "arch": sm, "bytes_per_second": bandwidth, "runs": self.runs, "kernels": kernels,
                 "problems": problems,
             }))?;
         }
@@ -83,40 +72,4 @@ impl Bench {
             Some(first) => Err(failed("kernels", first, "the others were timed")),
         }
     }
-
-    fn row(&self, gpu: &Gpu, example: &Example) -> Result<Row> {
-        let timed = time(gpu, example, self.runs as usize)?;
-        let cost = example.launch.cost;
-        let seconds = [timed.least(), timed.median(), timed.seconds.last().copied().unwrap_or(f64::NAN)];
-        Ok(Row {
-            kernel: example.launch.kernel.name,
-            size: example.size,
-            flops: cost.flops,
-            bytes: cost.bytes,
-            seconds,
-        })
-    }
-}
-
-impl Row {
-    fn json(&self) -> Value {
-        let [min, median, max] = self.seconds;
-        json!({
-            "kernel": self.kernel, "size": self.size, "flops": self.flops, "bytes": self.bytes, "seconds": median,
-            "min": min, "max": max,
-        })
-    }
-}
-
-fn print(row: &Row, bandwidth: f64) -> Result<()> {
-    let seconds = row.seconds[1];
-    let rate = row.bytes / seconds;
-    output::line(format!(
-        "{:34} {:10.1} {:10.0} {:10.2}  {:5.1} %",
-        row.kernel,
-        seconds * 1e6,
-        rate * 1e-9,
-        row.flops / seconds * 1e-12,
-        100.0 * rate / bandwidth
-    ))
 }

@@ -4,8 +4,10 @@ mod bench;
 mod check;
 mod hold;
 mod list;
+mod pack;
 mod report;
 mod show;
+pub mod timing;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -36,6 +38,8 @@ enum What {
     Bench(bench::Bench),
     /// Write a page with every kernel's place on a GPU's roofline
     Report(report::Report),
+    /// Compile every kernel into one file that a build can put into the binary
+    Pack(pack::Pack),
 }
 
 impl Kernels {
@@ -47,6 +51,7 @@ impl Kernels {
             Some(What::Check(c)) => c.run(common),
             Some(What::Bench(c)) => c.run(common),
             Some(What::Report(c)) => c.run(common),
+            Some(What::Pack(c)) => c.run(common),
         }
     }
 }
@@ -57,7 +62,7 @@ fn all() -> impl Iterator<Item = (&'static Folder, Example)> {
 }
 
 /// The GPU that `cuda` or `cuda:N` names.
-fn gpu(name: &str) -> Result<Gpu> {
+pub fn gpu(name: &str) -> Result<Gpu> {
     let number = match name.strip_prefix("cuda:") {
         None => 0,
         Some(n) => match n.parse() {
@@ -69,7 +74,7 @@ fn gpu(name: &str) -> Result<Gpu> {
 }
 
 /// The kernels of this name, or of this folder; an error names what there is.
-fn named(name: &str) -> Result<Vec<(&'static Folder, Example)>> {
+pub fn named(name: &str) -> Result<Vec<(&'static Folder, Example)>> {
     let found: Vec<_> = all().filter(|(f, e)| f.name == name || e.launch.kernel.name == name).collect();
     if found.is_empty() {
         let folders: Vec<&str> = FOLDERS.iter().map(|f| f.name).collect();
@@ -80,6 +85,6 @@ fn named(name: &str) -> Result<Vec<(&'static Folder, Example)>> {
 }
 
 /// The type that a kernel computes in, from the end of its name.
-fn dtype(name: &str) -> Option<DType> {
+pub fn dtype(name: &str) -> Option<DType> {
     [DType::F32, DType::BF16].into_iter().find(|t| name.ends_with(&format!("_{t}")))
 }

@@ -15,10 +15,9 @@ use super::check::compile_all;
 use super::{all, dtype};
 use crate::common::Common;
 use crate::fail::failed;
+use crate::html::{self, escape};
 use crate::machines::Machine;
 use crate::output;
-
-const STYLE: &str = include_str!("report.css");
 
 /// Write a page with every kernel's place on a GPU's roofline.
 #[derive(Args, Debug)]
@@ -108,7 +107,7 @@ fn rows(machine: &Machine, times: Option<&BTreeMap<String, f64>>) -> Vec<Row> {
 }
 
 fn page(machine: &Machine, rows: &[Row], measured: bool) -> String {
-    let mut html = String::new();
+    let mut page = String::new();
     let name = machine.name.to_uppercase();
     let what = match measured {
         true => "Dots: measured. Their height under the roof is what is left to gain.",
@@ -118,20 +117,19 @@ fn page(machine: &Machine, rows: &[Row], measured: bool) -> String {
     };
     // Writing to a String cannot fail.
     let _ = write!(
-        html,
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
-         <title>Kernels on the roofline of {name}</title><style>{STYLE}</style><main><h1>Kernels on the roofline of {name}</h1>\
-         <p>{what} Ceilings: {}.</p>",
+        page,
+        "{}<p>{what} Ceilings: {}.</p>",
+        html::begin(&format!("Kernels on the roofline of {name}")),
         escape(&machine.source)
     );
-    html += &plot(machine, rows);
-    html += "<table><thead><tr><th>kernel<th>size<th>GFLOP<th>MB<th>FLOP/B<th>floor, &micro;s<th>measured, &micro;s<th>of the floor<th>registers<th>shared, B</tr></thead><tbody>";
+    page += &plot(machine, rows);
+    page += "<table><thead><tr><th>kernel<th>size<th>GFLOP<th>MB<th>FLOP/B<th>floor, &micro;s<th>measured, &micro;s<th>of the floor<th>registers<th>shared, B</tr></thead><tbody>";
     for row in rows {
         let measured = row.seconds.map_or("–".to_string(), |s| format!("{:.1}", s * 1e6));
         let share = row.seconds.map_or("–".to_string(), |s| format!("{:.0} %", 100.0 * row.floor / s));
         let registers = row.registers.map_or("–".to_string(), |r| r.to_string());
         let _ = write!(
-            html,
+            page,
             "<tr id=\"{0}\"><td>{0}<td class=\"words\">{1}<td>{2:.3}<td>{3:.1}<td>{4:.2}<td>{5:.1}<td>{measured}<td>{share}<td>{registers}<td>{6}</tr>",
             row.kernel,
             escape(row.size),
@@ -142,8 +140,9 @@ fn page(machine: &Machine, rows: &[Row], measured: bool) -> String {
             row.shared
         );
     }
-    html += "</tbody></table></main></html>\n";
-    html
+    page += "</tbody></table>";
+    page += html::END;
+    page
 }
 
 const WIDTH: f64 = 960.0;
@@ -232,10 +231,6 @@ fn plot(machine: &Machine, rows: &[Row]) -> String {
 /// A power of ten in few letters.
 fn number(x: f64) -> String {
     if (0.001..=100_000.0).contains(&x) { format!("{x}") } else { format!("{x:.0e}") }
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]

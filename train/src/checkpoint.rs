@@ -1,5 +1,5 @@
 //! `OUT/checkpoint-N/`: a hub folder with the weights after step N, and below `training/` what is needed to go on to the
-//! same bits: `optimizer.safetensors` (moments and lower halves of the master copy) and `state.json`.
+//! same bits: `optimizer.safetensors` (moments, their scales, lower halves of the master copy) and `state.json`.
 //!
 //! A checkpoint is written under a hidden name and renamed when it is whole and on the disk, so that a run that is killed, or a
 //! full disk, leaves the earlier ones as they are.
@@ -90,15 +90,21 @@ fn state_tensors<'a>(
     name: &str,
     state: &'a ParameterState,
 ) -> impl Iterator<Item = (String, &'static str, &'a Tensor)> {
-    let moments = [(format!("m/{name}"), "F32", &state.m), (format!("v/{name}"), "F32", &state.v)];
-    moments.into_iter().chain(state.low.as_ref().map(|low| (format!("low/{name}"), "U16", low)))
+    let (m, v) = match state.m.dtype() {
+        DType::U8 => ("I8", "U8"),
+        DType::BF16 => ("BF16", "BF16"),
+        _ => ("F32", "F32"),
+    };
+    let moments = [(format!("m/{name}"), m, &state.m), (format!("v/{name}"), v, &state.v)];
+    let scales = state.scales.as_ref().map(|scales| (format!("scales/{name}"), "F32", scales));
+    moments.into_iter().chain(scales).chain(state.low.as_ref().map(|low| (format!("low/{name}"), "U16", low)))
 }
 
 /// Streams the optimizer's tensors: with f32 moments they are larger than the model.
 fn write_optimizer(path: &Path, t: &Trainer) -> io::Result<()> {
-    // Moments before lower halves, so that each is aligned for its type.
+    // Wide elements before narrow ones, so that each is aligned for its type.
     let mut all: Vec<_> = t.optimizer.states().flat_map(|(name, _, state)| state_tensors(name, state)).collect();
-    all.sort_by_key(|(_, dtype, _)| *dtype);
+    all.sort_by_key(|(_, _, tensor)| std::cmp::Reverse(tensor.dtype().size()));
     let (mut header, mut at) = (Map::new(), 0);
     for (name, dtype, tensor) in &all {
         let end = at + tensor.bytes();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args, ValueEnum};
+use reel_runtime::optim::Moments;
 use serde::{Deserialize, Serialize};
 
 use crate::{Result, TrainError};
@@ -59,6 +60,23 @@ pub enum Optim {
     /// f32 moments and an exact f32 master copy.
     #[default]
     Adamw,
+    /// The same master copy, bf16 moments with stochastic rounding.
+    AdamwBf16,
+    /// The same master copy, blockwise 8-bit moments.
+    #[value(name = "adamw-8bit")]
+    #[serde(rename = "adamw-8bit")]
+    Adamw8bit,
+}
+
+impl Optim {
+    /// How the moments are held.
+    pub fn moments(self) -> Moments {
+        match self {
+            Self::Adamw => Moments::F32,
+            Self::AdamwBf16 => Moments::Bf16,
+            Self::Adamw8bit => Moments::Int8,
+        }
+    }
 }
 
 /// Options of supervised fine-tuning. Rates are a step, lengths in tokens.
@@ -331,6 +349,10 @@ mod tests {
             (false, Scheduler::ConstantWithWarmup, None)
         );
         assert!(parse(&["--gradient-checkpointing"]).unwrap().gradient_checkpointing);
+        let optim = |name: &str| parse(&["--optim", name]).map(|o| o.optim.moments()).ok();
+        let known = ["adamw", "adamw-bf16", "adamw-8bit"].map(optim);
+        assert_eq!(known, [Moments::F32, Moments::Bf16, Moments::Int8].map(Some));
+        assert_eq!(optim("sgd"), None);
         let resume = |args: &[&str]| parse(args).unwrap().resume_from_checkpoint;
         assert_eq!(resume(&["--resume-from-checkpoint"]).as_deref(), Some("last"));
         assert_eq!(resume(&["--resume-from-checkpoint", "x/checkpoint-3"]).as_deref(), Some("x/checkpoint-3"));
@@ -376,9 +398,11 @@ mod tests {
 
     #[test]
     fn options_survive_run_json() {
-        let o = parse(&["--labels", "text", "--max-steps", "7", "--parity", "video-r1"]).unwrap();
+        let o =
+            parse(&["--labels", "text", "--max-steps", "7", "--parity", "video-r1", "--optim", "adamw-8bit"]).unwrap();
         let text = serde_json::to_string(&o).unwrap();
         assert_eq!(serde_json::from_str::<SftOptions>(&text).unwrap(), o);
         assert!(text.contains("\"labels\":\"text\"") && text.contains("\"parity\":\"video-r1\""), "{text}");
+        assert!(text.contains("\"optim\":\"adamw-8bit\""), "{text}");
     }
 }

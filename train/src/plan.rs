@@ -6,10 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use reel_media::patches::Processor;
+use reel_media::resize::FrameBuf;
 use reel_model::checkpoint::{Checkpoint, Dtype};
 use reel_model::config::ModelConfig;
-use reel_model::input::Tokens;
 use reel_model::input::window::GridThw;
+use reel_model::input::{Frames, Tokens};
 use reel_model::weights::Source as Weights;
 use reel_runtime::{DType, Device, MemoryUse, OpTotals};
 
@@ -81,6 +83,23 @@ impl Shape {
         Ok(Self { tokens, video_grid_thw: vec![[pairs, rows * side, squares / rows * side]] })
     }
 
+    /// Its films, black.
+    pub fn frames(&self, config: &ModelConfig) -> Frames {
+        let vision = &config.vision;
+        let film = |&[t, h, w]: &GridThw| {
+            let (frames, height, width) =
+                (t * vision.temporal_patch_size, h * vision.patch_size, w * vision.patch_size);
+            FrameBuf { data: vec![0; frames * height * width * 3], frames, height, width }
+        };
+        let processor = Processor {
+            patch_size: vision.patch_size,
+            temporal_patch_size: vision.temporal_patch_size,
+            merge_size: vision.spatial_merge_size,
+            ..Processor::default()
+        };
+        Frames { films: self.video_grid_thw.iter().map(film).collect(), processor, ..Frames::default() }
+    }
+
     /// A sample of this size with nothing in it; every token that is no medium's is learned.
     fn sample(&self, config: &ModelConfig) -> Sample {
         let patches: usize = self.video_grid_thw.iter().map(|g| g.iter().product::<usize>()).sum();
@@ -91,7 +110,7 @@ impl Shape {
         let tokens = Tokens {
             input_ids,
             position_ids: [positions.clone(), positions.clone(), positions],
-            pixel_values_videos: (patches > 0).then(|| vec![0.0; patches * config.vision.patch_dim()]),
+            frames: self.frames(config),
             video_grid_thw: self.video_grid_thw.clone(),
             ..Tokens::default()
         };
@@ -165,7 +184,7 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
         done += 1;
         tokens += result.tokens as u64;
     }
-    Ok(Plan { memory: device.memory(), ops: device.profile().totals(), steps: done, tokens })
+    Ok(Plan { memory: device.memory(), ops: device.profile().totals()?, steps: done, tokens })
 }
 
 #[cfg(test)]

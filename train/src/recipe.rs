@@ -1,6 +1,6 @@
 //! The numbers of a run: which rate and decay each parameter has in each step.
 
-use reel_runtime::optim::{Hyper, Schedule, ScheduleKind};
+use reel_runtime::optim::{Hyper, Moments, Schedule, ScheduleKind};
 
 use crate::options::{Scheduler, SftOptions};
 
@@ -17,6 +17,10 @@ pub struct Recipe {
     pub gradient_checkpointing: bool,
     /// The vision tower and its merger stay as they are.
     pub freeze_vision: bool,
+    /// How the optimizer holds its moments.
+    pub moments: Moments,
+    /// Of the draws that round small moments.
+    pub seed: u64,
     vision: f64,
     merger: f64,
     weight_decay: f64,
@@ -26,7 +30,7 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// The recipe of these options in a run of `steps`.
+    /// The recipe of these options in a run of `steps`, with the seed 0.
     pub fn new(options: &SftOptions, steps: u64) -> Self {
         let kind = match options.lr_scheduler_type {
             Scheduler::Linear => ScheduleKind::Linear,
@@ -41,6 +45,8 @@ impl Recipe {
             max_grad_norm: options.max_grad_norm,
             gradient_checkpointing: options.gradient_checkpointing,
             freeze_vision: options.freeze_vision,
+            moments: options.optim.moments(),
+            seed: 0,
             vision: options.learning_rate_vision.unwrap_or(learning_rate),
             merger: options.learning_rate_merger.unwrap_or(learning_rate),
             weight_decay: options.weight_decay,
@@ -48,6 +54,11 @@ impl Recipe {
             betas: [options.adam_beta1, options.adam_beta2],
             epsilon: options.adam_epsilon,
         }
+    }
+
+    /// The same with another seed.
+    pub fn seeded(self, seed: u64) -> Self {
+        Self { seed, ..self }
     }
 
     /// Whether a parameter, by its classic name, is trained.

@@ -30,16 +30,7 @@ pub struct Sample {
 impl Sample {
     /// As the model packs it.
     pub fn sequence(&self) -> Sequence<'_> {
-        let t = &self.tokens;
-        let [time, height, width] = &t.position_ids;
-        Sequence {
-            input_ids: &t.input_ids,
-            position_ids: [time, height, width],
-            pixel_values: t.pixel_values.as_deref().unwrap_or_default(),
-            image_grid_thw: &t.image_grid_thw,
-            pixel_values_videos: t.pixel_values_videos.as_deref().unwrap_or_default(),
-            video_grid_thw: &t.video_grid_thw,
-        }
+        self.tokens.sequence()
     }
 }
 
@@ -78,7 +69,7 @@ impl Kept {
     fn keep(&self, row: usize, sample: &Sample) {
         let t = &sample.tokens;
         let floats = [&t.pixel_values, &t.pixel_values_videos].map(|p| p.as_ref().map_or(0, Vec::len));
-        let bytes = 4 * floats.iter().sum::<usize>() + 40 * t.len();
+        let bytes = t.frames.bytes() + 4 * floats.iter().sum::<usize>() + 40 * t.len();
         let mut kept = self.0.lock().unwrap_or_else(|e| e.into_inner());
         if kept.1 + bytes <= MOST_KEPT && kept.0.insert(row, Arc::new(sample.clone())).is_none() {
             kept.1 += bytes;

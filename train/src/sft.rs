@@ -147,7 +147,7 @@ impl<'a> Run<'a> {
             }
             Start::From(folder) => (resume::continued(setup, &samples, &order, folder)?, Vec::new(), folder.as_path()),
         };
-        let recipe = Recipe::new(options, state.steps);
+        let recipe = Recipe::new(options, state.steps).seeded(setup.seed);
         let (mut trainer, files) = Trainer::open(setup.device, &samples.bundle.config, folder, setup.dtype, recipe)?;
         let (metrics, skipped) = match &start {
             Start::Fresh => output::fresh_logs(&options.out, setup.model, &found)?,

@@ -65,7 +65,7 @@ impl Trainer {
         let trainable = |name: &str| recipe.trains(name);
         let model = Qwen25Vl::load(&Loader { device, source: weights, dtype, trainable: &trainable }, config)?;
         let parameters: Vec<Tensor> = model.parameters().cloned().collect();
-        let optimizer = AdamW::new(&parameters)?;
+        let optimizer = AdamW::new(&parameters, recipe.moments, recipe.seed)?;
         let mut grads = Grads::new();
         grads.reserve(&parameters)?;
         device.reset_peak();

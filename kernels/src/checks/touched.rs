@@ -34,7 +34,9 @@ impl Arrays {
     /// An array whose elements are from 0.5 to 1 as f32 and as bf16.
     fn some(&mut self, count: impl TryInto<usize>, bytes: usize) -> Addr {
         let count = count.try_into().unwrap_or_else(|_| unreachable!("sizes are small"));
-        let word = |i: usize| (0x3f00_3f00_3f00_3f00u64) | (i as u64 * 0x9e37_79b9_7f4a_7c15) & 0x007f_007f_007f_007f;
+        let word = |i: usize| {
+            0x3f00_3f00_3f00_3f00u64 | (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) & 0x007f_007f_007f_007f
+        };
         self.numbers.push((0..(count * bytes).div_ceil(16) * 2).map(word).collect());
         addr(&self.numbers[self.numbers.len() - 1])
     }

@@ -29,23 +29,14 @@ impl Cache {
 
     /// The name of the entry of `unit` as `compiler`, a library's file, compiles it.
     pub fn key(unit: &Unit, compiler: &Path) -> String {
-        let mut hash = XxHash3_128::new();
-        let mut add = |part: &str| {
-            hash.write(&(part.len() as u64).to_le_bytes());
-            hash.write(part.as_bytes());
-        };
-        add(MAGIC);
         // The library's own version number lacks the patch level, and asking for it would load 100 MB for nothing.
         let version = fs::metadata(compiler).and_then(|m| Ok((m.len(), m.modified()?)));
-        add(&format!("{} {version:?}", compiler.display()));
-        add(&unit.name);
-        add(&unit.text);
-        unit.options.iter().for_each(|o| add(o));
-        for (name, text) in &unit.headers {
-            add(name);
-            add(text);
-        }
-        format!("{:032x}", hash.finish_128())
+        hashed(unit, &[MAGIC, &format!("{} {version:?}", compiler.display())])
+    }
+
+    /// A hash of all that is compiled, whatever compiles it.
+    pub fn content(unit: &Unit) -> String {
+        hashed(unit, &[])
     }
 
     /// The entry, if it is there and whole.
@@ -85,6 +76,24 @@ impl Cache {
             let _ = fs::remove_file(&aside);
         }
     }
+}
+
+/// A hash of `first` and of everything in the unit.
+fn hashed(unit: &Unit, first: &[&str]) -> String {
+    let mut hash = XxHash3_128::new();
+    let mut add = |part: &str| {
+        hash.write(&(part.len() as u64).to_le_bytes());
+        hash.write(part.as_bytes());
+    };
+    first.iter().for_each(|part| add(part));
+    add(&unit.name);
+    add(&unit.text);
+    unit.options.iter().for_each(|o| add(o));
+    for (name, text) in &unit.headers {
+        add(name);
+        add(text);
+    }
+    format!("{:032x}", hash.finish_128())
 }
 
 fn checksum(body: &[u8]) -> String {

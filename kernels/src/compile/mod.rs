@@ -3,6 +3,7 @@
 //! Results are cached on disk by content hash under `$XDG_CACHE_HOME/reel/kernels`; a cached unit is read without opening NVRTC.
 //! Source: NVIDIA's NVRTC and PTX Compiler manuals of CUDA 13.0.
 
+pub mod builtin;
 mod cache;
 pub mod check;
 mod foreign;
@@ -114,16 +115,22 @@ pub struct Cubin {
 
 /// The PTX of a kernel folder for an architecture such as `sm_80`, with line information.
 pub fn ptx(source: &Source, sm: &str) -> Result<String, CompileError> {
-    let unit = unit_of(source, &format!("compute_{}", number_of(sm)?), &[]);
-    Ok(compiler()?.build(&unit)?.ptx)
+    Ok(compiler()?.build(&ptx_unit(source, sm)?)?.ptx)
 }
 
 /// The machine code of a kernel folder for an architecture such as `sm_80`, and what ptxas says of it.
 pub fn cubin(source: &Source, sm: &str) -> Result<Cubin, CompileError> {
-    let unit = unit_of(source, &format!("sm_{}", number_of(sm)?), &["--ptxas-options=-v"]);
-    let Output { ptx, cubin, log } = compiler()?.build(&unit)?;
+    let Output { ptx, cubin, log } = compiler()?.build(&cubin_unit(source, sm)?)?;
     let report = Report::parse(&log);
     Ok(Cubin { image: cubin, ptx, log, report })
+}
+
+fn ptx_unit(source: &Source, sm: &str) -> Result<Unit, CompileError> {
+    Ok(unit_of(source, &format!("compute_{}", number_of(sm)?), &[]))
+}
+
+fn cubin_unit(source: &Source, sm: &str) -> Result<Unit, CompileError> {
+    Ok(unit_of(source, &format!("sm_{}", number_of(sm)?), &["--ptxas-options=-v"]))
 }
 
 /// The part of an architecture's name after `sm_`.

@@ -7,6 +7,7 @@ use super::CudaError;
 use super::blas::Blas;
 use super::rules::Limits;
 use crate::launch::Arch;
+use reel_sim::tensor_map::TensorMap;
 
 /// What a driver says of its GPU.
 #[derive(Clone, Debug)]
@@ -78,6 +79,10 @@ pub struct Config {
     pub cluster: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared: u32,
+    /// All blocks are resident at once.
+    pub cooperative: bool,
+    /// Blocks may start before what was asked of the stream before has ended.
+    pub programmatic: bool,
 }
 
 /// An opened GPU.
@@ -88,6 +93,10 @@ pub struct Config {
 pub trait Driver: Send + Sync {
     /// What it is.
     fn properties(&self) -> &Properties;
+    /// Where it sits on the bus, as `0000:1B:00.0`, where that is known.
+    fn bus_id(&self) -> Option<String> {
+        None
+    }
 
     /// Bytes of GPU memory that nobody holds.
     fn memory_free(&self) -> Result<u64, CudaError>;
@@ -137,9 +146,13 @@ pub trait Driver: Send + Sync {
     unsafe fn wait(&self, event: Event) -> Result<(), CudaError>;
     /// The stream goes on when the event has been reached.
     unsafe fn stream_wait(&self, stream: Stream, event: Event) -> Result<(), CudaError>;
-    /// Seconds between two events that have been reached.
+    /// Seconds between two events that have been reached, to half a microsecond; negative where `end` was reached first.
     unsafe fn elapsed(&self, start: Event, end: Event) -> Result<f64, CudaError>;
 
+    /// Whether it wants PTX as compiled here, with line information: code that is built into the binary will not do.
+    fn wants_ptx(&self) -> bool {
+        false
+    }
     /// Loads a unit; `name` is for messages.
     fn load(&self, name: &str, image: Image<'_>) -> Result<Module, CudaError>;
     /// Unloads it; nothing of it may run any more.
@@ -152,6 +165,10 @@ pub trait Driver: Send + Sync {
     unsafe fn allow_shared(&self, function: Function, bytes: u32) -> Result<(), CudaError>;
     /// Lets launches of the function have clusters of more than 8 blocks.
     unsafe fn allow_large_clusters(&self, function: Function) -> Result<(), CudaError>;
+    /// Blocks of `threads` and this much dynamic shared memory that one multiprocessor holds at a time.
+    unsafe fn resident(&self, function: Function, threads: u32, shared: u32) -> Result<u32, CudaError>;
+    /// A tensor map as the kernel reads it.
+    fn encode(&self, map: &TensorMap) -> Result<[u8; 128], CudaError>;
     /// Asks for a launch. `arguments` are the bytes of each parameter of the function as it declares them.
     unsafe fn launch(
         &self,

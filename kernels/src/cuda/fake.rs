@@ -9,6 +9,8 @@
 //! that is named beside it.
 #![allow(unsafe_code)]
 
+mod capture;
+
 use super::CudaError;
 use super::blas::{self, Blas, WORKSPACE};
 use super::driver::{
@@ -18,9 +20,11 @@ use super::rules::{self, Limits};
 use crate::launch::Arch;
 use crate::matmul::Matmul;
 use crate::{Team, simulate};
+use capture::Capture;
 use reel_sim::exec::{self, Completion, Options};
 use reel_sim::memory::Memory;
 use reel_sim::program::{Kernel, Program};
+use reel_sim::tensor_map::TensorMap;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -42,20 +46,46 @@ struct Inner {
 /// Something asked of a stream.
 #[derive(Clone, Debug)]
 enum Op {
-    CopyIn { to: u64, from: usize, bytes: usize },
-    CopyOut { to: usize, from: u64, bytes: usize },
-    Copy { to: u64, from: u64, bytes: usize },
-    Fill { at: u64, byte: u8, bytes: usize },
-    Launch { function: usize, config: Config, params: Vec<u8> },
+    CopyIn {
+        to: u64,
+        from: usize,
+        bytes: usize,
+    },
+    CopyOut {
+        to: usize,
+        from: u64,
+        bytes: usize,
+    },
+    Copy {
+        to: u64,
+        from: u64,
+        bytes: usize,
+    },
+    Fill {
+        at: u64,
+        byte: u8,
+        bytes: usize,
+    },
+    Launch(Asked),
     Product(Matmul),
     Record(u64),
     Wait(u64),
+    /// The last of a graph's launch.
+    Launched(usize),
+}
+
+/// A launch as it was asked for.
+#[derive(Clone, Debug)]
+struct Asked {
+    function: usize,
+    config: Config,
+    params: Vec<u8>,
 }
 
 #[derive(Default)]
 struct Queue {
     asked: VecDeque<Op>,
-    recording: Option<Vec<Op>>,
+    recording: Option<Capture<Op>>,
 }
 
 /// The last record of an event.
@@ -148,14 +178,13 @@ impl Inner {
         }
     }
 
-    /// The state, unless a kernel faulted or a stream is being captured, when calls that may wait are refused
-    /// (cuThreadExchangeStreamCaptureMode: "potentially unsafe API calls").
+    /// The state, unless a kernel faulted or this thread captures a stream, when calls that may wait are refused
+    /// (cuThreadExchangeStreamCaptureMode: "potentially unsafe API calls") and end the capture.
     fn uncaptured(&self, call: &str) -> Result<MutexGuard<'_, State>, CudaError> {
-        let state = self.sound(call)?;
-        match state.streams.values().any(|q| q.recording.is_some()) {
-            false => Ok(state),
-            true => Err(failed(call, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")),
-        }
+        let mut state = self.sound(call)?;
+        let mut captures = state.streams.values_mut().filter_map(|q| q.recording.as_mut()).filter(|c| c.is_mine());
+        let prohibited = captures.by_ref().map(Capture::invalidate).count() > 0;
+        if prohibited { Err(failed(call, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")) } else { Ok(state) }
     }
 
     /// Does what was asked of a stream, up to a record.
@@ -163,10 +192,24 @@ impl Inner {
         while state.faulted.is_none() && until.is_none_or(|t| !state.reached.contains_key(&t)) {
             let Some(op) = state.streams.get_mut(&stream).and_then(|q| q.asked.pop_front()) else { return };
             state.clock += TICK;
-            if let Err(why) = self.execute(state, &op) {
+            if let Err(why) = self.execute(state, stream, &op) {
                 state.faulted = Some(why);
             }
         }
+    }
+
+    /// Blocks that one multiprocessor holds. Registers are ptxas's, whom nobody asked.
+    fn resident(&self, kernel: &Kernel, threads: u32, shared: u32) -> u32 {
+        let gpu = simulate::gpu(&self.properties.arch);
+        let all = gpu.multiprocessors.max(1);
+        let launch = exec::Launch {
+            grid: [1; 3],
+            block: [threads, 1, 1],
+            cluster: [1; 3],
+            dynamic_shared: shared,
+            params: Vec::new(),
+        };
+        exec::resident_blocks(kernel, &launch, &Options { gpu, ..Options::default() }) / all
     }
 
     fn run_all(&self, state: &mut State) {
@@ -174,7 +217,7 @@ impl Inner {
         streams.into_iter().for_each(|s| self.run(state, s, None));
     }
 
-    fn execute(&self, state: &mut State, op: &Op) -> Result<(), String> {
+    fn execute(&self, state: &mut State, stream: usize, op: &Op) -> Result<(), String> {
         let illegal = |what: String| format!("CUDA_ERROR_ILLEGAL_ADDRESS ({what})");
         match *op {
             Op::CopyIn { to, from, bytes } => {
@@ -200,11 +243,12 @@ impl Inner {
                     return Err(illegal(format!("a fill at {at:#x}")));
                 }
             }
-            Op::Launch { function, config, ref params } => self.kernel(state, function, &config, params)?,
+            Op::Launch(ref launch) => self.kernel(state, stream, launch)?,
             Op::Product(ref m) => {
                 state.launches += 1;
                 simulate::product(m, &mut state.memory, &self.team).map_err(illegal)?;
             }
+            Op::Launched(_) => {}
             Op::Record(ticket) => {
                 let now = state.clock;
                 state.reached.insert(ticket, now);
@@ -219,18 +263,15 @@ impl Inner {
         Ok(())
     }
 
-    fn kernel(&self, state: &mut State, function: usize, config: &Config, params: &[u8]) -> Result<(), String> {
+    /// Runs a kernel, with the next launch of its stream beside it where that may begin before this one has ended. (Of a longer row of
+    /// such launches the third begins when the second has ended: a pair is what the simulator runs.)
+    fn kernel(&self, state: &mut State, stream: usize, launch: &Asked) -> Result<(), String> {
         const MOMENTS: [Completion; 3] = [Completion::Latest, Completion::Earliest, Completion::Random];
-        let known = state.functions.get(&function).ok_or("CUDA_ERROR_INVALID_HANDLE (a function that was unloaded)")?;
-        let program =
-            &state.modules.get(&known.module).ok_or("CUDA_ERROR_INVALID_HANDLE (a module that was unloaded)")?.program;
-        let (program, kernel) = (program.clone(), known.kernel.clone());
-        let launch = exec::Launch {
-            grid: config.grid,
-            block: config.block,
-            cluster: config.cluster,
-            dynamic_shared: config.shared,
-            params: params.to_vec(),
+        let next = state.streams.get_mut(&stream).map(|q| &mut q.asked);
+        let early = |op: &Op| matches!(op, Op::Launch(next) if next.config.programmatic);
+        let dependent = match next {
+            Some(asked) if asked.front().is_some_and(early) => asked.pop_front(),
+            _ => None,
         };
         let options = Options {
             gpu: simulate::gpu(&self.properties.arch),
@@ -238,23 +279,63 @@ impl Inner {
             completion: MOMENTS[(state.launches % 3) as usize],
             ..Options::default()
         };
-        state.launches += 1;
-        let outcome = exec::run(&program, &kernel, &launch, &mut state.memory, &options)
-            .map_err(|e| format!("CUDA_ERROR_LAUNCH_FAILED ({}: {e})", kernel.name))?;
-        match outcome.findings.into_list().first() {
-            None => Ok(()),
-            Some(f) => Err(format!(
-                "CUDA_ERROR_ILLEGAL_ADDRESS ({}:{}: {}: {})",
-                kernel.name,
-                f.line,
-                f.kind.name(),
-                f.message
-            )),
+        let first = state.ready(launch)?;
+        let second = match &dependent {
+            Some(Op::Launch(next)) => Some(state.ready(next)?),
+            _ => None,
+        };
+        state.launches += 1 + u64::from(second.is_some());
+        let refused = |e| format!("CUDA_ERROR_LAUNCH_FAILED ({}: {e})", first.kernel.name);
+        let outcomes = match &second {
+            None => {
+                let outcome = exec::run(&first.program, &first.kernel, &first.launch, &mut state.memory, &options);
+                vec![(&first, outcome.map_err(refused)?)]
+            }
+            Some(second) => {
+                let outcomes = exec::run_pair(first.grid(), second.grid(), &mut state.memory, &options);
+                let (a, b) = outcomes.map_err(refused)?;
+                vec![(&first, a), (second, b)]
+            }
+        };
+        for (ready, outcome) in outcomes {
+            if let Some(f) = outcome.findings.into_list().first() {
+                let (name, line, kind, message) = (&ready.kernel.name, f.line, f.kind.name(), &f.message);
+                return Err(format!("CUDA_ERROR_ILLEGAL_ADDRESS ({name}:{line}: {kind}: {message})"));
+            }
         }
+        Ok(())
+    }
+}
+
+/// A launch with the code that it runs.
+struct Ready {
+    program: Arc<Program>,
+    kernel: Arc<Kernel>,
+    launch: exec::Launch,
+}
+
+impl Ready {
+    fn grid(&self) -> exec::Grid<'_> {
+        exec::Grid { program: &self.program, kernel: &self.kernel, launch: &self.launch }
     }
 }
 
 impl State {
+    /// A launch with its code.
+    fn ready(&self, asked: &Asked) -> Result<Ready, String> {
+        let known =
+            self.functions.get(&asked.function).ok_or("CUDA_ERROR_INVALID_HANDLE (a function that was unloaded)")?;
+        let module = self.modules.get(&known.module).ok_or("CUDA_ERROR_INVALID_HANDLE (a module that was unloaded)")?;
+        let launch = exec::Launch {
+            grid: asked.config.grid,
+            block: asked.config.block,
+            cluster: asked.config.cluster,
+            dynamic_shared: asked.config.shared,
+            params: asked.params.clone(),
+        };
+        Ok(Ready { program: module.program.clone(), kernel: known.kernel.clone(), launch })
+    }
+
     fn handle(&mut self) -> usize {
         self.handles += 1;
         self.handles
@@ -281,10 +362,23 @@ impl State {
     }
 
     fn ask(&mut self, call: &str, stream: Stream, op: Op) -> Result<(), CudaError> {
+        // The legacy stream waits for all others, which a capture cannot do.
+        if stream.0 == 0 {
+            let captures = self.streams.values_mut().filter_map(|q| q.recording.as_mut());
+            let prohibited = captures.map(Capture::invalidate).count() > 0;
+            let code = if prohibited { "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT" } else { "CUDA_ERROR_INVALID_HANDLE" };
+            return Err(failed(call, code));
+        }
+        // It would run now and never again, whatever the graph needs of it.
+        let outside = |(&s, q): (&usize, &Queue)| s != stream.0 && q.recording.as_ref().is_some_and(Capture::is_mine);
+        let elsewhere = self.streams.iter().any(outside);
         let queue = self.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         match &mut queue.recording {
-            Some(ops) => ops.push(op),
+            Some(capture) => return capture.take(op).map_err(|code| failed(call, code)),
             None => queue.asked.push_back(op),
+        }
+        if elsewhere {
+            self.violation(format!("{call} on a stream that is no part of the capture under way"));
         }
         Ok(())
     }
@@ -442,9 +536,13 @@ impl Driver for Fake {
         }
     }
 
-    // cuStreamSynchronize: not of a stream that is being captured.
+    // cuStreamSynchronize: not of a stream that is being captured, by whatever thread.
     unsafe fn synchronize(&self, stream: Stream) -> Result<(), CudaError> {
         let mut s = self.0.uncaptured("running what was launched")?;
+        if let Some(capture) = s.streams.get_mut(&stream.0).and_then(|q| q.recording.as_mut()) {
+            capture.invalidate();
+            return Err(failed("running what was launched", "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"));
+        }
         if !s.streams.contains_key(&stream.0) {
             return Err(failed("running what was launched", "CUDA_ERROR_INVALID_HANDLE"));
         }
@@ -550,6 +648,11 @@ impl Driver for Fake {
         Ok(time(end)? - time(start)?)
     }
 
+    // The simulator runs PTX, and says where in the source it found something.
+    fn wants_ptx(&self) -> bool {
+        true
+    }
+
     fn load(&self, name: &str, image: Image<'_>) -> Result<Module, CudaError> {
         let call = format!("loading {name}");
         let mut s = self.0.sound(&call)?;
@@ -562,7 +665,8 @@ impl Driver for Fake {
     // cuModuleUnload: nothing of it may run.
     unsafe fn unload(&self, module: Module) {
         let mut s = self.0.state();
-        let mine = |op: &Op| matches!(op, Op::Launch { function, .. } if s.functions.get(function).is_some_and(|f| f.module == module.0));
+        let mine =
+            |op: &Op| matches!(op, Op::Launch(l) if s.functions.get(&l.function).is_some_and(|f| f.module == module.0));
         let used = s.streams.values().any(|q| q.asked.iter().any(mine));
         if used && s.faulted.is_none() {
             s.violation("unloading a module while its functions run".into());
@@ -614,6 +718,18 @@ impl Driver for Fake {
         Ok(())
     }
 
+    unsafe fn resident(&self, function: Function, threads: u32, shared: u32) -> Result<u32, CudaError> {
+        let call = "asking how many blocks are resident";
+        let s = self.0.sound(call)?;
+        let known = s.functions.get(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
+        Ok(self.0.resident(&known.kernel, threads, shared))
+    }
+
+    // cuTensorMapEncodeTiled, by its rules; the bytes are those that the simulator reads.
+    fn encode(&self, map: &TensorMap) -> Result<[u8; 128], CudaError> {
+        map.encode().map_err(|e| failed("encoding a tensor map", &format!("CUDA_ERROR_INVALID_VALUE ({e})")))
+    }
+
     // cuLaunchKernelEx, and the attributes that must have been set before.
     unsafe fn launch(
         &self,
@@ -643,14 +759,21 @@ impl Driver for Fake {
         if config.cluster.iter().product::<u32>() > rules::PORTABLE_CLUSTER && !known.large_clusters {
             return Err(failed(call, "CUDA_ERROR_INVALID_CLUSTER_SIZE"));
         }
+        if config.cooperative {
+            let (threads, shared) = (config.block.iter().product(), config.shared);
+            let resident = self.0.resident(&known.kernel, threads, shared) * self.0.properties.arch.multiprocessors;
+            if rules::too_many_to_be_resident(config.grid, resident).is_some() {
+                return Err(failed(call, "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE"));
+            }
+        }
         let mut params = vec![0; known.kernel.param_bytes as usize];
         for (argument, (offset, _)) in arguments.iter().zip(&known.kernel.params) {
             params[*offset as usize..*offset as usize + argument.len()].copy_from_slice(argument);
         }
-        s.ask(call, stream, Op::Launch { function: function.0, config: *config, params })
+        s.ask(call, stream, Op::Launch(Asked { function: function.0, config: *config, params }))
     }
 
-    // cuStreamBeginCapture: not of a stream that is being captured.
+    // cuStreamBeginCapture: not of a stream that is being captured, nor of the legacy stream.
     unsafe fn begin_capture(&self, stream: Stream) -> Result<(), CudaError> {
         let call = "beginning a graph";
         let mut s = self.0.sound(call)?;
@@ -658,29 +781,41 @@ impl Driver for Fake {
         if queue.recording.is_some() {
             return Err(failed(call, "CUDA_ERROR_ILLEGAL_STATE"));
         }
-        queue.recording = Some(Vec::new());
+        queue.recording = Some(Capture::begin());
         Ok(())
     }
 
+    // cuStreamEndCapture: by the thread that began it, which is the last of the capture whatever comes of it.
     unsafe fn end_capture(&self, stream: Stream) -> Result<Graph, CudaError> {
         let call = "ending a graph";
         let mut s = self.0.sound(call)?;
         let queue = s.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
-        let ops = queue.recording.take().ok_or_else(|| failed(call, "CUDA_ERROR_ILLEGAL_STATE"))?;
+        let capture = queue.recording.take().ok_or_else(|| failed(call, "CUDA_ERROR_ILLEGAL_STATE"))?;
+        if !capture.is_mine() {
+            queue.recording = Some(capture);
+            return Err(failed(call, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD"));
+        }
+        let ops = capture.end().map_err(|code| failed(call, code))?;
         let handle = s.handle();
         s.graphs.insert(handle, ops);
         Ok(Graph(handle))
     }
 
+    // cuGraphLaunch: behind what was asked of the stream; with the parameters, and the addresses of copies, as they were.
     unsafe fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<(), CudaError> {
         let call = "launching a graph";
         let mut s = self.0.uncaptured(call)?;
         let ops = s.graphs.get(&graph.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?.clone();
-        ops.into_iter().try_for_each(|op| s.ask(call, stream, op))
+        ops.into_iter().chain([Op::Launched(graph.0)]).try_for_each(|op| s.ask(call, stream, op))
     }
 
+    // cuGraphExecDestroy: none of its launches may be under way.
     unsafe fn end_graph(&self, graph: Graph) {
         let mut s = self.0.state();
+        let runs = |q: &Queue| q.asked.iter().any(|op| matches!(op, Op::Launched(g) if *g == graph.0));
+        if s.streams.values().any(runs) && s.faulted.is_none() {
+            s.violation("ending a graph that runs".into());
+        }
         if s.graphs.remove(&graph.0).is_none() {
             s.violation("ending a graph that is none".into());
         }

@@ -4,15 +4,16 @@
 
 use super::driver::{Config, Driver, Event, Function, FunctionFacts, Image, Module, Stream};
 use super::{CudaError, Nvidia, rules};
-use crate::compile;
+use crate::compile::builtin::{self, Code};
+use crate::compile::{self, CompileError};
 use crate::launch::{Arch, Kernel, Source, Stage};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// An open GPU.
 pub struct Gpu {
-    driver: Arc<dyn Driver>,
-    stream: Stream,
+    pub(super) driver: Arc<dyn Driver>,
+    pub(super) stream: Stream,
     modules: Mutex<HashMap<&'static str, Loaded>>,
 }
 
@@ -160,14 +161,14 @@ impl Gpu {
         self.modules.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Compiles and loads a kernel's source; [`Gpu::launch`] does it at first use.
+    /// Loads a kernel's code; [`Gpu::launch`] does it at first use. It is what is built into the binary for this GPU, else compiled
+    /// (and cached), else, without NVRTC, PTX that is built in.
     pub fn load(&self, source: &'static Source) -> Result<(), CudaError> {
         if self.modules().contains_key(source.name) {
             return Ok(());
         }
         // Not under the lock: compiling may take seconds, and other threads may want other units.
-        let built = compile::cubin(source, &self.sm())?;
-        let module = self.driver.load(source.name, Image { cubin: &built.image, ptx: &built.ptx })?;
+        let module = self.load_code(source)?;
         let beaten = self.modules().insert(source.name, Loaded { module, functions: HashMap::new() });
         if let Some(other) = beaten {
             // SAFETY: functions of the module that another thread loaded meanwhile may run; after the wait none does.
@@ -177,6 +178,21 @@ impl Gpu {
             }
         }
         Ok(())
+    }
+
+    fn load_code(&self, source: &'static Source) -> Result<Module, CudaError> {
+        let sm = self.sm();
+        let builtin = if self.driver.wants_ptx() { None } else { builtin::code(source, &sm) };
+        if let Some(Code::Cubin(cubin)) = &builtin {
+            return self.driver.load(source.name, Image { cubin, ptx: "" });
+        }
+        match (compile::cubin(source, &sm), builtin) {
+            (Ok(built), _) => self.driver.load(source.name, Image { cubin: &built.image, ptx: &built.ptx }),
+            (Err(CompileError::NoNvrtc), Some(Code::Ptx(ptx))) => {
+                self.driver.load(source.name, Image { cubin: &[], ptx: &ptx })
+            }
+            (Err(e), _) => Err(e.into()),
+        }
     }
 
     /// Loads PTX text that is not ours, and gives its function of this name.
@@ -190,7 +206,12 @@ impl Gpu {
     }
 
     /// The function of a stage, checked and ready for the launch.
-    fn function(&self, source: &'static Source, stage: &Stage, parameters: usize) -> Result<Function, CudaError> {
+    pub(super) fn function(
+        &self,
+        source: &'static Source,
+        stage: &Stage,
+        parameters: usize,
+    ) -> Result<Function, CudaError> {
         self.load(source)?;
         let mut modules = self.modules();
         let loaded = modules.get_mut(source.name).expect("it was just loaded");
@@ -242,8 +263,17 @@ impl Gpu {
     /// As [`Gpu::launch`].
     pub unsafe fn launch_stage(&self, source: &'static Source, stage: &Stage, params: &[u8]) -> Result<(), CudaError> {
         let function = self.function(source, stage, params.len())?;
+        if stage.cooperative {
+            // SAFETY: the function belongs to a loaded module.
+            let resident = unsafe { self.driver.resident(function, stage.block.iter().product(), stage.shared)? };
+            let all = resident * self.arch().multiprocessors;
+            if let Some(why) = rules::too_many_to_be_resident(stage.grid, all) {
+                return Err(CudaError::Launch { symbol: stage.symbol, why });
+            }
+        }
+        let params = stage.with_maps(params, |map| self.driver.encode(map))?;
         // SAFETY: the function takes one parameter struct; the caller vouches for the addresses in it.
-        let launched = unsafe { self.driver.launch(function, &config(stage), &[params], self.stream) };
+        let launched = unsafe { self.driver.launch(function, &config(stage), &[&*params], self.stream) };
         launched.map_err(|e| match e {
             CudaError::Call { call, what } => {
                 CudaError::Call { call: format!("{call} {} as {stage:?}", stage.symbol), what }
@@ -277,7 +307,8 @@ impl Gpu {
 
 /// What of a stage the driver takes.
 fn config(stage: &Stage) -> Config {
-    Config { grid: stage.grid, block: stage.block, cluster: stage.cluster, shared: stage.shared }
+    let Stage { grid, block, cluster, shared, cooperative, programmatic, .. } = *stage;
+    Config { grid, block, cluster, shared, cooperative, programmatic }
 }
 
 impl Foreign<'_> {
@@ -293,7 +324,7 @@ impl Foreign<'_> {
         shared: u32,
         arguments: &[&[u8]],
     ) -> Result<(), CudaError> {
-        let config = Config { grid, block, cluster: [1; 3], shared };
+        let config = Config { grid, block, cluster: [1; 3], shared, cooperative: false, programmatic: false };
         // SAFETY: the caller's promise.
         unsafe { self.gpu.driver.launch(self.function, &config, arguments, self.gpu.stream) }
     }

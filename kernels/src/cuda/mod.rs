@@ -10,6 +10,7 @@ pub mod blas;
 pub mod driver;
 pub mod fake;
 mod gpu;
+mod graph;
 mod nvidia;
 pub mod rules;
 
@@ -17,9 +18,11 @@ pub mod rules;
 mod tests;
 
 use crate::compile::CompileError;
+use crate::launch::BadMap;
 
 pub use driver::Driver;
 pub use gpu::{Buffer, Foreign, Gpu};
+pub use graph::Recorded;
 pub use nvidia::Nvidia;
 
 /// Why a GPU could not do something. Each message is one line.
@@ -65,6 +68,9 @@ pub enum CudaError {
         /// Which limit it breaks.
         why: String,
     },
+    /// A tensor map that cannot be.
+    #[error(transparent)]
+    Map(#[from] BadMap),
     /// A matrix product that cannot be.
     #[error("{product}: {why}")]
     Product {

@@ -12,6 +12,7 @@ use super::rules::Limits;
 use crate::launch::Arch;
 use cudarc::driver::result as driver;
 use cudarc::driver::sys;
+use reel_sim::tensor_map::TensorMap;
 use std::cell::Cell;
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::mem::MaybeUninit;
@@ -195,6 +196,14 @@ impl Driver for Nvidia {
         &self.properties
     }
 
+    fn bus_id(&self) -> Option<String> {
+        let mut text = [0u8; 32];
+        let asked = unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr().cast(), text.len() as c_int, self.device) };
+        asked.result().ok()?;
+        let text = text.split(|&b| b == 0).next()?;
+        Some(String::from_utf8_lossy(text).into_owned())
+    }
+
     fn memory_free(&self) -> Result<u64, CudaError> {
         self.call("asking for free memory", driver::mem_get_info).map(|(free, _)| free as u64)
     }
@@ -369,6 +378,42 @@ impl Driver for Nvidia {
         self.call("asking for large clusters", set)
     }
 
+    unsafe fn resident(&self, function: Function, threads: u32, shared: u32) -> Result<u32, CudaError> {
+        let mut blocks: c_int = 0;
+        let ask = || unsafe {
+            let (threads, shared) = (threads as c_int, shared as usize);
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, function.raw(), threads, shared).result()
+        };
+        self.call("asking how many blocks are resident", ask)?;
+        Ok(blocks.max(0) as u32)
+    }
+
+    // cuTensorMapEncodeTiled. The enumerations of `TensorMap` are in the driver's order, which its own tests hold to the manual.
+    fn encode(&self, map: &TensorMap) -> Result<[u8; 128], CudaError> {
+        let mut out = sys::CUtensorMap { opaque: [0; 16] };
+        let strides = map.strides;
+        // SAFETY: the arrays have an entry for each dimension that there may be; every enumeration has the driver's values.
+        let encode = || unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut out,
+                std::mem::transmute::<u32, sys::CUtensorMapDataType>(map.data_type as u32),
+                map.rank,
+                map.address as *mut c_void,
+                map.dims.as_ptr(),
+                strides.as_ptr(),
+                map.box_dims.as_ptr(),
+                map.element_strides.as_ptr(),
+                std::mem::transmute::<u32, sys::CUtensorMapInterleave>(map.interleave as u32),
+                std::mem::transmute::<u32, sys::CUtensorMapSwizzle>(map.swizzle as u32),
+                std::mem::transmute::<u32, sys::CUtensorMapL2promotion>(map.l2_promotion as u32),
+                std::mem::transmute::<u32, sys::CUtensorMapFloatOOBfill>(map.oob_fill as u32),
+            )
+            .result()
+        };
+        self.call("encoding a tensor map", encode)?;
+        Ok(bytemuck::cast(out.opaque))
+    }
+
     unsafe fn launch(
         &self,
         function: Function,
@@ -377,14 +422,21 @@ impl Driver for Nvidia {
         stream: Stream,
     ) -> Result<(), CudaError> {
         let mut arguments: Vec<*mut c_void> = arguments.iter().map(|a| a.as_ptr().cast_mut().cast()).collect();
+        use sys::CUlaunchAttributeID as Id;
         let [x, y, z] = config.cluster;
-        let mut cluster = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue {
-                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z },
-            },
-        };
+        let cluster =
+            sys::CUlaunchAttributeValue { clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z } };
+        let cooperative = sys::CUlaunchAttributeValue { cooperative: 1 };
+        let early = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+        let mut attributes: Vec<sys::CUlaunchAttribute> = [
+            (config.cluster != [1; 3], Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, cluster),
+            (config.cooperative, Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, cooperative),
+            (config.programmatic, Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, early),
+        ]
+        .into_iter()
+        .filter(|(wanted, ..)| *wanted)
+        .map(|(_, id, value)| sys::CUlaunchAttribute { id, pad: [0; 4], value })
+        .collect();
         let config = sys::CUlaunchConfig {
             gridDimX: config.grid[0],
             gridDimY: config.grid[1],
@@ -394,8 +446,8 @@ impl Driver for Nvidia {
             blockDimZ: config.block[2],
             sharedMemBytes: config.shared,
             hStream: stream.raw(),
-            attrs: &mut cluster,
-            numAttrs: u32::from(config.cluster != [1; 3]),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         // The driver copies the arguments before it returns.
         let call = || unsafe {

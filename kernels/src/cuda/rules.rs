@@ -44,7 +44,7 @@ const REGISTER_UNIT: u32 = 256;
 
 /// Why a launch cannot be, with the limit; None where it can.
 pub fn broken(config: &Config, facts: &FunctionFacts, limits: &Limits, parameters: usize) -> Option<String> {
-    let Config { grid, block, cluster, shared } = *config;
+    let Config { grid, block, cluster, shared, programmatic, .. } = *config;
     for (what, sizes, most) in [("blocks", grid, limits.grid), ("threads of a block", block, limits.block)] {
         for (i, axis) in ["x", "y", "z"].iter().enumerate() {
             if sizes[i] == 0 {
@@ -76,7 +76,20 @@ pub fn broken(config: &Config, facts: &FunctionFacts, limits: &Limits, parameter
     if parameters > PARAMETERS {
         return Some(format!("{parameters} bytes of parameters, where kernels have at most {PARAMETERS}"));
     }
+    if programmatic && limits.sm < 90 {
+        let capability = dotted(limits.sm);
+        return Some(format!(
+            "a start before the launch before has ended, which compute capability {capability} has not"
+        ));
+    }
     broken_cluster(grid, cluster, limits)
+}
+
+/// Why a grid whose blocks must all be resident at once cannot be, on a GPU that holds `resident` of them.
+pub fn too_many_to_be_resident(grid: [u32; 3], resident: u32) -> Option<String> {
+    let blocks = product(grid);
+    (blocks > u64::from(resident))
+        .then(|| format!("{blocks} blocks that wait for each other, where the GPU holds {resident} at a time"))
 }
 
 fn broken_cluster(grid: [u32; 3], cluster: [u32; 3], limits: &Limits) -> Option<String> {
@@ -116,7 +129,14 @@ mod tests {
 
     const H100: Limits = Limits::of(90, 227 << 10);
     const FACTS: FunctionFacts = FunctionFacts { threads: 256, static_shared: 1024, registers: 64 };
-    const FINE: Config = Config { grid: [8, 1, 1], block: [256, 1, 1], cluster: [1; 3], shared: 64 << 10 };
+    const FINE: Config = Config {
+        grid: [8, 1, 1],
+        block: [256, 1, 1],
+        cluster: [1; 3],
+        shared: 64 << 10,
+        cooperative: false,
+        programmatic: false,
+    };
 
     #[track_caller]
     fn says(config: Config, limits: Limits, words: &str) {
@@ -139,6 +159,10 @@ mod tests {
             "1024 of static shared memory, where a block has at most 232448",
         );
         says(Config { cluster: [2, 1, 1], ..FINE }, Limits::of(80, 163 << 10), "compute capability 8.0 has not");
+        says(Config { programmatic: true, ..FINE }, Limits::of(89, 99 << 10), "compute capability 8.9 has not");
+        assert_eq!(broken(&Config { programmatic: true, ..FINE }, &FACTS, &H100, 64), None);
+        assert_eq!(too_many_to_be_resident([4, 2, 1], 8), None);
+        assert!(too_many_to_be_resident([3, 3, 1], 8).is_some_and(|w| w.contains("9 blocks")));
         says(Config { cluster: [32, 1, 1], grid: [32, 1, 1], ..FINE }, H100, "a cluster of 32 blocks");
         says(Config { cluster: [3, 1, 1], ..FINE }, H100, "8 blocks in x, no multiple of the cluster's 3");
         assert_eq!(broken(&Config { cluster: [8, 1, 1], ..FINE }, &FACTS, &H100, 64), None);
@@ -152,7 +176,7 @@ mod tests {
         /// What is allowed stays allowed when it asks for less.
         #[test]
         fn less_is_never_worse(x in 1u32..2048, y in 1u32..64, shared in 0u32..300_000, blocks in 1u32..100_000) {
-            let config = Config { grid: [blocks, y, 1], block: [x, y, 1], cluster: [1; 3], shared };
+            let config = Config { grid: [blocks, y, 1], block: [x, y, 1], shared, ..FINE };
             let facts = FunctionFacts { threads: 1024, ..FACTS };
             if broken(&config, &facts, &H100, 64).is_none() {
                 let less = Config { grid: [blocks.div_ceil(2), y, 1], block: [x.div_ceil(2), y, 1], shared: shared / 2, ..config };

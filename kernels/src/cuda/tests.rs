@@ -6,6 +6,7 @@ use super::*;
 use crate::elementwise::{self, FillParams};
 use crate::launch::{Launch, Stage};
 use crate::{Addr, Arch, DType, compile};
+use reel_sim::tensor_map::{DataType as MapType, Swizzle, TensorMap};
 use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
@@ -28,6 +29,10 @@ const PTX: &str = "
     st.global.u32 [%rd1], %r2;
     ret;
 }";
+
+/// One thread.
+const ONE: Config =
+    Config { grid: [1; 3], block: [1; 3], cluster: [1; 3], shared: 0, cooperative: false, programmatic: false };
 
 fn open(arch: Arch) -> (Fake, Gpu) {
     let fake = Fake::new(arch, 64 * MIB);
@@ -108,7 +113,7 @@ fn a_fault_fails_everything_after_it() {
 #[test]
 fn the_driver_keeps_its_rules() {
     let fake = Fake::new(Arch::H100, 4 * MIB);
-    let config = Config { grid: [1; 3], block: [1; 3], cluster: [1; 3], shared: 64 << 10 };
+    let config = Config { shared: 64 << 10, ..ONE };
     // SAFETY: handles are live but where a test says otherwise; host memory outlives every copy.
     unsafe {
         let stream = fake.stream().unwrap();
@@ -135,8 +140,6 @@ fn the_driver_keeps_its_rules() {
         fake.begin_capture(stream).unwrap();
         fake.launch(function, &config, &arguments, stream).unwrap();
         fails(fake.begin_capture(stream), "CUDA_ERROR_ILLEGAL_STATE");
-        fails(fake.synchronize(stream), "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED");
-        fails(fake.alloc(4), "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED");
         let event = fake.event().unwrap();
         fake.record(event, stream).unwrap();
         fails(fake.wait(event), "CUDA_ERROR_CAPTURED_EVENT");
@@ -187,10 +190,216 @@ fn the_driver_keeps_its_rules() {
     }
 }
 
+/// Each prohibited call fails, and with it the capture; other threads may go on.
+#[test]
+fn a_capture_keeps_its_rules() {
+    let fake = Fake::new(Arch::H100, 4 * MIB);
+    // SAFETY: handles are live; nothing is run.
+    unsafe {
+        let (stream, other) = (fake.stream().unwrap(), fake.stream().unwrap());
+        let at = fake.alloc(16).unwrap();
+        type Call<'a> = &'a dyn Fn() -> Result<(), CudaError>;
+        let prohibited: [(&str, Call); 5] = [
+            ("CAPTURE_UNSUPPORTED", &|| fake.synchronize(stream)),
+            ("CAPTURE_UNSUPPORTED", &|| fake.synchronize(other)),
+            ("CAPTURE_UNSUPPORTED", &|| fake.alloc(4).map(|_| ())),
+            ("CAPTURE_UNSUPPORTED", &|| fake.alloc_host(4).map(|_| ())),
+            ("CAPTURE_IMPLICIT", &|| fake.fill(at, 0, 16, super::driver::Stream(0))),
+        ];
+        for (words, call) in prohibited {
+            fake.begin_capture(stream).unwrap();
+            fake.fill(at, 1, 16, stream).unwrap();
+            fails(call(), words);
+            fails(fake.fill(at, 1, 16, stream), "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED");
+            fails(fake.end_capture(stream), "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED");
+            fails(fake.end_capture(stream), "CUDA_ERROR_ILLEGAL_STATE");
+        }
+        assert_eq!(fake.violations(), Vec::<String>::new());
+
+        fake.begin_capture(stream).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                fake.free(fake.alloc(4).unwrap());
+                fake.synchronize(other).unwrap();
+                fails(fake.end_capture(stream), "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD");
+            });
+        });
+        fake.fill(at, 2, 16, stream).unwrap();
+        fake.fill(at, 3, 16, other).unwrap();
+        assert_eq!(fake.violations().len(), 1, "what runs beside the capture is no part of it");
+        let graph = fake.end_capture(stream).unwrap();
+        fake.launch_graph(graph, stream).unwrap();
+        fake.end_graph(graph);
+        assert_eq!(fake.violations().len(), 2, "the graph was to run still");
+    }
+}
+
+#[test]
+fn times_are_of_events_that_were_reached() {
+    let fake = Fake::new(Arch::H100, MIB);
+    // SAFETY: handles are live.
+    unsafe {
+        let stream = fake.stream().unwrap();
+        let [start, end] = [fake.event().unwrap(), fake.event().unwrap()];
+        fails(fake.elapsed(start, end), "CUDA_ERROR_INVALID_HANDLE");
+        fake.record(start, stream).unwrap();
+        fake.wait(start).unwrap();
+        fails(fake.elapsed(start, end), "CUDA_ERROR_INVALID_HANDLE");
+        fake.record(end, stream).unwrap();
+        fails(fake.elapsed(start, end), "CUDA_ERROR_NOT_READY");
+        fake.wait(end).unwrap();
+        let span = fake.elapsed(start, end).unwrap();
+        assert!(span > 0.0);
+        assert_eq!(fake.elapsed(end, start).unwrap(), -span);
+        // A new record forgets the old one.
+        fake.record(start, stream).unwrap();
+        fails(fake.elapsed(start, end), "CUDA_ERROR_NOT_READY");
+    }
+}
+
 #[test]
 fn versions_and_counts_read_well() {
     let old = CudaError::OldDriver { has: 12_080, needs: 13_000 }.to_string();
     assert!(old.contains("of CUDA 12.8, and needs to be of 13.0 or newer"), "{old}");
     let none = CudaError::NoGpu(3, 1).to_string();
     assert!(none.contains("no GPU 3 (1 found); choose another"), "{none}");
+}
+
+/// Reads a box of 32 x 8 f32 through a tensor map and writes it to `to`.
+const BOX: &str = "
+.version 8.0
+.target sm_90
+.address_size 64
+.visible .entry boxed(.param .align 64 .b8 p[192])
+.maxntid 32, 1, 1
+{
+    .reg .pred %p<4>;
+    .reg .b32 %r<20>;
+    .reg .b64 %rd<10>;
+    .shared .align 128 .b8 tile[1024];
+    .shared .align 8 .b64 bar;
+    mov.b64 %rd1, p;
+    cvta.param.u64 %rd1, %rd1;
+    ld.param.u64 %rd2, [p+128];
+    mov.u32 %r1, tile;
+    mov.u32 %r2, bar;
+    mov.u32 %r3, %tid.x;
+    setp.ne.u32 %p1, %r3, 0;
+    @%p1 bra READY;
+    mbarrier.init.shared::cta.b64 [%r2], 1;
+    fence.mbarrier_init.release.cluster;
+    fence.proxy.async.shared::cta;
+    mbarrier.arrive.expect_tx.shared::cta.b64 %rd3, [%r2], 1024;
+    mov.u32 %r4, 0;
+    cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r4, %r4}], [%r2];
+READY:
+    bar.sync 0;
+WAIT:
+    mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r2], 0;
+    @!%p2 bra WAIT;
+    mov.u32 %r5, %r3;
+LOOP:
+    shl.b32 %r6, %r5, 2;
+    add.u32 %r7, %r1, %r6;
+    ld.shared.u32 %r8, [%r7];
+    cvt.u64.u32 %rd4, %r6;
+    add.u64 %rd5, %rd2, %rd4;
+    st.global.u32 [%rd5], %r8;
+    add.u32 %r5, %r5, 32;
+    setp.lt.u32 %p3, %r5, 256;
+    @%p3 bra LOOP;
+    ret;
+}";
+
+/// What a plan describes becomes what the kernel reads.
+#[test]
+fn a_tensor_map_reaches_the_kernel() {
+    let (fake, gpu) = open(Arch::H100);
+    let (from, to) = (gpu.alloc(64 * 8 * 4).unwrap(), gpu.alloc(1024).unwrap());
+    let numbers: Vec<f32> = (0..512).map(|i| i as f32).collect();
+    gpu.upload(&from, 0, bytemuck::cast_slice(&numbers)).unwrap();
+    let map = TensorMap::tiled(MapType::F32, from.address(), &[64, 8], &[256], &[32, 8], Swizzle::None).unwrap();
+    let stage = Stage { maps: vec![(0, map)], ..Stage::linear("boxed", 1, 32) };
+    let mut params = [0; 192];
+    params[128..136].copy_from_slice(&to.address().to_le_bytes());
+    let params = stage.with_maps(&params, |map| fake.encode(map)).unwrap();
+    let boxed = gpu.load_ptx(BOX, "boxed").unwrap();
+    // SAFETY: both buffers are as large as the map and the kernel say.
+    unsafe { boxed.launch([1; 3], [32, 1, 1], 0, &[&*params]).unwrap() }
+    let mut back = [0f32; 256];
+    gpu.download(&to, 0, bytemuck::cast_slice_mut(&mut back)).unwrap();
+    for (i, x) in back.iter().enumerate() {
+        assert_eq!(*x, numbers[i / 32 * 64 + i % 32]);
+    }
+    assert_eq!(fake.violations(), Vec::<String>::new());
+}
+
+/// Copies one number from `from` to `to`; waits for the launch before it, or not.
+fn copying(waits: bool) -> String {
+    let wait = if waits { "griddepcontrol.wait;" } else { "" };
+    format!(
+        "
+.version 8.0
+.target sm_90
+.address_size 64
+.visible .entry copying(.param .u64 from, .param .u64 to)
+{{
+    .reg .b32 %r<4>;
+    .reg .b64 %rd<4>;
+    ld.param.u64 %rd1, [from];
+    ld.param.u64 %rd2, [to];
+    {wait}
+    ld.global.u32 %r1, [%rd1];
+    st.global.u32 [%rd2], %r1;
+    ret;
+}}"
+    )
+}
+
+/// A launch that may begin before the one before it has ended must wait before it reads what that one writes.
+#[test]
+fn an_early_start_needs_its_wait() {
+    for waits in [true, false] {
+        let (fake, gpu) = open(Arch::H100);
+        let buffers = [0; 3].map(|_| gpu.alloc(4).unwrap());
+        gpu.upload(&buffers[0], 0, &7u32.to_le_bytes()).unwrap();
+        gpu.fill(&buffers[1], 0).unwrap();
+        let module = fake.load("copying", Image { cubin: &[], ptx: &copying(waits) }).unwrap();
+        // SAFETY: the module is loaded.
+        let function = unsafe { fake.function(module, "copying").unwrap() };
+        for i in 0..2 {
+            let config = Config { programmatic: i == 1, ..ONE };
+            let arguments = [buffers[i].address().to_le_bytes(), buffers[i + 1].address().to_le_bytes()];
+            let arguments = arguments.each_ref().map(|a| a.as_slice());
+            // SAFETY: the buffers have a number each.
+            unsafe { fake.launch(function, &config, &arguments, gpu.stream()).unwrap() }
+        }
+        let mut back = [0; 4];
+        match gpu.download(&buffers[2], 0, &mut back) {
+            Ok(()) => assert!(waits && u32::from_le_bytes(back) == 7, "{back:?}"),
+            e => {
+                assert!(!waits);
+                fails(e, "griddepcontrol.wait");
+            }
+        }
+    }
+}
+
+/// Blocks that wait for each other must all be resident.
+#[test]
+fn a_cooperative_launch_fits_the_gpu() {
+    let Some(()) = compile::for_test() else { return };
+    let (fake, gpu) = open(Arch::A100);
+    let buffer = gpu.alloc(1 << 20).unwrap();
+    let params = fill(buffer.address(), 4);
+    let stage = |blocks| Stage { cooperative: true, ..Stage::linear("fill_f32", blocks, 256) };
+    let launch = |blocks| {
+        // SAFETY: the buffer has four f32.
+        unsafe { gpu.launch_stage(&elementwise::SOURCE, &stage(blocks), bytemuck::bytes_of(&params)) }
+    };
+    let most = 8 * Arch::A100.multiprocessors;
+    fails(launch(most + 1), "blocks that wait for each other, where the GPU holds 864 at a time");
+    launch(most).unwrap();
+    gpu.synchronize().unwrap();
+    assert_eq!((fake.launches(), fake.violations()), (1, Vec::new()));
 }

@@ -18,13 +18,16 @@ fn writes_its_slots_and_nothing_else() {
 fn fills((tokens, kv_heads, head_dim, threads, page, seed): Case) {
     let (row, pages) = (kv_heads * head_dim, 512usize.div_ceil(page));
     // A permutation of all places of the cache by a multiplier that has no factor in common with their number.
-    let slots: Vec<i32> = (0..tokens).map(|t| ((t * 257 + (seed % 1000) as usize) % (pages * page)) as i32).collect();
+    // Some tokens have no place.
+    let place = |t: usize| ((t * 257 + (seed % 1000) as usize) % (pages * page)) as i32;
+    let none = |t: usize| (t as u64 + seed).is_multiple_of(5);
+    let slots: Vec<i32> = (0..tokens).map(|t| if none(t) { -1 - place(t) } else { place(t) }).collect();
     for dtype in [F32, BF16] {
         let data = |seed, count| Data::new(dtype, &numbers(count, seed, 1.0));
         let (k, v) = (data(seed, tokens * row), data(seed ^ 1, tokens * row));
         let (kc, vc) = (data(seed ^ 2, pages * page * row), data(seed ^ 3, pages * page * row));
         let (mut want_k, mut want_v) = (kc.values(), vc.values());
-        for (t, &slot) in slots.iter().enumerate() {
+        for (t, &slot) in slots.iter().enumerate().filter(|(_, slot)| **slot >= 0) {
             let to = slot as usize * row;
             want_k[to..to + row].copy_from_slice(&k.values()[t * row..(t + 1) * row]);
             want_v[to..to + row].copy_from_slice(&v.values()[t * row..(t + 1) * row]);

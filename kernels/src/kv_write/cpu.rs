@@ -9,7 +9,7 @@ use crate::{Element, Team};
 const PER_TASK: usize = 1 << 14;
 
 /// # Safety
-/// The addresses cover what [`Params`] says, and the slots are all different.
+/// The addresses cover what [`Params`] says, and the slots that are not negative are all different.
 pub unsafe fn write<T: Element>(p: &Params, team: &Team) {
     let (tokens, row) = (p.tokens as usize, p.kv_heads as usize * p.head_dim as usize);
     let page = p.page as usize;
@@ -23,7 +23,8 @@ pub unsafe fn write<T: Element>(p: &Params, team: &Team) {
     let per_task = (PER_TASK / row.max(1)).max(1);
     team.run(tokens.div_ceil(per_task), |task| {
         for (t, &slot) in slots.iter().enumerate().skip(task * per_task).take(per_task) {
-            let (from, to) = (t * row, slot as usize * row);
+            let Ok(slot) = usize::try_from(slot) else { continue };
+            let (from, to) = (t * row, slot * row);
             // SAFETY: slots are all different, so rows do not overlap.
             let (k_to, v_to) = unsafe { (k_cache.part(to, row), v_cache.part(to, row)) };
             k_to.copy_from_slice(&k[from..from + row]);

@@ -1,6 +1,7 @@
 //! Copies the keys and values of new tokens to their places in a paged cache.
 //!
-//! Token `t` goes to place `slots[t] % page` of page `slots[t] / page`; no two tokens share a slot.
+//! Token `t` goes to place `slots[t] % page` of page `slots[t] / page`; no two tokens share a slot. A token whose slot is
+//! negative is not kept: a row of padding.
 //!
 //! Shapes: k, v `[tokens, kv_heads, head_dim]`, caches `[pages, page, kv_heads, head_dim]`, all f32 or all bf16; a page
 //! has 16, 32, 64, 128 or 256 tokens, as [`crate::paged_attention`] reads them. Exact. Bound: memory, each element read
@@ -23,7 +24,7 @@ params! {
         pub k_cache: Addr,
         /// `[pages, page, kv_heads, head_dim]`, the tokens' slots are written.
         pub v_cache: Addr,
-        /// i32 `[tokens]`: `number of the page * page + place`, all different, within the cache.
+        /// i32 `[tokens]`: `number of the page * page + place`, all different, within the cache; negative: nowhere.
         pub slots: Addr,
         /// New tokens.
         pub tokens: u32,

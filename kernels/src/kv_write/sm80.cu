@@ -14,7 +14,9 @@ __device__ __forceinline__ void write(const Params& p) {
   const u64 token = values ? i - p.tokens : i;
   const u32 cols = p.kv_heads * p.head_dim;
   const u64 from = values ? p.v : p.k, to = values ? p.v_cache : p.k_cache;
-  const u64 slot = static_cast<u32>(global<const int>(p.slots)[token]);
+  const int place = global<const int>(p.slots)[token];
+  if (place < 0) return;  // a row of padding
+  const u64 slot = static_cast<u32>(place);
   const bool vector = cols % VECTOR<T> == 0 && aligned16(from, to);
   move_row(global<const T>(from) + token * cols, global<T>(to) + slot * cols, cols, vector);
 }

@@ -15,6 +15,7 @@ checks!(
     equals_the_formula,
     a_prompt_cut_anyhow_gives_the_same_bits,
     a_decoded_token_gives_the_same_bits_with_parts_and_without,
+    rows_of_padding_get_zeros_and_change_nobody,
 );
 
 /// Heads and sizes of a model.
@@ -128,7 +129,9 @@ fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, s
             k[at..at + kv_row].copy_from_slice(&tokens.k[j * kv_row..(j + 1) * kv_row]);
             v[at..at + kv_row].copy_from_slice(&tokens.v[j * kv_row..(j + 1) * kv_row]);
         }
-        q.extend_from_slice(&tokens.q[(keys - new) * row..keys * row]);
+        // A row of padding has a query and no key.
+        let first = keys.saturating_sub(new);
+        q.extend_from_slice(&tokens.q[first * row..(first + new) * row]);
     }
     let (q, k, v) = (Data::new(model.dtype, &q), Data::new(model.dtype, &k), Data::new(model.dtype, &v));
     let cu_seqlens = starts(sequences.iter().map(|s| s.2));
@@ -264,6 +267,24 @@ fn a_decoded_token_gives_the_same_bits_with_parts_and_without() {
             for seed in [1, 2, 3, 4] {
                 let got = paged(&model, &[(&me, len - 1, 1), (&me, len, 1)], 1, seed);
                 assert!(got == want[row..], "{model:?}, {len} keys, seed {seed}");
+            }
+        }
+    }
+}
+
+fn rows_of_padding_get_zeros_and_change_nobody() {
+    for dtype in [F32, BF16] {
+        for ((heads, kv_heads), head_dim, len) in [((4, 2), 64, 65), ((7, 1), 128, 520), ((2, 1), 256, 70)] {
+            let model = Model { heads, kv_heads, head_dim, dtype, isa: isa() };
+            let (me, other, row) = (Tokens::new(&model, len, 1), Tokens::new(&model, 9, 2), model.row());
+            for seed in [3, 4] {
+                let want = paged(&model, &[(&me, len, 1), (&other, 9, 1)], 2, seed);
+                let padding = (&other, 0, 1);
+                let got = paged(&model, &[padding, (&me, len, 1), padding, (&other, 9, 1), padding], 2, seed);
+                assert!(got[row..2 * row] == want[..row] && got[3 * row..4 * row] == want[row..], "{model:?}");
+                for at in [0, 2, 4] {
+                    assert!(got[at * row..(at + 1) * row].iter().all(|&b| b == 0), "{model:?}: row {at}, seed {seed}");
+                }
             }
         }
     }

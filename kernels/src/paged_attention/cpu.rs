@@ -4,7 +4,7 @@
 use super::Params;
 use crate::attention::cpu::{Sequence, rows};
 use crate::simd::{Isa, isa};
-use crate::view::slice;
+use crate::view::{Out, slice};
 use crate::{Element, Team};
 use std::ptr::null_mut;
 
@@ -32,8 +32,19 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
             slice::<i32>(p.block_tables, seqs * max_blocks),
         )
     };
+    // SAFETY: the caller's promise.
+    let o = unsafe { Out::<T>::new(p.o, tokens * heads * d) };
+    for seq in (0..seqs).filter(|&seq| kv_lens[seq] == 0 && cu[seq] < cu[seq + 1]) {
+        let (first, end) = (cu[seq] as usize, cu[seq + 1] as usize);
+        assert!(end <= tokens, "cu_seqlens[{seq}] {first}..{end} of {tokens} tokens");
+        // SAFETY: nobody else has these rows yet.
+        unsafe { o.part(first * heads * d, (end - first) * heads * d) }.fill(T::from_f32(0.0));
+    }
     let sequence = |seq: usize, kv_head: usize| {
-        let (first, end, keys) = (cu[seq] as usize, cu[seq + 1] as usize, kv_lens[seq] as usize);
+        let (first, mut end, keys) = (cu[seq] as usize, cu[seq + 1] as usize, kv_lens[seq] as usize);
+        if keys == 0 {
+            end = first;
+        }
         assert!(first <= end && end <= tokens, "cu_seqlens[{seq}] {first}..{end} of {tokens} tokens");
         assert!(end - first <= keys && keys <= max_blocks * page, "kv_lens[{seq}] {keys}, {max_blocks} pages at most");
         let head = first * heads + kv_head * (heads / kv_heads);

@@ -2,7 +2,8 @@
 //!
 //! Sequence `n` has the new tokens `cu_seqlens[n] .. cu_seqlens[n + 1]` and `kv_lens[n]` keys, these tokens' own
 //! included (see [`crate::kv_write`]); key `j` lies at place `j % page` of page `block_tables[n, j / page]`. New token
-//! `i` of `m` sees the keys `0 ..= kv_len - m + i`. The maths and its order are those of [`crate::attention`].
+//! `i` of `m` sees the keys `0 ..= kv_len - m + i`. The maths and its order are those of [`crate::attention`]. A sequence
+//! without keys is padding: its new token, at most one, gets zeros.
 //!
 //! Shapes: q, o `[tokens, heads, head_dim]`, caches `[pages, page, kv_heads, head_dim]`, all f32 or all bf16; head_dim up
 //! to 256 in CUDA.

@@ -53,6 +53,11 @@ struct Tile {
   }
 };
 
+// What an output is multiplied by at the end. A row of padding saw no key: its output is zero and stays it.
+__device__ __forceinline__ float inverse_or_zero(SoftmaxRow total) {
+  return total.sum == 0.0f ? 0.0f : inverse_sum(total);
+}
+
 // What this block works on; false: nothing.
 template <int ROWS, int SLICES>
 __device__ __forceinline__ bool find_tile(const Params& p, Tile& t) {
@@ -342,7 +347,7 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
     for (int h = 0; h < 2; ++h) {
       if (rows[h] >= t.rows) continue;
       bf16* to = global<bf16>(p.o) + t.place(p, rows[h]) * d;
-      const float inverse = inverse_sum(total_row[h]);
+      const float inverse = inverse_or_zero(total_row[h]);
 #pragma unroll
       for (int n = 0; n < (SPLIT ? 1 : V / 8); ++n) {
         const int at = column + n * 8 + c2;
@@ -528,7 +533,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
     for (int r = 0; r < 2; ++r) {
       if (y + r >= t.rows) continue;
       float* to = global<float>(p.o) + t.place(p, y + r) * d;
-      const float inverse = inverse_sum(total_row[r]);
+      const float inverse = inverse_or_zero(total_row[r]);
 #pragma unroll
       for (int n = 0; n < (SPLIT ? 1 : N); ++n) {
         float out[4];
@@ -578,7 +583,7 @@ __device__ __forceinline__ void combine(const Params& p) {
     }
   }
   T* to = global<T>(p.o) + row * d;
-  const float inverse = inverse_sum(total_row);
+  const float inverse = inverse_or_zero(total_row);
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
 #pragma unroll

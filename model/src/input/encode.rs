@@ -2,14 +2,16 @@
 
 use std::path::Path;
 
+use reel_media::frames::Pixels;
 use reel_media::image::Picture;
-use reel_media::patches::{self, Patches, Processor};
+use reel_media::patches::{self, Processor};
 use reel_media::profile::{Overrides, Profile};
-use reel_media::resize::{FrameBuf, FrameView, ImageLimits, processor_smart_resize};
+use reel_media::resize::{FrameBuf, ImageLimits};
 use reel_media::worker::Decoder;
 
 use super::chat::ChatTemplate;
 use super::fetch;
+use super::frames::Frames;
 use super::messages::{Conversation, ImagePart, Part, Source, VideoPart, VideoSource};
 use super::tokenizer::Tokenizer;
 use super::tokens::Tokens;
@@ -87,15 +89,13 @@ impl Default for MediaOptions {
     }
 }
 
-/// A conversation's media as patches. See [`Tokens`] for the fields.
+/// A conversation's media. See [`Tokens`] for the fields.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Media {
-    /// [N, patch_dim] of all pictures.
-    pub pixel_values: Vec<f32>,
+    /// Pictures and films.
+    pub frames: Frames,
     /// One a picture.
     pub image_grid_thw: Vec<GridThw>,
-    /// [N, patch_dim] of all films.
-    pub pixel_values_videos: Vec<f32>,
     /// One a film.
     pub video_grid_thw: Vec<GridThw>,
     /// Seconds from one frame pair to the next, one a film.
@@ -111,22 +111,22 @@ pub fn encode(bundle: &Bundle, conversation: &Conversation, options: &MediaOptio
     assemble(bundle, &text, media, &conversation.place)
 }
 
-/// Reads, resizes and cuts all media of a conversation, in order.
+/// Reads and resizes all media of a conversation, in order.
 pub fn load_media(bundle: &Bundle, conversation: &Conversation, options: &MediaOptions) -> Result<Media> {
-    let mut media = Media::default();
     let processor = bundle.preprocessor.processor();
+    let mut media = Media { frames: Frames { processor, ..Frames::default() }, ..Media::default() };
     for part in conversation.media() {
         match part {
             Part::Text(_) => {}
             Part::Image(image) => {
-                let Patches { mut pixel_values, grid_thw } = load_image(image, options, &processor)?;
-                media.pixel_values.append(&mut pixel_values);
-                media.image_grid_thw.push(grid_thw);
+                let picture = load_image(image, options, &processor)?;
+                media.image_grid_thw.push(media.frames.grid(&picture)?);
+                media.frames.pictures.push(picture);
             }
             Part::Video(video) => {
                 let mut film = load_video(video, options, &processor)?;
-                media.pixel_values_videos.append(&mut film.patches.pixel_values);
-                media.video_grid_thw.push(film.patches.grid_thw);
+                media.video_grid_thw.push(media.frames.grid(&film.frames)?);
+                media.frames.films.push(film.frames);
                 media.second_per_grid_ts.push(match options.second_per_grid {
                     SecondPerGrid::True => (processor.temporal_patch_size as f64 / film.sample_fps) as f32,
                     SecondPerGrid::One => 1.0,
@@ -153,12 +153,10 @@ pub fn assemble(bundle: &Bundle, text: &str, media: Media, place: &str) -> Resul
             ids = expand(ids, i64::from(pad), &counts, kind, place)?;
         }
     }
-    let some = |values: Vec<f32>| (!values.is_empty()).then_some(values);
     let mut made = Tokens {
         input_ids: ids,
-        pixel_values: some(media.pixel_values),
+        frames: media.frames,
         image_grid_thw: media.image_grid_thw,
-        pixel_values_videos: some(media.pixel_values_videos),
         video_grid_thw: media.video_grid_thw,
         second_per_grid_ts: media.second_per_grid_ts,
         frame_indices: media.frame_indices,
@@ -187,10 +185,10 @@ fn expand(ids: Vec<i64>, pad: i64, counts: &[usize], kind: &str, place: &str) ->
     Ok(expanded)
 }
 
-fn load_image(image: &ImagePart, options: &MediaOptions, processor: &Processor) -> Result<Patches> {
+fn load_image(image: &ImagePart, options: &MediaOptions, processor: &Processor) -> Result<FrameBuf> {
     let limits = ImageLimits::new(options.profile, &options.overrides.over(image.overrides));
     let picture = open_picture(&image.source)?;
-    Ok(patches::still(&picture, &limits, processor, &image.source.name())?)
+    Ok(patches::still_frame(&picture, &limits, processor, &image.source.name())?)
 }
 
 fn open_picture(source: &Source) -> Result<Picture> {
@@ -201,9 +199,9 @@ fn open_picture(source: &Source) -> Result<Picture> {
     })
 }
 
-/// A film as patches, with what its positions are made from.
+/// A film, with what its positions are made from.
 struct Film {
-    patches: Patches,
+    frames: FrameBuf,
     sample_fps: f64,
     frame_indices: Vec<i64>,
 }
@@ -240,8 +238,8 @@ fn frame_list(
     let pictures = frames.iter().map(open_picture).collect::<Result<Vec<Picture>>>()?;
     let limits = ImageLimits::new(options.profile, &keys);
     let name = frames.first().map(Source::name).unwrap_or_default();
-    let patches = patches::frame_list(&pictures, &limits, processor, &name)?;
-    Ok(Film { patches, sample_fps, frame_indices: even((0..pictures.len() as i64).collect()) })
+    let frames = patches::list_frames(&pictures, &limits, processor, &name)?;
+    Ok(Film { frames, sample_fps, frame_indices: even((0..pictures.len() as i64).collect()) })
 }
 
 /// Frames go in pairs: an odd number repeats its last.
@@ -253,23 +251,16 @@ fn even(mut indices: Vec<i64>) -> Vec<i64> {
 }
 
 fn film(path: &Path, keys: Overrides, options: &MediaOptions, processor: &Processor) -> Result<Film> {
-    let frames = options.decoder.sample_resized(path, options.profile, &keys)?;
-    let view = FrameView::new(&frames.data, frames.indices.len(), frames.height, frames.width)?;
-    let patches = cut(view, processor)?;
-    let frame_indices = even(frames.indices.iter().map(|&i| i as i64).collect());
-    Ok(Film { patches, sample_fps: frames.sample_fps, frame_indices })
-}
-
-/// The image processor's own resize, which most frames already have, then patches.
-fn cut(frames: FrameView<'_>, processor: &Processor) -> Result<Patches> {
-    let (height, width) = frames.size();
-    let factor = processor.patch_size * processor.merge_size;
-    let size = processor_smart_resize(height, width, factor, processor.min_pixels, processor.max_pixels)?;
-    if size == (height, width) {
-        return Ok(patches::cut(frames, processor)?);
-    }
-    let copy = FrameBuf { data: frames.data().to_vec(), frames: frames.frames(), height, width };
-    Ok(patches::cut(patches::second_resize(copy, processor)?.view()?, processor)?)
+    let read = options.decoder.sample_resized(path, options.profile, &keys)?;
+    let data = match read.data {
+        Pixels::Owned(data) => data,
+        Pixels::Shared(map) => map.to_vec(),
+    };
+    let frames = FrameBuf { data, frames: read.indices.len(), height: read.height, width: read.width };
+    // The image processor's own resize, which most frames already have.
+    let frames = patches::second_resize(frames, processor)?;
+    let frame_indices = even(read.indices.iter().map(|&i| i as i64).collect());
+    Ok(Film { frames, sample_fps: read.sample_fps, frame_indices })
 }
 
 /// Films that are not files become one for as long as the worker reads them.

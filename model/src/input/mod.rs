@@ -3,6 +3,7 @@
 pub mod chat;
 pub mod encode;
 pub mod fetch;
+pub mod frames;
 pub mod messages;
 pub mod mrope;
 pub mod tokenizer;
@@ -10,5 +11,6 @@ pub mod tokens;
 pub mod window;
 
 pub use encode::{Bundle, MediaOptions, SecondPerGrid, encode};
+pub use frames::Frames;
 pub use messages::Conversation;
 pub use tokens::Tokens;

@@ -1,7 +1,11 @@
 //! The model's inputs as plain arrays, and the safetensors file that holds them (`reel preprocess`, `reel score --inputs`).
 
+use std::borrow::Cow;
 use std::path::Path;
 
+use reel_media::resize::FrameBuf;
+
+use super::frames::Frames;
 use super::mrope::{Grids, rope_index};
 use super::window::GridThw;
 use crate::checkpoint::header::{self, Stored};
@@ -18,6 +22,8 @@ pub struct Tokens {
     pub position_ids: [Vec<i64>; 3],
     /// Added to a token's place, gives the position of text generated after this sequence.
     pub rope_delta: i64,
+    /// Pictures and films that were decoded. Where pixels are given as values they are not here.
+    pub frames: Frames,
     /// [N, patch_dim] of all pictures, in order.
     pub pixel_values: Option<Vec<f32>>,
     /// Time, height and width in patches, one a picture.
@@ -39,12 +45,27 @@ impl Tokens {
     pub fn sequence(&self) -> crate::batch::Sequence<'_> {
         crate::batch::Sequence {
             input_ids: &self.input_ids,
+            frames: Some(&self.frames),
             position_ids: self.position_ids.each_ref().map(Vec::as_slice),
             pixel_values: self.pixel_values.as_deref().unwrap_or_default(),
             image_grid_thw: &self.image_grid_thw,
             pixel_values_videos: self.pixel_values_videos.as_deref().unwrap_or_default(),
             video_grid_thw: &self.video_grid_thw,
         }
+    }
+
+    /// [N, patch_dim] of all pictures and of all films: as given, or of the frames.
+    ///
+    /// # Errors
+    /// Frames that cannot be cut into patches, or too many of them.
+    pub fn pixels(&self) -> Result<[Option<Cow<'_, [f32]>>; 2]> {
+        let kinds = [(&self.pixel_values, &self.frames.pictures), (&self.pixel_values_videos, &self.frames.films)];
+        let [pictures, films] = kinds.map(|(given, frames)| match given {
+            Some(values) => Ok(Some(Cow::Borrowed(&values[..]))),
+            None if frames.is_empty() => Ok(None),
+            None => self.frames.pixels(frames).map(|cut| Some(Cow::Owned(cut))),
+        });
+        Ok([pictures?, films?])
     }
 
     /// A sequence of text alone.
@@ -102,7 +123,7 @@ impl Tokens {
             "image",
             config.tokens.image,
             &self.image_grid_thw,
-            self.pixel_values.as_deref(),
+            (self.pixel_values.as_deref(), &self.frames.pictures),
         )?;
         self.check_media(
             config,
@@ -110,7 +131,7 @@ impl Tokens {
             "video",
             config.tokens.video,
             &self.video_grid_thw,
-            self.pixel_values_videos.as_deref(),
+            (self.pixel_values_videos.as_deref(), &self.frames.films),
         )
     }
 
@@ -121,7 +142,7 @@ impl Tokens {
         kind: &str,
         pad: u32,
         grids: &[GridThw],
-        pixels: Option<&[f32]>,
+        (pixels, frames): (Option<&[f32]>, &[FrameBuf]),
     ) -> Result<()> {
         let pixel_name = if kind == "image" { "pixel_values" } else { "pixel_values_videos" };
         let fault = |name: &str, what: String| Err(ModelError::inputs(format!("{place}: {name}"), what, CURE));
@@ -136,7 +157,12 @@ impl Tokens {
         }
         let patches: usize = grids.iter().map(|grid| grid.iter().product::<usize>()).sum();
         let values = pixels.map_or(0, <[f32]>::len);
-        if values != patches * config.vision.patch_dim() {
+        if pixels.is_none() && !frames.is_empty() {
+            let cut = frames.iter().map(|f| self.frames.grid(f)).collect::<Result<Vec<GridThw>>>()?;
+            if cut != grids {
+                return fault(&format!("{kind}_grid_thw"), format!("has {grids:?} but the frames give {cut:?}"));
+            }
+        } else if values != patches * config.vision.patch_dim() {
             let rows = values / config.vision.patch_dim();
             return fault(pixel_name, format!("has {rows} patches but {kind}_grid_thw has {patches}"));
         }
@@ -168,8 +194,8 @@ impl Tokens {
                 tensors.push(ints(name, vec![grid.len() / 3, 3], grid));
             }
         }
-        for (name, pixels) in [("pixel_values", &self.pixel_values), ("pixel_values_videos", &self.pixel_values_videos)]
-        {
+        let pixels = self.pixels()?;
+        for (name, pixels) in ["pixel_values", "pixel_values_videos"].into_iter().zip(&pixels) {
             if let Some(pixels) = pixels {
                 tensors.push(floats(name, vec![pixels.len() / dim, dim], pixels));
             }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Category, Device, MappedFile};
+use super::recording::Private;
+use super::{Category, Device, Download, MappedFile};
 use crate::error::Result;
 
 /// Device memory, or a part of a mapped file.
@@ -13,6 +14,8 @@ pub struct Buffer {
     category: Category,
     /// Keeps a mapped file open; its memory is not ours to free.
     file: Option<Arc<MappedFile>>,
+    /// The recording whose memory this is.
+    home: Option<Arc<Private>>,
 }
 
 impl std::fmt::Debug for Buffer {
@@ -23,11 +26,15 @@ impl std::fmt::Debug for Buffer {
 
 impl Buffer {
     pub(super) fn owned(device: Device, addr: u64, bytes: usize, category: Category) -> Buffer {
-        Buffer { device, addr, bytes, category, file: None }
+        Buffer { device, addr, bytes, category, file: None, home: None }
     }
 
     pub(super) fn mapped(device: Device, addr: u64, bytes: usize, file: Arc<MappedFile>) -> Buffer {
-        Buffer { device, addr, bytes, category: Category::Weights, file: Some(file) }
+        Buffer { device, addr, bytes, category: Category::Weights, file: Some(file), home: None }
+    }
+
+    pub(super) fn recorded(device: Device, addr: u64, bytes: usize, category: Category, home: Arc<Private>) -> Buffer {
+        Buffer { device, addr, bytes, category, file: None, home: Some(home) }
     }
 
     /// The device that it belongs to.
@@ -63,7 +70,11 @@ impl Buffer {
             "upload of {} bytes at {offset} into {self:?}",
             from.len()
         );
-        if from.is_empty() { Ok(()) } else { self.device.0.backend.upload(self.addr + offset as u64, from) }
+        if from.is_empty() {
+            return Ok(());
+        }
+        self.device.not_recording("copying from the host")?;
+        self.device.0.backend.upload(self.addr + offset as u64, from)
     }
 
     /// Copies to the host from `offset`.
@@ -75,12 +86,31 @@ impl Buffer {
     /// Beyond the buffer.
     pub fn download(&self, offset: usize, to: &mut [u8]) -> Result<()> {
         assert!(offset + to.len() <= self.bytes, "download of {} bytes at {offset} from {self:?}", to.len());
-        if to.is_empty() { Ok(()) } else { self.device.0.backend.download(self.addr + offset as u64, to) }
+        if to.is_empty() {
+            return Ok(());
+        }
+        self.device.not_recording("copying to the host")?;
+        self.device.0.backend.download(self.addr + offset as u64, to)
+    }
+
+    /// Asks for a copy to the host of `bytes` from `offset`, as they are when what was launched so far is done.
+    ///
+    /// # Errors
+    /// What the device reports.
+    ///
+    /// # Panics
+    /// Beyond the buffer.
+    pub fn download_later(&self, offset: usize, bytes: usize) -> Result<Download> {
+        assert!(offset + bytes <= self.bytes, "download of {bytes} bytes at {offset} from {self:?}");
+        Download::new(&self.device, self.addr + offset as u64, bytes)
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        if let Some(home) = &self.home {
+            return home.give(self.addr, self.bytes);
+        }
         self.device.0.memory.sub(self.category, self.bytes);
         let backend = &self.device.0.backend;
         match &self.file {

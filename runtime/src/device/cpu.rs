@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use reel_kernels::launch::run_on_cpu;
 use reel_kernels::{Launch, Team};
 
-use super::{Backend, Kernels};
+use super::{Backend, Hardware, Kernels};
 use crate::error::Result;
 
 const ALIGN: usize = 64;
@@ -112,6 +112,14 @@ impl Backend for Cpu {
         // buffers that are written are not mapped files.
         unsafe { run_on_cpu(launch, &self.team) };
         Ok(())
+    }
+
+    /// The processor's name as Linux has it.
+    fn hardware(&self) -> Hardware {
+        let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let line = info.lines().find(|l| l.starts_with("model name"));
+        let name = line.and_then(|l| l.split_once(':')).map_or("cpu", |(_, name)| name.trim());
+        Hardware { name: name.into(), ..Hardware::default() }
     }
 
     fn upload(&self, to: u64, from: &[u8]) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Counts the bytes of live buffers by what they are for. The count is the same on every device.
 
 use std::sync::Mutex;
+use std::time::Instant;
 
 /// What a buffer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,6 +46,18 @@ impl Category {
             Category::Workspace => "workspace",
         }
     }
+
+    /// What makes it smaller, by the options' names.
+    pub const fn advice(self) -> &'static str {
+        match self {
+            Category::Weights | Category::Gradients => "take --dtype bf16, or a smaller model",
+            Category::Optimizer => "take --optim adamw-bf16 or adamw-8bit",
+            Category::KvCache => "generate fewer completions at a time, or shorter ones",
+            Category::Activations | Category::Inputs | Category::Workspace => {
+                "lower --max-length, the batch or --max-pixels"
+            }
+        }
+    }
 }
 
 /// Bytes in use.
@@ -54,8 +67,19 @@ pub struct MemoryUse {
     pub current: usize,
     /// At the highest since the last reset.
     pub peak: usize,
+    /// By category now, in the order of reports.
+    pub now: Vec<(&'static str, usize)>,
     /// By category at that highest moment, in the order of reports.
     pub at_peak: Vec<(&'static str, usize)>,
+}
+
+/// Bytes in use at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemorySample {
+    /// The moment.
+    pub at: Instant,
+    /// Bytes by category, in the order of [`CATEGORIES`].
+    pub bytes: [usize; CATEGORIES.len()],
 }
 
 #[derive(Default)]
@@ -63,6 +87,16 @@ struct Counts {
     current: [usize; CATEGORIES.len()],
     at_peak: [usize; CATEGORIES.len()],
     peak: usize,
+    recording: bool,
+    samples: Vec<MemorySample>,
+}
+
+impl Counts {
+    fn sample(&mut self) {
+        if self.recording {
+            self.samples.push(MemorySample { at: Instant::now(), bytes: self.current });
+        }
+    }
 }
 
 #[derive(Default)]
@@ -77,10 +111,31 @@ impl Memory {
             c.peak = total;
             c.at_peak = c.current;
         }
+        c.sample();
     }
 
     pub(super) fn sub(&self, category: Category, bytes: usize) {
-        self.lock().current[category as usize] -= bytes;
+        let mut c = self.lock();
+        c.current[category as usize] -= bytes;
+        c.sample();
+    }
+
+    /// Whether every change is kept with its time; what is in use when that begins is the first sample.
+    pub(super) fn record(&self, on: bool) {
+        let mut c = self.lock();
+        let begins = on && !c.recording;
+        c.recording = on;
+        if begins {
+            c.sample();
+        }
+    }
+
+    pub(super) fn samples(&self) -> Vec<MemorySample> {
+        self.lock().samples.clone()
+    }
+
+    pub(super) fn forget_samples(&self) {
+        self.lock().samples.clear();
     }
 
     pub(super) fn reset_peak(&self) {
@@ -91,11 +146,8 @@ impl Memory {
 
     pub(super) fn usage(&self) -> MemoryUse {
         let c = self.lock();
-        MemoryUse {
-            current: c.current.iter().sum(),
-            peak: c.peak,
-            at_peak: CATEGORIES.iter().map(|&k| (k.name(), c.at_peak[k as usize])).collect(),
-        }
+        let named = |counts: &[usize]| CATEGORIES.iter().map(|&k| (k.name(), counts[k as usize])).collect();
+        MemoryUse { current: c.current.iter().sum(), peak: c.peak, now: named(&c.current), at_peak: named(&c.at_peak) }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Counts> {

@@ -3,26 +3,35 @@
 pub mod buffer;
 mod cpu;
 mod cuda;
+mod download;
 mod dry;
 pub mod mapped_file;
 mod memory;
+mod nvtx;
 mod profile;
+mod recording;
 mod sim;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use reel_kernels::Launch;
 use reel_kernels::cuda::Gpu;
 
 pub use buffer::Buffer;
+pub use download::Download;
 pub use mapped_file::MappedFile;
-pub use memory::{Category, MemoryUse};
+pub use memory::{CATEGORIES, Category, MemorySample, MemoryUse};
+pub use nvtx::{Range, range};
 pub use profile::{Event, OpTotals, Profile};
+pub use recording::Recording;
 pub use sim::SimOptions;
 
 use crate::error::{Error, Result};
+use download::Landing;
 use memory::Memory;
+use profile::{Collected, Timed, Wanted};
+use recording::Recorder;
 
 /// The two ways in which a launch is carried out. They need different workspaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +40,17 @@ pub enum Kernels {
     Cpu,
     /// The CUDA source, on a GPU or simulated.
     Cuda,
+}
+
+/// The machine behind a device, in its own words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hardware {
+    /// What computes, as `NVIDIA H200`.
+    pub name: String,
+    /// Where a GPU sits on the bus, as `0000:1B:00.0`, which other tools know it by.
+    pub bus_id: Option<String>,
+    /// The CUDA version of a GPU's driver, as `13.0`.
+    pub driver: Option<String>,
 }
 
 /// What a device must be able to do. Addresses are the device's own; a launch's addresses come from its `alloc`.
@@ -43,10 +63,28 @@ trait Backend: Send + Sync {
     fn free(&self, addr: u64, bytes: usize);
     fn launch(&self, launch: &Launch) -> Result<()>;
     /// A launch, waited for, and the seconds that it took.
-    fn launch_timed(&self, launch: &Launch) -> Result<f64> {
+    fn launch_waited(&self, launch: &Launch) -> Result<f64> {
         let start = Instant::now();
         self.launch(launch)?;
         Ok(start.elapsed().as_secs_f64())
+    }
+    /// A launch whose time is wanted, and the launches whose times are known by now: this one where a launch is over when it returns.
+    fn launch_timed(&self, launch: &Launch, wanted: Wanted) -> Result<Vec<Timed>> {
+        let start = Instant::now();
+        let seconds = self.launch_waited(launch)?;
+        Ok(vec![Timed { wanted, event: Event { name: launch.name(), cost: launch.cost(), start, seconds } }])
+    }
+    /// Waits for the launches whose times were wanted and are not known yet.
+    fn timed(&self) -> Result<Vec<Timed>> {
+        Ok(Vec::new())
+    }
+    /// Waits until everything that was asked for is done.
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+    /// What computes.
+    fn hardware(&self) -> Hardware {
+        Hardware { name: self.name().into(), ..Hardware::default() }
     }
     fn upload(&self, to: u64, from: &[u8]) -> Result<()>;
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
@@ -56,12 +94,51 @@ trait Backend: Send + Sync {
     }
     /// The end of what `map` gave.
     fn unmap(&self, _addr: u64, _bytes: usize) {}
+    /// Whether launches run behind the host, which may go on asking for more.
+    fn runs_behind(&self) -> bool {
+        false
+    }
+    /// A copy to the host of what the launches so far compute, to be waited for by `land` or given up by `forget`.
+    fn download_later(&self, from: u64, bytes: usize) -> Result<Landing> {
+        let mut to = vec![0; bytes];
+        self.download(from, &mut to)?;
+        Ok(Landing::Here(to))
+    }
+    /// Waits for a copy that is `Landing::Coming`.
+    fn land(&self, _handle: u64, _to: &mut [u8]) -> Result<()> {
+        Ok(())
+    }
+    /// Gives such a copy up.
+    fn forget(&self, _handle: u64) {}
+    /// Makes ready what a launch needs that will be recorded.
+    fn prepare(&self, _launch: &Launch) -> Result<()> {
+        Ok(())
+    }
+    /// From now on `take_recorded` is given launches; false: this device has no form of its own for recordings.
+    fn begin_recording(&self) -> Result<bool> {
+        Ok(false)
+    }
+    /// Takes a launch into the device's own form of a recording.
+    fn take_recorded(&self, _launch: &Launch) -> Result<()> {
+        Ok(())
+    }
+    /// The recording, where `begin_recording` said true.
+    fn end_recording(&self) -> Result<u64> {
+        Ok(0)
+    }
+    /// Asks for all launches of a recording.
+    fn replay(&self, _handle: u64) -> Result<()> {
+        Ok(())
+    }
+    /// The end of a recording.
+    fn end_replays(&self, _handle: u64) {}
 }
 
 struct Inner {
     backend: Box<dyn Backend>,
     memory: Memory,
-    profile: Profile,
+    profile: Collected,
+    recorder: Mutex<Option<Recorder>>,
 }
 
 /// A handle to a device; clones share it.
@@ -76,7 +153,12 @@ impl std::fmt::Debug for Device {
 
 impl Device {
     fn new(backend: impl Backend + 'static) -> Device {
-        Device(Arc::new(Inner { backend: Box::new(backend), memory: Memory::default(), profile: Profile::default() }))
+        Device(Arc::new(Inner {
+            backend: Box::new(backend),
+            memory: Memory::default(),
+            profile: Collected::default(),
+            recorder: Mutex::default(),
+        }))
     }
 
     /// The host's processor with `threads` threads; 0 takes all that there are. Results do not depend on the number.
@@ -88,7 +170,7 @@ impl Device {
     /// reads give zeros.
     pub fn dry(kernels: Kernels) -> Device {
         let device = Device::new(dry::Dry::new(kernels));
-        device.0.profile.count(true);
+        device.profile().count(true);
         device
     }
 
@@ -131,6 +213,11 @@ impl Device {
         self.name() == "dry"
     }
 
+    /// Whether launches run behind the host, so that it gains by asking for the next before it has read the last one's results.
+    pub fn runs_behind(&self) -> bool {
+        self.0.backend.runs_behind()
+    }
+
     /// Threads that a launch may use.
     pub fn threads(&self) -> usize {
         self.0.backend.threads()
@@ -141,6 +228,11 @@ impl Device {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn alloc(&self, bytes: usize, category: Category) -> Result<Buffer> {
+        if bytes > 0
+            && let Some(recorded) = self.alloc_recorded(bytes, category)
+        {
+            return recorded.map(|(addr, home)| Buffer::recorded(self.clone(), addr, bytes, category, home));
+        }
         let addr = if bytes == 0 { Some(0) } else { self.0.backend.alloc(bytes) };
         let addr = addr.ok_or_else(|| self.no_room(bytes, category))?;
         self.0.memory.add(category, bytes);
@@ -167,22 +259,39 @@ impl Device {
     }
 
     fn no_room(&self, bytes: usize, category: Category) -> Error {
-        Error::OutOfMemory { bytes, category: category.name(), in_use: self.0.memory.usage().current }
+        let held = self.0.memory.usage().now;
+        Error::OutOfMemory { bytes, category: category.name(), held, advice: category.advice() }
     }
 
-    /// Executes a launch; later launches see what it wrote.
+    /// Executes a launch; later launches see what it wrote. Inside of [`Device::record`] it is recorded instead.
     ///
     /// # Errors
     /// What the device reports.
     pub fn launch(&self, launch: &Launch) -> Result<()> {
+        if self.recorded(launch)? {
+            return Ok(());
+        }
+        let _range = range(launch.name());
         let profile = &self.0.profile;
         if !profile.active() {
             return self.0.backend.launch(launch);
         }
-        let start = Instant::now();
-        let seconds = self.0.backend.launch_timed(launch)?;
-        profile.add(launch.name(), launch.cost(), start, seconds);
+        let known = self.0.backend.launch_timed(launch, profile.wanted())?;
+        profile.add(known);
         Ok(())
+    }
+
+    /// Waits until everything that was asked for is done.
+    ///
+    /// # Errors
+    /// What the device reports: a launch that went wrong.
+    pub fn synchronize(&self) -> Result<()> {
+        self.0.backend.synchronize()
+    }
+
+    /// The machine behind it.
+    pub fn hardware(&self) -> Hardware {
+        self.0.backend.hardware()
     }
 
     /// Executes a launch and waits for it; the seconds that it took, by the device's own clock.
@@ -190,7 +299,8 @@ impl Device {
     /// # Errors
     /// What the device reports.
     pub fn time(&self, launch: &Launch) -> Result<f64> {
-        self.0.backend.launch_timed(launch)
+        self.not_recording("timing a launch")?;
+        self.0.backend.launch_waited(launch)
     }
 
     /// Memory held now and at the highest, by category.
@@ -204,7 +314,7 @@ impl Device {
     }
 
     /// What launches cost and took, once [`Profile::count`] or [`Profile::record`] was switched on.
-    pub fn profile(&self) -> &Profile {
-        &self.0.profile
+    pub fn profile(&self) -> Profile<'_> {
+        Profile(self)
     }
 }

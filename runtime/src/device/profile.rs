@@ -7,6 +7,9 @@ use std::time::Instant;
 
 use reel_kernels::Cost;
 
+use super::{Device, MemorySample};
+use crate::error::Result;
+
 const COUNT: u8 = 1;
 const RECORD: u8 = 2;
 
@@ -26,74 +29,128 @@ pub struct OpTotals {
 pub struct Event {
     /// The kernel.
     pub name: &'static str,
-    /// Microseconds from the start of the recording.
-    pub start_us: f64,
-    /// Microseconds that it took.
-    pub duration_us: f64,
+    /// Operations and bytes, from the kernel's own cost.
+    pub cost: Cost,
+    /// When it began: by the host's clock, or by the device's own, moved to the host's (see [`Profile`]).
+    pub start: Instant,
+    /// Seconds that it took.
+    pub seconds: f64,
 }
 
+/// Collects costs and times of a device's launches while switched on, and how much memory is in use.
+///
+/// `cpu`, `sim` and `dry` carry a launch out before they return: their times are the host's. `cuda` has an event before and one behind
+/// each launch in its stream, and nobody waits for them before the profile is read, so the GPU stays as far behind the host as it would
+/// be without. Times between events are the GPU's own, to half a microsecond; where they lie on the host's clock comes from one event
+/// that the host waited for before the first launch, so all are late by the time of that wait, some 10 microseconds.
+#[derive(Clone, Copy)]
+pub struct Profile<'a>(pub(super) &'a Device);
+
+impl Profile<'_> {
+    /// Switches the totals on or off.
+    pub fn count(&self, on: bool) {
+        self.collected().switch(COUNT, on);
+    }
+
+    /// Switches the time lines of launches and memory on or off.
+    pub fn record(&self, on: bool) {
+        self.collected().switch(RECORD, on);
+        self.0.0.memory.record(on);
+    }
+
+    /// Forgets what was collected; waits for the launches.
+    pub fn clear(&self) {
+        // A launch that went wrong fails every later call of the device, so its error is not lost.
+        let _ = self.read();
+        let mut s = self.collected().lock();
+        s.totals.clear();
+        s.events.clear();
+        self.0.0.memory.forget_samples();
+    }
+
+    /// Totals by kernel name; waits for the launches.
+    ///
+    /// # Errors
+    /// What the device reports: a launch that went wrong.
+    pub fn totals(&self) -> Result<BTreeMap<&'static str, OpTotals>> {
+        self.read()?;
+        Ok(self.collected().lock().totals.clone())
+    }
+
+    /// The time line in the order of its starts; waits for the launches.
+    ///
+    /// # Errors
+    /// What the device reports: a launch that went wrong.
+    pub fn events(&self) -> Result<Vec<Event>> {
+        self.read()?;
+        let mut events = self.collected().lock().events.clone();
+        events.sort_by_key(|e| e.start);
+        Ok(events)
+    }
+
+    /// Bytes in use after each allocation and each release while recording, in order.
+    pub fn memory(&self) -> Vec<MemorySample> {
+        self.0.0.memory.samples()
+    }
+
+    fn collected(&self) -> &Collected {
+        &self.0.0.profile
+    }
+
+    fn read(&self) -> Result<()> {
+        let known = self.0.0.backend.timed()?;
+        self.collected().add(known);
+        Ok(())
+    }
+}
+
+/// Which of totals and time line a launch goes into.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted(u8);
+
+/// A launch whose time is known.
+pub(super) struct Timed {
+    pub wanted: Wanted,
+    pub event: Event,
+}
+
+#[derive(Default)]
 struct State {
     totals: BTreeMap<&'static str, OpTotals>,
     events: Vec<Event>,
-    origin: Instant,
 }
 
-/// Collects costs and times of launches while switched on.
-pub struct Profile {
+/// What was collected of a device.
+#[derive(Default)]
+pub(super) struct Collected {
     mode: AtomicU8,
     state: Mutex<State>,
 }
 
-impl Default for Profile {
-    fn default() -> Profile {
-        let state = State { totals: BTreeMap::new(), events: Vec::new(), origin: Instant::now() };
-        Profile { mode: AtomicU8::new(0), state: Mutex::new(state) }
-    }
-}
-
-impl Profile {
-    /// Switches the totals on or off.
-    pub fn count(&self, on: bool) {
-        self.switch(COUNT, on);
-    }
-
-    /// Switches the time line (and the totals) on or off; the time line starts now.
-    pub fn record(&self, on: bool) {
-        self.lock().origin = Instant::now();
-        self.switch(COUNT | RECORD, on);
-    }
-
-    /// Forgets what was collected.
-    pub fn clear(&self) {
-        let mut s = self.lock();
-        s.totals.clear();
-        s.events.clear();
-        s.origin = Instant::now();
-    }
-
-    /// Totals by kernel name.
-    pub fn totals(&self) -> BTreeMap<&'static str, OpTotals> {
-        self.lock().totals.clone()
-    }
-
-    /// The time line.
-    pub fn events(&self) -> Vec<Event> {
-        self.lock().events.clone()
-    }
-
+impl Collected {
+    /// Whether anything is collected.
     pub(super) fn active(&self) -> bool {
         self.mode.load(Ordering::Relaxed) != 0
     }
 
-    pub(super) fn add(&self, name: &'static str, cost: Cost, start: Instant, seconds: f64) {
+    /// What is collected now, for the launches that are asked for now: times may come when it is something else.
+    pub(super) fn wanted(&self) -> Wanted {
+        Wanted(self.mode.load(Ordering::Relaxed))
+    }
+
+    /// Launches whose times became known.
+    pub(super) fn add(&self, known: Vec<Timed>) {
         let mut s = self.lock();
-        let t = s.totals.entry(name).or_default();
-        t.launches += 1;
-        t.cost += cost;
-        t.seconds += seconds;
-        if self.mode.load(Ordering::Relaxed) & RECORD != 0 {
-            let start_us = start.duration_since(s.origin).as_secs_f64() * 1e6;
-            s.events.push(Event { name, start_us, duration_us: seconds * 1e6 });
+        for Timed { wanted: Wanted(mode), event } in known {
+            if mode & COUNT != 0 {
+                let t = s.totals.entry(event.name).or_default();
+                t.launches += 1;
+                t.cost += event.cost;
+                t.seconds += event.seconds;
+            }
+            if mode & RECORD != 0 {
+                s.events.push(event);
+            }
         }
     }
 

@@ -1,15 +1,14 @@
-//! AdamW over named parameters. The moments are f32; bf16 weights have an exact f32 master, held as the weights' own bits plus
-//! 16 low bits a weight. A parameter without a gradient in a step is left alone, its own step count too.
+//! AdamW over named parameters. The moments are f32, or smaller and rounded stochastically; bf16 weights have an exact f32
+//! master, held as the weights' own bits plus 16 low bits a weight. A parameter without a gradient in a step is left alone, its own step count too.
 
 use std::collections::BTreeMap;
 
 use reel_kernels::{Addr, DType, adamw as kernel, reduce};
 
-use super::super::tensor::tape::zero;
 use crate::device::{Category, Device};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
-use crate::tensor::tape::Grads;
+use crate::tensor::tape::{Grads, zero};
 
 /// The numbers of a step for one parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,13 +25,37 @@ pub struct Hyper {
     pub weight_decay: f64,
 }
 
+/// How the moments are held. Small ones are rounded stochastically, so that steps below their spacing count on average.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Moments {
+    /// f32: 8 bytes a weight.
+    #[default]
+    F32,
+    /// bf16: 4 bytes a weight.
+    Bf16,
+    /// 8-bit codes with two f32 scales for every [`kernel::BLOCK`] weights: 2.03 bytes a weight.
+    Int8,
+}
+
+impl Moments {
+    fn dtype(self) -> DType {
+        match self {
+            Moments::F32 => DType::F32,
+            Moments::Bf16 => DType::BF16,
+            Moments::Int8 => DType::U8,
+        }
+    }
+}
+
 /// What the optimizer keeps for one parameter.
 #[derive(Clone, Debug)]
 pub struct ParameterState {
-    /// First moment, f32 of the parameter's shape.
+    /// First moment, of the parameter's shape: f32, bf16, or signed 8-bit codes (as U8).
     pub m: Tensor,
-    /// Second moment, f32 of the parameter's shape.
+    /// Second moment, of the parameter's shape: f32, bf16, or unsigned 8-bit codes.
     pub v: Tensor,
+    /// f32 `[ceil(n / BLOCK), 2]`: the scales of m and v in each block of codes; with 8-bit moments.
+    pub scales: Option<Tensor>,
     /// Low 16 bits of the master copy (two's complement), where the parameter is bf16.
     pub low: Option<Tensor>,
     /// Steps that this parameter has taken.
@@ -42,33 +65,39 @@ pub struct ParameterState {
 /// The optimizer.
 #[derive(Debug, Default)]
 pub struct AdamW {
+    moments: Moments,
+    seed: u64,
     parameters: BTreeMap<String, (Tensor, ParameterState)>,
 }
 
 impl AdamW {
-    /// For these parameters, with moments of 0 and a master copy equal to the weights.
+    /// For these parameters, with moments of 0 and a master copy equal to the weights. Draws for the rounding of small moments
+    /// depend on `seed`, the parameter's place in the order of names, its step and the weight's place.
     ///
     /// # Errors
     /// Out of memory; a tensor that is no parameter.
-    pub fn new(parameters: &[Tensor]) -> Result<AdamW> {
+    pub fn new(parameters: &[Tensor], moments: Moments, seed: u64) -> Result<AdamW> {
         let mut all = BTreeMap::new();
         for p in parameters {
             let name = p.parameter().ok_or_else(|| shape_error("adamw", "given a tensor that is no parameter"))?;
-            let like = |dtype| {
-                let t = Tensor::empty(p.device(), p.shape(), dtype, Category::Optimizer)?;
-                Ok(t)
+            let like = |dtype| Tensor::empty(p.device(), p.shape(), dtype, Category::Optimizer);
+            let (m, v) = (like(moments.dtype())?, like(moments.dtype())?);
+            let scales = match moments {
+                Moments::Int8 => {
+                    let shape = [p.count().div_ceil(kernel::BLOCK), 2];
+                    Some(Tensor::empty(p.device(), &shape, DType::F32, Category::Optimizer)?)
+                }
+                Moments::F32 | Moments::Bf16 => None,
             };
-            let (m, v) = (like(DType::F32)?, like(DType::F32)?);
-            zero(&m)?;
-            zero(&v)?;
+            [&m, &v].into_iter().chain(&scales).try_for_each(zero)?;
             let low = if p.dtype() == DType::BF16 { Some(like(DType::U16)?) } else { None };
             if let Some(low) = &low {
                 let params = kernel::SplitParams { src: p.addr(), w: p.addr(), low: low.addr(), n: p.count() as u64 };
                 p.device().launch(&kernel::split_master(DType::BF16, &params))?;
             }
-            all.insert(name.to_string(), (p.clone(), ParameterState { m, v, low, steps: 0 }));
+            all.insert(name.to_string(), (p.clone(), ParameterState { m, v, scales, low, steps: 0 }));
         }
-        Ok(AdamW { parameters: all })
+        Ok(AdamW { moments, seed, parameters: all })
     }
 
     /// Every parameter with its state, in the order of names.
@@ -114,7 +143,7 @@ impl AdamW {
     /// # Errors
     /// What the device reports.
     pub fn step(&mut self, grads: &Grads, clip: &Tensor, hyper: impl Fn(&str) -> Hyper) -> Result<()> {
-        for (name, (p, state)) in &mut self.parameters {
+        for (place, (name, (p, state))) in (0u64..).zip(&mut self.parameters) {
             let Some(g) = grads.get(name) else { continue };
             state.steps += 1;
             let h = hyper(name);
@@ -126,18 +155,38 @@ impl AdamW {
                 weight_decay: h.weight_decay,
                 step: state.steps,
             };
-            let params = kernel::Params {
-                w: p.addr(),
-                low: state.low.as_ref().map_or(Addr::NULL, Tensor::addr),
-                m: state.m.addr(),
-                v: state.v.addr(),
-                g: g.addr(),
-                clip: clip.addr(),
-                n: p.count() as u64,
-                ..scalars.params()
+            let at = |t: &Option<Tensor>| t.as_ref().map_or(Addr::NULL, Tensor::addr);
+            let (w, m, v, g, clip) = (p.addr(), state.m.addr(), state.v.addr(), g.addr(), clip.addr());
+            let (low, n) = (at(&state.low), p.count() as u64);
+            let small = kernel::SmallParams {
+                w,
+                low,
+                m,
+                v,
+                scales: at(&state.scales),
+                g,
+                clip,
+                n,
+                seed: self.seed,
+                stream: stream(state.steps, place),
+                ..scalars.small_params()
             };
-            p.device().launch(&kernel::step(p.dtype(), &params))?;
+            p.device().launch(&match self.moments {
+                Moments::F32 => {
+                    kernel::step(p.dtype(), &kernel::Params { w, low, m, v, g, clip, n, ..scalars.params() })
+                }
+                Moments::Bf16 => kernel::step_bf16_moments(p.dtype(), &small),
+                Moments::Int8 => kernel::step_8bit(p.dtype(), &small),
+            })?;
         }
         Ok(())
     }
 }
+
+/// The stream of draws of a parameter's step. The highest bit keeps it from those that sampling uses with the same seed.
+fn stream(step: u64, place: u64) -> u64 {
+    (1 << 63) | (step << 24) | place
+}
+
+#[cfg(test)]
+mod tests;

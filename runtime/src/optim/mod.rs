@@ -3,5 +3,5 @@
 mod adamw;
 mod schedule;
 
-pub use adamw::{AdamW, Hyper, ParameterState};
+pub use adamw::{AdamW, Hyper, Moments, ParameterState};
 pub use schedule::{Schedule, ScheduleKind};

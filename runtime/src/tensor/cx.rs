@@ -76,10 +76,28 @@ impl Cx {
         match &self.tape {
             Some(tape) if inputs.iter().any(|t| t.needs_grad()) => {
                 let output = output.needing_grad();
-                tape.push(name, inputs, &output, backward);
+                tape.push(name, inputs, &[&output], backward);
                 output
             }
             _ => output,
+        }
+    }
+
+    /// [`Cx::record`] for an op with two results, of which either may get a gradient ([`Backward::take_two`]).
+    pub fn record_two(
+        &self,
+        name: &'static str,
+        inputs: &[&Tensor],
+        (a, b): (Tensor, Tensor),
+        backward: impl FnOnce(&mut Backward<'_>) -> Result<()> + 'static,
+    ) -> (Tensor, Tensor) {
+        match &self.tape {
+            Some(tape) if inputs.iter().any(|t| t.needs_grad()) => {
+                let (a, b) = (a.needing_grad(), b.needing_grad());
+                tape.push(name, inputs, &[&a, &b], backward);
+                (a, b)
+            }
+            _ => (a, b),
         }
     }
 
@@ -97,7 +115,7 @@ impl Cx {
         let output = f(&self.without_tape(), &inputs)?.needing_grad();
         let (device, dtype, kept) = (self.device.clone(), self.dtype, inputs.clone());
         let refs: Vec<&Tensor> = inputs.iter().collect();
-        tape.push("recompute", &refs, &output, move |bw| {
+        tape.push("recompute", &refs, &[&output], move |bw| {
             let cx = Cx::training(&device, dtype);
             let leaves: Vec<Tensor> =
                 kept.iter().map(|t| if t.needs_grad() { t.needing_grad() } else { t.clone() }).collect();

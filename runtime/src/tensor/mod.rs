@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use reel_kernels::{Addr, DType, Element};
 
-use crate::device::{Buffer, Category, Device};
+use crate::device::{Buffer, Category, Device, Download};
 use crate::error::{Error, Result, shape_error};
 
 /// How a tensor takes part in training.
@@ -268,6 +268,14 @@ impl Tensor {
         let mut out = vec![0; self.bytes()];
         self.0.buffer.download(self.0.offset, &mut out)?;
         Ok(out)
+    }
+
+    /// Asks for the elements' bytes, as they are when what was launched so far is done.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn read_later(&self) -> Result<Download> {
+        self.0.buffer.download_later(self.0.offset, self.bytes())
     }
 
     /// The elements as f32 (F32 or BF16, widened).

@@ -17,7 +17,8 @@ type BackwardFn = Box<dyn FnOnce(&mut Backward<'_>) -> Result<()>>;
 
 struct Node {
     name: &'static str,
-    output: u64,
+    /// The results, by identity; the gradients of those that got one are handed to `backward` in this order.
+    outputs: Vec<u64>,
     /// Parameters among the inputs, to see that each got its gradient.
     parameters: Vec<Arc<str>>,
     backward: BackwardFn,
@@ -38,11 +39,12 @@ impl Tape {
         &self,
         name: &'static str,
         inputs: &[&Tensor],
-        output: &Tensor,
+        outputs: &[&Tensor],
         backward: impl FnOnce(&mut Backward<'_>) -> Result<()> + 'static,
     ) {
         let parameters = inputs.iter().filter_map(|t| t.parameter().map(Arc::from)).collect();
-        self.0.borrow_mut().push(Node { name, output: output.id(), parameters, backward: Box::new(backward) });
+        let outputs = outputs.iter().map(|t| t.id()).collect();
+        self.0.borrow_mut().push(Node { name, outputs, parameters, backward: Box::new(backward) });
     }
 
     /// The nodes so far; this tape is empty afterwards.
@@ -59,8 +61,11 @@ impl Tape {
         let mut nodes = self.0.into_inner();
         while let Some(node) = nodes.pop() {
             used.extend(node.parameters.iter().cloned());
-            let Some(dy) = by_id.remove(&node.output) else { continue };
-            let mut bw = Backward { device: &device, dy: Some(dy), by_id: &mut by_id, grads };
+            let dys: Vec<Option<Tensor>> = node.outputs.iter().map(|id| by_id.remove(id)).collect();
+            if dys.iter().all(Option::is_none) {
+                continue;
+            }
+            let mut bw = Backward { device: &device, dys, by_id: &mut by_id, grads };
             (node.backward)(&mut bw)?;
         }
         match used.iter().find(|name| !grads.has(name)) {
@@ -82,7 +87,7 @@ impl LeafGrads {
 /// What a backward rule is given.
 pub struct Backward<'a> {
     device: &'a Device,
-    dy: Option<Tensor>,
+    dys: Vec<Option<Tensor>>,
     by_id: &'a mut HashMap<u64, Tensor>,
     grads: &'a mut Grads,
 }
@@ -91,10 +96,16 @@ impl Backward<'_> {
     /// The gradient of the op's output, in its dtype.
     ///
     /// # Panics
-    /// When called twice in one rule.
+    /// When called twice in one rule, or in that of an op with two results.
     #[allow(clippy::expect_used)]
     pub fn take_dy(&mut self) -> Tensor {
-        self.dy.take().expect("a backward rule takes dy once")
+        self.dys[0].take().expect("a backward rule takes dy once")
+    }
+
+    /// The gradients of both results of an op recorded by [`super::cx::Cx::record_two`]: at least one of them is there.
+    pub fn take_two(&mut self) -> (Option<Tensor>, Option<Tensor>) {
+        let mut dys = std::mem::take(&mut self.dys).into_iter();
+        (dys.next().flatten(), dys.next().flatten())
     }
 
     /// The device.
@@ -238,8 +249,22 @@ impl Grads {
     }
 }
 
-/// Fills with zeros.
+/// Fills with zeros, whatever the type.
 pub(crate) fn zero(t: &Tensor) -> Result<()> {
-    let params = elementwise::FillParams { dst: t.addr(), count: t.count() as u64, value: 0.0, reserved: 0 };
-    t.device().launch(&elementwise::fill(t.dtype(), &params))
+    let fill = |at: &Tensor, dtype: DType, count: usize| {
+        let params = elementwise::FillParams { dst: at.addr(), count: count as u64, value: 0.0, reserved: 0 };
+        at.device().launch(&elementwise::fill(dtype, &params))
+    };
+    match t.dtype() {
+        dtype @ (DType::F32 | DType::BF16) => fill(t, dtype, t.count()),
+        DType::I32 => fill(t, DType::F32, t.count()),
+        DType::U16 => fill(t, DType::BF16, t.count()),
+        DType::U8 => {
+            // Four at a time, and what is left by hand: there is no kernel for single bytes.
+            let (flat, words) = (t.reshape(&[t.count()])?, t.count() / 4);
+            fill(&flat, DType::F32, words)?;
+            let rest = t.count() - 4 * words;
+            if rest == 0 { Ok(()) } else { flat.rows(4 * words, rest)?.write(&vec![0u8; rest]) }
+        }
+    }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::options::Optim;
 use reel_model::input::MediaOptions;
 use reel_runtime::Kernels;
 use std::path::PathBuf;
@@ -41,12 +42,14 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::Summary) 
 #[test]
 fn a_run_needs_what_its_plan_says() {
     type Change = fn(&mut SftOptions);
-    let cases: [(&str, DType, Change); 5] = [
+    let cases: [(&str, DType, Change); 7] = [
         ("f32", DType::F32, |_| ()),
         ("bf16", DType::BF16, |o| o.per_device_train_batch_size = 3),
         ("kept", DType::F32, |o| o.gradient_checkpointing = false),
         ("frozen", DType::BF16, |o| o.freeze_vision = true),
         ("packed", DType::F32, |o| (o.packing, o.max_length) = (true, Some(140))),
+        ("moments of bf16", DType::BF16, |o| o.optim = Optim::AdamwBf16),
+        ("moments of 8 bits", DType::F32, |o| o.optim = Optim::Adamw8bit),
     ];
     for (name, dtype, change) in cases {
         let (plan, run) = both(dtype, change);
@@ -69,7 +72,8 @@ fn operations_follow_the_tokens() {
         plan
     };
     let products = |plan: &Plan| {
-        plan.ops.iter().filter(|(name, _)| name.starts_with("matmul")).map(|(_, op)| op.cost.flops).sum::<f64>()
+        let is_product = |name: &str| ["matmul", "linear_log_prob"].iter().any(|family| name.starts_with(family));
+        plan.ops.iter().filter(|(name, _)| is_product(name)).map(|(_, op)| op.cost.flops).sum::<f64>()
     };
     let per_token =
         |checkpointing| (products(&plan(400, 0, checkpointing)) - products(&plan(200, 0, checkpointing))) / 200.0;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use super::*;
-use crate::options::{LabelRule, Scheduler};
+use crate::options::{LabelRule, Optim, Scheduler};
 
 /// A folder of the project's golden training data.
 fn golden(name: &str) -> PathBuf {

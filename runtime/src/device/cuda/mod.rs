@@ -1,20 +1,27 @@
 //! A GPU: launches go to one stream, memory is cut from one growing range, weights are copied in once.
 #![allow(unsafe_code)]
 
+mod landing;
 mod memory;
 mod staging;
+mod timeline;
 
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use reel_kernels::cuda::blas::{Blas, WORKSPACE};
-use reel_kernels::cuda::{CudaError, Gpu};
+use reel_kernels::cuda::{CudaError, Gpu, Recorded};
 use reel_kernels::elementwise::{self, CastParams};
 use reel_kernels::matmul::Matmul;
 use reel_kernels::{Addr, DType, Launch};
 
+use self::landing::{Landings, PIECE};
 use self::memory::Pool;
 use self::staging::{Loader, Staging};
-use super::{Backend, Kernels};
+use self::timeline::{PAIRS, Timeline};
+use super::download::Landing;
+use super::profile::{Timed, Wanted};
+use super::recording::Kept;
+use super::{Backend, Hardware, Kernels};
 use crate::error::{Error, Result};
 
 /// From this many bytes on, a copy to the GPU takes several threads and streams.
@@ -22,11 +29,24 @@ const LARGE: usize = 32 << 20;
 
 // Fields are dropped in this order: what uses the GPU before the GPU.
 pub(super) struct Cuda {
+    recordings: Mutex<Recordings>,
+    landings: Mutex<Landings>,
     products: OnceLock<Products>,
     staging: Mutex<Option<Staging>>,
     loader: Mutex<Option<Loader>>,
+    /// Launches whose times are wanted; made by the first.
+    timeline: Mutex<Option<Timeline>>,
     pool: Mutex<Pool>,
     gpu: Gpu,
+}
+
+/// Recordings, and what the one under way has asked for.
+#[derive(Default)]
+struct Recordings {
+    kept: Kept<(Recorded, Option<(u64, usize)>)>,
+    /// Room for a widened operand: its address and size. Products are on one stream, so one room serves all of a recording.
+    room: Option<(u64, usize)>,
+    under_way: bool,
 }
 
 /// cuBLASLt and its workspace in the pool; opened by the first product.
@@ -39,7 +59,17 @@ impl Cuda {
     /// On an opened GPU.
     pub(super) fn new(gpu: Gpu) -> Result<Cuda> {
         let pool = Mutex::new(Pool::new(gpu.driver().clone()).map_err(told)?);
-        Ok(Cuda { products: OnceLock::new(), staging: Mutex::default(), loader: Mutex::default(), pool, gpu })
+        let landings = Mutex::new(Landings::new(gpu.driver().clone(), gpu.stream()));
+        Ok(Cuda {
+            recordings: Mutex::default(),
+            landings,
+            products: OnceLock::new(),
+            staging: Mutex::default(),
+            loader: Mutex::default(),
+            timeline: Mutex::default(),
+            pool,
+            gpu,
+        })
     }
 
     fn products(&self) -> Result<&Products> {
@@ -71,18 +101,40 @@ impl Cuda {
     /// A product of an f32 and a bf16 operand, as of f32 activations with weights stored in bf16: the latter is widened first, which
     /// changes no value.
     fn widened(&self, product: &Matmul) -> Result<()> {
-        let mut wide = *product;
-        let (narrow, rows) =
-            if product.a.dtype == DType::F32 { (&mut wide.b, product.n) } else { (&mut wide.a, product.m) };
-        let count = rows * product.k;
-        let bytes = count * DType::F32.size();
-        let room = self.alloc(bytes).ok_or_else(|| told(CudaError::OutOfMemory { bytes }))?;
-        let params = CastParams { src: narrow.addr, dst: Addr(room), count: count as u64 };
-        let cast = elementwise::cast(narrow.dtype, DType::F32, &params);
-        (narrow.addr, narrow.dtype) = (Addr(room), DType::F32);
+        let bytes = widened_bytes(product);
+        // A recording has room of its own, made ready before: its addresses last.
+        let recorded = Some(lock(&self.recordings)).filter(|r| r.under_way).and_then(|r| r.room);
+        if let Some((room, _)) = recorded.filter(|(_, size)| *size >= bytes) {
+            let (cast, wide) = widening(product, room);
+            return self.launch(&cast).and_then(|()| self.product(&wide));
+        }
+        let room = self.room(bytes)?;
+        let (cast, wide) = widening(product, room);
         let done = self.launch(&cast).and_then(|()| self.product(&wide));
         self.free(room, bytes);
         done
+    }
+
+    fn room(&self, bytes: usize) -> Result<u64> {
+        self.alloc(bytes).ok_or_else(|| told(CudaError::OutOfMemory { bytes }))
+    }
+
+    /// Makes ready what a product needs in a recording.
+    fn prepare_product(&self, product: &Matmul) -> Result<()> {
+        self.products()?;
+        if product.a.dtype == product.b.dtype {
+            return Ok(());
+        }
+        let (bytes, mut recordings) = (widened_bytes(product), lock(&self.recordings));
+        if recordings.room.is_none_or(|(_, size)| size < bytes) {
+            if let Some((old, size)) = recordings.room.take() {
+                self.free(old, size);
+            }
+            recordings.room = Some((self.room(bytes)?, bytes));
+        }
+        let Some((room, _)) = recordings.room else { return Ok(()) };
+        drop(recordings);
+        self.prepare(&widening(product, room).0)
     }
 
     /// What stages small copies, made by the first.
@@ -107,6 +159,23 @@ impl Cuda {
         // SAFETY: as above.
         unsafe { loader.copy_in(to, from, self.gpu.stream()) }.map_err(told)
     }
+}
+
+/// Bytes of a product's bf16 operand in f32.
+fn widened_bytes(product: &Matmul) -> usize {
+    let rows = if product.a.dtype == DType::F32 { product.n } else { product.m };
+    rows * product.k * DType::F32.size()
+}
+
+/// The cast of a product's bf16 operand into `room`, and the product with it there.
+fn widening(product: &Matmul, room: u64) -> (Launch, Matmul) {
+    let mut wide = *product;
+    let (narrow, rows) =
+        if product.a.dtype == DType::F32 { (&mut wide.b, product.n) } else { (&mut wide.a, product.m) };
+    let params = CastParams { src: narrow.addr, dst: Addr(room), count: (rows * product.k) as u64 };
+    let cast = elementwise::cast(narrow.dtype, DType::F32, &params);
+    (narrow.addr, narrow.dtype) = (Addr(room), DType::F32);
+    (cast, wide)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -149,13 +218,37 @@ impl Backend for Cuda {
         }
     }
 
-    fn launch_timed(&self, launch: &Launch) -> Result<f64> {
+    fn launch_waited(&self, launch: &Launch) -> Result<f64> {
         let mut launched = Ok(());
         let seconds = self.gpu.timed(|| {
             launched = self.launch(launch);
             Ok(())
         });
         launched.and_then(|()| seconds.map_err(told))
+    }
+
+    fn launch_timed(&self, launch: &Launch, wanted: Wanted) -> Result<Vec<Timed>> {
+        let mut timeline = lock(&self.timeline);
+        if timeline.is_none() {
+            *timeline = Some(Timeline::new(self.gpu.driver().clone(), self.gpu.stream(), PAIRS).map_err(told)?);
+        }
+        let timeline = timeline.as_mut().expect("it was just made");
+        timeline.launch(launch, wanted, || self.launch(launch))
+    }
+
+    fn timed(&self) -> Result<Vec<Timed>> {
+        lock(&self.timeline).as_mut().map_or(Ok(Vec::new()), |t| t.read().map_err(told))
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.gpu.synchronize().map_err(told)
+    }
+
+    fn hardware(&self) -> Hardware {
+        let driver = self.gpu.driver();
+        let version = driver.properties().version;
+        let version = format!("{}.{}", version / 1000, version % 1000 / 10);
+        Hardware { name: self.gpu.name().into(), bus_id: driver.bus_id(), driver: Some(version) }
     }
 
     fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
@@ -177,6 +270,79 @@ impl Backend for Cuda {
     fn unmap(&self, addr: u64, bytes: usize) {
         self.free(addr, bytes);
     }
+
+    fn runs_behind(&self) -> bool {
+        true
+    }
+
+    fn download_later(&self, from: u64, bytes: usize) -> Result<Landing> {
+        if bytes > PIECE {
+            let mut to = vec![0; bytes];
+            self.download(from, &mut to)?;
+            return Ok(Landing::Here(to));
+        }
+        // SAFETY: `Buffer::download_later` checked the range; its next owner's launches come behind the copy.
+        unsafe { lock(&self.landings).start(from, bytes) }.map(Landing::Coming).map_err(told)
+    }
+
+    fn land(&self, handle: u64, to: &mut [u8]) -> Result<()> {
+        lock(&self.landings).finish(handle, to).map_err(told)
+    }
+
+    fn forget(&self, handle: u64) {
+        lock(&self.landings).forget(handle);
+    }
+
+    fn prepare(&self, launch: &Launch) -> Result<()> {
+        match launch {
+            Launch::Kernel(kernel) => self.gpu.prepare(kernel.kernel, &kernel.params).map_err(told),
+            Launch::Matmul(product) => self.prepare_product(product),
+        }
+    }
+
+    fn begin_recording(&self) -> Result<bool> {
+        self.gpu.begin_recording().map_err(told)?;
+        lock(&self.recordings).under_way = true;
+        Ok(true)
+    }
+
+    fn take_recorded(&self, launch: &Launch) -> Result<()> {
+        self.launch(launch)
+    }
+
+    fn end_recording(&self) -> Result<u64> {
+        let recorded = self.gpu.end_recording().map_err(told);
+        let mut recordings = lock(&self.recordings);
+        recordings.under_way = false;
+        let room = recordings.room.take();
+        match recorded {
+            Ok(recorded) => Ok(recordings.kept.keep((recorded, room))),
+            Err(e) => {
+                if let Some((at, bytes)) = room {
+                    self.free(at, bytes);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn replay(&self, handle: u64) -> Result<()> {
+        let recordings = lock(&self.recordings);
+        let Some((recorded, _)) = recordings.kept.get(handle) else {
+            return Err(Error::Device("a recording that has ended is replayed".into()));
+        };
+        // SAFETY: a recording keeps the memory of its launches, and its maker gave it what else they use to keep.
+        unsafe { self.gpu.replay(recorded) }.map_err(told)
+    }
+
+    fn end_replays(&self, handle: u64) {
+        let ended = lock(&self.recordings).kept.remove(handle);
+        let Some((recorded, room)) = ended else { return };
+        drop(recorded);
+        if let Some((at, bytes)) = room {
+            self.free(at, bytes);
+        }
+    }
 }
 
 impl Drop for Cuda {
@@ -188,3 +354,5 @@ impl Drop for Cuda {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod timeline_tests;

@@ -12,18 +12,18 @@ use super::*;
 use crate::device::{Buffer, Category, Device, MappedFile};
 use crate::tensor::Tensor;
 
-fn device(memory: u64) -> (Fake, Device) {
+pub(super) fn device(memory: u64) -> (Fake, Device) {
     let fake = Fake::new(Arch::H100, memory);
     let gpu = Gpu::with(Arc::new(fake.clone())).unwrap();
     let device = Device::on_gpu(gpu).unwrap();
     (fake, device)
 }
 
-fn numbers(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
+pub(super) fn numbers(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
     Tensor::from_f32(device, shape, DType::F32, values, Category::Inputs).unwrap()
 }
 
-fn product(a: &Tensor, b: &Tensor, c: &Tensor) -> Matmul {
+pub(super) fn product(a: &Tensor, b: &Tensor, c: &Tensor) -> Matmul {
     let operand = |t: &Tensor| Operand { addr: t.addr(), dtype: t.dtype(), transposed: false };
     Matmul {
         m: c.shape()[0],
@@ -86,7 +86,12 @@ fn a_full_gpu_is_an_error_that_says_what_to_lower() {
     let (fake, d) = device(1 << 20);
     let first = d.alloc(1 << 19, Category::Activations).unwrap();
     let e = d.alloc(1 << 20, Category::Activations).unwrap_err().to_string();
-    assert!(e.contains("no room for 1048576 bytes of activations") && e.contains("lower"), "{e}");
+    assert!(
+        e.contains("no room for 1.0 MiB of activations beside activations 512.0 KiB") && e.contains("lower"),
+        "{e}"
+    );
+    let e = d.alloc(1 << 20, Category::Optimizer).unwrap_err().to_string();
+    assert!(e.contains("no room for 1.0 MiB of optimizer") && e.contains("--optim adamw-bf16 or adamw-8bit"), "{e}");
     // What is given back is found again, though it was not the last.
     let second = d.alloc(1 << 18, Category::Activations).unwrap();
     drop(first);
@@ -121,19 +126,6 @@ fn the_second_step_asks_the_driver_for_nothing() {
     };
     let (first, held) = (step(), fake.held());
     assert_eq!((step(), fake.held()), (first, held));
-}
-
-#[test]
-fn a_launch_is_timed_by_events() {
-    let Some(()) = compile::for_test() else { return };
-    let (_fake, d) = device(1 << 20);
-    let x = numbers(&d, &[4], &[1.0; 4]);
-    d.profile().count(true);
-    let params = FillParams { dst: x.addr(), count: 4, value: 7.0, reserved: 0 };
-    d.launch(&elementwise::fill(DType::F32, &params)).unwrap();
-    let totals = d.profile().totals();
-    assert_eq!(totals["fill_f32"].launches, 1);
-    assert!(totals["fill_f32"].seconds > 0.0);
 }
 
 proptest! {

@@ -1,6 +1,6 @@
-//! The gated activation of both towers, and the one of the merger.
+//! The gated activation of both towers, the one of the merger, and SigLIP's.
 
-use reel_kernels::{gelu as gelu_kernel, swiglu as swiglu_kernel};
+use reel_kernels::{DType, Launch, gelu as gelu_kernel, swiglu as swiglu_kernel};
 
 use super::want_alike;
 use crate::error::Result;
@@ -40,15 +40,33 @@ pub fn swiglu(cx: &Cx, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// Out of memory.
 pub fn gelu(cx: &Cx, x: &Tensor) -> Result<Tensor> {
+    gelu_form("gelu", cx, x, gelu_kernel::fwd, gelu_kernel::bwd)
+}
+
+/// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, the form that SigLIP was trained with.
+///
+/// # Errors
+/// Out of memory.
+pub fn gelu_tanh(cx: &Cx, x: &Tensor) -> Result<Tensor> {
+    gelu_form("gelu_tanh", cx, x, gelu_kernel::tanh_fwd, gelu_kernel::tanh_bwd)
+}
+
+fn gelu_form(
+    op: &'static str,
+    cx: &Cx,
+    x: &Tensor,
+    fwd: fn(DType, &gelu_kernel::FwdParams) -> Launch,
+    bwd: fn(DType, &gelu_kernel::BwdParams) -> Launch,
+) -> Result<Tensor> {
     let y = cx.empty(x.shape(), x.dtype())?;
     let count = x.count() as u64;
-    cx.launch(&gelu_kernel::fwd(x.dtype(), &gelu_kernel::FwdParams { x: x.addr(), y: y.addr(), count }))?;
+    cx.launch(&fwd(x.dtype(), &gelu_kernel::FwdParams { x: x.addr(), y: y.addr(), count }))?;
     let kx = x.clone();
-    Ok(cx.record("gelu", &[x], y, move |bw| {
+    Ok(cx.record(op, &[x], y, move |bw| {
         let dy = bw.take_dy();
         let dx = bw.empty_like(&kx)?;
         let params = gelu_kernel::BwdParams { x: kx.addr(), dy: dy.addr(), dx: dx.addr(), count };
-        bw.launch(&gelu_kernel::bwd(kx.dtype(), &params))?;
+        bw.launch(&bwd(kx.dtype(), &params))?;
         bw.add(&kx, dx)
     }))
 }

@@ -58,6 +58,17 @@ impl CuSeqlens {
         self.host.windows(2).map(|w| (w[1] - w[0]) as usize)
     }
 
+    /// Where the offsets lie on the device.
+    pub(super) fn addr(&self) -> Addr {
+        self.device.addr()
+    }
+
+    /// The first `seqs` of them, in the same memory.
+    pub(super) fn first(&self, seqs: usize) -> Result<CuSeqlens> {
+        let device = self.device.rows(0, seqs + 1)?;
+        Ok(CuSeqlens { host: self.host[..=seqs].into(), device })
+    }
+
     fn max(&self) -> usize {
         self.lengths().max().unwrap_or(0)
     }
@@ -208,6 +219,18 @@ impl KvPages {
             slots: Tensor::from_i32(device, &[slots.len()], &slots)?,
             kv_lens,
         })
+    }
+
+    /// For rows whose lengths, tables and slots (i32 `[R]`, `[R, width]`, `[R]`) only the device knows: up to `longest` keys each, one of
+    /// them new.
+    pub(super) fn of_rows(rows: &CuSeqlens, longest: usize, [lens, tables, slots]: [&Tensor; 3]) -> KvPages {
+        KvPages {
+            new: rows.clone(),
+            kv_lens: vec![longest; rows.seqs()],
+            kv_lens_device: lens.clone(),
+            tables: tables.clone(),
+            slots: slots.clone(),
+        }
     }
 
     /// Where the new tokens of each sequence begin.

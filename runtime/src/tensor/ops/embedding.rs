@@ -1,8 +1,8 @@
-//! Rows of the token embedding.
+//! Rows of the token embedding, with vision tokens in their places.
 
 use reel_kernels::{Addr, DType, embedding as kernel};
 
-use super::{size, want_dtype};
+use super::{size, want_dtype, want_shape};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, dims};
@@ -12,43 +12,83 @@ use crate::tensor::{Tensor, dims};
 /// # Errors
 /// Shapes that do not fit; out of memory.
 pub fn embedding(cx: &Cx, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
-    const OP: &str = "embedding";
+    look_up("embedding", cx, table, ids, None)
+}
+
+/// [`embedding`], but where `slots` (i32 `[S]`) is not negative the token is that row of `vision [M, H]`, which has the dtype
+/// of activations. Slots name each row of it once, which whoever made them has checked.
+///
+/// # Errors
+/// Shapes that do not fit; out of memory.
+pub fn embedding_with(cx: &Cx, table: &Tensor, ids: &Tensor, vision: &Tensor, slots: &Tensor) -> Result<Tensor> {
+    look_up("embedding_with", cx, table, ids, Some((vision, slots)))
+}
+
+fn look_up(
+    op: &'static str,
+    cx: &Cx,
+    table: &Tensor,
+    ids: &Tensor,
+    placed: Option<(&Tensor, &Tensor)>,
+) -> Result<Tensor> {
     let (&[vocab, hidden], &[tokens]) = (table.shape(), ids.shape()) else {
         return Err(shape_error(
-            OP,
+            op,
             format!("table is {}, ids {}; expected [V, H] and [S]", dims(table.shape()), dims(ids.shape())),
         ));
     };
-    want_dtype(OP, "ids", ids, DType::I32)?;
-    let (vocab, hidden_u, tokens_u) = (size(OP, vocab)?, size(OP, hidden)?, size(OP, tokens)?);
-    let y = cx.empty(&[tokens, hidden], cx.dtype())?;
+    want_dtype(op, "ids", ids, DType::I32)?;
+    let rows = placed.map_or(0, |(vision, _)| vision.shape().first().copied().unwrap_or(0));
+    if let Some((vision, slots)) = placed {
+        want_shape(op, "vision", vision, &[rows, hidden], "[M, H], H as in the table")?;
+        want_dtype(op, "vision", vision, cx.dtype())?;
+        want_shape(op, "slots", slots, &[tokens], "one for each id")?;
+        want_dtype(op, "slots", slots, DType::I32)?;
+    }
+    let (vocab, hidden, count, rows) = (size(op, vocab)?, size(op, hidden)?, size(op, tokens)?, size(op, rows)?);
+    let y = cx.empty(&[tokens, hidden as usize], cx.dtype())?;
+    let at = |t: Option<&Tensor>| t.map_or(Addr::NULL, Tensor::addr);
     let p = kernel::FwdParams {
         table: table.addr(),
         ids: ids.addr(),
         y: y.addr(),
-        vision: Addr::NULL,
-        slots: Addr::NULL,
-        tokens: tokens_u,
-        hidden: hidden_u,
+        vision: at(placed.map(|p| p.0)),
+        slots: at(placed.map(|p| p.1)),
+        tokens: count,
+        hidden,
         vocab,
-        placed: 0,
+        placed: rows,
     };
     cx.launch(&kernel::fwd(table.dtype(), y.dtype(), &p))?;
     let (kt, ids) = (table.clone(), ids.clone());
-    Ok(cx.record(OP, &[table], y, move |bw| {
+    let placed = placed.map(|(vision, slots)| (vision.clone(), slots.clone()));
+    let vision = placed.as_ref().map(|(vision, _)| vision.clone());
+    let inputs: Vec<&Tensor> = std::iter::once(table).chain(&vision).collect();
+    Ok(cx.record(op, &inputs, y, move |bw| {
         let dy = bw.take_dy();
-        let Some(dw) = bw.parameter_grad(&kt)? else { return Ok(()) };
+        let dw = bw.parameter_grad(&kt)?;
+        let d_vision = match &placed {
+            Some((vision, _)) if vision.needs_grad() => Some(bw.empty_like(vision)?),
+            _ => None,
+        };
+        if dw.is_none() && d_vision.is_none() {
+            return Ok(());
+        }
         let p = kernel::BwdParams {
             ids: ids.addr(),
             dy: dy.addr(),
-            dw: dw.addr(),
-            slots: Addr::NULL,
-            d_vision: Addr::NULL,
-            tokens: tokens_u,
-            hidden: hidden_u,
+            dw: dw.as_ref().map_or(Addr::NULL, Tensor::addr),
+            slots: placed.as_ref().map_or(Addr::NULL, |(_, slots)| slots.addr()),
+            d_vision: d_vision.as_ref().map_or(Addr::NULL, Tensor::addr),
+            tokens: count,
+            hidden,
             vocab,
-            placed: 0,
+            placed: rows,
         };
-        bw.launch(&kernel::bwd(dy.dtype(), &p))
+        bw.launch(&kernel::bwd(dy.dtype(), &p))?;
+        match (placed, d_vision) {
+            (Some((vision, _)), Some(d)) => bw.add(&vision, d),
+            _ => Ok(()),
+        }
     }))
 }

@@ -1,17 +1,11 @@
-//! From hidden states to log-probabilities without storing all logits, and the weighted sum that a loss is.
+//! Log-probabilities of logits that are there, and the weighted sum that a loss is.
 
-use reel_kernels::matmul::{Matmul, Operand};
-use reel_kernels::{Addr, DType, Launch, elementwise, log_prob as kernel, reduce};
+use reel_kernels::{DType, Launch, elementwise, log_prob as kernel, reduce};
 
-use super::linear::{matmul, weight_gradient};
 use super::{rows_cols, size, want_dtype, want_shape};
-use crate::device::Category;
-use crate::error::{Result, shape_error};
+use crate::error::Result;
+use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
-use crate::tensor::{Tensor, dims};
-
-/// Rows whose logits are in memory at a time.
-const CHUNK: usize = 256;
 
 /// Log softmax of `logits` (f32 `[R, V]`) at `targets` (i32 `[R]`; 0 where negative), and each row's log sum of
 /// exponentials. No gradient passes.
@@ -29,7 +23,15 @@ pub fn log_prob(cx: &Cx, logits: &Tensor, targets: &Tensor, inv_temperature: f32
     Ok((lp, lse))
 }
 
-fn fwd(logits: &Tensor, targets: &Tensor, lp: &Tensor, lse: &Tensor, rows: u32, vocab: u32, inv_t: f32) -> Launch {
+pub(super) fn fwd(
+    logits: &Tensor,
+    targets: &Tensor,
+    lp: &Tensor,
+    lse: &Tensor,
+    rows: u32,
+    vocab: u32,
+    inv_t: f32,
+) -> Launch {
     kernel::fwd(&kernel::FwdParams {
         logits: logits.addr(),
         targets: targets.addr(),
@@ -40,77 +42,6 @@ fn fwd(logits: &Tensor, targets: &Tensor, lp: &Tensor, lse: &Tensor, rows: u32, 
         inv_temperature: inv_t,
         reserved: 0,
     })
-}
-
-/// `log softmax(h · wᵀ · inv_temperature)[target]` for each row: h `[R, H]`, w `[V, H]`, targets i32 `[R]` (negative: 0
-/// without gradient) give f32 `[R]`. Logits exist for a few hundred rows at a time, in both directions.
-///
-/// # Errors
-/// Shapes that do not fit; out of memory.
-pub fn linear_log_prob(cx: &Cx, h: &Tensor, w: &Tensor, targets: &Tensor, inv_temperature: f32) -> Result<Tensor> {
-    const OP: &str = "linear_log_prob";
-    let (&[rows, hidden], &[vocab, wh]) = (h.shape(), w.shape()) else {
-        return Err(shape_error(
-            OP,
-            format!("h is {}, weight {}; expected [R, H] and [V, H]", dims(h.shape()), dims(w.shape())),
-        ));
-    };
-    if wh != hidden {
-        return Err(shape_error(OP, format!("weight is {} but h ends in {hidden}", dims(w.shape()))));
-    }
-    want_dtype(OP, "targets", targets, DType::I32)?;
-    want_shape(OP, "targets", targets, &[rows], "one for each row of h")?;
-    let vocab_u = size(OP, vocab)?;
-    let (lp, lse) = (cx.empty(&[rows], DType::F32)?, cx.empty(&[rows], DType::F32)?);
-    for start in (0..rows).step_by(CHUNK) {
-        let n = CHUNK.min(rows - start);
-        let logits = matmul(cx, &h.rows(start, n)?, w, DType::F32)?;
-        let (t, lp, lse) = (targets.rows(start, n)?, lp.rows(start, n)?, lse.rows(start, n)?);
-        cx.launch(&fwd(&logits, &t, &lp, &lse, size(OP, n)?, vocab_u, inv_temperature))?;
-    }
-    let (kh, kw, targets) = (h.clone(), w.clone(), targets.clone());
-    Ok(cx.record(OP, &[h, w], lp, move |bw| {
-        let dlp = bw.take_dy();
-        let dtype = kh.dtype();
-        let dh = bw.empty_like(&kh)?;
-        let dw = bw.parameter_grad(&kw)?;
-        let cx = Cx::inference(bw.device(), dtype);
-        for start in (0..rows).step_by(CHUNK) {
-            let n = CHUNK.min(rows - start);
-            let h = kh.rows(start, n)?;
-            let logits = matmul(&cx, &h, &kw, DType::F32)?;
-            let d_logits = bw.empty(&[n, vocab], dtype, Category::Activations)?;
-            let p = kernel::BwdParams {
-                logits: logits.addr(),
-                targets: targets.rows(start, n)?.addr(),
-                lse: lse.rows(start, n)?.addr(),
-                grad: dlp.rows(start, n)?.addr(),
-                d_logits: d_logits.addr(),
-                rows: size(OP, n)?,
-                vocab: vocab_u,
-                inv_temperature,
-                reserved: 0,
-            };
-            bw.launch(&kernel::bwd(dtype, &p))?;
-            if kh.needs_grad() {
-                bw.launch(&Launch::Matmul(Matmul {
-                    m: n,
-                    n: hidden,
-                    k: vocab,
-                    a: Operand { addr: d_logits.addr(), dtype, transposed: false },
-                    b: Operand { addr: kw.addr(), dtype: kw.dtype(), transposed: true },
-                    c: dh.rows(start, n)?.addr(),
-                    c_dtype: dtype,
-                    bias: Addr::NULL,
-                    accumulate: false,
-                }))?;
-            }
-            if let Some(dw) = &dw {
-                bw.launch(&weight_gradient(&d_logits, &h, n, vocab, hidden, dw))?;
-            }
-        }
-        bw.add(&kh, dh)
-    }))
 }
 
 /// `Σ x[i] · weights[i]`, one f32 element: x and weights are f32 of one size. The weights are constants.

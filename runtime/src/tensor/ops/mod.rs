@@ -6,40 +6,63 @@
 mod activation;
 mod add;
 mod attention;
+mod decode;
 mod embedding;
 mod linear;
+mod linear_log_prob;
 mod loss;
 mod norm;
+mod patches;
 mod rotary;
 mod rows;
+mod sampling;
+mod siglip;
 #[cfg(test)]
 mod tests;
+mod thin;
 
-pub use activation::{gelu, swiglu};
+pub use activation::{gelu, gelu_tanh, swiglu};
 pub use add::add;
 pub use attention::{CuSeqlens, KvPages, attention, kv_write, paged_attention};
-pub use embedding::embedding;
+pub use decode::{DecodeRows, Seat, fill_zero};
+pub use embedding::{embedding, embedding_with};
 pub use linear::{linear, matmul};
-pub use loss::{linear_log_prob, log_prob, weighted_sum};
-pub use norm::rms_norm;
-pub use rotary::{RotaryTable, rotary, rotary_table};
+pub use linear_log_prob::{linear_log_prob, linear_log_prob_entropy, logit_rows};
+pub use loss::{log_prob, weighted_sum};
+pub use norm::{merger_norm, rms_norm, rms_norm_add, rms_norm_branch};
+pub use patches::{Frames, Patching, patch_embedding};
+pub use rotary::{RotaryTable, RotaryTurns, rotary, rotary_table};
 pub use rows::{gather_rows, replace_rows, split_columns};
+pub use sampling::{Choice, Choices, Chosen, History, sample};
+pub use siglip::{layer_norm, normalise, pool_attention, position_add};
+pub use thin::{thin_linear, thin_logits, thin_swiglu};
 
 use super::{Tensor, dims};
 use crate::error::{Result, shape_error};
 use reel_kernels::DType;
 
 /// Every op that has a backward rule.
-pub const ALL: [&str; 13] = [
+pub const ALL: [&str; 24] = [
     "add",
     "attention",
     "embedding",
+    "embedding_with",
     "gather_rows",
     "gelu",
+    "gelu_tanh",
+    "layer_norm",
     "linear",
     "linear_log_prob",
+    "linear_log_prob_entropy",
+    "merger_norm",
+    "normalise",
+    "patch_embedding",
+    "pool_attention",
+    "position_add",
     "replace_rows",
     "rms_norm",
+    "rms_norm_add",
+    "rms_norm_branch",
     "rotary",
     "split_columns",
     "swiglu",

@@ -1,12 +1,85 @@
-//! RMSNorm of both towers and of the merger.
+//! RMSNorm of both towers and of the merger, alone and together with the residual connection around it.
 
-use reel_kernels::{Addr, DType, rms_norm as kernel};
+use reel_kernels::{Addr, DType, merger_norm as merger, rms_norm as kernel};
 
-use super::{rows_cols, size, want_dtype, want_shape};
+use super::{rows_cols, size, want_alike, want_dtype, want_shape};
 use crate::device::Category;
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
+use crate::tensor::tape::Backward;
+
+/// The sizes of a norm, checked.
+#[derive(Clone, Copy)]
+struct Sizes {
+    n_rows: usize,
+    n_cols: usize,
+    rows: u32,
+    cols: u32,
+    eps: f32,
+}
+
+impl Sizes {
+    fn new(op: &'static str, x: &Tensor, w: &Tensor, eps: f32) -> Result<Sizes> {
+        let (n_rows, n_cols) = rows_cols(op, "x", x)?;
+        want_shape(op, "weight", w, &[n_cols], "the last dimension of x; wrong shard?")?;
+        want_dtype(op, "weight", w, x.dtype())?;
+        Ok(Sizes { n_rows, n_cols, rows: size(op, n_rows)?, cols: size(op, n_cols)?, eps })
+    }
+
+    /// Room for each row's `1 / rms` where a backward rule will ask for it.
+    fn rstd(&self, cx: &Cx, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
+        let wants = cx.is_training() && inputs.iter().any(|t| t.needs_grad());
+        if wants { cx.empty(&[self.n_rows], DType::F32).map(Some) } else { Ok(None) }
+    }
+
+    /// The buffer of the weight's gradient and the workspace that goes with it, if the weight is trained.
+    fn dw(&self, bw: &mut Backward, w: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
+        let Some(dw) = bw.parameter_grad(w)? else { return Ok(None) };
+        Ok(Some((dw, bw.empty(&[kernel::parts(self.n_rows), self.n_cols], DType::F32, Category::Workspace)?)))
+    }
+
+    fn forward(&self, cx: &Cx, x: &Tensor, w: &Tensor, y: &Tensor, rstd: &Option<Tensor>) -> Result<()> {
+        let Sizes { rows, cols, eps, .. } = *self;
+        let (x_at, w, y, rstd) = (x.addr(), w.addr(), y.addr(), addr(rstd));
+        cx.launch(&kernel::fwd(x.dtype(), &kernel::FwdParams { x: x_at, w, y, rstd, rows, cols, eps, reserved: 0 }))
+    }
+
+    /// The gradient of what was normalised, `x`, from that of the norm and that of x's other way, `d_x`. At least one is there.
+    fn backward(
+        &self,
+        bw: &mut Backward,
+        (x, w, rstd): (&Tensor, &Tensor, &Tensor),
+        dy: Option<Tensor>,
+        d_x: Option<Tensor>,
+    ) -> Result<Option<Tensor>> {
+        let Some(dy) = dy else {
+            // Nobody asked for the norm: what its weight gets is 0.
+            bw.parameter_grad(w)?;
+            return Ok(d_x);
+        };
+        let Sizes { rows, cols, .. } = *self;
+        let own = self.dw(bw, w)?;
+        let (dw, partial) = own.as_ref().map_or((Addr::NULL, Addr::NULL), |(dw, p)| (dw.addr(), p.addr()));
+        let (x_at, w, rstd, dy) = (x.addr(), w.addr(), rstd.addr(), dy.addr());
+        let Some(d_sum) = d_x else {
+            let dx = bw.empty_like(x)?;
+            let p = kernel::BwdParams { x: x_at, w, rstd, dy, dx: dx.addr(), dw, partial, rows, cols };
+            bw.launch(&kernel::bwd(x.dtype(), &p))?;
+            return Ok(Some(dx));
+        };
+        // Memory that nobody else holds is written in place.
+        let dx = if d_sum.is_shared() { bw.empty_like(x)? } else { d_sum.clone() };
+        let d_sum = d_sum.addr();
+        let p = kernel::AddBwdParams { x: x_at, w, rstd, dy, d_sum, dx: dx.addr(), dw, partial, rows, cols };
+        bw.launch(&kernel::add_bwd(x.dtype(), &p))?;
+        Ok(Some(dx))
+    }
+}
+
+fn addr(t: &Option<Tensor>) -> Addr {
+    t.as_ref().map_or(Addr::NULL, Tensor::addr)
+}
 
 /// `x * rsqrt(mean(x²) + eps) * w` over the last dimension: x `[.., H]`, w `[H]` of x's dtype.
 ///
@@ -14,46 +87,122 @@ use crate::tensor::cx::Cx;
 /// Shapes that do not fit; out of memory.
 pub fn rms_norm(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
     const OP: &str = "rms_norm";
-    let (n_rows, n_cols) = rows_cols(OP, "x", x)?;
-    want_shape(OP, "weight", w, &[n_cols], "the last dimension of x; wrong shard?")?;
-    want_dtype(OP, "weight", w, x.dtype())?;
-    let (rows, cols) = (size(OP, n_rows)?, size(OP, n_cols)?);
+    let sizes = Sizes::new(OP, x, w, eps)?;
     let y = cx.empty(x.shape(), x.dtype())?;
-    let wants = cx.is_training() && (x.needs_grad() || w.needs_grad());
-    let rstd = if wants { Some(cx.empty(&[n_rows], DType::F32)?) } else { None };
-    let params = kernel::FwdParams {
+    let rstd = sizes.rstd(cx, &[x, w])?;
+    sizes.forward(cx, x, w, &y, &rstd)?;
+    let (kx, kw) = (x.clone(), w.clone());
+    Ok(cx.record(OP, &[x, w], y, move |bw| {
+        let dy = bw.take_dy();
+        let Some(rstd) = &rstd else { return Ok(()) };
+        match sizes.backward(bw, (&kx, &kw, rstd), Some(dy), None)? {
+            Some(dx) => bw.add(&kx, dx),
+            None => Ok(()),
+        }
+    }))
+}
+
+/// A residual stream and its norm, `(s, rms_norm(s, w))` with `s = x + residual`: both of one shape and dtype. The sum is rounded to
+/// it before it is normalised, so the bits are those of [`super::add`] and [`rms_norm`]; the gradient of s is rounded once, whatever
+/// ways it came.
+///
+/// # Errors
+/// Shapes that do not fit; out of memory.
+pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "rms_norm_add";
+    let sizes = Sizes::new(OP, x, w, eps)?;
+    want_alike(OP, ("x", "residual"), x, residual)?;
+    let (sum, y) = (cx.empty(x.shape(), x.dtype())?, cx.empty(x.shape(), x.dtype())?);
+    let rstd = sizes.rstd(cx, &[x, residual, w])?;
+    let p = kernel::AddFwdParams {
         x: x.addr(),
+        residual: residual.addr(),
+        w: w.addr(),
+        sum: sum.addr(),
+        y: y.addr(),
+        rstd: addr(&rstd),
+        rows: sizes.rows,
+        cols: sizes.cols,
+        eps,
+        reserved: 0,
+    };
+    cx.launch(&kernel::add_fwd(x.dtype(), &p))?;
+    let (kx, kr, kw, ks) = (x.clone(), residual.clone(), w.clone(), sum.clone());
+    Ok(cx.record_two(OP, &[x, residual, w], (sum, y), move |bw| {
+        let (d_sum, dy) = bw.take_two();
+        let Some(rstd) = &rstd else { return Ok(()) };
+        let Some(dx) = sizes.backward(bw, (&ks, &kw, rstd), dy, d_sum)? else { return Ok(()) };
+        bw.add(&kx, dx.clone())?;
+        bw.add(&kr, dx)
+    }))
+}
+
+/// A residual stream that branches into its norm, `(x, rms_norm(x, w))`: the first is x itself, in the same memory. Beside
+/// [`rms_norm`] alone this adds up the gradients of both ways where the norm's is made.
+///
+/// # Errors
+/// Shapes that do not fit; out of memory.
+pub fn rms_norm_branch(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "rms_norm_branch";
+    let sizes = Sizes::new(OP, x, w, eps)?;
+    let y = cx.empty(x.shape(), x.dtype())?;
+    let rstd = sizes.rstd(cx, &[x, w])?;
+    sizes.forward(cx, x, w, &y, &rstd)?;
+    let (kx, kw) = (x.clone(), w.clone());
+    Ok(cx.record_two(OP, &[x, w], (x.detach(), y), move |bw| {
+        let (d_x, dy) = bw.take_two();
+        let Some(rstd) = &rstd else { return Ok(()) };
+        match sizes.backward(bw, (&kx, &kw, rstd), dy, d_x)? {
+            Some(dx) => bw.add(&kx, dx),
+            None => Ok(()),
+        }
+    }))
+}
+
+/// The rows of x `[N, C]` in the order of `index` (i32 `[N]`, a permutation), each normalised as by [`rms_norm`].
+///
+/// # Errors
+/// Shapes that do not fit; out of memory.
+pub fn merger_norm(cx: &Cx, x: &Tensor, index: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
+    const OP: &str = "merger_norm";
+    let sizes = Sizes::new(OP, x, w, eps)?;
+    want_dtype(OP, "index", index, DType::I32)?;
+    want_shape(OP, "index", index, &[sizes.n_rows], "one for each row of x")?;
+    let y = cx.empty(x.shape(), x.dtype())?;
+    let rstd = sizes.rstd(cx, &[x, w])?;
+    let Sizes { rows, cols, .. } = sizes;
+    let p = merger::FwdParams {
+        x: x.addr(),
+        index: index.addr(),
         w: w.addr(),
         y: y.addr(),
-        rstd: rstd.as_ref().map_or(Addr::NULL, Tensor::addr),
+        rstd: addr(&rstd),
         rows,
         cols,
         eps,
         reserved: 0,
     };
-    cx.launch(&kernel::fwd(x.dtype(), &params))?;
-    let (kx, kw) = (x.clone(), w.clone());
+    cx.launch(&merger::fwd(x.dtype(), &p))?;
+    let (kx, kw, index) = (x.clone(), w.clone(), index.clone());
     Ok(cx.record(OP, &[x, w], y, move |bw| {
         let dy = bw.take_dy();
         let Some(rstd) = &rstd else { return Ok(()) };
         let dx = bw.empty_like(&kx)?;
-        let dw = bw.parameter_grad(&kw)?;
-        let partial = match &dw {
-            Some(_) => Some(bw.empty(&[kernel::parts(n_rows), n_cols], DType::F32, Category::Workspace)?),
-            None => None,
-        };
-        let params = kernel::BwdParams {
+        let own = sizes.dw(bw, &kw)?;
+        let (dw, partial) = own.as_ref().map_or((Addr::NULL, Addr::NULL), |(dw, p)| (dw.addr(), p.addr()));
+        let p = merger::BwdParams {
             x: kx.addr(),
+            index: index.addr(),
             w: kw.addr(),
             rstd: rstd.addr(),
             dy: dy.addr(),
             dx: dx.addr(),
-            dw: dw.as_ref().map_or(Addr::NULL, Tensor::addr),
-            partial: partial.as_ref().map_or(Addr::NULL, Tensor::addr),
+            dw,
+            partial,
             rows,
             cols,
         };
-        bw.launch(&kernel::bwd(kx.dtype(), &params))?;
+        bw.launch(&merger::bwd(kx.dtype(), &p))?;
         bw.add(&kx, dx)
     }))
 }

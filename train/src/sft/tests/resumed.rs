@@ -43,10 +43,12 @@ fn broken(out: &Path, first: i64, change: impl Fn(&mut SftOptions) + Copy, dtype
 fn a_resumed_run_is_the_unbroken_one() {
     let dir = tempfile::tempdir().unwrap();
     type Change = fn(&mut SftOptions);
-    let kinds: [(&str, DType, Change); 3] = [
+    let kinds: [(&str, DType, Change); 5] = [
         ("f32", DType::F32, |_| ()),
         ("bf16", DType::BF16, |o| o.per_device_train_batch_size = 2),
         ("frozen", DType::F32, |o| o.freeze_vision = true),
+        ("moments-of-bf16", DType::BF16, |o| o.optim = Optim::AdamwBf16),
+        ("moments-of-8-bits", DType::F32, |o| o.optim = Optim::Adamw8bit),
     ];
     for (name, dtype, change) in kinds {
         let whole = dir.path().join(name);

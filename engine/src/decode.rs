@@ -1,0 +1,177 @@
+//! Decode steps: a token for each row, chosen on the device, from state that lies there; recorded once a batch size and replayed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::text::{Decoder, KvCache};
+use reel_runtime::device::{Download, Recording};
+use reel_runtime::ops::{self, Choice, Choices, Chosen, DecodeRows, RotaryTurns, Seat};
+use reel_runtime::{Cx, Kernels, Tensor};
+
+use crate::error::Result;
+
+/// What rows and cache must have room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// Rows.
+    pub(crate) rows: usize,
+    /// Cache blocks of a row.
+    pub(crate) width: usize,
+    /// Tokens of a row's history; 0: nobody needs it.
+    pub(crate) history: usize,
+    /// Cache blocks of all.
+    pub(crate) blocks: usize,
+}
+
+impl Room {
+    /// Whether this is enough for `other`.
+    fn covers(&self, other: &Room) -> bool {
+        // A history that nobody needs costs time in every step.
+        let history = if other.history == 0 { self.history == 0 } else { self.history >= other.history };
+        self.rows >= other.rows && self.width >= other.width && self.blocks >= other.blocks && history
+    }
+
+    /// Widths that recordings can be used again with.
+    fn rounded(&self) -> Room {
+        let history = if self.history == 0 { 0 } else { self.history.next_power_of_two() };
+        Room { rows: self.rows.next_power_of_two(), width: self.width.next_power_of_two(), history, ..*self }
+    }
+}
+
+/// Everything that a step reads and writes beside the model.
+#[derive(Clone, Debug)]
+struct State {
+    text: Decoder,
+    rows: DecodeRows,
+    choices: Choices,
+    chosen: Chosen,
+    cache: Arc<KvCache>,
+    turns: RotaryTurns,
+    suppressed: Tensor, // i32 [n]
+}
+
+impl State {
+    /// The step of its rows.
+    fn step(&self, cx: &Cx) -> Result<()> {
+        let logits = self.text.decode(cx, &self.rows, &self.turns, &self.cache)?;
+        let State { rows, choices, chosen, suppressed, .. } = self;
+        ops::sample(cx, &logits, choices, &rows.draws, rows.history(), suppressed, chosen)?;
+        Ok(rows.advance(cx, &chosen.ids)?)
+    }
+
+    /// The first rows only.
+    fn first(&self, rows: usize) -> Result<State> {
+        Ok(State {
+            rows: self.rows.first(rows)?,
+            choices: self.choices.first(rows)?,
+            chosen: self.chosen.first(rows)?,
+            ..self.clone()
+        })
+    }
+}
+
+/// A step that was asked for: what it chose, once it has run.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    ids: Download,
+    log_prob: Download,
+}
+
+impl Asked {
+    /// Waits for the tokens of the rows and their log-probabilities.
+    pub(crate) fn wait(self) -> Result<(Vec<i32>, Vec<f32>)> {
+        Ok((self.ids.wait()?, self.log_prob.wait()?))
+    }
+}
+
+/// The rows of sequences that decode together.
+#[derive(Debug)]
+pub(crate) struct Decode {
+    /// Before the memory that they use.
+    recordings: BTreeMap<usize, Recording>,
+    /// Numbers of rows that have run once: what a first run makes ready must not happen inside of a recording.
+    ran: BTreeSet<usize>,
+    cx: Cx,
+    room: Room,
+    state: State,
+    /// How many recordings were made.
+    made: usize,
+    record: bool,
+}
+
+impl Decode {
+    pub(crate) fn new(model: &Qwen25Vl, cx: &Cx, suppressed: &Tensor, room: Room, record: bool) -> Result<Decode> {
+        let (device, room) = (cx.device(), room.rounded());
+        let cache = Arc::new(KvCache::new(device, &model.config.text, cx.dtype(), room.blocks)?);
+        let state = State {
+            text: model.text.clone(),
+            rows: DecodeRows::new(device, room.rows, room.width, room.history)?,
+            choices: Choices::new(device, room.rows, 0, None)?,
+            chosen: Chosen::new(device, room.rows, false, 0)?,
+            cache,
+            turns: model.text.text_turns(device)?,
+            suppressed: suppressed.clone(),
+        };
+        let (recordings, ran) = (BTreeMap::new(), BTreeSet::new());
+        Ok(Decode { recordings, ran, cx: cx.without_tape(), room, state, made: 0, record })
+    }
+
+    /// Whether it has room for this.
+    pub(crate) fn covers(&self, room: &Room) -> bool {
+        self.room.covers(room)
+    }
+
+    pub(crate) fn room(&self) -> Room {
+        self.room
+    }
+
+    pub(crate) fn cache(&self) -> &KvCache {
+        &self.state.cache
+    }
+
+    /// How many recordings were made so far.
+    pub(crate) fn recordings_made(&self) -> usize {
+        self.made
+    }
+
+    /// Rows that a step of `rows` sequences has: on a GPU a power of two, so that few recordings serve all; the cpu computes no row in vain.
+    pub(crate) fn bucket(&self, rows: usize) -> usize {
+        match self.cx.device().kernels() {
+            Kernels::Cuda => rows.next_power_of_two().min(self.room.rows),
+            Kernels::Cpu => rows,
+        }
+    }
+
+    /// Gives rows from `first` on to sequences; the next step is the first that sees them.
+    pub(crate) fn seat(&self, first: usize, seats: &[Seat], choices: &[Choice]) -> Result<()> {
+        self.state.choices.set(first, choices)?;
+        Ok(self.state.rows.seat(first, seats)?)
+    }
+
+    /// Takes rows out of use; the next step is the first without them.
+    pub(crate) fn clear(&self, first: usize, rows: usize) -> Result<()> {
+        Ok(self.state.rows.clear(first, rows)?)
+    }
+
+    /// Asks for a step of the first `bucket` rows.
+    pub(crate) fn step(&mut self, bucket: usize) -> Result<Asked> {
+        let device = self.cx.device().clone();
+        let state = self.state.first(bucket)?;
+        if self.record && !self.recordings.contains_key(&bucket) && self.ran.contains(&bucket) {
+            if device.kernels() == Kernels::Cpu {
+                // Sizes come and go one by one there; each would keep its memory.
+                self.recordings.clear();
+            }
+            let recording = device.record(state.clone(), || state.step(&self.cx))?;
+            self.recordings.insert(bucket, recording);
+            self.made += 1;
+        }
+        match self.recordings.get(&bucket) {
+            Some(recording) => device.replay(recording)?,
+            None => state.step(&self.cx)?,
+        }
+        self.ran.insert(bucket);
+        Ok(Asked { ids: state.chosen.ids.read_later()?, log_prob: state.chosen.log_prob.read_later()? })
+    }
+}

@@ -1,0 +1,78 @@
+use super::formula::{Row, advanced};
+use super::{Params, advance};
+use crate::Addr;
+use crate::checks::{Picks, addr, addr_mut, checks, is_cuda, run};
+
+checks!(rows_move_on_as_the_formula_says_and_others_stay);
+
+fn rows_move_on_as_the_formula_says_and_others_stay() {
+    let mut picks = Picks::new(1);
+    for case in 0..if is_cuda() { 12 } else { 60 } {
+        let rows = if case == 0 { 0 } else { picks.size(1, 300) };
+        let (max_blocks, page) = (picks.size(1, 5), picks.of(&[16usize, 64, 256]));
+        let cols = if case % 3 == 0 { 0 } else { picks.size(1, 40) };
+        let most = max_blocks * page;
+        let before: Vec<Row> = (0..rows)
+            .map(|_| {
+                let kv_limit = picks.size(1, most + 1);
+                // Not in use, at the first key, at the last, one before it, or anywhere.
+                let kv_len =
+                    [0, 1, kv_limit, kv_limit.saturating_sub(1), picks.size(0, kv_limit + 1)][picks.size(0, 5)];
+                Row {
+                    id: picks.size(0, 1000) as i64,
+                    position: picks.size(0, 5000) as i64,
+                    kv_len: kv_len as i64,
+                    kv_limit: kv_limit as i64,
+                    pages: (0..max_blocks).map(|_| picks.size(0, 900) as i64).collect(),
+                    slot: picks.size(0, 7000) as i64,
+                    draw: picks.size(0, 9000) as i64,
+                    history: (0..cols).map(|_| picks.size(0, 1000) as i64).collect(),
+                    history_len: picks.size(0, cols + 1),
+                }
+            })
+            .collect();
+        let chosen: Vec<i32> = (0..rows).map(|_| picks.size(0, 1001) as i32 - 1).collect();
+        let want: Vec<Row> = before.iter().zip(&chosen).map(|(r, &c)| advanced(r, c.into(), page as i64)).collect();
+        assert_eq!(launched(&before, &chosen, max_blocks, page, cols), want, "case {case}");
+    }
+}
+
+/// What the kernel makes of the rows.
+fn launched(rows: &[Row], chosen: &[i32], max_blocks: usize, page: usize, cols: usize) -> Vec<Row> {
+    let of = |f: &dyn Fn(&Row) -> i64| -> Vec<i32> { rows.iter().map(|r| f(r) as i32).collect() };
+    let (mut ids, mut positions, mut kv_lens) = (of(&|r| r.id), of(&|r| r.position), of(&|r| r.kv_len));
+    let (mut slots, mut draws) = (of(&|r| r.slot), of(&|r| r.draw));
+    let (kv_limits, mut lens) = (of(&|r| r.kv_limit), of(&|r| r.history_len as i64));
+    let tables: Vec<i32> = rows.iter().flat_map(|r| r.pages.iter().map(|&x| x as i32)).collect();
+    let mut history: Vec<i32> = rows.iter().flat_map(|r| r.history.iter().map(|&x| x as i32)).collect();
+    let some = |a: Addr| if cols == 0 { Addr::NULL } else { a };
+    let params = Params {
+        chosen: addr(chosen),
+        ids: addr_mut(&mut ids),
+        positions: addr_mut(&mut positions),
+        kv_lens: addr_mut(&mut kv_lens),
+        kv_limits: addr(&kv_limits),
+        block_tables: addr(&tables),
+        slots: addr_mut(&mut slots),
+        draws: addr_mut(&mut draws),
+        history: some(addr_mut(&mut history)),
+        history_lens: some(addr_mut(&mut lens)),
+        rows: rows.len() as u32,
+        max_blocks: max_blocks as u32,
+        page: page as u32,
+        history_cols: cols as u32,
+    };
+    run(&advance(&params), 2);
+    let row = |r: usize| Row {
+        id: ids[r].into(),
+        position: positions[r].into(),
+        kv_len: kv_lens[r].into(),
+        kv_limit: kv_limits[r].into(),
+        pages: tables[r * max_blocks..][..max_blocks].iter().map(|&x| x.into()).collect(),
+        slot: slots[r].into(),
+        draw: draws[r].into(),
+        history: history[r * cols..][..cols].iter().map(|&x| x.into()).collect(),
+        history_len: lens[r] as usize,
+    };
+    (0..rows.len()).map(row).collect()
+}

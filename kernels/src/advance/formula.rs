@@ -1,0 +1,34 @@
+//! The definition, a row at a time.
+
+/// What the host knows of a row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    pub id: i64,
+    pub position: i64,
+    pub kv_len: i64,
+    pub kv_limit: i64,
+    pub pages: Vec<i64>,
+    pub slot: i64,
+    pub draw: i64,
+    pub history: Vec<i64>,
+    /// Entries of `history` that count.
+    pub history_len: usize,
+}
+
+/// The row after it was given a token.
+pub fn advanced(row: &Row, chosen: i64, page: i64) -> Row {
+    let mut next = row.clone();
+    if row.kv_len <= 0 {
+        return next;
+    }
+    if let Some(place) = next.history.get_mut(row.history_len) {
+        *place = chosen;
+        next.history_len += 1;
+    }
+    if chosen < 0 || row.kv_len >= row.kv_limit {
+        return Row { kv_len: 0, slot: -1, ..next };
+    }
+    let key = row.kv_len;
+    let slot = row.pages[(key / page) as usize] * page + key % page;
+    Row { id: chosen, position: row.position + 1, kv_len: key + 1, draw: row.draw + 1, slot, ..next }
+}

@@ -1,0 +1,283 @@
+//! Machine code that is built into the binary, for machines without NVRTC and for a start without compiling.
+//!
+//! An archive is a line that names its format, then an entry for each folder and architecture: a line `folder architecture hash
+//! length`, and as many bytes, deflated. The hash is of everything that was compiled, so that code of other sources than the
+//! binary's own is never run. [`PTX_ARCHITECTURE`]'s entry is PTX text, which drivers compile for GPUs newer than all of ours.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use flate2::Compression;
+use flate2::read::DeflateDecoder;
+use flate2::write::DeflateEncoder;
+
+use super::cache::Cache;
+use super::{ARCHITECTURES, CompileError, compiler, cubin_unit, number_of, ptx_unit};
+use crate::{SOURCES, Source};
+
+/// What was built in: empty unless the build was told an archive.
+static ARCHIVE: &[u8] = include!(concat!(env!("OUT_DIR"), "/archive.rs"));
+/// The first line of an archive.
+const MAGIC: &str = "reel-kernels 1";
+/// The virtual architecture of the PTX: the oldest that kernels are written for, which every newer GPU runs.
+pub const PTX_ARCHITECTURE: &str = "compute_80";
+
+/// What an archive holds for a GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// Machine code.
+    Cubin(Vec<u8>),
+    /// PTX text.
+    Ptx(String),
+}
+
+/// An archive's entries.
+#[derive(Clone, Debug, Default)]
+pub struct Archive<'a> {
+    entries: Vec<Entry<'a>>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry<'a> {
+    folder: &'a str,
+    architecture: &'a str,
+    hash: &'a str,
+    deflated: &'a [u8],
+}
+
+impl<'a> Archive<'a> {
+    /// The archive in these bytes; none in no bytes.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    pub fn read(bytes: &'a [u8]) -> Result<Archive<'a>, String> {
+        let mut entries = Vec::new();
+        if bytes.is_empty() {
+            return Ok(Archive { entries });
+        }
+        let (magic, mut rest) = line(bytes).ok_or("no first line")?;
+        if magic != MAGIC {
+            return Err(format!("begins with {magic:?}, not {MAGIC:?}"));
+        }
+        while !rest.is_empty() {
+            let (head, body) = line(rest).ok_or("an entry without its line")?;
+            let [folder, architecture, hash, length] = head.split(' ').collect::<Vec<_>>()[..] else {
+                return Err(format!("{head:?} is not `folder architecture hash length`"));
+            };
+            let length: usize = length.parse().map_err(|_| format!("{head:?} has no length"))?;
+            let deflated = body.get(..length).ok_or_else(|| format!("ends in {folder} for {architecture}"))?;
+            entries.push(Entry { folder, architecture, hash, deflated });
+            rest = &body[length..];
+        }
+        Ok(Archive { entries })
+    }
+
+    /// The code of a folder for a GPU's architecture such as `sm_86`: the architecture's own machine code, else that of the nearest
+    /// earlier one of the same major version, else PTX. None when there is none, or only of other sources than `source`.
+    pub fn code(&self, source: &Source, sm: &str) -> Option<Code> {
+        for architecture in runs_on(sm) {
+            if let Some(entry) = self.entry(source, architecture) {
+                return Some(Code::Cubin(entry.inflate()?));
+            }
+        }
+        let entry = self.entry(source, PTX_ARCHITECTURE).filter(|_| capability(sm) >= capability(PTX_ARCHITECTURE))?;
+        Some(Code::Ptx(String::from_utf8(entry.inflate()?).ok()?))
+    }
+
+    /// How many entries are of the binary's own sources, and how many are not.
+    pub fn fresh_and_stale(&self) -> (usize, usize) {
+        let known = |e: &&Entry<'_>| {
+            SOURCES.iter().any(|s| s.name == e.folder && hash(s, e.architecture).is_some_and(|hash| hash == e.hash))
+        };
+        let fresh = self.entries.iter().filter(known).count();
+        (fresh, self.entries.len() - fresh)
+    }
+
+    /// The architectures that there are entries for, in order.
+    pub fn architectures(&self) -> Vec<&'a str> {
+        let mut all: Vec<&str> = self.entries.iter().map(|e| e.architecture).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    fn entry(&self, source: &Source, architecture: &str) -> Option<&Entry<'a>> {
+        let here = |e: &&Entry<'_>| e.folder == source.name && e.architecture == architecture;
+        self.entries.iter().find(here).filter(|e| hash(source, architecture).is_some_and(|hash| hash == e.hash))
+    }
+}
+
+impl Entry<'_> {
+    fn inflate(&self) -> Option<Vec<u8>> {
+        let mut out = Vec::new();
+        DeflateDecoder::new(self.deflated).read_to_end(&mut out).ok()?;
+        Some(out)
+    }
+}
+
+/// What is built into this binary.
+pub fn archive() -> Archive<'static> {
+    // The build script took any file: one that is no archive holds nothing for anybody.
+    Archive::read(ARCHIVE).unwrap_or_default()
+}
+
+/// Code built into this binary for a folder and a GPU's architecture, if there is any and it is of these sources.
+pub fn code(source: &Source, sm: &str) -> Option<Code> {
+    if ARCHIVE.is_empty() { None } else { archive().code(source, sm) }
+}
+
+/// Compiles every folder for every one of [`ARCHITECTURES`] and to PTX on `threads` threads, and makes an archive of them.
+///
+/// # Errors
+/// No NVRTC, or a source that does not compile.
+pub fn pack(threads: usize) -> Result<Vec<u8>, CompileError> {
+    let all: Vec<(&Source, &str)> = SOURCES
+        .iter()
+        .flat_map(|source| ARCHITECTURES.into_iter().chain([PTX_ARCHITECTURE]).map(move |a| (*source, a)))
+        .collect();
+    let (next, parts) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    let work = || {
+        while let Some((i, (source, architecture))) = take(&next, &all) {
+            let part = part(source, architecture);
+            parts.lock().unwrap_or_else(|e| e.into_inner()).insert(i, part);
+        }
+    };
+    std::thread::scope(|scope| (0..threads.max(1)).for_each(|_| drop(scope.spawn(work))));
+    let mut out = format!("{MAGIC}\n").into_bytes();
+    for part in parts.into_inner().unwrap_or_else(|e| e.into_inner()).into_values() {
+        out.extend(part?);
+    }
+    Ok(out)
+}
+
+fn take<T: Copy>(next: &AtomicUsize, all: &[T]) -> Option<(usize, T)> {
+    let i = next.fetch_add(1, Ordering::Relaxed);
+    all.get(i).map(|x| (i, *x))
+}
+
+/// One entry of an archive.
+fn part(source: &Source, architecture: &str) -> Result<Vec<u8>, CompileError> {
+    let unit = unit(source, architecture)?;
+    let built = compiler()?.build(&unit)?;
+    let code = if architecture == PTX_ARCHITECTURE { built.ptx.into_bytes() } else { built.cubin };
+    let mut out = Vec::new();
+    append(&mut out, source.name, architecture, &Cache::content(&unit), &code);
+    Ok(out)
+}
+
+fn append(out: &mut Vec<u8>, folder: &str, architecture: &str, hash: &str, code: &[u8]) {
+    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::best());
+    let deflated = encoder.write_all(code).and_then(|()| encoder.finish()).expect("a vector takes everything");
+    out.extend(format!("{folder} {architecture} {hash} {}\n", deflated.len()).bytes());
+    out.extend(deflated);
+}
+
+/// The unit that an entry is of.
+fn unit(source: &Source, architecture: &str) -> Result<super::Unit, CompileError> {
+    match architecture.strip_prefix("compute_") {
+        Some(number) => ptx_unit(source, &format!("sm_{number}")),
+        None => cubin_unit(source, architecture),
+    }
+}
+
+fn hash(source: &Source, architecture: &str) -> Option<String> {
+    unit(source, architecture).ok().map(|unit| Cache::content(&unit))
+}
+
+/// The architectures whose machine code a GPU of `sm` runs, the best first: its own, then earlier ones of its major version.
+/// Code for an architecture with features of its own, as `sm_90a`, runs on that alone.
+fn runs_on(sm: &str) -> Vec<&'static str> {
+    let own = ARCHITECTURES.into_iter().filter(|a| *a == sm);
+    let earlier = ARCHITECTURES.into_iter().rev().filter(|a| {
+        !a.ends_with('a') && *a != sm && capability(a) / 10 == capability(sm) / 10 && capability(a) <= capability(sm)
+    });
+    own.chain(earlier).collect()
+}
+
+/// 86 of `sm_86` and 90 of `sm_90a`.
+fn capability(architecture: &str) -> u32 {
+    let number = architecture.strip_prefix("compute_").or_else(|| number_of(architecture).ok()).unwrap_or_default();
+    number.trim_end_matches(['a', 'f']).parse().unwrap_or(0)
+}
+
+/// The first line, without its end, and what follows it.
+fn line(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let end = bytes.iter().position(|&b| b == b'\n')?;
+    Some((std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SMALL: &Source = SOURCES[0];
+    const OTHER: &Source = SOURCES[1];
+
+    fn archive_of(entries: &[(&Source, &str, &[u8])]) -> Vec<u8> {
+        let mut out = format!("{MAGIC}\n").into_bytes();
+        for (source, architecture, code) in entries {
+            append(&mut out, source.name, architecture, &hash(source, architecture).unwrap(), code);
+        }
+        out
+    }
+
+    #[test]
+    fn each_gpu_gets_the_best_that_it_runs() {
+        let bytes = archive_of(&[
+            (SMALL, "sm_80", b"eighty"),
+            (SMALL, "sm_86", b"eighty-six"),
+            (SMALL, "sm_90a", b"ninety"),
+            (SMALL, PTX_ARCHITECTURE, b".version 9.0"),
+        ]);
+        let archive = Archive::read(&bytes).unwrap();
+        let cubin = |code: &[u8]| Some(Code::Cubin(code.to_vec()));
+        let ptx = Some(Code::Ptx(".version 9.0".to_string()));
+        assert_eq!(archive.code(SMALL, "sm_80"), cubin(b"eighty"));
+        assert_eq!(archive.code(SMALL, "sm_86"), cubin(b"eighty-six"));
+        assert_eq!(archive.code(SMALL, "sm_89"), cubin(b"eighty-six"), "89 has no entry here");
+        assert_eq!(archive.code(SMALL, "sm_90a"), cubin(b"ninety"));
+        assert_eq!(archive.code(SMALL, "sm_100a"), ptx);
+        assert_eq!(archive.code(SMALL, "sm_120a"), ptx);
+        assert_eq!(archive.code(SMALL, "sm_75"), None);
+        assert_eq!(archive.code(OTHER, "sm_80"), None);
+        assert_eq!(archive.fresh_and_stale(), (4, 0));
+    }
+
+    #[test]
+    fn code_of_other_sources_is_not_given() {
+        let mut bytes = format!("{MAGIC}\n").into_bytes();
+        append(&mut bytes, SMALL.name, "sm_80", &hash(OTHER, "sm_80").unwrap(), b"code");
+        let archive = Archive::read(&bytes).unwrap();
+        assert_eq!(archive.code(SMALL, "sm_80"), None);
+        assert_eq!(archive.fresh_and_stale(), (0, 1));
+    }
+
+    /// Of a build that was told an archive; `./x gpu-bundle` runs it so.
+    #[test]
+    fn what_is_built_in_is_of_these_sources() {
+        let archive = Archive::read(ARCHIVE).unwrap();
+        let wanted = if ARCHIVE.is_empty() { 0 } else { SOURCES.len() * (ARCHITECTURES.len() + 1) };
+        assert_eq!(archive.fresh_and_stale(), (wanted, 0));
+    }
+
+    proptest! {
+        /// Bytes are given back as they were; an archive that is cut off anywhere is refused or shorter, and none panics.
+        #[test]
+        fn archives_hold_what_was_put_in(code in proptest::collection::vec(any::<u8>(), 0..4000), cut in any::<prop::sample::Index>()) {
+            let bytes = archive_of(&[(SMALL, "sm_80", &code), (OTHER, "sm_90a", &code)]);
+            let archive = Archive::read(&bytes).unwrap();
+            prop_assert_eq!(archive.code(SMALL, "sm_80"), Some(Code::Cubin(code.clone())));
+            prop_assert_eq!(archive.code(OTHER, "sm_90a"), Some(Code::Cubin(code.clone())));
+            let part = &bytes[..cut.index(bytes.len())];
+            if let Ok(archive) = Archive::read(part) {
+                prop_assert!(archive.entries.len() < 2);
+                for entry in &archive.entries {
+                    prop_assert_eq!(entry.inflate(), Some(code.clone()));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Pictures and films as frames of levels, which is how they go to the device: an eighth of their pixels' bytes.
+
+use reel_media::patches::{self, Processor};
+use reel_media::resize::FrameBuf;
+
+use super::window::GridThw;
+use crate::error::Result;
+
+/// The media of a sequence after both resizes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Frames {
+    /// One frame each, in order.
+    pub pictures: Vec<FrameBuf>,
+    /// In order; an odd one's last frame stands for two.
+    pub films: Vec<FrameBuf>,
+    /// How they become patches.
+    pub processor: Processor,
+}
+
+impl Frames {
+    /// Bytes of all levels.
+    pub fn bytes(&self) -> usize {
+        self.pictures.iter().chain(&self.films).map(|f| f.data.len()).sum()
+    }
+
+    /// The grid of some frames.
+    ///
+    /// # Errors
+    /// Sides that are no whole blocks of patches, levels that do not fit the sides.
+    pub fn grid(&self, frames: &FrameBuf) -> Result<GridThw> {
+        Ok(patches::grid(frames.view()?, &self.processor)?)
+    }
+
+    /// The normalised pixels of the patches of `frames`, one after the other, as the image processor gives them.
+    ///
+    /// # Errors
+    /// As [`Frames::grid`]; too many to fit in memory.
+    pub fn pixels(&self, frames: &[FrameBuf]) -> Result<Vec<f32>> {
+        let mut all = Vec::new();
+        for one in frames {
+            all.append(&mut patches::cut(one.view()?, &self.processor)?.pixel_values);
+        }
+        Ok(all)
+    }
+}

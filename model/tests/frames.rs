@@ -1,0 +1,140 @@
+//! Decoded frames as levels against their pixels as values: the two entries of the vision tower.
+
+use std::path::Path;
+
+use proptest::prelude::*;
+use reel_media::patches::Processor;
+use reel_media::resize::FrameBuf;
+use reel_model::batch::Batch;
+use reel_model::checkpoint::Checkpoint;
+use reel_model::config::ModelConfig;
+use reel_model::input::{Frames, Tokens};
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::weights::{Loader, Source};
+use reel_runtime::{Category, Cx, DType, Device, Grads, Tensor, ops};
+
+fn folder() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train/model_a")
+}
+
+/// Noise of `[t, h, w]` patches, with an odd number of frames where `odd`.
+fn noise([t, h, w]: [usize; 3], odd: bool, p: &Processor, seed: u64) -> FrameBuf {
+    let (frames, height, width) = (t * p.temporal_patch_size - usize::from(odd), h * p.patch_size, w * p.patch_size);
+    let level = |i: usize| ((i as u64 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
+    FrameBuf { data: (0..frames * height * width * 3).map(level).collect(), frames, height, width }
+}
+
+/// A picture and films of these grids, then a word.
+fn tokens(config: &ModelConfig, picture: bool, films: &[[usize; 3]], odd: bool, seed: u64) -> Tokens {
+    let vision = &config.vision;
+    let processor = Processor {
+        patch_size: vision.patch_size,
+        temporal_patch_size: vision.temporal_patch_size,
+        merge_size: vision.spatial_merge_size,
+        ..Processor::default()
+    };
+    let grids: Vec<[usize; 3]> = films.iter().map(|&[t, h, w]| [t, 2 * h, 2 * w]).collect();
+    let still = [1, 4, 2];
+    let mut tokens = Tokens {
+        frames: Frames {
+            pictures: if picture { vec![noise(still, true, &processor, seed + 1)] } else { Vec::new() },
+            films: grids.iter().map(|&grid| noise(grid, odd, &processor, seed)).collect(),
+            processor,
+        },
+        image_grid_thw: if picture { vec![still] } else { Vec::new() },
+        second_per_grid_ts: vec![1.0; grids.len()],
+        video_grid_thw: grids,
+        ..Tokens::default()
+    };
+    let t = &config.tokens;
+    for (pad, grids) in [(t.image, &tokens.image_grid_thw), (t.video, &tokens.video_grid_thw)] {
+        for grid in grids {
+            tokens.input_ids.push(t.vision_start.into());
+            let pads = grid.iter().product::<usize>() / config.vision.merge_unit();
+            tokens.input_ids.extend(std::iter::repeat_n(i64::from(pad), pads));
+            tokens.input_ids.push(t.vision_end.into());
+        }
+    }
+    tokens.input_ids.push(5);
+    tokens.compute_positions(config, "test").unwrap();
+    tokens
+}
+
+/// The same with its pixels as values.
+fn as_values(tokens: &Tokens) -> Tokens {
+    let [pictures, films] = tokens.pixels().unwrap().map(|p| p.map(|p| p.into_owned()));
+    Tokens { frames: Frames::default(), pixel_values: pictures, pixel_values_videos: films, ..tokens.clone() }
+}
+
+/// Hidden states of a batch, and the gradient of the patch embedding.
+fn pass(dtype: DType, all: &[&Tokens]) -> (Vec<f32>, Vec<f32>) {
+    const NAME: &str = "visual.patch_embed.proj.weight";
+    let (config, files) = (ModelConfig::open(&folder()).unwrap(), Checkpoint::open(&folder()).unwrap());
+    let device = Device::cpu(2);
+    let trainable = |name: &str| name == NAME;
+    let from = Loader { device: &device, source: Source::Files(&files), dtype, trainable: &trainable };
+    let model = Qwen25Vl::load(&from, &config).unwrap();
+    let cx = Cx::training(&device, dtype);
+    let sequences: Vec<_> = all.iter().map(|t| t.sequence()).collect();
+    let batch = Batch::new(&device, &config, dtype, &sequences, "test").unwrap();
+    let hidden = model.hidden(&cx, &batch, false).unwrap();
+    let n = hidden.shape()[0];
+    let targets = Tensor::from_i32(&device, &[n], &(0..n as i32).map(|i| i % 7).collect::<Vec<_>>()).unwrap();
+    let lp = ops::linear_log_prob(&cx, &hidden, &model.text.lm_head, &targets, 1.0).unwrap();
+    let one = Tensor::from_f32(&device, &[n], DType::F32, &vec![1.0; n], Category::Inputs).unwrap();
+    let mut grads = Grads::new();
+    cx.backward(&ops::weighted_sum(&cx, &lp, &one).unwrap(), 1.0, &mut grads).unwrap();
+    (hidden.to_f32().unwrap(), grads.get(NAME).unwrap().to_f32().unwrap())
+}
+
+fn distance(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let sum = |f: &dyn Fn(f64, f64) -> f64| got.iter().zip(want).map(|(&g, &w)| f(g.into(), w.into())).sum::<f64>();
+    (sum(&|g, w| (g - w).powi(2)) / sum(&|_, w| w * w)).sqrt()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    #[test]
+    fn levels_give_the_bits_of_values(
+        picture: bool,
+        films in prop::collection::vec([1usize..3, 1usize..4, 1usize..4], 1..3),
+        odd: bool,
+        seed in 0u64..1000,
+    ) {
+        let config = ModelConfig::open(&folder()).unwrap();
+        let levels = tokens(&config, picture, &films, odd, seed);
+        let values = as_values(&levels);
+        for dtype in [DType::F32, DType::BF16] {
+            let ((got, d_got), (want, d_want)) = (pass(dtype, &[&levels]), pass(dtype, &[&values]));
+            // Forward a patch's sum depends on its own pixels alone; the gradient's sums go over the patches in another order.
+            prop_assert!(got == want, "{dtype}");
+            let off = distance(&d_got, &d_want);
+            prop_assert!(off <= 1e-5, "{dtype}: gradients differ by {off:.2e}");
+            // A sequence of each kind in one batch.
+            prop_assert!(pass(dtype, &[&levels, &values]).0[..got.len()] == got[..], "{dtype}: beside values");
+        }
+    }
+}
+
+#[test]
+fn frames_of_other_grids_are_refused() {
+    let config = ModelConfig::open(&folder()).unwrap();
+    let good = tokens(&config, true, &[[1, 2, 2]], false, 1);
+    let said = |tokens: &Tokens| {
+        let made = Batch::new(&Device::cpu(1), &config, DType::F32, &[tokens.sequence()], "here");
+        made.map(|_| ()).unwrap_err().to_string()
+    };
+    let mut other = good.clone();
+    other.video_grid_thw = vec![[1, 8, 2]];
+    let e = said(&other);
+    assert!(e.starts_with("here: pixel_values_videos: frames of [[1, 4, 4]] patches"), "{e}");
+    let mut missing = good.clone();
+    missing.frames.films.clear();
+    let e = said(&missing);
+    assert!(e.starts_with("here: pixel_values_videos: 0 values"), "{e}");
+    let mut ragged = good;
+    ragged.frames.pictures[0].height -= 1;
+    assert!(said(&ragged).contains("exactly frames x height x width x 3 bytes"), "{}", said(&ragged));
+}

@@ -1,0 +1,116 @@
+//! Times of launches, on a driver that carries work out as late as it may and refuses events that were not reached.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use reel_kernels::cuda::fake::Fake;
+use reel_kernels::elementwise::{self, AddParams, FillParams};
+use reel_kernels::{Arch, compile};
+
+use super::tests::{device, numbers, product};
+use super::*;
+use crate::device::profile::Collected;
+use crate::device::{Category, Device};
+use crate::tensor::Tensor;
+
+fn fill(x: &Tensor) -> Launch {
+    let params = FillParams { dst: x.addr(), count: x.shape()[0] as u64, value: 7.0, reserved: 0 };
+    elementwise::fill(DType::F32, &params)
+}
+
+fn add(x: &Tensor) -> Launch {
+    let params = AddParams { a: x.addr(), b: x.addr(), y: x.addr(), count: x.shape()[0] as u64 };
+    elementwise::add(DType::F32, &params)
+}
+
+#[test]
+fn nobody_waits_for_a_launch_that_is_timed() {
+    let Some(()) = compile::for_test() else { return };
+    let (fake, d) = device(1 << 20);
+    let x = numbers(&d, &[4], &[1.0; 4]);
+    d.profile().count(true);
+    for _ in 0..3 {
+        d.launch(&fill(&x)).unwrap();
+    }
+    assert_eq!(fake.launches(), 0, "launches were waited for");
+    // What was wanted when a launch was asked for counts, not what is wanted when its time is known.
+    d.profile().count(false);
+    d.launch(&add(&x)).unwrap();
+    let totals = d.profile().totals().unwrap();
+    assert_eq!(fake.launches(), 3, "only what is timed is waited for");
+    assert_eq!(totals.keys().copied().collect::<Vec<_>>(), ["fill_f32"]);
+    let cost = fill(&x).cost();
+    assert_eq!((totals["fill_f32"].launches, totals["fill_f32"].cost.bytes), (3, 3.0 * cost.bytes));
+    assert!(totals["fill_f32"].seconds > 0.0);
+    assert_eq!(d.profile().events().unwrap(), []);
+    d.profile().clear();
+    assert!(d.profile().totals().unwrap().is_empty());
+    drop((x, d));
+    assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
+}
+
+#[test]
+fn a_launch_that_goes_wrong_shows_when_the_profile_is_read() {
+    let Some(()) = compile::for_test() else { return };
+    let (_fake, d) = device(1 << 20);
+    let x = numbers(&d, &[4], &[1.0; 4]);
+    d.profile().record(true);
+    let params = FillParams { dst: x.addr(), count: 1 << 20, value: 7.0, reserved: 0 };
+    d.launch(&elementwise::fill(DType::F32, &params)).unwrap();
+    for e in [d.profile().events().unwrap_err(), d.profile().totals().unwrap_err()] {
+        assert!(e.to_string().contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{e}");
+    }
+}
+
+#[test]
+fn a_launch_that_cannot_be_asked_for_leaves_the_others_timed() {
+    let (fake, d) = device(64 << 20);
+    let (a, b, c) = (numbers(&d, &[2, 3], &[1.0; 6]), numbers(&d, &[2, 3], &[1.0; 6]), numbers(&d, &[2, 2], &[0.0; 4]));
+    d.profile().record(true);
+    let good = Launch::Matmul(product(&a, &b, &c));
+    // An address that no memory lies behind: the library refuses it.
+    let bad = Launch::Matmul(Matmul { c: Addr(8), ..product(&a, &b, &c) });
+    d.launch(&good).unwrap();
+    d.launch(&bad).unwrap_err();
+    d.launch(&good).unwrap();
+    assert_eq!(d.profile().events().unwrap().len(), 2);
+    drop((a, b, c, d));
+    assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    /// However many are under way and whenever they are read: each launch has one span, in the order of the stream, none overlapping.
+    #[test]
+    fn spans_follow_the_stream(pairs in 2usize..9, asked in prop::collection::vec((any::<bool>(), 0u8..6), 1..40)) {
+        let Some(()) = compile::for_test() else { return Ok(()) };
+        let fake = Fake::new(Arch::A100, 16 << 20);
+        let gpu = Gpu::with(Arc::new(fake.clone())).unwrap();
+        let (driver, stream) = (gpu.driver().clone(), gpu.stream());
+        let device: Device = Device::on_gpu(gpu).unwrap();
+        let x = Tensor::from_f32(&device, &[4], DType::F32, &[1.0; 4], Category::Inputs).unwrap();
+        let mut timeline = Timeline::new(driver, stream, pairs).unwrap();
+        let collected = Collected::default();
+        let (mut known, mut names) = (Vec::new(), Vec::new());
+        for (which, read) in asked {
+            let launch = if which { fill(&x) } else { add(&x) };
+            names.push(launch.name());
+            known.extend(timeline.launch(&launch, collected.wanted(), || device.launch(&launch)).unwrap());
+            if read == 0 {
+                known.extend(timeline.read().unwrap());
+            }
+        }
+        known.extend(timeline.read().unwrap());
+        prop_assert!(timeline.read().unwrap().is_empty());
+        prop_assert_eq!(known.iter().map(|t| t.event.name).collect::<Vec<_>>(), names);
+        for two in known.windows(2) {
+            let [first, second] = [&two[0].event, &two[1].event];
+            prop_assert!(first.seconds > 0.0);
+            // Host times are whole nanoseconds.
+            let gap = (second.start - first.start).as_secs_f64() - first.seconds;
+            prop_assert!(gap > -3e-9, "{} s before the launch ahead ended", -gap);
+        }
+        drop((timeline, x, device));
+        prop_assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
+    }
+}

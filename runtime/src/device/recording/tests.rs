@@ -1,0 +1,209 @@
+//! Recordings on every device that computes; on cuda by a driver that checks.
+
+use std::sync::Arc;
+
+use reel_kernels::cuda::Gpu;
+use reel_kernels::cuda::fake::Fake;
+use reel_kernels::elementwise::{self, AddParams, FillParams};
+use reel_kernels::matmul::{Matmul, Operand};
+use reel_kernels::{Addr, Arch, DType, compile};
+
+use super::*;
+use crate::device::SimOptions;
+use crate::tensor::Tensor;
+
+/// The cpu, the simulator, and a GPU on a driver that checks.
+fn devices() -> Vec<(Device, Option<Fake>)> {
+    let mut all = vec![(Device::cpu(2), None)];
+    if compile::for_test().is_some() {
+        all.push((Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap(), None));
+        let fake = Fake::new(Arch::H100, 512 << 20);
+        let gpu = Gpu::with(Arc::new(fake.clone())).unwrap();
+        all.push((Device::on_gpu(gpu).unwrap(), Some(fake)));
+    }
+    all
+}
+
+fn numbers(device: &Device, values: &[f32]) -> Tensor {
+    Tensor::from_f32(device, &[values.len()], DType::F32, values, Category::Inputs).unwrap()
+}
+
+fn room(device: &Device, count: usize) -> Result<Tensor> {
+    Tensor::empty(device, &[count], DType::F32, Category::Activations)
+}
+
+/// `y = a + b` by way of a sum that is put somewhere else first, so that blocks are given back and taken again.
+fn sums(device: &Device, a: &Tensor, b: &Tensor, y: &Tensor, steps: usize) -> Result<()> {
+    let add = |a: &Tensor, b: &Tensor, y: &Tensor| {
+        let params = AddParams { a: a.addr(), b: b.addr(), y: y.addr(), count: a.count() as u64 };
+        device.launch(&elementwise::add(DType::F32, &params))
+    };
+    let mut sum = room(device, a.count())?;
+    add(a, b, &sum)?;
+    for _ in 1..steps {
+        let next = room(device, a.count())?;
+        add(&sum, b, &next)?;
+        sum = next;
+    }
+    add(&sum, b, y)
+}
+
+#[track_caller]
+fn fails<T: std::fmt::Debug>(result: Result<T>, words: &str) {
+    let e = result.unwrap_err().to_string();
+    assert!(e.contains(words) && !e.contains('\n'), "{words} in {e}");
+}
+
+#[test]
+fn a_replay_reads_what_is_there_then_and_keeps_its_memory_to_itself() {
+    for (d, fake) in devices() {
+        let (a, b, y) = (numbers(&d, &[1.0, 2.0, 3.0]), numbers(&d, &[0.5; 3]), numbers(&d, &[0.0; 3]));
+        let recording = d.record((a.clone(), b.clone(), y.clone()), || sums(&d, &a, &b, &y, 4)).unwrap();
+        assert_eq!(recording.launches(), 5, "{d:?}");
+        // A sum and its successor are there at the same time, and no third.
+        assert_eq!(recording.bytes(), 2 * 12);
+        assert_eq!(y.to_f32().unwrap(), [0.0; 3], "{d:?}: nothing ran yet");
+        // Tensors of these sizes that come and go, and one that stays.
+        let before = numbers(&d, &[7.0; 3]);
+        drop(room(&d, 3).unwrap());
+        for step in 0..3 {
+            a.write(&[step as f32; 3]).unwrap();
+            d.replay(&recording).unwrap();
+            let between = numbers(&d, &[9.0; 3]);
+            d.replay(&recording).unwrap();
+            assert_eq!(y.to_f32().unwrap(), [step as f32 + 2.5; 3], "{d:?}");
+            assert_eq!((before.to_f32().unwrap(), between.to_f32().unwrap()), (vec![7.0; 3], vec![9.0; 3]));
+        }
+        drop((recording, a, b, y, before));
+        assert_eq!(d.memory().current, 0, "{d:?}");
+        drop(d);
+        if let Some(fake) = fake {
+            assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
+        }
+    }
+}
+
+/// What changes between replays has to lie in memory: a parameter stays what it was.
+#[test]
+fn a_value_among_the_parameters_stays_what_it_was() {
+    for (d, _) in devices() {
+        let (y, value) = (numbers(&d, &[0.0; 3]), std::cell::Cell::new(2.0));
+        let fill = || {
+            let params = FillParams { dst: y.addr(), count: 3, value: value.get(), reserved: 0 };
+            d.launch(&elementwise::fill(DType::F32, &params))
+        };
+        let recording = d.record(y.clone(), fill).unwrap();
+        value.set(5.0);
+        d.replay(&recording).unwrap();
+        assert_eq!(y.to_f32().unwrap(), [2.0; 3], "{d:?}");
+    }
+}
+
+#[test]
+fn what_a_recording_cannot_hold_is_refused_and_leaves_the_device_as_it_was() {
+    for (d, fake) in devices() {
+        let (a, y) = (numbers(&d, &[1.0; 3]), numbers(&d, &[0.0; 3]));
+        fails(d.record((), || a.write(&[1.0f32; 3])), "copying from the host inside of a recording");
+        fails(d.record((), || a.to_f32().map(|_| ())), "copying to the host inside of a recording");
+        fails(d.record((), || a.read_later().map(|_| ())), "copying to the host inside of a recording");
+        let timed = || {
+            let params = FillParams { dst: y.addr(), count: 3, value: 1.0, reserved: 0 };
+            d.time(&elementwise::fill(DType::F32, &params)).map(|_| ())
+        };
+        fails(d.record((), timed), "timing a launch inside of a recording");
+        fails(d.record((), || d.record((), || Ok::<(), Error>(())).map(|_| ())), "is under way already");
+        let times = std::cell::Cell::new(0);
+        let grows = || {
+            times.set(times.get() + 1);
+            room(&d, 3 * times.get()).map(|_| ())
+        };
+        fails(d.record((), grows), "that its first pass did not need");
+        let elsewhere = || {
+            let params = FillParams { dst: y.addr(), count: 3, value: 1.0, reserved: 0 };
+            let launch = elementwise::fill(DType::F32, &params);
+            std::thread::scope(|scope| scope.spawn(|| d.launch(&launch)).join().expect("no panic"))
+        };
+        fails(d.record((), elsewhere), "while another thread records");
+        // All of that left nothing behind.
+        sums(&d, &a, &a, &y, 1).unwrap();
+        assert_eq!(y.to_f32().unwrap(), [3.0; 3], "{d:?}");
+        let recording = d.record((), || sums(&d, &a, &a, &y, 2)).unwrap();
+        fails(Device::cpu(1).replay(&recording), "on the device that it was made on");
+        drop((recording, a, y));
+        assert_eq!(d.memory().current, 0, "{d:?}");
+        drop(d);
+        if let Some(fake) = fake {
+            assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
+        }
+    }
+}
+
+/// An f32 product with a bf16 weight needs room of its own on cuda, which lasts as long as the recording.
+#[test]
+fn products_of_two_types_are_recorded() {
+    for (d, fake) in devices() {
+        let x = numbers(&d, &[1.0, 2.0, 3.0, 4.0]);
+        let w =
+            Tensor::from_f32(&d, &[3, 2], DType::BF16, &[1.0, 0.5, 2.0, 0.25, -1.0, 1.0], Category::Weights).unwrap();
+        let y = numbers(&d, &[0.0; 6]);
+        let operand = |t: &Tensor| Operand { addr: t.addr(), dtype: t.dtype(), transposed: false };
+        let (a, b, c) = (operand(&x), operand(&w), y.addr());
+        let product = Matmul { m: 2, n: 3, k: 2, a, b, c, c_dtype: DType::F32, bias: Addr::NULL, accumulate: false };
+        let recording = d.record((x.clone(), w.clone(), y.clone()), || d.launch(&Launch::Matmul(product))).unwrap();
+        let others: Vec<Tensor> = (0..4).map(|_| numbers(&d, &[5.0; 6])).collect();
+        d.replay(&recording).unwrap();
+        x.write(&[2.0f32, 4.0, 6.0, 8.0]).unwrap();
+        d.replay(&recording).unwrap();
+        assert_eq!(y.to_f32().unwrap(), [4.0, 5.0, 2.0, 10.0, 14.0, 2.0], "{d:?}");
+        assert!(others.iter().all(|t| t.to_f32().unwrap() == [5.0; 6]), "{d:?}");
+        drop((recording, x, w, y, others, d));
+        if let Some(fake) = fake {
+            assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
+        }
+    }
+}
+
+/// A profile sees each launch of a replay.
+#[test]
+fn a_profile_counts_what_is_replayed() {
+    for (d, _) in devices() {
+        let (a, y) = (numbers(&d, &[1.0; 3]), numbers(&d, &[0.0; 3]));
+        let recording = d.record((a.clone(), y.clone()), || sums(&d, &a, &a, &y, 2)).unwrap();
+        d.profile().count(true);
+        d.replay(&recording).unwrap();
+        d.replay(&recording).unwrap();
+        assert_eq!(d.profile().totals().unwrap()["add_f32"].launches, 6, "{d:?}");
+        assert_eq!(y.to_f32().unwrap(), [4.0; 3], "{d:?}");
+    }
+}
+
+#[test]
+fn downloads_bring_what_was_there_when_they_were_asked_for() {
+    for (d, fake) in devices() {
+        let (a, y) = (numbers(&d, &[1.0; 3]), numbers(&d, &[0.0; 3]));
+        let recording = d.record((a.clone(), y.clone()), || sums(&d, &a, &a, &y, 1)).unwrap();
+        let mut coming = Vec::new();
+        for step in 0..40 {
+            a.write(&[step as f32; 3]).unwrap();
+            d.replay(&recording).unwrap();
+            coming.push(y.read_later().unwrap());
+            // Some are waited for late, some in another order, some never.
+            if step % 3 == 2 {
+                let second = coming.remove(coming.len() - 2);
+                assert_eq!(second.wait::<f32>().unwrap(), [3.0 * (step - 1) as f32; 3], "{d:?}");
+                drop(coming.pop());
+            }
+        }
+        for (i, download) in coming.into_iter().enumerate() {
+            assert_eq!(download.wait::<f32>().unwrap(), [9.0 * i as f32; 3], "{d:?}");
+        }
+        // More than a piece has room for.
+        let large = numbers(&d, &vec![2.0; 40_000]);
+        assert_eq!(large.read_later().unwrap().wait::<f32>().unwrap(), vec![2.0; 40_000]);
+        assert_eq!(large.rows(0, 0).unwrap().read_later().unwrap().wait::<f32>().unwrap(), []);
+        drop((recording, a, y, large, d));
+        if let Some(fake) = fake {
+            assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
+        }
+    }
+}

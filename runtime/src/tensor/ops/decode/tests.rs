@@ -1,0 +1,132 @@
+use reel_kernels::compile;
+
+use super::*;
+use crate::device::SimOptions;
+use crate::tensor::ops::{Choice, Choices, Chosen, sample};
+
+fn devices() -> Vec<Device> {
+    let sim = compile::for_test().map(|()| Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap());
+    [Device::cpu(2)].into_iter().chain(sim).collect()
+}
+
+fn seat(id: i32, keys: usize, limit: usize, blocks: &[i32]) -> Seat<'_> {
+    Seat { id, position: keys as i32 + 10, keys, limit, blocks, draw: keys as i32, history: &[] }
+}
+
+#[test]
+fn rows_move_on_from_block_to_block_until_their_last_key() {
+    for device in devices() {
+        let cx = Cx::inference(&device, DType::F32);
+        let rows = DecodeRows::new(&device, 4, 3, 5).unwrap();
+        let history = [8, 9];
+        let long = Seat { history: &history, ..seat(5, 63, 130, &[7, 2, 11]) };
+        rows.seat(1, &[long, seat(6, 2, 3, &[4])]).unwrap();
+        let chosen = Tensor::from_i32(&device, &[4], &[1, 2, 3, 4]).unwrap();
+        let state = |t: &Tensor| t.to_i32().unwrap();
+        assert_eq!(state(&rows.slots), [-1, 7 * 64 + 62, 4 * 64 + 1, -1]);
+        // Key, slot of row 1, then of row 2.
+        for (step, want) in [[7 * 64 + 63, 4 * 64 + 2], [2 * 64, -1], [2 * 64 + 1, -1]].into_iter().enumerate() {
+            rows.advance(&cx, &chosen).unwrap();
+            assert_eq!(state(&rows.slots), [-1, want[0], want[1], -1], "{device:?}, step {step}");
+        }
+        assert_eq!(state(&rows.kv_lens), [0, 66, 0, 0]);
+        assert_eq!(state(&rows.ids), [0, 2, 3, 0]);
+        assert_eq!(state(&rows.positions), [0, 76, 13, 0]);
+        assert_eq!(state(&rows.draws), [0, 66, 3, 0]);
+        let (tokens, lens) = rows.history().unwrap();
+        assert_eq!(state(&tokens.rows(1, 1).unwrap()), [8, 9, 2, 2, 2]);
+        assert_eq!(state(lens), [0, 5, 2, 0]);
+        rows.clear(1, 1).unwrap();
+        assert_eq!((state(&rows.kv_lens), state(&rows.slots)), (vec![0; 4], vec![-1; 4]));
+    }
+}
+
+#[test]
+fn what_does_not_fit_a_row_is_refused() {
+    let device = Device::cpu(1);
+    let rows = DecodeRows::new(&device, 2, 2, 3).unwrap();
+    let blocks = [0, 1, 2];
+    for (first, bad) in [
+        (0, seat(1, 0, 5, &blocks)),
+        (0, seat(1, 6, 5, &blocks)),
+        (0, seat(1, 1, 129, &blocks)),
+        (0, seat(1, 1, 65, &blocks[..1])),
+        (0, Seat { history: &[1, 2, 3, 4], ..seat(1, 1, 5, &blocks) }),
+        (2, seat(1, 1, 5, &blocks)),
+    ] {
+        assert!(rows.seat(first, &[bad]).is_err(), "{bad:?} at {first}");
+    }
+    assert!(rows.first(3).is_err() && rows.clear(1, 2).is_err());
+    assert_eq!((rows.rows(), rows.width(), rows.longest()), (2, 2, 3));
+}
+
+/// What a row of `sample` is to give.
+fn sampled(device: &Device, rows: usize, first: usize) -> (Vec<i32>, Vec<Vec<i32>>) {
+    const VOCAB: usize = 70;
+    let cx = Cx::inference(device, DType::F32);
+    let logits: Vec<f32> = (0..rows * VOCAB).map(|i| ((i * 7919 + 13) % 1009) as f32 / 120.0 - 4.0).collect();
+    let logits = Tensor::from_f32(device, &[rows, VOCAB], DType::F32, &logits, crate::Category::Inputs).unwrap();
+    // Even tokens only; token 12 is wanted, 14 is not.
+    let (even, bias) = ([0x5555_5555u32; 3], [(12, 3.0), (14, -9.0)]);
+    let choice = |r: usize| Choice {
+        temperature: [0.0, 0.8, 1.3][r % 3],
+        top_p: [1.0, 0.9][r % 2],
+        top_k: [0, 20][r / 2 % 2],
+        min_p: [0.0, 0.02][r / 3 % 2],
+        repetition_penalty: [1.0, 1.4][r % 2],
+        frequency_penalty: 0.2,
+        presence_penalty: 0.1,
+        counted_from: r % 3,
+        seed: r as u64 | 1 << 40,
+        bias: &bias[..r % 3],
+        allowed: if r % 2 == 1 { &even } else { &[] },
+    };
+    let choices = Choices::new(device, rows, 2, Some(VOCAB)).unwrap();
+    choices.set(0, &(0..rows).map(choice).collect::<Vec<_>>()).unwrap();
+    let history: Vec<i32> = (0..rows * 4).map(|i| (i * 5 % VOCAB) as i32).collect();
+    let history = Tensor::from_i32(device, &[rows, 4], &history).unwrap();
+    let lens = Tensor::from_i32(device, &[rows], &(0..rows as i32).map(|r| r % 5).collect::<Vec<_>>()).unwrap();
+    let draws = Tensor::from_i32(device, &[rows], &(0..rows as i32).collect::<Vec<_>>()).unwrap();
+    let suppressed = Tensor::from_i32(device, &[2], &[3, 4]).unwrap();
+    let chosen = Chosen::new(device, rows, true, 20).unwrap();
+    let part = |t: &Tensor| t.rows(0, first).unwrap();
+    let (few, to) = (choices.first(first).unwrap(), chosen.first(first).unwrap());
+    let seen = (part(&history), part(&lens));
+    sample(&cx, &part(&logits), &few, &part(&draws), Some((&seen.0, &seen.1)), &suppressed, &to).unwrap();
+    let (tops, values) = to.tops.as_ref().unwrap();
+    assert!(values.to_f32().unwrap().chunks(20).all(|v| v.is_sorted_by(|a, b| a >= b) && v[0] < 0.0));
+    let both = to.log_prob.to_f32().unwrap().into_iter().zip(to.raw_log_prob.as_ref().unwrap().to_f32().unwrap());
+    for (r, (with, raw)) in both.enumerate() {
+        // A temperature of 0 counts as 1, others do not.
+        assert!(with < 0.0 && (r % 3 == 0) == (with == raw), "row {r}: {with} and {raw}");
+    }
+    (to.ids.to_i32().unwrap(), tops.to_i32().unwrap().chunks(20).map(<[i32]>::to_vec).collect())
+}
+
+#[test]
+fn the_same_seeds_choose_the_same_on_every_device_and_in_any_batch() {
+    let want = sampled(&Device::cpu(1), 12, 12);
+    assert!(want.0.iter().all(|id| (0..70).contains(id) && ![3, 4].contains(id)));
+    assert!(want.0.iter().skip(1).step_by(2).all(|id| id % 2 == 0), "a token that is not allowed");
+    for device in devices() {
+        for first in [12, 5] {
+            let got = sampled(&device, 12, first);
+            assert_eq!(got.0, want.0[..first], "{device:?}");
+            assert_eq!(got.1, want.1[..first], "{device:?}");
+        }
+    }
+}
+
+#[test]
+fn choices_that_do_not_fit_are_refused() {
+    let device = Device::cpu(1);
+    let (none, some) = (Choices::new(&device, 2, 0, None).unwrap(), Choices::new(&device, 2, 1, Some(33)).unwrap());
+    let (bias, mask) = ([(1, 1.0), (2, 1.0)], [u32::MAX; 3]);
+    assert!(none.set(0, &[Choice { bias: &bias[..1], ..Choice::default() }]).is_err());
+    assert!(some.set(0, &[Choice { bias: &bias, ..Choice::default() }]).is_err());
+    assert!(none.set(0, &[Choice { allowed: &mask, ..Choice::default() }]).is_err());
+    assert!(some.set(0, &[Choice { allowed: &mask, ..Choice::default() }]).is_err());
+    assert!(some.set(1, &[Choice { allowed: &mask[..2], bias: &bias[..1], ..Choice::default() }]).is_ok());
+    assert!(some.set(2, &[Choice::default()]).is_err());
+    assert!(Chosen::new(&device, 1, false, 33).is_err());
+}

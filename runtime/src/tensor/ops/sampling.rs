@@ -1,0 +1,308 @@
+//! The choice of each row's next token, on the device.
+
+use reel_kernels::sample as kernel;
+use reel_kernels::{Addr, DType};
+
+use super::{size, want_dtype, want_shape};
+use crate::device::{Category, Device, Kernels};
+use crate::error::{Result, shape_error};
+use crate::tensor::cx::Cx;
+use crate::tensor::{Tensor, dims};
+
+/// How the token of one row is chosen; [`reel_kernels::sample`] has the meaning and the order of the steps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice<'a> {
+    /// 0: the likeliest token.
+    pub temperature: f32,
+    /// 1: off.
+    pub top_p: f32,
+    /// 0: off.
+    pub top_k: u32,
+    /// 0: off.
+    pub min_p: f32,
+    /// 1: off.
+    pub repetition_penalty: f32,
+    /// 0: off.
+    pub frequency_penalty: f32,
+    /// 0: off.
+    pub presence_penalty: f32,
+    /// Where the part of the history begins that the last two count.
+    pub counted_from: usize,
+    /// Of the draws.
+    pub seed: u64,
+    /// Added to the scores of these tokens; at most as many as [`Choices`] has room for.
+    pub bias: &'a [(i32, f32)],
+    /// A bit a token, 32 in a word, the lowest first; empty: all are allowed.
+    pub allowed: &'a [u32],
+}
+
+impl Default for Choice<'_> {
+    /// The likeliest token.
+    fn default() -> Self {
+        Choice {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            counted_from: 0,
+            seed: 0,
+            bias: &[],
+            allowed: &[],
+        }
+    }
+}
+
+/// The choices of rows, in device memory: `R` rows, `V` vocabulary.
+#[derive(Clone, Debug)]
+pub struct Choices {
+    temperature: Tensor,     // f32 [R]
+    top_p: Tensor,           // f32 [R]
+    top_k: Tensor,           // i32 [R]
+    min_p: Tensor,           // f32 [R]
+    penalty: Tensor,         // f32 [R]
+    frequency: Tensor,       // f32 [R]
+    presence: Tensor,        // f32 [R]
+    counted_from: Tensor,    // i32 [R]
+    seed: Tensor,            // u64 as i32 [R, 2]
+    bias_ids: Tensor,        // i32 [R, bias]
+    bias: Tensor,            // f32 [R, bias]
+    allowed: Option<Tensor>, // u32 as i32 [R, ceil(V / 32)]
+}
+
+impl Choices {
+    /// Room for `rows` rows with up to `bias` biased tokens each, and, where `masked` is a vocabulary, with a mask of what is allowed. Every
+    /// row takes the likeliest token until [`Choices::set`] says otherwise.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(device: &Device, rows: usize, bias: usize, masked: Option<usize>) -> Result<Choices> {
+        let f32s = |cols: &[usize]| Tensor::empty(device, &[&[rows], cols].concat(), DType::F32, Category::Inputs);
+        let i32s = |cols: &[usize]| Tensor::empty(device, &[&[rows], cols].concat(), DType::I32, Category::Inputs);
+        let choices = Choices {
+            temperature: f32s(&[])?,
+            top_p: f32s(&[])?,
+            top_k: i32s(&[])?,
+            min_p: f32s(&[])?,
+            penalty: f32s(&[])?,
+            frequency: f32s(&[])?,
+            presence: f32s(&[])?,
+            counted_from: i32s(&[])?,
+            seed: i32s(&[2])?,
+            bias_ids: i32s(&[bias])?,
+            bias: f32s(&[bias])?,
+            allowed: masked.map(|vocab| i32s(&[vocab.div_ceil(32)])).transpose()?,
+        };
+        choices.set(0, &vec![Choice::default(); rows])?;
+        Ok(choices)
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.temperature.count()
+    }
+
+    /// The first `rows` of them, in the same memory.
+    ///
+    /// # Errors
+    /// More than there are.
+    pub fn first(&self, rows: usize) -> Result<Choices> {
+        let part = |t: &Tensor| t.rows(0, rows);
+        Ok(Choices {
+            temperature: part(&self.temperature)?,
+            top_p: part(&self.top_p)?,
+            top_k: part(&self.top_k)?,
+            min_p: part(&self.min_p)?,
+            penalty: part(&self.penalty)?,
+            frequency: part(&self.frequency)?,
+            presence: part(&self.presence)?,
+            counted_from: part(&self.counted_from)?,
+            seed: part(&self.seed)?,
+            bias_ids: part(&self.bias_ids)?,
+            bias: part(&self.bias)?,
+            allowed: self.allowed.as_ref().map(part).transpose()?,
+        })
+    }
+
+    /// Sets the choices of the rows from `first` on, behind the launches so far.
+    ///
+    /// # Errors
+    /// Rows beyond the last; more biased tokens than there is room for; a mask of another length, or without room.
+    pub fn set(&self, first: usize, choices: &[Choice]) -> Result<()> {
+        const OP: &str = "choices";
+        let (n, cols) = (choices.len(), self.bias.shape()[1]);
+        let words = self.allowed.as_ref().map(|t| t.shape()[1]);
+        let (mut bias_ids, mut bias, mut allowed) = (vec![-1i32; n * cols], vec![0f32; n * cols], Vec::new());
+        for (row, c) in choices.iter().enumerate() {
+            if c.bias.len() > cols {
+                return Err(shape_error(OP, format!("{} biased tokens, room for {cols}", c.bias.len())));
+            }
+            for (i, &(id, value)) in c.bias.iter().enumerate() {
+                (bias_ids[row * cols + i], bias[row * cols + i]) = (id, value);
+            }
+            match words {
+                Some(words) if c.allowed.is_empty() => allowed.resize(allowed.len() + words, u32::MAX),
+                Some(words) if c.allowed.len() == words => allowed.extend_from_slice(c.allowed),
+                None if c.allowed.is_empty() => {}
+                _ => {
+                    let room = words.unwrap_or(0);
+                    return Err(shape_error(OP, format!("a mask of {} words, room for {room}", c.allowed.len())));
+                }
+            }
+        }
+        let f32s = |to: &Tensor, f: &dyn Fn(&Choice) -> f32| {
+            to.rows(first, n)?.write(&choices.iter().map(f).collect::<Vec<f32>>())
+        };
+        let i32s = |to: &Tensor, f: &dyn Fn(&Choice) -> usize| {
+            let values = choices.iter().map(|c| i32::try_from(f(c)).unwrap_or(i32::MAX));
+            to.rows(first, n)?.write(&values.collect::<Vec<i32>>())
+        };
+        f32s(&self.temperature, &|c| c.temperature)?;
+        f32s(&self.top_p, &|c| c.top_p)?;
+        f32s(&self.min_p, &|c| c.min_p)?;
+        f32s(&self.penalty, &|c| c.repetition_penalty)?;
+        f32s(&self.frequency, &|c| c.frequency_penalty)?;
+        f32s(&self.presence, &|c| c.presence_penalty)?;
+        i32s(&self.top_k, &|c| c.top_k as usize)?;
+        i32s(&self.counted_from, &|c| c.counted_from)?;
+        let seeds: Vec<u32> = choices.iter().flat_map(|c| [c.seed as u32, (c.seed >> 32) as u32]).collect();
+        self.seed.rows(first, n)?.write(&seeds)?;
+        self.bias_ids.rows(first, n)?.write(&bias_ids)?;
+        self.bias.rows(first, n)?.write(&bias)?;
+        self.allowed.as_ref().map_or(Ok(()), |t| t.rows(first, n)?.write(&allowed))
+    }
+}
+
+/// What was chosen for each of `R` rows.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    /// i32 `[R]`; −1: no token has a number for a score.
+    pub ids: Tensor,
+    /// f32 `[R]`: the token's log-probability under softmax(logits / temperature).
+    pub log_prob: Tensor,
+    /// f32 `[R]`: the same under softmax(logits).
+    pub raw_log_prob: Option<Tensor>,
+    /// i32 and f32 `[R, n]`: the likeliest tokens and their log-probabilities under softmax(logits).
+    pub tops: Option<(Tensor, Tensor)>,
+}
+
+impl Chosen {
+    /// Room for the tokens of `rows` rows; `raw`: and for their log-probabilities without temperature; and for the `tops` likeliest.
+    ///
+    /// # Errors
+    /// More likeliest tokens than the kernel names; out of memory.
+    pub fn new(device: &Device, rows: usize, raw: bool, tops: usize) -> Result<Chosen> {
+        if tops > kernel::MAX_TOPS as usize {
+            return Err(shape_error("sample", format!("{tops} likeliest tokens, {} at most", kernel::MAX_TOPS)));
+        }
+        let one = |shape: &[usize], dtype| Tensor::empty(device, shape, dtype, Category::Inputs);
+        let likeliest = || Ok((one(&[rows, tops], DType::I32)?, one(&[rows, tops], DType::F32)?));
+        Ok(Chosen {
+            ids: one(&[rows], DType::I32)?,
+            log_prob: one(&[rows], DType::F32)?,
+            raw_log_prob: if raw { Some(one(&[rows], DType::F32)?) } else { None },
+            tops: if tops > 0 { Some(likeliest()?) } else { None },
+        })
+    }
+
+    /// The first `rows` of them, in the same memory.
+    ///
+    /// # Errors
+    /// More than there are.
+    pub fn first(&self, rows: usize) -> Result<Chosen> {
+        let tops = |(ids, values): &(Tensor, Tensor)| Ok((ids.rows(0, rows)?, values.rows(0, rows)?));
+        Ok(Chosen {
+            ids: self.ids.rows(0, rows)?,
+            log_prob: self.log_prob.rows(0, rows)?,
+            raw_log_prob: self.raw_log_prob.as_ref().map(|t| t.rows(0, rows)).transpose()?,
+            tops: self.tops.as_ref().map(tops).transpose()?,
+        })
+    }
+}
+
+/// The tokens so far of rows, for penalties: i32 `[R, longest]`, and i32 `[R]`, how many of them count.
+pub type History<'a> = (&'a Tensor, &'a Tensor);
+
+/// Chooses a token for each row of logits `[R, V]` (f32), never one of `suppressed` (i32 `[n]`). `draws` (i32 `[R]`) numbers the draw of
+/// each row under its seed: the same seed and number draw the same on every device, whatever else is in the batch. Without a history the
+/// penalties do nothing. Only `chosen` is written.
+///
+/// # Errors
+/// Shapes or dtypes that do not fit; out of memory.
+pub fn sample(
+    cx: &Cx,
+    logits: &Tensor,
+    choices: &Choices,
+    draws: &Tensor,
+    history: Option<History>,
+    suppressed: &Tensor,
+    chosen: &Chosen,
+) -> Result<()> {
+    const OP: &str = "sample";
+    let &[rows, vocab] = logits.shape() else {
+        return Err(shape_error(OP, format!("logits are {}, expected [rows, vocabulary]", dims(logits.shape()))));
+    };
+    want_dtype(OP, "logits", logits, DType::F32)?;
+    want_shape(OP, "choices", &choices.temperature, &[rows], "a row for each row of logits")?;
+    want_shape(OP, "draws", draws, &[rows], "one for each row of logits")?;
+    want_dtype(OP, "draws", draws, DType::I32)?;
+    want_shape(OP, "chosen", &chosen.ids, &[rows], "one for each row of logits")?;
+    want_dtype(OP, "suppressed", suppressed, DType::I32)?;
+    if let Some(allowed) = &choices.allowed {
+        want_shape(OP, "allowed", allowed, &[rows, vocab.div_ceil(32)], "a bit for each token")?;
+    }
+    let longest = match history {
+        Some((tokens, lens)) => {
+            want_shape(OP, "history lengths", lens, &[rows], "one for each row of logits")?;
+            want_dtype(OP, "history", tokens, DType::I32)?;
+            let longest = tokens.shape().last().copied().unwrap_or(0);
+            want_shape(OP, "history", tokens, &[rows, longest], "a row for each row of logits")?;
+            longest
+        }
+        None => 0,
+    };
+    let some = |t: Option<&Tensor>| t.filter(|t| t.count() > 0).map_or(Addr::NULL, Tensor::addr);
+    let bias_cols = choices.bias.shape()[1];
+    let tops = chosen.tops.as_ref();
+    let params = kernel::Params {
+        logits: logits.addr(),
+        temperature: choices.temperature.addr(),
+        top_p: choices.top_p.addr(),
+        top_k: choices.top_k.addr(),
+        penalty: choices.penalty.addr(),
+        seed: choices.seed.addr(),
+        position: draws.addr(),
+        history: some(history.map(|h| h.0)),
+        history_len: some(history.map(|h| h.1)),
+        suppressed: some(Some(suppressed)),
+        frequency_penalty: choices.frequency.addr(),
+        presence_penalty: choices.presence.addr(),
+        counted_from: choices.counted_from.addr(),
+        min_p: choices.min_p.addr(),
+        bias_ids: some(Some(&choices.bias_ids)),
+        bias: some(Some(&choices.bias)),
+        allowed: some(choices.allowed.as_ref()),
+        workspace: Addr::NULL,
+        ids: chosen.ids.addr(),
+        log_prob: chosen.log_prob.addr(),
+        raw_log_prob: some(chosen.raw_log_prob.as_ref()),
+        top_ids: some(tops.map(|t| &t.0)),
+        top_log_probs: some(tops.map(|t| &t.1)),
+        rows: size(OP, rows)?,
+        vocab: size(OP, vocab)?,
+        history_cols: size(OP, longest)?,
+        suppressed_count: size(OP, suppressed.count())?,
+        bias_cols: size(OP, bias_cols)?,
+        tops: size(OP, tops.map_or(0, |t| t.0.shape()[1]))?,
+    };
+    // The cpu kernel keeps its working copy to itself.
+    let bytes = if cx.device().kernels() == Kernels::Cpu { 0 } else { kernel::workspace(&params) };
+    let workspace = match bytes {
+        0 => None,
+        bytes => Some(Tensor::empty(cx.device(), &[bytes / 4], DType::F32, Category::Workspace)?),
+    };
+    let params = kernel::Params { workspace: workspace.as_ref().map_or(Addr::NULL, Tensor::addr), ..params };
+    cx.launch(&kernel::sample(&params))
+}

@@ -1,0 +1,197 @@
+//! What SigLIP's towers have beyond those of Qwen: layer norm, learned positions, rows of length 1, attention pooling.
+
+use reel_kernels::{
+    Addr, DType, layer_norm as ln, normalise as unit, pool_attention as pool, position_add as position,
+};
+
+use super::{CuSeqlens, rows_cols, size, want_dtype, want_shape};
+use crate::device::{Category, Kernels};
+use crate::error::{Result, shape_error};
+use crate::tensor::cx::Cx;
+use crate::tensor::tape::zero;
+use crate::tensor::{Tensor, dims};
+
+/// The longest head that the CUDA of attention pooling is made for.
+const MOST_HEAD_DIM: usize = 128;
+
+fn addr(t: &Option<Tensor>) -> Addr {
+    t.as_ref().map_or(Addr::NULL, Tensor::addr)
+}
+
+/// `(x − mean) · rsqrt(var + eps) · w + b` over the last dimension: x `[.., C]`, w and b `[C]` of x's dtype.
+///
+/// # Errors
+/// Shapes that do not fit; out of memory.
+pub fn layer_norm(cx: &Cx, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<Tensor> {
+    const OP: &str = "layer_norm";
+    let (n_rows, n_cols) = rows_cols(OP, "x", x)?;
+    for (what, t) in [("weight", w), ("bias", b)] {
+        want_shape(OP, what, t, &[n_cols], "the last dimension of x")?;
+        want_dtype(OP, what, t, x.dtype())?;
+    }
+    let (rows, cols) = (size(OP, n_rows)?, size(OP, n_cols)?);
+    let y = cx.empty(x.shape(), x.dtype())?;
+    let wants = cx.is_training() && [x, w, b].iter().any(|t| t.needs_grad());
+    let column = || if wants { cx.empty(&[n_rows], DType::F32).map(Some) } else { Ok(None) };
+    let (mean, rstd) = (column()?, column()?);
+    let p = ln::FwdParams {
+        x: x.addr(),
+        w: w.addr(),
+        b: b.addr(),
+        y: y.addr(),
+        mean: addr(&mean),
+        rstd: addr(&rstd),
+        rows,
+        cols,
+        eps,
+        reserved: 0,
+    };
+    cx.launch(&ln::fwd(x.dtype(), &p))?;
+    let (kx, kw, kb) = (x.clone(), w.clone(), b.clone());
+    Ok(cx.record(OP, &[x, w, b], y, move |bw| {
+        let dy = bw.take_dy();
+        let dx = bw.empty_like(&kx)?;
+        let (mut dw, mut db) = (bw.parameter_grad(&kw)?, bw.parameter_grad(&kb)?);
+        let mut partial = None;
+        if dw.is_some() || db.is_some() {
+            // The kernel makes both or neither; what nobody asked for is thrown away.
+            for missing in [&mut dw, &mut db].into_iter().filter(|d| d.is_none()) {
+                let scratch = bw.empty(&[n_cols], DType::F32, Category::Workspace)?;
+                zero(&scratch)?;
+                *missing = Some(scratch);
+            }
+            partial = Some(bw.empty(&[ln::parts(n_rows), 2, n_cols], DType::F32, Category::Workspace)?);
+        }
+        let p = ln::BwdParams {
+            x: kx.addr(),
+            w: kw.addr(),
+            mean: addr(&mean),
+            rstd: addr(&rstd),
+            dy: dy.addr(),
+            dx: dx.addr(),
+            dw: addr(&dw),
+            db: addr(&db),
+            partial: addr(&partial),
+            rows,
+            cols,
+        };
+        bw.launch(&ln::bwd(kx.dtype(), &p))?;
+        bw.add(&kx, dx)
+    }))
+}
+
+/// x `[R, C]` plus the learned row of each place, `pos [P, C]`: row r is at place `r mod P`.
+///
+/// # Errors
+/// Shapes that do not fit; out of memory.
+pub fn position_add(cx: &Cx, x: &Tensor, pos: &Tensor) -> Result<Tensor> {
+    const OP: &str = "position_add";
+    let (n_rows, n_cols) = rows_cols(OP, "x", x)?;
+    let n_positions = pos.shape().first().copied().unwrap_or(0);
+    want_shape(OP, "positions", pos, &[n_positions, n_cols], "[P, C], C as in x")?;
+    want_dtype(OP, "positions", pos, x.dtype())?;
+    if n_positions == 0 {
+        return Err(shape_error(OP, format!("positions are {}; there must be one", dims(pos.shape()))));
+    }
+    let (rows, cols, positions) = (size(OP, n_rows)?, size(OP, n_cols)?, size(OP, n_positions)?);
+    let y = cx.empty(x.shape(), x.dtype())?;
+    let p = position::FwdParams { x: x.addr(), pos: pos.addr(), y: y.addr(), rows, cols, positions, reserved: 0 };
+    cx.launch(&position::fwd(x.dtype(), &p))?;
+    let (kx, kp) = (x.clone(), pos.clone());
+    Ok(cx.record(OP, &[x, pos], y, move |bw| {
+        let dy = bw.take_dy();
+        if let Some(d_pos) = bw.parameter_grad(&kp)? {
+            let p = position::BwdParams { dy: dy.addr(), d_pos: d_pos.addr(), rows, cols, positions, reserved: 0 };
+            bw.launch(&position::bwd(dy.dtype(), &p))?;
+        }
+        bw.add(&kx, dy)
+    }))
+}
+
+/// Rows of x `[.., C]` scaled to length 1. A row of zeros becomes NaN.
+///
+/// # Errors
+/// Shapes that do not fit; out of memory.
+pub fn normalise(cx: &Cx, x: &Tensor) -> Result<Tensor> {
+    const OP: &str = "normalise";
+    let (n_rows, n_cols) = rows_cols(OP, "x", x)?;
+    let (rows, cols) = (size(OP, n_rows)?, size(OP, n_cols)?);
+    let y = cx.empty(x.shape(), x.dtype())?;
+    let norm = if cx.is_training() && x.needs_grad() { Some(cx.empty(&[n_rows], DType::F32)?) } else { None };
+    cx.launch(&unit::fwd(x.dtype(), &unit::FwdParams { x: x.addr(), y: y.addr(), norm: addr(&norm), rows, cols }))?;
+    let kx = x.clone();
+    Ok(cx.record(OP, &[x], y, move |bw| {
+        let dy = bw.take_dy();
+        let dx = bw.empty_like(&kx)?;
+        let p = unit::BwdParams { x: kx.addr(), norm: addr(&norm), dy: dy.addr(), dx: dx.addr(), rows, cols };
+        bw.launch(&unit::bwd(kx.dtype(), &p))?;
+        bw.add(&kx, dx)
+    }))
+}
+
+/// One query a head, q `[heads, D]`, attends to all tokens of each picture: k and v `[tokens, heads, D]` give
+/// `[pictures, heads, D]`, scores times `1 / sqrt(D)`. A picture without tokens gives zeros.
+///
+/// # Errors
+/// Shapes that do not fit; on CUDA a D above 128; out of memory.
+pub fn pool_attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, pictures: &CuSeqlens) -> Result<Tensor> {
+    const OP: &str = "pool_attention";
+    let &[n_heads, d] = q.shape() else {
+        return Err(shape_error(OP, format!("q is {}, expected [heads, head_dim]", dims(q.shape()))));
+    };
+    if d > MOST_HEAD_DIM && cx.device().kernels() == Kernels::Cuda {
+        return Err(shape_error(OP, format!("heads of {d} on CUDA, {MOST_HEAD_DIM} at most")));
+    }
+    let (n_tokens, n_pictures) = (pictures.tokens(), pictures.seqs());
+    for (what, t) in [("k", k), ("v", v)] {
+        want_shape(OP, what, t, &[n_tokens, n_heads, d], "the tokens of all pictures, heads and head_dim of q")?;
+        want_dtype(OP, what, t, q.dtype())?;
+    }
+    let o = cx.empty(&[n_pictures, n_heads, d], q.dtype())?;
+    let wants = cx.is_training() && [q, k, v].iter().any(|t| t.needs_grad());
+    let lse = if wants { Some(cx.empty(&[n_pictures, n_heads], DType::F32)?) } else { None };
+    let p = pool::FwdParams {
+        q: q.addr(),
+        k: k.addr(),
+        v: v.addr(),
+        cu_seqlens: pictures.addr(),
+        o: o.addr(),
+        lse: addr(&lse),
+        tokens: size(OP, n_tokens)?,
+        pictures: size(OP, n_pictures)?,
+        heads: size(OP, n_heads)?,
+        head_dim: size(OP, d)?,
+        scale: 1.0 / (d as f32).sqrt(),
+        reserved: 0,
+    };
+    cx.launch(&pool::fwd(q.dtype(), &p))?;
+    let (kq, kk, kv, ko, seqs) = (q.clone(), k.clone(), v.clone(), o.clone(), pictures.clone());
+    Ok(cx.record(OP, &[q, k, v], o, move |bw| {
+        let d_o = bw.take_dy();
+        let (dq, dk, dv) = (bw.empty_like(&kq)?, bw.empty_like(&kk)?, bw.empty_like(&kv)?);
+        let partial = bw.empty(&[n_pictures, n_heads, d], DType::F32, Category::Workspace)?;
+        let p = pool::BwdParams {
+            q: kq.addr(),
+            k: kk.addr(),
+            v: kv.addr(),
+            cu_seqlens: seqs.addr(),
+            o: ko.addr(),
+            lse: addr(&lse),
+            d_o: d_o.addr(),
+            dq: dq.addr(),
+            dk: dk.addr(),
+            dv: dv.addr(),
+            partial: partial.addr(),
+            tokens: p.tokens,
+            pictures: p.pictures,
+            heads: p.heads,
+            head_dim: p.head_dim,
+            scale: p.scale,
+            reserved: 0,
+        };
+        bw.launch(&pool::bwd(kq.dtype(), &p))?;
+        bw.add(&kq, dq)?;
+        bw.add(&kk, dk)?;
+        bw.add(&kv, dv)
+    }))
+}

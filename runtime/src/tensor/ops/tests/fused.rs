@@ -1,0 +1,366 @@
+//! Fused ops against the ops that they stand for, on any shape, in both dtypes, on cpu and on sim.
+
+use super::*;
+use proptest::prelude::*;
+use reel_kernels::Element;
+
+type Values = Vec<f32>;
+
+/// What an op gives, and the gradient of each of its inputs.
+#[derive(Debug)]
+struct Outcome {
+    y: Values,
+    grads: BTreeMap<String, Values>,
+}
+
+/// Runs `f` on parameters of these shapes; the loss is a weighted sum of all that it gives.
+fn outcome(
+    device: &Device,
+    dtype: DType,
+    shapes: &[&[usize]],
+    seed: u32,
+    f: impl Fn(&Cx, &[Tensor]) -> Result<Vec<Tensor>>,
+) -> Outcome {
+    let parameter = |(i, s): (usize, &&[usize])| {
+        let values = numbers(s.iter().product(), seed + i as u32);
+        let t = Tensor::from_f32(device, s, dtype, &values, Category::Weights).unwrap();
+        t.into_parameter(&format!("p{i}")).unwrap()
+    };
+    let leaves: Vec<Tensor> = shapes.iter().enumerate().map(parameter).collect();
+    // Activations, as inside a model: gradients of parameters are kept apart.
+    let cx = Cx::training(device, dtype);
+    let inputs: Vec<Tensor> = leaves.iter().map(|p| p.reshape(p.shape()).unwrap()).collect();
+    let results = f(&cx, &inputs).unwrap();
+    let mut y = Vec::new();
+    let mut total = None;
+    for (i, part) in results.iter().enumerate() {
+        y.extend(part.to_f32().unwrap());
+        // Each part's products with weights as a column of log-probabilities would come: through one more linear layer to f32.
+        let n = part.count();
+        let w = Tensor::from_f32(device, &[n], DType::F32, &numbers(n, 90 + i as u32), Category::Inputs).unwrap();
+        let one = weighted_sum(&cx, &widened(&cx, part), &w).unwrap();
+        total = Some(match total {
+            None => one,
+            Some(t) => add(&cx, &t, &one).unwrap(),
+        });
+    }
+    let mut grads = Grads::new();
+    cx.backward(&total.unwrap(), 1.0, &mut grads).unwrap();
+    Outcome { y, grads: grads.iter().map(|(k, g)| (k.to_string(), g.to_f32().unwrap())).collect() }
+}
+
+/// The elements as f32, with the gradient rounded back: only here, a model has no such op.
+fn widened(cx: &Cx, x: &Tensor) -> Tensor {
+    let flat = x.reshape(&[x.count()]).unwrap();
+    if x.dtype() == DType::F32 {
+        return flat;
+    }
+    let y = Tensor::from_f32(cx.device(), flat.shape(), DType::F32, &x.to_f32().unwrap(), Category::Inputs).unwrap();
+    let kx = flat.clone();
+    cx.record("widened", &[&flat], y, move |bw| {
+        let dy = bw.take_dy();
+        let dx = Tensor::from_f32(bw.device(), kx.shape(), kx.dtype(), &dy.to_f32()?, Category::Activations)?;
+        bw.add(&kx, dx)
+    })
+}
+
+fn distance(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    assert!(got.iter().zip(want).all(|(g, w)| g.is_finite() && w.is_finite()), "{got:?} {want:?}");
+    let sum = |f: &dyn Fn(f64, f64) -> f64| got.iter().zip(want).map(|(g, w)| f(*g as f64, *w as f64)).sum::<f64>();
+    let (off, size) = (sum(&|g, w| (g - w).powi(2)), sum(&|_, w| w * w));
+    if size == 0.0 { off.sqrt() } else { (off / size).sqrt() }
+}
+
+/// Values equal to the bit, gradients to a few roundings of the dtype.
+fn agree(what: &str, got: &Outcome, want: &Outcome, dtype: DType) {
+    assert!(got.y.iter().zip(&want.y).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}: values differ");
+    gradients_agree(what, got, want, if dtype == DType::F32 { 1e-6 } else { 1e-2 });
+}
+
+fn gradients_agree(what: &str, got: &Outcome, want: &Outcome, limit: f64) {
+    assert!(got.grads.keys().eq(want.grads.keys()), "{what}: {:?} {:?}", got.grads.keys(), want.grads.keys());
+    for (name, g) in &got.grads {
+        let off = distance(g, &want.grads[name]);
+        assert!(off <= limit, "{what}: gradient of {name} off by {off:.2e}, allowed {limit:.0e}");
+    }
+}
+
+const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
+
+fn norm_and_residual(device: &Device, rows: usize, cols: usize, seed: u32) {
+    for dtype in DTYPES {
+        let what = format!("{} {dtype} [{rows}, {cols}]", device.name());
+        let shapes: [&[usize]; 3] = [&[rows, cols], &[rows, cols], &[cols]];
+        let fused = outcome(device, dtype, &shapes, seed, |cx, x| {
+            let (sum, y) = rms_norm_add(cx, &x[0], &x[1], &x[2], 1e-6)?;
+            Ok(vec![sum, y])
+        });
+        let plain = outcome(device, dtype, &shapes, seed, |cx, x| {
+            let sum = add(cx, &x[0], &x[1])?;
+            Ok(vec![sum.clone(), rms_norm(cx, &sum, &x[2], 1e-6)?])
+        });
+        agree(&format!("rms_norm_add {what}"), &fused, &plain, dtype);
+        // Where checkpoints cut the sum off from its norm, the bits stay those of the fused op.
+        let cut = outcome(device, dtype, &shapes, seed, |cx, x| {
+            let (stream, y) = rms_norm_branch(cx, &add(cx, &x[0], &x[1])?, &x[2], 1e-6)?;
+            Ok(vec![stream, y])
+        });
+        assert!(cut.y == fused.y && cut.grads == fused.grads, "rms_norm_branch {what}");
+    }
+}
+
+/// A permutation of `0 .. n`.
+fn permutation(n: usize, seed: u32) -> Vec<i32> {
+    let keys = numbers(n, seed);
+    let mut order: Vec<i32> = (0..n as i32).collect();
+    order.sort_by(|&a, &b| keys[a as usize].total_cmp(&keys[b as usize]));
+    order
+}
+
+fn gathered_norm(device: &Device, rows: usize, cols: usize, seed: u32) {
+    let order = permutation(rows, seed);
+    for dtype in DTYPES {
+        let shapes: [&[usize]; 2] = [&[rows, cols], &[cols]];
+        let fused = outcome(device, dtype, &shapes, seed, |cx, x| {
+            Ok(vec![merger_norm(cx, &x[0], &index(cx, &order)?, &x[1], 1e-6)?])
+        });
+        let plain = outcome(device, dtype, &shapes, seed, |cx, x| {
+            Ok(vec![rms_norm(cx, &gather_rows(cx, &x[0], &index(cx, &order)?)?, &x[1], 1e-6)?])
+        });
+        agree(&format!("merger_norm {} {dtype} [{rows}, {cols}]", device.name()), &fused, &plain, dtype);
+    }
+}
+
+/// `text` tokens of the table, then vision tokens in a shuffled order.
+fn placed_tokens(device: &Device, text: usize, vision: usize, hidden: usize, seed: u32) {
+    let ids: Vec<i32> = (0..text + vision).map(|t| (t * 7 % 5) as i32).collect();
+    let order = permutation(text + vision, seed);
+    let slots: Vec<i32> = order.iter().map(|&at| if (at as usize) < vision { at } else { -1 }).collect();
+    let places: Vec<i32> = (0..vision as i32).map(|v| slots.iter().position(|&s| s == v).unwrap() as i32).collect();
+    for dtype in DTYPES {
+        let shapes: [&[usize]; 2] = [&[5, hidden], &[vision, hidden]];
+        let run = |fused: bool| {
+            outcome(device, dtype, &shapes, seed, |cx, x| {
+                let ids = index(cx, &ids)?;
+                // Vision tokens are an activation, never a parameter.
+                let vision = add(cx, &x[1], &x[1])?;
+                Ok(vec![if fused {
+                    embedding_with(cx, &x[0], &ids, &vision, &index(cx, &slots)?)?
+                } else {
+                    replace_rows(cx, &embedding(cx, &x[0], &ids)?, &index(cx, &places)?, &vision)?
+                }])
+            })
+        };
+        agree(&format!("embedding_with {} {dtype}", device.name()), &run(true), &run(false), dtype);
+    }
+}
+
+/// Levels straight to embeddings, and the same through stored pixels, as a weight of another dtype has it.
+fn frames(device: &Device, films: &[[usize; 3]], [patch, merge, embed]: [usize; 3], seed: u32) {
+    let patching =
+        Patching { rescale: 1.0 / 255.0, mean: [0.48, 0.46, 0.41], std: [0.27, 0.26, 0.28], patch, temporal: 2, merge };
+    let side = patch * merge;
+    let put = |cx: &Cx| -> Result<Vec<Frames>> {
+        let one = |&[count, rows, columns]: &[usize; 3]| {
+            let size = [count, rows * side, columns * side];
+            let levels: Vec<u8> =
+                numbers(3 * size.iter().product::<usize>(), seed).iter().map(|x| (x * 127.5 + 127.6) as u8).collect();
+            Frames::new(cx.device(), &levels, size, &patching)
+        };
+        films.iter().map(one).collect()
+    };
+    let row = 3 * 2 * patch * patch;
+    // Of numbers that are exact in both dtypes.
+    let values: Values =
+        numbers(embed * row, seed).iter().map(|&x| <half::bf16 as Element>::from_f32(x).to_f32()).collect();
+    let weight = |cx: &Cx, dtype| Tensor::from_f32(cx.device(), &[embed, row], dtype, &values, Category::Weights);
+    for (dtype, other) in [(DType::F32, DType::BF16), (DType::BF16, DType::F32)] {
+        let what = format!("patch_embedding {} {dtype} {films:?}", device.name());
+        let cx = Cx::inference(device, dtype);
+        let of = |w| patch_embedding(&cx, &put(&cx).unwrap(), &weight(&cx, w).unwrap()).unwrap().to_f32().unwrap();
+        let (got, want) = (of(dtype), of(other));
+        let limit = if dtype == DType::F32 { 1e-6 } else { 4e-3 };
+        assert!(distance(&got, &want) <= limit, "{what}: {:.2e}", distance(&got, &want));
+        // The gradient is that of the plain product with the same pixels.
+        let gradient = |w: DType| {
+            let cx = Cx::training(device, dtype);
+            let w = weight(&cx, w).unwrap().into_parameter("w").unwrap();
+            let y = patch_embedding(&cx, &put(&cx).unwrap(), &w).unwrap();
+            let n = y.count();
+            let to = Tensor::from_f32(device, &[n], DType::F32, &numbers(n, 91), Category::Inputs).unwrap();
+            let total = weighted_sum(&cx, &widened(&cx, &y), &to).unwrap();
+            let mut grads = Grads::new();
+            cx.backward(&total, 1.0, &mut grads).unwrap();
+            grads.get("w").unwrap().to_f32().unwrap()
+        };
+        let off = distance(&gradient(dtype), &gradient(other));
+        assert!(off <= 1e-5, "{what}: gradient off by {off:.2e}");
+    }
+}
+
+/// Log-probability and entropy of each row in f64, and their gradients by the formula.
+fn head(device: &Device, [rows, vocab, hidden]: [usize; 3], inv_temperature: f32, seed: u32) {
+    let targets: Vec<i32> = (0..rows as i32).map(|r| (r * 5 + 1) % (vocab as i32 + 1) - 1).collect();
+    let shapes: [&[usize]; 2] = [&[rows, hidden], &[vocab, hidden]];
+    for dtype in DTYPES {
+        let what = format!("{} {dtype} [{rows}, {vocab}, {hidden}]", device.name());
+        let round = |x: f32| if dtype == DType::F32 { x } else { <half::bf16 as Element>::from_f32(x).to_f32() };
+        let operand = |i: usize| numbers(shapes[i].iter().product(), seed + i as u32).into_iter().map(round);
+        let (h, w): (Values, Values) = (operand(0).collect(), operand(1).collect());
+        let (mut lps, mut entropies) = (Vec::new(), Vec::new());
+        let (mut dh, mut dw) = (vec![0.0f64; h.len()], vec![0.0f64; w.len()]);
+        let weights = [numbers(2 * rows, 90)].concat();
+        for r in 0..rows {
+            let row = &h[r * hidden..(r + 1) * hidden];
+            let dot =
+                |j: usize| w[j * hidden..(j + 1) * hidden].iter().zip(row).map(|(a, b)| *a as f64 * *b as f64).sum();
+            let z: Vec<f64> = (0..vocab)
+                .map(|j| {
+                    let dot: f64 = dot(j);
+                    dot * inv_temperature as f64
+                })
+                .collect();
+            let top = z.iter().copied().fold(f64::MIN, f64::max);
+            let lse = top + z.iter().map(|z| (z - top).exp()).sum::<f64>().ln();
+            let entropy: f64 = z.iter().map(|z| -(z - lse).exp() * (z - lse)).sum();
+            let counted = targets[r] >= 0;
+            lps.push(if counted { (z[targets[r] as usize] - lse) as f32 } else { 0.0 });
+            entropies.push(if counted { entropy as f32 } else { 0.0 });
+            for j in (0..vocab).filter(|_| counted) {
+                let p = (z[j] - lse).exp();
+                let hit = f64::from(u8::from(j as i32 == targets[r]));
+                let d = weights[r] as f64 * (hit - p) - weights[rows + r] as f64 * p * (z[j] - lse + entropy);
+                for c in 0..hidden {
+                    dh[r * hidden + c] += d * inv_temperature as f64 * w[j * hidden + c] as f64;
+                    dw[j * hidden + c] += d * inv_temperature as f64 * row[c] as f64;
+                }
+            }
+        }
+        let got = outcome(device, dtype, &shapes, seed, |cx, x| {
+            Ok(vec![linear_log_prob_entropy(cx, &x[0], &x[1], &index(cx, &targets)?, inv_temperature)?])
+        });
+        for (name, got, want) in [("lp", &got.y[..rows], &lps), ("entropy", &got.y[rows..], &entropies)] {
+            let off = got.iter().zip(want).map(|(g, w)| (g - w).abs() / (1.0 + w.abs())).fold(0.0, f32::max);
+            assert!(off <= 1e-5, "{name} {what}: off by {off:.2e}");
+        }
+        let narrow = |x: &[f64]| x.iter().map(|&x| x as f32).collect::<Values>();
+        let want = Outcome { y: Vec::new(), grads: [("p0".into(), narrow(&dh)), ("p1".into(), narrow(&dw))].into() };
+        gradients_agree(&what, &got, &want, if dtype == DType::F32 { 1e-4 } else { 2e-2 });
+        let alone = outcome(device, dtype, &shapes, seed, |cx, x| {
+            Ok(vec![linear_log_prob(cx, &x[0], &x[1], &index(cx, &targets)?, inv_temperature)?])
+        });
+        let off = alone.y.iter().zip(&lps).map(|(g, w)| (g - w).abs() / (1.0 + w.abs())).fold(0.0, f32::max);
+        assert!(off <= 1e-5, "log-probability alone, {what}: off by {off:.2e}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn a_norm_with_its_residual(rows in 0usize..70, cols in 1usize..80, seed in 1u32..1000) {
+        norm_and_residual(&Device::cpu(2), rows, cols, seed);
+    }
+
+    #[test]
+    fn a_norm_of_rows_in_another_order(rows in 0usize..70, cols in 1usize..80, seed in 1u32..1000) {
+        gathered_norm(&Device::cpu(2), rows, cols, seed);
+    }
+
+    #[test]
+    fn vision_tokens_in_their_places(text in 0usize..20, vision in 0usize..20, hidden in 1usize..40, seed in 1u32..1000) {
+        placed_tokens(&Device::cpu(2), text, vision, hidden, seed);
+    }
+
+    #[test]
+    fn embeddings_of_frames(
+        films in prop::collection::vec([0usize..4, 1usize..4, 1usize..4], 1..3),
+        sizes in [1usize..5, 1usize..3, 1usize..20],
+        seed in 1u32..1000,
+    ) {
+        frames(&Device::cpu(2), &films, sizes, seed);
+    }
+
+    #[test]
+    fn the_head_without_logits(rows in 0usize..20, vocab in 1usize..90, hidden in 1usize..40, t in 0.3f32..2.0, seed in 1u32..1000) {
+        head(&Device::cpu(2), [rows, vocab, hidden], t, seed);
+    }
+}
+
+#[test]
+fn fused_ops_on_sim() {
+    let Some(()) = reel_kernels::compile::for_test() else { return };
+    let sim = Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap();
+    for (rows, cols) in [(0, 8), (1, 1), (1, 19), (67, 40), (5, 64)] {
+        norm_and_residual(&sim, rows, cols, 3);
+        gathered_norm(&sim, rows, cols, 4);
+    }
+    for (text, vision, hidden) in [(0, 3, 5), (4, 0, 8), (1, 1, 16), (7, 6, 9)] {
+        placed_tokens(&sim, text, vision, hidden, 5);
+    }
+    frames(&sim, &[[3, 2, 1], [0, 1, 1], [1, 1, 2]], [14, 2, 24], 7);
+    frames(&sim, &[[1, 1, 1]], [1, 1, 1], 8);
+    for shape in [[0, 7, 8], [1, 1, 1], [1, 130, 24], [9, 70, 33]] {
+        head(&sim, shape, 0.7, 6);
+    }
+}
+
+/// More rows than a launch takes, each with more columns than fit in 64 MiB beside them.
+#[test]
+fn chunks_of_rows_and_of_the_vocabulary_add_up() {
+    let device = Device::cpu(2);
+    let (rows, vocab, hidden) = (66_000, 300, 3);
+    let targets: Vec<i32> = (0..rows).map(|r| r * 11 % vocab).collect();
+    let (rows, vocab) = (rows as usize, vocab as usize);
+    let shapes: [&[usize]; 2] = [&[rows, hidden], &[vocab, hidden]];
+    let before = device.memory().current;
+    device.reset_peak();
+    let fused = outcome(&device, DType::F32, &shapes, 2, |cx, x| {
+        Ok(vec![linear_log_prob(cx, &x[0], &x[1], &index(cx, &targets)?, 1.0)?])
+    });
+    let peak = device.memory().peak - before;
+    assert!(peak < (70 << 20) && rows * vocab * 4 > (75 << 20), "{peak} bytes for logits");
+    // The other way: rows of f32 over a weight of bf16 that is exact in f32.
+    let w: Values = numbers(vocab * hidden, 3).iter().map(|&x| <half::bf16 as Element>::from_f32(x).to_f32()).collect();
+    let mixed = |dtype: DType| {
+        outcome(&device, DType::F32, &shapes[..1], 2, |cx, x| {
+            let w = Tensor::from_f32(cx.device(), shapes[1], dtype, &w, Category::Weights)?;
+            Ok(vec![linear_log_prob(cx, &x[0], &w, &index(cx, &targets)?, 1.0)?])
+        })
+    };
+    let (got, want) = (mixed(DType::BF16), mixed(DType::F32));
+    assert!(distance(&got.y, &want.y) <= 1e-6);
+    gradients_agree("a bf16 weight", &got, &want, 1e-5);
+    // Rows of two launches have the bits that they have alone.
+    let few = outcome(&device, DType::F32, &[&[rows, hidden], shapes[1]], 2, |cx, x| {
+        let rows = index(cx, &[0, 65_535, 65_536, 65_999])?;
+        let of = |r: i32| targets[r as usize];
+        let few = index(cx, &[of(0), of(65_535), of(65_536), of(65_999)])?;
+        Ok(vec![linear_log_prob(cx, &gather_rows(cx, &x[0], &rows)?, &x[1], &few, 1.0)?])
+    });
+    assert_eq!(few.y, [0, 65_535, 65_536, 65_999].map(|r: usize| fused.y[r]));
+}
+
+/// No rows and one row of each of SigLIP's ops, in both dtypes: shapes and numbers, forward and backward.
+#[test]
+fn ops_of_siglip_take_no_rows_and_one() {
+    let Some(()) = reel_kernels::compile::for_test() else { return };
+    let sim = Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap();
+    for (dtype, limit) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
+        for rows in [0, 1] {
+            let shapes: [&[usize]; 5] = [&[rows, 8], &[8], &[8], &[1, 8], &[1, 8]];
+            let [got, want] = [&sim, &Device::cpu(1)].map(|device| {
+                outcome(device, dtype, &shapes, 3, |cx, x| {
+                    let normed = layer_norm(cx, &position_add(cx, &x[0], &x[3])?, &x[1], &x[2], 1e-6)?;
+                    let keys = normalise(cx, &gelu_tanh(cx, &normed)?)?.reshape(&[rows, 1, 8])?;
+                    let pictures = CuSeqlens::from_lengths(cx.device(), &[0, rows])?;
+                    Ok(vec![pool_attention(cx, &x[4], &keys, &keys, &pictures)?])
+                })
+            });
+            let what = format!("{dtype}, {rows} rows");
+            assert!(distance(&got.y, &want.y) <= limit, "{what}: {:?} {:?}", got.y, want.y);
+            gradients_agree(&what, &got, &want, limit * 10.0);
+        }
+    }
+}

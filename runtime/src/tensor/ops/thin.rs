@@ -1,0 +1,111 @@
+//! Products of a decode step: a few rows against a whole weight. On a GPU a kernel that reads the weight once computes them, with what comes
+//! behind the product in the same pass; its bits are not those of [`super::linear`]. The cpu's products are what they are for any number
+//! of rows. No gradients.
+
+use reel_kernels::elementwise::{self, CastParams};
+use reel_kernels::skinny::{self, Params, Weight};
+use reel_kernels::{Addr, DType};
+
+use super::{add, linear, matmul, rows_cols, size, swiglu, want_dtype, want_shape};
+use crate::device::Kernels;
+use crate::error::{Result, shape_error};
+use crate::tensor::cx::Cx;
+use crate::tensor::{Tensor, dims};
+
+/// Rows up to which a weight is read once.
+const MOST_ROWS: usize = 16;
+
+/// Whether the kernel for few rows takes this product.
+fn takes(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<bool> {
+    let (m, _) = rows_cols("thin", "x", x)?;
+    let fits = (1..=MOST_ROWS).contains(&m) && w.dtype() == DType::BF16;
+    Ok(fits && cx.device().kernels() == Kernels::Cuda && !cx.is_training())
+}
+
+/// The parameters of a product, checked, and room for its result.
+fn product(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<(Params, Tensor)> {
+    const OP: &str = "thin";
+    let (m, k) = rows_cols(OP, "x", x)?;
+    let n = match w.shape() {
+        [n, wk] if *wk == k => *n,
+        other => return Err(shape_error(OP, format!("weight is {} but x ends in {k}; wrong shard?", dims(other)))),
+    };
+    let y = cx.empty(&[m, n], x.dtype())?;
+    let params = Params {
+        x: x.addr(),
+        w: w.addr(),
+        w2: Addr::NULL,
+        scale: Addr::NULL,
+        scale2: Addr::NULL,
+        bias: Addr::NULL,
+        residual: Addr::NULL,
+        y: y.addr(),
+        m: size(OP, m)?,
+        n: size(OP, n)?,
+        k: size(OP, k)?,
+        reserved: 0,
+    };
+    Ok((params, y))
+}
+
+/// `x wᵀ + b + residual`: x `[M, K]`, w `[N, K]`, b `[N]`, residual `[M, N]` give `[M, N]`.
+///
+/// # Errors
+/// Shapes or dtypes that do not fit; out of memory.
+pub fn thin_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>) -> Result<Tensor> {
+    const OP: &str = "thin_linear";
+    if let Some(r) = residual {
+        let shape = [rows_cols(OP, "x", x)?.0, w.shape().first().copied().unwrap_or(0)];
+        want_shape(OP, "residual", r, &shape, "the shape of the result")?;
+        want_dtype(OP, "residual", r, x.dtype())?;
+    }
+    if !takes(cx, x, w)? {
+        let y = linear(cx, x, w, b)?;
+        return residual.map_or(Ok(y.clone()), |r| add(cx, r, &y));
+    }
+    let (params, y) = product(cx, x, w)?;
+    if let Some(b) = b {
+        want_shape(OP, "bias", b, &w.shape()[..1], "the rows of the weight")?;
+        want_dtype(OP, "bias", b, x.dtype())?;
+    }
+    let address = |t: Option<&Tensor>| t.map_or(Addr::NULL, Tensor::addr);
+    let params = Params { bias: address(b), residual: address(residual), ..params };
+    cx.launch(&skinny::linear(x.dtype(), Weight::Bf16, &params))?;
+    Ok(y)
+}
+
+/// `silu(x gateᵀ) · (x upᵀ)`: x `[M, K]`, gate and up `[N, K]` give `[M, N]`.
+///
+/// # Errors
+/// Shapes or dtypes that do not fit; out of memory.
+pub fn thin_swiglu(cx: &Cx, x: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    want_shape("thin_swiglu", "up", up, gate.shape(), "the shape of gate")?;
+    if !takes(cx, x, gate)? || up.dtype() != gate.dtype() {
+        return swiglu(cx, &linear(cx, x, gate, None)?, &linear(cx, x, up, None)?);
+    }
+    let (params, y) = product(cx, x, gate)?;
+    cx.launch(&skinny::swiglu(x.dtype(), Weight::Bf16, &Params { w2: up.addr(), ..params }))?;
+    Ok(y)
+}
+
+/// `x wᵀ` in f32, whatever the dtype of x: x `[M, K]`, w `[V, K]` give `[M, V]`.
+///
+/// # Errors
+/// Shapes or dtypes that do not fit; out of memory.
+pub fn thin_logits(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    if !takes(cx, x, w)? {
+        return matmul(cx, x, w, DType::F32);
+    }
+    // The rows in f32 are the same numbers, and so few that their conversion costs nothing beside the weight.
+    let wide = if x.dtype() == DType::F32 { x.clone() } else { cx.empty(x.shape(), DType::F32)? };
+    if x.dtype() != DType::F32 {
+        let params = CastParams { src: x.addr(), dst: wide.addr(), count: x.count() as u64 };
+        cx.launch(&elementwise::cast(x.dtype(), DType::F32, &params))?;
+    }
+    let (params, y) = product(cx, &wide, w)?;
+    cx.launch(&skinny::linear(DType::F32, Weight::Bf16, &params))?;
+    Ok(y)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+use proptest::prelude::*;
+use reel_kernels::compile;
+
+use super::*;
+use crate::device::{Category, Device, SimOptions};
+
+fn numbers(n: usize, seed: u32) -> Vec<f32> {
+    let mut s = seed.wrapping_mul(2_654_435_761).wrapping_add(977);
+    let mut next = || {
+        s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (s >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// The three products on a device: linear with bias and residual, the gated one, logits.
+fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> [Vec<f32>; 3] {
+    let cx = Cx::inference(device, dtype);
+    let tensor = |shape: &[usize], dtype, salt: u32| {
+        let values = numbers(shape.iter().product(), seed ^ salt);
+        Tensor::from_f32(device, shape, dtype, &values, Category::Weights).unwrap()
+    };
+    let (x, w, up) = (tensor(&[m, k], dtype, 1), tensor(&[n, k], DType::BF16, 2), tensor(&[n, k], DType::BF16, 3));
+    let (b, r) = (tensor(&[n], dtype, 4), tensor(&[m, n], dtype, 5));
+    let linear = thin_linear(&cx, &x, &w, Some(&b), Some(&r)).unwrap();
+    let gated = thin_swiglu(&cx, &x, &w, &up).unwrap();
+    let logits = thin_logits(&cx, &x, &w).unwrap();
+    assert_eq!((linear.dtype(), gated.dtype(), logits.dtype()), (dtype, dtype, DType::F32));
+    assert!([&linear, &gated, &logits].iter().all(|t| t.shape() == [m, n]));
+    [linear, gated, logits].map(|t| t.to_f32().unwrap())
+}
+
+/// Both sides of the kernel's most rows.
+fn near(dtype: DType, shape: [usize; 3], seed: u32) {
+    let sim = Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap();
+    let (got, want) = (products(&sim, dtype, shape, seed), products(&Device::cpu(1), dtype, shape, seed));
+    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        let norm = want.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt().max(1e-6);
+        let off = got.iter().zip(want).map(|(g, w)| f64::from(g - w).powi(2)).sum::<f64>().sqrt() / norm;
+        // Roundings in another order; in bf16 one rounding of the sum here, two there. Logits are f32 either way.
+        let limit = if dtype == DType::BF16 && i < 2 { 1e-2 } else { 1e-5 };
+        assert!(off <= limit, "{dtype} {shape:?}, product {i}: relative L2 {off:.2e}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+    #[test]
+    fn a_gpus_thin_products_are_the_cpus(m in 1usize..20, n in 1usize..70, k in 1usize..150, seed: u32) {
+        if compile::for_test().is_some() {
+            near(DType::F32, [m, n, k], seed);
+            near(DType::BF16, [m, n, k], seed);
+        }
+    }
+
+    /// A row is the same alone and among others, up to the most rows that one pass over the weight takes.
+    #[test]
+    fn a_rows_bits_are_its_own(m in 2usize..=16, n in 1usize..40, k in 1usize..90, seed: u32) {
+        let Some(()) = compile::for_test() else { return Ok(()) };
+        let sim = Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap();
+        let cx = Cx::inference(&sim, DType::F32);
+        let tensor = |shape: &[usize], dtype, salt: u32| {
+            let values = numbers(shape.iter().product(), seed ^ salt);
+            Tensor::from_f32(&sim, shape, dtype, &values, Category::Weights).unwrap()
+        };
+        let (x, w) = (tensor(&[m, k], DType::F32, 1), tensor(&[n, k], DType::BF16, 2));
+        let all = thin_linear(&cx, &x, &w, None, None).unwrap().to_f32().unwrap();
+        let last = thin_linear(&cx, &x.rows(m - 1, 1).unwrap(), &w, None, None).unwrap().to_f32().unwrap();
+        prop_assert!(all[(m - 1) * n..] == last);
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_refused() {
+    for device in [Device::cpu(1), Device::dry(Kernels::Cuda)] {
+        let cx = Cx::inference(&device, DType::F32);
+        let of = |shape: &[usize], dtype| Tensor::empty(&device, shape, dtype, Category::Weights).unwrap();
+        let (x, w, short) = (of(&[2, 4], DType::F32), of(&[3, 4], DType::BF16), of(&[3, 5], DType::BF16));
+        let fails = |r: Result<Tensor>, words: &str| {
+            let e = r.unwrap_err().to_string();
+            assert!(e.contains(words), "{words} in {e}");
+        };
+        fails(thin_linear(&cx, &x, &short, None, None), "weight is [3, 5] but x ends in 4");
+        fails(thin_linear(&cx, &x, &w, Some(&of(&[4], DType::F32)), None), "bias is [4], expected [3]");
+        fails(thin_linear(&cx, &x, &w, None, Some(&of(&[2, 4], DType::F32))), "expected [2, 3]");
+        fails(thin_swiglu(&cx, &x, &w, &short), "up is [3, 5], expected [3, 4]");
+        fails(thin_logits(&cx, &x, &short), "weight is [3, 5] but x ends in 4");
+    }
+}
