@@ -6,6 +6,7 @@ use clap::{ArgMatches, Args};
 use reel_media::profile::Profile;
 use reel_model::input::{MediaOptions, SecondPerGrid};
 use reel_train::config_file;
+use reel_train::options::Options;
 use reel_train::sft::{self, Setup};
 use reel_train::{SftOptions, TrainError};
 use serde::{Deserialize, Serialize};

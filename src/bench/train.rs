@@ -6,11 +6,12 @@ use anyhow::Result;
 use clap::{ArgAction, Args};
 use reel_model::config::{ModelConfig, TextConfig};
 use reel_model::input::Tokens;
+use reel_train::TrainError;
+use reel_train::options::RunOptions;
 use reel_train::recipe::Recipe;
 use reel_train::sample::Sample;
 use reel_train::step::step;
 use reel_train::trainer::Trainer;
-use reel_train::{SftOptions, TrainError};
 use serde_json::{Map, Value, json};
 
 use super::measure::{self, Subject};
@@ -44,10 +45,10 @@ impl Train {
         let folder = prompt::folder(&self.rounds.model)?;
         let config = ModelConfig::open(&folder)?;
         let (device, dtype) = (model::device(common)?, model::dtype(common));
-        let options = SftOptions {
+        let options = RunOptions {
             gradient_accumulation_steps: 1,
             gradient_checkpointing: self.gradient_checkpointing,
-            ..SftOptions::default()
+            ..RunOptions::default()
         };
         let steps = rounds as u64 + 2;
         let recipe = Recipe::new(&options, steps);

@@ -19,7 +19,7 @@ use reel_model::init::{InitOptions, Preset, init};
 use reel_model::input::{MediaOptions, SecondPerGrid};
 use reel_runtime::DType;
 use reel_train::SftOptions;
-use reel_train::options::Scheduler;
+use reel_train::options::{RunOptions, Scheduler};
 use reel_train::sft::{self, Setup};
 use serde_json::{Value, json};
 
@@ -198,7 +198,7 @@ impl Demo {
     }
 
     fn options(&self, start: &Path) -> SftOptions {
-        SftOptions {
+        let run = RunOptions {
             model: start.display().to_string(),
             data: self.out.join("train.jsonl"),
             media_root: Some(self.out.clone()),
@@ -214,8 +214,9 @@ impl Demo {
             gradient_checkpointing: false,
             save_steps: 0,
             logging_steps: 50,
-            ..SftOptions::default()
-        }
+            ..RunOptions::default()
+        };
+        SftOptions { run, ..SftOptions::default() }
     }
 
     /// The same by hand.

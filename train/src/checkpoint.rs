@@ -34,8 +34,14 @@ pub struct Origin<'a> {
 const PREFIX: &str = "checkpoint-";
 const OPTIMIZER: &str = "training/optimizer.safetensors";
 
-/// Writes `OUT/checkpoint-N` for the step in `state`.
-pub fn save(out: &Path, t: &Trainer, origin: Origin, mut state: State) -> Result<PathBuf> {
+/// Writes `OUT/checkpoint-N` for the step in `state`; `more` writes what the command itself has to keep into the folder that it is given.
+pub fn save(
+    out: &Path,
+    t: &Trainer,
+    origin: Origin,
+    mut state: State,
+    more: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
     let target = out.join(format!("{PREFIX}{}", state.step));
     let draft = Draft::begin(out, &format!(".{PREFIX}{}.part", state.step))?;
     save_weights(&draft.0, t, origin)?;
@@ -51,6 +57,7 @@ pub fn save(out: &Path, t: &Trainer, origin: Origin, mut state: State) -> Result
         .collect();
     let text = serde_json::to_vec_pretty(&state).map_err(|e| TrainError::write(target.join(STATE), e.into()))?;
     write_synced(&draft.0.join(STATE), &text).map_err(|e| TrainError::write(target.join(STATE), e))?;
+    more(&draft.0)?;
     draft.publish(&target)?;
     Ok(target)
 }
@@ -205,7 +212,7 @@ fn remove_dir(path: &Path) -> Result<()> {
     fs::remove_dir_all(path).map_err(|e| TrainError::write(path, e))
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(bytes)?;
     file.sync_all()

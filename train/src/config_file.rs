@@ -81,10 +81,10 @@ fn check_kind<T: DeserializeOwned>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::{LabelRule, SftOptions};
+    use crate::options::{LabelRule, RunOptions, SftOptions};
 
     fn merged(text: &str, flags: &[&str]) -> Result<SftOptions> {
-        let parsed = SftOptions { learning_rate: 0.5, ..Default::default() };
+        let parsed = SftOptions { run: RunOptions { learning_rate: 0.5, ..Default::default() }, ..Default::default() };
         merge(&parsed, "c.toml", text, |name| flags.contains(&name))
     }
 

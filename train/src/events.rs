@@ -31,7 +31,7 @@ impl Events {
     }
 
     /// Adds the values of a step.
-    pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> Result<()> {
+    pub fn scalars(&mut self, step: u64, values: &[(impl AsRef<str>, f64)]) -> Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let message = scalars(now.as_secs_f64(), step, values);
         self.record(&message)
@@ -42,11 +42,11 @@ impl Events {
     }
 }
 
-fn scalars(wall_time: f64, step: u64, values: &[(&str, f64)]) -> Vec<u8> {
+fn scalars(wall_time: f64, step: u64, values: &[(impl AsRef<str>, f64)]) -> Vec<u8> {
     let mut summary = Vec::new();
     for (tag, value) in values {
         let mut one = Vec::new();
-        bytes_field(&mut one, 1, tag.as_bytes());
+        bytes_field(&mut one, 1, tag.as_ref().as_bytes());
         one.push(2 << 3 | 5);
         one.extend((*value as f32).to_le_bytes());
         bytes_field(&mut summary, 1, &one);

@@ -39,6 +39,8 @@ pub struct Batching {
     pub packing: bool,
     /// The most tokens of a row, and with packing of a micro-batch.
     pub max_length: Option<usize>,
+    /// The flag that sets it, for messages.
+    pub limit: &'static str,
     /// Where the stream of rows ends; `None`: nowhere.
     pub end: Option<u64>,
     /// A row that cannot be used is an error.
@@ -142,7 +144,9 @@ impl<S: Source> Feed<S> {
     fn fitting(&self, row: usize, sample: S::Sample) -> Result<S::Sample> {
         let tokens = S::tokens(&sample);
         match self.batching.max_length {
-            Some(most) if tokens > most => Err(length::too_long(&self.ahead.place(row).0, tokens, most)),
+            Some(most) if tokens > most => {
+                Err(length::too_long(&self.ahead.place(row).0, tokens, self.batching.limit, most))
+            }
             _ => Ok(sample),
         }
     }

@@ -8,7 +8,6 @@ use rayon::prelude::*;
 
 use crate::feed::{Batching, Feed, Position, Source, is_row_fault};
 use crate::metrics::Skipped;
-use crate::options::SftOptions;
 use crate::order::Order;
 use crate::{Result, TrainError};
 
@@ -21,49 +20,37 @@ pub struct Length {
     pub skipped: Vec<Skipped>,
 }
 
-/// How rows are put together under these options, for a file of `rows`.
-pub fn batching(options: &SftOptions, rows: usize) -> Batching {
-    let end = match options.asked_steps() {
-        Some(_) => None,
-        None => Some((options.num_train_epochs * rows as f64).ceil() as u64),
-    };
-    Batching {
-        rows: options.per_device_train_batch_size,
-        packing: options.packing,
-        max_length: options.max_length,
-        end,
-        strict: options.strict,
-    }
+/// What looking at the rows told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Batches up to the end of the stream; 0 where nobody wants to know.
+    pub batches: u64,
+    /// Rows left out, in the file's order, where every row was looked at.
+    pub skipped: Vec<Skipped>,
 }
 
-/// Whether every row has to be looked at before the first step: because that was asked for, or because packed rows cannot
-/// be counted otherwise.
-pub fn needs_every_row(options: &SftOptions) -> bool {
-    options.check_data || options.packing && options.asked_steps().is_none()
-}
-
-/// Finds out the length of a run, unless `stop` turns true while every row is looked at.
-pub fn measure<S: Source>(options: &SftOptions, source: &Arc<S>, order: &Order, stop: &AtomicBool) -> Result<Length> {
-    let accumulation = options.gradient_accumulation_steps as u64;
-    if !needs_every_row(options) {
-        let micro_batches = |end: u64| end.div_ceil(options.per_device_train_batch_size as u64);
-        let steps = match (options.asked_steps(), batching(options, source.rows()).end) {
-            (Some(steps), _) => steps,
-            (None, end) => micro_batches(end.unwrap_or(0)).div_ceil(accumulation),
-        };
-        return Ok(Length { steps, skipped: Vec::new() });
+/// Counts the batches of a stream if that is `wanted`. `look`: prepares every row for it, unless `stop` turns true meanwhile; else rows
+/// that cannot be used count as if they could.
+pub fn measure<S: Source>(
+    batching: &Batching,
+    wanted: bool,
+    look: bool,
+    source: &Arc<S>,
+    order: &Order,
+    stop: &AtomicBool,
+) -> Result<Found> {
+    if !look {
+        let batches = batching.end.map_or(0, |end| end.div_ceil(batching.rows as u64));
+        return Ok(Found { batches, skipped: Vec::new() });
     }
-    let (lengths, skipped) = look_at_every_row(options, source, stop)?;
-    let steps = match options.asked_steps() {
-        Some(steps) => steps,
-        None => count_micro_batches(options, lengths, &skipped, order)?.div_ceil(accumulation),
-    };
-    Ok(Length { steps, skipped })
+    let (lengths, skipped) = look_at_every_row(batching, source, stop)?;
+    let batches = if wanted { count_batches(*batching, lengths, &skipped, order)? } else { 0 };
+    Ok(Found { batches, skipped })
 }
 
 /// Tokens of each row that can be used, and the others.
 fn look_at_every_row<S: Source>(
-    options: &SftOptions,
+    batching: &Batching,
     source: &Arc<S>,
     stop: &AtomicBool,
 ) -> Result<(Lengths, Vec<Skipped>)> {
@@ -72,8 +59,8 @@ fn look_at_every_row<S: Source>(
             return Err(TrainError::Stopped { place: source.place(row).0, step: 0, cure: "start again".to_string() });
         }
         let tokens = S::tokens(&source.sample(row)?);
-        match options.max_length {
-            Some(most) if tokens > most => Err(too_long(&source.place(row).0, tokens, most)),
+        match batching.max_length {
+            Some(most) if tokens > most => Err(too_long(&source.place(row).0, tokens, batching.limit, most)),
             _ => Ok(tokens),
         }
     };
@@ -82,7 +69,7 @@ fn look_at_every_row<S: Source>(
     for (row, result) in all.into_iter().enumerate() {
         match result {
             Ok(tokens) => drop(lengths.insert(row, tokens)),
-            Err(e) if is_row_fault(&e) && !options.strict => {
+            Err(e) if is_row_fault(&e) && !batching.strict => {
                 skipped.push(Skipped { row, line: source.place(row).1, reason: e.to_string() });
             }
             Err(e) => return Err(e),
@@ -94,9 +81,8 @@ fn look_at_every_row<S: Source>(
     }
 }
 
-fn count_micro_batches(options: &SftOptions, lengths: Lengths, skipped: &[Skipped], order: &Order) -> Result<u64> {
+fn count_batches(batching: Batching, lengths: Lengths, skipped: &[Skipped], order: &Order) -> Result<u64> {
     let from = Position { slot: 0, skipped: skipped.iter().map(|s| s.row).collect() };
-    let batching = batching(options, lengths.rows);
     let mut feed = Feed::new(Arc::new(lengths), order.clone(), batching, &from, 1, 64);
     let mut count = 0;
     while feed.next_batch()?.is_some() {
@@ -106,11 +92,11 @@ fn count_micro_batches(options: &SftOptions, lengths: Lengths, skipped: &[Skippe
 }
 
 /// The error of a row beyond the limit.
-pub(crate) fn too_long(place: &str, tokens: usize, most: usize) -> TrainError {
+pub(crate) fn too_long(place: &str, tokens: usize, limit: &str, most: usize) -> TrainError {
     TrainError::row(
         place,
-        format!("has {tokens} tokens, more than --max-length {most}"),
-        "raise --max-length, or remove the row",
+        format!("has {tokens} tokens, more than {limit} {most}"),
+        format!("raise {limit}, or remove the row"),
     )
 }
 
@@ -153,17 +139,26 @@ impl Source for Lengths {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::SftOptions;
+    use crate::run::Work;
+    use crate::sft::Sft;
 
     fn steps(lengths: &[Option<usize>], change: impl FnOnce(&mut SftOptions)) -> Result<Length> {
-        let mut options = SftOptions { gradient_accumulation_steps: 2, ..Default::default() };
+        let mut options = SftOptions::default();
+        options.gradient_accumulation_steps = 2;
         change(&mut options);
         let tokens = lengths.iter().enumerate().filter_map(|(row, n)| n.map(|n| (row, n))).collect();
-        measure(
-            &options,
+        let asked = options.asked_steps();
+        let found = measure(
+            &Sft::batching(&options, lengths.len()),
+            asked.is_none(),
+            Sft::needs_every_row(&options),
             &Arc::new(Lengths { rows: lengths.len(), tokens }),
             &Order::of_file(lengths.len()),
             &AtomicBool::new(false),
-        )
+        )?;
+        let steps = asked.unwrap_or_else(|| Sft::steps(&options, found.batches));
+        Ok(Length { steps, skipped: found.skipped })
     }
 
     #[test]

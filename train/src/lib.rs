@@ -21,10 +21,11 @@ pub mod prompts;
 pub mod recipe;
 pub mod resume;
 pub mod rows;
+pub mod run;
 pub mod sample;
 pub mod sft;
 pub mod step;
 pub mod trainer;
 
 pub use error::{Result, TrainError};
-pub use options::SftOptions;
+pub use options::{GrpoOptions, SftOptions};

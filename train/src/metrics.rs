@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::{Result, TrainError};
 
@@ -31,6 +32,24 @@ pub struct StepMetrics {
     pub peak_bytes: u64,
     /// Fingerprint of the updated weights.
     pub hash: String,
+    /// What else the command tells of its steps.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+impl StepMetrics {
+    /// The numbers of the step that are drawn as curves, by name.
+    pub fn points(&self) -> Vec<(String, f64)> {
+        let own = [
+            ("loss", self.loss),
+            ("grad_norm", self.grad_norm),
+            ("learning_rate", self.learning_rate),
+            ("tokens_per_second", self.tokens_per_second),
+            ("peak_bytes", self.peak_bytes as f64),
+        ];
+        let more = self.more.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)));
+        own.into_iter().chain(more).map(|(name, value)| (format!("train/{name}"), value)).collect()
+    }
 }
 
 /// A row that was left out.
@@ -124,6 +143,7 @@ mod tests {
             step_seconds: 2.0,
             peak_bytes: 7,
             hash: "00".into(),
+            more: Map::new(),
         }
     }
 

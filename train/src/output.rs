@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::metrics::{self, Log, Skipped, StepMetrics};
-use crate::options::SftOptions;
+use crate::options::RunOptions;
 use crate::{Result, TrainError, checkpoint, digest};
 
 /// `metrics.jsonl` in OUT.
@@ -27,7 +27,7 @@ pub enum Start {
 }
 
 /// Where the options say that the run begins. Looks, but changes nothing.
-pub fn start(options: &SftOptions) -> Result<Start> {
+pub fn start(options: &RunOptions) -> Result<Start> {
     let out = &options.out;
     let entries = match fs::read_dir(out) {
         Ok(entries) => entries.count(),
@@ -142,8 +142,8 @@ pub fn model_hash(model: &Path) -> Result<String> {
 mod tests {
     use super::*;
 
-    fn options(out: &Path) -> SftOptions {
-        SftOptions { out: out.to_path_buf(), ..Default::default() }
+    fn options(out: &Path) -> RunOptions {
+        RunOptions { out: out.to_path_buf(), ..Default::default() }
     }
 
     fn touch(path: PathBuf) {
@@ -159,14 +159,14 @@ mod tests {
         touch(out.join("x"));
         let e = start(&options(&out)).unwrap_err().to_string();
         assert!(e.contains("out: is not empty; ") && e.contains("--overwrite"), "{e}");
-        assert_eq!(start(&SftOptions { overwrite: true, ..options(&out) }).unwrap(), Start::Fresh);
+        assert_eq!(start(&RunOptions { overwrite: true, ..options(&out) }).unwrap(), Start::Fresh);
     }
 
     #[test]
     fn the_last_checkpoint_is_the_one_of_the_most_steps_that_is_whole() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path();
-        let last = || SftOptions { resume_from_checkpoint: Some("last".into()), ..options(out) };
+        let last = || RunOptions { resume_from_checkpoint: Some("last".into()), ..options(out) };
         assert_eq!(start(&last()).unwrap(), Start::Fresh);
         touch(out.join("x"));
         assert!(start(&last()).unwrap_err().to_string().contains("holds no run to go on with"));

@@ -16,11 +16,11 @@ use reel_model::weights::Source as Weights;
 use reel_runtime::{DType, Device, MemoryUse, OpTotals};
 
 use crate::feed::{Feed, Position, Source};
-use crate::options::SftOptions;
-use crate::order::Order;
+use crate::options::{Options, SftOptions};
 use crate::recipe::Recipe;
+use crate::run::{self, Rows, Taken, Work};
 use crate::sample::Sample;
-use crate::sft::{self, Setup, Taken};
+use crate::sft::{self, Setup, Sft};
 use crate::step::step;
 use crate::trainer::Trainer;
 use crate::{Result, TrainError, length};
@@ -137,7 +137,9 @@ pub fn with_shape(
 ) -> Result<Plan> {
     options.validate_values()?;
     let rows = match options.max_length {
-        Some(most) if shape.tokens > most => return Err(length::too_long("--tokens", shape.tokens, most)),
+        Some(most) if shape.tokens > most => {
+            return Err(length::too_long("--tokens", shape.tokens, "--max-length", most));
+        }
         Some(most) if options.packing => most / shape.tokens.max(1),
         _ => options.per_device_train_batch_size,
     };
@@ -153,8 +155,8 @@ pub fn with_data(setup: &Setup, files: Dtype) -> Result<Plan> {
     let samples = Arc::new(sft::samples(setup)?);
     samples.check()?;
     let rows = samples.rows();
-    let order = if options.no_shuffle { Order::of_file(rows) } else { Order::shuffled(rows, setup.seed) };
-    let mut batching = length::batching(options, rows);
+    let order = run::order(options.no_shuffle, rows, setup.seed);
+    let mut batching = Sft::batching(options, rows);
     let steps = match options.asked_steps() {
         Some(steps) => steps.min(MOST_ROWS.div_ceil((batching.rows * options.gradient_accumulation_steps) as u64)),
         None => u64::MAX,
@@ -170,7 +172,7 @@ pub fn with_data(setup: &Setup, files: Dtype) -> Result<Plan> {
         setup.dtype,
         Recipe::new(options, 1),
     )?;
-    count(&mut trainer, steps, || sft::next_samples(&mut feed, &never, &mut taken))
+    count(&mut trainer, steps, || Ok(taken.next_of(&mut feed, &never)?.map(|batch| batch.samples)))
 }
 
 /// Runs up to `steps` steps on the dry device.

@@ -2,7 +2,7 @@
 
 use reel_runtime::optim::{Hyper, Moments, Schedule, ScheduleKind};
 
-use crate::options::{Scheduler, SftOptions};
+use crate::options::{RunOptions, Scheduler};
 
 /// What the steps of a run follow.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,7 +31,7 @@ pub struct Recipe {
 
 impl Recipe {
     /// The recipe of these options in a run of `steps`, with the seed 0.
-    pub fn new(options: &SftOptions, steps: u64) -> Self {
+    pub fn new(options: &RunOptions, steps: u64) -> Self {
         let kind = match options.lr_scheduler_type {
             Scheduler::Linear => ScheduleKind::Linear,
             Scheduler::Cosine => ScheduleKind::Cosine,
@@ -104,8 +104,8 @@ impl Recipe {
 mod tests {
     use super::*;
 
-    fn recipe(change: impl FnOnce(&mut SftOptions)) -> Recipe {
-        let mut options = SftOptions { weight_decay: 0.1, learning_rate: 1.0, ..Default::default() };
+    fn recipe(change: impl FnOnce(&mut RunOptions)) -> Recipe {
+        let mut options = RunOptions { weight_decay: 0.1, learning_rate: 1.0, ..Default::default() };
         change(&mut options);
         Recipe::new(&options, 4)
     }

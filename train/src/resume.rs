@@ -2,18 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::feed::{Position, Source};
-use crate::length::{self, Length};
-use crate::order::Order;
+use crate::feed::Position;
+use crate::length::Length;
+use crate::options::Options;
 use crate::output;
-use crate::sample::Samples;
-use crate::sft::Setup;
+use crate::run::{Rows, Setup};
 use crate::{Result, TrainError};
 
 /// Where a checkpoint keeps its state.
@@ -43,7 +41,7 @@ pub struct State {
 }
 
 /// Options that change no bit of the result, or that are compared by content instead of name.
-const FREE: [&str; 10] = [
+const FREE: [&str; 11] = [
     "model",
     "data",
     "media_root",
@@ -54,19 +52,17 @@ const FREE: [&str; 10] = [
     "gradient_checkpointing",
     "strict",
     "check_data",
+    "rollouts",
 ];
 
 /// Options that lengthen or shorten a run; what was done stays what it was.
 const LENGTH: [&str; 2] = ["num_train_epochs", "max_steps"];
 
 /// The options that decide what is computed.
-fn deciding(setup: &Setup) -> Map<String, Value> {
-    let mut all = match serde_json::to_value(setup.options) {
-        Ok(Value::Object(map)) => map,
-        _ => Map::new(),
-    };
+fn deciding<O: Options>(setup: &Setup<O>) -> Map<String, Value> {
+    let mut all = setup.options.resolved();
     FREE.iter().for_each(|name| drop(all.shift_remove(*name)));
-    all.insert("labels".into(), json!(setup.options.label_rule()));
+    all.insert("command".into(), json!(O::COMMAND));
     all.insert("seed".into(), json!(setup.seed));
     all.insert("dtype".into(), json!(setup.dtype.name()));
     all.insert("profile".into(), json!(setup.media.profile));
@@ -75,7 +71,7 @@ fn deciding(setup: &Setup) -> Map<String, Value> {
 }
 
 /// The state before the first step.
-pub fn fresh(setup: &Setup, samples: &Samples, length: &Length) -> Result<State> {
+pub fn fresh<O: Options>(setup: &Setup<O>, rows: &impl Rows, length: &Length) -> Result<State> {
     Ok(State {
         version: env!("CARGO_PKG_VERSION").to_string(),
         step: 0,
@@ -83,14 +79,20 @@ pub fn fresh(setup: &Setup, samples: &Samples, length: &Length) -> Result<State>
         position: Position { slot: 0, skipped: length.skipped.iter().map(|s| s.row).collect() },
         peak_bytes: 0,
         model_hash: output::model_hash(setup.model)?,
-        data_hash: samples.data.hash(),
+        data_hash: rows.hash(),
         options: deciding(setup),
         parameter_steps: BTreeMap::new(),
     })
 }
 
 /// The state of a checkpoint, once it is known that this command goes on with the same run.
-pub fn continued(setup: &Setup, samples: &Arc<Samples>, order: &Order, folder: &Path) -> Result<State> {
+/// `longer` measures the run again where its length is another one now.
+pub fn continued<O: Options>(
+    setup: &Setup<O>,
+    rows: &impl Rows,
+    folder: &Path,
+    longer: impl FnOnce() -> Result<u64>,
+) -> Result<State> {
     let mut state = read(folder)?;
     let refuse = |what: &str, why: &str| {
         let cure = "give what the run was started with, or start a new one in another --out";
@@ -99,10 +101,10 @@ pub fn continued(setup: &Setup, samples: &Arc<Samples>, order: &Order, folder: &
     if output::model_hash(setup.model)? != state.model_hash {
         return Err(refuse("--model", "is not the model that was trained up to"));
     }
-    if samples.data.hash() != state.data_hash {
+    if rows.hash() != state.data_hash {
         return Err(refuse("--data", "is not the file, or no longer has the rows, of the run that wrote"));
     }
-    if let Some(row) = state.position.skipped.iter().find(|&&row| row >= samples.rows()) {
+    if let Some(row) = state.position.skipped.iter().find(|&&row| row >= rows.rows()) {
         return Err(TrainError::output(
             folder.join(STATE).display().to_string(),
             format!("speaks of row {row}, which the data does not have"),
@@ -112,15 +114,19 @@ pub fn continued(setup: &Setup, samples: &Arc<Samples>, order: &Order, folder: &
     let now = deciding(setup);
     let differs = |name: &&String| now.get(*name) != state.options.get(*name);
     let mut different: Vec<&String> = now.keys().chain(state.options.keys()).filter(differs).collect();
-    let longer = different.iter().any(|name| LENGTH.contains(&name.as_str()));
+    let other_length = different.iter().any(|name| LENGTH.contains(&name.as_str()));
     different.retain(|name| !LENGTH.contains(&name.as_str()));
+    if different.iter().any(|name| *name == "command") {
+        let was = state.options.get("command").and_then(Value::as_str).unwrap_or("another command");
+        return Err(refuse("--resume-from-checkpoint", &format!("is of a run of {was}, not of {}:", O::COMMAND)));
+    }
     if let Some(name) = different.first() {
         let value = |options: &Map<String, Value>| options.get(*name).map_or("absent".to_string(), Value::to_string);
         let flag = format!("--{}", name.replace('_', "-"));
         return Err(refuse(&flag, &format!("is {}, but was {} in", value(&now), value(&state.options))));
     }
-    if longer {
-        state.steps = length::measure(setup.options, samples, order, setup.stop)?.steps;
+    if other_length {
+        state.steps = longer()?;
         state.options = now;
     }
     Ok(state)

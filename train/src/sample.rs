@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use rayon::prelude::*;
 use reel_media::MediaError;
 use reel_model::ModelError;
 use reel_model::batch::Sequence;
@@ -16,6 +17,7 @@ use crate::data::Dataset;
 use crate::feed::Source;
 use crate::labels::{Labels, Vocabulary};
 use crate::options::Parity;
+use crate::run::Rows;
 use crate::{Result, TrainError};
 
 /// A row, ready to be packed.
@@ -83,10 +85,14 @@ impl Samples {
         let messages = self.data.at(row, self.data.row(row)?.supervised(self.parity))?;
         Ok(Conversation::from_value(&self.data.place(row), &Value::Array(messages), &self.media_root)?)
     }
+}
 
-    /// Looks at every row's fields and messages, not at its media. The first fault in the file's order is the error.
-    pub fn check(&self) -> Result<()> {
-        use rayon::prelude::*;
+impl Rows for Samples {
+    fn hash(&self) -> String {
+        self.data.hash()
+    }
+
+    fn check(&self) -> Result<()> {
         (0..self.data.len()).into_par_iter().find_map_first(|row| self.conversation(row).err()).map_or(Ok(()), Err)
     }
 }

@@ -10,6 +10,7 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::{Loader, Source};
 use reel_runtime::optim::AdamW;
 use reel_runtime::{Category, Cx, DType, Device, Grads, Tensor};
+use serde_json::{Map, Value};
 
 use crate::Result;
 use crate::digest::{self, Digest};
@@ -44,13 +45,15 @@ pub struct StepResult {
     pub learning_rate: f64,
     /// Tokens of all rows.
     pub tokens: usize,
+    /// What else there is to tell of the step, for `metrics.jsonl`.
+    pub more: Map<String, Value>,
 }
 
 impl StepResult {
     pub(crate) fn new(losses: &[f32], clip: &Tensor, learning_rate: f64, tokens: usize) -> Result<Self> {
         let loss = losses.iter().map(|&x| f64::from(x)).sum::<f64>() / losses.len() as f64;
         let grad_norm = clip.to_f32()?.first().copied().map_or(0.0, f64::from);
-        Ok(Self { loss, grad_norm, learning_rate, tokens })
+        Ok(Self { loss, grad_norm, learning_rate, tokens, more: Map::new() })
     }
 
     /// Whether loss and gradients are numbers. If not, the weights were left alone.

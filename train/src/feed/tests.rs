@@ -22,7 +22,8 @@ impl Source for Rows {
     }
 }
 
-const PLAIN: Batching = Batching { rows: 2, packing: false, max_length: None, end: None, strict: false };
+const PLAIN: Batching =
+    Batching { rows: 2, packing: false, max_length: None, limit: "--max-length", end: None, strict: false };
 
 fn feed(rows: &[Option<usize>], order: Order, batching: Batching, from: &Position) -> Feed<Rows> {
     Feed::new(Arc::new(Rows(rows.to_vec())), order, batching, from, 1, 3)
@@ -103,7 +104,7 @@ proptest! {
     ) {
         prop_assume!(rows.iter().flatten().any(|&n| n <= limit));
         let order = seed.map_or_else(|| Order::of_file(rows.len()), |s| Order::shuffled(rows.len(), s));
-        let batching = Batching { rows: batch, packing, max_length: Some(limit), end: None, strict: false };
+        let batching = Batching { rows: batch, packing, max_length: Some(limit), limit: "--max-length", end: None, strict: false };
         let mut whole = feed(&rows, order.clone(), batching, &Position::default());
         let (mut at, mut want) = (Position::default(), Vec::new());
         for i in 0..stop + 6 {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::options::Optim;
+use crate::options::RunOptions;
 use reel_model::input::MediaOptions;
 use reel_runtime::Kernels;
 use std::path::PathBuf;
@@ -15,12 +16,13 @@ fn config() -> ModelConfig {
 /// The peak of a plan and that of a real run with the same options.
 fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::Summary) {
     let dir = tempfile::tempdir().unwrap();
-    let mut options = SftOptions {
+    let run = RunOptions {
         model: golden("model_a").display().to_string(),
         data: golden("sft_all_tokens/data.jsonl"),
         out: dir.path().join("out"),
         ..Default::default()
     };
+    let mut options = SftOptions { run, ..Default::default() };
     change(&mut options);
     let model = golden("model_a");
     let media = MediaOptions { profile: reel_media::profile::Profile::VideorftTrain, ..Default::default() };
@@ -64,8 +66,14 @@ fn a_run_needs_what_its_plan_says() {
 #[test]
 fn operations_follow_the_tokens() {
     let plan = |tokens, patches, checkpointing| {
-        let options =
-            SftOptions { gradient_accumulation_steps: 1, gradient_checkpointing: checkpointing, ..Default::default() };
+        let options = SftOptions {
+            run: RunOptions {
+                gradient_accumulation_steps: 1,
+                gradient_checkpointing: checkpointing,
+                ..Default::default()
+            },
+            ..Default::default()
+        };
         let shape = Shape::new(tokens, patches, &config()).unwrap();
         let plan = with_shape(&options, &config(), Dtype::F32, DType::F32, &shape, &Device::dry(Kernels::Cpu)).unwrap();
         assert_eq!((plan.steps, plan.tokens as usize), (1, tokens));

@@ -7,10 +7,17 @@ mod resumed;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use reel_model::checkpoint::Checkpoint;
+use reel_runtime::{DType, Device};
+use serde_json::Value;
 
 use super::*;
-use crate::options::{LabelRule, Optim, Scheduler};
+use crate::metrics::{Skipped, StepMetrics};
+use crate::options::{LabelRule, Optim, RunOptions, Scheduler};
+use crate::recipe::Recipe;
+use crate::{checkpoint, output, resume};
 
 /// A folder of the project's golden training data.
 fn golden(name: &str) -> PathBuf {
@@ -30,7 +37,7 @@ impl Case {
     /// Two epochs of the case in small steps.
     fn new(name: &str, model: &str, out: &Path) -> Self {
         let case = golden(name);
-        let options = SftOptions {
+        let run = RunOptions {
             model: golden(model).display().to_string(),
             data: case.join("data.jsonl"),
             out: out.to_path_buf(),
@@ -38,9 +45,9 @@ impl Case {
             lr_scheduler_type: Scheduler::Constant,
             gradient_accumulation_steps: 1,
             max_steps: Some(4),
-            labels: Some(LabelRule::Text),
             ..Default::default()
         };
+        let options = SftOptions { run, labels: Some(LabelRule::Text), ..Default::default() };
         Self { options, dtype: DType::F32, threads: 2, seed: 0, stop: AtomicBool::new(false) }
     }
 

@@ -12,10 +12,13 @@ use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, dims};
 
 /// Where each sequence of a packed row begins: `[0, len_0, len_0 + len_1, …]`, on the host and on the device.
+///
+/// A sequence may have a prefix: tokens of the sequences before it whose keys come before its own, as completions have their prompt.
 #[derive(Clone, Debug)]
 pub struct CuSeqlens {
     host: Arc<[i32]>,
-    device: Tensor, // i32 [seqs + 1]
+    device: Tensor,                                  // i32 [seqs + 1]
+    prefix: Option<(Arc<[(usize, usize)]>, Tensor)>, // first token and number of each, i32 [seqs, 2]
 }
 
 impl CuSeqlens {
@@ -27,7 +30,23 @@ impl CuSeqlens {
         if offsets.first() != Some(&0) || offsets.windows(2).any(|w| w[1] < w[0]) {
             return Err(shape_error("cu_seqlens", format!("{offsets:?} must start at 0 and not decrease")));
         }
-        Ok(CuSeqlens { host: offsets.into(), device: Tensor::from_i32(device, &[offsets.len()], offsets)? })
+        let device = Tensor::from_i32(device, &[offsets.len()], offsets)?;
+        Ok(CuSeqlens { host: offsets.into(), device, prefix: None })
+    }
+
+    /// The same with a prefix for each sequence: its first token and how many they are (0: none).
+    ///
+    /// # Errors
+    /// Another number of prefixes than of sequences; a prefix that is not wholly before its sequence; out of memory.
+    pub fn with_prefixes(self, prefixes: &[(usize, usize)]) -> Result<CuSeqlens> {
+        let fits = |(n, &(first, tokens)): (usize, &(usize, usize))| first + tokens <= self.host[n] as usize;
+        if prefixes.len() != self.seqs() || !prefixes.iter().enumerate().all(fits) {
+            let what = format!("prefixes {prefixes:?} do not come before the sequences {:?}", self.host);
+            return Err(shape_error("cu_seqlens", what));
+        }
+        let words: Vec<i32> = prefixes.iter().flat_map(|&(first, tokens)| [first as i32, tokens as i32]).collect();
+        let table = Tensor::from_i32(self.device.device(), &[prefixes.len(), 2], &words)?;
+        Ok(CuSeqlens { prefix: Some((prefixes.into(), table)), ..self })
     }
 
     /// From the lengths of sequences.
@@ -66,7 +85,23 @@ impl CuSeqlens {
     /// The first `seqs` of them, in the same memory.
     pub(super) fn first(&self, seqs: usize) -> Result<CuSeqlens> {
         let device = self.device.rows(0, seqs + 1)?;
-        Ok(CuSeqlens { host: self.host[..=seqs].into(), device })
+        let prefix = match &self.prefix {
+            Some((host, table)) => Some((host[..seqs].into(), table.rows(0, seqs)?)),
+            None => None,
+        };
+        Ok(CuSeqlens { host: self.host[..=seqs].into(), device, prefix })
+    }
+
+    /// Where the prefixes lie on the device.
+    fn prefix_addr(&self) -> Addr {
+        self.prefix.as_ref().map_or(Addr::NULL, |(_, table)| table.addr())
+    }
+
+    /// The (query, key) pairs of attention.
+    fn pairs(&self, causal: bool) -> f64 {
+        let prefixed = self.prefix.iter().flat_map(|(host, _)| host.iter());
+        let extra: f64 = self.lengths().zip(prefixed).map(|(n, p)| n as f64 * p.1 as f64).sum();
+        packed::pairs(self.lengths(), causal) + extra
     }
 
     fn max(&self) -> usize {
@@ -114,7 +149,7 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
     let wants_lse = cx.is_training() && [q, k, v].iter().any(|t| t.needs_grad());
     let lse = if wants_lse { Some(cx.empty(&[tokens, n_heads], DType::F32)?) } else { None };
     let scale = 1.0 / (d as f32).sqrt();
-    let pairs = packed::pairs(seqs.lengths(), causal);
+    let pairs = seqs.pairs(causal);
     let p = packed::FwdParams {
         q: q.addr(),
         k: k.addr(),
@@ -122,7 +157,7 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
         o: o.addr(),
         lse: lse.as_ref().map_or(Addr::NULL, Tensor::addr),
         cu_seqlens: seqs.device.addr(),
-        prefix: Addr::NULL,
+        prefix: seqs.prefix_addr(),
         tokens: size(OP, tokens)?,
         seqs: size(OP, seqs.seqs())?,
         heads: size(OP, n_heads)?,
@@ -152,7 +187,7 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
             delta: delta.addr(),
             workspace: Addr::NULL,
             cu_seqlens: seqs.device.addr(),
-            prefix: Addr::NULL,
+            prefix: seqs.prefix_addr(),
             tokens: p.tokens,
             seqs: p.seqs,
             heads: p.heads,

@@ -8,6 +8,7 @@ mod add;
 mod attention;
 mod decode;
 mod embedding;
+mod grpo_loss;
 mod linear;
 mod linear_log_prob;
 mod loss;
@@ -26,6 +27,7 @@ pub use add::add;
 pub use attention::{CuSeqlens, KvPages, attention, kv_write, paged_attention};
 pub use decode::{DecodeRows, Seat, fill_zero};
 pub use embedding::{embedding, embedding_with};
+pub use grpo_loss::{Policy, grpo_loss};
 pub use linear::{linear, matmul};
 pub use linear_log_prob::{linear_log_prob, linear_log_prob_entropy, logit_rows};
 pub use loss::{log_prob, weighted_sum};
@@ -42,7 +44,7 @@ use crate::error::{Result, shape_error};
 use reel_kernels::DType;
 
 /// Every op that has a backward rule.
-pub const ALL: [&str; 24] = [
+pub const ALL: [&str; 25] = [
     "add",
     "attention",
     "embedding",
@@ -50,6 +52,7 @@ pub const ALL: [&str; 24] = [
     "gather_rows",
     "gelu",
     "gelu_tanh",
+    "grpo_loss",
     "layer_norm",
     "linear",
     "linear_log_prob",

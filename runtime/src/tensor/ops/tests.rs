@@ -52,6 +52,27 @@ fn films(cx: &Cx) -> Result<Vec<Frames>> {
     Ok(vec![one([3, 4, 4])?, one([1, 2, 6])?])
 }
 
+/// Three completions of 4, 0 and 5 tokens, of which 3, 0 and 5 count, against old and reference log-probabilities that are near. Their
+/// ratios stay off the bounds, where the loss has a corner.
+fn grpo(cx: &Cx, log_probs: &Tensor, sequence_level: bool) -> Result<Tensor> {
+    let f32s = |x: &[f32]| Tensor::from_f32(cx.device(), &[x.len()], DType::F32, x, Category::Inputs);
+    let near = |by: f32| numbers(9, 1).iter().enumerate().map(|(i, x)| x + by * (i as f32 - 4.3)).collect::<Vec<_>>();
+    let policy = Policy {
+        completions: CuSeqlens::from_lengths(cx.device(), &[4, 0, 5])?,
+        counted: Tensor::from_i32(cx.device(), &[3], &[3, 0, 5])?,
+        advantages: f32s(&[1.0, 0.3, -0.7])?,
+        weights: f32s(&[0.3, 0.2, 0.5])?,
+        old: Some(f32s(&near(0.1))?),
+        reference: Some(f32s(&near(-0.2))?),
+        sequence_level,
+        epsilon_low: 0.2,
+        epsilon_high: 0.2,
+        beta: 0.1,
+        kl_limit: 10.0,
+    };
+    Ok(grpo_loss(cx, log_probs, &policy)?.0)
+}
+
 fn cases() -> Vec<Case> {
     vec![
         case("add", &[&[3, 5], &[3, 5]], |cx, x| add(cx, &x[0], &x[1])),
@@ -67,9 +88,17 @@ fn cases() -> Vec<Case> {
         case("embedding_with", &[&[9, 6], &[2, 6]], |cx, x| {
             embedding_with(cx, &x[0], &index(cx, &[3, 0, 3, 8, 1])?, &x[1], &index(cx, &[-1, 1, -1, -1, 0])?)
         }),
+        // The second sequence is the prompt of the third and the fourth.
+        case("attention", &[&[9, 4, 8], &[9, 2, 8], &[9, 2, 8]], |cx, x| {
+            let seqs = CuSeqlens::from_lengths(cx.device(), &[1, 4, 3, 1])?;
+            let seqs = seqs.with_prefixes(&[(0, 0), (0, 0), (1, 4), (1, 4)])?;
+            attention(cx, &x[0], &x[1], &x[2], &seqs, true)
+        }),
         case("gather_rows", &[&[5, 3]], |cx, x| gather_rows(cx, &x[0], &index(cx, &[4, 0, 2])?)),
         case("gelu", &[&[17]], |cx, x| gelu(cx, &x[0])),
         case("gelu_tanh", &[&[17]], |cx, x| gelu_tanh(cx, &x[0])),
+        case("grpo_loss", &[&[9]], |cx, x| grpo(cx, &x[0], false)),
+        case("grpo_loss", &[&[9]], |cx, x| grpo(cx, &x[0], true)),
         case("layer_norm", &[&[4, 10], &[10], &[10]], |cx, x| layer_norm(cx, &x[0], &x[1], &x[2], 1e-6)),
         // One of weight and bias frozen, then both.
         case("layer_norm", &[&[3, 7], &[7]], |cx, x| {

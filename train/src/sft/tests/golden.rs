@@ -31,12 +31,8 @@ fn check(name: &str) {
     let expected: Value = serde_json::from_slice(&fs::read(case.join("expected.json")).unwrap()).unwrap();
     let args: Vec<&str> = expected["args"].as_array().unwrap().iter().map(|a| a.as_str().unwrap()).collect();
     let model = case.join(expected["model"].as_str().unwrap());
-    let options = SftOptions {
-        model: model.display().to_string(),
-        data: case.join("data.jsonl"),
-        out: out.clone(),
-        ..options(&args)
-    };
+    let mut options = options(&args);
+    (options.model, options.data, options.out) = (model.display().to_string(), case.join("data.jsonl"), out.clone());
     Case { options, dtype: DType::F32, threads: 2, seed: 0, stop: AtomicBool::new(false) }.run().unwrap();
 
     let reading = expected["reading"].as_str().unwrap();

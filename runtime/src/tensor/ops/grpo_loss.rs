@@ -1,0 +1,99 @@
+//! The losses of GRPO and its kin, from log-probabilities.
+
+use reel_kernels::{Addr, DType, elementwise, grpo_loss as kernel, reduce};
+
+use super::attention::CuSeqlens;
+use super::{size, want_dtype, want_shape};
+use crate::error::Result;
+use crate::tensor::Tensor;
+use crate::tensor::cx::Cx;
+
+/// What a loss is made of beside the log-probabilities; [`kernel`] has the formula. `n` completions of `L` tokens together.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Where each completion's tokens begin.
+    pub completions: CuSeqlens,
+    /// i32 `[n]`: how many of a completion's first tokens count; at most all.
+    pub counted: Tensor,
+    /// f32 `[n]`
+    pub advantages: Tensor,
+    /// f32 `[n]`: the weight of each completion's sum in the loss.
+    pub weights: Tensor,
+    /// f32 `[L]`: log-probabilities at the first use of the completions; absent: the same as those that are trained.
+    pub old: Option<Tensor>,
+    /// f32 `[L]`: log-probabilities of the reference; absent: no distance from it in the loss.
+    pub reference: Option<Tensor>,
+    /// One ratio for a whole completion (GSPO) instead of one a token.
+    pub sequence_level: bool,
+    /// How far below 1 the ratio counts.
+    pub epsilon_low: f32,
+    /// How far above 1 the ratio counts.
+    pub epsilon_high: f32,
+    /// Weight of the distance from the reference.
+    pub beta: f32,
+    /// Bound of the log ratio to the reference; infinite: none.
+    pub kl_limit: f32,
+}
+
+/// The loss, one f32 element, of log-probabilities f32 `[L]`; and f32 `[n, 4]`, a constant: each completion's part of the loss, its sum of
+/// distances from the reference, its clipped tokens, its counted tokens.
+///
+/// # Errors
+/// Shapes that do not fit; out of memory.
+pub fn grpo_loss(cx: &Cx, log_probs: &Tensor, policy: &Policy) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "grpo_loss";
+    let (tokens, n) = (policy.completions.tokens(), policy.completions.seqs());
+    want_dtype(OP, "counted", &policy.counted, DType::I32)?;
+    want_shape(OP, "counted", &policy.counted, &[n], "one for each completion")?;
+    for (what, x) in [("advantages", &policy.advantages), ("weights", &policy.weights)] {
+        want_dtype(OP, what, x, DType::F32)?;
+        want_shape(OP, what, x, &[n], "one for each completion")?;
+    }
+    let others = [("old", policy.old.as_ref()), ("reference", policy.reference.as_ref())];
+    let given = others.into_iter().filter_map(|(what, x)| Some((what, x?)));
+    for (what, x) in [("log_probs", log_probs)].into_iter().chain(given) {
+        want_dtype(OP, what, x, DType::F32)?;
+        want_shape(OP, what, x, &[tokens], "one for each token of the completions")?;
+    }
+    let address = |x: &Option<Tensor>| x.as_ref().map_or(Addr::NULL, Tensor::addr);
+    let (gradient, stats) = (cx.empty(&[tokens], DType::F32)?, cx.empty(&[n, kernel::STATS], DType::F32)?);
+    let params = kernel::Params {
+        log_prob: log_probs.addr(),
+        old: address(&policy.old),
+        reference: address(&policy.reference),
+        cu_seqlens: policy.completions.addr(),
+        counted: policy.counted.addr(),
+        advantage: policy.advantages.addr(),
+        weight: policy.weights.addr(),
+        d_log_prob: gradient.addr(),
+        stats: stats.addr(),
+        completions: size(OP, n)?,
+        sequence_level: policy.sequence_level.into(),
+        epsilon_low: policy.epsilon_low,
+        epsilon_high: policy.epsilon_high,
+        beta: policy.beta,
+        kl_limit: policy.kl_limit,
+    };
+    cx.launch(&kernel::loss(tokens, &params))?;
+    // The loss is the sum of the first column.
+    let first: Vec<f32> = [1.0, 0.0, 0.0, 0.0].repeat(n);
+    let column = Tensor::from_f32(cx.device(), &[n, kernel::STATS], DType::F32, &first, crate::Category::Inputs)?;
+    let loss = cx.empty(&[1], DType::F32)?;
+    let sum = reduce::WeightedSumParams {
+        x: stats.addr(),
+        w: column.addr(),
+        out: loss.addr(),
+        n: (n * kernel::STATS) as u64,
+    };
+    cx.launch(&reduce::weighted_sum(&sum))?;
+    let kept = log_probs.clone();
+    let loss = cx.record(OP, &[log_probs], loss, move |bw| {
+        let dy = bw.take_dy();
+        let dx = bw.empty_like(&kept)?;
+        let scale =
+            elementwise::MulScalarParams { x: gradient.addr(), scalar: dy.addr(), y: dx.addr(), count: tokens as u64 };
+        bw.launch(&elementwise::mul_scalar(&scale))?;
+        bw.add(&kept, dx)
+    });
+    Ok((loss, stats))
+}

@@ -1,0 +1,230 @@
+//! The options that every run has: what is trained on what, how fast, how long, and what is kept.
+
+use std::ops::Deref;
+use std::path::PathBuf;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{ArgAction, Args};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{Optim, Parity, Scheduler, check, range};
+use crate::Result;
+
+/// The options of a command that trains: those of any run, and its own.
+pub trait Options: Serialize + Deref<Target = RunOptions> {
+    /// The command.
+    const COMMAND: &'static str;
+
+    /// Refuses numbers that make no sense; the first one found, by its flag.
+    fn validate_values(&self) -> Result<()>;
+
+    /// The options by name, those that were left open as they were resolved.
+    fn resolved(&self) -> Map<String, Value> {
+        match serde_json::to_value(self) {
+            Ok(Value::Object(map)) => map,
+            _ => Map::new(),
+        }
+    }
+
+    /// Refuses what a run cannot begin with; the first one found, by its flag.
+    fn validate(&self) -> Result<()> {
+        let given = |flag: &str, empty: bool, cure: &str| check(!empty, flag, "is missing".into(), cure);
+        given("--model", self.model.is_empty(), "give the folder to start from")?;
+        given("--data", self.data.as_os_str().is_empty(), "give a JSON or JSONL file of rows")?;
+        given("--out", self.out.as_os_str().is_empty(), "give the folder to write")?;
+        self.validate_values()
+    }
+}
+
+/// Options of any run. Rates are a step, lengths in tokens.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[command(next_help_heading = "Training options")]
+pub struct RunOptions {
+    /// The model folder (or hub id) to start from
+    #[arg(long, value_name = "MODEL", default_value = "", hide_default_value = true)]
+    pub model: String,
+    /// The rows to train on, JSON or JSONL
+    #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true, value_parser = path_or_none())]
+    pub data: PathBuf,
+    /// The folder that media paths of the rows are relative to [default: the data file's]
+    #[arg(long, value_name = "DIR")]
+    pub media_root: Option<PathBuf>,
+    /// The folder to write: the trained model, checkpoints, metrics
+    #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true, value_parser = path_or_none())]
+    pub out: PathBuf,
+    /// A TOML file that holds any of these options; a flag wins over it
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Whose rules to follow where a reference's code and its paper differ
+    #[arg(long, value_enum, default_value_t)]
+    pub parity: Parity,
+
+    /// The highest learning rate
+    #[arg(long, value_name = "RATE", default_value_t = 1e-6)]
+    pub learning_rate: f64,
+    /// The highest learning rate of the vision tower, without its merger [default: --learning-rate]
+    #[arg(long, value_name = "RATE")]
+    pub learning_rate_vision: Option<f64>,
+    /// The highest learning rate of the merger between vision tower and decoder [default: --learning-rate]
+    #[arg(long, value_name = "RATE")]
+    pub learning_rate_merger: Option<f64>,
+    /// Leave the vision tower and its merger as they are
+    #[arg(long)]
+    pub freeze_vision: bool,
+    /// The shape of the learning rate over the run
+    #[arg(long, value_enum, default_value_t)]
+    pub lr_scheduler_type: Scheduler,
+    /// Steps over which the learning rate rises from 0; above 0 it wins over --warmup-ratio
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub warmup_steps: u64,
+    /// The same as a share of all steps, rounded up
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub warmup_ratio: f64,
+    /// AdamW's weight decay
+    #[arg(long, value_name = "W", default_value_t = 0.0)]
+    pub weight_decay: f64,
+    /// Decay no norm's weight (by default only names with layernorm or rmsnorm, and biases, are spared)
+    #[arg(long)]
+    pub no_decay_norms: bool,
+    /// AdamW's decay of the first moment
+    #[arg(long, value_name = "B", default_value_t = 0.9)]
+    pub adam_beta1: f64,
+    /// AdamW's decay of the second moment
+    #[arg(long, value_name = "B", default_value_t = 0.999)]
+    pub adam_beta2: f64,
+    /// AdamW's epsilon
+    #[arg(long, value_name = "E", default_value_t = 1e-8)]
+    pub adam_epsilon: f64,
+    /// Gradients are scaled down to this norm
+    #[arg(long, value_name = "NORM", default_value_t = 5.0)]
+    pub max_grad_norm: f64,
+    /// How the optimiser keeps its state
+    #[arg(long, value_enum, default_value_t)]
+    pub optim: Optim,
+
+    /// Rows of a micro-batch
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub per_device_train_batch_size: usize,
+    /// Micro-batches of a step
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub gradient_accumulation_steps: usize,
+    /// Times to go through the data
+    #[arg(long, value_name = "N", default_value_t = 1.0)]
+    pub num_train_epochs: f64,
+    /// Steps to do, whatever the number of rows [default: as many as the epochs need]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub max_steps: Option<i64>,
+    /// Take the rows in the file's order
+    #[arg(long)]
+    pub no_shuffle: bool,
+    /// Recompute activations in the backward pass instead of keeping them
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true")]
+    pub gradient_checkpointing: bool,
+
+    /// Steps between checkpoints, and one at the end; 0 writes none
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    pub save_steps: u64,
+    /// Keep only this many checkpoints, the newest
+    #[arg(long, value_name = "N")]
+    pub save_total_limit: Option<usize>,
+    /// Steps between lines on the terminal and points in TensorBoard; metrics.jsonl has every step
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub logging_steps: u64,
+    /// Go on from a checkpoint folder, or from the last one in --out
+    #[arg(long, value_name = "DIR|last", num_args = 0..=1, default_missing_value = "last")]
+    #[serde(skip)]
+    pub resume_from_checkpoint: Option<String>,
+    /// Replace what is in --out
+    #[arg(long)]
+    #[serde(skip)]
+    pub overwrite: bool,
+
+    /// Stop at the first row that cannot be trained on, instead of skipping it
+    #[arg(long)]
+    pub strict: bool,
+    /// Read every row with its media before the first step
+    #[arg(long)]
+    pub check_data: bool,
+}
+
+/// Paths that may be absent from the command line, since a configuration file may have them.
+fn path_or_none() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+/// What an empty command line means.
+pub(super) fn defaults<T: Args>() -> T {
+    let matches = T::augment_args(clap::Command::new("options")).try_get_matches_from(["options"]);
+    matches.and_then(|m| T::from_arg_matches(&m)).expect("every option has a default, as a test sees")
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        defaults()
+    }
+}
+
+impl RunOptions {
+    /// The folder that media paths are relative to.
+    pub fn media_root(&self) -> PathBuf {
+        match &self.media_root {
+            Some(root) => root.clone(),
+            None => self.data.parent().map(PathBuf::from).unwrap_or_default(),
+        }
+    }
+
+    /// Steps that were asked for outright; 0 and below mean "as many as the epochs need", as in TRL.
+    pub fn asked_steps(&self) -> Option<u64> {
+        self.max_steps.and_then(|n| u64::try_from(n).ok()).filter(|&n| n > 0)
+    }
+
+    /// Where the stream of rows ends, of a file of `rows`; `None` where the number of steps was asked for.
+    pub fn end(&self, rows: usize) -> Option<u64> {
+        match self.asked_steps() {
+            Some(_) => None,
+            None => Some((self.num_train_epochs * rows as f64).ceil() as u64),
+        }
+    }
+
+    /// Steps of warmup in a run of `steps`.
+    pub fn warmup(&self, steps: u64) -> u64 {
+        if self.warmup_steps > 0 { self.warmup_steps } else { (self.warmup_ratio * steps as f64).ceil() as u64 }
+    }
+
+    /// Refuses numbers that make no sense; the first one found, by its flag.
+    pub fn validate_values(&self) -> Result<()> {
+        let rate = |flag: &str, value: f64| range(flag, value, value >= 0.0, "give a number that is 0 or more");
+        rate("--learning-rate", self.learning_rate)?;
+        rate("--learning-rate-vision", self.learning_rate_vision.unwrap_or(0.0))?;
+        rate("--learning-rate-merger", self.learning_rate_merger.unwrap_or(0.0))?;
+        rate("--weight-decay", self.weight_decay)?;
+        let beta =
+            |flag: &str, value: f64| range(flag, value, (0.0..1.0).contains(&value), "give a number from 0 to below 1");
+        beta("--adam-beta1", self.adam_beta1)?;
+        beta("--adam-beta2", self.adam_beta2)?;
+        let positive = |flag: &str, value: f64| range(flag, value, value > 0.0, "give a number above 0");
+        positive("--adam-epsilon", self.adam_epsilon)?;
+        positive("--max-grad-norm", self.max_grad_norm)?;
+        positive("--num-train-epochs", self.num_train_epochs)?;
+        range(
+            "--warmup-ratio",
+            self.warmup_ratio,
+            (0.0..=1.0).contains(&self.warmup_ratio),
+            "give a share from 0 to 1",
+        )?;
+        let some = |flag: &str, n: u64| check(n > 0, flag, "is 0".into(), "give 1 or more");
+        some("--per-device-train-batch-size", self.per_device_train_batch_size as u64)?;
+        some("--gradient-accumulation-steps", self.gradient_accumulation_steps as u64)?;
+        some("--logging-steps", self.logging_steps)?;
+        some("--save-total-limit", self.save_total_limit.unwrap_or(1) as u64)?;
+        check(
+            !self.freeze_vision || (self.learning_rate_vision.is_none() && self.learning_rate_merger.is_none()),
+            "--freeze-vision",
+            "contradicts a learning rate for the vision tower or its merger".into(),
+            "give one of the two",
+        )
+    }
+}

@@ -1,0 +1,189 @@
+//! The options of `sft`.
+
+use std::ops::{Deref, DerefMut};
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::{LabelRule, Options, Parity, RunOptions, check, run};
+use crate::Result;
+
+/// Options of supervised fine-tuning; those of any run are read as if they stood here.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[command(next_help_heading = "Options of supervised fine-tuning")]
+pub struct SftOptions {
+    /// Those of any run.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub run: RunOptions,
+
+    /// Which tokens are learned [default: assistant; videorft under --parity videorft or video-r1]
+    #[arg(long, value_enum)]
+    pub labels: Option<LabelRule>,
+    /// Fill each micro-batch with whole rows up to --max-length tokens, instead of counting rows
+    #[arg(long)]
+    pub packing: bool,
+    /// Rows with more tokens are skipped and counted
+    #[arg(long, value_name = "TOKENS")]
+    pub max_length: Option<usize>,
+}
+
+impl Deref for SftOptions {
+    type Target = RunOptions;
+
+    fn deref(&self) -> &RunOptions {
+        &self.run
+    }
+}
+
+impl DerefMut for SftOptions {
+    fn deref_mut(&mut self) -> &mut RunOptions {
+        &mut self.run
+    }
+}
+
+impl Default for SftOptions {
+    fn default() -> Self {
+        run::defaults()
+    }
+}
+
+impl SftOptions {
+    /// The label rule: the one that was asked for, or the one that `parity` means.
+    pub fn label_rule(&self) -> LabelRule {
+        self.labels.unwrap_or(match self.parity {
+            Parity::Paper => LabelRule::Assistant,
+            Parity::Videorft | Parity::VideoR1 => LabelRule::Videorft,
+        })
+    }
+}
+
+impl Options for SftOptions {
+    const COMMAND: &'static str = "sft";
+
+    fn resolved(&self) -> Map<String, Value> {
+        let Ok(Value::Object(mut map)) = serde_json::to_value(self) else { return Map::new() };
+        map.insert("labels".into(), json!(self.label_rule()));
+        map
+    }
+
+    fn validate_values(&self) -> Result<()> {
+        self.run.validate_values()?;
+        check(self.max_length != Some(0), "--max-length", "is 0".into(), "give 1 or more")?;
+        check(
+            !self.packing || self.max_length.is_some(),
+            "--packing",
+            "has no limit to fill micro-batches up to".into(),
+            "give --max-length too",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::{Moments, Scheduler};
+    use clap::FromArgMatches;
+
+    fn parse(args: &[&str]) -> std::result::Result<SftOptions, clap::Error> {
+        let command = SftOptions::augment_args(clap::Command::new("sft"));
+        SftOptions::from_arg_matches(&command.try_get_matches_from([&["sft"], args].concat())?)
+    }
+
+    #[test]
+    fn defaults_are_the_recipes() {
+        let o = SftOptions::default();
+        assert_eq!(
+            (o.learning_rate, o.lr_scheduler_type, o.warmup(100), o.weight_decay),
+            (1e-6, Scheduler::Linear, 0, 0.0)
+        );
+        assert_eq!((o.max_grad_norm, o.per_device_train_batch_size, o.gradient_accumulation_steps), (5.0, 1, 2));
+        assert_eq!((o.num_train_epochs, o.asked_steps(), o.gradient_checkpointing), (1.0, None, true));
+        assert_eq!((o.adam_beta1, o.adam_beta2, o.adam_epsilon), (0.9, 0.999, 1e-8));
+        assert_eq!((o.label_rule(), o.save_steps, o.save_total_limit), (LabelRule::Assistant, 500, None));
+    }
+
+    #[test]
+    fn parity_chooses_labels_and_a_flag_wins() {
+        let rule = |args: &[&str]| parse(args).unwrap().label_rule();
+        assert_eq!(rule(&["--parity", "videorft"]), LabelRule::Videorft);
+        assert_eq!(rule(&["--parity", "video-r1"]), LabelRule::Videorft);
+        assert_eq!(rule(&["--parity", "paper"]), LabelRule::Assistant);
+        assert_eq!(rule(&["--parity", "videorft", "--labels", "text"]), LabelRule::Text);
+    }
+
+    #[test]
+    fn spellings_of_trl_are_taken() {
+        let o = parse(&[
+            "--gradient-checkpointing",
+            "false",
+            "--lr-scheduler-type",
+            "constant_with_warmup",
+            "--max-steps",
+            "-1",
+        ])
+        .unwrap();
+        assert_eq!(
+            (o.gradient_checkpointing, o.lr_scheduler_type, o.asked_steps()),
+            (false, Scheduler::ConstantWithWarmup, None)
+        );
+        assert!(parse(&["--gradient-checkpointing"]).unwrap().gradient_checkpointing);
+        let optim = |name: &str| parse(&["--optim", name]).map(|o| o.optim.moments()).ok();
+        let known = ["adamw", "adamw-bf16", "adamw-8bit"].map(optim);
+        assert_eq!(known, [Moments::F32, Moments::Bf16, Moments::Int8].map(Some));
+        assert_eq!(optim("sgd"), None);
+        let resume = |args: &[&str]| parse(args).unwrap().run.resume_from_checkpoint;
+        assert_eq!(resume(&["--resume-from-checkpoint"]).as_deref(), Some("last"));
+        assert_eq!(resume(&["--resume-from-checkpoint", "x/checkpoint-3"]).as_deref(), Some("x/checkpoint-3"));
+        assert_eq!(resume(&[]), None);
+    }
+
+    #[test]
+    fn warmup_steps_win_over_the_ratio_which_is_rounded_up() {
+        let o = RunOptions { warmup_ratio: 0.03, ..Default::default() };
+        assert_eq!((o.warmup(100), o.warmup(101), o.warmup(1)), (3, 4, 1));
+        assert_eq!(RunOptions { warmup_steps: 2, ..o }.warmup(100), 2);
+    }
+
+    #[test]
+    fn senseless_values_are_refused_by_their_flag() {
+        let refused: [(&str, &[&str]); 14] = [
+            ("--learning-rate", &["--learning-rate", "nan"]),
+            ("--learning-rate", &["--learning-rate=-1"]),
+            ("--weight-decay", &["--weight-decay", "inf"]),
+            ("--adam-beta1", &["--adam-beta1", "1"]),
+            ("--adam-beta2", &["--adam-beta2", "1.5"]),
+            ("--adam-epsilon", &["--adam-epsilon", "0"]),
+            ("--max-grad-norm", &["--max-grad-norm", "0"]),
+            ("--num-train-epochs", &["--num-train-epochs", "0"]),
+            ("--warmup-ratio", &["--warmup-ratio", "1.1"]),
+            ("--per-device-train-batch-size", &["--per-device-train-batch-size", "0"]),
+            ("--gradient-accumulation-steps", &["--gradient-accumulation-steps", "0"]),
+            ("--max-length", &["--max-length", "0"]),
+            ("--packing", &["--packing"]),
+            ("--freeze-vision", &["--freeze-vision", "--learning-rate-vision", "1e-5"]),
+        ];
+        for (flag, args) in refused {
+            let e = parse(args).unwrap().validate_values().unwrap_err();
+            assert!(e.is_usage() && e.to_string().starts_with(flag), "{args:?}: {e}");
+        }
+        let e = parse(&["--model", "m"]).unwrap().validate().unwrap_err().to_string();
+        assert!(e.starts_with("--data: is missing; "), "{e}");
+        parse(&["--model", "m", "--data", "d", "--out", "o", "--packing", "--max-length", "9"])
+            .unwrap()
+            .validate()
+            .unwrap();
+    }
+
+    #[test]
+    fn options_survive_run_json() {
+        let o =
+            parse(&["--labels", "text", "--max-steps", "7", "--parity", "video-r1", "--optim", "adamw-8bit"]).unwrap();
+        let text = serde_json::to_string(&o).unwrap();
+        assert_eq!(serde_json::from_str::<SftOptions>(&text).unwrap(), o);
+        assert!(text.contains("\"labels\":\"text\"") && text.contains("\"parity\":\"video-r1\""), "{text}");
+        assert!(text.contains("\"optim\":\"adamw-8bit\""), "{text}");
+    }
+}

@@ -1,0 +1,384 @@
+//! A run of any command that trains: from options to a folder with the trained model. What is done in a step is the command's
+//! [`Work`]; what is around the steps is here: where to begin, checkpoints, logs, what is shown, how to stop.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use reel_model::checkpoint::Checkpoint;
+use reel_model::input::MediaOptions;
+use reel_runtime::{DType, Device};
+use serde_json::{Value, json};
+
+use crate::checkpoint::{self, Origin};
+use crate::events::Events;
+use crate::feed::{Batching, Feed, MicroBatch, Position, Source};
+use crate::length;
+use crate::metrics::{Log, Skipped, StepMetrics};
+use crate::options::Options;
+use crate::order::Order;
+use crate::output::{self, Start};
+use crate::progress::Progress;
+use crate::recipe::Recipe;
+use crate::resume::{self, State};
+use crate::trainer::{StepResult, Trainer};
+use crate::{Result, TrainError};
+
+/// What a run is given beside its options.
+#[derive(Debug)]
+pub struct Setup<'a, O> {
+    /// The options.
+    pub options: &'a O,
+    /// The folder that `options.model` names.
+    pub model: &'a Path,
+    /// Where to compute.
+    pub device: &'a Device,
+    /// Dtype of weights and activations, F32 or BF16.
+    pub dtype: DType,
+    /// Seed of the order of rows, and of everything that is drawn.
+    pub seed: u64,
+    /// Frame and pixel limits, decoder. The time step of films follows `options.parity`.
+    pub media: &'a MediaOptions,
+    /// Every option as it was resolved, for `run.json`: an object.
+    pub resolved: &'a Value,
+    /// Print nothing but errors.
+    pub quiet: bool,
+    /// Turns true when the run is to stop.
+    pub stop: &'a AtomicBool,
+}
+
+impl<O> Clone for Setup<'_, O> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<O> Copy for Setup<'_, O> {}
+
+/// What a run did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// The step that this call started after.
+    pub resumed_after: u64,
+    /// The last step's line of `metrics.jsonl`, if this call did any.
+    pub last: Option<StepMetrics>,
+    /// Rows left out.
+    pub skipped: usize,
+}
+
+/// Rows that a run can recognise when it goes on.
+pub trait Rows: Source {
+    /// A hash of everything that the rows are read from, media aside.
+    fn hash(&self) -> String;
+    /// Looks at every row's fields, not at its media. The first fault in the file's order is the error.
+    fn check(&self) -> Result<()>;
+}
+
+/// What one command does in a step.
+pub trait Work<'a>: Sized {
+    /// Its options.
+    type Options: Options + 'a;
+    /// What its batches are made of.
+    type Rows: Rows;
+
+    /// Opens its rows.
+    fn rows(setup: &Setup<'a, Self::Options>) -> Result<Self::Rows>;
+    /// How rows are put together, of `rows` there are.
+    fn batching(options: &Self::Options, rows: usize) -> Batching;
+    /// Steps that so many batches of rows make.
+    fn steps(options: &Self::Options, batches: u64) -> u64;
+    /// Whether every row has to be looked at before the first step.
+    fn needs_every_row(options: &Self::Options) -> bool;
+    /// Gets ready, after the checkpoint in `from` if there is one.
+    fn begin(
+        setup: &Setup<'a, Self::Options>,
+        rows: Arc<Self::Rows>,
+        feed: Feed<Self::Rows>,
+        trainer: &Trainer,
+        from: Option<&Path>,
+    ) -> Result<Self>;
+    /// Step `n`, counted from 1; `None` at the end of the data.
+    fn step(&mut self, trainer: &mut Trainer, n: u64, taken: &mut Taken) -> Result<Option<StepResult>>;
+    /// Writes what it needs to go on after the last step into a checkpoint's folder.
+    fn save(&self, checkpoint: &Path) -> Result<()>;
+}
+
+/// What a step used up.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// How far in the data.
+    pub position: Position,
+    /// Rows that it was made of.
+    pub rows: Vec<usize>,
+    /// Rows that were left out.
+    pub skipped: Vec<Skipped>,
+}
+
+impl Taken {
+    /// The next batch of `feed` that has any rows; `None` at the end of the data.
+    ///
+    /// # Errors
+    /// [`TrainError::Stopped`] when `stop` turned true.
+    pub fn next_of<S: Source>(
+        &mut self,
+        feed: &mut Feed<S>,
+        stop: &AtomicBool,
+    ) -> Result<Option<MicroBatch<S::Sample>>> {
+        loop {
+            stop_if(stop)?;
+            let Some(mut batch) = feed.next_batch()? else { return Ok(None) };
+            self.position.advance(&batch);
+            self.skipped.append(&mut batch.skipped);
+            self.rows.extend(&batch.rows);
+            if !batch.samples.is_empty() {
+                return Ok(Some(batch));
+            }
+        }
+    }
+}
+
+/// An error that ends the run where it was asked to stop; the run says where and how to go on.
+pub(crate) fn stop_if(stop: &AtomicBool) -> Result<()> {
+    match stop.load(Ordering::Relaxed) {
+        true => Err(TrainError::Stopped { place: String::new(), step: 0, cure: String::new() }),
+        false => Ok(()),
+    }
+}
+
+/// Runs to the end, or to the point where `setup.stop` turns true.
+pub fn run<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>) -> Result<Summary> {
+    setup.options.validate()?;
+    let start = output::start(setup.options)?;
+    let rows = Arc::new(W::rows(setup)?);
+    rows.check()?;
+    let mut run = Run::<W>::begin(setup, start, rows)?;
+    let done = run.steps();
+    run.progress.finish();
+    done?;
+    checkpoint::save_weights(&setup.options.out, &run.trainer, run.origin())?;
+    Ok(Summary {
+        steps: run.state.steps,
+        resumed_after: run.resumed_after,
+        last: run.last,
+        skipped: run.state.position.skipped.len(),
+    })
+}
+
+/// A run at work.
+struct Run<'a, W: Work<'a>> {
+    setup: Setup<'a, W::Options>,
+    rows: Arc<W::Rows>,
+    trainer: Trainer,
+    work: W,
+    /// The weight files that the run started from or went on from.
+    files: Checkpoint,
+    state: State,
+    resumed_after: u64,
+    last: Option<StepMetrics>,
+    metrics: Log,
+    skipped: Log,
+    events: Events,
+    progress: Progress,
+    /// The step of the checkpoint that was written or read last, to write none twice.
+    saved: u64,
+}
+
+impl<'a, W: Work<'a>> Run<'a, W> {
+    fn begin(setup: &Setup<'a, W::Options>, start: Start, rows: Arc<W::Rows>) -> Result<Self> {
+        let options = setup.options;
+        let order = order(options.no_shuffle, rows.rows(), setup.seed);
+        let (state, found, folder) = match &start {
+            Start::Fresh => {
+                if W::needs_every_row(options) && !setup.quiet {
+                    eprintln!("looking at {} rows", rows.rows());
+                }
+                let length = length_of::<W>(setup, &rows, &order)?;
+                (resume::fresh(setup, &*rows, &length)?, length.skipped, setup.model)
+            }
+            Start::From(folder) => {
+                let longer = || Ok(length_of::<W>(setup, &rows, &order)?.steps);
+                (resume::continued(setup, &*rows, folder, longer)?, Vec::new(), folder.as_path())
+            }
+        };
+        let config = reel_model::config::ModelConfig::open(setup.model)?;
+        let recipe = Recipe::new(options, state.steps).seeded(setup.seed);
+        let (mut trainer, files) = Trainer::open(setup.device, &config, folder, setup.dtype, recipe)?;
+        let (metrics, skipped) = match &start {
+            Start::Fresh => output::fresh_logs(&options.out, setup.model, &found)?,
+            Start::From(folder) => {
+                checkpoint::load_optimizer(folder, &mut trainer, &state)?;
+                output::resume_logs(&options.out, folder, state.step, state.position.skipped.len())?
+            }
+        };
+        output::write_run(&options.out, &run_json(setup, &state))?;
+        let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
+        if let Start::From(folder) = &start {
+            progress.note(&format!("going on after step {} of {}, from {}", state.step, state.steps, folder.display()));
+        }
+        let batching = W::batching(options, rows.rows());
+        let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
+        let feed = Feed::new(rows.clone(), order, batching, &state.position, threads, window);
+        let from = match &start {
+            Start::Fresh => None,
+            Start::From(folder) => Some(folder.as_path()),
+        };
+        Ok(Self {
+            work: W::begin(setup, rows.clone(), feed, &trainer, from)?,
+            setup: *setup,
+            rows,
+            trainer,
+            files,
+            resumed_after: state.step,
+            saved: state.step,
+            state,
+            last: None,
+            metrics,
+            skipped,
+            events: Events::create(&options.out)?,
+            progress,
+        })
+    }
+
+    /// Does the steps that are left.
+    fn steps(&mut self) -> Result<()> {
+        while self.state.step < self.state.steps {
+            match self.one_step() {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(TrainError::Stopped { .. }) => return Err(self.stopped()?),
+                Err(e) => return Err(e),
+            }
+        }
+        if self.setup.options.save_steps > 0 { self.save() } else { Ok(()) }
+    }
+
+    /// One step with all that belongs to it; false at the end of the data.
+    fn one_step(&mut self) -> Result<bool> {
+        let begun = Instant::now();
+        let n = self.state.step + 1;
+        self.trainer.device.reset_peak();
+        let mut taken = Taken { position: self.state.position.clone(), ..Taken::default() };
+        let result = self.work.step(&mut self.trainer, n, &mut taken)?;
+        taken.skipped.iter().try_for_each(|s| self.skipped.add(s))?;
+        self.state.position = taken.position;
+        let Some(result) = result else { return Ok(false) };
+        if !result.is_finite() {
+            return Err(self.not_finite(n, &result, &taken.rows));
+        }
+        self.finish(n, result, begun)?;
+        Ok(true)
+    }
+
+    /// Writes down a step that is done.
+    fn finish(&mut self, n: u64, result: StepResult, begun: Instant) -> Result<()> {
+        let hash = self.trainer.hash()?;
+        let step_seconds = begun.elapsed().as_secs_f64();
+        self.state.step = n;
+        self.state.peak_bytes = self.state.peak_bytes.max(self.trainer.device.memory().peak as u64);
+        let line = StepMetrics {
+            step: n,
+            loss: result.loss,
+            grad_norm: result.grad_norm,
+            learning_rate: result.learning_rate,
+            tokens: result.tokens as u64,
+            tokens_per_second: result.tokens as f64 / step_seconds.max(1e-9),
+            step_seconds,
+            peak_bytes: self.state.peak_bytes,
+            hash,
+            more: result.more,
+        };
+        self.metrics.add(&line)?;
+        self.progress.step(&line);
+        let options = self.setup.options;
+        if n.is_multiple_of(options.logging_steps) || n == self.state.steps {
+            self.events.scalars(n, &line.points())?;
+        }
+        self.last = Some(line);
+        if options.save_steps > 0 && n.is_multiple_of(options.save_steps) { self.save() } else { Ok(()) }
+    }
+
+    /// A checkpoint of the last finished step, unless there is one.
+    fn save(&mut self) -> Result<()> {
+        if self.saved == self.state.step {
+            return Ok(());
+        }
+        self.metrics.sync()?;
+        self.skipped.sync()?;
+        let options = self.setup.options;
+        let work = |folder: &Path| self.work.save(folder);
+        checkpoint::save(&options.out, &self.trainer, self.origin(), self.state.clone(), work)?;
+        self.saved = self.state.step;
+        checkpoint::prune(&options.out, options.save_total_limit)
+    }
+
+    fn origin(&self) -> Origin<'_> {
+        Origin { folder: self.setup.model, files: &self.files }
+    }
+
+    /// Leaves what can be resumed; the error says how.
+    fn stopped(&mut self) -> Result<TrainError> {
+        self.save()?;
+        let cure = if self.state.step == 0 {
+            "nothing was done; start again"
+        } else {
+            "go on with --resume-from-checkpoint last"
+        };
+        let place = format!("--out {}", self.setup.options.out.display());
+        Ok(TrainError::Stopped { place, step: self.state.step, cure: cure.to_string() })
+    }
+
+    fn not_finite(&self, n: u64, result: &StepResult, rows: &[usize]) -> TrainError {
+        let places: Vec<String> = rows.iter().map(|&row| self.rows.place(row).0).collect();
+        let what = if result.loss.is_finite() { "the gradients' norm" } else { "the loss" };
+        let value = if result.loss.is_finite() { result.grad_norm } else { result.loss };
+        let cure =
+            "lower --learning-rate or look at these rows; weights and checkpoints are as they were before this step";
+        TrainError::NotFinite {
+            step: n,
+            what: format!("{what} is {value}"),
+            rows: places.join(", "),
+            cure: cure.to_string(),
+        }
+    }
+}
+
+/// The order of rows.
+pub(crate) fn order(of_file: bool, rows: usize, seed: u64) -> Order {
+    if of_file { Order::of_file(rows) } else { Order::shuffled(rows, seed) }
+}
+
+/// How long the run is, from its data where the options do not say it.
+fn length_of<'a, W: Work<'a>>(
+    setup: &Setup<'a, W::Options>,
+    rows: &Arc<W::Rows>,
+    order: &Order,
+) -> Result<length::Length> {
+    let options = setup.options;
+    let batching = W::batching(options, rows.rows());
+    let asked = options.asked_steps();
+    let look = W::needs_every_row(options);
+    let found = length::measure(&batching, asked.is_none(), look, rows, order, setup.stop)?;
+    Ok(length::Length { steps: asked.unwrap_or_else(|| W::steps(options, found.batches)), skipped: found.skipped })
+}
+
+/// A quarter of the processors prepares rows; the rest computes.
+fn decoding_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| (n.get() / 4).clamp(1, 8))
+}
+
+fn run_json<O: Options>(setup: &Setup<O>, state: &State) -> Value {
+    json!({
+        "command": O::COMMAND,
+        "version": env!("CARGO_PKG_VERSION"),
+        "steps": state.steps,
+        "seed": setup.seed,
+        "dtype": setup.dtype.name(),
+        "device": setup.device.name(),
+        "model_hash": state.model_hash,
+        "data_hash": state.data_hash,
+        "options": setup.resolved,
+    })
+}
