@@ -6,7 +6,7 @@ use clap::{ArgMatches, Parser, Subcommand};
 
 use crate::common::Common;
 use crate::{
-    bench, demo, doctor, frames, generate, init, kernels, plan, preprocess, resize, score, sft, sim, tokenize,
+    bench, demo, doctor, frames, generate, grpo, init, kernels, plan, preprocess, resize, score, sft, sim, tokenize,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -42,6 +42,8 @@ pub enum Command {
     Frames(frames::Frames),
     /// Answer a question, about a film, a picture or neither
     Generate(generate::Generate),
+    /// Train a model by what its own answers are worth
+    Grpo(grpo::Grpo),
     /// Make a model folder with random weights
     Init(init::Init),
     /// List the kernels, show what one does and needs, check their machine code
@@ -71,6 +73,7 @@ pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
         Command::Doctor(c) => c.run(common),
         Command::Frames(c) => c.run(common),
         Command::Generate(c) => c.run(common),
+        Command::Grpo(c) => c.run(common, matches),
         Command::Init(c) => c.run(common),
         Command::Kernels(c) => c.run(common),
         Command::Plan(c) => c.run(common, matches),

@@ -10,6 +10,7 @@ mod doctor;
 mod fail;
 mod frames;
 mod generate;
+mod grpo;
 mod html;
 mod init;
 mod interrupt;
@@ -27,6 +28,7 @@ mod sft;
 mod sim;
 mod tokenize;
 mod trace;
+mod training;
 
 use std::process::ExitCode;
 

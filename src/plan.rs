@@ -21,7 +21,7 @@ use crate::common::{self, Common};
 use crate::fail::{bad_usage, failed};
 use crate::init::ShapeFlags;
 use crate::machines::Machine;
-use crate::sft::{Resolved, Sft};
+use crate::sft::Sft;
 use crate::{generate, model, output, prompt};
 
 /// Say what a command would need, in memory and time, without running it.
@@ -174,7 +174,7 @@ impl Sizes {
 
 impl PlanSft {
     fn count(&self, common: &Common, matches: &ArgMatches) -> Result<Counted> {
-        let resolved = Resolved::new(&self.sft, common, matches)?;
+        let resolved = self.sft.resolved(common, matches)?;
         let (options, dtype) = (&resolved.options, self.sizes.dtype(common));
         let model = Some(options.model.as_str());
         let (config, files, name) = self.sizes.config(model, common)?;

@@ -9,6 +9,7 @@ pub mod digest;
 mod error;
 pub mod events;
 pub mod feed;
+pub mod grpo;
 pub mod labels;
 pub mod length;
 pub mod metrics;

@@ -50,7 +50,12 @@ pub enum Row {
         columns: Map<String, Value>,
     },
     /// A problem of the recipes' data sets.
-    Problem(Problem),
+    Problem {
+        /// What is asked.
+        problem: Problem,
+        /// All columns of the row.
+        columns: Map<String, Value>,
+    },
 }
 
 /// A problem with its answer, as VideoRFT and Video-R1 publish them.
@@ -98,7 +103,19 @@ impl Row {
         if !fields.contains_key("problem") {
             return Err(Fault::row("has no `messages`, `prompt` or `problem`", LAYOUTS));
         }
-        Ok(Self::Problem(Problem::parse(&fields)?))
+        Ok(Self::Problem { problem: Problem::parse(&fields)?, columns: fields })
+    }
+
+    /// The conversation up to the answer, and the columns that answers are judged by. Media paths stay relative to the media folder.
+    pub fn asked(&self, parity: Parity) -> Result<(Vec<Value>, Map<String, Value>), Fault> {
+        match self {
+            Self::Prompt { messages, columns } => Ok((messages.clone(), columns.clone())),
+            Self::Problem { problem, columns } => Ok((vec![problem.question(parity)], columns.clone())),
+            Self::Chat(_) => Err(Fault::row(
+                "has whole `messages`, and answers are to be drawn",
+                "write the chat up to the answer as `prompt`, or use this file for supervised fine-tuning",
+            )),
+        }
     }
 
     /// The whole conversation that supervised training sees. Media paths stay relative to the media folder.
@@ -109,7 +126,7 @@ impl Row {
                 "has a `prompt` without an answer to learn",
                 "write the whole chat as `messages`, or use this file for reinforcement learning",
             )),
-            Self::Problem(problem) => problem.supervised(parity),
+            Self::Problem { problem, .. } => problem.supervised(parity),
         }
     }
 }

@@ -137,7 +137,7 @@ impl Source for Samples {
 }
 
 /// Media that cannot be had are the row's fault; a decoder that cannot be started is not.
-fn about_media(place: &str, e: ModelError) -> TrainError {
+pub(crate) fn about_media(place: &str, e: ModelError) -> TrainError {
     if matches!(e, ModelError::Media(MediaError::Worker { .. })) {
         return e.into();
     }

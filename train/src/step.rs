@@ -31,7 +31,8 @@ pub fn step(
     if losses.is_empty() {
         return Ok(None);
     }
-    let clip = t.clip(losses.len())?; // [norm, factor]
+    // Each was weighted as one of a full step; in a step of fewer, the last of a run, each weighs more.
+    let clip = t.clip(t.recipe.gradient_accumulation_steps as f32 / losses.len() as f32)?; // [norm, factor]
     let result = StepResult::new(&losses, &clip, t.recipe.learning_rate(n), tokens)?;
     if result.is_finite() {
         t.optimizer.step(&t.grads, &clip, |name| t.recipe.hyper(name, n))?;

@@ -103,17 +103,13 @@ impl Trainer {
         Ok(self.model.text.forward(cx, &x, &batch.positions, attend, checkpointing)?)
     }
 
-    /// The gradients' norm, and the factor that the optimizer multiplies them by: f32 `[2]`.
-    ///
-    /// Each micro-batch was weighted as one of a full step. In a step of fewer, the last of a run, each weighs more.
-    pub fn clip(&self, micro_batches: usize) -> Result<Tensor> {
+    /// The gradients' norm, and the factor that the optimizer multiplies them by: f32 `[2]`. `weight` is what all gradients count.
+    pub fn clip(&self, weight: f32) -> Result<Tensor> {
         let most = self.recipe.max_grad_norm as f32;
         let clip = self.optimizer.clip(&self.device, &self.grads, most)?;
-        let full = self.recipe.gradient_accumulation_steps;
-        if micro_batches == full {
+        if weight == 1.0 {
             return Ok(clip);
         }
-        let weight = full as f32 / micro_batches as f32;
         let norm = clip.to_f32()?.first().copied().unwrap_or(0.0) * weight;
         let pair = [norm, weight * (most / (norm + 1e-6)).min(1.0)];
         Ok(Tensor::from_f32(&self.device, &[2], DType::F32, &pair, Category::Workspace)?)

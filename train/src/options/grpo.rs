@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
+use reel_rewards::ScaleRewards;
 use serde::{Deserialize, Serialize};
 
 use super::{Options, RunOptions, check, range, run};
@@ -34,19 +35,6 @@ pub enum Level {
     Token,
     /// The geometric mean of those of a completion (GSPO).
     Sequence,
-}
-
-/// What advantages are divided by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ScaleRewards {
-    /// The standard deviation of the group's rewards.
-    #[default]
-    Group,
-    /// That of all rewards of the step.
-    Batch,
-    /// Nothing.
-    None,
 }
 
 /// Options of group-relative policy optimisation; those of any run are read as if they stood here.

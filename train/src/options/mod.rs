@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use reel_runtime::optim::Moments;
 use serde::{Deserialize, Serialize};
 
-pub use grpo::{GrpoOptions, Level, LossType, ScaleRewards};
+pub use grpo::{GrpoOptions, Level, LossType};
 pub use run::{Options, RunOptions};
 pub use sft::SftOptions;
 

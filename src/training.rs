@@ -1,0 +1,109 @@
+//! What the commands that train share: options from the command line over those of a file, the run itself, what is printed at the end.
+
+use anyhow::Result;
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+use reel_media::profile::Profile;
+use reel_model::input::{MediaOptions, SecondPerGrid};
+use reel_train::options::{Options, RunOptions};
+use reel_train::run::{Setup, Summary};
+use reel_train::{TrainError, config_file};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::ops::DerefMut;
+
+use crate::common::Common;
+use crate::media::{MediaFlags, WorkerFlags};
+use crate::{interrupt, model, output, prompt, trace};
+
+/// Every option of a run, as a configuration file may hold them and run.json records them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Resolved<O> {
+    #[serde(flatten)]
+    pub options: O,
+    #[serde(flatten)]
+    pub media: MediaFlags,
+    #[serde(flatten)]
+    pub worker: WorkerFlags,
+    #[serde(flatten)]
+    pub common: Common,
+}
+
+impl<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Resolved<O> {
+    /// The command line over the file that its `--config` names, if it names one.
+    pub fn new(
+        options: &O,
+        media: &MediaFlags,
+        worker: &WorkerFlags,
+        common: &Common,
+        matches: &ArgMatches,
+    ) -> Result<Self> {
+        let parsed =
+            Self { options: options.clone(), media: media.clone(), worker: worker.clone(), common: common.clone() };
+        let mut resolved = match &options.config {
+            None => parsed,
+            Some(file) => {
+                let given = |field: &str| matches.value_source(field) == Some(ValueSource::CommandLine);
+                config_file::apply(&parsed, file, given)?
+            }
+        };
+        // What a file cannot hold: how to treat a folder that exists, and how to talk.
+        let run: &mut RunOptions = &mut resolved.options;
+        run.config.clone_from(&options.config);
+        run.resume_from_checkpoint.clone_from(&options.resume_from_checkpoint);
+        run.overwrite = options.overwrite;
+        let Common { json, quiet, verbose, .. } = *common;
+        resolved.common = Common { json, quiet, verbose, trace: common.trace.clone(), ..resolved.common };
+        resolved.media.profile = Some(resolved.media.profile(Profile::VideorftTrain)?.name().to_string());
+        Ok(resolved)
+    }
+
+    /// How media are read.
+    pub fn media(&self) -> Result<MediaOptions> {
+        Ok(MediaOptions {
+            profile: self.media.profile(Profile::VideorftTrain)?,
+            overrides: self.media.overrides(),
+            decoder: self.worker.decoder(&self.common)?,
+            second_per_grid: SecondPerGrid::default(),
+        })
+    }
+
+    /// Runs to the end, or to Ctrl-C, and prints what came of it.
+    pub fn run(&self, run: impl FnOnce(&Setup<O>) -> reel_train::Result<Summary>) -> Result<()> {
+        self.options.validate()?;
+        let folder = prompt::folder(&self.options.model)?;
+        let device = model::device(&self.common)?;
+        trace::record_launches(&device, model::dtype(&self.common));
+        let stop = interrupt::flag();
+        let summary = run(&Setup {
+            options: &self.options,
+            model: &folder,
+            device: &device,
+            dtype: model::dtype(&self.common),
+            seed: self.common.seed(),
+            media: &self.media()?,
+            resolved: &serde_json::to_value(self)?,
+            quiet: self.common.quiet || self.common.json,
+            stop: &stop,
+        })?;
+        let out = self.options.out.display();
+        let last = summary.last.as_ref();
+        if self.common.json {
+            return output::json(&serde_json::json!({
+                "out": self.options.out, "steps": summary.steps, "resumed_after": summary.resumed_after,
+                "skipped": summary.skipped, "last": last,
+            }));
+        }
+        let loss = last.map_or(String::new(), |l| format!(", last loss {:.4}", l.loss));
+        let skipped = match summary.skipped {
+            0 => String::new(),
+            n => format!(", {n} rows skipped (see {out}/skipped.jsonl)"),
+        };
+        output::line(format!("{out}: {} steps{loss}{skipped}", summary.steps))
+    }
+}
+
+/// Whether an error is a mistake in the command line or in a configuration file.
+pub fn is_usage(e: &anyhow::Error) -> bool {
+    e.downcast_ref::<TrainError>().is_some_and(TrainError::is_usage)
+}

@@ -1,0 +1,127 @@
+//! Group-relative policy optimisation: groups of completions of one prompt, each learned by how much better it was than the others.
+//!
+//! | stage | type out | where |
+//! |---|---|---|
+//! | row → prompt | [`Prompt`] | `prompts.rs` |
+//! | prompt → completions, rewards, advantages | [`Group`] | `given.rs` |
+//! | groups → one packed row a micro-batch | `Packed` | `packed.rs` |
+//! | log-probabilities → loss, gradients, new weights | [`StepResult`] | `step.rs` |
+
+mod given;
+mod group;
+mod packed;
+mod prompts;
+mod step;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use reel_model::checkpoint::Checkpoint;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::weights::{Loader, Source};
+
+pub use group::{Completion, Group, Set};
+pub use prompts::{Prompt, Prompts};
+
+use crate::Result;
+use crate::feed::{Batching, Feed};
+use crate::options::GrpoOptions;
+use crate::run::{self, Summary, Taken, Work};
+use crate::trainer::{StepResult, Trainer};
+
+/// What a run is given.
+pub type Setup<'a> = run::Setup<'a, GrpoOptions>;
+
+/// Runs to the end, or to the point where `setup.stop` turns true.
+pub fn run(setup: &Setup) -> Result<Summary> {
+    run::run::<Grpo>(setup)
+}
+
+/// Where a checkpoint keeps the set of completions that is still in use.
+const SET: &str = "training/set.json";
+
+/// Groups of completions, and what they are compared with.
+pub(crate) struct Grpo<'a> {
+    options: &'a GrpoOptions,
+    rows: Arc<Prompts>,
+    feed: Feed<Prompts>,
+    stop: &'a AtomicBool,
+    /// The first weights, if the loss asks for the distance from them.
+    reference: Option<Qwen25Vl>,
+    /// The completions at hand, with the steps that were made on them.
+    set: Option<Set>,
+}
+
+impl<'a> Work<'a> for Grpo<'a> {
+    type Options = GrpoOptions;
+    type Rows = Prompts;
+
+    fn rows(setup: &Setup<'a>) -> Result<Prompts> {
+        Prompts::open(setup)
+    }
+
+    fn batching(options: &GrpoOptions, rows: usize) -> Batching {
+        Batching {
+            rows: options.groups(),
+            packing: false,
+            max_length: options.max_prompt_length,
+            limit: "--max-prompt-length",
+            end: options.end(rows),
+            strict: options.strict,
+        }
+    }
+
+    fn steps(options: &GrpoOptions, batches: u64) -> u64 {
+        batches * options.num_iterations
+    }
+
+    fn needs_every_row(options: &GrpoOptions) -> bool {
+        options.check_data
+    }
+
+    fn begin(
+        setup: &Setup<'a>,
+        rows: Arc<Prompts>,
+        feed: Feed<Prompts>,
+        trainer: &Trainer,
+        from: Option<&Path>,
+    ) -> Result<Self> {
+        let set = match from.map(|folder| folder.join(SET)).filter(|path| path.exists()) {
+            Some(path) => Some(Set::read(&path, &rows)?),
+            None => None,
+        };
+        let reference = match setup.options.beta > 0.0 {
+            true => Some(reference(setup, trainer)?),
+            false => None,
+        };
+        Ok(Self { options: setup.options, rows, feed, stop: setup.stop, reference, set })
+    }
+
+    fn step(&mut self, trainer: &mut Trainer, n: u64, taken: &mut Taken) -> Result<Option<StepResult>> {
+        if self.set.as_ref().is_none_or(|set| set.uses >= self.options.num_iterations) {
+            let Some(batch) = taken.next_of(&mut self.feed, self.stop)? else { return Ok(None) };
+            let groups = group::given(self.options, batch.samples, self.rows.stop_ids());
+            self.set = Some(Set::new(groups, self.options.scale_rewards));
+        }
+        let Some(set) = &mut self.set else { return Ok(None) };
+        step::step(trainer, self.options, self.reference.as_ref(), set, n).map(Some)
+    }
+
+    fn save(&self, checkpoint: &Path) -> Result<()> {
+        match self.set.as_ref().filter(|set| set.uses < self.options.num_iterations) {
+            Some(set) => set.write(&checkpoint.join(SET)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The weights that the run began with, read in place where their dtype allows.
+fn reference(setup: &Setup, trainer: &Trainer) -> Result<Qwen25Vl> {
+    let files = Checkpoint::open(setup.model)?;
+    let loader =
+        Loader { device: setup.device, source: Source::Files(&files), dtype: setup.dtype, trainable: &|_| false };
+    Ok(Qwen25Vl::load(&loader, &trainer.model.config)?)
+}

@@ -1,0 +1,142 @@
+//! Rows that ask for completions, and files of completions that were made elsewhere.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use reel_model::input::encode::{assemble, load_media};
+use reel_model::input::{Bundle, Conversation, MediaOptions, SecondPerGrid, Tokens};
+use serde_json::{Map, Value};
+
+use super::Setup;
+use super::given::{Given, Line};
+use crate::data::Dataset;
+use crate::digest;
+use crate::feed::Source;
+use crate::options::Parity;
+use crate::run::Rows;
+use crate::sample::about_media;
+use crate::{Result, TrainError};
+
+/// A prompt, ready to be completed.
+#[derive(Clone, Debug)]
+pub struct Prompt {
+    /// The row of the data file, counted from 0.
+    pub row: usize,
+    /// File and line, for messages.
+    pub place: String,
+    /// The model's inputs, P tokens.
+    pub tokens: Tokens,
+    /// The columns of the row that answers are judged by.
+    pub columns: Map<String, Value>,
+    /// Completions that are given.
+    pub(super) given: Option<Line>,
+}
+
+/// Makes prompts of the rows of a data file, or of the lines of a file of completions.
+#[derive(Debug)]
+pub struct Prompts {
+    data: Dataset,
+    bundle: Arc<Bundle>,
+    media: MediaOptions,
+    media_root: PathBuf,
+    parity: Parity,
+    /// The lines that take the place of rows, where completions are given.
+    given: Option<Given>,
+}
+
+impl Prompts {
+    /// Opens the data file of a run, and its completions if there are any.
+    pub(super) fn open(setup: &Setup) -> Result<Self> {
+        let options = setup.options;
+        let bundle = Arc::new(Bundle::open(setup.model)?);
+        let data = Dataset::open(&options.data)?;
+        let given = match &options.rollouts {
+            Some(path) => Some(Given::open(path, options, data.len(), bundle.config.text.vocab_size)?),
+            None => None,
+        };
+        let second_per_grid = if options.parity == Parity::Paper { SecondPerGrid::True } else { SecondPerGrid::One };
+        Ok(Self {
+            data,
+            bundle,
+            media: MediaOptions { second_per_grid, ..setup.media.clone() },
+            media_root: options.media_root(),
+            parity: options.parity,
+            given,
+        })
+    }
+
+    /// Ids of which any ends an answer.
+    pub fn stop_ids(&self) -> &[u32] {
+        self.bundle.stop_ids()
+    }
+
+    /// Rows of the data file.
+    pub(super) fn data_rows(&self) -> usize {
+        self.data.len()
+    }
+
+    fn conversation(&self, row: usize) -> Result<(Conversation, Map<String, Value>)> {
+        let (messages, columns) = self.data.at(row, self.data.row(row)?.asked(self.parity))?;
+        let conversation = Conversation::from_value(&self.data.place(row), &Value::Array(messages), &self.media_root)?;
+        Ok((conversation, columns))
+    }
+
+    /// The prompt of a row of the data file.
+    pub(super) fn prompt(&self, row: usize) -> Result<Prompt> {
+        let place = self.data.place(row);
+        let (conversation, columns) = self.conversation(row)?;
+        let text = self.bundle.template.render(&conversation, true)?;
+        let media = load_media(&self.bundle, &conversation, &self.media).map_err(|e| about_media(&place, e))?;
+        let tokens = assemble(&self.bundle, &text, media, &place)?;
+        Ok(Prompt { row, place, tokens, columns, given: None })
+    }
+}
+
+impl Source for Prompts {
+    type Sample = Prompt;
+
+    fn rows(&self) -> usize {
+        self.given.as_ref().map_or(self.data.len(), Given::len)
+    }
+
+    fn sample(&self, row: usize) -> Result<Prompt> {
+        let Some(given) = &self.given else { return self.prompt(row) };
+        let line = given.line(row)?;
+        let mut prompt = self.prompt(line.row)?;
+        line.check_ends(&given.place(row))?;
+        prompt.given = Some(line.clone());
+        Ok(prompt)
+    }
+
+    fn tokens(sample: &Prompt) -> usize {
+        sample.tokens.len()
+    }
+
+    fn place(&self, row: usize) -> (String, usize) {
+        match &self.given {
+            Some(given) => (given.place(row), given.number(row)),
+            None => (self.data.place(row), self.data.line(row)),
+        }
+    }
+}
+
+impl Rows for Prompts {
+    fn hash(&self) -> String {
+        match &self.given {
+            Some(given) => digest::bytes(format!("{} {}", self.data.hash(), given.hash()).as_bytes()),
+            None => self.data.hash(),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        (0..self.data.len()).into_par_iter().find_map_first(|row| self.conversation(row).err()).map_or(Ok(()), Err)
+    }
+}
+
+impl TrainError {
+    /// A prompt whose completions have no token: nothing can be learned from it.
+    pub(super) fn nothing_said(place: &str) -> Self {
+        Self::row(place, "has completions without any token", "give completions with at least an end token")
+    }
+}
