@@ -151,6 +151,7 @@ impl Generate {
             sampling: self.sampling.over(&prompt.bundle.generation, common.seed()),
             max_new_tokens: self.sampling.max_new_tokens,
             eos: prompt.bundle.stop_ids(),
+            min_new_tokens: 0,
             stops: (0..self.n).map(|_| stop()).collect(),
         };
         let flag = interrupt::flag();

@@ -304,6 +304,7 @@ fn answer(device: &Device, weights: &Qwen25Vl, dtype: DType, shape: &Shape, new:
         sampling: Sampling::default(),
         max_new_tokens: new,
         eos: &[],
+        min_new_tokens: 0,
         stops: (0..n).map(|_| Stop::none()).collect(),
     };
     Engine::new(weights, &Cx::inference(device, dtype))?.generate(vec![request], |_| {})?;

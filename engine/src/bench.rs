@@ -55,7 +55,7 @@ const WARM: usize = 2;
 pub fn decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, rounds: usize) -> Result<Vec<f64>> {
     let (device, limit) = (cx.device(), context + WARM + rounds + 1);
     let need = Blocks::needed(limit);
-    let room = Room { rows: batch, width: need, history: 0, blocks: need * batch };
+    let room = Room { rows: batch, width: need, history: 0, blocks: need * batch, barred: 0 };
     let mut decode = Decode::new(model, cx, &Tensor::from_i32(device, &[0], &[])?, room, true)?;
     // Keys that nobody computed must be numbers at least.
     decode.cache().clear()?;

@@ -22,6 +22,8 @@ pub(crate) struct Room {
     pub(crate) history: usize,
     /// Cache blocks of all.
     pub(crate) blocks: usize,
+    /// Tokens that a row may be kept from.
+    pub(crate) barred: usize,
 }
 
 impl Room {
@@ -29,7 +31,8 @@ impl Room {
     fn covers(&self, other: &Room) -> bool {
         // A history that nobody needs costs time in every step.
         let history = if other.history == 0 { self.history == 0 } else { self.history >= other.history };
-        self.rows >= other.rows && self.width >= other.width && self.blocks >= other.blocks && history
+        let memory = self.rows >= other.rows && self.width >= other.width && self.blocks >= other.blocks;
+        memory && history && self.barred >= other.barred
     }
 
     /// Widths that recordings can be used again with.
@@ -107,7 +110,7 @@ impl Decode {
         let state = State {
             text: model.text.clone(),
             rows: DecodeRows::new(device, room.rows, room.width, room.history)?,
-            choices: Choices::new(device, room.rows, 0, None)?,
+            choices: Choices::new(device, room.rows, room.barred, None)?,
             chosen: Chosen::new(device, room.rows, false, 0)?,
             cache,
             turns: model.text.text_turns(device)?,
@@ -141,6 +144,11 @@ impl Decode {
             Kernels::Cuda => rows.next_power_of_two().min(self.room.rows),
             Kernels::Cpu => rows,
         }
+    }
+
+    /// Chooses the tokens of rows from `first` on in another way; the next step is the first that does.
+    pub(crate) fn choose(&self, first: usize, choices: &[Choice]) -> Result<()> {
+        Ok(self.state.choices.set(first, choices)?)
     }
 
     /// Gives rows from `first` on to sequences; the next step is the first that sees them.

@@ -32,6 +32,8 @@ pub struct Request<'a> {
     pub max_new_tokens: usize,
     /// Ids that end the completion; the one that did is its last.
     pub eos: &'a [u32],
+    /// None of `eos` is drawn before there are this many tokens.
+    pub min_new_tokens: usize,
     /// One a completion: how many of these there are is how many completions are made, all of the same prompt. Completion i
     /// draws with the seed plus i.
     pub stops: Vec<Stop>,
@@ -97,7 +99,8 @@ const ROWS: usize = 256;
 /// Generates with a model that lies on a device.
 #[derive(Debug)]
 pub struct Engine<'a> {
-    model: &'a Qwen25Vl,
+    /// Shares its weights with whoever gave it.
+    model: Qwen25Vl,
     cx: Cx,
     suppressed: Tensor, // i32 [n]
     stop: Option<&'a AtomicBool>,
@@ -127,12 +130,12 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn new(model: &'a Qwen25Vl, cx: &Cx) -> Result<Engine<'a>> {
+    pub fn new(model: &Qwen25Vl, cx: &Cx) -> Result<Engine<'a>> {
         let t = &model.config.tokens;
         let media = [t.vision_start, t.vision_end, t.image, t.video].map(|id| id as i32);
         let suppressed = Tensor::from_i32(cx.device(), &[media.len()], &media)?;
         Ok(Engine {
-            model,
+            model: model.clone(),
             cx: cx.without_tape(),
             suppressed,
             stop: None,
@@ -213,6 +216,7 @@ impl<'a> Engine<'a> {
             rows: requests.iter().map(|r| r.stops.len()).sum::<usize>().clamp(1, self.rows),
             width: requests.iter().map(|r| Blocks::needed(tokens(r))).max().unwrap_or(0).max(1),
             history: penalised.map(tokens).max().unwrap_or(0),
+            barred: requests.iter().filter(|r| r.min_new_tokens > 0).map(|r| r.eos.len()).max().unwrap_or(0),
             blocks: requests.iter().map(|r| r.stops.len() * Blocks::needed(tokens(r))).sum(),
         };
         if kept.as_ref().is_some_and(|d| !d.covers(&room)) {
@@ -221,7 +225,7 @@ impl<'a> Engine<'a> {
         }
         let decode = match kept {
             Some(decode) => decode,
-            none => none.insert(Decode::new(self.model, &self.cx, &self.suppressed, room, self.record)?),
+            none => none.insert(Decode::new(&self.model, &self.cx, &self.suppressed, room, self.record)?),
         };
         decode.clear(0, decode.room().rows)?;
         Ok(decode)
@@ -277,7 +281,8 @@ impl<'a> Engine<'a> {
             self.copy_blocks(cache, &from, &s.blocks, ids.len())?;
         }
         for s in &mut all {
-            let rows = [Row { sampling: s.sampling, position: s.ids.len(), history: &s.ids }];
+            let barred = if limit.bars_ends(0) { &limit.eos[..] } else { &[] };
+            let rows = [Row { sampling: s.sampling, position: s.ids.len(), history: &s.ids, barred }];
             let (ids, log_probs) = choose(&self.cx, &logits, &rows, &self.suppressed)?;
             s.take(ids[0], log_probs[0], limit, on_token)?;
             if s.finish.is_some() {
@@ -322,17 +327,33 @@ fn cover(blocks: &mut Blocks, held: &mut Vec<i32>, tokens: usize) -> Result<()> 
 /// Where a request's completions end.
 pub(crate) struct Limit {
     pub(crate) max_new_tokens: usize,
-    eos: Vec<u32>,
+    min_new_tokens: usize,
+    pub(crate) eos: Vec<u32>,
     pub(crate) rope_delta: i64,
 }
 
 impl Limit {
     fn of(r: &Request) -> Limit {
-        Limit { max_new_tokens: r.max_new_tokens, eos: r.eos.to_vec(), rope_delta: r.rope_delta }
+        Limit {
+            max_new_tokens: r.max_new_tokens,
+            min_new_tokens: r.min_new_tokens,
+            eos: r.eos.to_vec(),
+            rope_delta: r.rope_delta,
+        }
+    }
+
+    /// Whether a completion of `made` tokens may not end with the next.
+    pub(crate) fn bars_ends(&self, made: usize) -> bool {
+        made < self.min_new_tokens
     }
 }
 
 impl Sequencing {
+    /// Tokens that it has.
+    pub(crate) fn made(&self) -> usize {
+        self.ids.len() - self.prompt
+    }
+
     /// Tokens that it may still have.
     pub(crate) fn left(&self, limit: &Limit) -> usize {
         if self.finish.is_some() { 0 } else { limit.max_new_tokens.saturating_sub(self.ids.len() - self.prompt) }

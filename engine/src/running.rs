@@ -6,6 +6,7 @@ use crate::decode::Decode;
 use crate::engine::{Limit, Sequencing, Token};
 use crate::error::Result;
 use crate::kv_blocks::Blocks;
+use crate::sampler::barred;
 use crate::seats::Seats;
 
 /// Completions whose first token is known, and what they decode with.
@@ -32,6 +33,7 @@ impl Running<'_> {
             }
             let wants: Vec<bool> = (0..self.all.len()).map(|i| self.left(i) > self.seats.coming(i)).collect();
             if self.seats.taken().any(|(_, i)| wants[i]) {
+                self.free_ends()?;
                 self.seats.ask(self.decode, |i| wants[i])?;
                 if !self.seats.is_far_ahead() {
                     continue;
@@ -52,6 +54,17 @@ impl Running<'_> {
     /// Tokens that a completion may still have.
     fn left(&self, i: usize) -> usize {
         self.all[i].left(&self.limits[self.all[i].request])
+    }
+
+    /// Completions that are long enough may end from the next step on.
+    fn free_ends(&mut self) -> Result<()> {
+        let coming = |i: usize| self.all[i].made() + self.seats.coming(i);
+        let freed = |i: usize| {
+            let limit = &self.limits[self.all[i].request];
+            coming(i) > 0 && limit.bars_ends(coming(i) - 1) && !limit.bars_ends(coming(i))
+        };
+        let rows: Vec<(usize, usize)> = self.seats.taken().filter(|&(_, i)| freed(i)).collect();
+        rows.into_iter().try_for_each(|(row, i)| self.decode.choose(row, &[self.all[i].sampling.choice(&[])]))
     }
 
     /// Takes the tokens of the oldest step under way; false where there is none.
@@ -86,7 +99,8 @@ impl Running<'_> {
             // Only a penalty looks at it.
             history: if s.sampling.repetition_penalty != 1.0 { &s.ids } else { &[] },
         };
-        self.decode.seat(row, &[seat], &[s.sampling.choice()])?;
+        let bias = if limit.bars_ends(s.made()) { barred(&limit.eos) } else { Vec::new() };
+        self.decode.seat(row, &[seat], &[s.sampling.choice(&bias)])?;
         self.seats.take(row, i);
         Ok(())
     }

@@ -57,12 +57,15 @@ pub(crate) struct Row<'a> {
     pub(crate) position: usize,
     /// Every id so far, the prompt's too.
     pub(crate) history: &'a [i32],
+    /// Tokens that it must not be.
+    pub(crate) barred: &'a [u32],
 }
 
 impl Sampling {
-    /// As the device takes it.
-    pub(crate) fn choice(&self) -> Choice<'static> {
+    /// As the device takes it, with `bias` on some tokens.
+    pub(crate) fn choice<'b>(&self, bias: &'b [(i32, f32)]) -> Choice<'b> {
         Choice {
+            bias,
             temperature: self.temperature,
             top_p: self.top_p,
             top_k: self.top_k,
@@ -73,11 +76,17 @@ impl Sampling {
     }
 }
 
+/// The bias that keeps these tokens from being drawn.
+pub(crate) fn barred(ids: &[u32]) -> Vec<(i32, f32)> {
+    ids.iter().map(|&id| (id as i32, f32::NEG_INFINITY)).collect()
+}
+
 /// Tokens for rows of logits `[R, V]`, with their log-probabilities.
 pub(crate) fn choose(cx: &Cx, logits: &Tensor, rows: &[Row], suppressed: &Tensor) -> Result<(Vec<i32>, Vec<f32>)> {
     let (device, n) = (cx.device(), rows.len());
-    let choices = Choices::new(device, n, 0, None)?;
-    choices.set(0, &rows.iter().map(|r| r.sampling.choice()).collect::<Vec<_>>())?;
+    let choices = Choices::new(device, n, rows.iter().map(|r| r.barred.len()).max().unwrap_or(0), None)?;
+    let biases: Vec<Vec<(i32, f32)>> = rows.iter().map(|r| barred(r.barred)).collect();
+    choices.set(0, &rows.iter().zip(&biases).map(|(r, bias)| r.sampling.choice(bias)).collect::<Vec<_>>())?;
     let i32s = |f: &dyn Fn(&Row) -> i32| Tensor::from_i32(device, &[n], &rows.iter().map(f).collect::<Vec<_>>());
     // Histories travel only where a penalty needs them.
     let seen = |r: &Row| if r.sampling.repetition_penalty == 1.0 { 0 } else { r.history.len() };

@@ -30,6 +30,8 @@ struct Ask {
     prompt: usize,
     n: usize,
     tokens: usize,
+    /// No end before there are this many.
+    min: usize,
     sampling: Sampling,
 }
 
@@ -46,6 +48,7 @@ fn run(engine: &Engine, asks: &[Ask], eos: &[u32]) -> Vec<Completion> {
         sampling: a.sampling,
         max_new_tokens: a.tokens,
         eos,
+        min_new_tokens: a.min,
         stops: (0..a.n).map(|_| Stop::none()).collect(),
     });
     engine.generate(requests.collect(), |_| {}).unwrap().0
@@ -58,11 +61,11 @@ fn ends(completions: &[Completion]) -> Vec<u32> {
 
 fn asks() -> Vec<Ask> {
     vec![
-        Ask { prompt: 9, n: 3, tokens: 12, sampling: SAMPLED },
-        Ask { prompt: 62, n: 1, tokens: 5, sampling: Sampling::default() },
-        Ask { prompt: 4, n: 2, tokens: 17, sampling: PENALISED },
-        Ask { prompt: 1, n: 1, tokens: 1, sampling: SAMPLED },
-        Ask { prompt: 30, n: 1, tokens: 2, sampling: PENALISED },
+        Ask { prompt: 9, n: 3, tokens: 12, min: 8, sampling: SAMPLED },
+        Ask { prompt: 62, n: 1, tokens: 5, min: 0, sampling: Sampling::default() },
+        Ask { prompt: 4, n: 2, tokens: 17, min: 3, sampling: PENALISED },
+        Ask { prompt: 1, n: 1, tokens: 1, min: 0, sampling: SAMPLED },
+        Ask { prompt: 30, n: 1, tokens: 2, min: 0, sampling: PENALISED },
     ]
 }
 
@@ -74,6 +77,10 @@ fn ways_agree(device: &Device, dtype: DType, asks: &[Ask], ways: &[(usize, usize
     let want = run(&engine().without_recordings().steps_ahead(0), asks, &eos);
     assert!(want.iter().any(|c| c.finish_reason == FinishReason::Stop), "none ends early");
     assert!(want.iter().any(|c| c.finish_reason == FinishReason::Length), "none ends late");
+    for c in &want {
+        let early = &c.ids[..asks[c.request].min.min(c.ids.len())];
+        assert!(early.iter().all(|id| !eos.contains(id)), "{:?} has an end among its first {}", c.ids, early.len());
+    }
     for &(rows, ahead) in ways {
         let engine = engine().rows_at_most(rows).steps_ahead(ahead);
         assert_eq!(run(&engine, asks, &eos), want, "{device:?} {dtype}: {rows} rows, {ahead} steps ahead");
@@ -119,8 +126,8 @@ fn simulated() -> Device {
 /// Few tokens: each is simulated, several times over.
 fn few() -> Vec<Ask> {
     vec![
-        Ask { prompt: 3, n: 2, tokens: 6, sampling: SAMPLED },
-        Ask { prompt: 62, n: 1, tokens: 4, sampling: PENALISED },
+        Ask { prompt: 3, n: 2, tokens: 6, min: 2, sampling: SAMPLED },
+        Ask { prompt: 62, n: 1, tokens: 4, min: 0, sampling: PENALISED },
     ]
 }
 

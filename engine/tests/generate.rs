@@ -48,6 +48,7 @@ impl Case {
             sampling,
             max_new_tokens,
             eos: &self.eos,
+            min_new_tokens: 0,
             stops: (0..n).map(|_| Stop::none()).collect(),
         }
     }

@@ -52,6 +52,7 @@ impl Exam {
                 sampling: Sampling::default(),
                 max_new_tokens: LONGEST,
                 eos: self.bundle.stop_ids(),
+                min_new_tokens: 0,
                 stops: vec![Stop::none()],
             });
             let (completions, _) = engine.generate(requests.collect(), |_| {})?;
