@@ -1,10 +1,10 @@
 //! A data file: JSON (a list of rows) or JSONL (a row a line), kept as text with the place of each row, so that a
 //! hundred thousand rows cost no more memory than the file.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -25,35 +25,54 @@ pub struct Dataset {
 struct Place {
     bytes: Range<usize>,
     line: usize,
+    /// Its bytes were no UTF-8, and are not what the text has in their place.
+    damaged: bool,
 }
 
+const NOT_UTF8: &str = "is not UTF-8";
+const SAVE_UTF8: &str = "save the file as UTF-8";
 const LISTS: &str = "write a JSON list of objects, or JSONL: one object a line";
 
 impl Dataset {
-    /// Reads a data file. Its rows are JSON; whether their fields are what a command needs, [`Self::check`] tells.
+    /// Reads a data file. Whether a row is JSON, and has the fields that a command needs, shows when it is read.
     pub fn open(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|e| TrainError::read(path, e))?;
-        let text = String::from_utf8(bytes).map_err(|e| {
-            let line = 1 + e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count();
-            TrainError::data(format!("{}:{line}", path.display()), "is not UTF-8", "save the file as UTF-8")
-        })?;
-        Self::parse(path, text)
+        match String::from_utf8(bytes) {
+            Ok(text) => Self::parse(path, text),
+            Err(e) => Self::parse_damaged(path, e.as_bytes()),
+        }
     }
 
     /// The rows of a text; `path` names it in errors.
     pub fn parse(path: &Path, text: String) -> Result<Self> {
         let start = text.len() - text.trim_start_matches('\u{feff}').trim_start().len();
-        let rows = if text[start..].starts_with('[') { list(path, &text, start)? } else { lines(path, &text, start)? };
+        let rows = if text[start..].starts_with('[') { list(path, &text, start)? } else { lines(&text, start) };
+        Self::of_rows(path, text, rows)
+    }
+
+    /// The rows of a file that is not UTF-8 throughout: of lines, those that are damaged cannot be read, the others can.
+    fn parse_damaged(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let damaged: BTreeSet<usize> = (1..)
+            .zip(bytes.split(|&b| b == b'\n'))
+            .filter(|(_, l)| str::from_utf8(l).is_err())
+            .map(|(n, _)| n)
+            .collect();
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        let start = text.len() - text.trim_start_matches('\u{feff}').trim_start().len();
+        if text[start..].starts_with('[') {
+            let line = damaged.first().copied().unwrap_or(1);
+            return Err(TrainError::data(format!("{}:{line}", path.display()), NOT_UTF8, SAVE_UTF8));
+        }
+        let mut rows = lines(&text, start);
+        rows.iter_mut().for_each(|row| row.damaged = damaged.contains(&row.line));
+        Self::of_rows(path, text, rows)
+    }
+
+    fn of_rows(path: &Path, text: String, rows: Vec<Place>) -> Result<Self> {
         if rows.is_empty() {
             return Err(TrainError::data(path.display().to_string(), "has no rows", LISTS));
         }
         Ok(Self { path: path.to_path_buf(), text, rows })
-    }
-
-    /// Reads every row and asks `wanted` about it; the first fault in the file's order is the error.
-    pub fn check(&self, wanted: impl Fn(&Row) -> Result<(), Fault> + Sync) -> Result<()> {
-        let fault = |index| self.row(index).and_then(|row| self.at(index, wanted(&row))).err();
-        (0..self.len()).into_par_iter().find_map_first(fault).map_or(Ok(()), Err)
     }
 
     /// A result about row `index`, its fault named by file and line.
@@ -73,7 +92,10 @@ impl Dataset {
 
     /// Row `index`, counted from 0.
     pub fn row(&self, index: usize) -> Result<Row> {
-        let Place { bytes, .. } = &self.rows[index];
+        let Place { bytes, damaged, .. } = &self.rows[index];
+        if *damaged {
+            return Err(TrainError::data(self.place(index), NOT_UTF8, SAVE_UTF8));
+        }
         let value: Value = serde_json::from_str(&self.text[bytes.clone()])
             .map_err(|e| TrainError::data(self.place(index), format!("is not JSON: {e}"), LISTS))?;
         self.at(index, Row::parse(value))
@@ -100,7 +122,7 @@ impl Dataset {
     }
 }
 
-fn lines(path: &Path, text: &str, start: usize) -> Result<Vec<Place>> {
+fn lines(text: &str, start: usize) -> Vec<Place> {
     let mut rows = Vec::new();
     let mut at = start;
     let first = 1 + text[..start].matches('\n').count();
@@ -108,14 +130,11 @@ fn lines(path: &Path, text: &str, start: usize) -> Result<Vec<Place>> {
         let row = piece.trim();
         if !row.is_empty() {
             let begin = at + (piece.len() - piece.trim_start().len());
-            if let Err(e) = serde_json::from_str::<&RawValue>(row) {
-                return Err(TrainError::data(format!("{}:{line}", path.display()), format!("is not JSON: {e}"), LISTS));
-            }
-            rows.push(Place { bytes: begin..begin + row.len(), line });
+            rows.push(Place { bytes: begin..begin + row.len(), line, damaged: false });
         }
         at += piece.len() + 1;
     }
-    Ok(rows)
+    rows
 }
 
 fn list(path: &Path, text: &str, start: usize) -> Result<Vec<Place>> {
@@ -130,7 +149,7 @@ fn list(path: &Path, text: &str, start: usize) -> Result<Vec<Place>> {
             let begin = raw.get().as_ptr() as usize - text.as_ptr() as usize;
             line += text[seen..begin].matches('\n').count();
             seen = begin;
-            Place { bytes: begin..begin + raw.get().len(), line }
+            Place { bytes: begin..begin + raw.get().len(), line, damaged: false }
         })
         .collect())
 }
@@ -167,16 +186,25 @@ mod tests {
             (format!("{ROW}\n{{}}"), "d.jsonl:2: has no `messages`"),
             (format!("[{ROW},\n\n{{\"problem\": 3}}]"), "d.jsonl:3: problem: "),
         ] {
-            let e = parse(&text).and_then(|d| d.check(|_| Ok(()))).unwrap_err().to_string();
+            let e = parse(&text)
+                .and_then(|d| (0..d.len()).try_for_each(|row| d.row(row).map(drop)))
+                .unwrap_err()
+                .to_string();
             assert!(e.starts_with(start) && !e.contains('\n') && e.contains("; "), "{text:?}: {e}");
         }
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_refused_by_line() {
+    fn bytes_that_are_no_text_damage_their_line_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.jsonl");
-        std::fs::write(&path, [ROW.as_bytes(), b"\n\xff\n"].concat()).unwrap();
+        let bad = [b"{\"messages\": \"\xff".as_slice(), b"\"}"].concat();
+        std::fs::write(&path, [ROW.as_bytes(), b"\n", &bad, b"\n", ROW.as_bytes()].concat()).unwrap();
+        let d = Dataset::open(&path).unwrap();
+        assert_eq!((d.len(), d.row(0).unwrap()), (3, d.row(2).unwrap()));
+        let e = d.row(1).unwrap_err().to_string();
+        assert!(e.contains("x.jsonl:2: is not UTF-8"), "{e}");
+        std::fs::write(&path, [b"[", ROW.as_bytes(), b",\n", &bad, b"]"].concat()).unwrap();
         let e = Dataset::open(&path).unwrap_err().to_string();
         assert!(e.contains("x.jsonl:2: is not UTF-8"), "{e}");
         let e = Dataset::open(&dir.path().join("none")).unwrap_err().to_string();

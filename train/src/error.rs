@@ -84,6 +84,12 @@ pub enum TrainError {
     /// The model, its folder or its inputs.
     #[error(transparent)]
     Model(#[from] reel_model::ModelError),
+    /// A reward, or the options of rewards.
+    #[error(transparent)]
+    Reward(#[from] reel_rewards::RewardError),
+    /// Drawing completions.
+    #[error(transparent)]
+    Engine(#[from] reel_engine::Error),
     /// The device, a tensor or the tape.
     #[error(transparent)]
     Runtime(#[from] reel_runtime::Error),
@@ -150,9 +156,18 @@ impl TrainError {
         Self::Io { path: path.display().to_string(), what: format!("{doing}: {said}"), cure: cure.to_string(), source }
     }
 
+    /// The run was asked to stop; where and how to go on, it says itself when it has stopped.
+    pub(crate) fn interrupted() -> Self {
+        Self::Stopped { place: String::new(), step: 0, cure: String::new() }
+    }
+
     /// Whether this is a mistake in the command line or a configuration file (exit code 2).
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Option { .. })
+        match self {
+            Self::Option { .. } => true,
+            Self::Reward(e) => e.is_usage(),
+            _ => false,
+        }
     }
 }
 

@@ -27,7 +27,7 @@ pub trait Source: Send + Sync + 'static {
 
 /// Whether an error concerns one row, so that the others can still be trained on.
 pub fn is_row_fault(e: &TrainError) -> bool {
-    matches!(e, TrainError::Row { .. })
+    matches!(e, TrainError::Row { .. } | TrainError::Data { .. })
 }
 
 /// How rows are put together.

@@ -11,15 +11,6 @@ use crate::metrics::Skipped;
 use crate::order::Order;
 use crate::{Result, TrainError};
 
-/// The length of a run, and the rows that were found unusable while finding it out.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Length {
-    /// Steps.
-    pub steps: u64,
-    /// Rows left out, in the file's order, where every row was looked at.
-    pub skipped: Vec<Skipped>,
-}
-
 /// What looking at the rows told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
@@ -142,6 +133,12 @@ mod tests {
     use crate::options::SftOptions;
     use crate::run::Work;
     use crate::sft::Sft;
+
+    #[derive(Debug, PartialEq)]
+    struct Length {
+        steps: u64,
+        skipped: Vec<Skipped>,
+    }
 
     fn steps(lengths: &[Option<usize>], change: impl FnOnce(&mut SftOptions)) -> Result<Length> {
         let mut options = SftOptions::default();

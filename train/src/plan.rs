@@ -18,7 +18,7 @@ use reel_runtime::{DType, Device, MemoryUse, OpTotals};
 use crate::feed::{Feed, Position, Source};
 use crate::options::{Options, SftOptions};
 use crate::recipe::Recipe;
-use crate::run::{self, Rows, Taken, Work};
+use crate::run::{self, Taken, Work};
 use crate::sample::Sample;
 use crate::sft::{self, Setup, Sft};
 use crate::step::step;
@@ -153,7 +153,7 @@ pub fn with_data(setup: &Setup, files: Dtype) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
     let samples = Arc::new(sft::samples(setup)?);
-    samples.check()?;
+    let left_out: Vec<usize> = run::malformed(&*samples, options.strict)?.into_iter().map(|row| row.row).collect();
     let rows = samples.rows();
     let order = run::order(options.no_shuffle, rows, setup.seed);
     let mut batching = Sft::batching(options, rows);
@@ -163,7 +163,7 @@ pub fn with_data(setup: &Setup, files: Dtype) -> Result<Plan> {
     };
     batching.end = batching.end.map(|end| end.min(MOST_ROWS));
     let config = samples.bundle.config.clone();
-    let mut feed = Feed::new(samples, order, batching, &Position::default(), 1, 2);
+    let mut feed = Feed::new(samples, order, batching, &Position { slot: 0, skipped: left_out }, 1, 2);
     let (never, mut taken) = (AtomicBool::new(false), Taken::default());
     let mut trainer = Trainer::new(
         &Device::dry(setup.device.kernels()),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::feed::Position;
-use crate::length::Length;
+use crate::metrics::Skipped;
 use crate::options::Options;
 use crate::output;
 use crate::run::{Rows, Setup};
@@ -71,12 +71,12 @@ fn deciding<O: Options>(setup: &Setup<O>) -> Map<String, Value> {
 }
 
 /// The state before the first step.
-pub fn fresh<O: Options>(setup: &Setup<O>, rows: &impl Rows, length: &Length) -> Result<State> {
+pub fn fresh<O: Options>(setup: &Setup<O>, rows: &impl Rows, steps: u64, skipped: &[Skipped]) -> Result<State> {
     Ok(State {
         version: env!("CARGO_PKG_VERSION").to_string(),
         step: 0,
-        steps: length.steps,
-        position: Position { slot: 0, skipped: length.skipped.iter().map(|s| s.row).collect() },
+        steps,
+        position: Position { slot: 0, skipped: skipped.iter().map(|s| s.row).collect() },
         peak_bytes: 0,
         model_hash: output::model_hash(setup.model)?,
         data_hash: rows.hash(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use rayon::prelude::*;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::input::MediaOptions;
 use reel_runtime::{DType, Device};
@@ -73,8 +74,8 @@ pub struct Summary {
 pub trait Rows: Source {
     /// A hash of everything that the rows are read from, media aside.
     fn hash(&self) -> String;
-    /// Looks at every row's fields, not at its media. The first fault in the file's order is the error.
-    fn check(&self) -> Result<()>;
+    /// Looks at the fields of a row, not at its media.
+    fn look(&self, row: usize) -> Result<()>;
 }
 
 /// What one command does in a step.
@@ -143,7 +144,7 @@ impl Taken {
 /// An error that ends the run where it was asked to stop; the run says where and how to go on.
 pub(crate) fn stop_if(stop: &AtomicBool) -> Result<()> {
     match stop.load(Ordering::Relaxed) {
-        true => Err(TrainError::Stopped { place: String::new(), step: 0, cure: String::new() }),
+        true => Err(TrainError::interrupted()),
         false => Ok(()),
     }
 }
@@ -153,7 +154,6 @@ pub fn run<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>) -> Result<Summary> {
     setup.options.validate()?;
     let start = output::start(setup.options)?;
     let rows = Arc::new(W::rows(setup)?);
-    rows.check()?;
     let mut run = Run::<W>::begin(setup, start, rows)?;
     let done = run.steps();
     run.progress.finish();
@@ -165,6 +165,22 @@ pub fn run<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>) -> Result<Summary> {
         last: run.last,
         skipped: run.state.position.skipped.len(),
     })
+}
+
+/// Rows whose fields are wrong, in the file's order; in a `strict` run the first of them is the error.
+pub(crate) fn malformed<R: Rows>(rows: &R, strict: bool) -> Result<Vec<Skipped>> {
+    let fault = |row| rows.look(row).err().map(|e| (row, e));
+    let skipped = |(row, e): (usize, TrainError)| Skipped { row, line: rows.place(row).1, reason: e.to_string() };
+    if strict {
+        return (0..rows.rows()).into_par_iter().find_map_first(fault).map_or(Ok(Vec::new()), |(_, e)| Err(e));
+    }
+    let found: Vec<Skipped> = (0..rows.rows()).into_par_iter().filter_map(fault).map(skipped).collect();
+    match found.first() {
+        Some(first) if found.len() == rows.rows() => {
+            Err(length::no_usable_row(&rows.place(first.row).0, &first.reason))
+        }
+        _ => Ok(found),
+    }
 }
 
 /// A run at work.
@@ -195,11 +211,18 @@ impl<'a, W: Work<'a>> Run<'a, W> {
                 if W::needs_every_row(options) && !setup.quiet {
                     eprintln!("looking at {} rows", rows.rows());
                 }
-                let length = length_of::<W>(setup, &rows, &order)?;
-                (resume::fresh(setup, &*rows, &length)?, length.skipped, setup.model)
+                let found = malformed(&*rows, options.strict)?;
+                let (steps, found) = length_of::<W>(setup, &rows, &order, found)?;
+                if let Some(first) = found.first().filter(|_| !setup.quiet) {
+                    eprintln!("{} of {} rows are left out; the first: {}", found.len(), rows.rows(), first.reason);
+                }
+                (resume::fresh(setup, &*rows, steps, &found)?, found, setup.model)
             }
             Start::From(folder) => {
-                let longer = || Ok(length_of::<W>(setup, &rows, &order)?.steps);
+                let longer = || {
+                    let found = malformed(&*rows, options.strict)?;
+                    Ok(length_of::<W>(setup, &rows, &order, found)?.0)
+                };
                 (resume::continued(setup, &*rows, folder, longer)?, Vec::new(), folder.as_path())
             }
         };
@@ -350,18 +373,21 @@ pub(crate) fn order(of_file: bool, rows: usize, seed: u64) -> Order {
     if of_file { Order::of_file(rows) } else { Order::shuffled(rows, seed) }
 }
 
-/// How long the run is, from its data where the options do not say it.
+/// Steps of the run, from its data where the options do not say it, and the rows that are left out: `malformed` ones and, where every row
+/// is looked at, those that cannot be used.
 fn length_of<'a, W: Work<'a>>(
     setup: &Setup<'a, W::Options>,
     rows: &Arc<W::Rows>,
     order: &Order,
-) -> Result<length::Length> {
+    malformed: Vec<Skipped>,
+) -> Result<(u64, Vec<Skipped>)> {
     let options = setup.options;
     let batching = W::batching(options, rows.rows());
     let asked = options.asked_steps();
     let look = W::needs_every_row(options);
     let found = length::measure(&batching, asked.is_none(), look, rows, order, setup.stop)?;
-    Ok(length::Length { steps: asked.unwrap_or_else(|| W::steps(options, found.batches)), skipped: found.skipped })
+    let skipped = if look { found.skipped } else { malformed };
+    Ok((asked.unwrap_or_else(|| W::steps(options, found.batches)), skipped))
 }
 
 /// A quarter of the processors prepares rows; the rest computes.

@@ -53,8 +53,8 @@ impl Given {
         self.lines.len()
     }
 
-    pub(super) fn line(&self, index: usize) -> Result<&Line> {
-        Ok(&self.lines[index].1)
+    pub(super) fn line(&self, index: usize) -> &Line {
+        &self.lines[index].1
     }
 
     pub(super) fn number(&self, index: usize) -> usize {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use reel_rewards::{ScaleRewards, advantage};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::prompts::{Prompt, Prompts};
 use crate::checkpoint::write_synced;
@@ -12,12 +13,14 @@ use crate::options::GrpoOptions;
 use crate::{Result, TrainError};
 
 /// One answer to a prompt.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Completion {
     /// Its ids.
     pub ids: Vec<i32>,
     /// How many of the first ids are learned: up to and with the first end token, or all; none of a completion that does not count.
     pub counted: usize,
+    /// The log-probability of each id under the weights that it was drawn from; empty where completions are given.
+    pub log_probs: Vec<f32>,
 }
 
 impl Completion {
@@ -29,7 +32,7 @@ impl Completion {
             None if mask_truncated => 0,
             None => ids.len(),
         };
-        Self { ids, counted }
+        Self { ids, counted, log_probs: Vec::new() }
     }
 
     /// The ids that are learned, T of them.
@@ -62,6 +65,8 @@ pub struct Set {
     pub old: Vec<Vec<f32>>,
     /// By micro-batch: those under the reference.
     pub reference: Vec<Vec<f32>>,
+    /// What there is to tell of how it was drawn, for `metrics.jsonl`.
+    pub more: Map<String, Value>,
 }
 
 impl Set {
@@ -100,7 +105,7 @@ impl Set {
             let prompt = Arc::new(prompts.prompt(g.row)?);
             groups.push(Group { prompt, completions: g.completions, rewards: g.rewards, advantages: g.advantages });
         }
-        Ok(Self { groups, uses: stored.uses, old: stored.old, reference: stored.reference })
+        Ok(Self { groups, uses: stored.uses, old: stored.old, reference: stored.reference, more: stored.more })
     }
 
     /// Writes it for [`Self::read`].
@@ -116,6 +121,7 @@ impl Set {
             groups: groups.collect(),
             old: self.old.clone(),
             reference: self.reference.clone(),
+            more: self.more.clone(),
         };
         let failed = |e| TrainError::write(path, e);
         write_synced(path, &serde_json::to_vec(&stored).map_err(|e| failed(e.into()))?).map_err(failed)
@@ -129,6 +135,7 @@ struct Stored {
     groups: Vec<StoredGroup>,
     old: Vec<Vec<f32>>,
     reference: Vec<Vec<f32>>,
+    more: Map<String, Value>,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -3,14 +3,18 @@
 //! | stage | type out | where |
 //! |---|---|---|
 //! | row → prompt | [`Prompt`] | `prompts.rs` |
-//! | prompt → completions, rewards, advantages | [`Group`] | `given.rs` |
+//! | prompt → completions | `Drawn`; given: [`Group`] | `rollout.rs`; `given.rs` |
+//! | completions → rewards → advantages | `Scores`, [`Group`], [`Set`] | `judge.rs`, `group.rs` |
 //! | groups → one packed row a micro-batch | `Packed` | `packed.rs` |
 //! | log-probabilities → loss, gradients, new weights | [`StepResult`] | `step.rs` |
 
 mod given;
 mod group;
+mod judge;
 mod packed;
 mod prompts;
+mod records;
+mod rollout;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -25,6 +29,8 @@ use reel_model::weights::{Loader, Source};
 
 pub use group::{Completion, Group, Set};
 pub use prompts::{Prompt, Prompts};
+use rollout::Rollout;
+use serde_json::Map;
 
 use crate::Result;
 use crate::feed::{Batching, Feed};
@@ -51,6 +57,8 @@ pub(crate) struct Grpo<'a> {
     stop: &'a AtomicBool,
     /// The first weights, if the loss asks for the distance from them.
     reference: Option<Qwen25Vl>,
+    /// What draws completions, where none are given.
+    rollout: Option<Rollout<'a>>,
     /// The completions at hand, with the steps that were made on them.
     set: Option<Set>,
 }
@@ -97,14 +105,16 @@ impl<'a> Work<'a> for Grpo<'a> {
             true => Some(reference(setup, trainer)?),
             false => None,
         };
-        Ok(Self { options: setup.options, rows, feed, stop: setup.stop, reference, set })
+        let rollout = match setup.options.rollouts {
+            Some(_) => None,
+            None => Some(Rollout::new(setup, rows.clone(), trainer)?),
+        };
+        Ok(Self { rollout, options: setup.options, rows, feed, stop: setup.stop, reference, set })
     }
 
     fn step(&mut self, trainer: &mut Trainer, n: u64, taken: &mut Taken) -> Result<Option<StepResult>> {
         if self.set.as_ref().is_none_or(|set| set.uses >= self.options.num_iterations) {
-            let Some(batch) = taken.next_of(&mut self.feed, self.stop)? else { return Ok(None) };
-            let groups = group::given(self.options, batch.samples, self.rows.stop_ids());
-            self.set = Some(Set::new(groups, self.options.scale_rewards));
+            self.set = self.next_set(n, taken)?;
         }
         let Some(set) = &mut self.set else { return Ok(None) };
         step::step(trainer, self.options, self.reference.as_ref(), set, n).map(Some)
@@ -115,6 +125,23 @@ impl<'a> Work<'a> for Grpo<'a> {
             Some(set) => set.write(&checkpoint.join(SET)),
             None => Ok(()),
         }
+    }
+}
+
+impl Grpo<'_> {
+    /// The set that step `n` begins with; `None` at the end of the data.
+    fn next_set(&mut self, n: u64, taken: &mut Taken) -> Result<Option<Set>> {
+        let (groups, more) = match &mut self.rollout {
+            Some(rollout) => match rollout.next(n, &mut self.feed, taken)? {
+                Some(drawing) => (drawing.groups, drawing.more),
+                None => return Ok(None),
+            },
+            None => match taken.next_of(&mut self.feed, self.stop)? {
+                Some(batch) => (group::given(self.options, batch.samples, self.rows.stop_ids()), Map::new()),
+                None => return Ok(None),
+            },
+        };
+        Ok(Some(Set { more, ..Set::new(groups, self.options.scale_rewards) }))
     }
 }
 

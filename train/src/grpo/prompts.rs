@@ -3,13 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rayon::prelude::*;
 use reel_model::input::encode::{assemble, load_media};
 use reel_model::input::{Bundle, Conversation, MediaOptions, SecondPerGrid, Tokens};
 use serde_json::{Map, Value};
 
-use super::Setup;
 use super::given::{Given, Line};
+use super::{Setup, judge};
 use crate::data::Dataset;
 use crate::digest;
 use crate::feed::Source;
@@ -27,6 +26,8 @@ pub struct Prompt {
     pub place: String,
     /// The model's inputs, P tokens.
     pub tokens: Tokens,
+    /// The chat that it is made of.
+    pub messages: Value,
     /// The columns of the row that answers are judged by.
     pub columns: Map<String, Value>,
     /// Completions that are given.
@@ -41,6 +42,8 @@ pub struct Prompts {
     media: MediaOptions,
     media_root: PathBuf,
     parity: Parity,
+    /// Whether the user brings a reward.
+    own: bool,
     /// The lines that take the place of rows, where completions are given.
     given: Option<Given>,
 }
@@ -62,6 +65,7 @@ impl Prompts {
             media: MediaOptions { second_per_grid, ..setup.media.clone() },
             media_root: options.media_root(),
             parity: options.parity,
+            own: options.has_own_reward(),
             given,
         })
     }
@@ -76,20 +80,29 @@ impl Prompts {
         self.data.len()
     }
 
-    fn conversation(&self, row: usize) -> Result<(Conversation, Map<String, Value>)> {
+    /// What the tokens of a completion say, control tokens left out.
+    pub(super) fn text(&self, ids: &[u32]) -> String {
+        self.bundle.tokenizer.decode(ids, true)
+    }
+
+    fn conversation(&self, row: usize) -> Result<(Conversation, Value, Map<String, Value>)> {
         let (messages, columns) = self.data.at(row, self.data.row(row)?.asked(self.parity))?;
-        let conversation = Conversation::from_value(&self.data.place(row), &Value::Array(messages), &self.media_root)?;
-        Ok((conversation, columns))
+        if self.given.is_none() {
+            self.data.at(row, judge::check(&columns, self.own))?;
+        }
+        let messages = Value::Array(messages);
+        let conversation = Conversation::from_value(&self.data.place(row), &messages, &self.media_root)?;
+        Ok((conversation, messages, columns))
     }
 
     /// The prompt of a row of the data file.
     pub(super) fn prompt(&self, row: usize) -> Result<Prompt> {
         let place = self.data.place(row);
-        let (conversation, columns) = self.conversation(row)?;
+        let (conversation, messages, columns) = self.conversation(row)?;
         let text = self.bundle.template.render(&conversation, true)?;
         let media = load_media(&self.bundle, &conversation, &self.media).map_err(|e| about_media(&place, e))?;
         let tokens = assemble(&self.bundle, &text, media, &place)?;
-        Ok(Prompt { row, place, tokens, columns, given: None })
+        Ok(Prompt { row, place, tokens, messages, columns, given: None })
     }
 }
 
@@ -102,7 +115,7 @@ impl Source for Prompts {
 
     fn sample(&self, row: usize) -> Result<Prompt> {
         let Some(given) = &self.given else { return self.prompt(row) };
-        let line = given.line(row)?;
+        let line = given.line(row);
         let mut prompt = self.prompt(line.row)?;
         line.check_ends(&given.place(row))?;
         prompt.given = Some(line.clone());
@@ -129,8 +142,11 @@ impl Rows for Prompts {
         }
     }
 
-    fn check(&self) -> Result<()> {
-        (0..self.data.len()).into_par_iter().find_map_first(|row| self.conversation(row).err()).map_or(Ok(()), Err)
+    fn look(&self, row: usize) -> Result<()> {
+        let Some(given) = &self.given else { return self.conversation(row).map(drop) };
+        let line = given.line(row);
+        line.check_ends(&given.place(row))?;
+        self.conversation(line.row).map(drop)
     }
 }
 

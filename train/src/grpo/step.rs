@@ -1,9 +1,11 @@
 //! One step of policy optimisation, whole: the page to read first.
 
+use std::time::Instant;
+
 use reel_model::batch::Batch;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Category, Cx, DType, Device, Tensor, ops};
-use serde_json::{Map, json};
+use serde_json::json;
 
 use super::group::{Group, Set};
 use super::packed::Packed;
@@ -20,7 +22,7 @@ pub(super) fn step(
     n: u64,
 ) -> Result<StepResult> {
     t.grads.clear();
-    let (first, mut told) = (set.uses == 0, Told::default());
+    let (first, begun, mut told) = (set.uses == 0, Instant::now(), Told::default());
     let weights = Weights::new(options, &set.groups);
     for (i, groups) in set.groups.chunks(options.groups_at_a_time()).enumerate() {
         let packed = Packed::new(&t.device, &t.model.config, t.dtype, groups, options.shared_prefix)?; // S tokens
@@ -31,22 +33,27 @@ pub(super) fn step(
         }
         let cx = Cx::training(&t.device, t.dtype);
         let hidden = t.hidden(&cx, &packed.batch)?; // [S, H]
+        told.entropy.push(entropy(&cx.without_tape(), &t.model, &hidden, &packed, options)?);
         let log_probs = log_probs(&cx, &t.model, &hidden, &packed, options)?; // [L]
         let policy = policy(&t.device, options, groups, &packed, &weights, set.at(i))?;
         let (loss, stats) = ops::grpo_loss(&cx, &log_probs, &policy)?; // [1], [completions, 4]
-        if first && options.num_iterations > 1 {
-            set.old.push(log_probs.to_f32()?);
+        if first {
+            let now = log_probs.to_f32()?;
+            told.drift(groups, &now);
+            set.old.extend((options.num_iterations > 1).then_some(now));
         }
         drop((hidden, log_probs));
         cx.backward(&loss, 1.0, &mut t.grads)?;
         told.add(&packed.batch, loss.to_f32()?[0], &stats.to_f32()?, options.importance_sampling_level);
     }
     let clip = t.clip(1.0)?; // [norm, factor]
-    let result = told.result(&set.groups, &clip, t.recipe.learning_rate(n), reference.is_some())?;
+    let mut result = told.result(set, &clip, t.recipe.learning_rate(n), reference.is_some())?;
     if result.is_finite() {
         t.optimizer.step(&t.grads, &clip, |name| t.recipe.hyper(name, n))?;
     }
     set.uses += 1;
+    t.device.synchronize()?;
+    result.more.insert("train_seconds".into(), json!(begun.elapsed().as_secs_f64()));
     Ok(result)
 }
 
@@ -54,6 +61,15 @@ pub(super) fn step(
 fn log_probs(cx: &Cx, model: &Qwen25Vl, hidden: &Tensor, packed: &Packed, options: &GrpoOptions) -> Result<Tensor> {
     let rows = ops::gather_rows(cx, hidden, &packed.positions)?; // [L, H]
     Ok(ops::linear_log_prob(cx, &rows, &model.text.lm_head, &packed.targets, 1.0 / options.temperature as f32)?)
+}
+
+/// The mean entropy of the distributions that learned tokens were drawn from, in nats.
+fn entropy(cx: &Cx, model: &Qwen25Vl, hidden: &Tensor, packed: &Packed, options: &GrpoOptions) -> Result<f64> {
+    let rows = ops::gather_rows(cx, hidden, &packed.positions)?; // [L, H]
+    let inverse = 1.0 / options.temperature as f32;
+    let both = ops::linear_log_prob_entropy(cx, &rows, &model.text.lm_head, &packed.targets, inverse)?; // [2, L]
+    let n = packed.targets.count();
+    Ok(both.to_f32()?[n..].iter().map(|&x| f64::from(x)).sum::<f64>() / n.max(1) as f64)
 }
 
 /// What the loss of a micro-batch is made of beside the log-probabilities.
@@ -130,7 +146,10 @@ struct Told {
     losses: Vec<f32>,
     kl: Vec<f64>,
     clipped: Vec<f64>,
+    entropy: Vec<f64>,
     tokens: usize,
+    /// The largest difference between a log-probability as it was drawn and as it is trained, where it is known.
+    drift: Option<f32>,
 }
 
 impl Told {
@@ -148,7 +167,18 @@ impl Told {
         self.tokens += batch.tokens();
     }
 
-    fn result(self, groups: &[Group], clip: &Tensor, learning_rate: f64, with_kl: bool) -> Result<StepResult> {
+    /// `now`: the log-probabilities of the learned tokens, one completion after the other.
+    fn drift(&mut self, groups: &[Group], now: &[f32]) {
+        let drawn = groups.iter().flat_map(|g| &g.completions).filter(|c| !c.log_probs.is_empty());
+        let drawn: Vec<f32> = drawn.flat_map(|c| &c.log_probs[..c.counted]).copied().collect();
+        if drawn.len() == now.len() {
+            let most = drawn.iter().zip(now).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            self.drift = Some(self.drift.map_or(most, |drift| drift.max(most)));
+        }
+    }
+
+    fn result(self, set: &Set, clip: &Tensor, learning_rate: f64, with_kl: bool) -> Result<StepResult> {
+        let groups = &set.groups;
         let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len().max(1) as f64;
         let rewards: Vec<f64> = groups.iter().flat_map(|g| g.rewards.iter().map(|&r| f64::from(r))).collect();
         let lengths: Vec<f64> = groups.iter().flat_map(|g| g.completions.iter().map(|c| c.ids.len() as f64)).collect();
@@ -157,7 +187,11 @@ impl Told {
             let centre = mean(&rewards);
             (rewards.iter().map(|r| (r - centre).powi(2)).sum::<f64>() / (rewards.len() - 1).max(1) as f64).sqrt()
         };
-        let mut more = Map::new();
+        let mut more = set.more.clone();
+        if set.uses > 0 {
+            // Nothing was drawn for this step.
+            more.shift_remove("rollout_seconds");
+        }
         more.insert("reward".into(), json!(mean(&rewards)));
         more.insert("reward_std".into(), json!(mean(&groups.iter().map(spread).collect::<Vec<_>>())));
         if with_kl {
@@ -165,6 +199,10 @@ impl Told {
         }
         more.insert("completion_length".into(), json!(mean(&lengths)));
         more.insert("clip_ratio".into(), json!(mean(&self.clipped)));
+        more.insert("entropy".into(), json!(mean(&self.entropy)));
+        if let Some(drift) = self.drift {
+            more.insert("rollout_drift".into(), json!(drift));
+        }
         let loss = self.losses.iter().map(|&x| f64::from(x)).sum();
         let grad_norm = clip.to_f32()?.first().copied().map_or(0.0, f64::from);
         Ok(StepResult { loss, grad_norm, learning_rate, tokens: self.tokens, more })

@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
-use reel_rewards::ScaleRewards;
+use reel_rewards::{ScaleRewards, Weights};
 use serde::{Deserialize, Serialize};
 
 use super::{Options, RunOptions, check, range, run};
@@ -100,6 +100,26 @@ pub struct GrpoOptions {
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
     pub mask_truncated_completions: bool,
 
+    /// Reward answers to films that do better with their frames in order than in a random one (T-GRPO); half as many more completions are
+    /// drawn to find out
+    #[arg(long)]
+    pub temporal: bool,
+    /// A command that rewards completions, asked line by line (see `examples/rewards.py`)
+    #[arg(long, value_name = "CMD")]
+    pub reward_command: Option<String>,
+    /// An address that rewards completions
+    #[arg(long, value_name = "URL")]
+    pub reward_url: Option<String>,
+    /// Seconds that an own reward may take for a step
+    #[arg(long, value_name = "S", default_value_t = 300.0)]
+    pub reward_timeout: f64,
+    /// How much each reward counts in the sum: accuracy, format, temporal, length, command, url [default: 1 each]
+    #[arg(long, value_name = "NAME=W,…")]
+    pub reward_weights: Option<String>,
+    /// Draw again, from further rows, for groups whose rewards are all the same
+    #[arg(long)]
+    pub dynamic_sampling: bool,
+
     /// Train on the completions and rewards of this file instead of drawing any, a JSON line a group: row, completions, rewards
     #[arg(long, value_name = "FILE")]
     pub rollouts: Option<PathBuf>,
@@ -139,6 +159,19 @@ impl GrpoOptions {
         self.per_device_train_batch_size / self.num_generations.max(1)
     }
 
+    /// How much each reward counts.
+    ///
+    /// # Errors
+    /// Names that are no reward's, weights that are no numbers.
+    pub fn weights(&self) -> Result<Weights> {
+        Ok(self.reward_weights.as_deref().map(Weights::parse).transpose()?.unwrap_or_default())
+    }
+
+    /// Whether there is a reward of the user's own.
+    pub fn has_own_reward(&self) -> bool {
+        self.reward_command.is_some() || self.reward_url.is_some()
+    }
+
     /// How far above 1 the importance ratio counts.
     pub fn epsilon_high(&self) -> f64 {
         self.epsilon_high.unwrap_or(self.epsilon)
@@ -173,6 +206,16 @@ impl Options for GrpoOptions {
         range("--top-p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "give a share above 0, at most 1")?;
         check(self.max_completion_length > 0, "--max-completion-length", "is 0".into(), "give 1 or more")?;
         check(self.max_prompt_length != Some(0), "--max-prompt-length", "is 0".into(), "give 1 or more")?;
+        self.weights()?;
+        let timeout = self.reward_timeout;
+        range("--reward-timeout", timeout, timeout > 0.0 && timeout < 1e9, "give a number of seconds above 0")?;
+        let judged = self.temporal || self.has_own_reward() || self.reward_weights.is_some() || self.dynamic_sampling;
+        check(
+            self.rollouts.is_none() || !judged,
+            "--rollouts",
+            "brings rewards, so that --temporal, --reward-command, --reward-url, --reward-weights and --dynamic-sampling have nothing to do".into(),
+            "leave it or them out",
+        )?;
         let (least, most) = (self.min_completion_length, self.max_completion_length);
         check(
             least <= most,

@@ -76,17 +76,23 @@ fn a_resumed_run_skips_what_the_unbroken_one_skips() {
 }
 
 #[test]
-fn malformed_rows_stop_the_run_before_it_starts() {
-    let dir = tempfile::tempdir().unwrap();
+fn malformed_rows_are_left_out_and_counted_or_stop_a_strict_run_before_it_starts() {
     for (row, want) in [
         ("{", "rows.jsonl:2: is not JSON"),
         (r#"{"problem": "x"}"#, "rows.jsonl:2: data_type: is missing"),
         (r#"{"prompt": [{"role": "user", "content": "x"}]}"#, "rows.jsonl:2: has a `prompt` without an answer"),
         (r#"{"messages": [{"role": "user", "content": [{"type": "sound", "sound": "x"}]}]}"#, "rows.jsonl:2: "),
     ] {
-        let e = said(&on_rows(dir.path(), &format!("{GOOD}\n{row}\n")));
+        let dir = tempfile::tempdir().unwrap();
+        let rows = format!("{GOOD}\n{row}\n");
+        let e = said(&on_rows(dir.path(), &rows).with(|o| o.strict = true));
         assert!(e.contains(want), "{e}");
         assert!(!dir.path().join("out").exists());
+        assert_eq!(on_rows(dir.path(), &rows).with(|o| o.max_steps = Some(2)).run().unwrap().skipped, 1);
+        let left_out = skipped(&dir.path().join("out"));
+        assert!(left_out.len() == 1 && left_out[0].line == 2 && left_out[0].reason.contains(want), "{left_out:?}");
+        let e = said(&on_rows(dir.path(), &format!("{row}\n{row}")).with(|o| o.overwrite = true));
+        assert!(e.contains("no row of the file can be used"), "{e}");
     }
 }
 
