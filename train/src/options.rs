@@ -5,25 +5,11 @@ use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args, ValueEnum};
+pub use reel_rewards::Parity;
 use reel_runtime::optim::Moments;
 use serde::{Deserialize, Serialize};
 
 use crate::{Result, TrainError};
-
-/// Whose rules are followed where a reference's code and its paper differ.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Parity {
-    /// The papers' rules: true frame rates, labels on the assistant's words.
-    #[default]
-    Paper,
-    /// VideoRFT's code.
-    Videorft,
-    /// Video-R1's code: its system message, and options after the question.
-    #[value(name = "video-r1")]
-    #[serde(rename = "video-r1")]
-    VideoR1,
-}
 
 /// Which tokens are learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]

@@ -1,0 +1,79 @@
+//! From the rewards of a group to its advantages: how much better than its group a completion is.
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::sum::{mean, std};
+
+/// Keeps a group of nearly equal rewards from being blown up.
+const EPSILON: f32 = 1e-4;
+
+/// What advantages are divided by (TRL's `scale_rewards`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScaleRewards {
+    /// The standard deviation of the group.
+    #[default]
+    Group,
+    /// The standard deviation of all rewards of the step; the mean stays the group's.
+    Batch,
+    /// Nothing.
+    None,
+}
+
+/// `(r - mean of its group) / (std + 1e-4)`, in f32 as torch computes it; std has n - 1 in the divisor.
+///
+/// `rewards` holds one group of `group` completions after the other. A completion without others (a group of 1) has the
+/// advantage 0.
+pub fn of(rewards: &[f32], group: usize, scale: ScaleRewards) -> Vec<f32> {
+    let of_batch = std(rewards) + EPSILON;
+    let advantages = rewards.chunks(group.max(1)).flat_map(|group| {
+        let mean = mean(group);
+        let divisor = match scale {
+            ScaleRewards::Group => std(group) + EPSILON,
+            ScaleRewards::Batch => of_batch,
+            ScaleRewards::None => 1.0,
+        };
+        group.iter().map(move |reward| (reward - mean) / divisor)
+    });
+    advantages.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn scales_differ_in_the_divisor_only() {
+        let rewards = [2.0, 1.0, 4.0, 0.0];
+        let pair = |spread: f32| 0.5 / (spread + 1e-4);
+        assert_eq!(of(&rewards, 2, ScaleRewards::None), [0.5, -0.5, 2.0, -2.0]);
+        let group = of(&rewards, 2, ScaleRewards::Group);
+        assert!((group[0] - pair(0.5f32.sqrt())).abs() < 1e-6 && (group[2] + group[3]).abs() < 1e-6);
+        let batch = of(&rewards, 2, ScaleRewards::Batch);
+        assert!((batch[0] - pair((8.75f32 / 3.0).sqrt())).abs() < 1e-6 && (batch[2] - 4.0 * batch[0]).abs() < 1e-6);
+        assert_eq!(of(&[3.0, 5.0], 1, ScaleRewards::Group), [0.0, 0.0]);
+        assert!(of(&[], 8, ScaleRewards::Batch).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn a_group_has_mean_0_and_keeps_its_order(
+            groups in prop::collection::vec(prop::collection::vec(0u8..6, 4), 1..5),
+            scale in prop::sample::select(vec![ScaleRewards::Group, ScaleRewards::Batch, ScaleRewards::None]),
+        ) {
+            let rewards: Vec<f32> = groups.concat().into_iter().map(|r| f32::from(r) * 0.5).collect();
+            let advantages = of(&rewards, 4, scale);
+            for (rewards, advantages) in rewards.chunks(4).zip(advantages.chunks(4)) {
+                prop_assert!(advantages.iter().sum::<f32>().abs() < 1e-3);
+                for (i, j) in (0..4).flat_map(|i| (0..4).map(move |j| (i, j))) {
+                    prop_assert_eq!(rewards[i].partial_cmp(&rewards[j]), advantages[i].partial_cmp(&advantages[j]));
+                }
+                if scale == ScaleRewards::Group && rewards.iter().any(|r| *r != rewards[0]) {
+                    prop_assert!((std(advantages) - 1.0).abs() < 1e-3);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The format reward: 1 where the whole text is `<think>…</think>`, white space, `<answer>…</answer>`.
+
+use crate::text::is_space;
+
+/// Whether the whole text matches `<think>.*?</think>\s*<answer>.*?</answer>`, where `.` matches newlines too.
+pub fn matches(text: &str) -> bool {
+    let Some(mut rest) = text.strip_prefix("<think>") else { return false };
+    // The whole text must match, so ".*?" may run over further tags: any close of the thought will do.
+    while let Some((_, after)) = rest.split_once("</think>") {
+        if let Some(answer) = after.trim_start_matches(is_space).strip_prefix("<answer>") {
+            return answer.ends_with("</answer>");
+        }
+        rest = after;
+    }
+    false
+}
+
+/// The reward of a completion: 1 or 0.
+pub fn of(completion: &str) -> f32 {
+    f32::from(matches(completion))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn whole_texts_only() {
+        for good in [
+            "<think></think><answer></answer>",
+            "<think>a\nb</think>\u{1c}\u{2009}\n<answer>c</answer>",
+            "<think>a</think><think>b</think> <answer>c</answer>",
+            "<think>a</think> x</think><answer>c</answer>",
+            "<think>a</think><answer>b</answer>x</answer>",
+            "<think><answer>a</answer></think><answer>b</answer>",
+        ] {
+            assert!(matches(good), "{good}");
+        }
+        for bad in [
+            "",
+            " <think></think><answer></answer>",
+            "<think></think><answer></answer>\n",
+            "<think></think>x<answer></answer>",
+            "<think></think><answer>",
+            "<think><answer></answer>",
+            "<think></answer></think><answer>",
+            "<think></think>\u{200b}<answer></answer>",
+        ] {
+            assert!(!matches(bad), "{bad}");
+        }
+    }
+
+    /// The pattern itself, by trying every way to cut the text.
+    fn by_trying(text: &str) -> bool {
+        let Some(body) = text.strip_prefix("<think>") else { return false };
+        let mut starts = body.match_indices("</think>").map(|(i, close)| &body[i + close.len()..]);
+        starts.any(|after| {
+            let answer = after.trim_start_matches(is_space);
+            answer.starts_with("<answer>") && answer["<answer>".len()..].ends_with("</answer>")
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_order_of_tags(parts in prop::collection::vec(prop::sample::select(vec!["<think>", "</think>", "<answer>", "</answer>", " ", "\n", "x"]), 0..9)) {
+            let text = parts.concat();
+            prop_assert_eq!(matches(&text), by_trying(&text));
+            let framed = format!("<think>{text}</think>\n<answer>{text}</answer>");
+            prop_assert!(matches(&framed));
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! A user's own rewards: by a command that is kept running, or by HTTP.
+//!
+//! A row is an object with `prompt`, `completion` and every column of the data row, as TRL hands them to reward functions.
+//!
+//! **Command.** `sh -c CMD` is started once and kept. For each batch it is sent a line of JSON a row on its standard input, and
+//! must write a line a row, in order, on its standard output: a number, or `{"reward": number}`. Each row has a field `_batch`
+//! beside its own, `{"index": i, "size": n}`, so that a program may read the whole batch before it answers. Nothing else may go to
+//! standard output. At the end its standard input is closed; what is still there a second later is killed, with its process group.
+//!
+//! **HTTP.** `POST URL` with `{"rows": [...]}`; the answer is `{"rewards": [numbers]}`, one a row, in order, with status 200.
+//!
+//! A batch has a deadline. Whatever goes wrong is one error that says what, and nothing of the batch is used. A command is killed
+//! then, and started again if it is asked again.
+
+mod command;
+mod http;
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::{Result, RewardError};
+
+/// How long a batch may take by default. The first one includes the start of the command.
+pub const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// An own reward, ready to be asked.
+#[derive(Debug)]
+pub struct OwnReward(Source);
+
+#[derive(Debug)]
+enum Source {
+    Command(command::Command),
+    Http(http::Http),
+}
+
+impl OwnReward {
+    /// The reward of a shell command, which is started with the first batch.
+    pub fn command(shell: &str, timeout: Duration) -> Result<Self> {
+        Ok(Self(Source::Command(command::Command::new(shell, timeout)?)))
+    }
+
+    /// The reward of an `http:` or `https:` address, which is asked with the first batch.
+    pub fn url(url: &str, timeout: Duration) -> Result<Self> {
+        Ok(Self(Source::Http(http::Http::new(url, timeout)?)))
+    }
+
+    /// The name in weights and metrics: `command` or `url`.
+    pub fn name(&self) -> &'static str {
+        match &self.0 {
+            Source::Command(_) => "command",
+            Source::Http(_) => "url",
+        }
+    }
+
+    /// The rewards of a batch of rows, all finite (in f32 too). Rows are objects; a batch of none asks nobody.
+    pub fn score(&mut self, rows: &[Value]) -> Result<Vec<f64>> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        match &mut self.0 {
+            Source::Command(command) => command.score(rows),
+            Source::Http(http) => http.score(rows),
+        }
+    }
+}
+
+/// An answer as a reward; the error says what it is instead.
+fn number(answer: &Value) -> Result<f64, String> {
+    let Some(number) = answer.as_f64() else { return Err(format!("is {}, no number", shortened(&answer.to_string()))) };
+    // Sums of rewards are f32.
+    if (number as f32).is_finite() { Ok(number) } else { Err(format!("is {number:e}, beyond what a reward can be")) }
+}
+
+/// A text on one line and not too long, for an error.
+fn shortened(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let short: String = line.chars().take(120).collect();
+    if short.len() < line.len() { short + "…" } else { short }
+}
+
+/// Seconds, as errors have them.
+fn seconds(time: Duration) -> String {
+    format!("{} s", time.as_secs_f64())
+}
+
+/// The fault of a source: its flag with what was given for it, what is wrong, the cure.
+fn fault(flag: &str, given: &str, what: impl std::fmt::Display, cure: &str) -> RewardError {
+    RewardError::own(&format!("{flag} `{}`", shortened(given)), what.to_string(), cure)
+}

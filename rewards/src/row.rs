@@ -1,0 +1,215 @@
+//! A row of given completions, as `reel reward` reads them.
+//!
+//! | field | |
+//! |---|---|
+//! | `problem_type`, `solution` | the kind of problem; the truth in its tags |
+//! | `completion` or `completions` | one text, or those of a group |
+//! | `lengths` | tokens of each completion (optional) |
+//! | `shuffled_completions` | answers to shuffled frames (optional) |
+//! | `data_type`, `frames` | `image` or `video`; picture files, for the semantic reward (optional) |
+//!
+//! Other fields are not looked at; `null` is as good as absent.
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value};
+
+use crate::{Group, ProblemType, Result, RewardError, Rules, Scores, Semantic, semantic};
+
+/// A row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// The completions and what belongs to them.
+    pub group: Group,
+    /// Whether the row had `completion`, so that numbers and not lists come out.
+    pub alone: bool,
+    /// Whether the pictures are frames of a film.
+    pub video: bool,
+    /// The pictures that the completions speak of, as the row has them; none where it has none.
+    pub frames: Vec<PathBuf>,
+}
+
+impl Row {
+    /// Reads a line of JSON and checks its fields. A `problem_type` that has no rule is kept as such.
+    pub fn parse(line: &str) -> Result<Self> {
+        let value: Value = serde_json::from_str(line)
+            .map_err(|e| RewardError::row("the line", format!("is not JSON: {e}"), "write one JSON object a line"))?;
+        let Value::Object(fields) = value else {
+            return Err(RewardError::row("the line", "is not an object", "write one JSON object a line"));
+        };
+        let fields = Fields(fields);
+        let (completions, alone) = match (fields.get("completion"), fields.get("completions")) {
+            (Some(_), None) => (vec![fields.text("completion")?], true),
+            (None, Some(_)) => (fields.texts("completions")?, false),
+            (None, None) => {
+                return Err(RewardError::row("completion", "is missing", "give `completion` or `completions`"));
+            }
+            (Some(_), Some(_)) => {
+                let what = "stands beside `completions`";
+                return Err(RewardError::row("completion", what, "give one of the two"));
+            }
+        };
+        let shuffled = fields.get("shuffled_completions").map(|_| fields.texts("shuffled_completions")).transpose()?;
+        let lengths = fields.lengths(completions.len())?;
+        let frames = fields.get("frames").map(|_| fields.texts("frames")).transpose()?.unwrap_or_default();
+        let problem_type = ProblemType::parse(&fields.text("problem_type")?).ok();
+        let solution = Some(fields.text("solution")?);
+        let group = Group { problem_type, solution, completions, lengths, shuffled, ..Group::default() };
+        Ok(Self { group, alone, video: fields.video()?, frames: frames.into_iter().map(PathBuf::from).collect() })
+    }
+
+    /// Scores the row; with a model and frames, the semantic reward too.
+    pub fn score(mut self, rules: &Rules, model: Option<&mut dyn Semantic>) -> Result<Scores> {
+        if let Some(model) = model.filter(|_| !self.frames.is_empty()) {
+            let texts: Vec<&str> = self.group.completions.iter().map(|c| semantic::text(c)).collect();
+            let cosines = model.similarities(&texts, &self.frames, rules.parity.semantic_negative(self.video))?;
+            self.group.semantic = Some(cosines.iter().map(|cosines| semantic::of(cosines)).collect());
+        }
+        Ok(self.group.score(rules))
+    }
+}
+
+/// The fields of a row.
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    fn text(&self, name: &str) -> Result<String> {
+        match self.get(name) {
+            Some(Value::String(text)) => Ok(text.clone()),
+            Some(_) => Err(RewardError::row(name, "is not text", "write it as a JSON string")),
+            None => Err(RewardError::row(name, "is missing", "add it, or remove the row")),
+        }
+    }
+
+    /// A list of at least one text.
+    fn texts(&self, name: &str) -> Result<Vec<String>> {
+        let fault = |what: &str| Err(RewardError::row(name, what, "give a list of texts"));
+        let Some(Value::Array(list)) = self.get(name) else { return fault("is not a list") };
+        let texts: Option<Vec<String>> = list.iter().map(|text| text.as_str().map(String::from)).collect();
+        match texts {
+            None => fault("holds something that is not text"),
+            Some(texts) if texts.is_empty() => fault("is empty"),
+            Some(texts) => Ok(texts),
+        }
+    }
+
+    fn lengths(&self, completions: usize) -> Result<Vec<usize>> {
+        let fault =
+            |what: String| Err(RewardError::row("lengths", what, "give the tokens of each completion, in order"));
+        let list = match self.get("lengths") {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(list)) => list,
+            Some(_) => return fault("is not a list".into()),
+        };
+        let lengths: Option<Vec<usize>> = list.iter().map(|n| usize::try_from(n.as_u64()?).ok()).collect();
+        match lengths {
+            None => fault("holds something that is no count".into()),
+            Some(lengths) if lengths.len() != completions => {
+                fault(format!("has {} numbers for {completions} completions", lengths.len()))
+            }
+            Some(lengths) => Ok(lengths),
+        }
+    }
+
+    fn video(&self) -> Result<bool> {
+        match self.get("data_type") {
+            None => Ok(false),
+            Some(Value::String(kind)) if kind == "video" => Ok(true),
+            Some(Value::String(kind)) if kind == "image" || kind == "text" => Ok(false),
+            Some(other) => Err(RewardError::row("data_type", format!("is {other}"), "use \"image\" or \"video\"")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn row() -> Value {
+        json!({"problem_type": "multiple choice", "solution": "<answer>A</answer>", "lengths": [400, 400],
+            "completions": ["<think>a. b</think><answer>A</answer>", "<answer>B</answer>"], "extra": {"x": 1}})
+    }
+
+    fn with(name: &str, value: Value) -> Result<Row> {
+        let mut row = row();
+        row[name] = value;
+        Row::parse(&row.to_string())
+    }
+
+    #[test]
+    fn wrong_fields_are_named() {
+        for (name, value) in [
+            ("solution", json!(3)),
+            ("solution", Value::Null),
+            ("problem_type", json!(["OCR"])),
+            ("completions", json!("x")),
+            ("completions", json!([])),
+            ("completions", json!(["x", 1])),
+            ("completion", json!("x")),
+            ("lengths", json!([400])),
+            ("lengths", json!([400, -1])),
+            ("lengths", json!([400, 1.5])),
+            ("lengths", json!(400)),
+            ("shuffled_completions", json!([])),
+            ("shuffled_completions", json!("x")),
+            ("frames", json!([])),
+            ("frames", json!("a.png")),
+            ("data_type", json!("audio")),
+        ] {
+            let e = with(name, value.clone()).unwrap_err().to_string();
+            assert!(e.starts_with(&format!("{name}: ")) && e.contains("; "), "{name} {value}: {e}");
+        }
+        assert!(with("completions", Value::Null).unwrap_err().to_string().starts_with("completion: is missing"));
+        for line in ["", "{", "[]", "3", "{\"solution\": \"\\ud800\"}"] {
+            assert!(Row::parse(line).unwrap_err().to_string().starts_with("the line: "), "{line}");
+        }
+        assert_eq!(with("problem_type", json!("essay")).unwrap().group.problem_type, None);
+        assert_eq!(with("lengths", Value::Null).unwrap().group.lengths, [0; 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_read_or_refused(line in "\\PC*") {
+            if let Err(e) = Row::parse(&line) {
+                prop_assert!(e.to_string().contains(": ") && e.to_string().contains("; "));
+            }
+        }
+    }
+
+    /// Says what it was asked.
+    struct Asked(Vec<String>, bool);
+
+    impl Semantic for Asked {
+        fn similarities(&mut self, texts: &[&str], frames: &[PathBuf], negative: bool) -> Result<Vec<Vec<f32>>> {
+            self.0 = texts.iter().map(|t| t.to_string()).collect();
+            self.1 = negative;
+            Ok(texts.iter().map(|_| frames.iter().map(|_| 0.25).collect()).collect())
+        }
+    }
+
+    #[test]
+    fn the_model_is_asked_for_the_group_at_once() {
+        let mut model = Asked(vec![], false);
+        let mut score = |data_type: &str, parity| {
+            let mut row = row();
+            row["frames"] = json!(["0.png", "1.png"]);
+            row["data_type"] = json!(data_type);
+            let row = Row::parse(&row.to_string()).unwrap();
+            let scores = row.score(&Rules { parity, ..Rules::default() }, Some(&mut model)).unwrap();
+            assert_eq!(scores.semantic, [0.5, 0.0]);
+            assert_eq!(model.0, ["b", "<answer>B</answer>"]);
+            model.1
+        };
+        use crate::Parity::{Paper, VideoR1, Videorft};
+        assert!(score("video", Videorft));
+        assert!(!score("image", Videorft) && !score("video", Paper) && !score("video", VideoR1));
+        let scores = Row::parse(&row().to_string()).unwrap().score(&Rules::default(), Some(&mut model)).unwrap();
+        assert!(scores.semantic.is_empty());
+    }
+}

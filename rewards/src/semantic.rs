@@ -1,0 +1,67 @@
+//! The semantic-consistency reward (VideoRFT): does the chain of thought speak of what the frames show? A model that embeds texts
+//! and pictures (SigLIP) gives the similarities; here is what is asked of it and what follows.
+
+use std::path::PathBuf;
+
+use crate::Result;
+use crate::answer::between;
+use crate::text::is_space;
+
+/// A model that compares texts with pictures.
+pub trait Semantic {
+    /// Cosines of each text with each frame: one list a text, in the order of `frames`, each frame embedded once. With `negative`
+    /// the model is shown `(256 - v) % 256` of every byte.
+    fn similarities(&mut self, texts: &[&str], frames: &[PathBuf], negative: bool) -> Result<Vec<Vec<f32>>>;
+}
+
+/// The text to compare: what is in the first `<think>` pair (the whole completion where there is none), without what stands up to
+/// its first full stop and the white space after that. A text without a full stop stays as it is.
+pub fn text(completion: &str) -> &str {
+    let thought = between(completion, "<think>", "</think>").unwrap_or(completion);
+    thought.split_once('.').map_or(thought, |(_, rest)| rest.trim_start_matches(is_space))
+}
+
+/// The reward from the cosines with each frame: the mean of `min(1, 2 max(cos, 0))`. 0 without frames.
+pub fn of(cosines: &[f32]) -> f32 {
+    crate::sum::mean(&cosines.iter().map(|cos| (2.0 * cos.max(0.0)).min(1.0)).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_first_sentence_is_left_out() {
+        for (completion, want) in [
+            ("<think>One. Two. Three</think><answer>A</answer>", "Two. Three"),
+            ("<think>one two</think><answer>A.</answer>", "one two"),
+            ("<think> one two </think>", " one two "),
+            ("<think>One.</think>", ""),
+            ("<think>3.5 m. Two</think>", "5 m. Two"),
+            ("<think>a..</think>", "."),
+            ("<think>a.\u{1c}\n\u{a0}b </think>", "b "),
+            ("no tags. here", "here"),
+            ("<think>open. b", "b"),
+            ("<think>a</think><think>b. c</think>", "a"),
+            ("", ""),
+        ] {
+            assert_eq!(text(completion), want, "{completion}");
+        }
+    }
+
+    #[test]
+    fn cosines_are_doubled_and_cut() {
+        assert_eq!(of(&[0.25, 0.75, -0.5]), 0.5);
+        assert_eq!(of(&[]), 0.0);
+    }
+
+    proptest! {
+        #[test]
+        fn from_0_to_1_and_rising(cosines in prop::collection::vec(-1.0f32..1.0, 1..9), more in 0.0f32..0.5) {
+            let reward = of(&cosines);
+            prop_assert!((0.0..=1.0).contains(&reward));
+            prop_assert!(of(&cosines.iter().map(|c| c + more).collect::<Vec<_>>()) >= reward - 1e-6);
+        }
+    }
+}
