@@ -18,11 +18,7 @@ Example:
     \"solution\": \"<answer>B</answer>\", \"output\": \"<answer>B</answer>\"}' |
     tr -d '\\n' > answers.jsonl
   reel eval --score-only --benchmark tempcompass \\
-    --predictions answers.jsonl --out scores.json
-
-A row has the benchmark's problem_type, solution and category, and the model's
-output. Regression rows count by mean relative accuracy, others are right or
-wrong; intervals are of 95 %.")]
+    --predictions answers.jsonl --out scores.json")]
 pub struct Eval {
     /// Score given predictions; running a model over a benchmark is not in this version
     #[arg(long)]
@@ -30,10 +26,11 @@ pub struct Eval {
     /// The benchmark: vsibench, videommmu, mmvu, mvbench, tempcompass or videomme
     #[arg(long, value_name = "NAME")]
     benchmark: String,
-    /// The predictions, a row a line
+    /// The predictions, an object a line: the benchmark's problem_type, solution and category, and the model's output
     #[arg(long, value_name = "P.jsonl")]
     predictions: Option<PathBuf>,
-    /// Where to write the scores
+    /// Where to write the scores: the mean of all rows, of regression rows (mean relative accuracy) and of others, and of each
+    /// category, with 95 % intervals
     #[arg(long, value_name = "F.json")]
     out: PathBuf,
 }

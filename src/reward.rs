@@ -20,17 +20,14 @@ Example:
   echo '{\"problem_type\": \"numerical\", \"solution\": \"<answer>4</answer>\",
     \"completions\": [\"<think>2 + 2</think><answer>4</answer>\", \"5\"]}' |
     tr -d '\\n' > given.jsonl
-  reel reward --input given.jsonl --output worth.jsonl
-
-A row has problem_type, solution, and completion or completions; it may have
-lengths (tokens of each completion) and shuffled_completions (answers to
-shuffled frames). A row out has what applies of accuracy, format, temporal,
-length, and reward and advantage: numbers for completion, else lists.")]
+  reel reward --input given.jsonl --output worth.jsonl")]
 pub struct Reward {
-    /// The completions, a row a line
+    /// The completions, an object a line: problem_type, solution, and completion or completions; where known, lengths (tokens of
+    /// each) and shuffled_completions (answers to shuffled frames)
     #[arg(long, value_name = "R.jsonl")]
     input: PathBuf,
-    /// Where to write what they are worth, a row a line
+    /// Where to write what they are worth, an object a line: what applies of accuracy, temporal, format and length, and reward and
+    /// advantage; numbers for a completion, lists for completions
     #[arg(long, value_name = "O.jsonl")]
     output: PathBuf,
     /// Whose rules to follow where a reference's code and its paper differ

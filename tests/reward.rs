@@ -184,7 +184,7 @@ fn python(function: &str, chat: bool) -> Option<[Result<Vec<f64>, String>; 2]> {
         .map(|(n, text)| json!({"prompt": prompt, "completion": text, "solution": "é", "n": n}))
         .collect();
     let timeout = Duration::from_secs(60);
-    let mut asked = |mut own: OwnReward| {
+    let asked = |mut own: OwnReward| {
         let twice = [own.score(&rows), own.score(&rows)].map(|r| r.map_err(|e| e.to_string()));
         assert_eq!(twice[0], twice[1]);
         twice[0].clone()

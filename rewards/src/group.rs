@@ -57,7 +57,15 @@ pub struct Scores {
 
 impl Group {
     /// Scores the group.
+    ///
+    /// # Panics
+    ///
+    /// Where a list that is there has not one number a completion: a defect of the caller.
     pub fn score(&self, rules: &Rules) -> Scores {
+        let whole = |n: usize| n == self.completions.len();
+        assert!(self.lengths.is_empty() || whole(self.lengths.len()), "lengths of {} completions", self.lengths.len());
+        assert!(self.semantic.as_ref().is_none_or(|s| whole(s.len())), "semantic rewards are not one a completion");
+        assert!(self.own.iter().all(|(_, values)| whole(values.len())), "own rewards are not one a completion");
         let mut scores = Scores { own: self.own.clone(), ..Scores::default() };
         if let Some(solution) = &self.solution {
             self.score_answers(solution, rules.parity, &mut scores);
