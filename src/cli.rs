@@ -6,7 +6,8 @@ use clap::{ArgMatches, Parser, Subcommand};
 
 use crate::common::Common;
 use crate::{
-    bench, demo, doctor, frames, generate, grpo, init, kernels, plan, preprocess, resize, score, sft, sim, tokenize,
+    bench, demo, doctor, eval, frames, generate, grpo, init, kernels, plan, preprocess, resize, reward, score, sft,
+    sim, tokenize,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -38,6 +39,8 @@ pub enum Command {
     Demo(demo::Demo),
     /// Say what this machine has, and what to install for what it has not
     Doctor(doctor::Doctor),
+    /// Score a model's answers to a benchmark
+    Eval(eval::Eval),
     /// Say which frames of a film are taken, and decode them
     Frames(frames::Frames),
     /// Answer a question, about a film, a picture or neither
@@ -54,6 +57,8 @@ pub enum Command {
     Preprocess(preprocess::Preprocess),
     /// Say to which size a picture is resized
     Resize(resize::Resize),
+    /// Say what given completions are worth in reinforcement learning
+    Reward(reward::Reward),
     /// Run the model once and write what it says of every token
     Score(score::Score),
     /// Fine-tune a model on conversations about films, pictures or neither
@@ -71,6 +76,7 @@ pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
         Command::Bench(c) => c.run(common),
         Command::Demo(c) => c.run(common),
         Command::Doctor(c) => c.run(common),
+        Command::Eval(c) => c.run(common),
         Command::Frames(c) => c.run(common),
         Command::Generate(c) => c.run(common),
         Command::Grpo(c) => c.run(common, matches),
@@ -79,6 +85,7 @@ pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
         Command::Plan(c) => c.run(common, matches),
         Command::Preprocess(c) => c.run(common),
         Command::Resize(c) => c.run(common),
+        Command::Reward(c) => c.run(common),
         Command::Score(c) => c.run(common),
         Command::Sft(c) => c.run(common, matches),
         Command::Sim(c) => c.run(common),

@@ -52,7 +52,11 @@ pub fn exit(result: anyhow::Result<()>, verbose: bool) -> ExitCode {
             eprintln!("  caused by: {}", one_line(&cause.to_string()));
         }
     }
-    if e.is::<Usage>() || crate::training::is_usage(&e) { ExitCode::from(2) } else { ExitCode::FAILURE }
+    if e.is::<Usage>() || crate::training::is_usage(&e) || crate::eval::is_usage(&e) {
+        ExitCode::from(2)
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// What clap says about a command line, in our form. Help and version are no errors.

@@ -17,7 +17,7 @@ use reel_model::config::ModelConfig;
 use reel_model::input::{MediaOptions, Tokens};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device, SimOptions};
-use reel_train::options::SftOptions;
+use reel_train::options::{RunOptions, SftOptions};
 use reel_train::sft::{self, Setup};
 use serde_json::Value;
 use support::{done, golden, reel_on_gpu};
@@ -66,7 +66,7 @@ fn step(device: &Device, dtype: DType) -> (Value, Vec<u8>) {
     let case = golden("train").join("sft_videorft_rows");
     let folder = tempfile::tempdir().expect("a folder");
     let model = case.join("../model_a");
-    let options = SftOptions {
+    let run = RunOptions {
         model: model.display().to_string(),
         data: case.join("data.jsonl"),
         media_root: Some(case),
@@ -77,8 +77,9 @@ fn step(device: &Device, dtype: DType) -> (Value, Vec<u8>) {
         max_steps: Some(1),
         gradient_accumulation_steps: 1,
         no_shuffle: true,
-        ..SftOptions::default()
+        ..RunOptions::default()
     };
+    let options = SftOptions { run, ..SftOptions::default() };
     let mut media = MediaOptions::default();
     media.overrides.max_pixels = Some(12_544);
     let setup = Setup {

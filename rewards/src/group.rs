@@ -57,7 +57,15 @@ pub struct Scores {
 
 impl Group {
     /// Scores the group.
+    ///
+    /// # Panics
+    ///
+    /// Where a list that is there has not one number a completion: a defect of the caller.
     pub fn score(&self, rules: &Rules) -> Scores {
+        let whole = |n: usize| n == self.completions.len();
+        assert!(self.lengths.is_empty() || whole(self.lengths.len()), "lengths of {} completions", self.lengths.len());
+        assert!(self.semantic.as_ref().is_none_or(|s| whole(s.len())), "semantic rewards are not one a completion");
+        assert!(self.own.iter().all(|(_, values)| whole(values.len())), "own rewards are not one a completion");
         let mut scores = Scores { own: self.own.clone(), ..Scores::default() };
         if let Some(solution) = &self.solution {
             self.score_answers(solution, rules.parity, &mut scores);
@@ -90,12 +98,12 @@ impl Group {
 }
 
 impl Scores {
-    /// The rewards that apply, by name, in the order in which they are added.
+    /// The rewards that apply, by name, in the order in which Video-R1's code adds them, on which the last bit of a sum depends.
     pub fn parts(&self) -> impl Iterator<Item = (&str, &[f32])> {
         let fixed = [
             ("accuracy", &self.accuracy[..]),
-            ("format", &self.format),
             ("temporal", &self.temporal),
+            ("format", &self.format),
             ("semantic", &self.semantic),
             ("length", &self.length),
         ];
@@ -165,9 +173,9 @@ mod tests {
         let with = |parity| group.score(&Rules { parity, ..Rules::default() });
         let paper = with(Parity::Paper);
         assert_eq!(paper.semantic, [0.5, 0.0, 0.5]);
-        assert_eq!(paper.reward, [1.0 + 1.0 + 0.3 + 0.5 + 0.2, 1.0, 1.0 + 1.0 + 0.3 + 0.5 + 0.2]);
+        assert_eq!(paper.reward, [1.0 + 0.3 + 1.0 + 0.5 + 0.2, 1.0, 1.0 + 0.3 + 1.0 + 0.5 + 0.2]);
         let names = |scores: &Scores| scores.parts().map(|(name, _)| name.to_string()).collect::<Vec<_>>().join(" ");
-        assert_eq!(names(&paper), "accuracy format temporal semantic length");
+        assert_eq!(names(&paper), "accuracy temporal format semantic length");
         assert_eq!(names(&with(Parity::Videorft)), "accuracy format semantic length");
         let text = serde_json::to_string(&pair().score(&Rules::default())).unwrap();
         assert!(

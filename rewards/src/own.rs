@@ -69,7 +69,7 @@ impl OwnReward {
 fn number(answer: &Value) -> Result<f64, String> {
     let Some(number) = answer.as_f64() else { return Err(format!("is {}, no number", shortened(&answer.to_string()))) };
     // Sums of rewards are f32.
-    if (number as f32).is_finite() { Ok(number) } else { Err(format!("is {number}, beyond what a reward can be")) }
+    if (number as f32).is_finite() { Ok(number) } else { Err(format!("is {number:e}, beyond what a reward can be")) }
 }
 
 /// A text on one line and not too long, for an error.

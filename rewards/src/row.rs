@@ -63,6 +63,11 @@ impl Row {
         if let Some(model) = model.filter(|_| !self.frames.is_empty()) {
             let texts: Vec<&str> = self.group.completions.iter().map(|c| semantic::text(c)).collect();
             let cosines = model.similarities(&texts, &self.frames, rules.parity.semantic_negative(self.video))?;
+            let whole = |cosines: &Vec<f32>| cosines.len() == self.frames.len();
+            if cosines.len() != texts.len() || !cosines.iter().all(whole) {
+                let what = "the model left out a text or frame";
+                return Err(RewardError::row("semantic", what, "report this: it is a defect"));
+            }
             self.group.semantic = Some(cosines.iter().map(|cosines| semantic::of(cosines)).collect());
         }
         Ok(self.group.score(rules))
@@ -182,20 +187,20 @@ mod tests {
         }
     }
 
-    /// Says what it was asked.
-    struct Asked(Vec<String>, bool);
+    /// Remembers what it was asked, and leaves some frames out.
+    struct Asked(Vec<String>, bool, usize);
 
     impl Semantic for Asked {
         fn similarities(&mut self, texts: &[&str], frames: &[PathBuf], negative: bool) -> Result<Vec<Vec<f32>>> {
             self.0 = texts.iter().map(|t| t.to_string()).collect();
             self.1 = negative;
-            Ok(texts.iter().map(|_| frames.iter().map(|_| 0.25).collect()).collect())
+            Ok(texts.iter().map(|_| frames.iter().skip(self.2).map(|_| 0.25).collect()).collect())
         }
     }
 
     #[test]
     fn the_model_is_asked_for_the_group_at_once() {
-        let mut model = Asked(vec![], false);
+        let mut model = Asked(vec![], false, 0);
         let mut score = |data_type: &str, parity| {
             let mut row = row();
             row["frames"] = json!(["0.png", "1.png"]);
@@ -211,5 +216,10 @@ mod tests {
         assert!(!score("image", Videorft) && !score("video", Paper) && !score("video", VideoR1));
         let scores = Row::parse(&row().to_string()).unwrap().score(&Rules::default(), Some(&mut model)).unwrap();
         assert!(scores.semantic.is_empty());
+        let mut short = row();
+        short["frames"] = json!(["0.png", "1.png"]);
+        let short = Row::parse(&short.to_string()).unwrap();
+        let e = short.score(&Rules::default(), Some(&mut Asked(vec![], false, 1))).unwrap_err().to_string();
+        assert!(e.starts_with("semantic: "), "{e}");
     }
 }

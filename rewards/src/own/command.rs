@@ -25,6 +25,9 @@ const WAITING: usize = 1024;
 /// How long a program may take to end after its input has ended.
 const LEAVE: Duration = Duration::from_secs(1);
 
+/// How long last words may take to arrive once the process has ended.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// How long one line too many is waited for. One that comes later is found before the next batch.
 const TOO_MANY: Duration = Duration::from_millis(5);
 
@@ -141,6 +144,8 @@ struct Running {
     input: Option<Sender<Vec<u8>>>,
     output: Receiver<Result<String, String>>,
     last_words: Arc<Mutex<String>>,
+    /// Ends when standard error does.
+    silence: Receiver<()>,
 }
 
 impl Running {
@@ -157,12 +162,16 @@ impl Running {
         let last_words = Arc::new(Mutex::new(String::new()));
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let heard = Arc::clone(&last_words);
+        let (speaking, silence) = mpsc::channel::<()>();
         // From here on a failure drops the process, which ends it.
-        let running = Self { child, input: Some(input), output, last_words };
+        let running = Self { child, input: Some(input), output, last_words, silence };
         let spawn = |work: Box<dyn FnOnce() + Send>| thread::Builder::new().name("own reward".into()).spawn(work);
         spawn(Box::new(move || stdin.into_iter().for_each(|pipe| write(pipe, &batches))))?;
         spawn(Box::new(move || stdout.into_iter().for_each(|pipe| read(pipe, &lines))))?;
-        spawn(Box::new(move || stderr.into_iter().for_each(|pipe| listen(pipe, &heard))))?;
+        spawn(Box::new(move || {
+            stderr.into_iter().for_each(|pipe| listen(pipe, &heard));
+            drop(speaking);
+        }))?;
         Ok(running)
     }
 
@@ -193,6 +202,8 @@ impl Running {
     /// How the process ended, with its last words.
     fn how_it_ended(&mut self) -> String {
         let status = self.wait(Instant::now() + LEAVE);
+        // What it said last may still be on its way; a child of its own that speaks on is not waited for.
+        let _ = self.silence.recv_timeout(LAST_WORDS);
         let said = self.last_words.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let how = match status {
             Some(status) => match (status.code(), status.signal()) {

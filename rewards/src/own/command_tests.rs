@@ -94,11 +94,15 @@ fn ends_are_told_with_the_last_words() {
 
 #[test]
 fn too_many_lines_are_noticed() {
-    assert!(refused("while read -r line; do echo 1; echo 1; done").contains("more lines than the 3 rows"));
+    // Within the batch, unless the machine is so busy that the next batch is the first to see them.
+    let mut twice = own("while read -r line; do echo 1; echo 1; done");
+    let e = (0..50).find_map(|_| twice.score(&rows(3)).err()).expect("an error").to_string();
+    assert!(e.contains("more lines than the 3 rows") || e.contains("nobody had asked"), "{e}");
     // After the batch, and before the next.
-    let mut own = own("while read -r line; do echo 1; done & while :; do echo 1; sleep 0.05; done");
-    let e = (0..20).find_map(|_| own.score(&rows(1)).err()).map(|e| e.to_string());
-    assert!(e.is_some_and(|e| e.contains("nobody had asked") || e.contains("more lines")));
+    let mut own = own("while :; do echo 1; sleep 0.05; done");
+    let later = || thread::sleep(Duration::from_millis(200));
+    let e = (0..50).find_map(|_| own.score(&rows(1)).inspect(|_| later()).err()).expect("an error").to_string();
+    assert!(e.contains("nobody had asked"), "{e}");
 }
 
 #[test]

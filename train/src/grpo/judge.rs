@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::rollout::{Answer, Drawn};
 use crate::Result;
-use crate::options::{GrpoOptions, Parity};
+use crate::options::GrpoOptions;
 use crate::rows::Fault;
 
 /// Judges groups of completions.
@@ -22,12 +22,7 @@ impl Judge {
         let timeout = Duration::from_secs_f64(options.reward_timeout);
         let command = options.reward_command.as_deref().map(|shell| OwnReward::command(shell, timeout)).transpose()?;
         let url = options.reward_url.as_deref().map(|url| OwnReward::url(url, timeout)).transpose()?;
-        let parity = match options.parity {
-            Parity::Paper => rewards::Parity::Paper,
-            Parity::Videorft => rewards::Parity::Videorft,
-            Parity::VideoR1 => rewards::Parity::VideoR1,
-        };
-        let rules = Rules { parity, weights: options.weights()?, scale: options.scale_rewards };
+        let rules = Rules { parity: options.parity, weights: options.weights()?, scale: options.scale_rewards };
         Ok(Self { rules, own: command.into_iter().chain(url).collect(), temporal: options.temporal })
     }
 

@@ -6,6 +6,7 @@ mod run;
 mod sft;
 
 use clap::ValueEnum;
+pub use reel_rewards::Parity;
 use reel_runtime::optim::Moments;
 use serde::{Deserialize, Serialize};
 
@@ -14,21 +15,6 @@ pub use run::{Options, RunOptions};
 pub use sft::SftOptions;
 
 use crate::{Result, TrainError};
-
-/// Whose rules are followed where a reference's code and its paper differ.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Parity {
-    /// The papers' rules: true frame rates, labels on the assistant's words.
-    #[default]
-    Paper,
-    /// VideoRFT's code.
-    Videorft,
-    /// Video-R1's code: its system message, and options after the question.
-    #[value(name = "video-r1")]
-    #[serde(rename = "video-r1")]
-    VideoR1,
-}
 
 /// Which tokens are learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]

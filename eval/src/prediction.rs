@@ -1,0 +1,163 @@
+//! A prediction: a benchmark's row with what the model said, and what that is worth.
+
+use reel_rewards::ProblemType;
+use reel_rewards::accuracy::{multiple_choice, numerical};
+use reel_rewards::answer::answer;
+use reel_rewards::number::parse_with_commas;
+use reel_rewards::text::strip;
+use serde_json::{Map, Value};
+
+use crate::{EvalError, Result};
+
+/// A row of predictions: the benchmark's `problem_type`, `solution` and `category`, and the model's `output`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prediction {
+    /// The kind of problem; `None` for one that has no rule.
+    pub problem_type: Option<ProblemType>,
+    /// The truth, in its tags.
+    pub solution: String,
+    /// The part of the benchmark that the row belongs to.
+    pub category: Option<String>,
+    /// What the model said.
+    pub output: String,
+}
+
+impl Prediction {
+    /// Reads a line of JSON. Columns that the score does not depend on are not looked at.
+    pub fn parse(line: &str) -> Result<Self> {
+        let cure = "write one JSON object a line";
+        let value: Value =
+            serde_json::from_str(line).map_err(|e| EvalError::row("the line", format!("is not JSON: {e}"), cure))?;
+        let Value::Object(fields) = value else { return Err(EvalError::row("the line", "is not an object", cure)) };
+        Ok(Self {
+            problem_type: ProblemType::parse(&text(&fields, "problem_type")?).ok(),
+            solution: text(&fields, "solution")?,
+            category: match fields.get("category") {
+                None | Some(Value::Null) => None,
+                Some(_) => Some(text(&fields, "category")?),
+            },
+            output: text(&fields, "output")?,
+        })
+    }
+
+    /// Whether it is scored by its relative error.
+    pub fn is_regression(&self) -> bool {
+        self.problem_type == Some(ProblemType::Regression)
+    }
+
+    /// What the answer is worth, from 0 to 1. An output without an answer in tags is an answer as a whole. Kinds of problem
+    /// that the benchmarks do not have score 0.
+    pub fn score(&self) -> f32 {
+        let given = match answer(&self.output) {
+            "" => strip(&self.output),
+            given => given,
+        };
+        let right = answer(&self.solution);
+        match self.problem_type {
+            Some(ProblemType::MultipleChoice) => multiple_choice::of(given, right) as f32,
+            Some(ProblemType::Numerical) => numerical::of(given, right) as f32,
+            Some(ProblemType::Regression) => mean_relative_accuracy(given, right),
+            Some(ProblemType::Ocr | ProblemType::FreeForm) | None => 0.0,
+        }
+    }
+}
+
+/// Mean relative accuracy (J. Yang et al., "Thinking in Space", 2024): the share of the thresholds 0.5, 0.55 … 0.95 with
+/// `|o - g| / (|g| + 1e-8) < 1 - threshold`, all in f32 as the evaluation scripts compute it; 0 where one is no number.
+fn mean_relative_accuracy(given: &str, right: &str) -> f32 {
+    let (Some(given), Some(right)) = (parse_with_commas(given), parse_with_commas(right)) else { return 0.0 };
+    let (given, right) = (given as f32, right as f32);
+    let error = (given - right).abs() / (right.abs() + 1e-8);
+    // torch.arange counts in f64 and rounds each threshold to f32.
+    let thresholds = (0..10).map(|i| (0.5 + 0.05 * f64::from(i)) as f32);
+    thresholds.filter(|threshold| error < 1.0 - threshold).count() as f32 / 10.0
+}
+
+fn text(fields: &Map<String, Value>, name: &str) -> Result<String> {
+    match fields.get(name) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(Value::Null) | None => Err(EvalError::row(name, "is missing", "add it, or remove the row")),
+        Some(_) => Err(EvalError::row(name, "is not text", "write it as a JSON string")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn score(kind: &str, output: &str, solution: &str) -> f32 {
+        let row = json!({"problem_type": kind, "solution": format!("<answer>{solution}</answer>"), "output": output});
+        Prediction::parse(&row.to_string()).unwrap().score()
+    }
+
+    #[test]
+    fn an_output_without_tags_is_an_answer() {
+        for (output, want) in [
+            ("<answer>B</answer>", 1.0),
+            (" B \n", 1.0),
+            ("B.", 0.0),
+            ("<answer></answer>B", 0.0),
+            ("<answer>A</answer>B", 0.0),
+        ] {
+            assert_eq!(score("multiple choice", output, "B"), want, "{output}");
+        }
+        assert_eq!(score("multiple choice", "", ""), 1.0);
+        assert_eq!(score("numerical", "39.56", "39.559"), 1.0);
+        assert_eq!(score("free-form", "B", "B") + score("OCR", "B", "B") + score("essay", "B", "B"), 0.0);
+    }
+
+    #[test]
+    fn thresholds_are_those_of_f32() {
+        for (output, truth, want) in [
+            ("90", "100", 0.9),
+            ("85", "100", 0.7),
+            ("70", "100", 0.4),
+            ("105", "100", 1.0),
+            ("50", "100", 0.0),
+            ("0", "0", 1.0),
+            ("0.1", "0", 0.0),
+            ("nan", "5", 0.0),
+            ("1e400", "5", 0.0),
+            ("5", "inf", 0.0),
+            ("1,000", "1000.0", 1.0),
+            ("about 5", "5", 0.0),
+        ] {
+            assert_eq!(score("regression", output, truth), want, "{output} for {truth}");
+        }
+    }
+
+    #[test]
+    fn wrong_fields_are_named() {
+        let good = json!({"problem_type": "regression", "solution": "", "output": "", "category": "c"});
+        for (name, value) in [
+            ("problem_type", Value::Null),
+            ("solution", json!(3)),
+            ("output", json!(["x"])),
+            ("output", Value::Null),
+            ("category", json!(1)),
+        ] {
+            let mut row = good.clone();
+            row[name] = value;
+            let e = Prediction::parse(&row.to_string()).unwrap_err().to_string();
+            assert!(e.starts_with(&format!("{name}: ")) && e.contains("; "), "{e}");
+        }
+        for line in ["", "[]", "{\"problem_type\""] {
+            assert!(Prediction::parse(line).unwrap_err().to_string().starts_with("the line: "));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_output_scores_from_0_to_1(kind in "multiple choice|numerical|regression|OCR", output in "\\PC{0,12}|-?[0-9.,]{0,6}", truth in "-?[0-9.,]{0,6}|nan|inf") {
+            prop_assert!((0.0..=1.0).contains(&score(&kind, &output, &truth)));
+        }
+
+        #[test]
+        fn nearer_is_never_worse(truth in 1.0f64..1e4, near in 0.0f64..1.0, more in 0.0f64..1.0) {
+            let at = |distance: f64| score("regression", &format!("{}", truth * (1.0 + distance)), &format!("{truth}"));
+            prop_assert!(at(near) >= at(near + more));
+        }
+    }
+}

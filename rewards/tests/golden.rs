@@ -1,0 +1,35 @@
+//! The reference's rewards of given completions, row by row (`tests/golden/rewards/rewards.jsonl`).
+
+use clap::ValueEnum;
+use reel_rewards::{Parity, Row, Rules};
+use serde_json::Value;
+
+#[test]
+fn every_row_is_worth_what_the_reference_says() {
+    let rows = include_str!("../../tests/golden/rewards/rewards.jsonl");
+    let mut numbers = 0;
+    for line in rows.lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let parity = Parity::from_str(row["parity"].as_str().unwrap(), false).unwrap();
+        let given = Row::parse(&row["input"].to_string()).unwrap();
+        let alone = given.alone;
+        let scores = given.score(&Rules { parity, ..Rules::default() }, None).unwrap();
+        let got = if alone { serde_json::to_value(scores.alone()) } else { serde_json::to_value(&scores) }.unwrap();
+        let expected = row["expect"].as_object().unwrap();
+        for (key, want) in expected {
+            let list = |value: &Value| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
+            let (got, want) = (list(&got[key]), list(want));
+            assert_eq!(got.len(), want.len(), "{} {key}", row["id"]);
+            for (got, want) in got.iter().zip(&want) {
+                let (got, want) = (got.as_f64().unwrap(), want.as_f64().unwrap());
+                // To the bit, in f32, advantages too.
+                assert_eq!(got as f32, want as f32, "{} ({}) {key}", row["id"], row["why"]);
+                numbers += 1;
+            }
+        }
+        // What does not apply is not written: of a group, everything is expected.
+        let written = got.as_object().unwrap().keys().filter(|key| !(alone && *key == "reward"));
+        assert!(written.clone().all(|key| expected.contains_key(key)), "{} {got}", row["id"]);
+    }
+    assert!(numbers > 2000, "{numbers}");
+}

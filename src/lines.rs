@@ -1,0 +1,35 @@
+//! Files of JSON lines.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::fail::failed;
+use crate::output;
+
+/// Parses each line that is not blank. The first that is malformed is the error, with the file and the line's number before it.
+pub fn parse<T, E: std::error::Error + Send + Sync + 'static>(
+    path: &Path,
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> Result<Vec<T>> {
+    let bytes = output::read(path)?;
+    let text = match std::str::from_utf8(&bytes) {
+        Ok(text) => text,
+        Err(e) => {
+            let line = 1 + bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count();
+            return Err(failed(place(path, line), "is not UTF-8", "save the file as UTF-8"));
+        }
+    };
+    let lines = text.split('\n').enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let rows = lines.map(|(i, line)| {
+        parse(line).map_err(|e| {
+            let message = format!("{}: {e}", place(path, i + 1));
+            anyhow::Error::from(e).context(message)
+        })
+    });
+    rows.collect()
+}
+
+fn place(path: &Path, line: usize) -> String {
+    format!("{}:{line}", path.display())
+}

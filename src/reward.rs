@@ -1,0 +1,78 @@
+//! `reel reward`: what given completions are worth.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use reel_model::save::AtomicFile;
+use reel_rewards::{Parity, Row, Rules, Scores};
+use serde_json::json;
+
+use crate::common::Common;
+use crate::fail::failed;
+use crate::{lines, output};
+
+/// Say what given completions are worth: accuracy, format, length and temporal rewards, advantages.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  echo '{\"problem_type\": \"numerical\", \"solution\": \"<answer>4</answer>\",
+    \"completions\": [\"<think>2 + 2</think><answer>4</answer>\", \"5\"]}' |
+    tr -d '\\n' > given.jsonl
+  reel reward --input given.jsonl --output worth.jsonl")]
+pub struct Reward {
+    /// The completions, an object a line: problem_type, solution, and completion or completions; where known, lengths (tokens of
+    /// each) and shuffled_completions (answers to shuffled frames)
+    #[arg(long, value_name = "R.jsonl")]
+    input: PathBuf,
+    /// Where to write what they are worth, an object a line: what applies of accuracy, temporal, format and length, and reward and
+    /// advantage; numbers for a completion, lists for completions
+    #[arg(long, value_name = "O.jsonl")]
+    output: PathBuf,
+    /// Whose rules to follow where a reference's code and its paper differ
+    #[arg(long, value_enum, default_value_t)]
+    parity: Parity,
+}
+
+impl Reward {
+    /// Scores every row; one that is malformed refuses the file.
+    pub fn run(&self, common: &Common) -> Result<()> {
+        let rules = Rules { parity: self.parity, ..Rules::default() };
+        let rows = lines::parse(&self.input, Row::parse)?;
+        if rows.is_empty() {
+            return Err(failed(self.input.display(), "has no rows", "give a row of JSON a line"));
+        }
+        let mut draft = AtomicFile::create(&self.output)?;
+        let mut rewards = Vec::new();
+        for row in rows {
+            let alone = row.alone;
+            let scores = row.score(&rules, None)?;
+            write(&mut draft, &self.output, &scores, alone)?;
+            rewards.push(scores.reward);
+        }
+        draft.commit()?;
+        self.report(common, &rewards)
+    }
+
+    fn report(&self, common: &Common, rewards: &[Vec<f32>]) -> Result<()> {
+        let all = rewards.concat();
+        let mean = all.iter().map(|&r| f64::from(r)).sum::<f64>() / all.len() as f64;
+        if common.json {
+            let (rows, completions) = (rewards.len(), all.len());
+            let output = &self.output;
+            return output::json(&json!({"rows": rows, "completions": completions, "reward": mean, "output": output}));
+        }
+        if common.quiet {
+            return Ok(());
+        }
+        let rows = rewards.len();
+        let out = self.output.display();
+        output::line(format!("{out}: {rows} rows, {} completions, mean reward {mean:.4}", all.len()))
+    }
+}
+
+fn write(draft: &mut AtomicFile, to: &Path, scores: &Scores, alone: bool) -> Result<()> {
+    let line = if alone { serde_json::to_string(&scores.alone())? } else { serde_json::to_string(scores)? };
+    writeln!(draft, "{line}").map_err(|e| output::not_written(to, e))
+}

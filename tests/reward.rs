@@ -1,0 +1,244 @@
+//! `reel reward`: the reference's figures, bad input, and a user's own reward functions in Python.
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use reel_rewards::OwnReward;
+use serde_json::{Value, json};
+use support::{Run, entries, golden, run};
+
+/// A folder to score files in.
+struct Shop(tempfile::TempDir);
+
+impl Shop {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a folder"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Scores a file with this text.
+    fn reward(&self, text: impl AsRef<[u8]>, more: &[&str]) -> Run {
+        fs::write(self.path("in.jsonl"), text).expect("written");
+        let (input, output) = (self.path("in.jsonl"), self.path("out.jsonl"));
+        let paths = ["--input", input.to_str().expect("UTF-8"), "--output", output.to_str().expect("UTF-8")];
+        run(["reward"].iter().chain(&paths).chain(more))
+    }
+
+    fn output(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.path("out.jsonl")).expect("an output");
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+}
+
+#[test]
+fn the_references_rewards_by_parity() {
+    let text = fs::read_to_string(golden("rewards/rewards.jsonl")).expect("golden rows");
+    let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    for parity in ["paper", "videorft", "video-r1"] {
+        let rows: Vec<&Value> = rows.iter().filter(|row| row["parity"] == parity).collect();
+        assert!(rows.len() > 20);
+        let shop = Shop::new();
+        let input: String = rows.iter().map(|row| format!("{}\n", row["input"])).collect();
+        shop.reward(input, &["--parity", parity]).ok();
+        let got = shop.output();
+        assert_eq!(got.len(), rows.len());
+        for (got, row) in got.iter().zip(rows) {
+            for (key, want) in row["expect"].as_object().expect("an object") {
+                assert!(near(&got[key], want), "{} {key}: {}, want {want}", row["id"], got[key]);
+            }
+        }
+    }
+}
+
+/// Numbers, or lists of them, of torch in f32.
+fn near(got: &Value, want: &Value) -> bool {
+    match (got, want) {
+        (Value::Array(got), Value::Array(want)) => {
+            got.len() == want.len() && got.iter().zip(want).all(|(got, want)| near(got, want))
+        }
+        _ => matches!((got.as_f64(), want.as_f64()), (Some(got), Some(want)) if (got - want).abs() <= 1e-5),
+    }
+}
+
+fn row() -> Value {
+    json!({"problem_type": "multiple choice", "solution": "<answer>A</answer>", "lengths": [400, 400],
+        "completions": ["<think>a</think><answer>A</answer>", "<answer>B</answer>"]})
+}
+
+#[test]
+fn what_applies_is_written() {
+    let shop = Shop::new();
+    let mut shuffled = row();
+    shuffled["shuffled_completions"] = json!(["<answer>B</answer>"]);
+    let mut alone = row();
+    alone["completion"] = alone["completions"][0].clone();
+    alone["completions"] = Value::Null;
+    alone["lengths"] = Value::Null;
+    let said = shop.reward(format!("{shuffled}\n\r\n \n{alone}"), &["--json"]).json();
+    assert_eq!((&said["rows"], &said["completions"]), (&json!(2), &json!(3)));
+    let text = fs::read_to_string(shop.path("out.jsonl")).expect("an output");
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].starts_with(
+        r#"{"accuracy":[1.0,0.0],"temporal":[0.3,0.0],"format":[1.0,0.0],"length":[0.0,0.0],"reward":[2.3,0.0],"advantage":[0.7070"#
+    ), "{text}");
+    assert_eq!(lines[1], r#"{"accuracy":1.0,"format":1.0,"reward":2.0}"#);
+    assert_eq!(entries(shop.0.path()), ["in.jsonl", "out.jsonl"]);
+}
+
+#[test]
+fn one_bad_line_refuses_the_file() {
+    let without = |key: &str| {
+        let mut row = row();
+        row[key] = Value::Null;
+        row.to_string()
+    };
+    let with = |key: &str, value: Value| {
+        let mut row = row();
+        row[key] = value;
+        row.to_string()
+    };
+    for (bad, words) in [
+        ("{\"problem_type\": ".to_string(), vec!["the line", "not JSON"]),
+        ("[]".into(), vec!["not an object"]),
+        (without("solution"), vec!["solution", "missing"]),
+        (without("problem_type"), vec!["problem_type", "missing"]),
+        (without("completions"), vec!["completion"]),
+        (with("completion", json!("x")), vec!["beside"]),
+        (with("solution", json!(3)), vec!["solution", "not text"]),
+        (with("lengths", json!([400])), vec!["lengths", "1 numbers for 2"]),
+        (with("completions", json!([])), vec!["completions", "empty"]),
+        (with("data_type", json!("film")), vec!["data_type", "film"]),
+        ("{\"a\":".repeat(200_000), vec!["not JSON"]),
+    ] {
+        let shop = Shop::new();
+        let got = shop.reward(format!("{}\n\n{bad}\n{}\n", row(), row()), &[]);
+        got.refused(1, &words).refused(1, &["in.jsonl:3: "]);
+        assert_eq!(entries(shop.0.path()), ["in.jsonl"], "{bad:.80}");
+    }
+    let shop = Shop::new();
+    shop.reward(b"{}\n\xff\n", &[]).refused(1, &["in.jsonl:2: ", "UTF-8"]);
+    shop.reward("\n \n", &[]).refused(1, &["in.jsonl", "no rows"]);
+    shop.reward(row().to_string(), &["--parity", "nosuch"]).refused(2, &["--parity"]);
+    shop.reward(row().to_string(), &["--output", "no/such/folder/o"]).refused(1, &["no/such/folder"]);
+    run(["reward", "--input", "no/such", "--output", "o"]).refused(1, &["no/such"]);
+    run(["reward", "--input", "."]).refused(2, &["--output"]);
+}
+
+#[test]
+fn an_endless_answer_takes_no_endless_time() {
+    let words = "word ".repeat(200_000);
+    let solution = format!("<answer>{}</answer>", "other ".repeat(50));
+    for kind in ["OCR", "free-form"] {
+        let shop = Shop::new();
+        let row =
+            json!({"problem_type": kind, "solution": solution, "completion": format!("<answer>{words}</answer>")});
+        shop.reward(row.to_string(), &[]).ok();
+        assert_eq!(shop.output()[0]["accuracy"], 0.0);
+    }
+}
+
+const FUNCTIONS: &str = r#"
+def length(prompts, completions, solution, **columns):
+    print("to nobody")
+    assert len(prompts) == len(completions) == len(solution) == len(columns["n"])
+    return [len(c) + n for c, n in zip(completions, columns["n"])]
+
+def chat(prompts, completions, **columns):
+    return [None if c[0]["content"] == "" else float(c[0]["role"] == "assistant") for c in completions]
+
+async def later(completions, **columns):
+    return [0.5 for _ in completions]
+
+def short(completions, **columns):
+    return [1.0]
+
+def none(completions, **columns):
+    return [float("nan") for _ in completions]
+
+def breaks(completions, **columns):
+    raise KeyError("colour")
+"#;
+
+/// The rewards that a function gives two rows, asked both ways; `None` where there is no Python.
+fn python(function: &str, chat: bool) -> Option<[Result<Vec<f64>, String>; 2]> {
+    if Command::new("python3").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+        println!("skipped: reward functions in Python: no python3");
+        return None;
+    }
+    let shop = Shop::new();
+    fs::write(shop.path("functions.py"), FUNCTIONS).expect("written");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/rewards.py");
+    let function = format!("{}:{function}", shop.path("functions.py").display());
+    let prompt = if chat { json!([{"role": "user", "content": "?"}]) } else { json!("?") };
+    let rows: Vec<Value> = ["four", ""]
+        .iter()
+        .enumerate()
+        .map(|(n, text)| json!({"prompt": prompt, "completion": text, "solution": "é", "n": n}))
+        .collect();
+    let timeout = Duration::from_secs(60);
+    let asked = |mut own: OwnReward| {
+        let twice = [own.score(&rows), own.score(&rows)].map(|r| r.map_err(|e| e.to_string()));
+        assert_eq!(twice[0], twice[1]);
+        twice[0].clone()
+    };
+    let piped = asked(OwnReward::command(&format!("python3 '{}' '{function}'", script.display()), timeout).unwrap());
+    let server = Server::start(&script, &function);
+    let posted = asked(OwnReward::url(&server.url, timeout).unwrap());
+    Some([piped, posted])
+}
+
+/// `examples/rewards.py` behind a port.
+struct Server {
+    child: Child,
+    url: String,
+}
+
+impl Server {
+    fn start(script: &Path, function: &str) -> Self {
+        let mut child = Command::new("python3")
+            .args([script.to_str().expect("UTF-8"), function, "--port", "0"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("python3 starts");
+        let mut line = String::new();
+        BufReader::new(child.stderr.take().expect("a pipe")).read_line(&mut line).expect("a line");
+        let url = line.trim().strip_prefix("listening on ").expect("its address").to_string();
+        Self { child, url }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn reward_functions_of_trl_run_as_they_are() {
+    for (function, chat, want) in
+        [("length", false, vec![4.0, 1.0]), ("chat", true, vec![1.0, 0.0]), ("later", true, vec![0.5, 0.5])]
+    {
+        let Some(got) = python(function, chat) else { return };
+        assert_eq!(got, [Ok(want.clone()), Ok(want)], "{function}");
+    }
+    for (function, words) in [
+        ("short", "the function gave 1 rewards for 2 completions"),
+        ("none", "the function gave nan for completion 0"),
+        ("breaks", "KeyError: 'colour'"),
+    ] {
+        let Some(got) = python(function, false) else { return };
+        for answer in got {
+            let e = answer.expect_err("an error");
+            assert!(e.contains(words) && !e.contains('\n'), "{function}: {e}");
+        }
+    }
+}
