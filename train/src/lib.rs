@@ -26,6 +26,8 @@ pub mod run;
 pub mod sample;
 pub mod sft;
 pub mod step;
+#[cfg(test)]
+mod testing;
 pub mod trainer;
 
 pub use error::{Result, TrainError};

@@ -272,6 +272,11 @@ impl<'a, W: Work<'a>> Run<'a, W> {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(TrainError::Stopped { .. }) => return Err(self.stopped()?),
+                // A reward is somebody else's program: what was done before it failed is kept.
+                Err(e @ TrainError::Reward(_)) => {
+                    self.save()?;
+                    return Err(e);
+                }
                 Err(e) => return Err(e),
             }
         }

@@ -12,6 +12,9 @@ use crate::checkpoint::write_synced;
 use crate::options::GrpoOptions;
 use crate::{Result, TrainError};
 
+/// The metric of how long drawing took: of the first step on a set alone.
+pub(super) const SECONDS: &str = "rollout_seconds";
+
 /// One answer to a prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Completion {
@@ -121,7 +124,8 @@ impl Set {
             groups: groups.collect(),
             old: self.old.clone(),
             reference: self.reference.clone(),
-            more: self.more.clone(),
+            // The steps that follow draw nothing.
+            more: self.more.iter().filter(|(name, _)| *name != SECONDS).map(|(k, v)| (k.clone(), v.clone())).collect(),
         };
         let failed = |e| TrainError::write(path, e);
         write_synced(path, &serde_json::to_vec(&stored).map_err(|e| failed(e.into()))?).map_err(failed)

@@ -16,7 +16,7 @@ use reel_runtime::Cx;
 use serde_json::{Map, Value, json};
 
 use super::Setup;
-use super::group::{Completion, Group};
+use super::group::{Completion, Group, SECONDS};
 use super::judge::Judge;
 use super::prompts::{Prompt, Prompts};
 use super::records::Records;
@@ -106,6 +106,8 @@ impl<'a> Rollout<'a> {
                 break;
             }
         }
+        // Training needs the memory, and a run that goes on from here has the same peak.
+        self.engine.release();
         if kept.is_empty() {
             // The data ended, or nothing that was drawn for ten steps' rows made a difference.
             return match dropped {
@@ -122,7 +124,7 @@ impl<'a> Rollout<'a> {
         if self.options.dynamic_sampling {
             more.insert("dropped_groups".into(), json!(dropped));
         }
-        more.insert("rollout_seconds".into(), json!(begun.elapsed().as_secs_f64()));
+        more.insert(SECONDS.into(), json!(begun.elapsed().as_secs_f64()));
         Ok(Some(Drawing { groups: kept, more }))
     }
 

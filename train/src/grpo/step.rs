@@ -7,7 +7,7 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Category, Cx, DType, Device, Tensor, ops};
 use serde_json::json;
 
-use super::group::{Group, Set};
+use super::group::{Group, SECONDS, Set};
 use super::packed::Packed;
 use crate::Result;
 use crate::options::{GrpoOptions, Level, LossType, Parity};
@@ -189,8 +189,7 @@ impl Told {
         };
         let mut more = set.more.clone();
         if set.uses > 0 {
-            // Nothing was drawn for this step.
-            more.shift_remove("rollout_seconds");
+            more.shift_remove(SECONDS);
         }
         more.insert("reward".into(), json!(mean(&rewards)));
         more.insert("reward_std".into(), json!(mean(&groups.iter().map(spread).collect::<Vec<_>>())));
