@@ -24,6 +24,7 @@ mod output;
 mod plan;
 mod preprocess;
 mod prompt;
+mod replay;
 mod resize;
 mod reward;
 mod score;

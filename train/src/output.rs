@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::grpo::ROLLOUTS;
+use crate::hashes::HASHES;
 use crate::metrics::{self, Log, Skipped, StepMetrics};
 use crate::options::RunOptions;
 use crate::{Result, TrainError, checkpoint, digest};
@@ -78,10 +80,15 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
     }
     checkpoint::sweep(out)?;
     checkpoint::list(out)?.values().try_for_each(|path| checkpoint::retire(path))?;
+    match fs::remove_dir_all(out.join(ROLLOUTS)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(TrainError::write(out.join(ROLLOUTS), e)),
+        _ => {}
+    }
     for entry in fs::read_dir(out).map_err(|e| TrainError::read(out, e))? {
         let path = entry.map_err(|e| TrainError::read(out, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let of_a_run = [METRICS, SKIPPED, RUN].contains(&name.as_str()) || name.starts_with("events.out.tfevents.");
+        let of_a_run =
+            [METRICS, SKIPPED, RUN, HASHES].contains(&name.as_str()) || name.starts_with("events.out.tfevents.");
         if of_a_run
             || name.starts_with("model")
                 && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"))

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::checkpoint::{self, Origin};
 use crate::events::Events;
 use crate::feed::{Batching, Feed, MicroBatch, Position, Source};
+use crate::hashes::Hashes;
 use crate::length;
 use crate::metrics::{Log, Skipped, StepMetrics};
 use crate::options::Options;
@@ -23,7 +24,7 @@ use crate::output::{self, Start};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::resume::{self, State};
-use crate::trainer::{StepResult, Trainer};
+use crate::trainer::{StepResult, Trainer, fingerprint};
 use crate::{Result, TrainError};
 
 /// What a run is given beside its options.
@@ -167,6 +168,15 @@ pub fn run<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>) -> Result<Summary> {
     })
 }
 
+/// Does the steps up to `step` and gives what they left on the device.
+pub(crate) fn redo<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>, step: u64) -> Result<Trainer> {
+    let start = output::start(setup.options)?;
+    let mut run = Run::<W>::begin(setup, start, Arc::new(W::rows(setup)?))?;
+    while run.state.step < step && run.one_step()? {}
+    run.progress.finish();
+    Ok(run.trainer)
+}
+
 /// Rows whose fields are wrong, in the file's order; in a `strict` run the first of them is the error.
 pub(crate) fn malformed<R: Rows>(rows: &R, strict: bool) -> Result<Vec<Skipped>> {
     let fault = |row| rows.look(row).err().map(|e| (row, e));
@@ -195,6 +205,7 @@ struct Run<'a, W: Work<'a>> {
     resumed_after: u64,
     last: Option<StepMetrics>,
     metrics: Log,
+    hashes: Hashes,
     skipped: Log,
     events: Events,
     progress: Progress,
@@ -236,6 +247,11 @@ impl<'a, W: Work<'a>> Run<'a, W> {
                 output::resume_logs(&options.out, folder, state.step, state.position.skipped.len())?
             }
         };
+        let home = match &start {
+            Start::Fresh => options.out.as_path(),
+            Start::From(folder) => folder.parent().unwrap_or(Path::new("")),
+        };
+        let hashes = Hashes::open(&options.out, home, state.step, trainer.optimizer.states().count())?;
         output::write_run(&options.out, &run_json(setup, &state))?;
         let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
         if let Start::From(folder) = &start {
@@ -259,6 +275,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
             state,
             last: None,
             metrics,
+            hashes,
             skipped,
             events: Events::create(&options.out)?,
             progress,
@@ -302,7 +319,9 @@ impl<'a, W: Work<'a>> Run<'a, W> {
 
     /// Writes down a step that is done.
     fn finish(&mut self, n: u64, result: StepResult, begun: Instant) -> Result<()> {
-        let hash = self.trainer.hash()?;
+        let hashes = self.trainer.hashes()?;
+        let hash = fingerprint(&hashes);
+        self.hashes.add(&hashes.into_iter().map(|h| h.1).collect::<Vec<_>>())?;
         let step_seconds = begun.elapsed().as_secs_f64();
         self.state.step = n;
         self.state.peak_bytes = self.state.peak_bytes.max(self.trainer.device.memory().peak as u64);

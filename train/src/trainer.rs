@@ -115,18 +115,30 @@ impl Trainer {
         Ok(Tensor::from_f32(&self.device, &[2], DType::F32, &pair, Category::Workspace)?)
     }
 
+    /// The hash of each trained tensor, in the order of their names.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn hashes(&self) -> Result<Vec<(String, u64)>> {
+        let weights: Vec<(&str, &Tensor)> = self.optimizer.states().map(|(name, weights, _)| (name, weights)).collect();
+        let hash = |(name, weights): &(&str, &Tensor)| Ok((name.to_string(), digest::tensor(weights)?));
+        Ok(weights.par_iter().map(hash).collect::<reel_runtime::Result<_>>()?)
+    }
+
     /// Fingerprint of the trained weights, in the order of their names.
     ///
     /// # Errors
     /// What the device reports.
     pub fn hash(&self) -> Result<String> {
-        let weights: Vec<(&str, &Tensor)> = self.optimizer.states().map(|(name, weights, _)| (name, weights)).collect();
-        let hashes: Vec<u64> =
-            weights.par_iter().map(|(_, weights)| digest::tensor(weights)).collect::<reel_runtime::Result<_>>()?;
-        let mut all = Digest::default();
-        weights.iter().zip(hashes).for_each(|((name, _), hash)| all.add(name, hash));
-        Ok(all.finish())
+        Ok(fingerprint(&self.hashes()?))
     }
+}
+
+/// One fingerprint of hashes by name.
+pub fn fingerprint(hashes: &[(String, u64)]) -> String {
+    let mut all = Digest::default();
+    hashes.iter().for_each(|(name, hash)| all.add(name, *hash));
+    all.finish()
 }
 
 /// A micro-batch on the device: S tokens, of which L are learned.

@@ -92,17 +92,18 @@ impl<'a> Rollout<'a> {
             let Some(batch) = taken.next_of(feed, self.stop)? else { break };
             let drawn = self.draw(batch.samples, n, round)?;
             let scores = self.judge.score(&drawn)?;
-            self.records.add(n, round, &drawn, &scores)?;
+            let dynamic = self.options.dynamic_sampling;
+            let useful = |scores: &Scores| !dynamic || scores.reward.windows(2).any(|pair| pair[0] != pair[1]);
+            self.records.add(n, round, &drawn, &scores, useful)?;
             for (drawn, scores) in drawn.into_iter().zip(scores) {
-                let useful = scores.reward.windows(2).any(|pair| pair[0] != pair[1]);
-                if useful || !self.options.dynamic_sampling {
+                if useful(&scores) {
                     kept.push(self.group(drawn, &scores));
                 } else {
                     dropped += 1;
                 }
                 all.push(scores);
             }
-            if !self.options.dynamic_sampling || kept.len() >= self.options.groups() {
+            if !dynamic || kept.len() >= self.options.groups() {
                 break;
             }
         }
