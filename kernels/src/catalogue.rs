@@ -8,9 +8,9 @@ use crate::checks::Check;
 use crate::dtype::DType::{self, BF16, F32};
 use crate::launch::KernelLaunch;
 use crate::{
-    Addr, Launch, adamw, advance, attention, block_copy, column_sum, columns, elementwise, embedding, gelu, grpo_loss,
-    kv_write, layer_norm, linear_log_prob, log_prob, merger_norm, normalise, paged_attention, patch_embedding, patches,
-    pool_attention, position_add, reduce, rms_norm, rope, rows, sample, skinny, swiglu,
+    Addr, Launch, adamw, advance, attention, block_copy, column_sum, columns, elementwise, embedding, fingerprint,
+    gelu, grpo_loss, kv_write, layer_norm, linear_log_prob, log_prob, merger_norm, normalise, paged_attention,
+    patch_embedding, patches, pool_attention, position_add, reduce, rms_norm, rope, rows, sample, skinny, swiglu,
 };
 
 /// A kernel folder.
@@ -68,7 +68,7 @@ macro_rules! folders {
 
 /// Every folder, in alphabetical order.
 pub const FOLDERS: &[Folder] = folders!(
-    adamw advance attention block_copy column_sum columns elementwise embedding gelu grpo_loss kv_write layer_norm
+    adamw advance attention block_copy column_sum columns elementwise embedding fingerprint gelu grpo_loss kv_write layer_norm
     linear_log_prob log_prob merger_norm normalise paged_attention patch_embedding patches pool_attention position_add reduce rms_norm rope rows sample skinny swiglu
 );
 
@@ -259,6 +259,12 @@ mod examples {
         let fwd = BOTH.map(|table| BOTH.map(|out| embedding::fwd(table, out, &fwd)));
         let bwd = BOTH.map(|t| embedding::bwd(t, &bwd));
         fwd.into_iter().flatten().chain(bwd).map(|launch| (ACTIVATIONS, launch)).collect()
+    }
+
+    pub fn fingerprint() -> Examples {
+        let bytes = 2 * HIDDEN as u64 * INTERMEDIATE as u64;
+        let p = fingerprint::Params { x: SOME, sums: SOME, bytes };
+        vec![("a matrix of 3584 by 18944 in bf16", fingerprint::fingerprint(&p))]
     }
 
     pub fn gelu() -> Examples {

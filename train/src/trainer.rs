@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use rayon::prelude::*;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
@@ -13,7 +12,7 @@ use reel_runtime::{Category, Cx, DType, Device, Grads, Tensor};
 use serde_json::{Map, Value};
 
 use crate::Result;
-use crate::digest::{self, Digest};
+use crate::digest::Digest;
 use crate::recipe::Recipe;
 use crate::sample::Sample;
 
@@ -120,9 +119,7 @@ impl Trainer {
     /// # Errors
     /// What the device reports.
     pub fn hashes(&self) -> Result<Vec<(String, u64)>> {
-        let weights: Vec<(&str, &Tensor)> = self.optimizer.states().map(|(name, weights, _)| (name, weights)).collect();
-        let hash = |(name, weights): &(&str, &Tensor)| Ok((name.to_string(), digest::tensor(weights)?));
-        Ok(weights.par_iter().map(hash).collect::<reel_runtime::Result<_>>()?)
+        Ok(self.optimizer.fingerprints()?.into_iter().map(|(name, hash)| (name.to_string(), hash)).collect())
     }
 
     /// Fingerprint of the trained weights, in the order of their names.
