@@ -25,6 +25,7 @@ mod plan;
 mod preprocess;
 mod prompt;
 mod replay;
+mod report;
 mod resize;
 mod reward;
 mod score;

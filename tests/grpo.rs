@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{reel, run_in, tiny_model};
+use support::{golden, reel, run_in, tiny_model};
 
 /// A folder with a tiny model and rows of text.
 fn workshop() -> tempfile::TempDir {
@@ -96,8 +96,11 @@ fn a_run_that_is_killed_again_and_again_ends_with_the_weights_of_the_unbroken_on
     let weights = |out: &Path| fs::read(out.join("model.safetensors")).expect("weights");
     assert!(weights(&whole) == weights(&broken));
     let rollouts = |out: &Path| {
-        let mut all: Vec<_> =
-            fs::read_dir(out.join("rollouts")).expect("rollouts").map(|e| e.expect("an entry").path()).collect();
+        let mut all: Vec<_> = fs::read_dir(out.join("rollouts"))
+            .expect("rollouts")
+            .map(|e| e.expect("an entry").path())
+            .filter(|path| path.is_file())
+            .collect();
         all.sort();
         all.iter().map(|path| fs::read_to_string(path).expect("a file")).collect::<Vec<_>>()
     };
@@ -156,6 +159,41 @@ fn a_step_of_fine_tuning_can_be_done_again_too() {
     for step in ["1", "4"] {
         assert!(run_in(at, ["replay", "out", "--step", step]).ok().contains("leaves the same bits"));
     }
+}
+
+#[test]
+fn the_report_shows_curves_and_rollouts_with_their_frames_and_stands_alone() {
+    let folder = workshop();
+    let at = folder.path();
+    // Rows of the recipes' layout about films as lists of pictures, answers to shuffled frames among them.
+    let frames: Vec<String> = (0..4)
+        .map(|i| golden(&format!("grpo/grpo_clip_iter2/media/frames/{i:03}.png")).display().to_string())
+        .collect();
+    let row = json!({"prompt": [{"role": "user", "content": [{"type": "video", "video": frames}, {"type": "text", "text": "Where <b>does</b> it go?"}]}],
+        "solution": "<answer>left</answer>", "problem_type": "free-form"});
+    fs::write(at.join("rows.jsonl"), row.to_string()).expect("rows");
+    run_in(at, grpo("out", &["--max-steps", "3", "--temporal", "--save-steps", "0"])).ok();
+    assert!(at.join("out/rollouts/strips/000001.png").exists());
+    let page = at.join("out/report.html");
+    assert_eq!(run_in(at, ["report", "out"]).ok().trim(), "out/report.html");
+    let html = fs::read_to_string(&page).expect("the page");
+    for part in [
+        "rewards/accuracy",
+        "rewards/temporal",
+        "completion_length",
+        "step 3, row 0",
+        "data:image/png;base64,",
+        "truth: ",
+    ] {
+        assert!(html.contains(part), "no {part}");
+    }
+    assert!(
+        html.contains("Where &lt;b&gt;does")
+            && !html.contains("<b>does")
+            && !html.contains("http")
+            && !html.contains("<script")
+    );
+    run_in(at, ["report", "none"]).refused(1, &["none/metrics.jsonl: has no steps"]);
 }
 
 #[test]

@@ -318,7 +318,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
     }
 
     /// Writes down a step that is done.
-    fn finish(&mut self, n: u64, result: StepResult, begun: Instant) -> Result<()> {
+    fn finish(&mut self, n: u64, mut result: StepResult, begun: Instant) -> Result<()> {
         let hashes = self.trainer.hashes()?;
         let hash = fingerprint(&hashes);
         self.hashes.add(&hashes.into_iter().map(|h| h.1).collect::<Vec<_>>())?;
@@ -335,13 +335,16 @@ impl<'a, W: Work<'a>> Run<'a, W> {
             step_seconds,
             peak_bytes: self.state.peak_bytes,
             hash,
-            more: result.more,
+            more: std::mem::take(&mut result.more),
         };
         self.metrics.add(&line)?;
         self.progress.step(&line);
         let options = self.setup.options;
         if n.is_multiple_of(options.logging_steps) || n == self.state.steps {
             self.events.scalars(n, &line.points())?;
+            if let Some(shown) = &result.shown {
+                self.events.shown(n, shown)?;
+            }
         }
         self.last = Some(line);
         if options.save_steps > 0 && n.is_multiple_of(options.save_steps) { self.save() } else { Ok(()) }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use reel_media::strip::Png;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
@@ -46,13 +47,26 @@ pub struct StepResult {
     pub tokens: usize,
     /// What else there is to tell of the step, for `metrics.jsonl`.
     pub more: Map<String, Value>,
+    /// What was drawn for it, for people to look at.
+    pub shown: Option<Shown>,
+}
+
+/// Some of what a step was made of, for TensorBoard.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Shown {
+    /// Rewards of all completions.
+    pub rewards: Vec<f32>,
+    /// A prompt with its completions and what they were worth.
+    pub text: String,
+    /// The film or picture that the prompt is about.
+    pub strip: Option<Png>,
 }
 
 impl StepResult {
     pub(crate) fn new(losses: &[f32], clip: &Tensor, learning_rate: f64, tokens: usize) -> Result<Self> {
         let loss = losses.iter().map(|&x| f64::from(x)).sum::<f64>() / losses.len() as f64;
         let grad_norm = clip.to_f32()?.first().copied().map_or(0.0, f64::from);
-        Ok(Self { loss, grad_norm, learning_rate, tokens, more: Map::new() })
+        Ok(Self { loss, grad_norm, learning_rate, tokens, more: Map::new(), shown: None })
     }
 
     /// Whether loss and gradients are numbers. If not, the weights were left alone.

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::prompts::{Prompt, Prompts};
 use crate::checkpoint::write_synced;
 use crate::options::GrpoOptions;
+use crate::trainer::Shown;
 use crate::{Result, TrainError};
 
 /// The metric of how long drawing took: of the first step on a set alone.
@@ -70,6 +71,8 @@ pub struct Set {
     pub reference: Vec<Vec<f32>>,
     /// What there is to tell of how it was drawn, for `metrics.jsonl`.
     pub more: Map<String, Value>,
+    /// Some of it, until the first step on it.
+    pub shown: Option<Shown>,
 }
 
 impl Set {
@@ -108,7 +111,14 @@ impl Set {
             let prompt = Arc::new(prompts.prompt(g.row)?);
             groups.push(Group { prompt, completions: g.completions, rewards: g.rewards, advantages: g.advantages });
         }
-        Ok(Self { groups, uses: stored.uses, old: stored.old, reference: stored.reference, more: stored.more })
+        Ok(Self {
+            groups,
+            uses: stored.uses,
+            old: stored.old,
+            reference: stored.reference,
+            more: stored.more,
+            shown: None,
+        })
     }
 
     /// Writes it for [`Self::read`].

@@ -29,7 +29,7 @@ use reel_model::weights::{Loader, Source};
 
 pub use group::{Completion, Group, Set};
 pub use prompts::{Prompt, Prompts};
-pub use records::ROLLOUTS;
+pub use records::{ROLLOUTS, STRIPS};
 use rollout::Rollout;
 use serde_json::Map;
 
@@ -143,17 +143,17 @@ impl Grpo<'_> {
             set.groups.truncate(self.options.groups());
             return Ok(Some(set));
         }
-        let (groups, more) = match &mut self.rollout {
+        let (groups, more, shown) = match &mut self.rollout {
             Some(rollout) => match rollout.next(n, &mut self.feed, taken)? {
-                Some(drawing) => (drawing.groups, drawing.more),
+                Some(drawing) => (drawing.groups, drawing.more, Some(drawing.shown)),
                 None => return Ok(None),
             },
             None => match taken.next_of(&mut self.feed, self.stop)? {
-                Some(batch) => (group::given(self.options, batch.samples, self.rows.stop_ids()), Map::new()),
+                Some(batch) => (group::given(self.options, batch.samples, self.rows.stop_ids()), Map::new(), None),
                 None => return Ok(None),
             },
         };
-        Ok(Some(Set { more, ..Set::new(groups, self.options.scale_rewards) }))
+        Ok(Some(Set { more, shown, ..Set::new(groups, self.options.scale_rewards) }))
     }
 }
 

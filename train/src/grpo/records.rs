@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use reel_media::strip::{Png, strip};
 use reel_rewards::Scores;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -18,19 +19,39 @@ use crate::{Result, TrainError};
 /// The folder in OUT.
 pub const ROLLOUTS: &str = "rollouts";
 
+/// The folder in it with a picture of the first prompt of some steps.
+pub const STRIPS: &str = "strips";
+/// How many of them.
+const MOST_STRIPS: u64 = 24;
+
 /// Writes what was drawn.
 pub(super) struct Records {
     folder: PathBuf,
+    /// A strip of frames is kept every so many steps.
+    every: u64,
     /// The step at hand and its lines.
     step: u64,
     text: String,
 }
 
 impl Records {
-    pub(super) fn open(out: &Path) -> Result<Self> {
+    pub(super) fn open(out: &Path, steps: u64) -> Result<Self> {
         let folder = out.join(ROLLOUTS);
-        fs::create_dir_all(&folder).map_err(|e| TrainError::write(&folder, e))?;
-        Ok(Self { folder, step: 0, text: String::new() })
+        fs::create_dir_all(folder.join(STRIPS)).map_err(|e| TrainError::write(&folder, e))?;
+        Ok(Self { folder, every: steps.div_ceil(MOST_STRIPS).max(1), step: 0, text: String::new() })
+    }
+
+    /// What a step's first prompt is about as one picture, in a file for `reel report`; only of some steps.
+    pub(super) fn strip(&self, step: u64, drawn: &Drawn) -> Result<Option<Png>> {
+        let frames = &drawn.prompt.tokens.frames;
+        let Some(seen) = frames.films.first().or(frames.pictures.first()) else { return Ok(None) };
+        if !(step - 1).is_multiple_of(self.every) {
+            return Ok(None);
+        }
+        let strip = strip(seen, 8, 96).map_err(reel_model::ModelError::from)?;
+        let path = self.folder.join(STRIPS).join(format!("{step:06}.png"));
+        write_synced(&path, &strip.bytes).map_err(|e| TrainError::write(&path, e))?;
+        Ok(Some(strip))
     }
 
     /// Adds the groups of a step. The step's file is replaced whole, so that it never ends in half a line.
@@ -107,6 +128,8 @@ fn line(step: u64, drawn: &Drawn, scores: &Scores, used: bool) -> Value {
     let mut line = Map::new();
     line.insert("step".into(), json!(step));
     line.insert("row".into(), json!(drawn.prompt.row));
+    line.insert("prompt".into(), drawn.prompt.messages.clone());
+    line.insert("solution".into(), drawn.prompt.columns.get("solution").cloned().unwrap_or(Value::Null));
     line.insert("completions".into(), json!(each(&|a| json!(a.ids))));
     line.insert("rewards".into(), json!(scores.reward));
     line.insert("used".into(), json!(used));

@@ -53,6 +53,7 @@ pub(super) fn step(
     }
     set.uses += 1;
     t.device.synchronize()?;
+    result.shown = set.shown.take();
     result.more.insert("train_seconds".into(), json!(begun.elapsed().as_secs_f64()));
     Ok(result)
 }
@@ -204,6 +205,6 @@ impl Told {
         }
         let loss = self.losses.iter().map(|&x| f64::from(x)).sum();
         let grad_norm = clip.to_f32()?.first().copied().map_or(0.0, f64::from);
-        Ok(StepResult { loss, grad_norm, learning_rate, tokens: self.tokens, more })
+        Ok(StepResult { loss, grad_norm, learning_rate, tokens: self.tokens, more, shown: None })
     }
 }
