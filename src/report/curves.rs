@@ -46,7 +46,8 @@ fn chart(points: &[(u64, f64)], label: &str) -> String {
     let over = |f: fn(f64, f64) -> f64| points.iter().map(|p| p.1).reduce(f).unwrap_or(0.0);
     let (mut low, mut high) = (over(f64::min), over(f64::max));
     if high - low <= 1e-12 * high.abs().max(1e-300) {
-        (low, high) = (low - 0.5 * low.abs().max(1e-9), high + 0.5 * high.abs().max(1e-9));
+        let room = if high == 0.0 { 1.0 } else { 0.5 * high.abs() };
+        (low, high) = (low - room, high + room);
     }
     let (begin, end) = (points.first().map_or(0, |p| p.0) as f64, points.last().map_or(1, |p| p.0) as f64);
     let x = |step: f64| LEFT + (WIDTH - LEFT - RIGHT) * (step - begin) / (end - begin).max(1.0);
