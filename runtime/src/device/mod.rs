@@ -68,11 +68,18 @@ trait Backend: Send + Sync {
         self.launch(launch)?;
         Ok(start.elapsed().as_secs_f64())
     }
+    /// Seconds between the begin and the end of what `f` asks for, which is waited for.
+    fn between(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let start = Instant::now();
+        f()?;
+        self.synchronize()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
     /// A launch whose time is wanted, and the launches whose times are known by now: this one where a launch is over when it returns.
     fn launch_timed(&self, launch: &Launch, wanted: Wanted) -> Result<Vec<Timed>> {
         let start = Instant::now();
         let seconds = self.launch_waited(launch)?;
-        Ok(vec![Timed { wanted, event: Event { name: launch.name(), cost: launch.cost(), start, seconds } }])
+        Ok(vec![wanted.timed(launch.name(), launch.cost(), start, seconds)])
     }
     /// Waits for the launches whose times were wanted and are not known yet.
     fn timed(&self) -> Result<Vec<Timed>> {
@@ -301,6 +308,23 @@ impl Device {
     pub fn time(&self, launch: &Launch) -> Result<f64> {
         self.not_recording("timing a launch")?;
         self.0.backend.launch_waited(launch)
+    }
+
+    /// Does what `f` asks of this device and waits for it; the seconds from its begin to its end, by the device's own clock.
+    ///
+    /// # Errors
+    /// What `f` reports; what the device reports.
+    pub fn time_all<E: From<Error>>(
+        &self,
+        mut f: impl FnMut() -> std::result::Result<(), E>,
+    ) -> std::result::Result<f64, E> {
+        self.not_recording("timing")?;
+        let mut failed = None;
+        let seconds = self.0.backend.between(&mut || {
+            failed = f().err();
+            Ok(())
+        });
+        failed.map_or(seconds.map_err(E::from), Err)
     }
 
     /// Memory held now and at the highest, by category.

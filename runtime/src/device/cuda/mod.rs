@@ -219,12 +219,16 @@ impl Backend for Cuda {
     }
 
     fn launch_waited(&self, launch: &Launch) -> Result<f64> {
-        let mut launched = Ok(());
+        self.between(&mut || self.launch(launch))
+    }
+
+    fn between(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let mut asked = Ok(());
         let seconds = self.gpu.timed(|| {
-            launched = self.launch(launch);
+            asked = f();
             Ok(())
         });
-        launched.and_then(|()| seconds.map_err(told))
+        asked.and_then(|()| seconds.map_err(told))
     }
 
     fn launch_timed(&self, launch: &Launch, wanted: Wanted) -> Result<Vec<Timed>> {
