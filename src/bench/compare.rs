@@ -171,6 +171,7 @@ fn differences(a: &Value, b: &Value) -> Vec<String> {
         ("threads", "/threads"),
         ("gradient checkpointing", "/gradient_checkpointing"),
         ("optim", "/optim"),
+        ("library of products", "/products/library"),
         ("version of reel", "/version"),
     ];
     let at = |v: &Value, place: &str| v.pointer(place).cloned().unwrap_or(Value::Null);

@@ -125,6 +125,7 @@ impl Measured {
             "device": subject.device.name(),
             "threads": subject.device.threads(),
             "machine": machine(subject.device),
+            "products": products(subject.device),
             "model": subject.model,
             "seconds": median,
             "samples": self.samples,
@@ -149,6 +150,11 @@ impl Measured {
         }
         all
     }
+}
+
+/// Whom products were left to, with the algorithms that were chosen; null where they are ours.
+pub fn products(device: &Device) -> Value {
+    device.products().map_or(Value::Null, |p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}))
 }
 
 /// What computed.

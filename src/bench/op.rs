@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::clocks::{Clocks, Sampler};
 use super::head;
-use super::measure::machine;
+use super::measure::{self, machine};
 use crate::ceilings::Ceilings;
 use crate::common::{self, Common};
 use crate::fail::{bad_usage, failed};
@@ -60,6 +60,15 @@ fn refused(e: SizeError) -> anyhow::Error {
     bad_usage(&format!("--size {}", e.key), e.what, e.cure)
 }
 
+/// What was found.
+struct Found<'a> {
+    rows: &'a [Row],
+    clocks: Option<&'a Clocks>,
+    problems: &'a [String],
+    /// The products' library and its algorithms.
+    products: Value,
+}
+
 /// One thing to time.
 type Work<'a> = Box<dyn FnOnce() -> Result<Vec<Row>> + 'a>;
 
@@ -97,7 +106,9 @@ impl Op {
         }
         let clocks = sampler.map(Sampler::stop);
         if common.json {
-            self.print(&device, &ceilings, &rows, clocks.as_ref(), &problems)?;
+            let products = place.products().unwrap_or_else(|| measure::products(&device));
+            let found = Found { rows: &rows, clocks: clocks.as_ref(), problems: &problems, products };
+            self.print(&device, &ceilings, found)?;
         } else {
             if let Some(row) = rows.first() {
                 output::line(format!("  {}", row.size))?;
@@ -156,14 +167,8 @@ impl Op {
         Ok(work)
     }
 
-    fn print(
-        &self,
-        device: &Device,
-        ceilings: &Ceilings,
-        rows: &[Row],
-        clocks: Option<&Clocks>,
-        problems: &[String],
-    ) -> Result<()> {
+    fn print(&self, device: &Device, ceilings: &Ceilings, found: Found) -> Result<()> {
+        let Found { rows, clocks, problems, products } = found;
         let kernels: Vec<Value> = rows
             .iter()
             .map(|row| {
@@ -177,7 +182,7 @@ impl Op {
         output::json(&json!({
             "op": "op", "name": self.name, "sizes": sizes, "n": self.runs, "device": device.name(),
             "threads": device.threads(), "machine": machine(device), "kernels": kernels, "ceilings": ceilings,
-            "clocks": clocks.map(Clocks::json), "problems": problems, "version": env!("CARGO_PKG_VERSION"),
+            "products": products, "clocks": clocks.map(Clocks::json), "problems": problems, "version": env!("CARGO_PKG_VERSION"),
         }))
     }
 }

@@ -75,7 +75,7 @@ pub fn print(parts: &[Part], round: f64) -> Result<()> {
         return Ok(());
     }
     output::line(format!(
-        "\n  {:12} {:>11} {:>8} {:>10} {:>8} {:>10}  of its floor",
+        "\n  {:12} {:>11} {:>8} {:>11} {:>8} {:>10}  of its floor",
         "part", "ms", "of step", "in launches", "launches", "GFLOP/s"
     ))?;
     for p in parts {

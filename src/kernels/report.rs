@@ -243,7 +243,7 @@ mod tests {
         let row = |kernel, flops, seconds| Row {
             kernel,
             folder: "f",
-            size: "1 < 2",
+            size: "1 < 2".into(),
             flops,
             bytes: 1e6,
             floor: 1e-6,

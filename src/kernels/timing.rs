@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 use anyhow::Result;
 use reel_kernels::bench::{Timed, bytes, bytes_of_product, time, time_on_cpu, time_product, time_product_on_cpu};
 use reel_kernels::catalogue::{Example, Product};
-use reel_kernels::cuda::Gpu;
 use reel_kernels::cuda::blas::Blas;
+use reel_kernels::cuda::{Algorithms, Gpu};
 use reel_kernels::{Cost, DType, Team};
 use serde_json::{Value, json};
 
@@ -71,6 +71,14 @@ impl Place {
             Place::Cpu(threads) => time_product_on_cpu(&Team::new(*threads), &p.product, runs),
         };
         Ok(Row { kernel: p.name, size: p.size.clone(), dtype: p.dtype, cost: p.product.cost(), timed })
+    }
+
+    /// The products' library with the algorithms that were chosen, where one was asked for.
+    pub fn products(&self) -> Option<Value> {
+        let Place::Gpu(_, blas) = self else { return None };
+        let blas = blas.get()?;
+        let Algorithms { count, hash } = blas.algorithms();
+        Some(json!({"library": blas.version(), "algorithms": count, "hash": format!("{hash:016x}")}))
     }
 
     /// Refuses a call whose operands there is no room for.

@@ -53,6 +53,17 @@ pub struct Hardware {
     pub driver: Option<String>,
 }
 
+/// The library that a device leaves plain matrix products to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProductLibrary {
+    /// Its name and version, as `cuBLASLt 13.1.0`.
+    pub name: String,
+    /// Shapes of products that were asked for so far; each has an algorithm.
+    pub algorithms: usize,
+    /// A fingerprint of these shapes with their algorithms. Where it and the library agree, so do the products' bits on GPUs of one kind.
+    pub hash: String,
+}
+
 /// What a device must be able to do. Addresses are the device's own; a launch's addresses come from its `alloc`.
 trait Backend: Send + Sync {
     fn name(&self) -> &'static str;
@@ -92,6 +103,10 @@ trait Backend: Send + Sync {
     /// What computes.
     fn hardware(&self) -> Hardware {
         Hardware { name: self.name().into(), ..Hardware::default() }
+    }
+    /// Whom products are left to, once one was asked for.
+    fn products(&self) -> Option<ProductLibrary> {
+        None
     }
     fn upload(&self, to: u64, from: &[u8]) -> Result<()>;
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
@@ -299,6 +314,11 @@ impl Device {
     /// The machine behind it.
     pub fn hardware(&self) -> Hardware {
         self.0.backend.hardware()
+    }
+
+    /// The library that computes matrix products, on cuda once there was one; none where they are ours.
+    pub fn products(&self) -> Option<ProductLibrary> {
+        self.0.backend.products()
     }
 
     /// Executes a launch and waits for it; the seconds that it took, by the device's own clock.

@@ -128,7 +128,7 @@ impl Wanted {
 /// A launch whose time is known.
 pub(super) struct Timed {
     wanted: Wanted,
-    event: Event,
+    pub event: Event,
 }
 
 #[derive(Default)]
