@@ -164,8 +164,8 @@ mod examples {
     }
 
     pub fn attention(s: &Sizes) -> Examples {
-        let (tokens, head_dim) = (s.get("tokens", TOKENS), s.get("head_dim", HEAD_DIM));
-        let (heads, kv_heads, causal) = (s.get("heads", HEADS), s.get("kv_heads", KV_HEADS), s.get("causal", 1));
+        let (tokens, heads, kv_heads) = (s.get("tokens", TOKENS), s.get("heads", HEADS), s.get("kv_heads", KV_HEADS));
+        let (head_dim, causal) = (s.get("head_dim", HEAD_DIM), s.get("causal", 1));
         let scale = 1.0 / (head_dim as f32).sqrt();
         let pairs = attention::pairs([tokens as usize], causal == 1);
         let fwd = attention::FwdParams {

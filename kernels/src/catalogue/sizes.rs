@@ -144,7 +144,9 @@ mod tests {
         let of = |name: &str, given: &[(&str, u64)]| {
             folder(name).unwrap().examples_of(&sizes(given)).unwrap_err().to_string()
         };
-        assert!(of("attention", &[("vocab", 5)]).contains("no size of attention; it has tokens, head_dim, heads"));
+        assert!(
+            of("attention", &[("vocab", 5)]).contains("no size of attention; it has tokens, heads, kv_heads, head_dim")
+        );
         assert!(of("attention", &[("tokens", 0)]).contains("tokens is 0; give 1 to"));
         assert!(of("attention", &[("tokens", 1 << 31)]).contains("tokens is 2147483648"));
         assert!(of("attention", &[("heads", 27)]).contains("no multiple of kv_heads, which is 4"));
