@@ -20,24 +20,18 @@ use crate::kernels::{gpu, named};
 use crate::{model, output};
 
 /// Time a kernel, a product or an op by itself on the processor or a GPU, at the size of `reel kernels list` or at one of your own.
+///
+/// NAME is a kernel of `reel kernels list`, or a folder; or `matmul`: the products of a linear layer, forward and both gradients
+/// (matmul_fwd_bf16, matmul_dx_f32, …); or `linear_log_prob_fused` and `linear_log_prob_products`: output layer and log-probabilities as
+/// training runs them, forward and backward, by the kernel that stores no logits or by plain products of chunks.
+///
+/// Sizes: matmul has m, n, k; attention tokens, heads, kv_heads, head_dim, causal; paged_attention batch, context, heads, kv_heads,
+/// head_dim; rms_norm tokens, hidden; swiglu tokens, intermediate; linear_log_prob and its two ways tokens, hidden, vocab; log_prob rows,
+/// vocab; skinny batch, n, k; adamw count.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-NAME is a kernel of `reel kernels list`, or a folder; or
-  matmul                    the products of a linear layer: forward, and both gradients (matmul_fwd_bf16, matmul_dx_f32, …)
-  linear_log_prob_fused     output layer and log-probabilities as training runs them, forward and backward: by the fused kernel
-  linear_log_prob_products  the same by plain products of chunks
-What --size takes:
-  matmul                    m n k
-  attention                 tokens heads kv_heads head_dim causal
-  paged_attention           batch context heads kv_heads head_dim
-  rms_norm                  tokens hidden
-  swiglu                    tokens intermediate
-  linear_log_prob, _fused, _products   tokens hidden vocab
-  log_prob                  rows vocab
-  skinny                    batch n k
-  adamw                     count
 Example:
-  reel bench op attention --size tokens=256 --size heads=4 --size kv_heads=2 --dtype bf16 --device cpu --runs 5")]
+  reel bench op attention --size tokens=256 --dtype bf16 --runs 5")]
 pub struct Op {
     /// What to time
     #[arg(value_name = "NAME")]
@@ -133,9 +127,14 @@ impl Op {
         place: &'a Place,
     ) -> Result<Vec<Work<'a>>> {
         let runs = self.runs as usize;
-        let wanted = move |dtype: Option<DType>| match (common.dtype, dtype) {
-            (Some(common::Dtype::F32), Some(DType::BF16)) | (Some(common::Dtype::Bf16), Some(DType::F32)) => false,
-            _ => true,
+        // A kernel of no type, as one for indices, is wanted in any.
+        let wanted = move |dtype: Option<DType>| {
+            let other = match common.dtype {
+                Some(common::Dtype::F32) => Some(DType::BF16),
+                Some(common::Dtype::Bf16) => Some(DType::F32),
+                None => return true,
+            };
+            dtype.is_none() || dtype != other
         };
         let mut work: Vec<Work<'a>> = Vec::new();
         if let Some(way) = head::way(&self.name) {
