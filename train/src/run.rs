@@ -9,6 +9,7 @@ use std::time::Instant;
 use rayon::prelude::*;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::input::MediaOptions;
+use reel_runtime::device::ProductLibrary;
 use reel_runtime::{DType, Device};
 use serde_json::{Value, json};
 
@@ -211,6 +212,8 @@ struct Run<'a, W: Work<'a>> {
     progress: Progress,
     /// The step of the checkpoint that was written or read last, to write none twice.
     saved: u64,
+    /// What run.json says of the products' library.
+    products: Option<ProductLibrary>,
 }
 
 impl<'a, W: Work<'a>> Run<'a, W> {
@@ -253,6 +256,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         };
         let hashes = Hashes::open(&options.out, home, state.step, trainer.optimizer.states().count())?;
         output::write_run(&options.out, &run_json(setup, &state))?;
+        let products = setup.device.products();
         let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
         if let Start::From(folder) = &start {
             progress.note(&format!("going on after step {} of {}, from {}", state.step, state.steps, folder.display()));
@@ -272,6 +276,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
             files,
             resumed_after: state.step,
             saved: state.step,
+            products,
             state,
             last: None,
             metrics,
@@ -297,7 +302,10 @@ impl<'a, W: Work<'a>> Run<'a, W> {
                 Err(e) => return Err(e),
             }
         }
-        if self.setup.options.save_steps > 0 { self.save() } else { Ok(()) }
+        if self.setup.options.save_steps > 0 {
+            self.save()?;
+        }
+        self.write_products()
     }
 
     /// One step with all that belongs to it; false at the end of the data.
@@ -347,6 +355,9 @@ impl<'a, W: Work<'a>> Run<'a, W> {
             }
         }
         self.last = Some(line);
+        if self.products.is_none() {
+            self.write_products()?;
+        }
         if options.save_steps > 0 && n.is_multiple_of(options.save_steps) { self.save() } else { Ok(()) }
     }
 
@@ -357,11 +368,23 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         }
         self.metrics.sync()?;
         self.skipped.sync()?;
+        self.write_products()?;
         let options = self.setup.options;
         let work = |folder: &Path| self.work.save(folder);
         checkpoint::save(&options.out, &self.trainer, self.origin(), self.state.clone(), work)?;
         self.saved = self.state.step;
         checkpoint::prune(&options.out, options.save_total_limit)
+    }
+
+    /// Writes run.json again where products of other shapes were asked for since: after the first step, with each checkpoint and at the
+    /// end. Which algorithms there are is known only then.
+    fn write_products(&mut self) -> Result<()> {
+        let now = self.trainer.device.products();
+        if now != self.products {
+            output::write_run(&self.setup.options.out, &run_json(&self.setup, &self.state))?;
+            self.products = now;
+        }
+        Ok(())
     }
 
     fn origin(&self) -> Origin<'_> {
@@ -423,6 +446,9 @@ fn decoding_threads() -> usize {
 }
 
 fn run_json<O: Options>(setup: &Setup<O>, state: &State) -> Value {
+    let hardware = setup.device.hardware();
+    let products =
+        setup.device.products().map(|p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}));
     json!({
         "command": O::COMMAND,
         "version": env!("CARGO_PKG_VERSION"),
@@ -430,6 +456,8 @@ fn run_json<O: Options>(setup: &Setup<O>, state: &State) -> Value {
         "seed": setup.seed,
         "dtype": setup.dtype.name(),
         "device": setup.device.name(),
+        "machine": {"name": hardware.name, "driver": hardware.driver},
+        "products": products,
         "model_hash": state.model_hash,
         "data_hash": state.data_hash,
         "options": setup.resolved,

@@ -22,15 +22,19 @@ pub(super) fn step(
     n: u64,
 ) -> Result<StepResult> {
     t.grads.clear();
+    let device = t.device.clone();
+    let part = |name| device.profile().part(name);
     let (first, begun, mut told) = (set.uses == 0, Instant::now(), Told::default());
     let weights = Weights::new(options, &set.groups);
     for (i, groups) in set.groups.chunks(options.groups_at_a_time()).enumerate() {
         let packed = Packed::new(&t.device, &t.model.config, t.dtype, groups, options.shared_prefix)?; // S tokens
+        part("reference");
         if let Some(model) = reference.filter(|_| first) {
             let cx = Cx::inference(&t.device, t.dtype);
             let hidden = model.hidden(&cx, &packed.batch, false)?;
             set.reference.push(log_probs(&cx, model, &hidden, &packed, options)?.to_f32()?);
         }
+        part("forward");
         let cx = Cx::training(&t.device, t.dtype);
         let hidden = t.hidden(&cx, &packed.batch)?; // [S, H]
         told.entropy.push(entropy(&cx.without_tape(), &t.model, &hidden, &packed, options)?);
@@ -43,14 +47,17 @@ pub(super) fn step(
             set.old.extend((options.num_iterations > 1).then_some(now));
         }
         drop((hidden, log_probs));
+        part("backward");
         cx.backward(&loss, 1.0, &mut t.grads)?;
         told.add(&packed.batch, loss.to_f32()?[0], &stats.to_f32()?, options.importance_sampling_level);
     }
+    part("optimizer");
     let clip = t.clip(1.0)?; // [norm, factor]
     let mut result = told.result(set, &clip, t.recipe.learning_rate(n), reference.is_some())?;
     if result.is_finite() {
         t.optimizer.step(&t.grads, &clip, |name| t.recipe.hyper(name, n))?;
     }
+    part("");
     set.uses += 1;
     t.device.synchronize()?;
     result.shown = set.shown.take();
