@@ -117,7 +117,8 @@ fn rollouts_and_reference_know_the_adapter() {
         let out = p.path(dtype);
         let args = ["grpo", "--model", &p.base, "--data", &rows, "--out", &out, "--dtype", dtype, "--quiet"];
         let more = ["--num-generations", "2", "--per-device-train-batch-size", "2", "--max-completion-length", "8"];
-        let lora = ["--lora-r", "4", "--lora-target-modules", "all-linear", "--max-steps", "3", "--learning-rate", "0.05"];
+        let lora =
+            ["--lora-r", "4", "--lora-target-modules", "all-linear", "--max-steps", "3", "--learning-rate", "0.05"];
         // Every second completion is worth something, so that there is something to learn.
         let reward = ["--reward-command", "while read -r row; do i=$((i + 1)); echo $((i % 2)); done"];
         let accumulation = ["--gradient-accumulation-steps", "1"];
@@ -139,11 +140,10 @@ fn bad_input_is_one_line() {
     let p = Place::new();
     let golden = golden("lora/all_linear").display().to_string();
     let (base, out) = (p.base.clone(), p.path("out"));
-    p.sft("x", &["--lora-r", "4", "--lora-target-modules", "q_proj,nope"]).refused(
-        2,
-        &["--lora-target-modules: nope is no linear layer", "q_proj, k_proj", "qkv"],
-    );
-    p.sft("x", &["--lora-r", "4", "--lora-target-modules", "qkv", "--freeze-vision"]).refused(2, &["qkv is no linear layer"]);
+    p.sft("x", &["--lora-r", "4", "--lora-target-modules", "q_proj,nope"])
+        .refused(2, &["--lora-target-modules: nope is no linear layer", "q_proj, k_proj", "qkv"]);
+    p.sft("x", &["--lora-r", "4", "--lora-target-modules", "qkv", "--freeze-vision"])
+        .refused(2, &["qkv is no linear layer"]);
     p.sft("x", &["--lora-alpha", "4"]).refused(2, &["--lora-alpha: is for an adapter"]);
     p.sft("x", &["--lora-r", "4", "--lora-alpha", "0"]).refused(2, &["--lora-alpha: is 0"]);
     p.sft("x", &["--lora-r", "99999"]).refused(2, &["--lora-r: is 99999"]);
@@ -171,5 +171,6 @@ fn bad_input_is_one_line() {
         let text = fs::read(Path::new(&golden).join(name)).expect("a file");
         fs::write(Path::new(&moved).join(name), text).expect("a file");
     }
-    ask(&["--model", &moved]).refused(1, &["base_model_name_or_path: names ../../train/model_a, which is not there", "--adapter"]);
+    ask(&["--model", &moved])
+        .refused(1, &["base_model_name_or_path: names ../../train/model_a, which is not there", "--adapter"]);
 }

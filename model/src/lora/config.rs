@@ -110,8 +110,11 @@ impl AdapterConfig {
             }
         };
         let rslora = fields.get("use_rslora").is_some_and(is_set);
-        let base = fields.get("base_model_name_or_path").and_then(Value::as_str).filter(|base| !base.is_empty());
         let by = if rslora { (r as f64).sqrt() } else { r as f64 };
+        if !((alpha / by) as f32).is_finite() {
+            return refuse("lora_alpha", format!("is {alpha}, beyond what f32 can hold"), "restore the adapter's file");
+        }
+        let base = fields.get("base_model_name_or_path").and_then(Value::as_str).filter(|base| !base.is_empty());
         Ok(Self { base: base.map(str::to_string), r, scale: alpha / by })
     }
 }
