@@ -72,6 +72,7 @@ impl Ceilings {
                 c_dtype: dtype,
                 bias: Addr::NULL,
                 accumulate: false,
+                scale: 1.0,
             };
             Ok(launch.cost().flops / best(&Launch::Matmul(launch))?)
         };

@@ -6,8 +6,8 @@ use clap::{ArgMatches, Parser, Subcommand};
 
 use crate::common::Common;
 use crate::{
-    bench, demo, doctor, eval, frames, generate, grpo, init, kernels, plan, preprocess, replay, report, resize, reward,
-    score, sft, sim, tokenize,
+    bench, demo, doctor, eval, frames, generate, grpo, init, kernels, merge, plan, preprocess, replay, report, resize,
+    reward, score, sft, sim, tokenize,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -51,6 +51,8 @@ pub enum Command {
     Init(init::Init),
     /// List the kernels, show what one does and needs, check their machine code
     Kernels(kernels::Kernels),
+    /// Add a LoRA adapter to its model's weights
+    Merge(merge::Merge),
     /// Say what a command would need, in memory and time, without running it
     Plan(plan::Plan),
     /// Turn messages and their media into what the model reads
@@ -86,6 +88,7 @@ pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
         Command::Grpo(c) => c.run(common, matches),
         Command::Init(c) => c.run(common),
         Command::Kernels(c) => c.run(common),
+        Command::Merge(c) => c.run(common),
         Command::Plan(c) => c.run(common, matches),
         Command::Preprocess(c) => c.run(common),
         Command::Replay(c) => c.run(common),

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::common::Common;
 use crate::fail::bad_usage;
 use crate::model::{self, Model};
-use crate::prompt::{MessageFlags, Prompt, QuestionFlags};
+use crate::prompt::{MessageFlags, ModelFlags, Prompt, QuestionFlags};
 use crate::{interrupt, output, trace};
 
 /// Answer a question, about a film, a picture or neither.
@@ -24,9 +24,8 @@ Example:
   reel init --preset tiny --out tiny
   reel generate --model tiny --max-new-tokens 16 --prompt \"Hello\"")]
 pub struct Generate {
-    /// The model folder, or a hub id
-    #[arg(long, value_name = "MODEL")]
-    model: String,
+    #[command(flatten)]
+    model: ModelFlags,
     #[command(flatten)]
     question: QuestionFlags,
     #[command(flatten)]
@@ -105,8 +104,9 @@ impl Generate {
         if !(1..=MOST_ANSWERS).contains(&self.n) {
             return Err(answers_refused(self.n));
         }
-        let prompt = self.messages.encode_or_ask(&self.question, &self.model, common)?;
-        let model = Model::open(&prompt.folder, &prompt.bundle.config, common)?;
+        let (base, adapter) = self.model.parts()?;
+        let prompt = self.messages.encode_or_ask(&self.question, &base, common)?;
+        let model = Model::open_with(&prompt.folder, adapter.as_deref(), &prompt.bundle.config, common)?;
         let mut printer = Printer::new(&prompt.bundle, &self.sampling.stop, self.n == 1 && !common.json);
         let (completions, timing) = self.complete(&prompt, &model, common, |id| printer.push(id))?;
         printer.finish()?;

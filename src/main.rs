@@ -19,6 +19,7 @@ mod kernels;
 mod lines;
 mod machines;
 mod media;
+mod merge;
 mod model;
 mod output;
 mod plan;

@@ -8,6 +8,7 @@ use reel_model::batch::Sequence;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::input::Tokens;
+use reel_model::lora::{Adapter, AdapterSource};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device, SimOptions};
 
@@ -28,12 +29,23 @@ pub struct Model {
 impl Model {
     /// Opens the weights of a folder.
     pub fn open(folder: &Path, config: &ModelConfig, common: &Common) -> Result<Self> {
+        Self::open_with(folder, None, config, common)
+    }
+
+    /// Opens the weights of a folder, with the adapter of another.
+    pub fn open_with(folder: &Path, adapter: Option<&Path>, config: &ModelConfig, common: &Common) -> Result<Self> {
         let begun = Instant::now();
         let device = device(common)?;
         let dtype = dtype(common);
         let weights = trace::span("load", || -> Result<_> {
             let files = Checkpoint::open(folder)?;
-            Ok(Qwen25Vl::open(&device, &files, config, dtype)?)
+            let adapter = adapter.map(Adapter::open).transpose()?;
+            adapter.iter().try_for_each(|adapter| adapter.check(config))?;
+            let base = Qwen25Vl::open(&device, &files, config, dtype)?;
+            Ok(match &adapter {
+                Some(adapter) => base.with_adapter(&device, dtype, AdapterSource::Files(adapter), false)?,
+                None => base,
+            })
         })?;
         trace::record_launches(&device, dtype);
         let cx = Cx::inference(&device, dtype);

@@ -10,11 +10,24 @@ use reel_model::hub::{Progress, resolve};
 use reel_model::input::Tokens;
 use reel_model::input::encode::{Bundle, MediaOptions, SecondPerGrid, encode};
 use reel_model::input::messages::{Conversation, ImagePart, Part, Source, VideoPart, VideoSource};
+use reel_model::lora::{ADAPTER_CONFIG, Adapter, is_adapter};
 use reel_train::options::Parity;
 
 use crate::common::Common;
+use crate::fail::{bad_usage, failed};
 use crate::media::{MediaFlags, WorkerFlags};
 use crate::{output, trace};
+
+/// A model, and what is put on it.
+#[derive(Args, Clone, Debug)]
+pub struct ModelFlags {
+    /// The model folder, or a hub id; or the folder of a LoRA adapter, which names its model
+    #[arg(long, value_name = "MODEL")]
+    model: String,
+    /// The folder of a LoRA adapter to put on the model, as reel sft --lora-r or PEFT wrote it
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+}
 
 /// Messages in a file, and how their media are read.
 #[derive(Args, Clone, Debug)]
@@ -61,8 +74,35 @@ pub struct Prompt {
     pub seconds: f64,
 }
 
+impl ModelFlags {
+    /// The model to open, and the folder of the adapter to put on it.
+    pub fn parts(&self) -> Result<(String, Option<PathBuf>)> {
+        let folder = Path::new(&self.model);
+        if !is_adapter(folder) {
+            return Ok((self.model.clone(), self.adapter.clone()));
+        }
+        if self.adapter.is_some() {
+            return Err(bad_usage("--model", "is an adapter itself", "give a model, or leave --adapter out"));
+        }
+        let place = format!("{}: base_model_name_or_path", folder.join(ADAPTER_CONFIG).display());
+        let cure = format!("give --model BASE --adapter {}", folder.display());
+        let base = match Adapter::open(folder)?.base() {
+            Some(base) => base.to_string(),
+            None => return Err(failed(place, "is missing", cure)),
+        };
+        // What looks like a path is none of the hub's ids.
+        if base.starts_with(['/', '.']) && !Path::new(&base).is_dir() {
+            return Err(failed(place, format!("names {base}, which is not there"), cure));
+        }
+        Ok((base, Some(folder.to_path_buf())))
+    }
+}
+
 /// The folder of a MODEL argument: a folder, or a hub id.
 pub fn folder(model: &str) -> Result<PathBuf> {
+    if is_adapter(Path::new(model)) {
+        return Err(failed(model, "is an adapter, not a model", "give its model, or make one of both with reel merge"));
+    }
     let mut said = Instant::now();
     let mut say = |p: Progress| {
         if output::watched() && (said.elapsed().as_millis() > 200 || p.total == Some(p.done)) {

@@ -16,7 +16,7 @@ use reel_runtime::{Tensor, ops};
 use crate::common::Common;
 use crate::model::{self, Model};
 use crate::output;
-use crate::prompt::MessageFlags;
+use crate::prompt::{MessageFlags, ModelFlags};
 use crate::trace;
 
 /// Run the model once over a conversation and write what it says of every token.
@@ -27,9 +27,8 @@ Example:
   echo '[{\"role\": \"user\", \"content\": \"Hello\"}]' > messages.json
   reel score --model tiny --messages messages.json --out score.safetensors")]
 pub struct Score {
-    /// The model folder, or a hub id
-    #[arg(long, value_name = "MODEL")]
-    model: String,
+    #[command(flatten)]
+    model: ModelFlags,
     /// What `reel preprocess` wrote, instead of messages; only `input_ids` must be there
     #[arg(long, value_name = "F.safetensors", conflicts_with = "messages", required_unless_present = "messages")]
     inputs: Option<PathBuf>,
@@ -50,9 +49,10 @@ struct Scored {
 impl Score {
     /// Runs the model and writes the file.
     pub fn run(&self, common: &Common) -> Result<()> {
-        let (folder, tokens) = self.tokens(common)?;
+        let (base, adapter) = self.model.parts()?;
+        let (folder, tokens) = self.tokens(&base, common)?;
         let config = ModelConfig::open(&folder)?;
-        let model = Model::open(&folder, &config, common)?;
+        let model = Model::open_with(&folder, adapter.as_deref(), &config, common)?;
         let place = self.inputs.as_ref().map_or("the conversation".to_string(), |p| p.display().to_string());
         let scored = trace::span("forward", || forward(&model, &tokens, &place))?;
         let mean = trace::span("logits", || self.write(&model, &tokens, &scored))?;
@@ -65,12 +65,12 @@ impl Score {
         Ok(())
     }
 
-    fn tokens(&self, common: &Common) -> Result<(PathBuf, Tokens)> {
+    fn tokens(&self, base: &str, common: &Common) -> Result<(PathBuf, Tokens)> {
         let Some(inputs) = &self.inputs else {
-            let prompt = self.messages.encode(&self.model, common)?;
+            let prompt = self.messages.encode(base, common)?;
             return Ok((prompt.folder, prompt.tokens));
         };
-        let folder = crate::prompt::folder(&self.model)?;
+        let folder = crate::prompt::folder(base)?;
         let tokens = Tokens::read(inputs, &ModelConfig::open(&folder)?)?;
         Ok((folder, tokens))
     }

@@ -9,9 +9,11 @@ use reel_kernels::cuda::Gpu;
 use reel_kernels::cuda::fake::Fake;
 use reel_kernels::{Arch, compile};
 use reel_model::batch::Sequence;
-use reel_model::checkpoint::Checkpoint;
+use reel_model::checkpoint::{Checkpoint, Dtype, Naming};
 use reel_model::config::ModelConfig;
+use reel_model::lora::{self, Adapter, AdapterFolder, AdapterSource, LinearLayer, LoraSpec};
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::save::TensorSpec;
 use reel_runtime::{Cx, DType, Device, SimOptions};
 
 /// A model whose weights are bf16, as decode's own products want them.
@@ -71,8 +73,13 @@ fn asks() -> Vec<Ask> {
 
 /// Every way of running the same requests on a device.
 fn ways_agree(device: &Device, dtype: DType, asks: &[Ask], ways: &[(usize, usize)]) -> Vec<Completion> {
-    let (model, cx) = (model(device, dtype), Cx::inference(device, dtype));
-    let engine = || Engine::new(&model, &cx).unwrap();
+    ways_of(&model(device, dtype), device, dtype, asks, ways)
+}
+
+/// The same of a model that is there.
+fn ways_of(model: &Qwen25Vl, device: &Device, dtype: DType, asks: &[Ask], ways: &[(usize, usize)]) -> Vec<Completion> {
+    let cx = Cx::inference(device, dtype);
+    let engine = || Engine::new(model, &cx).unwrap();
     let eos = ends(&run(&engine(), asks, &[]));
     let want = run(&engine().without_recordings().steps_ahead(0), asks, &eos);
     assert!(want.iter().any(|c| c.finish_reason == FinishReason::Stop), "none ends early");
@@ -146,6 +153,64 @@ fn graphs_keep_the_drivers_rules_and_give_the_bits_of_sim() {
         let got = ways_agree(&device, dtype, &few(), &[(256, 1)]);
         let sim = simulated();
         let (model, cx) = (model(&sim, dtype), Cx::inference(&sim, dtype));
+        let engine = Engine::new(&model, &cx).unwrap();
+        let eos = ends(&run(&engine, &few(), &[]));
+        assert_eq!(got, run(&engine, &few(), &eos), "{dtype}");
+        drop(device);
+        assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
+    }
+}
+
+/// The model with an adapter on every layer whose B is not 0.
+fn adapted(device: &Device, dtype: DType) -> Qwen25Vl {
+    let base = model(device, dtype);
+    let spec = LoraSpec { r: 3, alpha: 2.0, targets: vec![lora::ALL_LINEAR.into()], vision: true };
+    let spec_of = |layer: &LinearLayer| {
+        let of = |part: &str, shape: Vec<usize>| TensorSpec {
+            name: format!("{}.{part}.weight", layer.name),
+            dtype: Dtype::Bf16,
+            shape,
+        };
+        [of("lora_A", vec![3, layer.inner]), of("lora_B", vec![layer.out, 3])]
+    };
+    let tensors: Vec<TensorSpec> = lora::linear_layers(&base.config).iter().flat_map(spec_of).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let (source, naming) = (folder(), Naming::Classic);
+    lora::save(
+        dir.path(),
+        AdapterFolder { spec: &spec, base: "base", source: &source, naming },
+        &tensors,
+        |spec, to| {
+            let salt = spec.name.bytes().fold(7u32, |a, b| a.wrapping_mul(31).wrapping_add(b.into()));
+            let number = |i: u32| ((i ^ salt).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0;
+            let n = spec.shape.iter().product::<usize>() as u32;
+            // The upper half of an f32 is a bf16.
+            (0..n).try_for_each(|i| to.write_all(&(0.3 * number(i)).to_le_bytes()[2..]))
+        },
+    )
+    .unwrap();
+    let adapter = Adapter::open(dir.path()).unwrap();
+    adapter.check(&base.config).unwrap();
+    base.with_adapter(device, dtype, AdapterSource::Files(&adapter), false).unwrap()
+}
+
+#[test]
+fn an_adapter_acts_in_every_way_of_decoding() {
+    for dtype in [DType::F32, DType::BF16] {
+        let cpu = Device::cpu(2);
+        let (bare, with) = (model(&cpu, dtype), adapted(&cpu, dtype));
+        let got = ways_of(&with, &cpu, dtype, &asks(), &[(256, 1), (2, 0)]);
+        assert_ne!(got, ways_of(&bare, &cpu, dtype, &asks(), &[(256, 1)]), "it acts");
+        assert_eq!(
+            ways_of(&with.without_adapter(), &cpu, dtype, &asks(), &[(2, 0)]),
+            ways_of(&bare, &cpu, dtype, &asks(), &[(2, 0)])
+        );
+        let Some(()) = compile::for_test() else { continue };
+        let fake = Fake::new(Arch::A100, 512 << 20);
+        let device = Device::on_gpu(Gpu::with(Arc::new(fake.clone())).unwrap()).unwrap();
+        let got = ways_of(&adapted(&device, dtype), &device, dtype, &few(), &[(256, 1)]);
+        let sim = simulated();
+        let (model, cx) = (adapted(&sim, dtype), Cx::inference(&sim, dtype));
         let engine = Engine::new(&model, &cx).unwrap();
         let eos = ends(&run(&engine, &few(), &[]));
         assert_eq!(got, run(&engine, &few(), &eos), "{dtype}");

@@ -89,6 +89,7 @@ fn product(dtypes: [(DType, bool); 3], [m, n, k]: [usize; 3], copies: usize, cal
             c_dtype: dtypes[2].0,
             bias: Addr::NULL,
             accumulate: false,
+            scale: 1.0,
         });
         // SAFETY: arrays of the sizes that the product says, alive here.
         time(|| unsafe { launch::run_on_cpu(&launch, team) })

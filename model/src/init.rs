@@ -7,7 +7,7 @@ mod normal;
 mod presets;
 #[cfg(test)]
 mod tests;
-mod weights;
+pub(crate) mod weights;
 
 use std::fs;
 use std::io;

@@ -9,6 +9,7 @@ pub mod hub;
 pub mod init;
 pub mod input;
 mod linear;
+pub mod lora;
 pub mod qwen2_5_vl;
 pub mod save;
 mod stream;

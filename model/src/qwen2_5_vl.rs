@@ -48,6 +48,11 @@ impl Qwen25Vl {
         self.vision.tensors().chain(self.text.tensors()).filter(|t| t.parameter().is_some())
     }
 
+    /// Whether anything of the vision tower or its merger is trained.
+    pub fn trains_vision(&self) -> bool {
+        self.vision.tensors().any(|t| t.parameter().is_some())
+    }
+
     /// Vision tokens `[M, H]` of a batch's media, in processor order.
     ///
     /// # Errors

@@ -11,6 +11,6 @@ mod tests;
 
 pub(crate) use atomic::Unfinished;
 pub use atomic::{AtomicFile, remove_unfinished};
-pub(crate) use hub_folder::write_whole;
 pub use hub_folder::{HubFolder, SHARD_BYTES, hub_folder, write_weights};
+pub(crate) use hub_folder::{copy_companions, same_folder, write_file, write_whole};
 pub use tensors::{StoredTensor, TensorSpec, write_safetensors};

@@ -28,7 +28,7 @@ pub struct Decoder {
     pub lm_head: Tensor,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Layer {
     input_norm: Tensor, // [H]
     post_norm: Tensor,  // [H]
@@ -114,6 +114,14 @@ impl Decoder {
             [&layer.input_norm, &layer.post_norm].into_iter().chain(linears.into_iter().flat_map(Linear::tensors))
         });
         [&self.embed_tokens, &self.norm].into_iter().chain(head).chain(layers)
+    }
+
+    /// The layers that an adapter can be put on.
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.layers.iter_mut().flat_map(|layer| {
+            let l = Arc::make_mut(layer);
+            [&mut l.q, &mut l.k, &mut l.v, &mut l.o, &mut l.gate, &mut l.up, &mut l.down]
+        })
     }
 
     /// Hidden states `[S, H]` after the last norm, from embeddings x `[S, H]` and positions i32 `[3, S]`.

@@ -28,7 +28,7 @@ pub struct VisionTower {
     merge_out: Linear,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Block {
     norm1: Tensor, // [C]
     norm2: Tensor, // [C]
@@ -70,6 +70,15 @@ impl VisionTower {
         });
         let merger = [&self.merge_in, &self.merge_out].into_iter().flat_map(Linear::tensors);
         [&self.patch_embed, &self.ln_q].into_iter().chain(blocks).chain(merger)
+    }
+
+    /// The layers that an adapter can be put on.
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let blocks = self.blocks.iter_mut().flat_map(|block| {
+            let b = Arc::make_mut(block);
+            [&mut b.qkv, &mut b.proj, &mut b.gate, &mut b.up, &mut b.down]
+        });
+        blocks.chain([&mut self.merge_in, &mut self.merge_out])
     }
 
     /// Vision tokens `[M, H]` in processor order. `checkpoint`: keep only each block's input for the gradient.

@@ -1,4 +1,4 @@
-//! `OUT/checkpoint-N/`: a hub folder with the weights after step N, and below `training/` what is needed to go on to the
+//! `OUT/checkpoint-N/`: a hub folder with the weights after step N (an adapter's folder, where one is trained), and below `training/` what is needed to go on to the
 //! same bits: `optimizer.safetensors` (moments, their scales, lower halves of the master copy) and `state.json`.
 //!
 //! A checkpoint is written under a hidden name and renamed when it is whole and on the disk, so that a run that is killed, or a
@@ -10,6 +10,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use reel_model::checkpoint::{Checkpoint, Dtype, Naming, expected_tensors};
+use reel_model::lora::{self, AdapterFolder, LoraSpec};
 use reel_model::save::{HubFolder, TensorSpec, hub_folder};
 use reel_model::weights::widen;
 use reel_runtime::optim::ParameterState;
@@ -29,6 +30,8 @@ pub struct Origin<'a> {
     pub folder: &'a Path,
     /// Its weight files.
     pub files: &'a Checkpoint,
+    /// How an adapter is to call it: an absolute path or a hub id.
+    pub name: &'a str,
 }
 
 const PREFIX: &str = "checkpoint-";
@@ -62,18 +65,37 @@ pub fn save(
     Ok(target)
 }
 
-/// Writes a hub folder with the weights as they are, in the dtype of training.
+/// Writes a hub folder with the weights as they are, in the dtype of training; of a run that trains an adapter, the adapter's.
 pub fn save_weights(folder: &Path, t: &Trainer, origin: Origin) -> Result<()> {
     let dtype = if t.dtype == DType::BF16 { Dtype::Bf16 } else { Dtype::F32 };
+    if let Some(spec) = &t.recipe.lora {
+        return save_adapter(folder, t, origin, spec, dtype);
+    }
     let trained: BTreeMap<&str, &Tensor> = t.optimizer.states().map(|(name, weights, _)| (name, weights)).collect();
     let tensors: Vec<TensorSpec> =
         expected_tensors(&t.model.config).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
     let naming: Naming = origin.files.naming();
     let fill = |spec: &TensorSpec, to: &mut dyn Write| match trained.get(spec.name.as_str()) {
-        Some(weights) => parts(weights).try_for_each(|part| to.write_all(&part.map_err(io::Error::other)?)),
+        Some(weights) => write_trained(weights, to),
         None => write_untrained(origin.files, spec, to),
     };
     Ok(hub_folder(folder, HubFolder { source: origin.folder, naming, dtype }, &tensors, fill)?)
+}
+
+fn write_trained(weights: &Tensor, to: &mut dyn Write) -> io::Result<()> {
+    parts(weights).try_for_each(|part| to.write_all(&part.map_err(io::Error::other)?))
+}
+
+fn save_adapter(out: &Path, t: &Trainer, origin: Origin, spec: &LoraSpec, dtype: Dtype) -> Result<()> {
+    let trained: BTreeMap<&str, &Tensor> = t.optimizer.states().map(|(name, weights, _)| (name, weights)).collect();
+    let stored = |(name, t): (&&str, &&Tensor)| TensorSpec { name: name.to_string(), dtype, shape: t.shape().to_vec() };
+    let tensors: Vec<TensorSpec> = trained.iter().map(stored).collect();
+    let folder = AdapterFolder { spec, base: origin.name, source: origin.folder, naming: origin.files.naming() };
+    let missing = |name: &str| io::Error::other(format!("{name} is not trained"));
+    let fill = |spec: &TensorSpec, to: &mut dyn Write| {
+        write_trained(trained.get(spec.name.as_str()).ok_or_else(|| missing(&spec.name))?, to)
+    };
+    Ok(lora::save(out, folder, &tensors, fill)?)
 }
 
 /// A weight that is not trained, from the file that it came from, in the dtype of the others.

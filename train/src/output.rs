@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use reel_model::lora::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use serde_json::Value;
 
 use crate::grpo::ROLLOUTS;
@@ -87,8 +88,8 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
     for entry in fs::read_dir(out).map_err(|e| TrainError::read(out, e))? {
         let path = entry.map_err(|e| TrainError::read(out, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let of_a_run =
-            [METRICS, SKIPPED, RUN, HASHES].contains(&name.as_str()) || name.starts_with("events.out.tfevents.");
+        let of_a_run = [METRICS, SKIPPED, RUN, HASHES, ADAPTER_CONFIG, ADAPTER_WEIGHTS].contains(&name.as_str())
+            || name.starts_with("events.out.tfevents.");
         if of_a_run
             || name.starts_with("model")
                 && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"))
@@ -200,6 +201,8 @@ mod tests {
             "run.json",
             "model.safetensors",
             "model-00001-of-00002.safetensors",
+            "adapter_config.json",
+            "adapter_model.safetensors",
             "notes.txt",
             "checkpoint-3/training/state.json",
         ] {

@@ -1,5 +1,6 @@
 //! The numbers of a run: which rate and decay each parameter has in each step.
 
+use reel_model::lora::LoraSpec;
 use reel_runtime::optim::{Hyper, Moments, Schedule, ScheduleKind};
 
 use crate::options::{RunOptions, Scheduler};
@@ -17,6 +18,8 @@ pub struct Recipe {
     pub gradient_checkpointing: bool,
     /// The vision tower and its merger stay as they are.
     pub freeze_vision: bool,
+    /// The adapter that is trained in place of the weights, if one is.
+    pub lora: Option<LoraSpec>,
     /// How the optimizer holds its moments.
     pub moments: Moments,
     /// Of the draws that round small moments.
@@ -45,6 +48,7 @@ impl Recipe {
             max_grad_norm: options.max_grad_norm,
             gradient_checkpointing: options.gradient_checkpointing,
             freeze_vision: options.freeze_vision,
+            lora: options.lora(),
             moments: options.optim.moments(),
             seed: 0,
             vision: options.learning_rate_vision.unwrap_or(learning_rate),
@@ -61,9 +65,9 @@ impl Recipe {
         Self { seed, ..self }
     }
 
-    /// Whether a parameter, by its classic name, is trained.
+    /// Whether a weight of the model, by its classic name, is trained. With an adapter none is.
     pub fn trains(&self, name: &str) -> bool {
-        !(self.freeze_vision && name.starts_with("visual."))
+        self.lora.is_none() && !(self.freeze_vision && name.starts_with("visual."))
     }
 
     /// The decoder's learning rate in step `step`, counted from 1.

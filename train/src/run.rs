@@ -202,6 +202,8 @@ struct Run<'a, W: Work<'a>> {
     work: W,
     /// The weight files that the run started from or went on from.
     files: Checkpoint,
+    /// How others find the model that it started from.
+    name: String,
     state: State,
     resumed_after: u64,
     last: Option<StepMetrics>,
@@ -220,7 +222,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
     fn begin(setup: &Setup<'a, W::Options>, start: Start, rows: Arc<W::Rows>) -> Result<Self> {
         let options = setup.options;
         let order = order(options.no_shuffle, rows.rows(), setup.seed);
-        let (state, found, folder) = match &start {
+        let (state, found, from) = match &start {
             Start::Fresh => {
                 if W::needs_every_row(options) && !setup.quiet {
                     eprintln!("looking at {} rows", rows.rows());
@@ -230,19 +232,19 @@ impl<'a, W: Work<'a>> Run<'a, W> {
                 if let Some(first) = found.first().filter(|_| !setup.quiet) {
                     eprintln!("{} of {} rows are left out; the first: {}", found.len(), rows.rows(), first.reason);
                 }
-                (resume::fresh(setup, &*rows, steps, &found)?, found, setup.model)
+                (resume::fresh(setup, &*rows, steps, &found)?, found, None)
             }
             Start::From(folder) => {
                 let longer = || {
                     let found = malformed(&*rows, options.strict)?;
                     Ok(length_of::<W>(setup, &rows, &order, found)?.0)
                 };
-                (resume::continued(setup, &*rows, folder, longer)?, Vec::new(), folder.as_path())
+                (resume::continued(setup, &*rows, folder, longer)?, Vec::new(), Some(folder.as_path()))
             }
         };
         let config = reel_model::config::ModelConfig::open(setup.model)?;
         let recipe = Recipe::new(options, state.steps).seeded(setup.seed);
-        let (mut trainer, files) = Trainer::open(setup.device, &config, folder, setup.dtype, recipe)?;
+        let (mut trainer, files) = Trainer::go_on(setup.device, &config, setup.model, from, setup.dtype, recipe)?;
         let (metrics, skipped) = match &start {
             Start::Fresh => output::fresh_logs(&options.out, setup.model, &found)?,
             Start::From(folder) => {
@@ -264,16 +266,13 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         let batching = W::batching(options, rows.rows());
         let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
         let feed = Feed::new(rows.clone(), order, batching, &state.position, threads, window);
-        let from = match &start {
-            Start::Fresh => None,
-            Start::From(folder) => Some(folder.as_path()),
-        };
         Ok(Self {
             work: W::begin(setup, rows.clone(), feed, &trainer, from)?,
             setup: *setup,
             rows,
             trainer,
             files,
+            name: name_of(&options.model),
             resumed_after: state.step,
             saved: state.step,
             products,
@@ -388,7 +387,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
     }
 
     fn origin(&self) -> Origin<'_> {
-        Origin { folder: self.setup.model, files: &self.files }
+        Origin { folder: self.setup.model, files: &self.files, name: &self.name }
     }
 
     /// Leaves what can be resumed; the error says how.
@@ -416,6 +415,11 @@ impl<'a, W: Work<'a>> Run<'a, W> {
             cure: cure.to_string(),
         }
     }
+}
+
+/// A model as an adapter's config is to name it: a folder by its absolute path, so that it is found from anywhere; a hub id as it is.
+fn name_of(model: &str) -> String {
+    Path::new(model).canonicalize().map_or(model.to_string(), |path| path.display().to_string())
 }
 
 /// The order of rows.

@@ -6,16 +6,17 @@ use reel_media::strip::Png;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
+use reel_model::lora::{Adapter, AdapterSource, LoraSpec};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::{Loader, Source};
 use reel_runtime::optim::AdamW;
 use reel_runtime::{Category, Cx, DType, Device, Grads, Tensor};
 use serde_json::{Map, Value};
 
-use crate::Result;
 use crate::digest::Digest;
 use crate::recipe::Recipe;
 use crate::sample::Sample;
+use crate::{Result, TrainError};
 
 /// The state of a run on a device.
 #[derive(Debug)]
@@ -76,10 +77,35 @@ impl StepResult {
 }
 
 impl Trainer {
-    /// Loads `weights` for training and makes room for everything that a step keeps.
+    /// Loads `weights` for training and makes room for everything that a step keeps. An adapter, where the recipe has one, is new.
     pub fn new(device: &Device, config: &ModelConfig, weights: Source, dtype: DType, recipe: Recipe) -> Result<Self> {
+        Self::after(device, config, weights, None, dtype, recipe)
+    }
+
+    /// [`Self::new`] with the adapter as it was left, where there is one.
+    fn after(
+        device: &Device,
+        config: &ModelConfig,
+        weights: Source,
+        adapter: Option<&Adapter>,
+        dtype: DType,
+        recipe: Recipe,
+    ) -> Result<Self> {
         let trainable = |name: &str| recipe.trains(name);
-        let model = Qwen25Vl::load(&Loader { device, source: weights, dtype, trainable: &trainable }, config)?;
+        let mut model = Qwen25Vl::load(&Loader { device, source: weights, dtype, trainable: &trainable }, config)?;
+        if let Some(spec) = &recipe.lora {
+            let layers = spec.layers(config).map_err(|unknown| {
+                let what = format!("{} is no linear layer that could be trained here", unknown.target);
+                let cure = format!("choose from {}, or give all-linear", unknown.known.join(", "));
+                TrainError::option("--lora-target-modules", what, cure)
+            })?;
+            let source = match (weights, adapter) {
+                (_, Some(adapter)) => AdapterSource::Files(adapter),
+                (Source::Nothing(_), None) => AdapterSource::Nothing(&layers, spec),
+                (Source::Files(_), None) => AdapterSource::New(&layers, spec, recipe.seed),
+            };
+            model = model.with_adapter(device, dtype, source, true)?;
+        }
         let parameters: Vec<Tensor> = model.parameters().cloned().collect();
         let optimizer = AdamW::new(&parameters, recipe.moments, recipe.seed)?;
         let mut grads = Grads::new();
@@ -101,10 +127,32 @@ impl Trainer {
         Ok((Self::new(device, config, Source::Files(&files), dtype, recipe)?, files))
     }
 
-    /// Hidden states `[S, H]`. A frozen vision tower runs off the tape.
+    /// Opens the model of a run, or goes on after a checkpoint: a whole model, or an adapter that stands beside `model`.
+    /// Gives the weight files that it was read from, too.
+    pub fn go_on(
+        device: &Device,
+        config: &ModelConfig,
+        model: &Path,
+        checkpoint: Option<&Path>,
+        dtype: DType,
+        recipe: Recipe,
+    ) -> Result<(Self, Checkpoint)> {
+        let Some((folder, spec)) = checkpoint.zip(recipe.lora.as_ref()) else {
+            return Self::open(device, config, checkpoint.unwrap_or(model), dtype, recipe);
+        };
+        let files = Checkpoint::open(model)?;
+        files.check(config)?;
+        let adapter = Adapter::open(folder)?;
+        adapter.check(config)?;
+        same_layers(folder, &adapter, spec, config)?;
+        let trainer = Self::after(device, config, Source::Files(&files), Some(&adapter), dtype, recipe)?;
+        Ok((trainer, files))
+    }
+
+    /// Hidden states `[S, H]`. A vision tower of which nothing is trained runs off the tape.
     pub fn hidden(&self, cx: &Cx, batch: &Batch) -> Result<Tensor> {
         let checkpointing = self.recipe.gradient_checkpointing;
-        if !self.recipe.freeze_vision {
+        if self.model.trains_vision() {
             return Ok(self.model.hidden(cx, batch, checkpointing)?);
         }
         let vision = match &batch.media {
@@ -150,6 +198,17 @@ pub fn fingerprint(hashes: &[(String, u64)]) -> String {
     let mut all = Digest::default();
     hashes.iter().for_each(|(name, hash)| all.add(name, *hash));
     all.finish()
+}
+
+/// Refuses a checkpoint whose adapter is not the run's: its options were compared, but its files may have been exchanged.
+fn same_layers(folder: &Path, adapter: &Adapter, spec: &LoraSpec, config: &ModelConfig) -> Result<()> {
+    let mut wanted: Vec<String> = spec.layers(config).unwrap_or_default().into_iter().map(|layer| layer.name).collect();
+    wanted.sort();
+    if adapter.layers().eq(wanted.iter().map(String::as_str)) && adapter.scale() == spec.scale() {
+        return Ok(());
+    }
+    let what = "holds an adapter on other layers, or of another scale, than this run's";
+    Err(TrainError::output(folder.display().to_string(), what, "resume from another checkpoint"))
 }
 
 /// A micro-batch on the device: S tokens, of which L are learned.

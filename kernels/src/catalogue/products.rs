@@ -37,7 +37,7 @@ fn all(s: &Sizes) -> Vec<Product> {
         let operand = |transposed| Operand { addr: SOME, dtype, transposed };
         let c_dtype = if accumulate { F32 } else { dtype };
         let (a, b) = (operand(a), operand(b));
-        let product = Matmul { m, n, k, a, b, c: SOME, c_dtype, bias: Addr::NULL, accumulate };
+        let product = Matmul { m, n, k, a, b, c: SOME, c_dtype, bias: Addr::NULL, accumulate, scale: 1.0 };
         Product { name, size: size.clone(), dtype, product }
     };
     let both = |[fwd, dx, dw]: [&'static str; 3], dtype| {

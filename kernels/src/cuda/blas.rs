@@ -384,7 +384,7 @@ impl Blas for CublasLt {
             std::collections::hash_map::Entry::Vacant(place) => place.insert(self.prepare(p, &shape)?),
         };
         let f = &self.functions;
-        let (one, old) = (1.0f32, if p.accumulate { 1.0f32 } else { 0.0 });
+        let (scale, old) = (p.scale, if p.accumulate { 1.0f32 } else { 0.0 });
         let [a, b, c] = [p.a.addr, p.b.addr, p.c].map(|at| at.0 as *mut c_void);
         // SAFETY: the caller's promise for the operands; alpha and beta are read before the call returns.
         let status = unsafe {
@@ -395,7 +395,7 @@ impl Blas for CublasLt {
             (f.matmul)(
                 self.handle,
                 prepared.desc,
-                (&raw const one).cast(),
+                (&raw const scale).cast(),
                 b,
                 prepared.first,
                 a,

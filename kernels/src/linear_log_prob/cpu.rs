@@ -95,6 +95,7 @@ impl Output {
             c_dtype: DType::F32,
             bias: Addr::NULL,
             accumulate: false,
+            scale: 1.0,
         };
         // SAFETY: the caller's promise.
         unsafe { matmul::cpu::run(&product, team) }

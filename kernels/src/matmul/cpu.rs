@@ -1,7 +1,7 @@
 //! Matrix products on the cpu: both operands packed, a tile of C in registers, one fixed order of summation.
 //!
 //! The order. Every element of C is one lane of one register. It starts at 0 and takes the *units* of k one after the other, each
-//! with one fused instruction; then bias, then (if asked) the old C is added, then it is rounded once to C's dtype. A unit is one k with
+//! with one fused instruction; then it is multiplied by the scale; then bias, then (if asked) the old C is added, then it is rounded once to C's dtype. A unit is one k with
 //! f32 arithmetic, or two neighbouring k with the bf16 dot product (bf16 × bf16 where the processor has it). Nothing else enters: neither
 //! tile nor thread nor the block of k (a partial sum that is put aside and taken up again is the same f32).
 //!
@@ -210,6 +210,7 @@ struct Product<'a, T> {
     c: Out<T>,
     bias: &'a [T],
     accumulate: bool,
+    scale: f32,
     code: &'static Code,
     team: &'a Team,
 }
@@ -218,7 +219,8 @@ impl<'a, T: Element> Product<'a, T> {
     unsafe fn new(p: &Matmul, code: &'static Code, a: Source, b: Source, team: &'a Team) -> Self {
         // SAFETY: the caller's promise.
         let (c, bias) = unsafe { (Out::new(p.c, p.m * p.n), slice(p.bias, if p.bias.is_null() { 0 } else { p.n })) };
-        Product { m: p.m, n: p.n, units: a.unit.count(p.k), a, b, c, bias, accumulate: p.accumulate, code, team }
+        let (units, accumulate, scale) = (a.unit.count(p.k), p.accumulate, p.scale);
+        Product { m: p.m, n: p.n, units, a, b, c, bias, accumulate, scale, code, team }
     }
 
     unsafe fn run(&self, scratch: &mut Scratch) {
@@ -342,28 +344,29 @@ impl<'a, T: Element> Product<'a, T> {
         });
     }
 
-    /// Bias, old C and the one rounding, for sums of `width` columns from `[row, column]` on.
+    /// Scale, bias, old C and the one rounding, for sums of `width` columns from `[row, column]` on.
     fn finish(&self, acc: &[f32], width: usize, row: usize, column: usize) {
         let columns = width.min(self.n - column);
         let bias = if self.bias.is_empty() { &[] } else { &self.bias[column..column + columns] };
         for (i, acc) in acc.chunks_exact(width).enumerate() {
             // SAFETY: a task owns its part of C.
             let c = unsafe { self.c.part((row + i) * self.n + column, columns) };
-            store(&acc[..columns], bias, self.accumulate, c);
+            store(&acc[..columns], self.scale, bias, self.accumulate, c);
         }
     }
 }
 
 simd_fn! {
-    fn store<T: Element>(acc: &[f32], bias: &[T], accumulate: bool, c: &mut [T]) {
+    fn store<T: Element>(acc: &[f32], scale: f32, bias: &[T], accumulate: bool, c: &mut [T]) {
+        let acc = acc.iter().map(|x| x * scale);
         match (bias.is_empty(), accumulate) {
-            (true, false) => acc.iter().zip(c).for_each(|(x, c)| *c = T::from_f32(*x)),
-            (true, true) => acc.iter().zip(c).for_each(|(x, c)| *c = T::from_f32(c.to_f32() + *x)),
+            (true, false) => acc.zip(c).for_each(|(x, c)| *c = T::from_f32(x)),
+            (true, true) => acc.zip(c).for_each(|(x, c)| *c = T::from_f32(c.to_f32() + x)),
             (false, false) => {
-                acc.iter().zip(bias).zip(c).for_each(|((x, b), c)| *c = T::from_f32(*x + b.to_f32()));
+                acc.zip(bias).zip(c).for_each(|((x, b), c)| *c = T::from_f32(x + b.to_f32()));
             }
-            (false, true) => acc.iter().zip(bias).zip(c).for_each(|((x, b), c)| {
-                *c = T::from_f32(c.to_f32() + (*x + b.to_f32()));
+            (false, true) => acc.zip(bias).zip(c).for_each(|((x, b), c)| {
+                *c = T::from_f32(c.to_f32() + (x + b.to_f32()));
             }),
         }
     }

@@ -1,11 +1,11 @@
-//! Plain matrix product `C[m, n] = A · Bᵀ (+ bias) (+ C)`, the one launch that is no kernel of ours on cuda (cuBLASLt).
+//! Plain matrix product `C[m, n] = scale · A · Bᵀ (+ bias) (+ C)`, the one launch that is no kernel of ours on cuda (cuBLASLt).
 //!
 //! A is `[m, k]` (or stored transposed, `[k, m]`), B is `[n, k]` (or stored transposed, `[k, n]`); row-major, contiguous.
 //! So a linear layer is `A = x, B = weight` as stored; the gradient of its input `A = dy, B = weight` stored `[k, n]`;
 //! that of its weight `A = dy` stored `[k, m]`, `B = x` stored `[k, n]`.
 //!
 //! Numerics on cpu: products and sums in f32 (bf16 × bf16 takes the processor's bf16 dot product where it has one: pairs of k, denormals
-//! as zero), then bias, then the old C, then one rounding at the store. The order of summation over k of an element depends on k alone: not on m,
+//! as zero), then the scale, then bias, then the old C, then one rounding at the store. The order of summation over k of an element depends on k alone: not on m,
 //! n, the element's place, the threads, how the operands are stored, or what else is computed (`cpu.rs` says how).
 //! Bound: arithmetic for large m, memory (reading B) for small m.
 
@@ -49,6 +49,8 @@ pub struct Matmul {
     pub bias: Addr,
     /// Adds to what C holds instead of replacing it.
     pub accumulate: bool,
+    /// What the finished sums are multiplied by; 1 leaves their bits alone.
+    pub scale: f32,
 }
 
 impl Matmul {

@@ -19,7 +19,11 @@ struct Case {
     transposed: [bool; 2],
     bias: bool,
     accumulate: bool,
+    scale: f32,
 }
+
+/// Scales, those that change no bit among them.
+const SCALES: [f32; 3] = [1.0, 0.7, -16.0];
 
 fn isas() -> Vec<Isa> {
     [Isa::Plain, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].into_iter().filter(|&i| i <= isa()).collect()
@@ -48,6 +52,7 @@ fn product(isa: Isa, c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], 
         c_dtype: c.dtypes[2],
         bias: if c.bias { bias.addr() } else { Addr::NULL },
         accumulate: c.accumulate,
+        scale: c.scale,
     };
     // SAFETY: the arrays live and have the shapes that the case says; `isas` gives only sets of this machine.
     unsafe { cpu::run_on(isa, &p, &Team::new(threads)) };
@@ -86,8 +91,10 @@ fn expected(c: &Case, x: &Inputs) -> (Vec<f64>, Vec<f64>) {
     for (i, (sum, bound)) in sum.iter_mut().zip(&mut bound).enumerate() {
         let more = if c.bias { x.bias[i % c.n] as f64 } else { 0.0 };
         let more2 = if c.accumulate { x.old[i] as f64 } else { 0.0 };
-        *sum += more + more2;
-        *bound = (*bound + more.abs() + more2.abs()) * eps * (c.k as f64 / 4.0 + 4.0) + sum.abs() * rounding + 1e-36;
+        *sum = *sum * c.scale as f64 + more + more2;
+        *bound = (*bound * c.scale.abs() as f64 + more.abs() + more2.abs()) * eps * (c.k as f64 / 4.0 + 4.0)
+            + sum.abs() * rounding
+            + 1e-36;
     }
     (sum, bound)
 }
@@ -167,7 +174,16 @@ fn equals_the_formula() {
         for (i, (m, n, k)) in cases().into_iter().enumerate() {
             for dtypes in COMBINATIONS {
                 let (bias, accumulate) = (i % 2 == 0, i % 3 == 0);
-                let c = Case { m, n, k, dtypes, transposed: [i % 5 == 0, i % 4 == 0], bias, accumulate };
+                let c = Case {
+                    m,
+                    n,
+                    k,
+                    dtypes,
+                    transposed: [i % 5 == 0, i % 4 == 0],
+                    bias,
+                    accumulate,
+                    scale: SCALES[i % 3],
+                };
                 check(isa, &c, 7 * i as u64 + 1).unwrap();
             }
         }
@@ -180,7 +196,8 @@ fn no_bit_depends_on_the_company() {
         for (i, (m, n, k)) in cases().into_iter().enumerate() {
             for dtypes in &COMBINATIONS[..4] {
                 let (bias, accumulate) = (i % 2 == 1, i % 3 == 1);
-                let c = Case { m, n, k, dtypes: *dtypes, transposed: [false; 2], bias, accumulate };
+                let c =
+                    Case { m, n, k, dtypes: *dtypes, transposed: [false; 2], bias, accumulate, scale: SCALES[i % 3] };
                 check_bits(isa, &c, 11 * i as u64 + 5).unwrap();
             }
         }
@@ -192,7 +209,8 @@ fn nan_infinity_and_negative_zero() {
     for isa in isas() {
         for dtypes in &COMBINATIONS[..4] {
             let (m, n, k) = (15, 35, 37);
-            let c = Case { m, n, k, dtypes: *dtypes, transposed: [false; 2], bias: false, accumulate: false };
+            let c =
+                Case { m, n, k, dtypes: *dtypes, transposed: [false; 2], bias: false, accumulate: false, scale: 1.0 };
             let mut x = inputs(&c, 3);
             x.a[k + 36] = f32::NAN;
             x.a[2 * k] = f32::INFINITY;
@@ -217,8 +235,16 @@ fn nan_infinity_and_negative_zero() {
 fn an_empty_sum_is_bias_and_old_value() {
     for isa in isas() {
         for m in [1, 7] {
-            let c =
-                Case { m, n: 3, k: 0, dtypes: [BF16, BF16, F32], transposed: [false; 2], bias: true, accumulate: true };
+            let c = Case {
+                m,
+                n: 3,
+                k: 0,
+                dtypes: [BF16, BF16, F32],
+                transposed: [false; 2],
+                bias: true,
+                accumulate: true,
+                scale: 3.0,
+            };
             let got = product(isa, &c, &[], &[], &[1.0, 2.0, 3.0], &vec![10.0; 3 * m], 2);
             assert_eq!(got, [11.0, 12.0, 13.0].repeat(m));
         }
@@ -229,7 +255,7 @@ fn an_empty_sum_is_bias_and_old_value() {
 fn large_products_cross_every_block() {
     // More rows than a task takes, more units than stay packed at a time, and columns for several tasks.
     for (dtypes, transposed) in [([BF16, BF16, F32], [true, true]), ([F32, BF16, F32], [false, false])] {
-        let c = Case { m: 530, n: 70, k: 2600, dtypes, transposed, bias: true, accumulate: true };
+        let c = Case { m: 530, n: 70, k: 2600, dtypes, transposed, bias: true, accumulate: true, scale: 0.7 };
         let x = inputs(&c, 1);
         let whole = product(isa(), &c, &x.a, &x.b, &x.bias, &x.old, 2);
         same("3 threads", &whole, &product(isa(), &c, &x.a, &x.b, &x.bias, &x.old, 3)).unwrap();
@@ -242,8 +268,8 @@ fn large_products_cross_every_block() {
 
 fn any_case() -> impl Strategy<Value = Case> {
     let size = |most: usize| prop_oneof![1..=4usize, 1..=most];
-    ((size(40), size(80), size(300)), 0..8usize, any::<[bool; 2]>(), any::<bool>(), any::<bool>()).prop_map(
-        |((m, n, k), dtypes, transposed, bias, accumulate)| Case {
+    ((size(40), size(80), size(300)), 0..8usize, any::<[bool; 2]>(), any::<bool>(), any::<bool>(), 0..3usize).prop_map(
+        |((m, n, k), dtypes, transposed, bias, accumulate, scale)| Case {
             m,
             n,
             k,
@@ -251,6 +277,7 @@ fn any_case() -> impl Strategy<Value = Case> {
             transposed,
             bias,
             accumulate,
+            scale: SCALES[scale],
         },
     )
 }

@@ -35,7 +35,8 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let product = |first: usize, count: usize, at: Addr| {
         let c = p.y.offset(first * embed * size_of::<T>());
         let (a, b) = (operand(at), operand(p.weight));
-        let product = Matmul { m: count, n: embed, k, a, b, c, c_dtype: T::DTYPE, bias: p.bias, accumulate: false };
+        let product =
+            Matmul { m: count, n: embed, k, a, b, c, c_dtype: T::DTYPE, bias: p.bias, accumulate: false, scale: 1.0 };
         // SAFETY: the caller's promise.
         unsafe { matmul::cpu::run(&product, team) }
     };
@@ -51,7 +52,7 @@ pub unsafe fn dw<T: Element>(p: &DwParams, team: &Team) {
     let product = |first: usize, count: usize, at: Addr| {
         let (a, b) = (operand(p.dy.offset(first * embed * size_of::<T>())), operand(at));
         let (c, c_dtype, bias) = (p.dw, DType::F32, Addr::NULL);
-        let product = Matmul { m: embed, n, k: count, a, b, c, c_dtype, bias, accumulate: true };
+        let product = Matmul { m: embed, n, k: count, a, b, c, c_dtype, bias, accumulate: true, scale: 1.0 };
         // SAFETY: the caller's promise.
         unsafe { matmul::cpu::run(&product, team) }
     };

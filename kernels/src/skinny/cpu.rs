@@ -45,6 +45,7 @@ unsafe fn product<T: Element>(p: &Params, w: Addr, bias: Addr, c: (Addr, DType),
         c_dtype: c.1,
         bias,
         accumulate,
+        scale: 1.0,
     };
     // SAFETY: the caller's promise.
     unsafe { matmul::cpu::run(&product, team) }

@@ -85,6 +85,6 @@ fn fill(
 }
 
 /// A stream of random numbers for each name: FNV-1a, 64 bits (Fowler, Noll, Vo).
-fn fnv1a(name: &str) -> u64 {
+pub(crate) fn fnv1a(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -15,12 +15,15 @@ fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes every file that is not whole, and folders that are empty without them: for a program that is interrupted, whose values
+/// Removes every file that is not whole, folders that are empty without them, and hidden ones (`.….part`) with all they hold: for a program that is interrupted, whose values
 /// are not dropped.
 pub fn remove_unfinished() {
     // Backwards, what lies in a folder comes before the folder. What cannot be removed stays: no one is left to be told.
     for path in unfinished().iter().rev() {
-        let _ = fs::remove_file(path).or_else(|_| fs::remove_dir(path));
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let hidden = name.starts_with('.') && name.ends_with(".part");
+        let folder = || if hidden { fs::remove_dir_all(path) } else { fs::remove_dir(path) };
+        let _ = fs::remove_file(path).or_else(|_| folder());
     }
 }
 

@@ -58,11 +58,12 @@ pub fn hub_folder(
     write_weights(out, folder.naming, tensors, SHARD_BYTES, fill)
 }
 
-fn same_folder(a: &Path, b: &Path) -> bool {
+pub(crate) fn same_folder(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-fn copy_companions(source: &Path, out: &Path) -> Result<()> {
+/// Copies tokenizer, templates and processor settings, as far as `source` has them.
+pub(crate) fn copy_companions(source: &Path, out: &Path) -> Result<()> {
     for name in COMPANIONS {
         match fs::read(source.join(name)) {
             Ok(bytes) => write_whole(&out.join(name), &bytes)?,
@@ -97,6 +98,7 @@ fn set_dtype(object: &mut Value, dtype: Dtype) {
     }
 }
 
+/// Writes a small file, whole or not at all.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(|e| file.error(e))?;
@@ -121,7 +123,7 @@ pub fn write_weights(
             1 => "model.safetensors".to_string(),
             n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
         };
-        files.push(write_shard(&out.join(&name), naming, shard, &mut fill)?);
+        files.push(write_shard(&out.join(&name), |name| naming.from_classic(name), shard, &mut fill)?);
         map.extend(shard.iter().map(|tensor| (naming.from_classic(&tensor.name), json!(name))));
         names.push(name);
     }
@@ -138,20 +140,25 @@ pub fn write_weights(
     remove_others(out, &names)
 }
 
+/// Writes one safetensors file of `tensors` under the names that `rename` gives them, whole or not at all.
+pub(crate) fn write_file(
+    path: &Path,
+    rename: impl Fn(&str) -> String,
+    tensors: &[TensorSpec],
+    mut fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
+) -> Result<()> {
+    write_shard(path, rename, tensors, &mut fill)?.publish()
+}
+
 fn write_shard(
     path: &Path,
-    naming: Naming,
+    rename: impl Fn(&str) -> String,
     shard: &[TensorSpec],
     fill: &mut impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<Finished> {
     let lines: Vec<Line> = shard
         .iter()
-        .map(|t| Line {
-            name: naming.from_classic(&t.name),
-            dtype: t.dtype.name(),
-            shape: t.shape.clone(),
-            bytes: t.bytes(),
-        })
+        .map(|t| Line { name: rename(&t.name), dtype: t.dtype.name(), shape: t.shape.clone(), bytes: t.bytes() })
         .collect();
     let mut file = AtomicFile::create(path)?;
     write_header(&mut file, &lines).map_err(|e| file.error(e))?;

@@ -214,6 +214,7 @@ mod tests {
             c_dtype: c.dtype(),
             bias: Addr::NULL,
             accumulate,
+            scale: 1.0,
         })
     }
 

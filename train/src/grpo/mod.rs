@@ -157,8 +157,11 @@ impl Grpo<'_> {
     }
 }
 
-/// The weights that the run began with, read in place where their dtype allows.
+/// The weights that the run began with, read in place where their dtype allows; where an adapter is trained, the model without it.
 fn reference(setup: &Setup, trainer: &Trainer) -> Result<Qwen25Vl> {
+    if trainer.recipe.lora.is_some() {
+        return Ok(trainer.model.without_adapter());
+    }
     let files = Checkpoint::open(setup.model)?;
     let loader =
         Loader { device: setup.device, source: Source::Files(&files), dtype: setup.dtype, trainable: &|_| false };

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{Optim, Parity, Scheduler, check, range};
 use crate::Result;
+use reel_model::lora::{ALL_LINEAR, DECODER_LAYERS, LoraSpec};
 
 /// The options of a command that trains: those of any run, and its own.
 pub trait Options: Serialize + Deref<Target = RunOptions> {
@@ -36,6 +37,9 @@ pub trait Options: Serialize + Deref<Target = RunOptions> {
         self.validate_values()
     }
 }
+
+/// The highest rank of an adapter.
+const MOST_RANK: usize = 1 << 14;
 
 /// Options of any run. Rates are a step, lengths in tokens.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,6 +75,15 @@ pub struct RunOptions {
     /// The highest learning rate of the merger between vision tower and decoder [default: --learning-rate]
     #[arg(long, value_name = "RATE")]
     pub learning_rate_merger: Option<f64>,
+    /// Train an adapter of this rank (LoRA) and leave all weights as they are; 0 trains the weights
+    #[arg(long, value_name = "R", default_value_t = 0)]
+    pub lora_r: usize,
+    /// The adapter is scaled by this over its rank [default: twice the rank, as TRL's 32 for 16]
+    #[arg(long, value_name = "ALPHA")]
+    pub lora_alpha: Option<f64>,
+    /// Layers to put the adapter on, by how their names end, or all-linear [default: the decoder's q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub lora_target_modules: Option<Vec<String>>,
     /// Leave the vision tower and its merger as they are
     #[arg(long)]
     pub freeze_vision: bool,
@@ -181,6 +194,17 @@ impl RunOptions {
         self.max_steps.and_then(|n| u64::try_from(n).ok()).filter(|&n| n > 0)
     }
 
+    /// The adapter that is trained in place of the weights, if one is.
+    pub fn lora(&self) -> Option<LoraSpec> {
+        let decoder = || DECODER_LAYERS.map(str::to_string).to_vec();
+        (self.lora_r > 0).then(|| LoraSpec {
+            r: self.lora_r,
+            alpha: self.lora_alpha.unwrap_or(2.0 * self.lora_r as f64),
+            targets: self.lora_target_modules.clone().unwrap_or_else(decoder),
+            vision: self.lora_target_modules.is_some() && !self.freeze_vision,
+        })
+    }
+
     /// Where the stream of rows ends, of a file of `rows`; `None` where the number of steps was asked for.
     pub fn end(&self, rows: usize) -> Option<u64> {
         match self.asked_steps() {
@@ -225,6 +249,39 @@ impl RunOptions {
             "--freeze-vision",
             "contradicts a learning rate for the vision tower or its merger".into(),
             "give one of the two",
+        )?;
+        self.validate_lora()
+    }
+
+    fn validate_lora(&self) -> Result<()> {
+        let r = self.lora_r;
+        check(r <= MOST_RANK, "--lora-r", format!("is {r}"), &format!("give a rank up to {MOST_RANK}"))?;
+        let for_one = [
+            ("--lora-alpha", self.lora_alpha.is_some()),
+            ("--lora-target-modules", self.lora_target_modules.is_some()),
+        ];
+        for (flag, given) in for_one {
+            check(r > 0 || !given, flag, "is for an adapter, and none is trained".into(), "give --lora-r too")?;
+        }
+        let alpha = self.lora_alpha.unwrap_or(1.0);
+        range("--lora-alpha", alpha, alpha > 0.0, "give a number above 0")?;
+        let targets = self.lora_target_modules.as_deref().unwrap_or_default();
+        let unclear = match &self.lora_target_modules {
+            None => None,
+            Some(_) if targets.is_empty() || targets.iter().any(String::is_empty) => Some("has an empty name"),
+            Some(_) if targets.len() > 1 && targets.iter().any(|t| t == ALL_LINEAR) => {
+                Some("names all-linear and more")
+            }
+            Some(_) => None,
+        };
+        let cure = "give names of layers such as q_proj,v_proj, or all-linear alone";
+        check(unclear.is_none(), "--lora-target-modules", unclear.unwrap_or_default().into(), cure)?;
+        let vision_rate = self.learning_rate_vision.is_some() || self.learning_rate_merger.is_some();
+        check(
+            r == 0 || self.lora_target_modules.is_some() || !vision_rate,
+            "--lora-r",
+            "leaves the vision tower as it is, but it was given a learning rate".into(),
+            "name its layers in --lora-target-modules, or give no such rate",
         )
     }
 }

@@ -44,11 +44,15 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::Summary) 
 #[test]
 fn a_run_needs_what_its_plan_says() {
     type Change = fn(&mut SftOptions);
-    let cases: [(&str, DType, Change); 7] = [
+    let cases: [(&str, DType, Change); 9] = [
         ("f32", DType::F32, |_| ()),
         ("bf16", DType::BF16, |o| o.per_device_train_batch_size = 3),
         ("kept", DType::F32, |o| o.gradient_checkpointing = false),
         ("frozen", DType::BF16, |o| o.freeze_vision = true),
+        ("adapter", DType::F32, |o| o.lora_r = 4),
+        ("adapter of both towers", DType::BF16, |o| {
+            (o.lora_r, o.lora_target_modules) = (2, Some(vec!["all-linear".into()]));
+        }),
         ("packed", DType::F32, |o| (o.packing, o.max_length) = (true, Some(140))),
         ("moments of bf16", DType::BF16, |o| o.optim = Optim::AdamwBf16),
         ("moments of 8 bits", DType::F32, |o| o.optim = Optim::Adamw8bit),

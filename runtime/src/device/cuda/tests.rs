@@ -35,6 +35,7 @@ pub(super) fn product(a: &Tensor, b: &Tensor, c: &Tensor) -> Matmul {
         c_dtype: c.dtype(),
         bias: Addr::NULL,
         accumulate: false,
+        scale: 1.0,
     }
 }
 

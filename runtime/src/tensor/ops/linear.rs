@@ -1,4 +1,4 @@
-//! `y = x · wᵀ + b`, and the two products of its gradient.
+//! `y = x · wᵀ + b`, and the two products of its gradient; the same with a low-rank adapter beside the weight (LoRA, Hu et al. 2021).
 
 use reel_kernels::matmul::{Matmul, Operand};
 use reel_kernels::{Addr, DType, Launch, column_sum};
@@ -6,10 +6,27 @@ use reel_kernels::{Addr, DType, Launch, column_sum};
 use super::{rows_cols, size, want_dtype, want_shape};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
+use crate::tensor::tape::Backward;
 use crate::tensor::{Tensor, dims};
+
+/// What is added to a weight `[N, K]`: `scale · up · down`.
+#[derive(Clone, Debug)]
+pub struct Lora {
+    /// A, `[R, K]`
+    pub down: Tensor,
+    /// B, `[N, R]`
+    pub up: Tensor,
+    /// What the product is multiplied by.
+    pub scale: f32,
+}
 
 fn operand(x: &Tensor, transposed: bool) -> Operand {
     Operand { addr: x.addr(), dtype: x.dtype(), transposed }
+}
+
+/// `c [m, n] = a · bᵀ` with a `[m, k]` and b `[n, k]` as stored; nothing else is added.
+fn plain(m: usize, n: usize, k: usize, a: Operand, b: Operand, c: &Tensor) -> Matmul {
+    Matmul { m, n, k, a, b, c: c.addr(), c_dtype: c.dtype(), bias: Addr::NULL, accumulate: false, scale: 1.0 }
 }
 
 /// `x [.., K]` times `w [N, K]` plus `b [N]` gives `[.., N]` in x's dtype. `w` may be stored in another dtype.
@@ -23,49 +40,96 @@ pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Ten
     inputs.extend(b);
     Ok(cx.record("linear", &inputs, y, move |bw| {
         let dy = bw.take_dy();
-        let (m, k) = rows_cols("linear", "x", &kx)?;
-        let n = kw.shape()[0];
-        if kx.needs_grad() {
-            let dx = bw.empty_like(&kx)?;
-            bw.launch(&Launch::Matmul(Matmul {
-                m,
-                n: k,
-                k: n,
-                a: operand(&dy, false),
-                b: operand(&kw, true),
-                c: dx.addr(),
-                c_dtype: dx.dtype(),
-                bias: Addr::NULL,
-                accumulate: false,
-            }))?;
-            bw.add(&kx, dx)?;
-        }
-        if let Some(dw) = bw.parameter_grad(&kw)? {
-            bw.launch(&weight_gradient(&dy, &kx, m, n, k, &dw))?;
-        }
-        if let Some(kb) = &kb
-            && let Some(db) = bw.parameter_grad(kb)?
-        {
-            let params = column_sum::Params { x: dy.addr(), sum: db.addr(), rows: m as u64, cols: n as u64 };
-            bw.launch(&column_sum::add(dy.dtype(), &params))?;
-        }
-        Ok(())
+        let dx = linear_gradients(bw, &dy, &kx, &kw, kb.as_ref())?;
+        dx.map_or(Ok(()), |dx| bw.add(&kx, dx))
     }))
+}
+
+/// Adds to the gradients of weight and bias; gives that of x, if it is wanted.
+fn linear_gradients(
+    bw: &mut Backward<'_>,
+    dy: &Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+) -> Result<Option<Tensor>> {
+    let (m, k) = rows_cols("linear", "x", x)?;
+    let n = w.shape()[0];
+    let dx = match x.needs_grad() {
+        true => {
+            let dx = bw.empty_like(x)?;
+            bw.launch(&Launch::Matmul(plain(m, k, n, operand(dy, false), operand(w, true), &dx)))?;
+            Some(dx)
+        }
+        false => None,
+    };
+    if let Some(dw) = bw.parameter_grad(w)? {
+        bw.launch(&weight_gradient(dy, x, m, n, k, &dw))?;
+    }
+    if let Some(b) = b
+        && let Some(db) = bw.parameter_grad(b)?
+    {
+        let params = column_sum::Params { x: dy.addr(), sum: db.addr(), rows: m as u64, cols: n as u64 };
+        bw.launch(&column_sum::add(dy.dtype(), &params))?;
+    }
+    Ok(dx)
+}
+
+/// [`linear`] with an adapter: `y = x · wᵀ + b + scale · (x · downᵀ) · upᵀ`. The second sum is added to the first as stored; what
+/// comes of `down` is rounded to x's dtype, scaled before that.
+///
+/// # Errors
+/// Shapes that do not fit; out of memory.
+pub fn lora_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, lora: &Lora) -> Result<Tensor> {
+    let y = product(cx, x, w, b, x.dtype())?;
+    let thin = add_low_rank(cx, x, lora, &y)?; // [.., R]
+    let (kx, kw, kb, lora) = (x.clone(), w.clone(), b.cloned(), lora.clone());
+    let (down, up) = (lora.down.clone(), lora.up.clone());
+    let mut inputs = vec![x, w, &down, &up];
+    inputs.extend(b);
+    Ok(cx.record("lora_linear", &inputs, y, move |bw| {
+        let dy = bw.take_dy();
+        let (m, k) = rows_cols("lora_linear", "x", &kx)?;
+        let [n, r] = [kw.shape()[0], lora.down.shape()[0]];
+        let dx = linear_gradients(bw, &dy, &kx, &kw, kb.as_ref())?;
+        if let Some(dup) = bw.parameter_grad(&lora.up)? {
+            bw.launch(&weight_gradient(&dy, &thin, m, n, r, &dup))?;
+        }
+        let dthin = bw.empty_like(&thin)?;
+        let through_up = plain(m, r, n, operand(&dy, false), operand(&lora.up, true), &dthin);
+        bw.launch(&Launch::Matmul(Matmul { scale: lora.scale, ..through_up }))?;
+        if let Some(ddown) = bw.parameter_grad(&lora.down)? {
+            bw.launch(&weight_gradient(&dthin, &kx, m, r, k, &ddown))?;
+        }
+        let Some(dx) = dx else { return Ok(()) };
+        let through_down = plain(m, k, r, operand(&dthin, false), operand(&lora.down, true), &dx);
+        bw.launch(&Launch::Matmul(Matmul { accumulate: true, ..through_down }))?;
+        bw.add(&kx, dx)
+    }))
+}
+
+/// `y += scale · (x · downᵀ) · upᵀ`, where nobody else has seen y yet. Gives `scale · x · downᵀ`, `[.., R]`.
+pub(super) fn add_low_rank(cx: &Cx, x: &Tensor, lora: &Lora, y: &Tensor) -> Result<Tensor> {
+    let (m, k) = rows_cols("lora_linear", "x", x)?;
+    let (n, r) = (y.shape().last().copied().unwrap_or(0), lora.down.shape().first().copied().unwrap_or(0));
+    want_shape("lora_linear", "down", &lora.down, &[r, k], "the rank and what x ends in")?;
+    want_shape("lora_linear", "up", &lora.up, &[n, r], "the rows of the weight and the rank")?;
+    size("lora_linear", r)?;
+    let mut shape = x.shape().to_vec();
+    shape.pop();
+    shape.push(r);
+    let thin = cx.empty(&shape, x.dtype())?;
+    let down = plain(m, r, k, operand(x, false), operand(&lora.down, false), &thin);
+    cx.launch(&Launch::Matmul(Matmul { scale: lora.scale, ..down }))?;
+    let up = plain(m, n, r, operand(&thin, false), operand(&lora.up, false), y);
+    cx.launch(&Launch::Matmul(Matmul { accumulate: true, ..up }))?;
+    Ok(thin)
 }
 
 /// `dw [n, k] += dyᵀ · x` with `dy [m, n]`, `x [m, k]`.
 pub(super) fn weight_gradient(dy: &Tensor, x: &Tensor, m: usize, n: usize, k: usize, dw: &Tensor) -> Launch {
-    Launch::Matmul(Matmul {
-        m: n,
-        n: k,
-        k: m,
-        a: operand(dy, true),
-        b: operand(x, true),
-        c: dw.addr(),
-        c_dtype: DType::F32,
-        bias: Addr::NULL,
-        accumulate: true,
-    })
+    let product = plain(n, k, m, operand(dy, true), operand(x, true), dw);
+    Launch::Matmul(Matmul { c_dtype: DType::F32, accumulate: true, ..product })
 }
 
 /// The product alone, with the result in `out`: for logits in f32 out of bf16 rows. No gradient passes.
@@ -93,16 +157,8 @@ fn product(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, out: DType) -> R
     shape.pop();
     shape.push(n);
     let y = cx.empty(&shape, out)?;
-    cx.launch(&Launch::Matmul(Matmul {
-        m,
-        n,
-        k,
-        a: operand(x, false),
-        b: operand(w, false),
-        c: y.addr(),
-        c_dtype: out,
-        bias: b.map_or(Addr::NULL, Tensor::addr),
-        accumulate: false,
-    }))?;
+    let bias = b.map_or(Addr::NULL, Tensor::addr);
+    let plain = plain(m, n, k, operand(x, false), operand(w, false), &y);
+    cx.launch(&Launch::Matmul(Matmul { bias, ..plain }))?;
     Ok(y)
 }

@@ -277,6 +277,7 @@ impl Head {
             c_dtype: dh.dtype(),
             bias: Addr::NULL,
             accumulate,
+            scale: 1.0,
         })
     }
 

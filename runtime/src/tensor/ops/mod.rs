@@ -28,7 +28,7 @@ pub use attention::{CuSeqlens, KvPages, attention, kv_write, paged_attention};
 pub use decode::{DecodeRows, Seat, fill_zero};
 pub use embedding::{embedding, embedding_with};
 pub use grpo_loss::{Policy, grpo_loss};
-pub use linear::{linear, matmul};
+pub use linear::{Lora, linear, lora_linear, matmul};
 pub use linear_log_prob::{
     Direction, HeadWay, head_way, linear_log_prob, linear_log_prob_by, linear_log_prob_entropy, logit_rows,
 };
@@ -39,14 +39,14 @@ pub use rotary::{RotaryTable, RotaryTurns, rotary, rotary_table};
 pub use rows::{gather_rows, replace_rows, split_columns};
 pub use sampling::{Choice, Choices, Chosen, History, sample};
 pub use siglip::{layer_norm, normalise, pool_attention, position_add};
-pub use thin::{thin_linear, thin_logits, thin_swiglu};
+pub use thin::{thin_linear, thin_logits, thin_lora_linear, thin_swiglu};
 
 use super::{Tensor, dims};
 use crate::error::{Result, shape_error};
 use reel_kernels::DType;
 
 /// Every op that has a backward rule.
-pub const ALL: [&str; 25] = [
+pub const ALL: [&str; 26] = [
     "add",
     "attention",
     "embedding",
@@ -59,6 +59,7 @@ pub const ALL: [&str; 25] = [
     "linear",
     "linear_log_prob",
     "linear_log_prob_entropy",
+    "lora_linear",
     "merger_norm",
     "normalise",
     "patch_embedding",

@@ -117,6 +117,16 @@ fn cases() -> Vec<Case> {
         case("linear_log_prob_entropy", &[&[4, 6], &[9, 6]], |cx, x| {
             linear_log_prob_entropy(cx, &x[0], &x[1], &index(cx, &[2, -1, 8, 0])?, 0.7)
         }),
+        case("lora_linear", &[&[5, 7], &[4, 7], &[4], &[2, 7], &[4, 2]], |cx, x| {
+            let lora = Lora { down: x[3].clone(), up: x[4].clone(), scale: 1.7 };
+            lora_linear(cx, &x[0], &x[1], Some(&x[2]), &lora)
+        }),
+        // The weight is frozen, as it is where an adapter is trained.
+        case("lora_linear", &[&[2, 4, 6], &[3, 6], &[5, 3]], |cx, x| {
+            let w = Tensor::from_f32(cx.device(), &[5, 6], DType::F32, &numbers(30, 83), Category::Inputs)?;
+            let lora = Lora { down: x[1].clone(), up: x[2].clone(), scale: 0.3 };
+            lora_linear(cx, &x[0], &w, None, &lora)
+        }),
         case("merger_norm", &[&[4, 10], &[10]], |cx, x| {
             merger_norm(cx, &x[0], &index(cx, &[2, 0, 3, 1])?, &x[1], 1e-6)
         }),

@@ -6,7 +6,8 @@ use reel_kernels::elementwise::{self, CastParams};
 use reel_kernels::skinny::{self, Params, Weight};
 use reel_kernels::{Addr, DType};
 
-use super::{add, linear, matmul, rows_cols, size, swiglu, want_dtype, want_shape};
+use super::linear::add_low_rank;
+use super::{Lora, add, linear, lora_linear, matmul, rows_cols, size, swiglu, want_dtype, want_shape};
 use crate::device::Kernels;
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
@@ -71,6 +72,27 @@ pub fn thin_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual
     let address = |t: Option<&Tensor>| t.map_or(Addr::NULL, Tensor::addr);
     let params = Params { bias: address(b), residual: address(residual), ..params };
     cx.launch(&skinny::linear(x.dtype(), Weight::Bf16, &params))?;
+    Ok(y)
+}
+
+/// [`thin_linear`] with an adapter. On a cpu the sums are those of [`lora_linear`], with the residual last.
+///
+/// # Errors
+/// Shapes or dtypes that do not fit; out of memory.
+pub fn thin_lora_linear(
+    cx: &Cx,
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    lora: &Lora,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    if !takes(cx, x, w)? {
+        let y = lora_linear(cx, x, w, b, lora)?;
+        return residual.map_or(Ok(y.clone()), |r| add(cx, r, &y));
+    }
+    let y = thin_linear(cx, x, w, b, residual)?;
+    add_low_rank(cx, x, lora, &y)?;
     Ok(y)
 }
 

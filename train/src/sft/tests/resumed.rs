@@ -43,10 +43,14 @@ fn broken(out: &Path, first: i64, change: impl Fn(&mut SftOptions) + Copy, dtype
 fn a_resumed_run_is_the_unbroken_one() {
     let dir = tempfile::tempdir().unwrap();
     type Change = fn(&mut SftOptions);
-    let kinds: [(&str, DType, Change); 5] = [
+    let kinds: [(&str, DType, Change); 7] = [
         ("f32", DType::F32, |_| ()),
         ("bf16", DType::BF16, |o| o.per_device_train_batch_size = 2),
         ("frozen", DType::F32, |o| o.freeze_vision = true),
+        ("adapter", DType::F32, |o| o.lora_r = 2),
+        ("adapter-of-both-towers", DType::BF16, |o| {
+            (o.lora_r, o.lora_target_modules) = (3, Some(vec!["all-linear".into()]));
+        }),
         ("moments-of-bf16", DType::BF16, |o| o.optim = Optim::AdamwBf16),
         ("moments-of-8-bits", DType::F32, |o| o.optim = Optim::Adamw8bit),
     ];
@@ -58,10 +62,8 @@ fn a_resumed_run_is_the_unbroken_one() {
             broken(&out, first, change, dtype);
             assert_eq!(timeless(&whole), timeless(&out), "{name} after {first}");
             assert_same_weights_and_state(&whole.join("checkpoint-4"), &out.join("checkpoint-4"));
-            assert_eq!(
-                fs::read(whole.join("model.safetensors")).unwrap(),
-                fs::read(out.join("model.safetensors")).unwrap()
-            );
+            let file = if name.starts_with("adapter") { "adapter_model.safetensors" } else { "model.safetensors" };
+            assert_eq!(fs::read(whole.join(file)).unwrap(), fs::read(out.join(file)).unwrap());
         }
     }
 }

@@ -1,0 +1,163 @@
+//! `adapter_config.json`, as PEFT writes it. Fields that change what an adapter computes are understood or refused; the others
+//! (how it was initialised and trained) do not matter here.
+
+use std::path::Path;
+use std::{fs, io};
+
+use serde_json::{Map, Value, json};
+
+use super::LoraSpec;
+use crate::error::{ModelError, Result};
+
+/// The file that makes a folder an adapter.
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+
+/// Whether a folder holds an adapter and not a model.
+pub fn is_adapter(folder: &Path) -> bool {
+    folder.join(ADAPTER_CONFIG).is_file()
+}
+
+/// What `adapter_config.json` says that matters here.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct AdapterConfig {
+    /// The base model: a folder or a hub id.
+    pub(super) base: Option<String>,
+    pub(super) r: usize,
+    pub(super) scale: f64,
+}
+
+/// Fields that must be absent, null, false or empty, and what they would mean.
+const REFUSED: [(&str, &str); 16] = [
+    ("use_dora", "is DoRA, which also scales each row of the weight"),
+    ("modules_to_save", "says that whole modules were trained beside the adapter"),
+    ("rank_pattern", "gives layers ranks of their own"),
+    ("alpha_pattern", "gives layers scales of their own"),
+    ("fan_in_fan_out", "says that weights are stored transposed"),
+    ("lora_bias", "gives the adapter biases"),
+    ("layer_replication", "says that layers are repeated"),
+    ("trainable_token_indices", "says that rows of the embedding were trained"),
+    ("target_parameters", "puts the adapter on parameters that are no layer's"),
+    ("alora_invocation_tokens", "says that the adapter acts on a part of the tokens only"),
+    ("use_qalora", "is QALoRA"),
+    ("use_bdlora", "is block-diagonal LoRA"),
+    ("arrow_config", "mixes several adapters"),
+    ("velora_config", "is VeLoRA"),
+    ("kasa_config", "is KaSA"),
+    ("monteclora_config", "is MonteCLoRA"),
+];
+
+/// Initialisations that leave the base as it is.
+const PLAIN_STARTS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
+
+/// Longest side that a rank can reasonably have; a guard against nonsense in a file.
+const MOST: u64 = 1 << 16;
+
+impl AdapterConfig {
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join(ADAPTER_CONFIG);
+        let place = path.display().to_string();
+        let text = fs::read_to_string(&path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => ModelError::config(
+                folder.display().to_string(),
+                format!("is no adapter (it has no {ADAPTER_CONFIG})"),
+                "give the folder that reel sft --lora-r, or PEFT, wrote",
+            ),
+            _ => ModelError::read(&path, e),
+        })?;
+        match serde_json::from_str(&text) {
+            Ok(Value::Object(fields)) => Self::parse(&place, &fields),
+            Ok(_) => Err(ModelError::config(place, "is no JSON object", "restore the adapter's file")),
+            Err(e) => Err(ModelError::config(place, format!("is not JSON ({e})"), "restore the adapter's file")),
+        }
+    }
+
+    fn parse(place: &str, fields: &Map<String, Value>) -> Result<Self> {
+        let refuse =
+            |key: &str, what: String, cure: &str| Err(ModelError::config(format!("{place}: {key}"), what, cure));
+        match fields.get("peft_type").and_then(Value::as_str) {
+            Some("LORA") => {}
+            other => {
+                let what = format!("is {}, not LORA", other.unwrap_or("missing"));
+                return refuse("peft_type", what, "give a LoRA adapter");
+            }
+        }
+        if let Some((key, what)) = REFUSED.iter().find(|(key, _)| fields.get(*key).is_some_and(is_set)) {
+            let cure = "only plain LoRA can be read; merge this adapter with PEFT (merge_and_unload)";
+            return refuse(key, format!("{what}: {}", fields[*key]), cure);
+        }
+        if let Some(bias) = fields.get("bias").filter(|bias| is_set(bias) && *bias != "none") {
+            let cure = "only plain LoRA can be read; merge this adapter with PEFT (merge_and_unload)";
+            return refuse("bias", format!("is {bias}: biases of the base were trained too"), cure);
+        }
+        if let Some(start) = fields.get("init_lora_weights").and_then(Value::as_str)
+            && !PLAIN_STARTS.contains(&start)
+        {
+            let cure = "convert it to plain LoRA with PEFT (path_initial_model_for_weight_conversion)";
+            return refuse("init_lora_weights", format!("is {start}, which changed the weights of the base too"), cure);
+        }
+        let r = match fields.get("r").and_then(Value::as_u64).filter(|r| (1..=MOST).contains(r)) {
+            Some(r) => r as usize,
+            None => {
+                let what = format!("is {}, no rank from 1 to {MOST}", shown(fields.get("r")));
+                return refuse("r", what, "restore the adapter's file");
+            }
+        };
+        let alpha = match fields.get("lora_alpha").and_then(Value::as_f64) {
+            Some(alpha) => alpha,
+            None => {
+                let what = format!("is {}, no number", shown(fields.get("lora_alpha")));
+                return refuse("lora_alpha", what, "restore the adapter's file");
+            }
+        };
+        let rslora = fields.get("use_rslora").is_some_and(is_set);
+        let by = if rslora { (r as f64).sqrt() } else { r as f64 };
+        if !((alpha / by) as f32).is_finite() {
+            return refuse("lora_alpha", format!("is {alpha}, beyond what f32 can hold"), "restore the adapter's file");
+        }
+        let base = fields.get("base_model_name_or_path").and_then(Value::as_str).filter(|base| !base.is_empty());
+        Ok(Self { base: base.map(str::to_string), r, scale: alpha / by })
+    }
+}
+
+/// Whether a field says anything: not null, false, or empty.
+fn is_set(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(fields) => !fields.is_empty(),
+        _ => true,
+    }
+}
+
+fn shown(value: Option<&Value>) -> String {
+    value.map_or("missing".to_string(), Value::to_string)
+}
+
+/// The file for an adapter of ours. Everything that PEFT needs and nothing that older versions of it do not know, but for
+/// `exclude_modules` where names alone would reach the vision tower too (an older one ignores it, and adds zeros there).
+pub(super) fn json(spec: &LoraSpec, base: &str) -> Value {
+    let alpha = match spec.alpha.fract() == 0.0 && spec.alpha.abs() < 1e15 {
+        true => json!(spec.alpha as i64),
+        false => json!(spec.alpha),
+    };
+    let mut fields = json!({
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "modules_to_save": null,
+        "peft_type": "LORA",
+        "r": spec.r,
+        "target_modules": spec.target_names(),
+        "task_type": "CAUSAL_LM",
+        "use_dora": false,
+        "use_rslora": false,
+    });
+    if !spec.vision {
+        fields["exclude_modules"] = json!(r"(.*\.)?visual\..*");
+    }
+    fields
+}

@@ -1,0 +1,399 @@
+//! Against what PEFT computed (tests/golden/lora), against differences of the loss, and against the merged weights.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use reel_runtime::{Cx, Grads, ops};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::batch::Batch;
+use crate::checkpoint::{Checkpoint, Naming};
+use crate::input::Tokens;
+use crate::save::{TensorSpec, write_file};
+use crate::weights::widen;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
+}
+
+fn base() -> PathBuf {
+    golden("train/model_a")
+}
+
+fn config() -> ModelConfig {
+    ModelConfig::open(&base()).unwrap()
+}
+
+fn spec(targets: &[&str], vision: bool) -> LoraSpec {
+    LoraSpec { r: 3, alpha: 5.0, targets: targets.iter().map(|t| t.to_string()).collect(), vision }
+}
+
+fn open(device: &Device, folder: &Path) -> Qwen25Vl {
+    Qwen25Vl::open(device, &Checkpoint::open(folder).unwrap(), &config(), DType::F32).unwrap()
+}
+
+fn with_peft(device: &Device, name: &str, trained: bool) -> Qwen25Vl {
+    let adapter = Adapter::open(&golden("lora").join(name)).unwrap();
+    adapter.check(&config()).unwrap();
+    open(device, &base()).with_adapter(device, DType::F32, AdapterSource::Files(&adapter), trained).unwrap()
+}
+
+fn batch(device: &Device) -> (Batch, Vec<i32>) {
+    let tokens = Tokens::read(&golden("lora/inputs.safetensors"), &config()).unwrap();
+    let next: Vec<i32> = tokens.input_ids[1..].iter().map(|&id| id as i32).chain([-1]).collect();
+    (Batch::new(device, &config(), DType::F32, &[tokens.sequence()], "inputs").unwrap(), next)
+}
+
+fn logits(device: &Device, model: &Qwen25Vl) -> Vec<f32> {
+    let cx = Cx::inference(device, DType::F32);
+    let hidden = model.hidden(&cx, &batch(device).0, false).unwrap();
+    model.logits(&cx, &hidden).unwrap().to_f32().unwrap()
+}
+
+fn expected(name: &str) -> Vec<f32> {
+    let bytes = fs::read(golden("lora/logits.safetensors")).unwrap();
+    let stored = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    widen(crate::checkpoint::Dtype::F32, stored.tensor(name).unwrap().data()).unwrap()
+}
+
+fn off(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let sum = |f: &dyn Fn(f64, f64) -> f64| got.iter().zip(want).map(|(&g, &w)| f(g.into(), w.into())).sum::<f64>();
+    (sum(&|g, w| (g - w) * (g - w)) / sum(&|_, w| w * w)).sqrt()
+}
+
+const PEFTS: [&str; 2] = ["all_linear", "rslora"];
+
+#[test]
+fn pefts_adapters_give_pefts_logits() {
+    let device = Device::cpu(2);
+    assert!(off(&logits(&device, &open(&device, &base())), &expected("base")) <= 1e-5);
+    for name in PEFTS {
+        let off = off(&logits(&device, &with_peft(&device, name, false)), &expected(name));
+        assert!(off <= 1e-5, "{name}: off by {off:.2e}");
+    }
+}
+
+#[test]
+fn a_merged_model_is_the_adapted_one() {
+    let device = Device::cpu(2);
+    for name in PEFTS {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("merged");
+        let merged = merge(&base(), &golden("lora").join(name), &out, &device).unwrap();
+        assert_eq!(merged.layers, Adapter::open(&golden("lora").join(name)).unwrap().layers().count());
+        let off = off(&logits(&device, &open(&device, &out)), &logits(&device, &with_peft(&device, name, false)));
+        // Two orders of summation through all layers: as far apart as PEFT and this program are.
+        assert!(off <= 3e-6, "{name}: off by {off:.2e}");
+        weights_are_the_formula(&out, &golden("lora").join(name));
+        // Whatever is no weight is the base's, and nothing else lies about.
+        for entry in fs::read_dir(base()).unwrap().map(|e| e.unwrap().file_name()) {
+            if entry != "model.safetensors" {
+                assert!(fs::read(base().join(&entry)).unwrap() == fs::read(out.join(&entry)).unwrap(), "{entry:?}");
+            }
+        }
+        assert_eq!(fs::read_dir(&out).unwrap().count(), fs::read_dir(base()).unwrap().count());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let again = merge(&base(), &golden("lora").join(name), &out, &device).unwrap_err().to_string();
+        assert!(again.contains("merged: is not empty; "), "{again}");
+    }
+}
+
+/// Each merged weight against `W + scale · B A` in f64.
+fn weights_are_the_formula(merged: &Path, adapter: &Path) {
+    let (before, after) = (Checkpoint::open(&base()).unwrap(), Checkpoint::open(merged).unwrap());
+    let adapter = Adapter::open(adapter).unwrap();
+    let values =
+        |files: &Checkpoint, name: &str| widen(crate::checkpoint::Dtype::F32, files.get(name).unwrap().bytes).unwrap();
+    for name in before.names() {
+        let (old, new) = (values(&before, name), values(&after, name));
+        let Some(pair) = adapter.pair(name.strip_suffix(".weight").unwrap_or_default()).unwrap() else {
+            assert_eq!(old, new, "{name}");
+            continue;
+        };
+        assert_ne!(old, new, "{name}");
+        for (i, (old, new)) in old.iter().zip(&new).enumerate() {
+            let (row, column) = (i / pair.inner, i % pair.inner);
+            let terms = (0..pair.r)
+                .map(|k| f64::from(pair.up[row * pair.r + k]) * f64::from(pair.down[k * pair.inner + column]));
+            let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+            let want = f64::from(*old) + f64::from(adapter.scale()) * sum;
+            let bound = 1e-6 * (f64::from(*old).abs() + f64::from(adapter.scale()) * size);
+            assert!((f64::from(*new) - want).abs() <= bound, "{name}[{i}] is {new}, not {want}");
+        }
+    }
+}
+
+/// Along the gradient of one matrix, the loss rises by the gradient's length.
+#[test]
+fn gradients_are_differences_of_the_loss() {
+    let device = Device::cpu(2);
+    let model = with_peft(&device, "all_linear", true);
+    let (batch, next) = batch(&device);
+    let targets = Tensor::from_i32(&device, &[next.len()], &next).unwrap();
+    let loss = |cx: &Cx, checkpoint: bool| {
+        let hidden = model.hidden(cx, &batch, checkpoint).unwrap();
+        let log_probs = ops::linear_log_prob(cx, &hidden, &model.text.lm_head, &targets, 1.0).unwrap();
+        let each = vec![-1.0; next.len()];
+        let each = Tensor::from_f32(&device, &[next.len()], DType::F32, &each, Category::Inputs).unwrap();
+        ops::weighted_sum(cx, &log_probs, &each).unwrap()
+    };
+    let gradients = |checkpoint: bool| {
+        let cx = Cx::training(&device, DType::F32);
+        let mut grads = Grads::new();
+        cx.backward(&loss(&cx, checkpoint), 1.0, &mut grads).unwrap();
+        grads.iter().map(|(name, g)| (name.to_string(), g.to_f32().unwrap())).collect::<Vec<_>>()
+    };
+    let grads = gradients(true);
+    assert_eq!(grads, gradients(false), "recomputed activations change a bit");
+    let parameters: Vec<Tensor> = model.parameters().cloned().collect();
+    assert_eq!(parameters.len(), 2 * linear_layers(&config()).len(), "only the adapter is trained, all of it");
+    assert_eq!(grads.len(), parameters.len());
+    for (name, gradient) in &grads {
+        let p = parameters.iter().find(|p| p.parameter() == Some(name)).unwrap();
+        let before = p.to_f32().unwrap();
+        let length = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+        // A rise of about 0.02 either way: far above rounding, where the loss hardly bends.
+        let h = 0.02 / length;
+        let moved = |by: f64| {
+            let at: Vec<f32> =
+                before.iter().zip(gradient).map(|(x, &g)| x + (by / length * f64::from(g)) as f32).collect();
+            p.write(&at).unwrap();
+            let value = loss(&Cx::inference(&device, DType::F32), false).to_f32().unwrap()[0];
+            f64::from(value)
+        };
+        let slope = (8.0 * (moved(h) - moved(-h)) - (moved(2.0 * h) - moved(-2.0 * h))) / (12.0 * h);
+        p.write(&before).unwrap();
+        assert!((slope / length - 1.0).abs() <= 1e-2, "{name}: {slope} along a gradient of length {length}");
+    }
+}
+
+#[test]
+fn a_new_adapter_changes_nothing_and_comes_off_again() {
+    let device = Device::cpu(2);
+    let spec = spec(&[ALL_LINEAR], true);
+    let layers = spec.layers(&config()).unwrap();
+    let base = open(&device, &base());
+    let new = |seed| {
+        let source = AdapterSource::New(&layers, &spec, seed);
+        base.clone().with_adapter(&device, DType::F32, source, false).unwrap()
+    };
+    assert_eq!(logits(&device, &new(1)), logits(&device, &base));
+    let held = device.memory().current;
+    let adapted = with_peft(&device, "all_linear", false);
+    assert_ne!(logits(&device, &adapted), logits(&device, &base));
+    let with = device.memory().current;
+    let bare = adapted.without_adapter();
+    assert_eq!((logits(&device, &bare), device.memory().current), (logits(&device, &base), with));
+    assert!(with > held);
+}
+
+#[test]
+fn a_starts_uniform_by_seed_and_name_and_b_at_zero() {
+    let device = Device::cpu(1);
+    let spec = LoraSpec { r: 200, ..spec(&["q_proj", "down_proj"], false) };
+    let layers = spec.layers(&config()).unwrap();
+    let matrices = |seed| {
+        let source = AdapterSource::New(&layers, &spec, seed);
+        let of = |name| source.of(&device, DType::F32, name).unwrap().unwrap();
+        ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj"].map(of)
+    };
+    let values = |lora: &Lora| lora.down.to_f32().unwrap();
+    let (one, same, other) = (matrices(1), matrices(1), matrices(2));
+    assert_eq!(values(&one[0]), values(&same[0]));
+    assert_ne!(values(&one[0]), values(&other[0]));
+    assert_ne!(values(&one[0]), values(&one[1]));
+    for lora in &one {
+        let (a, bound) = (values(lora), 1.0 / (lora.down.shape()[1] as f64).sqrt());
+        let mean = a.iter().map(|&x| f64::from(x)).sum::<f64>() / a.len() as f64;
+        let square = a.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / a.len() as f64;
+        assert!(a.iter().all(|&x| f64::from(x.abs()) <= bound));
+        assert!(mean.abs() < 0.03 * bound && (square * 3.0 / bound.powi(2) - 1.0).abs() < 0.05, "{mean} {square}");
+        assert!(lora.up.to_f32().unwrap().iter().all(|&x| x == 0.0));
+        assert_eq!(lora.scale, 5.0 / 200.0);
+    }
+}
+
+#[test]
+fn targets_name_layers_as_pefts_do() {
+    let names = |targets: &[&str], vision| -> Vec<String> {
+        spec(targets, vision).layers(&config()).unwrap().into_iter().map(|layer| layer.name).collect()
+    };
+    // Two layers of the decoder, three blocks of the tower.
+    assert_eq!(names(&["q_proj"], true), ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"]);
+    assert_eq!(names(&["gate_proj"], true).len(), 5);
+    assert_eq!(names(&["gate_proj"], false).len(), 2);
+    assert_eq!(names(&DECODER_LAYERS, false).len(), 14);
+    assert_eq!(names(&[ALL_LINEAR], true).len(), 2 * 7 + 3 * 5 + 2);
+    assert_eq!(names(&["proj"], true).len(), 3, "attn.proj of the tower, nothing that only ends so");
+    assert_eq!(
+        names(&["layers.1.mlp.up_proj", "merger.mlp.0"], true),
+        ["visual.merger.mlp.0", "model.layers.1.mlp.up_proj"]
+    );
+    // What is written for all-linear reaches the same layers.
+    let all = spec(&[ALL_LINEAR], true);
+    let written = LoraSpec { targets: all.target_names(), ..all.clone() };
+    assert_eq!(written.layers(&config()).unwrap(), all.layers(&config()).unwrap());
+    for (target, vision) in
+        [("lm_head", true), ("embed_tokens", true), ("qkv", false), ("q_prj", true), ("_proj", true)]
+    {
+        assert_eq!(spec(&["v_proj", target], vision).layers(&config()).unwrap_err().target, target);
+    }
+}
+
+/// Writes the decoder's first adapter tensors as they are, and reads them again.
+#[test]
+fn a_saved_adapter_is_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let adapter = Adapter::open(&golden("lora/all_linear")).unwrap();
+    let spec = LoraSpec { alpha: 5.0, ..spec(&["q_proj"], false) };
+    let names = ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"];
+    for naming in [Naming::Classic, Naming::Nested] {
+        let matrix = |name: &str, part: &str| {
+            let shape = if part == "lora_A" { vec![3, 64] } else { vec![64, 3] };
+            TensorSpec { name: format!("{name}.{part}.weight"), dtype: crate::checkpoint::Dtype::F32, shape }
+        };
+        let tensors: Vec<TensorSpec> = names.iter().flat_map(|n| [matrix(n, "lora_A"), matrix(n, "lora_B")]).collect();
+        let folder = AdapterFolder { spec: &spec, base: "/models/base", source: &base(), naming };
+        save(dir.path(), folder, &tensors, |spec, to| {
+            let (layer, part) = spec.name.strip_suffix(".weight").unwrap().rsplit_once('.').unwrap();
+            let pair = adapter.pair(layer).unwrap().unwrap();
+            to.write_all(bytemuck::cast_slice(if part == "lora_A" { &pair.down } else { &pair.up }))
+        })
+        .unwrap();
+        let again = Adapter::open(dir.path()).unwrap();
+        again.check(&config()).unwrap();
+        assert_eq!((again.base(), again.scale()), (Some("/models/base"), 5.0 / 3.0));
+        assert_eq!(again.layers().collect::<Vec<_>>(), names);
+        assert!(names.iter().all(|name| again.pair(name).unwrap() == adapter.pair(name).unwrap()));
+        assert!(dir.path().join("tokenizer.json").is_file() && !dir.path().join("config.json").exists());
+    }
+}
+
+/// A copy of a golden adapter whose files a test may break.
+fn copy(dir: &Path) -> PathBuf {
+    let to = dir.join("adapter");
+    fs::create_dir(&to).unwrap();
+    for name in [ADAPTER_CONFIG, ADAPTER_WEIGHTS] {
+        fs::copy(golden("lora/all_linear").join(name), to.join(name)).unwrap();
+    }
+    to
+}
+
+/// The error of merging an adapter with its config changed.
+fn refusal(change: impl FnOnce(&mut Value, &Path)) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = copy(dir.path());
+    let path = folder.join(ADAPTER_CONFIG);
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut config, &folder);
+    fs::write(&path, config.to_string()).unwrap();
+    let out = dir.path().join("out");
+    let said = merge(&base(), &folder, &out, &Device::cpu(1)).unwrap_err().to_string();
+    assert!(!out.exists() && fs::read_dir(dir.path()).unwrap().count() == 1, "something is left: {said}");
+    assert!(!said.contains('\n') && said.contains("; "), "{said}");
+    said
+}
+
+#[test]
+fn what_is_not_plain_lora_is_refused_by_its_field() {
+    let cases: [(&str, Value, &str); 13] = [
+        ("use_dora", json!(true), "is DoRA"),
+        ("r", json!(0), "is 0, no rank"),
+        ("r", json!("8"), "is \"8\", no rank"),
+        ("lora_alpha", Value::Null, "is null, no number"),
+        ("lora_alpha", json!(1e300), "beyond what f32 can hold"),
+        ("peft_type", json!("LOHA"), "is LOHA, not LORA"),
+        ("bias", json!("all"), "biases of the base were trained too"),
+        ("modules_to_save", json!(["lm_head"]), "whole modules were trained"),
+        ("rank_pattern", json!({"q_proj": 2}), "ranks of their own"),
+        ("alpha_pattern", json!({"q_proj": 2}), "scales of their own"),
+        ("fan_in_fan_out", json!(true), "transposed"),
+        ("init_lora_weights", json!("pissa"), "is pissa, which changed the weights of the base"),
+        ("target_parameters", json!(["x"]), "no layer's"),
+    ];
+    for (field, value, words) in cases {
+        let said = refusal(|config, _| config[field] = value.clone());
+        assert!(said.contains(&format!("{ADAPTER_CONFIG}: {field}: ")) && said.contains(words), "{field}: {said}");
+    }
+}
+
+#[test]
+fn an_adapter_that_does_not_belong_is_refused() {
+    let said = refusal(|config, _| config["r"] = json!(4));
+    assert!(said.contains(".weight: has shape [3, ") && said.contains("by the model and r = 4; "), "{said}");
+    let said = refusal(|_, folder| {
+        let path = folder.join(ADAPTER_WEIGHTS);
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() - 9]).unwrap();
+    });
+    assert!(said.contains("it is cut off; "), "{said}");
+    let write = |folder: &Path, name: &str, shape: Vec<usize>, value: f32| {
+        let tensors = [TensorSpec { name: name.into(), dtype: crate::checkpoint::Dtype::F32, shape }];
+        write_file(&folder.join(ADAPTER_WEIGHTS), str::to_string, &tensors, |spec, to| {
+            to.write_all(&value.to_le_bytes().repeat(spec.shape.iter().product()))
+        })
+        .unwrap();
+    };
+    for (name, shape, value, words) in [
+        (
+            "base_model.model.model.layers.2.mlp.up_proj.lora_A.weight",
+            [3, 64],
+            0.0,
+            "a layer that the model does not have",
+        ),
+        ("base_model.model.lm_head.lora_A.weight", [3, 64], 0.0, "no adapter can be put on"),
+        ("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight", [3, 64], 0.0, "without its other half"),
+        ("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight", [3, 64], f32::NAN, "no finite number"),
+        (
+            "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight",
+            [3, 65],
+            0.0,
+            "has shape [3, 65], expected [3, 64]",
+        ),
+        ("base_model.model.model.embed_tokens.lora_embedding_A", [3, 64], 0.0, "no matrix of a LoRA adapter"),
+        ("model.layers.0.mlp.up_proj.weight", [3, 64], 0.0, "no matrix of a LoRA adapter"),
+    ] {
+        let said = refusal(|_, folder| write(folder, name, shape.to_vec(), value));
+        assert!(said.contains(name) && said.contains(words), "{name}: {said}");
+    }
+    let said = refusal(|_, folder| {
+        fs::rename(folder.join(ADAPTER_WEIGHTS), folder.join("adapter_model.bin")).unwrap();
+    });
+    assert!(said.contains("is a pickle file"), "{said}");
+    let none = Adapter::open(&base()).unwrap_err().to_string();
+    assert!(none.contains("model_a: is no adapter"), "{none}");
+}
+
+#[test]
+fn a_merge_that_overflows_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    // The base in f16, which ends at 65504.
+    let base_f16 = dir.path().join("base");
+    fs::create_dir(&base_f16).unwrap();
+    for name in ["config.json", "tokenizer.json"] {
+        fs::copy(base().join(name), base_f16.join(name)).unwrap();
+    }
+    let files = Checkpoint::open(&base()).unwrap();
+    let specs: Vec<TensorSpec> = crate::checkpoint::expected_tensors(&config())
+        .into_iter()
+        .map(|(name, shape)| TensorSpec { name, dtype: crate::checkpoint::Dtype::F16, shape })
+        .collect();
+    write_file(&base_f16.join("model.safetensors"), str::to_string, &specs, |spec, to| {
+        let view = files.get(&spec.name).unwrap();
+        let wide = widen(view.dtype, view.bytes).unwrap();
+        wide.iter().try_for_each(|&x| to.write_all(&half::f16::from_f32(x).to_le_bytes()))
+    })
+    .unwrap();
+    let adapter = copy(dir.path());
+    let device = Device::cpu(1);
+    merge(&base_f16, &adapter, &dir.path().join("fits"), &device).unwrap();
+    let path = adapter.join(ADAPTER_CONFIG);
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["lora_alpha"] = json!(1e9);
+    fs::write(&path, config.to_string()).unwrap();
+    let said = merge(&base_f16, &adapter, &dir.path().join("out"), &device).unwrap_err().to_string();
+    assert!(said.contains(": is beyond what F16 can hold with the adapter; "), "{said}");
+    assert!(!dir.path().join("out").exists());
+}

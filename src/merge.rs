@@ -1,0 +1,50 @@
+//! `reel merge`: an adapter into its model.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use reel_model::lora;
+use reel_runtime::Device;
+use serde_json::json;
+
+use crate::common::Common;
+use crate::{output, prompt};
+
+/// Add a LoRA adapter to its model's weights: W + (alpha / r) B A in f32, rounded once to the dtype of W.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  reel init --preset tiny --out tiny
+  echo '[{\"messages\": [{\"role\": \"user\", \"content\": \"2 + 2?\"},
+    {\"role\": \"assistant\", \"content\": \"4\"}]}]' > rows.json
+  reel sft --model tiny --data rows.json --out adapter --max-steps 5 \\
+    --lora-r 4 --learning-rate 1e-4
+  reel merge --model tiny --adapter adapter --out merged")]
+pub struct Merge {
+    /// The model folder, or a hub id
+    #[arg(long, value_name = "BASE")]
+    model: String,
+    /// The folder of the adapter, as reel sft --lora-r or PEFT wrote it
+    #[arg(long, value_name = "DIR")]
+    adapter: PathBuf,
+    /// The folder to write: the model with the adapter in its weights, and all other files of the model's folder
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+impl Merge {
+    /// Writes the folder and says what was merged.
+    pub fn run(&self, common: &Common) -> Result<()> {
+        let base = prompt::folder(&self.model)?;
+        let merged = lora::merge(&base, &self.adapter, &self.out, &Device::cpu(common.threads()?))?;
+        if common.json {
+            return output::json(&json!({"out": self.out, "layers": merged.layers, "bytes": merged.bytes}));
+        }
+        if common.quiet {
+            return Ok(());
+        }
+        let megabytes = merged.bytes as f64 / 1e6;
+        output::line(format!("{}: {} layers changed, {megabytes:.1} MB", self.out.display(), merged.layers))
+    }
+}

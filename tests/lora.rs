@@ -1,0 +1,176 @@
+//! LoRA through the binary: PEFT's adapters, training one, going on, merging, using it, and bad input.
+
+mod support;
+#[path = "support/tensors.rs"]
+mod tensors;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use support::{entries, golden, run};
+use tensors::{close, read};
+
+struct Place {
+    dir: tempfile::TempDir,
+    base: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().expect("a folder"), base: golden("train/model_a").display().to_string() }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    /// Logits for the inputs that PEFT was given.
+    fn score(&self, model: &[&str]) -> Vec<f64> {
+        let (inputs, out) = (golden("lora/inputs.safetensors").display().to_string(), self.path("score.safetensors"));
+        let args = ["score", "--dtype", "f32", "--inputs", &inputs, "--out", &out, "--quiet"];
+        run([&args[..], model].concat()).ok();
+        read(Path::new(&out))["logits"].values.clone()
+    }
+
+    fn sft(&self, out: &str, more: &[&str]) -> support::Run {
+        let (data, out) = (golden("train/sft_all_tokens/data.jsonl").display().to_string(), self.path(out));
+        let args = ["sft", "--model", &self.base, "--data", &data, "--out", &out, "--labels", "text", "--quiet"];
+        run([&args[..], &["--learning-rate", "1e-2", "--save-steps", "2", "--dtype", "f32"], more].concat())
+    }
+}
+
+fn metrics(out: &str) -> Vec<Value> {
+    let text = fs::read_to_string(PathBuf::from(out).join("metrics.jsonl")).expect("metrics.jsonl");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+#[test]
+fn pefts_adapter_scores_and_merges_as_peft_says() {
+    let p = Place::new();
+    let want = read(&golden("lora/logits.safetensors"));
+    for name in ["all_linear", "rslora"] {
+        let adapter = golden("lora").join(name).display().to_string();
+        close(name, &p.score(&["--model", &p.base, "--adapter", &adapter]), &want[name].values, 1e-5);
+        let merged = p.path(name);
+        let said = run(["merge", "--model", &p.base, "--adapter", &adapter, "--out", &merged, "--json"]).json();
+        assert!(said["layers"].as_u64().expect("a count") > 5 && said["bytes"].as_u64().expect("bytes") > 800_000);
+        close(name, &p.score(&["--model", &merged]), &want[name].values, 1e-5);
+        assert_eq!(entries(Path::new(&merged)), entries(&golden("train/model_a")));
+    }
+}
+
+#[test]
+fn an_adapter_is_trained_used_and_merged() {
+    let p = Place::new();
+    p.sft("whole", &["--lora-r", "4", "--max-steps", "4", "--gradient-accumulation-steps", "1"]).ok();
+    let (whole, parts) = (p.path("whole"), p.path("parts"));
+    let names = entries(Path::new(&whole));
+    for name in ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "checkpoint-4", "run.json"] {
+        assert!(names.iter().any(|n| n == name), "no {name} in {names:?}");
+    }
+    assert!(!names.iter().any(|n| n == "config.json" || n == "model.safetensors"), "{names:?}");
+    // The loss falls, and nothing but the seven of the decoder is there.
+    let losses: Vec<f64> = metrics(&whole).iter().map(|m| m["loss"].as_f64().expect("a loss")).collect();
+    assert_eq!(losses.len(), 4);
+    let matrices = read(&Path::new(&whole).join("adapter_model.safetensors"));
+    assert_eq!(matrices.len(), 2 * 7 * 2);
+    assert!(matrices.keys().all(|name| name.starts_with("base_model.model.model.layers.")), "{:?}", matrices.keys());
+
+    // Stopped and gone on with: the same bits.
+    let part = |steps: &str, more: &[&str]| {
+        let args = ["--lora-r", "4", "--max-steps", steps, "--gradient-accumulation-steps", "1"];
+        p.sft("parts", &[&args[..], more].concat()).ok().len()
+    };
+    part("2", &[]);
+    part("4", &["--resume-from-checkpoint", "last"]);
+    let bytes = |out: &str, name: &str| fs::read(Path::new(out).join(name)).expect("a file");
+    for name in ["adapter_model.safetensors", "checkpoint-4/training/optimizer.safetensors"] {
+        assert!(bytes(&whole, name) == bytes(&parts, name), "{name} differs");
+    }
+    let hash = |out: &str| metrics(out).last().expect("a line")["hash"].clone();
+    assert_eq!(hash(&whole), hash(&parts));
+    p.sft("parts", &["--lora-r", "8", "--max-steps", "6", "--resume-from-checkpoint", "last"])
+        .refused(2, &["--gradient-accumulation-steps"]);
+
+    // By itself, beside its base, and merged: one model.
+    let own = p.score(&["--model", &whole]);
+    assert_eq!(own, p.score(&["--model", &p.base, "--adapter", &whole]));
+    assert_ne!(own, p.score(&["--model", &p.base]));
+    let merged = p.path("merged");
+    run(["merge", "--model", &p.base, "--adapter", &whole, "--out", &merged]).ok();
+    close("merged", &p.score(&["--model", &merged]), &own, 1e-6);
+    let ask = |model: &str| {
+        let args = ["generate", "--model", model, "--prompt", "Hello", "--max-new-tokens", "12", "--temperature", "0"];
+        run([&args[..], &["--dtype", "f32", "--json"]].concat()).json()["token_ids"].clone()
+    };
+    assert_eq!(ask(&whole), ask(&merged));
+}
+
+#[test]
+fn rollouts_and_reference_know_the_adapter() {
+    let p = Place::new();
+    let rows = p.path("rows.jsonl");
+    let row = r#"{"prompt": [{"role": "user", "content": "2 + 2?"}], "problem_type": "numerical", "solution": "<answer>4</answer>"}"#;
+    fs::write(&rows, format!("{row}\n{row}\n{row}\n")).expect("a file");
+    for dtype in ["f32", "bf16"] {
+        let out = p.path(dtype);
+        let args = ["grpo", "--model", &p.base, "--data", &rows, "--out", &out, "--dtype", dtype, "--quiet"];
+        let more = ["--num-generations", "2", "--per-device-train-batch-size", "2", "--max-completion-length", "8"];
+        let lora =
+            ["--lora-r", "4", "--lora-target-modules", "all-linear", "--max-steps", "3", "--learning-rate", "0.05"];
+        // Every second completion is worth something, so that there is something to learn.
+        let reward = ["--reward-command", "while read -r row; do i=$((i + 1)); echo $((i % 2)); done"];
+        let accumulation = ["--gradient-accumulation-steps", "1"];
+        run([&args[..], &more, &lora, &accumulation, &reward].concat()).ok();
+        let lines = metrics(&out);
+        assert_eq!(lines.len(), 3);
+        let of = |i: usize, key: &str| lines[i][key].as_f64().unwrap_or_else(|| panic!("no {key} in {}", lines[i]));
+        // A new adapter is the base; one that has learned is not.
+        assert_eq!(of(0, "kl"), 0.0, "{dtype}");
+        for i in 0..3 {
+            assert_eq!(of(i, "rollout_drift"), 0.0, "{dtype}, step {}", i + 1);
+        }
+        assert!(of(0, "grad_norm") > 0.0 && of(2, "kl") > 0.0, "{dtype}");
+    }
+}
+
+#[test]
+fn bad_input_is_one_line() {
+    let p = Place::new();
+    let golden = golden("lora/all_linear").display().to_string();
+    let (base, out) = (p.base.clone(), p.path("out"));
+    p.sft("x", &["--lora-r", "4", "--lora-target-modules", "q_proj,nope"])
+        .refused(2, &["--lora-target-modules: nope is no linear layer", "q_proj, k_proj", "qkv"]);
+    p.sft("x", &["--lora-r", "4", "--lora-target-modules", "qkv", "--freeze-vision"])
+        .refused(2, &["qkv is no linear layer"]);
+    p.sft("x", &["--lora-alpha", "4"]).refused(2, &["--lora-alpha: is for an adapter"]);
+    p.sft("x", &["--lora-r", "4", "--lora-alpha", "0"]).refused(2, &["--lora-alpha: is 0"]);
+    p.sft("x", &["--lora-r", "99999"]).refused(2, &["--lora-r: is 99999"]);
+    p.sft("x", &["--lora-r", "4", "--lora-target-modules", "all-linear,q_proj"]).refused(2, &["all-linear and more"]);
+    p.sft("x", &["--lora-r", "4", "--learning-rate-vision", "1"]).refused(2, &["leaves the vision tower"]);
+    assert!(!Path::new(&p.path("x")).exists(), "a refused run leaves nothing");
+
+    // An adapter where a model is expected, the other way round, and a model that it does not fit.
+    run(["sft", "--model", &golden, "--data", "d.json", "--out", &out]).refused(1, &["is an adapter, not a model"]);
+    run(["merge", "--model", &base, "--adapter", &base, "--out", &out]).refused(1, &["is no adapter"]);
+    run(["merge", "--model", &golden, "--adapter", &golden, "--out", &out]).refused(1, &["is an adapter, not a model"]);
+    let tiny = support::tiny_model(p.dir.path()).display().to_string();
+    run(["merge", "--model", &tiny, "--adapter", &golden, "--out", &out])
+        .refused(1, &["lora_", "the model that the adapter was trained on"]);
+    assert!(!Path::new(&out).exists());
+    run(["merge", "--model", &base, "--adapter", &golden, "--out", &tiny]).refused(1, &["tiny: is not empty"]);
+    let file = p.path("file");
+    fs::write(&file, "x").expect("a file");
+    run(["merge", "--model", &base, "--adapter", &golden, "--out", &file]).refused(1, &["file: is a file"]);
+    let ask = |more: &[&str]| run([&["generate", "--prompt", "x", "--max-new-tokens", "1"], more].concat());
+    ask(&["--model", &golden, "--adapter", &golden]).refused(2, &["--model: is an adapter itself"]);
+    let moved = p.path("moved");
+    fs::create_dir(&moved).expect("a folder");
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        let text = fs::read(Path::new(&golden).join(name)).expect("a file");
+        fs::write(Path::new(&moved).join(name), text).expect("a file");
+    }
+    ask(&["--model", &moved])
+        .refused(1, &["base_model_name_or_path: names ../../train/model_a, which is not there", "--adapter"]);
+}
