@@ -25,6 +25,7 @@ pub mod rows;
 pub mod run;
 pub mod sample;
 pub mod sft;
+pub mod siglip;
 pub mod step;
 pub mod trainer;
 
