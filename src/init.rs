@@ -8,7 +8,7 @@ use reel_model::checkpoint;
 use reel_model::init::{InitOptions, InitReport, Preset, init, init_siglip};
 
 use crate::common::{Common, Dtype};
-use crate::fail::bad_usage;
+use crate::fail::{bad_usage, failed};
 use crate::output;
 
 /// The preset that is no Qwen2.5-VL: what judges for the semantic reward.
@@ -61,7 +61,10 @@ fn stored(common: &Common) -> Option<checkpoint::Dtype> {
 
 impl Init {
     fn make(&self, common: &Common) -> Result<InitReport> {
-        if self.shape.preset.as_deref() != Some(SIGLIP_TINY) {
+        let preset = self.shape.preset.as_deref().unwrap_or_default();
+        if preset != SIGLIP_TINY {
+            let cure = format!("choose tiny, 3b, 7b or {SIGLIP_TINY}");
+            Preset::parse(preset).map_err(|_| failed("--preset", format!("there is no preset `{preset}`"), cure))?;
             return Ok(init(&self.shape.options(common)?, &self.out)?);
         }
         for (flag, given) in [("--layers", self.shape.layers), ("--vocab", self.shape.vocab)] {

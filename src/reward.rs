@@ -59,7 +59,7 @@ impl Reward {
             rewards.push(scores.reward);
         }
         draft.commit()?;
-        self.report(common, &rewards)
+        self.report(common, &rewards, judge.map(|judge| judge.frames_encoded()))
     }
 
     /// A path as the input file means it.
@@ -67,13 +67,18 @@ impl Reward {
         self.input.parent().map_or_else(|| path.to_path_buf(), |folder| folder.join(path))
     }
 
-    fn report(&self, common: &Common, rewards: &[Vec<f32>]) -> Result<()> {
+    /// `frames_encoded`: how many frames went through SigLIP, where there is one.
+    fn report(&self, common: &Common, rewards: &[Vec<f32>], frames_encoded: Option<u64>) -> Result<()> {
         let all = rewards.concat();
         let mean = all.iter().map(|&r| f64::from(r)).sum::<f64>() / all.len() as f64;
         if common.json {
             let (rows, completions) = (rewards.len(), all.len());
             let output = &self.output;
-            return output::json(&json!({"rows": rows, "completions": completions, "reward": mean, "output": output}));
+            let mut said = json!({"rows": rows, "completions": completions, "reward": mean, "output": output});
+            if let Some(n) = frames_encoded {
+                said["frames_encoded"] = json!(n);
+            }
+            return output::json(&said);
         }
         if common.quiet {
             return Ok(());

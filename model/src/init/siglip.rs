@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::save::TensorSpec;
 use crate::siglip::{SiglipConfig, expected_tensors};
 
-/// Makes the folder (0.3 M parameters). `out` must not exist, or be empty.
+/// Makes the folder (0.2 M parameters). `out` must not exist, or be empty.
 ///
 /// # Errors
 /// A folder that is not empty or cannot be written.

@@ -9,6 +9,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::*;
+use crate::checkpoint::Dtype;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/siglip").join(name)
@@ -163,6 +164,48 @@ fn a_dry_run_counts_what_a_run_does() {
     };
     assert_eq!(names(&dry), names(&cpu));
     assert!(!dry.profile().totals().unwrap().is_empty());
+}
+
+#[test]
+fn so400m_fits_and_takes_little() {
+    let tower = |size: &str| {
+        format!(
+            r#"{{"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "num_hidden_layers": 27{size}}}"#
+        )
+    };
+    let (text, vision) = (tower(""), tower(r#", "image_size": 384, "patch_size": 14"#));
+    let json = format!(r#"{{"model_type": "siglip", "text_config": {text}, "vision_config": {vision}}}"#);
+    let config = SiglipConfig::parse("c", &json).unwrap();
+    let parameters: usize = expected_tensors(&config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    // 878 M, as published.
+    assert_eq!(parameters / 1_000_000, 877);
+    for (kernels, dtype, stored) in [
+        (Kernels::Cpu, DType::F32, Dtype::F32),
+        (Kernels::Cuda, DType::F32, Dtype::Bf16),
+        (Kernels::Cuda, DType::BF16, Dtype::F32),
+    ] {
+        let device = &Device::dry(kernels);
+        let from = Loader { device, source: Source::Nothing(stored), dtype, trainable: &|_| false };
+        let (text, vision) =
+            (SiglipText::load(&from, &config.text).unwrap(), SiglipVision::load(&from, &config.vision).unwrap());
+        let weights = device.memory().current;
+        device.profile().count(true);
+        let processor = SiglipProcessor::new(&config.vision);
+        let (cx, at_once, seen) = (Cx::inference(device, dtype), AT_ONCE / config.vision.patches(), processor.seen());
+        assert_eq!((at_once, seen), (5, 378));
+        let size = [at_once, seen, seen];
+        let pictures =
+            ops::Frames::new(device, &vec![0; at_once * seen * seen * 3], size, &processor.patching()).unwrap();
+        assert_eq!(vision.forward(&cx, &pictures).unwrap().shape(), [5, 1152]);
+        let flops: f64 = device.profile().totals().unwrap().values().map(|t| t.cost.flops).sum();
+        // Two operations a weight and patch, and the attention's.
+        let expected = 5.0 * 729.0 * 2.0 * (414e6 + 27.0 * 2.0 * 729.0 * 1152.0);
+        assert!((flops / expected - 1.0).abs() < 0.03, "{flops:.3e} operations, {expected:.3e} expected");
+        assert_eq!(text.forward(&cx, &[1; 8 * 64]).unwrap().shape(), [8, 1152]);
+        let peak = device.memory().peak - weights;
+        println!("{kernels:?} {dtype}: weights {weights}, beside them {peak}");
+        assert!(peak < 200 << 20, "{peak} bytes beside the weights");
+    }
 }
 
 /// A copy of the golden folder with one file changed.
