@@ -275,6 +275,8 @@ fn a_damaged_folder_is_refused_by_name() {
         ("config.json", "\"vocab_size\": 340", "\"vocab_size\": 339", "vocab_size of 339"),
         ("config.json", "\"siglip\"", "\"siglip2\"", "model_type: is `siglip2`"),
         ("tokenizer.json", "\"Unigram\"", "\"BPE\"", "tokenizer.json: is not a"),
+        ("tokenizer.json", "\"unk_id\": 2", "\"unk_id\": null", "tokenizer.json: has no unknown token"),
+        ("tokenizer.json", "\"unk_id\": 2", "\"unk_id\": 5", "tokenizer.json: does not make `<unk>`"),
         ("preprocessor_config.json", "\"height\": 64", "\"height\": 384", "size.height: is 384"),
         ("preprocessor_config.json", "\"resample\": 3", "\"resample\": 2", "resample: is 2"),
         ("preprocessor_config.json", "\"do_normalize\": true", "\"do_normalize\": false", "do_normalize: is false"),

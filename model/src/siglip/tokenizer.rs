@@ -67,6 +67,12 @@ impl SiglipTokenizer {
             id.ok_or_else(|| fault(format!("has no token `{token}`")))
         };
         let special = [id(SPECIAL[0])?, id(SPECIAL[1])?];
+        // Without an `unk_id` it would fail at the first character that no piece has, in the middle of a run.
+        let nothing =
+            inner.get_model().tokenize("\u{10fffd}").map_err(|e| fault(format!("has no unknown token ({e})")))?;
+        if nothing.iter().any(|token| token.id as i32 != special[1]) {
+            return Err(fault(format!("does not make `{}` of what no piece has", SPECIAL[1])));
+        }
         let bracket_is_unknown = inner.token_to_id(">").is_none();
         Ok(Self { special, bracket_is_unknown, length, place: place.to_string(), inner })
     }
@@ -114,7 +120,8 @@ impl SiglipTokenizer {
             let tokens = self.inner.get_model().tokenize(&pieces).map_err(|e| fault(&e))?;
             // The reference encodes such a stretch behind the characters `<unk>` and drops theirs: unknown ones at its start are
             // one piece with a `>` that is unknown too, and go with it.
-            let lost = !first && self.bracket_is_unknown && tokens[0].id as i32 == self.special[1];
+            let unknown_first = tokens.first().is_some_and(|token| token.id as i32 == self.special[1]);
+            let lost = !first && self.bracket_is_unknown && unknown_first;
             ids.extend(tokens.iter().skip(usize::from(lost)).map(|token| token.id as i32));
         }
         Ok(())
