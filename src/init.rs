@@ -5,14 +5,20 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use reel_model::checkpoint;
-use reel_model::init::{InitOptions, Preset, init};
+use reel_model::init::{InitOptions, InitReport, Preset, init, init_siglip};
 
 use crate::common::{Common, Dtype};
+use crate::fail::{bad_usage, failed};
 use crate::output;
+
+/// The preset that is no Qwen2.5-VL: what judges for the semantic reward.
+const SIGLIP_TINY: &str = "siglip-tiny";
 
 /// Make a model folder with random weights, in the hub's layout.
 #[derive(Args, Debug)]
-#[command(mut_arg("preset", |a| a.required(true)))]
+#[command(mut_arg("preset", |a| {
+    a.required(true).help("tiny (1 M parameters, f32), 3b or 7b (as published, bf16), or siglip-tiny (a SigLIP for --siglip, f32)")
+}))]
 #[command(after_help = "Example:\n  reel init --preset tiny --out tiny")]
 pub struct Init {
     #[command(flatten)]
@@ -39,19 +45,39 @@ pub struct ShapeFlags {
 impl ShapeFlags {
     /// What the library is asked for.
     pub fn options(&self, common: &Common) -> Result<InitOptions> {
-        let dtype = common.dtype.map(|d| match d {
-            Dtype::F32 => checkpoint::Dtype::F32,
-            Dtype::Bf16 => checkpoint::Dtype::Bf16,
-        });
+        let dtype = stored(common);
         let preset = Preset::parse(self.preset.as_deref().unwrap_or("tiny"))?;
         Ok(InitOptions { preset, layers: self.layers, vocab: self.vocab, dtype, seed: common.seed() })
     }
 }
 
+/// The dtype that was asked for, in files.
+fn stored(common: &Common) -> Option<checkpoint::Dtype> {
+    common.dtype.map(|d| match d {
+        Dtype::F32 => checkpoint::Dtype::F32,
+        Dtype::Bf16 => checkpoint::Dtype::Bf16,
+    })
+}
+
 impl Init {
+    fn make(&self, common: &Common) -> Result<InitReport> {
+        let preset = self.shape.preset.as_deref().unwrap_or_default();
+        if preset != SIGLIP_TINY {
+            let cure = format!("choose tiny, 3b, 7b or {SIGLIP_TINY}");
+            Preset::parse(preset).map_err(|_| failed("--preset", format!("there is no preset `{preset}`"), cure))?;
+            return Ok(init(&self.shape.options(common)?, &self.out)?);
+        }
+        for (flag, given) in [("--layers", self.shape.layers), ("--vocab", self.shape.vocab)] {
+            if given.is_some() {
+                return Err(bad_usage(flag, format!("{SIGLIP_TINY} has one shape"), "leave the flag out"));
+            }
+        }
+        Ok(init_siglip(stored(common).unwrap_or(checkpoint::Dtype::F32), common.seed(), &self.out)?)
+    }
+
     /// Makes the folder and says how large the model is.
     pub fn run(&self, common: &Common) -> Result<()> {
-        let made = init(&self.shape.options(common)?, &self.out)?;
+        let made = self.make(common)?;
         if common.json {
             return output::json(
                 &serde_json::json!({"parameters": made.parameters, "bytes": made.bytes, "out": self.out}),

@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Args;
 use reel_model::save::AtomicFile;
-use reel_rewards::{Parity, Row, Rules, Scores};
+use reel_rewards::{Parity, Row, Rules, Scores, Semantic};
+use reel_train::siglip::SiglipScorer;
 use serde_json::json;
 
 use crate::common::Common;
 use crate::fail::failed;
-use crate::{lines, output};
+use crate::{lines, model, output, trace};
 
-/// Say what given completions are worth: accuracy, format, length and temporal rewards, advantages.
+/// Say what given completions are worth: accuracy, format, length, temporal and semantic rewards, advantages.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -23,16 +24,20 @@ Example:
   reel reward --input given.jsonl --output worth.jsonl")]
 pub struct Reward {
     /// The completions, an object a line: problem_type, solution, and completion or completions; where known, lengths (tokens of
-    /// each) and shuffled_completions (answers to shuffled frames)
+    /// each), shuffled_completions (answers to shuffled frames), data_type (image or video) and frames (picture files, relative to
+    /// this one)
     #[arg(long, value_name = "R.jsonl")]
     input: PathBuf,
-    /// Where to write what they are worth, an object a line: what applies of accuracy, temporal, format and length, and reward and
-    /// advantage; numbers for a completion, lists for completions
+    /// Where to write what they are worth, an object a line: what applies of accuracy, temporal, format, semantic and length, and
+    /// reward and advantage; numbers for a completion, lists for completions
     #[arg(long, value_name = "O.jsonl")]
     output: PathBuf,
     /// Whose rules to follow where a reference's code and its paper differ
     #[arg(long, value_enum, default_value_t)]
     parity: Parity,
+    /// A SigLIP folder (so400m-patch14-384): rows with frames get the semantic reward, for thoughts that agree with what they show
+    #[arg(long, value_name = "DIR")]
+    siglip: Option<PathBuf>,
 }
 
 impl Reward {
@@ -43,25 +48,37 @@ impl Reward {
         if rows.is_empty() {
             return Err(failed(self.input.display(), "has no rows", "give a row of JSON a line"));
         }
+        let mut judge = self.siglip.as_deref().map(|folder| open(folder, common)).transpose()?;
         let mut draft = AtomicFile::create(&self.output)?;
         let mut rewards = Vec::new();
-        for row in rows {
+        for mut row in rows {
             let alone = row.alone;
-            let scores = row.score(&rules, None)?;
+            row.frames = row.frames.iter().map(|frame| self.beside_input(frame)).collect();
+            let scores = row.score(&rules, judge.as_mut().map(|judge| judge as &mut dyn Semantic))?;
             write(&mut draft, &self.output, &scores, alone)?;
             rewards.push(scores.reward);
         }
         draft.commit()?;
-        self.report(common, &rewards)
+        self.report(common, &rewards, judge.map(|judge| judge.frames_encoded()))
     }
 
-    fn report(&self, common: &Common, rewards: &[Vec<f32>]) -> Result<()> {
+    /// A path as the input file means it.
+    fn beside_input(&self, path: &Path) -> PathBuf {
+        self.input.parent().map_or_else(|| path.to_path_buf(), |folder| folder.join(path))
+    }
+
+    /// `frames_encoded`: how many frames went through SigLIP, where there is one.
+    fn report(&self, common: &Common, rewards: &[Vec<f32>], frames_encoded: Option<u64>) -> Result<()> {
         let all = rewards.concat();
         let mean = all.iter().map(|&r| f64::from(r)).sum::<f64>() / all.len() as f64;
         if common.json {
             let (rows, completions) = (rewards.len(), all.len());
             let output = &self.output;
-            return output::json(&json!({"rows": rows, "completions": completions, "reward": mean, "output": output}));
+            let mut said = json!({"rows": rows, "completions": completions, "reward": mean, "output": output});
+            if let Some(n) = frames_encoded {
+                said["frames_encoded"] = json!(n);
+            }
+            return output::json(&said);
         }
         if common.quiet {
             return Ok(());
@@ -70,6 +87,14 @@ impl Reward {
         let out = self.output.display();
         output::line(format!("{out}: {rows} rows, {} completions, mean reward {mean:.4}", all.len()))
     }
+}
+
+/// The judge of the semantic reward.
+fn open(folder: &Path, common: &Common) -> Result<SiglipScorer> {
+    let (device, dtype) = (model::device(common)?, model::dtype(common));
+    let judge = trace::span("load", || SiglipScorer::open(&device, folder, dtype))?;
+    trace::record_launches(&device, dtype);
+    Ok(judge)
 }
 
 fn write(draft: &mut AtomicFile, to: &Path, scores: &Scores, alone: bool) -> Result<()> {

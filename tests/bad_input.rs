@@ -270,7 +270,10 @@ fn outputs_that_cannot_be_written() {
     score("no/such/folder/s.safetensors").refused(1, &["no/such/folder/s.safetensors"]);
     score("tiny").refused(1, &["tiny"]);
     run_in(s.dir.path(), ["init", "--preset", "tiny", "--out", "tiny"]).refused(1, &["tiny"]);
-    run_in(s.dir.path(), ["init", "--preset", "huge", "--out", "other"]).refused(1, &["huge", "tiny, 3b or 7b"]);
+    run_in(s.dir.path(), ["init", "--preset", "huge", "--out", "other"])
+        .refused(1, &["huge", "tiny, 3b, 7b or siglip-tiny"]);
+    run_in(s.dir.path(), ["init", "--preset", "siglip-tiny", "--vocab", "9", "--out", "other"])
+        .refused(2, &["--vocab"]);
     assert!(!s.dir.path().join("other").exists());
 }
 

@@ -93,6 +93,94 @@ fn what_applies_is_written() {
     assert_eq!(entries(shop.0.path()), ["in.jsonl", "out.jsonl"]);
 }
 
+/// The rows of the golden SigLIP, a line each, with frames relative to the file that they are in.
+fn siglip_rows(shop: &Shop, parity: &str) -> (Vec<Value>, String) {
+    let folder = shop.path("frames");
+    fs::create_dir_all(&folder).expect("a folder");
+    for frame in fs::read_dir(golden("siglip/frames")).expect("frames").flatten() {
+        fs::copy(frame.path(), folder.join(frame.file_name())).expect("copied");
+    }
+    let text = fs::read_to_string(golden("siglip/rewards.jsonl")).expect("golden rows");
+    let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let rows: Vec<Value> = rows.filter(|row| row["parity"] == parity).collect();
+    let input = rows.iter().map(|row| format!("{}\n", row["input"])).collect();
+    (rows, input)
+}
+
+#[test]
+fn the_references_semantic_rewards() {
+    let model = golden("siglip/model");
+    let model = model.to_str().expect("UTF-8");
+    let mut rows_seen = 0;
+    for parity in ["paper", "videorft"] {
+        let shop = Shop::new();
+        let (rows, input) = siglip_rows(&shop, parity);
+        let said = shop.reward(&input, &["--parity", parity, "--siglip", model, "--json"]).json();
+        // A film's frames are encoded once for all rows that show them alike: at most each picture and its negative.
+        let encoded = said["frames_encoded"].as_u64().expect("a count");
+        assert!((3..=16).contains(&encoded), "{encoded} frames");
+        for (got, row) in shop.output().iter().zip(&rows) {
+            for key in ["semantic", "reward"] {
+                let (got, want) = (numbers(&got[key]), numbers(&row["expect"][key]));
+                assert_eq!(got.len(), want.len(), "{} {key}", row["id"]);
+                let off = got.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, f64::max);
+                assert!(
+                    off <= 3e-4 && got.iter().all(|x| x.is_finite()),
+                    "{} {key}: {got:?}, want {want:?}",
+                    row["id"]
+                );
+            }
+        }
+        rows_seen += rows.len();
+        // Without a model there is no semantic reward, frames or not.
+        shop.reward(&input, &["--parity", parity]).ok();
+        assert!(shop.output().iter().all(|row| row["semantic"].is_null()));
+    }
+    assert!(rows_seen >= 10);
+}
+
+fn numbers(list: &Value) -> Vec<f64> {
+    match list {
+        Value::Array(list) => list.iter().map(|x| x.as_f64().expect("a number")).collect(),
+        one => vec![one.as_f64().expect("a number")],
+    }
+}
+
+#[test]
+fn a_siglip_folder_or_a_frame_that_cannot_be_used_is_refused() {
+    let shop = Shop::new();
+    let (_, input) = siglip_rows(&shop, "paper");
+    let model = golden("siglip/model");
+    let model = model.to_str().expect("UTF-8");
+    let siglip = |folder: &str, words: &[&str]| {
+        shop.reward(&input, &["--siglip", folder]).refused(1, words);
+        assert!(!shop.path("out.jsonl").exists());
+    };
+    siglip("nowhere", &["nowhere", "config.json"]);
+    siglip(golden("model/text_multiturn/model").to_str().expect("UTF-8"), &["model_type", "qwen2_5_vl", "not siglip"]);
+    shop.reward(&input, &["--siglip", model, "--device", "dry"]).refused(2, &["--device"]);
+    fs::write(shop.path("frames/v0_1.png"), "no picture").expect("written");
+    siglip(model, &["v0_1.png", "picture"]);
+    fs::remove_file(shop.path("frames/v0_1.png")).expect("removed");
+    siglip(model, &["v0_1.png"]);
+}
+
+#[test]
+fn a_tiny_siglip_of_our_own_judges() {
+    let shop = Shop::new();
+    let (rows, input) = siglip_rows(&shop, "paper");
+    let folder = shop.path("siglip");
+    let folder = folder.to_str().expect("UTF-8");
+    run(["init", "--preset", "siglip-tiny", "--seed", "5", "--out", folder]).ok();
+    for dtype in ["f32", "bf16"] {
+        shop.reward(&input, &["--siglip", folder, "--dtype", dtype]).ok();
+        let got = shop.output();
+        assert_eq!(got.len(), rows.len());
+        let all: Vec<f64> = got.iter().flat_map(|row| numbers(&row["semantic"])).collect();
+        assert!(all.iter().all(|s| (0.0..=1.0).contains(s)), "{all:?}");
+    }
+}
+
 #[test]
 fn one_bad_line_refuses_the_file() {
     let without = |key: &str| {

@@ -250,13 +250,16 @@ impl Checkpoint {
 
     /// Holds the files against a config: every tensor there with its shape, and none that the model has no place for.
     pub fn check(&self, config: &ModelConfig) -> Result<()> {
-        let expected = expected_tensors(config);
-        for (name, shape) in &expected {
+        self.check_list(&expected_tensors(config), |name| config.tie_word_embeddings && name == "lm_head.weight")
+    }
+
+    /// Holds the files against a list of names and shapes; `optional` tensors may be missing, or be there and not in the list.
+    pub(crate) fn check_list(&self, expected: &[(String, Vec<usize>)], optional: impl Fn(&str) -> bool) -> Result<()> {
+        for (name, shape) in expected.iter().filter(|(name, _)| !optional(name) || self.tensors.contains_key(name)) {
             self.expect(name, shape)?;
         }
         let known: std::collections::HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
-        let tied_head = |name: &str| config.tie_word_embeddings && name == "lm_head.weight";
-        let strangers: Vec<&str> = self.names().filter(|name| !known.contains(name) && !tied_head(name)).collect();
+        let strangers: Vec<&str> = self.names().filter(|name| !known.contains(name) && !optional(name)).collect();
         let Some(first) = strangers.first() else { return Ok(()) };
         let shown: Vec<String> = strangers.iter().take(5).map(|name| self.naming.from_classic(name)).collect();
         let more = if strangers.len() > 5 { format!(" and {} more", strangers.len() - 5) } else { String::new() };
@@ -273,7 +276,7 @@ impl Checkpoint {
 
 /// Tensors that old writers stored and that are computed anew.
 fn is_harmless(name: &str) -> bool {
-    name.ends_with("rotary_emb.inv_freq") || name.ends_with("rotary_pos_emb.inv_freq")
+    ["rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "embeddings.position_ids"].iter().any(|end| name.ends_with(end))
 }
 
 fn fault(file: &Path, tensor: &str, what: impl Into<String>, cure: &str) -> ModelError {

@@ -4,7 +4,7 @@
 //! `dtype`, and vision keys left out where they equal `Qwen2_5_VLVisionConfig`'s defaults. A value that this program
 //! would compute something else with is refused here, once, so that nothing downstream has to ask again.
 
-mod fields;
+pub(crate) mod fields;
 mod generation;
 mod preprocessor;
 #[cfg(test)]

@@ -5,6 +5,7 @@
 mod bpe;
 mod normal;
 mod presets;
+mod siglip;
 #[cfg(test)]
 mod tests;
 pub(crate) mod weights;
@@ -22,6 +23,7 @@ use crate::save::{SHARD_BYTES, TensorSpec, Unfinished, write_weights, write_whol
 
 pub(crate) use bpe::{SmallTokenizer, small_tokenizer};
 pub use presets::Preset;
+pub use siglip::init_siglip;
 
 /// What to make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +61,12 @@ pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
             format!("{vocab} is too small for this preset's tokenizer, whose ids go up to {}", tokenizer.end - 1);
         return Err(ModelError::config("--vocab", what, format!("give at least {}", tokenizer.end)));
     }
-    write_folder(&config, dtype, options.seed, &tokenizer, out)
+    let parsed = ModelConfig::parse(&out.join("config.json").display().to_string(), &config.to_string())?;
+    let tensors: Vec<TensorSpec> =
+        expected_tensors(&parsed).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
+    write_folder(&small_files(&config, &tokenizer), &tensors, out, |spec, file| {
+        weights::write_random(spec, weights::filling(&spec.name, &spec.shape, &parsed), options.seed, file)
+    })
 }
 
 /// The folder that [`init`] would make, but for its weights: what reading data for such a model takes.
@@ -81,25 +88,25 @@ pub fn preset_config(options: &InitOptions) -> Result<ModelConfig> {
     ModelConfig::parse("--preset", &config.to_string())
 }
 
-fn write_folder(config: &Value, dtype: Dtype, seed: u64, tokenizer: &SmallTokenizer, out: &Path) -> Result<InitReport> {
-    let parsed = ModelConfig::parse(&out.join("config.json").display().to_string(), &config.to_string())?;
-    let tensors: Vec<TensorSpec> =
-        expected_tensors(&parsed).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
+/// Writes small files and weights into a new folder, whole or not at all.
+fn write_folder(
+    files: &[(&str, String)],
+    tensors: &[TensorSpec],
+    out: &Path,
+    fill: impl FnMut(&TensorSpec, &mut dyn io::Write) -> io::Result<()>,
+) -> Result<InitReport> {
     let is_new = make_empty(out)?;
-    let files = small_files(config, tokenizer);
     let paths = files.iter().map(|(name, _)| out.join(name)).chain([out.join("model.safetensors")]);
     let _unfinished = Unfinished::new(paths.chain(is_new.then(|| out.to_path_buf())));
     let small = || files.iter().try_for_each(|(name, text)| write_whole(&out.join(name), text.as_bytes()));
-    let large = || {
-        let fill = |spec: &TensorSpec, file: &mut dyn io::Write| weights::write_random(spec, &parsed, seed, file);
-        write_weights(out, Naming::Classic, &tensors, SHARD_BYTES, fill)
-    };
+    let large = || write_weights(out, Naming::Classic, tensors, SHARD_BYTES, fill);
     if let Err(error) = small().and_then(|()| large()) {
-        remove_all(out, &files, is_new);
+        remove_all(out, files, is_new);
         return Err(error);
     }
     let bytes: u64 = tensors.iter().map(TensorSpec::bytes).sum();
-    Ok(InitReport { parameters: bytes / dtype.size() as u64, bytes })
+    let parameters = tensors.iter().map(|t| t.bytes() / t.dtype.size() as u64).sum();
+    Ok(InitReport { parameters, bytes })
 }
 
 /// Half a folder is worth nothing. What cannot be removed stays: the first error is the one to tell.

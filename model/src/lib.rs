@@ -1,5 +1,5 @@
 //! Qwen2.5-VL: what a model folder holds (config, weights, tokenizer, chat template), how a conversation becomes the model's inputs,
-//! and the model itself. A folder is read as the hub publishes it; nothing is converted.
+//! and the model itself; beside it SigLIP, which judges. A folder is read as the hub publishes it; nothing is converted.
 
 pub mod batch;
 pub mod checkpoint;
@@ -12,6 +12,7 @@ mod linear;
 pub mod lora;
 pub mod qwen2_5_vl;
 pub mod save;
+pub mod siglip;
 mod stream;
 pub mod text;
 pub mod vision;

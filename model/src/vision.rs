@@ -123,7 +123,7 @@ impl VisionTower {
         Ok(match pixels {
             Pixels::Values(values) => ops::linear(cx, values, &self.patch_embed, None)?,
             Pixels::Frames(frames, order) => {
-                ops::gather_rows(cx, &ops::patch_embedding(cx, frames, &self.patch_embed)?, order)?
+                ops::gather_rows(cx, &ops::patch_embedding(cx, frames, &self.patch_embed, None)?, order)?
             }
         })
     }

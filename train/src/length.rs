@@ -130,7 +130,7 @@ impl Source for Lengths {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::SftOptions;
+    use crate::options::{RunOptions, SftOptions};
     use crate::run::Work;
     use crate::sft::Sft;
 
@@ -141,8 +141,8 @@ mod tests {
     }
 
     fn steps(lengths: &[Option<usize>], change: impl FnOnce(&mut SftOptions)) -> Result<Length> {
-        let mut options = SftOptions::default();
-        options.gradient_accumulation_steps = 2;
+        let run = RunOptions { gradient_accumulation_steps: 2, ..RunOptions::default() };
+        let mut options = SftOptions { run, ..SftOptions::default() };
         change(&mut options);
         let tokens = lengths.iter().enumerate().filter_map(|(row, n)| n.map(|n| (row, n))).collect();
         let asked = options.asked_steps();

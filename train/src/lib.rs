@@ -27,6 +27,7 @@ pub mod rows;
 pub mod run;
 pub mod sample;
 pub mod sft;
+pub mod siglip;
 pub mod step;
 #[cfg(test)]
 mod testing;

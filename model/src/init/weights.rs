@@ -15,7 +15,8 @@ const CHUNK: usize = 1 << 23;
 
 /// What a tensor is filled with.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Filling {
+pub(super) enum Filling {
+    /// This number everywhere.
     Constant(f32),
     /// Normal numbers of this standard deviation.
     Normal(f32),
@@ -24,7 +25,7 @@ enum Filling {
 /// Biases 0, norms 1. A layer's weights keep the scale of what they are given (0.9/√inputs, which is the usual 0.02 at a width of
 /// 2048), those that add to the residual stream less the more of them there are. The output projection starts so small that all
 /// tokens are nearly as likely.
-fn filling(name: &str, shape: &[usize], config: &ModelConfig) -> Filling {
+pub(super) fn filling(name: &str, shape: &[usize], config: &ModelConfig) -> Filling {
     if name.ends_with(".bias") {
         return Filling::Constant(0.0);
     }
@@ -45,9 +46,8 @@ fn filling(name: &str, shape: &[usize], config: &ModelConfig) -> Filling {
 }
 
 /// Writes one tensor, never holding more than a chunk of it.
-pub(super) fn write_random(spec: &TensorSpec, config: &ModelConfig, seed: u64, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn write_random(spec: &TensorSpec, filling: Filling, seed: u64, out: &mut dyn Write) -> io::Result<()> {
     let length: usize = spec.shape.iter().product();
-    let filling = filling(&spec.name, &spec.shape, config);
     let stream = fnv1a(&spec.name);
     let mut bytes = Vec::new();
     for first in (0..length).step_by(CHUNK) {

@@ -3,27 +3,39 @@
 use std::time::Duration;
 
 use reel_rewards::{self as rewards, OwnReward, ProblemType, Rules, Scores};
+use reel_runtime::{DType, Device};
 use serde_json::{Map, Value};
 
 use super::rollout::{Answer, Drawn};
 use crate::Result;
 use crate::options::GrpoOptions;
 use crate::rows::Fault;
+use crate::siglip::SiglipScorer;
 
 /// Judges groups of completions.
 pub(super) struct Judge {
     rules: Rules,
     own: Vec<OwnReward>,
     temporal: bool,
+    /// What compares thoughts with frames.
+    siglip: Option<SiglipScorer>,
+}
+
+/// What one of the user's own rewards gave.
+struct Own {
+    name: &'static str,
+    by_group: Vec<Vec<f32>>,
 }
 
 impl Judge {
-    pub(super) fn new(options: &GrpoOptions) -> Result<Self> {
+    /// `device` and `dtype`: where and in what SigLIP computes.
+    pub(super) fn new(options: &GrpoOptions, device: &Device, dtype: DType) -> Result<Self> {
         let timeout = Duration::from_secs_f64(options.reward_timeout);
         let command = options.reward_command.as_deref().map(|shell| OwnReward::command(shell, timeout)).transpose()?;
         let url = options.reward_url.as_deref().map(|url| OwnReward::url(url, timeout)).transpose()?;
         let rules = Rules { parity: options.parity, weights: options.weights()?, scale: options.scale_rewards };
-        Ok(Self { rules, own: command.into_iter().chain(url).collect(), temporal: options.temporal })
+        let siglip = options.siglip.as_deref().map(|dir| SiglipScorer::open(device, dir, dtype)).transpose()?;
+        Ok(Self { rules, own: command.into_iter().chain(url).collect(), temporal: options.temporal, siglip })
     }
 
     /// Whether answers to shuffled films are asked for.
@@ -34,6 +46,7 @@ impl Judge {
     /// The scores of each group.
     pub(super) fn score(&mut self, drawn: &[Drawn]) -> Result<Vec<Scores>> {
         let own = self.ask(drawn)?;
+        let semantic = drawn.iter().map(|d| self.agreement(d)).collect::<Result<Vec<_>>>()?;
         let texts = |answers: &[Answer]| answers.iter().map(|a| a.text.clone()).collect::<Vec<_>>();
         let group = |(i, d): (usize, &Drawn)| {
             let (solution, kind) = truth(&d.prompt.columns);
@@ -43,16 +56,34 @@ impl Judge {
                 completions: texts(&d.completions),
                 lengths: d.completions.iter().map(|a| a.ids.len()).collect(),
                 shuffled: (!d.shuffled.is_empty()).then(|| texts(&d.shuffled)),
-                semantic: None,
-                own: own.iter().map(|(name, by_group)| (name.to_string(), by_group[i].clone())).collect(),
+                semantic: semantic[i].clone(),
+                own: own.iter().map(|own| (own.name.to_string(), own.by_group[i].clone())).collect(),
             };
             group.score(&self.rules)
         };
         Ok(drawn.iter().enumerate().map(group).collect())
     }
 
-    /// The user's own rewards: a name, and the rewards of each group.
-    fn ask(&mut self, drawn: &[Drawn]) -> Result<Vec<(&'static str, Vec<Vec<f32>>)>> {
+    /// Frames that SigLIP encoded so far, where it judges.
+    pub(super) fn frames_encoded(&self) -> Option<u64> {
+        self.siglip.as_ref().map(SiglipScorer::frames_encoded)
+    }
+
+    /// How well each completion's thoughts agree with the frames as the policy sees them; nothing without frames.
+    fn agreement(&mut self, drawn: &Drawn) -> Result<Option<Vec<f32>>> {
+        let frames = &drawn.prompt.tokens.frames;
+        let (seen, video) = match frames.films.is_empty() {
+            true => (&frames.pictures, false),
+            false => (&frames.films, true),
+        };
+        let Some(siglip) = self.siglip.as_mut().filter(|_| !seen.is_empty()) else { return Ok(None) };
+        let texts: Vec<&str> = drawn.completions.iter().map(|a| rewards::semantic::text(&a.text)).collect();
+        let cosines = siglip.similarities_of(&texts, seen, self.rules.parity.semantic_negative(video))?;
+        Ok(Some(cosines.iter().map(|cosines| rewards::semantic::of(cosines)).collect()))
+    }
+
+    /// The user's own rewards.
+    fn ask(&mut self, drawn: &[Drawn]) -> Result<Vec<Own>> {
         let mut rows = Vec::new();
         for d in drawn.iter().filter(|_| !self.own.is_empty()) {
             for answer in &d.completions {
@@ -67,7 +98,7 @@ impl Judge {
             let flat = own.score(&rows)?;
             let mut rest = flat.iter().map(|&r| r as f32);
             let by_group = drawn.iter().map(|d| rest.by_ref().take(d.completions.len()).collect()).collect();
-            all.push((own.name(), by_group));
+            all.push(Own { name: own.name(), by_group });
         }
         Ok(all)
     }

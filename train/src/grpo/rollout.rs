@@ -77,7 +77,7 @@ impl<'a> Rollout<'a> {
         Ok(Self {
             engine: Engine::new(&trainer.model, &cx)?.stop_when(setup.stop),
             options: setup.options,
-            judge: Judge::new(setup.options)?,
+            judge: Judge::new(setup.options, &trainer.device, trainer.dtype)?,
             records: Records::open(&setup.options.out, trainer.recipe.schedule.max_steps)?,
             prompts,
             seed: setup.seed,
@@ -87,7 +87,7 @@ impl<'a> Rollout<'a> {
 
     /// Groups for step `n`, of the next rows; `None` at the end of the data.
     pub(super) fn next(&mut self, n: u64, feed: &mut Feed<Prompts>, taken: &mut Taken) -> Result<Option<Drawing>> {
-        let begun = Instant::now();
+        let (begun, encoded) = (Instant::now(), self.judge.frames_encoded());
         let (mut kept, mut all, mut dropped) = (Vec::new(), Vec::new(), 0);
         let mut shown = Shown::default();
         for round in 0..MOST_ROUNDS {
@@ -128,6 +128,9 @@ impl<'a> Rollout<'a> {
         }
         kept.truncate(self.options.groups());
         let mut more = means(&all);
+        if let Some(frames) = self.judge.frames_encoded() {
+            more.insert("frames_encoded".into(), json!(frames - encoded.unwrap_or(0)));
+        }
         if self.options.dynamic_sampling {
             more.insert("dropped_groups".into(), json!(dropped));
         }

@@ -104,6 +104,9 @@ pub struct GrpoOptions {
     /// drawn to find out
     #[arg(long)]
     pub temporal: bool,
+    /// A SigLIP folder: reward right answers whose thoughts agree with what the frames show (VideoRFT's semantic consistency)
+    #[arg(long, value_name = "DIR")]
+    pub siglip: Option<PathBuf>,
     /// A command that rewards completions, asked line by line (see `examples/rewards.py`)
     #[arg(long, value_name = "CMD")]
     pub reward_command: Option<String>,
@@ -113,7 +116,7 @@ pub struct GrpoOptions {
     /// Seconds that an own reward may take for a step
     #[arg(long, value_name = "S", default_value_t = 300.0)]
     pub reward_timeout: f64,
-    /// How much each reward counts in the sum: accuracy, format, temporal, length, command, url [default: 1 each]
+    /// How much each reward counts in the sum: accuracy, format, temporal, semantic, length, command, url [default: 1 each]
     #[arg(long, value_name = "NAME=W,…")]
     pub reward_weights: Option<String>,
     /// Draw again, from further rows, for groups whose rewards are all the same
@@ -213,11 +216,15 @@ impl Options for GrpoOptions {
         self.weights()?;
         let timeout = self.reward_timeout;
         range("--reward-timeout", timeout, timeout > 0.0 && timeout < 1e9, "give a number of seconds above 0")?;
-        let judged = self.temporal || self.has_own_reward() || self.reward_weights.is_some() || self.dynamic_sampling;
+        let judged = self.temporal
+            || self.siglip.is_some()
+            || self.has_own_reward()
+            || self.reward_weights.is_some()
+            || self.dynamic_sampling;
         check(
             self.rollouts.is_none() || !judged,
             "--rollouts",
-            "brings rewards, so that --temporal, --reward-command, --reward-url, --reward-weights and --dynamic-sampling have nothing to do".into(),
+            "brings rewards, so that --temporal, --siglip, --reward-command, --reward-url, --reward-weights and --dynamic-sampling have nothing to do".into(),
             "leave it or them out",
         )?;
         let (least, most) = (self.min_completion_length, self.max_completion_length);

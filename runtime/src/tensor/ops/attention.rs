@@ -17,8 +17,16 @@ use crate::tensor::{Tensor, dims};
 #[derive(Clone, Debug)]
 pub struct CuSeqlens {
     host: Arc<[i32]>,
-    device: Tensor,                                  // i32 [seqs + 1]
-    prefix: Option<(Arc<[(usize, usize)]>, Tensor)>, // first token and number of each, i32 [seqs, 2]
+    device: Tensor, // i32 [seqs + 1]
+    prefix: Option<Prefixes>,
+}
+
+/// What comes before each sequence.
+#[derive(Clone, Debug)]
+struct Prefixes {
+    /// First token and number of each.
+    host: Arc<[(usize, usize)]>,
+    device: Tensor, // i32 [seqs, 2]
 }
 
 impl CuSeqlens {
@@ -46,7 +54,7 @@ impl CuSeqlens {
         }
         let words: Vec<i32> = prefixes.iter().flat_map(|&(first, tokens)| [first as i32, tokens as i32]).collect();
         let table = Tensor::from_i32(self.device.device(), &[prefixes.len(), 2], &words)?;
-        Ok(CuSeqlens { prefix: Some((prefixes.into(), table)), ..self })
+        Ok(CuSeqlens { prefix: Some(Prefixes { host: prefixes.into(), device: table }), ..self })
     }
 
     /// From the lengths of sequences.
@@ -86,7 +94,7 @@ impl CuSeqlens {
     pub(super) fn first(&self, seqs: usize) -> Result<CuSeqlens> {
         let device = self.device.rows(0, seqs + 1)?;
         let prefix = match &self.prefix {
-            Some((host, table)) => Some((host[..seqs].into(), table.rows(0, seqs)?)),
+            Some(p) => Some(Prefixes { host: p.host[..seqs].into(), device: p.device.rows(0, seqs)? }),
             None => None,
         };
         Ok(CuSeqlens { host: self.host[..=seqs].into(), device, prefix })
@@ -94,12 +102,12 @@ impl CuSeqlens {
 
     /// Where the prefixes lie on the device.
     fn prefix_addr(&self) -> Addr {
-        self.prefix.as_ref().map_or(Addr::NULL, |(_, table)| table.addr())
+        self.prefix.as_ref().map_or(Addr::NULL, |p| p.device.addr())
     }
 
     /// The (query, key) pairs of attention.
     fn pairs(&self, causal: bool) -> f64 {
-        let prefixed = self.prefix.iter().flat_map(|(host, _)| host.iter());
+        let prefixed = self.prefix.iter().flat_map(|p| p.host.iter());
         let extra: f64 = self.lengths().zip(prefixed).map(|(n, p)| n as f64 * p.1 as f64).sum();
         packed::pairs(self.lengths(), causal) + extra
     }

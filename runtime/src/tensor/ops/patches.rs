@@ -1,9 +1,9 @@
 //! From frames of levels to patch embeddings, without storing the pixels of the patches where that can be.
 
 use reel_kernels::patch_embedding::{self as kernel, Pixels};
-use reel_kernels::{Addr, DType, patches};
+use reel_kernels::{Addr, DType, column_sum, patches};
 
-use super::{linear, want_shape};
+use super::{linear, want_dtype, want_shape};
 use crate::device::{Category, Device};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
@@ -86,12 +86,12 @@ impl Frames {
     }
 }
 
-/// Products of the patches of all frames with `w [C, 3 · temporal · patch²]`: `[N, C]`, film after film, in the order of the
-/// image processor. Levels become pixels of the dtype of activations.
+/// Products of the patches of all frames with `w [C, 3 · temporal · patch²]`, plus `b [C]`: `[N, C]`, film after film, in the order
+/// of the image processor. Levels become pixels of the dtype of activations.
 ///
 /// # Errors
 /// Shapes that do not fit; out of memory.
-pub fn patch_embedding(cx: &Cx, frames: &[Frames], w: &Tensor) -> Result<Tensor> {
+pub fn patch_embedding(cx: &Cx, frames: &[Frames], w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let row = frames.first().map_or(0, |f| f.pixels.row());
     let embed = w.shape().first().copied().unwrap_or(0);
     want_shape(OP, "weight", w, &[embed, row], "the elements of a patch")?;
@@ -101,7 +101,11 @@ pub fn patch_embedding(cx: &Cx, frames: &[Frames], w: &Tensor) -> Result<Tensor>
     let dtype = cx.dtype();
     if w.dtype() != dtype {
         // The kernel wants one dtype; the plain product widens a weight that is read in place.
-        return linear(cx, &cut(cx, frames, row)?, w, None);
+        return linear(cx, &cut(cx, frames, row)?, w, b);
+    }
+    if let Some(b) = b {
+        want_shape(OP, "bias", b, &[embed], "the rows of the weight")?;
+        want_dtype(OP, "bias", b, dtype)?;
     }
     let n: usize = frames.iter().map(Frames::patches).sum();
     let (columns, y) = (super::size(OP, embed)?, cx.empty(&[n, embed], dtype)?);
@@ -109,7 +113,7 @@ pub fn patch_embedding(cx: &Cx, frames: &[Frames], w: &Tensor) -> Result<Tensor>
         let p = kernel::FwdParams {
             frames: f.levels.addr(),
             weight: w.addr(),
-            bias: Addr::NULL,
+            bias: b.map_or(Addr::NULL, Tensor::addr),
             y: y.rows(start, f.patches())?.addr(),
             pixels: f.pixels,
             embed: columns,
@@ -117,10 +121,17 @@ pub fn patch_embedding(cx: &Cx, frames: &[Frames], w: &Tensor) -> Result<Tensor>
         };
         cx.launch(&kernel::fwd(dtype, &p))?;
     }
-    let (kw, frames) = (w.clone(), frames.to_vec());
-    Ok(cx.record(OP, &[w], y, move |bw| {
+    let (kw, kb, frames) = (w.clone(), b.cloned(), frames.to_vec());
+    let inputs: Vec<&Tensor> = [w].into_iter().chain(b).collect();
+    Ok(cx.record(OP, &inputs, y, move |bw| {
         // It comes in the shape in which the result was used last.
         let dy = bw.take_dy().reshape(&[n, embed])?;
+        if let Some(kb) = &kb
+            && let Some(db) = bw.parameter_grad(kb)?
+        {
+            let params = column_sum::Params { x: dy.addr(), sum: db.addr(), rows: n as u64, cols: embed as u64 };
+            bw.launch(&column_sum::add(dy.dtype(), &params))?;
+        }
         let Some(dw) = bw.parameter_grad(&kw)? else { return Ok(()) };
         for (f, start) in frames.iter().zip(starts(&frames)) {
             let p = kernel::DwParams {

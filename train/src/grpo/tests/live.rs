@@ -153,6 +153,25 @@ fn groups_without_differences_are_drawn_again_from_further_rows() {
 }
 
 #[test]
+fn eight_completions_about_a_film_cost_one_encode_of_its_frames() {
+    let dir = tempfile::tempdir().unwrap();
+    let film = rows().lines().nth(1).unwrap().to_string();
+    let case = case(dir.path(), "out", &film).with(|o| {
+        (o.siglip, o.max_steps) = (Some(golden("../siglip/model")), Some(3));
+        (o.num_generations, o.per_device_train_batch_size) = (8, 8);
+    });
+    case.run().unwrap();
+    let lines = metrics(&dir.path().join("out"));
+    // Four frames; in the next steps they are known, those to shuffled frames are not judged.
+    let encoded: Vec<Option<u64>> = lines.iter().map(|m| m.more["frames_encoded"].as_u64()).collect();
+    assert_eq!(encoded, [Some(4), Some(0), Some(0)]);
+    assert!(lines.iter().all(|m| m.more.contains_key("rewards/semantic")), "{lines:?}");
+    let e = super::live::case(dir.path(), "none", &film).with(|o| o.siglip = Some(dir.path().to_path_buf()));
+    let e = e.run().unwrap_err().to_string();
+    assert!(e.contains("config.json") && e.contains("; "), "{e}");
+}
+
+#[test]
 fn completions_can_have_a_fixed_length_and_truncated_ones_can_be_left_out() {
     let dir = tempfile::tempdir().unwrap();
     live(dir.path(), "fixed").with(|o| o.min_completion_length = 12).run().unwrap();

@@ -180,7 +180,8 @@ fn frames(device: &Device, films: &[[usize; 3]], [patch, merge, embed]: [usize; 
     for (dtype, other) in [(DType::F32, DType::BF16), (DType::BF16, DType::F32)] {
         let what = format!("patch_embedding {} {dtype} {films:?}", device.name());
         let cx = Cx::inference(device, dtype);
-        let of = |w| patch_embedding(&cx, &put(&cx).unwrap(), &weight(&cx, w).unwrap()).unwrap().to_f32().unwrap();
+        let of =
+            |w| patch_embedding(&cx, &put(&cx).unwrap(), &weight(&cx, w).unwrap(), None).unwrap().to_f32().unwrap();
         let (got, want) = (of(dtype), of(other));
         let limit = if dtype == DType::F32 { 1e-6 } else { 4e-3 };
         assert!(distance(&got, &want) <= limit, "{what}: {:.2e}", distance(&got, &want));
@@ -188,7 +189,7 @@ fn frames(device: &Device, films: &[[usize; 3]], [patch, merge, embed]: [usize; 
         let gradient = |w: DType| {
             let cx = Cx::training(device, dtype);
             let w = weight(&cx, w).unwrap().into_parameter("w").unwrap();
-            let y = patch_embedding(&cx, &put(&cx).unwrap(), &w).unwrap();
+            let y = patch_embedding(&cx, &put(&cx).unwrap(), &w, None).unwrap();
             let n = y.count();
             let to = Tensor::from_f32(device, &[n], DType::F32, &numbers(n, 91), Category::Inputs).unwrap();
             let total = weighted_sum(&cx, &widened(&cx, &y), &to).unwrap();

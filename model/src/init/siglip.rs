@@ -1,0 +1,166 @@
+//! A tiny SigLIP folder with random weights and a small tokenizer of our own, for tests and demonstrations: its similarities mean
+//! nothing, but everything that judges with SigLIP runs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::weights::{self, Filling};
+use super::{InitReport, write_folder};
+use crate::checkpoint::Dtype;
+use crate::error::Result;
+use crate::save::TensorSpec;
+use crate::siglip::{SiglipConfig, expected_tensors};
+
+/// Makes the folder (0.2 M parameters). `out` must not exist, or be empty.
+///
+/// # Errors
+/// A folder that is not empty or cannot be written.
+pub fn init_siglip(dtype: Dtype, seed: u64, out: &Path) -> Result<InitReport> {
+    let pieces = pieces(include_str!("prose.txt"));
+    let config = config(dtype, pieces.len());
+    let parsed = SiglipConfig::parse(&out.join("config.json").display().to_string(), &config.to_string())?;
+    let tensors: Vec<TensorSpec> =
+        expected_tensors(&parsed).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
+    let pretty = |value: Value| format!("{value:#}\n");
+    let files = [
+        ("config.json", pretty(config)),
+        ("preprocessor_config.json", pretty(preprocessor(&parsed))),
+        ("tokenizer.json", pretty(tokenizer(&pieces))),
+        ("tokenizer_config.json", pretty(tokenizer_config())),
+    ];
+    write_folder(&files, &tensors, out, |spec, file| {
+        weights::write_random(spec, filling(&spec.name, &spec.shape), seed, file)
+    })
+}
+
+fn config(dtype: Dtype, vocab_size: usize) -> Value {
+    let tower = |kind: &str| {
+        json!({"model_type": kind, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "attention_dropout": 0.0})
+    };
+    let (mut text, mut vision) = (tower("siglip_text_model"), tower("siglip_vision_model"));
+    (text["vocab_size"], text["max_position_embeddings"]) = (json!(vocab_size), json!(64));
+    (text["pad_token_id"], text["eos_token_id"]) = (json!(1), json!(1));
+    // As in so400m-patch14-384, the patches leave a rest of the square.
+    (vision["image_size"], vision["patch_size"], vision["num_channels"]) = (json!(64), json!(14), json!(3));
+    json!({"architectures": ["SiglipModel"], "initializer_factor": 1.0, "model_type": "siglip", "text_config": text,
+        "torch_dtype": dtype.config_name(), "transformers_version": "4.51.3", "vision_config": vision})
+}
+
+fn preprocessor(config: &SiglipConfig) -> Value {
+    let side = config.vision.image_size;
+    json!({"do_normalize": true, "do_rescale": true, "do_resize": true, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+        "image_processor_type": "SiglipImageProcessor", "processor_class": "SiglipProcessor", "resample": 3,
+        "rescale_factor": 1.0 / 255.0, "size": {"height": side, "width": side}})
+}
+
+/// Biases 0, norms 1; tables and the probe of about 1, matrices keep the scale of what they are given. The loss's scale and bias
+/// begin where the paper has them (ln 10, -10).
+fn filling(name: &str, shape: &[usize]) -> Filling {
+    let inputs = shape.last().map_or(1.0, |&n| n as f32);
+    match name {
+        "logit_scale" => Filling::Constant(std::f32::consts::LN_10),
+        "logit_bias" => Filling::Constant(-10.0),
+        _ if name.ends_with("bias") => Filling::Constant(0.0),
+        _ if shape.len() == 1 => Filling::Constant(1.0),
+        _ if name.ends_with("patch_embedding.weight") => {
+            Filling::Normal(0.9 / (shape[1..].iter().product::<usize>() as f32).sqrt())
+        }
+        _ if name.contains("embedding.weight") || name.ends_with("probe") => Filling::Normal(1.0),
+        // Sharp attention: uniform, it would see little but padding in a short text.
+        _ if name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight") => Filling::Normal(2.5 / inputs.sqrt()),
+        _ => Filling::Normal(0.9 / inputs.sqrt()),
+    }
+}
+
+/// Pieces with their log-probabilities: special tokens, single characters, and the words that the prose has more than once.
+fn pieces(prose: &str) -> Vec<(String, f64)> {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for word in prose.to_lowercase().split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
+        *counts.entry(format!("▁{word}")).or_default() += 1;
+    }
+    let total: usize = counts.values().sum();
+    let special = ["<pad>", "</s>", "<unk>"].map(|token| (token.to_string(), 0.0));
+    let characters = ['▁'].into_iter().chain('a'..='z').chain('0'..='9').map(|c| (c.to_string(), -10.0));
+    let words = counts.iter().filter(|(_, n)| **n > 1).map(|(word, &n)| (word.clone(), (n as f64 / total as f64).ln()));
+    special.into_iter().chain(characters).chain(words).collect()
+}
+
+fn tokenizer(pieces: &[(String, f64)]) -> Value {
+    let added: Vec<Value> = pieces[..3]
+        .iter()
+        .enumerate()
+        .map(|(id, (token, _))| {
+            json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+                "special": true})
+        })
+        .collect();
+    let metaspace = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+    let end = json!({"SpecialToken": {"id": "</s>", "type_id": 0}});
+    let replace = |pattern: &str, by: &str| json!({"type": "Replace", "pattern": {"Regex": pattern}, "content": by});
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Lowercase"}, replace(r"[!-/:-@\[-`{-~]", ""), replace(r"\s+", " "),
+            {"type": "Strip", "strip_left": true, "strip_right": true},
+        ]},
+        "pre_tokenizer": metaspace, "decoder": metaspace,
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"Sequence": {"id": "A", "type_id": 0}}, end],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, end, {"Sequence": {"id": "B", "type_id": 0}}, end],
+            "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}}},
+        "model": {"type": "Unigram", "unk_id": 2, "vocab": pieces, "byte_fallback": false},
+    })
+}
+
+fn tokenizer_config() -> Value {
+    json!({"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "SiglipProcessor", "model_max_length": 64,
+        "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>", "clean_up_tokenization_spaces": true,
+        "model_input_names": ["input_ids"]})
+}
+
+#[cfg(test)]
+mod tests {
+    use reel_media::resize::FrameView;
+    use reel_runtime::{DType, Device};
+
+    use super::*;
+    use crate::siglip::Siglip;
+
+    #[test]
+    fn a_tiny_folder_judges() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("s");
+        let report = init_siglip(Dtype::Bf16, 3, &out).unwrap();
+        assert!((100_000..500_000).contains(&report.parameters) && report.bytes == 2 * report.parameters, "{report:?}");
+        assert!(init_siglip(Dtype::F32, 3, &out).unwrap_err().to_string().contains("is not empty"));
+        // Vectors of a bf16 folder are widened for f32, matrices read in place.
+        for dtype in [DType::F32, DType::BF16] {
+            let model = Siglip::open(&Device::cpu(2), &out, dtype).unwrap();
+            let data: Vec<u8> = (0..2 * 30 * 50 * 3u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+            let view = FrameView::new(&data, 2, 30, 50).unwrap();
+            let mut all = model.embed_frames(&[view], false).unwrap();
+            all.extend(model.embed_texts(&["The circle moves up.", "The square moves down.", ""]).unwrap());
+            for (i, a) in all.iter().enumerate() {
+                assert!((a.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 0.02, "{i} {dtype}");
+                for b in &all[..i] {
+                    assert!(a.iter().zip(b).any(|(a, b)| (a - b).abs() > 0.01), "{i} {dtype}: like an earlier one");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn words_of_the_prose_are_pieces() {
+        let pieces = pieces(include_str!("prose.txt"));
+        let text = tokenizer(&pieces).to_string();
+        let tokenizer = crate::siglip::SiglipTokenizer::parse("t", text.as_bytes(), pieces.len(), 64).unwrap();
+        let ids = tokenizer.encode("The SQUARE moves, q!").unwrap();
+        let spelled: Vec<&str> = ids[..5].iter().map(|&id| pieces[id as usize].0.as_str()).collect();
+        assert_eq!(spelled, ["▁the", "▁square", "▁moves", "▁", "q"]);
+        assert!(ids.len() == 64 && ids[5..].iter().all(|&id| id == 1));
+        assert!((100..400).contains(&pieces.len()), "{}", pieces.len());
+    }
+}

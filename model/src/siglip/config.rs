@@ -1,0 +1,279 @@
+//! `config.json` of a SigLIP folder. Keys that are missing have the defaults of transformers' `SiglipTextConfig` and
+//! `SiglipVisionConfig`, which published folders rely on.
+
+use std::path::Path;
+
+use crate::config::fields::Fields;
+use crate::error::{ModelError, Result};
+
+/// Both towers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SiglipConfig {
+    /// Texts.
+    pub text: SiglipTextConfig,
+    /// Pictures.
+    pub vision: SiglipVisionConfig,
+}
+
+/// The text tower's shape. Lengths in elements.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SiglipTextConfig {
+    /// Rows of the token embedding.
+    pub vocab_size: usize,
+    /// Tokens of every text (64 in all published folders): longer ones are cut, shorter ones padded.
+    pub positions: usize,
+    /// Width of an embedding; equals the vision tower's hidden size.
+    pub projection_size: usize,
+    /// The layers.
+    pub encoder: EncoderConfig,
+}
+
+/// The vision tower's shape. Lengths in elements, but `image_size` and `patch_size` in pixels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SiglipVisionConfig {
+    /// Sides of the square that every picture is resized to.
+    pub image_size: usize,
+    /// Sides of a patch. What is left of the square beyond whole patches is not seen.
+    pub patch_size: usize,
+    /// The layers.
+    pub encoder: EncoderConfig,
+}
+
+/// What the layers of both towers are made of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EncoderConfig {
+    /// Width of the residual stream (C).
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Heads; divides the width.
+    pub heads: usize,
+    /// Epsilon of every layer norm.
+    pub eps: f32,
+}
+
+impl SiglipVisionConfig {
+    /// Patches along each side.
+    pub fn side(&self) -> usize {
+        self.image_size / self.patch_size
+    }
+
+    /// Patches of a picture.
+    pub fn patches(&self) -> usize {
+        self.side() * self.side()
+    }
+
+    /// Values of a patch.
+    pub fn patch_dim(&self) -> usize {
+        3 * self.patch_size * self.patch_size
+    }
+}
+
+impl EncoderConfig {
+    /// Elements of a head.
+    pub fn head_dim(&self) -> usize {
+        self.hidden_size / self.heads
+    }
+}
+
+const CURE: &str = "use the config.json that was published with these weights";
+const KIND: &str = "give a SigLIP folder such as google/siglip-so400m-patch14-384";
+
+/// A config with more is a slip of the pen.
+const MOST_LAYERS: usize = 4096;
+/// The same of a picture's side: all published ones are below 600 pixels.
+const LARGEST_SIDE: usize = 8192;
+
+impl SiglipConfig {
+    /// Reads `config.json` of a folder.
+    ///
+    /// # Errors
+    /// A file that cannot be read; those of [`SiglipConfig::parse`].
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|e| ModelError::read(&path, e))?;
+        Self::parse(&path.display().to_string(), &text)
+    }
+
+    /// Reads the text of a config.json; `file` names it in errors.
+    ///
+    /// # Errors
+    /// A key of the wrong kind; another model, or a shape that is not computed here.
+    pub fn parse(file: &str, text: &str) -> Result<Self> {
+        let root = Fields::parse(file, text, CURE)?;
+        match root.opt_str("model_type")? {
+            Some("siglip") => {}
+            Some(other) => return Err(root.fault("model_type", format!("is `{other}`, not siglip"), KIND)),
+            None => return Err(root.fault("model_type", "is missing", KIND)),
+        }
+        if root.has("quantization_config") {
+            let what = "quantised weights are not supported";
+            return Err(root.fault("quantization_config", what, "use the unquantised folder of this model"));
+        }
+        let vision = vision(&Section { fields: root.child("vision_config")?, root: &root, name: "vision_config" })?;
+        let text = text_tower(&Section { fields: root.child("text_config")?, root: &root, name: "text_config" })?;
+        if text.projection_size != vision.encoder.hidden_size {
+            let what = format!(
+                "is {}, but pictures become {} numbers (vision_config.hidden_size)",
+                text.projection_size, vision.encoder.hidden_size
+            );
+            return Err(root.error("text_config.projection_size", what));
+        }
+        Ok(Self { text, vision })
+    }
+}
+
+/// The object of one tower; absent, it has defaults only.
+struct Section<'a> {
+    fields: Option<Fields>,
+    root: &'a Fields,
+    name: &'static str,
+}
+
+impl Section<'_> {
+    fn error(&self, key: &str, what: String) -> ModelError {
+        self.root.error(&format!("{}.{key}", self.name), what)
+    }
+
+    fn count(&self, key: &str, default: usize) -> Result<usize> {
+        Ok(self.opt_count(key)?.unwrap_or(default))
+    }
+
+    fn opt_count(&self, key: &str) -> Result<Option<usize>> {
+        self.fields.as_ref().map_or(Ok(None), |fields| fields.opt_count(key))
+    }
+
+    /// At most `most`.
+    fn count_to(&self, key: &str, default: usize, most: usize) -> Result<usize> {
+        let found = self.fields.as_ref().map_or(Ok(None), |fields| fields.opt_count_to(key, most));
+        Ok(found?.unwrap_or(default))
+    }
+
+    fn encoder(&self) -> Result<EncoderConfig> {
+        let config = EncoderConfig {
+            hidden_size: self.count("hidden_size", 768)?,
+            intermediate_size: self.count("intermediate_size", 3072)?,
+            layers: self.count_to("num_hidden_layers", 12, MOST_LAYERS)?,
+            heads: self.count("num_attention_heads", 12)?,
+            eps: self.positive("layer_norm_eps", 1e-6)? as f32,
+        };
+        if !config.hidden_size.is_multiple_of(config.heads) {
+            let what = format!("is {}, which does not divide hidden_size {}", config.heads, config.hidden_size);
+            return Err(self.error("num_attention_heads", what));
+        }
+        let act = self.fields.as_ref().map_or(Ok(None), |fields| fields.opt_str("hidden_act"))?;
+        match act {
+            None | Some("gelu_pytorch_tanh") => Ok(config),
+            Some(other) => Err(self.error("hidden_act", format!("is `{other}`; only gelu_pytorch_tanh is computed"))),
+        }
+    }
+
+    fn positive(&self, key: &str, default: f64) -> Result<f64> {
+        match &self.fields {
+            Some(fields) if fields.has(key) => fields.positive(key),
+            _ => Ok(default),
+        }
+    }
+}
+
+fn vision(section: &Section) -> Result<SiglipVisionConfig> {
+    let config = SiglipVisionConfig {
+        image_size: section.count_to("image_size", 224, LARGEST_SIDE)?,
+        patch_size: section.count("patch_size", 16)?,
+        encoder: section.encoder()?,
+    };
+    if config.patch_size > config.image_size {
+        let what = format!("is {}, more than image_size {}", config.patch_size, config.image_size);
+        return Err(section.error("patch_size", what));
+    }
+    let channels = section.count("num_channels", 3)?;
+    if channels != 3 {
+        return Err(section.error("num_channels", format!("is {channels}; pictures have 3")));
+    }
+    let head = section.fields.as_ref().map_or(Ok(None), |fields| fields.opt_bool("vision_use_head"))?;
+    if head == Some(false) {
+        return Err(section.error("vision_use_head", "is false; the pooling head is needed".to_string()));
+    }
+    Ok(config)
+}
+
+fn text_tower(section: &Section) -> Result<SiglipTextConfig> {
+    let encoder = section.encoder()?;
+    Ok(SiglipTextConfig {
+        vocab_size: section.count("vocab_size", 32_000)?,
+        positions: section.count_to("max_position_embeddings", 64, 1 << 16)?,
+        projection_size: section.opt_count("projection_size")?.unwrap_or(encoder.hidden_size),
+        encoder,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// The published so400m-patch14-384.
+    fn published() -> Value {
+        let tower = |kind: &str| {
+            json!({"hidden_size": 1152, "intermediate_size": 4304, "model_type": kind, "num_attention_heads": 16,
+                "num_hidden_layers": 27})
+        };
+        let mut vision = tower("siglip_vision_model");
+        (vision["image_size"], vision["patch_size"]) = (json!(384), json!(14));
+        json!({"architectures": ["SiglipModel"], "initializer_factor": 1.0, "model_type": "siglip", "text_config": tower("siglip_text_model"),
+            "torch_dtype": "float32", "vision_config": vision})
+    }
+
+    fn parse(value: &Value) -> Result<SiglipConfig> {
+        SiglipConfig::parse("c", &value.to_string())
+    }
+
+    #[test]
+    fn missing_keys_have_the_class_defaults() {
+        let so400m = parse(&published()).unwrap();
+        assert_eq!((so400m.text.vocab_size, so400m.text.positions, so400m.text.projection_size), (32_000, 64, 1152));
+        assert_eq!((so400m.vision.side(), so400m.vision.patches(), so400m.vision.encoder.head_dim()), (27, 729, 72));
+        assert_eq!((so400m.text.encoder.layers, so400m.text.encoder.eps), (27, 1e-6));
+        let base = parse(&json!({"model_type": "siglip"})).unwrap();
+        assert_eq!((base.vision.image_size, base.vision.patch_size, base.vision.patches()), (224, 16, 196));
+        let encoder = EncoderConfig { hidden_size: 768, intermediate_size: 3072, layers: 12, heads: 12, eps: 1e-6 };
+        assert_eq!((&base.vision.encoder, &base.text.encoder), (&encoder, &encoder));
+    }
+
+    #[test]
+    fn other_models_and_shapes_are_refused_by_name() {
+        for (section, key, value) in [
+            ("", "model_type", json!("siglip2")),
+            ("", "model_type", Value::Null),
+            ("", "quantization_config", json!({})),
+            ("", "vision_config", json!([])),
+            ("vision_config", "hidden_act", json!("gelu")),
+            ("vision_config", "num_channels", json!(1)),
+            ("vision_config", "patch_size", json!(385)),
+            ("vision_config", "patch_size", json!(0)),
+            ("vision_config", "image_size", json!(1 << 20)),
+            ("vision_config", "vision_use_head", json!(false)),
+            ("vision_config", "num_attention_heads", json!(15)),
+            ("vision_config", "layer_norm_eps", json!(0)),
+            ("text_config", "num_hidden_layers", json!("27")),
+            ("text_config", "num_hidden_layers", json!(5000)),
+            ("text_config", "vocab_size", json!(-1)),
+            ("text_config", "projection_size", json!(1024)),
+        ] {
+            let mut config = published();
+            let place = if section.is_empty() { &mut config } else { &mut config[section] };
+            place[key] = value.clone();
+            let error = parse(&config).unwrap_err().to_string();
+            let dot = if section.is_empty() { "" } else { "." };
+            assert!(
+                error.starts_with(&format!("c: {section}{dot}{key}: ")) && error.contains("; "),
+                "{key} {value}: {error}"
+            );
+        }
+        for text in ["", "[]", "{\"model_type\": "] {
+            assert!(SiglipConfig::parse("c", text).unwrap_err().to_string().starts_with("c: is not"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What both towers are made of: layers that norm first, then attend or widen, and add to the stream.
+//!
+//! `S` tokens of all sequences, packed; `C` the tower's width.
+
+use reel_runtime::ops::{self, CuSeqlens};
+use reel_runtime::{Cx, Tensor};
+
+use super::config::EncoderConfig;
+use crate::error::Result;
+use crate::linear::Linear;
+use crate::weights::Loader;
+
+/// `(x − mean) · rsqrt(var + eps) · weight + bias`
+#[derive(Clone, Debug)]
+pub(super) struct Norm {
+    weight: Tensor, // [C]
+    bias: Tensor,   // [C]
+    eps: f32,
+}
+
+impl Norm {
+    pub(super) fn load(from: &Loader, name: &str, config: &EncoderConfig) -> Result<Norm> {
+        let vector = |part: &str| {
+            let c = [config.hidden_size];
+            from.load(&format!("{name}.{part}"), &c, &c)
+        };
+        Ok(Norm { weight: vector("weight")?, bias: vector("bias")?, eps: config.eps })
+    }
+
+    pub(super) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::layer_norm(cx, x, &self.weight, &self.bias, self.eps)?)
+    }
+}
+
+/// `fc2(gelu_tanh(fc1(x)))`
+#[derive(Clone, Debug)]
+pub(super) struct Mlp {
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl Mlp {
+    pub(super) fn load(from: &Loader, name: &str, config: &EncoderConfig) -> Result<Mlp> {
+        let (c, inner) = (config.hidden_size, config.intermediate_size);
+        Ok(Mlp {
+            fc1: Linear::load(from, &format!("{name}.fc1"), inner, c, true)?,
+            fc2: Linear::load(from, &format!("{name}.fc2"), c, inner, true)?,
+        })
+    }
+
+    pub(super) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
+        let wide = self.fc1.forward(cx, x)?;
+        self.fc2.forward(cx, &ops::gelu_tanh(cx, &wide)?)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Layer {
+    norm1: Norm,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
+    norm2: Norm,
+    mlp: Mlp,
+}
+
+/// The layers of a tower.
+#[derive(Clone, Debug)]
+pub(super) struct Encoder {
+    layers: Vec<Layer>,
+    heads: usize,
+    head_dim: usize,
+}
+
+impl Encoder {
+    /// Loads `TOWER.encoder.layers.*`.
+    pub(super) fn load(from: &Loader, tower: &str, config: &EncoderConfig) -> Result<Encoder> {
+        let layer = |i: usize| {
+            let name = |part: &str| format!("{tower}.encoder.layers.{i}.{part}");
+            let c = config.hidden_size;
+            let square = |part: &str| Linear::load(from, &name(&format!("self_attn.{part}")), c, c, true);
+            Ok(Layer {
+                norm1: Norm::load(from, &name("layer_norm1"), config)?,
+                q: square("q_proj")?,
+                k: square("k_proj")?,
+                v: square("v_proj")?,
+                out: square("out_proj")?,
+                norm2: Norm::load(from, &name("layer_norm2"), config)?,
+                mlp: Mlp::load(from, &name("mlp"), config)?,
+            })
+        };
+        Ok(Encoder {
+            layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
+            heads: config.heads,
+            head_dim: config.head_dim(),
+        })
+    }
+
+    /// `[S, C]` through all layers; every token sees all tokens of its sequence, padding too.
+    pub(super) fn forward(&self, cx: &Cx, mut x: Tensor, seqs: &CuSeqlens) -> Result<Tensor> {
+        for layer in &self.layers {
+            x = ops::add(cx, &x, &self.attend(cx, layer, &x, seqs)?)?;
+            x = ops::add(cx, &x, &layer.mlp.forward(cx, &layer.norm2.forward(cx, &x)?)?)?;
+        }
+        Ok(x)
+    }
+
+    fn attend(&self, cx: &Cx, layer: &Layer, x: &Tensor, seqs: &CuSeqlens) -> Result<Tensor> {
+        let (s, c) = (x.shape()[0], self.heads * self.head_dim);
+        let normed = layer.norm1.forward(cx, x)?;
+        let split = |linear: &Linear| -> Result<Tensor> {
+            Ok(linear.forward(cx, &normed)?.reshape(&[s, self.heads, self.head_dim])?)
+        };
+        let (q, k, v) = (split(&layer.q)?, split(&layer.k)?, split(&layer.v)?);
+        drop(normed);
+        let o = ops::attention(cx, &q, &k, &v, seqs, false)?;
+        layer.out.forward(cx, &o.reshape(&[s, c])?)
+    }
+}

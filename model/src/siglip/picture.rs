@@ -1,0 +1,109 @@
+//! Pictures as SigLIP sees them: a square by Pillow's bicubic, cut to whole patches; and the numbers of its image processor.
+
+use std::path::Path;
+
+use reel_media::resize::{FrameView, pillow_bicubic};
+use reel_runtime::ops::Patching;
+
+use super::config::SiglipVisionConfig;
+use crate::config::fields::Fields;
+use crate::error::{ModelError, Result};
+
+const CURE: &str = "use the preprocessor_config.json that was published with these weights";
+
+/// The image processor's numbers; without a file those of all published folders.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SiglipProcessor {
+    rescale: f64,
+    mean: [f32; 3],
+    std: [f32; 3],
+    size: usize,
+    patch: usize,
+}
+
+impl SiglipProcessor {
+    /// Reads `preprocessor_config.json` of a folder, where there is one, and holds it against the tower.
+    ///
+    /// # Errors
+    /// A key of the wrong kind, or one that asks for what is not computed here.
+    pub fn open(folder: &Path, config: &SiglipVisionConfig) -> Result<Self> {
+        let path = folder.join("preprocessor_config.json");
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Self::parse(&path.display().to_string(), &text, config),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::new(config)),
+            Err(e) => Err(ModelError::read(&path, e)),
+        }
+    }
+
+    /// `(x / 255 - 0.5) / 0.5`.
+    pub fn new(config: &SiglipVisionConfig) -> Self {
+        Self { rescale: 1.0 / 255.0, mean: [0.5; 3], std: [0.5; 3], size: config.image_size, patch: config.patch_size }
+    }
+
+    /// Reads the text of a preprocessor_config.json; `file` names it in errors.
+    ///
+    /// # Errors
+    /// As [`SiglipProcessor::open`].
+    pub fn parse(file: &str, text: &str, config: &SiglipVisionConfig) -> Result<Self> {
+        let fields = Fields::parse(file, text, CURE)?;
+        let standard = Self::new(config);
+        for key in ["do_resize", "do_rescale", "do_normalize"] {
+            if fields.opt_bool(key)? == Some(false) {
+                return Err(fields.error(key, "is false; SigLIP's pictures are resized, rescaled and normalised"));
+            }
+        }
+        if let Some(filter) = fields.opt_index("resample")?.filter(|&filter| filter != 3) {
+            return Err(fields.error("resample", format!("is {filter}; only 3 (bicubic) is computed")));
+        }
+        if let Some(size) = fields.child("size")? {
+            for key in ["height", "width"] {
+                let side = size.count(key)?;
+                if side != config.image_size {
+                    let what = format!("is {side}, but config.json has an image_size of {}", config.image_size);
+                    return Err(size.error(key, what));
+                }
+            }
+        }
+        let rescale = if fields.has("rescale_factor") { fields.positive("rescale_factor")? } else { standard.rescale };
+        let (mean, std) = (three(&fields, "image_mean")?, three(&fields, "image_std")?);
+        if !std.iter().all(|&s| s > 0.0) {
+            return Err(fields.error("image_std", "has a number that is not above 0"));
+        }
+        Ok(Self { rescale, mean, std, ..standard })
+    }
+
+    /// How levels become patches.
+    pub(super) fn patching(&self) -> Patching {
+        Patching { rescale: self.rescale, mean: self.mean, std: self.std, patch: self.patch, temporal: 1, merge: 1 }
+    }
+
+    /// Sides of what is seen of the square, in pixels.
+    pub(super) fn seen(&self) -> usize {
+        self.size / self.patch * self.patch
+    }
+
+    /// What is seen of one frame, u8 `[seen, seen, 3]`. `negative`: of `(256 - v) % 256` of every byte.
+    ///
+    /// # Errors
+    /// A frame that cannot be resized.
+    pub(super) fn square(&self, frame: FrameView<'_>, negative: bool) -> Result<Vec<u8>> {
+        let (height, width) = frame.size();
+        let square = if negative {
+            let turned: Vec<u8> = frame.data().iter().map(|v| v.wrapping_neg()).collect();
+            pillow_bicubic(FrameView::new(&turned, frame.frames(), height, width)?, (self.size, self.size))?
+        } else {
+            pillow_bicubic(frame, (self.size, self.size))?
+        };
+        let seen = self.seen();
+        Ok(square.data.chunks_exact(3 * self.size).take(seen).flat_map(|row| &row[..3 * seen]).copied().collect())
+    }
+}
+
+/// A number for each channel; 0.5 where the key is missing.
+fn three(fields: &Fields, key: &str) -> Result<[f32; 3]> {
+    let Some(numbers) = fields.opt_f64s(key)? else { return Ok([0.5; 3]) };
+    match numbers[..] {
+        [r, g, b] => Ok([r as f32, g as f32, b as f32]),
+        _ => Err(fields.error(key, format!("has {} numbers, not 3", numbers.len()))),
+    }
+}

@@ -1,0 +1,70 @@
+//! The tensors that a SigLIP folder holds, with their shapes, in the order of transformers' modules.
+
+use super::config::{EncoderConfig, SiglipConfig};
+
+type List = Vec<(String, Vec<usize>)>;
+
+/// Every tensor with its shape. The last two, of the training loss, are not needed here ([`is_optional`]).
+pub fn expected_tensors(config: &SiglipConfig) -> List {
+    let mut list = List::new();
+    let (text, vision) = (&config.text, &config.vision);
+    let width = text.encoder.hidden_size;
+    add(&mut list, "text_model.embeddings.token_embedding.weight", &[text.vocab_size, width]);
+    add(&mut list, "text_model.embeddings.position_embedding.weight", &[text.positions, width]);
+    encoder(&mut list, "text_model", &text.encoder);
+    norm(&mut list, "text_model.final_layer_norm", width);
+    linear(&mut list, "text_model.head", text.projection_size, width);
+
+    let (c, patch) = (vision.encoder.hidden_size, vision.patch_size);
+    add(&mut list, "vision_model.embeddings.patch_embedding.weight", &[c, 3, patch, patch]);
+    add(&mut list, "vision_model.embeddings.patch_embedding.bias", &[c]);
+    add(&mut list, "vision_model.embeddings.position_embedding.weight", &[vision.patches(), c]);
+    encoder(&mut list, "vision_model", &vision.encoder);
+    norm(&mut list, "vision_model.post_layernorm", c);
+    add(&mut list, "vision_model.head.probe", &[1, 1, c]);
+    add(&mut list, "vision_model.head.attention.in_proj_weight", &[3 * c, c]);
+    add(&mut list, "vision_model.head.attention.in_proj_bias", &[3 * c]);
+    linear(&mut list, "vision_model.head.attention.out_proj", c, c);
+    norm(&mut list, "vision_model.head.layernorm", c);
+    mlp(&mut list, "vision_model.head.mlp", &vision.encoder);
+    add(&mut list, "logit_scale", &[1]);
+    add(&mut list, "logit_bias", &[1]);
+    list
+}
+
+/// Whether embeddings can do without a tensor.
+pub fn is_optional(name: &str) -> bool {
+    matches!(name, "logit_scale" | "logit_bias")
+}
+
+fn add(list: &mut List, name: &str, shape: &[usize]) {
+    list.push((name.to_string(), shape.to_vec()));
+}
+
+fn linear(list: &mut List, name: &str, out: usize, input: usize) {
+    add(list, &format!("{name}.weight"), &[out, input]);
+    add(list, &format!("{name}.bias"), &[out]);
+}
+
+fn norm(list: &mut List, name: &str, width: usize) {
+    add(list, &format!("{name}.weight"), &[width]);
+    add(list, &format!("{name}.bias"), &[width]);
+}
+
+fn mlp(list: &mut List, name: &str, config: &EncoderConfig) {
+    linear(list, &format!("{name}.fc1"), config.intermediate_size, config.hidden_size);
+    linear(list, &format!("{name}.fc2"), config.hidden_size, config.intermediate_size);
+}
+
+fn encoder(list: &mut List, tower: &str, config: &EncoderConfig) {
+    let c = config.hidden_size;
+    for i in 0..config.layers {
+        let layer = format!("{tower}.encoder.layers.{i}");
+        norm(list, &format!("{layer}.layer_norm1"), c);
+        for part in ["q_proj", "k_proj", "v_proj", "out_proj"] {
+            linear(list, &format!("{layer}.self_attn.{part}"), c, c);
+        }
+        norm(list, &format!("{layer}.layer_norm2"), c);
+        mlp(list, &format!("{layer}.mlp"), config);
+    }
+}

@@ -1,0 +1,67 @@
+//! SigLIP's text tower: tokens and their positions, layers without any mask, and a head on the last position.
+//!
+//! `T` texts of `L` tokens each, `C` the tower's width, `E` that of an embedding.
+
+use reel_runtime::ops::{self, CuSeqlens};
+use reel_runtime::{Cx, Tensor};
+
+use super::config::SiglipTextConfig;
+use super::encoder::{Encoder, Norm};
+use crate::error::{ModelError, Result};
+use crate::linear::Linear;
+use crate::weights::Loader;
+
+/// The tower with its weights.
+#[derive(Clone, Debug)]
+pub struct SiglipText {
+    tokens: Tensor,    // [V, C]
+    positions: Tensor, // [L, C]
+    encoder: Encoder,
+    norm: Norm,
+    head: Linear,
+    length: usize,
+}
+
+impl SiglipText {
+    /// Loads the tensors `text_model.*`.
+    ///
+    /// # Errors
+    /// Those of [`Loader::load`].
+    pub fn load(from: &Loader, config: &SiglipTextConfig) -> Result<SiglipText> {
+        let (v, l, c) = (config.vocab_size, config.positions, config.encoder.hidden_size);
+        let name = |part: &str| format!("text_model.embeddings.{part}.weight");
+        // As one long vector it is held in the dtype of activations, which adding it wants.
+        let positions = from.load(&name("position_embedding"), &[l, c], &[l * c])?;
+        Ok(SiglipText {
+            tokens: from.load(&name("token_embedding"), &[v, c], &[v, c])?,
+            positions: positions.reshape(&[l, c])?,
+            encoder: Encoder::load(from, "text_model", &config.encoder)?,
+            norm: Norm::load(from, "text_model.final_layer_norm", &config.encoder)?,
+            head: Linear::load(from, "text_model.head", config.projection_size, c, true)?,
+            length: l,
+        })
+    }
+
+    /// Embeddings `[T, E]` of length 1 of texts of exactly L ids, padding included.
+    ///
+    /// # Errors
+    /// A number of ids that is no multiple of L; those of the ops.
+    pub fn forward(&self, cx: &Cx, ids: &[i32]) -> Result<Tensor> {
+        let (texts, rest) = (ids.len() / self.length, ids.len() % self.length);
+        if texts == 0 || rest != 0 {
+            let what = format!("{} ids are no texts of {} each", ids.len(), self.length);
+            return Err(ModelError::inputs("siglip: ids", what, "pad every text to that length"));
+        }
+        let device = cx.device();
+        let ids = Tensor::from_i32(device, &[ids.len()], ids)?;
+        let x = ops::embedding(cx, &self.tokens, &ids)?;
+        let x = ops::position_add(cx, &x, &self.positions)?;
+        let seqs = CuSeqlens::from_lengths(device, &vec![self.length; texts])?;
+        let x = self.encoder.forward(cx, x, &seqs)?;
+        let last: Vec<i32> = (1..=texts).map(|t| (t * self.length - 1) as i32).collect();
+        // A norm looks at its own row alone, so the other rows need none.
+        let x = ops::gather_rows(cx, &x, &Tensor::from_i32(device, &[texts], &last)?)?;
+        let x = self.head.forward(cx, &self.norm.forward(cx, &x)?)?;
+        Ok(ops::normalise(cx, &x)?)
+    }
+}

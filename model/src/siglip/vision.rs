@@ -1,0 +1,108 @@
+//! SigLIP's vision tower: patches of a square picture, layers over them, and one learned query that pools them.
+//!
+//! `T` pictures, `P` patches of each, `C` the tower's width.
+
+use reel_runtime::ops::{self, CuSeqlens, Frames};
+use reel_runtime::{Cx, Tensor};
+
+use super::config::SiglipVisionConfig;
+use super::encoder::{Encoder, Mlp, Norm};
+use crate::error::Result;
+use crate::linear::Linear;
+use crate::weights::Loader;
+
+/// The tower with its weights.
+#[derive(Clone, Debug)]
+pub struct SiglipVision {
+    patch_weight: Tensor, // [C, patch_dim]
+    patch_bias: Tensor,   // [C]
+    positions: Tensor,    // [P, C]
+    encoder: Encoder,
+    post_norm: Norm,
+    head: Head,
+    patches: usize,
+}
+
+impl SiglipVision {
+    /// Loads the tensors `vision_model.*`.
+    ///
+    /// # Errors
+    /// Those of [`Loader::load`].
+    pub fn load(from: &Loader, config: &SiglipVisionConfig) -> Result<SiglipVision> {
+        let (c, p, side) = (config.encoder.hidden_size, config.patches(), config.patch_size);
+        let name = |part: &str| format!("vision_model.embeddings.{part}");
+        let stored = [c, 3, side, side];
+        // As one long vector it is held in the dtype of activations, which adding it wants.
+        let positions = from.load(&name("position_embedding.weight"), &[p, c], &[p * c])?;
+        Ok(SiglipVision {
+            patch_weight: from.load(&name("patch_embedding.weight"), &stored, &[c, config.patch_dim()])?,
+            patch_bias: from.load(&name("patch_embedding.bias"), &[c], &[c])?,
+            positions: positions.reshape(&[p, c])?,
+            encoder: Encoder::load(from, "vision_model", &config.encoder)?,
+            post_norm: Norm::load(from, "vision_model.post_layernorm", &config.encoder)?,
+            head: Head::load(from, config)?,
+            patches: p,
+        })
+    }
+
+    /// Embeddings `[T, C]` of length 1.
+    ///
+    /// # Errors
+    /// Pictures of another number of patches; those of the ops.
+    pub fn forward(&self, cx: &Cx, pictures: &Frames) -> Result<Tensor> {
+        let x = ops::patch_embedding(cx, std::slice::from_ref(pictures), &self.patch_weight, Some(&self.patch_bias))?;
+        let x = ops::position_add(cx, &x, &self.positions)?;
+        let lengths = vec![self.patches; pictures.patches() / self.patches];
+        let seqs = CuSeqlens::from_lengths(cx.device(), &lengths)?;
+        let x = self.encoder.forward(cx, x, &seqs)?;
+        let pooled = self.head.forward(cx, &self.post_norm.forward(cx, &x)?, &seqs)?;
+        Ok(ops::normalise(cx, &pooled)?)
+    }
+}
+
+/// Attention pooling: the probe asks all patches of a picture, then an MLP adds to what it got.
+#[derive(Clone, Debug)]
+struct Head {
+    probe: Tensor,     // [1, C]
+    in_weight: Tensor, // [3 C, C]: of query, keys, values
+    in_bias: Tensor,   // [3 C]
+    out: Linear,
+    norm: Norm,
+    mlp: Mlp,
+    heads: usize,
+    head_dim: usize,
+}
+
+impl Head {
+    fn load(from: &Loader, config: &SiglipVisionConfig) -> Result<Head> {
+        let c = config.encoder.hidden_size;
+        let name = |part: &str| format!("vision_model.head.{part}");
+        Ok(Head {
+            probe: from.load(&name("probe"), &[1, 1, c], &[c])?.reshape(&[1, c])?,
+            in_weight: from.load(&name("attention.in_proj_weight"), &[3 * c, c], &[3 * c, c])?,
+            in_bias: from.load(&name("attention.in_proj_bias"), &[3 * c], &[3 * c])?,
+            out: Linear::load(from, &name("attention.out_proj"), c, c, true)?,
+            norm: Norm::load(from, &name("layernorm"), &config.encoder)?,
+            mlp: Mlp::load(from, &name("mlp"), &config.encoder)?,
+            heads: config.encoder.heads,
+            head_dim: config.encoder.head_dim(),
+        })
+    }
+
+    /// `[T P, C]` to `[T, C]`.
+    fn forward(&self, cx: &Cx, x: &Tensor, seqs: &CuSeqlens) -> Result<Tensor> {
+        let q = self.project(cx, 0, &self.probe)?.reshape(&[self.heads, self.head_dim])?;
+        let o = ops::pool_attention(cx, &q, &self.project(cx, 1, x)?, &self.project(cx, 2, x)?, seqs)?;
+        let x = self.out.forward(cx, &o.reshape(&[seqs.seqs(), self.heads * self.head_dim])?)?;
+        let more = self.mlp.forward(cx, &self.norm.forward(cx, &x)?)?;
+        Ok(ops::add(cx, &x, &more)?)
+    }
+
+    /// Rows of `x` as queries (0), keys (1) or values (2): `[rows, heads, D]`.
+    fn project(&self, cx: &Cx, which: usize, x: &Tensor) -> Result<Tensor> {
+        let c = self.heads * self.head_dim;
+        let (weight, bias) = (self.in_weight.rows(which * c, c)?, self.in_bias.rows(which * c, c)?);
+        let y = ops::linear(cx, x, &weight, Some(&bias))?;
+        Ok(y.reshape(&[x.shape()[0], self.heads, self.head_dim])?)
+    }
+}

@@ -1,0 +1,286 @@
+//! SigLIP as a judge: how well texts agree with frames. Each frame is encoded once, however many completions speak of it, and not
+//! again in the next calls.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use reel_media::image;
+use reel_media::resize::{FrameBuf, FrameView};
+use reel_model::ModelError;
+use reel_model::siglip::Siglip;
+use reel_rewards::{RewardError, Semantic};
+use reel_runtime::{DType, Device};
+use twox_hash::XxHash3_128;
+
+/// Frames whose embeddings are kept (so400m: 4.5 KiB each).
+const KEPT: usize = 1024;
+
+/// An embedding, shared between the cache and a call.
+type Vector = Arc<[f32]>;
+
+/// A model with the embeddings of the frames that it saw last.
+#[derive(Debug)]
+pub struct SiglipScorer {
+    model: Siglip,
+    cache: Cache,
+    encoded: u64,
+}
+
+/// A frame of u8 `[height, width, 3]`.
+struct Frame<'a> {
+    data: Cow<'a, [u8]>,
+    height: usize,
+    width: usize,
+}
+
+impl SiglipScorer {
+    /// Opens a SigLIP folder; computes in `dtype`.
+    ///
+    /// # Errors
+    /// Those of [`Siglip::open`].
+    pub fn open(device: &Device, folder: &Path, dtype: DType) -> Result<Self, ModelError> {
+        Ok(Self::new(Siglip::open(device, folder, dtype)?))
+    }
+
+    /// A judge that has seen nothing yet.
+    pub fn new(model: Siglip) -> Self {
+        Self { model, cache: Cache::default(), encoded: 0 }
+    }
+
+    /// Cosines of each text with each frame: one list a text, in the order of the frames of all films and pictures. With `negative`
+    /// the model is shown `(256 - v) % 256` of every byte.
+    ///
+    /// # Errors
+    /// Frames whose data are not of their size; weights that give no numbers; what the device reports.
+    pub fn similarities_of(
+        &mut self,
+        texts: &[&str],
+        frames: &[FrameBuf],
+        negative: bool,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
+        let views = frames.iter().map(FrameBuf::view).collect::<Result<Vec<_>, _>>()?;
+        let frames = views.iter().flat_map(|view| {
+            let (height, width) = view.size();
+            view.iter().map(move |data| Ok(Frame { data: data.into(), height, width }))
+        });
+        self.similarities_with(texts, frames, negative)
+    }
+
+    /// How many frames went through the model so far.
+    pub fn frames_encoded(&self) -> u64 {
+        self.encoded
+    }
+
+    fn similarities_with<'a>(
+        &mut self,
+        texts: &[&str],
+        frames: impl Iterator<Item = Result<Frame<'a>, ModelError>>,
+        negative: bool,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
+        let pictures = self.embed(frames, negative)?;
+        let texts = self.model.embed_texts(texts)?;
+        Ok(texts.iter().map(|text| pictures.iter().map(|picture| product(text, picture)).collect()).collect())
+    }
+
+    /// The embedding of each frame. Only those that are not known are encoded, a few at a time, and no more than those few are held.
+    fn embed<'a>(
+        &mut self,
+        frames: impl Iterator<Item = Result<Frame<'a>, ModelError>>,
+        negative: bool,
+    ) -> Result<Vec<Vector>, ModelError> {
+        let at_once = self.model.pictures_at_once();
+        let (mut keys, mut known) = (Vec::new(), HashMap::new());
+        let mut waiting: Vec<(u128, Frame)> = Vec::new();
+        for frame in frames {
+            let frame = frame?;
+            let key = frame.key(negative);
+            keys.push(key);
+            if known.contains_key(&key) || waiting.iter().any(|(other, _)| *other == key) {
+                continue;
+            }
+            if let Some(vector) = self.cache.get(key) {
+                known.insert(key, vector);
+                continue;
+            }
+            waiting.push((key, frame));
+            if waiting.len() == at_once {
+                self.encode(&mut waiting, negative, &mut known)?;
+            }
+        }
+        self.encode(&mut waiting, negative, &mut known)?;
+        Ok(keys.iter().map(|key| known[key].clone()).collect())
+    }
+
+    fn encode(
+        &mut self,
+        waiting: &mut Vec<(u128, Frame)>,
+        negative: bool,
+        known: &mut HashMap<u128, Vector>,
+    ) -> Result<(), ModelError> {
+        let views = waiting.iter().map(|(_, frame)| frame.view()).collect::<Result<Vec<_>, _>>()?;
+        let vectors = self.model.embed_frames(&views, negative)?;
+        self.encoded += vectors.len() as u64;
+        for ((key, _), vector) in waiting.drain(..).zip(vectors) {
+            let vector = Vector::from(vector);
+            self.cache.put(key, vector.clone());
+            known.insert(key, vector);
+        }
+        Ok(())
+    }
+}
+
+/// Of picture files, which are opened one after the other.
+impl Semantic for SiglipScorer {
+    fn similarities(
+        &mut self,
+        texts: &[&str],
+        frames: &[PathBuf],
+        negative: bool,
+    ) -> reel_rewards::Result<Vec<Vec<f32>>> {
+        let frames = frames.iter().map(|path| {
+            let picture = image::open(path)?;
+            Ok(Frame { data: picture.data.into(), height: picture.height, width: picture.width })
+        });
+        self.similarities_with(texts, frames, negative).map_err(|e| RewardError::Semantic(Box::new(e)))
+    }
+}
+
+impl Frame<'_> {
+    /// The content as a number: equal for equal frames that are shown alike, and in practice for no others (XXH3, 128 bits).
+    fn key(&self, negative: bool) -> u128 {
+        let shown = [self.height as u64, self.width as u64, negative as u64].map(u64::to_le_bytes).concat();
+        let seed = twox_hash::XxHash3_64::oneshot(&shown);
+        XxHash3_128::oneshot_with_seed(seed, &self.data)
+    }
+
+    fn view(&self) -> Result<FrameView<'_>, ModelError> {
+        Ok(FrameView::new(&self.data, 1, self.height, self.width)?)
+    }
+}
+
+fn product(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// Embeddings by content; the oldest goes first.
+#[derive(Debug, Default)]
+struct Cache {
+    vectors: HashMap<u128, Vector>,
+    order: VecDeque<u128>,
+}
+
+impl Cache {
+    fn get(&self, key: u128) -> Option<Vector> {
+        self.vectors.get(&key).cloned()
+    }
+
+    /// `key` must be new.
+    fn put(&mut self, key: u128, vector: Vector) {
+        if self.order.len() == KEPT
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.vectors.remove(&oldest);
+        }
+        self.order.push_back(key);
+        self.vectors.insert(key, vector);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn golden(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/siglip").join(name)
+    }
+
+    fn scorer() -> SiglipScorer {
+        SiglipScorer::open(&Device::cpu(2), &golden("model"), DType::F32).unwrap()
+    }
+
+    /// Frames that are all different.
+    fn film(frames: usize, height: usize, width: usize, seed: usize) -> FrameBuf {
+        let level = |i: usize| ((i + seed * 7_919).wrapping_mul(2_654_435_761) >> 13) as u8;
+        FrameBuf { data: (0..frames * height * width * 3).map(level).collect(), frames, height, width }
+    }
+
+    #[test]
+    fn eight_completions_about_a_film_cost_one_encode_of_its_frames() {
+        let mut scorer = scorer();
+        let texts: Vec<String> = (0..8).map(|i| format!("a red ball rolls {}", "slowly ".repeat(i))).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let films = [film(16, 40, 60, 0)];
+        let first = scorer.similarities_of(&texts, &films, false).unwrap();
+        assert_eq!((first.len(), first[0].len(), scorer.frames_encoded()), (8, 16, 16));
+        assert!(first.iter().flatten().all(|cos| (-1.0..=1.0).contains(cos)));
+        assert!(first[0].windows(2).any(|w| w[0] != w[1]) && first[0] != first[7]);
+        // The same frames again, shuffled and among others: only the others are encoded.
+        let mut shuffled = films[0].clone();
+        let frame = 40 * 60 * 3;
+        shuffled.data.rotate_left(5 * frame);
+        let again = scorer.similarities_of(&texts[..1], &[shuffled, film(2, 30, 30, 9)], false).unwrap();
+        assert_eq!(scorer.frames_encoded(), 18);
+        assert_eq!(again[0][..11], first[0][5..]);
+        assert_eq!(again[0][11..16], first[0][..5]);
+        // Shown as negatives, or in another shape, they are other pictures.
+        let negative = scorer.similarities_of(&texts[..1], &films, true).unwrap();
+        assert!(negative[0] != first[0]);
+        let turned = FrameBuf { height: 60, width: 40, ..films[0].clone() };
+        scorer.similarities_of(&texts[..1], &[turned], false).unwrap();
+        assert_eq!(scorer.frames_encoded(), 18 + 16 + 16);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+        #[test]
+        fn the_cache_and_neighbours_change_no_bit(picks in prop::collection::vec(0usize..6, 1..12), negative in any::<bool>()) {
+            let frames: Vec<FrameBuf> = picks.iter().map(|&i| film(1, 20 + i, 30, i)).collect();
+            let texts = ["a ball", "the dog's bowl"];
+            let mut together = scorer();
+            let got = together.similarities_of(&texts, &frames, negative).unwrap();
+            let mut distinct = picks.clone();
+            distinct.sort_unstable();
+            distinct.dedup();
+            prop_assert_eq!(together.frames_encoded(), distinct.len() as u64);
+            for (n, frame) in frames.iter().enumerate() {
+                let alone = scorer().similarities_of(&texts, std::slice::from_ref(frame), negative).unwrap();
+                prop_assert_eq!(&[got[0][n], got[1][n]], &[alone[0][0], alone[1][0]]);
+            }
+        }
+    }
+
+    #[test]
+    fn files_give_what_their_pixels_give() {
+        let files: Vec<PathBuf> =
+            ["v0_0", "v0_1", "v1_0", "v0_0"].iter().map(|f| golden(&format!("frames/{f}.png"))).collect();
+        let frames: Vec<FrameBuf> = files
+            .iter()
+            .map(|file| image::open(file).unwrap())
+            .map(|p| FrameBuf { data: p.data, frames: 1, height: p.height, width: p.width })
+            .collect();
+        let mut of_files = scorer();
+        let want = scorer().similarities_of(&["a ball"], &frames, true).unwrap();
+        assert_eq!(of_files.similarities(&["a ball"], &files, true).unwrap(), want);
+        assert_eq!((of_files.frames_encoded(), want[0][0]), (3, want[0][3]));
+        let missing = of_files.similarities(&["a"], &[golden("frames/none.png")], false).unwrap_err().to_string();
+        assert!(missing.contains("none.png") && missing.contains("; ") && !missing.contains('\n'), "{missing}");
+        let empty = FrameBuf { data: vec![], frames: 0, height: 2, width: 2 };
+        assert!(of_files.similarities_of(&["a"], &[empty], false).unwrap_err().to_string().starts_with("frames: "));
+        assert!(of_files.similarities_of(&[], &frames, false).unwrap().is_empty());
+        assert_eq!(of_files.similarities_of(&["a"], &[], false).unwrap(), [[0f32; 0]]);
+    }
+
+    #[test]
+    fn the_oldest_embedding_goes_first() {
+        let mut cache = Cache::default();
+        for key in 0..KEPT as u128 + 3 {
+            cache.put(key, Vector::from([key as f32]));
+        }
+        assert_eq!((cache.vectors.len(), cache.order.len()), (KEPT, KEPT));
+        assert!(cache.get(2).is_none() && cache.get(3).is_some() && cache.get(KEPT as u128 + 2).is_some());
+    }
+}
