@@ -61,7 +61,7 @@ mod tests {
             let read = crate::image::decode(&png.bytes, "strip").unwrap();
             let view = read.view().unwrap();
             prop_assert_eq!(view.size(), (png.height, png.width));
-            prop_assert!(png.height <= high && png.width % frames.min(most) == 0);
+            prop_assert!(png.height <= high && png.width.is_multiple_of(frames.min(most)));
             prop_assert_eq!(view.data()[0], 0);
             if frames.min(most) > 1 {
                 prop_assert_eq!(*view.data().last().unwrap(), ((frames - 1) * 20) as u8);
