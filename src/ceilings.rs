@@ -113,7 +113,7 @@ impl Ceilings {
 
 /// Numbers from -1 to 1 without a pattern: splitmix64's mixing, by Steele, Lea and Flood, "Fast splittable pseudorandom number
 /// generators".
-fn noise(i: u64) -> f32 {
+pub fn noise(i: u64) -> f32 {
     let z = i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

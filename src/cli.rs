@@ -6,8 +6,8 @@ use clap::{ArgMatches, Parser, Subcommand};
 
 use crate::common::Common;
 use crate::{
-    bench, demo, doctor, eval, frames, generate, grpo, init, kernels, merge, plan, preprocess, resize, reward, score,
-    sft, sim, tokenize,
+    bench, demo, doctor, eval, frames, generate, grpo, init, kernels, merge, plan, preprocess, replay, report, resize,
+    reward, score, sft, sim, tokenize,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -57,6 +57,10 @@ pub enum Command {
     Plan(plan::Plan),
     /// Turn messages and their media into what the model reads
     Preprocess(preprocess::Preprocess),
+    /// Do one training step again and compare the weights that it leaves with those that were recorded
+    Replay(replay::Replay),
+    /// Write the page of a training run: its curves, and what it drew over time
+    Report(report::Report),
     /// Say to which size a picture is resized
     Resize(resize::Resize),
     /// Say what given completions are worth in reinforcement learning
@@ -87,6 +91,8 @@ pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
         Command::Merge(c) => c.run(common),
         Command::Plan(c) => c.run(common, matches),
         Command::Preprocess(c) => c.run(common),
+        Command::Replay(c) => c.run(common),
+        Command::Report(c) => c.run(common),
         Command::Resize(c) => c.run(common),
         Command::Reward(c) => c.run(common),
         Command::Score(c) => c.run(common),

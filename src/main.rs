@@ -25,6 +25,8 @@ mod output;
 mod plan;
 mod preprocess;
 mod prompt;
+mod replay;
+mod report;
 mod resize;
 mod reward;
 mod score;

@@ -114,7 +114,10 @@ impl Log {
 
     fn launch(&self, e: &Event, ceilings: Option<&Ceilings>, dtype: DType) -> Value {
         let share = ceilings.map(|c| c.least(e.name, e.cost, dtype) / e.seconds).filter(|s| s.is_finite());
-        let args = json!({"flops": e.cost.flops, "bytes": e.cost.bytes, "share_of_ceiling": share});
+        let mut args = json!({"flops": e.cost.flops, "bytes": e.cost.bytes, "share_of_ceiling": share});
+        if !e.part.is_empty() {
+            args["part"] = json!(e.part);
+        }
         complete(e.name, LAUNCHES, self.at(e.start), e.seconds, args)
     }
 

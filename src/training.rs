@@ -68,14 +68,14 @@ impl<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Reso
         })
     }
 
-    /// Runs to the end, or to Ctrl-C, and prints what came of it.
-    pub fn run(&self, run: impl FnOnce(&Setup<O>) -> reel_train::Result<Summary>) -> Result<()> {
+    /// Opens what a run needs beside its options.
+    pub fn with_setup<T>(&self, f: impl FnOnce(&Setup<O>) -> Result<T>) -> Result<T> {
         self.options.validate()?;
         let folder = prompt::folder(&self.options.model)?;
         let device = model::device(&self.common)?;
         trace::record_launches(&device, model::dtype(&self.common));
         let stop = interrupt::flag();
-        let summary = run(&Setup {
+        f(&Setup {
             options: &self.options,
             model: &folder,
             device: &device,
@@ -85,7 +85,12 @@ impl<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Reso
             resolved: &serde_json::to_value(self)?,
             quiet: self.common.quiet || self.common.json,
             stop: &stop,
-        })?;
+        })
+    }
+
+    /// Runs to the end, or to Ctrl-C, and prints what came of it.
+    pub fn run(&self, run: impl FnOnce(&Setup<O>) -> reel_train::Result<Summary>) -> Result<()> {
+        let summary = self.with_setup(|setup| Ok(run(setup)?))?;
         let out = self.options.out.display();
         let last = summary.last.as_ref();
         if self.common.json {

@@ -141,9 +141,32 @@ fn a_training_step_is_measured() {
     assert!(number(&got, "/model_flops") > least && number(&got, "/model_flops") < 1.5 * least);
     let rate = number(&got, "/model_flops") / number(&got, "/seconds");
     assert!((number(&got, "/model_flops_per_second") / rate - 1.0).abs() < 1e-9);
+    // Memory as the dry device said, and the step in its parts.
+    assert_eq!(got["planned_peak_bytes"], got["peak_bytes"]);
+    let names: Vec<&str> = got["parts"].as_array().expect("parts").iter().filter_map(|p| p["part"].as_str()).collect();
+    assert_eq!(names, ["forward", "backward", "optimizer"]);
+    let of = |key: &str| -> Vec<f64> {
+        got["parts"].as_array().expect("parts").iter().map(|p| number(p, &format!("/{key}"))).collect()
+    };
+    let round = number(&got, "/profiled/seconds");
+    assert!(of("seconds").iter().sum::<f64>() <= round * (1.0 + 1e-9));
+    assert!((of("busy_seconds").iter().sum::<f64>() / round - number(&got, "/busy")).abs() < 1e-6);
+    assert!(of("busy_seconds").iter().zip(of("seconds")).all(|(busy, all)| *busy > 0.0 && *busy <= all * (1.0 + 1e-9)));
+    assert!((of("flops").iter().sum::<f64>() / number(&got, "/flops") - 1.0).abs() < 1e-9);
+    assert!(of("launches").iter().sum::<f64>() == ops_launches(&got));
+    // Forward again and both gradients.
+    assert!(of("flops")[1] > 2.5 * of("flops")[0], "{:?}", of("flops"));
     // What is computed again is no part of the model's operations, but of those that were done.
     let kept = bench(&["--gradient-checkpointing", "false"]).json();
     assert_eq!(kept["model_flops"], got["model_flops"]);
+    assert_eq!((&kept["recompute"], &got["optim"]), (&"nothing".into(), &"adamw".into()));
+    assert_eq!(kept["planned_peak_bytes"], kept["peak_bytes"]);
+    let small = bench(&["--optim", "adamw-bf16", "--dtype", "bf16", "--html", "step.html"]).json();
+    assert_eq!((&small["optim"], &small["planned_peak_bytes"]), (&"adamw-bf16".into(), &small["peak_bytes"]));
+    assert!(number(&small, "/peak_bytes") < number(&got, "/peak_bytes"));
+    assert!(small["ops"].as_array().expect("ops").iter().any(|op| op["op"] == "adamw_bf16_moments_bf16"));
+    let page = fs::read_to_string(dir.path().join("step.html")).expect("the page");
+    assert!(page.contains("<td>optimizer<td>") && page.contains("<td>backward<td>"), "{page}");
     assert!(number(&kept, "/flops") < number(&got, "/flops"));
     bench(&["--tokens", "1"]).refused(2, &["--tokens"]);
 }
@@ -165,6 +188,68 @@ fn a_kernel_is_timed_on_the_processor() {
     assert_eq!(same["verdicts"].as_array().map(Vec::len), Some(kernels.len()));
     bench("no_such_kernel").refused(2, &["no_such_kernel", "grpo_loss"]);
     run(["bench", "op", "grpo_loss", "--device", "sim"]).refused(2, &["--device"]);
+}
+
+#[test]
+fn ops_are_timed_at_sizes_of_ones_own() {
+    let op = |name: &str, sizes: &str, more: &[&str]| {
+        let sizes = sizes.split(' ').filter(|s| !s.is_empty()).flat_map(|s| ["--size", s]);
+        let args = ["bench", "op", name, "--device", "cpu", "--runs", "2", "--json"];
+        run(args.into_iter().chain(sizes).chain(more.iter().copied()))
+    };
+    // The size, and the operations of each kernel's smallest call.
+    let (vocab, tokens) = (3000.0, 40.0);
+    for (name, sizes, kernels, flops) in [
+        ("matmul", "m=24 n=40 k=56", 6, 2.0 * 24.0 * 40.0 * 56.0),
+        ("matmul_dw_bf16", "m=24 n=40 k=56", 1, 2.0 * 24.0 * 40.0 * 56.0),
+        ("attention", "tokens=70 heads=4 kv_heads=2 head_dim=64 causal=0", 4, 4.0 * 64.0 * 4.0 * 70.0 * 70.0),
+        ("rms_norm", "tokens=9 hidden=65", 8, 4.0 * 9.0 * 65.0),
+        ("swiglu", "tokens=9 intermediate=65", 4, 5.0 * 9.0 * 65.0),
+        ("adamw", "count=1234", 9, 0.0),
+        ("linear_log_prob_fused", "tokens=40 hidden=64 vocab=3000", 4, 2.0 * tokens * 64.0 * vocab),
+        ("linear_log_prob_products", "tokens=40 hidden=64 vocab=3000", 4, 2.0 * tokens * 64.0 * vocab),
+    ] {
+        let got = op(name, sizes, &[]).json();
+        let rows = got["kernels"].as_array().expect("kernels");
+        assert_eq!((rows.len(), &got["problems"]), (kernels, &json!([])), "{name}: {got}");
+        let least = rows.iter().map(|k| number(k, "/flops")).fold(f64::INFINITY, f64::min);
+        assert_eq!(least, flops, "{name}");
+        for row in rows {
+            assert!(number(row, "/seconds") > 0.0 && number(row, "/share_of_floor") > 0.0, "{row}");
+            for size in sizes.split(' ') {
+                assert!(row["size"].as_str().is_some_and(|s| s.contains(size)), "{size} in {row}");
+            }
+            let named = row["kernel"].as_str().is_some_and(|k| dtype_of(k).is_none_or(|t| t == row["dtype"]));
+            assert!(named, "{row}");
+        }
+    }
+    let bf16 = op("swiglu", "tokens=3", &["--dtype", "bf16"]).json();
+    assert_eq!(bf16["kernels"].as_array().map(Vec::len), Some(2));
+    for (name, sizes, words) in [
+        ("attention", "tokens=0", ["tokens", "is 0"]),
+        ("attention", "hidden=3", ["hidden", "head_dim"]),
+        ("attention", "heads=5", ["heads", "kv_heads"]),
+        ("rope", "tokens=3", ["tokens", "rope"]),
+        ("matmul", "m=1 m=2", ["--size m", "twice"]),
+        ("matmul", "m", ["--size", "KEY=VALUE"]),
+        ("matmul", "m=-1", ["--size", "whole number"]),
+        ("matmul_up", "m=1", ["matmul_up", "matmul"]),
+    ] {
+        op(name, sizes, &[]).refused(2, &words);
+    }
+    for (name, sizes) in [("linear_log_prob_fused", "tokens=2000000000"), ("adamw", "count=900000000000")] {
+        op(name, sizes, &[]).refused(1, &["GB", "smaller"]);
+    }
+}
+
+/// Launches of all ops of a result.
+fn ops_launches(result: &Value) -> f64 {
+    result["ops"].as_array().expect("ops").iter().map(|op| number(op, "/launches")).sum()
+}
+
+/// The type at the end of a kernel's name.
+fn dtype_of(kernel: &str) -> Option<&'static str> {
+    ["f32", "bf16"].into_iter().find(|t| kernel.ends_with(&format!("_{t}")))
 }
 
 /// The events of a trace of this phase.

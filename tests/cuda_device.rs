@@ -61,8 +61,8 @@ fn a_forward_pass_keeps_the_drivers_rules_and_gives_the_bits_of_sim() {
     }
 }
 
-/// A training step: its metrics, and the weights' file.
-fn step(device: &Device, dtype: DType) -> (Value, Vec<u8>) {
+/// A training step: its metrics, the weights' file, and what run.json says of the products' library.
+fn step(device: &Device, dtype: DType) -> (Value, Vec<u8>, Value) {
     let case = golden("train").join("sft_videorft_rows");
     let folder = tempfile::tempdir().expect("a folder");
     let model = case.join("../model_a");
@@ -97,7 +97,10 @@ fn step(device: &Device, dtype: DType) -> (Value, Vec<u8>) {
     let metrics = std::fs::read_to_string(options.out.join("metrics.jsonl")).expect("metrics.jsonl");
     let metrics: Value = serde_json::from_str(metrics.lines().next().expect("a line")).expect("JSON");
     let kept = ["loss", "grad_norm", "hash"].map(|key| metrics[key].clone());
-    (Value::from(kept.to_vec()), std::fs::read(options.out.join("model.safetensors")).expect("weights"))
+    let run = std::fs::read_to_string(options.out.join("run.json")).expect("run.json");
+    let mut run: Value = serde_json::from_str(&run).expect("JSON");
+    let weights = std::fs::read(options.out.join("model.safetensors")).expect("weights");
+    (Value::from(kept.to_vec()), weights, run["products"].take())
 }
 
 #[test]
@@ -108,6 +111,11 @@ fn a_training_step_keeps_the_drivers_rules_and_gives_the_bits_of_sim() {
         let (got, want) = (step(&device, dtype), step(&simulated(), dtype));
         assert_eq!(got.0, want.0, "{dtype}");
         assert!(got.1 == want.1, "{dtype}: the weights differ");
+        // The library and its algorithms, which are the same in every run.
+        assert_eq!(got.2["library"], "fake products 1.0.0");
+        assert!(got.2["algorithms"].as_u64() > Some(20) && got.2["hash"].as_str().is_some_and(|h| h.len() == 16));
+        let (_fake, again) = checked();
+        assert_eq!((step(&again, dtype).2, want.2), (got.2, Value::Null), "{dtype}");
         drop(device);
         assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
     }

@@ -1,44 +1,52 @@
-"""Times of torch's kernels at the sizes of `reel kernels list`, for `reel kernels bench` to be put beside.
+"""Times of torch's kernels, for `reel bench op` and `reel kernels bench` to be put beside.
 
-    python3 benches/peers/kernels.py [RUNS]
+    python3 benches/peers/kernels.py [--runs 20] [--only attention,products,…] [--device cuda|cpu] [--tiny]
 
-One line of JSON each. Before each run the L2 cache is overwritten, and the GPU's own clock is read, as there.
+One line of JSON each: kernel and size as `reel bench op NAME --size …` has them, the peer, and the seconds as there (median, least, most,
+all runs). Before each run 256 MiB are overwritten, and the GPU's own clock is read, as there. What is not installed, or what this build of
+torch lacks, is a line with `absent` or `error`. --tiny has sizes for trying the script, also on a processor.
+
+Parts: copy, products, norms, attention, decode, pointwise, head, optimizer.
 """
 
-import json
-import sys
+import argparse
 
-import torch
+from common import Clock, first_line, need, say, spread
+
+(torch,) = need("torch")
 import torch.nn.functional as F
+import torch.utils.checkpoint
 
-RUNS = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-TOKENS, HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD_DIM, VOCAB, BATCH = 8192, 3584, 18944, 28, 4, 128, 152064, 16
-flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+args = argparse.ArgumentParser(description="Times of torch's kernels.")
+args.add_argument("--runs", type=int, default=20)
+args.add_argument("--only", default="copy,products,norms,attention,decode,pointwise,head,optimizer")
+args.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+args.add_argument("--tiny", action="store_true")
+args = args.parse_args()
+
+if args.tiny:
+    TOKENS, HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD_DIM, VOCAB, BATCH, CONTEXT = 64, 128, 192, 4, 2, 32, 500, 2, 128
+else:
+    TOKENS, HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD_DIM, VOCAB, BATCH, CONTEXT = 8192, 3584, 18944, 28, 4, 128, 152064, 16, 8192
+CHUNK = 1024
+DTYPES = [(torch.bfloat16, "bf16"), (torch.float32, "f32")]
 
 
 def rand(*shape, dtype=torch.bfloat16, grad=False):
-    return torch.randn(*shape, dtype=dtype, device="cuda").requires_grad_(grad)
+    return torch.randn(*shape, dtype=dtype, device=args.device).requires_grad_(grad)
 
 
-def time(kernel, peer, f):
+def time(kernel, size, peer, f, **more):
+    record = {"kernel": kernel, "size": size, "peer": f"torch {torch.__version__}: {peer}"}
     try:
-        for _ in range(3):
-            f()
-        times = []
-        for i in range(RUNS):
-            flush.fill_(i & 255)
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            f()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 1e3)
-        times.sort()
-        record = {"kernel": kernel, "peer": peer, "least_us": times[0], "median_us": times[len(times) // 2]}
-    except Exception as e:  # A peer that this build of torch lacks is a line of its own.
-        record = {"kernel": kernel, "peer": peer, "error": str(e).split("\n")[0]}
-    print(json.dumps(record), flush=True)
-    torch.cuda.empty_cache()
+        seconds = clock.runs(f, args.runs)
+        s = spread(seconds)
+        record |= {"seconds": s["seconds"], "min": s["least"], "max": s["most"], "n": s["n"], "samples": sorted(seconds), **more}
+    except Exception as e:  # What this build of torch lacks is a line of its own.
+        record["error"] = first_line(e)
+    say(record)
+    if args.device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def backward(f, inputs):
@@ -47,98 +55,119 @@ def backward(f, inputs):
     return lambda: torch.autograd.grad(out, inputs, grad, retain_graph=True)
 
 
+def both(kernel, dtype, size, peer, f, inputs, also_compiled=True):
+    """Forward and backward of `f`, eager and compiled."""
+    ways = [(peer, f)]
+    if also_compiled:
+        ways.append((f"torch.compile of {peer}", torch.compile(f)))
+    for name, way in ways:
+        time(f"{kernel}_fwd_{dtype}", size, name, lambda: way().detach())
+        try:
+            gradient = backward(way, inputs)
+        except Exception as e:
+            say({"kernel": f"{kernel}_bwd_{dtype}", "size": size, "peer": name, "error": first_line(e)})
+            continue
+        time(f"{kernel}_bwd_{dtype}", size, name, gradient)
+
+
+def copy():
+    n = 1 << (20 if args.tiny else 32)
+    a, b = (torch.empty(n, dtype=torch.uint8, device=args.device) for _ in range(2))
+    time("copy", f"bytes={n}", "copy", lambda: a.copy_(b), bytes=2 * n)
+
+
+def products():
+    """The model's linear layers, forward and both gradients."""
+    qkv = (HEADS + 2 * KV_HEADS) * HEAD_DIM
+    layers = [(qkv, HIDDEN), (HIDDEN, HEADS * HEAD_DIM), (INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE)]
+    for n, k in layers:
+        x, w, dy = rand(TOKENS, k), rand(n, k), rand(TOKENS, n)
+        size, flops = f"m={TOKENS} n={n} k={k}", 2 * TOKENS * n * k
+        time("matmul_fwd_bf16", size, "matmul (cuBLAS)", lambda: x @ w.t(), flops=flops)
+        time("matmul_dx_bf16", size, "matmul (cuBLAS)", lambda: dy @ w, flops=flops)
+        time("matmul_dw_bf16", size, "matmul (cuBLAS)", lambda: dy.t() @ x, flops=flops)
+
+
 def norms():
-    for dtype, name in [(torch.bfloat16, "bf16"), (torch.float32, "f32")]:
+    for dtype, name in DTYPES:
         x, w = rand(TOKENS, HIDDEN, dtype=dtype, grad=True), rand(HIDDEN, dtype=dtype, grad=True)
-        f = lambda: F.rms_norm(x, (HIDDEN,), w, 1e-6)
-        time(f"rms_norm_fwd_{name}", "torch rms_norm", lambda: f().detach())
-        time(f"rms_norm_bwd_{name}", "torch rms_norm", backward(f, [x, w]))
-        y, v, b = (rand(*s, dtype=dtype, grad=True) for s in [(TOKENS, 1152), (1152,), (1152,)])
-        g = lambda: F.layer_norm(y, (1152,), v, b, 1e-6)
-        time(f"layer_norm_fwd_{name}", "torch layer_norm", lambda: g().detach())
-        time(f"layer_norm_bwd_{name}", "torch layer_norm", backward(g, [y, v, b]))
+        size = f"tokens={TOKENS} hidden={HIDDEN}"
+        both("rms_norm", name, size, "rms_norm", lambda: F.rms_norm(x, (HIDDEN,), w, 1e-6), [x, w])
+        width = 1152
+        y, v, b = (rand(*s, dtype=dtype, grad=True) for s in [(TOKENS, width), (width,), (width,)])
+        size = f"rows={TOKENS} cols={width}"
+        both("layer_norm", name, size, "layer_norm", lambda: F.layer_norm(y, (width,), v, b, 1e-6), [y, v, b])
 
 
 def attention():
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    q, k, v = (rand(1, h, TOKENS, HEAD_DIM, grad=True) for h in (HEADS, KV_HEADS, KV_HEADS))
-    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
-        with sdpa_kernel(backend):
-            f = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-            try:
-                f()
-            except RuntimeError:
-                # Without grouped queries: keys and values repeated beforehand, which does the same arithmetic.
-                k2, v2 = (x.detach().repeat_interleave(HEADS // KV_HEADS, 1).requires_grad_() for x in (k, v))
-                f = lambda: F.scaled_dot_product_attention(q, k2, v2, is_causal=True)
-                k_v = [k2, v2]
-            else:
-                k_v = [k, v]
-            time("attention_fwd_bf16", f"torch sdpa {backend.name}", lambda: f().detach())
-            time("attention_bwd_bf16", f"torch sdpa {backend.name}", backward(f, [q, *k_v]))
-    q1 = rand(BATCH, HEADS, 1, HEAD_DIM)
-    kb, vb = rand(BATCH, KV_HEADS, TOKENS, HEAD_DIM), rand(BATCH, KV_HEADS, TOKENS, HEAD_DIM)
-    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
-        with sdpa_kernel(backend):
-            f = lambda: F.scaled_dot_product_attention(q1, kb, vb, enable_gqa=True)
-            time("paged_attention_fwd_bf16", f"torch sdpa {backend.name}, contiguous cache", f)
+    for tokens in [TOKENS // 2, TOKENS]:
+        q, k, v = (rand(1, h, tokens, HEAD_DIM, grad=True) for h in (HEADS, KV_HEADS, KV_HEADS))
+        # Where a backend has no grouped queries: keys and values repeated beforehand, which does the same arithmetic.
+        repeated = [x.detach().repeat_interleave(HEADS // KV_HEADS, 1).requires_grad_() for x in (k, v)]
+        size = f"tokens={tokens} heads={HEADS} kv_heads={KV_HEADS} head_dim={HEAD_DIM} causal=1"
+        flops = 4 * HEAD_DIM * HEADS * tokens * (tokens + 1) // 2
+        for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+            with sdpa_kernel(backend):
+                sdpa_both(f"sdpa {backend.name}", size, flops, q, (k, v), repeated)
+        flash_attn(size, flops, q, k, v)
 
 
-def pointwise():
-    for dtype, name in [(torch.bfloat16, "bf16"), (torch.float32, "f32")]:
-        g, u = (rand(TOKENS, INTERMEDIATE, dtype=dtype, grad=True) for _ in range(2))
-        f = lambda: F.silu(g) * u
-        time(f"swiglu_fwd_{name}", "torch silu, mul", lambda: f().detach())
-        time(f"swiglu_bwd_{name}", "torch silu, mul", backward(f, [g, u]))
-        x = rand(TOKENS, 5120, dtype=dtype, grad=True)
-        f = lambda: F.gelu(x)
-        time(f"gelu_fwd_{name}", "torch gelu", lambda: f().detach())
-        time(f"gelu_bwd_{name}", "torch gelu", backward(f, [x]))
-        a, b = rand(TOKENS, HIDDEN, dtype=dtype), rand(TOKENS, HIDDEN, dtype=dtype)
-        time(f"add_{name}", "torch add", lambda: a + b)
-        total = rand(HIDDEN, dtype=torch.float32)
-        time(f"column_sum_{name}", "torch sum", lambda: total.add_(a.sum(0, dtype=torch.float32)))
-        ids = torch.arange(TOKENS, device="cuda") * 7919 % VOCAB
-        table = rand(VOCAB, HIDDEN, dtype=dtype)
-        time(f"embedding_fwd_{name}", "torch embedding", lambda: F.embedding(ids, table))
-    a = rand(TOKENS, HIDDEN, dtype=torch.float32)
-    time("cast_f32_bf16", "torch to", lambda: a.to(torch.bfloat16))
-    w = rand(INTERMEDIATE, HIDDEN)
-    time("sum_squares_bf16", "torch norm", lambda: torch.linalg.vector_norm(w, dtype=torch.float32))
+def sdpa_both(peer, size, flops, q, grouped, repeated):
+    """Forward, backward, and backward with deterministic algorithms."""
+    f, inputs = lambda: F.scaled_dot_product_attention(q, *grouped, is_causal=True, enable_gqa=True), [q, *grouped]
+    try:
+        backward(f, inputs)()
+    except Exception:
+        peer += ", keys repeated"
+        f, inputs = lambda: F.scaled_dot_product_attention(q, *repeated, is_causal=True), [q, *repeated]
+    time("attention_fwd_bf16", size, peer, lambda: f().detach(), flops=flops)
+    for deterministic in (False, True):
+        name = f"{peer}{', deterministic' if deterministic else ''}"
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            time("attention_bwd_bf16", size, name, backward(f, inputs), flops=5 * flops // 2)
+        except Exception as e:
+            say({"kernel": "attention_bwd_bf16", "size": size, "peer": name, "error": first_line(e)})
+        finally:
+            torch.use_deterministic_algorithms(False)
 
 
-def optimizer():
-    p = rand(INTERMEDIATE, HIDDEN, dtype=torch.float32, grad=True)
-    p.grad = torch.randn_like(p)
-    step = torch.optim.AdamW([p], lr=1e-6, fused=True).step
-    time("adamw_f32", "torch AdamW fused", step)
-
-
-def log_probs():
-    h, w = rand(TOKENS, HIDDEN), rand(VOCAB, HIDDEN)
-    targets = torch.arange(TOKENS, device="cuda") * 7919 % VOCAB
-
-    def chunked():
-        out = []
-        for rows in range(0, TOKENS, 1024):
-            logits = F.linear(h[rows : rows + 1024], w).float()
-            log_p = torch.log_softmax(logits, -1)
-            out.append(log_p.gather(1, targets[rows : rows + 1024, None]))
-            (log_p.exp() * log_p).sum(-1)
-        return torch.cat(out)
-
-    time("linear_log_prob_fwd_bf16", "torch linear, log_softmax by 1024 rows", chunked)
-    time("linear_log_prob_fwd_bf16", "torch linear alone (cuBLAS)", lambda: [F.linear(c, w) for c in h.split(1024)])
-    logits = rand(110, VOCAB, dtype=torch.float32)
-    some = targets[:110, None]
-    time("log_prob_fwd", "torch log_softmax, gather", lambda: torch.log_softmax(logits, -1).gather(1, some))
+def flash_attn(size, flops, q, k, v):
+    try:
+        from flash_attn import __version__ as version
+        from flash_attn import flash_attn_func
+    except Exception as e:
+        return say({"kernel": "attention", "peer": "flash_attn", "absent": first_line(e)})
+    q, k, v = (x.detach().transpose(1, 2).contiguous().requires_grad_() for x in (q, k, v))
+    for deterministic in (False, True):
+        name = f"flash_attn {version}{', deterministic' if deterministic else ''}"
+        f = lambda: flash_attn_func(q, k, v, causal=True, deterministic=deterministic)
+        try:
+            gradient = backward(f, [q, k, v])
+        except Exception as e:
+            say({"kernel": "attention", "size": size, "peer": name, "error": first_line(e)})
+            continue
+        if not deterministic:
+            time("attention_fwd_bf16", size, name, lambda: f().detach(), flops=flops)
+        time("attention_bwd_bf16", size, name, gradient, flops=5 * flops // 2)
 
 
 def decode():
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    q = rand(BATCH, HEADS, 1, HEAD_DIM)
+    k, v = rand(BATCH, KV_HEADS, CONTEXT, HEAD_DIM), rand(BATCH, KV_HEADS, CONTEXT, HEAD_DIM)
+    size = f"batch={BATCH} context={CONTEXT} heads={HEADS} kv_heads={KV_HEADS} head_dim={HEAD_DIM}"
+    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+        with sdpa_kernel(backend):
+            f = lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+            time("paged_attention_fwd_bf16", size, f"sdpa {backend.name}, contiguous cache", f)
     x, w, w2 = rand(BATCH, HIDDEN), rand(INTERMEDIATE, HIDDEN), rand(INTERMEDIATE, HIDDEN)
-    time("skinny_linear_bf16", "torch linear (cuBLAS)", lambda: F.linear(x, w))
-    time("skinny_swiglu_bf16", "torch linear twice, silu, mul", lambda: F.silu(F.linear(x, w)) * F.linear(x, w2))
+    size = f"batch={BATCH} n={INTERMEDIATE} k={HIDDEN}"
+    time("skinny_linear_bf16", size, "linear (cuBLAS)", lambda: F.linear(x, w))
+    time("skinny_swiglu_bf16", size, "linear twice, silu, mul", lambda: F.silu(F.linear(x, w)) * F.linear(x, w2))
     logits = rand(BATCH, VOCAB, dtype=torch.float32)
 
     def sample():
@@ -148,14 +177,92 @@ def decode():
         choice = torch.multinomial(p * keep, 1)
         return ids.gather(1, choice), torch.log_softmax(logits, -1).gather(1, ids.gather(1, choice))
 
-    time("sample", "torch topk, softmax, multinomial, log_softmax", sample)
+    time("sample", f"rows={BATCH} vocab={VOCAB}", "topk, softmax, multinomial, log_softmax", sample)
 
 
-n = 8192
-a, b = rand(n, n), rand(n, n)
-time("matmul_bf16_8192", "torch matmul (cuBLAS)", lambda: a @ b)
-c, d = torch.empty(4 << 30, dtype=torch.uint8, device="cuda"), torch.empty(4 << 30, dtype=torch.uint8, device="cuda")
-time("copy_4GiB", "torch copy", lambda: c.copy_(d))
-del a, b, c, d
-for part in (norms, attention, pointwise, optimizer, log_probs, decode):
-    part()
+def pointwise():
+    for dtype, name in DTYPES:
+        g, u = (rand(TOKENS, INTERMEDIATE, dtype=dtype, grad=True) for _ in range(2))
+        size = f"tokens={TOKENS} intermediate={INTERMEDIATE}"
+        both("swiglu", name, size, "silu, mul", lambda: F.silu(g) * u, [g, u])
+        width = 5120
+        x = rand(TOKENS, width, dtype=dtype, grad=True)
+        both("gelu", name, f"count={TOKENS * width}", "gelu", lambda: F.gelu(x), [x], also_compiled=False)
+        a, b = rand(TOKENS, HIDDEN, dtype=dtype), rand(TOKENS, HIDDEN, dtype=dtype)
+        size = f"tokens={TOKENS} hidden={HIDDEN}"
+        time(f"add_{name}", size, "add", lambda: a + b)
+        total = rand(HIDDEN, dtype=torch.float32)
+        time(f"column_sum_{name}", size, "sum", lambda: total.add_(a.sum(0, dtype=torch.float32)))
+        ids = torch.arange(TOKENS, device=args.device) * 7919 % VOCAB
+        table = rand(VOCAB, HIDDEN, dtype=dtype)
+        time(f"embedding_fwd_{name}_{name}", f"{size} vocab={VOCAB}", "embedding", lambda: F.embedding(ids, table))
+    a = rand(TOKENS, HIDDEN, dtype=torch.float32)
+    time("cast_f32_bf16", size, "to", lambda: a.to(torch.bfloat16))
+    w = rand(INTERMEDIATE, HIDDEN)
+    time("sum_squares_bf16", f"count={w.numel()}", "norm", lambda: torch.linalg.vector_norm(w, dtype=torch.float32))
+
+
+def head():
+    """The output layer with the log-probabilities, whose logits are never all in memory."""
+    h, w = rand(TOKENS, HIDDEN, grad=True), rand(VOCAB, HIDDEN, grad=True)
+    targets = torch.arange(TOKENS, device=args.device) * 7919 % VOCAB
+    size = f"tokens={TOKENS} hidden={HIDDEN} vocab={VOCAB}"
+    flops = 2 * TOKENS * HIDDEN * VOCAB
+
+    def loss(rows, wanted):
+        return F.cross_entropy(F.linear(rows, w).float(), wanted, reduction="sum")
+
+    def chunked(loss):
+        total = 0.0
+        for at in range(0, TOKENS, CHUNK):
+            part = h[at : at + CHUNK], targets[at : at + CHUNK]
+            total = total + torch.utils.checkpoint.checkpoint(loss, *part, use_reentrant=False)
+        return total
+
+    def forward(loss):
+        with torch.no_grad():
+            return [loss(h[at : at + CHUNK], targets[at : at + CHUNK]) for at in range(0, TOKENS, CHUNK)]
+
+    def there_and_back(loss):
+        h.grad = w.grad = None
+        chunked(loss).backward()
+
+    words = f"linear, cross_entropy by {CHUNK} rows"
+    for peer, way in [(words, loss), (f"torch.compile of {words}", torch.compile(loss))]:
+        time("linear_log_prob_fwd_bf16", size, peer, lambda: forward(way), flops=flops)
+        # Logits are computed again: with them that is a forward pass more than the gradients themselves.
+        time("linear_log_prob_fwd_and_bwd_bf16", size, f"{peer}, logits again", lambda: there_and_back(way), flops=3 * flops)
+    alone = lambda: [F.linear(c, w.detach()) for c in h.detach().split(CHUNK)]
+    time("linear_log_prob_fwd_bf16", size, "linear alone (cuBLAS)", alone, flops=flops)
+    rows = 110
+    logits = rand(rows, VOCAB, dtype=torch.float32)
+    few = targets[:rows, None] if TOKENS >= rows else targets.repeat(rows)[:rows, None]
+    ce = lambda: torch.log_softmax(logits, -1).gather(1, few)
+    time("log_prob_fwd", f"rows={rows} vocab={VOCAB}", "log_softmax, gather", ce)
+    time("log_prob_fwd", f"rows={rows} vocab={VOCAB}", "torch.compile of log_softmax, gather", torch.compile(ce))
+
+
+def optimizer():
+    count = INTERMEDIATE * HIDDEN
+    for dtype, kernel in [(torch.float32, "adamw_f32"), (torch.bfloat16, "adamw_bf16_moments_bf16")]:
+        p = rand(INTERMEDIATE, HIDDEN, dtype=dtype, grad=True)
+        p.grad = torch.randn_like(p)
+        words = "AdamW fused" if dtype == torch.float32 else "AdamW fused, all of it bf16: no master copy"
+        step = torch.optim.AdamW([p], lr=1e-6, fused=True).step
+        time(kernel, f"count={count}", words, step)
+
+
+def main():
+    parts = {f.__name__: f for f in (copy, products, norms, attention, decode, pointwise, head, optimizer)}
+    for name in args.only.split(","):
+        try:
+            parts[name]()
+        except Exception as e:
+            say({"kernel": name, "peer": f"torch {torch.__version__}", "error": first_line(e)})
+
+
+if args.device == "cuda" and not torch.cuda.is_available():
+    say({"peer": f"torch {torch.__version__}", "absent": "torch sees no GPU"})
+else:
+    clock = Clock(torch, args.device)
+    main()

@@ -169,6 +169,11 @@ impl<'a> Engine<'a> {
         self.decode.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, Decode::recordings_made)
     }
 
+    /// Gives back what the last call left on the device for the next: cache, rows and recordings.
+    pub fn release(&self) {
+        *self.decode.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Gives up with [`Error::Interrupted`] soon after `flag` is set.
     pub fn stop_when(mut self, flag: &'a AtomicBool) -> Engine<'a> {
         self.stop = Some(flag);

@@ -1,10 +1,17 @@
 //! How long kernels take: the catalogue's calls on memory of a GPU, timed by its own clock, or on the processor's.
+//!
+//! Operands are not rotated: before each run 256 MiB elsewhere are written, more than any cache holds, so that every run finds its
+//! operands in memory and none in a cache. On a GPU that write lies in the stream ahead of the first event, and the host asks for the
+//! run while it is under way; what of it is still to be written back when the run begins counts against the run (as in Triton's and
+//! torch's usual way, and in the peers' scripts).
 #![allow(unsafe_code)]
 
-use crate::Team;
 use crate::catalogue::Example;
+use crate::cuda::blas::{Blas, WORKSPACE};
 use crate::cuda::{Buffer, CudaError, Gpu};
 use crate::launch::{Field, KernelLaunch};
+use crate::matmul::Matmul;
+use crate::{Addr, Team, linear_log_prob, matmul, paged_attention};
 use std::time::Instant;
 
 /// The times of one call.
@@ -38,23 +45,71 @@ pub fn time(gpu: &Gpu, example: &Example, runs: usize) -> Result<Timed, CudaErro
         buffers.push(buffer);
         Ok::<u64, CudaError>(at)
     })?;
+    // SAFETY: every operand has a buffer of the GPU that covers it, see `sized`.
+    let seconds = each_run(gpu, runs, || unsafe { gpu.launch(example.launch.kernel, &params) })?;
+    Ok(Timed { seconds })
+}
+
+/// Seconds of each of `runs` runs of what `ask` asks for, shortest first, after two that do not count. The cache is overwritten before
+/// each.
+fn each_run(gpu: &Gpu, runs: usize, mut ask: impl FnMut() -> Result<(), CudaError>) -> Result<Vec<f64>, CudaError> {
     let flush = gpu.alloc(FLUSH)?;
     let mut seconds = Vec::new();
     for run in 0..runs + 2 {
         gpu.fill(&flush, run as u8)?;
-        // SAFETY: every operand has a buffer of the GPU that covers it, see `sized`.
-        let time = gpu.timed(|| unsafe { gpu.launch(example.launch.kernel, &params) })?;
+        let time = gpu.timed(&mut ask)?;
         if run >= 2 {
             seconds.push(time);
         }
     }
     seconds.sort_by(f64::total_cmp);
-    Ok(Timed { seconds })
+    Ok(seconds)
 }
 
-/// Bytes that [`time_on_cpu`] takes for a call.
-pub fn bytes_on_cpu(example: &Example) -> usize {
-    present(&example.launch).map(|field| sized(&example.launch, field).0).sum::<usize>() + FLUSH
+/// Bytes of a product's operands and result, in the order a, b, c.
+fn of_product(p: &Matmul) -> [usize; 3] {
+    [p.m * p.k * p.a.dtype.size(), p.n * p.k * p.b.dtype.size(), p.m * p.n * p.c_dtype.size()]
+}
+
+/// The product with operands at these addresses.
+fn at(p: &Matmul, [a, b, c]: [u64; 3]) -> Matmul {
+    let mut p = *p;
+    (p.a.addr, p.b.addr, p.c) = (Addr(a), Addr(b), Addr(c));
+    p
+}
+
+/// [`time`] of a product of the catalogue, by the GPU's library.
+///
+/// # Errors
+/// What the library or the GPU says.
+pub fn time_product(gpu: &Gpu, blas: &dyn Blas, product: &Matmul, runs: usize) -> Result<Timed, CudaError> {
+    let buffers = of_product(product).map(|bytes| normal_buffer(gpu, bytes.next_multiple_of(TILE)));
+    let [a, b, c] = buffers;
+    let (a, b, c, workspace) = (a?, b?, c?, gpu.alloc(WORKSPACE)?);
+    let product = at(product, [a.address(), b.address(), c.address()]);
+    // SAFETY: operands and workspace are buffers of the GPU with the product's sizes.
+    let run = || unsafe { blas.product(&product, workspace.address(), gpu.stream()) };
+    Ok(Timed { seconds: each_run(gpu, runs, run)? })
+}
+
+/// Bytes that [`time_product`] and [`time_product_on_cpu`] take at most.
+pub fn bytes_of_product(product: &Matmul) -> f64 {
+    product.cost().bytes + (FLUSH + WORKSPACE + 3 * TILE) as f64
+}
+
+/// [`time_on_cpu`] of a product of the catalogue.
+pub fn time_product_on_cpu(team: &Team, product: &Matmul, runs: usize) -> Timed {
+    let tile = normal_tile();
+    let mut buffers = of_product(product).map(|bytes| numbers_on_cpu(&tile, bytes));
+    let product = at(product, buffers.each_mut().map(|b| b.as_mut_ptr() as u64));
+    // SAFETY: the buffers have the product's sizes, and nothing else uses them.
+    Timed { seconds: each_run_on_cpu(runs, || unsafe { matmul::cpu::run(&product, team) }) }
+}
+
+/// Bytes that [`time`] and [`time_on_cpu`] take for a call at most.
+pub fn bytes(example: &Example) -> f64 {
+    let each = numbers(&example.launch);
+    present(&example.launch).count() as f64 * each + FLUSH as f64
 }
 
 /// Times a call of the catalogue on the processor: `runs` runs after one that does not count.
@@ -63,31 +118,47 @@ pub fn time_on_cpu(team: &Team, example: &Example, runs: usize) -> Timed {
     let mut buffers: Vec<Vec<Line>> = Vec::new();
     let placed: Result<Vec<u8>, std::convert::Infallible> = with_operands(&example.launch, |field| {
         let (bytes, contents) = sized(&example.launch, field);
-        let mut buffer = vec![Line([0; 64]); bytes.div_ceil(64)];
-        let all: &mut [u8] = bytemuck::cast_slice_mut(&mut buffer);
-        match contents {
-            Contents::Numbers => all.chunks_mut(TILE).for_each(|part| part.copy_from_slice(&tile[..part.len()])),
-            Contents::Words(words) => all[..4 * words.len()].copy_from_slice(bytemuck::cast_slice(&words)),
-        }
-        let at = buffer.as_ptr() as u64;
+        let mut buffer = match contents {
+            Contents::Numbers => numbers_on_cpu(&tile, bytes),
+            Contents::Words(words) => {
+                let mut buffer = vec![Line([0; 64]); bytes.div_ceil(64)];
+                let all: &mut [u8] = bytemuck::cast_slice_mut(&mut buffer);
+                all[..4 * words.len()].copy_from_slice(bytemuck::cast_slice(&words));
+                buffer
+            }
+        };
+        let at = buffer.as_mut_ptr() as u64;
         buffers.push(buffer);
         Ok(at)
     });
     let Ok(params) = placed;
+    // SAFETY: every operand has a buffer that covers it, see `sized`, and nothing else uses them.
+    Timed { seconds: each_run_on_cpu(runs, || unsafe { (example.launch.kernel.cpu)(&params, team) }) }
+}
+
+/// Seconds of each of `runs` runs, shortest first, after one that does not count. The caches are overwritten before each.
+fn each_run_on_cpu(runs: usize, mut work: impl FnMut()) -> Vec<f64> {
     let mut flush = vec![0u8; FLUSH];
     let mut seconds = Vec::new();
     for run in 0..runs + 1 {
         flush.fill(std::hint::black_box(run as u8));
         std::hint::black_box(&flush);
         let begun = Instant::now();
-        // SAFETY: every operand has a buffer that covers it, see `sized`, and nothing else uses them.
-        unsafe { (example.launch.kernel.cpu)(&params, team) };
+        work();
         if run > 0 {
             seconds.push(begun.elapsed().as_secs_f64());
         }
     }
     seconds.sort_by(f64::total_cmp);
-    Timed { seconds }
+    seconds
+}
+
+/// `bytes` of numbers.
+fn numbers_on_cpu(tile: &[u8], bytes: usize) -> Vec<Line> {
+    let mut buffer = vec![Line([0; 64]); bytes.div_ceil(64)];
+    let all: &mut [u8] = bytemuck::cast_slice_mut(&mut buffer);
+    all.chunks_mut(TILE).for_each(|part| part.copy_from_slice(&tile[..part.len()]));
+    buffer
 }
 
 /// Memory as tensors have it: 64-byte aligned.
@@ -126,30 +197,50 @@ pub fn copy_seconds(gpu: &Gpu, bytes: usize, runs: usize) -> Result<f64, CudaErr
 /// Bytes of an operand, and what they are. A call never touches more of an operand than all its traffic, or than a whole vocabulary's
 /// rows where ids choose among them.
 fn sized(launch: &KernelLaunch, field: &Field) -> (usize, Contents) {
-    let rows_of_ids = scalar(launch, "vocab").unwrap_or(0) * scalar(launch, "hidden").unwrap_or(0) * 4;
     match contents(launch, field.name) {
         Contents::Words(words) => ((4 * words.len()).max(1 << 20), Contents::Words(words)),
-        Contents::Numbers => {
-            let bytes = (launch.cost.bytes as usize).max(rows_of_ids as usize).max(64 << 20);
-            (bytes.next_multiple_of(TILE), Contents::Numbers)
-        }
+        Contents::Numbers => ((numbers(launch) as usize).next_multiple_of(TILE), Contents::Numbers),
+    }
+}
+
+/// Bytes of an operand of numbers.
+fn numbers(launch: &KernelLaunch) -> f64 {
+    let of = |name| scalar(launch, name).unwrap_or(0) as f64;
+    let rows_of_ids = of("vocab") * of("hidden") * 4.0;
+    launch.cost.bytes.max(rows_of_ids).max(workspace(launch) as f64).max((64 << 20) as f64)
+}
+
+/// Bytes of a workspace that does not count as traffic, so that it may be larger.
+fn workspace(launch: &KernelLaunch) -> usize {
+    let name = launch.kernel.name;
+    if name.starts_with("linear_log_prob_fwd") {
+        let of = |name| scalar(launch, name).unwrap_or(0) as usize;
+        linear_log_prob::workspace(of("rows"), of("vocab"))
+    } else if name.starts_with("paged_attention") {
+        paged_attention::workspace(&bytemuck::pod_read_unaligned(&launch.params))
+    } else {
+        0
     }
 }
 
 /// A buffer for an operand, with contents of its kind.
 fn operand(gpu: &Gpu, launch: &KernelLaunch, field: &Field) -> Result<Buffer, CudaError> {
-    let (bytes, contents) = sized(launch, field);
-    let buffer = gpu.alloc(bytes)?;
-    match contents {
-        Contents::Words(words) => {
+    match sized(launch, field) {
+        (bytes, Contents::Words(words)) => {
+            let buffer = gpu.alloc(bytes)?;
             gpu.fill(&buffer, 0)?;
             gpu.upload(&buffer, 0, bytemuck::cast_slice(&words))?;
+            Ok(buffer)
         }
-        Contents::Numbers => {
-            gpu.upload(&buffer, 0, &normal_tile())?;
-            gpu.repeat(&buffer, TILE)?;
-        }
+        (bytes, Contents::Numbers) => normal_buffer(gpu, bytes),
     }
+}
+
+/// A buffer of numbers; `bytes` is a multiple of [`TILE`].
+fn normal_buffer(gpu: &Gpu, bytes: usize) -> Result<Buffer, CudaError> {
+    let buffer = gpu.alloc(bytes.max(TILE))?;
+    gpu.upload(&buffer, 0, &normal_tile())?;
+    gpu.repeat(&buffer, TILE)?;
     Ok(buffer)
 }
 
@@ -165,6 +256,7 @@ enum Contents {
 fn contents(launch: &KernelLaunch, name: &str) -> Contents {
     let of = |name: &str| scalar(launch, name).unwrap_or(0) as u32;
     let list = |count: u32, f: &dyn Fn(u32) -> u32| Contents::Words((0..count).map(f).collect());
+    let product = |a: u32, b: u32| a.saturating_mul(b);
     let rows = of("rows").max(of("tokens")).max(of("m"));
     match name {
         "cu_seqlens" => {
@@ -172,12 +264,12 @@ fn contents(launch: &KernelLaunch, name: &str) -> Contents {
                 0 => (of("seqs"), of("tokens")),
                 n => (n, n * 1024),
             };
-            list(seqs + 1, &|i| i * tokens / seqs.max(1))
+            list(seqs + 1, &|i| (u64::from(i) * u64::from(tokens) / u64::from(seqs.max(1))) as u32)
         }
         "kv_lens" => list(of("seqs"), &|_| of("max_kv_len")),
-        "block_tables" => list(of("seqs") * of("max_blocks"), &|i| i),
+        "block_tables" => list(product(of("seqs"), of("max_blocks")), &|i| i),
         "ids" | "targets" | "history" => {
-            let count = rows * of("history_cols").max(1);
+            let count = product(rows, of("history_cols").max(1));
             list(count, &|i| i.wrapping_mul(7919) % of("vocab").max(1))
         }
         "index" => list(rows, &|i| (i * 257 + 3) % of("n").max(1)),
@@ -197,7 +289,7 @@ fn contents(launch: &KernelLaunch, name: &str) -> Contents {
         "suppressed" => list(of("suppressed_count"), &|i| i),
         "counted" => list(of("completions"), &|_| 1024),
         // About ln 8192: weights of attention that sum to about one.
-        "lse" => list(rows * of("heads").max(1), &|_| 9.5f32.to_bits()),
+        "lse" => list(product(rows, of("heads").max(1)), &|_| 9.5f32.to_bits()),
         // [norm, factor]
         "clip" => list(2, &|_| 1f32.to_bits()),
         _ => Contents::Numbers,
@@ -259,7 +351,7 @@ mod tests {
             let timed = time_on_cpu(&team, &example, 3);
             assert_eq!(timed.seconds.len(), 3);
             assert!(timed.least() > 0.0 && timed.least() <= timed.median());
-            assert!(bytes_on_cpu(&example) > FLUSH);
+            assert!(bytes(&example) > FLUSH as f64);
         }
     }
 

@@ -2,16 +2,24 @@
 //!
 //! Sizes are those of Qwen2.5-VL-7B reading 8192 tokens, or decoding for 16 sequences of 8192 keys.
 
+mod products;
+mod sizes;
+
+use std::borrow::Cow;
+
 use bytemuck::Zeroable;
 
 use crate::checks::Check;
 use crate::dtype::DType::{self, BF16, F32};
 use crate::launch::KernelLaunch;
 use crate::{
-    Addr, Launch, adamw, advance, attention, block_copy, column_sum, columns, elementwise, embedding, gelu, grpo_loss,
-    kv_write, layer_norm, linear_log_prob, log_prob, merger_norm, normalise, paged_attention, patch_embedding, patches,
-    pool_attention, position_add, reduce, rms_norm, rope, rows, sample, skinny, swiglu,
+    Addr, Launch, adamw, advance, attention, block_copy, column_sum, columns, elementwise, embedding, fingerprint,
+    gelu, grpo_loss, kv_write, layer_norm, linear_log_prob, log_prob, merger_norm, normalise, paged_attention,
+    patch_embedding, patches, pool_attention, position_add, reduce, rms_norm, rope, rows, sample, skinny, swiglu,
 };
+
+pub use products::{Product, products};
+pub use sizes::{SizeError, Sizes};
 
 /// A kernel folder.
 pub struct Folder {
@@ -21,14 +29,14 @@ pub struct Folder {
     pub module: &'static str,
     /// What its kernels are held to.
     pub checks: &'static [Check],
-    examples: fn() -> Vec<(&'static str, Launch)>,
+    examples: fn(&Sizes) -> Vec<(&'static str, Launch)>,
 }
 
 /// A call of a kernel: no address in it is real, so it can be planned and counted but not run.
 #[derive(Clone, Debug)]
 pub struct Example {
     /// The size in words.
-    pub size: &'static str,
+    pub size: Cow<'static, str>,
     /// The call.
     pub launch: KernelLaunch,
 }
@@ -42,12 +50,28 @@ impl Folder {
 
     /// A call of each kernel of the folder.
     pub fn examples(&self) -> Vec<Example> {
-        let kernel = |(size, launch)| match launch {
-            Launch::Kernel(launch) => Some(Example { size, launch }),
-            Launch::Matmul(_) => None,
-        };
-        (self.examples)().into_iter().filter_map(kernel).collect()
+        kernels((self.examples)(&Sizes::default()), |size| size.into())
     }
+
+    /// The same calls at sizes of one's own; what is not given is the catalogue's.
+    ///
+    /// # Errors
+    /// A size that the folder's calls do not have, or that they cannot be made with.
+    pub fn examples_of(&self, sizes: &Sizes) -> Result<Vec<Example>, SizeError> {
+        // Which sizes there are shows when calls are made: first at the catalogue's, which are thrown away.
+        let usual = Sizes::default();
+        (self.examples)(&usual);
+        sizes.check(self.name, &usual)?;
+        Ok(kernels((self.examples)(sizes), |size| if sizes.any() { sizes.words().into() } else { size.into() }))
+    }
+}
+
+fn kernels(calls: Vec<(&'static str, Launch)>, size: impl Fn(&'static str) -> Cow<'static, str>) -> Vec<Example> {
+    let kernel = |(words, launch)| match launch {
+        Launch::Kernel(launch) => Some(Example { size: size(words), launch }),
+        Launch::Matmul(_) => None,
+    };
+    calls.into_iter().filter_map(kernel).collect()
 }
 
 /// The folder of this name.
@@ -68,7 +92,7 @@ macro_rules! folders {
 
 /// Every folder, in alphabetical order.
 pub const FOLDERS: &[Folder] = folders!(
-    adamw advance attention block_copy column_sum columns elementwise embedding gelu grpo_loss kv_write layer_norm
+    adamw advance attention block_copy column_sum columns elementwise embedding fingerprint gelu grpo_loss kv_write layer_norm
     linear_log_prob log_prob merger_norm normalise paged_attention patch_embedding patches pool_attention position_add reduce rms_norm rope rows sample skinny swiglu
 );
 
@@ -100,8 +124,8 @@ mod examples {
     const ACTIVATIONS: &str = "8192 tokens of 3584";
     const GATED: &str = "8192 tokens of 18944";
 
-    pub fn adamw() -> Examples {
-        let n = INTERMEDIATE as u64 * HIDDEN as u64;
+    pub fn adamw(s: &Sizes) -> Examples {
+        let n = s.count("count", INTERMEDIATE as u64 * HIDDEN as u64);
         let step = adamw::Params { w: SOME, m: SOME, v: SOME, g: SOME, clip: SOME, n, ..Zeroable::zeroed() };
         let split = adamw::SplitParams { src: SOME, w: SOME, low: SOME, n };
         let mut all = vec![
@@ -119,7 +143,7 @@ mod examples {
         all
     }
 
-    pub fn advance() -> Examples {
+    pub fn advance(_: &Sizes) -> Examples {
         let p = advance::Params {
             chosen: SOME,
             ids: SOME,
@@ -139,8 +163,11 @@ mod examples {
         vec![("16 rows of 8192 keys", advance::advance(&p))]
     }
 
-    pub fn attention() -> Examples {
-        let pairs = attention::pairs([TOKENS as usize], true);
+    pub fn attention(s: &Sizes) -> Examples {
+        let (tokens, heads, kv_heads) = (s.get("tokens", TOKENS), s.get("heads", HEADS), s.get("kv_heads", KV_HEADS));
+        let (head_dim, causal) = (s.get("head_dim", HEAD_DIM), s.get("causal", 1));
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let pairs = attention::pairs([tokens as usize], causal == 1);
         let fwd = attention::FwdParams {
             q: SOME,
             k: SOME,
@@ -148,14 +175,14 @@ mod examples {
             o: SOME,
             lse: SOME,
             cu_seqlens: SOME,
-            tokens: TOKENS,
+            tokens,
             seqs: 1,
-            heads: HEADS,
-            kv_heads: KV_HEADS,
-            head_dim: HEAD_DIM,
-            causal: 1,
-            scale: 0.088,
-            max_seqlen: TOKENS,
+            heads,
+            kv_heads,
+            head_dim,
+            causal,
+            scale,
+            max_seqlen: tokens,
             ..Zeroable::zeroed()
         };
         let bwd = attention::BwdParams {
@@ -169,24 +196,25 @@ mod examples {
             dk: SOME,
             dv: SOME,
             delta: SOME,
-            workspace: SOME,
             cu_seqlens: SOME,
-            tokens: TOKENS,
+            tokens,
             seqs: 1,
-            heads: HEADS,
-            kv_heads: KV_HEADS,
-            head_dim: HEAD_DIM,
-            causal: 1,
-            scale: 0.088,
-            max_seqlen: TOKENS,
+            heads,
+            kv_heads,
+            head_dim,
+            causal,
+            scale,
+            max_seqlen: tokens,
             ..Zeroable::zeroed()
         };
         let size = "one sequence of 8192 tokens, 28 heads on 4 of 128, causal";
-        let calls = BOTH.map(|t| [attention::fwd(t, &fwd, pairs), attention::bwd(t, &bwd, pairs)]);
+        let workspace = |t| if attention::workspace(t, &bwd) > 0 { SOME } else { Addr::NULL };
+        let bwd = |t| attention::bwd(t, &attention::BwdParams { workspace: workspace(t), ..bwd }, pairs);
+        let calls = BOTH.map(|t| [attention::fwd(t, &fwd, pairs), bwd(t)]);
         calls.into_iter().flatten().map(|launch| (size, launch)).collect()
     }
 
-    pub fn block_copy() -> Examples {
+    pub fn block_copy(_: &Sizes) -> Examples {
         // A block of 64 tokens, 4 heads of 128 in bf16, in units of 16 bytes.
         let units = 64 * KV_HEADS * HEAD_DIM * 2 / 16;
         let p =
@@ -194,13 +222,13 @@ mod examples {
         vec![("64 blocks of 64 tokens, 4 heads of 128 in bf16", block_copy::copy(&p))]
     }
 
-    pub fn column_sum() -> Examples {
+    pub fn column_sum(_: &Sizes) -> Examples {
         let p =
             column_sum::Params { x: SOME, sum: SOME, rows: TOKENS as u64, cols: HIDDEN as u64, ..Zeroable::zeroed() };
         BOTH.map(|t| (ACTIVATIONS, column_sum::add(t, &p))).into()
     }
 
-    pub fn columns() -> Examples {
+    pub fn columns(_: &Sizes) -> Examples {
         let (width, all) = (HEADS * HEAD_DIM, (HEADS + 2 * KV_HEADS) * HEAD_DIM);
         let p = columns::CopyParams {
             src: SOME,
@@ -214,7 +242,7 @@ mod examples {
         BOTH.map(|t| ("the queries of 8192 tokens out of a fused qkv", columns::copy(t, &p))).into()
     }
 
-    pub fn elementwise() -> Examples {
+    pub fn elementwise(_: &Sizes) -> Examples {
         let count = TOKENS as u64 * HIDDEN as u64;
         let (src, dst) = (SOME, SOME);
         let accumulate = elementwise::AccumulateParams { src, dst, count };
@@ -237,7 +265,7 @@ mod examples {
         calls.into_iter().map(|launch| (ACTIVATIONS, launch)).collect()
     }
 
-    pub fn embedding() -> Examples {
+    pub fn embedding(_: &Sizes) -> Examples {
         let fwd = embedding::FwdParams {
             table: SOME,
             ids: SOME,
@@ -261,7 +289,13 @@ mod examples {
         fwd.into_iter().flatten().chain(bwd).map(|launch| (ACTIVATIONS, launch)).collect()
     }
 
-    pub fn gelu() -> Examples {
+    pub fn fingerprint(_: &Sizes) -> Examples {
+        let bytes = 2 * HIDDEN as u64 * INTERMEDIATE as u64;
+        let p = fingerprint::Params { x: SOME, sums: SOME, bytes };
+        vec![("a matrix of 3584 by 18944 in bf16", fingerprint::fingerprint(&p))]
+    }
+
+    pub fn gelu(_: &Sizes) -> Examples {
         let count = TOKENS as u64 * 5120;
         let fwd = gelu::FwdParams { x: SOME, y: SOME, count };
         let bwd = gelu::BwdParams { x: SOME, dy: SOME, dx: SOME, count };
@@ -271,7 +305,7 @@ mod examples {
         calls.flatten().map(|launch| ("the merger's 8192 rows of 5120", launch)).collect()
     }
 
-    pub fn kv_write() -> Examples {
+    pub fn kv_write(_: &Sizes) -> Examples {
         let p = kv_write::Params {
             k: SOME,
             v: SOME,
@@ -288,7 +322,7 @@ mod examples {
         BOTH.map(|t| ("8192 tokens, 4 heads of 128", kv_write::write(t, &p))).into()
     }
 
-    pub fn layer_norm() -> Examples {
+    pub fn layer_norm(_: &Sizes) -> Examples {
         let (rows, cols) = (TOKENS, 1152);
         let fwd = layer_norm::FwdParams {
             x: SOME,
@@ -320,8 +354,9 @@ mod examples {
         calls.into_iter().flatten().map(|launch| ("SigLIP's 8192 patches of 1152", launch)).collect()
     }
 
-    pub fn linear_log_prob() -> Examples {
-        let (rows, vocab, width, inv_temperature) = (TOKENS, VOCAB, HIDDEN, 1.0);
+    pub fn linear_log_prob(s: &Sizes) -> Examples {
+        let (rows, width, vocab) = (s.get("tokens", TOKENS), s.get("hidden", HIDDEN), s.get("vocab", VOCAB));
+        let inv_temperature = 1.0;
         let fwd = linear_log_prob::FwdParams {
             hidden: SOME,
             weight: SOME,
@@ -358,7 +393,7 @@ mod examples {
         calls.into_iter().flatten().collect()
     }
 
-    pub fn grpo_loss() -> Examples {
+    pub fn grpo_loss(_: &Sizes) -> Examples {
         let params = grpo_loss::Params {
             log_prob: SOME,
             old: SOME,
@@ -379,7 +414,7 @@ mod examples {
         vec![("8 completions of 1024 tokens", grpo_loss::loss(8 * 1024, &params))]
     }
 
-    pub fn patch_embedding() -> Examples {
+    pub fn patch_embedding(_: &Sizes) -> Examples {
         let pixels = patch_embedding::Pixels {
             rescale: (1.0f64 / 255.0).to_bits(),
             count: 16,
@@ -409,7 +444,7 @@ mod examples {
         calls.into_iter().flatten().map(|launch| ("16 frames of 224 x 420, 1280 columns", launch)).collect()
     }
 
-    pub fn patches() -> Examples {
+    pub fn patches(_: &Sizes) -> Examples {
         let params = patches::Params {
             frames: SOME,
             patches: SOME,
@@ -431,7 +466,7 @@ mod examples {
         BOTH.map(|t| ("16 frames of 224 x 420", patches::cut(t, &params))).into()
     }
 
-    pub fn merger_norm() -> Examples {
+    pub fn merger_norm(_: &Sizes) -> Examples {
         let (rows, cols) = (4 * TOKENS, 1280);
         let fwd = merger_norm::FwdParams {
             x: SOME,
@@ -461,9 +496,10 @@ mod examples {
         calls.into_iter().flatten().map(|launch| ("32768 patches of 1280", launch)).collect()
     }
 
-    pub fn log_prob() -> Examples {
+    pub fn log_prob(s: &Sizes) -> Examples {
         // Chunks of 64 MiB of logits.
-        let (rows, vocab, inv_temperature) = ((64 << 20) / (4 * VOCAB), VOCAB, 1.0);
+        let vocab = s.get("vocab", VOCAB);
+        let (rows, inv_temperature) = (s.get("rows", (64 << 20) / (4 * VOCAB)), 1.0);
         let fwd = log_prob::FwdParams {
             logits: SOME,
             targets: SOME,
@@ -490,7 +526,7 @@ mod examples {
         [(size, log_prob::fwd(&fwd))].into_iter().chain(bwd).collect()
     }
 
-    pub fn normalise() -> Examples {
+    pub fn normalise(_: &Sizes) -> Examples {
         let (rows, cols) = (TOKENS, 1152);
         let fwd = normalise::FwdParams { x: SOME, y: SOME, norm: SOME, rows, cols };
         let bwd = normalise::BwdParams { x: SOME, norm: SOME, dy: SOME, dx: SOME, rows, cols };
@@ -498,7 +534,10 @@ mod examples {
         calls.into_iter().flatten().map(|launch| ("8192 of SigLIP's embeddings", launch)).collect()
     }
 
-    pub fn paged_attention() -> Examples {
+    pub fn paged_attention(s: &Sizes) -> Examples {
+        let (batch, context) = (s.get("batch", BATCH), s.get("context", TOKENS));
+        let (heads, kv_heads, head_dim) =
+            (s.get("heads", HEADS), s.get("kv_heads", KV_HEADS), s.get("head_dim", HEAD_DIM));
         let p = paged_attention::Params {
             q: SOME,
             k_cache: SOME,
@@ -507,24 +546,25 @@ mod examples {
             cu_seqlens: SOME,
             kv_lens: SOME,
             block_tables: SOME,
-            tokens: BATCH,
-            seqs: BATCH,
-            heads: HEADS,
-            kv_heads: KV_HEADS,
-            head_dim: HEAD_DIM,
-            max_blocks: TOKENS / 64,
-            scale: 0.088,
-            max_kv_len: TOKENS,
+            tokens: batch,
+            seqs: batch,
+            heads,
+            kv_heads,
+            head_dim,
+            max_blocks: context.div_ceil(64),
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            max_kv_len: context,
             page: 64,
-            workspace: SOME,
             ..Zeroable::zeroed()
         };
-        let (pairs, keys) = paged_attention::work([(1, TOKENS as usize); BATCH as usize]);
+        let workspace = if paged_attention::workspace(&p) > 0 { SOME } else { Addr::NULL };
+        let p = paged_attention::Params { workspace, ..p };
+        let (pairs, keys) = paged_attention::work((0..batch).map(|_| (1, context as usize)));
         let size = "a token each of 16 sequences of 8192 keys, 28 heads on 4 of 128";
         BOTH.map(|t| (size, paged_attention::fwd(t, &p, pairs, keys))).into()
     }
 
-    pub fn pool_attention() -> Examples {
+    pub fn pool_attention(_: &Sizes) -> Examples {
         let (tokens, pictures, heads, head_dim, scale) = (16 * 729, 16, 16, 72, 1.0);
         let fwd = pool_attention::FwdParams {
             q: SOME,
@@ -563,7 +603,7 @@ mod examples {
         calls.into_iter().flatten().map(|launch| ("SigLIP's head over 16 pictures of 729 patches", launch)).collect()
     }
 
-    pub fn position_add() -> Examples {
+    pub fn position_add(_: &Sizes) -> Examples {
         let (rows, cols, positions) = (16 * 729, 1152, 729);
         let fwd = position_add::FwdParams { x: SOME, pos: SOME, y: SOME, rows, cols, positions, ..Zeroable::zeroed() };
         let bwd = position_add::BwdParams { dy: SOME, d_pos: SOME, rows, cols, positions, ..Zeroable::zeroed() };
@@ -571,7 +611,7 @@ mod examples {
         calls.into_iter().flatten().map(|launch| ("SigLIP's 729 positions, 16 pictures", launch)).collect()
     }
 
-    pub fn reduce() -> Examples {
+    pub fn reduce(_: &Sizes) -> Examples {
         let n = INTERMEDIATE as u64 * HIDDEN as u64;
         let rows = reduce::WeightedSumParams { x: SOME, w: SOME, out: SOME, n: TOKENS as u64, ..Zeroable::zeroed() };
         let squares = reduce::SumSquaresParams { x: SOME, partial: SOME, n, ..Zeroable::zeroed() };
@@ -585,17 +625,10 @@ mod examples {
         all
     }
 
-    pub fn rms_norm() -> Examples {
-        let fwd = rms_norm::FwdParams {
-            x: SOME,
-            w: SOME,
-            y: SOME,
-            rstd: SOME,
-            rows: TOKENS,
-            cols: HIDDEN,
-            eps: 1e-6,
-            ..Zeroable::zeroed()
-        };
+    pub fn rms_norm(s: &Sizes) -> Examples {
+        let (rows, cols) = (s.get("tokens", TOKENS), s.get("hidden", HIDDEN));
+        let fwd =
+            rms_norm::FwdParams { x: SOME, w: SOME, y: SOME, rstd: SOME, rows, cols, eps: 1e-6, ..Zeroable::zeroed() };
         let bwd = rms_norm::BwdParams {
             x: SOME,
             w: SOME,
@@ -604,8 +637,8 @@ mod examples {
             dx: SOME,
             dw: SOME,
             partial: SOME,
-            rows: TOKENS,
-            cols: HIDDEN,
+            rows,
+            cols,
             ..Zeroable::zeroed()
         };
         let rms_norm::FwdParams { x, w, y, rstd, rows, cols, eps, reserved } = fwd;
@@ -623,7 +656,7 @@ mod examples {
         calls.into_iter().flatten().map(|launch| (ACTIVATIONS, launch)).collect()
     }
 
-    pub fn rope() -> Examples {
+    pub fn rope(_: &Sizes) -> Examples {
         let table = rope::TableParams {
             positions: SOME,
             inv_freq: SOME,
@@ -649,7 +682,7 @@ mod examples {
         [(size, rope::table(&table))].into_iter().chain(apply).collect()
     }
 
-    pub fn rows() -> Examples {
+    pub fn rows(_: &Sizes) -> Examples {
         let gather = rows::GatherParams {
             x: SOME,
             index: SOME,
@@ -672,7 +705,7 @@ mod examples {
         calls.into_iter().flatten().map(|launch| (ACTIVATIONS, launch)).collect()
     }
 
-    pub fn sample() -> Examples {
+    pub fn sample(_: &Sizes) -> Examples {
         let p = sample::Params {
             logits: SOME,
             temperature: SOME,
@@ -696,8 +729,9 @@ mod examples {
         vec![("16 rows of 152064 logits", sample::sample(&p))]
     }
 
-    pub fn skinny() -> Examples {
+    pub fn skinny(s: &Sizes) -> Examples {
         use skinny::Weight;
+        let (m, n, k) = (s.get("batch", BATCH), s.get("n", INTERMEDIATE), s.get("k", HIDDEN));
         let size = "16 rows against a feed-forward matrix of 18944 x 3584";
         let call = |t, weight: Weight, gated: bool| {
             let scale = if matches!(weight, Weight::Int8) { SOME } else { Addr::NULL };
@@ -708,9 +742,9 @@ mod examples {
                 scale,
                 scale2: if gated { scale } else { Addr::NULL },
                 y: SOME,
-                m: BATCH,
-                n: INTERMEDIATE,
-                k: HIDDEN,
+                m,
+                n,
+                k,
                 ..Zeroable::zeroed()
             };
             if gated { skinny::swiglu(t, weight, &p) } else { skinny::linear(t, weight, &p) }
@@ -719,8 +753,8 @@ mod examples {
         calls.into_iter().flatten().flatten().map(|launch| (size, launch)).collect()
     }
 
-    pub fn swiglu() -> Examples {
-        let count = TOKENS as u64 * INTERMEDIATE as u64;
+    pub fn swiglu(s: &Sizes) -> Examples {
+        let count = s.get("tokens", TOKENS) as u64 * s.get("intermediate", INTERMEDIATE) as u64;
         let fwd = swiglu::FwdParams { gate: SOME, up: SOME, y: SOME, count };
         let bwd = swiglu::BwdParams { gate: SOME, up: SOME, dy: SOME, d_gate: SOME, d_up: SOME, count };
         let calls = BOTH.map(|t| [swiglu::fwd(t, &fwd), swiglu::bwd(t, &bwd)]);

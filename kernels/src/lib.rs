@@ -27,6 +27,7 @@ pub mod column_sum;
 pub mod columns;
 pub mod elementwise;
 pub mod embedding;
+pub mod fingerprint;
 pub mod gelu;
 pub mod grpo_loss;
 pub mod kv_write;
@@ -60,6 +61,7 @@ pub const SOURCES: &[&Source] = &[
     &columns::SOURCE,
     &elementwise::SOURCE,
     &embedding::SOURCE,
+    &fingerprint::SOURCE,
     &gelu::SOURCE,
     &grpo_loss::SOURCE,
     &kv_write::SOURCE,

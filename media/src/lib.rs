@@ -9,6 +9,7 @@ pub mod libraries;
 pub mod patches;
 pub mod profile;
 pub mod resize;
+pub mod strip;
 pub mod video;
 pub mod worker;
 

@@ -23,7 +23,7 @@ struct Timed {
 /// Prints the verdicts, after making sure that both measured the same.
 pub fn run(common: &Common, a: &Path, b: &Path) -> Result<()> {
     let (before, after) = (read(a)?, read(b)?);
-    for key in ["op", "tokens", "batch", "context"] {
+    for key in ["op", "tokens", "batch", "context", "sizes"] {
         if before[key] != after[key] {
             let what = format!("{key} is {}, but {} in {}", after[key], before[key], a.display());
             return Err(failed(b.display(), what, "compare results of the same measurement"));
@@ -170,6 +170,8 @@ fn differences(a: &Value, b: &Value) -> Vec<String> {
         ("model", "/model"),
         ("threads", "/threads"),
         ("gradient checkpointing", "/gradient_checkpointing"),
+        ("optim", "/optim"),
+        ("library of products", "/products/library"),
         ("version of reel", "/version"),
     ];
     let at = |v: &Value, place: &str| v.pointer(place).cloned().unwrap_or(Value::Null);

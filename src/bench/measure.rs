@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::clocks::{Clocks, Sampler};
 use super::ops::{self, OpRow};
+use super::parts::{self, Part};
 use super::stats;
 use crate::ceilings::{Ceilings, Floor};
 use crate::trace;
@@ -23,6 +24,8 @@ pub struct Measured {
     pub samples: Vec<f64>,
     /// Where the time of the last round went, longest first.
     pub ops: Vec<OpRow>,
+    /// The parts of that round, where it has any.
+    pub parts: Vec<Part>,
     /// Seconds of that round.
     pub profiled: f64,
     /// From its first launch to the end of its last.
@@ -70,6 +73,7 @@ pub fn rounds(
     Ok(Measured {
         samples,
         ops: ops::rows(&totals, &ceilings, dtype, profiled),
+        parts: parts::parts(&events, &ceilings, dtype),
         profiled,
         launches: (begun, ended - begun),
         memory: profile.memory(),
@@ -99,6 +103,11 @@ pub struct Subject<'a> {
 }
 
 impl Measured {
+    /// The share of the profiled round in which a launch ran: the sum of their times over its seconds.
+    pub fn busy(&self) -> f64 {
+        self.ops.iter().map(|o| o.share).sum()
+    }
+
     /// As `reel bench --json` prints it, with figures of its own.
     pub fn json(&self, subject: &Subject, more: Map<String, Value>) -> Value {
         let made = (subject.tokens * subject.batch) as f64;
@@ -116,6 +125,7 @@ impl Measured {
             "device": subject.device.name(),
             "threads": subject.device.threads(),
             "machine": machine(subject.device),
+            "products": products(subject.device),
             "model": subject.model,
             "seconds": median,
             "samples": self.samples,
@@ -129,7 +139,8 @@ impl Measured {
                 "gflops_bf16": self.ceilings.bf16 / 1e9,
                 "gigabytes_per_second": self.ceilings.bytes / 1e9,
             },
-            "profiled": {"seconds": self.profiled, "busy": self.ops.iter().map(|o| o.share).sum::<f64>()},
+            "profiled": {"seconds": self.profiled, "busy": self.busy()},
+            "parts": self.parts.iter().map(|p| p.json(self.profiled)).collect::<Vec<_>>(),
             "ops": self.ops.iter().map(OpRow::json).collect::<Vec<_>>(),
             "clocks": self.clocks.as_ref().map(Clocks::json),
             "version": env!("CARGO_PKG_VERSION"),
@@ -139,6 +150,11 @@ impl Measured {
         }
         all
     }
+}
+
+/// Whom products were left to, with the algorithms that were chosen; null where they are ours.
+pub fn products(device: &Device) -> Value {
+    device.products().map_or(Value::Null, |p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}))
 }
 
 /// What computed.

@@ -3,11 +3,13 @@
 
 mod clocks;
 mod compare;
+mod head;
 mod measure;
 mod model;
 mod op;
 mod ops;
 mod page;
+mod parts;
 mod stats;
 mod train;
 
@@ -52,9 +54,10 @@ enum What {
     /// All sequences are packed into one micro-batch. `mfu` is the model's operations over the step's time and the data sheet's dense
     /// bf16 rate of the GPU; null where that is not in the table. The model's operations are 6 for each token and weight of a matrix that
     /// it is multiplied by, and causal attention. What is computed again for want of memory does not count, nor does the vision tower,
-    /// which texts do not use.
+    /// which texts do not use. `busy` is the sum of the launches' times over the time of the profiled step; `parts` splits that step
+    /// into forward, backward (with what it computes again) and optimizer; `planned_peak_bytes` is what `reel plan` counts for it.
     Train(train::Train),
-    /// A kernel by itself, or those of a folder, at the sizes of `reel kernels list`, on cpu or cuda
+    /// A kernel, a folder's, plain products or the output layer by itself, on cpu or cuda
     Op(op::Op),
 }
 

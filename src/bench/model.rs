@@ -7,7 +7,7 @@ use reel_model::config::ModelConfig;
 use serde_json::{Map, Value};
 
 use super::measure::{self, Measured, Subject};
-use super::{Rounds, ops, page, some};
+use super::{Rounds, ops, page, parts, some};
 use crate::common::Common;
 use crate::model::Model;
 use crate::{output, prompt};
@@ -90,9 +90,17 @@ impl Rounds {
 
 fn say(measured: &Measured, result: &Value) -> Result<()> {
     output::line(headline(result))?;
+    if let Some(planned) = result["planned_peak_bytes"].as_f64() {
+        let highest = measured.peak as f64;
+        output::line(format!("  memory at the highest: {:.3} GB, {:.3} GB planned", highest / 1e9, planned / 1e9))?;
+        let again = result["recompute"].as_str().unwrap_or_default();
+        let optim = result["optim"].as_str().unwrap_or_default();
+        output::line(format!("  computed again in the backward pass: {again}; --optim {optim}"))?;
+    }
     if let Some(clocks) = &measured.clocks {
         output::line(clocks.line())?;
     }
+    parts::print(&measured.parts, measured.profiled)?;
     ops::print(&measured.ops)
 }
 
@@ -103,8 +111,12 @@ pub fn headline(result: &Value) -> String {
         Some(mfu) => format!(", {:.1} % MFU", 100.0 * mfu),
         None => String::new(),
     };
+    let busy = match result["busy"].as_f64() {
+        Some(busy) => format!(", busy {:.1} % of the step", 100.0 * busy),
+        None => String::new(),
+    };
     format!(
-        "{}: {:.1} tokens/s ({:.1} to {:.1} over {} rounds){mfu}, {:.0} % of what {:.0} GFLOP/s ({}) and {:.1} GB/s allow",
+        "{}: {:.1} tokens/s ({:.1} to {:.1} over {} rounds){mfu}{busy}, {:.0} % of what {:.0} GFLOP/s ({}) and {:.1} GB/s allow",
         result["op"].as_str().unwrap_or_default(),
         number("/tokens_per_second"),
         number("/min"),

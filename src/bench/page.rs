@@ -9,6 +9,7 @@ use super::clocks::{Clocks, FIGURES};
 use super::measure::Measured;
 use super::model::headline;
 use super::ops::OpRow;
+use super::parts::Part;
 use crate::html::{self, escape};
 
 /// The page of a result.
@@ -29,12 +30,37 @@ pub fn page(measured: &Measured, result: &Value) -> String {
         result["context"],
         measured.peak as f64 / 1e9
     );
+    page += &parts(&measured.parts, measured.profiled);
     page += &ops(&measured.ops, measured.profiled);
     if let Some(clocks) = &measured.clocks {
         page += &clock_table(clocks);
     }
     page += &memory(measured);
     page + html::END
+}
+
+/// A row a part; nothing where there are none.
+fn parts(rows: &[Part], round: f64) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    let mut text = String::from(
+        "<h2>Parts</h2><table><thead><tr><th>part<th>ms<th>%<th>in launches, ms<th>launches<th>GFLOP<th>floor, ms</tr></thead><tbody>",
+    );
+    for p in rows {
+        let _ = write!(
+            text,
+            "<tr><td>{}<td>{:.3}<td>{:.1}<td>{:.3}<td>{}<td>{:.3}<td>{:.3}</tr>",
+            escape(p.name),
+            p.seconds * 1e3,
+            100.0 * p.seconds / round,
+            p.busy * 1e3,
+            p.launches,
+            p.cost.flops / 1e9,
+            p.floor * 1e3
+        );
+    }
+    text + "</tbody></table>"
 }
 
 /// A bar and a row an op; the mark in a bar is the op's floor.
@@ -169,6 +195,7 @@ mod tests {
         };
         let measured = Measured {
             samples: vec![1.0; 3],
+            parts: Vec::new(),
             ops: vec![row("matmul_fwd", 0.6), row("a<b", 0.2)],
             profiled: 1.0,
             launches: (begun, Duration::from_secs(1)),

@@ -1,17 +1,20 @@
 //! `reel bench train`: a step of fine-tuning on rows with nothing in them.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::Result;
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
 use reel_model::config::{ModelConfig, TextConfig};
 use reel_model::input::Tokens;
-use reel_train::TrainError;
-use reel_train::options::RunOptions;
+use reel_runtime::Device;
+use reel_train::options::{Optim, RunOptions};
+use reel_train::plan::{self, Shape};
 use reel_train::recipe::Recipe;
 use reel_train::sample::Sample;
 use reel_train::step::step;
 use reel_train::trainer::Trainer;
+use reel_train::{SftOptions, TrainError};
 use serde_json::{Map, Value, json};
 
 use super::measure::{self, Subject};
@@ -32,6 +35,9 @@ pub struct Train {
     /// Recompute activations in the backward pass instead of keeping them
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true")]
     gradient_checkpointing: bool,
+    /// How the optimiser keeps its state
+    #[arg(long, value_enum, default_value_t)]
+    optim: Optim,
 }
 
 impl Train {
@@ -47,9 +53,24 @@ impl Train {
         let (device, dtype) = (model::device(common)?, model::dtype(common));
         let options = RunOptions {
             gradient_accumulation_steps: 1,
+            per_device_train_batch_size: batch,
+            optim: self.optim,
             gradient_checkpointing: self.gradient_checkpointing,
             ..RunOptions::default()
         };
+        // The same step on a device that only counts: what the memory is held to.
+        let dry = Device::dry(device.kernels());
+        let shape = Shape::new(self.tokens, 0, &config)?;
+        let files = plan::file_dtype(&folder, &config);
+        let planned = plan::with_shape(
+            &SftOptions { run: options.clone(), ..SftOptions::default() },
+            &config,
+            files,
+            dtype,
+            &shape,
+            &dry,
+        )?
+        .memory;
         let steps = rounds as u64 + 2;
         let recipe = Recipe::new(&options, steps);
         let opened = trace::span("load", || Trainer::open(&device, &config, &folder, dtype, recipe))?;
@@ -77,7 +98,12 @@ impl Train {
             "parameters_multiplied": weights,
             "mfu": peak.map(|peak| flops / median / peak),
             "mfu_of": peak,
+            "busy": measured.busy(),
+            "planned_peak_bytes": planned.peak,
+            "planned_memory": planned.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
             "gradient_checkpointing": self.gradient_checkpointing,
+            "recompute": if self.gradient_checkpointing { "every layer, from its input" } else { "nothing" },
+            "optim": self.optim.to_possible_value().map(|v| v.get_name().to_string()),
         });
         let more = match more {
             Value::Object(more) => more,

@@ -46,13 +46,13 @@ impl Bench {
             output::line(format!("{}  of the bandwidth", Row::head()))?;
         }
         let (name, sm) = (gpu.name().to_string(), gpu.sm());
-        let place = Place::Gpu(gpu);
+        let place = Place::gpu(gpu);
         let (mut rows, mut problems) = (Vec::new(), Vec::new());
         for example in &examples {
             match place.time(example, self.runs as usize) {
                 Ok(row) => {
                     if !common.json {
-                        let share = row.bytes / row.timed.median() / bandwidth;
+                        let share = row.cost.bytes / row.timed.median() / bandwidth;
                         output::line(format!("{}  {:5.1} %", row.columns(), 100.0 * share))?;
                     }
                     rows.push(row);

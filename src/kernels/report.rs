@@ -38,7 +38,7 @@ pub struct Report {
 struct Row {
     kernel: &'static str,
     folder: &'static str,
-    size: &'static str,
+    size: String,
     flops: f64,
     bytes: f64,
     /// The least that it takes on the GPU.
@@ -94,7 +94,7 @@ fn rows(machine: &Machine, times: Option<&BTreeMap<String, f64>>) -> Vec<Row> {
         Row {
             kernel: kernel.name,
             folder: folder.name,
-            size: example.size,
+            size: example.size.to_string(),
             flops: cost.flops,
             bytes: cost.bytes,
             floor,
@@ -132,7 +132,7 @@ fn page(machine: &Machine, rows: &[Row], measured: bool) -> String {
             page,
             "<tr id=\"{0}\"><td>{0}<td class=\"words\">{1}<td>{2:.3}<td>{3:.1}<td>{4:.2}<td>{5:.1}<td>{measured}<td>{share}<td>{registers}<td>{6}</tr>",
             row.kernel,
-            escape(row.size),
+            escape(&row.size),
             row.flops / 1e9,
             row.bytes / 1e6,
             row.intensity(),
@@ -243,7 +243,7 @@ mod tests {
         let row = |kernel, flops, seconds| Row {
             kernel,
             folder: "f",
-            size: "1 < 2",
+            size: "1 < 2".into(),
             flops,
             bytes: 1e6,
             floor: 1e-6,

@@ -10,6 +10,7 @@ mod error;
 pub mod events;
 pub mod feed;
 pub mod grpo;
+pub mod hashes;
 pub mod labels;
 pub mod length;
 pub mod metrics;
@@ -20,12 +21,15 @@ pub mod plan;
 pub mod progress;
 pub mod prompts;
 pub mod recipe;
+pub mod replay;
 pub mod resume;
 pub mod rows;
 pub mod run;
 pub mod sample;
 pub mod sft;
 pub mod step;
+#[cfg(test)]
+mod testing;
 pub mod trainer;
 
 pub use error::{Result, TrainError};

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use reel_model::lora::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use serde_json::Value;
 
+use crate::grpo::ROLLOUTS;
+use crate::hashes::HASHES;
 use crate::metrics::{self, Log, Skipped, StepMetrics};
 use crate::options::RunOptions;
 use crate::{Result, TrainError, checkpoint, digest};
@@ -79,10 +81,14 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
     }
     checkpoint::sweep(out)?;
     checkpoint::list(out)?.values().try_for_each(|path| checkpoint::retire(path))?;
+    match fs::remove_dir_all(out.join(ROLLOUTS)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(TrainError::write(out.join(ROLLOUTS), e)),
+        _ => {}
+    }
     for entry in fs::read_dir(out).map_err(|e| TrainError::read(out, e))? {
         let path = entry.map_err(|e| TrainError::read(out, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let of_a_run = [METRICS, SKIPPED, RUN, ADAPTER_CONFIG, ADAPTER_WEIGHTS].contains(&name.as_str())
+        let of_a_run = [METRICS, SKIPPED, RUN, HASHES, ADAPTER_CONFIG, ADAPTER_WEIGHTS].contains(&name.as_str())
             || name.starts_with("events.out.tfevents.");
         if of_a_run
             || name.starts_with("model")

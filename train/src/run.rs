@@ -9,12 +9,14 @@ use std::time::Instant;
 use rayon::prelude::*;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::input::MediaOptions;
+use reel_runtime::device::ProductLibrary;
 use reel_runtime::{DType, Device};
 use serde_json::{Value, json};
 
 use crate::checkpoint::{self, Origin};
 use crate::events::Events;
 use crate::feed::{Batching, Feed, MicroBatch, Position, Source};
+use crate::hashes::Hashes;
 use crate::length;
 use crate::metrics::{Log, Skipped, StepMetrics};
 use crate::options::Options;
@@ -23,7 +25,7 @@ use crate::output::{self, Start};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::resume::{self, State};
-use crate::trainer::{StepResult, Trainer};
+use crate::trainer::{StepResult, Trainer, fingerprint};
 use crate::{Result, TrainError};
 
 /// What a run is given beside its options.
@@ -167,6 +169,15 @@ pub fn run<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>) -> Result<Summary> {
     })
 }
 
+/// Does the steps up to `step` and gives what they left on the device.
+pub(crate) fn redo<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>, step: u64) -> Result<Trainer> {
+    let start = output::start(setup.options)?;
+    let mut run = Run::<W>::begin(setup, start, Arc::new(W::rows(setup)?))?;
+    while run.state.step < step && run.one_step()? {}
+    run.progress.finish();
+    Ok(run.trainer)
+}
+
 /// Rows whose fields are wrong, in the file's order; in a `strict` run the first of them is the error.
 pub(crate) fn malformed<R: Rows>(rows: &R, strict: bool) -> Result<Vec<Skipped>> {
     let fault = |row| rows.look(row).err().map(|e| (row, e));
@@ -197,11 +208,14 @@ struct Run<'a, W: Work<'a>> {
     resumed_after: u64,
     last: Option<StepMetrics>,
     metrics: Log,
+    hashes: Hashes,
     skipped: Log,
     events: Events,
     progress: Progress,
     /// The step of the checkpoint that was written or read last, to write none twice.
     saved: u64,
+    /// What run.json says of the products' library.
+    products: Option<ProductLibrary>,
 }
 
 impl<'a, W: Work<'a>> Run<'a, W> {
@@ -238,7 +252,13 @@ impl<'a, W: Work<'a>> Run<'a, W> {
                 output::resume_logs(&options.out, folder, state.step, state.position.skipped.len())?
             }
         };
+        let home = match &start {
+            Start::Fresh => options.out.as_path(),
+            Start::From(folder) => folder.parent().unwrap_or(Path::new("")),
+        };
+        let hashes = Hashes::open(&options.out, home, state.step, trainer.optimizer.states().count())?;
         output::write_run(&options.out, &run_json(setup, &state))?;
+        let products = setup.device.products();
         let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
         if let Start::From(folder) = &start {
             progress.note(&format!("going on after step {} of {}, from {}", state.step, state.steps, folder.display()));
@@ -255,9 +275,11 @@ impl<'a, W: Work<'a>> Run<'a, W> {
             name: name_of(&options.model),
             resumed_after: state.step,
             saved: state.step,
+            products,
             state,
             last: None,
             metrics,
+            hashes,
             skipped,
             events: Events::create(&options.out)?,
             progress,
@@ -271,10 +293,18 @@ impl<'a, W: Work<'a>> Run<'a, W> {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(TrainError::Stopped { .. }) => return Err(self.stopped()?),
+                // A reward is somebody else's program: what was done before it failed is kept.
+                Err(e @ TrainError::Reward(_)) => {
+                    self.save()?;
+                    return Err(e);
+                }
                 Err(e) => return Err(e),
             }
         }
-        if self.setup.options.save_steps > 0 { self.save() } else { Ok(()) }
+        if self.setup.options.save_steps > 0 {
+            self.save()?;
+        }
+        self.write_products()
     }
 
     /// One step with all that belongs to it; false at the end of the data.
@@ -295,8 +325,10 @@ impl<'a, W: Work<'a>> Run<'a, W> {
     }
 
     /// Writes down a step that is done.
-    fn finish(&mut self, n: u64, result: StepResult, begun: Instant) -> Result<()> {
-        let hash = self.trainer.hash()?;
+    fn finish(&mut self, n: u64, mut result: StepResult, begun: Instant) -> Result<()> {
+        let hashes = self.trainer.hashes()?;
+        let hash = fingerprint(&hashes);
+        self.hashes.add(&hashes.into_iter().map(|h| h.1).collect::<Vec<_>>())?;
         let step_seconds = begun.elapsed().as_secs_f64();
         self.state.step = n;
         self.state.peak_bytes = self.state.peak_bytes.max(self.trainer.device.memory().peak as u64);
@@ -310,15 +342,21 @@ impl<'a, W: Work<'a>> Run<'a, W> {
             step_seconds,
             peak_bytes: self.state.peak_bytes,
             hash,
-            more: result.more,
+            more: std::mem::take(&mut result.more),
         };
         self.metrics.add(&line)?;
         self.progress.step(&line);
         let options = self.setup.options;
         if n.is_multiple_of(options.logging_steps) || n == self.state.steps {
             self.events.scalars(n, &line.points())?;
+            if let Some(shown) = &result.shown {
+                self.events.shown(n, shown)?;
+            }
         }
         self.last = Some(line);
+        if self.products.is_none() {
+            self.write_products()?;
+        }
         if options.save_steps > 0 && n.is_multiple_of(options.save_steps) { self.save() } else { Ok(()) }
     }
 
@@ -329,11 +367,23 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         }
         self.metrics.sync()?;
         self.skipped.sync()?;
+        self.write_products()?;
         let options = self.setup.options;
         let work = |folder: &Path| self.work.save(folder);
         checkpoint::save(&options.out, &self.trainer, self.origin(), self.state.clone(), work)?;
         self.saved = self.state.step;
         checkpoint::prune(&options.out, options.save_total_limit)
+    }
+
+    /// Writes run.json again where products of other shapes were asked for since: after the first step, with each checkpoint and at the
+    /// end. Which algorithms there are is known only then.
+    fn write_products(&mut self) -> Result<()> {
+        let now = self.trainer.device.products();
+        if now != self.products {
+            output::write_run(&self.setup.options.out, &run_json(&self.setup, &self.state))?;
+            self.products = now;
+        }
+        Ok(())
     }
 
     fn origin(&self) -> Origin<'_> {
@@ -400,6 +450,9 @@ fn decoding_threads() -> usize {
 }
 
 fn run_json<O: Options>(setup: &Setup<O>, state: &State) -> Value {
+    let hardware = setup.device.hardware();
+    let products =
+        setup.device.products().map(|p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}));
     json!({
         "command": O::COMMAND,
         "version": env!("CARGO_PKG_VERSION"),
@@ -407,6 +460,8 @@ fn run_json<O: Options>(setup: &Setup<O>, state: &State) -> Value {
         "seed": setup.seed,
         "dtype": setup.dtype.name(),
         "device": setup.device.name(),
+        "machine": {"name": hardware.name, "driver": hardware.driver},
+        "products": products,
         "model_hash": state.model_hash,
         "data_hash": state.data_hash,
         "options": setup.resolved,

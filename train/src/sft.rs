@@ -10,6 +10,7 @@ use crate::data::Dataset;
 use crate::feed::{Batching, Feed};
 use crate::labels::Labels;
 use crate::options::{Parity, SftOptions};
+use crate::replay::{self, Replayed};
 use crate::run::{self, Taken, Work};
 use crate::sample::{Kept, Samples};
 use crate::step::step;
@@ -24,6 +25,11 @@ pub type Setup<'a> = run::Setup<'a, SftOptions>;
 /// Runs to the end, or to the point where `setup.stop` turns true.
 pub fn run(setup: &Setup) -> Result<Summary> {
     run::run::<Sft>(setup)
+}
+
+/// Does step `step` of the run in `recorded` again: see [`replay`].
+pub fn redo(setup: &Setup, recorded: &Path, step: u64, want: &str) -> Result<Replayed> {
+    replay::replay::<Sft>(setup, recorded, step, want)
 }
 
 /// Rows learned token by token.

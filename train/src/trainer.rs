@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rayon::prelude::*;
+use reel_media::strip::Png;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
@@ -13,7 +13,7 @@ use reel_runtime::optim::AdamW;
 use reel_runtime::{Category, Cx, DType, Device, Grads, Tensor};
 use serde_json::{Map, Value};
 
-use crate::digest::{self, Digest};
+use crate::digest::Digest;
 use crate::recipe::Recipe;
 use crate::sample::Sample;
 use crate::{Result, TrainError};
@@ -48,13 +48,26 @@ pub struct StepResult {
     pub tokens: usize,
     /// What else there is to tell of the step, for `metrics.jsonl`.
     pub more: Map<String, Value>,
+    /// What was drawn for it, for people to look at.
+    pub shown: Option<Shown>,
+}
+
+/// Some of what a step was made of, for TensorBoard.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Shown {
+    /// Rewards of all completions.
+    pub rewards: Vec<f32>,
+    /// A prompt with its completions and what they were worth.
+    pub text: String,
+    /// The film or picture that the prompt is about.
+    pub strip: Option<Png>,
 }
 
 impl StepResult {
     pub(crate) fn new(losses: &[f32], clip: &Tensor, learning_rate: f64, tokens: usize) -> Result<Self> {
         let loss = losses.iter().map(|&x| f64::from(x)).sum::<f64>() / losses.len() as f64;
         let grad_norm = clip.to_f32()?.first().copied().map_or(0.0, f64::from);
-        Ok(Self { loss, grad_norm, learning_rate, tokens, more: Map::new() })
+        Ok(Self { loss, grad_norm, learning_rate, tokens, more: Map::new(), shown: None })
     }
 
     /// Whether loss and gradients are numbers. If not, the weights were left alone.
@@ -163,18 +176,28 @@ impl Trainer {
         Ok(Tensor::from_f32(&self.device, &[2], DType::F32, &pair, Category::Workspace)?)
     }
 
+    /// The hash of each trained tensor, in the order of their names.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn hashes(&self) -> Result<Vec<(String, u64)>> {
+        Ok(self.optimizer.fingerprints()?.into_iter().map(|(name, hash)| (name.to_string(), hash)).collect())
+    }
+
     /// Fingerprint of the trained weights, in the order of their names.
     ///
     /// # Errors
     /// What the device reports.
     pub fn hash(&self) -> Result<String> {
-        let weights: Vec<(&str, &Tensor)> = self.optimizer.states().map(|(name, weights, _)| (name, weights)).collect();
-        let hashes: Vec<u64> =
-            weights.par_iter().map(|(_, weights)| digest::tensor(weights)).collect::<reel_runtime::Result<_>>()?;
-        let mut all = Digest::default();
-        weights.iter().zip(hashes).for_each(|((name, _), hash)| all.add(name, hash));
-        Ok(all.finish())
+        Ok(fingerprint(&self.hashes()?))
     }
+}
+
+/// One fingerprint of hashes by name.
+pub fn fingerprint(hashes: &[(String, u64)]) -> String {
+    let mut all = Digest::default();
+    hashes.iter().for_each(|(name, hash)| all.add(name, *hash));
+    all.finish()
 }
 
 /// Refuses a checkpoint whose adapter is not the run's: its options were compared, but its files may have been exchanged.

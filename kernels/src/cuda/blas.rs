@@ -10,8 +10,8 @@
 //! cublasLt.h and library_types.h.
 #![allow(unsafe_code)]
 
-use super::CudaError;
 use super::driver::Stream;
+use super::{Algorithms, CudaError};
 use crate::compile::toolkit::Toolkit;
 use crate::matmul::Matmul;
 use crate::{Addr, DType};
@@ -28,6 +28,9 @@ pub const WORKSPACE: usize = 32 << 20;
 pub trait Blas: Send + Sync {
     /// Which library, with its version: `cuBLASLt 13.1.0`.
     fn version(&self) -> String;
+
+    /// The algorithms of the products so far. Which one a product gets is a function of its [`Shape`], the GPU and the library.
+    fn algorithms(&self) -> Algorithms;
 
     /// Asks for a product on the stream, with m and n above 0 and k too.
     ///
@@ -67,6 +70,22 @@ impl Shape {
             accumulate: p.accumulate,
             alignment: [p.a.addr, p.b.addr, p.c].map(alignment),
         }
+    }
+}
+
+impl Shape {
+    /// The shape in words that do not change: `m=5 n=3 k=7 a=bf16 b=bf16t c=f32 bias=0 add=1 align=256,256,256`.
+    pub fn words(&self) -> String {
+        let Shape { sizes: [m, n, k], transposed: [at, bt], types: [a, b, c], bias, accumulate, alignment } = *self;
+        let t = |transposed| if transposed { "t" } else { "" };
+        let [of_a, of_b, of_c] = alignment;
+        format!(
+            "m={m} n={n} k={k} a={a}{} b={b}{} c={c} bias={} add={} align={of_a},{of_b},{of_c}",
+            t(at),
+            t(bt),
+            u8::from(bias),
+            u8::from(accumulate)
+        )
     }
 }
 
@@ -347,6 +366,11 @@ impl Blas for CublasLt {
         // SAFETY: takes nothing.
         let v = unsafe { (self.functions.version)() };
         format!("cuBLASLt {}.{}.{}", v / 10_000, v / 100 % 100, v % 100)
+    }
+
+    fn algorithms(&self) -> Algorithms {
+        let known = self.known.lock().unwrap_or_else(|e| e.into_inner());
+        Algorithms::of(known.iter().map(|(shape, prepared)| (*shape, prepared.algorithm.0)))
     }
 
     unsafe fn product(&self, p: &Matmul, workspace: u64, stream: Stream) -> Result<(), CudaError> {

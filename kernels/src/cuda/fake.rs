@@ -11,12 +11,12 @@
 
 mod capture;
 
-use super::CudaError;
-use super::blas::{self, Blas, WORKSPACE};
+use super::blas::{self, Blas, Shape, WORKSPACE};
 use super::driver::{
     Backing, Config, Driver, Event, Function, FunctionFacts, Graph, Image, Module, Properties, Stream,
 };
 use super::rules::{self, Limits};
+use super::{Algorithms, CudaError};
 use crate::launch::Arch;
 use crate::matmul::Matmul;
 use crate::{Team, simulate};
@@ -25,7 +25,7 @@ use reel_sim::exec::{self, Completion, Options};
 use reel_sim::memory::Memory;
 use reel_sim::program::{Kernel, Program};
 use reel_sim::tensor_map::TensorMap;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What addresses and sizes of backed memory are multiples of; NVIDIA's GPUs have 2 MiB.
@@ -822,16 +822,25 @@ impl Driver for Fake {
     }
 
     fn blas(&self) -> Result<Box<dyn Blas>, CudaError> {
-        Ok(Box::new(FakeBlas(self.clone())))
+        Ok(Box::new(FakeBlas { fake: self.clone(), known: Mutex::default() }))
     }
 }
 
 /// Products by the cpu's code.
-struct FakeBlas(Fake);
+struct FakeBlas {
+    fake: Fake,
+    known: Mutex<HashSet<Shape>>,
+}
 
 impl Blas for FakeBlas {
     fn version(&self) -> String {
         "fake products 1.0.0".into()
+    }
+
+    /// One algorithm for all.
+    fn algorithms(&self) -> Algorithms {
+        let known = self.known.lock().unwrap_or_else(|e| e.into_inner());
+        Algorithms::of(known.iter().map(|shape| (*shape, [0; 8])))
     }
 
     // cublasLtMatmul: operands in device memory, aligned to their elements; a workspace of 16-byte alignment.
@@ -839,7 +848,7 @@ impl Blas for FakeBlas {
         if let Some(why) = blas::refused(p) {
             return Err(CudaError::Product { product: blas::describe(p), why });
         }
-        let mut s = self.0.0.sound("launching a product")?;
+        let mut s = self.fake.0.sound("launching a product")?;
         let mut operands = vec![
             (p.a.addr.0, p.m * p.k * p.a.dtype.size(), p.a.dtype.size()),
             (p.b.addr.0, p.n * p.k * p.b.dtype.size(), p.b.dtype.size()),
@@ -853,6 +862,7 @@ impl Blas for FakeBlas {
             let why = "cuBLASLt: CUBLAS_STATUS_INVALID_VALUE".into();
             return Err(CudaError::Product { product: blas::describe(p), why });
         }
+        self.known.lock().unwrap_or_else(|e| e.into_inner()).insert(Shape::of(p));
         s.ask("launching a product", stream, Op::Product(*p))
     }
 }

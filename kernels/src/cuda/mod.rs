@@ -5,6 +5,7 @@
 //! loads kernels at first use and checks each launch against [`rules`] before the driver sees it.
 #![allow(unsafe_code)]
 
+mod algorithms;
 pub mod arena;
 pub mod blas;
 pub mod driver;
@@ -20,6 +21,7 @@ mod tests;
 use crate::compile::CompileError;
 use crate::launch::BadMap;
 
+pub use algorithms::Algorithms;
 pub use driver::Driver;
 pub use gpu::{Buffer, Foreign, Gpu};
 pub use graph::Recorded;

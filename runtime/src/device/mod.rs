@@ -53,6 +53,17 @@ pub struct Hardware {
     pub driver: Option<String>,
 }
 
+/// The library that a device leaves plain matrix products to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProductLibrary {
+    /// Its name and version, as `cuBLASLt 13.1.0`.
+    pub name: String,
+    /// Shapes of products that were asked for so far; each has an algorithm.
+    pub algorithms: usize,
+    /// A fingerprint of these shapes with their algorithms. Where it and the library agree, so do the products' bits on GPUs of one kind.
+    pub hash: String,
+}
+
 /// What a device must be able to do. Addresses are the device's own; a launch's addresses come from its `alloc`.
 trait Backend: Send + Sync {
     fn name(&self) -> &'static str;
@@ -68,11 +79,18 @@ trait Backend: Send + Sync {
         self.launch(launch)?;
         Ok(start.elapsed().as_secs_f64())
     }
+    /// Seconds between the begin and the end of what `f` asks for, which is waited for.
+    fn between(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let start = Instant::now();
+        f()?;
+        self.synchronize()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
     /// A launch whose time is wanted, and the launches whose times are known by now: this one where a launch is over when it returns.
     fn launch_timed(&self, launch: &Launch, wanted: Wanted) -> Result<Vec<Timed>> {
         let start = Instant::now();
         let seconds = self.launch_waited(launch)?;
-        Ok(vec![Timed { wanted, event: Event { name: launch.name(), cost: launch.cost(), start, seconds } }])
+        Ok(vec![wanted.timed(launch.name(), launch.cost(), start, seconds)])
     }
     /// Waits for the launches whose times were wanted and are not known yet.
     fn timed(&self) -> Result<Vec<Timed>> {
@@ -85,6 +103,10 @@ trait Backend: Send + Sync {
     /// What computes.
     fn hardware(&self) -> Hardware {
         Hardware { name: self.name().into(), ..Hardware::default() }
+    }
+    /// Whom products are left to, once one was asked for.
+    fn products(&self) -> Option<ProductLibrary> {
+        None
     }
     fn upload(&self, to: u64, from: &[u8]) -> Result<()>;
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
@@ -294,6 +316,11 @@ impl Device {
         self.0.backend.hardware()
     }
 
+    /// The library that computes matrix products, on cuda once there was one; none where they are ours.
+    pub fn products(&self) -> Option<ProductLibrary> {
+        self.0.backend.products()
+    }
+
     /// Executes a launch and waits for it; the seconds that it took, by the device's own clock.
     ///
     /// # Errors
@@ -301,6 +328,23 @@ impl Device {
     pub fn time(&self, launch: &Launch) -> Result<f64> {
         self.not_recording("timing a launch")?;
         self.0.backend.launch_waited(launch)
+    }
+
+    /// Does what `f` asks of this device and waits for it; the seconds from its begin to its end, by the device's own clock.
+    ///
+    /// # Errors
+    /// What `f` reports; what the device reports.
+    pub fn time_all<E: From<Error>>(
+        &self,
+        mut f: impl FnMut() -> std::result::Result<(), E>,
+    ) -> std::result::Result<f64, E> {
+        self.not_recording("timing")?;
+        let mut failed = None;
+        let seconds = self.0.backend.between(&mut || {
+            failed = f().err();
+            Ok(())
+        });
+        failed.map_or(seconds.map_err(E::from), Err)
     }
 
     /// Memory held now and at the highest, by category.

@@ -29,6 +29,8 @@ pub struct OpTotals {
 pub struct Event {
     /// The kernel.
     pub name: &'static str,
+    /// The part of the work that it belongs to, see [`Profile::part`].
+    pub part: &'static str,
     /// Operations and bytes, from the kernel's own cost.
     pub cost: Cost,
     /// When it began: by the host's clock, or by the device's own, moved to the host's (see [`Profile`]).
@@ -56,6 +58,11 @@ impl Profile<'_> {
     pub fn record(&self, on: bool) {
         self.collected().switch(RECORD, on);
         self.0.0.memory.record(on);
+    }
+
+    /// From now on launches are asked for by this part of the work, as `forward`; at first by none, which is "".
+    pub fn part(&self, name: &'static str) {
+        *self.collected().part() = name;
     }
 
     /// Forgets what was collected; waits for the launches.
@@ -104,13 +111,23 @@ impl Profile<'_> {
     }
 }
 
-/// Which of totals and time line a launch goes into.
+/// Which of totals and time line a launch goes into, and the part of the work that asks for it.
 #[derive(Clone, Copy)]
-pub(super) struct Wanted(u8);
+pub(super) struct Wanted {
+    mode: u8,
+    part: &'static str,
+}
+
+impl Wanted {
+    /// A launch that was wanted, with its time.
+    pub(super) fn timed(self, name: &'static str, cost: Cost, start: Instant, seconds: f64) -> Timed {
+        Timed { wanted: self, event: Event { name, part: self.part, cost, start, seconds } }
+    }
+}
 
 /// A launch whose time is known.
 pub(super) struct Timed {
-    pub wanted: Wanted,
+    wanted: Wanted,
     pub event: Event,
 }
 
@@ -124,6 +141,7 @@ struct State {
 #[derive(Default)]
 pub(super) struct Collected {
     mode: AtomicU8,
+    part: Mutex<&'static str>,
     state: Mutex<State>,
 }
 
@@ -135,13 +153,13 @@ impl Collected {
 
     /// What is collected now, for the launches that are asked for now: times may come when it is something else.
     pub(super) fn wanted(&self) -> Wanted {
-        Wanted(self.mode.load(Ordering::Relaxed))
+        Wanted { mode: self.mode.load(Ordering::Relaxed), part: *self.part() }
     }
 
     /// Launches whose times became known.
     pub(super) fn add(&self, known: Vec<Timed>) {
         let mut s = self.lock();
-        for Timed { wanted: Wanted(mode), event } in known {
+        for Timed { wanted: Wanted { mode, .. }, event } in known {
             if mode & COUNT != 0 {
                 let t = s.totals.entry(event.name).or_default();
                 t.launches += 1;
@@ -160,6 +178,10 @@ impl Collected {
         } else {
             self.mode.fetch_and(!bits, Ordering::Relaxed);
         }
+    }
+
+    fn part(&self) -> std::sync::MutexGuard<'_, &'static str> {
+        self.part.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

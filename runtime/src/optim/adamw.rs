@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use reel_kernels::{Addr, DType, adamw as kernel, reduce};
+use reel_kernels::{Addr, DType, adamw as kernel, fingerprint, reduce};
 
 use crate::device::{Category, Device};
 use crate::error::{Result, shape_error};
@@ -180,6 +180,31 @@ impl AdamW {
             })?;
         }
         Ok(())
+    }
+}
+
+impl AdamW {
+    /// A hash of the bits of each parameter, in the order of names; computed where they lie, so that numbers travel and weights do not.
+    ///
+    /// # Errors
+    /// Out of memory; what the device reports.
+    pub fn fingerprints(&self) -> Result<Vec<(&str, u64)>> {
+        let Some((_, (first, _))) = self.parameters.first_key_value() else { return Ok(Vec::new()) };
+        let device = first.device();
+        let counts: Vec<usize> = self.parameters.values().map(|(p, _)| fingerprint::sums(p.bytes())).collect();
+        // u64 as two i32.
+        let sums = Tensor::empty(device, &[counts.iter().sum(), 2], DType::I32, Category::Workspace)?;
+        let mut at = 0;
+        for ((p, _), count) in self.parameters.values().zip(&counts) {
+            let (x, bytes) = (p.addr(), p.bytes() as u64);
+            let params = fingerprint::Params { x, sums: sums.addr().offset(8 * at), bytes };
+            device.launch(&fingerprint::fingerprint(&params))?;
+            at += count;
+        }
+        let words = sums.read_bytes()?;
+        let mut rest = words.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
+        let sum = |count: &usize| rest.by_ref().take(*count).fold(0, u64::wrapping_add);
+        Ok(self.parameters.keys().map(String::as_str).zip(counts.iter().map(sum).collect::<Vec<_>>()).collect())
     }
 }
 

@@ -200,7 +200,7 @@ impl Tensor {
     }
 
     /// The same memory as a leaf whose gradient is wanted.
-    pub(crate) fn needing_grad(&self) -> Tensor {
+    pub fn needing_grad(&self) -> Tensor {
         self.with_grad(Grad::Needed)
     }
 

@@ -10,7 +10,11 @@ use serde_json::{Map, Value};
 use super::prompts::{Prompt, Prompts};
 use crate::checkpoint::write_synced;
 use crate::options::GrpoOptions;
+use crate::trainer::Shown;
 use crate::{Result, TrainError};
+
+/// The metric of how long drawing took: of the first step on a set alone.
+pub(super) const SECONDS: &str = "rollout_seconds";
 
 /// One answer to a prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,6 +71,8 @@ pub struct Set {
     pub reference: Vec<Vec<f32>>,
     /// What there is to tell of how it was drawn, for `metrics.jsonl`.
     pub more: Map<String, Value>,
+    /// Some of it, until the first step on it.
+    pub shown: Option<Shown>,
 }
 
 impl Set {
@@ -105,7 +111,14 @@ impl Set {
             let prompt = Arc::new(prompts.prompt(g.row)?);
             groups.push(Group { prompt, completions: g.completions, rewards: g.rewards, advantages: g.advantages });
         }
-        Ok(Self { groups, uses: stored.uses, old: stored.old, reference: stored.reference, more: stored.more })
+        Ok(Self {
+            groups,
+            uses: stored.uses,
+            old: stored.old,
+            reference: stored.reference,
+            more: stored.more,
+            shown: None,
+        })
     }
 
     /// Writes it for [`Self::read`].
@@ -121,7 +134,8 @@ impl Set {
             groups: groups.collect(),
             old: self.old.clone(),
             reference: self.reference.clone(),
-            more: self.more.clone(),
+            // The steps that follow draw nothing.
+            more: self.more.iter().filter(|(name, _)| *name != SECONDS).map(|(k, v)| (k.clone(), v.clone())).collect(),
         };
         let failed = |e| TrainError::write(path, e);
         write_synced(path, &serde_json::to_vec(&stored).map_err(|e| failed(e.into()))?).map_err(failed)

@@ -29,12 +29,14 @@ use reel_model::weights::{Loader, Source};
 
 pub use group::{Completion, Group, Set};
 pub use prompts::{Prompt, Prompts};
+pub use records::{ROLLOUTS, STRIPS};
 use rollout::Rollout;
 use serde_json::Map;
 
 use crate::Result;
 use crate::feed::{Batching, Feed};
 use crate::options::GrpoOptions;
+use crate::replay::{self, Replayed};
 use crate::run::{self, Summary, Taken, Work};
 use crate::trainer::{StepResult, Trainer};
 
@@ -44,6 +46,11 @@ pub type Setup<'a> = run::Setup<'a, GrpoOptions>;
 /// Runs to the end, or to the point where `setup.stop` turns true.
 pub fn run(setup: &Setup) -> Result<Summary> {
     run::run::<Grpo>(setup)
+}
+
+/// Does step `step` of the run in `recorded` again, with the completions that it drew: see [`replay`].
+pub fn redo(setup: &Setup, recorded: &Path, step: u64, want: &str) -> Result<Replayed> {
+    replay::replay::<Grpo>(setup, recorded, step, want)
 }
 
 /// Where a checkpoint keeps the set of completions that is still in use.
@@ -105,9 +112,9 @@ impl<'a> Work<'a> for Grpo<'a> {
             true => Some(reference(setup, trainer)?),
             false => None,
         };
-        let rollout = match setup.options.rollouts {
-            Some(_) => None,
-            None => Some(Rollout::new(setup, rows.clone(), trainer)?),
+        let rollout = match (&setup.options.rollouts, &setup.options.recorded) {
+            (Some(_), _) | (_, Some(_)) => None,
+            (None, None) => Some(Rollout::new(setup, rows.clone(), trainer)?),
         };
         Ok(Self { rollout, options: setup.options, rows, feed, stop: setup.stop, reference, set })
     }
@@ -131,17 +138,22 @@ impl<'a> Work<'a> for Grpo<'a> {
 impl Grpo<'_> {
     /// The set that step `n` begins with; `None` at the end of the data.
     fn next_set(&mut self, n: u64, taken: &mut Taken) -> Result<Option<Set>> {
-        let (groups, more) = match &mut self.rollout {
+        if let Some(folder) = &self.options.recorded {
+            let mut set = Set::new(records::read(folder, n, self.options, &self.rows)?, self.options.scale_rewards);
+            set.groups.truncate(self.options.groups());
+            return Ok(Some(set));
+        }
+        let (groups, more, shown) = match &mut self.rollout {
             Some(rollout) => match rollout.next(n, &mut self.feed, taken)? {
-                Some(drawing) => (drawing.groups, drawing.more),
+                Some(drawing) => (drawing.groups, drawing.more, Some(drawing.shown)),
                 None => return Ok(None),
             },
             None => match taken.next_of(&mut self.feed, self.stop)? {
-                Some(batch) => (group::given(self.options, batch.samples, self.rows.stop_ids()), Map::new()),
+                Some(batch) => (group::given(self.options, batch.samples, self.rows.stop_ids()), Map::new(), None),
                 None => return Ok(None),
             },
         };
-        Ok(Some(Set { more, ..Set::new(groups, self.options.scale_rewards) }))
+        Ok(Some(Set { more, shown, ..Set::new(groups, self.options.scale_rewards) }))
     }
 }
 

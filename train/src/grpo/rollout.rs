@@ -16,14 +16,14 @@ use reel_runtime::Cx;
 use serde_json::{Map, Value, json};
 
 use super::Setup;
-use super::group::{Completion, Group};
+use super::group::{Completion, Group, SECONDS};
 use super::judge::Judge;
 use super::prompts::{Prompt, Prompts};
 use super::records::Records;
 use crate::feed::Feed;
 use crate::options::GrpoOptions;
 use crate::run::Taken;
-use crate::trainer::Trainer;
+use crate::trainer::{Shown, Trainer};
 use crate::{Result, TrainError};
 
 /// Draws completions.
@@ -57,6 +57,7 @@ pub(super) struct Answer {
 pub(super) struct Drawing {
     pub(super) groups: Vec<Group>,
     pub(super) more: Map<String, Value>,
+    pub(super) shown: Shown,
 }
 
 /// How often further rows are drawn for, where groups without differences are left out.
@@ -77,7 +78,7 @@ impl<'a> Rollout<'a> {
             engine: Engine::new(&trainer.model, &cx)?.stop_when(setup.stop),
             options: setup.options,
             judge: Judge::new(setup.options)?,
-            records: Records::open(&setup.options.out)?,
+            records: Records::open(&setup.options.out, trainer.recipe.schedule.max_steps)?,
             prompts,
             seed: setup.seed,
             stop: setup.stop,
@@ -88,24 +89,32 @@ impl<'a> Rollout<'a> {
     pub(super) fn next(&mut self, n: u64, feed: &mut Feed<Prompts>, taken: &mut Taken) -> Result<Option<Drawing>> {
         let begun = Instant::now();
         let (mut kept, mut all, mut dropped) = (Vec::new(), Vec::new(), 0);
+        let mut shown = Shown::default();
         for round in 0..MOST_ROUNDS {
             let Some(batch) = taken.next_of(feed, self.stop)? else { break };
             let drawn = self.draw(batch.samples, n, round)?;
             let scores = self.judge.score(&drawn)?;
-            self.records.add(n, round, &drawn, &scores)?;
+            let dynamic = self.options.dynamic_sampling;
+            let useful = |scores: &Scores| !dynamic || scores.reward.windows(2).any(|pair| pair[0] != pair[1]);
+            self.records.add(n, round, &drawn, &scores, useful)?;
+            shown.rewards.extend(scores.iter().flat_map(|s| &s.reward));
+            if let (0, Some(drawn), Some(scores)) = (round, drawn.first(), scores.first()) {
+                (shown.text, shown.strip) = (page(drawn, scores), self.records.strip(n, drawn)?);
+            }
             for (drawn, scores) in drawn.into_iter().zip(scores) {
-                let useful = scores.reward.windows(2).any(|pair| pair[0] != pair[1]);
-                if useful || !self.options.dynamic_sampling {
+                if useful(&scores) {
                     kept.push(self.group(drawn, &scores));
                 } else {
                     dropped += 1;
                 }
                 all.push(scores);
             }
-            if !self.options.dynamic_sampling || kept.len() >= self.options.groups() {
+            if !dynamic || kept.len() >= self.options.groups() {
                 break;
             }
         }
+        // Training needs the memory, and a run that goes on from here has the same peak.
+        self.engine.release();
         if kept.is_empty() {
             // The data ended, or nothing that was drawn for ten steps' rows made a difference.
             return match dropped {
@@ -122,8 +131,8 @@ impl<'a> Rollout<'a> {
         if self.options.dynamic_sampling {
             more.insert("dropped_groups".into(), json!(dropped));
         }
-        more.insert("rollout_seconds".into(), json!(begun.elapsed().as_secs_f64()));
-        Ok(Some(Drawing { groups: kept, more }))
+        more.insert(SECONDS.into(), json!(begun.elapsed().as_secs_f64()));
+        Ok(Some(Drawing { groups: kept, more, shown }))
     }
 
     fn group(&self, drawn: Drawn, scores: &Scores) -> Group {
@@ -208,6 +217,17 @@ impl<'a> Rollout<'a> {
         let [a, b, ..] = philox4x32_10(counter, [self.seed as u32, (self.seed >> 32) as u32]);
         u64::from(a) | u64::from(b) << 32
     }
+}
+
+/// A group as TensorBoard's text page shows it.
+fn page(drawn: &Drawn, scores: &Scores) -> String {
+    let quoted = |text: &str| text.lines().map(|line| format!("    {line}\n")).collect::<String>();
+    let mut page = format!("{}\n\n", drawn.prompt.place);
+    for (i, answer) in drawn.completions.iter().enumerate() {
+        let parts: Vec<String> = scores.parts().map(|(name, values)| format!("{name} {}", values[i])).collect();
+        page += &format!("**{}** = {}\n\n{}\n", scores.reward[i], parts.join(" + "), quoted(&answer.text));
+    }
+    page
 }
 
 /// The mean of each reward over all completions that have it, under `rewards/<name>`.

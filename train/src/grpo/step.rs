@@ -7,7 +7,7 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Category, Cx, DType, Device, Tensor, ops};
 use serde_json::json;
 
-use super::group::{Group, Set};
+use super::group::{Group, SECONDS, Set};
 use super::packed::Packed;
 use crate::Result;
 use crate::options::{GrpoOptions, Level, LossType, Parity};
@@ -22,15 +22,19 @@ pub(super) fn step(
     n: u64,
 ) -> Result<StepResult> {
     t.grads.clear();
+    let device = t.device.clone();
+    let part = |name| device.profile().part(name);
     let (first, begun, mut told) = (set.uses == 0, Instant::now(), Told::default());
     let weights = Weights::new(options, &set.groups);
     for (i, groups) in set.groups.chunks(options.groups_at_a_time()).enumerate() {
         let packed = Packed::new(&t.device, &t.model.config, t.dtype, groups, options.shared_prefix)?; // S tokens
+        part("reference");
         if let Some(model) = reference.filter(|_| first) {
             let cx = Cx::inference(&t.device, t.dtype);
             let hidden = model.hidden(&cx, &packed.batch, false)?;
             set.reference.push(log_probs(&cx, model, &hidden, &packed, options)?.to_f32()?);
         }
+        part("forward");
         let cx = Cx::training(&t.device, t.dtype);
         let hidden = t.hidden(&cx, &packed.batch)?; // [S, H]
         told.entropy.push(entropy(&cx.without_tape(), &t.model, &hidden, &packed, options)?);
@@ -43,16 +47,20 @@ pub(super) fn step(
             set.old.extend((options.num_iterations > 1).then_some(now));
         }
         drop((hidden, log_probs));
+        part("backward");
         cx.backward(&loss, 1.0, &mut t.grads)?;
         told.add(&packed.batch, loss.to_f32()?[0], &stats.to_f32()?, options.importance_sampling_level);
     }
+    part("optimizer");
     let clip = t.clip(1.0)?; // [norm, factor]
     let mut result = told.result(set, &clip, t.recipe.learning_rate(n), reference.is_some())?;
     if result.is_finite() {
         t.optimizer.step(&t.grads, &clip, |name| t.recipe.hyper(name, n))?;
     }
+    part("");
     set.uses += 1;
     t.device.synchronize()?;
+    result.shown = set.shown.take();
     result.more.insert("train_seconds".into(), json!(begun.elapsed().as_secs_f64()));
     Ok(result)
 }
@@ -189,8 +197,7 @@ impl Told {
         };
         let mut more = set.more.clone();
         if set.uses > 0 {
-            // Nothing was drawn for this step.
-            more.shift_remove("rollout_seconds");
+            more.shift_remove(SECONDS);
         }
         more.insert("reward".into(), json!(mean(&rewards)));
         more.insert("reward_std".into(), json!(mean(&groups.iter().map(spread).collect::<Vec<_>>())));
@@ -205,6 +212,6 @@ impl Told {
         }
         let loss = self.losses.iter().map(|&x| f64::from(x)).sum();
         let grad_norm = clip.to_f32()?.first().copied().map_or(0.0, f64::from);
-        Ok(StepResult { loss, grad_norm, learning_rate, tokens: self.tokens, more })
+        Ok(StepResult { loss, grad_norm, learning_rate, tokens: self.tokens, more, shown: None })
     }
 }

@@ -123,6 +123,10 @@ pub struct GrpoOptions {
     /// Train on the completions and rewards of this file instead of drawing any, a JSON line a group: row, completions, rewards
     #[arg(long, value_name = "FILE")]
     pub rollouts: Option<PathBuf>,
+    /// The folder of what a run drew, to take completions and rewards from: `reel replay` sets it
+    #[arg(skip)]
+    #[serde(skip)]
+    pub recorded: Option<PathBuf>,
     /// Compute the prompt of a group once instead of once a completion, in the passes that train
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true")]
     pub shared_prefix: bool,

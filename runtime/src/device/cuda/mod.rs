@@ -9,7 +9,7 @@ mod timeline;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use reel_kernels::cuda::blas::{Blas, WORKSPACE};
-use reel_kernels::cuda::{CudaError, Gpu, Recorded};
+use reel_kernels::cuda::{Algorithms, CudaError, Gpu, Recorded};
 use reel_kernels::elementwise::{self, CastParams};
 use reel_kernels::matmul::Matmul;
 use reel_kernels::{Addr, DType, Launch};
@@ -21,7 +21,7 @@ use self::timeline::{PAIRS, Timeline};
 use super::download::Landing;
 use super::profile::{Timed, Wanted};
 use super::recording::Kept;
-use super::{Backend, Hardware, Kernels};
+use super::{Backend, Hardware, Kernels, ProductLibrary};
 use crate::error::{Error, Result};
 
 /// From this many bytes on, a copy to the GPU takes several threads and streams.
@@ -72,7 +72,7 @@ impl Cuda {
         })
     }
 
-    fn products(&self) -> Result<&Products> {
+    fn opened(&self) -> Result<&Products> {
         if let Some(products) = self.products.get() {
             return Ok(products);
         }
@@ -93,7 +93,7 @@ impl Cuda {
         if product.a.dtype != product.b.dtype {
             return self.widened(product);
         }
-        let Products { blas, workspace } = self.products()?;
+        let Products { blas, workspace } = self.opened()?;
         // SAFETY: addresses in a launch come from live tensors of this device, whose shapes the op that made it checked.
         unsafe { blas.product(product, *workspace, self.gpu.stream()) }.map_err(told)
     }
@@ -121,7 +121,7 @@ impl Cuda {
 
     /// Makes ready what a product needs in a recording.
     fn prepare_product(&self, product: &Matmul) -> Result<()> {
-        self.products()?;
+        self.opened()?;
         if product.a.dtype == product.b.dtype {
             return Ok(());
         }
@@ -219,12 +219,16 @@ impl Backend for Cuda {
     }
 
     fn launch_waited(&self, launch: &Launch) -> Result<f64> {
-        let mut launched = Ok(());
+        self.between(&mut || self.launch(launch))
+    }
+
+    fn between(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let mut asked = Ok(());
         let seconds = self.gpu.timed(|| {
-            launched = self.launch(launch);
+            asked = f();
             Ok(())
         });
-        launched.and_then(|()| seconds.map_err(told))
+        asked.and_then(|()| seconds.map_err(told))
     }
 
     fn launch_timed(&self, launch: &Launch, wanted: Wanted) -> Result<Vec<Timed>> {
@@ -249,6 +253,12 @@ impl Backend for Cuda {
         let version = driver.properties().version;
         let version = format!("{}.{}", version / 1000, version % 1000 / 10);
         Hardware { name: self.gpu.name().into(), bus_id: driver.bus_id(), driver: Some(version) }
+    }
+
+    fn products(&self) -> Option<ProductLibrary> {
+        let blas = &self.products.get()?.blas;
+        let Algorithms { count, hash } = blas.algorithms();
+        Some(ProductLibrary { name: blas.version(), algorithms: count, hash: format!("{hash:016x}") })
     }
 
     fn upload(&self, to: u64, from: &[u8]) -> Result<()> {

@@ -43,6 +43,7 @@ pub(super) fn product(a: &Tensor, b: &Tensor, c: &Tensor) -> Matmul {
 fn kernels_and_products_compute_and_everything_is_given_back() {
     let Some(()) = compile::for_test() else { return };
     let (fake, d) = device(128 << 20);
+    assert_eq!(d.products(), None);
     let x = numbers(&d, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     let y = Tensor::empty(&d, &[2, 3], DType::F32, Category::Activations).unwrap();
     let params = AddParams { a: x.addr(), b: x.addr(), y: y.addr(), count: 6 };
@@ -51,7 +52,16 @@ fn kernels_and_products_compute_and_everything_is_given_back() {
     let c = Tensor::empty(&d, &[2, 2], DType::F32, Category::Activations).unwrap();
     d.launch(&Launch::Matmul(product(&x, &y, &c))).unwrap();
     assert_eq!(c.to_f32().unwrap(), [28.0, 64.0, 64.0, 154.0]);
-    assert_eq!(fake.launches(), 2);
+    // The library, and a fingerprint that a product of another shape changes and the same product does not.
+    let first = d.products().unwrap();
+    assert_eq!((first.name.as_str(), first.algorithms, first.hash.len()), ("fake products 1.0.0", 1, 16));
+    d.launch(&Launch::Matmul(product(&x, &y, &c))).unwrap();
+    assert_eq!(d.products().unwrap(), first);
+    d.launch(&Launch::Matmul(Matmul { m: 1, ..product(&x, &y, &c) })).unwrap();
+    let second = d.products().unwrap();
+    assert!(second.algorithms == 2 && second.hash != first.hash, "{second:?}");
+    d.synchronize().unwrap();
+    assert_eq!(fake.launches(), 4);
     drop((x, y, c));
     assert_eq!(d.memory().current, 0);
     drop(d);

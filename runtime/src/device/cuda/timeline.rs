@@ -10,7 +10,6 @@ use reel_kernels::cuda::{CudaError, Driver};
 use reel_kernels::{Cost, Launch};
 
 use super::told;
-use crate::device::Event;
 use crate::device::profile::{Timed, Wanted};
 use crate::error::Result;
 
@@ -133,7 +132,7 @@ impl Timeline {
         let (since, seconds) =
             unsafe { (self.driver.elapsed(self.tie.0, before)?, self.driver.elapsed(before, behind)?) };
         let start = self.tie.1 + positive(since);
-        Ok(Timed { wanted: asked.wanted, event: Event { name: asked.name, cost: asked.cost, start, seconds } })
+        Ok(asked.wanted.timed(asked.name, asked.cost, start, seconds))
     }
 }
 

@@ -1,8 +1,8 @@
 //! From hidden states to log-probabilities of given tokens, and their entropies, without storing logits.
 //!
-//! Where rows and weight are of one dtype the fused kernels do it: forward no logit is stored, backward the gradient of some columns
-//! of the vocabulary at a time, of which the weight's gradient is then complete and that of the rows adds up in f32. Elsewhere plain
-//! products do it, some rows at a time: see [`Head::fused`].
+//! There are two ways. The fused kernels: forward no logit is stored, backward the gradient of some columns of the vocabulary at a
+//! time, of which the weight's gradient is then complete and that of the rows adds up in f32. Plain products (cuBLASLt's on cuda): the
+//! logits of some rows at a time. [`head_way`] is the choice.
 
 use reel_kernels::matmul::{Matmul, Operand};
 use reel_kernels::{Addr, DType, Launch, elementwise, linear_log_prob as fused, log_prob as plain};
@@ -32,23 +32,75 @@ pub fn logit_rows(vocab: usize) -> usize {
 /// # Errors
 /// Shapes that do not fit; out of memory.
 pub fn linear_log_prob(cx: &Cx, h: &Tensor, w: &Tensor, targets: &Tensor, inv_temperature: f32) -> Result<Tensor> {
+    let way = |direction| head_way(cx.device().kernels(), direction, h.dtype(), w.dtype());
+    linear_log_prob_by(cx, h, w, targets, inv_temperature, [way(Direction::Forward), way(Direction::Backward)])
+}
+
+/// [`linear_log_prob`] by the ways of one's choice, forward and backward: what `reel bench op` compares.
+///
+/// # Errors
+/// As [`linear_log_prob`]; the fused way with two dtypes.
+pub fn linear_log_prob_by(
+    cx: &Cx,
+    h: &Tensor,
+    w: &Tensor,
+    targets: &Tensor,
+    inv_temperature: f32,
+    [forward, backward]: [HeadWay; 2],
+) -> Result<Tensor> {
     const OP: &str = "linear_log_prob";
     let head = Head::new(OP, h, w, targets, inv_temperature)?;
+    if [forward, backward].contains(&HeadWay::Fused) {
+        want_dtype(OP, "weight", w, h.dtype())?;
+    }
     let lp = cx.empty(&[head.rows], DType::F32)?;
     let lse = cx.empty(&[head.rows], DType::F32)?;
-    if head.fused(cx.device(), Direction::Forward) {
-        head.forward(cx, &lp, None, &lse)?;
-    } else {
-        head.forward_by_rows(cx, &lp, &lse)?;
+    match forward {
+        HeadWay::Fused => head.forward(cx, &lp, None, &lse)?,
+        HeadWay::Products => head.forward_by_rows(cx, &lp, &lse)?,
     }
     Ok(cx.record(OP, &[h, w], lp, move |bw| {
         let d_lp = bw.take_dy().reshape(&[head.rows])?;
-        if head.fused(bw.device(), Direction::Backward) {
-            head.backward(bw, &lse, &d_lp, None)
-        } else {
-            head.backward_by_rows(bw, &lse, &d_lp)
+        match backward {
+            HeadWay::Fused => head.backward(bw, &lse, &d_lp, None),
+            HeadWay::Products => head.backward_by_rows(bw, &lse, &d_lp),
         }
     }))
+}
+
+/// How the output layer and the log-probabilities are computed together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadWay {
+    /// By one kernel that keeps logits to itself (`reel_kernels::linear_log_prob`).
+    Fused,
+    /// By plain products, cuBLASLt's on cuda, with at most 64 MiB of logits in memory at a time.
+    Products,
+}
+
+/// Which of the two passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// To the log-probabilities.
+    Forward,
+    /// To the gradients.
+    Backward,
+}
+
+/// The way that [`linear_log_prob`] takes for rows and weight of these dtypes, with a device's kernels. This is the place to change when
+/// the figures do: `reel bench op linear_log_prob_fused` and `reel bench op linear_log_prob_products` time both on one machine.
+///
+/// - Two dtypes, f32 rows over a weight read in place as bf16: products, for the kernels want one.
+/// - The processor's forward pass: products. Logits in memory cost less there than the sums for an entropy that nobody asked for.
+/// - All else: fused. On an H200 the kernel took 33.9 ms forward at 8192 tokens, 3584 wide, 152064 words, bf16
+///   (`benches/results/h200`, 2026-11-20); products have not been timed there yet. They take
+///   110 rows at a time at that vocabulary, so that they read the weight 75 times, 82 GB: chunks of the vocabulary for all rows, with
+///   sums that are merged, would read it once.
+pub fn head_way(kernels: Kernels, direction: Direction, h: DType, w: DType) -> HeadWay {
+    match (kernels, direction) {
+        _ if h != w => HeadWay::Products,
+        (Kernels::Cpu, Direction::Forward) => HeadWay::Products,
+        _ => HeadWay::Fused,
+    }
 }
 
 /// [`linear_log_prob`] and the entropy of each row's distribution (0 where the target is negative): f32 `[2, R]`, first
@@ -80,12 +132,6 @@ pub fn linear_log_prob_entropy(
         let (d_lp, d_entropy) = halves(&bw.take_dy())?;
         head.backward(bw, &lse, &d_lp, Some((&entropy, &d_entropy)))
     }))
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Direction {
-    Forward,
-    Backward,
 }
 
 /// The operands, checked.
@@ -120,13 +166,6 @@ impl Head {
         let (vocab_u, hidden_u) = (size(op, vocab)?, size(op, hidden)?);
         let (h, w, targets) = (h.clone(), w.clone(), targets.clone());
         Ok(Head { h, w, targets, inv_temperature, rows, vocab, hidden, vocab_u, hidden_u })
-    }
-
-    /// Whether the fused kernels run. They want one dtype: f32 rows over a weight read in place as bf16 go through plain products.
-    /// So does the processor's forward pass, where logits in memory cost less than the sums for an entropy that nobody asked for.
-    fn fused(&self, device: &Device, direction: Direction) -> bool {
-        let slower = device.kernels() == Kernels::Cpu && direction == Direction::Forward;
-        self.h.dtype() == self.w.dtype() && !slower
     }
 
     /// First row and number of rows of each launch.

@@ -2,12 +2,6 @@
 
 use super::*;
 use clap::{Args, FromArgMatches};
-use reel_model::weights::widen;
-use safetensors::SafeTensors;
-
-fn f32s(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-}
 
 /// Options of a case's `args`, without those that belong to the program as a whole.
 fn options(args: &[&str]) -> SftOptions {
@@ -57,29 +51,8 @@ fn check(name: &str) {
         assert_eq!(loaded.hash().unwrap(), got[steps.len() - 1].hash);
     }
 
-    let bytes = fs::read(case.join("expected.safetensors")).unwrap();
-    let stored = SafeTensors::deserialize(&bytes).unwrap();
-    let (before, after) = (Checkpoint::open(&model).unwrap(), Checkpoint::open(&out).unwrap());
     let limits = want["delta_limits"].as_object().unwrap();
-    assert!(limits.len() >= 12);
-    for (weight, limit) in limits {
-        let values = |files: &Checkpoint| {
-            let view = files.get(weight).unwrap();
-            widen(view.dtype, view.bytes).unwrap()
-        };
-        let (old, new, shape) = (values(&before), values(&after), before.get(weight).unwrap().shape.to_vec());
-        let row = shape[1..].iter().product::<usize>();
-        let rows = stored.tensor(&format!("{reading}/rows/{weight}")).unwrap();
-        let rows = rows.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as usize);
-        let delta = f32s(stored.tensor(&format!("{reading}/delta/{weight}")).unwrap().data());
-        let got: Vec<f64> =
-            rows.flat_map(|r| r * row..(r + 1) * row).map(|i| f64::from(new[i]) - f64::from(old[i])).collect();
-        assert_eq!(got.len(), delta.len(), "{weight}");
-        let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
-        let error = norm(&mut got.iter().zip(&delta).map(|(g, d)| g - f64::from(*d)))
-            / norm(&mut delta.iter().map(|&d| f64::from(d)));
-        assert!(error <= limit.as_f64().unwrap(), "{name}: change of {weight} off by {error:.2e}");
-    }
+    assert_changes(name, &case, &format!("{reading}/"), limits, &model, &out);
 }
 
 #[test]

@@ -4,6 +4,8 @@ use super::*;
 use proptest::prelude::*;
 use reel_kernels::Element;
 
+use crate::tensor::ops::HeadWay::{Fused, Products};
+
 type Values = Vec<f32>;
 
 /// What an op gives, and the gradient of each of its inputs.
@@ -252,6 +254,23 @@ fn head(device: &Device, [rows, vocab, hidden]: [usize; 3], inv_temperature: f32
         });
         let off = alone.y.iter().zip(&lps).map(|(g, w)| (g - w).abs() / (1.0 + w.abs())).fold(0.0, f32::max);
         assert!(off <= 1e-5, "log-probability alone, {what}: off by {off:.2e}");
+        // Both ways, forward and backward, and one way there and the other back.
+        let alone = |forward, backward| {
+            outcome(device, dtype, &shapes, seed, |cx, x| {
+                let targets = index(cx, &targets)?;
+                Ok(vec![linear_log_prob_by(cx, &x[0], &x[1], &targets, inv_temperature, [forward, backward])?])
+            })
+        };
+        let (fused, products) = (alone(Fused, Fused), alone(Products, Products));
+        let mixed = alone(Fused, Products);
+        let off = products.y.iter().zip(&lps).map(|(g, w)| (g - w).abs() / (1.0 + w.abs())).fold(0.0, f32::max);
+        assert!(off <= 1e-5, "by products, {what}: off by {off:.2e}");
+        // The gradient of a token that is certain is nothing but rounding.
+        if vocab > 1 {
+            let limit = if dtype == DType::F32 { 1e-4 } else { 2e-2 };
+            gradients_agree(&format!("by products, {what}"), &products, &fused, limit);
+            gradients_agree(&format!("one way and the other, {what}"), &mixed, &fused, limit);
+        }
     }
 }
 

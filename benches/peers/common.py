@@ -1,0 +1,61 @@
+"""What the peers' scripts share: a clock, a cache that is overwritten, records of one line of JSON."""
+
+import importlib
+import json
+import sys
+import time
+
+
+def need(*modules):
+    """Imports modules; prints a record for the first that is not installed and ends, as nothing can be measured."""
+    loaded = []
+    for name in modules:
+        try:
+            loaded.append(importlib.import_module(name))
+        except Exception as e:  # A broken installation is as absent as none.
+            say({"peer": name.split(".")[0], "absent": first_line(e)})
+            sys.exit(0)
+    return loaded
+
+
+def first_line(e):
+    return (str(e) or type(e).__name__).split("\n")[0]
+
+
+def say(record):
+    print(json.dumps(record), flush=True)
+
+
+class Clock:
+    """Seconds of runs: by the GPU's own clock there, with 256 MiB overwritten before each run; else by the host's."""
+
+    def __init__(self, torch, device):
+        self.torch, self.device = torch, device
+        self.flush = torch.empty(256 << 20, dtype=torch.uint8, device=device) if device == "cuda" else None
+
+    def once(self, f, flush=True):
+        torch = self.torch
+        if self.device != "cuda":
+            begun = time.perf_counter()
+            f()
+            return time.perf_counter() - begun
+        if flush:
+            self.flush.add_(1)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        f()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    def runs(self, f, runs, warm=2, flush=True):
+        for _ in range(warm):
+            f()
+        return [self.once(f, flush) for _ in range(runs)]
+
+
+def spread(seconds):
+    ordered = sorted(seconds)
+    n = len(ordered)
+    median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+    return {"seconds": median, "least": ordered[0], "most": ordered[-1], "n": n, "samples": seconds}

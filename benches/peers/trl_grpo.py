@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""GRPO steps a minute on the CPU: `reel grpo` against TRL's GRPOTrainer, in alternation, in one run.
+
+    python3 benches/peers/trl_grpo.py --reel target/release/reel [--rounds 3] [--steps 20] [--out RECORD.json]
+
+Needs trl 0.23.0, transformers 4.56.2, torch 2.7.1, datasets, safetensors, in an environment of their own.
+Both sides: rows of text with prompts of about 100 tokens, one prompt a step, 8 completions of exactly 64 tokens, loss type grpo, beta 0.04,
+learning rate 1e-6, temperature 1, top-p 0.95, f32, all cores; the reward is the number of distinct characters. The model has about a million
+parameters (hidden 128, 4 layers, 4 heads, 2 KV heads, intermediate 384, vocabulary 490) with random weights; TRL's is a Qwen2ForCausalLM
+of the same shape. TRL is run with and without gradient checkpointing, and the faster is the peer. Each round runs all three; the ratio is that
+of a round, the figure their median. The first steps of a run do not count. Resident memory is the highest that the system saw.
+"""
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+# A library that transformers looks for has the name of a file beside this one.
+sys.path = [p for p in sys.path if os.path.abspath(p) != os.path.dirname(os.path.abspath(__file__))]
+
+SHAPE = dict(hidden_size=128, num_hidden_layers=4, max_window_layers=4, num_attention_heads=4, num_key_value_heads=2, intermediate_size=384)
+VOCAB, GENERATIONS, LENGTH, BETA, RATE, WARM = 490, 8, 64, 0.04, 1e-6, 4
+REWARD = "import sys, json\nfor line in sys.stdin:\n    print(len(set(json.loads(line)['completion'])), flush=True)\n"
+
+
+def rows(n):
+    words = "the cat sat on a mat and the dog saw it go by in the rain while we had tea with milk at the old house".split()
+    return [" ".join(words[(i * 7 + j * (i % 5 + 1)) % len(words)] for j in range(50)) for i in range(n)]
+
+
+def make_models(reel, folder):
+    """The folder of reel's model, and in `trl/` one that TRL loads; the same tokenizer, weights of the same kind."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Config, Qwen2ForCausalLM
+
+    subprocess.run([reel, "init", "--preset", "tiny", "--vocab", str(VOCAB), "--seed", "0", "--out", folder], check=True, stdout=subprocess.DEVNULL)
+    path = os.path.join(folder, "config.json")
+    config = json.load(open(path))
+    config.update(SHAPE)
+    config["vocab_size"] = VOCAB
+    json.dump(config, open(path, "w"), indent=2)
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_pretrained(folder))
+    classic = lambda n: n.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+    weights = {classic(n): p.detach().contiguous() for n, p in model.named_parameters() if n != "lm_head.weight"}
+    save_file(weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+    peer = os.path.join(folder, "trl")
+    own = {k: v for k, v in SHAPE.items()}
+    ids = {k: config[k] for k in ("bos_token_id", "eos_token_id")}
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=VOCAB, tie_word_embeddings=True, **own, **ids)).save_pretrained(peer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=os.path.join(folder, "tokenizer.json"))
+    eos = tokenizer.convert_ids_to_tokens(ids["eos_token_id"])
+    tokenizer.add_special_tokens({"eos_token": eos, "pad_token": eos})
+    tokenizer.save_pretrained(peer)
+
+
+def trl(folder, steps, checkpointing):
+    """One run of GRPOTrainer in this process; prints seconds of each step."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoTokenizer, Qwen2ForCausalLM, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    class Clock(TrainerCallback):
+        times = []
+
+        def on_step_begin(self, *_, **__):
+            self.begun = time.perf_counter()
+
+        def on_step_end(self, *_, **__):
+            self.times.append(time.perf_counter())
+
+    torch.set_num_threads(os.cpu_count())
+    clock = Clock()
+    peer = os.path.join(folder, "trl")
+    tokenizer = AutoTokenizer.from_pretrained(peer)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    config = GRPOConfig(
+        output_dir=os.path.join(folder, "trl-out"), per_device_train_batch_size=GENERATIONS, num_generations=GENERATIONS, gradient_accumulation_steps=1,
+        max_completion_length=LENGTH, generation_kwargs={"min_new_tokens": LENGTH}, beta=BETA, loss_type="grpo", learning_rate=RATE, max_steps=steps,
+        temperature=1.0, top_p=0.95, use_cpu=True, bf16=False, fp16=False, gradient_checkpointing=checkpointing, report_to=[], save_strategy="no",
+        logging_steps=1000, disable_tqdm=True, max_prompt_length=None, seed=0)
+    trainer = GRPOTrainer(
+        model=Qwen2ForCausalLM.from_pretrained(peer), processing_class=tokenizer, args=config, train_dataset=Dataset.from_dict({"prompt": rows(64)}),
+        reward_funcs=lambda completions, **_: [float(len(set(c))) for c in completions], callbacks=[clock])
+    trainer.train()
+    seconds = [b - a for a, b in zip(clock.times, clock.times[1:])]
+    prompt = statistics.mean(len(tokenizer(r)["input_ids"]) for r in rows(64))
+    print(json.dumps({"seconds": seconds, "prompt_tokens": prompt, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+
+
+def run_trl(folder, steps, checkpointing):
+    command = [sys.executable, os.path.abspath(__file__), "--reel", "-", "--trl", folder, "--steps", str(steps)] + (["--checkpointing"] if checkpointing else [])
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"TRL failed: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_reel(reel, folder, steps):
+    data, out = os.path.join(folder, "rows.jsonl"), os.path.join(folder, "out")
+    with open(data, "w", encoding="utf-8") as f:
+        for row in rows(64):
+            f.write(json.dumps({"prompt": [{"role": "user", "content": row}]}) + "\n")
+    reward = os.path.join(folder, "reward.py")
+    with open(reward, "w", encoding="utf-8") as f:
+        f.write(REWARD)
+    command = [reel, "grpo", "--model", folder, "--data", data, "--out", out, "--overwrite", "--device", "cpu", "--dtype", "f32", "--max-steps", str(steps),
+               "--num-generations", str(GENERATIONS), "--per-device-train-batch-size", str(GENERATIONS), "--min-completion-length", str(LENGTH),
+               "--max-completion-length", str(LENGTH), "--beta", str(BETA), "--learning-rate", str(RATE), "--gradient-checkpointing", "false",
+               "--reward-command", f"{sys.executable} {reward}", "--save-steps", "0", "--quiet"]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        sys.exit(f"reel grpo ended with status {status}")
+    lines = [json.loads(x) for x in open(os.path.join(out, "metrics.jsonl"), encoding="utf-8")]
+    if any(x["completion_length"] != LENGTH for x in lines):
+        sys.exit("reel drew completions of another length")
+    return {"seconds": [x["step_seconds"] for x in lines], "tokens": lines[-1]["tokens"], "rss": usage.ru_maxrss * 1024}
+
+
+def per_minute(run):
+    return 60 / statistics.median(run["seconds"][WARM:])
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--reel", required=True)
+    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--steps", type=int, default=24)
+    p.add_argument("--out")
+    p.add_argument("--make", help=argparse.SUPPRESS)
+    p.add_argument("--trl", help=argparse.SUPPRESS)
+    p.add_argument("--checkpointing", action="store_true", help=argparse.SUPPRESS)
+    a = p.parse_args()
+    if a.make:
+        return make_models(os.path.abspath(a.reel), a.make)
+    if a.trl:
+        return trl(a.trl, a.steps, a.checkpointing)
+    reel, folder = os.path.abspath(a.reel), tempfile.mkdtemp()
+    rounds = []
+    try:
+        model = os.path.join(folder, "model")
+        # A process of its own: what a child inherits of this one's memory would count as the child's.
+        subprocess.run([sys.executable, os.path.abspath(__file__), "--reel", reel, "--make", model], check=True)
+        for _ in range(a.rounds):
+            runs = {"trl": run_trl(model, a.steps, False), "trl_checkpointing": run_trl(model, a.steps, True), "reel": run_reel(reel, model, 3 * a.steps)}
+            row = {f"{name}_steps_per_minute": per_minute(run) for name, run in runs.items()}
+            row |= {f"{name}_resident_mib": run["rss"] / 2**20 for name, run in runs.items()}
+            best = max(("trl", "trl_checkpointing"), key=lambda name: row[f"{name}_steps_per_minute"])
+            row["peer"] = best
+            row["speed"] = row["reel_steps_per_minute"] / row[f"{best}_steps_per_minute"]
+            row["memory"] = row["reel_resident_mib"] / row[f"{best}_resident_mib"]
+            row["prompt_tokens"] = runs["trl"]["prompt_tokens"]
+            rounds.append(row)
+            print(json.dumps(row), file=sys.stderr, flush=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    result = {"machine": cpu_name(), "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d"), "commit": commit(), "command": "benches/peers/trl_grpo.py",
+              "speed": statistics.median(r["speed"] for r in rounds), "memory": statistics.median(r["memory"] for r in rounds), "rounds": rounds}
+    text = json.dumps(result, indent=1)
+    print(text)
+    if a.out:
+        with open(a.out, "w", encoding="utf-8") as f:
+            f.write(text + "\n")
+
+
+def cpu_name():
+    for line in open("/proc/cpuinfo", encoding="utf-8"):
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def commit():
+    here = os.path.dirname(os.path.abspath(__file__))
+    p = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True)
+    return p.stdout.strip() or None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

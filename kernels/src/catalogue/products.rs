@@ -1,0 +1,53 @@
+//! Plain matrix products at a size that matters: no kernels of ours on a GPU, but timed like them.
+
+use super::{HIDDEN, INTERMEDIATE, SOME, SizeError, Sizes, TOKENS};
+use crate::Addr;
+use crate::dtype::DType::{self, BF16, F32};
+use crate::matmul::{Matmul, Operand};
+
+/// A product: no address in it is real.
+#[derive(Clone, Debug)]
+pub struct Product {
+    /// Use and type: `matmul_dw_bf16`.
+    pub name: &'static str,
+    /// The sizes of the linear layer in words.
+    pub size: String,
+    /// Of the operands.
+    pub dtype: DType,
+    /// The call.
+    pub product: Matmul,
+}
+
+/// The products of a linear layer `[m, k]` by `[n, k]`, forward and both of its gradient, in both types: as the operands lie in
+/// training, with the gradient of the weight added to what is there in f32. Sizes: m, n, k.
+///
+/// # Errors
+/// A size that they cannot be made with.
+pub fn products(sizes: &Sizes) -> Result<Vec<Product>, SizeError> {
+    let usual = Sizes::default();
+    all(&usual);
+    sizes.check("matmul", &usual)?;
+    Ok(all(sizes))
+}
+
+fn all(s: &Sizes) -> Vec<Product> {
+    let [m, n, k] = [s.get("m", TOKENS), s.get("n", INTERMEDIATE), s.get("k", HIDDEN)].map(|d| d as usize);
+    let size = s.words();
+    let of = |name, dtype, [m, n, k]: [usize; 3], [a, b]: [bool; 2], accumulate| {
+        let operand = |transposed| Operand { addr: SOME, dtype, transposed };
+        let c_dtype = if accumulate { F32 } else { dtype };
+        let (a, b) = (operand(a), operand(b));
+        let product = Matmul { m, n, k, a, b, c: SOME, c_dtype, bias: Addr::NULL, accumulate, scale: 1.0 };
+        Product { name, size: size.clone(), dtype, product }
+    };
+    let both = |[fwd, dx, dw]: [&'static str; 3], dtype| {
+        [
+            of(fwd, dtype, [m, n, k], [false, false], false),
+            of(dx, dtype, [m, k, n], [false, true], false),
+            of(dw, dtype, [n, k, m], [true, true], true),
+        ]
+    };
+    let f32 = both(["matmul_fwd_f32", "matmul_dx_f32", "matmul_dw_f32"], F32);
+    let bf16 = both(["matmul_fwd_bf16", "matmul_dx_bf16", "matmul_dw_bf16"], BF16);
+    f32.into_iter().chain(bf16).collect()
+}

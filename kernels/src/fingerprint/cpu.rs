@@ -1,0 +1,58 @@
+//! A part a task.
+#![allow(unsafe_code)]
+
+use super::{OF_PART, PART, Params, sums};
+use crate::view::{Out, slice};
+use crate::{Team, simd_fn};
+
+/// Sums kept side by side.
+const LANES: usize = 8;
+
+fn mixed(word: u64, at: u64) -> u64 {
+    let mut z = word.wrapping_add(at.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    z = (z ^ (z >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    z ^ (z >> 32)
+}
+
+simd_fn! {
+    /// Of the words that follow `before` others.
+    fn part(x: &[u8], before: u64) -> u64 {
+        let mut lanes = [0u64; LANES];
+        let (words, rest) = x.as_chunks::<8>();
+        let (groups, words) = words.as_chunks::<LANES>();
+        let mut at = before;
+        for group in groups {
+            for i in 0..LANES {
+                lanes[i] = lanes[i].wrapping_add(mixed(u64::from_le_bytes(group[i]), at + 1 + i as u64));
+            }
+            at += LANES as u64;
+        }
+        let mut sum = lanes.iter().fold(0u64, |a, b| a.wrapping_add(*b));
+        for word in words {
+            at += 1;
+            sum = sum.wrapping_add(mixed(u64::from_le_bytes(*word), at));
+        }
+        if !rest.is_empty() {
+            let mut word = [0u8; 8];
+            word[..rest.len()].copy_from_slice(rest);
+            sum = sum.wrapping_add(mixed(u64::from_le_bytes(word), at + 1));
+        }
+        sum
+    }
+}
+
+/// # Safety
+/// The addresses cover what [`Params`] says.
+pub unsafe fn fingerprint(p: &Params, team: &Team) {
+    let bytes = p.bytes as usize;
+    // SAFETY: the caller's promise.
+    let (x, out) = unsafe { (slice::<u8>(p.x, bytes), Out::<u64>::new(p.sums, sums(bytes))) };
+    team.run(bytes.div_ceil(PART), |i| {
+        // SAFETY: parts of different tasks do not overlap.
+        let sums = unsafe { out.part(i * OF_PART, OF_PART) };
+        let own = &x[i * PART..bytes.min((i + 1) * PART)];
+        sums.fill(0);
+        sums[0] = part(own, (i * PART / 8) as u64);
+    });
+}

@@ -1,0 +1,56 @@
+// A hash of the bits of a tensor: the sum of mixed words; formula and shapes: mod.rs.
+//
+// A block takes a part of 65536 words, a thread two words (16 bytes) at a time, four times ahead.
+//
+//   for each word j of the part: sum += mix(x[j] + (j + 1) * GOLDEN)      sums[part][warp] = sum over the warp
+//
+// Exact: the sum is modulo 2^64, in any order. The last words of a tensor, if they are not a whole 16 bytes, are put together from bytes.
+// Bound: memory, each byte read once; two multiplications of 64 bits a word.
+#include "cuh/warp.cuh"
+
+constexpr int THREADS = 256;
+constexpr int AHEAD = 4;
+constexpr u64 PART = 65536;  // words
+
+__device__ __forceinline__ u64 mixed(u64 word, u64 at) {
+  u64 z = word + (at + 1) * 0x9e3779b97f4a7c15ull;
+  z = (z ^ z >> 32) * 0xd6e8feb86659fd93ull;
+  z = (z ^ z >> 32) * 0xd6e8feb86659fd93ull;
+  return z ^ z >> 32;
+}
+
+__device__ __forceinline__ u64 both(const Words<16>& w, u64 at) {
+  return mixed(w.word[0] | static_cast<u64>(w.word[1]) << 32, at) +
+         mixed(w.word[2] | static_cast<u64>(w.word[3]) << 32, at + 1);
+}
+
+// The words at `at` and behind it of a tensor that ends within 16 bytes.
+__device__ __forceinline__ u64 ends(const u8* x, u64 at, u64 bytes) {
+  u64 sum = 0;
+  for (; at * 8 < bytes; ++at) {
+    u64 word = 0;
+    for (u64 i = at * 8; i < min(at * 8 + 8, bytes); ++i) word |= static_cast<u64>(x[i]) << i % 8 * 8;
+    sum += mixed(word, at);
+  }
+  return sum;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) fingerprint(const __grid_constant__ Params p) {
+  const u8* bytes = global<const u8>(p.x);
+  const Words<16>* pairs = global<const Words<16>>(p.x);
+  const u64 first = blockIdx.x * PART, end = min(first + PART, p.bytes / 8);
+  constexpr u64 STEP = 2 * THREADS;
+  u64 sum = 0, at = first + 2 * threadIdx.x;
+  for (; at + (AHEAD - 1) * STEP + 2 <= end; at += AHEAD * STEP) {
+    Words<16> words[AHEAD];
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k) words[k] = pairs[(at + k * STEP) / 2];
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k) sum += both(words[k], at + k * STEP);
+  }
+  for (; at + 2 <= end; at += STEP) sum += both(pairs[at / 2], at);
+  // Whoever would be next takes what is less than 16 bytes.
+  if (at < first + PART && at * 8 < p.bytes) sum += ends(bytes, at, p.bytes);
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) global<u64>(p.sums)[blockIdx.x * (THREADS / 32) + threadIdx.x / 32] = sum;
+}

@@ -1,0 +1,130 @@
+//! From a conversation to a batch on a device, and a checkpoint's index: `cargo bench -p reel-model --bench input`.
+
+use std::hint::black_box;
+use std::path::Path;
+
+use criterion::{Criterion, Throughput};
+use reel_model::batch::{Batch, Sequence};
+use reel_model::checkpoint::Checkpoint;
+use reel_model::config::ModelConfig;
+use reel_model::init::{InitOptions, Preset, init};
+use reel_model::input::Bundle;
+use reel_model::input::mrope::{Grids, rope_index};
+use reel_model::input::window::{GridThw, Windows, windowed_positions};
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::{DType, Device};
+use serde_json::{Value, json};
+
+/// A film of 16 frames of 224 x 420 in patches.
+const FILM: GridThw = [8, 16, 30];
+/// Words of a long question.
+const WORDS: usize = 4000;
+
+/// A tiny model's folder in which the decoder has as many tensors as that of the 7B model.
+fn folder(place: &Path) {
+    let options = InitOptions { preset: Preset::Tiny, layers: Some(28), vocab: None, dtype: None, seed: 0 };
+    init(&options, place).expect("a model folder");
+}
+
+/// A question of many words about a film.
+fn messages() -> Value {
+    let words = ["which", "way", "does", "the", "ball", "roll", "after", "12.5", "seconds?", "Left,", "right\n"];
+    let text: Vec<&str> = words.iter().cycle().take(WORDS).copied().collect();
+    json!([
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": [{"type": "video", "video": "film.mp4"}, {"type": "text", "text": text.join(" ")}]},
+    ])
+}
+
+/// Ids of a text with a film in it.
+fn ids(config: &ModelConfig, text: usize) -> Vec<i64> {
+    let pads = FILM.iter().product::<usize>() / config.vision.merge_unit();
+    let mut ids = vec![1; text];
+    ids.push(config.tokens.vision_start.into());
+    ids.extend(vec![i64::from(config.tokens.video); pads]);
+    ids.extend(vec![1; text]);
+    ids
+}
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    let parent = tempfile::tempdir().expect("a folder");
+    let place = parent.path().join("model");
+    folder(&place);
+    let bundle = Bundle::open(&place).expect("a model folder");
+    texts(&mut criterion, &bundle);
+    positions(&mut criterion, &bundle.config);
+    batches(&mut criterion, &bundle.config);
+    weights(&mut criterion, &place, &bundle.config);
+    criterion.final_summary();
+}
+
+fn texts(criterion: &mut Criterion, bundle: &Bundle) {
+    let messages = messages();
+    let prompt = bundle.template.render_value(&messages, true).expect("a prompt");
+    let mut group = criterion.benchmark_group("4000 words");
+    group.throughput(Throughput::Bytes(prompt.len() as u64));
+    group.bench_function("chat template", |b| {
+        b.iter(|| bundle.template.render_value(black_box(&messages), true).expect("a prompt"));
+    });
+    group.bench_function("tokenizer", |b| {
+        b.iter(|| bundle.tokenizer.encode(black_box(&prompt)).expect("ids"));
+    });
+    group.finish();
+}
+
+fn positions(criterion: &mut Criterion, config: &ModelConfig) {
+    let ids = ids(config, 3000);
+    let films = [FILM; 1];
+    let grids = Grids { video_grid_thw: &films, ..Grids::default() };
+    let mut group = criterion.benchmark_group("a film of 960 tokens");
+    group.bench_function("M-RoPE positions with 6000 tokens of text", |b| {
+        b.iter(|| rope_index(config, black_box(&ids), grids, "bench").expect("positions"));
+    });
+    group.bench_function("windows and their positions", |b| {
+        b.iter(|| {
+            let windows = Windows::plan(black_box(&films), &config.vision);
+            windowed_positions(&films, &config.vision, &windows)
+        });
+    });
+    group.finish();
+}
+
+fn batches(criterion: &mut Criterion, config: &ModelConfig) {
+    let device = Device::cpu(1);
+    let ids = ids(config, 512);
+    let films = [FILM];
+    let rope = rope_index(config, &ids, Grids { video_grid_thw: &films, ..Grids::default() }, "bench");
+    let rope = rope.expect("positions");
+    let patches = FILM.iter().product::<usize>();
+    let patch = config.vision.temporal_patch_size * config.vision.patch_size.pow(2) * 3;
+    let pixels = vec![0.5; patches * patch];
+    let sequence = Sequence {
+        input_ids: &ids,
+        position_ids: std::array::from_fn(|axis| &rope.position_ids[axis][..]),
+        pixel_values_videos: &pixels,
+        video_grid_thw: &films,
+        ..Sequence::default()
+    };
+    let mut group = criterion.benchmark_group("a batch");
+    group.throughput(Throughput::Elements(4 * ids.len() as u64));
+    group.bench_function("four rows with a film each", |b| {
+        b.iter(|| Batch::new(&device, config, DType::BF16, black_box(&[sequence; 4]), "bench").expect("a batch"));
+    });
+    group.finish();
+}
+
+fn weights(criterion: &mut Criterion, place: &Path, config: &ModelConfig) {
+    let device = Device::cpu(1);
+    let mut group = criterion.benchmark_group("a checkpoint of 28 layers");
+    group.bench_function("index, and every shape checked", |b| {
+        b.iter(|| Checkpoint::open(black_box(place)).and_then(|files| files.check(config)).expect("weights"));
+    });
+    group.bench_function("mapped into a model", |b| {
+        b.iter(|| {
+            let files = Checkpoint::open(black_box(place)).expect("weights");
+            Qwen25Vl::open(&device, &files, config, DType::F32).expect("a model")
+        });
+    });
+    group.finish();
+}

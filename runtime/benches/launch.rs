@@ -1,0 +1,55 @@
+//! What the host does for a launch: `cargo bench -p reel-runtime --bench launch`.
+//!
+//! `dry` is the way down to a device that does nothing. `cuda` goes on: the plan, the checks against the GPU's limits, and a driver that
+//! only takes note (the fake one, which then runs the launches untimed). What NVIDIA's driver does for a launch comes on top on a GPU.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion};
+use reel_kernels::cuda::Gpu;
+use reel_kernels::cuda::fake::Fake;
+use reel_kernels::{Arch, compile};
+use reel_runtime::{Category, Cx, DType, Device, Kernels, Tensor, ops};
+
+/// Launches between two waits.
+const LAUNCHES: u64 = 64;
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    let mut devices = vec![("dry", Device::dry(Kernels::Cuda))];
+    if compile::for_test().is_some() {
+        let gpu = Gpu::with(Arc::new(Fake::new(Arch::H100, 256 << 20))).expect("a fake GPU");
+        devices.push(("cuda, fake driver", Device::on_gpu(gpu).expect("a device")));
+    }
+    // As in work that nobody watches.
+    devices.iter().for_each(|(_, device)| device.profile().count(false));
+    let mut group = criterion.benchmark_group("host time of a launch");
+    for (name, device) in &devices {
+        let cx = Cx::inference(device, DType::F32);
+        let one = |values: &[f32]| {
+            Tensor::from_f32(device, &[1, values.len()], DType::F32, values, Category::Inputs).expect("memory")
+        };
+        let (x, w) = (one(&[1.0, 2.0, 3.0, 4.0]), one(&[1.0; 4]).reshape(&[4]).expect("a row"));
+        group.bench_function(BenchmarkId::new("add: memory, parameters, launch", name), |b| {
+            b.iter_custom(|n| each(device, n, || drop(ops::add(&cx, &x, &x).expect("a sum"))));
+        });
+        group.bench_function(BenchmarkId::new("rms_norm", name), |b| {
+            b.iter_custom(|n| each(device, n, || drop(ops::rms_norm(&cx, &x, &w, 1e-6).expect("a norm"))));
+        });
+    }
+    group.finish();
+    criterion.final_summary();
+}
+
+/// The time of `n` calls, without that of waiting for them now and then.
+fn each(device: &Device, n: u64, mut call: impl FnMut()) -> Duration {
+    let mut spent = Duration::ZERO;
+    for first in (0..n).step_by(LAUNCHES as usize) {
+        let begun = Instant::now();
+        (first..n.min(first + LAUNCHES)).for_each(|_| call());
+        spent += begun.elapsed();
+        device.synchronize().expect("a device that works");
+    }
+    spent
+}

@@ -1,0 +1,212 @@
+//! `reel grpo` and `reel replay` through the binary: killed runs go on to the same bits, steps can be done again, bad input.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::{golden, reel, run_in, tiny_model};
+
+/// A folder with a tiny model and rows of text.
+fn workshop() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    tiny_model(folder.path());
+    let row = |i: usize| {
+        let asked = json!([{"role": "user", "content": format!("What is {i} + {i}?")}]);
+        json!({"prompt": asked, "solution": format!("<answer>{}</answer>", 2 * i), "problem_type": "numerical"})
+            .to_string()
+    };
+    let rows: Vec<String> = (0..7).map(row).collect();
+    fs::write(folder.path().join("rows.jsonl"), rows.join("\n")).expect("rows");
+    folder
+}
+
+/// The command of a run whose completions are worth their lines' length.
+fn grpo(out: &str, more: &[&str]) -> Vec<String> {
+    let own = "while read -r line; do echo ${#line}; done";
+    let fixed = [
+        "grpo",
+        "--model",
+        "tiny",
+        "--data",
+        "rows.jsonl",
+        "--out",
+        out,
+        "--num-generations",
+        "4",
+        "--per-device-train-batch-size",
+        "4",
+        "--max-completion-length",
+        "8",
+        "--learning-rate",
+        "1e-3",
+        "--reward-command",
+        own,
+        "--threads",
+        "1",
+        "--quiet",
+    ];
+    fixed.iter().chain(more).map(|s| s.to_string()).collect()
+}
+
+/// The lines of metrics.jsonl without what depends on the clock.
+fn timeless(out: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
+    let timeless = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).expect("a line of JSON");
+        line.as_object_mut()
+            .expect("an object")
+            .retain(|name, _| !name.ends_with("second") && !name.ends_with("_seconds"));
+        line
+    };
+    text.lines().map(timeless).collect()
+}
+
+#[test]
+fn a_run_that_is_killed_again_and_again_ends_with_the_weights_of_the_unbroken_one() {
+    let folder = workshop();
+    let at = folder.path();
+    let more = ["--max-steps", "30", "--num-iterations", "2", "--save-steps", "2", "--save-total-limit", "2"];
+    let begun = Instant::now();
+    run_in(at, grpo("whole", &more)).ok();
+    let whole = begun.elapsed();
+    let mut kills = 0;
+    // Moments spread over the run and over what a save takes.
+    for i in 0u32.. {
+        let resumed = grpo("broken", &[&more[..], &["--resume-from-checkpoint", "last"]].concat());
+        let mut child = reel().current_dir(at).args(resumed).stdout(Stdio::null()).spawn().expect("it starts");
+        let life = if i < 20 { whole.mul_f64(0.08 + 0.013 * f64::from(i * 7 % 20)) } else { Duration::from_secs(600) };
+        let born = Instant::now();
+        while born.elapsed() < life && child.try_wait().expect("a child").is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if child.try_wait().expect("a child").is_some() {
+            break;
+        }
+        child.kill().expect("it is killed");
+        child.wait().expect("it ends");
+        kills += 1;
+    }
+    assert!(kills >= 3, "the run was over after {kills} kills");
+    let (whole, broken) = (at.join("whole"), at.join("broken"));
+    assert_eq!(timeless(&whole), timeless(&broken));
+    let weights = |out: &Path| fs::read(out.join("model.safetensors")).expect("weights");
+    assert!(weights(&whole) == weights(&broken));
+    let rollouts = |out: &Path| {
+        let mut all: Vec<_> = fs::read_dir(out.join("rollouts"))
+            .expect("rollouts")
+            .map(|e| e.expect("an entry").path())
+            .filter(|path| path.is_file())
+            .collect();
+        all.sort();
+        all.iter().map(|path| fs::read_to_string(path).expect("a file")).collect::<Vec<_>>()
+    };
+    assert_eq!(rollouts(&whole), rollouts(&broken));
+}
+
+#[test]
+fn any_step_can_be_done_again_and_a_difference_is_named() {
+    let folder = workshop();
+    let at = folder.path();
+    run_in(at, grpo("out", &["--max-steps", "5", "--save-steps", "3", "--num-iterations", "2"])).ok();
+    let replay = |step: &str| run_in(at, ["replay", "out", "--step", step, "--json"]);
+    for (step, from) in [("1", 0), ("3", 0), ("4", 3), ("5", 3)] {
+        let said = replay(step).json();
+        assert_eq!(said, json!({"step": step.parse::<u64>().unwrap(), "from": from, "same": true, "tensor": null}));
+    }
+    // What the run drew is not what it drew.
+    let path = at.join("out/rollouts/000005.jsonl");
+    let mut line: Value = serde_json::from_str(fs::read_to_string(&path).expect("rollouts").trim()).expect("JSON");
+    line["rewards"] = json!([3.0, 2.0, 1.0, 0.0]);
+    fs::write(&path, line.to_string()).expect("rollouts");
+    let other = replay("5");
+    other.refused(1, &["out: step 5 leaves other weights than it did", "lm_head.weight", "run.json"][..1]);
+    let said: Value = serde_json::from_str(&other.stdout).expect("JSON");
+    assert!(said["same"] == json!(false) && said["tensor"].is_string(), "{said}");
+    replay("6").refused(2, &["--step: is 6", "give 1 to 5"]);
+    run_in(at, ["replay", "none", "--step", "1"]).refused(1, &["none/run.json", "check the path"]);
+    fs::remove_file(&path).expect("removed");
+    replay("5").refused(1, &["000005.jsonl"]);
+}
+
+#[test]
+fn a_step_of_fine_tuning_can_be_done_again_too() {
+    let folder = workshop();
+    let at = folder.path();
+    let row = json!({"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]});
+    fs::write(at.join("chats.jsonl"), row.to_string()).expect("rows");
+    run_in(
+        at,
+        [
+            "sft",
+            "--model",
+            "tiny",
+            "--data",
+            "chats.jsonl",
+            "--out",
+            "out",
+            "--max-steps",
+            "4",
+            "--save-steps",
+            "2",
+            "--quiet",
+        ],
+    )
+    .ok();
+    for step in ["1", "4"] {
+        assert!(run_in(at, ["replay", "out", "--step", step]).ok().contains("leaves the same bits"));
+    }
+}
+
+#[test]
+fn the_report_shows_curves_and_rollouts_with_their_frames_and_stands_alone() {
+    let folder = workshop();
+    let at = folder.path();
+    // Rows of the recipes' layout about films as lists of pictures, answers to shuffled frames among them.
+    let frames: Vec<String> = (0..4)
+        .map(|i| golden(&format!("grpo/grpo_clip_iter2/media/frames/{i:03}.png")).display().to_string())
+        .collect();
+    let row = json!({"prompt": [{"role": "user", "content": [{"type": "video", "video": frames}, {"type": "text", "text": "Where <b>does</b> it go?"}]}],
+        "solution": "<answer>left</answer>", "problem_type": "free-form"});
+    fs::write(at.join("rows.jsonl"), row.to_string()).expect("rows");
+    run_in(at, grpo("out", &["--max-steps", "3", "--temporal", "--save-steps", "0"])).ok();
+    assert!(at.join("out/rollouts/strips/000001.png").exists());
+    let page = at.join("out/report.html");
+    assert_eq!(run_in(at, ["report", "out"]).ok().trim(), "out/report.html");
+    let html = fs::read_to_string(&page).expect("the page");
+    for part in [
+        "rewards/accuracy",
+        "rewards/temporal",
+        "completion_length",
+        "step 3, row 0",
+        "data:image/png;base64,",
+        "truth: ",
+    ] {
+        assert!(html.contains(part), "no {part}");
+    }
+    assert!(
+        html.contains("Where &lt;b&gt;does")
+            && !html.contains("<b>does")
+            && !html.contains("http")
+            && !html.contains("<script")
+    );
+    run_in(at, ["report", "none"]).refused(1, &["none/metrics.jsonl: has no steps"]);
+}
+
+#[test]
+fn mistakes_are_refused_before_anything_is_written() {
+    let folder = workshop();
+    let at = folder.path();
+    for (more, words) in [
+        (&["--num-generations", "1"][..], &["--num-generations: is 1", "give 2 or more"][..]),
+        (&["--reward-weights", "beauty=1"], &["--reward-weights", "beauty"]),
+        (&["--rollouts", "none.jsonl"], &["--rollouts", "brings rewards"]),
+        (&["--reward-timeout", "0"], &["--reward-timeout"]),
+    ] {
+        run_in(at, grpo("out", more)).refused(2, words);
+        assert!(!at.join("out").exists());
+    }
+}

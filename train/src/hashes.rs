@@ -1,0 +1,91 @@
+//! `OUT/hashes.bin`: for each step, 32 bits of the hash of every trained tensor, in the order of their names; little-endian, nothing else. What
+//! `metrics.jsonl` has as one fingerprint is here by tensor, so that the first that differs can be named.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use crate::{Result, TrainError};
+
+/// The file in OUT.
+pub const HASHES: &str = "hashes.bin";
+
+/// A file that is added to, step by step.
+#[derive(Debug)]
+pub struct Hashes {
+    path: PathBuf,
+    file: File,
+}
+
+impl Hashes {
+    /// Begins after `step`, with the records up to there of the run in `home`, which may be `out` itself. What that run lacks is zeros.
+    pub fn open(out: &Path, home: &Path, step: u64, tensors: usize) -> Result<Self> {
+        let path = out.join(HASHES);
+        let failed = |e| TrainError::write(&path, e);
+        let size = step * 4 * tensors as u64;
+        let mut kept = Vec::new();
+        match File::open(home.join(HASHES)) {
+            Ok(file) => drop(file.take(size).read_to_end(&mut kept).map_err(|e| TrainError::read(home, e))?),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(TrainError::read(home.join(HASHES), e)),
+        }
+        kept.resize(size as usize, 0);
+        let part = out.join(format!(".{HASHES}.part"));
+        std::fs::write(&part, &kept).and_then(|()| std::fs::rename(&part, &path)).map_err(failed)?;
+        Ok(Self { file: OpenOptions::new().append(true).open(&path).map_err(failed)?, path })
+    }
+
+    /// Adds the hashes of a step.
+    pub fn add(&mut self, hashes: &[u64]) -> Result<()> {
+        let bytes: Vec<u8> = hashes.iter().flat_map(|&h| short(h).to_le_bytes()).collect();
+        self.file.write_all(&bytes).map_err(|e| TrainError::write(&self.path, e))
+    }
+}
+
+/// The part of a hash that is recorded.
+pub fn short(hash: u64) -> u32 {
+    hash as u32
+}
+
+/// The record of a step, counted from 1; `None` where there is none.
+pub fn read(out: &Path, step: u64, tensors: usize) -> Result<Option<Vec<u32>>> {
+    let path = out.join(HASHES);
+    let mut file = match File::open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(TrainError::read(&path, e)),
+    };
+    let mut bytes = vec![0; 4 * tensors];
+    let found = file.seek(SeekFrom::Start((step - 1) * bytes.len() as u64)).and_then(|_| file.read_exact(&mut bytes));
+    match found {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(e) => return Err(TrainError::read(&path, e)),
+    }
+    let words: Vec<u32> = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+    // A run that did not record has zeros here.
+    Ok(words.iter().any(|&w| w != 0).then_some(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_found_again_and_cut_where_a_run_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Hashes::open(dir.path(), dir.path(), 0, 2).unwrap();
+        (1..=3).for_each(|n| log.add(&[n << 40 | n, n + 10]).unwrap());
+        assert_eq!(read(dir.path(), 2, 2).unwrap(), Some(vec![2, 12]));
+        assert_eq!(read(dir.path(), 4, 2).unwrap(), None);
+        let mut log = Hashes::open(dir.path(), dir.path(), 1, 2).unwrap();
+        log.add(&[7, 8]).unwrap();
+        assert_eq!(read(dir.path(), 1, 2).unwrap(), Some(vec![1, 11]));
+        assert_eq!(read(dir.path(), 2, 2).unwrap(), Some(vec![7, 8]));
+        assert_eq!(read(dir.path(), 3, 2).unwrap(), None);
+        let other = tempfile::tempdir().unwrap();
+        Hashes::open(other.path(), dir.path(), 3, 2).unwrap();
+        assert_eq!(read(other.path(), 2, 2).unwrap(), Some(vec![7, 8]));
+        assert_eq!(read(other.path(), 3, 2).unwrap(), None);
+    }
+}

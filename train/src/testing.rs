@@ -1,0 +1,113 @@
+//! What tests of whole runs share: golden cases, and folders compared with each other.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use reel_model::checkpoint::Checkpoint;
+use reel_model::weights::widen;
+use safetensors::SafeTensors;
+use serde_json::{Map, Value};
+
+use crate::metrics::StepMetrics;
+use crate::output;
+
+/// A folder of the project's golden training data.
+pub(crate) fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train").join(name)
+}
+
+/// The changes of weights from the folder `model` to the folder `out` are those of a case's `expected.safetensors`, within `limits` by name.
+pub(crate) fn assert_changes(
+    name: &str,
+    case: &Path,
+    prefix: &str,
+    limits: &Map<String, Value>,
+    model: &Path,
+    out: &Path,
+) {
+    let bytes = fs::read(case.join("expected.safetensors")).unwrap();
+    let stored = SafeTensors::deserialize(&bytes).unwrap();
+    let (before, after) = (Checkpoint::open(model).unwrap(), Checkpoint::open(out).unwrap());
+    assert!(limits.len() >= 12);
+    for (weight, limit) in limits {
+        let values = |files: &Checkpoint| {
+            let view = files.get(weight).unwrap();
+            widen(view.dtype, view.bytes).unwrap()
+        };
+        let (old, new, shape) = (values(&before), values(&after), before.get(weight).unwrap().shape.to_vec());
+        let row = shape[1..].iter().product::<usize>();
+        let rows = stored.tensor(&format!("{prefix}rows/{weight}")).unwrap();
+        let rows = rows.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as usize);
+        let delta = f32s(stored.tensor(&format!("{prefix}delta/{weight}")).unwrap().data());
+        let got: Vec<f64> =
+            rows.flat_map(|r| r * row..(r + 1) * row).map(|i| f64::from(new[i]) - f64::from(old[i])).collect();
+        assert_eq!(got.len(), delta.len(), "{weight}");
+        let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
+        let error = norm(&mut got.iter().zip(&delta).map(|(g, d)| g - f64::from(*d)))
+            / norm(&mut delta.iter().map(|&d| f64::from(d)));
+        assert!(error <= limit.as_f64().unwrap(), "{name}: change of {weight} off by {error:.2e}");
+    }
+}
+
+/// What was added to each weight between the folders `model` and `out`, all names in order.
+pub(crate) fn changes(model: &Path, out: &Path) -> Vec<f64> {
+    let (before, after) = (Checkpoint::open(model).unwrap(), Checkpoint::open(out).unwrap());
+    let config = reel_model::config::ModelConfig::open(model).unwrap();
+    let values = |files: &Checkpoint, name: &str| {
+        let view = files.get(name).unwrap();
+        widen(view.dtype, view.bytes).unwrap()
+    };
+    let change = |(name, _): (String, Vec<usize>)| {
+        let (old, new) = (values(&before, &name), values(&after, &name));
+        new.into_iter().zip(old).map(|(n, o)| f64::from(n) - f64::from(o)).collect::<Vec<_>>()
+    };
+    reel_model::checkpoint::expected_tensors(&config).into_iter().flat_map(change).collect()
+}
+
+fn f32s(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// The lines of metrics.jsonl.
+pub(crate) fn metrics(out: &Path) -> Vec<StepMetrics> {
+    let text = fs::read_to_string(out.join(output::METRICS)).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The same without what depends on time.
+pub(crate) fn timeless(out: &Path) -> Vec<StepMetrics> {
+    let timeless = |mut m: StepMetrics| {
+        m.more.retain(|name, _| !name.ends_with("_seconds"));
+        StepMetrics { tokens_per_second: 0.0, step_seconds: 0.0, ..m }
+    };
+    metrics(out).into_iter().map(timeless).collect()
+}
+
+/// Every file below a folder with its bytes, but for metrics (compared without times), events and options.
+pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(at) = folders.pop() {
+        for entry in fs::read_dir(at).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(folder).unwrap().display().to_string();
+            if path.is_dir() {
+                folders.push(path);
+            } else if ![output::METRICS, output::RUN].contains(&name.as_str()) && !name.starts_with("events.") {
+                found.push((name, fs::read(path).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Fails with the name of the first file that differs.
+pub(crate) fn assert_same_files(a: &Path, b: &Path) {
+    let (a, b) = (files(a), files(b));
+    let names = |f: &[(String, Vec<u8>)]| f.iter().map(|x| x.0.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&a), names(&b));
+    for (x, y) in a.iter().zip(&b) {
+        assert!(x.1 == y.1, "{} differs", x.0);
+    }
+}
