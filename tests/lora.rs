@@ -36,7 +36,12 @@ impl Place {
     fn sft(&self, out: &str, more: &[&str]) -> support::Run {
         let (data, out) = (golden("train/sft_all_tokens/data.jsonl").display().to_string(), self.path(out));
         let args = ["sft", "--model", &self.base, "--data", &data, "--out", &out, "--labels", "text", "--quiet"];
-        run([&args[..], &["--learning-rate", "1e-2", "--save-steps", "2", "--dtype", "f32"], more].concat())
+        run([
+            &args[..],
+            &["--learning-rate", "1e-2", "--save-steps", "2", "--dtype", "f32", "--lr-scheduler-type", "constant"],
+            more,
+        ]
+        .concat())
     }
 }
 
@@ -90,8 +95,14 @@ fn an_adapter_is_trained_used_and_merged() {
     }
     let hash = |out: &str| metrics(out).last().expect("a line")["hash"].clone();
     assert_eq!(hash(&whole), hash(&parts));
-    p.sft("parts", &["--lora-r", "8", "--max-steps", "6", "--resume-from-checkpoint", "last"])
-        .refused(2, &["--gradient-accumulation-steps"]);
+    let other = ["--lora-r", "8", "--gradient-accumulation-steps", "1", "--max-steps", "6"];
+    p.sft("parts", &[&other[..], &["--resume-from-checkpoint", "last"]].concat())
+        .refused(2, &["--lora-r: is 8, but was 4"]);
+
+    // One step again, from the base and from a checkpoint.
+    for step in ["1", "3"] {
+        assert_eq!(run(["replay", &whole, "--step", step, "--json"]).json()["same"], true, "step {step}");
+    }
 
     // By itself, beside its base, and merged: one model.
     let own = p.score(&["--model", &whole]);
