@@ -46,7 +46,7 @@ pub enum Command {
     /// Answer a question, about a film, a picture or neither
     Generate(generate::Generate),
     /// Train a model by what its own answers are worth
-    Grpo(grpo::Grpo),
+    Grpo(Box<grpo::Grpo>),
     /// Make a model folder with random weights
     Init(init::Init),
     /// List the kernels, show what one does and needs, check their machine code
