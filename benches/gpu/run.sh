@@ -8,6 +8,12 @@ export REEL_TEST_BIN=$PWD/reel REEL_TEST_GOLDEN=$PWD/golden
 models=${MODELS:-/tmp/reel-models} device=${DEVICE:-cuda}
 mkdir -p "$OUT" "$models" || exit 1
 
+# Programs that travel compressed.
+for program in instructions cuda_device; do
+    [ -e "$program" ] || [ ! -e "$program.gz" ] && continue
+    gzip -dc "$program.gz" >"$program.part" && chmod +x "$program.part" && mv "$program.part" "$program" || exit 1
+done
+
 help() {
     cat <<'TEXT'
 ./run.sh COMMAND        results go to $OUT (./results), each as soon as it is there
