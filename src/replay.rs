@@ -41,10 +41,9 @@ impl Replay {
         let (command, options) = replay::options_of(&self.out)?;
         let from = replay::find(&self.out, self.step)?;
         let replayed = match command.as_str() {
-            "sft" => self.redo::<SftOptions>(options, common, &from, |_, setup| {
-                sft::redo(setup, &self.out, self.step, &from.hash)
-            }),
-            _ => self.redo::<GrpoOptions>(options, common, &from, |_, setup| {
+            "sft" => self
+                .redo::<SftOptions>(options, common, &from, |setup| sft::redo(setup, &self.out, self.step, &from.hash)),
+            _ => self.redo::<GrpoOptions>(options, common, &from, |setup| {
                 grpo::redo(setup, &self.out, self.step, &from.hash)
             }),
         }?;
@@ -68,7 +67,7 @@ impl Replay {
         options: Value,
         common: &Common,
         from: &From,
-        redo: impl FnOnce(&Self, &Setup<O>) -> reel_train::Result<Replayed>,
+        redo: impl FnOnce(&Setup<O>) -> reel_train::Result<Replayed>,
     ) -> Result<Replayed> {
         let place = self.out.join("run.json");
         let mut resolved: Resolved<O> = serde_json::from_value(options).map_err(|e| {
@@ -90,7 +89,7 @@ impl Replay {
             trace: common.trace.clone(),
             ..resolved.common
         };
-        resolved.with_setup(|setup| Ok(redo(self, setup)?))
+        resolved.with_setup(|setup| Ok(redo(setup)?))
     }
 }
 

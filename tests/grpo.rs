@@ -133,6 +133,23 @@ fn any_step_can_be_done_again_and_a_difference_is_named() {
 }
 
 #[test]
+fn steps_that_left_groups_out_can_be_done_again_too() {
+    let folder = workshop();
+    let at = folder.path();
+    // Three groups a step; those of four of the seven rows make no difference, so that a second draw brings more than are needed.
+    let own = "while read -r line; do case $line in *'is 1'*|*'is 3'*|*'is 4'*|*'is 6'*) echo 1;; *) echo ${#line};; esac; done";
+    let more =
+        ["--max-steps", "3", "--dynamic-sampling", "--scale-rewards", "batch", "--gradient-accumulation-steps", "3"];
+    let more = [&more[..], &["--reward-command", own, "--save-steps", "0"]].concat();
+    run_in(at, grpo("out", &more)).ok();
+    let text = fs::read_to_string(at.join("out/rollouts/000001.jsonl")).expect("rollouts");
+    assert!(text.lines().count() > 3 && text.contains("\"used\":false"), "{text}");
+    for step in ["1", "2", "3"] {
+        assert!(run_in(at, ["replay", "out", "--step", step]).ok().contains("leaves the same bits"));
+    }
+}
+
+#[test]
 fn a_step_of_fine_tuning_can_be_done_again_too() {
     let folder = workshop();
     let at = folder.path();

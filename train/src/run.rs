@@ -245,6 +245,11 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         let config = reel_model::config::ModelConfig::open(setup.model)?;
         let recipe = Recipe::new(options, state.steps).seeded(setup.seed);
         let (mut trainer, files) = Trainer::go_on(setup.device, &config, setup.model, from, setup.dtype, recipe)?;
+        let batching = W::batching(options, rows.rows());
+        let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
+        let feed = Feed::new(rows.clone(), order, batching, &state.position, threads, window);
+        // Before anything is written: where it cannot begin, OUT stays as it was.
+        let work = W::begin(setup, rows.clone(), feed, &trainer, from)?;
         let (metrics, skipped) = match &start {
             Start::Fresh => output::fresh_logs(&options.out, setup.model, &found)?,
             Start::From(folder) => {
@@ -263,11 +268,8 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         if let Start::From(folder) = &start {
             progress.note(&format!("going on after step {} of {}, from {}", state.step, state.steps, folder.display()));
         }
-        let batching = W::batching(options, rows.rows());
-        let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
-        let feed = Feed::new(rows.clone(), order, batching, &state.position, threads, window);
         Ok(Self {
-            work: W::begin(setup, rows.clone(), feed, &trainer, from)?,
+            work,
             setup: *setup,
             rows,
             trainer,

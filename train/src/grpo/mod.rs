@@ -139,9 +139,10 @@ impl Grpo<'_> {
     /// The set that step `n` begins with; `None` at the end of the data.
     fn next_set(&mut self, n: u64, taken: &mut Taken) -> Result<Option<Set>> {
         if let Some(folder) = &self.options.recorded {
-            let mut set = Set::new(records::read(folder, n, self.options, &self.rows)?, self.options.scale_rewards);
-            set.groups.truncate(self.options.groups());
-            return Ok(Some(set));
+            let mut groups = records::read(folder, n, self.options, &self.rows)?;
+            // Before advantages are computed, as where they were drawn: those of the step may all count.
+            groups.truncate(self.options.groups());
+            return Ok(Some(Set::new(groups, self.options.scale_rewards)));
         }
         let (groups, more, shown) = match &mut self.rollout {
             Some(rollout) => match rollout.next(n, &mut self.feed, taken)? {

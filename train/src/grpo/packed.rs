@@ -35,7 +35,7 @@ struct Words {
 }
 
 impl Words {
-    /// The first `n` tokens of a prompt.
+    /// Some tokens of a prompt.
     fn of_prompt(tokens: &Tokens, range: std::ops::Range<usize>) -> Self {
         let positions = tokens.position_ids.each_ref().map(|axis| axis[range.clone()].to_vec());
         Self { ids: tokens.input_ids[range].to_vec(), positions }

@@ -35,10 +35,9 @@ pub(super) struct Records {
 }
 
 impl Records {
-    pub(super) fn open(out: &Path, steps: u64) -> Result<Self> {
-        let folder = out.join(ROLLOUTS);
-        fs::create_dir_all(folder.join(STRIPS)).map_err(|e| TrainError::write(&folder, e))?;
-        Ok(Self { folder, every: steps.div_ceil(MOST_STRIPS).max(1), step: 0, text: String::new() })
+    /// Of a run of `steps`. The folder is made with the first record: a run that cannot begin leaves nothing.
+    pub(super) fn new(out: &Path, steps: u64) -> Self {
+        Self { folder: out.join(ROLLOUTS), every: steps.div_ceil(MOST_STRIPS).max(1), step: 0, text: String::new() }
     }
 
     /// What a step's first prompt is about as one picture, in a file for `reel report`; only of some steps.
@@ -65,6 +64,7 @@ impl Records {
         used: impl Fn(&Scores) -> bool,
     ) -> Result<()> {
         if round == 0 {
+            fs::create_dir_all(self.folder.join(STRIPS)).map_err(|e| TrainError::write(&self.folder, e))?;
             (self.step, self.text) = (step, String::new());
         }
         for (drawn, scores) in drawn.iter().zip(scores) {

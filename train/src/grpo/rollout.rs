@@ -78,7 +78,7 @@ impl<'a> Rollout<'a> {
             engine: Engine::new(&trainer.model, &cx)?.stop_when(setup.stop),
             options: setup.options,
             judge: Judge::new(setup.options, &trainer.device, trainer.dtype)?,
-            records: Records::open(&setup.options.out, trainer.recipe.schedule.max_steps)?,
+            records: Records::new(&setup.options.out, trainer.recipe.schedule.max_steps),
             prompts,
             seed: setup.seed,
             stop: setup.stop,

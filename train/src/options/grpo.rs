@@ -227,6 +227,12 @@ impl Options for GrpoOptions {
             "brings rewards, so that --temporal, --siglip, --reward-command, --reward-url, --reward-weights and --dynamic-sampling have nothing to do".into(),
             "leave it or them out",
         )?;
+        check(
+            !self.temporal || self.parity.temporal_share().is_some(),
+            "--temporal",
+            "is a reward that --parity videorft does not have".into(),
+            "leave one of the two out",
+        )?;
         let (least, most) = (self.min_completion_length, self.max_completion_length);
         check(
             least <= most,
@@ -273,7 +279,8 @@ mod tests {
 
     #[test]
     fn senseless_values_are_refused_by_their_flag() {
-        let refused: [(&str, &[&str]); 10] = [
+        let refused: [(&str, &[&str]); 11] = [
+            ("--temporal", &["--temporal", "--parity", "videorft"]),
             ("--num-generations", &["--num-generations", "1"]),
             ("--per-device-train-batch-size", &["--per-device-train-batch-size", "9"]),
             ("--num-iterations", &["--num-iterations", "0"]),

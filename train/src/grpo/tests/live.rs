@@ -169,6 +169,7 @@ fn eight_completions_about_a_film_cost_one_encode_of_its_frames() {
     let e = super::live::case(dir.path(), "none", &film).with(|o| o.siglip = Some(dir.path().to_path_buf()));
     let e = e.run().unwrap_err().to_string();
     assert!(e.contains("config.json") && e.contains("; "), "{e}");
+    assert!(!dir.path().join("none").exists(), "a run that cannot begin leaves nothing");
 }
 
 #[test]
