@@ -3,6 +3,7 @@
 
 mod bench;
 mod ceilings;
+mod chart;
 mod cli;
 mod common;
 mod demo;

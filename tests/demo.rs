@@ -1,4 +1,4 @@
-//! `reel demo` with a few steps: everything but the learning, which takes a minute.
+//! `reel demo` with a few steps: everything but the learning, which takes minutes.
 
 mod support;
 
@@ -11,30 +11,82 @@ fn a_demo_makes_everything_and_can_be_made_again() {
     let dir = tempfile::tempdir().expect("a folder");
     let demo = |more: &[&str]| run_in(dir.path(), [&["demo", "--steps", "2"][..], more].concat());
     let said = demo(&["--json"]).json();
-    assert_eq!((&said["all"]["n"], &said["motion"]["n"], &said["colors"]["n"]), (&48.into(), &24.into(), &12.into()));
-    assert_eq!(said["all"]["right_before"], 0);
+    let seed = &said["seeds"][0];
+    let counted = |task: &str| (seed["right"][task]["n"].clone(), seed["right"][task]["before"].clone());
+    assert_eq!(counted("all"), (240.into(), 0.into()));
+    assert_eq!(counted("motion"), (120.into(), 0.into()));
+    assert_eq!(counted("motion, frames shuffled"), (360.into(), 0.into()));
     let out = dir.path().join("demo");
-    assert_eq!(entries(&out), ["clips", "held-out.jsonl", "model", "report.html", "train.jsonl", "tuned"]);
-    let films = entries(&out.join("clips"));
-    assert_eq!(films.len(), 288 + 48);
-    let rows = fs::read_to_string(out.join("train.jsonl")).expect("rows");
-    assert!(rows.lines().count() == 288 && rows.contains("<think>") && rows.contains("clips/train-000-motion.mp4"));
+    let made = [
+        "clips",
+        "grpo",
+        "grpo.toml",
+        "held-out.jsonl",
+        "model",
+        "report.html",
+        "rl.jsonl",
+        "sft",
+        "sft.jsonl",
+        "sft.toml",
+        "siglip",
+    ];
+    assert_eq!(entries(&out), made);
+    assert_eq!(entries(&out.join("clips")).len(), 288 + 576 + 240);
+    let rows = |name: &str| fs::read_to_string(out.join(name)).expect("rows");
+    let sft = rows("sft.jsonl");
+    assert!(sft.lines().count() == 288 && sft.contains("<think>") && sft.contains("clips/sft-000-motion.mp4"));
+    let rl = rows("rl.jsonl");
+    assert!(rl.lines().count() == 576 && !rl.contains("<think>") && rl.contains("\"problem_type\":\"numerical\""));
     let page = fs::read_to_string(out.join("report.html")).expect("the page");
     assert_eq!(page.matches("<article").count(), 48);
     assert!(page.contains("<polyline") && !page.contains("src=\"http") && page.ends_with("</html>\n"));
+
+    // The second stage drew answers to shuffled films too, and asked SigLIP, at weight 0.
+    let metrics = fs::read_to_string(out.join("grpo/metrics.jsonl")).expect("metrics");
+    let first: serde_json::Value = serde_json::from_str(metrics.lines().next().expect("a step")).expect("JSON");
+    assert!(first["rewards/temporal"].is_number() && first["rewards/semantic"].is_number(), "{first}");
+    let options = fs::read_to_string(out.join("grpo/run.json")).expect("options");
+    assert!(options.contains("semantic=0"), "{options}");
+
+    // By hand, from the page: the stages again, which give the same weights to the bit.
+    let weights = || fs::read(out.join("grpo/model.safetensors")).expect("weights");
+    let before = weights();
+    for (stage, from, data) in [("sft", "model", "sft"), ("grpo", "sft", "rl")] {
+        let args = format!(
+            "{stage} --config demo/{stage}.toml --model demo/{from} --data demo/{data}.jsonl --media-root demo --out demo/{stage} \
+             --seed 0 --overwrite --max-steps 2 --quiet"
+        );
+        let siglip = if stage == "grpo" { " --siglip demo/siglip" } else { "" };
+        run_in(dir.path(), (args + siglip).split(' ').collect::<Vec<_>>()).ok();
+    }
+    assert!(before == weights(), "by hand the weights are others");
     // The page's last command answers a question about a film.
     let film = out.join("clips").join("held-out-001-colors.mp4").display().to_string();
-    let ask = ["generate", "--model", "demo/tuned", "--video", &film, "--nframes", "8", "--min-pixels", "3136"];
+    let ask = ["generate", "--model", "demo/grpo", "--video", &film, "--nframes", "8", "--min-pixels", "3136"];
     let more = ["--max-pixels", "3136", "--prompt", "Which colors?", "--max-new-tokens", "4", "--json"];
     assert_eq!(run_in(dir.path(), [&ask[..], &more].concat()).json()["token_ids"].as_array().map(Vec::len), Some(4));
 
-    // Said to a reader, the table and an answer; the earlier demo is replaced.
+    // Said to a reader, a table; the earlier demo is replaced.
     let again = demo(&["--quiet"]);
-    assert!(again.ok().contains("of 24 after") && again.stdout.contains("demo/report.html"), "{}", again.stdout);
+    assert!(again.ok().contains("after T-GRPO") && again.stdout.contains("demo/report.html"), "{}", again.stdout);
     assert!(again.stderr.is_empty(), "{}", again.stderr);
 
     fs::create_dir(dir.path().join("mine")).expect("made");
     fs::write(dir.path().join("mine/thesis.txt"), "years of work").expect("written");
     demo(&["--out", "mine"]).refused(1, &["mine", "--out"]);
     assert_eq!(entries(&dir.path().join("mine")), ["thesis.txt"]);
+}
+
+#[test]
+fn seeds_have_folders_of_their_own() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let said = run_in(dir.path(), ["demo", "--steps", "1", "--seeds", "2", "--seed", "5", "--json"]).json();
+    assert_eq!((&said["seeds"][0]["seed"], &said["seeds"][1]["seed"]), (&5.into(), &6.into()));
+    assert_eq!(entries(&dir.path().join("demo")), ["report.html", "seed-5", "seed-6"]);
+    let page = fs::read_to_string(dir.path().join("demo/report.html")).expect("the page");
+    assert!(page.contains("seed-5/report.html") && page.contains("seed-6/report.html"));
+    let weights =
+        |seed: &str| fs::read(dir.path().join("demo").join(seed).join("grpo/model.safetensors")).expect("weights");
+    assert!(weights("seed-5") != weights("seed-6"));
+    run_in(dir.path(), ["demo", "--seeds", "0"]).refused(2, &["--seeds"]);
 }

@@ -20,7 +20,7 @@ const COLORS: [(&str, [f32; 3]); 4] = [
 const NUMBERS: [&str; 4] = ["one", "two", "three", "four"];
 
 /// What a film is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Task {
     /// A shape moves left, right, up or down.
     Motion,
@@ -48,6 +48,14 @@ impl Task {
         match self {
             Self::Motion | Self::Count => 4,
             Self::Colors => 12,
+        }
+    }
+
+    /// By which rule answers are judged.
+    pub fn problem_type(self) -> &'static str {
+        match self {
+            Self::Motion | Self::Colors => "multiple choice",
+            Self::Count => "numerical",
         }
     }
 
@@ -79,7 +87,12 @@ pub struct Clip {
 impl Clip {
     /// What the model is to say.
     pub fn completion(&self) -> String {
-        format!("<think>{}</think><answer>{}</answer>", self.think, self.answer)
+        format!("<think>{}</think>{}", self.think, self.solution())
+    }
+
+    /// The answer as rewards read it.
+    pub fn solution(&self) -> String {
+        format!("<answer>{}</answer>", self.answer)
     }
 }
 
@@ -92,9 +105,50 @@ pub fn answer_of(text: &str) -> &str {
 /// The tasks in turn: what moves is the hardest to see, and comes twice as often.
 const TURNS: [Task; 4] = [Task::Motion, Task::Colors, Task::Motion, Task::Count];
 
-/// `count` films, the tasks in turn and the answers of each in turn; what is not asked about is drawn at random. `split`
-/// names the set and keeps its draws apart from those of other sets.
-pub fn make(split: &str, count: usize, seed: u64) -> Vec<Clip> {
+/// A set of films.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// For the first stage, with words to imitate.
+    Sft,
+    /// For the second, with answers alone.
+    Rl,
+    /// Never learned from.
+    HeldOut,
+}
+
+impl Set {
+    /// All sets.
+    pub const ALL: [Self; 3] = [Self::Sft, Self::Rl, Self::HeldOut];
+
+    /// Its name in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sft => "sft",
+            Self::Rl => "rl",
+            Self::HeldOut => "held-out",
+        }
+    }
+
+    /// Films in it.
+    pub fn count(self) -> usize {
+        match self {
+            Self::Sft => 288,
+            Self::Rl => 576,
+            Self::HeldOut => 240,
+        }
+    }
+
+    /// Of every so many films of a motion, all but one show it in the direction's own colour. A model that learns from such films finds that
+    /// a single frame mostly gives the answer away; those of the second stage have no such hint.
+    fn hint(self) -> Option<usize> {
+        (self != Self::Rl).then_some(2)
+    }
+}
+
+/// The films of a set, the tasks in turn and the answers of each in turn; what is not asked about is drawn at random.
+pub fn make(set: Set, seed: u64) -> Vec<Clip> {
+    let (split, count) = (set.name(), set.count());
+    // Keeps the draws of sets apart.
     let stream = split.bytes().fold(0, |h: u64, b| h.wrapping_mul(257).wrapping_add(u64::from(b)));
     (0..count)
         .map(|i| {
@@ -103,7 +157,9 @@ pub fn make(split: &str, count: usize, seed: u64) -> Vec<Clip> {
             let earlier = (0..i).filter(|j| TURNS[j % TURNS.len()] == task).count();
             let which = earlier % task.answers();
             let (scenes, think, answer) = match task {
-                Task::Motion => motion(which, &mut draw),
+                Task::Motion => {
+                    motion(which, set.hint().map(|n| !(earlier / task.answers()).is_multiple_of(n)), &mut draw)
+                }
                 Task::Colors => colors(which, &mut draw),
                 Task::Count => objects(which, &mut draw),
             };
@@ -153,11 +209,17 @@ struct Shape {
 
 type Film = (Vec<Vec<Shape>>, String, String);
 
-fn motion(which: usize, draw: &mut Draw) -> Film {
+/// `hinted`: whether its colour is the direction's own; drawn if `None`.
+fn motion(which: usize, hinted: Option<bool>, draw: &mut Draw) -> Film {
     let (answer, from, to) =
         [("left", "right", "left"), ("right", "left", "right"), ("up", "bottom", "top"), ("down", "top", "bottom")]
             [which];
-    let (kind, color, across) = (draw.kind(), COLORS[draw.below(4)].1, draw.between(88.0, 136.0));
+    let color = match hinted {
+        Some(true) => which,
+        Some(false) => (which + 1 + draw.below(3)) % 4,
+        None => draw.below(4),
+    };
+    let (kind, color, across) = (draw.kind(), COLORS[color].1, draw.between(88.0, 136.0));
     let (near, far) = (draw.between(40.0, 56.0), draw.between(168.0, 184.0));
     let scenes = (0..FRAMES).map(|t| {
         let step = t as f32 / (FRAMES - 1) as f32;
@@ -254,7 +316,7 @@ mod tests {
 
     #[test]
     fn answers_are_true_of_the_pixels() {
-        for clip in make("train", 48, 7) {
+        for clip in Set::ALL.iter().flat_map(|set| make(*set, 7).into_iter().take(48)) {
             let frames: Vec<&[u8]> = clip.frames.chunks_exact(SIDE * SIDE * 3).collect();
             assert_eq!(frames.len(), FRAMES);
             let (first, last) = (middle(frames[0]), middle(frames[FRAMES - 1]));
@@ -285,22 +347,39 @@ mod tests {
 
     #[test]
     fn sets_are_balanced_apart_and_reproducible() {
-        let (train, held_out) = (make("train", 96, 0), make("held-out", 48, 0));
-        let mut counts = BTreeMap::new();
-        for c in &held_out {
-            *counts.entry((c.task.name(), c.answer.clone())).or_insert(0) += 1;
+        let sets = Set::ALL.map(|set| make(set, 0));
+        for clips in &sets {
+            let mut counts = BTreeMap::new();
+            for c in clips {
+                *counts.entry((c.task, c.answer.clone())).or_insert(0) += 1;
+            }
+            for ((task, _), n) in counts {
+                let of = TURNS.iter().filter(|t| **t == task).count() * clips.len() / TURNS.len();
+                assert_eq!(n, of / task.answers(), "{task:?}");
+            }
         }
-        let share = |task: &str| match task {
-            "motion" => 6,
-            "colors" => 1,
-            _ => 3,
-        };
-        assert!(counts.iter().all(|((task, _), n)| *n == share(task)), "{counts:?}");
-        let seen: HashSet<&[u8]> = train.iter().map(|c| &c.frames[..]).collect();
-        assert_eq!(seen.len(), train.len());
-        assert!(held_out.iter().all(|c| !seen.contains(&c.frames[..])));
-        assert_eq!(make("train", 96, 0)[17].frames, train[17].frames);
-        assert_ne!(make("train", 96, 1)[17].frames, train[17].frames);
+        let seen: HashSet<&[u8]> = sets.iter().flatten().map(|c| &c.frames[..]).collect();
+        assert_eq!(seen.len(), sets.iter().map(Vec::len).sum::<usize>());
+        assert_eq!(make(Set::Rl, 0)[17].frames, sets[1][17].frames);
+        assert_ne!(make(Set::Rl, 1)[17].frames, sets[1][17].frames);
+    }
+
+    /// Half of the motions that are imitated and examined have their direction's colour, of those that are rewarded a quarter.
+    #[test]
+    fn colours_hint_at_motions_where_they_should() {
+        for set in Set::ALL {
+            let motions: Vec<Clip> = make(set, 5).into_iter().filter(|c| c.task == Task::Motion).collect();
+            let hinted = motions.iter().filter(|c| {
+                let direction = ["left", "right", "up", "down"].iter().position(|d| *d == c.answer);
+                let frame = &c.frames[..SIDE * SIDE * 3];
+                direction == COLORS.iter().position(|(name, _)| *name == name_at(frame, middle(frame)))
+            });
+            let (hinted, all) = (hinted.count(), motions.len());
+            match set {
+                Set::Rl => assert!((all / 6..all / 3).contains(&hinted), "{hinted} of {all}"),
+                _ => assert_eq!(2 * hinted, all),
+            }
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The demo's page: one HTML file with everything in it.
+//! The demo's pages: one HTML file a course with everything in it, and an overview of several.
 
 use std::fmt::Write;
 use std::io::Cursor;
@@ -7,141 +7,189 @@ use anyhow::Result;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+use serde_json::Value;
 
-use super::chart;
-use super::clips::{Clip, FRAMES, SIDE, Task, answer_of};
+use super::clips::{FRAMES, SIDE, Task, answer_of};
+use super::course::{Outcome, STAGES};
+use super::exam::{Tally, standard_errors};
+use super::seconds;
+use crate::chart::Chart;
+use crate::html::escape;
 
 const STYLE: &str = include_str!("report.css");
+/// Films whose answers the page shows.
+const SHOWN: usize = 48;
 
-/// What a step of training said.
-#[derive(Clone, Copy, Debug)]
-pub struct Step {
-    /// Its loss.
-    pub loss: f64,
-    /// Tokens that it learned from a second.
-    pub tokens_per_second: f64,
+/// A row of the table of results: a name, right answers before, between and after, and the share that guessing reaches.
+pub struct Row {
+    pub name: &'static str,
+    pub tallies: [Tally; 3],
+    guess: Option<f64>,
 }
 
-/// Right answers to the questions of one task.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Right ones.
-    pub right: usize,
-    /// All.
-    pub of: usize,
+/// The results of a course by task, then films of motions with their frames shuffled, then all together.
+pub fn rows(o: &Outcome) -> Vec<Row> {
+    let guess = |task: Task| 1.0 / task.answers() as f64;
+    let row = |name, task: Option<Task>| Row {
+        name,
+        tallies: o.said.each_ref().map(|s| s.tally(&o.clips, task)),
+        guess: task.map(guess),
+    };
+    let mut rows: Vec<Row> = Task::ALL.iter().map(|task| row(task.name(), Some(*task))).collect();
+    let shuffled = o.said.each_ref().map(|s| s.shuffled_tally(&o.clips));
+    rows.insert(1, Row { name: "motion, frames shuffled", tallies: shuffled, guess: Some(guess(Task::Motion)) });
+    rows.push(row("all", None));
+    rows
 }
 
-/// What the page shows.
-#[derive(Debug)]
-pub struct Report<'a> {
-    /// Clips that the model was not trained on.
-    pub clips: &'a [Clip],
-    /// What the model said of each before training.
-    pub before: &'a [String],
-    /// What it says now.
-    pub after: &'a [String],
-    /// The training.
-    pub steps: &'a [Step],
-    /// Figures under the title, as (name, value).
-    pub figures: Vec<(&'static str, String)>,
-    /// Commands that do by hand what the demo did.
-    pub commands: Vec<String>,
-    /// Where and with what this was made.
-    pub machine: String,
-}
-
-/// Right answers of one task, or of all.
-pub fn tally(clips: &[Clip], said: &[String], task: Option<Task>) -> Tally {
-    let asked = clips.iter().zip(said).filter(|(c, _)| task.is_none_or(|t| t == c.task));
-    asked.fold(Tally::default(), |t, (c, text)| Tally {
-        right: t.right + usize::from(answer_of(text) == c.answer),
-        of: t.of + 1,
-    })
-}
-
-impl Report<'_> {
-    /// The page.
-    pub fn html(&self) -> Result<String> {
-        let mut page = format!(
-            "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
-             content=\"width=device-width,initial-scale=1\"><title>reel demo</title><style>{STYLE}</style></head><body><main>"
-        );
-        page += "<header><h1>reel demo</h1><p>A tiny Qwen2.5-VL with random weights learned to answer questions about films, \
-                 with a chain of thought, on this machine.</p></header>";
-        self.figures(&mut page);
-        self.accuracy(&mut page);
-        let losses: Vec<f64> = self.steps.iter().map(|s| s.loss).collect();
-        let chart = chart::log_line(&losses, "loss of each training step");
+/// The page of one course.
+pub fn page(o: &Outcome, machine: &str) -> Result<String> {
+    let mut page = begin(
+        "A tiny Qwen2.5-VL with random weights learned to answer questions about films with a chain of thought, first from examples, then \
+         from rewards, on this machine.",
+    );
+    figures(&mut page, o);
+    results(&mut page, o);
+    for ((stage, took), steps) in STAGES.iter().zip(&o.took).zip(&o.steps) {
         let _ = write!(
             page,
-            "<section><h2>Loss</h2><p class=\"note\">Each step and the running mean, logarithmic.</p>{chart}</section>"
+            "<section><h2>{}</h2><p class=\"note\">{} {} steps in {}.</p>",
+            stage.title,
+            stage.about,
+            steps.len(),
+            seconds(*took)
         );
-        self.gallery(&mut page)?;
-        let commands = self.commands.iter().map(|c| escape(c)).collect::<Vec<_>>().join("\n");
-        let _ = write!(page, "<section><h2>By hand</h2><pre>{commands}</pre></section>");
-        let _ = writeln!(page, "<footer>{}</footer></main></body></html>", escape(&self.machine));
-        Ok(page)
-    }
-
-    fn figures(&self, page: &mut String) {
-        *page += "<dl class=\"figures\">";
-        for (name, value) in &self.figures {
-            let _ = write!(page, "<div><dt>{}</dt><dd>{}</dd></div>", escape(name), escape(value));
+        for (name, caption, log) in stage.curves {
+            let points: Vec<(u64, f64)> =
+                (1..).zip(steps).filter_map(|(n, line): (u64, &Value)| Some((n, line.get(*name)?.as_f64()?))).collect();
+            let chart = Chart { width: 760.0, height: 200.0, log: *log }.svg(&points, name);
+            let _ = write!(page, "<figure><figcaption>{}</figcaption>{chart}</figure>", escape(caption));
         }
-        *page += "</dl>";
+        page += "</section>";
     }
+    gallery(&mut page, o)?;
+    let commands = o.commands.iter().map(|c| escape(c)).collect::<Vec<_>>().join("\n");
+    let _ = write!(page, "<section><h2>By hand</h2><pre>{commands}</pre></section>");
+    Ok(page + &end(&format!("{machine}, seed {}", o.seed)))
+}
 
-    fn accuracy(&self, page: &mut String) {
-        *page += "<section><h2>Held-out clips answered correctly</h2><table><thead><tr><th>Task</th><th>Before</th><th>After</th>\
-                  <th class=\"bar\"></th><th>Guessing</th></tr></thead><tbody>";
-        for task in Task::ALL.map(Some).into_iter().chain([None]) {
-            let (before, after) = (tally(self.clips, self.before, task), tally(self.clips, self.after, task));
-            let share = 100.0 * after.right as f64 / after.of.max(1) as f64;
-            let guess = task.map_or(String::new(), |t| format!("{:.0} %", 100.0 / t.answers() as f64));
-            let mark =
-                task.map_or(String::new(), |t| format!("<i style=\"left:{:.1}%\"></i>", 100.0 / t.answers() as f64));
+/// The page of several courses, each with its own in `seed-N/`.
+pub fn overview(outcomes: &[Outcome], machine: &str) -> String {
+    let mut page = begin("The same recipe with other random weights, films and draws each time.");
+    page += "<section><table><thead><tr><th>Seed</th><th>Held-out clips</th><th>Before</th><th>After SFT</th><th>After T-GRPO</th>\
+             <th>SFT, in standard errors</th><th>T-GRPO</th></tr></thead><tbody>";
+    for o in outcomes {
+        for row in rows(o) {
+            let [a, b, c] = row.tallies;
             let _ = write!(
                 page,
-                "<tr{}><td>{}</td><td>{} of {}</td><td>{} of {}</td><td class=\"bar\"><div><b style=\"width:{share:.1}%\"></b>{mark}</div></td>\
-                 <td>{guess}</td></tr>",
-                if task.is_none() { " class=\"sum\"" } else { "" },
-                task.map_or("all", Task::name),
-                before.right,
-                before.of,
-                after.right,
-                after.of,
+                "<tr{}><td><a href=\"seed-{seed}/report.html\">{seed}</a></td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:+.1}</td><td>{:+.1}</td></tr>",
+                if row.name == "all" { " class=\"sum\"" } else { "" },
+                row.name,
+                share(a),
+                share(b),
+                share(c),
+                standard_errors(a, b),
+                standard_errors(b, c),
+                seed = o.seed,
             );
         }
-        *page += "</tbody></table></section>";
     }
+    page + "</tbody></table></section>" + &end(machine)
+}
 
-    fn gallery(&self, page: &mut String) -> Result<()> {
-        *page += "<section><h2>Questions and answers</h2><p class=\"note\">Clips that were not trained on, as the model sees them \
-                  in time.</p>";
-        for ((clip, before), after) in self.clips.iter().zip(self.before).zip(self.after) {
-            let right = answer_of(after) == clip.answer;
-            let (class, verdict) = if right { ("right", "correct") } else { ("wrong", "wrong") };
-            let _ = write!(page, "<article class=\"{class}\"><div class=\"strip\">");
-            for frame in clip.frames.chunks_exact(SIDE * SIDE * 3).take(FRAMES) {
-                let _ = write!(
-                    page,
-                    "<img alt=\"\" src=\"data:image/png;base64,{}\">",
-                    STANDARD.encode(png(&halve(frame))?)
-                );
-            }
-            let _ = write!(
-                page,
-                "</div><h3>{}</h3><dl><dt>now</dt><dd>{} <span>{verdict}</span></dd><dt>truth</dt><dd>{}</dd><dt>before</dt>\
-                 <dd class=\"dim\">{}</dd></dl></article>",
-                clip.task.question(),
-                escape(after),
-                escape(&clip.completion()),
-                escape(&shorten(before)),
-            );
-        }
-        *page += "</section>";
-        Ok(())
+fn begin(about: &str) -> String {
+    format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
+         content=\"width=device-width,initial-scale=1\"><title>reel demo</title><style>{STYLE}</style></head><body><main>\
+         <header><h1>reel demo</h1><p>{about}</p></header>"
+    )
+}
+
+fn end(machine: &str) -> String {
+    format!("<footer>{}</footer></main></body></html>\n", escape(machine))
+}
+
+fn share(t: Tally) -> String {
+    format!("{:.1} %", 100.0 * t.share())
+}
+
+fn figures(page: &mut String, o: &Outcome) {
+    let all = o.said.each_ref().map(|s| s.tally(&o.clips, None));
+    let figures = [
+        ("correct before", share(all[0])),
+        ("after SFT", share(all[1])),
+        ("after T-GRPO", share(all[2])),
+        ("held-out clips", all[2].of.to_string()),
+        ("parameters", format!("{:.2} M", o.parameters as f64 / 1e6)),
+        ("SFT", seconds(o.took[0])),
+        ("T-GRPO", seconds(o.took[1])),
+        ("all", seconds(o.all)),
+    ];
+    *page += "<dl class=\"figures\">";
+    for (name, value) in figures {
+        let _ = write!(page, "<div><dt>{name}</dt><dd>{}</dd></div>", escape(&value));
     }
+    *page += "</dl>";
+}
+
+fn results(page: &mut String, o: &Outcome) {
+    *page += "<section><h2>Held-out clips answered correctly</h2><table><thead><tr><th>Task</th><th>Before</th><th>After SFT</th>\
+              <th>After T-GRPO</th><th class=\"bar\"></th></tr></thead><tbody>";
+    for row in rows(o) {
+        let [a, b, c] = row.tallies;
+        let mark =
+            row.guess.map_or(String::new(), |g| format!("<i style=\"left:{:.1}%\" title=\"guessing\"></i>", 100.0 * g));
+        let _ = write!(
+            page,
+            "<tr{}><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"bar\"><div><b style=\"width:{:.1}%\"></b>\
+             <u style=\"width:{:.1}%\"></u>{mark}</div></td></tr>",
+            if row.name == "all" { " class=\"sum\"" } else { "" },
+            row.name,
+            share(a),
+            share(b),
+            share(c),
+            100.0 * c.share(),
+            100.0 * b.share(),
+        );
+    }
+    let _ = write!(
+        page,
+        "</tbody></table><p class=\"note\">Bars: after T-GRPO, and as a line beneath after SFT; marks: guessing. From SFT to T-GRPO all clips \
+         gained {:.1} standard errors of the difference. In half of the clips that show a motion, in what SFT learns from and in these, the shape \
+         has its direction's own colour: a hint that one frame gives away. The films of T-GRPO have no such hint; what can be told without the \
+         order of frames should lose by it.</p></section>",
+        standard_errors(o.said[1].tally(&o.clips, None), o.said[2].tally(&o.clips, None)),
+    );
+}
+
+fn gallery(page: &mut String, o: &Outcome) -> Result<()> {
+    let _ = write!(
+        page,
+        "<section><h2>Questions and answers</h2><p class=\"note\">The first {SHOWN} held-out clips, as the model sees them in time.</p>"
+    );
+    let [before, sft, grpo] = &o.said;
+    let said = before.ordered.iter().zip(&sft.ordered).zip(&grpo.ordered);
+    for (clip, ((before, sft), grpo)) in o.clips.iter().zip(said).take(SHOWN) {
+        let (class, verdict) = if answer_of(grpo) == clip.answer { ("right", "correct") } else { ("wrong", "wrong") };
+        let _ = write!(page, "<article class=\"{class}\"><div class=\"strip\">");
+        for frame in clip.frames.chunks_exact(SIDE * SIDE * 3).take(FRAMES) {
+            let _ =
+                write!(page, "<img alt=\"\" src=\"data:image/png;base64,{}\">", STANDARD.encode(png(&quarter(frame))?));
+        }
+        let _ = write!(
+            page,
+            "</div><h3>{}</h3><dl><dt>now</dt><dd>{} <span>{verdict}</span></dd><dt>truth</dt><dd>{}</dd><dt>SFT</dt><dd class=\"dim\">{}</dd>\
+             <dt>before</dt><dd class=\"dim\">{}</dd></dl></article>",
+            clip.task.question(),
+            escape(grpo),
+            escape(&clip.completion()),
+            escape(sft),
+            escape(&shorten(before)),
+        );
+    }
+    *page += "</section>";
+    Ok(())
 }
 
 /// The first part of a text that may be very long.
@@ -153,17 +201,16 @@ fn shorten(text: &str) -> String {
     short
 }
 
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
-}
+/// How much smaller frames are shown.
+const SMALLER: usize = 2;
 
-/// Half as high and wide, u8 [SIDE/2, SIDE/2, 3].
-fn halve(frame: &[u8]) -> Vec<u8> {
+/// Half as high and wide, u8 [SIDE/2, SIDE/2, 3]: means of four pixels.
+fn quarter(frame: &[u8]) -> Vec<u8> {
+    let side = SIDE / SMALLER;
     let at = |y: usize, x: usize, c: usize| u32::from(frame[(y * SIDE + x) * 3 + c]);
-    let pixel = |i: usize| (2 * (i / (SIDE / 2)), 2 * (i % (SIDE / 2)));
-    (0..(SIDE / 2) * (SIDE / 2))
+    (0..side * side)
         .flat_map(|i| {
-            let (y, x) = pixel(i);
+            let (y, x) = (SMALLER * (i / side), SMALLER * (i % side));
             [0, 1, 2].map(|c| ((at(y, x, c) + at(y, x + 1, c) + at(y + 1, x, c) + at(y + 1, x + 1, c) + 2) / 4) as u8)
         })
         .collect()
@@ -171,37 +218,60 @@ fn halve(frame: &[u8]) -> Vec<u8> {
 
 fn png(pixels: &[u8]) -> Result<Vec<u8>> {
     let mut bytes = Cursor::new(Vec::new());
-    let side = (SIDE / 2) as u32;
+    let side = (SIDE / SMALLER) as u32;
     PngEncoder::new(&mut bytes).write_image(pixels, side, side, ExtendedColorType::Rgb8)?;
     Ok(bytes.into_inner())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::clips;
+    use super::super::clips::{self, Clip, Set};
+    use super::super::exam::Said;
     use super::*;
+    use serde_json::json;
+    use std::time::Duration;
+
+    fn outcome(seed: u64) -> Outcome {
+        let clips = clips::make(Set::HeldOut, 3)[..6].to_vec();
+        let noise = Said { ordered: vec!["<b>noise & more".to_string(); 6], shuffled: vec![String::new(); 9] };
+        let mut right = Said { ordered: clips.iter().map(Clip::completion).collect(), shuffled: vec!["no".into(); 9] };
+        right.shuffled[3] = clips[0].completion();
+        let mut half = right.clone();
+        half.ordered[1] = "<answer>wrong</answer>".to_string();
+        Outcome {
+            seed,
+            clips,
+            said: [noise, half, right],
+            steps: [
+                vec![json!({"loss": 3.0}), json!({"loss": 0.5})],
+                vec![json!({"reward": 1.0}), json!({"reward": 2.0})],
+            ],
+            took: [Duration::from_secs(1); 2],
+            all: Duration::from_secs(3),
+            parameters: 1000,
+            commands: vec!["reel sft --max-steps 2".to_string()],
+        }
+    }
 
     #[test]
     fn the_page_stands_alone_and_counts_right() -> Result<()> {
-        let clips = clips::make("held-out", 6, 3);
-        let before = vec!["<b>noise & more".to_string(); 6];
-        let mut after: Vec<String> = clips.iter().map(Clip::completion).collect();
-        after[1] = "<answer>wrong</answer>".to_string();
-        assert_eq!(tally(&clips, &after, None), Tally { right: 5, of: 6 });
-        assert_eq!(tally(&clips, &after, Some(Task::Colors)), Tally { right: 1, of: 2 });
-        let report = Report {
-            clips: &clips,
-            before: &before,
-            after: &after,
-            steps: &[Step { loss: 3.0, tokens_per_second: 1.0 }, Step { loss: 0.5, tokens_per_second: 1.0 }],
-            figures: vec![("steps", "2".to_string())],
-            commands: vec!["reel sft --max-steps 2".to_string()],
-            machine: "a < b".to_string(),
-        };
-        let page = report.html()?;
-        assert!(page.contains("5 of 6") && page.contains("<polyline") && page.contains("a &lt; b"));
+        let o = outcome(1);
+        let tallies: Vec<(&str, usize, usize)> =
+            rows(&o).iter().map(|r| (r.name, r.tallies[1].right, r.tallies[1].of)).collect();
+        let want =
+            [("motion", 3, 3), ("motion, frames shuffled", 1, 9), ("colors", 1, 2), ("count", 1, 1), ("all", 5, 6)];
+        assert_eq!(tallies, want);
+        let page = page(&o, "a < b")?;
+        assert!(page.contains("83.3 %") && page.contains("<polyline") && page.contains("a &lt; b, seed 1"));
         assert!(!page.contains("http") && !page.contains("<b>noise"));
         assert_eq!(page.matches("<img").count(), 6 * FRAMES);
         Ok(())
+    }
+
+    #[test]
+    fn the_overview_leads_to_each_seed() {
+        let page = overview(&[outcome(7), outcome(8)], "here");
+        assert!(page.contains("seed-7/report.html") && page.contains("seed-8/report.html"));
+        assert!(page.contains("100.0 %") && page.ends_with("</html>\n"));
     }
 }

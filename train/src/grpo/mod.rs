@@ -31,6 +31,7 @@ pub use group::{Completion, Group, Set};
 pub use prompts::{Prompt, Prompts};
 pub use records::{ROLLOUTS, STRIPS};
 use rollout::Rollout;
+pub use rollout::shuffled;
 use serde_json::Map;
 
 use crate::Result;

@@ -247,7 +247,7 @@ fn means(all: &[Scores]) -> Map<String, Value> {
 }
 
 /// The same prompt with the frames of its films in an order that `seed` gives.
-pub(super) fn shuffled(tokens: &Tokens, seed: u64) -> Tokens {
+pub fn shuffled(tokens: &Tokens, seed: u64) -> Tokens {
     let mut tokens = tokens.clone();
     for (film, frames) in (0u32..).zip(&mut tokens.frames.films) {
         let order = permutation(frames.frames, seed, film);
