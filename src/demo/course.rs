@@ -22,7 +22,7 @@ use crate::common::Common;
 use crate::fail::failed;
 use crate::media::{MediaFlags, WorkerFlags};
 use crate::training::Resolved;
-use crate::{model, output, trace};
+use crate::{model, output, report, trace};
 
 /// A stage of the recipe.
 pub struct Stage {
@@ -75,6 +75,9 @@ const PARTS: [&str; 11] = [
     "grpo",
     "report.html",
 ];
+
+/// The page of what the second stage drew over time.
+pub const DRAWN: &str = "grpo/report.html";
 
 /// A folder to follow the recipe in.
 pub struct Course<'a> {
@@ -132,6 +135,7 @@ impl Course<'_> {
         let between = take("sft", "after sft")?;
         let grpo_took = self.stage(&grpo_run, grpo::run)?;
         let after = take("grpo", "after grpo")?;
+        output::file(&self.path(DRAWN), report::page(&self.path("grpo"))?.as_bytes())?;
         Ok(Outcome {
             seed: self.seed,
             said: [before, between, after],
@@ -256,9 +260,10 @@ impl Course<'_> {
         };
         vec![
             format!("reel init --preset tiny --seed {seed} --out {out}/model"),
+            format!("reel init --preset siglip-tiny --seed {seed} --out {out}/siglip"),
             run("sft", "model", "sft", ""),
             run("grpo", "sft", "rl", &format!(" --siglip {out}/siglip")),
-            format!("reel report {out}/grpo"),
+            format!("reel report {out}/grpo --out {out}/{DRAWN}"),
             format!(
                 "reel generate --model {out}/grpo --video {}/{} --nframes 8 --min-pixels 3136 --max-pixels 3136 \\\n    --prompt \"{}\"",
                 self.path("clips").display(),

@@ -10,7 +10,7 @@ use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use serde_json::Value;
 
 use super::clips::{FRAMES, SIDE, Task, answer_of};
-use super::course::{Outcome, STAGES};
+use super::course::{DRAWN, Outcome, STAGES};
 use super::exam::{Tally, standard_errors};
 use super::seconds;
 use crate::chart::Chart;
@@ -67,6 +67,10 @@ pub fn page(o: &Outcome, machine: &str) -> Result<String> {
         }
         page += "</section>";
     }
+    let _ = write!(
+        page,
+        "<p class=\"note\"><a href=\"{DRAWN}\">What T-GRPO drew over time</a>, with frames and scores.</p>"
+    );
     gallery(&mut page, o)?;
     let commands = o.commands.iter().map(|c| escape(c)).collect::<Vec<_>>().join("\n");
     let _ = write!(page, "<section><h2>By hand</h2><pre>{commands}</pre></section>");
