@@ -67,7 +67,7 @@ pub enum HeadWay {
 ///
 /// - Two dtypes, f32 rows over a weight read in place as bf16: products, for the kernels want one.
 /// - The processor: products. In one run on one thread of an AVX-512 Xeon, over eight shapes and types from 1024 x 32000 x 256 to 100 x
-///   152064 x 256, they took 0.43 to 0.78 of the fused time forward, 0.44 to 0.76 with entropies, 0.71 to 0.97 backward.
+///   152064 x 256, they took 0.44 to 0.78 of the fused time forward, 0.44 to 0.76 with entropies, 0.71 to 0.97 backward.
 /// - GPUs of compute capability 9.0 and up, bf16: products. The fused kernels use `mma.sync`, which reaches a fraction of these tensor
 ///   cores: at 8192 tokens, 3584 wide, 152064 words the forward one took 33.9 ms on an H200 (`benches/results/h200`, 2026-11-20), where a
 ///   large product does as many operations in 11.3 ms (790 TFLOP/s). By `reel plan`'s model, each launch the larger of its operations at
