@@ -86,6 +86,49 @@ fn results_have_their_keys_and_compare() {
     run(["bench"]).refused(2, &["prefill", "--compare"]);
 }
 
+#[test]
+fn a_rollout_is_measured() {
+    let dir = tempfile::tempdir().expect("a folder");
+    tiny_model(dir.path());
+    let bench = |more: &[&str]| {
+        let args = ["bench", "rollout", "--model", "tiny", "--rounds", "2", "--json"];
+        run_in(dir.path(), [&args[..], more].concat())
+    };
+    for dtype in ["f32", "bf16"] {
+        let sizes = ["--tokens", "12", "--context", "40", "--batch", "3"];
+        let got = bench(&[&sizes[..], &["--dtype", dtype, "--html", "page.html"]].concat()).json();
+        assert_eq!((&got["op"], &got["dtype"]), (&"rollout".into(), &dtype.into()));
+        assert_eq!(["/n", "/tokens", "/context", "/batch"].map(|key| number(&got, key)), [2.0, 12.0, 40.0, 3.0]);
+        // The tokens of the completions count, not the prompt's.
+        assert!((number(&got, "/tokens_per_second") * number(&got, "/seconds") - 36.0).abs() < 1e-6);
+        assert!(number(&got, "/roofline/share") > 0.0 && number(&got, "/max") >= number(&got, "/min"));
+        let ops = ops_add_up(&got);
+        for part in ["paged_attention", "sample", "advance"] {
+            assert!(ops.iter().any(|op| op.starts_with(part)), "no {part} in {ops:?}");
+        }
+        let parts = got["parts"].as_array().expect("parts");
+        let names: Vec<&Value> = parts.iter().map(|p| &p["part"]).collect();
+        assert_eq!(names, ["prefill", "decode"]);
+        let whole: f64 = parts.iter().map(|p| number(p, "/flops")).sum();
+        assert!((whole - number(&got, "/flops")).abs() <= 1e-9 * whole);
+        // The prompt is read once, whatever the number of completions; the first tokens need no decoding.
+        let weights = number(&parts[0], "/flops") / 40.0;
+        let each = number(&parts[1], "/flops") / (3.0 * 11.0);
+        assert!(each > 0.9 * weights && each < 2.0 * weights, "{each} a token decoded, {weights} a token read");
+        let page = fs::read_to_string(dir.path().join("page.html")).expect("the page");
+        assert!(page.contains("rollout") && page.contains("prefill"), "{page}");
+        fs::write(dir.path().join(format!("{dtype}.json")), got.to_string()).expect("written");
+    }
+    assert_eq!(number(&bench(&["--tokens", "2"]).json(), "/batch"), 8.0, "a group, unless asked otherwise");
+    let compared = run_in(dir.path(), ["bench", "--compare", "f32.json", "bf16.json", "--json"]).json();
+    assert_eq!((&compared["op"], &compared["differs"]), (&"rollout".into(), &json!(["dtype: f32 and bf16"])));
+    bench(&["--tokens", "0"]).refused(2, &["--tokens"]);
+    bench(&["--batch", "0"]).refused(2, &["--batch"]);
+    bench(&["--batch", "18446744073709551615"]).refused(2, &["--batch", "4096"]);
+    bench(&["--tokens", "18446744073709551615"]).refused(2, &["--tokens", "positions"]);
+    bench(&["--context", "127999", "--tokens", "2"]).refused(2, &["--tokens", "positions"]);
+}
+
 /// A result with these times.
 fn result(folder: &Path, name: &str, samples: &[f64]) -> String {
     let value = json!({

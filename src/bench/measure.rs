@@ -86,7 +86,7 @@ pub fn rounds(
 
 /// What tells one measurement from another.
 pub struct Subject<'a> {
-    /// `prefill`, `decode` or `train`.
+    /// `prefill`, `decode`, `rollout` or `train`.
     pub op: &'static str,
     /// The model's folder.
     pub model: String,

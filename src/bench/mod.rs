@@ -10,6 +10,7 @@ mod op;
 mod ops;
 mod page;
 mod parts;
+mod rollout;
 mod stats;
 mod train;
 
@@ -21,7 +22,7 @@ use clap::{Args, Subcommand};
 use crate::common::Common;
 use crate::fail::bad_usage;
 
-/// Measure how fast a model reads a prompt, makes tokens or learns, or how fast a kernel is.
+/// Measure how fast a model reads a prompt, makes tokens, draws completions or learns, or how fast a kernel is.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -49,6 +50,11 @@ enum What {
     Prefill(model::Prefill),
     /// Making tokens, one after the other
     Decode(model::Decode),
+    /// Completions of one prompt, sampled at temperature 1, as a step of GRPO draws them
+    ///
+    /// The prompt is read once for all of them; then they decode together, to a fixed length: end tokens do not end them. Tokens of the
+    /// completions count, the prompt's time does too. `parts` splits the profiled round into prefill and decode.
+    Rollout(rollout::Rollout),
     /// Steps of full fine-tuning on texts: forward, backward, AdamW
     ///
     /// All sequences are packed into one micro-batch. `mfu` is the model's operations over the step's time and the data sheet's dense
@@ -68,11 +74,12 @@ impl Bench {
             (Some(files), None) => compare::run(common, &files[0], &files[1]),
             (None, Some(What::Prefill(c))) => c.run(common),
             (None, Some(What::Decode(c))) => c.run(common),
+            (None, Some(What::Rollout(c))) => c.run(common),
             (None, Some(What::Train(c))) => c.run(common),
             (None, Some(What::Op(c))) => c.run(common),
             (Some(_), Some(_)) => Err(bad_usage("--compare", "compares and does not measure", "give two files alone")),
             (None, None) => {
-                let cure = "give prefill, decode, train or op, or --compare A.json B.json";
+                let cure = "give prefill, decode, rollout, train or op, or --compare A.json B.json";
                 Err(bad_usage("bench", "nothing to measure", cure))
             }
         }

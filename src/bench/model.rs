@@ -61,7 +61,7 @@ impl Decode {
 
 impl Rounds {
     /// Rounds of passes of a model; `pass` gives the seconds of each of its parts.
-    fn measure(
+    pub fn measure(
         &self,
         common: &Common,
         op: &'static str,
