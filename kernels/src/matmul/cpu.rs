@@ -29,6 +29,8 @@ use std::cell::RefCell;
 const UNITS: usize = 1024;
 /// Most rows of A that one task takes through its block of B.
 const TASK_ROWS: usize = 512;
+/// Tiles of A for each thread from which on every thread has rows of its own.
+const OWN_TILES: usize = 4;
 /// Bytes of packed A at a time.
 const PACKED_A: usize = 16 << 20;
 /// Bytes of B that a task of a thin product reads at most: the rows after a group are fetched ahead, which is of use only
@@ -259,13 +261,15 @@ impl<'a, T: Element> Product<'a, T> {
         }
         let panels = self.n.div_ceil(nr);
         let threads = self.team.threads();
-        let wide = if panels.div_ceil(2) >= 4 * threads || threads == 1 { 2 } else { 1 };
+        // Many rows: each thread has its own, which are then in its cache for what follows, at the price of packing B once more.
+        let own = if tiles >= OWN_TILES * threads { threads } else { 1 };
+        let wide = if panels.div_ceil(2) * own >= 4 * threads || threads == 1 { 2 } else { 1 };
         let columns = panels.div_ceil(wide);
-        // Few columns: rows are divided as well, at the price of packing B once more.
-        let least = if columns >= 2 * threads || threads == 1 { 1 } else { (2 * threads).div_ceil(columns) };
-        let parts = rows.div_ceil(TASK_ROWS).max(least).min(tiles);
+        // Few columns: rows are divided as well.
+        let least = if columns * own >= 2 * threads || threads == 1 { own } else { (2 * threads).div_ceil(columns) };
+        let parts = rows.div_ceil(TASK_ROWS).max(least).next_multiple_of(own).min(tiles);
         self.team.run(columns * parts, |task| {
-            let (column, part) = (task / parts, task % parts);
+            let (part, column) = (task / columns, task % columns);
             let (first, last) = (part * tiles / parts, (part + 1) * tiles / parts);
             let (p0, p1) = (column * wide, panels.min((column + 1) * wide));
             // SAFETY: tasks own disjoint tiles of C.
