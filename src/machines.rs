@@ -13,15 +13,18 @@ pub struct Machine {
     pub name: String,
     /// What it does a second.
     pub ceilings: Ceilings,
+    /// Compute capability of a GPU, as 90; 0 for a processor.
+    pub compute_capability: u32,
     /// Bytes that it holds, where that is known.
     pub memory: Option<f64>,
     /// Where the figures come from.
     pub source: String,
 }
 
-/// What a data sheet says: dense bf16 products with f32 sums, f32 outside tensor cores, both in TFLOP/s; TB/s; GB.
+/// What a data sheet says: compute capability; dense bf16 products with f32 sums, f32 outside tensor cores, both in TFLOP/s; TB/s; GB.
 struct Sheet {
     name: &'static str,
+    compute_capability: u32,
     bf16: f64,
     f32: f64,
     bandwidth: f64,
@@ -31,11 +34,43 @@ struct Sheet {
 
 /// NVIDIA's data sheets; dense rates, without sparsity.
 const SHEETS: [Sheet; 5] = [
-    Sheet { name: "h200", bf16: 989.4, f32: 66.9, bandwidth: 4.8, memory: 141.0, of: "H200 SXM" },
-    Sheet { name: "h100", bf16: 989.4, f32: 66.9, bandwidth: 3.35, memory: 80.0, of: "H100 SXM" },
-    Sheet { name: "a100", bf16: 312.0, f32: 19.5, bandwidth: 2.039, memory: 80.0, of: "A100 SXM 80 GB" },
-    Sheet { name: "l40s", bf16: 362.0, f32: 91.6, bandwidth: 0.864, memory: 48.0, of: "L40S" },
-    Sheet { name: "rtx4090", bf16: 165.2, f32: 82.6, bandwidth: 1.008, memory: 24.0, of: "GeForce RTX 4090" },
+    Sheet {
+        name: "h200",
+        compute_capability: 90,
+        bf16: 989.4,
+        f32: 66.9,
+        bandwidth: 4.8,
+        memory: 141.0,
+        of: "H200 SXM",
+    },
+    Sheet {
+        name: "h100",
+        compute_capability: 90,
+        bf16: 989.4,
+        f32: 66.9,
+        bandwidth: 3.35,
+        memory: 80.0,
+        of: "H100 SXM",
+    },
+    Sheet {
+        name: "a100",
+        compute_capability: 80,
+        bf16: 312.0,
+        f32: 19.5,
+        bandwidth: 2.039,
+        memory: 80.0,
+        of: "A100 SXM 80 GB",
+    },
+    Sheet { name: "l40s", compute_capability: 89, bf16: 362.0, f32: 91.6, bandwidth: 0.864, memory: 48.0, of: "L40S" },
+    Sheet {
+        name: "rtx4090",
+        compute_capability: 89,
+        bf16: 165.2,
+        f32: 82.6,
+        bandwidth: 1.008,
+        memory: 24.0,
+        of: "GeForce RTX 4090",
+    },
 ];
 
 /// The sheet of a GPU by its full name, as `NVIDIA H200`.
@@ -79,7 +114,8 @@ impl Machine {
             bf16: PRODUCTS * s.bf16 * 1e12,
             bytes: COPIES * s.bandwidth * 1e12,
         };
-        Ok(Self { name: name.to_string(), ceilings, memory: Some(s.memory * 1e9), source })
+        let compute_capability = s.compute_capability;
+        Ok(Self { name: name.to_string(), ceilings, compute_capability, memory: Some(s.memory * 1e9), source })
     }
 
     /// A GPU of this machine, by the data sheet of its kind.
@@ -104,6 +140,7 @@ impl Machine {
         Self {
             name: "cpu".to_string(),
             ceilings: Ceilings::of_processor(threads),
+            compute_capability: 0,
             memory: Self::memory_free(),
             source: format!("measured just now with {threads} threads"),
         }

@@ -133,7 +133,10 @@ impl Sizes {
     /// What counts: the kernels of the machine that is planned for.
     fn device(&self, common: &Common) -> Result<Device> {
         let cpu = self.gpu.is_none() && common.device()? == common::Device::Cpu;
-        Ok(Device::dry(if cpu { Kernels::Cpu } else { Kernels::Cuda }))
+        Ok(match cpu {
+            true => Device::dry(Kernels::Cpu),
+            false => Device::dry_of(Kernels::Cuda, self.machine(common)?.compute_capability),
+        })
     }
 
     /// A folder of the preset without weights, if the model is to be a preset.

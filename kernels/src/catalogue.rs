@@ -507,6 +507,7 @@ mod examples {
             lse: SOME,
             rows,
             vocab,
+            columns: vocab,
             inv_temperature,
             ..Zeroable::zeroed()
         };
@@ -518,6 +519,7 @@ mod examples {
             d_logits: SOME,
             rows,
             vocab,
+            columns: vocab,
             inv_temperature,
             ..Zeroable::zeroed()
         };

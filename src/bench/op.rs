@@ -23,7 +23,7 @@ use crate::{model, output};
 ///
 /// NAME is a kernel of `reel kernels list`, or a folder; or `matmul`: the products of a linear layer, forward and both gradients
 /// (matmul_fwd_bf16, matmul_dx_f32, …); or `linear_log_prob_fused` and `linear_log_prob_products`: output layer and log-probabilities as
-/// training runs them, forward and backward, by the kernel that stores no logits or by plain products of chunks.
+/// training runs them, forward and backward, by the kernel that stores no logits or by plain products of tiles.
 ///
 /// Sizes: matmul has m, n, k; attention tokens, heads, kv_heads, head_dim, causal; paged_attention batch, context, heads, kv_heads,
 /// head_dim; rms_norm tokens, hidden; swiglu tokens, intermediate; linear_log_prob and its two ways tokens, hidden, vocab; log_prob rows,

@@ -7,7 +7,6 @@ use anyhow::Result;
 use clap::{ArgAction, Args, ValueEnum};
 use reel_model::config::{ModelConfig, TextConfig};
 use reel_model::input::Tokens;
-use reel_runtime::Device;
 use reel_train::options::{Optim, RunOptions};
 use reel_train::plan::{self, Shape};
 use reel_train::recipe::Recipe;
@@ -59,7 +58,7 @@ impl Train {
             ..RunOptions::default()
         };
         // The same step on a device that only counts: what the memory is held to.
-        let dry = Device::dry(device.kernels());
+        let dry = device.dry_like();
         let shape = Shape::new(self.tokens, 0, &config)?;
         let files = plan::file_dtype(&folder, &config);
         let planned = plan::with_shape(

@@ -165,13 +165,8 @@ pub fn with_data(setup: &Setup, files: Dtype) -> Result<Plan> {
     let config = samples.bundle.config.clone();
     let mut feed = Feed::new(samples, order, batching, &Position { slot: 0, skipped: left_out }, 1, 2);
     let (never, mut taken) = (AtomicBool::new(false), Taken::default());
-    let mut trainer = Trainer::new(
-        &Device::dry(setup.device.kernels()),
-        &config,
-        Weights::Nothing(files),
-        setup.dtype,
-        Recipe::new(options, 1),
-    )?;
+    let mut trainer =
+        Trainer::new(&setup.device.dry_like(), &config, Weights::Nothing(files), setup.dtype, Recipe::new(options, 1))?;
     count(&mut trainer, steps, || Ok(taken.next_of(&mut feed, &never)?.map(|batch| batch.samples)))
 }
 

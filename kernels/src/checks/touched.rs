@@ -315,8 +315,19 @@ fn logits_are_touched_once() {
         let (logits, d_logits) = (data.addr(), a.f32(n));
         let targets = a.ids([5, 100_000]);
         let [log_prob, lse, grad] = [(); 3].map(|()| a.f32(8usize));
-        let fwd =
-            log_prob::FwdParams { logits, targets, log_prob, lse, rows, vocab, inv_temperature: 1.0, reserved: 0 };
+        let (entropy, d_entropy) = (a.f32(8usize), a.f32(8usize));
+        let state = a.some(4 * rows as usize, 8);
+        let fwd = log_prob::FwdParams {
+            logits,
+            targets,
+            log_prob,
+            lse,
+            rows,
+            vocab,
+            columns: vocab,
+            inv_temperature: 1.0,
+            ..Zeroable::zeroed()
+        };
         let bwd = log_prob::BwdParams {
             logits,
             targets,
@@ -325,10 +336,23 @@ fn logits_are_touched_once() {
             d_logits,
             rows,
             vocab,
+            columns: vocab,
             inv_temperature: 1.0,
-            reserved: 0,
+            ..Zeroable::zeroed()
         };
-        let all = usual([log_prob::fwd(&fwd), log_prob::bwd(F32, &bwd), log_prob::bwd(BF16, &bwd)]);
+        // As the first of several launches, and as one between.
+        let begins = log_prob::FwdParams { state, vocab: 3 * vocab, entropy, ..fwd };
+        let between = log_prob::FwdParams { first: vocab, ..begins };
+        let through_both = log_prob::BwdParams { entropy, d_entropy, first: vocab, vocab: 3 * vocab, ..bwd };
+        let all = usual([
+            log_prob::fwd(&fwd),
+            log_prob::fwd(&log_prob::FwdParams { entropy, ..fwd }),
+            log_prob::fwd(&begins),
+            log_prob::fwd(&between),
+            log_prob::bwd(F32, &bwd),
+            log_prob::bwd(BF16, &bwd),
+            log_prob::bwd(BF16, &through_both),
+        ]);
         hold(all);
     });
 }

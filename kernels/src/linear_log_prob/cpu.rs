@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
+use crate::log_prob::Terms;
 use crate::log_prob::max;
 use crate::matmul::{self, Matmul, Operand};
 use crate::simd::{LANES, exp};
@@ -193,44 +194,11 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
                     entropy: entropy.get(row).copied().unwrap_or(0.0),
                 };
                 let row = &logits[r * columns..][..columns];
-                gradient(row, &terms, to);
+                terms.gradient(row, to);
                 if let Some(place) = target.checked_sub(from + column).filter(|&place| place < columns) {
-                    // Without cancellation: near a probability of 1 the gradient is all that is left.
-                    let less_one = ((row[place] * s - terms.lse) as f64).exp_m1() as f32;
-                    let entropy = Terms { of_log_prob: 0.0, ..terms };
-                    let d = entropy.at(row[place]) - terms.of_log_prob * less_one;
-                    to[place] = T::from_f32(d);
+                    to[place] = T::from_f32(terms.of_target(row[place]));
                 }
             });
-        }
-    }
-}
-
-/// What the gradient of a row's logits is made of.
-#[derive(Clone, Copy)]
-struct Terms {
-    scale: f32,
-    lse: f32,
-    of_log_prob: f32,
-    of_entropy: f32,
-    entropy: f32,
-}
-
-impl Terms {
-    /// The gradient of a logit that is not the target's.
-    #[inline(always)]
-    fn at(&self, logit: f32) -> f32 {
-        let log_prob = logit * self.scale - self.lse;
-        let prob = exp(log_prob);
-        let of_entropy = if prob > 0.0 { prob * (log_prob + self.entropy) } else { prob };
-        -self.of_log_prob * prob - self.of_entropy * of_entropy
-    }
-}
-
-simd_fn! {
-    fn gradient<T: Element>(logits: &[f32], terms: &Terms, to: &mut [T]) {
-        for (to, logit) in to.iter_mut().zip(logits) {
-            *to = T::from_f32(terms.at(*logit));
         }
     }
 }

@@ -20,7 +20,7 @@
 
 pub(crate) mod check;
 mod cpu;
-mod formula;
+pub(crate) mod formula;
 
 use crate::launch::{Params as _, by_dtype};
 use crate::{Addr, Cost, DType, Launch, Source, Stage, kernel, params};

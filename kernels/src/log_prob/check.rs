@@ -1,12 +1,16 @@
-use super::{BwdParams, FwdParams, bwd, cases, formula, fwd};
-use crate::DType;
+use super::{BwdParams, FwdParams, STATE, bwd, cases, formula, fwd};
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
 use crate::compare::{OF_ONE, assert_rounded};
+use crate::linear_log_prob::formula as with_entropy;
+use crate::{Addr, DType};
 
 checks!(
     equals_the_formula_to_a_millionth,
+    chunks_and_entropies_equal_the_formula,
+    whatever_a_chunk_holds_the_row_is_that_of_all,
     gradient_equals_the_formula,
+    gradient_of_chunks_and_entropies_equals_the_formula,
     a_certain_token_has_no_gradient_and_an_impossible_one_no_probability,
     bad_logits_and_bad_targets_are_nan,
     threads_and_other_rows_change_nothing
@@ -14,37 +18,90 @@ checks!(
 
 /// log_prob and lse.
 fn forward(logits: &[f32], targets: &[i32], inv_temperature: f32, threads: usize) -> (Vec<f32>, Vec<f32>) {
-    let rows = targets.len();
-    let (mut log_prob, mut lse) = (vec![f32::NAN; rows], vec![f32::NAN; rows]);
-    let params = FwdParams {
-        logits: addr(logits),
-        targets: addr(targets),
-        log_prob: addr_mut(&mut log_prob),
-        lse: addr_mut(&mut lse),
-        rows: rows as u32,
-        vocab: (logits.len() / rows) as u32,
-        inv_temperature,
-        reserved: 0,
-    };
-    run(&fwd(&params), threads);
+    let [log_prob, _, lse] = in_chunks(logits, targets, inv_temperature, usize::MAX, false, threads);
     (log_prob, lse)
 }
 
-fn backward(dtype: DType, logits: &[f32], targets: &[i32], lse: &[f32], grad: &[f32], s: f32) -> Vec<f32> {
-    let d_logits = Data::output(dtype, logits.len());
-    let params = BwdParams {
-        logits: addr(logits),
-        targets: addr(targets),
-        lse: addr(lse),
-        grad: addr(grad),
-        d_logits: d_logits.addr(),
-        rows: targets.len() as u32,
-        vocab: (logits.len() / targets.len()) as u32,
-        inv_temperature: s,
-        reserved: 0,
-    };
-    run(&bwd(dtype, &params), 2);
-    d_logits.values()
+/// `columns` of each row from `first` on, side by side.
+fn part(logits: &[f32], rows: usize, first: usize, columns: usize) -> Vec<f32> {
+    let vocab = logits.len() / rows;
+    logits.chunks_exact(vocab).flat_map(|row| &row[first..first + columns]).copied().collect()
+}
+
+/// log_prob, entropy (NaN unless it is asked for) and lse, by launches of so many columns.
+fn in_chunks(
+    logits: &[f32],
+    targets: &[i32],
+    inv_temperature: f32,
+    most: usize,
+    with_entropy: bool,
+    threads: usize,
+) -> [Vec<f32>; 3] {
+    let (rows, vocab) = (targets.len(), logits.len() / targets.len());
+    let [mut log_prob, mut entropy, mut lse] = [0, 1, 2].map(|_| vec![f32::NAN; rows]);
+    // Nobody reads it before a launch wrote it.
+    let state = Data::output(F32, STATE / 4 * rows);
+    for first in (0..vocab).step_by(most.min(vocab)) {
+        let columns = most.min(vocab - first);
+        let logits = part(logits, rows, first, columns);
+        let params = FwdParams {
+            logits: addr(&logits),
+            targets: addr(targets),
+            log_prob: addr_mut(&mut log_prob),
+            entropy: if with_entropy { addr_mut(&mut entropy) } else { Addr::NULL },
+            lse: addr_mut(&mut lse),
+            state: if columns < vocab { state.addr() } else { Addr::NULL },
+            rows: rows as u32,
+            vocab: vocab as u32,
+            first: first as u32,
+            columns: columns as u32,
+            inv_temperature,
+            reserved: 0,
+        };
+        run(&fwd(&params), threads);
+    }
+    [log_prob, entropy, lse]
+}
+
+/// What the gradient is made of beside the logits.
+struct Grads<'a> {
+    targets: &'a [i32],
+    lse: &'a [f32],
+    grad: &'a [f32],
+    /// The entropy and its gradient.
+    entropy: Option<[&'a [f32]; 2]>,
+    s: f32,
+}
+
+/// By launches of so many columns.
+fn backward(dtype: DType, logits: &[f32], g: &Grads, most: usize) -> Vec<f32> {
+    let (rows, vocab) = (g.targets.len(), logits.len() / g.targets.len());
+    let mut all = vec![0.0; logits.len()];
+    for first in (0..vocab).step_by(most.min(vocab)) {
+        let columns = most.min(vocab - first);
+        let logits = part(logits, rows, first, columns);
+        let d_logits = Data::output(dtype, logits.len());
+        let params = BwdParams {
+            logits: addr(&logits),
+            targets: addr(g.targets),
+            lse: addr(g.lse),
+            entropy: g.entropy.map_or(Addr::NULL, |e| addr(e[0])),
+            grad: addr(g.grad),
+            d_entropy: g.entropy.map_or(Addr::NULL, |e| addr(e[1])),
+            d_logits: d_logits.addr(),
+            rows: rows as u32,
+            vocab: vocab as u32,
+            first: first as u32,
+            columns: columns as u32,
+            inv_temperature: g.s,
+            reserved: 0,
+        };
+        run(&bwd(dtype, &params), 2);
+        for (row, part) in all.chunks_exact_mut(vocab).zip(d_logits.values().chunks_exact(columns)) {
+            row[first..first + columns].copy_from_slice(part);
+        }
+    }
+    all
 }
 
 /// First the largest logit, then others, the third row ignored.
@@ -91,7 +148,8 @@ fn gradient_equals_the_formula() {
             with.extend(formula::bwd_rounded(l, t, s, lse, grad));
         }
         for dtype in [F32, BF16] {
-            let got = backward(dtype, &logits, &targets, &lse, &grad, s);
+            let grads = Grads { targets: &targets, lse: &lse, grad: &grad, entropy: None, s };
+            let got = backward(dtype, &logits, &grads, usize::MAX);
             // In f32 the exponent is rounded, a difference of numbers as large as the logits.
             let largest = exact.iter().fold(0.0f64, |a, l| a.max((l * s as f64).abs()));
             // Where a token is all but certain, little is left of the difference of 1 and p.
@@ -104,13 +162,124 @@ fn gradient_equals_the_formula() {
     }
 }
 
+/// Rows, vocabulary, scale of the logits, temperature, and columns of a launch: with a ragged last one, and of whole vectors.
+fn chunked() -> Vec<(usize, usize, f32, f32, usize)> {
+    vec![
+        (1, 1, 1.0, 1.0, 1),
+        (17, 19, 1.0, 0.7, 8),
+        (5, 8191, 8.0, 1.0, 2500),
+        (4, 9000, 3.0, 1.3, 4096),
+        (3, 1000, 0.0, 1.0, 999),
+    ]
+}
+
+fn chunks_and_entropies_equal_the_formula() {
+    // Of all cases together: alone, most have few rows.
+    let mut all: [(Vec<f32>, Vec<f64>, Vec<f64>); 3] = Default::default();
+    for (rows, vocab, scale, temperature, columns) in chunked() {
+        let (logits, s) = (numbers(rows * vocab, 1, scale), 1.0 / temperature);
+        let targets = targets(&logits, rows, vocab);
+        let got = in_chunks(&logits, &targets, s, columns, true, 2);
+        for r in 0..rows {
+            let row: Vec<f64> = logits[r * vocab..][..vocab].iter().map(|&x| x as f64).collect();
+            let (target, s) = (targets[r], s as f64);
+            let of = |log_prob: f64, entropy: f64, lse: f64| [log_prob, if target < 0 { 0.0 } else { entropy }, lse];
+            let with = of(
+                formula::log_prob_rounded(&row, target, s),
+                formula::entropy_rounded(&row, s),
+                formula::lse_rounded(&row, s),
+            );
+            let want = of(formula::log_prob(&row, target, s), formula::entropy(&row, s), formula::lse(&row, s));
+            for (i, all) in all.iter_mut().enumerate() {
+                let off = (got[i][r] as f64 - want[i]).abs();
+                assert!(
+                    off <= 4e-6 * (1.0 + want[i].abs()),
+                    "{rows}x{vocab}, answer {i}: {}, want {want:?}",
+                    got[i][r]
+                );
+                all.0.push(got[i][r]);
+                all.1.push(with[i]);
+                all.2.push(want[i]);
+            }
+        }
+        // What is asked for beside it changes nothing, nor do threads.
+        let alone = in_chunks(&logits, &targets, s, columns, false, 3);
+        assert_eq!((&alone[0], &alone[2]), (&got[0], &got[2]), "{rows}x{vocab}");
+    }
+    for (i, which) in ["log_prob", "entropy", "lse"].into_iter().enumerate() {
+        let (got, with, want) = &all[i];
+        assert_rounded(which, F32, got, with, want, if i == 1 { 8.0 } else { OF_ONE });
+    }
+}
+
+/// Chunks without anything that can come, with the target, without it, with a logit far above all others, with one that is no number.
+fn whatever_a_chunk_holds_the_row_is_that_of_all() {
+    const CHUNK: usize = 8;
+    let mut logits = numbers(5 * CHUNK, 3, 1.0);
+    logits[..CHUNK].fill(f32::NEG_INFINITY);
+    logits[3 * CHUNK..4 * CHUNK].fill(f32::NEG_INFINITY);
+    logits[2 * CHUNK + 1] = 200.0;
+    for target in [0, 9, 17, 30, 39, 40, -1] {
+        let [chunks, whole] = [CHUNK, usize::MAX].map(|most| in_chunks(&logits, &[target], 0.5, most, true, 1));
+        for (got, want) in chunks.iter().flatten().zip(whole.iter().flatten()) {
+            let equal = got == want || got.is_nan() && want.is_nan() || (got - want).abs() <= 1e-6 * want.abs() + 1e-30;
+            assert!(equal, "target {target}: {chunks:?}, want {whole:?}");
+        }
+        // Off by its neighbours' e^-100.
+        assert!(chunks[1][0].abs() < 1e-30, "{chunks:?}");
+    }
+    for poison in [f32::NAN, f32::INFINITY] {
+        for at in [3, 20, 39] {
+            let mut logits = logits.clone();
+            logits[at] = poison;
+            let got = in_chunks(&logits, &[9], 0.5, CHUNK, true, 1);
+            assert!(got.iter().flatten().all(|x| x.is_nan()), "{poison} at {at}: {got:?}");
+        }
+    }
+    let nothing = in_chunks(&[f32::NEG_INFINITY; 20], &[3], 1.0, CHUNK, true, 1);
+    assert!(nothing.iter().flatten().all(|x| x.is_nan()), "{nothing:?}");
+}
+
+fn gradient_of_chunks_and_entropies_equals_the_formula() {
+    for (rows, vocab, scale, temperature, columns) in chunked().into_iter().filter(|c| c.1 > 1) {
+        let (logits, s) = (numbers(rows * vocab, 1, scale), 1.0 / temperature);
+        let (grad, d_entropy) = (numbers(rows, 2, 1.0), numbers(rows, 4, 1.0));
+        let targets = targets(&logits, rows, vocab);
+        let [_, entropy, lse] = in_chunks(&logits, &targets, s, columns, true, 1);
+        let (mut with, mut want) = (Vec::new(), Vec::new());
+        let mut largest = 0.0f64;
+        for r in 0..rows {
+            let row: Vec<f64> = logits[r * vocab..][..vocab].iter().map(|&x| x as f64).collect();
+            let of = with_entropy::Row { log_prob: 0.0, entropy: entropy[r] as f64, lse: lse[r] as f64 };
+            let (grads, s) = ([grad[r] as f64, d_entropy[r] as f64], s as f64);
+            want.extend(with_entropy::bwd(&row, targets[r], s, grads, &of));
+            with.extend(with_entropy::bwd_rounded(&row, targets[r], s, grads, &of));
+            largest = row.iter().fold(largest, |a, l| a.max((l * s).abs()));
+        }
+        // As for the gradient without an entropy.
+        let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+        let whole = norm(&mut grad.iter().chain(&d_entropy).map(|&g| (g * s) as f64));
+        let left = (whole / norm(&mut want.iter().copied())).max(1.0);
+        let grads =
+            Grads { targets: &targets, lse: &lse, grad: &grad, entropy: Some([&entropy[..], &d_entropy[..]]), s };
+        for dtype in [F32, BF16] {
+            let got = backward(dtype, &logits, &grads, columns);
+            let of_one = if dtype == F32 { OF_ONE * (1.0 + largest * left) } else { OF_ONE };
+            assert_rounded(&format!("d_logits {rows}x{vocab} by {columns}"), dtype, &got, &with, &want, of_one);
+            // Each logit's gradient is its own: chunks change no bit.
+            assert_eq!(backward(dtype, &logits, &grads, usize::MAX), got, "{rows}x{vocab} {dtype}");
+        }
+    }
+}
+
 fn a_certain_token_has_no_gradient_and_an_impossible_one_no_probability() {
     let mut logits = vec![-50.0; 40];
     logits[3] = 50.0;
     logits[5] = f32::NEG_INFINITY;
     let (log_prob, lse) = forward(&[logits.clone(), logits.clone()].concat(), &[3, 5], 1.0, 1);
     assert_eq!(log_prob, [0.0, f32::NEG_INFINITY]);
-    let d = backward(F32, &logits, &[3], &lse[..1], &[1.0], 1.0);
+    let grads = Grads { targets: &[3], lse: &lse[..1], grad: &[1.0], entropy: None, s: 1.0 };
+    let d = backward(F32, &logits, &grads, usize::MAX);
     assert!(d.iter().all(|d| d.abs() < 1e-30), "{d:?}");
 }
 
@@ -122,7 +291,8 @@ fn bad_logits_and_bad_targets_are_nan() {
     }
     let logits = numbers(50, 1, 1.0);
     assert!(forward(&logits, &[50], 1.0, 1).0[0].is_nan());
-    assert!(backward(F32, &logits, &[50], &[1.0], &[1.0], 1.0).iter().all(|d| d.is_nan()));
+    let grads = Grads { targets: &[50], lse: &[1.0], grad: &[1.0], entropy: None, s: 1.0 };
+    assert!(backward(F32, &logits, &grads, 20).iter().all(|d| d.is_nan()));
 }
 
 fn threads_and_other_rows_change_nothing() {

@@ -39,6 +39,35 @@ simd_fn! {
 }
 
 simd_fn! {
+    /// [`sum_exp`], and the sum of the same terms each times its exponent.
+    fn sum_exp_and_moment(x: &[f32], max: f32, scale: f32) -> [f64; 2] {
+        let mut lanes = [[0.0f64; LANES]; 2];
+        let (whole, rest) = x.as_chunks::<LANES>();
+        for c in whole {
+            for i in 0..LANES {
+                let (e, moment) = term(c[i], max, scale);
+                lanes[0][i] += e as f64;
+                lanes[1][i] += moment as f64;
+            }
+        }
+        for (i, x) in rest.iter().enumerate() {
+            let (e, moment) = term(*x, max, scale);
+            lanes[0][i] += e as f64;
+            lanes[1][i] += moment as f64;
+        }
+        lanes.map(|lanes| lanes.iter().sum())
+    }
+}
+
+/// `e^x` and `x e^x`, which is 0 where the first is: a token that cannot come adds nothing.
+#[inline(always)]
+fn term(logit: f32, max: f32, scale: f32) -> (f32, f32) {
+    let x = (logit - max) * scale;
+    let e = exp(x);
+    (e, if e == 0.0 { 0.0 } else { x * e })
+}
+
+simd_fn! {
     fn bwd_row<T: Element>(x: &[f32], scale: f32, lse: f32, factor: f32, dx: &mut [T]) {
         for (x, dx) in x.iter().zip(dx) {
             *dx = T::from_f32(factor * exp(x * scale - lse));
@@ -56,13 +85,16 @@ pub(crate) struct Row {
 impl Row {
     /// Reads the row twice.
     pub(crate) fn new(logits: &[f32], scale: f32) -> Row {
-        let max = max(logits);
-        Row { max: max as f64, scale: scale as f64, ln_sum: sum_exp(logits, max, scale).ln() }
+        State::new(logits, scale, false).row(scale)
     }
 
     /// The log-probability of an entry with this logit.
     pub(crate) fn log_prob(&self, logit: f32) -> f32 {
-        ((logit as f64 - self.max) * self.scale - self.ln_sum) as f32
+        self.log_prob_of(logit as f64)
+    }
+
+    fn log_prob_of(&self, logit: f64) -> f32 {
+        ((logit - self.max) * self.scale - self.ln_sum) as f32
     }
 
     /// The logarithm of the sum of exponentials.
@@ -71,50 +103,151 @@ impl Row {
     }
 }
 
+/// What the launches of a row hand on, as mod.rs says.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct State {
+    largest: f64,
+    sum: f64,
+    moment: f64,
+    target: f64,
+}
+
+impl State {
+    /// Of these logits, read twice, without the target.
+    fn new(logits: &[f32], scale: f32, moment: bool) -> State {
+        let largest = max(logits);
+        // Not relative to an infinity that would make NaN of terms that are 0.
+        let base = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
+        let [sum, moment] = match moment {
+            true => sum_exp_and_moment(logits, base, scale),
+            false => [sum_exp(logits, base, scale), 0.0],
+        };
+        State { largest: largest as f64, sum, moment, target: 0.0 }
+    }
+
+    /// The same relative to a logit that is no smaller.
+    fn relative_to(self, most: f64, scale: f64) -> State {
+        if self.largest == most {
+            return self;
+        }
+        let change = (self.largest - most) * scale;
+        let factor = change.exp();
+        // Without a logit above minus infinity the change is one too, which is not to make NaN of 0.
+        let moment = if self.sum == 0.0 { 0.0 } else { (self.moment + change * self.sum) * factor };
+        State { largest: most, sum: self.sum * factor, moment, target: self.target }
+    }
+
+    /// Of the logits of both. One of them at most has the target, the other 0.
+    fn merge(self, other: State, scale: f64) -> State {
+        let largest = if self.largest > other.largest { self.largest } else { other.largest };
+        let (a, b) = (self.relative_to(largest, scale), other.relative_to(largest, scale));
+        State { largest, sum: a.sum + b.sum, moment: a.moment + b.moment, target: a.target + b.target }
+    }
+
+    fn row(&self, scale: f32) -> Row {
+        // Nothing but minus infinities is no distribution.
+        let ln_sum = if self.largest == f64::NEG_INFINITY { f64::NAN } else { self.sum.ln() };
+        Row { max: self.largest, scale: scale as f64, ln_sum }
+    }
+}
+
 /// # Safety
 /// The addresses cover what [`FwdParams`] says.
 pub unsafe fn fwd(p: &FwdParams, team: &Team) {
-    let (rows, vocab) = (p.rows as usize, p.vocab as usize);
+    let (rows, columns, first) = (p.rows as usize, p.columns as usize, p.first as usize);
     // SAFETY: the caller's promise.
-    let (logits, targets) = unsafe { (slice::<f32>(p.logits, rows * vocab), slice::<i32>(p.targets, rows)) };
-    // SAFETY: the caller's promise.
-    let (log_prob, lse) = unsafe { (Out::<f32>::new(p.log_prob, rows), Out::<f32>::new(p.lse, rows)) };
+    let (logits, targets) = unsafe { (slice::<f32>(p.logits, rows * columns), slice::<i32>(p.targets, rows)) };
+    let (begins, ends, with_entropy) = (first == 0, first + columns == p.vocab as usize, !p.entropy.is_null());
+    let count = |wanted: bool| if wanted { rows } else { 0 };
+    // SAFETY: the caller's promise; no elements of what this launch does not write.
+    let (log_prob, lse, entropy) = unsafe {
+        let results = [(p.log_prob, ends), (p.lse, ends), (p.entropy, ends && with_entropy)];
+        let [log_prob, lse, entropy] = results.map(|(at, wanted)| Out::<f32>::new(at, count(wanted)));
+        (log_prob, lse, entropy)
+    };
+    // SAFETY: as above.
+    let state = unsafe { Out::<State>::new(p.state, count(!begins || !ends)) };
+    let scale = p.inv_temperature;
     team.run(rows, |r| {
-        let logits = &logits[r * vocab..][..vocab];
-        let row = Row::new(logits, p.inv_temperature);
-        // SAFETY: each row has elements of its own.
+        let logits = &logits[r * columns..][..columns];
+        let target = usize::try_from(targets[r]).ok();
+        let mut sums = State::new(logits, scale, with_entropy);
+        let place = target.and_then(|t| t.checked_sub(first)).and_then(|place| logits.get(place));
+        sums.target = place.map_or(0.0, |&l| l as f64);
+        if !begins {
+            // SAFETY: each row has elements of its own.
+            let before = unsafe { state.part(r, 1) };
+            sums = before[0].merge(sums, scale as f64);
+        }
+        if !ends {
+            // SAFETY: as above; what was read is no longer borrowed.
+            let handed_on = unsafe { state.part(r, 1) };
+            handed_on[0] = sums;
+            return;
+        }
+        let row = sums.row(scale);
+        // SAFETY: as above.
         let (log_prob, lse) = unsafe { (log_prob.part(r, 1), lse.part(r, 1)) };
         lse[0] = row.lse();
-        log_prob[0] = match usize::try_from(targets[r]) {
-            Err(_) => 0.0,
-            Ok(target) => logits.get(target).map_or(f32::NAN, |&l| row.log_prob(l)),
+        log_prob[0] = match target {
+            None => 0.0,
+            Some(target) if target < p.vocab as usize => row.log_prob_of(sums.target),
+            Some(_) => f32::NAN,
         };
+        if with_entropy {
+            // SAFETY: as above.
+            let entropy = unsafe { entropy.part(r, 1) };
+            entropy[0] = target.map_or(0.0, |_| (row.ln_sum - sums.moment / sums.sum) as f32);
+        }
     });
 }
 
 /// # Safety
 /// The addresses cover what [`BwdParams`] says.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
-    let (rows, vocab) = (p.rows as usize, p.vocab as usize);
+    let (rows, columns) = (p.rows as usize, p.columns as usize);
     // SAFETY: the caller's promise.
-    let (logits, targets) = unsafe { (slice::<f32>(p.logits, rows * vocab), slice::<i32>(p.targets, rows)) };
+    let (logits, targets) = unsafe { (slice::<f32>(p.logits, rows * columns), slice::<i32>(p.targets, rows)) };
     // SAFETY: the caller's promise.
     let (lse, grad) = unsafe { (slice::<f32>(p.lse, rows), slice::<f32>(p.grad, rows)) };
+    let with_entropy = if p.d_entropy.is_null() { 0 } else { rows };
+    // SAFETY: the caller's promise; no elements without a gradient of the entropy.
+    let (entropy, d_entropy) =
+        unsafe { (slice::<f32>(p.entropy, with_entropy), slice::<f32>(p.d_entropy, with_entropy)) };
     // SAFETY: the caller's promise.
-    let d_logits = unsafe { Out::<T>::new(p.d_logits, rows * vocab) };
+    let d_logits = unsafe { Out::<T>::new(p.d_logits, rows * columns) };
+    let scale = p.inv_temperature;
     team.run(rows, |r| {
-        let logits = &logits[r * vocab..][..vocab];
+        let logits = &logits[r * columns..][..columns];
         // SAFETY: rows do not overlap.
-        let dx = unsafe { d_logits.part(r * vocab, vocab) };
+        let dx = unsafe { d_logits.part(r * columns, columns) };
         let Ok(target) = usize::try_from(targets[r]) else {
             dx.fill(T::from_f32(0.0));
             return;
         };
-        let factor = grad[r] * p.inv_temperature;
-        bwd_row(logits, p.inv_temperature, lse[r], -factor, dx);
-        match (logits.get(target), dx.get_mut(target)) {
-            (Some(l), Some(dx)) => *dx = T::from_f32(-factor * exp_m1(l * p.inv_temperature - lse[r])),
-            _ => dx.fill(T::from_f32(f32::NAN)),
+        if target >= p.vocab as usize {
+            dx.fill(T::from_f32(f32::NAN));
+            return;
+        }
+        let of_log_prob = grad[r] * scale;
+        let terms = d_entropy.get(r).zip(entropy.get(r)).map(|(d, &entropy)| Terms {
+            scale,
+            lse: lse[r],
+            of_log_prob,
+            of_entropy: d * scale,
+            entropy,
+        });
+        match &terms {
+            None => bwd_row(logits, scale, lse[r], -of_log_prob, dx),
+            Some(terms) => terms.gradient(logits, dx),
+        }
+        if let Some(place) = target.checked_sub(p.first as usize).filter(|&place| place < columns) {
+            let d = match &terms {
+                None => -of_log_prob * exp_m1(logits[place] * scale - lse[r]),
+                Some(terms) => terms.of_target(logits[place]),
+            };
+            dx[place] = T::from_f32(d);
         }
     });
 }
@@ -122,4 +255,49 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
 /// `e^x − 1` without cancellation: near a probability of 1 the gradient is all that is left.
 fn exp_m1(x: f32) -> f32 {
     (x as f64).exp_m1() as f32
+}
+
+/// What the gradient of a row's logits is made of where there is one of the entropy.
+#[derive(Clone, Copy)]
+pub(crate) struct Terms {
+    /// 1 / temperature.
+    pub(crate) scale: f32,
+    /// Of the row.
+    pub(crate) lse: f32,
+    /// The gradient of the log-probability times `scale`.
+    pub(crate) of_log_prob: f32,
+    /// That of the entropy times `scale`.
+    pub(crate) of_entropy: f32,
+    /// Of the row.
+    pub(crate) entropy: f32,
+}
+
+impl Terms {
+    /// The gradient of a logit that is not the target's.
+    #[inline(always)]
+    fn at(&self, logit: f32) -> f32 {
+        let log_prob = logit * self.scale - self.lse;
+        let prob = exp(log_prob);
+        let of_entropy = if prob > 0.0 { prob * (log_prob + self.entropy) } else { prob };
+        -self.of_log_prob * prob - self.of_entropy * of_entropy
+    }
+
+    /// That of the target's.
+    pub(crate) fn of_target(&self, logit: f32) -> f32 {
+        let entropy = Terms { of_log_prob: 0.0, ..*self };
+        entropy.at(logit) - self.of_log_prob * exp_m1(logit * self.scale - self.lse)
+    }
+
+    /// Those of logits that are not the target's.
+    pub(crate) fn gradient<T: Element>(&self, logits: &[f32], to: &mut [T]) {
+        gradient(logits, self, to);
+    }
+}
+
+simd_fn! {
+    fn gradient<T: Element>(logits: &[f32], terms: &Terms, to: &mut [T]) {
+        for (to, logit) in to.iter_mut().zip(logits) {
+            *to = T::from_f32(terms.at(*logit));
+        }
+    }
 }

@@ -24,6 +24,24 @@ pub fn log_prob_rounded(logits: &[f64], target: i32, s: f64) -> f64 {
     if target < 0 { 0.0 } else { logits[target as usize] * s - lse_rounded(logits, s) }
 }
 
+/// `−Σ p ln p` with `p = e^(l · s − lse)`.
+pub fn entropy(logits: &[f64], s: f64) -> f64 {
+    let lse = lse(logits, s);
+    -logits.iter().map(|l| (l * s - lse).exp() * (l * s - lse)).sum::<f64>()
+}
+
+/// [`entropy`] with roundings: `ln Σ e^x − Σ x e^x / Σ e^x`, x relative to the largest.
+pub fn entropy_rounded(logits: &[f64], s: f64) -> f64 {
+    let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
+    let terms = logits.iter().map(|l| {
+        let x = f32(f32(l - max) * s);
+        let e = approximate(x.exp(), 2.0 * ULP);
+        (e, f32(x * e))
+    });
+    let (sum, moment) = terms.fold((0.0, 0.0), |(sum, moment), (e, xe)| (sum + e, moment + xe));
+    sum.ln() - moment / sum
+}
+
 /// The gradient of `log_prob` for the logits with the row's `lse`, by the chain rule; tests hold it to differences.
 pub fn bwd(logits: &[f64], target: i32, s: f64, lse: f64) -> Vec<f64> {
     let one =

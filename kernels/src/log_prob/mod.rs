@@ -1,21 +1,28 @@
 //! Log-probability of one token a row: `lse = ln Σ_j e^(l_j · s)`, `log_prob = l_target · s − lse` with `s` the inverse
-//! temperature; gradient `d_logits[j] = grad · s · (1[j = target] − e^(l_j · s − lse))`.
+//! temperature, and with `p_j = e^(l_j · s − lse)` the entropy `−Σ_j p_j ln p_j`; gradient `d_logits[j] = s · (grad · (1[j = target] −
+//! p_j) − d_entropy · p_j · (ln p_j + entropy))`.
 //!
-//! Shapes: logits f32 `[rows, vocab]`, targets i32 `[rows]`, log_prob, lse and grad f32 `[rows]`, d_logits T
-//! `[rows, vocab]`, f32 or bf16, which may not overlap the logits. A negative target marks a row that is ignored:
-//! log_prob 0, gradient 0. A target beyond the vocabulary gives NaN (callers check before). Exponentials are taken of
-//! `(l − max) · s` in f32 and summed in f64. Bound: memory and exponentials; two passes forward
-//! on cpu, one in CUDA, where the sum so far is scaled when a larger logit comes.
-//! Numerics: `l − max` and its product with s round to f32, the exponentials are good to 2 units in the last place; log_prob and lse
-//! round from f64 once. Backward `l · s` and `l · s − lse` round to f32, the exponential, the factor `grad · s` and their product;
-//! d_logits rounds to T once. So f32 d_logits may be off by `2.5 (1 + max |l · s|)` times one rounding (more where a token
-//! is all but certain, since then little is left of 1 − p), all else by 2.5.
+//! A launch has the logits of `columns` tokens from token `first` on. Forward, launches follow one another from the first token to the
+//! last and hand on `state`: the largest logit so far, `Σ e^((l − max) · s)`, `Σ (l − max) · s · e^((l − max) · s)` (0 where no
+//! entropy is asked for), and the target's logit, 0 until it came. The first does not read it; the last, with `first + columns = vocab`,
+//! writes results instead. Backward, the order of launches does not matter.
+//!
+//! Shapes: logits f32 `[rows, columns]`, targets i32 `[rows]`, log_prob, lse, entropy and their gradients f32 `[rows]`, state f64
+//! `[rows, 4]`, d_logits T `[rows, columns]`, f32 or bf16, which may not overlap the logits; vocab < 2^31. A negative target marks a row
+//! that is ignored: log_prob 0, entropy 0, gradient 0. A target beyond the vocabulary gives NaN (callers check before), but for the
+//! entropy. Exponentials are taken of `(l − max) · s` in f32 and summed in f64; where launches meet, in f64. Bound: memory and
+//! exponentials; two passes forward on cpu, one in CUDA, where the sum so far is scaled when a larger logit comes.
+//! Numerics: `l − max` and its product with s round to f32, the exponentials are good to 2 units in the last place, their product with the
+//! exponent rounds to f32; log_prob, entropy and lse round from f64 once. Backward `l · s` and `l · s − lse` round to f32, the
+//! exponential, the factor `grad · s` and their product, and as many for the entropy; d_logits rounds to T once. So f32 d_logits may be
+//! off by `2.5 (1 + max |l · s|)` times one rounding (more where a token is all but certain, since then little is left of 1 − p), the
+//! entropy, of which two terms cancel, by 8, all else by 2.5.
 
 pub(crate) mod check;
 mod cpu;
 pub(crate) mod formula;
 
-pub(crate) use cpu::{Row, max};
+pub(crate) use cpu::{Row, Terms, max};
 
 use crate::launch::{Params as _, by_dtype};
 use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
@@ -23,18 +30,26 @@ use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
 params! {
     /// Parameters of the forward kernel.
     pub struct FwdParams {
-        /// f32 `[rows, vocab]`
+        /// f32 `[rows, columns]`
         pub logits: Addr,
         /// i32 `[rows]`; negative: ignored.
         pub targets: Addr,
-        /// f32 `[rows]`, written.
+        /// f32 `[rows]`, written by a row's last launch.
         pub log_prob: Addr,
-        /// f32 `[rows]`, written.
+        /// f32 `[rows]`, written by a row's last launch; null in all launches of a row or in none.
+        pub entropy: Addr,
+        /// f32 `[rows]`, written by a row's last launch.
         pub lse: Addr,
+        /// f64 `[rows, 4]`, read by all but a row's first launch, written by all but its last; may be null where that is one.
+        pub state: Addr,
         /// Rows.
         pub rows: u32,
-        /// Logits of a row.
+        /// All tokens.
         pub vocab: u32,
+        /// The first token of this launch.
+        pub first: u32,
+        /// Tokens of this launch.
+        pub columns: u32,
         /// 1 / temperature.
         pub inv_temperature: f32,
         /// 0
@@ -45,20 +60,28 @@ params! {
 params! {
     /// Parameters of the backward kernel.
     pub struct BwdParams {
-        /// f32 `[rows, vocab]`
+        /// f32 `[rows, columns]`
         pub logits: Addr,
         /// i32 `[rows]`; negative: ignored.
         pub targets: Addr,
         /// f32 `[rows]`, from the forward kernel.
         pub lse: Addr,
+        /// f32 `[rows]`, from the forward kernel; may be null without `d_entropy`.
+        pub entropy: Addr,
         /// f32 `[rows]`, the gradient of log_prob.
         pub grad: Addr,
-        /// T `[rows, vocab]`, written.
+        /// f32 `[rows]`, the gradient of the entropy; may be null.
+        pub d_entropy: Addr,
+        /// T `[rows, columns]`, written.
         pub d_logits: Addr,
         /// Rows.
         pub rows: u32,
-        /// Logits of a row.
+        /// All tokens.
         pub vocab: u32,
+        /// The first token of this launch.
+        pub first: u32,
+        /// Tokens of this launch.
+        pub columns: u32,
         /// 1 / temperature.
         pub inv_temperature: f32,
         /// 0
@@ -81,19 +104,28 @@ kernel!(pub BWD_BF16, "log_prob_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &S
 const STRIP: u32 = 2048;
 
 fn plan_bwd(symbol: &'static str, p: &BwdParams) -> Vec<Stage> {
-    cuh::blocks(symbol, u64::from(p.rows) * u64::from(p.vocab.div_ceil(STRIP)), 256)
+    cuh::blocks(symbol, u64::from(p.rows) * u64::from(p.columns.div_ceil(STRIP)), 256)
 }
+
+/// Bytes of [`FwdParams::state`] for a row.
+pub const STATE: usize = 32;
 
 /// The forward launch.
 pub fn fwd(params: &FwdParams) -> Launch {
-    let (rows, n) = (params.rows as f64, params.rows as f64 * params.vocab as f64);
-    Launch::kernel(&FWD, params, Cost { flops: 20.0 * n, bytes: 4.0 * n + 12.0 * rows })
+    let (rows, n) = (params.rows as f64, params.rows as f64 * params.columns as f64);
+    let entropy = !params.entropy.is_null();
+    let last = params.first + params.columns == params.vocab;
+    let results = if last { 8 + 4 * usize::from(entropy) } else { STATE };
+    let a_row = 4 + results + if params.first > 0 { STATE } else { 0 };
+    let flops = if entropy { 24.0 } else { 20.0 };
+    Launch::kernel(&FWD, params, Cost { flops: flops * n, bytes: 4.0 * n + a_row as f64 * rows })
 }
 
 /// The backward launch; `dtype` is T, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
-    let (rows, n) = (params.rows as f64, params.rows as f64 * params.vocab as f64);
-    let cost = Cost { flops: 20.0 * n, bytes: (4 + dtype.size()) as f64 * n + 12.0 * rows };
+    let (rows, n) = (params.rows as f64, params.rows as f64 * params.columns as f64);
+    let (flops, a_row) = if params.d_entropy.is_null() { (20.0, 12.0) } else { (24.0, 20.0) };
+    let cost = Cost { flops: flops * n, bytes: (4 + dtype.size()) as f64 * n + a_row * rows };
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
 }
 

@@ -1,14 +1,17 @@
-// Log-probability of one token a row, and its gradient.
+// Log-probability of one token a row, entropy, and their gradient, for some tokens of the vocabulary at a time.
 //
 //   fwd: lse = ln sum_j e^(l_j s),  log_prob = l_target s - lse;  0 for a negative target, NaN for one beyond the vocabulary
-//   bwd: d_logits[j] = grad s (1[j = target] - e^(l_j s - lse)),  0 for a negative target, NaN for one beyond the vocabulary
+//        entropy = ln sum_j e^(x_j) - sum_j x_j e^(x_j) / sum_j e^(x_j) with x = (l - max) s;  0 for a negative target
+//   bwd: d_logits[j] = s (grad (1[j = target] - p_j) - d_entropy p_j (ln p_j + entropy)), p_j = e^(l_j s - lse);
+//        0 for a negative target, NaN for one beyond the vocabulary
 //
-// Shapes and limits: mod.rs; vocab < 2^31. Numerics: e^((l - max) s) in f32 (argument rounded, e^x of the CUDA library), summed in
-// f64; when the largest so far changes, the sum is scaled by an f32 exponential; the target's gradient by e^x - 1.
+// Shapes, limits and what launches hand on: mod.rs. Numerics: e^((l - max) s) in f32 (argument rounded, e^x of the CUDA library),
+// summed in f64; when the largest so far changes, the sum is scaled by an f32 exponential, between launches by an f64 one; the target's
+// gradient by e^x - 1.
 //
 // fwd, a block a row, read once:
-//   each thread, over vectors of four logits: largest so far, sum relative to it; the sum is scaled when the largest grows
-//   threads' sums brought to the row's largest, added within warps, then warps in order
+//   each thread, over vectors of four logits: largest so far, sums relative to it; the sums are scaled when the largest grows
+//   threads' sums brought to the row's largest, added within warps, then warps in order; then what earlier launches handed on
 // bwd, a block 2048 logits of a row.
 // Bound: memory.
 
@@ -21,44 +24,77 @@ constexpr int V = 4;
 constexpr int BWD_STEPS = 2;
 constexpr u32 STRIP = BWD_THREADS * V * BWD_STEPS;
 
-// A sum of exponentials relative to the largest argument seen.
-struct Sum {
+// Sums over some of a row's logits, relative to the largest of them: of e^x, and if MOMENT of x e^x.
+template <bool MOMENT>
+struct Sums {
   float largest = -infinity();
-  double sum = 0.0;
+  double sum = 0.0, moment = 0.0;
 
   // What arguments are relative to: not an infinity that would make NaN of terms that are 0.
   __device__ __forceinline__ float base() const { return largest == -infinity() ? 0.0f : largest; }
+
+  // Relative to `most`, which is larger. Without a logit above minus infinity the sums are 0 or NaN, and stay that.
+  __device__ __forceinline__ void relative_to(float most, float scale) {
+    const float change = (largest - most) * scale, factor = expf(change);
+    if (MOMENT) moment = largest == -infinity() ? sum * factor : (moment + change * sum) * factor;
+    sum *= factor;
+    largest = most;
+  }
 
   template <int N>
   __device__ __forceinline__ void add(const float (&x)[N], float scale) {
     float most = x[0];
 #pragma unroll
     for (int j = 1; j < N; ++j) most = fmaxf(most, x[j]);
-    if (most > largest) {
-      sum *= expf((largest - most) * scale);
-      largest = most;
-    }
+    if (most > largest) relative_to(most, scale);
     const float from = base();
 #pragma unroll
-    for (int j = 0; j < N; ++j) sum += expf((x[j] - from) * scale);
+    for (int j = 0; j < N; ++j) {
+      const float argument = (x[j] - from) * scale, e = expf(argument);
+      sum += e;
+      // A token that cannot come adds nothing, however small its logarithm.
+      if (MOMENT) moment += e == 0.0f ? 0.0f : argument * e;
+    }
   }
 };
 
-extern "C" __global__ void __launch_bounds__(FWD_THREADS) log_prob_fwd(const __grid_constant__ FwdParams p) {
+// What the launches of a row hand on.
+struct State {
+  double largest, sum, moment, target;
+};
+
+__device__ __forceinline__ State relative_to(State s, double most, double scale) {
+  if (s.largest == most) return s;
+  const double change = (s.largest - most) * scale, factor = exp(change);
+  s.moment = s.sum == 0.0 ? 0.0 : (s.moment + change * s.sum) * factor;
+  s.sum *= factor;
+  return s;
+}
+
+__device__ __forceinline__ State merge(State a, State b, double scale) {
+  const double most = a.largest > b.largest ? a.largest : b.largest;
+  a = relative_to(a, most, scale);
+  b = relative_to(b, most, scale);
+  // One of them at most has the target, the other 0.
+  return {most, a.sum + b.sum, a.moment + b.moment, a.target + b.target};
+}
+
+template <bool MOMENT>
+__device__ __forceinline__ void forward(const FwdParams& p) {
   constexpr int AHEAD = 4;
   __shared__ float maxima[FWD_THREADS / 32];
-  __shared__ double sums[FWD_THREADS / 32];
-  const u32 vocab = p.vocab;
+  __shared__ double sums[FWD_THREADS / 32], moments[FWD_THREADS / 32];
+  const u32 columns = p.columns;
   const u64 row = blockIdx.x;
-  const float* logits = global<const float>(p.logits) + row * vocab;
-  const bool vector = vocab % V == 0 && aligned16(p.logits);
+  const float* logits = global<const float>(p.logits) + row * columns;
+  const bool vector = columns % V == 0 && aligned16(p.logits);
   const float scale = p.inv_temperature;
 
-  Sum sum;
+  Sums<MOMENT> sum;
   u32 at = threadIdx.x * V;
   if (vector) {
     constexpr u32 STEP = FWD_THREADS * V;
-    for (; at + (AHEAD - 1) * STEP < vocab; at += AHEAD * STEP) {
+    for (; at + (AHEAD - 1) * STEP < columns; at += AHEAD * STEP) {
       float x[AHEAD * V], e[V];
       Words<16> words[AHEAD];
 #pragma unroll
@@ -72,69 +108,104 @@ extern "C" __global__ void __launch_bounds__(FWD_THREADS) log_prob_fwd(const __g
       sum.add(x, scale);
     }
   }
-  for (; at < vocab; at += FWD_THREADS * V) {
+  for (; at < columns; at += FWD_THREADS * V) {
     float x[V];
     if (vector) {
       load_vector(logits + at, x);
     } else {
 #pragma unroll
-      for (int j = 0; j < V; ++j) x[j] = at + j < vocab ? logits[at + j] : -infinity();
+      for (int j = 0; j < V; ++j) x[j] = at + j < columns ? logits[at + j] : -infinity();
     }
     sum.add(x, scale);
   }
 
   const float largest = block_max<FWD_THREADS>(sum.largest, maxima);
-  // A thread without logits, or with none above minus infinity, has the sum 0 or NaN and the factor 0.
-  const double factor = sum.largest == largest ? 1.0 : static_cast<double>(expf((sum.largest - largest) * scale));
-  const double total = block_sum<FWD_THREADS>(sum.sum * factor, sums);
+  if (sum.largest != largest) sum.relative_to(largest, scale);
+  State state = {largest, block_sum<FWD_THREADS>(sum.sum, sums), 0.0, 0.0};
+  if (MOMENT) state.moment = block_sum<FWD_THREADS>(sum.moment, moments);
   if (threadIdx.x > 0) return;
-  // Nothing but minus infinities is no distribution.
-  const double ln_sum = largest == -infinity() ? static_cast<double>(not_a_number()) : log(total);
+
   const int target = global<const int>(p.targets)[row];
+  const u32 place = static_cast<u32>(target) - p.first;
+  if (place < columns) state.target = logits[place];
+  State* handed_on = global<State>(p.state) + row;
+  if (p.first > 0) state = merge(*handed_on, state, scale);
+  if (p.first + columns < p.vocab) {
+    *handed_on = state;
+    return;
+  }
+  // Nothing but minus infinities is no distribution.
+  const double ln_sum = state.largest == -infinity() ? static_cast<double>(not_a_number()) : log(state.sum);
   float log_prob = 0.0f;
   if (target >= 0) {
     log_prob = not_a_number();
-    if (static_cast<u32>(target) < vocab) {
-      const double above = static_cast<double>(logits[target]) - static_cast<double>(largest);
-      log_prob = static_cast<float>(above * scale - ln_sum);
+    if (static_cast<u32>(target) < p.vocab) {
+      log_prob = static_cast<float>((state.target - state.largest) * scale - ln_sum);
     }
   }
   global<float>(p.log_prob)[row] = log_prob;
-  global<float>(p.lse)[row] = static_cast<float>(static_cast<double>(largest) * scale + ln_sum);
+  global<float>(p.lse)[row] = static_cast<float>(state.largest * scale + ln_sum);
+  if (MOMENT) {
+    const double entropy = target >= 0 ? ln_sum - state.moment / state.sum : 0.0;
+    global<float>(p.entropy)[row] = static_cast<float>(entropy);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(FWD_THREADS) log_prob_fwd(const __grid_constant__ FwdParams p) {
+  if (p.entropy != 0) {
+    forward<true>(p);
+  } else {
+    forward<false>(p);
+  }
 }
 
 template <class T>
 __device__ __forceinline__ void backward(const BwdParams& p) {
-  const u32 vocab = p.vocab, strips = ceil_div(vocab, STRIP);
+  const u32 columns = p.columns, strips = ceil_div(columns, STRIP);
   const u64 row = blockIdx.x / strips;
   const u32 first = blockIdx.x % strips * STRIP + threadIdx.x * V;
-  const float* logits = global<const float>(p.logits) + row * vocab;
-  T* d_logits = global<T>(p.d_logits) + row * vocab;
-  const bool vector = vocab % V == 0 && aligned16(p.logits, p.d_logits);
+  const float* logits = global<const float>(p.logits) + row * columns;
+  T* d_logits = global<T>(p.d_logits) + row * columns;
+  const bool vector = columns % V == 0 && aligned16(p.logits, p.d_logits);
   const int target = load_for_warp(global<const int>(p.targets) + row);
+  // The target's column; beyond them all where this launch does not have it.
+  const u32 place = static_cast<u32>(target) - p.first;
   const float scale = p.inv_temperature, lse = load_for_warp(global<const float>(p.lse) + row);
   const float factor = load_for_warp(global<const float>(p.grad) + row) * scale;
-  const bool ignored = target < 0, bad = !ignored && static_cast<u32>(target) >= vocab;
+  const bool ignored = target < 0, bad = !ignored && static_cast<u32>(target) >= p.vocab;
+  float entropy = 0.0f, entropy_factor = 0.0f;
+  if (p.d_entropy != 0 && !ignored) {
+    entropy = load_for_warp(global<const float>(p.entropy) + row);
+    entropy_factor = load_for_warp(global<const float>(p.d_entropy) + row) * scale;
+  }
+  // What a logit gets through the entropy, to be taken off.
+  auto of_entropy = [&](float ln_p, float prob) {
+    if (p.d_entropy == 0) return 0.0f;
+    return entropy_factor * (prob > 0.0f ? prob * (ln_p + entropy) : prob);
+  };
 
   float x[BWD_STEPS][V];
 #pragma unroll
-  for (int k = 0; k < BWD_STEPS; ++k) load_elements(logits, first + k * BWD_THREADS * V, vocab, vector, x[k]);
+  for (int k = 0; k < BWD_STEPS; ++k) load_elements(logits, first + k * BWD_THREADS * V, columns, vector, x[k]);
 #pragma unroll
   for (int k = 0; k < BWD_STEPS; ++k) {
     const u32 at = first + k * BWD_THREADS * V;
     float out[V];
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const float ln_p = x[k][j] * scale - lse;
-      out[j] = ignored ? 0.0f : bad ? not_a_number() : -factor * expf(ln_p);
+      const float ln_p = x[k][j] * scale - lse, prob = expf(ln_p);
+      out[j] = ignored ? 0.0f : bad ? not_a_number() : -factor * prob - of_entropy(ln_p, prob);
     }
-    if (!bad && static_cast<u32>(target) - at < V) {
+    if (!bad && place - at < V) {
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        if (at + j == static_cast<u32>(target)) out[j] = -factor * expm1f(x[k][j] * scale - lse);
+        if (at + j == place) {
+          const float ln_p = x[k][j] * scale - lse;
+          out[j] = -factor * expm1f(ln_p) - of_entropy(ln_p, expf(ln_p));
+        }
       }
     }
-    store_elements(d_logits, at, vocab, vector, out);
+    store_elements(d_logits, at, columns, vector, out);
   }
 }
 

@@ -10,11 +10,12 @@ use crate::error::Result;
 pub(super) struct Dry {
     next: AtomicU64,
     kernels: Kernels,
+    compute_capability: u32,
 }
 
 impl Dry {
-    pub(super) fn new(kernels: Kernels) -> Dry {
-        Dry { next: AtomicU64::new(1 << 20), kernels }
+    pub(super) fn new(kernels: Kernels, compute_capability: u32) -> Dry {
+        Dry { next: AtomicU64::new(1 << 20), kernels, compute_capability }
     }
 }
 
@@ -29,6 +30,10 @@ impl Backend for Dry {
 
     fn kernels(&self) -> Kernels {
         self.kernels
+    }
+
+    fn compute_capability(&self) -> u32 {
+        self.compute_capability
     }
 
     fn alloc(&self, bytes: usize) -> Option<u64> {

@@ -69,6 +69,10 @@ trait Backend: Send + Sync {
     fn name(&self) -> &'static str;
     fn threads(&self) -> usize;
     fn kernels(&self) -> Kernels;
+    /// Of the GPU, as 90; 0 where there is none.
+    fn compute_capability(&self) -> u32 {
+        0
+    }
     /// Memory of at least `bytes` (> 0), 64-byte aligned, contents unspecified; `None` when there is no room.
     fn alloc(&self, bytes: usize) -> Option<u64>;
     fn free(&self, addr: u64, bytes: usize);
@@ -193,9 +197,19 @@ impl Device {
     }
 
     /// A device without memory that counts allocations, operations and bytes of a device with these kernels, and computes nothing:
-    /// reads give zeros.
+    /// reads give zeros. The GPU is one of compute capability 9.0.
     pub fn dry(kernels: Kernels) -> Device {
-        let device = Device::new(dry::Dry::new(kernels));
+        Device::dry_of(kernels, if kernels == Kernels::Cpu { 0 } else { 90 })
+    }
+
+    /// [`Self::dry`] in place of this device, with what its ops depend on.
+    pub fn dry_like(&self) -> Device {
+        Device::dry_of(self.kernels(), self.compute_capability())
+    }
+
+    /// [`Self::dry`] for a GPU of this compute capability, as 80; 0 for the processor.
+    pub fn dry_of(kernels: Kernels, compute_capability: u32) -> Device {
+        let device = Device::new(dry::Dry::new(kernels, compute_capability));
         device.profile().count(true);
         device
     }
@@ -232,6 +246,11 @@ impl Device {
     /// Whose kernels it runs, or counts.
     pub fn kernels(&self) -> Kernels {
         self.0.backend.kernels()
+    }
+
+    /// The compute capability of its GPU, or of the one that it stands for, as 90; 0 for the processor.
+    pub fn compute_capability(&self) -> u32 {
+        self.0.backend.compute_capability()
     }
 
     /// Whether this device computes nothing.

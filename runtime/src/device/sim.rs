@@ -134,6 +134,10 @@ impl Backend for Sim {
         Kernels::Cuda
     }
 
+    fn compute_capability(&self) -> u32 {
+        self.options.arch.sm
+    }
+
     fn alloc(&self, bytes: usize) -> Option<u64> {
         self.memory().try_alloc_uninitialized(bytes)
     }

@@ -200,6 +200,10 @@ impl Backend for Cuda {
         Kernels::Cuda
     }
 
+    fn compute_capability(&self) -> u32 {
+        self.gpu.arch().sm
+    }
+
     fn alloc(&self, bytes: usize) -> Option<u64> {
         lock(&self.pool).take(bytes)
     }

@@ -1,6 +1,6 @@
 //! Log-probabilities of logits that are there, and the weighted sum that a loss is.
 
-use reel_kernels::{DType, Launch, elementwise, log_prob as kernel, reduce};
+use reel_kernels::{Addr, DType, elementwise, log_prob as kernel, reduce};
 
 use super::{rows_cols, size, want_dtype, want_shape};
 use crate::error::Result;
@@ -19,29 +19,22 @@ pub fn log_prob(cx: &Cx, logits: &Tensor, targets: &Tensor, inv_temperature: f32
     want_dtype(OP, "targets", targets, DType::I32)?;
     want_shape(OP, "targets", targets, &[rows], "one for each row of logits")?;
     let (lp, lse) = (cx.empty(&[rows], DType::F32)?, cx.empty(&[rows], DType::F32)?);
-    cx.launch(&fwd(logits, targets, &lp, &lse, size(OP, rows)?, size(OP, vocab)?, inv_temperature))?;
-    Ok((lp, lse))
-}
-
-pub(super) fn fwd(
-    logits: &Tensor,
-    targets: &Tensor,
-    lp: &Tensor,
-    lse: &Tensor,
-    rows: u32,
-    vocab: u32,
-    inv_t: f32,
-) -> Launch {
-    kernel::fwd(&kernel::FwdParams {
+    let vocab = size(OP, vocab)?;
+    cx.launch(&kernel::fwd(&kernel::FwdParams {
         logits: logits.addr(),
         targets: targets.addr(),
         log_prob: lp.addr(),
+        entropy: Addr::NULL,
         lse: lse.addr(),
-        rows,
+        state: Addr::NULL,
+        rows: size(OP, rows)?,
         vocab,
-        inv_temperature: inv_t,
+        first: 0,
+        columns: vocab,
+        inv_temperature,
         reserved: 0,
-    })
+    }))?;
+    Ok((lp, lse))
 }
 
 /// `Σ x[i] · weights[i]`, one f32 element: x and weights are f32 of one size. The weights are constants.

@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 use reel_kernels::Element;
 
-use crate::tensor::ops::HeadWay::{Fused, Products};
+use crate::tensor::ops::HeadWay::{self, Fused, Products};
 
 type Values = Vec<f32>;
 
@@ -334,14 +334,20 @@ fn chunks_of_rows_and_of_the_vocabulary_add_up() {
     let targets: Vec<i32> = (0..rows).map(|r| r * 11 % vocab).collect();
     let (rows, vocab) = (rows as usize, vocab as usize);
     let shapes: [&[usize]; 2] = [&[rows, hidden], &[vocab, hidden]];
-    let before = device.memory().current;
-    device.reset_peak();
-    let fused = outcome(&device, DType::F32, &shapes, 2, |cx, x| {
-        Ok(vec![linear_log_prob(cx, &x[0], &x[1], &index(cx, &targets)?, 1.0)?])
-    });
-    let peak = device.memory().peak - before;
-    assert!(peak < (70 << 20) && rows * vocab * 4 > (75 << 20), "{peak} bytes for logits");
-    // The other way: rows of f32 over a weight of bf16 that is exact in f32.
+    let by = |way: HeadWay| {
+        let before = device.memory().current;
+        device.reset_peak();
+        let got = outcome(&device, DType::F32, &shapes, 2, |cx, x| {
+            Ok(vec![linear_log_prob_by(cx, &x[0], &x[1], &index(cx, &targets)?, 1.0, [way; 2])?])
+        });
+        let peak = device.memory().peak - before;
+        assert!(peak < (72 << 20) && rows * vocab * 4 > (75 << 20), "{way:?}: {peak} bytes for logits");
+        got
+    };
+    let (fused, products) = (by(Fused), by(Products));
+    assert!(distance(&products.y, &fused.y) <= 1e-6);
+    gradients_agree("by products", &products, &fused, 1e-5);
+    // Rows of f32 over a weight of bf16 that is exact in f32.
     let w: Values = numbers(vocab * hidden, 3).iter().map(|&x| <half::bf16 as Element>::from_f32(x).to_f32()).collect();
     let mixed = |dtype: DType| {
         outcome(&device, DType::F32, &shapes[..1], 2, |cx, x| {
@@ -353,13 +359,16 @@ fn chunks_of_rows_and_of_the_vocabulary_add_up() {
     assert!(distance(&got.y, &want.y) <= 1e-6);
     gradients_agree("a bf16 weight", &got, &want, 1e-5);
     // Rows of two launches have the bits that they have alone.
-    let few = outcome(&device, DType::F32, &[&[rows, hidden], shapes[1]], 2, |cx, x| {
-        let rows = index(cx, &[0, 65_535, 65_536, 65_999])?;
-        let of = |r: i32| targets[r as usize];
-        let few = index(cx, &[of(0), of(65_535), of(65_536), of(65_999)])?;
-        Ok(vec![linear_log_prob(cx, &gather_rows(cx, &x[0], &rows)?, &x[1], &few, 1.0)?])
-    });
-    assert_eq!(few.y, [0, 65_535, 65_536, 65_999].map(|r: usize| fused.y[r]));
+    for (way, all) in [(Fused, &fused), (Products, &products)] {
+        let few = outcome(&device, DType::F32, &[&[rows, hidden], shapes[1]], 2, |cx, x| {
+            let rows = index(cx, &[0, 65_535, 65_536, 65_999])?;
+            let of = |r: i32| targets[r as usize];
+            let few = index(cx, &[of(0), of(65_535), of(65_536), of(65_999)])?;
+            let rows = gather_rows(cx, &x[0], &rows)?;
+            Ok(vec![linear_log_prob_by(cx, &rows, &x[1], &few, 1.0, [way; 2])?])
+        });
+        assert_eq!(few.y, [0, 65_535, 65_536, 65_999].map(|r: usize| all.y[r]), "{way:?}");
+    }
 }
 
 /// No rows and one row of each of SigLIP's ops, in both dtypes: shapes and numbers, forward and backward.

@@ -1,0 +1,103 @@
+//! By the fused kernels of `reel_kernels::linear_log_prob`.
+
+use reel_kernels::{Addr, DType, linear_log_prob as kernel};
+
+use super::super::linear::weight_gradient;
+use super::{Head, narrow, parts};
+use crate::device::{Category, Kernels};
+use crate::error::Result;
+use crate::tensor::Tensor;
+use crate::tensor::cx::Cx;
+use crate::tensor::tape::Backward;
+
+/// Rows of one fused launch: with more of them the narrowest chunk of the vocabulary would not stay within 64 MiB.
+const ROWS: usize = 1 << 16;
+
+impl Head {
+    pub(super) fn fused_forward(&self, cx: &Cx, lp: &Tensor, entropy: Option<&Tensor>, lse: &Tensor) -> Result<()> {
+        let dtype = self.h.dtype();
+        // The processor's code keeps its statistics to itself.
+        let bytes = match cx.device().kernels() {
+            Kernels::Cpu => 0,
+            Kernels::Cuda => kernel::workspace(self.rows.min(ROWS), self.vocab),
+        };
+        let workspace = match bytes {
+            0 => None,
+            bytes => Some(Tensor::empty(cx.device(), &[bytes / 4], DType::F32, Category::Workspace)?),
+        };
+        for (start, n) in parts(self.rows, ROWS) {
+            let p = kernel::FwdParams {
+                hidden: self.h.rows(start, n)?.addr(),
+                weight: self.w.addr(),
+                targets: self.targets.rows(start, n)?.addr(),
+                log_prob: lp.rows(start, n)?.addr(),
+                entropy: entropy.map_or(Ok(Addr::NULL), |e| e.rows(start, n).map(|e| e.addr()))?,
+                lse: lse.rows(start, n)?.addr(),
+                workspace: workspace.as_ref().map_or(Addr::NULL, Tensor::addr),
+                rows: n as u32,
+                vocab: self.vocab_u,
+                width: self.hidden_u,
+                inv_temperature: self.inv_temperature,
+            };
+            cx.launch(&kernel::fwd(dtype, &p))?;
+        }
+        Ok(())
+    }
+
+    /// `entropies`: the entropies and their gradient, if that is asked for.
+    pub(super) fn fused_backward(
+        &self,
+        bw: &mut Backward,
+        lse: &Tensor,
+        d_lp: &Tensor,
+        entropies: Option<(&Tensor, &Tensor)>,
+    ) -> Result<()> {
+        let dtype = self.h.dtype();
+        let dw = bw.parameter_grad(&self.w)?;
+        // Chunks add up in f32: a sum rounded to bf16 after each chunk would lose what later ones bring.
+        let dh = match self.h.needs_grad() {
+            true => Some(bw.empty(&[self.rows, self.hidden], DType::F32, Category::Activations)?),
+            false => None,
+        };
+        let columns = kernel::chunk(dtype, self.rows.min(ROWS), self.vocab);
+        let d_logits = bw.empty(&[self.rows.min(ROWS) * columns], dtype, Category::Workspace)?;
+        for (start, n) in parts(self.rows, ROWS) {
+            let at = |t: &Tensor| t.rows(start, n).map(|t| t.addr());
+            for (first, count) in parts(self.vocab, columns) {
+                let p = kernel::BwdParams {
+                    hidden: at(&self.h)?,
+                    weight: self.w.addr(),
+                    targets: at(&self.targets)?,
+                    lse: at(lse)?,
+                    entropy: entropies.map_or(Ok(Addr::NULL), |e| at(e.0))?,
+                    d_log_prob: at(d_lp)?,
+                    d_entropy: entropies.map_or(Ok(Addr::NULL), |e| at(e.1))?,
+                    d_logits: d_logits.addr(),
+                    rows: n as u32,
+                    vocab: self.vocab_u,
+                    width: self.hidden_u,
+                    first: first as u32,
+                    columns: count as u32,
+                    inv_temperature: self.inv_temperature,
+                };
+                bw.launch(&kernel::bwd(dtype, &p))?;
+                if let Some(dh) = &dh {
+                    let w = self.w.rows(first, count)?;
+                    bw.launch(&self.row_gradient(&d_logits, &w, (n, count), &dh.rows(start, n)?, first > 0))?;
+                }
+                if let Some(dw) = &dw {
+                    let (h, dw) = (self.h.rows(start, n)?, dw.rows(first, count)?);
+                    bw.launch(&weight_gradient(&d_logits, &h, n, count, self.hidden, &dw))?;
+                }
+            }
+        }
+        drop(d_logits);
+        let Some(dh) = dh else { return Ok(()) };
+        if dtype == DType::F32 {
+            return bw.add(&self.h, dh);
+        }
+        let narrowed = bw.empty_like(&self.h)?;
+        bw.launch(&narrow(&dh, &narrowed))?;
+        bw.add(&self.h, narrowed)
+    }
+}
