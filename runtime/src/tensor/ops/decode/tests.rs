@@ -98,7 +98,7 @@ fn sampled(device: &Device, rows: usize, at: usize, first: usize) -> (Vec<i32>, 
     let both = to.log_prob.to_f32().unwrap().into_iter().zip(to.raw_log_prob.as_ref().unwrap().to_f32().unwrap());
     for (r, (with, raw)) in both.enumerate() {
         // A temperature of 0 counts as 1, others do not.
-        assert!(with < 0.0 && ((at + r) % 3 == 0) == (with == raw), "row {r}: {with} and {raw}");
+        assert!(with < 0.0 && (at + r).is_multiple_of(3) == (with == raw), "row {r}: {with} and {raw}");
     }
     (to.ids.to_i32().unwrap(), tops.to_i32().unwrap().chunks(20).map(<[i32]>::to_vec).collect())
 }
