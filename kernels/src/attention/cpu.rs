@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod backward;
+mod few;
 mod forward;
 mod product;
 mod vector;

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
+use super::few::few_scores;
 use super::product::Product;
 use super::vector::{LANES, Vector, Work};
 use crate::{DType, Element};
@@ -399,41 +400,6 @@ unsafe fn values<V: Vector, T: Element>(
         load_padded::<V, T>(s.v.add(at), s.key_stride(), count, d, copy.add(j * padded));
     }
     (copy, padded)
-}
-
-/// The products of `R` rows of queries with the keys of a block, the sums in the order of [`Product`].
-#[inline(always)]
-unsafe fn few_scores<V: Vector, T: Element, const R: usize>(
-    s: &Sequence<'_, T>,
-    start: usize,
-    keys: usize,
-    q: *const f32,
-    scores: *mut f32,
-) {
-    let d = s.head_dim;
-    for j in (0..keys).step_by(LANES) {
-        let (from, count) = (s.k.add(s.key(start + j)), LANES.min(keys - j));
-        let mut sums = [V::splat(0.0); R];
-        for c in (0..d).step_by(LANES) {
-            let width = LANES.min(d - c);
-            let mut square = [V::splat(0.0); LANES];
-            for (i, line) in square.iter_mut().enumerate() {
-                if i < count {
-                    *line = V::load_part(from.add(i * s.key_stride() + c), width);
-                }
-            }
-            for (i, column) in V::transpose(square).into_iter().enumerate() {
-                if i < width {
-                    for (r, sum) in sums.iter_mut().enumerate() {
-                        *sum = V::splat(q.add(r * d + c + i).read()).mul_add(column, *sum);
-                    }
-                }
-            }
-        }
-        for (r, sum) in sums.into_iter().enumerate() {
-            sum.store(scores.add(r * KEYS + j));
-        }
-    }
 }
 
 /// Turns the products of some rows into probabilities against their new maximum; the factors by which the new maximum
