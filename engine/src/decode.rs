@@ -11,6 +11,12 @@ use reel_runtime::{Cx, Kernels, Tensor};
 
 use crate::error::Result;
 
+/// Operations and bytes of a step's launches, on average, up to which a thread of the cpu takes rows of its own through the whole step: a
+/// launch is then over, or its weights read a second time, about as soon as another thread knows of it.
+const SMALL_FLOPS: f64 = 1e6;
+/// See [`SMALL_FLOPS`].
+const SMALL_BYTES: f64 = 256e3;
+
 /// What rows and cache must have room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Room {
@@ -63,12 +69,12 @@ impl State {
         Ok(rows.advance(cx, &chosen.ids)?)
     }
 
-    /// The first rows only.
-    fn first(&self, rows: usize) -> Result<State> {
+    /// Some rows only.
+    fn part(&self, first: usize, rows: usize) -> Result<State> {
         Ok(State {
-            rows: self.rows.first(rows)?,
-            choices: self.choices.first(rows)?,
-            chosen: self.chosen.first(rows)?,
+            rows: self.rows.part(first, rows)?,
+            choices: self.choices.part(first, rows)?,
+            chosen: self.chosen.part(first, rows)?,
             ..self.clone()
         })
     }
@@ -91,8 +97,8 @@ impl Asked {
 /// The rows of sequences that decode together.
 #[derive(Debug)]
 pub(crate) struct Decode {
-    /// Before the memory that they use.
-    recordings: BTreeMap<usize, Recording>,
+    /// By number of rows; several share the rows between them. Before the memory that they use.
+    recordings: BTreeMap<usize, Vec<Recording>>,
     /// Numbers of rows that have run once: what a first run makes ready must not happen inside of a recording.
     ran: BTreeSet<usize>,
     cx: Cx,
@@ -162,21 +168,37 @@ impl Decode {
         Ok(self.state.rows.clear(first, rows)?)
     }
 
+    /// Records a step of the first `bucket` rows, which are `state`: of all together, or, where the launches of that are too small to be
+    /// shared, of each thread's own.
+    fn record(&self, state: &State, bucket: usize) -> Result<Vec<Recording>> {
+        let device = self.cx.device();
+        let record = |state: &State| device.record(state.clone(), || state.step(&self.cx));
+        let whole = record(state)?;
+        let threads = if device.kernels() == Kernels::Cpu { device.threads().min(bucket) } else { 1 };
+        let (cost, launches) = (whole.cost(), whole.launches() as f64);
+        if threads < 2 || cost.flops > SMALL_FLOPS * launches || cost.bytes > SMALL_BYTES * launches {
+            return Ok(vec![whole]);
+        }
+        drop(whole);
+        let ends = (0..=threads).map(|i| i * bucket / threads).collect::<Vec<_>>();
+        ends.windows(2).map(|w| record(&self.state.part(w[0], w[1] - w[0])?)).collect()
+    }
+
     /// Asks for a step of the first `bucket` rows.
     pub(crate) fn step(&mut self, bucket: usize) -> Result<Asked> {
         let device = self.cx.device().clone();
-        let state = self.state.first(bucket)?;
+        let state = self.state.part(0, bucket)?;
         if self.record && !self.recordings.contains_key(&bucket) && self.ran.contains(&bucket) {
             if device.kernels() == Kernels::Cpu {
                 // Sizes come and go one by one there; each would keep its memory.
                 self.recordings.clear();
             }
-            let recording = device.record(state.clone(), || state.step(&self.cx))?;
-            self.recordings.insert(bucket, recording);
+            let recordings = self.record(&state, bucket)?;
+            self.recordings.insert(bucket, recordings);
             self.made += 1;
         }
         match self.recordings.get(&bucket) {
-            Some(recording) => device.replay(recording)?,
+            Some(recordings) => device.replay_together(recordings)?,
             None => state.step(&self.cx)?,
         }
         self.ran.insert(bucket);

@@ -222,7 +222,7 @@ impl<'a> Engine<'a> {
             width: requests.iter().map(|r| Blocks::needed(tokens(r))).max().unwrap_or(0).max(1),
             history: penalised.map(tokens).max().unwrap_or(0),
             barred: requests.iter().filter(|r| r.min_new_tokens > 0).map(|r| r.eos.len()).max().unwrap_or(0),
-            blocks: requests.iter().map(|r| r.stops.len() * Blocks::needed(tokens(r))).sum(),
+            blocks: requests.iter().map(|r| blocks(r.stops.len(), r.prompt.input_ids.len(), tokens(r))).sum(),
         };
         if kept.as_ref().is_some_and(|d| !d.covers(&room)) {
             // What was there goes before its successor comes.
@@ -247,7 +247,8 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Computes the prompt once, copies its keys to every completion, and chooses their first tokens.
+    /// Computes the prompt once, for every completion, and chooses their first tokens. Blocks that the prompt fills belong to all of
+    /// them; of the last one, to which they add their own keys, each has a copy.
     fn prefill(
         &self,
         request: usize,
@@ -282,8 +283,10 @@ impl<'a> Engine<'a> {
         let last = self.last_hidden(&r.prompt, &from, cache)?;
         let logits = self.model.logits(&self.cx, &last)?;
         for s in &mut all[1..] {
+            let full = ids.len() / KvPages::BLOCK;
+            blocks.share(&from[..full], &mut s.blocks);
             cover(blocks, &mut s.blocks, ids.len() + r.max_new_tokens)?;
-            self.copy_blocks(cache, &from, &s.blocks, ids.len())?;
+            self.copy_blocks(cache, &from[full..], &s.blocks[full..], ids.len() % KvPages::BLOCK)?;
         }
         for s in &mut all {
             let barred = if limit.bars_ends(0) { &limit.eos[..] } else { &[] };
@@ -319,6 +322,12 @@ impl<'a> Engine<'a> {
         }
         Ok(())
     }
+}
+
+/// Cache blocks of so many completions of a prompt, `tokens` long with it.
+fn blocks(completions: usize, prompt: usize, tokens: usize) -> usize {
+    let (shared, each) = (prompt / KvPages::BLOCK, Blocks::needed(tokens));
+    if completions == 0 { 0 } else { shared + completions * (each - shared) }
 }
 
 fn cover(blocks: &mut Blocks, held: &mut Vec<i32>, tokens: usize) -> Result<()> {

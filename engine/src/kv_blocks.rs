@@ -2,16 +2,18 @@
 
 use reel_runtime::ops::KvPages;
 
-/// Hands out the blocks of a cache, lowest first.
+/// Hands out the blocks of a cache, lowest first. Sequences may hold a block together that none of them writes any more.
 #[derive(Debug)]
 pub(crate) struct Blocks {
     free: Vec<i32>,
+    /// How many sequences hold each block.
+    holders: Vec<u32>,
 }
 
 impl Blocks {
     /// All of `count` blocks are free.
     pub(crate) fn new(count: usize) -> Blocks {
-        Blocks { free: (0..count as i32).rev().collect() }
+        Blocks { free: (0..count as i32).rev().collect(), holders: vec![0; count] }
     }
 
     /// Blocks that hold `tokens` tokens.
@@ -24,16 +26,30 @@ impl Blocks {
     pub(crate) fn cover(&mut self, held: &mut Vec<i32>, tokens: usize) -> bool {
         while held.len() < Blocks::needed(tokens) {
             match self.free.pop() {
-                Some(b) => held.push(b),
+                Some(b) => {
+                    self.holders[b as usize] = 1;
+                    held.push(b);
+                }
                 None => return false,
             }
         }
         true
     }
 
-    /// Takes a finished sequence's blocks back.
+    /// Gives a sequence that has none the blocks of another too.
+    pub(crate) fn share(&mut self, blocks: &[i32], held: &mut Vec<i32>) {
+        blocks.iter().for_each(|&b| self.holders[b as usize] += 1);
+        held.extend_from_slice(blocks);
+    }
+
+    /// Takes a finished sequence's blocks back; they are free when nobody else holds them.
     pub(crate) fn give_back(&mut self, held: &mut Vec<i32>) {
-        self.free.extend(held.drain(..).rev());
+        for b in held.drain(..).rev() {
+            self.holders[b as usize] -= 1;
+            if self.holders[b as usize] == 0 {
+                self.free.push(b);
+            }
+        }
     }
 }
 
@@ -51,5 +67,18 @@ mod tests {
         assert!(!blocks.cover(&mut b, 65));
         blocks.give_back(&mut a);
         assert!(blocks.cover(&mut b, 192) && b == [2, 0, 1]);
+    }
+
+    #[test]
+    fn a_shared_block_is_free_when_its_last_holder_is_done() {
+        let mut blocks = Blocks::new(3);
+        let (mut a, mut b, mut c) = (vec![], vec![], vec![]);
+        assert!(blocks.cover(&mut a, 65) && a == [0, 1]);
+        blocks.share(&a[..1], &mut b);
+        assert!(blocks.cover(&mut b, 65) && b == [0, 2]);
+        blocks.give_back(&mut a);
+        assert!(!blocks.cover(&mut c, 65) && c == [1], "block 0 is still b's");
+        blocks.give_back(&mut b);
+        assert!(blocks.cover(&mut c, 192) && c == [1, 0, 2]);
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use reel_engine::{Completion, Engine, Error, FinishReason, Request, Sampling, Stop};
+use reel_model::batch::Sequence;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::input::tokens::Tokens;
@@ -105,6 +106,25 @@ fn completions_of_one_prompt_differ_and_repeat_with_the_seed() {
     assert_eq!(second[0].ids, first[1].ids);
     let media = [case.config.tokens.image, case.config.tokens.video, case.config.tokens.vision_start];
     assert!(first.iter().flat_map(|c| &c.ids).all(|id| !media.contains(id)));
+}
+
+/// Blocks that a prompt fills are shared; what lies behind them is each completion's own.
+#[test]
+fn completions_of_a_long_prompt_are_those_of_each_alone() {
+    let case = open(&golden().join("mixed_stop"));
+    let device = Device::cpu(2);
+    for length in [63usize, 64, 65, 150] {
+        let ids: Vec<i64> = (0..length as i64).map(|i| i * 7 % 60).collect();
+        let at: Vec<i64> = (0..length as i64).collect();
+        let prompt = Sequence { input_ids: &ids, position_ids: [&at, &at, &at], ..Sequence::default() };
+        let ask = |sampling, max, n| Request { prompt, rope_delta: 0, ..case.request(sampling, max, n) };
+        let together = case.run(&device, vec![ask(SAMPLED, 70, 3), ask(SAMPLED, 3, 2)]);
+        for c in &together[..3] {
+            let sampling = Sampling { seed: SAMPLED.seed + c.index as u64, ..SAMPLED };
+            let alone = case.run(&device, vec![ask(sampling, 70, 1)]);
+            assert_eq!((&c.ids, &c.log_probs), (&alone[0].ids, &alone[0].log_probs), "{length} tokens");
+        }
+    }
 }
 
 #[test]

@@ -1,11 +1,15 @@
 //! The threads of the cpu device: a fixed team that takes numbered tasks until none is left.
 //!
-//! Which thread does a task never changes its result: a task owns its outputs and sums in an order of its own. Workers
+//! Which thread does a task never changes its result: a task owns its outputs and sums in an order of its own. Each thread begins with a run
+//! of neighbouring tasks, always the same one, and helps the others when these are done: what a launch reads of the last one's output then
+//! lies, for the most part, in the cache of its own processor. Workers
 //! spin for a short while between launches (a decode step is hundreds of them, microseconds apart), then sleep. A launch ends
 //! when its tasks are done, not when every worker has seen it: a worker that the system has put aside holds nobody up.
 #![allow(unsafe_code)]
 
 use std::any::Any;
+use std::cell::Cell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -16,16 +20,26 @@ const LOOKS: usize = 6_000;
 /// Of every so many looks, one lets other threads run: with more threads than processors the one that is waited for may be among them.
 const YIELD: usize = 64;
 
+thread_local! {
+    /// Whether this thread is doing a task.
+    static IN_TASK: Cell<bool> = const { Cell::new(false) };
+}
+
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
 
 /// On a cache line of its own.
 #[repr(align(128))]
 struct Alone<T>(T);
 
+/// A number of a job (upper half; it only grows) and how many tasks of a share nobody has taken (lower half). A thread owns a task
+/// when it has lowered that by compare-and-swap; this also proves that what it read of the job before belonged to this job.
+type Share = Alone<AtomicU64>;
+
 struct Shared {
-    /// Number of the job (upper half; it only grows) and how many of its tasks nobody has taken (lower half). A thread owns a task
-    /// when it has lowered that by compare-and-swap; this also proves that what it read of the job before belonged to this job.
-    state: Alone<AtomicU64>,
+    /// Number of the current job.
+    job: Alone<AtomicU64>,
+    /// Of each thread, the tasks that it begins with.
+    shares: Vec<Share>,
     /// Tasks of the current job that are done.
     done: Alone<AtomicUsize>,
     /// The two words of the current job's `&Task`; written only when all tasks of the last job are done.
@@ -56,8 +70,10 @@ impl std::fmt::Debug for Team {
 impl Team {
     /// A team of `threads` (at least 1), the caller included.
     pub fn new(threads: usize) -> Team {
+        let threads = threads.max(1);
         let shared = Arc::new(Shared {
-            state: Alone(AtomicU64::new(0)),
+            job: Alone(AtomicU64::new(0)),
+            shares: (0..threads).map(|_| Alone(AtomicU64::new(0))).collect(),
             done: Alone(AtomicUsize::new(0)),
             task: [AtomicUsize::new(0), AtomicUsize::new(0)],
             count: AtomicUsize::new(0),
@@ -67,11 +83,11 @@ impl Team {
             wake: Condvar::new(),
             stop: AtomicBool::new(false),
         });
-        let workers = (1..threads.max(1))
+        let workers = (1..threads)
             .filter_map(|i| {
                 let shared = shared.clone();
                 // A thread that can't be had makes the team smaller; results do not depend on its size.
-                std::thread::Builder::new().name(format!("reel-{i}")).spawn(move || shared.work()).ok()
+                std::thread::Builder::new().name(format!("reel-{i}")).spawn(move || shared.work(i)).ok()
             })
             .collect();
         Team { shared, workers, running: Mutex::new(()) }
@@ -82,13 +98,13 @@ impl Team {
         self.workers.len() + 1
     }
 
-    /// Calls `task(0) … task(count - 1)`, each once, on any thread, and returns when all are done. A task must not call
-    /// `run` on the same team.
+    /// Calls `task(0) … task(count - 1)`, each once, on any thread, and returns when all are done. Inside of a task, `run` does all of
+    /// its tasks on the same thread.
     ///
     /// # Panics
     /// With the panic of a task, after all others are done; with 2^32 tasks or more.
     pub fn run(&self, count: usize, task: impl Fn(usize) + Sync) {
-        if count <= 1 || self.workers.is_empty() {
+        if count <= 1 || self.workers.is_empty() || IN_TASK.get() {
             (0..count).for_each(task);
             return;
         }
@@ -102,14 +118,17 @@ impl Team {
         s.task[1].store(words[1], Ordering::Relaxed);
         s.count.store(count, Ordering::Relaxed);
         s.done.0.store(0, Ordering::Relaxed);
-        let job = (s.state.0.load(Ordering::Relaxed) >> 32) + 1;
-        s.state.0.store(job << 32 | count as u64, Ordering::SeqCst);
+        let (job, n) = (s.job.0.load(Ordering::Relaxed) + 1, s.shares.len());
+        for (i, share) in s.shares.iter().enumerate() {
+            share.0.store(job << 32 | span(i, n, count).len() as u64, Ordering::Release);
+        }
+        s.job.0.store(job, Ordering::SeqCst);
         // Either this sees the sleeper, or the sleeper, which looks once more after it has counted itself, sees the job.
         if s.sleepers.load(Ordering::SeqCst) != 0 {
             let _guard = s.asleep.lock().unwrap_or_else(|e| e.into_inner());
             s.wake.notify_all();
         }
-        s.take_tasks();
+        s.take_tasks(0);
         let mut looks = 0;
         while s.done.0.load(Ordering::Acquire) != count {
             looks += 1;
@@ -120,6 +139,11 @@ impl Team {
             resume_unwind(p);
         }
     }
+}
+
+/// Which of `count` tasks are thread `index`'s of `n`.
+fn span(index: usize, n: usize, count: usize) -> Range<usize> {
+    index * count / n..(index + 1) * count / n
 }
 
 /// Between two looks.
@@ -145,24 +169,35 @@ impl Drop for Team {
 }
 
 impl Shared {
-    /// Does tasks of the current job until all are taken; returns the job's number.
-    fn take_tasks(&self) -> u64 {
+    /// Does tasks of the current job, from share `first` on, until all are taken.
+    fn take_tasks(&self, first: usize) {
+        let n = self.shares.len();
+        (first..first + n).for_each(|i| self.take_share(i % n));
+    }
+
+    /// Does tasks of a share until all are taken.
+    fn take_share(&self, index: usize) {
+        let share = &self.shares[index].0;
         loop {
-            let state = self.state.0.load(Ordering::Acquire);
-            let (job, left) = (state >> 32, (state & 0xffff_ffff) as usize);
+            let state = share.load(Ordering::Acquire);
+            let left = (state & 0xffff_ffff) as usize;
             if left == 0 {
-                return job;
+                return;
             }
             let words = [self.task[0].load(Ordering::Relaxed), self.task[1].load(Ordering::Relaxed)];
             let count = self.count.load(Ordering::Relaxed);
-            if self.state.0.compare_exchange(state, state - 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            if share.compare_exchange(state, state - 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
                 std::hint::spin_loop();
                 continue;
             }
-            // SAFETY: this task was not taken when the state was swapped, so the job was not done, so the words were its own and
+            // SAFETY: this task was not taken when the share was swapped, so the job was not done, so the words were its own and
             // stay so, with what they point to, until `done` has counted this task.
             let task = unsafe { std::mem::transmute::<[usize; 2], &Task<'_>>(words) };
-            if let Err(p) = catch_unwind(AssertUnwindSafe(|| task(count - left))) {
+            let next = span(index, self.shares.len(), count).end - left;
+            IN_TASK.set(true);
+            let done = catch_unwind(AssertUnwindSafe(|| task(next)));
+            IN_TASK.set(false);
+            if let Err(p) = done {
                 self.panicked.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(p);
             }
             self.done.0.fetch_add(1, Ordering::Release);
@@ -170,9 +205,9 @@ impl Shared {
     }
 
     /// A worker's life.
-    fn work(&self) {
+    fn work(&self, index: usize) {
         let mut seen = 0;
-        let idle = |seen: u64| self.state.0.load(Ordering::SeqCst) >> 32 == seen && !self.stop.load(Ordering::SeqCst);
+        let idle = |seen: u64| self.job.0.load(Ordering::SeqCst) == seen && !self.stop.load(Ordering::SeqCst);
         loop {
             let mut looks = 0;
             while idle(seen) {
@@ -191,7 +226,9 @@ impl Shared {
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            seen = self.take_tasks();
+            // A later one may begin meanwhile, and its tasks be taken too; then this comes back and finds none.
+            seen = self.job.0.load(Ordering::SeqCst);
+            self.take_tasks(index);
         }
     }
 }
@@ -213,6 +250,25 @@ mod tests {
                 assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1), "{threads} threads, {count} tasks");
             }
         }
+    }
+
+    #[test]
+    fn tasks_of_a_task_stay_on_its_thread() {
+        let team = Team::new(3);
+        let sum = AtomicUsize::new(0);
+        team.run(20, |i| {
+            let me = std::thread::current().id();
+            team.run(10, |j| {
+                assert_eq!(std::thread::current().id(), me);
+                sum.fetch_add(10 * i + j, Ordering::Relaxed);
+            });
+        });
+        assert_eq!(sum.into_inner(), (0..200).sum());
+        // And the thread that calls is free again.
+        let barrier = std::sync::Barrier::new(3);
+        team.run(3, |_| {
+            barrier.wait();
+        });
     }
 
     #[test]

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod backward;
+mod few;
 mod forward;
 mod product;
 mod vector;
@@ -15,6 +16,7 @@ pub(crate) use forward::Sequence;
 use forward::{Combine, KEYS, Part, State, TILE, Tile, Whole};
 use std::cell::RefCell;
 use std::ptr::null_mut;
+use std::sync::OnceLock;
 use vector::{LANES, dispatch};
 
 // The paged cache hands out its keys in blocks of the size that rows take them in.
@@ -145,7 +147,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 /// The machine has `isa`; the addresses cover what [`FwdParams`] says.
 pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &FwdParams, team: &Team) {
     // SAFETY: the caller's promise.
-    let packed = unsafe { Packed::<T>::new(p) };
+    let packed = unsafe { Packed::<T>::new(p, team) };
     // SAFETY: the caller's promise; `packed` has looked at the ranges.
     unsafe { rows(isa, team, p.seqs as usize, p.kv_heads as usize, |seq, kv_head| packed.sequence(seq, kv_head)) }
 }
@@ -156,13 +158,13 @@ struct Packed<'a, T> {
     /// First token and tokens of each sequence, and of its prefix.
     ranges: Vec<[(usize, usize); 2]>,
     /// Keys and values of the sequences with a prefix, that prefix first.
-    joined: Vec<Option<[Vec<T>; 2]>>,
+    joined: Vec<OnceLock<[Vec<T>; 2]>>,
 }
 
 impl<'a, T: Element> Packed<'a, T> {
     /// # Safety
     /// The addresses cover what [`FwdParams`] says.
-    unsafe fn new(p: &'a FwdParams) -> Self {
+    unsafe fn new(p: &'a FwdParams, team: &Team) -> Self {
         let (tokens, seqs) = (p.tokens as usize, p.seqs as usize);
         let row = p.kv_heads as usize * p.head_dim as usize;
         // SAFETY: the caller's promise.
@@ -171,15 +173,24 @@ impl<'a, T: Element> Packed<'a, T> {
         };
         // SAFETY: the caller's promise.
         let prefix = if p.prefix.is_null() { &[] } else { unsafe { slice::<i32>(p.prefix, 2 * seqs) } };
-        let (mut ranges, mut joined) = (Vec::new(), Vec::new());
+        let mut ranges = Vec::new();
         for seq in 0..seqs {
             let (first, end) = (cu[seq] as usize, cu[seq + 1] as usize);
             assert!(first <= end && end <= tokens, "cu_seqlens[{seq}] {first}..{end} of {tokens} tokens");
             let (from, count) = prefix.get(2 * seq..2 * seq + 2).map_or((0, 0), |x| (x[0] as usize, x[1] as usize));
             assert!(from <= tokens && count <= tokens - from, "prefix[{seq}] {from}, {count} of {tokens} tokens");
             ranges.push([(first, end - first), (from, count)]);
-            let join = |x: &[T]| [&x[from * row..(from + count) * row], &x[first * row..end * row]].concat();
-            joined.push((count > 0).then(|| [join(k), join(v)]));
+        }
+        let joined: Vec<OnceLock<[Vec<T>; 2]>> = (0..seqs).map(|_| OnceLock::new()).collect();
+        if !prefix.is_empty() {
+            team.run(seqs, |seq| {
+                let [(first, own), (from, count)] = ranges[seq];
+                let join =
+                    |x: &[T]| [&x[from * row..(from + count) * row], &x[first * row..(first + own) * row]].concat();
+                if count > 0 {
+                    joined[seq].get_or_init(|| [join(k), join(v)]);
+                }
+            });
         }
         Packed { p, ranges, joined }
     }
@@ -191,7 +202,7 @@ impl<'a, T: Element> Packed<'a, T> {
         let [(first, queries), (_, prefix)] = self.ranges[seq];
         let head = first * heads + kv_head * (heads / kv_heads);
         let own = |address: u64| (address as *const T).wrapping_add((first * kv_heads + kv_head) * d);
-        let [k, v] = match &self.joined[seq] {
+        let [k, v] = match self.joined[seq].get() {
             Some(joined) => joined.each_ref().map(|x| x.as_ptr().wrapping_add(kv_head * d)),
             None => [own(p.k.0), own(p.v.0)],
         };
@@ -246,7 +257,7 @@ pub unsafe fn bwd_on<T: Element>(isa: Isa, p: &BwdParams, team: &Team) {
     let (seqs, kv_heads) = (p.seqs as usize, p.kv_heads as usize);
     let forward = p.forward();
     // SAFETY: the caller's promise.
-    let packed = unsafe { Packed::<T>::new(&forward) };
+    let packed = unsafe { Packed::<T>::new(&forward, team) };
     // Tokens in no sequence have no output.
     let rows = packed.ranges.last().map_or(0, |r| r[0].0 + r[0].1) * p.heads as usize;
     team.run(rows.div_ceil(backward::DELTA_ROWS), |task| {

@@ -29,6 +29,10 @@ use std::cell::RefCell;
 const UNITS: usize = 1024;
 /// Most rows of A that one task takes through its block of B.
 const TASK_ROWS: usize = 512;
+/// Most units of A's rows that are read where they are: rows further apart would meet in few sets of the cache.
+const DIRECT_UNITS: usize = 512;
+/// Tiles of A for each thread from which on every thread has rows of its own.
+const OWN_TILES: usize = 4;
 /// Bytes of packed A at a time.
 const PACKED_A: usize = 16 << 20;
 /// Bytes of B that a task of a thin product reads at most: the rows after a group are fetched ahead, which is of use only
@@ -93,6 +97,8 @@ struct Part {
 
 /// `tile(units, a, b, acc, add)`: `acc[i][j] = (add ? acc[i][j] : 0) + sum over u of a[u][i] * b[u][j]`.
 type Tile = unsafe fn(usize, *const u32, *const u32, *mut f32, bool);
+/// [`Tile`] with `a[i * stride + u]`: rows of A as they lie, `stride` words apart.
+type Direct = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, bool);
 /// `pack(source, part, width, dst)`: `dst[u][i]` is unit `u` of row `i`; lanes from `part.rows` to `width` are 0.
 type Pack = unsafe fn(&Source, Part, usize, *mut u32);
 /// `thin(m, a, b, row, rows, acc)`: at most [`THIN_ROWS`] rows of B as stored against `m` packed rows of A; `acc` is `[m][THIN_ROWS]`.
@@ -104,6 +110,8 @@ struct Code {
     nr: usize,
     /// By rows of A less one: `mr` of them.
     tiles: &'static [Tile],
+    /// The same for rows of A that need no packing: f32, not transposed.
+    direct: Option<&'static [Direct]>,
     pack: Pack,
     /// For at most so many rows of A (never more than [`THIN_MOST`]), and B not transposed.
     thin: Option<(usize, Thin)>,
@@ -252,25 +260,35 @@ impl<'a, T: Element> Product<'a, T> {
             // SAFETY: tiles do not overlap; `packed` has room for them.
             unsafe { (self.code.pack)(&self.a, part, rows, packed.at(tile * mr * self.units)) }
         };
-        if rows * self.units < PACK_ALONE {
+        if self.direct().is_some() {
+            // Read where it lies.
+        } else if rows * self.units < PACK_ALONE {
             (0..tiles).for_each(pack);
         } else {
             self.team.run(tiles, pack);
         }
         let panels = self.n.div_ceil(nr);
         let threads = self.team.threads();
-        let wide = if panels.div_ceil(2) >= 4 * threads || threads == 1 { 2 } else { 1 };
+        // Many rows: each thread has its own, which are then in its cache for what follows, at the price of packing B once more.
+        let own = if tiles >= OWN_TILES * threads { threads } else { 1 };
+        let wide = if panels.div_ceil(2) * own >= 4 * threads || threads == 1 { 2 } else { 1 };
         let columns = panels.div_ceil(wide);
-        // Few columns: rows are divided as well, at the price of packing B once more.
-        let least = if columns >= 2 * threads || threads == 1 { 1 } else { (2 * threads).div_ceil(columns) };
-        let parts = rows.div_ceil(TASK_ROWS).max(least).min(tiles);
+        // Few columns: rows are divided as well.
+        let least = if columns * own >= 2 * threads || threads == 1 { own } else { (2 * threads).div_ceil(columns) };
+        let parts = rows.div_ceil(TASK_ROWS).max(least).next_multiple_of(own).min(tiles);
         self.team.run(columns * parts, |task| {
-            let (column, part) = (task / parts, task % parts);
+            let (part, column) = (task / columns, task % columns);
             let (first, last) = (part * tiles / parts, (part + 1) * tiles / parts);
             let (p0, p1) = (column * wide, panels.min((column + 1) * wide));
             // SAFETY: tasks own disjoint tiles of C.
             TASK.with_borrow_mut(|s| unsafe { self.task(row, rows, mr, packed, first..last, p0..p1, s) });
         });
+    }
+
+    /// The tiles that read A where it lies, if it can be.
+    fn direct(&self) -> Option<&'static [Direct]> {
+        let fits = self.a.unit == Unit::F32 && !self.a.transposed && self.units <= DIRECT_UNITS;
+        self.code.direct.filter(|_| fits)
     }
 
     /// Some tiles of A, of `mr` rows, against some panels of B.
@@ -311,8 +329,15 @@ impl<'a, T: Element> Product<'a, T> {
                     let at = if blocks == 1 { 0 } else { (t * panels.len() + i) * area };
                     // SAFETY: inside the sums; the code has a tile for each number of rows up to `mr`.
                     let acc = unsafe {
-                        let acc = sums.add(at);
-                        self.code.tiles[tile_rows - 1](units, a, b.add(i * step * nr), acc, block > 0);
+                        let (acc, b) = (sums.add(at), b.add(i * step * nr));
+                        match self.direct() {
+                            Some(direct) => {
+                                let k = self.a.k;
+                                let a = self.a.base.cast::<u32>().add((row + tile * mr) * k + unit);
+                                direct[tile_rows - 1](units, a, k, b, acc, block > 0);
+                            }
+                            None => self.code.tiles[tile_rows - 1](units, a, b, acc, block > 0),
+                        }
                         std::slice::from_raw_parts(acc, tile_rows * nr)
                     };
                     if block + 1 == blocks {

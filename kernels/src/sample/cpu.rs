@@ -9,6 +9,8 @@ use crate::view::{Out, slice};
 use crate::{Team, philox, simd_fn};
 use std::cell::RefCell;
 
+/// So few keys are sorted at once.
+const SORTED: usize = 16;
 /// Weights that are summed before the next cumulative sum.
 const BLOCK: usize = 512;
 
@@ -97,6 +99,34 @@ fn kth_largest(scores: &[f32], k: usize, best: &mut Vec<f32>) -> f32 {
     select(best)
 }
 
+/// The weight in a key of [`keep_top_p`].
+fn weight_of(key: u64) -> f32 {
+    f32::from_bits(!((key >> 32) as u32))
+}
+
+/// How many keys, the smallest first, stay until their weights add up to `bound`, one at least; these come to the front.
+fn kept_first(order: &mut [u64], bound: f64) -> usize {
+    let (mut before, mut from, mut to) = (0.0f64, 0, order.len());
+    // Halves the range in which the last of them lies; what is left of it is short enough to be sorted.
+    while to - from > SORTED {
+        let half = (to - from) / 2;
+        order[from..to].select_nth_unstable(half);
+        let sum: f64 = order[from..from + half].iter().map(|&key| weight_of(key) as f64).sum();
+        if before + sum >= bound {
+            to = from + half;
+        } else {
+            (before, from) = (before + sum, from + half);
+        }
+    }
+    order[from..to].sort_unstable();
+    let mut kept = from;
+    while kept < order.len() && (kept == 0 || before < bound) {
+        before += weight_of(order[kept]) as f64;
+        kept += 1;
+    }
+    kept
+}
+
 /// Clears the weights that top-p drops.
 fn keep_top_p(weights: &mut [f32], p: f32, order: &mut Vec<u64>) {
     let all = total(weights);
@@ -111,19 +141,10 @@ fn keep_top_p(weights: &mut [f32], p: f32, order: &mut Vec<u64>) {
             order.push(((!w.to_bits()) as u64) << 32 | id as u64);
         }
     }
-    order.sort_unstable();
-    let mut before = 0.0f64;
-    let mut kept = 0;
-    for &key in order.iter() {
-        if kept > 0 && before >= bound {
-            break;
-        }
-        before += f32::from_bits(!((key >> 32) as u32)) as f64;
-        kept += 1;
-    }
+    let kept = kept_first(order, bound);
     weights.fill(0.0);
     for &key in &order[..kept] {
-        weights[key as u32 as usize] = f32::from_bits(!((key >> 32) as u32));
+        weights[key as u32 as usize] = weight_of(key);
     }
 }
 

@@ -28,7 +28,8 @@ const LEAVE: Duration = Duration::from_secs(1);
 /// How long last words may take to arrive once the process has ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// How long one line too many is waited for. One that comes later is found before the next batch.
+/// How long one line too many is waited for behind the first batch: a program that writes others than its rewards does so from
+/// the start. One that comes later is found before the next batch.
 const TOO_MANY: Duration = Duration::from_millis(5);
 
 /// The field that tells a row's place in its batch.
@@ -142,6 +143,8 @@ struct Running {
     child: Child,
     /// To the thread that writes; `None` once the input has ended.
     input: Option<Sender<Vec<u8>>>,
+    /// Whether a batch was answered with as many lines as it has rows.
+    proven: bool,
     output: Receiver<Result<String, String>>,
     last_words: Arc<Mutex<String>>,
     /// Ends when standard error does.
@@ -164,7 +167,7 @@ impl Running {
         let heard = Arc::clone(&last_words);
         let (speaking, silence) = mpsc::channel::<()>();
         // From here on a failure drops the process, which ends it.
-        let running = Self { child, input: Some(input), output, last_words, silence };
+        let running = Self { child, input: Some(input), proven: false, output, last_words, silence };
         let spawn = |work: Box<dyn FnOnce() + Send>| thread::Builder::new().name("own reward".into()).spawn(work);
         spawn(Box::new(move || stdin.into_iter().for_each(|pipe| write(pipe, &batches))))?;
         spawn(Box::new(move || stdout.into_iter().for_each(|pipe| read(pipe, &lines))))?;
@@ -193,10 +196,12 @@ impl Running {
             };
             rewards.push(line.and_then(|line| reward(&line)).map_err(|why| Trouble::Wrong(at, why))?);
         }
-        match self.output.recv_timeout(TOO_MANY) {
-            Ok(_) => Err(Trouble::TooMany),
-            Err(_) => Ok(rewards),
+        let wait = if self.proven { Duration::ZERO } else { TOO_MANY };
+        if self.output.recv_timeout(wait).is_ok() {
+            return Err(Trouble::TooMany);
         }
+        self.proven = true;
+        Ok(rewards)
     }
 
     /// How the process ended, with its last words.

@@ -114,6 +114,17 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    /// A thread takes a whole list: launches inside of a task of the team do not leave its thread.
+    fn launch_lists(&self, lists: &[&[Launch]]) -> Result<()> {
+        self.team.run(lists.len(), |i| {
+            for launch in lists[i] {
+                // SAFETY: as for `launch`; lists do not use what another writes.
+                unsafe { run_on_cpu(launch, &self.team) };
+            }
+        });
+        Ok(())
+    }
+
     /// The processor's name as Linux has it.
     fn hardware(&self) -> Hardware {
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

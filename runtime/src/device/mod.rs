@@ -77,6 +77,10 @@ trait Backend: Send + Sync {
     fn alloc(&self, bytes: usize) -> Option<u64>;
     fn free(&self, addr: u64, bytes: usize);
     fn launch(&self, launch: &Launch) -> Result<()>;
+    /// Lists of launches, none of which uses what another list writes.
+    fn launch_lists(&self, lists: &[&[Launch]]) -> Result<()> {
+        lists.iter().flat_map(|list| list.iter()).try_for_each(|launch| self.launch(launch))
+    }
     /// A launch, waited for, and the seconds that it took.
     fn launch_waited(&self, launch: &Launch) -> Result<f64> {
         let start = Instant::now();

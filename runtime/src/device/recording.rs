@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
-use reel_kernels::Launch;
+use reel_kernels::{Cost, Launch};
 
 use super::{Category, Device};
 use crate::error::{Error, Result};
@@ -34,6 +34,12 @@ impl Recording {
     /// Launches of one replay.
     pub fn launches(&self) -> usize {
         self.launches.len()
+    }
+
+    /// What one replay costs, as its launches declare it.
+    pub fn cost(&self) -> Cost {
+        let sum = |f: fn(&Cost) -> f64| self.launches.iter().map(|launch| f(&launch.cost())).sum();
+        Cost { flops: sum(|c| c.flops), bytes: sum(|c| c.bytes) }
     }
 
     /// Bytes of device memory that it keeps.
@@ -182,6 +188,20 @@ impl Device {
             Some(native) if !self.0.profile.active() => self.0.backend.replay(native.handle),
             _ => recording.launches.iter().try_for_each(|launch| self.launch(launch)),
         }
+    }
+
+    /// [`replay`](Self::replay) of several recordings, none of which uses what another writes: on the cpu a thread takes one from its first
+    /// launch to its last, elsewhere they follow each other.
+    ///
+    /// # Errors
+    /// As for one.
+    pub fn replay_together(&self, recordings: &[Recording]) -> Result<()> {
+        let ours = recordings.iter().all(|r| Arc::ptr_eq(&self.0, &r.memory.device.0) && r.native.is_none());
+        if !ours || recordings.len() < 2 || self.0.profile.active() {
+            return recordings.iter().try_for_each(|r| self.replay(r));
+        }
+        let lists: Vec<&[Launch]> = recordings.iter().map(|r| &r.launches[..]).collect();
+        self.0.backend.launch_lists(&lists)
     }
 
     fn recorder(&self) -> MutexGuard<'_, Option<Recorder>> {

@@ -125,7 +125,9 @@ impl<'a> Work<'a> for Grpo<'a> {
             self.set = self.next_set(n, taken)?;
         }
         let Some(set) = &mut self.set else { return Ok(None) };
-        step::step(trainer, self.options, self.reference.as_ref(), set, n).map(Some)
+        let result = step::step(trainer, self.options, self.reference.as_ref(), set, n)?;
+        self.rollout.as_mut().map_or(Ok(()), Rollout::settle)?;
+        Ok(Some(result))
     }
 
     fn save(&self, checkpoint: &Path) -> Result<()> {

@@ -1,8 +1,9 @@
 //! `OUT/rollouts/`: every completion that was drawn, with its rewards; a file a step, a line a group. A line is one that `--rollouts` takes.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::{fs, io};
 
 use reel_media::strip::{Png, strip};
 use reel_rewards::Scores;
@@ -32,12 +33,27 @@ pub(super) struct Records {
     /// The step at hand and its lines.
     step: u64,
     text: String,
+    /// The file that is being written meanwhile.
+    writing: Option<(PathBuf, JoinHandle<io::Result<()>>)>,
+}
+
+impl Drop for Records {
+    fn drop(&mut self) {
+        // Nothing is written behind the back of who comes next; an error is the caller's who did not ask for it.
+        let _ = self.settle();
+    }
 }
 
 impl Records {
     /// Of a run of `steps`. The folder is made with the first record: a run that cannot begin leaves nothing.
     pub(super) fn new(out: &Path, steps: u64) -> Self {
-        Self { folder: out.join(ROLLOUTS), every: steps.div_ceil(MOST_STRIPS).max(1), step: 0, text: String::new() }
+        Self {
+            folder: out.join(ROLLOUTS),
+            every: steps.div_ceil(MOST_STRIPS).max(1),
+            step: 0,
+            text: String::new(),
+            writing: None,
+        }
     }
 
     /// What a step's first prompt is about as one picture, in a file for `reel report`; only of some steps.
@@ -53,8 +69,8 @@ impl Records {
         Ok(Some(strip))
     }
 
-    /// Adds the groups of a step. The step's file is replaced whole, so that it never ends in half a line.
-    /// `used` tells which are trained on.
+    /// Adds the groups of a step. The step's file is replaced whole, so that it never ends in half a line; it is written while the caller
+    /// goes on, until [`settle`](Self::settle). `used` tells which are trained on.
     pub(super) fn add(
         &mut self,
         step: u64,
@@ -71,11 +87,24 @@ impl Records {
             self.text.push_str(&line(step, drawn, scores, used(scores)).to_string());
             self.text.push('\n');
         }
-        let path = file(&self.folder, step);
-        let part = path.with_extension("jsonl.part");
-        let failed = |e| TrainError::write(&path, e);
-        write_synced(&part, self.text.as_bytes()).map_err(failed)?;
-        fs::rename(&part, &path).map_err(failed)
+        self.settle()?;
+        let (path, text) = (file(&self.folder, step), self.text.clone().into_bytes());
+        let to = path.clone();
+        let write = move || {
+            let part = to.with_extension("jsonl.part");
+            write_synced(&part, &text)?;
+            fs::rename(&part, &to)
+        };
+        let begun = thread::Builder::new().name("rollouts".into()).spawn(write);
+        self.writing = Some((path.clone(), begun.map_err(|e| TrainError::write(&path, e))?));
+        Ok(())
+    }
+
+    /// Waits until what was added is on disk.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        let Some((path, writing)) = self.writing.take() else { return Ok(()) };
+        let done = writing.join().unwrap_or_else(|_| Err(io::Error::other("the thread that writes it has failed")));
+        done.map_err(|e| TrainError::write(&path, e))
     }
 }
 

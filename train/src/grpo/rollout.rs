@@ -138,6 +138,11 @@ impl<'a> Rollout<'a> {
         Ok(Some(Drawing { groups: kept, more, shown }))
     }
 
+    /// Waits until the record of what was drawn is on disk.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        self.records.settle()
+    }
+
     fn group(&self, drawn: Drawn, scores: &Scores) -> Group {
         let (stop_ids, mask) = (self.prompts.stop_ids(), self.options.mask_truncated_completions);
         let completion = |a: Answer| Completion { log_probs: a.log_probs, ..Completion::new(a.ids, stop_ids, mask) };

@@ -37,8 +37,8 @@ pub(super) fn step(
         part("forward");
         let cx = Cx::training(&t.device, t.dtype);
         let hidden = t.hidden(&cx, &packed.batch)?; // [S, H]
-        told.entropy.push(entropy(&cx.without_tape(), &t.model, &hidden, &packed, options)?);
-        let log_probs = log_probs(&cx, &t.model, &hidden, &packed, options)?; // [L]
+        let (log_probs, entropy) = log_probs_and_entropies(&cx, &t.model, &hidden, &packed, options)?; // [L] each
+        told.entropy.push(mean(&entropy.to_f32()?.into_iter().map(f64::from).collect::<Vec<_>>()));
         let policy = policy(&t.device, options, groups, &packed, &weights, set.at(i))?;
         let (loss, stats) = ops::grpo_loss(&cx, &log_probs, &policy)?; // [1], [completions, 4]
         if first {
@@ -71,13 +71,21 @@ fn log_probs(cx: &Cx, model: &Qwen25Vl, hidden: &Tensor, packed: &Packed, option
     Ok(ops::linear_log_prob(cx, &rows, &model.text.lm_head, &packed.targets, 1.0 / options.temperature as f32)?)
 }
 
-/// The mean entropy of the distributions that learned tokens were drawn from, in nats.
-fn entropy(cx: &Cx, model: &Qwen25Vl, hidden: &Tensor, packed: &Packed, options: &GrpoOptions) -> Result<f64> {
+/// The same, and the entropies of the distributions that the tokens were drawn from, in nats: f32 `[L]` each.
+fn log_probs_and_entropies(
+    cx: &Cx,
+    model: &Qwen25Vl,
+    hidden: &Tensor,
+    packed: &Packed,
+    options: &GrpoOptions,
+) -> Result<(Tensor, Tensor)> {
     let rows = ops::gather_rows(cx, hidden, &packed.positions)?; // [L, H]
     let inverse = 1.0 / options.temperature as f32;
-    let both = ops::linear_log_prob_entropy(cx, &rows, &model.text.lm_head, &packed.targets, inverse)?; // [2, L]
-    let n = packed.targets.count();
-    Ok(both.to_f32()?[n..].iter().map(|&x| f64::from(x)).sum::<f64>() / n.max(1) as f64)
+    Ok(ops::linear_log_prob_watched(cx, &rows, &model.text.lm_head, &packed.targets, inverse)?)
+}
+
+fn mean(x: &[f64]) -> f64 {
+    x.iter().sum::<f64>() / x.len().max(1) as f64
 }
 
 /// What the loss of a micro-batch is made of beside the log-probabilities.
@@ -187,7 +195,6 @@ impl Told {
 
     fn result(self, set: &Set, clip: &Tensor, learning_rate: f64, with_kl: bool) -> Result<StepResult> {
         let groups = &set.groups;
-        let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len().max(1) as f64;
         let rewards: Vec<f64> = groups.iter().flat_map(|g| g.rewards.iter().map(|&r| f64::from(r))).collect();
         let lengths: Vec<f64> = groups.iter().flat_map(|g| g.completions.iter().map(|c| c.ids.len() as f64)).collect();
         let spread = |g: &Group| {

@@ -7,9 +7,10 @@
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
+use super::few::few_scores;
 use super::product::Product;
 use super::vector::{LANES, Vector, Work};
-use crate::Element;
+use crate::{DType, Element};
 
 /// Keys of a block: also those of a block of the paged cache.
 pub const KEYS: usize = 64;
@@ -19,6 +20,8 @@ pub const SEGMENT: usize = 8 * KEYS;
 pub const TILE: usize = 128;
 /// Rows whose scores are held at a time: enough that reading a block of keys and values again is little work.
 const ROWS: usize = 32;
+/// With so few rows, as in decoding, keys are turned in registers and not kept: a block is used once.
+const FEW: usize = 4;
 
 /// One sequence as one key head sees it.
 pub struct Sequence<'a, T> {
@@ -81,6 +84,11 @@ impl<T> Sequence<'_, T> {
     /// From one key to the next, in elements.
     pub fn key_stride(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// Whether the keys of a block follow each other.
+    fn runs(&self) -> bool {
+        self.table.is_none_or(|(_, page)| page.is_multiple_of(KEYS))
     }
 }
 
@@ -319,11 +327,14 @@ unsafe fn segment<V: Vector, T: Element>(tile: &Tile<'_, T>, index: usize, state
     }
     for start in (index * SEGMENT..tile.keys().min((index + 1) * SEGMENT)).step_by(KEYS) {
         let keys = KEYS.min(tile.keys() - start);
-        for j in (0..keys).step_by(LANES) {
-            let (at, count) = (s.key(start + j), LANES.min(keys - j));
-            load_transposed::<V, T>(s.k.add(at), s.key_stride(), count, d, scratch.k.add(j));
-            load_padded::<V, T>(s.v.add(at), s.key_stride(), count, d, scratch.v.add(j * padded));
+        let few = tile.rows <= FEW;
+        if !few {
+            for j in (0..keys).step_by(LANES) {
+                let (at, count) = (s.key(start + j), LANES.min(keys - j));
+                load_transposed::<V, T>(s.k.add(at), s.key_stride(), count, d, scratch.k.add(j));
+            }
         }
+        let (values, value_stride) = values::<V, T>(s, start, keys, scratch.v);
         prefetch::<V, T>(tile, start + KEYS);
         let first = s.first_row(start).saturating_sub(tile.first);
         for row in (first..tile.rows).step_by(ROWS) {
@@ -332,20 +343,27 @@ unsafe fn segment<V: Vector, T: Element>(tile: &Tile<'_, T>, index: usize, state
             for (r, limit) in limits.iter_mut().enumerate().take(rows) {
                 *limit = KEYS.min(s.limit(tile.first + row + r) - start);
             }
-            V::product(&Product {
-                rows,
-                a: scratch.q.add(row * d),
-                a_row: d,
-                a_inner: 1,
-                inner: d,
-                limits: std::ptr::null(),
-                b: scratch.k,
-                b_row: KEYS,
-                cols: limits[rows - 1].div_ceil(LANES),
-                c: scratch.scores,
-                c_row: KEYS,
-                alpha: std::ptr::null(),
-            });
+            let q = scratch.q.add(row * d);
+            match rows {
+                1 if few => few_scores::<V, T, 1>(s, start, keys, q, scratch.scores),
+                2 if few => few_scores::<V, T, 2>(s, start, keys, q, scratch.scores),
+                3 if few => few_scores::<V, T, 3>(s, start, keys, q, scratch.scores),
+                FEW if few => few_scores::<V, T, FEW>(s, start, keys, q, scratch.scores),
+                _ => V::product(&Product {
+                    rows,
+                    a: q,
+                    a_row: d,
+                    a_inner: 1,
+                    inner: d,
+                    limits: std::ptr::null(),
+                    b: scratch.k,
+                    b_row: KEYS,
+                    cols: limits[rows - 1].div_ceil(LANES),
+                    c: scratch.scores,
+                    c_row: KEYS,
+                    alpha: std::ptr::null(),
+                }),
+            }
             let alpha = softmax::<V>(&limits[..rows], s.scale, state, row, scratch.scores);
             V::product(&Product {
                 rows,
@@ -354,8 +372,8 @@ unsafe fn segment<V: Vector, T: Element>(tile: &Tile<'_, T>, index: usize, state
                 a_inner: 1,
                 inner: KEYS,
                 limits: limits.as_ptr(),
-                b: scratch.v,
-                b_row: padded,
+                b: values,
+                b_row: value_stride,
                 cols: padded / LANES,
                 c: state.o.add(row * padded),
                 c_row: padded,
@@ -363,6 +381,25 @@ unsafe fn segment<V: Vector, T: Element>(tile: &Tile<'_, T>, index: usize, state
             });
         }
     }
+}
+
+/// The values of a block and what lies between two of them: where they are, if whole vectors of f32 can be read there, else a copy.
+#[inline(always)]
+unsafe fn values<V: Vector, T: Element>(
+    s: &Sequence<'_, T>,
+    start: usize,
+    keys: usize,
+    copy: *mut f32,
+) -> (*const f32, usize) {
+    let (d, padded) = (s.head_dim, round_up(s.head_dim));
+    if T::DTYPE == DType::F32 && d == padded && s.runs() {
+        return (s.v.add(s.key(start)).cast(), s.key_stride());
+    }
+    for j in (0..keys).step_by(LANES) {
+        let (at, count) = (s.key(start + j), LANES.min(keys - j));
+        load_padded::<V, T>(s.v.add(at), s.key_stride(), count, d, copy.add(j * padded));
+    }
+    (copy, padded)
 }
 
 /// Turns the products of some rows into probabilities against their new maximum; the factors by which the new maximum

@@ -57,8 +57,10 @@ impl Work for &Product {
 unsafe fn panel<V: Vector, const C: usize>(p: &Product, col: usize) {
     let mut row = 0;
     while row < p.rows {
-        let height = (p.rows - row).min(V::ROWS);
+        let left = p.rows - row;
+        let height = if C <= 2 && left >= V::TALL { V::TALL } else { left.min(V::ROWS) };
         match height {
+            8 if V::TALL >= 8 && C <= 2 => tile::<V, 8, C>(p, row, col),
             4 if V::ROWS >= 4 => tile::<V, 4, C>(p, row, col),
             3 if V::ROWS >= 3 => tile::<V, 3, C>(p, row, col),
             2 => tile::<V, 2, C>(p, row, col),

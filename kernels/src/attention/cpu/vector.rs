@@ -24,6 +24,8 @@ pub trait Vector: Copy {
     const ROWS: usize;
     /// Vectors in a row of that tile.
     const COLS: usize;
+    /// Rows of a tile of at most two vectors: enough sums to hide what an addition takes.
+    const TALL: usize;
 
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
@@ -107,6 +109,7 @@ impl Plain {
 impl Vector for Plain {
     const ROWS: usize = 2;
     const COLS: usize = 1;
+    const TALL: usize = 2;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -227,6 +230,7 @@ impl Avx2 {
 impl Vector for Avx2 {
     const ROWS: usize = 4;
     const COLS: usize = 1;
+    const TALL: usize = 4;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -326,6 +330,7 @@ pub struct Avx512(__m512);
 impl Vector for Avx512 {
     const ROWS: usize = 4;
     const COLS: usize = 5;
+    const TALL: usize = 8;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {

@@ -12,6 +12,7 @@ pub(super) static F32: Code = Code {
         let tiles: [Tile; 6] = [fixed::<1>, fixed::<2>, fixed::<3>, fixed::<4>, fixed::<5>, fixed::<6>];
         tiles
     },
+    direct: None,
     pack,
     thin: Some((4, thin)),
 };

@@ -1,6 +1,6 @@
 //! AVX-512, with and without the bf16 dot product: tiles of 12 × 32, 24 accumulators of 32 registers.
 
-use super::{Code, Part, Source, Tile, Unit};
+use super::{Code, Direct, Part, Source, Tile, Unit};
 use std::arch::x86_64::*;
 
 /// f32 arithmetic.
@@ -24,6 +24,23 @@ pub(super) static F32: Code = Code {
         ];
         tiles
     },
+    direct: Some(&{
+        let tiles: [Direct; 12] = [
+            tile_direct::<1>,
+            tile_direct::<2>,
+            tile_direct::<3>,
+            tile_direct::<4>,
+            tile_direct::<5>,
+            tile_direct::<6>,
+            tile_direct::<7>,
+            tile_direct::<8>,
+            tile_direct::<9>,
+            tile_direct::<10>,
+            tile_direct::<11>,
+            tile_direct::<12>,
+        ];
+        tiles
+    }),
     pack,
     thin: Some((12, thin)),
 };
@@ -49,6 +66,7 @@ pub(super) static BF16: Code = Code {
         ];
         tiles
     },
+    direct: None,
     pack,
     thin: Some((12, thin_bf16)),
 };
@@ -110,6 +128,50 @@ macro_rules! tile {
 }
 tile!(tile_f32, "avx512f,avx512bw", f32);
 tile!(tile_bf16, "avx512f,avx512bw,avx512bf16", bf16);
+
+/// The tile of f32 that reads A's rows where they lie, `stride` words apart.
+///
+/// # Safety
+/// AVX-512; `a` holds `[MR]` rows of the units, `b` `[units][32]`, `acc` is `[MR][32]`.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn tile_direct<const MR: usize>(
+    units: usize,
+    a: *const u32,
+    stride: usize,
+    b: *const u32,
+    acc: *mut f32,
+    add: bool,
+) {
+    let mut sums = [[_mm512_setzero_ps(); 2]; MR];
+    if add {
+        for i in 0..MR {
+            for j in 0..2 {
+                // SAFETY: inside `acc`.
+                sums[i][j] = unsafe { _mm512_loadu_ps(acc.add(i * 32 + j * 16)) };
+            }
+        }
+    }
+    for u in 0..units {
+        // SAFETY: unit `u` of both.
+        let (a, b) = unsafe {
+            let b = b.add(u * 32);
+            (a.add(u), [_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(16).cast())])
+        };
+        for i in 0..MR {
+            // SAFETY: row `i` of the unit.
+            let a = unsafe { *a.add(i * stride) };
+            for j in 0..2 {
+                sums[i][j] = step!(f32, sums[i][j], b[j], a);
+            }
+        }
+    }
+    for i in 0..MR {
+        for j in 0..2 {
+            // SAFETY: inside `acc`.
+            unsafe { _mm512_storeu_ps(acc.add(i * 32 + j * 16), sums[i][j]) };
+        }
+    }
+}
 
 /// 16 rows of 16 words become 16 columns.
 #[target_feature(enable = "avx512f,avx512bw")]

@@ -10,6 +10,7 @@ pub(super) static PLAIN: Code = Code {
         let tiles: [Tile; 6] = [plain::<1>, plain::<2>, plain::<3>, plain::<4>, plain::<5>, plain::<6>];
         tiles
     },
+    direct: None,
     pack,
     thin: None,
 };

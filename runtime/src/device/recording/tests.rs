@@ -83,6 +83,26 @@ fn a_replay_reads_what_is_there_then_and_keeps_its_memory_to_itself() {
     }
 }
 
+#[test]
+fn recordings_side_by_side_do_what_each_does() {
+    for (d, _) in devices() {
+        let lane = |i: usize| (numbers(&d, &[i as f32; 3]), numbers(&d, &[0.5; 3]), numbers(&d, &[0.0; 3]));
+        let lanes: Vec<_> = (0..3).map(lane).collect();
+        let record = |(a, b, y): &(Tensor, Tensor, Tensor)| {
+            d.record((a.clone(), b.clone(), y.clone()), || sums(&d, a, b, y, 4)).unwrap()
+        };
+        let recordings: Vec<Recording> = lanes.iter().map(record).collect();
+        assert!(recordings[0].cost().bytes > 0.0);
+        for step in 0..50 {
+            lanes.iter().enumerate().for_each(|(i, l)| l.0.write(&[(step * i) as f32; 3]).unwrap());
+            d.replay_together(&recordings).unwrap();
+            for (i, (_, _, y)) in lanes.iter().enumerate() {
+                assert_eq!(y.to_f32().unwrap(), [(step * i) as f32 + 2.5; 3], "{d:?}");
+            }
+        }
+    }
+}
+
 /// What changes between replays has to lie in memory: a parameter stays what it was.
 #[test]
 fn a_value_among_the_parameters_stays_what_it_was() {

@@ -87,12 +87,12 @@ impl DecodeRows {
         self.history.as_ref().map(|(tokens, lens)| (tokens, lens))
     }
 
-    /// The first `rows` of them, in the same memory.
+    /// `rows` of them from `first` on, in the same memory.
     ///
     /// # Errors
     /// More than there are.
-    pub fn first(&self, rows: usize) -> Result<DecodeRows> {
-        let part = |t: &Tensor| t.rows(0, rows);
+    pub fn part(&self, first: usize, rows: usize) -> Result<DecodeRows> {
+        let part = |t: &Tensor| t.rows(first, rows);
         let flat = self.positions.reshape(&[self.rows()])?;
         let history = |(tokens, lens): &(Tensor, Tensor)| Ok((part(tokens)?, part(lens)?));
         Ok(DecodeRows {
@@ -104,6 +104,7 @@ impl DecodeRows {
             tables: part(&self.tables)?,
             slots: part(&self.slots)?,
             history: self.history.as_ref().map(history).transpose()?,
+            // One token each, whichever they are.
             seqs: self.seqs.first(rows)?,
         })
     }

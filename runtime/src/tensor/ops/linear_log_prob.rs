@@ -49,7 +49,25 @@ pub fn linear_log_prob_by(
     inv_temperature: f32,
     ways: [HeadWay; 2],
 ) -> Result<Tensor> {
-    Head::new("linear_log_prob", h, w, targets, inv_temperature)?.log_prob(cx, ways)
+    Head::new("linear_log_prob", h, w, targets, inv_temperature)?.log_prob(cx, ways, None)
+}
+
+/// [`linear_log_prob`], and beside it the entropy of each row's distribution (0 where the target is negative), f32 `[R]`, through which no
+/// gradient passes: to look at, in the same pass over the logits.
+///
+/// # Errors
+/// As [`linear_log_prob`].
+pub fn linear_log_prob_watched(
+    cx: &Cx,
+    h: &Tensor,
+    w: &Tensor,
+    targets: &Tensor,
+    inv_temperature: f32,
+) -> Result<(Tensor, Tensor)> {
+    let way = head_way(cx.device(), h.dtype(), w.dtype());
+    let head = Head::new("linear_log_prob", h, w, targets, inv_temperature)?;
+    let entropy = cx.empty(&[head.rows], DType::F32)?;
+    Ok((head.log_prob(cx, [way; 2], Some(&entropy))?, entropy))
 }
 
 /// How the output layer and the log-probabilities are computed together.
@@ -156,11 +174,12 @@ impl Head {
         if ways.contains(&HeadWay::Fused) { want_dtype(self.op, "weight", &self.w, self.h.dtype()) } else { Ok(()) }
     }
 
-    fn log_prob(self, cx: &Cx, ways: [HeadWay; 2]) -> Result<Tensor> {
+    /// `entropy`: f32 `[R]` for the entropies, if anybody wants to see them.
+    fn log_prob(self, cx: &Cx, ways: [HeadWay; 2], entropy: Option<&Tensor>) -> Result<Tensor> {
         self.want_ways(ways)?;
         let lp = cx.empty(&[self.rows], DType::F32)?;
         let lse = cx.empty(&[self.rows], DType::F32)?;
-        self.forward(cx, ways[0], &lp, None, &lse)?;
+        self.forward(cx, ways[0], &lp, entropy, &lse)?;
         let (h, w) = (self.h.clone(), self.w.clone());
         Ok(cx.record(self.op, &[&h, &w], lp, move |bw| {
             let d_lp = bw.take_dy().reshape(&[self.rows])?;

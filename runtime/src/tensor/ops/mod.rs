@@ -31,7 +31,7 @@ pub use grpo_loss::{Policy, grpo_loss};
 pub use linear::{Lora, linear, lora_linear, matmul};
 pub use linear_log_prob::{
     HeadWay, head_way, linear_log_prob, linear_log_prob_by, linear_log_prob_entropy, linear_log_prob_entropy_by,
-    logit_rows,
+    linear_log_prob_watched, logit_rows,
 };
 pub use loss::{log_prob, weighted_sum};
 pub use norm::{merger_norm, rms_norm, rms_norm_add, rms_norm_branch};

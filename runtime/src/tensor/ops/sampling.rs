@@ -104,12 +104,12 @@ impl Choices {
         self.temperature.count()
     }
 
-    /// The first `rows` of them, in the same memory.
+    /// `rows` of them from `first` on, in the same memory.
     ///
     /// # Errors
     /// More than there are.
-    pub fn first(&self, rows: usize) -> Result<Choices> {
-        let part = |t: &Tensor| t.rows(0, rows);
+    pub fn part(&self, first: usize, rows: usize) -> Result<Choices> {
+        let part = |t: &Tensor| t.rows(first, rows);
         Ok(Choices {
             temperature: part(&self.temperature)?,
             top_p: part(&self.top_p)?,
@@ -207,16 +207,17 @@ impl Chosen {
         })
     }
 
-    /// The first `rows` of them, in the same memory.
+    /// `rows` of them from `first` on, in the same memory.
     ///
     /// # Errors
     /// More than there are.
-    pub fn first(&self, rows: usize) -> Result<Chosen> {
-        let tops = |(ids, values): &(Tensor, Tensor)| Ok((ids.rows(0, rows)?, values.rows(0, rows)?));
+    pub fn part(&self, first: usize, rows: usize) -> Result<Chosen> {
+        let part = |t: &Tensor| t.rows(first, rows);
+        let tops = |(ids, values): &(Tensor, Tensor)| Ok((part(ids)?, part(values)?));
         Ok(Chosen {
-            ids: self.ids.rows(0, rows)?,
-            log_prob: self.log_prob.rows(0, rows)?,
-            raw_log_prob: self.raw_log_prob.as_ref().map(|t| t.rows(0, rows)).transpose()?,
+            ids: part(&self.ids)?,
+            log_prob: part(&self.log_prob)?,
+            raw_log_prob: self.raw_log_prob.as_ref().map(part).transpose()?,
             tops: self.tops.as_ref().map(tops).transpose()?,
         })
     }

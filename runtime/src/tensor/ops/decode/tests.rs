@@ -56,12 +56,12 @@ fn what_does_not_fit_a_row_is_refused() {
     ] {
         assert!(rows.seat(first, &[bad]).is_err(), "{bad:?} at {first}");
     }
-    assert!(rows.first(3).is_err() && rows.clear(1, 2).is_err());
+    assert!(rows.part(0, 3).is_err() && rows.part(1, 2).is_err() && rows.clear(1, 2).is_err());
     assert_eq!((rows.rows(), rows.width(), rows.longest()), (2, 2, 3));
 }
 
 /// What a row of `sample` is to give.
-fn sampled(device: &Device, rows: usize, first: usize) -> (Vec<i32>, Vec<Vec<i32>>) {
+fn sampled(device: &Device, rows: usize, at: usize, first: usize) -> (Vec<i32>, Vec<Vec<i32>>) {
     const VOCAB: usize = 70;
     let cx = Cx::inference(device, DType::F32);
     let logits: Vec<f32> = (0..rows * VOCAB).map(|i| ((i * 7919 + 13) % 1009) as f32 / 120.0 - 4.0).collect();
@@ -89,8 +89,8 @@ fn sampled(device: &Device, rows: usize, first: usize) -> (Vec<i32>, Vec<Vec<i32
     let draws = Tensor::from_i32(device, &[rows], &(0..rows as i32).collect::<Vec<_>>()).unwrap();
     let suppressed = Tensor::from_i32(device, &[2], &[3, 4]).unwrap();
     let chosen = Chosen::new(device, rows, true, 20).unwrap();
-    let part = |t: &Tensor| t.rows(0, first).unwrap();
-    let (few, to) = (choices.first(first).unwrap(), chosen.first(first).unwrap());
+    let part = |t: &Tensor| t.rows(at, first).unwrap();
+    let (few, to) = (choices.part(at, first).unwrap(), chosen.part(at, first).unwrap());
     let seen = (part(&history), part(&lens));
     sample(&cx, &part(&logits), &few, &part(&draws), Some((&seen.0, &seen.1)), &suppressed, &to).unwrap();
     let (tops, values) = to.tops.as_ref().unwrap();
@@ -98,21 +98,21 @@ fn sampled(device: &Device, rows: usize, first: usize) -> (Vec<i32>, Vec<Vec<i32
     let both = to.log_prob.to_f32().unwrap().into_iter().zip(to.raw_log_prob.as_ref().unwrap().to_f32().unwrap());
     for (r, (with, raw)) in both.enumerate() {
         // A temperature of 0 counts as 1, others do not.
-        assert!(with < 0.0 && (r % 3 == 0) == (with == raw), "row {r}: {with} and {raw}");
+        assert!(with < 0.0 && (at + r).is_multiple_of(3) == (with == raw), "row {r}: {with} and {raw}");
     }
     (to.ids.to_i32().unwrap(), tops.to_i32().unwrap().chunks(20).map(<[i32]>::to_vec).collect())
 }
 
 #[test]
 fn the_same_seeds_choose_the_same_on_every_device_and_in_any_batch() {
-    let want = sampled(&Device::cpu(1), 12, 12);
+    let want = sampled(&Device::cpu(1), 12, 0, 12);
     assert!(want.0.iter().all(|id| (0..70).contains(id) && ![3, 4].contains(id)));
     assert!(want.0.iter().skip(1).step_by(2).all(|id| id % 2 == 0), "a token that is not allowed");
     for device in devices() {
-        for first in [12, 5] {
-            let got = sampled(&device, 12, first);
-            assert_eq!(got.0, want.0[..first], "{device:?}");
-            assert_eq!(got.1, want.1[..first], "{device:?}");
+        for (at, first) in [(0, 12), (0, 5), (5, 7)] {
+            let got = sampled(&device, 12, at, first);
+            assert_eq!(got.0, want.0[at..at + first], "{device:?}");
+            assert_eq!(got.1, want.1[at..at + first], "{device:?}");
         }
     }
 }

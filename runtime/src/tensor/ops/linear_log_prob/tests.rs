@@ -46,7 +46,7 @@ fn answer(device: &Device, a: Asking, way: HeadWay, limit: usize) -> Answer {
     let head = Head { limit, ..Head::new("head", &rows, &w, &targets, 0.7).unwrap() };
     let y = match a.entropy {
         true => head.log_prob_and_entropy(&cx, [way; 2]),
-        false => head.log_prob(&cx, [way; 2]),
+        false => head.log_prob(&cx, [way; 2], None),
     }
     .unwrap();
     let weights = Tensor::from_f32(device, y.shape(), DType::F32, &values(y.count(), 1, 3), Category::Inputs).unwrap();
@@ -176,6 +176,23 @@ fn ways_of_devices() {
     }
     assert_eq!(way(&Device::cpu(1), DType::F32), Products);
     assert_eq!(head_way(&gpu(80), DType::F32, DType::BF16), Products);
+}
+
+#[test]
+fn who_watches_the_entropies_gets_the_same_log_probabilities() {
+    let device = Device::cpu(2);
+    let tensor = |n: usize, m: usize, seed| {
+        Tensor::from_f32(&device, &[n, m], DType::F32, &numbers(n * m, seed), Category::Weights).unwrap()
+    };
+    let (h, w) = (tensor(37, 16, 1), tensor(70, 16, 2));
+    let targets: Vec<i32> = (0..37).map(|r| r * 5 % 71 - 1).collect();
+    let targets = Tensor::from_i32(&device, &[37], &targets).unwrap();
+    let cx = Cx::inference(&device, DType::F32);
+    let (lp, entropy) = linear_log_prob_watched(&cx, &h, &w, &targets, 0.7).unwrap();
+    let both = linear_log_prob_entropy(&cx, &h, &w, &targets, 0.7).unwrap().to_f32().unwrap();
+    assert_eq!(lp.to_f32().unwrap(), linear_log_prob(&cx, &h, &w, &targets, 0.7).unwrap().to_f32().unwrap());
+    assert_eq!([lp.to_f32().unwrap(), entropy.to_f32().unwrap()].concat(), both);
+    assert!(both[37..].iter().any(|&e| e > 1.0));
 }
 
 /// The figures at [`head_way`].

@@ -1,0 +1,42 @@
+//! Scores of so few rows that a block of keys is used once: it is turned in registers and not kept.
+#![allow(unsafe_code)]
+#![allow(unsafe_op_in_unsafe_fn)]
+
+use super::forward::{KEYS, Sequence};
+use super::vector::{LANES, Vector};
+use crate::Element;
+
+/// The products of `R` rows of queries with the keys of a block, the sums in the order of [`Product`](super::product::Product).
+#[inline(always)]
+pub unsafe fn few_scores<V: Vector, T: Element, const R: usize>(
+    s: &Sequence<'_, T>,
+    start: usize,
+    keys: usize,
+    q: *const f32,
+    scores: *mut f32,
+) {
+    let d = s.head_dim;
+    for j in (0..keys).step_by(LANES) {
+        let (from, count) = (s.k.add(s.key(start + j)), LANES.min(keys - j));
+        let mut sums = [V::splat(0.0); R];
+        for c in (0..d).step_by(LANES) {
+            let width = LANES.min(d - c);
+            let mut square = [V::splat(0.0); LANES];
+            for (i, line) in square.iter_mut().enumerate() {
+                if i < count {
+                    *line = V::load_part(from.add(i * s.key_stride() + c), width);
+                }
+            }
+            for (i, column) in V::transpose(square).into_iter().enumerate() {
+                if i < width {
+                    for (r, sum) in sums.iter_mut().enumerate() {
+                        *sum = V::splat(q.add(r * d + c + i).read()).mul_add(column, *sum);
+                    }
+                }
+            }
+        }
+        for (r, sum) in sums.into_iter().enumerate() {
+            sum.store(scores.add(r * KEYS + j));
+        }
+    }
+}
