@@ -31,10 +31,10 @@ fn a_demo_makes_everything_and_can_be_made_again() {
         "siglip",
     ];
     assert_eq!(entries(&out), made);
-    assert_eq!(entries(&out.join("clips")).len(), 288 + 576 + 240);
+    assert_eq!(entries(&out.join("clips")).len(), 96 + 576 + 240);
     let rows = |name: &str| fs::read_to_string(out.join(name)).expect("rows");
     let sft = rows("sft.jsonl");
-    assert!(sft.lines().count() == 288 && sft.contains("<think>") && sft.contains("clips/sft-000-motion.mp4"));
+    assert!(sft.lines().count() == 96 && sft.contains("<think>") && sft.contains("clips/sft-000-motion.mp4"));
     let rl = rows("rl.jsonl");
     assert!(rl.lines().count() == 576 && !rl.contains("<think>") && rl.contains("\"problem_type\":\"numerical\""));
     let page = fs::read_to_string(out.join("report.html")).expect("the page");

@@ -132,7 +132,7 @@ impl Set {
     /// Films in it.
     pub fn count(self) -> usize {
         match self {
-            Self::Sft => 288,
+            Self::Sft => 96,
             Self::Rl => 576,
             Self::HeldOut => 240,
         }
