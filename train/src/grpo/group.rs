@@ -161,7 +161,7 @@ struct StoredGroup {
 }
 
 /// The groups of prompts whose completions are given.
-pub(super) fn given(options: &GrpoOptions, prompts: Vec<Prompt>, stop_ids: &[u32]) -> Vec<Group> {
+pub(crate) fn given(options: &GrpoOptions, prompts: Vec<Prompt>, stop_ids: &[u32]) -> Vec<Group> {
     let group = |mut prompt: Prompt| {
         let line = prompt.given.take().unwrap_or_default();
         let counts = |ids| Completion::new(ids, stop_ids, options.mask_truncated_completions);

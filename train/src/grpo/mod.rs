@@ -3,19 +3,20 @@
 //! | stage | type out | where |
 //! |---|---|---|
 //! | row → prompt | [`Prompt`] | `prompts.rs` |
-//! | prompt → completions | `Drawn`; given: [`Group`] | `rollout.rs`; `given.rs` |
+//! | prompt → completions | `Drawn`; given: [`Group`] | `draws.rs`, `rollout.rs`; `given.rs` |
 //! | completions → rewards → advantages | `Scores`, [`Group`], [`Set`] | `judge.rs`, `group.rs` |
 //! | groups → one packed row a micro-batch | `Packed` | `packed.rs` |
 //! | log-probabilities → loss, gradients, new weights | [`StepResult`] | `step.rs` |
 
+pub(crate) mod draws;
 mod given;
-mod group;
+pub(crate) mod group;
 mod judge;
 mod packed;
 mod prompts;
 mod records;
 mod rollout;
-mod step;
+pub(crate) mod step;
 #[cfg(test)]
 mod tests;
 
@@ -109,7 +110,7 @@ impl<'a> Work<'a> for Grpo<'a> {
             None => None,
         };
         let reference = match setup.options.beta > 0.0 {
-            true => Some(reference(setup, trainer)?),
+            true => Some(first_weights(setup, trainer)?),
             false => None,
         };
         let rollout = match (&setup.options.rollouts, &setup.options.recorded) {
@@ -158,13 +159,17 @@ impl Grpo<'_> {
     }
 }
 
-/// The weights that the run began with, read in place where their dtype allows; where an adapter is trained, the model without it.
-fn reference(setup: &Setup, trainer: &Trainer) -> Result<Qwen25Vl> {
+/// The weights that the run began with, read in place where their dtype allows.
+fn first_weights(setup: &Setup, trainer: &Trainer) -> Result<Qwen25Vl> {
+    let files = Checkpoint::open(setup.model)?;
+    reference(trainer, Source::Files(&files))
+}
+
+/// The model that the loss keeps near: `weights`, which the run began with; where an adapter is trained, the model without it.
+pub(crate) fn reference(trainer: &Trainer, weights: Source) -> Result<Qwen25Vl> {
     if trainer.recipe.lora.is_some() {
         return Ok(trainer.model.without_adapter());
     }
-    let files = Checkpoint::open(setup.model)?;
-    let loader =
-        Loader { device: setup.device, source: Source::Files(&files), dtype: setup.dtype, trainable: &|_| false };
+    let loader = Loader { device: &trainer.device, source: weights, dtype: trainer.dtype, trainable: &|_| false };
     Ok(Qwen25Vl::load(&loader, &trainer.model.config)?)
 }

@@ -14,7 +14,7 @@ use crate::options::{GrpoOptions, Level, LossType, Parity};
 use crate::trainer::{StepResult, Trainer};
 
 /// Step `n`, counted from 1, on the groups of `set`; `reference` has the weights that the loss keeps near.
-pub(super) fn step(
+pub(crate) fn step(
     t: &mut Trainer,
     options: &GrpoOptions,
     reference: Option<&Qwen25Vl>,
