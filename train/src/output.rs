@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use reel_model::lora::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use serde_json::Value;
 
+use crate::best::TRAINER_STATE;
 use crate::grpo::ROLLOUTS;
 use crate::hashes::HASHES;
 use crate::metrics::{self, Log, Skipped, StepMetrics};
@@ -88,7 +89,8 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
     for entry in fs::read_dir(out).map_err(|e| TrainError::read(out, e))? {
         let path = entry.map_err(|e| TrainError::read(out, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let of_a_run = [METRICS, SKIPPED, RUN, HASHES, ADAPTER_CONFIG, ADAPTER_WEIGHTS].contains(&name.as_str())
+        let of_a_run = [METRICS, SKIPPED, RUN, TRAINER_STATE, HASHES, ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+            .contains(&name.as_str())
             || name.starts_with("events.out.tfevents.");
         if of_a_run
             || name.starts_with("model")
@@ -186,8 +188,8 @@ mod tests {
         touch(out.join("checkpoint-11/config.json"));
         touch(out.join(".checkpoint-12.part/training/state.json"));
         assert_eq!(start(&last()).unwrap(), Start::From(out.join("checkpoint-10")));
-        checkpoint::prune(out, Some(2)).unwrap();
-        assert_eq!(checkpoint::list(out).unwrap().into_keys().collect::<Vec<_>>(), [9, 10]);
+        checkpoint::prune(out, Some(1), Some(2)).unwrap();
+        assert_eq!(checkpoint::list(out).unwrap().into_keys().collect::<Vec<_>>(), [2, 10]);
         checkpoint::sweep(out).unwrap();
         assert!(!out.join(".checkpoint-12.part").exists() && out.join("checkpoint-11").exists());
     }
@@ -199,6 +201,7 @@ mod tests {
         for name in [
             "metrics.jsonl",
             "run.json",
+            "trainer_state.json",
             "model.safetensors",
             "model-00001-of-00002.safetensors",
             "adapter_config.json",

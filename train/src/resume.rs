@@ -7,6 +7,7 @@ use std::{fs, io};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::best::Rewards;
 use crate::feed::Position;
 use crate::metrics::Skipped;
 use crate::options::Options;
@@ -38,6 +39,9 @@ pub struct State {
     pub options: Map<String, Value>,
     /// Steps that each parameter has taken, where they differ from `step`.
     pub parameter_steps: BTreeMap<String, u64>,
+    /// Rewards since the last checkpoint, and which checkpoint is the best.
+    #[serde(default)]
+    pub rewards: Rewards,
 }
 
 /// Options that change no bit of the result, or that are compared by content instead of name.
@@ -82,6 +86,7 @@ pub fn fresh<O: Options>(setup: &Setup<O>, rows: &impl Rows, steps: u64, skipped
         data_hash: rows.hash(),
         options: deciding(setup),
         parameter_steps: BTreeMap::new(),
+        rewards: Rewards::default(),
     })
 }
 

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use rayon::prelude::*;
-use reel_model::checkpoint::Checkpoint;
 use reel_model::input::MediaOptions;
 use reel_runtime::device::ProductLibrary;
 use reel_runtime::{DType, Device};
 use serde_json::{Value, json};
 
-use crate::checkpoint::{self, Origin};
+use crate::best;
+use crate::checkpoint::{self, Origin, Saver, Snapshot, Weights};
 use crate::events::Events;
 use crate::feed::{Batching, Feed, MicroBatch, Position, Source};
 use crate::hashes::Hashes;
@@ -105,8 +105,8 @@ pub trait Work<'a>: Sized {
     ) -> Result<Self>;
     /// Step `n`, counted from 1; `None` at the end of the data.
     fn step(&mut self, trainer: &mut Trainer, n: u64, taken: &mut Taken) -> Result<Option<StepResult>>;
-    /// Writes what it needs to go on after the last step into a checkpoint's folder.
-    fn save(&self, checkpoint: &Path) -> Result<()>;
+    /// What it needs to go on after the last step: files by their path in a checkpoint's folder.
+    fn save(&self) -> Result<Vec<(&'static str, Vec<u8>)>>;
 }
 
 /// What a step used up.
@@ -160,7 +160,8 @@ pub fn run<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>) -> Result<Summary> {
     let done = run.steps();
     run.progress.finish();
     done?;
-    checkpoint::save_weights(&setup.options.out, &run.trainer, run.origin())?;
+    run.saver.wait()?;
+    Weights::of(&run.trainer, run.origin.clone(), false)?.write(&setup.options.out)?;
     Ok(Summary {
         steps: run.state.steps,
         resumed_after: run.resumed_after,
@@ -200,10 +201,8 @@ struct Run<'a, W: Work<'a>> {
     rows: Arc<W::Rows>,
     trainer: Trainer,
     work: W,
-    /// The weight files that the run started from or went on from.
-    files: Checkpoint,
-    /// How others find the model that it started from.
-    name: String,
+    /// The model that the run started from; its files may be those of the checkpoint that it went on from.
+    origin: Origin,
     state: State,
     resumed_after: u64,
     last: Option<StepMetrics>,
@@ -214,6 +213,7 @@ struct Run<'a, W: Work<'a>> {
     progress: Progress,
     /// The step of the checkpoint that was written or read last, to write none twice.
     saved: u64,
+    saver: Saver,
     /// What run.json says of the products' library.
     products: Option<ProductLibrary>,
 }
@@ -239,7 +239,9 @@ impl<'a, W: Work<'a>> Run<'a, W> {
                     let found = malformed(&*rows, options.strict)?;
                     Ok(length_of::<W>(setup, &rows, &order, found)?.0)
                 };
-                (resume::continued(setup, &*rows, folder, longer)?, Vec::new(), Some(folder.as_path()))
+                let mut state = resume::continued(setup, &*rows, folder, longer)?;
+                state.rewards.keep_if_in(&options.out);
+                (state, Vec::new(), Some(folder.as_path()))
             }
         };
         let config = reel_model::config::ModelConfig::open(setup.model)?;
@@ -263,6 +265,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         };
         let hashes = Hashes::open(&options.out, home, state.step, trainer.optimizer.states().count())?;
         output::write_run(&options.out, &run_json(setup, &state))?;
+        best::write(&options.out, state.rewards.best, state.step, state.steps)?;
         let products = setup.device.products();
         let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
         if let Start::From(folder) = &start {
@@ -273,8 +276,8 @@ impl<'a, W: Work<'a>> Run<'a, W> {
             setup: *setup,
             rows,
             trainer,
-            files,
-            name: name_of(&options.model),
+            origin: Origin { folder: setup.model.to_path_buf(), files: Arc::new(files), name: name_of(&options.model) },
+            saver: Saver::default(),
             resumed_after: state.step,
             saved: state.step,
             products,
@@ -298,6 +301,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
                 // A reward is somebody else's program: what was done before it failed is kept.
                 Err(e @ TrainError::Reward(_)) => {
                     self.save()?;
+                    self.saver.wait()?;
                     return Err(e);
                 }
                 Err(e) => return Err(e),
@@ -306,6 +310,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         if self.setup.options.save_steps > 0 {
             self.save()?;
         }
+        self.saver.wait()?;
         self.write_products()
     }
 
@@ -313,6 +318,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
     fn one_step(&mut self) -> Result<bool> {
         let begun = Instant::now();
         let n = self.state.step + 1;
+        self.saver.poll()?;
         self.trainer.device.reset_peak();
         let mut taken = Taken { position: self.state.position.clone(), ..Taken::default() };
         let result = self.work.step(&mut self.trainer, n, &mut taken)?;
@@ -348,6 +354,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         };
         self.metrics.add(&line)?;
         self.progress.step(&line);
+        self.state.rewards.add(&line);
         let options = self.setup.options;
         if n.is_multiple_of(options.logging_steps) || n == self.state.steps {
             self.events.scalars(n, &line.points())?;
@@ -359,22 +366,36 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         if self.products.is_none() {
             self.write_products()?;
         }
-        if options.save_steps > 0 && n.is_multiple_of(options.save_steps) { self.save() } else { Ok(()) }
+        let turn = options.save_steps > 0 && (n.is_multiple_of(options.save_steps) || n == self.state.steps);
+        if !turn {
+            return Ok(());
+        }
+        self.state.rewards.checkpoint(n);
+        self.save()
     }
 
-    /// A checkpoint of the last finished step, unless there is one.
+    /// A checkpoint of the last finished step, unless there is one. It is written while the steps go on, where there is memory for a copy
+    /// of what it holds.
     fn save(&mut self) -> Result<()> {
         if self.saved == self.state.step {
             return Ok(());
         }
+        // One copy at a time.
+        self.saver.wait()?;
         self.metrics.sync()?;
         self.skipped.sync()?;
         self.write_products()?;
-        let options = self.setup.options;
-        let work = |folder: &Path| self.work.save(folder);
-        checkpoint::save(&options.out, &self.trainer, self.origin(), self.state.clone(), work)?;
-        self.saved = self.state.step;
-        checkpoint::prune(&options.out, options.save_total_limit)
+        let copy = checkpoint::has_room_for(checkpoint::bytes_of(&self.trainer));
+        let (origin, state) = (self.origin.clone(), self.state.clone());
+        let snapshot = Snapshot::of(&self.trainer, origin, state.clone(), self.work.save()?, copy)?;
+        self.saved = state.step;
+        let (out, keep) = (self.setup.options.out.clone(), self.setup.options.save_total_limit);
+        let job = move || {
+            snapshot.write(&out)?;
+            best::write(&out, state.rewards.best, state.step, state.steps)?;
+            checkpoint::prune(&out, keep, state.rewards.best.map(|best| best.step))
+        };
+        if copy { self.saver.start(job) } else { job() }
     }
 
     /// Writes run.json again where products of other shapes were asked for since: after the first step, with each checkpoint and at the
@@ -388,13 +409,10 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         Ok(())
     }
 
-    fn origin(&self) -> Origin<'_> {
-        Origin { folder: self.setup.model, files: &self.files, name: &self.name }
-    }
-
     /// Leaves what can be resumed; the error says how.
     fn stopped(&mut self) -> Result<TrainError> {
         self.save()?;
+        self.saver.wait()?;
         let cure = if self.state.step == 0 {
             "nothing was done; start again"
         } else {

@@ -75,8 +75,8 @@ impl<'a> Work<'a> for Sft<'a> {
     }
 
     /// Nothing: its place in the data is the run's.
-    fn save(&self, _: &Path) -> Result<()> {
-        Ok(())
+    fn save(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        Ok(Vec::new())
     }
 }
 

@@ -128,11 +128,9 @@ impl<'a> Work<'a> for Grpo<'a> {
         step::step(trainer, self.options, self.reference.as_ref(), set, n).map(Some)
     }
 
-    fn save(&self, checkpoint: &Path) -> Result<()> {
-        match self.set.as_ref().filter(|set| set.uses < self.options.num_iterations) {
-            Some(set) => set.write(&checkpoint.join(SET)),
-            None => Ok(()),
-        }
+    fn save(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        let unfinished = self.set.as_ref().filter(|set| set.uses < self.options.num_iterations);
+        unfinished.map(|set| Ok((SET, set.stored()?))).into_iter().collect()
     }
 }
 
