@@ -34,6 +34,6 @@ impl Grpo {
 
     /// Runs to the end, or to Ctrl-C.
     pub fn run(&self, common: &Common, matches: &ArgMatches) -> Result<()> {
-        self.resolved(common, matches)?.run(grpo::run)
+        self.resolved(common, matches)?.run(grpo::run, grpo::check)
     }
 }

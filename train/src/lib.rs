@@ -21,6 +21,7 @@ pub mod output;
 pub mod plan;
 pub mod progress;
 pub mod prompts;
+pub mod quarantine;
 pub mod recipe;
 pub mod replay;
 pub mod resume;

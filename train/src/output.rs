@@ -12,6 +12,7 @@ use crate::grpo::ROLLOUTS;
 use crate::hashes::HASHES;
 use crate::metrics::{self, Log, Skipped, StepMetrics};
 use crate::options::RunOptions;
+use crate::quarantine::{self, QUARANTINE};
 use crate::{Result, TrainError, checkpoint, digest};
 
 /// `metrics.jsonl` in OUT.
@@ -34,7 +35,8 @@ pub enum Start {
 pub fn start(options: &RunOptions) -> Result<Start> {
     let out = &options.out;
     let entries = match fs::read_dir(out) {
-        Ok(entries) => entries.count(),
+        // What looking at the rows left is no run.
+        Ok(entries) => entries.filter(|entry| !entry.as_ref().is_ok_and(|entry| is_of_a_check(&entry.path()))).count(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
         Err(e) => return Err(TrainError::read(out, e)),
     };
@@ -60,6 +62,10 @@ pub fn start(options: &RunOptions) -> Result<Start> {
             "choose another folder, resume with --resume-from-checkpoint last, or give --overwrite",
         )),
     }
+}
+
+fn is_of_a_check(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == QUARANTINE || *name == *quarantine::journal_of(Path::new(QUARANTINE)))
 }
 
 /// Whether a checkpoint is one of the run in `out`.
@@ -165,6 +171,9 @@ mod tests {
     fn a_folder_with_something_in_it_is_refused_unless_told() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
+        assert_eq!(start(&options(&out)).unwrap(), Start::Fresh);
+        touch(out.join("quarantine.jsonl"));
+        touch(out.join("quarantine.jsonl.journal"));
         assert_eq!(start(&options(&out)).unwrap(), Start::Fresh);
         touch(out.join("x"));
         let e = start(&options(&out)).unwrap_err().to_string();

@@ -202,7 +202,7 @@ pub fn with_data(setup: &Setup, files: Dtype) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
     let samples = Arc::new(sft::samples(setup)?);
-    let left_out: Vec<usize> = run::malformed(&*samples, options.strict)?.into_iter().map(|row| row.row).collect();
+    let left_out: Vec<usize> = run::left_out(options, &*samples)?.into_iter().map(|row| row.row).collect();
     let rows = samples.rows();
     let order = run::order(options.no_shuffle, rows, setup.seed);
     let mut batching = Sft::batching(options, rows);

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::best::Rewards;
+use crate::digest;
 use crate::feed::Position;
 use crate::metrics::Skipped;
 use crate::options::Options;
@@ -45,7 +46,7 @@ pub struct State {
 }
 
 /// Options that change no bit of the result, or that are compared by content instead of name.
-const FREE: [&str; 11] = [
+const FREE: [&str; 12] = [
     "model",
     "data",
     "media_root",
@@ -56,6 +57,7 @@ const FREE: [&str; 11] = [
     "gradient_checkpointing",
     "strict",
     "check_data",
+    "quarantine",
     "rollouts",
 ];
 
@@ -72,6 +74,18 @@ fn deciding<O: Options>(setup: &Setup<O>) -> Map<String, Value> {
     all.insert("profile".into(), json!(setup.media.profile));
     all.insert("media".into(), json!(setup.media.overrides));
     all
+}
+
+/// What tells one way of looking at the rows from others: what is found of a row follows from it.
+pub fn scan<O: Options>(setup: &Setup<O>, rows: &impl Rows) -> Result<String> {
+    let all = json!([
+        deciding(setup),
+        setup.options.strict,
+        setup.options.media_root(),
+        rows.hash(),
+        digest::config(setup.model)?
+    ]);
+    Ok(digest::bytes(all.to_string().as_bytes()))
 }
 
 /// The state before the first step.

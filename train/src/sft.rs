@@ -17,7 +17,7 @@ use crate::step::step;
 use crate::trainer::{StepResult, Trainer};
 use crate::{Result, TrainError};
 
-pub use crate::run::Summary;
+pub use crate::run::{Checked, Summary};
 
 /// What a run is given.
 pub type Setup<'a> = run::Setup<'a, SftOptions>;
@@ -25,6 +25,11 @@ pub type Setup<'a> = run::Setup<'a, SftOptions>;
 /// Runs to the end, or to the point where `setup.stop` turns true.
 pub fn run(setup: &Setup) -> Result<Summary> {
     run::run::<Sft>(setup)
+}
+
+/// Looks at every row and trains nothing.
+pub fn check(setup: &Setup) -> Result<Checked> {
+    run::check::<Sft>(setup)
 }
 
 /// Does step `step` of the run in `recorded` again: see [`replay`].

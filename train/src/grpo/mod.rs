@@ -38,7 +38,7 @@ use crate::Result;
 use crate::feed::{Batching, Feed};
 use crate::options::GrpoOptions;
 use crate::replay::{self, Replayed};
-use crate::run::{self, Summary, Taken, Work};
+use crate::run::{self, Checked, Summary, Taken, Work};
 use crate::trainer::{StepResult, Trainer};
 
 /// What a run is given.
@@ -47,6 +47,11 @@ pub type Setup<'a> = run::Setup<'a, GrpoOptions>;
 /// Runs to the end, or to the point where `setup.stop` turns true.
 pub fn run(setup: &Setup) -> Result<Summary> {
     run::run::<Grpo>(setup)
+}
+
+/// Looks at every row and trains nothing.
+pub fn check(setup: &Setup) -> Result<Checked> {
+    run::check::<Grpo>(setup)
 }
 
 /// Does step `step` of the run in `recorded` again, with the completions that it drew: see [`replay`].

@@ -55,7 +55,7 @@ pub fn with_data(setup: &Setup, files: Dtype) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
     let prompts = Arc::new(Grpo::rows(setup)?);
-    let left_out: Vec<usize> = run::malformed(&*prompts, options.strict)?.into_iter().map(|row| row.row).collect();
+    let left_out: Vec<usize> = run::left_out(options, &*prompts)?.into_iter().map(|row| row.row).collect();
     let rows = prompts.rows();
     let order = run::order(options.no_shuffle, rows, setup.seed);
     let mut batching = Grpo::batching(options, rows);
