@@ -102,7 +102,7 @@ pub trait Work<'a>: Sized {
         setup: &Setup<'a, Self::Options>,
         rows: Arc<Self::Rows>,
         feed: Feed<Self::Rows>,
-        trainer: &Trainer,
+        trainer: &mut Trainer,
         from: Option<&Path>,
     ) -> Result<Self>;
     /// Step `n`, counted from 1; `None` at the end of the data.
@@ -282,7 +282,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
         let feed = Feed::new(rows.clone(), order, batching, &state.position, threads, window);
         // Before anything is written: where it cannot begin, OUT stays as it was.
-        let work = W::begin(setup, rows.clone(), feed, &trainer, from)?;
+        let work = W::begin(setup, rows.clone(), feed, &mut trainer, from)?;
         let (metrics, skipped) = match &start {
             Start::Fresh => output::fresh_logs(&options.out, setup.model, &found)?,
             Start::From(folder) => {

@@ -71,7 +71,13 @@ impl<'a> Work<'a> for Sft<'a> {
         options.check_data || options.packing && options.asked_steps().is_none()
     }
 
-    fn begin(setup: &Setup<'a>, _: Arc<Samples>, feed: Feed<Samples>, _: &Trainer, _: Option<&Path>) -> Result<Self> {
+    fn begin(
+        setup: &Setup<'a>,
+        _: Arc<Samples>,
+        feed: Feed<Samples>,
+        _: &mut Trainer,
+        _: Option<&Path>,
+    ) -> Result<Self> {
         Ok(Self { feed, stop: setup.stop })
     }
 

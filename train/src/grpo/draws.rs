@@ -41,16 +41,16 @@ impl<'a> Draws<'a> {
         Self { engine, options, ends: ends.to_vec(), seed }
     }
 
-    /// Completes the prompts of round `round` of step `n`, with `max_new_tokens` at most.
+    /// Completes the prompts of round `round` of step `n`. `prefilled` is called when each completion has its first token.
     ///
     /// # Errors
     /// Those of [`Engine::generate`].
     pub(crate) fn complete(
         &self,
         prompts: &[&Tokens],
-        max_new_tokens: usize,
         n: u64,
         round: u64,
+        mut prefilled: impl FnMut(),
     ) -> Result<Vec<Drawn>, reel_engine::Error> {
         let place = |i: usize| (round << 32) + i as u64;
         let shuffle = |(i, tokens): (usize, &&Tokens)| -> Option<Tokens> {
@@ -59,9 +59,7 @@ impl<'a> Draws<'a> {
         };
         let shuffled: Vec<Option<Tokens>> = prompts.iter().enumerate().map(shuffle).collect();
         let group = self.options.num_generations;
-        let request = |tokens, completions, i, draw| {
-            self.request(tokens, completions, max_new_tokens, self.seed_of(n, place(i), draw))
-        };
+        let request = |tokens, completions, i, draw| self.request(tokens, completions, self.seed_of(n, place(i), draw));
         let mut requests = Vec::new();
         for (i, tokens) in prompts.iter().enumerate() {
             requests.push(request(*tokens, group, i, Draw::Completions));
@@ -69,7 +67,13 @@ impl<'a> Draws<'a> {
         for (i, tokens) in shuffled.iter().enumerate() {
             requests.extend(tokens.as_ref().map(|tokens| request(tokens, group / 2, i, Draw::Shuffled)));
         }
-        let (completions, _) = self.engine.generate(requests, |_| {})?;
+        let (mut made, all) = (0, requests.iter().map(|r| r.stops.len()).sum::<usize>());
+        let (completions, _) = self.engine.generate(requests, |_| {
+            made += 1;
+            if made == all {
+                prefilled();
+            }
+        })?;
         let mut by_request: Vec<Vec<Completion>> = Vec::new();
         for c in completions {
             by_request.resize_with(by_request.len().max(c.request + 1), Vec::new);
@@ -89,7 +93,7 @@ impl<'a> Draws<'a> {
         self.engine.release();
     }
 
-    fn request<'b>(&'b self, tokens: &'b Tokens, completions: usize, max_new_tokens: usize, seed: u64) -> Request<'b> {
+    fn request<'b>(&'b self, tokens: &'b Tokens, completions: usize, seed: u64) -> Request<'b> {
         let o = self.options;
         Request {
             prompt: tokens.sequence(),
@@ -101,7 +105,7 @@ impl<'a> Draws<'a> {
                 repetition_penalty: 1.0,
                 seed,
             },
-            max_new_tokens,
+            max_new_tokens: o.max_completion_length,
             min_new_tokens: o.min_completion_length,
             eos: &self.ends,
             stops: (0..completions).map(|_| Stop::none()).collect(),

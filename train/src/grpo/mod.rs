@@ -25,7 +25,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use reel_model::checkpoint::Checkpoint;
+use reel_model::features::FeatureCache;
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::text::Decoder;
 use reel_model::weights::{Loader, Source};
 
 pub use group::{Completion, Group, Set};
@@ -107,13 +109,14 @@ impl<'a> Work<'a> for Grpo<'a> {
         setup: &Setup<'a>,
         rows: Arc<Prompts>,
         feed: Feed<Prompts>,
-        trainer: &Trainer,
+        trainer: &mut Trainer,
         from: Option<&Path>,
     ) -> Result<Self> {
         let set = match from.map(|folder| folder.join(SET)).filter(|path| path.exists()) {
             Some(path) => Some(Set::read(&path, &rows)?),
             None => None,
         };
+        keep_features(trainer);
         let reference = match setup.options.beta > 0.0 {
             true => Some(first_weights(setup, trainer)?),
             false => None,
@@ -170,9 +173,26 @@ fn first_weights(setup: &Setup, trainer: &Trainer) -> Result<Qwen25Vl> {
 
 /// The model that the loss keeps near: `weights`, which the run began with; where an adapter is trained, the model without it.
 pub(crate) fn reference(trainer: &Trainer, weights: Source) -> Result<Qwen25Vl> {
-    if trainer.recipe.lora.is_some() {
-        return Ok(trainer.model.without_adapter());
-    }
+    let (policy, config) = (&trainer.model, &trainer.model.config);
     let loader = Loader { device: &trainer.device, source: weights, dtype: trainer.dtype, trainable: &|_| false };
-    Ok(Qwen25Vl::load(&loader, &trainer.model.config)?)
+    let mut reference = match (trainer.recipe.lora.is_some(), policy.trains_vision()) {
+        (true, _) => policy.without_adapter(),
+        // One tower, and one store of what it makes of media, serve both.
+        (false, false) => Qwen25Vl { text: Decoder::load(&loader, config)?, ..policy.clone() },
+        (false, true) => Qwen25Vl::load(&loader, config)?,
+    };
+    reference.features.get_or_insert_with(features);
+    Ok(reference)
+}
+
+/// Bytes of vision tokens that are kept of a tower, in the host's memory.
+const MOST_FEATURES: usize = 256 << 20;
+
+fn features() -> Arc<FeatureCache> {
+    Arc::new(FeatureCache::new(MOST_FEATURES))
+}
+
+/// What the policy's tower makes of media is kept where nothing of it is trained. Before anything shares the model.
+pub(crate) fn keep_features(trainer: &mut Trainer) {
+    trainer.model.features = (!trainer.model.trains_vision()).then(features);
 }

@@ -138,11 +138,10 @@ impl<'a> Rollout<'a> {
     /// Completes the prompts of a step.
     fn draw(&self, prompts: Vec<Prompt>, n: u64, round: u64) -> Result<Vec<Drawn>> {
         let tokens: Vec<&Tokens> = prompts.iter().map(|prompt| &prompt.tokens).collect();
-        let drawn =
-            self.draws.complete(&tokens, self.options.max_completion_length, n, round).map_err(|e| match e {
-                engine::Error::Interrupted => TrainError::interrupted(),
-                e => e.into(),
-            })?;
+        let drawn = self.draws.complete(&tokens, n, round, || {}).map_err(|e| match e {
+            engine::Error::Interrupted => TrainError::interrupted(),
+            e => e.into(),
+        })?;
         let answers = |all: Vec<engine::Completion>| all.into_iter().map(|c| self.answer(c)).collect();
         let drawn = prompts.into_iter().zip(drawn).map(|(prompt, drawn)| Drawn {
             prompt,

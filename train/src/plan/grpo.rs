@@ -44,9 +44,14 @@ pub fn with_shape(
     if let Some(most) = options.max_prompt_length.filter(|&most| shape.tokens > most) {
         return Err(length::too_long("--tokens", shape.tokens, "--max-prompt-length", most));
     }
-    let prompt = Prompt::of_size(shape.sample(config).tokens);
+    let prompt = |i: usize| {
+        let mut tokens = shape.sample(config).tokens;
+        // Each about a film of its own.
+        tokens.frames.films.iter_mut().for_each(|film| film.data.fill(i as u8));
+        Prompt::of_size(tokens)
+    };
     let mut counter = Counter::new(options, config, files, dtype, device, &[])?;
-    counter.set(vec![prompt; options.groups()])?;
+    counter.set((0..options.groups()).map(prompt).collect())?;
     counter.plan()
 }
 
@@ -98,7 +103,8 @@ impl<'a> Counter<'a> {
         device: &Device,
         ends: &[u32],
     ) -> Result<Self> {
-        let trainer = Trainer::new(device, config, Weights::Nothing(files), dtype, Recipe::new(options, 1))?;
+        let mut trainer = Trainer::new(device, config, Weights::Nothing(files), dtype, Recipe::new(options, 1))?;
+        crate::grpo::keep_features(&mut trainer);
         let reference = match options.beta > 0.0 {
             true => Some(crate::grpo::reference(&trainer, Weights::Nothing(files))?),
             false => None,
@@ -107,9 +113,10 @@ impl<'a> Counter<'a> {
             Some(_) => None,
             None => {
                 let engine = Engine::new(&trainer.model, &Cx::inference(device, dtype))?;
-                // The first token of a device that computes nothing may well be an end; where ends are barred they have room on the device.
+                // Only ends that are barred have room on the device. A device that computes nothing draws 0, which is to end nothing.
                 let barred = if options.min_completion_length > 0 { ends } else { &[] };
-                Some(Draws::new(engine, options, barred, 0))
+                let barred: Vec<u32> = barred.iter().map(|&id| id.max(1)).collect();
+                Some(Draws::new(engine, options, &barred, 0))
             }
         };
         let siglip = match (&draws, &options.siglip) {
@@ -164,14 +171,10 @@ impl<'a> Counter<'a> {
         let Some(draws) = &self.draws else { return Ok(()) };
         let device = &self.trainer.device;
         let tokens: Vec<_> = prompts.iter().map(|prompt| &prompt.tokens).collect();
-        let counted = |most: usize| -> Result<Ops> {
-            device.profile().clear();
-            draws.complete(&tokens, most, 1, 0)?;
-            Ok(device.profile().totals()?)
-        };
-        let prefill = counted(1)?;
-        draws.release();
-        let mut decode = counted(self.options.max_completion_length)?;
+        device.profile().clear();
+        let mut prefill = Ok(Ops::new());
+        draws.complete(&tokens, 1, 0, || prefill = device.profile().totals())?;
+        let (prefill, mut decode) = (prefill?, device.profile().totals()?);
         super::subtract(&mut decode, &prefill);
         self.phases.add("prefill", &prefill);
         self.phases.add("decode", &decode);

@@ -7,7 +7,7 @@ use crate::testing::{assert_same_files, timeless};
 use proptest::prelude::*;
 
 /// Rows of text, pictures and a film of four frames, with answers.
-fn rows() -> String {
+pub(super) fn rows() -> String {
     let answer = |row: Value, kind: &str, solution: &str| {
         let mut row = row;
         row["problem_type"] = json!(kind);
