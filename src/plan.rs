@@ -244,6 +244,7 @@ impl<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Coun
             units: plan.steps,
             unit: "step",
             tokens: plan.tokens,
+            checkpoint: Some(plan.checkpoint),
         })
     }
 }
@@ -312,6 +313,7 @@ impl PlanGenerate {
             units: 1,
             unit: "call",
             tokens: (tokens + self.n * self.max_new_tokens) as u64,
+            checkpoint: None,
         })
     }
 }

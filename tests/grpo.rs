@@ -324,6 +324,12 @@ fn the_published_model_whole_with_its_reference_fits_one_gpu_of_141_gb() {
     for phase in ["prefill", "decode", "reference", "forward", "backward", "optimizer"] {
         assert!(small["phases"][phase].as_f64() > Some(0.0), "{phase}");
     }
+    // Weights, low halves, moments.
+    assert!(
+        small["checkpoint_bytes"].as_f64().is_some_and(|n| (n / 8.29e9 - 8.0).abs() < 0.01),
+        "{}",
+        small["checkpoint_bytes"]
+    );
     assert_eq!(plan(&[])["fits"], false, "with f32 moments it does not");
     let mistake = |args: &[&str], words: &[&str]| {
         run([&["plan", "grpo"][..], args].concat()).refused(2, words);

@@ -23,6 +23,8 @@ pub struct Counted {
     pub units: u64,
     pub unit: &'static str,
     pub tokens: u64,
+    /// Bytes of a checkpoint, of a command that writes any.
+    pub checkpoint: Option<u64>,
 }
 
 /// One line of the table of ops.
@@ -72,7 +74,7 @@ pub fn print(common: &Common, c: &Counted, m: &Machine) -> Result<()> {
             "command": c.command, "subject": c.subject, "dtype": c.dtype.name(), "device": m.name,
             "peak_bytes": c.memory.peak, "memory": c.memory.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
             "capacity_bytes": m.memory, "fits": fits,
-            "tokens": tokens, "flops": flops, "bytes": bytes, "seconds": seconds, "phases": phases,
+            "checkpoint_bytes": c.checkpoint, "tokens": tokens, "flops": flops, "bytes": bytes, "seconds": seconds, "phases": phases,
             "tokens_per_second": tokens / seconds, "ops": ops,
             "ceilings": {"flops_f32": m.ceilings.f32, "flops_bf16": m.ceilings.bf16, "bytes_per_second": m.ceilings.bytes, "source": m.source},
         }));
@@ -86,6 +88,12 @@ pub fn print(common: &Common, c: &Counted, m: &Machine) -> Result<()> {
     output::line(format!("\npeak memory {:.3} GB{verdict}", c.memory.peak as f64 / 1e9))?;
     for (name, bytes) in c.memory.at_peak.iter().filter(|(_, b)| *b > 0) {
         output::line(format!("  {name:12} {:>11.3} GB", *bytes as f64 / 1e9))?;
+    }
+    if let Some(bytes) = c.checkpoint {
+        let bytes = bytes as f64 / 1e9;
+        output::line(format!(
+            "a checkpoint {bytes:.3} GB, also of the host's memory if it is to be written beside the steps"
+        ))?;
     }
     output::line(format!(
         "\na {} on {}: at least {}, {:.3} TFLOP, {:.3} GB moved, {:.0} tokens a second",

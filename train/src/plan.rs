@@ -18,6 +18,7 @@ use reel_model::input::{Frames, Tokens};
 use reel_model::weights::Source as Weights;
 use reel_runtime::{DType, Device, MemoryUse, OpTotals};
 
+use crate::checkpoint::bytes_of;
 use crate::feed::{Feed, Position, Source};
 use crate::options::{Options, SftOptions};
 use crate::recipe::Recipe;
@@ -39,6 +40,8 @@ pub struct Plan {
     pub steps: u64,
     /// Tokens of these steps.
     pub tokens: u64,
+    /// Bytes of a checkpoint's weights and optimizer: on the disk, and of the host's memory where they are written while the steps go on.
+    pub checkpoint: u64,
 }
 
 /// Costs by op.
@@ -237,7 +240,7 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
     }
     let mut phases = Phases::default();
     phases.add("step", &device.profile().totals()?);
-    Ok(Plan { memory: device.memory(), phases, steps: done, tokens })
+    Ok(Plan { memory: device.memory(), phases, steps: done, tokens, checkpoint: bytes_of(trainer) })
 }
 
 #[cfg(test)]

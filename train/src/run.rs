@@ -1,13 +1,13 @@
 //! A run of any command that trains: from options to a folder with the trained model. What is done in a step is the command's
 //! [`Work`]; what is around the steps is here: where to begin, checkpoints, logs, what is shown, how to stop.
 
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+mod look;
+
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use rayon::prelude::*;
 use reel_model::input::MediaOptions;
 use reel_runtime::device::ProductLibrary;
 use reel_runtime::{DType, Device};
@@ -18,17 +18,19 @@ use crate::checkpoint::{self, Origin, Saver, Snapshot, Weights};
 use crate::events::Events;
 use crate::feed::{Batching, Feed, MicroBatch, Position, Source};
 use crate::hashes::Hashes;
-use crate::length::{self, Look};
 use crate::metrics::{Log, Skipped, StepMetrics};
-use crate::options::{Options, RunOptions};
+use crate::options::Options;
 use crate::order::Order;
 use crate::output::{self, Start};
 use crate::progress::Progress;
-use crate::quarantine::{self, Journal};
 use crate::recipe::Recipe;
 use crate::resume::{self, State};
 use crate::trainer::{StepResult, Trainer, fingerprint};
 use crate::{Result, TrainError};
+
+pub(crate) use look::left_out;
+use look::length_of;
+pub use look::{Checked, check};
 
 /// What a run is given beside its options.
 #[derive(Debug)]
@@ -179,51 +181,6 @@ pub(crate) fn redo<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>, step: u64) ->
     while run.state.step < step && run.one_step()? {}
     run.progress.finish();
     Ok(run.trainer)
-}
-
-/// What looking at every row told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Checked {
-    /// Rows.
-    pub rows: usize,
-    /// Those of them that cannot be used.
-    pub bad: usize,
-    /// The list of these.
-    pub list: PathBuf,
-}
-
-/// Looks at every row, its media too, and writes the list of those that cannot be used; trains nothing.
-pub fn check<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>) -> Result<Checked> {
-    setup.options.validate()?;
-    let rows = Arc::new(W::rows(setup)?);
-    let order = order(true, rows.rows(), setup.seed);
-    let (_, bad) = length_of::<W>(setup, &rows, &order, Vec::new())?;
-    Ok(Checked { rows: rows.rows(), bad: bad.len(), list: setup.options.quarantine_list() })
-}
-
-/// Rows that are left out before any is opened, in the file's order: those that the options list, and those whose fields are wrong; in a
-/// strict run the first of these is the error.
-pub(crate) fn left_out<R: Rows>(options: &RunOptions, rows: &R) -> Result<Vec<Skipped>> {
-    let line_of = |row| (row < rows.rows()).then(|| rows.place(row).1);
-    let mut found = match &options.quarantine {
-        Some(list) if !options.check_data => quarantine::read(list, line_of)?,
-        _ => Vec::new(),
-    };
-    let listed: BTreeSet<usize> = found.iter().map(|bad| bad.row).collect();
-    let all = || (0..rows.rows()).into_par_iter().filter(|row| !listed.contains(row));
-    let fault = |row| rows.look(row).err().map(|e| (row, e));
-    let skipped = |(row, e): (usize, TrainError)| Skipped { row, line: rows.place(row).1, reason: e.to_string() };
-    if options.strict {
-        return all().find_map_first(fault).map_or(Ok(found), |(_, e)| Err(e));
-    }
-    found.extend(all().filter_map(fault).map(skipped).collect::<Vec<_>>());
-    found.sort_by_key(|bad| bad.row);
-    match found.first() {
-        Some(first) if found.len() == rows.rows() => {
-            Err(length::no_usable_row(&rows.place(first.row).0, &first.reason))
-        }
-        _ => Ok(found),
-    }
 }
 
 /// A run at work.
@@ -476,34 +433,6 @@ fn name_of(model: &str) -> String {
 /// The order of rows.
 pub(crate) fn order(of_file: bool, rows: usize, seed: u64) -> Order {
     if of_file { Order::of_file(rows) } else { Order::shuffled(rows, seed) }
-}
-
-/// Steps of the run, from its data where the options do not say it, and the rows that are left out: `known` ones or, where every row
-/// is looked at, all that cannot be used.
-fn length_of<'a, W: Work<'a>>(
-    setup: &Setup<'a, W::Options>,
-    rows: &Arc<W::Rows>,
-    order: &Order,
-    known: Vec<Skipped>,
-) -> Result<(u64, Vec<Skipped>)> {
-    let options = setup.options;
-    let batching = W::batching(options, rows.rows());
-    let asked = options.asked_steps();
-    let every = W::needs_every_row(options);
-    if every && !setup.quiet {
-        eprintln!("looking at {} rows", rows.rows());
-    }
-    let look = match every {
-        true if options.check_data => {
-            let list = options.quarantine_list();
-            Look::Checking(Journal::open(&list, &resume::scan(setup, &**rows)?, setup.quiet)?)
-        }
-        true => Look::AllBut(&known),
-        false => Look::None,
-    };
-    let found = length::measure(&batching, asked.is_none(), look, rows, order, setup.stop)?;
-    let skipped = if every { found.skipped } else { known };
-    Ok((asked.unwrap_or_else(|| W::steps(options, found.batches)), skipped))
 }
 
 /// A quarter of the processors prepares rows; the rest computes.

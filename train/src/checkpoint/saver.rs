@@ -60,10 +60,18 @@ fn free_memory() -> Option<u64> {
     let info = fs::read_to_string("/proc/meminfo").ok()?;
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let machine = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10;
-    let number = |path: &Path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    // A group without a limit says `max`.
-    let left = |limit: &str, used: &str| Some(number(Path::new(limit))?.saturating_sub(number(Path::new(used))?));
-    let group = left("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
-        .or_else(|| left("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"));
+    let group = of_group("memory.max", "memory.current", "inactive_file")
+        .or_else(|| of_group("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"));
     Some(group.map_or(machine, |group| group.min(machine)))
+}
+
+/// What is free below the limit of the process's group, if it has one. Files that are in memory for now are among what it uses.
+fn of_group(limit: &str, used: &str, files: &str) -> Option<u64> {
+    let root = Path::new("/sys/fs/cgroup");
+    let number = |name: &str| fs::read_to_string(root.join(name)).ok()?.trim().parse::<u64>().ok();
+    // A group without a limit says `max`.
+    let (limit, used_path) = (number(limit)?, root.join(used));
+    let stat = fs::read_to_string(used_path.with_file_name("memory.stat")).ok()?;
+    let files = stat.lines().find_map(|line| line.strip_prefix(files)?.trim().parse::<u64>().ok());
+    Some(limit.saturating_sub(number(used)?.saturating_sub(files.unwrap_or(0))))
 }

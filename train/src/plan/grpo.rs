@@ -13,6 +13,7 @@ use reel_runtime::{Cx, DType, Device};
 use serde_json::{Map, Value};
 
 use super::{Ops, Phases, Plan, Shape};
+use crate::checkpoint::bytes_of;
 use crate::feed::{Feed, Position, Source};
 use crate::grpo::draws::Draws;
 use crate::grpo::group::given;
@@ -207,8 +208,8 @@ impl<'a> Counter<'a> {
     }
 
     fn plan(self) -> Result<Plan> {
-        let memory = self.trainer.device.memory();
-        Ok(Plan { memory, phases: self.phases, steps: self.steps, tokens: self.tokens })
+        let Self { trainer, phases, steps, tokens, .. } = self;
+        Ok(Plan { memory: trainer.device.memory(), phases, steps, tokens, checkpoint: bytes_of(&trainer) })
     }
 }
 
