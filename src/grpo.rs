@@ -27,8 +27,13 @@ pub struct Grpo {
 }
 
 impl Grpo {
+    /// The options, those of a configuration file among them.
+    pub fn resolved(&self, common: &Common, matches: &ArgMatches) -> Result<Resolved<GrpoOptions>> {
+        Resolved::new(&self.options, &self.media, &self.worker, common, matches)
+    }
+
     /// Runs to the end, or to Ctrl-C.
     pub fn run(&self, common: &Common, matches: &ArgMatches) -> Result<()> {
-        Resolved::new(&self.options, &self.media, &self.worker, common, matches)?.run(grpo::run)
+        self.resolved(common, matches)?.run(grpo::run, grpo::check)
     }
 }

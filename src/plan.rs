@@ -1,6 +1,6 @@
 //! `reel plan`: what a command needs on a machine that need not be there. The command's own code runs on the dry device.
 
-use std::collections::BTreeMap;
+mod table;
 
 use anyhow::Result;
 use clap::{ArgMatches, Args, Subcommand};
@@ -11,24 +11,30 @@ use reel_model::config::ModelConfig;
 use reel_model::init::{init_without_weights, preset_config};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::{Loader, Source};
-use reel_runtime::{Cx, DType, Device, Kernels, MemoryUse, OpTotals};
-use reel_train::plan::{self, Shape};
-use reel_train::sft::Setup;
-use serde_json::json;
+use reel_runtime::{Cx, DType, Device, Kernels};
+use reel_train::options::{Options, RunOptions};
+use reel_train::plan::{self, Phases, Shape};
+use reel_train::run::Setup;
+use serde::de::DeserializeOwned;
+use std::ops::DerefMut;
+use table::{Counted, print};
 use tempfile::TempDir;
 
 use crate::common::{self, Common};
 use crate::fail::{bad_usage, failed};
+use crate::grpo::Grpo;
 use crate::init::ShapeFlags;
 use crate::machines::Machine;
 use crate::sft::Sft;
-use crate::{generate, model, output, prompt};
+use crate::training::Resolved;
+use crate::{generate, model, prompt};
 
 /// Say what a command would need, in memory and time, without running it.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
   reel plan sft --preset 3b --tokens 2048 --vision-patches 4096 --gpu h200
+  reel plan grpo --preset 7b --tokens 2048 --vision-patches 4096 --gpu h200 --optim adamw-bf16
   reel plan generate --preset 7b --tokens 2048 --gpu h100")]
 pub struct Plan {
     #[command(subcommand)]
@@ -40,6 +46,11 @@ enum What {
     /// Plan `reel sft`, whose options it takes
     #[command(after_help = "Example:\n  reel plan sft --preset 3b --tokens 2048 --vision-patches 4096 --gpu h200")]
     Sft(Box<PlanSft>),
+    /// Plan `reel grpo`, whose options it takes: drawing completions of the longest length, and the steps on them
+    #[command(
+        after_help = "Example:\n  reel plan grpo --preset 7b --tokens 2048 --vision-patches 4096 --gpu h200 --optim adamw-bf16"
+    )]
+    Grpo(Box<PlanGrpo>),
     /// Plan `reel generate`
     #[command(after_help = "Example:\n  reel plan generate --preset 7b --tokens 2048 --gpu h100")]
     Generate(PlanGenerate),
@@ -71,6 +82,14 @@ struct PlanSft {
 }
 
 #[derive(Args, Debug)]
+struct PlanGrpo {
+    #[command(flatten)]
+    grpo: Grpo,
+    #[command(flatten)]
+    sizes: Sizes,
+}
+
+#[derive(Args, Debug)]
 struct PlanGenerate {
     /// The model folder, or a hub id
     #[arg(long, value_name = "MODEL")]
@@ -85,26 +104,13 @@ struct PlanGenerate {
     sizes: Sizes,
 }
 
-/// What was counted, and for what.
-struct Counted {
-    command: &'static str,
-    subject: String,
-    dtype: DType,
-    memory: MemoryUse,
-    /// Stretches of the work with their costs; the same number of units each.
-    phases: Vec<(&'static str, BTreeMap<&'static str, OpTotals>)>,
-    /// Steps or calls that were counted.
-    units: u64,
-    unit: &'static str,
-    tokens: u64,
-}
-
 impl Plan {
     /// Counts and prints.
     pub fn run(&self, common: &Common, matches: &ArgMatches) -> Result<()> {
         let matches = matches.subcommand().map_or(matches, |(_, m)| m);
         let (sizes, counted) = match &self.what {
             What::Sft(p) => (&p.sizes, p.count(common, matches)?),
+            What::Grpo(p) => (&p.sizes, p.count(common, matches)?),
             What::Generate(p) => (&p.sizes, p.count(common)?),
         };
         print(common, &counted, &sizes.machine(common)?)
@@ -175,27 +181,37 @@ impl Sizes {
     }
 }
 
-impl PlanSft {
-    fn count(&self, common: &Common, matches: &ArgMatches) -> Result<Counted> {
-        let resolved = self.sft.resolved(common, matches)?;
-        let (options, dtype) = (&resolved.options, self.sizes.dtype(common));
+/// What is counted of a command that trains.
+struct Counting<'a, O> {
+    resolved: &'a Resolved<O>,
+    sizes: &'a Sizes,
+    /// What `--data` or `--tokens` describe, in the plural.
+    rows: &'static str,
+    with_shape: WithShape<O>,
+    with_data: fn(&Setup<O>, checkpoint::Dtype) -> reel_train::Result<plan::Plan>,
+}
+
+type WithShape<O> = fn(&O, &ModelConfig, checkpoint::Dtype, DType, &Shape, &Device) -> reel_train::Result<plan::Plan>;
+
+impl<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Counting<'_, O> {
+    fn count(&self, common: &Common) -> Result<Counted> {
+        let Self { resolved, sizes, rows, .. } = self;
+        let (options, dtype) = (&resolved.options, sizes.dtype(common));
         let model = Some(options.model.as_str());
-        let (config, files, name) = self.sizes.config(model, common)?;
-        let (plan, rows) = match self.sizes.tokens {
+        let (config, files, name) = sizes.config(model, common)?;
+        let (plan, rows) = match sizes.tokens {
             Some(tokens) => {
-                let shape = Shape::new(tokens, self.sizes.vision_patches, &config)?;
-                let patches = self.sizes.vision_patches;
-                (
-                    plan::with_shape(options, &config, files, dtype, &shape, &self.sizes.device(common)?)?,
-                    format!("rows of {tokens} tokens, {patches} patches"),
-                )
+                let shape = Shape::new(tokens, sizes.vision_patches, &config)?;
+                let patches = sizes.vision_patches;
+                let plan = (self.with_shape)(options, &config, files, dtype, &shape, &sizes.device(common)?)?;
+                (plan, format!("{rows} of {tokens} tokens, {patches} patches"))
             }
             None if options.data.as_os_str().is_empty() => {
                 return Err(bad_usage("--tokens", "is missing", "give --tokens N, or --data FILE with --model"));
             }
             None => {
                 // A preset brings its own small tokenizer, in a folder that lives as long as the count.
-                let preset = self.sizes.preset_folder(options.model.is_empty(), common)?;
+                let preset = sizes.preset_folder(options.model.is_empty(), common)?;
                 let folder = match &preset {
                     Some(folder) => folder.path().to_path_buf(),
                     None => prompt::folder(&options.model)?,
@@ -203,7 +219,7 @@ impl PlanSft {
                 let setup = Setup {
                     options,
                     model: &folder,
-                    device: &self.sizes.device(common)?,
+                    device: &sizes.device(common)?,
                     dtype,
                     seed: resolved.common.seed(),
                     media: &resolved.media()?,
@@ -212,26 +228,49 @@ impl PlanSft {
                     stop: &std::sync::atomic::AtomicBool::new(false),
                 };
                 let tokenizer = if preset.is_some() { " (text counted by the preset's small tokenizer)" } else { "" };
-                (plan::with_data(&setup, files)?, format!("the rows of {}{tokenizer}", options.data.display()))
+                ((self.with_data)(&setup, files)?, format!("the {rows} of {}{tokenizer}", options.data.display()))
             }
         };
         if plan.steps == 0 {
             return Err(failed(
                 options.data.display(),
                 "no row of it can be used",
-                "run reel sft --check-data to see why",
+                format!("run reel {} --check-data to see why", O::COMMAND),
             ));
         }
         Ok(Counted {
-            command: "sft",
+            command: O::COMMAND,
             subject: format!("{name}, {rows}, {} at a time", options.per_device_train_batch_size),
             dtype,
             memory: plan.memory,
-            phases: vec![("step", plan.ops)],
+            phases: plan.phases,
             units: plan.steps,
             unit: "step",
             tokens: plan.tokens,
+            checkpoint: Some(plan.checkpoint),
         })
+    }
+}
+
+impl PlanSft {
+    fn count(&self, common: &Common, matches: &ArgMatches) -> Result<Counted> {
+        let resolved = &self.sft.resolved(common, matches)?;
+        let (with_shape, with_data) = (plan::with_shape, plan::with_data);
+        Counting { resolved, sizes: &self.sizes, rows: "rows", with_shape, with_data }.count(common)
+    }
+}
+
+impl PlanGrpo {
+    fn count(&self, common: &Common, matches: &ArgMatches) -> Result<Counted> {
+        let resolved = &self.grpo.resolved(common, matches)?;
+        let (with_shape, with_data) = (plan::grpo::with_shape, plan::grpo::with_data);
+        let mut counted =
+            Counting { resolved, sizes: &self.sizes, rows: "prompts", with_shape, with_data }.count(common)?;
+        let o = &resolved.options;
+        let shuffled = if o.temporal { ", half as many to shuffled films" } else { "" };
+        counted.subject +=
+            &format!("; {} completions of {} tokens a prompt{shuffled}", o.num_generations, o.max_completion_length);
+        Ok(counted)
     }
 }
 
@@ -259,7 +298,7 @@ impl PlanGenerate {
         let device = self.sizes.device(common)?;
         let loader = Loader { device: &device, source: Source::Nothing(files), dtype, trainable: &|_| false };
         let weights = Qwen25Vl::load(&loader, &config)?;
-        let count = |new: usize| -> Result<BTreeMap<&'static str, OpTotals>> {
+        let count = |new: usize| -> Result<plan::Ops> {
             device.profile().clear();
             device.reset_peak();
             answer(&device, &weights, dtype, &shape, new, self.n)?;
@@ -267,23 +306,17 @@ impl PlanGenerate {
         };
         let prefill = count(1)?;
         let mut decode = count(self.max_new_tokens)?;
-        for (name, before) in &prefill {
-            if let Some(all) = decode.get_mut(name) {
-                all.launches -= before.launches;
-                all.cost.flops -= before.cost.flops;
-                all.cost.bytes -= before.cost.bytes;
-            }
-        }
-        decode.retain(|_, t| t.launches > 0);
+        plan::subtract(&mut decode, &prefill);
         Ok(Counted {
             command: "generate",
             subject: format!("{name}, a prompt of {tokens} tokens, {} answers of {}", self.n, self.max_new_tokens),
             dtype,
             memory: device.memory(),
-            phases: vec![("prefill", prefill), ("decode", decode)],
+            phases: Phases(vec![("prefill", prefill), ("decode", decode)]),
             units: 1,
             unit: "call",
             tokens: (tokens + self.n * self.max_new_tokens) as u64,
+            checkpoint: None,
         })
     }
 }
@@ -312,107 +345,4 @@ fn answer(device: &Device, weights: &Qwen25Vl, dtype: DType, shape: &Shape, new:
     };
     Engine::new(weights, &Cx::inference(device, dtype))?.generate(vec![request], |_| {})?;
     Ok(())
-}
-
-/// One line of the table of ops.
-struct Line<'a> {
-    phase: &'a str,
-    op: &'a str,
-    launches: f64,
-    flops: f64,
-    bytes: f64,
-    seconds: f64,
-    bound: &'static str,
-}
-
-fn lines<'a>(c: &'a Counted, m: &Machine) -> Vec<Line<'a>> {
-    let each = c.units as f64;
-    let mut lines = Vec::new();
-    for (phase, totals) in &c.phases {
-        lines.extend(totals.iter().map(|(op, t)| {
-            let seconds = m.ceilings.seconds(op, t, c.dtype);
-            let bound = if seconds * m.ceilings.bytes > t.cost.bytes * 1.000_001 { "arithmetic" } else { "memory" };
-            let (flops, bytes) = (t.cost.flops / each, t.cost.bytes / each);
-            Line { phase, op, launches: t.launches as f64 / each, flops, bytes, seconds: seconds / each, bound }
-        }));
-    }
-    lines.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
-    lines
-}
-
-fn print(common: &Common, c: &Counted, m: &Machine) -> Result<()> {
-    let lines = lines(c, m);
-    let sum = |f: fn(&Line) -> f64| lines.iter().map(f).sum::<f64>();
-    let (flops, bytes, seconds) = (sum(|l| l.flops), sum(|l| l.bytes), sum(|l| l.seconds));
-    let tokens = c.tokens as f64 / c.units as f64;
-    let fits = m.memory.map(|all| c.memory.peak as f64 <= all);
-    if common.json {
-        let phase = |name: &str| lines.iter().filter(|l| l.phase == name).map(|l| l.seconds).sum::<f64>();
-        let phases: BTreeMap<&str, f64> = c.phases.iter().map(|(name, _)| (*name, phase(name))).collect();
-        let ops: Vec<_> = lines
-            .iter()
-            .map(|l| {
-                json!({"phase": l.phase, "op": l.op, "launches": l.launches, "flops": l.flops, "bytes": l.bytes, "seconds": l.seconds, "bound": l.bound})
-            })
-            .collect();
-        return output::json(&json!({
-            "command": c.command, "subject": c.subject, "dtype": c.dtype.name(), "device": m.name,
-            "peak_bytes": c.memory.peak, "memory": c.memory.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
-            "capacity_bytes": m.memory, "fits": fits,
-            "tokens": tokens, "flops": flops, "bytes": bytes, "seconds": seconds, "phases": phases,
-            "tokens_per_second": tokens / seconds, "ops": ops,
-            "ceilings": {"flops_f32": m.ceilings.f32, "flops_bf16": m.ceilings.bf16, "bytes_per_second": m.ceilings.bytes, "source": m.source},
-        }));
-    }
-    output::line(format!("reel {} in {}: {}", c.command, c.dtype, c.subject))?;
-    let verdict = match (m.memory, fits) {
-        (Some(all), Some(true)) => format!(" of {:.1} GB: fits", all / 1e9),
-        (Some(all), _) => format!(" of {:.1} GB: DOES NOT FIT", all / 1e9),
-        _ => String::new(),
-    };
-    output::line(format!("\npeak memory {:.3} GB{verdict}", c.memory.peak as f64 / 1e9))?;
-    for (name, bytes) in c.memory.at_peak.iter().filter(|(_, b)| *b > 0) {
-        output::line(format!("  {name:12} {:>11.3} GB", *bytes as f64 / 1e9))?;
-    }
-    output::line(format!(
-        "\na {} on {}: at least {}, {:.3} TFLOP, {:.3} GB moved, {:.0} tokens a second",
-        c.unit,
-        m.name,
-        duration(seconds),
-        flops / 1e12,
-        bytes / 1e9,
-        tokens / seconds
-    ))?;
-    output::line(format!(
-        "ceilings: {:.1} TFLOP/s bf16, {:.1} TFLOP/s f32, {:.3} TB/s ({})",
-        m.ceilings.bf16 / 1e12,
-        m.ceilings.f32 / 1e12,
-        m.ceilings.bytes / 1e12,
-        m.source
-    ))?;
-    output::line(format!(
-        "\n  {:8} {:34} {:>9} {:>12} {:>11} {:>10}  bound by",
-        "phase", "op", "launches", "TFLOP", "GB", "time"
-    ))?;
-    for l in &lines {
-        output::line(format!(
-            "  {:8} {:34} {:>9.0} {:>12.4} {:>11.4} {:>10}  {}",
-            l.phase,
-            l.op,
-            l.launches,
-            l.flops / 1e12,
-            l.bytes / 1e9,
-            duration(l.seconds),
-            l.bound
-        ))?;
-    }
-    Ok(())
-}
-
-fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s >= 1.0 => format!("{s:.2} s"),
-        s if s >= 1e-3 => format!("{:.2} ms", s * 1e3),
-        s => format!("{:.1} us", s * 1e6),
-    }
 }

@@ -33,6 +33,6 @@ impl Sft {
 
     /// Runs to the end, or to Ctrl-C.
     pub fn run(&self, common: &Common, matches: &ArgMatches) -> Result<()> {
-        self.resolved(common, matches)?.run(sft::run)
+        self.resolved(common, matches)?.run(sft::run, sft::check)
     }
 }

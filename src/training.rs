@@ -6,13 +6,14 @@ use clap::parser::ValueSource;
 use reel_media::profile::Profile;
 use reel_model::input::{MediaOptions, SecondPerGrid};
 use reel_train::options::{Options, RunOptions};
-use reel_train::run::{Setup, Summary};
+use reel_train::run::{Checked, Setup, Summary};
 use reel_train::{TrainError, config_file};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ops::DerefMut;
 
 use crate::common::Common;
+use crate::fail::failed;
 use crate::media::{MediaFlags, WorkerFlags};
 use crate::{interrupt, model, output, prompt, trace};
 
@@ -88,8 +89,15 @@ impl<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Reso
         })
     }
 
-    /// Runs to the end, or to Ctrl-C, and prints what came of it.
-    pub fn run(&self, run: impl FnOnce(&Setup<O>) -> reel_train::Result<Summary>) -> Result<()> {
+    /// Runs to the end, or to Ctrl-C, and prints what came of it. Where nothing is to be trained it is `check` that runs.
+    pub fn run(
+        &self,
+        run: impl FnOnce(&Setup<O>) -> reel_train::Result<Summary>,
+        check: impl FnOnce(&Setup<O>) -> reel_train::Result<Checked>,
+    ) -> Result<()> {
+        if self.options.only_checks() {
+            return self.check(check);
+        }
         let summary = self.with_setup(|setup| Ok(run(setup)?))?;
         let out = self.options.out.display();
         let last = summary.last.as_ref();
@@ -105,6 +113,22 @@ impl<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Reso
             n => format!(", {n} rows skipped (see {out}/skipped.jsonl)"),
         };
         output::line(format!("{out}: {} steps{loss}{skipped}", summary.steps))
+    }
+
+    /// Ends with exit code 1 where rows cannot be used.
+    fn check(&self, check: impl FnOnce(&Setup<O>) -> reel_train::Result<Checked>) -> Result<()> {
+        let Checked { rows, bad, list } = self.with_setup(|setup| Ok(check(setup)?))?;
+        let data = self.options.data.display();
+        if self.common.json {
+            output::json(&serde_json::json!({"rows": rows, "bad": bad, "quarantine": list}))?;
+        } else if bad == 0 {
+            output::line(format!("{data}: all {rows} rows can be used"))?;
+        }
+        if bad == 0 {
+            return Ok(());
+        }
+        let cure = format!("mend those in {}, or leave them out with --quarantine", list.display());
+        Err(failed(data, format!("{bad} of {rows} rows cannot be used"), cure))
     }
 }
 

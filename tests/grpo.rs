@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{golden, reel, run_in, tiny_model};
+use support::{golden, reel, run, run_in, tiny_model};
 
 /// A folder with a tiny model and rows of text.
 fn workshop() -> tempfile::TempDir {
@@ -105,6 +105,88 @@ fn a_run_that_is_killed_again_and_again_ends_with_the_weights_of_the_unbroken_on
         all.iter().map(|path| fs::read_to_string(path).expect("a file")).collect::<Vec<_>>()
     };
     assert_eq!(rollouts(&whole), rollouts(&broken));
+}
+
+/// Folders of half-written checkpoints in OUT.
+fn drafts(out: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(out) else { return Vec::new() };
+    let names = entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()));
+    names.filter(|name| name.starts_with(".checkpoint-")).collect()
+}
+
+#[test]
+fn a_run_that_is_killed_while_checkpoints_are_written_loses_no_other() {
+    let folder = workshop();
+    let at = folder.path();
+    let more = ["--max-steps", "24", "--num-iterations", "2", "--save-steps", "2", "--save-total-limit", "2"];
+    run_in(at, grpo("whole", &more)).ok();
+    let (whole, broken) = (at.join("whole"), at.join("broken"));
+    let (mut kills, mut left) = (0, 0);
+    // At the first, the second or the third checkpoint that a life writes: some have to be finished.
+    for life in 0..9 {
+        let resumed = grpo("broken", &[&more[..], &["--resume-from-checkpoint", "last"]].concat());
+        let mut child = reel().current_dir(at).args(resumed).stdout(Stdio::null()).spawn().expect("it starts");
+        // What the last life left is swept away at the start.
+        let old = drafts(&broken);
+        let (mut seen, begun) = (Vec::new(), Instant::now());
+        while seen.len() <= life % 3 && child.try_wait().expect("a child").is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(120), "no checkpoint in two minutes");
+            let new = drafts(&broken).into_iter().filter(|name| !old.contains(name) && !seen.contains(name));
+            seen.extend(new.collect::<Vec<_>>());
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        if child.try_wait().expect("a child").is_none() {
+            child.kill().expect("it is killed");
+            kills += 1;
+        }
+        child.wait().expect("it ends");
+        left += usize::from(!drafts(&broken).is_empty());
+    }
+    assert!(kills >= 3 && left > 0, "{kills} kills, {left} in the middle of a checkpoint");
+    run_in(at, grpo("broken", &[&more[..], &["--resume-from-checkpoint", "last"]].concat())).ok();
+    assert_eq!(timeless(&whole), timeless(&broken));
+    assert_eq!(drafts(&broken), Vec::<String>::new());
+    for file in
+        ["model.safetensors", "checkpoint-24/training/state.json", "checkpoint-24/training/optimizer.safetensors"]
+    {
+        assert!(fs::read(whole.join(file)).expect(file) == fs::read(broken.join(file)).expect(file), "{file} differs");
+    }
+}
+
+#[test]
+fn the_best_checkpoint_is_named_and_kept() {
+    let folder = workshop();
+    let at = folder.path();
+    run_in(at, grpo("out", &["--max-steps", "9", "--save-steps", "2", "--save-total-limit", "1"])).ok();
+    let rewards: Vec<f64> =
+        timeless(&at.join("out")).iter().map(|line| line["reward"].as_f64().expect("a reward")).collect();
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    let means: Vec<f64> = rewards.chunks(2).map(mean).collect();
+    let most = means.iter().copied().fold(f64::MIN, f64::max);
+    let step = (2 * (means.iter().position(|&m| m == most).expect("one") + 1)).min(9);
+    let said: Value =
+        serde_json::from_slice(&fs::read(at.join("out/trainer_state.json")).expect("the file")).expect("JSON");
+    assert_eq!(said["best_model_checkpoint"], json!(format!("out/checkpoint-{step}")), "{means:?}");
+    assert_eq!((said["best_metric"].as_f64(), &said["global_step"]), (Some(most), &json!(9)));
+    let mut kept: Vec<String> =
+        support::entries(&at.join("out")).into_iter().filter(|name| name.starts_with("checkpoint-")).collect();
+    kept.sort();
+    let mut want = vec![format!("checkpoint-{step}"), "checkpoint-9".to_string()];
+    want.sort();
+    want.dedup();
+    assert_eq!(kept, want);
+}
+
+#[test]
+fn lines_tell_rewards_and_the_time_that_is_left() {
+    let folder = workshop();
+    let args: Vec<String> = grpo("out", &["--max-steps", "2"]).into_iter().filter(|arg| arg != "--quiet").collect();
+    let run = run_in(folder.path(), args);
+    let line =
+        run.stderr.lines().find(|line| line.starts_with("step 1/2  ")).unwrap_or_else(|| panic!("{}", run.stderr));
+    for part in ["reward ", "kl ", "length ", "loss ", "tok/s", " left"] {
+        assert!(line.contains(part), "{line}");
+    }
 }
 
 #[test]
@@ -211,6 +293,50 @@ fn the_report_shows_curves_and_rollouts_with_their_frames_and_stands_alone() {
             && !html.contains("<script")
     );
     run_in(at, ["report", "none"]).refused(1, &["none/metrics.jsonl: has no steps"]);
+}
+
+#[test]
+fn plan_and_run_agree_on_peak_bytes() {
+    let folder = workshop();
+    let at = folder.path();
+    // Rows of one length: which of them a run begins with depends on its seed.
+    let row = json!({"prompt": [{"role": "user", "content": "2 + 2?"}], "solution": "<answer>4</answer>", "problem_type": "numerical"});
+    fs::write(at.join("rows.jsonl"), row.to_string()).expect("rows");
+    for more in [&[][..], &["--beta", "0", "--optim", "adamw-bf16", "--dtype", "bf16"], &["--lora-r", "2"]] {
+        let more = [&["--min-completion-length", "8", "--max-steps", "2", "--overwrite"], more].concat();
+        run_in(at, grpo("out", &more)).ok();
+        let ran = timeless(&at.join("out")).last().expect("a step")["peak_bytes"].clone();
+        let planned = [&["plan".to_string()][..], &grpo("out", &more)].concat();
+        let planned = run_in(at, [&planned[..], &["--device".into(), "cpu".into(), "--json".into()]].concat()).json();
+        assert_eq!(planned["peak_bytes"], ran, "{more:?}");
+        assert_eq!(planned["command"], "grpo");
+    }
+}
+
+#[test]
+fn the_published_model_whole_with_its_reference_fits_one_gpu_of_141_gb() {
+    let sizes = ["--tokens", "2048", "--vision-patches", "4096", "--gpu", "h200", "--json"];
+    let plan = |more: &[&str]| run([&["plan", "grpo", "--preset", "7b"][..], &sizes, more].concat()).json();
+    let small = plan(&["--optim", "adamw-bf16"]);
+    // 8.29e9 parameters: weights, their low halves, two moments and the reference at two bytes each, gradients at four.
+    let peak = small["peak_bytes"].as_f64().expect("a number");
+    assert!((14.0 * 8.29e9..130e9).contains(&peak) && small["fits"] == true, "{peak}");
+    for phase in ["prefill", "decode", "reference", "forward", "backward", "optimizer"] {
+        assert!(small["phases"][phase].as_f64() > Some(0.0), "{phase}");
+    }
+    // Weights, low halves, moments.
+    assert!(
+        small["checkpoint_bytes"].as_f64().is_some_and(|n| (n / 8.29e9 - 8.0).abs() < 0.01),
+        "{}",
+        small["checkpoint_bytes"]
+    );
+    assert_eq!(plan(&[])["fits"], false, "with f32 moments it does not");
+    let mistake = |args: &[&str], words: &[&str]| {
+        run([&["plan", "grpo"][..], args].concat()).refused(2, words);
+    };
+    mistake(&["--preset", "tiny"], &["--tokens", "is missing"]);
+    mistake(&["--preset", "tiny", "--tokens", "9", "--num-generations", "1"], &["--num-generations"]);
+    mistake(&["--tokens", "9"], &["--model", "--preset"]);
 }
 
 #[test]

@@ -249,6 +249,116 @@ fn rows_without_their_media_are_skipped_and_counted_or_stop_the_run() {
     sft(w.path(), "strict", &["--no-shuffle", "--strict", "--quiet"]).refused(1, &["gone.mp4"]);
 }
 
+/// A row about a film or a picture.
+fn about(kind: &str, path: &str) -> String {
+    format!(
+        "{{\"messages\": [{{\"role\": \"user\", \"content\": [{{\"type\": \"{kind}\", \"{kind}\": \"{path}\"}}, {{\"type\": \"text\", \
+         \"text\": \"?\"}}]}}, {{\"role\": \"assistant\", \"content\": \"x\"}}]}}\n"
+    )
+}
+
+/// A film and a picture of the project, in the workshop.
+fn media(folder: &Path) {
+    let film = golden("train").join("sft_videorft_mp4/media/clip.mp4");
+    let picture = golden("grpo/grpo_clip_iter2/media/b.png");
+    for (from, to) in [(film, "good.mp4"), (picture, "good.png")] {
+        fs::copy(&from, folder.join(to)).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
+    }
+}
+
+#[test]
+fn checking_the_data_lists_what_cannot_be_opened_and_a_run_leaves_it_out() {
+    let w = workshop(2);
+    let at = w.path();
+    media(at);
+    let text = fs::read_to_string(at.join("rows.jsonl")).expect("rows");
+    for name in ["good.mp4", "good.png"] {
+        let bytes = fs::read(at.join(name)).expect("media");
+        fs::write(at.join(name.replace("good", "cut")), &bytes[..bytes.len() / 3]).expect("written");
+        fs::write(at.join(name.replace("good", "empty")), b"").expect("written");
+        fs::write(at.join(name.replace("good", "text")), b"This is no medium.\n").expect("written");
+    }
+    fs::create_dir(at.join("folder.mp4")).expect("a folder");
+    let bad = [
+        ("video", "cut.mp4"),
+        ("video", "empty.mp4"),
+        ("video", "text.mp4"),
+        ("video", "folder.mp4"),
+        ("video", "gone.mp4"),
+        ("image", "cut.png"),
+        ("image", "empty.png"),
+        ("image", "text.png"),
+        ("image", "gone.png"),
+    ];
+    let bad_rows: String = bad.map(|(kind, path)| about(kind, path)).concat();
+    let good = [about("video", "good.mp4"), about("image", "good.png")].concat();
+    fs::write(at.join("rows.jsonl"), format!("{text}{bad_rows}{good}")).expect("written");
+    let check = |more: &[&str]| {
+        run_in(at, [&["sft", "--model", "tiny", "--data", "rows.jsonl", "--check-data", "--quiet"][..], more].concat())
+    };
+    check(&[]).refused(2, &["--quarantine", "is missing"]);
+    check(&["--quarantine", "q.jsonl"]).refused(1, &["rows.jsonl: 9 of 13 rows cannot be used", "q.jsonl"]);
+    let list = fs::read_to_string(at.join("q.jsonl")).expect("the list");
+    let listed: Vec<Value> = list.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(listed.len(), bad.len(), "{list}");
+    for ((i, row), (_, path)) in listed.iter().enumerate().zip(bad) {
+        assert_eq!((row["row"].as_u64(), row["line"].as_u64()), (Some(i as u64 + 2), Some(i as u64 + 3)));
+        assert!(row["reason"].as_str().is_some_and(|reason| reason.contains(path) && reason.contains("; ")), "{row}");
+    }
+    assert!(!at.join("q.jsonl.journal").exists());
+    // What is listed is not opened, even where it could be now.
+    fs::copy(at.join("good.mp4"), at.join("gone.mp4")).expect("copied");
+    let said = sft(at, "out", &["--quarantine", "q.jsonl", "--num-train-epochs", "1", "--json"]).json();
+    assert_eq!(said["skipped"], 9);
+    assert_eq!(fs::read_to_string(at.join("out/skipped.jsonl")).expect("skipped.jsonl"), list);
+    sft(at, "strict", &["--quarantine", "q.jsonl", "--strict", "--max-steps", "2", "--quiet"]).ok();
+    // A check before a run writes its list into OUT; a list of other data is refused.
+    let said = sft(at, "checked", &["--check-data", "--max-steps", "1", "--json"]).json();
+    assert_eq!(said["skipped"], 8);
+    assert_eq!(fs::read_to_string(at.join("checked/quarantine.jsonl")).expect("the list").lines().count(), 8);
+    fs::write(at.join("rows.jsonl"), &text).expect("written");
+    sft(at, "other", &["--quarantine", "q.jsonl"]).refused(2, &["--quarantine: q.jsonl:1: speaks of row 2 at line 3"]);
+    let said = check(&["--quarantine", "q.jsonl", "--json"]).json();
+    assert_eq!((&said["rows"], &said["bad"]), (&2.into(), &0.into()));
+}
+
+#[test]
+fn a_check_that_is_killed_goes_on_where_it_was() {
+    let w = workshop(1);
+    let at = w.path();
+    media(at);
+    fs::write(at.join("cut.mp4"), b"").expect("written");
+    let row = |i: usize| about("video", if i % 3 == 1 { "cut.mp4" } else { "good.mp4" });
+    fs::write(at.join("rows.jsonl"), (0..40).map(row).collect::<String>()).expect("written");
+    let check = |list: &str| {
+        let args = ["sft", "--model", "tiny", "--data", "rows.jsonl", "--check-data", "--quarantine", list];
+        let mut command = reel();
+        command.current_dir(at).args(args).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    };
+    let mut child = check("broken.jsonl").spawn().expect("it starts");
+    let journal = at.join("broken.jsonl.journal");
+    let looked = || fs::read_to_string(&journal).unwrap_or_default().lines().count().saturating_sub(1);
+    let begun = Instant::now();
+    while looked() < 5 {
+        assert!(begun.elapsed() < Duration::from_secs(120), "no 5 rows in two minutes");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().expect("killed");
+    child.wait().expect("it ends");
+    let before = looked();
+    assert!(before < 40 && !at.join("broken.jsonl").exists(), "it was over before it was killed");
+    let said = support::done(check("broken.jsonl").output().expect("it runs"));
+    let again = format!("{before} rows were looked at before");
+    let again_without_the_last = format!("{} rows were looked at before", before - 1);
+    assert!(said.stderr.contains(&again) || said.stderr.contains(&again_without_the_last), "{}", said.stderr);
+    let whole = support::done(check("whole.jsonl").output().expect("it runs"));
+    assert!(!whole.stderr.contains("were looked at before"), "{}", whole.stderr);
+    let list = |name: &str| fs::read_to_string(at.join(name)).expect("the list");
+    assert_eq!(list("broken.jsonl"), list("whole.jsonl"));
+    assert_eq!(list("whole.jsonl").lines().count(), 13);
+}
+
 #[test]
 fn a_loss_that_is_no_number_stops_the_run() {
     let w = workshop(4);

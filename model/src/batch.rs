@@ -6,6 +6,7 @@ use reel_media::patches::Processor;
 use reel_media::resize::FrameBuf;
 use reel_runtime::ops::{self, CuSeqlens};
 use reel_runtime::{Category, DType, Device, Kernels, Tensor};
+use twox_hash::xxhash3_128;
 
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
@@ -133,6 +134,8 @@ pub struct Media {
     pub reverse: Reverse,
     /// i32 `[S]`: the vision token, in processor order, that each token of the batch stands for; -1 where it is text.
     pub slots: Tensor,
+    /// A hash of the pixels and their grids.
+    pub key: u128,
 }
 
 /// Where the first product of the vision tower finds its patches.
@@ -222,7 +225,17 @@ fn checked_id(id: i64, config: &ModelConfig, place: &str) -> Result<i32> {
 }
 
 impl Media {
-    fn new(
+    /// The key of a sequence's media; none where it has none.
+    pub fn key_of(sequence: &Sequence, config: &ModelConfig) -> Option<u128> {
+        let kinds = sequence.kinds(config);
+        kinds.iter().any(|kind| !kind.grids.is_empty()).then(|| key(&kinds))
+    }
+
+    /// The media of sequences; none where there are none. `place` names them in messages.
+    ///
+    /// # Errors
+    /// Those of [`Batch::new`].
+    pub fn new(
         device: &Device,
         config: &ModelConfig,
         dtype: DType,
@@ -260,8 +273,24 @@ impl Media {
             windows: CuSeqlens::new(device, &as_i32(&plan.cu_window_seqlens))?,
             reverse: Reverse::new(device, &plan.reverse_index, config.vision.merge_unit())?,
             slots: Tensor::from_i32(device, &[slots.len()], &slots)?,
+            key: key(&kinds),
         }))
     }
+}
+
+/// A hash of media, in order: their kind, their grids and their pixels.
+fn key(kinds: &[Kind]) -> u128 {
+    let mut hash = xxhash3_128::Hasher::new();
+    for kind in kinds.iter().filter(|kind| !kind.grids.is_empty()) {
+        hash.write(kind.name.as_bytes());
+        kind.grids.iter().flatten().for_each(|side| hash.write(&(*side as u64).to_le_bytes()));
+        hash.write(bytemuck::cast_slice(kind.values));
+        for f in kind.frames {
+            [f.frames, f.height, f.width].iter().for_each(|side| hash.write(&(*side as u64).to_le_bytes()));
+            hash.write(&f.data);
+        }
+    }
+    hash.finish_128()
 }
 
 impl Pixels {

@@ -5,6 +5,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+pub mod features;
 pub mod hub;
 pub mod init;
 pub mod input;

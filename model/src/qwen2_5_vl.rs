@@ -1,11 +1,14 @@
 //! Qwen2.5-VL whole: the vision tower's tokens placed among the text's, and the decoder over both.
 
+use std::sync::Arc;
+
 use reel_runtime::{Cx, DType, Device, Tensor, ops};
 
-use crate::batch::{Batch, Media};
+use crate::batch::{Batch, Media, Sequence};
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::error::Result;
+use crate::features::{FeatureCache, Kept};
 use crate::text::{Attend, Decoder, KvCache};
 use crate::vision::VisionTower;
 use crate::weights::{Loader, Source};
@@ -19,6 +22,8 @@ pub struct Qwen25Vl {
     pub vision: VisionTower,
     /// Tokens to hidden states.
     pub text: Decoder,
+    /// Keeps what the tower made of media, where it is one that does not change.
+    pub features: Option<Arc<FeatureCache>>,
 }
 
 impl Qwen25Vl {
@@ -31,6 +36,7 @@ impl Qwen25Vl {
             vision: VisionTower::load(from, &config.vision)?,
             text: Decoder::load(from, config)?,
             config: config.clone(),
+            features: None,
         })
     }
 
@@ -58,7 +64,44 @@ impl Qwen25Vl {
     /// # Errors
     /// Those of the ops.
     pub fn vision_tokens(&self, cx: &Cx, media: &Media, checkpoint: bool) -> Result<Tensor> {
-        self.vision.forward(cx, media, checkpoint)
+        let Some(cache) = self.features.as_ref().filter(|_| !cx.is_training()) else {
+            return self.vision.forward(cx, media, checkpoint);
+        };
+        if let Some(kept) = cache.get(media.key)
+            && let Some(tokens) = Kept::join(cx.device(), &[kept])?
+        {
+            return Ok(tokens);
+        }
+        let tokens = self.vision.forward(cx, media, false)?;
+        cache.put(media.key, &Arc::new(Kept::of(&tokens)?));
+        Ok(tokens)
+    }
+
+    /// Vision tokens `[ΣM, H]` of the media of sequences, one sequence after the other; none where there are no media. The tower sees the
+    /// media of one sequence at a time, so that what it makes of them depends on nothing else; those that are kept it does not see at all.
+    ///
+    /// # Errors
+    /// Those of the ops; media that do not match their ids.
+    pub fn vision_features(&self, cx: &Cx, sequences: &[Sequence]) -> Result<Option<Tensor>> {
+        let mut all = Vec::new();
+        for sequence in sequences {
+            let Some(key) = Media::key_of(sequence, &self.config) else { continue };
+            let known = || self.features.as_ref().and_then(|cache| cache.get(key));
+            let known =
+                known().or_else(|| all.iter().find(|(other, _)| *other == key).map(|(_, kept)| Arc::clone(kept)));
+            let kept = match known {
+                Some(kept) => kept,
+                None => {
+                    let one = Media::new(cx.device(), &self.config, cx.dtype(), &[*sequence], "media")?;
+                    let Some(media) = one else { continue };
+                    let kept = Arc::new(Kept::of(&self.vision.forward(&cx.without_tape(), &media, false)?)?);
+                    self.features.iter().for_each(|cache| cache.put(key, &kept));
+                    kept
+                }
+            };
+            all.push((key, kept));
+        }
+        Kept::join(cx.device(), &all.into_iter().map(|(_, kept)| kept).collect::<Vec<_>>())
     }
 
     /// Embeddings `[S, H]`, those of vision pads replaced by the vision tokens.

@@ -2,116 +2,36 @@
 //! same bits: `optimizer.safetensors` (moments, their scales, lower halves of the master copy) and `state.json`.
 //!
 //! A checkpoint is written under a hidden name and renamed when it is whole and on the disk, so that a run that is killed, or a
-//! full disk, leaves the earlier ones as they are.
+//! full disk, leaves the earlier ones as they are. What is written is a [`Snapshot`]; the steps go on meanwhile ([`Saver`]).
+
+mod saver;
+mod snapshot;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use reel_model::checkpoint::{Checkpoint, Dtype, Naming, expected_tensors};
-use reel_model::lora::{self, AdapterFolder, LoraSpec};
-use reel_model::save::{HubFolder, TensorSpec, hub_folder};
-use reel_model::weights::widen;
+use reel_runtime::DType;
+use reel_runtime::Tensor;
 use reel_runtime::optim::ParameterState;
-use reel_runtime::{DType, Tensor};
 use safetensors::SafeTensors;
-use serde_json::{Map, Value, json};
 
-use crate::digest::parts;
 use crate::resume::{STATE, State};
 use crate::trainer::Trainer;
 use crate::{Result, TrainError};
 
-/// Where the weights that are not trained, and the small files of the folder, come from.
-#[derive(Clone, Copy, Debug)]
-pub struct Origin<'a> {
-    /// The folder that the run started from.
-    pub folder: &'a Path,
-    /// Its weight files.
-    pub files: &'a Checkpoint,
-    /// How an adapter is to call it: an absolute path or a hub id.
-    pub name: &'a str,
-}
+pub use saver::{Saver, has_room_for};
+pub use snapshot::{Origin, Snapshot, Weights, bytes_of};
 
 const PREFIX: &str = "checkpoint-";
 const OPTIMIZER: &str = "training/optimizer.safetensors";
 
-/// Writes `OUT/checkpoint-N` for the step in `state`; `more` writes what the command itself has to keep into the folder that it is given.
-pub fn save(
-    out: &Path,
-    t: &Trainer,
-    origin: Origin,
-    mut state: State,
-    more: impl FnOnce(&Path) -> Result<()>,
-) -> Result<PathBuf> {
-    let target = out.join(format!("{PREFIX}{}", state.step));
-    let draft = Draft::begin(out, &format!(".{PREFIX}{}.part", state.step))?;
-    save_weights(&draft.0, t, origin)?;
-    let training = draft.0.join("training");
-    fs::create_dir(&training).map_err(|e| TrainError::write(&training, e))?;
-    let optimizer = draft.0.join(OPTIMIZER);
-    write_optimizer(&optimizer, t).map_err(|e| TrainError::write(target.join(OPTIMIZER), e))?;
-    state.parameter_steps = t
-        .optimizer
-        .states()
-        .filter(|(_, _, s)| s.steps != state.step)
-        .map(|(name, _, s)| (name.to_string(), s.steps))
-        .collect();
-    let text = serde_json::to_vec_pretty(&state).map_err(|e| TrainError::write(target.join(STATE), e.into()))?;
-    write_synced(&draft.0.join(STATE), &text).map_err(|e| TrainError::write(target.join(STATE), e))?;
-    more(&draft.0)?;
-    draft.publish(&target)?;
-    Ok(target)
-}
-
-/// Writes a hub folder with the weights as they are, in the dtype of training; of a run that trains an adapter, the adapter's.
-pub fn save_weights(folder: &Path, t: &Trainer, origin: Origin) -> Result<()> {
-    let dtype = if t.dtype == DType::BF16 { Dtype::Bf16 } else { Dtype::F32 };
-    if let Some(spec) = &t.recipe.lora {
-        return save_adapter(folder, t, origin, spec, dtype);
-    }
-    let trained: BTreeMap<&str, &Tensor> = t.optimizer.states().map(|(name, weights, _)| (name, weights)).collect();
-    let tensors: Vec<TensorSpec> =
-        expected_tensors(&t.model.config).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
-    let naming: Naming = origin.files.naming();
-    let fill = |spec: &TensorSpec, to: &mut dyn Write| match trained.get(spec.name.as_str()) {
-        Some(weights) => write_trained(weights, to),
-        None => write_untrained(origin.files, spec, to),
-    };
-    Ok(hub_folder(folder, HubFolder { source: origin.folder, naming, dtype }, &tensors, fill)?)
-}
-
-fn write_trained(weights: &Tensor, to: &mut dyn Write) -> io::Result<()> {
-    parts(weights).try_for_each(|part| to.write_all(&part.map_err(io::Error::other)?))
-}
-
-fn save_adapter(out: &Path, t: &Trainer, origin: Origin, spec: &LoraSpec, dtype: Dtype) -> Result<()> {
-    let trained: BTreeMap<&str, &Tensor> = t.optimizer.states().map(|(name, weights, _)| (name, weights)).collect();
-    let stored = |(name, t): (&&str, &&Tensor)| TensorSpec { name: name.to_string(), dtype, shape: t.shape().to_vec() };
-    let tensors: Vec<TensorSpec> = trained.iter().map(stored).collect();
-    let folder = AdapterFolder { spec, base: origin.name, source: origin.folder, naming: origin.files.naming() };
-    let missing = |name: &str| io::Error::other(format!("{name} is not trained"));
-    let fill = |spec: &TensorSpec, to: &mut dyn Write| {
-        write_trained(trained.get(spec.name.as_str()).ok_or_else(|| missing(&spec.name))?, to)
-    };
-    Ok(lora::save(out, folder, &tensors, fill)?)
-}
-
-/// A weight that is not trained, from the file that it came from, in the dtype of the others.
-fn write_untrained(files: &Checkpoint, spec: &TensorSpec, to: &mut dyn Write) -> io::Result<()> {
-    let missing = || io::Error::other(format!("{} is no longer in the model's files", spec.name));
-    let view = files.get(&spec.name).ok_or_else(missing)?;
-    if view.dtype == spec.dtype {
-        return to.write_all(view.bytes);
-    }
-    let wide = widen(view.dtype, view.bytes).ok_or_else(missing)?;
-    match spec.dtype {
-        Dtype::Bf16 => {
-            to.write_all(bytemuck::cast_slice(&wide.iter().map(|&x| half::bf16::from_f32(x)).collect::<Vec<_>>()))
-        }
-        _ => to.write_all(bytemuck::cast_slice(&wide)),
-    }
+/// The folder's name in OUT.
+pub fn name(step: u64) -> String {
+    format!("{PREFIX}{step}")
 }
 
 /// The tensors of one parameter's state, by their names in the file.
@@ -127,28 +47,6 @@ fn state_tensors<'a>(
     let moments = [(format!("m/{name}"), m, &state.m), (format!("v/{name}"), v, &state.v)];
     let scales = state.scales.as_ref().map(|scales| (format!("scales/{name}"), "F32", scales));
     moments.into_iter().chain(scales).chain(state.low.as_ref().map(|low| (format!("low/{name}"), "U16", low)))
-}
-
-/// Streams the optimizer's tensors: with f32 moments they are larger than the model.
-fn write_optimizer(path: &Path, t: &Trainer) -> io::Result<()> {
-    // Wide elements before narrow ones, so that each is aligned for its type.
-    let mut all: Vec<_> = t.optimizer.states().flat_map(|(name, _, state)| state_tensors(name, state)).collect();
-    all.sort_by_key(|(_, _, tensor)| std::cmp::Reverse(tensor.dtype().size()));
-    let (mut header, mut at) = (Map::new(), 0);
-    for (name, dtype, tensor) in &all {
-        let end = at + tensor.bytes();
-        header.insert(name.clone(), json!({"dtype": dtype, "shape": tensor.shape(), "data_offsets": [at, end]}));
-        at = end;
-    }
-    let text = Value::Object(header).to_string();
-    let width = text.len().next_multiple_of(8);
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
-    file.write_all(&(width as u64).to_le_bytes())?;
-    write!(file, "{text:<width$}")?;
-    all.iter()
-        .flat_map(|(_, _, tensor)| parts(tensor))
-        .try_for_each(|part| file.write_all(&part.map_err(io::Error::other)?))?;
-    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
 /// Puts the moments, lower halves and step counts of a checkpoint in place; the weights were loaded from the same folder.
@@ -198,9 +96,10 @@ pub fn list(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     Ok(found)
 }
 
-/// Removes all but the newest `keep` checkpoints.
-pub fn prune(out: &Path, keep: Option<usize>) -> Result<()> {
-    let found = list(out)?;
+/// Removes all but the newest `keep` checkpoints, and but the one of step `best`, which does not count.
+pub fn prune(out: &Path, keep: Option<usize>, best: Option<u64>) -> Result<()> {
+    let mut found = list(out)?;
+    best.map(|step| found.remove(&step));
     let old = found.len().saturating_sub(keep.unwrap_or(usize::MAX));
     found.values().take(old).try_for_each(|path| retire(path))
 }

@@ -19,6 +19,27 @@ pub fn bytes(data: &[u8]) -> String {
     hex(fold(data.par_chunks(PIECE).map(XxHash3_64::oneshot).collect()))
 }
 
+/// The fingerprint of what turns text and media into tokens: the small files of a model folder.
+pub fn config(folder: &Path) -> Result<String> {
+    let names = [
+        "config.json",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+    ];
+    let mut all = Digest::default();
+    for name in names {
+        match std::fs::read(folder.join(name)) {
+            Ok(text) => all.add(name, XxHash3_64::oneshot(&text)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(TrainError::read(folder.join(name), e)),
+        }
+    }
+    Ok(all.finish())
+}
+
 /// A tensor's bytes, a mebibyte or a row at a time: a copy of a whole embedding table costs more than reading it.
 pub fn parts(t: &Tensor) -> impl Iterator<Item = reel_runtime::Result<Vec<u8>>> + '_ {
     let total = t.shape().first().copied().unwrap_or(0);

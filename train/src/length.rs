@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use crate::feed::{Batching, Feed, Position, Source, is_row_fault};
 use crate::metrics::Skipped;
 use crate::order::Order;
+use crate::quarantine::{Journal, Looked};
 use crate::{Result, TrainError};
 
 /// What looking at the rows told.
@@ -20,21 +21,31 @@ pub struct Found {
     pub skipped: Vec<Skipped>,
 }
 
-/// Counts the batches of a stream if that is `wanted`. `look`: prepares every row for it, unless `stop` turns true meanwhile; else rows
-/// that cannot be used count as if they could.
+/// Whether every row is looked at.
+#[derive(Debug)]
+pub enum Look<'a> {
+    /// None is: rows that cannot be used count as if they could.
+    None,
+    /// Every one but these, which are known to be of no use.
+    AllBut(&'a [Skipped]),
+    /// Every one that the journal does not have.
+    Checking(Journal),
+}
+
+/// Counts the batches of a stream if that is `wanted`. Looking at rows ends early where `stop` turns true.
 pub fn measure<S: Source>(
     batching: &Batching,
     wanted: bool,
-    look: bool,
+    look: Look,
     source: &Arc<S>,
     order: &Order,
     stop: &AtomicBool,
 ) -> Result<Found> {
-    if !look {
+    if matches!(look, Look::None) {
         let batches = batching.end.map_or(0, |end| end.div_ceil(batching.rows as u64));
         return Ok(Found { batches, skipped: Vec::new() });
     }
-    let (lengths, skipped) = look_at_every_row(batching, source, stop)?;
+    let (lengths, skipped) = look_at_every_row(batching, look, source, stop)?;
     let batches = if wanted { count_batches(*batching, lengths, &skipped, order)? } else { 0 };
     Ok(Found { batches, skipped })
 }
@@ -42,29 +53,57 @@ pub fn measure<S: Source>(
 /// Tokens of each row that can be used, and the others.
 fn look_at_every_row<S: Source>(
     batching: &Batching,
+    look: Look,
     source: &Arc<S>,
     stop: &AtomicBool,
 ) -> Result<(Lengths, Vec<Skipped>)> {
-    let length = |row: usize| {
-        if stop.load(Ordering::Relaxed) {
-            return Err(TrainError::Stopped { place: source.place(row).0, step: 0, cure: "start again".to_string() });
-        }
+    let (known, journal) = match look {
+        Look::Checking(journal) => (&[][..], Some(journal)),
+        Look::AllBut(known) => (known, None),
+        Look::None => (&[][..], None),
+    };
+    let known: BTreeMap<usize, &Skipped> = known.iter().map(|bad| (bad.row, bad)).collect();
+    let length = |row: usize| -> Result<usize> {
         let tokens = S::tokens(&source.sample(row)?);
         match batching.max_length {
             Some(most) if tokens > most => Err(too_long(&source.place(row).0, tokens, batching.limit, most)),
             _ => Ok(tokens),
         }
     };
-    let all: Vec<Result<usize>> = (0..source.rows()).into_par_iter().map(length).collect();
-    let (mut lengths, mut skipped) = (BTreeMap::new(), Vec::new());
-    for (row, result) in all.into_iter().enumerate() {
-        match result {
-            Ok(tokens) => drop(lengths.insert(row, tokens)),
+    let looked = |row: usize| -> Result<Looked> {
+        let before = || journal.as_ref().and_then(|journal| journal.known(row).cloned());
+        if let Some(looked) = known.get(&row).map(|bad| Err((*bad).clone())).or_else(before) {
+            return Ok(looked);
+        }
+        if stop.load(Ordering::Relaxed) {
+            let cure = match journal {
+                Some(_) => "run it again: rows that were looked at are not looked at again",
+                None => "start again",
+            };
+            return Err(TrainError::Stopped { place: source.place(row).0, step: 0, cure: cure.to_string() });
+        }
+        let looked = match length(row) {
+            Ok(tokens) => Ok(tokens),
             Err(e) if is_row_fault(&e) && !batching.strict => {
-                skipped.push(Skipped { row, line: source.place(row).1, reason: e.to_string() });
+                Err(Skipped { row, line: source.place(row).1, reason: e.to_string() })
             }
             Err(e) => return Err(e),
+        };
+        if let Some(journal) = &journal {
+            journal.add(row, &looked, source.rows())?;
         }
+        Ok(looked)
+    };
+    let all: Vec<Result<Looked>> = (0..source.rows()).into_par_iter().map(looked).collect();
+    let (mut lengths, mut skipped) = (BTreeMap::new(), Vec::new());
+    for (row, looked) in all.into_iter().enumerate() {
+        match looked? {
+            Ok(tokens) => drop(lengths.insert(row, tokens)),
+            Err(bad) => skipped.push(bad),
+        }
+    }
+    if let Some(journal) = journal {
+        journal.finish(&skipped)?;
     }
     match skipped.last() {
         Some(last) if lengths.is_empty() => Err(no_usable_row(&source.place(last.row).0, &last.reason)),
@@ -149,7 +188,7 @@ mod tests {
         let found = measure(
             &Sft::batching(&options, lengths.len()),
             asked.is_none(),
-            Sft::needs_every_row(&options),
+            if Sft::needs_every_row(&options) { Look::AllBut(&[]) } else { Look::None },
             &Arc::new(Lengths { rows: lengths.len(), tokens }),
             &Order::of_file(lengths.len()),
             &AtomicBool::new(false),

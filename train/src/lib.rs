@@ -2,6 +2,7 @@
 //! weights a model folder. Everything that a run does follows from its options, its data and its seed, so that a run can
 //! be stopped at any point and goes on to the same bits.
 
+pub mod best;
 pub mod checkpoint;
 pub mod config_file;
 pub mod data;
@@ -20,6 +21,7 @@ pub mod output;
 pub mod plan;
 pub mod progress;
 pub mod prompts;
+pub mod quarantine;
 pub mod recipe;
 pub mod replay;
 pub mod resume;

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use reel_model::lora::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use serde_json::Value;
 
+use crate::best::TRAINER_STATE;
 use crate::grpo::ROLLOUTS;
 use crate::hashes::HASHES;
 use crate::metrics::{self, Log, Skipped, StepMetrics};
 use crate::options::RunOptions;
+use crate::quarantine::{self, QUARANTINE};
 use crate::{Result, TrainError, checkpoint, digest};
 
 /// `metrics.jsonl` in OUT.
@@ -33,7 +35,8 @@ pub enum Start {
 pub fn start(options: &RunOptions) -> Result<Start> {
     let out = &options.out;
     let entries = match fs::read_dir(out) {
-        Ok(entries) => entries.count(),
+        // What looking at the rows left is no run.
+        Ok(entries) => entries.filter(|entry| !entry.as_ref().is_ok_and(|entry| is_of_a_check(&entry.path()))).count(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
         Err(e) => return Err(TrainError::read(out, e)),
     };
@@ -59,6 +62,10 @@ pub fn start(options: &RunOptions) -> Result<Start> {
             "choose another folder, resume with --resume-from-checkpoint last, or give --overwrite",
         )),
     }
+}
+
+fn is_of_a_check(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == QUARANTINE || *name == *quarantine::journal_of(Path::new(QUARANTINE)))
 }
 
 /// Whether a checkpoint is one of the run in `out`.
@@ -88,7 +95,8 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
     for entry in fs::read_dir(out).map_err(|e| TrainError::read(out, e))? {
         let path = entry.map_err(|e| TrainError::read(out, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let of_a_run = [METRICS, SKIPPED, RUN, HASHES, ADAPTER_CONFIG, ADAPTER_WEIGHTS].contains(&name.as_str())
+        let of_a_run = [METRICS, SKIPPED, RUN, TRAINER_STATE, HASHES, ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+            .contains(&name.as_str())
             || name.starts_with("events.out.tfevents.");
         if of_a_run
             || name.starts_with("model")
@@ -164,6 +172,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         assert_eq!(start(&options(&out)).unwrap(), Start::Fresh);
+        touch(out.join("quarantine.jsonl"));
+        touch(out.join("quarantine.jsonl.journal"));
+        assert_eq!(start(&options(&out)).unwrap(), Start::Fresh);
         touch(out.join("x"));
         let e = start(&options(&out)).unwrap_err().to_string();
         assert!(e.contains("out: is not empty; ") && e.contains("--overwrite"), "{e}");
@@ -186,8 +197,8 @@ mod tests {
         touch(out.join("checkpoint-11/config.json"));
         touch(out.join(".checkpoint-12.part/training/state.json"));
         assert_eq!(start(&last()).unwrap(), Start::From(out.join("checkpoint-10")));
-        checkpoint::prune(out, Some(2)).unwrap();
-        assert_eq!(checkpoint::list(out).unwrap().into_keys().collect::<Vec<_>>(), [9, 10]);
+        checkpoint::prune(out, Some(1), Some(2)).unwrap();
+        assert_eq!(checkpoint::list(out).unwrap().into_keys().collect::<Vec<_>>(), [2, 10]);
         checkpoint::sweep(out).unwrap();
         assert!(!out.join(".checkpoint-12.part").exists() && out.join("checkpoint-11").exists());
     }
@@ -199,6 +210,7 @@ mod tests {
         for name in [
             "metrics.jsonl",
             "run.json",
+            "trainer_state.json",
             "model.safetensors",
             "model-00001-of-00002.safetensors",
             "adapter_config.json",

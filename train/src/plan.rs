@@ -1,11 +1,14 @@
 //! What a run needs, before any machine for it is rented: the same steps on the dry device, which counts buffers and
 //! operations and computes nothing.
 
+pub mod grpo;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use reel_kernels::Cost;
 use reel_media::patches::Processor;
 use reel_media::resize::FrameBuf;
 use reel_model::checkpoint::{Checkpoint, Dtype};
@@ -15,6 +18,7 @@ use reel_model::input::{Frames, Tokens};
 use reel_model::weights::Source as Weights;
 use reel_runtime::{DType, Device, MemoryUse, OpTotals};
 
+use crate::checkpoint::bytes_of;
 use crate::feed::{Feed, Position, Source};
 use crate::options::{Options, SftOptions};
 use crate::recipe::Recipe;
@@ -30,12 +34,60 @@ use crate::{Result, TrainError, length};
 pub struct Plan {
     /// The most bytes at any moment, and what they are for. The `peak_bytes` of a run's metrics is this number.
     pub memory: MemoryUse,
-    /// Costs by op, over all the steps that were counted.
-    pub ops: BTreeMap<&'static str, OpTotals>,
+    /// Costs, over all the steps that were counted.
+    pub phases: Phases,
     /// Steps that were counted.
     pub steps: u64,
     /// Tokens of these steps.
     pub tokens: u64,
+    /// Bytes of a checkpoint's weights and optimizer: on the disk, and of the host's memory where they are written while the steps go on.
+    pub checkpoint: u64,
+}
+
+/// Costs by op.
+pub type Ops = BTreeMap<&'static str, OpTotals>;
+
+/// Costs by stretch of the work, in the order in which they come.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Phases(pub Vec<(&'static str, Ops)>);
+
+impl Phases {
+    fn of(&mut self, phase: &'static str) -> &mut Ops {
+        let at = self.0.iter().position(|(name, _)| *name == phase).unwrap_or_else(|| {
+            self.0.push((phase, Ops::new()));
+            self.0.len() - 1
+        });
+        &mut self.0[at].1
+    }
+
+    /// Adds the totals of some work.
+    pub fn add(&mut self, phase: &'static str, ops: &Ops) {
+        let all = self.of(phase);
+        for (name, op) in ops {
+            let total = all.entry(name).or_default();
+            total.launches += op.launches;
+            total.cost += op.cost;
+        }
+    }
+
+    /// Adds a launch that is made `times` times.
+    fn add_launch(&mut self, phase: &'static str, op: &'static str, cost: Cost, times: u64) {
+        let total = self.of(phase).entry(op).or_default();
+        total.launches += times;
+        total.cost += Cost { flops: cost.flops * times as f64, bytes: cost.bytes * times as f64 };
+    }
+}
+
+/// Takes the work in `before` out of the work in `all`, which began with it.
+pub fn subtract(all: &mut Ops, before: &Ops) {
+    for (name, before) in before {
+        if let Some(op) = all.get_mut(name) {
+            op.launches -= before.launches;
+            op.cost.flops -= before.cost.flops;
+            op.cost.bytes -= before.cost.bytes;
+        }
+    }
+    all.retain(|_, op| op.launches > 0);
 }
 
 /// A row of which only the size is known.
@@ -153,7 +205,7 @@ pub fn with_data(setup: &Setup, files: Dtype) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
     let samples = Arc::new(sft::samples(setup)?);
-    let left_out: Vec<usize> = run::malformed(&*samples, options.strict)?.into_iter().map(|row| row.row).collect();
+    let left_out: Vec<usize> = run::left_out(options, &*samples)?.into_iter().map(|row| row.row).collect();
     let rows = samples.rows();
     let order = run::order(options.no_shuffle, rows, setup.seed);
     let mut batching = Sft::batching(options, rows);
@@ -181,7 +233,9 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
         done += 1;
         tokens += result.tokens as u64;
     }
-    Ok(Plan { memory: device.memory(), ops: device.profile().totals()?, steps: done, tokens })
+    let mut phases = Phases::default();
+    phases.add("step", &device.profile().totals()?);
+    Ok(Plan { memory: device.memory(), phases, steps: done, tokens, checkpoint: bytes_of(trainer) })
 }
 
 #[cfg(test)]

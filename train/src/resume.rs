@@ -7,6 +7,8 @@ use std::{fs, io};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::best::Rewards;
+use crate::digest;
 use crate::feed::Position;
 use crate::metrics::Skipped;
 use crate::options::Options;
@@ -38,10 +40,13 @@ pub struct State {
     pub options: Map<String, Value>,
     /// Steps that each parameter has taken, where they differ from `step`.
     pub parameter_steps: BTreeMap<String, u64>,
+    /// Rewards since the last checkpoint, and which checkpoint is the best.
+    #[serde(default)]
+    pub rewards: Rewards,
 }
 
 /// Options that change no bit of the result, or that are compared by content instead of name.
-const FREE: [&str; 11] = [
+const FREE: [&str; 12] = [
     "model",
     "data",
     "media_root",
@@ -52,6 +57,7 @@ const FREE: [&str; 11] = [
     "gradient_checkpointing",
     "strict",
     "check_data",
+    "quarantine",
     "rollouts",
 ];
 
@@ -70,6 +76,18 @@ fn deciding<O: Options>(setup: &Setup<O>) -> Map<String, Value> {
     all
 }
 
+/// What tells one way of looking at the rows from others: what is found of a row follows from it.
+pub fn scan<O: Options>(setup: &Setup<O>, rows: &impl Rows) -> Result<String> {
+    let all = json!([
+        deciding(setup),
+        setup.options.strict,
+        setup.options.media_root(),
+        rows.hash(),
+        digest::config(setup.model)?
+    ]);
+    Ok(digest::bytes(all.to_string().as_bytes()))
+}
+
 /// The state before the first step.
 pub fn fresh<O: Options>(setup: &Setup<O>, rows: &impl Rows, steps: u64, skipped: &[Skipped]) -> Result<State> {
     Ok(State {
@@ -82,6 +100,7 @@ pub fn fresh<O: Options>(setup: &Setup<O>, rows: &impl Rows, steps: u64, skipped
         data_hash: rows.hash(),
         options: deciding(setup),
         parameter_steps: BTreeMap::new(),
+        rewards: Rewards::default(),
     })
 }
 

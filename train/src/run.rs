@@ -1,23 +1,23 @@
 //! A run of any command that trains: from options to a folder with the trained model. What is done in a step is the command's
 //! [`Work`]; what is around the steps is here: where to begin, checkpoints, logs, what is shown, how to stop.
 
+mod look;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use rayon::prelude::*;
-use reel_model::checkpoint::Checkpoint;
 use reel_model::input::MediaOptions;
 use reel_runtime::device::ProductLibrary;
 use reel_runtime::{DType, Device};
 use serde_json::{Value, json};
 
-use crate::checkpoint::{self, Origin};
+use crate::best;
+use crate::checkpoint::{self, Origin, Saver, Snapshot, Weights};
 use crate::events::Events;
 use crate::feed::{Batching, Feed, MicroBatch, Position, Source};
 use crate::hashes::Hashes;
-use crate::length;
 use crate::metrics::{Log, Skipped, StepMetrics};
 use crate::options::Options;
 use crate::order::Order;
@@ -27,6 +27,10 @@ use crate::recipe::Recipe;
 use crate::resume::{self, State};
 use crate::trainer::{StepResult, Trainer, fingerprint};
 use crate::{Result, TrainError};
+
+pub(crate) use look::left_out;
+use look::length_of;
+pub use look::{Checked, check};
 
 /// What a run is given beside its options.
 #[derive(Debug)]
@@ -100,13 +104,13 @@ pub trait Work<'a>: Sized {
         setup: &Setup<'a, Self::Options>,
         rows: Arc<Self::Rows>,
         feed: Feed<Self::Rows>,
-        trainer: &Trainer,
+        trainer: &mut Trainer,
         from: Option<&Path>,
     ) -> Result<Self>;
     /// Step `n`, counted from 1; `None` at the end of the data.
     fn step(&mut self, trainer: &mut Trainer, n: u64, taken: &mut Taken) -> Result<Option<StepResult>>;
-    /// Writes what it needs to go on after the last step into a checkpoint's folder.
-    fn save(&self, checkpoint: &Path) -> Result<()>;
+    /// What it needs to go on after the last step: files by their path in a checkpoint's folder.
+    fn save(&self) -> Result<Vec<(&'static str, Vec<u8>)>>;
 }
 
 /// What a step used up.
@@ -160,7 +164,8 @@ pub fn run<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>) -> Result<Summary> {
     let done = run.steps();
     run.progress.finish();
     done?;
-    checkpoint::save_weights(&setup.options.out, &run.trainer, run.origin())?;
+    run.saver.wait()?;
+    Weights::of(&run.trainer, run.origin.clone(), false)?.write(&setup.options.out)?;
     Ok(Summary {
         steps: run.state.steps,
         resumed_after: run.resumed_after,
@@ -178,32 +183,14 @@ pub(crate) fn redo<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>, step: u64) ->
     Ok(run.trainer)
 }
 
-/// Rows whose fields are wrong, in the file's order; in a `strict` run the first of them is the error.
-pub(crate) fn malformed<R: Rows>(rows: &R, strict: bool) -> Result<Vec<Skipped>> {
-    let fault = |row| rows.look(row).err().map(|e| (row, e));
-    let skipped = |(row, e): (usize, TrainError)| Skipped { row, line: rows.place(row).1, reason: e.to_string() };
-    if strict {
-        return (0..rows.rows()).into_par_iter().find_map_first(fault).map_or(Ok(Vec::new()), |(_, e)| Err(e));
-    }
-    let found: Vec<Skipped> = (0..rows.rows()).into_par_iter().filter_map(fault).map(skipped).collect();
-    match found.first() {
-        Some(first) if found.len() == rows.rows() => {
-            Err(length::no_usable_row(&rows.place(first.row).0, &first.reason))
-        }
-        _ => Ok(found),
-    }
-}
-
 /// A run at work.
 struct Run<'a, W: Work<'a>> {
     setup: Setup<'a, W::Options>,
     rows: Arc<W::Rows>,
     trainer: Trainer,
     work: W,
-    /// The weight files that the run started from or went on from.
-    files: Checkpoint,
-    /// How others find the model that it started from.
-    name: String,
+    /// The model that the run started from; its files may be those of the checkpoint that it went on from.
+    origin: Origin,
     state: State,
     resumed_after: u64,
     last: Option<StepMetrics>,
@@ -214,6 +201,7 @@ struct Run<'a, W: Work<'a>> {
     progress: Progress,
     /// The step of the checkpoint that was written or read last, to write none twice.
     saved: u64,
+    saver: Saver,
     /// What run.json says of the products' library.
     products: Option<ProductLibrary>,
 }
@@ -224,22 +212,24 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         let order = order(options.no_shuffle, rows.rows(), setup.seed);
         let (state, found, from) = match &start {
             Start::Fresh => {
-                if W::needs_every_row(options) && !setup.quiet {
-                    eprintln!("looking at {} rows", rows.rows());
-                }
-                let found = malformed(&*rows, options.strict)?;
+                let found = left_out(options, &*rows)?;
                 let (steps, found) = length_of::<W>(setup, &rows, &order, found)?;
-                if let Some(first) = found.first().filter(|_| !setup.quiet) {
+                if options.check_data && !setup.quiet {
+                    let list = options.quarantine_list();
+                    eprintln!("{} of {} rows cannot be used (see {})", found.len(), rows.rows(), list.display());
+                } else if let Some(first) = found.first().filter(|_| !setup.quiet) {
                     eprintln!("{} of {} rows are left out; the first: {}", found.len(), rows.rows(), first.reason);
                 }
                 (resume::fresh(setup, &*rows, steps, &found)?, found, None)
             }
             Start::From(folder) => {
                 let longer = || {
-                    let found = malformed(&*rows, options.strict)?;
+                    let found = left_out(options, &*rows)?;
                     Ok(length_of::<W>(setup, &rows, &order, found)?.0)
                 };
-                (resume::continued(setup, &*rows, folder, longer)?, Vec::new(), Some(folder.as_path()))
+                let mut state = resume::continued(setup, &*rows, folder, longer)?;
+                state.rewards.keep_if_in(&options.out);
+                (state, Vec::new(), Some(folder.as_path()))
             }
         };
         let config = reel_model::config::ModelConfig::open(setup.model)?;
@@ -249,7 +239,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
         let feed = Feed::new(rows.clone(), order, batching, &state.position, threads, window);
         // Before anything is written: where it cannot begin, OUT stays as it was.
-        let work = W::begin(setup, rows.clone(), feed, &trainer, from)?;
+        let work = W::begin(setup, rows.clone(), feed, &mut trainer, from)?;
         let (metrics, skipped) = match &start {
             Start::Fresh => output::fresh_logs(&options.out, setup.model, &found)?,
             Start::From(folder) => {
@@ -263,6 +253,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         };
         let hashes = Hashes::open(&options.out, home, state.step, trainer.optimizer.states().count())?;
         output::write_run(&options.out, &run_json(setup, &state))?;
+        best::write(&options.out, state.rewards.best, state.step, state.steps)?;
         let products = setup.device.products();
         let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
         if let Start::From(folder) = &start {
@@ -273,8 +264,8 @@ impl<'a, W: Work<'a>> Run<'a, W> {
             setup: *setup,
             rows,
             trainer,
-            files,
-            name: name_of(&options.model),
+            origin: Origin { folder: setup.model.to_path_buf(), files: Arc::new(files), name: name_of(&options.model) },
+            saver: Saver::default(),
             resumed_after: state.step,
             saved: state.step,
             products,
@@ -298,6 +289,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
                 // A reward is somebody else's program: what was done before it failed is kept.
                 Err(e @ TrainError::Reward(_)) => {
                     self.save()?;
+                    self.saver.wait()?;
                     return Err(e);
                 }
                 Err(e) => return Err(e),
@@ -306,6 +298,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         if self.setup.options.save_steps > 0 {
             self.save()?;
         }
+        self.saver.wait()?;
         self.write_products()
     }
 
@@ -313,6 +306,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
     fn one_step(&mut self) -> Result<bool> {
         let begun = Instant::now();
         let n = self.state.step + 1;
+        self.saver.poll()?;
         self.trainer.device.reset_peak();
         let mut taken = Taken { position: self.state.position.clone(), ..Taken::default() };
         let result = self.work.step(&mut self.trainer, n, &mut taken)?;
@@ -348,6 +342,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         };
         self.metrics.add(&line)?;
         self.progress.step(&line);
+        self.state.rewards.add(&line);
         let options = self.setup.options;
         if n.is_multiple_of(options.logging_steps) || n == self.state.steps {
             self.events.scalars(n, &line.points())?;
@@ -359,22 +354,36 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         if self.products.is_none() {
             self.write_products()?;
         }
-        if options.save_steps > 0 && n.is_multiple_of(options.save_steps) { self.save() } else { Ok(()) }
+        let turn = options.save_steps > 0 && (n.is_multiple_of(options.save_steps) || n == self.state.steps);
+        if !turn {
+            return Ok(());
+        }
+        self.state.rewards.checkpoint(n);
+        self.save()
     }
 
-    /// A checkpoint of the last finished step, unless there is one.
+    /// A checkpoint of the last finished step, unless there is one. It is written while the steps go on, where there is memory for a copy
+    /// of what it holds.
     fn save(&mut self) -> Result<()> {
         if self.saved == self.state.step {
             return Ok(());
         }
+        // One copy at a time.
+        self.saver.wait()?;
         self.metrics.sync()?;
         self.skipped.sync()?;
         self.write_products()?;
-        let options = self.setup.options;
-        let work = |folder: &Path| self.work.save(folder);
-        checkpoint::save(&options.out, &self.trainer, self.origin(), self.state.clone(), work)?;
-        self.saved = self.state.step;
-        checkpoint::prune(&options.out, options.save_total_limit)
+        let copy = checkpoint::has_room_for(checkpoint::bytes_of(&self.trainer));
+        let (origin, state) = (self.origin.clone(), self.state.clone());
+        let snapshot = Snapshot::of(&self.trainer, origin, state.clone(), self.work.save()?, copy)?;
+        self.saved = state.step;
+        let (out, keep) = (self.setup.options.out.clone(), self.setup.options.save_total_limit);
+        let job = move || {
+            snapshot.write(&out)?;
+            best::write(&out, state.rewards.best, state.step, state.steps)?;
+            checkpoint::prune(&out, keep, state.rewards.best.map(|best| best.step))
+        };
+        if copy { self.saver.start(job) } else { job() }
     }
 
     /// Writes run.json again where products of other shapes were asked for since: after the first step, with each checkpoint and at the
@@ -388,13 +397,10 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         Ok(())
     }
 
-    fn origin(&self) -> Origin<'_> {
-        Origin { folder: self.setup.model, files: &self.files, name: &self.name }
-    }
-
     /// Leaves what can be resumed; the error says how.
     fn stopped(&mut self) -> Result<TrainError> {
         self.save()?;
+        self.saver.wait()?;
         let cure = if self.state.step == 0 {
             "nothing was done; start again"
         } else {
@@ -427,23 +433,6 @@ fn name_of(model: &str) -> String {
 /// The order of rows.
 pub(crate) fn order(of_file: bool, rows: usize, seed: u64) -> Order {
     if of_file { Order::of_file(rows) } else { Order::shuffled(rows, seed) }
-}
-
-/// Steps of the run, from its data where the options do not say it, and the rows that are left out: `malformed` ones and, where every row
-/// is looked at, those that cannot be used.
-fn length_of<'a, W: Work<'a>>(
-    setup: &Setup<'a, W::Options>,
-    rows: &Arc<W::Rows>,
-    order: &Order,
-    malformed: Vec<Skipped>,
-) -> Result<(u64, Vec<Skipped>)> {
-    let options = setup.options;
-    let batching = W::batching(options, rows.rows());
-    let asked = options.asked_steps();
-    let look = W::needs_every_row(options);
-    let found = length::measure(&batching, asked.is_none(), look, rows, order, setup.stop)?;
-    let skipped = if look { found.skipped } else { malformed };
-    Ok((asked.unwrap_or_else(|| W::steps(options, found.batches)), skipped))
 }
 
 /// A quarter of the processors prepares rows; the rest computes.

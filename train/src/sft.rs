@@ -17,7 +17,7 @@ use crate::step::step;
 use crate::trainer::{StepResult, Trainer};
 use crate::{Result, TrainError};
 
-pub use crate::run::Summary;
+pub use crate::run::{Checked, Summary};
 
 /// What a run is given.
 pub type Setup<'a> = run::Setup<'a, SftOptions>;
@@ -25,6 +25,11 @@ pub type Setup<'a> = run::Setup<'a, SftOptions>;
 /// Runs to the end, or to the point where `setup.stop` turns true.
 pub fn run(setup: &Setup) -> Result<Summary> {
     run::run::<Sft>(setup)
+}
+
+/// Looks at every row and trains nothing.
+pub fn check(setup: &Setup) -> Result<Checked> {
+    run::check::<Sft>(setup)
 }
 
 /// Does step `step` of the run in `recorded` again: see [`replay`].
@@ -66,7 +71,13 @@ impl<'a> Work<'a> for Sft<'a> {
         options.check_data || options.packing && options.asked_steps().is_none()
     }
 
-    fn begin(setup: &Setup<'a>, _: Arc<Samples>, feed: Feed<Samples>, _: &Trainer, _: Option<&Path>) -> Result<Self> {
+    fn begin(
+        setup: &Setup<'a>,
+        _: Arc<Samples>,
+        feed: Feed<Samples>,
+        _: &mut Trainer,
+        _: Option<&Path>,
+    ) -> Result<Self> {
         Ok(Self { feed, stop: setup.stop })
     }
 
@@ -75,8 +86,8 @@ impl<'a> Work<'a> for Sft<'a> {
     }
 
     /// Nothing: its place in the data is the run's.
-    fn save(&self, _: &Path) -> Result<()> {
-        Ok(())
+    fn save(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        Ok(Vec::new())
     }
 }
 

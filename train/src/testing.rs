@@ -83,7 +83,7 @@ pub(crate) fn timeless(out: &Path) -> Vec<StepMetrics> {
     metrics(out).into_iter().map(timeless).collect()
 }
 
-/// Every file below a folder with its bytes, but for metrics (compared without times), events and options.
+/// Every file below a folder with its bytes, but for metrics (compared without times), events, options, and what names the folder itself.
 pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_path_buf()];
@@ -93,7 +93,9 @@ pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
             let name = path.strip_prefix(folder).unwrap().display().to_string();
             if path.is_dir() {
                 folders.push(path);
-            } else if ![output::METRICS, output::RUN].contains(&name.as_str()) && !name.starts_with("events.") {
+            } else if ![output::METRICS, output::RUN, crate::best::TRAINER_STATE].contains(&name.as_str())
+                && !name.starts_with("events.")
+            {
                 found.push((name, fs::read(path).unwrap()));
             }
         }

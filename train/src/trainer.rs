@@ -159,9 +159,14 @@ impl Trainer {
             Some(media) => Some(self.model.vision_tokens(&cx.without_tape(), media, false)?),
             None => None,
         };
+        self.hidden_with(cx, batch, vision)
+    }
+
+    /// Hidden states `[S, H]` where the vision tokens `[M, H]` are known.
+    pub fn hidden_with(&self, cx: &Cx, batch: &Batch, vision: Option<Tensor>) -> Result<Tensor> {
         let x = self.model.embed(cx, batch, vision.as_ref())?;
         let attend = reel_model::text::Attend::Packed(&batch.seqs);
-        Ok(self.model.text.forward(cx, &x, &batch.positions, attend, checkpointing)?)
+        Ok(self.model.text.forward(cx, &x, &batch.positions, attend, self.recipe.gradient_checkpointing)?)
     }
 
     /// The gradients' norm, and the factor that the optimizer multiplies them by: f32 `[2]`. `weight` is what all gradients count.

@@ -11,7 +11,7 @@ use crate::{Result, TrainError};
 
 /// A group of completions as a line has it.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-pub(super) struct Line {
+pub(crate) struct Line {
     /// The row of the data file.
     pub(super) row: usize,
     /// The ids of each completion.

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::prompts::{Prompt, Prompts};
-use crate::checkpoint::write_synced;
 use crate::options::GrpoOptions;
 use crate::trainer::Shown;
 use crate::{Result, TrainError};
@@ -121,8 +120,8 @@ impl Set {
         })
     }
 
-    /// Writes it for [`Self::read`].
-    pub(super) fn write(&self, path: &Path) -> Result<()> {
+    /// The text of the file that [`Self::read`] reads.
+    pub(super) fn stored(&self) -> Result<Vec<u8>> {
         let groups = self.groups.iter().cloned().map(|g| StoredGroup {
             row: g.prompt.row,
             completions: g.completions,
@@ -137,8 +136,7 @@ impl Set {
             // The steps that follow draw nothing.
             more: self.more.iter().filter(|(name, _)| *name != SECONDS).map(|(k, v)| (k.clone(), v.clone())).collect(),
         };
-        let failed = |e| TrainError::write(path, e);
-        write_synced(path, &serde_json::to_vec(&stored).map_err(|e| failed(e.into()))?).map_err(failed)
+        serde_json::to_vec(&stored).map_err(|e| TrainError::write(super::SET, e.into()))
     }
 }
 
@@ -161,7 +159,7 @@ struct StoredGroup {
 }
 
 /// The groups of prompts whose completions are given.
-pub(super) fn given(options: &GrpoOptions, prompts: Vec<Prompt>, stop_ids: &[u32]) -> Vec<Group> {
+pub(crate) fn given(options: &GrpoOptions, prompts: Vec<Prompt>, stop_ids: &[u32]) -> Vec<Group> {
     let group = |mut prompt: Prompt| {
         let line = prompt.given.take().unwrap_or_default();
         let counts = |ids| Completion::new(ids, stop_ids, options.mask_truncated_completions);

@@ -16,7 +16,6 @@ use crate::siglip::SiglipScorer;
 pub(super) struct Judge {
     rules: Rules,
     own: Vec<OwnReward>,
-    temporal: bool,
     /// What compares thoughts with frames.
     siglip: Option<SiglipScorer>,
 }
@@ -35,12 +34,7 @@ impl Judge {
         let url = options.reward_url.as_deref().map(|url| OwnReward::url(url, timeout)).transpose()?;
         let rules = Rules { parity: options.parity, weights: options.weights()?, scale: options.scale_rewards };
         let siglip = options.siglip.as_deref().map(|dir| SiglipScorer::open(device, dir, dtype)).transpose()?;
-        Ok(Self { rules, own: command.into_iter().chain(url).collect(), temporal: options.temporal, siglip })
-    }
-
-    /// Whether answers to shuffled films are asked for.
-    pub(super) fn temporal(&self) -> bool {
-        self.temporal
+        Ok(Self { rules, own: command.into_iter().chain(url).collect(), siglip })
     }
 
     /// The scores of each group.

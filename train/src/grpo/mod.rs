@@ -3,19 +3,20 @@
 //! | stage | type out | where |
 //! |---|---|---|
 //! | row → prompt | [`Prompt`] | `prompts.rs` |
-//! | prompt → completions | `Drawn`; given: [`Group`] | `rollout.rs`; `given.rs` |
+//! | prompt → completions | `Drawn`; given: [`Group`] | `draws.rs`, `rollout.rs`; `given.rs` |
 //! | completions → rewards → advantages | `Scores`, [`Group`], [`Set`] | `judge.rs`, `group.rs` |
 //! | groups → one packed row a micro-batch | `Packed` | `packed.rs` |
 //! | log-probabilities → loss, gradients, new weights | [`StepResult`] | `step.rs` |
 
+pub(crate) mod draws;
 mod given;
-mod group;
+pub(crate) mod group;
 mod judge;
 mod packed;
 mod prompts;
 mod records;
 mod rollout;
-mod step;
+pub(crate) mod step;
 #[cfg(test)]
 mod tests;
 
@@ -24,21 +25,23 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use reel_model::checkpoint::Checkpoint;
+use reel_model::features::FeatureCache;
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::text::Decoder;
 use reel_model::weights::{Loader, Source};
 
 pub use group::{Completion, Group, Set};
 pub use prompts::{Prompt, Prompts};
 pub use records::{ROLLOUTS, STRIPS};
 use rollout::Rollout;
-pub use rollout::shuffled;
+pub use draws::shuffled;
 use serde_json::Map;
 
 use crate::Result;
 use crate::feed::{Batching, Feed};
 use crate::options::GrpoOptions;
 use crate::replay::{self, Replayed};
-use crate::run::{self, Summary, Taken, Work};
+use crate::run::{self, Checked, Summary, Taken, Work};
 use crate::trainer::{StepResult, Trainer};
 
 /// What a run is given.
@@ -47,6 +50,11 @@ pub type Setup<'a> = run::Setup<'a, GrpoOptions>;
 /// Runs to the end, or to the point where `setup.stop` turns true.
 pub fn run(setup: &Setup) -> Result<Summary> {
     run::run::<Grpo>(setup)
+}
+
+/// Looks at every row and trains nothing.
+pub fn check(setup: &Setup) -> Result<Checked> {
+    run::check::<Grpo>(setup)
 }
 
 /// Does step `step` of the run in `recorded` again, with the completions that it drew: see [`replay`].
@@ -102,15 +110,16 @@ impl<'a> Work<'a> for Grpo<'a> {
         setup: &Setup<'a>,
         rows: Arc<Prompts>,
         feed: Feed<Prompts>,
-        trainer: &Trainer,
+        trainer: &mut Trainer,
         from: Option<&Path>,
     ) -> Result<Self> {
         let set = match from.map(|folder| folder.join(SET)).filter(|path| path.exists()) {
             Some(path) => Some(Set::read(&path, &rows)?),
             None => None,
         };
+        keep_features(trainer);
         let reference = match setup.options.beta > 0.0 {
-            true => Some(reference(setup, trainer)?),
+            true => Some(first_weights(setup, trainer)?),
             false => None,
         };
         let rollout = match (&setup.options.rollouts, &setup.options.recorded) {
@@ -130,11 +139,9 @@ impl<'a> Work<'a> for Grpo<'a> {
         Ok(Some(result))
     }
 
-    fn save(&self, checkpoint: &Path) -> Result<()> {
-        match self.set.as_ref().filter(|set| set.uses < self.options.num_iterations) {
-            Some(set) => set.write(&checkpoint.join(SET)),
-            None => Ok(()),
-        }
+    fn save(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        let unfinished = self.set.as_ref().filter(|set| set.uses < self.options.num_iterations);
+        unfinished.map(|set| Ok((SET, set.stored()?))).into_iter().collect()
     }
 }
 
@@ -161,13 +168,34 @@ impl Grpo<'_> {
     }
 }
 
-/// The weights that the run began with, read in place where their dtype allows; where an adapter is trained, the model without it.
-fn reference(setup: &Setup, trainer: &Trainer) -> Result<Qwen25Vl> {
-    if trainer.recipe.lora.is_some() {
-        return Ok(trainer.model.without_adapter());
-    }
+/// The weights that the run began with, read in place where their dtype allows.
+fn first_weights(setup: &Setup, trainer: &Trainer) -> Result<Qwen25Vl> {
     let files = Checkpoint::open(setup.model)?;
-    let loader =
-        Loader { device: setup.device, source: Source::Files(&files), dtype: setup.dtype, trainable: &|_| false };
-    Ok(Qwen25Vl::load(&loader, &trainer.model.config)?)
+    reference(trainer, Source::Files(&files))
+}
+
+/// The model that the loss keeps near: `weights`, which the run began with; where an adapter is trained, the model without it.
+pub(crate) fn reference(trainer: &Trainer, weights: Source) -> Result<Qwen25Vl> {
+    let (policy, config) = (&trainer.model, &trainer.model.config);
+    let loader = Loader { device: &trainer.device, source: weights, dtype: trainer.dtype, trainable: &|_| false };
+    let mut reference = match (trainer.recipe.lora.is_some(), policy.trains_vision()) {
+        (true, _) => policy.without_adapter(),
+        // One tower, and one store of what it makes of media, serve both.
+        (false, false) => Qwen25Vl { text: Decoder::load(&loader, config)?, ..policy.clone() },
+        (false, true) => Qwen25Vl::load(&loader, config)?,
+    };
+    reference.features.get_or_insert_with(features);
+    Ok(reference)
+}
+
+/// Bytes of vision tokens that are kept of a tower, in the host's memory.
+const MOST_FEATURES: usize = 256 << 20;
+
+fn features() -> Arc<FeatureCache> {
+    Arc::new(FeatureCache::new(MOST_FEATURES))
+}
+
+/// What the policy's tower makes of media is kept where nothing of it is trained. Before anything shares the model.
+pub(crate) fn keep_features(trainer: &mut Trainer) {
+    trainer.model.features = (!trainer.model.trains_vision()).then(features);
 }

@@ -8,15 +8,16 @@
 use reel_model::batch::{Batch, Sequence};
 use reel_model::config::ModelConfig;
 use reel_model::input::Tokens;
+use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::ops::CuSeqlens;
-use reel_runtime::{DType, Device, Tensor};
+use reel_runtime::{Cx, DType, Device, Tensor};
 
 use super::group::Group;
 use crate::Result;
 
 /// S tokens, of which L predict a learned one.
 #[derive(Debug)]
-pub(super) struct Packed {
+pub(super) struct Packed<'a> {
     /// The sequences one after the other.
     pub(super) batch: Batch,
     /// i32 `[L]`: the rows that predict.
@@ -25,6 +26,8 @@ pub(super) struct Packed {
     pub(super) targets: Tensor,
     /// Where each completion's learned tokens begin among the L.
     pub(super) completions: CuSeqlens,
+    /// The prompts whose media are in the batch, in its order; one without sharing is there once a completion.
+    prompts: Vec<&'a Tokens>,
 }
 
 /// Ids and positions of a sequence without media.
@@ -88,13 +91,13 @@ impl<'a> Parts<'a> {
     }
 }
 
-impl Packed {
+impl<'a> Packed<'a> {
     /// Packs groups of a micro-batch. `shared`: their prompts are there once.
     pub(super) fn new(
         device: &Device,
         config: &ModelConfig,
         dtype: DType,
-        groups: &[Group],
+        groups: &'a [Group],
         shared: bool,
     ) -> Result<Self> {
         let parts: Vec<Parts> = groups.iter().map(|group| Parts::new(group, shared)).collect();
@@ -113,9 +116,17 @@ impl Packed {
                 positions.extend((at - completion.counted..at).map(|row| row as i32));
             }
         }
+        let begin_with_prompts = |parts: &Parts<'a>| {
+            let sequences = match &parts.prompt {
+                Some(words) => usize::from(!words.ids.is_empty()),
+                None => parts.completions.iter().filter(|words| !words.ids.is_empty()).count(),
+            };
+            std::iter::repeat_n(parts.tokens, sequences)
+        };
         let completions = || groups.iter().flat_map(|group| &group.completions);
         let targets: Vec<i32> = completions().flat_map(|c| c.learned()).copied().collect();
         let lengths: Vec<usize> = completions().map(|c| c.counted).collect();
+        let prompts = parts.iter().flat_map(begin_with_prompts).collect();
         let mut batch = Batch::new(device, config, dtype, &sequences, "micro-batch")?;
         if shared {
             batch.seqs = batch.seqs.with_prefixes(&prefixes)?;
@@ -125,6 +136,13 @@ impl Packed {
             positions: Tensor::from_i32(device, &[positions.len()], &positions)?,
             targets: Tensor::from_i32(device, &[targets.len()], &targets)?,
             completions: CuSeqlens::from_lengths(device, &lengths)?,
+            prompts,
         })
+    }
+
+    /// The vision tokens `[M, H]` of the batch by the tower of `model`, each prompt's by itself, or as they are kept.
+    pub(super) fn vision(&self, cx: &Cx, model: &Qwen25Vl) -> Result<Option<Tensor>> {
+        let sequences: Vec<Sequence> = self.prompts.iter().map(|tokens| tokens.sequence()).collect();
+        Ok(model.vision_features(cx, &sequences)?)
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use reel_model::config::ModelConfig;
 use reel_model::input::encode::{assemble, load_media};
 use reel_model::input::{Bundle, Conversation, MediaOptions, SecondPerGrid, Tokens};
 use serde_json::{Map, Value};
@@ -31,7 +32,14 @@ pub struct Prompt {
     /// The columns of the row that answers are judged by.
     pub columns: Map<String, Value>,
     /// Completions that are given.
-    pub(super) given: Option<Line>,
+    pub(crate) given: Option<Line>,
+}
+
+impl Prompt {
+    /// Whether its completions are.
+    pub(crate) fn is_given(&self) -> bool {
+        self.given.is_some()
+    }
 }
 
 /// Makes prompts of the rows of a data file, or of the lines of a file of completions.
@@ -73,6 +81,11 @@ impl Prompts {
     /// Ids of which any ends an answer.
     pub fn stop_ids(&self) -> &[u32] {
         self.bundle.stop_ids()
+    }
+
+    /// The model's shape.
+    pub(crate) fn config(&self) -> &ModelConfig {
+        &self.bundle.config
     }
 
     /// Rows of the data file.

@@ -1,21 +1,17 @@
 //! Completions drawn from the weights as they are, and judged.
-//!
-//! All completions of a step decode together, those to shuffled films too. Draws depend on the run's seed, the step, and the place of prompt and
-//! completion in it, so a step can be drawn again alone.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use reel_engine::{self as engine, Engine, FinishReason, Request, Sampling, Stop};
-use reel_kernels::philox::philox4x32_10;
-use reel_media::resize::FrameBuf;
+use reel_engine::{self as engine, Engine, FinishReason};
 use reel_model::input::Tokens;
 use reel_rewards::Scores;
 use reel_runtime::Cx;
 use serde_json::{Map, Value, json};
 
 use super::Setup;
+use super::draws::Draws;
 use super::group::{Completion, Group, SECONDS};
 use super::judge::Judge;
 use super::prompts::{Prompt, Prompts};
@@ -28,12 +24,11 @@ use crate::{Result, TrainError};
 
 /// Draws completions.
 pub(super) struct Rollout<'a> {
-    engine: Engine<'a>,
+    draws: Draws<'a>,
     options: &'a GrpoOptions,
     prompts: Arc<Prompts>,
     judge: Judge,
     records: Records,
-    seed: u64,
     stop: &'a AtomicBool,
 }
 
@@ -63,24 +58,16 @@ pub(super) struct Drawing {
 /// How often further rows are drawn for, where groups without differences are left out.
 const MOST_ROUNDS: u64 = 10;
 
-/// What the draws of a place are for.
-#[derive(Clone, Copy)]
-enum Draw {
-    Completions = 0x6772_706f,
-    Shuffled = 0x7368_7566,
-    Frames = 0x6672_616d,
-}
-
 impl<'a> Rollout<'a> {
     pub(super) fn new(setup: &Setup<'a>, prompts: Arc<Prompts>, trainer: &Trainer) -> Result<Self> {
         let cx = Cx::inference(&trainer.device, trainer.dtype);
+        let engine = Engine::new(&trainer.model, &cx)?.stop_when(setup.stop);
         Ok(Self {
-            engine: Engine::new(&trainer.model, &cx)?.stop_when(setup.stop),
+            draws: Draws::new(engine, setup.options, prompts.stop_ids(), setup.seed),
             options: setup.options,
             judge: Judge::new(setup.options, &trainer.device, trainer.dtype)?,
             records: Records::new(&setup.options.out, trainer.recipe.schedule.max_steps),
             prompts,
-            seed: setup.seed,
             stop: setup.stop,
         })
     }
@@ -113,8 +100,7 @@ impl<'a> Rollout<'a> {
                 break;
             }
         }
-        // Training needs the memory, and a run that goes on from here has the same peak.
-        self.engine.release();
+        self.draws.release();
         if kept.is_empty() {
             // The data ended, or nothing that was drawn for ten steps' rows made a difference.
             return match dropped {
@@ -156,59 +142,18 @@ impl<'a> Rollout<'a> {
 
     /// Completes the prompts of a step.
     fn draw(&self, prompts: Vec<Prompt>, n: u64, round: u64) -> Result<Vec<Drawn>> {
-        let place = |i: usize| (round << 32) + i as u64;
-        let shuffle = |(i, prompt): (usize, &Prompt)| -> Option<Tokens> {
-            let wanted = self.judge.temporal() && !prompt.tokens.frames.films.is_empty();
-            wanted.then(|| shuffled(&prompt.tokens, self.seed_of(n, place(i), Draw::Frames)))
-        };
-        let shuffled: Vec<Option<Tokens>> = prompts.iter().enumerate().map(shuffle).collect();
-        let group = self.options.num_generations;
-        let mut requests = Vec::new();
-        for (i, prompt) in prompts.iter().enumerate() {
-            requests.push(self.request(&prompt.tokens, group, self.seed_of(n, place(i), Draw::Completions)));
-        }
-        for (i, tokens) in shuffled.iter().enumerate() {
-            if let Some(tokens) = tokens {
-                requests.push(self.request(tokens, group / 2, self.seed_of(n, place(i), Draw::Shuffled)));
-            }
-        }
-        let (completions, _) = self.engine.generate(requests, |_| {}).map_err(|e| match e {
+        let tokens: Vec<&Tokens> = prompts.iter().map(|prompt| &prompt.tokens).collect();
+        let drawn = self.draws.complete(&tokens, n, round, || {}).map_err(|e| match e {
             engine::Error::Interrupted => TrainError::interrupted(),
             e => e.into(),
         })?;
-        let mut by_request: Vec<Vec<Answer>> = Vec::new();
-        for c in completions {
-            by_request.resize_with(by_request.len().max(c.request + 1), Vec::new);
-            by_request[c.request].push(self.answer(c));
-        }
-        let mut answers = by_request.into_iter();
-        let mut drawn: Vec<Drawn> = prompts
-            .into_iter()
-            .map(|prompt| Drawn { prompt, completions: answers.next().unwrap_or_default(), shuffled: Vec::new() })
-            .collect();
-        for (drawn, _) in drawn.iter_mut().zip(&shuffled).filter(|(_, tokens)| tokens.is_some()) {
-            drawn.shuffled = answers.next().unwrap_or_default();
-        }
-        Ok(drawn)
-    }
-
-    fn request<'b>(&'b self, tokens: &'b Tokens, completions: usize, seed: u64) -> Request<'b> {
-        let o = self.options;
-        Request {
-            prompt: tokens.sequence(),
-            rope_delta: tokens.rope_delta,
-            sampling: Sampling {
-                temperature: o.temperature as f32,
-                top_p: o.top_p as f32,
-                top_k: o.top_k,
-                repetition_penalty: 1.0,
-                seed,
-            },
-            max_new_tokens: o.max_completion_length,
-            min_new_tokens: o.min_completion_length,
-            eos: self.prompts.stop_ids(),
-            stops: (0..completions).map(|_| Stop::none()).collect(),
-        }
+        let answers = |all: Vec<engine::Completion>| all.into_iter().map(|c| self.answer(c)).collect();
+        let drawn = prompts.into_iter().zip(drawn).map(|(prompt, drawn)| Drawn {
+            prompt,
+            completions: answers(drawn.completions),
+            shuffled: answers(drawn.shuffled),
+        });
+        Ok(drawn.collect())
     }
 
     fn answer(&self, c: engine::Completion) -> Answer {
@@ -218,12 +163,6 @@ impl<'a> Rollout<'a> {
             log_probs: c.log_probs,
             finish: c.finish_reason,
         }
-    }
-
-    fn seed_of(&self, n: u64, place: u64, draw: Draw) -> u64 {
-        let counter = [place as u32, n as u32, (n >> 32) as u32 ^ (place >> 32) as u32, draw as u32];
-        let [a, b, ..] = philox4x32_10(counter, [self.seed as u32, (self.seed >> 32) as u32]);
-        u64::from(a) | u64::from(b) << 32
     }
 }
 
@@ -249,26 +188,4 @@ fn means(all: &[Scores]) -> Map<String, Value> {
         }
     }
     sums.into_iter().map(|(name, sum, n)| (format!("rewards/{name}"), json!(sum / n as f64))).collect()
-}
-
-/// The same prompt with the frames of its films in an order that `seed` gives.
-pub fn shuffled(tokens: &Tokens, seed: u64) -> Tokens {
-    let mut tokens = tokens.clone();
-    for (film, frames) in (0u32..).zip(&mut tokens.frames.films) {
-        let order = permutation(frames.frames, seed, film);
-        let size = frames.height * frames.width * 3;
-        let data = order.iter().flat_map(|&f| &frames.data[f * size..(f + 1) * size]).copied().collect();
-        *frames = FrameBuf { data, ..*frames };
-    }
-    tokens
-}
-
-/// Fisher and Yates' shuffle of `0..n`.
-fn permutation(n: usize, seed: u64, stream: u32) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..n).collect();
-    for i in (1..n).rev() {
-        let [random, ..] = philox4x32_10([i as u32, 0, 0, stream], [seed as u32, (seed >> 32) as u32]);
-        order.swap(i, ((u64::from(random) * (i as u64 + 1)) >> 32) as usize);
-    }
-    order
 }

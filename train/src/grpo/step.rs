@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use reel_model::batch::Batch;
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::text::Attend;
 use reel_runtime::{Category, Cx, DType, Device, Tensor, ops};
 use serde_json::json;
 
@@ -14,7 +15,7 @@ use crate::options::{GrpoOptions, Level, LossType, Parity};
 use crate::trainer::{StepResult, Trainer};
 
 /// Step `n`, counted from 1, on the groups of `set`; `reference` has the weights that the loss keeps near.
-pub(super) fn step(
+pub(crate) fn step(
     t: &mut Trainer,
     options: &GrpoOptions,
     reference: Option<&Qwen25Vl>,
@@ -31,12 +32,15 @@ pub(super) fn step(
         part("reference");
         if let Some(model) = reference.filter(|_| first) {
             let cx = Cx::inference(&t.device, t.dtype);
-            let hidden = model.hidden(&cx, &packed.batch, false)?;
+            let hidden = known_hidden(&cx, model, &packed)?;
             set.reference.push(log_probs(&cx, model, &hidden, &packed, options)?.to_f32()?);
         }
         part("forward");
         let cx = Cx::training(&t.device, t.dtype);
-        let hidden = t.hidden(&cx, &packed.batch)?; // [S, H]
+        let hidden = match t.model.trains_vision() {
+            true => t.hidden(&cx, &packed.batch)?, // [S, H]
+            false => t.hidden_with(&cx, &packed.batch, packed.vision(&cx.without_tape(), &t.model)?)?,
+        };
         let (log_probs, entropy) = log_probs_and_entropies(&cx, &t.model, &hidden, &packed, options)?; // [L] each
         told.entropy.push(mean(&entropy.to_f32()?.into_iter().map(f64::from).collect::<Vec<_>>()));
         let policy = policy(&t.device, options, groups, &packed, &weights, set.at(i))?;
@@ -63,6 +67,15 @@ pub(super) fn step(
     result.shown = set.shown.take();
     result.more.insert("train_seconds".into(), json!(begun.elapsed().as_secs_f64()));
     Ok(result)
+}
+
+/// Hidden states `[S, H]` of a model that does not change: what its tower makes of media is kept.
+fn known_hidden(cx: &Cx, model: &Qwen25Vl, packed: &Packed) -> Result<Tensor> {
+    let vision = packed.vision(cx, model)?; // [M, H]
+    let x = model.embed(cx, &packed.batch, vision.as_ref())?;
+    drop(vision);
+    let attend = Attend::Packed(&packed.batch.seqs);
+    Ok(model.text.forward(cx, &x, &packed.batch.positions, attend, false)?)
 }
 
 /// `log softmax(logits / temperature)` of the learned tokens, f32 `[L]`.

@@ -3,6 +3,7 @@
 mod errors;
 mod live;
 mod shared;
+mod tower;
 
 use std::fs;
 use std::path::{Path, PathBuf};

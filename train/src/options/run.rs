@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{Optim, Parity, Scheduler, check, range};
 use crate::Result;
+use crate::quarantine::QUARANTINE;
 use reel_model::lora::{ALL_LINEAR, DECODER_LAYERS, LoraSpec};
 
 /// The options of a command that trains: those of any run, and its own.
@@ -33,7 +34,9 @@ pub trait Options: Serialize + Deref<Target = RunOptions> {
         let given = |flag: &str, empty: bool, cure: &str| check(!empty, flag, "is missing".into(), cure);
         given("--model", self.model.is_empty(), "give the folder to start from")?;
         given("--data", self.data.as_os_str().is_empty(), "give a JSON or JSONL file of rows")?;
-        given("--out", self.out.as_os_str().is_empty(), "give the folder to write")?;
+        given("--out", self.out.as_os_str().is_empty() && !self.only_checks(), "give the folder to write")?;
+        let unnamed = self.only_checks() && self.quarantine.is_none();
+        given("--quarantine", unnamed, "name the list of rows to write, or give --out to train after the check")?;
         self.validate_values()
     }
 }
@@ -158,9 +161,12 @@ pub struct RunOptions {
     /// Stop at the first row that cannot be trained on, instead of skipping it
     #[arg(long)]
     pub strict: bool,
-    /// Read every row with its media before the first step
+    /// Read every row with its media before the first step, and list those that cannot be used; without --out, do no more than that
     #[arg(long)]
     pub check_data: bool,
+    /// Rows to leave out unopened, as --check-data lists them; with --check-data the list to write [default: OUT/quarantine.jsonl]
+    #[arg(long, value_name = "FILE")]
+    pub quarantine: Option<PathBuf>,
 }
 
 /// Paths that may be absent from the command line, since a configuration file may have them.
@@ -187,6 +193,16 @@ impl RunOptions {
             Some(root) => root.clone(),
             None => self.data.parent().map(PathBuf::from).unwrap_or_default(),
         }
+    }
+
+    /// Whether rows are looked at and nothing is trained.
+    pub fn only_checks(&self) -> bool {
+        self.check_data && self.out.as_os_str().is_empty()
+    }
+
+    /// The list of rows that cannot be used, which looking at every row writes.
+    pub fn quarantine_list(&self) -> PathBuf {
+        self.quarantine.clone().unwrap_or_else(|| self.out.join(QUARANTINE))
     }
 
     /// Steps that were asked for outright; 0 and below mean "as many as the epochs need", as in TRL.

@@ -7,7 +7,7 @@ use crate::testing::{assert_same_files, timeless};
 use proptest::prelude::*;
 
 /// Rows of text, pictures and a film of four frames, with answers.
-fn rows() -> String {
+pub(super) fn rows() -> String {
     let answer = |row: Value, kind: &str, solution: &str| {
         let mut row = row;
         row["problem_type"] = json!(kind);
@@ -215,7 +215,7 @@ proptest! {
         let film = FrameBuf { data: (0..frames * 12).map(|i| (i / 12) as u8).collect(), frames, height: 2, width: 2 };
         let mut tokens = reel_model::input::Tokens::default();
         tokens.frames.films = vec![film.clone(), film];
-        let moved = rollout::shuffled(&tokens, seed);
+        let moved = draws::shuffled(&tokens, seed);
         for film in &moved.frames.films {
             let first: Vec<u8> = film.data.chunks(12).map(|frame| frame[0]).collect();
             prop_assert!(film.data.chunks(12).all(|frame| frame.iter().all(|b| *b == frame[0])));
@@ -223,6 +223,6 @@ proptest! {
             sorted.sort_unstable();
             prop_assert_eq!(sorted, (0..frames as u8).collect::<Vec<_>>());
         }
-        prop_assert_eq!(rollout::shuffled(&tokens, seed).frames, moved.frames);
+        prop_assert_eq!(draws::shuffled(&tokens, seed).frames, moved.frames);
     }
 }

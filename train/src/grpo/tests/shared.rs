@@ -52,7 +52,7 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
     let config = ModelConfig::open(&model).unwrap();
     let recipe = crate::recipe::Recipe::new(options, 1);
     let (mut trainer, _files) = Trainer::open(&case.device, &config, &model, DType::F32, recipe).unwrap();
-    let reference = (options.beta > 0.0).then(|| reference(&setup, &trainer).unwrap());
+    let reference = (options.beta > 0.0).then(|| first_weights(&setup, &trainer).unwrap());
     step::step(&mut trainer, options, reference.as_ref(), &mut set, 1).unwrap();
     trainer.grads.iter().flat_map(|(_, g)| g.to_f32().unwrap()).collect()
 }

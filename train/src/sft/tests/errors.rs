@@ -53,8 +53,12 @@ fn looking_at_every_row_can_be_stopped() {
     let dir = tempfile::tempdir().unwrap();
     let case = on_rows(dir.path(), GOOD).with(|o| o.check_data = true);
     case.stop.store(true, Ordering::Relaxed);
-    assert!(said(&case).contains("rows.jsonl:1: stopped after step 0; start again"));
-    assert!(!dir.path().join("out").exists());
+    assert!(said(&case).contains("rows.jsonl:1: stopped after step 0; run it again"));
+    // The journal alone is left, and is no run: the next call begins.
+    let left: Vec<_> = fs::read_dir(dir.path().join("out")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["quarantine.jsonl.journal"]);
+    case.stop.store(false, Ordering::Relaxed);
+    case.run().unwrap();
 }
 
 #[test]

@@ -1,0 +1,101 @@
+//! How often the vision tower runs: what one that does not change made of a film is not computed again.
+
+use super::*;
+use reel_model::input::Tokens;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::Cx;
+
+/// Passes of the tower in a run of three steps on one film.
+fn passes(change: impl FnOnce(&mut GrpoOptions)) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    let film = live::rows().lines().nth(1).unwrap().to_string();
+    let case = live::case(dir.path(), "out", &film).with(|o| {
+        (o.max_steps, o.temporal, o.save_steps) = (Some(3), false, 0);
+        o.reward_command = Some("while read -r line; do echo ${#line}; done".into());
+        change(o);
+    });
+    case.device.profile().count(true);
+    case.run().unwrap();
+    let totals = case.device.profile().totals().unwrap();
+    totals.iter().filter(|(name, _)| name.starts_with("patch_embedding_fwd")).map(|(_, op)| op.launches).sum()
+}
+
+#[test]
+fn a_tower_that_does_not_change_sees_a_film_once() {
+    // Draws and gradients follow the weights, three of each; the reference's never change.
+    assert_eq!(passes(|_| ()), 3 + 3 + 1);
+    assert_eq!(passes(|o| o.beta = 0.0), 3 + 3);
+    assert_eq!(passes(|o| o.num_iterations = 3), 1 + 3 + 1);
+    let both_towers = Some(vec!["all-linear".to_string()]);
+    assert_eq!(passes(|o| (o.lora_r, o.lora_target_modules) = (2, both_towers)), 3 + 3 + 1);
+    // One pass for draws, reference and gradients of all steps.
+    assert_eq!(passes(|o| o.freeze_vision = true), 1);
+    assert_eq!(passes(|o| o.lora_r = 2), 1);
+    assert_eq!(passes(|o| (o.freeze_vision, o.shared_prefix) = (true, false)), 1);
+    assert_eq!(passes(|o| (o.freeze_vision, o.per_device_train_batch_size) = (true, 8)), 1);
+    // And one for each step's film in another order.
+    assert_eq!(passes(|o| (o.freeze_vision, o.temporal) = (true, true)), 1 + 3);
+}
+
+/// The prompt about a film, and the one about a picture.
+fn prompts(dir: &Path) -> Vec<Tokens> {
+    let case = live::case(dir, "out", &live::rows());
+    let (options, model) = (&case.options, PathBuf::from(&case.options.model));
+    let media = MediaOptions { profile: reel_media::profile::Profile::VideorftTrain, ..Default::default() };
+    let setup = Setup {
+        options,
+        model: &model,
+        device: &case.device,
+        dtype: DType::F32,
+        seed: 0,
+        media: &media,
+        resolved: &Value::Null,
+        quiet: true,
+        stop: &case.stop,
+    };
+    let prompts = Prompts::open(&setup).unwrap();
+    [1, 0, 2].map(|row| prompts.prompt(row).unwrap().tokens).into()
+}
+
+#[test]
+fn what_is_kept_has_the_bits_of_one_pass_over_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = prompts(dir.path());
+    let folder = golden("model_a");
+    let (device, files) = (Device::cpu(2), Checkpoint::open(&folder).unwrap());
+    let config = reel_model::config::ModelConfig::open(&folder).unwrap();
+    for dtype in [DType::F32, DType::BF16] {
+        let mut model = Qwen25Vl::open(&device, &files, &config, dtype).unwrap();
+        let cx = Cx::inference(&device, dtype);
+        // The film twice, with a prompt without media between, and the picture.
+        let sequences: Vec<_> = [0, 1, 0, 2].iter().map(|&i: &usize| tokens[i].sequence()).collect();
+        let batch = reel_model::batch::Batch::new(&device, &config, dtype, &sequences, "test").unwrap();
+        let whole = model.vision_tokens(&cx, batch.media.as_ref().unwrap(), false).unwrap();
+        let bytes = |t: &reel_runtime::Tensor| (t.shape().to_vec(), t.read_bytes().unwrap());
+        for cached in [None, Some(features())] {
+            model.features = cached;
+            for _ in 0..2 {
+                let apart = model.vision_features(&cx, &sequences).unwrap().unwrap();
+                assert!(bytes(&apart) == bytes(&whole), "{dtype}");
+                let again = model.vision_tokens(&cx, batch.media.as_ref().unwrap(), false).unwrap();
+                assert!(bytes(&again) == bytes(&whole), "{dtype}");
+            }
+            assert!(model.vision_features(&cx, &sequences[1..2]).unwrap().is_none());
+        }
+    }
+}
+
+#[test]
+fn the_references_tower_is_the_first_one_where_the_policys_is_trained() {
+    let dir = tempfile::tempdir().unwrap();
+    let film = live::rows().lines().nth(1).unwrap().to_string();
+    let case = live::case(dir.path(), "out", &film).with(|o| {
+        o.reward_command = Some("while read -r line; do echo ${#line}; done".into());
+        // Nothing but the tower moves.
+        (o.learning_rate, o.learning_rate_vision, o.weight_decay) = (0.0, Some(1e-2), 0.0);
+        (o.max_steps, o.temporal) = (Some(3), false);
+    });
+    case.run().unwrap();
+    let lines = metrics(&dir.path().join("out"));
+    assert!(lines[0].more["kl"] == json!(0.0) && lines[2].more["kl"].as_f64().unwrap() > 0.0, "{lines:?}");
+}

@@ -1,0 +1,224 @@
+//! What a run of policy optimisation needs: its draws and its steps on the dry device. Every completion is taken to be as long as is allowed.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use reel_engine::Engine;
+use reel_model::checkpoint::Dtype;
+use reel_model::config::ModelConfig;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::weights::Source as Weights;
+use reel_runtime::{Cx, DType, Device};
+use serde_json::{Map, Value};
+
+use super::{Ops, Phases, Plan, Shape};
+use crate::checkpoint::bytes_of;
+use crate::feed::{Feed, Position, Source};
+use crate::grpo::draws::Draws;
+use crate::grpo::group::given;
+use crate::grpo::step::step;
+use crate::grpo::{Completion, Group, Grpo, Prompt, Set, Setup};
+use crate::options::{GrpoOptions, Options};
+use crate::recipe::Recipe;
+use crate::run::{self, Taken, Work};
+use crate::siglip::SiglipScorer;
+use crate::trainer::Trainer;
+use crate::{Result, length};
+
+/// Rows whose steps are counted at most: completions of each are counted token by token.
+const MOST_ROWS: u64 = 64;
+
+/// Steps on a set that are counted; from the second on they are all the same.
+const MOST_USES: u64 = 2;
+
+/// The steps on one set of groups whose prompts are of one size. `device` is dry.
+pub fn with_shape(
+    options: &GrpoOptions,
+    config: &ModelConfig,
+    files: Dtype,
+    dtype: DType,
+    shape: &Shape,
+    device: &Device,
+) -> Result<Plan> {
+    options.validate_values()?;
+    if let Some(most) = options.max_prompt_length.filter(|&most| shape.tokens > most) {
+        return Err(length::too_long("--tokens", shape.tokens, "--max-prompt-length", most));
+    }
+    let prompt = |i: usize| {
+        let mut tokens = shape.sample(config).tokens;
+        // Each about a film of its own.
+        tokens.frames.films.iter_mut().for_each(|film| film.data.fill(i as u8));
+        Prompt::of_size(tokens)
+    };
+    let mut counter = Counter::new(options, config, files, dtype, device, &[])?;
+    counter.set((0..options.groups()).map(prompt).collect())?;
+    counter.plan()
+}
+
+/// The steps of a run on its own data, or the first of them where there are many rows. Counted for the device of `setup`.
+pub fn with_data(setup: &Setup, files: Dtype) -> Result<Plan> {
+    let options = setup.options;
+    options.validate_values()?;
+    let prompts = Arc::new(Grpo::rows(setup)?);
+    let left_out: Vec<usize> = run::left_out(options, &*prompts)?.into_iter().map(|row| row.row).collect();
+    let rows = prompts.rows();
+    let order = run::order(options.no_shuffle, rows, setup.seed);
+    let mut batching = Grpo::batching(options, rows);
+    let sets = MOST_ROWS.div_ceil(batching.rows as u64);
+    let sets = options.asked_steps().map_or(sets, |steps| sets.min(steps.div_ceil(options.num_iterations)));
+    batching.end = batching.end.map(|end| end.min(MOST_ROWS));
+    let position = Position { slot: 0, skipped: left_out };
+    let mut feed = Feed::new(prompts.clone(), order, batching, &position, 1, 2);
+    let device = Device::dry(setup.device.kernels());
+    let config = prompts.config().clone();
+    let mut counter = Counter::new(options, &config, files, setup.dtype, &device, prompts.stop_ids())?;
+    let (never, mut taken) = (AtomicBool::new(false), Taken::default());
+    for _ in 0..sets {
+        let Some(batch) = taken.next_of(&mut feed, &never)? else { break };
+        counter.set(batch.samples)?;
+    }
+    counter.plan()
+}
+
+/// A run that computes nothing, and what it has counted.
+struct Counter<'a> {
+    options: &'a GrpoOptions,
+    trainer: Trainer,
+    reference: Option<Qwen25Vl>,
+    /// What draws, where completions are not given.
+    draws: Option<Draws<'a>>,
+    siglip: Option<SiglipScorer>,
+    ends: Vec<u32>,
+    phases: Phases,
+    steps: u64,
+    tokens: u64,
+}
+
+impl<'a> Counter<'a> {
+    fn new(
+        options: &'a GrpoOptions,
+        config: &ModelConfig,
+        files: Dtype,
+        dtype: DType,
+        device: &Device,
+        ends: &[u32],
+    ) -> Result<Self> {
+        let mut trainer = Trainer::new(device, config, Weights::Nothing(files), dtype, Recipe::new(options, 1))?;
+        crate::grpo::keep_features(&mut trainer);
+        let reference = match options.beta > 0.0 {
+            true => Some(crate::grpo::reference(&trainer, Weights::Nothing(files))?),
+            false => None,
+        };
+        let draws = match options.rollouts {
+            Some(_) => None,
+            None => {
+                let engine = Engine::new(&trainer.model, &Cx::inference(device, dtype))?;
+                // Only ends that are barred have room on the device. A device that computes nothing draws 0, which is to end nothing.
+                let barred = if options.min_completion_length > 0 { ends } else { &[] };
+                let barred: Vec<u32> = barred.iter().map(|&id| id.max(1)).collect();
+                Some(Draws::new(engine, options, &barred, 0))
+            }
+        };
+        let siglip = match (&draws, &options.siglip) {
+            (Some(_), Some(dir)) => Some(SiglipScorer::open(device, Path::new(dir), dtype)?),
+            _ => None,
+        };
+        device.profile().clear();
+        device.reset_peak();
+        Ok(Self {
+            options,
+            trainer,
+            reference,
+            draws,
+            siglip,
+            ends: ends.to_vec(),
+            phases: Phases::default(),
+            steps: 0,
+            tokens: 0,
+        })
+    }
+
+    /// Draws a set and makes the steps on it.
+    fn set(&mut self, prompts: Vec<Prompt>) -> Result<()> {
+        let groups = match &self.draws {
+            None if prompts.iter().all(|prompt| prompt.is_given()) => given(self.options, prompts, &self.ends),
+            None => prompts.into_iter().map(|prompt| self.group(prompt)).collect(),
+            Some(_) => {
+                self.draw(&prompts)?;
+                prompts.into_iter().map(|prompt| self.group(prompt)).collect()
+            }
+        };
+        let mut set = Set::new(groups, self.options.scale_rewards);
+        let device = self.trainer.device.clone();
+        for use_ in 1..=self.options.num_iterations.min(MOST_USES) {
+            device.profile().clear();
+            device.profile().record(true);
+            let result = step(&mut self.trainer, self.options, self.reference.as_ref(), &mut set, 1)?;
+            device.profile().record(false);
+            // The last that is counted stands for those that are not.
+            let times = if use_ == MOST_USES { self.options.num_iterations - use_ + 1 } else { 1 };
+            for event in device.profile().events()? {
+                self.phases.add_launch(event.part, event.name, event.cost, times);
+            }
+            self.steps += times;
+            self.tokens += times * result.tokens as u64;
+        }
+        Ok(())
+    }
+
+    /// Counts the draws for a set, and what judges them on the device.
+    fn draw(&mut self, prompts: &[Prompt]) -> Result<()> {
+        let Some(draws) = &self.draws else { return Ok(()) };
+        let device = &self.trainer.device;
+        let tokens: Vec<_> = prompts.iter().map(|prompt| &prompt.tokens).collect();
+        device.profile().clear();
+        let mut prefill = Ok(Ops::new());
+        draws.complete(&tokens, 1, 0, || prefill = device.profile().totals())?;
+        let (prefill, mut decode) = (prefill?, device.profile().totals()?);
+        super::subtract(&mut decode, &prefill);
+        self.phases.add("prefill", &prefill);
+        self.phases.add("decode", &decode);
+        if let Some(siglip) = &mut self.siglip {
+            device.profile().clear();
+            for prompt in prompts {
+                let frames = &prompt.tokens.frames;
+                let seen = if frames.films.is_empty() { &frames.pictures } else { &frames.films };
+                if !seen.is_empty() {
+                    siglip.similarities_of(&vec![""; self.options.num_generations], seen, false)?;
+                }
+            }
+            self.phases.add("judge", &device.profile().totals()?);
+        }
+        draws.release();
+        Ok(())
+    }
+
+    /// Completions of the longest length that is allowed.
+    fn group(&self, prompt: Prompt) -> Group {
+        let longest = self.options.max_completion_length;
+        let completion = Completion { ids: vec![0; longest], counted: longest, log_probs: vec![0.0; longest] };
+        let n = self.options.num_generations;
+        Group {
+            prompt: Arc::new(prompt),
+            completions: vec![completion; n],
+            rewards: vec![0.0; n],
+            advantages: Vec::new(),
+        }
+    }
+
+    fn plan(self) -> Result<Plan> {
+        let Self { trainer, phases, steps, tokens, .. } = self;
+        Ok(Plan { memory: trainer.device.memory(), phases, steps, tokens, checkpoint: bytes_of(&trainer) })
+    }
+}
+
+impl Prompt {
+    /// A prompt of which only the size is known.
+    fn of_size(tokens: reel_model::input::Tokens) -> Self {
+        Self { row: 0, place: String::new(), tokens, messages: Value::Null, columns: Map::new(), given: None }
+    }
+}
+
+#[cfg(test)]
+mod tests;
