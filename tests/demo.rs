@@ -13,9 +13,9 @@ fn a_demo_makes_everything_and_can_be_made_again() {
     let said = demo(&["--json"]).json();
     let seed = &said["seeds"][0];
     let counted = |task: &str| (seed["right"][task]["n"].clone(), seed["right"][task]["before"].clone());
-    assert_eq!(counted("all"), (240.into(), 0.into()));
-    assert_eq!(counted("motion"), (120.into(), 0.into()));
-    assert_eq!(counted("motion, frames shuffled"), (360.into(), 0.into()));
+    assert_eq!(counted("all"), (480.into(), 0.into()));
+    assert_eq!(counted("motion"), (240.into(), 0.into()));
+    assert_eq!(counted("motion, frames shuffled"), (720.into(), 0.into()));
     let out = dir.path().join("demo");
     let made = [
         "clips",
@@ -31,7 +31,7 @@ fn a_demo_makes_everything_and_can_be_made_again() {
         "siglip",
     ];
     assert_eq!(entries(&out), made);
-    assert_eq!(entries(&out.join("clips")).len(), 96 + 576 + 240);
+    assert_eq!(entries(&out.join("clips")).len(), 96 + 576 + 480);
     let rows = |name: &str| fs::read_to_string(out.join(name)).expect("rows");
     let sft = rows("sft.jsonl");
     assert!(sft.lines().count() == 96 && sft.contains("<think>") && sft.contains("clips/sft-000-motion.mp4"));

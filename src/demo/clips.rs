@@ -134,14 +134,14 @@ impl Set {
         match self {
             Self::Sft => 96,
             Self::Rl => 576,
-            Self::HeldOut => 240,
+            Self::HeldOut => 480,
         }
     }
 
     /// Of every so many films of a motion, all but one show it in the direction's own colour. A model that learns from such films finds that
     /// a single frame mostly gives the answer away; those of the second stage have no such hint.
     fn hint(self) -> Option<usize> {
-        (self != Self::Rl).then_some(2)
+        (self != Self::Rl).then_some(5)
     }
 }
 
@@ -364,7 +364,7 @@ mod tests {
         assert_ne!(make(Set::Rl, 1)[17].frames, sets[1][17].frames);
     }
 
-    /// Half of the motions that are imitated and examined have their direction's colour, of those that are rewarded a quarter.
+    /// Four in five of the motions that are imitated and examined have their direction's colour, of those that are rewarded a quarter.
     #[test]
     fn colours_hint_at_motions_where_they_should() {
         for set in Set::ALL {
@@ -377,7 +377,7 @@ mod tests {
             let (hinted, all) = (hinted.count(), motions.len());
             match set {
                 Set::Rl => assert!((all / 6..all / 3).contains(&hinted), "{hinted} of {all}"),
-                _ => assert_eq!(2 * hinted, all),
+                _ => assert!((3 * all / 4..=7 * all / 8).contains(&hinted), "{hinted} of {all}"),
             }
         }
     }

@@ -160,7 +160,7 @@ fn results(page: &mut String, o: &Outcome) {
     let _ = write!(
         page,
         "</tbody></table><p class=\"note\">Bars: after T-GRPO, and as a line beneath after SFT; marks: guessing. From SFT to T-GRPO all clips \
-         gained {:.1} standard errors of the difference. In half of the clips that show a motion, in what SFT learns from and in these, the shape \
+         gained {:.1} standard errors of the difference. In four of five clips that show a motion, in what SFT learns from and in these, the shape \
          has its direction's own colour: a hint that one frame gives away. The films of T-GRPO have no such hint; what can be told without the \
          order of frames should lose by it.</p></section>",
         standard_errors(o.said[1].tally(&o.clips, None), o.said[2].tally(&o.clips, None)),

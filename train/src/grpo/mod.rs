@@ -30,11 +30,11 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::Decoder;
 use reel_model::weights::{Loader, Source};
 
+pub use draws::shuffled;
 pub use group::{Completion, Group, Set};
 pub use prompts::{Prompt, Prompts};
 pub use records::{ROLLOUTS, STRIPS};
 use rollout::Rollout;
-pub use draws::shuffled;
 use serde_json::Map;
 
 use crate::Result;
