@@ -34,7 +34,8 @@ use crate::{generate, model, prompt};
 #[command(after_help = "\
 Example:
   reel plan sft --preset 3b --tokens 2048 --vision-patches 4096 --gpu h200
-  reel plan grpo --preset 7b --tokens 2048 --vision-patches 4096 --gpu h200 --optim adamw-bf16
+  reel plan grpo --preset 7b --tokens 2048 --vision-patches 4096 --gpu h200 \\
+    --optim adamw-bf16
   reel plan generate --preset 7b --tokens 2048 --gpu h100")]
 pub struct Plan {
     #[command(subcommand)]
@@ -48,7 +49,7 @@ enum What {
     Sft(Box<PlanSft>),
     /// Plan `reel grpo`, whose options it takes: drawing completions of the longest length, and the steps on them
     #[command(
-        after_help = "Example:\n  reel plan grpo --preset 7b --tokens 2048 --vision-patches 4096 --gpu h200 --optim adamw-bf16"
+        after_help = "Example:\n  reel plan grpo --preset 7b --tokens 2048 --vision-patches 4096 --gpu h200 \\\n    --optim adamw-bf16"
     )]
     Grpo(Box<PlanGrpo>),
     /// Plan `reel generate`
