@@ -75,6 +75,13 @@ fn a_demo_makes_everything_and_can_be_made_again() {
     fs::write(dir.path().join("mine/thesis.txt"), "years of work").expect("written");
     demo(&["--out", "mine"]).refused(1, &["mine", "--out"]);
     assert_eq!(entries(&dir.path().join("mine")), ["thesis.txt"]);
+    // Names that a demo uses too do not make one.
+    for part in ["clips", "model"] {
+        fs::create_dir_all(dir.path().join("work").join(part)).expect("made");
+    }
+    fs::write(dir.path().join("work/model/weights"), "days of training").expect("written");
+    demo(&["--out", "work"]).refused(1, &["work", "--out"]);
+    assert_eq!(entries(&dir.path().join("work/model")), ["weights"]);
 }
 
 #[test]

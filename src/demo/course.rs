@@ -61,20 +61,9 @@ pub const STAGES: [Stage; 2] = [
     },
 ];
 
-/// Everything that a course makes in its folder.
-const PARTS: [&str; 11] = [
-    "model",
-    "siglip",
-    "clips",
-    "sft.jsonl",
-    "rl.jsonl",
-    "held-out.jsonl",
-    "sft.toml",
-    "grpo.toml",
-    "sft",
-    "grpo",
-    "report.html",
-];
+/// Everything that a course makes in its folder, but for the recipe, by which the folder is known.
+const PARTS: [&str; 9] =
+    ["model", "siglip", "clips", "sft.jsonl", "rl.jsonl", "held-out.jsonl", "sft", "grpo", "report.html"];
 
 /// The page of what the second stage drew over time.
 pub const DRAWN: &str = "grpo/report.html";
@@ -158,8 +147,9 @@ impl Course<'_> {
         }
     }
 
-    /// Removes what an earlier demo left, and nothing else.
+    /// Removes what an earlier demo left, and nothing else; begins with the recipe.
     fn clear(&self) -> Result<()> {
+        want_demo(&self.folder)?;
         let cannot = |path: &Path, e| {
             failed(path.display(), format!("cannot be replaced: {e}"), "remove it, or give another --out")
         };
@@ -173,7 +163,11 @@ impl Course<'_> {
         }
         let films = self.path("clips");
         fs::create_dir_all(&films)
-            .map_err(|e| failed(films.display(), format!("cannot be made: {e}"), "give another --out"))
+            .map_err(|e| failed(films.display(), format!("cannot be made: {e}"), "give another --out"))?;
+        for stage in &STAGES {
+            output::file(&self.path(&format!("{}.toml", stage.name)), stage.recipe.as_bytes())?;
+        }
+        Ok(())
     }
 
     /// A random model to teach and a random SigLIP; the parameters of the first.
@@ -186,7 +180,7 @@ impl Course<'_> {
         Ok(made.parameters)
     }
 
-    /// Encodes all films, writes a file of rows for each set, and the recipe; returns those held out.
+    /// Encodes all films and writes a file of rows for each set; returns those held out.
     fn make_films(&self) -> Result<Vec<Clip>> {
         let how = Encoding::new(Codec::best(), (FPS as i32, 1));
         let mut held_out = Vec::new();
@@ -200,9 +194,6 @@ impl Course<'_> {
             }
             output::file(&self.path(&format!("{}.jsonl", set.name())), rows.as_bytes())?;
             held_out = made;
-        }
-        for stage in &STAGES {
-            output::file(&self.path(&format!("{}.toml", stage.name)), stage.recipe.as_bytes())?;
         }
         let [sft, rl, held_out_films] = Set::ALL.map(Set::count);
         self.say(format!(
@@ -272,6 +263,18 @@ impl Course<'_> {
             ),
         ]
     }
+}
+
+/// Refuses a folder that holds anything but a demo, or demos of several seeds.
+pub fn want_demo(folder: &Path) -> Result<()> {
+    let first_line = STAGES[0].recipe.lines().next().unwrap_or_default();
+    let is_demo =
+        |folder: &Path| fs::read_to_string(folder.join("sft.toml")).is_ok_and(|recipe| recipe.starts_with(first_line));
+    let mut entries = fs::read_dir(folder).into_iter().flatten().flatten().peekable();
+    if entries.peek().is_none() || is_demo(folder) || entries.any(|entry| is_demo(&entry.path())) {
+        return Ok(());
+    }
+    Err(failed(folder.display(), "holds something that is no demo", "give another --out"))
 }
 
 /// A film as a row to learn from.

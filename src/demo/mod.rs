@@ -14,7 +14,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::common::Common;
-use crate::fail::{bad_usage, failed};
+use crate::fail::bad_usage;
 use crate::output;
 use course::{Course, Outcome};
 use exam::standard_errors;
@@ -37,7 +37,7 @@ pub struct Demo {
 impl Demo {
     /// Makes everything.
     pub fn run(&self, common: &Common) -> Result<()> {
-        self.check_folder()?;
+        course::want_demo(&self.out)?;
         let last = common.seed().checked_add(self.seeds - 1);
         let Some(last) = last else {
             return Err(bad_usage(
@@ -64,19 +64,6 @@ impl Demo {
         outcomes.iter().try_for_each(table)?;
         let all: Duration = outcomes.iter().map(|o| o.all).sum();
         output::line(format!("{} ({})", page.display(), seconds(all)))
-    }
-
-    /// Refuses a folder of anything else.
-    fn check_folder(&self) -> Result<()> {
-        let there = |name: &str| self.out.join(name).exists();
-        let first = fs::read_dir(&self.out).ok().and_then(|mut entries| entries.next());
-        let demo = there("clips") || there("report.html") || (0..1000).any(|seed| there(&format!("seed-{seed}/clips")));
-        match first {
-            Some(_) if !demo => {
-                Err(failed(self.out.display(), "holds something that is no demo", "give another --out"))
-            }
-            _ => Ok(()),
-        }
     }
 }
 
