@@ -1,0 +1,238 @@
+//! What becomes of steps that are far smaller than the spacing of bf16 numbers: the same fine-tuning at a learning rate of 1e-6
+//! with f32 weights, with bf16 weights over their exact master (moments of f32, bf16 and 8 bits), and with bf16 weights alone.
+//!
+//! `cargo run --release -p reel-train --example precision -- DIR` writes `DIR/precision.json` and `DIR/precision.svg`.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use reel_model::init::{InitOptions, Preset, init};
+use reel_model::input::MediaOptions;
+use reel_runtime::optim::ParameterState;
+use reel_runtime::{Cx, DType, Device, Tensor, ops};
+use reel_train::feed::Source;
+use reel_train::options::{Optim, RunOptions, Scheduler};
+use reel_train::recipe::Recipe;
+use reel_train::run::Setup;
+use reel_train::sample::Sample;
+use reel_train::sft;
+use reel_train::step::step;
+use reel_train::trainer::{Packed, Trainer};
+use reel_train::{Result, SftOptions};
+use serde_json::{Value, json};
+
+const STEPS: u64 = 3000;
+/// Steps between two looks at the rows that are not learned from.
+const EVERY: u64 = 50;
+const ROWS: usize = 16;
+const HELD_OUT: usize = 64;
+const LEARNING_RATE: f64 = 1e-6;
+
+/// How weights and moments are held.
+struct Way {
+    name: &'static str,
+    dtype: DType,
+    optim: Optim,
+    /// Whether the bits below bf16 are kept from step to step.
+    master: bool,
+    colour: &'static str,
+}
+
+const WAYS: [Way; 5] = [
+    Way { name: "f32", dtype: DType::F32, optim: Optim::Adamw, master: true, colour: "#4c4c4c" },
+    Way {
+        name: "bf16 + master, f32 moments",
+        dtype: DType::BF16,
+        optim: Optim::Adamw,
+        master: true,
+        colour: "#1f77b4",
+    },
+    Way {
+        name: "bf16 + master, bf16 moments",
+        dtype: DType::BF16,
+        optim: Optim::AdamwBf16,
+        master: true,
+        colour: "#2ca02c",
+    },
+    Way {
+        name: "bf16 + master, 8-bit moments",
+        dtype: DType::BF16,
+        optim: Optim::Adamw8bit,
+        master: true,
+        colour: "#9467bd",
+    },
+    Way { name: "bf16 alone, f32 moments", dtype: DType::BF16, optim: Optim::Adamw, master: false, colour: "#d62728" },
+];
+
+/// What came of a way.
+struct Curve {
+    /// Loss on the rows held out, after each [`EVERY`] steps, and before the first.
+    loss: Vec<(u64, f64)>,
+    /// L2 norm of how far all weights went.
+    distance: f64,
+    /// Share of weights that are not what they were.
+    moved: f64,
+}
+
+fn main() -> std::result::Result<(), Box<dyn Error>> {
+    let out = PathBuf::from(std::env::args().nth(1).ok_or("give the folder to write to")?);
+    fs::create_dir_all(&out)?;
+    let place = tempfile::tempdir()?;
+    let model = place.path().join("model");
+    init(&InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 0 }, &model)?;
+    let data = place.path().join("rows.jsonl");
+    fs::write(&data, rows())?;
+
+    let mut curves = Vec::new();
+    for way in &WAYS {
+        let curve = train(way, &model, &data)?;
+        let (first, last) = (curve.loss[0].1, curve.loss[curve.loss.len() - 1].1);
+        println!(
+            "{:30} loss {first:.4} -> {last:.4}, weights moved {:5.1} %, by {:.4}",
+            way.name,
+            100.0 * curve.moved,
+            curve.distance
+        );
+        curves.push(curve);
+    }
+    fs::write(out.join("precision.json"), format!("{:#}\n", record(&curves)))?;
+    fs::write(out.join("precision.svg"), chart(&curves))?;
+    Ok(())
+}
+
+/// Sums in words: every pair of numbers below 24, in an order that mixes them.
+fn rows() -> String {
+    let pairs = (0..24 * 24).map(|i| i * 227 % (24 * 24)).map(|i| (i / 24, i % 24));
+    let row = |(a, b): (usize, usize)| {
+        json!({"messages": [
+            {"role": "user", "content": format!("What is {a} + {b}?")},
+            {"role": "assistant", "content": format!("<think>{a} and {b} make {}.</think><answer>{}</answer>", a + b, a + b)},
+        ]})
+        .to_string()
+    };
+    pairs.map(row).collect::<Vec<_>>().join("\n")
+}
+
+/// Trains one way from the same weights on the same rows.
+fn train(way: &Way, model: &Path, data: &Path) -> std::result::Result<Curve, Box<dyn Error>> {
+    let run = RunOptions {
+        model: model.display().to_string(),
+        data: data.to_path_buf(),
+        learning_rate: LEARNING_RATE,
+        lr_scheduler_type: Scheduler::Constant,
+        gradient_accumulation_steps: 1,
+        gradient_checkpointing: false,
+        optim: way.optim,
+        ..Default::default()
+    };
+    let options = SftOptions { run, ..Default::default() };
+    let device = Device::cpu(std::thread::available_parallelism()?.get());
+    let samples = sft::samples(&Setup {
+        options: &options,
+        model,
+        device: &device,
+        dtype: way.dtype,
+        seed: 0,
+        media: &MediaOptions::default(),
+        resolved: &json!({}),
+        quiet: true,
+        stop: &AtomicBool::new(false),
+    })?;
+    let all: Vec<Sample> = (0..samples.rows()).map(|row| samples.sample(row)).collect::<Result<_>>()?;
+    let (held_out, learned) = all.split_at(HELD_OUT);
+
+    let config = &samples.bundle.config;
+    let (mut trainer, _files) = Trainer::open(&device, config, model, way.dtype, Recipe::new(&options, STEPS))?;
+    let before = weights(&trainer)?;
+    let mut curve = vec![(0, loss(&trainer, held_out)?)];
+    let mut rows = learned.iter().cycle();
+    for n in 1..=STEPS {
+        step(&mut trainer, n, || Ok(Some(rows.by_ref().take(ROWS).cloned().collect())))?;
+        if !way.master {
+            trainer.optimizer.states().try_for_each(|(_, _, state)| forget(state))?;
+        }
+        if n % EVERY == 0 {
+            curve.push((n, loss(&trainer, held_out)?));
+        }
+    }
+    let after = weights(&trainer)?;
+    let differences = || before.iter().zip(&after).map(|(b, a)| f64::from(a - b));
+    Ok(Curve {
+        loss: curve,
+        distance: differences().map(|d| d * d).sum::<f64>().sqrt(),
+        moved: differences().filter(|d| *d != 0.0).count() as f64 / before.len() as f64,
+    })
+}
+
+/// Leaves of the master what the weights themselves hold, so that each step begins from rounded weights.
+fn forget(state: &ParameterState) -> Result<()> {
+    match &state.low {
+        Some(low) => Ok(low.write(&vec![0u16; low.count()])?),
+        None => Ok(()),
+    }
+}
+
+/// Mean loss of the learned tokens of rows.
+fn loss(t: &Trainer, rows: &[Sample]) -> Result<f64> {
+    let packed = Packed::new(t, rows)?;
+    let cx = Cx::inference(&t.device, t.dtype);
+    let hidden = t.hidden(&cx, &packed.batch)?;
+    let learned = ops::gather_rows(&cx, &hidden, &packed.positions)?;
+    let log_probs = ops::linear_log_prob(&cx, &learned, &t.model.text.lm_head, &packed.targets, 1.0)?.to_f32()?;
+    Ok(-log_probs.iter().map(|&x| f64::from(x)).sum::<f64>() / log_probs.len() as f64)
+}
+
+/// All weights as the model reads them.
+fn weights(t: &Trainer) -> Result<Vec<f32>> {
+    let all = t.model.parameters().map(Tensor::to_f32).collect::<std::result::Result<Vec<_>, _>>()?;
+    Ok(all.concat())
+}
+
+fn record(curves: &[Curve]) -> Value {
+    let ways = WAYS.iter().zip(curves).map(|(way, curve)| {
+        json!({"name": way.name, "weights_moved": curve.moved, "distance": curve.distance, "loss": curve.loss})
+    });
+    json!({
+        "what": "loss on rows held out (step, loss), supervised fine-tuning of a random tiny model",
+        "learning_rate": LEARNING_RATE, "steps": STEPS, "rows_a_step": ROWS, "rows_held_out": HELD_OUT,
+        "ways": ways.collect::<Vec<_>>(),
+    })
+}
+
+/// The curves as a picture.
+fn chart(curves: &[Curve]) -> String {
+    let (width, height, left, bottom) = (760.0, 340.0, 54.0, 30.0);
+    let losses = || curves.iter().flat_map(|c| &c.loss).map(|p| p.1);
+    let (low, high) = (losses().fold(f64::INFINITY, f64::min), losses().fold(0.0, f64::max));
+    let x = |step: u64| left + (width - left - 10.0) * step as f64 / STEPS as f64;
+    let y = |loss: f64| 10.0 + (height - 10.0 - bottom) * (high - loss) / (high - low);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+         <title>Loss over steps at a learning rate of {LEARNING_RATE:e}</title>\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n"
+    );
+    for i in 0..5 {
+        let loss = low + (high - low) * f64::from(i) / 4.0;
+        let (at, text) = (y(loss), left - 8.0);
+        let _ = writeln!(
+            svg,
+            "<line x1=\"{left}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\" stroke=\"#ddd\"/>",
+            width - 10.0
+        );
+        let _ = writeln!(svg, "<text x=\"{text}\" y=\"{:.1}\" text-anchor=\"end\">{loss:.2}</text>", at + 4.0);
+    }
+    for step in (0..=STEPS).step_by(STEPS as usize / 6) {
+        let _ =
+            writeln!(svg, "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{step}</text>", x(step), height - 10.0);
+    }
+    for (row, (way, curve)) in (0u8..).zip(WAYS.iter().zip(curves)) {
+        let points: Vec<String> = curve.loss.iter().map(|(s, l)| format!("{:.1},{:.1}", x(*s), y(*l))).collect();
+        let at = 150.0 + 20.0 * f64::from(row);
+        let (colour, points) = (way.colour, points.join(" "));
+        let _ = writeln!(svg, "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\" points=\"{points}\"/>");
+        let _ = writeln!(svg, "<text x=\"{}\" y=\"{at}\" fill=\"{colour}\">{}</text>", left + 16.0, way.name);
+    }
+    svg + "</svg>\n"
+}
