@@ -210,8 +210,9 @@ fn chart(curves: &[Curve]) -> String {
     let x = |step: u64| left + (width - left - 10.0) * step as f64 / STEPS as f64;
     let y = |loss: f64| 10.0 + (height - 10.0 - bottom) * (high - loss) / (high - low);
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <title>Loss over steps at a learning rate of {LEARNING_RATE:e}</title>\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+         <title>Loss over steps at a learning rate of {LEARNING_RATE:e}</title>\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n",
+        width + 16.0
     );
     for i in 0..5 {
         let loss = low + (high - low) * f64::from(i) / 4.0;
