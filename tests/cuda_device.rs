@@ -3,6 +3,8 @@
 mod support;
 #[path = "support/tensors.rs"]
 mod tensors;
+#[path = "support/training.rs"]
+mod training;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,8 +22,8 @@ use reel_runtime::{Cx, DType, Device, SimOptions};
 use reel_train::options::{RunOptions, SftOptions};
 use reel_train::sft::{self, Setup};
 use serde_json::Value;
-use support::{done, golden, reel_on_gpu};
-use tensors::{distance, read, rows};
+use support::{done, entries, golden, reel_on_gpu};
+use tensors::{Tensor, distance, read, rows};
 
 /// Device `cuda` on a driver that checks, and the driver.
 fn checked() -> (Fake, Device) {
@@ -61,8 +63,9 @@ fn a_forward_pass_keeps_the_drivers_rules_and_gives_the_bits_of_sim() {
     }
 }
 
-/// A training step: its metrics, the weights' file, and what run.json says of the products' library.
-fn step(device: &Device, dtype: DType) -> (Value, Vec<u8>, Value) {
+/// A training step of all weights or of an adapter on every linear layer: its metrics, the weights' file, and what run.json says of
+/// the products' library.
+fn step(device: &Device, dtype: DType, lora_r: usize) -> (Value, Vec<u8>, Value) {
     let case = golden("train").join("sft_videorft_rows");
     let folder = tempfile::tempdir().expect("a folder");
     let model = case.join("../model_a");
@@ -77,6 +80,8 @@ fn step(device: &Device, dtype: DType) -> (Value, Vec<u8>, Value) {
         max_steps: Some(1),
         gradient_accumulation_steps: 1,
         no_shuffle: true,
+        lora_r,
+        lora_target_modules: (lora_r > 0).then(|| vec!["all-linear".to_string()]),
         ..RunOptions::default()
     };
     let options = SftOptions { run, ..SftOptions::default() };
@@ -99,53 +104,91 @@ fn step(device: &Device, dtype: DType) -> (Value, Vec<u8>, Value) {
     let kept = ["loss", "grad_norm", "hash"].map(|key| metrics[key].clone());
     let run = std::fs::read_to_string(options.out.join("run.json")).expect("run.json");
     let mut run: Value = serde_json::from_str(&run).expect("JSON");
-    let weights = std::fs::read(options.out.join("model.safetensors")).expect("weights");
+    let file = if lora_r > 0 { "adapter_model.safetensors" } else { "model.safetensors" };
+    let weights = std::fs::read(options.out.join(file)).expect("weights");
     (Value::from(kept.to_vec()), weights, run["products"].take())
 }
 
 #[test]
 fn a_training_step_keeps_the_drivers_rules_and_gives_the_bits_of_sim() {
     let Some(()) = compile::for_test() else { return };
-    for dtype in [DType::F32, DType::BF16] {
+    for (dtype, lora_r) in [(DType::F32, 0), (DType::BF16, 0), (DType::F32, 4), (DType::BF16, 4)] {
         let (fake, device) = checked();
-        let (got, want) = (step(&device, dtype), step(&simulated(), dtype));
-        assert_eq!(got.0, want.0, "{dtype}");
-        assert!(got.1 == want.1, "{dtype}: the weights differ");
+        let (got, want) = (step(&device, dtype, lora_r), step(&simulated(), dtype, lora_r));
+        assert_eq!(got.0, want.0, "{dtype}, rank {lora_r}");
+        assert!(got.1 == want.1, "{dtype}, rank {lora_r}: the weights differ");
         // The library and its algorithms, which are the same in every run.
         assert_eq!(got.2["library"], "fake products 1.0.0");
         assert!(got.2["algorithms"].as_u64() > Some(20) && got.2["hash"].as_str().is_some_and(|h| h.len() == 16));
         let (_fake, again) = checked();
-        assert_eq!((step(&again, dtype).2, want.2), (got.2, Value::Null), "{dtype}");
+        assert_eq!((step(&again, dtype, lora_r).2, want.2), (got.2, Value::Null), "{dtype}, rank {lora_r}");
         drop(device);
         assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
     }
 }
 
-/// Scores a case on the GPU; gives its logits and those that the reference has.
-fn score(case: &Path, dtype: &str) -> (Vec<f64>, Vec<f64>) {
+/// Whether there is a GPU; says that a test is left out where there is none.
+fn a_gpu() -> bool {
+    let present = Nvidia::present();
+    if !present {
+        println!("no GPU: skipped");
+    }
+    present
+}
+
+/// Logits that `reel score` gives on the GPU in f32.
+fn score_on_gpu(inputs: &Path, model: &[&str]) -> Tensor {
     let out = tempfile::tempdir().expect("a folder");
     let to = out.path().join("score.safetensors");
-    let path = |name: &str| case.join(name).display().to_string();
-    let (model, inputs, file) = (path("model"), path("inputs.safetensors"), to.display().to_string());
-    let args = ["score", "--model", &model, "--inputs", &inputs, "--out", &file, "--device", "cuda", "--dtype", dtype];
-    done(reel_on_gpu().args(args).output().expect("the binary starts")).ok();
-    let expected = read(&case.join("expected.safetensors"));
-    (rows(&read(&to)["logits"], &expected["logit_rows"].values), expected["logits"].values.clone())
+    let mut score = reel_on_gpu();
+    score.args(["score", "--device", "cuda", "--dtype", "f32", "--inputs"]).arg(inputs).arg("--out").arg(&to);
+    done(score.args(model).output().expect("the binary starts")).ok();
+    read(&to)["logits"].clone()
+}
+
+/// Two runs on the GPU are one, and it is the reference to within 1e-3.
+fn agree(name: &str, score: impl Fn() -> Vec<f64>, want: &[f64]) {
+    let first = score();
+    let off = distance(name, &first, want);
+    println!("{name}: logits of cuda and the reference differ by {off:.2e}");
+    assert!(off <= 1e-3, "{name}: logits of cuda and the reference differ by {off:.2e}");
+    assert!(first == score(), "{name}: two runs differ");
 }
 
 #[test]
-fn the_gpu_agrees_with_the_reference_and_with_itself() {
-    if !Nvidia::present() {
-        return println!("no GPU: skipped");
+fn the_gpus_logits_are_the_references_and_the_same_again() {
+    if !a_gpu() {
+        return;
     }
-    let folder = golden("model");
-    for case in std::fs::read_dir(folder).expect("goldens").map(|e| e.expect("an entry").path()).filter(|p| p.is_dir())
-    {
-        let name = case.display().to_string();
-        let ((first, want), (second, _)) = (score(&case, "f32"), score(&case, "f32"));
-        let off = distance(&name, &first, &want);
-        println!("{name}: logits of cuda and the reference differ by {off:.2e}");
-        assert!(off <= 1e-3, "{name}: logits of cuda and the reference differ by {off:.2e}");
-        assert!(first == second, "{name}: two runs differ");
+    for name in entries(&golden("model")) {
+        let case = golden("model").join(&name);
+        let model = case.join("model").display().to_string();
+        let expected = read(&case.join("expected.safetensors"));
+        let rows_of = || {
+            rows(&score_on_gpu(&case.join("inputs.safetensors"), &["--model", &model]), &expected["logit_rows"].values)
+        };
+        agree(&name, rows_of, &expected["logits"].values);
+    }
+    let want = read(&golden("lora/logits.safetensors"));
+    let base = golden("train/model_a").display().to_string();
+    for name in ["all_linear", "rslora"] {
+        let adapter = golden("lora").join(name).display().to_string();
+        let model = ["--model", &base, "--adapter", &adapter];
+        agree(name, || score_on_gpu(&golden("lora/inputs.safetensors"), &model).values, &want[name].values);
+    }
+}
+
+#[test]
+fn the_gpus_training_steps_are_the_references_and_the_same_again() {
+    if !a_gpu() {
+        return;
+    }
+    let cases = |kind: &'static str| entries(&golden(kind)).into_iter().map(move |name| format!("{kind}/{name}"));
+    // Where this runs there may be no FFmpeg, and so no films.
+    let all = cases("train").chain(cases("grpo")).filter(|case| golden(case).join("expected.json").exists());
+    for case in all.filter(|case| !case.ends_with("_mp4")) {
+        let hash = || training::check(reel_on_gpu(), &case, &["--device", "cuda"]);
+        assert_eq!(hash(), hash(), "{case}: two runs differ");
+        println!("{case}: the reference's steps, twice the same weights");
     }
 }

@@ -1,6 +1,10 @@
 //! `reel grpo` and `reel replay` through the binary: killed runs go on to the same bits, steps can be done again, bad input.
 
 mod support;
+#[path = "support/tensors.rs"]
+mod tensors;
+#[path = "support/training.rs"]
+mod training;
 
 use std::fs;
 use std::path::Path;
@@ -63,6 +67,13 @@ fn timeless(out: &Path) -> Vec<Value> {
         line
     };
     text.lines().map(timeless).collect()
+}
+
+#[test]
+fn steps_on_given_completions_are_the_references() {
+    for case in support::entries(&golden("grpo")) {
+        training::check(reel(), &format!("grpo/{case}"), &[]);
+    }
 }
 
 #[test]

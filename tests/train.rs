@@ -3,6 +3,8 @@
 mod support;
 #[path = "support/tensors.rs"]
 mod tensors;
+#[path = "support/training.rs"]
+mod training;
 
 use std::fs;
 use std::path::Path;
@@ -11,12 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::{entries, golden, reel, run, run_in, tiny_model};
-use tensors::{close, read, rows};
-
-fn metrics(out: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
-    text.lines().map(|l| serde_json::from_str(l).expect("a line of JSON")).collect()
-}
+use training::{check, metrics};
 
 /// Metrics without what depends on the clock.
 fn timeless(out: &Path) -> Vec<Value> {
@@ -28,63 +25,24 @@ fn timeless(out: &Path) -> Vec<Value> {
     lines
 }
 
-/// A case of `tests/golden/train`: loss, gradient norm and rate of each step, and how the weights changed.
-fn check(name: &str) {
-    let case = golden("train").join(name);
-    let text = fs::read_to_string(case.join("expected.json")).expect("expected.json");
-    let expected: Value = serde_json::from_str(&text).expect("JSON");
-    let folder = tempfile::tempdir().expect("a folder");
-    let out = folder.path().join("out");
-    let mut args = vec!["sft".to_string()];
-    for (flag, path) in [("--model", "model"), ("--data", "data")] {
-        args.extend([flag.into(), case.join(expected[path].as_str().expect("a path")).display().to_string()]);
-    }
-    args.extend(["--media-root".into(), case.display().to_string(), "--out".into(), out.display().to_string()]);
-    args.extend(expected["args"].as_array().expect("args").iter().map(|a| a.as_str().expect("an option").to_string()));
-    run(args).ok();
-
-    let reading = expected["reading"].as_str().expect("a reading");
-    let (want, tolerance) = (&expected["readings"][reading], &expected["tolerances"]);
-    let (got, steps) = (metrics(&out), want["steps"].as_array().expect("steps"));
-    assert_eq!(got.len(), steps.len());
-    for (g, w) in got.iter().zip(steps) {
-        for (key, limit) in
-            [("loss", "loss_rel"), ("grad_norm", "grad_norm_rel"), ("learning_rate", "learning_rate_rel")]
-        {
-            let (a, b) = (g[key].as_f64().expect("a number"), w[key].as_f64().expect("a number"));
-            let limit = tolerance[limit].as_f64().expect("a limit") * b.abs() + 1e-12;
-            assert!((a - b).abs() <= limit, "step {}: {key} is {a}, not {b}", w["step"]);
-        }
-    }
-    let deltas = read(&case.join("expected.safetensors"));
-    let before = read(&case.join(expected["model"].as_str().expect("a path")).join("model.safetensors"));
-    let after = read(&out.join("model.safetensors"));
-    for (name, limit) in want["delta_limits"].as_object().expect("limits") {
-        let which = &deltas[&format!("{reading}/rows/{name}")].values;
-        let (a, b) = (rows(&after[name], which), rows(&before[name], which));
-        let change: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
-        close(name, &change, &deltas[&format!("{reading}/delta/{name}")].values, limit.as_f64().expect("a limit"));
-    }
-}
-
 #[test]
 fn sft_all_tokens() {
-    check("sft_all_tokens");
+    check(reel(), "train/sft_all_tokens", &[]);
 }
 
 #[test]
 fn sft_assistant_only() {
-    check("sft_assistant_only");
+    check(reel(), "train/sft_assistant_only", &[]);
 }
 
 #[test]
 fn sft_videorft_mp4() {
-    check("sft_videorft_mp4");
+    check(reel(), "train/sft_videorft_mp4", &[]);
 }
 
 #[test]
 fn sft_videorft_rows() {
-    check("sft_videorft_rows");
+    check(reel(), "train/sft_videorft_rows", &[]);
 }
 
 /// A tiny model and rows of text in a fresh folder.

@@ -18,7 +18,7 @@ help() {
     cat <<'TEXT'
 ./run.sh COMMAND        results go to $OUT (./results), each as soon as it is there
 
-  check      every kernel against its formula, in parallel, seeds 0 to 3; the golden models and a training step on the GPU (2 minutes)
+  check      every kernel against its formula, in parallel, seeds 0 to 3; the golden models and training steps on the GPU (2 minutes)
   compare    every kernel against the simulator, and single PTX instructions bit by bit (5 minutes)
   models     makes the models that bench and profile measure, with random weights (7b: 17 GB); they do it too where there are none
   bench      an item for each row of the table at the end, and the peer's in the same run; ends with that table (4 minutes)
@@ -219,7 +219,7 @@ case ${1:-help} in
 check)
     step machine.txt 20 bash -c machine
     need_device check
-    step goldens.txt 100 ./cuda_device --nocapture
+    step goldens.txt 100 ./cuda_device the_gpus --nocapture
     step check.jsonl 110 bash -c folders
     for seed in 1 2 3; do step "check-$seed.jsonl" 60 bash -c "folders --seed $seed"; done
     failures "$OUT"/check*.jsonl

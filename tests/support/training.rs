@@ -1,0 +1,76 @@
+//! The reference's training steps, for the program on any device.
+#![allow(dead_code, reason = "each test program uses a part")]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::support::{done, golden};
+use super::tensors::{close, read, rows};
+
+/// The lines of metrics.jsonl.
+pub fn metrics(out: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
+    text.lines().map(|l| serde_json::from_str(l).expect("a line of JSON")).collect()
+}
+
+/// Runs the case `tests/golden/CASE` (`train/…` or `grpo/…`) by the binary with these further options, and holds the numbers of each step
+/// and how the weights changed to the reference's. Gives the hash of the last weights.
+pub fn check(mut reel: Command, case: &str, more: &[&str]) -> String {
+    let folder = golden(case);
+    let text = fs::read_to_string(folder.join("expected.json")).expect("expected.json");
+    let expected: Value = serde_json::from_str(&text).expect("JSON");
+    let place = |key: &str| match expected[key].as_str().expect("a path") {
+        // The models of `train/` are those of `grpo/` too.
+        shared if shared.starts_with("../") => golden("train").join(&shared[3..]),
+        own => folder.join(own),
+    };
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("out");
+    let grpo = expected["kind"] == "grpo";
+    reel.arg(if grpo { "grpo" } else { "sft" }).arg("--model").arg(place("model")).arg("--data").arg(place("data"));
+    reel.arg("--media-root").arg(&folder).arg("--out").arg(&out);
+    if grpo {
+        reel.arg("--rollouts").arg(place("rollouts"));
+    }
+    reel.args(expected["args"].as_array().expect("args").iter().map(|a| a.as_str().expect("an option")));
+    done(reel.args(more).output().expect("the binary starts")).ok();
+
+    let reading = expected["reading"].as_str();
+    let (want, prefix) = match reading {
+        Some(reading) => (&expected["readings"][reading], format!("{reading}/")),
+        None => (&expected, String::new()),
+    };
+    let (got, steps) = (metrics(&out), want["steps"].as_array().expect("steps"));
+    assert_eq!(got.len(), steps.len(), "{case}");
+    let limit = |name: String| expected["tolerances"][name].as_f64();
+    for (g, w) in got.iter().zip(steps) {
+        for key in ["loss", "grad_norm", "learning_rate", "reward", "clip_ratio", "kl"] {
+            // Without a reference no distance to it is told.
+            let (Some(a), Some(b)) = (g[key].as_f64(), w[key].as_f64()) else { continue };
+            let relative = limit(format!("{key}_rel")).unwrap_or(1e-4);
+            let absolute = limit(format!("{key}_abs")).unwrap_or(if grpo { 1e-6 } else { 1e-12 });
+            assert!(
+                (a - b).abs() <= (relative * b.abs()).max(absolute),
+                "{case} step {}: {key} is {a}, not {b}",
+                w["step"]
+            );
+        }
+        assert!(g["loss"].is_number() && g["grad_norm"].is_number(), "{case}: {g}");
+    }
+    let deltas = read(&folder.join("expected.safetensors"));
+    let before = read(&place("model").join("model.safetensors"));
+    let after = read(&out.join("model.safetensors"));
+    let limits = want["delta_limits"].as_object().expect("limits");
+    assert!(limits.len() >= 12, "{case}");
+    for (name, limit) in limits {
+        let which = &deltas[&format!("{prefix}rows/{name}")].values;
+        let (a, b) = (rows(&after[name], which), rows(&before[name], which));
+        let change: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
+        let what = format!("{case}: change of {name}");
+        close(&what, &change, &deltas[&format!("{prefix}delta/{name}")].values, limit.as_f64().expect("a limit"));
+    }
+    got.last().and_then(|line| line["hash"].as_str()).expect("a hash").to_string()
+}
