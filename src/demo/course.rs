@@ -48,10 +48,10 @@ pub const STAGES: [Stage; 2] = [
     Stage {
         name: "grpo",
         recipe: include_str!("grpo.toml"),
-        title: "T-GRPO",
-        about: "Answers alone: eight completions are drawn for each film and rewarded for accuracy and format, and, where they beat those to the \
-                film with its frames shuffled, for that (0.3). The semantic reward runs with a random SigLIP at weight 0: it is computed and \
-                counts for nothing.",
+        title: "From rewards",
+        about: "Answers alone: eight completions are drawn for each film and rewarded for accuracy and format, and in T-GRPO, where they beat those \
+                to the film with its frames shuffled, for that (0.3). The semantic reward runs with a random SigLIP at weight 0: it is computed \
+                and counts for nothing.",
         curves: &[
             ("rewards/accuracy", "mean accuracy of the completions of each step", false),
             ("reward", "mean reward", false),
@@ -74,6 +74,8 @@ pub struct Course<'a> {
     pub seed: u64,
     /// Fewer steps of each stage than the recipe's.
     pub steps: Option<i64>,
+    /// Whether the second stage has the temporal reward, as the recipe says.
+    pub temporal: bool,
     pub common: &'a Common,
     pub quiet: bool,
 }
@@ -81,6 +83,8 @@ pub struct Course<'a> {
 /// What came of it.
 pub struct Outcome {
     pub seed: u64,
+    /// Whether the second stage had the temporal reward.
+    pub temporal: bool,
     /// The films of the exams.
     pub clips: Vec<Clip>,
     /// What was said in the exams before, between and after the stages.
@@ -94,6 +98,13 @@ pub struct Outcome {
     pub parameters: u64,
     /// Commands that do by hand what was done.
     pub commands: Vec<String>,
+}
+
+impl Outcome {
+    /// What the second stage is called.
+    pub fn second(&self) -> &'static str {
+        if self.temporal { "T-GRPO" } else { "GRPO" }
+    }
 }
 
 impl Course<'_> {
@@ -127,6 +138,7 @@ impl Course<'_> {
         output::file(&self.path(DRAWN), report::page(&self.path("grpo"))?.as_bytes())?;
         Ok(Outcome {
             seed: self.seed,
+            temporal: self.temporal,
             said: [before, between, after],
             steps: [steps(&self.path("sft"))?, steps(&self.path("grpo"))?],
             took: [sft_took, grpo_took],
@@ -165,7 +177,8 @@ impl Course<'_> {
         fs::create_dir_all(&films)
             .map_err(|e| failed(films.display(), format!("cannot be made: {e}"), "give another --out"))?;
         for stage in &STAGES {
-            output::file(&self.path(&format!("{}.toml", stage.name)), stage.recipe.as_bytes())?;
+            let recipe = if self.temporal { stage.recipe.to_string() } else { without_temporal(stage.recipe) };
+            output::file(&self.path(&format!("{}.toml", stage.name)), recipe.as_bytes())?;
         }
         Ok(())
     }
@@ -263,6 +276,12 @@ impl Course<'_> {
             ),
         ]
     }
+}
+
+/// A stage's options without the temporal reward.
+fn without_temporal(recipe: &str) -> String {
+    let lines = recipe.lines().map(|line| if line == "temporal = true" { "temporal = false" } else { line });
+    lines.flat_map(|line| [line, "\n"]).collect()
 }
 
 /// Refuses a folder that holds anything but a demo, or demos of several seeds.

@@ -32,6 +32,9 @@ pub struct Demo {
     /// Steps of each stage instead of the recipe's; fewer teach it less
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
     steps: Option<i64>,
+    /// Leave the temporal reward out of the second stage: GRPO for T-GRPO, to see what the reward does
+    #[arg(long)]
+    no_temporal: bool,
 }
 
 impl Demo {
@@ -50,7 +53,9 @@ impl Demo {
         let mut outcomes = Vec::new();
         for seed in common.seed()..=last {
             let folder = if self.seeds == 1 { self.out.clone() } else { self.out.join(format!("seed-{seed}")) };
-            let outcome = Course { folder: folder.clone(), seed, steps: self.steps, common, quiet }.run()?;
+            let outcome =
+                Course { folder: folder.clone(), seed, steps: self.steps, temporal: !self.no_temporal, common, quiet }
+                    .run()?;
             output::file(&folder.join("report.html"), report::page(&outcome, &machine(common)?)?.as_bytes())?;
             outcomes.push(outcome);
         }
@@ -69,16 +74,18 @@ impl Demo {
 
 /// Right answers by task, before, between and after.
 fn table(o: &Outcome) -> Result<()> {
-    output::line(format!("seed {}: {:25}{:>9}{:>11}{:>14}", o.seed, "", "before", "after SFT", "after T-GRPO"))?;
+    let last = format!("after {}", o.second());
+    output::line(format!("seed {}: {:25}{:>9}{:>11}{last:>14}", o.seed, "", "before", "after SFT"))?;
     for row in report::rows(o) {
         let [a, b, c] = row.tallies.map(|t| format!("{:.1} %", 100.0 * t.share()));
         output::line(format!("  {:31}{a:>9}{b:>11}{c:>14}   of {}", row.name, row.tallies[0].of))?;
     }
     let [before, sft, grpo] = o.said.each_ref().map(|s| s.tally(&o.clips, None));
     output::line(format!(
-        "  standard errors gained: {:.1} by SFT, {:.1} by T-GRPO ({})",
+        "  standard errors gained: {:.1} by SFT, {:.1} by {} ({})",
         standard_errors(before, sft),
         standard_errors(sft, grpo),
+        o.second(),
         seconds(o.all)
     ))
 }
@@ -92,6 +99,7 @@ fn figures(o: &Outcome) -> Value {
     let [before, sft, grpo] = o.said.each_ref().map(|s| s.tally(&o.clips, None));
     json!({
         "seed": o.seed,
+        "temporal": o.temporal,
         "right": rows.collect::<serde_json::Map<_, _>>(),
         "standard_errors": {"sft": standard_errors(before, sft), "grpo": standard_errors(sft, grpo)},
         "seconds": {"sft": o.took[0].as_secs_f64(), "grpo": o.took[1].as_secs_f64(), "all": o.all.as_secs_f64()},

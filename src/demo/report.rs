@@ -69,7 +69,8 @@ pub fn page(o: &Outcome, machine: &str) -> Result<String> {
     }
     let _ = write!(
         page,
-        "<p class=\"note\"><a href=\"{DRAWN}\">What T-GRPO drew over time</a>, with frames and scores.</p>"
+        "<p class=\"note\"><a href=\"{DRAWN}\">What {} drew over time</a>, with frames and scores.</p>",
+        o.second()
     );
     gallery(&mut page, o)?;
     let commands = o.commands.iter().map(|c| escape(c)).collect::<Vec<_>>().join("\n");
@@ -80,8 +81,12 @@ pub fn page(o: &Outcome, machine: &str) -> Result<String> {
 /// The page of several courses, each with its own in `seed-N/`.
 pub fn overview(outcomes: &[Outcome], machine: &str) -> String {
     let mut page = begin("The same recipe with other random weights, films and draws each time.");
-    page += "<section><table><thead><tr><th>Seed</th><th>Held-out clips</th><th>Before</th><th>After SFT</th><th>After T-GRPO</th>\
-             <th>SFT, in standard errors</th><th>T-GRPO</th></tr></thead><tbody>";
+    let second = outcomes.first().map_or("T-GRPO", Outcome::second);
+    let _ = write!(
+        page,
+        "<section><table><thead><tr><th>Seed</th><th>Held-out clips</th><th>Before</th><th>After SFT</th><th>After {second}</th>\
+         <th>SFT, in standard errors</th><th>{second}</th></tr></thead><tbody>"
+    );
     for o in outcomes {
         for row in rows(o) {
             let [a, b, c] = row.tallies;
@@ -120,14 +125,15 @@ fn share(t: Tally) -> String {
 
 fn figures(page: &mut String, o: &Outcome) {
     let all = o.said.each_ref().map(|s| s.tally(&o.clips, None));
-    let figures = [
+    let after = format!("after {}", o.second());
+    let figures: [(&str, String); 8] = [
         ("correct before", share(all[0])),
         ("after SFT", share(all[1])),
-        ("after T-GRPO", share(all[2])),
+        (&after, share(all[2])),
         ("held-out clips", all[2].of.to_string()),
         ("parameters", format!("{:.2} M", o.parameters as f64 / 1e6)),
         ("SFT", seconds(o.took[0])),
-        ("T-GRPO", seconds(o.took[1])),
+        (o.second(), seconds(o.took[1])),
         ("all", seconds(o.all)),
     ];
     *page += "<dl class=\"figures\">";
@@ -138,8 +144,12 @@ fn figures(page: &mut String, o: &Outcome) {
 }
 
 fn results(page: &mut String, o: &Outcome) {
-    *page += "<section><h2>Held-out clips answered correctly</h2><table><thead><tr><th>Task</th><th>Before</th><th>After SFT</th>\
-              <th>After T-GRPO</th><th class=\"bar\"></th></tr></thead><tbody>";
+    let second = o.second();
+    let _ = write!(
+        page,
+        "<section><h2>Held-out clips answered correctly</h2><table><thead><tr><th>Task</th><th>Before</th><th>After SFT</th>\
+         <th>After {second}</th><th class=\"bar\"></th></tr></thead><tbody>"
+    );
     for row in rows(o) {
         let [a, b, c] = row.tallies;
         let mark =
@@ -159,9 +169,9 @@ fn results(page: &mut String, o: &Outcome) {
     }
     let _ = write!(
         page,
-        "</tbody></table><p class=\"note\">Bars: after T-GRPO, and as a line beneath after SFT; marks: guessing. From SFT to T-GRPO all clips \
+        "</tbody></table><p class=\"note\">Bars: after {second}, and as a line beneath after SFT; marks: guessing. From SFT to {second} all clips \
          gained {:.1} standard errors of the difference. In four of five clips that show a motion, in what SFT learns from and in these, the shape \
-         has its direction's own colour: a hint that one frame gives away. The films of T-GRPO have no such hint; what can be told without the \
+         has its direction's own colour: a hint that one frame gives away. The films of {second} have no such hint; what can be told without the \
          order of frames should lose by it.</p></section>",
         standard_errors(o.said[1].tally(&o.clips, None), o.said[2].tally(&o.clips, None)),
     );
@@ -244,6 +254,7 @@ mod tests {
         half.ordered[1] = "<answer>wrong</answer>".to_string();
         Outcome {
             seed,
+            temporal: true,
             clips,
             said: [noise, half, right],
             steps: [
