@@ -116,7 +116,7 @@ op() {
 }
 
 peers() {
-    item "peers: $1" peers.jsonl "$2" "${PYTHON:-python3}" peers/kernels.py --runs "${RUNS:-20}" --only "$3" --device "$device" ${TINY:+--tiny}
+    item "peers: $1" peers.jsonl "$2" "${PYTHON:-python3}" peers/torch_kernels.py --runs "${RUNS:-20}" --only "$3" --device "$device" ${TINY:+--tiny}
 }
 
 # `bench_model WHAT PRESET COMMAND OPTIONS...`: a line of models.jsonl.
@@ -182,7 +182,7 @@ bench() {
     peers "memory-bound" 50 copy,norms,pointwise,optimizer
     op "linear to log-prob, fused" linear_log_prob_fused tokens=8192:64 hidden=3584:128 vocab=152064:500
     op "linear to log-prob, products" linear_log_prob_products tokens=8192:64 hidden=3584:128 vocab=152064:500
-    peers "linear to log-prob" 30 head
+    peers "linear to log-prob" 60 head
     make_models || return 1
     for preset in $(presets); do
         bench_model "decode $preset, $context before" "$preset" decode --context "$context" --tokens "$made" --rounds 5

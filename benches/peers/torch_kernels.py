@@ -1,12 +1,13 @@
 """Times of torch's kernels, for `reel bench op` and `reel kernels bench` to be put beside.
 
-    python3 benches/peers/kernels.py [--runs 20] [--only attention,products,…] [--device cuda|cpu] [--tiny]
+    python3 benches/peers/torch_kernels.py [--runs 20] [--only attention,products,…] [--device cuda|cpu] [--tiny]
 
 One line of JSON each: kernel and size as `reel bench op NAME --size …` has them, the peer, and the seconds as there (median, least, most,
 all runs). Before each run 256 MiB are overwritten, and the GPU's own clock is read, as there. What is not installed, or what this build of
 torch lacks, is a line with `absent` or `error`. --tiny has sizes for trying the script, also on a processor.
 
-Parts: copy, products, norms, attention, decode, pointwise, head, optimizer.
+Parts: copy, products, norms, attention, decode, pointwise, head, optimizer. (The file must not be called kernels.py: transformers imports a
+package of that name, and would find it.)
 """
 
 import argparse
