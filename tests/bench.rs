@@ -81,6 +81,13 @@ fn results_have_their_keys_and_compare() {
     compare("prefill-f32.json", "decode-f32.json").refused(1, &["decode-f32.json", "op"]);
     compare("prefill-f32.json", "none.json").refused(1, &["none.json"]);
     bench("prefill", &["--batch", "0"]).refused(2, &["--batch"]);
+    let asked = |args: &[&str]| run_in(dir.path(), [&["bench"], args, &["--model", "tiny"]].concat());
+    for op in ["prefill", "decode", "rollout"] {
+        asked(&[op, "--tokens", "18446744073709551615"]).refused(2, &["--tokens", "positions"]);
+        asked(&[op, "--batch", "100000000"]).refused(2, &["--batch"]);
+    }
+    asked(&["prefill", "--batch", "4096", "--tokens", "100000"]).refused(2, &["--batch", "tokens in all"]);
+    bench("decode", &["--context", "18446744073709551615"]).refused(2, &["--tokens", "--context"]);
     run(["bench", "--compare", "a.json"]).refused(2, &["--compare"]);
     run(["bench", "--compare", "a.json", "b.json", "op", "grpo_loss"]).refused(2, &["--compare"]);
     run(["bench"]).refused(2, &["prefill", "--compare"]);

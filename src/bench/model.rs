@@ -9,6 +9,8 @@ use serde_json::{Map, Value};
 use super::measure::{self, Measured, Subject};
 use super::{Rounds, ops, page, parts, some};
 use crate::common::Common;
+use crate::fail::bad_usage;
+use crate::generate::MOST_ANSWERS;
 use crate::model::Model;
 use crate::{output, prompt};
 
@@ -42,6 +44,11 @@ impl Prefill {
     pub fn run(&self, common: &Common) -> Result<()> {
         let Rounds { batch, rounds, .. } = self.rounds;
         some(&[("--tokens", self.tokens), ("--batch", batch), ("--rounds", rounds)])?;
+        self.rounds.fits(self.tokens, 0)?;
+        if batch.saturating_mul(self.tokens) > MOST_AT_ONCE {
+            let what = format!("{batch} prompts of {} tokens are more than a pass has", self.tokens);
+            return Err(bad_usage("--batch", what, format!("give at most {MOST_AT_ONCE} tokens in all")));
+        }
         self.rounds.measure(common, "prefill", self.tokens, 0, |model| {
             Ok(bench::prefill(&model.weights, &model.cx, self.tokens, batch, 1)?)
         })
@@ -53,13 +60,38 @@ impl Decode {
     pub fn run(&self, common: &Common) -> Result<()> {
         let Rounds { batch, rounds, .. } = self.rounds;
         some(&[("--tokens", self.tokens), ("--context", self.context), ("--batch", batch), ("--rounds", rounds)])?;
+        self.rounds.fits(self.tokens, self.context)?;
         self.rounds.measure(common, "decode", self.tokens, self.context, |model| {
             Ok(bench::decode(&model.weights, &model.cx, self.context, batch, self.tokens)?)
         })
     }
 }
 
+/// Tokens of a pass over prompts: their ids and positions lie in the host's memory before a device is asked for any.
+const MOST_AT_ONCE: usize = 1 << 22;
+
 impl Rounds {
+    /// Refuses more sequences than are made at once, and sequences of more tokens than the model has positions.
+    pub fn fits(&self, tokens: usize, context: usize) -> Result<()> {
+        if self.batch > MOST_ANSWERS {
+            let what = format!("{} sequences cannot be had at once", self.batch);
+            return Err(bad_usage("--batch", what, format!("give 1 to {MOST_ANSWERS}")));
+        }
+        let most = ModelConfig::open(&prompt::folder(&self.model)?)?.text.max_position_embeddings;
+        if context.saturating_add(tokens) > most {
+            let (after, cure) = match context {
+                0 => (String::new(), "give fewer"),
+                n => (format!(" after a prompt of {n}"), "give fewer, or a smaller --context"),
+            };
+            return Err(bad_usage(
+                "--tokens",
+                format!("{tokens}{after} are more than the model's {most} positions"),
+                cure,
+            ));
+        }
+        Ok(())
+    }
+
     /// Rounds of passes of a model; `pass` gives the seconds of each of its parts.
     pub fn measure(
         &self,

@@ -6,14 +6,11 @@ use anyhow::Result;
 use clap::Args;
 use reel_engine::{Engine, Request, Sampling, Stop};
 use reel_model::batch::Sequence;
-use reel_model::config::ModelConfig;
 
 use super::{Rounds, some};
 use crate::common::Common;
-use crate::fail::{bad_usage, failed};
-use crate::generate::MOST_ANSWERS;
+use crate::fail::failed;
 use crate::model::Model;
-use crate::prompt;
 
 /// Draw completions of one prompt, as a step of GRPO does.
 #[derive(Args, Debug)]
@@ -37,18 +34,7 @@ impl Rollout {
     pub fn run(&self, common: &Common) -> Result<()> {
         let Rounds { batch, rounds, .. } = self.rounds;
         some(&[("--tokens", self.tokens), ("--context", self.context), ("--batch", batch), ("--rounds", rounds)])?;
-        if batch > MOST_ANSWERS {
-            let cure = format!("give 1 to {MOST_ANSWERS}");
-            return Err(bad_usage("--batch", format!("{batch} completions cannot be made at once"), cure));
-        }
-        let most = ModelConfig::open(&prompt::folder(&self.rounds.model)?)?.text.max_position_embeddings;
-        if self.context.saturating_add(self.tokens) > most {
-            let what = format!(
-                "{} after a prompt of {} are more than the model's {most} positions",
-                self.tokens, self.context
-            );
-            return Err(bad_usage("--tokens", what, "give fewer, or a smaller --context"));
-        }
+        self.rounds.fits(self.tokens, self.context)?;
         self.rounds.measure(common, "rollout", self.tokens, self.context, |model| Ok(vec![self.draw(model)?]))
     }
 
