@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::clips::{self, Clip, FPS, FRAMES, SIDE, Set};
 use super::exam::{Exam, Said};
+use super::report::SHOWN;
 use crate::common::Common;
 use crate::fail::failed;
 use crate::media::{MediaFlags, WorkerFlags};
@@ -198,7 +199,7 @@ impl Course<'_> {
         let how = Encoding::new(Codec::best(), (FPS as i32, 1));
         let mut held_out = Vec::new();
         for set in Set::ALL {
-            let made = clips::make(set, self.seed);
+            let mut made = clips::make(set, self.seed);
             let mut rows = String::new();
             for clip in &made {
                 encode(&self.path("clips").join(&clip.file), FrameView::new(&clip.frames, FRAMES, SIDE, SIDE)?, &how)?;
@@ -206,6 +207,8 @@ impl Course<'_> {
                 rows.push('\n');
             }
             output::file(&self.path(&format!("{}.jsonl", set.name())), rows.as_bytes())?;
+            // Pictures are there for the page alone from here on, and of all films they are hundreds of megabytes.
+            made.iter_mut().skip(SHOWN).for_each(|clip| clip.frames = Vec::new());
             held_out = made;
         }
         let [sft, rl, held_out_films] = Set::ALL.map(Set::count);

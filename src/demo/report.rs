@@ -17,8 +17,8 @@ use crate::chart::Chart;
 use crate::html::escape;
 
 const STYLE: &str = include_str!("report.css");
-/// Films whose answers the page shows.
-const SHOWN: usize = 48;
+/// Films whose answers the page shows: the first ones.
+pub const SHOWN: usize = 48;
 
 /// A row of the table of results: a name, right answers before, between and after, and the share that guessing reaches.
 pub struct Row {
