@@ -68,7 +68,7 @@ pub enum Command {
     /// Run the model once and write what it says of every token
     Score(score::Score),
     /// Fine-tune a model on conversations about films, pictures or neither
-    Sft(sft::Sft),
+    Sft(Box<sft::Sft>),
     /// Run CUDA kernels on the simulator and find their bugs
     Sim(sim::Sim),
     /// Turn texts into token ids

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use reel_train::options::{GrpoOptions, Options, RunOptions, SftOptions};
+use reel_train::options::{GrpoOptions, Options, ReportTo, RunOptions, SftOptions};
 use reel_train::replay::{self, From, Replayed};
 use reel_train::run::Setup;
 use reel_train::{grpo, sft};
@@ -79,6 +79,7 @@ impl Replay {
         let run: &mut RunOptions = &mut resolved.options;
         run.out = folder.path().join("out");
         run.save_steps = 0;
+        run.report_to = vec![ReportTo::None];
         run.resume_from_checkpoint = from.checkpoint.as_ref().map(|path| path.display().to_string());
         resolved.common = Common {
             device: common.device.clone().or(resolved.common.device),

@@ -11,7 +11,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use reel_media::strip::Png;
 
+use crate::protobuf::Message;
 use crate::trainer::Shown;
+use crate::watch::{Bins, COMPLETIONS, FRAMES, REWARDS};
 use crate::{Result, TrainError};
 
 /// An event file that is being written.
@@ -29,133 +31,75 @@ impl Events {
         let path = dir.join(name);
         let file = File::create(&path).map_err(|e| TrainError::write(&path, e))?;
         let mut events = Self { path, file };
-        let mut message = event(now.as_secs_f64(), None);
-        bytes_field(&mut message, 3, b"brain.Event:2");
-        events.record(&message)?;
+        events.record(&Message::default().double(1, now.as_secs_f64()).bytes(3, "brain.Event:2"))?;
         Ok(events)
     }
 
     /// Adds the values of a step.
     pub fn scalars(&mut self, step: u64, values: &[(impl AsRef<str>, f64)]) -> Result<()> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let message = scalars(now.as_secs_f64(), step, values);
-        self.record(&message)
+        self.record(&event(now(), step, &scalars(values)))
     }
 
     /// Adds what was drawn for a step: a histogram of its rewards, a text, a picture.
     pub fn shown(&mut self, step: u64, shown: &Shown) -> Result<()> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut summary = Vec::new();
+        let mut summary = Message::default();
         if !shown.rewards.is_empty() {
-            bytes_field(&mut summary, 1, &tagged("rollouts/rewards", 5, &histogram(&shown.rewards)));
+            summary = summary.bytes(1, tagged(REWARDS, 5, histogram(&shown.rewards)));
         }
         if !shown.text.is_empty() {
-            bytes_field(&mut summary, 1, &text("rollouts/completions", &shown.text));
+            summary = summary.bytes(1, text(COMPLETIONS, &shown.text));
         }
         if let Some(strip) = &shown.strip {
-            bytes_field(&mut summary, 1, &tagged("rollouts/frames", 4, &picture(strip)));
+            summary = summary.bytes(1, tagged(FRAMES, 4, picture(strip)));
         }
-        let mut message = event(now.as_secs_f64(), Some(step));
-        bytes_field(&mut message, 5, &summary);
-        self.record(&message)
+        self.record(&event(now(), step, &summary))
     }
 
-    fn record(&mut self, message: &[u8]) -> Result<()> {
-        self.file.write_all(&framed(message)).map_err(|e| TrainError::write(&self.path, e))
+    fn record(&mut self, message: &Message) -> Result<()> {
+        self.file.write_all(&framed(message.as_ref())).map_err(|e| TrainError::write(&self.path, e))
     }
 }
 
-fn scalars(wall_time: f64, step: u64, values: &[(impl AsRef<str>, f64)]) -> Vec<u8> {
-    let mut summary = Vec::new();
-    for (tag, value) in values {
-        let mut one = Vec::new();
-        bytes_field(&mut one, 1, tag.as_ref().as_bytes());
-        one.push(2 << 3 | 5);
-        one.extend((*value as f32).to_le_bytes());
-        bytes_field(&mut summary, 1, &one);
-    }
-    let mut message = event(wall_time, Some(step));
-    bytes_field(&mut message, 5, &summary);
-    message
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+fn event(wall_time: f64, step: u64, summary: &Message) -> Message {
+    Message::default().double(1, wall_time).varint(2, step).bytes(5, summary)
+}
+
+fn scalars(values: &[(impl AsRef<str>, f64)]) -> Message {
+    values.iter().fold(Message::default(), |summary, (tag, value)| {
+        summary.bytes(1, Message::default().bytes(1, tag.as_ref()).float(2, *value as f32))
+    })
 }
 
 /// A value of a summary: its tag, and a message as one of its fields.
-fn tagged(tag: &str, field: u8, message: &[u8]) -> Vec<u8> {
-    let mut value = Vec::new();
-    bytes_field(&mut value, 1, tag.as_bytes());
-    bytes_field(&mut value, field, message);
-    value
+fn tagged(tag: &str, field: u32, message: Message) -> Message {
+    Message::default().bytes(1, tag).bytes(field, message)
 }
 
-/// Thirty bins of equal width from the smallest value to the largest.
-fn histogram(values: &[f32]) -> Vec<u8> {
-    const BINS: usize = 30;
-    let values: Vec<f64> = values.iter().map(|&v| f64::from(v)).collect();
-    let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), &v| (l.min(v), h.max(v)));
-    let width = (high - low).max(1e-6) / BINS as f64;
-    let mut counts = [0.0f64; BINS];
-    for v in &values {
-        counts[(((v - low) / width) as usize).min(BINS - 1)] += 1.0;
-    }
-    let limits: Vec<f64> = (1..=BINS).map(|i| low + width * i as f64).collect();
-    let mut message = Vec::new();
-    let sums = [low, high, values.len() as f64, values.iter().sum(), values.iter().map(|v| v * v).sum()];
-    for (field, number) in (1u8..).zip(sums) {
-        message.push(field << 3 | 1);
-        message.extend(number.to_le_bytes());
-    }
-    for (field, list) in [(6, &limits[..]), (7, &counts)] {
-        bytes_field(&mut message, field, &list.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>());
-    }
-    message
+fn histogram(values: &[f32]) -> Message {
+    let Bins { low, high, limits, counts } = Bins::of(values);
+    let squares: f64 = values.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+    let sum: f64 = values.iter().map(|&v| f64::from(v)).sum();
+    let sums = [low, high, values.len() as f64, sum, squares];
+    let message = (1..).zip(sums).fold(Message::default(), |m, (field, number)| m.double(field, number));
+    let packed = |list: Vec<f64>| list.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
+    let counts = counts.into_iter().map(|n| n as f64).collect();
+    message.bytes(6, packed(limits)).bytes(7, packed(counts))
 }
 
 /// A value that TensorBoard shows as Markdown: a tensor of one string (dtype 7, no dimensions), for the plugin `text`.
-fn text(tag: &str, text: &str) -> Vec<u8> {
-    let mut tensor = vec![1 << 3, 7];
-    bytes_field(&mut tensor, 2, &[]);
-    bytes_field(&mut tensor, 8, text.as_bytes());
-    let (mut plugin, mut metadata) = (Vec::new(), Vec::new());
-    bytes_field(&mut plugin, 1, b"text");
-    bytes_field(&mut metadata, 1, &plugin);
-    let mut value = tagged(tag, 8, &tensor);
-    bytes_field(&mut value, 9, &metadata);
-    value
+fn text(tag: &str, text: &str) -> Message {
+    let tensor = Message::default().varint(1, 7).bytes(2, []).bytes(8, text);
+    let plugin = Message::default().bytes(1, "text");
+    tagged(tag, 8, tensor).bytes(9, Message::default().bytes(1, plugin))
 }
 
 /// A PNG with three colours.
-fn picture(png: &Png) -> Vec<u8> {
-    let mut message = Vec::new();
-    for (field, n) in [(1u8, png.height), (2, png.width), (3, 3)] {
-        message.push(field << 3);
-        varint(&mut message, n as u64);
-    }
-    bytes_field(&mut message, 4, &png.bytes);
-    message
-}
-
-fn event(wall_time: f64, step: Option<u64>) -> Vec<u8> {
-    let mut message = vec![1 << 3 | 1];
-    message.extend(wall_time.to_le_bytes());
-    if let Some(step) = step {
-        message.push(2 << 3);
-        varint(&mut message, step);
-    }
-    message
-}
-
-fn bytes_field(to: &mut Vec<u8>, field: u8, bytes: &[u8]) {
-    to.push(field << 3 | 2);
-    varint(to, bytes.len() as u64);
-    to.extend(bytes);
-}
-
-fn varint(to: &mut Vec<u8>, mut n: u64) {
-    while n >= 0x80 {
-        to.push(n as u8 | 0x80);
-        n >>= 7;
-    }
-    to.push(n as u8);
+fn picture(png: &Png) -> Message {
+    Message::default().varint(1, png.height as u64).varint(2, png.width as u64).varint(3, 3).bytes(4, &png.bytes)
 }
 
 fn framed(message: &[u8]) -> Vec<u8> {
@@ -199,7 +143,7 @@ mod tests {
             &0.5f32.to_le_bytes(),
         ]
         .concat();
-        assert_eq!(scalars(1.0, 300, &[("loss", 0.5)]), want);
+        assert_eq!(event(1.0, 300, &scalars(&[("loss", 0.5)])).as_ref(), want);
     }
 
     #[test]

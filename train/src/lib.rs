@@ -21,6 +21,7 @@ pub mod output;
 pub mod plan;
 pub mod progress;
 pub mod prompts;
+pub mod protobuf;
 pub mod quarantine;
 pub mod recipe;
 pub mod replay;
@@ -34,6 +35,8 @@ pub mod step;
 #[cfg(test)]
 mod testing;
 pub mod trainer;
+pub mod wandb;
+pub mod watch;
 
 pub use error::{Result, TrainError};
 pub use options::{GrpoOptions, SftOptions};

@@ -13,7 +13,7 @@ use crate::hashes::HASHES;
 use crate::metrics::{self, Log, Skipped, StepMetrics};
 use crate::options::RunOptions;
 use crate::quarantine::{self, QUARANTINE};
-use crate::{Result, TrainError, checkpoint, digest};
+use crate::{Result, TrainError, checkpoint, digest, wandb};
 
 /// `metrics.jsonl` in OUT.
 pub const METRICS: &str = "metrics.jsonl";
@@ -92,6 +92,7 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(TrainError::write(out.join(ROLLOUTS), e)),
         _ => {}
     }
+    wandb::clear(out)?;
     for entry in fs::read_dir(out).map_err(|e| TrainError::read(out, e))? {
         let path = entry.map_err(|e| TrainError::read(out, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -217,6 +218,8 @@ mod tests {
             "adapter_model.safetensors",
             "notes.txt",
             "checkpoint-3/training/state.json",
+            "wandb/offline-run-20260101_000000-abcd1234/run-abcd1234.wandb",
+            "wandb/.offline-run-20260101_000000-abcd1234.part/run-abcd1234.wandb",
         ] {
             touch(out.join(name));
         }

@@ -46,7 +46,7 @@ pub struct State {
 }
 
 /// Options that change no bit of the result, or that are compared by content instead of name.
-const FREE: [&str; 12] = [
+const FREE: [&str; 15] = [
     "model",
     "data",
     "media_root",
@@ -54,6 +54,9 @@ const FREE: [&str; 12] = [
     "save_steps",
     "save_total_limit",
     "logging_steps",
+    "report_to",
+    "run_name",
+    "wandb_project",
     "gradient_checkpointing",
     "strict",
     "check_data",

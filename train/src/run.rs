@@ -15,7 +15,6 @@ use serde_json::{Value, json};
 
 use crate::best;
 use crate::checkpoint::{self, Origin, Saver, Snapshot, Weights};
-use crate::events::Events;
 use crate::feed::{Batching, Feed, MicroBatch, Position, Source};
 use crate::hashes::Hashes;
 use crate::metrics::{Log, Skipped, StepMetrics};
@@ -26,6 +25,7 @@ use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::resume::{self, State};
 use crate::trainer::{StepResult, Trainer, fingerprint};
+use crate::watch::Watch;
 use crate::{Result, TrainError};
 
 pub(crate) use look::left_out;
@@ -163,9 +163,9 @@ pub fn run<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>) -> Result<Summary> {
     let mut run = Run::<W>::begin(setup, start, rows)?;
     let done = run.steps();
     run.progress.finish();
-    done?;
-    run.saver.wait()?;
-    Weights::of(&run.trainer, run.origin.clone(), false)?.write(&setup.options.out)?;
+    let done = done.and_then(|()| run.write_model());
+    let told = run.watch.finish(&done);
+    done.and(told)?;
     Ok(Summary {
         steps: run.state.steps,
         resumed_after: run.resumed_after,
@@ -197,7 +197,7 @@ struct Run<'a, W: Work<'a>> {
     metrics: Log,
     hashes: Hashes,
     skipped: Log,
-    events: Events,
+    watch: Watch,
     progress: Progress,
     /// The step of the checkpoint that was written or read last, to write none twice.
     saved: u64,
@@ -252,12 +252,17 @@ impl<'a, W: Work<'a>> Run<'a, W> {
             Start::From(folder) => folder.parent().unwrap_or(Path::new("")),
         };
         let hashes = Hashes::open(&options.out, home, state.step, trainer.optimizer.states().count())?;
-        output::write_run(&options.out, &run_json(setup, &state))?;
+        let run = run_json(setup, &state);
+        output::write_run(&options.out, &run)?;
+        let watch = Watch::begin(options, home, state.step, &run)?;
         best::write(&options.out, state.rewards.best, state.step, state.steps)?;
         let products = setup.device.products();
         let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
         if let Start::From(folder) = &start {
             progress.note(&format!("going on after step {} of {}, from {}", state.step, state.steps, folder.display()));
+        }
+        if let Some(folder) = watch.wandb() {
+            progress.note(&format!("Weights & Biases: upload with `wandb sync {}`", folder.display()));
         }
         Ok(Self {
             work,
@@ -274,7 +279,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
             metrics,
             hashes,
             skipped,
-            events: Events::create(&options.out)?,
+            watch,
             progress,
         })
     }
@@ -300,6 +305,12 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         }
         self.saver.wait()?;
         self.write_products()
+    }
+
+    /// The model as it is now, in OUT.
+    fn write_model(&mut self) -> Result<()> {
+        self.saver.wait()?;
+        Weights::of(&self.trainer, self.origin.clone(), false)?.write(&self.setup.options.out)
     }
 
     /// One step with all that belongs to it; false at the end of the data.
@@ -345,10 +356,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         self.state.rewards.add(&line);
         let options = self.setup.options;
         if n.is_multiple_of(options.logging_steps) || n == self.state.steps {
-            self.events.scalars(n, &line.points())?;
-            if let Some(shown) = &result.shown {
-                self.events.shown(n, shown)?;
-            }
+            self.watch.step(&line, result.shown.as_ref())?;
         }
         self.last = Some(line);
         if self.products.is_none() {

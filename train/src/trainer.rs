@@ -52,7 +52,7 @@ pub struct StepResult {
     pub shown: Option<Shown>,
 }
 
-/// Some of what a step was made of, for TensorBoard.
+/// Some of what a step was made of, for those who watch the run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Shown {
     /// Rewards of all completions.

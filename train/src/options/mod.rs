@@ -59,6 +59,18 @@ pub enum Optim {
     Adamw8bit,
 }
 
+/// Where the curves of a run are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReportTo {
+    /// TensorBoard's event files in OUT.
+    Tensorboard,
+    /// A run in OUT/wandb that `wandb sync` uploads.
+    Wandb,
+    /// Nowhere.
+    None,
+}
+
 impl Optim {
     /// How the moments are held.
     pub fn moments(self) -> Moments {

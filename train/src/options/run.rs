@@ -8,7 +8,7 @@ use clap::{ArgAction, Args};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Optim, Parity, Scheduler, check, range};
+use super::{Optim, Parity, ReportTo, Scheduler, check, range};
 use crate::Result;
 use crate::quarantine::QUARANTINE;
 use reel_model::lora::{ALL_LINEAR, DECODER_LAYERS, LoraSpec};
@@ -146,9 +146,18 @@ pub struct RunOptions {
     /// Keep only this many checkpoints, the newest
     #[arg(long, value_name = "N")]
     pub save_total_limit: Option<usize>,
-    /// Steps between lines on the terminal and points in TensorBoard; metrics.jsonl has every step
+    /// Steps between lines on the terminal and points in what --report-to names; metrics.jsonl has every step
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub logging_steps: u64,
+    /// Where curves and rollouts are shown: event files in OUT, a run in OUT/wandb for `wandb sync`, or none
+    #[arg(long, value_enum, value_name = "NAME,…", value_delimiter = ',', default_value = "tensorboard")]
+    pub report_to: Vec<ReportTo>,
+    /// The run's name in Weights & Biases [default: that of OUT]
+    #[arg(long, value_name = "NAME")]
+    pub run_name: Option<String>,
+    /// The run's project in Weights & Biases [default: WANDB_PROJECT, or uncategorized]
+    #[arg(long, value_name = "NAME")]
+    pub wandb_project: Option<String>,
     /// Go on from a checkpoint folder, or from the last one in --out
     #[arg(long, value_name = "DIR|last", num_args = 0..=1, default_missing_value = "last")]
     #[serde(skip)]
@@ -193,6 +202,17 @@ impl RunOptions {
             Some(root) => root.clone(),
             None => self.data.parent().map(PathBuf::from).unwrap_or_default(),
         }
+    }
+
+    /// Whether the run is to be shown there.
+    pub fn reports_to(&self, place: ReportTo) -> bool {
+        self.report_to.contains(&place)
+    }
+
+    /// The project in Weights & Biases, as the client finds it: the option, the environment, or its own word for none.
+    pub fn wandb_project(&self) -> String {
+        let given = self.wandb_project.clone().or_else(|| std::env::var("WANDB_PROJECT").ok());
+        given.filter(|name| !name.is_empty()).unwrap_or_else(|| "uncategorized".into())
     }
 
     /// Whether rows are looked at and nothing is trained.
@@ -266,7 +286,23 @@ impl RunOptions {
             "contradicts a learning rate for the vision tower or its merger".into(),
             "give one of the two",
         )?;
+        self.validate_reports()?;
         self.validate_lora()
+    }
+
+    fn validate_reports(&self) -> Result<()> {
+        let places = &self.report_to;
+        let alone = places.len() == 1 || !places.contains(&ReportTo::None);
+        let cure = "give none alone, or the places without it";
+        check(alone && !places.is_empty(), "--report-to", "names none and more, or nothing".into(), cure)?;
+        if !self.reports_to(ReportTo::Wandb) {
+            return Ok(());
+        }
+        // What the client refuses (`wandb_settings.py`), while it can still be changed.
+        let project = self.wandb_project();
+        let place = if self.wandb_project.is_some() { "--wandb-project" } else { "WANDB_PROJECT" };
+        let fits = project.chars().count() <= 128 && !project.contains(['/', '\\', '#', '?', '%', ':']);
+        check(fits, place, format!("is {project:?}"), "give up to 128 characters, none of them / \\ # ? % :")
     }
 
     fn validate_lora(&self) -> Result<()> {

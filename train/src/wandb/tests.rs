@@ -1,0 +1,173 @@
+//! A run in several parts, through what the log and the folder say of it.
+
+use std::fs;
+
+use super::*;
+
+fn line(step: u64) -> StepMetrics {
+    StepMetrics {
+        step,
+        loss: 1.0 / step as f64,
+        grad_norm: 0.25,
+        learning_rate: 1e-6,
+        tokens: 10,
+        tokens_per_second: 5.0,
+        step_seconds: 2.0,
+        peak_bytes: 7,
+        hash: "00".into(),
+        more: Map::new(),
+    }
+}
+
+fn shown(step: u64) -> Shown {
+    let strip = Some(Png { width: 2, height: 1, bytes: vec![step as u8; 40_000] });
+    Shown { rewards: vec![0.0, step as f32, 0.5], text: format!("<b>{step}</b> & so on"), strip }
+}
+
+/// A run in `out` that goes on after `step` of the run in `home` and does the steps up to `last`, with pictures if `pictures`.
+fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> Wandb {
+    let run = json!({"command": "grpo", "steps": 9, "options": {"learning_rate": 0.5}});
+    let done: Vec<StepMetrics> = (1..=step).map(line).collect();
+    let begin = Begin { out, home, step, done: &done, project: "p", name: None, run: &run };
+    let mut wandb = Wandb::begin(&begin).unwrap();
+    for n in step + 1..=last {
+        wandb.step(n, &line(n).points(), pictures.then(|| shown(n)).as_ref()).unwrap();
+    }
+    wandb
+}
+
+/// The records of the log in a folder.
+fn records(folder: &Path) -> Vec<Record> {
+    let id = folder.file_name().unwrap().to_str().unwrap().rsplit('-').next().unwrap();
+    let bytes = log::read(&folder.join(format!("run-{id}.wandb"))).unwrap();
+    bytes.iter().map(|bytes| Record::parse(bytes).unwrap()).collect()
+}
+
+/// Each step's loss and whether it has a picture; the pictures are there.
+fn steps(folder: &Path) -> Vec<(u64, f64, bool)> {
+    let media: Vec<String> = records(folder).iter().flat_map(Record::media).collect();
+    for path in &media {
+        assert!(fs::metadata(folder.join("files").join(path)).unwrap().len() > 0);
+    }
+    let step = |values: Map<String, Value>| {
+        let picture = values.get(FRAMES).map(|value| value["path"].as_str().unwrap().to_string());
+        assert_eq!(picture.is_some(), values.contains_key(REWARDS) && values.contains_key(COMPLETIONS));
+        assert!(picture.iter().all(|path| media.contains(path)));
+        (values["_step"].as_u64().unwrap(), values["train/loss"].as_f64().unwrap(), picture.is_some())
+    };
+    records(folder).iter().filter_map(Record::history_values).map(step).collect()
+}
+
+fn folders(out: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<_> = fs::read_dir(out.join(FOLDER)).unwrap().map(|e| e.unwrap().path()).collect();
+    all.sort();
+    all
+}
+
+fn id(folder: &Path) -> String {
+    folder.display().to_string().rsplit('-').next().unwrap().to_string()
+}
+
+fn marked(folder: &Path) -> bool {
+    folder.join(format!("run-{}.wandb.synced", id(folder))).exists()
+}
+
+fn losses(picture: impl Fn(u64) -> bool, last: u64) -> Vec<(u64, f64, bool)> {
+    (1..=last).map(|n| (n, 1.0 / n as f64, picture(n))).collect()
+}
+
+#[test]
+fn a_step_is_written_with_its_media() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    let wandb = part(out, out, 0, 3, true);
+    let folder = wandb.folder().to_path_buf();
+    // Nothing was closed: what is there is what a killed run leaves.
+    assert_eq!(steps(&folder), losses(|_| true, 3));
+    let before = records(&folder).len();
+    wandb.finish(0).unwrap();
+    assert_eq!(records(&folder)[before..], [Record::exit(0, 0)]);
+    let page = fs::read_dir(folder.join("files/media/html/rollouts")).unwrap().next().unwrap().unwrap().path();
+    let page = fs::read_to_string(page).unwrap();
+    assert!(page.contains("&lt;b&gt;") && page.contains("&amp; so on") && !page.contains("<b>"), "{page}");
+    let values = records(&folder).iter().find_map(Record::history_values).unwrap();
+    let bins = &values[REWARDS];
+    assert_eq!(bins["bins"].as_array().unwrap().len(), bins["values"].as_array().unwrap().len() + 1);
+    // SHA-256 of 40000 bytes of 1, by coreutils.
+    assert_eq!(values[FRAMES]["sha256"], "fb67091504b666f393f1530f351a3fa5ae5168228b9aa06dcce5835be0402356");
+    assert_eq!(values[FRAMES]["width"], 2);
+    assert_eq!(
+        config(&json!({"seed": 1, "options": {"seed": 2, "a": 3}})),
+        *json!({"seed": 1, "a": 3}).as_object().unwrap()
+    );
+}
+
+#[test]
+fn a_part_that_goes_on_has_the_whole_run_and_takes_the_place_of_the_one_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    drop(part(out, out, 0, 5, true));
+    // A killed beginning of a part.
+    fs::create_dir_all(out.join("wandb/.offline-run-20200101_000000-abcd1234.part/files")).unwrap();
+    part(out, out, 4, 6, false).finish(0).unwrap();
+    let all = folders(out);
+    assert_eq!(all.len(), 2);
+    assert_eq!(steps(&all[1]), losses(|n| n <= 4, 6));
+    assert_eq!(id(&all[0]), id(&all[1]));
+    assert!(marked(&all[0]) && !marked(&all[1]));
+    // Once uploaded, a run is left alone.
+    fs::write(all[1].join(format!("run-{}.wandb.syncstate", id(&all[1]))), "{}").unwrap();
+    part(out, out, 5, 7, true).finish(0).unwrap();
+    let all = folders(out);
+    assert_eq!(steps(&all[2]), losses(|n| n <= 4 || n > 5, 7));
+    assert!(id(&all[2]) != id(&all[1]) && !marked(&all[1]));
+    // The run goes on in another OUT.
+    let other = dir.path().join("other");
+    part(&other, out, 6, 8, true).finish(0).unwrap();
+    let there = folders(&other);
+    assert_eq!(steps(&there[0]), losses(|n| n != 5, 8));
+    assert!(id(&there[0]) != id(&all[2]) && !marked(&folders(out)[2]));
+}
+
+#[test]
+fn steps_that_no_log_has_come_from_the_metrics() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    let folder = part(out, out, 3, 4, true).folder().to_path_buf();
+    assert_eq!(steps(&folder), losses(|n| n == 4, 4));
+    // A log that is cut, and pictures that somebody removed, are no reason to stop.
+    let log = folder.join(format!("run-{}.wandb", id(&folder)));
+    let bytes = fs::read(&log).unwrap();
+    fs::write(&log, &bytes[..bytes.len() - 10]).unwrap();
+    fs::remove_dir_all(folder.join("files/media/images")).unwrap();
+    let last = part(out, out, 4, 5, false).folder().to_path_buf();
+    let histories: Vec<_> = records(&last).iter().filter_map(Record::history_values).collect();
+    assert_eq!(histories.len(), 5);
+    assert_eq!(records(&last).iter().flat_map(Record::media).count(), 1);
+}
+
+#[test]
+fn a_fresh_run_clears_runs_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    clear(out).unwrap();
+    part(out, out, 0, 1, true).finish(1).unwrap();
+    clear(out).unwrap();
+    assert!(!out.join(FOLDER).exists());
+    part(out, out, 0, 1, true).finish(1).unwrap();
+    fs::write(out.join("wandb/settings"), "").unwrap();
+    clear(out).unwrap();
+    assert_eq!(folders(out), [out.join("wandb/settings")]);
+}
+
+#[test]
+fn what_cannot_be_written_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    fs::write(out.join(FOLDER), "a file").unwrap();
+    clear(out).unwrap();
+    let run = json!({});
+    let begin = Begin { out, home: out, step: 0, done: &[], project: "p", name: None, run: &run };
+    let e = Wandb::begin(&begin).unwrap_err().to_string();
+    assert!(e.contains("wandb: cannot be written: ") && e.contains("; "), "{e}");
+}
