@@ -6,7 +6,8 @@
 //! **Command.** `sh -c CMD` is started once and kept. For each batch it is sent a line of JSON a row on its standard input, and
 //! must write a line a row, in order, on its standard output: a number, or `{"reward": number}`. Each row has a field `_batch`
 //! beside its own, `{"index": i, "size": n}`, so that a program may read the whole batch before it answers. Nothing else may go to
-//! standard output. At the end its standard input is closed; what is still there a second later is killed, with its process group.
+//! standard output. At the end its standard input is closed; what is still there a second later is killed, with its process group. If this
+//! process is killed itself, a guard does so.
 //!
 //! **HTTP.** `POST URL` with `{"rows": [...]}`; the answer is `{"rewards": [numbers]}`, one a row, in order, with status 200.
 //!
