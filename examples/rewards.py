@@ -6,7 +6,7 @@
 
 FUNCTION is MODULE:NAME or FILE.py:NAME, a function as TRL's GRPOTrainer takes it:
 
-    def length(prompts, completions, **columns):   # every column of the data, as a list
+    def length(prompts, completions, **columns):   # completion_ids and every column of the data, as lists
         return [min(len(text), 100) / 100 for text in completions]
 
 As in TRL, completions are texts where prompts are texts, and lists of one message where prompts are lists of messages; a

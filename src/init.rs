@@ -8,7 +8,7 @@ use reel_model::checkpoint;
 use reel_model::init::{InitOptions, InitReport, Preset, init, init_siglip};
 
 use crate::common::{Common, Dtype};
-use crate::fail::{bad_usage, failed};
+use crate::fail::bad_usage;
 use crate::output;
 
 /// The preset that is no Qwen2.5-VL: what judges for the semantic reward.
@@ -46,7 +46,9 @@ impl ShapeFlags {
     /// What the library is asked for.
     pub fn options(&self, common: &Common) -> Result<InitOptions> {
         let dtype = stored(common);
-        let preset = Preset::parse(self.preset.as_deref().unwrap_or("tiny"))?;
+        let name = self.preset.as_deref().unwrap_or("tiny");
+        let unknown = |_| bad_usage("--preset", format!("there is no preset `{name}`"), "choose tiny, 3b or 7b");
+        let preset = Preset::parse(name).map_err(unknown)?;
         Ok(InitOptions { preset, layers: self.layers, vocab: self.vocab, dtype, seed: common.seed() })
     }
 }
@@ -64,7 +66,7 @@ impl Init {
         let preset = self.shape.preset.as_deref().unwrap_or_default();
         if preset != SIGLIP_TINY {
             let cure = format!("choose tiny, 3b, 7b or {SIGLIP_TINY}");
-            Preset::parse(preset).map_err(|_| failed("--preset", format!("there is no preset `{preset}`"), cure))?;
+            Preset::parse(preset).map_err(|_| bad_usage("--preset", format!("there is no preset `{preset}`"), cure))?;
             return Ok(init(&self.shape.options(common)?, &self.out)?);
         }
         for (flag, given) in [("--layers", self.shape.layers), ("--vocab", self.shape.vocab)] {

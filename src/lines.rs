@@ -20,6 +20,8 @@ pub fn parse<T, E: std::error::Error + Send + Sync + 'static>(
             return Err(failed(place(path, line), "is not UTF-8", "save the file as UTF-8"));
         }
     };
+    // A byte-order mark, as Windows programs write it, is no part of the first line.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = text.split('\n').enumerate().filter(|(_, line)| !line.trim().is_empty());
     let rows = lines.map(|(i, line)| {
         parse(line).map_err(|e| {

@@ -16,7 +16,7 @@ use crate::fail::bad_usage;
 #[serde(default)]
 #[command(next_help_heading = "Media options")]
 pub struct MediaFlags {
-    /// Frame and pixel limits: videorft-train, video-r1-train, videorft-eval, qwen, uniform-16 or stride-1fps [default: videorft-train for sft, qwen elsewhere]
+    /// Frame and pixel limits: videorft-train, video-r1-train, videorft-eval, qwen, uniform-16 or stride-1fps [default: videorft-train for sft and grpo, qwen elsewhere]
     #[arg(long, value_name = "NAME")]
     pub profile: Option<String>,
     /// Take this many frames

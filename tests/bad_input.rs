@@ -271,7 +271,7 @@ fn outputs_that_cannot_be_written() {
     score("tiny").refused(1, &["tiny"]);
     run_in(s.dir.path(), ["init", "--preset", "tiny", "--out", "tiny"]).refused(1, &["tiny"]);
     run_in(s.dir.path(), ["init", "--preset", "huge", "--out", "other"])
-        .refused(1, &["huge", "tiny, 3b, 7b or siglip-tiny"]);
+        .refused(2, &["huge", "tiny, 3b, 7b or siglip-tiny"]);
     run_in(s.dir.path(), ["init", "--preset", "siglip-tiny", "--vocab", "9", "--out", "other"])
         .refused(2, &["--vocab"]);
     assert!(!s.dir.path().join("other").exists());

@@ -8,6 +8,9 @@ use serde_json::{Map, Value};
 
 use crate::{Result, TrainError};
 
+/// Options that say how a run is started, not what it is.
+const ONLY_FLAGS: [&str; 3] = ["config", "overwrite", "resume_from_checkpoint"];
+
 /// `parsed` with the file's values in place of those that the command line left to their defaults.
 ///
 /// `on_command_line` tells by an option's field name (`learning_rate`) whether its flag was given. Keys may be written
@@ -42,6 +45,13 @@ fn merge<T: Serialize + DeserializeOwned>(
     };
     for (key, value) in &table {
         let field = key.replace('-', "_");
+        if ONLY_FLAGS.contains(&field.as_str()) {
+            return Err(TrainError::option(
+                format!("{file}: {key}"),
+                "belongs on the command line: it is about one start of a run",
+                "leave it out of the file, and give the flag",
+            ));
+        }
         if !options.contains_key(&field) {
             return Err(TrainError::option(
                 format!("{file}: {key}"),
@@ -106,6 +116,8 @@ mod tests {
     fn mistakes_are_named() {
         for (text, start) in [
             ("learning-rat = 1.0", "c.toml: learning-rat: is no option"),
+            ("resume-from-checkpoint = \"last\"", "c.toml: resume-from-checkpoint: belongs on the command line"),
+            ("overwrite = true", "c.toml: overwrite: belongs on the command line"),
             ("max-steps = \"many\"", "c.toml: max-steps: \"many\" does not fit"),
             ("labels = \"all\"", "c.toml: labels: \"all\" does not fit"),
             ("[sft]\nlabels = \"text\"", "c.toml: sft: is no option"),

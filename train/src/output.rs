@@ -38,6 +38,10 @@ pub fn start(options: &RunOptions) -> Result<Start> {
         // What looking at the rows left is no run.
         Ok(entries) => entries.filter(|entry| !entry.as_ref().is_ok_and(|entry| is_of_a_check(&entry.path()))).count(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
+            let what = "is a file, or lies below one";
+            return Err(TrainError::output(format!("--out {}", out.display()), what, "give a folder"));
+        }
         Err(e) => return Err(TrainError::read(out, e)),
     };
     match options.resume_from_checkpoint.as_deref() {
@@ -180,6 +184,10 @@ mod tests {
         let e = start(&options(&out)).unwrap_err().to_string();
         assert!(e.contains("out: is not empty; ") && e.contains("--overwrite"), "{e}");
         assert_eq!(start(&RunOptions { overwrite: true, ..options(&out) }).unwrap(), Start::Fresh);
+        for file in [out.join("x"), out.join("x/below")] {
+            let e = start(&RunOptions { overwrite: true, ..options(&file) }).unwrap_err().to_string();
+            assert!(e.starts_with("--out ") && e.contains(": is a file, or lies below one; "), "{e}");
+        }
     }
 
     #[test]

@@ -47,10 +47,11 @@ pub fn type_text(problem_type: &str) -> Option<&'static str> {
 }
 
 /// The user's text: the question in its template, then `type_text`. Under `video-r1` the options follow the problem, a
-/// line each; `options` is empty for problems without a choice.
-pub fn question(problem: &str, options: &[String], type_text: &str, parity: Parity) -> String {
+/// line each; `options` is `None` for problems without a choice. A choice without options gets their heading all the same, as in
+/// Video-R1's code.
+pub fn question(problem: &str, options: Option<&[String]>, type_text: &str, parity: Parity) -> String {
     let mut asked = problem.to_string();
-    if parity == Parity::VideoR1 && !options.is_empty() {
+    if let Some(options) = options.filter(|_| parity == Parity::VideoR1) {
         asked.push_str(&TEXTS.options);
         for option in options {
             asked.push_str(option);
@@ -67,7 +68,7 @@ mod tests {
     #[test]
     fn the_question_stands_first_and_the_kind_last() {
         let kind = type_text("numerical").unwrap();
-        let text = question("How many?", &[], kind, Parity::Paper);
+        let text = question("How many?", None, kind, Parity::Paper);
         assert!(text.starts_with("How many?\nPlease think about this question as if"), "{text}");
         assert!(text.ends_with("<answer> </answer> tags. Please provide the numerical value (e.g., 42 or 3.14) within the <answer> </answer> tags."));
         assert!(text.contains("thought expressions It's encouraged"));
@@ -78,9 +79,12 @@ mod tests {
     fn only_video_r1_appends_options() {
         let options = ["A. left".to_string(), "B. right".to_string()];
         let kind = type_text("multiple choice").unwrap();
-        let with = question("Where?", &options, kind, Parity::VideoR1);
+        let with = question("Where?", Some(&options), kind, Parity::VideoR1);
         assert!(with.starts_with("Where?Options:\nA. left\nB. right\n\nPlease think"), "{with}");
-        assert!(question("Where?", &options, kind, Parity::Videorft).starts_with("Where?\nPlease"));
+        let none = question("Where?", Some(&[]), kind, Parity::VideoR1);
+        assert!(none.starts_with("Where?Options:\n\nPlease think"), "{none}");
+        assert!(question("Where?", None, kind, Parity::VideoR1).starts_with("Where?\nPlease"));
+        assert!(question("Where?", Some(&options), kind, Parity::Videorft).starts_with("Where?\nPlease"));
     }
 
     #[test]

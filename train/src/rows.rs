@@ -195,7 +195,7 @@ impl Problem {
 
     /// The user's message: the media part, then the question in its template.
     pub fn question(&self, parity: Parity) -> Value {
-        let choices: &[String] = if self.problem_type == "multiple choice" { &self.options } else { &[] };
+        let choices = (self.problem_type == "multiple choice").then_some(&self.options[..]);
         let kind = prompts::type_text(&self.problem_type).unwrap_or_default();
         let asked = json!({"type": "text", "text": prompts::question(&self.problem, choices, kind, parity)});
         let key = match self.data_type {

@@ -82,7 +82,8 @@ impl Samples {
     /// The conversation of a row.
     fn conversation(&self, row: usize) -> Result<Conversation> {
         let messages = self.data.at(row, self.data.row(row)?.supervised(self.parity))?;
-        Ok(Conversation::from_value(&self.data.place(row), &Value::Array(messages), &self.media_root)?)
+        let place = self.data.place(row);
+        Conversation::from_value(&place, &Value::Array(messages), &self.media_root).map_err(|e| about_row(&place, e))
     }
 }
 
@@ -109,9 +110,7 @@ impl Source for Samples {
         }
         let place = self.data.place(row);
         let conversation = self.conversation(row)?;
-        let text = self.bundle.template.render(&conversation, false)?;
-        let media = load_media(&self.bundle, &conversation, &self.media).map_err(|e| about_media(&place, e))?;
-        let tokens = assemble(&self.bundle, &text, media, &place)?;
+        let tokens = tokens_of(&self.bundle, &conversation, false, &self.media, &place)?;
         let ids: Vec<u32> = tokens.input_ids.iter().map(|&id| id as u32).collect();
         let targets = self.labels.targets(&ids, &self.bundle.tokenizer);
         if targets.iter().all(|&t| t < 0) {
@@ -135,8 +134,34 @@ impl Source for Samples {
     }
 }
 
-/// Media that cannot be had are the row's fault; a decoder that cannot be started is not.
-pub(crate) fn about_media(place: &str, e: ModelError) -> TrainError {
+/// The model's inputs of a row's conversation. Whatever is wrong with them is the row's fault.
+pub(crate) fn tokens_of(
+    bundle: &Bundle,
+    conversation: &Conversation,
+    generation_prompt: bool,
+    media: &MediaOptions,
+    place: &str,
+) -> Result<Tokens> {
+    let text = bundle.template.render(conversation, generation_prompt).map_err(|e| about_row(place, e))?;
+    let media = load_media(bundle, conversation, media).map_err(|e| about_row(place, e))?;
+    let tokens = assemble(bundle, &text, media, place).map_err(|e| about_row(place, e))?;
+    let special = &bundle.config.tokens;
+    for (pad, grids) in [(special.image, &tokens.image_grid_thw), (special.video, &tokens.video_grid_thw)] {
+        // With media of their kind they were counted.
+        if grids.is_empty() && tokens.input_ids.contains(&i64::from(pad)) {
+            let token = bundle.tokenizer.decode(&[pad], false);
+            return Err(TrainError::row(
+                place,
+                format!("has {token} in a text, and no media for it"),
+                "take it out, or remove the row",
+            ));
+        }
+    }
+    Ok(tokens)
+}
+
+/// What is wrong with a row's conversation or media is the row's fault; a decoder that cannot be started is not.
+pub(crate) fn about_row(place: &str, e: ModelError) -> TrainError {
     if matches!(e, ModelError::Media(MediaError::Worker { .. })) {
         return e.into();
     }

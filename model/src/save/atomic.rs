@@ -48,11 +48,13 @@ impl Drop for Unfinished {
     }
 }
 
-/// A file being written under a temporary name; [`AtomicFile::commit`] gives it its own. Dropped before that, it is removed.
+/// A file being written under a temporary name; [`AtomicFile::commit`] gives it its own. Dropped before that, it is removed. A device, a
+/// pipe or a standard stream is written to directly: to rename a file over it would destroy it.
 #[derive(Debug)]
 pub struct AtomicFile {
     target: PathBuf,
-    temporary: PathBuf,
+    /// `None` where it is written to directly.
+    temporary: Option<PathBuf>,
     writer: Option<BufWriter<File>>,
     _unfinished: Unfinished,
 }
@@ -60,12 +62,20 @@ pub struct AtomicFile {
 impl AtomicFile {
     /// Starts a file that is to become `target`, in the same folder.
     pub fn create(target: &Path) -> Result<Self> {
+        if is_stream(target) {
+            let file = File::options().write(true).open(target).map_err(|e| ModelError::write(target, e))?;
+            return Ok(Self::new(target, None, file, Unfinished::new([])));
+        }
         let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let temporary = target.with_file_name(format!(".{name}.{}.part", std::process::id()));
         let unfinished = Unfinished::new([temporary.clone()]);
         let file = File::create(&temporary).map_err(|e| ModelError::write(target, e))?;
+        Ok(Self::new(target, Some(temporary), file, unfinished))
+    }
+
+    fn new(target: &Path, temporary: Option<PathBuf>, file: File, unfinished: Unfinished) -> Self {
         let writer = Some(BufWriter::with_capacity(1 << 20, file));
-        Ok(Self { target: target.to_path_buf(), temporary, writer, _unfinished: unfinished })
+        Self { target: target.to_path_buf(), temporary, writer, _unfinished: unfinished }
     }
 
     /// Writes it out, to the disk itself, and renames it to its final name.
@@ -78,7 +88,8 @@ impl AtomicFile {
         let target = self.target.clone();
         if let Some(writer) = self.writer.take() {
             let file = writer.into_inner().map_err(|e| ModelError::write(&target, e.into_error()))?;
-            file.sync_data().map_err(|e| ModelError::write(&target, e))?;
+            // Streams have no disk behind them.
+            self.temporary.as_ref().map_or(Ok(()), |_| file.sync_data()).map_err(|e| ModelError::write(&target, e))?;
         }
         Ok(Finished { file: self })
     }
@@ -98,8 +109,15 @@ pub struct Finished {
 impl Finished {
     /// Gives it its final name.
     pub fn publish(self) -> Result<()> {
-        fs::rename(&self.file.temporary, &self.file.target).map_err(|e| ModelError::write(&self.file.target, e))
+        let AtomicFile { temporary, target, .. } = &self.file;
+        temporary.as_ref().map_or(Ok(()), |from| fs::rename(from, target)).map_err(|e| ModelError::write(target, e))
     }
+}
+
+/// Whether a path is a device, a pipe or one of this process's open files, which `/dev/stdout` may name though it leads to a file.
+fn is_stream(path: &Path) -> bool {
+    let open = ["/proc", "/dev/fd", "/dev/stdout", "/dev/stderr"].iter().any(|own| path.starts_with(own));
+    open || fs::metadata(path).is_ok_and(|facts| !facts.is_file() && !facts.is_dir())
 }
 
 impl Write for AtomicFile {
@@ -118,6 +136,30 @@ impl Write for AtomicFile {
 impl Drop for AtomicFile {
     fn drop(&mut self) {
         // Renamed files are no longer there under this name; a failure to remove has no one to tell.
-        let _ = fs::remove_file(&self.temporary);
+        if let Some(temporary) = &self.temporary {
+            let _ = fs::remove_file(temporary);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_stays_a_device() {
+        let dir = tempfile::tempdir().unwrap();
+        // Behind links: a program that renames a file over them costs no more than these.
+        for (name, device) in [("null", "/dev/null"), ("full", "/dev/full")] {
+            let link = dir.path().join(name);
+            std::os::unix::fs::symlink(device, &link).unwrap();
+            let mut file = AtomicFile::create(&link).unwrap();
+            file.write_all(b"words").unwrap();
+            let done = file.commit();
+            // What is written is not only buffered: a full disk shows.
+            assert_eq!(done.is_ok(), name == "null", "{done:?}");
+            assert_eq!(fs::read_link(&link).unwrap(), Path::new(device));
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing else is left");
     }
 }

@@ -1,9 +1,11 @@
-//! The command behind an own reward: started once, asked in batches, never waited for beyond a deadline.
+//! The command behind an own reward: started once, asked in batches, never waited for beyond a deadline, and never left behind:
+//! a guard ends it with all that it has started when this process is gone, however that went.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde_json::{Value, json};
 
-use super::{fault, number, seconds, shortened};
+use super::{STOPPED, Silence, fault, number, receive, seconds, shortened};
 use crate::{Result, RewardError};
 
 const FLAG: &str = "--reward-command";
@@ -52,7 +54,7 @@ impl Command {
     }
 
     /// The rewards of a batch. After an error the process is gone.
-    pub(super) fn score(&mut self, rows: &[Value]) -> Result<Vec<f64>> {
+    pub(super) fn score(&mut self, rows: &[Value], stop: &AtomicBool) -> Result<Vec<f64>> {
         let deadline = Instant::now() + self.timeout;
         let asked = lines(rows)?;
         let mut running = match self.running.take() {
@@ -60,7 +62,7 @@ impl Command {
             None => Running::start(&self.shell)
                 .map_err(|e| self.fault(format!("cannot be started: {e}"), "check that there is a shell `sh`"))?,
         };
-        let answers = running.answers(asked, rows.len(), deadline);
+        let answers = running.answers(asked, rows.len(), deadline, stop);
         match answers {
             Ok(answers) => {
                 self.running = Some(running);
@@ -84,6 +86,7 @@ impl Command {
                     "make it faster or the batch smaller, and see that it writes its output at once (flush)",
                 )
             }
+            Trouble::Stopped => self.fault(STOPPED.0, STOPPED.1),
             Trouble::Ended(got) => {
                 let how = running.how_it_ended();
                 self.fault(format!("{how} after {got} of {wanted} rewards"), "run it by hand with one row on its input")
@@ -127,6 +130,8 @@ fn lines(rows: &[Value]) -> Result<Vec<u8>> {
 enum Trouble {
     /// The deadline passed after this many answers.
     Late(usize),
+    /// The wait was given up.
+    Stopped,
     /// The output ended after this many answers.
     Ended(usize),
     /// There were more.
@@ -137,10 +142,15 @@ enum Trouble {
     Wrong(usize, String),
 }
 
+/// What the guard runs: it waits for the end of its input, which only this process holds open, and kills the group `$0`.
+const GUARD: &str = "read -r _; kill -s KILL -- -\"$0\"";
+
 /// The process. Dropped, it gets the end of its input, then has [`LEAVE`] to go.
 #[derive(Debug)]
 struct Running {
     child: Child,
+    /// What outlives this process to kill the group; `None` until it is started.
+    guard: Option<Child>,
     /// To the thread that writes; `None` once the input has ended.
     input: Option<Sender<Vec<u8>>>,
     /// Whether a batch was answered with as many lines as it has rows.
@@ -167,7 +177,8 @@ impl Running {
         let heard = Arc::clone(&last_words);
         let (speaking, silence) = mpsc::channel::<()>();
         // From here on a failure drops the process, which ends it.
-        let running = Self { child, input: Some(input), proven: false, output, last_words, silence };
+        let mut running = Self { child, guard: None, input: Some(input), proven: false, output, last_words, silence };
+        running.guard = Some(guard(running.child.id())?);
         let spawn = |work: Box<dyn FnOnce() + Send>| thread::Builder::new().name("own reward".into()).spawn(work);
         spawn(Box::new(move || stdin.into_iter().for_each(|pipe| write(pipe, &batches))))?;
         spawn(Box::new(move || stdout.into_iter().for_each(|pipe| read(pipe, &lines))))?;
@@ -178,7 +189,13 @@ impl Running {
         Ok(running)
     }
 
-    fn answers(&mut self, asked: Vec<u8>, wanted: usize, deadline: Instant) -> Result<Vec<f64>, Trouble> {
+    fn answers(
+        &mut self,
+        asked: Vec<u8>,
+        wanted: usize,
+        deadline: Instant,
+        stop: &AtomicBool,
+    ) -> Result<Vec<f64>, Trouble> {
         match self.output.try_recv() {
             Ok(_) => return Err(Trouble::Unasked),
             Err(TryRecvError::Disconnected) => return Err(Trouble::Ended(0)),
@@ -189,11 +206,11 @@ impl Running {
         let mut rewards = Vec::with_capacity(wanted);
         while rewards.len() < wanted {
             let at = rewards.len();
-            let line = match self.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) => line,
-                Err(RecvTimeoutError::Timeout) => return Err(Trouble::Late(at)),
-                Err(RecvTimeoutError::Disconnected) => return Err(Trouble::Ended(at)),
-            };
+            let line = receive(&self.output, deadline, stop).map_err(|silence| match silence {
+                Silence::Late => Trouble::Late(at),
+                Silence::Ended => Trouble::Ended(at),
+                Silence::Stopped => Trouble::Stopped,
+            })?;
             rewards.push(line.and_then(|line| reward(&line)).map_err(|why| Trouble::Wrong(at, why))?);
         }
         let wait = if self.proven { Duration::ZERO } else { TOO_MANY };
@@ -249,6 +266,10 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.input = None;
         self.wait(Instant::now() + LEAVE);
+        // While the process is not waited for, no other can have its group's number, which the guard knows.
+        if let Some(mut guard) = self.guard.take() {
+            let _ = guard.kill().and_then(|()| guard.wait());
+        }
         if let Some(group) = self.pid() {
             // Failing means that nobody is left in it.
             let _ = kill_process_group(group, Signal::KILL);
@@ -257,6 +278,19 @@ impl Drop for Running {
         self.wait(Instant::now() + LEAVE);
         let _ = self.child.try_wait();
     }
+}
+
+/// A process that kills process group `group` when this process ends, if it is killed itself too. It has a group of its own, so that
+/// nothing that is meant for the command or for a terminal's foreground ends it. (A parent's death signal, as Linux has it, would
+/// reach the shell alone, not what it runs.)
+fn guard(group: u32) -> std::io::Result<Child> {
+    std::process::Command::new("sh")
+        .args(["-c", GUARD, &group.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
 }
 
 /// Writes batches as they come. A closed pipe ends it; the reader finds out why.

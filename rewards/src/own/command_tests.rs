@@ -2,6 +2,7 @@
 
 use super::super::OwnReward;
 use super::*;
+use std::path::Path;
 
 const SHORT: Duration = Duration::from_millis(500);
 
@@ -120,6 +121,13 @@ fn a_hang_costs_its_deadline_and_its_whole_group() {
 }
 
 #[test]
+fn a_wait_can_be_given_up() {
+    let began = Instant::now();
+    let e = own("sleep 1000").score_unless(&rows(2), &AtomicBool::new(true)).unwrap_err().to_string();
+    assert!(e.contains("was not waited for") && began.elapsed() < Duration::from_secs(15), "{e}");
+}
+
+#[test]
 fn the_end_ends_the_command_and_lets_it_finish() {
     let folder = tempfile::tempdir().unwrap();
     let mark = folder.path().join("done");
@@ -161,4 +169,50 @@ fn what_cannot_be_asked_is_refused() {
     let e = own("cat").score(&[json!({"_batch": 1})]).unwrap_err().to_string();
     assert!(e.starts_with("_batch: "), "{e}");
     assert!(own("cat").score(&[json!(3)]).unwrap_err().to_string().contains("not an object"));
+}
+
+/// In the process that [`nothing_outlives_a_kill`] kills: where its command writes who it is.
+const HELD: &str = "REEL_TEST_HELD_COMMAND";
+
+#[test]
+fn nothing_outlives_a_kill() {
+    if let Some(mark) = std::env::var_os(HELD) {
+        let mark = mark.into_string().unwrap();
+        // Neither the shell nor what it has started looks at its input, or minds a signal that can be ignored.
+        let stubborn = "trap '' HUP INT PIPE TERM; sh -c 'echo $$; exec sleep 1000 >&-' > MARK & echo $$ >> MARK.sh; read -r l; echo 1; sleep 1000; true";
+        let mut own = own(&stubborn.replace("MARK", &mark));
+        own.score(&rows(1)).unwrap();
+        std::fs::write(format!("{mark}.ready"), "").unwrap();
+        thread::sleep(Duration::from_secs(1000));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mark = folder.path().join("child");
+    let at = |ending: &str| folder.path().join(format!("child{ending}"));
+    let name = concat!(module_path!(), "::nothing_outlives_a_kill");
+    let name = name.split_once("::").unwrap().1;
+    let reel = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name])
+        .env(HELD, &mark)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let mut reel = Killed(reel.unwrap());
+    let until = Instant::now() + Duration::from_secs(30);
+    while !at(".ready").exists() {
+        assert!(Instant::now() < until && reel.0.try_wait().unwrap().is_none(), "the command was not started");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let pids = ["", ".sh"].map(|ending| std::fs::read_to_string(at(ending)).unwrap());
+    assert!(pids.iter().all(|pid| Path::new(&format!("/proc/{}/stat", pid.trim())).exists()), "{pids:?}");
+    drop(reel);
+    pids.iter().for_each(|pid| gone(pid.trim()));
+}
+
+/// A process that is killed when it is dropped, as by `kill -9`.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
 }

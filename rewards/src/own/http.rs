@@ -1,12 +1,15 @@
 //! The address behind an own reward.
 
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use ureq::Agent;
 use ureq::http::Uri;
 
-use super::{fault, number, seconds, shortened};
+use super::{STOPPED, Silence, fault, number, receive, seconds, shortened};
 use crate::{Result, RewardError};
 
 const FLAG: &str = "--reward-url";
@@ -14,8 +17,11 @@ const FLAG: &str = "--reward-url";
 /// No answer is longer, in bytes.
 const LONGEST_ANSWER: u64 = 64 << 20;
 
+/// How much longer than its deadline an answer may take to be handed over.
+const LATER: Duration = Duration::from_secs(10);
+
 /// An address to ask.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Http {
     url: String,
     timeout: Duration,
@@ -35,8 +41,8 @@ impl Http {
     }
 
     /// The rewards of a batch.
-    pub(super) fn score(&self, rows: &[Value]) -> Result<Vec<f64>> {
-        let text = self.ask(&json!({"rows": rows}).to_string())?;
+    pub(super) fn score(&self, rows: &[Value], stop: &AtomicBool) -> Result<Vec<f64>> {
+        let text = self.wait_for(json!({"rows": rows}).to_string(), stop)?;
         let cure = "answer {\"rewards\": [...]}, one number a row";
         let answer: Value = serde_json::from_str(&text)
             .map_err(|_| self.fault(format!("answered `{}`, which is not JSON", shortened(&text)), cure))?;
@@ -50,12 +56,30 @@ impl Http {
         rewards.collect::<Result<_, _>>().map_err(|(i, why)| self.fault(format!("rewards[{i}] {why}"), cure))
     }
 
+    /// Asks on a thread of its own, which ends by its deadline though nobody waits for it any more.
+    fn wait_for(&self, body: String, stop: &AtomicBool) -> Result<String> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        let asker = self.clone();
+        thread::Builder::new()
+            .name("own reward".into())
+            .spawn(move || drop(answer.send(asker.ask(&body))))
+            .map_err(|e| self.fault(format!("cannot be asked: {e}"), "free some memory or processes"))?;
+        // The thread has the deadline; here a little more, for its answer.
+        let deadline = Instant::now() + self.timeout + LATER;
+        receive(&answered, deadline, stop).unwrap_or_else(|silence| match silence {
+            Silence::Stopped => Err(self.fault(STOPPED.0, STOPPED.1)),
+            Silence::Late | Silence::Ended => Err(self.late()),
+        })
+    }
+
+    fn late(&self) -> RewardError {
+        let what = format!("gave no answer in {} and was given up", seconds(self.timeout));
+        self.fault(what, "see that the server runs, or make it faster or the batch smaller")
+    }
+
     fn ask(&self, body: &str) -> Result<String> {
         let failed = |e: ureq::Error| match e {
-            ureq::Error::Timeout(_) => self.fault(
-                format!("gave no answer in {} and was given up", seconds(self.timeout)),
-                "see that the server runs, or make it faster or the batch smaller",
-            ),
+            ureq::Error::Timeout(_) => self.late(),
             e => self.fault(format!("cannot be asked ({e})"), "check the address, and that the server runs"),
         };
         let request = self.agent.post(&self.url).header("content-type", "application/json");
@@ -81,7 +105,6 @@ mod tests {
     use super::*;
     use std::io::{BufRead, BufReader, Read, Write};
     use std::net::{TcpListener, TcpStream};
-    use std::time::Instant;
 
     const LONG: Duration = Duration::from_secs(30);
 
@@ -174,6 +197,15 @@ mod tests {
         drop(listener);
         let e = OwnReward::url(&url, LONG).unwrap().score(&rows(1)).unwrap_err().to_string();
         assert!(e.contains("cannot be asked"), "{e}");
+    }
+
+    #[test]
+    fn a_wait_can_be_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let began = Instant::now();
+        let e = OwnReward::url(&url, LONG).unwrap().score_unless(&rows(1), &AtomicBool::new(true)).unwrap_err();
+        assert!(e.to_string().contains("was not waited for") && began.elapsed() < LONG / 2, "{e}");
     }
 
     #[test]

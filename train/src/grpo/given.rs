@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use reel_model::config::ModelConfig;
 use serde::Deserialize;
 
 use crate::digest;
@@ -33,14 +34,14 @@ const FORM: &str = "write {\"row\": 0, \"completions\": [[ids], …], \"rewards\
 
 impl Given {
     /// Reads a file and holds each line against the options, the `rows` of the data and the vocabulary.
-    pub(super) fn open(path: &Path, options: &GrpoOptions, rows: usize, vocab: usize) -> Result<Self> {
+    pub(super) fn open(path: &Path, options: &GrpoOptions, rows: usize, config: &ModelConfig) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| TrainError::read(path, e))?;
         let mut lines = Vec::new();
         for (number, text) in (1..).zip(text.split('\n')).filter(|(_, text)| !text.trim().is_empty()) {
             let place = format!("{}:{number}", path.display());
             let line: Line = serde_json::from_str(text)
                 .map_err(|e| TrainError::data(&place, format!("is not a group of completions: {e}"), FORM))?;
-            line.check(&place, options, rows, vocab)?;
+            line.check(&place, options, rows, config)?;
             lines.push((number, line));
         }
         if lines.is_empty() {
@@ -71,7 +72,8 @@ impl Given {
 }
 
 impl Line {
-    fn check(&self, place: &str, options: &GrpoOptions, rows: usize, vocab: usize) -> Result<()> {
+    fn check(&self, place: &str, options: &GrpoOptions, rows: usize, config: &ModelConfig) -> Result<()> {
+        let vocab = config.text.vocab_size;
         let wrong =
             |field: &str, what: String, cure: String| Err(TrainError::data(format!("{place}: {field}"), what, cure));
         if self.row >= rows {
@@ -96,6 +98,11 @@ impl Line {
         if let Some(bad) = ids().find(|&&id| id < 0 || id as usize >= vocab) {
             let what = format!("have id {bad}, which the vocabulary of {vocab} lacks");
             return wrong("completions", what, "use the tokenizer of this model".into());
+        }
+        let pads = [config.tokens.image, config.tokens.video];
+        if let Some(pad) = ids().find(|&&id| pads.contains(&(id as u32))) {
+            let what = format!("have id {pad}, the place of a picture or film, and no media for it");
+            return wrong("completions", what, "take it out: such ids are never drawn".into());
         }
         let (longest, most) = (self.completions.iter().map(Vec::len).max().unwrap_or(0), options.max_completion_length);
         if longest > most {

@@ -1,5 +1,6 @@
 //! What drawn completions are worth.
 
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use reel_rewards::{self as rewards, OwnReward, ProblemType, Rules, Scores};
@@ -10,10 +11,13 @@ use super::rollout::{Answer, Drawn};
 use crate::Result;
 use crate::options::GrpoOptions;
 use crate::rows::Fault;
+use crate::run::stop_if;
 use crate::siglip::SiglipScorer;
 
 /// Judges groups of completions.
-pub(super) struct Judge {
+pub(super) struct Judge<'a> {
+    /// Turns true where the run is to end.
+    stop: &'a AtomicBool,
     rules: Rules,
     own: Vec<OwnReward>,
     /// What compares thoughts with frames.
@@ -26,15 +30,15 @@ struct Own {
     by_group: Vec<Vec<f32>>,
 }
 
-impl Judge {
+impl<'a> Judge<'a> {
     /// `device` and `dtype`: where and in what SigLIP computes.
-    pub(super) fn new(options: &GrpoOptions, device: &Device, dtype: DType) -> Result<Self> {
+    pub(super) fn new(options: &GrpoOptions, device: &Device, dtype: DType, stop: &'a AtomicBool) -> Result<Self> {
         let timeout = Duration::from_secs_f64(options.reward_timeout);
         let command = options.reward_command.as_deref().map(|shell| OwnReward::command(shell, timeout)).transpose()?;
         let url = options.reward_url.as_deref().map(|url| OwnReward::url(url, timeout)).transpose()?;
         let rules = Rules { parity: options.parity, weights: options.weights()?, scale: options.scale_rewards };
         let siglip = options.siglip.as_deref().map(|dir| SiglipScorer::open(device, dir, dtype)).transpose()?;
-        Ok(Self { rules, own: command.into_iter().chain(url).collect(), siglip })
+        Ok(Self { stop, rules, own: command.into_iter().chain(url).collect(), siglip })
     }
 
     /// The scores of each group.
@@ -84,12 +88,14 @@ impl Judge {
                 let mut row = d.prompt.columns.clone();
                 row.insert("prompt".into(), d.prompt.messages.clone());
                 row.insert("completion".into(), Value::String(answer.text.clone()));
+                row.insert("completion_ids".into(), Value::from(answer.ids.clone()));
                 rows.push(Value::Object(row));
             }
         }
         let mut all = Vec::new();
         for own in &mut self.own {
-            let flat = own.score(&rows)?;
+            // Where the run is to end, that is why there is no answer, or nobody's concern any more.
+            let flat = own.score_unless(&rows, self.stop).or_else(|e| stop_if(self.stop).and(Err(e.into())))?;
             let mut rest = flat.iter().map(|&r| r as f32);
             let by_group = drawn.iter().map(|d| rest.by_ref().take(d.completions.len()).collect()).collect();
             all.push(Own { name: own.name(), by_group });

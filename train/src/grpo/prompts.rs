@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use reel_model::config::ModelConfig;
-use reel_model::input::encode::{assemble, load_media};
 use reel_model::input::{Bundle, Conversation, MediaOptions, SecondPerGrid, Tokens};
 use serde_json::{Map, Value};
 
@@ -15,7 +14,7 @@ use crate::digest;
 use crate::feed::Source;
 use crate::options::Parity;
 use crate::run::Rows;
-use crate::sample::about_media;
+use crate::sample::{about_row, tokens_of};
 use crate::{Result, TrainError};
 
 /// A prompt, ready to be completed.
@@ -63,7 +62,7 @@ impl Prompts {
         let bundle = Arc::new(Bundle::open(setup.model)?);
         let data = Dataset::open(&options.data)?;
         let given = match &options.rollouts {
-            Some(path) => Some(Given::open(path, options, data.len(), bundle.config.text.vocab_size)?),
+            Some(path) => Some(Given::open(path, options, data.len(), &bundle.config)?),
             None => None,
         };
         let second_per_grid = if options.parity == Parity::Paper { SecondPerGrid::True } else { SecondPerGrid::One };
@@ -104,7 +103,9 @@ impl Prompts {
             self.data.at(row, judge::check(&columns, self.own))?;
         }
         let messages = Value::Array(messages);
-        let conversation = Conversation::from_value(&self.data.place(row), &messages, &self.media_root)?;
+        let place = self.data.place(row);
+        let conversation =
+            Conversation::from_value(&place, &messages, &self.media_root).map_err(|e| about_row(&place, e))?;
         Ok((conversation, messages, columns))
     }
 
@@ -112,9 +113,7 @@ impl Prompts {
     pub(super) fn prompt(&self, row: usize) -> Result<Prompt> {
         let place = self.data.place(row);
         let (conversation, messages, columns) = self.conversation(row)?;
-        let text = self.bundle.template.render(&conversation, true)?;
-        let media = load_media(&self.bundle, &conversation, &self.media).map_err(|e| about_media(&place, e))?;
-        let tokens = assemble(&self.bundle, &text, media, &place)?;
+        let tokens = tokens_of(&self.bundle, &conversation, true, &self.media, &place)?;
         Ok(Prompt { row, place, tokens, messages, columns, given: None })
     }
 }

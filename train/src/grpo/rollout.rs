@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use reel_engine::{self as engine, Engine, FinishReason};
 use reel_model::input::Tokens;
-use reel_rewards::Scores;
+use reel_rewards::{RewardError, Scores};
 use reel_runtime::Cx;
 use serde_json::{Map, Value, json};
 
@@ -27,7 +27,7 @@ pub(super) struct Rollout<'a> {
     draws: Draws<'a>,
     options: &'a GrpoOptions,
     prompts: Arc<Prompts>,
-    judge: Judge,
+    judge: Judge<'a>,
     records: Records,
     stop: &'a AtomicBool,
 }
@@ -65,7 +65,7 @@ impl<'a> Rollout<'a> {
         Ok(Self {
             draws: Draws::new(engine, setup.options, prompts.stop_ids(), setup.seed),
             options: setup.options,
-            judge: Judge::new(setup.options, &trainer.device, trainer.dtype)?,
+            judge: Judge::new(setup.options, &trainer.device, trainer.dtype, setup.stop)?,
             records: Records::new(&setup.options.out, trainer.recipe.schedule.max_steps),
             prompts,
             stop: setup.stop,
@@ -75,10 +75,13 @@ impl<'a> Rollout<'a> {
     /// Groups for step `n`, of the next rows; `None` at the end of the data.
     pub(super) fn next(&mut self, n: u64, feed: &mut Feed<Prompts>, taken: &mut Taken) -> Result<Option<Drawing>> {
         let (begun, encoded) = (Instant::now(), self.judge.frames_encoded());
-        let (mut kept, mut all, mut dropped) = (Vec::new(), Vec::new(), 0);
+        let (mut kept, mut all, mut dropped, mut ended) = (Vec::new(), Vec::new(), 0, false);
         let mut shown = Shown::default();
         for round in 0..MOST_ROUNDS {
-            let Some(batch) = taken.next_of(feed, self.stop)? else { break };
+            let Some(batch) = taken.next_of(feed, self.stop)? else {
+                ended = true;
+                break;
+            };
             let drawn = self.draw(batch.samples, n, round)?;
             let scores = self.judge.score(&drawn)?;
             let dynamic = self.options.dynamic_sampling;
@@ -102,15 +105,8 @@ impl<'a> Rollout<'a> {
         }
         self.draws.release();
         if kept.is_empty() {
-            // The data ended, or nothing that was drawn for ten steps' rows made a difference.
-            return match dropped {
-                0 => Ok(None),
-                _ => Err(TrainError::option(
-                    "--dynamic-sampling",
-                    format!("in step {n} the rewards within each of {dropped} groups were all the same"),
-                    "leave it out, raise --temperature, or give rows that the model sometimes gets right",
-                )),
-            };
+            // The data ended, maybe with rows that make no difference, or nothing that was drawn for ten steps' rows made any.
+            return if dropped == 0 || ended && n > 1 { Ok(None) } else { Err(nothing_to_learn(n, dropped)) };
         }
         kept.truncate(self.options.groups());
         let mut more = means(&all);
@@ -164,6 +160,15 @@ impl<'a> Rollout<'a> {
             finish: c.finish_reason,
         }
     }
+}
+
+/// An error of the rewards, not of the command line: what was done before is kept.
+fn nothing_to_learn(step: u64, groups: usize) -> TrainError {
+    TrainError::Reward(RewardError::Own {
+        place: "--dynamic-sampling".into(),
+        what: format!("in step {step} the rewards within each of {groups} groups were all the same"),
+        cure: "leave it out, raise --temperature, or give rows that the model sometimes gets right".into(),
+    })
 }
 
 /// A group as TensorBoard's text page shows it.

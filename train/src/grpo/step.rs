@@ -216,9 +216,9 @@ impl Told {
             (rewards.iter().map(|r| (r - centre).powi(2)).sum::<f64>() / (rewards.len() - 1).max(1) as f64).sqrt()
         };
         let mut more = set.more.clone();
-        if set.uses > 0 {
-            more.shift_remove(SECONDS);
-        }
+        // A later step on a set draws nothing, nor does one on completions that are given.
+        let drawn = more.get(SECONDS).filter(|_| set.uses == 0).cloned();
+        more.insert(SECONDS.into(), drawn.unwrap_or(json!(0.0)));
         more.insert("reward".into(), json!(mean(&rewards)));
         more.insert("reward_std".into(), json!(mean(&groups.iter().map(spread).collect::<Vec<_>>())));
         if with_kl {

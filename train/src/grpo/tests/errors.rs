@@ -22,6 +22,15 @@ fn rows_that_cannot_be_judged_are_left_out_and_counted() {
         (GOOD.replace("prompt", "messages"), "rows.jsonl:2: has whole `messages`"),
         (GOOD.replace("\"<answer>4</answer>\"", "4"), "rows.jsonl:2: solution: is not text"),
         ("{".into(), "rows.jsonl:2: is not JSON"),
+        (GOOD.replace("2 + 2?", "<|image_pad|>"), "rows.jsonl:2: has <|image_pad|> in a text, and no media"),
+        (GOOD.replace("\"2 + 2?\"", "[{\"type\": \"image\"}]"), "rows.jsonl:2: message 0, part 0: is an image part"),
+        (
+            GOOD.replace(
+                "\"2 + 2?\"",
+                r#"[{"type": "video", "video": ["media/b.png", "media/b.png"]}, {"type": "text", "text": "<|video_pad|>"}]"#,
+            ),
+            "rows.jsonl:2: the prompt has 2 places for videos",
+        ),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let rows = format!("{GOOD}\n{row}");
@@ -35,12 +44,11 @@ fn rows_that_cannot_be_judged_are_left_out_and_counted() {
         let e = said(&case(dir.path(), "alone", &row));
         assert!(e.contains("no row of the file can be used"), "{e}");
     }
-    // With a reward of one's own no solution is needed.
+    // With a reward of one's own no solution is needed; it is told the tokens, as TRL tells them.
+    let told = r#"while read -r x; do case $x in *'"completion_ids":['*) echo 1;; *) exit 1;; esac; done"#;
     let dir = tempfile::tempdir().unwrap();
     let own = case(dir.path(), "out", &GOOD.replace("solution", "solutions"));
-    own.with(|o| (o.reward_command, o.max_steps) = (Some("while read -r x; do echo 1; done".into()), Some(1)))
-        .run()
-        .unwrap();
+    own.with(|o| (o.reward_command, o.max_steps) = (Some(told.into()), Some(1))).run().unwrap();
 }
 
 #[test]
@@ -51,6 +59,7 @@ fn given_completions_are_held_against_options_and_data() {
         group[field] = value;
         group.to_string()
     };
+    let film = reel_model::config::ModelConfig::open(&golden("model_a")).unwrap().tokens.video;
     for (line, want) in [
         ("{".to_string(), "r.jsonl:2: is not a group of completions"),
         (group(1).to_string(), "r.jsonl:2: row: is 1, but the data has 1 rows"),
@@ -58,6 +67,7 @@ fn given_completions_are_held_against_options_and_data() {
         (with("rewards", json!([1, 2])), "r.jsonl:2: rewards: are 2 for 4 completions"),
         (with("completions", json!([[1], [2], [3], [-4]])), "r.jsonl:2: completions: have id -4"),
         (with("completions", json!([[1], [2], [3], [99999]])), "r.jsonl:2: completions: have id 99999"),
+        (with("completions", json!([[1], [2], [3], [1, film, 2]])), "the place of a picture or film"),
         (
             with("completions", json!([vec![1; 13], [2], [3], [4]])),
             "have 13 tokens, more than --max-completion-length 12",

@@ -119,6 +119,10 @@ fn a_resumed_run_is_the_unbroken_one_also_between_two_steps_on_one_set() {
         case("broken", 4, Some("last")).run().unwrap();
         let [whole, broken] = ["whole", "broken"].map(|out| dir.path().join(out));
         assert_eq!(timeless(&whole), timeless(&broken), "{iterations} iterations, stopped after {first}");
+        for line in metrics(&broken) {
+            let drew = (line.step - 1).is_multiple_of(iterations);
+            assert_eq!(line.more["rollout_seconds"].as_f64() > Some(0.0), drew, "step {}", line.step);
+        }
         // The length of the run, which the checkpoints before the stop speak of, was another one then.
         for step in first + 1..=4 {
             let name = format!("checkpoint-{step}");
@@ -145,11 +149,25 @@ fn groups_without_differences_are_drawn_again_from_further_rows() {
     let same = live(dir.path(), "same").with(|o| {
         (o.reward_command, o.dynamic_sampling) = (Some("while read -r line; do echo 1; done".into()), true);
     });
-    let e = same.run().unwrap_err().to_string();
+    let e = same.run().unwrap_err();
+    assert!(!e.is_usage(), "the options are fine");
+    let e = e.to_string();
     assert!(
         e.starts_with("--dynamic-sampling: in step 1 the rewards within each of 10 groups were all the same"),
         "{e}"
     );
+}
+
+#[test]
+fn a_run_ends_well_though_its_last_rows_make_no_difference() {
+    let dir = tempfile::tempdir().unwrap();
+    let command = "while read -r line; do case $line in *colour*) echo 1;; *) echo ${#line};; esac; done";
+    let epoch = live(dir.path(), "out").with(|o| {
+        (o.reward_command, o.dynamic_sampling) = (Some(command.into()), true);
+        (o.max_steps, o.no_shuffle, o.save_steps) = (None, true, 100);
+    });
+    assert_eq!(epoch.run().unwrap().last.unwrap().step, 3);
+    assert!(dir.path().join("out/model.safetensors").is_file() && dir.path().join("out/checkpoint-3").is_dir());
 }
 
 #[test]

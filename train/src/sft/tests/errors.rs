@@ -48,6 +48,29 @@ fn a_row_whose_picture_is_missing_is_skipped_and_counted_or_stops_a_strict_run()
     assert_eq!(skipped(&out), left_out);
 }
 
+/// What shows only when a row is put together is the row's fault too, and is found by looking at every row.
+#[test]
+fn rows_that_cannot_be_put_together_are_skipped_and_counted() {
+    for (row, want) in [
+        (GOOD.replace("Hello", "<|image_pad|>"), "rows.jsonl:2: has <|image_pad|> in a text, and no media for it"),
+        (PICTURE.replace("A dog.", "<|image_pad|>"), "rows.jsonl:2: the prompt has 2 places for images"),
+        (
+            PICTURE.replace("\"image\": \"media/a.png\"", "\"x\": 1"),
+            "rows.jsonl:2: message 0, part 0: is an image part",
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let rows = [GOOD, &row, PICTURE].join("\n");
+        for check in [false, true] {
+            let case = on_rows(dir.path(), &rows);
+            let done = case.with(|o| (o.check_data, o.max_steps, o.overwrite) = (check, None, true)).run().unwrap();
+            assert_eq!(done.skipped, 1, "{row}");
+            let left_out = skipped(&dir.path().join("out"));
+            assert!(left_out[0].line == 2 && left_out[0].reason.contains(want), "{left_out:?}");
+        }
+    }
+}
+
 #[test]
 fn looking_at_every_row_can_be_stopped() {
     let dir = tempfile::tempdir().unwrap();
