@@ -243,6 +243,32 @@ fn steps_that_left_groups_out_can_be_done_again_too() {
 }
 
 #[test]
+fn steps_can_be_done_again_of_a_run_that_was_given_another_length() {
+    let folder = workshop();
+    let at = folder.path();
+    // Rates that follow the length, in a warm-up and after it.
+    let more = ["--save-steps", "3", "--warmup-ratio", "0.3", "--lr-scheduler-type", "cosine"];
+    let run = |steps: &str, rest: &[&str]| {
+        run_in(at, grpo("out", &[&["--max-steps", steps], &more[..], rest].concat())).ok().len()
+    };
+    run("4", &[]);
+    run("9", &["--resume-from-checkpoint", "last"]);
+    run("7", &["--resume-from-checkpoint", "out/checkpoint-6"]);
+    let again = |step: &str, from: u64| {
+        let said = run_in(at, ["replay", "out", "--step", step, "--json"]).json();
+        assert_eq!(said, json!({"step": step.parse::<u64>().unwrap(), "from": from, "same": true, "tensor": null}));
+    };
+    for (step, from) in [("1", 0), ("4", 3), ("5", 4), ("6", 4), ("7", 6)] {
+        again(step, from);
+    }
+    // Through all lengths from the start.
+    for n in ["3", "4", "6", "7"] {
+        fs::remove_dir_all(at.join(format!("out/checkpoint-{n}"))).expect("removed");
+    }
+    again("7", 0);
+}
+
+#[test]
 fn a_step_of_fine_tuning_can_be_done_again_too() {
     let folder = workshop();
     let at = folder.path();

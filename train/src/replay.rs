@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use crate::metrics::{self, StepMetrics};
+use crate::resume::Length;
 use crate::run::{self, Setup, Work};
 use crate::{Result, TrainError, checkpoint, hashes, output};
 
@@ -49,7 +52,8 @@ pub(crate) fn replay<'a, W: Work<'a>>(
     want: &str,
 ) -> Result<Replayed> {
     debug_assert!(setup.options.save_steps == 0);
-    let trainer = run::redo::<W>(setup, step)?;
+    let lengths: Vec<Length> = serde_json::from_value(read(recorded)?["lengths"].take()).unwrap_or_default();
+    let trainer = run::redo::<W>(setup, step, &lengths)?;
     if trainer.hash()? == want {
         return Ok(Replayed { same: true, first: None });
     }
@@ -60,13 +64,21 @@ pub(crate) fn replay<'a, W: Work<'a>>(
 }
 
 /// The options of a run as its `run.json` has them, for the command that it names.
-pub fn options_of(out: &Path) -> Result<(String, serde_json::Value)> {
+pub fn options_of(out: &Path) -> Result<(String, Value)> {
+    let mut run = read(out)?;
+    match (run["command"].as_str().map(String::from), run["options"].take()) {
+        (Some(command), options @ Value::Object(_)) => Ok((command, options)),
+        _ => Err(damaged(&out.join(output::RUN), "names no command and options".into())),
+    }
+}
+
+/// `run.json` of a run.
+fn read(out: &Path) -> Result<Value> {
     let path = out.join(output::RUN);
     let text = std::fs::read(&path).map_err(|e| TrainError::read(&path, e))?;
-    let damaged = |what: String| TrainError::output(path.display().to_string(), what, "give the OUT of a run");
-    let run: serde_json::Value = serde_json::from_slice(&text).map_err(|e| damaged(format!("is not JSON: {e}")))?;
-    match (run["command"].as_str(), run.get("options")) {
-        (Some(command), Some(options)) => Ok((command.to_string(), options.clone())),
-        _ => Err(damaged("names no command and options".into())),
-    }
+    serde_json::from_slice(&text).map_err(|e| damaged(&path, format!("is not JSON: {e}")))
+}
+
+fn damaged(path: &Path, what: String) -> TrainError {
+    TrainError::output(path.display().to_string(), what, "give the OUT of a run")
 }

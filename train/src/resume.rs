@@ -19,6 +19,36 @@ use crate::{Result, TrainError};
 /// Where a checkpoint keeps its state.
 pub const STATE: &str = "training/state.json";
 
+/// How long a run was to be while it made the steps after one: a run that goes on may be given another length, and learning rates
+/// follow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Length {
+    /// The step before the first one that it holds for.
+    pub after: u64,
+    /// Steps of the whole run as planned then.
+    pub steps: u64,
+}
+
+/// The lengths of a run that goes on with `state` from the checkpoint in `folder`, whose run's folder is `home`.
+pub fn lengths(folder: &Path, home: &Path, state: &State) -> Result<Vec<Length>> {
+    let run: Option<Value> = fs::read(home.join(output::RUN)).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let known = run.and_then(|mut run| serde_json::from_value::<Vec<Length>>(run["lengths"].take()).ok());
+    let mut lengths = known.unwrap_or_default();
+    lengths.retain(|length| length.after < state.step);
+    if lengths.is_empty() {
+        lengths.push(Length { after: 0, steps: read(folder)?.steps });
+    }
+    if lengths.last().is_some_and(|last| last.steps != state.steps) {
+        lengths.push(Length { after: state.step, steps: state.steps });
+    }
+    Ok(lengths)
+}
+
+/// The length that held when step `n` was made.
+pub fn length_at(lengths: &[Length], n: u64) -> Option<u64> {
+    lengths.iter().rfind(|length| length.after < n).map(|length| length.steps)
+}
+
 /// What `state.json` says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {

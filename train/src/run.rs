@@ -23,7 +23,7 @@ use crate::order::Order;
 use crate::output::{self, Start};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
-use crate::resume::{self, State};
+use crate::resume::{self, Length, State};
 use crate::trainer::{StepResult, Trainer, fingerprint};
 use crate::watch::Watch;
 use crate::{Result, TrainError};
@@ -174,11 +174,18 @@ pub fn run<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>) -> Result<Summary> {
     })
 }
 
-/// Does the steps up to `step` and gives what they left on the device.
-pub(crate) fn redo<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>, step: u64) -> Result<Trainer> {
+/// Does the steps up to `step` of a run that was planned for these lengths, and gives what they left on the device.
+pub(crate) fn redo<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>, step: u64, lengths: &[Length]) -> Result<Trainer> {
     let start = output::start(setup.options)?;
     let mut run = Run::<W>::begin(setup, start, Arc::new(W::rows(setup)?))?;
-    while run.state.step < step && run.one_step()? {}
+    while run.state.step < step {
+        if let Some(steps) = resume::length_at(lengths, run.state.step + 1) {
+            run.trainer.recipe.schedule = Recipe::new(setup.options, steps).schedule;
+        }
+        if !run.one_step()? {
+            break;
+        }
+    }
     run.progress.finish();
     Ok(run.trainer)
 }
@@ -192,6 +199,7 @@ struct Run<'a, W: Work<'a>> {
     /// The model that the run started from; its files may be those of the checkpoint that it went on from.
     origin: Origin,
     state: State,
+    lengths: Vec<Length>,
     resumed_after: u64,
     last: Option<StepMetrics>,
     metrics: Log,
@@ -252,7 +260,11 @@ impl<'a, W: Work<'a>> Run<'a, W> {
             Start::From(folder) => folder.parent().unwrap_or(Path::new("")),
         };
         let hashes = Hashes::open(&options.out, home, state.step, trainer.optimizer.states().count())?;
-        let run = run_json(setup, &state);
+        let lengths = match from {
+            None => vec![Length { after: 0, steps: state.steps }],
+            Some(folder) => resume::lengths(folder, home, &state)?,
+        };
+        let run = run_json(setup, &state, &lengths);
         output::write_run(&options.out, &run)?;
         let watch = Watch::begin(options, home, state.step, &run)?;
         best::write(&options.out, state.rewards.best, state.step, state.steps)?;
@@ -275,6 +287,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
             saved: state.step,
             products,
             state,
+            lengths,
             last: None,
             metrics,
             hashes,
@@ -399,7 +412,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
     fn write_products(&mut self) -> Result<()> {
         let now = self.trainer.device.products();
         if now != self.products {
-            output::write_run(&self.setup.options.out, &run_json(&self.setup, &self.state))?;
+            output::write_run(&self.setup.options.out, &run_json(&self.setup, &self.state, &self.lengths))?;
             self.products = now;
         }
         Ok(())
@@ -448,7 +461,7 @@ fn decoding_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| (n.get() / 4).clamp(1, 8))
 }
 
-fn run_json<O: Options>(setup: &Setup<O>, state: &State) -> Value {
+fn run_json<O: Options>(setup: &Setup<O>, state: &State, lengths: &[Length]) -> Value {
     let hardware = setup.device.hardware();
     let products =
         setup.device.products().map(|p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}));
@@ -456,6 +469,7 @@ fn run_json<O: Options>(setup: &Setup<O>, state: &State) -> Value {
         "command": O::COMMAND,
         "version": env!("CARGO_PKG_VERSION"),
         "steps": state.steps,
+        "lengths": lengths,
         "seed": setup.seed,
         "dtype": setup.dtype.name(),
         "device": setup.device.name(),
