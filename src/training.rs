@@ -5,9 +5,10 @@ use clap::ArgMatches;
 use clap::parser::ValueSource;
 use reel_media::profile::Profile;
 use reel_model::input::{MediaOptions, SecondPerGrid};
+use reel_train::TrainError;
+use reel_train::config_file::{self, Start};
 use reel_train::options::{Options, RunOptions};
 use reel_train::run::{Checked, Setup, Summary};
-use reel_train::{TrainError, config_file};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ops::DerefMut;
@@ -48,11 +49,12 @@ impl<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Reso
                 config_file::apply(&parsed, file, given)?
             }
         };
-        // What a file cannot hold: how to treat a folder that exists, and how to talk.
+        // What is no part of the run itself: how to treat a folder that exists, and how to talk.
+        let start = options.config.as_deref().map(Start::read).transpose()?.unwrap_or_default();
         let run: &mut RunOptions = &mut resolved.options;
         run.config.clone_from(&options.config);
-        run.resume_from_checkpoint.clone_from(&options.resume_from_checkpoint);
-        run.overwrite = options.overwrite;
+        run.resume_from_checkpoint = options.resume_from_checkpoint.clone().or(start.resume_from_checkpoint);
+        run.overwrite = options.overwrite || start.overwrite;
         let Common { json, quiet, verbose, .. } = *common;
         resolved.common = Common { json, quiet, verbose, trace: common.trace.clone(), ..resolved.common };
         resolved.media.profile = Some(resolved.media.profile(Profile::VideorftTrain)?.name().to_string());

@@ -174,6 +174,14 @@ fn options_come_from_a_file_and_flags_win() {
     fs::write(w.path().join("bad.toml"), "learning-rat = 1\n").expect("written");
     sft(w.path(), "other", &["--config", "bad.toml"]).refused(2, &["bad.toml", "learning-rat"]);
     assert!(!w.path().join("other").exists());
+    sft(w.path(), "out", &["--config", "c.toml"]).refused(1, &["out", "--overwrite"]);
+    fs::write(w.path().join("again.toml"), "max-steps = 2\noverwrite = true\n").expect("written");
+    sft(w.path(), "out", &["--config", "again.toml"]).ok();
+    fs::write(w.path().join("on.toml"), "max-steps = 3\nresume-from-checkpoint = \"last\"\n").expect("written");
+    sft(w.path(), "out", &["--config", "on.toml"]).ok();
+    assert_eq!(metrics(&w.path().join("out")).len(), 3);
+    let many = ["--per-device-train-batch-size", "20000000"];
+    sft(w.path(), "more", &many).refused(2, &["--per-device-train-batch-size", "65536"]);
 }
 
 #[test]

@@ -57,7 +57,7 @@ impl OwnReward {
         }
     }
 
-    /// The rewards of a batch of rows, all finite (in f32 too). Rows are objects; a batch of none asks nobody.
+    /// The rewards of a batch of rows, all numbers up to 1e18 either way. Rows are objects; a batch of none asks nobody.
     pub fn score(&mut self, rows: &[Value]) -> Result<Vec<f64>> {
         self.score_unless(rows, &AtomicBool::new(false))
     }
@@ -104,11 +104,13 @@ fn receive<T>(from: &Receiver<T>, deadline: Instant, stop: &AtomicBool) -> Resul
     }
 }
 
+/// The largest reward: squares of a group's are added up in f32.
+const MOST: f64 = 1e18;
+
 /// An answer as a reward; the error says what it is instead.
 fn number(answer: &Value) -> Result<f64, String> {
     let Some(number) = answer.as_f64() else { return Err(format!("is {}, no number", shortened(&answer.to_string()))) };
-    // Sums of rewards are f32.
-    if (number as f32).is_finite() { Ok(number) } else { Err(format!("is {number:e}, beyond what a reward can be")) }
+    if number.abs() <= MOST { Ok(number) } else { Err(format!("is {number:e}, beyond what a reward can be")) }
 }
 
 /// A text on one line and not too long, for an error; control characters, which a terminal would obey, are left out.

@@ -76,8 +76,11 @@ fn article(step: u64, group: &Value, strip: Option<&[u8]>) -> String {
     page + "</div></article>"
 }
 
-/// The words of a chat's last message.
+/// The words of a chat's last message, or of a prompt that is a text.
 fn asked(prompt: &Value) -> String {
+    if let Value::String(text) = prompt {
+        return text.clone();
+    }
     let content = prompt.as_array().and_then(|messages| messages.last()).map_or(&Value::Null, |m| &m["content"]);
     match content {
         Value::String(text) => text.clone(),

@@ -2,14 +2,45 @@
 
 use std::path::Path;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{Result, TrainError};
 
-/// Options that say how a run is started, not what it is.
-const ONLY_FLAGS: [&str; 3] = ["config", "overwrite", "resume_from_checkpoint"];
+/// How a run is started, where a file says it. It is no part of what the run is, so `run.json` does not record it.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Start {
+    /// Replace what is in OUT.
+    pub overwrite: bool,
+    /// Go on from this checkpoint, or from the `last` one.
+    pub resume_from_checkpoint: Option<String>,
+}
+
+impl Start {
+    /// What the file says of it.
+    pub fn read(file: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(file).map_err(|e| TrainError::read(file, e))?;
+        Self::parse(&file.display().to_string(), &text)
+    }
+
+    fn parse(file: &str, text: &str) -> Result<Self> {
+        let mut options = Map::new();
+        for (key, value) in &table(file, text)? {
+            let field = key.replace('-', "_");
+            if START.contains(&field.as_str()) {
+                let value = json(file, value)?;
+                check_kind::<Self>(&options, file, key, &field, &value)?;
+                options.insert(field, value);
+            }
+        }
+        serde_json::from_value(Value::Object(options)).map_err(|e| broken(file, e.to_string()))
+    }
+}
+
+/// The fields of [`Start`].
+const START: [&str; 2] = ["overwrite", "resume_from_checkpoint"];
 
 /// `parsed` with the file's values in place of those that the command line left to their defaults.
 ///
@@ -30,26 +61,20 @@ fn merge<T: Serialize + DeserializeOwned>(
     text: &str,
     on_command_line: impl Fn(&str) -> bool,
 ) -> Result<T> {
-    let table: toml::Table = toml::from_str(text).map_err(|e| {
-        let line = e.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
-        TrainError::option(
-            format!("{file}:{line}"),
-            format!("is not TOML: {}", e.message()),
-            "write a line an option: name = value",
-        )
-    })?;
-    let broken = |what: String| TrainError::option(file, what, "report this as a defect");
-    let mut options = match serde_json::to_value(parsed).map_err(|e| broken(e.to_string()))? {
+    let mut options = match serde_json::to_value(parsed).map_err(|e| broken(file, e.to_string()))? {
         Value::Object(map) => map,
-        _ => return Err(broken("the options are not a table".into())),
+        _ => return Err(broken(file, "the options are not a table".into())),
     };
-    for (key, value) in &table {
+    for (key, value) in &table(file, text)? {
         let field = key.replace('-', "_");
-        if ONLY_FLAGS.contains(&field.as_str()) {
+        if START.contains(&field.as_str()) {
+            continue;
+        }
+        if field == "config" {
             return Err(TrainError::option(
                 format!("{file}: {key}"),
-                "belongs on the command line: it is about one start of a run",
-                "leave it out of the file, and give the flag",
+                "names another file",
+                "write that file's options into this one",
             ));
         }
         if !options.contains_key(&field) {
@@ -59,13 +84,32 @@ fn merge<T: Serialize + DeserializeOwned>(
                 "see --help for those there are",
             ));
         }
-        let value = serde_json::to_value(value).map_err(|e| broken(e.to_string()))?;
+        let value = json(file, value)?;
         check_kind::<T>(&options, file, key, &field, &value)?;
         if !on_command_line(&field) {
             options.insert(field, value);
         }
     }
-    serde_json::from_value(Value::Object(options)).map_err(|e| broken(e.to_string()))
+    serde_json::from_value(Value::Object(options)).map_err(|e| broken(file, e.to_string()))
+}
+
+fn table(file: &str, text: &str) -> Result<toml::Table> {
+    toml::from_str(text).map_err(|e| {
+        let line = e.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+        TrainError::option(
+            format!("{file}:{line}"),
+            format!("is not TOML: {}", e.message()),
+            "write a line an option: name = value",
+        )
+    })
+}
+
+fn json(file: &str, value: &toml::Value) -> Result<Value> {
+    serde_json::to_value(value).map_err(|e| broken(file, e.to_string()))
+}
+
+fn broken(file: &str, what: String) -> TrainError {
+    TrainError::option(file, what, "report this as a defect")
 }
 
 /// Tries the one value alone, so that the error can name its key.
@@ -113,11 +157,28 @@ mod tests {
     }
 
     #[test]
+    fn how_a_run_is_started_may_stand_in_the_file() {
+        let text = "overwrite = true\nresume-from-checkpoint = \"last\"\nmax-steps = 3\n";
+        let start = Start { overwrite: true, resume_from_checkpoint: Some("last".into()) };
+        assert_eq!(Start::parse("c.toml", text).unwrap(), start);
+        assert_eq!(Start::parse("c.toml", "max-steps = 3").unwrap(), Start::default());
+        // It does not become part of what the run is.
+        let o = merged(text, &[]).unwrap();
+        assert_eq!((o.max_steps, o.overwrite, o.resume_from_checkpoint.as_deref()), (Some(3), false, None));
+        for (text, start) in [
+            ("overwrite = 1", "c.toml: overwrite: 1 does not fit"),
+            ("resume_from_checkpoint = true", "c.toml: resume_from_checkpoint: true does not fit"),
+        ] {
+            let said = Start::parse("c.toml", text).unwrap_err().to_string();
+            assert!(said.starts_with(start) && !said.contains('\n'), "{said}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (text, start) in [
             ("learning-rat = 1.0", "c.toml: learning-rat: is no option"),
-            ("resume-from-checkpoint = \"last\"", "c.toml: resume-from-checkpoint: belongs on the command line"),
-            ("overwrite = true", "c.toml: overwrite: belongs on the command line"),
+            ("config = \"d.toml\"", "c.toml: config: names another file"),
             ("max-steps = \"many\"", "c.toml: max-steps: \"many\" does not fit"),
             ("labels = \"all\"", "c.toml: labels: \"all\" does not fit"),
             ("[sft]\nlabels = \"text\"", "c.toml: sft: is no option"),

@@ -3,7 +3,7 @@
 //! | layout | fields |
 //! |---|---|
 //! | chat | `messages`: chat messages |
-//! | prompt | `prompt`: chat messages up to the answer, with other columns beside it for rewards |
+//! | prompt | `prompt`: chat messages up to the answer, or a text, with other columns beside it for rewards |
 //! | the recipes' | `problem`, `data_type`, `problem_type`, `options`, `process`, `solution`, `path` (VideoRFT's and Video-R1's data sets) |
 
 use serde_json::{Map, Value, json};
@@ -42,10 +42,10 @@ impl Fault {
 pub enum Row {
     /// A whole chat.
     Chat(Vec<Value>),
-    /// A chat up to the answer, for reinforcement learning.
+    /// What an answer is to follow, for reinforcement learning.
     Prompt {
-        /// The chat.
-        messages: Vec<Value>,
+        /// The chat, or the text.
+        asked: Asked,
         /// The other columns of the row.
         columns: Map<String, Value>,
     },
@@ -56,6 +56,33 @@ pub enum Row {
         /// All columns of the row.
         columns: Map<String, Value>,
     },
+}
+
+/// What an answer follows.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Asked {
+    /// A chat, which the model's template puts into words.
+    Chat(Vec<Value>),
+    /// The words as they are, without the template, as TRL takes a `prompt` that is no list.
+    Text(String),
+}
+
+impl Asked {
+    fn parse(prompt: Value) -> Result<Self, Fault> {
+        match prompt {
+            Value::String(text) if text.is_empty() => Err(Fault::field("prompt", "is empty", CHAT)),
+            Value::String(text) => Ok(Self::Text(text)),
+            other => chat("prompt", other).map(Self::Chat),
+        }
+    }
+
+    /// As a data file has it.
+    pub fn into_value(self) -> Value {
+        match self {
+            Self::Chat(messages) => Value::Array(messages),
+            Self::Text(text) => Value::String(text),
+        }
+    }
 }
 
 /// A problem with its answer, as VideoRFT and Video-R1 publish them.
@@ -98,7 +125,7 @@ impl Row {
             return Ok(Self::Chat(chat("messages", messages)?));
         }
         if let Some(prompt) = fields.shift_remove("prompt") {
-            return Ok(Self::Prompt { messages: chat("prompt", prompt)?, columns: fields });
+            return Ok(Self::Prompt { asked: Asked::parse(prompt)?, columns: fields });
         }
         if !fields.contains_key("problem") {
             return Err(Fault::row("has no `messages`, `prompt` or `problem`", LAYOUTS));
@@ -106,11 +133,11 @@ impl Row {
         Ok(Self::Problem { problem: Problem::parse(&fields)?, columns: fields })
     }
 
-    /// The conversation up to the answer, and the columns that answers are judged by. Media paths stay relative to the media folder.
-    pub fn asked(&self, parity: Parity) -> Result<(Vec<Value>, Map<String, Value>), Fault> {
+    /// What an answer is to follow, and the columns that answers are judged by. Media paths stay relative to the media folder.
+    pub fn asked(&self, parity: Parity) -> Result<(Asked, Map<String, Value>), Fault> {
         match self {
-            Self::Prompt { messages, columns } => Ok((messages.clone(), columns.clone())),
-            Self::Problem { problem, columns } => Ok((vec![problem.question(parity)], columns.clone())),
+            Self::Prompt { asked, columns } => Ok((asked.clone(), columns.clone())),
+            Self::Problem { problem, columns } => Ok((Asked::Chat(vec![problem.question(parity)]), columns.clone())),
             Self::Chat(_) => Err(Fault::row(
                 "has whole `messages`, and answers are to be drawn",
                 "write the chat up to the answer as `prompt`, or use this file for supervised fine-tuning",
@@ -131,20 +158,21 @@ impl Row {
     }
 }
 
+const CHAT: &str = "give a list of {\"role\", \"content\"} messages";
+
 /// A list of messages; what is inside each is checked where the chat is rendered, but its role is checked here.
 fn chat(field: &str, value: Value) -> Result<Vec<Value>, Fault> {
-    let cure = "give a list of {\"role\", \"content\"} messages";
-    let Value::Array(messages) = value else { return Err(Fault::field(field, "is not a list", cure)) };
+    let Value::Array(messages) = value else { return Err(Fault::field(field, "is not a list", CHAT)) };
     if messages.is_empty() {
-        return Err(Fault::field(field, "is empty", cure));
+        return Err(Fault::field(field, "is empty", CHAT));
     }
     for (i, message) in messages.iter().enumerate() {
         let at = |key: &str| format!("{field}[{i}].{key}");
         if !message.get("role").is_some_and(Value::is_string) {
-            return Err(Fault::field(at("role"), "is missing or no text", cure));
+            return Err(Fault::field(at("role"), "is missing or no text", CHAT));
         }
         if !message.get("content").is_some_and(|c| c.is_string() || c.is_array()) {
-            return Err(Fault::field(at("content"), "is missing, or neither text nor a list of parts", cure));
+            return Err(Fault::field(at("content"), "is missing, or neither text nor a list of parts", CHAT));
         }
     }
     Ok(messages)

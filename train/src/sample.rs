@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use reel_media::MediaError;
 use reel_model::ModelError;
 use reel_model::batch::Sequence;
-use reel_model::input::encode::{assemble, load_media};
+use reel_model::input::encode::{Media, assemble, load_media};
 use reel_model::input::tokenizer::Tokenizer;
 use reel_model::input::{Bundle, Conversation, MediaOptions, Tokens};
 use serde_json::Value;
@@ -144,7 +144,12 @@ pub(crate) fn tokens_of(
 ) -> Result<Tokens> {
     let text = bundle.template.render(conversation, generation_prompt).map_err(|e| about_row(place, e))?;
     let media = load_media(bundle, conversation, media).map_err(|e| about_row(place, e))?;
-    let tokens = assemble(bundle, &text, media, place).map_err(|e| about_row(place, e))?;
+    tokens_of_text(bundle, &text, media, place)
+}
+
+/// The model's inputs of a text with its media. Whatever is wrong with them is the row's fault.
+pub(crate) fn tokens_of_text(bundle: &Bundle, text: &str, media: Media, place: &str) -> Result<Tokens> {
+    let tokens = assemble(bundle, text, media, place).map_err(|e| about_row(place, e))?;
     let special = &bundle.config.tokens;
     for (pad, grids) in [(special.image, &tokens.image_grid_thw), (special.video, &tokens.video_grid_thw)] {
         // With media of their kind they were counted.

@@ -58,6 +58,7 @@ fn a_large_batch_does_not_lock_up() {
 fn what_is_no_reward_is_named() {
     for (answer, named) in [
         ("NaN", "line 1 of its output is `NaN`"),
+        ("3e38", "beyond what a reward can be"),
         ("inf", "`inf`"),
         ("1e39", "is 1e39"),
         ("-Infinity", "`-Infinity`"),

@@ -86,7 +86,7 @@ impl<'a> Judge<'a> {
         for d in drawn.iter().filter(|_| !self.own.is_empty()) {
             for answer in &d.completions {
                 let mut row = d.prompt.columns.clone();
-                row.insert("prompt".into(), d.prompt.messages.clone());
+                row.insert("prompt".into(), d.prompt.asked.clone());
                 row.insert("completion".into(), Value::String(answer.text.clone()));
                 row.insert("completion_ids".into(), Value::from(answer.ids.clone()));
                 rows.push(Value::Object(row));

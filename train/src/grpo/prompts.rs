@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use reel_model::config::ModelConfig;
+use reel_model::input::encode::Media;
 use reel_model::input::{Bundle, Conversation, MediaOptions, SecondPerGrid, Tokens};
 use serde_json::{Map, Value};
 
@@ -13,8 +14,9 @@ use crate::data::Dataset;
 use crate::digest;
 use crate::feed::Source;
 use crate::options::Parity;
+use crate::rows::Asked;
 use crate::run::Rows;
-use crate::sample::{about_row, tokens_of};
+use crate::sample::{about_row, tokens_of, tokens_of_text};
 use crate::{Result, TrainError};
 
 /// A prompt, ready to be completed.
@@ -26,8 +28,8 @@ pub struct Prompt {
     pub place: String,
     /// The model's inputs, P tokens.
     pub tokens: Tokens,
-    /// The chat that it is made of.
-    pub messages: Value,
+    /// The chat that it is made of, or its text.
+    pub asked: Value,
     /// The columns of the row that answers are judged by.
     pub columns: Map<String, Value>,
     /// Completions that are given.
@@ -97,24 +99,39 @@ impl Prompts {
         self.bundle.tokenizer.decode(ids, true)
     }
 
-    fn conversation(&self, row: usize) -> Result<(Conversation, Value, Map<String, Value>)> {
-        let (messages, columns) = self.data.at(row, self.data.row(row)?.asked(self.parity))?;
+    /// What a row asks, and the columns that answers to it are judged by.
+    fn asked(&self, row: usize) -> Result<(Asked, Map<String, Value>)> {
+        let (asked, columns) = self.data.at(row, self.data.row(row)?.asked(self.parity))?;
         if self.given.is_none() {
             self.data.at(row, judge::check(&columns, self.own))?;
         }
-        let messages = Value::Array(messages);
-        let place = self.data.place(row);
-        let conversation =
-            Conversation::from_value(&place, &messages, &self.media_root).map_err(|e| about_row(&place, e))?;
-        Ok((conversation, messages, columns))
+        Ok((asked, columns))
+    }
+
+    fn conversation(&self, place: &str, messages: &[Value]) -> Result<Conversation> {
+        Conversation::from_value(place, &Value::Array(messages.to_vec()), &self.media_root)
+            .map_err(|e| about_row(place, e))
+    }
+
+    /// Looks at the fields of a row of the data file.
+    fn look_at(&self, row: usize) -> Result<()> {
+        match self.asked(row)?.0 {
+            Asked::Chat(messages) => self.conversation(&self.data.place(row), &messages).map(drop),
+            Asked::Text(_) => Ok(()),
+        }
     }
 
     /// The prompt of a row of the data file.
     pub(super) fn prompt(&self, row: usize) -> Result<Prompt> {
         let place = self.data.place(row);
-        let (conversation, messages, columns) = self.conversation(row)?;
-        let tokens = tokens_of(&self.bundle, &conversation, true, &self.media, &place)?;
-        Ok(Prompt { row, place, tokens, messages, columns, given: None })
+        let (asked, columns) = self.asked(row)?;
+        let tokens = match &asked {
+            Asked::Chat(messages) => {
+                tokens_of(&self.bundle, &self.conversation(&place, messages)?, true, &self.media, &place)?
+            }
+            Asked::Text(text) => tokens_of_text(&self.bundle, text, Media::default(), &place)?,
+        };
+        Ok(Prompt { row, place, tokens, asked: asked.into_value(), columns, given: None })
     }
 }
 
@@ -155,10 +172,10 @@ impl Rows for Prompts {
     }
 
     fn look(&self, row: usize) -> Result<()> {
-        let Some(given) = &self.given else { return self.conversation(row).map(drop) };
+        let Some(given) = &self.given else { return self.look_at(row) };
         let line = given.line(row);
         line.check_ends(&given.place(row))?;
-        self.conversation(line.row).map(drop)
+        self.look_at(line.row)
     }
 }
 

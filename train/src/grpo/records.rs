@@ -157,7 +157,7 @@ fn line(step: u64, drawn: &Drawn, scores: &Scores, used: bool) -> Value {
     let mut line = Map::new();
     line.insert("step".into(), json!(step));
     line.insert("row".into(), json!(drawn.prompt.row));
-    line.insert("prompt".into(), drawn.prompt.messages.clone());
+    line.insert("prompt".into(), drawn.prompt.asked.clone());
     line.insert("solution".into(), drawn.prompt.columns.get("solution").cloned().unwrap_or(Value::Null));
     line.insert("completions".into(), json!(each(&|a| json!(a.ids))));
     line.insert("rewards".into(), json!(scores.reward));

@@ -195,6 +195,9 @@ impl Default for RunOptions {
     }
 }
 
+/// Rows of a micro-batch, and micro-batches of a step, at most: what a step is made of is put together in memory.
+const MOST_ROWS: usize = 1 << 16;
+
 impl RunOptions {
     /// The folder that media paths are relative to.
     pub fn media_root(&self) -> PathBuf {
@@ -276,8 +279,12 @@ impl RunOptions {
             "give a share from 0 to 1",
         )?;
         let some = |flag: &str, n: u64| check(n > 0, flag, "is 0".into(), "give 1 or more");
-        some("--per-device-train-batch-size", self.per_device_train_batch_size as u64)?;
-        some("--gradient-accumulation-steps", self.gradient_accumulation_steps as u64)?;
+        for (flag, n) in [
+            ("--per-device-train-batch-size", self.per_device_train_batch_size),
+            ("--gradient-accumulation-steps", self.gradient_accumulation_steps),
+        ] {
+            check((1..=MOST_ROWS).contains(&n), flag, format!("is {n}"), &format!("give 1 to {MOST_ROWS}"))?;
+        }
         some("--logging-steps", self.logging_steps)?;
         some("--save-total-limit", self.save_total_limit.unwrap_or(1) as u64)?;
         check(

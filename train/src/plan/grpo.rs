@@ -216,7 +216,7 @@ impl<'a> Counter<'a> {
 impl Prompt {
     /// A prompt of which only the size is known.
     fn of_size(tokens: reel_model::input::Tokens) -> Self {
-        Self { row: 0, place: String::new(), tokens, messages: Value::Null, columns: Map::new(), given: None }
+        Self { row: 0, place: String::new(), tokens, asked: Value::Null, columns: Map::new(), given: None }
     }
 }
 

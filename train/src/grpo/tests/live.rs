@@ -208,6 +208,21 @@ fn completions_can_have_a_fixed_length_and_truncated_ones_can_be_left_out() {
 }
 
 #[test]
+fn a_prompt_that_is_a_text_is_followed_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let row = json!({"prompt": "2 + 2 =", "solution": "<answer>4</answer>", "problem_type": "numerical"});
+    let run = case(dir.path(), "out", &row.to_string()).with(|o| o.max_steps = Some(1));
+    run.run().unwrap();
+    let recorded = fs::read_to_string(dir.path().join("out/rollouts/000001.jsonl")).unwrap();
+    let recorded: Value = serde_json::from_str(recorded.trim()).unwrap();
+    assert_eq!(recorded["prompt"], json!("2 + 2 ="));
+    // No template, no system message: these words, once for all, and what follows them.
+    let words = reel_model::input::Bundle::open(&golden("model_a")).unwrap().tokenizer.encode("2 + 2 =").unwrap().len();
+    let drawn: usize = recorded["completions"].as_array().unwrap().iter().map(|c| c.as_array().unwrap().len()).sum();
+    assert_eq!(metrics(&dir.path().join("out"))[0].tokens as usize, words - 1 + drawn);
+}
+
+#[test]
 fn the_simulator_draws_what_it_trains() {
     let Some(()) = reel_kernels::compile::for_test() else { return };
     let dir = tempfile::tempdir().unwrap();

@@ -82,7 +82,7 @@ fn tokens(prompt: usize, completions: &[usize], shared: bool) -> usize {
         row: 0,
         place: String::new(),
         tokens,
-        messages: Value::Null,
+        asked: Value::Null,
         columns: serde_json::Map::new(),
         given: None,
     };
