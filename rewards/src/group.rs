@@ -156,6 +156,7 @@ impl Serialize for Alone<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn pair() -> Group {
         Group {
@@ -200,6 +201,25 @@ mod tests {
         let group = Group { completions: vec!["<answer>A</answer>".into()], lengths: vec![], ..pair() };
         let scores = group.score(&Rules::default());
         assert_eq!(serde_json::to_string(&scores.alone()).unwrap(), r#"{"accuracy":1.0,"format":0.0,"reward":1.0}"#);
+    }
+
+    proptest! {
+        /// What docs/parity.md says that the temporal reward can do.
+        #[test]
+        fn a_bonus_of_all_right_answers_does_not_outlive_the_groups_scale(
+            answers in prop::collection::vec(prop::sample::select(vec!["A", "B"]), 2..12),
+            shuffled in prop::collection::vec(prop::sample::select(vec!["A", "B"]), 1..6),
+            parity in prop::sample::select(vec![Parity::Paper, Parity::VideoR1]),
+        ) {
+            let said = |list: &[&str]| list.iter().map(|a| format!("<think>x</think><answer>{a}</answer>")).collect();
+            let plain = Group { completions: said(&answers), lengths: vec![], ..pair() };
+            let temporal = Group { shuffled: Some(said(&shuffled)), ..plain.clone() };
+            let both = |scale| [&plain, &temporal].map(|g| g.score(&Rules { parity, scale, ..Rules::default() }).advantage);
+            let [without, with] = both(ScaleRewards::Group);
+            prop_assert!(without.iter().zip(&with).all(|(a, b)| (a - b).abs() < 1e-3), "{without:?} {with:?}");
+            let [without, with] = both(ScaleRewards::None);
+            prop_assert!(without.iter().zip(&with).all(|(a, b)| a * b >= 0.0 && b.abs() <= 1.3 * a.abs() + 1e-6));
+        }
     }
 
     #[test]
