@@ -85,13 +85,19 @@ fn a_demo_makes_everything_and_can_be_made_again() {
 }
 
 #[test]
-fn seeds_have_folders_of_their_own() {
+fn seeds_have_folders_of_their_own_and_the_temporal_reward_can_be_left_out() {
     let dir = tempfile::tempdir().expect("a folder");
-    let said = run_in(dir.path(), ["demo", "--steps", "1", "--seeds", "2", "--seed", "5", "--json"]).json();
+    let args = ["demo", "--steps", "1", "--seeds", "2", "--seed", "5", "--no-temporal", "--json"];
+    let said = run_in(dir.path(), args).json();
     assert_eq!((&said["seeds"][0]["seed"], &said["seeds"][1]["seed"]), (&5.into(), &6.into()));
     assert_eq!(entries(&dir.path().join("demo")), ["report.html", "seed-5", "seed-6"]);
     let page = fs::read_to_string(dir.path().join("demo/report.html")).expect("the page");
     assert!(page.contains("seed-5/report.html") && page.contains("seed-6/report.html"));
+    // Without its temporal reward the second stage is no T-GRPO, and does not call itself so.
+    assert_eq!(said["seeds"][0]["temporal"], false);
+    assert!(page.contains("After GRPO") && !page.contains("T-GRPO"), "{page}");
+    let metrics = fs::read_to_string(dir.path().join("demo/seed-5/grpo/metrics.jsonl")).expect("metrics");
+    assert!(metrics.contains("rewards/accuracy") && !metrics.contains("rewards/temporal"), "{metrics}");
     let weights =
         |seed: &str| fs::read(dir.path().join("demo").join(seed).join("grpo/model.safetensors")).expect("weights");
     assert!(weights("seed-5") != weights("seed-6"));

@@ -214,11 +214,15 @@ mod tests {
             let said = |list: &[&str]| list.iter().map(|a| format!("<think>x</think><answer>{a}</answer>")).collect();
             let plain = Group { completions: said(&answers), lengths: vec![], ..pair() };
             let temporal = Group { shuffled: Some(said(&shuffled)), ..plain.clone() };
-            let both = |scale| [&plain, &temporal].map(|g| g.score(&Rules { parity, scale, ..Rules::default() }).advantage);
-            let [without, with] = both(ScaleRewards::Group);
-            prop_assert!(without.iter().zip(&with).all(|(a, b)| (a - b).abs() < 1e-3), "{without:?} {with:?}");
-            let [without, with] = both(ScaleRewards::None);
-            prop_assert!(without.iter().zip(&with).all(|(a, b)| a * b >= 0.0 && b.abs() <= 1.3 * a.abs() + 1e-6));
+            let both = |scale| [&plain, &temporal].map(|g| g.score(&Rules { parity, scale, ..Rules::default() }));
+            let times = |factor: f32, [without, with]: [Scores; 2], within: f32| {
+                without.advantage.iter().zip(&with.advantage).all(|(a, b)| (factor * a - b).abs() < within)
+            };
+            prop_assert!(times(1.0, both(ScaleRewards::Group), 1e-3));
+            let alone = both(ScaleRewards::None);
+            let paid = alone[1].temporal.iter().any(|&r| r > 0.0);
+            let factor = if paid { 1.3 } else { 1.0 };
+            prop_assert!(times(factor, alone, 1e-5));
         }
     }
 
