@@ -6,7 +6,7 @@ use clap::parser::ValueSource;
 use reel_media::profile::Profile;
 use reel_model::input::{MediaOptions, SecondPerGrid};
 use reel_train::TrainError;
-use reel_train::config_file::{self, Start};
+use reel_train::config_file::{self, StartFlags};
 use reel_train::options::{Options, RunOptions};
 use reel_train::run::{Checked, Setup, Summary};
 use serde::de::DeserializeOwned;
@@ -50,7 +50,7 @@ impl<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Reso
             }
         };
         // What is no part of the run itself: how to treat a folder that exists, and how to talk.
-        let start = options.config.as_deref().map(Start::read).transpose()?.unwrap_or_default();
+        let start = options.config.as_deref().map(StartFlags::read).transpose()?.unwrap_or_default();
         let run: &mut RunOptions = &mut resolved.options;
         run.config.clone_from(&options.config);
         run.resume_from_checkpoint = options.resume_from_checkpoint.clone().or(start.resume_from_checkpoint);

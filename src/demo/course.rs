@@ -50,8 +50,8 @@ pub const STAGES: [Stage; 2] = [
         name: "grpo",
         recipe: include_str!("grpo.toml"),
         title: "From rewards",
-        about: "Answers alone: eight completions are drawn for each film and rewarded for accuracy and format, and in T-GRPO, where they beat those \
-                to the film with its frames shuffled, for that (0.3). The semantic reward runs with a random SigLIP at weight 0: it is computed \
+        about: "Answers alone: eight completions are drawn for each film and rewarded for accuracy and format, and in T-GRPO, where they are no \
+                worse than those to the film with its frames shuffled, for that (0.3). The semantic reward runs with a random SigLIP at weight 0: it is computed \
                 and counts for nothing.",
         curves: &[
             ("rewards/accuracy", "mean accuracy of the completions of each step", false),

@@ -196,6 +196,8 @@ fn record(curves: &[Curve]) -> Value {
         json!({"name": way.name, "weights_moved": curve.moved, "distance": curve.distance, "loss": curve.loss})
     });
     json!({
+        "command": "cargo run --release -p reel-train --example precision -- DIR",
+        "machine": Device::cpu(1).hardware().name,
         "what": "loss on rows held out (step, loss), supervised fine-tuning of a random tiny model",
         "learning_rate": LEARNING_RATE, "steps": STEPS, "rows_a_step": ROWS, "rows_held_out": HELD_OUT,
         "ways": ways.collect::<Vec<_>>(),

@@ -11,14 +11,14 @@ use crate::{Result, TrainError};
 /// How a run is started, where a file says it. It is no part of what the run is, so `run.json` does not record it.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct Start {
+pub struct StartFlags {
     /// Replace what is in OUT.
     pub overwrite: bool,
     /// Go on from this checkpoint, or from the `last` one.
     pub resume_from_checkpoint: Option<String>,
 }
 
-impl Start {
+impl StartFlags {
     /// What the file says of it.
     pub fn read(file: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(file).map_err(|e| TrainError::read(file, e))?;
@@ -39,7 +39,7 @@ impl Start {
     }
 }
 
-/// The fields of [`Start`].
+/// The fields of [`StartFlags`].
 const START: [&str; 2] = ["overwrite", "resume_from_checkpoint"];
 
 /// `parsed` with the file's values in place of those that the command line left to their defaults.
@@ -159,9 +159,9 @@ mod tests {
     #[test]
     fn how_a_run_is_started_may_stand_in_the_file() {
         let text = "overwrite = true\nresume-from-checkpoint = \"last\"\nmax-steps = 3\n";
-        let start = Start { overwrite: true, resume_from_checkpoint: Some("last".into()) };
-        assert_eq!(Start::parse("c.toml", text).unwrap(), start);
-        assert_eq!(Start::parse("c.toml", "max-steps = 3").unwrap(), Start::default());
+        let start = StartFlags { overwrite: true, resume_from_checkpoint: Some("last".into()) };
+        assert_eq!(StartFlags::parse("c.toml", text).unwrap(), start);
+        assert_eq!(StartFlags::parse("c.toml", "max-steps = 3").unwrap(), StartFlags::default());
         // It does not become part of what the run is.
         let o = merged(text, &[]).unwrap();
         assert_eq!((o.max_steps, o.overwrite, o.resume_from_checkpoint.as_deref()), (Some(3), false, None));
@@ -169,7 +169,7 @@ mod tests {
             ("overwrite = 1", "c.toml: overwrite: 1 does not fit"),
             ("resume_from_checkpoint = true", "c.toml: resume_from_checkpoint: true does not fit"),
         ] {
-            let said = Start::parse("c.toml", text).unwrap_err().to_string();
+            let said = StartFlags::parse("c.toml", text).unwrap_err().to_string();
             assert!(said.starts_with(start) && !said.contains('\n'), "{said}");
         }
     }
