@@ -49,7 +49,7 @@ pub struct InitReport {
     pub bytes: u64,
 }
 
-const CHAT_TEMPLATE: &str = include_str!("init/chat_template.jinja");
+const CHAT_TEMPLATE: &str = include_str!("chat_template.jinja");
 
 /// Makes a folder of a preset. `out` must not exist, or be empty.
 pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {

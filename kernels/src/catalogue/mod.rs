@@ -83,7 +83,7 @@ macro_rules! folders {
     ($($name:ident)*) => {
         &[$(Folder {
             name: stringify!($name),
-            module: include_str!(concat!(stringify!($name), "/mod.rs")),
+            module: include_str!(concat!("../", stringify!($name), "/mod.rs")),
             checks: $name::check::CHECKS,
             examples: examples::$name,
         }),*]

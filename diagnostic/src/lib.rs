@@ -1,0 +1,139 @@
+//! One error message as data: where the problem is, what is wrong, and what the user can do.
+//!
+//! Every error of the libraries that a user can cause carries a [`Diagnostic`]. Callers that add context (a file and line in front of
+//! a field, for example) change its fields; they never split the printed message again.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+/// A problem that the user can act on. Prints as one line: `location: what; help`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// The file, line, field, flag or tensor that is wrong. Empty: the caller adds it with [`Diagnostic::at`].
+    pub location: String,
+    /// What is wrong with it.
+    pub what: String,
+    /// What the user can do about it.
+    pub help: String,
+}
+
+impl Diagnostic {
+    /// A diagnostic of three texts. Line breaks in them become spaces.
+    pub fn new(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { location: one_line(location.into()), what: one_line(what.into()), help: one_line(help.into()) }
+    }
+
+    /// A file or folder that could not be read.
+    pub fn cannot_read(path: impl AsRef<Path>, error: &io::Error) -> Self {
+        let help = match error.kind() {
+            io::ErrorKind::NotFound => "check the path",
+            io::ErrorKind::PermissionDenied => "make it readable for this user",
+            _ => "check the file and the disk it is on",
+        };
+        Self::new(path.as_ref().display().to_string(), format!("cannot be read: {}", io_cause(error)), help)
+    }
+
+    /// A file or folder that could not be written.
+    pub fn cannot_write(path: impl AsRef<Path>, error: &io::Error) -> Self {
+        let help = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "free space on that disk, or choose another folder"
+            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                "choose a folder that this user may write"
+            }
+            _ => "check the folder and the disk it is on",
+        };
+        Self::new(path.as_ref().display().to_string(), format!("cannot be written: {}", io_cause(error)), help)
+    }
+
+    /// Adds an outer location in front: `rows.jsonl:3` at a diagnostic of `fps` gives `rows.jsonl:3: fps`.
+    #[must_use]
+    pub fn at(mut self, outer: impl fmt::Display) -> Self {
+        let outer = one_line(outer.to_string());
+        self.location = match (outer.is_empty(), self.location.is_empty()) {
+            (true, _) => self.location,
+            (false, true) => outer,
+            (false, false) => format!("{outer}: {}", self.location),
+        };
+        self
+    }
+
+    /// Replaces the advice, where the caller knows a better one.
+    #[must_use]
+    pub fn with_help(mut self, help: impl Into<String>) -> Self {
+        self.help = one_line(help.into());
+        self
+    }
+
+    /// Location and problem without the advice, for lists that give one advice for many problems.
+    pub fn reason(&self) -> String {
+        match self.location.is_empty() {
+            true => self.what.clone(),
+            false => format!("{}: {}", self.location, self.what),
+        }
+    }
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.location.is_empty() {
+            write!(f, "{}: ", self.location)?;
+        }
+        f.write_str(&self.what)?;
+        match self.help.is_empty() {
+            true => Ok(()),
+            false => write!(f, "; {}", self.help),
+        }
+    }
+}
+
+impl std::error::Error for Diagnostic {}
+
+/// The operating system's reason, in the same words on every system.
+fn io_cause(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "there is no such file or folder".to_string(),
+        io::ErrorKind::StorageFull => "the disk is full".to_string(),
+        io::ErrorKind::PermissionDenied => "permission denied".to_string(),
+        _ => error.to_string(),
+    }
+}
+
+/// Joins the lines of `text` with single spaces. Messages of other crates may have several lines; an error of reel has one.
+pub fn one_line(text: impl AsRef<str>) -> String {
+    let lines = text.as_ref().split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn prints_location_problem_and_help() {
+        let d = Diagnostic::new("fps", "is negative", "give a number above 0");
+        assert_eq!(d.to_string(), "fps: is negative; give a number above 0");
+        assert_eq!(d.clone().at("rows.jsonl:3").to_string(), "rows.jsonl:3: fps: is negative; give a number above 0");
+        assert_eq!(d.with_help("remove it").reason(), "fps: is negative");
+        assert_eq!(Diagnostic::new("", "a", "").at("b").to_string(), "b: a");
+    }
+
+    #[test]
+    fn io_errors_name_cause_and_help() {
+        let missing = Diagnostic::cannot_read("a/b", &io::Error::from(io::ErrorKind::NotFound));
+        assert_eq!(missing.to_string(), "a/b: cannot be read: there is no such file or folder; check the path");
+        let full = Diagnostic::cannot_write("c", &io::Error::from(io::ErrorKind::StorageFull));
+        assert_eq!(full.what, "cannot be written: the disk is full");
+    }
+
+    proptest! {
+        #[test]
+        fn is_always_one_line(location in ".{0,40}", what in "[ -~\n\r]{0,40}", help in "[ -~\n\r]{0,40}", outer in "[ -~\n]{0,9}") {
+            let text = Diagnostic::new(location.replace('\u{85}', ""), what, help).at(outer).to_string();
+            prop_assert!(!text.contains(['\n', '\r']));
+        }
+    }
+}
