@@ -67,23 +67,23 @@ impl CType for f32 {
 }
 
 /// A tensor map's place in a parameter struct. It stays as it is in the call's parameters: a plan describes the map
-/// ([`Stage::maps`]), and the device that launches encodes it here. First in the struct, or after other maps: it is aligned to 64
+/// ([`Stage::tensor_maps`]), and the device that launches encodes it here. First in the struct, or after other maps: it is aligned to 64
 /// bytes (PTX ISA, "Tensor-map").
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
-pub struct MapPlace([u8; 128]);
+pub struct TensorMapSlot([u8; 128]);
 
-impl MapPlace {
+impl TensorMapSlot {
     /// One that no map was put in yet.
-    pub const EMPTY: MapPlace = MapPlace([0; 128]);
+    pub const EMPTY: TensorMapSlot = TensorMapSlot([0; 128]);
 }
 
-impl CType for MapPlace {
-    const NAME: &'static str = "MapPlace";
+impl CType for TensorMapSlot {
+    const NAME: &'static str = "TensorMapSlot";
 }
 
-/// What [`MapPlace`] is in CUDA C++.
-const MAP_PLACE: &str = "struct alignas(64) MapPlace { unsigned char bytes[128]; };\n";
+/// What [`TensorMapSlot`] is in CUDA C++.
+const TENSOR_MAP_SLOT: &str = "struct alignas(64) TensorMapSlot { unsigned char bytes[128]; };\n";
 
 /// A parameter struct declared by [`params!`](crate::params).
 pub trait Params: bytemuck::Pod {
@@ -169,8 +169,8 @@ impl Source {
              #elif !defined(offsetof)\n#define offsetof(T, field) __builtin_offsetof(T, field)\n#endif\n",
         );
         let declarations: String = self.params.iter().map(|declaration| declaration()).collect();
-        if declarations.contains(<MapPlace as CType>::NAME) {
-            text += MAP_PLACE;
+        if declarations.contains(<TensorMapSlot as CType>::NAME) {
+            text += TENSOR_MAP_SLOT;
         }
         text += &declarations;
         text += &format!("#line 1 \"{}/sm80.cu\"\n", self.name);
@@ -212,7 +212,7 @@ impl Arch {
 /// A tensor map that a launch cannot have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{symbol}: the tensor map at offset {offset} of the parameters: {why}; its plan is wrong")]
-pub struct BadMap {
+pub struct TensorMapError {
     /// The kernel.
     pub symbol: &'static str,
     /// Bytes from the start of the parameters.
@@ -239,8 +239,8 @@ pub struct Stage {
     /// Blocks may start before the launch before this one has ended: the kernel waits by `griddepcontrol.wait` before it touches
     /// what that one wrote. From compute capability 9.0 on.
     pub programmatic: bool,
-    /// Tensor maps that the device puts into the parameters, each with the offset of its [`MapPlace`].
-    pub maps: Vec<(usize, TensorMap)>,
+    /// Tensor maps that the device puts into the parameters, each with the offset of its [`TensorMapSlot`].
+    pub tensor_maps: Vec<(usize, TensorMap)>,
 }
 
 impl Stage {
@@ -254,7 +254,7 @@ impl Stage {
             shared: 0,
             cooperative: false,
             programmatic: false,
-            maps: Vec::new(),
+            tensor_maps: Vec::new(),
         }
     }
 
@@ -262,26 +262,26 @@ impl Stage {
     ///
     /// # Errors
     /// A map that breaks a rule, or has no place in the parameters: field and rule.
-    pub fn with_maps<'a, E>(
+    pub fn with_tensor_maps<'a, E>(
         &self,
         params: &'a [u8],
         mut encode: impl FnMut(&TensorMap) -> Result<[u8; 128], E>,
     ) -> Result<Cow<'a, [u8]>, E>
     where
-        E: From<BadMap>,
+        E: From<TensorMapError>,
     {
-        if self.maps.is_empty() {
+        if self.tensor_maps.is_empty() {
             return Ok(Cow::Borrowed(params));
         }
         let mut out = params.to_vec();
-        for (offset, map) in &self.maps {
-            let bad = |why: String| BadMap { symbol: self.symbol, offset: *offset, why };
-            if !offset.is_multiple_of(align_of::<MapPlace>()) {
+        for (offset, map) in &self.tensor_maps {
+            let bad = |why: String| TensorMapError { symbol: self.symbol, offset: *offset, why };
+            if !offset.is_multiple_of(align_of::<TensorMapSlot>()) {
                 return Err(bad("not at a multiple of 64 bytes".into()).into());
             }
             map.validate().map_err(|e| bad(e.to_string()))?;
             let bytes = params.len();
-            let place = offset.checked_add(size_of::<MapPlace>()).and_then(|end| out.get_mut(*offset..end));
+            let place = offset.checked_add(size_of::<TensorMapSlot>()).and_then(|end| out.get_mut(*offset..end));
             let place = place.ok_or_else(|| bad(format!("beyond the {bytes} bytes of parameters")))?;
             place.copy_from_slice(&encode(map)?);
         }
@@ -414,7 +414,7 @@ mod tests {
 
     crate::params! {
         /// With a map among its fields.
-        struct Mapped { first: MapPlace, dst: Addr, count: u64, more: [u32; 12] }
+        struct Mapped { first: TensorMapSlot, dst: Addr, count: u64, more: [u32; 12] }
     }
 
     impl CType for [u32; 12] {
@@ -425,21 +425,21 @@ mod tests {
         TensorMap::tiled(DataType::F32, address, &[64, 8], &[256], &[inner, 8], Swizzle::None)
     }
 
-    fn placed(offset: usize, map: TensorMap, params: &[u8]) -> Result<Vec<u8>, BadMap> {
-        let stage = Stage { maps: vec![(offset, map)], ..Stage::linear("k", 1, 32) };
-        stage.with_maps(params, |_| Ok([7; 128])).map(Cow::into_owned)
+    fn placed(offset: usize, map: TensorMap, params: &[u8]) -> Result<Vec<u8>, TensorMapError> {
+        let stage = Stage { tensor_maps: vec![(offset, map)], ..Stage::linear("k", 1, 32) };
+        stage.with_tensor_maps(params, |_| Ok([7; 128])).map(Cow::into_owned)
     }
 
     #[test]
     fn a_place_is_declared_for_c() {
-        assert!(Mapped::c_declaration().contains("MapPlace first;"));
-        assert_eq!(Mapped::FIELDS[0].offset % align_of::<MapPlace>(), 0);
+        assert!(Mapped::c_declaration().contains("TensorMapSlot first;"));
+        assert_eq!(Mapped::FIELDS[0].offset % align_of::<TensorMapSlot>(), 0);
     }
 
     #[test]
     fn a_map_that_cannot_be_names_kernel_field_and_rule() {
         let good = map(1 << 12, 32).unwrap();
-        let says = |result: Result<Vec<u8>, BadMap>, words: &str| {
+        let says = |result: Result<Vec<u8>, TensorMapError>, words: &str| {
             let e = result.unwrap_err().to_string();
             assert!(e.starts_with("k: the tensor map at offset") && e.contains(words), "{e}");
         };

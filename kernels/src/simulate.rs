@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::compile::{self, CompileError};
-use crate::launch::{Arch, BadMap, KernelLaunch, Stage, run_on_cpu};
+use crate::launch::{Arch, TensorMapError, KernelLaunch, Stage, run_on_cpu};
 use crate::matmul::Matmul;
 use crate::{Addr, DType, Launch, Team};
 use reel_sim::counters::Counters;
@@ -41,7 +41,7 @@ pub enum SimulateError {
     },
     /// A tensor map breaks a rule, or has no place.
     #[error(transparent)]
-    Map(#[from] BadMap),
+    Map(#[from] TensorMapError),
     /// A tensor map that cannot be encoded.
     #[error(transparent)]
     Encoding(MapError),
@@ -125,7 +125,7 @@ impl Unit {
                 cluster: stage.cluster,
                 dynamic_shared: stage.shared,
                 params: stage
-                    .with_maps(&launch.params, |map| map.encode().map_err(SimulateError::Encoding))?
+                    .with_tensor_maps(&launch.params, |map| map.encode().map_err(SimulateError::Encoding))?
                     .into_owned(),
             };
             let outcome = exec::run(&self.program, &kernel, &grid, memory, options)

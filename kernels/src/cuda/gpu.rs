@@ -271,7 +271,7 @@ impl Gpu {
                 return Err(CudaError::Launch { symbol: stage.symbol, why });
             }
         }
-        let params = stage.with_maps(params, |map| self.driver.encode(map))?;
+        let params = stage.with_tensor_maps(params, |map| self.driver.encode(map))?;
         // SAFETY: the function takes one parameter struct; the caller vouches for the addresses in it.
         let launched = unsafe { self.driver.launch(function, &config(stage), &[&*params], self.stream) };
         launched.map_err(|e| match e {

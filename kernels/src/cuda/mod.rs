@@ -19,7 +19,7 @@ pub mod rules;
 mod tests;
 
 use crate::compile::CompileError;
-use crate::launch::BadMap;
+use crate::launch::TensorMapError;
 
 pub use algorithms::Algorithms;
 pub use driver::Driver;
@@ -72,7 +72,7 @@ pub enum CudaError {
     },
     /// A tensor map that cannot be.
     #[error(transparent)]
-    Map(#[from] BadMap),
+    Map(#[from] TensorMapError),
     /// A matrix product that cannot be.
     #[error("{product}: {why}")]
     Product {

@@ -319,10 +319,10 @@ fn a_tensor_map_reaches_the_kernel() {
     let numbers: Vec<f32> = (0..512).map(|i| i as f32).collect();
     gpu.upload(&from, 0, bytemuck::cast_slice(&numbers)).unwrap();
     let map = TensorMap::tiled(MapType::F32, from.address(), &[64, 8], &[256], &[32, 8], Swizzle::None).unwrap();
-    let stage = Stage { maps: vec![(0, map)], ..Stage::linear("boxed", 1, 32) };
+    let stage = Stage { tensor_maps: vec![(0, map)], ..Stage::linear("boxed", 1, 32) };
     let mut params = [0; 192];
     params[128..136].copy_from_slice(&to.address().to_le_bytes());
-    let params = stage.with_maps(&params, |map| fake.encode(map)).unwrap();
+    let params = stage.with_tensor_maps(&params, |map| fake.encode(map)).unwrap();
     let boxed = gpu.load_ptx(BOX, "boxed").unwrap();
     // SAFETY: both buffers are as large as the map and the kernel say.
     unsafe { boxed.launch([1; 3], [32, 1, 1], 0, &[&*params]).unwrap() }
