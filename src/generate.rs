@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use reel_engine::{Completion, Engine, Request, Sampling, Stop, TextSource};
+use reel_engine::{Completion, Engine, GenerationRequest, SamplingParams, StopCondition, TextSource};
 use reel_model::config::GenerationConfig;
 use reel_model::input::encode::Bundle;
 use reel_model::input::tokenizer::TextStream;
@@ -63,13 +63,13 @@ pub struct SamplingFlags {
 
 impl SamplingFlags {
     /// The flags over the folder's own settings. A folder that does not say to sample is greedy, as with transformers.
-    pub fn over(&self, config: &GenerationConfig, seed: u64) -> Sampling {
+    pub fn over(&self, config: &GenerationConfig, seed: u64) -> SamplingParams {
         let own = |value: Option<f64>| if config.do_sample == Some(true) { value.map(|v| v as f32) } else { None };
         let usual = if config.do_sample == Some(true) { 1.0 } else { 0.0 };
         let top_k =
             config.top_k.filter(|_| config.do_sample == Some(true)).map_or(0, |k| u32::try_from(k).unwrap_or(0));
         let penalty = config.repetition_penalty.map_or(1.0, |p| p as f32);
-        Sampling {
+        SamplingParams {
             temperature: self.temperature.or(own(config.temperature)).unwrap_or(usual),
             top_p: self.top_p.or(own(config.top_p)).unwrap_or(1.0),
             top_k: self.top_k.unwrap_or(top_k),
@@ -142,10 +142,10 @@ impl Generate {
         mut on_token: impl FnMut(u32),
     ) -> Result<(Vec<Completion>, Timing)> {
         let stop = || match &self.sampling.stop[..] {
-            [] => Stop::none(),
-            strings => Stop::at(strings, Box::new(Bytes::of(&prompt.bundle))),
+            [] => StopCondition::none(),
+            strings => StopCondition::at(strings, Box::new(Bytes::of(&prompt.bundle))),
         };
-        let request = Request {
+        let request = GenerationRequest {
             prompt: model::sequence(&prompt.tokens),
             rope_delta: prompt.tokens.rope_delta,
             sampling: self.sampling.over(&prompt.bundle.generation, common.seed()),
@@ -176,7 +176,7 @@ impl Generate {
     /// The answer's text, up to a stop string.
     fn text(&self, bundle: &Bundle, ids: &[u32]) -> String {
         let mut text = bundle.tokenizer.decode(ids, true);
-        if let Some(at) = Stop::cut(&text, &self.sampling.stop) {
+        if let Some(at) = StopCondition::cut(&text, &self.sampling.stop) {
             text.truncate(at);
         }
         text
@@ -230,7 +230,7 @@ impl<'a> Printer<'a> {
         }
         self.held.push_str(piece);
         let mut sure = self.held.len() - self.unsure();
-        if let Some(at) = Stop::cut(&self.held, self.stops) {
+        if let Some(at) = StopCondition::cut(&self.held, self.stops) {
             (sure, self.done) = (at, true);
         }
         if sure > 0 {

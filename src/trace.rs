@@ -60,7 +60,7 @@ pub fn record(name: &str, begun: Instant, seconds: f64, figures: Value) {
 /// Records every launch on this device from now on, if there is a trace. `dtype` is that of activations.
 pub fn record_launches(device: &Device, dtype: DType) {
     if let Some(log) = log().as_mut() {
-        device.profile().record(true);
+        device.profiler().record(true);
         log.device = Some((device.clone(), dtype));
     }
 }
@@ -92,7 +92,7 @@ impl Log {
         let mut about = json!({"version": env!("CARGO_PKG_VERSION")});
         events.extend_from_slice(&self.spans);
         if let Some((device, dtype)) = &self.device {
-            let profile = device.profile();
+            let profile = device.profiler();
             profile.record(false);
             let (launches, memory) = (profile.events()?, profile.memory());
             // A simulated GPU has no speed to be held to.

@@ -6,12 +6,12 @@ use std::time::Instant;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::KvCache;
-use reel_runtime::ops::{Choice, KvPages, Seat};
+use reel_runtime::ops::{KvPages, Slot, SlotSampling};
 use reel_runtime::{Cx, Tensor};
 
-use crate::decode::{Decode, Room};
+use crate::decode::{Capacity, Decode};
 use crate::error::Result;
-use crate::kv_blocks::Blocks;
+use crate::kv_blocks::BlockAllocator;
 
 /// A text of `tokens` ids and its positions; which ids does not matter to the time.
 fn text(tokens: usize) -> (Vec<i64>, Vec<i64>) {
@@ -25,7 +25,7 @@ fn text(tokens: usize) -> (Vec<i64>, Vec<i64>) {
 pub fn prefill(model: &Qwen25Vl, cx: &Cx, tokens: usize, batch: usize, rounds: usize) -> Result<Vec<f64>> {
     let (ids, at) = text(tokens);
     let prompt = Sequence { input_ids: &ids, position_ids: [&at, &at, &at], ..Sequence::default() };
-    let need = Blocks::needed(tokens);
+    let need = BlockAllocator::needed(tokens);
     let held: Vec<Vec<i32>> = (0..batch).map(|b| ((b * need) as i32..((b + 1) * need) as i32).collect()).collect();
     let lengths: Vec<(usize, usize, &[i32])> = held.iter().map(|h| (0, tokens, &h[..])).collect();
     let cache = KvCache::new(cx.device(), &model.config.text, cx.dtype(), need * batch)?;
@@ -54,13 +54,13 @@ const WARM: usize = 2;
 /// Those of the model.
 pub fn decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, rounds: usize) -> Result<Vec<f64>> {
     let (device, limit) = (cx.device(), context + WARM + rounds + 1);
-    let need = Blocks::needed(limit);
-    let room = Room { rows: batch, width: need, history: 0, blocks: need * batch, barred: 0 };
+    let need = BlockAllocator::needed(limit);
+    let room = Capacity { rows: batch, width: need, history: 0, blocks: need * batch, banned_tokens: 0 };
     let mut decode = Decode::new(model, cx, &Tensor::from_i32(device, &[0], &[])?, room, true)?;
     // Keys that nobody computed must be numbers at least.
     decode.cache().clear()?;
     let held: Vec<Vec<i32>> = (0..batch).map(|b| ((b * need) as i32..((b + 1) * need) as i32).collect()).collect();
-    let seat = |blocks| Seat {
+    let seat = |blocks| Slot {
         id: 1,
         position: context as i32,
         keys: context + 1,
@@ -69,16 +69,16 @@ pub fn decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, rounds: u
         draw: context as i32 + 1,
         history: &[],
     };
-    let sampling = |b: usize| Choice { temperature: 1.0, seed: b as u64, ..Choice::default() };
-    let (seats, choices): (Vec<Seat>, Vec<Choice>) =
+    let sampling = |b: usize| SlotSampling { temperature: 1.0, seed: b as u64, ..SlotSampling::default() };
+    let (seats, choices): (Vec<Slot>, Vec<SlotSampling>) =
         held.iter().enumerate().map(|(b, blocks)| (seat(&blocks[..]), sampling(b))).unzip();
     decode.seat(0, &seats, &choices)?;
     let bucket = decode.bucket(batch);
     for _ in 0..WARM {
         decode.step(bucket)?.wait()?;
     }
-    device.profile().clear();
-    let ahead = usize::from(device.runs_behind());
+    device.profiler().clear();
+    let ahead = usize::from(device.is_async());
     let (mut asked, mut seconds, mut last) = (VecDeque::new(), Vec::with_capacity(rounds), Instant::now());
     for round in 0..rounds + ahead {
         if round < rounds {

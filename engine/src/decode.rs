@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::{Decoder, KvCache};
-use reel_runtime::device::{Download, Recording};
-use reel_runtime::ops::{self, Choice, Choices, Chosen, DecodeRows, RotaryTurns, Seat};
+use reel_runtime::device::{CapturedGraph, Download};
+use reel_runtime::ops::{self, DecodeRows, RotaryTurns, SampledTokens, SamplingTable, Slot, SlotSampling};
 use reel_runtime::{Cx, Kernels, Tensor};
 
 use crate::error::Result;
@@ -19,7 +19,7 @@ const SMALL_BYTES: f64 = 256e3;
 
 /// What rows and cache must have room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Room {
+pub(crate) struct Capacity {
     /// Rows.
     pub(crate) rows: usize,
     /// Cache blocks of a row.
@@ -29,22 +29,22 @@ pub(crate) struct Room {
     /// Cache blocks of all.
     pub(crate) blocks: usize,
     /// Tokens that a row may be kept from.
-    pub(crate) barred: usize,
+    pub(crate) banned_tokens: usize,
 }
 
-impl Room {
+impl Capacity {
     /// Whether this is enough for `other`.
-    fn covers(&self, other: &Room) -> bool {
+    fn covers(&self, other: &Capacity) -> bool {
         // A history that nobody needs costs time in every step.
         let history = if other.history == 0 { self.history == 0 } else { self.history >= other.history };
         let memory = self.rows >= other.rows && self.width >= other.width && self.blocks >= other.blocks;
-        memory && history && self.barred >= other.barred
+        memory && history && self.banned_tokens >= other.banned_tokens
     }
 
     /// Widths that recordings can be used again with.
-    fn rounded(&self) -> Room {
+    fn rounded(&self) -> Capacity {
         let history = if self.history == 0 { 0 } else { self.history.next_power_of_two() };
-        Room { rows: self.rows.next_power_of_two(), width: self.width.next_power_of_two(), history, ..*self }
+        Capacity { rows: self.rows.next_power_of_two(), width: self.width.next_power_of_two(), history, ..*self }
     }
 }
 
@@ -53,8 +53,8 @@ impl Room {
 struct State {
     text: Decoder,
     rows: DecodeRows,
-    choices: Choices,
-    chosen: Chosen,
+    choices: SamplingTable,
+    chosen: SampledTokens,
     cache: Arc<KvCache>,
     turns: RotaryTurns,
     suppressed: Tensor, // i32 [n]
@@ -82,12 +82,12 @@ impl State {
 
 /// A step that was asked for: what it chose, once it has run.
 #[derive(Debug)]
-pub(crate) struct Asked {
+pub(crate) struct PendingStep {
     ids: Download,
     log_prob: Download,
 }
 
-impl Asked {
+impl PendingStep {
     /// Waits for the tokens of the rows and their log-probabilities.
     pub(crate) fn wait(self) -> Result<(Vec<i32>, Vec<f32>)> {
         Ok((self.ids.wait()?, self.log_prob.wait()?))
@@ -98,11 +98,11 @@ impl Asked {
 #[derive(Debug)]
 pub(crate) struct Decode {
     /// By number of rows; several share the rows between them. Before the memory that they use.
-    recordings: BTreeMap<usize, Vec<Recording>>,
+    recordings: BTreeMap<usize, Vec<CapturedGraph>>,
     /// Numbers of rows that have run once: what a first run makes ready must not happen inside of a recording.
     ran: BTreeSet<usize>,
     cx: Cx,
-    room: Room,
+    room: Capacity,
     state: State,
     /// How many recordings were made.
     made: usize,
@@ -110,14 +110,14 @@ pub(crate) struct Decode {
 }
 
 impl Decode {
-    pub(crate) fn new(model: &Qwen25Vl, cx: &Cx, suppressed: &Tensor, room: Room, record: bool) -> Result<Decode> {
+    pub(crate) fn new(model: &Qwen25Vl, cx: &Cx, suppressed: &Tensor, room: Capacity, record: bool) -> Result<Decode> {
         let (device, room) = (cx.device(), room.rounded());
         let cache = Arc::new(KvCache::new(device, &model.config.text, cx.dtype(), room.blocks)?);
         let state = State {
             text: model.text.clone(),
             rows: DecodeRows::new(device, room.rows, room.width, room.history)?,
-            choices: Choices::new(device, room.rows, room.barred, None)?,
-            chosen: Chosen::new(device, room.rows, false, 0)?,
+            choices: SamplingTable::new(device, room.rows, room.banned_tokens, None)?,
+            chosen: SampledTokens::new(device, room.rows, false, 0)?,
             cache,
             turns: model.text.text_turns(device)?,
             suppressed: suppressed.clone(),
@@ -127,11 +127,11 @@ impl Decode {
     }
 
     /// Whether it has room for this.
-    pub(crate) fn covers(&self, room: &Room) -> bool {
+    pub(crate) fn covers(&self, room: &Capacity) -> bool {
         self.room.covers(room)
     }
 
-    pub(crate) fn room(&self) -> Room {
+    pub(crate) fn room(&self) -> Capacity {
         self.room
     }
 
@@ -153,14 +153,14 @@ impl Decode {
     }
 
     /// Chooses the tokens of rows from `first` on in another way; the next step is the first that does.
-    pub(crate) fn choose(&self, first: usize, choices: &[Choice]) -> Result<()> {
+    pub(crate) fn choose(&self, first: usize, choices: &[SlotSampling]) -> Result<()> {
         Ok(self.state.choices.set(first, choices)?)
     }
 
     /// Gives rows from `first` on to sequences; the next step is the first that sees them.
-    pub(crate) fn seat(&self, first: usize, seats: &[Seat], choices: &[Choice]) -> Result<()> {
+    pub(crate) fn seat(&self, first: usize, seats: &[Slot], choices: &[SlotSampling]) -> Result<()> {
         self.state.choices.set(first, choices)?;
-        Ok(self.state.rows.seat(first, seats)?)
+        Ok(self.state.rows.assign(first, seats)?)
     }
 
     /// Takes rows out of use; the next step is the first without them.
@@ -170,7 +170,7 @@ impl Decode {
 
     /// Records a step of the first `bucket` rows, which are `state`: of all together, or, where the launches of that are too small to be
     /// shared, of each thread's own.
-    fn record(&self, state: &State, bucket: usize) -> Result<Vec<Recording>> {
+    fn record(&self, state: &State, bucket: usize) -> Result<Vec<CapturedGraph>> {
         let device = self.cx.device();
         let record = |state: &State| device.record(state.clone(), || state.step(&self.cx));
         let whole = record(state)?;
@@ -185,7 +185,7 @@ impl Decode {
     }
 
     /// Asks for a step of the first `bucket` rows.
-    pub(crate) fn step(&mut self, bucket: usize) -> Result<Asked> {
+    pub(crate) fn step(&mut self, bucket: usize) -> Result<PendingStep> {
         let device = self.cx.device().clone();
         let state = self.state.part(0, bucket)?;
         if self.record && !self.recordings.contains_key(&bucket) && self.ran.contains(&bucket) {
@@ -202,6 +202,6 @@ impl Decode {
             None => state.step(&self.cx)?,
         }
         self.ran.insert(bucket);
-        Ok(Asked { ids: state.chosen.ids.read_later()?, log_prob: state.chosen.log_prob.read_later()? })
+        Ok(PendingStep { ids: state.chosen.ids.download_async()?, log_prob: state.chosen.log_prob.download_async()? })
     }
 }

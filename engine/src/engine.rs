@@ -11,23 +11,23 @@ use reel_model::text::KvCache;
 use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, Device, Tensor};
 
-use crate::decode::{Decode, Room};
-use crate::error::{Error, Result};
-use crate::kv_blocks::Blocks;
-use crate::running::Running;
-use crate::sampler::{Row, Sampling, choose};
-use crate::seats::Seats;
-use crate::stop::Stop;
+use crate::decode::{Capacity, Decode};
+use crate::error::{EngineError, Result};
+use crate::kv_blocks::BlockAllocator;
+use crate::running::RunningBatch;
+use crate::sampler::{Row, SamplingParams, choose};
+use crate::scheduler::Scheduler;
+use crate::stop::StopCondition;
 
 /// A prompt and how it is to be continued.
 #[derive(Debug)]
-pub struct Request<'a> {
+pub struct GenerationRequest<'a> {
     /// The prompt.
     pub prompt: Sequence<'a>,
     /// What to add to a token's place to get its position (see `rope_index`).
     pub rope_delta: i64,
     /// Choice of tokens.
-    pub sampling: Sampling,
+    pub sampling: SamplingParams,
     /// Tokens at most.
     pub max_new_tokens: usize,
     /// Ids that end the completion; the one that did is its last.
@@ -36,7 +36,7 @@ pub struct Request<'a> {
     pub min_new_tokens: usize,
     /// One a completion: how many of these there are is how many completions are made, all of the same prompt. Completion i
     /// draws with the seed plus i.
-    pub stops: Vec<Stop>,
+    pub stops: Vec<StopCondition>,
 }
 
 /// Why a completion ended.
@@ -75,7 +75,7 @@ pub struct Completion {
 
 /// A token as it is made.
 #[derive(Clone, Copy, Debug)]
-pub struct Token {
+pub struct TokenEvent {
     /// Which request.
     pub request: usize,
     /// Which of its completions.
@@ -112,11 +112,11 @@ pub struct Engine<'a> {
 }
 
 /// A completion in the making.
-pub(crate) struct Sequencing {
+pub(crate) struct SequenceState {
     pub(crate) request: usize,
     pub(crate) index: usize,
-    pub(crate) sampling: Sampling,
-    pub(crate) stop: Stop,
+    pub(crate) sampling: SamplingParams,
+    pub(crate) stop: StopCondition,
     /// Prompt and completion.
     pub(crate) ids: Vec<i32>,
     pub(crate) prompt: usize,
@@ -140,7 +140,7 @@ impl<'a> Engine<'a> {
             suppressed,
             stop: None,
             rows: ROWS,
-            ahead: usize::from(cx.device().runs_behind()),
+            ahead: usize::from(cx.device().is_async()),
             record: true,
             decode: Mutex::default(),
         })
@@ -153,7 +153,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Asks for this many steps before it reads the first one's tokens, in place of what suits the device. Results do not depend on it.
-    pub fn steps_ahead(mut self, steps: usize) -> Engine<'a> {
+    pub fn lookahead(mut self, steps: usize) -> Engine<'a> {
         self.ahead = steps;
         self
     }
@@ -174,7 +174,7 @@ impl<'a> Engine<'a> {
         *self.decode.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Gives up with [`Error::Interrupted`] soon after `flag` is set.
+    /// Gives up with [`EngineError::Interrupted`] soon after `flag` is set.
     pub fn stop_when(mut self, flag: &'a AtomicBool) -> Engine<'a> {
         self.stop = Some(flag);
         self
@@ -186,12 +186,12 @@ impl<'a> Engine<'a> {
     /// A request without a meaning; out of memory; logits that are no numbers.
     pub fn generate(
         &self,
-        requests: Vec<Request>,
-        mut on_token: impl FnMut(Token),
+        requests: Vec<GenerationRequest>,
+        mut on_token: impl FnMut(TokenEvent),
     ) -> Result<(Vec<Completion>, Timing)> {
         let mut kept = self.decode.lock().unwrap_or_else(PoisonError::into_inner);
         let decode = self.room_for(&requests, &mut kept)?;
-        let mut blocks = Blocks::new(decode.room().blocks);
+        let mut blocks = BlockAllocator::new(decode.room().blocks);
         let mut timing = Timing::default();
         let mut all = Vec::new();
         let limits: Vec<Limit> = requests.iter().map(Limit::of).collect();
@@ -200,28 +200,28 @@ impl<'a> Engine<'a> {
             self.interrupted()?;
             r.sampling.check()?;
             if r.prompt.input_ids.is_empty() {
-                return Err(Error::Request { field: "prompt", what: "has no tokens; give it some text".into() });
+                return Err(EngineError::Request { field: "prompt", what: "has no tokens; give it some text".into() });
             }
             all.extend(self.prefill(request, r, &limits[request], decode.cache(), &mut blocks, &mut on_token)?);
         }
         timing.prefill = start.elapsed().as_secs_f64();
         let start = Instant::now();
-        let seats = Seats::new(decode.room().rows.min(self.rows), self.ahead);
-        let mut running = Running { all: &mut all, limits: &limits, blocks: &mut blocks, decode, seats };
+        let seats = Scheduler::new(decode.room().rows.min(self.rows), self.ahead);
+        let mut running = RunningBatch { all: &mut all, limits: &limits, blocks: &mut blocks, decode, seats };
         running.finish(|| self.interrupted(), &mut on_token)?;
         timing.decode = start.elapsed().as_secs_f64();
-        Ok((all.into_iter().map(Sequencing::completion).collect(), timing))
+        Ok((all.into_iter().map(SequenceState::completion).collect(), timing))
     }
 
     /// Cache and rows for these requests: those of the last call, empty, or larger ones.
-    fn room_for<'b>(&self, requests: &[Request], kept: &'b mut Option<Decode>) -> Result<&'b mut Decode> {
-        let tokens = |r: &Request| r.prompt.input_ids.len() + r.max_new_tokens;
+    fn room_for<'b>(&self, requests: &[GenerationRequest], kept: &'b mut Option<Decode>) -> Result<&'b mut Decode> {
+        let tokens = |r: &GenerationRequest| r.prompt.input_ids.len() + r.max_new_tokens;
         let penalised = requests.iter().filter(|r| r.sampling.repetition_penalty != 1.0);
-        let room = Room {
+        let room = Capacity {
             rows: requests.iter().map(|r| r.stops.len()).sum::<usize>().clamp(1, self.rows),
-            width: requests.iter().map(|r| Blocks::needed(tokens(r))).max().unwrap_or(0).max(1),
+            width: requests.iter().map(|r| BlockAllocator::needed(tokens(r))).max().unwrap_or(0).max(1),
             history: penalised.map(tokens).max().unwrap_or(0),
-            barred: requests.iter().filter(|r| r.min_new_tokens > 0).map(|r| r.eos.len()).max().unwrap_or(0),
+            banned_tokens: requests.iter().filter(|r| r.min_new_tokens > 0).map(|r| r.eos.len()).max().unwrap_or(0),
             blocks: requests.iter().map(|r| blocks(r.stops.len(), r.prompt.input_ids.len(), tokens(r))).sum(),
         };
         if kept.as_ref().is_some_and(|d| !d.covers(&room)) {
@@ -242,7 +242,7 @@ impl<'a> Engine<'a> {
 
     fn interrupted(&self) -> Result<()> {
         match self.stop {
-            Some(flag) if flag.load(Ordering::Relaxed) => Err(Error::Interrupted),
+            Some(flag) if flag.load(Ordering::Relaxed) => Err(EngineError::Interrupted),
             _ => Ok(()),
         }
     }
@@ -252,19 +252,19 @@ impl<'a> Engine<'a> {
     fn prefill(
         &self,
         request: usize,
-        r: Request,
+        r: GenerationRequest,
         limit: &Limit,
         cache: &KvCache,
-        blocks: &mut Blocks,
-        on_token: &mut impl FnMut(Token),
-    ) -> Result<Vec<Sequencing>> {
+        blocks: &mut BlockAllocator,
+        on_token: &mut impl FnMut(TokenEvent),
+    ) -> Result<Vec<SequenceState>> {
         let ids: Vec<i32> = r.prompt.input_ids.iter().map(|&id| id as i32).collect();
-        let mut all: Vec<Sequencing> = (0..)
+        let mut all: Vec<SequenceState> = (0..)
             .zip(r.stops)
-            .map(|(index, stop)| Sequencing {
+            .map(|(index, stop)| SequenceState {
                 request,
                 index,
-                sampling: Sampling { seed: r.sampling.seed.wrapping_add(index as u64), ..r.sampling },
+                sampling: SamplingParams { seed: r.sampling.seed.wrapping_add(index as u64), ..r.sampling },
                 stop,
                 prompt: ids.len(),
                 ids: ids.clone(),
@@ -279,7 +279,7 @@ impl<'a> Engine<'a> {
         }
         // Every block at once: the device goes from one to the next by itself.
         cover(blocks, &mut first.blocks, ids.len() + r.max_new_tokens)?;
-        let from = first.blocks[..Blocks::needed(ids.len())].to_vec();
+        let from = first.blocks[..BlockAllocator::needed(ids.len())].to_vec();
         let last = self.last_hidden(&r.prompt, &from, cache)?;
         let logits = self.model.logits(&self.cx, &last)?;
         for s in &mut all[1..] {
@@ -289,8 +289,8 @@ impl<'a> Engine<'a> {
             self.copy_blocks(cache, &from[full..], &s.blocks[full..], ids.len() % KvPages::BLOCK)?;
         }
         for s in &mut all {
-            let barred = if limit.bars_ends(0) { &limit.eos[..] } else { &[] };
-            let rows = [Row { sampling: s.sampling, position: s.ids.len(), history: &s.ids, barred }];
+            let banned_tokens = if limit.bars_ends(0) { &limit.eos[..] } else { &[] };
+            let rows = [Row { sampling: s.sampling, position: s.ids.len(), history: &s.ids, banned_tokens }];
             let (ids, log_probs) = choose(&self.cx, &logits, &rows, &self.suppressed)?;
             s.take(ids[0], log_probs[0], limit, on_token)?;
             if s.finish.is_some() {
@@ -326,16 +326,16 @@ impl<'a> Engine<'a> {
 
 /// Cache blocks of so many completions of a prompt, `tokens` long with it.
 fn blocks(completions: usize, prompt: usize, tokens: usize) -> usize {
-    let (shared, each) = (prompt / KvPages::BLOCK, Blocks::needed(tokens));
+    let (shared, each) = (prompt / KvPages::BLOCK, BlockAllocator::needed(tokens));
     if completions == 0 { 0 } else { shared + completions * (each - shared) }
 }
 
-fn cover(blocks: &mut Blocks, held: &mut Vec<i32>, tokens: usize) -> Result<()> {
+fn cover(blocks: &mut BlockAllocator, held: &mut Vec<i32>, tokens: usize) -> Result<()> {
     if blocks.cover(held, tokens) {
         return Ok(());
     }
     // The cache was sized for every request at its limit.
-    Err(Error::Request { field: "kv cache", what: "has no free block; lower the number of completions".into() })
+    Err(EngineError::Request { field: "kv cache", what: "has no free block; lower the number of completions".into() })
 }
 
 /// Where a request's completions end.
@@ -347,7 +347,7 @@ pub(crate) struct Limit {
 }
 
 impl Limit {
-    fn of(r: &Request) -> Limit {
+    fn of(r: &GenerationRequest) -> Limit {
         Limit {
             max_new_tokens: r.max_new_tokens,
             min_new_tokens: r.min_new_tokens,
@@ -362,7 +362,7 @@ impl Limit {
     }
 }
 
-impl Sequencing {
+impl SequenceState {
     /// Tokens that it has.
     pub(crate) fn made(&self) -> usize {
         self.ids.len() - self.prompt
@@ -378,15 +378,15 @@ impl Sequencing {
         id: i32,
         log_prob: f32,
         limit: &Limit,
-        on_token: &mut impl FnMut(Token),
+        on_token: &mut impl FnMut(TokenEvent),
     ) -> Result<()> {
         let made = self.ids.len() - self.prompt;
         let Ok(token) = u32::try_from(id) else {
-            return Err(Error::NotANumber { row: self.index, step: made });
+            return Err(EngineError::NotANumber { row: self.index, step: made });
         };
         self.ids.push(id);
         self.log_probs.push(log_prob);
-        on_token(Token { request: self.request, index: self.index, id: token });
+        on_token(TokenEvent { request: self.request, index: self.index, id: token });
         if limit.eos.contains(&token) || self.stop.push(token) {
             self.finish = Some(FinishReason::Stop);
         } else if made + 1 >= limit.max_new_tokens {

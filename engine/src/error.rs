@@ -2,7 +2,7 @@
 
 /// An error of the engine.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum EngineError {
     /// The model or its inputs.
     #[error(transparent)]
     Model(#[from] reel_model::ModelError),
@@ -33,4 +33,4 @@ pub enum Error {
 }
 
 /// Result of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T> = std::result::Result<T, EngineError>;

@@ -4,16 +4,16 @@ use reel_runtime::ops::KvPages;
 
 /// Hands out the blocks of a cache, lowest first. Sequences may hold a block together that none of them writes any more.
 #[derive(Debug)]
-pub(crate) struct Blocks {
+pub(crate) struct BlockAllocator {
     free: Vec<i32>,
     /// How many sequences hold each block.
     holders: Vec<u32>,
 }
 
-impl Blocks {
+impl BlockAllocator {
     /// All of `count` blocks are free.
-    pub(crate) fn new(count: usize) -> Blocks {
-        Blocks { free: (0..count as i32).rev().collect(), holders: vec![0; count] }
+    pub(crate) fn new(count: usize) -> BlockAllocator {
+        BlockAllocator { free: (0..count as i32).rev().collect(), holders: vec![0; count] }
     }
 
     /// Blocks that hold `tokens` tokens.
@@ -24,7 +24,7 @@ impl Blocks {
     /// Adds blocks to `held` until it covers `tokens` tokens; false when there are too few.
     #[must_use]
     pub(crate) fn cover(&mut self, held: &mut Vec<i32>, tokens: usize) -> bool {
-        while held.len() < Blocks::needed(tokens) {
+        while held.len() < BlockAllocator::needed(tokens) {
             match self.free.pop() {
                 Some(b) => {
                     self.holders[b as usize] = 1;
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn covers_and_takes_back() {
-        let mut blocks = Blocks::new(3);
+        let mut blocks = BlockAllocator::new(3);
         let (mut a, mut b) = (vec![], vec![]);
         assert!(blocks.cover(&mut a, 1) && blocks.cover(&mut a, 64) && a == [0]);
         assert!(blocks.cover(&mut a, 65) && a == [0, 1]);
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_shared_block_is_free_when_its_last_holder_is_done() {
-        let mut blocks = Blocks::new(3);
+        let mut blocks = BlockAllocator::new(3);
         let (mut a, mut b, mut c) = (vec![], vec![], vec![]);
         assert!(blocks.cover(&mut a, 65) && a == [0, 1]);
         blocks.share(&a[..1], &mut b);

@@ -7,10 +7,10 @@ mod error;
 mod kv_blocks;
 mod running;
 mod sampler;
-mod seats;
+mod scheduler;
 mod stop;
 
-pub use engine::{Completion, Engine, FinishReason, Request, Timing, Token};
-pub use error::{Error, Result};
-pub use sampler::Sampling;
-pub use stop::{Stop, TextSource};
+pub use engine::{Completion, Engine, FinishReason, GenerationRequest, Timing, TokenEvent};
+pub use error::{EngineError, Result};
+pub use sampler::SamplingParams;
+pub use stop::{StopCondition, TextSource};

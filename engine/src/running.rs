@@ -1,27 +1,31 @@
 //! Completions decoding together: who has a row, who waits for one, who has ended.
 
-use reel_runtime::ops::Seat;
+use reel_runtime::ops::Slot;
 
 use crate::decode::Decode;
-use crate::engine::{Limit, Sequencing, Token};
+use crate::engine::{Limit, SequenceState, TokenEvent};
 use crate::error::Result;
-use crate::kv_blocks::Blocks;
-use crate::sampler::barred;
-use crate::seats::Seats;
+use crate::kv_blocks::BlockAllocator;
+use crate::sampler::banned_tokens;
+use crate::scheduler::Scheduler;
 
 /// Completions whose first token is known, and what they decode with.
-pub(crate) struct Running<'a> {
-    pub(crate) all: &'a mut [Sequencing],
+pub(crate) struct RunningBatch<'a> {
+    pub(crate) all: &'a mut [SequenceState],
     /// By request.
     pub(crate) limits: &'a [Limit],
-    pub(crate) blocks: &'a mut Blocks,
+    pub(crate) blocks: &'a mut BlockAllocator,
     pub(crate) decode: &'a mut Decode,
-    pub(crate) seats: Seats,
+    pub(crate) seats: Scheduler,
 }
 
-impl Running<'_> {
+impl RunningBatch<'_> {
     /// Token by token to the end of every completion. `go_on` is asked before each step.
-    pub(crate) fn finish(&mut self, go_on: impl Fn() -> Result<()>, on_token: &mut impl FnMut(Token)) -> Result<()> {
+    pub(crate) fn finish(
+        &mut self,
+        go_on: impl Fn() -> Result<()>,
+        on_token: &mut impl FnMut(TokenEvent),
+    ) -> Result<()> {
         let waiting: Vec<usize> = (0..self.all.len()).filter(|&i| self.all[i].finish.is_none()).collect();
         let mut waiting = waiting.into_iter().peekable();
         loop {
@@ -68,7 +72,7 @@ impl Running<'_> {
     }
 
     /// Takes the tokens of the oldest step under way; false where there is none.
-    fn read(&mut self, on_token: &mut impl FnMut(Token)) -> Result<bool> {
+    fn read(&mut self, on_token: &mut impl FnMut(TokenEvent)) -> Result<bool> {
         let Some(tokens) = self.seats.read()? else { return Ok(false) };
         for (i, id, log_prob) in tokens {
             let s = &mut self.all[i];
@@ -89,7 +93,7 @@ impl Running<'_> {
         let s = &self.all[i];
         let limit = &self.limits[s.request];
         let keys = s.ids.len();
-        let seat = Seat {
+        let seat = Slot {
             id: s.ids.last().copied().unwrap_or(0),
             position: (keys as i64 - 1 + limit.rope_delta) as i32,
             keys,
@@ -99,7 +103,7 @@ impl Running<'_> {
             // Only a penalty looks at it.
             history: if s.sampling.repetition_penalty != 1.0 { &s.ids } else { &[] },
         };
-        let bias = if limit.bars_ends(s.made()) { barred(&limit.eos) } else { Vec::new() };
+        let bias = if limit.bars_ends(s.made()) { banned_tokens(&limit.eos) } else { Vec::new() };
         self.decode.seat(row, &[seat], &[s.sampling.choice(&bias)])?;
         self.seats.take(row, i);
         Ok(())

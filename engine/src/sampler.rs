@@ -1,13 +1,13 @@
 //! How the next token of each completion is chosen.
 
-use reel_runtime::ops::{self, Choice, Choices, Chosen};
+use reel_runtime::ops::{self, SampledTokens, SamplingTable, SlotSampling};
 use reel_runtime::{Cx, Tensor};
 
-use crate::error::{Error, Result};
+use crate::error::{EngineError, Result};
 
 /// Choice of tokens for one completion; the names and meanings are those of transformers' generation_config.json.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sampling {
+pub struct SamplingParams {
     /// 0: always the likeliest token.
     pub temperature: f32,
     /// Keeps the likeliest tokens up to this share of the probability; 1: all.
@@ -20,19 +20,19 @@ pub struct Sampling {
     pub seed: u64,
 }
 
-impl Default for Sampling {
-    fn default() -> Sampling {
-        Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, repetition_penalty: 1.0, seed: 0 }
+impl Default for SamplingParams {
+    fn default() -> SamplingParams {
+        SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, repetition_penalty: 1.0, seed: 0 }
     }
 }
 
-impl Sampling {
+impl SamplingParams {
     /// Refuses numbers without a meaning.
     ///
     /// # Errors
     /// Names the option.
     pub fn check(&self) -> Result<()> {
-        let bad = |field, what: String| Err(Error::Request { field, what });
+        let bad = |field, what: String| Err(EngineError::Request { field, what });
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return bad(
                 "temperature",
@@ -52,40 +52,40 @@ impl Sampling {
 /// One row to choose a token for.
 #[derive(Debug)]
 pub(crate) struct Row<'a> {
-    pub(crate) sampling: Sampling,
+    pub(crate) sampling: SamplingParams,
     /// Which token of its sequence is chosen: the counter of the draw.
     pub(crate) position: usize,
     /// Every id so far, the prompt's too.
     pub(crate) history: &'a [i32],
     /// Tokens that it must not be.
-    pub(crate) barred: &'a [u32],
+    pub(crate) banned_tokens: &'a [u32],
 }
 
-impl Sampling {
+impl SamplingParams {
     /// As the device takes it, with `bias` on some tokens.
-    pub(crate) fn choice<'b>(&self, bias: &'b [(i32, f32)]) -> Choice<'b> {
-        Choice {
+    pub(crate) fn choice<'b>(&self, bias: &'b [(i32, f32)]) -> SlotSampling<'b> {
+        SlotSampling {
             bias,
             temperature: self.temperature,
             top_p: self.top_p,
             top_k: self.top_k,
             repetition_penalty: self.repetition_penalty,
             seed: self.seed,
-            ..Choice::default()
+            ..SlotSampling::default()
         }
     }
 }
 
 /// The bias that keeps these tokens from being drawn.
-pub(crate) fn barred(ids: &[u32]) -> Vec<(i32, f32)> {
+pub(crate) fn banned_tokens(ids: &[u32]) -> Vec<(i32, f32)> {
     ids.iter().map(|&id| (id as i32, f32::NEG_INFINITY)).collect()
 }
 
 /// Tokens for rows of logits `[R, V]`, with their log-probabilities.
 pub(crate) fn choose(cx: &Cx, logits: &Tensor, rows: &[Row], suppressed: &Tensor) -> Result<(Vec<i32>, Vec<f32>)> {
     let (device, n) = (cx.device(), rows.len());
-    let choices = Choices::new(device, n, rows.iter().map(|r| r.barred.len()).max().unwrap_or(0), None)?;
-    let biases: Vec<Vec<(i32, f32)>> = rows.iter().map(|r| barred(r.barred)).collect();
+    let choices = SamplingTable::new(device, n, rows.iter().map(|r| r.banned_tokens.len()).max().unwrap_or(0), None)?;
+    let biases: Vec<Vec<(i32, f32)>> = rows.iter().map(|r| banned_tokens(r.banned_tokens)).collect();
     choices.set(0, &rows.iter().zip(&biases).map(|(r, bias)| r.sampling.choice(bias)).collect::<Vec<_>>())?;
     let i32s = |f: &dyn Fn(&Row) -> i32| Tensor::from_i32(device, &[n], &rows.iter().map(f).collect::<Vec<_>>());
     // Histories travel only where a penalty needs them.
@@ -97,7 +97,7 @@ pub(crate) fn choose(cx: &Cx, logits: &Tensor, rows: &[Row], suppressed: &Tensor
     }
     let history = (Tensor::from_i32(device, &[n, width], &history)?, i32s(&|r| seen(r) as i32)?);
     let draws = i32s(&|r| r.position as i32)?;
-    let chosen = Chosen::new(device, n, false, 0)?;
+    let chosen = SampledTokens::new(device, n, false, 0)?;
     let known = (width > 0).then_some((&history.0, &history.1));
     ops::sample(cx, logits, &choices, &draws, known, suppressed, &chosen)?;
     Ok((chosen.ids.to_i32()?, chosen.log_prob.to_f32()?))

@@ -7,28 +7,28 @@ pub trait TextSource {
 }
 
 /// Watches the text of one completion for stop strings.
-pub struct Stop {
+pub struct StopCondition {
     strings: Vec<String>,
     text: String,
     source: Option<Box<dyn TextSource>>,
 }
 
-impl std::fmt::Debug for Stop {
+impl std::fmt::Debug for StopCondition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Stop({:?})", self.strings)
+        write!(f, "StopCondition({:?})", self.strings)
     }
 }
 
-impl Stop {
+impl StopCondition {
     /// Never stops by text.
-    pub fn none() -> Stop {
-        Stop { strings: Vec::new(), text: String::new(), source: None }
+    pub fn none() -> StopCondition {
+        StopCondition { strings: Vec::new(), text: String::new(), source: None }
     }
 
     /// Stops when one of `strings` appears in the text that `source` makes of the ids. Empty strings are left out.
-    pub fn at(strings: &[String], source: Box<dyn TextSource>) -> Stop {
+    pub fn at(strings: &[String], source: Box<dyn TextSource>) -> StopCondition {
         let strings: Vec<String> = strings.iter().filter(|s| !s.is_empty()).cloned().collect();
-        Stop { source: if strings.is_empty() { None } else { Some(source) }, strings, text: String::new() }
+        StopCondition { source: if strings.is_empty() { None } else { Some(source) }, strings, text: String::new() }
     }
 
     /// Takes the next id; true when a stop string is complete.
@@ -67,7 +67,7 @@ mod tests {
 
     fn ends_at(strings: &[&str], text: &str) -> Option<usize> {
         let strings: Vec<String> = strings.iter().map(|s| s.to_string()).collect();
-        let mut stop = Stop::at(&strings, Box::new(Letters));
+        let mut stop = StopCondition::at(&strings, Box::new(Letters));
         text.chars().position(|c| stop.push(c as u32))
     }
 
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn cuts_before_the_first() {
-        assert_eq!(Stop::cut("one two three", &["three".into(), "two".into()]), Some(4));
-        assert_eq!(Stop::cut("one", &["".into()]), None);
+        assert_eq!(StopCondition::cut("one two three", &["three".into(), "two".into()]), Some(4));
+        assert_eq!(StopCondition::cut("one", &["".into()]), None);
     }
 }

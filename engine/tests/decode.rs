@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use reel_engine::{Completion, Engine, FinishReason, Request, Sampling, Stop, bench};
+use reel_engine::{Completion, Engine, FinishReason, GenerationRequest, SamplingParams, StopCondition, bench};
 use reel_kernels::cuda::Gpu;
 use reel_kernels::cuda::fake::Fake;
 use reel_kernels::{Arch, compile};
@@ -34,24 +34,25 @@ struct Ask {
     tokens: usize,
     /// No end before there are this many.
     min: usize,
-    sampling: Sampling,
+    sampling: SamplingParams,
 }
 
-const SAMPLED: Sampling = Sampling { temperature: 1.0, top_p: 0.95, top_k: 40, repetition_penalty: 1.0, seed: 7 };
-const PENALISED: Sampling = Sampling { repetition_penalty: 1.3, seed: 11, ..SAMPLED };
+const SAMPLED: SamplingParams =
+    SamplingParams { temperature: 1.0, top_p: 0.95, top_k: 40, repetition_penalty: 1.0, seed: 7 };
+const PENALISED: SamplingParams = SamplingParams { repetition_penalty: 1.3, seed: 11, ..SAMPLED };
 
 /// Completions of the requests; any of `eos` ends one.
 fn run(engine: &Engine, asks: &[Ask], eos: &[u32]) -> Vec<Completion> {
     let ids: Vec<Vec<i64>> = asks.iter().map(|a| (0..a.prompt as i64).map(|i| (i * 37 + 5) % 97).collect()).collect();
     let at: Vec<Vec<i64>> = asks.iter().map(|a| (0..a.prompt as i64).collect()).collect();
-    let requests = asks.iter().zip(ids.iter().zip(&at)).map(|(a, (ids, at))| Request {
+    let requests = asks.iter().zip(ids.iter().zip(&at)).map(|(a, (ids, at))| GenerationRequest {
         prompt: Sequence { input_ids: ids, position_ids: [at, at, at], ..Sequence::default() },
         rope_delta: 3,
         sampling: a.sampling,
         max_new_tokens: a.tokens,
         eos,
         min_new_tokens: a.min,
-        stops: (0..a.n).map(|_| Stop::none()).collect(),
+        stops: (0..a.n).map(|_| StopCondition::none()).collect(),
     });
     engine.generate(requests.collect(), |_| {}).unwrap().0
 }
@@ -64,7 +65,7 @@ fn ends(completions: &[Completion]) -> Vec<u32> {
 fn asks() -> Vec<Ask> {
     vec![
         Ask { prompt: 9, n: 3, tokens: 12, min: 8, sampling: SAMPLED },
-        Ask { prompt: 62, n: 1, tokens: 5, min: 0, sampling: Sampling::default() },
+        Ask { prompt: 62, n: 1, tokens: 5, min: 0, sampling: SamplingParams::default() },
         Ask { prompt: 4, n: 2, tokens: 17, min: 3, sampling: PENALISED },
         Ask { prompt: 1, n: 1, tokens: 1, min: 0, sampling: SAMPLED },
         Ask { prompt: 30, n: 1, tokens: 2, min: 0, sampling: PENALISED },
@@ -81,7 +82,7 @@ fn ways_of(model: &Qwen25Vl, device: &Device, dtype: DType, asks: &[Ask], ways: 
     let cx = Cx::inference(device, dtype);
     let engine = || Engine::new(model, &cx).unwrap();
     let eos = ends(&run(&engine(), asks, &[]));
-    let want = run(&engine().without_recordings().steps_ahead(0), asks, &eos);
+    let want = run(&engine().without_recordings().lookahead(0), asks, &eos);
     assert!(want.iter().any(|c| c.finish_reason == FinishReason::Stop), "none ends early");
     assert!(want.iter().any(|c| c.finish_reason == FinishReason::Length), "none ends late");
     for c in &want {
@@ -89,7 +90,7 @@ fn ways_of(model: &Qwen25Vl, device: &Device, dtype: DType, asks: &[Ask], ways: 
         assert!(early.iter().all(|id| !eos.contains(id)), "{:?} has an end among its first {}", c.ids, early.len());
     }
     for &(rows, ahead) in ways {
-        let engine = engine().rows_at_most(rows).steps_ahead(ahead);
+        let engine = engine().rows_at_most(rows).lookahead(ahead);
         assert_eq!(run(&engine, asks, &eos), want, "{device:?} {dtype}: {rows} rows, {ahead} steps ahead");
         assert!(engine.recordings_made() > 0);
         // A number of rows that came once only is recorded when it comes again; then everything is there.
@@ -223,10 +224,10 @@ fn an_adapter_acts_in_every_way_of_decoding() {
 fn decode_is_measured_as_it_is_done() {
     for (device, batch) in [(Device::cpu(1), 3), (Device::dry(reel_runtime::Kernels::Cuda), 2)] {
         let (model, cx) = (model(&device, DType::BF16), Cx::inference(&device, DType::BF16));
-        device.profile().count(true);
+        device.profiler().count(true);
         let seconds = bench::decode(&model, &cx, 70, batch, 4).unwrap();
         assert_eq!(seconds.len(), 4);
-        let totals = device.profile().totals().unwrap();
+        let totals = device.profiler().totals().unwrap();
         assert_eq!((totals["sample"].launches, totals["advance"].launches), (4, 4), "{device:?}");
     }
 }

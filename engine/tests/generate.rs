@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use reel_engine::{Completion, Engine, Error, FinishReason, Request, Sampling, Stop};
+use reel_engine::{Completion, Engine, EngineError, FinishReason, GenerationRequest, SamplingParams, StopCondition};
 use reel_model::batch::Sequence;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
@@ -42,26 +42,27 @@ fn numbers(list: &serde_json::Value) -> Vec<u32> {
 }
 
 impl Case {
-    fn request(&self, sampling: Sampling, max_new_tokens: usize, n: usize) -> Request<'_> {
-        Request {
+    fn request(&self, sampling: SamplingParams, max_new_tokens: usize, n: usize) -> GenerationRequest<'_> {
+        GenerationRequest {
             prompt: self.tokens.sequence(),
             rope_delta: self.tokens.rope_delta,
             sampling,
             max_new_tokens,
             eos: &self.eos,
             min_new_tokens: 0,
-            stops: (0..n).map(|_| Stop::none()).collect(),
+            stops: (0..n).map(|_| StopCondition::none()).collect(),
         }
     }
 
-    fn run(&self, device: &Device, requests: Vec<Request>) -> Vec<Completion> {
+    fn run(&self, device: &Device, requests: Vec<GenerationRequest>) -> Vec<Completion> {
         let model = Qwen25Vl::open(device, &self.files, &self.config, DType::F32).unwrap();
         let engine = Engine::new(&model, &Cx::inference(device, DType::F32)).unwrap();
         engine.generate(requests, |_| {}).unwrap().0
     }
 }
 
-const SAMPLED: Sampling = Sampling { temperature: 1.0, top_p: 0.95, top_k: 50, repetition_penalty: 1.1, seed: 7 };
+const SAMPLED: SamplingParams =
+    SamplingParams { temperature: 1.0, top_p: 0.95, top_k: 50, repetition_penalty: 1.1, seed: 7 };
 
 #[test]
 fn greedy_answers_are_those_of_transformers() {
@@ -69,7 +70,7 @@ fn greedy_answers_are_those_of_transformers() {
     for folder in std::fs::read_dir(golden()).unwrap().map(|e| e.unwrap().path()) {
         let case = open(&folder);
         let max = case.greedy["max_new_tokens"].as_u64().unwrap() as usize;
-        let got = case.run(&Device::cpu(2), vec![case.request(Sampling::default(), max, 1)]);
+        let got = case.run(&Device::cpu(2), vec![case.request(SamplingParams::default(), max, 1)]);
         assert_eq!(got[0].ids, numbers(&case.greedy["token_ids"]), "{}", folder.display());
         assert_eq!(got[0].finish_reason.name(), case.greedy["finish_reason"].as_str().unwrap());
         assert!(got[0].log_probs.iter().all(|lp| *lp <= 0.0));
@@ -81,12 +82,16 @@ fn greedy_answers_are_those_of_transformers() {
 #[test]
 fn a_completion_is_the_same_alone_in_a_batch_and_on_any_number_of_threads() {
     let case = open(&golden().join("mixed_stop"));
-    let other = Sampling { seed: 99, ..SAMPLED };
+    let other = SamplingParams { seed: 99, ..SAMPLED };
     let alone = case.run(&Device::cpu(1), vec![case.request(SAMPLED, 70, 1)]);
     for threads in [2, 3] {
         let together = case.run(
             &Device::cpu(threads),
-            vec![case.request(other, 5, 2), case.request(SAMPLED, 70, 3), case.request(Sampling::default(), 20, 1)],
+            vec![
+                case.request(other, 5, 2),
+                case.request(SAMPLED, 70, 3),
+                case.request(SamplingParams::default(), 20, 1),
+            ],
         );
         assert_eq!(together.len(), 6);
         let same = together.iter().find(|c| c.request == 1 && c.index == 0).unwrap();
@@ -102,7 +107,7 @@ fn completions_of_one_prompt_differ_and_repeat_with_the_seed() {
     assert_eq!(first, make());
     assert!((1..4).any(|i| first[i].ids != first[0].ids));
     // Completion i draws with the seed plus i.
-    let second = case.run(&Device::cpu(2), vec![case.request(Sampling { seed: 8, ..SAMPLED }, 12, 1)]);
+    let second = case.run(&Device::cpu(2), vec![case.request(SamplingParams { seed: 8, ..SAMPLED }, 12, 1)]);
     assert_eq!(second[0].ids, first[1].ids);
     let media = [case.config.tokens.image, case.config.tokens.video, case.config.tokens.vision_start];
     assert!(first.iter().flat_map(|c| &c.ids).all(|id| !media.contains(id)));
@@ -117,10 +122,10 @@ fn completions_of_a_long_prompt_are_those_of_each_alone() {
         let ids: Vec<i64> = (0..length as i64).map(|i| i * 7 % 60).collect();
         let at: Vec<i64> = (0..length as i64).collect();
         let prompt = Sequence { input_ids: &ids, position_ids: [&at, &at, &at], ..Sequence::default() };
-        let ask = |sampling, max, n| Request { prompt, rope_delta: 0, ..case.request(sampling, max, n) };
+        let ask = |sampling, max, n| GenerationRequest { prompt, rope_delta: 0, ..case.request(sampling, max, n) };
         let together = case.run(&device, vec![ask(SAMPLED, 70, 3), ask(SAMPLED, 3, 2)]);
         for c in &together[..3] {
-            let sampling = Sampling { seed: SAMPLED.seed + c.index as u64, ..SAMPLED };
+            let sampling = SamplingParams { seed: SAMPLED.seed + c.index as u64, ..SAMPLED };
             let alone = case.run(&device, vec![ask(sampling, 70, 1)]);
             assert_eq!((&c.ids, &c.log_probs), (&alone[0].ids, &alone[0].log_probs), "{length} tokens");
         }
@@ -130,7 +135,10 @@ fn completions_of_a_long_prompt_are_those_of_each_alone() {
 #[test]
 fn log_probabilities_are_those_of_a_packed_pass() {
     let case = open(&golden().join("mixed_stop"));
-    let got = case.run(&Device::cpu(2), vec![case.request(Sampling { temperature: 1.0, ..Sampling::default() }, 9, 1)]);
+    let got = case.run(
+        &Device::cpu(2),
+        vec![case.request(SamplingParams { temperature: 1.0, ..SamplingParams::default() }, 9, 1)],
+    );
     let mut ids = case.tokens.input_ids.clone();
     ids.extend(got[0].ids.iter().map(|&id| id as i64));
     let mut whole = case.tokens.clone();
@@ -158,22 +166,22 @@ fn log_probabilities_are_those_of_a_packed_pass() {
 fn limits_and_refusals() {
     let case = open(&golden().join("text_multiturn"));
     let device = Device::cpu(1);
-    let none = case.run(&device, vec![case.request(Sampling::default(), 0, 1)]);
+    let none = case.run(&device, vec![case.request(SamplingParams::default(), 0, 1)]);
     assert!(none[0].ids.is_empty() && none[0].finish_reason == FinishReason::Length);
     let model = Qwen25Vl::open(&device, &case.files, &case.config, DType::F32).unwrap();
     let cx = Cx::inference(&device, DType::F32);
     let engine = Engine::new(&model, &cx).unwrap();
     for bad in [
-        Sampling { temperature: f32::NAN, ..SAMPLED },
-        Sampling { temperature: -1.0, ..SAMPLED },
-        Sampling { top_p: 0.0, ..SAMPLED },
-        Sampling { top_p: 1.5, ..SAMPLED },
-        Sampling { repetition_penalty: 0.0, ..SAMPLED },
+        SamplingParams { temperature: f32::NAN, ..SAMPLED },
+        SamplingParams { temperature: -1.0, ..SAMPLED },
+        SamplingParams { top_p: 0.0, ..SAMPLED },
+        SamplingParams { top_p: 1.5, ..SAMPLED },
+        SamplingParams { repetition_penalty: 0.0, ..SAMPLED },
     ] {
         let e = engine.generate(vec![case.request(bad, 3, 1)], |_| {});
-        assert!(matches!(e, Err(Error::Request { .. })), "{bad:?}");
+        assert!(matches!(e, Err(EngineError::Request { .. })), "{bad:?}");
     }
     let flag = AtomicBool::new(true);
     let engine = Engine::new(&model, &cx).unwrap().stop_when(&flag);
-    assert!(matches!(engine.generate(vec![case.request(SAMPLED, 3, 1)], |_| {}), Err(Error::Interrupted)));
+    assert!(matches!(engine.generate(vec![case.request(SAMPLED, 3, 1)], |_| {}), Err(EngineError::Interrupted)));
 }

@@ -23,7 +23,7 @@ fn main() {
         devices.push(("cuda, fake driver", Device::on_gpu(gpu).expect("a device")));
     }
     // As in work that nobody watches.
-    devices.iter().for_each(|(_, device)| device.profile().count(false));
+    devices.iter().for_each(|(_, device)| device.profiler().count(false));
     let mut group = criterion.benchmark_group("host time of a launch");
     for (name, device) in &devices {
         let cx = Cx::inference(device, DType::F32);

@@ -49,7 +49,7 @@ pub fn rounds(
     rounds: usize,
     mut round: impl FnMut() -> Result<f64>,
 ) -> Result<Measured> {
-    let profile = device.profile();
+    let profile = device.profiler();
     // A trace is of the last round: the others are not to be disturbed.
     profile.record(false);
     let ceilings = Ceilings::of(device)?;

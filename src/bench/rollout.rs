@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use reel_engine::{Engine, Request, Sampling, Stop};
+use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_model::batch::Sequence;
 
 use super::{Rounds, some};
@@ -43,17 +43,17 @@ impl Rollout {
     fn draw(&self, model: &Model) -> Result<f64> {
         let (ids, at): (Vec<i64>, Vec<i64>) = (0..self.context as i64).map(|i| ((i * 37) % 97, i)).unzip();
         let engine = Engine::new(&model.weights, &model.cx)?;
-        let request = Request {
+        let request = GenerationRequest {
             prompt: Sequence { input_ids: &ids, position_ids: [&at, &at, &at], ..Sequence::default() },
             rope_delta: 0,
-            sampling: Sampling { temperature: 1.0, ..Sampling::default() },
+            sampling: SamplingParams { temperature: 1.0, ..SamplingParams::default() },
             max_new_tokens: self.tokens,
             min_new_tokens: 0,
             // Nothing ends a completion early: all rounds do the same.
             eos: &[],
-            stops: (0..self.rounds.batch).map(|_| Stop::none()).collect(),
+            stops: (0..self.rounds.batch).map(|_| StopCondition::none()).collect(),
         };
-        let profile = model.cx.device().profile();
+        let profile = model.cx.device().profiler();
         profile.part("prefill");
         let (begun, mut made) = (Instant::now(), 0);
         let (completions, _) = engine.generate(vec![request], |_| {

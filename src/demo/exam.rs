@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use reel_engine::{Engine, Request, Sampling, Stop};
+use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_media::profile::Overrides;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::input::Tokens;
@@ -128,14 +128,14 @@ impl Exam {
         let answer = |questions: &[Tokens]| -> Result<Vec<String>> {
             let mut said = Vec::new();
             for questions in questions.chunks(BATCH) {
-                let requests = questions.iter().map(|q| Request {
+                let requests = questions.iter().map(|q| GenerationRequest {
                     prompt: model::sequence(q),
                     rope_delta: q.rope_delta,
-                    sampling: Sampling::default(),
+                    sampling: SamplingParams::default(),
                     max_new_tokens: LONGEST,
                     eos: self.bundle.stop_ids(),
                     min_new_tokens: 0,
-                    stops: vec![Stop::none()],
+                    stops: vec![StopCondition::none()],
                 });
                 let (completions, _) = engine.generate(requests.collect(), |_| {})?;
                 said.extend(completions.iter().map(|c| self.bundle.tokenizer.decode(&c.ids, true)));

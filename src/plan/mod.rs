@@ -4,7 +4,7 @@ mod table;
 
 use anyhow::Result;
 use clap::{ArgMatches, Args, Subcommand};
-use reel_engine::{Engine, Request, Sampling, Stop};
+use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_model::batch::Sequence;
 use reel_model::checkpoint;
 use reel_model::config::ModelConfig;
@@ -300,10 +300,10 @@ impl PlanGenerate {
         let loader = Loader { device: &device, source: Source::Nothing(files), dtype, trainable: &|_| false };
         let weights = Qwen25Vl::load(&loader, &config)?;
         let count = |new: usize| -> Result<plan::Ops> {
-            device.profile().clear();
+            device.profiler().clear();
             device.reset_peak();
             answer(&device, &weights, dtype, &shape, new, self.n)?;
-            Ok(device.profile().totals()?)
+            Ok(device.profiler().totals()?)
         };
         let prefill = count(1)?;
         let mut decode = count(self.max_new_tokens)?;
@@ -329,7 +329,7 @@ fn answer(device: &Device, weights: &Qwen25Vl, dtype: DType, shape: &Shape, new:
     let mut ids = vec![0; shape.tokens];
     ids[..patches / config.vision.merge_unit()].fill(i64::from(config.tokens.video));
     let (positions, frames) = (vec![0; shape.tokens], shape.frames(config));
-    let request = Request {
+    let request = GenerationRequest {
         prompt: Sequence {
             input_ids: &ids,
             position_ids: [&positions; 3],
@@ -338,11 +338,11 @@ fn answer(device: &Device, weights: &Qwen25Vl, dtype: DType, shape: &Shape, new:
             ..Sequence::default()
         },
         rope_delta: 0,
-        sampling: Sampling::default(),
+        sampling: SamplingParams::default(),
         max_new_tokens: new,
         eos: &[],
         min_new_tokens: 0,
-        stops: (0..n).map(|_| Stop::none()).collect(),
+        stops: (0..n).map(|_| StopCondition::none()).collect(),
     };
     Engine::new(weights, &Cx::inference(device, dtype))?.generate(vec![request], |_| {})?;
     Ok(())

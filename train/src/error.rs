@@ -89,7 +89,7 @@ pub enum TrainError {
     Reward(#[from] reel_rewards::RewardError),
     /// Drawing completions.
     #[error(transparent)]
-    Engine(#[from] reel_engine::Error),
+    Engine(#[from] reel_engine::EngineError),
     /// The device, a tensor or the tape.
     #[error(transparent)]
     Runtime(#[from] reel_runtime::Error),

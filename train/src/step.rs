@@ -16,7 +16,7 @@ pub fn step(
 ) -> Result<Option<StepResult>> {
     t.grads.clear();
     let device = t.device.clone();
-    let part = |name| device.profile().part(name);
+    let part = |name| device.profiler().part(name);
     let (mut losses, mut tokens) = (Vec::new(), 0);
     while losses.len() < t.recipe.gradient_accumulation_steps {
         let Some(samples) = next()? else { break };

@@ -155,15 +155,15 @@ fn pixels_are_those_of_the_image_processor() {
 fn a_dry_run_counts_what_a_run_does() {
     let (dry, cpu) = (Device::dry(Kernels::Cpu), Device::cpu(1));
     let names = |device: &Device| {
-        device.profile().count(true);
+        device.profiler().count(true);
         let model = open(device, DType::F32);
         model.embed_texts(&["a ball", "rolls"]).unwrap();
         embed(&model, &pictures());
-        let totals = device.profile().totals().unwrap();
+        let totals = device.profiler().totals().unwrap();
         totals.iter().map(|(name, t)| (name.to_string(), t.launches, t.cost.flops)).collect::<Vec<_>>()
     };
     assert_eq!(names(&dry), names(&cpu));
-    assert!(!dry.profile().totals().unwrap().is_empty());
+    assert!(!dry.profiler().totals().unwrap().is_empty());
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn so400m_fits_and_takes_little() {
         let (text, vision) =
             (SiglipText::load(&from, &config.text).unwrap(), SiglipVision::load(&from, &config.vision).unwrap());
         let weights = device.memory().current;
-        device.profile().count(true);
+        device.profiler().count(true);
         let processor = SiglipProcessor::new(&config.vision);
         let (cx, at_once, seen) = (Cx::inference(device, dtype), AT_ONCE / config.vision.patches(), processor.seen());
         assert_eq!((at_once, seen), (5, 378));
@@ -197,7 +197,7 @@ fn so400m_fits_and_takes_little() {
         let pictures =
             ops::Frames::new(device, &vec![0; at_once * seen * seen * 3], size, &processor.patching()).unwrap();
         assert_eq!(vision.forward(&cx, &pictures).unwrap().shape(), [5, 1152]);
-        let flops: f64 = device.profile().totals().unwrap().values().map(|t| t.cost.flops).sum();
+        let flops: f64 = device.profiler().totals().unwrap().values().map(|t| t.cost.flops).sum();
         // Two operations a weight and patch, and the attention's.
         let expected = 5.0 * 729.0 * 2.0 * (414e6 + 27.0 * 2.0 * 729.0 * 1152.0);
         assert!((flops / expected - 1.0).abs() < 0.03, "{flops:.3e} operations, {expected:.3e} expected");

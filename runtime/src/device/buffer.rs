@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::recording::Private;
+use super::captured_graph::Private;
 use super::{Category, Device, Download, MappedFile};
 use crate::error::Result;
 
@@ -100,7 +100,7 @@ impl Buffer {
     ///
     /// # Panics
     /// Beyond the buffer.
-    pub fn download_later(&self, offset: usize, bytes: usize) -> Result<Download> {
+    pub fn download_async(&self, offset: usize, bytes: usize) -> Result<Download> {
         assert!(offset + bytes <= self.bytes, "download of {bytes} bytes at {offset} from {self:?}");
         Download::new(&self.device, self.addr + offset as u64, bytes)
     }

@@ -4,7 +4,7 @@ use super::Device;
 use crate::error::Result;
 
 /// Where the bytes of a copy are.
-pub(super) enum Landing {
+pub(super) enum PendingCopy {
     /// With the host.
     Here(Vec<u8>),
     /// On their way, under the backend's handle.
@@ -15,7 +15,7 @@ pub(super) enum Landing {
 pub struct Download {
     device: Device,
     bytes: usize,
-    landing: Option<Landing>,
+    pending: Option<PendingCopy>,
 }
 
 impl std::fmt::Debug for Download {
@@ -27,11 +27,11 @@ impl std::fmt::Debug for Download {
 impl Download {
     pub(super) fn new(device: &Device, from: u64, bytes: usize) -> Result<Download> {
         device.not_recording("copying to the host")?;
-        let landing = match bytes {
-            0 => Landing::Here(Vec::new()),
-            _ => device.0.backend.download_later(from, bytes)?,
+        let pending = match bytes {
+            0 => PendingCopy::Here(Vec::new()),
+            _ => device.0.backend.download_async(from, bytes)?,
         };
-        Ok(Download { device: device.clone(), bytes, landing: Some(landing) })
+        Ok(Download { device: device.clone(), bytes, pending: Some(pending) })
     }
 
     /// Waits for the bytes, as elements of `T`.
@@ -45,9 +45,9 @@ impl Download {
         let mut out = vec![T::zeroed(); self.bytes / size_of::<T>()];
         let to: &mut [u8] = bytemuck::cast_slice_mut(&mut out);
         assert_eq!(to.len(), self.bytes, "whole elements");
-        match self.landing.take() {
-            Some(Landing::Here(bytes)) => to.copy_from_slice(&bytes),
-            Some(Landing::Coming(handle)) => self.device.0.backend.land(handle, to)?,
+        match self.pending.take() {
+            Some(PendingCopy::Here(bytes)) => to.copy_from_slice(&bytes),
+            Some(PendingCopy::Coming(handle)) => self.device.0.backend.land(handle, to)?,
             None => {}
         }
         Ok(out)
@@ -56,7 +56,7 @@ impl Download {
 
 impl Drop for Download {
     fn drop(&mut self) {
-        if let Some(Landing::Coming(handle)) = self.landing.take() {
+        if let Some(PendingCopy::Coming(handle)) = self.pending.take() {
             self.device.0.backend.forget(handle);
         }
     }

@@ -1,6 +1,7 @@
 //! Where tensors live and launches run: `cpu` executes, `cuda` on a GPU, `sim` simulates the CUDA kernels, `dry` only counts. All of the crate's `unsafe` is below here.
 
 pub mod buffer;
+mod captured_graph;
 mod cpu;
 mod cuda;
 mod download;
@@ -8,8 +9,7 @@ mod dry;
 pub mod mapped_file;
 mod memory;
 mod nvtx;
-mod profile;
-mod recording;
+mod profiler;
 mod sim;
 
 use std::sync::{Arc, Mutex};
@@ -19,19 +19,19 @@ use reel_kernels::Launch;
 use reel_kernels::cuda::Gpu;
 
 pub use buffer::Buffer;
+pub use captured_graph::CapturedGraph;
 pub use download::Download;
 pub use mapped_file::MappedFile;
 pub use memory::{CATEGORIES, Category, MemorySample, MemoryUse};
 pub use nvtx::{Range, range};
-pub use profile::{Event, OpTotals, Profile};
-pub use recording::Recording;
+pub use profiler::{Event, OpTotals, Profiler};
 pub use sim::SimOptions;
 
 use crate::error::{Error, Result};
-use download::Landing;
+use captured_graph::Recorder;
+use download::PendingCopy;
 use memory::Memory;
-use profile::{Collected, Timed, Wanted};
-use recording::Recorder;
+use profiler::{Collected, Timed, Wanted};
 
 /// The two ways in which a launch is carried out. They need different workspaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,16 +125,16 @@ trait Backend: Send + Sync {
     /// The end of what `map` gave.
     fn unmap(&self, _addr: u64, _bytes: usize) {}
     /// Whether launches run behind the host, which may go on asking for more.
-    fn runs_behind(&self) -> bool {
+    fn is_async(&self) -> bool {
         false
     }
     /// A copy to the host of what the launches so far compute, to be waited for by `land` or given up by `forget`.
-    fn download_later(&self, from: u64, bytes: usize) -> Result<Landing> {
+    fn download_async(&self, from: u64, bytes: usize) -> Result<PendingCopy> {
         let mut to = vec![0; bytes];
         self.download(from, &mut to)?;
-        Ok(Landing::Here(to))
+        Ok(PendingCopy::Here(to))
     }
-    /// Waits for a copy that is `Landing::Coming`.
+    /// Waits for a copy that is `PendingCopy::Coming`.
     fn land(&self, _handle: u64, _to: &mut [u8]) -> Result<()> {
         Ok(())
     }
@@ -210,7 +210,7 @@ impl Device {
     /// [`Self::dry`] for a GPU of this compute capability, as 80; 0 for the processor.
     pub fn dry_of(kernels: Kernels, compute_capability: u32) -> Device {
         let device = Device::new(dry::Dry::new(kernels, compute_capability));
-        device.profile().count(true);
+        device.profiler().count(true);
         device
     }
 
@@ -259,8 +259,8 @@ impl Device {
     }
 
     /// Whether launches run behind the host, so that it gains by asking for the next before it has read the last one's results.
-    pub fn runs_behind(&self) -> bool {
-        self.0.backend.runs_behind()
+    pub fn is_async(&self) -> bool {
+        self.0.backend.is_async()
     }
 
     /// Threads that a launch may use.
@@ -380,8 +380,8 @@ impl Device {
         self.0.memory.reset_peak();
     }
 
-    /// What launches cost and took, once [`Profile::count`] or [`Profile::record`] was switched on.
-    pub fn profile(&self) -> Profile<'_> {
-        Profile(self)
+    /// What launches cost and took, once [`Profiler::count`] or [`Profiler::record`] was switched on.
+    pub fn profiler(&self) -> Profiler<'_> {
+        Profiler(self)
     }
 }

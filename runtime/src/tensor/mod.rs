@@ -274,8 +274,8 @@ impl Tensor {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn read_later(&self) -> Result<Download> {
-        self.0.buffer.download_later(self.0.offset, self.bytes())
+    pub fn download_async(&self) -> Result<Download> {
+        self.0.buffer.download_async(self.0.offset, self.bytes())
     }
 
     /// The elements as f32 (F32 or BF16, widened).

@@ -3,7 +3,7 @@
 //! All completions of a step decode together, those to shuffled films too. Draws depend on the run's seed, the step, and the place of prompt and
 //! completion in it, so a step can be drawn again alone.
 
-use reel_engine::{Completion, Engine, Request, Sampling, Stop};
+use reel_engine::{Completion, Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_kernels::philox::philox4x32_10;
 use reel_media::resize::FrameBuf;
 use reel_model::input::Tokens;
@@ -51,7 +51,7 @@ impl<'a> Draws<'a> {
         n: u64,
         round: u64,
         mut prefilled: impl FnMut(),
-    ) -> Result<Vec<Drawn>, reel_engine::Error> {
+    ) -> Result<Vec<Drawn>, reel_engine::EngineError> {
         let place = |i: usize| (round << 32) + i as u64;
         let shuffle = |(i, tokens): (usize, &&Tokens)| -> Option<Tokens> {
             let wanted = self.options.temporal && !tokens.frames.films.is_empty();
@@ -93,12 +93,12 @@ impl<'a> Draws<'a> {
         self.engine.release();
     }
 
-    fn request<'b>(&'b self, tokens: &'b Tokens, completions: usize, seed: u64) -> Request<'b> {
+    fn request<'b>(&'b self, tokens: &'b Tokens, completions: usize, seed: u64) -> GenerationRequest<'b> {
         let o = self.options;
-        Request {
+        GenerationRequest {
             prompt: tokens.sequence(),
             rope_delta: tokens.rope_delta,
-            sampling: Sampling {
+            sampling: SamplingParams {
                 temperature: o.temperature as f32,
                 top_p: o.top_p as f32,
                 top_k: o.top_k,
@@ -108,7 +108,7 @@ impl<'a> Draws<'a> {
             max_new_tokens: o.max_completion_length,
             min_new_tokens: o.min_completion_length,
             eos: &self.ends,
-            stops: (0..completions).map(|_| Stop::none()).collect(),
+            stops: (0..completions).map(|_| StopCondition::none()).collect(),
         }
     }
 

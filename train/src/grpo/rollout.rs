@@ -140,7 +140,7 @@ impl<'a> Rollout<'a> {
     fn draw(&self, prompts: Vec<Prompt>, n: u64, round: u64) -> Result<Vec<Drawn>> {
         let tokens: Vec<&Tokens> = prompts.iter().map(|prompt| &prompt.tokens).collect();
         let drawn = self.draws.complete(&tokens, n, round, || {}).map_err(|e| match e {
-            engine::Error::Interrupted => TrainError::interrupted(),
+            engine::EngineError::Interrupted => TrainError::interrupted(),
             e => e.into(),
         })?;
         let answers = |all: Vec<engine::Completion>| all.into_iter().map(|c| self.answer(c)).collect();

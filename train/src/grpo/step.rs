@@ -24,7 +24,7 @@ pub(crate) fn step(
 ) -> Result<StepResult> {
     t.grads.clear();
     let device = t.device.clone();
-    let part = |name| device.profile().part(name);
+    let part = |name| device.profiler().part(name);
     let (first, begun, mut told) = (set.uses == 0, Instant::now(), Told::default());
     let weights = Weights::new(options, &set.groups);
     for (i, groups) in set.groups.chunks(options.groups_at_a_time()).enumerate() {

@@ -225,7 +225,7 @@ pub fn with_data(setup: &Setup, files: Dtype) -> Result<Plan> {
 /// Runs up to `steps` steps on the dry device.
 fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Option<Vec<Sample>>>) -> Result<Plan> {
     let device = trainer.device.clone();
-    device.profile().clear();
+    device.profiler().clear();
     device.reset_peak();
     let (mut done, mut tokens) = (0, 0);
     while done < steps {
@@ -234,7 +234,7 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
         tokens += result.tokens as u64;
     }
     let mut phases = Phases::default();
-    phases.add("step", &device.profile().totals()?);
+    phases.add("step", &device.profiler().totals()?);
     Ok(Plan { memory: device.memory(), phases, steps: done, tokens, checkpoint: bytes_of(trainer) })
 }
 

@@ -1,7 +1,7 @@
 //! A GPU: launches go to one stream, memory is cut from one growing range, weights are copied in once.
 #![allow(unsafe_code)]
 
-mod landing;
+mod copy_ring;
 mod memory;
 mod staging;
 mod timeline;
@@ -14,13 +14,13 @@ use reel_kernels::elementwise::{self, CastParams};
 use reel_kernels::matmul::Matmul;
 use reel_kernels::{Addr, DType, Launch};
 
-use self::landing::{Landings, PIECE};
+use self::copy_ring::{CopyRing, PIECE};
 use self::memory::Pool;
 use self::staging::{Loader, Staging};
 use self::timeline::{PAIRS, Timeline};
-use super::download::Landing;
-use super::profile::{Timed, Wanted};
-use super::recording::Kept;
+use super::captured_graph::Kept;
+use super::download::PendingCopy;
+use super::profiler::{Timed, Wanted};
 use super::{Backend, Hardware, Kernels, ProductLibrary};
 use crate::error::{Error, Result};
 
@@ -30,7 +30,7 @@ const LARGE: usize = 32 << 20;
 // Fields are dropped in this order: what uses the GPU before the GPU.
 pub(super) struct Cuda {
     recordings: Mutex<Recordings>,
-    landings: Mutex<Landings>,
+    copy_ring: Mutex<CopyRing>,
     products: OnceLock<Products>,
     staging: Mutex<Option<Staging>>,
     loader: Mutex<Option<Loader>>,
@@ -59,10 +59,10 @@ impl Cuda {
     /// On an opened GPU.
     pub(super) fn new(gpu: Gpu) -> Result<Cuda> {
         let pool = Mutex::new(Pool::new(gpu.driver().clone()).map_err(told)?);
-        let landings = Mutex::new(Landings::new(gpu.driver().clone(), gpu.stream()));
+        let copy_ring = Mutex::new(CopyRing::new(gpu.driver().clone(), gpu.stream()));
         Ok(Cuda {
             recordings: Mutex::default(),
-            landings,
+            copy_ring,
             products: OnceLock::new(),
             staging: Mutex::default(),
             loader: Mutex::default(),
@@ -285,26 +285,26 @@ impl Backend for Cuda {
         self.free(addr, bytes);
     }
 
-    fn runs_behind(&self) -> bool {
+    fn is_async(&self) -> bool {
         true
     }
 
-    fn download_later(&self, from: u64, bytes: usize) -> Result<Landing> {
+    fn download_async(&self, from: u64, bytes: usize) -> Result<PendingCopy> {
         if bytes > PIECE {
             let mut to = vec![0; bytes];
             self.download(from, &mut to)?;
-            return Ok(Landing::Here(to));
+            return Ok(PendingCopy::Here(to));
         }
-        // SAFETY: `Buffer::download_later` checked the range; its next owner's launches come behind the copy.
-        unsafe { lock(&self.landings).start(from, bytes) }.map(Landing::Coming).map_err(told)
+        // SAFETY: `Buffer::download_async` checked the range; its next owner's launches come behind the copy.
+        unsafe { lock(&self.copy_ring).start(from, bytes) }.map(PendingCopy::Coming).map_err(told)
     }
 
     fn land(&self, handle: u64, to: &mut [u8]) -> Result<()> {
-        lock(&self.landings).finish(handle, to).map_err(told)
+        lock(&self.copy_ring).finish(handle, to).map_err(told)
     }
 
     fn forget(&self, handle: u64) {
-        lock(&self.landings).forget(handle);
+        lock(&self.copy_ring).forget(handle);
     }
 
     fn prepare(&self, launch: &Launch) -> Result<()> {

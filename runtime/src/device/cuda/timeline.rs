@@ -10,7 +10,7 @@ use reel_kernels::cuda::{CudaError, Driver};
 use reel_kernels::{Cost, Launch};
 
 use super::told;
-use crate::device::profile::{Timed, Wanted};
+use crate::device::profiler::{Timed, Wanted};
 use crate::error::Result;
 
 /// Launches of a device that may be under way with their events. When there are as many, the older half is read: the GPU is working on

@@ -9,7 +9,7 @@ use reel_kernels::{Arch, compile};
 
 use super::tests::{device, numbers, product};
 use super::*;
-use crate::device::profile::Collected;
+use crate::device::profiler::Collected;
 use crate::device::{Category, Device};
 use crate::tensor::Tensor;
 
@@ -28,23 +28,23 @@ fn nobody_waits_for_a_launch_that_is_timed() {
     let Some(()) = compile::for_test() else { return };
     let (fake, d) = device(1 << 20);
     let x = numbers(&d, &[4], &[1.0; 4]);
-    d.profile().count(true);
+    d.profiler().count(true);
     for _ in 0..3 {
         d.launch(&fill(&x)).unwrap();
     }
     assert_eq!(fake.launches(), 0, "launches were waited for");
     // What was wanted when a launch was asked for counts, not what is wanted when its time is known.
-    d.profile().count(false);
+    d.profiler().count(false);
     d.launch(&add(&x)).unwrap();
-    let totals = d.profile().totals().unwrap();
+    let totals = d.profiler().totals().unwrap();
     assert_eq!(fake.launches(), 3, "only what is timed is waited for");
     assert_eq!(totals.keys().copied().collect::<Vec<_>>(), ["fill_f32"]);
     let cost = fill(&x).cost();
     assert_eq!((totals["fill_f32"].launches, totals["fill_f32"].cost.bytes), (3, 3.0 * cost.bytes));
     assert!(totals["fill_f32"].seconds > 0.0);
-    assert_eq!(d.profile().events().unwrap(), []);
-    d.profile().clear();
-    assert!(d.profile().totals().unwrap().is_empty());
+    assert_eq!(d.profiler().events().unwrap(), []);
+    d.profiler().clear();
+    assert!(d.profiler().totals().unwrap().is_empty());
     drop((x, d));
     assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
 }
@@ -54,10 +54,10 @@ fn a_launch_that_goes_wrong_shows_when_the_profile_is_read() {
     let Some(()) = compile::for_test() else { return };
     let (_fake, d) = device(1 << 20);
     let x = numbers(&d, &[4], &[1.0; 4]);
-    d.profile().record(true);
+    d.profiler().record(true);
     let params = FillParams { dst: x.addr(), count: 1 << 20, value: 7.0, reserved: 0 };
     d.launch(&elementwise::fill(DType::F32, &params)).unwrap();
-    for e in [d.profile().events().unwrap_err(), d.profile().totals().unwrap_err()] {
+    for e in [d.profiler().events().unwrap_err(), d.profiler().totals().unwrap_err()] {
         assert!(e.to_string().contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{e}");
     }
 }
@@ -66,14 +66,14 @@ fn a_launch_that_goes_wrong_shows_when_the_profile_is_read() {
 fn a_launch_that_cannot_be_asked_for_leaves_the_others_timed() {
     let (fake, d) = device(64 << 20);
     let (a, b, c) = (numbers(&d, &[2, 3], &[1.0; 6]), numbers(&d, &[2, 3], &[1.0; 6]), numbers(&d, &[2, 2], &[0.0; 4]));
-    d.profile().record(true);
+    d.profiler().record(true);
     let good = Launch::Matmul(product(&a, &b, &c));
     // An address that no memory lies behind: the library refuses it.
     let bad = Launch::Matmul(Matmul { c: Addr(8), ..product(&a, &b, &c) });
     d.launch(&good).unwrap();
     d.launch(&bad).unwrap_err();
     d.launch(&good).unwrap();
-    assert_eq!(d.profile().events().unwrap().len(), 2);
+    assert_eq!(d.profiler().events().unwrap().len(), 2);
     drop((a, b, c, d));
     assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
 }

@@ -25,7 +25,7 @@ mod thin;
 pub use activation::{gelu, gelu_tanh, swiglu};
 pub use add::add;
 pub use attention::{CuSeqlens, KvPages, attention, kv_write, paged_attention};
-pub use decode::{DecodeRows, Seat, fill_zero};
+pub use decode::{DecodeRows, Slot, fill_zero};
 pub use embedding::{embedding, embedding_with};
 pub use grpo_loss::{Policy, grpo_loss};
 pub use linear::{Lora, linear, lora_linear, matmul};
@@ -38,7 +38,7 @@ pub use norm::{merger_norm, rms_norm, rms_norm_add, rms_norm_branch};
 pub use patches::{Frames, Patching, patch_embedding};
 pub use rotary::{RotaryTable, RotaryTurns, rotary, rotary_table};
 pub use rows::{gather_rows, replace_rows, split_columns};
-pub use sampling::{Choice, Choices, Chosen, History, sample};
+pub use sampling::{History, SampledTokens, SamplingTable, SlotSampling, sample};
 pub use siglip::{layer_norm, normalise, pool_attention, position_add};
 pub use thin::{thin_linear, thin_logits, thin_lora_linear, thin_swiglu};
 

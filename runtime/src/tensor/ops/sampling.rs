@@ -11,7 +11,7 @@ use crate::tensor::{Tensor, dims};
 
 /// How the token of one row is chosen; [`reel_kernels::sample`] has the meaning and the order of the steps.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Choice<'a> {
+pub struct SlotSampling<'a> {
     /// 0: the likeliest token.
     pub temperature: f32,
     /// 1: off.
@@ -30,16 +30,16 @@ pub struct Choice<'a> {
     pub counted_from: usize,
     /// Of the draws.
     pub seed: u64,
-    /// Added to the scores of these tokens; at most as many as [`Choices`] has room for.
+    /// Added to the scores of these tokens; at most as many as [`SamplingTable`] has room for.
     pub bias: &'a [(i32, f32)],
     /// A bit a token, 32 in a word, the lowest first; empty: all are allowed.
     pub allowed: &'a [u32],
 }
 
-impl Default for Choice<'_> {
+impl Default for SlotSampling<'_> {
     /// The likeliest token.
     fn default() -> Self {
-        Choice {
+        SlotSampling {
             temperature: 0.0,
             top_p: 1.0,
             top_k: 0,
@@ -57,7 +57,7 @@ impl Default for Choice<'_> {
 
 /// The choices of rows, in device memory: `R` rows, `V` vocabulary.
 #[derive(Clone, Debug)]
-pub struct Choices {
+pub struct SamplingTable {
     temperature: Tensor,     // f32 [R]
     top_p: Tensor,           // f32 [R]
     top_k: Tensor,           // i32 [R]
@@ -72,16 +72,16 @@ pub struct Choices {
     allowed: Option<Tensor>, // u32 as i32 [R, ceil(V / 32)]
 }
 
-impl Choices {
+impl SamplingTable {
     /// Room for `rows` rows with up to `bias` biased tokens each, and, where `masked` is a vocabulary, with a mask of what is allowed. Every
-    /// row takes the likeliest token until [`Choices::set`] says otherwise.
+    /// row takes the likeliest token until [`SamplingTable::set`] says otherwise.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn new(device: &Device, rows: usize, bias: usize, masked: Option<usize>) -> Result<Choices> {
+    pub fn new(device: &Device, rows: usize, bias: usize, masked: Option<usize>) -> Result<SamplingTable> {
         let f32s = |cols: &[usize]| Tensor::empty(device, &[&[rows], cols].concat(), DType::F32, Category::Inputs);
         let i32s = |cols: &[usize]| Tensor::empty(device, &[&[rows], cols].concat(), DType::I32, Category::Inputs);
-        let choices = Choices {
+        let choices = SamplingTable {
             temperature: f32s(&[])?,
             top_p: f32s(&[])?,
             top_k: i32s(&[])?,
@@ -95,7 +95,7 @@ impl Choices {
             bias: f32s(&[bias])?,
             allowed: masked.map(|vocab| i32s(&[vocab.div_ceil(32)])).transpose()?,
         };
-        choices.set(0, &vec![Choice::default(); rows])?;
+        choices.set(0, &vec![SlotSampling::default(); rows])?;
         Ok(choices)
     }
 
@@ -108,9 +108,9 @@ impl Choices {
     ///
     /// # Errors
     /// More than there are.
-    pub fn part(&self, first: usize, rows: usize) -> Result<Choices> {
+    pub fn part(&self, first: usize, rows: usize) -> Result<SamplingTable> {
         let part = |t: &Tensor| t.rows(first, rows);
-        Ok(Choices {
+        Ok(SamplingTable {
             temperature: part(&self.temperature)?,
             top_p: part(&self.top_p)?,
             top_k: part(&self.top_k)?,
@@ -130,7 +130,7 @@ impl Choices {
     ///
     /// # Errors
     /// Rows beyond the last; more biased tokens than there is room for; a mask of another length, or without room.
-    pub fn set(&self, first: usize, choices: &[Choice]) -> Result<()> {
+    pub fn set(&self, first: usize, choices: &[SlotSampling]) -> Result<()> {
         const OP: &str = "choices";
         let (n, cols) = (choices.len(), self.bias.shape()[1]);
         let words = self.allowed.as_ref().map(|t| t.shape()[1]);
@@ -152,10 +152,10 @@ impl Choices {
                 }
             }
         }
-        let f32s = |to: &Tensor, f: &dyn Fn(&Choice) -> f32| {
+        let f32s = |to: &Tensor, f: &dyn Fn(&SlotSampling) -> f32| {
             to.rows(first, n)?.write(&choices.iter().map(f).collect::<Vec<f32>>())
         };
-        let i32s = |to: &Tensor, f: &dyn Fn(&Choice) -> usize| {
+        let i32s = |to: &Tensor, f: &dyn Fn(&SlotSampling) -> usize| {
             let values = choices.iter().map(|c| i32::try_from(f(c)).unwrap_or(i32::MAX));
             to.rows(first, n)?.write(&values.collect::<Vec<i32>>())
         };
@@ -177,7 +177,7 @@ impl Choices {
 
 /// What was chosen for each of `R` rows.
 #[derive(Clone, Debug)]
-pub struct Chosen {
+pub struct SampledTokens {
     /// i32 `[R]`; −1: no token has a number for a score.
     pub ids: Tensor,
     /// f32 `[R]`: the token's log-probability under softmax(logits / temperature).
@@ -188,18 +188,18 @@ pub struct Chosen {
     pub tops: Option<(Tensor, Tensor)>,
 }
 
-impl Chosen {
+impl SampledTokens {
     /// Room for the tokens of `rows` rows; `raw`: and for their log-probabilities without temperature; and for the `tops` likeliest.
     ///
     /// # Errors
     /// More likeliest tokens than the kernel names; out of memory.
-    pub fn new(device: &Device, rows: usize, raw: bool, tops: usize) -> Result<Chosen> {
+    pub fn new(device: &Device, rows: usize, raw: bool, tops: usize) -> Result<SampledTokens> {
         if tops > kernel::MAX_TOPS as usize {
             return Err(shape_error("sample", format!("{tops} likeliest tokens, {} at most", kernel::MAX_TOPS)));
         }
         let one = |shape: &[usize], dtype| Tensor::empty(device, shape, dtype, Category::Inputs);
         let likeliest = || Ok((one(&[rows, tops], DType::I32)?, one(&[rows, tops], DType::F32)?));
-        Ok(Chosen {
+        Ok(SampledTokens {
             ids: one(&[rows], DType::I32)?,
             log_prob: one(&[rows], DType::F32)?,
             raw_log_prob: if raw { Some(one(&[rows], DType::F32)?) } else { None },
@@ -211,10 +211,10 @@ impl Chosen {
     ///
     /// # Errors
     /// More than there are.
-    pub fn part(&self, first: usize, rows: usize) -> Result<Chosen> {
+    pub fn part(&self, first: usize, rows: usize) -> Result<SampledTokens> {
         let part = |t: &Tensor| t.rows(first, rows);
         let tops = |(ids, values): &(Tensor, Tensor)| Ok((part(ids)?, part(values)?));
-        Ok(Chosen {
+        Ok(SampledTokens {
             ids: part(&self.ids)?,
             log_prob: part(&self.log_prob)?,
             raw_log_prob: self.raw_log_prob.as_ref().map(part).transpose()?,
@@ -235,11 +235,11 @@ pub type History<'a> = (&'a Tensor, &'a Tensor);
 pub fn sample(
     cx: &Cx,
     logits: &Tensor,
-    choices: &Choices,
+    choices: &SamplingTable,
     draws: &Tensor,
     history: Option<History>,
     suppressed: &Tensor,
-    chosen: &Chosen,
+    chosen: &SampledTokens,
 ) -> Result<()> {
     const OP: &str = "sample";
     let &[rows, vocab] = logits.shape() else {

@@ -124,7 +124,7 @@ impl<'a> Counter<'a> {
             (Some(_), Some(dir)) => Some(SiglipScorer::open(device, Path::new(dir), dtype)?),
             _ => None,
         };
-        device.profile().clear();
+        device.profiler().clear();
         device.reset_peak();
         Ok(Self {
             options,
@@ -152,13 +152,13 @@ impl<'a> Counter<'a> {
         let mut set = Set::new(groups, self.options.scale_rewards);
         let device = self.trainer.device.clone();
         for use_ in 1..=self.options.num_iterations.min(MOST_USES) {
-            device.profile().clear();
-            device.profile().record(true);
+            device.profiler().clear();
+            device.profiler().record(true);
             let result = step(&mut self.trainer, self.options, self.reference.as_ref(), &mut set, 1)?;
-            device.profile().record(false);
+            device.profiler().record(false);
             // The last that is counted stands for those that are not.
             let times = if use_ == MOST_USES { self.options.num_iterations - use_ + 1 } else { 1 };
-            for event in device.profile().events()? {
+            for event in device.profiler().events()? {
                 self.phases.add_launch(event.part, event.name, event.cost, times);
             }
             self.steps += times;
@@ -172,15 +172,15 @@ impl<'a> Counter<'a> {
         let Some(draws) = &self.draws else { return Ok(()) };
         let device = &self.trainer.device;
         let tokens: Vec<_> = prompts.iter().map(|prompt| &prompt.tokens).collect();
-        device.profile().clear();
+        device.profiler().clear();
         let mut prefill = Ok(Ops::new());
-        draws.complete(&tokens, 1, 0, || prefill = device.profile().totals())?;
-        let (prefill, mut decode) = (prefill?, device.profile().totals()?);
+        draws.complete(&tokens, 1, 0, || prefill = device.profiler().totals())?;
+        let (prefill, mut decode) = (prefill?, device.profiler().totals()?);
         super::subtract(&mut decode, &prefill);
         self.phases.add("prefill", &prefill);
         self.phases.add("decode", &decode);
         if let Some(siglip) = &mut self.siglip {
-            device.profile().clear();
+            device.profiler().clear();
             for prompt in prompts {
                 let frames = &prompt.tokens.frames;
                 let seen = if frames.films.is_empty() { &frames.pictures } else { &frames.films };
@@ -188,7 +188,7 @@ impl<'a> Counter<'a> {
                     siglip.similarities_of(&vec![""; self.options.num_generations], seen, false)?;
                 }
             }
-            self.phases.add("judge", &device.profile().totals()?);
+            self.phases.add("judge", &device.profiler().totals()?);
         }
         draws.release();
         Ok(())

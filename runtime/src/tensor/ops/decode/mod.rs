@@ -13,7 +13,7 @@ use crate::tensor::cx::Cx;
 
 /// A sequence that takes a row: where its next step begins.
 #[derive(Clone, Copy, Debug)]
-pub struct Seat<'a> {
+pub struct Slot<'a> {
     /// The token that the next step takes.
     pub id: i32,
     /// Its rotary position, the same on every axis.
@@ -119,7 +119,7 @@ impl DecodeRows {
     ///
     /// # Errors
     /// Rows beyond the last; blocks or histories that do not fit.
-    pub fn seat(&self, first: usize, seats: &[Seat]) -> Result<()> {
+    pub fn assign(&self, first: usize, seats: &[Slot]) -> Result<()> {
         const OP: &str = "decode rows";
         let (n, width, longest) = (seats.len(), self.width(), self.longest());
         let (mut tables, mut history) = (vec![0i32; n * width], vec![0i32; n * longest]);
@@ -136,10 +136,10 @@ impl DecodeRows {
                 to.ok_or_else(what)?.copy_from_slice(s.history);
             }
         }
-        let write = |to: &Tensor, f: &dyn Fn(&Seat) -> i32| {
+        let write = |to: &Tensor, f: &dyn Fn(&Slot) -> i32| {
             to.rows(first, n)?.write(&seats.iter().map(f).collect::<Vec<i32>>())
         };
-        let last = |s: &Seat| s.blocks[(s.keys - 1) / BLOCK] * BLOCK as i32 + ((s.keys - 1) % BLOCK) as i32;
+        let last = |s: &Slot| s.blocks[(s.keys - 1) / BLOCK] * BLOCK as i32 + ((s.keys - 1) % BLOCK) as i32;
         write(&self.ids, &|s| s.id)?;
         write(&self.positions.reshape(&[self.rows()])?, &|s| s.position)?;
         write(&self.draws, &|s| s.draw)?;

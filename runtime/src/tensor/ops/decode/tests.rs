@@ -2,15 +2,15 @@ use reel_kernels::compile;
 
 use super::*;
 use crate::device::SimOptions;
-use crate::tensor::ops::{Choice, Choices, Chosen, sample};
+use crate::tensor::ops::{SampledTokens, SamplingTable, SlotSampling, sample};
 
 fn devices() -> Vec<Device> {
     let sim = compile::for_test().map(|()| Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap());
     [Device::cpu(2)].into_iter().chain(sim).collect()
 }
 
-fn seat(id: i32, keys: usize, limit: usize, blocks: &[i32]) -> Seat<'_> {
-    Seat { id, position: keys as i32 + 10, keys, limit, blocks, draw: keys as i32, history: &[] }
+fn seat(id: i32, keys: usize, limit: usize, blocks: &[i32]) -> Slot<'_> {
+    Slot { id, position: keys as i32 + 10, keys, limit, blocks, draw: keys as i32, history: &[] }
 }
 
 #[test]
@@ -19,8 +19,8 @@ fn rows_move_on_from_block_to_block_until_their_last_key() {
         let cx = Cx::inference(&device, DType::F32);
         let rows = DecodeRows::new(&device, 4, 3, 5).unwrap();
         let history = [8, 9];
-        let long = Seat { history: &history, ..seat(5, 63, 130, &[7, 2, 11]) };
-        rows.seat(1, &[long, seat(6, 2, 3, &[4])]).unwrap();
+        let long = Slot { history: &history, ..seat(5, 63, 130, &[7, 2, 11]) };
+        rows.assign(1, &[long, seat(6, 2, 3, &[4])]).unwrap();
         let chosen = Tensor::from_i32(&device, &[4], &[1, 2, 3, 4]).unwrap();
         let state = |t: &Tensor| t.to_i32().unwrap();
         assert_eq!(state(&rows.slots), [-1, 7 * 64 + 62, 4 * 64 + 1, -1]);
@@ -51,10 +51,10 @@ fn what_does_not_fit_a_row_is_refused() {
         (0, seat(1, 6, 5, &blocks)),
         (0, seat(1, 1, 129, &blocks)),
         (0, seat(1, 1, 65, &blocks[..1])),
-        (0, Seat { history: &[1, 2, 3, 4], ..seat(1, 1, 5, &blocks) }),
+        (0, Slot { history: &[1, 2, 3, 4], ..seat(1, 1, 5, &blocks) }),
         (2, seat(1, 1, 5, &blocks)),
     ] {
-        assert!(rows.seat(first, &[bad]).is_err(), "{bad:?} at {first}");
+        assert!(rows.assign(first, &[bad]).is_err(), "{bad:?} at {first}");
     }
     assert!(rows.part(0, 3).is_err() && rows.part(1, 2).is_err() && rows.clear(1, 2).is_err());
     assert_eq!((rows.rows(), rows.width(), rows.longest()), (2, 2, 3));
@@ -68,7 +68,7 @@ fn sampled(device: &Device, rows: usize, at: usize, first: usize) -> (Vec<i32>, 
     let logits = Tensor::from_f32(device, &[rows, VOCAB], DType::F32, &logits, crate::Category::Inputs).unwrap();
     // Even tokens only; token 12 is wanted, 14 is not.
     let (even, bias) = ([0x5555_5555u32; 3], [(12, 3.0), (14, -9.0)]);
-    let choice = |r: usize| Choice {
+    let choice = |r: usize| SlotSampling {
         temperature: [0.0, 0.8, 1.3][r % 3],
         top_p: [1.0, 0.9][r % 2],
         top_k: [0, 20][r / 2 % 2],
@@ -81,14 +81,14 @@ fn sampled(device: &Device, rows: usize, at: usize, first: usize) -> (Vec<i32>, 
         bias: &bias[..r % 3],
         allowed: if r % 2 == 1 { &even } else { &[] },
     };
-    let choices = Choices::new(device, rows, 2, Some(VOCAB)).unwrap();
+    let choices = SamplingTable::new(device, rows, 2, Some(VOCAB)).unwrap();
     choices.set(0, &(0..rows).map(choice).collect::<Vec<_>>()).unwrap();
     let history: Vec<i32> = (0..rows * 4).map(|i| (i * 5 % VOCAB) as i32).collect();
     let history = Tensor::from_i32(device, &[rows, 4], &history).unwrap();
     let lens = Tensor::from_i32(device, &[rows], &(0..rows as i32).map(|r| r % 5).collect::<Vec<_>>()).unwrap();
     let draws = Tensor::from_i32(device, &[rows], &(0..rows as i32).collect::<Vec<_>>()).unwrap();
     let suppressed = Tensor::from_i32(device, &[2], &[3, 4]).unwrap();
-    let chosen = Chosen::new(device, rows, true, 20).unwrap();
+    let chosen = SampledTokens::new(device, rows, true, 20).unwrap();
     let part = |t: &Tensor| t.rows(at, first).unwrap();
     let (few, to) = (choices.part(at, first).unwrap(), chosen.part(at, first).unwrap());
     let seen = (part(&history), part(&lens));
@@ -120,13 +120,14 @@ fn the_same_seeds_choose_the_same_on_every_device_and_in_any_batch() {
 #[test]
 fn choices_that_do_not_fit_are_refused() {
     let device = Device::cpu(1);
-    let (none, some) = (Choices::new(&device, 2, 0, None).unwrap(), Choices::new(&device, 2, 1, Some(33)).unwrap());
+    let (none, some) =
+        (SamplingTable::new(&device, 2, 0, None).unwrap(), SamplingTable::new(&device, 2, 1, Some(33)).unwrap());
     let (bias, mask) = ([(1, 1.0), (2, 1.0)], [u32::MAX; 3]);
-    assert!(none.set(0, &[Choice { bias: &bias[..1], ..Choice::default() }]).is_err());
-    assert!(some.set(0, &[Choice { bias: &bias, ..Choice::default() }]).is_err());
-    assert!(none.set(0, &[Choice { allowed: &mask, ..Choice::default() }]).is_err());
-    assert!(some.set(0, &[Choice { allowed: &mask, ..Choice::default() }]).is_err());
-    assert!(some.set(1, &[Choice { allowed: &mask[..2], bias: &bias[..1], ..Choice::default() }]).is_ok());
-    assert!(some.set(2, &[Choice::default()]).is_err());
-    assert!(Chosen::new(&device, 1, false, 33).is_err());
+    assert!(none.set(0, &[SlotSampling { bias: &bias[..1], ..SlotSampling::default() }]).is_err());
+    assert!(some.set(0, &[SlotSampling { bias: &bias, ..SlotSampling::default() }]).is_err());
+    assert!(none.set(0, &[SlotSampling { allowed: &mask, ..SlotSampling::default() }]).is_err());
+    assert!(some.set(0, &[SlotSampling { allowed: &mask, ..SlotSampling::default() }]).is_err());
+    assert!(some.set(1, &[SlotSampling { allowed: &mask[..2], bias: &bias[..1], ..SlotSampling::default() }]).is_ok());
+    assert!(some.set(2, &[SlotSampling::default()]).is_err());
+    assert!(SampledTokens::new(&device, 1, false, 33).is_err());
 }

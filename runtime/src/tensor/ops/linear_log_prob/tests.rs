@@ -1,7 +1,7 @@
 use super::HeadWay::{Fused, Products};
 use super::products::Tile;
 use super::*;
-use crate::device::{Category, Profile, SimOptions};
+use crate::device::{Category, Profiler, SimOptions};
 use crate::tensor::ops::weighted_sum;
 use crate::tensor::tape::Grads;
 use proptest::prelude::*;
@@ -158,7 +158,7 @@ fn tiles_on_sim_are_those_of_cpu() {
 }
 
 /// What all launches of `f` need on an H200 by the model of `reel plan`, in ms: each the larger of operations and bytes.
-fn floor(profile: Profile) -> f64 {
+fn floor(profile: Profiler) -> f64 {
     let totals = profile.totals().unwrap();
     // Gradients are set to 0 once a step, whatever the way.
     let own = totals.iter().filter(|(name, _)| !name.starts_with("fill"));
@@ -212,8 +212,8 @@ fn the_floor_of_products_on_an_h200() {
     let y = linear_log_prob(&cx, &h, &w, &targets, 1.0).unwrap();
     // Logits, the sums of a row of tiles, and two results a row.
     assert_eq!(device.memory().peak - before, (64 << 20) + 4096 * 32 + 8192 * 8);
-    let forward = floor(device.profile());
+    let forward = floor(device.profiler());
     cx.backward(&weighted_sum(&cx, &y, &weights).unwrap(), 1.0, &mut grads).unwrap();
-    let backward = floor(device.profile()) - forward;
+    let backward = floor(device.profiler()) - forward;
     assert!((forward - 12.5).abs() < 0.05 && (backward - 35.7).abs() < 0.05, "{forward} {backward}");
 }

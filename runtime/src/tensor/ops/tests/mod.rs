@@ -307,12 +307,12 @@ fn dry_counts_what_cpu_counts() {
     for c in cases() {
         let values: Vec<Vec<f32>> = c.shapes.iter().map(|s| numbers(s.iter().product(), 3)).collect();
         let (cpu, dry) = (Device::cpu(1), Device::dry(Kernels::Cpu));
-        cpu.profile().count(true);
+        cpu.profiler().count(true);
         gradients(&cpu, &c, &values);
         gradients(&dry, &c, &values);
         assert_eq!(cpu.memory(), dry.memory(), "{}", c.op);
         let launches = |d: &Device| -> Vec<_> {
-            d.profile().totals().unwrap().into_iter().map(|(k, t)| (k, t.launches, t.cost)).collect()
+            d.profiler().totals().unwrap().into_iter().map(|(k, t)| (k, t.launches, t.cost)).collect()
         };
         assert_eq!(launches(&cpu), launches(&dry), "{}", c.op);
         assert_eq!(cpu.memory().current, 0, "{}: something is not freed", c.op);

@@ -15,7 +15,7 @@ use super::{Category, Device};
 use crate::error::{Error, Result};
 
 /// Recorded launches; [`Device::replay`] asks for them.
-pub struct Recording {
+pub struct CapturedGraph {
     /// The device's own form, where it has one. Before the memory that it uses.
     native: Option<Native>,
     launches: Vec<Launch>,
@@ -24,13 +24,13 @@ pub struct Recording {
     _keep: Box<dyn Any + Send + Sync>,
 }
 
-impl std::fmt::Debug for Recording {
+impl std::fmt::Debug for CapturedGraph {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} launches, {} bytes", self.launches.len(), self.memory.bytes())
     }
 }
 
-impl Recording {
+impl CapturedGraph {
     /// Launches of one replay.
     pub fn launches(&self) -> usize {
         self.launches.len()
@@ -153,7 +153,7 @@ impl Device {
         &self,
         keep: impl Any + Send + Sync,
         f: impl Fn() -> std::result::Result<(), E>,
-    ) -> std::result::Result<Recording, E> {
+    ) -> std::result::Result<CapturedGraph, E> {
         let memory = Arc::new(Private::new(self));
         let first = self.pass(&memory, false)?;
         f()?;
@@ -172,14 +172,14 @@ impl Device {
             (Err(e), _) => return Err(e),
             (Ok(()), handle) => handle.transpose()?.map(|handle| Native { device: self.clone(), handle }),
         };
-        Ok(Recording { native, launches, memory, _keep: Box::new(keep) })
+        Ok(CapturedGraph { native, launches, memory, _keep: Box::new(keep) })
     }
 
     /// Asks for the launches of a recording of this device again, in order.
     ///
     /// # Errors
     /// A recording of another device; what the device reports.
-    pub fn replay(&self, recording: &Recording) -> Result<()> {
+    pub fn replay(&self, recording: &CapturedGraph) -> Result<()> {
         if !Arc::ptr_eq(&self.0, &recording.memory.device.0) {
             return Err(Error::Device("a recording is replayed on the device that it was made on".into()));
         }
@@ -195,7 +195,7 @@ impl Device {
     ///
     /// # Errors
     /// As for one.
-    pub fn replay_together(&self, recordings: &[Recording]) -> Result<()> {
+    pub fn replay_together(&self, recordings: &[CapturedGraph]) -> Result<()> {
         let ours = recordings.iter().all(|r| Arc::ptr_eq(&self.0, &r.memory.device.0) && r.native.is_none());
         if !ours || recordings.len() < 2 || self.0.profile.active() {
             return recordings.iter().try_for_each(|r| self.replay(r));

@@ -29,11 +29,11 @@ pub struct OpTotals {
 pub struct Event {
     /// The kernel.
     pub name: &'static str,
-    /// The part of the work that it belongs to, see [`Profile::part`].
+    /// The part of the work that it belongs to, see [`Profiler::part`].
     pub part: &'static str,
     /// Operations and bytes, from the kernel's own cost.
     pub cost: Cost,
-    /// When it began: by the host's clock, or by the device's own, moved to the host's (see [`Profile`]).
+    /// When it began: by the host's clock, or by the device's own, moved to the host's (see [`Profiler`]).
     pub start: Instant,
     /// Seconds that it took.
     pub seconds: f64,
@@ -46,9 +46,9 @@ pub struct Event {
 /// be without. Times between events are the GPU's own, to half a microsecond; where they lie on the host's clock comes from one event
 /// that the host waited for before the first launch, so all are late by the time of that wait, some 10 microseconds.
 #[derive(Clone, Copy)]
-pub struct Profile<'a>(pub(super) &'a Device);
+pub struct Profiler<'a>(pub(super) &'a Device);
 
-impl Profile<'_> {
+impl Profiler<'_> {
     /// Switches the totals on or off.
     pub fn count(&self, on: bool) {
         self.collected().switch(COUNT, on);

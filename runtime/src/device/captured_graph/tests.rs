@@ -91,7 +91,7 @@ fn recordings_side_by_side_do_what_each_does() {
         let record = |(a, b, y): &(Tensor, Tensor, Tensor)| {
             d.record((a.clone(), b.clone(), y.clone()), || sums(&d, a, b, y, 4)).unwrap()
         };
-        let recordings: Vec<Recording> = lanes.iter().map(record).collect();
+        let recordings: Vec<CapturedGraph> = lanes.iter().map(record).collect();
         assert!(recordings[0].cost().bytes > 0.0);
         for step in 0..50 {
             lanes.iter().enumerate().for_each(|(i, l)| l.0.write(&[(step * i) as f32; 3]).unwrap());
@@ -125,7 +125,7 @@ fn what_a_recording_cannot_hold_is_refused_and_leaves_the_device_as_it_was() {
         let (a, y) = (numbers(&d, &[1.0; 3]), numbers(&d, &[0.0; 3]));
         fails(d.record((), || a.write(&[1.0f32; 3])), "copying from the host inside of a recording");
         fails(d.record((), || a.to_f32().map(|_| ())), "copying to the host inside of a recording");
-        fails(d.record((), || a.read_later().map(|_| ())), "copying to the host inside of a recording");
+        fails(d.record((), || a.download_async().map(|_| ())), "copying to the host inside of a recording");
         let timed = || {
             let params = FillParams { dst: y.addr(), count: 3, value: 1.0, reserved: 0 };
             d.time(&elementwise::fill(DType::F32, &params)).map(|_| ())
@@ -190,10 +190,10 @@ fn a_profile_counts_what_is_replayed() {
     for (d, _) in devices() {
         let (a, y) = (numbers(&d, &[1.0; 3]), numbers(&d, &[0.0; 3]));
         let recording = d.record((a.clone(), y.clone()), || sums(&d, &a, &a, &y, 2)).unwrap();
-        d.profile().count(true);
+        d.profiler().count(true);
         d.replay(&recording).unwrap();
         d.replay(&recording).unwrap();
-        assert_eq!(d.profile().totals().unwrap()["add_f32"].launches, 6, "{d:?}");
+        assert_eq!(d.profiler().totals().unwrap()["add_f32"].launches, 6, "{d:?}");
         assert_eq!(y.to_f32().unwrap(), [4.0; 3], "{d:?}");
     }
 }
@@ -207,7 +207,7 @@ fn downloads_bring_what_was_there_when_they_were_asked_for() {
         for step in 0..40 {
             a.write(&[step as f32; 3]).unwrap();
             d.replay(&recording).unwrap();
-            coming.push(y.read_later().unwrap());
+            coming.push(y.download_async().unwrap());
             // Some are waited for late, some in another order, some never.
             if step % 3 == 2 {
                 let second = coming.remove(coming.len() - 2);
@@ -220,8 +220,8 @@ fn downloads_bring_what_was_there_when_they_were_asked_for() {
         }
         // More than a piece has room for.
         let large = numbers(&d, &vec![2.0; 40_000]);
-        assert_eq!(large.read_later().unwrap().wait::<f32>().unwrap(), vec![2.0; 40_000]);
-        assert_eq!(large.rows(0, 0).unwrap().read_later().unwrap().wait::<f32>().unwrap(), []);
+        assert_eq!(large.download_async().unwrap().wait::<f32>().unwrap(), vec![2.0; 40_000]);
+        assert_eq!(large.rows(0, 0).unwrap().download_async().unwrap().wait::<f32>().unwrap(), []);
         drop((recording, a, y, large, d));
         if let Some(fake) = fake {
             assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));

@@ -5,22 +5,22 @@
 
 use std::collections::VecDeque;
 
-use crate::decode::{Asked, Decode};
+use crate::decode::{Decode, PendingStep};
 use crate::error::Result;
 
 /// Rows, steps under way, and how far the host may be ahead.
-pub(crate) struct Seats {
+pub(crate) struct Scheduler {
     /// The completion of each row.
     rows: Vec<Option<usize>>,
     /// Steps that were asked for, oldest first, with the completion of each of their rows.
-    under_way: VecDeque<(Vec<Option<usize>>, Asked)>,
+    under_way: VecDeque<(Vec<Option<usize>>, PendingStep)>,
     ahead: usize,
 }
 
-impl Seats {
+impl Scheduler {
     /// `rows` empty rows; steps are read when more than `ahead` are under way.
-    pub(crate) fn new(rows: usize, ahead: usize) -> Seats {
-        Seats { rows: vec![None; rows], under_way: VecDeque::new(), ahead }
+    pub(crate) fn new(rows: usize, ahead: usize) -> Scheduler {
+        Scheduler { rows: vec![None; rows], under_way: VecDeque::new(), ahead }
     }
 
     /// The first row that nobody has.

@@ -10,7 +10,7 @@ use reel_kernels::cuda::{CudaError, Driver};
 pub(super) const PIECE: usize = 64 << 10;
 
 /// Pieces, each free or under a copy that somebody will wait for.
-pub(super) struct Landings {
+pub(super) struct CopyRing {
     driver: Arc<dyn Driver>,
     stream: Stream,
     pieces: Vec<Piece>,
@@ -23,11 +23,11 @@ struct Piece {
 }
 
 // SAFETY: the memory is this value's own.
-unsafe impl Send for Landings {}
+unsafe impl Send for CopyRing {}
 
-impl Landings {
-    pub fn new(driver: Arc<dyn Driver>, stream: Stream) -> Landings {
-        Landings { driver, stream, pieces: Vec::new() }
+impl CopyRing {
+    pub fn new(driver: Arc<dyn Driver>, stream: Stream) -> CopyRing {
+        CopyRing { driver, stream, pieces: Vec::new() }
     }
 
     /// Asks for a copy of at most [`PIECE`] bytes behind what was asked of the stream; a handle to wait for it by.
@@ -75,7 +75,7 @@ impl Landings {
     }
 }
 
-impl Drop for Landings {
+impl Drop for CopyRing {
     fn drop(&mut self) {
         // SAFETY: after the wait no copy uses the memory. After a failed kernel the wait fails too, which nobody can help.
         unsafe {
