@@ -54,10 +54,10 @@ impl ShapeFlags {
 }
 
 /// The dtype that was asked for, in files.
-fn stored(common: &Common) -> Option<checkpoint::Dtype> {
+fn stored(common: &Common) -> Option<checkpoint::StoredDType> {
     common.dtype.map(|d| match d {
-        Dtype::F32 => checkpoint::Dtype::F32,
-        Dtype::Bf16 => checkpoint::Dtype::Bf16,
+        Dtype::F32 => checkpoint::StoredDType::F32,
+        Dtype::Bf16 => checkpoint::StoredDType::Bf16,
     })
 }
 
@@ -74,7 +74,7 @@ impl Init {
                 return Err(bad_usage(flag, format!("{SIGLIP_TINY} has one shape"), "leave the flag out"));
             }
         }
-        Ok(init_siglip(stored(common).unwrap_or(checkpoint::Dtype::F32), common.seed(), &self.out)?)
+        Ok(init_siglip(stored(common).unwrap_or(checkpoint::StoredDType::F32), common.seed(), &self.out)?)
     }
 
     /// Makes the folder and says how large the model is.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use reel_model::batch::Sequence;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
-use reel_model::input::Tokens;
+use reel_model::input::ModelInput;
 use reel_model::lora::{Adapter, AdapterSource};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device, SimOptions};
@@ -79,6 +79,6 @@ pub fn dtype(common: &Common) -> DType {
 }
 
 /// The model's view of prepared inputs.
-pub fn sequence(tokens: &Tokens) -> Sequence<'_> {
+pub fn sequence(tokens: &ModelInput) -> Sequence<'_> {
     tokens.sequence()
 }

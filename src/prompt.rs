@@ -7,9 +7,9 @@ use anyhow::Result;
 use clap::Args;
 use reel_media::profile::{Overrides, Profile};
 use reel_model::hub::{Progress, resolve};
-use reel_model::input::Tokens;
+use reel_model::input::ModelInput;
 use reel_model::input::encode::{Bundle, MediaOptions, SecondPerGrid, encode};
-use reel_model::input::messages::{Conversation, ImagePart, Part, Source, VideoPart, VideoSource};
+use reel_model::input::messages::{ContentPart, Conversation, ImagePart, MediaSource, VideoPart, VideoSource};
 use reel_model::lora::{ADAPTER_CONFIG, Adapter, is_adapter};
 use reel_train::options::Parity;
 
@@ -69,7 +69,7 @@ pub struct Prompt {
     /// What is in it but the weights.
     pub bundle: Bundle,
     /// The prompt as the model reads it.
-    pub tokens: Tokens,
+    pub tokens: ModelInput,
     /// Seconds that making it took.
     pub seconds: f64,
 }
@@ -153,14 +153,14 @@ impl MessageFlags {
 
 impl QuestionFlags {
     fn conversation(&self, media_root: Option<&Path>) -> Conversation {
-        let source = |text: &String| Source::parse(text, media_root.unwrap_or(Path::new("")));
+        let source = |text: &String| MediaSource::parse(text, media_root.unwrap_or(Path::new("")));
         let overrides = Overrides::default();
         let image = self
             .image
             .as_ref()
-            .map(|i| Part::Image(ImagePart { source: source(i), overrides, place: "--image".into() }));
+            .map(|i| ContentPart::Image(ImagePart { source: source(i), overrides, place: "--image".into() }));
         let video = self.video.as_ref().map(|v| {
-            Part::Video(VideoPart { source: VideoSource::File(source(v)), overrides, place: "--video".into() })
+            ContentPart::Video(VideoPart { source: VideoSource::File(source(v)), overrides, place: "--video".into() })
         });
         Conversation::question(image.into_iter().chain(video).collect(), self.prompt.as_deref().unwrap_or_default())
     }

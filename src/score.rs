@@ -7,10 +7,10 @@ use anyhow::Result;
 use clap::Args;
 use reel_model::batch::Batch;
 use reel_model::config::ModelConfig;
-use reel_model::input::Tokens;
+use reel_model::input::ModelInput;
 use reel_model::input::window::GridThw;
 use reel_model::save::AtomicFile;
-use reel_model::text::Attend;
+use reel_model::text::AttentionContext;
 use reel_runtime::{Tensor, ops};
 
 use crate::common::Common;
@@ -65,18 +65,18 @@ impl Score {
         Ok(())
     }
 
-    fn tokens(&self, base: &str, common: &Common) -> Result<(PathBuf, Tokens)> {
+    fn tokens(&self, base: &str, common: &Common) -> Result<(PathBuf, ModelInput)> {
         let Some(inputs) = &self.inputs else {
             let prompt = self.messages.encode(base, common)?;
             return Ok((prompt.folder, prompt.tokens));
         };
         let folder = crate::prompt::folder(base)?;
-        let tokens = Tokens::read(inputs, &ModelConfig::open(&folder)?)?;
+        let tokens = ModelInput::read(inputs, &ModelConfig::open(&folder)?)?;
         Ok((folder, tokens))
     }
 
     /// Writes the file as the logits come, some rows at a time; gives the mean log-probability.
-    fn write(&self, model: &Model, tokens: &Tokens, scored: &Scored) -> Result<f64> {
+    fn write(&self, model: &Model, tokens: &ModelInput, scored: &Scored) -> Result<f64> {
         let (rows, vocab) = (tokens.len(), model.weights.config.text.vocab_size);
         let hidden_size = model.weights.config.text.hidden_size;
         let mut entries = vec![("logits", vec![rows, vocab]), ("logprobs", vec![rows - 1])];
@@ -109,7 +109,7 @@ impl Score {
     }
 }
 
-fn forward(model: &Model, tokens: &Tokens, place: &str) -> Result<Scored> {
+fn forward(model: &Model, tokens: &ModelInput, place: &str) -> Result<Scored> {
     let (cx, weights) = (&model.cx, &model.weights);
     let batch = Batch::new(cx.device(), &weights.config, cx.dtype(), &[model::sequence(tokens)], place)?;
     let vision = batch.media.as_ref().map(|media| weights.vision_tokens(cx, media, false)).transpose()?;
@@ -120,7 +120,7 @@ fn forward(model: &Model, tokens: &Tokens, place: &str) -> Result<Scored> {
     };
     let (pictures, films) = embeds.split_at(merged(&tokens.image_grid_thw) * weights.config.text.hidden_size);
     let x = weights.embed(cx, &batch, vision.as_ref())?;
-    let hidden = weights.text.forward(cx, &x, &batch.positions, Attend::Packed(&batch.seqs), false)?;
+    let hidden = weights.text.forward(cx, &x, &batch.positions, AttentionContext::Packed(&batch.seqs), false)?;
     Ok(Scored { hidden, image_embeds: pictures.to_vec(), video_embeds: films.to_vec() })
 }
 

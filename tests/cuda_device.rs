@@ -16,7 +16,7 @@ use reel_kernels::{Arch, compile};
 use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
-use reel_model::input::{MediaOptions, Tokens};
+use reel_model::input::{MediaOptions, ModelInput};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device, SimOptions};
 use reel_train::options::{RunOptions, SftOptions};
@@ -40,7 +40,7 @@ fn simulated() -> Device {
 fn logits(device: &Device, case: &str, dtype: DType) -> Vec<f32> {
     let folder = golden("model").join(case);
     let config = ModelConfig::open(&folder.join("model")).expect("a configuration");
-    let tokens = Tokens::read(&folder.join("inputs.safetensors"), &config).expect("tokens");
+    let tokens = ModelInput::read(&folder.join("inputs.safetensors"), &config).expect("tokens");
     let files = Checkpoint::open(&folder.join("model")).expect("weights");
     let model = Qwen25Vl::open(device, &files, &config, dtype).expect("a model");
     let cx = Cx::inference(device, dtype);

@@ -10,7 +10,7 @@ use reel_kernels::compile;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
-use reel_model::input::Tokens;
+use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::KvCache;
 use reel_runtime::ops::KvPages;
@@ -152,7 +152,7 @@ fn decode_chunks_and_batches_give_the_same_bits() {
     let Some(()) = compile::for_test() else { return };
     let folder = golden("model").join("text_multiturn");
     let config = ModelConfig::open(&folder.join("model")).expect("a configuration");
-    let tokens = Tokens::read(&folder.join("inputs.safetensors"), &config).expect("tokens");
+    let tokens = ModelInput::read(&folder.join("inputs.safetensors"), &config).expect("tokens");
     let files = Checkpoint::open(&folder.join("model")).expect("weights");
     let whole = tokens.sequence();
     let part = |start: usize, n: usize| Sequence {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::text::{Decoder, KvCache};
+use reel_model::text::{KvCache, TextDecoder};
 use reel_runtime::device::{CapturedGraph, Download};
 use reel_runtime::ops::{self, DecodeRows, RotaryTurns, SampledTokens, SamplingTable, Slot, SlotSampling};
 use reel_runtime::{Cx, Kernels, Tensor};
@@ -51,7 +51,7 @@ impl Capacity {
 /// Everything that a step reads and writes beside the model.
 #[derive(Clone, Debug)]
 struct State {
-    text: Decoder,
+    text: TextDecoder,
     rows: DecodeRows,
     choices: SamplingTable,
     chosen: SampledTokens,

@@ -8,7 +8,7 @@ pub enum EngineError {
     Model(#[from] reel_model::ModelError),
     /// The device or an op.
     #[error(transparent)]
-    Runtime(#[from] reel_runtime::Error),
+    Runtime(#[from] reel_runtime::RuntimeError),
     /// A request that can't be served.
     #[error("{field}: {what}")]
     Request {

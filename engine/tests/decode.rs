@@ -9,7 +9,7 @@ use reel_kernels::cuda::Gpu;
 use reel_kernels::cuda::fake::Fake;
 use reel_kernels::{Arch, compile};
 use reel_model::batch::Sequence;
-use reel_model::checkpoint::{Checkpoint, Dtype, Naming};
+use reel_model::checkpoint::{Checkpoint, Naming, StoredDType};
 use reel_model::config::ModelConfig;
 use reel_model::lora::{self, Adapter, AdapterFolder, AdapterSource, LinearLayer, LoraSpec};
 use reel_model::qwen2_5_vl::Qwen25Vl;
@@ -169,7 +169,7 @@ fn adapted(device: &Device, dtype: DType) -> Qwen25Vl {
     let spec_of = |layer: &LinearLayer| {
         let of = |part: &str, shape: Vec<usize>| TensorSpec {
             name: format!("{}.{part}.weight", layer.name),
-            dtype: Dtype::Bf16,
+            dtype: StoredDType::Bf16,
             shape,
         };
         [of("lora_A", vec![3, layer.inner]), of("lora_B", vec![layer.out, 3])]

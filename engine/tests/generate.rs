@@ -7,14 +7,14 @@ use reel_engine::{Completion, Engine, EngineError, FinishReason, GenerationReque
 use reel_model::batch::Sequence;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
-use reel_model::input::tokens::Tokens;
+use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device};
 
 struct Case {
     config: ModelConfig,
     files: Checkpoint,
-    tokens: Tokens,
+    tokens: ModelInput,
     greedy: serde_json::Value,
     eos: Vec<u32>,
 }
@@ -30,7 +30,7 @@ fn open(folder: &Path) -> Case {
     let greedy = about["greedy"].clone();
     Case {
         files: Checkpoint::open(&folder.join("model")).unwrap(),
-        tokens: Tokens::read(&folder.join("inputs.safetensors"), &config).unwrap(),
+        tokens: ModelInput::read(&folder.join("inputs.safetensors"), &config).unwrap(),
         eos: numbers(&greedy["eos_token_ids"]),
         greedy,
         config,

@@ -10,7 +10,7 @@ use twox_hash::xxhash3_128;
 
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::input::Frames;
+use crate::input::MediaFrames;
 use crate::input::window::{GridThw, Windows, windowed_positions};
 
 /// One sequence on the host.
@@ -29,7 +29,7 @@ pub struct Sequence<'a> {
     /// One a film.
     pub video_grid_thw: &'a [GridThw],
     /// Pictures and films whose pixels are not given as values.
-    pub frames: Option<&'a Frames>,
+    pub frames: Option<&'a MediaFrames>,
 }
 
 /// The pictures or the films of a sequence.
@@ -39,14 +39,14 @@ struct Kind<'a> {
     values: &'a [f32],
     frames: &'a [FrameBuf],
     /// Whose `frames` are.
-    all: Option<&'a Frames>,
+    all: Option<&'a MediaFrames>,
     pad: u32,
     name: &'static str,
 }
 
 impl<'a> Sequence<'a> {
     fn kinds(&self, config: &ModelConfig) -> [Kind<'a>; 2] {
-        let (pictures, films) = self.frames.map_or((&[][..], &[][..]), |f| (&f.pictures[..], &f.films[..]));
+        let (pictures, films) = self.frames.map_or((&[][..], &[][..]), |f| (&f.images[..], &f.videos[..]));
         // Values that are given stand before frames.
         let kind = |grids, values: &'a [f32], frames, pad, name| {
             let frames: &[FrameBuf] = if values.is_empty() { frames } else { &[] };
@@ -116,14 +116,14 @@ pub struct Batch {
     /// Where each sequence begins.
     pub seqs: CuSeqlens,
     /// Pictures and films, if there are any.
-    pub media: Option<Media>,
+    pub media: Option<VisionInput>,
 }
 
 /// The media of a batch in the vision tower's order. `N` patches, `M` = N / merge² tokens.
 #[derive(Clone, Debug)]
-pub struct Media {
+pub struct VisionInput {
     /// What the patches are made of.
-    pub pixels: Pixels,
+    pub pixels: PatchSource,
     /// i32 `[2, N]`: row and column of each patch.
     pub positions: Tensor,
     /// Frames, for full blocks.
@@ -140,11 +140,11 @@ pub struct Media {
 
 /// Where the first product of the vision tower finds its patches.
 #[derive(Clone, Debug)]
-pub enum Pixels {
+pub enum PatchSource {
     /// `[N, patch_dim]` in the dtype of activations, in the tower's order.
     Values(Tensor),
     /// Decoded media, in processor order, and i32 `[N]`: the patch, in that order, at each place of the tower's order.
-    Frames(Vec<ops::Frames>, Tensor),
+    Frames(Vec<ops::DeviceFrames>, Tensor),
 }
 
 /// The way from the tower's order back to processor order.
@@ -206,7 +206,7 @@ impl Batch {
             positions: Tensor::from_i32(device, &[3, ids.len()], &positions)?,
             ids: Tensor::from_i32(device, &[ids.len()], &ids)?,
             seqs: CuSeqlens::from_lengths(device, &lengths)?,
-            media: Media::new(device, config, dtype, sequences, place)?,
+            media: VisionInput::new(device, config, dtype, sequences, place)?,
         })
     }
 
@@ -224,7 +224,7 @@ fn checked_id(id: i64, config: &ModelConfig, place: &str) -> Result<i32> {
     Err(ModelError::inputs(format!("{place}: input_ids"), what, "use the tokenizer of this model"))
 }
 
-impl Media {
+impl VisionInput {
     /// The key of a sequence's media; none where it has none.
     pub fn key_of(sequence: &Sequence, config: &ModelConfig) -> Option<u128> {
         let kinds = sequence.kinds(config);
@@ -241,7 +241,7 @@ impl Media {
         dtype: DType,
         sequences: &[Sequence],
         place: &str,
-    ) -> Result<Option<Media>> {
+    ) -> Result<Option<VisionInput>> {
         let (mut grids, mut kinds) = (Vec::new(), Vec::new());
         let tokens = sequences.iter().map(|s| s.input_ids.len()).sum::<usize>();
         let (mut slots, mut placed) = (vec![-1; tokens], 0);
@@ -266,8 +266,8 @@ impl Media {
         let at = windowed_positions(&grids, &config.vision, &plan);
         let axis = |i: usize| at.iter().map(move |p| p[i] as i32);
         let as_i32 = |v: &[usize]| v.iter().map(|&x| x as i32).collect::<Vec<i32>>();
-        Ok(Some(Media {
-            pixels: Pixels::new(device, config, dtype, &kinds, &plan.window_index)?,
+        Ok(Some(VisionInput {
+            pixels: PatchSource::new(device, config, dtype, &kinds, &plan.window_index)?,
             positions: Tensor::from_i32(device, &[2, at.len()], &axis(0).chain(axis(1)).collect::<Vec<_>>())?,
             frames: CuSeqlens::new(device, &as_i32(&plan.cu_seqlens))?,
             windows: CuSeqlens::new(device, &as_i32(&plan.cu_window_seqlens))?,
@@ -293,25 +293,31 @@ fn key(kinds: &[Kind]) -> u128 {
     hash.finish_128()
 }
 
-impl Pixels {
+impl PatchSource {
     /// `order`: the square of patches, in processor order, at each place of the tower's.
-    fn new(device: &Device, config: &ModelConfig, dtype: DType, kinds: &[Kind], order: &[usize]) -> Result<Pixels> {
+    fn new(
+        device: &Device,
+        config: &ModelConfig,
+        dtype: DType,
+        kinds: &[Kind],
+        order: &[usize],
+    ) -> Result<PatchSource> {
         let unit = config.vision.merge_unit();
         if kinds.iter().any(|kind| !kind.values.is_empty()) {
             let pixels = kinds.iter().map(Kind::pixels).collect::<Result<Vec<_>>>()?.concat();
             let ordered = in_tower_order(&pixels, order, unit * config.vision.patch_dim());
             let shape = [order.len() * unit, config.vision.patch_dim()];
-            return Ok(Pixels::Values(Tensor::from_f32(device, &shape, dtype, &ordered, Category::Inputs)?));
+            return Ok(PatchSource::Values(Tensor::from_f32(device, &shape, dtype, &ordered, Category::Inputs)?));
         }
         let mut frames = Vec::new();
         for (all, kind) in kinds.iter().filter_map(|kind| Some((kind.all?, kind))) {
             let how = patching(&all.processor);
             for f in kind.frames {
-                frames.push(ops::Frames::new(device, &f.data, [f.frames, f.height, f.width], &how)?);
+                frames.push(ops::DeviceFrames::new(device, &f.data, [f.frames, f.height, f.width], &how)?);
             }
         }
         let order: Vec<i32> = order.iter().flat_map(|&i| i * unit..(i + 1) * unit).map(|i| i as i32).collect();
-        Ok(Pixels::Frames(frames, Tensor::from_i32(device, &[order.len()], &order)?))
+        Ok(PatchSource::Frames(frames, Tensor::from_i32(device, &[order.len()], &order)?))
     }
 }
 

@@ -78,7 +78,7 @@ pub enum ModelError {
     Media(#[from] reel_media::MediaError),
     /// A device, a tensor or the tape.
     #[error(transparent)]
-    Runtime(#[from] reel_runtime::Error),
+    Runtime(#[from] reel_runtime::RuntimeError),
     /// A file could not be read or written.
     #[error("{path}: {what}; {cure}")]
     Io {

@@ -13,22 +13,22 @@ use crate::error::Result;
 
 /// Vision tokens `[M, H]` on the host.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct VisionFeatures {
     bytes: Vec<u8>,
     shape: [usize; 2],
     dtype: DType,
 }
 
-impl Kept {
+impl VisionFeatures {
     /// `tokens`: `[M, H]`.
-    pub(crate) fn of(tokens: &Tensor) -> Result<Kept> {
+    pub(crate) fn of(tokens: &Tensor) -> Result<VisionFeatures> {
         let rows = tokens.shape().first().copied().unwrap_or(0);
         let shape = [rows, tokens.count() / rows.max(1)];
-        Ok(Kept { bytes: tokens.read_bytes()?, shape, dtype: tokens.dtype() })
+        Ok(VisionFeatures { bytes: tokens.read_bytes()?, shape, dtype: tokens.dtype() })
     }
 
     /// Those of several media one after the other, `[ΣM, H]` on a device; none where there are none.
-    pub(crate) fn join(device: &Device, all: &[Arc<Kept>]) -> Result<Option<Tensor>> {
+    pub(crate) fn join(device: &Device, all: &[Arc<VisionFeatures>]) -> Result<Option<Tensor>> {
         let Some(first) = all.first() else { return Ok(None) };
         let rows = all.iter().map(|kept| kept.shape[0]).sum();
         let put = |bytes: &[u8]| {
@@ -51,7 +51,7 @@ pub struct FeatureCache {
 #[derive(Debug, Default)]
 struct State {
     /// With the moment of their last use.
-    entries: HashMap<u128, (Arc<Kept>, u64)>,
+    entries: HashMap<u128, (Arc<VisionFeatures>, u64)>,
     bytes: usize,
     now: u64,
 }
@@ -62,7 +62,7 @@ impl FeatureCache {
         FeatureCache { most, state: Mutex::default() }
     }
 
-    pub(crate) fn get(&self, key: u128) -> Option<Arc<Kept>> {
+    pub(crate) fn get(&self, key: u128) -> Option<Arc<VisionFeatures>> {
         let mut state = self.lock();
         state.now += 1;
         let now = state.now;
@@ -72,7 +72,7 @@ impl FeatureCache {
     }
 
     /// Keeps what fits at all.
-    pub(crate) fn put(&self, key: u128, kept: &Arc<Kept>) {
+    pub(crate) fn put(&self, key: u128, kept: &Arc<VisionFeatures>) {
         let mut state = self.lock();
         if kept.bytes.len() > self.most {
             return;
@@ -104,7 +104,7 @@ mod tests {
         #[test]
         fn the_longest_unused_goes_first(uses in prop::collection::vec((0u128..8, 1usize..6), 1..60), most in 1usize..16) {
             let cache = FeatureCache::new(most);
-            let kept = |n: usize| Arc::new(Kept { bytes: vec![n as u8; n], shape: [n, 1], dtype: DType::U8 });
+            let kept = |n: usize| Arc::new(VisionFeatures { bytes: vec![n as u8; n], shape: [n, 1], dtype: DType::U8 });
             // By key, its size; the last used last.
             let mut model: Vec<(u128, usize)> = Vec::new();
             for (key, n) in uses {

@@ -6,7 +6,7 @@ use reel_runtime::ops::{self, Lora};
 use reel_runtime::{Cx, Tensor};
 
 use crate::error::Result;
-use crate::weights::Loader;
+use crate::weights::WeightLoader;
 
 /// `y = x · weightᵀ + bias`, plus what the adapter adds.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    pub(crate) fn load(from: &Loader, name: &str, out: usize, inner: usize, bias: bool) -> Result<Linear> {
+    pub(crate) fn load(from: &WeightLoader, name: &str, out: usize, inner: usize, bias: bool) -> Result<Linear> {
         let weight = from.load(&format!("{name}.weight"), &[out, inner], &[out, inner])?;
         let bias = if bias { Some(from.load(&format!("{name}.bias"), &[out], &[out])?) } else { None };
         Ok(Linear { name: name.into(), weight, bias, adapter: None })
@@ -33,15 +33,15 @@ impl Linear {
     /// The product for a few rows, plus `residual` where there is one. No gradient passes.
     pub(crate) fn thin(&self, cx: &Cx, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         Ok(match &self.adapter {
-            Some(lora) => ops::thin_lora_linear(cx, x, &self.weight, self.bias.as_ref(), lora, residual)?,
-            None => ops::thin_linear(cx, x, &self.weight, self.bias.as_ref(), residual)?,
+            Some(lora) => ops::skinny_lora_linear(cx, x, &self.weight, self.bias.as_ref(), lora, residual)?,
+            None => ops::skinny_linear(cx, x, &self.weight, self.bias.as_ref(), residual)?,
         })
     }
 
     /// `silu(gate(x)) · up(x)` for a few rows; neither has a bias. No gradient passes.
     pub(crate) fn thin_gated(cx: &Cx, x: &Tensor, gate: &Linear, up: &Linear) -> Result<Tensor> {
         Ok(match (&gate.adapter, &up.adapter) {
-            (None, None) => ops::thin_swiglu(cx, x, &gate.weight, &up.weight)?,
+            (None, None) => ops::skinny_swiglu(cx, x, &gate.weight, &up.weight)?,
             _ => ops::swiglu(cx, &gate.thin(cx, x, None)?, &up.thin(cx, x, None)?)?,
         })
     }

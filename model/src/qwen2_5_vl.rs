@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use reel_runtime::{Cx, DType, Device, Tensor, ops};
 
-use crate::batch::{Batch, Media, Sequence};
+use crate::batch::{Batch, Sequence, VisionInput};
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::error::Result;
-use crate::features::{FeatureCache, Kept};
-use crate::text::{Attend, Decoder, KvCache};
+use crate::features::{FeatureCache, VisionFeatures};
+use crate::text::{AttentionContext, KvCache, TextDecoder};
 use crate::vision::VisionTower;
-use crate::weights::{Loader, Source};
+use crate::weights::{WeightLoader, WeightSource};
 
 /// The model with its weights on a device.
 #[derive(Clone, Debug)]
@@ -21,7 +21,7 @@ pub struct Qwen25Vl {
     /// Pictures and films to vision tokens.
     pub vision: VisionTower,
     /// Tokens to hidden states.
-    pub text: Decoder,
+    pub text: TextDecoder,
     /// Keeps what the tower made of media, where it is one that does not change.
     pub features: Option<Arc<FeatureCache>>,
 }
@@ -31,10 +31,10 @@ impl Qwen25Vl {
     ///
     /// # Errors
     /// A tensor that is missing or has another shape; out of memory.
-    pub fn load(from: &Loader, config: &ModelConfig) -> Result<Qwen25Vl> {
+    pub fn load(from: &WeightLoader, config: &ModelConfig) -> Result<Qwen25Vl> {
         Ok(Qwen25Vl {
             vision: VisionTower::load(from, &config.vision)?,
-            text: Decoder::load(from, config)?,
+            text: TextDecoder::load(from, config)?,
             config: config.clone(),
             features: None,
         })
@@ -46,7 +46,10 @@ impl Qwen25Vl {
     /// As [`Qwen25Vl::load`]; weights that do not belong to the config.
     pub fn open(device: &Device, files: &Checkpoint, config: &ModelConfig, dtype: DType) -> Result<Qwen25Vl> {
         files.check(config)?;
-        Qwen25Vl::load(&Loader { device, source: Source::Files(files), dtype, trainable: &|_| false }, config)
+        Qwen25Vl::load(
+            &WeightLoader { device, source: WeightSource::Files(files), dtype, trainable: &|_| false },
+            config,
+        )
     }
 
     /// The tensors that are trained, each under its name ([`Tensor::parameter`]).
@@ -63,17 +66,17 @@ impl Qwen25Vl {
     ///
     /// # Errors
     /// Those of the ops.
-    pub fn vision_tokens(&self, cx: &Cx, media: &Media, checkpoint: bool) -> Result<Tensor> {
+    pub fn vision_tokens(&self, cx: &Cx, media: &VisionInput, checkpoint: bool) -> Result<Tensor> {
         let Some(cache) = self.features.as_ref().filter(|_| !cx.is_training()) else {
             return self.vision.forward(cx, media, checkpoint);
         };
         if let Some(kept) = cache.get(media.key)
-            && let Some(tokens) = Kept::join(cx.device(), &[kept])?
+            && let Some(tokens) = VisionFeatures::join(cx.device(), &[kept])?
         {
             return Ok(tokens);
         }
         let tokens = self.vision.forward(cx, media, false)?;
-        cache.put(media.key, &Arc::new(Kept::of(&tokens)?));
+        cache.put(media.key, &Arc::new(VisionFeatures::of(&tokens)?));
         Ok(tokens)
     }
 
@@ -85,23 +88,24 @@ impl Qwen25Vl {
     pub fn vision_features(&self, cx: &Cx, sequences: &[Sequence]) -> Result<Option<Tensor>> {
         let mut all = Vec::new();
         for sequence in sequences {
-            let Some(key) = Media::key_of(sequence, &self.config) else { continue };
+            let Some(key) = VisionInput::key_of(sequence, &self.config) else { continue };
             let known = || self.features.as_ref().and_then(|cache| cache.get(key));
             let known =
                 known().or_else(|| all.iter().find(|(other, _)| *other == key).map(|(_, kept)| Arc::clone(kept)));
             let kept = match known {
                 Some(kept) => kept,
                 None => {
-                    let one = Media::new(cx.device(), &self.config, cx.dtype(), &[*sequence], "media")?;
+                    let one = VisionInput::new(cx.device(), &self.config, cx.dtype(), &[*sequence], "media")?;
                     let Some(media) = one else { continue };
-                    let kept = Arc::new(Kept::of(&self.vision.forward(&cx.without_tape(), &media, false)?)?);
+                    let kept =
+                        Arc::new(VisionFeatures::of(&self.vision.forward(&cx.without_tape(), &media, false)?)?);
                     self.features.iter().for_each(|cache| cache.put(key, &kept));
                     kept
                 }
             };
             all.push((key, kept));
         }
-        Kept::join(cx.device(), &all.into_iter().map(|(_, kept)| kept).collect::<Vec<_>>())
+        VisionFeatures::join(cx.device(), &all.into_iter().map(|(_, kept)| kept).collect::<Vec<_>>())
     }
 
     /// Embeddings `[S, H]`, those of vision pads replaced by the vision tokens.
@@ -128,7 +132,7 @@ impl Qwen25Vl {
         };
         let x = self.embed(cx, batch, vision.as_ref())?;
         drop(vision);
-        self.text.forward(cx, &x, &batch.positions, Attend::Packed(&batch.seqs), checkpoint)
+        self.text.forward(cx, &x, &batch.positions, AttentionContext::Packed(&batch.seqs), checkpoint)
     }
 
     /// Hidden states `[S, H]` of new tokens, whose keys and values are added to the cache.
@@ -142,7 +146,7 @@ impl Qwen25Vl {
         };
         let x = self.embed(cx, batch, vision.as_ref())?;
         drop(vision);
-        self.text.forward(cx, &x, &batch.positions, Attend::Cached(cache, pages), false)
+        self.text.forward(cx, &x, &batch.positions, AttentionContext::Cached(cache, pages), false)
     }
 
     /// Logits, f32 `[R, V]`, of rows of hidden states `[R, H]`. No gradient passes.

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use reel_runtime::ops::{self, CuSeqlens, RotaryTable};
 use reel_runtime::{Cx, Tensor};
 
-use crate::batch::{Media, Pixels, Reverse};
+use crate::batch::{PatchSource, Reverse, VisionInput};
 use crate::config::VisionConfig;
 use crate::error::Result;
 use crate::linear::Linear;
-use crate::stream::Stream;
-use crate::weights::Loader;
+use crate::residual::Residual;
+use crate::weights::WeightLoader;
 
 /// Base of the rotary frequencies (fixed in the model's code, not in its config).
 const ROPE_THETA: f64 = 10_000.0;
@@ -46,8 +46,8 @@ impl VisionTower {
     /// Loads the tensors `visual.*`.
     ///
     /// # Errors
-    /// Those of [`Loader::load`].
-    pub fn load(from: &Loader, config: &VisionConfig) -> Result<VisionTower> {
+    /// Those of [`WeightLoader::load`].
+    pub fn load(from: &WeightLoader, config: &VisionConfig) -> Result<VisionTower> {
         let c = config.hidden_size;
         let side = config.patch_size;
         let stored = [c, config.in_channels, config.temporal_patch_size, side, side];
@@ -85,20 +85,20 @@ impl VisionTower {
     ///
     /// # Errors
     /// Those of the ops.
-    pub fn forward(&self, cx: &Cx, media: &Media, checkpoint: bool) -> Result<Tensor> {
+    pub fn forward(&self, cx: &Cx, media: &VisionInput, checkpoint: bool) -> Result<Tensor> {
         let rotary = self.rotary(cx, media)?;
-        let mut stream = Stream::new(&self.embed(cx, &media.pixels)?);
+        let mut stream = Residual::new(&self.embed(cx, &media.pixels)?);
         for (i, block) in self.blocks.iter().enumerate() {
             let seqs = if self.config.is_full_attention(i) { &media.frames } else { &media.windows };
             stream = if cx.is_training() {
                 // As in the decoder: a block ends with its sum, with or without checkpoints.
                 let (block, rotary, seqs) = (block.clone(), rotary.clone(), seqs.clone());
                 let f = move |cx: &Cx, x: &[Tensor]| {
-                    let out = block.forward(cx, Stream::new(&x[0]), &rotary, &seqs);
+                    let out = block.forward(cx, Residual::new(&x[0]), &rotary, &seqs);
                     out.and_then(|out| out.sum(cx)).map_err(into_runtime)
                 };
                 let x = stream.sum(cx)?;
-                Stream::new(&if checkpoint { cx.recompute(&[&x], f)? } else { f(cx, &[x])? })
+                Residual::new(&if checkpoint { cx.recompute(&[&x], f)? } else { f(cx, &[x])? })
             } else {
                 block.forward(cx, stream, &rotary, seqs)?
             };
@@ -119,17 +119,17 @@ impl VisionTower {
     }
 
     /// `[N, C]` in the tower's order.
-    fn embed(&self, cx: &Cx, pixels: &Pixels) -> Result<Tensor> {
+    fn embed(&self, cx: &Cx, pixels: &PatchSource) -> Result<Tensor> {
         Ok(match pixels {
-            Pixels::Values(values) => ops::linear(cx, values, &self.patch_embed, None)?,
-            Pixels::Frames(frames, order) => {
+            PatchSource::Values(values) => ops::linear(cx, values, &self.patch_embed, None)?,
+            PatchSource::Frames(frames, order) => {
                 ops::gather_rows(cx, &ops::patch_embedding(cx, frames, &self.patch_embed, None)?, order)?
             }
         })
     }
 
     /// Half of a head's pairs turn with the row of the patch, half with its column.
-    fn rotary(&self, cx: &Cx, media: &Media) -> Result<RotaryTable> {
+    fn rotary(&self, cx: &Cx, media: &VisionInput) -> Result<RotaryTable> {
         let half = self.config.head_dim / 2;
         let quarter = half / 2;
         let inv = inverse_frequencies(ROPE_THETA, half);
@@ -145,15 +145,15 @@ pub(crate) fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
 }
 
 /// Inside a recomputed block only the runtime's errors can occur.
-pub(crate) fn into_runtime(e: crate::ModelError) -> reel_runtime::Error {
+pub(crate) fn into_runtime(e: crate::ModelError) -> reel_runtime::RuntimeError {
     match e {
         crate::ModelError::Runtime(e) => e,
-        other => reel_runtime::Error::Device(other.to_string()),
+        other => reel_runtime::RuntimeError::Device(other.to_string()),
     }
 }
 
 impl Block {
-    fn load(from: &Loader, config: &VisionConfig, index: usize) -> Result<Block> {
+    fn load(from: &WeightLoader, config: &VisionConfig, index: usize) -> Result<Block> {
         let (c, inner) = (config.hidden_size, config.intermediate_size);
         let name = |part: &str| format!("visual.blocks.{index}.{part}");
         Ok(Block {
@@ -170,7 +170,7 @@ impl Block {
         })
     }
 
-    fn forward(&self, cx: &Cx, stream: Stream, rotary: &RotaryTable, seqs: &CuSeqlens) -> Result<Stream> {
+    fn forward(&self, cx: &Cx, stream: Residual, rotary: &RotaryTable, seqs: &CuSeqlens) -> Result<Residual> {
         let (n, c) = (stream.rows(), self.heads * self.head_dim);
         let heads = [n, self.heads, self.head_dim];
         let (x, normed) = stream.norm(cx, &self.norm1, self.eps)?;
@@ -181,11 +181,11 @@ impl Block {
         let o = ops::attention(cx, &q, &k, &parts[2].reshape(&heads)?, seqs, false)?;
         drop((parts, q, k));
         let o = self.proj.forward(cx, &o.reshape(&[n, c])?)?;
-        let (x, normed) = Stream::sum_of(x, o).norm(cx, &self.norm2, self.eps)?;
+        let (x, normed) = Residual::sum_of(x, o).norm(cx, &self.norm2, self.eps)?;
         let (gate, up) = (self.gate.forward(cx, &normed)?, self.up.forward(cx, &normed)?);
         drop(normed);
         let inner = ops::swiglu(cx, &gate, &up)?;
         drop((gate, up));
-        Ok(Stream::sum_of(x, self.down.forward(cx, &inner)?))
+        Ok(Residual::sum_of(x, self.down.forward(cx, &inner)?))
     }
 }

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use reel_media::worker;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::input::messages::{Part, Source, VideoPart, VideoSource};
-use reel_model::input::{Bundle, Conversation, MediaOptions, SecondPerGrid, Tokens, encode};
+use reel_model::input::messages::{ContentPart, MediaSource, VideoPart, VideoSource};
+use reel_model::input::{Bundle, Conversation, MediaOptions, ModelInput, SecondPerGrid, encode};
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(worker::ARGUMENT) {
@@ -42,7 +42,7 @@ fn equals_the_processor(case: &Path) {
 
     let got = encode(&bundle, &conversation, &MediaOptions::default()).unwrap();
     got.check(&bundle.config, "got").unwrap();
-    let want = Tokens::read(&case.join("inputs.safetensors"), &bundle.config).unwrap();
+    let want = ModelInput::read(&case.join("inputs.safetensors"), &bundle.config).unwrap();
     assert_eq!(got.input_ids, want.input_ids, "{}", case.display());
     assert_eq!(got.position_ids, want.position_ids, "{}", case.display());
     assert_eq!(got.rope_delta, want.rope_delta);
@@ -90,7 +90,7 @@ fn a_pad_too_many_is_refused(case: &Path) {
     let alone = said(&question).unwrap();
     let pad = i64::from(bundle.config.tokens.video);
     assert_eq!(alone.input_ids.iter().filter(|&&id| id == pad).count(), 1, "without media a typed pad stays one id");
-    conversation.turns.extend(question.turns);
+    conversation.messages.extend(question.messages);
     let error = said(&conversation).unwrap_err().to_string();
     assert!(error.contains("the prompt has 2 places for videos (<|video_pad|>) but the messages have 1"), "{error}");
 }
@@ -101,12 +101,12 @@ fn bytes_of_a_film_do_as_well_as_its_file(case: &Path) {
     let film = |source: Source| {
         let source = VideoSource::File(source);
         let part = VideoPart { source, overrides: Default::default(), place: "p".to_string() };
-        encode(&bundle, &Conversation::question(vec![Part::Video(part)], "?"), &MediaOptions::default())
+        encode(&bundle, &Conversation::question(vec![ContentPart::Video(part)], "?"), &MediaOptions::default())
     };
     let path = case.join("media/clip.mp4");
     let base64 = base64::engine::general_purpose::STANDARD.encode(std::fs::read(&path).unwrap());
-    let data = film(Source::Data(format!("data:video/mp4;base64,{base64}"))).unwrap();
-    assert_eq!(data, film(Source::Path(path)).unwrap());
-    let error = film(Source::Data("data:video/mp4;base64,AAAA".to_string())).unwrap_err().to_string();
+    let data = film(MediaSource::Data(format!("data:video/mp4;base64,{base64}"))).unwrap();
+    assert_eq!(data, film(MediaSource::Path(path)).unwrap());
+    let error = film(MediaSource::Data("data:video/mp4;base64,AAAA".to_string())).unwrap_err().to_string();
     assert!(error.starts_with("data: URI: ") && !error.contains(&*std::env::temp_dir().to_string_lossy()), "{error}");
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
-use reel_model::input::tokens::Tokens;
+use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::KvCache;
 use reel_runtime::ops::KvPages;
@@ -26,7 +26,7 @@ struct Case {
     name: String,
     config: ModelConfig,
     files: Checkpoint,
-    tokens: Tokens,
+    tokens: ModelInput,
     expected: Vec<u8>,
     tolerance: serde_json::Value,
 }
@@ -39,7 +39,7 @@ impl Case {
         Case {
             name: folder.file_name().unwrap().to_string_lossy().into_owned(),
             files: Checkpoint::open(&folder.join("model")).unwrap(),
-            tokens: Tokens::read(&folder.join("inputs.safetensors"), &config).unwrap(),
+            tokens: ModelInput::read(&folder.join("inputs.safetensors"), &config).unwrap(),
             expected: std::fs::read(folder.join("expected.safetensors")).unwrap(),
             tolerance: about["tolerances"].clone(),
             config,

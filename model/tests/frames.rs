@@ -8,9 +8,9 @@ use reel_media::resize::FrameBuf;
 use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
-use reel_model::input::{Frames, Tokens};
+use reel_model::input::{MediaFrames, ModelInput};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::weights::{Loader, Source};
+use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::{Category, Cx, DType, Device, Grads, Tensor, ops};
 
 fn folder() -> std::path::PathBuf {
@@ -25,7 +25,7 @@ fn noise([t, h, w]: [usize; 3], odd: bool, p: &Processor, seed: u64) -> FrameBuf
 }
 
 /// A picture and films of these grids, then a word.
-fn tokens(config: &ModelConfig, picture: bool, films: &[[usize; 3]], odd: bool, seed: u64) -> Tokens {
+fn tokens(config: &ModelConfig, picture: bool, films: &[[usize; 3]], odd: bool, seed: u64) -> ModelInput {
     let vision = &config.vision;
     let processor = Processor {
         patch_size: vision.patch_size,
@@ -35,16 +35,16 @@ fn tokens(config: &ModelConfig, picture: bool, films: &[[usize; 3]], odd: bool, 
     };
     let grids: Vec<[usize; 3]> = films.iter().map(|&[t, h, w]| [t, 2 * h, 2 * w]).collect();
     let still = [1, 4, 2];
-    let mut tokens = Tokens {
-        frames: Frames {
-            pictures: if picture { vec![noise(still, true, &processor, seed + 1)] } else { Vec::new() },
-            films: grids.iter().map(|&grid| noise(grid, odd, &processor, seed)).collect(),
+    let mut tokens = ModelInput {
+        frames: MediaFrames {
+            images: if picture { vec![noise(still, true, &processor, seed + 1)] } else { Vec::new() },
+            videos: grids.iter().map(|&grid| noise(grid, odd, &processor, seed)).collect(),
             processor,
         },
         image_grid_thw: if picture { vec![still] } else { Vec::new() },
         second_per_grid_ts: vec![1.0; grids.len()],
         video_grid_thw: grids,
-        ..Tokens::default()
+        ..ModelInput::default()
     };
     let t = &config.tokens;
     for (pad, grids) in [(t.image, &tokens.image_grid_thw), (t.video, &tokens.video_grid_thw)] {
@@ -61,18 +61,18 @@ fn tokens(config: &ModelConfig, picture: bool, films: &[[usize; 3]], odd: bool, 
 }
 
 /// The same with its pixels as values.
-fn as_values(tokens: &Tokens) -> Tokens {
+fn as_values(tokens: &ModelInput) -> ModelInput {
     let [pictures, films] = tokens.pixels().unwrap().map(|p| p.map(|p| p.into_owned()));
-    Tokens { frames: Frames::default(), pixel_values: pictures, pixel_values_videos: films, ..tokens.clone() }
+    ModelInput { frames: MediaFrames::default(), pixel_values: pictures, pixel_values_videos: films, ..tokens.clone() }
 }
 
 /// Hidden states of a batch, and the gradient of the patch embedding.
-fn pass(dtype: DType, all: &[&Tokens]) -> (Vec<f32>, Vec<f32>) {
+fn pass(dtype: DType, all: &[&ModelInput]) -> (Vec<f32>, Vec<f32>) {
     const NAME: &str = "visual.patch_embed.proj.weight";
     let (config, files) = (ModelConfig::open(&folder()).unwrap(), Checkpoint::open(&folder()).unwrap());
     let device = Device::cpu(2);
     let trainable = |name: &str| name == NAME;
-    let from = Loader { device: &device, source: Source::Files(&files), dtype, trainable: &trainable };
+    let from = WeightLoader { device: &device, source: WeightSource::Files(&files), dtype, trainable: &trainable };
     let model = Qwen25Vl::load(&from, &config).unwrap();
     let cx = Cx::training(&device, dtype);
     let sequences: Vec<_> = all.iter().map(|t| t.sequence()).collect();
@@ -131,10 +131,10 @@ fn frames_of_other_grids_are_refused() {
     let e = said(&other);
     assert!(e.starts_with("here: pixel_values_videos: frames of [[1, 4, 4]] patches"), "{e}");
     let mut missing = good.clone();
-    missing.frames.films.clear();
+    missing.frames.videos.clear();
     let e = said(&missing);
     assert!(e.starts_with("here: pixel_values_videos: 0 values"), "{e}");
     let mut ragged = good;
-    ragged.frames.pictures[0].height -= 1;
+    ragged.frames.images[0].height -= 1;
     assert!(said(&ragged).contains("exactly frames x height x width x 3 bytes"), "{}", said(&ragged));
 }

@@ -4,7 +4,7 @@ use reel_kernels::DType;
 
 /// An error of a device, a tensor or the tape.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum RuntimeError {
     /// An op was given shapes or dtypes that it does not take.
     #[error("{op}: {what}")]
     Shape {
@@ -49,11 +49,11 @@ pub enum Error {
 }
 
 /// Result of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T> = std::result::Result<T, RuntimeError>;
 
-/// A [`Error::Shape`].
-pub(crate) fn shape_error(op: &'static str, what: impl Into<String>) -> Error {
-    Error::Shape { op, what: what.into() }
+/// A [`RuntimeError::Shape`].
+pub(crate) fn shape_error(op: &'static str, what: impl Into<String>) -> RuntimeError {
+    RuntimeError::Shape { op, what: what.into() }
 }
 
 /// `1.5 GiB`.

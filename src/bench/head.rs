@@ -5,7 +5,7 @@ use reel_kernels::bench::Timed;
 use reel_kernels::catalogue::{SizeError, Sizes, folder};
 use reel_kernels::elementwise::{self, FillParams};
 use reel_kernels::{Cost, DType};
-use reel_runtime::ops::{self, HeadWay};
+use reel_runtime::ops::{self, LmHeadBackend};
 use reel_runtime::{Category, Cx, Device, Grads, Tensor};
 
 use crate::ceilings::noise;
@@ -20,10 +20,10 @@ const FLUSH: usize = 256 << 20;
 const TILE: u64 = 1_048_573;
 
 /// The way that a name stands for.
-pub fn way(name: &str) -> Option<HeadWay> {
+pub fn way(name: &str) -> Option<LmHeadBackend> {
     match name {
-        "linear_log_prob_fused" => Some(HeadWay::Fused),
-        "linear_log_prob_products" => Some(HeadWay::Products),
+        "linear_log_prob_fused" => Some(LmHeadBackend::Fused),
+        "linear_log_prob_products" => Some(LmHeadBackend::Products),
         _ => None,
     }
 }
@@ -70,7 +70,7 @@ impl Shape {
 
 /// A row for each direction. The floor of the backward pass is that of its two products of the forward one's size; logits that are
 /// computed again do not count.
-pub fn time(device: &Device, way: HeadWay, shape: &Shape, dtype: DType, runs: usize) -> Result<Vec<Row>> {
+pub fn time(device: &Device, way: LmHeadBackend, shape: &Shape, dtype: DType, runs: usize) -> Result<Vec<Row>> {
     let &Shape { rows, width, vocab, .. } = shape;
     shape.has_room(device)?;
     let tile: Vec<f32> = (0..TILE).map(noise).collect();
@@ -121,12 +121,14 @@ pub fn time(device: &Device, way: HeadWay, shape: &Shape, dtype: DType, runs: us
     Ok(vec![row(0, Cost { flops, bytes }, forward), row(1, back, backward)])
 }
 
-fn name(way: HeadWay, direction: usize, dtype: DType) -> &'static str {
+fn name(way: LmHeadBackend, direction: usize, dtype: DType) -> &'static str {
     let names = match (way, dtype) {
-        (HeadWay::Fused, DType::F32) => ["linear_log_prob_fused_fwd_f32", "linear_log_prob_fused_bwd_f32"],
-        (HeadWay::Fused, _) => ["linear_log_prob_fused_fwd_bf16", "linear_log_prob_fused_bwd_bf16"],
-        (HeadWay::Products, DType::F32) => ["linear_log_prob_products_fwd_f32", "linear_log_prob_products_bwd_f32"],
-        (HeadWay::Products, _) => ["linear_log_prob_products_fwd_bf16", "linear_log_prob_products_bwd_bf16"],
+        (LmHeadBackend::Fused, DType::F32) => ["linear_log_prob_fused_fwd_f32", "linear_log_prob_fused_bwd_f32"],
+        (LmHeadBackend::Fused, _) => ["linear_log_prob_fused_fwd_bf16", "linear_log_prob_fused_bwd_bf16"],
+        (LmHeadBackend::Products, DType::F32) => {
+            ["linear_log_prob_products_fwd_f32", "linear_log_prob_products_bwd_f32"]
+        }
+        (LmHeadBackend::Products, _) => ["linear_log_prob_products_fwd_bf16", "linear_log_prob_products_bwd_bf16"],
     };
     names[direction]
 }

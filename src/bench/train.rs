@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::{ArgAction, Args, ValueEnum};
 use reel_model::config::{ModelConfig, TextConfig};
-use reel_model::input::Tokens;
+use reel_model::input::ModelInput;
 use reel_train::options::{Optim, RunOptions};
 use reel_train::plan::{self, Shape};
 use reel_train::recipe::Recipe;
@@ -120,7 +120,7 @@ fn row(tokens: usize) -> Sample {
     let positions: Vec<i64> = (0..tokens as i64).collect();
     let targets = ids.iter().skip(1).map(|&id| id as i32).chain([-1]).collect();
     let position_ids = [positions.clone(), positions.clone(), positions];
-    Sample { tokens: Tokens { input_ids: ids, position_ids, ..Tokens::default() }, targets }
+    Sample { tokens: ModelInput { input_ids: ids, position_ids, ..ModelInput::default() }, targets }
 }
 
 /// Weights of the decoder's matrices that a token is multiplied by: the table of embeddings is one where it is the head too.

@@ -189,7 +189,7 @@ impl Course<'_> {
         let start = self.path("model");
         let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: self.seed };
         let made = init(&options, &start)?;
-        init_siglip(checkpoint::Dtype::F32, self.seed, &self.path("siglip"))?;
+        init_siglip(checkpoint::StoredDType::F32, self.seed, &self.path("siglip"))?;
         self.say(format!("{}: a random model of {:.1} M parameters", start.display(), made.parameters as f64 / 1e6));
         Ok(made.parameters)
     }

@@ -6,9 +6,9 @@ use anyhow::Result;
 use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_media::profile::Overrides;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::input::Tokens;
+use reel_model::input::ModelInput;
 use reel_model::input::encode::{Bundle, MediaOptions, encode};
-use reel_model::input::messages::{Conversation, Part, Source, VideoPart, VideoSource};
+use reel_model::input::messages::{ContentPart, Conversation, MediaSource, VideoPart, VideoSource};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device};
 use reel_train::grpo::shuffled;
@@ -98,17 +98,18 @@ impl Said {
 /// Questions as the model reads them.
 pub struct Exam {
     bundle: Bundle,
-    ordered: Vec<Tokens>,
-    shuffled: Vec<Tokens>,
+    ordered: Vec<ModelInput>,
+    shuffled: Vec<ModelInput>,
 }
 
 impl Exam {
     /// Prepares the questions about films that lie in `films`, for models with the tokenizer of `folder`.
     pub fn new(folder: &Path, films: &Path, clips: &[Clip], media: &MediaOptions) -> Result<Self> {
         let bundle = Bundle::open(folder)?;
-        let ask = |clip: &Clip| -> Result<Tokens> {
-            let source = VideoSource::File(Source::Path(films.join(&clip.file)));
-            let film = Part::Video(VideoPart { source, overrides: Overrides::default(), place: clip.file.clone() });
+        let ask = |clip: &Clip| -> Result<ModelInput> {
+            let source = VideoSource::File(MediaSource::Path(films.join(&clip.file)));
+            let film =
+                ContentPart::Video(VideoPart { source, overrides: Overrides::default(), place: clip.file.clone() });
             Ok(encode(&bundle, &Conversation::question(vec![film], clip.task.question()), media)?)
         };
         let ordered = clips.iter().map(ask).collect::<Result<Vec<_>>>()?;
@@ -125,7 +126,7 @@ impl Exam {
         let files = Checkpoint::open(folder)?;
         let weights = Qwen25Vl::open(device, &files, &self.bundle.config, DType::F32)?;
         let engine = Engine::new(&weights, &Cx::inference(device, DType::F32))?;
-        let answer = |questions: &[Tokens]| -> Result<Vec<String>> {
+        let answer = |questions: &[ModelInput]| -> Result<Vec<String>> {
             let mut said = Vec::new();
             for questions in questions.chunks(BATCH) {
                 let requests = questions.iter().map(|q| GenerationRequest {

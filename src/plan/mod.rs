@@ -10,7 +10,7 @@ use reel_model::checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::init::{init_without_weights, preset_config};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::weights::{Loader, Source};
+use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::{Cx, DType, Device, Kernels};
 use reel_train::options::{Options, RunOptions};
 use reel_train::plan::{self, Phases, Shape};
@@ -163,7 +163,7 @@ impl Sizes {
     }
 
     /// Config and weight dtype of a folder or of a preset, and what to call it.
-    fn config(&self, model: Option<&str>, common: &Common) -> Result<(ModelConfig, checkpoint::Dtype, String)> {
+    fn config(&self, model: Option<&str>, common: &Common) -> Result<(ModelConfig, checkpoint::StoredDType, String)> {
         match (model.filter(|m| !m.is_empty()), &self.shape.preset) {
             (Some(_), Some(_)) => Err(bad_usage("--preset", "given together with --model", "give one of the two")),
             (None, None) => Err(bad_usage("--model", "is missing", "give --model MODEL or --preset tiny|3b|7b")),
@@ -189,10 +189,11 @@ struct Counting<'a, O> {
     /// What `--data` or `--tokens` describe, in the plural.
     rows: &'static str,
     with_shape: WithShape<O>,
-    with_data: fn(&Setup<O>, checkpoint::Dtype) -> reel_train::Result<plan::Plan>,
+    with_data: fn(&Setup<O>, checkpoint::StoredDType) -> reel_train::Result<plan::Plan>,
 }
 
-type WithShape<O> = fn(&O, &ModelConfig, checkpoint::Dtype, DType, &Shape, &Device) -> reel_train::Result<plan::Plan>;
+type WithShape<O> =
+    fn(&O, &ModelConfig, checkpoint::StoredDType, DType, &Shape, &Device) -> reel_train::Result<plan::Plan>;
 
 impl<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Counting<'_, O> {
     fn count(&self, common: &Common) -> Result<Counted> {
@@ -297,7 +298,8 @@ impl PlanGenerate {
         }
         let shape = Shape::new(tokens, self.sizes.vision_patches, &config)?;
         let device = self.sizes.device(common)?;
-        let loader = Loader { device: &device, source: Source::Nothing(files), dtype, trainable: &|_| false };
+        let loader =
+            WeightLoader { device: &device, source: WeightSource::Nothing(files), dtype, trainable: &|_| false };
         let weights = Qwen25Vl::load(&loader, &config)?;
         let count = |new: usize| -> Result<plan::Ops> {
             device.profiler().clear();

@@ -92,7 +92,7 @@ pub enum TrainError {
     Engine(#[from] reel_engine::EngineError),
     /// The device, a tensor or the tape.
     #[error(transparent)]
-    Runtime(#[from] reel_runtime::Error),
+    Runtime(#[from] reel_runtime::RuntimeError),
 }
 
 /// The crate's result.

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use reel_media::MediaError;
 use reel_model::ModelError;
 use reel_model::batch::Sequence;
-use reel_model::input::encode::{Media, assemble, load_media};
+use reel_model::input::encode::{LoadedMedia, assemble, load_media};
 use reel_model::input::tokenizer::Tokenizer;
-use reel_model::input::{Bundle, Conversation, MediaOptions, Tokens};
+use reel_model::input::{Bundle, Conversation, MediaOptions, ModelInput};
 use serde_json::Value;
 
 use crate::data::Dataset;
@@ -23,7 +23,7 @@ use crate::{Result, TrainError};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sample {
     /// The model's inputs, S tokens.
-    pub tokens: Tokens,
+    pub tokens: ModelInput,
     /// `[S]`: the token after each position where it is learned, else -1.
     pub targets: Vec<i32>,
 }
@@ -141,14 +141,14 @@ pub(crate) fn tokens_of(
     generation_prompt: bool,
     media: &MediaOptions,
     place: &str,
-) -> Result<Tokens> {
+) -> Result<ModelInput> {
     let text = bundle.template.render(conversation, generation_prompt).map_err(|e| about_row(place, e))?;
     let media = load_media(bundle, conversation, media).map_err(|e| about_row(place, e))?;
     tokens_of_text(bundle, &text, media, place)
 }
 
 /// The model's inputs of a text with its media. Whatever is wrong with them is the row's fault.
-pub(crate) fn tokens_of_text(bundle: &Bundle, text: &str, media: Media, place: &str) -> Result<Tokens> {
+pub(crate) fn tokens_of_text(bundle: &Bundle, text: &str, media: LoadedMedia, place: &str) -> Result<ModelInput> {
     let tokens = assemble(bundle, text, media, place).map_err(|e| about_row(place, e))?;
     let special = &bundle.config.tokens;
     for (pad, grids) in [(special.image, &tokens.image_grid_thw), (special.video, &tokens.video_grid_thw)] {

@@ -8,7 +8,7 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::lora::{Adapter, AdapterSource, LoraSpec};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::weights::{Loader, Source};
+use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::optim::AdamW;
 use reel_runtime::{Category, Cx, DType, Device, Grads, Tensor};
 use serde_json::{Map, Value};
@@ -78,7 +78,13 @@ impl StepResult {
 
 impl Trainer {
     /// Loads `weights` for training and makes room for everything that a step keeps. An adapter, where the recipe has one, is new.
-    pub fn new(device: &Device, config: &ModelConfig, weights: Source, dtype: DType, recipe: Recipe) -> Result<Self> {
+    pub fn new(
+        device: &Device,
+        config: &ModelConfig,
+        weights: WeightSource,
+        dtype: DType,
+        recipe: Recipe,
+    ) -> Result<Self> {
         Self::after(device, config, weights, None, dtype, recipe)
     }
 
@@ -86,13 +92,14 @@ impl Trainer {
     fn after(
         device: &Device,
         config: &ModelConfig,
-        weights: Source,
+        weights: WeightSource,
         adapter: Option<&Adapter>,
         dtype: DType,
         recipe: Recipe,
     ) -> Result<Self> {
         let trainable = |name: &str| recipe.trains(name);
-        let mut model = Qwen25Vl::load(&Loader { device, source: weights, dtype, trainable: &trainable }, config)?;
+        let mut model =
+            Qwen25Vl::load(&WeightLoader { device, source: weights, dtype, trainable: &trainable }, config)?;
         if let Some(spec) = &recipe.lora {
             let layers = spec.layers(config).map_err(|unknown| {
                 let what = format!("{} is no linear layer that could be trained here", unknown.target);
@@ -101,8 +108,8 @@ impl Trainer {
             })?;
             let source = match (weights, adapter) {
                 (_, Some(adapter)) => AdapterSource::Files(adapter),
-                (Source::Nothing(_), None) => AdapterSource::Nothing(&layers, spec),
-                (Source::Files(_), None) => AdapterSource::New(&layers, spec, recipe.seed),
+                (WeightSource::Nothing(_), None) => AdapterSource::Nothing(&layers, spec),
+                (WeightSource::Files(_), None) => AdapterSource::New(&layers, spec, recipe.seed),
             };
             model = model.with_adapter(device, dtype, source, true)?;
         }
@@ -124,7 +131,7 @@ impl Trainer {
     ) -> Result<(Self, Checkpoint)> {
         let files = Checkpoint::open(folder)?;
         files.check(config)?;
-        Ok((Self::new(device, config, Source::Files(&files), dtype, recipe)?, files))
+        Ok((Self::new(device, config, WeightSource::Files(&files), dtype, recipe)?, files))
     }
 
     /// Opens the model of a run, or goes on after a checkpoint: a whole model, or an adapter that stands beside `model`.
@@ -145,7 +152,7 @@ impl Trainer {
         let adapter = Adapter::open(folder)?;
         adapter.check(config)?;
         same_layers(folder, &adapter, spec, config)?;
-        let trainer = Self::after(device, config, Source::Files(&files), Some(&adapter), dtype, recipe)?;
+        let trainer = Self::after(device, config, WeightSource::Files(&files), Some(&adapter), dtype, recipe)?;
         Ok((trainer, files))
     }
 
@@ -165,7 +172,7 @@ impl Trainer {
     /// Hidden states `[S, H]` where the vision tokens `[M, H]` are known.
     pub fn hidden_with(&self, cx: &Cx, batch: &Batch, vision: Option<Tensor>) -> Result<Tensor> {
         let x = self.model.embed(cx, batch, vision.as_ref())?;
-        let attend = reel_model::text::Attend::Packed(&batch.seqs);
+        let attend = reel_model::text::AttentionContext::Packed(&batch.seqs);
         Ok(self.model.text.forward(cx, &x, &batch.positions, attend, self.recipe.gradient_checkpointing)?)
     }
 

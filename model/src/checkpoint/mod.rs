@@ -22,7 +22,7 @@ pub use expected::expected_tensors;
 
 /// Element types that weights may be stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Dtype {
+pub enum StoredDType {
     /// IEEE single precision.
     F32,
     /// bfloat16: the upper half of a single.
@@ -31,36 +31,36 @@ pub enum Dtype {
     F16,
 }
 
-impl Dtype {
+impl StoredDType {
     /// Bytes of an element.
     pub fn size(self) -> usize {
         match self {
-            Dtype::F32 => 4,
-            Dtype::Bf16 | Dtype::F16 => 2,
+            StoredDType::F32 => 4,
+            StoredDType::Bf16 | StoredDType::F16 => 2,
         }
     }
 
     /// The name in safetensors headers.
     pub fn name(self) -> &'static str {
         match self {
-            Dtype::F32 => "F32",
-            Dtype::Bf16 => "BF16",
-            Dtype::F16 => "F16",
+            StoredDType::F32 => "F32",
+            StoredDType::Bf16 => "BF16",
+            StoredDType::F16 => "F16",
         }
     }
 
     /// The name in config.json (`torch_dtype`).
     pub fn config_name(self) -> &'static str {
         match self {
-            Dtype::F32 => "float32",
-            Dtype::Bf16 => "bfloat16",
-            Dtype::F16 => "float16",
+            StoredDType::F32 => "float32",
+            StoredDType::Bf16 => "bfloat16",
+            StoredDType::F16 => "float16",
         }
     }
 
     /// From the name in safetensors headers.
     pub fn parse(name: &str) -> Option<Self> {
-        [Dtype::F32, Dtype::Bf16, Dtype::F16].into_iter().find(|dtype| dtype.name() == name)
+        [StoredDType::F32, StoredDType::Bf16, StoredDType::F16].into_iter().find(|dtype| dtype.name() == name)
     }
 }
 
@@ -106,7 +106,7 @@ impl Naming {
 #[derive(Debug, Clone)]
 pub struct TensorView<'a> {
     /// Element type.
-    pub dtype: Dtype,
+    pub dtype: StoredDType,
     /// Lengths, slowest first.
     pub shape: &'a [usize],
     /// The elements, row-major, little-endian; aligned for `dtype`.
@@ -120,7 +120,7 @@ pub struct TensorView<'a> {
 #[derive(Debug)]
 struct Entry {
     shard: usize,
-    dtype: Dtype,
+    dtype: StoredDType,
     shape: Vec<usize>,
     begin: usize,
     end: usize,
@@ -167,7 +167,7 @@ impl Checkpoint {
             if is_harmless(&name) {
                 continue;
             }
-            let Some(dtype) = Dtype::parse(&tensor.dtype) else {
+            let Some(dtype) = StoredDType::parse(&tensor.dtype) else {
                 let what = format!("is stored as {}; only F32, BF16 and F16 can be read", tensor.dtype);
                 return Err(fault(path, &tensor.name, what, "use the unquantised folder of this model"));
             };

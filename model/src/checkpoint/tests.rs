@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use std::fs;
 
 /// A safetensors file of zeros with these tensors.
-fn file_of(tensors: &[(String, Vec<usize>)], dtype: Dtype) -> Vec<u8> {
+fn file_of(tensors: &[(String, Vec<usize>)], dtype: StoredDType) -> Vec<u8> {
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut end = 0;
@@ -46,15 +46,15 @@ fn both_namings_and_shards_give_the_same_tensors() {
     let config = tiny();
     let expected = expected_tensors(&config);
     let nested: Vec<_> = expected.iter().map(|(n, s)| (Naming::Nested.from_classic(n), s.clone())).collect();
-    let single = folder_with(&[("model.safetensors", file_of(&expected, Dtype::F32))]);
+    let single = folder_with(&[("model.safetensors", file_of(&expected, StoredDType::F32))]);
     let (a, b) = nested.split_at(20);
     let map: Map<String, Value> = (a.iter().map(|(n, _)| (n.clone(), json!("a.safetensors"))))
         .chain(b.iter().map(|(n, _)| (n.clone(), json!("b.safetensors"))))
         .collect();
     let index = json!({"metadata": {}, "weight_map": map}).to_string();
     let sharded = folder_with(&[
-        ("a.safetensors", file_of(a, Dtype::Bf16)),
-        ("b.safetensors", file_of(b, Dtype::Bf16)),
+        ("a.safetensors", file_of(a, StoredDType::Bf16)),
+        ("b.safetensors", file_of(b, StoredDType::Bf16)),
         ("model.safetensors.index.json", index.into_bytes()),
     ]);
     let single = Checkpoint::open(single.path()).unwrap();
@@ -65,7 +65,7 @@ fn both_namings_and_shards_give_the_same_tensors() {
         assert_eq!(checkpoint.names().count(), expected.len());
     }
     let view = sharded.expect("visual.blocks.1.attn.qkv.bias", &[120]).unwrap();
-    assert_eq!((view.dtype, view.bytes.len()), (Dtype::Bf16, 240));
+    assert_eq!((view.dtype, view.bytes.len()), (StoredDType::Bf16, 240));
     assert_eq!(&view.file.as_bytes()[view.offset..view.offset + 240], view.bytes);
     for (name, _) in &expected {
         assert_eq!(&Naming::to_classic(&Naming::Nested.from_classic(name)), name);
@@ -78,7 +78,7 @@ fn missing_wrong_and_strange_tensors_are_named() {
     let config = tiny();
     let expected = expected_tensors(&config);
     let open = |tensors: &[(String, Vec<usize>)]| {
-        let folder = folder_with(&[("model.safetensors", file_of(tensors, Dtype::F32))]);
+        let folder = folder_with(&[("model.safetensors", file_of(tensors, StoredDType::F32))]);
         Checkpoint::open(folder.path()).unwrap().check(&config).unwrap_err().to_string()
     };
     let missing = open(&expected[1..]);
@@ -97,13 +97,13 @@ fn missing_wrong_and_strange_tensors_are_named() {
     let mut harmless = expected.clone();
     harmless.push(("lm_head.weight".into(), vec![432, 64]));
     harmless.push(("visual.rotary_pos_emb.inv_freq".into(), vec![10]));
-    let folder = folder_with(&[("model.safetensors", file_of(&harmless, Dtype::F32))]);
+    let folder = folder_with(&[("model.safetensors", file_of(&harmless, StoredDType::F32))]);
     Checkpoint::open(folder.path()).unwrap().check(&config).unwrap();
 }
 
 #[test]
 fn damage_is_refused_by_kind() {
-    let good = file_of(&[("a".into(), vec![2, 3]), ("b".into(), vec![4])], Dtype::F32);
+    let good = file_of(&[("a".into(), vec![2, 3]), ("b".into(), vec![4])], StoredDType::F32);
     assert!(Checkpoint::open(folder_with(&[("model.safetensors", good.clone())]).path()).is_ok());
     assert!(error_of(Vec::new()).contains("0 bytes long"));
     assert!(error_of(good[..good.len() - 1].to_vec()).contains("cut off"));
@@ -139,7 +139,7 @@ fn damage_is_refused_by_kind() {
 
 #[test]
 fn shards_that_do_not_fit_together_are_refused() {
-    let a = file_of(&[("model.norm.weight".into(), vec![4])], Dtype::F32);
+    let a = file_of(&[("model.norm.weight".into(), vec![4])], StoredDType::F32);
     let index = |map: Value| json!({"weight_map": map}).to_string().into_bytes();
     let open = |files: &[(&str, Vec<u8>)]| Checkpoint::open(folder_with(files).path()).unwrap_err().to_string();
     let name = "model.safetensors.index.json";
@@ -167,7 +167,7 @@ proptest::proptest! {
     fn a_damaged_file_is_refused_or_read_but_never_trusted(
         changes in proptest::collection::vec((0usize..400, proptest::num::u8::ANY), 1..6), cut in 0usize..40,
     ) {
-        let mut bytes = file_of(&[("a".into(), vec![2, 3]), ("b".into(), vec![4]), ("c".into(), vec![])], Dtype::F32);
+        let mut bytes = file_of(&[("a".into(), vec![2, 3]), ("b".into(), vec![4]), ("c".into(), vec![])], StoredDType::F32);
         for (at, value) in changes {
             let length = bytes.len();
             bytes[at % length] = value;

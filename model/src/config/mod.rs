@@ -12,7 +12,7 @@ pub(crate) mod tests;
 
 use std::path::Path;
 
-use crate::checkpoint::Dtype;
+use crate::checkpoint::StoredDType;
 use crate::error::{ModelError, Result};
 use fields::Fields;
 
@@ -31,7 +31,7 @@ pub struct ModelConfig {
     /// The output projection is the embedding table (no `lm_head.weight` in the files).
     pub tie_word_embeddings: bool,
     /// The dtype that the folder says its weights have, where it says so.
-    pub dtype: Option<Dtype>,
+    pub dtype: Option<StoredDType>,
 }
 
 /// The decoder's shape. Lengths in elements.
@@ -378,13 +378,13 @@ fn token_ids(root: &Fields, text: &Fields, vocab_size: usize) -> Result<TokenIds
     })
 }
 
-fn dtype(root: &Fields, text: &Fields) -> Result<Option<Dtype>> {
+fn dtype(root: &Fields, text: &Fields) -> Result<Option<StoredDType>> {
     for (fields, key) in [(root, "dtype"), (root, "torch_dtype"), (text, "dtype"), (text, "torch_dtype")] {
         match fields.opt_str(key)? {
             None => {}
-            Some("float32") => return Ok(Some(Dtype::F32)),
-            Some("bfloat16") => return Ok(Some(Dtype::Bf16)),
-            Some("float16") => return Ok(Some(Dtype::F16)),
+            Some("float32") => return Ok(Some(StoredDType::F32)),
+            Some("bfloat16") => return Ok(Some(StoredDType::Bf16)),
+            Some("float16") => return Ok(Some(StoredDType::F16)),
             Some(other) => {
                 return Err(fields.error(key, format!("is `{other}`; only float32, bfloat16 and float16 can be read")));
             }

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::checkpoint::{Dtype, Naming, expected_tensors};
+use crate::checkpoint::{Naming, StoredDType, expected_tensors};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::save::{SHARD_BYTES, TensorSpec, Unfinished, write_weights, write_whole};
@@ -35,7 +35,7 @@ pub struct InitOptions {
     /// Rows of the embedding table, in place of the preset's.
     pub vocab: Option<usize>,
     /// Element type of the weights, in place of the preset's.
-    pub dtype: Option<Dtype>,
+    pub dtype: Option<StoredDType>,
     /// Seed of the weights.
     pub seed: u64,
 }

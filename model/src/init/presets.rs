@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::checkpoint::Dtype;
+use crate::checkpoint::StoredDType;
 use crate::error::{ModelError, Result};
 
 /// A shape of model.
@@ -35,10 +35,10 @@ impl Preset {
     }
 
     /// The dtype of the weights unless another is asked for.
-    pub fn dtype(self) -> Dtype {
+    pub fn dtype(self) -> StoredDType {
         match self {
-            Preset::Tiny => Dtype::F32,
-            Preset::B3 | Preset::B7 => Dtype::Bf16,
+            Preset::Tiny => StoredDType::F32,
+            Preset::B3 | Preset::B7 => StoredDType::Bf16,
         }
     }
 
@@ -52,7 +52,7 @@ impl Preset {
         self,
         layers: Option<usize>,
         vocab: Option<usize>,
-        dtype: Dtype,
+        dtype: StoredDType,
         ids: &BTreeMap<&str, u32>,
         ids_end: u32,
     ) -> Value {

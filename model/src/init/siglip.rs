@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::weights::{self, Filling};
 use super::{InitReport, write_folder};
-use crate::checkpoint::Dtype;
+use crate::checkpoint::StoredDType;
 use crate::error::Result;
 use crate::save::TensorSpec;
 use crate::siglip::{SiglipConfig, expected_tensors};
@@ -17,7 +17,7 @@ use crate::siglip::{SiglipConfig, expected_tensors};
 ///
 /// # Errors
 /// A folder that is not empty or cannot be written.
-pub fn init_siglip(dtype: Dtype, seed: u64, out: &Path) -> Result<InitReport> {
+pub fn init_siglip(dtype: StoredDType, seed: u64, out: &Path) -> Result<InitReport> {
     let pieces = pieces(include_str!("prose.txt"));
     let config = config(dtype, pieces.len());
     let parsed = SiglipConfig::parse(&out.join("config.json").display().to_string(), &config.to_string())?;
@@ -35,7 +35,7 @@ pub fn init_siglip(dtype: Dtype, seed: u64, out: &Path) -> Result<InitReport> {
     })
 }
 
-fn config(dtype: Dtype, vocab_size: usize) -> Value {
+fn config(dtype: StoredDType, vocab_size: usize) -> Value {
     let tower = |kind: &str| {
         json!({"model_type": kind, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
             "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "attention_dropout": 0.0})
@@ -133,9 +133,9 @@ mod tests {
     fn a_tiny_folder_judges() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("s");
-        let report = init_siglip(Dtype::Bf16, 3, &out).unwrap();
+        let report = init_siglip(StoredDType::Bf16, 3, &out).unwrap();
         assert!((100_000..500_000).contains(&report.parameters) && report.bytes == 2 * report.parameters, "{report:?}");
-        assert!(init_siglip(Dtype::F32, 3, &out).unwrap_err().to_string().contains("is not empty"));
+        assert!(init_siglip(StoredDType::F32, 3, &out).unwrap_err().to_string().contains("is not empty"));
         // Vectors of a bf16 folder are widened for f32, matrices read in place.
         for dtype in [DType::F32, DType::BF16] {
             let model = Siglip::open(&Device::cpu(2), &out, dtype).unwrap();

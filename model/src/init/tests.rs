@@ -16,7 +16,7 @@ fn a_tiny_folder_is_whole() {
     let report = init(&tiny(1), &out).unwrap();
     assert!((100_000..2_000_000).contains(&report.parameters), "{}", report.parameters);
     let config = ModelConfig::open(&out).unwrap();
-    assert_eq!(config.dtype, Some(Dtype::F32));
+    assert_eq!(config.dtype, Some(StoredDType::F32));
     assert!(
         config.text.head_dim.is_multiple_of(8)
             && config.vision.depth >= 2

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::normal::{LANE, normals};
-use crate::checkpoint::Dtype;
+use crate::checkpoint::StoredDType;
 use crate::config::ModelConfig;
 use crate::save::TensorSpec;
 
@@ -61,7 +61,7 @@ pub(super) fn write_random(spec: &TensorSpec, filling: Filling, seed: u64, out: 
 
 fn fill(
     bytes: &mut [u8],
-    dtype: Dtype,
+    dtype: StoredDType,
     filling: Filling,
     normals: impl Fn(u64) -> [f32; LANE] + Sync,
     first_block: usize,
@@ -75,9 +75,9 @@ fn fill(
             };
             for (bytes, value) in lane.chunks_exact_mut(size).zip(values) {
                 match dtype {
-                    Dtype::F32 => bytes.copy_from_slice(&value.to_le_bytes()),
-                    Dtype::Bf16 => bytes.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
-                    Dtype::F16 => bytes.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+                    StoredDType::F32 => bytes.copy_from_slice(&value.to_le_bytes()),
+                    StoredDType::Bf16 => bytes.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+                    StoredDType::F16 => bytes.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
                 }
             }
         }

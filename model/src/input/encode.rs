@@ -11,10 +11,10 @@ use reel_media::worker::Decoder;
 
 use super::chat::ChatTemplate;
 use super::fetch;
-use super::frames::Frames;
-use super::messages::{Conversation, ImagePart, Part, Source, VideoPart, VideoSource};
+use super::media_frames::MediaFrames;
+use super::messages::{ContentPart, Conversation, ImagePart, MediaSource, VideoPart, VideoSource};
+use super::model_input::ModelInput;
 use super::tokenizer::Tokenizer;
-use super::tokens::Tokens;
 use super::window::GridThw;
 use crate::config::{GenerationConfig, ModelConfig, PreprocessorConfig};
 use crate::error::{ModelError, Result};
@@ -91,9 +91,9 @@ impl Default for MediaOptions {
 
 /// A conversation's media. See [`Tokens`] for the fields.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Media {
+pub struct LoadedMedia {
     /// Pictures and films.
-    pub frames: Frames,
+    pub frames: MediaFrames,
     /// One a picture.
     pub image_grid_thw: Vec<GridThw>,
     /// One a film.
@@ -105,28 +105,29 @@ pub struct Media {
 }
 
 /// Prompt, media and positions of a conversation. A generation prompt is added unless the last turn is the assistant's.
-pub fn encode(bundle: &Bundle, conversation: &Conversation, options: &MediaOptions) -> Result<Tokens> {
+pub fn encode(bundle: &Bundle, conversation: &Conversation, options: &MediaOptions) -> Result<ModelInput> {
     let text = bundle.template.render(conversation, !conversation.ends_with_assistant())?;
     let media = load_media(bundle, conversation, options)?;
     assemble(bundle, &text, media, &conversation.place)
 }
 
 /// Reads and resizes all media of a conversation, in order.
-pub fn load_media(bundle: &Bundle, conversation: &Conversation, options: &MediaOptions) -> Result<Media> {
+pub fn load_media(bundle: &Bundle, conversation: &Conversation, options: &MediaOptions) -> Result<LoadedMedia> {
     let processor = bundle.preprocessor.processor();
-    let mut media = Media { frames: Frames { processor, ..Frames::default() }, ..Media::default() };
+    let mut media =
+        LoadedMedia { frames: MediaFrames { processor, ..MediaFrames::default() }, ..LoadedMedia::default() };
     for part in conversation.media() {
         match part {
-            Part::Text(_) => {}
-            Part::Image(image) => {
+            ContentPart::Text(_) => {}
+            ContentPart::Image(image) => {
                 let picture = load_image(image, options, &processor)?;
                 media.image_grid_thw.push(media.frames.grid(&picture)?);
-                media.frames.pictures.push(picture);
+                media.frames.images.push(picture);
             }
-            Part::Video(video) => {
+            ContentPart::Video(video) => {
                 let mut film = load_video(video, options, &processor)?;
                 media.video_grid_thw.push(media.frames.grid(&film.frames)?);
-                media.frames.films.push(film.frames);
+                media.frames.videos.push(film.frames);
                 media.second_per_grid_ts.push(match options.second_per_grid {
                     SecondPerGrid::True => (processor.temporal_patch_size as f64 / film.sample_fps) as f32,
                     SecondPerGrid::One => 1.0,
@@ -141,7 +142,7 @@ pub fn load_media(bundle: &Bundle, conversation: &Conversation, options: &MediaO
 /// Ids of a rendered prompt with each pad multiplied to the tokens of its picture or film, and the positions.
 ///
 /// `place` opens errors. Pads in a prompt without any media of their kind stay single, as in the reference.
-pub fn assemble(bundle: &Bundle, text: &str, media: Media, place: &str) -> Result<Tokens> {
+pub fn assemble(bundle: &Bundle, text: &str, media: LoadedMedia, place: &str) -> Result<ModelInput> {
     let tokens = &bundle.config.tokens;
     let mut ids: Vec<i64> = bundle.tokenizer.encode(text)?.into_iter().map(i64::from).collect();
     let unit = bundle.config.vision.merge_unit();
@@ -153,14 +154,14 @@ pub fn assemble(bundle: &Bundle, text: &str, media: Media, place: &str) -> Resul
             ids = expand(ids, i64::from(pad), &counts, kind, place)?;
         }
     }
-    let mut made = Tokens {
+    let mut made = ModelInput {
         input_ids: ids,
         frames: media.frames,
         image_grid_thw: media.image_grid_thw,
         video_grid_thw: media.video_grid_thw,
         second_per_grid_ts: media.second_per_grid_ts,
         frame_indices: media.frame_indices,
-        ..Tokens::default()
+        ..ModelInput::default()
     };
     made.compute_positions(&bundle.config, place)?;
     Ok(made)
@@ -191,11 +192,11 @@ fn load_image(image: &ImagePart, options: &MediaOptions, processor: &Processor) 
     Ok(patches::still_frame(&picture, &limits, processor, &image.source.name())?)
 }
 
-fn open_picture(source: &Source) -> Result<Picture> {
+fn open_picture(source: &MediaSource) -> Result<Picture> {
     Ok(match source {
-        Source::Path(path) => reel_media::image::open(path)?,
-        Source::Data(uri) => reel_media::image::from_data_uri(uri)?,
-        Source::Url(url) => reel_media::image::decode(&fetch::url(url, fetch::LARGEST_PICTURE)?, url)?,
+        MediaSource::Path(path) => reel_media::image::open(path)?,
+        MediaSource::Data(uri) => reel_media::image::from_data_uri(uri)?,
+        MediaSource::Url(url) => reel_media::image::decode(&fetch::url(url, fetch::LARGEST_PICTURE)?, url)?,
     })
 }
 
@@ -210,12 +211,12 @@ fn load_video(video: &VideoPart, options: &MediaOptions, processor: &Processor) 
     let keys = options.overrides.over(video.overrides);
     match &video.source {
         VideoSource::Frames(frames) => frame_list(frames, video, keys, options, processor),
-        VideoSource::File(Source::Path(path)) => film(path, keys, options, processor),
+        VideoSource::File(MediaSource::Path(path)) => film(path, keys, options, processor),
         VideoSource::File(source) => {
             let bytes = match source {
-                Source::Url(url) => fetch::url(url, fetch::LARGEST_FILM)?,
-                Source::Data(uri) => fetch::data_uri(uri)?,
-                Source::Path(path) => std::fs::read(path).map_err(|e| ModelError::read(path, e))?,
+                MediaSource::Url(url) => fetch::url(url, fetch::LARGEST_FILM)?,
+                MediaSource::Data(uri) => fetch::data_uri(uri)?,
+                MediaSource::Path(path) => std::fs::read(path).map_err(|e| ModelError::read(path, e))?,
             };
             film_in_memory(&source.name(), &bytes, keys, options, processor)
         }
@@ -224,7 +225,7 @@ fn load_video(video: &VideoPart, options: &MediaOptions, processor: &Processor) 
 
 /// A list of pictures: each by the picture limits, an odd list repeats its last.
 fn frame_list(
-    frames: &[Source],
+    frames: &[MediaSource],
     video: &VideoPart,
     keys: Overrides,
     options: &MediaOptions,
@@ -237,7 +238,7 @@ fn frame_list(
     }
     let pictures = frames.iter().map(open_picture).collect::<Result<Vec<Picture>>>()?;
     let limits = ImageLimits::new(options.profile, &keys);
-    let name = frames.first().map(Source::name).unwrap_or_default();
+    let name = frames.first().map(MediaSource::name).unwrap_or_default();
     let frames = patches::list_frames(&pictures, &limits, processor, &name)?;
     Ok(Film { frames, sample_fps, frame_indices: even((0..pictures.len() as i64).collect()) })
 }

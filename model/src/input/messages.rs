@@ -16,12 +16,12 @@ pub struct Conversation {
     /// The file it came from, for errors.
     pub place: String,
     /// The turns in order; at least one.
-    pub turns: Vec<Turn>,
+    pub messages: Vec<Message>,
 }
 
 /// What one side said.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Turn {
+pub struct Message {
     /// `system`, `user`, `assistant`, or what else the template knows.
     pub role: String,
     /// What was said.
@@ -36,12 +36,12 @@ pub enum Content {
     /// Plain text.
     Text(String),
     /// Texts and media in order.
-    Parts(Vec<Part>),
+    Parts(Vec<ContentPart>),
 }
 
 /// One part of a turn.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Part {
+pub enum ContentPart {
     /// A text.
     Text(String),
     /// A picture.
@@ -54,7 +54,7 @@ pub enum Part {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImagePart {
     /// Where it is.
-    pub source: Source,
+    pub source: MediaSource,
     /// The part's own keys.
     pub overrides: Overrides,
     /// Turn and part, for errors.
@@ -76,14 +76,14 @@ pub struct VideoPart {
 #[derive(Debug, Clone, PartialEq)]
 pub enum VideoSource {
     /// A film.
-    File(Source),
+    File(MediaSource),
     /// At least one picture.
-    Frames(Vec<Source>),
+    Frames(Vec<MediaSource>),
 }
 
 /// Where the bytes of a picture or film are.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Source {
+pub enum MediaSource {
     /// A file.
     Path(PathBuf),
     /// An `http:` or `https:` address.
@@ -92,27 +92,27 @@ pub enum Source {
     Data(String),
 }
 
-impl Source {
+impl MediaSource {
     /// Reads a path, `file://`, `http(s)://` or `data:`; relative paths lie under `root`.
     pub fn parse(text: &str, root: &Path) -> Self {
         let lower = text.get(..8).unwrap_or(text).to_ascii_lowercase();
         if lower.starts_with("http://") || lower.starts_with("https://") {
-            Source::Url(text.to_string())
+            MediaSource::Url(text.to_string())
         } else if lower.starts_with("data:") {
-            Source::Data(text.to_string())
+            MediaSource::Data(text.to_string())
         } else if let Some(path) = text.strip_prefix("file://") {
-            Source::Path(root.join(path))
+            MediaSource::Path(root.join(path))
         } else {
-            Source::Path(root.join(text))
+            MediaSource::Path(root.join(text))
         }
     }
 
     /// A short name for errors: a path, an address, or `data: URI`.
     pub fn name(&self) -> String {
         match self {
-            Source::Path(path) => path.display().to_string(),
-            Source::Url(url) => url.clone(),
-            Source::Data(_) => "data: URI".to_string(),
+            MediaSource::Path(path) => path.display().to_string(),
+            MediaSource::Url(url) => url.clone(),
+            MediaSource::Data(_) => "data: URI".to_string(),
         }
     }
 }
@@ -139,36 +139,37 @@ impl Conversation {
         if list.is_empty() {
             return Err(ModelError::messages(place, "has no messages", SHAPE));
         }
-        let turns = list.iter().enumerate().map(|(i, turn)| read_turn(&format!("{place}: message {i}"), turn, root));
-        Ok(Self { place: place.to_string(), turns: turns.collect::<Result<_>>()? })
+        let messages =
+            list.iter().enumerate().map(|(i, message)| read_message(&format!("{place}: message {i}"), message, root));
+        Ok(Self { place: place.to_string(), messages: messages.collect::<Result<_>>()? })
     }
 
     /// One user's question about some media: what `--video V --prompt TEXT` means.
-    pub fn question(parts: Vec<Part>, text: &str) -> Self {
-        let parts = parts.into_iter().chain([Part::Text(text.to_string())]).collect();
-        let turn = Turn { role: "user".to_string(), content: Content::Parts(parts), others: Map::new() };
-        Self { place: "--prompt".to_string(), turns: vec![turn] }
+    pub fn question(parts: Vec<ContentPart>, text: &str) -> Self {
+        let parts = parts.into_iter().chain([ContentPart::Text(text.to_string())]).collect();
+        let message = Message { role: "user".to_string(), content: Content::Parts(parts), others: Map::new() };
+        Self { place: "--prompt".to_string(), messages: vec![message] }
     }
 
     /// Whether the last turn is the assistant's, so that no generation prompt is added.
     pub fn ends_with_assistant(&self) -> bool {
-        self.turns.last().is_some_and(|turn| turn.role == "assistant")
+        self.messages.last().is_some_and(|message| message.role == "assistant")
     }
 
     /// All pictures and films, in order.
-    pub fn media(&self) -> impl Iterator<Item = &Part> {
-        self.turns.iter().flat_map(Turn::parts).filter(|part| !matches!(part, Part::Text(_)))
+    pub fn media(&self) -> impl Iterator<Item = &ContentPart> {
+        self.messages.iter().flat_map(Message::parts).filter(|part| !matches!(part, ContentPart::Text(_)))
     }
 
     /// The messages as the chat template sees them.
     pub fn to_template_value(&self) -> Value {
-        self.turns.iter().map(Turn::to_template_value).collect()
+        self.messages.iter().map(Message::to_template_value).collect()
     }
 }
 
-impl Turn {
+impl Message {
     /// The parts; none where the content is plain text.
-    pub fn parts(&self) -> &[Part] {
+    pub fn parts(&self) -> &[ContentPart] {
         match &self.content {
             Content::Text(_) => &[],
             Content::Parts(parts) => parts,
@@ -180,7 +181,7 @@ impl Turn {
         map.insert("role".to_string(), json!(self.role));
         let content = match &self.content {
             Content::Text(text) => json!(text),
-            Content::Parts(parts) => parts.iter().map(Part::to_template_value).collect(),
+            Content::Parts(parts) => parts.iter().map(ContentPart::to_template_value).collect(),
         };
         map.insert("content".to_string(), content);
         map.extend(self.others.clone());
@@ -188,23 +189,23 @@ impl Turn {
     }
 }
 
-impl Part {
+impl ContentPart {
     fn to_template_value(&self) -> Value {
         match self {
-            Part::Text(text) => json!({"type": "text", "text": text}),
-            Part::Image(image) => json!({"type": "image", "image": image.source.name()}),
-            Part::Video(video) => match &video.source {
+            ContentPart::Text(text) => json!({"type": "text", "text": text}),
+            ContentPart::Image(image) => json!({"type": "image", "image": image.source.name()}),
+            ContentPart::Video(video) => match &video.source {
                 VideoSource::File(source) => json!({"type": "video", "video": source.name()}),
                 VideoSource::Frames(frames) => {
-                    json!({"type": "video", "video": frames.iter().map(Source::name).collect::<Vec<_>>()})
+                    json!({"type": "video", "video": frames.iter().map(MediaSource::name).collect::<Vec<_>>()})
                 }
             },
         }
     }
 }
 
-fn read_turn(place: &str, turn: &Value, root: &Path) -> Result<Turn> {
-    let Some(map) = turn.as_object() else {
+fn read_message(place: &str, message: &Value, root: &Path) -> Result<Message> {
+    let Some(map) = message.as_object() else {
         return Err(ModelError::messages(place, "is not an object", SHAPE));
     };
     let Some(role) = map.get("role").and_then(Value::as_str) else {
@@ -226,7 +227,7 @@ fn read_turn(place: &str, turn: &Value, root: &Path) -> Result<Turn> {
         None => return Err(ModelError::messages(place, "has no `content`", SHAPE)),
     };
     let others = map.iter().filter(|(key, _)| *key != "role" && *key != "content").map(|(k, v)| (k.clone(), v.clone()));
-    Ok(Turn { role: role.to_string(), content, others: others.collect() })
+    Ok(Message { role: role.to_string(), content, others: others.collect() })
 }
 
 #[derive(Clone, Copy)]
@@ -236,28 +237,28 @@ enum Kind {
     Video,
 }
 
-fn read_part(place: &str, part: &Value, root: &Path) -> Result<Part> {
+fn read_part(place: &str, part: &Value, root: &Path) -> Result<ContentPart> {
     let Some(map) = part.as_object() else {
         return Err(ModelError::messages(place, "is not an object", PART));
     };
     match kind_of(place, map)? {
         Kind::Text => match map.get("text") {
-            Some(Value::String(text)) => Ok(Part::Text(text.clone())),
+            Some(Value::String(text)) => Ok(ContentPart::Text(text.clone())),
             _ => Err(ModelError::messages(place, "is a text part without a `text`", PART)),
         },
         Kind::Image => {
             let source = match address(map, ["image", "image_url"]) {
-                Some(Value::String(text)) if !text.is_empty() => Source::parse(text, root),
+                Some(Value::String(text)) if !text.is_empty() => MediaSource::parse(text, root),
                 Some(_) => {
                     return Err(ModelError::messages(place, "has an `image` that is not a path or address", PART));
                 }
                 None => return Err(ModelError::messages(place, "is an image part without an `image`", PART)),
             };
-            Ok(Part::Image(ImagePart { source, overrides: overrides(place, map)?, place: place.to_string() }))
+            Ok(ContentPart::Image(ImagePart { source, overrides: overrides(place, map)?, place: place.to_string() }))
         }
         Kind::Video => {
             let source = video_source(place, map, root)?;
-            Ok(Part::Video(VideoPart { source, overrides: overrides(place, map)?, place: place.to_string() }))
+            Ok(ContentPart::Video(VideoPart { source, overrides: overrides(place, map)?, place: place.to_string() }))
         }
     }
 }
@@ -287,10 +288,10 @@ fn address<'a>(map: &'a Map<String, Value>, [own, openai]: [&str; 2]) -> Option<
 
 fn video_source(place: &str, map: &Map<String, Value>, root: &Path) -> Result<VideoSource> {
     match address(map, ["video", "video_url"]) {
-        Some(Value::String(text)) if !text.is_empty() => Ok(VideoSource::File(Source::parse(text, root))),
+        Some(Value::String(text)) if !text.is_empty() => Ok(VideoSource::File(MediaSource::parse(text, root))),
         Some(Value::Array(frames)) if !frames.is_empty() => {
             let frame = |value: &Value| match value.as_str() {
-                Some(text) if !text.is_empty() => Ok(Source::parse(text, root)),
+                Some(text) if !text.is_empty() => Ok(MediaSource::parse(text, root)),
                 _ => Err(ModelError::messages(place, "has a list of frames with something that is not a path", PART)),
             };
             Ok(VideoSource::Frames(frames.iter().map(frame).collect::<Result<_>>()?))
@@ -374,11 +375,11 @@ mod tests {
             {"type": "image", "image": "root/a.png"}, {"type": "video", "video": "/v.mp4"},
             {"type": "video", "video": ["root/x.png", "https://h/y.png"]}, {"type": "text", "text": "?"}]}])
         );
-        let parts: Vec<&Part> = qwen.media().collect();
+        let parts: Vec<&ContentPart> = qwen.media().collect();
         assert_eq!(parts.len(), 3);
-        let Part::Image(image) = parts[0] else { panic!("the picture comes first") };
+        let ContentPart::Image(image) = parts[0] else { panic!("the picture comes first") };
         assert_eq!((image.overrides.min_pixels, image.overrides.fps), (Some(3136), None));
-        let Part::Video(video) = parts[1] else { panic!("then the film") };
+        let ContentPart::Video(video) = parts[1] else { panic!("then the film") };
         assert_eq!(video.overrides, Overrides { fps: Some(1.5), ..Overrides::default() });
     }
 

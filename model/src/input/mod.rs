@@ -3,14 +3,14 @@
 pub mod chat;
 pub mod encode;
 pub mod fetch;
-pub mod frames;
+pub mod media_frames;
 pub mod messages;
+pub mod model_input;
 pub mod mrope;
 pub mod tokenizer;
-pub mod tokens;
 pub mod window;
 
 pub use encode::{Bundle, MediaOptions, SecondPerGrid, encode};
-pub use frames::Frames;
+pub use media_frames::MediaFrames;
 pub use messages::Conversation;
-pub use tokens::Tokens;
+pub use model_input::ModelInput;

@@ -11,7 +11,7 @@ use reel_runtime::device::MappedFile;
 use super::config::{AdapterConfig, json};
 use super::{ADAPTER_CONFIG, LinearLayer, LoraSpec, linear_layers};
 use crate::checkpoint::header::{self, Stored};
-use crate::checkpoint::{Dtype, Naming};
+use crate::checkpoint::{Naming, StoredDType};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::save::{TensorSpec, copy_companions, same_folder, write_file, write_whole};
@@ -131,7 +131,7 @@ impl Adapter {
 
     fn values(&self, stored: &Stored) -> Result<Vec<f32>> {
         let bytes = self.file.as_bytes().get(stored.begin..stored.end).unwrap_or_default();
-        match Dtype::parse(&stored.dtype).and_then(|dtype| widen(dtype, bytes)) {
+        match StoredDType::parse(&stored.dtype).and_then(|dtype| widen(dtype, bytes)) {
             Some(values) => Ok(values),
             None => {
                 let what = format!("is stored as {}; only F32, BF16 and F16 can be read", stored.dtype);

@@ -10,7 +10,7 @@ use reel_runtime::{Category, Cx, DType, Device, Tensor, ops};
 
 use super::Adapter;
 use super::folder::Pair;
-use crate::checkpoint::{Checkpoint, Dtype, TensorView};
+use crate::checkpoint::{Checkpoint, StoredDType, TensorView};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::save::{SHARD_BYTES, TensorSpec, Unfinished, write_weights};
@@ -90,11 +90,11 @@ fn change(cx: &Cx, pair: &Pair, scale: f32) -> Result<Vec<f32>> {
 }
 
 /// Rounded to a dtype; nothing where a value is beyond its range.
-fn narrow(dtype: Dtype, values: &[f32]) -> Option<Vec<u8>> {
+fn narrow(dtype: StoredDType, values: &[f32]) -> Option<Vec<u8>> {
     let bytes: Vec<u8> = match dtype {
-        Dtype::F32 => bytemuck::cast_slice(values).to_vec(),
-        Dtype::Bf16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
-        Dtype::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+        StoredDType::F32 => bytemuck::cast_slice(values).to_vec(),
+        StoredDType::Bf16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+        StoredDType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
     };
     widen(dtype, &bytes)?.iter().all(|x| x.is_finite()).then_some(bytes)
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::batch::Batch;
 use crate::checkpoint::{Checkpoint, Naming};
-use crate::input::Tokens;
+use crate::input::ModelInput;
 use crate::save::{TensorSpec, write_file};
 use crate::weights::widen;
 
@@ -40,7 +40,7 @@ fn with_peft(device: &Device, name: &str, trained: bool) -> Qwen25Vl {
 }
 
 fn batch(device: &Device) -> (Batch, Vec<i32>) {
-    let tokens = Tokens::read(&golden("lora/inputs.safetensors"), &config()).unwrap();
+    let tokens = ModelInput::read(&golden("lora/inputs.safetensors"), &config()).unwrap();
     let next: Vec<i32> = tokens.input_ids[1..].iter().map(|&id| id as i32).chain([-1]).collect();
     (Batch::new(device, &config(), DType::F32, &[tokens.sequence()], "inputs").unwrap(), next)
 }
@@ -54,7 +54,7 @@ fn logits(device: &Device, model: &Qwen25Vl) -> Vec<f32> {
 fn expected(name: &str) -> Vec<f32> {
     let bytes = fs::read(golden("lora/logits.safetensors")).unwrap();
     let stored = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    widen(crate::checkpoint::Dtype::F32, stored.tensor(name).unwrap().data()).unwrap()
+    widen(crate::checkpoint::StoredDType::F32, stored.tensor(name).unwrap().data()).unwrap()
 }
 
 fn off(got: &[f32], want: &[f32]) -> f64 {
@@ -104,8 +104,9 @@ fn a_merged_model_is_the_adapted_one() {
 fn weights_are_the_formula(merged: &Path, adapter: &Path) {
     let (before, after) = (Checkpoint::open(&base()).unwrap(), Checkpoint::open(merged).unwrap());
     let adapter = Adapter::open(adapter).unwrap();
-    let values =
-        |files: &Checkpoint, name: &str| widen(crate::checkpoint::Dtype::F32, files.get(name).unwrap().bytes).unwrap();
+    let values = |files: &Checkpoint, name: &str| {
+        widen(crate::checkpoint::StoredDType::F32, files.get(name).unwrap().bytes).unwrap()
+    };
     for name in before.names() {
         let (old, new) = (values(&before, name), values(&after, name));
         let Some(pair) = adapter.pair(name.strip_suffix(".weight").unwrap_or_default()).unwrap() else {
@@ -252,7 +253,7 @@ fn a_saved_adapter_is_read_again() {
     for naming in [Naming::Classic, Naming::Nested] {
         let matrix = |name: &str, part: &str| {
             let shape = if part == "lora_A" { vec![3, 64] } else { vec![64, 3] };
-            TensorSpec { name: format!("{name}.{part}.weight"), dtype: crate::checkpoint::Dtype::F32, shape }
+            TensorSpec { name: format!("{name}.{part}.weight"), dtype: crate::checkpoint::StoredDType::F32, shape }
         };
         let tensors: Vec<TensorSpec> = names.iter().flat_map(|n| [matrix(n, "lora_A"), matrix(n, "lora_B")]).collect();
         let folder = AdapterFolder { spec: &spec, base: "/models/base", source: &base(), naming };
@@ -330,7 +331,7 @@ fn an_adapter_that_does_not_belong_is_refused() {
     });
     assert!(said.contains("it is cut off; "), "{said}");
     let write = |folder: &Path, name: &str, shape: Vec<usize>, value: f32| {
-        let tensors = [TensorSpec { name: name.into(), dtype: crate::checkpoint::Dtype::F32, shape }];
+        let tensors = [TensorSpec { name: name.into(), dtype: crate::checkpoint::StoredDType::F32, shape }];
         write_file(&folder.join(ADAPTER_WEIGHTS), str::to_string, &tensors, |spec, to| {
             to.write_all(&value.to_le_bytes().repeat(spec.shape.iter().product()))
         })
@@ -378,7 +379,7 @@ fn a_merge_that_overflows_is_refused() {
     let files = Checkpoint::open(&base()).unwrap();
     let specs: Vec<TensorSpec> = crate::checkpoint::expected_tensors(&config())
         .into_iter()
-        .map(|(name, shape)| TensorSpec { name, dtype: crate::checkpoint::Dtype::F16, shape })
+        .map(|(name, shape)| TensorSpec { name, dtype: crate::checkpoint::StoredDType::F16, shape })
         .collect();
     write_file(&base_f16.join("model.safetensors"), str::to_string, &specs, |spec, to| {
         let view = files.get(&spec.name).unwrap();

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::atomic::{AtomicFile, Finished};
 use super::tensors::{Line, TensorSpec, write_header};
-use crate::checkpoint::{Dtype, Naming};
+use crate::checkpoint::{Naming, StoredDType};
 use crate::error::{ModelError, Result};
 
 /// The hub's largest file: 5 GB.
@@ -38,7 +38,7 @@ pub struct HubFolder<'a> {
     /// How the files name the tensors; [`crate::checkpoint::Checkpoint::naming`] keeps the source's own.
     pub naming: Naming,
     /// What config.json says about the weights.
-    pub dtype: Dtype,
+    pub dtype: StoredDType,
 }
 
 /// Writes a whole hub folder: companions first, weights last.
@@ -90,7 +90,7 @@ fn copy_config(folder: HubFolder, out: &Path) -> Result<()> {
     write_whole(&out.join("config.json"), format!("{root:#}\n").as_bytes())
 }
 
-fn set_dtype(object: &mut Value, dtype: Dtype) {
+fn set_dtype(object: &mut Value, dtype: StoredDType) {
     for key in ["dtype", "torch_dtype"] {
         if let Some(value) = object.get_mut(key) {
             *value = json!(dtype.config_name());

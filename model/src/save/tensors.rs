@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::atomic::AtomicFile;
-use crate::checkpoint::Dtype;
+use crate::checkpoint::StoredDType;
 use crate::error::Result;
 
 /// A weight to be written: classic name, element type, shape.
@@ -15,7 +15,7 @@ pub struct TensorSpec {
     /// Classic name (`model.layers.0…`, `visual.blocks.0…`).
     pub name: String,
     /// Element type in the file.
-    pub dtype: Dtype,
+    pub dtype: StoredDType,
     /// Lengths, slowest first.
     pub shape: Vec<usize>,
 }

@@ -1,14 +1,14 @@
 //! What is written is read back; what fails leaves nothing.
 
 use super::*;
-use crate::checkpoint::{Checkpoint, Dtype, Naming, expected_tensors};
+use crate::checkpoint::{Checkpoint, Naming, StoredDType, expected_tensors};
 use crate::config::ModelConfig;
 use crate::config::tests::{flat, tiny};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-fn specs(dtype: Dtype) -> Vec<TensorSpec> {
+fn specs(dtype: StoredDType) -> Vec<TensorSpec> {
     expected_tensors(&tiny()).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect()
 }
 
@@ -37,15 +37,15 @@ fn a_saved_folder_opens_again_in_either_naming() {
     let source = source();
     for naming in [Naming::Classic, Naming::Nested] {
         let out = tempfile::tempdir().unwrap();
-        let folder = HubFolder { source: source.path(), naming, dtype: Dtype::F32 };
-        hub_folder(out.path(), folder, &specs(Dtype::F32), fill).unwrap();
+        let folder = HubFolder { source: source.path(), naming, dtype: StoredDType::F32 };
+        hub_folder(out.path(), folder, &specs(StoredDType::F32), fill).unwrap();
         assert_eq!(names(out.path()), ["config.json", "model.safetensors", "tokenizer.json"]);
         let config = ModelConfig::open(out.path()).unwrap();
-        assert_eq!(config.dtype, Some(Dtype::F32), "config.json said bfloat16 before");
+        assert_eq!(config.dtype, Some(StoredDType::F32), "config.json said bfloat16 before");
         let checkpoint = Checkpoint::open(out.path()).unwrap();
         checkpoint.check(&config).unwrap();
         assert_eq!(checkpoint.naming(), naming);
-        for spec in specs(Dtype::F32) {
+        for spec in specs(StoredDType::F32) {
             let mut want = Vec::new();
             fill(&spec, &mut want).unwrap();
             assert_eq!(checkpoint.expect(&spec.name, &spec.shape).unwrap().bytes, want);
@@ -56,7 +56,7 @@ fn a_saved_folder_opens_again_in_either_naming() {
 #[test]
 fn shards_are_cut_and_an_older_save_is_replaced() {
     let out = tempfile::tempdir().unwrap();
-    let tensors = specs(Dtype::Bf16);
+    let tensors = specs(StoredDType::Bf16);
     write_weights(out.path(), Naming::Classic, &tensors, 40_000, fill).unwrap();
     let checkpoint = Checkpoint::open(out.path()).unwrap();
     checkpoint.check(&tiny()).unwrap();
@@ -74,7 +74,7 @@ fn shards_are_cut_and_an_older_save_is_replaced() {
 #[test]
 fn a_failed_save_leaves_the_old_folder_and_no_part() {
     let out = tempfile::tempdir().unwrap();
-    let tensors = specs(Dtype::Bf16);
+    let tensors = specs(StoredDType::Bf16);
     write_weights(out.path(), Naming::Classic, &tensors, SHARD_BYTES, fill).unwrap();
     let before = fs::read(out.path().join("model.safetensors")).unwrap();
     let mut count = 0;

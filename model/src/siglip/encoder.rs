@@ -8,7 +8,7 @@ use reel_runtime::{Cx, Tensor};
 use super::config::EncoderConfig;
 use crate::error::Result;
 use crate::linear::Linear;
-use crate::weights::Loader;
+use crate::weights::WeightLoader;
 
 /// `(x − mean) · rsqrt(var + eps) · weight + bias`
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub(super) struct Norm {
 }
 
 impl Norm {
-    pub(super) fn load(from: &Loader, name: &str, config: &EncoderConfig) -> Result<Norm> {
+    pub(super) fn load(from: &WeightLoader, name: &str, config: &EncoderConfig) -> Result<Norm> {
         let vector = |part: &str| {
             let c = [config.hidden_size];
             from.load(&format!("{name}.{part}"), &c, &c)
@@ -40,7 +40,7 @@ pub(super) struct Mlp {
 }
 
 impl Mlp {
-    pub(super) fn load(from: &Loader, name: &str, config: &EncoderConfig) -> Result<Mlp> {
+    pub(super) fn load(from: &WeightLoader, name: &str, config: &EncoderConfig) -> Result<Mlp> {
         let (c, inner) = (config.hidden_size, config.intermediate_size);
         Ok(Mlp {
             fc1: Linear::load(from, &format!("{name}.fc1"), inner, c, true)?,
@@ -75,7 +75,7 @@ pub(super) struct Encoder {
 
 impl Encoder {
     /// Loads `TOWER.encoder.layers.*`.
-    pub(super) fn load(from: &Loader, tower: &str, config: &EncoderConfig) -> Result<Encoder> {
+    pub(super) fn load(from: &WeightLoader, tower: &str, config: &EncoderConfig) -> Result<Encoder> {
         let layer = |i: usize| {
             let name = |part: &str| format!("{tower}.encoder.layers.{i}.{part}");
             let c = config.hidden_size;

@@ -21,7 +21,7 @@ use reel_runtime::{Cx, DType, Device, Tensor, ops};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{ModelError, Result};
-use crate::weights::{Loader, Source};
+use crate::weights::{WeightLoader, WeightSource};
 
 pub use config::SiglipConfig;
 pub use picture::SiglipProcessor;
@@ -63,7 +63,7 @@ impl Siglip {
         let processor = SiglipProcessor::open(folder, &config.vision)?;
         let files = Checkpoint::open(folder)?;
         files.check_list(&expected_tensors(&config), is_optional)?;
-        let from = Loader { device, source: Source::Files(&files), dtype, trainable: &|_| false };
+        let from = WeightLoader { device, source: WeightSource::Files(&files), dtype, trainable: &|_| false };
         Ok(Siglip {
             text: SiglipText::load(&from, &config.text)?,
             vision: SiglipVision::load(&from, &config.vision)?,
@@ -109,7 +109,7 @@ impl Siglip {
             let squares =
                 some.par_iter().map(|frame| self.processor.square(*frame, negative)).collect::<Result<Vec<_>>>()?;
             let size = [some.len(), seen, seen];
-            let pictures = ops::Frames::new(&self.device, &squares.concat(), size, &self.processor.patching())?;
+            let pictures = ops::DeviceFrames::new(&self.device, &squares.concat(), size, &self.processor.patching())?;
             all.extend(self.vectors(&self.vision.forward(&self.cx(), &pictures)?)?);
         }
         Ok(all)

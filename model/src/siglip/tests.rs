@@ -9,7 +9,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::*;
-use crate::checkpoint::Dtype;
+use crate::checkpoint::StoredDType;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/siglip").join(name)
@@ -180,9 +180,9 @@ fn so400m_fits_and_takes_little() {
     // 878 M, as published.
     assert_eq!(parameters / 1_000_000, 877);
     for (kernels, dtype, stored) in [
-        (Kernels::Cpu, DType::F32, Dtype::F32),
-        (Kernels::Cuda, DType::F32, Dtype::Bf16),
-        (Kernels::Cuda, DType::BF16, Dtype::F32),
+        (Kernels::Cpu, DType::F32, StoredDType::F32),
+        (Kernels::Cuda, DType::F32, StoredDType::Bf16),
+        (Kernels::Cuda, DType::BF16, StoredDType::F32),
     ] {
         let device = &Device::dry(kernels);
         let from = Loader { device, source: Source::Nothing(stored), dtype, trainable: &|_| false };
@@ -195,7 +195,7 @@ fn so400m_fits_and_takes_little() {
         assert_eq!((at_once, seen), (5, 378));
         let size = [at_once, seen, seen];
         let pictures =
-            ops::Frames::new(device, &vec![0; at_once * seen * seen * 3], size, &processor.patching()).unwrap();
+            ops::DeviceFrames::new(device, &vec![0; at_once * seen * seen * 3], size, &processor.patching()).unwrap();
         assert_eq!(vision.forward(&cx, &pictures).unwrap().shape(), [5, 1152]);
         let flops: f64 = device.profiler().totals().unwrap().values().map(|t| t.cost.flops).sum();
         // Two operations a weight and patch, and the attention's.

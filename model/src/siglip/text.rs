@@ -9,7 +9,7 @@ use super::config::SiglipTextConfig;
 use super::encoder::{Encoder, Norm};
 use crate::error::{ModelError, Result};
 use crate::linear::Linear;
-use crate::weights::Loader;
+use crate::weights::WeightLoader;
 
 /// The tower with its weights.
 #[derive(Clone, Debug)]
@@ -26,8 +26,8 @@ impl SiglipText {
     /// Loads the tensors `text_model.*`.
     ///
     /// # Errors
-    /// Those of [`Loader::load`].
-    pub fn load(from: &Loader, config: &SiglipTextConfig) -> Result<SiglipText> {
+    /// Those of [`WeightLoader::load`].
+    pub fn load(from: &WeightLoader, config: &SiglipTextConfig) -> Result<SiglipText> {
         let (v, l, c) = (config.vocab_size, config.positions, config.encoder.hidden_size);
         let name = |part: &str| format!("text_model.embeddings.{part}.weight");
         // As one long vector it is held in the dtype of activations, which adding it wants.

@@ -2,14 +2,14 @@
 //!
 //! `T` pictures, `P` patches of each, `C` the tower's width.
 
-use reel_runtime::ops::{self, CuSeqlens, Frames};
+use reel_runtime::ops::{self, CuSeqlens, DeviceFrames};
 use reel_runtime::{Cx, Tensor};
 
 use super::config::SiglipVisionConfig;
 use super::encoder::{Encoder, Mlp, Norm};
 use crate::error::Result;
 use crate::linear::Linear;
-use crate::weights::Loader;
+use crate::weights::WeightLoader;
 
 /// The tower with its weights.
 #[derive(Clone, Debug)]
@@ -27,8 +27,8 @@ impl SiglipVision {
     /// Loads the tensors `vision_model.*`.
     ///
     /// # Errors
-    /// Those of [`Loader::load`].
-    pub fn load(from: &Loader, config: &SiglipVisionConfig) -> Result<SiglipVision> {
+    /// Those of [`WeightLoader::load`].
+    pub fn load(from: &WeightLoader, config: &SiglipVisionConfig) -> Result<SiglipVision> {
         let (c, p, side) = (config.encoder.hidden_size, config.patches(), config.patch_size);
         let name = |part: &str| format!("vision_model.embeddings.{part}");
         let stored = [c, 3, side, side];
@@ -49,7 +49,7 @@ impl SiglipVision {
     ///
     /// # Errors
     /// Pictures of another number of patches; those of the ops.
-    pub fn forward(&self, cx: &Cx, pictures: &Frames) -> Result<Tensor> {
+    pub fn forward(&self, cx: &Cx, pictures: &DeviceFrames) -> Result<Tensor> {
         let x = ops::patch_embedding(cx, std::slice::from_ref(pictures), &self.patch_weight, Some(&self.patch_bias))?;
         let x = ops::position_add(cx, &x, &self.positions)?;
         let lengths = vec![self.patches; pictures.patches() / self.patches];
@@ -74,7 +74,7 @@ struct Head {
 }
 
 impl Head {
-    fn load(from: &Loader, config: &SiglipVisionConfig) -> Result<Head> {
+    fn load(from: &WeightLoader, config: &SiglipVisionConfig) -> Result<Head> {
         let c = config.encoder.hidden_size;
         let name = |part: &str| format!("vision_model.head.{part}");
         Ok(Head {

@@ -4,12 +4,12 @@
 use reel_runtime::ops::{self, DecodeRows, KvPages, RotaryTable, RotaryTurns};
 use reel_runtime::{Cx, Device, Tensor};
 
-use super::{Decoder, KvCache, Layer};
+use super::{KvCache, Layer, TextDecoder};
 use crate::error::Result;
 use crate::linear::Linear;
 use crate::vision::inverse_frequencies;
 
-impl Decoder {
+impl TextDecoder {
     /// The rotary frequencies of text, whose position is the same on every axis: tables of positions `[1, S]`.
     ///
     /// # Errors
@@ -31,7 +31,7 @@ impl Decoder {
             x = layer.decode(cx, &x, &rotary, (k, v), &pages)?;
         }
         let x = ops::rms_norm(cx, &x, &self.norm, self.config.rms_norm_eps as f32)?;
-        Ok(ops::thin_logits(cx, &x, &self.lm_head)?)
+        Ok(ops::skinny_logits(cx, &x, &self.lm_head)?)
     }
 }
 

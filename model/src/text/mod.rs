@@ -12,13 +12,13 @@ use reel_runtime::{Category, Cx, DType, Device, Tensor};
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::Result;
 use crate::linear::Linear;
-use crate::stream::Stream;
+use crate::residual::Residual;
 use crate::vision::{into_runtime, inverse_frequencies};
-use crate::weights::Loader;
+use crate::weights::WeightLoader;
 
 /// The decoder with its weights.
 #[derive(Clone, Debug)]
-pub struct Decoder {
+pub struct TextDecoder {
     config: TextConfig,
     /// `[V, H]`
     pub embed_tokens: Tensor,
@@ -78,24 +78,24 @@ impl KvCache {
 
 /// What tokens attend to.
 #[derive(Clone, Copy, Debug)]
-pub enum Attend<'a> {
+pub enum AttentionContext<'a> {
     /// The tokens of their own packed sequence up to themselves (training, scoring).
     Packed(&'a CuSeqlens),
     /// The cached tokens of their sequence, to which they are added first (generation).
     Cached(&'a KvCache, &'a KvPages),
 }
 
-impl Decoder {
+impl TextDecoder {
     /// Loads the tensors `model.*` and `lm_head.weight`.
     ///
     /// # Errors
-    /// Those of [`Loader::load`].
-    pub fn load(from: &Loader, config: &ModelConfig) -> Result<Decoder> {
+    /// Those of [`WeightLoader::load`].
+    pub fn load(from: &WeightLoader, config: &ModelConfig) -> Result<TextDecoder> {
         let text = &config.text;
         let table = [text.vocab_size, text.hidden_size];
         let embed_tokens = from.load("model.embed_tokens.weight", &table, &table)?;
         let tied = config.tie_word_embeddings;
-        Ok(Decoder {
+        Ok(TextDecoder {
             layers: (0..text.num_hidden_layers)
                 .map(|i| Layer::load(from, text, i).map(Arc::new))
                 .collect::<Result<_>>()?,
@@ -128,24 +128,31 @@ impl Decoder {
     ///
     /// # Errors
     /// Those of the ops.
-    pub fn forward(&self, cx: &Cx, x: &Tensor, positions: &Tensor, attend: Attend, checkpoint: bool) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        cx: &Cx,
+        x: &Tensor,
+        positions: &Tensor,
+        attend: AttentionContext,
+        checkpoint: bool,
+    ) -> Result<Tensor> {
         let rotary = self.rotary(cx, positions)?;
-        let mut stream = Stream::new(x);
+        let mut stream = Residual::new(x);
         for (i, layer) in self.layers.iter().enumerate() {
             stream = match attend {
-                Attend::Packed(seqs) if cx.is_training() => {
+                AttentionContext::Packed(seqs) if cx.is_training() => {
                     // A layer keeps one tensor for its gradient, so its end is added up here, with or without checkpoints: both
                     // give the same bits.
                     let (layer, rotary, seqs) = (layer.clone(), rotary.clone(), seqs.clone());
                     let f = move |cx: &Cx, x: &[Tensor]| {
-                        let out = layer.forward(cx, Stream::new(&x[0]), &rotary, Mixer::Packed(&seqs));
+                        let out = layer.forward(cx, Residual::new(&x[0]), &rotary, Mixer::Packed(&seqs));
                         out.and_then(|out| out.sum(cx)).map_err(into_runtime)
                     };
                     let x = stream.sum(cx)?;
-                    Stream::new(&if checkpoint { cx.recompute(&[&x], f)? } else { f(cx, &[x])? })
+                    Residual::new(&if checkpoint { cx.recompute(&[&x], f)? } else { f(cx, &[x])? })
                 }
-                Attend::Packed(seqs) => layer.forward(cx, stream, &rotary, Mixer::Packed(seqs))?,
-                Attend::Cached(cache, pages) => {
+                AttentionContext::Packed(seqs) => layer.forward(cx, stream, &rotary, Mixer::Packed(seqs))?,
+                AttentionContext::Cached(cache, pages) => {
                     let (k, v) = &cache.layers[i];
                     layer.forward(cx, stream, &rotary, Mixer::Cached((k, v), pages))?
                 }
@@ -169,7 +176,7 @@ enum Mixer<'a> {
 }
 
 impl Layer {
-    fn load(from: &Loader, config: &TextConfig, index: usize) -> Result<Layer> {
+    fn load(from: &WeightLoader, config: &TextConfig, index: usize) -> Result<Layer> {
         let (h, inner) = (config.hidden_size, config.intermediate_size);
         let q_dim = config.num_attention_heads * config.head_dim;
         let kv_dim = config.num_key_value_heads * config.head_dim;
@@ -191,7 +198,7 @@ impl Layer {
         })
     }
 
-    fn forward(&self, cx: &Cx, stream: Stream, rotary: &RotaryTable, mixer: Mixer) -> Result<Stream> {
+    fn forward(&self, cx: &Cx, stream: Residual, rotary: &RotaryTable, mixer: Mixer) -> Result<Residual> {
         let s = stream.rows();
         let (heads, kv_heads) = ([s, self.heads, self.head_dim], [s, self.kv_heads, self.head_dim]);
         let (x, normed) = stream.norm(cx, &self.input_norm, self.eps)?;
@@ -208,11 +215,11 @@ impl Layer {
         };
         drop((q, k, v));
         let o = self.o.forward(cx, &o.reshape(&[s, self.heads * self.head_dim])?)?;
-        let (x, normed) = Stream::sum_of(x, o).norm(cx, &self.post_norm, self.eps)?;
+        let (x, normed) = Residual::sum_of(x, o).norm(cx, &self.post_norm, self.eps)?;
         let (gate, up) = (self.gate.forward(cx, &normed)?, self.up.forward(cx, &normed)?);
         drop(normed);
         let inner = ops::swiglu(cx, &gate, &up)?;
         drop((gate, up));
-        Ok(Stream::sum_of(x, self.down.forward(cx, &inner)?))
+        Ok(Residual::sum_of(x, self.down.forward(cx, &inner)?))
     }
 }

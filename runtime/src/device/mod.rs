@@ -27,7 +27,7 @@ pub use nvtx::{Range, range};
 pub use profiler::{Event, OpTotals, Profiler};
 pub use sim::SimOptions;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, RuntimeError};
 use captured_graph::Recorder;
 use download::PendingCopy;
 use memory::Memory;
@@ -271,7 +271,7 @@ impl Device {
     /// Memory for `bytes`, contents unspecified.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`].
+    /// [`RuntimeError::OutOfMemory`].
     pub fn alloc(&self, bytes: usize, category: Category) -> Result<Buffer> {
         if bytes > 0
             && let Some(recorded) = self.alloc_recorded(bytes, category)
@@ -287,12 +287,12 @@ impl Device {
     /// The bytes `offset .. offset + len` of a mapped file as a buffer, read in place where the device can, else copied.
     ///
     /// # Errors
-    /// A range beyond the file, or [`Error::OutOfMemory`] where a copy is needed.
+    /// A range beyond the file, or [`RuntimeError::OutOfMemory`] where a copy is needed.
     pub fn map(&self, file: &Arc<MappedFile>, offset: usize, len: usize) -> Result<Buffer> {
         let bytes = file.as_bytes();
         let part = offset.checked_add(len).and_then(|end| bytes.get(offset..end));
         let part = part.ok_or_else(|| {
-            Error::Device(format!(
+            RuntimeError::Device(format!(
                 "mapped file: bytes {offset}+{len} of {}; the file is shorter than its header says",
                 bytes.len()
             ))
@@ -303,9 +303,9 @@ impl Device {
         Ok(Buffer::mapped(self.clone(), addr, len, file.clone()))
     }
 
-    fn no_room(&self, bytes: usize, category: Category) -> Error {
+    fn no_room(&self, bytes: usize, category: Category) -> RuntimeError {
         let held = self.0.memory.usage().now;
-        Error::OutOfMemory { bytes, category: category.name(), held, advice: category.advice() }
+        RuntimeError::OutOfMemory { bytes, category: category.name(), held, advice: category.advice() }
     }
 
     /// Executes a launch; later launches see what it wrote. Inside of [`Device::record`] it is recorded instead.
@@ -357,7 +357,7 @@ impl Device {
     ///
     /// # Errors
     /// What `f` reports; what the device reports.
-    pub fn time_all<E: From<Error>>(
+    pub fn time_all<E: From<RuntimeError>>(
         &self,
         mut f: impl FnMut() -> std::result::Result<(), E>,
     ) -> std::result::Result<f64, E> {

@@ -11,7 +11,7 @@ use reel_sim::exec::{Completion, Options};
 use reel_sim::memory::Memory;
 
 use super::{Backend, Kernels};
-use crate::error::{Error, Result};
+use crate::error::{Result, RuntimeError};
 
 /// How device `sim` runs kernels.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,7 +42,7 @@ pub(super) struct Sim {
 
 impl Sim {
     pub(super) fn new(options: SimOptions) -> Result<Sim> {
-        compile::available().map_err(|e| Error::Device(e.to_string()))?;
+        compile::available().map_err(|e| RuntimeError::Device(e.to_string()))?;
         let all = std::thread::available_parallelism().map_or(1, |n| n.get());
         let team = Team::new(if options.threads == 0 { all } else { options.threads });
         Ok(Sim { options, team, memory: Mutex::new(Memory::new()), launches: AtomicU64::new(0) })
@@ -72,7 +72,7 @@ impl Sim {
             self.run(launch, &mut other, first.wrapping_add(i))?;
             if let Some(what) = difference(memory, &other) {
                 let name = launch.kernel.name;
-                return Err(Error::Device(format!("{name}: {what}; a barrier or an atomic's order is missing")));
+                return Err(RuntimeError::Device(format!("{name}: {what}; a barrier or an atomic's order is missing")));
             }
         }
         Ok(())
@@ -87,7 +87,7 @@ impl Sim {
             ..Options::default()
         };
         let staged = simulate::run(launch, &self.options.arch, memory, &options);
-        judge(launch, &staged.map_err(|e| Error::Device(e.to_string()))?)
+        judge(launch, &staged.map_err(|e| RuntimeError::Device(e.to_string()))?)
     }
 }
 
@@ -109,7 +109,12 @@ fn judge(launch: &KernelLaunch, staged: &[Staged]) -> Result<()> {
         1 => "; and another finding".to_string(),
         n => format!("; and {n} other findings"),
     };
-    Err(Error::Device(format!("{name}{stage}: {source}/sm80.cu:{}: {}: {}{more}", f.line, f.kind.name(), f.message)))
+    Err(RuntimeError::Device(format!(
+        "{name}{stage}: {source}/sm80.cu:{}: {}: {}{more}",
+        f.line,
+        f.kind.name(),
+        f.message
+    )))
 }
 
 /// Where two runs of a launch left different bytes.
@@ -163,7 +168,7 @@ impl Backend for Sim {
         match launch {
             Launch::Kernel(kernel) => self.kernel(kernel),
             Launch::Matmul(product) => {
-                simulate::product(product, &mut self.memory(), &self.team).map_err(Error::Device)
+                simulate::product(product, &mut self.memory(), &self.team).map_err(RuntimeError::Device)
             }
         }
     }
@@ -177,7 +182,7 @@ impl Backend for Sim {
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
         let memory = self.memory();
         let bytes = memory.read(from, to.len()).map_err(|e| {
-            Error::Device(format!("device sim: the host {e}; the op that should have written it did not"))
+            RuntimeError::Device(format!("device sim: the host {e}; the op that should have written it did not"))
         })?;
         to.copy_from_slice(bytes);
         Ok(())

@@ -141,7 +141,7 @@ impl Cx {
     pub fn backward(&self, loss: &Tensor, scale: f32, grads: &mut Grads) -> Result<()> {
         let tape = self.tape.as_ref().map(Tape::take).unwrap_or_default();
         if !loss.needs_grad() {
-            return Err(crate::Error::NothingToTrain);
+            return Err(crate::RuntimeError::NothingToTrain);
         }
         let dy = Tensor::from_f32(&self.device, &[1], DType::F32, &[scale], Category::Activations)?;
         tape.backward(loss, dy, grads)?;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use reel_kernels::{Addr, DType, Element};
 
 use crate::device::{Buffer, Category, Device, Download};
-use crate::error::{Error, Result, shape_error};
+use crate::error::{Result, RuntimeError, shape_error};
 
 /// How a tensor takes part in training.
 #[derive(Clone, Debug)]
@@ -187,7 +187,7 @@ impl Tensor {
     /// Memory of a mapped file can't be trained in place.
     pub fn into_parameter(self, name: &str) -> Result<Tensor> {
         if !self.0.buffer.is_writable() {
-            return Err(Error::Device(format!(
+            return Err(RuntimeError::Device(format!(
                 "{name}: is read from a mapped file and can't be trained in place; load it trainable"
             )));
         }
@@ -286,7 +286,7 @@ impl Tensor {
         match self.dtype() {
             DType::F32 => self.read(),
             DType::BF16 => Ok(self.read::<half::bf16>()?.iter().map(|x| Element::to_f32(*x)).collect()),
-            got => Err(Error::DType { got, want: DType::F32 }),
+            got => Err(RuntimeError::DType { got, want: DType::F32 }),
         }
     }
 
@@ -297,7 +297,7 @@ impl Tensor {
     pub fn to_i32(&self) -> Result<Vec<i32>> {
         match self.dtype() {
             DType::I32 => self.read(),
-            got => Err(Error::DType { got, want: DType::I32 }),
+            got => Err(RuntimeError::DType { got, want: DType::I32 }),
         }
     }
 

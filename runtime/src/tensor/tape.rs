@@ -11,7 +11,7 @@ use reel_kernels::{DType, Launch, elementwise};
 
 use super::Tensor;
 use crate::device::{Category, Device};
-use crate::error::{Error, Result};
+use crate::error::{Result, RuntimeError};
 
 type BackwardFn = Box<dyn FnOnce(&mut Backward<'_>) -> Result<()>>;
 
@@ -69,7 +69,7 @@ impl Tape {
             (node.backward)(&mut bw)?;
         }
         match used.iter().find(|name| !grads.has(name)) {
-            Some(name) => Err(Error::NoGradient(name.to_string())),
+            Some(name) => Err(RuntimeError::NoGradient(name.to_string())),
             None => Ok(LeafGrads(by_id)),
         }
     }

@@ -7,7 +7,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use reel_model::checkpoint::{Checkpoint, Dtype, expected_tensors};
+use reel_model::checkpoint::{Checkpoint, StoredDType, expected_tensors};
 use reel_model::config::ModelConfig;
 use reel_model::lora::{self, AdapterFolder, LoraSpec};
 use reel_model::save::{HubFolder, TensorSpec, hub_folder};
@@ -73,7 +73,7 @@ pub fn bytes_of(t: &Trainer) -> u64 {
 /// The model that is trained, or its adapter.
 #[derive(Debug)]
 pub struct Weights {
-    dtype: Dtype,
+    dtype: StoredDType,
     config: ModelConfig,
     lora: Option<LoraSpec>,
     trained: BTreeMap<String, Stored>,
@@ -90,7 +90,7 @@ impl Weights {
             Ok((name.to_string(), Stored { shape: weights.shape().to_vec(), held: Held::of(weights, copy)? }))
         };
         Ok(Self {
-            dtype: if t.dtype == DType::BF16 { Dtype::Bf16 } else { Dtype::F32 },
+            dtype: if t.dtype == DType::BF16 { StoredDType::Bf16 } else { StoredDType::F32 },
             config: t.model.config.clone(),
             lora: t.recipe.lora.clone(),
             trained: t.optimizer.states().map(stored).collect::<Result<_>>()?,
@@ -140,7 +140,7 @@ fn write_untrained(files: &Checkpoint, spec: &TensorSpec, to: &mut dyn Write) ->
     }
     let wide = widen(view.dtype, view.bytes).ok_or_else(missing)?;
     match spec.dtype {
-        Dtype::Bf16 => {
+        StoredDType::Bf16 => {
             to.write_all(bytemuck::cast_slice(&wide.iter().map(|&x| half::bf16::from_f32(x)).collect::<Vec<_>>()))
         }
         _ => to.write_all(bytemuck::cast_slice(&wide)),

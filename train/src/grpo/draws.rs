@@ -6,7 +6,7 @@
 use reel_engine::{Completion, Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_kernels::philox::philox4x32_10;
 use reel_media::resize::FrameBuf;
-use reel_model::input::Tokens;
+use reel_model::input::ModelInput;
 
 use crate::Result;
 use crate::options::GrpoOptions;
@@ -47,17 +47,17 @@ impl<'a> Draws<'a> {
     /// Those of [`Engine::generate`].
     pub(crate) fn complete(
         &self,
-        prompts: &[&Tokens],
+        prompts: &[&ModelInput],
         n: u64,
         round: u64,
         mut prefilled: impl FnMut(),
     ) -> Result<Vec<Drawn>, reel_engine::EngineError> {
         let place = |i: usize| (round << 32) + i as u64;
-        let shuffle = |(i, tokens): (usize, &&Tokens)| -> Option<Tokens> {
-            let wanted = self.options.temporal && !tokens.frames.films.is_empty();
+        let shuffle = |(i, tokens): (usize, &&ModelInput)| -> Option<ModelInput> {
+            let wanted = self.options.temporal && !tokens.frames.videos.is_empty();
             wanted.then(|| shuffled(tokens, self.seed_of(n, place(i), Draw::Frames)))
         };
-        let shuffled: Vec<Option<Tokens>> = prompts.iter().enumerate().map(shuffle).collect();
+        let shuffled: Vec<Option<ModelInput>> = prompts.iter().enumerate().map(shuffle).collect();
         let group = self.options.num_generations;
         let request = |tokens, completions, i, draw| self.request(tokens, completions, self.seed_of(n, place(i), draw));
         let mut requests = Vec::new();
@@ -93,7 +93,7 @@ impl<'a> Draws<'a> {
         self.engine.release();
     }
 
-    fn request<'b>(&'b self, tokens: &'b Tokens, completions: usize, seed: u64) -> GenerationRequest<'b> {
+    fn request<'b>(&'b self, tokens: &'b ModelInput, completions: usize, seed: u64) -> GenerationRequest<'b> {
         let o = self.options;
         GenerationRequest {
             prompt: tokens.sequence(),
@@ -120,9 +120,9 @@ impl<'a> Draws<'a> {
 }
 
 /// The same prompt with the frames of its films in an order that `seed` gives.
-pub fn shuffled(tokens: &Tokens, seed: u64) -> Tokens {
+pub fn shuffled(tokens: &ModelInput, seed: u64) -> ModelInput {
     let mut tokens = tokens.clone();
-    for (film, frames) in (0u32..).zip(&mut tokens.frames.films) {
+    for (film, frames) in (0u32..).zip(&mut tokens.frames.videos) {
         let order = permutation(frames.frames, seed, film);
         let size = frames.height * frames.width * 3;
         let data = order.iter().flat_map(|&f| &frames.data[f * size..(f + 1) * size]).copied().collect();

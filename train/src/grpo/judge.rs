@@ -70,9 +70,9 @@ impl<'a> Judge<'a> {
     /// How well each completion's thoughts agree with the frames as the policy sees them; nothing without frames.
     fn agreement(&mut self, drawn: &Drawn) -> Result<Option<Vec<f32>>> {
         let frames = &drawn.prompt.tokens.frames;
-        let (seen, video) = match frames.films.is_empty() {
-            true => (&frames.pictures, false),
-            false => (&frames.films, true),
+        let (seen, video) = match frames.videos.is_empty() {
+            true => (&frames.images, false),
+            false => (&frames.videos, true),
         };
         let Some(siglip) = self.siglip.as_mut().filter(|_| !seen.is_empty()) else { return Ok(None) };
         let texts: Vec<&str> = drawn.completions.iter().map(|a| rewards::semantic::text(&a.text)).collect();

@@ -27,8 +27,8 @@ use std::sync::atomic::AtomicBool;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::features::FeatureCache;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::text::Decoder;
-use reel_model::weights::{Loader, Source};
+use reel_model::text::TextDecoder;
+use reel_model::weights::{WeightLoader, WeightSource};
 
 pub use draws::shuffled;
 pub use group::{Completion, Group, Set};
@@ -171,17 +171,17 @@ impl Grpo<'_> {
 /// The weights that the run began with, read in place where their dtype allows.
 fn first_weights(setup: &Setup, trainer: &Trainer) -> Result<Qwen25Vl> {
     let files = Checkpoint::open(setup.model)?;
-    reference(trainer, Source::Files(&files))
+    reference(trainer, WeightSource::Files(&files))
 }
 
 /// The model that the loss keeps near: `weights`, which the run began with; where an adapter is trained, the model without it.
-pub(crate) fn reference(trainer: &Trainer, weights: Source) -> Result<Qwen25Vl> {
+pub(crate) fn reference(trainer: &Trainer, weights: WeightSource) -> Result<Qwen25Vl> {
     let (policy, config) = (&trainer.model, &trainer.model.config);
-    let loader = Loader { device: &trainer.device, source: weights, dtype: trainer.dtype, trainable: &|_| false };
+    let loader = WeightLoader { device: &trainer.device, source: weights, dtype: trainer.dtype, trainable: &|_| false };
     let mut reference = match (trainer.recipe.lora.is_some(), policy.trains_vision()) {
         (true, _) => policy.without_adapter(),
         // One tower, and one store of what it makes of media, serve both.
-        (false, false) => Qwen25Vl { text: Decoder::load(&loader, config)?, ..policy.clone() },
+        (false, false) => Qwen25Vl { text: TextDecoder::load(&loader, config)?, ..policy.clone() },
         (false, true) => Qwen25Vl::load(&loader, config)?,
     };
     reference.features.get_or_insert_with(features);

@@ -7,7 +7,7 @@
 
 use reel_model::batch::{Batch, Sequence};
 use reel_model::config::ModelConfig;
-use reel_model::input::Tokens;
+use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::ops::CuSeqlens;
 use reel_runtime::{Cx, DType, Device, Tensor};
@@ -27,7 +27,7 @@ pub(super) struct Packed<'a> {
     /// Where each completion's learned tokens begin among the L.
     pub(super) completions: CuSeqlens,
     /// The prompts whose media are in the batch, in its order; one without sharing is there once a completion.
-    prompts: Vec<&'a Tokens>,
+    prompts: Vec<&'a ModelInput>,
 }
 
 /// Ids and positions of a sequence without media.
@@ -39,13 +39,13 @@ struct Words {
 
 impl Words {
     /// Some tokens of a prompt.
-    fn of_prompt(tokens: &Tokens, range: std::ops::Range<usize>) -> Self {
+    fn of_prompt(tokens: &ModelInput, range: std::ops::Range<usize>) -> Self {
         let positions = tokens.position_ids.each_ref().map(|axis| axis[range.clone()].to_vec());
         Self { ids: tokens.input_ids[range].to_vec(), positions }
     }
 
     /// Adds text that follows a prompt.
-    fn say(&mut self, tokens: &Tokens, ids: &[i32]) {
+    fn say(&mut self, tokens: &ModelInput, ids: &[i32]) {
         for (place, &id) in (tokens.len() as i64..).zip(ids) {
             self.ids.push(id.into());
             self.positions.iter_mut().for_each(|axis| axis.push(place + tokens.rope_delta));
@@ -53,15 +53,15 @@ impl Words {
     }
 
     /// As the model packs it, with the media of `tokens` where it begins with their prompt.
-    fn sequence<'a>(&'a self, media: Option<&'a Tokens>) -> Sequence<'a> {
-        let rest = media.filter(|_| !self.ids.is_empty()).map_or(Sequence::default(), Tokens::sequence);
+    fn sequence<'a>(&'a self, media: Option<&'a ModelInput>) -> Sequence<'a> {
+        let rest = media.filter(|_| !self.ids.is_empty()).map_or(Sequence::default(), ModelInput::sequence);
         Sequence { input_ids: &self.ids, position_ids: self.positions.each_ref().map(Vec::as_slice), ..rest }
     }
 }
 
 /// The sequences of a group.
 struct Parts<'a> {
-    tokens: &'a Tokens,
+    tokens: &'a ModelInput,
     /// What all completions have before them, where it is shared.
     prompt: Option<Words>,
     completions: Vec<Words>,

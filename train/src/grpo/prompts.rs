@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use reel_model::config::ModelConfig;
-use reel_model::input::encode::Media;
-use reel_model::input::{Bundle, Conversation, MediaOptions, SecondPerGrid, Tokens};
+use reel_model::input::encode::LoadedMedia;
+use reel_model::input::{Bundle, Conversation, MediaOptions, ModelInput, SecondPerGrid};
 use serde_json::{Map, Value};
 
 use super::given::{Given, Line};
@@ -27,7 +27,7 @@ pub struct Prompt {
     /// File and line, for messages.
     pub place: String,
     /// The model's inputs, P tokens.
-    pub tokens: Tokens,
+    pub tokens: ModelInput,
     /// The chat that it is made of, or its text.
     pub asked: Value,
     /// The columns of the row that answers are judged by.
@@ -129,7 +129,7 @@ impl Prompts {
             Asked::Chat(messages) => {
                 tokens_of(&self.bundle, &self.conversation(&place, messages)?, true, &self.media, &place)?
             }
-            Asked::Text(text) => tokens_of_text(&self.bundle, text, Media::default(), &place)?,
+            Asked::Text(text) => tokens_of_text(&self.bundle, text, LoadedMedia::default(), &place)?,
         };
         Ok(Prompt { row, place, tokens, asked: asked.into_value(), columns, given: None })
     }

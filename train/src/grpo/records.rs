@@ -59,7 +59,7 @@ impl Records {
     /// What a step's first prompt is about as one picture, in a file for `reel report`; only of some steps.
     pub(super) fn strip(&self, step: u64, drawn: &Drawn) -> Result<Option<Png>> {
         let frames = &drawn.prompt.tokens.frames;
-        let Some(seen) = frames.films.first().or(frames.pictures.first()) else { return Ok(None) };
+        let Some(seen) = frames.videos.first().or(frames.images.first()) else { return Ok(None) };
         if !(step - 1).is_multiple_of(self.every) {
             return Ok(None);
         }

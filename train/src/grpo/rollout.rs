@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use reel_engine::{self as engine, Engine, FinishReason};
-use reel_model::input::Tokens;
+use reel_model::input::ModelInput;
 use reel_rewards::{RewardError, Scores};
 use reel_runtime::Cx;
 use serde_json::{Map, Value, json};
@@ -138,7 +138,7 @@ impl<'a> Rollout<'a> {
 
     /// Completes the prompts of a step.
     fn draw(&self, prompts: Vec<Prompt>, n: u64, round: u64) -> Result<Vec<Drawn>> {
-        let tokens: Vec<&Tokens> = prompts.iter().map(|prompt| &prompt.tokens).collect();
+        let tokens: Vec<&ModelInput> = prompts.iter().map(|prompt| &prompt.tokens).collect();
         let drawn = self.draws.complete(&tokens, n, round, || {}).map_err(|e| match e {
             engine::EngineError::Interrupted => TrainError::interrupted(),
             e => e.into(),

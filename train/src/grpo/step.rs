@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use reel_model::batch::Batch;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::text::Attend;
+use reel_model::text::AttentionContext;
 use reel_runtime::{Category, Cx, DType, Device, Tensor, ops};
 use serde_json::json;
 
@@ -74,7 +74,7 @@ fn known_hidden(cx: &Cx, model: &Qwen25Vl, packed: &Packed) -> Result<Tensor> {
     let vision = packed.vision(cx, model)?; // [M, H]
     let x = model.embed(cx, &packed.batch, vision.as_ref())?;
     drop(vision);
-    let attend = Attend::Packed(&packed.batch.seqs);
+    let attend = AttentionContext::Packed(&packed.batch.seqs);
     Ok(model.text.forward(cx, &x, &packed.batch.positions, attend, false)?)
 }
 
@@ -94,7 +94,7 @@ fn log_probs_and_entropies(
 ) -> Result<(Tensor, Tensor)> {
     let rows = ops::gather_rows(cx, hidden, &packed.positions)?; // [L, H]
     let inverse = 1.0 / options.temperature as f32;
-    Ok(ops::linear_log_prob_watched(cx, &rows, &model.text.lm_head, &packed.targets, inverse)?)
+    Ok(ops::linear_log_prob_with_entropy(cx, &rows, &model.text.lm_head, &packed.targets, inverse)?)
 }
 
 fn mean(x: &[f64]) -> f64 {
@@ -109,17 +109,17 @@ fn policy(
     packed: &Packed,
     weights: &Weights,
     (old, reference): (Option<&[f32]>, Option<&[f32]>),
-) -> Result<ops::Policy> {
+) -> Result<ops::GrpoInputs> {
     let f32s = |x: &[f32]| Tensor::from_f32(device, &[x.len()], DType::F32, x, Category::Inputs);
     let lengths: Vec<i32> = completions(groups).map(|n| n as i32).collect();
     let advantages: Vec<f32> = groups.iter().flat_map(|g| g.advantages.iter().copied()).collect();
-    Ok(ops::Policy {
+    Ok(ops::GrpoInputs {
         completions: packed.completions.clone(),
-        counted: Tensor::from_i32(device, &[lengths.len()], &lengths)?,
+        completion_lens: Tensor::from_i32(device, &[lengths.len()], &lengths)?,
         advantages: f32s(&advantages)?,
         weights: f32s(&weights.of(groups))?,
-        old: old.map(f32s).transpose()?,
-        reference: reference.map(f32s).transpose()?,
+        old_log_probs: old.map(f32s).transpose()?,
+        ref_log_probs: reference.map(f32s).transpose()?,
         sequence_level: options.importance_sampling_level == Level::Sequence,
         epsilon_low: options.epsilon as f32,
         epsilon_high: options.epsilon_high() as f32,

@@ -11,11 +11,11 @@ use std::sync::atomic::AtomicBool;
 use reel_kernels::Cost;
 use reel_media::patches::Processor;
 use reel_media::resize::FrameBuf;
-use reel_model::checkpoint::{Checkpoint, Dtype};
+use reel_model::checkpoint::{Checkpoint, StoredDType};
 use reel_model::config::ModelConfig;
 use reel_model::input::window::GridThw;
-use reel_model::input::{Frames, Tokens};
-use reel_model::weights::Source as Weights;
+use reel_model::input::{MediaFrames, ModelInput};
+use reel_model::weights::WeightSource as Weights;
 use reel_runtime::{DType, Device, MemoryUse, OpTotals};
 
 use crate::checkpoint::bytes_of;
@@ -136,7 +136,7 @@ impl Shape {
     }
 
     /// Its films, black.
-    pub fn frames(&self, config: &ModelConfig) -> Frames {
+    pub fn frames(&self, config: &ModelConfig) -> MediaFrames {
         let vision = &config.vision;
         let film = |&[t, h, w]: &GridThw| {
             let (frames, height, width) =
@@ -149,7 +149,7 @@ impl Shape {
             merge_size: vision.spatial_merge_size,
             ..Processor::default()
         };
-        Frames { films: self.video_grid_thw.iter().map(film).collect(), processor, ..Frames::default() }
+        MediaFrames { videos: self.video_grid_thw.iter().map(film).collect(), processor, ..MediaFrames::default() }
     }
 
     /// A sample of this size with nothing in it; every token that is no medium's is learned.
@@ -159,12 +159,12 @@ impl Shape {
         let mut input_ids = vec![0; self.tokens];
         input_ids[..pads].fill(i64::from(config.tokens.video));
         let positions = vec![0; self.tokens];
-        let tokens = Tokens {
+        let tokens = ModelInput {
             input_ids,
             position_ids: [positions.clone(), positions.clone(), positions],
             frames: self.frames(config),
             video_grid_thw: self.video_grid_thw.clone(),
-            ..Tokens::default()
+            ..ModelInput::default()
         };
         let targets = (0..self.tokens).map(|t| if t + 1 < self.tokens && t + 1 >= pads { 0 } else { -1 }).collect();
         Sample { tokens, targets }
@@ -172,17 +172,17 @@ impl Shape {
 }
 
 /// The dtype of a folder's weights, which need not be there: config.json says it too.
-pub fn file_dtype(folder: &Path, config: &ModelConfig) -> Dtype {
+pub fn file_dtype(folder: &Path, config: &ModelConfig) -> StoredDType {
     let stored =
         Checkpoint::open(folder).ok().and_then(|files| files.get("model.embed_tokens.weight").map(|view| view.dtype));
-    stored.or(config.dtype).unwrap_or(Dtype::Bf16)
+    stored.or(config.dtype).unwrap_or(StoredDType::Bf16)
 }
 
 /// A step on rows of one size: as many as `options` put together. `device` is dry.
 pub fn with_shape(
     options: &SftOptions,
     config: &ModelConfig,
-    files: Dtype,
+    files: StoredDType,
     dtype: DType,
     shape: &Shape,
     device: &Device,
@@ -201,7 +201,7 @@ pub fn with_shape(
 }
 
 /// The steps of a run on its own data, or the first of them where there are many rows. Counted for the device of `setup`.
-pub fn with_data(setup: &Setup, files: Dtype) -> Result<Plan> {
+pub fn with_data(setup: &Setup, files: StoredDType) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
     let samples = Arc::new(sft::samples(setup)?);

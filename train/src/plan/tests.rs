@@ -79,7 +79,8 @@ fn operations_follow_the_tokens() {
             ..Default::default()
         };
         let shape = Shape::new(tokens, patches, &config()).unwrap();
-        let plan = with_shape(&options, &config(), Dtype::F32, DType::F32, &shape, &Device::dry(Kernels::Cpu)).unwrap();
+        let plan =
+            with_shape(&options, &config(), StoredDType::F32, DType::F32, &shape, &Device::dry(Kernels::Cpu)).unwrap();
         assert_eq!((plan.steps, plan.tokens as usize), (1, tokens));
         plan
     };
@@ -119,13 +120,14 @@ fn the_published_sizes_are_planned_without_memory_or_weights() {
     let options = SftOptions { packing: true, max_length: Some(4000), ..Default::default() };
     let config = config();
     let shape = Shape::new(1300, 4096, &config).unwrap();
-    let plan = with_shape(&options, &config, Dtype::Bf16, DType::BF16, &shape, &Device::dry(Kernels::Cuda)).unwrap();
+    let plan =
+        with_shape(&options, &config, StoredDType::Bf16, DType::BF16, &shape, &Device::dry(Kernels::Cuda)).unwrap();
     // Three rows fit 4000 tokens, two micro-batches a step.
     assert_eq!(plan.tokens, 2 * 3 * 1300);
     let e = with_shape(
         &options,
         &config,
-        Dtype::Bf16,
+        StoredDType::Bf16,
         DType::BF16,
         &Shape::new(4001, 0, &config).unwrap(),
         &Device::dry(Kernels::Cuda),

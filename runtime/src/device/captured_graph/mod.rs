@@ -12,7 +12,7 @@ use std::thread::{self, ThreadId};
 use reel_kernels::{Cost, Launch};
 
 use super::{Category, Device};
-use crate::error::{Error, Result};
+use crate::error::{Result, RuntimeError};
 
 /// Recorded launches; [`Device::replay`] asks for them.
 pub struct CapturedGraph {
@@ -149,7 +149,7 @@ impl Device {
     ///
     /// # Errors
     /// What `f` reports; a copy or a second recording inside of it; what the device reports.
-    pub fn record<E: From<Error>>(
+    pub fn record<E: From<RuntimeError>>(
         &self,
         keep: impl Any + Send + Sync,
         f: impl Fn() -> std::result::Result<(), E>,
@@ -181,7 +181,7 @@ impl Device {
     /// A recording of another device; what the device reports.
     pub fn replay(&self, recording: &CapturedGraph) -> Result<()> {
         if !Arc::ptr_eq(&self.0, &recording.memory.device.0) {
-            return Err(Error::Device("a recording is replayed on the device that it was made on".into()));
+            return Err(RuntimeError::Device("a recording is replayed on the device that it was made on".into()));
         }
         match &recording.native {
             // A profile wants the time of each launch.
@@ -211,7 +211,7 @@ impl Device {
     fn pass(&self, memory: &Arc<Private>, second: bool) -> Result<Pass<'_>> {
         let mut recorder = self.recorder();
         if recorder.is_some() {
-            return Err(Error::Device("a recording is under way already; end it first".into()));
+            return Err(RuntimeError::Device("a recording is under way already; end it first".into()));
         }
         let thread = thread::current().id();
         *recorder = Some(Recorder { thread, memory: memory.clone(), second, launches: Vec::new() });
@@ -230,7 +230,7 @@ impl Device {
         }
         if second {
             let what = format!("recording: {bytes} bytes of {} that its first pass did not need", category.name());
-            return Some(Err(Error::Device(what)));
+            return Some(Err(RuntimeError::Device(what)));
         }
         let Some(at) = self.0.backend.alloc(bytes) else { return Some(Err(self.no_room(bytes, category))) };
         self.0.memory.add(category, bytes);
@@ -243,7 +243,7 @@ impl Device {
         let mut recorder = self.recorder();
         let Some(r) = recorder.as_mut() else { return Ok(false) };
         if r.thread != thread::current().id() {
-            return Err(Error::Device(format!("{}: launched while another thread records", launch.name())));
+            return Err(RuntimeError::Device(format!("{}: launched while another thread records", launch.name())));
         }
         if r.second {
             r.launches.push(launch.clone());
@@ -258,7 +258,7 @@ impl Device {
     pub(super) fn not_recording(&self, what: &str) -> Result<()> {
         match self.recorder().as_ref() {
             None => Ok(()),
-            Some(_) => Err(Error::Device(format!("{what} inside of a recording, which holds launches only"))),
+            Some(_) => Err(RuntimeError::Device(format!("{what} inside of a recording, which holds launches only"))),
         }
     }
 }

@@ -131,7 +131,7 @@ fn what_a_recording_cannot_hold_is_refused_and_leaves_the_device_as_it_was() {
             d.time(&elementwise::fill(DType::F32, &params)).map(|_| ())
         };
         fails(d.record((), timed), "timing a launch inside of a recording");
-        fails(d.record((), || d.record((), || Ok::<(), Error>(())).map(|_| ())), "is under way already");
+        fails(d.record((), || d.record((), || Ok::<(), RuntimeError>(())).map(|_| ())), "is under way already");
         let times = std::cell::Cell::new(0);
         let grows = || {
             times.set(times.get() + 1);

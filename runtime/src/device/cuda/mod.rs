@@ -22,7 +22,7 @@ use super::captured_graph::Kept;
 use super::download::PendingCopy;
 use super::profiler::{Timed, Wanted};
 use super::{Backend, Hardware, Kernels, ProductLibrary};
-use crate::error::{Error, Result};
+use crate::error::{Result, RuntimeError};
 
 /// From this many bytes on, a copy to the GPU takes several threads and streams.
 const LARGE: usize = 32 << 20;
@@ -183,8 +183,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// As an error of this crate.
-pub(super) fn told(e: CudaError) -> Error {
-    Error::Device(e.to_string())
+pub(super) fn told(e: CudaError) -> RuntimeError {
+    RuntimeError::Device(e.to_string())
 }
 
 impl Backend for Cuda {
@@ -343,7 +343,7 @@ impl Backend for Cuda {
     fn replay(&self, handle: u64) -> Result<()> {
         let recordings = lock(&self.recordings);
         let Some((recorded, _)) = recordings.kept.get(handle) else {
-            return Err(Error::Device("a recording that has ended is replayed".into()));
+            return Err(RuntimeError::Device("a recording that has ended is replayed".into()));
         };
         // SAFETY: a recording keeps the memory of its launches, and its maker gave it what else they use to keep.
         unsafe { self.gpu.replay(recorded) }.map_err(told)

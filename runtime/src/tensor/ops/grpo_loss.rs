@@ -10,19 +10,19 @@ use crate::tensor::cx::Cx;
 
 /// What a loss is made of beside the log-probabilities; [`kernel`] has the formula. `n` completions of `L` tokens together.
 #[derive(Clone, Debug)]
-pub struct Policy {
+pub struct GrpoInputs {
     /// Where each completion's tokens begin.
     pub completions: CuSeqlens,
     /// i32 `[n]`: how many of a completion's first tokens count; at most all.
-    pub counted: Tensor,
+    pub completion_lens: Tensor,
     /// f32 `[n]`
     pub advantages: Tensor,
     /// f32 `[n]`: the weight of each completion's sum in the loss.
     pub weights: Tensor,
     /// f32 `[L]`: log-probabilities at the first use of the completions; absent: the same as those that are trained.
-    pub old: Option<Tensor>,
+    pub old_log_probs: Option<Tensor>,
     /// f32 `[L]`: log-probabilities of the reference; absent: no distance from it in the loss.
-    pub reference: Option<Tensor>,
+    pub ref_log_probs: Option<Tensor>,
     /// One ratio for a whole completion (GSPO) instead of one a token.
     pub sequence_level: bool,
     /// How far below 1 the ratio counts.
@@ -40,16 +40,16 @@ pub struct Policy {
 ///
 /// # Errors
 /// Shapes that do not fit; out of memory.
-pub fn grpo_loss(cx: &Cx, log_probs: &Tensor, policy: &Policy) -> Result<(Tensor, Tensor)> {
+pub fn grpo_loss(cx: &Cx, log_probs: &Tensor, inputs: &GrpoInputs) -> Result<(Tensor, Tensor)> {
     const OP: &str = "grpo_loss";
-    let (tokens, n) = (policy.completions.tokens(), policy.completions.seqs());
-    want_dtype(OP, "counted", &policy.counted, DType::I32)?;
-    want_shape(OP, "counted", &policy.counted, &[n], "one for each completion")?;
-    for (what, x) in [("advantages", &policy.advantages), ("weights", &policy.weights)] {
+    let (tokens, n) = (inputs.completions.tokens(), inputs.completions.seqs());
+    want_dtype(OP, "completion_lens", &inputs.completion_lens, DType::I32)?;
+    want_shape(OP, "completion_lens", &inputs.completion_lens, &[n], "one for each completion")?;
+    for (what, x) in [("advantages", &inputs.advantages), ("weights", &inputs.weights)] {
         want_dtype(OP, what, x, DType::F32)?;
         want_shape(OP, what, x, &[n], "one for each completion")?;
     }
-    let others = [("old", policy.old.as_ref()), ("reference", policy.reference.as_ref())];
+    let others = [("old_log_probs", inputs.old_log_probs.as_ref()), ("ref_log_probs", inputs.ref_log_probs.as_ref())];
     let given = others.into_iter().filter_map(|(what, x)| Some((what, x?)));
     for (what, x) in [("log_probs", log_probs)].into_iter().chain(given) {
         want_dtype(OP, what, x, DType::F32)?;
@@ -59,20 +59,20 @@ pub fn grpo_loss(cx: &Cx, log_probs: &Tensor, policy: &Policy) -> Result<(Tensor
     let (gradient, stats) = (cx.empty(&[tokens], DType::F32)?, cx.empty(&[n, kernel::STATS], DType::F32)?);
     let params = kernel::Params {
         log_prob: log_probs.addr(),
-        old: address(&policy.old),
-        reference: address(&policy.reference),
-        cu_seqlens: policy.completions.addr(),
-        counted: policy.counted.addr(),
-        advantage: policy.advantages.addr(),
-        weight: policy.weights.addr(),
+        old: address(&inputs.old_log_probs),
+        reference: address(&inputs.ref_log_probs),
+        cu_seqlens: inputs.completions.addr(),
+        counted: inputs.completion_lens.addr(),
+        advantage: inputs.advantages.addr(),
+        weight: inputs.weights.addr(),
         d_log_prob: gradient.addr(),
         stats: stats.addr(),
         completions: size(OP, n)?,
-        sequence_level: policy.sequence_level.into(),
-        epsilon_low: policy.epsilon_low,
-        epsilon_high: policy.epsilon_high,
-        beta: policy.beta,
-        kl_limit: policy.kl_limit,
+        sequence_level: inputs.sequence_level.into(),
+        epsilon_low: inputs.epsilon_low,
+        epsilon_high: inputs.epsilon_high,
+        beta: inputs.beta,
+        kl_limit: inputs.kl_limit,
     };
     cx.launch(&kernel::loss(tokens, &params))?;
     // The loss is the sum of the first column.

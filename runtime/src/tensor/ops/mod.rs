@@ -18,29 +18,29 @@ mod rotary;
 mod rows;
 mod sampling;
 mod siglip;
+mod skinny;
 #[cfg(test)]
 mod tests;
-mod thin;
 
 pub use activation::{gelu, gelu_tanh, swiglu};
 pub use add::add;
 pub use attention::{CuSeqlens, KvPages, attention, kv_write, paged_attention};
 pub use decode::{DecodeRows, Slot, fill_zero};
 pub use embedding::{embedding, embedding_with};
-pub use grpo_loss::{Policy, grpo_loss};
+pub use grpo_loss::{GrpoInputs, grpo_loss};
 pub use linear::{Lora, linear, lora_linear, matmul};
 pub use linear_log_prob::{
-    HeadWay, head_way, linear_log_prob, linear_log_prob_by, linear_log_prob_entropy, linear_log_prob_entropy_by,
-    linear_log_prob_watched, logit_rows,
+    LmHeadBackend, linear_log_prob, linear_log_prob_by, linear_log_prob_entropy, linear_log_prob_entropy_by,
+    linear_log_prob_with_entropy, lm_head_backend, logit_rows,
 };
 pub use loss::{log_prob, weighted_sum};
 pub use norm::{merger_norm, rms_norm, rms_norm_add, rms_norm_branch};
-pub use patches::{Frames, Patching, patch_embedding};
+pub use patches::{DeviceFrames, Patching, patch_embedding};
 pub use rotary::{RotaryTable, RotaryTurns, rotary, rotary_table};
 pub use rows::{gather_rows, replace_rows, split_columns};
 pub use sampling::{History, SampledTokens, SamplingTable, SlotSampling, sample};
 pub use siglip::{layer_norm, normalise, pool_attention, position_add};
-pub use thin::{thin_linear, thin_logits, thin_lora_linear, thin_swiglu};
+pub use skinny::{skinny_linear, skinny_logits, skinny_lora_linear, skinny_swiglu};
 
 use super::{Tensor, dims};
 use crate::error::{Result, shape_error};

@@ -33,12 +33,12 @@ pub struct Patching {
 
 /// A picture or film on a device: u8 `[T, height, width, 3]`.
 #[derive(Clone, Debug)]
-pub struct Frames {
+pub struct DeviceFrames {
     levels: Tensor,
     pixels: Pixels,
 }
 
-impl Frames {
+impl DeviceFrames {
     /// Puts `levels` of `[count, height, width]` pixels on a device.
     ///
     /// # Errors
@@ -48,7 +48,7 @@ impl Frames {
         levels: &[u8],
         [count, height, width]: [usize; 3],
         patching: &Patching,
-    ) -> Result<Frames> {
+    ) -> Result<DeviceFrames> {
         let Patching { rescale, mean, std, patch, temporal, merge } = *patching;
         let block = patch.saturating_mul(merge);
         let fits = |n: usize| block > 0 && n.is_multiple_of(block);
@@ -77,7 +77,7 @@ impl Frames {
             std2: std[2],
         };
         let levels = Tensor::from_slice(device, &[count, height, width, 3], DType::U8, levels, Category::Inputs)?;
-        Ok(Frames { levels, pixels })
+        Ok(DeviceFrames { levels, pixels })
     }
 
     /// Patches.
@@ -91,7 +91,7 @@ impl Frames {
 ///
 /// # Errors
 /// Shapes that do not fit; out of memory.
-pub fn patch_embedding(cx: &Cx, frames: &[Frames], w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let row = frames.first().map_or(0, |f| f.pixels.row());
     let embed = w.shape().first().copied().unwrap_or(0);
     want_shape(OP, "weight", w, &[embed, row], "the elements of a patch")?;
@@ -107,7 +107,7 @@ pub fn patch_embedding(cx: &Cx, frames: &[Frames], w: &Tensor, b: Option<&Tensor
         want_shape(OP, "bias", b, &[embed], "the rows of the weight")?;
         want_dtype(OP, "bias", b, dtype)?;
     }
-    let n: usize = frames.iter().map(Frames::patches).sum();
+    let n: usize = frames.iter().map(DeviceFrames::patches).sum();
     let (columns, y) = (super::size(OP, embed)?, cx.empty(&[n, embed], dtype)?);
     for (f, start) in frames.iter().zip(starts(frames)) {
         let p = kernel::FwdParams {
@@ -149,7 +149,7 @@ pub fn patch_embedding(cx: &Cx, frames: &[Frames], w: &Tensor, b: Option<&Tensor
 }
 
 /// The first patch of each film.
-fn starts(frames: &[Frames]) -> impl Iterator<Item = usize> {
+fn starts(frames: &[DeviceFrames]) -> impl Iterator<Item = usize> {
     frames.iter().scan(0, |next, f| {
         let start = *next;
         *next += f.patches();
@@ -158,8 +158,8 @@ fn starts(frames: &[Frames]) -> impl Iterator<Item = usize> {
 }
 
 /// The pixels of all patches, `[N, row]`.
-fn cut(cx: &Cx, frames: &[Frames], row: usize) -> Result<Tensor> {
-    let n: usize = frames.iter().map(Frames::patches).sum();
+fn cut(cx: &Cx, frames: &[DeviceFrames], row: usize) -> Result<Tensor> {
+    let n: usize = frames.iter().map(DeviceFrames::patches).sum();
     let all = cx.empty(&[n, row], cx.dtype())?;
     for (f, start) in frames.iter().zip(starts(frames)) {
         let to = all.rows(start, f.patches())?;

@@ -246,10 +246,10 @@ proptest! {
     fn shuffling_moves_whole_frames(frames in 1usize..20, seed: u64) {
         use reel_media::resize::FrameBuf;
         let film = FrameBuf { data: (0..frames * 12).map(|i| (i / 12) as u8).collect(), frames, height: 2, width: 2 };
-        let mut tokens = reel_model::input::Tokens::default();
-        tokens.frames.films = vec![film.clone(), film];
+        let mut tokens = reel_model::input::ModelInput::default();
+        tokens.frames.videos = vec![film.clone(), film];
         let moved = draws::shuffled(&tokens, seed);
-        for film in &moved.frames.films {
+        for film in &moved.frames.videos {
             let first: Vec<u8> = film.data.chunks(12).map(|frame| frame[0]).collect();
             prop_assert!(film.data.chunks(12).all(|frame| frame.iter().all(|b| *b == frame[0])));
             let mut sorted = first.clone();

@@ -4,7 +4,7 @@ use super::packed::Packed;
 use super::*;
 use crate::testing::changes;
 use reel_model::config::ModelConfig;
-use reel_model::input::Tokens;
+use reel_model::input::ModelInput;
 
 #[test]
 fn loss_and_gradients_are_those_of_the_plain_step() {
@@ -73,10 +73,10 @@ fn every_gradient_is_that_of_the_plain_step() {
 fn tokens(prompt: usize, completions: &[usize], shared: bool) -> usize {
     let config = ModelConfig::open(&golden("model_a")).unwrap();
     let positions: Vec<i64> = (0..prompt as i64).collect();
-    let tokens = Tokens {
+    let tokens = ModelInput {
         input_ids: vec![1; prompt],
         position_ids: [positions.clone(), positions.clone(), positions],
-        ..Tokens::default()
+        ..ModelInput::default()
     };
     let prompt = Prompt {
         row: 0,

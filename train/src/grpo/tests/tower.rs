@@ -1,7 +1,7 @@
 //! How often the vision tower runs: what one that does not change made of a film is not computed again.
 
 use super::*;
-use reel_model::input::Tokens;
+use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
 
@@ -38,7 +38,7 @@ fn a_tower_that_does_not_change_sees_a_film_once() {
 }
 
 /// The prompt about a film, and the one about a picture.
-fn prompts(dir: &Path) -> Vec<Tokens> {
+fn prompts(dir: &Path) -> Vec<ModelInput> {
     let case = live::case(dir, "out", &live::rows());
     let (options, model) = (&case.options, PathBuf::from(&case.options.model));
     let media = MediaOptions { profile: reel_media::profile::Profile::VideorftTrain, ..Default::default() };

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use reel_engine::Engine;
-use reel_model::checkpoint::Dtype;
+use reel_model::checkpoint::StoredDType;
 use reel_model::config::ModelConfig;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::weights::Source as Weights;
+use reel_model::weights::WeightSource as Weights;
 use reel_runtime::{Cx, DType, Device};
 use serde_json::{Map, Value};
 
@@ -36,7 +36,7 @@ const MOST_USES: u64 = 2;
 pub fn with_shape(
     options: &GrpoOptions,
     config: &ModelConfig,
-    files: Dtype,
+    files: StoredDType,
     dtype: DType,
     shape: &Shape,
     device: &Device,
@@ -48,7 +48,7 @@ pub fn with_shape(
     let prompt = |i: usize| {
         let mut tokens = shape.sample(config).tokens;
         // Each about a film of its own.
-        tokens.frames.films.iter_mut().for_each(|film| film.data.fill(i as u8));
+        tokens.frames.videos.iter_mut().for_each(|film| film.data.fill(i as u8));
         Prompt::of_size(tokens)
     };
     let mut counter = Counter::new(options, config, files, dtype, device, &[])?;
@@ -57,7 +57,7 @@ pub fn with_shape(
 }
 
 /// The steps of a run on its own data, or the first of them where there are many rows. Counted for the device of `setup`.
-pub fn with_data(setup: &Setup, files: Dtype) -> Result<Plan> {
+pub fn with_data(setup: &Setup, files: StoredDType) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
     let prompts = Arc::new(Grpo::rows(setup)?);
@@ -99,7 +99,7 @@ impl<'a> Counter<'a> {
     fn new(
         options: &'a GrpoOptions,
         config: &ModelConfig,
-        files: Dtype,
+        files: StoredDType,
         dtype: DType,
         device: &Device,
         ends: &[u32],
@@ -183,7 +183,7 @@ impl<'a> Counter<'a> {
             device.profiler().clear();
             for prompt in prompts {
                 let frames = &prompt.tokens.frames;
-                let seen = if frames.films.is_empty() { &frames.pictures } else { &frames.films };
+                let seen = if frames.videos.is_empty() { &frames.images } else { &frames.videos };
                 if !seen.is_empty() {
                     siglip.similarities_of(&vec![""; self.options.num_generations], seen, false)?;
                 }
@@ -215,7 +215,7 @@ impl<'a> Counter<'a> {
 
 impl Prompt {
     /// A prompt of which only the size is known.
-    fn of_size(tokens: reel_model::input::Tokens) -> Self {
+    fn of_size(tokens: reel_model::input::ModelInput) -> Self {
         Self { row: 0, place: String::new(), tokens, asked: Value::Null, columns: Map::new(), given: None }
     }
 }

@@ -96,7 +96,7 @@ fn shaped(tokens: usize, patches: usize, change: impl FnOnce(&mut GrpoOptions)) 
     let mut options = GrpoOptions { max_completion_length: 32, ..Default::default() };
     change(&mut options);
     let shape = Shape::new(tokens, patches, &config())?;
-    with_shape(&options, &config(), Dtype::Bf16, DType::BF16, &shape, &Device::dry(Kernels::Cuda))
+    with_shape(&options, &config(), StoredDType::Bf16, DType::BF16, &shape, &Device::dry(Kernels::Cuda))
 }
 
 fn flops(plan: &Plan, phase: &str) -> f64 {

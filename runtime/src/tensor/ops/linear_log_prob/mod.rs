@@ -2,7 +2,7 @@
 //!
 //! There are two ways. The fused kernels ([`fused`]): forward no logit is stored, backward the gradient of some columns of the vocabulary at
 //! a time, of which the weight's gradient is then complete and that of the rows adds up in f32. Plain products (cuBLASLt's on cuda,
-//! [`products`]): the logits of some rows and some columns at a time. [`head_way`] is the choice.
+//! [`products`]): the logits of some rows and some columns at a time. [`lm_head_backend`] is the choice.
 
 mod fused;
 mod products;
@@ -33,7 +33,7 @@ pub fn logit_rows(vocab: usize) -> usize {
 /// # Errors
 /// Shapes that do not fit; out of memory.
 pub fn linear_log_prob(cx: &Cx, h: &Tensor, w: &Tensor, targets: &Tensor, inv_temperature: f32) -> Result<Tensor> {
-    let way = head_way(cx.device(), h.dtype(), w.dtype());
+    let way = lm_head_backend(cx.device(), h.dtype(), w.dtype());
     linear_log_prob_by(cx, h, w, targets, inv_temperature, [way; 2])
 }
 
@@ -47,7 +47,7 @@ pub fn linear_log_prob_by(
     w: &Tensor,
     targets: &Tensor,
     inv_temperature: f32,
-    ways: [HeadWay; 2],
+    ways: [LmHeadBackend; 2],
 ) -> Result<Tensor> {
     Head::new("linear_log_prob", h, w, targets, inv_temperature)?.log_prob(cx, ways, None)
 }
@@ -57,14 +57,14 @@ pub fn linear_log_prob_by(
 ///
 /// # Errors
 /// As [`linear_log_prob`].
-pub fn linear_log_prob_watched(
+pub fn linear_log_prob_with_entropy(
     cx: &Cx,
     h: &Tensor,
     w: &Tensor,
     targets: &Tensor,
     inv_temperature: f32,
 ) -> Result<(Tensor, Tensor)> {
-    let way = head_way(cx.device(), h.dtype(), w.dtype());
+    let way = lm_head_backend(cx.device(), h.dtype(), w.dtype());
     let head = Head::new("linear_log_prob", h, w, targets, inv_temperature)?;
     let entropy = cx.empty(&[head.rows], DType::F32)?;
     Ok((head.log_prob(cx, [way; 2], Some(&entropy))?, entropy))
@@ -72,7 +72,7 @@ pub fn linear_log_prob_watched(
 
 /// How the output layer and the log-probabilities are computed together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HeadWay {
+pub enum LmHeadBackend {
     /// By one kernel that keeps logits to itself (`reel_kernels::linear_log_prob`).
     Fused,
     /// By plain products, cuBLASLt's on cuda, of tiles of rows and vocabulary.
@@ -92,12 +92,12 @@ pub enum HeadWay {
 ///   790 TFLOP/s and its bytes at 4.3 TB/s, products need 12.5 ms forward and 35.7 ms backward there. That is a floor: this way
 ///   has not been timed on a GPU yet.
 /// - All else, older GPUs and f32: fused. There products have no such lead that would pay for logits in memory.
-pub fn head_way(device: &Device, h: DType, w: DType) -> HeadWay {
+pub fn lm_head_backend(device: &Device, h: DType, w: DType) -> LmHeadBackend {
     match device.kernels() {
-        _ if h != w => HeadWay::Products,
-        Kernels::Cpu => HeadWay::Products,
-        Kernels::Cuda if h == DType::BF16 && device.compute_capability() >= 90 => HeadWay::Products,
-        Kernels::Cuda => HeadWay::Fused,
+        _ if h != w => LmHeadBackend::Products,
+        Kernels::Cpu => LmHeadBackend::Products,
+        Kernels::Cuda if h == DType::BF16 && device.compute_capability() >= 90 => LmHeadBackend::Products,
+        Kernels::Cuda => LmHeadBackend::Fused,
     }
 }
 
@@ -113,7 +113,7 @@ pub fn linear_log_prob_entropy(
     targets: &Tensor,
     inv_temperature: f32,
 ) -> Result<Tensor> {
-    let way = head_way(cx.device(), h.dtype(), w.dtype());
+    let way = lm_head_backend(cx.device(), h.dtype(), w.dtype());
     linear_log_prob_entropy_by(cx, h, w, targets, inv_temperature, [way; 2])
 }
 
@@ -127,7 +127,7 @@ pub fn linear_log_prob_entropy_by(
     w: &Tensor,
     targets: &Tensor,
     inv_temperature: f32,
-    ways: [HeadWay; 2],
+    ways: [LmHeadBackend; 2],
 ) -> Result<Tensor> {
     Head::new("linear_log_prob_entropy", h, w, targets, inv_temperature)?.log_prob_and_entropy(cx, ways)
 }
@@ -170,12 +170,16 @@ impl Head {
     }
 
     /// Refuses two dtypes where one of the ways is the fused one.
-    fn want_ways(&self, ways: [HeadWay; 2]) -> Result<()> {
-        if ways.contains(&HeadWay::Fused) { want_dtype(self.op, "weight", &self.w, self.h.dtype()) } else { Ok(()) }
+    fn want_ways(&self, ways: [LmHeadBackend; 2]) -> Result<()> {
+        if ways.contains(&LmHeadBackend::Fused) {
+            want_dtype(self.op, "weight", &self.w, self.h.dtype())
+        } else {
+            Ok(())
+        }
     }
 
     /// `entropy`: f32 `[R]` for the entropies, if anybody wants to see them.
-    fn log_prob(self, cx: &Cx, ways: [HeadWay; 2], entropy: Option<&Tensor>) -> Result<Tensor> {
+    fn log_prob(self, cx: &Cx, ways: [LmHeadBackend; 2], entropy: Option<&Tensor>) -> Result<Tensor> {
         self.want_ways(ways)?;
         let lp = cx.empty(&[self.rows], DType::F32)?;
         let lse = cx.empty(&[self.rows], DType::F32)?;
@@ -187,7 +191,7 @@ impl Head {
         }))
     }
 
-    fn log_prob_and_entropy(self, cx: &Cx, ways: [HeadWay; 2]) -> Result<Tensor> {
+    fn log_prob_and_entropy(self, cx: &Cx, ways: [LmHeadBackend; 2]) -> Result<Tensor> {
         self.want_ways(ways)?;
         let rows = self.rows;
         let both = cx.empty(&[2, rows], DType::F32)?;
@@ -206,10 +210,10 @@ impl Head {
         }))
     }
 
-    fn forward(&self, cx: &Cx, way: HeadWay, lp: &Tensor, entropy: Option<&Tensor>, lse: &Tensor) -> Result<()> {
+    fn forward(&self, cx: &Cx, way: LmHeadBackend, lp: &Tensor, entropy: Option<&Tensor>, lse: &Tensor) -> Result<()> {
         match way {
-            HeadWay::Fused => self.fused_forward(cx, lp, entropy, lse),
-            HeadWay::Products => self.forward_by_products(cx, lp, entropy, lse),
+            LmHeadBackend::Fused => self.fused_forward(cx, lp, entropy, lse),
+            LmHeadBackend::Products => self.forward_by_products(cx, lp, entropy, lse),
         }
     }
 
@@ -217,14 +221,14 @@ impl Head {
     fn backward(
         &self,
         bw: &mut Backward,
-        way: HeadWay,
+        way: LmHeadBackend,
         lse: &Tensor,
         d_lp: &Tensor,
         entropies: Option<(&Tensor, &Tensor)>,
     ) -> Result<()> {
         match way {
-            HeadWay::Fused => self.fused_backward(bw, lse, d_lp, entropies),
-            HeadWay::Products => self.backward_by_products(bw, lse, d_lp, entropies),
+            LmHeadBackend::Fused => self.fused_backward(bw, lse, d_lp, entropies),
+            LmHeadBackend::Products => self.backward_by_products(bw, lse, d_lp, entropies),
         }
     }
 

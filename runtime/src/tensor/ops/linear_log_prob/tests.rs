@@ -1,4 +1,4 @@
-use super::HeadWay::{Fused, Products};
+use super::LmHeadBackend::{Fused, Products};
 use super::products::Tile;
 use super::*;
 use crate::device::{Category, Profiler, SimOptions};
@@ -31,7 +31,7 @@ struct Asking {
 /// Log-probabilities (and entropies), the gradient of the rows and that of the weight.
 type Answer = [Vec<f32>; 3];
 
-fn answer(device: &Device, a: Asking, way: HeadWay, limit: usize) -> Answer {
+fn answer(device: &Device, a: Asking, way: LmHeadBackend, limit: usize) -> Answer {
     let values = |n: usize, m: usize, seed: u32| numbers(n * m, a.seed + seed);
     let leaf = |name: &str, n: usize, m: usize, dtype, seed| {
         let t = Tensor::from_f32(device, &[n, m], dtype, &values(n, m, seed), Category::Weights).unwrap();
@@ -167,7 +167,7 @@ fn floor(profile: Profiler) -> f64 {
 
 #[test]
 fn ways_of_devices() {
-    let way = |device: &Device, dtype| head_way(device, dtype, dtype);
+    let way = |device: &Device, dtype| lm_head_backend(device, dtype, dtype);
     let gpu = |compute_capability| Device::dry_of(Kernels::Cuda, compute_capability);
     for (compute_capability, bf16) in [(80, Fused), (86, Fused), (89, Fused), (90, Products), (100, Products)] {
         assert_eq!(way(&gpu(compute_capability), DType::BF16), bf16, "{compute_capability}");
@@ -175,7 +175,7 @@ fn ways_of_devices() {
         assert_eq!(gpu(compute_capability).dry_like().compute_capability(), compute_capability);
     }
     assert_eq!(way(&Device::cpu(1), DType::F32), Products);
-    assert_eq!(head_way(&gpu(80), DType::F32, DType::BF16), Products);
+    assert_eq!(lm_head_backend(&gpu(80), DType::F32, DType::BF16), Products);
 }
 
 #[test]
@@ -188,14 +188,14 @@ fn who_watches_the_entropies_gets_the_same_log_probabilities() {
     let targets: Vec<i32> = (0..37).map(|r| r * 5 % 71 - 1).collect();
     let targets = Tensor::from_i32(&device, &[37], &targets).unwrap();
     let cx = Cx::inference(&device, DType::F32);
-    let (lp, entropy) = linear_log_prob_watched(&cx, &h, &w, &targets, 0.7).unwrap();
+    let (lp, entropy) = linear_log_prob_with_entropy(&cx, &h, &w, &targets, 0.7).unwrap();
     let both = linear_log_prob_entropy(&cx, &h, &w, &targets, 0.7).unwrap().to_f32().unwrap();
     assert_eq!(lp.to_f32().unwrap(), linear_log_prob(&cx, &h, &w, &targets, 0.7).unwrap().to_f32().unwrap());
     assert_eq!([lp.to_f32().unwrap(), entropy.to_f32().unwrap()].concat(), both);
     assert!(both[37..].iter().any(|&e| e > 1.0));
 }
 
-/// The figures at [`head_way`].
+/// The figures at [`lm_head_backend`].
 #[test]
 fn the_floor_of_products_on_an_h200() {
     let device = Device::dry(Kernels::Cuda);

@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 use reel_kernels::Element;
 
-use crate::tensor::ops::HeadWay::{self, Fused, Products};
+use crate::tensor::ops::LmHeadBackend::{self, Fused, Products};
 
 type Values = Vec<f32>;
 
@@ -163,12 +163,12 @@ fn frames(device: &Device, films: &[[usize; 3]], [patch, merge, embed]: [usize; 
     let patching =
         Patching { rescale: 1.0 / 255.0, mean: [0.48, 0.46, 0.41], std: [0.27, 0.26, 0.28], patch, temporal: 2, merge };
     let side = patch * merge;
-    let put = |cx: &Cx| -> Result<Vec<Frames>> {
+    let put = |cx: &Cx| -> Result<Vec<DeviceFrames>> {
         let one = |&[count, rows, columns]: &[usize; 3]| {
             let size = [count, rows * side, columns * side];
             let levels: Vec<u8> =
                 numbers(3 * size.iter().product::<usize>(), seed).iter().map(|x| (x * 127.5 + 127.6) as u8).collect();
-            Frames::new(cx.device(), &levels, size, &patching)
+            DeviceFrames::new(cx.device(), &levels, size, &patching)
         };
         films.iter().map(one).collect()
     };
@@ -334,7 +334,7 @@ fn chunks_of_rows_and_of_the_vocabulary_add_up() {
     let targets: Vec<i32> = (0..rows).map(|r| r * 11 % vocab).collect();
     let (rows, vocab) = (rows as usize, vocab as usize);
     let shapes: [&[usize]; 2] = [&[rows, hidden], &[vocab, hidden]];
-    let by = |way: HeadWay| {
+    let by = |way: LmHeadBackend| {
         let before = device.memory().current;
         device.reset_peak();
         let got = outcome(&device, DType::F32, &shapes, 2, |cx, x| {

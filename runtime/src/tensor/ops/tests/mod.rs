@@ -38,7 +38,7 @@ fn index(cx: &Cx, ids: &[i32]) -> Result<Tensor> {
 }
 
 /// An odd film and a picture.
-fn films(cx: &Cx) -> Result<Vec<Frames>> {
+fn films(cx: &Cx) -> Result<Vec<DeviceFrames>> {
     let patching = Patching {
         rescale: 1.0 / 255.0,
         mean: [0.5, 0.4, 0.3],
@@ -48,7 +48,8 @@ fn films(cx: &Cx) -> Result<Vec<Frames>> {
         merge: 1,
     };
     let level = |n: usize| -> Vec<u8> { numbers(n, 80).iter().map(|x| (x * 127.0 + 128.0) as u8).collect() };
-    let one = |size: [usize; 3]| Frames::new(cx.device(), &level(3 * size.iter().product::<usize>()), size, &patching);
+    let one =
+        |size: [usize; 3]| DeviceFrames::new(cx.device(), &level(3 * size.iter().product::<usize>()), size, &patching);
     Ok(vec![one([3, 4, 4])?, one([1, 2, 6])?])
 }
 
@@ -57,13 +58,13 @@ fn films(cx: &Cx) -> Result<Vec<Frames>> {
 fn grpo(cx: &Cx, log_probs: &Tensor, sequence_level: bool) -> Result<Tensor> {
     let f32s = |x: &[f32]| Tensor::from_f32(cx.device(), &[x.len()], DType::F32, x, Category::Inputs);
     let near = |by: f32| numbers(9, 1).iter().enumerate().map(|(i, x)| x + by * (i as f32 - 4.3)).collect::<Vec<_>>();
-    let policy = Policy {
+    let policy = GrpoInputs {
         completions: CuSeqlens::from_lengths(cx.device(), &[4, 0, 5])?,
-        counted: Tensor::from_i32(cx.device(), &[3], &[3, 0, 5])?,
+        completion_lens: Tensor::from_i32(cx.device(), &[3], &[3, 0, 5])?,
         advantages: f32s(&[1.0, 0.3, -0.7])?,
         weights: f32s(&[0.3, 0.2, 0.5])?,
-        old: Some(f32s(&near(0.1))?),
-        reference: Some(f32s(&near(-0.2))?),
+        old_log_probs: Some(f32s(&near(0.1))?),
+        ref_log_probs: Some(f32s(&near(-0.2))?),
         sequence_level,
         epsilon_low: 0.2,
         epsilon_high: 0.2,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use reel_media::resize::FrameBuf;
 
-use super::frames::Frames;
+use super::media_frames::MediaFrames;
 use super::mrope::{Grids, rope_index};
 use super::window::GridThw;
 use crate::checkpoint::header::{self, Stored};
@@ -15,7 +15,7 @@ use crate::save::{StoredTensor, write_safetensors};
 
 /// One sequence of S tokens, ready for the model. N counts patches; a patch is `vision.patch_dim()` values.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Tokens {
+pub struct ModelInput {
     /// [S]
     pub input_ids: Vec<i64>,
     /// [3][S]: time, height, width.
@@ -23,7 +23,7 @@ pub struct Tokens {
     /// Added to a token's place, gives the position of text generated after this sequence.
     pub rope_delta: i64,
     /// Pictures and films that were decoded. Where pixels are given as values they are not here.
-    pub frames: Frames,
+    pub frames: MediaFrames,
     /// [N, patch_dim] of all pictures, in order.
     pub pixel_values: Option<Vec<f32>>,
     /// Time, height and width in patches, one a picture.
@@ -40,7 +40,7 @@ pub struct Tokens {
 
 const CURE: &str = "give a file as `reel preprocess` writes it for this model";
 
-impl Tokens {
+impl ModelInput {
     /// The sequence that a batch packs.
     pub fn sequence(&self) -> crate::batch::Sequence<'_> {
         crate::batch::Sequence {
@@ -59,7 +59,7 @@ impl Tokens {
     /// # Errors
     /// Frames that cannot be cut into patches, or too many of them.
     pub fn pixels(&self) -> Result<[Option<Cow<'_, [f32]>>; 2]> {
-        let kinds = [(&self.pixel_values, &self.frames.pictures), (&self.pixel_values_videos, &self.frames.films)];
+        let kinds = [(&self.pixel_values, &self.frames.images), (&self.pixel_values_videos, &self.frames.videos)];
         let [pictures, films] = kinds.map(|(given, frames)| match given {
             Some(values) => Ok(Some(Cow::Borrowed(&values[..]))),
             None if frames.is_empty() => Ok(None),
@@ -123,7 +123,7 @@ impl Tokens {
             "image",
             config.tokens.image,
             &self.image_grid_thw,
-            (self.pixel_values.as_deref(), &self.frames.pictures),
+            (self.pixel_values.as_deref(), &self.frames.images),
         )?;
         self.check_media(
             config,
@@ -131,7 +131,7 @@ impl Tokens {
             "video",
             config.tokens.video,
             &self.video_grid_thw,
-            (self.pixel_values_videos.as_deref(), &self.frames.films),
+            (self.pixel_values_videos.as_deref(), &self.frames.videos),
         )
     }
 
@@ -344,14 +344,14 @@ mod tests {
     use crate::config::tests::tiny;
 
     /// One picture and one film between texts.
-    fn sample(config: &ModelConfig) -> Tokens {
+    fn sample(config: &ModelConfig) -> ModelInput {
         let t = &config.tokens;
         let mut ids = vec![1, t.vision_start.into()];
         ids.extend([i64::from(t.image); 2]);
         ids.extend([t.vision_end.into(), 2, t.vision_start.into()]);
         ids.extend([i64::from(t.video); 6]);
         ids.extend([t.vision_end.into(), 3]);
-        let mut tokens = Tokens {
+        let mut tokens = ModelInput {
             input_ids: ids,
             pixel_values: Some((0..8 * 1176).map(|x| x as f32).collect()),
             image_grid_thw: vec![[1, 2, 4]],
@@ -359,7 +359,7 @@ mod tests {
             video_grid_thw: vec![[3, 4, 2]],
             second_per_grid_ts: vec![0.75],
             frame_indices: vec![0, 3, 7, 10, 13, 16],
-            ..Tokens::default()
+            ..ModelInput::default()
         };
         tokens.compute_positions(config, "sample").unwrap();
         tokens
@@ -370,9 +370,9 @@ mod tests {
         let config = tiny();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("inputs.safetensors");
-        for tokens in [sample(&config), Tokens::text(vec![5, 6, 7])] {
+        for tokens in [sample(&config), ModelInput::text(vec![5, 6, 7])] {
             tokens.write(&path, &config).unwrap();
-            assert_eq!(Tokens::read(&path, &config).unwrap(), tokens);
+            assert_eq!(ModelInput::read(&path, &config).unwrap(), tokens);
         }
     }
 
@@ -385,7 +385,7 @@ mod tests {
         let mask = [1u8; 3];
         let other = StoredTensor { name: "attention_mask", dtype: "BOOL", shape: vec![3], bytes: &mask };
         write_safetensors(&path, &[ints("input_ids", vec![1, 3], &ids), other]).unwrap();
-        assert_eq!(Tokens::read(&path, &config).unwrap(), Tokens::text(vec![5, 6, 7]));
+        assert_eq!(ModelInput::read(&path, &config).unwrap(), ModelInput::text(vec![5, 6, 7]));
     }
 
     #[test]
@@ -394,11 +394,11 @@ mod tests {
         let good = sample(&config);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("inputs.safetensors");
-        let refuse = |change: &dyn Fn(&mut Tokens), field: &str| {
+        let refuse = |change: &dyn Fn(&mut ModelInput), field: &str| {
             let mut tokens = good.clone();
             change(&mut tokens);
             tokens.write(&path, &config).unwrap();
-            let error = Tokens::read(&path, &config).unwrap_err().to_string();
+            let error = ModelInput::read(&path, &config).unwrap_err().to_string();
             assert!(error.contains(&format!("inputs.safetensors: {field}")), "{error}");
         };
         refuse(&|t| t.input_ids[0] = 432, "input_ids: has 432 at place 0");
@@ -409,13 +409,13 @@ mod tests {
         refuse(&|t| t.video_grid_thw[0] = [2, 4, 2], "pixel_values_videos");
         refuse(&|t| t.pixel_values = None, "pixel_values");
         refuse(&|t| t.position_ids[1][2] = -4, "position_ids");
-        refuse(&|t| *t = Tokens::default(), "input_ids: has no tokens");
+        refuse(&|t| *t = ModelInput::default(), "input_ids: has no tokens");
         let f = [0f32; 3];
         write_safetensors(&path, &[floats("input_ids", vec![3], &f)]).unwrap();
-        assert!(Tokens::read(&path, &config).unwrap_err().to_string().contains("input_ids: is F32, not I64"));
+        assert!(ModelInput::read(&path, &config).unwrap_err().to_string().contains("input_ids: is F32, not I64"));
         write_safetensors(&path, &[floats("x", vec![3], &f)]).unwrap();
-        assert!(Tokens::read(&path, &config).unwrap_err().to_string().contains("input_ids: is missing"));
+        assert!(ModelInput::read(&path, &config).unwrap_err().to_string().contains("input_ids: is missing"));
         std::fs::write(&path, b"text").unwrap();
-        assert!(Tokens::read(&path, &config).unwrap_err().to_string().contains("not a safetensors file"));
+        assert!(ModelInput::read(&path, &config).unwrap_err().to_string().contains("not a safetensors file"));
     }
 }

@@ -7,19 +7,19 @@ use crate::error::Result;
 
 /// `x`, or `x + delta` with the sum still to be made; `[S, H]`.
 #[derive(Debug)]
-pub(crate) struct Stream {
+pub(crate) struct Residual {
     x: Tensor,
     delta: Option<Tensor>,
 }
 
-impl Stream {
-    pub(crate) fn new(x: &Tensor) -> Stream {
-        Stream { x: x.clone(), delta: None }
+impl Residual {
+    pub(crate) fn new(x: &Tensor) -> Residual {
+        Residual { x: x.clone(), delta: None }
     }
 
     /// `x + delta`, added up when the next norm comes.
-    pub(crate) fn sum_of(x: Tensor, delta: Tensor) -> Stream {
-        Stream { x, delta: Some(delta) }
+    pub(crate) fn sum_of(x: Tensor, delta: Tensor) -> Residual {
+        Residual { x, delta: Some(delta) }
     }
 
     /// S.

@@ -8,19 +8,19 @@ use crate::error::Result;
 
 /// The media of a sequence after both resizes.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Frames {
+pub struct MediaFrames {
     /// One frame each, in order.
-    pub pictures: Vec<FrameBuf>,
+    pub images: Vec<FrameBuf>,
     /// In order; an odd one's last frame stands for two.
-    pub films: Vec<FrameBuf>,
+    pub videos: Vec<FrameBuf>,
     /// How they become patches.
     pub processor: Processor,
 }
 
-impl Frames {
+impl MediaFrames {
     /// Bytes of all levels.
     pub fn bytes(&self) -> usize {
-        self.pictures.iter().chain(&self.films).map(|f| f.data.len()).sum()
+        self.images.iter().chain(&self.videos).map(|f| f.data.len()).sum()
     }
 
     /// The grid of some frames.
@@ -34,7 +34,7 @@ impl Frames {
     /// The normalised pixels of the patches of `frames`, one after the other, as the image processor gives them.
     ///
     /// # Errors
-    /// As [`Frames::grid`]; too many to fit in memory.
+    /// As [`MediaFrames::grid`]; too many to fit in memory.
     pub fn pixels(&self, frames: &[FrameBuf]) -> Result<Vec<f32>> {
         let mut all = Vec::new();
         for one in frames {

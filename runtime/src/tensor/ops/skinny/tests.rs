@@ -22,11 +22,11 @@ fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> 
     };
     let (x, w, up) = (tensor(&[m, k], dtype, 1), tensor(&[n, k], DType::BF16, 2), tensor(&[n, k], DType::BF16, 3));
     let (b, r) = (tensor(&[n], dtype, 4), tensor(&[m, n], dtype, 5));
-    let linear = thin_linear(&cx, &x, &w, Some(&b), Some(&r)).unwrap();
-    let gated = thin_swiglu(&cx, &x, &w, &up).unwrap();
-    let logits = thin_logits(&cx, &x, &w).unwrap();
+    let linear = skinny_linear(&cx, &x, &w, Some(&b), Some(&r)).unwrap();
+    let gated = skinny_swiglu(&cx, &x, &w, &up).unwrap();
+    let logits = skinny_logits(&cx, &x, &w).unwrap();
     let lora = Lora { down: tensor(&[3, k], dtype, 6), up: tensor(&[n, 3], dtype, 7), scale: 0.6 };
-    let adapted = thin_lora_linear(&cx, &x, &w, Some(&b), &lora, Some(&r)).unwrap();
+    let adapted = skinny_lora_linear(&cx, &x, &w, Some(&b), &lora, Some(&r)).unwrap();
     assert_eq!((linear.dtype(), gated.dtype(), logits.dtype(), adapted.dtype()), (dtype, dtype, DType::F32, dtype));
     assert!([&linear, &gated, &logits, &adapted].iter().all(|t| t.shape() == [m, n]));
     [linear, gated, logits, adapted].map(|t| t.to_f32().unwrap())
@@ -66,8 +66,8 @@ proptest! {
             Tensor::from_f32(&sim, shape, dtype, &values, Category::Weights).unwrap()
         };
         let (x, w) = (tensor(&[m, k], DType::F32, 1), tensor(&[n, k], DType::BF16, 2));
-        let all = thin_linear(&cx, &x, &w, None, None).unwrap().to_f32().unwrap();
-        let last = thin_linear(&cx, &x.rows(m - 1, 1).unwrap(), &w, None, None).unwrap().to_f32().unwrap();
+        let all = skinny_linear(&cx, &x, &w, None, None).unwrap().to_f32().unwrap();
+        let last = skinny_linear(&cx, &x.rows(m - 1, 1).unwrap(), &w, None, None).unwrap().to_f32().unwrap();
         prop_assert!(all[(m - 1) * n..] == last);
     }
 }
@@ -82,17 +82,17 @@ fn shapes_that_do_not_fit_are_refused() {
             let e = r.unwrap_err().to_string();
             assert!(e.contains(words), "{words} in {e}");
         };
-        fails(thin_linear(&cx, &x, &short, None, None), "weight is [3, 5] but x ends in 4");
-        fails(thin_linear(&cx, &x, &w, Some(&of(&[4], DType::F32)), None), "bias is [4], expected [3]");
-        fails(thin_linear(&cx, &x, &w, None, Some(&of(&[2, 4], DType::F32))), "expected [2, 3]");
+        fails(skinny_linear(&cx, &x, &short, None, None), "weight is [3, 5] but x ends in 4");
+        fails(skinny_linear(&cx, &x, &w, Some(&of(&[4], DType::F32)), None), "bias is [4], expected [3]");
+        fails(skinny_linear(&cx, &x, &w, None, Some(&of(&[2, 4], DType::F32))), "expected [2, 3]");
         let lora = |r: usize, k: usize, n: usize| Lora {
             down: of(&[r, k], DType::F32),
             up: of(&[n, r], DType::F32),
             scale: 1.0,
         };
-        fails(thin_lora_linear(&cx, &x, &w, None, &lora(2, 5, 3), None), "down is [2, 5], expected [2, 4]");
-        fails(thin_lora_linear(&cx, &x, &w, None, &lora(2, 4, 4), None), "up is [4, 2], expected [3, 2]");
-        fails(thin_swiglu(&cx, &x, &w, &short), "up is [3, 5], expected [3, 4]");
-        fails(thin_logits(&cx, &x, &short), "weight is [3, 5] but x ends in 4");
+        fails(skinny_lora_linear(&cx, &x, &w, None, &lora(2, 5, 3), None), "down is [2, 5], expected [2, 4]");
+        fails(skinny_lora_linear(&cx, &x, &w, None, &lora(2, 4, 4), None), "up is [4, 2], expected [3, 2]");
+        fails(skinny_swiglu(&cx, &x, &w, &short), "up is [3, 5], expected [3, 4]");
+        fails(skinny_logits(&cx, &x, &short), "weight is [3, 5] but x ends in 4");
     }
 }

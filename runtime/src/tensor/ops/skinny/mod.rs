@@ -14,18 +14,18 @@ use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, dims};
 
 /// Rows up to which a weight is read once.
-const MOST_ROWS: usize = 16;
+const MAX_ROWS: usize = 16;
 
 /// Whether the kernel for few rows takes this product.
 fn takes(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<bool> {
-    let (m, _) = rows_cols("thin", "x", x)?;
-    let fits = (1..=MOST_ROWS).contains(&m) && w.dtype() == DType::BF16;
+    let (m, _) = rows_cols("skinny_linear", "x", x)?;
+    let fits = (1..=MAX_ROWS).contains(&m) && w.dtype() == DType::BF16;
     Ok(fits && cx.device().kernels() == Kernels::Cuda && !cx.is_training())
 }
 
 /// The parameters of a product, checked, and room for its result.
 fn product(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<(Params, Tensor)> {
-    const OP: &str = "thin";
+    const OP: &str = "skinny_linear";
     let (m, k) = rows_cols(OP, "x", x)?;
     let n = match w.shape() {
         [n, wk] if *wk == k => *n,
@@ -53,8 +53,8 @@ fn product(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<(Params, Tensor)> {
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit; out of memory.
-pub fn thin_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>) -> Result<Tensor> {
-    const OP: &str = "thin_linear";
+pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>) -> Result<Tensor> {
+    const OP: &str = "skinny_linear";
     if let Some(r) = residual {
         let shape = [rows_cols(OP, "x", x)?.0, w.shape().first().copied().unwrap_or(0)];
         want_shape(OP, "residual", r, &shape, "the shape of the result")?;
@@ -75,11 +75,11 @@ pub fn thin_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual
     Ok(y)
 }
 
-/// [`thin_linear`] with an adapter. On a cpu the sums are those of [`lora_linear`], with the residual last.
+/// [`skinny_linear`] with an adapter. On a cpu the sums are those of [`lora_linear`], with the residual last.
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit; out of memory.
-pub fn thin_lora_linear(
+pub fn skinny_lora_linear(
     cx: &Cx,
     x: &Tensor,
     w: &Tensor,
@@ -91,7 +91,7 @@ pub fn thin_lora_linear(
         let y = lora_linear(cx, x, w, b, lora)?;
         return residual.map_or(Ok(y.clone()), |r| add(cx, r, &y));
     }
-    let y = thin_linear(cx, x, w, b, residual)?;
+    let y = skinny_linear(cx, x, w, b, residual)?;
     add_low_rank(cx, x, lora, &y)?;
     Ok(y)
 }
@@ -100,8 +100,8 @@ pub fn thin_lora_linear(
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit; out of memory.
-pub fn thin_swiglu(cx: &Cx, x: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    want_shape("thin_swiglu", "up", up, gate.shape(), "the shape of gate")?;
+pub fn skinny_swiglu(cx: &Cx, x: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    want_shape("skinny_swiglu", "up", up, gate.shape(), "the shape of gate")?;
     if !takes(cx, x, gate)? || up.dtype() != gate.dtype() {
         return swiglu(cx, &linear(cx, x, gate, None)?, &linear(cx, x, up, None)?);
     }
@@ -114,7 +114,7 @@ pub fn thin_swiglu(cx: &Cx, x: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Te
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit; out of memory.
-pub fn thin_logits(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<Tensor> {
+pub fn skinny_logits(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<Tensor> {
     if !takes(cx, x, w)? {
         return matmul(cx, x, w, DType::F32);
     }
