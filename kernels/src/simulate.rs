@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::compile::{self, CompileError};
-use crate::launch::{Arch, TensorMapError, KernelLaunch, Stage, run_on_cpu};
+use crate::launch::{Arch, KernelLaunch, Stage, TensorMapError, run_on_cpu};
 use crate::matmul::Matmul;
 use crate::{Addr, DType, Launch, Team};
 use reel_sim::counters::Counters;

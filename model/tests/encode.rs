@@ -98,7 +98,7 @@ fn a_pad_too_many_is_refused(case: &Path) {
 fn bytes_of_a_film_do_as_well_as_its_file(case: &Path) {
     use base64::Engine;
     let bundle = Bundle::open(&case.join("model")).unwrap();
-    let film = |source: Source| {
+    let film = |source: MediaSource| {
         let source = VideoSource::File(source);
         let part = VideoPart { source, overrides: Default::default(), place: "p".to_string() };
         encode(&bundle, &Conversation::question(vec![ContentPart::Video(part)], "?"), &MediaOptions::default())

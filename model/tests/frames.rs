@@ -122,7 +122,7 @@ proptest! {
 fn frames_of_other_grids_are_refused() {
     let config = ModelConfig::open(&folder()).unwrap();
     let good = tokens(&config, true, &[[1, 2, 2]], false, 1);
-    let said = |tokens: &Tokens| {
+    let said = |tokens: &ModelInput| {
         let made = Batch::new(&Device::cpu(1), &config, DType::F32, &[tokens.sequence()], "here");
         made.map(|_| ()).unwrap_err().to_string()
     };
