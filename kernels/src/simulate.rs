@@ -6,9 +6,9 @@ use crate::launch::{Arch, KernelLaunch, Stage, TensorMapError, run_on_cpu};
 use crate::matmul::Matmul;
 use crate::{Addr, DType, Launch, Team};
 use reel_sim::counters::Counters;
-use reel_sim::exec::{self, Gpu, LaunchError, Options};
+use reel_sim::exec::{self, ExecOptions, GpuSpec, LaunchError};
 use reel_sim::finding::Finding;
-use reel_sim::memory::Memory;
+use reel_sim::memory::SimMemory;
 use reel_sim::program::{self, Program, ProgramError};
 use reel_sim::tensor_map::MapError;
 use std::collections::HashMap;
@@ -111,15 +111,15 @@ impl Unit {
         &self,
         launch: &KernelLaunch,
         arch: &Arch,
-        memory: &mut Memory,
-        options: &Options,
+        memory: &mut SimMemory,
+        options: &ExecOptions,
     ) -> Result<Vec<Staged>, SimulateError> {
         let cuda = launch.kernel.cuda.ok_or(SimulateError::NoSource(launch.kernel.name))?;
         let mut out = Vec::new();
         for stage in (cuda.plan)(&launch.params, arch) {
             let symbol = stage.symbol;
             let kernel = self.kernel(symbol)?;
-            let grid = exec::Launch {
+            let grid = exec::LaunchConfig {
                 grid: stage.grid,
                 block: stage.block,
                 cluster: stage.cluster,
@@ -145,16 +145,20 @@ impl Unit {
 }
 
 /// The GPU whose limits a run for this architecture takes.
-pub fn gpu(arch: &Arch) -> Gpu {
-    Gpu { shared_per_block: arch.shared_per_block, multiprocessors: arch.multiprocessors, ..Gpu::for_sm(arch.sm) }
+pub fn gpu(arch: &Arch) -> GpuSpec {
+    GpuSpec {
+        shared_per_block: arch.shared_per_block,
+        multiprocessors: arch.multiprocessors,
+        ..GpuSpec::for_sm(arch.sm)
+    }
 }
 
 /// Runs all stages of a launch on `memory`, whose buffers lie at the addresses in its parameters.
 pub fn run(
     launch: &KernelLaunch,
     arch: &Arch,
-    memory: &mut Memory,
-    options: &Options,
+    memory: &mut SimMemory,
+    options: &ExecOptions,
 ) -> Result<Vec<Staged>, SimulateError> {
     let cuda = launch.kernel.cuda.ok_or(SimulateError::NoSource(launch.kernel.name))?;
     if (cuda.plan)(&launch.params, arch).is_empty() {
@@ -167,7 +171,7 @@ pub fn run(
 ///
 /// # Errors
 /// Which operand is not there, was never written or may not be written, and what that means, in one line.
-pub fn product(m: &Matmul, memory: &mut Memory, team: &Team) -> Result<(), String> {
+pub fn product(m: &Matmul, memory: &mut SimMemory, team: &Team) -> Result<(), String> {
     let read = |what: &str, at: Addr, dtype: DType, count: usize| {
         let bytes = memory.read(at.0, count * dtype.size());
         bytes.map(aligned).map_err(|e| format!("{}: {what}: {e}; it is this op's input", m.name()))

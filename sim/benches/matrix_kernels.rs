@@ -2,8 +2,8 @@
 //!
 //! `cargo bench -p reel-sim --bench matrix_kernels [-- mma|wgmma]`
 
-use reel_sim::exec::{self, Completion, Launch, Options};
-use reel_sim::memory::Memory;
+use reel_sim::exec::{self, CompletionTiming, ExecOptions, LaunchConfig};
+use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
 use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
 use std::time::Instant;
@@ -23,19 +23,19 @@ fn on_cpu() -> Option<f64> {
     Some(text.split_whitespace().next()?.parse::<u64>().ok()? as f64 * 1e-9)
 }
 
-fn measure(name: &str, program: &Program, kernel: &str, setup: impl Fn(&mut Memory) -> Launch) {
+fn measure(name: &str, program: &Program, kernel: &str, setup: impl Fn(&mut SimMemory) -> LaunchConfig) {
     let only = std::env::args().nth(1).filter(|arg| !arg.starts_with('-'));
     if only.is_some_and(|only| !name.starts_with(&only)) {
         return;
     }
     let kernel = program.kernel(kernel).expect("the kernel is there");
-    for completion in [Completion::Latest, Completion::Earliest] {
+    for completion in [CompletionTiming::Latest, CompletionTiming::Earliest] {
         let mut best = f64::INFINITY;
         let mut flops = 0;
         for seed in 0..8 {
-            let mut memory = Memory::new();
+            let mut memory = SimMemory::new();
             let launch = setup(&mut memory);
-            let options = Options { seed, completion, ..Options::default() };
+            let options = ExecOptions { seed, completion, ..ExecOptions::default() };
             let (start, before) = (Instant::now(), on_cpu());
             let outcome = exec::run(program, &kernel, &launch, &mut memory, &options).expect("a good launch");
             let seconds = start.elapsed().as_secs_f64();
@@ -51,8 +51,8 @@ fn ones(count: usize) -> Vec<u8> {
     (0..count).flat_map(|i| (0x3f80 + (i % 7) as u16).to_le_bytes()).collect()
 }
 
-fn launch(grid: [u32; 3], threads: u32, dynamic_shared: u32, params: Vec<u8>) -> Launch {
-    Launch { grid, block: [threads, 1, 1], cluster: [1, 1, 1], dynamic_shared, params }
+fn launch(grid: [u32; 3], threads: u32, dynamic_shared: u32, params: Vec<u8>) -> LaunchConfig {
+    LaunchConfig { grid, block: [threads, 1, 1], cluster: [1, 1, 1], dynamic_shared, params }
 }
 
 fn main() {

@@ -1,8 +1,8 @@
 //! Thread instructions a second of a scalar kernel with all checks, on one thread: 256 threads × 4096 blocks, one instruction
 //! in four a global or shared access. `cargo bench -p reel-sim --bench scalar`. Other processes' turns do not count.
 
-use reel_sim::exec::{self, Launch, Options};
-use reel_sim::memory::Memory;
+use reel_sim::exec::{self, ExecOptions, LaunchConfig};
+use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
 use std::time::Instant;
 
@@ -19,14 +19,15 @@ fn on_cpu() -> Option<f64> {
 
 fn run(program: &Program, dynamic_shared: u32) -> (u64, f64) {
     let kernel = program.kernel("scalar").expect("scalar.ptx has the kernel");
-    let mut memory = Memory::new();
+    let mut memory = SimMemory::new();
     let x = memory.alloc((0..WORDS).flat_map(|i| (i as f32 * 1e-6).to_le_bytes()).collect());
     let y = memory.alloc_uninitialized(4 * 256 * BLOCKS as usize);
     let mut params = [x.to_le_bytes(), y.to_le_bytes()].concat();
     params.extend((WORDS - 1).to_le_bytes());
-    let launch = Launch { grid: [BLOCKS, 1, 1], block: [256, 1, 1], cluster: [1, 1, 1], dynamic_shared, params };
+    let launch = LaunchConfig { grid: [BLOCKS, 1, 1], block: [256, 1, 1], cluster: [1, 1, 1], dynamic_shared, params };
     let (start, before) = (Instant::now(), on_cpu());
-    let outcome = exec::run(program, &kernel, &launch, &mut memory, &Options::default()).expect("a launch that fits");
+    let outcome =
+        exec::run(program, &kernel, &launch, &mut memory, &ExecOptions::default()).expect("a launch that fits");
     let seconds = start.elapsed().as_secs_f64();
     let seconds = on_cpu().zip(before).map_or(seconds, |(after, before)| after - before);
     assert!(outcome.findings.is_empty(), "{:?}", outcome.findings.into_list());

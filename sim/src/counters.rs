@@ -2,7 +2,7 @@
 
 /// Counts of one instruction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
+pub struct InstructionCounts {
     /// Times a warp executed it.
     pub warps: u64,
     /// Threads that did.
@@ -23,9 +23,9 @@ pub struct Count {
     pub wavefronts_least: u64,
 }
 
-impl Count {
+impl InstructionCounts {
     /// Adds another's counts.
-    pub fn add(&mut self, o: &Count) {
+    pub fn add(&mut self, o: &InstructionCounts) {
         self.warps += o.warps;
         self.threads += o.threads;
         self.matrix_flops += o.matrix_flops;
@@ -42,7 +42,7 @@ impl Count {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// By kernel-wide instruction number.
-    pub by_instruction: Vec<Count>,
+    pub by_instruction: Vec<InstructionCounts>,
     /// Block, named and cluster barriers completed.
     pub barriers: u64,
     /// Blocks that ran.
@@ -52,12 +52,12 @@ pub struct Counters {
 impl Counters {
     /// For a kernel of `instructions`.
     pub fn new(instructions: usize) -> Counters {
-        Counters { by_instruction: vec![Count::default(); instructions], barriers: 0, blocks: 0 }
+        Counters { by_instruction: vec![InstructionCounts::default(); instructions], barriers: 0, blocks: 0 }
     }
 
     /// The sum over instructions.
-    pub fn total(&self) -> Count {
-        let mut sum = Count::default();
+    pub fn total(&self) -> InstructionCounts {
+        let mut sum = InstructionCounts::default();
         self.by_instruction.iter().for_each(|c| sum.add(c));
         sum
     }

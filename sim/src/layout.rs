@@ -10,7 +10,7 @@ pub const PARAM: u64 = 0x0300_0000_0000;
 pub const MODULE: u64 = 0x0400_0000_0000;
 /// Address of function 0; the others follow, 16 bytes apart.
 pub const FUNCTION: u64 = 0x0500_0000_0000;
-/// Address of the first buffer that [`crate::memory::Memory::alloc`] gives out.
+/// Address of the first buffer that [`crate::memory::SimMemory::alloc`] gives out.
 pub const HEAP: u64 = 0x0600_0000_0000;
 /// Size of a window.
 pub const WINDOW: u64 = 1 << 32;

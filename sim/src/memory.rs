@@ -39,16 +39,16 @@ pub enum ReadError {
 
 /// The buffers that kernels see.
 #[derive(Clone, Debug, Default)]
-pub struct Memory {
+pub struct SimMemory {
     /// By address.
     allocations: Vec<Allocation>,
     next: u64,
 }
 
-impl Memory {
+impl SimMemory {
     /// None yet.
-    pub fn new() -> Memory {
-        Memory { allocations: Vec::new(), next: layout::HEAP }
+    pub fn new() -> SimMemory {
+        SimMemory { allocations: Vec::new(), next: layout::HEAP }
     }
 
     /// A new buffer with these bytes, aligned to 256; its address.
@@ -73,7 +73,7 @@ impl Memory {
         base
     }
 
-    /// As [`Memory::alloc_uninitialized`], but `None` where this machine has no room.
+    /// As [`SimMemory::alloc_uninitialized`], but `None` where this machine has no room.
     pub fn try_alloc_uninitialized(&mut self, bytes: usize) -> Option<u64> {
         let mut data = Vec::new();
         data.try_reserve_exact(bytes).ok()?;
@@ -91,8 +91,8 @@ impl Memory {
     }
 
     /// Takes the buffers that hold any of `addresses` out, into a memory of their own. Addresses in no buffer are passed over.
-    pub fn take(&mut self, addresses: impl IntoIterator<Item = u64>) -> Memory {
-        let mut part = Memory { allocations: Vec::new(), next: self.next };
+    pub fn take(&mut self, addresses: impl IntoIterator<Item = u64>) -> SimMemory {
+        let mut part = SimMemory { allocations: Vec::new(), next: self.next };
         for address in addresses {
             if let Some(i) = self.find(address) {
                 part.put(self.allocations.remove(i));
@@ -101,8 +101,8 @@ impl Memory {
         part
     }
 
-    /// Puts buffers back that [`Memory::take`] gave. Variables of modules that were mapped beside them in between are dropped.
-    pub fn give(&mut self, part: Memory) {
+    /// Puts buffers back that [`SimMemory::take`] gave. Variables of modules that were mapped beside them in between are dropped.
+    pub fn give(&mut self, part: SimMemory) {
         part.allocations.into_iter().filter(|a| a.base >= layout::HEAP).for_each(|a| self.put(a));
     }
 
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn the_host_reads_what_was_written_and_nothing_else() {
-        let mut memory = Memory::new();
+        let mut memory = SimMemory::new();
         let at = memory.alloc_uninitialized(10_000);
         for n in [0, 1, 63, 64, 4095, 4096, 4097, 9_999] {
             let written: Vec<u8> = (0..n).map(|i| i as u8).collect();
@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn buffers_are_taken_out_and_put_back() {
-        let mut memory = Memory::new();
+        let mut memory = SimMemory::new();
         let at: Vec<u64> = (0..4).map(|i| memory.alloc(vec![i; 100])).collect();
         let mut part = memory.take([at[2] + 50, at[0], at[2], at[1] + 100]);
         assert_eq!(part.iter().map(|a| a.base).collect::<Vec<_>>(), [at[0], at[2]]);
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn impossible_sizes_are_refused() {
-        assert_eq!(Memory::new().try_alloc_uninitialized(usize::MAX), None);
-        assert_eq!(Memory::new().try_alloc_uninitialized(1 << 60), None);
+        assert_eq!(SimMemory::new().try_alloc_uninitialized(usize::MAX), None);
+        assert_eq!(SimMemory::new().try_alloc_uninitialized(1 << 60), None);
     }
 }

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::counters::{Count, Counters};
-use crate::finding::{self, Origin};
+use crate::counters::{Counters, InstructionCounts};
+use crate::finding::{self, SourceLine};
 use crate::program::op::Class;
 use crate::program::{Kernel, Program};
 
 /// Warps and threads that executed instructions of a class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Executed {
+pub struct ExecutedCounts {
     /// Times a warp did.
     pub warps: u64,
     /// Times a thread did.
@@ -18,21 +18,21 @@ pub struct Executed {
 
 /// Counts of a line, or of everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counted {
+pub struct CountSummary {
     /// The sums over instructions.
-    pub count: Count,
+    pub count: InstructionCounts,
     /// By class, in the order of [`Class::ALL`].
-    by_class: [Executed; Class::ALL.len()],
+    by_class: [ExecutedCounts; Class::ALL.len()],
 }
 
-impl Counted {
+impl CountSummary {
     /// Instructions of a class.
-    pub fn of_class(&self, class: Class) -> Executed {
+    pub fn of_class(&self, class: Class) -> ExecutedCounts {
         self.by_class[position(class)]
     }
 
     /// The classes that were executed.
-    pub fn classes(&self) -> impl Iterator<Item = (Class, Executed)> {
+    pub fn classes(&self) -> impl Iterator<Item = (Class, ExecutedCounts)> {
         Class::ALL.into_iter().zip(self.by_class).filter(|(_, e)| e.warps > 0)
     }
 
@@ -48,7 +48,7 @@ impl Counted {
         self.count.wavefronts.saturating_sub(self.count.wavefronts_least)
     }
 
-    fn add(&mut self, class: Class, count: &Count) {
+    fn add(&mut self, class: Class, count: &InstructionCounts) {
         self.count.add(count);
         let of = &mut self.by_class[position(class)];
         of.warps += count.warps;
@@ -62,44 +62,44 @@ fn position(class: Class) -> usize {
 
 /// Counts of a source line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
+pub struct LineCounts {
     /// Where it is.
-    pub origin: Origin,
+    pub origin: SourceLine,
     /// What was counted.
-    pub counted: Counted,
+    pub counted: CountSummary,
 }
 
 /// The counts of a launch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct CountReport {
     /// Everything.
-    pub total: Counted,
+    pub total: CountSummary,
     /// By line, in the order of lines.
-    pub lines: Vec<Line>,
+    pub lines: Vec<LineCounts>,
     /// Block, named and cluster barriers completed.
     pub barriers: u64,
     /// Blocks that ran.
     pub blocks: u64,
 }
 
-impl Report {
+impl CountReport {
     /// Sorts counters by line.
-    pub fn new(program: &Program, kernel: &Kernel, counters: &Counters) -> Report {
-        let mut total = Counted::default();
-        let mut lines: BTreeMap<Origin, Counted> = BTreeMap::new();
+    pub fn new(program: &Program, kernel: &Kernel, counters: &Counters) -> CountReport {
+        let mut total = CountSummary::default();
+        let mut lines: BTreeMap<SourceLine, CountSummary> = BTreeMap::new();
         for (pc, count) in counters.by_instruction.iter().enumerate().filter(|(_, c)| c.warps > 0) {
             let (code, i) = kernel.locate(pc as u32);
             let Some(instr) = code.instrs.get(i) else { continue };
             total.add(instr.class, count);
             lines.entry(finding::origin(program, kernel, pc as u32)).or_default().add(instr.class, count);
         }
-        let lines = lines.into_iter().map(|(origin, counted)| Line { origin, counted }).collect();
-        Report { total, lines, barriers: counters.barriers, blocks: counters.blocks }
+        let lines = lines.into_iter().map(|(origin, counted)| LineCounts { origin, counted }).collect();
+        CountReport { total, lines, barriers: counters.barriers, blocks: counters.blocks }
     }
 
     /// The `n` lines that most warp instructions were executed for, most first.
-    pub fn busiest(&self, n: usize) -> Vec<&Line> {
-        let mut lines: Vec<&Line> = self.lines.iter().collect();
+    pub fn busiest(&self, n: usize) -> Vec<&LineCounts> {
+        let mut lines: Vec<&LineCounts> = self.lines.iter().collect();
         lines.sort_by_key(|l| std::cmp::Reverse(l.counted.count.warps));
         lines.truncate(n);
         lines
@@ -109,8 +109,8 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exec::{self, Launch, Options};
-    use crate::memory::Memory;
+    use crate::exec::{self, ExecOptions, LaunchConfig};
+    use crate::memory::SimMemory;
 
     /// Lines 1 to 3 of `k.cu`; line 2 calls a function of `k.cuh` that was inlined.
     const LOCATED: &str = "
@@ -141,16 +141,16 @@ $name:
 }
 ";
 
-    fn report(text: &str) -> Report {
+    fn report(text: &str) -> CountReport {
         let program = Program::parse(text).expect("PTX");
         let kernel = program.kernel("k").expect("a kernel");
-        let mut memory = Memory::new();
+        let mut memory = SimMemory::new();
         let x = memory.alloc(vec![0; 8 * 64]);
         let params = x.to_le_bytes().to_vec();
-        let launch = Launch { grid: [1; 3], block: [64, 1, 1], cluster: [1; 3], dynamic_shared: 0, params };
-        let outcome = exec::run(&program, &kernel, &launch, &mut memory, &Options::default()).expect("a launch");
+        let launch = LaunchConfig { grid: [1; 3], block: [64, 1, 1], cluster: [1; 3], dynamic_shared: 0, params };
+        let outcome = exec::run(&program, &kernel, &launch, &mut memory, &ExecOptions::default()).expect("a launch");
         assert!(outcome.findings.is_empty());
-        Report::new(&program, &kernel, &outcome.counters)
+        CountReport::new(&program, &kernel, &outcome.counters)
     }
 
     #[test]
@@ -163,8 +163,8 @@ $name:
         // 32 lanes ask for every other word.
         assert_eq!((load.count.global_read, load.count.sectors), (2 * 128, 2 * 8));
         assert_eq!(load.sector_efficiency(), Some(0.5));
-        assert_eq!(load.of_class(Class::Float), Executed { warps: 2, threads: 64 });
-        assert_eq!(load.of_class(Class::Global), Executed { warps: 2, threads: 64 });
+        assert_eq!(load.of_class(Class::Float), ExecutedCounts { warps: 2, threads: 64 });
+        assert_eq!(load.of_class(Class::Global), ExecutedCounts { warps: 2, threads: 64 });
         assert_eq!(r.lines[0].counted.sector_efficiency(), None);
         assert_eq!(r.total.count.threads, 8 * 64);
         assert_eq!(r.total.classes().map(|(_, e)| e.warps).sum::<u64>(), 16);

@@ -5,12 +5,12 @@
 //! PTX, of the tail of the last wave. All bytes asked of global memory count as bytes of DRAM, each time they are asked for.
 
 use crate::counters::Counters;
-use crate::exec::Gpu;
+use crate::exec::GpuSpec;
 use crate::program::Kernel;
 use crate::program::op::Class;
 
 /// The GPUs of an estimate.
-pub const GPUS: [Gpu; 3] = [Gpu::A100, Gpu::H100, Gpu::H200];
+pub const GPUS: [GpuSpec; 3] = [GpuSpec::A100, GpuSpec::H100, GpuSpec::H200];
 
 /// Warp instructions that a multiprocessor's schedulers issue a clock.
 const ISSUE: f64 = 4.0;
@@ -43,7 +43,7 @@ impl Basis {
 
 /// The least time that one part of a GPU takes; modelled.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Bound {
+pub struct RooflineBound {
     /// `tensor`, `f32`, `special`, `issue`, `shared` or `dram`.
     pub name: &'static str,
     /// Seconds.
@@ -54,16 +54,16 @@ pub struct Bound {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Roofline {
     /// The GPU.
-    pub gpu: Gpu,
+    pub gpu: GpuSpec,
     /// Multiprocessors that the launch has blocks for.
     pub multiprocessors: u32,
     /// Of each part, always in the same order.
-    pub bounds: [Bound; 6],
+    pub bounds: [RooflineBound; 6],
 }
 
 impl Roofline {
     /// From the counts of a launch.
-    pub fn new(gpu: Gpu, kernel: &Kernel, counters: &Counters) -> Roofline {
+    pub fn new(gpu: GpuSpec, kernel: &Kernel, counters: &Counters) -> Roofline {
         let multiprocessors = counters.blocks.clamp(1, gpu.multiprocessors as u64) as u32;
         let share = multiprocessors as f64 / gpu.multiprocessors as f64;
         let clocks = multiprocessors as f64 * gpu.clock;
@@ -81,7 +81,7 @@ impl Roofline {
             }
         }
         let bytes = (total.global_read + total.global_written) as f64;
-        let bound = |name, seconds| Bound { name, seconds };
+        let bound = |name, seconds| RooflineBound { name, seconds };
         let bounds = [
             bound("tensor", tensor / (gpu.bf16_flops * share)),
             // The data sheet counts a multiply-add as two operations.
@@ -95,7 +95,7 @@ impl Roofline {
     }
 
     /// The bound that is largest: what limits the launch.
-    pub fn limit(&self) -> Bound {
+    pub fn limit(&self) -> RooflineBound {
         let first = self.bounds[0];
         self.bounds.into_iter().fold(first, |a, b| if b.seconds > a.seconds { b } else { a })
     }
@@ -136,7 +136,7 @@ mod tests {
     ret;
 }";
 
-    fn of(gpu: Gpu, change: impl FnOnce(&mut Counters)) -> Roofline {
+    fn of(gpu: GpuSpec, change: impl FnOnce(&mut Counters)) -> Roofline {
         let program = Program::parse(K).unwrap();
         let kernel = program.kernel("k").unwrap();
         let mut counters = Counters::new(kernel.instructions());
@@ -151,19 +151,19 @@ mod tests {
 
     #[test]
     fn counts_over_rates() {
-        let r = of(Gpu::H200, |c| {
+        let r = of(GpuSpec::H200, |c| {
             c.by_instruction[1].warps = 1;
             c.by_instruction[1].global_read = 4_800_000_000_000;
         });
         assert_eq!(r.limit().name, "dram");
         assert!((seconds(&r, "dram") - 1.0).abs() < 1e-12);
-        let r = of(Gpu::A100, |c| {
+        let r = of(GpuSpec::A100, |c| {
             c.by_instruction[2].warps = 1 << 30;
             c.by_instruction[2].threads = 1 << 35;
         });
         assert_eq!(r.limit().name, "f32");
         assert!((seconds(&r, "f32") - (1u64 << 36) as f64 / 19.5e12).abs() < 1e-9);
-        let r = of(Gpu::A100, |c| {
+        let r = of(GpuSpec::A100, |c| {
             c.by_instruction[3].warps = 1 << 30;
             c.by_instruction[3].threads = 1 << 35;
         });
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn few_blocks_use_few_multiprocessors() {
         let work = |blocks| {
-            of(Gpu::H100, |c| {
+            of(GpuSpec::H100, |c| {
                 c.by_instruction[0].warps = 1 << 20;
                 c.blocks = blocks;
             })

@@ -5,7 +5,7 @@ use crate::alu::soft::{BF16, E4M3, F16, Mode, narrow, widen};
 /// Type of an element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
-pub enum DType {
+pub enum ElementType {
     U8,
     I8,
     U16,
@@ -21,55 +21,55 @@ pub enum DType {
     E4m3,
 }
 
-impl DType {
+impl ElementType {
     /// All of them.
-    pub const ALL: [DType; 13] = [
-        DType::U8,
-        DType::I8,
-        DType::U16,
-        DType::I16,
-        DType::U32,
-        DType::I32,
-        DType::U64,
-        DType::I64,
-        DType::F16,
-        DType::Bf16,
-        DType::F32,
-        DType::F64,
-        DType::E4m3,
+    pub const ALL: [ElementType; 13] = [
+        ElementType::U8,
+        ElementType::I8,
+        ElementType::U16,
+        ElementType::I16,
+        ElementType::U32,
+        ElementType::I32,
+        ElementType::U64,
+        ElementType::I64,
+        ElementType::F16,
+        ElementType::Bf16,
+        ElementType::F32,
+        ElementType::F64,
+        ElementType::E4m3,
     ];
 
     /// The name, for example `bf16`.
     pub fn name(self) -> &'static str {
         match self {
-            DType::U8 => "u8",
-            DType::I8 => "i8",
-            DType::U16 => "u16",
-            DType::I16 => "i16",
-            DType::U32 => "u32",
-            DType::I32 => "i32",
-            DType::U64 => "u64",
-            DType::I64 => "i64",
-            DType::F16 => "f16",
-            DType::Bf16 => "bf16",
-            DType::F32 => "f32",
-            DType::F64 => "f64",
-            DType::E4m3 => "e4m3",
+            ElementType::U8 => "u8",
+            ElementType::I8 => "i8",
+            ElementType::U16 => "u16",
+            ElementType::I16 => "i16",
+            ElementType::U32 => "u32",
+            ElementType::I32 => "i32",
+            ElementType::U64 => "u64",
+            ElementType::I64 => "i64",
+            ElementType::F16 => "f16",
+            ElementType::Bf16 => "bf16",
+            ElementType::F32 => "f32",
+            ElementType::F64 => "f64",
+            ElementType::E4m3 => "e4m3",
         }
     }
 
     /// The type of this name.
-    pub fn named(name: &str) -> Option<DType> {
-        DType::ALL.into_iter().find(|t| t.name() == name)
+    pub fn named(name: &str) -> Option<ElementType> {
+        ElementType::ALL.into_iter().find(|t| t.name() == name)
     }
 
     /// Bytes of an element.
     pub fn bytes(self) -> usize {
         match self {
-            DType::U8 | DType::I8 | DType::E4m3 => 1,
-            DType::U16 | DType::I16 | DType::F16 | DType::Bf16 => 2,
-            DType::U32 | DType::I32 | DType::F32 => 4,
-            DType::U64 | DType::I64 | DType::F64 => 8,
+            ElementType::U8 | ElementType::I8 | ElementType::E4m3 => 1,
+            ElementType::U16 | ElementType::I16 | ElementType::F16 | ElementType::Bf16 => 2,
+            ElementType::U32 | ElementType::I32 | ElementType::F32 => 4,
+            ElementType::U64 | ElementType::I64 | ElementType::F64 => 8,
         }
     }
 
@@ -78,19 +78,19 @@ impl DType {
     pub fn push(self, value: f64, to: &mut Vec<u8>) {
         let whole = value.round_ties_even();
         match self {
-            DType::U8 => to.push(whole as u8),
-            DType::I8 => to.push(whole as i8 as u8),
-            DType::U16 => to.extend((whole as u16).to_le_bytes()),
-            DType::I16 => to.extend((whole as i16).to_le_bytes()),
-            DType::U32 => to.extend((whole as u32).to_le_bytes()),
-            DType::I32 => to.extend((whole as i32).to_le_bytes()),
-            DType::U64 => to.extend((whole as u64).to_le_bytes()),
-            DType::I64 => to.extend((whole as i64).to_le_bytes()),
-            DType::F16 => to.extend((narrow(value, F16, Mode::Nearest) as u16).to_le_bytes()),
-            DType::Bf16 => to.extend((narrow(value, BF16, Mode::Nearest) as u16).to_le_bytes()),
-            DType::F32 => to.extend((value as f32).to_le_bytes()),
-            DType::F64 => to.extend(value.to_le_bytes()),
-            DType::E4m3 => to.push(narrow(value.clamp(-448.0, 448.0), E4M3, Mode::Nearest) as u8),
+            ElementType::U8 => to.push(whole as u8),
+            ElementType::I8 => to.push(whole as i8 as u8),
+            ElementType::U16 => to.extend((whole as u16).to_le_bytes()),
+            ElementType::I16 => to.extend((whole as i16).to_le_bytes()),
+            ElementType::U32 => to.extend((whole as u32).to_le_bytes()),
+            ElementType::I32 => to.extend((whole as i32).to_le_bytes()),
+            ElementType::U64 => to.extend((whole as u64).to_le_bytes()),
+            ElementType::I64 => to.extend((whole as i64).to_le_bytes()),
+            ElementType::F16 => to.extend((narrow(value, F16, Mode::Nearest) as u16).to_le_bytes()),
+            ElementType::Bf16 => to.extend((narrow(value, BF16, Mode::Nearest) as u16).to_le_bytes()),
+            ElementType::F32 => to.extend((value as f32).to_le_bytes()),
+            ElementType::F64 => to.extend(value.to_le_bytes()),
+            ElementType::E4m3 => to.push(narrow(value.clamp(-448.0, 448.0), E4M3, Mode::Nearest) as u8),
         }
     }
 
@@ -100,16 +100,16 @@ impl DType {
         wide[..bytes.len().min(8)].copy_from_slice(&bytes[..bytes.len().min(8)]);
         let bits = u64::from_le_bytes(wide);
         match self {
-            DType::U8 | DType::U16 | DType::U32 | DType::U64 => bits.to_string(),
-            DType::I8 => (bits as i8).to_string(),
-            DType::I16 => (bits as i16).to_string(),
-            DType::I32 => (bits as i32).to_string(),
-            DType::I64 => (bits as i64).to_string(),
-            DType::F16 => widen(bits, F16).to_string(),
-            DType::Bf16 => widen(bits, BF16).to_string(),
-            DType::F32 => f32::from_bits(bits as u32).to_string(),
-            DType::F64 => f64::from_bits(bits).to_string(),
-            DType::E4m3 => widen(bits, E4M3).to_string(),
+            ElementType::U8 | ElementType::U16 | ElementType::U32 | ElementType::U64 => bits.to_string(),
+            ElementType::I8 => (bits as i8).to_string(),
+            ElementType::I16 => (bits as i16).to_string(),
+            ElementType::I32 => (bits as i32).to_string(),
+            ElementType::I64 => (bits as i64).to_string(),
+            ElementType::F16 => widen(bits, F16).to_string(),
+            ElementType::Bf16 => widen(bits, BF16).to_string(),
+            ElementType::F32 => f32::from_bits(bits as u32).to_string(),
+            ElementType::F64 => f64::from_bits(bits).to_string(),
+            ElementType::E4m3 => widen(bits, E4M3).to_string(),
         }
     }
 
@@ -118,7 +118,9 @@ impl DType {
         let mut bytes = Vec::with_capacity(count * self.bytes());
         for i in 0..count as u64 {
             match self {
-                DType::F16 | DType::Bf16 | DType::F32 | DType::F64 | DType::E4m3 => self.push(i as f64, &mut bytes),
+                ElementType::F16 | ElementType::Bf16 | ElementType::F32 | ElementType::F64 | ElementType::E4m3 => {
+                    self.push(i as f64, &mut bytes)
+                }
                 _ => bytes.extend(&i.to_le_bytes()[..self.bytes()]),
             }
         }
@@ -166,36 +168,36 @@ mod tests {
 
     #[test]
     fn names_and_widths_agree() {
-        for t in DType::ALL {
-            assert_eq!(DType::named(t.name()), Some(t));
+        for t in ElementType::ALL {
+            assert_eq!(ElementType::named(t.name()), Some(t));
             assert_eq!(t.arange(3).len(), 3 * t.bytes());
             assert_eq!(t.show(&t.arange(8)[7 * t.bytes()..]), "7", "{t:?}");
         }
-        assert_eq!(DType::named("f8"), None);
+        assert_eq!(ElementType::named("f8"), None);
     }
 
     #[test]
     fn values_are_rounded_to_the_nearest_and_kept_in_range() {
-        let of = |t: DType, v: f64| {
+        let of = |t: ElementType, v: f64| {
             let mut bytes = Vec::new();
             t.push(v, &mut bytes);
             t.show(&bytes)
         };
-        assert_eq!(of(DType::U8, -3.0), "0");
-        assert_eq!(of(DType::I8, 2.5), "2");
-        assert_eq!(of(DType::I8, 300.0), "127");
-        assert_eq!(of(DType::Bf16, 1.0 + 3.0 / 256.0), "1.015625");
-        assert_eq!(of(DType::F16, -0.1), "-0.0999755859375");
-        assert_eq!(of(DType::E4m3, 1e9), "448");
-        assert_eq!(of(DType::E4m3, 0.3), "0.3125");
-        assert_eq!(of(DType::F32, 0.1), "0.1");
-        assert_eq!(DType::U8.arange(258)[255..], [255, 0, 1]);
+        assert_eq!(of(ElementType::U8, -3.0), "0");
+        assert_eq!(of(ElementType::I8, 2.5), "2");
+        assert_eq!(of(ElementType::I8, 300.0), "127");
+        assert_eq!(of(ElementType::Bf16, 1.0 + 3.0 / 256.0), "1.015625");
+        assert_eq!(of(ElementType::F16, -0.1), "-0.0999755859375");
+        assert_eq!(of(ElementType::E4m3, 1e9), "448");
+        assert_eq!(of(ElementType::E4m3, 0.3), "0.3125");
+        assert_eq!(of(ElementType::F32, 0.1), "0.1");
+        assert_eq!(ElementType::U8.arange(258)[255..], [255, 0, 1]);
     }
 
     #[test]
     fn normal_numbers_have_their_moments_and_their_seed() {
         let of = |seed| -> Vec<f64> {
-            let bytes = DType::F64.normal(1 << 16, seed);
+            let bytes = ElementType::F64.normal(1 << 16, seed);
             bytes.chunks_exact(8).map(|c| f64::from_le_bytes(c.try_into().expect("eight bytes"))).collect()
         };
         let x = of(7);

@@ -1,8 +1,8 @@
 //! What kernels in other people's style brought to light: each small here, in PTX of our own.
 
-use reel_sim::check::{Plan, check_kernel};
-use reel_sim::exec::{Launch, Options};
-use reel_sim::memory::Memory;
+use reel_sim::check::{CheckPlan, check_kernel};
+use reel_sim::exec::{ExecOptions, LaunchConfig};
+use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
 
 const HEAD: &str = ".version 8.0\n.target sm_80\n.address_size 64\n";
@@ -16,11 +16,12 @@ fn found(ptx: &str) -> Vec<(&'static str, u32)> {
 fn run(ptx: &str, blocks: u32, threads: u32, buffer: Vec<u8>) -> (Vec<(&'static str, u32)>, Vec<u8>) {
     let program = Program::parse(ptx).unwrap();
     let kernel = program.kernel("k").unwrap();
-    let mut memory = Memory::new();
+    let mut memory = SimMemory::new();
     let address = memory.alloc(buffer);
     let params = address.to_le_bytes().to_vec();
-    let launch = Launch { grid: [blocks, 1, 1], block: [threads, 1, 1], cluster: [1; 3], dynamic_shared: 0, params };
-    let plan = Plan { interleavings: 4, threads: 1, options: Options::default(), buffers: Vec::new() };
+    let launch =
+        LaunchConfig { grid: [blocks, 1, 1], block: [threads, 1, 1], cluster: [1; 3], dynamic_shared: 0, params };
+    let plan = CheckPlan { interleavings: 4, threads: 1, options: ExecOptions::default(), buffers: Vec::new() };
     let report = check_kernel(&program, &kernel, &launch, &memory, &plan).unwrap();
     let found = report.findings.iter().flatten().map(|f| (f.kind.name(), f.line)).collect();
     (found, report.memory.bytes(address).unwrap().to_vec())

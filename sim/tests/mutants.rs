@@ -1,8 +1,8 @@
 //! Mutants of two small kernels: that each change is made, once, and that a run finds what it breaks.
 
-use reel_sim::exec::{self, Launch, Options};
-use reel_sim::finding::Kind;
-use reel_sim::memory::Memory;
+use reel_sim::exec::{self, ExecOptions, LaunchConfig};
+use reel_sim::finding::FindingKind;
+use reel_sim::memory::SimMemory;
 use reel_sim::mutate::{apply, judge_all, mutants, reached};
 use reel_sim::program::{Program, ProgramError};
 use reel_sim::ptx::ast::{Instruction, Operand};
@@ -124,12 +124,12 @@ WAIT:
 }";
 
 /// The finding of a case of [`EXCHANGE`] or [`BULK`], and the sum of what the kernel gave.
-fn judge(program: &Program, bulk: bool) -> (Option<Kind>, u64, Vec<u64>) {
+fn judge(program: &Program, bulk: bool) -> (Option<FindingKind>, u64, Vec<u64>) {
     let kernel = program.kernel("k").expect("a kernel");
     let mut found = None;
     let (mut result, mut executed) = (0, Vec::new());
     for seed in 0..6 {
-        let mut memory = Memory::new();
+        let mut memory = SimMemory::new();
         let x = memory.alloc((0..128u32).flat_map(u32::to_le_bytes).collect());
         let out = memory.alloc_uninitialized(512);
         let mut params = vec![x, out];
@@ -138,7 +138,7 @@ fn judge(program: &Program, bulk: bool) -> (Option<Kind>, u64, Vec<u64>) {
             params.push(memory.alloc_uninitialized(4));
         }
         let last = params[params.len() - 1];
-        let launch = Launch {
+        let launch = LaunchConfig {
             grid: [if bulk { 1 } else { 2 }, 1, 1],
             block: [64, 1, 1],
             cluster: [1; 3],
@@ -146,8 +146,9 @@ fn judge(program: &Program, bulk: bool) -> (Option<Kind>, u64, Vec<u64>) {
             params: params.iter().flat_map(|p| p.to_le_bytes()).collect(),
         };
         let completion =
-            [exec::Completion::Latest, exec::Completion::Earliest, exec::Completion::Random][seed as usize % 3];
-        let options = Options { seed, completion, patience: 100_000, ..Options::default() };
+            [exec::CompletionTiming::Latest, exec::CompletionTiming::Earliest, exec::CompletionTiming::Random]
+                [seed as usize % 3];
+        let options = ExecOptions { seed, completion, patience: 100_000, ..ExecOptions::default() };
         let outcome = exec::run(program, &kernel, &launch, &mut memory, &options).expect("a launch");
         executed = outcome.counters.by_instruction.iter().map(|c| c.warps).collect();
         found = found.or(outcome.findings.into_list().first().map(|f| f.kind));

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use reel_sim::tensor_map::{DataType, Swizzle};
-use reel_sim::value::DType;
+use reel_sim::value::ElementType;
 
 /// An argument.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Argument {
     /// A number, as its bytes.
-    Scalar(DType, Vec<u8>),
+    Scalar(ElementType, Vec<u8>),
     /// A pointer to a buffer.
     Buffer(Spec),
     /// A struct by value: its bytes.
@@ -24,7 +24,7 @@ pub enum Argument {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
     /// Of its elements.
-    pub dtype: DType,
+    pub dtype: ElementType,
     /// How many.
     pub count: usize,
     /// What is in it.
@@ -84,7 +84,7 @@ pub fn parse(text: &str) -> Result<Argument, String> {
         "buf" => buffer(rest).map(Argument::Buffer),
         "struct" => structure(rest),
         "tmap" => map(rest).map(Argument::Map),
-        _ => match DType::named(kind) {
+        _ => match ElementType::named(kind) {
             Some(dtype) => Ok(Argument::Scalar(dtype, scalar(dtype, rest)?)),
             None => Err(format!("{kind:?} is no kind of argument; {KINDS}")),
         },
@@ -93,11 +93,13 @@ pub fn parse(text: &str) -> Result<Argument, String> {
 
 const KINDS: &str = "use TYPE:VALUE (i32:-5, f32:1.5), buf:TYPE:COUNT[:FILL], struct:… or tmap:…";
 
-fn scalar(dtype: DType, text: &str) -> Result<Vec<u8>, String> {
+fn scalar(dtype: ElementType, text: &str) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     match dtype {
-        DType::F32 => bytes.extend(float::<f32>(text, "f32")?.to_le_bytes()),
-        DType::F16 | DType::Bf16 | DType::F64 | DType::E4m3 => dtype.push(float(text, dtype.name())?, &mut bytes),
+        ElementType::F32 => bytes.extend(float::<f32>(text, "f32")?.to_le_bytes()),
+        ElementType::F16 | ElementType::Bf16 | ElementType::F64 | ElementType::E4m3 => {
+            dtype.push(float(text, dtype.name())?, &mut bytes)
+        }
         _ => {
             let wrong = || format!("{text:?} is no {}; give an integer in its range", dtype.name());
             let value = integer(text).ok_or_else(wrong)?;
@@ -132,9 +134,9 @@ fn integer(text: &str) -> Option<i128> {
 fn buffer(text: &str) -> Result<Spec, String> {
     let mut parts = text.splitn(3, ':');
     let (dtype, count) = (parts.next().unwrap_or_default(), parts.next());
-    let names = || DType::ALL.map(DType::name).join(" ");
+    let names = || ElementType::ALL.map(ElementType::name).join(" ");
     let dtype =
-        DType::named(dtype).ok_or_else(|| format!("{dtype:?} is no type of elements; use one of {}", names()))?;
+        ElementType::named(dtype).ok_or_else(|| format!("{dtype:?} is no type of elements; use one of {}", names()))?;
     let count = count.ok_or("the buffer has no length; write buf:TYPE:COUNT[:FILL]")?;
     let count: usize = count.parse().map_err(|_| format!("{count:?} is no number of elements; give an integer"))?;
     if count > LARGEST / dtype.bytes() {
@@ -164,7 +166,8 @@ fn structure(text: &str) -> Result<Argument, String> {
     // What begins no field belongs to the one before: tensor maps have commas of their own.
     let mut fields: Vec<String> = Vec::new();
     for part in text.split(',') {
-        let begins = part.split_once('=').is_some_and(|(k, _)| k == "buf" || k == "tmap" || DType::named(k).is_some());
+        let begins =
+            part.split_once('=').is_some_and(|(k, _)| k == "buf" || k == "tmap" || ElementType::named(k).is_some());
         match fields.last_mut() {
             Some(last) if !begins => *last = format!("{last},{part}"),
             _ => fields.push(part.to_string()),
@@ -219,17 +222,17 @@ fn map(text: &str) -> Result<Map, String> {
 
 /// The driver's type for elements; those that it has no name for are copied like others of their width.
 fn data_type(name: &str) -> Option<DataType> {
-    Some(match DType::named(name) {
-        Some(DType::U8 | DType::I8 | DType::E4m3) => DataType::U8,
-        Some(DType::U16 | DType::I16) => DataType::U16,
-        Some(DType::U32) => DataType::U32,
-        Some(DType::I32) => DataType::I32,
-        Some(DType::U64) => DataType::U64,
-        Some(DType::I64) => DataType::I64,
-        Some(DType::F16) => DataType::F16,
-        Some(DType::Bf16) => DataType::Bf16,
-        Some(DType::F32) => DataType::F32,
-        Some(DType::F64) => DataType::F64,
+    Some(match ElementType::named(name) {
+        Some(ElementType::U8 | ElementType::I8 | ElementType::E4m3) => DataType::U8,
+        Some(ElementType::U16 | ElementType::I16) => DataType::U16,
+        Some(ElementType::U32) => DataType::U32,
+        Some(ElementType::I32) => DataType::I32,
+        Some(ElementType::U64) => DataType::U64,
+        Some(ElementType::I64) => DataType::I64,
+        Some(ElementType::F16) => DataType::F16,
+        Some(ElementType::Bf16) => DataType::Bf16,
+        Some(ElementType::F32) => DataType::F32,
+        Some(ElementType::F64) => DataType::F64,
         None => return (name == "tf32").then_some(DataType::Tf32),
     })
 }
@@ -274,7 +277,7 @@ mod tests {
             Ok(Argument::Buffer(spec)) => spec,
             other => panic!("{text}: {other:?}"),
         };
-        assert_eq!(of("buf:f32:7"), Spec { dtype: DType::F32, count: 7, fill: Fill::Zeros });
+        assert_eq!(of("buf:f32:7"), Spec { dtype: ElementType::F32, count: 7, fill: Fill::Zeros });
         assert_eq!(of("buf:e4m3:0:uninit").fill, Fill::Uninitialized);
         assert_eq!(of("buf:i64:3:@a:b#c.safetensors#x").fill, Fill::Stored("a:b#c.safetensors".into(), "x".into()));
         for wrong in ["buf:f32", "buf:f33:1", "buf:f32:-1", "buf:f32:1:ones", "buf:f32:1:@f", "buf:u8:99999999999999"] {
@@ -288,7 +291,7 @@ mod tests {
             panic!()
         };
         assert_eq!(fields.len(), 3);
-        assert_eq!(fields[0], Argument::Scalar(DType::U32, vec![5, 0, 0, 0]));
+        assert_eq!(fields[0], Argument::Scalar(ElementType::U32, vec![5, 0, 0, 0]));
         let Argument::Map(map) = &fields[1] else { panic!("{fields:?}") };
         assert_eq!((map.buffer, map.data_type, map.swizzle), ((0, None), DataType::Bf16, Swizzle::B128));
         assert_eq!((&map.dims[..], &map.strides[..], &map.box_dims[..]), (&[64, 32][..], &[128][..], &[64, 8][..]));

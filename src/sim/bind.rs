@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anyhow::Result;
 use reel_model::save::{StoredTensor, write_safetensors};
-use reel_sim::check::Buffer;
-use reel_sim::memory::Memory;
+use reel_sim::check::NamedBuffer;
+use reel_sim::memory::SimMemory;
 use reel_sim::program::Kernel;
 use reel_sim::tensor_map::TensorMap;
-use reel_sim::value::DType;
+use reel_sim::value::ElementType;
 use safetensors::{Dtype, SafeTensors};
 
 use super::args::{Argument, Fill, Map, Spec};
@@ -19,11 +19,11 @@ use crate::output;
 #[derive(Debug, Default)]
 pub struct Bound {
     /// The buffers.
-    pub memory: Memory,
+    pub memory: SimMemory,
     /// The kernel's parameters in its layout.
     pub params: Vec<u8>,
     /// The buffers with their names: `arg0`, or `arg0.1` in a struct.
-    pub buffers: Vec<Buffer>,
+    pub buffers: Vec<NamedBuffer>,
 }
 
 /// Alignment of a tensor map, the largest that a struct's fields have.
@@ -44,7 +44,8 @@ pub fn bind(kernel: &Kernel, arguments: &[(String, Argument)], seed: u64) -> Res
             "give one --arg a parameter, in order; after them only buffers of tensor maps",
         ));
     }
-    let mut bound = Bound { memory: Memory::new(), params: vec![0; kernel.param_bytes as usize], buffers: Vec::new() };
+    let mut bound =
+        Bound { memory: SimMemory::new(), params: vec![0; kernel.param_bytes as usize], buffers: Vec::new() };
     for (n, (_, argument)) in arguments.iter().enumerate() {
         match argument {
             Argument::Buffer(spec) => bound.add_buffer(format!("arg{n}"), spec, seed)?,
@@ -87,7 +88,7 @@ impl Bound {
                 .alloc(spec.dtype.normal(spec.count, seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(n))),
             Fill::Stored(file, tensor) => self.memory.alloc(stored(file, tensor, spec)?),
         };
-        self.buffers.push(Buffer { address, name, dtype: spec.dtype });
+        self.buffers.push(NamedBuffer { address, name, dtype: spec.dtype });
         Ok(())
     }
 
@@ -133,7 +134,7 @@ impl Bound {
     }
 
     /// Writes the buffers as `memory` has them.
-    pub fn write(&self, to: &Path, memory: &Memory) -> Result<()> {
+    pub fn write(&self, to: &Path, memory: &SimMemory) -> Result<()> {
         let tensors: Vec<StoredTensor> = self
             .buffers
             .iter()
@@ -152,21 +153,21 @@ impl Bound {
 }
 
 /// The name of a type in safetensors files.
-fn stored_name(dtype: DType) -> &'static str {
+fn stored_name(dtype: ElementType) -> &'static str {
     match dtype {
-        DType::U8 => "U8",
-        DType::I8 => "I8",
-        DType::U16 => "U16",
-        DType::I16 => "I16",
-        DType::U32 => "U32",
-        DType::I32 => "I32",
-        DType::U64 => "U64",
-        DType::I64 => "I64",
-        DType::F16 => "F16",
-        DType::Bf16 => "BF16",
-        DType::F32 => "F32",
-        DType::F64 => "F64",
-        DType::E4m3 => "F8_E4M3",
+        ElementType::U8 => "U8",
+        ElementType::I8 => "I8",
+        ElementType::U16 => "U16",
+        ElementType::I16 => "I16",
+        ElementType::U32 => "U32",
+        ElementType::I32 => "I32",
+        ElementType::U64 => "U64",
+        ElementType::I64 => "I64",
+        ElementType::F16 => "F16",
+        ElementType::Bf16 => "BF16",
+        ElementType::F32 => "F32",
+        ElementType::F64 => "F64",
+        ElementType::E4m3 => "F8_E4M3",
     }
 }
 

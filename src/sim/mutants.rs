@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use reel_sim::exec::Options;
+use reel_sim::exec::ExecOptions;
 use reel_sim::mutate::{self, Verdict};
 use serde_json::json;
 
@@ -41,7 +41,7 @@ impl Mutants {
         let counters = &whole.counters[0].by_instruction;
         let executed = |pc: u32| counters.get(pc as usize).is_some_and(|c| c.warps > 0);
         let mutants = mutate::reached(&case.program, &case.kernel, executed);
-        let options = Options { patience: PATIENCE, until_finding: true, ..case.options.clone() };
+        let options = ExecOptions { patience: PATIENCE, until_finding: true, ..case.options.clone() };
         let verdicts = mutate::judge_all::<anyhow::Error>(&case.program, &mutants, |program| {
             let report = case.check(program, options.clone())?;
             Ok(report.findings.iter().flatten().next().map(|f| f.kind))

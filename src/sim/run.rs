@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use reel_kernels::compile::{self, CompileError};
-use reel_sim::check::{self, Plan, Report};
-use reel_sim::exec::{Gpu, Launch, LaunchError, Options};
+use reel_sim::check::{self, CheckPlan, CheckReport};
+use reel_sim::exec::{ExecOptions, GpuSpec, LaunchConfig, LaunchError};
 use reel_sim::headers::HEADERS;
 use reel_sim::program::{Kernel, Program};
 
@@ -145,15 +145,15 @@ impl Run {
         let program = Program::parse(&ptx).map_err(|e| failed(&place, e, cure))?;
         let symbol = entry::choose(self.entry.as_deref(), &program.kernels(), &place)?;
         let kernel = program.kernel(symbol).map_err(|e| failed(&place, e, cure))?;
-        let options = Options {
+        let options = ExecOptions {
             gpu: self.gpu(&program)?,
             seed: common.seed(),
             count_only: self.count_only,
             strict_proxy: self.strict_proxy,
-            ..Options::default()
+            ..ExecOptions::default()
         };
         let bound = bind(&kernel, &arguments, common.seed())?;
-        let launch = Launch {
+        let launch = LaunchConfig {
             grid: self.grid.0,
             block: self.block.0,
             cluster: self.cluster.map_or([1; 3], |d| d.0),
@@ -189,11 +189,11 @@ impl Run {
     }
 
     /// The GPU whose limits hold.
-    fn gpu(&self, program: &Program) -> Result<Gpu> {
+    fn gpu(&self, program: &Program) -> Result<GpuSpec> {
         let target = number(&program.module.target).unwrap_or(80);
-        let Some(arch) = &self.arch else { return Ok(Gpu::for_sm(target)) };
+        let Some(arch) = &self.arch else { return Ok(GpuSpec::for_sm(target)) };
         match number(arch) {
-            Some(sm) if sm >= target => Ok(Gpu::for_sm(sm)),
+            Some(sm) if sm >= target => Ok(GpuSpec::for_sm(sm)),
             Some(_) => {
                 let what = format!("{arch} cannot run PTX for {}", program.module.target);
                 Err(bad_usage("--arch", what, format!("use --arch {} or none", program.module.target)))
@@ -215,17 +215,17 @@ pub struct Case {
     /// Buffers and parameters.
     pub bound: Bound,
     /// Geometry and parameters.
-    pub launch: Launch,
+    pub launch: LaunchConfig,
     /// Of every run.
-    pub options: Options,
+    pub options: ExecOptions,
     interleavings: u32,
     threads: usize,
 }
 
 impl Case {
     /// Runs the kernel of this name in `program` under all interleavings.
-    pub fn check(&self, program: &Program, options: Options) -> Result<Report> {
-        let plan = Plan {
+    pub fn check(&self, program: &Program, options: ExecOptions) -> Result<CheckReport> {
+        let plan = CheckPlan {
             interleavings: self.interleavings,
             threads: self.threads,
             options,

@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 
 use reel_sim::check;
-use reel_sim::exec::Gpu;
+use reel_sim::exec::GpuSpec;
 use reel_sim::finding::Finding;
 use reel_sim::program::{Kernel, Program};
-use reel_sim::report::{Counted, Line, Report};
+use reel_sim::report::{CountReport, CountSummary, LineCounts};
 use reel_sim::roofline::{Basis, GPUS, Roofline};
 use serde_json::{Map, Value, json};
 
@@ -22,7 +22,7 @@ pub struct Shown<'a> {
     /// The kernel.
     pub kernel: &'a Kernel,
     /// What was found.
-    pub report: &'a check::Report,
+    pub report: &'a check::CheckReport,
     /// Source lines.
     pub quotes: Quotes,
 }
@@ -35,14 +35,14 @@ impl Shown<'_> {
         self.report.findings.iter().flatten()
     }
 
-    fn counts(&self) -> Report {
+    fn counts(&self) -> CountReport {
         let counters = self.report.counters.first().cloned().unwrap_or_default();
-        Report::new(self.program, self.kernel, &counters)
+        CountReport::new(self.program, self.kernel, &counters)
     }
 
     fn rooflines(&self) -> Vec<Roofline> {
         let counters = self.report.counters.first().cloned().unwrap_or_default();
-        GPUS.iter().map(|gpu: &Gpu| Roofline::new(*gpu, self.kernel, &counters)).collect()
+        GPUS.iter().map(|gpu: &GpuSpec| Roofline::new(*gpu, self.kernel, &counters)).collect()
     }
 
     /// The result as JSON.
@@ -177,7 +177,7 @@ impl Shown<'_> {
 }
 
 /// A line's place: `k.cu:12`, shortened from the left; `ptx:12` for a PTX line without a CUDA line.
-fn place(line: &Line, quotes: &Quotes) -> String {
+fn place(line: &LineCounts, quotes: &Quotes) -> String {
     let main = if line.origin.cuda == quotes.cuda { quotes.name.rsplit('/').next().unwrap_or_default() } else { "ptx" };
     let full = format!("{}:{}", line.origin.file.as_deref().unwrap_or(main), line.origin.line);
     let excess = full.chars().count().saturating_sub(16);
@@ -191,7 +191,7 @@ fn finding_json(f: &Finding) -> Value {
     })
 }
 
-fn line_json(line: &Line) -> Value {
+fn line_json(line: &LineCounts) -> Value {
     let mut fields = Map::new();
     fields.insert("line".into(), line.origin.line.into());
     fields.insert("file".into(), line.origin.file.clone().into());
@@ -200,7 +200,7 @@ fn line_json(line: &Line) -> Value {
     fields.into()
 }
 
-fn counted_json(counted: &Counted) -> Map<String, Value> {
+fn counted_json(counted: &CountSummary) -> Map<String, Value> {
     let c = &counted.count;
     let by_class: Map<String, Value> = counted
         .classes()

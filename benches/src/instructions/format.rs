@@ -1,6 +1,6 @@
 //! What a register holds, for choosing inputs and for comparing results.
 
-use reel_sim::exec::Rng;
+use reel_sim::exec::SeededRng;
 
 /// The contents of an operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +135,7 @@ impl Float {
     }
 
     /// A number of the kinds that go wrong: any bits, special ones, halves of integers, very small and very large ones.
-    fn draw(self, rng: &mut Rng) -> u64 {
+    fn draw(self, rng: &mut SeededRng) -> u64 {
         let bits = self.bits();
         let random = rng.draw() >> (64 - bits);
         if self == F64 && rng.below(16) == 0 {
@@ -166,7 +166,7 @@ impl Float {
     }
 
     /// A value that is something of its own.
-    fn special(self, rng: &mut Rng) -> u64 {
+    fn special(self, rng: &mut SeededRng) -> u64 {
         let one = (self.largest() as u64) << self.fraction;
         let unit = 1u64 << self.fraction;
         let infinity = ((1u64 << self.exponent) - 1) << self.fraction;
@@ -192,7 +192,7 @@ impl Float {
 }
 
 /// A positive f64 near the ends of narrower formats, or between two of their numbers.
-fn narrow_edge(rng: &mut Rng) -> u64 {
+fn narrow_edge(rng: &mut SeededRng) -> u64 {
     let format = [F16, BF16, F32][rng.below(3) as usize];
     let edge = match rng.below(4) {
         0 => 2f64.powi(1 - format.largest()),
@@ -254,7 +254,7 @@ impl Format {
     }
 
     /// One input. `rest` is what lanes of the same warp have in common.
-    pub fn draw(self, rng: &mut Rng, rest: u64) -> u64 {
+    pub fn draw(self, rng: &mut SeededRng, rest: u64) -> u64 {
         match self {
             Format::Pred => match rest % 4 {
                 0 => 0,
@@ -284,7 +284,7 @@ impl Format {
 }
 
 /// An integer of the kinds that go wrong.
-fn integer(bits: u32, rng: &mut Rng) -> u64 {
+fn integer(bits: u32, rng: &mut SeededRng) -> u64 {
     let random = rng.draw();
     let mask = u64::MAX >> (64 - bits);
     let top = 1u64 << (bits - 1);
@@ -312,7 +312,7 @@ impl Element {
 }
 
 /// A register's elements of a matrix.
-pub fn matrix(element: Element, span: Span, bits: u32, rng: &mut Rng) -> u64 {
+pub fn matrix(element: Element, span: Span, bits: u32, rng: &mut SeededRng) -> u64 {
     let mut all = |format: Float| {
         (0..bits / format.bits()).fold(0, |word, i| word | number(format, span, rng) << (i * format.bits()))
     };
@@ -327,7 +327,7 @@ pub fn matrix(element: Element, span: Span, bits: u32, rng: &mut Rng) -> u64 {
 }
 
 /// An element of a matrix.
-fn number(format: Float, span: Span, rng: &mut Rng) -> u64 {
+fn number(format: Float, span: Span, rng: &mut SeededRng) -> u64 {
     let value = match span {
         Span::Small => f64::from(rng.below(7)) - 3.0,
         Span::Moderate => {
@@ -340,7 +340,7 @@ fn number(format: Float, span: Span, rng: &mut Rng) -> u64 {
 }
 
 /// Makes inputs of an instruction belong together now and then: nearly equal, of opposite sign, or a sum that cancels.
-pub fn relate(formats: &[Format], tuple: &mut [u64], rng: &mut Rng) {
+pub fn relate(formats: &[Format], tuple: &mut [u64], rng: &mut SeededRng) {
     let Some((&first, others)) = formats.split_first() else { return };
     let mask = u64::MAX >> (64 - first.bits());
     if rng.below(8) == 0 && !matches!(first, Format::Matrix(..)) {

@@ -2,7 +2,7 @@
 
 use super::format::{Format, relate};
 use super::{Case, ENTRY, THREADS};
-use reel_sim::exec::Rng;
+use reel_sim::exec::SeededRng;
 use std::fmt::Write;
 
 /// What every module begins with.
@@ -40,7 +40,7 @@ fn statements(text: &str, results: usize, sources: usize) -> String {
 /// Inputs of all lanes; each of 16 bits alone has all its values where there are lanes enough.
 pub fn inputs(name: &str, sources: &[Format], lanes: usize) -> Vec<u8> {
     let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-    let mut rng = Rng::new(seed);
+    let mut rng = SeededRng::new(seed);
     let mut bytes = vec![0; 8 * lanes * sources.len()];
     let mut tuple = vec![0; sources.len()];
     let mut of_warp = 0;

@@ -3,8 +3,8 @@
 
 use super::{Case, ENTRY, THREADS};
 use reel_kernels::cuda::{CudaError, Gpu};
-use reel_sim::exec::{self, Launch, Options};
-use reel_sim::memory::Memory;
+use reel_sim::exec::{self, ExecOptions, LaunchConfig};
+use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
 
 /// Bytes of memory of a lane's own.
@@ -14,20 +14,21 @@ const SCRATCH: usize = 16;
 pub fn simulate(case: &Case, input: &[u8]) -> Result<Vec<u8>, String> {
     let program = Program::parse(&case.ptx).map_err(|e| e.to_string())?;
     let kernel = program.kernel(ENTRY).map_err(|e| e.to_string())?;
-    let mut memory = Memory::new();
+    let mut memory = SimMemory::new();
     let addresses = [
         memory.alloc(input.to_vec()),
         memory.alloc(vec![0; case.output_bytes()]),
         memory.alloc(vec![0; SCRATCH * case.lanes]),
     ];
-    let launch = Launch {
+    let launch = LaunchConfig {
         grid: [(case.lanes / THREADS) as u32, 1, 1],
         block: [THREADS as u32, 1, 1],
         cluster: [1; 3],
         dynamic_shared: 0,
         params: addresses.iter().flat_map(|a| a.to_le_bytes()).collect(),
     };
-    let outcome = exec::run(&program, &kernel, &launch, &mut memory, &Options::default()).map_err(|e| e.to_string())?;
+    let outcome =
+        exec::run(&program, &kernel, &launch, &mut memory, &ExecOptions::default()).map_err(|e| e.to_string())?;
     let findings = outcome.findings.into_list();
     if !findings.is_empty() {
         let all: Vec<String> = findings.iter().map(|f| format!("{}: {}", f.kind.name(), f.message)).collect();

@@ -6,7 +6,7 @@
 use super::format::{Element, F16, F32, Format, Span, matrix};
 use super::products::{clear, element, tolerance};
 use super::{Case, ENTRY, THREADS, ptx};
-use reel_sim::exec::Rng;
+use reel_sim::exec::SeededRng;
 use reel_sim::matrix::wgmma::Descriptor;
 use reel_sim::tensor_map::Swizzle;
 use std::fmt::Write;
@@ -158,7 +158,7 @@ impl Product {
 
     /// Images of shared memory, a block each; then D and A's registers, each 8 bytes a lane. And the same without signs.
     fn input(&self, lanes: usize, count: usize, registers: usize) -> (Vec<u8>, Vec<u8>) {
-        let mut rng = Rng::new(u64::from(self.n) << 8 | self.k() as u64);
+        let mut rng = SeededRng::new(u64::from(self.n) << 8 | self.k() as u64);
         let (mut input, mut unsigned) = (Vec::new(), Vec::new());
         let mut add = |element: Element, words: usize, wide: bool| {
             let from = input.len();

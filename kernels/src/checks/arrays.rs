@@ -3,7 +3,7 @@
 
 use crate::Addr;
 use crate::launch::KernelLaunch;
-use reel_sim::memory::Memory;
+use reel_sim::memory::SimMemory;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
@@ -96,8 +96,8 @@ impl Array {
 }
 
 /// Memory of the simulator that holds these arrays at their host addresses.
-pub fn memory_of(arrays: &[Array]) -> Memory {
-    let mut memory = Memory::new();
+pub fn memory_of(arrays: &[Array]) -> SimMemory {
+    let mut memory = SimMemory::new();
     for array in arrays {
         memory.map(array.at, array.read(), array.written);
     }

@@ -5,8 +5,8 @@ use super::{Check, Device, Recorded, Setup};
 use crate::catalogue::Folder;
 use crate::launch::Arch;
 use crate::simulate::{self, SimulateError, Unit};
-use reel_sim::exec::Options;
-use reel_sim::finding::Kind;
+use reel_sim::exec::ExecOptions;
+use reel_sim::finding::FindingKind;
 use reel_sim::mutate::{self, Mutant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
@@ -22,7 +22,7 @@ struct Case {
 
 impl Case {
     /// The first finding under any moment of asynchronous effects, in words.
-    fn finding(&self, unit: &Unit) -> Result<Option<(Kind, String)>, String> {
+    fn finding(&self, unit: &Unit) -> Result<Option<(FindingKind, String)>, String> {
         for seed in 0..MOMENTS.len() as u64 {
             let mut memory = self.recorded.memory();
             let staged = unit.run(&self.recorded.launch, &Arch::A100, &mut memory, &options(seed));
@@ -61,7 +61,7 @@ pub struct Target {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// A finding killed it.
-    Killed(Kind),
+    Killed(FindingKind),
     /// No finding, and a comment at one of its places says why it is redundant.
     Redundant(String),
     /// No finding.
@@ -178,11 +178,11 @@ fn record(check: &Check, setup: &Setup) -> Result<Vec<Recorded>, String> {
     check.run(setup).map(|ran| ran.recorded).map_err(|e| format!("{}: {e}", check.name))
 }
 
-fn options(seed: u64) -> Options {
+fn options(seed: u64) -> ExecOptions {
     // A mutant may wait for ever: it is stuck much sooner than a kernel of somebody else's might be.
     let completion = MOMENTS[seed as usize % MOMENTS.len()];
     let gpu = simulate::gpu(&Arch::A100);
-    Options { gpu, seed, completion, patience: 200_000, until_finding: true, ..Options::default() }
+    ExecOptions { gpu, seed, completion, patience: 200_000, until_finding: true, ..ExecOptions::default() }
 }
 
 /// At most `count` of these, evenly from the first to the last.

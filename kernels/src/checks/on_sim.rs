@@ -5,8 +5,8 @@ use super::arrays::{Array, arrays_of, memory_of};
 use crate::launch::{Arch, KernelLaunch};
 use crate::simulate::{self, Staged};
 use reel_sim::counters::Counters;
-use reel_sim::exec::{Completion, Options};
-use reel_sim::memory::Memory;
+use reel_sim::exec::{CompletionTiming, ExecOptions};
+use reel_sim::memory::SimMemory;
 
 /// A launch with what its arrays held before it.
 #[derive(Clone, Debug)]
@@ -21,8 +21,8 @@ pub struct Recorded {
 
 impl Recorded {
     /// Memory with those arrays.
-    pub fn memory(&self) -> Memory {
-        let mut memory = Memory::new();
+    pub fn memory(&self) -> SimMemory {
+        let mut memory = SimMemory::new();
         for (at, bytes, written) in &self.arrays {
             memory.map(*at, bytes.clone(), *written);
         }
@@ -31,7 +31,8 @@ impl Recorded {
 }
 
 /// The moments at which asynchronous copies take effect, in the order in which interleavings try them.
-pub const MOMENTS: [Completion; 3] = [Completion::Latest, Completion::Earliest, Completion::Random];
+pub const MOMENTS: [CompletionTiming; 3] =
+    [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
 
 /// What each array holds after the launch under one interleaving.
 pub fn results(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> Vec<Vec<u8>> {
@@ -43,7 +44,7 @@ fn staged_results(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> (Vec<St
     let mut memory = memory_of(arrays);
     let completion = MOMENTS[seed as usize % 3];
     let arch = if seed % 8 == 1 { Arch::H100 } else { Arch::A100 };
-    let options = Options { gpu: simulate::gpu(&arch), seed, completion, ..Options::default() };
+    let options = ExecOptions { gpu: simulate::gpu(&arch), seed, completion, ..ExecOptions::default() };
     let staged = match simulate::run(launch, &Arch { sm: 80, ..arch }, &mut memory, &options) {
         Ok(staged) => staged,
         Err(e) => panic!("{}: {e}", launch.kernel.name),
@@ -95,7 +96,7 @@ pub fn staged(launch: &crate::Launch) -> Vec<Staged> {
 fn staged_on(launch: &crate::Launch, arch: &Arch) -> Vec<Staged> {
     let crate::Launch::Kernel(launch) = launch else { return Vec::new() };
     let mut memory = memory_of(&arrays_of(launch));
-    let options = Options { gpu: simulate::gpu(arch), ..Options::default() };
+    let options = ExecOptions { gpu: simulate::gpu(arch), ..ExecOptions::default() };
     let staged = simulate::run(launch, arch, &mut memory, &options).expect("it runs");
     nothing_found(launch, &staged, options.seed);
     staged
@@ -103,14 +104,14 @@ fn staged_on(launch: &crate::Launch, arch: &Arch) -> Vec<Staged> {
 
 /// What the stages of a launch count, added up.
 #[cfg(test)]
-pub fn counted(launch: &crate::Launch) -> reel_sim::counters::Count {
+pub fn counted(launch: &crate::Launch) -> reel_sim::counters::InstructionCounts {
     counted_on(launch, &Arch::A100)
 }
 
 /// [`counted`] on another GPU, on which plans may differ.
 #[cfg(test)]
-pub fn counted_on(launch: &crate::Launch, arch: &Arch) -> reel_sim::counters::Count {
-    let mut sum = reel_sim::counters::Count::default();
+pub fn counted_on(launch: &crate::Launch, arch: &Arch) -> reel_sim::counters::InstructionCounts {
+    let mut sum = reel_sim::counters::InstructionCounts::default();
     staged_on(launch, arch).iter().for_each(|s| sum.add(&s.counters.total()));
     sum
 }

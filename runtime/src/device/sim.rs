@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use reel_kernels::simulate::{self, Staged};
 use reel_kernels::{Arch, KernelLaunch, Launch, Team, compile};
-use reel_sim::exec::{Completion, Options};
-use reel_sim::memory::Memory;
+use reel_sim::exec::{CompletionTiming, ExecOptions};
+use reel_sim::memory::SimMemory;
 
 use super::{Backend, Kernels};
 use crate::error::{Result, RuntimeError};
@@ -36,7 +36,7 @@ impl Default for SimOptions {
 pub(super) struct Sim {
     options: SimOptions,
     team: Team,
-    memory: Mutex<Memory>,
+    memory: Mutex<SimMemory>,
     launches: AtomicU64,
 }
 
@@ -45,10 +45,10 @@ impl Sim {
         compile::available().map_err(|e| RuntimeError::Device(e.to_string()))?;
         let all = std::thread::available_parallelism().map_or(1, |n| n.get());
         let team = Team::new(if options.threads == 0 { all } else { options.threads });
-        Ok(Sim { options, team, memory: Mutex::new(Memory::new()), launches: AtomicU64::new(0) })
+        Ok(Sim { options, team, memory: Mutex::new(SimMemory::new()), launches: AtomicU64::new(0) })
     }
 
-    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+    fn memory(&self) -> std::sync::MutexGuard<'_, SimMemory> {
         self.memory.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -61,7 +61,7 @@ impl Sim {
         result
     }
 
-    fn interleave(&self, launch: &KernelLaunch, memory: &mut Memory) -> Result<()> {
+    fn interleave(&self, launch: &KernelLaunch, memory: &mut SimMemory) -> Result<()> {
         // Launches differ too, so that one pass of a model sees many orders.
         let first = self.launches.fetch_add(1, Ordering::Relaxed);
         let runs = u64::from(self.options.interleavings.max(1));
@@ -78,13 +78,14 @@ impl Sim {
         Ok(())
     }
 
-    fn run(&self, launch: &KernelLaunch, memory: &mut Memory, number: u64) -> Result<()> {
-        const MOMENTS: [Completion; 3] = [Completion::Latest, Completion::Earliest, Completion::Random];
-        let options = Options {
+    fn run(&self, launch: &KernelLaunch, memory: &mut SimMemory, number: u64) -> Result<()> {
+        const MOMENTS: [CompletionTiming; 3] =
+            [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
+        let options = ExecOptions {
             gpu: simulate::gpu(&self.options.arch),
             seed: self.options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(number),
             completion: MOMENTS[(number % 3) as usize],
-            ..Options::default()
+            ..ExecOptions::default()
         };
         let staged = simulate::run(launch, &self.options.arch, memory, &options);
         judge(launch, &staged.map_err(|e| RuntimeError::Device(e.to_string()))?)
@@ -118,7 +119,7 @@ fn judge(launch: &KernelLaunch, staged: &[Staged]) -> Result<()> {
 }
 
 /// Where two runs of a launch left different bytes.
-fn difference(a: &Memory, b: &Memory) -> Option<String> {
+fn difference(a: &SimMemory, b: &SimMemory) -> Option<String> {
     a.iter().zip(b.iter()).find_map(|(a, b)| {
         let at = a.data.iter().zip(&b.data).position(|(a, b)| a != b)?;
         let (base, bytes) = (a.base, a.data.len());

@@ -6,54 +6,43 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::counters::Counters;
-use crate::exec::{self, Completion, Launch, LaunchError, Options, Outcome};
+use crate::exec::{self, CompletionTiming, ExecOptions, LaunchConfig, LaunchError, SimLaunch, SimOutcome};
 use crate::finding::{Finding, Findings};
-use crate::memory::Memory;
+use crate::memory::SimMemory;
 use crate::program::{Kernel, Program};
-use crate::value::DType;
-
-/// A launch of a case; the launches of a case run one after the other on the same memory.
-#[derive(Clone, Copy, Debug)]
-pub struct Stage<'a> {
-    /// What the kernel is of.
-    pub program: &'a Program,
-    /// The kernel.
-    pub kernel: &'a Kernel,
-    /// Its geometry and parameters.
-    pub launch: &'a Launch,
-}
+use crate::value::ElementType;
 
 /// What a buffer is called and holds, for messages.
 #[derive(Clone, Debug)]
-pub struct Buffer {
-    /// Its first byte's address, as [`Memory::alloc`] gave it.
+pub struct NamedBuffer {
+    /// Its first byte's address, as [`SimMemory::alloc`] gave it.
     pub address: u64,
     /// For example `arg2`.
     pub name: String,
     /// Of its elements.
-    pub dtype: DType,
+    pub dtype: ElementType,
 }
 
 /// How to check.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct CheckPlan {
     /// Runs, at least 1.
     pub interleavings: u32,
     /// Threads of this machine to run them on; the result is the same for any number.
     pub threads: usize,
     /// Of every run; its seed is the seed of all seeds, its completion that of the first run.
-    pub options: Options,
+    pub options: ExecOptions,
     /// Names for messages; other buffers are called by number.
-    pub buffers: Vec<Buffer>,
+    pub buffers: Vec<NamedBuffer>,
 }
 
-impl Default for Plan {
+impl Default for CheckPlan {
     /// Eight interleavings on all processors.
-    fn default() -> Plan {
-        Plan {
+    fn default() -> CheckPlan {
+        CheckPlan {
             interleavings: 8,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
-            options: Options::default(),
+            options: ExecOptions::default(),
             buffers: Vec::new(),
         }
     }
@@ -61,7 +50,7 @@ impl Default for Plan {
 
 /// What a check has found.
 #[derive(Clone, Debug)]
-pub struct Report {
+pub struct CheckReport {
     /// Mistakes by stage: those of all runs, the same causes counted together.
     pub findings: Vec<Vec<Finding>>,
     /// What is worth knowing and no mistake, of all runs, and where their results differ.
@@ -71,12 +60,12 @@ pub struct Report {
     /// What the first run printed.
     pub printed: String,
     /// Memory after the first run.
-    pub memory: Memory,
+    pub memory: SimMemory,
     /// Runs.
     pub interleavings: u32,
 }
 
-impl Report {
+impl CheckReport {
     /// Whether no run found anything.
     pub fn ok(&self) -> bool {
         self.findings.iter().all(Vec::is_empty)
@@ -84,7 +73,7 @@ impl Report {
 }
 
 /// Runs the stages on clones of `memory`, once an interleaving.
-pub fn check(stages: &[Stage], memory: &Memory, plan: &Plan) -> Result<Report, LaunchError> {
+pub fn check(stages: &[SimLaunch], memory: &SimMemory, plan: &CheckPlan) -> Result<CheckReport, LaunchError> {
     check_with(memory, plan, |memory, options| {
         stages.iter().map(|s| exec::run(s.program, s.kernel, s.launch, memory, options)).collect()
     })
@@ -94,20 +83,20 @@ pub fn check(stages: &[Stage], memory: &Memory, plan: &Plan) -> Result<Report, L
 pub fn check_kernel(
     program: &Program,
     kernel: &Kernel,
-    launch: &Launch,
-    memory: &Memory,
-    plan: &Plan,
-) -> Result<Report, LaunchError> {
-    check(&[Stage { program, kernel, launch }], memory, plan)
+    launch: &LaunchConfig,
+    memory: &SimMemory,
+    plan: &CheckPlan,
+) -> Result<CheckReport, LaunchError> {
+    check(&[SimLaunch { program, kernel, launch }], memory, plan)
 }
 
 /// Calls `run` on clones of `memory`, once an interleaving. It launches whatever the case needs with the options it is given, the same
 /// number of launches each time, and gives an outcome a launch. An error is that of the first run that had one.
 pub fn check_with<E: Send>(
-    memory: &Memory,
-    plan: &Plan,
-    run: impl Fn(&mut Memory, &Options) -> Result<Vec<Outcome>, E> + Sync,
-) -> Result<Report, E> {
+    memory: &SimMemory,
+    plan: &CheckPlan,
+    run: impl Fn(&mut SimMemory, &ExecOptions) -> Result<Vec<SimOutcome>, E> + Sync,
+) -> Result<CheckReport, E> {
     let runs = plan.interleavings.max(1) as usize;
     let bases: Vec<u64> = memory.iter().map(|a| a.base).collect();
     let (next, runs_done) = (AtomicUsize::new(0), Mutex::new(Runs::new(runs)));
@@ -128,19 +117,20 @@ pub fn check_with<E: Send>(
 }
 
 /// The options of the `i`-th run: seeds that differ in all bits and, one by one, in the low ones; the three completions in turn.
-fn options_of(plan: &Plan, i: usize) -> Options {
-    const IN_TURN: [Completion; 3] = [Completion::Latest, Completion::Earliest, Completion::Random];
+fn options_of(plan: &CheckPlan, i: usize) -> ExecOptions {
+    const IN_TURN: [CompletionTiming; 3] =
+        [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
     let first = IN_TURN.iter().position(|c| *c == plan.options.completion).unwrap_or(0);
     let seed = plan.options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c14).wrapping_add(i as u64);
-    Options { seed, completion: IN_TURN[(first + i) % 3], ..plan.options.clone() }
+    ExecOptions { seed, completion: IN_TURN[(first + i) % 3], ..plan.options.clone() }
 }
 
 /// The runs that are over.
 struct Runs<E> {
-    outcomes: Vec<Option<Result<Vec<Outcome>, E>>>,
+    outcomes: Vec<Option<Result<Vec<SimOutcome>, E>>>,
     /// The first run's memory, and memories that wait to be compared with it.
-    first: Option<Memory>,
-    waiting: Vec<(usize, Memory)>,
+    first: Option<SimMemory>,
+    waiting: Vec<(usize, SimMemory)>,
     /// For each differing buffer the first run that differs, and how.
     differences: Vec<Option<(usize, String)>>,
 }
@@ -151,7 +141,14 @@ impl<E> Runs<E> {
     }
 
     /// Takes the result of the `i`-th run. Its memory is let go as soon as it has been compared.
-    fn put(&mut self, i: usize, outcome: Result<Vec<Outcome>, E>, memory: Memory, bases: &[u64], plan: &Plan) {
+    fn put(
+        &mut self,
+        i: usize,
+        outcome: Result<Vec<SimOutcome>, E>,
+        memory: SimMemory,
+        bases: &[u64],
+        plan: &CheckPlan,
+    ) {
         self.outcomes[i] = Some(outcome);
         if i == 0 {
             self.first = Some(memory);
@@ -171,7 +168,7 @@ impl<E> Runs<E> {
         }
     }
 
-    fn report(self) -> Result<Report, E> {
+    fn report(self) -> Result<CheckReport, E> {
         let interleavings = self.outcomes.len() as u32;
         let mut findings: Vec<Findings> = Vec::new();
         let (mut counters, mut printed) = (Vec::new(), String::new());
@@ -190,17 +187,17 @@ impl<E> Runs<E> {
         let differences = self.differences.into_iter().flatten().map(|(_, text)| text);
         let notes = differences.chain(notes).collect();
         let findings = findings.into_iter().map(Findings::into_list).collect();
-        Ok(Report { findings, notes, counters, printed, memory: self.first.unwrap_or_default(), interleavings })
+        Ok(CheckReport { findings, notes, counters, printed, memory: self.first.unwrap_or_default(), interleavings })
     }
 }
 
 /// How the buffer at `base`, the `n`-th, differs between two runs.
-fn difference(base: u64, n: usize, first: &Memory, other: &Memory, plan: &Plan) -> Option<String> {
+fn difference(base: u64, n: usize, first: &SimMemory, other: &SimMemory, plan: &CheckPlan) -> Option<String> {
     let (a, b) = (first.bytes(base)?, other.bytes(base)?);
     let at = a.iter().zip(b).position(|(a, b)| a != b)?;
     let known = plan.buffers.iter().find(|b| b.address == base);
     let name = known.map_or_else(|| format!("buffer {n}"), |b| b.name.clone());
-    let dtype = known.map_or(DType::U8, |b| b.dtype);
+    let dtype = known.map_or(ElementType::U8, |b| b.dtype);
     let size = dtype.bytes();
     let element = |bytes: &[u8]| dtype.show(bytes.chunks(size).nth(at / size).unwrap_or_default());
     let differing = a.chunks(size).zip(b.chunks(size)).filter(|(a, b)| a != b).count();

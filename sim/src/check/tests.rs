@@ -1,5 +1,5 @@
 use super::*;
-use crate::finding::Kind;
+use crate::finding::FindingKind;
 
 const HEAD: &str = ".version 9.0\n.target sm_80\n.address_size 64\n";
 
@@ -48,24 +48,24 @@ fn program(body: &str) -> Program {
     Program::parse(&format!("{HEAD}{body}")).expect("PTX")
 }
 
-fn launch(blocks: u32, threads: u32, params: &[u64]) -> Launch {
+fn launch(blocks: u32, threads: u32, params: &[u64]) -> LaunchConfig {
     let params = params.iter().flat_map(|p| p.to_le_bytes()).collect();
-    Launch { grid: [blocks, 1, 1], block: [threads, 1, 1], cluster: [1; 3], dynamic_shared: 0, params }
+    LaunchConfig { grid: [blocks, 1, 1], block: [threads, 1, 1], cluster: [1; 3], dynamic_shared: 0, params }
 }
 
-fn plan(interleavings: u32, threads: usize, seed: u64) -> Plan {
-    Plan { interleavings, threads, options: Options { seed, ..Options::default() }, buffers: Vec::new() }
+fn plan(interleavings: u32, threads: usize, seed: u64) -> CheckPlan {
+    CheckPlan { interleavings, threads, options: ExecOptions { seed, ..ExecOptions::default() }, buffers: Vec::new() }
 }
 
 #[test]
 fn results_that_depend_on_the_order_are_named() {
     let program = program(TICKETS);
     let kernel = program.kernel("tickets").unwrap();
-    let mut memory = Memory::new();
+    let mut memory = SimMemory::new();
     let out = memory.alloc_uninitialized(4 * 256);
     let counter = memory.alloc(vec![0; 4]);
     let mut plan = plan(8, 2, 1);
-    plan.buffers = vec![Buffer { address: out, name: "tickets".into(), dtype: DType::U32 }];
+    plan.buffers = vec![NamedBuffer { address: out, name: "tickets".into(), dtype: ElementType::U32 }];
     let report = check_kernel(&program, &kernel, &launch(4, 64, &[out, counter]), &memory, &plan).unwrap();
     assert!(report.ok(), "{:?}", report.findings);
     assert_eq!(report.memory.bytes(counter).unwrap(), 256u32.to_le_bytes());
@@ -80,19 +80,21 @@ fn results_that_depend_on_the_order_are_named() {
 fn nothing_depends_on_threads() {
     let (racy, tickets) = (program(RACE), program(TICKETS));
     let (race, ticket) = (racy.kernel("race").unwrap(), tickets.kernel("tickets").unwrap());
-    let mut memory = Memory::new();
+    let mut memory = SimMemory::new();
     let out = memory.alloc(vec![0; 4 * 256]);
     let counter = memory.alloc(vec![0; 4]);
     let (a, b) = (launch(1, 64, &[out]), launch(4, 64, &[out, counter]));
-    let stages =
-        [Stage { program: &racy, kernel: &race, launch: &a }, Stage { program: &tickets, kernel: &ticket, launch: &b }];
+    let stages = [
+        SimLaunch { program: &racy, kernel: &race, launch: &a },
+        SimLaunch { program: &tickets, kernel: &ticket, launch: &b },
+    ];
     let of = |threads| {
         let r = check(&stages, &memory, &plan(7, threads, 3)).unwrap();
         (r.findings, r.notes, r.counters, r.memory.bytes(out).unwrap().to_vec())
     };
     let one = of(1);
     assert_eq!(one.0[0].len(), 1);
-    assert_eq!(one.0[0][0].kind, Kind::Race);
+    assert_eq!(one.0[0][0].kind, FindingKind::Race);
     assert_eq!(one.0[1], []);
     assert!(one.1.iter().any(|n| n.contains("buffer 0[")), "{:?}", one.1);
     for threads in [2, 3, 16] {
@@ -104,31 +106,31 @@ fn nothing_depends_on_threads() {
 fn occurrences_add_up_and_stages_follow_each_other() {
     let (racy, double) = (program(RACE), program(DOUBLE));
     let race = racy.kernel("race").unwrap();
-    let mut memory = Memory::new();
+    let mut memory = SimMemory::new();
     let out = memory.alloc(vec![0; 4]);
     let of =
         |n| check_kernel(&racy, &race, &launch(1, 64, &[out]), &memory, &plan(n, 1, 0)).unwrap().findings[0][0].count;
     assert!(of(1) > 0 && of(4) > of(1), "{} {}", of(1), of(4));
 
     let kernel = double.kernel("double").unwrap();
-    let x = memory.alloc(DType::U32.arange(32));
+    let x = memory.alloc(ElementType::U32.arange(32));
     let l = launch(1, 32, &[x]);
-    let stage = Stage { program: &double, kernel: &kernel, launch: &l };
+    let stage = SimLaunch { program: &double, kernel: &kernel, launch: &l };
     let report = check(&[stage, stage, stage], &memory, &plan(3, 2, 0)).unwrap();
     assert!(report.ok() && report.notes.is_empty(), "{:?} {:?}", report.findings, report.notes);
     let eight: Vec<u8> = (0..32u32).flat_map(|i| (8 * i).to_le_bytes()).collect();
     assert_eq!(report.memory.bytes(x).unwrap(), eight);
-    assert_eq!(memory.bytes(x).unwrap(), DType::U32.arange(32), "the caller's memory stays");
+    assert_eq!(memory.bytes(x).unwrap(), ElementType::U32.arange(32), "the caller's memory stays");
     assert_eq!(report.counters.len(), 3);
 }
 
 #[test]
 fn runs_differ_in_seed_and_completion() {
     let plan = plan(6, 1, 5);
-    let all: Vec<Options> = (0..6).map(|i| options_of(&plan, i)).collect();
+    let all: Vec<ExecOptions> = (0..6).map(|i| options_of(&plan, i)).collect();
     let seeds: BTreeSet<u64> = all.iter().map(|o| o.seed).collect();
     assert_eq!(seeds.len(), 6);
-    use Completion::{Earliest, Latest, Random};
+    use CompletionTiming::{Earliest, Latest, Random};
     assert_eq!(
         all.iter().map(|o| o.completion).collect::<Vec<_>>(),
         [Latest, Earliest, Random, Latest, Earliest, Random]
@@ -139,6 +141,6 @@ fn runs_differ_in_seed_and_completion() {
 fn a_bad_launch_is_refused_once() {
     let double = program(DOUBLE);
     let kernel = double.kernel("double").unwrap();
-    let e = check_kernel(&double, &kernel, &launch(1, 2000, &[0]), &Memory::new(), &plan(4, 2, 0)).unwrap_err();
+    let e = check_kernel(&double, &kernel, &launch(1, 2000, &[0]), &SimMemory::new(), &plan(4, 2, 0)).unwrap_err();
     assert!(e.to_string().starts_with("block: "), "{e}");
 }

@@ -4,7 +4,7 @@ use super::run::{Flow, addresses, undefined_address};
 use super::warp::{Fragment, Warp};
 use super::{Block, Machine};
 use crate::counters;
-use crate::finding::{Kind, Site};
+use crate::finding::{FindingKind, Site};
 use crate::layout;
 use crate::order::{Access, Agent, Conflict, ConflictKind, Cx, OpKind, Other, Shadow, Strength};
 use crate::program::op::{Transfer, Window};
@@ -78,7 +78,9 @@ impl Machine<'_> {
     pub(super) fn defined_lanes(&mut self, block: &Block, warp: &Warp, undefined: u32, mask: u32, pc: u32) -> u32 {
         if undefined & mask != 0 {
             let site = self.site(block, warp.index, (undefined & mask).trailing_zeros(), pc);
-            self.report(Kind::Uninitialized, site, None, None, || "an address depends on an undefined register".into());
+            self.report(FindingKind::Uninitialized, site, None, None, || {
+                "an address depends on an undefined register".into()
+            });
         }
         mask & !undefined
     }
@@ -145,7 +147,7 @@ impl Machine<'_> {
             *left &= *left - 1;
             let site = self.site(block, warp.index, lane, pc);
             let near = self.memory.describe(first);
-            self.report(Kind::OutOfBounds, site, None, Some(("global", first)), || {
+            self.report(FindingKind::OutOfBounds, site, None, Some(("global", first)), || {
                 format!("access of {bytes} bytes at global address {first:#x}: {near}")
             });
             return;
@@ -229,7 +231,7 @@ impl Machine<'_> {
             let address = addresses[lane];
             let site = self.site(block, warp.index, lane as u32, pc);
             if address & (bytes - 1) != 0 {
-                self.report(Kind::Misaligned, site, None, Some((space, address)), || {
+                self.report(FindingKind::Misaligned, site, None, Some((space, address)), || {
                     format!(
                         "access of {bytes} bytes at {space} address {address:#x}, which is not a multiple of {bytes}"
                     )
@@ -238,7 +240,7 @@ impl Machine<'_> {
                 let offset = address.wrapping_sub(base) as i64;
                 let inside = (0..len as i64 - bytes as i64 + 1).contains(&offset);
                 let what = if inside { ", which no variable holds" } else { "" };
-                self.report(Kind::OutOfBounds, site, None, Some((space, address)), || {
+                self.report(FindingKind::OutOfBounds, site, None, Some((space, address)), || {
                     format!("access of {bytes} bytes at offset {offset} of {len} bytes of {space} memory{what}")
                 });
             }
@@ -267,14 +269,14 @@ impl Machine<'_> {
             let lane = left.trailing_zeros();
             *left &= *left - 1;
             let site = self.site(block, warp.index, lane, pc);
-            self.report(Kind::OutOfBounds, site, None, Some(("shared", first as u64)), || {
+            self.report(FindingKind::OutOfBounds, site, None, Some(("shared", first as u64)), || {
                 format!("access to shared memory of block rank {}, which the cluster does not have", rank.unwrap_or(0))
             });
             return;
         };
         if slot != warp.slot && self.blocks[slot as usize].as_ref().is_some_and(|b| b.ended) {
             let site = self.site(block, warp.index, left.trailing_zeros(), pc);
-            self.report(Kind::OutOfBounds, site, None, Some(("shared", first as u64)), || {
+            self.report(FindingKind::OutOfBounds, site, None, Some(("shared", first as u64)), || {
                 format!("access to shared memory of block rank {}, which has exited", rank.unwrap_or(0))
             });
         }
@@ -408,17 +410,17 @@ impl Machine<'_> {
         let known = match c.kind {
             ConflictKind::Race { two_stores: true } if same => None,
             ConflictKind::ProxyRead if !self.options.strict_proxy => None,
-            ConflictKind::Uninitialized => Some((Kind::Uninitialized, None)),
-            ConflictKind::Race { .. } => Some((Kind::Race, Some(c.other.1))),
-            ConflictKind::NotWaited(op) => Some((Kind::AsyncNotWaited, Some(self.ops.pc(op)))),
-            ConflictKind::ProxyRead | ConflictKind::Proxy => Some((Kind::AsyncProxy, Some(c.other.1))),
+            ConflictKind::Uninitialized => Some((FindingKind::Uninitialized, None)),
+            ConflictKind::Race { .. } => Some((FindingKind::Race, Some(c.other.1))),
+            ConflictKind::NotWaited(op) => Some((FindingKind::AsyncNotWaited, Some(self.ops.pc(op)))),
+            ConflictKind::ProxyRead | ConflictKind::Proxy => Some((FindingKind::AsyncProxy, Some(c.other.1))),
         };
         if known.is_some_and(|(kind, other)| self.findings.again(kind, site.pc, other)) {
             return;
         }
         match c.kind {
             ConflictKind::Uninitialized => {
-                self.report(Kind::Uninitialized, site, None, memory, || {
+                self.report(FindingKind::Uninitialized, site, None, memory, || {
                     format!("{verb} of {space} memory at {address:#x} that nobody has written")
                 });
             }
@@ -433,7 +435,7 @@ impl Machine<'_> {
                 let (line, _) = crate::finding::source(self.program, self.kernel, other);
                 let who = self.thread_of(c.other.0);
                 let what = other_words(c.other_is);
-                self.report(Kind::Race, site, Some(other), memory, || {
+                self.report(FindingKind::Race, site, Some(other), memory, || {
                     format!("{verb} of {space} memory at {address:#x} is not ordered after the {what} of {who} at line {line}")
                 });
             }
@@ -441,7 +443,7 @@ impl Machine<'_> {
                 let other = self.ops.pc(op);
                 let (line, _) = crate::finding::source(self.program, self.kernel, other);
                 let what = op_words(self.ops.kind(op));
-                self.report(Kind::AsyncNotWaited, site, Some(other), memory, || {
+                self.report(FindingKind::AsyncNotWaited, site, Some(other), memory, || {
                     format!("{verb} of {space} memory at {address:#x} whose {what} of line {line} this thread has not seen complete")
                 });
             }
@@ -457,7 +459,7 @@ impl Machine<'_> {
                 let other = c.other.1;
                 let (line, _) = crate::finding::source(self.program, self.kernel, other);
                 let who = self.thread_of(c.other.0);
-                self.report(Kind::AsyncProxy, site, Some(other), memory, || {
+                self.report(FindingKind::AsyncProxy, site, Some(other), memory, || {
                     format!("the async proxy overwrites {space} memory at {address:#x} that {who} read through the generic proxy at line {line}, without fence.proxy.async in between")
                 });
             }
@@ -465,7 +467,7 @@ impl Machine<'_> {
                 let other = c.other.1;
                 let (line, _) = crate::finding::source(self.program, self.kernel, other);
                 let who = self.thread_of(c.other.0);
-                self.report(Kind::AsyncProxy, site, Some(other), memory, || {
+                self.report(FindingKind::AsyncProxy, site, Some(other), memory, || {
                     format!(
                         "the async proxy uses {space} memory at {address:#x} that {who} wrote through the generic proxy at line {line}, without fence.proxy.async in between"
                     )
@@ -673,7 +675,7 @@ impl Machine<'_> {
             if !warp.local_init[start..start + bytes].iter().all(|&i| i) {
                 let site = self.site(block, warp.index, lane as u32, pc);
                 let memory = Some(("local", offset as u64));
-                self.report(Kind::Uninitialized, site, None, memory, || {
+                self.report(FindingKind::Uninitialized, site, None, memory, || {
                     format!("read of local memory at {offset:#x} that nobody has written")
                 });
             }
@@ -703,13 +705,13 @@ impl Machine<'_> {
         // The stack ends where the innermost function's variables do.
         let (stride, size) = (warp.local_size as usize, warp.local_top as usize);
         if !offset.is_multiple_of(bytes) {
-            self.report(Kind::Misaligned, site, None, Some(("local", offset as u64)), || {
+            self.report(FindingKind::Misaligned, site, None, Some(("local", offset as u64)), || {
                 format!("access of {bytes} bytes at local address {offset:#x}, which is not a multiple of {bytes}")
             });
             return None;
         }
         if offset.checked_add(bytes).is_none_or(|end| end > size) {
-            self.report(Kind::OutOfBounds, site, None, Some(("local", offset as u64)), || {
+            self.report(FindingKind::OutOfBounds, site, None, Some(("local", offset as u64)), || {
                 format!("access of {bytes} bytes at offset {} of {size} bytes of local memory", offset as i64)
             });
             return None;
@@ -734,7 +736,7 @@ impl Machine<'_> {
         let mask = if undefined & mask != 0 { self.defined_lanes(block, warp, undefined, mask, pc) } else { mask };
         if data_undefined & mask != 0 && t.window != Window::Local && t.window != Window::FrameParam {
             let site = self.site(block, warp.index, (data_undefined & mask).trailing_zeros(), pc);
-            self.report(Kind::Uninitialized, site, None, None, || "a store of an undefined register".into());
+            self.report(FindingKind::Uninitialized, site, None, None, || "a store of an undefined register".into());
         }
         let bytes = t.width as u32 * t.regs.len() as u32;
         match t.window {
@@ -742,7 +744,9 @@ impl Machine<'_> {
             Window::Local => self.store_local(block, warp, fragment, t, &at, 0, mask, pc, data_undefined),
             Window::KernelParam | Window::Const => {
                 let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
-                self.report(Kind::OutOfBounds, site, None, None, || "a store to memory that is read-only".into());
+                self.report(FindingKind::OutOfBounds, site, None, None, || {
+                    "a store to memory that is read-only".into()
+                });
             }
             _ => {
                 let mut groups = std::mem::take(&mut self.groups);
@@ -758,7 +762,7 @@ impl Machine<'_> {
                         && !self.memory.get(i).writable
                     {
                         let site = self.site(block, warp.index, group.lanes.trailing_zeros(), pc);
-                        self.report(Kind::OutOfBounds, site, None, None, || "a store to constant memory".into());
+                        self.report(FindingKind::OutOfBounds, site, None, None, || "a store to constant memory".into());
                         continue;
                     }
                     let slot = warp.slot;
@@ -795,7 +799,7 @@ impl Machine<'_> {
                     }
                     if elsewhere & !local != 0 {
                         let site = self.site(block, warp.index, (elsewhere & !local).trailing_zeros(), pc);
-                        self.report(Kind::OutOfBounds, site, None, None, || {
+                        self.report(FindingKind::OutOfBounds, site, None, None, || {
                             "a store to the kernel's parameters".into()
                         });
                     }

@@ -4,7 +4,7 @@ use super::access::{Group, Place};
 use super::run::{Flow, addresses, undefined_address};
 use super::warp::{Fragment, Warp};
 use super::{Block, Machine};
-use crate::finding::Kind;
+use crate::finding::FindingKind;
 use crate::order::{Access, Sem};
 use crate::program::op::{AtomOp, AtomType, Atomic};
 use half::{bf16, f16};
@@ -29,7 +29,7 @@ impl Machine<'_> {
         self.waits += 1;
         if operands & mask != 0 {
             let site = self.site(block, warp.index, (operands & mask).trailing_zeros(), pc);
-            self.report(Kind::Uninitialized, site, None, None, || "an atomic with an undefined register".into());
+            self.report(FindingKind::Uninitialized, site, None, None, || "an atomic with an undefined register".into());
         }
         let size = a.ty.size();
         let bytes = size * a.a.len() as u32;
@@ -37,7 +37,9 @@ impl Machine<'_> {
         let elsewhere = self.places(block, warp, a.window, &at, mask, bytes as u64, pc, &mut groups);
         if elsewhere != 0 {
             let site = self.site(block, warp.index, elsewhere.trailing_zeros(), pc);
-            self.report(Kind::OutOfBounds, site, None, None, || "an atomic outside of global and shared memory".into());
+            self.report(FindingKind::OutOfBounds, site, None, None, || {
+                "an atomic outside of global and shared memory".into()
+            });
         }
         let sem = a.semantics.unwrap_or(Sem::Relaxed);
         for group in &groups {
@@ -46,7 +48,7 @@ impl Machine<'_> {
                 && !self.memory.get(i).writable
             {
                 let site = self.site(block, warp.index, group.lanes.trailing_zeros(), pc);
-                self.report(Kind::OutOfBounds, site, None, None, || "an atomic on constant memory".into());
+                self.report(FindingKind::OutOfBounds, site, None, None, || "an atomic on constant memory".into());
                 continue;
             }
             self.check(block, warp, Access::Atomic, group, bytes, a.scope, pc, 0);

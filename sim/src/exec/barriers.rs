@@ -3,7 +3,7 @@
 use super::run::Flow;
 use super::warp::{Fragment, State, Warp};
 use super::{Block, Machine};
-use crate::finding::Kind;
+use crate::finding::FindingKind;
 use crate::order::{Handed, Know};
 use crate::program::op::{Barrier, BarrierKind, Fence};
 use std::collections::BTreeMap;
@@ -85,14 +85,14 @@ impl Machine<'_> {
         let id = regs.get(b.id)[first];
         let count = b.count.map(|c| regs.get(c)[first]);
         if id > 15 {
-            self.report(Kind::Barrier, site, None, None, || format!("barrier {id}: there are 16, 0 to 15"));
+            self.report(FindingKind::Barrier, site, None, None, || format!("barrier {id}: there are 16, 0 to 15"));
             return Flow::Next;
         }
         let total = block.warps.len() as u32 * 32;
         if let Some(n) = count
             && (n == 0 || n % 32 != 0 || n > total)
         {
-            self.report(Kind::Barrier, site, None, None, || {
+            self.report(FindingKind::Barrier, site, None, None, || {
                 format!(
                     "barrier {id}: a count of {n}; it must be a multiple of 32, at most the block's {total} threads"
                 )
@@ -108,7 +108,7 @@ impl Machine<'_> {
         } else if barrier.expected != count {
             let (was, other) = (barrier.expected, barrier.pc);
             let words = |n: Option<u32>| n.map_or("all threads".to_string(), |n| format!("{n} threads"));
-            self.report(Kind::Barrier, site, Some(other), None, || {
+            self.report(FindingKind::Barrier, site, Some(other), None, || {
                 format!(
                     "barrier {id} is used for {} here and for {} by others at the same time",
                     words(count),
@@ -119,7 +119,7 @@ impl Machine<'_> {
         let barrier = &mut block.barriers[id as usize];
         let before = barrier.lanes.entry(warp.index).or_insert(0);
         if *before & mask != 0 {
-            self.report(Kind::Barrier, site, None, None, || {
+            self.report(FindingKind::Barrier, site, None, None, || {
                 format!("barrier {id}: a warp arrives a second time before the barrier is complete")
             });
         }
@@ -215,7 +215,7 @@ impl Machine<'_> {
         for (id, pc, arrived, expected) in late {
             let Some(block) = self.blocks[slot as usize].take() else { return };
             let site = self.site(&block, 0, 0, pc);
-            self.report(Kind::Barrier, site, None, None, || {
+            self.report(FindingKind::Barrier, site, None, None, || {
                 format!("barrier {id}: {arrived} threads arrive where {} are expected", expected.unwrap_or(0))
             });
             self.blocks[slot as usize] = Some(block);
@@ -269,7 +269,7 @@ impl Machine<'_> {
             }
         }
         if twice {
-            self.report(Kind::Barrier, site, None, None, || {
+            self.report(FindingKind::Barrier, site, None, None, || {
                 "barrier.cluster.arrive: a thread arrives a second time before it has waited".into()
             });
         }
@@ -351,7 +351,9 @@ impl Machine<'_> {
         if lanes & mask != mask {
             fragment.gathered = false;
             let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
-            self.report(Kind::Barrier, site, None, None, || "barrier.cluster.wait without an arrive before it".into());
+            self.report(FindingKind::Barrier, site, None, None, || {
+                "barrier.cluster.wait without an arrive before it".into()
+            });
             return Flow::Next;
         }
         if barrier.phase > phase {

@@ -4,8 +4,8 @@ use super::access::{Group, Place};
 use super::copies::{BoxLoad, BulkGroup, BulkStore, Effect, End, InFlight, Piece};
 use super::run::{Flow, addresses, undefined_address};
 use super::warp::{Fragment, Warp};
-use super::{Block, Completion, Machine};
-use crate::finding::{Kind, Site};
+use super::{Block, CompletionTiming, Machine};
+use crate::finding::{FindingKind, Site};
 use crate::layout;
 use crate::order::{Access, OpId, OpKind, Strength};
 use crate::program::op::{Addr, Bulk, BulkKind, BulkReduce, Window};
@@ -68,14 +68,14 @@ impl Machine<'_> {
     /// Checks size and alignment of a copy without a map.
     fn check_bulk_size(&mut self, to: u64, from: u64, size: u32, site: Site) -> bool {
         if !size.is_multiple_of(16) || size == 0 {
-            self.report(Kind::Misaligned, site, None, None, || {
+            self.report(FindingKind::Misaligned, site, None, None, || {
                 format!("a bulk copy of {size} bytes; it must be a multiple of 16")
             });
             return false;
         }
         for address in [to, from] {
             if address % 16 != 0 {
-                self.report(Kind::Misaligned, site, None, None, || {
+                self.report(FindingKind::Misaligned, site, None, None, || {
                     format!("a bulk copy at address {address:#x}, which is not a multiple of 16")
                 });
                 return false;
@@ -109,7 +109,7 @@ impl Machine<'_> {
         if offset + bytes > len {
             let site = self.site(block, warp.index, lane, pc);
             let space = g.place.space();
-            self.report(Kind::OutOfBounds, site, None, Some((space, address)), || {
+            self.report(FindingKind::OutOfBounds, site, None, Some((space, address)), || {
                 format!("a copy of {bytes} bytes at offset {offset} of {len} bytes of {space} memory")
             });
             return None;
@@ -229,7 +229,7 @@ impl Machine<'_> {
     /// The tensor map at an address.
     fn tensor_map(&mut self, block: &Block, warp: &mut Warp, address: u64, site: Site) -> Option<TensorMap> {
         if !address.is_multiple_of(64) {
-            self.report(Kind::Misaligned, site, None, None, || {
+            self.report(FindingKind::Misaligned, site, None, None, || {
                 format!("a tensor map at {address:#x}, which is not a multiple of 64")
             });
             return None;
@@ -249,7 +249,7 @@ impl Machine<'_> {
         let blob: Blob = match bytes.and_then(|b| b.try_into().ok()) {
             Some(blob) => blob,
             None => {
-                self.report(Kind::OutOfBounds, site, None, None, || {
+                self.report(FindingKind::OutOfBounds, site, None, None, || {
                     format!("no tensor map can be read at {address:#x}")
                 });
                 return None;
@@ -258,7 +258,7 @@ impl Machine<'_> {
         match TensorMap::decode(&blob) {
             Ok(map) => Some(map),
             Err(e) => {
-                self.report(Kind::OutOfBounds, site, None, None, || e.to_string());
+                self.report(FindingKind::OutOfBounds, site, None, None, || e.to_string());
                 None
             }
         }
@@ -284,7 +284,7 @@ impl Machine<'_> {
         let copy = match map.box_at(coords, offset) {
             Ok(copy) => copy,
             Err(e) => {
-                let kind = if e.field == "shared address" { Kind::Misaligned } else { Kind::Unsupported };
+                let kind = if e.field == "shared address" { FindingKind::Misaligned } else { FindingKind::Unsupported };
                 self.report(kind, site, None, Some(("shared", offset as u64)), || e.to_string());
                 return None;
             }
@@ -458,7 +458,7 @@ impl Machine<'_> {
             Some(BulkReduce::Mapped(op)) => match Reduction::tensor(op, map.data_type) {
                 Some(r) => Some(r),
                 None => {
-                    self.report(Kind::Unsupported, site, None, None, || {
+                    self.report(FindingKind::Unsupported, site, None, None, || {
                         format!("a reduction that {:?} does not have", map.data_type)
                     });
                     return;
@@ -481,9 +481,9 @@ impl Machine<'_> {
     /// Adds a store to the lane's open bulk group.
     fn add_store(&mut self, block: &mut Block, warp: &mut Warp, job: Job, writing: OpId) {
         let now = match self.options.completion {
-            Completion::Earliest => true,
-            Completion::Latest => false,
-            Completion::Random => self.rng.below(3) == 0,
+            CompletionTiming::Earliest => true,
+            CompletionTiming::Latest => false,
+            CompletionTiming::Random => self.rng.below(3) == 0,
         };
         let effect = Effect { pieces: job.pieces, reduce: job.reduce, ..Effect::default() };
         let effect = if now {
@@ -549,7 +549,7 @@ impl Machine<'_> {
                 if !group.read {
                     let pc = self.ops.pc(store.reading);
                     let site = self.site(block, warp.index, group.lane, pc);
-                    self.report(Kind::AsyncNotWaited, site, None, None, || {
+                    self.report(FindingKind::AsyncNotWaited, site, None, None, || {
                         "a bulk store's shared source may be unread when the thread exits: no wait_group follows".into()
                     });
                 }
@@ -638,7 +638,7 @@ impl Machine<'_> {
             };
             match result {
                 Ok(()) => slice.copy_from_slice(&blob),
-                Err(e) => self.report(Kind::OutOfBounds, site, None, None, || e),
+                Err(e) => self.report(FindingKind::OutOfBounds, site, None, None, || e),
             }
             self.map_access(block, warp, place, offset, Access::Write, lane, pc);
         }

@@ -3,10 +3,10 @@
 use super::access::Place;
 use super::run::{Flow, addresses, undefined_address};
 use super::warp::{Fragment, Warp};
-use super::{Block, Completion, Machine};
-use crate::finding::{Kind, Site};
+use super::{Block, CompletionTiming, Machine};
+use crate::finding::{FindingKind, Site};
 use crate::layout::SHARED_START;
-use crate::memory::{Allocation, Memory};
+use crate::memory::{Allocation, SimMemory};
 use crate::order::{Access, Cx, OpId, OpKind, Strength};
 use crate::program::op::{CpAsync, Window};
 use crate::tensor_map::{Reduction, TensorMap};
@@ -166,7 +166,7 @@ impl Machine<'_> {
             && let Some(lane) = (0..32u32).find(|&l| mask >> l & 1 != 0 && s[l as usize] > size)
         {
             let site = self.site(block, warp.index, lane, pc);
-            self.report(Kind::OutOfBounds, site, None, None, || {
+            self.report(FindingKind::OutOfBounds, site, None, None, || {
                 format!("cp.async: src-size {} is above {size}", s[lane as usize])
             });
         }
@@ -191,9 +191,9 @@ impl Machine<'_> {
         fragment.backs = 0;
         let op = self.open_part(warp, mask, pc);
         let now = match self.options.completion {
-            Completion::Earliest => true,
-            Completion::Latest => false,
-            Completion::Random => self.rng.below(3) == 0,
+            CompletionTiming::Earliest => true,
+            CompletionTiming::Latest => false,
+            CompletionTiming::Random => self.rng.below(3) == 0,
         };
         for group in &from {
             self.count_traffic(group, size, false, pc);
@@ -330,7 +330,7 @@ impl Machine<'_> {
         self.places(block, warp, window, &at, 1 << lane, 1, pc, &mut found);
         if !address.is_multiple_of(size as u64) {
             let site = self.site(block, warp.index, lane, pc);
-            self.report(Kind::Misaligned, site, None, Some(("global", address)), || {
+            self.report(FindingKind::Misaligned, site, None, Some(("global", address)), || {
                 format!("cp.async of {size} bytes from {address:#x}, which is not a multiple of {size}")
             });
             return;
@@ -575,7 +575,7 @@ impl Machine<'_> {
         let effect = Effect { rows, ..Effect::default() };
         let end = End::Arrive { warp: warp.index, slot: own, lanes, ops, place, site };
         let flight = InFlight { op: None, effect, end };
-        if self.options.completion == Completion::Earliest {
+        if self.options.completion == CompletionTiming::Earliest {
             self.finish_flight(Some((block, own)), flight);
         } else {
             self.in_flight.push_back(flight);
@@ -584,7 +584,7 @@ impl Machine<'_> {
 
     /// Queues an operation, or lets it take effect at once.
     pub(super) fn start_flight(&mut self, block: &mut Block, warp: &mut Warp, flight: InFlight) {
-        if self.options.completion == Completion::Earliest {
+        if self.options.completion == CompletionTiming::Earliest {
             let own = warp.slot;
             self.finish_flight(Some((block, own)), flight);
         } else {
@@ -707,7 +707,7 @@ impl Machine<'_> {
         let writes = flight.effect.pieces.iter().any(|p| p.to == Place::Shared(slot))
             || flight.effect.boxes.iter().any(|load| load.slot == slot);
         let rank = self.blocks[slot as usize].as_ref().map_or(0, |b| b.rank);
-        self.report(Kind::AsyncNotWaited, site, None, None, || {
+        self.report(FindingKind::AsyncNotWaited, site, None, None, || {
             let verb = if writes { "write" } else { "read" };
             format!("a copy may still {verb} shared memory of its block (rank {rank} in the cluster) when that exits: nobody waited for it")
         });
@@ -715,7 +715,7 @@ impl Machine<'_> {
 }
 
 /// Copies a box to shared memory, with the map's filling where it lies outside of the tensor.
-fn move_box(memory: &Memory, load: &BoxLoad, shared: &mut [u8]) {
+fn move_box(memory: &SimMemory, load: &BoxLoad, shared: &mut [u8]) {
     let Ok(copy) = load.map.box_at(&load.coordinates, load.shared) else { return };
     let fill = load.map.fill();
     let mut buffer: Option<&Allocation> = None;

@@ -1,11 +1,11 @@
 //! The GPUs whose limits a run can take: how many blocks are resident, how many registers a thread starts with.
 
-use super::{Launch, Options};
+use super::{ExecOptions, LaunchConfig};
 use crate::program::Kernel;
 
 /// Limits of a GPU. Source: CUDA C++ programming guide, "Compute capabilities"; multiprocessors from the data sheets.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Gpu {
+pub struct GpuSpec {
     /// Its name.
     pub name: &'static str,
     /// Compute capability × 10.
@@ -30,9 +30,9 @@ pub struct Gpu {
     pub clock: f64,
 }
 
-impl Gpu {
+impl GpuSpec {
     /// A100 SXM 80 GB.
-    pub const A100: Gpu = Gpu {
+    pub const A100: GpuSpec = GpuSpec {
         name: "A100",
         sm: 80,
         multiprocessors: 108,
@@ -46,7 +46,7 @@ impl Gpu {
         clock: 1.41e9,
     };
     /// H100 SXM.
-    pub const H100: Gpu = Gpu {
+    pub const H100: GpuSpec = GpuSpec {
         name: "H100",
         sm: 90,
         multiprocessors: 132,
@@ -60,16 +60,16 @@ impl Gpu {
         clock: 1.83e9,
     };
     /// H200.
-    pub const H200: Gpu = Gpu { name: "H200", bandwidth: 4.8e12, ..Gpu::H100 };
+    pub const H200: GpuSpec = GpuSpec { name: "H200", bandwidth: 4.8e12, ..GpuSpec::H100 };
 
     /// The GPU that a run for this compute capability takes.
-    pub fn for_sm(sm: u32) -> Gpu {
-        if sm >= 90 { Gpu::H100 } else { Gpu::A100 }
+    pub fn for_sm(sm: u32) -> GpuSpec {
+        if sm >= 90 { GpuSpec::H100 } else { GpuSpec::A100 }
     }
 }
 
 /// Registers a thread starts with: what is known, or what the launch bounds leave (rounded down to 8), at most 255.
-pub fn entry_registers(kernel: &Kernel, threads: u32, options: &Options) -> u32 {
+pub fn entry_registers(kernel: &Kernel, threads: u32, options: &ExecOptions) -> u32 {
     if let Some(n) = options.registers.or(kernel.max_registers) {
         return n;
     }
@@ -79,7 +79,7 @@ pub fn entry_registers(kernel: &Kernel, threads: u32, options: &Options) -> u32 
 }
 
 /// Blocks that can be on the GPU at once. Registers count only where they are known: PTX does not say them.
-pub fn resident_blocks(kernel: &Kernel, launch: &Launch, options: &Options) -> u32 {
+pub fn resident_blocks(kernel: &Kernel, launch: &LaunchConfig, options: &ExecOptions) -> u32 {
     let gpu = &options.gpu;
     let threads = launch.block.iter().product::<u32>().next_multiple_of(32).max(32);
     let shared = kernel.static_shared.next_multiple_of(16) + launch.dynamic_shared;

@@ -3,7 +3,7 @@
 use super::run::{Flow, read_argument, write_argument};
 use super::warp::{Fragment, Warp};
 use super::{Block, Machine};
-use crate::finding::Kind;
+use crate::finding::FindingKind;
 use crate::layout;
 use crate::program::op::Call;
 
@@ -61,7 +61,7 @@ impl Machine<'_> {
         };
         let what = self.string_at(text(0));
         let site = self.site(block, warp.index, lane, pc);
-        self.report(Kind::Trap, site, None, None, || format!("assertion failed: {what}"));
+        self.report(FindingKind::Trap, site, None, None, || format!("assertion failed: {what}"));
         self.exit(warp, block, fragment, mask)
     }
 

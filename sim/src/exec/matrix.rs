@@ -5,7 +5,7 @@ use super::run::{Flow, addresses, undefined_address};
 use super::warp::{Fragment, Warp};
 use super::{Block, Machine};
 use crate::counters;
-use crate::finding::Kind;
+use crate::finding::FindingKind;
 use crate::layout;
 use crate::matrix::Lanes;
 use crate::matrix::ldmatrix;
@@ -61,7 +61,9 @@ impl Machine<'_> {
             let values: Vec<Lanes> = t.regs.iter().map(|&r| regs.get(r)).collect();
             if t.regs.iter().any(|&r| regs.undefined[r as usize] & mask != 0) {
                 let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
-                self.report(Kind::Uninitialized, site, None, None, || "stmatrix of an undefined register".into());
+                self.report(FindingKind::Uninitialized, site, None, None, || {
+                    "stmatrix of an undefined register".into()
+                });
             }
             ldmatrix::store(&values, t.trans, &mut bytes[..rows]);
         }
@@ -270,14 +272,14 @@ impl Machine<'_> {
         }
         let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
         if !(24..=256).contains(&count) || !count.is_multiple_of(8) {
-            self.report(Kind::Setmaxnreg, site, None, None, || {
+            self.report(FindingKind::Setmaxnreg, site, None, None, || {
                 format!("setmaxnreg {count}: 24 to 256 in steps of 8 are possible")
             });
             return Flow::Next;
         }
         let now = warp.max_registers;
         if increase && count < now || !increase && count > now {
-            self.report(Kind::Setmaxnreg, site, None, None, || {
+            self.report(FindingKind::Setmaxnreg, site, None, None, || {
                 let word = if increase { "inc" } else { "dec" };
                 format!("setmaxnreg.{word} to {count}, but the warp has {now} registers a thread")
             });

@@ -3,7 +3,7 @@
 use super::run::{Flow, addresses, set_predicate, undefined_address};
 use super::warp::{Fragment, State, Warp};
 use super::{Block, Machine};
-use crate::finding::{Kind, Site};
+use crate::finding::{FindingKind, Site};
 use crate::layout;
 use crate::order::{Access, Agent, Know, Strength};
 use crate::program::op::{Mbarrier, MbarrierKind, Window};
@@ -62,7 +62,7 @@ impl Machine<'_> {
         let shared = match window {
             Window::Generic if layout::window(address) == Some(Window::Shared) => address - layout::SHARED,
             Window::Generic => {
-                self.report(Kind::OutOfBounds, site, None, None, || {
+                self.report(FindingKind::OutOfBounds, site, None, None, || {
                     format!("an mbarrier at {address:#x}, outside of shared memory")
                 });
                 return None;
@@ -75,7 +75,7 @@ impl Machine<'_> {
             Some(r) => match block.cluster.get(r as usize) {
                 Some(&s) => s,
                 None => {
-                    self.report(Kind::OutOfBounds, site, None, Some(("shared", shared as u64)), || {
+                    self.report(FindingKind::OutOfBounds, site, None, Some(("shared", shared as u64)), || {
                         format!("an mbarrier of block rank {r}, which the cluster does not have")
                     });
                     return None;
@@ -84,19 +84,19 @@ impl Machine<'_> {
         };
         if slot != warp.slot && self.blocks[slot as usize].as_ref().is_none_or(|b| b.ended) {
             let rank = rank.unwrap_or(0);
-            self.report(Kind::OutOfBounds, site, None, Some(("shared", offset as u64)), || {
+            self.report(FindingKind::OutOfBounds, site, None, Some(("shared", offset as u64)), || {
                 format!("an mbarrier of block rank {rank}, which has exited")
             });
             return None;
         }
         if offset % 8 != 0 {
-            self.report(Kind::Misaligned, site, None, Some(("shared", offset as u64)), || {
+            self.report(FindingKind::Misaligned, site, None, Some(("shared", offset as u64)), || {
                 format!("an mbarrier at shared address {offset:#x}, which is not a multiple of 8")
             });
             return None;
         }
         if offset < layout::SHARED_START || (offset - layout::SHARED_START) as usize + 8 > block.shared.len() {
-            self.report(Kind::OutOfBounds, site, None, Some(("shared", offset as u64)), || {
+            self.report(FindingKind::OutOfBounds, site, None, Some(("shared", offset as u64)), || {
                 format!("an mbarrier at shared address {offset:#x}, outside of the block's shared memory")
             });
             return None;
@@ -213,7 +213,7 @@ impl Machine<'_> {
                     }
                     let completed = self.arrive(block, own, place, count, know, site);
                     if completed && no_complete {
-                        self.report(Kind::Mbarrier, site, None, None, || {
+                        self.report(FindingKind::Mbarrier, site, None, None, || {
                             "an arrive with .noComplete completes the phase".into()
                         });
                     }
@@ -242,17 +242,19 @@ impl Machine<'_> {
 
     fn mbarrier_init(&mut self, block: &mut Block, warp: &mut Warp, place: Where, count: u32, lane: u32, site: Site) {
         if count == 0 || count > LIMIT {
-            self.report(Kind::Mbarrier, site, None, Some(("shared", place.1 as u64)), || {
+            self.report(FindingKind::Mbarrier, site, None, Some(("shared", place.1 as u64)), || {
                 format!("an mbarrier initialised for {count} arrivals; 1 to {LIMIT} are possible")
             });
         }
         let own = warp.slot;
         if place.0 != own {
-            self.report(Kind::Mbarrier, site, None, None, || "an mbarrier of another block is initialised".into());
+            self.report(FindingKind::Mbarrier, site, None, None, || {
+                "an mbarrier of another block is initialised".into()
+            });
             return;
         }
         if block.mbarriers.contains_key(&place.1) {
-            self.report(Kind::Mbarrier, site, None, Some(("shared", place.1 as u64)), || {
+            self.report(FindingKind::Mbarrier, site, None, Some(("shared", place.1 as u64)), || {
                 "an mbarrier is initialised again without mbarrier.inval".into()
             });
         }
@@ -285,7 +287,7 @@ impl Machine<'_> {
     ) -> bool {
         let own = warp.slot;
         if self.object(block, own, place).is_none() {
-            self.report(Kind::Mbarrier, site, None, Some(("shared", place.1 as u64)), || {
+            self.report(FindingKind::Mbarrier, site, None, Some(("shared", place.1 as u64)), || {
                 format!("an mbarrier at {:#x} is {what} before mbarrier.init or after mbarrier.inval", place.1)
             });
             return false;
@@ -314,7 +316,7 @@ impl Machine<'_> {
         if let Some(c) = found.first() {
             let other = c.other.1;
             let (line, _) = crate::finding::source(self.program, self.kernel, other);
-            self.report(Kind::Mbarrier, site, Some(other), Some(("shared", place.1 as u64)), || {
+            self.report(FindingKind::Mbarrier, site, Some(other), Some(("shared", place.1 as u64)), || {
                 format!("an mbarrier is used without order after what happened to its bytes at line {line} (its initialisation, say)")
             });
         }
@@ -337,7 +339,7 @@ impl Machine<'_> {
             let from = group.offsets[lane as usize] as u32 + layout::SHARED_START;
             if let Some((&at, _)) = block.mbarriers.range(from.saturating_sub(7)..from + bytes).next() {
                 let site = self.site(block, warp.index, lane, pc);
-                self.report(Kind::Mbarrier, site, None, Some(("shared", from as u64)), || {
+                self.report(FindingKind::Mbarrier, site, None, Some(("shared", from as u64)), || {
                     format!("an ordinary access overwrites the mbarrier at {at:#x}, which was not invalidated")
                 });
                 return;
@@ -350,7 +352,7 @@ impl Machine<'_> {
         o.tx += bytes as i64;
         let tx = o.tx;
         if tx > LIMIT as i64 || bytes > LIMIT {
-            self.report(Kind::Mbarrier, site, None, Some(("shared", place.1 as u64)), || {
+            self.report(FindingKind::Mbarrier, site, None, Some(("shared", place.1 as u64)), || {
                 format!("an mbarrier expects {tx} bytes in a phase; at most {LIMIT} are possible")
             });
         }
@@ -376,7 +378,7 @@ impl Machine<'_> {
             }
         }
         if count > pending {
-            self.report(Kind::Mbarrier, site, None, Some(("shared", place.1 as u64)), || {
+            self.report(FindingKind::Mbarrier, site, None, Some(("shared", place.1 as u64)), || {
                 format!("{count} arrivals at an mbarrier that misses {pending} of {expected} in this phase")
             });
         }
@@ -398,7 +400,7 @@ impl Machine<'_> {
         // Before the last arrival more bytes may still be expected; after it not.
         let (excess, pending) = (-o.tx, o.pending);
         if let (Some(site), 0, true) = (site, pending, excess > 0) {
-            self.report(Kind::Mbarrier, site, None, Some(("shared", place.1 as u64)), || {
+            self.report(FindingKind::Mbarrier, site, None, Some(("shared", place.1 as u64)), || {
                 format!("copies credit an mbarrier with {excess} bytes more than its phase expects")
             });
         }
@@ -410,7 +412,7 @@ impl Machine<'_> {
         for (&address, o) in block.mbarriers.iter().filter(|(_, o)| o.tx < 0) {
             let Some(site) = o.credited else { continue };
             let excess = -o.tx;
-            self.report(Kind::Mbarrier, site, None, Some(("shared", address as u64)), || {
+            self.report(FindingKind::Mbarrier, site, None, Some(("shared", address as u64)), || {
                 format!("copies credit an mbarrier with {excess} bytes that no phase of it expects: the phase before was over too early")
             });
         }
@@ -462,7 +464,9 @@ impl Machine<'_> {
         let undefined = regs.undefined[operand as usize] & mask;
         if undefined != 0 {
             let site = self.site(block, warp.index, undefined.trailing_zeros(), pc);
-            self.report(Kind::Uninitialized, site, None, None, || "an mbarrier wait on an undefined register".into());
+            self.report(FindingKind::Uninitialized, site, None, None, || {
+                "an mbarrier wait on an undefined register".into()
+            });
         }
         let mut done = 0u32;
         let mut blocked = None;
@@ -479,14 +483,16 @@ impl Machine<'_> {
                 continue;
             };
             if place.0 != warp.slot {
-                self.report(Kind::Mbarrier, site, None, None, || "a wait on an mbarrier of another block".into());
+                self.report(FindingKind::Mbarrier, site, None, None, || {
+                    "a wait on an mbarrier of another block".into()
+                });
             }
             if !self.touch(block, warp, place, lane, site, "waited for") {
                 done |= same;
                 continue;
             }
             if parity && operands[l] > 1 {
-                self.report(Kind::Mbarrier, site, None, None, || {
+                self.report(FindingKind::Mbarrier, site, None, None, || {
                     format!("a wait on parity {}; it is 0 or 1", operands[l])
                 });
             }

@@ -18,12 +18,12 @@ mod warp_ops;
 mod wgmma;
 mod wmma;
 
-pub use gpu::{Gpu, resident_blocks};
-pub use pair::{Grid, run_pair};
+pub use gpu::{GpuSpec, resident_blocks};
+pub use pair::{SimLaunch, run_pair};
 
 use crate::counters::Counters;
-use crate::finding::{Findings, Kind, Site};
-use crate::memory::Memory;
+use crate::finding::{FindingKind, Findings, Site};
+use crate::memory::SimMemory;
 use crate::order::{Clusters, Conflict, Know, Ops, Shadow, Space, Strength, SyncVars, WarpOrder};
 use crate::program::{Fixed, Fixup, Kernel, Program};
 use barriers::{BlockBarrier, ClusterBarrier};
@@ -34,7 +34,7 @@ use warp::{Fragment, Frame, NONE, State, Warp};
 
 /// When asynchronous operations take effect, within what their rules allow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Completion {
+pub enum CompletionTiming {
     /// When somebody waits for them and cannot go on otherwise.
     #[default]
     Latest,
@@ -46,7 +46,7 @@ pub enum Completion {
 
 /// A launch.
 #[derive(Clone, Debug)]
-pub struct Launch {
+pub struct LaunchConfig {
     /// Blocks.
     pub grid: [u32; 3],
     /// Threads of a block.
@@ -61,13 +61,13 @@ pub struct Launch {
 
 /// How to run.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct ExecOptions {
     /// Limits and counts of the machine.
-    pub gpu: Gpu,
+    pub gpu: GpuSpec,
     /// Of the interleaving.
     pub seed: u64,
     /// Of asynchronous operations.
-    pub completion: Completion,
+    pub completion: CompletionTiming,
     /// Counts without checking order or data.
     pub count_only: bool,
     /// Generic reads later overwritten by an ordered asynchronous copy are findings.
@@ -80,12 +80,12 @@ pub struct Options {
     pub until_finding: bool,
 }
 
-impl Default for Options {
-    fn default() -> Options {
-        Options {
-            gpu: Gpu::H100,
+impl Default for ExecOptions {
+    fn default() -> ExecOptions {
+        ExecOptions {
+            gpu: GpuSpec::H100,
             seed: 0,
-            completion: Completion::Latest,
+            completion: CompletionTiming::Latest,
             count_only: false,
             strict_proxy: false,
             registers: None,
@@ -95,9 +95,9 @@ impl Default for Options {
     }
 }
 
-/// What came of a run; the buffers are in [`Memory`].
+/// What came of a run; the buffers are in [`SimMemory`].
 #[derive(Clone, Debug, Default)]
-pub struct Outcome {
+pub struct SimOutcome {
     /// Mistakes.
     pub findings: Findings,
     /// What is worth knowing and no mistake.
@@ -125,10 +125,10 @@ pub enum LaunchError {
 pub fn run(
     program: &Program,
     kernel: &Kernel,
-    launch: &Launch,
-    memory: &mut Memory,
-    options: &Options,
-) -> Result<Outcome, LaunchError> {
+    launch: &LaunchConfig,
+    memory: &mut SimMemory,
+    options: &ExecOptions,
+) -> Result<SimOutcome, LaunchError> {
     check_launch(kernel, launch, options)?;
     map_variables(program, memory);
     let mut machine = Machine::new(program, kernel, launch, std::mem::take(memory), options);
@@ -140,7 +140,7 @@ pub fn run(
 }
 
 /// Gives the module's variables their memory.
-fn map_variables(program: &Program, memory: &mut Memory) {
+fn map_variables(program: &Program, memory: &mut SimMemory) {
     for v in &program.variables {
         if memory.find(v.address).is_none() && !v.bytes.is_empty() {
             memory.map_variable(v.address, v.bytes.clone(), v.constant);
@@ -148,7 +148,7 @@ fn map_variables(program: &Program, memory: &mut Memory) {
     }
 }
 
-fn check_launch(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(), LaunchError> {
+fn check_launch(kernel: &Kernel, launch: &LaunchConfig, options: &ExecOptions) -> Result<(), LaunchError> {
     let invalid = |what, problem: String| Err(LaunchError::Invalid { what, problem });
     let threads = launch.block.iter().map(|&n| n as u64).product::<u64>();
     let blocks = launch.grid.iter().map(|&n| n as u64).product::<u64>();
@@ -203,14 +203,14 @@ fn check_launch(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(
 }
 
 /// Where a block's shared variables start and end, in ascending order, the dynamic shared memory last.
-fn shared_variables(kernel: &Kernel, launch: &Launch) -> Vec<(u64, u64)> {
+fn shared_variables(kernel: &Kernel, launch: &LaunchConfig) -> Vec<(u64, u64)> {
     let dynamic = (kernel.dynamic_shared, kernel.dynamic_shared + launch.dynamic_shared);
     let all = kernel.shared_variables.iter().copied().chain([dynamic]);
     let start = crate::layout::SHARED_START;
     all.filter(|v| v.0 < v.1).map(|v| ((v.0 - start) as u64, (v.1 - start) as u64)).collect()
 }
 
-fn cluster_of(kernel: &Kernel, launch: &Launch) -> [u32; 3] {
+fn cluster_of(kernel: &Kernel, launch: &LaunchConfig) -> [u32; 3] {
     if launch.cluster == [1, 1, 1] { kernel.cluster.unwrap_or([1, 1, 1]).map(|n| n.max(1)) } else { launch.cluster }
 }
 
@@ -255,9 +255,9 @@ pub struct Block {
 pub struct Machine<'a> {
     program: &'a Program,
     kernel: &'a Kernel,
-    launch: &'a Launch,
-    options: &'a Options,
-    memory: Memory,
+    launch: &'a LaunchConfig,
+    options: &'a ExecOptions,
+    memory: SimMemory,
     clusters: Clusters,
     cluster: [u32; 3],
     blocks: Vec<Option<Box<Block>>>,
@@ -276,7 +276,7 @@ pub struct Machine<'a> {
     printed: String,
     /// Effects of asynchronous operations to come.
     in_flight: VecDeque<InFlight>,
-    rng: Rng,
+    rng: SeededRng,
     /// Changes of memory and of barriers so far.
     progress: u64,
     /// Instructions at the last change.
@@ -320,12 +320,12 @@ pub struct Machine<'a> {
 
 /// A small generator; the order of everything comes from it.
 #[derive(Clone, Debug)]
-pub struct Rng(u64);
+pub struct SeededRng(u64);
 
-impl Rng {
+impl SeededRng {
     /// Of a seed.
-    pub fn new(seed: u64) -> Rng {
-        Rng((seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d) | 1)
+    pub fn new(seed: u64) -> SeededRng {
+        SeededRng((seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d) | 1)
     }
 
     /// The next number.
@@ -348,12 +348,12 @@ impl<'a> Machine<'a> {
     fn new(
         program: &'a Program,
         kernel: &'a Kernel,
-        launch: &'a Launch,
-        memory: Memory,
-        options: &'a Options,
+        launch: &'a LaunchConfig,
+        memory: SimMemory,
+        options: &'a ExecOptions,
     ) -> Machine<'a> {
         let cluster = cluster_of(kernel, launch);
-        let mut rng = Rng::new(options.seed);
+        let mut rng = SeededRng::new(options.seed);
         let resident = gpu::resident_blocks(kernel, launch, options);
         let cluster_size = cluster.iter().product::<u32>();
         let window = if options.count_only { 1 } else { 1 + rng.below(6) }.max(cluster_size);
@@ -408,8 +408,8 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn finish(self) -> (Outcome, Memory) {
-        let outcome = Outcome {
+    fn finish(self) -> (SimOutcome, SimMemory) {
+        let outcome = SimOutcome {
             findings: self.findings,
             notes: self.notes.into_keys().collect(),
             counters: self.counters,
@@ -620,7 +620,7 @@ impl<'a> Machine<'a> {
 
     fn report(
         &mut self,
-        kind: Kind,
+        kind: FindingKind,
         site: Site,
         other: Option<u32>,
         memory: Option<(&'static str, u64)>,

@@ -3,21 +3,21 @@
 
 use super::run::Flow;
 use super::warp::{Fragment, State};
-use super::{Launch, LaunchError, Machine, Options, Outcome, check_launch, map_variables};
-use crate::finding::{Findings, Kind, Site};
-use crate::memory::Memory;
+use super::{ExecOptions, LaunchConfig, LaunchError, Machine, SimOutcome, check_launch, map_variables};
+use crate::finding::{FindingKind, Findings, Site};
+use crate::memory::SimMemory;
 use crate::order::{Access, Agent, Conflict, Other};
 use crate::program::{Kernel, Program};
 
 /// A grid to be launched.
 #[derive(Clone, Copy, Debug)]
-pub struct Grid<'a> {
+pub struct SimLaunch<'a> {
     /// The module.
     pub program: &'a Program,
     /// Its kernel.
     pub kernel: &'a Kernel,
     /// How it is launched.
-    pub launch: &'a Launch,
+    pub launch: &'a LaunchConfig,
 }
 
 /// A grid's part in a pair.
@@ -27,7 +27,7 @@ pub(super) enum Role<'a> {
     #[default]
     Alone,
     /// The first: the other grid, the number of its first block, and what was found wrong with its accesses.
-    First(Grid<'a>, u32, Findings),
+    First(SimLaunch<'a>, u32, Findings),
     /// The dependent one: its first block's number, and whether the first grid still runs.
     Second(u32, bool),
 }
@@ -46,16 +46,16 @@ impl Role<'_> {
 /// the first grid's writes, and whatever both touch there is a race. A kernel without the instruction waits for nothing.
 /// The outcomes are those of the two grids.
 pub fn run_pair(
-    first: Grid,
-    second: Grid,
-    memory: &mut Memory,
-    options: &Options,
-) -> Result<(Outcome, Outcome), LaunchError> {
+    first: SimLaunch,
+    second: SimLaunch,
+    memory: &mut SimMemory,
+    options: &ExecOptions,
+) -> Result<(SimOutcome, SimOutcome), LaunchError> {
     check_launch(first.kernel, first.launch, options)?;
     check_launch(second.kernel, second.launch, options)?;
     map_variables(first.program, memory);
     map_variables(second.program, memory);
-    let blocks = |grid: Grid| grid.launch.grid.iter().product::<u32>();
+    let blocks = |grid: SimLaunch| grid.launch.grid.iter().product::<u32>();
     // A multiple of the second's blocks, so that its clusters are told apart as ever.
     let base = blocks(first).next_multiple_of(blocks(second));
     if base + blocks(second) > crate::order::MAX_BLOCKS {
@@ -128,7 +128,7 @@ impl Machine<'_> {
             Access::Write => "write",
             Access::Atomic => "atomic access",
         };
-        findings.report(grid.program, grid.kernel, Kind::Race, site, None, Some(("global", address)), || {
+        findings.report(grid.program, grid.kernel, FindingKind::Race, site, None, Some(("global", address)), || {
             let (line, _) = crate::finding::source(program, kernel, pc);
             format!(
                 "{mine} of global memory at {address:#x} without griddepcontrol.wait before it: not ordered after the {theirs} at line {line} of the grid before"

@@ -2,7 +2,7 @@
 
 use super::warp::{Fragment, NONE, State, Warp};
 use super::{Block, Machine};
-use crate::finding::Kind;
+use crate::finding::FindingKind;
 use crate::layout;
 use crate::program::op::{Addr, Arg, Call, Dynamic, Instr, Op, Target, Window};
 
@@ -214,7 +214,7 @@ impl<'a> Machine<'a> {
             _ => "whether the instruction is executed depends",
         };
         let site = self.site(block, warp.index, lanes.trailing_zeros(), pc);
-        self.report(Kind::Uninitialized, site, None, None, || format!("{what} on an undefined register"));
+        self.report(FindingKind::Uninitialized, site, None, None, || format!("{what} on an undefined register"));
         regs.undefined_predicates[p as usize] &= !lanes;
     }
 
@@ -277,7 +277,7 @@ impl<'a> Machine<'a> {
             Op::Exit => self.exit(warp, block, fragment, mask),
             Op::Trap => {
                 let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
-                self.report(Kind::Trap, site, None, None, || "trap: the kernel would be aborted".into());
+                self.report(FindingKind::Trap, site, None, None, || "trap: the kernel would be aborted".into());
                 self.exit(warp, block, fragment, mask)
             }
             Op::Nop | Op::GridDepLaunch => Flow::Next,
@@ -393,7 +393,7 @@ impl<'a> Machine<'a> {
             Op::GridDepWait => self.grid_wait(fragment),
             Op::Unsupported(what) => {
                 let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
-                self.report(Kind::Unsupported, site, None, None, || {
+                self.report(FindingKind::Unsupported, site, None, None, || {
                     format!("{what}: the simulator does not know this instruction")
                 });
                 Flow::Next
@@ -479,7 +479,7 @@ impl<'a> Machine<'a> {
                 None => {
                     let site = self.site(block, warp.index, same.trailing_zeros(), pc);
                     let n = targets.len();
-                    self.report(Kind::OutOfBounds, site, None, None, || {
+                    self.report(FindingKind::OutOfBounds, site, None, None, || {
                         format!("brx.idx: index {value} of {n} targets")
                     });
                     groups.push((here + 1, same));
@@ -531,7 +531,7 @@ impl<'a> Machine<'a> {
                 }
                 let Some(f) = self.function_at(first) else {
                     let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
-                    self.report(Kind::OutOfBounds, site, None, None, || {
+                    self.report(FindingKind::OutOfBounds, site, None, None, || {
                         format!("call of {first:#x}, where no function is")
                     });
                     return Flow::Next;
@@ -545,7 +545,7 @@ impl<'a> Machine<'a> {
             Target::Unknown(name) => {
                 let name = self.kernel.unknown[name as usize].clone();
                 let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
-                self.report(Kind::Unsupported, site, None, None, || {
+                self.report(FindingKind::Unsupported, site, None, None, || {
                     format!("call of {name}, which is declared and not defined")
                 });
                 return Flow::Next;
@@ -680,9 +680,9 @@ impl<'a> Machine<'a> {
         let site = self.site(block, warp.index, f.mask.trailing_zeros(), code.first + f.pc);
         let opcode = &code.opcodes[f.pc as usize];
         let kind = match opcode.split('.').next() {
-            Some("wgmma") => Kind::Wgmma,
-            Some("setmaxnreg") => Kind::Setmaxnreg,
-            _ => Kind::Barrier,
+            Some("wgmma") => FindingKind::Wgmma,
+            Some("setmaxnreg") => FindingKind::Setmaxnreg,
+            _ => FindingKind::Barrier,
         };
         self.report(kind, site, None, None, || {
             format!(

@@ -2,15 +2,15 @@
 //! nobody can go on.
 
 use super::warp::{State, Warp};
-use super::{Block, Completion, Machine};
-use crate::finding::{Kind, Site};
+use super::{Block, CompletionTiming, Machine};
+use crate::finding::{FindingKind, Site};
 
 /// Why nobody can go on.
 enum StuckCause {
     Unknown,
     /// Warps of the block in this slot miss at a wgmma.
     Warpgroup(usize),
-    At(Kind, Site, String),
+    At(FindingKind, Site, String),
 }
 
 /// Warp instructions without a change after which everybody gets a chance.
@@ -34,7 +34,10 @@ impl Machine<'_> {
                     break;
                 }
             }
-            if self.options.completion == Completion::Random && !self.in_flight.is_empty() && self.rng.below(4) == 0 {
+            if self.options.completion == CompletionTiming::Random
+                && !self.in_flight.is_empty()
+                && self.rng.below(4) == 0
+            {
                 self.complete_random();
             }
             if self.runnable.is_empty() {
@@ -280,7 +283,7 @@ impl Machine<'_> {
         }
         let any = !found.is_empty();
         for (site, words) in found {
-            self.report(Kind::Barrier, site, None, None, || words);
+            self.report(FindingKind::Barrier, site, None, None, || words);
         }
         any
     }
@@ -288,7 +291,13 @@ impl Machine<'_> {
     /// Nobody can go on: one finding that says who waits where.
     fn deadlock(&mut self) {
         // Waiting for ever is what these lead to.
-        let causes = [Kind::Barrier, Kind::Mbarrier, Kind::Setmaxnreg, Kind::Trap, Kind::Unsupported];
+        let causes = [
+            FindingKind::Barrier,
+            FindingKind::Mbarrier,
+            FindingKind::Setmaxnreg,
+            FindingKind::Trap,
+            FindingKind::Unsupported,
+        ];
         if causes.iter().any(|&k| self.findings.has(k)) || self.incomplete_barrier() {
             return;
         }
@@ -338,7 +347,7 @@ impl Machine<'_> {
                 return;
             }
             StuckCause::At(kind, site, cause) => (kind, site, cause),
-            StuckCause::Unknown => (Kind::Deadlock, site, String::new()),
+            StuckCause::Unknown => (FindingKind::Deadlock, site, String::new()),
         };
         self.report(kind, site, None, None, || {
             let rest = total - started;
@@ -370,7 +379,7 @@ impl Machine<'_> {
                                 "setmaxnreg.inc waits for registers that no setmaxnreg.dec will free ({} a thread now, {left} in the block's pool); ",
                                 warp.max_registers
                             );
-                            return StuckCause::At(Kind::Setmaxnreg, site, cause);
+                            return StuckCause::At(FindingKind::Setmaxnreg, site, cause);
                         }
                         State::Mbarrier { slot, address, .. } => {
                             let home = self.blocks[slot as usize].as_ref();
@@ -403,7 +412,7 @@ impl Machine<'_> {
             }
         }
         match short_of_bytes {
-            Some((site, cause)) => StuckCause::At(Kind::Mbarrier, site, cause),
+            Some((site, cause)) => StuckCause::At(FindingKind::Mbarrier, site, cause),
             None => StuckCause::Unknown,
         }
     }

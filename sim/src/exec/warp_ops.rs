@@ -4,7 +4,7 @@
 use super::run::{Flow, set_predicate};
 use super::warp::{Fragment, State, Warp};
 use super::{Block, Machine};
-use crate::finding::Kind;
+use crate::finding::FindingKind;
 use crate::program::op::{AtomOp, ShflMode, VoteMode, WarpKind, WarpOp};
 
 impl Machine<'_> {
@@ -24,7 +24,7 @@ impl Machine<'_> {
         }
         if mask & !members != 0 {
             let site = self.site(block, warp.index, (mask & !members).trailing_zeros(), pc);
-            self.report(Kind::Barrier, site, None, None, || {
+            self.report(FindingKind::Barrier, site, None, None, || {
                 format!("a thread executes a .sync instruction whose member mask {members:#010x} leaves it out")
             });
         }

@@ -6,8 +6,8 @@
 use super::access::Place;
 use super::run::Flow;
 use super::warp::{Fragment, State, Warp};
-use super::{Block, Completion, Machine};
-use crate::finding::{Kind, Site};
+use super::{Block, CompletionTiming, Machine};
+use crate::finding::{FindingKind, Site};
 use crate::layout;
 use crate::matrix::Lanes;
 use crate::matrix::wgmma::{DescriptorError, Operand};
@@ -124,7 +124,9 @@ impl<'a> Machine<'a> {
         let site = self.site(block, warp.index, lane, pc);
         if group * 4 + 4 > block.warps.len() {
             let n = block.warps.len() - group * 4;
-            self.report(Kind::Wgmma, site, None, None, || format!("wgmma in a warpgroup of {n} warps; it takes four"));
+            self.report(FindingKind::Wgmma, site, None, None, || {
+                format!("wgmma in a warpgroup of {n} warps; it takes four")
+            });
             return Flow::Next;
         }
         if quarter == 0 {
@@ -142,7 +144,7 @@ impl<'a> Machine<'a> {
         let spoiled = undefined(&w.a) || scale_d && undefined(&w.d);
         let a_rows = (!w.a.is_empty()).then(|| Box::new(std::array::from_fn(|i| regs.get(w.a[i]))));
         if loose || a_all.as_ref().is_some_and(|a| !uniform(a)) || !uniform(&b_all) {
-            self.report(Kind::Wgmma, site, None, None, || {
+            self.report(FindingKind::Wgmma, site, None, None, || {
                 "a wgmma descriptor differs between lanes or is undefined".into()
             });
         }
@@ -156,12 +158,12 @@ impl<'a> Machine<'a> {
         let (a, b) = match operands {
             Ok(operands) => operands,
             Err(e) => {
-                self.report(Kind::Wgmma, site, None, None, || e.to_string());
+                self.report(FindingKind::Wgmma, site, None, None, || e.to_string());
                 return Flow::Next;
             }
         };
         if spoiled {
-            self.report(Kind::Uninitialized, site, None, None, || "wgmma reads undefined registers".into());
+            self.report(FindingKind::Uninitialized, site, None, None, || "wgmma reads undefined registers".into());
         }
         let here = &mut block.warpgroups[group];
         if index == here.products.len() {
@@ -176,11 +178,11 @@ impl<'a> Machine<'a> {
         let complete = product.issued == 15;
         if other != pc {
             let line = crate::finding::source(self.program, self.kernel, other).0;
-            self.report(Kind::Wgmma, site, Some(other), None, || {
+            self.report(FindingKind::Wgmma, site, Some(other), None, || {
                 format!("a warp executes this wgmma while others of its warpgroup execute the one at line {line}")
             });
         } else if differs {
-            self.report(Kind::Wgmma, site, None, None, || {
+            self.report(FindingKind::Wgmma, site, None, None, || {
                 "a wgmma descriptor differs between the warps of the warpgroup".into()
             });
         }
@@ -198,9 +200,9 @@ impl<'a> Machine<'a> {
             self.changed();
             self.wgmma_complete = true;
             let now = match self.options.completion {
-                Completion::Earliest => true,
-                Completion::Latest => false,
-                Completion::Random => self.rng.below(2) == 0,
+                CompletionTiming::Earliest => true,
+                CompletionTiming::Latest => false,
+                CompletionTiming::Random => self.rng.below(2) == 0,
             };
             if now {
                 self.finish_products(block, warp, number + 1);
@@ -276,9 +278,9 @@ impl<'a> Machine<'a> {
     fn wgmma_issue_checks(&mut self, warp: &Warp, frame: u32, w: &Wgmma, site: Site) {
         let state = &warp.copies.wgmma;
         if !state.fenced {
-            self.report(Kind::Wgmma, site, None, None, || "wgmma without any wgmma.fence before it".into());
+            self.report(FindingKind::Wgmma, site, None, None, || "wgmma without any wgmma.fence before it".into());
         } else if state.any_touched && w.a.iter().chain(&w.d).any(|&s| state.is_touched(s)) {
-            self.report(Kind::Wgmma, site, None, None, || {
+            self.report(FindingKind::Wgmma, site, None, None, || {
                 "wgmma on registers that were accessed since the last wgmma.fence".into()
             });
         }
@@ -294,7 +296,7 @@ impl<'a> Machine<'a> {
             let other_shape = || shape(w) != shape(other) && w.d.iter().any(|s| other.d.contains(s));
             if w.a.iter().any(|s| other.d.contains(s)) || unfenced && other_shape() {
                 let (line, _) = crate::finding::source(self.program, self.kernel, flight.pc);
-                self.report(Kind::Wgmma, site, Some(flight.pc), None, || {
+                self.report(FindingKind::Wgmma, site, Some(flight.pc), None, || {
                     format!("wgmma on accumulators of the wgmma at line {line}, which is not waited for and of another shape")
                 });
             }
@@ -497,7 +499,7 @@ impl<'a> Machine<'a> {
         if let Some((other, what, verb)) = bad {
             let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
             let (line, _) = crate::finding::source(self.program, self.kernel, other);
-            self.report(Kind::Wgmma, site, Some(other), None, || {
+            self.report(FindingKind::Wgmma, site, Some(other), None, || {
                 format!("{what} of the wgmma at line {line} is {verb} before wgmma.wait_group covers it")
             });
         }
@@ -565,7 +567,7 @@ impl<'a> Machine<'a> {
                     (0..4).filter(|q| p.issued >> q & 1 != 0).map(|q| 4 * group as u32 + q).next().unwrap_or(0);
                 let missing: Vec<usize> = (0..4).filter(|q| p.issued >> q & 1 == 0).map(|q| 4 * group + q).collect();
                 let site = self.site(block, present, 0, p.pc);
-                self.report(Kind::Wgmma, site, None, None, || {
+                self.report(FindingKind::Wgmma, site, None, None, || {
                     format!("warps {missing:?} of the warpgroup do not execute this wgmma")
                 });
             }
@@ -576,7 +578,7 @@ impl<'a> Machine<'a> {
             if let Some(other) = four.iter().find(|l| *l != most) {
                 let at = most.iter().zip(other).position(|(a, b)| a != b).unwrap_or(other.len());
                 let site = self.site(block, 4 * group as u32, 0, most[at]);
-                self.report(Kind::Setmaxnreg, site, None, None, || {
+                self.report(FindingKind::Setmaxnreg, site, None, None, || {
                     "setmaxnreg is not executed by all four warps of the warpgroup".into()
                 });
             }

@@ -3,7 +3,7 @@
 use super::run::{Flow, addresses, undefined_address};
 use super::warp::{Fragment, Warp};
 use super::{Block, Machine};
-use crate::finding::Kind;
+use crate::finding::FindingKind;
 use crate::matrix::Lanes;
 use crate::program::op::{Wmma, WmmaTransfer};
 
@@ -29,7 +29,9 @@ impl Machine<'_> {
         let lane = mask.trailing_zeros();
         let site = self.site(block, warp.index, lane, pc);
         if undefined & mask != 0 {
-            self.report(Kind::Uninitialized, site, None, None, || "an address depends on an undefined register".into());
+            self.report(FindingKind::Uninitialized, site, None, None, || {
+                "an address depends on an undefined register".into()
+            });
         }
         // Once for the whole matrix rather than for each of its elements.
         let (start, step) = (base[lane as usize], strides[lane as usize] as u64 * form.bits() as u64);
@@ -37,7 +39,7 @@ impl Machine<'_> {
         let aligned = start.is_multiple_of(align) && step.is_multiple_of(8 * align);
         if undefined & mask == 0 && !aligned {
             let bytes = step / 8;
-            self.report(Kind::Misaligned, site, None, None, || {
+            self.report(FindingKind::Misaligned, site, None, None, || {
                 format!(
                     "a matrix at {start:#x} with {bytes} bytes from row to row: both have to be multiples of {align}"
                 )

@@ -8,7 +8,7 @@ mod segments;
 
 /// What kind of mistake it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
+pub enum FindingKind {
     /// An access outside every allocation.
     OutOfBounds,
     /// An address that is not a multiple of the access's size.
@@ -37,40 +37,40 @@ pub enum Kind {
     Unsupported,
 }
 
-impl Kind {
+impl FindingKind {
     /// All of them.
-    pub const ALL: [Kind; 13] = [
-        Kind::OutOfBounds,
-        Kind::Misaligned,
-        Kind::Uninitialized,
-        Kind::Race,
-        Kind::AsyncNotWaited,
-        Kind::AsyncProxy,
-        Kind::Wgmma,
-        Kind::Mbarrier,
-        Kind::Barrier,
-        Kind::Deadlock,
-        Kind::Setmaxnreg,
-        Kind::Trap,
-        Kind::Unsupported,
+    pub const ALL: [FindingKind; 13] = [
+        FindingKind::OutOfBounds,
+        FindingKind::Misaligned,
+        FindingKind::Uninitialized,
+        FindingKind::Race,
+        FindingKind::AsyncNotWaited,
+        FindingKind::AsyncProxy,
+        FindingKind::Wgmma,
+        FindingKind::Mbarrier,
+        FindingKind::Barrier,
+        FindingKind::Deadlock,
+        FindingKind::Setmaxnreg,
+        FindingKind::Trap,
+        FindingKind::Unsupported,
     ];
 
     /// The name in reports.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::OutOfBounds => "out-of-bounds",
-            Kind::Misaligned => "misaligned",
-            Kind::Uninitialized => "uninitialized",
-            Kind::Race => "race",
-            Kind::AsyncNotWaited => "async-not-waited",
-            Kind::AsyncProxy => "async-proxy",
-            Kind::Wgmma => "wgmma",
-            Kind::Mbarrier => "mbarrier",
-            Kind::Barrier => "barrier",
-            Kind::Deadlock => "deadlock",
-            Kind::Setmaxnreg => "setmaxnreg",
-            Kind::Trap => "trap",
-            Kind::Unsupported => "unsupported",
+            FindingKind::OutOfBounds => "out-of-bounds",
+            FindingKind::Misaligned => "misaligned",
+            FindingKind::Uninitialized => "uninitialized",
+            FindingKind::Race => "race",
+            FindingKind::AsyncNotWaited => "async-not-waited",
+            FindingKind::AsyncProxy => "async-proxy",
+            FindingKind::Wgmma => "wgmma",
+            FindingKind::Mbarrier => "mbarrier",
+            FindingKind::Barrier => "barrier",
+            FindingKind::Deadlock => "deadlock",
+            FindingKind::Setmaxnreg => "setmaxnreg",
+            FindingKind::Trap => "trap",
+            FindingKind::Unsupported => "unsupported",
         }
     }
 }
@@ -79,7 +79,7 @@ impl Kind {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finding {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: FindingKind,
     /// One sentence, with the chain of inlined calls.
     pub message: String,
     /// Line of the CUDA source in the main file where there is line information, else of the PTX text.
@@ -108,7 +108,7 @@ pub struct Site {
 }
 
 /// What tells causes apart: kind, instruction, the other instruction.
-type Cause = (Kind, u32, u32);
+type Cause = (FindingKind, u32, u32);
 
 /// Findings of a run, by cause.
 #[derive(Clone, Debug, Default)]
@@ -116,7 +116,7 @@ pub struct Findings {
     list: Vec<Finding>,
     places: HashMap<Cause, usize>,
     /// Where the findings of pairs of instructions went: their lines need not be looked up again.
-    known: HashMap<(Kind, u32, Option<u32>), usize>,
+    known: HashMap<(FindingKind, u32, Option<u32>), usize>,
     /// For each of the list: what it lacks a barrier or a wait between, and the two lines.
     gaps: Vec<Option<Gap>>,
     /// The segments of the kernel that was last asked for.
@@ -127,7 +127,7 @@ pub struct Findings {
 /// is missing where it ends.
 #[derive(Clone, Debug, PartialEq)]
 struct Gap {
-    kind: Kind,
+    kind: FindingKind,
     space: Option<&'static str>,
     kernel: String,
     /// The segments of the two instructions.
@@ -143,7 +143,7 @@ impl Findings {
         &mut self,
         program: &Program,
         kernel: &Kernel,
-        kind: Kind,
+        kind: FindingKind,
         site: Site,
         other: Option<u32>,
         memory: Option<(&'static str, u64)>,
@@ -181,7 +181,7 @@ impl Findings {
     }
 
     /// Counts a mistake of these instructions once more, if it was reported before.
-    pub fn again(&mut self, kind: Kind, pc: u32, other: Option<u32>) -> bool {
+    pub fn again(&mut self, kind: FindingKind, pc: u32, other: Option<u32>) -> bool {
         let Some(&at) = self.known.get(&(kind, pc, other)) else { return false };
         self.list[at].count += 1;
         true
@@ -192,14 +192,14 @@ impl Findings {
     fn gap(
         &mut self,
         kernel: &Kernel,
-        kind: Kind,
+        kind: FindingKind,
         pcs: [u32; 2],
         lines: [u32; 2],
         space: Option<&'static str>,
     ) -> Option<Gap> {
         match kind {
-            Kind::Race if space != Some("shared") => return None,
-            Kind::Race | Kind::AsyncProxy | Kind::AsyncNotWaited | Kind::Wgmma => {}
+            FindingKind::Race if space != Some("shared") => return None,
+            FindingKind::Race | FindingKind::AsyncProxy | FindingKind::AsyncNotWaited | FindingKind::Wgmma => {}
             _ => return None,
         }
         if self.segments.as_ref().is_none_or(|of| of.0 != kernel.name) {
@@ -208,7 +208,7 @@ impl Findings {
         let segments = &self.segments.as_ref()?.1;
         let [here, there] = pcs.map(|pc| segments.get(pc as usize).copied());
         // An operation that nobody waits for is one cause, whoever comes across it.
-        let here = if matches!(kind, Kind::AsyncNotWaited | Kind::Wgmma) { there } else { here };
+        let here = if matches!(kind, FindingKind::AsyncNotWaited | FindingKind::Wgmma) { there } else { here };
         Some(Gap { kind, space, kernel: kernel.name.clone(), segments: [here?, there?], lines })
     }
 
@@ -223,17 +223,17 @@ impl Findings {
     }
 
     /// Whether a finding of this kind is there.
-    pub fn has(&self, kind: Kind) -> bool {
+    pub fn has(&self, kind: FindingKind) -> bool {
         self.list.iter().any(|f| f.kind == kind)
     }
 
     /// The findings by line, one a cause: where a store races with a load, another order of the same threads loads what nobody has
     /// written yet, and that is the race once more.
     pub fn into_list(self) -> Vec<Finding> {
-        let races = self.places.keys().filter(|(kind, ..)| *kind == Kind::Race);
+        let races = self.places.keys().filter(|(kind, ..)| *kind == FindingKind::Race);
         let raced: HashSet<u32> = races.flat_map(|&(_, a, b)| [a, b]).collect();
         let mut list = grouped(self.list, &self.gaps);
-        list.retain(|f| f.kind != Kind::Uninitialized || f.address.is_none() || !raced.contains(&f.line));
+        list.retain(|f| f.kind != FindingKind::Uninitialized || f.address.is_none() || !raced.contains(&f.line));
         list.sort_by_key(|f| (f.line, f.kind));
         list
     }
@@ -308,7 +308,7 @@ fn grouped(list: Vec<Finding>, gaps: &[Option<Gap>]) -> Vec<Finding> {
 
 /// The line that an instruction is counted and reported for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Origin {
+pub struct SourceLine {
     /// The name of the CUDA file, without folders, where that is not the main one.
     pub file: Option<String>,
     /// From 1; 0 where nothing is known.
@@ -318,19 +318,19 @@ pub struct Origin {
 }
 
 /// The line of an instruction: the innermost one in the main CUDA file, else the innermost, else that of the PTX text.
-pub fn origin(program: &Program, kernel: &Kernel, pc: u32) -> Origin {
+pub fn origin(program: &Program, kernel: &Kernel, pc: u32) -> SourceLine {
     let (code, i) = kernel.locate(pc);
-    let Some(&(ptx_line, place)) = code.lines.get(i) else { return Origin { file: None, line: 0, cuda: false } };
+    let Some(&(ptx_line, place)) = code.lines.get(i) else { return SourceLine { file: None, line: 0, cuda: false } };
     let Some(place) = place.map(|p| program.place(p)) else {
-        return Origin { file: None, line: ptx_line, cuda: false };
+        return SourceLine { file: None, line: ptx_line, cuda: false };
     };
     let main = main_file(program, &kernel.name);
     match chain_of(place).find(|p| Some(p.file) == main && p.line > 0) {
-        Some(p) => Origin { file: None, line: p.line, cuda: true },
+        Some(p) => SourceLine { file: None, line: p.line, cuda: true },
         None if place.line > 0 => {
-            Origin { file: Some(file_name(program, place.file).into()), line: place.line, cuda: true }
+            SourceLine { file: Some(file_name(program, place.file).into()), line: place.line, cuda: true }
         }
-        None => Origin { file: None, line: ptx_line, cuda: false },
+        None => SourceLine { file: None, line: ptx_line, cuda: false },
     }
 }
 

@@ -4,7 +4,7 @@
 
 mod edit;
 
-use crate::finding::Kind;
+use crate::finding::FindingKind;
 use crate::program::{Kernel, Program, ProgramError};
 use crate::ptx::ast::{Function, Instruction, Module};
 use std::fmt;
@@ -66,7 +66,7 @@ pub struct Verdict {
     /// The mutant.
     pub mutant: Mutant,
     /// The finding that killed it; `None`: it survived.
-    pub killed_by: Option<Kind>,
+    pub killed_by: Option<FindingKind>,
 }
 
 /// Every mutant of a module.
@@ -102,7 +102,7 @@ pub fn apply(program: &Program, mutant: &Mutant) -> Result<Program, ProgramError
 pub fn judge_all<E: From<ProgramError>>(
     program: &Program,
     mutants: &[Mutant],
-    judge: impl Fn(&Program) -> Result<Option<Kind>, E>,
+    judge: impl Fn(&Program) -> Result<Option<FindingKind>, E>,
 ) -> Result<Vec<Verdict>, E> {
     let one = |mutant: &Mutant| {
         let killed_by = judge(&apply(program, mutant)?)?;

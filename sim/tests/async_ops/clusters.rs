@@ -1,18 +1,18 @@
 //! Clusters of two blocks.
 
 use super::common::*;
-use reel_sim::exec::Launch;
-use reel_sim::memory::Memory;
+use reel_sim::exec::LaunchConfig;
+use reel_sim::memory::SimMemory;
 
 const FILE: &str = "cluster";
 
-fn setup(memory: &mut Memory) -> Launch {
+fn setup(memory: &mut SimMemory) -> LaunchConfig {
     let input = memory.alloc(le(&words(128)));
     let output = memory.alloc(le(&[0; 160]));
     launch(2, 64, Params::default().u64(input).u64(output).i32(0))
 }
 
-fn output(memory: &Memory) -> Vec<u32> {
+fn output(memory: &SimMemory) -> Vec<u32> {
     read(memory, memory.iter().nth(1).expect("two buffers").base)
 }
 

@@ -1,15 +1,15 @@
 //! Runs the kernels of `corpus_async` under many interleavings.
 
-use reel_sim::exec::{self, Completion, Launch, Options, Outcome};
-use reel_sim::finding::Kind;
-use reel_sim::memory::Memory;
+use reel_sim::exec::{self, CompletionTiming, ExecOptions, LaunchConfig, SimOutcome};
+use reel_sim::finding::FindingKind;
+use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
 use std::collections::BTreeSet;
 
 /// Interleavings of a correct kernel, under each of the three moments of completion.
 const SEEDS: u64 = 8;
 
-const MOMENTS: [Completion; 3] = [Completion::Latest, Completion::Earliest, Completion::Random];
+const MOMENTS: [CompletionTiming; 3] = [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
 
 fn path(file: &str) -> String {
     format!("{}/tests/corpus_async/{file}", env!("CARGO_MANIFEST_DIR"))
@@ -29,7 +29,7 @@ pub fn expected(file: &str, name: &str, variant: u32) -> BTreeSet<(u32, &'static
         for part in comment.split(", ") {
             let Some((number, kind)) = part.split_once(": ") else { continue };
             if number.parse() == Ok(variant) {
-                let kind = Kind::ALL.into_iter().find(|k| k.name() == kind).expect("a kind of the contract");
+                let kind = FindingKind::ALL.into_iter().find(|k| k.name() == kind).expect("a kind of the contract");
                 out.insert((line, kind.name()));
             }
         }
@@ -38,16 +38,16 @@ pub fn expected(file: &str, name: &str, variant: u32) -> BTreeSet<(u32, &'static
 }
 
 /// Kernels here are short.
-pub fn patient() -> Options {
-    Options { patience: 1_000_000, ..Options::default() }
+pub fn patient() -> ExecOptions {
+    ExecOptions { patience: 1_000_000, ..ExecOptions::default() }
 }
 
 /// A kernel's launch: buffers are made in the memory, the launch is returned.
-pub type Setup<'a> = &'a dyn Fn(&mut Memory) -> Launch;
+pub type Setup<'a> = &'a dyn Fn(&mut SimMemory) -> LaunchConfig;
 
 /// One block (or `grid`) of `threads` with these parameters.
-pub fn launch(grid: u32, threads: u32, params: Params) -> Launch {
-    Launch { grid: [grid, 1, 1], block: [threads, 1, 1], cluster: [1, 1, 1], dynamic_shared: 0, params: params.0 }
+pub fn launch(grid: u32, threads: u32, params: Params) -> LaunchConfig {
+    LaunchConfig { grid: [grid, 1, 1], block: [threads, 1, 1], cluster: [1, 1, 1], dynamic_shared: 0, params: params.0 }
 }
 
 /// Parameters in C layout.
@@ -69,24 +69,24 @@ impl Params {
     }
 }
 
-pub fn run_one(program: &Program, kernel: &str, options: &Options, setup: Setup) -> (Outcome, Memory) {
+pub fn run_one(program: &Program, kernel: &str, options: &ExecOptions, setup: Setup) -> (SimOutcome, SimMemory) {
     let kernel = program.kernel(kernel).expect("the kernel is there");
-    let mut memory = Memory::new();
+    let mut memory = SimMemory::new();
     let launch = setup(&mut memory);
     let outcome = exec::run(program, &kernel, &launch, &mut memory, options).expect("the launch is good");
     (outcome, memory)
 }
 
 /// The kernel is right under every interleaving: no finding, and `check` holds.
-pub fn clean(file: &str, kernel: &str, setup: Setup, check: &dyn Fn(&Memory)) {
+pub fn clean(file: &str, kernel: &str, setup: Setup, check: &dyn Fn(&SimMemory)) {
     clean_with(file, kernel, &patient(), setup, check);
 }
 
-pub fn clean_with(file: &str, kernel: &str, base: &Options, setup: Setup, check: &dyn Fn(&Memory)) {
+pub fn clean_with(file: &str, kernel: &str, base: &ExecOptions, setup: Setup, check: &dyn Fn(&SimMemory)) {
     let program = program(file);
     for completion in MOMENTS {
         for seed in 0..SEEDS {
-            let options = Options { seed, completion, ..base.clone() };
+            let options = ExecOptions { seed, completion, ..base.clone() };
             let (outcome, memory) = run_one(&program, kernel, &options, setup);
             let list = outcome.findings.into_list();
             assert!(list.is_empty(), "{kernel} with {completion:?}, seed {seed}: {list:#?}");
@@ -100,7 +100,7 @@ pub fn planted(file: &str, name: &str, variant: u32, setup: Setup) {
     planted_with(file, name, variant, &patient(), setup);
 }
 
-pub fn planted_with(file: &str, name: &str, variant: u32, base: &Options, setup: Setup) {
+pub fn planted_with(file: &str, name: &str, variant: u32, base: &ExecOptions, setup: Setup) {
     let expected = expected(file, name, variant);
     assert!(!expected.is_empty(), "{file}.cu marks no line for {name} {variant}");
     let program = program(file);
@@ -109,7 +109,7 @@ pub fn planted_with(file: &str, name: &str, variant: u32, base: &Options, setup:
     let mut messages = Vec::new();
     for completion in MOMENTS {
         for seed in 0..SEEDS {
-            let options = Options { seed, completion, ..base.clone() };
+            let options = ExecOptions { seed, completion, ..base.clone() };
             let (outcome, _) = run_one(&program, &kernel, &options, setup);
             for f in outcome.findings.into_list() {
                 if found.insert((f.line, f.kind.name())) {
@@ -132,7 +132,7 @@ pub fn le(words: &[u32]) -> Vec<u8> {
 }
 
 /// The words of a buffer.
-pub fn read(memory: &Memory, base: u64) -> Vec<u32> {
+pub fn read(memory: &SimMemory, base: u64) -> Vec<u32> {
     let bytes = memory.bytes(base).expect("a buffer");
     bytes.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().expect("four"))).collect()
 }

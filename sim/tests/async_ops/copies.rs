@@ -1,14 +1,14 @@
 //! `cp.async`.
 
 use super::common::*;
-use reel_sim::exec::Launch;
+use reel_sim::exec::LaunchConfig;
 use reel_sim::layout::HEAP;
-use reel_sim::memory::Memory;
+use reel_sim::memory::SimMemory;
 
 const FILE: &str = "cp_async";
 
 /// `in` of that many words first, `out` of as many behind it.
-fn setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> impl Fn(&mut Memory) -> Launch {
+fn setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
     move |memory| {
         let input = memory.alloc(le(&words(words_in)));
         let output = memory.alloc_uninitialized(4 * words_out);
@@ -17,7 +17,7 @@ fn setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> impl Fn(&mu
     }
 }
 
-fn output(memory: &Memory) -> Vec<u32> {
+fn output(memory: &SimMemory) -> Vec<u32> {
     let base = memory.iter().nth(1).expect("two buffers").base;
     read(memory, base)
 }
@@ -47,7 +47,7 @@ fn pipeline() {
 #[test]
 fn partial_rows_are_filled_with_zeros() {
     for bytes in [0, 4, 8, 20, 1003, 2048] {
-        let setup = move |memory: &mut Memory| {
+        let setup = move |memory: &mut SimMemory| {
             let input = memory.alloc(le(&words(512))[..bytes.max(16)].to_vec());
             let output = memory.alloc_uninitialized(2048);
             launch(1, 128, Params::default().u64(input).u64(output).i32(bytes as i32))
@@ -68,7 +68,7 @@ fn partial_rows_are_filled_with_zeros() {
 fn arrivals() {
     let setup = setup(256, 256, 128, 0);
     let from = words(256);
-    let check = |memory: &Memory| {
+    let check = |memory: &SimMemory| {
         let want: Vec<u32> = (0..256).map(|i| from[(i + 66) % 256]).collect();
         assert_eq!(output(memory), want);
     };

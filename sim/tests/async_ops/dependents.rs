@@ -1,20 +1,20 @@
 //! Dependent grids.
 
 use super::common::*;
-use reel_sim::exec::{Grid, Launch, run_pair};
-use reel_sim::memory::Memory;
+use reel_sim::exec::{LaunchConfig, SimLaunch, run_pair};
+use reel_sim::memory::SimMemory;
 
 /// The findings of the second grid, and what it wrote.
 fn run(variant: u32, seed: u64) -> (Vec<(u32, &'static str)>, Vec<u32>) {
     let program = program("dependent");
     let (first, second) = (program.kernel("first"), program.kernel(&format!("second_{variant}")));
     let (first, second) = (first.expect("a kernel"), second.expect("a kernel"));
-    let mut memory = Memory::new();
+    let mut memory = SimMemory::new();
     let input = memory.alloc(le(&words(1024)));
     let (middle, out) = (memory.alloc(vec![0; 4096]), memory.alloc_uninitialized(4096));
     let params = || Params::default().u64(input).u64(middle).u64(out).i32(0);
-    let (one, two): (Launch, Launch) = (launch(8, 128, params()), launch(4, 256, params()));
-    let grid = |kernel, launch| Grid { program: &program, kernel, launch };
+    let (one, two): (LaunchConfig, LaunchConfig) = (launch(8, 128, params()), launch(4, 256, params()));
+    let grid = |kernel, launch| SimLaunch { program: &program, kernel, launch };
     let mut options = patient();
     options.seed = seed;
     let (a, b) = run_pair(grid(&first, &one), grid(&second, &two), &mut memory, &options).expect("good launches");

@@ -1,8 +1,8 @@
 //! A warp-specialised product with tensor copies, mbarriers and wgmma, with and without a cluster.
 
 use super::common::*;
-use reel_sim::exec::Launch;
-use reel_sim::memory::Memory;
+use reel_sim::exec::LaunchConfig;
+use reel_sim::memory::SimMemory;
 use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
 
 const K: usize = 64 * 5;
@@ -17,7 +17,7 @@ fn bf16_bytes(values: impl Iterator<Item = f32>) -> Vec<u8> {
 }
 
 /// m×n product; 128×128 a block.
-fn setup(m: usize, n: usize, cluster: u32) -> impl Fn(&mut Memory) -> Launch {
+fn setup(m: usize, n: usize, cluster: u32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
     move |memory| {
         let a = memory.alloc(bf16_bytes((0..m * K).map(quarter)));
         let b = memory.alloc(bf16_bytes((0..n * K).map(|i| quarter(i + 5))));
@@ -34,7 +34,7 @@ fn setup(m: usize, n: usize, cluster: u32) -> impl Fn(&mut Memory) -> Launch {
             .bytes(128, &operand(b, n, 64))
             .bytes(128, &result.and_then(|m| m.encode()).expect("a good map"))
             .i32(K as i32);
-        Launch {
+        LaunchConfig {
             grid: [m as u32 / 128, n as u32 / 128, 1],
             block: [384, 1, 1],
             cluster: [cluster, 1, 1],
@@ -51,7 +51,7 @@ fn product(m: usize, n: usize) -> Vec<f32> {
     (0..m * n).map(|at| dot(at / n, at % n)).collect()
 }
 
-fn check(m: usize, n: usize) -> impl Fn(&Memory) {
+fn check(m: usize, n: usize) -> impl Fn(&SimMemory) {
     let want = product(m, n);
     move |memory| {
         let base = memory.iter().nth(2).expect("three buffers").base;

@@ -1,13 +1,13 @@
 //! mbarriers, bulk loads, stores and reductions.
 
 use super::common::*;
-use reel_sim::exec::{Launch, Options};
-use reel_sim::finding::Kind;
-use reel_sim::memory::Memory;
+use reel_sim::exec::{ExecOptions, LaunchConfig};
+use reel_sim::finding::FindingKind;
+use reel_sim::memory::SimMemory;
 
 const FILE: &str = "mbarrier";
 
-fn setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> impl Fn(&mut Memory) -> Launch {
+fn setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
     move |memory| {
         let input = memory.alloc(le(&words(words_in)));
         let output = memory.alloc_uninitialized(4 * words_out);
@@ -15,7 +15,7 @@ fn setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> impl Fn(&mu
     }
 }
 
-fn output(memory: &Memory) -> Vec<u32> {
+fn output(memory: &SimMemory) -> Vec<u32> {
     read(memory, memory.iter().nth(1).expect("two buffers").base)
 }
 
@@ -74,7 +74,7 @@ fn stores() {
 
 #[test]
 fn sums() {
-    let setup = move |memory: &mut Memory| {
+    let setup = move |memory: &mut SimMemory| {
         let input = memory.alloc(le(&(0..128).map(|i| 3 * i).collect::<Vec<u32>>()));
         let output = memory.alloc(le(&(0..129).map(|i| (i as f32).to_bits()).collect::<Vec<u32>>()));
         launch(1, 128, Params::default().u64(input).u64(output).i32(0))
@@ -108,9 +108,9 @@ fn exits() {
 fn reads_before_asynchronous_writes() {
     let program = program(FILE);
     for strict_proxy in [false, true] {
-        let options = Options { strict_proxy, ..patient() };
+        let options = ExecOptions { strict_proxy, ..patient() };
         let (outcome, _) = run_one(&program, "twice_0", &options, &setup(512, 256, 256, 0));
-        assert_eq!(outcome.findings.has(Kind::AsyncProxy), strict_proxy);
+        assert_eq!(outcome.findings.has(FindingKind::AsyncProxy), strict_proxy);
         assert_eq!(outcome.notes.iter().any(|n| n.contains("overwrites")), !strict_proxy);
     }
 }

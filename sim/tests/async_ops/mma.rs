@@ -1,8 +1,8 @@
 //! `mma.sync` with `ldmatrix` and `cp.async`.
 
 use super::common::*;
-use reel_sim::exec::Launch;
-use reel_sim::memory::Memory;
+use reel_sim::exec::LaunchConfig;
+use reel_sim::memory::SimMemory;
 
 const FILE: &str = "mma";
 const K: usize = 32 * 5;
@@ -11,7 +11,7 @@ fn quarter(i: usize) -> f32 {
     (((i * 7919) >> 3) % 17) as f32 / 4.0 - 2.0
 }
 
-fn setup(memory: &mut Memory) -> Launch {
+fn setup(memory: &mut SimMemory) -> LaunchConfig {
     let bytes = |from: usize, count: usize| {
         let values = (0..count).map(|i| (quarter(i + from).to_bits() >> 16) as u16);
         values.flat_map(u16::to_le_bytes).collect()
@@ -36,7 +36,7 @@ fn gemm() {
 #[test]
 fn fragments() {
     let element = |row: usize, column: usize| (row * 16 + column) as u32;
-    let setup = |memory: &mut Memory| {
+    let setup = |memory: &mut SimMemory| {
         let matrix = (0..128).map(|w| (2 * w) | ((2 * w + 1) << 16)).collect::<Vec<u32>>();
         let input = memory.alloc(le(&matrix));
         let output = memory.alloc_uninitialized(4 * 32 * 17);
@@ -70,7 +70,7 @@ fn fragments() {
 
 #[test]
 fn stores_of_fragments() {
-    let setup = |memory: &mut Memory| {
+    let setup = |memory: &mut SimMemory| {
         let input = memory.alloc(le(&words(128)));
         let output = memory.alloc_uninitialized(4 * 192);
         launch(1, 32, Params::default().u64(input).u64(output))

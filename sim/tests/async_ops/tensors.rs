@@ -1,7 +1,7 @@
 //! Tensor copies against the geometry that the driver's arguments describe.
 
 use super::common::*;
-use reel_sim::memory::Memory;
+use reel_sim::memory::SimMemory;
 use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
 
 const FILE: &str = "tensor";
@@ -17,7 +17,7 @@ fn load(dims: &[u64], box_dims: &[u32], swizzle: Swizzle, at: &[i32]) {
     (1..dims.len()).for_each(|i| strides.push(strides[i - 1] * dims[i]));
     strides.truncate(dims.len() - 1);
     let bytes: u32 = 4 * box_dims.iter().product::<u32>();
-    let setup = |memory: &mut Memory| {
+    let setup = |memory: &mut SimMemory| {
         let tensor = memory.alloc(le(&words(count as usize)));
         let map = TensorMap::tiled(DataType::F32, tensor, dims, &strides, box_dims, swizzle).expect("a good map");
         let out = memory.alloc_uninitialized(bytes as usize);
@@ -66,7 +66,7 @@ fn loads() {
 #[test]
 fn stores_and_reductions() {
     for add in [0, 1] {
-        let setup = move |memory: &mut Memory| {
+        let setup = move |memory: &mut SimMemory| {
             let from = memory.alloc((0..20 * 16).flat_map(|i: u32| (i as f32).to_le_bytes()).collect());
             let to = memory.alloc((0..20 * 16).flat_map(|_| 1000f32.to_le_bytes()).collect());
             let map = |address| TensorMap::tiled(DataType::F32, address, &[16, 20], &[64], &[8, 8], Swizzle::B32);
@@ -87,7 +87,7 @@ fn stores_and_reductions() {
 
 #[test]
 fn maps_made_on_the_device() {
-    let setup = |memory: &mut Memory| {
+    let setup = |memory: &mut SimMemory| {
         let other = memory.alloc(le(&words(64)));
         let map = TensorMap::tiled(DataType::U32, other, &[16, 4], &[64], &[16, 4], Swizzle::None).expect("a good map");
         let made = memory.alloc_uninitialized(128);
@@ -106,7 +106,7 @@ fn maps_made_on_the_device() {
 
 #[test]
 fn rows_outside_of_the_tensor_are_not_stored() {
-    let setup = |memory: &mut Memory| {
+    let setup = |memory: &mut SimMemory| {
         let to = memory.alloc(vec![0; 4 * 20 * 16]);
         let from = memory.alloc((0..32).flat_map(|i: u32| (i as f32 + 1.0).to_le_bytes()).collect());
         let map = TensorMap::tiled(DataType::F32, to, &[16, 20], &[64], &[8, 8], Swizzle::None).expect("a good map");

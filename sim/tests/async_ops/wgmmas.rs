@@ -1,8 +1,8 @@
 //! wgmma with its layouts and hazards, and setmaxnreg.
 
 use super::common::*;
-use reel_sim::exec::Launch;
-use reel_sim::memory::Memory;
+use reel_sim::exec::LaunchConfig;
+use reel_sim::memory::SimMemory;
 
 const FILE: &str = "wgmma";
 
@@ -11,7 +11,7 @@ fn values() -> Vec<f32> {
     (0..64 * 64 + 16 * 64).map(|i: usize| (((i * 7919) >> 3) % 17) as f32 / 4.0 - 2.0).collect()
 }
 
-fn setup(threads: u32) -> impl Fn(&mut Memory) -> Launch {
+fn setup(threads: u32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
     move |memory| {
         let bytes = values().into_iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect();
         let input = memory.alloc(bytes);
@@ -21,7 +21,7 @@ fn setup(threads: u32) -> impl Fn(&mut Memory) -> Launch {
 }
 
 /// The product of 64×16 where A is `[64][64]` or transposed, B `[16][64]` or transposed.
-fn check(transpose_a: bool, transpose_b: bool) -> impl Fn(&Memory) {
+fn check(transpose_a: bool, transpose_b: bool) -> impl Fn(&SimMemory) {
     let (v, mut want) = (values(), Vec::new());
     for m in 0..64 {
         for n in 0..16 {

@@ -1,8 +1,8 @@
 //! Kernels of `corpus_scalar`: their PTX, their launches as `//@` lines say them, and runs of them.
 
-use reel_sim::exec::{self, Completion, Launch, Options, Outcome};
+use reel_sim::exec::{self, CompletionTiming, ExecOptions, LaunchConfig, SimOutcome};
 use reel_sim::finding::Finding;
-use reel_sim::memory::Memory;
+use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -12,7 +12,8 @@ pub const SEEDS: std::ops::Range<u64> = 0..8;
 /// The architectures that the PTX is made for.
 pub const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
 /// When asynchronous operations complete.
-pub const COMPLETIONS: [Completion; 3] = [Completion::Latest, Completion::Earliest, Completion::Random];
+pub const COMPLETIONS: [CompletionTiming; 3] =
+    [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
 
 fn read(name: &str) -> String {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/corpus_scalar").join(name);
@@ -140,8 +141,8 @@ fn parse(words: &str) -> Case {
 }
 
 /// The memory and the parameters that a case asks for, and the addresses of its buffers.
-pub fn arguments(args: &[String]) -> (Memory, Vec<u8>, Vec<u64>) {
-    let mut memory = Memory::new();
+pub fn arguments(args: &[String]) -> (SimMemory, Vec<u8>, Vec<u64>) {
+    let mut memory = SimMemory::new();
     let mut params: Vec<u8> = Vec::new();
     let mut buffers = Vec::new();
     let align = |params: &mut Vec<u8>, to: usize| params.resize(params.len().next_multiple_of(to), 0);
@@ -178,7 +179,7 @@ pub fn arguments(args: &[String]) -> (Memory, Vec<u8>, Vec<u64>) {
 /// A run's outcome and the buffers after it.
 pub struct Ran {
     /// Findings, notes, counters.
-    pub outcome: Outcome,
+    pub outcome: SimOutcome,
     /// The buffers' bytes, in the order of arguments.
     pub buffers: Vec<Vec<u8>>,
 }
@@ -196,19 +197,19 @@ impl Ran {
 }
 
 /// Runs a kernel of a program with the arguments of its case.
-pub fn run(program: &Program, case: &Case, seed: u64, completion: Completion) -> Ran {
+pub fn run(program: &Program, case: &Case, seed: u64, completion: CompletionTiming) -> Ran {
     let kernel = program.kernel(&case.name).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     let (mut memory, mut params, addresses) = arguments(&case.args);
     params.resize(kernel.param_bytes as usize, 0);
-    let launch = Launch {
+    let launch = LaunchConfig {
         grid: [case.grid, 1, 1],
         block: [case.block, 1, 1],
         cluster: [1, 1, 1],
         dynamic_shared: case.shared,
         params,
     };
-    let gpu = exec::Gpu::for_sm(kernel.target);
-    let options = Options { gpu, seed, completion, patience: 3_000_000, ..Options::default() };
+    let gpu = exec::GpuSpec::for_sm(kernel.target);
+    let options = ExecOptions { gpu, seed, completion, patience: 3_000_000, ..ExecOptions::default() };
     let outcome =
         exec::run(program, &kernel, &launch, &mut memory, &options).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     let buffers = addresses.iter().map(|&a| memory.bytes(a).unwrap().to_vec()).collect();
@@ -226,11 +227,11 @@ pub fn every_run(file: &str, name: &str, check: impl Fn(&Ran)) {
         }
         let program = Program::parse(&ptx(file, architecture)).unwrap();
         for seed in SEEDS {
-            let ran = run(&program, case, seed, Completion::Latest);
+            let ran = run(&program, case, seed, CompletionTiming::Latest);
             assert_eq!(ran.findings(), [], "{name} {architecture} seed {seed}");
             check(&ran);
         }
-        let [first, again] = [0, 1].map(|_| run(&program, case, 5, Completion::Random));
+        let [first, again] = [0, 1].map(|_| run(&program, case, 5, CompletionTiming::Random));
         assert_eq!(first.outcome.counters, again.outcome.counters, "{name} {architecture}: counters of one seed");
         assert_eq!(first.buffers, again.buffers, "{name} {architecture}: buffers of one seed");
     }

@@ -21,8 +21,8 @@ use crate::launch::Arch;
 use crate::matmul::Matmul;
 use crate::{Team, simulate};
 use capture::Capture;
-use reel_sim::exec::{self, Completion, Options};
-use reel_sim::memory::Memory;
+use reel_sim::exec::{self, CompletionTiming, ExecOptions};
+use reel_sim::memory::SimMemory;
 use reel_sim::program::{Kernel, Program};
 use reel_sim::tensor_map::TensorMap;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -109,7 +109,7 @@ struct Known {
 
 #[derive(Default)]
 struct State {
-    memory: Memory,
+    memory: SimMemory,
     /// What `alloc` gave.
     allocated: BTreeMap<u64, usize>,
     /// Reserved ranges.
@@ -137,7 +137,7 @@ impl Fake {
     pub fn new(arch: Arch, memory: u64) -> Fake {
         let limits = Limits::of(arch.sm, arch.shared_per_block);
         let properties = Properties { name: "fake GPU".into(), arch, limits, memory, version: 13_000 };
-        let state = State { memory: Memory::new(), handles: 1, ..State::default() };
+        let state = State { memory: SimMemory::new(), handles: 1, ..State::default() };
         Fake(Arc::new(Inner { properties, team: Team::new(1), state: Mutex::new(state) }))
     }
 
@@ -202,14 +202,14 @@ impl Inner {
     fn resident(&self, kernel: &Kernel, threads: u32, shared: u32) -> u32 {
         let gpu = simulate::gpu(&self.properties.arch);
         let all = gpu.multiprocessors.max(1);
-        let launch = exec::Launch {
+        let launch = exec::LaunchConfig {
             grid: [1; 3],
             block: [threads, 1, 1],
             cluster: [1; 3],
             dynamic_shared: shared,
             params: Vec::new(),
         };
-        exec::resident_blocks(kernel, &launch, &Options { gpu, ..Options::default() }) / all
+        exec::resident_blocks(kernel, &launch, &ExecOptions { gpu, ..ExecOptions::default() }) / all
     }
 
     fn run_all(&self, state: &mut State) {
@@ -266,18 +266,19 @@ impl Inner {
     /// Runs a kernel, with the next launch of its stream beside it where that may begin before this one has ended. (Of a longer row of
     /// such launches the third begins when the second has ended: a pair is what the simulator runs.)
     fn kernel(&self, state: &mut State, stream: usize, launch: &Asked) -> Result<(), String> {
-        const MOMENTS: [Completion; 3] = [Completion::Latest, Completion::Earliest, Completion::Random];
+        const MOMENTS: [CompletionTiming; 3] =
+            [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
         let next = state.streams.get_mut(&stream).map(|q| &mut q.asked);
         let early = |op: &Op| matches!(op, Op::Launch(next) if next.config.programmatic);
         let dependent = match next {
             Some(asked) if asked.front().is_some_and(early) => asked.pop_front(),
             _ => None,
         };
-        let options = Options {
+        let options = ExecOptions {
             gpu: simulate::gpu(&self.properties.arch),
             seed: state.launches,
             completion: MOMENTS[(state.launches % 3) as usize],
-            ..Options::default()
+            ..ExecOptions::default()
         };
         let first = state.ready(launch)?;
         let second = match &dependent {
@@ -311,12 +312,12 @@ impl Inner {
 struct Ready {
     program: Arc<Program>,
     kernel: Arc<Kernel>,
-    launch: exec::Launch,
+    launch: exec::LaunchConfig,
 }
 
 impl Ready {
-    fn grid(&self) -> exec::Grid<'_> {
-        exec::Grid { program: &self.program, kernel: &self.kernel, launch: &self.launch }
+    fn grid(&self) -> exec::SimLaunch<'_> {
+        exec::SimLaunch { program: &self.program, kernel: &self.kernel, launch: &self.launch }
     }
 }
 
@@ -326,7 +327,7 @@ impl State {
         let known =
             self.functions.get(&asked.function).ok_or("CUDA_ERROR_INVALID_HANDLE (a function that was unloaded)")?;
         let module = self.modules.get(&known.module).ok_or("CUDA_ERROR_INVALID_HANDLE (a module that was unloaded)")?;
-        let launch = exec::Launch {
+        let launch = exec::LaunchConfig {
             grid: asked.config.grid,
             block: asked.config.block,
             cluster: asked.config.cluster,

@@ -3,8 +3,8 @@ use crate::attention::{BwdParams, FwdParams};
 use crate::checks::{numbers, on_sim, staged};
 use crate::simulate::{self, Staged};
 use crate::{Arch, Launch};
-use reel_sim::exec::Options;
-use reel_sim::memory::Memory;
+use reel_sim::exec::ExecOptions;
+use reel_sim::memory::SimMemory;
 
 /// The last tile of a causal sequence of 8192, as a prefix of 8128 tokens and 64 of its own, and the first one.
 #[test]
@@ -120,7 +120,7 @@ impl Backward {
     fn on(&self, arch: &Arch, params: &BwdParams, seed: u64) -> (Vec<Staged>, [Vec<u8>; 3]) {
         let Launch::Kernel(launch) = bwd(BF16, params, 0.0) else { unreachable!("it is no product") };
         let given = [&self.given.q, &self.given.k, &self.given.v, &self.given.d_o, &self.forward[0]];
-        let mut memory = Memory::new();
+        let mut memory = SimMemory::new();
         for data in given {
             let bits = data.values().iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect();
             memory.map(data.addr().0, bits, true);
@@ -130,7 +130,7 @@ impl Backward {
         self.scratch.iter().for_each(|x| memory.map(x.addr().0, bytes(x), false));
         self.grads.iter().for_each(|x| memory.map(x.addr().0, vec![0; 2 * x.values().len()], false));
         memory.map(params.cu_seqlens.0, self.given.cu_seqlens.iter().flat_map(|x| x.to_le_bytes()).collect(), true);
-        let options = Options { gpu: simulate::gpu(arch), seed, ..Options::default() };
+        let options = ExecOptions { gpu: simulate::gpu(arch), seed, ..ExecOptions::default() };
         let staged = simulate::run(&launch, arch, &mut memory, &options).expect("it runs");
         for s in &staged {
             let found: Vec<_> = s.findings.iter().map(|f| &f.message).collect();
