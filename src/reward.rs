@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use reel_model::save::AtomicFile;
 use reel_rewards::{Parity, Row, Rules, Scores, Semantic};
-use reel_train::siglip::SiglipScorer;
+use reel_train::rollout::siglip::SiglipScorer;
 use serde_json::json;
 
 use crate::common::Common;

@@ -7,12 +7,12 @@ use anyhow::Result;
 use clap::{ArgAction, Args, ValueEnum};
 use reel_model::config::{ModelConfig, TextConfig};
 use reel_model::input::ModelInput;
+use reel_train::data::sample::Sample;
 use reel_train::options::{Optim, RunOptions};
 use reel_train::plan::{self, Shape};
-use reel_train::recipe::Recipe;
-use reel_train::sample::Sample;
-use reel_train::step::step;
-use reel_train::trainer::Trainer;
+use reel_train::step::hyperparameters::Recipe;
+use reel_train::step::sft::step;
+use reel_train::step::trainer::Trainer;
 use reel_train::{SftOptions, TrainError};
 use serde_json::{Map, Value, json};
 

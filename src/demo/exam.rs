@@ -11,7 +11,7 @@ use reel_model::input::encode::{Bundle, MediaOptions, encode};
 use reel_model::input::messages::{ContentPart, Conversation, MediaSource, VideoPart, VideoSource};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device};
-use reel_train::grpo::shuffled;
+use reel_train::rollout::shuffled;
 
 use super::clips::{Clip, Task, answer_of};
 use crate::model;

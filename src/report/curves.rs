@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use reel_train::metrics::StepMetrics;
+use reel_train::reporting::metrics::StepMetrics;
 
 use crate::chart::Chart;
 use crate::html;

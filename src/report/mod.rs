@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use reel_train::metrics::{self, StepMetrics};
-use reel_train::output::{METRICS, RUN};
+use reel_train::reporting::metrics::{self, StepMetrics};
+use reel_train::run_folder::output::{METRICS, RUN};
 use serde_json::Value;
 
 use crate::common::Common;

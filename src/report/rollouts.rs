@@ -7,8 +7,8 @@ use std::path::Path;
 use anyhow::Result;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use reel_train::grpo::{ROLLOUTS, STRIPS};
-use reel_train::metrics::StepMetrics;
+use reel_train::reporting::metrics::StepMetrics;
+use reel_train::rollout::{ROLLOUTS, STRIPS};
 use serde_json::Value;
 
 use crate::html::escape;

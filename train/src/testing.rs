@@ -8,8 +8,8 @@ use reel_model::weights::widen;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 
-use crate::metrics::StepMetrics;
-use crate::output;
+use crate::reporting::metrics::StepMetrics;
+use crate::run_folder::output;
 
 /// A folder of the project's golden training data.
 pub(crate) fn golden(name: &str) -> PathBuf {
@@ -93,7 +93,7 @@ pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
             let name = path.strip_prefix(folder).unwrap().display().to_string();
             if path.is_dir() {
                 folders.push(path);
-            } else if ![output::METRICS, output::RUN, crate::best::TRAINER_STATE].contains(&name.as_str())
+            } else if ![output::METRICS, output::RUN, crate::run_folder::best::TRAINER_STATE].contains(&name.as_str())
                 && !name.starts_with("events.")
             {
                 found.push((name, fs::read(path).unwrap()));

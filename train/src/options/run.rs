@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{Optim, Parity, ReportTo, Scheduler, check, range};
 use crate::Result;
-use crate::quarantine::QUARANTINE;
+use crate::data::quarantine::QUARANTINE;
 use reel_model::lora::{ALL_LINEAR, DECODER_LAYERS, LoraSpec};
 
 /// The options of a command that trains: those of any run, and its own.

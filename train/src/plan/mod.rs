@@ -18,16 +18,17 @@ use reel_model::input::{MediaFrames, ModelInput};
 use reel_model::weights::WeightSource as Weights;
 use reel_runtime::{DType, Device, MemoryUse, OpTotals};
 
-use crate::checkpoint::bytes_of;
-use crate::feed::{Feed, Position, Source};
+use crate::data::feed::{Feed, Position, Source};
+use crate::data::length;
+use crate::data::sample::Sample;
 use crate::options::{Options, SftOptions};
-use crate::recipe::Recipe;
+use crate::run::sft::{self, Setup, Sft};
 use crate::run::{self, Taken, Work};
-use crate::sample::Sample;
-use crate::sft::{self, Setup, Sft};
-use crate::step::step;
-use crate::trainer::Trainer;
-use crate::{Result, TrainError, length};
+use crate::run_folder::checkpoint::bytes_of;
+use crate::step::hyperparameters::Recipe;
+use crate::step::sft::step;
+use crate::step::trainer::Trainer;
+use crate::{Result, TrainError};
 
 /// What the steps of a run need.
 #[derive(Clone, Debug, PartialEq)]

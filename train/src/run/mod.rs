@@ -1,7 +1,10 @@
 //! A run of any command that trains: from options to a folder with the trained model. What is done in a step is the command's
 //! [`Work`]; what is around the steps is here: where to begin, checkpoints, logs, what is shown, how to stop.
 
-mod look;
+pub mod grpo;
+pub mod replay;
+pub mod sft;
+mod validate;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,24 +16,24 @@ use reel_runtime::device::ProductLibrary;
 use reel_runtime::{DType, Device};
 use serde_json::{Value, json};
 
-use crate::best;
-use crate::checkpoint::{self, Origin, Saver, Snapshot, Weights};
-use crate::feed::{Batching, Feed, MicroBatch, Position, Source};
-use crate::hashes::Hashes;
-use crate::metrics::{Log, Skipped, StepMetrics};
+use crate::data::feed::{Batching, Feed, MicroBatch, Position, Source};
+use crate::data::order::Order;
 use crate::options::Options;
-use crate::order::Order;
-use crate::output::{self, Start};
-use crate::progress::Progress;
-use crate::recipe::Recipe;
-use crate::resume::{self, Length, State};
-use crate::trainer::{StepResult, Trainer, fingerprint};
-use crate::watch::Watch;
+use crate::reporting::metrics::{Log, Skipped, StepMetrics};
+use crate::reporting::progress::Progress;
+use crate::reporting::watch::Watch;
+use crate::run_folder::best;
+use crate::run_folder::checkpoint::{self, Origin, Saver, Snapshot, Weights};
+use crate::run_folder::hashes::Hashes;
+use crate::run_folder::output::{self, Start};
+use crate::run_folder::resume::{self, Length, State};
+use crate::step::hyperparameters::Recipe;
+use crate::step::trainer::{StepResult, Trainer, fingerprint};
 use crate::{Result, TrainError};
 
-pub(crate) use look::left_out;
-use look::length_of;
-pub use look::{Checked, check};
+pub(crate) use validate::left_out;
+use validate::length_of;
+pub use validate::{Checked, check};
 
 /// What a run is given beside its options.
 #[derive(Debug)]

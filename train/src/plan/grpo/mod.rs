@@ -13,18 +13,20 @@ use reel_runtime::{Cx, DType, Device};
 use serde_json::{Map, Value};
 
 use super::{Ops, Phases, Plan, Shape};
-use crate::checkpoint::bytes_of;
-use crate::feed::{Feed, Position, Source};
-use crate::grpo::draws::Draws;
-use crate::grpo::group::given;
-use crate::grpo::step::step;
-use crate::grpo::{Completion, Group, Grpo, Prompt, Set, Setup};
+use crate::Result;
+use crate::data::feed::{Feed, Position, Source};
+use crate::data::length;
 use crate::options::{GrpoOptions, Options};
-use crate::recipe::Recipe;
+use crate::rollout::group::given;
+use crate::rollout::sampler::Draws;
+use crate::rollout::siglip::SiglipScorer;
+use crate::rollout::{Completion, Group, Prompt, Set};
+use crate::run::grpo::{Grpo, Setup};
 use crate::run::{self, Taken, Work};
-use crate::siglip::SiglipScorer;
-use crate::trainer::Trainer;
-use crate::{Result, length};
+use crate::run_folder::checkpoint::bytes_of;
+use crate::step::grpo::step;
+use crate::step::hyperparameters::Recipe;
+use crate::step::trainer::Trainer;
 
 /// Rows whose steps are counted at most: completions of each are counted token by token.
 const MOST_ROWS: u64 = 64;
@@ -105,9 +107,9 @@ impl<'a> Counter<'a> {
         ends: &[u32],
     ) -> Result<Self> {
         let mut trainer = Trainer::new(device, config, Weights::Nothing(files), dtype, Recipe::new(options, 1))?;
-        crate::grpo::keep_features(&mut trainer);
+        crate::run::grpo::keep_features(&mut trainer);
         let reference = match options.beta > 0.0 {
-            true => Some(crate::grpo::reference(&trainer, Weights::Nothing(files))?),
+            true => Some(crate::run::grpo::reference(&trainer, Weights::Nothing(files))?),
             false => None,
         };
         let draws = match options.rollouts {

@@ -81,7 +81,7 @@ fn a_run_needs_what_its_plan_says() {
         };
         let config = ModelConfig::open(&model).unwrap();
         let plan = with_data(&setup, file_dtype(&model, &config)).unwrap();
-        let last = crate::grpo::run(&setup).unwrap().last.unwrap();
+        let last = crate::run::grpo::run(&setup).unwrap().last.unwrap();
         assert_eq!(plan.memory.peak as u64, last.peak_bytes, "{name}: {:?}", plan.memory);
         let parts: usize = plan.memory.at_peak.iter().map(|(_, bytes)| bytes).sum();
         assert_eq!(parts, plan.memory.peak, "{name}");

@@ -1,0 +1,232 @@
+//! A data file: JSON (a list of rows) or JSONL (a row a line), kept as text with the place of each row, so that a
+//! hundred thousand rows cost no more memory than the file.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::data::rows::{Fault, Row};
+use crate::run_folder::digest;
+use crate::{Result, TrainError};
+
+/// The rows of a data file.
+#[derive(Debug)]
+pub struct Dataset {
+    path: PathBuf,
+    text: String,
+    rows: Vec<Place>,
+}
+
+/// Where a row stands in the text.
+#[derive(Clone, Debug)]
+struct Place {
+    bytes: Range<usize>,
+    line: usize,
+    /// Its bytes were no UTF-8, and are not what the text has in their place.
+    damaged: bool,
+}
+
+const NOT_UTF8: &str = "is not UTF-8";
+const SAVE_UTF8: &str = "save the file as UTF-8";
+const LISTS: &str = "write a JSON list of objects, or JSONL: one object a line";
+
+impl Dataset {
+    /// Reads a data file. Whether a row is JSON, and has the fields that a command needs, shows when it is read.
+    pub fn open(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|e| TrainError::read(path, e))?;
+        match String::from_utf8(bytes) {
+            Ok(text) => Self::parse(path, text),
+            Err(e) => Self::parse_damaged(path, e.as_bytes()),
+        }
+    }
+
+    /// The rows of a text; `path` names it in errors.
+    pub fn parse(path: &Path, text: String) -> Result<Self> {
+        let start = text.len() - text.trim_start_matches('\u{feff}').trim_start().len();
+        let rows = if text[start..].starts_with('[') { list(path, &text, start)? } else { lines(&text, start) };
+        Self::of_rows(path, text, rows)
+    }
+
+    /// The rows of a file that is not UTF-8 throughout: of lines, those that are damaged cannot be read, the others can.
+    fn parse_damaged(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let damaged: BTreeSet<usize> = (1..)
+            .zip(bytes.split(|&b| b == b'\n'))
+            .filter(|(_, l)| str::from_utf8(l).is_err())
+            .map(|(n, _)| n)
+            .collect();
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        let start = text.len() - text.trim_start_matches('\u{feff}').trim_start().len();
+        if text[start..].starts_with('[') {
+            let line = damaged.first().copied().unwrap_or(1);
+            return Err(TrainError::data(format!("{}:{line}", path.display()), NOT_UTF8, SAVE_UTF8));
+        }
+        let mut rows = lines(&text, start);
+        rows.iter_mut().for_each(|row| row.damaged = damaged.contains(&row.line));
+        Self::of_rows(path, text, rows)
+    }
+
+    fn of_rows(path: &Path, text: String, rows: Vec<Place>) -> Result<Self> {
+        if rows.is_empty() {
+            return Err(TrainError::data(path.display().to_string(), "has no rows", LISTS));
+        }
+        Ok(Self { path: path.to_path_buf(), text, rows })
+    }
+
+    /// A result about row `index`, its fault named by file and line.
+    pub fn at<T>(&self, index: usize, result: Result<T, Fault>) -> Result<T> {
+        result.map_err(|fault| TrainError::data(fault.place(&self.place(index)), fault.what, fault.cure))
+    }
+
+    /// How many rows there are; never 0.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are no rows (there always are).
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Row `index`, counted from 0.
+    pub fn row(&self, index: usize) -> Result<Row> {
+        let Place { bytes, damaged, .. } = &self.rows[index];
+        if *damaged {
+            return Err(TrainError::data(self.place(index), NOT_UTF8, SAVE_UTF8));
+        }
+        let value: Value = serde_json::from_str(&self.text[bytes.clone()])
+            .map_err(|e| TrainError::data(self.place(index), format!("is not JSON: {e}"), LISTS))?;
+        self.at(index, Row::parse(value))
+    }
+
+    /// File and line of row `index`, for messages.
+    pub fn place(&self, index: usize) -> String {
+        format!("{}:{}", self.path.display(), self.line(index))
+    }
+
+    /// The line of row `index`, counted from 1.
+    pub fn line(&self, index: usize) -> usize {
+        self.rows[index].line
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A hash of the file's bytes.
+    pub fn hash(&self) -> String {
+        digest::bytes(self.text.as_bytes())
+    }
+}
+
+fn lines(text: &str, start: usize) -> Vec<Place> {
+    let mut rows = Vec::new();
+    let mut at = start;
+    let first = 1 + text[..start].matches('\n').count();
+    for (line, piece) in (first..).zip(text[start..].split('\n')) {
+        let row = piece.trim();
+        if !row.is_empty() {
+            let begin = at + (piece.len() - piece.trim_start().len());
+            rows.push(Place { bytes: begin..begin + row.len(), line, damaged: false });
+        }
+        at += piece.len() + 1;
+    }
+    rows
+}
+
+fn list(path: &Path, text: &str, start: usize) -> Result<Vec<Place>> {
+    let found: Vec<&RawValue> = serde_json::from_str(&text[start..]).map_err(|e| {
+        let line = e.line() + text[..start].matches('\n').count();
+        TrainError::data(format!("{}:{line}", path.display()), format!("is not JSON: {e}"), LISTS)
+    })?;
+    let (mut line, mut seen) = (1, 0);
+    Ok(found
+        .into_iter()
+        .map(|raw| {
+            let begin = raw.get().as_ptr() as usize - text.as_ptr() as usize;
+            line += text[seen..begin].matches('\n').count();
+            seen = begin;
+            Place { bytes: begin..begin + raw.get().len(), line, damaged: false }
+        })
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> Result<Dataset> {
+        Dataset::parse(Path::new("d.jsonl"), text.to_string())
+    }
+
+    const ROW: &str = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
+
+    #[test]
+    fn rows_know_their_lines() {
+        let d = parse(&format!("\n{ROW}\n\n  {ROW}  \r\n")).unwrap();
+        assert_eq!((d.len(), d.line(0), d.line(1)), (2, 2, 4));
+        let d = parse(&format!(" [\n{ROW},\n\n{ROW}\n]\n")).unwrap();
+        assert_eq!((d.len(), d.line(0), d.line(1)), (2, 2, 4));
+        assert_eq!(d.place(1), "d.jsonl:4");
+    }
+
+    #[test]
+    fn malformed_files_are_refused_by_line() {
+        for (text, start) in [
+            (String::new(), "d.jsonl: has no rows"),
+            (" [ ] ".into(), "d.jsonl: has no rows"),
+            (format!("{ROW}\n{{\"messages\": "), "d.jsonl:2: is not JSON"),
+            (format!("[{ROW},\n{{\"messages\": ]"), "d.jsonl:2: is not JSON"),
+            (format!("{ROW} {ROW}"), "d.jsonl:1: is not JSON"),
+            (format!("{ROW}\n7"), "d.jsonl:2: is not an object"),
+            (format!("{ROW}\n{{}}"), "d.jsonl:2: has no `messages`"),
+            (format!("[{ROW},\n\n{{\"problem\": 3}}]"), "d.jsonl:3: problem: "),
+        ] {
+            let e = parse(&text)
+                .and_then(|d| (0..d.len()).try_for_each(|row| d.row(row).map(drop)))
+                .unwrap_err()
+                .to_string();
+            assert!(e.starts_with(start) && !e.contains('\n') && e.contains("; "), "{text:?}: {e}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_damage_their_line_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.jsonl");
+        let bad = [b"{\"messages\": \"\xff".as_slice(), b"\"}"].concat();
+        std::fs::write(&path, [ROW.as_bytes(), b"\n", &bad, b"\n", ROW.as_bytes()].concat()).unwrap();
+        let d = Dataset::open(&path).unwrap();
+        assert_eq!((d.len(), d.row(0).unwrap()), (3, d.row(2).unwrap()));
+        let e = d.row(1).unwrap_err().to_string();
+        assert!(e.contains("x.jsonl:2: is not UTF-8"), "{e}");
+        std::fs::write(&path, [b"[", ROW.as_bytes(), b",\n", &bad, b"]"].concat()).unwrap();
+        let e = Dataset::open(&path).unwrap_err().to_string();
+        assert!(e.contains("x.jsonl:2: is not UTF-8"), "{e}");
+        let e = Dataset::open(&dir.path().join("none")).unwrap_err().to_string();
+        assert!(e.contains("there is no such file"), "{e}");
+    }
+
+    proptest! {
+        /// A list and lines of the same rows are the same data, whatever characters are in them.
+        #[test]
+        fn both_layouts_hold_the_same_rows(texts in prop::collection::vec("\\PC{0,12}", 1..6), gap in "[ \n\r\t]{0,3}") {
+            let rows: Vec<Value> = texts
+                .iter()
+                .map(|t| serde_json::json!({"messages": [{"role": "user", "content": t}, {"role": "assistant", "content": "x"}]}))
+                .collect();
+            let list = parse(&format!("{gap}{}", serde_json::to_string_pretty(&rows).unwrap())).unwrap();
+            let lines: Vec<String> = rows.iter().map(|r| format!("{r}\n{gap}")).collect();
+            let lines = parse(&lines.concat()).unwrap();
+            prop_assert_eq!(list.len(), rows.len());
+            prop_assert_eq!(lines.len(), rows.len());
+            for i in 0..rows.len() {
+                prop_assert_eq!(list.row(i).unwrap(), lines.row(i).unwrap());
+            }
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! How long a run is, before it starts: its steps, and where the stream of rows ends.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rayon::prelude::*;
+
+use crate::data::feed::{Batching, Feed, Position, Source, is_row_fault};
+use crate::data::order::Order;
+use crate::data::quarantine::{Journal, Looked};
+use crate::reporting::metrics::Skipped;
+use crate::{Result, TrainError};
+
+/// What looking at the rows told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Batches up to the end of the stream; 0 where nobody wants to know.
+    pub batches: u64,
+    /// Rows left out, in the file's order, where every row was looked at.
+    pub skipped: Vec<Skipped>,
+}
+
+/// Whether every row is looked at.
+#[derive(Debug)]
+pub enum Look<'a> {
+    /// None is: rows that cannot be used count as if they could.
+    None,
+    /// Every one but these, which are known to be of no use.
+    AllBut(&'a [Skipped]),
+    /// Every one that the journal does not have.
+    Checking(Journal),
+}
+
+/// Counts the batches of a stream if that is `wanted`. Looking at rows ends early where `stop` turns true.
+pub fn measure<S: Source>(
+    batching: &Batching,
+    wanted: bool,
+    look: Look,
+    source: &Arc<S>,
+    order: &Order,
+    stop: &AtomicBool,
+) -> Result<Found> {
+    if matches!(look, Look::None) {
+        let batches = batching.end.map_or(0, |end| end.div_ceil(batching.rows as u64));
+        return Ok(Found { batches, skipped: Vec::new() });
+    }
+    let (lengths, skipped) = look_at_every_row(batching, look, source, stop)?;
+    let batches = if wanted { count_batches(*batching, lengths, &skipped, order)? } else { 0 };
+    Ok(Found { batches, skipped })
+}
+
+/// Tokens of each row that can be used, and the others.
+fn look_at_every_row<S: Source>(
+    batching: &Batching,
+    look: Look,
+    source: &Arc<S>,
+    stop: &AtomicBool,
+) -> Result<(Lengths, Vec<Skipped>)> {
+    let (known, journal) = match look {
+        Look::Checking(journal) => (&[][..], Some(journal)),
+        Look::AllBut(known) => (known, None),
+        Look::None => (&[][..], None),
+    };
+    let known: BTreeMap<usize, &Skipped> = known.iter().map(|bad| (bad.row, bad)).collect();
+    let length = |row: usize| -> Result<usize> {
+        let tokens = S::tokens(&source.sample(row)?);
+        match batching.max_length {
+            Some(most) if tokens > most => Err(too_long(&source.place(row).0, tokens, batching.limit, most)),
+            _ => Ok(tokens),
+        }
+    };
+    let looked = |row: usize| -> Result<Looked> {
+        let before = || journal.as_ref().and_then(|journal| journal.known(row).cloned());
+        if let Some(looked) = known.get(&row).map(|bad| Err((*bad).clone())).or_else(before) {
+            return Ok(looked);
+        }
+        if stop.load(Ordering::Relaxed) {
+            let cure = match journal {
+                Some(_) => "run it again: rows that were looked at are not looked at again",
+                None => "start again",
+            };
+            return Err(TrainError::Stopped { place: source.place(row).0, step: 0, cure: cure.to_string() });
+        }
+        let looked = match length(row) {
+            Ok(tokens) => Ok(tokens),
+            Err(e) if is_row_fault(&e) && !batching.strict => {
+                Err(Skipped { row, line: source.place(row).1, reason: e.to_string() })
+            }
+            Err(e) => return Err(e),
+        };
+        if let Some(journal) = &journal {
+            journal.add(row, &looked, source.rows())?;
+        }
+        Ok(looked)
+    };
+    let all: Vec<Result<Looked>> = (0..source.rows()).into_par_iter().map(looked).collect();
+    let (mut lengths, mut skipped) = (BTreeMap::new(), Vec::new());
+    for (row, looked) in all.into_iter().enumerate() {
+        match looked? {
+            Ok(tokens) => drop(lengths.insert(row, tokens)),
+            Err(bad) => skipped.push(bad),
+        }
+    }
+    if let Some(journal) = journal {
+        journal.finish(&skipped)?;
+    }
+    match skipped.last() {
+        Some(last) if lengths.is_empty() => Err(no_usable_row(&source.place(last.row).0, &last.reason)),
+        _ => Ok((Lengths { rows: source.rows(), tokens: lengths }, skipped)),
+    }
+}
+
+fn count_batches(batching: Batching, lengths: Lengths, skipped: &[Skipped], order: &Order) -> Result<u64> {
+    let from = Position { slot: 0, skipped: skipped.iter().map(|s| s.row).collect() };
+    let mut feed = Feed::new(Arc::new(lengths), order.clone(), batching, &from, 1, 64);
+    let mut count = 0;
+    while feed.next_batch()?.is_some() {
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// The error of a row beyond the limit.
+pub(crate) fn too_long(place: &str, tokens: usize, limit: &str, most: usize) -> TrainError {
+    TrainError::row(
+        place,
+        format!("has {tokens} tokens, more than {limit} {most}"),
+        format!("raise {limit}, or remove the row"),
+    )
+}
+
+/// The error of a file in which every row was left out.
+pub(crate) fn no_usable_row(place: &str, reason: &str) -> TrainError {
+    let reason = reason.strip_prefix(&format!("{place}: ")).unwrap_or(reason);
+    let (what, cure) = reason.rsplit_once("; ").unwrap_or((reason, "mend the rows"));
+    TrainError::data(place, format!("no row of the file can be used; of this one it is said: {what}"), cure)
+}
+
+/// Rows of which only the length is known.
+struct Lengths {
+    rows: usize,
+    tokens: BTreeMap<usize, usize>,
+}
+
+impl Source for Lengths {
+    type Sample = usize;
+
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn sample(&self, row: usize) -> Result<usize> {
+        self.tokens
+            .get(&row)
+            .copied()
+            .ok_or_else(|| TrainError::row(self.place(row).0, "cannot be used", "leave it out"))
+    }
+
+    fn tokens(sample: &usize) -> usize {
+        *sample
+    }
+
+    fn place(&self, row: usize) -> (String, usize) {
+        (format!("row {row}"), row)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::{RunOptions, SftOptions};
+    use crate::run::Work;
+    use crate::run::sft::Sft;
+
+    #[derive(Debug, PartialEq)]
+    struct Length {
+        steps: u64,
+        skipped: Vec<Skipped>,
+    }
+
+    fn steps(lengths: &[Option<usize>], change: impl FnOnce(&mut SftOptions)) -> Result<Length> {
+        let run = RunOptions { gradient_accumulation_steps: 2, ..RunOptions::default() };
+        let mut options = SftOptions { run, ..SftOptions::default() };
+        change(&mut options);
+        let tokens = lengths.iter().enumerate().filter_map(|(row, n)| n.map(|n| (row, n))).collect();
+        let asked = options.asked_steps();
+        let found = measure(
+            &Sft::batching(&options, lengths.len()),
+            asked.is_none(),
+            if Sft::needs_every_row(&options) { Look::AllBut(&[]) } else { Look::None },
+            &Arc::new(Lengths { rows: lengths.len(), tokens }),
+            &Order::of_file(lengths.len()),
+            &AtomicBool::new(false),
+        )?;
+        let steps = asked.unwrap_or_else(|| Sft::steps(&options, found.batches));
+        Ok(Length { steps, skipped: found.skipped })
+    }
+
+    #[test]
+    fn epochs_give_as_many_steps_as_their_rows_fill() {
+        let five = [Some(4); 5];
+        assert_eq!(steps(&five, |_| ()).unwrap().steps, 3);
+        assert_eq!(steps(&five, |o| o.num_train_epochs = 2.0).unwrap().steps, 5);
+        assert_eq!(steps(&five, |o| o.num_train_epochs = 0.5).unwrap().steps, 2);
+        assert_eq!(steps(&five, |o| o.per_device_train_batch_size = 3).unwrap().steps, 1);
+        assert_eq!(steps(&five, |o| o.max_steps = Some(7)).unwrap().steps, 7);
+    }
+
+    #[test]
+    fn looking_at_every_row_finds_the_bad_ones_and_the_true_length() {
+        let rows = [Some(4), None, Some(9), Some(4)];
+        assert_eq!(steps(&rows, |_| ()).unwrap(), Length { steps: 2, skipped: vec![] });
+        let checked = |o: &mut SftOptions| (o.check_data, o.max_length) = (true, Some(8));
+        let found = steps(&rows, checked).unwrap();
+        assert_eq!((found.steps, found.skipped.iter().map(|s| s.row).collect::<Vec<_>>()), (1, vec![1, 2]));
+        assert!(
+            steps(&rows, |o| (o.check_data, o.strict) = (true, true))
+                .unwrap_err()
+                .to_string()
+                .starts_with("row 1: cannot be used")
+        );
+        assert!(
+            steps(&[None, None], |o| o.check_data = true)
+                .unwrap_err()
+                .to_string()
+                .contains("no row of the file can be used")
+        );
+    }
+
+    #[test]
+    fn packed_rows_are_counted_by_their_lengths() {
+        let rows = [Some(4), Some(4), Some(3), Some(8), Some(1), Some(1)];
+        let packed = |o: &mut SftOptions| (o.packing, o.max_length, o.gradient_accumulation_steps) = (true, Some(8), 1);
+        // 4+4, 3, 8, 1+1
+        assert_eq!(steps(&rows, packed).unwrap().steps, 4);
+    }
+}

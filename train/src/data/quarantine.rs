@@ -1,0 +1,246 @@
+//! Looking at every row before a run, its media opened: what was found so far stands in a journal, so that a scan that is stopped or killed
+//! goes on where it was, and in the end in a list of the rows that cannot be used, which later runs leave out unopened.
+//!
+//! | file | lines |
+//! |---|---|
+//! | the list | `{"row", "line", "reason"}`, those of `skipped.jsonl`, in the file's order; appears whole |
+//! | the journal, beside it, `NAME.journal` | first `{"scan"}`, which tells what was looked at how; then for each row in the order in which they were done `{"row", "tokens"}`, or a line of the list; removed when the list is there |
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::reporting::metrics::{self, Log, Skipped};
+use crate::run_folder::checkpoint::write_synced;
+use crate::{Result, TrainError};
+
+/// The list in OUT, where no other is named.
+pub const QUARANTINE: &str = "quarantine.jsonl";
+
+/// What was found of a row: its tokens, or why it cannot be used.
+pub type Looked = Result<usize, Skipped>;
+
+/// A line of a journal.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Scan { scan: String },
+    Bad(Skipped),
+    Good { row: usize, tokens: usize },
+}
+
+/// How often a scan tells how far it is.
+const TELL: Duration = Duration::from_secs(10);
+
+/// A scan under way.
+#[derive(Debug)]
+pub struct Journal {
+    list: PathBuf,
+    path: PathBuf,
+    /// What an earlier scan of the same found.
+    known: BTreeMap<usize, Looked>,
+    state: Mutex<State>,
+    quiet: bool,
+}
+
+#[derive(Debug)]
+struct State {
+    log: Log,
+    done: usize,
+    bad: usize,
+    told: Instant,
+}
+
+/// The journal of a list.
+pub fn journal_of(list: &Path) -> PathBuf {
+    let name = list.file_name().unwrap_or_default().to_string_lossy();
+    list.with_file_name(format!("{name}.journal"))
+}
+
+impl Journal {
+    /// The journal beside `list`, gone on with where it is of the same `scan`, else a new one.
+    ///
+    /// # Errors
+    /// A folder that cannot be written.
+    pub fn open(list: &Path, scan: &str, quiet: bool) -> Result<Self> {
+        let path = journal_of(list);
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            fs::create_dir_all(folder).map_err(|e| TrainError::write(folder, e))?;
+        }
+        let lines = metrics::read(&path, |_: &Line| true)?;
+        let head = serde_json::json!({"scan": scan}).to_string();
+        let same = lines.first() == Some(&head);
+        if !same && !lines.is_empty() && !quiet {
+            eprintln!("{}: is of other data or options; all rows are looked at again", path.display());
+        }
+        let lines = if same { lines } else { vec![head] };
+        let mut known = BTreeMap::new();
+        for line in lines.iter().filter_map(|line| serde_json::from_str::<Line>(line).ok()) {
+            match line {
+                Line::Scan { .. } => None,
+                Line::Good { row, tokens } => known.insert(row, Ok(tokens)),
+                Line::Bad(bad) => known.insert(bad.row, Err(bad)),
+            };
+        }
+        if !known.is_empty() && !quiet {
+            eprintln!("{} rows were looked at before (see {})", known.len(), path.display());
+        }
+        let state = State {
+            log: Log::resume(&path, &lines)?,
+            done: known.len(),
+            bad: known.values().filter(|looked| looked.is_err()).count(),
+            told: Instant::now(),
+        };
+        Ok(Self { list: list.to_path_buf(), path, known, state: Mutex::new(state), quiet })
+    }
+
+    /// What is known of a row already.
+    pub fn known(&self, row: usize) -> Option<&Looked> {
+        self.known.get(&row)
+    }
+
+    /// Writes down what was found of a row, of `rows` in all.
+    ///
+    /// # Errors
+    /// A full disk.
+    pub fn add(&self, row: usize, looked: &Looked, rows: usize) -> Result<()> {
+        let line = match looked {
+            Ok(tokens) => Line::Good { row, tokens: *tokens },
+            Err(bad) => Line::Bad(bad.clone()),
+        };
+        let mut state = self.lock();
+        state.log.add(&line)?;
+        (state.done, state.bad) = (state.done + 1, state.bad + usize::from(looked.is_err()));
+        if state.told.elapsed() >= TELL && !self.quiet {
+            eprintln!("looked at {} of {rows} rows, {} cannot be used", state.done, state.bad);
+            state.told = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// The scan is over: writes the list and removes the journal. Gives the list's path.
+    ///
+    /// # Errors
+    /// A full disk.
+    pub fn finish(self, bad: &[Skipped]) -> Result<PathBuf> {
+        let failed = |e| TrainError::write(&self.list, e);
+        let mut text = Vec::new();
+        for row in bad {
+            serde_json::to_writer(&mut text, row).map_err(|e| failed(e.into()))?;
+            text.push(b'\n');
+        }
+        let name = self.list.file_name().unwrap_or_default().to_string_lossy();
+        let part = self.list.with_file_name(format!(".{name}.part"));
+        write_synced(&part, &text).and_then(|()| fs::rename(&part, &self.list)).map_err(failed)?;
+        fs::remove_file(&self.path).map_err(|e| TrainError::write(&self.path, e))?;
+        Ok(self.list)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads a list. Its lines are held against the data: `line_of` gives the line in the data file of a row, if there is such a row.
+///
+/// # Errors
+/// A file that cannot be read, or is of other data.
+pub fn read(list: &Path, line_of: impl Fn(usize) -> Option<usize>) -> Result<Vec<Skipped>> {
+    let text = fs::read_to_string(list).map_err(|e| TrainError::read(list, e))?;
+    let mut found: BTreeMap<usize, Skipped> = BTreeMap::new();
+    for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
+        let wrong = |what: String, cure: &str| {
+            Err(TrainError::option("--quarantine", format!("{}:{number}: {what}", list.display()), cure))
+        };
+        let row: Skipped = match serde_json::from_str(line) {
+            Ok(row) => row,
+            Err(e) => {
+                let cure = "give a list that --check-data wrote, or a run's skipped.jsonl";
+                return wrong(format!("is no row to leave out: {e}"), cure);
+            }
+        };
+        if line_of(row.row) != Some(row.line) {
+            let what = format!("speaks of row {} at line {}, which the data does not have", row.row, row.line);
+            return wrong(what, "check the data again with --check-data");
+        }
+        found.entry(row.row).or_insert(row);
+    }
+    Ok(found.into_values().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn bad(row: usize) -> Skipped {
+        Skipped { row, line: 2 * row + 1, reason: format!("row {row} is bad; mend it") }
+    }
+
+    proptest! {
+        /// A journal that is cut anywhere gives the rows before the cut, and goes on to the list of the unbroken one.
+        #[test]
+        fn a_scan_that_is_killed_goes_on(rows in prop::collection::vec(any::<bool>(), 1..20), share in 0.0f64..1.0) {
+            let dir = tempfile::tempdir().unwrap();
+            let list = dir.path().join("q.jsonl");
+            let looked = |row: usize| if rows[row] { Ok(row + 5) } else { Err(bad(row)) };
+            let journal = Journal::open(&list, "a", true).unwrap();
+            (0..rows.len()).rev().for_each(|row| journal.add(row, &looked(row), rows.len()).unwrap());
+            drop(journal);
+            let path = journal_of(&list);
+            let bytes = fs::read(&path).unwrap();
+            let cut = (bytes.len() as f64 * share) as usize;
+            fs::write(&path, &bytes[..cut]).unwrap();
+            let journal = Journal::open(&list, "a", true).unwrap();
+            let known: Vec<usize> = (0..rows.len()).filter(|&row| journal.known(row).is_some()).collect();
+            // A line counts once its end is there, or all of it but that.
+            let whole = bytes[..cut].iter().filter(|b| **b == b'\n').count();
+            prop_assert!(known.len() + 1 == whole.max(1) || known.len() == whole, "{} of {whole}", known.len());
+            for row in 0..rows.len() {
+                match journal.known(row) {
+                    Some(known) => prop_assert_eq!(known, &looked(row)),
+                    None => journal.add(row, &looked(row), rows.len()).unwrap(),
+                }
+            }
+            let all: Vec<Skipped> = (0..rows.len()).filter_map(|row| looked(row).err()).collect();
+            let written = journal.finish(&all).unwrap();
+            prop_assert_eq!(read(&written, |row| Some(2 * row + 1)).unwrap(), all);
+            prop_assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        }
+    }
+
+    #[test]
+    fn a_journal_of_something_else_is_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = dir.path().join("sub/q.jsonl");
+        Journal::open(&list, "a", true).unwrap().add(3, &Ok(1), 9).unwrap();
+        assert!(Journal::open(&list, "a", true).unwrap().known(3).is_some());
+        assert!(Journal::open(&list, "b", true).unwrap().known(3).is_none());
+        assert!(Journal::open(&list, "a", true).unwrap().known(3).is_none());
+    }
+
+    #[test]
+    fn lists_of_other_data_are_refused_by_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = dir.path().join("q.jsonl");
+        let said = |text: &str| {
+            fs::write(&list, text).unwrap();
+            read(&list, |row| (row < 4).then_some(2 * row + 1)).map_err(|e| e.to_string())
+        };
+        let line = |row| serde_json::to_string(&bad(row)).unwrap();
+        assert_eq!(said(&format!("{}\n\n{}\n{0}\n", line(2), line(0))).unwrap(), [bad(0), bad(2)]);
+        for (text, want) in [
+            (format!("{}\n{}", line(1), line(7)), "q.jsonl:2: speaks of row 7 at line 15"),
+            (r#"{"row": 1, "line": 9, "reason": ""}"#.into(), "q.jsonl:1: speaks of row 1 at line 9"),
+            ("{\"row\": 1".into(), "q.jsonl:1: is no row to leave out"),
+        ] {
+            let e = said(&text).unwrap_err();
+            assert!(e.starts_with("--quarantine: ") && e.contains(want) && e.contains("; "), "{e}");
+        }
+        assert!(read(&dir.path().join("none"), |_| None).unwrap_err().to_string().contains("there is no such file"));
+    }
+}

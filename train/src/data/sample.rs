@@ -1,0 +1,187 @@
+//! A row as the model learns from it: tokens with their media, and which tokens are learned.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use reel_media::MediaError;
+use reel_model::ModelError;
+use reel_model::batch::Sequence;
+use reel_model::input::encode::{LoadedMedia, assemble, load_media};
+use reel_model::input::tokenizer::Tokenizer;
+use reel_model::input::{Bundle, Conversation, MediaOptions, ModelInput};
+use serde_json::Value;
+
+use crate::data::dataset::Dataset;
+use crate::data::feed::Source;
+use crate::data::labels::{Labels, Vocabulary};
+use crate::options::Parity;
+use crate::run::Rows;
+use crate::{Result, TrainError};
+
+/// A row, ready to be packed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sample {
+    /// The model's inputs, S tokens.
+    pub tokens: ModelInput,
+    /// `[S]`: the token after each position where it is learned, else -1.
+    pub targets: Vec<i32>,
+}
+
+impl Sample {
+    /// As the model packs it.
+    pub fn sequence(&self) -> Sequence<'_> {
+        self.tokens.sequence()
+    }
+}
+
+/// Makes samples of the rows of a data file.
+#[derive(Debug)]
+pub struct Samples {
+    /// The rows.
+    pub data: Dataset,
+    /// Config, tokenizer, template.
+    pub bundle: Arc<Bundle>,
+    /// What is learned.
+    pub labels: Labels,
+    /// Frame and pixel limits, decoder.
+    pub media: MediaOptions,
+    /// What relative paths of media are relative to.
+    pub media_root: PathBuf,
+    /// Whose prompts.
+    pub parity: Parity,
+    /// Samples that were made before.
+    pub kept: Kept,
+}
+
+/// Bytes of samples that are kept. Data that fit are read once, however many epochs go over them.
+const MOST_KEPT: usize = 256 << 20;
+
+/// Samples by row, until they are too many; those that came first stay.
+#[derive(Debug, Default)]
+pub struct Kept(Mutex<(HashMap<usize, Arc<Sample>>, usize)>);
+
+impl Kept {
+    fn get(&self, row: usize) -> Option<Sample> {
+        let kept = self.0.lock().unwrap_or_else(|e| e.into_inner()).0.get(&row).cloned();
+        kept.map(Arc::unwrap_or_clone)
+    }
+
+    fn keep(&self, row: usize, sample: &Sample) {
+        let t = &sample.tokens;
+        let floats = [&t.pixel_values, &t.pixel_values_videos].map(|p| p.as_ref().map_or(0, Vec::len));
+        let bytes = t.frames.bytes() + 4 * floats.iter().sum::<usize>() + 40 * t.len();
+        let mut kept = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        if kept.1 + bytes <= MOST_KEPT && kept.0.insert(row, Arc::new(sample.clone())).is_none() {
+            kept.1 += bytes;
+        }
+    }
+}
+
+impl Samples {
+    /// The conversation of a row.
+    fn conversation(&self, row: usize) -> Result<Conversation> {
+        let messages = self.data.at(row, self.data.row(row)?.supervised(self.parity))?;
+        let place = self.data.place(row);
+        Conversation::from_value(&place, &Value::Array(messages), &self.media_root).map_err(|e| about_row(&place, e))
+    }
+}
+
+impl Rows for Samples {
+    fn hash(&self) -> String {
+        self.data.hash()
+    }
+
+    fn look(&self, row: usize) -> Result<()> {
+        self.conversation(row).map(drop)
+    }
+}
+
+impl Source for Samples {
+    type Sample = Sample;
+
+    fn rows(&self) -> usize {
+        self.data.len()
+    }
+
+    fn sample(&self, row: usize) -> Result<Sample> {
+        if let Some(sample) = self.kept.get(row) {
+            return Ok(sample);
+        }
+        let place = self.data.place(row);
+        let conversation = self.conversation(row)?;
+        let tokens = tokens_of(&self.bundle, &conversation, false, &self.media, &place)?;
+        let ids: Vec<u32> = tokens.input_ids.iter().map(|&id| id as u32).collect();
+        let targets = self.labels.targets(&ids, &self.bundle.tokenizer);
+        if targets.iter().all(|&t| t < 0) {
+            return Err(TrainError::row(
+                place,
+                "has no token to learn",
+                "add an assistant's answer, or choose other --labels",
+            ));
+        }
+        let sample = Sample { tokens, targets };
+        self.kept.keep(row, &sample);
+        Ok(sample)
+    }
+
+    fn tokens(sample: &Sample) -> usize {
+        sample.tokens.len()
+    }
+
+    fn place(&self, row: usize) -> (String, usize) {
+        (self.data.place(row), self.data.line(row))
+    }
+}
+
+/// The model's inputs of a row's conversation. Whatever is wrong with them is the row's fault.
+pub(crate) fn tokens_of(
+    bundle: &Bundle,
+    conversation: &Conversation,
+    generation_prompt: bool,
+    media: &MediaOptions,
+    place: &str,
+) -> Result<ModelInput> {
+    let text = bundle.template.render(conversation, generation_prompt).map_err(|e| about_row(place, e))?;
+    let media = load_media(bundle, conversation, media).map_err(|e| about_row(place, e))?;
+    tokens_of_text(bundle, &text, media, place)
+}
+
+/// The model's inputs of a text with its media. Whatever is wrong with them is the row's fault.
+pub(crate) fn tokens_of_text(bundle: &Bundle, text: &str, media: LoadedMedia, place: &str) -> Result<ModelInput> {
+    let tokens = assemble(bundle, text, media, place).map_err(|e| about_row(place, e))?;
+    let special = &bundle.config.tokens;
+    for (pad, grids) in [(special.image, &tokens.image_grid_thw), (special.video, &tokens.video_grid_thw)] {
+        // With media of their kind they were counted.
+        if grids.is_empty() && tokens.input_ids.contains(&i64::from(pad)) {
+            let token = bundle.tokenizer.decode(&[pad], false);
+            return Err(TrainError::row(
+                place,
+                format!("has {token} in a text, and no media for it"),
+                "take it out, or remove the row",
+            ));
+        }
+    }
+    Ok(tokens)
+}
+
+/// What is wrong with a row's conversation or media is the row's fault; a decoder that cannot be started is not.
+pub(crate) fn about_row(place: &str, e: ModelError) -> TrainError {
+    if matches!(e, ModelError::Media(MediaError::Worker { .. })) {
+        return e.into();
+    }
+    let text = e.to_string();
+    let (what, cure) = text.rsplit_once("; ").unwrap_or((&text, "mend the file, or remove the row"));
+    // Some faults already begin with the row's place, which stands in the conversation.
+    TrainError::row(place, what.strip_prefix(&format!("{place}: ")).unwrap_or(what), cure)
+}
+
+impl Vocabulary for Tokenizer {
+    fn special(&self, token: &str) -> Option<u32> {
+        self.token_to_id(token)
+    }
+
+    fn text(&self, ids: &[u32]) -> String {
+        self.decode(ids, false)
+    }
+}

@@ -1,0 +1,8 @@
+//! What a run reports while it trains: `metrics.jsonl`, the progress bar, TensorBoard and Weights & Biases.
+
+pub mod events;
+pub mod metrics;
+pub mod progress;
+pub mod protobuf;
+pub mod wandb;
+pub mod watch;

@@ -1,0 +1,302 @@
+//! Weights & Biases without its client and without a network: a folder that the client's `wandb sync` uploads.
+//!
+//! `OUT/wandb/offline-run-YYYYMMDD_HHMMSS-ID/` has what the client leaves in offline mode:
+//!
+//! - `run-ID.wandb`, the log of records (framing: [`log`], messages: [`record`]). `wandb sync` makes `config.yaml` and
+//!   `wandb-summary.json` from it; wandb 0.19.11 and 0.31.0 write neither when they are offline, so neither is here;
+//! - `files/wandb-metadata.json`, and `files/media/{images,html}/` with names of step and hash, as the client gives them.
+//!
+//! A run that goes on has a folder of its own with the whole run in it: steps up to the checkpoint are taken over from the folder before, with their
+//! media, or where it lacks one, from metrics.jsonl. For what `wandb sync` makes of two folders with one id depends on its version: 0.19.11 writes the
+//! second's lines over the first's, 0.31.0 adds them behind, and steps after the checkpoint were done twice (`benches/peers/wandb_sync.py` shows it).
+//! So a run is uploaded as one folder, the newest. It has the id of the one before it, which gets the mark of what was uploaded (`.synced`), so that
+//! the client passes it over. Where the one before it was uploaded already, or lies in another OUT, the newest has an id of its own.
+
+mod earlier;
+mod log;
+mod record;
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use chrono::{SecondsFormat, TimeDelta, Utc};
+use reel_media::strip::Png;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::reporting::metrics::StepMetrics;
+use crate::reporting::watch::{Bins, COMPLETIONS, FRAMES, REWARDS};
+use crate::step::trainer::Shown;
+use crate::{Result, TrainError};
+use earlier::{Part, Step};
+use log::LogFile;
+use record::{FileKind, Record};
+
+/// The folder of all parts, in OUT.
+const FOLDER: &str = "wandb";
+
+/// What is known of a run when a part of it begins.
+#[derive(Debug)]
+pub struct Begin<'a> {
+    /// OUT.
+    pub out: &'a Path,
+    /// The folder of the run that goes on here.
+    pub home: &'a Path,
+    /// Its last step that counts; 0: it begins.
+    pub step: u64,
+    /// Those of its steps that were to be shown.
+    pub done: &'a [StepMetrics],
+    /// The project.
+    pub project: &'a str,
+    /// The run's name, if it is not that of OUT.
+    pub name: Option<&'a str>,
+    /// What run.json says.
+    pub run: &'a Value,
+}
+
+/// A part of a run that is being written.
+#[derive(Debug)]
+pub struct Wandb {
+    folder: PathBuf,
+    log: LogFile,
+    /// Records so far.
+    records: u64,
+    begun: Instant,
+    /// Seconds that the earlier parts took.
+    before: f64,
+}
+
+/// Removes the runs in `out`.
+pub fn clear(out: &Path) -> Result<()> {
+    let folder = out.join(FOLDER);
+    earlier::sweep(&folder, true)?;
+    // Somebody else's files keep it.
+    match std::fs::remove_dir(&folder) {
+        Ok(()) => Ok(()),
+        Err(e) => match e.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory => Ok(()),
+            _ => Err(TrainError::write(&folder, e)),
+        },
+    }
+}
+
+impl Wandb {
+    /// Begins a part. Its folder has its name when everything of the earlier parts is in it.
+    pub fn begin(begin: &Begin) -> Result<Self> {
+        let (here, there) = (begin.out.join(FOLDER), begin.home.join(FOLDER));
+        create_all(&here)?;
+        earlier::sweep(&here, false)?;
+        let before = if begin.step > 0 { earlier::newest(&there)? } else { None };
+        let newest = earlier::newest(&here)?;
+        let same = newest.as_ref().filter(|part| begin.step > 0 && !part.is_uploaded(&here));
+        let id = same.map_or_else(new_id, |part| part.id.clone());
+        // Folders are told apart by the second, and uploaded in the order of these times.
+        let start = newest.map_or_else(Utc::now, |part| Utc::now().max(part.start + TimeDelta::seconds(1)));
+        let part = Part { start, id };
+
+        let draft = here.join(part.draft());
+        create_all(&draft.join("files"))?;
+        let log = LogFile::create(&draft.join(part.log()))?;
+        let mut wandb = Self { folder: draft.clone(), log, records: 0, begun: Instant::now(), before: 0.0 };
+        wandb.introduce(begin, &part)?;
+        wandb.take_over(begin, before.map(|part| (there.join(part.name()), part.log())))?;
+        wandb.log.flush()?;
+        let folder = here.join(part.name());
+        std::fs::rename(&draft, &folder).map_err(|e| TrainError::write(&folder, e))?;
+        wandb.log.moved(folder.join(part.log()));
+        wandb.folder = folder;
+        earlier::pass_over(&here, &part)?;
+        Ok(wandb)
+    }
+
+    /// The folder to upload.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What is said before the first step.
+    fn introduce(&mut self, begin: &Begin, part: &Part) -> Result<()> {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+        let host = host.as_deref().map(str::trim).filter(|host| !host.is_empty());
+        let command = begin.run["command"].as_str().unwrap_or_default();
+        let out = begin.out.canonicalize().unwrap_or_else(|_| begin.out.to_path_buf());
+        let name = out.file_name().unwrap_or_default().to_string_lossy();
+        self.add(&Record::header());
+        self.add(&Record::run(&record::Run {
+            id: &part.id,
+            project: begin.project,
+            name: begin.name.unwrap_or(&name),
+            job: command,
+            host,
+            start: part.start,
+            config: &config(begin.run),
+        }));
+        let metadata = json!({
+            "os": std::env::consts::OS,
+            "host": host,
+            "program": format!("reel {command}"),
+            "startedAt": part.start.to_rfc3339_opts(SecondsFormat::Micros, true),
+        });
+        self.file("wandb-metadata.json", metadata.to_string().as_bytes())?;
+        self.add(&Record::file("wandb-metadata.json", FileKind::Own));
+        Ok(())
+    }
+
+    /// The steps of the earlier parts, with their media from the folder of the last one.
+    fn take_over(&mut self, begin: &Begin, last: Option<(PathBuf, String)>) -> Result<()> {
+        let logged = match &last {
+            Some((folder, log)) => earlier::steps(&folder.join(log), begin.step)?,
+            None => BTreeMap::new(),
+        };
+        let unlogged = begin.done.iter().filter(|line| !logged.contains_key(&line.step));
+        let mut steps: BTreeMap<u64, Step> = unlogged
+            .map(|line| (line.step, Step { media: Vec::new(), values: values(line.step, &line.points()) }))
+            .collect();
+        steps.extend(logged);
+        for (step, mut seen) in steps {
+            if let Some((folder, _)) = &last {
+                let mut there = Vec::new();
+                for path in seen.media {
+                    if self.copy(folder, &path)? {
+                        there.push(path);
+                    }
+                }
+                seen.media = there;
+            }
+            self.before = seen.values.get("_runtime").and_then(Value::as_f64).unwrap_or(self.before);
+            self.step_records(step, &seen);
+        }
+        Ok(())
+    }
+
+    /// Adds a step; it is in the system's hands when this returns.
+    pub fn step(&mut self, step: u64, points: &[(String, f64)], shown: Option<&Shown>) -> Result<()> {
+        let mut seen = Step { media: Vec::new(), values: values(step, points) };
+        let now = Utc::now();
+        seen.values.insert("_timestamp".into(), json!(now.timestamp_micros() as f64 / 1e6));
+        seen.values.insert("_runtime".into(), json!(self.before + self.begun.elapsed().as_secs_f64()));
+        if let Some(shown) = shown {
+            self.show(step, shown, &mut seen)?;
+        }
+        self.step_records(step, &seen);
+        self.log.flush()
+    }
+
+    /// Says how the run ended: 0 if all went well.
+    pub fn finish(mut self, code: u8) -> Result<()> {
+        let seconds = self.before + self.begun.elapsed().as_secs_f64();
+        self.add(&Record::exit(code, seconds as u64));
+        self.log.flush()
+    }
+
+    fn step_records(&mut self, step: u64, seen: &Step) {
+        seen.media.iter().for_each(|path| self.add(&Record::file(path, FileKind::Media)));
+        self.add(&Record::history(step, &seen.values));
+        self.add(&Record::summary(&seen.values));
+    }
+
+    fn add(&mut self, record: &Record) {
+        self.records += 1;
+        self.log.add(record.numbered(self.records).as_ref());
+    }
+
+    /// The values of what is shown, as `wandb.Histogram`, `wandb.Html` and `wandb.Image` are logged (`sdk/data_types`).
+    fn show(&mut self, step: u64, shown: &Shown, seen: &mut Step) -> Result<()> {
+        if !shown.rewards.is_empty() {
+            let Bins { low, limits, counts, .. } = Bins::of(&shown.rewards);
+            let bins: Vec<f64> = [low].into_iter().chain(limits).collect();
+            seen.values.insert(REWARDS.into(), json!({"_type": "histogram", "values": counts, "bins": bins}));
+        }
+        if !shown.text.is_empty() {
+            let value = json!({"_type": "html-file"});
+            self.media(step, ("html", COMPLETIONS, "html"), page(&shown.text).as_bytes(), value, seen)?;
+        }
+        if let Some(Png { width, height, bytes }) = &shown.strip {
+            let value = json!({"_type": "image-file", "format": "png", "width": width, "height": height});
+            self.media(step, ("images", FRAMES, "png"), bytes, value, seen)?;
+        }
+        Ok(())
+    }
+
+    fn media(
+        &self,
+        step: u64,
+        (folder, key, ending): (&str, &str, &str),
+        bytes: &[u8],
+        mut value: Value,
+        seen: &mut Step,
+    ) -> Result<()> {
+        let hash: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+        let path = format!("media/{folder}/{key}_{step}_{}.{ending}", &hash[..20]);
+        self.file(&path, bytes)?;
+        value["path"] = json!(path);
+        value["sha256"] = json!(hash);
+        value["size"] = json!(bytes.len());
+        seen.values.insert(key.into(), value);
+        seen.media.push(path);
+        Ok(())
+    }
+
+    /// Writes a file below `files/`.
+    fn file(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.folder.join("files").join(path);
+        let part = path.with_extension("part");
+        create_all(path.parent().unwrap_or(&path))?;
+        std::fs::write(&part, bytes)
+            .and_then(|()| std::fs::rename(&part, &path))
+            .map_err(|e| TrainError::write(&path, e))
+    }
+
+    /// The file of another part, by another name for the same bytes where the disk can do that; false where somebody removed it.
+    fn copy(&self, from: &Path, path: &str) -> Result<bool> {
+        let (from, to) = (from.join("files").join(path), self.folder.join("files").join(path));
+        create_all(to.parent().unwrap_or(&to))?;
+        match std::fs::hard_link(&from, &to).or_else(|_| std::fs::copy(&from, &to).map(drop)) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(TrainError::write(&to, e)),
+        }
+    }
+}
+
+fn create_all(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|e| TrainError::write(folder, e))
+}
+
+/// The numbers of a step by name, and the step.
+fn values(step: u64, points: &[(String, f64)]) -> Map<String, Value> {
+    let own = [("_step".to_string(), json!(step))];
+    own.into_iter().chain(points.iter().map(|(name, x)| (name.clone(), json!(x)))).collect()
+}
+
+/// What run.json says, the options side by side with the rest, where people look for `learning_rate`.
+fn config(run: &Value) -> Map<String, Value> {
+    let map = |value: &Value| value.as_object().cloned().unwrap_or_default();
+    let mut config = map(&run["options"]);
+    config.extend(map(run).into_iter().filter(|(name, _)| name != "options"));
+    config
+}
+
+/// A text as a page that shows it as it is.
+fn page(text: &str) -> String {
+    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    format!("<!doctype html>\n<meta charset=\"utf-8\">\n<pre style=\"white-space: pre-wrap\">{text}</pre>\n")
+}
+
+/// Eight letters and digits, as the client draws them (`sdk/lib/runid.py`). Nothing of the run depends on them.
+fn new_id() -> String {
+    const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    let mut n = RandomState::new().hash_one((Utc::now().timestamp_micros(), std::process::id()));
+    let mut digit = || {
+        let digit = DIGITS[(n % 36) as usize];
+        n /= 36;
+        char::from(digit)
+    };
+    (0..8).map(|_| digit()).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,129 @@
+//! What a run shows to those who watch it: curves, a histogram of rewards, texts and pictures of rollouts, wherever `--report-to` says.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::options::{ReportTo, RunOptions};
+use crate::reporting::events::Events;
+use crate::reporting::metrics::{self, StepMetrics};
+use crate::reporting::wandb::{Begin, Wandb};
+use crate::run_folder::output;
+use crate::step::trainer::Shown;
+use crate::{Result, TrainError};
+
+/// The name of the histogram of a step's rewards.
+pub const REWARDS: &str = "rollouts/rewards";
+/// The name of the text of a step's completions.
+pub const COMPLETIONS: &str = "rollouts/completions";
+/// The name of the picture of a step's frames.
+pub const FRAMES: &str = "rollouts/frames";
+
+/// Everything that the steps are shown in.
+#[derive(Debug)]
+pub struct Watch {
+    events: Option<Events>,
+    wandb: Option<Wandb>,
+}
+
+impl Watch {
+    /// Begins after step `step`, whose checkpoint lies in the folder `home`. `run` is what run.json says.
+    pub fn begin(options: &RunOptions, home: &Path, step: u64, run: &Value) -> Result<Self> {
+        let events = options.reports_to(ReportTo::Tensorboard).then(|| Events::create(&options.out)).transpose()?;
+        if !options.reports_to(ReportTo::Wandb) {
+            return Ok(Self { events, wandb: None });
+        }
+        let logged = |m: &StepMetrics| m.step <= step && m.step.is_multiple_of(options.logging_steps);
+        let lines = metrics::read(&options.out.join(output::METRICS), logged)?;
+        let done: Vec<StepMetrics> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let begin = Begin {
+            out: &options.out,
+            home,
+            step,
+            done: &done,
+            project: &options.wandb_project(),
+            name: options.run_name.as_deref(),
+            run,
+        };
+        Ok(Self { events, wandb: Some(Wandb::begin(&begin)?) })
+    }
+
+    /// The folder that `wandb sync` uploads, if there is one.
+    pub fn wandb(&self) -> Option<&Path> {
+        self.wandb.as_ref().map(Wandb::folder)
+    }
+
+    /// Shows a step.
+    pub fn step(&mut self, line: &StepMetrics, shown: Option<&Shown>) -> Result<()> {
+        let points = line.points();
+        if let Some(events) = &mut self.events {
+            events.scalars(line.step, &points)?;
+            shown.map_or(Ok(()), |shown| events.shown(line.step, shown))?;
+        }
+        self.wandb.as_mut().map_or(Ok(()), |wandb| wandb.step(line.step, &points, shown))
+    }
+
+    /// Says how the run ended.
+    pub fn finish(&mut self, done: &Result<()>) -> Result<()> {
+        // The client's own codes (`sdk/lib/exit_hooks.py`): 255 where it was interrupted.
+        let code = match done {
+            Ok(()) => 0,
+            Err(TrainError::Stopped { .. }) => 255,
+            Err(_) => 1,
+        };
+        self.wandb.take().map_or(Ok(()), |wandb| wandb.finish(code))
+    }
+}
+
+/// A histogram of thirty bins of equal width from the smallest value to the largest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bins {
+    /// The smallest value.
+    pub low: f64,
+    /// The largest.
+    pub high: f64,
+    /// Where each bin ends; the first begins at `low`.
+    pub limits: Vec<f64>,
+    /// Values in each bin.
+    pub counts: Vec<u64>,
+}
+
+impl Bins {
+    /// The histogram of one value at least.
+    pub fn of(values: &[f32]) -> Self {
+        const BINS: usize = 30;
+        let values: Vec<f64> = values.iter().map(|&v| f64::from(v)).collect();
+        let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), &v| (l.min(v), h.max(v)));
+        let width = (high - low).max(1e-6) / BINS as f64;
+        let mut counts = vec![0; BINS];
+        for v in &values {
+            counts[(((v - low) / width) as usize).min(BINS - 1)] += 1;
+        }
+        Self { low, high, limits: (1..=BINS).map(|i| low + width * i as f64).collect(), counts }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Every value is in a bin that it lies in, rounding aside.
+        #[test]
+        fn bins_hold_all_values(values in prop::collection::vec(-100f32..100.0, 1..60)) {
+            let bins = Bins::of(&values);
+            prop_assert_eq!(bins.counts.iter().sum::<u64>(), values.len() as u64);
+            let mut below = 0;
+            for (limit, n) in bins.limits.iter().zip(&bins.counts) {
+                below += n;
+                let slack = 1e-9 * (1.0 + limit.abs());
+                let at_most = values.iter().filter(|&&v| f64::from(v) <= limit + slack).count() as u64;
+                let under = values.iter().filter(|&&v| f64::from(v) < limit - slack).count() as u64;
+                prop_assert!(under <= below && below <= at_most, "{limit}: {under} {below} {at_most}");
+            }
+            prop_assert_eq!(bins.low, f64::from(values.iter().copied().fold(f32::INFINITY, f32::min)));
+            prop_assert_eq!(bins.high, f64::from(values.iter().copied().fold(f32::NEG_INFINITY, f32::max)));
+        }
+    }
+}

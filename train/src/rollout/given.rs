@@ -1,0 +1,119 @@
+//! Completions with rewards from a file, in place of drawing them: `{"row": R, "completions": [[ids], …], "rewards": [numbers]}` a line,
+//! R being the row of the data file, counted from 0, that they complete.
+
+use std::path::{Path, PathBuf};
+
+use reel_model::config::ModelConfig;
+use serde::Deserialize;
+
+use crate::options::GrpoOptions;
+use crate::run_folder::digest;
+use crate::{Result, TrainError};
+
+/// A group of completions as a line has it.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub(crate) struct Line {
+    /// The row of the data file.
+    pub(crate) row: usize,
+    /// The ids of each completion.
+    pub(crate) completions: Vec<Vec<i32>>,
+    /// The reward of each.
+    pub(crate) rewards: Vec<f32>,
+}
+
+/// A file of them.
+#[derive(Debug)]
+pub(crate) struct Given {
+    path: PathBuf,
+    hash: String,
+    /// With the number of each, counted from 1.
+    lines: Vec<(usize, Line)>,
+}
+
+const FORM: &str = "write {\"row\": 0, \"completions\": [[ids], …], \"rewards\": [numbers]} a line";
+
+impl Given {
+    /// Reads a file and holds each line against the options, the `rows` of the data and the vocabulary.
+    pub(crate) fn open(path: &Path, options: &GrpoOptions, rows: usize, config: &ModelConfig) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| TrainError::read(path, e))?;
+        let mut lines = Vec::new();
+        for (number, text) in (1..).zip(text.split('\n')).filter(|(_, text)| !text.trim().is_empty()) {
+            let place = format!("{}:{number}", path.display());
+            let line: Line = serde_json::from_str(text)
+                .map_err(|e| TrainError::data(&place, format!("is not a group of completions: {e}"), FORM))?;
+            line.check(&place, options, rows, config)?;
+            lines.push((number, line));
+        }
+        if lines.is_empty() {
+            return Err(TrainError::data(path.display().to_string(), "has no completions", FORM));
+        }
+        Ok(Self { path: path.to_path_buf(), hash: digest::bytes(text.as_bytes()), lines })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lines.len()
+    }
+
+    pub(crate) fn line(&self, index: usize) -> &Line {
+        &self.lines[index].1
+    }
+
+    pub(crate) fn number(&self, index: usize) -> usize {
+        self.lines[index].0
+    }
+
+    pub(crate) fn place(&self, index: usize) -> String {
+        format!("{}:{}", self.path.display(), self.number(index))
+    }
+
+    pub(crate) fn hash(&self) -> &str {
+        &self.hash
+    }
+}
+
+impl Line {
+    fn check(&self, place: &str, options: &GrpoOptions, rows: usize, config: &ModelConfig) -> Result<()> {
+        let vocab = config.text.vocab_size;
+        let wrong =
+            |field: &str, what: String, cure: String| Err(TrainError::data(format!("{place}: {field}"), what, cure));
+        if self.row >= rows {
+            return wrong("row", format!("is {}, but the data has {rows} rows", self.row), "count them from 0".into());
+        }
+        let (groups, wanted) = (self.completions.len(), options.num_generations);
+        if groups != wanted {
+            let cure = format!("give {wanted}, or --num-generations {groups}");
+            return wrong("completions", format!("are {groups}, but --num-generations is {wanted}"), cure);
+        }
+        if self.rewards.len() != groups {
+            return wrong(
+                "rewards",
+                format!("are {} for {groups} completions", self.rewards.len()),
+                "give one each".into(),
+            );
+        }
+        if let Some(bad) = self.rewards.iter().find(|r| !r.is_finite()) {
+            return wrong("rewards", format!("have {bad}"), "give finite numbers".into());
+        }
+        let ids = || self.completions.iter().flatten();
+        if let Some(bad) = ids().find(|&&id| id < 0 || id as usize >= vocab) {
+            let what = format!("have id {bad}, which the vocabulary of {vocab} lacks");
+            return wrong("completions", what, "use the tokenizer of this model".into());
+        }
+        let pads = [config.tokens.image, config.tokens.video];
+        if let Some(pad) = ids().find(|&&id| pads.contains(&(id as u32))) {
+            let what = format!("have id {pad}, the place of a picture or film, and no media for it");
+            return wrong("completions", what, "take it out: such ids are never drawn".into());
+        }
+        let (longest, most) = (self.completions.iter().map(Vec::len).max().unwrap_or(0), options.max_completion_length);
+        if longest > most {
+            let what = format!("have {longest} tokens, more than --max-completion-length {most}");
+            return wrong("completions", what, "raise the limit, or cut them".into());
+        }
+        Ok(())
+    }
+
+    /// Refuses a group in which nothing was said; its row can be left out.
+    pub(crate) fn check_ends(&self, place: &str) -> Result<()> {
+        if self.completions.iter().all(Vec::is_empty) { Err(TrainError::nothing_said(place)) } else { Ok(()) }
+    }
+}

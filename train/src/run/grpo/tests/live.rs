@@ -1,0 +1,261 @@
+//! Runs that draw their own completions.
+
+use super::*;
+use crate::reporting::metrics::StepMetrics;
+use crate::run_folder::resume;
+use crate::testing::{assert_same_files, timeless};
+use proptest::prelude::*;
+
+/// Rows of text, pictures and a film of four frames, with answers.
+pub(super) fn rows() -> String {
+    let answer = |row: Value, kind: &str, solution: &str| {
+        let mut row = row;
+        row["problem_type"] = json!(kind);
+        row["solution"] = json!(format!("<answer>{solution}</answer>"));
+        row.to_string()
+    };
+    let ask = |content: Value| json!({"prompt": [{"role": "user", "content": content}]});
+    let frames: Vec<String> = (0..4).map(|i| format!("media/frames/{i:03}.png")).collect();
+    [
+        answer(ask(json!("2 + 2?")), "numerical", "4"),
+        answer(
+            ask(json!([{"type": "video", "video": frames}, {"type": "text", "text": "Where?"}])),
+            "free-form",
+            "left",
+        ),
+        answer(
+            ask(json!([{"type": "image", "image": "media/b.png"}, {"type": "text", "text": "What?"}])),
+            "OCR",
+            "a b",
+        ),
+        answer(ask(json!("Name a colour.")), "free-form", "green"),
+    ]
+    .join("\n")
+}
+
+/// A run of four steps on these rows.
+pub(super) fn case(dir: &Path, out: &str, rows: &str) -> Case {
+    let data = dir.join("rows.jsonl");
+    fs::write(&data, rows).unwrap();
+    let run = RunOptions {
+        model: golden("model_a").display().to_string(),
+        data,
+        media_root: Some(golden("../grpo/grpo_clip_iter2")),
+        out: dir.join(out),
+        learning_rate: 1e-3,
+        lr_scheduler_type: Scheduler::Constant,
+        per_device_train_batch_size: 4,
+        gradient_accumulation_steps: 1,
+        max_steps: Some(4),
+        ..Default::default()
+    };
+    Case::new(GrpoOptions { run, num_generations: 4, max_completion_length: 12, temporal: true, ..Default::default() })
+}
+
+/// With a reward that differs: how long the line is that a completion stands in.
+fn live(dir: &Path, out: &str) -> Case {
+    let command = "while read -r line; do echo ${#line}; done";
+    case(dir, out, &rows()).with(|o| o.reward_command = Some(command.into()))
+}
+
+#[test]
+fn what_is_drawn_is_what_is_trained_to_the_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let case = live(dir.path(), "out");
+    case.run().unwrap();
+    let lines = metrics(&dir.path().join("out"));
+    assert_eq!(lines.len(), 4);
+    for line in &lines {
+        assert_eq!(line.more["rollout_drift"], json!(0.0), "step {}", line.step);
+        assert!(line.more["entropy"].as_f64().unwrap() > 0.5 && line.more["rewards/accuracy"].is_number());
+        assert!(line.more["completion_length"].as_f64().unwrap() > 0.0);
+    }
+    // Weights move, so the distance from the first ones grows.
+    assert!(lines[0].more["kl"] == json!(0.0) && lines[3].more["kl"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn recorded_rollouts_train_to_the_same_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    live(dir.path(), "drawn").with(|o| o.no_shuffle = true).run().unwrap();
+    let drawn = dir.path().join("drawn");
+    let all: String = (1..=4).map(|n| fs::read_to_string(records::file(&drawn.join("rollouts"), n)).unwrap()).collect();
+    assert!(all.lines().count() == 4 && all.contains("\"shuffled_texts\":"), "{all}");
+    let rollouts = dir.path().join("rollouts.jsonl");
+    fs::write(&rollouts, all).unwrap();
+    let given = live(dir.path(), "given").with(|o| {
+        (o.no_shuffle, o.temporal, o.reward_command, o.rollouts) = (true, false, None, Some(rollouts));
+    });
+    given.run().unwrap();
+    let hashes = |out: &str| metrics(&dir.path().join(out)).into_iter().map(|m| m.hash).collect::<Vec<_>>();
+    assert_eq!(hashes("drawn"), hashes("given"));
+}
+
+#[test]
+fn a_run_is_its_seed_whatever_the_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    live(dir.path(), "two").run().unwrap();
+    Case { device: Device::cpu(1), ..live(dir.path(), "one") }.run().unwrap();
+    Case { seed: 1, ..live(dir.path(), "other") }.run().unwrap();
+    let [two, one, other] = ["two", "one", "other"].map(|out| dir.path().join(out));
+    assert_eq!(timeless(&two), timeless(&one));
+    assert_same_files(&two, &one);
+    assert_ne!(timeless(&two), timeless(&other));
+}
+
+#[test]
+fn a_resumed_run_is_the_unbroken_one_also_between_two_steps_on_one_set() {
+    for (iterations, first) in [(1, 2), (2, 1), (2, 3), (3, 2)] {
+        let dir = tempfile::tempdir().unwrap();
+        let case = |out: &str, steps: i64, resume: Option<&str>| {
+            let resume = resume.map(String::from);
+            live(dir.path(), out).with(|o| {
+                (o.num_iterations, o.max_steps, o.resume_from_checkpoint) = (iterations, Some(steps), resume);
+                o.save_steps = 1;
+            })
+        };
+        case("whole", 4, None).run().unwrap();
+        case("broken", first, None).run().unwrap();
+        case("broken", 4, Some("last")).run().unwrap();
+        let [whole, broken] = ["whole", "broken"].map(|out| dir.path().join(out));
+        assert_eq!(timeless(&whole), timeless(&broken), "{iterations} iterations, stopped after {first}");
+        for line in metrics(&broken) {
+            let drew = (line.step - 1).is_multiple_of(iterations);
+            assert_eq!(line.more["rollout_seconds"].as_f64() > Some(0.0), drew, "step {}", line.step);
+        }
+        // The length of the run, which the checkpoints before the stop speak of, was another one then.
+        for step in first + 1..=4 {
+            let name = format!("checkpoint-{step}");
+            assert_same_files(&whole.join(&name), &broken.join(&name));
+        }
+        assert_eq!(resume::read(&broken.join("checkpoint-4")).unwrap().step, 4);
+    }
+}
+
+#[test]
+fn groups_without_differences_are_drawn_again_from_further_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    // Rows about a colour are all worth the same.
+    let command = "while read -r line; do case $line in *colour*) echo 1;; *) echo ${#line};; esac; done";
+    let plain = live(dir.path(), "plain").with(|o| o.reward_command = Some(command.into()));
+    plain.run().unwrap();
+    let zero = |m: &StepMetrics| m.more["reward_std"] == json!(0.0);
+    assert!(metrics(&dir.path().join("plain")).iter().any(zero));
+    let dynamic = live(dir.path(), "dynamic");
+    dynamic.with(|o| (o.reward_command, o.dynamic_sampling) = (Some(command.into()), true)).run().unwrap();
+    let lines = metrics(&dir.path().join("dynamic"));
+    assert!(!lines.iter().any(zero), "{lines:?}");
+    assert!(lines.iter().any(|m| m.more["dropped_groups"].as_u64() > Some(0)));
+    let same = live(dir.path(), "same").with(|o| {
+        (o.reward_command, o.dynamic_sampling) = (Some("while read -r line; do echo 1; done".into()), true);
+    });
+    let e = same.run().unwrap_err();
+    assert!(!e.is_usage(), "the options are fine");
+    let e = e.to_string();
+    assert!(
+        e.starts_with("--dynamic-sampling: in step 1 the rewards within each of 10 groups were all the same"),
+        "{e}"
+    );
+}
+
+#[test]
+fn a_run_ends_well_though_its_last_rows_make_no_difference() {
+    let dir = tempfile::tempdir().unwrap();
+    let command = "while read -r line; do case $line in *colour*) echo 1;; *) echo ${#line};; esac; done";
+    let epoch = live(dir.path(), "out").with(|o| {
+        (o.reward_command, o.dynamic_sampling) = (Some(command.into()), true);
+        (o.max_steps, o.no_shuffle, o.save_steps) = (None, true, 100);
+    });
+    assert_eq!(epoch.run().unwrap().last.unwrap().step, 3);
+    assert!(dir.path().join("out/model.safetensors").is_file() && dir.path().join("out/checkpoint-3").is_dir());
+}
+
+#[test]
+fn eight_completions_about_a_film_cost_one_encode_of_its_frames() {
+    let dir = tempfile::tempdir().unwrap();
+    let film = rows().lines().nth(1).unwrap().to_string();
+    let case = case(dir.path(), "out", &film).with(|o| {
+        (o.siglip, o.max_steps) = (Some(golden("../siglip/model")), Some(3));
+        (o.num_generations, o.per_device_train_batch_size) = (8, 8);
+    });
+    case.run().unwrap();
+    let lines = metrics(&dir.path().join("out"));
+    // Four frames; in the next steps they are known, those to shuffled frames are not judged.
+    let encoded: Vec<Option<u64>> = lines.iter().map(|m| m.more["frames_encoded"].as_u64()).collect();
+    assert_eq!(encoded, [Some(4), Some(0), Some(0)]);
+    assert!(lines.iter().all(|m| m.more.contains_key("rewards/semantic")), "{lines:?}");
+    let e = super::live::case(dir.path(), "none", &film).with(|o| o.siglip = Some(dir.path().to_path_buf()));
+    let e = e.run().unwrap_err().to_string();
+    assert!(e.contains("config.json") && e.contains("; "), "{e}");
+    assert!(!dir.path().join("none").exists(), "a run that cannot begin leaves nothing");
+}
+
+#[test]
+fn completions_can_have_a_fixed_length_and_truncated_ones_can_be_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    live(dir.path(), "fixed").with(|o| o.min_completion_length = 12).run().unwrap();
+    for line in metrics(&dir.path().join("fixed")) {
+        assert_eq!(line.more["completion_length"], json!(12.0));
+    }
+    let masked = live(dir.path(), "masked").with(|o| {
+        (o.min_completion_length, o.mask_truncated_completions, o.beta) = (12, true, 0.0);
+    });
+    // Nothing ends, so nothing is learned.
+    masked.run().unwrap();
+    for line in metrics(&dir.path().join("masked")) {
+        assert_eq!((line.loss, line.grad_norm), (0.0, 0.0));
+    }
+}
+
+#[test]
+fn a_prompt_that_is_a_text_is_followed_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let row = json!({"prompt": "2 + 2 =", "solution": "<answer>4</answer>", "problem_type": "numerical"});
+    let run = case(dir.path(), "out", &row.to_string()).with(|o| o.max_steps = Some(1));
+    run.run().unwrap();
+    let recorded = fs::read_to_string(dir.path().join("out/rollouts/000001.jsonl")).unwrap();
+    let recorded: Value = serde_json::from_str(recorded.trim()).unwrap();
+    assert_eq!(recorded["prompt"], json!("2 + 2 ="));
+    // No template, no system message: these words, once for all, and what follows them.
+    let words = reel_model::input::Bundle::open(&golden("model_a")).unwrap().tokenizer.encode("2 + 2 =").unwrap().len();
+    let drawn: usize = recorded["completions"].as_array().unwrap().iter().map(|c| c.as_array().unwrap().len()).sum();
+    assert_eq!(metrics(&dir.path().join("out"))[0].tokens as usize, words - 1 + drawn);
+}
+
+#[test]
+fn the_simulator_draws_what_it_trains() {
+    let Some(()) = reel_kernels::compile::for_test() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::sim(reel_runtime::SimOptions { threads: 2, ..Default::default() }).unwrap();
+    let case = Case { device, ..live(dir.path(), "sim") };
+    case.with(|o| {
+        (o.num_generations, o.per_device_train_batch_size, o.max_completion_length) = (2, 2, 3);
+        (o.max_steps, o.no_shuffle, o.temporal) = (Some(1), true, false);
+    })
+    .run()
+    .unwrap();
+    let lines = metrics(&dir.path().join("sim"));
+    // The kernel that draws adds a row's exponentials up in another order than the one that trains.
+    let drift = lines[0].more["rollout_drift"].as_f64().unwrap();
+    assert!(drift <= 1e-6, "{drift:e}");
+}
+
+proptest! {
+    /// Films keep their frames; only the order changes, by the seed.
+    #[test]
+    fn shuffling_moves_whole_frames(frames in 1usize..20, seed: u64) {
+        use reel_media::resize::FrameBuf;
+        let film = FrameBuf { data: (0..frames * 12).map(|i| (i / 12) as u8).collect(), frames, height: 2, width: 2 };
+        let mut tokens = reel_model::input::ModelInput::default();
+        tokens.frames.videos = vec![film.clone(), film];
+        let moved = crate::rollout::shuffled(&tokens, seed);
+        for film in &moved.frames.videos {
+            let first: Vec<u8> = film.data.chunks(12).map(|frame| frame[0]).collect();
+            prop_assert!(film.data.chunks(12).all(|frame| frame.iter().all(|b| *b == frame[0])));
+            let mut sorted = first.clone();
+            sorted.sort_unstable();
+            prop_assert_eq!(sorted, (0..frames as u8).collect::<Vec<_>>());
+        }
+        prop_assert_eq!(crate::rollout::shuffled(&tokens, seed).frames, moved.frames);
+    }
+}

@@ -1,0 +1,113 @@
+//! One copy of a group's prompt instead of one a completion: the same loss and gradients, from fewer tokens.
+
+use super::*;
+use crate::rollout::{Completion, Group};
+use crate::step::packing::Packed;
+use crate::testing::changes;
+use reel_model::config::ModelConfig;
+use reel_model::input::ModelInput;
+
+#[test]
+fn loss_and_gradients_are_those_of_the_plain_step() {
+    for name in GIVEN {
+        let dir = tempfile::tempdir().unwrap();
+        let outs = [true, false].map(|shared| {
+            let out = dir.path().join(format!("{shared}"));
+            given(name, &out).0.with(|o| o.shared_prefix = shared).run().unwrap();
+            out
+        });
+        let [shared, plain] = outs.each_ref().map(|out| metrics(out));
+        for (s, p) in shared.iter().zip(&plain) {
+            assert!((s.loss - p.loss).abs() <= 1e-5 * p.loss.abs().max(1e-2), "{name}: loss {} and {}", s.loss, p.loss);
+            assert!((s.grad_norm / p.grad_norm - 1.0).abs() <= 1e-5, "{name}: {} and {}", s.grad_norm, p.grad_norm);
+            assert!(s.tokens < p.tokens, "{name}: {} and {} tokens", s.tokens, p.tokens);
+        }
+        // Adam divides by the gradient's own size, so that the smallest of gradients move weights as much as any: the changes as a whole.
+        let model = PathBuf::from(&given(name, dir.path()).0.options.model);
+        let [shared, plain] = outs.each_ref().map(|out| changes(&model, out));
+        let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
+        let off = norm(&mut shared.iter().zip(&plain).map(|(s, p)| s - p)) / norm(&mut plain.iter().copied());
+        assert!(off <= 1e-3, "{name}: changes of weights differ by {off:.1e}");
+    }
+}
+
+/// The gradients of the first step of a case, all names in order.
+fn gradients(name: &str, shared: bool) -> Vec<f32> {
+    let dir = tempfile::tempdir().unwrap();
+    let case = given(name, dir.path()).0.with(|o| o.shared_prefix = shared);
+    let (options, model) = (&case.options, PathBuf::from(&case.options.model));
+    let setup = Setup {
+        options,
+        model: &model,
+        device: &case.device,
+        dtype: DType::F32,
+        seed: 0,
+        media: &MediaOptions { profile: reel_media::profile::Profile::VideorftTrain, ..Default::default() },
+        resolved: &Value::Null,
+        quiet: true,
+        stop: &case.stop,
+    };
+    let prompts = Prompts::open(&setup).unwrap();
+    let samples =
+        (0..options.groups()).map(|line| crate::data::feed::Source::sample(&prompts, line).unwrap()).collect();
+    let mut set = Set::new(group::given(options, samples, prompts.stop_ids()), options.scale_rewards);
+    let config = ModelConfig::open(&model).unwrap();
+    let recipe = crate::step::hyperparameters::Recipe::new(options, 1);
+    let (mut trainer, _files) = Trainer::open(&case.device, &config, &model, DType::F32, recipe).unwrap();
+    let reference = (options.beta > 0.0).then(|| first_weights(&setup, &trainer).unwrap());
+    step::step(&mut trainer, options, reference.as_ref(), &mut set, 1).unwrap();
+    trainer.grads.iter().flat_map(|(_, g)| g.to_f32().unwrap()).collect()
+}
+
+#[test]
+fn every_gradient_is_that_of_the_plain_step() {
+    for name in GIVEN {
+        let (shared, plain) = (gradients(name, true), gradients(name, false));
+        assert_eq!(shared.len(), plain.len());
+        let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
+        let off = norm(&mut shared.iter().zip(&plain).map(|(&s, &p)| f64::from(s) - f64::from(p)))
+            / norm(&mut plain.iter().map(|&p| f64::from(p)));
+        assert!(off <= 1e-5, "{name}: {off:.1e}");
+    }
+}
+
+/// The tokens of a group's row.
+fn tokens(prompt: usize, completions: &[usize], shared: bool) -> usize {
+    let config = ModelConfig::open(&golden("model_a")).unwrap();
+    let positions: Vec<i64> = (0..prompt as i64).collect();
+    let tokens = ModelInput {
+        input_ids: vec![1; prompt],
+        position_ids: [positions.clone(), positions.clone(), positions],
+        ..ModelInput::default()
+    };
+    let prompt = Prompt {
+        row: 0,
+        place: String::new(),
+        tokens,
+        asked: Value::Null,
+        columns: serde_json::Map::new(),
+        given: None,
+    };
+    let completion = |&n: &usize| Completion::new(vec![2; n], &[], false);
+    let group = Group {
+        prompt: Arc::new(prompt),
+        completions: completions.iter().map(completion).collect(),
+        rewards: Vec::new(),
+        advantages: Vec::new(),
+    };
+    Packed::new(&Device::cpu(1), &config, DType::F32, &[group], shared).unwrap().batch.tokens()
+}
+
+#[test]
+fn a_group_of_eight_takes_less_than_a_quarter_of_the_tokens() {
+    let (shared, plain) = (tokens(2400, &[300; 8], true), tokens(2400, &[300; 8], false));
+    // What nothing follows is in neither: the last token of each completion.
+    assert_eq!((shared, plain), (2399 + 8 * 300, 8 * (2400 + 299)));
+    assert!(shared as f64 <= 0.223 * f64::from(8 * (2400 + 300)), "{shared}");
+}
+
+#[test]
+fn prompts_of_one_token_and_completions_of_none_are_packed_too() {
+    assert_eq!((tokens(1, &[3, 1], true), tokens(1, &[3, 1], false)), (4, 4));
+    assert_eq!((tokens(5, &[0, 2], true), tokens(5, &[0, 2], false)), (4 + 2, 6));
+}

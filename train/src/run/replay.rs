@@ -1,0 +1,87 @@
+//! Doing a step of a finished run again, and comparing the weights that it leaves with those that the run recorded.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::reporting::metrics::{self, StepMetrics};
+use crate::run::{self, Setup, Work};
+use crate::run_folder::checkpoint;
+use crate::run_folder::hashes;
+use crate::run_folder::output;
+use crate::run_folder::resume::Length;
+use crate::{Result, TrainError};
+
+/// Where a step can be done again from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct From {
+    /// The step of the checkpoint; 0: the run's own start.
+    pub step: u64,
+    /// The nearest checkpoint before the step.
+    pub checkpoint: Option<PathBuf>,
+    /// The fingerprint of all weights after the step, as the run recorded it.
+    pub hash: String,
+}
+
+/// What doing a step again showed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replayed {
+    /// Whether all weights are the recorded ones.
+    pub same: bool,
+    /// The first tensor that is not, where the run recorded tensors.
+    pub first: Option<String>,
+}
+
+/// Finds out where step `step` of the run in `out` can be done again from.
+pub fn find(out: &Path, step: u64) -> Result<From> {
+    let log = out.join(output::METRICS);
+    let lines = metrics::read(&log, |m: &StepMetrics| m.step == step)?;
+    let recorded = lines.first().and_then(|line| serde_json::from_str::<StepMetrics>(line).ok());
+    let Some(recorded) = recorded.filter(|_| step > 0) else {
+        let done = metrics::read(&log, |_: &StepMetrics| true)?.len();
+        let cure = if done == 0 { "give the OUT of a run".to_string() } else { format!("give 1 to {done}") };
+        return Err(TrainError::option("--step", format!("is {step}, which {} does not have", log.display()), cure));
+    };
+    let nearest = checkpoint::list(out)?.range(..step).next_back().map(|(n, path)| (*n, path.clone()));
+    Ok(From { step: nearest.as_ref().map_or(0, |n| n.0), checkpoint: nearest.map(|n| n.1), hash: recorded.hash })
+}
+
+/// Runs up to `step` and compares with what the run in `recorded` left. `setup` is that run's, but for its own empty OUT, its checkpoint to go
+/// on from, and no checkpoints.
+pub(crate) fn replay<'a, W: Work<'a>>(
+    setup: &Setup<'a, W::Options>,
+    recorded: &Path,
+    step: u64,
+    want: &str,
+) -> Result<Replayed> {
+    debug_assert!(setup.options.save_steps == 0);
+    let lengths: Vec<Length> = serde_json::from_value(read(recorded)?["lengths"].take()).unwrap_or_default();
+    let trainer = run::redo::<W>(setup, step, &lengths)?;
+    if trainer.hash()? == want {
+        return Ok(Replayed { same: true, first: None });
+    }
+    let now = trainer.hashes()?;
+    let then = hashes::read(recorded, step, now.len())?.unwrap_or_default();
+    let first = now.iter().zip(then).find(|((_, hash), then)| hashes::short(*hash) != *then);
+    Ok(Replayed { same: false, first: first.map(|((name, _), _)| name.clone()) })
+}
+
+/// The options of a run as its `run.json` has them, for the command that it names.
+pub fn options_of(out: &Path) -> Result<(String, Value)> {
+    let mut run = read(out)?;
+    match (run["command"].as_str().map(String::from), run["options"].take()) {
+        (Some(command), options @ Value::Object(_)) => Ok((command, options)),
+        _ => Err(damaged(&out.join(output::RUN), "names no command and options".into())),
+    }
+}
+
+/// `run.json` of a run.
+fn read(out: &Path) -> Result<Value> {
+    let path = out.join(output::RUN);
+    let text = std::fs::read(&path).map_err(|e| TrainError::read(&path, e))?;
+    serde_json::from_slice(&text).map_err(|e| damaged(&path, format!("is not JSON: {e}")))
+}
+
+fn damaged(path: &Path, what: String) -> TrainError {
+    TrainError::output(path.display().to_string(), what, "give the OUT of a run")
+}

@@ -1,0 +1,72 @@
+//! Whole runs on the golden cases: against the reference, against themselves, and stopped in every way.
+
+mod errors;
+mod golden;
+mod master;
+mod resumed;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use reel_model::checkpoint::Checkpoint;
+use reel_runtime::{DType, Device};
+use serde_json::Value;
+
+use super::*;
+use crate::options::{LabelRule, Optim, RunOptions, Scheduler};
+use crate::reporting::metrics::Skipped;
+use crate::run_folder::checkpoint;
+use crate::run_folder::output;
+use crate::run_folder::resume;
+use crate::step::hyperparameters::Recipe;
+use crate::testing::*;
+
+/// A run on a golden case, with what a test changes.
+struct Case {
+    options: SftOptions,
+    dtype: DType,
+    threads: usize,
+    seed: u64,
+    stop: AtomicBool,
+}
+
+impl Case {
+    /// Two epochs of the case in small steps.
+    fn new(name: &str, model: &str, out: &Path) -> Self {
+        let case = golden(name);
+        let run = RunOptions {
+            model: golden(model).display().to_string(),
+            data: case.join("data.jsonl"),
+            out: out.to_path_buf(),
+            learning_rate: 1e-3,
+            lr_scheduler_type: Scheduler::Constant,
+            gradient_accumulation_steps: 1,
+            max_steps: Some(4),
+            ..Default::default()
+        };
+        let options = SftOptions { run, labels: Some(LabelRule::Text), ..Default::default() };
+        Self { options, dtype: DType::F32, threads: 2, seed: 0, stop: AtomicBool::new(false) }
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut SftOptions)) -> Self {
+        change(&mut self.options);
+        self
+    }
+
+    fn run(&self) -> Result<Summary> {
+        let model = PathBuf::from(&self.options.model);
+        let media = MediaOptions { profile: reel_media::profile::Profile::VideorftTrain, ..Default::default() };
+        run(&Setup {
+            options: &self.options,
+            model: &model,
+            device: &Device::cpu(self.threads),
+            dtype: self.dtype,
+            seed: self.seed,
+            media: &media,
+            resolved: &serde_json::to_value(&self.options).unwrap(),
+            quiet: true,
+            stop: &self.stop,
+        })
+    }
+}

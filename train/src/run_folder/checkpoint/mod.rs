@@ -1,0 +1,178 @@
+//! `OUT/checkpoint-N/`: a hub folder with the weights after step N (an adapter's folder, where one is trained), and below `training/` what is needed to go on to the
+//! same bits: `optimizer.safetensors` (moments, their scales, lower halves of the master copy) and `state.json`.
+//!
+//! A checkpoint is written under a hidden name and renamed when it is whole and on the disk, so that a run that is killed, or a
+//! full disk, leaves the earlier ones as they are. What is written is a [`Snapshot`]; the steps go on meanwhile ([`Saver`]).
+
+mod saver;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use reel_runtime::DType;
+use reel_runtime::Tensor;
+use reel_runtime::optim::ParameterState;
+use safetensors::SafeTensors;
+
+use crate::run_folder::resume::{STATE, State};
+use crate::step::trainer::Trainer;
+use crate::{Result, TrainError};
+
+pub use saver::{Saver, has_room_for};
+pub use snapshot::{Origin, Snapshot, Weights, bytes_of};
+
+const PREFIX: &str = "checkpoint-";
+const OPTIMIZER: &str = "training/optimizer.safetensors";
+
+/// The folder's name in OUT.
+pub fn name(step: u64) -> String {
+    format!("{PREFIX}{step}")
+}
+
+/// The tensors of one parameter's state, by their names in the file.
+fn state_tensors<'a>(
+    name: &str,
+    state: &'a ParameterState,
+) -> impl Iterator<Item = (String, &'static str, &'a Tensor)> {
+    let (m, v) = match state.m.dtype() {
+        DType::U8 => ("I8", "U8"),
+        DType::BF16 => ("BF16", "BF16"),
+        _ => ("F32", "F32"),
+    };
+    let moments = [(format!("m/{name}"), m, &state.m), (format!("v/{name}"), v, &state.v)];
+    let scales = state.scales.as_ref().map(|scales| (format!("scales/{name}"), "F32", scales));
+    moments.into_iter().chain(scales).chain(state.low.as_ref().map(|low| (format!("low/{name}"), "U16", low)))
+}
+
+/// Puts the moments, lower halves and step counts of a checkpoint in place; the weights were loaded from the same folder.
+pub fn load_optimizer(folder: &Path, t: &mut Trainer, state: &State) -> Result<()> {
+    let path = folder.join(OPTIMIZER);
+    let damaged = |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
+    let mapped = reel_runtime::device::MappedFile::open(&path).map_err(|e| TrainError::read(&path, e))?;
+    let stored = SafeTensors::deserialize(mapped.as_bytes()).map_err(|e| damaged(format!("is damaged: {e}")))?;
+    let mut read = 0;
+    for (name, _, own) in t.optimizer.states_mut() {
+        own.steps = state.parameter_steps.get(name).copied().unwrap_or(state.step);
+        for (key, dtype, tensor) in state_tensors(name, own) {
+            let view = stored.tensor(&key).map_err(|_| damaged(format!("lacks {key}")))?;
+            if view.dtype().to_string() != dtype || view.shape() != tensor.shape() {
+                let what =
+                    format!("{key} is {} {:?}, expected {dtype} {:?}", view.dtype(), view.shape(), tensor.shape());
+                return Err(damaged(what));
+            }
+            tensor.write(view.data())?;
+            read += 1;
+        }
+    }
+    if read != stored.len() {
+        return Err(damaged(format!("holds {} tensors, but this run has {read}", stored.len())));
+    }
+    Ok(())
+}
+
+/// The checkpoints in a folder, by step.
+pub fn list(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
+    let mut found = BTreeMap::new();
+    let entries = match fs::read_dir(out) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
+        Err(e) => return Err(TrainError::read(out, e)),
+    };
+    for entry in entries {
+        let path = entry.map_err(|e| TrainError::read(out, e))?.path();
+        let step =
+            path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(PREFIX)).and_then(|n| n.parse().ok());
+        if let Some(step) = step
+            && path.join(STATE).is_file()
+        {
+            found.insert(step, path);
+        }
+    }
+    Ok(found)
+}
+
+/// Removes all but the newest `keep` checkpoints, and but the one of step `best`, which does not count.
+pub fn prune(out: &Path, keep: Option<usize>, best: Option<u64>) -> Result<()> {
+    let mut found = list(out)?;
+    best.map(|step| found.remove(&step));
+    let old = found.len().saturating_sub(keep.unwrap_or(usize::MAX));
+    found.values().take(old).try_for_each(|path| retire(path))
+}
+
+/// Removes a checkpoint. It loses its name first, so that a kill on the way leaves nothing that looks like one.
+pub(crate) fn retire(path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = path.with_file_name(format!(".{name}.old.part"));
+    fs::rename(path, &aside).map_err(|e| TrainError::write(path, e))?;
+    remove_dir(&aside)
+}
+
+/// Removes what a killed run left half-written in `out`.
+pub fn sweep(out: &Path) -> Result<()> {
+    for entry in fs::read_dir(out).map_err(|e| TrainError::read(out, e))? {
+        let path = entry.map_err(|e| TrainError::read(out, e))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !(name.starts_with('.') && name.ends_with(".part")) {
+            continue;
+        }
+        if path.is_dir() {
+            remove_dir(&path)?
+        } else {
+            fs::remove_file(&path).map_err(|e| TrainError::write(&path, e))?
+        }
+    }
+    Ok(())
+}
+
+fn remove_dir(path: &Path) -> Result<()> {
+    fs::remove_dir_all(path).map_err(|e| TrainError::write(path, e))
+}
+
+pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// A folder that gets its name when it is whole; dropped before, it is removed.
+struct Draft(PathBuf);
+
+impl Draft {
+    fn begin(out: &Path, name: &str) -> Result<Self> {
+        let path = out.join(name);
+        if path.exists() {
+            remove_dir(&path)?;
+        }
+        fs::create_dir_all(&path).map_err(|e| TrainError::write(&path, e))?;
+        Ok(Self(path))
+    }
+
+    /// Takes the place of an older folder of that name, which steps aside first: at no moment is there a half one.
+    fn publish(self, target: &Path) -> Result<()> {
+        let failed = |e| TrainError::write(target, e);
+        let aside = self.0.with_extension("old.part");
+        if target.exists() {
+            fs::rename(target, &aside).map_err(failed)?;
+        }
+        fs::rename(&self.0, target).map_err(failed)?;
+        if aside.exists() {
+            remove_dir(&aside)?;
+        }
+        if let Some(parent) = target.parent() {
+            File::open(parent).and_then(|folder| folder.sync_all()).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // After `publish` there is nothing under this name; a failure to remove has no one to tell.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

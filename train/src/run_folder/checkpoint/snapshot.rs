@@ -1,0 +1,234 @@
+//! What a checkpoint holds, as it was at one moment: in a copy that later steps do not touch, or in the tensors themselves where nothing
+//! changes them before it is written.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use reel_model::checkpoint::{Checkpoint, StoredDType, expected_tensors};
+use reel_model::config::ModelConfig;
+use reel_model::lora::{self, AdapterFolder, LoraSpec};
+use reel_model::save::{HubFolder, TensorSpec, hub_folder};
+use reel_model::weights::widen;
+use reel_runtime::{DType, Tensor};
+use serde_json::{Map, Value, json};
+
+use super::{Draft, OPTIMIZER, PREFIX, name, state_tensors, write_synced};
+use crate::run_folder::digest::parts;
+use crate::run_folder::resume::{STATE, State};
+use crate::step::trainer::Trainer;
+use crate::{Result, TrainError};
+
+/// Where the weights that are not trained, and the small files of the folder, come from.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The folder that the run started from.
+    pub folder: PathBuf,
+    /// Its weight files.
+    pub files: Arc<Checkpoint>,
+    /// How an adapter is to call it: an absolute path or a hub id.
+    pub name: String,
+}
+
+/// The bytes of a tensor.
+#[derive(Debug)]
+enum Held {
+    /// As they were.
+    Copy(Vec<u8>),
+    /// As they are when they are written.
+    Tensor(Tensor),
+}
+
+impl Held {
+    fn of(t: &Tensor, copy: bool) -> Result<Self> {
+        Ok(if copy { Self::Copy(t.read_bytes()?) } else { Self::Tensor(t.clone()) })
+    }
+
+    fn write(&self, to: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Self::Copy(bytes) => to.write_all(bytes),
+            Self::Tensor(t) => parts(t).try_for_each(|part| to.write_all(&part.map_err(io::Error::other)?)),
+        }
+    }
+}
+
+/// A tensor with what a file's header says of it.
+#[derive(Debug)]
+struct Stored {
+    shape: Vec<usize>,
+    held: Held,
+}
+
+/// Bytes that a checkpoint of `t` holds of weights and optimizer: the size of a copy of them.
+pub fn bytes_of(t: &Trainer) -> u64 {
+    let state = |(name, weights, state)| {
+        let kept: usize = state_tensors(name, state).map(|(_, _, tensor)| tensor.bytes()).sum();
+        (Tensor::bytes(weights) + kept) as u64
+    };
+    t.optimizer.states().map(state).sum()
+}
+
+/// The model that is trained, or its adapter.
+#[derive(Debug)]
+pub struct Weights {
+    dtype: StoredDType,
+    config: ModelConfig,
+    lora: Option<LoraSpec>,
+    trained: BTreeMap<String, Stored>,
+    origin: Origin,
+}
+
+impl Weights {
+    /// The weights of `t`; where they are no `copy`, they are to be written before the next step.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn of(t: &Trainer, origin: Origin, copy: bool) -> Result<Self> {
+        let stored = |(name, weights, _): (&str, &Tensor, _)| {
+            Ok((name.to_string(), Stored { shape: weights.shape().to_vec(), held: Held::of(weights, copy)? }))
+        };
+        Ok(Self {
+            dtype: if t.dtype == DType::BF16 { StoredDType::Bf16 } else { StoredDType::F32 },
+            config: t.model.config.clone(),
+            lora: t.recipe.lora.clone(),
+            trained: t.optimizer.states().map(stored).collect::<Result<_>>()?,
+            origin,
+        })
+    }
+
+    /// Writes a hub folder with the weights, in the dtype of training; of a run that trains an adapter, the adapter's.
+    ///
+    /// # Errors
+    /// What cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let Self { dtype, origin, .. } = self;
+        if let Some(spec) = &self.lora {
+            return self.write_adapter(folder, spec);
+        }
+        let spec = |(name, shape)| TensorSpec { name, dtype: *dtype, shape };
+        let tensors: Vec<TensorSpec> = expected_tensors(&self.config).into_iter().map(spec).collect();
+        let fill = |spec: &TensorSpec, to: &mut dyn Write| match self.trained.get(&spec.name) {
+            Some(weights) => weights.held.write(to),
+            None => write_untrained(&origin.files, spec, to),
+        };
+        let about = HubFolder { source: &origin.folder, naming: origin.files.naming(), dtype: *dtype };
+        Ok(hub_folder(folder, about, &tensors, fill)?)
+    }
+
+    fn write_adapter(&self, folder: &Path, spec: &LoraSpec) -> Result<()> {
+        let Self { dtype, trained, origin, .. } = self;
+        let stored =
+            |(name, t): (&String, &Stored)| TensorSpec { name: name.clone(), dtype: *dtype, shape: t.shape.clone() };
+        let tensors: Vec<TensorSpec> = trained.iter().map(stored).collect();
+        let about = AdapterFolder { spec, base: &origin.name, source: &origin.folder, naming: origin.files.naming() };
+        let missing = |name: &str| io::Error::other(format!("{name} is not trained"));
+        let fill = |spec: &TensorSpec, to: &mut dyn Write| {
+            trained.get(&spec.name).ok_or_else(|| missing(&spec.name))?.held.write(to)
+        };
+        Ok(lora::save(folder, about, &tensors, fill)?)
+    }
+}
+
+/// A weight that is not trained, from the file that it came from, in the dtype of the others.
+fn write_untrained(files: &Checkpoint, spec: &TensorSpec, to: &mut dyn Write) -> io::Result<()> {
+    let missing = || io::Error::other(format!("{} is no longer in the model's files", spec.name));
+    let view = files.get(&spec.name).ok_or_else(missing)?;
+    if view.dtype == spec.dtype {
+        return to.write_all(view.bytes);
+    }
+    let wide = widen(view.dtype, view.bytes).ok_or_else(missing)?;
+    match spec.dtype {
+        StoredDType::Bf16 => {
+            to.write_all(bytemuck::cast_slice(&wide.iter().map(|&x| half::bf16::from_f32(x)).collect::<Vec<_>>()))
+        }
+        _ => to.write_all(bytemuck::cast_slice(&wide)),
+    }
+}
+
+/// A tensor of the optimizer.
+#[derive(Debug)]
+struct Kept {
+    name: String,
+    dtype: &'static str,
+    bytes: usize,
+    stored: Stored,
+}
+
+/// All that a run goes on from.
+#[derive(Debug)]
+pub struct Snapshot {
+    weights: Weights,
+    /// Wide elements before narrow ones, so that each is aligned for its type.
+    optimizer: Vec<Kept>,
+    state: State,
+    /// What the command itself has to keep: files by their path in the folder.
+    files: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl Snapshot {
+    /// Of a run after the step of `state`. Where it is no `copy`, it is to be written before the next step.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn of(
+        t: &Trainer,
+        origin: Origin,
+        mut state: State,
+        files: Vec<(&'static str, Vec<u8>)>,
+        copy: bool,
+    ) -> Result<Self> {
+        let mut all: Vec<_> = t.optimizer.states().flat_map(|(name, _, state)| state_tensors(name, state)).collect();
+        all.sort_by_key(|(_, _, tensor)| std::cmp::Reverse(tensor.dtype().size()));
+        let kept = |(name, dtype, tensor): (String, &'static str, &Tensor)| {
+            let stored = Stored { shape: tensor.shape().to_vec(), held: Held::of(tensor, copy)? };
+            Ok(Kept { name, dtype, bytes: tensor.bytes(), stored })
+        };
+        state.parameter_steps = t
+            .optimizer
+            .states()
+            .filter(|(_, _, s)| s.steps != state.step)
+            .map(|(name, _, s)| (name.to_string(), s.steps))
+            .collect();
+        let optimizer = all.into_iter().map(kept).collect::<Result<_>>()?;
+        Ok(Self { weights: Weights::of(t, origin, copy)?, optimizer, state, files })
+    }
+
+    /// Writes `OUT/checkpoint-N`.
+    ///
+    /// # Errors
+    /// What cannot be written; nothing is left of it then.
+    pub fn write(&self, out: &Path) -> Result<()> {
+        let step = self.state.step;
+        let target = out.join(name(step));
+        let draft = Draft::begin(out, &format!(".{PREFIX}{step}.part"))?;
+        self.weights.write(&draft.0)?;
+        let training = draft.0.join("training");
+        fs::create_dir(&training).map_err(|e| TrainError::write(&training, e))?;
+        let failed = |file: &str, e| TrainError::write(target.join(file), e);
+        self.write_optimizer(&draft.0.join(OPTIMIZER)).map_err(|e| failed(OPTIMIZER, e))?;
+        let text = serde_json::to_vec_pretty(&self.state).map_err(|e| failed(STATE, e.into()))?;
+        write_synced(&draft.0.join(STATE), &text).map_err(|e| failed(STATE, e))?;
+        for (file, bytes) in &self.files {
+            write_synced(&draft.0.join(file), bytes).map_err(|e| failed(file, e))?;
+        }
+        draft.publish(&target)
+    }
+
+    fn write_optimizer(&self, path: &Path) -> io::Result<()> {
+        let (mut header, mut at) = (Map::new(), 0);
+        for Kept { name, dtype, bytes, stored } in &self.optimizer {
+            let entry = json!({"dtype": dtype, "shape": stored.shape, "data_offsets": [at, at + bytes]});
+            header.insert(name.clone(), entry);
+            at += bytes;
+        }
+        let text = Value::Object(header).to_string();
+        let width = text.len().next_multiple_of(8);
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+        file.write_all(&(width as u64).to_le_bytes())?;
+        write!(file, "{text:<width$}")?;
+        self.optimizer.iter().try_for_each(|kept| kept.stored.held.write(&mut file))?;
+        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    }
+}

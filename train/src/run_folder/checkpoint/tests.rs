@@ -1,0 +1,103 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+
+use reel_model::checkpoint::Checkpoint;
+use reel_model::config::ModelConfig;
+use reel_runtime::Device;
+
+use super::*;
+use crate::options::RunOptions;
+use crate::step::hyperparameters::Recipe;
+use crate::testing::{assert_same_files, golden};
+
+/// A trainer, and what its checkpoints come from.
+fn trainer(dtype: DType) -> (Trainer, Origin) {
+    let folder = golden("model_a");
+    let config = ModelConfig::open(&folder).unwrap();
+    let recipe = Recipe::new(&RunOptions::default(), 1);
+    let (trainer, files) = Trainer::open(&Device::cpu(1), &config, &folder, dtype, recipe).unwrap();
+    let files: Arc<Checkpoint> = Arc::new(files);
+    (trainer, Origin { folder, files, name: "base".into() })
+}
+
+fn state(step: u64) -> State {
+    let text = serde_json::json!({"version": "0", "step": step, "steps": 9, "position": {"slot": 0, "skipped": []}, "peak_bytes": 0,
+        "model_hash": "", "data_hash": "", "options": {}, "parameter_steps": {}});
+    serde_json::from_value(text).unwrap()
+}
+
+#[test]
+fn a_copy_is_what_was_there_whatever_comes_after() {
+    for dtype in [DType::F32, DType::BF16] {
+        let dir = tempfile::tempdir().unwrap();
+        let (now, later) = (dir.path().join("now"), dir.path().join("later"));
+        let (mut trainer, origin) = trainer(dtype);
+        let files = || vec![("training/set.json", b"{}".to_vec())];
+        Snapshot::of(&trainer, origin.clone(), state(3), files(), false).unwrap().write(&now).unwrap();
+        let copy = Snapshot::of(&trainer, origin.clone(), state(3), files(), true).unwrap();
+        let live = Snapshot::of(&trainer, origin, state(4), files(), false).unwrap();
+        for (_, weights, state) in trainer.optimizer.states_mut() {
+            [weights, &state.m].into_iter().for_each(|t| t.write(&vec![1u8; t.bytes()]).unwrap());
+        }
+        copy.write(&later).unwrap();
+        assert_same_files(&now, &later);
+        // The tensors themselves are what they became.
+        live.write(&later).unwrap();
+        let weights = |step| fs::read(later.join(name(step)).join("model.safetensors")).unwrap();
+        assert!(weights(3) != weights(4));
+        // Files and copy differ by the files' headers.
+        let size = |file: &str| fs::metadata(later.join("checkpoint-3").join(file)).unwrap().len();
+        let files = size(OPTIMIZER) + size("model.safetensors");
+        assert!(bytes_of(&trainer) < files && files < bytes_of(&trainer) + (1 << 18), "{files}");
+    }
+}
+
+#[test]
+fn jobs_run_beside_their_caller_one_after_the_other() {
+    let mut saver = Saver::default();
+    let (go, wait) = mpsc::channel::<()>();
+    let done = Arc::new(AtomicBool::new(false));
+    let told = done.clone();
+    saver
+        .start(move || {
+            wait.recv().unwrap();
+            told.store(true, Ordering::SeqCst);
+            Ok(())
+        })
+        .unwrap();
+    saver.poll().unwrap();
+    assert!(!done.load(Ordering::SeqCst), "the caller went on before the job was done");
+    go.send(()).unwrap();
+    let told = done.clone();
+    // The second waits for the first.
+    saver.start(move || if told.load(Ordering::SeqCst) { Ok(()) } else { panic!("two at a time") }).unwrap();
+    saver.wait().unwrap();
+}
+
+#[test]
+fn a_job_that_fails_is_an_error_of_whatever_comes_next() {
+    let failing = || {
+        let mut saver = Saver::default();
+        let full = || TrainError::write("out/checkpoint-3", io::Error::from(io::ErrorKind::StorageFull));
+        saver.start(move || Err(full())).unwrap();
+        saver
+    };
+    let said =
+        |e: TrainError| assert!(e.to_string().starts_with("out/checkpoint-3: cannot be written: the disk is full; "));
+    said(failing().wait().unwrap_err());
+    said(failing().start(|| panic!("it does not follow")).unwrap_err());
+    let mut polled = failing();
+    let e = loop {
+        if let Err(e) = polled.poll() {
+            break e;
+        }
+        std::thread::yield_now();
+    };
+    said(e);
+    polled.wait().unwrap();
+    let mut dead = Saver::default();
+    dead.start(|| panic!("on purpose")).unwrap();
+    assert!(dead.wait().unwrap_err().to_string().contains("ended early"));
+    assert!(has_room_for(0) && !has_room_for(u64::MAX));
+}

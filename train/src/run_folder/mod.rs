@@ -1,0 +1,8 @@
+//! The output folder of a run: its files, checkpoints, and what resuming from them needs. `docs/run.md` lists the files.
+
+pub mod best;
+pub mod checkpoint;
+pub mod digest;
+pub mod hashes;
+pub mod output;
+pub mod resume;

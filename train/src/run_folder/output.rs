@@ -1,0 +1,244 @@
+//! The folder that a run writes: refused when something is in it that the run would mix with, and cleared of an earlier run's
+//! files where that was asked for.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use reel_model::lora::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
+use serde_json::Value;
+
+use crate::data::quarantine::{self, QUARANTINE};
+use crate::options::RunOptions;
+use crate::reporting::metrics::{self, Log, Skipped, StepMetrics};
+use crate::reporting::wandb;
+use crate::rollout::ROLLOUTS;
+use crate::run_folder::best::TRAINER_STATE;
+use crate::run_folder::checkpoint;
+use crate::run_folder::digest;
+use crate::run_folder::hashes::HASHES;
+use crate::{Result, TrainError};
+
+/// `metrics.jsonl` in OUT.
+pub const METRICS: &str = "metrics.jsonl";
+/// `skipped.jsonl` in OUT.
+pub const SKIPPED: &str = "skipped.jsonl";
+/// `run.json` in OUT.
+pub const RUN: &str = "run.json";
+
+/// Where a run begins.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Start {
+    /// At the first step.
+    Fresh,
+    /// After the step of a checkpoint.
+    From(PathBuf),
+}
+
+/// Where the options say that the run begins. Looks, but changes nothing.
+pub fn start(options: &RunOptions) -> Result<Start> {
+    let out = &options.out;
+    let entries = match fs::read_dir(out) {
+        // What looking at the rows left is no run.
+        Ok(entries) => entries.filter(|entry| !entry.as_ref().is_ok_and(|entry| is_of_a_check(&entry.path()))).count(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
+            let what = "is a file, or lies below one";
+            return Err(TrainError::output(format!("--out {}", out.display()), what, "give a folder"));
+        }
+        Err(e) => return Err(TrainError::read(out, e)),
+    };
+    match options.resume_from_checkpoint.as_deref() {
+        Some("last") => match checkpoint::list(out)?.pop_last() {
+            Some((_, path)) => Ok(Start::From(path)),
+            // A run that was stopped before its first checkpoint begins again.
+            None if entries == 0 || out.join(RUN).is_file() => Ok(Start::Fresh),
+            None => Err(not_empty(out, "holds no run to go on with", "give the OUT of the run, or an empty folder")),
+        },
+        Some(folder) if entries == 0 || options.overwrite || lies_in(Path::new(folder), out) => {
+            Ok(Start::From(PathBuf::from(folder)))
+        }
+        Some(_) => Err(not_empty(
+            out,
+            "holds something else than the run of that checkpoint",
+            "choose an empty folder, or give --overwrite",
+        )),
+        None if entries == 0 || options.overwrite => Ok(Start::Fresh),
+        None => Err(not_empty(
+            out,
+            "is not empty",
+            "choose another folder, resume with --resume-from-checkpoint last, or give --overwrite",
+        )),
+    }
+}
+
+fn is_of_a_check(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == QUARANTINE || *name == *quarantine::journal_of(Path::new(QUARANTINE)))
+}
+
+/// Whether a checkpoint is one of the run in `out`.
+fn lies_in(checkpoint: &Path, out: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().ok();
+    // A checkpoint that is not there is refused later, by its own name.
+    real(checkpoint).is_none_or(|path| path.parent().map(Path::to_path_buf) == real(out))
+}
+
+fn not_empty(out: &Path, what: &str, cure: &str) -> TrainError {
+    TrainError::output(format!("--out {}", out.display()), what, cure)
+}
+
+/// Makes the folder, without the files of an earlier run. Refused when the model that is trained lies in it.
+fn clear(out: &Path, model: &Path) -> Result<()> {
+    fs::create_dir_all(out).map_err(|e| TrainError::write(out, e))?;
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    if real(model).starts_with(real(out)) {
+        return Err(not_empty(out, "holds the model that is to be trained", "choose another folder"));
+    }
+    checkpoint::sweep(out)?;
+    checkpoint::list(out)?.values().try_for_each(|path| checkpoint::retire(path))?;
+    match fs::remove_dir_all(out.join(ROLLOUTS)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(TrainError::write(out.join(ROLLOUTS), e)),
+        _ => {}
+    }
+    wandb::clear(out)?;
+    for entry in fs::read_dir(out).map_err(|e| TrainError::read(out, e))? {
+        let path = entry.map_err(|e| TrainError::read(out, e))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let of_a_run = [METRICS, SKIPPED, RUN, TRAINER_STATE, HASHES, ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+            .contains(&name.as_str())
+            || name.starts_with("events.out.tfevents.");
+        if of_a_run
+            || name.starts_with("model")
+                && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"))
+        {
+            fs::remove_file(&path).map_err(|e| TrainError::write(&path, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// The logs of a run that goes on after `step`, having skipped `skipped` rows. Lines come from the folder that the
+/// checkpoint lies in; another OUT is cleared of any other run.
+pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> Result<(Log, Log)> {
+    fs::create_dir_all(out).map_err(|e| TrainError::write(out, e))?;
+    checkpoint::sweep(out)?;
+    let home = checkpoint.parent().filter(|home| !home.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let done = metrics::read(&home.join(METRICS), |m: &StepMetrics| m.step <= step)?;
+    if done.len() as u64 != step {
+        let what = format!("has {} of the {step} steps that {} follows", done.len(), checkpoint.display());
+        return Err(TrainError::output(
+            home.join(METRICS).display().to_string(),
+            what,
+            "put the run's own metrics.jsonl there",
+        ));
+    }
+    if !lies_in(checkpoint, out) {
+        clear(out, checkpoint)?;
+    }
+    let mut left_out = metrics::read(&home.join(SKIPPED), |_: &Skipped| true)?;
+    left_out.truncate(skipped);
+    Ok((Log::resume(&out.join(METRICS), &done)?, Log::resume(&out.join(SKIPPED), &left_out)?))
+}
+
+/// The logs of a new run in a folder cleared of any other, with the rows that are known to be left out.
+pub fn fresh_logs(out: &Path, model: &Path, found: &[Skipped]) -> Result<(Log, Log)> {
+    clear(out, model)?;
+    let (metrics, mut skipped) = (Log::create(&out.join(METRICS))?, Log::create(&out.join(SKIPPED))?);
+    found.iter().try_for_each(|row| skipped.add(row))?;
+    Ok((metrics, skipped))
+}
+
+/// `run.json`: every option as it was resolved, and what the run was made of.
+pub fn write_run(out: &Path, run: &Value) -> Result<()> {
+    let path = out.join(RUN);
+    let part = out.join(format!(".{RUN}.part"));
+    let failed = |e| TrainError::write(&path, e);
+    let text = serde_json::to_string_pretty(run).map_err(|e| failed(e.into()))?;
+    fs::write(&part, text + "\n").map_err(failed)?;
+    fs::rename(&part, &path).map_err(failed)
+}
+
+/// The fingerprint of the folder that a run starts from.
+pub fn model_hash(model: &Path) -> Result<String> {
+    digest::folder(model)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(out: &Path) -> RunOptions {
+        RunOptions { out: out.to_path_buf(), ..Default::default() }
+    }
+
+    fn touch(path: PathBuf) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "{}").unwrap();
+    }
+
+    #[test]
+    fn a_folder_with_something_in_it_is_refused_unless_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        assert_eq!(start(&options(&out)).unwrap(), Start::Fresh);
+        touch(out.join("quarantine.jsonl"));
+        touch(out.join("quarantine.jsonl.journal"));
+        assert_eq!(start(&options(&out)).unwrap(), Start::Fresh);
+        touch(out.join("x"));
+        let e = start(&options(&out)).unwrap_err().to_string();
+        assert!(e.contains("out: is not empty; ") && e.contains("--overwrite"), "{e}");
+        assert_eq!(start(&RunOptions { overwrite: true, ..options(&out) }).unwrap(), Start::Fresh);
+        for file in [out.join("x"), out.join("x/below")] {
+            let e = start(&RunOptions { overwrite: true, ..options(&file) }).unwrap_err().to_string();
+            assert!(e.starts_with("--out ") && e.contains(": is a file, or lies below one; "), "{e}");
+        }
+    }
+
+    #[test]
+    fn the_last_checkpoint_is_the_one_of_the_most_steps_that_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path();
+        let last = || RunOptions { resume_from_checkpoint: Some("last".into()), ..options(out) };
+        assert_eq!(start(&last()).unwrap(), Start::Fresh);
+        touch(out.join("x"));
+        assert!(start(&last()).unwrap_err().to_string().contains("holds no run to go on with"));
+        touch(out.join(RUN));
+        assert_eq!(start(&last()).unwrap(), Start::Fresh);
+        for step in [2, 9, 10] {
+            touch(out.join(format!("checkpoint-{step}/training/state.json")));
+        }
+        touch(out.join("checkpoint-11/config.json"));
+        touch(out.join(".checkpoint-12.part/training/state.json"));
+        assert_eq!(start(&last()).unwrap(), Start::From(out.join("checkpoint-10")));
+        checkpoint::prune(out, Some(1), Some(2)).unwrap();
+        assert_eq!(checkpoint::list(out).unwrap().into_keys().collect::<Vec<_>>(), [2, 10]);
+        checkpoint::sweep(out).unwrap();
+        assert!(!out.join(".checkpoint-12.part").exists() && out.join("checkpoint-11").exists());
+    }
+
+    #[test]
+    fn clearing_takes_a_runs_files_and_leaves_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        for name in [
+            "metrics.jsonl",
+            "run.json",
+            "trainer_state.json",
+            "model.safetensors",
+            "model-00001-of-00002.safetensors",
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "notes.txt",
+            "checkpoint-3/training/state.json",
+            "wandb/offline-run-20260101_000000-abcd1234/run-abcd1234.wandb",
+            "wandb/.offline-run-20260101_000000-abcd1234.part/run-abcd1234.wandb",
+        ] {
+            touch(out.join(name));
+        }
+        clear(&out, &dir.path().join("model")).unwrap();
+        let left: Vec<_> = fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["notes.txt"]);
+        touch(out.join("base/config.json"));
+        let e = clear(&out, &out.join("base")).unwrap_err().to_string();
+        assert!(e.contains("holds the model that is to be trained"), "{e}");
+    }
+}

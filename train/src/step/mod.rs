@@ -1,0 +1,8 @@
+//! One training step. [`sft`] and [`grpo`] are the pages to read side by side: they differ in their data and their loss.
+//! [`trainer`] holds the model, its gradients and its optimizer; [`hyperparameters`] the learning rates and weight decays.
+
+pub mod grpo;
+pub mod hyperparameters;
+pub(crate) mod packing;
+pub mod sft;
+pub mod trainer;

@@ -1,0 +1,148 @@
+//! A micro-batch of groups as one packed row.
+//!
+//! A group's prompt of P tokens is there once: its first P − 1 tokens are a sequence, and each completion of T learned tokens is one of
+//! T tokens that has that sequence as its prefix: the prompt's last token, which the first learned token follows, and the learned tokens but
+//! the last, which nothing follows. So every row of a completion's sequence predicts one learned token, and a group of G is
+//! P − 1 + Σ T tokens. Without sharing, each completion's sequence begins with the whole prompt: G (P − 1) + Σ T tokens.
+
+use reel_model::batch::{Batch, Sequence};
+use reel_model::config::ModelConfig;
+use reel_model::input::ModelInput;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::ops::CuSeqlens;
+use reel_runtime::{Cx, DType, Device, Tensor};
+
+use crate::Result;
+use crate::rollout::group::Group;
+
+/// S tokens, of which L predict a learned one.
+#[derive(Debug)]
+pub(crate) struct Packed<'a> {
+    /// The sequences one after the other.
+    pub(crate) batch: Batch,
+    /// i32 `[L]`: the rows that predict.
+    pub(crate) positions: Tensor,
+    /// i32 `[L]`: what they are to predict.
+    pub(crate) targets: Tensor,
+    /// Where each completion's learned tokens begin among the L.
+    pub(crate) completions: CuSeqlens,
+    /// The prompts whose media are in the batch, in its order; one without sharing is there once a completion.
+    prompts: Vec<&'a ModelInput>,
+}
+
+/// Ids and positions of a sequence without media.
+#[derive(Default)]
+struct Words {
+    ids: Vec<i64>,
+    positions: [Vec<i64>; 3],
+}
+
+impl Words {
+    /// Some tokens of a prompt.
+    fn of_prompt(tokens: &ModelInput, range: std::ops::Range<usize>) -> Self {
+        let positions = tokens.position_ids.each_ref().map(|axis| axis[range.clone()].to_vec());
+        Self { ids: tokens.input_ids[range].to_vec(), positions }
+    }
+
+    /// Adds text that follows a prompt.
+    fn say(&mut self, tokens: &ModelInput, ids: &[i32]) {
+        for (place, &id) in (tokens.len() as i64..).zip(ids) {
+            self.ids.push(id.into());
+            self.positions.iter_mut().for_each(|axis| axis.push(place + tokens.rope_delta));
+        }
+    }
+
+    /// As the model packs it, with the media of `tokens` where it begins with their prompt.
+    fn sequence<'a>(&'a self, media: Option<&'a ModelInput>) -> Sequence<'a> {
+        let rest = media.filter(|_| !self.ids.is_empty()).map_or(Sequence::default(), ModelInput::sequence);
+        Sequence { input_ids: &self.ids, position_ids: self.positions.each_ref().map(Vec::as_slice), ..rest }
+    }
+}
+
+/// The sequences of a group.
+struct Parts<'a> {
+    tokens: &'a ModelInput,
+    /// What all completions have before them, where it is shared.
+    prompt: Option<Words>,
+    completions: Vec<Words>,
+}
+
+impl<'a> Parts<'a> {
+    fn new(group: &'a Group, shared: bool) -> Self {
+        let tokens = &group.prompt.tokens;
+        let (last, end) = (tokens.len() - 1, tokens.len());
+        let completion = |learned: &[i32]| {
+            let Some((_, said)) = learned.split_last() else { return Words::default() };
+            let mut words = Words::of_prompt(tokens, if shared { last..end } else { 0..end });
+            words.say(tokens, said);
+            words
+        };
+        Self {
+            tokens,
+            prompt: shared.then(|| Words::of_prompt(tokens, 0..last)),
+            completions: group.completions.iter().map(|c| completion(c.learned())).collect(),
+        }
+    }
+
+    fn sequences(&self) -> impl Iterator<Item = Sequence<'_>> {
+        let media = self.prompt.is_none().then_some(self.tokens);
+        let prompt = self.prompt.iter().map(|words| words.sequence(Some(self.tokens)));
+        prompt.chain(self.completions.iter().map(move |words| words.sequence(media)))
+    }
+}
+
+impl<'a> Packed<'a> {
+    /// Packs groups of a micro-batch. `shared`: their prompts are there once.
+    pub(crate) fn new(
+        device: &Device,
+        config: &ModelConfig,
+        dtype: DType,
+        groups: &'a [Group],
+        shared: bool,
+    ) -> Result<Self> {
+        let parts: Vec<Parts> = groups.iter().map(|group| Parts::new(group, shared)).collect();
+        let sequences: Vec<Sequence> = parts.iter().flat_map(Parts::sequences).collect();
+        let (mut prefixes, mut positions) = (Vec::new(), Vec::new());
+        let mut at = 0;
+        for (group, parts) in groups.iter().zip(&parts) {
+            let prefix = parts.prompt.as_ref().map_or((0, 0), |words| (at, words.ids.len()));
+            if parts.prompt.is_some() {
+                prefixes.push((0, 0));
+                at += prefix.1;
+            }
+            for (words, completion) in parts.completions.iter().zip(&group.completions) {
+                prefixes.push(prefix);
+                at += words.ids.len();
+                positions.extend((at - completion.counted..at).map(|row| row as i32));
+            }
+        }
+        let begin_with_prompts = |parts: &Parts<'a>| {
+            let sequences = match &parts.prompt {
+                Some(words) => usize::from(!words.ids.is_empty()),
+                None => parts.completions.iter().filter(|words| !words.ids.is_empty()).count(),
+            };
+            std::iter::repeat_n(parts.tokens, sequences)
+        };
+        let completions = || groups.iter().flat_map(|group| &group.completions);
+        let targets: Vec<i32> = completions().flat_map(|c| c.learned()).copied().collect();
+        let lengths: Vec<usize> = completions().map(|c| c.counted).collect();
+        let prompts = parts.iter().flat_map(begin_with_prompts).collect();
+        let mut batch = Batch::new(device, config, dtype, &sequences, "micro-batch")?;
+        if shared {
+            batch.seqs = batch.seqs.with_prefixes(&prefixes)?;
+        }
+        Ok(Self {
+            batch,
+            positions: Tensor::from_i32(device, &[positions.len()], &positions)?,
+            targets: Tensor::from_i32(device, &[targets.len()], &targets)?,
+            completions: CuSeqlens::from_lengths(device, &lengths)?,
+            prompts,
+        })
+    }
+
+    /// The vision tokens `[M, H]` of the batch by the tower of `model`, each prompt's by itself, or as they are kept.
+    pub(crate) fn vision(&self, cx: &Cx, model: &Qwen25Vl) -> Result<Option<Tensor>> {
+        let sequences: Vec<Sequence> = self.prompts.iter().map(|tokens| tokens.sequence()).collect();
+        Ok(model.vision_features(cx, &sequences)?)
+    }
+}
