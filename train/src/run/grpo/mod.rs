@@ -2,9 +2,9 @@
 //!
 //! | stage | type out | where |
 //! |---|---|---|
-//! | row → prompt | [`Prompt`] | `prompts.rs` |
-//! | prompt → completions | `Drawn`; given: [`Group`] | `draws.rs`, `rollout.rs`; `given.rs` |
-//! | completions → rewards → advantages | `Scores`, [`Group`], [`Set`] | `judge.rs`, `group.rs` |
+//! | row → prompt | `Prompt` | `prompts.rs` |
+//! | prompt → completions | `Drawn`; given: `Group` | `draws.rs`, `rollout.rs`; `given.rs` |
+//! | completions → rewards → advantages | `Scores`, `Group`, [`Set`] | `judge.rs`, `group.rs` |
 //! | groups → one packed row a micro-batch | `Packed` | `packed.rs` |
 //! | log-probabilities → loss, gradients, new weights | [`StepResult`] | `step.rs` |
 
@@ -27,7 +27,7 @@ use crate::Result;
 use crate::data::feed::{Batching, Feed};
 use crate::options::GrpoOptions;
 use crate::rollout::worker::Rollout;
-use crate::rollout::{Prompt, Prompts, Set, group, records};
+use crate::rollout::{Prompts, Set, group, records};
 use crate::run::replay::{self, Replayed};
 use crate::run::{self, Checked, Summary, Taken, Work};
 use crate::step::grpo as step;
