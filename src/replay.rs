@@ -106,6 +106,6 @@ impl Recorded for SftOptions {
 
 impl Recorded for GrpoOptions {
     fn take_from(&mut self, out: &Path) {
-        self.recorded = self.rollouts.is_none().then(|| out.join(grpo::ROLLOUTS));
+        self.recorded = self.rollouts.is_none().then(|| out.join(reel_train::rollout::ROLLOUTS));
     }
 }

@@ -1,7 +1,7 @@
 //! One copy of a group's prompt instead of one a completion: the same loss and gradients, from fewer tokens.
 
 use super::*;
-use crate::rollout::{Completion, Group};
+use crate::rollout::{Completion, Group, Prompt};
 use crate::step::packing::Packed;
 use crate::testing::changes;
 use reel_model::config::ModelConfig;
