@@ -1,6 +1,6 @@
 //! Time of a full warp's everyday instructions, dispatch included: `cargo bench -p reel-sim --bench alu`.
 
-use reel_sim::alu::{AluOp, Class, Slots, decode};
+use reel_sim::alu::{AluOp, OperandSlots, RegisterClass, decode};
 use reel_sim::ptx::ast::Operand;
 use reel_sim::regs::{Registers, Row};
 use std::hint::black_box;
@@ -89,12 +89,12 @@ fn main() {
     r.rows[48] = Row([0x96; 32]);
     for opcode in OPCODES {
         let (op, wants) = decode(opcode, &operands(opcode), &[]).expect("found above");
-        let mut s = Slots::default();
+        let mut s = OperandSlots::default();
         for (i, dst) in wants.dst.iter().enumerate() {
-            s.dst[i] = if dst.class == Class::Pred { 1 } else { 2 * i as u32 };
+            s.dst[i] = if dst.class == RegisterClass::Pred { 1 } else { 2 * i as u32 };
         }
         for (i, src) in wants.src.iter().enumerate() {
-            s.src[i] = if src.class == Class::Pred { 2 } else { 24 + 8 * i as u32 };
+            s.src[i] = if src.class == RegisterClass::Pred { 2 } else { 24 + 8 * i as u32 };
         }
         r.rows[40] = if opcode.starts_with("prmt") { selector } else { r.rows[41] };
         println!(
@@ -106,7 +106,7 @@ fn main() {
 }
 
 /// Nanoseconds of one instruction, the best of five rounds.
-fn time(op: AluOp, s: Slots, r: &mut Registers, mask: u32) -> f64 {
+fn time(op: AluOp, s: OperandSlots, r: &mut Registers, mask: u32) -> f64 {
     const TIMES: usize = 100_000;
     let program = black_box(vec![(op, s); 16]);
     let mut best = f64::MAX;

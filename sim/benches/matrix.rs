@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use reel_sim::matrix::mma::MmaOp;
-use reel_sim::matrix::wgmma::{Descriptor, Tiles, WgmmaOp};
+use reel_sim::matrix::wgmma::{Descriptor, WgmmaOp, WgmmaTiles};
 use reel_sim::matrix::{Lanes, ldmatrix};
 use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
 
@@ -54,7 +54,7 @@ fn wgmma(opcode: &str, transposed: bool) {
         let at = address as usize;
         shared[at..at + 16].try_into().expect("sixteen bytes")
     };
-    let mut tiles = Tiles::default();
+    let mut tiles = WgmmaTiles::default();
     let mut d = ones(op.d_registers());
     let reading = least(10, || {
         tiles.read_a(black_box(&op), &a, fetch);

@@ -15,11 +15,11 @@ fn measure(name: &str, calls: u32, mut call: impl FnMut(u32)) {
     println!("{name:<52} {best:8.1} ns");
 }
 
-fn warps(count: u32) -> Vec<WarpOrder> {
-    (0..count).map(|warp| WarpOrder::new(0, warp, u32::MAX, Know::nothing(0))).collect()
+fn warps(count: u32) -> Vec<WarpClocks> {
+    (0..count).map(|warp| WarpClocks::new(0, warp, u32::MAX, VectorClock::empty(0))).collect()
 }
 
-fn meet(warps: &mut [WarpOrder]) {
+fn meet(warps: &mut [WarpClocks]) {
     barrier(&mut warps.iter_mut().map(|warp| (warp, u32::MAX, u32::MAX)).collect::<Vec<_>>());
 }
 
@@ -28,11 +28,11 @@ fn offsets(base: u64, bytes: u64) -> [u64; 32] {
 }
 
 /// Each of eight warps has a row; between two accesses of a row there is a barrier.
-fn rows(name: &str, access: Access, bytes: u64, turn: usize) {
-    let ops = Ops::new();
-    let cx = Cx { ops: &ops, clusters: &Clusters::NONE };
+fn rows(name: &str, access: AccessKind, bytes: u64, turn: usize) {
+    let ops = AsyncOps::new();
+    let cx = CheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
     let mut warps = warps(8);
-    let mut shadow = Shadow::new(Space::Shared, 8 * 512, true);
+    let mut shadow = ShadowMemory::new(MemorySpace::Shared, 8 * 512, true);
     let mut out = Vec::new();
     let mut at = 0;
     measure(name, 8000, |call| {
@@ -43,49 +43,59 @@ fn rows(name: &str, access: Access, bytes: u64, turn: usize) {
         }
         let place = offsets(512 * row as u64, bytes);
         let warp = &warps[(row + at) % 8];
-        shadow.access(access, warp, u32::MAX, black_box(&place), bytes as u32, Strength::Weak, 1, &cx, &mut out);
+        shadow.access(access, warp, u32::MAX, black_box(&place), bytes as u32, AccessStrength::Weak, 1, &cx, &mut out);
     });
     assert!(out.is_empty());
 }
 
 fn global_input() {
-    let ops = Ops::new();
-    let cx = Cx { ops: &ops, clusters: &Clusters::NONE };
+    let ops = AsyncOps::new();
+    let cx = CheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
     let mut out = Vec::new();
     for bytes in [4u64, 16] {
-        let mut shadow = Shadow::new(Space::Global, 1 << 14, true);
+        let mut shadow = ShadowMemory::new(MemorySpace::Global, 1 << 14, true);
         let mut block = 0;
         let rows = (1u64 << 14) / (32 * bytes);
         measure(&format!("input read by ever new warps, {bytes} bytes a lane"), rows as u32 * 20, |call| {
             block += (call as u64).is_multiple_of(rows) as u32;
-            let warp = WarpOrder::new(block, 0, u32::MAX, Know::nothing(block));
+            let warp = WarpClocks::new(block, 0, u32::MAX, VectorClock::empty(block));
             let place = offsets(call as u64 % rows * 32 * bytes, bytes);
-            shadow.access(Access::Read, &warp, u32::MAX, &place, bytes as u32, Strength::Weak, 1, &cx, &mut out);
+            shadow.access(
+                AccessKind::Read,
+                &warp,
+                u32::MAX,
+                &place,
+                bytes as u32,
+                AccessStrength::Weak,
+                1,
+                &cx,
+                &mut out,
+            );
         });
     }
     assert!(out.is_empty());
 }
 
 fn histogram() {
-    let ops = Ops::new();
-    let cx = Cx { ops: &ops, clusters: &Clusters::NONE };
+    let ops = AsyncOps::new();
+    let cx = CheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
     let mut out = Vec::new();
-    let mut shadow = Shadow::new(Space::Global, 1024, true);
+    let mut shadow = ShadowMemory::new(MemorySpace::Global, 1024, true);
     let mut block = 0;
     measure("atomics of ever new warps on one bin each lane", 4000, |call| {
         block += 1;
-        let warp = WarpOrder::new(block, 0, u32::MAX, Know::nothing(block));
+        let warp = WarpClocks::new(block, 0, u32::MAX, VectorClock::empty(block));
         let place = std::array::from_fn(|lane| (lane as u64 * 37 + call as u64 * 11) % 256 * 4);
-        shadow.access(Access::Atomic, &warp, u32::MAX, &place, 4, Strength::Gpu, 1, &cx, &mut out);
+        shadow.access(AccessKind::Atomic, &warp, u32::MAX, &place, 4, AccessStrength::Gpu, 1, &cx, &mut out);
     });
     assert!(out.is_empty());
 }
 
 /// A tile filled by `cp.async` and read after waiting and a barrier.
 fn tile() {
-    let mut ops = Ops::new();
+    let mut ops = AsyncOps::new();
     let mut warps = warps(8);
-    let mut shadow = Shadow::new(Space::Shared, 8 * 512, true);
+    let mut shadow = ShadowMemory::new(MemorySpace::Shared, 8 * 512, true);
     let mut out = Vec::new();
     measure("cp.async of 512 bytes, waited for, then ldmatrix", 8000, |call| {
         let row = call as usize % 8;
@@ -93,25 +103,25 @@ fn tile() {
             meet(&mut warps);
         }
         let (warp, place) = (&warps[row], offsets(512 * row as u64, 16));
-        let op = ops.start(OpKind::Copy, warp, u32::MAX, 2);
-        let cx = Cx { ops: &ops, clusters: &Clusters::NONE };
-        shadow.async_lanes(Access::Write, op, warp, u32::MAX, &place, 16, 2, &cx, &mut out);
-        ops.resolve_lanes(op, warp, u32::MAX);
+        let op = ops.start(AsyncOpKind::CpAsync, warp, u32::MAX, 2);
+        let cx = CheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
+        shadow.async_lanes(AccessKind::Write, op, warp, u32::MAX, &place, 16, 2, &cx, &mut out);
+        ops.mark_observed_by_lanes(op, warp, u32::MAX);
         warps[row].sync(u32::MAX);
-        let cx = Cx { ops: &ops, clusters: &Clusters::NONE };
-        shadow.access(Access::Read, &warps[row], u32::MAX, &place, 16, Strength::Weak, 3, &cx, &mut out);
+        let cx = CheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
+        shadow.access(AccessKind::Read, &warps[row], u32::MAX, &place, 16, AccessStrength::Weak, 3, &cx, &mut out);
     });
     assert!(out.is_empty());
 }
 
 fn main() {
-    rows("read of 4 bytes a lane, same warp", Access::Read, 4, 0);
-    rows("read of 4 bytes a lane, another warp's", Access::Read, 4, 1);
-    rows("write of 4 bytes a lane, same warp", Access::Write, 4, 0);
-    rows("write of 4 bytes a lane, another warp's", Access::Write, 4, 1);
-    rows("read of 16 bytes a lane, another warp's", Access::Read, 16, 1);
-    rows("write of 16 bytes a lane, another warp's", Access::Write, 16, 1);
-    rows("read of 2 bytes a lane, another warp's", Access::Read, 2, 1);
+    rows("read of 4 bytes a lane, same warp", AccessKind::Read, 4, 0);
+    rows("read of 4 bytes a lane, another warp's", AccessKind::Read, 4, 1);
+    rows("write of 4 bytes a lane, same warp", AccessKind::Write, 4, 0);
+    rows("write of 4 bytes a lane, another warp's", AccessKind::Write, 4, 1);
+    rows("read of 16 bytes a lane, another warp's", AccessKind::Read, 16, 1);
+    rows("write of 16 bytes a lane, another warp's", AccessKind::Write, 16, 1);
+    rows("read of 2 bytes a lane, another warp's", AccessKind::Read, 2, 1);
     global_input();
     histogram();
     tile();
@@ -121,8 +131,8 @@ fn main() {
     }
     let mut warps = warps(8);
     measure("block barrier of 8 warps, one lane apart each time", 10_000, |_| {
-        let know = warps[0].release(1);
-        warps[1].acquire(1, &know);
+        let clock = warps[0].release(1);
+        warps[1].acquire(1, &clock);
         meet(&mut warps);
     });
 }

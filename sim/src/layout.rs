@@ -32,12 +32,12 @@ pub fn split_cluster_address(address: u32) -> (Option<u32>, u32) {
 }
 
 /// The window that a generic address points into; `None`: global memory.
-pub fn window(address: u64) -> Option<crate::program::op::Window> {
-    use crate::program::op::Window;
+pub fn window(address: u64) -> Option<crate::program::op::AddressWindow> {
+    use crate::program::op::AddressWindow;
     match address & !(WINDOW - 1) {
-        SHARED => Some(Window::Shared),
-        LOCAL => Some(Window::Local),
-        PARAM => Some(Window::KernelParam),
+        SHARED => Some(AddressWindow::Shared),
+        LOCAL => Some(AddressWindow::Local),
+        PARAM => Some(AddressWindow::KernelParam),
         _ => None,
     }
 }

@@ -1,7 +1,7 @@
 //! Global memory: buffers at addresses, each with its shadow.
 
 use crate::layout;
-use crate::order::{Shadow, Space};
+use crate::order::{MemorySpace, ShadowMemory};
 
 /// Between buffers: what a signed 32-bit index of 8-byte elements reaches.
 const FAR: u64 = 16 << 30;
@@ -16,7 +16,7 @@ pub struct Allocation {
     /// Its bytes.
     pub data: Vec<u8>,
     /// Who touched them.
-    pub shadow: Shadow,
+    pub shadow: ShadowMemory,
     /// Whether kernels may write there.
     pub writable: bool,
 }
@@ -122,7 +122,7 @@ impl SimMemory {
     }
 
     fn insert(&mut self, base: u64, data: Vec<u8>, initialized: bool) {
-        let shadow = Shadow::new(Space::Global, data.len() as u64, initialized);
+        let shadow = ShadowMemory::new(MemorySpace::Global, data.len() as u64, initialized);
         self.put(Allocation { base, data, shadow, writable: true });
     }
 

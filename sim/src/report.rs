@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::counters::{Counters, InstructionCounts};
 use crate::finding::{self, SourceLine};
-use crate::program::op::Class;
+use crate::program::op::InstructionClass;
 use crate::program::{Kernel, Program};
 
 /// Warps and threads that executed instructions of a class.
@@ -21,19 +21,19 @@ pub struct ExecutedCounts {
 pub struct CountSummary {
     /// The sums over instructions.
     pub count: InstructionCounts,
-    /// By class, in the order of [`Class::ALL`].
-    by_class: [ExecutedCounts; Class::ALL.len()],
+    /// By class, in the order of [`InstructionClass::ALL`].
+    by_class: [ExecutedCounts; InstructionClass::ALL.len()],
 }
 
 impl CountSummary {
     /// Instructions of a class.
-    pub fn of_class(&self, class: Class) -> ExecutedCounts {
+    pub fn of_class(&self, class: InstructionClass) -> ExecutedCounts {
         self.by_class[position(class)]
     }
 
     /// The classes that were executed.
-    pub fn classes(&self) -> impl Iterator<Item = (Class, ExecutedCounts)> {
-        Class::ALL.into_iter().zip(self.by_class).filter(|(_, e)| e.warps > 0)
+    pub fn classes(&self) -> impl Iterator<Item = (InstructionClass, ExecutedCounts)> {
+        InstructionClass::ALL.into_iter().zip(self.by_class).filter(|(_, e)| e.warps > 0)
     }
 
     /// Bytes asked of global memory to the bytes of the sectors that they lie in, at most 1 unless lanes ask for the same bytes; `None` without
@@ -48,7 +48,7 @@ impl CountSummary {
         self.count.wavefronts.saturating_sub(self.count.wavefronts_least)
     }
 
-    fn add(&mut self, class: Class, count: &InstructionCounts) {
+    fn add(&mut self, class: InstructionClass, count: &InstructionCounts) {
         self.count.add(count);
         let of = &mut self.by_class[position(class)];
         of.warps += count.warps;
@@ -56,8 +56,8 @@ impl CountSummary {
     }
 }
 
-fn position(class: Class) -> usize {
-    Class::ALL.iter().position(|c| *c == class).unwrap_or(Class::ALL.len() - 1)
+fn position(class: InstructionClass) -> usize {
+    InstructionClass::ALL.iter().position(|c| *c == class).unwrap_or(InstructionClass::ALL.len() - 1)
 }
 
 /// Counts of a source line.
@@ -163,8 +163,8 @@ $name:
         // 32 lanes ask for every other word.
         assert_eq!((load.count.global_read, load.count.sectors), (2 * 128, 2 * 8));
         assert_eq!(load.sector_efficiency(), Some(0.5));
-        assert_eq!(load.of_class(Class::Float), ExecutedCounts { warps: 2, threads: 64 });
-        assert_eq!(load.of_class(Class::Global), ExecutedCounts { warps: 2, threads: 64 });
+        assert_eq!(load.of_class(InstructionClass::Float), ExecutedCounts { warps: 2, threads: 64 });
+        assert_eq!(load.of_class(InstructionClass::Global), ExecutedCounts { warps: 2, threads: 64 });
         assert_eq!(r.lines[0].counted.sector_efficiency(), None);
         assert_eq!(r.total.count.threads, 8 * 64);
         assert_eq!(r.total.classes().map(|(_, e)| e.warps).sum::<u64>(), 16);

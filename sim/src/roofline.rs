@@ -7,7 +7,7 @@
 use crate::counters::Counters;
 use crate::exec::GpuSpec;
 use crate::program::Kernel;
-use crate::program::op::Class;
+use crate::program::op::InstructionClass;
 
 /// The GPUs of an estimate.
 pub const GPUS: [GpuSpec; 3] = [GpuSpec::A100, GpuSpec::H100, GpuSpec::H200];
@@ -72,8 +72,8 @@ impl Roofline {
         for (pc, count) in counters.by_instruction.iter().enumerate().filter(|(_, c)| c.warps > 0) {
             let (code, i) = kernel.locate(pc as u32);
             match code.instrs.get(i).map(|instr| instr.class) {
-                Some(Class::Float) => float += count.threads as f64,
-                Some(Class::Special) => special += count.threads as f64,
+                Some(InstructionClass::Float) => float += count.threads as f64,
+                Some(InstructionClass::Special) => special += count.threads as f64,
                 _ => {}
             }
             if count.matrix_flops > 0 {

@@ -3,7 +3,7 @@
 use reel_sim::exec::{self, ExecOptions, LaunchConfig};
 use reel_sim::finding::FindingKind;
 use reel_sim::memory::SimMemory;
-use reel_sim::mutate::{apply, judge_all, mutants, reached};
+use reel_sim::mutate::{apply, mutants, reached_mutants, run_mutants};
 use reel_sim::program::{Program, ProgramError};
 use reel_sim::ptx::ast::{Instruction, Operand};
 
@@ -163,9 +163,9 @@ fn survivors(text: &str, bulk: bool) -> (usize, Vec<String>) {
     let (found, _, executed) = judge(&program, bulk);
     assert_eq!(found, None, "the kernel itself is correct");
     let kernel = program.kernel("k").expect("a kernel");
-    let all = reached(&program, &kernel, |pc| executed[pc as usize] > 0);
+    let all = reached_mutants(&program, &kernel, |pc| executed[pc as usize] > 0);
     assert_eq!(all, mutants(&program.module));
-    let judged = judge_all::<ProgramError>(&program, &all, |p| Ok(judge(p, bulk).0)).expect("programs");
+    let judged = run_mutants::<ProgramError>(&program, &all, |p| Ok(judge(p, bulk).0)).expect("programs");
     let alive = judged.iter().filter(|v| v.killed_by.is_none()).map(|v| v.mutant.to_string()).collect();
     (judged.len(), alive)
 }

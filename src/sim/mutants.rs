@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 use reel_sim::exec::ExecOptions;
-use reel_sim::mutate::{self, Verdict};
+use reel_sim::mutate::{self, MutantResult};
 use serde_json::json;
 
 use super::run::Run;
@@ -40,9 +40,9 @@ impl Mutants {
         }
         let counters = &whole.counters[0].by_instruction;
         let executed = |pc: u32| counters.get(pc as usize).is_some_and(|c| c.warps > 0);
-        let mutants = mutate::reached(&case.program, &case.kernel, executed);
+        let mutants = mutate::reached_mutants(&case.program, &case.kernel, executed);
         let options = ExecOptions { patience: PATIENCE, until_finding: true, ..case.options.clone() };
-        let verdicts = mutate::judge_all::<anyhow::Error>(&case.program, &mutants, |program| {
+        let verdicts = mutate::run_mutants::<anyhow::Error>(&case.program, &mutants, |program| {
             let report = case.check(program, options.clone())?;
             Ok(report.findings.iter().flatten().next().map(|f| f.kind))
         })?;
@@ -58,7 +58,7 @@ impl Mutants {
         output::line(format!("{place}: {} of {} mutants survived", survivors, verdicts.len()))
     }
 
-    fn row(&self, v: &Verdict) -> serde_json::Value {
+    fn row(&self, v: &MutantResult) -> serde_json::Value {
         json!({
             "line": v.mutant.line, "opcode": v.mutant.opcode, "change": v.mutant.change.to_string(),
             "killed_by": v.killed_by.map(|kind| kind.name()),

@@ -122,7 +122,7 @@ impl Subject {
             let reached = executed.get(&(function.name.clone(), mutant.instruction));
             let mut reached_by: Vec<usize> = reached.into_iter().flatten().copied().collect();
             reached_by.sort_by_key(|&n| self.cases[n].cost);
-            let places = places(&program.module, function.body[mutant.instruction].place);
+            let places = places(&program.module, function.body[mutant.instruction].location);
             self.targets.push(Target { mutant, function: function.name.clone(), places, reached_by });
         }
         Ok(())
@@ -195,7 +195,7 @@ fn spread(all: &[usize], count: usize) -> Vec<usize> {
 
 fn places(module: &reel_sim::ptx::ast::Module, place: Option<u32>) -> Vec<String> {
     let mut out = Vec::new();
-    let mut next = place.map(|p| &module.places[p as usize]);
+    let mut next = place.map(|p| &module.source_locations[p as usize]);
     while let Some(place) = next {
         let file = module.files.iter().find(|f| f.0 == place.file).map_or("?", |f| &f.1);
         out.push(format!("{file}:{}", place.line));

@@ -1,10 +1,10 @@
 //! Instructions that are seldom executed: one scalar function each, called lane by lane.
 
-use super::Slots;
+use super::OperandSlots;
 use super::decode::{class, width};
 use super::lanes::{Lane, define, set_predicate};
 use super::soft::Mode;
-use crate::alu::Class;
+use crate::alu::RegisterClass;
 use crate::ptx::ast::Type;
 use crate::regs::Registers;
 
@@ -48,12 +48,12 @@ pub struct Cold {
 impl Cold {
     /// For sources of these types.
     pub fn new(function: Scalar, flags: Flags, src: &[Type]) -> Cold {
-        let wide = src.iter().enumerate().fold(0, |w, (i, &ty)| w | ((class(ty) == Class::B64) as u8) << i);
+        let wide = src.iter().enumerate().fold(0, |w, (i, &ty)| w | ((class(ty) == RegisterClass::B64) as u8) << i);
         Cold { function, flags, sources: src.len() as u8, wide }
     }
 
     /// The results in the lanes of `mask`, zero in others, and where they are undefined.
-    pub fn results(&self, r: &Registers, s: &Slots, mask: u32) -> ([u64; 32], u32) {
+    pub fn results(&self, r: &Registers, s: &OperandSlots, mask: u32) -> ([u64; 32], u32) {
         let mut undefined = 0;
         let mut sources = [[0; 32]; 4];
         for i in 0..self.sources as usize {
@@ -70,7 +70,7 @@ impl Cold {
     }
 
     /// What it gives with 1 and 0 as its first two sources: which of them it chooses.
-    pub fn chosen(&self, r: &Registers, s: &Slots, mask: u32) -> [u64; 32] {
+    pub fn chosen(&self, r: &Registers, s: &OperandSlots, mask: u32) -> [u64; 32] {
         let c = r.get(s.src[2]);
         let mut out = [0; 32];
         for i in (0..32).filter(|i| mask >> i & 1 != 0) {
@@ -80,15 +80,15 @@ impl Cold {
     }
 
     /// Writes a register of this class.
-    pub fn run(&self, r: &mut Registers, s: &Slots, mask: u32, to: Class) {
+    pub fn run(&self, r: &mut Registers, s: &OperandSlots, mask: u32, to: RegisterClass) {
         let (out, undefined) = self.results(r, s, mask);
         match to {
-            Class::Pred => {
+            RegisterClass::Pred => {
                 let value = (0..32).fold(0, |m, i| m | ((out[i] & 1) as u32) << i);
                 return set_predicate(r, s.dst[0], value, mask, undefined);
             }
-            Class::B32 => r.set(s.dst[0], &out.map(|x| x as u32), mask),
-            Class::B64 | Class::B128 => r.set64(s.dst[0], &out, mask),
+            RegisterClass::B32 => r.set(s.dst[0], &out.map(|x| x as u32), mask),
+            RegisterClass::B64 | RegisterClass::B128 => r.set64(s.dst[0], &out, mask),
         }
         define(r, s.dst[0], mask, undefined);
     }

@@ -1,6 +1,6 @@
 //! Half-precision arithmetic without modifiers, a warp at a time.
 
-use super::Slots;
+use super::OperandSlots;
 use super::f32s::{self, from_f16, to_bf16, to_f16};
 use super::float::Arithmetic;
 use super::lanes::map3;
@@ -18,7 +18,7 @@ pub struct HalfOp {
 
 impl HalfOp {
     /// Executes for the lanes of `mask`. Operations of two operands read the second again as the third.
-    pub fn run(self, r: &mut Registers, s: &Slots, mask: u32) {
+    pub fn run(self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         let mut s = *s;
         if self.op != Arithmetic::Fma {
             s.src[2] = s.src[1];
@@ -40,7 +40,7 @@ impl HalfOp {
     }
 
     #[inline(always)]
-    fn lanes<const BF16: bool>(self, r: &mut Registers, s: &Slots, mask: u32, f: impl Fn(f64, f64, f64) -> f64) {
+    fn lanes<const BF16: bool>(self, r: &mut Registers, s: &OperandSlots, mask: u32, f: impl Fn(f64, f64, f64) -> f64) {
         let wide = |x: u32| f32::from_bits(if BF16 { x << 16 } else { from_f16(x & 0xffff) }) as f64;
         let half = |a: u32, b: u32, c: u32| {
             let odd = to_odd(f(wide(a), wide(b), wide(c)));

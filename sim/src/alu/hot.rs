@@ -1,6 +1,6 @@
 //! The everyday instructions, inlined into the caller's loop; all others are behind one call.
 
-use super::Slots;
+use super::OperandSlots;
 use super::f32s::{self, exp2, input, output};
 use super::lanes::{compare, define, map1, map2, map3, set_predicate, undefined};
 use super::rare::Rare;
@@ -51,7 +51,7 @@ pub struct Compare {
 impl Compare {
     /// Writes the destinations, given the lanes in which the relation holds.
     #[inline(always)]
-    pub fn finish(self, r: &mut Registers, s: &Slots, mask: u32, holds: u32) {
+    pub fn finish(self, r: &mut Registers, s: &OperandSlots, mask: u32, holds: u32) {
         // Both before either is written: a destination may be the combining predicate.
         let (p, u) = self.combined(r, s, holds);
         if self.pair {
@@ -63,7 +63,7 @@ impl Compare {
 
     /// Inverted and combined as asked, and where that is undefined.
     #[inline(always)]
-    pub fn combined(self, r: &Registers, s: &Slots, holds: u32) -> (u32, u32) {
+    pub fn combined(self, r: &Registers, s: &OperandSlots, holds: u32) -> (u32, u32) {
         let x = holds ^ 0u32.wrapping_sub(self.invert as u32);
         let u = undefined::<2>(r, s);
         if self.combine == Combine::None {
@@ -79,13 +79,13 @@ impl Compare {
     }
 
     #[inline(always)]
-    fn operands(self, s: &Slots) -> (Slot, Slot) {
+    fn operands(self, s: &OperandSlots) -> (Slot, Slot) {
         if self.swap { (s.src[1], s.src[0]) } else { (s.src[0], s.src[1]) }
     }
 
     /// `flip` is added to both operands before they are compared as signed numbers.
     #[inline(always)]
-    fn run32(self, r: &mut Registers, s: &Slots, mask: u32, flip: u32) {
+    fn run32(self, r: &mut Registers, s: &OperandSlots, mask: u32, flip: u32) {
         let (a, b) = self.operands(s);
         let holds = if self.relation == Relation::Less {
             compare::<u32>(r, a, b, |a, b| ((a ^ flip) as i32) < (b ^ flip) as i32)
@@ -96,7 +96,7 @@ impl Compare {
     }
 
     #[inline(always)]
-    fn run64(self, r: &mut Registers, s: &Slots, mask: u32, flip: u64) {
+    fn run64(self, r: &mut Registers, s: &OperandSlots, mask: u32, flip: u64) {
         let (a, b) = self.operands(s);
         let holds = if self.relation == Relation::Less {
             compare::<u64>(r, a, b, |a, b| ((a ^ flip) as i64) < (b ^ flip) as i64)
@@ -107,7 +107,7 @@ impl Compare {
     }
 
     #[inline(always)]
-    fn run_f32(self, r: &mut Registers, s: &Slots, mask: u32, ftz: bool) {
+    fn run_f32(self, r: &mut Registers, s: &OperandSlots, mask: u32, ftz: bool) {
         let (a, b) = self.operands(s);
         let x = |a: u32| input(a, ftz);
         let holds = match self.relation {
@@ -234,7 +234,7 @@ pub enum Op {
 impl Op {
     /// Executes for the lanes of `mask`.
     #[inline(always)]
-    pub fn run(&self, r: &mut Registers, s: &Slots, m: u32) {
+    pub fn run(&self, r: &mut Registers, s: &OperandSlots, m: u32) {
         match *self {
             Op::Mov32 => map1(r, s, m, |a: u32| a),
             Op::Mov64 => map1(r, s, m, |a: u64| a),
@@ -354,18 +354,18 @@ impl Op {
 }
 
 #[inline(always)]
-fn float2(r: &mut Registers, s: &Slots, m: u32, ftz: bool, f: impl Fn(f32, f32) -> f32) {
+fn float2(r: &mut Registers, s: &OperandSlots, m: u32, ftz: bool, f: impl Fn(f32, f32) -> f32) {
     map2(r, s, m, |a: u32, b: u32| output(f(input(a, ftz), input(b, ftz)), ftz));
 }
 
 #[inline(always)]
-fn float3(r: &mut Registers, s: &Slots, m: u32, ftz: bool, f: impl Fn(f32, f32, f32) -> f32) {
+fn float3(r: &mut Registers, s: &OperandSlots, m: u32, ftz: bool, f: impl Fn(f32, f32, f32) -> f32) {
     map3(r, s, m, |a: u32, b: u32, c: u32| output(f(input(a, ftz), input(b, ftz), input(c, ftz)), ftz));
 }
 
 /// `selp`: undefined where the predicate or the chosen source is.
 #[inline(always)]
-fn select<A: super::lanes::Lane>(r: &mut Registers, s: &Slots, m: u32) {
+fn select<A: super::lanes::Lane>(r: &mut Registers, s: &OperandSlots, m: u32) {
     let p = r.predicates[s.src[2] as usize];
     let (a, b) = (A::load(r, s.src[0]), A::load(r, s.src[1]));
     let mut d = [A::ZERO; 32];
@@ -379,7 +379,7 @@ fn select<A: super::lanes::Lane>(r: &mut Registers, s: &Slots, m: u32) {
 }
 
 #[inline(always)]
-fn predicates(r: &mut Registers, s: &Slots, m: u32, logic: Logic, not0: bool, not1: bool) {
+fn predicates(r: &mut Registers, s: &OperandSlots, m: u32, logic: Logic, not0: bool, not1: bool) {
     let source = |i: usize, not: bool| {
         let slot = s.src[i] as usize;
         (r.predicates[slot] ^ 0u32.wrapping_sub(not as u32), r.undefined_predicates[slot])
@@ -397,13 +397,13 @@ fn predicates(r: &mut Registers, s: &Slots, m: u32, logic: Logic, not0: bool, no
 
 /// Any function of three bits is a polynomial over GF(2): eight coefficients, found from the table once a warp.
 #[inline(always)]
-fn lop3(r: &mut Registers, s: &Slots, m: u32) {
+fn lop3(r: &mut Registers, s: &OperandSlots, m: u32) {
     let k = coefficients(r.rows[s.src[3] as usize].0[0]);
     map3(r, s, m, |a: u32, b: u32, c: u32| polynomial(&k, a, b, c));
 }
 
 /// The result of `lop3` in all lanes.
-pub fn lop3_value(r: &Registers, s: &Slots) -> [u32; 32] {
+pub fn lop3_value(r: &Registers, s: &OperandSlots) -> [u32; 32] {
     let k = coefficients(r.rows[s.src[3] as usize].0[0]);
     let [a, b, c] = [0, 1, 2].map(|i| r.get(s.src[i]));
     std::array::from_fn(|i| polynomial(&k, a[i], b[i], c[i]))
@@ -426,7 +426,7 @@ fn coefficients(table: u32) -> [u32; 8] {
 
 /// `prmt` in its default mode, fast where all lanes share the selector.
 #[inline(always)]
-fn prmt(r: &mut Registers, s: &Slots, m: u32) {
+fn prmt(r: &mut Registers, s: &OperandSlots, m: u32) {
     let selectors = r.get(s.src[2]);
     let first = selectors[0];
     let mut differ = 0;
@@ -467,7 +467,13 @@ fn permute(a: u32, b: u32, selector: u32) -> u32 {
 }
 
 #[inline(always)]
-fn unpack<A: super::lanes::Lane>(r: &mut Registers, s: &Slots, m: u32, f: impl Fn(A) -> u32, g: impl Fn(A) -> u32) {
+fn unpack<A: super::lanes::Lane>(
+    r: &mut Registers,
+    s: &OperandSlots,
+    m: u32,
+    f: impl Fn(A) -> u32,
+    g: impl Fn(A) -> u32,
+) {
     let a = A::load(r, s.src[0]);
     let (mut low, mut high) = ([0u32; 32], [0u32; 32]);
     for i in 0..32 {

@@ -1,6 +1,6 @@
 //! Loops over the 32 lanes of a warp: load rows, compute all lanes, blend by mask, carry undefinedness along.
 
-use super::Slots;
+use super::OperandSlots;
 use crate::regs::{Registers, Row, Slot};
 
 /// What a register holds in one lane: `u32` (one row) or `u64` (two rows).
@@ -60,7 +60,7 @@ pub fn set_predicate(r: &mut Registers, slot: Slot, value: u32, mask: u32, undef
 
 /// Lanes in which one of the first `N` sources is undefined.
 #[inline(always)]
-pub fn undefined<const N: usize>(r: &Registers, s: &Slots) -> u32 {
+pub fn undefined<const N: usize>(r: &Registers, s: &OperandSlots) -> u32 {
     let mut u = 0;
     for slot in &s.src[..N] {
         u |= r.undefined[*slot as usize];
@@ -70,7 +70,7 @@ pub fn undefined<const N: usize>(r: &Registers, s: &Slots) -> u32 {
 
 /// `dst = f(src0)`
 #[inline(always)]
-pub fn map1<D: Lane, A: Lane>(r: &mut Registers, s: &Slots, mask: u32, f: impl Fn(A) -> D) {
+pub fn map1<D: Lane, A: Lane>(r: &mut Registers, s: &OperandSlots, mask: u32, f: impl Fn(A) -> D) {
     let a = A::load(r, s.src[0]);
     let mut d = [D::ZERO; 32];
     for i in 0..32 {
@@ -83,7 +83,7 @@ pub fn map1<D: Lane, A: Lane>(r: &mut Registers, s: &Slots, mask: u32, f: impl F
 
 /// `dst = f(src0, src1)`
 #[inline(always)]
-pub fn map2<D: Lane, A: Lane, B: Lane>(r: &mut Registers, s: &Slots, mask: u32, f: impl Fn(A, B) -> D) {
+pub fn map2<D: Lane, A: Lane, B: Lane>(r: &mut Registers, s: &OperandSlots, mask: u32, f: impl Fn(A, B) -> D) {
     let (a, b) = (A::load(r, s.src[0]), B::load(r, s.src[1]));
     let mut d = [D::ZERO; 32];
     for i in 0..32 {
@@ -96,7 +96,12 @@ pub fn map2<D: Lane, A: Lane, B: Lane>(r: &mut Registers, s: &Slots, mask: u32, 
 
 /// `dst = f(src0, src1, src2)`
 #[inline(always)]
-pub fn map3<D: Lane, A: Lane, B: Lane, C: Lane>(r: &mut Registers, s: &Slots, mask: u32, f: impl Fn(A, B, C) -> D) {
+pub fn map3<D: Lane, A: Lane, B: Lane, C: Lane>(
+    r: &mut Registers,
+    s: &OperandSlots,
+    mask: u32,
+    f: impl Fn(A, B, C) -> D,
+) {
     let (a, b, c) = (A::load(r, s.src[0]), B::load(r, s.src[1]), C::load(r, s.src[2]));
     let mut d = [D::ZERO; 32];
     for i in 0..32 {

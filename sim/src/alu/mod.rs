@@ -21,7 +21,7 @@ pub use decode::decode;
 
 /// What kind of register an operand is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Class {
+pub enum RegisterClass {
     /// A mask in [`Registers::predicates`].
     Pred,
     /// One row; 8- and 16-bit values have zero upper bits.
@@ -34,9 +34,9 @@ pub enum Class {
 
 /// What an instruction expects of an operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Expect {
+pub struct OperandType {
     /// The kind of register.
-    pub class: Class,
+    pub class: RegisterClass,
     /// The element type: an immediate becomes a constant register of it (integers truncated to its width with zero upper
     /// bits, float literals converted to it).
     pub ty: Type,
@@ -44,21 +44,21 @@ pub struct Expect {
 
 /// The operands of a decoded instruction, flattened: a vector's elements and both of `p|q` count one each, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Operands {
+pub struct OperandTypes {
     /// Destinations (those of the first written operand). For `_` give a register of the class that nobody reads.
-    pub dst: Vec<Expect>,
+    pub dst: Vec<OperandType>,
     /// Sources: the other written operands. A negation (`!p`) is known to the [`AluOp`].
-    pub src: Vec<Expect>,
-    /// The instruction reads or writes the carry flag: [`Slots::carry`] is a predicate.
+    pub src: Vec<OperandType>,
+    /// The instruction reads or writes the carry flag: [`OperandSlots::carry`] is a predicate.
     pub carry: bool,
 }
 
-/// Where the operands are: rows, or predicates for operands of [`Class::Pred`]. Unused ones are any number.
+/// Where the operands are: rows, or predicates for operands of [`RegisterClass::Pred`]. Unused ones are any number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Slots {
-    /// As [`Operands::dst`].
+pub struct OperandSlots {
+    /// As [`OperandTypes::dst`].
     pub dst: [Slot; 4],
-    /// As [`Operands::src`].
+    /// As [`OperandTypes::src`].
     pub src: [Slot; 5],
     /// The predicate that holds the carry flag.
     pub carry: Slot,
@@ -69,10 +69,10 @@ pub struct Slots {
 pub struct AluOp(hot::Op);
 
 impl AluOp {
-    /// Executes for the lanes of `mask`, undefinedness included: a result is undefined where a source is. Slots must be
-    /// within the registers, as [`Operands`] asked, else it panics.
+    /// Executes for the lanes of `mask`, undefinedness included: a result is undefined where a source is. OperandSlots must be
+    /// within the registers, as [`OperandTypes`] asked, else it panics.
     #[inline(always)]
-    pub fn run(&self, r: &mut Registers, s: &Slots, mask: u32) {
+    pub fn run(&self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         self.0.run(r, s, mask);
     }
 }

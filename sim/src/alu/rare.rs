@@ -4,7 +4,7 @@ use super::cold::Cold;
 use super::halves::HalfOp;
 use super::hot::{Combine, Compare, lop3_value};
 use super::lanes::{define, set_predicate, undefined};
-use super::{Class, Slots};
+use super::{OperandSlots, RegisterClass};
 use crate::regs::{Registers, Slot};
 
 /// Extended-precision arithmetic.
@@ -56,7 +56,7 @@ pub struct Set {
 #[derive(Clone, Copy, Debug)]
 pub enum Rare {
     /// A scalar function.
-    Cold(Cold, Class),
+    Cold(Cold, RegisterClass),
     /// `setp` by a scalar function.
     Setp(Compare, Cold),
     /// `setp` of two halves: a predicate each.
@@ -64,7 +64,7 @@ pub enum Rare {
     /// `set`, by functions of the lower and the upper half (or of the whole: the first).
     Set(Compare, Cold, Cold, Set),
     /// `slct`: the class of what is chosen, and the choosing function.
-    Slct(Cold, Class),
+    Slct(Cold, RegisterClass),
     Carry(Carry),
     Vector(Vector),
     Mov128,
@@ -77,7 +77,7 @@ pub enum Rare {
 impl Rare {
     /// Executes for the lanes of `mask`.
     #[inline(never)]
-    pub fn run(&self, r: &mut Registers, s: &Slots, mask: u32) {
+    pub fn run(&self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         match self {
             Rare::Cold(cold, to) => cold.run(r, s, mask, *to),
             Rare::Setp(compare, cold) => {
@@ -130,7 +130,7 @@ impl Rare {
 }
 
 /// The lanes in which a function gives 1.
-fn holds(cold: &Cold, r: &Registers, s: &Slots, mask: u32) -> u32 {
+fn holds(cold: &Cold, r: &Registers, s: &OperandSlots, mask: u32) -> u32 {
     bits(&cold.results(r, s, mask).0)
 }
 
@@ -140,7 +140,7 @@ fn bits(lanes: &[u64; 32]) -> u32 {
 }
 
 impl Carry {
-    fn run(self, r: &mut Registers, s: &Slots, mask: u32) {
+    fn run(self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         let sources = if matches!(self.op, Extended::MadLow | Extended::MadHigh) { 3 } else { 2 };
         let mut u = s.src[..sources].iter().fold(0, |u, &slot| u | r.undefined[slot as usize]);
         let mut carry = 0;
@@ -184,7 +184,7 @@ impl Carry {
 }
 
 impl Vector {
-    fn run(self, r: &mut Registers, s: &Slots, mask: u32) {
+    fn run(self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         let (bits, count) = (self.bits as u32, self.count as usize);
         let whole = bits * count as u32;
         let ones = super::int::ones(bits) as u128;

@@ -6,8 +6,10 @@ use super::{Block, Machine};
 use crate::counters;
 use crate::finding::{FindingKind, Site};
 use crate::layout;
-use crate::order::{Access, Agent, Conflict, ConflictKind, Cx, OpKind, Other, Shadow, Strength};
-use crate::program::op::{Transfer, Window};
+use crate::order::{
+    AccessKind, AccessStrength, Agent, AsyncOpKind, CheckContext, Conflict, ConflictKind, EarlierAccess, ShadowMemory,
+};
+use crate::program::op::{AddressWindow, LoadStore};
 
 /// A place where bytes lie that threads share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +95,7 @@ impl Machine<'_> {
         &mut self,
         block: &Block,
         warp: &Warp,
-        window: Window,
+        window: AddressWindow,
         addresses: &[u64; 32],
         mask: u32,
         bytes: u64,
@@ -106,15 +108,15 @@ impl Machine<'_> {
             let lane = left.trailing_zeros();
             let address = addresses[lane as usize];
             let actual = match window {
-                Window::Generic => layout::window(address).unwrap_or(Window::Global),
+                AddressWindow::Generic => layout::window(address).unwrap_or(AddressWindow::Global),
                 w => w,
             };
             match actual {
-                Window::Global | Window::Const | Window::Generic => {
+                AddressWindow::Global | AddressWindow::Const | AddressWindow::Generic => {
                     self.global_group(block, warp, addresses, &mut left, bytes, pc, groups);
                 }
-                Window::Shared | Window::SharedCluster => {
-                    let base = if window == Window::Generic { layout::SHARED } else { 0 };
+                AddressWindow::Shared | AddressWindow::SharedCluster => {
+                    let base = if window == AddressWindow::Generic { layout::SHARED } else { 0 };
                     self.shared_group(block, warp, addresses, base, &mut left, bytes, pc, groups);
                 }
                 _ => {
@@ -193,12 +195,20 @@ impl Machine<'_> {
     /// Counts what a refused (misaligned) store would have written as written: its cause was reported, and reads of those
     /// bytes are not another one.
     #[cold]
-    fn refused_store(&mut self, block: &mut Block, window: Window, addresses: &[u64; 32], lanes: u32, bytes: u64) {
+    fn refused_store(
+        &mut self,
+        block: &mut Block,
+        window: AddressWindow,
+        addresses: &[u64; 32],
+        lanes: u32,
+        bytes: u64,
+    ) {
         for lane in (0..32).filter(|l| lanes >> l & 1 != 0) {
             let address = addresses[lane];
-            let actual = if window == Window::Generic { layout::window(address) } else { Some(window) };
-            if actual == Some(Window::Shared) {
-                let base = layout::SHARED_START as u64 + if window == Window::Generic { layout::SHARED } else { 0 };
+            let actual = if window == AddressWindow::Generic { layout::window(address) } else { Some(window) };
+            if actual == Some(AddressWindow::Shared) {
+                let base =
+                    layout::SHARED_START as u64 + if window == AddressWindow::Generic { layout::SHARED } else { 0 };
                 let (start, len) = (address.wrapping_sub(base), block.shared.len() as u64);
                 if start < len {
                     block.shadow.initialize(start..(start + bytes).min(len));
@@ -319,7 +329,7 @@ impl Machine<'_> {
                     group.offsets[lane as usize] = offset;
                     continue;
                 }
-            } else if layout::window(addresses[lane as usize]) != Some(Window::Shared) && window_base != 0 {
+            } else if layout::window(addresses[lane as usize]) != Some(AddressWindow::Shared) && window_base != 0 {
                 continue;
             }
             *left &= !(1 << lane);
@@ -339,10 +349,10 @@ impl Machine<'_> {
         &mut self,
         block: &mut Block,
         warp: &Warp,
-        access: Access,
+        access: AccessKind,
         group: &Group,
         bytes: u32,
-        strength: Strength,
+        strength: AccessStrength,
         pc: u32,
         same: u32,
     ) {
@@ -351,8 +361,8 @@ impl Machine<'_> {
         }
         let mut found = std::mem::take(&mut self.conflicts);
         found.clear();
-        let cx = Cx { ops: &self.ops, clusters: &self.clusters };
-        let shadow: Option<&mut Shadow> = match group.place {
+        let cx = CheckContext { ops: &self.ops, clusters: &self.clusters };
+        let shadow: Option<&mut ShadowMemory> = match group.place {
             Place::Global(i) => Some(&mut self.memory.get_mut(i).shadow),
             Place::Shared(s) if s == warp.slot => Some(&mut block.shadow),
             Place::Shared(s) => self.blocks[s as usize].as_mut().map(|b| &mut b.shadow),
@@ -374,7 +384,7 @@ impl Machine<'_> {
         &mut self,
         block: &Block,
         warp: u32,
-        access: Access,
+        access: AccessKind,
         place: Place,
         found: &[Conflict],
         pc: u32,
@@ -398,22 +408,30 @@ impl Machine<'_> {
         }
     }
 
-    fn report_conflict(&mut self, site: Site, access: Access, place: Place, c: &Conflict, address: u64, same: bool) {
+    fn report_conflict(
+        &mut self,
+        site: Site,
+        access: AccessKind,
+        place: Place,
+        c: &Conflict,
+        address: u64,
+        same: bool,
+    ) {
         let space = place.space();
         let memory = Some((space, address));
         let verb = match access {
-            Access::Read => "read",
-            Access::Write => "write",
-            Access::Atomic => "atomic access",
+            AccessKind::Read => "read",
+            AccessKind::Write => "write",
+            AccessKind::Atomic => "atomic access",
         };
         // What is known already is counted before anything is put into words: a lost barrier conflicts at every access.
         let known = match c.kind {
             ConflictKind::Race { two_stores: true } if same => None,
             ConflictKind::ProxyRead if !self.options.strict_proxy => None,
             ConflictKind::Uninitialized => Some((FindingKind::Uninitialized, None)),
-            ConflictKind::Race { .. } => Some((FindingKind::Race, Some(c.other.1))),
+            ConflictKind::Race { .. } => Some((FindingKind::Race, Some(c.earlier.1))),
             ConflictKind::NotWaited(op) => Some((FindingKind::AsyncNotWaited, Some(self.ops.pc(op)))),
-            ConflictKind::ProxyRead | ConflictKind::Proxy => Some((FindingKind::AsyncProxy, Some(c.other.1))),
+            ConflictKind::ProxyRead | ConflictKind::Proxy => Some((FindingKind::AsyncProxy, Some(c.earlier.1))),
         };
         if known.is_some_and(|(kind, other)| self.findings.again(kind, site.pc, other)) {
             return;
@@ -431,10 +449,10 @@ impl Machine<'_> {
                 *self.notes.entry(note).or_insert(0) += 1;
             }
             ConflictKind::Race { .. } => {
-                let other = c.other.1;
+                let other = c.earlier.1;
                 let (line, _) = crate::finding::source(self.program, self.kernel, other);
-                let who = self.thread_of(c.other.0);
-                let what = other_words(c.other_is);
+                let who = self.thread_of(c.earlier.0);
+                let what = other_words(c.earlier_kind);
                 self.report(FindingKind::Race, site, Some(other), memory, || {
                     format!("{verb} of {space} memory at {address:#x} is not ordered after the {what} of {who} at line {line}")
                 });
@@ -449,24 +467,24 @@ impl Machine<'_> {
             }
             ConflictKind::ProxyRead if !self.options.strict_proxy => {
                 let (line, _) = crate::finding::source(self.program, self.kernel, site.pc);
-                let (other, _) = crate::finding::source(self.program, self.kernel, c.other.1);
+                let (other, _) = crate::finding::source(self.program, self.kernel, c.earlier.1);
                 let note = format!(
                     "line {line}: the async proxy overwrites {space} memory that line {other} read, without fence.proxy.async"
                 );
                 *self.notes.entry(note).or_insert(0) += 1;
             }
             ConflictKind::ProxyRead => {
-                let other = c.other.1;
+                let other = c.earlier.1;
                 let (line, _) = crate::finding::source(self.program, self.kernel, other);
-                let who = self.thread_of(c.other.0);
+                let who = self.thread_of(c.earlier.0);
                 self.report(FindingKind::AsyncProxy, site, Some(other), memory, || {
                     format!("the async proxy overwrites {space} memory at {address:#x} that {who} read through the generic proxy at line {line}, without fence.proxy.async in between")
                 });
             }
             ConflictKind::Proxy => {
-                let other = c.other.1;
+                let other = c.earlier.1;
                 let (line, _) = crate::finding::source(self.program, self.kernel, other);
-                let who = self.thread_of(c.other.0);
+                let who = self.thread_of(c.earlier.0);
                 self.report(FindingKind::AsyncProxy, site, Some(other), memory, || {
                     format!(
                         "the async proxy uses {space} memory at {address:#x} that {who} wrote through the generic proxy at line {line}, without fence.proxy.async in between"
@@ -564,7 +582,7 @@ impl Machine<'_> {
         block: &mut Block,
         warp: &mut Warp,
         frame: u32,
-        t: &Transfer,
+        t: &LoadStore,
         mask: u32,
         pc: u32,
     ) -> Flow {
@@ -575,9 +593,9 @@ impl Machine<'_> {
         let mask = if undefined & mask != 0 { self.defined_lanes(block, warp, undefined, mask, pc) } else { mask };
         let bytes = t.width as u32 * t.regs.len() as u32;
         match t.window {
-            Window::KernelParam => self.load_param(warp, frame, t, &at, 0, mask),
-            Window::FrameParam => load_frame(warp, frame, t, &at, mask),
-            Window::Local => self.load_local(block, warp, frame, t, &at, 0, mask, pc),
+            AddressWindow::KernelParam => self.load_param(warp, frame, t, &at, 0, mask),
+            AddressWindow::FrameParam => load_frame(warp, frame, t, &at, mask),
+            AddressWindow::Local => self.load_local(block, warp, frame, t, &at, 0, mask, pc),
             _ => {
                 let mut groups = std::mem::take(&mut self.groups);
                 groups.clear();
@@ -588,14 +606,14 @@ impl Machine<'_> {
                 }
                 self.waits += t.semantics.is_some() as u64;
                 for group in &groups {
-                    if t.window != Window::Const {
+                    if t.window != AddressWindow::Const {
                         self.count_traffic(group, bytes, false, pc);
                     }
                     if t.semantics.is_some() {
                         self.strong_read(warp, group, t, pc);
                     }
                     let strength = Machine::scope_strength(t.semantics, t.scope);
-                    self.check(block, warp, Access::Read, group, bytes, strength, pc, 0);
+                    self.check(block, warp, AccessKind::Read, group, bytes, strength, pc, 0);
                     let slot = warp.slot;
                     let data = self.data(block, slot, group.place);
                     let regs = &mut warp.frames[frame as usize].as_mut().expect("a fragment's frame lives").regs;
@@ -617,23 +635,24 @@ impl Machine<'_> {
         block: &Block,
         warp: &mut Warp,
         frame: u32,
-        t: &Transfer,
+        t: &LoadStore,
         at: &[u64; 32],
         lanes: u32,
         pc: u32,
     ) {
-        let which = |w: Window| (0..32).filter(|&l| layout::window(at[l]) == Some(w)).fold(0u32, |m, l| m | 1 << l);
-        let local = which(Window::Local) & lanes;
+        let which =
+            |w: AddressWindow| (0..32).filter(|&l| layout::window(at[l]) == Some(w)).fold(0u32, |m, l| m | 1 << l);
+        let local = which(AddressWindow::Local) & lanes;
         if local != 0 {
             self.load_local(block, warp, frame, t, at, layout::LOCAL, local, pc);
         }
-        let param = which(Window::KernelParam) & lanes;
+        let param = which(AddressWindow::KernelParam) & lanes;
         if param != 0 {
             self.load_param(warp, frame, t, at, layout::PARAM, param);
         }
     }
 
-    fn load_param(&mut self, warp: &mut Warp, frame: u32, t: &Transfer, at: &[u64; 32], base: u64, mask: u32) {
+    fn load_param(&mut self, warp: &mut Warp, frame: u32, t: &LoadStore, at: &[u64; 32], base: u64, mask: u32) {
         let params = &self.launch.params;
         let regs = &mut warp.frame(frame).regs;
         for (n, slot) in t.regs.iter().enumerate() {
@@ -659,7 +678,7 @@ impl Machine<'_> {
         block: &Block,
         warp: &mut Warp,
         frame: u32,
-        t: &Transfer,
+        t: &LoadStore,
         at: &[u64; 32],
         base: u64,
         mask: u32,
@@ -724,7 +743,7 @@ impl Machine<'_> {
         block: &mut Block,
         warp: &mut Warp,
         fragment: &mut Fragment,
-        t: &Transfer,
+        t: &LoadStore,
         mask: u32,
         pc: u32,
     ) -> Flow {
@@ -734,15 +753,15 @@ impl Machine<'_> {
         let undefined = undefined_address(regs, &t.addr);
         let data_undefined = t.regs.iter().flatten().fold(0, |m, &s| m | regs.undefined[s as usize]) & mask;
         let mask = if undefined & mask != 0 { self.defined_lanes(block, warp, undefined, mask, pc) } else { mask };
-        if data_undefined & mask != 0 && t.window != Window::Local && t.window != Window::FrameParam {
+        if data_undefined & mask != 0 && t.window != AddressWindow::Local && t.window != AddressWindow::FrameParam {
             let site = self.site(block, warp.index, (data_undefined & mask).trailing_zeros(), pc);
             self.report(FindingKind::Uninitialized, site, None, None, || "a store of an undefined register".into());
         }
         let bytes = t.width as u32 * t.regs.len() as u32;
         match t.window {
-            Window::FrameParam => store_frame(warp, frame, t, &at, mask),
-            Window::Local => self.store_local(block, warp, fragment, t, &at, 0, mask, pc, data_undefined),
-            Window::KernelParam | Window::Const => {
+            AddressWindow::FrameParam => store_frame(warp, frame, t, &at, mask),
+            AddressWindow::Local => self.store_local(block, warp, fragment, t, &at, 0, mask, pc, data_undefined),
+            AddressWindow::KernelParam | AddressWindow::Const => {
                 let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
                 self.report(FindingKind::OutOfBounds, site, None, None, || {
                     "a store to memory that is read-only".into()
@@ -777,13 +796,14 @@ impl Machine<'_> {
                     }
                     self.overwrites_mbarrier(block, warp, group, bytes, pc);
                     let strength = Machine::scope_strength(t.semantics, t.scope);
-                    self.check(block, warp, Access::Write, group, bytes, strength, pc, same);
+                    self.check(block, warp, AccessKind::Write, group, bytes, strength, pc, same);
                     self.write_order(warp, group, t, pc);
                 }
                 self.groups = groups;
                 if elsewhere != 0 {
-                    let local =
-                        (0..32).filter(|&l| layout::window(at[l]) == Some(Window::Local)).fold(0u32, |m, l| m | 1 << l);
+                    let local = (0..32)
+                        .filter(|&l| layout::window(at[l]) == Some(AddressWindow::Local))
+                        .fold(0u32, |m, l| m | 1 << l);
                     if local & elsewhere != 0 {
                         self.store_local(
                             block,
@@ -815,7 +835,7 @@ impl Machine<'_> {
         block: &Block,
         warp: &mut Warp,
         fragment: &mut Fragment,
-        t: &Transfer,
+        t: &LoadStore,
         at: &[u64; 32],
         base: u64,
         mask: u32,
@@ -841,7 +861,7 @@ impl Machine<'_> {
     }
 
     /// A strong read observes what was released at its address.
-    fn strong_read(&mut self, warp: &mut Warp, group: &Group, t: &Transfer, _pc: u32) {
+    fn strong_read(&mut self, warp: &mut Warp, group: &Group, t: &LoadStore, _pc: u32) {
         let Some(sem) = t.semantics else { return };
         if self.sync.is_empty() {
             return;
@@ -852,7 +872,7 @@ impl Machine<'_> {
         }
     }
 
-    fn write_order(&mut self, warp: &mut Warp, group: &Group, t: &Transfer, _pc: u32) {
+    fn write_order(&mut self, warp: &mut Warp, group: &Group, t: &LoadStore, _pc: u32) {
         match t.semantics {
             None if self.sync.is_empty() => {}
             None => {
@@ -870,7 +890,7 @@ impl Machine<'_> {
         }
     }
 
-    /// A number that names a location in [`crate::order::SyncVars`].
+    /// A number that names a location in [`crate::order::SyncLocations`].
     pub(super) fn sync_key(&self, warp: &Warp, group: &Group, lane: u32) -> u64 {
         let offset = group.offsets[lane as usize];
         match group.place {
@@ -885,25 +905,25 @@ impl Machine<'_> {
     }
 }
 
-fn other_words(other: Other) -> &'static str {
+fn other_words(other: EarlierAccess) -> &'static str {
     match other {
-        Other::None => "access",
-        Other::Read => "read",
-        Other::Write => "write",
-        Other::Atomic => "atomic access",
-        Other::Async(_) => "asynchronous access",
+        EarlierAccess::None => "access",
+        EarlierAccess::Read => "read",
+        EarlierAccess::Write => "write",
+        EarlierAccess::Atomic => "atomic access",
+        EarlierAccess::Async(_) => "asynchronous access",
     }
 }
 
 /// An asynchronous operation in words.
-pub fn op_words(kind: OpKind) -> &'static str {
+pub fn op_words(kind: AsyncOpKind) -> &'static str {
     match kind {
-        OpKind::Copy => "cp.async",
-        OpKind::Bulk => "bulk copy",
-        OpKind::Tensor => "tensor copy",
-        OpKind::Reduce => "bulk reduction",
-        OpKind::Store => "asynchronous store",
-        OpKind::Matrix => "wgmma",
+        AsyncOpKind::CpAsync => "cp.async",
+        AsyncOpKind::BulkCopy => "bulk copy",
+        AsyncOpKind::TensorCopy => "tensor copy",
+        AsyncOpKind::Reduce => "bulk reduction",
+        AsyncOpKind::StAsync => "asynchronous store",
+        AsyncOpKind::Wgmma => "wgmma",
     }
 }
 
@@ -955,13 +975,13 @@ fn put(regs: &mut crate::regs::Registers, slot: u32, rows: u8, values: &[u128; 3
 
 /// What was reported once shall not be reported again as undefined: lanes whose load went wrong get zeros.
 #[cold]
-fn give_zeros(regs: &mut crate::regs::Registers, t: &Transfer, lanes: u32) {
+fn give_zeros(regs: &mut crate::regs::Registers, t: &LoadStore, lanes: u32) {
     t.regs.iter().flatten().for_each(|&slot| put(regs, slot, t.register_rows, &[0; 32], lanes));
 }
 
 /// Loads the registers of a group's lanes.
 #[inline]
-fn read_registers(data: &[u8], group: &Group, t: &Transfer, regs: &mut crate::regs::Registers) {
+fn read_registers(data: &[u8], group: &Group, t: &LoadStore, regs: &mut crate::regs::Registers) {
     let width = t.width as usize;
     for (n, slot) in t.regs.iter().enumerate() {
         let Some(slot) = *slot else { continue };
@@ -996,7 +1016,7 @@ fn read_registers(data: &[u8], group: &Group, t: &Transfer, regs: &mut crate::re
 
 /// Stores the registers of a group's lanes: the lanes that left memory as it was, and whether anything changed.
 #[inline]
-fn write_registers(data: &mut [u8], group: &Group, t: &Transfer, regs: &crate::regs::Registers) -> (u32, bool) {
+fn write_registers(data: &mut [u8], group: &Group, t: &LoadStore, regs: &crate::regs::Registers) -> (u32, bool) {
     let width = t.width as usize;
     let mut differs = 0u32;
     for (n, slot) in t.regs.iter().flatten().enumerate() {
@@ -1035,7 +1055,7 @@ fn write_registers(data: &mut [u8], group: &Group, t: &Transfer, regs: &crate::r
     (group.lanes & !differs, differs != 0)
 }
 
-fn load_frame(warp: &mut Warp, frame: u32, t: &Transfer, at: &[u64; 32], mask: u32) {
+fn load_frame(warp: &mut Warp, frame: u32, t: &LoadStore, at: &[u64; 32], mask: u32) {
     let frame = warp.frame(frame);
     let stride = frame.params.len() / 32;
     for (n, slot) in t.regs.iter().enumerate() {
@@ -1052,7 +1072,7 @@ fn load_frame(warp: &mut Warp, frame: u32, t: &Transfer, at: &[u64; 32], mask: u
     }
 }
 
-fn store_frame(warp: &mut Warp, frame: u32, t: &Transfer, at: &[u64; 32], mask: u32) {
+fn store_frame(warp: &mut Warp, frame: u32, t: &LoadStore, at: &[u64; 32], mask: u32) {
     let frame = warp.frame(frame);
     let stride = frame.params.len() / 32;
     for (n, slot) in t.regs.iter().flatten().enumerate() {

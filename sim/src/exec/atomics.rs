@@ -5,8 +5,8 @@ use super::run::{Flow, addresses, undefined_address};
 use super::warp::{Fragment, Warp};
 use super::{Block, Machine};
 use crate::finding::FindingKind;
-use crate::order::{Access, Sem};
-use crate::program::op::{AtomOp, AtomType, Atomic};
+use crate::order::{AccessKind, MemorySemantics};
+use crate::program::op::{Atomic, AtomicOp, AtomicType};
 use half::{bf16, f16};
 
 impl Machine<'_> {
@@ -41,7 +41,7 @@ impl Machine<'_> {
                 "an atomic outside of global and shared memory".into()
             });
         }
-        let sem = a.semantics.unwrap_or(Sem::Relaxed);
+        let sem = a.semantics.unwrap_or(MemorySemantics::Relaxed);
         for group in &groups {
             self.count_traffic(group, bytes, true, pc);
             if let Place::Global(i) = group.place
@@ -51,7 +51,7 @@ impl Machine<'_> {
                 self.report(FindingKind::OutOfBounds, site, None, None, || "an atomic on constant memory".into());
                 continue;
             }
-            self.check(block, warp, Access::Atomic, group, bytes, a.scope, pc, 0);
+            self.check(block, warp, AccessKind::Atomic, group, bytes, a.scope, pc, 0);
             self.overwrites_mbarrier(block, warp, group, bytes, pc);
             let ordered = !self.sync.is_empty();
             // The order of lanes within an instruction is not specified; ascending here.
@@ -105,10 +105,10 @@ impl Machine<'_> {
             let mut buffer = [0u8; 16];
             buffer[..size as usize].copy_from_slice(bytes);
             let old = u128::from_le_bytes(buffer);
-            let result = if a.op == AtomOp::Cas {
+            let result = if a.op == AtomicOp::Cas {
                 let mask = if size == 16 { u128::MAX } else { (1 << (8 * size)) - 1 };
                 if old & mask == operand & mask { new } else { old }
-            } else if a.ty == AtomType::F32 && a.op == AtomOp::Add && matches!(group.place, Place::Global(_)) {
+            } else if a.ty == AtomicType::F32 && a.op == AtomicOp::Add && matches!(group.place, Place::Global(_)) {
                 // On global memory f32 additions flush subnormals to zero, on shared memory they do not.
                 let flushed = |bits: u128| flush(bits as u32) as u128;
                 flushed(combine(a.op, a.ty, flushed(old), flushed(operand)))
@@ -139,56 +139,56 @@ fn flush(bits: u32) -> u32 {
 }
 
 /// What an atomic leaves in memory. Source: PTX ISA, `atom`.
-pub fn combine(op: AtomOp, ty: AtomType, old: u128, operand: u128) -> u128 {
+pub fn combine(op: AtomicOp, ty: AtomicType, old: u128, operand: u128) -> u128 {
     match ty {
-        AtomType::F32 => {
+        AtomicType::F32 => {
             let (a, b) = (f32::from_bits(old as u32), f32::from_bits(operand as u32));
             let r = match op {
-                AtomOp::Add => a + b,
-                AtomOp::Min => a.min(b),
-                AtomOp::Max => a.max(b),
+                AtomicOp::Add => a + b,
+                AtomicOp::Min => a.min(b),
+                AtomicOp::Max => a.max(b),
                 _ => return operand,
             };
             u128::from(if r.is_nan() { crate::alu::f32s::NAN } else { r.to_bits() })
         }
-        AtomType::F64 => {
+        AtomicType::F64 => {
             let (a, b) = (f64::from_bits(old as u64), f64::from_bits(operand as u64));
             match op {
-                AtomOp::Add => (a + b).to_bits() as u128,
-                AtomOp::Min => a.min(b).to_bits() as u128,
-                AtomOp::Max => a.max(b).to_bits() as u128,
+                AtomicOp::Add => (a + b).to_bits() as u128,
+                AtomicOp::Min => a.min(b).to_bits() as u128,
+                AtomicOp::Max => a.max(b).to_bits() as u128,
                 _ => operand,
             }
         }
-        AtomType::F16 | AtomType::BF16 => half_op(op, ty, old as u16, operand as u16) as u128,
-        AtomType::F16x2 | AtomType::BF16x2 => {
-            let part = if ty == AtomType::F16x2 { AtomType::F16 } else { AtomType::BF16 };
+        AtomicType::F16 | AtomicType::BF16 => half_op(op, ty, old as u16, operand as u16) as u128,
+        AtomicType::F16x2 | AtomicType::BF16x2 => {
+            let part = if ty == AtomicType::F16x2 { AtomicType::F16 } else { AtomicType::BF16 };
             let low = half_op(op, part, old as u16, operand as u16) as u128;
             let high = half_op(op, part, (old >> 16) as u16, (operand >> 16) as u16) as u128;
             low | high << 16
         }
-        AtomType::S32 => signed(op, old as u32 as i32 as i64, operand as u32 as i32 as i64) as u32 as u128,
-        AtomType::S64 => signed(op, old as u64 as i64, operand as u64 as i64) as u64 as u128,
-        AtomType::U64 | AtomType::B64 => unsigned(op, old as u64, operand as u64) as u128,
-        AtomType::U32 | AtomType::B32 => match op {
-            AtomOp::Add => (old as u32).wrapping_add(operand as u32) as u128,
+        AtomicType::S32 => signed(op, old as u32 as i32 as i64, operand as u32 as i32 as i64) as u32 as u128,
+        AtomicType::S64 => signed(op, old as u64 as i64, operand as u64 as i64) as u64 as u128,
+        AtomicType::U64 | AtomicType::B64 => unsigned(op, old as u64, operand as u64) as u128,
+        AtomicType::U32 | AtomicType::B32 => match op {
+            AtomicOp::Add => (old as u32).wrapping_add(operand as u32) as u128,
             _ => unsigned(op, old as u32 as u64, operand as u32 as u64) as u32 as u128,
         },
-        AtomType::B16 | AtomType::B128 => operand,
+        AtomicType::B16 | AtomicType::B128 => operand,
     }
 }
 
-fn half_op(op: AtomOp, ty: AtomType, old: u16, operand: u16) -> u16 {
+fn half_op(op: AtomicOp, ty: AtomicType, old: u16, operand: u16) -> u16 {
     let apply = |a: f32, b: f32| match op {
-        AtomOp::Add => a + b,
+        AtomicOp::Add => a + b,
         // The zeros are ordered: -0 is the smaller.
-        AtomOp::Min if a == b => f32::from_bits(a.to_bits() | b.to_bits()),
-        AtomOp::Max if a == b => f32::from_bits(a.to_bits() & b.to_bits()),
-        AtomOp::Min => a.min(b),
-        AtomOp::Max => a.max(b),
+        AtomicOp::Min if a == b => f32::from_bits(a.to_bits() | b.to_bits()),
+        AtomicOp::Max if a == b => f32::from_bits(a.to_bits() & b.to_bits()),
+        AtomicOp::Min => a.min(b),
+        AtomicOp::Max => a.max(b),
         _ => b,
     };
-    let (result, nan) = if ty == AtomType::F16 {
+    let (result, nan) = if ty == AtomicType::F16 {
         let result = f16::from_f32(apply(f16::from_bits(old).to_f32(), f16::from_bits(operand).to_f32()));
         (result.to_bits(), result.is_nan())
     } else {
@@ -197,40 +197,40 @@ fn half_op(op: AtomOp, ty: AtomType, old: u16, operand: u16) -> u16 {
     };
     // An exchange keeps its bits; arithmetic makes the canonical NaN.
     match op {
-        AtomOp::Add | AtomOp::Min | AtomOp::Max if nan => 0x7fff,
-        AtomOp::Add | AtomOp::Min | AtomOp::Max => result,
+        AtomicOp::Add | AtomicOp::Min | AtomicOp::Max if nan => 0x7fff,
+        AtomicOp::Add | AtomicOp::Min | AtomicOp::Max => result,
         _ => operand,
     }
 }
 
-fn signed(op: AtomOp, old: i64, operand: i64) -> i64 {
+fn signed(op: AtomicOp, old: i64, operand: i64) -> i64 {
     match op {
-        AtomOp::Add => old.wrapping_add(operand),
-        AtomOp::Min => old.min(operand),
-        AtomOp::Max => old.max(operand),
-        AtomOp::And => old & operand,
-        AtomOp::Or => old | operand,
-        AtomOp::Xor => old ^ operand,
+        AtomicOp::Add => old.wrapping_add(operand),
+        AtomicOp::Min => old.min(operand),
+        AtomicOp::Max => old.max(operand),
+        AtomicOp::And => old & operand,
+        AtomicOp::Or => old | operand,
+        AtomicOp::Xor => old ^ operand,
         _ => operand,
     }
 }
 
-fn unsigned(op: AtomOp, old: u64, operand: u64) -> u64 {
+fn unsigned(op: AtomicOp, old: u64, operand: u64) -> u64 {
     match op {
-        AtomOp::Add => old.wrapping_add(operand),
-        AtomOp::Min => old.min(operand),
-        AtomOp::Max => old.max(operand),
-        AtomOp::And => old & operand,
-        AtomOp::Or => old | operand,
-        AtomOp::Xor => old ^ operand,
-        AtomOp::Inc => {
+        AtomicOp::Add => old.wrapping_add(operand),
+        AtomicOp::Min => old.min(operand),
+        AtomicOp::Max => old.max(operand),
+        AtomicOp::And => old & operand,
+        AtomicOp::Or => old | operand,
+        AtomicOp::Xor => old ^ operand,
+        AtomicOp::Inc => {
             if old >= operand {
                 0
             } else {
                 old + 1
             }
         }
-        AtomOp::Dec => {
+        AtomicOp::Dec => {
             if old == 0 || old > operand {
                 operand
             } else {
@@ -247,8 +247,8 @@ mod tests {
 
     #[test]
     fn zeros_are_ordered_and_nan_is_canonical() {
-        use AtomOp::{Add, Exch, Max, Min};
-        for ty in [AtomType::F16, AtomType::BF16] {
+        use AtomicOp::{Add, Exch, Max, Min};
+        for ty in [AtomicType::F16, AtomicType::BF16] {
             for (old, operand) in [(0, 0x8000), (0x8000, 0)] {
                 assert_eq!(combine(Min, ty, old, operand), 0x8000, "{ty:?}");
                 assert_eq!(combine(Max, ty, old, operand), 0, "{ty:?}");
@@ -258,8 +258,8 @@ mod tests {
             }
             assert_eq!(combine(Exch, ty, 0, 0xffc1), 0xffc1, "{ty:?}");
         }
-        assert_eq!(combine(Min, AtomType::F16x2, 0x8000_4900, 0x0000_4901), 0x8000_4900);
-        assert_eq!(combine(Add, AtomType::F32, 0xffc0_0001, 0x3f80_0000), 0x7fff_ffff);
-        assert_eq!(combine(Add, AtomType::F32, 0x7f80_0000, 0xff80_0000), 0x7fff_ffff);
+        assert_eq!(combine(Min, AtomicType::F16x2, 0x8000_4900, 0x0000_4901), 0x8000_4900);
+        assert_eq!(combine(Add, AtomicType::F32, 0xffc0_0001, 0x3f80_0000), 0x7fff_ffff);
+        assert_eq!(combine(Add, AtomicType::F32, 0x7f80_0000, 0xff80_0000), 0x7fff_ffff);
     }
 }

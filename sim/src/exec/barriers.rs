@@ -4,7 +4,7 @@ use super::run::Flow;
 use super::warp::{Fragment, State, Warp};
 use super::{Block, Machine};
 use crate::finding::FindingKind;
-use crate::order::{Handed, Know};
+use crate::order::{FenceHandoff, VectorClock};
 use crate::program::op::{Barrier, BarrierKind, Fence};
 use std::collections::BTreeMap;
 
@@ -18,9 +18,9 @@ pub struct BlockBarrier {
     /// By warp: lanes that arrived.
     lanes: BTreeMap<u32, u32>,
     /// What the arrived did and knew.
-    know: Option<Know>,
+    clock: Option<VectorClock>,
     /// What they fenced and observed.
-    handed: Handed,
+    handoff: FenceHandoff,
     /// Arrivals of `bar.red`: true predicates, and whether all and any were.
     popc: u32,
     all: bool,
@@ -57,9 +57,9 @@ pub struct ClusterBarrier {
     /// How often it has completed.
     pub phase: u64,
     arrived: u32,
-    know: Option<Know>,
+    clock: Option<VectorClock>,
     /// What the last phase released.
-    released: Option<Know>,
+    released: Option<VectorClock>,
     /// By (slot, warp): lanes that arrived and the phase in which.
     lanes: BTreeMap<(u32, u32), (u32, u64)>,
 }
@@ -128,11 +128,11 @@ impl Machine<'_> {
         // With a count, a warp counts 32, its exited threads included.
         let counted = b.count.is_some() && mask == warp.live;
         barrier.arrived += if counted { 32 } else { mask.count_ones() };
-        barrier.handed.join(&warp.order.hand_on(mask));
-        let know = warp.order.release(mask);
-        match &mut barrier.know {
-            Some(all) => all.join(&know),
-            none => *none = Some(know),
+        barrier.handoff.join(&warp.order.fence_handoff(mask));
+        let clock = warp.order.release(mask);
+        match &mut barrier.clock {
+            Some(all) => all.join(&clock),
+            none => *none = Some(clock),
         }
         if let BarrierKind::Popc { p, negated, .. }
         | BarrierKind::And { p, negated, .. }
@@ -197,7 +197,7 @@ impl Machine<'_> {
                     _ => {}
                 }
             }
-            if let Some(know) = &barrier.know {
+            if let Some(clock) = &barrier.clock {
                 for warp in block.warps.iter_mut().flatten() {
                     let lanes = warp
                         .fragments
@@ -205,8 +205,8 @@ impl Machine<'_> {
                         .filter(|f| f.state == State::Barrier { id })
                         .fold(0, |mask, f| mask | f.mask);
                     if lanes != 0 {
-                        warp.order.acquire(lanes, know);
-                        warp.order.take_over(lanes, &barrier.handed);
+                        warp.order.acquire(lanes, clock);
+                        warp.order.accept_handoff(lanes, &barrier.handoff);
                     }
                 }
             }
@@ -243,7 +243,7 @@ impl Machine<'_> {
         }
         fragment.gathered = false;
         let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
-        let know = release.then(|| warp.order.release(mask));
+        let clock = release.then(|| warp.order.release(mask));
         let key = (warp.slot, warp.index);
         let own = block.cluster_slot == warp.slot;
         let barrier = if own {
@@ -262,10 +262,10 @@ impl Machine<'_> {
         }
         entry.0 |= mask;
         barrier.arrived += mask.count_ones();
-        if let Some(know) = know {
-            match &mut barrier.know {
-                Some(all) => all.join(&know),
-                none => *none = Some(know),
+        if let Some(clock) = clock {
+            match &mut barrier.clock {
+                Some(all) => all.join(&clock),
+                none => *none = Some(clock),
             }
         }
         if twice {
@@ -296,7 +296,7 @@ impl Machine<'_> {
         }
         barrier.arrived = 0;
         barrier.phase += 1;
-        barrier.released = barrier.know.take();
+        barrier.released = barrier.clock.take();
         self.counters.barriers += 1;
         self.changed();
     }
@@ -314,7 +314,7 @@ impl Machine<'_> {
         if barrier.arrived > 0 && barrier.arrived >= live {
             barrier.arrived = 0;
             barrier.phase += 1;
-            barrier.released = barrier.know.take();
+            barrier.released = barrier.clock.take();
             self.counters.barriers += 1;
             self.progress += 1;
         }
@@ -358,8 +358,8 @@ impl Machine<'_> {
         }
         if barrier.phase > phase {
             fragment.gathered = false;
-            if let Some(know) = barrier.released.clone() {
-                warp.order.acquire(mask, &know);
+            if let Some(clock) = barrier.released.clone() {
+                warp.order.acquire(mask, &clock);
             }
             return Flow::Next;
         }

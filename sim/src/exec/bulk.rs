@@ -7,14 +7,14 @@ use super::warp::{Fragment, Warp};
 use super::{Block, CompletionTiming, Machine};
 use crate::finding::{FindingKind, Site};
 use crate::layout;
-use crate::order::{Access, OpId, OpKind, Strength};
-use crate::program::op::{Addr, Bulk, BulkKind, BulkReduce, Window};
-use crate::tensor_map::{self, Blob, Field, Reduction, TensorMap};
+use crate::order::{AccessKind, AccessStrength, AsyncOpId, AsyncOpKind};
+use crate::program::op::{AddressOperand, AddressWindow, BulkCopy, BulkCopyKind, BulkReduction};
+use crate::tensor_map::{self, EncodedMap, MapField, Reduction, TensorMap};
 
 /// What one lane's bulk instruction does.
 struct Job {
     lane: u32,
-    op: OpId,
+    op: AsyncOpId,
     pieces: Vec<Piece>,
     reduce: Option<Reduction>,
 }
@@ -25,7 +25,7 @@ impl Machine<'_> {
         block: &mut Block,
         warp: &mut Warp,
         fragment: &mut Fragment,
-        b: &Bulk,
+        b: &BulkCopy,
         mask: u32,
         pc: u32,
     ) -> Flow {
@@ -50,15 +50,15 @@ impl Machine<'_> {
             let size = sizes.map_or(0, |s| s[l]);
             let ranks = masks.map(|m| m[l] as u16);
             match b.kind {
-                BulkKind::Prefetch | BulkKind::TensorPrefetch => {}
-                BulkKind::Load | BulkKind::SharedToShared => {
+                BulkCopyKind::Prefetch | BulkCopyKind::TensorPrefetch => {}
+                BulkCopyKind::Load | BulkCopyKind::SharedToShared => {
                     self.bulk_load(block, warp, b, (to, from, size), bar.map(|b| b[l]), ranks, site, lane);
                 }
-                BulkKind::TensorLoad => {
+                BulkCopyKind::TensorLoad => {
                     self.tensor_load(block, warp, (to, from), &at, bar.map(|b| b[l]), ranks, site, lane);
                 }
-                BulkKind::Store => self.bulk_store(block, warp, b, (to, from, size), site, lane),
-                BulkKind::TensorStore => self.tensor_store(block, warp, b, (to, from), &at, site, lane),
+                BulkCopyKind::Store => self.bulk_store(block, warp, b, (to, from, size), site, lane),
+                BulkCopyKind::TensorStore => self.tensor_store(block, warp, b, (to, from), &at, site, lane),
             }
         }
         fragment.backs = 0;
@@ -90,7 +90,7 @@ impl Machine<'_> {
         &mut self,
         block: &Block,
         warp: &Warp,
-        window: Window,
+        window: AddressWindow,
         address: u64,
         bytes: u64,
         lane: u32,
@@ -134,7 +134,7 @@ impl Machine<'_> {
                 None => address,
                 Some(r) => layout::cluster_address(address as u32, *r) as u64,
             };
-            let place = self.mbarrier_place(block, warp, Window::SharedCluster, address, site)?;
+            let place = self.mbarrier_place(block, warp, AddressWindow::SharedCluster, address, site)?;
             if !self.touch(block, warp, place, lane, site, "given to a copy") {
                 return None;
             }
@@ -148,7 +148,7 @@ impl Machine<'_> {
     fn note_unfenced_init(&mut self, block: &mut Block, warp: &Warp, place: (u32, u32), lane: u32, site: Site) {
         let own = warp.slot;
         let Some((agent, epoch)) = self.mbarrier_init_of(block, own, place) else { return };
-        let visible = warp.order.is_fenced(lane, crate::order::Space::Shared, agent, epoch)
+        let visible = warp.order.is_fenced(lane, crate::order::MemorySpace::Shared, agent, epoch)
             || self.init_fences.contains(&agent.0);
         if !visible {
             let line = crate::finding::source(self.program, self.kernel, site.pc).0;
@@ -164,7 +164,7 @@ impl Machine<'_> {
         &mut self,
         block: &mut Block,
         warp: &mut Warp,
-        b: &Bulk,
+        b: &BulkCopy,
         (to, from, size): (u64, u64, u32),
         bar: Option<u64>,
         ranks: Option<u16>,
@@ -178,7 +178,7 @@ impl Machine<'_> {
         let Some(source) = self.place_of(block, warp, b.src_window, from, size as u64, lane, pc) else { return };
         let ranks = self.destination_ranks(ranks);
         let Some(bars) = self.credits(block, warp, bar, &ranks, site, lane) else { return };
-        let kind = if b.reduce.is_some() { OpKind::Reduce } else { OpKind::Bulk };
+        let kind = if b.reduce.is_some() { AsyncOpKind::Reduce } else { AsyncOpKind::BulkCopy };
         let op = self.ops.start(kind, &warp.order, 1 << lane, pc);
         self.async_access(block, warp, op, lane, source.0, source.1, size as u64, None, pc);
         self.count_bulk(pc, size as u64, matches!(source.0, Place::Global(_)), false);
@@ -188,15 +188,16 @@ impl Machine<'_> {
                 None => to,
                 Some(r) => layout::cluster_address(to as u32, *r) as u64,
             };
-            let Some((place, at)) = self.place_of(block, warp, Window::SharedCluster, to, size as u64, lane, pc) else {
+            let Some((place, at)) = self.place_of(block, warp, AddressWindow::SharedCluster, to, size as u64, lane, pc)
+            else {
                 return;
             };
-            let strength = if b.reduce.is_some() { Strength::Gpu } else { Strength::Weak };
+            let strength = if b.reduce.is_some() { AccessStrength::Gpu } else { AccessStrength::Weak };
             self.async_access(block, warp, op, lane, place, at, size as u64, Some(strength), pc);
             pieces.push(Piece { to: place, at, from: Some(source), bytes: size, fill: 0, with: [0; 16] });
         }
         let reduce = match b.reduce {
-            Some(BulkReduce::Typed(r)) => Some(r),
+            Some(BulkReduction::Typed(r)) => Some(r),
             _ => None,
         };
         let end = End::Credit(bars.into_iter().map(|p| (p, size)).collect());
@@ -236,17 +237,17 @@ impl Machine<'_> {
         }
         let lane = 0;
         let bytes: Option<Vec<u8>> = match layout::window(address) {
-            Some(Window::KernelParam) => {
+            Some(AddressWindow::KernelParam) => {
                 let from = (address - layout::PARAM) as usize;
                 self.launch.params.get(from..from + 128).map(|b| b.to_vec())
             }
-            Some(Window::Local) => None,
+            Some(AddressWindow::Local) => None,
             _ => {
-                let place = self.place_of(block, warp, Window::Generic, address, 128, lane, site.pc);
+                let place = self.place_of(block, warp, AddressWindow::Generic, address, 128, lane, site.pc);
                 place.map(|(p, at)| self.data(block, warp.slot, p)[at as usize..at as usize + 128].to_vec())
             }
         };
-        let blob: Blob = match bytes.and_then(|b| b.try_into().ok()) {
+        let blob: EncodedMap = match bytes.and_then(|b| b.try_into().ok()) {
             Some(blob) => blob,
             None => {
                 self.report(FindingKind::OutOfBounds, site, None, None, || {
@@ -274,8 +275,8 @@ impl Machine<'_> {
         coords: &[i32],
         shared: u64,
         load: bool,
-        ops: (OpId, OpId),
-        strength: Strength,
+        ops: (AsyncOpId, AsyncOpId),
+        strength: AccessStrength,
         site: Site,
         lane: u32,
     ) -> Option<(Place, u64, u32)> {
@@ -290,11 +291,11 @@ impl Machine<'_> {
             }
         };
         let spread = copy.shared_bytes() as u64;
-        let (place, base) = self.place_of(block, warp, Window::SharedCluster, shared, spread, lane, pc)?;
+        let (place, base) = self.place_of(block, warp, AddressWindow::SharedCluster, shared, spread, lane, pc)?;
         let start = offset;
         // Shared side: all bytes of the box, but elements outside of the tensor are not stored, so not read.
         let (read_op, write_op) = ops;
-        let (op, write) = if load { (write_op, Some(Strength::Weak)) } else { (read_op, None) };
+        let (op, write) = if load { (write_op, Some(AccessStrength::Weak)) } else { (read_op, None) };
         let mut runs = std::mem::take(&mut self.runs);
         runs.clear();
         let mut whole = copy.is_dense();
@@ -358,7 +359,7 @@ impl Machine<'_> {
                 return Some((place, at));
             }
         }
-        self.place_of(block, warp, Window::Global, address, bytes, lane, pc)
+        self.place_of(block, warp, AddressWindow::Global, address, bytes, lane, pc)
     }
 
     /// The pieces of a box that is stored: from `base` in `place`, where its first byte lies at the shared address `start`.
@@ -394,7 +395,7 @@ impl Machine<'_> {
         let Some(map) = self.tensor_map(block, warp, map_at, site) else { return };
         let ranks = self.destination_ranks(ranks);
         let Some(bars) = self.credits(block, warp, bar, &ranks, site, lane) else { return };
-        let op = self.ops.start(OpKind::Tensor, &warp.order, 1 << lane, site.pc);
+        let op = self.ops.start(AsyncOpKind::TensorCopy, &warp.order, 1 << lane, site.pc);
         let mut boxes = Vec::with_capacity(ranks.len());
         let mut bytes = 0;
         for rank in &ranks {
@@ -402,7 +403,8 @@ impl Machine<'_> {
                 None => to,
                 Some(r) => layout::cluster_address(to as u32, *r) as u64,
             };
-            let checked = self.check_box(block, warp, &map, coords, to, true, (op, op), Strength::Weak, site, lane);
+            let checked =
+                self.check_box(block, warp, &map, coords, to, true, (op, op), AccessStrength::Weak, site, lane);
             let Some((Place::Shared(slot), _, n)) = checked else { return };
             let shared = layout::split_cluster_address(to as u32).1;
             boxes.push(BoxLoad { map, coordinates: coords.to_vec(), shared, slot });
@@ -416,7 +418,7 @@ impl Machine<'_> {
         &mut self,
         block: &mut Block,
         warp: &mut Warp,
-        b: &Bulk,
+        b: &BulkCopy,
         (to, from, size): (u64, u64, u32),
         site: Site,
         lane: u32,
@@ -428,14 +430,14 @@ impl Machine<'_> {
         let Some(source) = self.place_of(block, warp, b.src_window, from, size as u64, lane, pc) else { return };
         let Some((place, at)) = self.place_of(block, warp, b.dst_window, to, size as u64, lane, pc) else { return };
         let reduce = match b.reduce {
-            Some(BulkReduce::Typed(r)) => Some(r),
+            Some(BulkReduction::Typed(r)) => Some(r),
             _ => None,
         };
-        let kind = if reduce.is_some() { OpKind::Reduce } else { OpKind::Bulk };
+        let kind = if reduce.is_some() { AsyncOpKind::Reduce } else { AsyncOpKind::BulkCopy };
         let reading = self.ops.start(kind, &warp.order, 1 << lane, pc);
         let writing = self.ops.start(kind, &warp.order, 1 << lane, pc);
         self.async_access(block, warp, reading, lane, source.0, source.1, size as u64, None, pc);
-        let strength = if reduce.is_some() { Strength::Gpu } else { Strength::Weak };
+        let strength = if reduce.is_some() { AccessStrength::Gpu } else { AccessStrength::Weak };
         self.async_access(block, warp, writing, lane, place, at, size as u64, Some(strength), pc);
         self.count_bulk(pc, size as u64, true, true);
         let pieces = vec![Piece { to: place, at, from: Some(source), bytes: size, fill: 0, with: [0; 16] }];
@@ -447,7 +449,7 @@ impl Machine<'_> {
         &mut self,
         block: &mut Block,
         warp: &mut Warp,
-        b: &Bulk,
+        b: &BulkCopy,
         (map_at, from): (u64, u64),
         coords: &[i32],
         site: Site,
@@ -455,7 +457,7 @@ impl Machine<'_> {
     ) {
         let Some(map) = self.tensor_map(block, warp, map_at, site) else { return };
         let reduce = match b.reduce {
-            Some(BulkReduce::Mapped(op)) => match Reduction::tensor(op, map.data_type) {
+            Some(BulkReduction::Mapped(op)) => match Reduction::tensor(op, map.data_type) {
                 Some(r) => Some(r),
                 None => {
                     self.report(FindingKind::Unsupported, site, None, None, || {
@@ -466,10 +468,10 @@ impl Machine<'_> {
             },
             _ => None,
         };
-        let kind = if reduce.is_some() { OpKind::Reduce } else { OpKind::Tensor };
+        let kind = if reduce.is_some() { AsyncOpKind::Reduce } else { AsyncOpKind::TensorCopy };
         let reading = self.ops.start(kind, &warp.order, 1 << lane, site.pc);
         let writing = self.ops.start(kind, &warp.order, 1 << lane, site.pc);
-        let strength = if reduce.is_some() { Strength::Gpu } else { Strength::Weak };
+        let strength = if reduce.is_some() { AccessStrength::Gpu } else { AccessStrength::Weak };
         let ops = (reading, writing);
         let checked = self.check_box(block, warp, &map, coords, from, false, ops, strength, site, lane);
         let Some((place, base, _)) = checked else { return };
@@ -479,7 +481,7 @@ impl Machine<'_> {
     }
 
     /// Adds a store to the lane's open bulk group.
-    fn add_store(&mut self, block: &mut Block, warp: &mut Warp, job: Job, writing: OpId) {
+    fn add_store(&mut self, block: &mut Block, warp: &mut Warp, job: Job, writing: AsyncOpId) {
         let now = match self.options.completion {
             CompletionTiming::Earliest => true,
             CompletionTiming::Latest => false,
@@ -524,9 +526,9 @@ impl Machine<'_> {
                     if let Some(effect) = store.effect.take() {
                         self.apply(Some((&mut *block, own)), &effect);
                     }
-                    self.ops.resolve_lanes(store.reading, &warp.order, 1 << lane);
+                    self.ops.mark_observed_by_lanes(store.reading, &warp.order, 1 << lane);
                     if !read {
-                        self.ops.resolve_lanes(store.writing, &warp.order, 1 << lane);
+                        self.ops.mark_observed_by_lanes(store.writing, &warp.order, 1 << lane);
                     }
                 }
                 all[i].read = true;
@@ -566,7 +568,7 @@ impl Machine<'_> {
         block: &mut Block,
         warp: &mut Warp,
         fragment: &mut Fragment,
-        (addr, mbarrier): (&Addr, &Addr),
+        (addr, mbarrier): (&AddressOperand, &AddressOperand),
         width: u8,
         values: &[u32],
         reduce: Option<Reduction>,
@@ -583,7 +585,7 @@ impl Machine<'_> {
             let site = self.site(block, warp.index, lane, pc);
             let Some(places) = self.credits(block, warp, Some(bar[l]), &[None], site, lane) else { continue };
             let Some((place, offset)) =
-                self.place_of(block, warp, Window::SharedCluster, at[l], bytes as u64, lane, pc)
+                self.place_of(block, warp, AddressWindow::SharedCluster, at[l], bytes as u64, lane, pc)
             else {
                 continue;
             };
@@ -596,8 +598,8 @@ impl Machine<'_> {
                     data.extend_from_slice(&regs.get(slot)[l].to_le_bytes());
                 }
             }
-            let op = self.ops.start(OpKind::Store, &warp.order, 1 << lane, pc);
-            let strength = if reduce.is_some() { Strength::Gpu } else { Strength::Weak };
+            let op = self.ops.start(AsyncOpKind::StAsync, &warp.order, 1 << lane, pc);
+            let strength = if reduce.is_some() { AccessStrength::Gpu } else { AccessStrength::Weak };
             self.async_access(block, warp, op, lane, place, offset, bytes as u64, Some(strength), pc);
             let pieces = vec![Piece { to: place, at: offset, from: None, bytes: 0, fill: 0, with: [0; 16] }];
             let end = End::Credit(places.into_iter().map(|p| (p, bytes)).collect());
@@ -613,7 +615,7 @@ impl Machine<'_> {
         block: &mut Block,
         warp: &mut Warp,
         fragment: &mut Fragment,
-        (addr, window): (&Addr, Window),
+        (addr, window): (&AddressOperand, AddressWindow),
         (field, ordinal): (&str, u32),
         (value, wide): (u32, bool),
         mask: u32,
@@ -630,9 +632,9 @@ impl Machine<'_> {
             let own = warp.slot;
             let data = self.data_mut(block, own, place);
             let slice = &mut data[offset as usize..offset as usize + 128];
-            let mut blob: Blob = [0; 128];
+            let mut blob: EncodedMap = [0; 128];
             blob.copy_from_slice(slice);
-            let result = match Field::parse(field) {
+            let result = match MapField::parse(field) {
                 Some(f) => tensor_map::replace(&mut blob, f, ordinal, values[lane as usize]).map_err(|e| e.to_string()),
                 None => Err(format!("tensormap.replace: no field {field}")),
             };
@@ -640,7 +642,7 @@ impl Machine<'_> {
                 Ok(()) => slice.copy_from_slice(&blob),
                 Err(e) => self.report(FindingKind::OutOfBounds, site, None, None, || e),
             }
-            self.map_access(block, warp, place, offset, Access::Write, lane, pc);
+            self.map_access(block, warp, place, offset, AccessKind::Write, lane, pc);
         }
         self.changed();
         Flow::Next
@@ -654,13 +656,13 @@ impl Machine<'_> {
         warp: &Warp,
         place: Place,
         offset: u64,
-        access: Access,
+        access: AccessKind,
         lane: u32,
         pc: u32,
     ) {
         for part in 0..8u64 {
             let group = Group { place, lanes: 1 << lane, offsets: [offset + 16 * part; 32], row: false };
-            self.check(block, warp, access, &group, 16, Strength::Weak, pc, 0);
+            self.check(block, warp, access, &group, 16, AccessStrength::Weak, pc, 0);
         }
     }
 
@@ -670,8 +672,8 @@ impl Machine<'_> {
         block: &mut Block,
         warp: &mut Warp,
         fragment: &mut Fragment,
-        dst: &Addr,
-        src: &Addr,
+        dst: &AddressOperand,
+        src: &AddressOperand,
         mask: u32,
         pc: u32,
     ) -> Flow {
@@ -681,20 +683,20 @@ impl Machine<'_> {
         let lane = mask.trailing_zeros();
         let regs = &warp.frame(fragment.frame).regs;
         let (to, from) = (addresses(regs, dst)[lane as usize], addresses(regs, src)[lane as usize]);
-        let Some((source, a)) = self.place_of(block, warp, Window::Shared, from, 128, lane, pc) else {
+        let Some((source, a)) = self.place_of(block, warp, AddressWindow::Shared, from, 128, lane, pc) else {
             return Flow::Next;
         };
-        let Some((target, b)) = self.place_of(block, warp, Window::Global, to, 128, lane, pc) else {
+        let Some((target, b)) = self.place_of(block, warp, AddressWindow::Global, to, 128, lane, pc) else {
             return Flow::Next;
         };
-        self.map_access(block, warp, source, a, Access::Read, lane, pc);
-        self.map_access(block, warp, target, b, Access::Write, lane, pc);
+        self.map_access(block, warp, source, a, AccessKind::Read, lane, pc);
+        self.map_access(block, warp, target, b, AccessKind::Write, lane, pc);
         let bytes = self.data(block, warp.slot, source)[a as usize..a as usize + 128].to_vec();
         let own = warp.slot;
         self.data_mut(block, own, target)[b as usize..b as usize + 128].copy_from_slice(&bytes);
         // It releases, and makes the map visible to the tensor proxy.
         warp.order.fence_proxy(mask, true, true);
-        warp.order.fence(mask, Strength::Gpu);
+        warp.order.fence(mask, AccessStrength::Gpu);
         self.changed();
         Flow::Next
     }

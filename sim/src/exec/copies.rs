@@ -7,8 +7,8 @@ use super::{Block, CompletionTiming, Machine};
 use crate::finding::{FindingKind, Site};
 use crate::layout::SHARED_START;
 use crate::memory::{Allocation, SimMemory};
-use crate::order::{Access, Cx, OpId, OpKind, Strength};
-use crate::program::op::{CpAsync, Window};
+use crate::order::{AccessKind, AccessStrength, AsyncOpId, AsyncOpKind, CheckContext};
+use crate::program::op::{AddressWindow, CpAsync};
 use crate::tensor_map::{Reduction, TensorMap};
 use std::collections::VecDeque;
 
@@ -77,14 +77,14 @@ pub enum End {
     /// Bytes credited to mbarriers (slot, address): a multicast has several.
     Credit(Vec<((u32, u32), u32)>),
     /// Arrivals when a lane's earlier `cp.async`s are done: slot and warp, lane, the mbarrier.
-    Arrive { warp: u32, slot: u32, lanes: u32, ops: Vec<(OpId, u32)>, place: (u32, u32), site: Site },
+    Arrive { warp: u32, slot: u32, lanes: u32, ops: Vec<(AsyncOpId, u32)>, place: (u32, u32), site: Site },
 }
 
 /// An operation on its way.
 #[derive(Clone, Debug)]
 pub struct InFlight {
     /// Which.
-    pub op: Option<OpId>,
+    pub op: Option<AsyncOpId>,
     /// What it does.
     pub effect: Effect,
     /// And then.
@@ -94,7 +94,7 @@ pub struct InFlight {
 /// `cp.async`s that complete together.
 #[derive(Clone, Debug)]
 struct Part {
-    op: OpId,
+    op: AsyncOpId,
     lanes: u32,
     /// What is not yet done.
     rows: Vec<Row>,
@@ -124,9 +124,9 @@ pub struct BulkGroup {
 #[derive(Clone, Debug)]
 pub struct BulkStore {
     /// The reading.
-    pub reading: OpId,
+    pub reading: AsyncOpId,
     /// The writing.
-    pub writing: OpId,
+    pub writing: AsyncOpId,
     /// What is not yet done.
     pub effect: Option<Effect>,
 }
@@ -136,7 +136,7 @@ pub struct BulkStore {
 pub struct WarpCopies {
     open: Vec<Part>,
     groups: VecDeque<Group>,
-    /// Bulk groups, oldest first; the last of a lane may be open.
+    /// BulkCopy groups, oldest first; the last of a lane may be open.
     pub bulk: Vec<BulkGroup>,
     /// wgmma state.
     pub wgmma: super::wgmma::WarpWgmma,
@@ -173,7 +173,7 @@ impl Machine<'_> {
         let (mut to, mut from) = std::mem::take(&mut self.copy_groups);
         to.clear();
         from.clear();
-        self.places(block, warp, Window::Shared, &dst, mask, size as u64, pc, &mut to);
+        self.places(block, warp, AddressWindow::Shared, &dst, mask, size as u64, pc, &mut to);
         // Lanes that take nothing do not touch their source.
         let (mut reading, mut partial) = (mask, false);
         if sizes.is_some() || ignore != 0 {
@@ -203,12 +203,12 @@ impl Machine<'_> {
                     self.async_access(block, warp, op, lane, group.place, offset, taken(lane) as u64, None, pc);
                 }
             } else {
-                self.async_lanes(block, warp, op, Access::Read, group, size, pc);
+                self.async_lanes(block, warp, op, AccessKind::Read, group, size, pc);
             }
         }
         for group in &to {
             self.count_traffic(group, size, true, pc);
-            self.async_lanes(block, warp, op, Access::Write, group, size, pc);
+            self.async_lanes(block, warp, op, AccessKind::Write, group, size, pc);
             // Lanes by where they read; those that read nothing with any.
             let mut left = group.lanes;
             for source in from.iter().map(Some).chain([None]) {
@@ -246,8 +246,8 @@ impl Machine<'_> {
         &mut self,
         block: &mut Block,
         warp: &Warp,
-        op: OpId,
-        access: Access,
+        op: AsyncOpId,
+        access: AccessKind,
         group: &super::access::Group,
         size: u32,
         pc: u32,
@@ -257,7 +257,7 @@ impl Machine<'_> {
         }
         let mut found = std::mem::take(&mut self.conflicts);
         found.clear();
-        let cx = Cx { ops: &self.ops, clusters: &self.clusters };
+        let cx = CheckContext { ops: &self.ops, clusters: &self.clusters };
         let shadow = match group.place {
             Place::Global(i) => Some(&mut self.memory.get_mut(i).shadow),
             Place::Shared(s) if s == warp.slot => Some(&mut block.shadow),
@@ -309,7 +309,7 @@ impl Machine<'_> {
         &mut self,
         block: &Block,
         warp: &Warp,
-        window: Window,
+        window: AddressWindow,
         address: u64,
         lane: u32,
         bytes: u32,
@@ -339,7 +339,7 @@ impl Machine<'_> {
     }
 
     /// The operation that collects the warp's `cp.async`s since the last commit.
-    fn open_part(&mut self, warp: &mut Warp, mask: u32, pc: u32) -> OpId {
+    fn open_part(&mut self, warp: &mut Warp, mask: u32, pc: u32) -> AsyncOpId {
         if let Some(part) = warp.copies.open.last_mut()
             && part.lanes != 0
         {
@@ -347,7 +347,7 @@ impl Machine<'_> {
             self.ops.add_lanes(part.op, mask);
             return part.op;
         }
-        let op = self.ops.start(OpKind::Copy, &warp.order, mask, pc);
+        let op = self.ops.start(AsyncOpKind::CpAsync, &warp.order, mask, pc);
         warp.copies.open.push(Part { op, lanes: mask, rows: Vec::new() });
         op
     }
@@ -358,12 +358,12 @@ impl Machine<'_> {
         &mut self,
         block: &mut Block,
         warp: &Warp,
-        op: OpId,
+        op: AsyncOpId,
         lane: u32,
         place: Place,
         offset: u64,
         bytes: u64,
-        write: Option<Strength>,
+        write: Option<AccessStrength>,
         pc: u32,
     ) {
         self.async_runs(block, warp, op, lane, place, &[(offset, bytes)], write, pc);
@@ -375,11 +375,11 @@ impl Machine<'_> {
         &mut self,
         block: &mut Block,
         warp: &Warp,
-        op: OpId,
+        op: AsyncOpId,
         lane: u32,
         place: Place,
         runs: &[(u64, u64)],
-        write: Option<Strength>,
+        write: Option<AccessStrength>,
         pc: u32,
     ) {
         if self.options.count_only || runs.iter().all(|run| run.1 == 0) {
@@ -387,7 +387,7 @@ impl Machine<'_> {
         }
         let mut found = std::mem::take(&mut self.conflicts);
         found.clear();
-        let cx = Cx { ops: &self.ops, clusters: &self.clusters };
+        let cx = CheckContext { ops: &self.ops, clusters: &self.clusters };
         let shadow = match place {
             Place::Global(i) => Some(&mut self.memory.get_mut(i).shadow),
             Place::Shared(s) if s == warp.slot => Some(&mut block.shadow),
@@ -400,7 +400,7 @@ impl Machine<'_> {
             }
         }
         if !found.is_empty() {
-            let access = if write.is_some() { Access::Write } else { Access::Read };
+            let access = if write.is_some() { AccessKind::Write } else { AccessKind::Read };
             self.report_conflicts(block, warp.index, access, place, &found, pc, 0);
         }
         self.conflicts = found;
@@ -512,7 +512,7 @@ impl Machine<'_> {
         }
     }
 
-    /// The lanes' own copies are done, and they know it.
+    /// The lanes' own copies are done, and they clock it.
     fn finish_parts(&mut self, block: &mut Block, warp: &Warp, own: u32, parts: &mut Vec<Part>, lanes: u32) {
         for part in parts.iter_mut() {
             let here = part.lanes & lanes;
@@ -528,7 +528,7 @@ impl Machine<'_> {
             if any {
                 self.changed();
             }
-            self.ops.resolve_lanes(part.op, &warp.order, here);
+            self.ops.mark_observed_by_lanes(part.op, &warp.order, here);
             part.lanes &= !here;
         }
         parts.retain(|p| p.lanes != 0);
@@ -601,7 +601,7 @@ impl Machine<'_> {
                     self.with_object(&mut current, place, |m, block, own| {
                         let phase = m.object(block, own, place).map(|o| (o.agent, o.phase));
                         if let (Some((agent, phase)), Some(op)) = (phase, flight.op) {
-                            m.ops.resolve(op, agent, phase + 1);
+                            m.ops.mark_observed(op, agent, phase + 1);
                         }
                         let site = flight.op.map(|op| {
                             let issuer = m.ops.issuer(op);
@@ -616,7 +616,7 @@ impl Machine<'_> {
                 self.with_object(&mut current, place, |m, block, own| {
                     let phase = m.object(block, own, place).map(|o| (o.agent, o.phase));
                     if let Some((agent, phase)) = phase {
-                        ops.iter().for_each(|&(op, lanes)| m.ops.resolve_part(op, lanes, agent, phase + 1));
+                        ops.iter().for_each(|&(op, lanes)| m.ops.mark_part_observed(op, lanes, agent, phase + 1));
                     }
                     m.arrive(block, own, place, lanes.count_ones(), None, site);
                 });

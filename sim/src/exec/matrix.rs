@@ -10,8 +10,8 @@ use crate::layout;
 use crate::matrix::Lanes;
 use crate::matrix::ldmatrix;
 use crate::matrix::mma::MmaOp;
-use crate::order::{Access, Cx, Strength};
-use crate::program::op::{Instr, MatrixTransfer, Mma, Op, Window};
+use crate::order::{AccessKind, AccessStrength, CheckContext};
+use crate::program::op::{AddressWindow, DecodedInstruction, MatrixTransfer, Mma, Op};
 use crate::regs::Registers;
 
 impl Machine<'_> {
@@ -70,7 +70,7 @@ impl Machine<'_> {
         for group in &groups {
             self.count_traffic(group, 16, t.store, pc);
             if t.store {
-                self.check(block, warp, Access::Write, group, 16, Strength::Weak, pc, 0);
+                self.check(block, warp, AccessKind::Write, group, 16, AccessStrength::Weak, pc, 0);
                 self.overwrites_mbarrier(block, warp, group, 16, pc);
             } else {
                 self.check_rows(block, warp, group, pc);
@@ -109,7 +109,7 @@ impl Machine<'_> {
     fn load_own_rows(&mut self, block: &mut Block, warp: &mut Warp, frame: u32, t: &MatrixTransfer, pc: u32) -> bool {
         let (rows, frame) = (8 * t.regs.len(), frame as usize);
         let Some(regs) = warp.frames[frame].as_ref().map(|frame| &frame.regs) else { return false };
-        let (Window::Shared, false, Some(base), 0) =
+        let (AddressWindow::Shared, false, Some(base), 0) =
             (t.window, t.addr.wide, t.addr.base, undefined_address(regs, &t.addr))
         else {
             return false;
@@ -129,11 +129,11 @@ impl Machine<'_> {
         if !self.options.count_only {
             let mut found = std::mem::take(&mut self.conflicts);
             found.clear();
-            let cx = Cx { ops: &self.ops, clusters: &self.clusters };
-            block.shadow.read_rows(&warp.order, lanes, &offsets.map(u64::from), pc, &cx, &mut found);
+            let cx = CheckContext { ops: &self.ops, clusters: &self.clusters };
+            block.shadow.read_matrix_rows(&warp.order, lanes, &offsets.map(u64::from), pc, &cx, &mut found);
             if !found.is_empty() {
                 let place = Place::Shared(warp.slot);
-                self.report_conflicts(block, warp.index, Access::Read, place, &found, pc, 0);
+                self.report_conflicts(block, warp.index, AccessKind::Read, place, &found, pc, 0);
             }
             self.conflicts = found;
         }
@@ -158,17 +158,17 @@ impl Machine<'_> {
         }
         let mut found = std::mem::take(&mut self.conflicts);
         found.clear();
-        let cx = Cx { ops: &self.ops, clusters: &self.clusters };
+        let cx = CheckContext { ops: &self.ops, clusters: &self.clusters };
         let shadow = match group.place {
             Place::Global(i) => Some(&mut self.memory.get_mut(i).shadow),
             Place::Shared(s) if s == warp.slot => Some(&mut block.shadow),
             Place::Shared(s) => self.blocks[s as usize].as_mut().map(|b| &mut b.shadow),
         };
         if let Some(shadow) = shadow {
-            shadow.read_rows(&warp.order, group.lanes, &group.offsets, pc, &cx, &mut found);
+            shadow.read_matrix_rows(&warp.order, group.lanes, &group.offsets, pc, &cx, &mut found);
         }
         if !found.is_empty() {
-            self.report_conflicts(block, warp.index, Access::Read, group.place, &found, pc, 0);
+            self.report_conflicts(block, warp.index, AccessKind::Read, group.place, &found, pc, 0);
         }
         self.conflicts = found;
     }
@@ -229,9 +229,15 @@ impl Machine<'_> {
     /// `mma`s of all lanes one after the other, as far as `instrs` go on with the same one; how many. The first is counted as
     /// executed, the others are still to be. `number` is the first's, kernel-wide.
     #[inline(never)]
-    pub(super) fn mma_sequence(&mut self, regs: &mut Registers, op: MmaOp, instrs: &[Instr], number: u32) -> u32 {
+    pub(super) fn mma_sequence(
+        &mut self,
+        regs: &mut Registers,
+        op: MmaOp,
+        instrs: &[DecodedInstruction],
+        number: u32,
+    ) -> u32 {
         // A guarded one waits for its turn, whatever its guard; but the first's has been looked at.
-        let alike = |(n, instr): &(usize, &Instr)| match &instr.op {
+        let alike = |(n, instr): &(usize, &DecodedInstruction)| match &instr.op {
             Op::Mma(m) => m.op == op && (*n == 0 || instr.guard.is_none()),
             _ => false,
         };
@@ -334,7 +340,7 @@ fn mma_of_any_shape(m: &Mma, regs: &mut Registers, mask: u32) {
 /// Rows at shared addresses that all lie in the block's own memory, aligned.
 #[inline]
 fn own_rows(block: &Block, slot: u32, t: &MatrixTransfer, at: &[u64; 32], lanes: u32) -> Option<Group> {
-    if t.window != Window::Shared {
+    if t.window != AddressWindow::Shared {
         return None;
     }
     let end = (block.shared.len() as u64).saturating_sub(15);

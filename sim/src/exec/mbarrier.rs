@@ -5,8 +5,8 @@ use super::warp::{Fragment, State, Warp};
 use super::{Block, Machine};
 use crate::finding::{FindingKind, Site};
 use crate::layout;
-use crate::order::{Access, Agent, Know, Strength};
-use crate::program::op::{Mbarrier, MbarrierKind, Window};
+use crate::order::{AccessKind, AccessStrength, Agent, VectorClock};
+use crate::program::op::{AddressWindow, Mbarrier, MbarrierKind};
 
 /// The largest count of arrivals and of bytes.
 const LIMIT: u32 = (1 << 20) - 1;
@@ -25,9 +25,9 @@ pub struct Object {
     /// The virtual agent that stands for its phases.
     pub agent: Agent,
     /// What the arrived of this phase did and knew.
-    know: Option<Know>,
+    clock: Option<VectorClock>,
     /// The same of all phases that are over.
-    released: Option<Know>,
+    released: Option<VectorClock>,
     /// Who initialised it, when.
     init: (Agent, u32),
     /// The copy that credited it last.
@@ -55,13 +55,15 @@ impl Machine<'_> {
         &mut self,
         block: &Block,
         warp: &Warp,
-        window: Window,
+        window: AddressWindow,
         address: u64,
         site: Site,
     ) -> Option<Where> {
         let shared = match window {
-            Window::Generic if layout::window(address) == Some(Window::Shared) => address - layout::SHARED,
-            Window::Generic => {
+            AddressWindow::Generic if layout::window(address) == Some(AddressWindow::Shared) => {
+                address - layout::SHARED
+            }
+            AddressWindow::Generic => {
                 self.report(FindingKind::OutOfBounds, site, None, None, || {
                     format!("an mbarrier at {address:#x}, outside of shared memory")
                 });
@@ -150,7 +152,7 @@ impl Machine<'_> {
             self.changed();
             return Flow::Next;
         }
-        let mut released: Option<(Where, Know)> = None;
+        let mut released: Option<(Where, VectorClock)> = None;
         for lane in (0..32u32).filter(|l| mask >> l & 1 != 0) {
             let site = self.site(block, warp.index, lane, pc);
             let Some(place) = self.mbarrier_place(block, warp, m.window, at[lane as usize], site) else { continue };
@@ -185,14 +187,14 @@ impl Machine<'_> {
                         continue;
                     }
                     // Lanes that arrive together release together.
-                    let know = match &released {
+                    let clock = match &released {
                         _ if !m.ordered => None,
-                        Some((to, know)) if *to == place => Some(know.clone()),
+                        Some((to, clock)) if *to == place => Some(clock.clone()),
                         _ => {
                             let same = (0..32).filter(|&l| mask >> l & 1 != 0 && at[l] == at[lane as usize]);
-                            let know = warp.order.release(same.fold(0u32, |m, l| m | 1 << l));
-                            released = Some((place, know.clone()));
-                            Some(know)
+                            let clock = warp.order.release(same.fold(0u32, |m, l| m | 1 << l));
+                            released = Some((place, clock.clone()));
+                            Some(clock)
                         }
                     };
                     if let Some(bytes) = expect {
@@ -211,7 +213,7 @@ impl Machine<'_> {
                     if drop && let Some(o) = self.object(block, own, place) {
                         o.expected = o.expected.saturating_sub(count);
                     }
-                    let completed = self.arrive(block, own, place, count, know, site);
+                    let completed = self.arrive(block, own, place, count, clock, site);
                     if completed && no_complete {
                         self.report(FindingKind::Mbarrier, site, None, None, || {
                             "an arrive with .noComplete completes the phase".into()
@@ -265,14 +267,14 @@ impl Machine<'_> {
             pending: count,
             tx: 0,
             phase: 0,
-            agent: Agent::of_virtual(block.index, index),
-            know: None,
+            agent: Agent::virtual_agent(block.index, index),
+            clock: None,
             released: None,
             init: (warp.order.agent(lane), warp.order.epoch()),
             credited: None,
         };
         block.mbarriers.insert(place.1, object);
-        self.mbarrier_access(block, warp, place, lane, site, Access::Write);
+        self.mbarrier_access(block, warp, place, lane, site, AccessKind::Write);
     }
 
     /// An operation on an object: it must be there, and its initialisation ordered before. Whether it is there.
@@ -292,17 +294,25 @@ impl Machine<'_> {
             });
             return false;
         }
-        self.mbarrier_access(block, warp, place, lane, site, Access::Atomic);
+        self.mbarrier_access(block, warp, place, lane, site, AccessKind::Atomic);
         true
     }
 
-    fn mbarrier_access(&mut self, block: &mut Block, warp: &Warp, place: Where, lane: u32, site: Site, access: Access) {
+    fn mbarrier_access(
+        &mut self,
+        block: &mut Block,
+        warp: &Warp,
+        place: Where,
+        lane: u32,
+        site: Site,
+        access: AccessKind,
+    ) {
         if self.options.count_only {
             return;
         }
         let mut found = Vec::new();
-        let strength = if access == Access::Write { Strength::Weak } else { Strength::Cluster };
-        let cx = crate::order::Cx { ops: &self.ops, clusters: &self.clusters };
+        let strength = if access == AccessKind::Write { AccessStrength::Weak } else { AccessStrength::Cluster };
+        let cx = crate::order::CheckContext { ops: &self.ops, clusters: &self.clusters };
         let shadow = if place.0 == warp.slot {
             &mut block.shadow
         } else {
@@ -314,7 +324,7 @@ impl Machine<'_> {
         let offsets = [(place.1 - layout::SHARED_START) as u64; 32];
         shadow.access(access, &warp.order, 1 << lane, &offsets, 8, strength, site.pc, &cx, &mut found);
         if let Some(c) = found.first() {
-            let other = c.other.1;
+            let other = c.earlier.1;
             let (line, _) = crate::finding::source(self.program, self.kernel, other);
             self.report(FindingKind::Mbarrier, site, Some(other), Some(("shared", place.1 as u64)), || {
                 format!("an mbarrier is used without order after what happened to its bytes at line {line} (its initialisation, say)")
@@ -365,16 +375,16 @@ impl Machine<'_> {
         own: u32,
         place: Where,
         count: u32,
-        know: Option<Know>,
+        clock: Option<VectorClock>,
         site: Site,
     ) -> bool {
         let Some(o) = self.object(block, own, place) else { return false };
         let (pending, expected) = (o.pending, o.expected);
         o.pending = pending.saturating_sub(count);
-        if let Some(know) = know {
-            match &mut o.know {
-                Some(all) => all.join(&know),
-                none => *none = Some(know),
+        if let Some(clock) = clock {
+            match &mut o.clock {
+                Some(all) => all.join(&clock),
+                none => *none = Some(clock),
             }
         }
         if count > pending {
@@ -425,10 +435,10 @@ impl Machine<'_> {
         }
         o.phase += 1;
         o.pending = o.expected;
-        if let Some(know) = o.know.take() {
+        if let Some(clock) = o.clock.take() {
             match &mut o.released {
-                Some(all) => all.join(&know),
-                none => *none = Some(know),
+                Some(all) => all.join(&clock),
+                none => *none = Some(clock),
             }
         }
         self.wakes.push(place);
@@ -505,9 +515,9 @@ impl Machine<'_> {
                 done |= same;
                 if m.ordered && phase > 0 {
                     let (agent, released) = (o.agent, o.released.clone());
-                    let mut know = released.unwrap_or_else(|| Know::nothing(block.index));
-                    know.learn(agent, phase);
-                    warp.order.acquire(same, &know);
+                    let mut clock = released.unwrap_or_else(|| VectorClock::empty(block.index));
+                    clock.learn(agent, phase);
+                    warp.order.acquire(same, &clock);
                 }
             } else {
                 blocked = Some((place, phase));

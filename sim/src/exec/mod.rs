@@ -24,8 +24,11 @@ pub use pair::{SimLaunch, run_pair};
 use crate::counters::Counters;
 use crate::finding::{FindingKind, Findings, Site};
 use crate::memory::SimMemory;
-use crate::order::{Clusters, Conflict, Know, Ops, Shadow, Space, Strength, SyncVars, WarpOrder};
-use crate::program::{Fixed, Fixup, Kernel, Program};
+use crate::order::{
+    AccessStrength, AsyncOps, ClusterLayout, Conflict, MemorySpace, ShadowMemory, SyncLocations, VectorClock,
+    WarpClocks,
+};
+use crate::program::{FixedRegister, Kernel, Program, Relocation};
 use barriers::{BlockBarrier, ClusterBarrier};
 use copies::InFlight;
 use mbarrier::Object;
@@ -228,7 +231,7 @@ pub struct Block {
     /// Shared memory from [`crate::layout::SHARED_START`] on.
     pub shared: Vec<u8>,
     /// Who touched it.
-    pub shadow: Shadow,
+    pub shadow: ShadowMemory,
     /// Its warps; `None` while one runs.
     pub warps: Vec<Option<Box<Warp>>>,
     /// The 16 barriers.
@@ -258,7 +261,7 @@ pub struct Machine<'a> {
     launch: &'a LaunchConfig,
     options: &'a ExecOptions,
     memory: SimMemory,
-    clusters: Clusters,
+    clusters: ClusterLayout,
     cluster: [u32; 3],
     blocks: Vec<Option<Box<Block>>>,
     /// The next cluster to start, in issue order.
@@ -268,8 +271,8 @@ pub struct Machine<'a> {
     window: u32,
     runnable: Vec<(u32, u32)>,
     queued: Vec<Vec<bool>>,
-    ops: Ops,
-    sync: SyncVars,
+    ops: AsyncOps,
+    sync: SyncLocations,
     counters: Counters,
     findings: Findings,
     notes: BTreeMap<String, u64>,
@@ -294,9 +297,9 @@ pub struct Machine<'a> {
     box_rows: Vec<(u64, u32)>,
     /// mbarriers (slot, address) whose phase is over, with waiters to wake.
     wakes: Vec<(u32, u32)>,
-    tiles: Option<Box<crate::matrix::wgmma::Tiles>>,
+    tiles: Option<Box<crate::matrix::wgmma::WgmmaTiles>>,
     /// The bytes that operands of wgmma are, in shared memory of any of the blocks: offset and how many.
-    operand_runs: HashMap<crate::matrix::wgmma::Operand, Vec<(u64, u64)>>,
+    operand_runs: HashMap<crate::matrix::wgmma::SharedOperand, Vec<(u64, u64)>>,
     sums: Vec<crate::matrix::Lanes>,
     fragments: crate::matrix::mma::Fragments,
     pool_grew: bool,
@@ -315,7 +318,7 @@ pub struct Machine<'a> {
     /// Where this grid stands in a pair of dependent ones.
     pair: pair::Role<'a>,
     /// Shared memories of ended blocks, to be used again.
-    spare_blocks: Vec<(Vec<u8>, Shadow)>,
+    spare_blocks: Vec<(Vec<u8>, ShadowMemory)>,
 }
 
 /// A small generator; the order of everything comes from it.
@@ -363,7 +366,7 @@ impl<'a> Machine<'a> {
             launch,
             options,
             memory,
-            clusters: Clusters { grid: launch.grid, cluster },
+            clusters: ClusterLayout { grid: launch.grid, cluster },
             cluster,
             blocks: Vec::new(),
             next_cluster: 0,
@@ -371,8 +374,8 @@ impl<'a> Machine<'a> {
             window,
             runnable: Vec::new(),
             queued: Vec::new(),
-            ops: Ops::new(),
-            sync: SyncVars::new(),
+            ops: AsyncOps::new(),
+            sync: SyncLocations::new(),
             counters: Counters::new(kernel.instructions()),
             findings: Findings::default(),
             notes: BTreeMap::new(),
@@ -481,7 +484,7 @@ impl<'a> Machine<'a> {
                 shadow.reset(false);
                 (bytes, shadow)
             }
-            None => (vec![0xa5; shared], Shadow::new(Space::Shared, shared as u64, false)),
+            None => (vec![0xa5; shared], ShadowMemory::new(MemorySpace::Shared, shared as u64, false)),
         };
         if let Some((start, end)) = self.kernel.group_scratch {
             let [start, end] = [start, end].map(|at| at - crate::layout::SHARED_START);
@@ -510,7 +513,7 @@ impl<'a> Machine<'a> {
         for w in 0..warps {
             let lanes =
                 if w == warps - 1 && !threads.is_multiple_of(32) { (1 << (threads % 32)) - 1 } else { u32::MAX };
-            let order = WarpOrder::new(index, w, lanes, Know::nothing(index));
+            let order = WarpClocks::new(index, w, lanes, VectorClock::empty(index));
             let mut warp = Warp {
                 index: w,
                 slot,
@@ -549,9 +552,9 @@ impl<'a> Machine<'a> {
         let code = &self.kernel.functions[function as usize];
         let local_base = warp.grow_local(code.local_bytes);
         let mut regs = warp::registers(code);
-        for fixup in &code.fixups {
-            match *fixup {
-                Fixup::Special { slot, which, wide } => {
+        for relocation in &code.relocations {
+            match *relocation {
+                Relocation::Special { slot, which, wide } => {
                     let values: [u32; 32] = std::array::from_fn(|l| self.special(block, warp.index, which, l as u32));
                     if wide {
                         regs.set64(slot, &values.map(u64::from), u32::MAX);
@@ -559,7 +562,7 @@ impl<'a> Machine<'a> {
                         regs.set(slot, &values, u32::MAX);
                     }
                 }
-                Fixup::Local { slot, offset } => {
+                Relocation::Local { slot, offset } => {
                     regs.set64(slot, &[(local_base + offset) as u64; 32], u32::MAX);
                 }
             }
@@ -568,38 +571,38 @@ impl<'a> Machine<'a> {
         warp.push_frame(Frame { function, regs, params, local_base, parent, lanes })
     }
 
-    fn special(&self, block: &Block, warp: u32, which: Fixed, lane: u32) -> u32 {
+    fn special(&self, block: &Block, warp: u32, which: FixedRegister, lane: u32) -> u32 {
         let [bx, by, _] = self.launch.block;
         let linear = warp * 32 + lane;
         let tid = [linear % bx, linear / bx % by, linear / bx / by];
         let of = |v: [u32; 3], c: u8| v.get(c as usize).copied().unwrap_or(0);
         let clusters: [u32; 3] = [0, 1, 2].map(|i| self.launch.grid[i] / self.cluster[i]);
         match which {
-            Fixed::Tid(c) => of(tid, c),
-            Fixed::Ntid(c) => of(self.launch.block, c),
-            Fixed::Ctaid(c) => of(block.at, c),
-            Fixed::Nctaid(c) => of(self.launch.grid, c),
-            Fixed::ClusterId(c) => of([0, 1, 2].map(|i| block.at[i] / self.cluster[i]), c),
-            Fixed::NclusterId(c) => of(clusters, c),
-            Fixed::ClusterCtaid(c) => of([0, 1, 2].map(|i| block.at[i] % self.cluster[i]), c),
-            Fixed::ClusterNctaid(c) => of(self.cluster, c),
-            Fixed::ClusterCtarank => block.rank,
-            Fixed::ClusterNctarank => self.cluster_size(),
-            Fixed::LaneId => lane,
-            Fixed::WarpId => warp,
-            Fixed::NwarpId => self.launch.block.iter().product::<u32>().div_ceil(32),
-            Fixed::SmId => block.index % self.options.gpu.multiprocessors,
-            Fixed::NsmId => self.options.gpu.multiprocessors,
-            Fixed::GridId => 1,
-            Fixed::LanemaskEq => 1 << lane,
-            Fixed::LanemaskLt => (1 << lane) - 1,
-            Fixed::LanemaskLe => ((1u32 << lane) - 1) | 1 << lane,
-            Fixed::LanemaskGt => !(((1u32 << lane) - 1) | 1 << lane),
-            Fixed::LanemaskGe => !((1u32 << lane) - 1),
-            Fixed::DynamicSmem => self.launch.dynamic_shared,
-            Fixed::TotalSmem => self.kernel.static_shared + self.launch.dynamic_shared,
-            Fixed::ReservedSmem(end) => end as u32 * crate::layout::SHARED_START,
-            Fixed::Zero => 0,
+            FixedRegister::Tid(c) => of(tid, c),
+            FixedRegister::Ntid(c) => of(self.launch.block, c),
+            FixedRegister::Ctaid(c) => of(block.at, c),
+            FixedRegister::Nctaid(c) => of(self.launch.grid, c),
+            FixedRegister::ClusterId(c) => of([0, 1, 2].map(|i| block.at[i] / self.cluster[i]), c),
+            FixedRegister::NclusterId(c) => of(clusters, c),
+            FixedRegister::ClusterCtaid(c) => of([0, 1, 2].map(|i| block.at[i] % self.cluster[i]), c),
+            FixedRegister::ClusterNctaid(c) => of(self.cluster, c),
+            FixedRegister::ClusterCtarank => block.rank,
+            FixedRegister::ClusterNctarank => self.cluster_size(),
+            FixedRegister::LaneId => lane,
+            FixedRegister::WarpId => warp,
+            FixedRegister::NwarpId => self.launch.block.iter().product::<u32>().div_ceil(32),
+            FixedRegister::SmId => block.index % self.options.gpu.multiprocessors,
+            FixedRegister::NsmId => self.options.gpu.multiprocessors,
+            FixedRegister::GridId => 1,
+            FixedRegister::LanemaskEq => 1 << lane,
+            FixedRegister::LanemaskLt => (1 << lane) - 1,
+            FixedRegister::LanemaskLe => ((1u32 << lane) - 1) | 1 << lane,
+            FixedRegister::LanemaskGt => !(((1u32 << lane) - 1) | 1 << lane),
+            FixedRegister::LanemaskGe => !((1u32 << lane) - 1),
+            FixedRegister::DynamicSmem => self.launch.dynamic_shared,
+            FixedRegister::TotalSmem => self.kernel.static_shared + self.launch.dynamic_shared,
+            FixedRegister::ReservedSmem(end) => end as u32 * crate::layout::SHARED_START,
+            FixedRegister::Zero => 0,
         }
     }
 
@@ -635,7 +638,7 @@ impl<'a> Machine<'a> {
         self.progress += 1;
     }
 
-    fn scope_strength(semantics: Option<crate::order::Sem>, scope: Strength) -> Strength {
-        if semantics.is_some() { scope } else { Strength::Weak }
+    fn scope_strength(semantics: Option<crate::order::MemorySemantics>, scope: AccessStrength) -> AccessStrength {
+        if semantics.is_some() { scope } else { AccessStrength::Weak }
     }
 }

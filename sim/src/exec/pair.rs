@@ -6,7 +6,7 @@ use super::warp::{Fragment, State};
 use super::{ExecOptions, LaunchConfig, LaunchError, Machine, SimOutcome, check_launch, map_variables};
 use crate::finding::{FindingKind, Findings, Site};
 use crate::memory::SimMemory;
-use crate::order::{Access, Agent, Conflict, Other};
+use crate::order::{AccessKind, Agent, Conflict, EarlierAccess};
 use crate::program::{Kernel, Program};
 
 /// A grid to be launched.
@@ -105,28 +105,28 @@ impl Machine<'_> {
     }
 
     /// A conflict with what the dependent grid did before it waited is that grid's mistake. Whether it was one.
-    pub(super) fn report_dependent(&mut self, site: Site, access: Access, c: &Conflict, address: u64) -> bool {
+    pub(super) fn report_dependent(&mut self, site: Site, access: AccessKind, c: &Conflict, address: u64) -> bool {
         let (program, kernel, pc) = (self.program, self.kernel, site.pc);
         let Role::First(grid, base, findings) = &mut self.pair else { return false };
-        if c.other.0 == Agent::HOST || c.other.0.block() < *base {
+        if c.earlier.0 == Agent::HOST || c.earlier.0.block() < *base {
             return false;
         }
         let ([gx, gy, _], [bx, by, _]) = (grid.launch.grid, grid.launch.block);
-        let (block, thread) = (c.other.0.block() - *base, c.other.0.thread_index().unwrap_or(0));
+        let (block, thread) = (c.earlier.0.block() - *base, c.earlier.0.thread_index().unwrap_or(0));
         let site = Site {
-            pc: c.other.1,
+            pc: c.earlier.1,
             block: [block % gx, block / gx % gy, block / gx / gy],
             thread: [thread % bx, thread / bx % by, thread / bx / by],
         };
-        let mine = match c.other_is {
-            Other::Read => "read",
-            Other::Async(_) => "asynchronous access",
+        let mine = match c.earlier_kind {
+            EarlierAccess::Read => "read",
+            EarlierAccess::Async(_) => "asynchronous access",
             _ => "write",
         };
         let theirs = match access {
-            Access::Read => "read",
-            Access::Write => "write",
-            Access::Atomic => "atomic access",
+            AccessKind::Read => "read",
+            AccessKind::Write => "write",
+            AccessKind::Atomic => "atomic access",
         };
         findings.report(grid.program, grid.kernel, FindingKind::Race, site, None, Some(("global", address)), || {
             let (line, _) = crate::finding::source(program, kernel, pc);

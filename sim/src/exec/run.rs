@@ -4,7 +4,9 @@ use super::warp::{Fragment, NONE, State, Warp};
 use super::{Block, Machine};
 use crate::finding::FindingKind;
 use crate::layout;
-use crate::program::op::{Addr, Arg, Call, Dynamic, Instr, Op, Target, Window};
+use crate::program::op::{
+    AddressOperand, AddressWindow, Call, CallArgument, CallTarget, DecodedInstruction, Op, VaryingRegister,
+};
 
 /// Backward branches before a loop is suspected of waiting; a power of two.
 const BACKS_BEFORE_LOOK: u32 = 64;
@@ -89,7 +91,7 @@ impl<'a> Machine<'a> {
                     warp.arrive_at_join(fragment);
                     break;
                 }
-                let instr: &Instr = &code.instrs[pc as usize];
+                let instr: &DecodedInstruction = &code.instrs[pc as usize];
                 used += 1;
                 let mask = match instr.guard {
                     None => fragment.mask,
@@ -116,7 +118,7 @@ impl<'a> Machine<'a> {
                 let count = &mut self.counters.by_instruction[number];
                 count.warps += 1;
                 count.threads += mask.count_ones() as u64;
-                if let Some(watch) = code.watch.get(pc as usize)
+                if let Some(watch) = code.wgmma_uses.get(pc as usize)
                     && !watch.is_empty()
                 {
                     self.wgmma_touch(block, warp, frame_index as u32, watch, mask, number as u32);
@@ -156,7 +158,8 @@ impl<'a> Machine<'a> {
                         // All lanes are here. Those that follow run in the same turn anyway, unless it ends before.
                         fragment.gathered = false;
                         let most = (budget - used + 1).min(fragment.join_pc.wrapping_sub(pc)) as usize;
-                        let most = if code.watch.is_empty() { most.min(code.instrs.len() - pc as usize) } else { 1 };
+                        let most =
+                            if code.wgmma_uses.is_empty() { most.min(code.instrs.len() - pc as usize) } else { 1 };
                         let instrs = &code.instrs[pc as usize..pc as usize + most];
                         let count = self.mma_sequence(&mut frame.regs, m.op, instrs, number as u32);
                         used += count - 1;
@@ -202,7 +205,7 @@ impl<'a> Machine<'a> {
         block: &Block,
         warp: &Warp,
         regs: &mut crate::regs::Registers,
-        instr: &Instr,
+        instr: &DecodedInstruction,
         p: u32,
         mask: u32,
         pc: u32,
@@ -259,7 +262,7 @@ impl<'a> Machine<'a> {
         block: &mut Block,
         warp: &mut Warp,
         fragment: &mut Fragment,
-        instr: &Instr,
+        instr: &DecodedInstruction,
         op: &Op,
         mask: u32,
         pc: u32,
@@ -307,11 +310,11 @@ impl<'a> Machine<'a> {
                 let frame = warp.frame(fragment.frame);
                 let addresses = frame.regs.get64(*src);
                 let inside = |a: u64| {
-                    let found = layout::window(a).unwrap_or(Window::Global);
+                    let found = layout::window(a).unwrap_or(AddressWindow::Global);
                     match window {
-                        Window::SharedCluster => found == Window::Shared,
-                        Window::Shared => found == Window::Shared && own_block(a as u32, block.rank),
-                        Window::FrameParam => found == Window::KernelParam,
+                        AddressWindow::SharedCluster => found == AddressWindow::Shared,
+                        AddressWindow::Shared => found == AddressWindow::Shared && own_block(a as u32, block.rank),
+                        AddressWindow::FrameParam => found == AddressWindow::KernelParam,
                         w => found == *w,
                     }
                 };
@@ -363,7 +366,7 @@ impl<'a> Machine<'a> {
             Op::CpAsync(c) => self.cp_async(block, warp, fragment, c, mask, pc),
             Op::CpAsyncCommit => self.cp_async_commit(warp, mask),
             Op::CpAsyncWait { groups } => self.cp_async_wait(block, warp, *groups, mask),
-            Op::Bulk(b) => self.bulk(block, warp, fragment, b, mask, pc),
+            Op::BulkCopy(b) => self.bulk(block, warp, fragment, b, mask, pc),
             Op::BulkCommit => self.bulk_commit(warp, mask),
             Op::BulkWait { groups, read } => self.bulk_wait(block, warp, *groups, *read, mask),
             Op::StAsync { addr, width, regs, mbarrier, reduce } => {
@@ -394,27 +397,27 @@ impl<'a> Machine<'a> {
             Op::Unsupported(what) => {
                 let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
                 self.report(FindingKind::Unsupported, site, None, None, || {
-                    format!("{what}: the simulator does not know this instruction")
+                    format!("{what}: the simulator does not clock this instruction")
                 });
                 Flow::Next
             }
         }
     }
 
-    fn read_special(&mut self, warp: &mut Warp, fragment: &Fragment, dst: u32, which: Dynamic, mask: u32) {
+    fn read_special(&mut self, warp: &mut Warp, fragment: &Fragment, dst: u32, which: VaryingRegister, mask: u32) {
         let clock = warp.clock;
         let now = self.executed * 2;
         let frame = warp.frame(fragment.frame);
         let narrow = |v: u32| [v; 32];
         match which {
-            Dynamic::Clock => frame.regs.set(dst, &narrow(clock as u32), mask),
-            Dynamic::ClockHi => frame.regs.set(dst, &narrow((clock >> 32) as u32), mask),
-            Dynamic::Clock64 => frame.regs.set64(dst, &[clock; 32], mask),
-            Dynamic::Globaltimer => frame.regs.set64(dst, &[now; 32], mask),
-            Dynamic::GlobaltimerLo => frame.regs.set(dst, &narrow(now as u32), mask),
-            Dynamic::GlobaltimerHi => frame.regs.set(dst, &narrow((now >> 32) as u32), mask),
-            Dynamic::Activemask => frame.regs.set(dst, &narrow(mask), mask),
-            Dynamic::ExplicitCluster => {
+            VaryingRegister::Clock => frame.regs.set(dst, &narrow(clock as u32), mask),
+            VaryingRegister::ClockHi => frame.regs.set(dst, &narrow((clock >> 32) as u32), mask),
+            VaryingRegister::Clock64 => frame.regs.set64(dst, &[clock; 32], mask),
+            VaryingRegister::Globaltimer => frame.regs.set64(dst, &[now; 32], mask),
+            VaryingRegister::GlobaltimerLo => frame.regs.set(dst, &narrow(now as u32), mask),
+            VaryingRegister::GlobaltimerHi => frame.regs.set(dst, &narrow((now >> 32) as u32), mask),
+            VaryingRegister::Activemask => frame.regs.set(dst, &narrow(mask), mask),
+            VaryingRegister::ExplicitCluster => {
                 let value = if self.cluster == [1, 1, 1] { 0 } else { u32::MAX };
                 set_predicate(&mut frame.regs, dst, value, mask);
                 return;
@@ -430,14 +433,14 @@ impl<'a> Machine<'a> {
         frame: u32,
         (dst, src): (u32, u32),
         wide: bool,
-        window: Window,
+        window: AddressWindow,
         to: bool,
         mask: u32,
     ) {
         let base = match window {
-            Window::Shared | Window::SharedCluster => layout::SHARED,
-            Window::Local => layout::LOCAL,
-            Window::KernelParam | Window::FrameParam => layout::PARAM,
+            AddressWindow::Shared | AddressWindow::SharedCluster => layout::SHARED,
+            AddressWindow::Local => layout::LOCAL,
+            AddressWindow::KernelParam | AddressWindow::FrameParam => layout::PARAM,
             _ => 0,
         };
         let regs = &mut warp.frame(frame).regs;
@@ -463,7 +466,7 @@ impl<'a> Machine<'a> {
         index: u32,
         targets: &[u32],
         mask: u32,
-        instr: &Instr,
+        instr: &DecodedInstruction,
         pc: u32,
     ) -> Flow {
         let values = warp.frame(fragment.frame).regs.get(index);
@@ -513,8 +516,8 @@ impl<'a> Machine<'a> {
         pc: u32,
     ) -> Flow {
         let function = match call.target {
-            Target::Function(f) => f,
-            Target::Indirect(slot) => {
+            CallTarget::Function(f) => f,
+            CallTarget::Indirect(slot) => {
                 let regs = &warp.frame(fragment.frame).regs;
                 let (address, undefined) = (regs.get64(slot), regs.undefined[slot as usize] & mask);
                 if self.defined_lanes(block, warp, undefined, mask, pc) != mask {
@@ -538,11 +541,11 @@ impl<'a> Machine<'a> {
                 };
                 f
             }
-            Target::Vprintf => return self.vprintf(warp, fragment, call, mask),
-            Target::AssertFail => return self.assert_fail(block, warp, fragment, call, mask, pc),
-            Target::Malloc => return self.malloc(warp, fragment, call, mask),
-            Target::Free => return self.free(warp, fragment, call, mask),
-            Target::Unknown(name) => {
+            CallTarget::Vprintf => return self.vprintf(warp, fragment, call, mask),
+            CallTarget::AssertFail => return self.assert_fail(block, warp, fragment, call, mask, pc),
+            CallTarget::Malloc => return self.malloc(warp, fragment, call, mask),
+            CallTarget::Free => return self.free(warp, fragment, call, mask),
+            CallTarget::Unknown(name) => {
                 let name = self.kernel.unknown[name as usize].clone();
                 let site = self.site(block, warp.index, mask.trailing_zeros(), pc);
                 self.report(FindingKind::Unsupported, site, None, None, || {
@@ -720,7 +723,7 @@ pub fn set_predicate(regs: &mut crate::regs::Registers, p: u32, value: u32, mask
 
 /// The addresses of an operand, in every lane.
 #[inline(always)]
-pub fn addresses(regs: &crate::regs::Registers, addr: &Addr) -> [u64; 32] {
+pub fn addresses(regs: &crate::regs::Registers, addr: &AddressOperand) -> [u64; 32] {
     match addr.base {
         None => [addr.offset as u64; 32],
         Some(slot) if addr.wide => {
@@ -736,12 +739,12 @@ pub fn addresses(regs: &crate::regs::Registers, addr: &Addr) -> [u64; 32] {
 
 /// The lanes of an address that are undefined.
 #[inline(always)]
-pub fn undefined_address(regs: &crate::regs::Registers, addr: &Addr) -> u32 {
+pub fn undefined_address(regs: &crate::regs::Registers, addr: &AddressOperand) -> u32 {
     addr.base.map_or(0, |slot| regs.undefined[slot as usize])
 }
 
 /// Copies a value between frames, for the lanes of `mask`.
-fn copy_argument(warp: &mut Warp, from_frame: u32, from: Arg, to_frame: u32, to: Arg, mask: u32) {
+fn copy_argument(warp: &mut Warp, from_frame: u32, from: CallArgument, to_frame: u32, to: CallArgument, mask: u32) {
     for lane in (0..32).filter(|l| mask >> l & 1 != 0) {
         let bytes = read_argument(warp, from_frame, from, lane);
         write_argument(warp, to_frame, to, lane, &bytes);
@@ -749,21 +752,21 @@ fn copy_argument(warp: &mut Warp, from_frame: u32, from: Arg, to_frame: u32, to:
 }
 
 /// The bytes of an argument in one lane.
-pub fn read_argument(warp: &mut Warp, frame: u32, arg: Arg, lane: usize) -> Vec<u8> {
+pub fn read_argument(warp: &mut Warp, frame: u32, arg: CallArgument, lane: usize) -> Vec<u8> {
     let frame = warp.frame(frame);
     match arg {
-        Arg::Bytes { offset, size } => {
+        CallArgument::Bytes { offset, size } => {
             let stride = frame.params.len() / 32;
             frame.params[lane * stride + offset as usize..][..size as usize].to_vec()
         }
-        Arg::Row { slot, rows: 1 } => frame.regs.rows[slot as usize].0[lane].to_le_bytes().to_vec(),
-        Arg::Row { slot, .. } => frame.regs.get64(slot)[lane].to_le_bytes().to_vec(),
-        Arg::Predicate(p) => vec![(frame.regs.predicates[p as usize] >> lane & 1) as u8],
+        CallArgument::Row { slot, rows: 1 } => frame.regs.rows[slot as usize].0[lane].to_le_bytes().to_vec(),
+        CallArgument::Row { slot, .. } => frame.regs.get64(slot)[lane].to_le_bytes().to_vec(),
+        CallArgument::Predicate(p) => vec![(frame.regs.predicates[p as usize] >> lane & 1) as u8],
     }
 }
 
 /// Sets an argument in one lane.
-pub fn write_argument(warp: &mut Warp, frame: u32, arg: Arg, lane: usize, bytes: &[u8]) {
+pub fn write_argument(warp: &mut Warp, frame: u32, arg: CallArgument, lane: usize, bytes: &[u8]) {
     let frame = warp.frame(frame);
     let word = |n: usize| {
         let mut buffer = [0u8; 8];
@@ -772,20 +775,20 @@ pub fn write_argument(warp: &mut Warp, frame: u32, arg: Arg, lane: usize, bytes:
         u64::from_le_bytes(buffer)
     };
     match arg {
-        Arg::Bytes { offset, size } => {
+        CallArgument::Bytes { offset, size } => {
             let stride = frame.params.len() / 32;
             let n = bytes.len().min(size as usize);
             frame.params[lane * stride + offset as usize..][..n].copy_from_slice(&bytes[..n]);
         }
-        Arg::Row { slot, rows: 1 } => {
+        CallArgument::Row { slot, rows: 1 } => {
             frame.regs.set(slot, &[word(4) as u32; 32], 1 << lane);
             frame.regs.undefined[slot as usize] &= !(1 << lane);
         }
-        Arg::Row { slot, .. } => {
+        CallArgument::Row { slot, .. } => {
             frame.regs.set64(slot, &[word(8); 32], 1 << lane);
             frame.regs.undefined[slot as usize] &= !(1 << lane);
         }
-        Arg::Predicate(p) => {
+        CallArgument::Predicate(p) => {
             set_predicate(&mut frame.regs, p, if bytes.first() == Some(&1) { u32::MAX } else { 0 }, 1 << lane)
         }
     }

@@ -6,8 +6,8 @@
 //! given up (threads of a warp make progress on their own since Volta), and only then a gathering is called divergent.
 
 use super::copies::WarpCopies;
-use crate::order::WarpOrder;
-use crate::program::Code;
+use crate::order::WarpClocks;
+use crate::program::FunctionCode;
 use crate::regs::Registers;
 
 /// No join.
@@ -102,7 +102,7 @@ pub struct Warp {
     /// Slot of its block.
     pub slot: u32,
     /// Its place in the order.
-    pub order: WarpOrder,
+    pub order: WarpClocks,
     /// Activations; `None` when over.
     pub frames: Vec<Option<Box<Frame>>>,
     /// Where its lanes are.
@@ -369,7 +369,7 @@ impl Warp {
 }
 
 /// The registers of a new frame.
-pub fn registers(code: &Code) -> Registers {
+pub fn registers(code: &FunctionCode) -> Registers {
     let mut undefined = vec![0u32; code.template.len()];
     undefined[..code.register_rows as usize].fill(u32::MAX);
     let mut undefined_predicates = vec![0u32; code.predicate_template.len()];

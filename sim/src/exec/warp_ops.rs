@@ -5,7 +5,7 @@ use super::run::{Flow, set_predicate};
 use super::warp::{Fragment, State, Warp};
 use super::{Block, Machine};
 use crate::finding::FindingKind;
-use crate::program::op::{AtomOp, ShflMode, VoteMode, WarpKind, WarpOp};
+use crate::program::op::{AtomicOp, ShuffleMode, VoteMode, WarpOp, WarpOpKind};
 
 impl Machine<'_> {
     pub(super) fn warp_op(
@@ -28,7 +28,7 @@ impl Machine<'_> {
                 format!("a thread executes a .sync instruction whose member mask {members:#010x} leaves it out")
             });
         }
-        if matches!(w.kind, WarpKind::Sync) {
+        if matches!(w.kind, WarpOpKind::Sync) {
             return self.warp_sync(warp, fragment, members, mask);
         }
         if !self.gather(warp, fragment, members, mask) {
@@ -36,8 +36,8 @@ impl Machine<'_> {
         }
         let regs = &mut warp.frame(fragment.frame).regs;
         match w.kind {
-            WarpKind::Sync => {}
-            WarpKind::Shfl { mode, a, b, c } => {
+            WarpOpKind::Sync => {}
+            WarpOpKind::Shfl { mode, a, b, c } => {
                 let (values, undefined) = (regs.get(a), regs.undefined[a as usize]);
                 let (index, clamp) = (regs.get(b), regs.get(c));
                 let mut out = [0u32; 32];
@@ -62,7 +62,7 @@ impl Machine<'_> {
                     set_predicate(regs, p, valid, mask);
                 }
             }
-            WarpKind::Vote { mode, p, negated } => {
+            WarpOpKind::Vote { mode, p, negated } => {
                 let value = regs.predicates[p as usize] ^ if negated { u32::MAX } else { 0 };
                 let undefined = regs.undefined_predicates[p as usize] & mask;
                 let votes = value & mask;
@@ -83,7 +83,7 @@ impl Machine<'_> {
                     regs.undefined_predicates[q as usize] |= unknown;
                 }
             }
-            WarpKind::Match { all, wide, a } => {
+            WarpOpKind::Match { all, wide, a } => {
                 let values: [u64; 32] = if wide { regs.get64(a) } else { regs.get(a).map(u64::from) };
                 let same = |lane: usize| {
                     (0..32).filter(|&l| mask >> l & 1 != 0 && values[l] == values[lane]).fold(0u32, |m, l| m | 1 << l)
@@ -107,17 +107,17 @@ impl Machine<'_> {
                     set_predicate(regs, p, if everyone { u32::MAX } else { 0 }, mask);
                 }
             }
-            WarpKind::Redux { op, signed, a } => {
+            WarpOpKind::Redux { op, signed, a } => {
                 let values = regs.get(a);
                 let lanes = (0..32usize).filter(|&l| mask >> l & 1 != 0);
                 let result = lanes.map(|l| values[l]).reduce(|x, y| match (op, signed) {
-                    (AtomOp::Add, _) => x.wrapping_add(y),
-                    (AtomOp::Min, true) => (x as i32).min(y as i32) as u32,
-                    (AtomOp::Max, true) => (x as i32).max(y as i32) as u32,
-                    (AtomOp::Min, false) => x.min(y),
-                    (AtomOp::Max, false) => x.max(y),
-                    (AtomOp::And, _) => x & y,
-                    (AtomOp::Or, _) => x | y,
+                    (AtomicOp::Add, _) => x.wrapping_add(y),
+                    (AtomicOp::Min, true) => (x as i32).min(y as i32) as u32,
+                    (AtomicOp::Max, true) => (x as i32).max(y as i32) as u32,
+                    (AtomicOp::Min, false) => x.min(y),
+                    (AtomicOp::Max, false) => x.max(y),
+                    (AtomicOp::And, _) => x & y,
+                    (AtomicOp::Or, _) => x | y,
                     _ => x ^ y,
                 });
                 let unknown = if regs.undefined[a as usize] & mask != 0 { mask } else { 0 };
@@ -127,7 +127,7 @@ impl Machine<'_> {
                     *slot = *slot & !mask | unknown;
                 }
             }
-            WarpKind::Elect => {
+            WarpOpKind::Elect => {
                 let leader = mask.trailing_zeros();
                 if let Some(dst) = w.dst {
                     regs.set(dst, &[leader; 32], mask);
@@ -177,18 +177,18 @@ impl Machine<'_> {
 }
 
 /// The lane that `shfl` reads, and whether it is inside the segment. PTX ISA, `shfl.sync`.
-fn shuffle_source(mode: ShflMode, lane: u32, b: u32, c: u32) -> (u32, bool) {
+fn shuffle_source(mode: ShuffleMode, lane: u32, b: u32, c: u32) -> (u32, bool) {
     let (b, segment, clamp) = (b & 31, c >> 8 & 31, c & 31);
     let max = lane & segment | clamp & !segment;
     let min = lane & segment;
     match mode {
-        ShflMode::Up => {
+        ShuffleMode::Up => {
             let j = lane as i32 - b as i32;
             (j as u32, j >= max as i32)
         }
-        ShflMode::Down => (lane + b, lane + b <= max),
-        ShflMode::Bfly => (lane ^ b, lane ^ b <= max),
-        ShflMode::Idx => {
+        ShuffleMode::Down => (lane + b, lane + b <= max),
+        ShuffleMode::Bfly => (lane ^ b, lane ^ b <= max),
+        ShuffleMode::Idx => {
             let j = min | b & !segment;
             (j, j <= max)
         }

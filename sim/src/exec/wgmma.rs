@@ -10,10 +10,10 @@ use super::{Block, CompletionTiming, Machine};
 use crate::finding::{FindingKind, Site};
 use crate::layout;
 use crate::matrix::Lanes;
-use crate::matrix::wgmma::{DescriptorError, Operand};
-use crate::order::{Access, Cx, OpId, OpKind, Writers};
+use crate::matrix::wgmma::{DescriptorError, SharedOperand};
+use crate::order::{AccessKind, AsyncOpId, AsyncOpKind, CheckContext, OperandWriters};
 use crate::program::op::{Op, Wgmma};
-use crate::program::uses::Watch;
+use crate::program::uses::WgmmaRegisterUse;
 use std::collections::VecDeque;
 
 /// The products of a warpgroup that not all of its warps have waited for, oldest first.
@@ -28,13 +28,13 @@ pub struct Warpgroup {
 #[derive(Debug)]
 struct Product {
     pc: u32,
-    op: OpId,
+    op: AsyncOpId,
     /// Descriptors as the first warp gave them, and the operands that they mean.
     bits: (Option<u64>, u64),
-    a: Option<Operand>,
-    b: Operand,
+    a: Option<SharedOperand>,
+    b: SharedOperand,
     /// Who wrote the operands.
-    writers: Writers,
+    writers: OperandWriters,
     /// Warps that issued it, and that waited for it.
     issued: u8,
     waited: u8,
@@ -167,8 +167,8 @@ impl<'a> Machine<'a> {
         }
         let here = &mut block.warpgroups[group];
         if index == here.products.len() {
-            let op = self.ops.start(OpKind::Matrix, &warp.order, mask, pc);
-            let writers = Writers::default();
+            let op = self.ops.start(AsyncOpKind::Wgmma, &warp.order, mask, pc);
+            let writers = OperandWriters::default();
             here.products.push_back(Product { pc, op, bits, a, b, writers, issued: 0, waited: 0, done: false });
         }
         let product = &mut here.products[index];
@@ -217,7 +217,7 @@ impl<'a> Machine<'a> {
         block: &Block,
         w: &Wgmma,
         bits: (Option<u64>, u64),
-    ) -> Result<(Option<Operand>, Operand), DescriptorError> {
+    ) -> Result<(Option<SharedOperand>, SharedOperand), DescriptorError> {
         let a = bits.0.map(|bits| w.op.operand_a(bits)).transpose()?;
         let b = w.op.operand_b(bits.1)?;
         let (start, end) = (layout::SHARED_START, layout::SHARED_START + block.shared.len() as u32);
@@ -242,15 +242,15 @@ impl<'a> Machine<'a> {
         group: usize,
         index: usize,
         lane: u32,
-        (a, b): (Option<Operand>, Operand),
+        (a, b): (Option<SharedOperand>, SharedOperand),
         pc: u32,
     ) {
         let product = &mut block.warpgroups[group].products[index];
         let mut found = std::mem::take(&mut self.conflicts);
         found.clear();
-        let cx = Cx { ops: &self.ops, clusters: &self.clusters };
+        let cx = CheckContext { ops: &self.ops, clusters: &self.clusters };
         if (a, b) == (product.a, product.b) && product.issued.count_ones() > 1 {
-            block.shadow.recheck_operand(&product.writers, product.op, &warp.order, lane, pc, &cx, &mut found);
+            block.shadow.recheck_wgmma_operand(&product.writers, product.op, &warp.order, lane, pc, &cx, &mut found);
         } else {
             let mut runs = std::mem::take(&mut self.runs);
             runs.clear();
@@ -258,11 +258,11 @@ impl<'a> Machine<'a> {
                 runs.extend_from_slice(self.operand_runs.get(operand).map_or(&[], Vec::as_slice));
             }
             let (op, writers) = (product.op, &mut product.writers);
-            block.shadow.read_operand(&runs, op, &warp.order, lane, pc, &cx, writers, &mut found);
+            block.shadow.read_wgmma_operand(&runs, op, &warp.order, lane, pc, &cx, writers, &mut found);
             self.runs = runs;
         }
         if !found.is_empty() {
-            self.report_conflicts(block, warp.index, Access::Read, Place::Shared(warp.slot), &found, pc, 0);
+            self.report_conflicts(block, warp.index, AccessKind::Read, Place::Shared(warp.slot), &found, pc, 0);
         }
         self.conflicts = found;
     }
@@ -324,7 +324,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn compute(&mut self, block: &mut Block, warp: &mut Warp, number: u64, a: Option<Operand>, b: Operand) {
+    fn compute(&mut self, block: &mut Block, warp: &mut Warp, number: u64, a: Option<SharedOperand>, b: SharedOperand) {
         let mut tiles = self.tiles.take().unwrap_or_default();
         let mut d = std::mem::take(&mut self.sums);
         let mut read = false;
@@ -453,7 +453,7 @@ impl<'a> Machine<'a> {
             let range = (from - here.first) as usize..(end - here.first) as usize;
             for product in here.products.range_mut(range) {
                 product.waited |= 1 << (warp.index % 4);
-                self.ops.resolve_warp(product.op, &warp.order);
+                self.ops.mark_observed_by_warp(product.op, &warp.order);
             }
             while here.products.front().is_some_and(|p| p.waited == 15) {
                 here.products.pop_front();
@@ -475,7 +475,7 @@ impl<'a> Machine<'a> {
         block: &Block,
         warp: &mut Warp,
         frame: u32,
-        watch: &Watch,
+        watch: &WgmmaRegisterUse,
         mask: u32,
         pc: u32,
     ) {

@@ -55,7 +55,7 @@ impl Machine<'_> {
         for register in 0..form.distinct() {
             let addresses_of = |element: usize| -> [u64; 32] {
                 std::array::from_fn(|l| {
-                    let (row, column) = form.place(register, element, l);
+                    let (row, column) = form.element_position(register, element, l);
                     let (line, along) = if t.column_major { (column, row) } else { (row, column) };
                     let bits = (line as u64 * strides[l] as u64 + along as u64) * form.bits() as u64;
                     base[l].wrapping_add(bits / 8)

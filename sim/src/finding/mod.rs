@@ -1,7 +1,7 @@
 //! What a run found wrong: one finding a cause, with the place, the thread and how often.
 
 use crate::program::{Kernel, Program};
-use crate::ptx::ast::{Function, Place};
+use crate::ptx::ast::{Function, SourceLocation};
 use std::collections::{HashMap, HashSet};
 
 mod segments;
@@ -321,7 +321,7 @@ pub struct SourceLine {
 pub fn origin(program: &Program, kernel: &Kernel, pc: u32) -> SourceLine {
     let (code, i) = kernel.locate(pc);
     let Some(&(ptx_line, place)) = code.lines.get(i) else { return SourceLine { file: None, line: 0, cuda: false } };
-    let Some(place) = place.map(|p| program.place(p)) else {
+    let Some(place) = place.map(|p| program.source_location(p)) else {
         return SourceLine { file: None, line: ptx_line, cuda: false };
     };
     let main = main_file(program, &kernel.name);
@@ -342,7 +342,7 @@ pub fn source(program: &Program, kernel: &Kernel, pc: u32) -> (u32, String) {
         // A line of a header says nothing beside the main file's name: that of the PTX text then.
         origin.line = code.lines.get(i).map_or(0, |l| l.0);
     }
-    let Some(place) = code.lines.get(i).and_then(|l| l.1).map(|p| program.place(p)) else {
+    let Some(place) = code.lines.get(i).and_then(|l| l.1).map(|p| program.source_location(p)) else {
         return (origin.line, String::new());
     };
     let main = main_file(program, &kernel.name);
@@ -362,7 +362,7 @@ pub fn source(program: &Program, kernel: &Kernel, pc: u32) -> (u32, String) {
 }
 
 /// A place and those it was inlined at, innermost first.
-fn chain_of(place: &Place) -> impl Iterator<Item = &Place> {
+fn chain_of(place: &SourceLocation) -> impl Iterator<Item = &SourceLocation> {
     std::iter::successors(Some(place), |p| p.inlined_at.as_ref().map(|(outer, _)| outer.as_ref()))
 }
 
@@ -384,7 +384,7 @@ fn main_file(program: &Program, kernel: &str) -> Option<u32> {
 /// The file of a kernel's first line that is not inlined from elsewhere.
 fn own_file(program: &Program, kernel: &Function) -> Option<u32> {
     kernel.body.iter().find_map(|i| {
-        let mut place = program.module.places.get(i.place? as usize)?;
+        let mut place = program.module.source_locations.get(i.location? as usize)?;
         while let Some((outer, _)) = &place.inlined_at {
             place = outer;
         }

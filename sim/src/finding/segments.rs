@@ -1,9 +1,9 @@
 //! Segments of a kernel: instructions between which no thread synchronises with others. Accesses of two segments that are not
 //! ordered lack one barrier, however many instructions they are.
 
-use crate::order::Sem;
-use crate::program::op::{MbarrierKind, Op, WarpKind};
-use crate::program::{Code, Kernel};
+use crate::order::MemorySemantics;
+use crate::program::op::{MbarrierKind, Op, WarpOpKind};
+use crate::program::{FunctionCode, Kernel};
 use std::collections::HashMap;
 
 /// The segment of every instruction of the kernel: which synchronising instructions may be the last ones before it.
@@ -12,7 +12,7 @@ pub(super) fn of(kernel: &Kernel) -> Vec<u32> {
     kernel.functions.iter().flat_map(|code| of_function(code, &mut names)).collect()
 }
 
-fn of_function(code: &Code, names: &mut HashMap<Vec<u32>, u32>) -> Vec<u32> {
+fn of_function(code: &FunctionCode, names: &mut HashMap<Vec<u32>, u32>) -> Vec<u32> {
     // Sets of synchronising instructions, sorted, each once. A function's start counts as one.
     let mut members: Vec<Vec<u32>> = Vec::new();
     let mut known: HashMap<Vec<u32>, usize> = HashMap::new();
@@ -68,15 +68,15 @@ fn of_function(code: &Code, names: &mut HashMap<Vec<u32>, u32>) -> Vec<u32> {
 fn synchronises(op: &Op) -> bool {
     match op {
         Op::Barrier(_) | Op::ClusterArrive { .. } | Op::ClusterWait { .. } | Op::Call(_) => true,
-        Op::Warp(w) => matches!(w.kind, WarpKind::Sync),
+        Op::Warp(w) => matches!(w.kind, WarpOpKind::Sync),
         Op::Mbarrier(m) => matches!(m.kind, MbarrierKind::Arrive { .. } | MbarrierKind::Wait { .. }),
-        Op::Load(t) => matches!(t.semantics, Some(Sem::Acquire)),
-        Op::Atomic(a) => matches!(a.semantics, Some(Sem::Acquire | Sem::AcqRel)),
+        Op::Load(t) => matches!(t.semantics, Some(MemorySemantics::Acquire)),
+        Op::Atomic(a) => matches!(a.semantics, Some(MemorySemantics::Acquire | MemorySemantics::AcqRel)),
         _ => false,
     }
 }
 
-fn successors(code: &Code, at: usize) -> Vec<usize> {
+fn successors(code: &FunctionCode, at: usize) -> Vec<usize> {
     let instr = &code.instrs[at];
     let targets: Vec<usize> = match &instr.op {
         Op::Branch { target } => vec![*target as usize],

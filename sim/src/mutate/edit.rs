@@ -1,31 +1,31 @@
 //! Changing an instruction in a function's body.
 
-use super::Change;
+use super::Mutation;
 use crate::ptx::ast::{Function, Instruction, Operand, Register, RegisterDecl, Type};
 
 /// Makes the change; an instruction that does not allow it stays.
-pub fn apply(function: &mut Function, at: usize, change: Change) {
+pub fn apply(function: &mut Function, at: usize, change: Mutation) {
     match change {
-        Change::Delete => delete(&mut function.body[at]),
-        Change::OneGroupMore => {
+        Mutation::Delete => delete(&mut function.body[at]),
+        Mutation::OneGroupMore => {
             if let Some(Operand::Integer(n)) = function.body[at].operands.last_mut() {
                 *n += 1;
             }
         }
-        Change::FlipParity => {
+        Mutation::FlipParity => {
             let operand = parity_operand(&function.body[at]);
             adjust(function, at, operand, "xor.b32", 1);
         }
-        Change::ExpectTx(by) => {
+        Mutation::ExpectTx(by) => {
             let operand = function.body[at].operands.len() - 1;
             adjust(function, at, operand, "add.s32", by.into());
         }
-        Change::NarrowScope => {
+        Mutation::NarrowScope => {
             let narrow = |part| if matches!(part, "gpu" | "gl") { "cta" } else { part };
             let opcode: Vec<&str> = function.body[at].opcode.split('.').map(narrow).collect();
             function.body[at].opcode = opcode.join(".");
         }
-        Change::Count(by) => {
+        Mutation::Count(by) => {
             if let Some(operand) = count_operand(&function.body[at]) {
                 adjust(function, at, operand, "add.s32", by.into());
             }
@@ -100,7 +100,7 @@ fn adjust(function: &mut Function, at: usize, operand: usize, opcode: &str, by: 
                 guard: of.guard,
                 opcode: opcode.into(),
                 operands: vec![Operand::Register(new), Operand::Register(old), Operand::Integer(by)],
-                place: of.place,
+                location: of.location,
                 line: of.line,
             };
             insert(function, at, before);

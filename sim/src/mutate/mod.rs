@@ -11,7 +11,7 @@ use std::fmt;
 
 /// What is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Change {
+pub enum Mutation {
     /// The instruction is gone; what it would have written is as if it had succeeded at once.
     Delete,
     /// `wait_group N` waits for one group fewer.
@@ -26,15 +26,15 @@ pub enum Change {
     Count(i32),
 }
 
-impl fmt::Display for Change {
+impl fmt::Display for Mutation {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Change::Delete => f.write_str("deleted"),
-            Change::OneGroupMore => f.write_str("waits for one group fewer"),
-            Change::FlipParity => f.write_str("parity flipped"),
-            Change::ExpectTx(n) => write!(f, "expects {n:+} bytes"),
-            Change::NarrowScope => f.write_str(".gpu is .cta"),
-            Change::Count(n) => write!(f, "counts {n:+} threads"),
+            Mutation::Delete => f.write_str("deleted"),
+            Mutation::OneGroupMore => f.write_str("waits for one group fewer"),
+            Mutation::FlipParity => f.write_str("parity flipped"),
+            Mutation::ExpectTx(n) => write!(f, "expects {n:+} bytes"),
+            Mutation::NarrowScope => f.write_str(".gpu is .cta"),
+            Mutation::Count(n) => write!(f, "counts {n:+} threads"),
         }
     }
 }
@@ -47,7 +47,7 @@ pub struct Mutant {
     /// Index into its body.
     pub instruction: usize,
     /// What is changed.
-    pub change: Change,
+    pub change: Mutation,
     /// The instruction's line in the PTX text.
     pub line: u32,
     /// Its opcode.
@@ -62,7 +62,7 @@ impl fmt::Display for Mutant {
 
 /// What came of a mutant.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct MutantResult {
     /// The mutant.
     pub mutant: Mutant,
     /// The finding that killed it; `None`: it survived.
@@ -77,7 +77,7 @@ pub fn mutants(module: &Module) -> Vec<Mutant> {
 
 /// Those mutants of a kernel and of what it calls whose instruction `executed` says a warp executed, by its kernel-wide number: what no case
 /// reaches cannot be judged.
-pub fn reached(program: &Program, kernel: &Kernel, executed: impl Fn(u32) -> bool) -> Vec<Mutant> {
+pub fn reached_mutants(program: &Program, kernel: &Kernel, executed: impl Fn(u32) -> bool) -> Vec<Mutant> {
     let module = &program.module;
     let of_code = |name: &str| module.functions.iter().position(|f| f.name == name && !f.declaration);
     let mut out = Vec::new();
@@ -95,18 +95,18 @@ pub fn apply(program: &Program, mutant: &Mutant) -> Result<Program, ProgramError
     if let Some(function) = module.functions.get_mut(mutant.function) {
         edit::apply(function, mutant.instruction, mutant.change);
     }
-    Program::of_module(module)
+    Program::from_module(module)
 }
 
 /// Judges mutants: `judge` runs a program's cases and gives the kind of a finding, if there is one.
-pub fn judge_all<E: From<ProgramError>>(
+pub fn run_mutants<E: From<ProgramError>>(
     program: &Program,
     mutants: &[Mutant],
     judge: impl Fn(&Program) -> Result<Option<FindingKind>, E>,
-) -> Result<Vec<Verdict>, E> {
+) -> Result<Vec<MutantResult>, E> {
     let one = |mutant: &Mutant| {
         let killed_by = judge(&apply(program, mutant)?)?;
-        Ok(Verdict { mutant: mutant.clone(), killed_by })
+        Ok(MutantResult { mutant: mutant.clone(), killed_by })
     };
     mutants.iter().map(one).collect()
 }
@@ -121,7 +121,7 @@ fn of_function(function: usize, f: &Function) -> Vec<Mutant> {
 }
 
 /// The changes that an instruction allows.
-fn changes(i: &Instruction) -> Vec<Change> {
+fn changes(i: &Instruction) -> Vec<Mutation> {
     let parts: Vec<&str> = i.opcode.split('.').collect();
     let has = |part: &str| parts.contains(&part);
     let mut out = Vec::new();
@@ -134,22 +134,22 @@ fn changes(i: &Instruction) -> Vec<Change> {
         _ => false,
     };
     if synchronises {
-        out.push(Change::Delete);
+        out.push(Mutation::Delete);
     }
     if has("wait_group") {
-        out.push(Change::OneGroupMore);
+        out.push(Mutation::OneGroupMore);
     }
     if parts[0] == "mbarrier" && has("parity") {
-        out.push(Change::FlipParity);
+        out.push(Mutation::FlipParity);
     }
     if parts[0] == "mbarrier" && has("expect_tx") {
-        out.extend([Change::ExpectTx(-16), Change::ExpectTx(16)]);
+        out.extend([Mutation::ExpectTx(-16), Mutation::ExpectTx(16)]);
     }
     if has("gpu") || i.opcode == "membar.gl" {
-        out.push(Change::NarrowScope);
+        out.push(Mutation::NarrowScope);
     }
     if edit::count_operand(i).is_some() {
-        out.extend([Change::Count(-32), Change::Count(32)]);
+        out.extend([Mutation::Count(-32), Mutation::Count(32)]);
     }
     out
 }

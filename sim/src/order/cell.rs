@@ -1,8 +1,8 @@
 //! What is remembered of each few bytes, made chunk by chunk.
 
-use super::chain::{Entry, ListId};
-use super::memo::forgetful;
-use super::{Key, NOBODY, Stamp};
+use super::access_lists::{AccessRecord, ListId};
+use super::transition_cache::caches_disabled;
+use super::{AccessStamp, NO_AGENT, OwnerKey};
 use std::ops::Range;
 
 /// Bytes of an allocation whose cells are made together, when first touched.
@@ -17,26 +17,26 @@ pub(super) const LANE_SHIFT: u32 = 4;
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(32))]
 pub(super) struct Cell {
-    /// Agent of the last write, or a key of an operation and a lane; [`NOBODY`].
+    /// Agent of the last write, or a key of an operation and a lane; [`NO_AGENT`].
     pub writer: u32,
-    pub write: Stamp,
+    pub write: AccessStamp,
     pub write_pc: u32,
     /// Accesses beside these.
     pub older: ListId,
-    /// Warp (or operation) of the last reads, or [`NOBODY`].
-    pub reader: Key,
-    pub read: Stamp,
+    /// Warp (or operation) of the last reads, or [`NO_AGENT`].
+    pub reader: OwnerKey,
+    pub read: AccessStamp,
     pub readers: u32,
     pub read_pc: u32,
 }
 
 impl Cell {
     pub(super) const FRESH: Cell = Cell {
-        writer: NOBODY,
-        write: Stamp(0),
+        writer: NO_AGENT,
+        write: AccessStamp(0),
         write_pc: 0,
-        reader: NOBODY,
-        read: Stamp(0),
+        reader: NO_AGENT,
+        read: AccessStamp(0),
         readers: 0,
         read_pc: 0,
         older: 0,
@@ -45,22 +45,22 @@ impl Cell {
     /// The cell `lanes` lanes' 16 bytes further on, of accesses that each lane made to its own 16 bytes in a row.
     pub(super) fn turned(&self, lanes: u32) -> Cell {
         let mut cell = *self;
-        if cell.writer != NOBODY && cell.write.wide() == LANE_SHIFT {
+        if cell.writer != NO_AGENT && cell.write.wide() == LANE_SHIFT {
             cell.writer = cell.writer & !31 | (cell.writer + lanes) & 31;
         }
-        if cell.reader != NOBODY && cell.read.wide() == LANE_SHIFT {
+        if cell.reader != NO_AGENT && cell.read.wide() == LANE_SHIFT {
             cell.readers = cell.readers.rotate_left(lanes);
         }
         cell
     }
 
-    pub(super) fn write_entry(&self) -> Entry {
+    pub(super) fn write_entry(&self) -> AccessRecord {
         let (key, mask) = (self.writer >> 5, 1 << (self.writer & 31));
-        Entry { key, stamp: self.write, mask, pc: self.write_pc, write: true }
+        AccessRecord { key, stamp: self.write, mask, pc: self.write_pc, write: true }
     }
 
-    pub(super) const fn read_entry(&self) -> Entry {
-        Entry { key: self.reader, stamp: self.read, mask: self.readers, pc: self.read_pc, write: false }
+    pub(super) const fn read_entry(&self) -> AccessRecord {
+        AccessRecord { key: self.reader, stamp: self.read, mask: self.readers, pc: self.read_pc, write: false }
     }
 }
 
@@ -156,7 +156,7 @@ pub(super) fn even_chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk
 
 #[cold]
 fn new_chunk(spare: &mut Vec<Chunk>, finest: u32) -> Chunk {
-    let shift = finest.min(if forgetful() { LANE_SHIFT } else { COARSEST });
+    let shift = finest.min(if caches_disabled() { LANE_SHIFT } else { COARSEST });
     match spare.pop() {
         Some(mut chunk) => {
             (chunk.shift, chunk.turned) = (shift, false);

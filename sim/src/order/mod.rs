@@ -1,33 +1,33 @@
 //! Order between threads and what it forbids: clocks that say which accesses happen before a point of a thread
-//! ([`Know`], [`WarpOrder`], [`SyncVars`]), the asynchronous operations whose completion has to be observed ([`Ops`]), and
-//! shadow memory that holds each access against them ([`Shadow`]).
+//! ([`VectorClock`], [`WarpClocks`], [`SyncLocations`]), the asynchronous operations whose completion has to be observed ([`AsyncOps`]), and
+//! shadow memory that holds each access against them ([`ShadowMemory`]).
 //!
 //! Who acts is an [`Agent`]: a thread, or something that completes work in a block (a phase of an mbarrier). Every *warp*
 //! counts epochs; an access is stamped with its lane's agent and the warp's epoch, and each operation that releases (or
 //! fences) ends the epoch. So "thread t is known up to epoch e" says exactly which of t's accesses happen before here.
 //! Rules are those of the PTX ISA's chapter "Memory Consistency Model" and of "Asynchronous operations" and proxies there.
 
+mod access_check;
+mod access_lists;
 mod cell;
-mod chain;
-mod know;
-mod memo;
-mod operand;
+mod clock;
+mod lane_cache;
+mod matrix_rows;
 mod ops;
-mod seen;
 mod shadow;
 mod sync;
 #[cfg(test)]
 mod tests;
-mod together;
-mod view;
+mod transition_cache;
 mod warp;
+mod wgmma_operand;
 
-pub use know::Know;
-pub use operand::Writers;
-pub use ops::{OpId, OpKind, Ops};
-pub use shadow::{Access, Conflict, ConflictKind, Cx, Other, Shadow};
-pub use sync::{Sem, SyncVars};
-pub use warp::{Handed, WarpOrder, barrier};
+pub use clock::VectorClock;
+pub use ops::{AsyncOpId, AsyncOpKind, AsyncOps};
+pub use shadow::{AccessKind, CheckContext, Conflict, ConflictKind, EarlierAccess, ShadowMemory};
+pub use sync::{MemorySemantics, SyncLocations};
+pub use warp::{FenceHandoff, WarpClocks, barrier};
+pub use wgmma_operand::OperandWriters;
 
 /// Blocks that can be told apart: indices below this.
 pub const MAX_BLOCKS: u32 = 1 << 20;
@@ -51,7 +51,7 @@ impl Agent {
     }
 
     /// The `index`-th (below 1024) virtual agent of `block`.
-    pub fn of_virtual(block: u32, index: u32) -> Agent {
+    pub fn virtual_agent(block: u32, index: u32) -> Agent {
         debug_assert!(block < MAX_BLOCKS && index < 1024);
         Agent(block << 11 | 1024 | index)
     }
@@ -68,10 +68,10 @@ impl Agent {
 }
 
 /// How strong an access is and for whom: weak, or strong (relaxed, acquire, release, volatile, atomic) at a scope.
-/// `.sys` counts as [`Strength::Gpu`]: there is one device.
+/// `.sys` counts as [`AccessStrength::Gpu`]: there is one device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
-pub enum Strength {
+pub enum AccessStrength {
     /// Ordinary accesses.
     Weak = 0,
     /// Strong, `.cta`.
@@ -84,7 +84,7 @@ pub enum Strength {
 
 /// Which memory an allocation or a fence is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Space {
+pub enum MemorySpace {
     /// A block's shared memory.
     Shared = 0,
     /// Global memory.
@@ -93,25 +93,25 @@ pub enum Space {
 
 /// Which blocks form a cluster: a grid's and a cluster's extents in blocks, x first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Clusters {
+pub struct ClusterLayout {
     /// Blocks of the grid along x, y, z.
     pub grid: [u32; 3],
     /// Blocks of a cluster along x, y, z; all 1 without clusters.
     pub cluster: [u32; 3],
 }
 
-impl Clusters {
+impl ClusterLayout {
     /// No clusters: every block is alone.
-    pub const NONE: Clusters = Clusters { grid: [u32::MAX, 1, 1], cluster: [1, 1, 1] };
+    pub const NONE: ClusterLayout = ClusterLayout { grid: [u32::MAX, 1, 1], cluster: [1, 1, 1] };
 
     /// The least scope that holds both blocks (linear indices).
-    pub fn between(&self, a: u32, b: u32) -> Strength {
+    pub fn common_scope(&self, a: u32, b: u32) -> AccessStrength {
         if a == b {
-            Strength::Cta
+            AccessStrength::Cta
         } else if self.cluster != [1, 1, 1] && self.of(a) == self.of(b) {
-            Strength::Cluster
+            AccessStrength::Cluster
         } else {
-            Strength::Gpu
+            AccessStrength::Gpu
         }
     }
 
@@ -123,26 +123,26 @@ impl Clusters {
 }
 
 /// A warp's (or an operation's) name in cells: an agent's without the lane.
-type Key = u32;
+type OwnerKey = u32;
 
 /// Keys at and above this name asynchronous operations.
-const OP_KEY: Key = 1 << 26;
+const FIRST_OP_KEY: OwnerKey = 1 << 26;
 
 /// No writer, no reader, or the host.
-const NOBODY: u32 = u32::MAX;
+const NO_AGENT: u32 = u32::MAX;
 
-/// When and how an access was made: epoch, log2 of the bytes a lane covered (or [`Stamp::RANGE`]), whether it was atomic,
+/// When and how an access was made: epoch, log2 of the bytes a lane covered (or [`AccessStamp::RANGE`]), whether it was atomic,
 /// strength. Epochs have 26 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
-struct Stamp(u32);
+struct AccessStamp(u32);
 
-impl Stamp {
+impl AccessStamp {
     /// The width of an operation's range that is no lane's 1 to 16 bytes.
     const RANGE: u32 = 7;
 
-    fn new(epoch: u32, wide: u32, atomic: bool, strength: Strength) -> Stamp {
-        Stamp(epoch << 6 | wide << 3 | (atomic as u32) << 2 | strength as u32)
+    fn new(epoch: u32, wide: u32, atomic: bool, strength: AccessStrength) -> AccessStamp {
+        AccessStamp(epoch << 6 | wide << 3 | (atomic as u32) << 2 | strength as u32)
     }
     #[inline(always)]
     fn epoch(self) -> u32 {
@@ -155,11 +155,11 @@ impl Stamp {
         self.0 & 4 != 0
     }
     #[inline(always)]
-    fn strength(self) -> Strength {
-        [Strength::Weak, Strength::Cta, Strength::Cluster, Strength::Gpu][(self.0 & 3) as usize]
+    fn strength(self) -> AccessStrength {
+        [AccessStrength::Weak, AccessStrength::Cta, AccessStrength::Cluster, AccessStrength::Gpu][(self.0 & 3) as usize]
     }
     /// By how many lanes masks at `offset` are turned, so that neighbours of a coalesced access have the same mask.
     fn turn(self, offset: u64) -> u32 {
-        if self.wide() == Stamp::RANGE { 0 } else { (offset >> self.wide()) as u32 & 31 }
+        if self.wide() == AccessStamp::RANGE { 0 } else { (offset >> self.wide()) as u32 & 31 }
     }
 }

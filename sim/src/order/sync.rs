@@ -1,11 +1,11 @@
 //! Release and acquire patterns on memory locations, as the PTX ISA's memory consistency model pairs them.
 
-use super::{Agent, Clusters, Know, Strength, WarpOrder};
+use super::{AccessStrength, Agent, ClusterLayout, VectorClock, WarpClocks};
 use std::collections::HashMap;
 
 /// The semantics of a strong access. Volatile is relaxed at `.sys`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Sem {
+pub enum MemorySemantics {
     /// `.relaxed`, `.volatile`.
     Relaxed,
     /// `.acquire`.
@@ -16,12 +16,12 @@ pub enum Sem {
     AcqRel,
 }
 
-impl Sem {
+impl MemorySemantics {
     fn acquires(self) -> bool {
-        matches!(self, Sem::Acquire | Sem::AcqRel)
+        matches!(self, MemorySemantics::Acquire | MemorySemantics::AcqRel)
     }
     fn releases(self) -> bool {
-        matches!(self, Sem::Release | Sem::AcqRel)
+        matches!(self, MemorySemantics::Release | MemorySemantics::AcqRel)
     }
 }
 
@@ -30,8 +30,8 @@ impl Sem {
 #[derive(Clone, Debug)]
 struct Released {
     block: u32,
-    scope: Strength,
-    know: Know,
+    scope: AccessStrength,
+    clock: VectorClock,
 }
 
 /// A location's released values.
@@ -43,35 +43,35 @@ struct Location {
     last: Vec<Released>,
     by: Agent,
     /// Block and scope of the last write: a read that is not morally strong with it observes nothing.
-    write: (u32, Strength),
+    write: (u32, AccessStrength),
 }
 
 /// The locations of a launch that carry released values. The caller tells each strong access, in the order in which they
 /// are performed; a read observes the last write. Locations are named by any number that tells them apart.
 #[derive(Clone, Debug, Default)]
-pub struct SyncVars {
+pub struct SyncLocations {
     locations: HashMap<u64, Location>,
 }
 
-impl SyncVars {
+impl SyncLocations {
     /// None yet.
-    pub fn new() -> SyncVars {
-        SyncVars::default()
+    pub fn new() -> SyncLocations {
+        SyncLocations::default()
     }
 
     /// `lane` writes `address` strongly at `scope`. A read-modify-write (`rmw`; tell its reading part first, by
-    /// [`on_strong_read`](SyncVars::on_strong_read)) goes on with what others released there, another write ends it but for
+    /// [`on_strong_read`](SyncLocations::on_strong_read)) goes on with what others released there, another write ends it but for
     /// the same thread's.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn on_strong_write(
         &mut self,
         address: u64,
-        warp: &mut WarpOrder,
+        warp: &mut WarpClocks,
         lane: u32,
-        sem: Sem,
-        scope: Strength,
+        sem: MemorySemantics,
+        scope: AccessStrength,
         rmw: bool,
-        clusters: &Clusters,
+        clusters: &ClusterLayout,
     ) {
         let releases = sem.releases() || warp.has_fences();
         if !releases && self.locations.is_empty() {
@@ -91,12 +91,12 @@ impl SyncVars {
         }
     }
 
-    fn put(&mut self, address: u64, warp: &mut WarpOrder, lane: u32, sem: Sem, scope: Strength) {
+    fn put(&mut self, address: u64, warp: &mut WarpClocks, lane: u32, sem: MemorySemantics, scope: AccessStrength) {
         let (by, block) = (warp.agent(lane), warp.block());
         let fences = warp.fenced(lane).into_iter();
-        let mut new: Vec<Released> = fences.map(|(scope, know)| Released { block, scope, know }).collect();
+        let mut new: Vec<Released> = fences.map(|(scope, clock)| Released { block, scope, clock }).collect();
         if sem.releases() {
-            new.push(Released { block, scope, know: warp.release(1 << lane) });
+            new.push(Released { block, scope, clock: warp.release(1 << lane) });
         }
         if new.is_empty() {
             return;
@@ -130,11 +130,11 @@ impl SyncVars {
     pub fn on_strong_read(
         &mut self,
         address: u64,
-        warp: &mut WarpOrder,
+        warp: &mut WarpClocks,
         lane: u32,
-        sem: Sem,
-        scope: Strength,
-        clusters: &Clusters,
+        sem: MemorySemantics,
+        scope: AccessStrength,
+        clusters: &ClusterLayout,
     ) {
         if self.locations.is_empty() {
             return;
@@ -143,14 +143,14 @@ impl SyncVars {
         let block = warp.block();
         let Some(observed) = location.linked(block, scope, clusters) else { return };
         for release in observed {
-            let needed = clusters.between(release.block, block);
+            let needed = clusters.common_scope(release.block, block);
             if release.scope < needed {
                 continue;
             }
             if sem.acquires() && scope >= needed {
-                warp.acquire(1 << lane, &release.know);
+                warp.acquire(1 << lane, &release.clock);
             } else {
-                warp.observe(lane, needed, &release.know);
+                warp.observe(lane, needed, &release.clock);
             }
         }
     }
@@ -158,9 +158,9 @@ impl SyncVars {
 
 impl Location {
     /// What an access of `block` at `scope` observes; none when it is not morally strong with the last write.
-    fn linked(&self, block: u32, scope: Strength, clusters: &Clusters) -> Option<&[Released]> {
+    fn linked(&self, block: u32, scope: AccessStrength, clusters: &ClusterLayout) -> Option<&[Released]> {
         let (by, write) = self.write;
-        (scope.min(write) >= clusters.between(by, block)).then_some(&self.all)
+        (scope.min(write) >= clusters.common_scope(by, block)).then_some(&self.all)
     }
 
     /// A write that is no read-modify-write: only its own thread's releases go on.
@@ -171,9 +171,10 @@ impl Location {
 
 /// Releases that the same threads can acquire are kept as one.
 fn add(released: &mut Vec<Released>, new: &Released) {
-    let alike = |old: &&mut Released| old.scope == new.scope && (new.scope == Strength::Gpu || old.block == new.block);
+    let alike =
+        |old: &&mut Released| old.scope == new.scope && (new.scope == AccessStrength::Gpu || old.block == new.block);
     match released.iter_mut().find(alike) {
-        Some(old) => old.know.join(&new.know),
+        Some(old) => old.clock.join(&new.clock),
         None => released.push(new.clone()),
     }
 }

@@ -1,20 +1,20 @@
 //! A warp's place in the order: its epoch and what each of its lanes knows.
 
-use super::{Agent, Key, Know, LANES, Strength};
+use super::{AccessStrength, Agent, LANES, OwnerKey, VectorClock};
 
-/// Lanes that know the same.
+/// Lanes that clock the same.
 #[derive(Clone, Debug)]
 struct Part {
     mask: u32,
-    know: Know,
+    clock: VectorClock,
 }
 
 /// A memory fence that lanes have executed: what a later strong write of theirs releases.
 #[derive(Clone, Debug)]
 struct Fence {
     mask: u32,
-    scope: Strength,
-    know: Know,
+    scope: AccessStrength,
+    clock: VectorClock,
     epoch: u32,
 }
 
@@ -22,38 +22,38 @@ struct Fence {
 #[derive(Clone, Debug)]
 struct Pending {
     mask: u32,
-    scope: Strength,
-    know: Know,
+    scope: AccessStrength,
+    clock: VectorClock,
 }
 
-/// What lanes hand on at a barrier, by scope: see [`WarpOrder::hand_on`].
+/// What lanes hand on at a barrier, by scope: see [`WarpClocks::fence_handoff`].
 #[derive(Clone, Debug, Default)]
-pub struct Handed {
-    fences: Vec<(Strength, Know)>,
-    observed: Vec<(Strength, Know)>,
+pub struct FenceHandoff {
+    fences: Vec<(AccessStrength, VectorClock)>,
+    observed: Vec<(AccessStrength, VectorClock)>,
 }
 
-impl Handed {
+impl FenceHandoff {
     /// Adds another's.
-    pub fn join(&mut self, other: &Handed) {
-        other.fences.iter().for_each(|(scope, know)| add_scoped(&mut self.fences, *scope, know));
-        other.observed.iter().for_each(|(scope, know)| add_scoped(&mut self.observed, *scope, know));
+    pub fn join(&mut self, other: &FenceHandoff) {
+        other.fences.iter().for_each(|(scope, clock)| add_scoped(&mut self.fences, *scope, clock));
+        other.observed.iter().for_each(|(scope, clock)| add_scoped(&mut self.observed, *scope, clock));
     }
 }
 
-fn add_scoped(list: &mut Vec<(Strength, Know)>, scope: Strength, know: &Know) {
+fn add_scoped(list: &mut Vec<(AccessStrength, VectorClock)>, scope: AccessStrength, clock: &VectorClock) {
     match list.iter_mut().find(|(s, _)| *s == scope) {
-        Some((_, all)) => all.join(know),
-        None => list.push((scope, know.clone())),
+        Some((_, all)) => all.join(clock),
+        None => list.push((scope, clock.clone())),
     }
 }
 
-/// The order of one warp's lanes. Lanes of a warp are not ordered among each other unless [`sync`](WarpOrder::sync) or
+/// The order of one warp's lanes. Lanes of a warp are not ordered among each other unless [`sync`](WarpClocks::sync) or
 /// something stronger orders them; a lane knows its own earlier accesses.
 #[derive(Clone, Debug)]
-pub struct WarpOrder {
+pub struct WarpClocks {
     block: u32,
-    key: Key,
+    key: OwnerKey,
     epoch: u32,
     /// Lanes that exist.
     lanes: u32,
@@ -65,14 +65,14 @@ pub struct WarpOrder {
     pending: Vec<Pending>,
 }
 
-impl WarpOrder {
-    /// Warp `warp` (below 32) of `block` with the lanes of `lanes`, at its start, when it knows `know`
-    /// ([`Know::nothing`] but for a dependent launch).
-    pub fn new(block: u32, warp: u32, lanes: u32, know: Know) -> WarpOrder {
-        let parts = vec![Part { mask: u32::MAX, know }];
+impl WarpClocks {
+    /// Warp `warp` (below 32) of `block` with the lanes of `lanes`, at its start, when it knows `clock`
+    /// ([`VectorClock::empty`] but for a dependent launch).
+    pub fn new(block: u32, warp: u32, lanes: u32, clock: VectorClock) -> WarpClocks {
+        let parts = vec![Part { mask: u32::MAX, clock }];
         let (key, epoch) = (block << 6 | warp, 1);
         let (fences, pending) = (Vec::new(), Vec::new());
-        WarpOrder {
+        WarpClocks {
             block,
             key,
             epoch,
@@ -101,54 +101,54 @@ impl WarpOrder {
     }
 
     /// What `lane` knows, without its own accesses.
-    pub fn know(&self, lane: u32) -> &Know {
+    pub fn clock(&self, lane: u32) -> &VectorClock {
         let of_lane = self.parts.iter().find(|part| part.mask >> (lane & 31) & 1 != 0);
-        &of_lane.unwrap_or(&self.parts[0]).know
+        &of_lane.unwrap_or(&self.parts[0]).clock
     }
 
     /// Whether `lane` knows the generic writes of `agent` up to `epoch` to be visible to the async proxy.
-    pub fn is_fenced(&self, lane: u32, space: super::Space, agent: Agent, epoch: u32) -> bool {
+    pub fn is_fenced(&self, lane: u32, space: super::MemorySpace, agent: Agent, epoch: u32) -> bool {
         let own = agent == self.agent(lane) && self.own_fenced[space as usize][lane as usize & 31] >= epoch;
-        own || self.know(lane).knows_fenced(space, agent, epoch)
+        own || self.clock(lane).is_visible_to_async_proxy(space, agent, epoch)
     }
 
-    pub(super) fn key(&self) -> Key {
+    pub(super) fn key(&self) -> OwnerKey {
         self.key
     }
 
-    /// Lanes and what they know; the masks are disjoint and cover all 32 lanes.
+    /// Lanes and what they clock; the masks are disjoint and cover all 32 lanes.
     #[inline(always)]
-    pub(super) fn parts(&self) -> impl Iterator<Item = (u32, &Know)> {
-        self.parts.iter().map(|part| (part.mask, &part.know))
+    pub(super) fn parts(&self) -> impl Iterator<Item = (u32, &VectorClock)> {
+        self.parts.iter().map(|part| (part.mask, &part.clock))
     }
 
     /// Up to which epoch `lane`'s own writes are visible to the async proxy.
-    pub(super) fn own_fenced(&self, space: super::Space, lane: u32) -> u32 {
+    pub(super) fn own_fenced(&self, space: super::MemorySpace, lane: u32) -> u32 {
         self.own_fenced[space as usize][lane as usize]
     }
 
-    /// Ends the epoch of `lanes` and says what they know together, their own accesses up to now included: what a barrier, an
+    /// Ends the epoch of `lanes` and says what they clock together, their own accesses up to now included: what a barrier, an
     /// mbarrier's arrival or a releasing write passes on.
-    pub fn release(&mut self, lanes: u32) -> Know {
-        let mut know = self.part_of(lanes).unwrap_or_else(|| Know::nothing(self.block));
+    pub fn release(&mut self, lanes: u32) -> VectorClock {
+        let mut clock = self.part_of(lanes).unwrap_or_else(|| VectorClock::empty(self.block));
         let parts = self.parts.iter().filter(|part| part.mask & lanes != 0).skip(1);
-        parts.for_each(|part| know.join(&part.know));
-        self.add_own(&mut know, lanes, self.epoch);
+        parts.for_each(|part| clock.join(&part.clock));
+        self.add_own(&mut clock, lanes, self.epoch);
         self.epoch += 1;
-        know
+        clock
     }
 
     /// Adds the accesses of `lanes` up to `epoch`, and those of their own writes that they fenced.
-    fn add_own(&self, know: &mut Know, lanes: u32, epoch: u32) {
-        know.learn_mask(self.key, self.all_or(lanes), epoch);
+    fn add_own(&self, clock: &mut VectorClock, lanes: u32, epoch: u32) {
+        clock.learn_mask(self.key, self.all_or(lanes), epoch);
         for space in 0..2 {
             if self.has_fenced[space] {
-                self.add_own_fenced(know, space, lanes, epoch);
+                self.add_own_fenced(clock, space, lanes, epoch);
             }
         }
     }
 
-    fn add_own_fenced(&self, know: &mut Know, space: usize, lanes: u32, epoch: u32) {
+    fn add_own_fenced(&self, clock: &mut VectorClock, space: usize, lanes: u32, epoch: u32) {
         let epochs = &self.own_fenced[space];
         let mut left = lanes;
         while left != 0 {
@@ -157,7 +157,7 @@ impl WarpOrder {
                 (0..LANES).filter(|&lane| epochs[lane] == level).fold(0u32, |mask, lane| mask | 1 << lane) & left;
             left &= !same;
             if level > 0 {
-                know.learn_fenced(space, self.key, self.all_or(same), level.min(epoch));
+                clock.learn_fenced(space, self.key, self.all_or(same), level.min(epoch));
             }
         }
     }
@@ -167,53 +167,53 @@ impl WarpOrder {
         if lanes & self.lanes == self.lanes { u32::MAX } else { lanes }
     }
 
-    /// `lanes` get to know `know`.
-    pub fn acquire(&mut self, lanes: u32, know: &Know) {
+    /// `lanes` get to clock `clock`.
+    pub fn acquire(&mut self, lanes: u32, clock: &VectorClock) {
         let lanes = self.all_or(lanes);
-        self.change(lanes, |mine| mine.join(know));
+        self.change(lanes, |mine| mine.join(clock));
     }
 
-    /// `bar.warp.sync`: every lane of `lanes` gets to know what all of them did and know.
+    /// `bar.warp.sync`: every lane of `lanes` gets to clock what all of them did and clock.
     pub fn sync(&mut self, lanes: u32) {
-        let handed = self.hand_on(lanes);
-        let know = self.release(lanes);
-        self.acquire(lanes, &know);
-        self.take_over(lanes, &handed);
+        let handoff = self.fence_handoff(lanes);
+        let clock = self.release(lanes);
+        self.acquire(lanes, &clock);
+        self.accept_handoff(lanes, &handoff);
     }
 
-    /// What `lanes` hand on at a barrier beside what they know: their fences, and what they observed. By the letter of the
+    /// What `lanes` hand on at a barrier beside what they clock: their fences, and what they observed. By the letter of the
     /// memory model a fence counts for its own thread's accesses; but what a thread fenced before a barrier is visible to
     /// whom a thread behind the barrier tells of it, and programs rely on it (each thread fences, the block meets, one
     /// thread sets the flag; and the same backwards).
-    pub fn hand_on(&self, lanes: u32) -> Handed {
-        let mut handed = Handed::default();
+    pub fn fence_handoff(&self, lanes: u32) -> FenceHandoff {
+        let mut handoff = FenceHandoff::default();
         for fence in self.fences.iter().filter(|fence| fence.mask & lanes != 0) {
-            let mut know = fence.know.clone();
+            let mut clock = fence.clock.clone();
             if fence.epoch > 0 {
-                self.add_own(&mut know, fence.mask & lanes, fence.epoch);
+                self.add_own(&mut clock, fence.mask & lanes, fence.epoch);
             }
-            add_scoped(&mut handed.fences, fence.scope, &know);
+            add_scoped(&mut handoff.fences, fence.scope, &clock);
         }
         for pending in self.pending.iter().filter(|pending| pending.mask & lanes != 0) {
-            add_scoped(&mut handed.observed, pending.scope, &pending.know);
+            add_scoped(&mut handoff.observed, pending.scope, &pending.clock);
         }
-        handed
+        handoff
     }
 
-    /// `lanes` get what others [handed on](WarpOrder::hand_on); to be told after they acquired what those know.
-    pub fn take_over(&mut self, lanes: u32, handed: &Handed) {
+    /// `lanes` get what others [handoff on](WarpClocks::fence_handoff); to be told after they acquired what those clock.
+    pub fn accept_handoff(&mut self, lanes: u32, handoff: &FenceHandoff) {
         let lanes = self.all_or(lanes);
-        for (scope, know) in &handed.fences {
+        for (scope, clock) in &handoff.fences {
             // Epoch 0: none of their own accesses.
             match self.fences.iter_mut().find(|f| f.epoch == 0 && f.mask == lanes && f.scope == *scope) {
-                Some(fence) => fence.know.join(know),
-                None => self.fences.push(Fence { mask: lanes, scope: *scope, know: know.clone(), epoch: 0 }),
+                Some(fence) => fence.clock.join(clock),
+                None => self.fences.push(Fence { mask: lanes, scope: *scope, clock: clock.clone(), epoch: 0 }),
             }
         }
-        for (scope, know) in &handed.observed {
+        for (scope, clock) in &handoff.observed {
             match self.pending.iter_mut().find(|p| p.mask == lanes && p.scope == *scope) {
-                Some(pending) => pending.know.join(know),
-                None => self.pending.push(Pending { mask: lanes, scope: *scope, know: know.clone() }),
+                Some(pending) => pending.clock.join(clock),
+                None => self.pending.push(Pending { mask: lanes, scope: *scope, clock: clock.clone() }),
             }
         }
     }
@@ -235,13 +235,13 @@ impl WarpOrder {
     }
 
     /// `fence.acq_rel`, `fence.sc` or `membar` of `scope` by `lanes`: what they observed by strong reads is acquired, and
-    /// their next strong writes release what they did and know now.
-    pub fn fence(&mut self, lanes: u32, scope: Strength) {
+    /// their next strong writes release what they did and clock now.
+    pub fn fence(&mut self, lanes: u32, scope: AccessStrength) {
         let lanes = self.all_or(lanes);
         for pending in std::mem::take(&mut self.pending) {
             let reached = if pending.scope <= scope { pending.mask & lanes } else { 0 };
             if reached != 0 {
-                self.acquire(reached, &pending.know);
+                self.acquire(reached, &pending.clock);
             }
             if pending.mask & !reached != 0 {
                 self.pending.push(Pending { mask: pending.mask & !reached, ..pending });
@@ -252,8 +252,8 @@ impl WarpOrder {
         }
         self.fences.retain(|fence| fence.mask != 0);
         for part in self.parts.iter().filter(|part| part.mask & lanes != 0) {
-            let (mask, know) = (part.mask & lanes, part.know.clone());
-            self.fences.push(Fence { mask, scope, know, epoch: self.epoch });
+            let (mask, clock) = (part.mask & lanes, part.clock.clone());
+            self.fences.push(Fence { mask, scope, clock, epoch: self.epoch });
         }
         self.epoch += 1;
     }
@@ -264,28 +264,28 @@ impl WarpOrder {
     }
 
     /// What `lane`'s fences let a strong write release, with each fence's scope.
-    pub(super) fn fenced(&self, lane: u32) -> Vec<(Strength, Know)> {
+    pub(super) fn fenced(&self, lane: u32) -> Vec<(AccessStrength, VectorClock)> {
         let of_lane = self.fences.iter().filter(|fence| fence.mask >> lane & 1 != 0);
         let whole = |fence: &Fence| {
-            let mut know = fence.know.clone();
+            let mut clock = fence.clock.clone();
             if fence.epoch > 0 {
-                self.add_own(&mut know, 1 << lane, fence.epoch);
+                self.add_own(&mut clock, 1 << lane, fence.epoch);
             }
-            (fence.scope, know)
+            (fence.scope, clock)
         };
         of_lane.map(whole).collect()
     }
 
-    /// `lane` observed `know` by a strong read; a later fence of at least `scope` acquires it.
-    pub(super) fn observe(&mut self, lane: u32, scope: Strength, know: &Know) {
-        match self.pending.iter_mut().find(|pending| pending.scope == scope && pending.know.same(know)) {
+    /// `lane` observed `clock` by a strong read; a later fence of at least `scope` acquires it.
+    pub(super) fn observe(&mut self, lane: u32, scope: AccessStrength, clock: &VectorClock) {
+        match self.pending.iter_mut().find(|pending| pending.scope == scope && pending.clock.same(clock)) {
             Some(pending) => pending.mask |= 1 << lane,
-            None => self.pending.push(Pending { mask: 1 << lane, scope, know: know.clone() }),
+            None => self.pending.push(Pending { mask: 1 << lane, scope, clock: clock.clone() }),
         }
     }
 
-    /// Changes what `lanes` know; splits parts that only some of them share and merges those that end up the same.
-    fn change(&mut self, lanes: u32, change: impl Fn(&mut Know)) {
+    /// Changes what `lanes` clock; splits parts that only some of them share and merges those that end up the same.
+    fn change(&mut self, lanes: u32, change: impl Fn(&mut VectorClock)) {
         for at in 0..self.parts.len() {
             let part = &mut self.parts[at];
             let (inside, outside) = (part.mask & lanes, part.mask & !lanes);
@@ -293,14 +293,14 @@ impl WarpOrder {
                 continue;
             }
             if outside == 0 {
-                change(&mut part.know);
+                change(&mut part.clock);
                 continue;
             }
-            let mut know = part.know.clone();
-            change(&mut know);
-            if !know.same(&part.know) {
+            let mut clock = part.clock.clone();
+            change(&mut clock);
+            if !clock.same(&part.clock) {
                 part.mask = outside;
-                self.parts.push(Part { mask: inside, know });
+                self.parts.push(Part { mask: inside, clock });
             }
         }
         if self.parts.len() > 1 {
@@ -313,7 +313,7 @@ impl WarpOrder {
         while at < self.parts.len() {
             let mut next = at + 1;
             while next < self.parts.len() {
-                if self.parts[at].know.same(&self.parts[next].know) {
+                if self.parts[at].clock.same(&self.parts[next].clock) {
                     self.parts[at].mask |= self.parts.swap_remove(next).mask;
                 } else {
                     next += 1;
@@ -326,7 +326,7 @@ impl WarpOrder {
 
 /// A barrier of a block: each participant's `lanes` release, and its waiting lanes (the third; a part of the second) acquire
 /// what all released. `bar.arrive` is a participant of which no lane waits.
-pub fn barrier(participants: &mut [(&mut WarpOrder, u32, u32)]) {
+pub fn barrier(participants: &mut [(&mut WarpClocks, u32, u32)]) {
     let Some(first) = participants.iter().find_map(|(warp, lanes, _)| warp.part_of(*lanes)) else { return };
     let mut all = first.clone();
     for (warp, lanes, _) in participants.iter_mut() {
@@ -339,27 +339,27 @@ pub fn barrier(participants: &mut [(&mut WarpOrder, u32, u32)]) {
     }
 }
 
-impl WarpOrder {
-    fn part_of(&self, lanes: u32) -> Option<Know> {
-        self.parts.iter().find(|part| part.mask & lanes != 0).map(|part| part.know.clone())
+impl WarpClocks {
+    fn part_of(&self, lanes: u32) -> Option<VectorClock> {
+        self.parts.iter().find(|part| part.mask & lanes != 0).map(|part| part.clock.clone())
     }
 
-    /// [`release`](WarpOrder::release) joined into `all`, which knows what `first` does.
-    fn release_into(&mut self, lanes: u32, first: &Know, all: &mut Know) {
-        let differ = self.parts.iter().filter(|part| part.mask & lanes != 0 && !part.know.same(first));
-        differ.for_each(|part| all.join(&part.know));
+    /// [`release`](WarpClocks::release) joined into `all`, which knows what `first` does.
+    fn release_into(&mut self, lanes: u32, first: &VectorClock, all: &mut VectorClock) {
+        let differ = self.parts.iter().filter(|part| part.mask & lanes != 0 && !part.clock.same(first));
+        differ.for_each(|part| all.join(&part.clock));
         self.add_own(all, lanes, self.epoch);
         self.epoch += 1;
     }
 
-    /// [`acquire`](WarpOrder::acquire) of what covers all that `lanes` know.
-    fn acquire_all(&mut self, lanes: u32, all: &Know) {
+    /// [`acquire`](WarpClocks::acquire) of what covers all that `lanes` clock.
+    fn acquire_all(&mut self, lanes: u32, all: &VectorClock) {
         let lanes = self.all_or(lanes);
         if all.block != self.block {
             self.acquire(lanes, all);
         } else if lanes == u32::MAX {
             self.parts.truncate(1);
-            self.parts[0] = Part { mask: u32::MAX, know: all.clone() };
+            self.parts[0] = Part { mask: u32::MAX, clock: all.clone() };
         } else {
             self.change(lanes, |mine| *mine = all.clone());
         }

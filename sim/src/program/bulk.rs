@@ -1,4 +1,4 @@
-//! Bulk and tensor copies: the many shapes of `cp.async.bulk` and `cp.reduce.async.bulk`.
+//! BulkCopy and tensor copies: the many shapes of `cp.async.bulk` and `cp.reduce.async.bulk`.
 
 use super::ProgramError;
 use super::decode::{Decoder, parse_type};
@@ -15,14 +15,14 @@ pub(super) fn decode(d: &mut Decoder, i: &Instruction, parts: &[&str]) -> Result
     }
     let tensor = has("tensor");
     let multicast = has("multicast::cluster");
-    let spaces: Vec<Window> = parts.iter().filter_map(|p| space(p)).collect();
+    let spaces: Vec<AddressWindow> = parts.iter().filter_map(|p| space(p)).collect();
     let o = &i.operands;
     if has("prefetch") {
-        let (src, src_window) = d.o.address(first(d, o, 0)?, Window::Global)?;
-        let kind = if tensor { BulkKind::TensorPrefetch } else { BulkKind::Prefetch };
+        let (src, src_window) = d.o.address(first(d, o, 0)?, AddressWindow::Global)?;
+        let kind = if tensor { BulkCopyKind::TensorPrefetch } else { BulkCopyKind::Prefetch };
         let coords = if tensor { coordinates(d, &o[0])? } else { Vec::new() };
         let size = if tensor { None } else { Some(d.o.source(first(d, o, 1)?, Type::B32)?) };
-        return Ok(Op::Bulk(Box::new(Bulk {
+        return Ok(Op::BulkCopy(Box::new(BulkCopy {
             kind,
             dst: src,
             dst_window: src_window,
@@ -37,20 +37,20 @@ pub(super) fn decode(d: &mut Decoder, i: &Instruction, parts: &[&str]) -> Result
     }
     let [to, from] = spaces[..] else { return Ok(Op::Unsupported(i.opcode.as_str().into())) };
     let kind = match (tensor, to, from) {
-        (true, Window::Global, _) => BulkKind::TensorStore,
-        (true, _, Window::Global) => BulkKind::TensorLoad,
-        (false, Window::Global, _) => BulkKind::Store,
-        (false, _, Window::Global) => BulkKind::Load,
-        (false, _, _) => BulkKind::SharedToShared,
+        (true, AddressWindow::Global, _) => BulkCopyKind::TensorStore,
+        (true, _, AddressWindow::Global) => BulkCopyKind::TensorLoad,
+        (false, AddressWindow::Global, _) => BulkCopyKind::Store,
+        (false, _, AddressWindow::Global) => BulkCopyKind::Load,
+        (false, _, _) => BulkCopyKind::SharedToShared,
         _ => return Ok(Op::Unsupported(i.opcode.as_str().into())),
     };
     // The tensor side is a map in generic address space.
-    let side = |w: Window, is_tensor: bool| if is_tensor { Window::Generic } else { w };
-    let (dst, dst_window) = d.o.address(first(d, o, 0)?, side(to, kind == BulkKind::TensorStore))?;
-    let (src, src_window) = d.o.address(first(d, o, 1)?, side(from, kind == BulkKind::TensorLoad))?;
+    let side = |w: AddressWindow, is_tensor: bool| if is_tensor { AddressWindow::Generic } else { w };
+    let (dst, dst_window) = d.o.address(first(d, o, 0)?, side(to, kind == BulkCopyKind::TensorStore))?;
+    let (src, src_window) = d.o.address(first(d, o, 1)?, side(from, kind == BulkCopyKind::TensorLoad))?;
     let coords = match kind {
-        BulkKind::TensorLoad => coordinates(d, &o[1])?,
-        BulkKind::TensorStore => coordinates(d, &o[0])?,
+        BulkCopyKind::TensorLoad => coordinates(d, &o[1])?,
+        BulkCopyKind::TensorStore => coordinates(d, &o[0])?,
         _ => Vec::new(),
     };
     let mut next = 2;
@@ -60,11 +60,11 @@ pub(super) fn decode(d: &mut Decoder, i: &Instruction, parts: &[&str]) -> Result
     };
     let missing = |d: &Decoder| d.o.error("an operand is missing");
     let size = match kind {
-        BulkKind::TensorLoad | BulkKind::TensorStore => None,
+        BulkCopyKind::TensorLoad | BulkCopyKind::TensorStore => None,
         _ => Some(d.o.source(take().ok_or_else(|| missing(d))?, Type::B32)?),
     };
     let mbarrier = if parts.iter().any(|p| p.starts_with("mbarrier::complete_tx")) {
-        Some(d.o.address(take().ok_or_else(|| missing(d))?, Window::Shared)?.0)
+        Some(d.o.address(take().ok_or_else(|| missing(d))?, AddressWindow::Shared)?.0)
     } else {
         None
     };
@@ -75,18 +75,29 @@ pub(super) fn decode(d: &mut Decoder, i: &Instruction, parts: &[&str]) -> Result
     let reduce = if parts[1] == "reduce" {
         let op = *parts.iter().find(|p| ReduceOp::parse(p).is_some()).ok_or_else(|| d.o.error("no operation"))?;
         if tensor {
-            ReduceOp::parse(op).map(BulkReduce::Mapped)
+            ReduceOp::parse(op).map(BulkReduction::Mapped)
         } else {
             let ty = parts.iter().rev().find(|p| parse_type(p).is_some()).copied().unwrap_or("");
-            match Reduction::bulk(op, has("noftz"), ty, to != Window::Global) {
-                Some(r) => Some(BulkReduce::Typed(r)),
+            match Reduction::bulk(op, has("noftz"), ty, to != AddressWindow::Global) {
+                Some(r) => Some(BulkReduction::Typed(r)),
                 None => return Ok(Op::Unsupported(i.opcode.as_str().into())),
             }
         }
     } else {
         None
     };
-    Ok(Op::Bulk(Box::new(Bulk { kind, dst, dst_window, src, src_window, size, coords, mbarrier, multicast, reduce })))
+    Ok(Op::BulkCopy(Box::new(BulkCopy {
+        kind,
+        dst,
+        dst_window,
+        src,
+        src_window,
+        size,
+        coords,
+        mbarrier,
+        multicast,
+        reduce,
+    })))
 }
 
 fn first<'o>(d: &Decoder, o: &'o [Operand], index: usize) -> Result<&'o Operand, ProgramError> {
@@ -100,11 +111,11 @@ fn coordinates(d: &mut Decoder, operand: &Operand) -> Result<Vec<u32>, ProgramEr
     }
 }
 
-fn space(part: &str) -> Option<Window> {
+fn space(part: &str) -> Option<AddressWindow> {
     Some(match part {
-        "global" => Window::Global,
-        "shared::cta" => Window::Shared,
-        "shared::cluster" => Window::SharedCluster,
+        "global" => AddressWindow::Global,
+        "shared::cta" => AddressWindow::Shared,
+        "shared::cluster" => AddressWindow::SharedCluster,
         _ => return None,
     })
 }

@@ -1,14 +1,14 @@
 //! Opcodes to [`Op`]s. Source of the forms: PTX ISA 9.0, chapter 9.7.
 
 use super::op::*;
-use super::operands::{Operands, rows_of};
-use super::{Code, Kernel, ModuleVariable, Program, ProgramError};
+use super::operands::{OperandResolver, rows_of};
+use super::{FunctionCode, Kernel, ModuleVariable, Program, ProgramError};
 use crate::alu;
 use crate::layout;
 use crate::matrix::mma::{Accumulator, Element, MmaOp, Product};
 use crate::matrix::wgmma::WgmmaOp;
-use crate::order::{Sem, Strength};
-use crate::ptx::ast::{Base, Function, Instruction, Module, Operand, Space, Type, Variable};
+use crate::order::{AccessStrength, MemorySemantics};
+use crate::ptx::ast::{AddressBase, Function, Instruction, Module, Operand, StateSpace, Type, Variable};
 use crate::tensor_map::Reduction;
 use std::collections::HashMap;
 
@@ -53,12 +53,12 @@ pub fn module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramE
     let mut at = layout::MODULE + 256;
     let mut out: Vec<ModuleVariable> = Vec::new();
     let placed: Vec<&Variable> =
-        module.variables.iter().filter(|v| matches!(v.space, Space::Global | Space::Const)).collect();
+        module.variables.iter().filter(|v| matches!(v.space, StateSpace::Global | StateSpace::Const)).collect();
     for v in &placed {
         at = at.next_multiple_of(v.align.max(16) as u64);
         let mut bytes = v.init.clone();
         bytes.resize(v.size as usize, 0);
-        out.push(ModuleVariable { name: v.name.clone(), address: at, bytes, constant: v.space == Space::Const });
+        out.push(ModuleVariable { name: v.name.clone(), address: at, bytes, constant: v.space == StateSpace::Const });
         // Far from the next, so that indices past the end do not hit it.
         at += v.size + (1 << 20);
     }
@@ -210,8 +210,8 @@ fn place_shared(module: &Module, reached: &[usize], layout: &mut Layout) -> Shar
             for o in &i.operands {
                 match o {
                     Operand::Symbol(name, _)
-                    | Operand::Address(Base::Symbol(name), _)
-                    | Operand::TensorAddress(Base::Symbol(name), _, _) => {
+                    | Operand::Address(AddressBase::Symbol(name), _)
+                    | Operand::TensorAddress(AddressBase::Symbol(name), _, _) => {
                         named.insert(name.as_str());
                     }
                     Operand::Vector(list) => list.iter().for_each(|o| {
@@ -229,7 +229,7 @@ fn place_shared(module: &Module, reached: &[usize], layout: &mut Layout) -> Shar
         .variables
         .iter()
         .chain(locals)
-        .filter(|v| v.space == Space::Shared && named.contains(v.name.as_str()))
+        .filter(|v| v.space == StateSpace::Shared && named.contains(v.name.as_str()))
         .collect();
     let mut placed = Shared::default();
     let statics = || all.iter().filter(|v| v.size > 0);
@@ -274,11 +274,11 @@ fn function_code(
     reached: &[usize],
     layout: &Layout,
     unknown: &mut Vec<String>,
-) -> Result<Code, ProgramError> {
+) -> Result<FunctionCode, ProgramError> {
     let function = &program.module.functions[index];
     let reconvergence = crate::ptx::cfg::reconvergence(function);
     let mut decoder = Decoder {
-        o: Operands::new(function, layout),
+        o: OperandResolver::new(function, layout),
         program,
         reached,
         unknown,
@@ -298,23 +298,28 @@ fn function_code(
             Err(other) => return Err(other),
         };
         let class = class(&instruction.opcode, &op);
-        decoder.o.code.instrs.push(Instr { guard, op, class, reconverge: reconvergence[i] });
-        decoder.o.code.lines.push((instruction.line, instruction.place));
+        decoder.o.code.instrs.push(DecodedInstruction { guard, op, class, reconverge: reconvergence[i] });
+        decoder.o.code.lines.push((instruction.line, instruction.location));
         decoder.o.code.opcodes.push(instruction.opcode.as_str().into());
     }
     // Falling off the end is returning.
-    decoder.o.code.instrs.push(Instr { guard: None, op: Op::Ret, class: Class::Control, reconverge: None });
+    decoder.o.code.instrs.push(DecodedInstruction {
+        guard: None,
+        op: Op::Ret,
+        class: InstructionClass::Control,
+        reconverge: None,
+    });
     let last = decoder.o.code.lines.last().copied().unwrap_or((0, None));
     decoder.o.code.lines.push(last);
     decoder.o.code.opcodes.push("ret".into());
     let watch = super::uses::watches(function, &decoder.o.code.instrs, |r| decoder.o.guard(r));
-    decoder.o.code.watch = watch;
+    decoder.o.code.wgmma_uses = watch;
     Ok(decoder.o.code)
 }
 
 /// Decodes one function.
 pub(super) struct Decoder<'a> {
-    pub(super) o: Operands<'a>,
+    pub(super) o: OperandResolver<'a>,
     program: &'a Program,
     reached: &'a [usize],
     unknown: &'a mut Vec<String>,
@@ -409,7 +414,7 @@ impl Decoder<'_> {
         let Some((op, shape)) = alu::decode(&i.opcode, &i.operands, &self.o.function.registers) else {
             return Ok(Op::Unsupported(i.opcode.as_str().into()));
         };
-        let mut slots = alu::Slots::default();
+        let mut slots = alu::OperandSlots::default();
         let mut flat = Vec::new();
         let (dst, src) = i.operands.split_at(1);
         flatten(dst, &mut flat);
@@ -418,8 +423,8 @@ impl Decoder<'_> {
         }
         for (n, (operand, expect)) in flat.iter().zip(&shape.dst).enumerate() {
             slots.dst[n] = match (expect.class, operand) {
-                (alu::Class::Pred, Operand::Sink) => self.sink(0),
-                (alu::Class::Pred, o) => self.o.predicate(o)?.0,
+                (alu::RegisterClass::Pred, Operand::Sink) => self.sink(0),
+                (alu::RegisterClass::Pred, o) => self.o.predicate(o)?.0,
                 (_, Operand::Sink) => self.sink(rows_of(expect.ty)),
                 (_, o) => self.o.register(o)?,
             };
@@ -431,7 +436,7 @@ impl Decoder<'_> {
         }
         for (n, (operand, expect)) in flat.iter().zip(&shape.src).enumerate() {
             slots.src[n] = match expect.class {
-                alu::Class::Pred => self.o.predicate(operand)?.0,
+                alu::RegisterClass::Pred => self.o.predicate(operand)?.0,
                 _ => self.o.source(operand, expect.ty)?,
             };
         }
@@ -462,33 +467,33 @@ impl Decoder<'_> {
         })
     }
 
-    pub(super) fn window(&self, parts: &[&str]) -> Result<Window, ProgramError> {
+    pub(super) fn window(&self, parts: &[&str]) -> Result<AddressWindow, ProgramError> {
         for p in parts {
             match *p {
-                "global" => return Ok(Window::Global),
-                "const" => return Ok(Window::Const),
-                "shared" | "shared::cta" => return Ok(Window::Shared),
-                "shared::cluster" => return Ok(Window::SharedCluster),
-                "local" => return Ok(Window::Local),
-                "param" | "param::entry" | "param::func" => return Ok(Window::FrameParam),
+                "global" => return Ok(AddressWindow::Global),
+                "const" => return Ok(AddressWindow::Const),
+                "shared" | "shared::cta" => return Ok(AddressWindow::Shared),
+                "shared::cluster" => return Ok(AddressWindow::SharedCluster),
+                "local" => return Ok(AddressWindow::Local),
+                "param" | "param::entry" | "param::func" => return Ok(AddressWindow::FrameParam),
                 _ => {}
             }
         }
-        Ok(Window::Generic)
+        Ok(AddressWindow::Generic)
     }
 
-    fn semantics(&self, parts: &[&str]) -> (Option<Sem>, Strength) {
+    fn semantics(&self, parts: &[&str]) -> (Option<MemorySemantics>, AccessStrength) {
         let mut semantics = None;
-        let mut scope = Strength::Gpu;
+        let mut scope = AccessStrength::Gpu;
         for p in parts {
             match *p {
-                "relaxed" => semantics = Some(Sem::Relaxed),
-                "acquire" => semantics = Some(Sem::Acquire),
-                "release" => semantics = Some(Sem::Release),
-                "acq_rel" => semantics = Some(Sem::AcqRel),
-                "volatile" | "mmio" => semantics = Some(Sem::Relaxed),
-                "cta" => scope = Strength::Cta,
-                "cluster" => scope = Strength::Cluster,
+                "relaxed" => semantics = Some(MemorySemantics::Relaxed),
+                "acquire" => semantics = Some(MemorySemantics::Acquire),
+                "release" => semantics = Some(MemorySemantics::Release),
+                "acq_rel" => semantics = Some(MemorySemantics::AcqRel),
+                "volatile" | "mmio" => semantics = Some(MemorySemantics::Relaxed),
+                "cta" => scope = AccessStrength::Cta,
+                "cluster" => scope = AccessStrength::Cluster,
                 _ => {}
             }
         }
@@ -504,15 +509,15 @@ impl Decoder<'_> {
         }
         let named = self.window(parts)?;
         let (addr, mut window) = self.o.address(&operands[address], named)?;
-        if named == Window::Const || named == Window::Generic && window == Window::Global {
+        if named == AddressWindow::Const || named == AddressWindow::Generic && window == AddressWindow::Global {
             window = named;
         }
         // In a kernel only names are variables of calls; addresses in registers are its own parameters.
-        if window == Window::FrameParam
+        if window == AddressWindow::FrameParam
             && self.o.function.kernel
-            && matches!(operands[address], Operand::Address(Base::Register(_), _))
+            && matches!(operands[address], Operand::Address(AddressBase::Register(_), _))
         {
-            window = Window::KernelParam;
+            window = AddressWindow::KernelParam;
         }
         let list: Vec<Operand> = match &operands[data] {
             Operand::Vector(list) => list.clone(),
@@ -539,10 +544,10 @@ impl Decoder<'_> {
             }
         }
         let (mut semantics, scope) = self.semantics(parts);
-        if self.volatile_is_data && window == Window::Shared && parts.contains(&"volatile") {
+        if self.volatile_is_data && window == AddressWindow::Shared && parts.contains(&"volatile") {
             semantics = None;
         }
-        let transfer = Transfer {
+        let transfer = LoadStore {
             window,
             addr,
             width: (type_bits(ty) / 8) as u8,
@@ -558,26 +563,26 @@ impl Decoder<'_> {
     fn atomic(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
         let is_atom = parts[0] == "atom";
         let ty = match parts.iter().rev().find_map(|p| parse_type(p)) {
-            Some(Type::B16 | Type::U16 | Type::S16) => AtomType::B16,
-            Some(Type::B32) => AtomType::B32,
-            Some(Type::B64) => AtomType::B64,
-            Some(Type::B128) => AtomType::B128,
-            Some(Type::U32) => AtomType::U32,
-            Some(Type::S32) => AtomType::S32,
-            Some(Type::U64) => AtomType::U64,
-            Some(Type::S64) => AtomType::S64,
-            Some(Type::F32) => AtomType::F32,
-            Some(Type::F64) => AtomType::F64,
-            Some(Type::F16) => AtomType::F16,
-            Some(Type::BF16) => AtomType::BF16,
-            Some(Type::F16x2) => AtomType::F16x2,
-            Some(Type::BF16x2) => AtomType::BF16x2,
+            Some(Type::B16 | Type::U16 | Type::S16) => AtomicType::B16,
+            Some(Type::B32) => AtomicType::B32,
+            Some(Type::B64) => AtomicType::B64,
+            Some(Type::B128) => AtomicType::B128,
+            Some(Type::U32) => AtomicType::U32,
+            Some(Type::S32) => AtomicType::S32,
+            Some(Type::U64) => AtomicType::U64,
+            Some(Type::S64) => AtomicType::S64,
+            Some(Type::F32) => AtomicType::F32,
+            Some(Type::F64) => AtomicType::F64,
+            Some(Type::F16) => AtomicType::F16,
+            Some(Type::BF16) => AtomicType::BF16,
+            Some(Type::F16x2) => AtomicType::F16x2,
+            Some(Type::BF16x2) => AtomicType::BF16x2,
             _ => return Err(self.o.error("no type of an atomic")),
         };
-        let op = parts.iter().find_map(|p| atom_op(p)).ok_or_else(|| self.o.error("no operation of an atomic"))?;
+        let op = parts.iter().find_map(|p| atomic_op(p)).ok_or_else(|| self.o.error("no operation of an atomic"))?;
         let (mut semantics, scope) = self.semantics(parts);
         if semantics.is_none() {
-            semantics = Some(Sem::Relaxed);
+            semantics = Some(MemorySemantics::Relaxed);
         }
         let at = usize::from(is_atom);
         let window = self.window(parts)?;
@@ -589,8 +594,8 @@ impl Decoder<'_> {
             _ => Type::B128,
         };
         let value_type = match ty {
-            AtomType::F32 => Type::F32,
-            AtomType::F64 => Type::F64,
+            AtomicType::F32 => Type::F32,
+            AtomicType::F64 => Type::F64,
             _ => register_type,
         };
         let elements = |o: &Operand| match o {
@@ -608,8 +613,8 @@ impl Decoder<'_> {
             a.push(self.o.source(&o, value_type)?);
         }
         let b = match (op, i.operands.get(at + 2)) {
-            (AtomOp::Cas, Some(o)) => Some(self.o.source(o, value_type)?),
-            (AtomOp::Cas, None) => return Err(self.o.error("cas needs two operands")),
+            (AtomicOp::Cas, Some(o)) => Some(self.o.source(o, value_type)?),
+            (AtomicOp::Cas, None) => return Err(self.o.error("cas needs two operands")),
             _ => None,
         };
         Ok(Op::Atomic(Box::new(Atomic { window, addr, op, ty, dst, a, b, semantics, scope })))
@@ -636,44 +641,44 @@ impl Decoder<'_> {
         let callee = i.operands.iter().find(|o| !matches!(o, Operand::List(_)));
         let target = match callee {
             Some(Operand::Symbol(name, _)) => self.target(name),
-            Some(r @ Operand::Register(_)) => Target::Indirect(self.o.source(r, Type::B64)?),
+            Some(r @ Operand::Register(_)) => CallTarget::Indirect(self.o.source(r, Type::B64)?),
             _ => return Err(self.o.error("nobody to call")),
         };
-        let mut list = |operands: &[Operand]| -> Result<Vec<Arg>, ProgramError> {
+        let mut list = |operands: &[Operand]| -> Result<Vec<CallArgument>, ProgramError> {
             operands.iter().map(|o| self.argument(o)).collect()
         };
         let (args, returns) = (list(&args)?, list(&returns)?);
         Ok(Op::Call(Box::new(Call { target, args, returns })))
     }
 
-    fn target(&mut self, name: &str) -> Target {
+    fn target(&mut self, name: &str) -> CallTarget {
         let functions = &self.program.module.functions;
         let index = functions.iter().position(|f: &Function| f.name == name && !f.declaration);
         if let Some(place) = index.and_then(|i| self.reached.iter().position(|&r| r == i)) {
-            return Target::Function(place as u32);
+            return CallTarget::Function(place as u32);
         }
         match name {
-            "vprintf" => Target::Vprintf,
-            "__assertfail" => Target::AssertFail,
-            "malloc" => Target::Malloc,
-            "free" => Target::Free,
+            "vprintf" => CallTarget::Vprintf,
+            "__assertfail" => CallTarget::AssertFail,
+            "malloc" => CallTarget::Malloc,
+            "free" => CallTarget::Free,
             _ => {
                 self.unknown.push(name.into());
-                Target::Unknown(self.unknown.len() as u32 - 1)
+                CallTarget::Unknown(self.unknown.len() as u32 - 1)
             }
         }
     }
 
-    fn argument(&mut self, operand: &Operand) -> Result<Arg, ProgramError> {
+    fn argument(&mut self, operand: &Operand) -> Result<CallArgument, ProgramError> {
         if let Operand::Symbol(name, 0) = operand
             && let Some((offset, size)) = self.o.param_variable(name)
         {
-            return Ok(Arg::Bytes { offset, size });
+            return Ok(CallArgument::Bytes { offset, size });
         }
         match self.o.register_type(operand) {
-            Some(Type::Pred) => Ok(Arg::Predicate(self.o.predicate(operand)?.0)),
-            Some(ty) => Ok(Arg::Row { slot: self.o.source(operand, ty)?, rows: rows_of(ty) }),
-            None => Ok(Arg::Row { slot: self.o.source(operand, Type::B64)?, rows: 2 }),
+            Some(Type::Pred) => Ok(CallArgument::Predicate(self.o.predicate(operand)?.0)),
+            Some(ty) => Ok(CallArgument::Row { slot: self.o.source(operand, ty)?, rows: rows_of(ty) }),
+            None => Ok(CallArgument::Row { slot: self.o.source(operand, Type::B64)?, rows: 2 }),
         }
     }
 
@@ -689,8 +694,8 @@ impl Decoder<'_> {
         let wide = parts.contains(&"u64");
         let ty = if wide { Type::B64 } else { Type::B32 };
         let mut window = self.window(parts)?;
-        if window == Window::FrameParam {
-            window = Window::KernelParam;
+        if window == AddressWindow::FrameParam {
+            window = AddressWindow::KernelParam;
         }
         Ok(Op::Cvta {
             dst: self.o.register(&i.operands[0])?,
@@ -704,15 +709,15 @@ impl Decoder<'_> {
     fn special(&mut self, i: &Instruction) -> Decoded {
         let Operand::Special(name) = &i.operands[1] else { return self.alu(i) };
         let which = match name.as_str() {
-            "clock" => Dynamic::Clock,
-            "clock_hi" => Dynamic::ClockHi,
-            "clock64" => Dynamic::Clock64,
-            "globaltimer" => Dynamic::Globaltimer,
-            "globaltimer_lo" => Dynamic::GlobaltimerLo,
-            "globaltimer_hi" => Dynamic::GlobaltimerHi,
+            "clock" => VaryingRegister::Clock,
+            "clock_hi" => VaryingRegister::ClockHi,
+            "clock64" => VaryingRegister::Clock64,
+            "globaltimer" => VaryingRegister::Globaltimer,
+            "globaltimer_lo" => VaryingRegister::GlobaltimerLo,
+            "globaltimer_hi" => VaryingRegister::GlobaltimerHi,
             "is_explicit_cluster" => {
                 let (dst, _) = self.o.predicate(&i.operands[0])?;
-                return Ok(Op::ReadSpecial { dst, which: Dynamic::ExplicitCluster });
+                return Ok(Op::ReadSpecial { dst, which: VaryingRegister::ExplicitCluster });
             }
             _ => return self.alu(i),
         };
@@ -722,7 +727,7 @@ impl Decoder<'_> {
     fn warp_op(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
         let o = &i.operands;
         if parts[0] == "activemask" {
-            return Ok(Op::ReadSpecial { dst: self.o.register(&o[0])?, which: Dynamic::Activemask });
+            return Ok(Op::ReadSpecial { dst: self.o.register(&o[0])?, which: VaryingRegister::Activemask });
         }
         if !parts.contains(&"sync") {
             return Ok(Op::Unsupported(i.opcode.as_str().into()));
@@ -741,12 +746,12 @@ impl Decoder<'_> {
             "shfl" => {
                 dst = self.o.destination(&first)?;
                 let mode = match parts {
-                    p if p.contains(&"idx") => ShflMode::Idx,
-                    p if p.contains(&"up") => ShflMode::Up,
-                    p if p.contains(&"down") => ShflMode::Down,
-                    _ => ShflMode::Bfly,
+                    p if p.contains(&"idx") => ShuffleMode::Idx,
+                    p if p.contains(&"up") => ShuffleMode::Up,
+                    p if p.contains(&"down") => ShuffleMode::Down,
+                    _ => ShuffleMode::Bfly,
                 };
-                WarpKind::Shfl {
+                WarpOpKind::Shfl {
                     mode,
                     a: self.o.source(&o[1], Type::B32)?,
                     b: self.o.source(&o[2], Type::B32)?,
@@ -766,25 +771,25 @@ impl Decoder<'_> {
                     dst_pred = Some(self.o.predicate(&first)?.0);
                 }
                 let (p, negated) = self.o.predicate(&o[1])?;
-                WarpKind::Vote { mode, p, negated }
+                WarpOpKind::Vote { mode, p, negated }
             }
             "match" => {
                 dst = self.o.destination(&first)?;
                 let wide = parts.contains(&"b64");
                 let a = self.o.source(&o[1], if wide { Type::B64 } else { Type::B32 })?;
-                WarpKind::Match { all: parts.contains(&"all"), wide, a }
+                WarpOpKind::Match { all: parts.contains(&"all"), wide, a }
             }
             "redux" => {
                 dst = self.o.destination(&first)?;
-                let op = parts.iter().find_map(|p| atom_op(p)).ok_or_else(|| self.o.error("no operation"))?;
+                let op = parts.iter().find_map(|p| atomic_op(p)).ok_or_else(|| self.o.error("no operation"))?;
                 if parts.contains(&"f32") {
                     return Ok(Op::Unsupported(i.opcode.as_str().into()));
                 }
-                WarpKind::Redux { op, signed: parts.contains(&"s32"), a: self.o.source(&o[1], Type::B32)? }
+                WarpOpKind::Redux { op, signed: parts.contains(&"s32"), a: self.o.source(&o[1], Type::B32)? }
             }
             _ => {
                 dst = self.o.destination(&first)?;
-                WarpKind::Elect
+                WarpOpKind::Elect
             }
         };
         Ok(Op::Warp(Box::new(WarpOp { kind, dst, dst_pred, members })))
@@ -802,7 +807,7 @@ impl Decoder<'_> {
         }
         if parts.contains(&"warp") {
             let members = self.o.source(o.first().unwrap_or(&Operand::Integer(-1)), Type::B32)?;
-            return Ok(Op::Warp(Box::new(WarpOp { kind: WarpKind::Sync, dst: None, dst_pred: None, members })));
+            return Ok(Op::Warp(Box::new(WarpOp { kind: WarpOpKind::Sync, dst: None, dst_pred: None, members })));
         }
         let aligned = parts[0] == "bar" || parts.contains(&"aligned");
         if parts.contains(&"red") {
@@ -849,9 +854,9 @@ impl Decoder<'_> {
             return Ok(Op::Fence(Fence::ProxyAsync { shared: shared || both, global: global || both }));
         }
         let scope = match parts {
-            p if p.contains(&"cta") => Strength::Cta,
-            p if p.contains(&"cluster") => Strength::Cluster,
-            _ => Strength::Gpu,
+            p if p.contains(&"cta") => AccessStrength::Cta,
+            p if p.contains(&"cluster") => AccessStrength::Cluster,
+            _ => AccessStrength::Gpu,
         };
         Ok(Op::Fence(Fence::Memory { scope }))
     }
@@ -861,7 +866,7 @@ impl Decoder<'_> {
         let o = &i.operands;
         let named = self.window(parts)?;
         let ordered = !has("relaxed");
-        let scope = if has("cluster") { Strength::Cluster } else { Strength::Cta };
+        let scope = if has("cluster") { AccessStrength::Cluster } else { AccessStrength::Cta };
         let b32 = Type::B32;
         let (kind, address) = if has("init") {
             (MbarrierKind::Init { count: self.o.source(&o[1], b32)? }, 0)
@@ -869,7 +874,7 @@ impl Decoder<'_> {
             (MbarrierKind::Inval, 0)
         } else if has("pending_count") {
             let (dst, state) = (self.o.register(&o[0])?, self.o.source(&o[1], Type::B64)?);
-            let addr = Addr { base: None, wide: true, offset: 0 };
+            let addr = AddressOperand { base: None, wide: true, offset: 0 };
             let kind = MbarrierKind::PendingCount { dst, state };
             return Ok(Op::Mbarrier(Box::new(Mbarrier { addr, window: named, kind, ordered, scope })));
         } else if has("test_wait") || has("try_wait") {
@@ -922,7 +927,13 @@ impl Decoder<'_> {
             let window = self.window(parts)?;
             let (addr, window) = self.o.address(&o[0], window)?;
             let kind = MbarrierKind::CpAsyncArrive { noinc: has("noinc") };
-            return Ok(Op::Mbarrier(Box::new(Mbarrier { addr, window, kind, ordered: true, scope: Strength::Cta })));
+            return Ok(Op::Mbarrier(Box::new(Mbarrier {
+                addr,
+                window,
+                kind,
+                ordered: true,
+                scope: AccessStrength::Cta,
+            })));
         }
         if has("commit_group") {
             return Ok(Op::CpAsyncCommit);
@@ -933,8 +944,8 @@ impl Decoder<'_> {
         if has("wait_all") {
             return Ok(Op::CpAsyncWait { groups: None });
         }
-        let (dst, _) = self.o.address(&o[0], Window::Shared)?;
-        let (src, window) = self.o.address(&o[1], Window::Global)?;
+        let (dst, _) = self.o.address(&o[0], AddressWindow::Shared)?;
+        let (src, window) = self.o.address(&o[1], AddressWindow::Global)?;
         let Some(Operand::Integer(size @ (4 | 8 | 16))) = o.get(2) else {
             return Err(self.o.error("the size must be 4, 8 or 16"));
         };
@@ -957,8 +968,8 @@ impl Decoder<'_> {
         if o.len() < 3 {
             return Ok(Op::Unsupported(i.opcode.as_str().into()));
         }
-        let (addr, _) = self.o.address(&o[0], Window::SharedCluster)?;
-        let (mbarrier, _) = self.o.address(&o[2], Window::SharedCluster)?;
+        let (addr, _) = self.o.address(&o[0], AddressWindow::SharedCluster)?;
+        let (mbarrier, _) = self.o.address(&o[2], AddressWindow::SharedCluster)?;
         let list: Vec<Operand> = match &o[1] {
             Operand::Vector(list) => list.clone(),
             one => vec![one.clone()],
@@ -968,7 +979,7 @@ impl Decoder<'_> {
             regs.push(self.o.source(x, ty)?);
         }
         let reduce = if reduce {
-            let op = parts.iter().find(|p| atom_op(p).is_some()).copied().unwrap_or("");
+            let op = parts.iter().find(|p| atomic_op(p).is_some()).copied().unwrap_or("");
             match Reduction::bulk(op, false, parts[parts.len() - 1], true) {
                 Some(r) => Some(r),
                 None => return Ok(Op::Unsupported(i.opcode.as_str().into())),
@@ -1009,8 +1020,8 @@ impl Decoder<'_> {
             return Ok(Op::TensorMapReplace { addr, window, field, ordinal, value, wide });
         }
         if has("cp_fenceproxy") {
-            let (dst, _) = self.o.address(&o[0], Window::Global)?;
-            let (src, _) = self.o.address(&o[1], Window::Shared)?;
+            let (dst, _) = self.o.address(&o[0], AddressWindow::Global)?;
+            let (src, _) = self.o.address(&o[1], AddressWindow::Shared)?;
             return Ok(Op::TensorMapCopyFence { dst, src });
         }
         Ok(Op::Unsupported(i.opcode.as_str().into()))
@@ -1109,18 +1120,18 @@ impl Decoder<'_> {
 }
 
 /// The operation that a dotted part names.
-pub fn atom_op(part: &str) -> Option<AtomOp> {
+pub fn atomic_op(part: &str) -> Option<AtomicOp> {
     Some(match part {
-        "add" => AtomOp::Add,
-        "min" => AtomOp::Min,
-        "max" => AtomOp::Max,
-        "inc" => AtomOp::Inc,
-        "dec" => AtomOp::Dec,
-        "and" => AtomOp::And,
-        "or" => AtomOp::Or,
-        "xor" => AtomOp::Xor,
-        "exch" => AtomOp::Exch,
-        "cas" => AtomOp::Cas,
+        "add" => AtomicOp::Add,
+        "min" => AtomicOp::Min,
+        "max" => AtomicOp::Max,
+        "inc" => AtomicOp::Inc,
+        "dec" => AtomicOp::Dec,
+        "and" => AtomicOp::And,
+        "or" => AtomicOp::Or,
+        "xor" => AtomicOp::Xor,
+        "exch" => AtomicOp::Exch,
+        "cas" => AtomicOp::Cas,
         _ => return None,
     })
 }
@@ -1139,57 +1150,59 @@ fn flatten(operands: &[Operand], out: &mut Vec<Operand>) {
 }
 
 /// The class that counters put an instruction in.
-fn class(opcode: &str, op: &Op) -> Class {
+fn class(opcode: &str, op: &Op) -> InstructionClass {
     match op {
         Op::Alu { .. } => alu_class(opcode),
         Op::Load(t) | Op::Store(t) => match t.window {
-            Window::Generic | Window::Global => Class::Global,
-            Window::Shared | Window::SharedCluster => Class::Shared,
-            Window::Local => Class::Local,
-            _ => Class::Constant,
+            AddressWindow::Generic | AddressWindow::Global => InstructionClass::Global,
+            AddressWindow::Shared | AddressWindow::SharedCluster => InstructionClass::Shared,
+            AddressWindow::Local => InstructionClass::Local,
+            _ => InstructionClass::Constant,
         },
-        Op::Atomic(_) => Class::Atomic,
-        Op::Branch { .. } | Op::BranchIndexed { .. } | Op::Call(_) | Op::Ret | Op::Exit | Op::Trap => Class::Control,
-        Op::Warp(w) if matches!(w.kind, WarpKind::Sync) => Class::Barrier,
-        Op::Warp(_) => Class::Shuffle,
+        Op::Atomic(_) => InstructionClass::Atomic,
+        Op::Branch { .. } | Op::BranchIndexed { .. } | Op::Call(_) | Op::Ret | Op::Exit | Op::Trap => {
+            InstructionClass::Control
+        }
+        Op::Warp(w) if matches!(w.kind, WarpOpKind::Sync) => InstructionClass::Barrier,
+        Op::Warp(_) => InstructionClass::Shuffle,
         Op::Barrier(_) | Op::ClusterArrive { .. } | Op::ClusterWait { .. } | Op::Fence(_) | Op::Mbarrier(_) => {
-            Class::Barrier
+            InstructionClass::Barrier
         }
         Op::CpAsync(_)
         | Op::CpAsyncCommit
         | Op::CpAsyncWait { .. }
-        | Op::Bulk(_)
+        | Op::BulkCopy(_)
         | Op::BulkCommit
         | Op::BulkWait { .. }
-        | Op::StAsync { .. } => Class::Async,
-        Op::MatrixTransfer(_) => Class::Shared,
+        | Op::StAsync { .. } => InstructionClass::Async,
+        Op::MatrixTransfer(_) => InstructionClass::Shared,
         Op::WmmaTransfer(t) => match t.transfers.first().map(|t| t.window) {
-            Some(Window::Shared) => Class::Shared,
-            _ => Class::Global,
+            Some(AddressWindow::Shared) => InstructionClass::Shared,
+            _ => InstructionClass::Global,
         },
         Op::Mma(_) | Op::Wmma(_) | Op::Wgmma(_) | Op::WgmmaFence | Op::WgmmaCommit | Op::WgmmaWait { .. } => {
-            Class::Matrix
+            InstructionClass::Matrix
         }
-        _ => Class::Other,
+        _ => InstructionClass::Other,
     }
 }
 
-fn alu_class(opcode: &str) -> Class {
+fn alu_class(opcode: &str) -> InstructionClass {
     let base = opcode.split('.').next().unwrap_or("");
     let last = opcode.rsplit('.').next().unwrap_or("");
     match base {
-        "mov" => Class::Move,
-        "cvt" => Class::Convert,
-        "setp" | "selp" | "set" | "slct" => Class::Predicate,
+        "mov" => InstructionClass::Move,
+        "cvt" => InstructionClass::Convert,
+        "setp" | "selp" | "set" | "slct" => InstructionClass::Predicate,
         "ex2" | "lg2" | "rcp" | "rsqrt" | "sqrt" | "sin" | "cos" | "tanh" | "div" if last.starts_with('f') => {
-            Class::Special
+            InstructionClass::Special
         }
         _ => match last {
-            "f32" => Class::Float,
-            "f64" => Class::Double,
-            "f16" | "f16x2" | "bf16" | "bf16x2" => Class::Half,
-            "pred" => Class::Predicate,
-            _ => Class::Integer,
+            "f32" => InstructionClass::Float,
+            "f64" => InstructionClass::Double,
+            "f16" | "f16x2" | "bf16" | "bf16x2" => InstructionClass::Half,
+            "pred" => InstructionClass::Predicate,
+            _ => InstructionClass::Integer,
         },
     }
 }

@@ -9,9 +9,9 @@ pub mod uses;
 mod volatile;
 mod wmma;
 
-use crate::ptx::ast::{Module, ParseError, Place};
+use crate::ptx::ast::{Module, ParseError, SourceLocation};
 use crate::regs::{Row, Slot};
-use op::Instr;
+use op::DecodedInstruction;
 
 /// A parsed module.
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ pub struct Kernel {
     /// Its symbol.
     pub name: String,
     /// Function 0 is the kernel.
-    pub functions: Vec<Code>,
+    pub functions: Vec<FunctionCode>,
     /// Bytes of its parameters.
     pub param_bytes: u32,
     /// Offset and size of each parameter.
@@ -74,7 +74,7 @@ pub struct Kernel {
 /// A special register that stays the same for a warp's whole life: filled in when its frame is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
-pub enum Fixed {
+pub enum FixedRegister {
     Tid(u8),
     Ntid(u8),
     Ctaid(u8),
@@ -105,10 +105,10 @@ pub enum Fixed {
 /// Rows that a new frame gets beside the constants.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
-pub enum Fixup {
+pub enum Relocation {
     Special {
         slot: Slot,
-        which: Fixed,
+        which: FixedRegister,
         wide: bool,
     },
     /// Local address of a `.local` variable: the frame's base plus this.
@@ -120,11 +120,11 @@ pub enum Fixup {
 
 /// A function's code.
 #[derive(Clone, Debug, Default)]
-pub struct Code {
+pub struct FunctionCode {
     /// Its symbol.
     pub name: String,
     /// The instructions.
-    pub instrs: Vec<Instr>,
+    pub instrs: Vec<DecodedInstruction>,
     /// Index of the first instruction in the kernel-wide numbering that counters and findings use.
     pub first: u32,
     /// For each instruction its line in the PTX text and its place in the source.
@@ -142,17 +142,17 @@ pub struct Code {
     /// Predicates below this are registers.
     pub register_predicates: u32,
     /// Special registers and local addresses.
-    pub fixups: Vec<Fixup>,
+    pub relocations: Vec<Relocation>,
     /// Bytes of `.local` variables.
     pub local_bytes: u32,
     /// Bytes of `.param` variables and formal parameters.
     pub param_bytes: u32,
     /// What each instruction touches of wgmma's registers; empty without wgmma.
-    pub watch: Vec<uses::Watch>,
+    pub wgmma_uses: Vec<uses::WgmmaRegisterUse>,
     /// Formal parameters.
-    pub formals: Vec<op::Arg>,
+    pub formals: Vec<op::CallArgument>,
     /// Formal return values.
-    pub returns: Vec<op::Arg>,
+    pub returns: Vec<op::CallArgument>,
 }
 
 /// Why a program cannot be made ready.
@@ -182,11 +182,11 @@ pub enum ProgramError {
 impl Program {
     /// Parses PTX.
     pub fn parse(text: &str) -> Result<Program, ProgramError> {
-        Program::of_module(crate::ptx::parse(text)?)
+        Program::from_module(crate::ptx::parse(text)?)
     }
 
     /// Of a parsed (or changed) module.
-    pub fn of_module(module: Module) -> Result<Program, ProgramError> {
+    pub fn from_module(module: Module) -> Result<Program, ProgramError> {
         let variables = decode::module_variables(&module)?;
         Ok(Program { module, variables })
     }
@@ -202,14 +202,14 @@ impl Program {
     }
 
     /// The place in the source of an instruction.
-    pub fn place(&self, index: u32) -> &Place {
-        &self.module.places[index as usize]
+    pub fn source_location(&self, index: u32) -> &SourceLocation {
+        &self.module.source_locations[index as usize]
     }
 }
 
 impl Kernel {
     /// The function and the offset of an instruction given by its kernel-wide number.
-    pub fn locate(&self, pc: u32) -> (&Code, usize) {
+    pub fn locate(&self, pc: u32) -> (&FunctionCode, usize) {
         let i = self.functions.partition_point(|f| f.first <= pc).saturating_sub(1);
         let code = &self.functions[i];
         (code, (pc - code.first) as usize)

@@ -1,23 +1,23 @@
-//! Decoded instructions: what the interpreter runs. Operands are rows of the frame's [`Registers`](crate::regs::Registers);
+//! Decoded instructions: what the interpreter runs. OperandResolver are rows of the frame's [`Registers`](crate::regs::Registers);
 //! immediates and fixed special registers have rows of their own, so that all look alike.
 
-use crate::alu::{AluOp, Slots};
+use crate::alu::{AluOp, OperandSlots};
 use crate::matrix::mma::{MmaOp, Product};
 use crate::matrix::wgmma::WgmmaOp;
 use crate::matrix::wmma::{Fragment, WmmaOp};
-use crate::order::{Sem, Strength};
+use crate::order::{AccessStrength, MemorySemantics};
 use crate::regs::Slot;
 use crate::tensor_map::{ReduceOp, Reduction};
 
 /// An instruction ready to run.
 #[derive(Clone, Debug)]
-pub struct Instr {
+pub struct DecodedInstruction {
     /// Index of the guarding predicate and whether it is negated.
     pub guard: Option<(u32, bool)>,
     /// What it does.
     pub op: Op,
     /// For the counters.
-    pub class: Class,
+    pub class: InstructionClass,
     /// Where the lanes of a diverging branch meet again.
     pub reconverge: Option<u32>,
 }
@@ -25,7 +25,7 @@ pub struct Instr {
 /// Classes of instructions that the counters keep apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
-pub enum Class {
+pub enum InstructionClass {
     Integer,
     Float,
     Half,
@@ -47,52 +47,52 @@ pub enum Class {
     Other,
 }
 
-impl Class {
+impl InstructionClass {
     /// All of them, in the order of reports.
-    pub const ALL: [Class; 19] = [
-        Class::Integer,
-        Class::Float,
-        Class::Half,
-        Class::Double,
-        Class::Special,
-        Class::Convert,
-        Class::Move,
-        Class::Predicate,
-        Class::Control,
-        Class::Global,
-        Class::Shared,
-        Class::Local,
-        Class::Constant,
-        Class::Atomic,
-        Class::Shuffle,
-        Class::Barrier,
-        Class::Async,
-        Class::Matrix,
-        Class::Other,
+    pub const ALL: [InstructionClass; 19] = [
+        InstructionClass::Integer,
+        InstructionClass::Float,
+        InstructionClass::Half,
+        InstructionClass::Double,
+        InstructionClass::Special,
+        InstructionClass::Convert,
+        InstructionClass::Move,
+        InstructionClass::Predicate,
+        InstructionClass::Control,
+        InstructionClass::Global,
+        InstructionClass::Shared,
+        InstructionClass::Local,
+        InstructionClass::Constant,
+        InstructionClass::Atomic,
+        InstructionClass::Shuffle,
+        InstructionClass::Barrier,
+        InstructionClass::Async,
+        InstructionClass::Matrix,
+        InstructionClass::Other,
     ];
 
     /// The name in reports.
     pub fn name(self) -> &'static str {
         match self {
-            Class::Integer => "integer",
-            Class::Float => "float",
-            Class::Half => "half",
-            Class::Double => "double",
-            Class::Special => "special",
-            Class::Convert => "convert",
-            Class::Move => "move",
-            Class::Predicate => "predicate",
-            Class::Control => "control",
-            Class::Global => "global",
-            Class::Shared => "shared",
-            Class::Local => "local",
-            Class::Constant => "constant",
-            Class::Atomic => "atomic",
-            Class::Shuffle => "shuffle",
-            Class::Barrier => "barrier",
-            Class::Async => "async",
-            Class::Matrix => "matrix",
-            Class::Other => "other",
+            InstructionClass::Integer => "integer",
+            InstructionClass::Float => "float",
+            InstructionClass::Half => "half",
+            InstructionClass::Double => "double",
+            InstructionClass::Special => "special",
+            InstructionClass::Convert => "convert",
+            InstructionClass::Move => "move",
+            InstructionClass::Predicate => "predicate",
+            InstructionClass::Control => "control",
+            InstructionClass::Global => "global",
+            InstructionClass::Shared => "shared",
+            InstructionClass::Local => "local",
+            InstructionClass::Constant => "constant",
+            InstructionClass::Atomic => "atomic",
+            InstructionClass::Shuffle => "shuffle",
+            InstructionClass::Barrier => "barrier",
+            InstructionClass::Async => "async",
+            InstructionClass::Matrix => "matrix",
+            InstructionClass::Other => "other",
         }
     }
 }
@@ -100,7 +100,7 @@ impl Class {
 /// The state space that an instruction names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum Window {
+pub enum AddressWindow {
     Generic,
     Global,
     Const,
@@ -115,7 +115,7 @@ pub enum Window {
 
 /// An address operand.
 #[derive(Clone, Copy, Debug)]
-pub struct Addr {
+pub struct AddressOperand {
     /// The row that holds the base; `None`: `offset` is all.
     pub base: Option<Slot>,
     /// The base is a 64-bit register.
@@ -126,11 +126,11 @@ pub struct Addr {
 
 /// `ld` and `st`.
 #[derive(Clone, Debug)]
-pub struct Transfer {
+pub struct LoadStore {
     /// Where.
-    pub window: Window,
+    pub window: AddressWindow,
     /// The address.
-    pub addr: Addr,
+    pub addr: AddressOperand,
     /// Bytes of an element: 1, 2, 4, 8 or 16.
     pub width: u8,
     /// Loads: sign-extend into the register.
@@ -140,15 +140,15 @@ pub struct Transfer {
     /// Rows of each register.
     pub register_rows: u8,
     /// `None`: a weak access.
-    pub semantics: Option<Sem>,
+    pub semantics: Option<MemorySemantics>,
     /// The scope of a strong one.
-    pub scope: Strength,
+    pub scope: AccessStrength,
 }
 
 /// What an atomic does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum AtomOp {
+pub enum AtomicOp {
     Add,
     Min,
     Max,
@@ -164,7 +164,7 @@ pub enum AtomOp {
 /// The type of an atomic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum AtomType {
+pub enum AtomicType {
     B16,
     B32,
     B64,
@@ -181,13 +181,13 @@ pub enum AtomType {
     BF16x2,
 }
 
-impl AtomType {
+impl AtomicType {
     /// Bytes.
     pub fn size(self) -> u32 {
         match self {
-            AtomType::B16 | AtomType::F16 | AtomType::BF16 => 2,
-            AtomType::B64 | AtomType::U64 | AtomType::S64 | AtomType::F64 => 8,
-            AtomType::B128 => 16,
+            AtomicType::B16 | AtomicType::F16 | AtomicType::BF16 => 2,
+            AtomicType::B64 | AtomicType::U64 | AtomicType::S64 | AtomicType::F64 => 8,
+            AtomicType::B128 => 16,
             _ => 4,
         }
     }
@@ -197,13 +197,13 @@ impl AtomType {
 #[derive(Clone, Debug)]
 pub struct Atomic {
     /// Where.
-    pub window: Window,
+    pub window: AddressWindow,
     /// The address.
-    pub addr: Addr,
+    pub addr: AddressOperand,
     /// What.
-    pub op: AtomOp,
+    pub op: AtomicOp,
     /// Of which type.
-    pub ty: AtomType,
+    pub ty: AtomicType,
     /// Old values go there, one register an element; empty for `red`.
     pub dst: Vec<Option<Slot>>,
     /// The operand, one register an element; for `cas` the comparand.
@@ -211,15 +211,15 @@ pub struct Atomic {
     /// `cas`: the new value.
     pub b: Option<Slot>,
     /// `None`: a weak access.
-    pub semantics: Option<Sem>,
+    pub semantics: Option<MemorySemantics>,
     /// The scope of a strong one.
-    pub scope: Strength,
+    pub scope: AccessStrength,
 }
 
 /// `shfl.sync` modes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum ShflMode {
+pub enum ShuffleMode {
     Idx,
     Up,
     Down,
@@ -230,7 +230,7 @@ pub enum ShflMode {
 #[derive(Clone, Debug)]
 pub struct WarpOp {
     /// Which.
-    pub kind: WarpKind,
+    pub kind: WarpOpKind,
     /// 32-bit or (`match`) 64-bit destination.
     pub dst: Option<Slot>,
     /// Predicate destination.
@@ -242,9 +242,9 @@ pub struct WarpOp {
 /// The kinds of [`WarpOp`].
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
-pub enum WarpKind {
+pub enum WarpOpKind {
     Shfl {
-        mode: ShflMode,
+        mode: ShuffleMode,
         a: Slot,
         b: Slot,
         c: Slot,
@@ -261,7 +261,7 @@ pub enum WarpKind {
         a: Slot,
     },
     Redux {
-        op: AtomOp,
+        op: AtomicOp,
         signed: bool,
         a: Slot,
     },
@@ -321,15 +321,15 @@ pub enum BarrierKind {
 #[derive(Clone, Debug)]
 pub struct Mbarrier {
     /// The object.
-    pub addr: Addr,
+    pub addr: AddressOperand,
     /// Shared or generic or shared::cluster.
-    pub window: Window,
+    pub window: AddressWindow,
     /// What.
     pub kind: MbarrierKind,
     /// `.release`/`.acquire` (the default) or `.relaxed`.
     pub ordered: bool,
     /// Scope of the order.
-    pub scope: Strength,
+    pub scope: AccessStrength,
 }
 
 /// The kinds of [`Mbarrier`].
@@ -375,7 +375,7 @@ pub enum MbarrierKind {
 #[allow(missing_docs)]
 pub enum Fence {
     /// `membar`, `fence.acq_rel`, `fence.sc`
-    Memory { scope: Strength },
+    Memory { scope: AccessStrength },
     /// `fence.proxy.async` of shared and/or global memory.
     ProxyAsync { shared: bool, global: bool },
     /// `fence.mbarrier_init`
@@ -390,11 +390,11 @@ pub enum Fence {
 #[derive(Clone, Debug)]
 pub struct CpAsync {
     /// Shared destination.
-    pub dst: Addr,
+    pub dst: AddressOperand,
     /// Global source.
-    pub src: Addr,
+    pub src: AddressOperand,
     /// The source window: global or generic.
-    pub window: Window,
+    pub window: AddressWindow,
     /// 4, 8 or 16.
     pub size: u8,
     /// Bytes taken of the source; the rest is zero.
@@ -403,44 +403,44 @@ pub struct CpAsync {
     pub ignore: Option<(u32, bool)>,
 }
 
-/// Bulk and tensor copies.
+/// BulkCopy and tensor copies.
 #[derive(Clone, Debug)]
-pub struct Bulk {
+pub struct BulkCopy {
     /// Which way.
-    pub kind: BulkKind,
+    pub kind: BulkCopyKind,
     /// Destination (or, for prefetches, the source).
-    pub dst: Addr,
+    pub dst: AddressOperand,
     /// The destination's window.
-    pub dst_window: Window,
+    pub dst_window: AddressWindow,
     /// Source.
-    pub src: Addr,
+    pub src: AddressOperand,
     /// The source's window.
-    pub src_window: Window,
+    pub src_window: AddressWindow,
     /// Non-tensor copies: bytes.
     pub size: Option<Slot>,
     /// Tensor copies: coordinates, innermost first.
     pub coords: Vec<Slot>,
     /// Completion through an mbarrier, else through the thread's bulk group.
-    pub mbarrier: Option<Addr>,
+    pub mbarrier: Option<AddressOperand>,
     /// CTA mask of a multicast.
     pub multicast: Option<Slot>,
     /// Reduction.
-    pub reduce: Option<BulkReduce>,
+    pub reduce: Option<BulkReduction>,
 }
 
 /// How a bulk copy combines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BulkReduce {
+pub enum BulkReduction {
     /// With the type of the instruction.
     Typed(Reduction),
     /// With the type of the tensor map.
     Mapped(ReduceOp),
 }
 
-/// Directions of [`Bulk`].
+/// Directions of [`BulkCopy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum BulkKind {
+pub enum BulkCopyKind {
     /// global → shared
     Load,
     /// shared → global
@@ -462,9 +462,9 @@ pub struct MatrixTransfer {
     /// Load or store.
     pub store: bool,
     /// The address each lane supplies.
-    pub addr: Addr,
+    pub addr: AddressOperand,
     /// Its window.
-    pub window: Window,
+    pub window: AddressWindow,
     /// `.trans`
     pub trans: bool,
     /// One register a matrix.
@@ -494,7 +494,7 @@ pub struct WmmaTransfer {
     /// Load or store.
     pub store: bool,
     /// The matrix's first element.
-    pub addr: Addr,
+    pub addr: AddressOperand,
     /// Elements from one row (column) to the next, if given.
     pub stride: Option<Slot>,
     /// Which lane holds what.
@@ -510,7 +510,7 @@ pub struct WmmaTransfer {
     /// Where one element of each lane goes when it moves by itself.
     pub element: Slot,
     /// From `at` to each register, or to `element`.
-    pub transfers: Vec<Transfer>,
+    pub transfers: Vec<LoadStore>,
 }
 
 /// `wmma.mma`
@@ -548,7 +548,7 @@ pub struct Wgmma {
 /// Special registers that change while a warp runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum Dynamic {
+pub enum VaryingRegister {
     Clock,
     ClockHi,
     Clock64,
@@ -564,17 +564,17 @@ pub enum Dynamic {
 #[derive(Clone, Debug)]
 pub struct Call {
     /// Whom.
-    pub target: Target,
+    pub target: CallTarget,
     /// Arguments: frame bytes `(offset, size)` or a register with its rows.
-    pub args: Vec<Arg>,
+    pub args: Vec<CallArgument>,
     /// Return values, likewise.
-    pub returns: Vec<Arg>,
+    pub returns: Vec<CallArgument>,
 }
 
 /// Whom a [`Call`] calls.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
-pub enum Target {
+pub enum CallTarget {
     Function(u32),
     Indirect(Slot),
     Vprintf,
@@ -588,7 +588,7 @@ pub enum Target {
 /// How a value passes between frames.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
-pub enum Arg {
+pub enum CallArgument {
     Bytes { offset: u32, size: u32 },
     Row { slot: Slot, rows: u8 },
     Predicate(u32),
@@ -625,23 +625,23 @@ impl Op {
 pub enum Op {
     Alu {
         op: AluOp,
-        slots: Box<Slots>,
+        slots: Box<OperandSlots>,
     },
-    Load(Box<Transfer>),
-    Store(Box<Transfer>),
+    Load(Box<LoadStore>),
+    Store(Box<LoadStore>),
     Atomic(Box<Atomic>),
     /// Generic ↔ window: adds or subtracts the window's base. `to`: generic to window.
     Cvta {
         dst: Slot,
         src: Slot,
         wide: bool,
-        window: Window,
+        window: AddressWindow,
         to: bool,
     },
     Isspacep {
         dst: u32,
         src: Slot,
-        window: Window,
+        window: AddressWindow,
     },
     Mapa {
         dst: Slot,
@@ -672,15 +672,15 @@ pub enum Op {
     /// `nanosleep`: lets others go first.
     Yield,
     Prefetch {
-        addr: Addr,
-        window: Window,
+        addr: AddressOperand,
+        window: AddressWindow,
     },
     CreatePolicy {
         dst: Slot,
     },
     ReadSpecial {
         dst: Slot,
-        which: Dynamic,
+        which: VaryingRegister,
     },
     Warp(Box<WarpOp>),
     Barrier(Box<Barrier>),
@@ -698,30 +698,30 @@ pub enum Op {
     CpAsyncWait {
         groups: Option<u32>,
     },
-    Bulk(Box<Bulk>),
+    BulkCopy(Box<BulkCopy>),
     BulkCommit,
     BulkWait {
         groups: u32,
         read: bool,
     },
     StAsync {
-        addr: Addr,
+        addr: AddressOperand,
         width: u8,
         regs: Vec<Slot>,
-        mbarrier: Addr,
+        mbarrier: AddressOperand,
         reduce: Option<Reduction>,
     },
     TensorMapReplace {
-        addr: Addr,
-        window: Window,
+        addr: AddressOperand,
+        window: AddressWindow,
         field: &'static str,
         ordinal: u32,
         value: Slot,
         wide: bool,
     },
     TensorMapCopyFence {
-        dst: Addr,
-        src: Addr,
+        dst: AddressOperand,
+        src: AddressOperand,
     },
     MatrixTransfer(Box<MatrixTransfer>),
     MovMatrix {

@@ -1,24 +1,24 @@
-//! Operands to rows: registers, immediates, special registers and addresses of variables.
+//! OperandResolver to rows: registers, immediates, special registers and addresses of variables.
 
 use super::decode::{GRID_WORKSPACE, GROUP_SCRATCH, Layout, signed_type, type_bits};
-use super::op::{Addr, Arg, Window};
-use super::{Code, Fixed, Fixup, ProgramError};
-use crate::ptx::ast::{Base, Function, Operand, Type};
+use super::op::{AddressOperand, AddressWindow, CallArgument};
+use super::{FixedRegister, FunctionCode, ProgramError, Relocation};
+use crate::ptx::ast::{AddressBase, Function, Operand, Type};
 use crate::regs::{Row, Slot};
 use std::collections::HashMap;
 
 /// Turns the operands of one function into rows.
-pub struct Operands<'a> {
+pub struct OperandResolver<'a> {
     /// The function.
     pub function: &'a Function,
     /// What is being built.
-    pub code: Code,
+    pub code: FunctionCode,
     layout: &'a Layout,
     /// Row, or predicate, of each register.
     registers: Vec<u32>,
     constants: HashMap<(u128, u8), Slot>,
     constant_predicates: HashMap<bool, u32>,
-    fixed: HashMap<(Fixed, bool), Slot>,
+    fixed: HashMap<(FixedRegister, bool), Slot>,
     locals: HashMap<i64, Slot>,
     local_offsets: HashMap<String, u32>,
     param_offsets: HashMap<String, (u32, u32)>,
@@ -34,10 +34,10 @@ pub fn rows_of(ty: Type) -> u8 {
     }
 }
 
-impl<'a> Operands<'a> {
+impl<'a> OperandResolver<'a> {
     /// Gives every register its row and every local variable its offset.
-    pub fn new(function: &'a Function, layout: &'a Layout) -> Operands<'a> {
-        let mut code = Code { name: function.name.clone(), ..Code::default() };
+    pub fn new(function: &'a Function, layout: &'a Layout) -> OperandResolver<'a> {
+        let mut code = FunctionCode { name: function.name.clone(), ..FunctionCode::default() };
         let (mut registers, rows) = super::rows::assign(function);
         for (register, r) in registers.iter_mut().zip(&function.registers) {
             if r.ty == Type::Pred {
@@ -49,7 +49,7 @@ impl<'a> Operands<'a> {
         code.register_predicates = code.predicates;
         code.template = vec![Row([0; 32]); rows as usize];
         code.predicate_template = vec![0; code.predicates as usize];
-        let mut out = Operands {
+        let mut out = OperandResolver {
             function,
             code,
             layout,
@@ -67,7 +67,7 @@ impl<'a> Operands<'a> {
     }
 
     fn place_variables(&mut self) {
-        use crate::ptx::ast::Space;
+        use crate::ptx::ast::StateSpace;
         let function = self.function;
         let (mut local, mut param) = (0u32, 0u32);
         if !function.kernel {
@@ -75,16 +75,16 @@ impl<'a> Operands<'a> {
                 for p in list {
                     let arg = match p.register {
                         Some(r) if function.registers[r as usize].ty == Type::Pred => {
-                            Arg::Predicate(self.registers[r as usize])
+                            CallArgument::Predicate(self.registers[r as usize])
                         }
-                        Some(r) => Arg::Row {
+                        Some(r) => CallArgument::Row {
                             slot: self.registers[r as usize],
                             rows: rows_of(function.registers[r as usize].ty),
                         },
                         None => {
                             param = param.next_multiple_of(p.align.max(1));
                             self.param_offsets.insert(p.name.clone(), (param, p.size));
-                            let arg = Arg::Bytes { offset: param, size: p.size };
+                            let arg = CallArgument::Bytes { offset: param, size: p.size };
                             param += p.size;
                             arg
                         }
@@ -95,12 +95,12 @@ impl<'a> Operands<'a> {
         }
         for v in &function.variables {
             match v.space {
-                Space::Local => {
+                StateSpace::Local => {
                     local = local.next_multiple_of(v.align.max(1));
                     self.local_offsets.insert(v.name.clone(), local);
                     local += v.size as u32;
                 }
-                Space::Param => {
+                StateSpace::Param => {
                     param = param.next_multiple_of(v.align.max(1));
                     self.param_offsets.insert(v.name.clone(), (param, v.size as u32));
                     param += v.size as u32;
@@ -171,12 +171,12 @@ impl<'a> Operands<'a> {
     }
 
     /// The row of a special register that never changes.
-    pub fn fixed(&mut self, which: Fixed, wide: bool) -> Slot {
+    pub fn fixed(&mut self, which: FixedRegister, wide: bool) -> Slot {
         if let Some(&slot) = self.fixed.get(&(which, wide)) {
             return slot;
         }
         let slot = self.constant_row(if wide { 2 } else { 1 });
-        self.code.fixups.push(Fixup::Special { slot, which, wide });
+        self.code.relocations.push(Relocation::Special { slot, which, wide });
         self.fixed.insert((which, wide), slot);
         slot
     }
@@ -250,51 +250,59 @@ impl<'a> Operands<'a> {
     }
 
     /// An address operand and, for symbols, the window that the symbol lies in.
-    pub fn address(&mut self, operand: &Operand, window: Window) -> Result<(Addr, Window), ProgramError> {
+    pub fn address(
+        &mut self,
+        operand: &Operand,
+        window: AddressWindow,
+    ) -> Result<(AddressOperand, AddressWindow), ProgramError> {
         let (base, offset) = match operand {
             Operand::Address(base, offset) | Operand::TensorAddress(base, offset, _) => (base, *offset),
-            Operand::Register(r) => (&Base::Register(*r), 0),
-            Operand::Symbol(name, offset) => (&Base::Symbol(name.clone()), *offset),
+            Operand::Register(r) => (&AddressBase::Register(*r), 0),
+            Operand::Symbol(name, offset) => (&AddressBase::Symbol(name.clone()), *offset),
             other => return Err(self.error(format!("{other:?} is not an address"))),
         };
         match base {
-            Base::Register(r) => {
+            AddressBase::Register(r) => {
                 let wide = type_bits(self.function.registers[*r as usize].ty) == 64;
                 // A kernel's `.param` address in a register is that of one of its own parameters.
-                let own = window == Window::FrameParam && self.function.kernel;
-                let window = if own { Window::KernelParam } else { window };
-                Ok((Addr { base: Some(self.registers[*r as usize]), wide, offset }, window))
+                let own = window == AddressWindow::FrameParam && self.function.kernel;
+                let window = if own { AddressWindow::KernelParam } else { window };
+                Ok((AddressOperand { base: Some(self.registers[*r as usize]), wide, offset }, window))
             }
-            Base::Absolute => Ok((Addr { base: None, wide: true, offset }, window)),
-            Base::Symbol(name) => {
+            AddressBase::Absolute => Ok((AddressOperand { base: None, wide: true, offset }, window)),
+            AddressBase::Symbol(name) => {
                 if let Some(&at) = self.local_offsets.get(name) {
                     let base = Some(self.local(at as i64));
-                    return Ok((Addr { base, wide: true, offset }, Window::Local));
+                    return Ok((AddressOperand { base, wide: true, offset }, AddressWindow::Local));
                 }
                 let (address, found) = self.locate(name).ok_or_else(|| self.error(format!("{name}: not declared")))?;
-                let found = if window == Window::SharedCluster && found == Window::Shared { window } else { found };
-                Ok((Addr { base: None, wide: true, offset: address + offset }, found))
+                let found = if window == AddressWindow::SharedCluster && found == AddressWindow::Shared {
+                    window
+                } else {
+                    found
+                };
+                Ok((AddressOperand { base: None, wide: true, offset: address + offset }, found))
             }
         }
     }
 
     /// Address within its window of a variable or parameter.
-    fn locate(&self, name: &str) -> Option<(i64, Window)> {
+    fn locate(&self, name: &str) -> Option<(i64, AddressWindow)> {
         if let Some(&(offset, _)) = self.param_offsets.get(name) {
-            return Some((offset as i64, Window::FrameParam));
+            return Some((offset as i64, AddressWindow::FrameParam));
         }
         if self.function.kernel
             && let Some(&(offset, _)) = self.layout.params.get(name)
         {
-            return Some((offset as i64, Window::KernelParam));
+            return Some((offset as i64, AddressWindow::KernelParam));
         }
         if let Some(&address) = self.layout.shared.get(name) {
-            return Some((address as i64, Window::Shared));
+            return Some((address as i64, AddressWindow::Shared));
         }
         if let Some(&address) = self.layout.module.get(name) {
-            return Some((address as i64, Window::Global));
+            return Some((address as i64, AddressWindow::Global));
         }
-        self.layout.functions.get(name).map(|&a| (a as i64, Window::Global))
+        self.layout.functions.get(name).map(|&a| (a as i64, AddressWindow::Global))
     }
 
     /// Offset and size of a `.param` variable of this function.
@@ -307,7 +315,7 @@ impl<'a> Operands<'a> {
             return slot;
         }
         let slot = self.constant_row(2);
-        self.code.fixups.push(Fixup::Local { slot, offset: offset as u32 });
+        self.code.relocations.push(Relocation::Local { slot, offset: offset as u32 });
         self.locals.insert(offset, slot);
         slot
     }
@@ -344,34 +352,34 @@ impl<'a> Operands<'a> {
             _ => {}
         }
         let which = match base {
-            "tid" => Fixed::Tid(component),
-            "ntid" => Fixed::Ntid(component),
-            "ctaid" => Fixed::Ctaid(component),
-            "nctaid" => Fixed::Nctaid(component),
-            "clusterid" => Fixed::ClusterId(component),
-            "nclusterid" => Fixed::NclusterId(component),
-            "cluster_ctaid" => Fixed::ClusterCtaid(component),
-            "cluster_nctaid" => Fixed::ClusterNctaid(component),
-            "cluster_ctarank" => Fixed::ClusterCtarank,
-            "cluster_nctarank" => Fixed::ClusterNctarank,
-            "laneid" => Fixed::LaneId,
-            "warpid" => Fixed::WarpId,
-            "nwarpid" => Fixed::NwarpId,
-            "smid" => Fixed::SmId,
-            "nsmid" => Fixed::NsmId,
-            "gridid" => Fixed::GridId,
-            "lanemask_eq" => Fixed::LanemaskEq,
-            "lanemask_lt" => Fixed::LanemaskLt,
-            "lanemask_le" => Fixed::LanemaskLe,
-            "lanemask_gt" => Fixed::LanemaskGt,
-            "lanemask_ge" => Fixed::LanemaskGe,
-            "dynamic_smem_size" => Fixed::DynamicSmem,
-            "total_smem_size" | "aggr_smem_size" => Fixed::TotalSmem,
-            "reserved_smem_offset_begin" => Fixed::ReservedSmem(0),
-            "reserved_smem_offset_end" => Fixed::ReservedSmem(1),
-            "reserved_smem_offset_cap" => Fixed::ReservedSmem(1),
-            "reserved_smem_offset_0" | "reserved_smem_offset_1" => Fixed::ReservedSmem(0),
-            _ if base.starts_with("envreg") || base.starts_with("pm") => Fixed::Zero,
+            "tid" => FixedRegister::Tid(component),
+            "ntid" => FixedRegister::Ntid(component),
+            "ctaid" => FixedRegister::Ctaid(component),
+            "nctaid" => FixedRegister::Nctaid(component),
+            "clusterid" => FixedRegister::ClusterId(component),
+            "nclusterid" => FixedRegister::NclusterId(component),
+            "cluster_ctaid" => FixedRegister::ClusterCtaid(component),
+            "cluster_nctaid" => FixedRegister::ClusterNctaid(component),
+            "cluster_ctarank" => FixedRegister::ClusterCtarank,
+            "cluster_nctarank" => FixedRegister::ClusterNctarank,
+            "laneid" => FixedRegister::LaneId,
+            "warpid" => FixedRegister::WarpId,
+            "nwarpid" => FixedRegister::NwarpId,
+            "smid" => FixedRegister::SmId,
+            "nsmid" => FixedRegister::NsmId,
+            "gridid" => FixedRegister::GridId,
+            "lanemask_eq" => FixedRegister::LanemaskEq,
+            "lanemask_lt" => FixedRegister::LanemaskLt,
+            "lanemask_le" => FixedRegister::LanemaskLe,
+            "lanemask_gt" => FixedRegister::LanemaskGt,
+            "lanemask_ge" => FixedRegister::LanemaskGe,
+            "dynamic_smem_size" => FixedRegister::DynamicSmem,
+            "total_smem_size" | "aggr_smem_size" => FixedRegister::TotalSmem,
+            "reserved_smem_offset_begin" => FixedRegister::ReservedSmem(0),
+            "reserved_smem_offset_end" => FixedRegister::ReservedSmem(1),
+            "reserved_smem_offset_cap" => FixedRegister::ReservedSmem(1),
+            "reserved_smem_offset_0" | "reserved_smem_offset_1" => FixedRegister::ReservedSmem(0),
+            _ if base.starts_with("envreg") || base.starts_with("pm") => FixedRegister::Zero,
             _ => return Err(self.error(format!("%{name}: no such special register"))),
         };
         Ok(self.fixed(which, wide))

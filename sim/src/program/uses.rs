@@ -1,14 +1,14 @@
 //! Which registers of wgmma (accumulators, and A from registers) each instruction touches: wgmma works on them
 //! asynchronously, so that other instructions have to keep away.
 
-use super::op::{Instr, Op};
-use crate::ptx::ast::{Base, Function, Instruction, Operand, Type};
+use super::op::{DecodedInstruction, Op};
+use crate::ptx::ast::{AddressBase, Function, Instruction, Operand, Type};
 use crate::regs::Slot;
 use std::collections::HashSet;
 
 /// What an instruction does with the registers that some wgmma of the function uses; empty for most.
 #[derive(Clone, Debug, Default)]
-pub struct Watch {
+pub struct WgmmaRegisterUse {
     /// Registers read.
     pub reads: Box<[Slot]>,
     /// Registers written.
@@ -17,7 +17,7 @@ pub struct Watch {
     pub copies: bool,
 }
 
-impl Watch {
+impl WgmmaRegisterUse {
     /// Whether it touches none.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
@@ -26,7 +26,11 @@ impl Watch {
 }
 
 /// For each instruction of a function what it touches; nothing at all for a function without wgmma.
-pub(super) fn watches(function: &Function, instrs: &[Instr], slot: impl Fn(u32) -> Slot) -> Vec<Watch> {
+pub(super) fn watches(
+    function: &Function,
+    instrs: &[DecodedInstruction],
+    slot: impl Fn(u32) -> Slot,
+) -> Vec<WgmmaRegisterUse> {
     let mut watched: HashSet<Slot> = HashSet::new();
     for instr in instrs {
         if let Op::Wgmma(w) = &instr.op {
@@ -61,7 +65,7 @@ pub(super) fn watches(function: &Function, instrs: &[Instr], slot: impl Fn(u32) 
     let mut out = Vec::with_capacity(instrs.len());
     for (n, instr) in instrs.iter().enumerate() {
         let Some(i) = function.body.get(n).filter(|_| !matches!(instr.op, Op::Wgmma(_))) else {
-            out.push(Watch::default());
+            out.push(WgmmaRegisterUse::default());
             continue;
         };
         let (mut reads, mut writes) = (Vec::new(), Vec::new());
@@ -70,7 +74,7 @@ pub(super) fn watches(function: &Function, instrs: &[Instr], slot: impl Fn(u32) 
         let mut sources = Vec::new();
         i.operands[written..].iter().for_each(|o| registers(function, o, &mut reads, &mut sources));
         reads.append(&mut sources);
-        out.push(Watch { reads: kept(reads), writes: kept(writes), copies: is_copy(function, i) });
+        out.push(WgmmaRegisterUse { reads: kept(reads), writes: kept(writes), copies: is_copy(function, i) });
     }
     out
 }
@@ -113,9 +117,9 @@ pub(super) fn registers(function: &Function, operand: &Operand, out: &mut Vec<u3
             registers(function, a, out, addresses);
             registers(function, b, out, addresses);
         }
-        Operand::Address(Base::Register(r), _) => addresses.push(*r),
+        Operand::Address(AddressBase::Register(r), _) => addresses.push(*r),
         Operand::TensorAddress(base, _, list) => {
-            if let Base::Register(r) = base {
+            if let AddressBase::Register(r) = base {
                 addresses.push(*r);
             }
             let mut inner = Vec::new();

@@ -2,9 +2,9 @@
 
 use super::ProgramError;
 use super::decode::Decoder;
-use super::op::{Addr, Op, Transfer, Wmma, WmmaTransfer};
-use crate::matrix::wmma::{Fragment, Operand as Matrix, Shape, WmmaOp};
-use crate::order::Strength;
+use super::op::{AddressOperand, LoadStore, Op, Wmma, WmmaTransfer};
+use crate::matrix::wmma::{Fragment, MatrixRole, WmmaOp, WmmaShape};
+use crate::order::AccessStrength;
 use crate::ptx::ast::{Instruction, Operand, Type};
 
 impl Decoder<'_> {
@@ -38,9 +38,9 @@ impl Decoder<'_> {
         let form = || -> Option<(Fragment, bool)> {
             let [_, _, matrix, "sync", "aligned", layout, shape, .., ty] = parts else { return None };
             let matrix = match (*matrix, store) {
-                ("a", false) => Matrix::A,
-                ("b", false) => Matrix::B,
-                ("c", false) | ("d", true) => Matrix::C,
+                ("a", false) => MatrixRole::A,
+                ("b", false) => MatrixRole::B,
+                ("c", false) | ("d", true) => MatrixRole::C,
                 _ => return None,
             };
             let column_major = match *layout {
@@ -48,7 +48,7 @@ impl Decoder<'_> {
                 "col" => true,
                 _ => return None,
             };
-            let fragment = Fragment::new(Shape::parse(shape)?, matrix, ty)?;
+            let fragment = Fragment::new(WmmaShape::parse(shape)?, matrix, ty)?;
             // Elements below a byte have to lie side by side.
             (fragment.bits() >= 8 || fragment.packed(column_major)).then_some((fragment, column_major))
         };
@@ -71,15 +71,15 @@ impl Decoder<'_> {
         let (at, element) = (self.sink(2), self.sink(1));
         let rows = if fragment.bits() == 64 { 2 } else { 1 };
         let bits = if packed { fragment.bits() * fragment.per_register() as u32 } else { fragment.bits() };
-        let transfer = |slot: u32| Transfer {
+        let transfer = |slot: u32| LoadStore {
             window,
-            addr: Addr { base: Some(at), wide: true, offset: 0 },
+            addr: AddressOperand { base: Some(at), wide: true, offset: 0 },
             width: (bits / 8) as u8,
             signed: false,
             regs: vec![Some(slot)],
             register_rows: rows,
             semantics: None,
-            scope: Strength::Gpu,
+            scope: AccessStrength::Gpu,
         };
         let transfers = if packed {
             regs[..fragment.distinct()].iter().map(|&slot| transfer(slot)).collect()

@@ -19,13 +19,13 @@ pub struct Module {
     /// Functions with and without a body (`vprintf`, `__assertfail` come without); each name once, its definition if there
     /// is one.
     pub functions: Vec<Function>,
-    /// Places in the CUDA source, for [`Instruction::place`].
-    pub places: Vec<Place>,
+    /// Places in the CUDA source, for [`Instruction::location`].
+    pub source_locations: Vec<SourceLocation>,
 }
 
 /// State spaces of variables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Space {
+pub enum StateSpace {
     /// `.global`
     Global,
     /// `.const`
@@ -112,7 +112,7 @@ pub struct Variable {
     /// renaming).
     pub name: String,
     /// Where it lives.
-    pub space: Space,
+    pub space: StateSpace,
     /// Alignment in bytes.
     pub align: u32,
     /// Size in bytes; 0 for `extern … x[]`.
@@ -120,14 +120,14 @@ pub struct Variable {
     /// Initial bytes (shorter than `size`: the rest is zero for `.global` and `.const`); empty when there is none.
     pub init: Vec<u8>,
     /// Addresses in the initialiser: at byte offset, of which symbol, plus what, generic or not.
-    pub relocations: Vec<Relocation>,
+    pub relocations: Vec<AddressInitializer>,
     /// `.extern` and defined nowhere in the module: memory of another module, or dynamic shared memory when `size` is 0.
     pub external: bool,
 }
 
 /// An address inside an initialiser.
 #[derive(Clone, Debug)]
-pub struct Relocation {
+pub struct AddressInitializer {
     /// Byte offset in the variable.
     pub at: u64,
     /// Symbol whose address goes there, little endian.
@@ -212,8 +212,8 @@ pub struct Instruction {
     /// values (empty when there is none), the function (a symbol or a register), a list of arguments and, where written,
     /// the symbol of a `.callprototype` or the list of symbols of `.calltargets`.
     pub operands: Vec<Operand>,
-    /// Index into [`Module::places`]; `None` before the first `.loc` or without line information.
-    pub place: Option<u32>,
+    /// Index into [`Module::source_locations`]; `None` before the first `.loc` or without line information.
+    pub location: Option<u32>,
     /// Line in the PTX text, from 1.
     pub line: u32,
 }
@@ -236,10 +236,10 @@ pub enum Operand {
     /// A variable, parameter or function taken by name, with an offset: `mov.u64 %rd1, shared_array+16`.
     Symbol(String, i64),
     /// `[base + offset]`.
-    Address(Base, i64),
+    Address(AddressBase, i64),
     /// `[map, {c0, c1}]` of tensor instructions: the coordinates. What else follows in the brackets (`[texture, sampler,
     /// {…}]`) comes as it is written, with the vector as a vector.
-    TensorAddress(Base, i64, Vec<Operand>),
+    TensorAddress(AddressBase, i64, Vec<Operand>),
     /// `{a, b, c, d}`.
     Vector(Vec<Operand>),
     /// `p|q`: two destinations.
@@ -259,7 +259,7 @@ pub enum Operand {
 
 /// The base of an address.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Base {
+pub enum AddressBase {
     /// A register.
     Register(Register),
     /// A variable or parameter.
@@ -270,7 +270,7 @@ pub enum Base {
 
 /// A place in CUDA source, from `.loc`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Place {
+pub struct SourceLocation {
     /// The number of the file, as in [`Module::files`].
     pub file: u32,
     /// Its line, from 1.
@@ -278,7 +278,7 @@ pub struct Place {
     /// Its column.
     pub column: u32,
     /// The place this one was inlined at (`inlined_at` of `.loc`), and the inlined function's name where `.loc` names it.
-    pub inlined_at: Option<(Box<Place>, String)>,
+    pub inlined_at: Option<(Box<SourceLocation>, String)>,
 }
 
 /// A syntax error.

@@ -2,16 +2,16 @@
 
 use std::collections::HashMap;
 
-use super::ast::Place;
+use super::ast::SourceLocation;
 use super::lexer::Result;
 use super::parser::Parser;
 
-/// Inlining may nest this deep; a place further inside keeps its outermost links.
+/// Inlining may nest this deep; a location further inside keeps its outermost links.
 const DEPTH: u32 = 128;
 
 type Triple = (u32, u32, u32);
 
-/// A place as `.loc` writes it: itself, the inlined function's name, and the index of the place it is inlined at.
+/// A location as `.loc` writes it: itself, the inlined function's name, and the index of the location it is inlined at.
 type Key<'a> = (Triple, Option<(Name<'a>, u32)>);
 
 /// A symbol of `.debug_str`, and an offset from it.
@@ -20,14 +20,14 @@ type Name<'a> = (&'a str, i64);
 /// Line information as far as it is read.
 #[derive(Default)]
 pub(super) struct Debug<'a> {
-    place: Option<u32>,
-    /// Index of each place in the module's list.
+    location: Option<u32>,
+    /// Index of each location in the module's list.
     known: HashMap<Key<'a>, u32>,
-    /// How deep each place of the module's list is inlined.
+    /// How deep each location of the module's list is inlined.
     depths: Vec<u32>,
-    /// The names of inlined functions, of each place in the module's list.
+    /// The names of inlined functions, of each location in the module's list.
     names: Vec<Option<Name<'a>>>,
-    /// The latest place of the present function with this file, line and column: what `inlined_at` refers to.
+    /// The latest location of the present function with this file, line and column: what `inlined_at` refers to.
     latest: HashMap<Triple, u32>,
     strings: Vec<u8>,
     labels: HashMap<&'a str, usize>,
@@ -35,34 +35,34 @@ pub(super) struct Debug<'a> {
 
 impl<'a> Debug<'a> {
     pub fn start_function(&mut self) {
-        self.place = None;
+        self.location = None;
         self.latest.clear();
     }
 
-    /// The index of the place that holds now.
-    pub fn place(&self) -> Option<u32> {
-        self.place
+    /// The index of the location that holds now.
+    pub fn location(&self) -> Option<u32> {
+        self.location
     }
 
-    fn enter(&mut self, places: &mut Vec<Place>, triple: Triple, inlined: Option<(Name<'a>, Triple)>) {
+    fn enter(&mut self, locations: &mut Vec<SourceLocation>, triple: Triple, inlined: Option<(Name<'a>, Triple)>) {
         let link = inlined.map(|(name, at)| {
             let latest = self.latest.get(&at).copied();
-            // A place inlined at itself, or too deep, ends the chain there.
+            // A location inlined at itself, or too deep, ends the chain there.
             let outer = latest.filter(|&outer| at != triple && self.depths[outer as usize] < DEPTH);
-            (name, outer.unwrap_or_else(|| self.intern(places, (at, None))))
+            (name, outer.unwrap_or_else(|| self.intern(locations, (at, None))))
         });
-        let index = self.intern(places, (triple, link));
+        let index = self.intern(locations, (triple, link));
         self.latest.insert(triple, index);
-        self.place = Some(index);
+        self.location = Some(index);
     }
 
-    fn intern(&mut self, places: &mut Vec<Place>, key: Key<'a>) -> u32 {
-        let next = places.len() as u32;
+    fn intern(&mut self, locations: &mut Vec<SourceLocation>, key: Key<'a>) -> u32 {
+        let next = locations.len() as u32;
         let index = *self.known.entry(key).or_insert(next);
         if index == next {
             let ((file, line, column), link) = key;
-            let inlined_at = link.map(|(name, outer)| (Box::new(places[outer as usize].clone()), written(name)));
-            places.push(Place { file, line, column, inlined_at });
+            let inlined_at = link.map(|(name, outer)| (Box::new(locations[outer as usize].clone()), written(name)));
+            locations.push(SourceLocation { file, line, column, inlined_at });
             self.depths.push(link.map_or(0, |(_, outer)| self.depths[outer as usize] + 1));
             self.names.push(link.map(|(name, _)| name));
         }
@@ -70,10 +70,10 @@ impl<'a> Debug<'a> {
     }
 
     /// Puts functions' names where `.loc` gave symbols of `.debug_str`, which comes last in the text.
-    pub fn name_inlined(&self, places: &mut [Place]) {
+    pub fn name_inlined(&self, locations: &mut [SourceLocation]) {
         let names: HashMap<String, String> = self.names.iter().flatten().filter_map(|name| self.string(name)).collect();
-        for place in places {
-            let mut next = place.inlined_at.as_mut();
+        for location in locations {
+            let mut next = location.inlined_at.as_mut();
             while let Some((outer, name)) = next {
                 if let Some(function) = names.get(name) {
                     name.clone_from(function);
@@ -120,7 +120,7 @@ impl<'a> Parser<'a> {
             }
         }
         let inlined = at.map(|at| (name.unwrap_or(("", 0)), at));
-        self.debug.enter(&mut self.module.places, triple, inlined);
+        self.debug.enter(&mut self.module.source_locations, triple, inlined);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Functions' bodies: scopes, declarations, labels, instructions.
 
-use super::ast::{Instruction, Operand, Param, ParseError, Register, Space, Type};
+use super::ast::{Instruction, Operand, Param, ParseError, Register, StateSpace, Type};
 use super::lexer::Result;
 use super::operand::Unknown;
 use super::parser::{Parser, REGISTERS, is_call};
@@ -122,13 +122,13 @@ impl<'a> Parser<'a> {
     fn body_directive(&mut self) -> Result<()> {
         match self.cursor.directive() {
             Some("reg") => self.registers(),
-            Some("local") => self.local_variables(Space::Local, false),
-            Some("shared") => self.local_variables(Space::Shared, false),
-            Some("param") => self.local_variables(Space::Param, false),
-            Some("global") => self.local_variables(Space::Global, false),
-            Some("const") => self.local_variables(Space::Const, false),
+            Some("local") => self.local_variables(StateSpace::Local, false),
+            Some("shared") => self.local_variables(StateSpace::Shared, false),
+            Some("param") => self.local_variables(StateSpace::Param, false),
+            Some("global") => self.local_variables(StateSpace::Global, false),
+            Some("const") => self.local_variables(StateSpace::Const, false),
             Some("extern") => match self.cursor.directive() {
-                Some("shared") => self.local_variables(Space::Shared, true),
+                Some("shared") => self.local_variables(StateSpace::Shared, true),
                 _ => Err(self.cursor.error("only `.extern .shared` is known inside a function")),
             },
             Some("loc") => self.location(),
@@ -187,7 +187,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn local_variables(&mut self, space: Space, external: bool) -> Result<()> {
+    fn local_variables(&mut self, space: StateSpace, external: bool) -> Result<()> {
         for (name, mut variable) in self.variables(space, external)? {
             let index = self.function.variables.len();
             let repeats = self.scopes.lookup(name).is_some() || self.symbols.contains_key(name);
@@ -260,8 +260,8 @@ impl<'a> Parser<'a> {
             true => self.call_operands(line)?,
             false => self.operands(is_branch(&opcode), line)?,
         };
-        let place = self.debug.place();
-        self.function.body.push(Instruction { guard, opcode, operands, place, line });
+        let location = self.debug.location();
+        self.function.body.push(Instruction { guard, opcode, operands, location, line });
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Operands (PTX ISA, chapter 6).
 
-use super::ast::{Base, Operand};
+use super::ast::{AddressBase, Operand};
 use super::expression::Value;
 use super::lexer::Result;
 use super::parser::Parser;
@@ -167,17 +167,17 @@ impl<'a> Parser<'a> {
         Ok(Operand::TensorAddress(base, offset, more))
     }
 
-    fn base(&mut self) -> Result<(Base, i64)> {
+    fn base(&mut self) -> Result<(AddressBase, i64)> {
         if !self.cursor.at_identifier() {
-            return Ok((Base::Absolute, self.cursor.integer_expression()?));
+            return Ok((AddressBase::Absolute, self.cursor.integer_expression()?));
         }
         let line = self.cursor.line;
         let (base, unknown) = self.named()?;
         self.uses.extend(unknown.map(|name| (name, line)));
         match base {
-            Operand::Register(register) => Ok((Base::Register(register), self.offset()?)),
-            Operand::Symbol(name, offset) => Ok((Base::Symbol(name), offset)),
-            Operand::Integer(value) => Ok((Base::Absolute, value)),
+            Operand::Register(register) => Ok((AddressBase::Register(register), self.offset()?)),
+            Operand::Symbol(name, offset) => Ok((AddressBase::Symbol(name), offset)),
+            Operand::Integer(value) => Ok((AddressBase::Absolute, value)),
             _ => Err(self.cursor.error("an address is a register, a variable or a number, and an offset")),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::ast::{Function, Module, Operand, ParseError, Space, Type, Variable};
+use super::ast::{Function, Module, Operand, ParseError, StateSpace, Type, Variable};
 use super::debug::Debug;
 use super::lexer::{Cursor, Result};
 use super::scope::Scopes;
@@ -63,7 +63,7 @@ impl<'a> Parser<'a> {
         }
         self.resolve_aliases()?;
         self.check_uses()?;
-        self.debug.name_inlined(&mut self.module.places);
+        self.debug.name_inlined(&mut self.module.source_locations);
         self.mark_noreturn_calls();
         Ok(())
     }
@@ -81,9 +81,9 @@ impl<'a> Parser<'a> {
                 "visible" | "weak" | "common" => continue,
                 "extern" => external = true,
                 "entry" | "func" => return self.function(word == "entry"),
-                "global" => return self.module_variables(Space::Global, external),
+                "global" => return self.module_variables(StateSpace::Global, external),
                 "const" => return self.constant_variables(external),
-                "shared" => return self.module_variables(Space::Shared, external),
+                "shared" => return self.module_variables(StateSpace::Shared, external),
                 "version" => {
                     self.module.version = self.cursor.version()?;
                     return Ok(());
@@ -140,10 +140,10 @@ impl<'a> Parser<'a> {
             self.cursor.count()?;
             self.cursor.expect(b']')?;
         }
-        self.module_variables(Space::Const, external)
+        self.module_variables(StateSpace::Const, external)
     }
 
-    fn module_variables(&mut self, space: Space, external: bool) -> Result<()> {
+    fn module_variables(&mut self, space: StateSpace, external: bool) -> Result<()> {
         for (name, variable) in self.variables(space, external)? {
             match self.symbols.get(name) {
                 None => {

@@ -83,10 +83,10 @@ fn variables_and_initialisers() {
     assert!(find("f").init.is_empty() && !find("f").external);
     assert_eq!(
         (find("dyn").size, find("dyn").align, find("dyn").space, find("dyn").external),
-        (0, 16, Space::Shared, true)
+        (0, 16, StateSpace::Shared, true)
     );
     assert_eq!((find("x").external, find("x").init[0], find("y").external), (false, 9, true));
-    assert_eq!((find("q").size, find("q").align, find("bank").space), (32, 16, Space::Const));
+    assert_eq!((find("q").size, find("q").align, find("bank").space), (32, 16, StateSpace::Const));
 }
 
 #[test]
@@ -171,14 +171,14 @@ fn variables_of_scopes_get_names_of_their_own() {
     let names: std::collections::HashSet<_> = f.variables.iter().map(|v| &v.name).collect();
     assert!(names.len() == 4 && !names.contains(&"g".to_owned()));
     let symbol = |index: usize, operand: usize| match &f.body[index].operands[operand] {
-        Operand::Symbol(name, offset) | Operand::Address(Base::Symbol(name), offset) => (name.clone(), *offset),
+        Operand::Symbol(name, offset) | Operand::Address(AddressBase::Symbol(name), offset) => (name.clone(), *offset),
         other => panic!("{other:?}"),
     };
     assert_eq!(symbol(0, 0), (f.variables[2].name.clone(), 0));
     assert_eq!(symbol(1, 0), (f.variables[3].name.clone(), 0));
     assert_eq!(symbol(2, 1), (f.variables[0].name.clone(), 4));
     assert_eq!(symbol(3, 1), ("depot".to_owned(), 0));
-    assert_eq!((f.variables[1].size, f.variables[1].align, f.variables[1].space), (28, 16, Space::Local));
+    assert_eq!((f.variables[1].size, f.variables[1].align, f.variables[1].space), (28, 16, StateSpace::Local));
 }
 
 #[test]
@@ -261,7 +261,7 @@ fn every_kind_of_operand() {
         ["tid.x", "clock64", "envreg3", "pm0", "lanemask_lt", "reserved_smem_offset_begin", "cluster_ctaid.y", "tid"];
     assert_eq!(operands(specials), names.map(|name| Operand::Special(name.to_owned())));
     let addresses = "x [%rd1], [%rd1+16], [%rd1+-8], [%rd1-8], [k_param_0+4], [128], [%rd1+(4*2)+1];";
-    let base = Base::Register(13);
+    let base = AddressBase::Register(13);
     assert_eq!(
         operands(addresses),
         [
@@ -269,8 +269,8 @@ fn every_kind_of_operand() {
             Operand::Address(base.clone(), 16),
             Operand::Address(base.clone(), -8),
             Operand::Address(base.clone(), -8),
-            Operand::Address(Base::Symbol("k_param_0".to_owned()), 4),
-            Operand::Address(Base::Absolute, 128),
+            Operand::Address(AddressBase::Symbol("k_param_0".to_owned()), 4),
+            Operand::Address(AddressBase::Absolute, 128),
             Operand::Address(base.clone(), 9),
         ]
     );
@@ -280,9 +280,9 @@ fn every_kind_of_operand() {
     assert_eq!(
         function.body[0].operands,
         [
-            Operand::Address(Base::Register(5), 0),
+            Operand::Address(AddressBase::Register(5), 0),
             Operand::TensorAddress(base.clone(), 0, vec![register(6), Integer(0)]),
-            Operand::Address(Base::Register(7), 0),
+            Operand::Address(AddressBase::Register(7), 0),
             register(14),
         ]
     );
@@ -383,15 +383,17 @@ fn places_name_the_inlining() {
          .loc 3 7 2, function_name $L__info_string0+2, inlined_at 2 10 1\nret; .loc 1 30 5\nret; }\n\
          .file 1 \"a.cu\"\n.section .debug_line { .b8 1 }\n.section .debug_str\n{\n$L__info_string0:\n.b8 102,95\n.b8 103,0,1\n}",
     );
-    let place = |index: usize| module.functions[0].body[index].place.map(|place| &module.places[place as usize]);
+    let place =
+        |index: usize| module.functions[0].body[index].location.map(|place| &module.source_locations[place as usize]);
     assert_eq!(place(0), None);
-    let outermost = Place { file: 1, line: 30, column: 5, inlined_at: None };
+    let outermost = SourceLocation { file: 1, line: 30, column: 5, inlined_at: None };
     assert_eq!(place(1), Some(&outermost));
-    let middle = Place { file: 2, line: 10, column: 1, inlined_at: Some((Box::new(outermost), "f_g".to_owned())) };
+    let middle =
+        SourceLocation { file: 2, line: 10, column: 1, inlined_at: Some((Box::new(outermost), "f_g".to_owned())) };
     assert_eq!(place(2), Some(&middle));
-    let inner = Place { file: 3, line: 7, column: 2, inlined_at: Some((Box::new(middle), "g".to_owned())) };
+    let inner = SourceLocation { file: 3, line: 7, column: 2, inlined_at: Some((Box::new(middle), "g".to_owned())) };
     assert_eq!(place(3), Some(&inner));
-    assert_eq!(module.functions[0].body[4].place, module.functions[0].body[1].place);
+    assert_eq!(module.functions[0].body[4].location, module.functions[0].body[1].location);
 }
 
 #[test]
@@ -417,16 +419,23 @@ fn what_nvcc_makes_of_functions_and_tables() {
     assert_eq!((packed.size, packed.relocations.len(), packed.relocations[7].shift), (9, 8, 56));
     let kernel = module.functions.iter().find(|f| f.kernel).unwrap();
     assert_eq!((kernel.max_threads, kernel.min_blocks), (Some([256, 1, 1]), Some(2)));
-    assert_eq!(kernel.variables.iter().filter(|v| v.space == Space::Shared).map(|v| v.size).sum::<u64>(), 32 * 33 * 4);
+    assert_eq!(
+        kernel.variables.iter().filter(|v| v.space == StateSpace::Shared).map(|v| v.size).sum::<u64>(),
+        32 * 33 * 4
+    );
     let calls: Vec<_> =
         kernel.body.iter().filter(|i| i.opcode.starts_with("call")).map(|i| i.operands[1].clone()).collect();
     assert!(
         matches!(&calls[..], [Operand::Symbol(a, 0), Operand::Symbol(b, 0), Operand::Register(_), Operand::Symbol(..)] if a == "__assertfail" && b == "vprintf")
     );
     let inlined: Vec<_> =
-        module.places.iter().filter_map(|p| p.inlined_at.as_ref()).map(|(_, name)| &name[..]).collect();
+        module.source_locations.iter().filter_map(|p| p.inlined_at.as_ref()).map(|(_, name)| &name[..]).collect();
     assert!(inlined.contains(&"_Z5outerf") && inlined.contains(&"_Z5innerf"), "{inlined:?}");
-    let inner = module.places.iter().find(|p| matches!(&p.inlined_at, Some((_, name)) if name == "_Z5innerf")).unwrap();
+    let inner = module
+        .source_locations
+        .iter()
+        .find(|p| matches!(&p.inlined_at, Some((_, name)) if name == "_Z5innerf"))
+        .unwrap();
     let (outer, _) = inner.inlined_at.as_ref().unwrap();
     assert_eq!((inner.line, outer.line, &outer.inlined_at.as_ref().unwrap().1[..]), (19, 20, "_Z5outerf"));
 }

@@ -1,6 +1,6 @@
 //! Declarations of variables and parameters, and initialisers (PTX ISA, sections 5.4 and 5.5).
 
-use super::ast::{Param, Relocation, Space, Type, Variable};
+use super::ast::{AddressInitializer, Param, StateSpace, Type, Variable};
 use super::expression::Value;
 use super::lexer::Result;
 use super::parser::Parser;
@@ -127,7 +127,7 @@ impl<'a> Parser<'a> {
     }
 
     /// The rest of a declaration after its state space, with the `;`: names and variables.
-    pub(super) fn variables(&mut self, space: Space, external: bool) -> Result<Vec<(&'a str, Variable)>> {
+    pub(super) fn variables(&mut self, space: StateSpace, external: bool) -> Result<Vec<(&'a str, Variable)>> {
         let declarator = self.declarator()?;
         let mut variables = Vec::new();
         loop {
@@ -278,7 +278,7 @@ impl<'a> Parser<'a> {
         addend = i64::wrapping_add(addend, self.offset()?);
         self.uses.push((symbol, line));
         let width = width.min(8) as u8;
-        variable.relocations.push(Relocation { at, symbol: symbol.to_owned(), width, shift, addend, generic });
+        variable.relocations.push(AddressInitializer { at, symbol: symbol.to_owned(), width, shift, addend, generic });
         Ok(())
     }
 

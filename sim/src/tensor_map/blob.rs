@@ -4,13 +4,13 @@
 //! endian: magic 4, checksum 4, address 8, dims 5×8, strides 4×8, box 5×2, element strides 5×2, then a byte each for type,
 //! rank, interleave, swizzle, promotion and fill; the rest zero.
 
-use super::{DataType, Interleave, L2Promotion, MAX_RANK, MapError, OobFill, Swizzle, TensorMap};
+use super::{DataType, Interleave, L2Promotion, MAX_RANK, OobFill, Swizzle, TensorMap, TensorMapError};
 
 /// Bytes of a tensor map.
-pub const BLOB_BYTES: usize = 128;
+pub const ENCODED_MAP_BYTES: usize = 128;
 
 /// A tensor map in memory.
-pub type Blob = [u8; BLOB_BYTES];
+pub type EncodedMap = [u8; ENCODED_MAP_BYTES];
 
 const MAGIC: [u8; 4] = *b"rTM1";
 const ADDRESS: usize = 8;
@@ -27,7 +27,7 @@ const FILL: usize = 113;
 
 /// The fields that `tensormap.replace` changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Field {
+pub enum MapField {
     /// `.global_address`, 64 bits.
     GlobalAddress,
     /// `.rank`, the rank less one.
@@ -50,7 +50,7 @@ pub enum Field {
     FillMode,
 }
 
-impl Field {
+impl MapField {
     /// Decodes the qualifier without its dot. (`swizzle_atomicity` is of sm_100.)
     pub fn parse(text: &str) -> Option<Self> {
         Some(match text {
@@ -96,9 +96,9 @@ fn element_type_of_ptx(value: u64) -> Option<DataType> {
 
 impl TensorMap {
     /// The map as 128 bytes, of a map that is valid.
-    pub fn encode(&self) -> Result<Blob, MapError> {
+    pub fn encode(&self) -> Result<EncodedMap, TensorMapError> {
         self.validate()?;
-        let mut blob = [0; BLOB_BYTES];
+        let mut blob = [0; ENCODED_MAP_BYTES];
         blob[..4].copy_from_slice(&MAGIC);
         put64(&mut blob, ADDRESS, self.address);
         for i in 0..MAX_RANK {
@@ -120,9 +120,9 @@ impl TensorMap {
     }
 
     /// Reads 128 bytes back. An error when they are no tensor map, were changed other than by [`replace`], or break a rule.
-    pub fn decode(blob: &Blob) -> Result<Self, MapError> {
+    pub fn decode(blob: &EncodedMap) -> Result<Self, TensorMapError> {
         check(blob)?;
-        let tag = |at: usize, field: &str| MapError::new(field, format!("has the unknown value {}", blob[at]));
+        let tag = |at: usize, field: &str| TensorMapError::new(field, format!("has the unknown value {}", blob[at]));
         let mut map = Self {
             data_type: DataType::from_driver(blob[DATA_TYPE] as u32).ok_or_else(|| tag(DATA_TYPE, "tensorDataType"))?,
             rank: blob[RANK] as u32,
@@ -158,78 +158,78 @@ impl TensorMap {
 }
 
 /// Whether these bytes begin as a tensor map of ours does (it may still be damaged or invalid).
-pub fn is_map(blob: &Blob) -> bool {
+pub fn is_tensor_map(blob: &EncodedMap) -> bool {
     blob[..4] == MAGIC
 }
 
 /// `tensormap.replace.tile.FIELD [blob], {ordinal,} value`: 32-bit values zero-extended; `ordinal` is 0 for fields without.
 /// The map may be invalid until further fields are replaced: rules are checked by [`TensorMap::decode`].
-pub fn replace(blob: &mut Blob, field: Field, ordinal: u32, value: u64) -> Result<(), MapError> {
+pub fn replace(blob: &mut EncodedMap, field: MapField, ordinal: u32, value: u64) -> Result<(), TensorMapError> {
     check(blob)?;
     let ordinals = match field {
-        Field::GlobalStride => MAX_RANK - 1,
-        Field::BoxDim | Field::GlobalDim | Field::ElementStride => MAX_RANK,
+        MapField::GlobalStride => MAX_RANK - 1,
+        MapField::BoxDim | MapField::GlobalDim | MapField::ElementStride => MAX_RANK,
         _ => 1,
     };
     let i = ordinal as usize;
     if i >= ordinals {
-        return Err(MapError::new("ordinal", format!("is {ordinal}, {field:?} has {ordinals}")));
+        return Err(TensorMapError::new("ordinal", format!("is {ordinal}, {field:?} has {ordinals}")));
     }
     // Values too wide for their bytes stay invalid: every limit is below.
     let (byte, short) = (value.min(0xff) as u8, value.min(0xffff) as u32);
     match field {
-        Field::GlobalAddress => put64(blob, ADDRESS, value),
-        Field::Rank => blob[RANK] = byte.saturating_add(1),
-        Field::BoxDim => put16(blob, BOX + 2 * i, short),
-        Field::GlobalDim => put64(blob, DIMS + 8 * i, value),
-        Field::GlobalStride => put64(blob, STRIDES + 8 * i, value),
-        Field::ElementStride => put16(blob, ELEMENT_STRIDES + 2 * i, short),
-        Field::ElemType => {
-            let unknown = || MapError::new("elemtype", format!("has the unknown value {value}"));
+        MapField::GlobalAddress => put64(blob, ADDRESS, value),
+        MapField::Rank => blob[RANK] = byte.saturating_add(1),
+        MapField::BoxDim => put16(blob, BOX + 2 * i, short),
+        MapField::GlobalDim => put64(blob, DIMS + 8 * i, value),
+        MapField::GlobalStride => put64(blob, STRIDES + 8 * i, value),
+        MapField::ElementStride => put16(blob, ELEMENT_STRIDES + 2 * i, short),
+        MapField::ElemType => {
+            let unknown = || TensorMapError::new("elemtype", format!("has the unknown value {value}"));
             blob[DATA_TYPE] = element_type_of_ptx(value).ok_or_else(unknown)? as u8;
         }
-        Field::InterleaveLayout => blob[INTERLEAVE] = byte,
-        Field::SwizzleMode => blob[SWIZZLE] = byte,
-        Field::FillMode => blob[FILL] = byte,
+        MapField::InterleaveLayout => blob[INTERLEAVE] = byte,
+        MapField::SwizzleMode => blob[SWIZZLE] = byte,
+        MapField::FillMode => blob[FILL] = byte,
     }
     seal(blob);
     Ok(())
 }
 
-fn check(blob: &Blob) -> Result<(), MapError> {
-    if !is_map(blob) {
-        return Err(MapError::new("bytes", "are not a tensor map"));
+fn check(blob: &EncodedMap) -> Result<(), TensorMapError> {
+    if !is_tensor_map(blob) {
+        return Err(TensorMapError::new("bytes", "are not a tensor map"));
     }
     if blob[4..8] != checksum(blob).to_le_bytes() {
-        return Err(MapError::new("bytes", "were changed other than by tensormap.replace"));
+        return Err(TensorMapError::new("bytes", "were changed other than by tensormap.replace"));
     }
     Ok(())
 }
 
-fn seal(blob: &mut Blob) {
+fn seal(blob: &mut EncodedMap) {
     let sum = checksum(blob);
     blob[4..8].copy_from_slice(&sum.to_le_bytes());
 }
 
 /// FNV-1a of all behind the checksum.
-fn checksum(blob: &Blob) -> u32 {
+fn checksum(blob: &EncodedMap) -> u32 {
     blob[8..].iter().fold(0x811c_9dc5, |sum, byte| (sum ^ *byte as u32).wrapping_mul(0x0100_0193))
 }
 
-fn put64(blob: &mut Blob, at: usize, value: u64) {
+fn put64(blob: &mut EncodedMap, at: usize, value: u64) {
     blob[at..at + 8].copy_from_slice(&value.to_le_bytes());
 }
 
-fn put16(blob: &mut Blob, at: usize, value: u32) {
+fn put16(blob: &mut EncodedMap, at: usize, value: u32) {
     blob[at..at + 2].copy_from_slice(&(value.min(0xffff) as u16).to_le_bytes());
 }
 
-fn get64(blob: &Blob, at: usize) -> u64 {
+fn get64(blob: &EncodedMap, at: usize) -> u64 {
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&blob[at..at + 8]);
     u64::from_le_bytes(bytes)
 }
 
-fn get16(blob: &Blob, at: usize) -> u32 {
+fn get16(blob: &EncodedMap, at: usize) -> u32 {
     u16::from_le_bytes([blob[at], blob[at + 1]]) as u32
 }

@@ -4,11 +4,11 @@
 //! is wider than the box's rows, a row still takes the whole span (CUDA programming guide: shared memory has to accommodate
 //! the full swizzle width); the bytes between are not touched.
 
-use super::{DataType, Interleave, MAX_RANK, MapError, Swizzle, TensorMap};
+use super::{DataType, Interleave, MAX_RANK, Swizzle, TensorMap, TensorMapError};
 
 /// A piece of a copy: contiguous in shared and in global memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
+pub struct BoxRun {
     /// Global address; `None` for elements outside of the tensor: a load fills them with [`TensorMap::fill`], a store or
     /// reduction leaves them out.
     pub global: Option<u64>,
@@ -30,19 +30,19 @@ impl TensorMap {
     /// The copy of the box at `coordinates` (as many as dimensions, innermost first, may be negative or beyond) to or from
     /// the absolute shared address `shared`. The map must be valid. Interleaved maps and types that convert on the way
     /// (flushing f32, tf32) are errors.
-    pub fn box_at(&self, coordinates: &[i32], shared: u32) -> Result<BoxCopy<'_>, MapError> {
+    pub fn box_at(&self, coordinates: &[i32], shared: u32) -> Result<BoxCopy<'_>, TensorMapError> {
         if coordinates.len() != self.rank as usize {
             let what = format!("number {}, the map's rank is {}", coordinates.len(), self.rank);
-            return Err(MapError::new("coordinates", what));
+            return Err(TensorMapError::new("coordinates", what));
         }
         if self.interleave != Interleave::None {
-            return Err(MapError::new("interleave", "is not supported by copies"));
+            return Err(TensorMapError::new("interleave", "is not supported by copies"));
         }
         if matches!(self.data_type, DataType::F32Ftz | DataType::Tf32 | DataType::Tf32Ftz) {
-            return Err(MapError::new("tensorDataType", "converts elements, which copies do not support"));
+            return Err(TensorMapError::new("tensorDataType", "converts elements, which copies do not support"));
         }
         if !shared.is_multiple_of(128) {
-            return Err(MapError::new("shared address", format!("{shared:#x} is not a multiple of 128")));
+            return Err(TensorMapError::new("shared address", format!("{shared:#x} is not a multiple of 128")));
         }
         let mut wide = [0; MAX_RANK];
         for (wide, coordinate) in wide.iter_mut().zip(coordinates) {
@@ -78,7 +78,7 @@ impl BoxCopy<'_> {
     /// Every row of the box in pieces inside and outside of the tensor; `shared` is before the swizzle. For range checks of
     /// the global side.
     #[inline(always)]
-    pub fn for_each_row(&self, mut each: impl FnMut(Run)) {
+    pub fn for_each_row(&self, mut each: impl FnMut(BoxRun)) {
         let map = self.map;
         let element = map.data_type.bytes();
         let row_bytes = map.row_bytes();
@@ -101,15 +101,15 @@ impl BoxCopy<'_> {
             match global {
                 Some(global) if left < right => {
                     if left > 0 {
-                        each(Run { global: None, shared, bytes: left });
+                        each(BoxRun { global: None, shared, bytes: left });
                     }
                     let inside = global.wrapping_add(left as u64);
-                    each(Run { global: Some(inside), shared: shared + left, bytes: right - left });
+                    each(BoxRun { global: Some(inside), shared: shared + left, bytes: right - left });
                     if right < row_bytes {
-                        each(Run { global: None, shared: shared + right, bytes: row_bytes - right });
+                        each(BoxRun { global: None, shared: shared + right, bytes: row_bytes - right });
                     }
                 }
-                _ => each(Run { global: None, shared, bytes: row_bytes }),
+                _ => each(BoxRun { global: None, shared, bytes: row_bytes }),
             }
             shared += self.pitch();
             let mut i = 1;
@@ -129,7 +129,7 @@ impl BoxCopy<'_> {
 
     /// Every piece of the copy, with final shared addresses: at most 16 bytes each under a swizzle, else whole rows.
     #[inline(always)]
-    pub fn for_each_run(&self, mut each: impl FnMut(Run)) {
+    pub fn for_each_run(&self, mut each: impl FnMut(BoxRun)) {
         let swizzle = self.map.swizzle;
         self.for_each_row(|row| {
             if swizzle == Swizzle::None {
@@ -140,14 +140,14 @@ impl BoxCopy<'_> {
                 let shared = row.shared + done;
                 let bytes = (16 - shared % 16).min(row.bytes - done);
                 let global = row.global.map(|address| address.wrapping_add(done as u64));
-                each(Run { global, shared: swizzle.apply(shared), bytes });
+                each(BoxRun { global, shared: swizzle.apply(shared), bytes });
                 done += bytes;
             }
         });
     }
 
     /// [`Self::for_each_run`], collected.
-    pub fn runs(&self) -> Vec<Run> {
+    pub fn runs(&self) -> Vec<BoxRun> {
         let mut runs = Vec::new();
         self.for_each_run(|run| runs.push(run));
         runs

@@ -75,14 +75,14 @@ fn blobs_come_back() {
     map.oob_fill = OobFill::NanRequestZeroFma;
     map.element_strides[1] = 3;
     let blob = map.encode().unwrap();
-    assert!(is_map(&blob));
+    assert!(is_tensor_map(&blob));
     assert_eq!(TensorMap::decode(&blob).unwrap(), map);
     assert_eq!(TensorMap::decode(&[0; 128]).unwrap_err().field, "bytes");
-    for at in 0..BLOB_BYTES {
+    for at in 0..ENCODED_MAP_BYTES {
         let mut damaged = blob;
         damaged[at] ^= 0x10;
         assert_eq!(TensorMap::decode(&damaged).unwrap_err().field, "bytes", "byte {at}");
-        assert!(replace(&mut damaged, Field::GlobalAddress, 0, 0).is_err());
+        assert!(replace(&mut damaged, MapField::GlobalAddress, 0, 0).is_err());
     }
 }
 
@@ -90,7 +90,7 @@ fn blobs_come_back() {
 fn fields_are_replaced() {
     let mut blob = matrix(Swizzle::None).encode().unwrap();
     let mut set = |field: &str, ordinal, value| {
-        let field = Field::parse(field).unwrap();
+        let field = MapField::parse(field).unwrap();
         replace(&mut blob, field, ordinal, value)
     };
     set("global_address", 0, 0x2_0000_0040).unwrap();
@@ -120,7 +120,7 @@ fn element_types_of_ptx() {
     let map = TensorMap::tiled(U8, 0, &[64], &[], &[16], Swizzle::None).unwrap();
     for (value, data_type) in order.into_iter().enumerate() {
         let mut blob = map.encode().unwrap();
-        replace(&mut blob, Field::ElemType, 0, value as u64).unwrap();
+        replace(&mut blob, MapField::ElemType, 0, value as u64).unwrap();
         assert_eq!(TensorMap::decode(&blob).unwrap().data_type, data_type);
     }
 }
@@ -135,17 +135,17 @@ fn bad_replacements() {
             Ok(()) => TensorMap::decode(&blob).unwrap_err().field,
         }
     };
-    assert_eq!(field(Field::GlobalStride, 4, 16), "ordinal");
-    assert_eq!(field(Field::BoxDim, 5, 16), "ordinal");
-    assert_eq!(field(Field::Rank, 0, 5), "tensorRank");
-    assert_eq!(field(Field::Rank, 0, 0xffff_ffff), "tensorRank");
-    assert_eq!(field(Field::BoxDim, 0, 0x1_0008), "boxDim[0]");
-    assert_eq!(field(Field::GlobalDim, 1, 0), "globalDim[1]");
-    assert_eq!(field(Field::ElemType, 0, 13), "elemtype");
-    assert_eq!(field(Field::SwizzleMode, 0, 4), "swizzle");
-    assert_eq!(field(Field::SwizzleMode, 0, 0x103), "swizzle");
-    assert_eq!(field(Field::InterleaveLayout, 0, 9), "interleave");
-    assert_eq!(field(Field::FillMode, 0, 2), "oobFill");
+    assert_eq!(field(MapField::GlobalStride, 4, 16), "ordinal");
+    assert_eq!(field(MapField::BoxDim, 5, 16), "ordinal");
+    assert_eq!(field(MapField::Rank, 0, 5), "tensorRank");
+    assert_eq!(field(MapField::Rank, 0, 0xffff_ffff), "tensorRank");
+    assert_eq!(field(MapField::BoxDim, 0, 0x1_0008), "boxDim[0]");
+    assert_eq!(field(MapField::GlobalDim, 1, 0), "globalDim[1]");
+    assert_eq!(field(MapField::ElemType, 0, 13), "elemtype");
+    assert_eq!(field(MapField::SwizzleMode, 0, 4), "swizzle");
+    assert_eq!(field(MapField::SwizzleMode, 0, 0x103), "swizzle");
+    assert_eq!(field(MapField::InterleaveLayout, 0, 9), "interleave");
+    assert_eq!(field(MapField::FillMode, 0, 2), "oobFill");
 }
 
 /// The swizzle as the programming guide writes it: unit x of row y goes to unit ((y + offset) % rows) ^ x.
@@ -166,7 +166,7 @@ fn swizzle_is_the_guides_formula() {
 }
 
 /// Elements one by one, straight from the definition.
-fn naive(map: &TensorMap, coordinates: &[i32], shared: u32) -> Vec<Run> {
+fn naive(map: &TensorMap, coordinates: &[i32], shared: u32) -> Vec<BoxRun> {
     let rank = map.rank as usize;
     let element = map.data_type.bytes();
     let extents: Vec<u32> = (0..rank)
@@ -186,17 +186,17 @@ fn naive(map: &TensorMap, coordinates: &[i32], shared: u32) -> Vec<Run> {
         }
         let (row, column) = (linear / extents[0], linear % extents[0]);
         let place = map.swizzle.apply(shared + row * pitch + column * element);
-        out.push(Run { global: inside.then_some(global as u64), shared: place, bytes: element });
+        out.push(BoxRun { global: inside.then_some(global as u64), shared: place, bytes: element });
     }
     out
 }
 
-fn by_element(runs: &[Run], element: u32) -> Vec<Run> {
+fn by_element(runs: &[BoxRun], element: u32) -> Vec<BoxRun> {
     let mut out = Vec::new();
     for run in runs {
         assert!(run.bytes > 0 && run.bytes % element == 0);
         for at in (0..run.bytes).step_by(element as usize) {
-            out.push(Run {
+            out.push(BoxRun {
                 global: run.global.map(|address| address + at as u64),
                 shared: run.shared + at,
                 bytes: element,

@@ -88,11 +88,11 @@ impl Form<'_> {
         let other = rounding.is_some_and(|r| r.1);
         let flags = Flags { bits: index(source)?, wide, other, ..flags };
         let (op, operands) = self.cold(convert::cvt, flags, register, &[self.register(1, from)])?;
-        let typed = |mut e: Vec<super::Expect>, ty: Type| {
+        let typed = |mut e: Vec<super::OperandType>, ty: Type| {
             e[0].ty = ty;
             e
         };
-        Some((op, super::Operands { dst: typed(operands.dst, to), src: typed(operands.src, from), carry: false }))
+        Some((op, super::OperandTypes { dst: typed(operands.dst, to), src: typed(operands.src, from), carry: false }))
     }
 
     /// The type of a written operand's register, if it is wider than the instruction's type.

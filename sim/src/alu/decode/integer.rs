@@ -195,6 +195,6 @@ impl Form<'_> {
         let input = f.base.ends_with('c');
         let carry = Carry { op, bits: flags.bits, signed: flags.signed, input, output };
         let (alu, operands) = f.finish(Op::Rare(Rare::Carry(carry)), &[ty], &[ty; 3][..sources])?;
-        Some((alu, super::Operands { carry: true, ..operands }))
+        Some((alu, super::OperandTypes { carry: true, ..operands }))
     }
 }

@@ -9,14 +9,14 @@ mod logic;
 use super::cold::{Cold, Flags, Scalar};
 use super::hot::Op;
 use super::rare::Rare;
-use super::{AluOp, Class, Expect, Operands};
+use super::{AluOp, OperandType, OperandTypes, RegisterClass};
 use crate::ptx::ast::{Operand, Register, RegisterDecl, Type};
 
 /// Decodes an instruction. `registers` are those of the function (a conversion extends to its register's width).
 ///
 /// `None`: not an instruction of this module, or a form of one that it does not know. The caller turns special registers
 /// and symbols (`mov.u32 %r1, %tid.x`) into registers first; here they count as one source each.
-pub fn decode(opcode: &str, operands: &[Operand], registers: &[RegisterDecl]) -> Option<(AluOp, Operands)> {
+pub fn decode(opcode: &str, operands: &[Operand], registers: &[RegisterDecl]) -> Option<(AluOp, OperandTypes)> {
     let mut tokens = opcode.split('.');
     let base = tokens.next()?;
     let form = Form { base, tokens: tokens.collect(), operands, registers };
@@ -30,7 +30,7 @@ pub fn decode(opcode: &str, operands: &[Operand], registers: &[RegisterDecl]) ->
     }
 }
 
-pub(super) type Decoded = Option<(AluOp, Operands)>;
+pub(super) type Decoded = Option<(AluOp, OperandTypes)>;
 
 /// An instruction as written: its name, the modifiers and types after it, and its operands.
 #[derive(Clone)]
@@ -57,12 +57,12 @@ pub(super) fn width(ty: Type) -> u32 {
 }
 
 /// The kind of register that holds this type.
-pub(super) fn class(ty: Type) -> Class {
+pub(super) fn class(ty: Type) -> RegisterClass {
     match width(ty) {
-        1 => Class::Pred,
-        8 | 16 | 32 => Class::B32,
-        64 => Class::B64,
-        _ => Class::B128,
+        1 => RegisterClass::Pred,
+        8 | 16 | 32 => RegisterClass::B32,
+        64 => RegisterClass::B64,
+        _ => RegisterClass::B128,
     }
 }
 
@@ -94,7 +94,7 @@ impl<'a> Form<'a> {
         Some(ty)
     }
 
-    /// Operands flattened: of the first written, of the others.
+    /// OperandTypes flattened: of the first written, of the others.
     pub fn counts(&self) -> (usize, usize) {
         let mut counts = self.operands.iter().map(count);
         (counts.next().unwrap_or(0), counts.sum())
@@ -105,8 +105,8 @@ impl<'a> Form<'a> {
         if !self.tokens.is_empty() || self.counts() != (dst.len(), src.len()) {
             return None;
         }
-        let expect = |types: &[Type]| types.iter().map(|&ty| Expect { class: class(ty), ty }).collect();
-        Some((AluOp(op), Operands { dst: expect(dst), src: expect(src), carry: false }))
+        let expect = |types: &[Type]| types.iter().map(|&ty| OperandType { class: class(ty), ty }).collect();
+        Some((AluOp(op), OperandTypes { dst: expect(dst), src: expect(src), carry: false }))
     }
 
     /// The written operand `i` is a negated predicate.

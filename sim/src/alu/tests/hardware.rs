@@ -1,7 +1,7 @@
 //! Results that an H200 was seen to have where the documentation is silent, or says less (`benches/src/instructions`).
 
 use super::{plain, run};
-use crate::alu::{Slots, decode};
+use crate::alu::{OperandSlots, decode};
 use crate::regs::{Registers, Row};
 
 /// The result of an instruction on the same sources in every lane.
@@ -65,7 +65,7 @@ fn the_borrow_is_the_absence_of_a_carry() {
         };
         for (opcode, dst, src) in [(first, 4, [0, 1]), (second, 5, [2, 3])] {
             let (op, _) = decode(opcode, &plain(3), &[]).expect(opcode);
-            let mut s = Slots { carry: 0, ..Slots::default() };
+            let mut s = OperandSlots { carry: 0, ..OperandSlots::default() };
             s.dst[0] = dst;
             s.src[..2].copy_from_slice(&src);
             op.run(&mut r, &s, u32::MAX);

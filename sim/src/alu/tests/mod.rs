@@ -5,7 +5,7 @@ mod hardware;
 mod rounding;
 mod seldom;
 
-use super::{Class, Slots, decode};
+use super::{OperandSlots, RegisterClass, decode};
 use crate::ptx::ast::{Operand, RegisterDecl};
 use crate::regs::{Registers, Row};
 
@@ -61,10 +61,10 @@ pub fn run(
         undefined_predicates: vec![0; 16],
     };
     let mut r = empty;
-    let mut s = Slots { carry: 15, ..Slots::default() };
+    let mut s = OperandSlots { carry: 15, ..OperandSlots::default() };
     let mut sources = Vec::new();
     for (i, want) in wants.src.iter().enumerate() {
-        s.src[i] = if want.class == Class::Pred { 8 + i as u32 } else { 24 + 4 * i as u32 };
+        s.src[i] = if want.class == RegisterClass::Pred { 8 + i as u32 } else { 24 + 4 * i as u32 };
         let bits = super::decode::width(want.ty);
         let values: [u64; 32] =
             std::array::from_fn(|_| source(i) & if bits >= 64 { u64::MAX } else { (1 << bits) - 1 });
@@ -72,7 +72,7 @@ pub fn run(
         sources.push(values);
     }
     for (i, want) in wants.dst.iter().enumerate() {
-        s.dst[i] = if want.class == Class::Pred { i as u32 } else { 4 * i as u32 };
+        s.dst[i] = if want.class == RegisterClass::Pred { i as u32 } else { 4 * i as u32 };
     }
     let before = r.clone();
     op.run(&mut r, &s, u32::MAX);
@@ -95,11 +95,11 @@ pub fn run(
         let registers = if opcode.starts_with("lop3") { 3 } else { wants.src.len() };
         for (i, want) in wants.src[..registers].iter().enumerate() {
             let mut r = before.clone();
-            let u = if want.class == Class::Pred { &mut r.undefined_predicates } else { &mut r.undefined };
+            let u = if want.class == RegisterClass::Pred { &mut r.undefined_predicates } else { &mut r.undefined };
             u[s.src[i] as usize] = 1 << 5 | 1 << 20;
             op.run(&mut r, &s, 0xffff);
             for (want, slot) in wants.dst.iter().zip(s.dst) {
-                let u = if want.class == Class::Pred { &r.undefined_predicates } else { &r.undefined };
+                let u = if want.class == RegisterClass::Pred { &r.undefined_predicates } else { &r.undefined };
                 assert_eq!(u[slot as usize], 1 << 5, "{opcode}: undefinedness of source {i}");
             }
         }
@@ -107,20 +107,20 @@ pub fn run(
     Ran { sources, results }
 }
 
-fn put(r: &mut Registers, class: Class, slot: u32, values: &[u64; 32]) {
+fn put(r: &mut Registers, class: RegisterClass, slot: u32, values: &[u64; 32]) {
     match class {
-        Class::Pred => {
+        RegisterClass::Pred => {
             r.predicates[slot as usize] = (0..32).fold(0, |m, i| m | ((values[i] & 1) as u32) << i);
         }
-        Class::B32 => r.set(slot, &values.map(|v| v as u32), u32::MAX),
+        RegisterClass::B32 => r.set(slot, &values.map(|v| v as u32), u32::MAX),
         _ => r.set64(slot, values, u32::MAX),
     }
 }
 
-fn get(r: &Registers, class: Class, slot: u32) -> [u64; 32] {
+fn get(r: &Registers, class: RegisterClass, slot: u32) -> [u64; 32] {
     match class {
-        Class::Pred => std::array::from_fn(|i| (r.predicates[slot as usize] >> i & 1) as u64),
-        Class::B32 => r.get(slot).map(|v| v as u64),
+        RegisterClass::Pred => std::array::from_fn(|i| (r.predicates[slot as usize] >> i & 1) as u64),
+        RegisterClass::B32 => r.get(slot).map(|v| v as u64),
         _ => r.get64(slot),
     }
 }

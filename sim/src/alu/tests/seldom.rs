@@ -1,7 +1,7 @@
 //! Seldom executed instructions: integers, carries, conversions, vectors, predicates.
 
 use super::{Random, check, check_with, plain, run};
-use crate::alu::{Slots, decode};
+use crate::alu::{OperandSlots, decode};
 use crate::ptx::ast::{Operand, RegisterDecl, Type};
 use crate::regs::{Registers, Row};
 
@@ -194,7 +194,7 @@ fn sequence(program: &[(&str, u32, &[u32])], rows: &[[u32; 32]]) -> Registers {
     for (opcode, dst, src) in program {
         let (op, wants) = decode(opcode, &plain(1 + src.len()), &[]).expect(opcode);
         assert!(wants.carry, "{opcode}");
-        let mut s = Slots { carry: 0, ..Slots::default() };
+        let mut s = OperandSlots { carry: 0, ..OperandSlots::default() };
         s.dst[0] = *dst;
         s.src[..src.len()].copy_from_slice(src);
         op.run(&mut r, &s, u32::MAX);
@@ -271,10 +271,10 @@ fn vectors_are_packed_and_unpacked_with_the_first_lowest() {
     }
     let (pack, _) = decode("mov.b128", &[Operand::Register(0), vector(2)], &[]).expect("packs");
     let (unpack, _) = decode("mov.b128", &[vector(2), Operand::Register(0)], &[]).expect("unpacks");
-    pack.run(&mut r, &Slots { dst: [4, 0, 0, 0], src: [0, 2, 0, 0, 0], carry: 0 }, u32::MAX);
+    pack.run(&mut r, &OperandSlots { dst: [4, 0, 0, 0], src: [0, 2, 0, 0, 0], carry: 0 }, u32::MAX);
     let before = (r.get64(0), r.get64(2));
-    unpack.run(&mut r, &Slots { dst: [2, 0, 0, 0], src: [4, 0, 0, 0, 0], carry: 0 }, 0);
-    unpack.run(&mut r, &Slots { dst: [8, 10, 0, 0], src: [4, 0, 0, 0, 0], carry: 0 }, u32::MAX);
+    unpack.run(&mut r, &OperandSlots { dst: [2, 0, 0, 0], src: [4, 0, 0, 0, 0], carry: 0 }, 0);
+    unpack.run(&mut r, &OperandSlots { dst: [8, 10, 0, 0], src: [4, 0, 0, 0, 0], carry: 0 }, u32::MAX);
     assert_eq!((r.get64(8), r.get64(10)), before);
 }
 
@@ -476,7 +476,7 @@ fn selection_is_undefined_only_by_what_it_chose() {
         if chooser.is_some() {
             r.rows[3].0 = std::array::from_fn(|lane| if 0b1010 >> lane & 1 != 0 { 7 } else { u32::MAX });
         }
-        op.run(&mut r, &Slots { dst: [0; 4], src: [1, 2, 3, 0, 0], carry: 0 }, 0xf);
+        op.run(&mut r, &OperandSlots { dst: [0; 4], src: [1, 2, 3, 0, 0], carry: 0 }, 0xf);
         assert_eq!(r.undefined[0], 0b0110 & 0b1010 | 0b1100 & !0b1010 & 0xf, "{opcode}");
     }
 }
@@ -582,7 +582,7 @@ fn no_text_makes_it_panic() {
             predicates: vec![random.next() as u32; 16],
             undefined_predicates: vec![0; 16],
         };
-        op.run(&mut r, &Slots { dst: [0, 4, 8, 12], src: [12, 8, 4, 0, 4], carry: 3 }, random.next() as u32);
+        op.run(&mut r, &OperandSlots { dst: [0, 4, 8, 12], src: [12, 8, 4, 0, 4], carry: 3 }, random.next() as u32);
     }
     assert!(known > 1000, "only {known} were instructions");
 }

@@ -122,7 +122,7 @@ const K_ROWS: u32 = 16;
 
 /// One operand of one instruction in shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Operand {
+pub struct SharedOperand {
     descriptor: Descriptor,
     /// The transposed form: contiguous along m or n, 16-bit elements.
     mn_major: bool,
@@ -130,7 +130,7 @@ pub struct Operand {
     extent: u32,
 }
 
-impl Operand {
+impl SharedOperand {
     /// The operand with this descriptor; `extent` is 64 for A, N for B (a multiple of 8).
     pub fn new(bits: u64, mn_major: bool, extent: u32) -> Result<Self, DescriptorError> {
         let descriptor = Descriptor::decode(bits)?;

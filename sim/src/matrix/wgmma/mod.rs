@@ -12,7 +12,7 @@ mod descriptor;
 #[cfg(test)]
 mod tests;
 
-pub use descriptor::{Descriptor, DescriptorError, Operand};
+pub use descriptor::{Descriptor, DescriptorError, SharedOperand};
 
 use super::Lanes;
 pub use super::mma::{Accumulator, Element};
@@ -130,13 +130,13 @@ impl WgmmaOp {
     }
 
     /// Where A lies, by its descriptor.
-    pub fn operand_a(&self, descriptor: u64) -> Result<Operand, DescriptorError> {
-        Operand::new(descriptor, self.transpose_a, M as u32)
+    pub fn operand_a(&self, descriptor: u64) -> Result<SharedOperand, DescriptorError> {
+        SharedOperand::new(descriptor, self.transpose_a, M as u32)
     }
 
     /// Where B lies, by its descriptor.
-    pub fn operand_b(&self, descriptor: u64) -> Result<Operand, DescriptorError> {
-        Operand::new(descriptor, self.transpose_b, self.n as u32)
+    pub fn operand_b(&self, descriptor: u64) -> Result<SharedOperand, DescriptorError> {
+        SharedOperand::new(descriptor, self.transpose_b, self.n as u32)
     }
 
     /// Operations of a warpgroup, two a multiply-add.
@@ -149,7 +149,7 @@ impl WgmmaOp {
     ///
     /// # Panics
     /// When `d` has fewer than [`Self::d_registers`] rows or `warp` is above 3.
-    pub fn run(&self, tiles: &Tiles, warp: usize, scale_d: bool, d: &mut [Lanes]) {
+    pub fn run(&self, tiles: &WgmmaTiles, warp: usize, scale_d: bool, d: &mut [Lanes]) {
         let slots: [u32; MAX_N / 2] = std::array::from_fn(|i| i as u32);
         self.run_in(tiles, warp, scale_d, d, &slots);
     }
@@ -158,7 +158,7 @@ impl WgmmaOp {
     ///
     /// # Panics
     /// When there are fewer slots than [`Self::d_registers`] or no such registers, or `warp` is above 3.
-    pub fn run_in(&self, tiles: &Tiles, warp: usize, scale_d: bool, registers: &mut [Lanes], slots: &[u32]) {
+    pub fn run_in(&self, tiles: &WgmmaTiles, warp: usize, scale_d: bool, registers: &mut [Lanes], slots: &[u32]) {
         let slots = &slots[..self.d_registers()];
         dispatch(Run { op: self, tiles, warp, scale_d, registers, slots });
     }
@@ -166,25 +166,25 @@ impl WgmmaOp {
 
 /// The operands of one instruction; to be reused from one to the next.
 #[derive(Clone, Debug)]
-pub struct Tiles {
+pub struct WgmmaTiles {
     /// A's registers of each warp, as `mma` has them: register r is eight rows (r & 1) by 16 bytes of k (r >> 1).
     a: [[Lanes; 4]; M / 16],
     /// B's values, `[n / 8][2][k][4]`: of each eight columns the even ones, then the odd ones.
     b: Vec<Group>,
 }
 
-/// Eight columns of B, as in [`Tiles`].
+/// Eight columns of B, as in [`WgmmaTiles`].
 type Group = [[[f32; 4]; MAX_K]; 2];
 
-impl Default for Tiles {
+impl Default for WgmmaTiles {
     fn default() -> Self {
         Self { a: [[[0; 32]; 4]; M / 16], b: vec![[[[0.0; 4]; MAX_K]; 2]; MAX_N / 8] }
     }
 }
 
-impl Tiles {
+impl WgmmaTiles {
     /// Reads A from shared memory: `fetch` gives the 16 bytes at an absolute shared address.
-    pub fn read_a(&mut self, _op: &WgmmaOp, operand: &Operand, fetch: impl Fn(u32) -> [u8; 16]) {
+    pub fn read_a(&mut self, _op: &WgmmaOp, operand: &SharedOperand, fetch: impl Fn(u32) -> [u8; 16]) {
         dispatch(ReadA { a: &mut self.a, operand, fetch });
     }
 
@@ -197,14 +197,14 @@ impl Tiles {
     }
 
     /// Reads B from shared memory: `fetch` gives the 16 bytes at an absolute shared address.
-    pub fn read_b(&mut self, op: &WgmmaOp, operand: &Operand, fetch: impl Fn(u32) -> [u8; 16]) {
+    pub fn read_b(&mut self, op: &WgmmaOp, operand: &SharedOperand, fetch: impl Fn(u32) -> [u8; 16]) {
         dispatch(ReadB { element: op.b, b: &mut self.b, operand, fetch });
     }
 }
 
 /// Eight lines' units as a register: a line's words are a quad.
 #[inline(always)]
-fn matrix(operand: &Operand, line: u32, unit: u32, fetch: &impl Fn(u32) -> [u8; 16]) -> Lanes {
+fn matrix(operand: &SharedOperand, line: u32, unit: u32, fetch: &impl Fn(u32) -> [u8; 16]) -> Lanes {
     let mut out = [[0u8; 16]; 8];
     for (out, address) in out.iter_mut().zip(operand.units(line, unit)) {
         *out = fetch(address);
@@ -213,10 +213,10 @@ fn matrix(operand: &Operand, line: u32, unit: u32, fetch: &impl Fn(u32) -> [u8; 
     lanes.map(u32::from_le)
 }
 
-/// A call of [`Tiles::read_a`], compiled for the widest vectors.
+/// A call of [`WgmmaTiles::read_a`], compiled for the widest vectors.
 struct ReadA<'a, F> {
     a: &'a mut [[Lanes; 4]; M / 16],
-    operand: &'a Operand,
+    operand: &'a SharedOperand,
     fetch: F,
 }
 
@@ -238,11 +238,11 @@ impl<F: Fn(u32) -> [u8; 16]> Kernel for ReadA<'_, F> {
     }
 }
 
-/// A call of [`Tiles::read_b`], compiled for the widest vectors.
+/// A call of [`WgmmaTiles::read_b`], compiled for the widest vectors.
 struct ReadB<'a, F> {
     element: Element,
     b: &'a mut [Group],
-    operand: &'a Operand,
+    operand: &'a SharedOperand,
     fetch: F,
 }
 
@@ -278,7 +278,7 @@ impl<F: Fn(u32) -> [u8; 16]> Kernel for ReadB<'_, F> {
 /// A call of [`WgmmaOp::run`], compiled for the widest vectors.
 struct Run<'a> {
     op: &'a WgmmaOp,
-    tiles: &'a Tiles,
+    tiles: &'a WgmmaTiles,
     warp: usize,
     scale_d: bool,
     registers: &'a mut [Lanes],
@@ -400,6 +400,6 @@ fn summed<V: Vector, const G: usize, const H: usize, const N: usize>(
 }
 
 /// Row and column of D that value `i` of a lane is; a register holds one value, with f16 two.
-pub fn d_place(warp: usize, lane: usize, i: usize) -> (usize, usize) {
+pub fn d_element_position(warp: usize, lane: usize, i: usize) -> (usize, usize) {
     (16 * warp + lane / 4 + 8 * (i >> 1 & 1), 8 * (i >> 2) + 2 * (lane % 4) + (i & 1))
 }

@@ -151,7 +151,7 @@ fn check(op: &WgmmaOp, a: &Matrix, b: &Matrix, c: &[Vec<Lanes>], d: &[Vec<Lanes>
     }
 }
 
-fn run_all(op: &WgmmaOp, tiles: &Tiles, c: &[Vec<Lanes>], scale_d: bool, negate: bool) -> Vec<Vec<Lanes>> {
+fn run_all(op: &WgmmaOp, tiles: &WgmmaTiles, c: &[Vec<Lanes>], scale_d: bool, negate: bool) -> Vec<Vec<Lanes>> {
     let mut d = c.to_vec();
     let op = WgmmaOp { negate, ..*op };
     for (warp, d) in d.iter_mut().enumerate() {
@@ -185,7 +185,7 @@ fn parse(n: usize, types: &str) -> Option<WgmmaOp> {
 #[test]
 fn every_type_layout_and_width() {
     let mut random = Random(0x0123_4567_89ab_cdef);
-    let mut tiles = Tiles::default();
+    let mut tiles = WgmmaTiles::default();
     for types in types() {
         for n in [8, 16, 24, 64, 96, 136, 256] {
             let Some(op) = parse(n, &types) else {
@@ -203,8 +203,8 @@ fn every_type_layout_and_width() {
                 let b_major = transposed ^ ((op.a.bits() == 16) && round > 1);
                 put(&mut shared, &a_layout, transposed, op.a, &a);
                 put(&mut shared, &b_layout, b_major, op.b, &b);
-                let a_operand = Operand::new(a_layout.encode(), transposed, 64).unwrap();
-                let b_operand = Operand::new(b_layout.encode(), b_major, n as u32).unwrap();
+                let a_operand = SharedOperand::new(a_layout.encode(), transposed, 64).unwrap();
+                let b_operand = SharedOperand::new(b_layout.encode(), b_major, n as u32).unwrap();
                 tiles.read_a(&op, &a_operand, fetch(&shared));
                 tiles.read_b(&op, &b_operand, fetch(&shared));
                 let c = initial_d(&op, &mut random);
@@ -225,7 +225,7 @@ fn a_from_registers() {
         let k = op.k() as usize;
         let per = 32 / op.a.bits() as usize;
         let (a, b) = (random_matrix(op.a, M, k, &mut random), random_matrix(op.b, 32, k, &mut random));
-        let mut tiles = Tiles::default();
+        let mut tiles = WgmmaTiles::default();
         for warp in 0..4 {
             let mut registers = [[0u32; 32]; 4];
             for lane in 0..32 {
@@ -242,7 +242,7 @@ fn a_from_registers() {
         let mut shared = vec![0u8; 16 * 1024];
         let b_layout = layout(1024, Swizzle::None, false, 32);
         put(&mut shared, &b_layout, false, op.b, &b);
-        tiles.read_b(&op, &Operand::new(b_layout.encode(), false, 32).unwrap(), fetch(&shared));
+        tiles.read_b(&op, &SharedOperand::new(b_layout.encode(), false, 32).unwrap(), fetch(&shared));
         let c = initial_d(&op, &mut random);
         let d = run_all(&op, &tiles, &c, true, false);
         check(&op, &a, &b, &c, &d, true, 1.0);
@@ -255,7 +255,7 @@ fn accumulators_are_the_next_a() {
     for warp in 0..4 {
         for lane in 0..32 {
             for i in 0..8 {
-                let (row, column) = d_place(warp, lane, i);
+                let (row, column) = d_element_position(warp, lane, i);
                 let fragment_row = 16 * warp + lane / 4 + 8 * (i >> 1 & 1);
                 let fragment_k = 2 * (lane % 4) + (i & 1) + 8 * (i >> 2);
                 assert_eq!((row, column), (fragment_row, fragment_k));
@@ -296,7 +296,7 @@ fn a_tensor_copys_tile() {
             load(tile * width, 64, 32 * 1024 + tile as u32 * tile_bytes);
         }
         let op = parse(64, "k16.f32.bf16.bf16").unwrap();
-        let mut tiles = Tiles::default();
+        let mut tiles = WgmmaTiles::default();
         // K-major: A is rows 0..64, B rows 64..128, k runs along the columns.
         for step in 0..8 {
             let start = |base: u32| {
@@ -305,7 +305,7 @@ fn a_tensor_copys_tile() {
             };
             for (base, is_a) in [(1024, true), (32 * 1024, false)] {
                 let descriptor = Descriptor { start: start(base), leading: 16, stride: 8 * span, swizzle };
-                let operand = Operand::new(descriptor.encode(), false, 64).unwrap();
+                let operand = SharedOperand::new(descriptor.encode(), false, 64).unwrap();
                 if is_a {
                     tiles.read_a(&op, &operand, fetch(&shared));
                 } else {
@@ -327,10 +327,10 @@ fn a_tensor_copys_tile() {
         for step in 0..4u32 {
             let start = 32 * 1024 + step * 2 * 8 * span;
             let descriptor = Descriptor { start, leading: tile_bytes, stride: 8 * span, swizzle };
-            let operand = Operand::new(descriptor.encode(), true, 128).unwrap();
+            let operand = SharedOperand::new(descriptor.encode(), true, 128).unwrap();
             tiles.read_b(&op, &operand, fetch(&shared));
             let a_descriptor = Descriptor { start: 1024, leading: 16, stride: 8 * span, swizzle };
-            tiles.read_a(&op, &Operand::new(a_descriptor.encode(), false, 64).unwrap(), fetch(&shared));
+            tiles.read_a(&op, &SharedOperand::new(a_descriptor.encode(), false, 64).unwrap(), fetch(&shared));
             let a = Matrix { bits: Vec::new(), values: (0..64).map(|row| whole.values[row][..16].to_vec()).collect() };
             let b = Matrix {
                 bits: Vec::new(),
@@ -351,7 +351,7 @@ fn runs_are_the_bytes_of_the_formulas() {
         for mn_major in [false, true] {
             for extent in [8, 16, 24, 64, 72, 256] {
                 let descriptor = layout(8192, swizzle, mn_major, extent);
-                let operand = Operand::new(descriptor.encode(), mn_major, extent).unwrap();
+                let operand = SharedOperand::new(descriptor.encode(), mn_major, extent).unwrap();
                 let mut read = vec![0u32; 128 * 1024];
                 for (address, bytes) in operand.runs() {
                     for at in address..address + bytes {
@@ -379,7 +379,7 @@ fn dense_tiles_are_few_runs() {
         if swizzle == Swizzle::None && !mn_major {
             descriptor.leading = 1024;
         }
-        Operand::new(descriptor.encode(), mn_major, 64).unwrap().runs()
+        SharedOperand::new(descriptor.encode(), mn_major, 64).unwrap().runs()
     };
     assert_eq!(runs(Swizzle::B128, true), [(8192, 2048)]);
     assert_eq!(runs(Swizzle::B32, false), [(8192, 2048)]);
@@ -393,27 +393,31 @@ fn dense_tiles_are_few_runs() {
 fn bad_descriptors() {
     let good = Descriptor { start: 4096, leading: 16, stride: 1024, swizzle: Swizzle::B128 };
     assert_eq!(Descriptor::decode(good.encode()).unwrap(), good);
-    let error =
-        |descriptor: Descriptor, mn_major, extent| Operand::new(descriptor.encode(), mn_major, extent).unwrap_err();
+    let error = |descriptor: Descriptor, mn_major, extent| {
+        SharedOperand::new(descriptor.encode(), mn_major, extent).unwrap_err()
+    };
     for bit in (0..64).filter(|bit| Descriptor::FIELDS >> bit & 1 == 0) {
-        assert!(matches!(Operand::new(good.encode() | 1 << bit, false, 64), Err(DescriptorError::Reserved { .. })));
+        assert!(matches!(
+            SharedOperand::new(good.encode() | 1 << bit, false, 64),
+            Err(DescriptorError::Reserved { .. })
+        ));
     }
     assert_eq!(
-        Operand::new(good.encode() | 3 << 49, false, 64).unwrap_err(),
+        SharedOperand::new(good.encode() | 3 << 49, false, 64).unwrap_err(),
         DescriptorError::BaseOffset { base_offset: 3 }
     );
     let shifted = Descriptor { start: 4096 + 256, ..good };
     assert!(matches!(error(shifted, false, 64), DescriptorError::Pattern { row: 2, pattern: 1024, .. }));
     assert!(matches!(error(shifted, true, 64), DescriptorError::Pattern { .. }));
     let half = Descriptor { start: 4096 + 512, swizzle: Swizzle::B64, ..good };
-    assert!(Operand::new(half.encode(), false, 64).is_ok());
+    assert!(SharedOperand::new(half.encode(), false, 64).is_ok());
     let late = Descriptor { start: 4096 + 112, ..good };
     assert!(matches!(error(late, false, 64), DescriptorError::Row { left: 16, bytes: 32, .. }));
     let inside = Descriptor { start: 4096 + 32, ..good };
-    assert!(Operand::new(inside.encode(), false, 64).is_ok());
+    assert!(SharedOperand::new(inside.encode(), false, 64).is_ok());
     assert!(matches!(error(inside, true, 64), DescriptorError::Row { left: 96, bytes: 128, .. }));
-    assert!(Operand::new(inside.encode(), true, 48).is_ok());
-    let operand = Operand::new(good.encode(), false, 64).unwrap();
+    assert!(SharedOperand::new(inside.encode(), true, 48).is_ok());
+    let operand = SharedOperand::new(good.encode(), false, 64).unwrap();
     assert!(operand.check_range(4096, 4096 + 8 * 1024).is_ok());
     let end = 4096 + 8 * 1024 - 16;
     assert!(matches!(operand.check_range(0, end), Err(DescriptorError::Range { .. })));
@@ -475,11 +479,11 @@ fn integers_wrap_or_clamp() {
         [("k32.s32.u8.u8", (i32::MAX - 1).wrapping_add(32 * 255 * 255)), ("k32.satfinite.s32.u8.u8", i32::MAX)]
     {
         let op = parse(8, types).unwrap();
-        let mut tiles = Tiles::default();
+        let mut tiles = WgmmaTiles::default();
         let shared = vec![0xffu8; 8192];
         let layout = layout(0, Swizzle::None, false, 64);
-        tiles.read_a(&op, &Operand::new(layout.encode(), false, 64).unwrap(), fetch(&shared));
-        tiles.read_b(&op, &Operand::new(layout.encode(), false, 8).unwrap(), fetch(&shared));
+        tiles.read_a(&op, &SharedOperand::new(layout.encode(), false, 64).unwrap(), fetch(&shared));
+        tiles.read_b(&op, &SharedOperand::new(layout.encode(), false, 8).unwrap(), fetch(&shared));
         let mut d = vec![[i32::MAX as u32 - 1; 32]; 4];
         op.run(&tiles, 3, true, &mut d);
         assert_eq!(d[3][31] as i32, want);

@@ -13,7 +13,7 @@ use super::mma::{Accumulator, BitOp, Element, MmaOp};
 
 /// A matrix of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operand {
+pub enum MatrixRole {
     /// m × k
     A,
     /// k × n
@@ -24,7 +24,7 @@ pub enum Operand {
 
 /// A shape, as tiles of `mma`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub struct WmmaShape {
     /// Rows of A.
     pub m: u16,
     /// Columns of B.
@@ -33,7 +33,7 @@ pub struct Shape {
     pub k: u16,
 }
 
-impl Shape {
+impl WmmaShape {
     /// Decodes `m16n16k16` and its like.
     pub fn parse(text: &str) -> Option<Self> {
         let (m, n, k) = match text {
@@ -63,12 +63,12 @@ impl Shape {
     }
 
     /// Rows and columns of a matrix.
-    fn extent(self, operand: Operand) -> (usize, usize) {
+    fn extent(self, operand: MatrixRole) -> (usize, usize) {
         let (m, n, k) = (self.m as usize, self.n as usize, self.k as usize);
         match operand {
-            Operand::A => (m, k),
-            Operand::B => (k, n),
-            Operand::C => (m, n),
+            MatrixRole::A => (m, k),
+            MatrixRole::B => (k, n),
+            MatrixRole::C => (m, n),
         }
     }
 
@@ -86,8 +86,8 @@ impl Shape {
 /// The elements of a fragment in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
-    shape: Shape,
-    operand: Operand,
+    shape: WmmaShape,
+    operand: MatrixRole,
     bits: u32,
     /// 32-bit registers of tf32 and f32, 64-bit ones of f64, else packed.
     per_register: usize,
@@ -99,13 +99,13 @@ pub struct Fragment {
 
 impl Fragment {
     /// The fragment of a matrix whose elements have the type of this name. `None` where there is no such form.
-    pub fn new(shape: Shape, operand: Operand, ty: &str) -> Option<Self> {
+    pub fn new(shape: WmmaShape, operand: MatrixRole, ty: &str) -> Option<Self> {
         let (bits, exists) = match (operand, ty) {
-            (Operand::C, "f16") => (16, shape.k == 16),
-            (Operand::C, "f32") => (32, matches!(shape.k, 16 | 8)),
-            (Operand::C, "s32") => (32, matches!(shape.k, 16 | 32 | 128)),
-            (Operand::C, "f64") => (64, shape.k == 4),
-            (Operand::C, _) => return None,
+            (MatrixRole::C, "f16") => (16, shape.k == 16),
+            (MatrixRole::C, "f32") => (32, matches!(shape.k, 16 | 8)),
+            (MatrixRole::C, "s32") => (32, matches!(shape.k, 16 | 32 | 128)),
+            (MatrixRole::C, "f64") => (64, shape.k == 4),
+            (MatrixRole::C, _) => return None,
             (_, ty) => {
                 let element = Element::parse(ty)?;
                 (element.bits(), shape.takes(element))
@@ -115,7 +115,7 @@ impl Fragment {
         let per_register = (width / bits) as usize;
         let (rows, columns) = shape.extent(operand);
         let distinct = rows * columns / (32 * per_register);
-        let registers = if operand != Operand::C && ty == "f16" { 8 } else { distinct };
+        let registers = if operand != MatrixRole::C && ty == "f16" { 8 } else { distinct };
         exists.then_some(Self { shape, operand, bits, per_register, distinct, registers })
     }
 
@@ -142,9 +142,9 @@ impl Fragment {
     /// Whether the elements of a register lie side by side in memory.
     pub fn packed(&self, column_major: bool) -> bool {
         let along_rows = match self.operand {
-            Operand::A => true,
-            Operand::B => false,
-            Operand::C => !self.shape.transposed(),
+            MatrixRole::A => true,
+            MatrixRole::B => false,
+            MatrixRole::C => !self.shape.transposed(),
         };
         self.per_register == 1 || along_rows != column_major
     }
@@ -162,30 +162,30 @@ impl Fragment {
     }
 
     /// Row and column of an element of a register of a lane.
-    pub fn place(&self, register: usize, element: usize, lane: usize) -> (usize, usize) {
+    pub fn element_position(&self, register: usize, element: usize, lane: usize) -> (usize, usize) {
         let (g, t, e) = (lane / 4, lane % 4, self.per_register);
         let (mut operand, transposed) = (self.operand, self.shape.transposed());
         if transposed {
             operand = match operand {
-                Operand::A => Operand::B,
-                Operand::B => Operand::A,
-                Operand::C => Operand::C,
+                MatrixRole::A => MatrixRole::B,
+                MatrixRole::B => MatrixRole::A,
+                MatrixRole::C => MatrixRole::C,
             };
         }
         let (tile_rows, k) = (self.shape.tile_rows(), self.shape.k as usize);
         let (row, column) = match operand {
-            Operand::A => {
+            MatrixRole::A => {
                 let per_tile = tile_rows * k / (32 * e);
                 let (tile, r) = (register / per_tile, register % per_tile);
                 let (half, step) = if tile_rows == 16 { (r & 1, r >> 1) } else { (0, r) };
                 (tile_rows * tile + g + 8 * half, e * t + 4 * e * step + element)
             }
-            Operand::B => {
+            MatrixRole::B => {
                 let per_tile = k / (4 * e);
                 let (tile, r) = (register / per_tile, register % per_tile);
                 (e * t + 4 * e * r + element, 8 * tile + g)
             }
-            Operand::C => {
+            MatrixRole::C => {
                 let value = register * e + element;
                 let (tile, v) = (value / (tile_rows / 4), value % (tile_rows / 4));
                 let down = self.shape.m == 32 || transposed;
@@ -200,7 +200,7 @@ impl Fragment {
 /// A decoded `wmma.mma`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WmmaOp {
-    shape: Shape,
+    shape: WmmaShape,
     /// A tile's product.
     tile: MmaOp,
     /// Fragments of A, B, C and D.
@@ -223,7 +223,7 @@ impl WmmaOp {
         if layouts.iter().any(|layout| !matches!(*layout, "row" | "col")) {
             return None;
         }
-        let shape = Shape::parse(parts.next()?)?;
+        let shape = WmmaShape::parse(parts.next()?)?;
         let types: Vec<&str> = parts.collect();
         let (d, a, b, c, suffix) = match types[..] {
             [d, c] => (d, "f16", "f16", c, None),
@@ -254,10 +254,10 @@ impl WmmaOp {
         let m = shape.tile_rows() as u8;
         let tile = MmaOp { m, k: shape.k, a: element, b: other, accumulator, saturate, bit_op };
         let fragments = [
-            Fragment::new(shape, Operand::A, a)?,
-            Fragment::new(shape, Operand::B, b)?,
-            Fragment::new(shape, Operand::C, c)?,
-            Fragment::new(shape, Operand::C, d)?,
+            Fragment::new(shape, MatrixRole::A, a)?,
+            Fragment::new(shape, MatrixRole::B, b)?,
+            Fragment::new(shape, MatrixRole::C, c)?,
+            Fragment::new(shape, MatrixRole::C, d)?,
         ];
         Some(Self { shape, tile, fragments })
     }

@@ -45,7 +45,7 @@ fn gather(fragment: &Fragment, ty: &str, matrix: &[Vec<i64>]) -> Vec<Lanes> {
     for (register, out) in out.chunks_exact_mut(rows).enumerate() {
         for lane in 0..32 {
             let word = (0..fragment.per_register()).fold(0, |word, element| {
-                let (row, column) = fragment.place(register, element, lane);
+                let (row, column) = fragment.element_position(register, element, lane);
                 word | encode(ty, matrix[row][column]) << (element as u32 * fragment.bits())
             });
             let flat = out.as_flattened_mut();
@@ -98,7 +98,7 @@ fn a_fragment_holds_every_element_once() {
     let forms = SHAPES.iter().flat_map(|s| ["f16", "bf16", "s8", "u8"].map(|ty| (*s, ty)));
     let forms = forms.chain([("m16n16k8", "tf32"), ("m8n8k4", "f64"), ("m8n8k32", "s4"), ("m8n8k128", "b1")]);
     for (shape, ty) in forms {
-        let shape = Shape::parse(shape).unwrap();
+        let shape = WmmaShape::parse(shape).unwrap();
         let sum = if ty == "f64" {
             "f64"
         } else if ty.contains('f') {
@@ -106,13 +106,13 @@ fn a_fragment_holds_every_element_once() {
         } else {
             "s32"
         };
-        let fragments = [(Operand::A, ty), (Operand::B, ty), (Operand::C, sum)];
+        let fragments = [(MatrixRole::A, ty), (MatrixRole::B, ty), (MatrixRole::C, sum)];
         for (operand, ty) in fragments {
             let fragment = Fragment::new(shape, operand, ty).unwrap();
             let mut seen: HashMap<(usize, usize), u32> = HashMap::new();
             for register in 0..fragment.distinct() {
                 for lane in 0..32 {
-                    let places = (0..fragment.per_register()).map(|e| fragment.place(register, e, lane));
+                    let places = (0..fragment.per_register()).map(|e| fragment.element_position(register, e, lane));
                     let places: Vec<_> = places.collect();
                     let (rows, columns) = shape.extent(operand);
                     for &(row, column) in &places {

@@ -1,19 +1,22 @@
-//! Shadow memory: for each few bytes of an allocation the accesses that a later one has to be ordered after.
+//! ShadowMemory memory: for each few bytes of an allocation the accesses that a later one has to be ordered after.
 
+use super::access_check::{AccessCheck, UnattributedConflict};
+use super::access_lists::AccessLists;
 use super::cell::{CHUNK, CHUNK_SHIFT, Cell, Chunk, Init, chunk, each_word, even_chunk};
-use super::chain::Chains;
-use super::memo::Memo;
-use super::seen::Seen;
-use super::view::{Fault, View};
-use super::{Agent, Clusters, Key, LANES, NOBODY, OP_KEY, OpId, Ops, Space, Stamp, Strength, WarpOrder};
+use super::lane_cache::LaneCache;
+use super::transition_cache::TransitionCache;
+use super::{
+    AccessStamp, AccessStrength, Agent, AsyncOpId, AsyncOps, ClusterLayout, FIRST_OP_KEY, LANES, MemorySpace, NO_AGENT,
+    OwnerKey, WarpClocks,
+};
 use std::ops::Range;
 
-mod fetch;
-mod groups;
+mod prefetch;
+mod row_reads;
 
 /// What an access does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Access {
+pub enum AccessKind {
     /// Loads.
     Read,
     /// Stores.
@@ -24,7 +27,7 @@ pub enum Access {
 
 /// The earlier access of a conflict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Other {
+pub enum EarlierAccess {
     /// There is none.
     None,
     /// A load.
@@ -34,7 +37,7 @@ pub enum Other {
     /// An atomic read-modify-write.
     Atomic,
     /// An asynchronous operation.
-    Async(OpId),
+    Async(AsyncOpId),
 }
 
 /// What is wrong with an access.
@@ -49,7 +52,7 @@ pub enum ConflictKind {
         two_stores: bool,
     },
     /// The end of this operation has not been observed by the accessing thread.
-    NotWaited(OpId),
+    NotWaited(AsyncOpId),
     /// An async-proxy access to bytes whose generic write is ordered before it but not made visible by `fence.proxy.async`.
     Proxy,
     /// The async proxy overwrites bytes that were read, in order, through the generic proxy, without a proxy fence.
@@ -66,36 +69,36 @@ pub struct Conflict {
     /// The accessing (or issuing) lane.
     pub lane: u32,
     /// Who made the earlier access ([`Agent::HOST`] when there is none), and where (its `pc`).
-    pub other: (Agent, u32),
+    pub earlier: (Agent, u32),
     /// What the earlier access is.
-    pub other_is: Other,
+    pub earlier_kind: EarlierAccess,
 }
 
-/// What checks need to know beside the warp.
+/// What checks need to clock beside the warp.
 #[derive(Clone, Copy, Debug)]
-pub struct Cx<'a> {
+pub struct CheckContext<'a> {
     /// The launch's asynchronous operations.
-    pub ops: &'a Ops,
+    pub ops: &'a AsyncOps,
     /// Which blocks form clusters.
-    pub clusters: &'a Clusters,
+    pub clusters: &'a ClusterLayout,
 }
 
 /// The shadow of one allocation: a global buffer, or a block's shared memory.
 #[derive(Clone, Debug)]
-pub struct Shadow {
-    pub(super) space: Space,
+pub struct ShadowMemory {
+    pub(super) space: MemorySpace,
     pub(super) chunks: Vec<Option<Chunk>>,
     pub(super) spare: Vec<Chunk>,
     pub(super) init: Vec<Init>,
-    pub(super) lists: Chains,
+    pub(super) lists: AccessLists,
 }
 
-impl Shadow {
+impl ShadowMemory {
     /// For `bytes` bytes in `space`; `initialized` says whether the host wrote them all.
-    pub fn new(space: Space, bytes: u64, initialized: bool) -> Shadow {
+    pub fn new(space: MemorySpace, bytes: u64, initialized: bool) -> ShadowMemory {
         let chunks = bytes.div_ceil(CHUNK) as usize;
-        let init = vec![Shadow::init(initialized); chunks];
-        Shadow { space, chunks: vec![None; chunks], spare: Vec::new(), init, lists: Chains::default() }
+        let init = vec![ShadowMemory::init(initialized); chunks];
+        ShadowMemory { space, chunks: vec![None; chunks], spare: Vec::new(), init, lists: AccessLists::default() }
     }
 
     fn init(initialized: bool) -> Init {
@@ -105,13 +108,13 @@ impl Shadow {
     /// As new, for another block's shared memory of the same size.
     pub fn reset(&mut self, initialized: bool) {
         self.settle();
-        self.init.fill(Shadow::init(initialized));
+        self.init.fill(ShadowMemory::init(initialized));
     }
 
     /// Everything up to now happens before everything later (a launch's end); what was written stays written.
     pub fn settle(&mut self) {
         self.spare.extend(self.chunks.iter_mut().filter_map(Option::take));
-        self.lists = Chains::default();
+        self.lists = AccessLists::default();
     }
 
     /// Marks `range` as written by the host.
@@ -131,17 +134,17 @@ impl Shadow {
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn access(
         &mut self,
-        access: Access,
-        warp: &WarpOrder,
+        access: AccessKind,
+        warp: &WarpClocks,
         lanes: u32,
         offsets: &[u64; LANES],
         bytes: u32,
-        strength: Strength,
+        strength: AccessStrength,
         pc: u32,
-        cx: &Cx,
+        cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
-        let stamp = Stamp::new(warp.epoch(), bytes.trailing_zeros(), access == Access::Atomic, strength);
+        let stamp = AccessStamp::new(warp.epoch(), bytes.trailing_zeros(), access == AccessKind::Atomic, strength);
         let lanes = Lanes { warp, lanes, offsets, bytes, key: warp.key(), stamp, pc };
         self.walk_as(access, &lanes, cx, out);
     }
@@ -150,50 +153,50 @@ impl Shadow {
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn async_lanes(
         &mut self,
-        access: Access,
-        op: OpId,
-        warp: &WarpOrder,
+        access: AccessKind,
+        op: AsyncOpId,
+        warp: &WarpClocks,
         lanes: u32,
         offsets: &[u64; LANES],
         bytes: u32,
         pc: u32,
-        cx: &Cx,
+        cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
-        let stamp = Stamp::new(0, bytes.trailing_zeros(), false, Strength::Weak);
+        let stamp = AccessStamp::new(0, bytes.trailing_zeros(), false, AccessStrength::Weak);
         let lanes = Lanes { warp, lanes, offsets, bytes, key: op.key(), stamp, pc };
         self.make_room();
-        for (mask, know) in warp.parts() {
+        for (mask, clock) in warp.parts() {
             let mut part = lanes.lanes & mask;
             if part == 0 {
                 continue;
             }
-            let mut view = View::new(self.space, warp, know, cx, op.key(), stamp, pc);
-            if access == Access::Read && part == u32::MAX && bytes == 16 {
-                part = self.read_rows_of_lanes(&lanes, &mut view);
+            let mut check = AccessCheck::new(self.space, warp, clock, cx, op.key(), stamp, pc);
+            if access == AccessKind::Read && part == u32::MAX && bytes == 16 {
+                part = self.read_rows_of_lanes(&lanes, &mut check);
                 if part == 0 {
                     return;
                 }
             }
-            if access == Access::Read {
+            if access == AccessKind::Read {
                 self.fetch(part, offsets);
-                let mut memo = Memo::new();
-                self.walk_lanes::<true, false>(&lanes, part, &mut view, out, |view, cell, offset, lane, lists| {
-                    memo.step_read(view, cell, offset, lane, lists);
+                let mut cache = TransitionCache::new();
+                self.walk_lanes::<true, false>(&lanes, part, &mut check, out, |check, cell, offset, lane, lists| {
+                    cache.check_read(check, cell, offset, lane, lists);
                 });
                 continue;
             }
-            let mut seen = Seen::new();
+            let mut seen = LaneCache::new();
             crate::simd::dispatch(
                 #[inline(always)]
                 || {
                     self.walk_lanes::<false, true>(
                         &lanes,
                         part,
-                        &mut view,
+                        &mut check,
                         out,
                         #[inline(always)]
-                        |view, cell, offset, lane, lists| seen.write(view, cell, offset, lane, lists),
+                        |check, cell, offset, lane, lists| seen.write(check, cell, offset, lane, lists),
                     );
                 },
             );
@@ -201,25 +204,30 @@ impl Shadow {
     }
 
     #[inline(always)]
-    fn walk_as(&mut self, access: Access, lanes: &Lanes, cx: &Cx, out: &mut Vec<Conflict>) {
+    fn walk_as(&mut self, access: AccessKind, lanes: &Lanes, cx: &CheckContext, out: &mut Vec<Conflict>) {
         self.make_room();
         match access {
-            Access::Read => self.walk::<true, false>(lanes, cx, out),
-            Access::Write => self.walk::<false, true>(lanes, cx, out),
-            Access::Atomic => self.walk::<true, true>(lanes, cx, out),
+            AccessKind::Read => self.walk::<true, false>(lanes, cx, out),
+            AccessKind::Write => self.walk::<false, true>(lanes, cx, out),
+            AccessKind::Atomic => self.walk::<true, true>(lanes, cx, out),
         }
     }
 
-    fn walk<const READS: bool, const WRITES: bool>(&mut self, access: &Lanes, cx: &Cx, out: &mut Vec<Conflict>) {
-        for (mask, know) in access.warp.parts() {
+    fn walk<const READS: bool, const WRITES: bool>(
+        &mut self,
+        access: &Lanes,
+        cx: &CheckContext,
+        out: &mut Vec<Conflict>,
+    ) {
+        for (mask, clock) in access.warp.parts() {
             let lanes = access.lanes & mask;
             if lanes == 0 {
                 continue;
             }
-            let mut view = View::new(self.space, access.warp, know, cx, access.key, access.stamp, access.pc);
-            if lanes != u32::MAX || !self.walk_row::<READS, WRITES>(access, &mut view, out) {
-                self.walk_lanes::<READS, WRITES>(access, lanes, &mut view, out, |view, cell, offset, lane, lists| {
-                    view.step::<WRITES>(cell, offset, lane, lists);
+            let mut check = AccessCheck::new(self.space, access.warp, clock, cx, access.key, access.stamp, access.pc);
+            if lanes != u32::MAX || !self.walk_row::<READS, WRITES>(access, &mut check, out) {
+                self.walk_lanes::<READS, WRITES>(access, lanes, &mut check, out, |check, cell, offset, lane, lists| {
+                    check.check_cell::<WRITES>(cell, offset, lane, lists);
                 });
             }
         }
@@ -230,7 +238,7 @@ impl Shadow {
     fn walk_row<const READS: bool, const WRITES: bool>(
         &mut self,
         access: &Lanes,
-        view: &mut View,
+        check: &mut AccessCheck,
         out: &mut Vec<Conflict>,
     ) -> bool {
         let (start, bytes) = (access.offsets[0], access.bytes as u64);
@@ -259,9 +267,9 @@ impl Shadow {
         for (lane, cells) in cells.chunks_exact_mut(count).enumerate() {
             for (step, cell) in cells.iter_mut().enumerate() {
                 let offset = start + (((lane * count + step) as u64) << shift);
-                view.step::<WRITES>(cell, offset, lane as u32, lists);
+                check.check_cell::<WRITES>(cell, offset, lane as u32, lists);
             }
-            view.report(lane as u32, out);
+            check.report(lane as u32, out);
         }
         true
     }
@@ -271,9 +279,9 @@ impl Shadow {
         &mut self,
         access: &Lanes,
         lanes: u32,
-        view: &mut View,
+        check: &mut AccessCheck,
         out: &mut Vec<Conflict>,
-        mut each: impl FnMut(&mut View, &mut Cell, u64, u32, &mut Chains),
+        mut each: impl FnMut(&mut AccessCheck, &mut Cell, u64, u32, &mut AccessLists),
     ) {
         let bytes = access.bytes;
         let bits = (1u64 << bytes) - 1;
@@ -291,66 +299,66 @@ impl Shadow {
                 left &= left - 1;
                 let at = offset & (CHUNK - 1);
                 if READS && !init.has(at, bits) {
-                    view.fault = Some(Fault::uninitialized(offset));
+                    check.fault = Some(UnattributedConflict::uninitialized(offset));
                 }
                 if WRITES {
                     init.set(at, bits);
                 }
                 let (first, count) = ((at >> chunk.shift) as usize, (bytes >> chunk.shift) as usize);
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
-                    each(view, cell, offset + ((step as u64) << chunk.shift), lane, &mut self.lists);
+                    each(check, cell, offset + ((step as u64) << chunk.shift), lane, &mut self.lists);
                 }
-                view.report(lane, out);
+                check.report(lane, out);
             }
         }
     }
 
-    /// [`access`](Shadow::access) that reads.
+    /// [`access`](ShadowMemory::access) that reads.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn read(
         &mut self,
-        warp: &WarpOrder,
+        warp: &WarpClocks,
         lanes: u32,
         offsets: &[u64; LANES],
         bytes: u32,
-        strength: Strength,
+        strength: AccessStrength,
         pc: u32,
-        cx: &Cx,
+        cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
-        self.access(Access::Read, warp, lanes, offsets, bytes, strength, pc, cx, out);
+        self.access(AccessKind::Read, warp, lanes, offsets, bytes, strength, pc, cx, out);
     }
 
-    /// [`access`](Shadow::access) that writes.
+    /// [`access`](ShadowMemory::access) that writes.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn write(
         &mut self,
-        warp: &WarpOrder,
+        warp: &WarpClocks,
         lanes: u32,
         offsets: &[u64; LANES],
         bytes: u32,
-        strength: Strength,
+        strength: AccessStrength,
         pc: u32,
-        cx: &Cx,
+        cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
-        self.access(Access::Write, warp, lanes, offsets, bytes, strength, pc, cx, out);
+        self.access(AccessKind::Write, warp, lanes, offsets, bytes, strength, pc, cx, out);
     }
 
-    /// [`access`](Shadow::access) that reads and writes in one.
+    /// [`access`](ShadowMemory::access) that reads and writes in one.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn atomic(
         &mut self,
-        warp: &WarpOrder,
+        warp: &WarpClocks,
         lanes: u32,
         offsets: &[u64; LANES],
         bytes: u32,
-        strength: Strength,
+        strength: AccessStrength,
         pc: u32,
-        cx: &Cx,
+        cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
-        self.access(Access::Atomic, warp, lanes, offsets, bytes, strength, pc, cx, out);
+        self.access(AccessKind::Atomic, warp, lanes, offsets, bytes, strength, pc, cx, out);
     }
 
     /// The operation `op`, issued by `lane` of `warp`, will read the `runs` (offset and bytes): to be told when it is issued.
@@ -359,14 +367,14 @@ impl Shadow {
     pub fn async_read(
         &mut self,
         runs: &[(u64, u64)],
-        op: OpId,
-        warp: &WarpOrder,
+        op: AsyncOpId,
+        warp: &WarpClocks,
         lane: u32,
         pc: u32,
-        cx: &Cx,
+        cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
-        self.async_runs::<false>(runs, op, warp, lane, Strength::Weak, pc, cx, out);
+        self.async_runs::<false>(runs, op, warp, lane, AccessStrength::Weak, pc, cx, out);
     }
 
     /// The operation `op`, issued by `lane` of `warp`, will write the `runs` (with `strength`, other than weak for
@@ -375,12 +383,12 @@ impl Shadow {
     pub fn async_write(
         &mut self,
         runs: &[(u64, u64)],
-        op: OpId,
-        warp: &WarpOrder,
+        op: AsyncOpId,
+        warp: &WarpClocks,
         lane: u32,
-        strength: Strength,
+        strength: AccessStrength,
         pc: u32,
-        cx: &Cx,
+        cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
         self.async_runs::<true>(runs, op, warp, lane, strength, pc, cx, out);
@@ -390,18 +398,18 @@ impl Shadow {
     fn async_runs<const WRITES: bool>(
         &mut self,
         runs: &[(u64, u64)],
-        op: OpId,
-        warp: &WarpOrder,
+        op: AsyncOpId,
+        warp: &WarpClocks,
         lane: u32,
-        strength: Strength,
+        strength: AccessStrength,
         pc: u32,
-        cx: &Cx,
+        cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
         self.make_room();
         let stamp_of = |(start, bytes): (u64, u64)| {
             let lane_wide = bytes.is_power_of_two() && bytes <= 16 && start.is_multiple_of(bytes);
-            Stamp::new(0, if lane_wide { bytes.trailing_zeros() } else { Stamp::RANGE }, false, strength)
+            AccessStamp::new(0, if lane_wide { bytes.trailing_zeros() } else { AccessStamp::RANGE }, false, strength)
         };
         let mut left = runs;
         while let Some(&first) = left.first() {
@@ -409,8 +417,8 @@ impl Shadow {
             let count = left.iter().take_while(|run| stamp_of(**run) == stamp).count();
             let (alike, rest) = left.split_at(count);
             left = rest;
-            let mut view = View::new(self.space, warp, warp.know(lane), cx, op.key(), stamp, pc);
-            let mut memo = Memo::new();
+            let mut check = AccessCheck::new(self.space, warp, warp.clock(lane), cx, op.key(), stamp, pc);
+            let mut cache = TransitionCache::new();
             for (n, &(start, bytes)) in alike.iter().enumerate() {
                 if n % FETCHED == 0 {
                     self.fetch_runs(&alike[n..alike.len().min(n + FETCHED)]);
@@ -419,16 +427,22 @@ impl Shadow {
                 if WRITES {
                     self.initialize(range.clone());
                 } else if !self.is_initialized(range.clone()) {
-                    view.fault = Some(Fault::uninitialized(start));
+                    check.fault = Some(UnattributedConflict::uninitialized(start));
                 }
-                self.async_range::<WRITES>(range, &mut view, &mut memo, lane);
-                view.report(lane, out);
+                self.async_range::<WRITES>(range, &mut check, &mut cache, lane);
+                check.report(lane, out);
             }
         }
     }
 
     #[inline(always)]
-    fn async_range<const WRITES: bool>(&mut self, range: Range<u64>, view: &mut View, memo: &mut Memo, lane: u32) {
+    fn async_range<const WRITES: bool>(
+        &mut self,
+        range: Range<u64>,
+        check: &mut AccessCheck,
+        cache: &mut TransitionCache,
+        lane: u32,
+    ) {
         let mut start = range.start;
         while start < range.end {
             let end = range.end.min((start | (CHUNK - 1)) + 1);
@@ -438,14 +452,14 @@ impl Shadow {
             let count = ((end - start) >> chunk.shift) as usize;
             for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
                 let offset = start + ((step as u64) << chunk.shift);
-                memo.step_async::<WRITES>(view, cell, offset, lane, &mut self.lists);
+                cache.check_cell_async::<WRITES>(check, cell, offset, lane, &mut self.lists);
             }
             start = end;
         }
     }
 
     /// An operation without a seen end that reads or writes bytes of `range`, and where: for checks at a block's exit.
-    pub fn pending(&self, range: Range<u64>, ops: &Ops) -> Option<(OpId, u64)> {
+    pub fn pending(&self, range: Range<u64>, ops: &AsyncOps) -> Option<(AsyncOpId, u64)> {
         let mut start = range.start;
         while start < range.end {
             let end = range.end.min((start | (CHUNK - 1)) + 1);
@@ -464,11 +478,14 @@ impl Shadow {
         None
     }
 
-    fn open_op(&self, cell: &Cell, ops: &Ops) -> Option<OpId> {
-        let open = |key: Key| {
-            (OP_KEY..NOBODY >> 5).contains(&key).then(|| OpId::of_key(key)).filter(|op| !ops.is_resolved(*op))
+    fn open_op(&self, cell: &Cell, ops: &AsyncOps) -> Option<AsyncOpId> {
+        let open = |key: OwnerKey| {
+            (FIRST_OP_KEY..NO_AGENT >> 5)
+                .contains(&key)
+                .then(|| AsyncOpId::of_key(key))
+                .filter(|op| !ops.is_observed(*op))
         };
-        let here = open(cell.writer >> 5).or_else(|| if cell.reader == NOBODY { None } else { open(cell.reader) });
+        let here = open(cell.writer >> 5).or_else(|| if cell.reader == NO_AGENT { None } else { open(cell.reader) });
         here.or_else(|| self.lists.entries(cell.older).find_map(|entry| open(entry.key)))
     }
 
@@ -487,12 +504,12 @@ const FETCHED: usize = 8;
 
 /// An access of a warp's lanes.
 struct Lanes<'a> {
-    warp: &'a WarpOrder,
+    warp: &'a WarpClocks,
     lanes: u32,
     offsets: &'a [u64; LANES],
     bytes: u32,
     /// What it is recorded as: the warp or an operation.
-    key: Key,
-    stamp: Stamp,
+    key: OwnerKey,
+    stamp: AccessStamp,
     pc: u32,
 }

@@ -4,13 +4,13 @@ use super::graph::{Graph, Node, Thread};
 use crate::order::*;
 use std::collections::{BTreeMap, BTreeSet};
 
-const CLUSTERS: Clusters = Clusters { grid: [3, 1, 1], cluster: [2, 1, 1] };
+const CLUSTERS: ClusterLayout = ClusterLayout { grid: [3, 1, 1], cluster: [2, 1, 1] };
 const BLOCKS: u32 = 3;
 const WARPS: u32 = 2;
 /// Lanes that exist, as a mask.
 const ALL: u32 = 0b111;
 const BYTES: u64 = 32;
-const SCOPES: [Strength; 3] = [Strength::Cta, Strength::Cluster, Strength::Gpu];
+const SCOPES: [AccessStrength; 3] = [AccessStrength::Cta, AccessStrength::Cluster, AccessStrength::Gpu];
 
 /// A raw step: which kind, by whom, and numbers that the kind makes something of.
 type Step = (u8, u8, u8, [u8; 4]);
@@ -21,10 +21,10 @@ struct Past {
     node: Node,
     thread: Thread,
     writes: bool,
-    strength: Strength,
+    strength: AccessStrength,
     bytes: (u64, u64),
     /// The operation and lane it belongs to.
-    op: Option<(OpId, u32)>,
+    op: Option<(AsyncOpId, u32)>,
 }
 
 /// A strong write to a location.
@@ -32,29 +32,29 @@ struct Put {
     thread: Thread,
     node: Node,
     releases: bool,
-    scope: Strength,
+    scope: AccessStrength,
     rmw: bool,
-    fences: Vec<(Node, Strength)>,
+    fences: Vec<(Node, AccessStrength)>,
 }
 
 struct World {
-    warps: Vec<WarpOrder>,
+    warps: Vec<WarpClocks>,
     graph: Graph,
-    shadow: Shadow,
-    space: Space,
-    ops: Ops,
-    vars: SyncVars,
+    shadow: ShadowMemory,
+    space: MemorySpace,
+    ops: AsyncOps,
+    vars: SyncLocations,
     past: Vec<Past>,
     spoiled: BTreeSet<u64>,
     written: BTreeSet<u64>,
-    tokens: Vec<Vec<(Know, Node)>>,
+    tokens: Vec<Vec<(VectorClock, Node)>>,
     phase: u32,
-    ends: BTreeMap<(OpId, u32), Vec<Node>>,
-    open: Vec<(OpId, usize, u32)>,
+    ends: BTreeMap<(AsyncOpId, u32), Vec<Node>>,
+    open: Vec<(AsyncOpId, usize, u32)>,
     puts: BTreeMap<u64, Vec<Put>>,
-    fences: BTreeMap<Thread, Vec<(Node, Strength)>>,
+    fences: BTreeMap<Thread, Vec<(Node, AccessStrength)>>,
     /// Strong reads: what they observed, first nodes with scope and block.
-    observed: BTreeMap<Thread, Vec<(Node, Strength, u32)>>,
+    observed: BTreeMap<Thread, Vec<(Node, AccessStrength, u32)>>,
     /// Which accesses this history prefers.
     taste: u8,
     conflicts: usize,
@@ -63,15 +63,16 @@ struct World {
 }
 
 impl World {
-    fn new(space: Space, initialized: bool, taste: u8) -> World {
-        let warps = (0..BLOCKS * WARPS).map(|w| WarpOrder::new(w / WARPS, w % WARPS, ALL, Know::nothing(w / WARPS)));
+    fn new(space: MemorySpace, initialized: bool, taste: u8) -> World {
+        let warps =
+            (0..BLOCKS * WARPS).map(|w| WarpClocks::new(w / WARPS, w % WARPS, ALL, VectorClock::empty(w / WARPS)));
         World {
             warps: warps.collect(),
             graph: Graph::default(),
-            shadow: Shadow::new(space, BYTES, initialized),
+            shadow: ShadowMemory::new(space, BYTES, initialized),
             space,
-            ops: Ops::new(),
-            vars: SyncVars::new(),
+            ops: AsyncOps::new(),
+            vars: SyncLocations::new(),
             past: Vec::new(),
             spoiled: BTreeSet::new(),
             written: if initialized { (0..BYTES).collect() } else { BTreeSet::new() },
@@ -176,15 +177,15 @@ impl World {
     }
 
     fn release_token(&mut self, w: usize, lanes: u32, n: [u8; 4]) {
-        let know = self.warps[w].release(lanes);
+        let clock = self.warps[w].release(lanes);
         let before: Vec<Node> = Self::each(lanes).map(|lane| self.graph.event(Self::thread(w, lane), &[])).collect();
         let node = self.graph.node(&before);
-        self.tokens[n[0] as usize % 2].push((know, node));
+        self.tokens[n[0] as usize % 2].push((clock, node));
     }
 
     fn acquire_token(&mut self, w: usize, lanes: u32, n: [u8; 4]) {
-        for (know, node) in &self.tokens[n[0] as usize % 2] {
-            self.warps[w].acquire(lanes, know);
+        for (clock, node) in &self.tokens[n[0] as usize % 2] {
+            self.warps[w].acquire(lanes, clock);
             Self::each(lanes).for_each(|lane| _ = self.graph.event(Self::thread(w, lane), &[*node]));
         }
     }
@@ -204,7 +205,7 @@ impl World {
             self.fences.entry(thread).or_default().push((node, scope));
             let mut acquired = Vec::new();
             for &(first, of, block) in self.observed.entry(thread).or_default().iter() {
-                if scope.min(of) >= CLUSTERS.between(block, thread.0) {
+                if scope.min(of) >= CLUSTERS.common_scope(block, thread.0) {
                     acquired.push(first);
                 }
             }
@@ -216,33 +217,36 @@ impl World {
     fn strong(&mut self, w: usize, lanes: u32, n: [u8; 4], writes: bool) {
         let (lane, address) = (lanes.trailing_zeros(), n[0] as u64 % 2);
         let scope = SCOPES[n[1] as usize % 3].max(SCOPES[n[1] as usize / 3 % 3]);
-        let sem = [Sem::Relaxed, Sem::Acquire, Sem::Release, Sem::AcqRel][n[2] as usize % 4];
+        let sem =
+            [MemorySemantics::Relaxed, MemorySemantics::Acquire, MemorySemantics::Release, MemorySemantics::AcqRel]
+                [n[2] as usize % 4];
         let rmw = writes && !n[3].is_multiple_of(3);
         let thread = Self::thread(w, lane);
         if rmw || !writes {
             self.vars.on_strong_read(address, &mut self.warps[w], lane, sem, scope, &CLUSTERS);
-            let acquired = self.observe(thread, address, matches!(sem, Sem::Acquire | Sem::AcqRel), scope);
+            let acquired =
+                self.observe(thread, address, matches!(sem, MemorySemantics::Acquire | MemorySemantics::AcqRel), scope);
             self.graph.event(thread, &acquired);
         }
         if writes {
             self.vars.on_strong_write(address, &mut self.warps[w], lane, sem, scope, rmw, &CLUSTERS);
             let node = self.graph.event(thread, &[]);
             let fences = self.fences.get(&thread).cloned().unwrap_or_default();
-            let releases = matches!(sem, Sem::Release | Sem::AcqRel);
+            let releases = matches!(sem, MemorySemantics::Release | MemorySemantics::AcqRel);
             self.puts.entry(address).or_default().push(Put { thread, node, releases, scope, rmw, fences });
         }
     }
 
     /// First nodes of the release patterns that a read of `address` observes and acquires at once; the others are noted for
     /// later fences.
-    fn observe(&mut self, thread: Thread, address: u64, acquires: bool, scope: Strength) -> Vec<Node> {
+    fn observe(&mut self, thread: Thread, address: u64, acquires: bool, scope: AccessStrength) -> Vec<Node> {
         let puts = self.puts.entry(address).or_default();
         let (mut at, mut reader) = (puts.len(), (thread.0, scope));
-        let mut firsts: Vec<(Node, Strength, u32)> = Vec::new();
+        let mut firsts: Vec<(Node, AccessStrength, u32)> = Vec::new();
         while at > 0 {
             at -= 1;
             let put = &puts[at];
-            if put.scope.min(reader.1) < CLUSTERS.between(put.thread.0, reader.0) {
+            if put.scope.min(reader.1) < CLUSTERS.common_scope(put.thread.0, reader.0) {
                 break;
             }
             firsts.extend(put.fences.iter().map(|&(node, scope)| (node, scope, put.thread.0)));
@@ -253,17 +257,19 @@ impl World {
             }
             reader = (put.thread.0, put.scope);
         }
-        let reaches = |&(_, of, block): &(Node, Strength, u32)| scope.min(of) >= CLUSTERS.between(block, thread.0);
+        let reaches =
+            |&(_, of, block): &(Node, AccessStrength, u32)| scope.min(of) >= CLUSTERS.common_scope(block, thread.0);
         let now = firsts.iter().filter(|first| acquires && reaches(first)).map(|first| first.0).collect();
         self.observed.entry(thread).or_default().extend(firsts);
         now
     }
 
     fn start_op(&mut self, w: usize, lanes: u32, n: [u8; 4]) {
-        let kind = [OpKind::Copy, OpKind::Bulk, OpKind::Reduce, OpKind::Matrix][n[0] as usize % 4];
-        let strength = if kind == OpKind::Reduce { Strength::Gpu } else { Strength::Weak };
+        let kind =
+            [AsyncOpKind::CpAsync, AsyncOpKind::BulkCopy, AsyncOpKind::Reduce, AsyncOpKind::Wgmma][n[0] as usize % 4];
+        let strength = if kind == AsyncOpKind::Reduce { AccessStrength::Gpu } else { AccessStrength::Weak };
         let reads = n[0] >> 2 & 1 != 0;
-        let lanes = if kind == OpKind::Copy { lanes } else { 1 << lanes.trailing_zeros() };
+        let lanes = if kind == AsyncOpKind::CpAsync { lanes } else { 1 << lanes.trailing_zeros() };
         let op = self.ops.start(kind, &self.warps[w], lanes, 7);
         for lane in Self::each(lanes) {
             let thread = Self::thread(w, lane);
@@ -271,14 +277,14 @@ impl World {
             let start = (n[1] as u64 + 4 * lane as u64) % BYTES;
             let bytes = (start, (start + 1 + n[2] as u64 % 8).min(BYTES));
             let mut out = Vec::new();
-            let cx = Cx { ops: &self.ops, clusters: &CLUSTERS };
+            let cx = CheckContext { ops: &self.ops, clusters: &CLUSTERS };
             let run = (bytes.0, bytes.1 - bytes.0);
             if reads {
                 self.shadow.async_read(&[run], op, &self.warps[w], lane, 7, &cx, &mut out);
             } else {
                 self.shadow.async_write(&[run], op, &self.warps[w], lane, strength, 7, &cx, &mut out);
             }
-            let strength = if reads { Strength::Weak } else { strength };
+            let strength = if reads { AccessStrength::Weak } else { strength };
             let mine = Past { node, thread, writes: !reads, strength, bytes, op: Some((op, lane)) };
             self.compare(mine, reads, out.first());
         }
@@ -292,7 +298,7 @@ impl World {
         }
         let (op, w, lanes) = self.open.swap_remove(n[0] as usize % self.open.len());
         if n[1].is_multiple_of(2) {
-            self.ops.resolve_lanes(op, &self.warps[w], lanes);
+            self.ops.mark_observed_by_lanes(op, &self.warps[w], lanes);
             for lane in Self::each(lanes) {
                 let node = self.graph.event(Self::thread(w, lane), &[]);
                 self.ends.entry((op, lane)).or_default().push(node);
@@ -301,25 +307,25 @@ impl World {
         }
         self.phase += 1;
         let token = n[2] as usize % 2;
-        let agent = Agent::of_virtual(w as u32 / WARPS, 5 + token as u32);
-        self.ops.resolve(op, agent, self.phase);
-        let mut know = self.warps[w].release(lanes);
-        know.learn(agent, self.phase);
+        let agent = Agent::virtual_agent(w as u32 / WARPS, 5 + token as u32);
+        self.ops.mark_observed(op, agent, self.phase);
+        let mut clock = self.warps[w].release(lanes);
+        clock.learn(agent, self.phase);
         let before: Vec<Node> = Self::each(lanes).map(|lane| self.graph.event(Self::thread(w, lane), &[])).collect();
         let node = self.graph.node(&before);
         // Who knows a phase knows those before it: as of an mbarrier.
         let mut earlier: Vec<Node> = self.tokens[token].iter().map(|t| t.1).collect();
         earlier.push(node);
         let node = self.graph.node(&earlier);
-        self.tokens[token].iter().for_each(|(old, _)| know.join(old));
+        self.tokens[token].iter().for_each(|(old, _)| clock.join(old));
         Self::each(lanes).for_each(|lane| self.ends.entry((op, lane)).or_default().push(node));
-        self.tokens[token] = vec![(know, node)];
+        self.tokens[token] = vec![(clock, node)];
     }
 
     fn access(&mut self, w: usize, lanes: u32, n: [u8; 4]) {
         let (access, mut strength) = self.choose(n);
-        if access == Access::Atomic {
-            strength = strength.max(Strength::Cta);
+        if access == AccessKind::Atomic {
+            strength = strength.max(AccessStrength::Cta);
         }
         let bytes = [4, 4, 4, 2, 1, 8, 16][n[2] as usize % 7];
         let n = if self.taste == 4 { [n[0], n[1], n[2], n[3] % 4] } else { n };
@@ -329,29 +335,43 @@ impl World {
             *offset = (n[3] as u64 / 4 * bytes + lane as u64 * stride) / bytes * bytes % BYTES;
         }
         let mut out = Vec::new();
-        let cx = Cx { ops: &self.ops, clusters: &CLUSTERS };
+        let cx = CheckContext { ops: &self.ops, clusters: &CLUSTERS };
         self.shadow.access(access, &self.warps[w], lanes, &offsets, bytes as u32, strength, 3, &cx, &mut out);
         let in_order: Vec<u32> = self.warps[w].parts().flat_map(|(mask, _)| Self::each(mask & lanes)).collect();
         for lane in in_order {
             let thread = Self::thread(w, lane);
             let node = self.graph.event(thread, &[]);
             let start = offsets[lane as usize];
-            let writes = access != Access::Read;
+            let writes = access != AccessKind::Read;
             let mine = Past { node, thread, writes, strength, bytes: (start, start + bytes), op: None };
             let found: Vec<&Conflict> = out.iter().filter(|conflict| conflict.lane == lane).collect();
             assert!(found.len() <= 1, "more than one conflict for lane {lane}");
-            self.compare(mine, access != Access::Write, found.first().copied());
+            self.compare(mine, access != AccessKind::Write, found.first().copied());
         }
     }
 
     /// By taste: anything, mostly reads, mostly strong accesses, weak ones only, reads of one place, operations and fences.
-    fn choose(&self, n: [u8; 4]) -> (Access, Strength) {
-        let anything = [Access::Read, Access::Write, Access::Read, Access::Write, Access::Atomic];
-        let reads = [Access::Read, Access::Read, Access::Read, Access::Read, Access::Write];
+    fn choose(&self, n: [u8; 4]) -> (AccessKind, AccessStrength) {
+        let anything = [AccessKind::Read, AccessKind::Write, AccessKind::Read, AccessKind::Write, AccessKind::Atomic];
+        let reads = [AccessKind::Read, AccessKind::Read, AccessKind::Read, AccessKind::Read, AccessKind::Write];
         let access = [anything, reads, anything, anything, reads, anything][self.taste as usize][n[0] as usize % 5];
-        let mixed = [Strength::Weak, Strength::Weak, Strength::Weak, Strength::Cta, Strength::Cluster, Strength::Gpu];
-        let strong = [Strength::Gpu, Strength::Gpu, Strength::Gpu, Strength::Cta, Strength::Cluster, Strength::Weak];
-        let weak = [Strength::Weak; 6];
+        let mixed = [
+            AccessStrength::Weak,
+            AccessStrength::Weak,
+            AccessStrength::Weak,
+            AccessStrength::Cta,
+            AccessStrength::Cluster,
+            AccessStrength::Gpu,
+        ];
+        let strong = [
+            AccessStrength::Gpu,
+            AccessStrength::Gpu,
+            AccessStrength::Gpu,
+            AccessStrength::Cta,
+            AccessStrength::Cluster,
+            AccessStrength::Weak,
+        ];
+        let weak = [AccessStrength::Weak; 6];
         let strength = [mixed, mixed, strong, weak, mixed, weak][self.taste as usize][n[1] as usize % 6];
         (access, strength)
     }
@@ -365,7 +385,7 @@ impl World {
                 kinds.insert("uninitialized");
             }
             kinds.extend(self.past.iter().filter_map(|old| self.judge(&mine, old)));
-            // Reads that lack a fence are the least of faults, which the graph does not know.
+            // Reads that lack a fence are the least of faults, which the graph does not clock.
             let found = found.filter(|conflict| conflict.kind != ConflictKind::ProxyRead);
             let kind = found.map(|conflict| match conflict.kind {
                 ConflictKind::Uninitialized => "uninitialized",
@@ -403,7 +423,7 @@ impl World {
         }
         let through_async = |past: &Past| past.op.is_some_and(|(op, _)| self.ops.kind(op).is_async_proxy());
         let weakest = mine.strength.min(old.strength);
-        let strong = weakest != Strength::Weak && weakest >= CLUSTERS.between(mine.thread.0, old.thread.0);
+        let strong = weakest != AccessStrength::Weak && weakest >= CLUSTERS.common_scope(mine.thread.0, old.thread.0);
         let seen: Vec<Node> = match old.op {
             None => vec![old.node],
             Some(end) => self.ends.get(&end).cloned().unwrap_or_default(),
@@ -433,7 +453,7 @@ fn run(seed: u64, steps: usize) -> (usize, usize) {
         state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 8
     };
     let head = random();
-    let space = if head & 1 != 0 { Space::Shared } else { Space::Global };
+    let space = if head & 1 != 0 { MemorySpace::Shared } else { MemorySpace::Global };
     let mut world = World::new(space, head & 6 != 0, (head >> 3) as u8);
     (0..steps).for_each(|_| world.step(random_step(&mut random)));
     (world.conflicts, world.ordered)

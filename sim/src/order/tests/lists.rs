@@ -1,7 +1,7 @@
 //! Lists of older accesses lose only what a later access of the same lanes stands for.
 
-use crate::order::chain::{Chains, Entry};
-use crate::order::{Stamp, Strength};
+use crate::order::access_lists::{AccessLists, AccessRecord};
+use crate::order::{AccessStamp, AccessStrength};
 use std::collections::HashMap;
 
 #[test]
@@ -13,16 +13,16 @@ fn a_list_keeps_every_lanes_last_access_and_stays_short() {
         state ^= state << 17;
         (state >> 11) as u32 % below as u32
     };
-    let mut chains = Chains::default();
+    let mut chains = AccessLists::default();
     let (mut list, mut last) = (0, HashMap::new());
     for epoch in 1..2000 {
         let (key, mask) = (random(7), [0b1, 0b10, 0b11, 0b1][random(4) as usize]);
-        let stamp = Stamp::new(epoch, 2, false, Strength::Weak);
-        list = chains.push(list, &Entry { key, stamp, mask, pc: random(3), write: false });
+        let stamp = AccessStamp::new(epoch, 2, false, AccessStrength::Weak);
+        list = chains.push(list, &AccessRecord { key, stamp, mask, pc: random(3), write: false });
         (0..2).filter(|lane| mask >> lane & 1 != 0).for_each(|lane| _ = last.insert((key, lane), epoch));
         for (&(key, lane), &epoch) in &last {
             let stands =
-                |entry: &Entry| entry.key == key && entry.mask >> lane & 1 != 0 && entry.stamp.epoch() == epoch;
+                |entry: &AccessRecord| entry.key == key && entry.mask >> lane & 1 != 0 && entry.stamp.epoch() == epoch;
             assert!(chains.entries(list).any(stands), "warp {key}, lane {lane}, epoch {epoch} is lost");
         }
         assert!(chains.entries(list).count() <= 7 * 3, "{} entries", chains.entries(list).count());

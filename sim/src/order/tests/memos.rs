@@ -1,18 +1,18 @@
 //! What is remembered of cells that were alike makes no difference: against shadows that remember nothing.
 
-use crate::order::memo::FORGETFUL;
+use crate::order::transition_cache::CACHES_DISABLED;
 use crate::order::*;
 
-const CLUSTERS: Clusters = Clusters::NONE;
+const CLUSTERS: ClusterLayout = ClusterLayout::NONE;
 const ALL: u32 = u32::MAX;
 const BYTES: u64 = 16384;
 
 /// Two shadows told the same, one of which remembers.
 struct Twins {
-    warps: Vec<WarpOrder>,
-    ops: Ops,
-    open: Vec<(OpId, usize)>,
-    shadows: [Shadow; 2],
+    warps: Vec<WarpClocks>,
+    ops: AsyncOps,
+    open: Vec<(AsyncOpId, usize)>,
+    shadows: [ShadowMemory; 2],
     state: u64,
 }
 
@@ -34,57 +34,59 @@ impl Twins {
         })
     }
 
-    fn both(&mut self, tell: impl Fn(&mut Shadow, &[WarpOrder], &Cx, &mut Vec<Conflict>)) -> usize {
+    fn both(&mut self, tell: impl Fn(&mut ShadowMemory, &[WarpClocks], &CheckContext, &mut Vec<Conflict>)) -> usize {
         let mut found = [Vec::new(), Vec::new()];
         for (n, (shadow, found)) in self.shadows.iter_mut().zip(&mut found).enumerate() {
-            FORGETFUL.set(n == 1);
-            tell(shadow, &self.warps, &Cx { ops: &self.ops, clusters: &CLUSTERS }, found);
+            CACHES_DISABLED.set(n == 1);
+            tell(shadow, &self.warps, &CheckContext { ops: &self.ops, clusters: &CLUSTERS }, found);
         }
-        FORGETFUL.set(false);
+        CACHES_DISABLED.set(false);
         assert_eq!(found[0], found[1]);
         found[0].len()
     }
 
     fn act(&mut self) -> usize {
         let (w, pc) = (self.random(8) as usize, self.random(6) as u32);
-        let access = if self.random(2) == 0 { Access::Read } else { Access::Write };
+        let access = if self.random(2) == 0 { AccessKind::Read } else { AccessKind::Write };
         match self.random(9) {
             0 | 1 => {
                 let (rows, lanes) = (self.rows(), [ALL, ALL, 0xffff, 0xff][self.random(4) as usize]);
-                self.both(|shadow, warps, cx, out| shadow.read_rows(&warps[w], lanes, &rows, pc, cx, out))
+                self.both(|shadow, warps, cx, out| shadow.read_matrix_rows(&warps[w], lanes, &rows, pc, cx, out))
             }
             2 | 3 => {
                 let (rows, bytes) = (self.rows(), [16, 16, 8][self.random(3) as usize]);
-                let op = self.start(OpKind::Copy, w, ALL);
+                let op = self.start(AsyncOpKind::CpAsync, w, ALL);
                 self.both(|shadow, warps, cx, out| {
                     shadow.async_lanes(access, op, &warps[w], ALL, &rows, bytes, pc, cx, out);
                 })
             }
             4 | 5 => {
-                let kind = [OpKind::Bulk, OpKind::Tensor, OpKind::Reduce, OpKind::Store][self.random(4) as usize];
-                let strength = if kind == OpKind::Reduce { Strength::Gpu } else { Strength::Weak };
+                let kind = [AsyncOpKind::BulkCopy, AsyncOpKind::TensorCopy, AsyncOpKind::Reduce, AsyncOpKind::StAsync]
+                    [self.random(4) as usize];
+                let strength = if kind == AsyncOpKind::Reduce { AccessStrength::Gpu } else { AccessStrength::Weak };
                 let (bytes, runs) = ([16, 32, 128, 2048][self.random(4) as usize], self.random(4) as usize + 1);
                 let rows = self.rows();
                 let runs: Vec<(u64, u64)> =
                     (0..runs).map(|n| (rows[8 * n] / bytes * bytes, bytes)).filter(|r| r.0 + r.1 <= BYTES).collect();
                 let op = self.start(kind, w, 1);
                 self.both(|shadow, warps, cx, out| match access {
-                    Access::Read => shadow.async_read(&runs, op, &warps[w], 0, pc, cx, out),
+                    AccessKind::Read => shadow.async_read(&runs, op, &warps[w], 0, pc, cx, out),
                     _ => shadow.async_write(&runs, op, &warps[w], 0, strength, pc, cx, out),
                 })
             }
             6 => {
                 let start = self.random(8) * 1024;
                 let runs: Vec<(u64, u64)> = (0..64).map(|line| (start + 128 * line, 32)).collect();
-                let op = self.start(OpKind::Matrix, w, ALL);
+                let op = self.start(AsyncOpKind::Wgmma, w, ALL);
                 self.both(|shadow, warps, cx, out| {
-                    let mut writers = Writers::default();
-                    shadow.read_operand(&runs, op, &warps[w], 0, pc, cx, &mut writers, out);
-                    shadow.recheck_operand(&writers, op, &warps[w ^ 1], 0, pc, cx, out);
+                    let mut writers = OperandWriters::default();
+                    shadow.read_wgmma_operand(&runs, op, &warps[w], 0, pc, cx, &mut writers, out);
+                    shadow.recheck_wgmma_operand(&writers, op, &warps[w ^ 1], 0, pc, cx, out);
                 })
             }
             _ => {
-                let (rows, strength) = (self.rows(), if self.random(4) == 0 { Strength::Gpu } else { Strength::Weak });
+                let (rows, strength) =
+                    (self.rows(), if self.random(4) == 0 { AccessStrength::Gpu } else { AccessStrength::Weak });
                 self.both(|shadow, warps, cx, out| {
                     shadow.access(access, &warps[w], ALL, &rows, 16, strength, pc, cx, out);
                 })
@@ -92,7 +94,7 @@ impl Twins {
         }
     }
 
-    fn start(&mut self, kind: OpKind, w: usize, lanes: u32) -> OpId {
+    fn start(&mut self, kind: AsyncOpKind, w: usize, lanes: u32) -> AsyncOpId {
         let op = self.ops.start(kind, &self.warps[w], lanes, 3);
         self.open.push((op, w));
         op
@@ -102,7 +104,7 @@ impl Twins {
     fn order(&mut self) {
         if self.random(4) != 0 {
             for (op, w) in std::mem::take(&mut self.open) {
-                self.ops.resolve_lanes(op, &self.warps[w], ALL);
+                self.ops.mark_observed_by_lanes(op, &self.warps[w], ALL);
             }
         }
         if self.random(2) == 0 {
@@ -113,8 +115,8 @@ impl Twins {
             let meet = 2 + self.random(7) as usize;
             barrier(&mut self.warps[..meet].iter_mut().map(|w| (w, ALL, ALL)).collect::<Vec<_>>());
         } else if self.random(4) == 0 {
-            let (w, know) = (self.random(8) as usize, self.warps[0].release(ALL));
-            self.warps[w].acquire(0xf0, &know);
+            let (w, clock) = (self.random(8) as usize, self.warps[0].release(ALL));
+            self.warps[w].acquire(0xf0, &clock);
         }
     }
 
@@ -124,20 +126,20 @@ impl Twins {
         let (pitch, start) = (128 << self.random(3), self.random(4) * 4096);
         let rows =
             std::array::from_fn(|lane| (start + lane as u64 / units * pitch + 16 * (lane as u64 % units)) % BYTES);
-        let op = self.start(OpKind::Copy, w, ALL);
+        let op = self.start(AsyncOpKind::CpAsync, w, ALL);
         self.both(|shadow, warps, cx, out| {
-            shadow.async_lanes(Access::Read, op, &warps[w], ALL, &rows, 16, pc, cx, out);
+            shadow.async_lanes(AccessKind::Read, op, &warps[w], ALL, &rows, 16, pc, cx, out);
         });
     }
 
     /// Whoever knows nothing conflicts with all that is recorded.
     fn meet_a_stranger(&mut self) {
-        self.warps.push(WarpOrder::new(1, 0, ALL, Know::nothing(1)));
+        self.warps.push(WarpClocks::new(1, 0, ALL, VectorClock::empty(1)));
         for start in (0..BYTES).step_by(512) {
             let rows = std::array::from_fn(|lane| start + 16 * lane as u64);
-            for access in [Access::Read, Access::Write] {
+            for access in [AccessKind::Read, AccessKind::Write] {
                 self.both(|shadow, warps, cx, out| {
-                    shadow.access(access, &warps[8], ALL, &rows, 16, Strength::Weak, 9, cx, out);
+                    shadow.access(access, &warps[8], ALL, &rows, 16, AccessStrength::Weak, 9, cx, out);
                 });
             }
         }
@@ -149,10 +151,10 @@ impl Twins {
 fn rows_of_lanes_are_as_good_as_lanes() {
     let (mut turned, mut conflicts) = (0, 0);
     for seed in 1..400u64 {
-        let warps = (0..8).map(|w| WarpOrder::new(0, w, ALL, Know::nothing(0))).collect();
-        let shadow = Shadow::new(Space::Global, BYTES, true);
+        let warps = (0..8).map(|w| WarpClocks::new(0, w, ALL, VectorClock::empty(0))).collect();
+        let shadow = ShadowMemory::new(MemorySpace::Global, BYTES, true);
         let (shadows, state) = ([shadow.clone(), shadow], seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let mut twins = Twins { warps, ops: Ops::new(), open: Vec::new(), shadows, state };
+        let mut twins = Twins { warps, ops: AsyncOps::new(), open: Vec::new(), shadows, state };
         for _ in 0..1 + seed % 16 {
             if twins.random(3) == 0 {
                 twins.order();
@@ -174,10 +176,10 @@ fn rows_of_lanes_are_as_good_as_lanes() {
 fn remembering_makes_no_difference() {
     let (mut conflicts, mut clean) = (0, 0);
     for seed in 1..400u64 {
-        let warps = (0..8).map(|w| WarpOrder::new(0, w, ALL, Know::nothing(0))).collect();
-        let shadow = Shadow::new(Space::Shared, BYTES, !seed.is_multiple_of(3));
+        let warps = (0..8).map(|w| WarpClocks::new(0, w, ALL, VectorClock::empty(0))).collect();
+        let shadow = ShadowMemory::new(MemorySpace::Shared, BYTES, !seed.is_multiple_of(3));
         let (shadows, state) = ([shadow.clone(), shadow], seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let mut twins = Twins { warps, ops: Ops::new(), open: Vec::new(), shadows, state };
+        let mut twins = Twins { warps, ops: AsyncOps::new(), open: Vec::new(), shadows, state };
         for _ in 0..60 {
             if twins.random(2) == 0 {
                 twins.order();

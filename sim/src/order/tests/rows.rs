@@ -2,14 +2,14 @@
 
 use crate::order::*;
 
-const CLUSTERS: Clusters = Clusters::NONE;
+const CLUSTERS: ClusterLayout = ClusterLayout::NONE;
 
 /// Two shadows told the same, one by whole warps, one by two halves.
 struct Twins {
-    warps: Vec<WarpOrder>,
-    ops: Ops,
-    whole: Shadow,
-    halves: Shadow,
+    warps: Vec<WarpClocks>,
+    ops: AsyncOps,
+    whole: ShadowMemory,
+    halves: ShadowMemory,
     state: u64,
 }
 
@@ -22,17 +22,18 @@ impl Twins {
     }
 
     fn access(&mut self) -> usize {
-        let access = [Access::Read, Access::Read, Access::Write, Access::Atomic][self.random(4) as usize];
+        let access =
+            [AccessKind::Read, AccessKind::Read, AccessKind::Write, AccessKind::Atomic][self.random(4) as usize];
         let bytes = [4, 4, 4, 16, 8, 2, 1][self.random(7) as usize];
         let stride = if self.random(4) == 0 { 0 } else { bytes };
         let start = self.random(16) * 512 / bytes * bytes;
         let offsets = std::array::from_fn(|lane| start + lane as u64 * stride);
-        let strength = [Strength::Weak, Strength::Weak, Strength::Gpu][self.random(3) as usize];
+        let strength = [AccessStrength::Weak, AccessStrength::Weak, AccessStrength::Gpu][self.random(3) as usize];
         let w = self.random(self.warps.len() as u64) as usize;
-        let as_op = access != Access::Atomic && self.random(4) == 0;
-        let op = as_op.then(|| self.ops.start(OpKind::Copy, &self.warps[w], u32::MAX, 1));
-        let (bytes, warp, cx) = (bytes as u32, &self.warps[w], Cx { ops: &self.ops, clusters: &CLUSTERS });
-        let tell = |shadow: &mut Shadow, lanes: u32, out: &mut Vec<Conflict>| match op {
+        let as_op = access != AccessKind::Atomic && self.random(4) == 0;
+        let op = as_op.then(|| self.ops.start(AsyncOpKind::CpAsync, &self.warps[w], u32::MAX, 1));
+        let (bytes, warp, cx) = (bytes as u32, &self.warps[w], CheckContext { ops: &self.ops, clusters: &CLUSTERS });
+        let tell = |shadow: &mut ShadowMemory, lanes: u32, out: &mut Vec<Conflict>| match op {
             Some(op) => shadow.async_lanes(access, op, warp, lanes, &offsets, bytes, 1, &cx, out),
             None => shadow.access(access, warp, lanes, &offsets, bytes, strength, 1, &cx, out),
         };
@@ -44,7 +45,7 @@ impl Twins {
         if let Some(op) = op
             && self.random(2) == 0
         {
-            self.ops.resolve_lanes(op, &self.warps[w], u32::MAX);
+            self.ops.mark_observed_by_lanes(op, &self.warps[w], u32::MAX);
         }
         whole.len()
     }
@@ -54,15 +55,15 @@ impl Twins {
 fn rows_are_as_lanes() {
     let (mut conflicts, mut clean) = (0, 0);
     for seed in 1..150u64 {
-        let warps = (0..4).map(|w| WarpOrder::new(w / 2, w % 2, u32::MAX, Know::nothing(w / 2))).collect();
-        let shadow = Shadow::new(Space::Global, 8192 + 512, !seed.is_multiple_of(3));
+        let warps = (0..4).map(|w| WarpClocks::new(w / 2, w % 2, u32::MAX, VectorClock::empty(w / 2))).collect();
+        let shadow = ShadowMemory::new(MemorySpace::Global, 8192 + 512, !seed.is_multiple_of(3));
         let state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mut twins = Twins { warps, ops: Ops::new(), whole: shadow.clone(), halves: shadow, state };
+        let mut twins = Twins { warps, ops: AsyncOps::new(), whole: shadow.clone(), halves: shadow, state };
         for _ in 0..40 {
             if twins.random(2) == 0 {
                 barrier(&mut twins.warps[..2].iter_mut().map(|w| (w, u32::MAX, u32::MAX)).collect::<Vec<_>>());
-                let know = twins.warps[0].release(u32::MAX);
-                twins.warps[2].acquire(u32::MAX, &know);
+                let clock = twins.warps[0].release(u32::MAX);
+                twins.warps[2].acquire(u32::MAX, &clock);
             }
             let found = twins.access();
             conflicts += found;

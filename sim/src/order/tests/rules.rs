@@ -2,59 +2,59 @@
 
 use crate::order::*;
 
-const CLUSTERS: Clusters = Clusters { grid: [4, 1, 1], cluster: [2, 1, 1] };
+const CLUSTERS: ClusterLayout = ClusterLayout { grid: [4, 1, 1], cluster: [2, 1, 1] };
 const ALL: u32 = u32::MAX;
 const RACE: ConflictKind = ConflictKind::Race { two_stores: false };
 
 /// Warps 0 and 1 of blocks 0 to 3 before one allocation.
 struct Stage {
-    warps: Vec<WarpOrder>,
-    ops: Ops,
-    shadow: Shadow,
+    warps: Vec<WarpClocks>,
+    ops: AsyncOps,
+    shadow: ShadowMemory,
 }
 
 impl Stage {
     fn new(initialized: bool) -> Stage {
-        let warps = (0..8).map(|w| WarpOrder::new(w / 2, w % 2, ALL, Know::nothing(w / 2))).collect();
-        Stage { warps, ops: Ops::new(), shadow: Shadow::new(Space::Shared, 8192, initialized) }
+        let warps = (0..8).map(|w| WarpClocks::new(w / 2, w % 2, ALL, VectorClock::empty(w / 2))).collect();
+        Stage { warps, ops: AsyncOps::new(), shadow: ShadowMemory::new(MemorySpace::Shared, 8192, initialized) }
     }
 
     /// One lane of warp `w` accesses `bytes` at `offset`.
     fn act(
         &mut self,
-        access: Access,
+        access: AccessKind,
         w: usize,
         lane: u32,
         offset: u64,
         bytes: u32,
-        strength: Strength,
+        strength: AccessStrength,
     ) -> Option<ConflictKind> {
         let mut out = Vec::new();
-        let cx = Cx { ops: &self.ops, clusters: &CLUSTERS };
+        let cx = CheckContext { ops: &self.ops, clusters: &CLUSTERS };
         self.shadow.access(access, &self.warps[w], 1 << lane, &[offset; 32], bytes, strength, w as u32, &cx, &mut out);
         assert!(out.len() <= 1);
         out.first().map(|conflict| conflict.kind)
     }
 
     fn read(&mut self, w: usize, lane: u32, offset: u64) -> Option<ConflictKind> {
-        self.act(Access::Read, w, lane, offset, 4, Strength::Weak)
+        self.act(AccessKind::Read, w, lane, offset, 4, AccessStrength::Weak)
     }
 
     fn write(&mut self, w: usize, lane: u32, offset: u64) -> Option<ConflictKind> {
-        self.act(Access::Write, w, lane, offset, 4, Strength::Weak)
+        self.act(AccessKind::Write, w, lane, offset, 4, AccessStrength::Weak)
     }
 
-    fn atomic(&mut self, w: usize, lane: u32, offset: u64, strength: Strength) -> Option<ConflictKind> {
-        self.act(Access::Atomic, w, lane, offset, 4, strength)
+    fn atomic(&mut self, w: usize, lane: u32, offset: u64, strength: AccessStrength) -> Option<ConflictKind> {
+        self.act(AccessKind::Atomic, w, lane, offset, 4, strength)
     }
 
     /// Lane 0 of warp `w` starts an operation on 64 bytes at `offset`.
-    fn start(&mut self, kind: OpKind, reads: bool, w: usize, offset: u64) -> (OpId, Option<ConflictKind>) {
+    fn start(&mut self, kind: AsyncOpKind, reads: bool, w: usize, offset: u64) -> (AsyncOpId, Option<ConflictKind>) {
         let op = self.ops.start(kind, &self.warps[w], 1, 9);
-        let strength = if kind == OpKind::Reduce { Strength::Gpu } else { Strength::Weak };
+        let strength = if kind == AsyncOpKind::Reduce { AccessStrength::Gpu } else { AccessStrength::Weak };
         let mut out = Vec::new();
         let (warp, run) = (&self.warps[w], (offset, 64));
-        let cx = Cx { ops: &self.ops, clusters: &CLUSTERS };
+        let cx = CheckContext { ops: &self.ops, clusters: &CLUSTERS };
         if reads {
             self.shadow.async_read(&[run], op, warp, 0, 9, &cx, &mut out);
         } else {
@@ -63,8 +63,8 @@ impl Stage {
         (op, out.first().map(|conflict| conflict.kind))
     }
 
-    fn wait(&mut self, op: OpId, w: usize) {
-        self.ops.resolve_lanes(op, &self.warps[w], 1);
+    fn wait(&mut self, op: AsyncOpId, w: usize) {
+        self.ops.mark_observed_by_lanes(op, &self.warps[w], 1);
     }
 
     fn meet(&mut self, block: usize) {
@@ -111,10 +111,10 @@ fn lanes_that_exited_take_no_part_in_a_barrier() {
 
 #[test]
 fn a_barrier_in_a_warp_of_few_threads_is_whole() {
-    let mut few = WarpOrder::new(0, 1, 0b111, Know::nothing(0));
-    let mut all = WarpOrder::new(0, 0, ALL, Know::nothing(0));
+    let mut few = WarpClocks::new(0, 1, 0b111, VectorClock::empty(0));
+    let mut all = WarpClocks::new(0, 0, ALL, VectorClock::empty(0));
     barrier(&mut [(&mut few, 0b111, 0b111), (&mut all, ALL, ALL)]);
-    assert!(all.know(5).knows(Agent::thread(0, 34), 1));
+    assert!(all.clock(5).knows(Agent::thread(0, 34), 1));
     assert_eq!(few.parts().count(), 1);
 }
 
@@ -122,14 +122,14 @@ fn a_barrier_in_a_warp_of_few_threads_is_whole() {
 fn reading_what_nobody_wrote() {
     let mut s = Stage::new(false);
     assert_eq!(s.read(0, 0, 0), Some(ConflictKind::Uninitialized));
-    assert_eq!(s.act(Access::Write, 0, 0, 8, 2, Strength::Weak), None);
-    assert_eq!(s.act(Access::Read, 0, 0, 8, 2, Strength::Weak), None);
+    assert_eq!(s.act(AccessKind::Write, 0, 0, 8, 2, AccessStrength::Weak), None);
+    assert_eq!(s.act(AccessKind::Read, 0, 0, 8, 2, AccessStrength::Weak), None);
     assert_eq!(s.read(0, 0, 8), Some(ConflictKind::Uninitialized));
-    assert_eq!(s.atomic(0, 0, 32, Strength::Cta), Some(ConflictKind::Uninitialized));
+    assert_eq!(s.atomic(0, 0, 32, AccessStrength::Cta), Some(ConflictKind::Uninitialized));
     s.shadow.initialize(100..5000);
     assert!(s.shadow.is_initialized(100..5000) && !s.shadow.is_initialized(99..5000));
     s.shadow.reset(false);
-    assert_eq!(s.act(Access::Read, 0, 0, 8, 2, Strength::Weak), Some(ConflictKind::Uninitialized));
+    assert_eq!(s.act(AccessKind::Read, 0, 0, 8, 2, AccessStrength::Weak), Some(ConflictKind::Uninitialized));
 }
 
 #[test]
@@ -138,16 +138,16 @@ fn two_stores_are_told_unless_read_in_between() {
     let two = Some(ConflictKind::Race { two_stores: true });
     assert_eq!((s.write(0, 0, 0), s.write(0, 1, 0)), (None, two));
     assert_eq!((s.write(0, 0, 4), s.read(0, 0, 4), s.write(0, 1, 4)), (None, None, Some(RACE)));
-    assert_eq!((s.atomic(0, 0, 8, Strength::Gpu), s.write(0, 1, 8)), (None, Some(RACE)));
+    assert_eq!((s.atomic(0, 0, 8, AccessStrength::Gpu), s.write(0, 1, 8)), (None, Some(RACE)));
 }
 
 #[test]
 fn strong_accesses_need_a_scope_that_holds_both() {
-    for (other, least) in [(1, Strength::Cta), (2, Strength::Cluster), (4, Strength::Gpu)] {
-        for scope in [Strength::Cta, Strength::Cluster, Strength::Gpu] {
+    for (other, least) in [(1, AccessStrength::Cta), (2, AccessStrength::Cluster), (4, AccessStrength::Gpu)] {
+        for scope in [AccessStrength::Cta, AccessStrength::Cluster, AccessStrength::Gpu] {
             let mut s = Stage::new(true);
-            assert_eq!(s.atomic(0, 0, 0, Strength::Gpu), None);
-            let verdict = s.act(Access::Read, other, 0, 0, 4, scope);
+            assert_eq!(s.atomic(0, 0, 0, AccessStrength::Gpu), None);
+            let verdict = s.act(AccessKind::Read, other, 0, 0, 4, scope);
             assert_eq!(verdict.is_none(), scope >= least, "{other} at {scope:?}");
         }
     }
@@ -158,17 +158,17 @@ fn what_stands_behind_a_strong_access_still_counts() {
     let mut s = Stage::new(true);
     // Zeroed by a store, added to by the same thread, then by one that did not wait for the store.
     assert_eq!(s.write(0, 0, 0), None);
-    assert_eq!(s.atomic(0, 0, 0, Strength::Gpu), None);
-    assert_eq!(s.atomic(1, 0, 0, Strength::Gpu), Some(RACE));
+    assert_eq!(s.atomic(0, 0, 0, AccessStrength::Gpu), None);
+    assert_eq!(s.atomic(1, 0, 0, AccessStrength::Gpu), Some(RACE));
     // Read by a thread that knows only the last of two atomics.
-    assert_eq!(s.atomic(2, 0, 64, Strength::Gpu), None);
-    assert_eq!(s.atomic(3, 5, 64, Strength::Gpu), None);
+    assert_eq!(s.atomic(2, 0, 64, AccessStrength::Gpu), None);
+    assert_eq!(s.atomic(3, 5, 64, AccessStrength::Gpu), None);
     assert_eq!(s.read(3, 5, 64), Some(RACE));
     // Many readers, the first of whom is not ordered before the write.
     assert_eq!((s.read(0, 1, 128), s.read(0, 2, 128), s.read(1, 2, 128), s.read(0, 7, 128)), (None, None, None, None));
     s.warps[0].sync(!2);
-    let know = s.warps[1].release(ALL);
-    s.warps[0].acquire(ALL, &know);
+    let clock = s.warps[1].release(ALL);
+    s.warps[0].acquire(ALL, &clock);
     assert_eq!(s.write(0, 7, 128), Some(RACE));
 }
 
@@ -176,17 +176,17 @@ fn what_stands_behind_a_strong_access_still_counts() {
 fn neighbouring_bytes_are_apart() {
     let mut s = Stage::new(true);
     for byte in 0..8 {
-        assert_eq!(s.act(Access::Write, byte % 2, byte as u32, byte as u64, 1, Strength::Weak), None);
+        assert_eq!(s.act(AccessKind::Write, byte % 2, byte as u32, byte as u64, 1, AccessStrength::Weak), None);
     }
-    assert_eq!(s.act(Access::Read, 0, 0, 0, 2, Strength::Weak), Some(RACE));
+    assert_eq!(s.act(AccessKind::Read, 0, 0, 0, 2, AccessStrength::Weak), Some(RACE));
     s.meet(0);
-    assert_eq!(s.act(Access::Read, 0, 0, 0, 8, Strength::Weak), None);
+    assert_eq!(s.act(AccessKind::Read, 0, 0, 0, 8, AccessStrength::Weak), None);
 }
 
 #[test]
 fn cp_async_is_seen_by_its_thread_after_waiting_and_by_others_after_a_barrier() {
     let mut s = Stage::new(false);
-    let (op, verdict) = s.start(OpKind::Copy, false, 0, 0);
+    let (op, verdict) = s.start(AsyncOpKind::CpAsync, false, 0, 0);
     assert_eq!(verdict, None);
     assert_eq!(s.read(0, 0, 0), Some(ConflictKind::NotWaited(op)));
     s.meet(0);
@@ -201,12 +201,12 @@ fn cp_async_is_seen_by_its_thread_after_waiting_and_by_others_after_a_barrier() 
 #[test]
 fn an_mbarriers_phase_shows_the_copy_to_who_acquires_it() {
     let mut s = Stage::new(false);
-    let (op, _) = s.start(OpKind::Tensor, false, 0, 0);
-    let phase = Agent::of_virtual(0, 3);
-    s.ops.resolve(op, phase, 1);
-    let mut know = s.warps[0].release(1);
-    know.learn(phase, 1);
-    s.warps[1].acquire(0b10, &know);
+    let (op, _) = s.start(AsyncOpKind::TensorCopy, false, 0, 0);
+    let phase = Agent::virtual_agent(0, 3);
+    s.ops.mark_observed(op, phase, 1);
+    let mut clock = s.warps[0].release(1);
+    clock.learn(phase, 1);
+    s.warps[1].acquire(0b10, &clock);
     assert_eq!(s.read(1, 1, 0), None);
     assert_eq!(s.read(1, 0, 4), Some(ConflictKind::NotWaited(op)));
 }
@@ -228,40 +228,40 @@ fn a_generic_write_needs_a_proxy_fence_before_an_async_read() {
         if place == 1 {
             s.warps[0].fence_proxy(1, true, false);
         }
-        let (_, verdict) = s.start(OpKind::Bulk, true, 0, 0);
+        let (_, verdict) = s.start(AsyncOpKind::BulkCopy, true, 0, 0);
         assert_eq!(verdict, (!fine).then_some(ConflictKind::Proxy), "place {place}");
     }
 }
 
 #[test]
 fn only_copies_through_the_generic_proxy_need_a_fence() {
-    for (kind, fine) in [(OpKind::Copy, false), (OpKind::Bulk, true)] {
+    for (kind, fine) in [(AsyncOpKind::CpAsync, false), (AsyncOpKind::BulkCopy, true)] {
         let mut s = Stage::new(true);
         let (op, _) = s.start(kind, false, 0, 0);
         s.wait(op, 0);
-        let (_, verdict) = s.start(OpKind::Matrix, true, 0, 0);
+        let (_, verdict) = s.start(AsyncOpKind::Wgmma, true, 0, 0);
         assert_eq!(verdict, (!fine).then_some(ConflictKind::Proxy), "{kind:?}");
         let mut s = Stage::new(true);
         let (op, _) = s.start(kind, false, 0, 0);
         s.wait(op, 0);
         s.warps[0].fence_proxy(1, true, false);
-        assert_eq!(s.start(OpKind::Matrix, true, 0, 0).1, None, "{kind:?} fenced");
+        assert_eq!(s.start(AsyncOpKind::Wgmma, true, 0, 0).1, None, "{kind:?} fenced");
     }
 }
 
 #[test]
 fn the_source_of_a_pending_operation_is_left_alone() {
     let mut s = Stage::new(true);
-    let (op, verdict) = s.start(OpKind::Bulk, true, 0, 0);
+    let (op, verdict) = s.start(AsyncOpKind::BulkCopy, true, 0, 0);
     assert_eq!(verdict, None);
     assert_eq!(s.read(0, 0, 0), None, "reading does no harm");
     assert_eq!(s.write(0, 0, 8), Some(ConflictKind::NotWaited(op)));
     assert_eq!(
-        s.start(OpKind::Tensor, false, 0, 0).1,
+        s.start(AsyncOpKind::TensorCopy, false, 0, 0).1,
         Some(ConflictKind::NotWaited(op)),
         "nor may a copy overwrite it"
     );
-    let (op, _) = s.start(OpKind::Bulk, true, 0, 128);
+    let (op, _) = s.start(AsyncOpKind::BulkCopy, true, 0, 128);
     s.wait(op, 0);
     assert_eq!(s.write(0, 0, 128), None);
 }
@@ -269,8 +269,8 @@ fn the_source_of_a_pending_operation_is_left_alone() {
 #[test]
 fn pending_operations_are_found_at_exit() {
     let mut s = Stage::new(true);
-    let (first, _) = s.start(OpKind::Bulk, true, 0, 0);
-    let (second, _) = s.start(OpKind::Bulk, true, 2, 256);
+    let (first, _) = s.start(AsyncOpKind::BulkCopy, true, 0, 0);
+    let (second, _) = s.start(AsyncOpKind::BulkCopy, true, 2, 256);
     assert_eq!((s.ops.pending(0), s.ops.pending(1)), (vec![first], vec![second]));
     assert_eq!(s.shadow.pending(60..8192, &s.ops), Some((first, 60)));
     s.wait(first, 0);
@@ -281,9 +281,9 @@ fn pending_operations_are_found_at_exit() {
 #[test]
 fn bulk_reductions_do_not_race_with_each_other() {
     let mut s = Stage::new(true);
-    let (op, _) = s.start(OpKind::Reduce, false, 0, 0);
-    assert_eq!(s.start(OpKind::Reduce, false, 4, 0).1, None);
-    assert_eq!(s.start(OpKind::Bulk, false, 5, 4096).1, None);
+    let (op, _) = s.start(AsyncOpKind::Reduce, false, 0, 0);
+    assert_eq!(s.start(AsyncOpKind::Reduce, false, 4, 0).1, None);
+    assert_eq!(s.start(AsyncOpKind::BulkCopy, false, 5, 4096).1, None);
     assert!(matches!(s.read(6, 0, 0), Some(ConflictKind::NotWaited(_))));
     s.wait(op, 0);
     assert!(matches!(s.read(0, 0, 4), Some(ConflictKind::NotWaited(_))), "the other one is not waited for");
@@ -300,11 +300,11 @@ fn a_launchs_end_orders_all() {
 /// Warp 0 writes data and a flag, warp `reader` reads both: is the data ordered?
 fn passed(
     reader: usize,
-    write: impl Fn(&mut SyncVars, &mut WarpOrder),
-    read: impl Fn(&mut SyncVars, &mut WarpOrder),
+    write: impl Fn(&mut SyncLocations, &mut WarpClocks),
+    read: impl Fn(&mut SyncLocations, &mut WarpClocks),
 ) -> bool {
     let mut s = Stage::new(true);
-    let mut vars = SyncVars::new();
+    let mut vars = SyncLocations::new();
     assert_eq!(s.write(0, 0, 0), None);
     write(&mut vars, &mut s.warps[0]);
     assert_eq!(s.write(0, 0, 4), None, "after the release");
@@ -315,20 +315,21 @@ fn passed(
 
 #[test]
 fn patterns_of_release_and_acquire() {
-    use Sem::{AcqRel, Acquire, Relaxed, Release};
-    use Strength::{Cluster, Cta, Gpu};
+    use AccessStrength::{Cluster, Cta, Gpu};
+    use MemorySemantics::{AcqRel, Acquire, Relaxed, Release};
     let put = |sem, scope| {
-        move |v: &mut SyncVars, w: &mut WarpOrder| v.on_strong_write(8, w, 0, sem, scope, false, &CLUSTERS)
+        move |v: &mut SyncLocations, w: &mut WarpClocks| v.on_strong_write(8, w, 0, sem, scope, false, &CLUSTERS)
     };
-    let get = |sem, scope| move |v: &mut SyncVars, w: &mut WarpOrder| v.on_strong_read(8, w, 0, sem, scope, &CLUSTERS);
+    let get =
+        |sem, scope| move |v: &mut SyncLocations, w: &mut WarpClocks| v.on_strong_read(8, w, 0, sem, scope, &CLUSTERS);
     let fenced_put = |fence, scope| {
-        move |v: &mut SyncVars, w: &mut WarpOrder| {
+        move |v: &mut SyncLocations, w: &mut WarpClocks| {
             w.fence(1, fence);
             v.on_strong_write(8, w, 0, Relaxed, scope, false, &CLUSTERS);
         }
     };
     let get_fenced = |scope, fence| {
-        move |v: &mut SyncVars, w: &mut WarpOrder| {
+        move |v: &mut SyncLocations, w: &mut WarpClocks| {
             v.on_strong_read(8, w, 0, Relaxed, scope, &CLUSTERS);
             w.fence(1, fence);
         }
@@ -347,7 +348,7 @@ fn patterns_of_release_and_acquire() {
     assert!(!passed(4, fenced_put(Cta, Gpu), get_fenced(Gpu, Gpu)));
     assert!(!passed(4, fenced_put(Gpu, Gpu), get_fenced(Gpu, Cta)));
     assert!(!passed(4, fenced_put(Gpu, Cta), get_fenced(Gpu, Gpu)));
-    let late = |v: &mut SyncVars, w: &mut WarpOrder| {
+    let late = |v: &mut SyncLocations, w: &mut WarpClocks| {
         w.fence(1, Gpu);
         v.on_strong_read(8, w, 0, Relaxed, Gpu, &CLUSTERS);
     };
@@ -358,14 +359,14 @@ fn patterns_of_release_and_acquire() {
 fn a_release_goes_on_through_atomics_and_ends_at_a_store() {
     for (rmw, fine) in [(true, true), (false, false)] {
         let mut s = Stage::new(true);
-        let mut vars = SyncVars::new();
+        let mut vars = SyncLocations::new();
         assert_eq!(s.write(0, 0, 0), None);
-        vars.on_strong_write(8, &mut s.warps[0], 0, Sem::Release, Strength::Gpu, false, &CLUSTERS);
-        vars.on_strong_write(8, &mut s.warps[6], 0, Sem::Relaxed, Strength::Gpu, rmw, &CLUSTERS);
-        vars.on_strong_read(8, &mut s.warps[4], 0, Sem::Acquire, Strength::Gpu, &CLUSTERS);
+        vars.on_strong_write(8, &mut s.warps[0], 0, MemorySemantics::Release, AccessStrength::Gpu, false, &CLUSTERS);
+        vars.on_strong_write(8, &mut s.warps[6], 0, MemorySemantics::Relaxed, AccessStrength::Gpu, rmw, &CLUSTERS);
+        vars.on_strong_read(8, &mut s.warps[4], 0, MemorySemantics::Acquire, AccessStrength::Gpu, &CLUSTERS);
         assert_eq!(s.read(4, 0, 0).is_none(), fine);
         vars.on_weak_write(8);
-        vars.on_strong_read(8, &mut s.warps[3], 0, Sem::Acquire, Strength::Gpu, &CLUSTERS);
+        vars.on_strong_read(8, &mut s.warps[3], 0, MemorySemantics::Acquire, AccessStrength::Gpu, &CLUSTERS);
         assert_eq!(s.read(3, 0, 0), Some(RACE));
     }
 }
@@ -382,15 +383,15 @@ fn knowledge_of_other_blocks_passes_through_third_ones() {
     assert_eq!(s.read(7, 1, 0), Some(RACE));
     let back = s.warps[7].release(ALL);
     s.warps[1].acquire(ALL, &back);
-    assert!(s.warps[1].know(0).knows(Agent::thread(0, 31), 1), "the own block's threads come back too");
+    assert!(s.warps[1].clock(0).knows(Agent::thread(0, 31), 1), "the own block's threads come back too");
 }
 
 #[test]
 fn clusters_are_boxes_of_the_grid() {
-    let clusters = Clusters { grid: [4, 4, 2], cluster: [2, 2, 1] };
-    assert_eq!(clusters.between(0, 5), Strength::Cluster);
-    assert_eq!(clusters.between(0, 2), Strength::Gpu);
-    assert_eq!(clusters.between(0, 16), Strength::Gpu);
-    assert_eq!(clusters.between(7, 7), Strength::Cta);
-    assert_eq!(Clusters::NONE.between(0, 1), Strength::Gpu);
+    let clusters = ClusterLayout { grid: [4, 4, 2], cluster: [2, 2, 1] };
+    assert_eq!(clusters.common_scope(0, 5), AccessStrength::Cluster);
+    assert_eq!(clusters.common_scope(0, 2), AccessStrength::Gpu);
+    assert_eq!(clusters.common_scope(0, 16), AccessStrength::Gpu);
+    assert_eq!(clusters.common_scope(7, 7), AccessStrength::Cta);
+    assert_eq!(ClusterLayout::NONE.common_scope(0, 1), AccessStrength::Gpu);
 }

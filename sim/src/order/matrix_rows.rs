@@ -1,31 +1,31 @@
 //! Reads that all lanes of a warp make together (`ldmatrix`).
 
+use super::access_check::{AccessCheck, UnattributedConflict};
 use super::cell::{CHUNK, CHUNK_SHIFT, LANE_SHIFT, chunk};
-use super::seen::Seen;
-use super::view::{Fault, View};
-use super::{Access, Conflict, Cx, LANES, Shadow, Stamp, Strength, WarpOrder};
+use super::lane_cache::LaneCache;
+use super::{AccessKind, AccessStamp, AccessStrength, CheckContext, Conflict, LANES, ShadowMemory, WarpClocks};
 
-impl Shadow {
-    /// All lanes of `warp` together read rows of 16 bytes at the offsets of `rows`: like [`Shadow::access`] by the lanes that
+impl ShadowMemory {
+    /// All lanes of `warp` together read rows of 16 bytes at the offsets of `rows`: like [`ShadowMemory::access`] by the lanes that
     /// give the addresses, but every lane reads every row. At most one conflict a row.
     #[inline(always)]
-    pub fn read_rows(
+    pub fn read_matrix_rows(
         &mut self,
-        warp: &WarpOrder,
+        warp: &WarpClocks,
         rows: u32,
         offsets: &[u64; LANES],
         pc: u32,
-        cx: &Cx,
+        cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
         let mut parts = warp.parts();
-        let (Some((_, know)), None) = (parts.next(), parts.next()) else {
-            return self.access(Access::Read, warp, rows, offsets, 16, Strength::Weak, pc, cx, out);
+        let (Some((_, clock)), None) = (parts.next(), parts.next()) else {
+            return self.access(AccessKind::Read, warp, rows, offsets, 16, AccessStrength::Weak, pc, cx, out);
         };
         self.make_room();
-        let stamp = Stamp::new(warp.epoch(), 4, false, Strength::Weak);
-        let mut view = View::new(self.space, warp, know, cx, warp.key(), stamp, pc);
-        let mut seen = Seen::new();
+        let stamp = AccessStamp::new(warp.epoch(), 4, false, AccessStrength::Weak);
+        let mut check = AccessCheck::new(self.space, warp, clock, cx, warp.key(), stamp, pc);
+        let mut seen = LaneCache::new();
         let mut left = rows;
         while left != 0 {
             let index = (offsets[left.trailing_zeros() as usize] >> CHUNK_SHIFT) as usize;
@@ -45,12 +45,12 @@ impl Shadow {
                     continue;
                 }
                 if !written {
-                    view.fault = Some(Fault::uninitialized(offset));
+                    check.fault = Some(UnattributedConflict::uninitialized(offset));
                 }
                 for (step, cell) in chunk.cells[first..first + (16 >> shift)].iter_mut().enumerate() {
-                    seen.read(&mut view, cell, offset + ((step as u64) << shift), lane, &mut self.lists);
+                    seen.read(&mut check, cell, offset + ((step as u64) << shift), lane, &mut self.lists);
                 }
-                view.report(lane, out);
+                check.report(lane, out);
             }
         }
     }

@@ -1,17 +1,18 @@
 //! Reads of an operation's lanes that lie in a row, four or eight lanes at a time: one cell for all of them.
 
 use super::super::LANES;
+use super::super::access_check::AccessCheck;
 use super::super::cell::{CHUNK, CHUNK_SHIFT, Init, LANE_SHIFT, chunk};
-use super::super::memo::forgetful;
-use super::super::view::View;
-use super::{Lanes, Shadow};
+use super::super::transition_cache::caches_disabled;
+use super::{Lanes, ShadowMemory};
 
-impl Shadow {
-    /// All lanes read 16 bytes each, as [`Shadow::async_lanes`]: those of which several in a row read cells of as many bytes,
+impl ShadowMemory {
+    /// All lanes read 16 bytes each, as [`ShadowMemory::async_lanes`]: those of which several in a row read cells of as many bytes,
     /// and with which nothing is wrong. The lanes that are left to be looked at one by one.
-    pub(super) fn read_rows_of_lanes(&mut self, access: &Lanes, view: &mut View) -> u32 {
+    pub(super) fn read_rows_of_lanes(&mut self, access: &Lanes, check: &mut AccessCheck) -> u32 {
         let offsets = access.offsets;
-        let Some(count) = [8, 4].into_iter().find(|&count| in_rows(offsets, count)).filter(|_| !forgetful()) else {
+        let Some(count) = [8, 4].into_iter().find(|&count| in_rows(offsets, count)).filter(|_| !caches_disabled())
+        else {
             return u32::MAX;
         };
         let (bytes, shift) = (16 * count as u64, LANE_SHIFT + count.trailing_zeros());
@@ -27,7 +28,7 @@ impl Shadow {
             let chunk = chunk(&mut self.chunks[index], &mut self.spare, shift);
             if chunk.shift == shift {
                 let cell = &mut chunk.cells[((offset & (CHUNK - 1)) >> shift) as usize];
-                if view.step_row(cell, offset, lane, count as u32, &mut self.lists) {
+                if check.check_row(cell, offset, lane, count as u32, &mut self.lists) {
                     chunk.turned = true;
                     continue;
                 }

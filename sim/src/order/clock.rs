@@ -1,11 +1,11 @@
 //! What happens before a point of a thread, as epochs a warp.
 
-use super::{Agent, Key, LANES, Space};
+use super::{Agent, LANES, MemorySpace, OwnerKey};
 use std::rc::Rc;
 
 /// The lanes of one warp known to a higher (or lower) epoch than most of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Extra {
+struct LaneException {
     warp: u8,
     mask: u32,
     epoch: u32,
@@ -14,17 +14,17 @@ struct Extra {
 /// What is known of one block: for each warp an epoch and the lanes known up to it, a few lanes known up to another, and
 /// virtual agents' epochs. Epoch 0 is "nothing".
 #[derive(Clone, Debug, Default)]
-pub(super) struct BlockKnow {
+pub(super) struct BlockClock {
     epoch: [u32; LANES],
     mask: [u32; LANES],
     /// Warps that have entries in `extra`.
     uneven: u32,
-    extra: Vec<Extra>,
+    extra: Vec<LaneException>,
     /// Sorted by agent's index less 1024.
     virtuals: Vec<(u16, u32)>,
 }
 
-impl BlockKnow {
+impl BlockClock {
     /// The lanes of `warp` known at least up to `epoch`.
     #[inline(always)]
     fn known_mask(&self, warp: usize, epoch: u32) -> u32 {
@@ -85,7 +85,7 @@ impl BlockKnow {
                 std::mem::swap(&mut same, &mut mask);
             }
             if same != 0 {
-                self.extra.push(Extra { warp: warp as u8, mask: same, epoch: level });
+                self.extra.push(LaneException { warp: warp as u8, mask: same, epoch: level });
                 self.uneven |= 1 << warp;
             }
         }
@@ -121,13 +121,13 @@ impl BlockKnow {
     }
 
     /// Whether all that `other` knows is known here.
-    fn covers(&self, other: &BlockKnow) -> bool {
+    fn covers(&self, other: &BlockClock) -> bool {
         (0..LANES).all(|warp| self.covers_warp(other, warp))
             && other.virtuals.iter().all(|&(index, epoch)| self.virtual_epoch(index) >= epoch)
     }
 
     #[inline(always)]
-    fn covers_warp(&self, other: &BlockKnow, warp: usize) -> bool {
+    fn covers_warp(&self, other: &BlockClock, warp: usize) -> bool {
         let even = self.epoch[warp] >= other.epoch[warp] && other.mask[warp] & !self.mask[warp] == 0;
         if (self.uneven | other.uneven) >> warp & 1 == 0 {
             even
@@ -136,7 +136,7 @@ impl BlockKnow {
         }
     }
 
-    fn join(&mut self, other: &BlockKnow) {
+    fn join(&mut self, other: &BlockClock) {
         for warp in 0..LANES {
             if (self.uneven | other.uneven) >> warp & 1 == 0 {
                 if other.mask[warp] != 0 {
@@ -155,7 +155,7 @@ impl BlockKnow {
 }
 
 /// Replaces `mine` by the join of both; keeps one of the two where it covers the other, so that equal knowledge is shared.
-fn join_blocks(mine: &mut Rc<BlockKnow>, theirs: &Rc<BlockKnow>) {
+fn join_blocks(mine: &mut Rc<BlockClock>, theirs: &Rc<BlockClock>) {
     if Rc::ptr_eq(mine, theirs) || mine.covers(theirs) {
         return;
     }
@@ -173,39 +173,41 @@ const DEPTH: u32 = 4;
 
 /// A persistent map from blocks to what is known of them: cloned in O(1), changed in O(depth), joined in O(differences).
 #[derive(Clone, Debug)]
-enum Map {
-    Leaf(Rc<BlockKnow>),
-    Inner(Box<[Option<Rc<Map>>; 1 << FAN]>),
+enum BlockTree {
+    Leaf(Rc<BlockClock>),
+    Inner(Box<[Option<Rc<BlockTree>>; 1 << FAN]>),
 }
 
-impl Map {
-    fn empty() -> Map {
-        Map::Inner(Default::default())
+impl BlockTree {
+    fn empty() -> BlockTree {
+        BlockTree::Inner(Default::default())
     }
 
     fn slot(block: u32, level: u32) -> usize {
         (block >> (FAN * level) & ((1 << FAN) - 1)) as usize
     }
 
-    fn get(&self, block: u32, level: u32) -> Option<&Rc<BlockKnow>> {
+    fn get(&self, block: u32, level: u32) -> Option<&Rc<BlockClock>> {
         match self {
-            Map::Leaf(know) => Some(know),
-            Map::Inner(children) => children[Map::slot(block, level)].as_ref()?.get(block, level.wrapping_sub(1)),
+            BlockTree::Leaf(clock) => Some(clock),
+            BlockTree::Inner(children) => {
+                children[BlockTree::slot(block, level)].as_ref()?.get(block, level.wrapping_sub(1))
+            }
         }
     }
 
-    /// Joins `know` of `block` into a node of `level`.
-    fn learn(&mut self, block: u32, level: u32, know: &Rc<BlockKnow>) {
+    /// Joins `clock` of `block` into a node of `level`.
+    fn learn(&mut self, block: u32, level: u32, clock: &Rc<BlockClock>) {
         match self {
-            Map::Leaf(mine) => join_blocks(mine, know),
-            Map::Inner(children) => {
-                let child = &mut children[Map::slot(block, level)];
+            BlockTree::Leaf(mine) => join_blocks(mine, clock),
+            BlockTree::Inner(children) => {
+                let child = &mut children[BlockTree::slot(block, level)];
                 match child {
-                    Some(child) => Rc::make_mut(child).learn(block, level.wrapping_sub(1), know),
-                    None if level == 0 => *child = Some(Rc::new(Map::Leaf(know.clone()))),
+                    Some(child) => Rc::make_mut(child).learn(block, level.wrapping_sub(1), clock),
+                    None if level == 0 => *child = Some(Rc::new(BlockTree::Leaf(clock.clone()))),
                     None => {
-                        let mut new = Map::empty();
-                        new.learn(block, level - 1, know);
+                        let mut new = BlockTree::empty();
+                        new.learn(block, level - 1, clock);
                         *child = Some(Rc::new(new));
                     }
                 }
@@ -214,21 +216,21 @@ impl Map {
     }
 }
 
-fn join_maps(mine: &mut Rc<Map>, theirs: &Rc<Map>) {
+fn join_maps(mine: &mut Rc<BlockTree>, theirs: &Rc<BlockTree>) {
     if Rc::ptr_eq(mine, theirs) {
         return;
     }
     match (&**mine, &**theirs) {
-        (Map::Leaf(a), Map::Leaf(b)) => {
+        (BlockTree::Leaf(a), BlockTree::Leaf(b)) => {
             let mut joined = a.clone();
             join_blocks(&mut joined, b);
             if Rc::ptr_eq(&joined, b) {
                 *mine = theirs.clone();
             } else if !Rc::ptr_eq(&joined, a) {
-                *mine = Rc::new(Map::Leaf(joined));
+                *mine = Rc::new(BlockTree::Leaf(joined));
             }
         }
-        (Map::Inner(a), Map::Inner(b)) => {
+        (BlockTree::Inner(a), BlockTree::Inner(b)) => {
             let mut joined = a.clone();
             let (mut as_a, mut as_b) = (true, true);
             for ((slot, old), theirs) in joined.iter_mut().zip(a.iter()).zip(b.iter()) {
@@ -243,14 +245,14 @@ fn join_maps(mine: &mut Rc<Map>, theirs: &Rc<Map>) {
             if as_b {
                 *mine = theirs.clone();
             } else if !as_a {
-                *mine = Rc::new(Map::Inner(joined));
+                *mine = Rc::new(BlockTree::Inner(joined));
             }
         }
         _ => unreachable!("leaves of the map are all at the same depth"),
     }
 }
 
-fn same(a: &Option<Rc<Map>>, b: &Option<Rc<Map>>) -> bool {
+fn same(a: &Option<Rc<BlockTree>>, b: &Option<Rc<BlockTree>>) -> bool {
     match (a, b) {
         (Some(a), Some(b)) => Rc::ptr_eq(a, b),
         (None, None) => true,
@@ -260,25 +262,25 @@ fn same(a: &Option<Rc<Map>>, b: &Option<Rc<Map>>) -> bool {
 
 /// Epochs known of the own block and of others.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Seen {
-    own: Rc<BlockKnow>,
-    others: Option<Rc<Map>>,
+pub(super) struct ClockEpochs {
+    own: Rc<BlockClock>,
+    others: Option<Rc<BlockTree>>,
 }
 
-impl Seen {
+impl ClockEpochs {
     #[inline(always)]
-    fn known_mask(&self, block: u32, key: Key, epoch: u32) -> u32 {
-        if key >> 6 == block { Seen::of_block(&self.own, key, epoch) } else { self.known_elsewhere(key, epoch) }
+    fn known_mask(&self, block: u32, key: OwnerKey, epoch: u32) -> u32 {
+        if key >> 6 == block { ClockEpochs::of_block(&self.own, key, epoch) } else { self.known_elsewhere(key, epoch) }
     }
 
     #[cold]
-    fn known_elsewhere(&self, key: Key, epoch: u32) -> u32 {
+    fn known_elsewhere(&self, key: OwnerKey, epoch: u32) -> u32 {
         let block = self.others.as_ref().and_then(|others| others.get(key >> 6, DEPTH));
-        block.map_or(0, |block| Seen::of_block(block, key, epoch))
+        block.map_or(0, |block| ClockEpochs::of_block(block, key, epoch))
     }
 
     #[inline(always)]
-    fn of_block(block: &BlockKnow, key: Key, epoch: u32) -> u32 {
+    fn of_block(block: &BlockClock, key: OwnerKey, epoch: u32) -> u32 {
         let warp = (key & 63) as usize;
         if warp < LANES {
             return block.known_mask(warp, epoch);
@@ -286,7 +288,7 @@ impl Seen {
         block.virtual_mask(((warp - LANES) * LANES) as u16, epoch)
     }
 
-    fn join(&mut self, block: u32, other: &Seen, other_block: u32) {
+    fn join(&mut self, block: u32, other: &ClockEpochs, other_block: u32) {
         if block == other_block {
             join_blocks(&mut self.own, &other.own);
         } else if let Some(mine) = other.others.as_ref().and_then(|others| others.get(block, DEPTH)) {
@@ -298,21 +300,21 @@ impl Seen {
             _ => {}
         }
         if block != other_block {
-            let others = self.others.get_or_insert_with(|| Rc::new(Map::empty()));
+            let others = self.others.get_or_insert_with(|| Rc::new(BlockTree::empty()));
             if !others.get(other_block, DEPTH).is_some_and(|known| known.covers(&other.own)) {
                 Rc::make_mut(others).learn(other_block, DEPTH, &other.own);
             }
         }
     }
 
-    fn learn(&mut self, block: u32, key: Key, mask: u32, epoch: u32) {
+    fn learn(&mut self, block: u32, key: OwnerKey, mask: u32, epoch: u32) {
         let warp = (key & 63) as usize;
-        let learn = |know: &mut BlockKnow| {
+        let learn = |clock: &mut BlockClock| {
             if warp < LANES {
-                know.learn(warp, mask, epoch);
+                clock.learn(warp, mask, epoch);
             } else {
                 for lane in (0..LANES).filter(|lane| mask >> lane & 1 != 0) {
-                    know.learn_virtual(((warp - LANES) * LANES + lane) as u16, epoch);
+                    clock.learn_virtual(((warp - LANES) * LANES + lane) as u16, epoch);
                 }
             }
         };
@@ -322,14 +324,14 @@ impl Seen {
         if key >> 6 == block {
             learn(Rc::make_mut(&mut self.own));
         } else {
-            let mut new = BlockKnow::default();
+            let mut new = BlockClock::default();
             learn(&mut new);
-            let others = self.others.get_or_insert_with(|| Rc::new(Map::empty()));
+            let others = self.others.get_or_insert_with(|| Rc::new(BlockTree::empty()));
             Rc::make_mut(others).learn(key >> 6, DEPTH, &Rc::new(new));
         }
     }
 
-    fn same(&self, other: &Seen) -> bool {
+    fn same(&self, other: &ClockEpochs) -> bool {
         Rc::ptr_eq(&self.own, &other.own) && same(&self.others, &other.others)
     }
 }
@@ -337,19 +339,19 @@ impl Seen {
 /// What happens before a point: up to which epoch each agent's accesses do, and up to which its generic writes have also
 /// been made visible to the async proxy, in shared and in global memory. Cheap to clone.
 ///
-/// A thread's own accesses are known to it without standing here; [`WarpOrder::release`](super::WarpOrder::release) adds them.
+/// A thread's own accesses are known to it without standing here; [`WarpClocks::release`](super::WarpClocks::release) adds them.
 #[derive(Clone, Debug)]
-pub struct Know {
+pub struct VectorClock {
     pub(super) block: u32,
-    seen: Seen,
+    seen: ClockEpochs,
     /// Always a part of `seen`; none when nobody on the path has fenced.
-    fenced: [Option<Seen>; 2],
+    fenced: [Option<ClockEpochs>; 2],
 }
 
-impl Know {
+impl VectorClock {
     /// Nothing but the host, seen from `block`.
-    pub fn nothing(block: u32) -> Know {
-        Know { block, seen: Seen::default(), fenced: [None, None] }
+    pub fn empty(block: u32) -> VectorClock {
+        VectorClock { block, seen: ClockEpochs::default(), fenced: [None, None] }
     }
 
     /// Whether `agent`'s accesses up to `epoch` happen before.
@@ -358,7 +360,7 @@ impl Know {
     }
 
     /// Whether `agent`'s generic writes to `space` up to `epoch` are visible to the async proxy.
-    pub fn knows_fenced(&self, space: Space, agent: Agent, epoch: u32) -> bool {
+    pub fn is_visible_to_async_proxy(&self, space: MemorySpace, agent: Agent, epoch: u32) -> bool {
         agent == Agent::HOST || self.fenced_mask(space, agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
     }
 
@@ -370,11 +372,11 @@ impl Know {
     }
 
     /// Adds all that `other` knows, also when `other` was learned in another block.
-    pub fn join(&mut self, other: &Know) {
+    pub fn join(&mut self, other: &VectorClock) {
         self.seen.join(self.block, &other.seen, other.block);
         for (mine, theirs) in self.fenced.iter_mut().zip(&other.fenced) {
             if let Some(theirs) = theirs {
-                mine.get_or_insert_with(Seen::default).join(self.block, theirs, other.block);
+                mine.get_or_insert_with(ClockEpochs::default).join(self.block, theirs, other.block);
             }
         }
     }
@@ -390,25 +392,25 @@ impl Know {
 
     /// The lanes of `key`'s warp known up to `epoch`.
     #[inline(always)]
-    pub(super) fn known_mask(&self, key: Key, epoch: u32) -> u32 {
+    pub(super) fn known_mask(&self, key: OwnerKey, epoch: u32) -> u32 {
         self.seen.known_mask(self.block, key, epoch)
     }
 
-    pub(super) fn fenced_mask(&self, space: Space, key: Key, epoch: u32) -> u32 {
+    pub(super) fn fenced_mask(&self, space: MemorySpace, key: OwnerKey, epoch: u32) -> u32 {
         self.fenced[space as usize].as_ref().map_or(0, |fenced| fenced.known_mask(self.block, key, epoch))
     }
 
-    pub(super) fn learn_mask(&mut self, key: Key, mask: u32, epoch: u32) {
+    pub(super) fn learn_mask(&mut self, key: OwnerKey, mask: u32, epoch: u32) {
         self.seen.learn(self.block, key, mask, epoch);
     }
 
-    pub(super) fn learn_fenced(&mut self, space: usize, key: Key, mask: u32, epoch: u32) {
-        self.fenced[space].get_or_insert_with(Seen::default).learn(self.block, key, mask, epoch);
+    pub(super) fn learn_fenced(&mut self, space: usize, key: OwnerKey, mask: u32, epoch: u32) {
+        self.fenced[space].get_or_insert_with(ClockEpochs::default).learn(self.block, key, mask, epoch);
     }
 
     /// Whether both are the same object; equal knowledge may be told apart.
-    pub(super) fn same(&self, other: &Know) -> bool {
-        let fenced = |a: &Option<Seen>, b: &Option<Seen>| match (a, b) {
+    pub(super) fn same(&self, other: &VectorClock) -> bool {
+        let fenced = |a: &Option<ClockEpochs>, b: &Option<ClockEpochs>| match (a, b) {
             (Some(a), Some(b)) => a.same(b),
             (None, None) => true,
             _ => false,

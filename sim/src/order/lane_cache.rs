@@ -1,21 +1,21 @@
 //! What an access of a warp's lanes made of the last cells, whichever of a warp's lanes wrote these: two at hand, compared
 //! as quickly as can be.
 
+use super::access_check::AccessCheck;
+use super::access_lists::AccessLists;
 use super::cell::Cell;
-use super::chain::Chains;
-use super::memo::forgetful;
-use super::view::View;
+use super::transition_cache::caches_disabled;
 
 /// Cells before and after the access; of one instruction.
-pub(super) struct Seen {
+pub(super) struct LaneCache {
     /// Word by word, so that one is compared with all.
-    before: [[u64; SEEN]; 4],
-    after: [[u64; 4]; SEEN],
+    before: [[u64; ENTRIES]; 4],
+    after: [[u64; 4]; ENTRIES],
     /// The one to be replaced next.
     next: usize,
 }
 
-const SEEN: usize = 2;
+const ENTRIES: usize = 2;
 
 /// What two cells have to agree in: all but the writer's lane and place. (Without a fault these do not count.)
 const COUNTS: [u64; 4] = {
@@ -27,17 +27,17 @@ const COUNTS: [u64; 4] = {
     [first, second, (all as u64) << reader | (all as u64) << read, u64::MAX]
 };
 
-impl Seen {
-    pub(super) fn new() -> Seen {
+impl LaneCache {
+    pub(super) fn new() -> LaneCache {
         // No cell in use has all bits set.
-        Seen { before: [[u64::MAX; SEEN]; 4], after: [[0; 4]; SEEN], next: 0 }
+        LaneCache { before: [[u64::MAX; ENTRIES]; 4], after: [[0; 4]; ENTRIES], next: 0 }
     }
 
     /// Which is like the cell. Both are compared: which of the two it is cannot be foreseen.
     #[inline(always)]
     fn find(&self, cell: &Cell) -> Option<usize> {
         let cell: &[u64; 4] = bytemuck::cast_ref(cell);
-        let mut differ = [0; SEEN];
+        let mut differ = [0; ENTRIES];
         for (at, differ) in differ.iter_mut().enumerate() {
             let word = |n: usize| cell[n] ^ self.before[n][at];
             *differ = word(0) & COUNTS[0] | word(1) & COUNTS[1] | word(2) | word(3);
@@ -52,14 +52,14 @@ impl Seen {
 
     #[inline(always)]
     fn keep_words(&mut self, old: [u64; 4], new: [u64; 4]) {
-        if !forgetful() {
+        if !caches_disabled() {
             self.before.iter_mut().zip(old).for_each(|(before, word)| before[self.next] = word);
             self.after[self.next] = new;
             self.next ^= 1;
         }
     }
 
-    /// All lanes have read the cell: makes of it what [`View::step_together`] made of one like it. False, and nothing done, if
+    /// All lanes have read the cell: makes of it what [`AccessCheck::check_cell_all_lanes`] made of one like it. False, and nothing done, if
     /// there was none.
     #[inline(always)]
     pub(super) fn recall_read(&mut self, cell: &mut Cell) -> bool {
@@ -83,42 +83,56 @@ impl Seen {
             let word = |n: usize| cell[n] ^ self.before[n][at];
             word(1) & COUNTS[1] | word(2) | word(3)
         };
-        (0..SEEN).find(|&at| differ(at) == 0)
+        (0..ENTRIES).find(|&at| differ(at) == 0)
     }
 
-    /// [`View::step_together`], to be recalled.
+    /// [`AccessCheck::check_cell_all_lanes`], to be recalled.
     #[inline(never)]
-    pub(super) fn read(&mut self, view: &mut View, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
+    pub(super) fn read(
+        &mut self,
+        check: &mut AccessCheck,
+        cell: &mut Cell,
+        offset: u64,
+        lane: u32,
+        lists: &mut AccessLists,
+    ) {
         let old = *cell;
-        if let Some(at) = self.find_read(cell).filter(|_| view.all_know_writer(&old)) {
+        if let Some(at) = self.find_read(cell).filter(|_| check.all_know_writer(&old)) {
             let after = self.after[at];
             self.keep_words(bytemuck::cast(old), after);
             self.apply_read(cell, after);
             return;
         }
-        view.step_together(cell, offset, lane, lists);
-        if view.for_any_lane(&old, false) {
+        check.check_cell_all_lanes(cell, offset, lane, lists);
+        if check.for_any_lane(&old, false) {
             self.keep(&old, cell);
         }
     }
 
-    /// [`View::step`] of an operation's lane that writes.
+    /// [`AccessCheck::check_cell`] of an operation's lane that writes.
     #[inline(always)]
-    pub(super) fn write(&mut self, view: &mut View, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
+    pub(super) fn write(
+        &mut self,
+        check: &mut AccessCheck,
+        cell: &mut Cell,
+        offset: u64,
+        lane: u32,
+        lists: &mut AccessLists,
+    ) {
         match self.find(cell) {
             Some(at) => {
                 *cell = bytemuck::cast(self.after[at]);
                 cell.writer = cell.writer & !31 | lane;
             }
-            None => self.write_new(view, cell, offset, lane, lists),
+            None => self.write_new(check, cell, offset, lane, lists),
         }
     }
 
     #[inline(never)]
-    fn write_new(&mut self, view: &mut View, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
+    fn write_new(&mut self, check: &mut AccessCheck, cell: &mut Cell, offset: u64, lane: u32, lists: &mut AccessLists) {
         let old = *cell;
-        view.step::<true>(cell, offset, lane, lists);
-        if view.for_any_lane(&old, true) && !view.is_reader(&old) {
+        check.check_cell::<true>(cell, offset, lane, lists);
+        if check.for_any_lane(&old, true) && !check.is_reader(&old) {
             self.keep(&old, cell);
         }
     }
@@ -127,21 +141,21 @@ impl Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::order::Stamp;
+    use crate::order::AccessStamp;
 
     #[test]
     fn all_but_the_writers_lane_and_place_counts() {
         let cell = Cell { writer: 0x1240, older: 7, reader: 9, readers: 5, ..Cell::FRESH };
-        let mut seen = Seen::new();
+        let mut seen = LaneCache::new();
         assert_eq!(seen.find(&Cell::FRESH), None);
         seen.keep(&cell, &Cell::FRESH);
         assert_eq!(seen.find(&Cell { writer: 0x125f, write_pc: 3, ..cell }), Some(0));
         for other in [
             Cell { writer: 0x1220, ..cell },
-            Cell { write: Stamp(1), ..cell },
+            Cell { write: AccessStamp(1), ..cell },
             Cell { older: 6, ..cell },
             Cell { reader: 8, ..cell },
-            Cell { read: Stamp(2), ..cell },
+            Cell { read: AccessStamp(2), ..cell },
             Cell { readers: 4, ..cell },
             Cell { read_pc: 1, ..cell },
         ] {

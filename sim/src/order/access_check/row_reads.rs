@@ -1,29 +1,29 @@
 //! Lanes of an operation that read 16 bytes each, one after the other, as one access to one cell.
 
+use super::super::access_lists::AccessLists;
 use super::super::cell::Cell;
-use super::super::chain::Chains;
-use super::super::{NOBODY, OP_KEY};
-use super::{View, answer};
+use super::super::{FIRST_OP_KEY, NO_AGENT};
+use super::{AccessCheck, answer};
 
-impl View<'_> {
-    /// `count` lanes from `lane` on read the cell at `offset`, a row of their bytes. True where [`View::step`] of each with its
+impl AccessCheck<'_> {
+    /// `count` lanes from `lane` on read the cell at `offset`, a row of their bytes. True where [`AccessCheck::check_cell`] of each with its
     /// own 16 bytes (a cell that is [turned](Cell::turned)) makes the same of them and finds nothing wrong; else nothing is done.
-    pub(in crate::order) fn step_row(
+    pub(in crate::order) fn check_row(
         &mut self,
         cell: &mut Cell,
         offset: u64,
         lane: u32,
         count: u32,
-        lists: &mut Chains,
+        lists: &mut AccessLists,
     ) -> bool {
-        let written = cell.writer != NOBODY && !self.all_know_writer(cell);
+        let written = cell.writer != NO_AGENT && !self.all_know_writer(cell);
         if !self.is_plain || written || cell.reader == self.key {
             return false;
         }
         if !(self.was_known_list(cell.older) || self.is_clean_list(cell.older, lists)) {
             return false;
         }
-        if cell.reader != NOBODY {
+        if cell.reader != NO_AGENT {
             match self.row_knows_reader(cell, lane, count) {
                 None => return false,
                 Some(true) => (),
@@ -39,7 +39,7 @@ impl View<'_> {
     pub(in crate::order) fn all_know_writer(&mut self, cell: &Cell) -> bool {
         let (key, stamp) = (cell.writer >> 5, cell.write);
         if answer(&self.of_writer, key, stamp).is_none() {
-            self.of_writer = [self.ask(key, stamp), self.of_writer[0]];
+            self.of_writer = [self.known_lanes(key, stamp), self.of_writer[0]];
         }
         answer(&self.of_writer, key, stamp).is_some_and(|at| self.of_writer[at].known == u32::MAX)
     }
@@ -51,13 +51,13 @@ impl View<'_> {
             return Some(false);
         }
         if answer(&self.of_reader, key, stamp).is_none() {
-            self.of_reader = [self.ask(key, stamp), self.of_reader[0]];
+            self.of_reader = [self.known_lanes(key, stamp), self.of_reader[0]];
         }
         let known = answer(&self.of_reader, key, stamp).map_or(0, |at| self.of_reader[at].known);
         if known == u32::MAX {
             return Some(true);
         }
-        if known == 0 && key >= OP_KEY && !self.cx.ops.was_waited_for_by(key, self.warp.key()) {
+        if known == 0 && key >= FIRST_OP_KEY && !self.cx.ops.was_waited_for_by(key, self.warp.key()) {
             self.strangers = (key, stamp);
             return Some(false);
         }

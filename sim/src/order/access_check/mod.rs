@@ -1,54 +1,57 @@
-//! One access of lanes that know the same, held against cell after cell.
+//! One access of lanes that clock the same, held against cell after cell.
 
+use super::access_lists::{AccessLists, AccessRecord, ListId};
 use super::cell::Cell;
-use super::chain::{Chains, Entry, ListId};
-use super::shadow::{Conflict, ConflictKind, Cx, Other};
-use super::{Agent, Key, Know, NOBODY, OP_KEY, OpId, Space, Stamp, Strength, WarpOrder};
+use super::shadow::{CheckContext, Conflict, ConflictKind, EarlierAccess};
+use super::{
+    AccessStamp, AccessStrength, Agent, AsyncOpId, FIRST_OP_KEY, MemorySpace, NO_AGENT, OwnerKey, VectorClock,
+    WarpClocks,
+};
 
-mod judge;
-mod row;
+mod conflicts;
+mod row_reads;
 
 /// A conflict whose lane is yet to be named.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Fault {
+pub(super) struct UnattributedConflict {
     kind: ConflictKind,
     offset: u64,
-    other: (Agent, u32),
-    other_is: Other,
+    earlier: (Agent, u32),
+    earlier_kind: EarlierAccess,
 }
 
-impl Fault {
-    pub(super) fn uninitialized(offset: u64) -> Fault {
-        let (kind, other) = (ConflictKind::Uninitialized, (Agent::HOST, 0));
-        Fault { kind, offset, other, other_is: Other::None }
+impl UnattributedConflict {
+    pub(super) fn uninitialized(offset: u64) -> UnattributedConflict {
+        let (kind, earlier) = (ConflictKind::Uninitialized, (Agent::HOST, 0));
+        UnattributedConflict { kind, offset, earlier, earlier_kind: EarlierAccess::None }
     }
 
     pub(super) fn conflict(self, lane: u32) -> Conflict {
-        let Fault { kind, offset, other, other_is } = self;
-        Conflict { kind, offset, lane, other, other_is }
+        let UnattributedConflict { kind, offset, earlier, earlier_kind } = self;
+        Conflict { kind, offset, lane, earlier, earlier_kind }
     }
 }
 
 /// Which lanes of a warp (or operation) are known at an epoch: the last answer.
 #[derive(Clone, Copy)]
-pub(super) struct Answer {
-    key: Key,
-    stamp: Stamp,
+pub(super) struct KnownLanes {
+    key: OwnerKey,
+    stamp: AccessStamp,
     known: u32,
 }
 
-impl Answer {
-    pub(super) const NONE: Answer = Answer { key: NOBODY, stamp: Stamp(u32::MAX), known: 0 };
+impl KnownLanes {
+    pub(super) const NONE: KnownLanes = KnownLanes { key: NO_AGENT, stamp: AccessStamp(u32::MAX), known: 0 };
 
     #[inline(always)]
-    pub(super) fn covers(&self, key: Key, stamp: Stamp, mask: u32) -> bool {
+    pub(super) fn covers(&self, key: OwnerKey, stamp: AccessStamp, mask: u32) -> bool {
         self.key == key && self.stamp == stamp && mask & !self.known == 0
     }
 }
 
 /// Whether one of the answers covers the access; it becomes the first.
 #[inline(always)]
-fn known_by(answers: &mut [Answer; 2], key: Key, stamp: Stamp, mask: u32) -> bool {
+fn known_by(answers: &mut [KnownLanes; 2], key: OwnerKey, stamp: AccessStamp, mask: u32) -> bool {
     if answers[0].covers(key, stamp, mask) {
         return true;
     }
@@ -60,59 +63,59 @@ fn known_by(answers: &mut [Answer; 2], key: Key, stamp: Stamp, mask: u32) -> boo
 }
 
 /// Which of the answers is about this.
-fn answer(answers: &[Answer; 2], key: Key, stamp: Stamp) -> Option<usize> {
+fn answer(answers: &[KnownLanes; 2], key: OwnerKey, stamp: AccessStamp) -> Option<usize> {
     answers.iter().position(|answer| answer.key == key && answer.stamp == stamp)
 }
 
-/// One access of lanes that know the same, walking over cells.
-pub(super) struct View<'a> {
-    space: Space,
-    warp: &'a WarpOrder,
-    know: &'a Know,
-    cx: &'a Cx<'a>,
+/// One access of lanes that clock the same, walking over cells.
+pub(super) struct AccessCheck<'a> {
+    space: MemorySpace,
+    warp: &'a WarpClocks,
+    clock: &'a VectorClock,
+    cx: &'a CheckContext<'a>,
     /// What the access is recorded as: the warp or the operation.
-    key: Key,
-    stamp: Stamp,
+    key: OwnerKey,
+    stamp: AccessStamp,
     pc: u32,
     /// It goes through the async proxy.
     is_async: bool,
     /// It is weak and not through the async proxy.
     is_plain: bool,
     /// The last two answers of each kind, the last one first.
-    of_writer: [Answer; 2],
-    of_reader: [Answer; 2],
+    of_writer: [KnownLanes; 2],
+    of_reader: [KnownLanes; 2],
     /// Lists all of whose entries are known whatever the lane, the last one first.
     known_lists: [ListId; 2],
     /// The last list made, of what.
-    pushed: (ListId, Entry, ListId),
+    pushed: (ListId, AccessRecord, ListId),
     /// Async proxy: the last write that was in order, and the last reader that had no fence.
-    good: Entry,
-    looked_at: (Key, Stamp),
+    good: AccessRecord,
+    looked_at: (OwnerKey, AccessStamp),
     /// The last readers of whom no lane knows any.
-    strangers: (Key, Stamp),
+    strangers: (OwnerKey, AccessStamp),
     /// The first thing wrong with the lane's access.
-    pub fault: Option<Fault>,
+    pub fault: Option<UnattributedConflict>,
 }
 
-impl<'a> View<'a> {
+impl<'a> AccessCheck<'a> {
     pub(super) fn new(
-        space: Space,
-        warp: &'a WarpOrder,
-        know: &'a Know,
-        cx: &'a Cx,
-        key: Key,
-        stamp: Stamp,
+        space: MemorySpace,
+        warp: &'a WarpClocks,
+        clock: &'a VectorClock,
+        cx: &'a CheckContext,
+        key: OwnerKey,
+        stamp: AccessStamp,
         pc: u32,
     ) -> Self {
-        let is_async = key >= OP_KEY && cx.ops.kind(OpId::of_key(key)).is_async_proxy();
-        let is_plain = !is_async && stamp.strength() == Strength::Weak;
-        let (of_writer, of_reader) = ([Answer::NONE; 2], [Answer::NONE; 2]);
+        let is_async = key >= FIRST_OP_KEY && cx.ops.kind(AsyncOpId::of_key(key)).is_async_proxy();
+        let is_plain = !is_async && stamp.strength() == AccessStrength::Weak;
+        let (of_writer, of_reader) = ([KnownLanes::NONE; 2], [KnownLanes::NONE; 2]);
         let (known_lists, pushed, fault) = ([0; 2], (0, Cell::FRESH.read_entry(), 0), None);
-        let (good, looked_at) = (Cell::FRESH.write_entry(), (NOBODY, Stamp(u32::MAX)));
-        View {
+        let (good, looked_at) = (Cell::FRESH.write_entry(), (NO_AGENT, AccessStamp(u32::MAX)));
+        AccessCheck {
             space,
             warp,
-            know,
+            clock,
             cx,
             key,
             stamp,
@@ -125,25 +128,31 @@ impl<'a> View<'a> {
             pushed,
             good,
             looked_at,
-            strangers: (NOBODY, Stamp(u32::MAX)),
+            strangers: (NO_AGENT, AccessStamp(u32::MAX)),
             fault,
         }
     }
 
     /// `lane` accesses the cell at `offset`.
     #[inline(always)]
-    pub(super) fn step<const WRITES: bool>(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
+    pub(super) fn check_cell<const WRITES: bool>(
+        &mut self,
+        cell: &mut Cell,
+        offset: u64,
+        lane: u32,
+        lists: &mut AccessLists,
+    ) {
         let me = self.key << 5 | lane;
         let write_known = self.was_known_writer(cell) || cell.writer == me;
         let mine = cell.reader == self.key && cell.readers & !(1 << lane) == 0;
         let again = !WRITES && cell.reader == self.key && cell.read == self.stamp;
         let read_known = again || mine || self.was_known_reader(cell);
         if !(write_known && self.was_known_list(cell.older) && self.is_plain) {
-            return self.step_with_care(WRITES, cell, offset, lane, lists);
+            return self.check_cell_slow(WRITES, cell, offset, lane, lists);
         }
         if !read_known {
             if WRITES || !self.was_pushed(cell, offset) {
-                return self.step_with_care(WRITES, cell, offset, lane, lists);
+                return self.check_cell_slow(WRITES, cell, offset, lane, lists);
             }
             cell.older = self.pushed.2;
         }
@@ -157,45 +166,45 @@ impl<'a> View<'a> {
 
     /// The operation accesses the cell at `offset`, issued by `lane`.
     #[inline(always)]
-    pub(super) fn step_async<const WRITES: bool>(
+    pub(super) fn check_cell_async<const WRITES: bool>(
         &mut self,
         cell: &mut Cell,
         offset: u64,
         lane: u32,
-        lists: &mut Chains,
+        lists: &mut AccessLists,
     ) {
         let good = (self.good.key, self.good.stamp) == (cell.writer >> 5, cell.write)
             && self.good.mask >> (cell.writer & 31) & 1 != 0;
-        let in_order = self.is_async && (cell.writer == NOBODY || good) && self.was_known_list(cell.older);
-        let weak = self.stamp.strength() == Strength::Weak;
-        let nobody = cell.reader == NOBODY;
+        let in_order = self.is_async && (cell.writer == NO_AGENT || good) && self.was_known_list(cell.older);
+        let weak = self.stamp.strength() == AccessStrength::Weak;
+        let nobody = cell.reader == NO_AGENT;
         let reader_known = nobody || self.was_known_reader(cell);
         if !in_order || !weak {
-            return self.step_with_care(WRITES, cell, offset, lane, lists);
+            return self.check_cell_slow(WRITES, cell, offset, lane, lists);
         }
         if WRITES {
-            let looked_at = nobody || cell.reader >= OP_KEY || (cell.reader, cell.read) == self.looked_at;
+            let looked_at = nobody || cell.reader >= FIRST_OP_KEY || (cell.reader, cell.read) == self.looked_at;
             if !(reader_known && looked_at) {
-                return self.step_with_care(WRITES, cell, offset, lane, lists);
+                return self.check_cell_slow(WRITES, cell, offset, lane, lists);
             }
             *cell = Cell { writer: self.key << 5 | lane, write: self.stamp, write_pc: self.pc, ..Cell::FRESH };
             return;
         }
         if !reader_known {
             if !self.was_pushed(cell, offset) {
-                return self.step_with_care(WRITES, cell, offset, lane, lists);
+                return self.check_cell_slow(WRITES, cell, offset, lane, lists);
             }
             cell.older = self.pushed.2;
         }
         (cell.reader, cell.read, cell.readers, cell.read_pc) = (self.key, self.stamp, 1 << lane, self.pc);
     }
 
-    /// All lanes read the cell at `offset`, whose address `lane` gives; all know the same, and access weakly.
+    /// All lanes read the cell at `offset`, whose address `lane` gives; all clock the same, and access weakly.
     #[inline(always)]
-    pub(super) fn step_together(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
+    pub(super) fn check_cell_all_lanes(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut AccessLists) {
         let write_known = self.was_known_writer(cell) || !self.is_async && self.knows_writer(cell, lane);
         if !(write_known && (self.was_known_list(cell.older) || self.is_clean_list(cell.older, lists))) {
-            self.step_with_care(false, cell, offset, lane, lists);
+            self.check_cell_slow(false, cell, offset, lane, lists);
         } else if cell.reader != self.key && !self.was_known_reader(cell) {
             if self.was_pushed(cell, offset) {
                 cell.older = self.pushed.2;
@@ -209,10 +218,10 @@ impl<'a> View<'a> {
     /// After a step without a fault: whether any other lane would have made the same of a cell like `old`, whichever lane wrote
     /// that, at any offset.
     pub(super) fn for_any_lane(&self, old: &Cell, writes: bool) -> bool {
-        let all = |answers: &[Answer; 2], key, stamp| {
+        let all = |answers: &[KnownLanes; 2], key, stamp| {
             answer(answers, key, stamp).is_some_and(|at| answers[at].known == u32::MAX)
         };
-        let reader = old.reader == NOBODY
+        let reader = old.reader == NO_AGENT
             || old.reader == self.key
             || all(&self.of_reader, old.reader, old.read)
             || !writes && old.readers == u32::MAX && !self.may_know_more(old.reader);
@@ -225,16 +234,17 @@ impl<'a> View<'a> {
 
     /// After a step of `lane` without a fault: whether the same would have come of a cell like `old` at any other offset.
     pub(super) fn for_any_offset(&self, old: &Cell, writes: bool, lane: u32) -> bool {
-        let weak = self.stamp.strength() == Strength::Weak;
-        let same = weak && self.fault.is_none() && self.known_lists.contains(&old.older) && !View::readers_turn(old);
+        let weak = self.stamp.strength() == AccessStrength::Weak;
+        let same =
+            weak && self.fault.is_none() && self.known_lists.contains(&old.older) && !AccessCheck::readers_turn(old);
         // A read that lacks a fence is a fault now and then only.
-        let fenced = !writes || old.reader >= OP_KEY || !self.is_async || self.is_fenced(&old.read_entry(), lane);
+        let fenced = !writes || old.reader >= FIRST_OP_KEY || !self.is_async || self.is_fenced(&old.read_entry(), lane);
         same && fenced
     }
 
     /// Whether the cell's readers have another mask in lists than in the cell.
     pub(super) fn readers_turn(cell: &Cell) -> bool {
-        cell.reader != NOBODY && cell.readers != u32::MAX && cell.read.wide() != Stamp::RANGE
+        cell.reader != NO_AGENT && cell.readers != u32::MAX && cell.read.wide() != AccessStamp::RANGE
     }
 
     /// Whether the access is by who read the cell last.
@@ -274,7 +284,7 @@ impl<'a> View<'a> {
     }
 
     /// Whether a weak read minds nothing in the list, because nothing in it writes.
-    fn is_clean_list(&mut self, list: ListId, lists: &Chains) -> bool {
+    fn is_clean_list(&mut self, list: ListId, lists: &AccessLists) -> bool {
         let clean = !lists.has_write(list);
         if clean {
             self.add_known_list(list);
@@ -283,7 +293,14 @@ impl<'a> View<'a> {
     }
 
     #[inline(never)]
-    pub(super) fn step_with_care(&mut self, writes: bool, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
+    pub(super) fn check_cell_slow(
+        &mut self,
+        writes: bool,
+        cell: &mut Cell,
+        offset: u64,
+        lane: u32,
+        lists: &mut AccessLists,
+    ) {
         let found = if writes { self.write(cell, offset, lane, lists) } else { self.read(cell, offset, lane, lists) };
         if let Some(found) = found {
             // A read that lacks a fence is the least of faults.
@@ -302,14 +319,20 @@ impl<'a> View<'a> {
     }
 
     /// `lane` reads the cell at `offset`.
-    pub(super) fn read(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) -> Option<Fault> {
+    pub(super) fn read(
+        &mut self,
+        cell: &mut Cell,
+        offset: u64,
+        lane: u32,
+        lists: &mut AccessLists,
+    ) -> Option<UnattributedConflict> {
         let mut fault = None;
         let write_known = self.knows_writer(cell, lane);
-        if cell.writer != NOBODY && (self.is_async || !write_known) {
-            fault = self.judge_write(cell, lane, offset, false, false);
+        if cell.writer != NO_AGENT && (self.is_async || !write_known) {
+            fault = self.find_write_conflict(cell, lane, offset, false, false);
         }
         if !self.is_clean_list(cell.older, lists) && fault.is_none() {
-            fault = self.judge_list(cell.older, lane, offset, false, lists);
+            fault = self.find_list_conflict(cell.older, lane, offset, false, lists);
         }
         if cell.reader == self.key && cell.read == self.stamp {
             cell.readers |= 1 << lane;
@@ -322,29 +345,40 @@ impl<'a> View<'a> {
     }
 
     /// `lane` writes the cell at `offset`.
-    pub(super) fn write(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) -> Option<Fault> {
+    pub(super) fn write(
+        &mut self,
+        cell: &mut Cell,
+        offset: u64,
+        lane: u32,
+        lists: &mut AccessLists,
+    ) -> Option<UnattributedConflict> {
         let mut fault = None;
         let read_known = self.knows_reader(cell, lane);
         if !read_known {
-            fault = self.judge(&cell.read_entry(), lane, offset, true, false);
+            fault = self.find_conflict(&cell.read_entry(), lane, offset, true, false);
         }
         if cell.older == 0 {
             self.add_known_list(0);
         } else if !self.was_known_list(cell.older) && fault.is_none() {
-            fault = self.judge_list(cell.older, lane, offset, true, lists);
+            fault = self.find_list_conflict(cell.older, lane, offset, true, lists);
         }
         let write_known = self.knows_writer(cell, lane);
-        if cell.writer != NOBODY && fault.is_none() && (self.is_async || !write_known) {
-            let unread = cell.reader == NOBODY && !lists.has_read(cell.older);
-            fault = self.judge_write(cell, lane, offset, true, unread);
+        if cell.writer != NO_AGENT && fault.is_none() && (self.is_async || !write_known) {
+            let unread = cell.reader == NO_AGENT && !lists.has_read(cell.older);
+            fault = self.find_write_conflict(cell, lane, offset, true, unread);
         }
-        let unfenced = |view: &Self| cell.reader < OP_KEY && !view.is_fenced(&cell.read_entry(), lane);
+        let unfenced = |check: &Self| cell.reader < FIRST_OP_KEY && !check.is_fenced(&cell.read_entry(), lane);
         if self.is_async && fault.is_none() && (cell.reader, cell.read) != self.looked_at && unfenced(self) {
             self.looked_at = (cell.reader, cell.read);
-            let other = (Agent(cell.reader << 5 | cell.readers.trailing_zeros() & 31), cell.read_pc);
-            fault = Some(Fault { kind: ConflictKind::ProxyRead, offset, other, other_is: Other::Read });
+            let earlier = (Agent(cell.reader << 5 | cell.readers.trailing_zeros() & 31), cell.read_pc);
+            fault = Some(UnattributedConflict {
+                kind: ConflictKind::ProxyRead,
+                offset,
+                earlier,
+                earlier_kind: EarlierAccess::Read,
+            });
         }
-        if self.stamp.strength() != Strength::Weak {
+        if self.stamp.strength() != AccessStrength::Weak {
             self.keep_older(cell, offset, read_known, write_known, lists);
         } else {
             cell.older = 0;
@@ -362,27 +396,27 @@ impl<'a> View<'a> {
         offset: u64,
         read_known: bool,
         write_known: bool,
-        lists: &mut Chains,
+        lists: &mut AccessLists,
     ) {
-        let mine = Entry { key: self.key, stamp: self.stamp, mask: 0, pc: self.pc, write: true };
-        if cell.reader != NOBODY && !(read_known && mine.subsumes(&cell.read_entry())) {
+        let mine = AccessRecord { key: self.key, stamp: self.stamp, mask: 0, pc: self.pc, write: true };
+        if cell.reader != NO_AGENT && !(read_known && mine.subsumes(&cell.read_entry())) {
             cell.older = self.push(cell.older, cell.read_entry(), offset, lists);
         }
-        if cell.writer != NOBODY && !(write_known && mine.subsumes(&cell.write_entry())) {
+        if cell.writer != NO_AGENT && !(write_known && mine.subsumes(&cell.write_entry())) {
             cell.older = self.push(cell.older, cell.write_entry(), offset, lists);
         }
     }
 
     /// Makes way for a new reader of the cell.
-    pub(super) fn displace_reader(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
-        if cell.reader == NOBODY {
+    pub(super) fn displace_reader(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut AccessLists) {
+        if cell.reader == NO_AGENT {
             return;
         }
         if self.knows_reader(cell, lane) {
-            if self.stamp.strength() == Strength::Weak {
+            if self.stamp.strength() == AccessStrength::Weak {
                 return;
             }
-            let mine = Entry { key: self.key, stamp: self.stamp, mask: 0, pc: self.pc, write: false };
+            let mine = AccessRecord { key: self.key, stamp: self.stamp, mask: 0, pc: self.pc, write: false };
             if mine.subsumes(&cell.read_entry()) {
                 return;
             }
@@ -390,7 +424,13 @@ impl<'a> View<'a> {
         cell.older = self.push(cell.older, cell.read_entry(), offset, lists);
     }
 
-    pub(super) fn push(&mut self, list: ListId, mut entry: Entry, offset: u64, lists: &mut Chains) -> ListId {
+    pub(super) fn push(
+        &mut self,
+        list: ListId,
+        mut entry: AccessRecord,
+        offset: u64,
+        lists: &mut AccessLists,
+    ) -> ListId {
         entry.mask = entry.mask.rotate_right(entry.stamp.turn(offset));
         let (of, pushed, new) = self.pushed;
         if of == list && pushed == entry {
@@ -412,10 +452,12 @@ impl<'a> View<'a> {
 
     /// (By reference: what was just put together is slow to be copied.)
     #[inline(always)]
-    fn push_new(&mut self, list: ListId, entry: &Entry, lists: &mut Chains) -> ListId {
-        let (ops, know) = (self.cx.ops, self.know);
-        let below = if list != 0 && entry.key >= OP_KEY && !entry.write {
-            lists.without(list, |old| old.key >= OP_KEY && !old.write && ops.known_mask(old.key, know) == u32::MAX)
+    fn push_new(&mut self, list: ListId, entry: &AccessRecord, lists: &mut AccessLists) -> ListId {
+        let (ops, clock) = (self.cx.ops, self.clock);
+        let below = if list != 0 && entry.key >= FIRST_OP_KEY && !entry.write {
+            lists.without(list, |old| {
+                old.key >= FIRST_OP_KEY && !old.write && ops.known_mask(old.key, clock) == u32::MAX
+            })
         } else {
             list
         };
@@ -428,7 +470,7 @@ impl<'a> View<'a> {
         let (key, mask) = (cell.writer >> 5, 1 << (cell.writer & 31));
         let at = answer(&self.of_writer, key, cell.write);
         if at.is_none() {
-            self.of_writer = [self.ask(key, cell.write), self.of_writer[0]];
+            self.of_writer = [self.known_lanes(key, cell.write), self.of_writer[0]];
         }
         let known = self.of_writer[at.unwrap_or(0)].known;
         mask & !known == 0 || self.may_know_more(key) && self.knows_exactly(key, cell.write, mask, lane)
@@ -437,35 +479,35 @@ impl<'a> View<'a> {
     pub(super) fn knows_reader(&mut self, cell: &Cell, lane: u32) -> bool {
         let at = answer(&self.of_reader, cell.reader, cell.read);
         if at.is_none() {
-            self.of_reader = [self.ask(cell.reader, cell.read), self.of_reader[0]];
+            self.of_reader = [self.known_lanes(cell.reader, cell.read), self.of_reader[0]];
         }
         cell.readers & !self.of_reader[at.unwrap_or(0)].known == 0
             || self.may_know_more(cell.reader) && self.knows_exactly(cell.reader, cell.read, cell.readers, lane)
     }
 
-    /// Whether a lane may know more of `key` than stands in what it knows: its own accesses, and what it waited for.
-    pub(super) fn may_know_more(&self, key: Key) -> bool {
-        key == self.warp.key() || key >= OP_KEY
+    /// Whether a lane may clock more of `key` than stands in what it knows: its own accesses, and what it waited for.
+    pub(super) fn may_know_more(&self, key: OwnerKey) -> bool {
+        key == self.warp.key() || key >= FIRST_OP_KEY
     }
 
-    pub(super) fn ask(&self, key: Key, stamp: Stamp) -> Answer {
-        let known = if key >= NOBODY >> 5 {
+    pub(super) fn known_lanes(&self, key: OwnerKey, stamp: AccessStamp) -> KnownLanes {
+        let known = if key >= NO_AGENT >> 5 {
             u32::MAX
-        } else if key < OP_KEY {
-            self.know.known_mask(key, stamp.epoch())
+        } else if key < FIRST_OP_KEY {
+            self.clock.known_mask(key, stamp.epoch())
         } else {
-            self.cx.ops.known_mask(key, self.know)
+            self.cx.ops.known_mask(key, self.clock)
         };
-        Answer { key, stamp, known }
+        KnownLanes { key, stamp, known }
     }
 
     /// With what `lane` itself did.
-    pub(super) fn knows_exactly(&self, key: Key, stamp: Stamp, mask: u32, lane: u32) -> bool {
+    pub(super) fn knows_exactly(&self, key: OwnerKey, stamp: AccessStamp, mask: u32, lane: u32) -> bool {
         let own = if key == self.key || key == self.warp.key() { 1 << lane } else { 0 };
-        let known = if key < OP_KEY {
-            self.know.known_mask(key, stamp.epoch())
+        let known = if key < FIRST_OP_KEY {
+            self.clock.known_mask(key, stamp.epoch())
         } else {
-            self.cx.ops.known_to_lane(key, self.warp, lane, self.know)
+            self.cx.ops.known_to_lane(key, self.warp, lane, self.clock)
         };
         mask & !(known | own) == 0
     }

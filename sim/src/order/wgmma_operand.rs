@@ -1,36 +1,36 @@
 //! The operands of a warpgroup's product: many bytes, written by few, read by four warps at once.
 
+use super::access_check::{AccessCheck, UnattributedConflict};
+use super::access_lists::AccessRecord;
 use super::cell::{CHUNK, CHUNK_SHIFT, Init, even_chunk};
-use super::chain::Entry;
-use super::memo::Memo;
-use super::view::{Fault, View};
-use super::{Conflict, Cx, NOBODY, OpId, Shadow, Stamp, Strength, WarpOrder};
+use super::transition_cache::TransitionCache;
+use super::{AccessStamp, AccessStrength, AsyncOpId, CheckContext, Conflict, NO_AGENT, ShadowMemory, WarpClocks};
 
 /// Who wrote the bytes of an operand, and where the first of each lie.
 #[derive(Clone, Debug, Default)]
-pub struct Writers(Vec<(Entry, u64)>);
+pub struct OperandWriters(Vec<(AccessRecord, u64)>);
 
-impl Shadow {
+impl ShadowMemory {
     /// The operation `op`, issued by `lane` of `warp`, will read `runs` (offset and bytes, multiples of 4): as
-    /// [`Shadow::async_read`] of each, but at most one conflict a writer. Adds who wrote them to `writers`.
+    /// [`ShadowMemory::async_read`] of each, but at most one conflict a writer. Adds who wrote them to `writers`.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
-    pub fn read_operand(
+    pub fn read_wgmma_operand(
         &mut self,
         runs: &[(u64, u64)],
-        op: OpId,
-        warp: &WarpOrder,
+        op: AsyncOpId,
+        warp: &WarpClocks,
         lane: u32,
         pc: u32,
-        cx: &Cx,
-        writers: &mut Writers,
+        cx: &CheckContext,
+        writers: &mut OperandWriters,
         out: &mut Vec<Conflict>,
     ) {
         self.make_room();
-        let stamp = Stamp::new(0, Stamp::RANGE, false, Strength::Weak);
+        let stamp = AccessStamp::new(0, AccessStamp::RANGE, false, AccessStrength::Weak);
         let key = op.key();
-        let mut view = View::new(self.space, warp, warp.know(lane), cx, key, stamp, pc);
+        let mut check = AccessCheck::new(self.space, warp, warp.clock(lane), cx, key, stamp, pc);
         let mut latest = usize::MAX;
-        let (mut unwritten, mut clean_list, mut memo) = (None, 0, Memo::new());
+        let (mut unwritten, mut clean_list, mut cache) = (None, 0, TransitionCache::new());
         for &(from, bytes) in runs {
             let whole = matches!(self.init[(from >> CHUNK_SHIFT) as usize], Init::All)
                 && (from ^ (from + bytes - 1)) >> CHUNK_SHIFT == 0;
@@ -46,7 +46,7 @@ impl Shadow {
                 let count = ((end - start) >> chunk.shift) as usize;
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
                     // Who wrote it stands in `writers` then.
-                    if memo.recall(cell) {
+                    if cache.recall(cell) {
                         continue;
                     }
                     let old = *cell;
@@ -58,61 +58,61 @@ impl Shadow {
                         None => false,
                     };
                     let offset = start + ((step as u64) << chunk.shift);
-                    if !known && cell.writer != NOBODY {
+                    if !known && cell.writer != NO_AGENT {
                         latest = writers.add(cell.write_entry(), offset);
                     }
                     if cell.older != clean_list {
                         if self.lists.has_write(cell.older) {
-                            let found = view.judge_list(cell.older, lane, offset, false, &self.lists);
-                            view.fault = view.fault.or(found);
+                            let found = check.find_list_conflict(cell.older, lane, offset, false, &self.lists);
+                            check.fault = check.fault.or(found);
                         } else {
                             clean_list = cell.older;
                         }
                     }
                     if cell.reader != key {
-                        if cell.reader != NOBODY {
-                            view.displace_reader(cell, offset, lane, &mut self.lists);
+                        if cell.reader != NO_AGENT {
+                            check.displace_reader(cell, offset, lane, &mut self.lists);
                             clean_list = if self.lists.has_write(cell.older) { clean_list } else { cell.older };
                         }
                         (cell.reader, cell.read, cell.readers, cell.read_pc) = (key, stamp, 1 << lane, pc);
                     }
-                    if !self.lists.has_write(old.older) && !View::readers_turn(&old) {
-                        memo.keep(&old, cell);
+                    if !self.lists.has_write(old.older) && !AccessCheck::readers_turn(&old) {
+                        cache.keep(&old, cell);
                     }
                 }
                 start = end;
             }
         }
-        out.extend(unwritten.map(|offset| Fault::uninitialized(offset).conflict(lane)));
-        view.report(lane, out);
-        self.recheck_operand(writers, op, warp, lane, pc, cx, out);
+        out.extend(unwritten.map(|offset| UnattributedConflict::uninitialized(offset).conflict(lane)));
+        check.report(lane, out);
+        self.recheck_wgmma_operand(writers, op, warp, lane, pc, cx, out);
     }
 
     /// Another warp takes part in the same reading: whether it too knows the writers. At most one conflict a writer.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
-    pub fn recheck_operand(
+    pub fn recheck_wgmma_operand(
         &self,
-        writers: &Writers,
-        op: OpId,
-        warp: &WarpOrder,
+        writers: &OperandWriters,
+        op: AsyncOpId,
+        warp: &WarpClocks,
         lane: u32,
         pc: u32,
-        cx: &Cx,
+        cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
-        let stamp = Stamp::new(0, Stamp::RANGE, false, Strength::Weak);
-        let mut view = View::new(self.space, warp, warp.know(lane), cx, op.key(), stamp, pc);
+        let stamp = AccessStamp::new(0, AccessStamp::RANGE, false, AccessStrength::Weak);
+        let mut check = AccessCheck::new(self.space, warp, warp.clock(lane), cx, op.key(), stamp, pc);
         for (entry, offset) in &writers.0 {
-            view.fault = view.judge(entry, lane, *offset, false, false);
-            view.report(lane, out);
+            check.fault = check.find_conflict(entry, lane, *offset, false, false);
+            check.report(lane, out);
         }
     }
 }
 
-impl Writers {
+impl OperandWriters {
     /// Adds a write; the index of what stands for it.
-    fn add(&mut self, entry: Entry, offset: u64) -> usize {
-        let same = |old: &Entry| (old.key, old.stamp, old.pc) == (entry.key, entry.stamp, entry.pc);
+    fn add(&mut self, entry: AccessRecord, offset: u64) -> usize {
+        let same = |old: &AccessRecord| (old.key, old.stamp, old.pc) == (entry.key, entry.stamp, entry.pc);
         match self.0.iter().rposition(|(old, _)| same(old)) {
             Some(at) => {
                 self.0[at].0.mask |= entry.mask;

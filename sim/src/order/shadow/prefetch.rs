@@ -2,9 +2,9 @@
 
 use super::super::LANES;
 use super::super::cell::{CHUNK, CHUNK_SHIFT};
-use super::Shadow;
+use super::ShadowMemory;
 
-impl Shadow {
+impl ShadowMemory {
     /// Looks at the cells where the first lanes' accesses begin, as far as the last of the `lanes`.
     #[inline(always)]
     pub(in crate::order) fn fetch(&self, lanes: u32, offsets: &[u64; LANES]) {
@@ -19,7 +19,7 @@ impl Shadow {
         std::hint::black_box(seen);
     }
 
-    /// As [`Shadow::fetch`], for runs of not too many bytes.
+    /// As [`ShadowMemory::fetch`], for runs of not too many bytes.
     pub(super) fn fetch_runs(&self, runs: &[(u64, u64)]) {
         let mut seen = 0;
         for &(start, bytes) in runs.iter().filter(|run| run.1 <= CHUNK / 16) {

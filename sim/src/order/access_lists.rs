@@ -1,25 +1,25 @@
 //! Older accesses of a cell that its last write and its last reader do not stand for, as shared lists: cells with the same
 //! history have the same list.
 
-use super::{Key, OP_KEY, Stamp, Strength};
+use super::{AccessStamp, AccessStrength, FIRST_OP_KEY, OwnerKey};
 
 /// Accesses of one warp (or operation) in one epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Entry {
-    pub key: Key,
-    pub stamp: Stamp,
-    /// Lanes, turned by [`Stamp::turn`] in lists, as they are elsewhere.
+pub(super) struct AccessRecord {
+    pub key: OwnerKey,
+    pub stamp: AccessStamp,
+    /// Lanes, turned by [`AccessStamp::turn`] in lists, as they are elsewhere.
     pub mask: u32,
     pub pc: u32,
     pub write: bool,
 }
 
-impl Entry {
+impl AccessRecord {
     /// Whether whatever is unordered with (and conflicts with) `old` is so with this one too, if `old` happens before it.
-    pub(super) fn subsumes(&self, old: &Entry) -> bool {
+    pub(super) fn subsumes(&self, old: &AccessRecord) -> bool {
         let (mine, theirs) = (self.stamp.strength(), old.stamp.strength());
-        let same_block = self.key < OP_KEY && old.key < OP_KEY && self.key >> 6 == old.key >> 6;
-        (self.write || !old.write) && (mine == Strength::Weak || mine <= theirs && same_block)
+        let same_block = self.key < FIRST_OP_KEY && old.key < FIRST_OP_KEY && self.key >> 6 == old.key >> 6;
+        (self.write || !old.write) && (mine == AccessStrength::Weak || mine <= theirs && same_block)
     }
 
     fn hash(&self, list: ListId) -> u64 {
@@ -30,26 +30,26 @@ impl Entry {
     }
 
     /// Whether `old` is by the same lanes, earlier in their program order, and this one stands for it.
-    fn replaces(&self, old: &Entry) -> bool {
+    fn replaces(&self, old: &AccessRecord) -> bool {
         let earlier = self.key == old.key && old.stamp.epoch() <= self.stamp.epoch();
         earlier && self.stamp.turns_alike(old.stamp) && old.mask & !self.mask == 0 && self.subsumes(old)
     }
 
     /// Whether both are of one warp in one epoch, alike in all but their lanes.
-    fn joins(&self, old: &Entry) -> bool {
+    fn joins(&self, old: &AccessRecord) -> bool {
         (self.key, self.stamp, self.write, self.pc) == (old.key, old.stamp, old.write, old.pc)
     }
 }
 
-impl Stamp {
-    fn turns_alike(self, other: Stamp) -> bool {
+impl AccessStamp {
+    fn turns_alike(self, other: AccessStamp) -> bool {
         self.wide() == other.wide()
     }
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Node {
-    entry: Entry,
+    entry: AccessRecord,
     next: u32,
     depth: u32,
     has_write: bool,
@@ -65,12 +65,12 @@ pub(super) type ListId = u32;
 
 /// Lists longer than this lose their oldest accesses: a race with those may be missed, none is invented.
 const MAX_DEPTH: u32 = 4096;
-/// How far [`Chains::push`] looks for entries that the new one stands for: past a block's warps in a list of one block.
+/// How far [`AccessLists::push`] looks for entries that the new one stands for: past a block's warps in a list of one block.
 const LOOK: usize = 80;
 const LOOK_ACROSS_BLOCKS: usize = 12;
 /// Most pushes remembered: few, so that they are at hand.
 const MEMO: usize = 1 << 11;
-/// Nodes before the first [`Chains::is_full`]; few in tests, so that they collect.
+/// Nodes before the first [`AccessLists::is_full`]; few in tests, so that they collect.
 const FIRST_LIMIT: usize = if cfg!(test) { 64 } else { 1 << 20 };
 
 /// What came of a push.
@@ -79,28 +79,28 @@ struct Pushed {
     /// Compared first: the entry was just put together, and is slow to be loaded as a whole.
     hash: u64,
     of: ListId,
-    entry: Entry,
+    entry: AccessRecord,
     new: ListId,
 }
 
 /// All lists of a shadow.
 #[derive(Clone, Debug)]
-pub(super) struct Chains {
+pub(super) struct AccessLists {
     nodes: Vec<Node>,
     /// The last lists pushed, by a hash of what was pushed onto what; 0 where there is none.
-    memo: Vec<Pushed>,
+    cache: Vec<Pushed>,
     limit: usize,
 }
 
-impl Default for Chains {
+impl Default for AccessLists {
     fn default() -> Self {
-        Chains { nodes: Vec::new(), memo: Vec::new(), limit: FIRST_LIMIT }
+        AccessLists { nodes: Vec::new(), cache: Vec::new(), limit: FIRST_LIMIT }
     }
 }
 
-impl Chains {
+impl AccessLists {
     /// The entries of a list, newest first, masks as in lists.
-    pub(super) fn entries(&self, list: ListId) -> impl Iterator<Item = &Entry> {
+    pub(super) fn entries(&self, list: ListId) -> impl Iterator<Item = &AccessRecord> {
         let mut at = list;
         std::iter::from_fn(move || {
             let node = self.nodes.get(at.checked_sub(1)? as usize)?;
@@ -125,33 +125,33 @@ impl Chains {
 
     /// `list` with `entry` (its mask turned) in front, without entries it stands for.
     #[inline]
-    pub(super) fn push(&mut self, list: ListId, entry: &Entry) -> ListId {
-        // One part of an operation seldom comes again, but where a view has it at hand.
-        if list == 0 && entry.key >= OP_KEY {
+    pub(super) fn push(&mut self, list: ListId, entry: &AccessRecord) -> ListId {
+        // One part of an operation seldom comes again, but where a check has it at hand.
+        if list == 0 && entry.key >= FIRST_OP_KEY {
             return self.cons(0, *entry);
         }
-        if self.memo.len() < MEMO && self.nodes.len() >= self.memo.len() {
-            let none = Entry { key: 0, stamp: Stamp(0), mask: 0, pc: 0, write: false };
+        if self.cache.len() < MEMO && self.nodes.len() >= self.cache.len() {
+            let none = AccessRecord { key: 0, stamp: AccessStamp(0), mask: 0, pc: 0, write: false };
             let none = Pushed { hash: 0, of: 0, entry: none, new: 0 };
-            self.memo.clear();
-            self.memo.resize((2 * self.nodes.len()).next_power_of_two().clamp(64, MEMO), none);
+            self.cache.clear();
+            self.cache.resize((2 * self.nodes.len()).next_power_of_two().clamp(64, MEMO), none);
         }
         let hash = entry.hash(list);
-        let at = (hash >> 32) as usize & (self.memo.len() - 1);
-        let known = &self.memo[at];
+        let at = (hash >> 32) as usize & (self.cache.len() - 1);
+        let known = &self.cache[at];
         if known.hash == hash && known.new != 0 && known.of == list && known.entry == *entry {
             return known.new;
         }
         let new = self.push_new(list, *entry);
-        self.memo[at] = Pushed { hash, of: list, entry: *entry, new };
+        self.cache[at] = Pushed { hash, of: list, entry: *entry, new };
         new
     }
 
     #[cold]
-    fn push_new(&mut self, list: ListId, entry: Entry) -> ListId {
+    fn push_new(&mut self, list: ListId, entry: AccessRecord) -> ListId {
         let across = list != 0 && self.nodes[list as usize - 1].across_blocks;
         let look = if across { LOOK_ACROSS_BLOCKS } else { LOOK };
-        let stands = |entry: &Entry, old: &Entry| entry.joins(old) || entry.replaces(old);
+        let stands = |entry: &AccessRecord, old: &AccessRecord| entry.joins(old) || entry.replaces(old);
         if !self.entries(list).take(look).any(|old| stands(&entry, old)) {
             return self.cons(list, entry);
         }
@@ -176,18 +176,18 @@ impl Chains {
     }
 
     /// `list` without the entries that `drop` names.
-    pub(super) fn without(&mut self, list: ListId, drop: impl Fn(&Entry) -> bool) -> ListId {
-        let kept: Vec<Entry> = self.entries(list).filter(|entry| !drop(entry)).copied().collect();
+    pub(super) fn without(&mut self, list: ListId, drop: impl Fn(&AccessRecord) -> bool) -> ListId {
+        let kept: Vec<AccessRecord> = self.entries(list).filter(|entry| !drop(entry)).copied().collect();
         if kept.len() == self.entries(list).count() {
             return list;
         }
         kept.into_iter().rev().fold(0, |list, entry| self.cons(list, entry))
     }
 
-    fn cons(&mut self, list: ListId, entry: Entry) -> ListId {
+    fn cons(&mut self, list: ListId, entry: AccessRecord) -> ListId {
         let below = list.checked_sub(1).map(|at| self.nodes[at as usize]);
         let below = below.filter(|node| node.depth < MAX_DEPTH);
-        let gpu = entry.stamp.strength() == Strength::Gpu && entry.key < OP_KEY;
+        let gpu = entry.stamp.strength() == AccessStrength::Gpu && entry.key < FIRST_OP_KEY;
         self.nodes.push(Node {
             entry,
             next: if below.is_some() { list } else { 0 },
@@ -200,7 +200,7 @@ impl Chains {
         self.nodes.len() as ListId
     }
 
-    /// Whether it is time to [`collect`](Chains::collect).
+    /// Whether it is time to [`collect`](AccessLists::collect).
     #[inline(always)]
     pub(super) fn is_full(&self) -> bool {
         self.nodes.len() > self.limit
@@ -225,6 +225,6 @@ impl Chains {
         }
         lists.into_iter().for_each(|list| *list = renamed[*list as usize]);
         self.limit = (2 * kept.len()).max(FIRST_LIMIT);
-        (self.nodes, self.memo) = (kept, Vec::new());
+        (self.nodes, self.cache) = (kept, Vec::new());
     }
 }

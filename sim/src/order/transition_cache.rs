@@ -1,14 +1,14 @@
 //! What an access made of the last cells: cells that were alike before it are alike after it.
 
+use super::access_check::AccessCheck;
+use super::access_lists::AccessLists;
 use super::cell::Cell;
-use super::chain::Chains;
-use super::view::View;
 
 /// Cells at hand.
 const SIZE: usize = 8;
 
-/// Cells before and after one access; of lanes that know the same, of one instruction.
-pub(super) struct Memo {
+/// Cells before and after one access; of lanes that clock the same, of one instruction.
+pub(super) struct TransitionCache {
     before: [[u64; 4]; SIZE],
     after: [Cell; SIZE],
 }
@@ -16,22 +16,22 @@ pub(super) struct Memo {
 #[cfg(test)]
 thread_local! {
     /// Nothing is remembered: for tests that it makes no difference.
-    pub(super) static FORGETFUL: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    pub(super) static CACHES_DISABLED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
 /// Whether a test wants nothing to be remembered.
 #[inline(always)]
-pub(super) fn forgetful() -> bool {
+pub(super) fn caches_disabled() -> bool {
     #[cfg(test)]
-    return FORGETFUL.get();
+    return CACHES_DISABLED.get();
     #[cfg(not(test))]
     false
 }
 
-impl Memo {
-    pub(super) fn new() -> Memo {
+impl TransitionCache {
+    pub(super) fn new() -> TransitionCache {
         // No cell with its lane taken off, and no cell in use, has all bits set.
-        Memo { before: [[u64::MAX; 4]; SIZE], after: [Cell::FRESH; SIZE] }
+        TransitionCache { before: [[u64::MAX; 4]; SIZE], after: [Cell::FRESH; SIZE] }
     }
 
     /// A cell's bits without its writer's lane.
@@ -54,38 +54,45 @@ impl Memo {
         (cell.writer >> 5 ^ cell.reader ^ cell.older) as usize % SIZE
     }
 
-    /// [`View::step`] of an operation's lane that reads.
+    /// [`AccessCheck::check_cell`] of an operation's lane that reads.
     #[inline(always)]
-    pub(super) fn step_read(&mut self, view: &mut View, cell: &mut Cell, offset: u64, lane: u32, lists: &mut Chains) {
-        let (at, writer) = (Memo::slot(cell), cell.writer);
-        let before = Memo::any_lane(cell);
+    pub(super) fn check_read(
+        &mut self,
+        check: &mut AccessCheck,
+        cell: &mut Cell,
+        offset: u64,
+        lane: u32,
+        lists: &mut AccessLists,
+    ) {
+        let (at, writer) = (TransitionCache::slot(cell), cell.writer);
+        let before = TransitionCache::any_lane(cell);
         if self.is(at, &before) {
             *cell = Cell { writer, readers: 1 << lane, ..self.after[at] };
             return;
         }
         let old = *cell;
-        view.step::<false>(cell, offset, lane, lists);
-        if view.for_any_lane(&old, false) && !view.is_reader(&old) {
+        check.check_cell::<false>(cell, offset, lane, lists);
+        if check.for_any_lane(&old, false) && !check.is_reader(&old) {
             self.put(at, before, cell);
         }
     }
 
-    /// [`View::step_async`], always for the same lane.
+    /// [`AccessCheck::check_cell_async`], always for the same lane.
     #[inline(always)]
-    pub(super) fn step_async<const WRITES: bool>(
+    pub(super) fn check_cell_async<const WRITES: bool>(
         &mut self,
-        view: &mut View,
+        check: &mut AccessCheck,
         cell: &mut Cell,
         offset: u64,
         lane: u32,
-        lists: &mut Chains,
+        lists: &mut AccessLists,
     ) {
         let old = *cell;
         if self.recall(cell) {
             return;
         }
-        view.step_async::<WRITES>(cell, offset, lane, lists);
-        if view.for_any_offset(&old, WRITES, lane) {
+        check.check_cell_async::<WRITES>(cell, offset, lane, lists);
+        if check.for_any_offset(&old, WRITES, lane) {
             self.keep(&old, cell);
         }
     }
@@ -93,7 +100,7 @@ impl Memo {
     /// Makes of the cell what was made of one like it, its writer's lane included.
     #[inline(always)]
     pub(super) fn recall(&self, cell: &mut Cell) -> bool {
-        let at = Memo::slot(cell);
+        let at = TransitionCache::slot(cell);
         let known = self.is(at, &bytemuck::cast(*cell));
         if known {
             *cell = self.after[at];
@@ -102,12 +109,12 @@ impl Memo {
     }
 
     pub(super) fn keep(&mut self, old: &Cell, new: &Cell) {
-        self.put(Memo::slot(old), bytemuck::cast(*old), new);
+        self.put(TransitionCache::slot(old), bytemuck::cast(*old), new);
     }
 
     #[inline(always)]
     fn put(&mut self, at: usize, before: [u64; 4], after: &Cell) {
-        if !forgetful() {
+        if !caches_disabled() {
             (self.before[at], self.after[at]) = (before, *after);
         }
     }
