@@ -421,7 +421,7 @@ mod tests {
         const NAME: &'static str = "Twelve";
     }
 
-    fn map(address: u64, inner: u32) -> Result<TensorMap, reel_sim::tensor_map::TensorMapError> {
+    fn map(address: u64, inner: u32) -> Result<TensorMap, reel_sim::tensor_map::InvalidTensorMap> {
         TensorMap::tiled(DataType::F32, address, &[64, 8], &[256], &[inner, 8], Swizzle::None)
     }
 

@@ -10,7 +10,7 @@ use reel_sim::exec::{self, ExecOptions, GpuSpec, LaunchError};
 use reel_sim::finding::Finding;
 use reel_sim::memory::SimMemory;
 use reel_sim::program::{self, Program, ProgramError};
-use reel_sim::tensor_map::TensorMapError;
+use reel_sim::tensor_map::InvalidTensorMap;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -44,7 +44,7 @@ pub enum SimulateError {
     Map(#[from] TensorMapError),
     /// A tensor map that cannot be encoded.
     #[error(transparent)]
-    Encoding(TensorMapError),
+    Encoding(InvalidTensorMap),
 }
 
 /// What came of one stage of a launch.

@@ -4,7 +4,7 @@
 //! endian: magic 4, checksum 4, address 8, dims 5×8, strides 4×8, box 5×2, element strides 5×2, then a byte each for type,
 //! rank, interleave, swizzle, promotion and fill; the rest zero.
 
-use super::{DataType, Interleave, L2Promotion, MAX_RANK, OobFill, Swizzle, TensorMap, TensorMapError};
+use super::{DataType, Interleave, InvalidTensorMap, L2Promotion, MAX_RANK, OobFill, Swizzle, TensorMap};
 
 /// Bytes of a tensor map.
 pub const ENCODED_MAP_BYTES: usize = 128;
@@ -96,7 +96,7 @@ fn element_type_of_ptx(value: u64) -> Option<DataType> {
 
 impl TensorMap {
     /// The map as 128 bytes, of a map that is valid.
-    pub fn encode(&self) -> Result<EncodedMap, TensorMapError> {
+    pub fn encode(&self) -> Result<EncodedMap, InvalidTensorMap> {
         self.validate()?;
         let mut blob = [0; ENCODED_MAP_BYTES];
         blob[..4].copy_from_slice(&MAGIC);
@@ -120,9 +120,9 @@ impl TensorMap {
     }
 
     /// Reads 128 bytes back. An error when they are no tensor map, were changed other than by [`replace`], or break a rule.
-    pub fn decode(blob: &EncodedMap) -> Result<Self, TensorMapError> {
+    pub fn decode(blob: &EncodedMap) -> Result<Self, InvalidTensorMap> {
         check(blob)?;
-        let tag = |at: usize, field: &str| TensorMapError::new(field, format!("has the unknown value {}", blob[at]));
+        let tag = |at: usize, field: &str| InvalidTensorMap::new(field, format!("has the unknown value {}", blob[at]));
         let mut map = Self {
             data_type: DataType::from_driver(blob[DATA_TYPE] as u32).ok_or_else(|| tag(DATA_TYPE, "tensorDataType"))?,
             rank: blob[RANK] as u32,
@@ -164,7 +164,7 @@ pub fn is_tensor_map(blob: &EncodedMap) -> bool {
 
 /// `tensormap.replace.tile.FIELD [blob], {ordinal,} value`: 32-bit values zero-extended; `ordinal` is 0 for fields without.
 /// The map may be invalid until further fields are replaced: rules are checked by [`TensorMap::decode`].
-pub fn replace(blob: &mut EncodedMap, field: MapField, ordinal: u32, value: u64) -> Result<(), TensorMapError> {
+pub fn replace(blob: &mut EncodedMap, field: MapField, ordinal: u32, value: u64) -> Result<(), InvalidTensorMap> {
     check(blob)?;
     let ordinals = match field {
         MapField::GlobalStride => MAX_RANK - 1,
@@ -173,7 +173,7 @@ pub fn replace(blob: &mut EncodedMap, field: MapField, ordinal: u32, value: u64)
     };
     let i = ordinal as usize;
     if i >= ordinals {
-        return Err(TensorMapError::new("ordinal", format!("is {ordinal}, {field:?} has {ordinals}")));
+        return Err(InvalidTensorMap::new("ordinal", format!("is {ordinal}, {field:?} has {ordinals}")));
     }
     // Values too wide for their bytes stay invalid: every limit is below.
     let (byte, short) = (value.min(0xff) as u8, value.min(0xffff) as u32);
@@ -185,7 +185,7 @@ pub fn replace(blob: &mut EncodedMap, field: MapField, ordinal: u32, value: u64)
         MapField::GlobalStride => put64(blob, STRIDES + 8 * i, value),
         MapField::ElementStride => put16(blob, ELEMENT_STRIDES + 2 * i, short),
         MapField::ElemType => {
-            let unknown = || TensorMapError::new("elemtype", format!("has the unknown value {value}"));
+            let unknown = || InvalidTensorMap::new("elemtype", format!("has the unknown value {value}"));
             blob[DATA_TYPE] = element_type_of_ptx(value).ok_or_else(unknown)? as u8;
         }
         MapField::InterleaveLayout => blob[INTERLEAVE] = byte,
@@ -196,12 +196,12 @@ pub fn replace(blob: &mut EncodedMap, field: MapField, ordinal: u32, value: u64)
     Ok(())
 }
 
-fn check(blob: &EncodedMap) -> Result<(), TensorMapError> {
+fn check(blob: &EncodedMap) -> Result<(), InvalidTensorMap> {
     if !is_tensor_map(blob) {
-        return Err(TensorMapError::new("bytes", "are not a tensor map"));
+        return Err(InvalidTensorMap::new("bytes", "are not a tensor map"));
     }
     if blob[4..8] != checksum(blob).to_le_bytes() {
-        return Err(TensorMapError::new("bytes", "were changed other than by tensormap.replace"));
+        return Err(InvalidTensorMap::new("bytes", "were changed other than by tensormap.replace"));
     }
     Ok(())
 }

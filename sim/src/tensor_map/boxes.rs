@@ -4,7 +4,7 @@
 //! is wider than the box's rows, a row still takes the whole span (CUDA programming guide: shared memory has to accommodate
 //! the full swizzle width); the bytes between are not touched.
 
-use super::{DataType, Interleave, MAX_RANK, Swizzle, TensorMap, TensorMapError};
+use super::{DataType, Interleave, InvalidTensorMap, MAX_RANK, Swizzle, TensorMap};
 
 /// A piece of a copy: contiguous in shared and in global memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,19 +30,19 @@ impl TensorMap {
     /// The copy of the box at `coordinates` (as many as dimensions, innermost first, may be negative or beyond) to or from
     /// the absolute shared address `shared`. The map must be valid. Interleaved maps and types that convert on the way
     /// (flushing f32, tf32) are errors.
-    pub fn box_at(&self, coordinates: &[i32], shared: u32) -> Result<BoxCopy<'_>, TensorMapError> {
+    pub fn box_at(&self, coordinates: &[i32], shared: u32) -> Result<BoxCopy<'_>, InvalidTensorMap> {
         if coordinates.len() != self.rank as usize {
             let what = format!("number {}, the map's rank is {}", coordinates.len(), self.rank);
-            return Err(TensorMapError::new("coordinates", what));
+            return Err(InvalidTensorMap::new("coordinates", what));
         }
         if self.interleave != Interleave::None {
-            return Err(TensorMapError::new("interleave", "is not supported by copies"));
+            return Err(InvalidTensorMap::new("interleave", "is not supported by copies"));
         }
         if matches!(self.data_type, DataType::F32Ftz | DataType::Tf32 | DataType::Tf32Ftz) {
-            return Err(TensorMapError::new("tensorDataType", "converts elements, which copies do not support"));
+            return Err(InvalidTensorMap::new("tensorDataType", "converts elements, which copies do not support"));
         }
         if !shared.is_multiple_of(128) {
-            return Err(TensorMapError::new("shared address", format!("{shared:#x} is not a multiple of 128")));
+            return Err(InvalidTensorMap::new("shared address", format!("{shared:#x} is not a multiple of 128")));
         }
         let mut wide = [0; MAX_RANK];
         for (wide, coordinate) in wide.iter_mut().zip(coordinates) {

@@ -19,14 +19,14 @@ pub const MAX_RANK: usize = 5;
 /// Why a tensor map or its use is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("tensor map: {field} {what}")]
-pub struct TensorMapError {
+pub struct InvalidTensorMap {
     /// The argument of `cuTensorMapEncodeTiled` (or of the copy) at fault, for example `globalStrides[0]`.
     pub field: String,
     /// What is wrong with it.
     pub what: String,
 }
 
-impl TensorMapError {
+impl InvalidTensorMap {
     fn new(field: impl Into<String>, what: impl Into<String>) -> Self {
         Self { field: field.into(), what: what.into() }
     }
@@ -193,17 +193,17 @@ impl TensorMap {
         strides: &[u64],
         box_dims: &[u32],
         swizzle: Swizzle,
-    ) -> Result<Self, TensorMapError> {
+    ) -> Result<Self, InvalidTensorMap> {
         let rank = dims.len();
         if !(1..=MAX_RANK).contains(&rank) {
-            return Err(TensorMapError::new("tensorRank", format!("is {rank}, not 1 to {MAX_RANK}")));
+            return Err(InvalidTensorMap::new("tensorRank", format!("is {rank}, not 1 to {MAX_RANK}")));
         }
         if box_dims.len() != rank {
-            return Err(TensorMapError::new("boxDim", format!("has {} entries for rank {rank}", box_dims.len())));
+            return Err(InvalidTensorMap::new("boxDim", format!("has {} entries for rank {rank}", box_dims.len())));
         }
         if strides.len() != rank - 1 {
             let what = format!("has {} entries, not {} (of dimensions 1 on)", strides.len(), rank - 1);
-            return Err(TensorMapError::new("globalStrides", what));
+            return Err(InvalidTensorMap::new("globalStrides", what));
         }
         let mut map = Self {
             data_type,
@@ -226,29 +226,29 @@ impl TensorMap {
     }
 
     /// The driver's rules.
-    pub fn validate(&self) -> Result<(), TensorMapError> {
+    pub fn validate(&self) -> Result<(), InvalidTensorMap> {
         let least = if self.interleave == Interleave::None { 1 } else { 3 };
         if !(least..=MAX_RANK as u32).contains(&self.rank) {
-            return Err(TensorMapError::new("tensorRank", format!("is {}, not {least} to {MAX_RANK}", self.rank)));
+            return Err(InvalidTensorMap::new("tensorRank", format!("is {}, not {least} to {MAX_RANK}", self.rank)));
         }
         let rank = self.rank as usize;
         let alignment = if self.interleave == Interleave::B32 { 32 } else { 16 };
         if !self.address.is_multiple_of(alignment) {
             let what = format!("{:#x} is not a multiple of {alignment}", self.address);
-            return Err(TensorMapError::new("globalAddress", what));
+            return Err(InvalidTensorMap::new("globalAddress", what));
         }
         for (i, dim) in self.dims[..rank].iter().enumerate() {
             if !(1..=1 << 32).contains(dim) {
-                return Err(TensorMapError::new(format!("globalDim[{i}]"), format!("is {dim}, not 1 to 2^32")));
+                return Err(InvalidTensorMap::new(format!("globalDim[{i}]"), format!("is {dim}, not 1 to 2^32")));
             }
         }
         for (i, stride) in self.strides[..rank - 1].iter().enumerate() {
             if !stride.is_multiple_of(alignment) {
                 let what = format!("is {stride} bytes, not a multiple of {alignment}");
-                return Err(TensorMapError::new(format!("globalStrides[{i}]"), what));
+                return Err(InvalidTensorMap::new(format!("globalStrides[{i}]"), what));
             }
             if *stride >= 1 << 40 {
-                return Err(TensorMapError::new(
+                return Err(InvalidTensorMap::new(
                     format!("globalStrides[{i}]"),
                     format!("is {stride} bytes, not below 2^40"),
                 ));
@@ -256,34 +256,34 @@ impl TensorMap {
         }
         for (i, extent) in self.box_dims[..rank].iter().enumerate() {
             if !(1..=256).contains(extent) {
-                return Err(TensorMapError::new(format!("boxDim[{i}]"), format!("is {extent}, not 1 to 256")));
+                return Err(InvalidTensorMap::new(format!("boxDim[{i}]"), format!("is {extent}, not 1 to 256")));
             }
         }
         for (i, stride) in self.element_strides[..rank].iter().enumerate() {
             if !(1..=8).contains(stride) {
-                return Err(TensorMapError::new(format!("elementStrides[{i}]"), format!("is {stride}, not 1 to 8")));
+                return Err(InvalidTensorMap::new(format!("elementStrides[{i}]"), format!("is {stride}, not 1 to 8")));
             }
         }
         self.validate_inner()
     }
 
     /// The rules on the innermost dimension of the box, and on modes.
-    fn validate_inner(&self) -> Result<(), TensorMapError> {
+    fn validate_inner(&self) -> Result<(), InvalidTensorMap> {
         let inner = self.row_bytes();
         if self.interleave == Interleave::None {
             if !inner.is_multiple_of(16) {
-                return Err(TensorMapError::new("boxDim[0]", format!("is {inner} bytes, not a multiple of 16")));
+                return Err(InvalidTensorMap::new("boxDim[0]", format!("is {inner} bytes, not a multiple of 16")));
             }
             if let Some(span) = self.swizzle.span().filter(|span| inner > *span) {
                 let what = format!("is {inner} bytes, more than the swizzle's {span}");
-                return Err(TensorMapError::new("boxDim[0]", what));
+                return Err(InvalidTensorMap::new("boxDim[0]", what));
             }
         }
         if self.interleave == Interleave::B32 && self.swizzle != Swizzle::B32 {
-            return Err(TensorMapError::new("swizzle", "must be 32 bytes with a 32-byte interleave"));
+            return Err(InvalidTensorMap::new("swizzle", "must be 32 bytes with a 32-byte interleave"));
         }
         if self.oob_fill != OobFill::Zero && !self.data_type.is_float() {
-            return Err(TensorMapError::new("oobFill", "asks for NaN in elements that are not floats"));
+            return Err(InvalidTensorMap::new("oobFill", "asks for NaN in elements that are not floats"));
         }
         Ok(())
     }
