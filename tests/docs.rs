@@ -1,0 +1,296 @@
+//! The documentation is true: every command of README and `docs/` runs as printed, every link leads somewhere, prose fits 120 columns.
+//!
+//! A fenced block that opens with `sh` is run line by line, in a folder that has the files its page speaks of (`Workshop`).
+//! A block that opens with `sh skip: REASON` is not run, and its reason is printed.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::{golden, reel, run};
+
+/// A fenced code block of a page.
+struct Block {
+    /// Line of its opening fence, counted from 1.
+    line: usize,
+    /// What stands behind the opening fence, such as `sh`.
+    info: String,
+    /// The lines between the fences.
+    lines: Vec<String>,
+}
+
+/// Fenced code blocks of a Markdown text.
+fn blocks(text: &str) -> Vec<Block> {
+    let (mut blocks, mut open): (Vec<Block>, Option<Block>) = (Vec::new(), None);
+    for (i, line) in text.lines().enumerate() {
+        match (&mut open, line.strip_prefix("```")) {
+            (None, Some(info)) => open = Some(Block { line: i + 1, info: info.trim().into(), lines: Vec::new() }),
+            (Some(_), Some(_)) => blocks.extend(open.take()),
+            (Some(block), None) => block.lines.push(line.into()),
+            (None, None) => {}
+        }
+    }
+    assert!(open.is_none(), "a code block has no end");
+    blocks
+}
+
+/// The commands of a block with their lines in the page; a trailing backslash joins a line to the next.
+fn commands(block: &Block) -> Vec<(usize, String)> {
+    let mut commands: Vec<(usize, String)> = Vec::new();
+    let mut joined = false;
+    for (i, line) in block.lines.iter().enumerate() {
+        let (text, more) = line.strip_suffix('\\').map_or((line.as_str(), false), |text| (text, true));
+        match commands.last_mut().filter(|_| joined) {
+            Some((_, command)) => command.push_str(text),
+            None if text.trim().is_empty() => {}
+            None => commands.push((block.line + 1 + i, text.to_string())),
+        }
+        joined = more;
+    }
+    commands
+}
+
+fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every page of the documentation, relative to the repository.
+fn pages() -> Vec<PathBuf> {
+    let mut pages = vec![PathBuf::from("README.md"), "examples/README.md".into(), "sim/README.md".into()];
+    for entry in fs::read_dir(repository().join("docs")).expect("docs/ is there") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_some_and(|e| e == "md") {
+            pages.push(Path::new("docs").join(path.file_name().expect("a name")));
+        }
+    }
+    pages.sort();
+    pages
+}
+
+/// A folder with the files that the pages' commands name.
+struct Workshop(tempfile::TempDir);
+
+impl Workshop {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        // The published model's name leads to a tiny one in a local hub cache, as the hub's own clients lay it out.
+        let cached = at("hub/models--Qwen--Qwen2.5-VL-3B-Instruct");
+        fs::create_dir_all(cached.join("refs")).expect("a folder");
+        fs::create_dir_all(cached.join("snapshots")).expect("a folder");
+        fs::write(cached.join("refs/main"), "0123abc").expect("written");
+        let model = cached.join("snapshots/0123abc").display().to_string();
+        run(["init", "--preset", "tiny", "--seed", "0", "--out", &model]).ok();
+        fs::create_dir(at("clips")).expect("a folder");
+        let clip = golden("train/sft_videorft_mp4/media/clip.mp4");
+        for name in ["clips/7.mp4", "holiday.mp4"] {
+            fs::copy(&clip, at(name)).expect("copied");
+        }
+        std::os::unix::fs::symlink(repository().join("examples"), at("examples")).expect("a link");
+        for (name, text) in FILES {
+            fs::write(at(name), text).expect("written");
+        }
+        Self(folder)
+    }
+
+    /// A shell that finds `reel` on its path and the tiny model in the hub's cache.
+    fn shell(&self, command: &str) -> Command {
+        let reel = reel();
+        let bin = Path::new(reel.get_program()).parent().expect("a folder").to_path_buf();
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
+        let mut shell = Command::new("sh");
+        shell.args(["-c", command]).current_dir(self.0.path()).env("PATH", path);
+        shell.envs(reel.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        shell.env("HF_HUB_CACHE", self.0.path().join("hub"));
+        shell
+    }
+}
+
+/// Small files that the pages' commands read, by name.
+const FILES: [(&str, &str); 6] = [
+    (
+        "rows.jsonl",
+        r#"{"problem": "Which way does the ball roll?", "data_type": "video", "problem_type": "free-form", "path": "./clips/7.mp4", "process": "<think>It begins at the left edge and ends at the right.</think>", "solution": "<answer>right</answer>"}
+{"problem": "Is a ball in the video?", "data_type": "video", "problem_type": "free-form", "path": "./clips/7.mp4", "process": "<think>I see a ball.</think>", "solution": "<answer>yes</answer>"}
+"#,
+    ),
+    (
+        "chat.json",
+        r#"[{"role": "user", "content": [{"type": "video", "video": "holiday.mp4"}, {"type": "text", "text": "What is this?"}]}]"#,
+    ),
+    (
+        "my_rewards.py",
+        "def brevity(prompts, completions, **columns):\n    return [1 / (1 + len(str(text))) for text in completions]\n",
+    ),
+    (
+        "completions.jsonl",
+        r#"{"problem_type": "free-form", "solution": "<answer>right</answer>", "completion": "<think>It rolls.</think><answer>right</answer>"}
+"#,
+    ),
+    (
+        "predictions.jsonl",
+        r#"{"problem_type": "multiple choice", "solution": "<answer>A</answer>", "output": "<answer>A</answer>", "category": "order"}
+"#,
+    ),
+    (
+        "k.cu",
+        r#"extern "C" __global__ void saxpy(const float* x, float* y, float a, unsigned n) {
+    unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = a * x[i] + y[i];
+}
+"#,
+    ),
+];
+
+/// Runs the commands of a page in order, in one folder.
+fn run_page(page: &str) {
+    let text = fs::read_to_string(repository().join(page)).expect("a page");
+    let workshop = Workshop::new();
+    let (mut ran, mut skipped) = (0, 0);
+    for block in blocks(&text) {
+        if let Some(reason) = block.info.strip_prefix("sh skip:") {
+            println!("skipped: {page}:{}: {}", block.line, reason.trim());
+            skipped += 1;
+            continue;
+        }
+        if block.info != "sh" {
+            assert!(!block.info.starts_with("sh"), "{page}:{}: unknown kind of block: {}", block.line, block.info);
+            continue;
+        }
+        for (line, command) in commands(&block) {
+            if command.contains("k.cu") && reel_kernels::compile::available().is_err() {
+                println!("skipped: {page}:{line}: no CUDA compiler");
+                continue;
+            }
+            let out = workshop.shell(&command).output().expect("sh starts");
+            let stderr = String::from_utf8_lossy(&out.stderr);
+            assert!(out.status.success(), "{page}:{line}: {command}\n{}\nstderr: {stderr}", out.status);
+            ran += 1;
+        }
+    }
+    assert!(ran + skipped > 0, "{page}: no command was found");
+}
+
+#[test]
+fn commands_of_readme_run_as_printed() {
+    run_page("README.md");
+}
+
+#[test]
+fn commands_of_the_research_guide_run_as_printed() {
+    run_page("docs/guide-research.md");
+}
+
+#[test]
+fn commands_of_the_performance_guide_run_as_printed() {
+    run_page("docs/guide-performance.md");
+}
+
+#[test]
+fn commands_of_the_kernel_guide_run_as_printed() {
+    run_page("docs/guide-kernels.md");
+}
+
+#[test]
+fn commands_of_the_simulator_page_run_as_printed() {
+    run_page("docs/simulator.md");
+}
+
+#[test]
+fn pages_with_commands_are_all_tested() {
+    const TESTED: [&str; 5] =
+        ["README.md", "docs/guide-research.md", "docs/guide-performance.md", "docs/guide-kernels.md", "docs/simulator.md"];
+    for page in pages() {
+        let text = fs::read_to_string(repository().join(&page)).expect("a page");
+        let name = page.display().to_string();
+        let has_commands = blocks(&text).iter().any(|b| b.info == "sh");
+        assert!(!has_commands || TESTED.contains(&name.as_str()), "{name}: its commands are not run by a test");
+    }
+}
+
+/// Link texts and targets of a Markdown text, with their lines counted from 1.
+fn links(text: &str) -> Vec<(usize, String, String)> {
+    let mut links = Vec::new();
+    for (i, line) in text.lines().enumerate() {
+        let mut rest = line;
+        while let Some(at) = rest.find("](") {
+            let label = rest[..at].rfind('[').map_or("", |from| &rest[from + 1..at]);
+            let target = rest[at + 2..].split(')').next().unwrap_or("");
+            links.push((i + 1, label.to_string(), target.to_string()));
+            rest = &rest[at + 2..];
+        }
+    }
+    links
+}
+
+#[test]
+fn links_lead_to_files_and_lines() {
+    let mut wrong = Vec::new();
+    for page in pages() {
+        let text = fs::read_to_string(repository().join(&page)).expect("a page");
+        for (line, label, target) in links(&text) {
+            if target.contains("://") || target.starts_with('#') {
+                continue;
+            }
+            let (file, fragment) = target.split_once('#').unwrap_or((&target, ""));
+            let path = repository().join(page.parent().unwrap_or(Path::new(""))).join(file);
+            if !path.exists() {
+                wrong.push(format!("{}:{line}: {target} does not exist", page.display()));
+                continue;
+            }
+            let Some(number) = fragment.strip_prefix('L').and_then(|n| n.parse::<usize>().ok()) else { continue };
+            // A link to a line has the line's identifier as its text, in backticks.
+            let name = label.trim_matches('`').rsplit("::").next().unwrap_or("").trim_end_matches("()");
+            let source = fs::read_to_string(&path).expect("a source file");
+            let lines: Vec<&str> = source.lines().collect();
+            if !lines.get(number - 1).is_some_and(|l| l.contains(name)) {
+                let found = lines.iter().position(|l| l.contains(&format!("fn {name}")) || l.contains(&format!("struct {name}")));
+                let hint = found.map_or("it is not in that file".into(), |at| format!("it is at line {}", at + 1));
+                wrong.push(format!("{}:{line}: `{name}` is not at {target}; {hint}", page.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Words in backticks that look like a file of this repository: with a folder and an ending.
+#[test]
+fn files_that_pages_name_exist() {
+    const ROOTS: [&str; 13] = [
+        "src/", "sim/", "kernels/", "runtime/", "media/", "model/", "engine/", "rewards/", "eval/", "train/", "tests/", "benches/",
+        "diagnostic/",
+    ];
+    let mut wrong = Vec::new();
+    for page in pages() {
+        let text = fs::read_to_string(repository().join(&page)).expect("a page");
+        for (i, line) in text.lines().enumerate() {
+            for word in line.split('`').skip(1).step_by(2) {
+                let path = word.split(&[' ', ':', '*', '{'][..]).next().unwrap_or("");
+                let whole = path.len() == word.len();
+                if whole && ROOTS.iter().any(|root| path.starts_with(root)) && !repository().join(path).exists() {
+                    wrong.push(format!("{}:{}: there is no {path}", page.display(), i + 1));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn prose_fits_120_columns() {
+    let mut wide = Vec::new();
+    for page in pages() {
+        let text = fs::read_to_string(repository().join(&page)).expect("a page");
+        let mut code = false;
+        for (i, line) in text.lines().enumerate() {
+            code ^= line.starts_with("```");
+            // Rows of tables cannot be wrapped.
+            if !code && !line.starts_with('|') && !line.starts_with("![") && line.chars().count() > 120 {
+                wide.push(format!("{}:{}", page.display(), i + 1));
+            }
+        }
+    }
+    assert!(wide.is_empty(), "lines of more than 120 characters: {}", wide.join(" "));
+}
