@@ -200,8 +200,13 @@ fn commands_of_the_simulator_page_run_as_printed() {
 
 #[test]
 fn pages_with_commands_are_all_tested() {
-    const TESTED: [&str; 5] =
-        ["README.md", "docs/guide-research.md", "docs/guide-performance.md", "docs/guide-kernels.md", "docs/simulator.md"];
+    const TESTED: [&str; 5] = [
+        "README.md",
+        "docs/guide-research.md",
+        "docs/guide-performance.md",
+        "docs/guide-kernels.md",
+        "docs/simulator.md",
+    ];
     for page in pages() {
         let text = fs::read_to_string(repository().join(&page)).expect("a page");
         let name = page.display().to_string();
@@ -246,7 +251,9 @@ fn links_lead_to_files_and_lines() {
             let source = fs::read_to_string(&path).expect("a source file");
             let lines: Vec<&str> = source.lines().collect();
             if !lines.get(number - 1).is_some_and(|l| l.contains(name)) {
-                let found = lines.iter().position(|l| l.contains(&format!("fn {name}")) || l.contains(&format!("struct {name}")));
+                let found = lines
+                    .iter()
+                    .position(|l| l.contains(&format!("fn {name}")) || l.contains(&format!("struct {name}")));
                 let hint = found.map_or("it is not in that file".into(), |at| format!("it is at line {}", at + 1));
                 wrong.push(format!("{}:{line}: `{name}` is not at {target}; {hint}", page.display()));
             }
@@ -259,7 +266,18 @@ fn links_lead_to_files_and_lines() {
 #[test]
 fn files_that_pages_name_exist() {
     const ROOTS: [&str; 13] = [
-        "src/", "sim/", "kernels/", "runtime/", "media/", "model/", "engine/", "rewards/", "eval/", "train/", "tests/", "benches/",
+        "src/",
+        "sim/",
+        "kernels/",
+        "runtime/",
+        "media/",
+        "model/",
+        "engine/",
+        "rewards/",
+        "eval/",
+        "train/",
+        "tests/",
+        "benches/",
         "diagnostic/",
     ];
     let mut wrong = Vec::new();

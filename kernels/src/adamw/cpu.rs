@@ -1,17 +1,18 @@
-//! Blocks of weights, one a task; a split block goes through f32 on the stack.
+//! AdamW on the CPU: each task updates a block of weights. A block of split weights is joined to f32 on the stack
+//! first.
 #![allow(unsafe_code)]
 
 use super::{Hi, JoinParams, Params, SplitParams};
 use crate::view::{Out, slice};
 use crate::{Team, simd_fn};
 
-/// Weights of one task.
+/// Weights that one task updates.
 const BLOCK: usize = 8192;
 
-/// Weights of a split block that are joined at a time.
+/// Weights of a split block that are joined to f32 at a time.
 const JOINED: usize = 512;
 
-/// The two parts of an f32: bf16 bits, to the nearest and ties away from zero, and the signed rest.
+/// Splits an f32 into its nearest bf16 bits (ties away from zero) and the signed 16-bit remainder.
 #[inline(always)]
 pub fn split(x: f32) -> (u16, i16) {
     let bits = x.to_bits();
@@ -19,7 +20,7 @@ pub fn split(x: f32) -> (u16, i16) {
     if x.is_nan() { (0x7fc0, 0) } else { (hi, low) }
 }
 
-/// The f32 of two parts; the inverse of [`split`] for every f32 that is not NaN.
+/// Joins the two halves of a split f32. The inverse of [`split`] for every f32 that is not NaN.
 #[inline(always)]
 pub fn join(hi: u16, low: i16) -> f32 {
     f32::from_bits(((hi as u32) << 16).wrapping_add(low as i32 as u32))
@@ -44,7 +45,7 @@ simd_fn! {
 
 simd_fn! {
     fn step_block(p: &Params, factor: f32, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
-        // The scalars as torch has them: computed in f64, rounded once.
+        // As in torch, scalars are computed in f64 and rounded to f32 once.
         let decay = (1.0 - p.lr as f64 * p.weight_decay as f64) as f32;
         let step_size = (p.lr as f64 / p.bias1 as f64) as f32;
         let root_bias2 = (p.bias2 as f64).sqrt() as f32;
@@ -125,7 +126,7 @@ pub unsafe fn split_bf16(p: &SplitParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: the caller's promise.
     let (hi, low) = unsafe { (Out::<Hi>::new(p.w, n), Out::<i16>::new(p.low, n)) };
-    // SAFETY: the caller's promise; not looked at when it is the output itself.
+    // SAFETY: the caller's promise. When source and output are the same buffer, no slice of the source is made.
     let src = unsafe { slice::<Hi>(p.src, if p.src == p.w { 0 } else { n }) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));

@@ -1,10 +1,10 @@
-//! The definition, in f64; and the same with the roundings of mod.rs.
+//! AdamW's definition in f64, and the same with the roundings that `mod.rs` documents.
 
 use crate::checks::rounding::f32;
 
 use super::Scalars;
 
-/// One step on (w, m, v) with the gradient `g`, already clipped.
+/// One step on the state `[w, m, v]` with gradient `g`, already clipped.
 pub fn step(s: &Scalars, [w, m, v]: [f64; 3], g: f64) -> [f64; 3] {
     let w = w * (1.0 - s.lr * s.weight_decay);
     let m = s.beta1 * m + (1.0 - s.beta1) * g;
@@ -25,8 +25,8 @@ pub fn step_rounded(s: &Scalars, [w, m, v]: [f64; 3], g: f64) -> [f64; 3] {
     [f32(f32(w * decay) - f32(size * f32(m / root))), m, v]
 }
 
-/// The two parts of an f32 that is not NaN, from the definition: the multiple of 2^16 that is nearest to its bits without
-/// the sign, ties upwards, and what is left, which the sign of the number does not change.
+/// Splits an f32 that is not NaN by the definition: the high half is the multiple of 2¹⁶ nearest to its bits without
+/// the sign (ties upwards), the low half is the difference, which does not depend on the sign.
 #[cfg(test)]
 pub fn split(x: f32) -> (u16, i16) {
     let (sign, magnitude) = (x.to_bits() >> 31, (x.to_bits() & 0x7fff_ffff) as i64);

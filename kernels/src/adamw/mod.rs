@@ -1,28 +1,27 @@
-//! AdamW with torch's order of operations (Loshchilov and Hutter, arXiv 1711.05101), and weights kept as bf16 plus the
-//! 16 bits that make them f32 again.
+//! AdamW with torch's order of operations (Loshchilov and Hutter, arXiv 1711.05101), on f32 weights or on bf16
+//! weights with an exact f32 master.
 //!
-//! With `g' = g · factor`: `w ← w (1 − lr · wd)`; `m ← m + (1 − β₁)(g' − m)`; `v ← β₂ v + (1 − β₂) g'²`;
-//! `w ← w − (lr / bias1) · m / (√v / √bias2 + eps)` with `bias = 1 − βᵗ`. m, v, g f32 `[n]`.
+//! With `g' = g · factor`: `w ← w (1 − lr · wd)`; `m ← m + (1 − β₁)(g' − m)`; `v ← β₂ v + (1 − β₂) g'²`; `w ← w − (lr
+//! / bias1) · m / (√v / √bias2 + eps)` with `bias = 1 − βᵗ`. m, v, g are f32 `[n]`.
 //!
-//! Weights are f32, or a split f32 master copy: `hi` is the master rounded to bf16, to the nearest and ties away from
-//! zero, and `low` the signed 16-bit rest, so that `master_bits = (hi << 16) + low` is exact for every finite f32 and the
-//! model reads `hi` as its weight. (Ties to even would not be invertible: the same rest would stand for two masters. A
-//! master within half a bf16 step of the end of f32's range has an infinite `hi`; training is lost long before.) A NaN
-//! becomes the quiet NaN.
+//! **Split master weights.** `hi` is the f32 master rounded to bf16, ties away from zero; `low` is the signed 16-bit
+//! remainder. So `master_bits = (hi << 16) + low` is exact for every finite f32, and the model reads `hi` as its
+//! weight. (Ties to even would not be invertible: one remainder would stand for two masters.) A master within half a
+//! bf16 step of f32's largest number gets an infinite `hi`. A NaN becomes the quiet NaN.
 //!
-//! Moments may be small, with weights in either form. They are then widened exactly, updated as above, w from the unrounded
-//! ones, and rounded stochastically: to the value above with the probability that the distance from the value below is of the
-//! step between the two, so that the mean over draws is the number itself. Draws are 16 bits; element i takes the half
-//! `i % 8` (lower halves first) of Philox's four words at index `2 (i / 8)` of the stream for m, `2 (i / 8) + 1` for v.
-//! - bf16: m, v bf16 `[n]`.
-//! - 8 bits, in blocks of [`BLOCK`] weights with a scale each: m is `scale · sign(c) · (c / 127)²` with an i8 c, v is
-//!   `scale · (c / 255)⁴` with a u8 c, and the scale the block's largest magnitude, so steps are small where numbers are: the
-//!   least m beside 0 is 6e-5 of the largest, the least v 2e-10. NaN in a block makes its scale and so all of it NaN.
+//! **Small moments.** Moments may be bf16 or 8 bits, with either form of weights. A step widens them exactly, updates
+//! them as above, computes w from the unrounded moments, and rounds them stochastically: up with probability (x −
+//! below) / (above − below), so that the mean over random bits is the number itself. Element i takes half `i % 8`
+//! (lower halves first) of Philox's four words at index `2 (i / 8)` of the stream for m, `2 (i / 8) + 1` for v.
+//! - bf16: m and v are bf16 `[n]`.
+//! - 8 bits, in blocks of [`BLOCK`] weights with one scale each: `m = scale · sign(c) · (c / 127)²` with an i8 code
+//!   c, `v = scale · (c / 255)⁴` with a u8 code c. The scale is the block's largest magnitude. Codes are denser near
+//!   0: the least nonzero m is 6e-5 of the largest, the least v 2e-10. A NaN makes its whole block NaN.
 //!
-//! Numerics: every operation of the first paragraph rounds to f32 once, and so do decay, the step's size and √bias2, which are
-//! computed in f64; the rounding of small moments has no bias: over 2²⁰ draws their mean is the number to within 4σ.
+//! Numerics: every operation of the first formula rounds to f32 once, as do decay, step size and √bias2, which are
+//! computed in f64. Stochastic rounding has no bias: over 2²⁰ samples the mean equals the number within 4σ.
 //!
-//! Bound: memory; 28 bytes a weight, 20 with bf16 moments, 16 with 8 bits.
+//! Bound: memory; 28 bytes a weight, 20 with bf16 moments, 16 with 8-bit moments.
 
 pub(crate) mod check;
 mod cpu;
@@ -36,11 +35,11 @@ use crate::{Addr, Cost, DType, Launch, Source, cuh, kernel, params};
 use half::bf16;
 
 params! {
-    /// Parameters of a step; [`Scalars`] computes the numbers.
+    /// Parameters of a step. [`Scalars::params`] computes the numbers among them.
     pub struct Params {
-        /// f32 `[n]`, or bf16 `[n]` (the upper part of the master copy); updated.
+        /// f32 `[n]`, or bf16 `[n]` (the high halves of the master weights); updated.
         pub w: Addr,
-        /// i16 `[n]`, the lower part, updated; null with f32 weights.
+        /// i16 `[n]`, the low halves of the master weights, updated; null with f32 weights.
         pub low: Addr,
         /// f32 `[n]`, first moment, updated.
         pub m: Addr,
@@ -48,7 +47,7 @@ params! {
         pub v: Addr,
         /// f32 `[n]`, gradient.
         pub g: Addr,
-        /// f32 `[2]`: norm and factor as `reduce::clip` writes them; null: factor 1.
+        /// f32 `[2]`: gradient norm and clipping factor, as `reduce::clip` writes them; null: factor 1.
         pub clip: Addr,
         /// Weights.
         pub n: u64,
@@ -58,7 +57,7 @@ params! {
         pub beta1: f32,
         /// β₂
         pub beta2: f32,
-        /// Added to the root of the second moment.
+        /// eps, added to the square root of the second moment.
         pub eps: f32,
         /// Decoupled weight decay.
         pub weight_decay: f32,
@@ -66,9 +65,9 @@ params! {
         pub bias1: f32,
         /// 1 − β₂ᵗ
         pub bias2: f32,
-        /// 1 − β₁, rounded once: from a rounded β₁ it would be off by 1e-7, and 1 − β₂ by 5e-5.
+        /// 1 − β₁, computed in f64 and rounded once: from a rounded β₁ it would be off by 1e-7, and 1 − β₂ by 5e-5.
         pub rest1: f32,
-        /// 1 − β₂, rounded once.
+        /// 1 − β₂, computed in f64 and rounded once.
         pub rest2: f32,
         /// 0
         pub reserved: u32,
@@ -76,11 +75,11 @@ params! {
 }
 
 params! {
-    /// Parameters of a step with small moments; [`Scalars`] computes the numbers.
+    /// Parameters of a step with small moments. [`Scalars::small_params`] computes the numbers among them.
     pub struct SmallParams {
-        /// f32 `[n]`, or bf16 `[n]` (the upper part of the master copy); updated.
+        /// f32 `[n]`, or bf16 `[n]` (the high halves of the master weights); updated.
         pub w: Addr,
-        /// i16 `[n]`, the lower part, updated; null with f32 weights.
+        /// i16 `[n]`, the low halves of the master weights, updated; null with f32 weights.
         pub low: Addr,
         /// bf16 or i8 `[n]`, first moment, updated.
         pub m: Addr,
@@ -90,13 +89,13 @@ params! {
         pub scales: Addr,
         /// f32 `[n]`, gradient.
         pub g: Addr,
-        /// f32 `[2]`: norm and factor as `reduce::clip` writes them; null: factor 1.
+        /// f32 `[2]`: gradient norm and clipping factor, as `reduce::clip` writes them; null: factor 1.
         pub clip: Addr,
         /// Weights.
         pub n: u64,
-        /// Of the draws.
+        /// Seed of the random bits for stochastic rounding.
         pub seed: u64,
-        /// Of the draws: another one for every tensor and step.
+        /// Stream of the random bits: a different one for every tensor and step.
         pub stream: u64,
         /// Learning rate.
         pub lr: f32,
@@ -104,7 +103,7 @@ params! {
         pub beta1: f32,
         /// β₂
         pub beta2: f32,
-        /// Added to the root of the second moment.
+        /// eps, added to the square root of the second moment.
         pub eps: f32,
         /// Decoupled weight decay.
         pub weight_decay: f32,
@@ -121,10 +120,10 @@ params! {
     }
 }
 
-/// Weights whose 8-bit moments share a scale.
+/// Weights whose 8-bit moments share one scale.
 pub const BLOCK: usize = 256;
 
-/// The numbers of a step in f64, from which [`Scalars::params`] makes the parameters.
+/// Hyperparameters of a step in f64, from which [`Scalars::params`] computes kernel parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scalars {
     /// Learning rate.
@@ -133,16 +132,16 @@ pub struct Scalars {
     pub beta1: f64,
     /// β₂, for example 0.999.
     pub beta2: f64,
-    /// Added to the root of the second moment, for example 1e-8.
+    /// eps, added to the square root of the second moment, for example 1e-8.
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Which step this is, counted from 1.
+    /// The step's number, counted from 1.
     pub step: u64,
 }
 
 impl Scalars {
-    /// Parameters with these numbers; the caller fills in the addresses and `n`, which are null and 0.
+    /// Computes the numbers of [`Params`]. Addresses stay null and `n` 0 for the caller to fill in.
     pub fn params(&self) -> Params {
         let bias = |beta: f64| (1.0 - beta.powf(self.step as f64)) as f32;
         Params {
@@ -159,7 +158,7 @@ impl Scalars {
         }
     }
 
-    /// The same with small moments.
+    /// Computes the numbers of [`SmallParams`]. Addresses stay null and `n` 0 for the caller to fill in.
     pub fn small_params(&self) -> SmallParams {
         let Params { lr, beta1, beta2, eps, weight_decay, bias1, bias2, rest1, rest2, .. } = self.params();
         let none: SmallParams = bytemuck::Zeroable::zeroed();
@@ -168,11 +167,11 @@ impl Scalars {
 }
 
 params! {
-    /// Makes a split master copy.
+    /// Parameters of [`split_master`], which makes a split master copy.
     pub struct SplitParams {
         /// f32 or bf16 `[n]`
         pub src: Addr,
-        /// bf16 `[n]`, written; may be the source itself if that is bf16.
+        /// bf16 `[n]`, written; may be `src` itself if that is bf16.
         pub w: Addr,
         /// i16 `[n]`, written.
         pub low: Addr,
@@ -182,7 +181,7 @@ params! {
 }
 
 params! {
-    /// Reads a split master copy.
+    /// Parameters of [`join_master`], which reads a split master copy.
     pub struct JoinParams {
         /// bf16 `[n]`
         pub w: Addr,
@@ -212,20 +211,20 @@ kernel!(pub SPLIT_F32, "split_master_f32", SplitParams, cpu::split_f32, &SOURCE,
 kernel!(pub SPLIT_BF16, "split_master_bf16", SplitParams, cpu::split_bf16, &SOURCE, |p, _| cuh::map("split_master_bf16", p.n));
 kernel!(pub JOIN, "join_master", JoinParams, cpu::join_all, &SOURCE, |p, _| cuh::map("join_master", p.n));
 
-/// One step; F32, or BF16 with the lower halves in `low`.
+/// Launches one step with f32 moments. `dtype` is that of the weights: F32, or BF16 with the low halves in `low`.
 pub fn step(dtype: DType, params: &Params) -> Launch {
     let n = params.n as f64;
     Launch::kernel(by_dtype(dtype, &STEP_F32, &STEP_BF16), params, Cost { flops: 16.0 * n, bytes: 28.0 * n })
 }
 
-/// One step with bf16 moments; F32, or BF16 with the lower halves in `low`.
+/// Launches one step with bf16 moments. `dtype` is that of the weights: F32, or BF16 with the low halves in `low`.
 pub fn step_bf16_moments(dtype: DType, params: &SmallParams) -> Launch {
     let n = params.n as f64;
     let kernel = by_dtype(dtype, &STEP_BF16_MOMENTS_F32, &STEP_BF16_MOMENTS_BF16);
     Launch::kernel(kernel, params, Cost { flops: 16.0 * n, bytes: 20.0 * n })
 }
 
-/// One step with 8-bit moments; F32, or BF16 with the lower halves in `low`.
+/// Launches one step with 8-bit moments. `dtype` is that of the weights: F32, or BF16 with the low halves in `low`.
 pub fn step_8bit(dtype: DType, params: &SmallParams) -> Launch {
     let n = params.n as f64;
     let kernel = by_dtype(dtype, &STEP_8BIT_F32, &STEP_8BIT_BF16);
@@ -233,21 +232,21 @@ pub fn step_8bit(dtype: DType, params: &SmallParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 40.0 * n, bytes: 16.0 * n + scales })
 }
 
-/// Splits weights of `src` dtype, F32 or BF16 (whose lower halves are 0), into bf16 and lower halves.
+/// Splits weights of dtype `src` (F32, or BF16, whose low halves are 0) into bf16 and low halves.
 pub fn split_master(src: DType, params: &SplitParams) -> Launch {
     let bytes = params.n as f64 * (src.size() + 4) as f64;
     Launch::kernel(by_dtype(src, &SPLIT_F32, &SPLIT_BF16), params, Cost { flops: 0.0, bytes })
 }
 
-/// The f32 master copy of split weights.
+/// Joins split weights to their f32 master copy.
 pub fn join_master(params: &JoinParams) -> Launch {
     Launch::kernel(&JOIN, params, Cost { flops: 0.0, bytes: 8.0 * params.n as f64 })
 }
 
-/// Sizes that tests and benches share.
+/// Numbers of weights that tests and benches share.
 pub fn cases() -> Vec<usize> {
     vec![0, 1, 17, 8191, 3 * 8192 + 5]
 }
 
-/// The upper part as the model reads it.
+/// The high half of a split weight, which the model reads.
 pub(crate) type Hi = bf16;

@@ -1,26 +1,26 @@
-// AdamW, weights in f32 or as a split f32 master copy, and the making and reading of a split master copy.
+// AdamW on f32 weights or on a split f32 master copy; kernels that make and read a split master copy.
 //
 //   g' = g * factor;  m = m + rest1 (g' - m);  v = beta2 v + rest2 (g' g')
 //   w = w * decay - step_size * (m / (sqrt(v) / root_bias2 + eps))
-//   decay = f32(1 - lr wd), step_size = f32(lr / bias1), root_bias2 = f32(sqrt(bias2)), each from f64
-//   bf16 moments: bits = (bits + 16-bit draw) >> 16;  8-bit moments: codes and scales of mod.rs, rounded by 16-bit draws
+//   decay = f32(1 - lr wd), step_size = f32(lr / bias1), root_bias2 = f32(sqrt(bias2)), each computed in f64
+//   bf16 moments: bits = (bits + 16 random bits) >> 16;  8-bit moments: codes and scales of mod.rs, rounded by 16 random bits
 //   split: hi = (bits + 0x8000) >> 16, low = bits & 0xffff;  join: bits = (hi << 16) + (signed) low
 //
-// Shapes and limits: mod.rs. Numerics: every operation above rounds to f32 once, none is fused: the bits are those of cpu.
-// Grid: 2048 weights a block (map.cuh); 16 bytes an access of m, v, g and f32 weights, 8 of the halves of a split one.
-// 8-bit moments: a warp a block of 256 weights, a lane eight of them, so that a group of draws is one lane's.
-// Bound: memory.
+// Shapes and limits: mod.rs. Numerics: every operation above rounds to f32 once, none is fused, so the bits equal the
+// CPU's. Grid: 2048 weights a block (map.cuh); 16 bytes an access of m, v, g and f32 weights, 8 bytes of the halves
+// of split weights. 8-bit moments: a warp owns a block of 256 weights, a lane eight of them, so that one Philox call
+// serves one lane. Bound: memory.
 
 #include "cuh/map.cuh"
 #include "cuh/math.cuh"
 #include "cuh/philox.cuh"
 #include "cuh/warp.cuh"
 
-// One operation, one rounding: what the compiler may not fuse.
+// One operation with one rounding, which the compiler must not fuse with another.
 __device__ __forceinline__ float mul(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
 
-// The upper and the lower half of V weights, or their joined bits.
+// The high and low halves of V split weights, and their joined f32 bits.
 template <int V>
 __device__ __forceinline__ void load_halves(const u16* p, u32 (&half)[V]) {
   if constexpr (V == 1) {
@@ -55,7 +55,7 @@ __device__ __forceinline__ void split(float x, u32& hi, u32& low) {
   low = nan ? 0 : bits & 0xffff;
 }
 
-// f32 weights, or the halves of split ones.
+// Loads and stores f32 weights; `Split` does so for split ones.
 struct Plain {
   float* w;
 
@@ -92,7 +92,7 @@ struct Halves {
   }
 };
 
-// What is the same for all weights of a step.
+// The scalars that all weights of a step share.
 struct Rule {
   float factor, decay, step_size, root_bias2, rest1, beta2, rest2, eps;
 
@@ -147,7 +147,7 @@ struct Step {
   }
 };
 
-// The 16-bit draw j % 8 of the weights 8 group .. 8 group + 8, moment 0 for m and 1 for v.
+// Random bits for the weights 8 group .. 8 group + 8: 16 bits each, moment 0 for m and 1 for v.
 struct Draws {
   PhiloxWords words;
 
@@ -155,13 +155,13 @@ struct Draws {
       : words(philox(p.seed, p.stream, 2 * group + moment)) {}
 
   __device__ __forceinline__ u32 operator[](u32 j) const {
-    // Not an index, which would put the words into memory.
+    // Selects with conditions instead of an index, which would put the words into local memory.
     const u32 low = j & 2 ? words.word[1] : words.word[0], high = j & 2 ? words.word[3] : words.word[2];
     return (j & 4 ? high : low) >> (j & 1) * 16 & 0xffff;
   }
 };
 
-// bf16 moments, rounded away from zero if the draw says so.
+// Loads and stores bf16 moments, with stochastic rounding.
 template <class Weights>
 struct StepBf16 {
   static constexpr int V = 8;
@@ -206,13 +206,14 @@ struct StepBf16 {
   }
 };
 
-// x / d, rounded correctly, for d whose inverse, rounded correctly, is given (Markstein 1990); not near the ends of f32's range.
+// x / d, correctly rounded, from the correctly rounded inverse of d (Markstein 1990). Not valid near the ends of
+// f32's range.
 __device__ __forceinline__ float quotient(float x, float d, float inverse) {
   const float q = mul(x, inverse);
   return fmaf(fmaf(-q, d, x), inverse, q);
 }
 
-// What the codes of m and of v stand for, of a scale of 1.
+// Code book of the first moment: the value of a code at scale 1. `Second` is that of the second moment.
 struct First {
   static constexpr int LAST = 127;
   static __device__ __forceinline__ float value(int c) {
@@ -231,7 +232,7 @@ struct Second {
   static __device__ __forceinline__ float root(float x) { return mul(255.0f, sqrt_approx(sqrt_approx(x))); }
 };
 
-// A block's largest magnitude, by which the others are divided.
+// The scale of a block of 8-bit moments: its largest magnitude.
 struct Scale {
   float largest, inverse;
   bool ordinary;
@@ -244,7 +245,7 @@ struct Scale {
   }
 };
 
-// One of the codes around a magnitude, the higher one if the draw says so; 0 if the scale is 0 or NaN.
+// Rounds a magnitude to one of its two neighbouring codes, chosen by the random bits; 0 if the scale is 0 or NaN.
 template <class Book>
 __device__ __forceinline__ int code(float magnitude, const Scale& scale, u32 draw) {
   const float x = scale.share(magnitude);
@@ -266,7 +267,7 @@ __device__ __forceinline__ float warp_max_nan(float x) {
   return x;
 }
 
-// Eight bytes, of which the first `count` exist.
+// Loads eight bytes, of which the first `count` exist.
 __device__ __forceinline__ void load_bytes(const u8* p, u32 count, bool vector, u32 (&byte)[8]) {
   if (vector && count == 8) {
     const Words<8> words = *reinterpret_cast<const Words<8>*>(p);
@@ -292,7 +293,7 @@ __device__ __forceinline__ void store_bytes(u8* p, u32 count, bool vector, const
   }
 }
 
-// 8-bit moments: a warp owns a block of 256 weights, a lane eight neighbours.
+// Loads and stores 8-bit moments: a warp owns a block of 256 weights, each lane eight neighbours.
 template <class Weights>
 __device__ __forceinline__ void step_8bit(const SmallParams& p, const Weights& weights, bool vector) {
   constexpr int V = 8;
@@ -348,7 +349,7 @@ __device__ __forceinline__ void step_8bit(const SmallParams& p, const Weights& w
   }
   m_scale = warp_max_nan(m_scale);
   v_scale = warp_max_nan(v_scale);
-  // Before a lane writes the new scales, all have read the old ones.
+  // All lanes must have read the old scales before one lane writes the new ones.
   __syncwarp();
   if (threadIdx.x % 32 == 0) {
     scales[0] = m_scale;
@@ -366,7 +367,7 @@ __device__ __forceinline__ void step_8bit(const SmallParams& p, const Weights& w
   store_bytes(vs, count, vector, v_code);
 }
 
-// Weights from one form to another.
+// Converts weights from one form to another (split and join).
 template <class From, class To>
 struct Convert {
   static constexpr int V = 4;
@@ -389,7 +390,7 @@ struct Convert {
   }
 };
 
-// bf16 weights, whose lower halves are 0; bits as they are.
+// Splits bf16 weights: the high half keeps its bits, the low half is 0.
 struct SplitBf16 {
   static constexpr int V = 8;
   const u16* src;

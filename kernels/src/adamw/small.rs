@@ -1,4 +1,4 @@
-//! The step with small moments on cpu: blocks of weights, one a task.
+//! AdamW with bf16 or 8-bit moments on the CPU: each task updates whole blocks of weights.
 #![allow(unsafe_code)]
 
 use super::{BLOCK, Hi, SmallParams, join, split};
@@ -7,10 +7,10 @@ use crate::philox::words;
 use crate::view::{Out, slice};
 use half::bf16;
 
-/// Weights of one task, whole blocks.
+/// Weights that one task updates: a whole number of blocks.
 const TASK: usize = 32 * BLOCK;
 
-/// What a step reads beside the tensors.
+/// The scalars and the random stream of a step.
 struct Step {
     factor: f32,
     decay: f32,
@@ -42,7 +42,7 @@ impl Step {
         [w * self.decay - self.step_size * (m / (v.sqrt() / self.root_bias2 + p.eps)), m, v]
     }
 
-    /// The 16-bit draws for m and v of the weights `8 group .. 8 group + 8`.
+    /// Returns 16 random bits each for m and v of the weights `8 group .. 8 group + 8`.
     fn draws(&self, group: usize) -> [[u16; 8]; 2] {
         [0, 1].map(|moment| {
             let words = words(self.p.seed, self.p.stream, 2 * group as u64 + moment);
@@ -51,24 +51,24 @@ impl Step {
     }
 }
 
-/// `x` rounded to bf16, away from zero if the draw says so.
+/// Rounds `x` to bf16 stochastically: adds 16 random bits below the bf16's last bit and truncates.
 pub(super) fn stochastic_bf16(x: f32, draw: u16) -> bf16 {
     if x.is_nan() { bf16::NAN } else { bf16::from_bits(((x.to_bits() + draw as u32) >> 16) as u16) }
 }
 
-/// The m that a code stands for, of a scale of 1.
+/// Returns the first moment that code `c` stands for at scale 1.
 pub(super) fn first(c: i8) -> f32 {
     let q = c as f32 / 127.0;
     q * q.abs()
 }
 
-/// The v that a code stands for, of a scale of 1.
+/// Returns the second moment that code `c` stands for at scale 1.
 pub(super) fn second(c: u8) -> f32 {
     let q = c as f32 / 255.0;
     (q * q) * (q * q)
 }
 
-/// One of the codes around `root`, the higher one if the draw says so; `value` is what a code stands for.
+/// Rounds `x` to one of the two codes around `root`, chosen by the random bits; `value` decodes a code.
 fn stochastic_code(x: f32, root: f32, last: i32, draw: u16, value: impl Fn(i32) -> f32) -> i32 {
     let below = (root as i32).clamp(0, last - 1);
     let (low, high) = (value(below), value(below + 1));
@@ -88,18 +88,18 @@ pub(super) fn second_code(v: f32, scale: f32, draw: u16) -> u8 {
     stochastic_code(x, 255.0 * x.sqrt().sqrt(), 255, draw, |c| second(c as u8)) as u8
 }
 
-/// The largest magnitude, NaN if there is one.
+/// Returns the largest magnitude, or NaN if one element is NaN.
 fn largest(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |most: f32, x| if x.abs() > most || x.is_nan() { x.abs() } else { most })
 }
 
-/// f32 weights, or the parts of split ones.
+/// Access to f32 weights or to the two halves of split weights.
 trait Weights: Copy + Send + Sync {
     /// # Safety
     /// The addresses cover `n` weights.
     unsafe fn new(p: &SmallParams, n: usize) -> Self;
     /// # Safety
-    /// Nobody else uses these weights.
+    /// No other thread accesses these weights meanwhile.
     unsafe fn update(&self, at: usize, len: usize, step: impl FnMut(usize, f32) -> f32);
 }
 

@@ -15,7 +15,8 @@ fn rows_move_on_as_the_formula_says_and_others_stay() {
         let before: Vec<Row> = (0..rows)
             .map(|_| {
                 let kv_limit = picks.size(1, most + 1);
-                // Not in use, at the first key, at the last, one before it, or anywhere.
+                // Covers rows that are free, at their first key, at their last key, one before it, and anywhere
+                // between.
                 let kv_len =
                     [0, 1, kv_limit, kv_limit.saturating_sub(1), picks.size(0, kv_limit + 1)][picks.size(0, 5)];
                 Row {
@@ -37,7 +38,7 @@ fn rows_move_on_as_the_formula_says_and_others_stay() {
     }
 }
 
-/// What the kernel makes of the rows.
+/// Launches the kernel on `rows` and returns the rows that it leaves.
 fn launched(rows: &[Row], chosen: &[i32], max_blocks: usize, page: usize, cols: usize) -> Vec<Row> {
     let of = |f: &dyn Fn(&Row) -> i64| -> Vec<i32> { rows.iter().map(|r| f(r) as i32).collect() };
     let (mut ids, mut positions, mut kv_lens) = (of(&|r| r.id), of(&|r| r.position), of(&|r| r.kv_len));

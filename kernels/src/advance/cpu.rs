@@ -1,4 +1,4 @@
-//! Row after row: a few words each.
+//! `advance` on the CPU: one row after the other; a row is a few words.
 #![allow(unsafe_code)]
 
 use super::Params;

@@ -1,4 +1,4 @@
-//! The definition, a row at a time.
+//! The definition of `advance`, one row at a time.
 
 /// What the host knows of a row.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,11 +11,11 @@ pub struct Row {
     pub slot: i64,
     pub draw: i64,
     pub history: Vec<i64>,
-    /// Entries of `history` that count.
+    /// Entries of `history` that are in use.
     pub history_len: usize,
 }
 
-/// The row after it was given a token.
+/// Returns the state of `row` after the token `chosen` was sampled for it.
 pub fn advanced(row: &Row, chosen: i64, page: i64) -> Row {
     let mut next = row.clone();
     if row.kv_len <= 0 {

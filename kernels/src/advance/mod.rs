@@ -1,14 +1,18 @@
-//! A decode step's end: each row takes the token that was chosen for it, and everything that the next step reads moves on.
+//! The end of a decode step: each row takes its sampled token, and the state that the next step reads is updated.
 //!
-//! Row `r` is in use where `kv_lens[r] = n > 0`. Its token is `chosen[r]`. Where there is a history with room left, the token
-//! is appended to it. Then, if the token is none (negative) or the row has its `kv_limits[r]` keys, the row ends:
-//! `kv_lens[r] = 0`, `slots[r] = −1`. Else the token becomes `ids[r]`; `positions[r]`, `draws[r]` and `kv_lens[r]` grow by one,
-//! and `slots[r]` is the place of key `n`: `block_tables[r, n / page] * page + n % page`. Rows that are not in use keep
-//! everything as it is.
+//! ```text
+//! for each row r with n = kv_lens[r] > 0 (a row in use):
+//!     append chosen[r] to the row's history, if it has one with room left
+//!     if chosen[r] < 0 (no token) or n == kv_limits[r]:
+//!         kv_lens[r] = 0, slots[r] = -1                       // the row ends
+//!     else:
+//!         ids[r] = chosen[r]; positions[r] += 1; draws[r] += 1; kv_lens[r] += 1
+//!         slots[r] = block_tables[r, n / page] * page + n % page   // where the next step writes key n
+//! ```
 //!
-//! So a step can be asked for before the host has seen the token of the one before, and a row that ended costs nothing more
-//! than its place: [`crate::kv_write`] skips slot −1, [`crate::paged_attention`] a sequence without keys. Exact integers.
-//! Bound: latency; a few words a row.
+//! So the host can enqueue a step before it has read the tokens of the one before. A row that has ended costs almost
+//! nothing: [`crate::kv_write`] skips slot −1, and [`crate::paged_attention`] skips sequences without keys. Rows not
+//! in use keep their state. Exact integers. Bound: latency; a few words a row.
 
 pub(crate) mod check;
 mod cpu;
@@ -20,25 +24,25 @@ use crate::{Addr, Arch, Cost, Launch, Source, Stage, kernel, params};
 params! {
     /// Parameters of the kernel.
     pub struct Params {
-        /// i32 `[rows]`: the tokens that were chosen; negative: none.
+        /// i32 `[rows]`: the sampled tokens; negative: none was sampled.
         pub chosen: Addr,
-        /// i32 `[rows]`, written: the tokens that the next step takes.
+        /// i32 `[rows]`, written: the input tokens of the next step.
         pub ids: Addr,
-        /// i32 `[rows]`, updated: their rotary positions.
+        /// i32 `[rows]`, updated: rotary positions of the input tokens.
         pub positions: Addr,
-        /// i32 `[rows]`, updated: keys of each row, the next step's included; 0: not in use.
+        /// i32 `[rows]`, updated: keys that each row attends to in the next step; 0: the row is not in use.
         pub kv_lens: Addr,
-        /// i32 `[rows]`: the most keys that a row may have, at most `max_blocks * page`.
+        /// i32 `[rows]`: maximum number of keys of each row, at most `max_blocks * page`.
         pub kv_limits: Addr,
-        /// i32 `[rows, max_blocks]`: the pages of each row, for as many keys as it may have.
+        /// i32 `[rows, max_blocks]`: the cache blocks of each row, enough for its maximum number of keys.
         pub block_tables: Addr,
-        /// i32 `[rows]`, written: where the next step's keys go, −1: nowhere.
+        /// i32 `[rows]`, written: cache slot of the next step's key and value; −1: none.
         pub slots: Addr,
-        /// i32 `[rows]`, updated: the numbers of the rows' draws.
+        /// i32 `[rows]`, updated: counter of each row's random numbers.
         pub draws: Addr,
-        /// i32 `[rows, history_cols]`, appended to; may be null with `history_cols` 0.
+        /// i32 `[rows, history_cols]`: tokens of each row, appended to; may be null if `history_cols` is 0.
         pub history: Addr,
-        /// i32 `[rows]`, updated: how long each history is; may be null with `history_cols` 0.
+        /// i32 `[rows]`, updated: length of each row's history; may be null if `history_cols` is 0.
         pub history_lens: Addr,
         /// Rows.
         pub rows: u32,
@@ -46,7 +50,7 @@ params! {
         pub max_blocks: u32,
         /// Tokens of a page.
         pub page: u32,
-        /// Row length of the history; 0: there is none.
+        /// Maximum history length; 0: no history is kept.
         pub history_cols: u32,
     }
 }

@@ -1,10 +1,10 @@
-// Each row of a decode step takes its token and moves on; maths and shapes: mod.rs.
+// The end of a decode step: each row takes its sampled token; formula and shapes: mod.rs.
 //
-// Grid: a thread a row.
+// Grid: one thread a row.
 //
-//   if kv_lens[r] > 0: append to the history; end the row, or set id, position, draw, length and slot
+//   if kv_lens[r] > 0: append to the history; end the row, or update id, position, counter, length and cache slot
 //
-// Exact. Bound: latency, of one dependent load (the page).
+// Exact. Bound: latency of one dependent load (the block table's entry).
 #include "cuh/base.cuh"
 
 extern "C" __global__ void __launch_bounds__(128) advance(const __grid_constant__ Params p) {

@@ -1,8 +1,9 @@
-//! Copies blocks of a key cache and a value cache onto others: before a sequence writes into a block that it shares.
+//! Copies blocks of a key cache and a value cache: gives a sequence its own copy of a shared block before it writes
+//! to it.
 //!
-//! Of each pair the block `pairs[i, 0]` is copied to `pairs[i, 1]`, in both caches. No block is written twice, and none
-//! that is written is read. Blocks lie one after the other, a whole number of 16 bytes each.
-//! Exact. Bound: memory, each byte read and written once.
+//! Block `pairs[i, 0]` is copied to block `pairs[i, 1]`, in both caches. No block is written twice, and no written
+//! block is read. Blocks are contiguous and a multiple of 16 bytes. Exact. Bound: memory, each byte read and written
+//! once.
 
 pub(crate) mod check;
 mod cpu;
@@ -21,7 +22,7 @@ params! {
         pub pairs: Addr,
         /// Pairs.
         pub count: u32,
-        /// Units of 16 bytes in a block of one cache.
+        /// Units of 16 bytes in one block of one cache.
         pub units: u32,
     }
 }
@@ -32,7 +33,7 @@ pub static SOURCE: Source =
 
 kernel!(pub COPY, "block_copy", Params, cpu::copy, &SOURCE, geometry);
 
-/// A block of threads for 1024 units of one block in one cache.
+/// One thread block for 1024 units of one cache block in one cache.
 fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
     match p.count * 2 * p.units.div_ceil(1024) {
         0 => Vec::new(),

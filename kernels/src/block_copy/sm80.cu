@@ -1,6 +1,6 @@
-// Copies blocks of two caches; shapes: mod.rs.
+// Copies blocks of the key cache and the value cache; shapes: mod.rs.
 //
-// A block of threads copies CHUNK bytes of one pair in one cache, 16 bytes at a time, four in flight a thread.
+// A thread block copies CHUNK bytes of one pair in one cache, 16 bytes an access, four accesses in flight a thread.
 //
 //   for each 16 bytes of the chunk: to[i] = from[i]
 //

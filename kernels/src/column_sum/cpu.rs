@@ -1,4 +1,4 @@
-//! A task owns a block of columns and walks down the rows.
+//! Column sums on the CPU: each task owns a range of columns and walks down the rows.
 #![allow(unsafe_code)]
 
 use super::{Params, ROWS};

@@ -1,4 +1,4 @@
-//! The definition, in f64; and the same with sums in f32 in the order of mod.rs.
+//! The definition of column sums in f64, and the same in f32 with the order of summation that `mod.rs` documents.
 
 use crate::checks::rounding;
 

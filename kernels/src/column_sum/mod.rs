@@ -1,10 +1,11 @@
-//! Sums of columns, added to what is there: `sum[c] += Σ over r of x[r, c]` (the gradient of a bias).
+//! Column sums, added to an accumulator: `sum[c] += Σ over r of x[r, c]` (the gradient of a bias).
 //!
-//! Shapes: x `[rows, cols]` f32 or bf16, sum `[cols]` f32. A column is summed in f32 in the order of its rows within blocks of
-//! [`ROWS`], blocks in order, in CUDA as [`ROWS`] sums of every so many rows that then meet; the bits depend on the column
-//! alone. Numerics: f32 throughout; an addition in
-//! each block of rows and one of the block's sum round, so the error grows with the root of the rows in a block and of the
-//! blocks: up to 10 times that of one rounding for 1000 rows, of which 2.5 would allow a dozen. Bound: memory, one read of x.
+//! Shapes: x `[rows, cols]` f32 or bf16, sum `[cols]` f32. Order of summation on the CPU: rows in order within blocks
+//! of [`ROWS`], then blocks in order. In CUDA: [`ROWS`] partial sums, each of every [`ROWS`]-th row, that are then
+//! added. The bits of a column depend on that column alone.
+//!
+//! Numerics: f32 throughout. The error grows with the square root of the rows in a block and of the number of blocks.
+//! Tolerance: 10 roundings for 1000 rows. Bound: memory, one read of x.
 
 pub(crate) mod check;
 mod cpu;
@@ -13,7 +14,7 @@ mod formula;
 use crate::launch::Params as _;
 use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
 
-/// Rows that are summed before they are added to the total: shorter sums lose less.
+/// Rows that are summed before the partial sum is added to the total: shorter sums round less.
 pub const ROWS: usize = 128;
 
 params! {
@@ -42,14 +43,14 @@ fn plan_add(symbol: &'static str, p: &Params, strip: u64) -> Vec<Stage> {
     if p.rows == 0 { Vec::new() } else { cuh::blocks(symbol, p.cols.div_ceil(strip), 512) }
 }
 
-/// The launch; `dtype` is that of x, F32 or BF16.
+/// Launches the column sums; `dtype` is that of x, F32 or BF16.
 pub fn add(dtype: DType, p: &Params) -> Launch {
     let kernel = if dtype == DType::F32 { &ADD_F32 } else { &ADD_BF16 };
     let n = (p.rows * p.cols) as f64;
     Launch::kernel(kernel, p, Cost { flops: n, bytes: n * dtype.size() as f64 + 8.0 * p.cols as f64 })
 }
 
-/// Sizes that tests and benches share: (rows, cols).
+/// Shapes (rows, cols) that tests and benches share.
 pub fn cases() -> Vec<(usize, usize)> {
     vec![(1, 1), (0, 5), (3, 17), (127, 300), (128, 64), (129, 1000), (1000, 257)]
 }

@@ -1,10 +1,9 @@
-// Sums of columns, added to what is there: sum[c] += sum over r of x[r, c].
+// Column sums, added to an accumulator: sum[c] += sum over r of x[r, c].
 //
-// Shapes and limits: mod.rs. Numerics: f32. A column is summed by 128 threads, thread i the rows i, i + 128, … in order; then
-// pairs of threads within a warp, then warps in order, then once to what sum held: the bits depend on the number of rows alone.
-// Grid: a block a strip of 64 bytes of columns: four threads side by side, 128 rows at a time.
-// Departures: no workspace, so that few columns leave multiprocessors without work.
-// Bound: memory.
+// Shapes and limits: mod.rs. Numerics: f32. 128 threads sum a column: thread i adds the rows i, i + 128, … in order;
+// then pairs of threads within a warp, then warps in order, then the old value of sum. The bits depend on the number
+// of rows alone. Grid: one block for each strip of 64 bytes of columns: four threads side by side, 128 rows at a
+// time. Departures: there is no workspace, so a matrix with few columns leaves multiprocessors idle. Bound: memory.
 
 #include "cuh/base.cuh"
 #include "cuh/warp.cuh"

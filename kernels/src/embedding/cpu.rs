@@ -1,4 +1,5 @@
-//! Forward by tokens; backward by ranges of columns, so that each element of dw has one owner that adds tokens in order.
+//! Embedding on the CPU: forward by tokens; backward by ranges of columns, so that each element of dw has one owner,
+//! which adds tokens in order.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
@@ -27,21 +28,21 @@ simd_fn! {
     }
 }
 
-/// The row of the table that `id` names.
+/// Returns the table row of `id`, or `None` if it is outside the vocabulary.
 fn row_of(id: i32, vocab: usize) -> Option<usize> {
     usize::try_from(id).ok().filter(|&id| id < vocab)
 }
 
-/// The slot of each token, as many as there are tokens, or none without slots.
+/// Returns one slot a token, or an empty slice if the launch has no slots.
 ///
 /// # Safety
-/// The address is null or covers the tokens.
+/// The address is null or covers one i32 a token.
 unsafe fn slots_of<'a>(slots: Addr, tokens: usize) -> &'a [i32] {
     // SAFETY: the caller's promise.
     unsafe { slice::<i32>(slots, if slots.is_null() { 0 } else { tokens }) }
 }
 
-/// The slot of a token that stands for a row of vision.
+/// Returns the vision row that token `t` stands for, if it stands for one.
 fn slot_of(slots: &[i32], t: usize) -> Option<usize> {
     slots.get(t).and_then(|&slot| usize::try_from(slot).ok())
 }

@@ -1,15 +1,15 @@
-//! The definition, in f64; and the same with the roundings of mod.rs.
+//! The definition of the embedding in f64, and its gradient with the roundings that `mod.rs` documents.
 
 use crate::checks::rounding::f32;
 
-/// Rows of the table; zeros for ids outside it.
+/// Returns the table's rows of `ids`; zeros for ids outside the table.
 pub fn fwd(table: &[f64], ids: &[i32], hidden: usize) -> Vec<f64> {
     let vocab = (table.len() / hidden) as i32;
     let element = |id: i32, c: usize| if (0..vocab).contains(&id) { table[id as usize * hidden + c] } else { 0.0 };
     ids.iter().flat_map(|&id| (0..hidden).map(move |c| (id, c))).map(|(id, c)| element(id, c)).collect()
 }
 
-/// `dw` with each token's gradient added to its row: the transpose of the linear map [`fwd`].
+/// Adds each token's gradient to its row of `dw`: the transpose of the linear map [`fwd`].
 pub fn bwd(ids: &[i32], dy: &[f64], dw: &[f64], hidden: usize) -> Vec<f64> {
     let mut sum = dw.to_vec();
     for (i, sum) in sum.iter_mut().enumerate() {
@@ -19,7 +19,7 @@ pub fn bwd(ids: &[i32], dy: &[f64], dw: &[f64], hidden: usize) -> Vec<f64> {
     sum
 }
 
-/// [`fwd`] with the rows of vision that slots name in place of the table's.
+/// [`fwd`] with vision rows in place of table rows where `slots` names one.
 pub fn placed(text: &[f64], vision: &[f64], slots: &[i32], hidden: usize) -> Vec<f64> {
     let rows = (vision.len() / hidden.max(1)) as i32;
     let element = |t: usize, c: usize| match slots[t] {
@@ -30,7 +30,7 @@ pub fn placed(text: &[f64], vision: &[f64], slots: &[i32], hidden: usize) -> Vec
     (0..slots.len()).flat_map(|t| (0..hidden).map(move |c| (t, c))).map(|(t, c)| element(t, c)).collect()
 }
 
-/// [`bwd`] in f32, tokens in order.
+/// [`bwd`] in f32, adding tokens in order.
 pub fn bwd_rounded(ids: &[i32], dy: &[f64], dw: &[f64], hidden: usize) -> Vec<f64> {
     let mut sum = dw.to_vec();
     for (&id, dy) in ids.iter().zip(dy.chunks_exact(hidden)).filter(|(id, _)| **id >= 0) {

@@ -1,17 +1,19 @@
-//! Embedding: `y[t] = table[ids[t]]`, and the gradient of the table, `dw[ids[t]] += dy[t]`, tokens in order.
+//! Embedding: `y[t] = table[ids[t]]`, and the gradient of the table, `dw[ids[t]] += dy[t]`, adding tokens in order.
 //!
-//! With slots, tokens may stand for rows of another tensor, which a vision tower made: where `slots[t] ≥ 0` it is `y[t]
-//! = vision[slots[t]]`, and backward such a token adds nothing to dw, but `d_vision[slots[t]] = dy[t]`.
+//! With slots, pad tokens take rows of the vision tower's output: where `slots[t] ≥ 0`, `y[t] = vision[slots[t]]`; in
+//! backward such a token adds nothing to dw, and `d_vision[slots[t]] = dy[t]`.
 //!
-//! Shapes: table W `[vocab, hidden]`, y and dy T `[tokens, hidden]`, ids and slots i32 `[tokens]`, vision and d_vision
-//! T `[placed, hidden]`, dw f32 `[vocab, hidden]`; W and T f32 or bf16 (f32 to bf16 rounds to nearest even). A slot
-//! occurs once; rows of d_vision that none names stay as they are. An id outside `0..vocab`, or a slot beyond `placed`,
-//! gives a row of zeros and no gradient: callers check before. Outputs may not overlap inputs.
+//! Shapes: table W `[vocab, hidden]`, y and dy T `[tokens, hidden]`, ids and slots i32 `[tokens]`, vision and
+//! d_vision T `[placed, hidden]`, dw f32 `[vocab, hidden]`; W and T f32 or bf16 (f32 to bf16 rounds to nearest even).
+//! Each slot occurs once; rows of d_vision that no slot names are not written. An id outside `0..vocab`, or a slot
+//! beyond `placed`, gives a row of zeros and no gradient: callers check ids before. Outputs must not overlap inputs.
 //!
-//! Numerics: the gradient is added in f32, a rounding a token: with ten tokens of one id up to 4 times the error of one rounding.
-//! Bound: memory. In CUDA the backward kernel has no sorted list of ids: each block of 32 tokens and 2048 columns asks L2 for all
-//! ids, `tokens / 8` bytes a token and strip, beside `hidden · (8 + size)` that must move: a tenth of that at 14 000 tokens of 3584
-//! columns in bf16. A token whose id comes again asks for the ids after it once more.
+//! Numerics: the gradient is added in f32, one rounding a token: ten tokens of one id may be off by 4 times the error
+//! of one rounding.
+//!
+//! Bound: memory. The CUDA backward has no sorted list of ids: each block of 32 tokens and 2048 columns reads all ids
+//! from L2, `tokens / 8` bytes a token and strip, beside `hidden · (8 + size)` bytes that must move: a tenth of them
+//! at 14 000 tokens of 3584 bf16 columns. A token whose id occurs again later reads the ids after it once more.
 
 pub(crate) mod check;
 mod cpu;
@@ -30,9 +32,9 @@ params! {
         pub ids: Addr,
         /// T `[tokens, hidden]`, written.
         pub y: Addr,
-        /// T `[placed, hidden]`; unused without slots.
+        /// T `[placed, hidden]`: rows of the vision tower; not read without slots.
         pub vision: Addr,
-        /// i32 `[tokens]`: the row of vision that each token is, negative: that of the table; null: all of the table.
+        /// i32 `[tokens]`: the vision row of each token; negative: the token takes a table row; null: all tokens do.
         pub slots: Addr,
         /// Tokens.
         pub tokens: u32,
@@ -54,9 +56,9 @@ params! {
         pub dy: Addr,
         /// f32 `[vocab, hidden]`, added to; null if the table is frozen.
         pub dw: Addr,
-        /// i32 `[tokens]`, as given to the forward kernel; null: none.
+        /// i32 `[tokens]`, the slots given to the forward kernel; null: none.
         pub slots: Addr,
-        /// T `[placed, hidden]`, the rows that slots name are written; null if nobody asks.
+        /// T `[placed, hidden]`: gradient of the vision rows, written where a slot names the row; null: not computed.
         pub d_vision: Addr,
         /// Tokens.
         pub tokens: u32,
@@ -83,7 +85,7 @@ kernel!(pub FWD_BF16_BF16, "embedding_fwd_bf16_bf16", FwdParams, cpu::fwd::<bf16
 kernel!(pub BWD_F32, "embedding_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| plan_bwd("embedding_bwd_f32", p));
 kernel!(pub BWD_BF16, "embedding_bwd_bf16", BwdParams, cpu::bwd::<bf16>, &SOURCE, |p, _| plan_bwd("embedding_bwd_bf16", p));
 
-/// Tokens and columns of a block of the backward kernel (`OWN` and `STRIP` of sm80.cu).
+/// Tokens of one backward block, `OWN` in sm80.cu; `STRIP` is its number of columns.
 const OWN: u32 = 32;
 const STRIP: u32 = 2048;
 
@@ -91,10 +93,10 @@ fn plan_bwd(symbol: &'static str, p: &BwdParams) -> Vec<Stage> {
     cuh::blocks(symbol, u64::from(p.tokens.div_ceil(OWN)) * u64::from(p.hidden.div_ceil(STRIP)), 256)
 }
 
-/// The forward launch; W and T each F32 or BF16.
+/// Launches the forward kernel; table and output are each F32 or BF16.
 ///
 /// # Panics
-/// For other types: a mistake in the caller.
+/// For any other dtype.
 pub fn fwd(table: DType, out: DType, params: &FwdParams) -> Launch {
     let kernel = match table {
         DType::F32 => by_dtype(out, &FWD_F32_F32, &FWD_F32_BF16),
@@ -110,7 +112,7 @@ pub fn fwd(table: DType, out: DType, params: &FwdParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 0.0, bytes })
 }
 
-/// The backward launch; `dtype` is T, F32 or BF16.
+/// Launches the backward kernel; `dtype` is that of dy, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let (tokens, hidden, size) = (params.tokens as f64, params.hidden as f64, dtype.size() as f64);
     let placed = if params.slots.is_null() { 0.0 } else { params.placed.min(params.tokens) as f64 };
@@ -122,7 +124,7 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
 }
 
-/// Shapes that tests and benches share: (tokens, hidden, vocab).
+/// Shapes (tokens, hidden, vocab) that tests and benches share.
 pub fn cases() -> Vec<(usize, usize, usize)> {
     vec![(1, 1, 1), (17, 19, 3), (0, 8, 5), (517, 3, 60), (65, 2048, 33), (5, 513, 1000)]
 }

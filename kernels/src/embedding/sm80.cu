@@ -1,25 +1,24 @@
-// Embedding: y[t] = T(table[ids[t]]), and its gradient dw[ids[t]] += dy[t], tokens in order.
+// Embedding: y[t] = T(table[ids[t]]), and its gradient dw[ids[t]] += dy[t], adding tokens in order.
 //
-// A token with a slot: y[t] = vision[slots[t]], no gradient for dw, and d_vision[slots[t]] = dy[t].
+// A token with a vision slot: y[t] = vision[slots[t]]; no gradient for dw; d_vision[slots[t]] = dy[t].
 //
-// Shapes and limits: mod.rs; hidden < 2^31. Numerics: fwd rounds f32 to bf16 once, else bits as they are; bwd adds in f32, one
-// token after the other to what dw held. An id outside the vocabulary: zeros, no gradient.
+// Shapes and limits: mod.rs; hidden < 2^31. Numerics: fwd rounds f32 to bf16 once, otherwise copies bits; bwd adds in
+// f32, one token after the other to the old value of dw. An id outside the vocabulary gives zeros and no gradient.
 //
-// fwd, grid of rows.cuh: a row by up to 256 threads.
-// bwd, a block OWN tokens and a strip of STRIP columns:
-//   copy dy of the block's tokens that have a slot to d_vision; below, such a token counts as one without an id
-//   compare all tokens' ids with the block's: which have their id among earlier tokens, which among later ones
-//   for each of the block's tokens without an earlier one, whose block adds this one too:
-//     no later one: dw += dy
+// fwd, grid of rows.cuh: a row by up to 256 threads. bwd, a block for OWN tokens and a strip of STRIP columns:
+//   copy dy of the block's tokens that have a slot to d_vision; such a token has no id below
+//   compare all tokens' ids with the block's: which occur among earlier tokens, which among later ones
+//   for each of the block's tokens whose id does not occur earlier (else the earlier token's block adds it):
+//     id does not occur later: dw += dy
 //     else for each tile of 256 tokens from this one on: list those with this id in order; add their dy to the strip's registers
 //
-// Departures: bwd needs no workspace for a sorted list of ids; its blocks read them all, 4 * tokens / OWN bytes a token and strip.
-// Bound: memory.
+// Departures: bwd needs no workspace for a sorted list of ids; its blocks read all ids, 4 * tokens / OWN bytes a
+// token and strip. Bound: memory.
 
 #include "cuh/rows.cuh"
 #include "cuh/warp.cuh"
 
-// `cols` elements of another type, V at a time.
+// Copies `cols` elements of one type to another, V elements an access.
 template <int V, class W, class T>
 __device__ __forceinline__ void convert_row(const W* src, T* dst, u32 cols) {
   constexpr int STEPS = 4;
@@ -79,14 +78,15 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
 constexpr int TILE = 256;
 // Tokens of a block.
 constexpr u32 OWN = 32;
-// Columns of a thread, and of a block.
+// Columns that a thread adds, V, and that a block adds, STRIP.
 constexpr int V = 8;
 constexpr u32 STRIP = TILE * V;
 
-// What the threads of a backward block share.
+// Shared memory of a backward block.
 struct Shared {
   int id[OWN], slot[OWN];
-  // Which of the block's tokens have their id among earlier ones, and among later ones: a bit a token, a word a warp.
+  // One bit a token of the block: its id occurs among earlier tokens; its id occurs among later tokens. One word a
+  // warp.
   u32 earlier[TILE / 32], later[TILE / 32];
   u32 masks[2][TILE / 32];
   u32 list[TILE];
@@ -95,13 +95,13 @@ struct Shared {
 __device__ __forceinline__ int slot_of(const BwdParams& p, u32 t) {
   return p.slots == 0 ? -1 : global<const int>(p.slots)[t];
 }
-// The row of dw that a token is added to, if it is one.
+// Returns the row of dw that token t is added to, or -1 if it adds nothing.
 __device__ __forceinline__ int id_of(const BwdParams& p, u32 t) {
   const int id = global<const int>(p.ids)[t];
   return slot_of(p, t) >= 0 ? -1 : id;
 }
 
-// Fills `id` and `slot`; tokens that there are not have neither.
+// Fills `id` and `slot` of the block's tokens; indices past the last token have neither.
 __device__ __forceinline__ void find_tokens(const BwdParams& p, u32 first, Shared& shared) {
   if (threadIdx.x < OWN) {
     const u32 t = first + threadIdx.x;
@@ -111,7 +111,7 @@ __device__ __forceinline__ void find_tokens(const BwdParams& p, u32 first, Share
   __syncthreads();
 }
 
-// Copies dy of the block's tokens with a slot.
+// Copies dy of the block's tokens that have a vision slot to d_vision.
 template <class T>
 __device__ __forceinline__ void copy_placed(const BwdParams& p, u32 first, u32 column, bool vector, const Shared& shared) {
 #pragma unroll 2
@@ -152,7 +152,8 @@ __device__ __forceinline__ u32 any_warp(const u32 (&mask)[TILE / 32]) {
   return any;
 }
 
-// Adds dy of all tokens from `token` on that have its id, in order. `parity`: which of `masks` comes next.
+// Adds dy of `token` and of all later tokens with its id, in order. `parity` selects which of the two `masks` is
+// filled next.
 template <class T>
 __device__ __forceinline__ void add_repeats(const BwdParams& p, u32 token, int id, u32 column, bool vector, u32& parity,
                                             float (&sum)[V], Shared& shared) {

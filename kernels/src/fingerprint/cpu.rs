@@ -1,4 +1,4 @@
-//! A part a task.
+//! Hash of a tensor's bits on the CPU: each task hashes one part.
 #![allow(unsafe_code)]
 
 use super::{OF_PART, PART, Params, sums};
@@ -16,7 +16,7 @@ fn mixed(word: u64, at: u64) -> u64 {
 }
 
 simd_fn! {
-    /// Of the words that follow `before` others.
+    /// Returns the partial hash of `x`, whose first word has index `before` in the tensor.
     fn part(x: &[u8], before: u64) -> u64 {
         let mut lanes = [0u64; LANES];
         let (words, rest) = x.as_chunks::<8>();

@@ -1,11 +1,11 @@
-//! A hash of the bits of a tensor, such that any device computes the same number in any order.
+//! A hash of the bits of a tensor that every device computes to the same number, in any order of summation.
 //!
-//! The bytes are words `x_j` of 64 bits, little-endian, the last one filled up with zeros; the hash is the sum over j, modulo 2⁶⁴, of
-//! `mix(x_j + (j + 1) · 0x9e3779b97f4a7c15)` with `mix(z)`: twice `z ← (z xor z ≫ 32) · 0xd6e8feb86659fd93`, then `z xor z ≫ 32` (the
-//! mixer of T. Degski). Each word's part is invertible, so that a change in one word always shows; it is no protection against
-//! somebody who looks for a collision.
+//! The bytes are little-endian 64-bit words `x_j`, the last one padded with zeros. The hash is the sum over j, modulo
+//! 2⁶⁴, of `mix(x_j + (j + 1) · 0x9e3779b97f4a7c15)`, where `mix(z)` applies `z ← (z xor z ≫ 32) ·
+//! 0xd6e8feb86659fd93` twice, then `z xor z ≫ 32` (the mixer of T. Degski). `mix` is invertible, so a change in a
+//! single word always changes the hash. It is not a cryptographic hash.
 //!
-//! A launch writes sums of parts, which the caller adds up. Exact. Bound: memory, each byte read once.
+//! A launch writes partial sums, which the caller adds. Exact. Bound: memory, each byte read once.
 
 pub(crate) mod check;
 mod cpu;
@@ -17,9 +17,9 @@ use crate::{Addr, Cost, Launch, Source, cuh, kernel, params};
 params! {
     /// Parameters of the kernel.
     pub struct Params {
-        /// `[bytes]`, from a multiple of 16 on.
+        /// `[bytes]`, 16-byte aligned.
         pub x: Addr,
-        /// u64 `[sums(bytes)]`, written: numbers whose sum is the hash.
+        /// u64 `[sums(bytes)]`, written: partial sums of the hash.
         pub sums: Addr,
         /// Bytes.
         pub bytes: u64,
@@ -36,10 +36,10 @@ kernel!(pub FINGERPRINT, "fingerprint", Params, cpu::fingerprint, &SOURCE, |p, _
 
 /// Bytes of a part.
 const PART: usize = 512 * 1024;
-/// Sums of a part: one a warp in CUDA.
+/// Partial sums of one part: in CUDA, one a warp.
 const OF_PART: usize = 8;
 
-/// Numbers that a launch writes for so many bytes.
+/// Number of partial sums that a launch over `bytes` bytes writes.
 pub const fn sums(bytes: usize) -> usize {
     bytes.div_ceil(PART) * OF_PART
 }
@@ -50,7 +50,7 @@ pub fn fingerprint(params: &Params) -> Launch {
     Launch::kernel(&FINGERPRINT, params, Cost { flops: 0.0, bytes: bytes + 8.0 * sums(params.bytes as usize) as f64 })
 }
 
-/// Numbers of bytes that tests and benches share.
+/// Tensor sizes in bytes that tests and benches share.
 pub fn cases() -> Vec<usize> {
     vec![0, 1, 2, 7, 8, 16, 17, 4095, PART - 2, PART, PART + 6, 2 * PART + 40]
 }

@@ -1,11 +1,11 @@
 // A hash of the bits of a tensor: the sum of mixed words; formula and shapes: mod.rs.
 //
-// A block takes a part of 65536 words, a thread two words (16 bytes) at a time, four times ahead.
+// A block hashes a part of 65536 words; a thread loads two words (16 bytes) at a time, four loads in flight.
 //
 //   for each word j of the part: sum += mix(x[j] + (j + 1) * GOLDEN)      sums[part][warp] = sum over the warp
 //
-// Exact: the sum is modulo 2^64, in any order. The last words of a tensor, if they are not a whole 16 bytes, are put together from bytes.
-// Bound: memory, each byte read once; two multiplications of 64 bits a word.
+// Exact: the sum is modulo 2^64, in any order. The last words of a tensor that is not a multiple of 16 bytes are
+// assembled from bytes. Bound: memory, each byte read once; two 64-bit multiplications a word.
 #include "cuh/warp.cuh"
 
 constexpr int THREADS = 256;
@@ -24,7 +24,7 @@ __device__ __forceinline__ u64 both(const Words<16>& w, u64 at) {
          mixed(w.word[2] | static_cast<u64>(w.word[3]) << 32, at + 1);
 }
 
-// The words at `at` and behind it of a tensor that ends within 16 bytes.
+// Sums the mixed words of the tensor's last, incomplete 16 bytes.
 __device__ __forceinline__ u64 ends(const u8* x, u64 at, u64 bytes) {
   u64 sum = 0;
   for (; at * 8 < bytes; ++at) {
@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) fingerprint(const __grid_c
     for (int k = 0; k < AHEAD; ++k) sum += both(words[k], at + k * STEP);
   }
   for (; at + 2 <= end; at += STEP) sum += both(pairs[at / 2], at);
-  // Whoever would be next takes what is less than 16 bytes.
+  // The thread whose turn would be next hashes the incomplete last 16 bytes.
   if (at < first + PART && at * 8 < p.bytes) sum += ends(bytes, at, p.bytes);
   sum = warp_sum(sum);
   if (threadIdx.x % 32 == 0) global<u64>(p.sums)[blockIdx.x * (THREADS / 32) + threadIdx.x / 32] = sum;

@@ -1,4 +1,4 @@
-//! Blocks of elements, one a task.
+//! GELU on the CPU: each task computes a block of elements.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
@@ -9,10 +9,12 @@ use crate::{Element, Team, simd_fn};
 /// Elements of one task.
 const BLOCK: usize = 4096;
 
-/// Φ(x), the normal distribution function, and `e^(−x²/2)`, as straight-line code. The relative error of Φ is
-/// below 1e-6 for x > −4 and grows like x² below, as that of the exponential does. `Φ(−z) = e^(−z²/2) · R(z)`, where R, Mills' ratio over √(2π), is a
-/// polynomial in `1 / (1 + 0.4 z)` (the form of Abramowitz and Stegun 26.2.17; fitted to a relative error of 7e-8 on
-/// z ≤ 13.5 by iteratively reweighted least squares).
+/// Computes Φ(x), the normal distribution function, and `e^(−x²/2)`, without branches.
+///
+/// The relative error of Φ is below 1e-6 for x > −4 and grows like x² below, as that of the exponential does. `Φ(−z)
+/// = e^(−z²/2) · R(z)`, where R (Mills' ratio over √(2π)) is a polynomial in `1 / (1 + 0.4 z)`: the form of
+/// Abramowitz and Stegun 26.2.17, fitted to a relative error of 7e-8 on z ≤ 13.5 by iteratively reweighted least
+/// squares.
 #[inline(always)]
 pub(super) fn cdf(x: f32) -> (f32, f32) {
     const R: [f32; 9] = [
@@ -55,7 +57,7 @@ simd_fn! {
     }
 }
 
-/// `s = 1 / (1 + e^(−2u))` of the tanh form.
+/// Computes `s = 1 / (1 + e^(−2u))` of the tanh form.
 #[inline(always)]
 fn tanh_share(x: f32) -> f32 {
     1.0 / (1.0 + exp(-1.595_769 * (x + 0.044_715 * x * x * x)))
@@ -75,7 +77,7 @@ simd_fn! {
         for ((x, dy), dx) in x.iter().zip(dy).zip(dx) {
             let x = x.to_f32();
             let s = tanh_share(x);
-            // Where the curve is straight, the slope of u may be infinite.
+            // For large |x|, `s (1 − s)` is 0 and the slope of u may be infinite: avoids 0 · ∞.
             let bend = s * (1.0 - s);
             let slope = x * bend * (1.595_769 * (1.0 + 0.134_145 * x * x));
             *dx = T::from_f32(dy.to_f32() * (s + if bend == 0.0 { 0.0 } else { slope }));

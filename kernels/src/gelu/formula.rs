@@ -1,4 +1,4 @@
-//! The definition, in f64; and the same with the roundings of mod.rs.
+//! GELU's definition in f64, and the same with the roundings that `mod.rs` documents.
 
 use crate::checks::rounding::{self, ULP, approximate, f32};
 use std::f64::consts::PI;
@@ -13,15 +13,15 @@ pub fn tanh_fwd(x: f64) -> f64 {
     0.5 * x * (1.0 + ((2.0 / PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
 }
 
-/// The derivative of [`fwd`] or [`tanh_fwd`] by central differences.
+/// Returns the derivative of [`fwd`] or [`tanh_fwd`] at x by central differences.
 pub fn slope(fwd: fn(f64) -> f64, x: f64) -> f64 {
     rounding::slope(|h| fwd(x + h))
 }
 
-/// The normal distribution function and `e^(−x²/2)`.
+/// Returns the normal distribution function and `e^(−x²/2)`, each rounded to f32.
 fn cdf_rounded(x: f64) -> (f64, f64) {
     let bell = approximate((-0.5 * f32(x * x)).exp(), 2.0 * ULP);
-    // Mills' ratio: by the formula where it can be divided, else by its first terms.
+    // Mills' ratio by its definition where that can be divided, else by the first terms of its series.
     let z = x.abs();
     let far = (1.0 - 1.0 / (z * z) + 3.0 / z.powi(4) - 15.0 / z.powi(6)) / (z * (2.0 * PI).sqrt());
     let ratio = if z < 5.0 { 0.5 * (1.0 + erf(-z / 2f64.sqrt())) / (-0.5 * z * z).exp() } else { far };
@@ -34,7 +34,7 @@ pub fn fwd_rounded(x: f64) -> f64 {
     x * cdf_rounded(x).0
 }
 
-/// The slope of [`fwd`] with roundings.
+/// The derivative of [`fwd`] with the kernel's roundings.
 pub fn slope_rounded(x: f64) -> f64 {
     let (cdf, bell) = cdf_rounded(x);
     f32(cdf + f32(x * f32(f32((2.0 * PI).sqrt().recip()) * bell)))
@@ -52,7 +52,7 @@ pub fn tanh_fwd_rounded(x: f64) -> f64 {
     x * share_rounded(x)
 }
 
-/// The slope of [`tanh_fwd`] with roundings.
+/// The derivative of [`tanh_fwd`] with the kernel's roundings.
 pub fn tanh_slope_rounded(x: f64) -> f64 {
     let s = share_rounded(x);
     let bend = f32(s * f32(1.0 - s));

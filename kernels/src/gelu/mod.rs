@@ -1,14 +1,16 @@
-//! GELU in its exact form, `y = x · Φ(x)` with `Φ(x) = (1 + erf(x / √2)) / 2`, and its gradient
-//! `dx = dy · (Φ(x) + x · φ(x))`, `φ(x) = e^(−x²/2) / √(2π)`.
+//! GELU in its exact form and in its tanh form, and their gradients.
 //!
-//! And in its tanh form, `y = x · (1 + tanh u) / 2` with `u = √(2/π) · (x + 0.044715 x³)`, which is `x · s`, `s = 1 / (1 + e^(−2u))`;
-//! its gradient is `dx = dy · (s + x · s · (1 − s) · 2 · du/dx)`, `du/dx = √(2/π) · (1 + 3 · 0.044715 x²)`.
+//! Exact: `y = x · Φ(x)`, `Φ(x) = (1 + erf(x / √2)) / 2`; `dx = dy · (Φ(x) + x · φ(x))`, `φ(x) = e^(−x²/2) / √(2π)`.
 //!
-//! Shapes: all `[count]`, one dtype, f32 or bf16; outputs may not overlap inputs. Arithmetic in f32.
-//! Numerics, with `R(|x|) = Φ(−|x|) / e^(−x²/2)`: x² round to f32, `e^(−x²/2)` and R to 2 units in the last place, their product
-//! and the difference from 1; in the tanh form each product and sum of u, its exponential and the quotient to 2 units; products and
-//! sums of the slope; one rounding to T at the store. A slope near 0 is a difference of terms that are not: in f32 an array of such
-//! slopes alone may be off by 64 times one rounding, the exact form, whose R is a fit, by 5, all else by 2.5.
+//! Tanh: `y = x · (1 + tanh u) / 2 = x · s` with `u = √(2/π) · (x + 0.044715 x³)`, `s = 1 / (1 + e^(−2u))`; `dx = dy
+//! · (s + x · s · (1 − s) · 2 · du/dx)`, `du/dx = √(2/π) · (1 + 3 · 0.044715 x²)`.
+//!
+//! Shapes: all `[count]`, one dtype, f32 or bf16; outputs must not overlap inputs. Arithmetic in f32.
+//!
+//! Numerics, with `R(|x|) = Φ(−|x|) / e^(−x²/2)`: x² rounds to f32; `e^(−x²/2)` and R are good to 2 ulp; their
+//! product and its difference from 1 round; one rounding to T at the store. Tolerance in f32: 64 roundings for
+//! gradients (their terms cancel near slope 0), 5 for the exact form (its R is a fit), 2.5 otherwise.
+//!
 //! Bound: memory; 2 reads and writes of `count` elements forward, 3 backward.
 
 pub(crate) mod check;
@@ -61,35 +63,35 @@ kernel!(pub TANH_FWD_BF16, "gelu_tanh_fwd_bf16", FwdParams, cpu::tanh_fwd::<half
 kernel!(pub TANH_BWD_F32, "gelu_tanh_bwd_f32", BwdParams, cpu::tanh_bwd::<f32>, &SOURCE, |p, _| cuh::map("gelu_tanh_bwd_f32", p.count));
 kernel!(pub TANH_BWD_BF16, "gelu_tanh_bwd_bf16", BwdParams, cpu::tanh_bwd::<half::bf16>, &SOURCE, |p, _| cuh::map("gelu_tanh_bwd_bf16", p.count));
 
-/// The forward launch; `dtype` is that of every operand, F32 or BF16.
+/// Launches the exact form; `dtype` is that of every operand, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     let n = params.count as f64;
     let cost = Cost { flops: 30.0 * n, bytes: 2.0 * n * dtype.size() as f64 };
     Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), params, cost)
 }
 
-/// The backward launch; `dtype` is that of every operand, F32 or BF16.
+/// Launches the gradient of the exact form; `dtype` is that of every operand, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let n = params.count as f64;
     let cost = Cost { flops: 50.0 * n, bytes: 3.0 * n * dtype.size() as f64 };
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
 }
 
-/// The forward launch of the tanh form; `dtype` is that of every operand, F32 or BF16.
+/// Launches the tanh form; `dtype` is that of every operand, F32 or BF16.
 pub fn tanh_fwd(dtype: DType, params: &FwdParams) -> Launch {
     let n = params.count as f64;
     let cost = Cost { flops: 20.0 * n, bytes: 2.0 * n * dtype.size() as f64 };
     Launch::kernel(by_dtype(dtype, &TANH_FWD_F32, &TANH_FWD_BF16), params, cost)
 }
 
-/// The backward launch of the tanh form; `dtype` is that of every operand, F32 or BF16.
+/// Launches the gradient of the tanh form; `dtype` is that of every operand, F32 or BF16.
 pub fn tanh_bwd(dtype: DType, params: &BwdParams) -> Launch {
     let n = params.count as f64;
     let cost = Cost { flops: 30.0 * n, bytes: 3.0 * n * dtype.size() as f64 };
     Launch::kernel(by_dtype(dtype, &TANH_BWD_F32, &TANH_BWD_BF16), params, cost)
 }
 
-/// Sizes that tests and benches share: (count, scale of the inputs).
+/// Sizes (count, scale of the inputs) that tests and benches share.
 pub fn cases() -> Vec<(usize, f32)> {
     vec![(1, 1.0), (17, 1.0), (8191, 3.0), (4096 * 5 + 3, 0.1)]
 }

@@ -1,20 +1,18 @@
 // GELU in its exact form and in its tanh form, and their gradients, element by element.
 //
-//   fwd: y = x * cdf(x)                    bwd: dx = dy * (cdf(x) + x * density(x))
+//   exact, fwd: y = x * cdf(x)            bwd: dx = dy * (cdf(x) + x * density(x))
+//   cdf(-z) = e^(-z^2 / 2) * R(z) for z >= 0, R a polynomial in 1 / (1 + 0.4 z): the fit of cpu.rs, without cancellation in the tail
 //
-// cdf(-z) = e^(-z^2 / 2) * R(z) for z >= 0, R a polynomial in 1 / (1 + 0.4 z): the fit of cpu.rs, without cancellation in the tail.
+//   tanh form: s = 1 / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
+//   fwd: y = x * s                        bwd: dx = dy * (s + x * s * (1 - s) * 2 du/dx)
 //
-// tanh form: s = 1 / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
-//   fwd: y = x * s                         bwd: dx = dy * (s + x * s * (1 - s) * 2 du/dx)
-//
-// Shapes and limits: mod.rs. Numerics: f32; the fit to 7e-8, e^x of the CUDA library (1 ulp), quotients to 2 ulp; one rounding to
-// T at the store. Grid: 2048 elements a block (map.cuh).
-// Bound: memory.
+// Shapes and limits: mod.rs. Numerics: f32; the fit to 7e-8, e^x of the CUDA library (1 ulp), quotients to 2 ulp; one
+// rounding to T at the store. Grid: 2048 elements a block (map.cuh). Bound: memory.
 
 #include "cuh/map.cuh"
 #include "cuh/math.cuh"
 
-// The normal distribution function of x, and e^(-x^2 / 2).
+// Returns the normal distribution function of x, and e^(-x^2 / 2) in `bell`.
 __device__ __forceinline__ float normal_cdf(float x, float& bell) {
   const float t = divide(1.0f, fmaf(0.4f, fabsf(x), 1.0f));
   float r = -4.000845e-2f;
@@ -31,7 +29,7 @@ __device__ __forceinline__ float normal_cdf(float x, float& bell) {
   return x > 0.0f ? 1.0f - tail : tail;
 }
 
-// One form: the value, and the slope.
+// One form of GELU: its value and its slope. `Tanh` is the other one.
 struct Exact {
   static __device__ __forceinline__ float value(float x) {
     float bell;
@@ -52,7 +50,7 @@ struct Tanh {
 
   static __device__ __forceinline__ float slope(float x) {
     const float s = share(x), bend = s * (1.0f - s);
-    // Where the curve is straight, the slope of u may be infinite.
+    // For large |x|, s (1 - s) is 0 and the slope of u may be infinite: avoids 0 * infinity.
     return bend == 0.0f ? s : s + x * bend * (1.5957691f * (1.0f + 0.134145f * x * x));
   }
 };
@@ -62,7 +60,7 @@ struct Value {
   __device__ __forceinline__ void operator()(const float (&x)[1], float (&y)[1]) const { y[0] = Form::value(x[0]); }
 };
 
-// x and dy to dx.
+// Computes dx from x and dy.
 template <class Form>
 struct Gradient {
   __device__ __forceinline__ void operator()(const float (&x)[2], float (&dx)[1]) const { dx[0] = x[1] * Form::slope(x[0]); }

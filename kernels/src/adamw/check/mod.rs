@@ -26,7 +26,7 @@ checks!(
 
 const SCALARS: Scalars = Scalars { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 };
 
-/// f32 or split weights with their moments.
+/// Test data of one optimizer state: weights (f32, or bf16 with low halves) and both f32 moments.
 struct Weights {
     f32: Vec<f32>,
     hi: Vec<bf16>,
@@ -54,7 +54,7 @@ impl Weights {
         run(&step(dtype, &params), threads);
     }
 
-    /// w, m and v of each weight.
+    /// Returns `[w, m, v]` of each weight, widened to f64.
     fn states(&self) -> Vec<[f64; 3]> {
         (0..self.f32.len()).map(|i| [self.f32[i], self.m[i], self.v[i]].map(|x| x as f64)).collect()
     }
@@ -67,14 +67,15 @@ impl Weights {
     }
 }
 
-/// Holds a step from f32 states to the formula.
+/// Asserts that the states after a step equal the f64 formula applied to the f32 states before it.
 fn assert_stepped(scalars: &Scalars, before: &[[f64; 3]], g: &[f64], after: &[[f64; 3]]) {
     for (k, which) in ["w", "m", "v"].into_iter().enumerate() {
         let by = |f: fn(&Scalars, [f64; 3], f64) -> [f64; 3]| -> Vec<f64> {
             before.iter().zip(g).map(|(state, g)| f(scalars, *state, *g)[k]).collect()
         };
         let got: Vec<f32> = after.iter().map(|state| state[k] as f32).collect();
-        // Of few weights a moment that changes its sign may be all there is.
+        // With few weights the whole relative error may come from one moment that changes its sign: the tolerance
+        // grows.
         let of_one = OF_ONE * (1.0 + 64.0 / got.len().max(1) as f64);
         assert_rounded(which, F32, &got, &by(formula::step_rounded), &by(formula::step), of_one);
     }
@@ -96,14 +97,15 @@ fn equals_the_formula_over_steps() {
             assert_stepped(&scalars, &before, &g.iter().map(clipped).collect::<Vec<_>>(), &weights.states());
         }
         let part = |k: usize| want.iter().map(|s| s[k]).collect::<Vec<f64>>();
-        // The change alone, a hundredth of the weight, in steps of the weight's last place.
+        // Compares the change of the weights alone: it is about a hundredth of a weight, so an error in it would hide
+        // behind the weight itself.
         let change: Vec<f32> = weights.f32.iter().zip(&start).map(|(w, s)| w - s).collect();
         let want: Vec<f64> = part(0).iter().zip(&start).map(|(w, s)| w - *s as f64).collect();
         assert_close("change of w", &change, &want, 1e-4, f64::MAX);
     }
 }
 
-/// Four steps of `torch.optim.AdamW` (2.7.1, cpu, f32, lr 1e-3, weight decay 0.01) on five weights.
+/// Reproduces four steps of `torch.optim.AdamW` (torch 2.7.1, CPU, f32, lr 1e-3, weight decay 0.01) on five weights.
 fn equals_torch() {
     let mut weights = Weights::new(&[1.0, -0.37, 0.002, 123.5, -1e-6]);
     let gradients = [

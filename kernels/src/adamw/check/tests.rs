@@ -20,7 +20,7 @@ proptest! {
         let (hi, low) = split(x);
         prop_assert_eq!(join(hi, low).to_bits(), bits);
         prop_assert_eq!((hi, low), formula::split(x));
-        // The bf16 that the model reads is one of the nearest: the usual one, except for ties.
+        // The bf16 half that the model reads is the nearest bf16, except that ties round away from zero.
         let usual = <bf16 as Element>::from_f32(x).to_bits();
         prop_assert!(hi == usual || bits & 0xffff == 0x8000);
     }

@@ -6,12 +6,12 @@ use crate::{DType, Launch};
 
 checks!(both_forms_equal_the_formula, gradient_equals_differences_of_the_formula, edges);
 
-/// How many times the error of one rounding that of the exact form in f32 may be: its fit of R is good to 7e-8.
+/// Tolerance of the exact form in f32, in roundings: its polynomial fit of R is good to 7e-8.
 const OF_ONE_FIT: f64 = 5.0;
-/// How many times the error of one rounding that of an f32 gradient may be: where the slope is near 0, its two terms cancel.
+/// Tolerance of the f32 gradient, in roundings: its two terms cancel where the slope is near 0.
 const OF_ONE_SLOPE: f64 = 64.0;
 
-/// The launch, its formula, and that with roundings.
+/// A forward launch, its f64 formula, and the formula with the kernel's roundings.
 type Fwd = (fn(DType, &FwdParams) -> Launch, fn(f64) -> f64, fn(f64) -> f64);
 
 fn both_forms_equal_the_formula() {
@@ -31,7 +31,7 @@ fn both_forms_equal_the_formula() {
     }
 }
 
-/// The launch, the formula whose slope it is, and the slope with roundings.
+/// A backward launch, the f64 forward formula that is differentiated, and the slope with the kernel's roundings.
 type Bwd = (fn(DType, &BwdParams) -> Launch, fn(f64) -> f64, fn(f64) -> f64);
 
 fn gradient_equals_differences_of_the_formula() {
@@ -49,7 +49,8 @@ fn gradient_equals_differences_of_the_formula() {
                 };
                 let (with, want) = (each(&with_roundings), each(&|x| formula::slope(formula, x)));
                 let of_one = if dtype == F32 { OF_ONE_SLOPE } else { OF_ONE };
-                // Near its zero a slope is the difference of its terms: of a single one only the error beside 1 counts.
+                // Near its zero a slope is a difference of larger terms: for a single element the absolute error
+                // counts.
                 if (dtype, n) == (F32, 1) {
                     let most = 3e-7 * (1.0 + dy.f64()[0].abs());
                     assert_close("dx of one", &dx.values(), &want, f64::MAX, most);

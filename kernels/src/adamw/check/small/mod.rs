@@ -9,7 +9,8 @@ use half::bf16;
 
 const SCALARS: Scalars = Scalars { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 };
 
-/// Weights, f32 or split, and small moments of both kinds.
+/// Test data of one optimizer state with small moments: weights (f32 or split) with bf16 moments and with 8-bit
+/// moments.
 #[derive(Clone, Debug, PartialEq)]
 struct State {
     f32: Vec<f32>,
@@ -57,7 +58,7 @@ impl State {
         run(&step_8bit(dtype, &params), threads);
     }
 
-    /// The values of the 8-bit moments of weight `i`.
+    /// Returns the decoded 8-bit moments `[m, v]` of weight `i`.
     fn moments(&self, i: usize) -> [f64; 2] {
         let scale = |k: usize| self.scales[2 * (i / BLOCK) + k];
         [scale(0) * first(self.first[i]), scale(1) * second(self.second[i])].map(|x| x as f64)
@@ -68,12 +69,12 @@ impl State {
     }
 }
 
-/// Whether two numbers differ by at most `rel` of the second.
+/// Tells whether two numbers differ by at most `rel` times the second.
 fn near(got: f64, want: f64, rel: f64) -> bool {
     (got - want).abs() <= rel * want.abs() + 1e-30
 }
 
-/// Holds the weights after a step from `old(i)` to the formula.
+/// Asserts that the weights after a step from state `old(i)` equal the formula.
 fn assert_weights(scalars: &Scalars, old: impl Fn(usize) -> [f64; 3], g: &[f32], got: &[f32]) {
     let [with, want] = [formula::step_rounded, formula::step]
         .map(|f| g.iter().enumerate().map(|(i, g)| f(scalars, old(i), *g as f64)[0]).collect::<Vec<f64>>());
@@ -91,7 +92,7 @@ pub(super) fn a_step_with_bf16_moments_lands_beside_the_formula() {
             assert_weights(&scalars, old, &g, &state.f32);
             for (i, g) in g.iter().enumerate() {
                 let [_, m, v] = formula::step(&scalars, old(i), *g as f64);
-                // Never further than the next of bf16, which is at most 2⁻⁷ away.
+                // Stochastic rounding moves a value at most to the neighbouring bf16, a relative distance of 2⁻⁷.
                 assert!(near(state.bf16[0][i].to_f64(), m, 0.0079), "m[{i}]: {} {m}", state.bf16[0][i]);
                 assert!(near(state.bf16[1][i].to_f64(), v, 0.0079), "v[{i}]: {} {v}", state.bf16[1][i]);
             }
@@ -123,7 +124,8 @@ pub(super) fn a_step_with_8_bit_moments_lands_beside_the_formula() {
             for (i, w) in want.iter().enumerate() {
                 let [m, v] = state.moments(i);
                 let scale = |k: usize| state.scales[2 * (i / BLOCK) + k] as f64;
-                // A code's neighbours: 2/127 of a root of the scale for m, 4/255 of the fourth root's cube for v.
+                // The distance between neighbouring codes: 2/127 of the square root of m / scale, 4/255 of (v /
+                // scale)^(3/4).
                 let root = |x: f64, k: usize, p: f64| (x.abs() / scale(k)).powf(p);
                 let (step_m, step_v) =
                     ((root(m, 0, 0.5) - root(w[1], 0, 0.5)) * 127.0, (root(v, 1, 0.25) - root(w[2], 1, 0.25)) * 255.0);
@@ -168,24 +170,25 @@ pub(super) fn what_is_not_finite_spreads_over_its_block() {
     assert!(state.bf16[0][300].is_nan() && state.bf16[1][300].is_nan() && state.bf16[0][299].is_finite());
 }
 
-/// Numbers of draws whose mean must be the number, to within four standard deviations.
+/// Samples in the test of unbiased rounding: enough to see a bias above four standard deviations.
 const DRAWS: usize = 1 << 20;
 
-/// `got` are draws between two neighbours, and their mean is `x`.
+/// Asserts that `got` are stochastically rounded samples of `x`: each is one of its two neighbours, and their mean is
+/// `x`.
 fn assert_unbiased(name: &str, x: f64, got: impl Iterator<Item = f64> + Clone) {
     let (low, high) = got.clone().fold((f64::MAX, f64::MIN), |(low, high), y| (low.min(y), high.max(y)));
     assert!(low < x && x < high, "{name}: {x} from {low} to {high}");
     assert!(got.clone().all(|y| y == low || y == high), "{name}: {x} became something between {low} and {high}");
     let count = got.clone().count();
     assert!(count >= DRAWS);
-    // Relative to the step, so that no place is lost.
+    // Relative to the distance of the neighbours, so that no precision is lost.
     let share = (x - low) / (high - low);
     let mean = got.filter(|y| *y == high).count() as f64 / count as f64;
     let deviation = (share * (1.0 - share) / count as f64).sqrt();
     assert!((mean - share).abs() <= 4.0 * deviation, "{name}: {x}: {mean} of the draws go up, {share} ± {deviation}");
 }
 
-/// Many weights take the same step, each with its own draw.
+/// Gives many weights the same update, each with its own random bits, and checks that rounding has no bias.
 pub(super) fn draws_have_no_bias() {
     for g in [0.83f32, -2.7e-5, 311.0] {
         let mut state = State::new(&vec![0.5; DRAWS]);
@@ -200,7 +203,7 @@ pub(super) fn draws_have_no_bias() {
             assert!(bits().max() == bits().min().map(|low| low + 1), "{name}: {x}");
         }
     }
-    // The first of a block makes its scale, the others draw.
+    // The first weight of a block sets its scale; the others are rounded stochastically.
     let blocks = DRAWS / (BLOCK - 1) + 1;
     for g in [0.83f32, -2.7e-2] {
         let mut state = State::new(&vec![0.5; blocks * BLOCK]);

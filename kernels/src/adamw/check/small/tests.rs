@@ -2,7 +2,7 @@ use super::*;
 use crate::adamw::small::{first_code, second_code, stochastic_bf16};
 use crate::philox;
 
-/// The mean of 2²⁰ draws is the number, to within four standard deviations.
+/// The mean of 2²⁰ stochastically rounded samples equals the number within four standard deviations.
 #[test]
 fn stochastic_rounding_has_no_bias() {
     let draws = 1u64 << 20;
@@ -39,7 +39,8 @@ fn stochastic_rounding_has_no_bias() {
     assert_eq!((first_code(0.0, 0.0, 65535), second_code(0.0, 0.0, 65535)), (0, 0));
 }
 
-/// The CUDA code divides codes by a constant with three operations.
+/// The CUDA code divides codes by a constant with three operations; this checks that the quotient is rounded
+/// correctly.
 #[test]
 fn codes_are_divided_exactly() {
     for d in [127.0f32, 255.0] {
