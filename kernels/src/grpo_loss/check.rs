@@ -74,7 +74,7 @@ impl Batch {
         (gradient, stats)
     }
 
-    /// The tokens of a completion that count.
+    /// Returns the part of `x` that belongs to the learned tokens of completion `i`.
     fn of<'a>(&self, i: usize, x: &'a [f32]) -> &'a [f32] {
         &x[self.ends[i] as usize..][..self.counted[i] as usize]
     }
@@ -114,10 +114,10 @@ fn loss_and_gradient_equal_the_formula() {
                 let want: Vec<f64> = slopes.iter().map(|s| weight * s).collect();
                 let name = format!("gradient of {i} of {lengths:?}");
                 assert_rounded(&name, F32, batch.of(i, &gradient), &want, &want, OF_ONE);
-                // The chain rule itself is held to differences.
+                // Checks the chain rule of the formula by central differences.
                 let (h, mut moved) = (1e-6, lp.clone());
                 let mut want = vec![];
-                // A sequence's ratio is one for all tokens, so a few of them tell.
+                // With a sequence-level ratio all tokens share one ratio, so differences at a few tokens are enough.
                 for t in 0..n {
                     if sequence_level == 1 && t % 50 != 0 {
                         want.push(gradient[batch.ends[i] as usize + t] as f64);
@@ -156,7 +156,8 @@ fn without_old_the_ratio_is_one() {
 fn clipping_cuts_the_gradient() {
     let mut batch = Batch::new(&[(4, 4), (4, 4)], 0.0);
     batch.advantage = vec![1.0, -1.0];
-    // Ratios e^-0.5, e^-0.1, e^0.1, e^0.5 in both.
+    // Differences of the log-probabilities that put the ratio below, inside and above the clipping range, in both
+    // completions.
     for (t, d) in [-0.5f32, -0.1, 0.1, 0.5, -0.5, -0.1, 0.1, 0.5].into_iter().enumerate() {
         batch.log_prob[t] = -1.0 + d;
         batch.old[t] = -1.0;

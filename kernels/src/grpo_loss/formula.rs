@@ -1,19 +1,19 @@
 //! The definition, in f64.
 
-/// What is the same for all tokens.
+/// The loss's options, which all tokens share.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// `1 − epsilon_low` and `1 + epsilon_high`.
     pub range: (f64, f64),
-    /// Weight of the distance from the reference.
+    /// Weight of the KL term.
     pub beta: f64,
     /// Bound of the log ratio to the reference.
     pub kl_limit: f64,
-    /// Whether the ratio is that of the sequence.
+    /// True for one importance ratio a sequence (GSPO), false for one a token.
     pub sequence_level: bool,
 }
 
-/// `Σ_t l[t]`, `Σ (e^x − x − 1)` and the clipped tokens of one completion, of which all tokens count.
+/// Returns `Σ_t l[t]`, the KL sum `Σ (e^x − x − 1)` and the number of clipped tokens of one completion.
 pub fn completion(o: &Options, log_prob: &[f64], old: &[f64], reference: &[f64], advantage: f64) -> [f64; 3] {
     let d: Vec<f64> = log_prob.iter().zip(old).map(|(l, o)| l - o).collect();
     let mean = d.iter().sum::<f64>() / d.len() as f64;
@@ -31,7 +31,8 @@ pub fn completion(o: &Options, log_prob: &[f64], old: &[f64], reference: &[f64],
     sums
 }
 
-/// The gradient of the first of [`completion`]'s sums for `log_prob`, by the chain rule: `old` and `reference` are constants.
+/// Returns the gradient of [`completion`]'s loss with respect to `log_prob`, by the chain rule; `old` and `reference`
+/// are constants.
 pub fn gradient(o: &Options, log_prob: &[f64], old: &[f64], reference: &[f64], advantage: f64) -> Vec<f64> {
     let d: Vec<f64> = log_prob.iter().zip(old).map(|(l, o)| l - o).collect();
     let mean = d.iter().sum::<f64>() / d.len() as f64;

@@ -1,22 +1,26 @@
-//! The losses of GRPO and its kin (GRPO, Shao et al., arXiv 2402.03300; DAPO, arXiv 2503.14476; Dr. GRPO, arXiv 2503.20783;
-//! GSPO, arXiv 2507.18071), from log-probabilities, with their gradient.
+//! The losses of GRPO and its variants (GRPO, Shao et al., arXiv 2402.03300; DAPO, arXiv 2503.14476; Dr. GRPO, arXiv
+//! 2503.20783; GSPO, arXiv 2507.18071), from log-probabilities, with their gradient.
 //!
-//! Of the `counted` first tokens of completion i with advantage A: `d[t] = log_prob[t] − old[t]` (0 without `old`), at sequence
-//! level its mean over them; `r = e^d`;
-//! `l[t] = −min(r A, clip(r, 1 − epsilon_low, 1 + epsilon_high) A) + beta (e^x − x − 1)` with
-//! `x = clip(reference[t] − log_prob[t], −kl_limit, kl_limit)`; the loss is `Σ_i weight[i] Σ_t l[t]`. What kind of mean that is,
-//! the weights say, with n_i the counted tokens of M completions in a micro-batch and C micro-batches:
-//! grpo `1 / (n_i M C)`, bnpo `1 / (Σ n C)`, dr_grpo `1 / (M L C)` with L the longest completion allowed, dapo `1 / Σ n` over
-//! the whole step.
+//! ```text
+//! for completion i with advantage A, over its first counted[i] tokens t:
+//!     d[t] = log_prob[t] - old[t]            (0 without `old`; at sequence level, the mean of d over these tokens)
+//!     r    = e^d                             the importance ratio
+//!     x    = clip(reference[t] - log_prob[t], -kl_limit, kl_limit)
+//!     l[t] = -min(r A, clip(r, 1 - epsilon_low, 1 + epsilon_high) A) + beta (e^x - x - 1)
+//! loss = Σ_i weight[i] Σ_t l[t]
+//! ```
 //!
-//! Gradient: `d_log_prob[t] = weight[i] (−r A [not clipped] − beta (e^x − 1) [|x| < kl_limit])`, with `old` and `reference`
-//! constants, the same form at both levels; 0 for tokens that are not counted. Clipped: `r < 1 − epsilon_low` and A < 0, or
-//! `r > 1 + epsilon_high` and A > 0.
+//! The weights say which mean the loss is. With n_i learned tokens in M completions of a micro-batch and C
+//! micro-batches a step: grpo `1 / (n_i M C)`, bnpo `1 / (Σ n C)`, dr_grpo `1 / (M L C)` with L the maximum
+//! completion length, dapo `1 / Σ n` over the whole step.
 //!
-//! Shapes: log_prob, old, reference, d_log_prob f32 `[tokens]`; cu_seqlens i32 `[completions + 1]`, from 0 to tokens; counted
-//! i32, advantage and weight f32 `[completions]`; stats f32 `[completions, 4]`. Numerics: f64, rounded to f32 at the store.
-//! Log-probabilities are read once, at sequence level twice.
-//! Bound: memory, if there were enough of it: a few numbers a token.
+//! Gradient: `d_log_prob[t] = weight[i] (−r A [not clipped] − beta (e^x − 1) [|x| < kl_limit])`, with `old` and
+//! `reference` constants; the same form at both levels; 0 for tokens that are not counted. Clipped: `r < 1 −
+//! epsilon_low` and A < 0, or `r > 1 + epsilon_high` and A > 0.
+//!
+//! Shapes: log_prob, old, reference, d_log_prob f32 `[tokens]`; cu_seqlens i32 `[completions + 1]`, from 0 to tokens;
+//! counted i32, advantage and weight f32 `[completions]`; stats f32 `[completions, 4]`. Numerics: f64, rounded to f32
+//! at the store. Log-probabilities are read once, at sequence level twice. Bound: latency; a few numbers a token.
 
 pub(crate) mod check;
 mod cpu;
@@ -28,15 +32,15 @@ use crate::{Addr, Cost, Launch, Source, cuh, kernel, params};
 params! {
     /// Parameters.
     pub struct Params {
-        /// f32 `[tokens]`: under the weights that are trained.
+        /// f32 `[tokens]`: log-probabilities under the weights being trained.
         pub log_prob: Addr,
-        /// f32 `[tokens]`: under the weights at the first use of the completions; null: the same as `log_prob`.
+        /// f32 `[tokens]`: log-probabilities at the first use of the completions; null: equal to `log_prob`.
         pub old: Addr,
-        /// f32 `[tokens]`: under the reference weights; null: no such term, whatever beta.
+        /// f32 `[tokens]`: log-probabilities under the reference weights; null: no KL term, whatever beta.
         pub reference: Addr,
-        /// i32 `[completions + 1]`: where each completion's tokens begin, and the end.
+        /// i32 `[completions + 1]`: index of each completion's first token, and the number of tokens.
         pub cu_seqlens: Addr,
-        /// i32 `[completions]`: how many of a completion's first tokens count; at most all.
+        /// i32 `[completions]`: how many leading tokens of a completion are learned; at most all.
         pub counted: Addr,
         /// f32 `[completions]`
         pub advantage: Addr,
@@ -44,19 +48,19 @@ params! {
         pub weight: Addr,
         /// f32 `[tokens]`, written.
         pub d_log_prob: Addr,
-        /// f32 `[completions, 4]`, written: the weighted loss, Σ (e^x − x − 1), clipped tokens, counted tokens.
+        /// f32 `[completions, 4]`, written: weighted loss, KL sum Σ (e^x − x − 1), clipped tokens, learned tokens.
         pub stats: Addr,
         /// Completions.
         pub completions: u32,
-        /// 1: the ratio is that of the sequence.
+        /// 1: one importance ratio a sequence; 0: one a token.
         pub sequence_level: u32,
-        /// How far below 1 the ratio counts.
+        /// Lower clipping distance: ratios below 1 − epsilon_low are clipped.
         pub epsilon_low: f32,
-        /// How far above 1 the ratio counts.
+        /// Upper clipping distance: ratios above 1 + epsilon_high are clipped.
         pub epsilon_high: f32,
-        /// Weight of the distance from the reference.
+        /// Weight of the KL term.
         pub beta: f32,
-        /// Bound of the log ratio to the reference; infinite: none.
+        /// Bound of the absolute log ratio to the reference; infinite: none.
         pub kl_limit: f32,
     }
 }
@@ -69,10 +73,10 @@ kernel!(pub LOSS, "grpo_loss", Params, cpu::loss, &SOURCE, |p, _| {
     cuh::blocks("grpo_loss", p.completions.into(), 256)
 });
 
-/// Numbers of a completion in `stats`.
+/// Columns of `stats` a completion.
 pub const STATS: usize = 4;
 
-/// The launch for completions of `tokens` tokens together.
+/// Launches the loss over completions that have `tokens` tokens in total.
 pub fn loss(tokens: usize, params: &Params) -> Launch {
     let inputs =
         2.0 + if params.old.is_null() { 0.0 } else { 1.0 } + if params.reference.is_null() { 0.0 } else { 1.0 };
@@ -80,7 +84,7 @@ pub fn loss(tokens: usize, params: &Params) -> Launch {
     Launch::kernel(&LOSS, params, Cost { flops: 60.0 * tokens as f64, bytes })
 }
 
-/// Lengths of completions that tests and benches share, each with how many of its tokens count.
+/// Cases that tests and benches share: for each completion its length and its number of learned tokens.
 pub fn cases() -> Vec<Vec<(usize, usize)>> {
     vec![
         vec![(1, 1)],

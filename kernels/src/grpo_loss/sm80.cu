@@ -1,16 +1,16 @@
-// The losses of GRPO and its kin, with the gradient for the log-probabilities.
+// The losses of GRPO and its variants, with the gradient with respect to the log-probabilities.
 //
-//   d[t] = log_prob[t] - old[t] (at sequence level the mean over the counted tokens), r = e^d
+//   d[t] = log_prob[t] - old[t] (at sequence level the mean over the learned tokens), r = e^d
 //   l[t] = -min(r A, clip(r) A) + beta (e^x - x - 1),  x = clip(reference[t] - log_prob[t], -kl_limit, kl_limit)
-//   d_log_prob[t] = weight (-r A [not clipped] - beta (e^x - 1) [x not clipped]), 0 where not counted
+//   d_log_prob[t] = weight (-r A [not clipped] - beta (e^x - 1) [x not clipped]), 0 for tokens that are not learned
 //
-// Shapes and limits: mod.rs. Numerics: f64 with the CUDA library's exp and expm1, rounded to f32 at the store. A sum is one
-// accumulator a thread over every 256th token, then warp_sum, then warps in order.
-// Grid: a block a completion.
+// Shapes and limits: mod.rs. Numerics: f64 with the CUDA library's exp and expm1, rounded to f32 at the store. A sum
+// is one accumulator a thread over every 256th token, then warp_sum, then warps in order. Grid: one block a
+// completion.
 //
 //   at sequence level: mean of d over the completion
-//   each thread, over its tokens: ratio, loss, gradient; loss, distance and clipped tokens are summed
-// Bound: latency: a completion has a thousand tokens.
+//   each thread, over its tokens: ratio, loss, gradient; sums of loss, KL and clipped tokens
+// Bound: latency: a completion has about a thousand tokens.
 
 #include "cuh/warp.cuh"
 

@@ -1,11 +1,11 @@
-//! Copies the keys and values of new tokens to their places in a paged cache.
+//! Writes the keys and values of new tokens to their slots in a paged KV cache.
 //!
-//! Token `t` goes to place `slots[t] % page` of page `slots[t] / page`; no two tokens share a slot. A token whose slot is
-//! negative is not kept: a row of padding.
+//! Token `t` goes to row `slots[t] % page` of cache block `slots[t] / page`; no two tokens share a slot. A token with
+//! a negative slot is padding and is not written.
 //!
-//! Shapes: k, v `[tokens, kv_heads, head_dim]`, caches `[pages, page, kv_heads, head_dim]`, all f32 or all bf16; a page
-//! has 16, 32, 64, 128 or 256 tokens, as [`crate::paged_attention`] reads them. Exact. Bound: memory, each element read
-//! and written once.
+//! Shapes: k, v `[tokens, kv_heads, head_dim]`, caches `[pages, page, kv_heads, head_dim]`, all f32 or all bf16; a
+//! cache block ("page") has 16, 32, 64, 128 or 256 tokens, as [`crate::paged_attention`] reads them. Exact. Bound:
+//! memory, each element read and written once.
 
 pub(crate) mod check;
 mod cpu;
@@ -20,11 +20,11 @@ params! {
         pub k: Addr,
         /// `[tokens, kv_heads, head_dim]`
         pub v: Addr,
-        /// `[pages, page, kv_heads, head_dim]`, the tokens' slots are written.
+        /// `[pages, page, kv_heads, head_dim]`, written at the tokens' slots.
         pub k_cache: Addr,
-        /// `[pages, page, kv_heads, head_dim]`, the tokens' slots are written.
+        /// `[pages, page, kv_heads, head_dim]`, written at the tokens' slots.
         pub v_cache: Addr,
-        /// i32 `[tokens]`: `number of the page * page + place`, all different, within the cache; negative: nowhere.
+        /// i32 `[tokens]`: `cache block * page + row`, all different, within the cache; negative: not written.
         pub slots: Addr,
         /// New tokens.
         pub tokens: u32,
@@ -34,7 +34,7 @@ params! {
         pub head_dim: u32,
         /// Pages of the cache.
         pub pages: u32,
-        /// Tokens of a page: 16, 32, 64, 128 or 256.
+        /// Tokens of a cache block: 16, 32, 64, 128 or 256.
         pub page: u32,
         /// 0
         pub reserved: u32,
@@ -48,12 +48,12 @@ pub static SOURCE: Source =
 kernel!(pub WRITE_F32, "kv_write_f32", Params, cpu::write::<f32>, &SOURCE, |p, _| plan_write("kv_write_f32", p, 4));
 kernel!(pub WRITE_BF16, "kv_write_bf16", Params, cpu::write::<half::bf16>, &SOURCE, |p, _| plan_write("kv_write_bf16", p, 8));
 
-/// `vector`: elements in 16 bytes.
+/// Plans the grid; `vector` is the number of elements in 16 bytes.
 fn plan_write(symbol: &'static str, p: &Params, vector: u64) -> Vec<Stage> {
     cuh::rows(symbol, 2 * u64::from(p.tokens), u64::from(p.kv_heads) * u64::from(p.head_dim), vector)
 }
 
-/// The launch; `dtype` is that of the keys, the values and the caches, F32 or BF16.
+/// Launches the write; `dtype` is that of keys, values and caches, F32 or BF16.
 pub fn write(dtype: DType, params: &Params) -> Launch {
     let kernel = if dtype == DType::F32 { &WRITE_F32 } else { &WRITE_BF16 };
     let count = params.tokens as f64 * params.kv_heads as f64 * params.head_dim as f64;

@@ -1,8 +1,7 @@
-// Keys and values of new tokens copied to their slots of the paged cache: cache[slots[t]] = row of token t.
+// Writes keys and values of new tokens to their slots of the paged KV cache: cache[slots[t]] = row of token t.
 //
-// Shapes and limits: mod.rs; a row is kv_heads * head_dim < 2^31 elements. Numerics: exact.
-// Grid: rows.cuh over 2 * tokens rows, the keys' first.
-// Bound: memory.
+// Shapes and limits: mod.rs; a row has kv_heads * head_dim < 2^31 elements. Numerics: exact. Grid: rows.cuh over 2 *
+// tokens rows, the keys first. Bound: memory.
 
 #include "cuh/rows.cuh"
 

@@ -1,4 +1,5 @@
-//! Some rows and 4096 columns of logits at a time, by the plain product; then a row a task.
+//! The output layer with log-probabilities on the CPU: a plain product gives some rows and 4096 columns of logits at
+//! a time; then each task computes the statistics of one row.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
@@ -9,18 +10,18 @@ use crate::simd::{LANES, exp};
 use crate::view::{Out, slice};
 use crate::{Addr, DType, Element, Team, simd_fn};
 
-/// Columns of logits at a time; fixed, for the merging of their sums is part of a row's order.
+/// Columns of logits computed at a time. Fixed: merging the chunks is part of a row's order of summation.
 const COLUMNS: usize = 4096;
-/// Rows at a time: 16 MiB of logits.
+/// Rows of logits computed at a time: 16 MiB of logits.
 const ROWS: usize = 1024;
 
 simd_fn! {
-    /// `Σ e^(x − top)` and `Σ e^(x − top) · (x − top)` with `x` the logits times `scale`.
-    fn sums(logits: &[f32], top: f32, scale: f32) -> [f64; 2] {
+    /// Returns `Σ e^(x − row_max)` and `Σ e^(x − row_max) · (x − row_max)` with `x` the logits times `scale`.
+    fn sums(logits: &[f32], row_max: f32, scale: f32) -> [f64; 2] {
         let mut lanes = [[0.0f64; LANES]; 2];
         for chunk in logits.chunks(LANES) {
             for (i, logit) in chunk.iter().enumerate() {
-                let x = (logit - top) * scale;
+                let x = (logit - row_max) * scale;
                 let e = exp(x) as f64;
                 lanes[0][i] += e;
                 lanes[1][i] += if e > 0.0 { e * x as f64 } else { e };
@@ -30,39 +31,39 @@ simd_fn! {
     }
 }
 
-/// Sums of some columns about their largest logit times the scale.
+/// Statistics of some columns of a row, relative to their largest scaled logit.
 #[derive(Clone, Copy)]
 struct Statistics {
-    top: f64,
+    row_max: f64,
     sum: f64,
     moment: f64,
 }
 
 impl Statistics {
-    const NONE: Statistics = Statistics { top: f64::NEG_INFINITY, sum: 0.0, moment: 0.0 };
+    const NONE: Statistics = Statistics { row_max: f64::NEG_INFINITY, sum: 0.0, moment: 0.0 };
 
     fn new(logits: &[f32], scale: f32) -> Statistics {
         let largest = max(logits);
-        // Without a largest there is nothing to subtract, and only NaN to keep.
+        // If all logits are −∞ or NaN there is no maximum to subtract, and only NaN matters.
         let [sum, moment] = sums(logits, if largest == f32::NEG_INFINITY { 0.0 } else { largest }, scale);
-        Statistics { top: largest as f64 * scale as f64, sum, moment }
+        Statistics { row_max: largest as f64 * scale as f64, sum, moment }
     }
 
     fn merged(self, other: Statistics) -> Statistics {
-        let top = self.top.max(other.top);
-        let about = |s: Statistics| match s.top == f64::NEG_INFINITY {
+        let row_max = self.row_max.max(other.row_max);
+        let about = |s: Statistics| match s.row_max == f64::NEG_INFINITY {
             true => [s.sum, s.moment],
             false => {
-                let (distance, factor) = (s.top - top, (s.top - top).exp());
+                let (distance, factor) = (s.row_max - row_max, (s.row_max - row_max).exp());
                 [s.sum * factor, (s.moment + distance * s.sum) * factor]
             }
         };
         let ([a, b], [c, d]) = (about(self), about(other));
-        Statistics { top, sum: a + c, moment: b + d }
+        Statistics { row_max, sum: a + c, moment: b + d }
     }
 }
 
-/// What a block of logits is computed from.
+/// The operands from which a block of logits is computed.
 struct Output {
     hidden: Addr,
     weight: Addr,
@@ -70,10 +71,10 @@ struct Output {
 }
 
 impl Output {
-    /// Logits of `rows` rows from `row` on and `columns` columns from `column` on.
+    /// Computes the logits of `rows` rows from `row` and `columns` columns from `column`.
     ///
     /// # Safety
-    /// The operands cover these; `logits` has an element for each.
+    /// The operands cover these rows and columns; `logits` has one element for each.
     unsafe fn logits<T: Element>(
         &self,
         (row, rows): (usize, usize),
@@ -140,8 +141,8 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
             let ignored = targets[row] < 0;
             // SAFETY: one thread, one row after the other.
             let (log_prob, lse) = unsafe { (log_prob.part(row, 1), lse.part(row, 1)) };
-            lse[0] = (s.top + ln_sum) as f32;
-            log_prob[0] = if ignored { 0.0 } else { (target - s.top - ln_sum) as f32 };
+            lse[0] = (s.row_max + ln_sum) as f32;
+            log_prob[0] = if ignored { 0.0 } else { (target - s.row_max - ln_sum) as f32 };
             if !p.entropy.is_null() {
                 // SAFETY: as above.
                 let entropy = unsafe { entropy.part(row, 1) };

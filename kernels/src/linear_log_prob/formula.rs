@@ -1,4 +1,4 @@
-//! The definition, in f64; and the same with the roundings of mod.rs, all but the last.
+//! The definition in f64, and the same with the roundings that `mod.rs` documents, except the last one.
 
 use crate::checks::rounding::{ULP, approximate, f32, sum};
 use std::f64::consts::{LN_2, LOG2_E};
@@ -16,10 +16,10 @@ pub fn logits(hidden: &[f64], weight: &[f64]) -> Vec<f64> {
     weight.chunks_exact(hidden.len()).map(|w| w.iter().zip(hidden).map(|(w, h)| w * h).sum()).collect()
 }
 
-/// Log-probability of the target and entropy under softmax(logits · s).
+/// Returns log-probability of the target, lse and entropy under softmax(logits · s).
 pub fn fwd(logits: &[f64], target: i32, s: f64) -> Row {
-    let top = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b * s));
-    let lse = top + logits.iter().map(|l| (l * s - top).exp()).sum::<f64>().ln();
+    let row_max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b * s));
+    let lse = row_max + logits.iter().map(|l| (l * s - row_max).exp()).sum::<f64>().ln();
     let entropy = -logits.iter().map(|l| (l * s - lse).exp() * (l * s - lse)).sum::<f64>();
     match usize::try_from(target) {
         Ok(target) => Row { log_prob: logits[target] * s - lse, entropy, lse },
@@ -27,7 +27,7 @@ pub fn fwd(logits: &[f64], target: i32, s: f64) -> Row {
     }
 }
 
-/// [`logits`] in f32, terms in order.
+/// [`logits`] in f32, adding terms in order.
 pub fn logits_rounded(hidden: &[f64], weight: &[f64]) -> Vec<f64> {
     weight.chunks_exact(hidden.len()).map(|w| sum(w.iter().zip(hidden).map(|(w, h)| w * h), &[])).collect()
 }
@@ -36,21 +36,21 @@ pub fn logits_rounded(hidden: &[f64], weight: &[f64]) -> Vec<f64> {
 pub fn fwd_rounded(logits: &[f64], target: i32, s: f64) -> Row {
     let factor = f32(s * LOG2_E);
     let t: Vec<f64> = logits.iter().map(|z| f32(z * factor)).collect();
-    let top = t.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
+    let row_max = t.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
     let terms: Vec<(f64, f64)> =
-        t.iter().map(|t| f32(t - top)).map(|x| (x, approximate(x.exp2(), 2.0 * ULP))).collect();
+        t.iter().map(|t| f32(t - row_max)).map(|x| (x, approximate(x.exp2(), 2.0 * ULP))).collect();
     let total = sum(terms.iter().map(|(_, e)| *e), &[32, 16]);
     let moment = sum(terms.iter().map(|(x, e)| e * x), &[32, 16]);
     let ln_sum = approximate(total.ln(), 2.0 * ULP);
-    let (entropy, lse) = (ln_sum - LN_2 * f32(moment / total), top * LN_2 + ln_sum);
+    let (entropy, lse) = (ln_sum - LN_2 * f32(moment / total), row_max * LN_2 + ln_sum);
     match usize::try_from(target) {
-        Ok(target) => Row { log_prob: f32(t[target] - top) * LN_2 - ln_sum, entropy, lse },
+        Ok(target) => Row { log_prob: f32(t[target] - row_max) * LN_2 - ln_sum, entropy, lse },
         Err(_) => Row { log_prob: 0.0, entropy: 0.0, lse },
     }
 }
 
-/// The gradient of `a · log_prob + b · entropy` for the logits, by the chain rule with the row's `lse` and `entropy`; tests hold
-/// it to differences.
+/// Returns the gradient of `a · log_prob + b · entropy` with respect to the logits, by the chain rule with the row's
+/// `lse` and `entropy`. Tests check it by differences.
 pub fn bwd(logits: &[f64], target: i32, s: f64, [a, b]: [f64; 2], of: &Row) -> Vec<f64> {
     let one = |(j, z): (usize, &f64)| {
         let ln_p = z * s - of.lse;

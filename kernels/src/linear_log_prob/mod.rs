@@ -1,21 +1,31 @@
-//! The output layer and the log-probability of one token a row in one, without storing logits:
+//! The output layer fused with log-probabilities: the log-probability of one target token a row and the entropy,
+//! without storing logits.
+//!
 //! `z = hidden · weightᵀ`, `lse = ln Σ_j e^(z_j · s)`, `log_prob = z_target · s − lse`, `p_j = e^(z_j · s − lse)`,
 //! `entropy = −Σ_j p_j ln p_j`, with `s` the inverse temperature.
 //!
-//! Gradient, for a chunk of the vocabulary at a time: `d_logits[j] = s · (d_log_prob · (1[j = target] − p_j) −
-//! d_entropy · p_j · (ln p_j + entropy))`, from logits that are computed again; the products with it (the weight's gradient
-//! of the chunk, complete, and the hidden states', added up chunk by chunk) are plain ones. [`chunk`] says how many columns
-//! keep `d_logits` within 64 MiB.
+//! ```text
+//! forward, for each tile of rows and vocabulary:      # logits live in registers (CUDA) or one 16 MiB block (CPU)
+//!     z = hidden_tile · weight_tileᵀ
+//!     merge (row_max, Σ e^(z s − row_max), Σ e^(z s − row_max) (z s − row_max), z_target) into the row's statistics
+//! lse, log_prob, entropy = f(statistics)
+//! backward, for each chunk of the vocabulary:         # logits are computed again
+//!     d_logits[j] = s (d_log_prob (1[j = target] − p_j) − d_entropy p_j (ln p_j + entropy))
+//!     d_weight_chunk = d_logitsᵀ · hidden;  d_hidden += d_logits · weight_chunk      # plain products, by the caller
+//! ```
 //!
-//! Shapes: hidden T `[rows, width]`, weight T `[vocab, width]`, both f32 or both bf16; targets i32 `[rows]`; log_prob, lse,
-//! entropy and their gradients f32 `[rows]`; d_logits T `[rows, columns]`. A negative target marks a row that is ignored:
-//! log_prob, entropy and gradient 0. A target beyond the vocabulary gives NaN.
+//! [`chunk`] gives the number of columns that keeps `d_logits` within 64 MiB.
 //!
-//! Numerics: logits f32, never rounded to T. On cpu statistics are f64, over chunks of 4096 columns merged in order; in CUDA f32, over
-//! lanes, tiles of 128 columns (f32: 64) and splits of 2048 that are merged in order, 2^x by `ex2.approx`. d_logits is
-//! rounded once. A row's bits do not depend on the other rows. Logits are sums in f32 over the width, in order; a probability's
-//! logarithm, `z · s − lse`, rounds twice: f32 d_logits may be off by `2.5 (1 + max |z · s|)` times one rounding (more
-//! where a token is all but certain, since then little is left of 1 − p), log_prob, entropy and lse by 8, bf16 d_logits by 2.5.
+//! Shapes: hidden T `[rows, width]`, weight T `[vocab, width]`, both f32 or both bf16; targets i32 `[rows]`;
+//! log_prob, lse, entropy and their gradients f32 `[rows]`; d_logits T `[rows, columns]`. A row with a negative
+//! target is ignored: log_prob, entropy and gradient are 0. A target beyond the vocabulary gives NaN.
+//!
+//! Numerics: logits are f32 sums over the width, in order, never rounded to T. Statistics are f64 on the CPU, over
+//! chunks of 4096 columns merged in order; f32 in CUDA, over lanes, tiles of 128 columns (f32: 64) and splits of
+//! 2048, merged in order, with 2^x by `ex2.approx`. d_logits is rounded once. A row's bits do not depend on the other
+//! rows. Tolerance in f32: d_logits `2.5 (1 + max |z · s|)` roundings, since `z · s − lse` rounds twice (more where 1
+//! − p is near 0); log_prob, entropy and lse 8; bf16 d_logits 2.5.
+//!
 //! Bound: matrix products, `2 · rows · vocab · width` operations forward and as many again backward.
 
 pub(crate) mod check;
@@ -25,7 +35,7 @@ pub(crate) mod formula;
 use crate::launch::{Params as _, by_dtype};
 use crate::{Addr, Cost, DType, Launch, Source, Stage, kernel, params};
 
-/// Columns whose statistics a block keeps, in CUDA.
+/// Columns of the vocabulary whose statistics one CUDA block accumulates.
 const SPLIT: u32 = 2048;
 
 params! {
@@ -35,7 +45,7 @@ params! {
         pub hidden: Addr,
         /// T `[vocab, width]`
         pub weight: Addr,
-        /// i32 `[rows]`; negative: ignored.
+        /// i32 `[rows]`: target tokens; negative: the row is ignored.
         pub targets: Addr,
         /// f32 `[rows]`, written.
         pub log_prob: Addr,
@@ -43,7 +53,7 @@ params! {
         pub entropy: Addr,
         /// f32 `[rows]`, written.
         pub lse: Addr,
-        /// Bytes as [`workspace`] says; the cpu needs none.
+        /// Scratch memory of [`workspace`] bytes; not used on the CPU.
         pub workspace: Addr,
         /// Rows.
         pub rows: u32,
@@ -63,7 +73,7 @@ params! {
         pub hidden: Addr,
         /// T `[vocab, width]`
         pub weight: Addr,
-        /// i32 `[rows]`; negative: ignored.
+        /// i32 `[rows]`: target tokens; negative: the row is ignored.
         pub targets: Addr,
         /// f32 `[rows]`, from the forward kernel.
         pub lse: Addr,
@@ -110,7 +120,7 @@ kernel!(pub BWD_BF16, "linear_log_prob_bwd_bf16", BwdParams, cpu::bwd::<half::bf
     backward("linear_log_prob_bwd_bf16", p, BF16)
 });
 
-/// A block's work in CUDA: rows and columns of its tile, threads, and shared memory for the stages of both operands.
+/// The tile of one CUDA block: rows, columns, threads, and shared memory for the pipeline stages of both operands.
 #[derive(Clone, Copy)]
 struct Geometry {
     tile: u32,
@@ -137,32 +147,33 @@ fn backward(symbol: &'static str, p: &BwdParams, g: Geometry) -> Vec<Stage> {
     }
 }
 
-/// Bytes of the forward kernel's workspace: four f32 a row and split.
+/// Returns the bytes of the forward kernel's workspace: four f32 a row and split.
 pub fn workspace(rows: usize, vocab: usize) -> usize {
     16 * rows * vocab.div_ceil(SPLIT as usize)
 }
 
-/// Columns of a chunk of `d_logits` that stays within 64 MiB: a multiple of 128, at least that, at most the vocabulary.
+/// Returns how many columns of the vocabulary keep `d_logits` within 64 MiB: a multiple of 128, at least 128, at most
+/// the vocabulary.
 pub fn chunk(dtype: DType, rows: usize, vocab: usize) -> usize {
     let fits = (64 << 20) / (rows.max(1) * dtype.size());
     (fits / 128 * 128).max(128).min(vocab)
 }
 
-/// The forward launch; `dtype` is T, F32 or BF16.
+/// Launches the forward kernel; `dtype` is that of hidden states and weight, F32 or BF16.
 pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     let (rows, vocab, width) = (p.rows as f64, p.vocab as f64, p.width as f64);
     let bytes = (rows + vocab) * width * dtype.size() as f64 + 16.0 * rows;
     Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, Cost { flops: 2.0 * rows * vocab * width, bytes })
 }
 
-/// The backward launch of a chunk; `dtype` is T, F32 or BF16.
+/// Launches the backward kernel of one chunk; `dtype` is that of hidden states and weight, F32 or BF16.
 pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     let (rows, columns, width) = (p.rows as f64, p.columns as f64, p.width as f64);
     let bytes = ((rows + columns) * width + rows * columns) * dtype.size() as f64 + 16.0 * rows;
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), p, Cost { flops: 2.0 * rows * columns * width, bytes })
 }
 
-/// Sizes that tests and benches share: (rows, vocab, width, spread of the hidden states, temperature).
+/// Cases that tests and benches share: (rows, vocab, width, standard deviation of the hidden states, temperature).
 pub fn cases() -> Vec<(usize, usize, usize, f32, f32)> {
     vec![
         (1, 1, 1, 1.0, 1.0),

@@ -1,20 +1,22 @@
-// Log-probabilities of given tokens from hidden states and the output weight, without logits; formula and shapes: mod.rs.
+// Log-probabilities of target tokens from hidden states and the output weight, without storing logits; formula and
+// shapes: mod.rs.
 //
-// Forward: a block takes a tile of rows and one split of the vocabulary, SPLIT columns, tile after tile; each logit stays in
-// its register for the split's statistics: top = max of t, sum of 2^(t - top), and moment = sum of 2^(t - top) (t - top),
-// with t = logit * inv_temperature * log2 e. A lane keeps its own columns' statistics; lanes are merged at the end of the
-// split, splits in ascending order by a second launch. Backward: a block takes one tile and turns logits into gradients.
+// Forward: a block computes a tile of rows and one split of the vocabulary, SPLIT columns, tile by tile. Each logit
+// stays in its register for the split's statistics: row_max of t, sum of 2^(t - row_max), and moment = sum of 2^(t -
+// row_max) (t - row_max), with t = logit * inv_temperature * log2 e. A lane accumulates its own columns; lanes are
+// merged at the end of the split, splits in ascending order by a second launch. Backward: a block computes one tile
+// and turns logits into gradients.
 //
-// Order. A logit sums over the width in ascending order, whatever its tile. The columns of a lane, the tiles of a split and
-// the splits depend on the column alone: a row's bits do not depend on the other rows.
-// Numerics. Logits in f32 (bf16: products of the tensor core; f32: fused multiply-adds), never rounded further;
-// statistics in f32, 2^x by ex2.approx. Gradients are rounded once.
+// Order. A logit sums over the width in ascending order, whatever its tile. The columns of a lane, the tiles of a
+// split and the splits depend on the column alone: a row's bits do not depend on the other rows. Numerics. Logits in
+// f32 (bf16: tensor cores; f32: fused multiply-adds), never rounded further; statistics in f32, 2^x by ex2.approx.
+// Gradients are rounded once.
 //
-// Grid. x = row tile (fastest, so that blocks that run together share the weight's rows), then split or column tile.
+// Grid. x = row tile (fastest, so that concurrent blocks share the weight's rows in L2), then split or column tile.
 //
 //   for each tile of the split, for each slice of the width: load hidden, weight (4 stages in flight); logits += product
 //     at the last slice: statistics = with(logits), or d_logits = gradient(logits)
-//   store (top, sum, moment, target's logit) of each row
+//   store (row_max, sum, moment, target's logit) of each row
 //   combine: a thread a row: merge splits; lse, log_prob, entropy
 //
 // Bound. Matrix products: 2 rows * vocab * width operations.
@@ -35,34 +37,34 @@ __device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00
 
 // Of some columns of a row.
 struct Statistics {
-  float top, sum, moment;
+  float row_max, sum, moment;
 };
 
 __device__ __forceinline__ Statistics no_columns() { return {minus_infinity(), 0.0f, 0.0f}; }
 
-// The same about a higher top.
-__device__ __forceinline__ Statistics raised(const Statistics& s, float top) {
-  if (s.top == minus_infinity()) return {top, s.sum, s.moment};  // nothing, or NaN
-  const float distance = __fsub_rn(s.top, top), factor = exp2_approx(distance);
-  return {top, __fmul_rn(s.sum, factor), __fmul_rn(__fmaf_rn(distance, s.sum, s.moment), factor)};
+// Makes the statistics relative to a larger row_max.
+__device__ __forceinline__ Statistics raised(const Statistics& s, float row_max) {
+  if (s.row_max == minus_infinity()) return {row_max, s.sum, s.moment};  // nothing, or NaN
+  const float distance = __fsub_rn(s.row_max, row_max), factor = exp2_approx(distance);
+  return {row_max, __fmul_rn(s.sum, factor), __fmul_rn(__fmaf_rn(distance, s.sum, s.moment), factor)};
 }
 
 __device__ __forceinline__ Statistics merge(const Statistics& a, const Statistics& b) {
-  const float top = a.top > b.top ? a.top : b.top;  // of a NaN nothing is left here: the sum has it
-  if (top == minus_infinity()) return {top, __fadd_rn(a.sum, b.sum), __fadd_rn(a.moment, b.moment)};
-  const Statistics x = raised(a, top), y = raised(b, top);
-  return {top, __fadd_rn(x.sum, y.sum), __fadd_rn(x.moment, y.moment)};
+  const float row_max = a.row_max > b.row_max ? a.row_max : b.row_max;  // of a NaN nothing is left here: the sum has it
+  if (row_max == minus_infinity()) return {row_max, __fadd_rn(a.sum, b.sum), __fadd_rn(a.moment, b.moment)};
+  const Statistics x = raised(a, row_max), y = raised(b, row_max);
+  return {row_max, __fadd_rn(x.sum, y.sum), __fadd_rn(x.moment, y.moment)};
 }
 
-// Adds columns with logits `z`; those beyond the vocabulary are minus infinity.
+// Adds columns with logits `z` to the statistics; columns beyond the vocabulary are minus infinity.
 template <int N>
 __device__ __forceinline__ void add(Statistics& s, const float (&z)[N], float factor) {
   float largest = z[0];
 #pragma unroll
   for (int n = 1; n < N; ++n) largest = fmaxf(largest, z[n]);
-  const float top = fmaxf(s.top, __fmul_rn(largest, factor));
-  if (top > s.top) s = raised(s, top);
-  const float reference = top == minus_infinity() ? 0.0f : top;
+  const float row_max = fmaxf(s.row_max, __fmul_rn(largest, factor));
+  if (row_max > s.row_max) s = raised(s, row_max);
+  const float reference = row_max == minus_infinity() ? 0.0f : row_max;
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     float x = __fsub_rn(__fmul_rn(z[n], factor), reference);
@@ -73,19 +75,20 @@ __device__ __forceinline__ void add(Statistics& s, const float (&z)[N], float fa
   }
 }
 
-// Statistics of the lanes that share a row, LANES neighbours.
+// Merges the statistics of the LANES neighbouring lanes that share a row.
 template <int LANES>
 __device__ __forceinline__ Statistics over_lanes(Statistics s) {
 #pragma unroll
   for (int mask = 1; mask < LANES; mask *= 2) {
-    const Statistics other = {shuffle_xor(s.top, mask), shuffle_xor(s.sum, mask), shuffle_xor(s.moment, mask)};
-    // In the order of lanes, so that both get the same bits.
+    const Statistics other = {shuffle_xor(s.row_max, mask), shuffle_xor(s.sum, mask), shuffle_xor(s.moment, mask)};
+    // Merges in the order of lanes, so that both partners get the same bits.
     s = threadIdx.x & mask ? merge(other, s) : merge(s, other);
   }
   return s;
 }
 
-// Where a block's product is taken: rows of hidden, and of the weight (the vocabulary) from `column` to `end`.
+// The operands of a block's product: rows of hidden, and rows of the weight (tokens of the vocabulary) from `column`
+// to `end`.
 template <class T>
 struct Operands {
   const T* hidden;
@@ -93,7 +96,7 @@ struct Operands {
   u32 row, rows, column, end, width;
 };
 
-// ---- bf16: 4 warps, 32 rows x 128 columns each ----
+// ---- bf16 product: 4 warps, 32 rows x 128 columns each ----
 
 struct Bf16 {
   using T = bf16;
@@ -103,7 +106,7 @@ struct Bf16 {
 
   float sums[2][COLUMNS / 8][4];
 
-  // A thread's row i and column j within the tile.
+  // Row of a thread's i-th fragment row, and column of its j-th fragment column, within the tile.
   __device__ static __forceinline__ u32 row(int i) {
     return threadIdx.x / 32 * 32 + i / 2 * 16 + i % 2 * 8 + threadIdx.x % 32 / 4;
   }
@@ -121,10 +124,11 @@ struct Bf16 {
     }
   }
 
-  // Where a row's 16 bytes lie in a stage: eight neighbouring rows' chunks in eight different places.
+  // Offset of a row's 16-byte chunk in a stage, swizzled so that eight neighbouring rows use eight different bank
+  // groups.
   __device__ static __forceinline__ u32 offset(u32 row, u32 chunk) { return row * 64 + ((chunk ^ (row / 2 & 3)) * 16); }
 
-  // 128 rows from `first` on, columns at .. at + 32 of the width.
+  // Loads 128 rows from `first`, columns at .. at + 32 of the width, into a stage.
   __device__ static __forceinline__ void load(unsigned char* to, const bf16* from, u32 first, u32 end, u32 at, u32 width) {
     const u32 chunk = threadIdx.x % 4, k = at + chunk * 8;
 #pragma unroll
@@ -167,7 +171,7 @@ struct Bf16 {
   }
 };
 
-// ---- f32: a thread takes 4 rows and every sixteenth column ----
+// ---- f32 product: a thread computes 4 rows and every sixteenth column ----
 
 struct F32 {
   using T = float;
@@ -233,7 +237,7 @@ struct F32 {
   }
 };
 
-// Calls finish(product, first column) for each tile of columns, with all sums over the width.
+// Calls finish(product, first column) for each tile of columns, once its sums over the whole width are complete.
 template <class P, class F>
 __device__ __forceinline__ void products(const Operands<typename P::T>& o, F finish) {
   constexpr int STAGE = 2 * P::OPERAND;
@@ -270,7 +274,7 @@ __device__ __forceinline__ void products(const Operands<typename P::T>& o, F fin
   }
 }
 
-// (top, sum, moment, target's logit) of a row in a split.
+// Returns where the statistics (row_max, sum, moment, target's logit) of a row in a split lie.
 __device__ __forceinline__ float4* statistics_of(u64 workspace, u32 split, u32 rows, u32 row) {
   return global<float4>(workspace) + static_cast<u64>(split) * rows + row;
 }
@@ -309,13 +313,13 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
 #pragma unroll
   for (int i = 0; i < P::MINE; ++i) {
     const Statistics s = over_lanes<P::LANES>(statistics[i]);
-    // One lane has the target's logit, the others 0.
+    // One lane holds the target's logit; the others hold 0.
     float z = target_logit[i];
 #pragma unroll
     for (int mask = 1; mask < P::LANES; mask *= 2) z += shuffle_xor(z, mask);
     const u32 row = o.row + P::row(i);
     if (threadIdx.x % P::LANES == 0 && row < p.rows) {
-      *statistics_of(p.workspace, split, p.rows, row) = make_float4(s.top, s.sum, s.moment, z);
+      *statistics_of(p.workspace, split, p.rows, row) = make_float4(s.row_max, s.sum, s.moment, z);
     }
   }
 }
@@ -334,8 +338,8 @@ __device__ __forceinline__ void combine(const FwdParams& p) {
   }
   const float ln_sum = logf(s.sum), scaled = __fmul_rn(logit, p.inv_temperature * LOG2_E);
   const bool ignored = target < 0;
-  global<float>(p.lse)[row] = __fmaf_rn(s.top, LN_2, ln_sum);
-  global<float>(p.log_prob)[row] = ignored ? 0.0f : __fmaf_rn(__fsub_rn(scaled, s.top), LN_2, -ln_sum);
+  global<float>(p.lse)[row] = __fmaf_rn(s.row_max, LN_2, ln_sum);
+  global<float>(p.log_prob)[row] = ignored ? 0.0f : __fmaf_rn(__fsub_rn(scaled, s.row_max), LN_2, -ln_sum);
   if (p.entropy != 0) {
     global<float>(p.entropy)[row] = ignored ? 0.0f : __fmaf_rn(-LN_2, __fdiv_rn(s.moment, s.sum), ln_sum);
   }
@@ -385,7 +389,7 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
           to[P::column(j)] = from_f32<T>(gradient(log_prob, -expf(log_prob)));
         }
       }
-      // 1 - e^x without cancellation: where the token is all but certain, that is all that is left.
+      // 1 - e^x without cancellation, which matters where the target's probability is near 1.
       if (target_column >= 0) to[target_column] = from_f32<T>(gradient(target_log_prob, -expm1f(target_log_prob)));
     }
   });

@@ -7,7 +7,7 @@ use crate::view::{Out, slice};
 use crate::{Element, Team, simd_fn};
 
 simd_fn! {
-    /// The largest of `x`, NaN aside; −∞ for nothing.
+    /// Returns the largest of `x`, ignoring NaN; −∞ for an empty slice.
     pub(crate) fn max(x: &[f32]) -> f32 {
         let mut lanes = [[f32::NEG_INFINITY; LANES]; 2];
         let (pairs, rest) = x.as_chunks::<{ 2 * LANES }>();
@@ -22,7 +22,8 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// In f64 lanes: when one token is all but certain, its log-probability is in the places that an f32 sum would drop.
+    /// Returns `Σ e^((x − max) · scale)` in f64 lanes: when one token's probability is near 1, its log-probability
+    /// lies in digits that an f32 sum would drop.
     fn sum_exp(x: &[f32], max: f32, scale: f32) -> f64 {
         let mut lanes = [0.0f64; LANES];
         let (whole, rest) = x.as_chunks::<LANES>();
@@ -39,7 +40,7 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// [`sum_exp`], and the sum of the same terms each times its exponent.
+    /// Returns [`sum_exp`] and the sum of its terms, each times its exponent.
     fn sum_exp_and_moment(x: &[f32], max: f32, scale: f32) -> [f64; 2] {
         let mut lanes = [[0.0f64; LANES]; 2];
         let (whole, rest) = x.as_chunks::<LANES>();
@@ -59,7 +60,8 @@ simd_fn! {
     }
 }
 
-/// `e^x` and `x e^x`, which is 0 where the first is: a token that cannot come adds nothing.
+/// Returns `e^x` and `x e^x`, where the second is 0 if the first is: a token of probability 0 adds nothing to the
+/// entropy.
 #[inline(always)]
 fn term(logit: f32, max: f32, scale: f32) -> (f32, f32) {
     let x = (logit - max) * scale;
@@ -75,7 +77,7 @@ simd_fn! {
     }
 }
 
-/// What a row's log-probabilities need: the largest logit and `ln Σ e^((l − max) · scale)`.
+/// Statistics of a row: its largest logit and `ln Σ e^((l − max) · scale)`.
 pub(crate) struct Row {
     max: f64,
     scale: f64,
@@ -88,7 +90,7 @@ impl Row {
         State::new(logits, scale, false).row(scale)
     }
 
-    /// The log-probability of an entry with this logit.
+    /// Returns the log-probability of the token with this logit.
     pub(crate) fn log_prob(&self, logit: f32) -> f32 {
         self.log_prob_of(logit as f64)
     }
@@ -97,13 +99,13 @@ impl Row {
         ((logit - self.max) * self.scale - self.ln_sum) as f32
     }
 
-    /// The logarithm of the sum of exponentials.
+    /// Returns the logarithm of the sum of exponentials.
     fn lse(&self) -> f32 {
         (self.max * self.scale + self.ln_sum) as f32
     }
 }
 
-/// What the launches of a row hand on, as mod.rs says.
+/// The state that one launch of a row hands to the next; `mod.rs` documents it.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct State {
@@ -114,10 +116,10 @@ struct State {
 }
 
 impl State {
-    /// Of these logits, read twice, without the target.
+    /// Returns the state of these logits without the target; reads them twice.
     fn new(logits: &[f32], scale: f32, moment: bool) -> State {
         let largest = max(logits);
-        // Not relative to an infinity that would make NaN of terms that are 0.
+        // Subtracting −∞ would make NaN of terms that are 0.
         let base = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
         let [sum, moment] = match moment {
             true => sum_exp_and_moment(logits, base, scale),
@@ -126,19 +128,19 @@ impl State {
         State { largest: largest as f64, sum, moment, target: 0.0 }
     }
 
-    /// The same relative to a logit that is no smaller.
+    /// Returns the state relative to `most`, a logit that is no smaller than its own maximum.
     fn relative_to(self, most: f64, scale: f64) -> State {
         if self.largest == most {
             return self;
         }
         let change = (self.largest - most) * scale;
         let factor = change.exp();
-        // Without a logit above minus infinity the change is one too, which is not to make NaN of 0.
+        // If all logits so far are −∞, `change` is −∞ and must not turn the moment 0 into NaN.
         let moment = if self.sum == 0.0 { 0.0 } else { (self.moment + change * self.sum) * factor };
         State { largest: most, sum: self.sum * factor, moment, target: self.target }
     }
 
-    /// Of the logits of both. One of them at most has the target, the other 0.
+    /// Merges the states of two runs of logits. At most one of them has the target; the other's target logit is 0.
     fn merge(self, other: State, scale: f64) -> State {
         let largest = if self.largest > other.largest { self.largest } else { other.largest };
         let (a, b) = (self.relative_to(largest, scale), other.relative_to(largest, scale));
@@ -146,7 +148,7 @@ impl State {
     }
 
     fn row(&self, scale: f32) -> Row {
-        // Nothing but minus infinities is no distribution.
+        // If every logit is −∞ there is no distribution: the result is NaN.
         let ln_sum = if self.largest == f64::NEG_INFINITY { f64::NAN } else { self.sum.ln() };
         Row { max: self.largest, scale: scale as f64, ln_sum }
     }
@@ -252,28 +254,28 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     });
 }
 
-/// `e^x − 1` without cancellation: near a probability of 1 the gradient is all that is left.
+/// Computes `e^x − 1` without cancellation: for a target of probability near 1 it is the whole gradient.
 fn exp_m1(x: f32) -> f32 {
     (x as f64).exp_m1() as f32
 }
 
-/// What the gradient of a row's logits is made of where there is one of the entropy.
+/// Coefficients of a row's gradient if the entropy has a gradient too.
 #[derive(Clone, Copy)]
 pub(crate) struct Terms {
     /// 1 / temperature.
     pub(crate) scale: f32,
     /// Of the row.
     pub(crate) lse: f32,
-    /// The gradient of the log-probability times `scale`.
+    /// Gradient of the log-probability times `scale`.
     pub(crate) of_log_prob: f32,
-    /// That of the entropy times `scale`.
+    /// Gradient of the entropy times `scale`.
     pub(crate) of_entropy: f32,
     /// Of the row.
     pub(crate) entropy: f32,
 }
 
 impl Terms {
-    /// The gradient of a logit that is not the target's.
+    /// Returns the gradient of a logit that is not the target's.
     #[inline(always)]
     fn at(&self, logit: f32) -> f32 {
         let log_prob = logit * self.scale - self.lse;
@@ -288,7 +290,7 @@ impl Terms {
         entropy.at(logit) - self.of_log_prob * exp_m1(logit * self.scale - self.lse)
     }
 
-    /// Those of logits that are not the target's.
+    /// Computes the gradients of logits none of which is the target's.
     pub(crate) fn gradient<T: Element>(&self, logits: &[f32], to: &mut [T]) {
         gradient(logits, self, to);
     }

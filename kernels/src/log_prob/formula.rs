@@ -1,4 +1,4 @@
-//! The definition, in f64; and the same with the roundings of mod.rs, all but the last.
+//! The definition in f64, and the same with the roundings that `mod.rs` documents, except the last one.
 
 use crate::checks::rounding::{ULP, approximate, f32};
 
@@ -30,7 +30,7 @@ pub fn entropy(logits: &[f64], s: f64) -> f64 {
     -logits.iter().map(|l| (l * s - lse).exp() * (l * s - lse)).sum::<f64>()
 }
 
-/// [`entropy`] with roundings: `ln Σ e^x − Σ x e^x / Σ e^x`, x relative to the largest.
+/// [`entropy`] with roundings: `ln Σ e^x − Σ x e^x / Σ e^x`, x relative to the row's maximum.
 pub fn entropy_rounded(logits: &[f64], s: f64) -> f64 {
     let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
     let terms = logits.iter().map(|l| {
@@ -42,7 +42,8 @@ pub fn entropy_rounded(logits: &[f64], s: f64) -> f64 {
     sum.ln() - moment / sum
 }
 
-/// The gradient of `log_prob` for the logits with the row's `lse`, by the chain rule; tests hold it to differences.
+/// Returns the gradient of `log_prob` with respect to the logits, by the chain rule with the row's `lse`. Tests check
+/// it by differences.
 pub fn bwd(logits: &[f64], target: i32, s: f64, lse: f64) -> Vec<f64> {
     let one =
         |(j, l): (usize, &f64)| if j as i32 == target { -s * (l * s - lse).exp_m1() } else { -s * (l * s - lse).exp() };

@@ -1,22 +1,32 @@
-//! Log-probability of one token a row: `lse = ln Σ_j e^(l_j · s)`, `log_prob = l_target · s − lse` with `s` the inverse
-//! temperature, and with `p_j = e^(l_j · s − lse)` the entropy `−Σ_j p_j ln p_j`; gradient `d_logits[j] = s · (grad · (1[j = target] −
-//! p_j) − d_entropy · p_j · (ln p_j + entropy))`.
+//! Log-probability of one target token a row, and the entropy, from logits that arrive in chunks of the vocabulary.
 //!
-//! A launch has the logits of `columns` tokens from token `first` on. Forward, launches follow one another from the first token to the
-//! last and hand on `state`: the largest logit so far, `Σ e^((l − max) · s)`, `Σ (l − max) · s · e^((l − max) · s)` (0 where no
-//! entropy is asked for), and the target's logit, 0 until it came. The first does not read it; the last, with `first + columns = vocab`,
-//! writes results instead. Backward, the order of launches does not matter.
+//! `lse = ln Σ_j e^(l_j · s)`, `log_prob = l_target · s − lse`, `p_j = e^(l_j · s − lse)`, `entropy = −Σ_j p_j ln
+//! p_j`, with `s` the inverse temperature. Gradient: `d_logits[j] = s · (grad · (1[j = target] − p_j) − d_entropy ·
+//! p_j · (ln p_j + entropy))`.
 //!
-//! Shapes: logits f32 `[rows, columns]`, targets i32 `[rows]`, log_prob, lse, entropy and their gradients f32 `[rows]`, state f64
-//! `[rows, 4]`, d_logits T `[rows, columns]`, f32 or bf16, which may not overlap the logits; vocab < 2^31. A negative target marks a row
-//! that is ignored: log_prob 0, entropy 0, gradient 0. A target beyond the vocabulary gives NaN (callers check before), but for the
-//! entropy. Exponentials are taken of `(l − max) · s` in f32 and summed in f64; where launches meet, in f64. Bound: memory and
-//! exponentials; two passes forward on cpu, one in CUDA, where the sum so far is scaled when a larger logit comes.
-//! Numerics: `l − max` and its product with s round to f32, the exponentials are good to 2 units in the last place, their product with the
-//! exponent rounds to f32; log_prob, entropy and lse round from f64 once. Backward `l · s` and `l · s − lse` round to f32, the
-//! exponential, the factor `grad · s` and their product, and as many for the entropy; d_logits rounds to T once. So f32 d_logits may be
-//! off by `2.5 (1 + max |l · s|)` times one rounding (more where a token is all but certain, since then little is left of 1 − p), the
-//! entropy, of which two terms cancel, by 8, all else by 2.5.
+//! ```text
+//! state = none
+//! for each chunk of the vocabulary, in ascending order:            # one launch a chunk: tokens first .. first + columns
+//!     state = merge(state, (row_max, Σ e^((l − max) s), Σ (l − max) s e^((l − max) s), l_target) of the chunk)
+//! after the last chunk (first + columns = vocab): write log_prob, lse, entropy
+//! ```
+//!
+//! The first launch of a row does not read `state`, the last does not write it. The third number of the state is 0
+//! where no entropy is requested. Backward launches may come in any order.
+//!
+//! Shapes: logits f32 `[rows, columns]`, targets i32 `[rows]`, log_prob, lse, entropy and their gradients f32
+//! `[rows]`, state f64 `[rows, 4]`, d_logits T `[rows, columns]`, f32 or bf16, which must not overlap the logits;
+//! vocab < 2^31. A row with a negative target is ignored: log_prob, entropy and gradient are 0. A target beyond the
+//! vocabulary gives NaN in log_prob and gradient (callers check before).
+//!
+//! Numerics: `l − max` and its product with s round to f32, exponentials are good to 2 ulp and are summed in f64;
+//! states of launches merge in f64; log_prob, entropy and lse round from f64 once. Backward, `l · s`, `l · s − lse`,
+//! the exponential, `grad · s` and their product round to f32, and as many operations for the entropy; d_logits
+//! rounds to T once. Tolerance in f32: d_logits `2.5 (1 + max |l · s|)` roundings (more where 1 − p is near 0);
+//! entropy 8, since two of its terms cancel; otherwise 2.5.
+//!
+//! Bound: memory and exponentials; two passes forward on the CPU, one in CUDA, where the sums are rescaled when a
+//! larger logit comes.
 
 pub(crate) mod check;
 mod cpu;
@@ -32,7 +42,7 @@ params! {
     pub struct FwdParams {
         /// f32 `[rows, columns]`
         pub logits: Addr,
-        /// i32 `[rows]`; negative: ignored.
+        /// i32 `[rows]`: target tokens; negative: the row is ignored.
         pub targets: Addr,
         /// f32 `[rows]`, written by a row's last launch.
         pub log_prob: Addr,
@@ -40,13 +50,14 @@ params! {
         pub entropy: Addr,
         /// f32 `[rows]`, written by a row's last launch.
         pub lse: Addr,
-        /// f64 `[rows, 4]`, read by all but a row's first launch, written by all but its last; may be null where that is one.
+        /// f64 `[rows, 4]`: read by all launches of a row but the first, written by all but the last; may be null if
+        /// there is only one.
         pub state: Addr,
         /// Rows.
         pub rows: u32,
         /// All tokens.
         pub vocab: u32,
-        /// The first token of this launch.
+        /// The first token of this launch's chunk of the vocabulary.
         pub first: u32,
         /// Tokens of this launch.
         pub columns: u32,
@@ -62,7 +73,7 @@ params! {
     pub struct BwdParams {
         /// f32 `[rows, columns]`
         pub logits: Addr,
-        /// i32 `[rows]`; negative: ignored.
+        /// i32 `[rows]`: target tokens; negative: the row is ignored.
         pub targets: Addr,
         /// f32 `[rows]`, from the forward kernel.
         pub lse: Addr,
@@ -78,7 +89,7 @@ params! {
         pub rows: u32,
         /// All tokens.
         pub vocab: u32,
-        /// The first token of this launch.
+        /// The first token of this launch's chunk of the vocabulary.
         pub first: u32,
         /// Tokens of this launch.
         pub columns: u32,
@@ -100,14 +111,14 @@ kernel!(pub FWD, "log_prob_fwd", FwdParams, cpu::fwd, &SOURCE, |p, _| cuh::block
 kernel!(pub BWD_F32, "log_prob_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| plan_bwd("log_prob_bwd_f32", p));
 kernel!(pub BWD_BF16, "log_prob_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, _| plan_bwd("log_prob_bwd_bf16", p));
 
-/// Logits of a block of the backward kernel (`STRIP` of sm80.cu).
+/// Logits that one block of the backward kernel computes (`STRIP` of sm80.cu).
 const STRIP: u32 = 2048;
 
 fn plan_bwd(symbol: &'static str, p: &BwdParams) -> Vec<Stage> {
     cuh::blocks(symbol, u64::from(p.rows) * u64::from(p.columns.div_ceil(STRIP)), 256)
 }
 
-/// Bytes of [`FwdParams::state`] for a row.
+/// Bytes of [`FwdParams::state`] a row.
 pub const STATE: usize = 32;
 
 /// The forward launch.
@@ -121,7 +132,7 @@ pub fn fwd(params: &FwdParams) -> Launch {
     Launch::kernel(&FWD, params, Cost { flops: flops * n, bytes: 4.0 * n + a_row as f64 * rows })
 }
 
-/// The backward launch; `dtype` is T, F32 or BF16.
+/// Launches the backward kernel; `dtype` is that of d_logits, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let (rows, n) = (params.rows as f64, params.rows as f64 * params.columns as f64);
     let (flops, a_row) = if params.d_entropy.is_null() { (20.0, 12.0) } else { (24.0, 20.0) };
@@ -129,7 +140,7 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
 }
 
-/// Shapes that tests and benches share: (rows, vocab, scale of the logits, temperature).
+/// Cases that tests and benches share: (rows, vocab, scale of the logits, temperature).
 pub fn cases() -> Vec<(usize, usize, f32, f32)> {
     vec![(1, 1, 1.0, 1.0), (17, 19, 1.0, 0.7), (5, 8191, 8.0, 1.0), (2, 152_064, 3.0, 1.3), (3, 1000, 0.0, 1.0)]
 }

@@ -1,19 +1,18 @@
-// Log-probability of one token a row, entropy, and their gradient, for some tokens of the vocabulary at a time.
+// Log-probability of one target token a row, entropy, and their gradient, for one chunk of the vocabulary a launch.
 //
 //   fwd: lse = ln sum_j e^(l_j s),  log_prob = l_target s - lse;  0 for a negative target, NaN for one beyond the vocabulary
 //        entropy = ln sum_j e^(x_j) - sum_j x_j e^(x_j) / sum_j e^(x_j) with x = (l - max) s;  0 for a negative target
 //   bwd: d_logits[j] = s (grad (1[j = target] - p_j) - d_entropy p_j (ln p_j + entropy)), p_j = e^(l_j s - lse);
 //        0 for a negative target, NaN for one beyond the vocabulary
 //
-// Shapes, limits and what launches hand on: mod.rs. Numerics: e^((l - max) s) in f32 (argument rounded, e^x of the CUDA library),
-// summed in f64; when the largest so far changes, the sum is scaled by an f32 exponential, between launches by an f64 one; the target's
-// gradient by e^x - 1.
+// Shapes, limits and the state between launches: mod.rs. Numerics: e^((l - max) s) in f32 (argument rounded, e^x of
+// the CUDA library), summed in f64; when the running maximum changes, the sum is scaled by an f32 exponential,
+// between launches by an f64 one; the target's gradient uses e^x - 1.
 //
 // fwd, a block a row, read once:
-//   each thread, over vectors of four logits: largest so far, sums relative to it; the sums are scaled when the largest grows
-//   threads' sums brought to the row's largest, added within warps, then warps in order; then what earlier launches handed on
-// bwd, a block 2048 logits of a row.
-// Bound: memory.
+//   each thread, over vectors of four logits: running maximum, sums relative to it; the sums are scaled when the maximum grows
+//   threads' sums are brought to the row's maximum, added within warps, then warps in order; then merged with the given state
+// bwd, a block 2048 logits of a row. Bound: memory.
 
 #include "cuh/math.cuh"
 #include "cuh/warp.cuh"
@@ -24,16 +23,18 @@ constexpr int V = 4;
 constexpr int BWD_STEPS = 2;
 constexpr u32 STRIP = BWD_THREADS * V * BWD_STEPS;
 
-// Sums over some of a row's logits, relative to the largest of them: of e^x, and if MOMENT of x e^x.
+// Sums over some of a row's logits, relative to their maximum: of e^x, and if MOMENT of x e^x.
 template <bool MOMENT>
 struct Sums {
   float largest = -infinity();
   double sum = 0.0, moment = 0.0;
 
-  // What arguments are relative to: not an infinity that would make NaN of terms that are 0.
+  // What arguments are relative to: the maximum, or 0 if that is minus infinity, which would make NaN of terms that
+  // are 0.
   __device__ __forceinline__ float base() const { return largest == -infinity() ? 0.0f : largest; }
 
-  // Relative to `most`, which is larger. Without a logit above minus infinity the sums are 0 or NaN, and stay that.
+  // Makes the sums relative to `most`, a larger maximum. If all logits so far are minus infinity, the sums are 0 or
+  // NaN and stay so.
   __device__ __forceinline__ void relative_to(float most, float scale) {
     const float change = (largest - most) * scale, factor = expf(change);
     if (MOMENT) moment = largest == -infinity() ? sum * factor : (moment + change * sum) * factor;
@@ -52,13 +53,13 @@ struct Sums {
     for (int j = 0; j < N; ++j) {
       const float argument = (x[j] - from) * scale, e = expf(argument);
       sum += e;
-      // A token that cannot come adds nothing, however small its logarithm.
+      // A token of probability 0 adds nothing to the moment, however large its negative argument.
       if (MOMENT) moment += e == 0.0f ? 0.0f : argument * e;
     }
   }
 };
 
-// What the launches of a row hand on.
+// The state that one launch of a row hands to the next; mod.rs documents it.
 struct State {
   double largest, sum, moment, target;
 };
@@ -75,7 +76,7 @@ __device__ __forceinline__ State merge(State a, State b, double scale) {
   const double most = a.largest > b.largest ? a.largest : b.largest;
   a = relative_to(a, most, scale);
   b = relative_to(b, most, scale);
-  // One of them at most has the target, the other 0.
+  // At most one of the two has the target; the other's target logit is 0.
   return {most, a.sum + b.sum, a.moment + b.moment, a.target + b.target};
 }
 
@@ -134,7 +135,7 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
     *handed_on = state;
     return;
   }
-  // Nothing but minus infinities is no distribution.
+  // If every logit is minus infinity there is no distribution: the result is NaN.
   const double ln_sum = state.largest == -infinity() ? static_cast<double>(not_a_number()) : log(state.sum);
   float log_prob = 0.0f;
   if (target >= 0) {
@@ -168,7 +169,7 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
   T* d_logits = global<T>(p.d_logits) + row * columns;
   const bool vector = columns % V == 0 && aligned16(p.logits, p.d_logits);
   const int target = load_for_warp(global<const int>(p.targets) + row);
-  // The target's column; beyond them all where this launch does not have it.
+  // The target's column in this chunk; beyond all columns if another chunk has the target.
   const u32 place = static_cast<u32>(target) - p.first;
   const float scale = p.inv_temperature, lse = load_for_warp(global<const float>(p.lse) + row);
   const float factor = load_for_warp(global<const float>(p.grad) + row) * scale;
@@ -178,7 +179,7 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
     entropy = load_for_warp(global<const float>(p.entropy) + row);
     entropy_factor = load_for_warp(global<const float>(p.d_entropy) + row) * scale;
   }
-  // What a logit gets through the entropy, to be taken off.
+  // The part of a logit's gradient that comes from the entropy, to be subtracted.
   auto of_entropy = [&](float ln_p, float prob) {
     if (p.d_entropy == 0) return 0.0f;
     return entropy_factor * (prob > 0.0f ? prob * (ln_p + entropy) : prob);

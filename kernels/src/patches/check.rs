@@ -9,7 +9,7 @@ checks!(equals_the_formula, a_missing_frame_is_the_last);
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
-/// Levels of every kind in no order.
+/// Returns pseudo-random u8 pixel values that include every level.
 fn levels(count: usize) -> Vec<u8> {
     (0..count).map(|i| (i * i * 31 + i * 7 + i / 251) as u8).collect()
 }

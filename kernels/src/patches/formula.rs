@@ -1,7 +1,7 @@
-//! The definition, element by element, for frames `[count, height, width, 3]`; the shape is (frames, height, width, patch,
-//! temporal, merge).
+//! The definition of patches, element by element, for frames `[count, height, width, 3]`. The shape is (frames,
+//! height, width, patch, temporal, merge).
 
-/// The level behind each element of the patches, and its channel.
+/// Returns, for each element of the patches, the u8 level that it comes from and its channel.
 pub fn cut(frames: &[u8], [count, height, width, patch, temporal, merge]: [usize; 6]) -> Vec<(u8, usize)> {
     let mut levels = Vec::new();
     let side = patch * merge;

@@ -1,14 +1,15 @@
-//! Frames of levels to normalised patches, the rows that the patch embedding's product reads:
-//! `patches[n, c, f, y, x] = T((f32(level · rescale) − mean[c]) / std[c])` with the level of channel c of the pixel (y, x) of
-//! patch n in the f-th of its frames.
+//! Cuts u8 frames into normalised patches, the rows that the patch embedding's product reads.
 //!
-//! Shapes: frames u8 `[count, height, width, 3]`, patches T `[N, 3 · temporal · patch · patch]`, f32 or bf16,
-//! `N = ceil(count / temporal) · (height / patch) · (width / patch)`; height and width are multiples of `patch · merge`. Patches
-//! go by time, then blocks of `merge × merge` neighbours row by row, within a block row by row. Where frames are missing at the
-//! end, the last one stands for them.
-//! Numerics: the product in f64 (as image processors have it), rounded to f32, then difference and quotient in f32
-//! with a rounding each; T at the store.
-//! Bound: memory; 1 byte read and one element written.
+//! `patches[n, c, f, y, x] = T((f32(level · rescale) − mean[c]) / std[c])`, with the level of channel c at pixel (y,
+//! x) of patch n in the f-th of the patch's `temporal` frames.
+//!
+//! Shapes: frames u8 `[count, height, width, 3]`, patches T `[N, 3 · temporal · patch · patch]`, f32 or bf16, `N =
+//! ceil(count / temporal) · (height / patch) · (width / patch)`; height and width are multiples of `patch · merge`.
+//! Patches are ordered by time, then by squares of `merge × merge` patches row by row, within a square row by row. If
+//! frames are missing at the end, the last frame is repeated.
+//!
+//! Numerics: the product in f64 (as image processors compute it), rounded to f32; difference and quotient in f32, one
+//! rounding each; T at the store. Bound: memory; 1 byte read and one element written.
 
 pub(crate) mod check;
 mod cpu;
@@ -27,7 +28,7 @@ params! {
         pub frames: Addr,
         /// T `[N, 3 · temporal · patch · patch]`, written.
         pub patches: Addr,
-        /// The bits of an f64: what a level is multiplied with, 1/255.
+        /// Bits of the f64 that a level is multiplied by, 1/255.
         pub rescale: u64,
         /// Frames.
         pub count: u32,
@@ -39,7 +40,7 @@ params! {
         pub patch: u32,
         /// Frames of a patch.
         pub temporal: u32,
-        /// Patches along each side of a block.
+        /// Patches along each side of a square that is merged into one vision token.
         pub merge: u32,
         /// Mean of red after rescaling.
         pub mean0: f32,
@@ -62,7 +63,7 @@ impl Params {
         CHANNELS * self.temporal as usize * self.patch as usize * self.patch as usize
     }
 
-    /// Patches along time, height and width.
+    /// Returns the number of patches along time, height and width.
     pub fn grid(&self) -> [usize; 3] {
         [self.count.div_ceil(self.temporal), self.height / self.patch, self.width / self.patch].map(|n| n as usize)
     }
@@ -74,21 +75,21 @@ pub static SOURCE: Source = Source { name: "patches", sm80: include_str!("sm80.c
 kernel!(pub PATCHES_F32, "patches_f32", Params, cpu::cut::<f32>, &SOURCE, |p, _| plan_cut("patches_f32", p, 4));
 kernel!(pub PATCHES_BF16, "patches_bf16", Params, cpu::cut::<half::bf16>, &SOURCE, |p, _| plan_cut("patches_bf16", p, 8));
 
-/// `vector`: elements in 16 bytes.
+/// Plans the grid; `vector` is the number of elements in 16 bytes.
 fn plan_cut(symbol: &'static str, p: &Params, vector: u64) -> Vec<Stage> {
     let (row, patches) = (p.row() as u64, p.grid().iter().product::<usize>() as u64);
     let pieces = if row.is_multiple_of(vector) { row / vector } else { row };
     cuh::blocks(symbol, (patches * pieces).div_ceil(256), 256)
 }
 
-/// The launch; `dtype` is T, F32 or BF16.
+/// Launches the cut; `dtype` is that of the patches, F32 or BF16.
 pub fn cut(dtype: DType, params: &Params) -> Launch {
     let n = (params.grid().iter().product::<usize>() * params.row()) as f64;
     let cost = Cost { flops: 3.0 * n, bytes: n * (1 + dtype.size()) as f64 };
     Launch::kernel(by_dtype(dtype, &PATCHES_F32, &PATCHES_BF16), params, cost)
 }
 
-/// Shapes that tests and benches share: (frames, height, width, patch, temporal, merge).
+/// Shapes (frames, height, width, patch, temporal, merge) that tests and benches share.
 pub fn cases() -> Vec<[usize; 6]> {
     vec![
         [1, 1, 1, 1, 1, 1],

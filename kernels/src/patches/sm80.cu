@@ -1,14 +1,14 @@
-// Frames of levels to normalised patches.
+// Cuts u8 frames into normalised patches.
 //
 //   patches[n, c, f, y, x] = T((f32(level * rescale) - mean[c]) / std[c])
 //
-// Shapes and limits: mod.rs. Numerics: the product in f64, rounded to f32; difference and quotient round to f32 once each; T at
-// the store: the bits are those of cpu.
-// Grid: a thread 16 bytes of neighbours in a patch where a patch is a multiple of that, else an element; 256 threads a block.
+// Shapes and limits: mod.rs. Numerics: the product in f64, rounded to f32; difference and quotient round to f32 once
+// each; T at the store: the bits equal the CPU's. Grid: a thread writes 16 bytes of neighbours in a patch where a
+// patch is a multiple of that, else one element; 256 threads a block.
 //
-//   n -> (time, block, place in the block) -> first pixel; then from element to element: x, y, frame, channel
-// Departures: bytes are read one by one: three channels of a pixel go to three places, and the L1 cache has the other two.
-// Bound: memory.
+//   n -> (time, square, patch within the square) -> first pixel; then from element to element: x, y, frame, channel
+// Departures: bytes are read one by one: the three channels of a pixel go to three places, and the L1 cache holds the
+// other two. Bound: memory.
 
 #include "cuh/base.cuh"
 

@@ -1,4 +1,5 @@
-//! Forward by rows; backward by positions, each of which has one owner that adds its rows in order.
+//! Learned positions on the CPU: forward by rows; backward by positions, each of which has one owner that adds its
+//! rows in order.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};

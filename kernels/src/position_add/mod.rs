@@ -1,10 +1,9 @@
-//! Learned positions added to the rows of pictures: `y[r] = T(x[r] + pos[r mod positions])`, and their gradient,
-//! `d_pos[i] += Σ dy[r]` over the rows `r ≡ i (mod positions)`, ascending. The gradient of x is dy.
+//! Adds learned position embeddings to the patches of images (SigLIP): `y[r] = T(x[r] + pos[r mod positions])`. Their
+//! gradient is `d_pos[i] += Σ dy[r]` over the rows `r ≡ i (mod positions)`, ascending; the gradient of x is dy.
 //!
-//! Shapes: x, y, dy T `[rows, cols]`, pos T `[positions, cols]`, d_pos f32 `[positions, cols]`; T f32 or bf16. y may be
-//! x.
-//! Numerics: the sum rounds to T once; d_pos is summed in f32, then added to what it held. What is computed for a row,
-//! and the order of a sum, do not depend on the grid. Bound: memory, each element once.
+//! Shapes: x, y, dy T `[rows, cols]`, pos T `[positions, cols]`, d_pos f32 `[positions, cols]`; T f32 or bf16. y may
+//! be x. Numerics: the sum rounds to T once; d_pos is summed in f32, then added to its old value. A row's result and
+//! the order of a sum do not depend on the grid. Bound: memory, each element once.
 
 pub(crate) mod check;
 mod cpu;
@@ -71,28 +70,28 @@ kernel!(pub BWD_BF16, "position_add_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>
     stages("position_add_bwd_bf16", p.rows, p.cols, p.positions, 8)
 });
 
-/// A thread a place of the positions that some row has; `vector`: elements in 16 bytes.
+/// Plans one thread for each vector of a position's row; `vector` is the number of elements in 16 bytes.
 fn stages(symbol: &'static str, rows: u32, cols: u32, positions: u32, vector: u64) -> Vec<Stage> {
     let places = u64::from(positions.min(rows)) * u64::from(cols);
     let whole = u64::from(cols).is_multiple_of(vector);
     cuh::blocks(symbol, places.div_ceil(256 * if whole { vector } else { 1 }), 256)
 }
 
-/// The forward launch; `dtype` is T, F32 or BF16.
+/// Launches the forward kernel; `dtype` is that of x, pos and y, F32 or BF16.
 pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     let (n, places) = (p.rows as f64 * p.cols as f64, p.positions.min(p.rows) as f64 * p.cols as f64);
     let cost = Cost { flops: n, bytes: (2.0 * n + places) * dtype.size() as f64 };
     Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
 }
 
-/// The backward launch; `dtype` is that of dy, F32 or BF16.
+/// Launches the backward kernel; `dtype` is that of dy, F32 or BF16.
 pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     let (n, places) = (p.rows as f64 * p.cols as f64, p.positions.min(p.rows) as f64 * p.cols as f64);
     let cost = Cost { flops: n, bytes: n * dtype.size() as f64 + 8.0 * places };
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), p, cost)
 }
 
-/// Shapes that tests and benches share: (rows, cols, positions).
+/// Shapes (rows, cols, positions) that tests and benches share.
 pub fn cases() -> Vec<(usize, usize, usize)> {
     vec![(1, 1, 1), (0, 8, 3), (17, 19, 5), (21, 72, 7), (3, 2050, 8), (40, 128, 4), (2, 1152, 1)]
 }

@@ -1,23 +1,23 @@
-// Learned positions added to the rows of pictures, and their gradient.
+// Adds learned position embeddings to the patches of images, and their gradient.
 //
 //   fwd: y[r] = T(x[r] + pos[r mod positions]);  bwd: d_pos[i] += sum of dy[r] over r = i, i + positions, ...
 //
-// Shapes and limits: mod.rs. Numerics: fwd rounds the sum to T; bwd adds in f32, rows ascending, then to what d_pos held.
-// Grid: a thread owns 16 bytes of one position's row (an element where rows are no multiple of that), 256 threads a block.
+// Shapes and limits: mod.rs. Numerics: fwd rounds the sum to T; bwd adds in f32, rows ascending, then to the old
+// value of d_pos. Grid: a thread owns 16 bytes of one position's row (one element where rows are no multiple of
+// that), 256 threads a block.
 //
-//   load pos; for each picture, four at a time: load x; store x + pos         (bwd: load dy; add to the sum; store the sum)
+//   load pos; for each image, four at a time: load x; store x + pos         (bwd: load dy; add to the sum; store the sum)
 //
-// Departures: none; so positions are read once however many pictures there are.
-// Bound: memory.
+// Departures: none; positions are read once however many images there are. Bound: memory.
 
 #include "cuh/base.cuh"
 
 constexpr int THREADS = 256;
-// Pictures whose loads are in flight.
+// Images whose loads are in flight at a time.
 constexpr int AHEAD = 4;
 
-// f(at, AHEAD vectors of `from` from `at` on, a picture apart) for each vector's place `own` among `plane` elements, between
-// begin(own) and end(own).
+// Calls f(at, AHEAD vectors of `from` starting at `at`, one image apart) for each vector index `own` among `plane`
+// elements, between begin(own) and end(own).
 template <int V, class T, class Begin, class F, class End>
 __device__ __forceinline__ void for_places(const T* from, u64 total, u64 plane, Begin begin, F f, End end) {
   const u64 own = (static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x) * V;

@@ -17,7 +17,7 @@ fn equals_the_formula() {
     }
 }
 
-/// How many times the error of one rounding that of d_gate in f32 may be: where silu's slope is near 0, its terms cancel.
+/// Tolerance of d_gate in f32, in roundings: its terms cancel where the slope of silu is near 0.
 const OF_ONE_GATE: f64 = 64.0;
 
 fn gradient_equals_differences_of_the_formula() {

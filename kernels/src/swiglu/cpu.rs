@@ -1,4 +1,4 @@
-//! Blocks of elements, one a task.
+//! SwiGLU on the CPU: each task computes a block of elements.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};

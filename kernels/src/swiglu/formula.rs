@@ -1,4 +1,4 @@
-//! The definition, in f64; and the same with the roundings of mod.rs.
+//! SwiGLU's definition in f64, and the same with the roundings that `mod.rs` documents.
 
 use crate::checks::rounding::{ULP, approximate, f32, slope};
 
@@ -7,7 +7,7 @@ pub fn fwd(gate: &[f64], up: &[f64]) -> Vec<f64> {
     gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
 }
 
-/// The gradients of `sum(dy * fwd(gate, up))` by differences of the definition.
+/// Returns the gradients of `sum(dy * fwd(gate, up))` by differences of the definition.
 pub fn bwd(gate: &[f64], up: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let each = |dg: f64, du: f64| -> Vec<f64> {
         let at = |g: f64, u: f64| slope(|h| fwd(&[g + h * dg], &[u + h * du])[0]);

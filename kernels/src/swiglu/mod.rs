@@ -1,10 +1,12 @@
-//! SwiGLU: `y = silu(gate) * up`, `silu(g) = g / (1 + e^-g)`, element by element, and its gradient
-//! `d_gate = dy * up * s * (1 + g * (1 - s))`, `d_up = dy * g * s` with `s = 1 / (1 + e^-g)`.
+//! SwiGLU: `y = silu(gate) * up`, `silu(g) = g / (1 + e^-g)`, element by element, and its gradient `d_gate = dy * up
+//! * s * (1 + g * (1 - s))`, `d_up = dy * g * s` with `s = 1 / (1 + e^-g)`.
 //!
 //! Shapes: all `[count]`, one dtype, f32 or bf16; arithmetic in f32.
-//! Numerics: `e^-g` and the quotient to 2 units in the last place of f32 (`div.full.f32`; the CUDA library's e^x to 1), `1 + e^-g`
-//! and every product and sum of the gradient one rounding to f32 each; one rounding to T at the store. Where the slope of silu is near
-//! 0 its terms cancel: in f32 an array of such d_gate alone may be off by 64 times one rounding, all else by 2.5.
+//!
+//! Numerics: `e^-g` and the quotient are good to 2 ulp of f32 (`div.full.f32`; the CUDA library's e^x to 1); `1 +
+//! e^-g` and every product and sum of the gradient round to f32 once; one rounding to T at the store. Tolerance: 64
+//! roundings for d_gate in f32 (its terms cancel near silu′ = 0), 2.5 otherwise.
+//!
 //! Bound: memory; 3 reads and writes of `count` elements forward, 5 backward.
 
 pub(crate) mod check;
@@ -58,21 +60,21 @@ kernel!(pub FWD_BF16, "swiglu_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOU
 kernel!(pub BWD_F32, "swiglu_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| cuh::map("swiglu_bwd_f32", p.count));
 kernel!(pub BWD_BF16, "swiglu_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, _| cuh::map("swiglu_bwd_bf16", p.count));
 
-/// The forward launch; `dtype` is that of every operand, F32 or BF16.
+/// Launches the forward kernel; `dtype` is that of every operand, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     let kernel = if dtype == DType::F32 { &FWD_F32 } else { &FWD_BF16 };
     let n = params.count as f64;
     Launch::kernel(kernel, params, Cost { flops: 5.0 * n, bytes: 3.0 * n * dtype.size() as f64 })
 }
 
-/// The backward launch; `dtype` is that of every operand, F32 or BF16.
+/// Launches the gradient; `dtype` is that of every operand, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let kernel = if dtype == DType::F32 { &BWD_F32 } else { &BWD_BF16 };
     let n = params.count as f64;
     Launch::kernel(kernel, params, Cost { flops: 11.0 * n, bytes: 5.0 * n * dtype.size() as f64 })
 }
 
-/// Sizes that tests and benches share: (count, scale of the inputs).
+/// Sizes (count, scale of the inputs) that tests and benches share.
 pub fn cases() -> Vec<(usize, f32)> {
     vec![(1, 1.0), (17, 1.0), (8191, 3.0), (4096 * 5 + 3, 20.0)]
 }

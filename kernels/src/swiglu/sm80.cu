@@ -17,7 +17,7 @@ struct Gated {
   }
 };
 
-// gate, up and dy to d_gate and d_up.
+// Computes d_gate and d_up from gate, up and dy.
 struct Gradients {
   __device__ __forceinline__ void operator()(const float (&x)[3], float (&d)[2]) const {
     const float g = x[0], up = x[1], dy = x[2], s = sigmoid(g);

@@ -4,7 +4,7 @@ use crate::checks::{Data, Picks, addr, checks, is_cuda, numbers, run};
 
 checks!(writes_its_slots_and_nothing_else);
 
-/// Tokens, heads, elements of a head, threads, tokens of a page, seed.
+/// Tokens, heads, elements of a head, threads, tokens of a cache block, seed.
 type Case = (usize, usize, usize, usize, usize, u64);
 
 fn writes_its_slots_and_nothing_else() {
@@ -17,8 +17,7 @@ fn writes_its_slots_and_nothing_else() {
 
 fn fills((tokens, kv_heads, head_dim, threads, page, seed): Case) {
     let (row, pages) = (kv_heads * head_dim, 512usize.div_ceil(page));
-    // A permutation of all places of the cache by a multiplier that has no factor in common with their number.
-    // Some tokens have no place.
+    // A permutation of all cache slots, by a multiplier that is coprime to their number. Some tokens have no slot.
     let place = |t: usize| ((t * 257 + (seed % 1000) as usize) % (pages * page)) as i32;
     let none = |t: usize| (t as u64 + seed).is_multiple_of(5);
     let slots: Vec<i32> = (0..tokens).map(|t| if none(t) { -1 - place(t) } else { place(t) }).collect();

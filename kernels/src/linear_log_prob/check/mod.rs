@@ -65,7 +65,7 @@ impl Given {
         [log_prob, entropy, lse]
     }
 
-    /// All of d_logits, in chunks of `columns`.
+    /// Computes all of d_logits, `columns` columns of the vocabulary at a time.
     fn backward(&self, answer: &Answer, d_log_prob: &[f32], d_entropy: Option<&[f32]>, columns: usize) -> Vec<f32> {
         let mut all = vec![0.0; self.rows() * self.vocab];
         for first in (0..self.vocab).step_by(columns) {
@@ -96,19 +96,19 @@ impl Given {
     }
 }
 
-/// How many times the error of one rounding that of f32 may be: logits are sums, and of an entropy two terms cancel.
+/// Tolerance in f32, in roundings: logits are sums, and two terms of the entropy cancel.
 const OF_ONE_F32: f64 = 8.0;
 
 fn equals_the_formula() {
     for dtype in [F32, BF16] {
-        // Of all cases together: alone, most have few rows.
+        // Errors are compared over all cases together, because most cases have few rows.
         let mut all: [(Vec<f32>, Vec<f64>, Vec<f64>); 3] = Default::default();
         for case in cases() {
             let given = Given::new(dtype, case);
             let got = given.forward(given.rows(), 2);
             let want: Vec<formula::Row> =
                 (0..given.rows()).map(|r| formula::fwd(&given.logits(r), given.targets[r], given.s as f64)).collect();
-            // The logits themselves are f32 sums; nothing is rounded to bf16.
+            // Logits stay f32 sums also for bf16 operands; nothing is rounded to bf16.
             let size = |r: usize| given.logits(r).iter().fold(1.0f64, |a, l| a.max((l * given.s as f64).abs()));
             for (r, want) in want.iter().enumerate() {
                 let rounded = given.logits_by(formula::logits_rounded, r);
@@ -152,10 +152,11 @@ fn gradient_equals_the_formula() {
                     with.extend(formula::bwd_rounded(&rounded, target, s, grads, &of));
                 }
                 let name = format!("{case:?}, entropy {with_entropy}, chunks of {columns}");
-                // In f32 the exponent is rounded, a difference of numbers as large as the logits.
+                // In f32 the exponent is a rounded difference of numbers as large as the logits: the tolerance grows
+                // with them.
                 let logits = (0..given.rows()).flat_map(|r| given.logits(r));
                 let largest = logits.fold(0.0f64, |a, l| a.max((l * given.s as f64).abs()));
-                // Where a token is all but certain, little is left of the difference of 1 and p.
+                // Where a token's probability is near 1, the difference 1 − p loses relative precision.
                 let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
                 let whole = norm(&mut d_log_prob.iter().chain(&d_entropy).map(|&g| g as f64 * given.s as f64));
                 let left = (whole / norm(&mut want.iter().copied())).max(1.0);

@@ -22,13 +22,13 @@ fn forward(logits: &[f32], targets: &[i32], inv_temperature: f32, threads: usize
     (log_prob, lse)
 }
 
-/// `columns` of each row from `first` on, side by side.
+/// Returns the columns `first .. first + columns` of every row.
 fn part(logits: &[f32], rows: usize, first: usize, columns: usize) -> Vec<f32> {
     let vocab = logits.len() / rows;
     logits.chunks_exact(vocab).flat_map(|row| &row[first..first + columns]).copied().collect()
 }
 
-/// log_prob, entropy (NaN unless it is asked for) and lse, by launches of so many columns.
+/// Computes log_prob, entropy (NaN unless requested) and lse by launches of `columns` columns each.
 fn in_chunks(
     logits: &[f32],
     targets: &[i32],
@@ -39,7 +39,7 @@ fn in_chunks(
 ) -> [Vec<f32>; 3] {
     let (rows, vocab) = (targets.len(), logits.len() / targets.len());
     let [mut log_prob, mut entropy, mut lse] = [0, 1, 2].map(|_| vec![f32::NAN; rows]);
-    // Nobody reads it before a launch wrote it.
+    // The state starts uninitialised: no launch may read it before the first one has written it.
     let state = Data::output(F32, STATE / 4 * rows);
     for first in (0..vocab).step_by(most.min(vocab)) {
         let columns = most.min(vocab - first);
@@ -63,7 +63,7 @@ fn in_chunks(
     [log_prob, entropy, lse]
 }
 
-/// What the gradient is made of beside the logits.
+/// Inputs of the gradient beside the logits.
 struct Grads<'a> {
     targets: &'a [i32],
     lse: &'a [f32],
@@ -73,7 +73,7 @@ struct Grads<'a> {
     s: f32,
 }
 
-/// By launches of so many columns.
+/// Computes the gradient by launches of at most `most` columns each.
 fn backward(dtype: DType, logits: &[f32], g: &Grads, most: usize) -> Vec<f32> {
     let (rows, vocab) = (g.targets.len(), logits.len() / g.targets.len());
     let mut all = vec![0.0; logits.len()];
@@ -104,7 +104,7 @@ fn backward(dtype: DType, logits: &[f32], g: &Grads, most: usize) -> Vec<f32> {
     all
 }
 
-/// First the largest logit, then others, the third row ignored.
+/// Targets: the largest logit in the first row, others after it; the third row is ignored.
 fn targets(logits: &[f32], rows: usize, vocab: usize) -> Vec<i32> {
     let largest = (0..vocab).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap_or(0);
     (0..rows).map(|r| [largest as i32, (r * 7919 % vocab) as i32, -100][r % 3]).collect()
@@ -120,10 +120,10 @@ fn equals_the_formula_to_a_millionth() {
             exact.chunks_exact(vocab).zip(&targets).map(|(l, &t)| f(l, t)).collect()
         };
         let want = each(&|l, t| formula::log_prob(l, t, s as f64));
-        // Relative to the result: a token that is all but certain keeps its places.
+        // The error is relative to the result, because a log-probability near 0 must keep its digits.
         for (i, (&got, &want)) in log_prob.iter().zip(&want).enumerate() {
-            // That is e^-x where all others are x or more below, and the rounding of x is relative to x; the sum is f64.
-            // The formula itself subtracts in f64 what is up to e^3 in size.
+            // A log-probability near 0 is e^-x where all other logits are x or more below, and the rounding of x is
+            // relative to x. The formula itself subtracts f64 numbers of up to e^3.
             let allowed = 4e-7 * want.abs() * want.abs().max(1e-300).ln().abs().max(1.0) + 1e-13;
             assert!((got as f64 - want).abs() <= allowed, "row {i} of {rows}x{vocab}: {got}, want {want}");
         }
@@ -150,9 +150,10 @@ fn gradient_equals_the_formula() {
         for dtype in [F32, BF16] {
             let grads = Grads { targets: &targets, lse: &lse, grad: &grad, entropy: None, s };
             let got = backward(dtype, &logits, &grads, usize::MAX);
-            // In f32 the exponent is rounded, a difference of numbers as large as the logits.
+            // In f32 the exponent is a rounded difference of numbers as large as the logits: the tolerance grows with
+            // them.
             let largest = exact.iter().fold(0.0f64, |a, l| a.max((l * s as f64).abs()));
-            // Where a token is all but certain, little is left of the difference of 1 and p.
+            // Where a token's probability is near 1, the difference 1 − p loses relative precision.
             let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
             let whole = norm(&mut grad.iter().map(|&g| (g * s) as f64));
             let left = (whole / norm(&mut want.iter().copied())).max(1.0);
@@ -162,7 +163,8 @@ fn gradient_equals_the_formula() {
     }
 }
 
-/// Rows, vocabulary, scale of the logits, temperature, and columns of a launch: with a ragged last one, and of whole vectors.
+/// Rows, vocabulary, scale of the logits, temperature, and columns of a launch: a ragged last launch, and whole
+/// vectors.
 fn chunked() -> Vec<(usize, usize, f32, f32, usize)> {
     vec![
         (1, 1, 1.0, 1.0, 1),
@@ -174,7 +176,7 @@ fn chunked() -> Vec<(usize, usize, f32, f32, usize)> {
 }
 
 fn chunks_and_entropies_equal_the_formula() {
-    // Of all cases together: alone, most have few rows.
+    // Errors are compared over all cases together, because most cases have few rows.
     let mut all: [(Vec<f32>, Vec<f64>, Vec<f64>); 3] = Default::default();
     for (rows, vocab, scale, temperature, columns) in chunked() {
         let (logits, s) = (numbers(rows * vocab, 1, scale), 1.0 / temperature);
@@ -202,7 +204,7 @@ fn chunks_and_entropies_equal_the_formula() {
                 all.2.push(want[i]);
             }
         }
-        // What is asked for beside it changes nothing, nor do threads.
+        // Asking for the entropy must not change the other results, nor may the number of threads.
         let alone = in_chunks(&logits, &targets, s, columns, false, 3);
         assert_eq!((&alone[0], &alone[2]), (&got[0], &got[2]), "{rows}x{vocab}");
     }
@@ -212,7 +214,7 @@ fn chunks_and_entropies_equal_the_formula() {
     }
 }
 
-/// Chunks without anything that can come, with the target, without it, with a logit far above all others, with one that is no number.
+/// Chunks of minus infinities, with and without the target, with one logit far above the others, and with a NaN.
 fn whatever_a_chunk_holds_the_row_is_that_of_all() {
     const CHUNK: usize = 8;
     let mut logits = numbers(5 * CHUNK, 3, 1.0);
@@ -256,7 +258,7 @@ fn gradient_of_chunks_and_entropies_equals_the_formula() {
             with.extend(with_entropy::bwd_rounded(&row, targets[r], s, grads, &of));
             largest = row.iter().fold(largest, |a, l| a.max((l * s).abs()));
         }
-        // As for the gradient without an entropy.
+        // Norms are taken in f64, like those of the gradient without an entropy.
         let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
         let whole = norm(&mut grad.iter().chain(&d_entropy).map(|&g| (g * s) as f64));
         let left = (whole / norm(&mut want.iter().copied())).max(1.0);
@@ -266,7 +268,7 @@ fn gradient_of_chunks_and_entropies_equals_the_formula() {
             let got = backward(dtype, &logits, &grads, columns);
             let of_one = if dtype == F32 { OF_ONE * (1.0 + largest * left) } else { OF_ONE };
             assert_rounded(&format!("d_logits {rows}x{vocab} by {columns}"), dtype, &got, &with, &want, of_one);
-            // Each logit's gradient is its own: chunks change no bit.
+            // Each logit's gradient is computed on its own: chunking must not change any bit.
             assert_eq!(backward(dtype, &logits, &grads, usize::MAX), got, "{rows}x{vocab} {dtype}");
         }
     }

@@ -20,7 +20,7 @@ fn adds_positions() {
                 reserved: 0,
             };
             run(&fwd(dtype, &params), 2);
-            // One f32 sum, rounded once: the f64 sum of two f32 rounds to the same.
+            // The kernel rounds one f32 sum once, which equals the rounded f64 sum of two f32.
             let want: Vec<f32> = formula::fwd(&x.f64(), &pos.f64()).iter().map(|&x| x as f32).collect();
             assert_eq!(y.values(), Data::new(dtype, &want).values(), "{dtype} {rows}x{cols}, {positions}");
             run(&fwd(dtype, &FwdParams { y: x.addr(), ..params }), 1);
