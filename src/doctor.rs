@@ -117,7 +117,7 @@ fn memory_and_disk() -> Vec<Finding> {
 
 /// FFmpeg's libraries and the codecs that reel reads and writes.
 fn films() -> Vec<Finding> {
-    if libraries::versions().is_empty() {
+    if libraries::ffmpeg_versions().is_empty() {
         return vec![Finding::new(
             "FFmpeg",
             "FFmpeg",
@@ -125,7 +125,7 @@ fn films() -> Vec<Finding> {
             "this build has none: films are refused; use a build with the feature `ffmpeg`",
         )];
     }
-    let versions = libraries::versions().into_iter().map(|(name, v)| Finding::new("FFmpeg", name, Some(v), ""));
+    let versions = libraries::ffmpeg_versions().into_iter().map(|(name, v)| Finding::new("FFmpeg", name, Some(v), ""));
     let another = "this FFmpeg was built without it; install the distribution's full FFmpeg libraries";
     let decoders = [
         ("reads H.264", &["h264"][..]),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use reel_eval::{Benchmark, EvalError, Prediction, Report, score};
+use reel_eval::{Benchmark, BenchmarkReport, EvalError, Prediction, score_benchmark};
 
 use crate::common::Common;
 use crate::fail::{bad_usage, failed};
@@ -50,7 +50,7 @@ impl Eval {
         if rows.is_empty() {
             return Err(failed(file.display(), "has no rows", "give a row of JSON a line"));
         }
-        let report = score(benchmark, &rows)?;
+        let report = score_benchmark(benchmark, &rows)?;
         let mut text = serde_json::to_string_pretty(&report)?;
         text.push('\n');
         output::file(&self.out, text.as_bytes())?;
@@ -62,7 +62,7 @@ impl Eval {
 }
 
 /// The figures as a table, in percent.
-fn print(report: &Report) -> Result<()> {
+fn print(report: &BenchmarkReport) -> Result<()> {
     let width = report.by_category.keys().map(|name| name.chars().count()).max().unwrap_or(0).max(10);
     let line = |name: &str, n: usize, score: f64, [low, high]: [f64; 2]| {
         let (score, low, high) = (score * 100.0, low * 100.0, high * 100.0);

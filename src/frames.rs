@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use reel_media::frames;
-use reel_media::profile::{Overrides, Profile};
-use reel_media::video::Size;
+use reel_media::profile::{MediaOverrides, MediaProfile};
+use reel_media::selection::select_frames;
+use reel_media::video::FrameSize;
 use reel_model::save::{StoredTensor, write_safetensors};
 
 use crate::common::Common;
@@ -41,11 +41,11 @@ pub struct Frames {
 impl Frames {
     /// Chooses, decodes where there is a film, and says what was taken.
     pub fn run(&self, common: &Common) -> Result<()> {
-        let profile = self.media.profile(Profile::Qwen)?;
+        let profile = self.media.profile(MediaProfile::Qwen)?;
         let overrides = self.media.overrides();
         match (&self.video, self.total_frames, self.video_fps) {
             (None, Some(total), Some(fps)) => {
-                let choice = frames::choose(total, fps, profile, &overrides)?;
+                let choice = select_frames(total, fps, profile, &overrides)?;
                 self.say(common, &choice.indices, choice.sample_fps)
             }
             (Some(film), ..) => self.decode(common, film, profile, &overrides),
@@ -55,10 +55,10 @@ impl Frames {
 
     /// Decodes the frames. Nobody sees them without `--out`, but a film that cannot be decoded is refused all the same;
     /// then small frames do, which need little memory.
-    fn decode(&self, common: &Common, film: &Path, profile: Profile, overrides: &Overrides) -> Result<()> {
-        let size = if self.out.is_some() { Size::Film } else { Size::Model };
+    fn decode(&self, common: &Common, film: &Path, profile: MediaProfile, overrides: &MediaOverrides) -> Result<()> {
+        let size = if self.out.is_some() { FrameSize::Original } else { FrameSize::Resized };
         let frames = trace::span("decode", || {
-            self.worker.decoder(common)?.sample_at(film, profile, overrides, size).map_err(anyhow::Error::from)
+            self.worker.decoder(common)?.decode_at_size(film, profile, overrides, size).map_err(anyhow::Error::from)
         })?;
         if let Some(to) = &self.out {
             let indices: Vec<u8> = frames.indices.iter().flat_map(|&i| (i as i64).to_le_bytes()).collect();

@@ -43,8 +43,8 @@ use clap::{CommandFactory, FromArgMatches};
 
 fn main() -> ExitCode {
     interrupt::survive_file_size_limit();
-    if std::env::args_os().nth(1).is_some_and(|a| a == reel_media::worker::ARGUMENT) {
-        return reel_media::worker::main();
+    if std::env::args_os().nth(1).is_some_and(|a| a == reel_media::worker::WORKER_ARGUMENT) {
+        return reel_media::worker::worker_main();
     }
     fail::catch_panics();
     interrupt::watch();

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use reel_media::profile::{Overrides, Profile};
-use reel_media::worker::{self, Decoder};
+use reel_media::profile::{MediaOverrides, MediaProfile};
+use reel_media::worker::{self, DecodeWorker};
 use serde::{Deserialize, Serialize};
 
 use crate::common::Common;
@@ -44,13 +44,13 @@ pub struct MediaFlags {
 
 impl MediaFlags {
     /// The profile: the one asked for, else `default`.
-    pub fn profile(&self, default: Profile) -> Result<Profile> {
-        Ok(self.profile.as_deref().map_or(Ok(default), Profile::parse)?)
+    pub fn profile(&self, default: MediaProfile) -> Result<MediaProfile> {
+        Ok(self.profile.as_deref().map_or(Ok(default), MediaProfile::parse)?)
     }
 
     /// The flags that stand above a profile and above the keys of a message part.
-    pub fn overrides(&self) -> Overrides {
-        Overrides {
+    pub fn overrides(&self) -> MediaOverrides {
+        MediaOverrides {
             nframes: self.nframes,
             fps: self.fps,
             min_frames: self.min_frames,
@@ -58,7 +58,7 @@ impl MediaFlags {
             min_pixels: self.min_pixels,
             max_pixels: self.max_pixels,
             total_pixels: self.total_pixels,
-            ..Overrides::default()
+            ..MediaOverrides::default()
         }
     }
 }
@@ -69,23 +69,23 @@ impl MediaFlags {
 #[command(next_help_heading = "Media options")]
 pub struct WorkerFlags {
     /// Seconds that decoding one file may take
-    #[arg(long, value_name = "S", default_value_t = worker::TIMEOUT.as_secs_f64())]
+    #[arg(long, value_name = "S", default_value_t = worker::DEFAULT_TIMEOUT.as_secs_f64())]
     media_timeout: f64,
     /// MiB of memory that decoding one file may take
-    #[arg(long, value_name = "MIB", default_value_t = worker::MEMORY_MIB)]
+    #[arg(long, value_name = "MIB", default_value_t = worker::DEFAULT_MEMORY_MIB)]
     media_memory: u64,
 }
 
 impl Default for WorkerFlags {
     fn default() -> Self {
-        Self { media_timeout: worker::TIMEOUT.as_secs_f64(), media_memory: worker::MEMORY_MIB }
+        Self { media_timeout: worker::DEFAULT_TIMEOUT.as_secs_f64(), media_memory: worker::DEFAULT_MEMORY_MIB }
     }
 }
 
 impl WorkerFlags {
     /// A decoder of films in worker processes of this very program.
-    pub fn decoder(&self, common: &Common) -> Result<Decoder> {
-        let mut decoder = Decoder::this_program();
+    pub fn decoder(&self, common: &Common) -> Result<DecodeWorker> {
+        let mut decoder = DecodeWorker::this_program();
         decoder.timeout = self.timeout()?;
         decoder.memory_mib = self.media_memory;
         if common.threads.is_some() {

@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use reel_media::profile::{Overrides, Profile};
+use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_model::hub::{Progress, resolve};
 use reel_model::input::ModelInput;
 use reel_model::input::encode::{Bundle, MediaOptions, SecondPerGrid, encode};
 use reel_model::input::messages::{ContentPart, Conversation, ImagePart, MediaSource, VideoPart, VideoSource};
 use reel_model::lora::{ADAPTER_CONFIG, Adapter, is_adapter};
-use reel_train::options::Parity;
+use reel_train::options::Recipe;
 
 use crate::common::Common;
 use crate::fail::{bad_usage, failed};
@@ -44,7 +44,7 @@ pub struct MessageFlags {
     worker: WorkerFlags,
     /// Whose rules to follow; they differ in training and rewards, so nothing depends on it here
     #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
-    parity: Parity,
+    parity: Recipe,
 }
 
 /// A question about a film or a picture, instead of messages.
@@ -141,7 +141,7 @@ impl MessageFlags {
         let bundle = trace::span("open", || Bundle::open(&folder))?;
         let conversation = conversation()?;
         let options = MediaOptions {
-            profile: self.media.profile(Profile::Qwen)?,
+            profile: self.media.profile(MediaProfile::Qwen)?,
             overrides: self.media.overrides(),
             decoder: self.worker.decoder(common)?,
             second_per_grid: SecondPerGrid::True,
@@ -154,7 +154,7 @@ impl MessageFlags {
 impl QuestionFlags {
     fn conversation(&self, media_root: Option<&Path>) -> Conversation {
         let source = |text: &String| MediaSource::parse(text, media_root.unwrap_or(Path::new("")));
-        let overrides = Overrides::default();
+        let overrides = MediaOverrides::default();
         let image = self
             .image
             .as_ref()

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Args;
 use reel_model::save::AtomicFile;
-use reel_rewards::{Parity, Row, Rules, Scores, Semantic};
+use reel_rewards::{Recipe, RewardRow, RewardRules, Scores, SemanticModel};
 use reel_train::rollout::siglip::SiglipScorer;
 use serde_json::json;
 
@@ -34,7 +34,7 @@ pub struct Reward {
     output: PathBuf,
     /// Whose rules to follow where a reference's code and its paper differ
     #[arg(long, value_enum, default_value_t)]
-    parity: Parity,
+    parity: Recipe,
     /// A SigLIP folder (so400m-patch14-384): rows with frames get the semantic reward, for thoughts that agree with what they show
     #[arg(long, value_name = "DIR")]
     siglip: Option<PathBuf>,
@@ -43,8 +43,8 @@ pub struct Reward {
 impl Reward {
     /// Scores every row; one that is malformed refuses the file.
     pub fn run(&self, common: &Common) -> Result<()> {
-        let rules = Rules { parity: self.parity, ..Rules::default() };
-        let rows = lines::parse(&self.input, Row::parse)?;
+        let rules = RewardRules { recipe: self.parity, ..RewardRules::default() };
+        let rows = lines::parse(&self.input, RewardRow::parse)?;
         if rows.is_empty() {
             return Err(failed(self.input.display(), "has no rows", "give a row of JSON a line"));
         }
@@ -52,10 +52,10 @@ impl Reward {
         let mut draft = AtomicFile::create(&self.output)?;
         let mut rewards = Vec::new();
         for mut row in rows {
-            let alone = row.alone;
+            let single = row.is_single;
             row.frames = row.frames.iter().map(|frame| self.beside_input(frame)).collect();
-            let scores = row.score(&rules, judge.as_mut().map(|judge| judge as &mut dyn Semantic))?;
-            write(&mut draft, &self.output, &scores, alone)?;
+            let scores = row.score(&rules, judge.as_mut().map(|judge| judge as &mut dyn SemanticModel))?;
+            write(&mut draft, &self.output, &scores, single)?;
             rewards.push(scores.reward);
         }
         draft.commit()?;
@@ -97,7 +97,7 @@ fn open(folder: &Path, common: &Common) -> Result<SiglipScorer> {
     Ok(judge)
 }
 
-fn write(draft: &mut AtomicFile, to: &Path, scores: &Scores, alone: bool) -> Result<()> {
-    let line = if alone { serde_json::to_string(&scores.alone())? } else { serde_json::to_string(scores)? };
+fn write(draft: &mut AtomicFile, to: &Path, scores: &Scores, single: bool) -> Result<()> {
+    let line = if single { serde_json::to_string(&scores.single())? } else { serde_json::to_string(scores)? };
     writeln!(draft, "{line}").map_err(|e| output::not_written(to, e))
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
-use reel_media::profile::Profile;
+use reel_media::profile::MediaProfile;
 use reel_model::input::{MediaOptions, SecondPerGrid};
 use reel_train::TrainError;
 use reel_train::config_file::{self, StartFlags};
@@ -57,14 +57,14 @@ impl<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Reso
         run.overwrite = options.overwrite || start.overwrite;
         let Common { json, quiet, verbose, .. } = *common;
         resolved.common = Common { json, quiet, verbose, trace: common.trace.clone(), ..resolved.common };
-        resolved.media.profile = Some(resolved.media.profile(Profile::VideorftTrain)?.name().to_string());
+        resolved.media.profile = Some(resolved.media.profile(MediaProfile::VideorftTrain)?.name().to_string());
         Ok(resolved)
     }
 
     /// How media are read.
     pub fn media(&self) -> Result<MediaOptions> {
         Ok(MediaOptions {
-            profile: self.media.profile(Profile::VideorftTrain)?,
+            profile: self.media.profile(MediaProfile::VideorftTrain)?,
             overrides: self.media.overrides(),
             decoder: self.worker.decoder(&self.common)?,
             second_per_grid: SecondPerGrid::default(),

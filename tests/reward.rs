@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use reel_rewards::OwnReward;
+use reel_rewards::CustomReward;
 use serde_json::{Value, json};
 use support::{Run, entries, golden, run};
 
@@ -273,14 +273,14 @@ fn python(function: &str, chat: bool) -> Option<[Result<Vec<f64>, String>; 2]> {
         .map(|(n, text)| json!({"prompt": prompt, "completion": text, "solution": "é", "n": n}))
         .collect();
     let timeout = Duration::from_secs(60);
-    let asked = |mut own: OwnReward| {
+    let asked = |mut own: CustomReward| {
         let twice = [own.score(&rows), own.score(&rows)].map(|r| r.map_err(|e| e.to_string()));
         assert_eq!(twice[0], twice[1]);
         twice[0].clone()
     };
-    let piped = asked(OwnReward::command(&format!("python3 '{}' '{function}'", script.display()), timeout).unwrap());
+    let piped = asked(CustomReward::command(&format!("python3 '{}' '{function}'", script.display()), timeout).unwrap());
     let server = Server::start(&script, &function);
-    let posted = asked(OwnReward::url(&server.url, timeout).unwrap());
+    let posted = asked(CustomReward::url(&server.url, timeout).unwrap());
     Some([piped, posted])
 }
 

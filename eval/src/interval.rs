@@ -5,7 +5,7 @@ const Z: f64 = 1.959_963_984_540_054;
 
 /// The 95 % Wilson interval of a mean of `n` scores between 0 and 1 (E. B. Wilson, 1927). For scores that are 0 or 1 it is the usual
 /// one; scores in between vary less than those of the same mean that are not, so it is then wider than it need be. [0, 1] of none.
-pub fn wilson(mean: f64, n: usize) -> [f64; 2] {
+pub fn wilson_interval(mean: f64, n: usize) -> [f64; 2] {
     if n == 0 {
         return [0.0, 1.0];
     }
@@ -18,7 +18,7 @@ pub fn wilson(mean: f64, n: usize) -> [f64; 2] {
 
 /// The 95 % interval of the weighted sum of independent means, given as (weight, mean, n): the normal one about the sum, with the
 /// variance of each mean as A. Agresti and B. Coull (1998) have it, which is not 0 where all scores are alike.
-pub fn of_sum(means: &[(f64, f64, usize)]) -> [f64; 2] {
+pub fn weighted_sum_interval(means: &[(f64, f64, usize)]) -> [f64; 2] {
     let sum: f64 = means.iter().map(|(weight, mean, _)| weight * mean).sum();
     let variance: f64 = means.iter().map(|&(weight, mean, n)| weight * weight * adjusted(mean, n).1).sum();
     let half = Z * variance.sqrt();
@@ -47,10 +47,10 @@ mod tests {
             (10.0, 10, [0.722_467_200_137, 1.000_000_000_000]),
             (1.0, 3, [0.061_491_944_720, 0.792_340_399_198]),
         ] {
-            let got = wilson(x / n as f64, n);
+            let got = wilson_interval(x / n as f64, n);
             assert!((got[0] - want[0]).abs() < 1e-11 && (got[1] - want[1]).abs() < 1e-11, "{x} of {n}: {got:?}");
         }
-        assert_eq!(wilson(0.0, 0), [0.0, 1.0]);
+        assert_eq!(wilson_interval(0.0, 0), [0.0, 1.0]);
     }
 
     proptest! {
@@ -58,7 +58,7 @@ mod tests {
         #[test]
         fn ends_are_roots_of_the_score_test(x in 1u32..99, n in 100usize..1000) {
             let mean = f64::from(x) / 100.0;
-            for end in wilson(mean, n) {
+            for end in wilson_interval(mean, n) {
                 let error = (end * (1.0 - end) / n as f64).sqrt();
                 prop_assert!(((mean - end).abs() - Z * error).abs() < 1e-9);
             }
@@ -67,12 +67,12 @@ mod tests {
         #[test]
         fn more_rows_say_more(mean in 0.0f64..=1.0, n in 1usize..1000) {
             let width = |[low, high]: [f64; 2]| high - low;
-            let [low, high] = wilson(mean, n);
+            let [low, high] = wilson_interval(mean, n);
             prop_assert!(0.0 <= low && low <= mean && mean <= high && high <= 1.0);
-            prop_assert!(width(wilson(mean, n * 4)) < width([low, high]));
+            prop_assert!(width(wilson_interval(mean, n * 4)) < width([low, high]));
             // Two halves measured apart are as sure as one whole.
-            let apart = of_sum(&[(0.5, mean, n * 50), (0.5, mean, n * 50)]);
-            prop_assert!((width(apart) - width(wilson(mean, n * 100))).abs() < 0.02);
+            let apart = weighted_sum_interval(&[(0.5, mean, n * 50), (0.5, mean, n * 50)]);
+            prop_assert!((width(apart) - width(wilson_interval(mean, n * 100))).abs() < 0.02);
         }
     }
 }

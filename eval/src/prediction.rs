@@ -1,10 +1,6 @@
 //! A prediction: a benchmark's row with what the model said, and what that is worth.
 
-use reel_rewards::ProblemType;
-use reel_rewards::accuracy::{multiple_choice, numerical};
-use reel_rewards::answer::answer;
-use reel_rewards::number::parse_with_commas;
-use reel_rewards::text::strip;
+use reel_rewards::{ProblemType, extract_answer, multiple_choice_accuracy, numerical_accuracy, parse_number, strip};
 use serde_json::{Map, Value};
 
 use crate::{EvalError, Result};
@@ -48,14 +44,14 @@ impl Prediction {
     /// What the answer is worth, from 0 to 1. An output without an answer in tags is an answer as a whole. Kinds of problem
     /// that the benchmarks do not have score 0.
     pub fn score(&self) -> f32 {
-        let given = match answer(&self.output) {
+        let given = match extract_answer(&self.output) {
             "" => strip(&self.output),
             given => given,
         };
-        let right = answer(&self.solution);
+        let right = extract_answer(&self.solution);
         match self.problem_type {
-            Some(ProblemType::MultipleChoice) => multiple_choice::of(given, right) as f32,
-            Some(ProblemType::Numerical) => numerical::of(given, right) as f32,
+            Some(ProblemType::MultipleChoice) => multiple_choice_accuracy(given, right) as f32,
+            Some(ProblemType::Numerical) => numerical_accuracy(given, right) as f32,
             Some(ProblemType::Regression) => mean_relative_accuracy(given, right),
             Some(ProblemType::Ocr | ProblemType::FreeForm) | None => 0.0,
         }
@@ -65,7 +61,7 @@ impl Prediction {
 /// Mean relative accuracy (J. Yang et al., "Thinking in Space", 2024): the share of the thresholds 0.5, 0.55 … 0.95 with
 /// `|o - g| / (|g| + 1e-8) < 1 - threshold`, all in f32 as the evaluation scripts compute it; 0 where one is no number.
 fn mean_relative_accuracy(given: &str, right: &str) -> f32 {
-    let (Some(given), Some(right)) = (parse_with_commas(given), parse_with_commas(right)) else { return 0.0 };
+    let (Some(given), Some(right)) = (parse_number(given), parse_number(right)) else { return 0.0 };
     let (given, right) = (given as f32, right as f32);
     let error = (given - right).abs() / (right.abs() + 1e-8);
     // torch.arange counts in f64 and rounds each threshold to f32.

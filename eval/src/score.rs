@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::{Benchmark, EvalError, Prediction, Result, interval};
+use crate::interval::{weighted_sum_interval, wilson_interval};
+use crate::{Benchmark, EvalError, Prediction, Result};
 
 /// The figures of a benchmark, from 0 to 1, with 95 % intervals.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
+pub struct BenchmarkReport {
     /// The benchmark's name.
     pub benchmark: &'static str,
     /// Rows.
@@ -28,12 +29,12 @@ pub struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_mean_ci95: Option<[f64; 2]>,
     /// The rows of each category; those without one are in none.
-    pub by_category: BTreeMap<String, Part>,
+    pub by_category: BTreeMap<String, CategoryScore>,
 }
 
 /// The figures of some rows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Part {
+pub struct CategoryScore {
     /// Rows.
     pub n: usize,
     /// Their mean.
@@ -42,15 +43,15 @@ pub struct Part {
     pub ci95: [f64; 2],
 }
 
-impl Part {
+impl CategoryScore {
     fn new(scores: &[f64]) -> Self {
         let score = mean(scores);
-        Self { n: scores.len(), score, ci95: interval::wilson(score, scores.len()) }
+        Self { n: scores.len(), score, ci95: wilson_interval(score, scores.len()) }
     }
 }
 
 /// Scores the predictions of a benchmark.
-pub fn score(benchmark: Benchmark, predictions: &[Prediction]) -> Result<Report> {
+pub fn score_benchmark(benchmark: Benchmark, predictions: &[Prediction]) -> Result<BenchmarkReport> {
     if predictions.is_empty() {
         return Err(EvalError::row("predictions", "there are none", "give a line of JSON a row"));
     }
@@ -65,11 +66,11 @@ pub fn score(benchmark: Benchmark, predictions: &[Prediction]) -> Result<Report>
             categories.entry(category).or_default().push(*score);
         }
     }
-    let by_category: BTreeMap<String, Part> =
-        categories.into_iter().map(|(name, scores)| (name.to_string(), Part::new(&scores))).collect();
-    let all = Part::new(&scores);
+    let by_category: BTreeMap<String, CategoryScore> =
+        categories.into_iter().map(|(name, scores)| (name.to_string(), CategoryScore::new(&scores))).collect();
+    let all = CategoryScore::new(&scores);
     let (task_mean, task_mean_ci95) = task_mean(benchmark, &by_category).unzip();
-    Ok(Report {
+    Ok(BenchmarkReport {
         benchmark: benchmark.name(),
         n: all.n,
         overall: all.score,
@@ -84,16 +85,16 @@ pub fn score(benchmark: Benchmark, predictions: &[Prediction]) -> Result<Report>
 
 /// The mean over tasks and its interval, where the benchmark has tasks and the rows have categories: categories of one task are
 /// averaged first.
-fn task_mean(benchmark: Benchmark, by_category: &BTreeMap<String, Part>) -> Option<(f64, [f64; 2])> {
-    let mut tasks: BTreeMap<&str, Vec<&Part>> = BTreeMap::new();
+fn task_mean(benchmark: Benchmark, by_category: &BTreeMap<String, CategoryScore>) -> Option<(f64, [f64; 2])> {
+    let mut tasks: BTreeMap<&str, Vec<&CategoryScore>> = BTreeMap::new();
     for (category, part) in by_category {
         tasks.entry(benchmark.task(category)?).or_default().push(part);
     }
-    let share = |parts: &[&Part]| 1.0 / (tasks.len() * parts.len()) as f64;
+    let share = |parts: &[&CategoryScore]| 1.0 / (tasks.len() * parts.len()) as f64;
     let weighted: Vec<(f64, f64, usize)> =
         tasks.values().flat_map(|parts| parts.iter().map(move |p| (share(parts), p.score, p.n))).collect();
     let mean = weighted.iter().map(|(weight, score, _)| weight * score).sum();
-    (!weighted.is_empty()).then(|| (mean, interval::of_sum(&weighted)))
+    (!weighted.is_empty()).then(|| (mean, weighted_sum_interval(&weighted)))
 }
 
 fn mean(scores: &[f64]) -> f64 {
@@ -132,7 +133,7 @@ mod tests {
         let expected: Value = serde_json::from_str(&golden("expected.json")).unwrap();
         for benchmark in Benchmark::ALL {
             let want = &expected[benchmark.name()];
-            let report = score(benchmark, &predictions(benchmark)).unwrap();
+            let report = score_benchmark(benchmark, &predictions(benchmark)).unwrap();
             let got = serde_json::to_value(&report).unwrap();
             let near = |got: &Value, want: &Value| (got.as_f64().unwrap() - want.as_f64().unwrap()).abs() < 1e-7;
             for key in ["n", "overall", "mean_acc", "mean_mra"] {
@@ -151,7 +152,7 @@ mod tests {
 
     #[test]
     fn intervals_hold_their_figures() {
-        let report = score(Benchmark::VsiBench, &predictions(Benchmark::VsiBench)).unwrap();
+        let report = score_benchmark(Benchmark::VsiBench, &predictions(Benchmark::VsiBench)).unwrap();
         let holds = |[low, high]: [f64; 2], x: f64| 0.0 <= low && low < x + 1e-12 && x < high + 1e-12 && high <= 1.0;
         assert!(holds(report.overall_ci95, report.overall));
         assert!(holds(report.task_mean_ci95.unwrap(), report.task_mean.unwrap()));
@@ -162,8 +163,8 @@ mod tests {
     fn rows_without_category_count_in_the_whole() {
         let mut rows = predictions(Benchmark::VsiBench);
         rows.iter_mut().for_each(|row| row.category = None);
-        let report = score(Benchmark::VsiBench, &rows).unwrap();
+        let report = score_benchmark(Benchmark::VsiBench, &rows).unwrap();
         assert_eq!((report.n, report.by_category.len(), report.task_mean), (rows.len(), 0, None));
-        assert!(score(Benchmark::Mmvu, &[]).unwrap_err().to_string().starts_with("predictions: "));
+        assert!(score_benchmark(Benchmark::Mmvu, &[]).unwrap_err().to_string().starts_with("predictions: "));
     }
 }

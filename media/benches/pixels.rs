@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
-use reel_media::patches::{Processor, cut};
+use reel_media::patches::{PatchProcessor, patchify};
 use reel_media::resize::{FrameBuf, FrameView, pillow_bicubic, torch_bicubic};
 
 /// A recipe's training film: 16 frames of a 480p film, of 224 x 420 after the resize.
@@ -33,7 +33,7 @@ fn main() {
         b.iter(|| pillow_bicubic(view(black_box(&decoded)), RESIZED).expect("a resize"));
     });
     group.bench_function("patches of 224 x 420", |b| {
-        b.iter(|| cut(view(black_box(&resized)), &Processor::default()).expect("patches"));
+        b.iter(|| patchify(view(black_box(&resized)), &PatchProcessor::default()).expect("patches"));
     });
     group.finish();
     criterion.final_summary();

@@ -3,12 +3,12 @@
 
 pub mod encode;
 pub mod error;
-pub mod frames;
 pub mod image;
 pub mod libraries;
 pub mod patches;
 pub mod profile;
 pub mod resize;
+pub mod selection;
 pub mod strip;
 pub mod video;
 pub mod worker;

@@ -4,10 +4,10 @@
 use ffmpeg_next as ffmpeg;
 
 /// What messages call it.
-pub const NAME: &str = if cfg!(feature = "ffmpeg") { "this FFmpeg" } else { "a build without FFmpeg" };
+pub const BUILD_NAME: &str = if cfg!(feature = "ffmpeg") { "this FFmpeg" } else { "a build without FFmpeg" };
 
 /// FFmpeg's libraries with their versions, as `(name, "major.minor.micro")`; none in a build without FFmpeg.
-pub fn versions() -> Vec<(&'static str, String)> {
+pub fn ffmpeg_versions() -> Vec<(&'static str, String)> {
     #[cfg(feature = "ffmpeg")]
     let found = [
         ("libavcodec", ffmpeg::codec::version()),
@@ -51,7 +51,11 @@ mod tests {
 
     #[test]
     fn ffmpeg_is_there_and_knows_its_own_codecs() {
-        assert!(versions().iter().all(|(_, v)| v.split('.').count() == 3 && !v.starts_with("0.")), "{:?}", versions());
+        assert!(
+            ffmpeg_versions().iter().all(|(_, v)| v.split('.').count() == 3 && !v.starts_with("0.")),
+            "{:?}",
+            ffmpeg_versions()
+        );
         assert!(has_decoder("mpeg4") && !has_decoder("no such codec"));
         assert!(has_encoder("mpeg4") && !has_encoder("no such codec"));
     }

@@ -8,7 +8,7 @@ use crate::{MediaError, Result};
 /// A named set of frame and pixel limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Profile {
+pub enum MediaProfile {
     /// VideoRFT's training: 16 frames, small pictures.
     VideorftTrain,
     /// Video-R1's training: 4 to 16 frames at 2 frames a second, the same pictures.
@@ -27,7 +27,7 @@ pub enum Profile {
 
 /// How a profile picks frames.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rule {
+pub enum SelectionRule {
     /// A rate kept within bounds, spread from the first frame to the last.
     Rate {
         /// Frames a second of film.
@@ -38,7 +38,7 @@ pub enum Rule {
         max_frames: i64,
     },
     /// This many frames at `int(i * (total / n))`.
-    Floor(i64),
+    Uniform(i64),
     /// Every `round(fps)`-th frame.
     Stride,
 }
@@ -60,7 +60,7 @@ pub struct PixelLimits {
 
 const SQUARE: u64 = 28 * 28;
 
-impl Profile {
+impl MediaProfile {
     /// All profiles, in the order in which help texts list them.
     pub const ALL: [Self; 6] =
         [Self::VideorftTrain, Self::VideoR1Train, Self::VideorftEval, Self::Qwen, Self::Uniform16, Self::Stride1Fps];
@@ -90,15 +90,15 @@ impl Profile {
     }
 
     /// Which frames it takes.
-    pub fn rule(self) -> Rule {
-        let rate = |min_frames, max_frames| Rule::Rate { fps: 2.0, min_frames, max_frames };
+    pub fn rule(self) -> SelectionRule {
+        let rate = |min_frames, max_frames| SelectionRule::Rate { fps: 2.0, min_frames, max_frames };
         match self {
             Self::VideorftTrain => rate(16, 16),
             Self::VideoR1Train => rate(4, 16),
             Self::VideorftEval => rate(32, 32),
             Self::Qwen => rate(4, 768),
-            Self::Uniform16 => Rule::Floor(16),
-            Self::Stride1Fps => Rule::Stride,
+            Self::Uniform16 => SelectionRule::Uniform(16),
+            Self::Stride1Fps => SelectionRule::Stride,
         }
     }
 
@@ -125,7 +125,7 @@ impl Profile {
     }
 }
 
-impl std::fmt::Display for Profile {
+impl std::fmt::Display for MediaProfile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
     }
@@ -134,7 +134,7 @@ impl std::fmt::Display for Profile {
 /// Part keys (the spelling of qwen-vl-utils) or flags that replace a profile's limits; `None` leaves the profile's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Overrides {
+pub struct MediaOverrides {
     /// How many frames; not together with `fps`.
     pub nframes: Option<i64>,
     /// Frames a second of film; not together with `nframes`.
@@ -159,7 +159,7 @@ pub struct Overrides {
     pub video_end: Option<f64>,
 }
 
-impl Overrides {
+impl MediaOverrides {
     /// These settings over `weaker` ones (flags over part keys). `nframes` here also silences a weaker `fps`, and the
     /// other way round, because the two exclude each other.
     pub fn over(self, weaker: Self) -> Self {
@@ -186,33 +186,33 @@ mod tests {
 
     #[test]
     fn names_lead_back_to_their_profiles() {
-        for p in Profile::ALL {
-            assert_eq!(Profile::parse(p.name()).unwrap(), p);
+        for p in MediaProfile::ALL {
+            assert_eq!(MediaProfile::parse(p.name()).unwrap(), p);
             assert_eq!(serde_json::to_value(p).unwrap(), p.name());
         }
-        let err = Profile::parse("nosuch").unwrap_err().to_string();
+        let err = MediaProfile::parse("nosuch").unwrap_err().to_string();
         assert!(err.contains("nosuch") && err.contains("stride-1fps"), "{err}");
     }
 
     #[test]
     fn pixel_limits_are_the_published_numbers() {
-        let all = |p: Profile| {
+        let all = |p: MediaProfile| {
             let l = p.pixels();
             [l.video_min, l.video_max, l.video_total, l.image_min, l.image_max]
         };
-        assert_eq!(all(Profile::Qwen), [100_352, 602_112, 19_267_584, 3136, 12_845_056]);
-        assert_eq!(all(Profile::VideorftTrain), [100_352, 100_352, 90_316_800, 3136, 200_704]);
-        assert_eq!(all(Profile::VideorftEval), [200_704, 200_704, 90_316_800, 3136, 200_704]);
-        assert_eq!(Profile::VideoR1Train.pixels(), Profile::VideorftTrain.pixels());
-        assert_eq!(Profile::Stride1Fps.pixels(), Profile::Qwen.pixels());
+        assert_eq!(all(MediaProfile::Qwen), [100_352, 602_112, 19_267_584, 3136, 12_845_056]);
+        assert_eq!(all(MediaProfile::VideorftTrain), [100_352, 100_352, 90_316_800, 3136, 200_704]);
+        assert_eq!(all(MediaProfile::VideorftEval), [200_704, 200_704, 90_316_800, 3136, 200_704]);
+        assert_eq!(MediaProfile::VideoR1Train.pixels(), MediaProfile::VideorftTrain.pixels());
+        assert_eq!(MediaProfile::Stride1Fps.pixels(), MediaProfile::Qwen.pixels());
     }
 
     #[test]
     fn a_flag_for_the_count_silences_the_other_key() {
-        let keys = Overrides { fps: Some(4.0), min_frames: Some(6), ..Default::default() };
-        let flags = Overrides { nframes: Some(8), ..Default::default() };
+        let keys = MediaOverrides { fps: Some(4.0), min_frames: Some(6), ..Default::default() };
+        let flags = MediaOverrides { nframes: Some(8), ..Default::default() };
         let got = flags.over(keys);
         assert_eq!((got.nframes, got.fps, got.min_frames), (Some(8), None, Some(6)));
-        assert_eq!(Overrides::default().over(keys), keys);
+        assert_eq!(MediaOverrides::default().over(keys), keys);
     }
 }

@@ -24,7 +24,7 @@ pub struct Png {
 ///
 /// # Errors
 /// Frames that cannot be resized.
-pub fn strip(frames: &FrameBuf, most: usize, height: usize) -> Result<Png> {
+pub fn frame_strip(frames: &FrameBuf, most: usize, height: usize) -> Result<Png> {
     let count = frames.frames.min(most).max(1);
     let (h, w) =
         (frames.height.min(height).max(1), (frames.width * frames.height.min(height) / frames.height.max(1)).max(1));
@@ -57,7 +57,7 @@ mod tests {
         #[test]
         fn any_film_has_a_strip(frames in 1usize..9, h in 1usize..40, w in 1usize..40, most in 1usize..6, high in 1usize..30) {
             let data = (0..frames).flat_map(|f| vec![(f * 20) as u8; h * w * 3]).collect();
-            let png = strip(&FrameBuf { data, frames, height: h, width: w }, most, high).unwrap();
+            let png = frame_strip(&FrameBuf { data, frames, height: h, width: w }, most, high).unwrap();
             let read = crate::image::decode(&png.bytes, "strip").unwrap();
             let view = read.view().unwrap();
             prop_assert_eq!(view.size(), (png.height, png.width));

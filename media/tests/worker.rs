@@ -6,20 +6,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use reel_media::encode::{Codec, Encoding, encode};
-use reel_media::frames::Frames;
-use reel_media::profile::{Overrides, Profile};
+use reel_media::encode::{VideoCodec, VideoEncoding, encode_video};
+use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::resize::FrameView;
-use reel_media::video;
-use reel_media::worker::{self, Decoder};
+use reel_media::video::{self, DecodedVideo};
+use reel_media::worker::{self, DecodeWorker};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
-        Some(worker::ARGUMENT) => return worker::main(),
+        Some(worker::WORKER_ARGUMENT) => return worker::worker_main(),
         Some("__play") => return play(&args[2]),
         Some("__decode-and-wait") => {
-            let _ = Decoder::new(&args[0]).probe(Path::new(&args[2]));
+            let _ = DecodeWorker::new(&args[0]).probe(Path::new(&args[2]));
             return ExitCode::SUCCESS;
         }
         // What `cargo test -- --list` and the like ask for.
@@ -64,7 +63,7 @@ fn play(part: &str) -> ExitCode {
             println!("{{\"Probed\":{{\"codec\":\"x\",\"height\":1,\"width\":1,\"total_frames\":1,\"video_fps\":1.0}}}}")
         }
         "frames that are not there" => println!(
-            "{{\"Sampled\":{{\"height\":64,\"width\":64,\"indices\":[0,1],\"total_frames\":2,\"video_fps\":1.0,\"sample_fps\":1.0}}}}"
+            "{{\"Decoded\":{{\"height\":64,\"width\":64,\"indices\":[0,1],\"total_frames\":2,\"video_fps\":1.0,\"sample_fps\":1.0}}}}"
         ),
         "endless" => loop {
             use std::io::Write;
@@ -92,8 +91,8 @@ fn clip(name: &str) -> PathBuf {
 }
 
 /// A decoder whose worker plays `part`.
-fn player(part: &str, timeout: Duration) -> Decoder {
-    Decoder { args: vec!["__play".to_owned(), part.to_owned()], timeout, ..Decoder::new(me()) }
+fn player(part: &str, timeout: Duration) -> DecodeWorker {
+    DecodeWorker { args: vec!["__play".to_owned(), part.to_owned()], timeout, ..DecodeWorker::new(me()) }
 }
 
 fn one_line(error: impl std::fmt::Display, parts: &[&str]) {
@@ -104,7 +103,7 @@ fn one_line(error: impl std::fmt::Display, parts: &[&str]) {
     }
 }
 
-fn same(a: &Frames, b: &Frames) {
+fn same(a: &DecodedVideo, b: &DecodedVideo) {
     assert_eq!((a.height, a.width, &a.indices, a.total_frames), (b.height, b.width, &b.indices, b.total_frames));
     assert_eq!((a.video_fps.to_bits(), a.sample_fps.to_bits()), (b.video_fps.to_bits(), b.sample_fps.to_bits()));
     assert!(a.data[..] == b.data[..]);
@@ -112,21 +111,21 @@ fn same(a: &Frames, b: &Frames) {
 
 fn same_frames_as_in_process() {
     for name in ["h264_bframes_audio.mp4", "h264_rot90.mp4", "mpeg4_odd.avi", "vp9.webm"] {
-        for profile in [Profile::Qwen, Profile::Uniform16, Profile::Stride1Fps] {
-            let o = Overrides::default();
-            let got = Decoder::new(me()).sample(&clip(name), profile, &o).unwrap();
-            same(&got, &video::sample(&clip(name), profile, &o).unwrap());
+        for profile in [MediaProfile::Qwen, MediaProfile::Uniform16, MediaProfile::Stride1Fps] {
+            let o = MediaOverrides::default();
+            let got = DecodeWorker::new(me()).decode(&clip(name), profile, &o).unwrap();
+            same(&got, &video::decode(&clip(name), profile, &o).unwrap());
         }
-        assert_eq!(Decoder::new(me()).probe(&clip(name)).unwrap(), video::probe(&clip(name)).unwrap());
+        assert_eq!(DecodeWorker::new(me()).probe(&clip(name)).unwrap(), video::probe(&clip(name)).unwrap());
     }
-    let again = Decoder::this_program().probe(&clip("vp9.webm")).unwrap();
+    let again = DecodeWorker::this_program().probe(&clip("vp9.webm")).unwrap();
     assert_eq!(again.codec, "vp9");
 }
 
 fn resized_frames() {
-    let o = Overrides::default();
-    let got = Decoder::new(me()).sample_resized(&clip("h264_vfr.mp4"), Profile::VideorftTrain, &o).unwrap();
-    let whole = video::sample(&clip("h264_vfr.mp4"), Profile::VideorftTrain, &o).unwrap();
+    let o = MediaOverrides::default();
+    let got = DecodeWorker::new(me()).decode_resized(&clip("h264_vfr.mp4"), MediaProfile::VideorftTrain, &o).unwrap();
+    let whole = video::decode(&clip("h264_vfr.mp4"), MediaProfile::VideorftTrain, &o).unwrap();
     let view = FrameView::new(&whole.data, whole.indices.len(), whole.height, whole.width).unwrap();
     let resized = reel_media::resize::torch_bicubic(view, (got.height, got.width)).unwrap();
     assert_eq!((got.height % 28, got.width % 28), (0, 0));
@@ -134,19 +133,19 @@ fn resized_frames() {
 }
 
 fn errors_come_through() {
-    let decoder = Decoder::new(me());
+    let decoder = DecodeWorker::new(me());
     for (name, part) in [
         ("bad_zero.mp4", "empty"),
         ("bad_text.mp4", "video"),
         ("bad_cut.mp4", "cut short"),
         ("none.mp4", "No such file"),
     ] {
-        let o = Overrides::default();
-        one_line(decoder.sample(&clip(name), Profile::VideorftTrain, &o).unwrap_err(), &[name, part]);
+        let o = MediaOverrides::default();
+        one_line(decoder.decode(&clip(name), MediaProfile::VideorftTrain, &o).unwrap_err(), &[name, part]);
     }
-    let o = Overrides { nframes: Some(1), ..Default::default() };
-    one_line(decoder.sample(&clip("vp9.webm"), Profile::Qwen, &o).unwrap_err(), &["nframes"]);
-    one_line(Decoder::new("/no/such/program").probe(&clip("vp9.webm")).unwrap_err(), &["/no/such/program"]);
+    let o = MediaOverrides { nframes: Some(1), ..Default::default() };
+    one_line(decoder.decode(&clip("vp9.webm"), MediaProfile::Qwen, &o).unwrap_err(), &["nframes"]);
+    one_line(DecodeWorker::new("/no/such/program").probe(&clip("vp9.webm")).unwrap_err(), &["/no/such/program"]);
 }
 
 fn hangs_are_ended() {
@@ -159,7 +158,7 @@ fn hangs_are_ended() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe.mp4");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    let decoder = Decoder { timeout: short, ..Decoder::new(me()) };
+    let decoder = DecodeWorker { timeout: short, ..DecodeWorker::new(me()) };
     one_line(decoder.probe(&pipe).unwrap_err(), &["pipe.mp4", "0.3 s"]);
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
@@ -176,7 +175,7 @@ fn answers_are_checked() {
     let wait = Duration::from_secs(20);
     one_line(player("garbage", wait).probe(&clip("vp9.webm")).unwrap_err(), &["answer"]);
     for part in ["another answer", "frames that are not there"] {
-        let got = player(part, wait).sample(&clip("vp9.webm"), Profile::Qwen, &Overrides::default());
+        let got = player(part, wait).decode(&clip("vp9.webm"), MediaProfile::Qwen, &MediaOverrides::default());
         one_line(got.unwrap_err(), &["vp9.webm", "answer"]);
     }
 }
@@ -187,25 +186,25 @@ fn memory_is_limited() {
     let (height, width) = (2048, 2048);
     let data = vec![90; 4 * height * width * 3];
     let frames = FrameView::new(&data, 4, height, width).unwrap();
-    encode(&path, frames, &Encoding::new(Codec::Mpeg4, (2, 1))).unwrap();
-    let o = Overrides { nframes: Some(4), ..Default::default() };
+    encode_video(&path, frames, &VideoEncoding::new(VideoCodec::Mpeg4, (2, 1))).unwrap();
+    let o = MediaOverrides { nframes: Some(4), ..Default::default() };
     for memory_mib in [1, 8, 24, 40, 60] {
-        let decoder = Decoder { memory_mib, ..Decoder::new(me()) };
-        let error = decoder.sample(&path, Profile::Qwen, &o).unwrap_err();
+        let decoder = DecodeWorker { memory_mib, ..DecodeWorker::new(me()) };
+        let error = decoder.decode(&path, MediaProfile::Qwen, &o).unwrap_err();
         one_line(error, &["memory"]);
     }
     // Room for the frames but not for decoding them: the limit of the process itself.
-    let two = Overrides { nframes: Some(2), ..Default::default() };
+    let two = MediaOverrides { nframes: Some(2), ..Default::default() };
     let mut refused = 0;
     for memory_mib in (34..100).step_by(6) {
-        let decoder = Decoder { memory_mib, ..Decoder::new(me()) };
-        if let Err(error) = decoder.sample(&path, Profile::Qwen, &two) {
+        let decoder = DecodeWorker { memory_mib, ..DecodeWorker::new(me()) };
+        if let Err(error) = decoder.decode(&path, MediaProfile::Qwen, &two) {
             one_line(error, &["memory"]);
             refused += 1;
         }
     }
     assert!(refused > 0);
-    let got = Decoder::new(me()).sample(&path, Profile::Qwen, &o).unwrap();
+    let got = DecodeWorker::new(me()).decode(&path, MediaProfile::Qwen, &o).unwrap();
     assert_eq!(got.data.len(), data.len());
 }
 
@@ -216,7 +215,7 @@ fn paths_are_bytes() {
     {
         let path = folder.path().join(std::ffi::OsStr::from_bytes(name));
         std::fs::copy(clip("h264_709.mp4"), &path).unwrap();
-        assert_eq!(Decoder::new(me()).probe(&path).unwrap().total_frames, 9, "{}", path.display());
+        assert_eq!(DecodeWorker::new(me()).probe(&path).unwrap().total_frames, 9, "{}", path.display());
     }
 }
 

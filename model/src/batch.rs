@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use reel_media::patches::Processor;
+use reel_media::patches::PatchProcessor;
 use reel_media::resize::FrameBuf;
 use reel_runtime::ops::{self, CuSeqlens};
 use reel_runtime::{Category, DType, Device, Kernels, Tensor};
@@ -321,7 +321,7 @@ impl PatchSource {
     }
 }
 
-fn patching(p: &Processor) -> ops::Patching {
+fn patching(p: &PatchProcessor) -> ops::Patching {
     ops::Patching {
         rescale: p.rescale_factor,
         mean: p.image_mean,

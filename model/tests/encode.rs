@@ -11,8 +11,8 @@ use reel_model::input::messages::{ContentPart, MediaSource, VideoPart, VideoSour
 use reel_model::input::{Bundle, Conversation, MediaOptions, ModelInput, SecondPerGrid, encode};
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some(worker::ARGUMENT) {
-        return worker::main();
+    if std::env::args().nth(1).as_deref() == Some(worker::WORKER_ARGUMENT) {
+        return worker::worker_main();
     }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model");
     let mut cases: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -77,7 +77,7 @@ fn the_rate_can_be_left_out(case: &Path) {
     assert_eq!(one.second_per_grid_ts, [1.0]);
     let real = encode(&bundle, &conversation, &MediaOptions::default()).unwrap();
     assert_ne!(one.position_ids, real.position_ids);
-    let flags = reel_media::profile::Overrides { nframes: Some(4), ..Default::default() };
+    let flags = reel_media::profile::MediaOverrides { nframes: Some(4), ..Default::default() };
     let fewer = MediaOptions { overrides: flags, ..MediaOptions::default() };
     assert_eq!(encode(&bundle, &conversation, &fewer).unwrap().frame_indices.len(), 4, "a flag wins over the part");
 }

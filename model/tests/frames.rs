@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use reel_media::patches::Processor;
+use reel_media::patches::PatchProcessor;
 use reel_media::resize::FrameBuf;
 use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
@@ -18,7 +18,7 @@ fn folder() -> std::path::PathBuf {
 }
 
 /// Noise of `[t, h, w]` patches, with an odd number of frames where `odd`.
-fn noise([t, h, w]: [usize; 3], odd: bool, p: &Processor, seed: u64) -> FrameBuf {
+fn noise([t, h, w]: [usize; 3], odd: bool, p: &PatchProcessor, seed: u64) -> FrameBuf {
     let (frames, height, width) = (t * p.temporal_patch_size - usize::from(odd), h * p.patch_size, w * p.patch_size);
     let level = |i: usize| ((i as u64 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
     FrameBuf { data: (0..frames * height * width * 3).map(level).collect(), frames, height, width }
@@ -27,11 +27,11 @@ fn noise([t, h, w]: [usize; 3], odd: bool, p: &Processor, seed: u64) -> FrameBuf
 /// A picture and films of these grids, then a word.
 fn tokens(config: &ModelConfig, picture: bool, films: &[[usize; 3]], odd: bool, seed: u64) -> ModelInput {
     let vision = &config.vision;
-    let processor = Processor {
+    let processor = PatchProcessor {
         patch_size: vision.patch_size,
         temporal_patch_size: vision.temporal_patch_size,
         merge_size: vision.spatial_merge_size,
-        ..Processor::default()
+        ..PatchProcessor::default()
     };
     let grids: Vec<[usize; 3]> = films.iter().map(|&[t, h, w]| [t, 2 * h, 2 * w]).collect();
     let still = [1, 4, 2];

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::sum::{mean, std};
+use crate::torch_stats::{mean, std};
 
 /// Keeps a group of nearly equal rewards from being blown up.
 const EPSILON: f32 = 1e-4;
@@ -25,7 +25,7 @@ pub enum ScaleRewards {
 ///
 /// `rewards` holds one group of `group` completions after the other. A completion without others (a group of 1) has the
 /// advantage 0.
-pub fn of(rewards: &[f32], group: usize, scale: ScaleRewards) -> Vec<f32> {
+pub fn group_advantages(rewards: &[f32], group: usize, scale: ScaleRewards) -> Vec<f32> {
     let of_batch = std(rewards) + EPSILON;
     let advantages = rewards.chunks(group.max(1)).flat_map(|group| {
         let mean = mean(group);
@@ -48,13 +48,13 @@ mod tests {
     fn scales_differ_in_the_divisor_only() {
         let rewards = [2.0, 1.0, 4.0, 0.0];
         let pair = |spread: f32| 0.5 / (spread + 1e-4);
-        assert_eq!(of(&rewards, 2, ScaleRewards::None), [0.5, -0.5, 2.0, -2.0]);
-        let group = of(&rewards, 2, ScaleRewards::Group);
+        assert_eq!(group_advantages(&rewards, 2, ScaleRewards::None), [0.5, -0.5, 2.0, -2.0]);
+        let group = group_advantages(&rewards, 2, ScaleRewards::Group);
         assert!((group[0] - pair(0.5f32.sqrt())).abs() < 1e-6 && (group[2] + group[3]).abs() < 1e-6);
-        let batch = of(&rewards, 2, ScaleRewards::Batch);
+        let batch = group_advantages(&rewards, 2, ScaleRewards::Batch);
         assert!((batch[0] - pair((8.75f32 / 3.0).sqrt())).abs() < 1e-6 && (batch[2] - 4.0 * batch[0]).abs() < 1e-6);
-        assert_eq!(of(&[3.0, 5.0], 1, ScaleRewards::Group), [0.0, 0.0]);
-        assert!(of(&[], 8, ScaleRewards::Batch).is_empty());
+        assert_eq!(group_advantages(&[3.0, 5.0], 1, ScaleRewards::Group), [0.0, 0.0]);
+        assert!(group_advantages(&[], 8, ScaleRewards::Batch).is_empty());
     }
 
     proptest! {
@@ -64,7 +64,7 @@ mod tests {
             scale in prop::sample::select(vec![ScaleRewards::Group, ScaleRewards::Batch, ScaleRewards::None]),
         ) {
             let rewards: Vec<f32> = groups.concat().into_iter().map(|r| f32::from(r) * 0.5).collect();
-            let advantages = of(&rewards, 4, scale);
+            let advantages = group_advantages(&rewards, 4, scale);
             for (rewards, advantages) in rewards.chunks(4).zip(advantages.chunks(4)) {
                 prop_assert!(advantages.iter().sum::<f32>().abs() < 1e-3);
                 for (i, j) in (0..4).flat_map(|i| (0..4).map(move |j| (i, j))) {

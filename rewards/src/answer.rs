@@ -1,9 +1,9 @@
 //! The answer in a text: what stands between the first `<answer>` and the `</answer>` after it.
 
-use crate::text::strip;
+use crate::python_text::strip;
 
 /// The stripped answer; "" where there is none.
-pub fn answer(text: &str) -> &str {
+pub fn extract_answer(text: &str) -> &str {
     strip(between(text, "<answer>", "</answer>").unwrap_or_default())
 }
 
@@ -29,7 +29,7 @@ mod tests {
             ("A", ""),
             ("<ANSWER>A</ANSWER>", ""),
         ] {
-            assert_eq!(answer(text), want, "{text}");
+            assert_eq!(extract_answer(text), want, "{text}");
         }
     }
 
@@ -37,7 +37,7 @@ mod tests {
         #[test]
         fn what_is_put_in_comes_out(before in "[^<]*", inside in "[^<]*", after in "\\PC*") {
             let text = format!("{before}<answer>{inside}</answer>{after}");
-            prop_assert_eq!(answer(&text), strip(&inside));
+            prop_assert_eq!(extract_answer(&text), strip(&inside));
         }
     }
 }

@@ -25,7 +25,7 @@ pub enum RewardError {
     },
     /// A user's own reward gave no usable answer.
     #[error("{place}: {what}; {cure}")]
-    Own {
+    Custom {
         /// The flag, with the command or address.
         place: String,
         /// What is wrong.
@@ -50,8 +50,8 @@ impl RewardError {
         Self::Option { place: place.into(), what: what.into(), cure: cure.into() }
     }
 
-    pub(crate) fn own(place: &str, what: impl Into<String>, cure: impl Into<String>) -> Self {
-        Self::Own { place: place.into(), what: what.into(), cure: cure.into() }
+    pub(crate) fn custom(place: &str, what: impl Into<String>, cure: impl Into<String>) -> Self {
+        Self::Custom { place: place.into(), what: what.into(), cure: cure.into() }
     }
 
     /// Whether the command line, not the work, is at fault.

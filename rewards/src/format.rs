@@ -1,9 +1,9 @@
 //! The format reward: 1 where the whole text is `<think>…</think>`, white space, `<answer>…</answer>`.
 
-use crate::text::is_space;
+use crate::python_text::is_space;
 
 /// Whether the whole text matches `<think>.*?</think>\s*<answer>.*?</answer>`, where `.` matches newlines too.
-pub fn matches(text: &str) -> bool {
+pub fn matches_format(text: &str) -> bool {
     let Some(mut rest) = text.strip_prefix("<think>") else { return false };
     // The whole text must match, so ".*?" may run over further tags: any close of the thought will do.
     while let Some((_, after)) = rest.split_once("</think>") {
@@ -16,8 +16,8 @@ pub fn matches(text: &str) -> bool {
 }
 
 /// The reward of a completion: 1 or 0.
-pub fn of(completion: &str) -> f32 {
-    f32::from(matches(completion))
+pub fn format_reward(completion: &str) -> f32 {
+    f32::from(matches_format(completion))
 }
 
 #[cfg(test)]
@@ -35,7 +35,7 @@ mod tests {
             "<think>a</think><answer>b</answer>x</answer>",
             "<think><answer>a</answer></think><answer>b</answer>",
         ] {
-            assert!(matches(good), "{good}");
+            assert!(matches_format(good), "{good}");
         }
         for bad in [
             "",
@@ -47,7 +47,7 @@ mod tests {
             "<think></answer></think><answer>",
             "<think></think>\u{200b}<answer></answer>",
         ] {
-            assert!(!matches(bad), "{bad}");
+            assert!(!matches_format(bad), "{bad}");
         }
     }
 
@@ -65,9 +65,9 @@ mod tests {
         #[test]
         fn any_order_of_tags(parts in prop::collection::vec(prop::sample::select(vec!["<think>", "</think>", "<answer>", "</answer>", " ", "\n", "x"]), 0..9)) {
             let text = parts.concat();
-            prop_assert_eq!(matches(&text), by_trying(&text));
+            prop_assert_eq!(matches_format(&text), by_trying(&text));
             let framed = format!("<think>{text}</think>\n<answer>{text}</answer>");
-            prop_assert!(matches(&framed));
+            prop_assert!(matches_format(&framed));
         }
     }
 }

@@ -1,19 +1,21 @@
 //! The length reward: a little more for right answers that thought neither too little nor too much.
 
 /// What a completion gets.
-pub const REWARD: f32 = 0.2;
+pub const LENGTH_REWARD: f32 = 0.2;
 
 /// Tokens, the one that ends the completion counted.
-pub const TOKENS: std::ops::RangeInclusive<usize> = 320..=512;
+pub const REWARDED_LENGTHS: std::ops::RangeInclusive<usize> = 320..=512;
 
 /// Accuracy above which an answer counts as right, here and for the temporal reward.
-pub const RIGHT: f32 = 0.1;
+pub const CORRECT_THRESHOLD: f32 = 0.1;
 
-/// The reward of each completion of a group: [`REWARD`] for right ones of [`TOKENS`], if more than one of the group is right.
-pub fn of(accuracy: &[f32], lengths: &[usize]) -> Vec<f32> {
-    let several = accuracy.iter().filter(|a| **a > RIGHT).count() > 1;
-    let paid = |(accuracy, tokens): (&f32, &usize)| several && *accuracy > RIGHT && TOKENS.contains(tokens);
-    accuracy.iter().zip(lengths).map(|pair| if paid(pair) { REWARD } else { 0.0 }).collect()
+/// The reward of each completion of a group: [`LENGTH_REWARD`] for right ones of [`REWARDED_LENGTHS`], if more than one of the group is right.
+pub fn length_reward(accuracy: &[f32], lengths: &[usize]) -> Vec<f32> {
+    let several = accuracy.iter().filter(|a| **a > CORRECT_THRESHOLD).count() > 1;
+    let paid = |(accuracy, tokens): (&f32, &usize)| {
+        several && *accuracy > CORRECT_THRESHOLD && REWARDED_LENGTHS.contains(tokens)
+    };
+    accuracy.iter().zip(lengths).map(|pair| if paid(pair) { LENGTH_REWARD } else { 0.0 }).collect()
 }
 
 #[cfg(test)]
@@ -22,8 +24,8 @@ mod tests {
 
     #[test]
     fn limits_are_inclusive_and_one_is_not_enough() {
-        assert_eq!(of(&[1.0; 4], &[319, 320, 512, 513]), [0.0, 0.2, 0.2, 0.0]);
-        assert_eq!(of(&[1.0, 0.0, 0.1], &[400; 3]), [0.0; 3]);
-        assert_eq!(of(&[1.0, 0.0, 0.11], &[400; 3]), [0.2, 0.0, 0.2]);
+        assert_eq!(length_reward(&[1.0; 4], &[319, 320, 512, 513]), [0.0, 0.2, 0.2, 0.0]);
+        assert_eq!(length_reward(&[1.0, 0.0, 0.1], &[400; 3]), [0.0; 3]);
+        assert_eq!(length_reward(&[1.0, 0.0, 0.11], &[400; 3]), [0.2, 0.0, 0.2]);
     }
 }

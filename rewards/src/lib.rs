@@ -5,30 +5,34 @@
 //! 59d65c3), which are Python: where they call on Python's white space, `float` or `round`, or on rouge_score and NLTK, the
 //! results here are the same, odd corners included.
 
-pub mod accuracy;
-pub mod advantage;
-pub mod answer;
+mod accuracy;
+mod advantage;
+mod answer;
+mod custom;
 mod error;
-pub mod format;
-pub mod group;
-pub mod length;
-pub mod number;
-pub mod own;
-pub mod parity;
-pub mod problem_type;
-pub mod row;
-pub mod semantic;
-pub mod sum;
-pub mod temporal;
-pub mod text;
-pub mod weights;
+mod format;
+mod group;
+mod length;
+mod problem_type;
+mod python_number;
+mod python_text;
+mod recipe;
+mod row;
+mod semantic;
+mod temporal;
+mod torch_stats;
+mod weights;
 
-pub use advantage::ScaleRewards;
+pub use accuracy::{accuracy_reward, multiple_choice_accuracy, numerical_accuracy};
+pub use advantage::{ScaleRewards, group_advantages};
+pub use answer::extract_answer;
+pub use custom::CustomReward;
 pub use error::{Result, RewardError};
-pub use group::{Group, Rules, Scores};
-pub use own::OwnReward;
-pub use parity::Parity;
+pub use group::{RewardRules, Scores, ScoringGroup, SingleScores};
 pub use problem_type::ProblemType;
-pub use row::Row;
-pub use semantic::Semantic;
-pub use weights::Weights;
+pub use python_number::parse_number;
+pub use python_text::strip;
+pub use recipe::Recipe;
+pub use row::RewardRow;
+pub use semantic::{SemanticModel, reasoning_text, semantic_reward};
+pub use weights::RewardWeights;

@@ -14,22 +14,24 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use crate::{Group, ProblemType, Result, RewardError, Rules, Scores, Semantic, semantic};
+use crate::{
+    ProblemType, Result, RewardError, RewardRules, Scores, ScoringGroup, SemanticModel, reasoning_text, semantic_reward,
+};
 
 /// A row.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Row {
+pub struct RewardRow {
     /// The completions and what belongs to them.
-    pub group: Group,
+    pub group: ScoringGroup,
     /// Whether the row had `completion`, so that numbers and not lists come out.
-    pub alone: bool,
+    pub is_single: bool,
     /// Whether the pictures are frames of a film.
     pub video: bool,
     /// The pictures that the completions speak of, as the row has them; none where it has none.
     pub frames: Vec<PathBuf>,
 }
 
-impl Row {
+impl RewardRow {
     /// Reads a line of JSON and checks its fields. A `problem_type` that has no rule is kept as such.
     pub fn parse(line: &str) -> Result<Self> {
         let value: Value = serde_json::from_str(line)
@@ -38,7 +40,7 @@ impl Row {
             return Err(RewardError::row("the line", "is not an object", "write one JSON object a line"));
         };
         let fields = Fields(fields);
-        let (completions, alone) = match (fields.get("completion"), fields.get("completions")) {
+        let (completions, is_single) = match (fields.get("completion"), fields.get("completions")) {
             (Some(_), None) => (vec![fields.text("completion")?], true),
             (None, Some(_)) => (fields.texts("completions")?, false),
             (None, None) => {
@@ -54,21 +56,21 @@ impl Row {
         let frames = fields.get("frames").map(|_| fields.texts("frames")).transpose()?.unwrap_or_default();
         let problem_type = ProblemType::parse(&fields.text("problem_type")?).ok();
         let solution = Some(fields.text("solution")?);
-        let group = Group { problem_type, solution, completions, lengths, shuffled, ..Group::default() };
-        Ok(Self { group, alone, video: fields.video()?, frames: frames.into_iter().map(PathBuf::from).collect() })
+        let group = ScoringGroup { problem_type, solution, completions, lengths, shuffled, ..ScoringGroup::default() };
+        Ok(Self { group, is_single, video: fields.video()?, frames: frames.into_iter().map(PathBuf::from).collect() })
     }
 
     /// Scores the row; with a model and frames, the semantic reward too.
-    pub fn score(mut self, rules: &Rules, model: Option<&mut dyn Semantic>) -> Result<Scores> {
+    pub fn score(mut self, rules: &RewardRules, model: Option<&mut dyn SemanticModel>) -> Result<Scores> {
         if let Some(model) = model.filter(|_| !self.frames.is_empty()) {
-            let texts: Vec<&str> = self.group.completions.iter().map(|c| semantic::text(c)).collect();
-            let cosines = model.similarities(&texts, &self.frames, rules.parity.semantic_negative(self.video))?;
+            let texts: Vec<&str> = self.group.completions.iter().map(|c| reasoning_text(c)).collect();
+            let cosines = model.similarities(&texts, &self.frames, rules.recipe.semantic_negative(self.video))?;
             let whole = |cosines: &Vec<f32>| cosines.len() == self.frames.len();
             if cosines.len() != texts.len() || !cosines.iter().all(whole) {
                 let what = "the model left out a text or frame";
                 return Err(RewardError::row("semantic", what, "report this: it is a defect"));
             }
-            self.group.semantic = Some(cosines.iter().map(|cosines| semantic::of(cosines)).collect());
+            self.group.semantic = Some(cosines.iter().map(|cosines| semantic_reward(cosines)).collect());
         }
         Ok(self.group.score(rules))
     }
@@ -141,10 +143,10 @@ mod tests {
             "completions": ["<think>a. b</think><answer>A</answer>", "<answer>B</answer>"], "extra": {"x": 1}})
     }
 
-    fn with(name: &str, value: Value) -> Result<Row> {
+    fn with(name: &str, value: Value) -> Result<RewardRow> {
         let mut row = row();
         row[name] = value;
-        Row::parse(&row.to_string())
+        RewardRow::parse(&row.to_string())
     }
 
     #[test]
@@ -172,7 +174,7 @@ mod tests {
         }
         assert!(with("completions", Value::Null).unwrap_err().to_string().starts_with("completion: is missing"));
         for line in ["", "{", "[]", "3", "{\"solution\": \"\\ud800\"}"] {
-            assert!(Row::parse(line).unwrap_err().to_string().starts_with("the line: "), "{line}");
+            assert!(RewardRow::parse(line).unwrap_err().to_string().starts_with("the line: "), "{line}");
         }
         assert_eq!(with("problem_type", json!("essay")).unwrap().group.problem_type, None);
         assert_eq!(with("lengths", Value::Null).unwrap().group.lengths, [0; 0]);
@@ -181,7 +183,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_line_is_read_or_refused(line in "\\PC*") {
-            if let Err(e) = Row::parse(&line) {
+            if let Err(e) = RewardRow::parse(&line) {
                 prop_assert!(e.to_string().contains(": ") && e.to_string().contains("; "));
             }
         }
@@ -190,7 +192,7 @@ mod tests {
     /// Remembers what it was asked, and leaves some frames out.
     struct Asked(Vec<String>, bool, usize);
 
-    impl Semantic for Asked {
+    impl SemanticModel for Asked {
         fn similarities(&mut self, texts: &[&str], frames: &[PathBuf], negative: bool) -> Result<Vec<Vec<f32>>> {
             self.0 = texts.iter().map(|t| t.to_string()).collect();
             self.1 = negative;
@@ -201,25 +203,26 @@ mod tests {
     #[test]
     fn the_model_is_asked_for_the_group_at_once() {
         let mut model = Asked(vec![], false, 0);
-        let mut score = |data_type: &str, parity| {
+        let mut score = |data_type: &str, recipe| {
             let mut row = row();
             row["frames"] = json!(["0.png", "1.png"]);
             row["data_type"] = json!(data_type);
-            let row = Row::parse(&row.to_string()).unwrap();
-            let scores = row.score(&Rules { parity, ..Rules::default() }, Some(&mut model)).unwrap();
+            let row = RewardRow::parse(&row.to_string()).unwrap();
+            let scores = row.score(&RewardRules { recipe, ..RewardRules::default() }, Some(&mut model)).unwrap();
             assert_eq!(scores.semantic, [0.5, 0.0]);
             assert_eq!(model.0, ["b", "<answer>B</answer>"]);
             model.1
         };
-        use crate::Parity::{Paper, VideoR1, Videorft};
+        use crate::Recipe::{Paper, VideoR1, Videorft};
         assert!(score("video", Videorft));
         assert!(!score("image", Videorft) && !score("video", Paper) && !score("video", VideoR1));
-        let scores = Row::parse(&row().to_string()).unwrap().score(&Rules::default(), Some(&mut model)).unwrap();
+        let scores =
+            RewardRow::parse(&row().to_string()).unwrap().score(&RewardRules::default(), Some(&mut model)).unwrap();
         assert!(scores.semantic.is_empty());
         let mut short = row();
         short["frames"] = json!(["0.png", "1.png"]);
-        let short = Row::parse(&short.to_string()).unwrap();
-        let e = short.score(&Rules::default(), Some(&mut Asked(vec![], false, 1))).unwrap_err().to_string();
+        let short = RewardRow::parse(&short.to_string()).unwrap();
+        let e = short.score(&RewardRules::default(), Some(&mut Asked(vec![], false, 1))).unwrap_err().to_string();
         assert!(e.starts_with("semantic: "), "{e}");
     }
 }

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use crate::Result;
 use crate::answer::between;
-use crate::text::is_space;
+use crate::python_text::is_space;
 
 /// A model that compares texts with pictures.
-pub trait Semantic {
+pub trait SemanticModel {
     /// Cosines of each text with each frame: one list a text, in the order of `frames`, each frame embedded once. With `negative`
     /// the model is shown `(256 - v) % 256` of every byte.
     fn similarities(&mut self, texts: &[&str], frames: &[PathBuf], negative: bool) -> Result<Vec<Vec<f32>>>;
@@ -16,14 +16,14 @@ pub trait Semantic {
 
 /// The text to compare: what is in the first `<think>` pair (the whole completion where there is none), without what stands up to
 /// its first full stop and the white space after that. A text without a full stop stays as it is.
-pub fn text(completion: &str) -> &str {
+pub fn reasoning_text(completion: &str) -> &str {
     let thought = between(completion, "<think>", "</think>").unwrap_or(completion);
     thought.split_once('.').map_or(thought, |(_, rest)| rest.trim_start_matches(is_space))
 }
 
 /// The reward from the cosines with each frame: the mean of `min(1, 2 max(cos, 0))`. 0 without frames.
-pub fn of(cosines: &[f32]) -> f32 {
-    crate::sum::mean(&cosines.iter().map(|cos| (2.0 * cos.max(0.0)).min(1.0)).collect::<Vec<_>>())
+pub fn semantic_reward(cosines: &[f32]) -> f32 {
+    crate::torch_stats::mean(&cosines.iter().map(|cos| (2.0 * cos.max(0.0)).min(1.0)).collect::<Vec<_>>())
 }
 
 #[cfg(test)]
@@ -46,22 +46,22 @@ mod tests {
             ("<think>a</think><think>b. c</think>", "a"),
             ("", ""),
         ] {
-            assert_eq!(text(completion), want, "{completion}");
+            assert_eq!(reasoning_text(completion), want, "{completion}");
         }
     }
 
     #[test]
     fn cosines_are_doubled_and_cut() {
-        assert_eq!(of(&[0.25, 0.75, -0.5]), 0.5);
-        assert_eq!(of(&[]), 0.0);
+        assert_eq!(semantic_reward(&[0.25, 0.75, -0.5]), 0.5);
+        assert_eq!(semantic_reward(&[]), 0.0);
     }
 
     proptest! {
         #[test]
         fn from_0_to_1_and_rising(cosines in prop::collection::vec(-1.0f32..1.0, 1..9), more in 0.0f32..0.5) {
-            let reward = of(&cosines);
+            let reward = semantic_reward(&cosines);
             prop_assert!((0.0..=1.0).contains(&reward));
-            prop_assert!(of(&cosines.iter().map(|c| c + more).collect::<Vec<_>>()) >= reward - 1e-6);
+            prop_assert!(semantic_reward(&cosines.iter().map(|c| c + more).collect::<Vec<_>>()) >= reward - 1e-6);
         }
     }
 }

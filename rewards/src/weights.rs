@@ -9,9 +9,9 @@ pub const NAMES: [&str; 7] = ["accuracy", "format", "temporal", "semantic", "len
 
 /// Weights by name; 1 for what is not named.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Weights(BTreeMap<String, f32>);
+pub struct RewardWeights(BTreeMap<String, f32>);
 
-impl Weights {
+impl RewardWeights {
     /// Reads `NAME=W,…`.
     pub fn parse(text: &str) -> Result<Self> {
         let fault = |what: String, cure: &str| RewardError::option("--reward-weights", what, cure);
@@ -37,7 +37,7 @@ impl Weights {
     }
 
     /// The weight of a reward.
-    pub fn of(&self, name: &str) -> f32 {
+    pub fn weight(&self, name: &str) -> f32 {
         self.0.get(name).copied().unwrap_or(1.0)
     }
 }
@@ -48,8 +48,8 @@ mod tests {
 
     #[test]
     fn names_and_numbers_are_checked() {
-        let weights = Weights::parse("format=0.5, command=-2").unwrap();
-        assert_eq!((weights.of("format"), weights.of("command"), weights.of("accuracy")), (0.5, -2.0, 1.0));
+        let weights = RewardWeights::parse("format=0.5, command=-2").unwrap();
+        assert_eq!((weights.weight("format"), weights.weight("command"), weights.weight("accuracy")), (0.5, -2.0, 1.0));
         for (text, named) in [
             ("", "NAME=WEIGHT"),
             ("format", "`format`"),
@@ -60,7 +60,7 @@ mod tests {
             ("format=1,format=2", "twice"),
             ("format=1,", "``"),
         ] {
-            let e = Weights::parse(text).unwrap_err();
+            let e = RewardWeights::parse(text).unwrap_err();
             assert!(e.is_usage() && e.to_string().starts_with("--reward-weights: "), "{e}");
             assert!(e.to_string().contains(named), "{text}: {e}");
         }

@@ -1,7 +1,7 @@
 //! The reference's rewards of given completions, row by row (`tests/golden/rewards/rewards.jsonl`).
 
 use clap::ValueEnum;
-use reel_rewards::{Parity, Row, Rules};
+use reel_rewards::{Recipe, RewardRow, RewardRules};
 use serde_json::Value;
 
 #[test]
@@ -10,11 +10,11 @@ fn every_row_is_worth_what_the_reference_says() {
     let mut numbers = 0;
     for line in rows.lines() {
         let row: Value = serde_json::from_str(line).unwrap();
-        let parity = Parity::from_str(row["parity"].as_str().unwrap(), false).unwrap();
-        let given = Row::parse(&row["input"].to_string()).unwrap();
-        let alone = given.alone;
-        let scores = given.score(&Rules { parity, ..Rules::default() }, None).unwrap();
-        let got = if alone { serde_json::to_value(scores.alone()) } else { serde_json::to_value(&scores) }.unwrap();
+        let recipe = Recipe::from_str(row["parity"].as_str().unwrap(), false).unwrap();
+        let given = RewardRow::parse(&row["input"].to_string()).unwrap();
+        let single = given.is_single;
+        let scores = given.score(&RewardRules { recipe, ..RewardRules::default() }, None).unwrap();
+        let got = if single { serde_json::to_value(scores.single()) } else { serde_json::to_value(&scores) }.unwrap();
         let expected = row["expect"].as_object().unwrap();
         for (key, want) in expected {
             let list = |value: &Value| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
@@ -28,7 +28,7 @@ fn every_row_is_worth_what_the_reference_says() {
             }
         }
         // What does not apply is not written: of a group, everything is expected.
-        let written = got.as_object().unwrap().keys().filter(|key| !(alone && *key == "reward"));
+        let written = got.as_object().unwrap().keys().filter(|key| !(single && *key == "reward"));
         assert!(written.clone().all(|key| expected.contains_key(key)), "{} {got}", row["id"]);
     }
     assert!(numbers > 2000, "{numbers}");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use reel_media::encode::{Codec, Encoding, encode};
+use reel_media::encode::{VideoCodec, VideoEncoding, encode_video};
 use reel_media::resize::FrameView;
 use reel_model::checkpoint;
 use reel_model::init::{InitOptions, Preset, init, init_siglip};
@@ -196,13 +196,17 @@ impl Course<'_> {
 
     /// Encodes all films and writes a file of rows for each set; returns those held out.
     fn make_films(&self) -> Result<Vec<Clip>> {
-        let how = Encoding::new(Codec::best(), (FPS as i32, 1));
+        let how = VideoEncoding::new(VideoCodec::best(), (FPS as i32, 1));
         let mut held_out = Vec::new();
         for set in Set::ALL {
             let mut made = clips::make(set, self.seed);
             let mut rows = String::new();
             for clip in &made {
-                encode(&self.path("clips").join(&clip.file), FrameView::new(&clip.frames, FRAMES, SIDE, SIDE)?, &how)?;
+                encode_video(
+                    &self.path("clips").join(&clip.file),
+                    FrameView::new(&clip.frames, FRAMES, SIDE, SIDE)?,
+                    &how,
+                )?;
                 rows += &row(clip, set).to_string();
                 rows.push('\n');
             }

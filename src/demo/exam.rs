@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
-use reel_media::profile::Overrides;
+use reel_media::profile::MediaOverrides;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::input::ModelInput;
 use reel_model::input::encode::{Bundle, MediaOptions, encode};
@@ -108,8 +108,11 @@ impl Exam {
         let bundle = Bundle::open(folder)?;
         let ask = |clip: &Clip| -> Result<ModelInput> {
             let source = VideoSource::File(MediaSource::Path(films.join(&clip.file)));
-            let film =
-                ContentPart::Video(VideoPart { source, overrides: Overrides::default(), place: clip.file.clone() });
+            let film = ContentPart::Video(VideoPart {
+                source,
+                overrides: MediaOverrides::default(),
+                place: clip.file.clone(),
+            });
             Ok(encode(&bundle, &Conversation::question(vec![film], clip.task.question()), media)?)
         };
         let ordered = clips.iter().map(ask).collect::<Result<Vec<_>>>()?;

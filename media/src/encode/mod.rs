@@ -10,7 +10,7 @@ use crate::{MediaError, Result, libraries};
 
 /// A kind of compression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Codec {
+pub enum VideoCodec {
     /// H.264, by libx264.
     H264,
     /// HEVC, by libx265.
@@ -25,7 +25,7 @@ pub enum Codec {
     Gif,
 }
 
-impl Codec {
+impl VideoCodec {
     /// FFmpeg's encoders for it, the preferred first.
     fn encoders(self) -> &'static [&'static str] {
         match self {
@@ -51,9 +51,9 @@ impl Codec {
 
 /// How to write a film.
 #[derive(Clone, Debug)]
-pub struct Encoding {
+pub struct VideoEncoding {
     /// The compression.
-    pub codec: Codec,
+    pub codec: VideoCodec,
     /// Frames a second as numerator and denominator.
     pub fps: (i32, i32),
     /// When each frame is shown, in milliseconds and ascending; without it they are evenly spaced.
@@ -66,9 +66,9 @@ pub struct Encoding {
     pub options: Vec<(String, String)>,
 }
 
-impl Encoding {
+impl VideoEncoding {
     /// Evenly spaced frames with the encoder's defaults.
-    pub fn new(codec: Codec, fps: (i32, i32)) -> Self {
+    pub fn new(codec: VideoCodec, fps: (i32, i32)) -> Self {
         Self { codec, fps, times: None, gop: None, b_frames: None, options: Vec::new() }
     }
 }
@@ -78,7 +78,7 @@ impl Encoding {
 ///
 /// Refused: an encoder that this FFmpeg lacks, a rate that is not positive, as many times as there are not frames, odd sides
 /// for a codec that needs even ones.
-pub fn encode(path: &Path, frames: FrameView<'_>, how: &Encoding) -> Result<()> {
+pub fn encode_video(path: &Path, frames: FrameView<'_>, how: &VideoEncoding) -> Result<()> {
     check(frames, how)?;
     let aside = aside(path)?;
     let written = write(path, &aside, frames, how);
@@ -92,7 +92,7 @@ pub fn encode(path: &Path, frames: FrameView<'_>, how: &Encoding) -> Result<()> 
     renamed
 }
 
-fn check(frames: FrameView<'_>, how: &Encoding) -> Result<()> {
+fn check(frames: FrameView<'_>, how: &VideoEncoding) -> Result<()> {
     if how.fps.0 <= 0 || how.fps.1 <= 0 {
         return Err(MediaError::setting(
             "fps",
@@ -111,7 +111,7 @@ fn check(frames: FrameView<'_>, how: &Encoding) -> Result<()> {
     if how.codec.encoder().is_none() {
         return Err(MediaError::setting(
             "codec",
-            format!("{} has none of the encoders {}", libraries::NAME, how.codec.encoders().join(", ")),
+            format!("{} has none of the encoders {}", libraries::BUILD_NAME, how.codec.encoders().join(", ")),
             "use another codec, or an FFmpeg with it",
         ));
     }
@@ -132,6 +132,6 @@ use write::write;
 
 /// Never comes here: without FFmpeg there is no encoder, which `check` has said.
 #[cfg(not(feature = "ffmpeg"))]
-fn write(path: &Path, _aside: &Path, _frames: FrameView<'_>, _how: &Encoding) -> Result<()> {
+fn write(path: &Path, _aside: &Path, _frames: FrameView<'_>, _how: &VideoEncoding) -> Result<()> {
     Err(crate::video::absent(path))
 }

@@ -8,15 +8,15 @@ use ffmpeg_next as ffmpeg;
 
 use ffmpeg::codec::{self, encoder};
 use ffmpeg::format::Pixel;
-use ffmpeg::frame::Video as Picture;
+use ffmpeg::frame::Video as AvFrame;
 use ffmpeg::software::scaling;
 
-use super::{Codec, Encoding};
+use super::{VideoCodec, VideoEncoding};
 use crate::resize::FrameView;
 use crate::{MediaError, Result};
 
 /// Writes `frames` to the file `aside`; `path` is for messages.
-pub(super) fn write(path: &Path, aside: &Path, frames: FrameView<'_>, how: &Encoding) -> Result<()> {
+pub(super) fn write(path: &Path, aside: &Path, frames: FrameView<'_>, how: &VideoEncoding) -> Result<()> {
     let cannot = |doing: &str| {
         let doing = doing.to_owned();
         move |e: ffmpeg::Error| {
@@ -51,7 +51,7 @@ pub(super) fn write(path: &Path, aside: &Path, frames: FrameView<'_>, how: &Enco
         }
         Ok(())
     };
-    let mut picture = Pictures::new(frames.size(), pixel(how.codec)).map_err(cannot("preparing its frames"))?;
+    let mut picture = FrameConverter::new(frames.size(), pixel(how.codec)).map_err(cannot("preparing its frames"))?;
     for (i, rgb) in frames.iter().enumerate() {
         let time = how.times.as_ref().map_or(i as i64, |t| t[i]);
         let picture = picture.fill(rgb, time).map_err(cannot("converting a frame"))?;
@@ -63,22 +63,22 @@ pub(super) fn write(path: &Path, aside: &Path, frames: FrameView<'_>, how: &Enco
     output.write_trailer().map_err(cannot("finishing the file"))
 }
 
-fn pixel(codec: Codec) -> Pixel {
-    if codec == Codec::Gif { Pixel::RGB8 } else { Pixel::YUV420P }
+fn pixel(codec: VideoCodec) -> Pixel {
+    if codec == VideoCodec::Gif { Pixel::RGB8 } else { Pixel::YUV420P }
 }
 
-fn rate(how: &Encoding) -> ffmpeg::Rational {
+fn rate(how: &VideoEncoding) -> ffmpeg::Rational {
     ffmpeg::Rational::new(how.fps.0, how.fps.1)
 }
 
-fn time_base(how: &Encoding) -> ffmpeg::Rational {
+fn time_base(how: &VideoEncoding) -> ffmpeg::Rational {
     if how.times.is_some() { ffmpeg::Rational::new(1, 1000) } else { rate(how).invert() }
 }
 
 fn open_encoder(
     output: &ffmpeg::format::context::Output,
     (height, width): (usize, usize),
-    how: &Encoding,
+    how: &VideoEncoding,
 ) -> std::result::Result<encoder::Video, ffmpeg::Error> {
     let name = how.codec.encoder().ok_or(ffmpeg::Error::EncoderNotFound)?;
     let codec = encoder::find_by_name(name).ok_or(ffmpeg::Error::EncoderNotFound)?;
@@ -100,7 +100,7 @@ fn open_encoder(
     if let Some(b) = how.b_frames {
         video.set_max_b_frames(b);
     }
-    if how.codec == Codec::Mpeg4 {
+    if how.codec == VideoCodec::Mpeg4 {
         // Its default of 200 kbit/s would blur the clips.
         let flags = flags_of(&video);
         video.set_flags(flags | codec::flag::Flags::QSCALE);
@@ -116,33 +116,33 @@ fn flags_of(video: &encoder::video::Video) -> codec::flag::Flags {
 }
 
 /// Turns RGB frames into the encoder's pictures.
-struct Pictures {
-    rgb: Picture,
-    converted: Picture,
+struct FrameConverter {
+    rgb: AvFrame,
+    converted: AvFrame,
     scaler: scaling::Context,
     row: usize,
 }
 
-impl Pictures {
+impl FrameConverter {
     fn new((height, width): (usize, usize), to: Pixel) -> std::result::Result<Self, ffmpeg::Error> {
         let side = |n: usize| u32::try_from(n).map_err(|_| ffmpeg::Error::InvalidData);
         let (h, w) = (side(height)?, side(width)?);
         let flags = scaling::Flags::BICUBIC | scaling::Flags::ACCURATE_RND;
         Ok(Self {
-            rgb: Picture::new(Pixel::RGB24, w, h),
-            converted: Picture::empty(),
+            rgb: AvFrame::new(Pixel::RGB24, w, h),
+            converted: AvFrame::empty(),
             scaler: scaling::Context::get(Pixel::RGB24, w, h, to, w, h, flags)?,
             row: width * 3,
         })
     }
 
-    fn fill(&mut self, rgb: &[u8], time: i64) -> std::result::Result<&Picture, ffmpeg::Error> {
+    fn fill(&mut self, rgb: &[u8], time: i64) -> std::result::Result<&AvFrame, ffmpeg::Error> {
         let stride = self.rgb.stride(0);
         for (from, to) in rgb.chunks_exact(self.row).zip(self.rgb.data_mut(0).chunks_mut(stride)) {
             to[..self.row].copy_from_slice(from);
         }
         // A new buffer each time: the encoder may still hold the last one.
-        self.converted = Picture::empty();
+        self.converted = AvFrame::empty();
         self.scaler.run(&self.rgb, &mut self.converted)?;
         self.converted.set_pts(Some(time));
         Ok(&self.converted)

@@ -18,18 +18,18 @@ use crate::{MediaError, Result};
 mod tests;
 
 /// A picture of more pixels is refused before anything is allocated for it. It is Pillow's own limit against decompression bombs.
-pub const MAX_PICTURE_PIXELS: usize = 178_956_970;
+pub const MAX_IMAGE_PIXELS: usize = 178_956_970;
 /// What a decoder may allocate: the largest picture at 8 bytes a pixel (16-bit RGBA), and some for its tables.
-const MAX_DECODER_BYTES: u64 = MAX_PICTURE_PIXELS as u64 * 8 + (64 << 20);
+const MAX_DECODER_BYTES: u64 = MAX_IMAGE_PIXELS as u64 * 8 + (64 << 20);
 
 /// A longer file is refused before it is read: the largest picture without any compression is not longer.
 const MAX_FILE_BYTES: u64 = MAX_DECODER_BYTES;
 /// What a frame of a GIF may take: one byte a pixel.
-const GIF_FRAME_BYTES: NonZeroU64 = NonZeroU64::new(MAX_PICTURE_PIXELS as u64).unwrap();
+const GIF_FRAME_BYTES: NonZeroU64 = NonZeroU64::new(MAX_IMAGE_PIXELS as u64).unwrap();
 
 /// A decoded picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Picture {
+pub struct RgbImage {
     /// u8 RGB [H,W,3], row-major.
     pub data: Vec<u8>,
     /// H in pixels.
@@ -38,7 +38,7 @@ pub struct Picture {
     pub width: usize,
 }
 
-impl Picture {
+impl RgbImage {
     /// The picture as one frame; refused when `data` is not [height,width,3].
     pub fn view(&self) -> Result<FrameView<'_>> {
         FrameView::new(&self.data, 1, self.height, self.width)
@@ -46,7 +46,7 @@ impl Picture {
 }
 
 /// Reads and decodes a picture file.
-pub fn open(path: &Path) -> Result<Picture> {
+pub fn open(path: &Path) -> Result<RgbImage> {
     let failed = |source| MediaError::Io { path: path.into(), source };
     let facts = std::fs::metadata(path).map_err(failed)?;
     // Reading a pipe or a device could wait or go on for ever.
@@ -62,7 +62,7 @@ pub fn open(path: &Path) -> Result<Picture> {
 }
 
 /// Decodes a `data:image/...;base64,...` URI.
-pub fn from_data_uri(uri: &str) -> Result<Picture> {
+pub fn from_data_uri(uri: &str) -> Result<RgbImage> {
     const NAME: &str = "data: URI";
     let Some((_, text)) = uri.strip_prefix("data:image").and_then(|rest| rest.split_once("base64,")) else {
         return Err(MediaError::file(NAME, "is not data:image/...;base64,...", "encode the picture in base64"));
@@ -78,7 +78,7 @@ pub fn from_data_uri(uri: &str) -> Result<Picture> {
 }
 
 /// Decodes a picture from its bytes; `name` is what errors call it.
-pub fn decode(bytes: &[u8], name: &str) -> Result<Picture> {
+pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
     if bytes.is_empty() {
         return Err(MediaError::file(name, "is empty", "give a picture file"));
     }
@@ -110,7 +110,7 @@ fn limits() -> Limits {
 }
 
 /// Reads all of a decoder, after a look at the size in its header. `blend`: alpha over white, else alpha is dropped.
-fn pixels(decoder: ImageResult<impl ImageDecoder>, blend: bool, name: &str) -> Result<Picture> {
+fn pixels(decoder: ImageResult<impl ImageDecoder>, blend: bool, name: &str) -> Result<RgbImage> {
     let damaged = |error| damaged(name, &error);
     let mut decoder = decoder.map_err(damaged)?;
     let (width, height) = decoder.dimensions();
@@ -135,7 +135,7 @@ fn pixels(decoder: ImageResult<impl ImageDecoder>, blend: bool, name: &str) -> R
             return Err(MediaError::file(name, what, "convert it to 8-bit RGB"));
         }
     };
-    Ok(Picture { data, height: height as usize, width: width as usize })
+    Ok(RgbImage { data, height: height as usize, width: width as usize })
 }
 
 fn upper(sample: &u16) -> u8 {
@@ -163,7 +163,7 @@ fn divide_by_255(value: u32) -> u8 {
 }
 
 /// The first frame. Where it does not cover the canvas, Pillow fills with its transparent colour, else with colour 0.
-fn gif(bytes: &[u8], name: &str) -> Result<Picture> {
+fn gif(bytes: &[u8], name: &str) -> Result<RgbImage> {
     let refuse = |error: gif::DecodingError| {
         MediaError::file(name, format!("is damaged or cut off ({error})"), "save or fetch it again")
     };
@@ -196,10 +196,10 @@ fn gif(bytes: &[u8], name: &str) -> Result<Picture> {
             }
         }
     }
-    Ok(Picture { data, height, width })
+    Ok(RgbImage { data, height, width })
 }
 
-fn jpeg(bytes: &[u8], name: &str) -> Result<Picture> {
+fn jpeg(bytes: &[u8], name: &str) -> Result<RgbImage> {
     use jpeg_decoder::{Decoder, PixelFormat};
     let refuse = |error: jpeg_decoder::Error| {
         MediaError::file(name, format!("is damaged or cut off ({error})"), "save or fetch it again")
@@ -217,7 +217,7 @@ fn jpeg(bytes: &[u8], name: &str) -> Result<Picture> {
         PixelFormat::L16 => return Err(MediaError::file(name, "is a 16-bit JPEG", "convert it to 8-bit RGB")),
         PixelFormat::CMYK32 => samples.chunks_exact(4).flat_map(|p| cmyk_to_rgb([p[0], p[1], p[2]], p[3])).collect(),
     };
-    Ok(Picture { data, height: usize::from(info.height), width: usize::from(info.width) })
+    Ok(RgbImage { data, height: usize::from(info.height), width: usize::from(info.width) })
 }
 
 /// Pillow's conversion: each colour takes its share of what black leaves.
@@ -230,8 +230,8 @@ fn check_size(height: u32, width: u32, name: &str) -> Result<()> {
     if height == 0 || width == 0 {
         return Err(MediaError::file(name, "has a side of 0", "save or fetch it again"));
     }
-    if u64::from(height) * u64::from(width) > MAX_PICTURE_PIXELS as u64 {
-        let what = format!("is {height} x {width}, more than {MAX_PICTURE_PIXELS} pixels");
+    if u64::from(height) * u64::from(width) > MAX_IMAGE_PIXELS as u64 {
+        let what = format!("is {height} x {width}, more than {MAX_IMAGE_PIXELS} pixels");
         return Err(MediaError::file(name, what, "make it smaller"));
     }
     Ok(())

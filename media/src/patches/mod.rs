@@ -3,9 +3,9 @@
 
 use rayon::prelude::*;
 
-use crate::image::Picture;
+use crate::image::RgbImage;
 use crate::resize::{
-    FilmLimits, FrameBuf, FrameView, ImageLimits, pillow_bicubic, processor_smart_resize, torch_bicubic,
+    FrameBuf, FrameView, ImagePixelLimits, VideoPixelLimits, pillow_bicubic, processor_smart_resize, torch_bicubic,
 };
 use crate::{MediaError, Result};
 
@@ -27,7 +27,7 @@ pub struct Patches {
 
 /// The numbers of preprocessor_config.json.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Processor {
+pub struct PatchProcessor {
     /// Smallest area after the second resize, in pixels.
     pub min_pixels: u64,
     /// Largest area after the second resize, in pixels.
@@ -46,7 +46,7 @@ pub struct Processor {
     pub image_std: [f32; CHANNELS],
 }
 
-impl Default for Processor {
+impl Default for PatchProcessor {
     /// Qwen2.5-VL as published.
     fn default() -> Self {
         Self {
@@ -63,55 +63,80 @@ impl Default for Processor {
 }
 
 /// A picture: first resize by its limits, second resize by the processor, patches. `name` is what errors call it.
-pub fn still(picture: &Picture, limits: &ImageLimits, processor: &Processor, name: &str) -> Result<Patches> {
-    cut(still_frame(picture, limits, processor, name)?.view()?, processor)
+pub fn still(picture: &RgbImage, limits: &ImagePixelLimits, processor: &PatchProcessor, name: &str) -> Result<Patches> {
+    patchify(resize_image(picture, limits, processor, name)?.view()?, processor)
 }
 
 /// A film's frames: first resize by the film budget for their number, second resize by the processor, patches.
-pub fn film(frames: FrameView<'_>, limits: &FilmLimits, processor: &Processor, name: &str) -> Result<Patches> {
-    cut(film_frames(frames, limits, processor, name)?.view()?, processor)
+pub fn film(
+    frames: FrameView<'_>,
+    limits: &VideoPixelLimits,
+    processor: &PatchProcessor,
+    name: &str,
+) -> Result<Patches> {
+    patchify(resize_video(frames, limits, processor, name)?.view()?, processor)
 }
 
 /// A film whose frames have had their first resize already (in the decoding worker): second resize by the processor, patches.
-pub fn resized_film(frames: FrameView<'_>, processor: &Processor, name: &str) -> Result<Patches> {
+pub fn resized_film(frames: FrameView<'_>, processor: &PatchProcessor, name: &str) -> Result<Patches> {
     named(name, || {
-        let size = second_size(frames.size(), processor)?;
+        let size = processor_size(frames.size(), processor)?;
         if size == frames.size() {
-            return cut(frames, processor);
+            return patchify(frames, processor);
         }
-        cut(pillow_bicubic(frames, size)?.view()?, processor)
+        patchify(pillow_bicubic(frames, size)?.view()?, processor)
     })
 }
 
 /// A film given as a list of pictures: each by the picture limits, an odd list repeats its last, patches.
-pub fn frame_list(pictures: &[Picture], limits: &ImageLimits, processor: &Processor, name: &str) -> Result<Patches> {
-    cut(list_frames(pictures, limits, processor, name)?.view()?, processor)
+pub fn frame_list(
+    pictures: &[RgbImage],
+    limits: &ImagePixelLimits,
+    processor: &PatchProcessor,
+    name: &str,
+) -> Result<Patches> {
+    patchify(resize_image_list(pictures, limits, processor, name)?.view()?, processor)
 }
 
 /// The picture as the policy sees it, u8 [1,H,W,3]: after both resizes, before normalisation.
-pub fn still_frame(picture: &Picture, limits: &ImageLimits, processor: &Processor, name: &str) -> Result<FrameBuf> {
+pub fn resize_image(
+    picture: &RgbImage,
+    limits: &ImagePixelLimits,
+    processor: &PatchProcessor,
+    name: &str,
+) -> Result<FrameBuf> {
     named(name, || {
         let size = limits.size(picture.height, picture.width)?;
-        second_resize(pillow_bicubic(picture.view()?, size)?, processor)
+        processor_resize(pillow_bicubic(picture.view()?, size)?, processor)
     })
 }
 
 /// The film's frames as the policy sees them, u8 [T,H,W,3]: after both resizes, before normalisation.
-pub fn film_frames(frames: FrameView<'_>, limits: &FilmLimits, processor: &Processor, name: &str) -> Result<FrameBuf> {
-    named(name, || second_resize(film_resize(frames, limits)?, processor))
+pub fn resize_video(
+    frames: FrameView<'_>,
+    limits: &VideoPixelLimits,
+    processor: &PatchProcessor,
+    name: &str,
+) -> Result<FrameBuf> {
+    named(name, || processor_resize(video_resize(frames, limits)?, processor))
 }
 
-/// A film's first resize alone (torchvision's bicubic to the size of the film budget); [`second_resize`] follows.
-pub fn film_resize(frames: FrameView<'_>, limits: &FilmLimits) -> Result<FrameBuf> {
+/// A film's first resize alone (torchvision's bicubic to the size of the film budget); [`processor_resize`] follows.
+pub fn video_resize(frames: FrameView<'_>, limits: &VideoPixelLimits) -> Result<FrameBuf> {
     let (height, width) = frames.size();
     torch_bicubic(frames, limits.size(frames.frames(), height, width)?)
 }
 
 /// The pictures of a list as the policy sees them, u8 [T,H,W,3] with T even. Pictures of several sizes all get the
 /// second size of the first one, as the image processor does.
-pub fn list_frames(pictures: &[Picture], limits: &ImageLimits, processor: &Processor, name: &str) -> Result<FrameBuf> {
+pub fn resize_image_list(
+    pictures: &[RgbImage],
+    limits: &ImagePixelLimits,
+    processor: &PatchProcessor,
+    name: &str,
+) -> Result<FrameBuf> {
     named(name, || {
-        let first = |picture: &Picture| {
+        let first = |picture: &RgbImage| {
             let size = limits.size(picture.height, picture.width)?;
             pillow_bicubic(picture.view()?, size)
         };
@@ -121,7 +146,7 @@ pub fn list_frames(pictures: &[Picture], limits: &ImageLimits, processor: &Proce
             let resized = first(picture)?;
             let size = match size {
                 Some(size) => size,
-                None => *size.insert(second_size((resized.height, resized.width), processor)?),
+                None => *size.insert(processor_size((resized.height, resized.width), processor)?),
             };
             data.append(&mut pillow_bicubic(resized.view()?, size)?.data);
         }
@@ -138,22 +163,22 @@ pub fn list_frames(pictures: &[Picture], limits: &ImageLimits, processor: &Proce
 }
 
 /// The image processor's own resize: Pillow's bicubic to its smart_resize, usually nothing to do.
-pub fn second_resize(frames: FrameBuf, processor: &Processor) -> Result<FrameBuf> {
-    let size = second_size((frames.height, frames.width), processor)?;
+pub fn processor_resize(frames: FrameBuf, processor: &PatchProcessor) -> Result<FrameBuf> {
+    let size = processor_size((frames.height, frames.width), processor)?;
     if size == (frames.height, frames.width) {
         return Ok(frames);
     }
     pillow_bicubic(frames.view()?, size)
 }
 
-fn second_size((height, width): (usize, usize), processor: &Processor) -> Result<(usize, usize)> {
+fn processor_size((height, width): (usize, usize), processor: &PatchProcessor) -> Result<(usize, usize)> {
     let factor = processor.patch_size.saturating_mul(processor.merge_size);
     processor_smart_resize(height, width, factor, processor.min_pixels, processor.max_pixels)
 }
 
 /// Patches along time, height and width of frames whose sides are multiples of patch_size x merge_size.
-pub fn grid(frames: FrameView<'_>, processor: &Processor) -> Result<[usize; 3]> {
-    let Processor { patch_size: p, temporal_patch_size: tp, merge_size: merge, .. } = *processor;
+pub fn patch_grid(frames: FrameView<'_>, processor: &PatchProcessor) -> Result<[usize; 3]> {
+    let PatchProcessor { patch_size: p, temporal_patch_size: tp, merge_size: merge, .. } = *processor;
     let (height, width) = frames.size();
     let block = p.saturating_mul(merge);
     if block == 0 || tp == 0 || !height.is_multiple_of(block) || !width.is_multiple_of(block) {
@@ -168,10 +193,10 @@ pub fn grid(frames: FrameView<'_>, processor: &Processor) -> Result<[usize; 3]> 
 
 /// Normalises and cuts frames whose sides are multiples of patch_size x merge_size. Missing frames of the last temporal
 /// patch are copies of the last frame, so a still counts as two equal frames.
-pub fn cut(frames: FrameView<'_>, processor: &Processor) -> Result<Patches> {
-    let Processor { patch_size: p, temporal_patch_size: tp, merge_size: merge, .. } = *processor;
+pub fn patchify(frames: FrameView<'_>, processor: &PatchProcessor) -> Result<Patches> {
+    let PatchProcessor { patch_size: p, temporal_patch_size: tp, merge_size: merge, .. } = *processor;
     let ((height, width), block) = (frames.size(), p.saturating_mul(merge));
-    let grid_thw = grid(frames, processor)?;
+    let grid_thw = patch_grid(frames, processor)?;
     let levels = levels(processor);
     let patch = CHANNELS * tp * p * p;
     let len = grid_thw.iter().product::<usize>() * patch;
@@ -210,7 +235,7 @@ pub fn cut(frames: FrameView<'_>, processor: &Processor) -> Result<Patches> {
 
 /// What each level of each channel becomes, in the order and types of the reference: the product in f64, rounded to f32, then
 /// minus the mean and divided by the deviation in f32.
-fn levels(processor: &Processor) -> [[f32; 256]; CHANNELS] {
+fn levels(processor: &PatchProcessor) -> [[f32; 256]; CHANNELS] {
     std::array::from_fn(|channel| {
         std::array::from_fn(|level| {
             let rescaled = (level as f64 * processor.rescale_factor) as f32;

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::image;
-use crate::profile::{Overrides, Profile};
+use crate::profile::{MediaOverrides, MediaProfile};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/pixels/");
 
@@ -12,13 +12,13 @@ fn golden(name: &str) -> Vec<u8> {
     std::fs::read(format!("{FOLDER}{name}")).unwrap()
 }
 
-fn picture(name: &str) -> Picture {
+fn picture(name: &str) -> RgbImage {
     image::decode(&golden(name), name).unwrap()
 }
 
-fn limits(case: &Value) -> ImageLimits {
-    let keys: Overrides = serde_json::from_value(case["keys"].clone()).unwrap();
-    ImageLimits::new(Profile::VideorftTrain, &keys)
+fn limits(case: &Value) -> ImagePixelLimits {
+    let keys: MediaOverrides = serde_json::from_value(case["keys"].clone()).unwrap();
+    ImagePixelLimits::new(MediaProfile::VideorftTrain, &keys)
 }
 
 fn grid(case: &Value, key: &str) -> [usize; 3] {
@@ -31,12 +31,12 @@ fn golden_stills() {
     let index: Value = serde_json::from_slice(&golden("index.json")).unwrap();
     let bytes = golden("expected.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let processor = Processor::default();
+    let processor = PatchProcessor::default();
     let mut with_patches = 0;
     for case in index["images"].as_array().unwrap() {
         let name = case["name"].as_str().unwrap();
         let picture = picture(case["file"].as_str().unwrap());
-        let got = still_frame(&picture, &limits(case), &processor, name).unwrap();
+        let got = resize_image(&picture, &limits(case), &processor, name).unwrap();
         let want = tensors.tensor(&format!("{name}/resized")).unwrap();
         assert_eq!([1, got.height, got.width, 3], want.shape(), "{name}");
         if case["rgb_sha256"].is_string() {
@@ -71,13 +71,14 @@ fn golden_films() {
         let want = tensors.tensor(&format!("{name}/resized")).unwrap();
         let view = FrameView::new(frames.data(), frames.shape()[0], frames.shape()[1], frames.shape()[2]).unwrap();
         let (height, width) = (want.shape()[1] as u64, want.shape()[2] as u64);
-        let keys = Overrides { resized_height: Some(height), resized_width: Some(width), ..Overrides::default() };
-        let limits = FilmLimits::new(Profile::VideorftTrain, &keys);
-        let patches = film(view, &limits, &Processor::default(), name).unwrap();
+        let keys =
+            MediaOverrides { resized_height: Some(height), resized_width: Some(width), ..MediaOverrides::default() };
+        let limits = VideoPixelLimits::new(MediaProfile::VideorftTrain, &keys);
+        let patches = film(view, &limits, &PatchProcessor::default(), name).unwrap();
         assert_eq!(patches.grid_thw, grid(case, "video_grid_thw"), "{name}");
-        let resized = film_resize(view, &limits).unwrap();
-        assert!(resized_film(resized.view().unwrap(), &Processor::default(), name).unwrap() == patches, "{name}");
-        assert!(film_frames(view, &limits, &Processor::default(), name).unwrap().data == want.data(), "{name}");
+        let resized = video_resize(view, &limits).unwrap();
+        assert!(resized_film(resized.view().unwrap(), &PatchProcessor::default(), name).unwrap() == patches, "{name}");
+        assert!(resize_video(view, &limits, &PatchProcessor::default(), name).unwrap().data == want.data(), "{name}");
         if let Ok(want) = tensors.tensor(&format!("{name}/pixel_values_videos")) {
             assert_eq!(bits(&patches), want.data(), "{name}");
         }
@@ -93,12 +94,12 @@ fn golden_lists() {
     for case in index["lists"].as_array().unwrap() {
         let name = case["name"].as_str().unwrap();
         let files: Vec<String> = serde_json::from_value(case["files"].clone()).unwrap();
-        let pictures: Vec<Picture> = files.iter().map(|file| picture(file)).collect();
-        let got = list_frames(&pictures, &limits(case), &Processor::default(), name).unwrap();
+        let pictures: Vec<RgbImage> = files.iter().map(|file| picture(file)).collect();
+        let got = resize_image_list(&pictures, &limits(case), &PatchProcessor::default(), name).unwrap();
         let want = tensors.tensor(&format!("{name}/resized")).unwrap();
         assert_eq!([got.frames, got.height, got.width, 3], want.shape(), "{name}");
         assert!(got.data == want.data(), "{name}");
-        let patches = frame_list(&pictures, &limits(case), &Processor::default(), name).unwrap();
+        let patches = frame_list(&pictures, &limits(case), &PatchProcessor::default(), name).unwrap();
         assert_eq!(patches.grid_thw, grid(case, "video_grid_thw"), "{name}");
     }
 }
@@ -106,11 +107,12 @@ fn golden_lists() {
 #[test]
 fn a_list_of_several_sizes_takes_the_size_of_its_first() {
     let pictures = [picture("01_png_rgb.png"), picture("02_png_rgba.png"), picture("03_png_gray.png")];
-    let got = list_frames(&pictures, &ImageLimits::default(), &Processor::default(), "list").unwrap();
+    let got = resize_image_list(&pictures, &ImagePixelLimits::default(), &PatchProcessor::default(), "list").unwrap();
     assert_eq!((got.frames, got.height, got.width), (4, 56, 84));
     let frame = got.data.len() / 4;
     assert_eq!(got.data[2 * frame..3 * frame], got.data[3 * frame..]);
-    let error = frame_list(&[], &ImageLimits::default(), &Processor::default(), "list").unwrap_err().to_string();
+    let error =
+        frame_list(&[], &ImagePixelLimits::default(), &PatchProcessor::default(), "list").unwrap_err().to_string();
     assert!(error.starts_with("list: is an empty list"), "{error}");
 }
 
@@ -118,31 +120,32 @@ fn a_list_of_several_sizes_takes_the_size_of_its_first() {
 #[test]
 fn the_second_resize_is_real() {
     let picture = picture("00_png_rgb.png");
-    let processor = Processor { max_pixels: 56 * 84, ..Processor::default() };
-    let got = still_frame(&picture, &ImageLimits::default(), &processor, "00").unwrap();
+    let processor = PatchProcessor { max_pixels: 56 * 84, ..PatchProcessor::default() };
+    let got = resize_image(&picture, &ImagePixelLimits::default(), &processor, "00").unwrap();
     assert_eq!((got.height, got.width), (56, 56));
     assert_eq!(got.data, pillow_bicubic(picture.view().unwrap(), (56, 56)).unwrap().data);
     let patches = resized_film(picture.view().unwrap(), &processor, "00").unwrap();
-    assert_eq!(patches, cut(got.view().unwrap(), &processor).unwrap());
+    assert_eq!(patches, patchify(got.view().unwrap(), &processor).unwrap());
 }
 
 #[test]
 fn errors_name_the_file() {
-    let thin = Picture { data: vec![7; 10 * 2010 * 3], height: 10, width: 2010 };
-    let error = still(&thin, &ImageLimits::default(), &Processor::default(), "thin.png").unwrap_err().to_string();
+    let thin = RgbImage { data: vec![7; 10 * 2010 * 3], height: 10, width: 2010 };
+    let error =
+        still(&thin, &ImagePixelLimits::default(), &PatchProcessor::default(), "thin.png").unwrap_err().to_string();
     assert!(error.starts_with("thin.png: 10 x 2010 has a ratio"), "{error}");
-    let low = ImageLimits { max_pixels: 3136, ..ImageLimits::default() };
-    let flat = Picture { data: vec![7; 10 * 211 * 3], height: 10, width: 211 };
-    let error = still(&flat, &low, &Processor::default(), "flat.png").unwrap_err().to_string();
+    let low = ImagePixelLimits { max_pixels: 3136, ..ImagePixelLimits::default() };
+    let flat = RgbImage { data: vec![7; 10 * 211 * 3], height: 10, width: 211 };
+    let error = still(&flat, &low, &PatchProcessor::default(), "flat.png").unwrap_err().to_string();
     assert!(error.starts_with("flat.png: ") && error.contains("a side of 0"), "{error}");
     let view = FrameView::new(&flat.data, 1, 10, 211).unwrap();
     for processor in [
-        Processor::default(),
-        Processor { patch_size: 0, ..Processor::default() },
-        Processor { temporal_patch_size: 0, ..Processor::default() },
-        Processor { merge_size: usize::MAX, ..Processor::default() },
+        PatchProcessor::default(),
+        PatchProcessor { patch_size: 0, ..PatchProcessor::default() },
+        PatchProcessor { temporal_patch_size: 0, ..PatchProcessor::default() },
+        PatchProcessor { merge_size: usize::MAX, ..PatchProcessor::default() },
     ] {
-        assert!(cut(view, &processor).is_err());
+        assert!(patchify(view, &processor).is_err());
     }
 }
 
@@ -158,16 +161,16 @@ proptest! {
         let (height, width) = (blocks.0 * merge * side, blocks.1 * merge * side);
         let data: Vec<u8> = (0..frames * height * width * 3).map(|i| (i * 7 % 251) as u8).collect();
         // Levels come back unchanged.
-        let processor = Processor {
+        let processor = PatchProcessor {
             patch_size: side,
             temporal_patch_size: depth,
             merge_size: merge,
             rescale_factor: 1.0,
             image_mean: [0.0; 3],
             image_std: [1.0; 3],
-            ..Processor::default()
+            ..PatchProcessor::default()
         };
-        let got = cut(FrameView::new(&data, frames, height, width).unwrap(), &processor).unwrap();
+        let got = patchify(FrameView::new(&data, frames, height, width).unwrap(), &processor).unwrap();
         prop_assert_eq!(got.grid_thw, [frames.div_ceil(depth), blocks.0 * merge, blocks.1 * merge]);
         let patch = 3 * depth * side * side;
         let mut at = 0;
@@ -193,8 +196,8 @@ proptest! {
     fn a_still_is_two_equal_frames(seed in any::<u8>()) {
         let frame: Vec<u8> = (0..56 * 28 * 3).map(|i| (i as u8).wrapping_mul(seed | 1)).collect();
         let twice = [frame.clone(), frame.clone()].concat();
-        let one = cut(FrameView::new(&frame, 1, 56, 28).unwrap(), &Processor::default()).unwrap();
-        let two = cut(FrameView::new(&twice, 2, 56, 28).unwrap(), &Processor::default()).unwrap();
+        let one = patchify(FrameView::new(&frame, 1, 56, 28).unwrap(), &PatchProcessor::default()).unwrap();
+        let two = patchify(FrameView::new(&twice, 2, 56, 28).unwrap(), &PatchProcessor::default()).unwrap();
         prop_assert_eq!(one, two);
     }
 }

@@ -10,10 +10,11 @@ mod tests;
 use rayon::prelude::*;
 
 pub use sizes::{
-    FACTOR, FilmLimits, ImageLimits, MAX_PIXELS, MAX_RATIO, MIN_PIXELS, Wanted, processor_smart_resize, smart_resize,
+    FACTOR, ImagePixelLimits, MAX_PIXELS, MAX_RATIO, MIN_PIXELS, RequestedSize, VideoPixelLimits,
+    processor_smart_resize, smart_resize,
 };
 
-use crate::image::MAX_PICTURE_PIXELS;
+use crate::image::MAX_IMAGE_PIXELS;
 use crate::{MediaError, Result};
 use passes::{Fixed, Float};
 use taps::Taps;
@@ -91,7 +92,7 @@ impl FrameBuf {
 
 /// Resizes each frame to `size` = `(height, width)` with Pillow's bicubic (`Image.resize` on mode RGB), to the bit of Pillow 13.
 ///
-/// Refused: a side of 0, more pixels than [`MAX_PICTURE_PIXELS`] a frame, a source side above 2^20, more memory than there is.
+/// Refused: a side of 0, more pixels than [`MAX_IMAGE_PIXELS`] a frame, a source side above 2^20, more memory than there is.
 pub fn pillow_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<FrameBuf> {
     resample(frames, size, taps::pillow, |from, horizontal, vertical, to| {
         let (width, height) = (frames.width, frames.height);
@@ -118,7 +119,7 @@ fn pillow_takes_columns_first(from: (usize, usize), to: (usize, usize)) -> bool 
 /// Resizes each frame to `size` = `(height, width)` as torchvision does u8 tensors (`functional.resize`, bicubic, antialias:
 /// through f32, clamped, rounded half to even), to the bit of torch 2.7 on a CPU with fused multiply-add.
 ///
-/// Refused: a side of 0, more pixels than [`MAX_PICTURE_PIXELS`] a frame, a source side above 2^20, more memory than there is.
+/// Refused: a side of 0, more pixels than [`MAX_IMAGE_PIXELS`] a frame, a source side above 2^20, more memory than there is.
 pub fn torch_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<FrameBuf> {
     resample(frames, size, taps::torch, |from, horizontal, vertical, to| {
         let mut middle = vec![0f32; frames.height * horizontal.len() * 3];
@@ -142,7 +143,7 @@ fn resample<W: Copy + Send + Sync>(
     if height == 0 || width == 0 {
         return refuse("a side of 0", "raise max_pixels, crop the picture, or set resized_height and resized_width");
     }
-    if height.checked_mul(width).is_none_or(|pixels| pixels > MAX_PICTURE_PIXELS) {
+    if height.checked_mul(width).is_none_or(|pixels| pixels > MAX_IMAGE_PIXELS) {
         return refuse("which is too large", "lower min_pixels");
     }
     if from_height.max(from_width) > MAX_SOURCE_SIDE {

@@ -1,7 +1,7 @@
 //! Which size a picture or a frame is resized to: the rules of qwen-vl-utils 0.0.10 and of the image processor
 //! (transformers 4.51.3), in f64 as Python computes them.
 
-use crate::profile::{Overrides, Profile};
+use crate::profile::{MediaOverrides, MediaProfile};
 use crate::{MediaError, Result};
 
 /// Sides of a picture above this ratio are refused, as both references do.
@@ -19,7 +19,7 @@ const MAX_SIDE: usize = 1 << 26;
 
 /// A part's `resized_height` and `resized_width`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wanted {
+pub struct RequestedSize {
     /// `resized_height` in pixels.
     pub height: usize,
     /// `resized_width` in pixels.
@@ -30,9 +30,9 @@ pub struct Wanted {
     pub max_pixels: u64,
 }
 
-impl Wanted {
+impl RequestedSize {
     /// Both keys or none: one alone is not used, as in the reference.
-    fn new(profile: Profile, keys: &Overrides) -> Option<Self> {
+    fn new(profile: MediaProfile, keys: &MediaOverrides) -> Option<Self> {
         // A key beyond usize becomes a side that smart_resize refuses.
         let side = |key: u64| usize::try_from(key).unwrap_or(usize::MAX);
         let limits = profile.pixels();
@@ -51,29 +51,29 @@ impl Wanted {
 
 /// Size limits of a picture, from a profile with the part's keys over it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ImageLimits {
+pub struct ImagePixelLimits {
     /// Smallest area in pixels.
     pub min_pixels: u64,
     /// Largest area in pixels.
     pub max_pixels: u64,
     /// The size that the part asks for, if any: then the limits above are not used.
-    pub resized: Option<Wanted>,
+    pub resized: Option<RequestedSize>,
 }
 
-impl Default for ImageLimits {
+impl Default for ImagePixelLimits {
     fn default() -> Self {
         Self { min_pixels: MIN_PIXELS, max_pixels: MAX_PIXELS, resized: None }
     }
 }
 
-impl ImageLimits {
+impl ImagePixelLimits {
     /// The profile's limits with the part's keys over them.
-    pub fn new(profile: Profile, keys: &Overrides) -> Self {
+    pub fn new(profile: MediaProfile, keys: &MediaOverrides) -> Self {
         let limits = profile.pixels();
         Self {
             min_pixels: keys.min_pixels.unwrap_or(limits.image_min),
             max_pixels: keys.max_pixels.unwrap_or(limits.image_max),
-            resized: Wanted::new(profile, keys),
+            resized: RequestedSize::new(profile, keys),
         }
     }
 
@@ -88,7 +88,7 @@ impl ImageLimits {
 
 /// Size limits of a film's frames, from a profile with the part's keys over it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FilmLimits {
+pub struct VideoPixelLimits {
     /// Smallest area of a frame in pixels (the profile's `VIDEO_MIN_PIXELS`, or the part's `min_pixels`).
     pub min_pixels: u64,
     /// The profile's largest area of a frame (`VIDEO_MAX_PIXELS`).
@@ -98,19 +98,19 @@ pub struct FilmLimits {
     /// The part's `max_pixels`: it can only lower the limit.
     pub max_pixels: Option<u64>,
     /// The size that the part asks for, if any: then the limits above are not used.
-    pub resized: Option<Wanted>,
+    pub resized: Option<RequestedSize>,
 }
 
-impl FilmLimits {
+impl VideoPixelLimits {
     /// The profile's limits with the part's keys over them.
-    pub fn new(profile: Profile, keys: &Overrides) -> Self {
+    pub fn new(profile: MediaProfile, keys: &MediaOverrides) -> Self {
         let limits = profile.pixels();
         Self {
             min_pixels: keys.min_pixels.unwrap_or(limits.video_min),
             video_max_pixels: limits.video_max,
             total_pixels: keys.total_pixels.unwrap_or(limits.video_total),
             max_pixels: keys.max_pixels,
-            resized: Wanted::new(profile, keys),
+            resized: RequestedSize::new(profile, keys),
         }
     }
 

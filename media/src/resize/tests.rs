@@ -3,7 +3,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::*;
-use crate::profile::{Overrides, Profile};
+use crate::profile::{MediaOverrides, MediaProfile};
 
 fn golden(name: &str) -> Vec<u8> {
     std::fs::read(format!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/{}"), name)).unwrap()
@@ -35,11 +35,11 @@ fn golden_sizes() {
             ),
             _ => {
                 let profile = match row["profile"].as_str().unwrap() {
-                    "qwen-vl-utils-default" => Profile::Qwen,
-                    name => Profile::parse(name).unwrap(),
+                    "qwen-vl-utils-default" => MediaProfile::Qwen,
+                    name => MediaProfile::parse(name).unwrap(),
                 };
-                let keys: Overrides = serde_json::from_value(row["keys"].clone()).unwrap();
-                FilmLimits::new(profile, &keys).size(side("nframes"), side("height"), side("width"))
+                let keys: MediaOverrides = serde_json::from_value(row["keys"].clone()).unwrap();
+                VideoPixelLimits::new(profile, &keys).size(side("nframes"), side("height"), side("width"))
             }
         };
         if row["expect"].is_object() {
@@ -70,16 +70,16 @@ fn senseless_sizes_are_refused() {
         let error = smart_resize(height, width, factor, 3136, max_pixels).unwrap_err().to_string();
         assert!(!error.contains('\n') && error.contains(';'), "{error}");
     }
-    let keys = Overrides { resized_height: Some(u64::MAX), resized_width: Some(5), ..Overrides::default() };
-    assert!(ImageLimits::new(Profile::Qwen, &keys).size(100, 100).is_err());
-    assert!(FilmLimits::new(Profile::Qwen, &Overrides::default()).size(0, 100, 100).is_err());
+    let keys = MediaOverrides { resized_height: Some(u64::MAX), resized_width: Some(5), ..MediaOverrides::default() };
+    assert!(ImagePixelLimits::new(MediaProfile::Qwen, &keys).size(100, 100).is_err());
+    assert!(VideoPixelLimits::new(MediaProfile::Qwen, &MediaOverrides::default()).size(0, 100, 100).is_err());
 }
 
 #[test]
 fn one_resized_side_alone_is_not_used() {
-    let keys = Overrides { resized_height: Some(280), ..Overrides::default() };
-    let plain = ImageLimits::new(Profile::Qwen, &Overrides::default());
-    assert_eq!(ImageLimits::new(Profile::Qwen, &keys).size(100, 200).unwrap(), plain.size(100, 200).unwrap());
+    let keys = MediaOverrides { resized_height: Some(280), ..MediaOverrides::default() };
+    let plain = ImagePixelLimits::new(MediaProfile::Qwen, &MediaOverrides::default());
+    assert_eq!(ImagePixelLimits::new(MediaProfile::Qwen, &keys).size(100, 200).unwrap(), plain.size(100, 200).unwrap());
 }
 
 /// The noise that the golden resamplings start from.

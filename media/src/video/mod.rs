@@ -7,21 +7,60 @@
 #![allow(unsafe_code)]
 
 #[cfg(feature = "ffmpeg")]
-mod film;
+mod ffmpeg;
 
+use std::ops::Deref;
 use std::path::Path;
 
-use crate::frames::{Frames, Pixels};
-use crate::profile::{Overrides, Profile};
-use crate::resize::FilmLimits;
+use crate::profile::{MediaOverrides, MediaProfile};
+use crate::resize::VideoPixelLimits;
 use crate::{MediaError, Result};
 
 #[cfg(feature = "ffmpeg")]
-pub use film::{probe, sample_into};
+pub use ffmpeg::{decode_into, probe};
+
+/// Frames of a film, decoded.
+#[derive(Debug)]
+pub struct DecodedVideo {
+    /// PixelBuffer u8 [T, height, width, 3], red green blue.
+    pub data: PixelBuffer,
+    /// Height in pixels.
+    pub height: usize,
+    /// Width in pixels.
+    pub width: usize,
+    /// Number of each frame in display order, [T].
+    pub indices: Vec<u64>,
+    /// How many frames the film has.
+    pub total_frames: u64,
+    /// Frames a second of the film: the container's average rate.
+    pub video_fps: f64,
+    /// Frames taken a second of film.
+    pub sample_fps: f64,
+}
+
+/// PixelBuffer owned by this process, or shared memory that a worker filled.
+#[derive(Debug)]
+pub enum PixelBuffer {
+    /// Decoded here.
+    Owned(Vec<u8>),
+    /// Decoded by a worker; unmapped when dropped.
+    Shared(memmap2::Mmap),
+}
+
+impl Deref for PixelBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Owned(bytes) => bytes,
+            Self::Shared(map) => map,
+        }
+    }
+}
 
 /// What a film is, without decoding it.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Probe {
+pub struct VideoInfo {
     /// FFmpeg's name of the codec, such as `h264`.
     pub codec: String,
     /// Height in pixels as shown, after any rotation.
@@ -36,23 +75,23 @@ pub struct Probe {
 
 /// Which size the frames come back in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum Size {
+pub enum FrameSize {
     /// As they are in the film.
-    Film,
+    Original,
     /// Resized by the film rule of the profile and the overrides (torchvision's bicubic with antialias, on u8).
-    Model,
+    Resized,
 }
 
 /// What a process may spend on one film.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Limits {
+pub struct DecodeLimits {
     /// Threads that decode.
     pub threads: usize,
     /// Bytes that frames and the compressed film may take.
     pub memory: u64,
 }
 
-impl Default for Limits {
+impl Default for DecodeLimits {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
         Self { threads, memory: 2 << 30 }
@@ -61,35 +100,41 @@ impl Default for Limits {
 
 /// What to sample: frames of one film.
 #[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
+pub struct DecodeRequest<'a> {
     /// The film.
     pub path: &'a Path,
     /// Which frames, and how large.
-    pub profile: Profile,
+    pub profile: MediaProfile,
     /// What replaces the profile's settings.
-    pub overrides: Overrides,
+    pub overrides: MediaOverrides,
     /// Whether to resize.
-    pub size: Size,
+    pub size: FrameSize,
     /// What this may cost.
-    pub limits: Limits,
+    pub limits: DecodeLimits,
 }
 
 /// Decodes the frames that `profile` and `overrides` choose, as they are in the film.
-pub fn sample(path: &Path, profile: Profile, overrides: &Overrides) -> Result<Frames> {
-    let request = Request { path, profile, overrides: *overrides, size: Size::Film, limits: Limits::default() };
-    let (mut frames, data) = sample_into(&request, |bytes| {
+pub fn decode(path: &Path, profile: MediaProfile, overrides: &MediaOverrides) -> Result<DecodedVideo> {
+    let request = DecodeRequest {
+        path,
+        profile,
+        overrides: *overrides,
+        size: FrameSize::Original,
+        limits: DecodeLimits::default(),
+    };
+    let (mut frames, data) = decode_into(&request, |bytes| {
         let mut data = Vec::new();
         data.try_reserve_exact(bytes).map_err(|_| too_large(path, bytes as u64, request.limits.memory))?;
         data.resize(bytes, 0);
         Ok(data)
     })?;
-    frames.data = Pixels::Owned(data);
+    frames.data = PixelBuffer::Owned(data);
     Ok(frames)
 }
 
 /// The size rule of a film's frames: the profile's limits with the part keys over them.
-pub fn film_limits(profile: Profile, overrides: &Overrides) -> Result<FilmLimits> {
-    Ok(FilmLimits::new(profile, overrides))
+pub fn film_limits(profile: MediaProfile, overrides: &MediaOverrides) -> Result<VideoPixelLimits> {
+    Ok(VideoPixelLimits::new(profile, overrides))
 }
 
 fn too_large(path: &Path, bytes: u64, limit: u64) -> MediaError {
@@ -103,16 +148,16 @@ fn too_large(path: &Path, bytes: u64, limit: u64) -> MediaError {
 
 /// Refuses the film.
 #[cfg(not(feature = "ffmpeg"))]
-pub fn probe(path: &Path) -> Result<Probe> {
+pub fn probe(path: &Path) -> Result<VideoInfo> {
     Err(absent(path))
 }
 
 /// Refuses the film.
 #[cfg(not(feature = "ffmpeg"))]
-pub fn sample_into<B: AsMut<[u8]>>(
-    request: &Request<'_>,
+pub fn decode_into<B: AsMut<[u8]>>(
+    request: &DecodeRequest<'_>,
     _allocate: impl FnOnce(usize) -> Result<B>,
-) -> Result<(Frames, B)> {
+) -> Result<(DecodedVideo, B)> {
     Err(absent(request.path))
 }
 

@@ -1,7 +1,7 @@
 //! Decoding in a process of its own: a file that crashes FFmpeg, hangs it or makes it eat memory costs one line of error and
 //! nothing else.
 //!
-//! The worker is the program itself with a hidden argument, which calls [`main`]. It gets one shared memory file as standard
+//! The worker is the program itself with a hidden argument, which calls [`worker_main`]. It gets one shared memory file as standard
 //! input: a request in JSON is in it, and the frames replace it. The answer, JSON without pixels, comes back on standard
 //! output. The worker has a group of its own, so Ctrl-C reaches only the caller, and dies when its caller's thread does.
 
@@ -20,25 +20,24 @@ use memmap2::{Mmap, MmapMut};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::process::{Resource, Rlimit, Signal};
 
-use crate::frames::{Frames, Pixels};
-use crate::profile::{Overrides, Profile};
-use crate::video::{Limits, Probe, Request, Size, probe, sample_into};
+use crate::profile::{MediaOverrides, MediaProfile};
+use crate::video::{DecodeLimits, DecodeRequest, DecodedVideo, FrameSize, PixelBuffer, VideoInfo, decode_into, probe};
 use crate::{MediaError, Result};
-use wire::{Job, Order, Reply, Sampled};
+use wire::{DecodedHeader, WorkerJob, WorkerReply, WorkerRequest};
 
 /// The hidden argument that makes the program a worker.
-pub const ARGUMENT: &str = "__decode-worker";
+pub const WORKER_ARGUMENT: &str = "__decode-worker";
 
 /// How long a film may take by default.
-pub const TIMEOUT: Duration = Duration::from_secs(60);
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How much memory a film may take by default, in MiB.
-pub const MEMORY_MIB: u64 = 2048;
+pub const DEFAULT_MEMORY_MIB: u64 = 2048;
 
 /// Decodes films, each in a worker process of its own.
 #[derive(Clone, Debug)]
-pub struct Decoder {
-    /// The program to run as worker; it must call [`main`] when given `args`.
+pub struct DecodeWorker {
+    /// The program to run as worker; it must call [`worker_main`] when given `args`.
     pub exe: PathBuf,
     /// Its arguments.
     pub args: Vec<String>,
@@ -50,15 +49,15 @@ pub struct Decoder {
     pub threads: usize,
 }
 
-impl Decoder {
-    /// A decoder that runs `exe` with [`ARGUMENT`], with the default limits.
+impl DecodeWorker {
+    /// A decoder that runs `exe` with [`WORKER_ARGUMENT`], with the default limits.
     pub fn new(exe: impl Into<PathBuf>) -> Self {
         Self {
             exe: exe.into(),
-            args: vec![ARGUMENT.to_owned()],
-            timeout: TIMEOUT,
-            memory_mib: MEMORY_MIB,
-            threads: Limits::default().threads,
+            args: vec![WORKER_ARGUMENT.to_owned()],
+            timeout: DEFAULT_TIMEOUT,
+            memory_mib: DEFAULT_MEMORY_MIB,
+            threads: DecodeLimits::default().threads,
         }
     }
 
@@ -68,35 +67,46 @@ impl Decoder {
     }
 
     /// Reads a film's size, rate and number of frames.
-    pub fn probe(&self, path: &Path) -> Result<Probe> {
-        match self.ask(path, Job::Probe)? {
-            (Reply::Probed(probe), _) => Ok(probe),
+    pub fn probe(&self, path: &Path) -> Result<VideoInfo> {
+        match self.ask(path, WorkerJob::Probe)? {
+            (WorkerReply::Probed(probe), _) => Ok(probe),
             _ => Err(unreadable_answer(path)),
         }
     }
 
     /// Decodes the frames that `profile` and `overrides` choose, as they are in the film.
-    pub fn sample(&self, path: &Path, profile: Profile, overrides: &Overrides) -> Result<Frames> {
-        self.sample_at(path, profile, overrides, Size::Film)
+    pub fn decode(&self, path: &Path, profile: MediaProfile, overrides: &MediaOverrides) -> Result<DecodedVideo> {
+        self.decode_at_size(path, profile, overrides, FrameSize::Original)
     }
 
     /// The same, each frame resized by the film rule before it leaves the worker.
-    pub fn sample_resized(&self, path: &Path, profile: Profile, overrides: &Overrides) -> Result<Frames> {
-        self.sample_at(path, profile, overrides, Size::Model)
+    pub fn decode_resized(
+        &self,
+        path: &Path,
+        profile: MediaProfile,
+        overrides: &MediaOverrides,
+    ) -> Result<DecodedVideo> {
+        self.decode_at_size(path, profile, overrides, FrameSize::Resized)
     }
 
     /// Decodes chosen frames in the size asked for.
-    pub fn sample_at(&self, path: &Path, profile: Profile, overrides: &Overrides, size: Size) -> Result<Frames> {
-        let job = Job::Sample { profile, overrides: *overrides, size };
+    pub fn decode_at_size(
+        &self,
+        path: &Path,
+        profile: MediaProfile,
+        overrides: &MediaOverrides,
+        size: FrameSize,
+    ) -> Result<DecodedVideo> {
+        let job = WorkerJob::Decode { profile, overrides: *overrides, size };
         match self.ask(path, job)? {
-            (Reply::Sampled(sampled), memory) => collect(path, sampled, &memory),
+            (WorkerReply::Decoded(sampled), memory) => collect(path, sampled, &memory),
             _ => Err(unreadable_answer(path)),
         }
     }
 
     /// Runs one worker for one job; the shared memory holds the frames afterwards.
-    fn ask(&self, path: &Path, job: Job) -> Result<(Reply, File)> {
-        let order = Order {
+    fn ask(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
+        let order = WorkerRequest {
             caller: std::process::id(),
             path: wire::bytes_of(path),
             memory: self.memory_mib.saturating_mul(1 << 20),
@@ -111,7 +121,7 @@ impl Decoder {
         memory.write_all(&text).and_then(|()| rewind(&memory)).map_err(cannot)?;
         let answer = process::run(self, path, memory.try_clone().map_err(cannot)?)?;
         match serde_json::from_slice(&answer) {
-            Ok(Reply::Failed(failure)) => Err(failure.into_error(path)),
+            Ok(WorkerReply::Failed(failure)) => Err(failure.into_error(path)),
             Ok(reply) => Ok((reply, memory)),
             Err(_) => Err(unreadable_answer(path)),
         }
@@ -123,7 +133,7 @@ fn rewind(mut file: &File) -> std::io::Result<()> {
 }
 
 /// Maps the frames that a worker left in `memory`, after making sure that they are there and that nobody can change them.
-fn collect(path: &Path, s: Sampled, memory: &File) -> Result<Frames> {
+fn collect(path: &Path, s: DecodedHeader, memory: &File) -> Result<DecodedVideo> {
     let bytes = [s.height, s.width, 3].iter().try_fold(s.indices.len() as u64, |n, &side| n.checked_mul(side as u64));
     let there = memory.metadata().map(|m| m.len()).ok();
     if bytes.is_none() || bytes == Some(0) || bytes != there {
@@ -135,8 +145,8 @@ fn collect(path: &Path, s: Sampled, memory: &File) -> Result<Frames> {
     // SAFETY: the seals, which cannot be taken off, keep the length and the bytes as they are; no writable mapping is left,
     // or sealing would have failed.
     let map = unsafe { Mmap::map(memory) }.map_err(io)?;
-    Ok(Frames {
-        data: Pixels::Shared(map),
+    Ok(DecodedVideo {
+        data: PixelBuffer::Shared(map),
         height: s.height,
         width: s.width,
         indices: s.indices,
@@ -157,7 +167,7 @@ fn unreadable_answer(path: &Path) -> MediaError {
 /// The worker's side: reads one order from standard input, does it, answers on standard output.
 ///
 /// Never returns an error: whatever is wrong with the film is in the answer, and the exit code says whether one was given.
-pub fn main() -> ExitCode {
+pub fn worker_main() -> ExitCode {
     match serve() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -171,18 +181,19 @@ fn serve() -> std::io::Result<()> {
     let memory: File = rustix::io::dup(rustix::stdio::stdin())?.into();
     let mut text = Vec::new();
     (&memory).read_to_end(&mut text)?;
-    let order: Order = serde_json::from_slice(&text)?;
+    let order: WorkerRequest = serde_json::from_slice(&text)?;
     confine(&order)?;
     let path = wire::path_of(&order.path);
-    let limits = Limits { threads: order.threads, memory: order.memory };
+    let limits = DecodeLimits { threads: order.threads, memory: order.memory };
     let done = match order.job {
-        Job::Probe => probe(&path).map(Reply::Probed),
-        Job::Sample { profile, overrides, size } => {
-            let request = Request { path: &path, profile, overrides, size, limits };
-            sample_into(&request, |bytes| share(&path, &memory, bytes)).map(|(frames, _)| Reply::Sampled(frames.into()))
+        WorkerJob::Probe => probe(&path).map(WorkerReply::Probed),
+        WorkerJob::Decode { profile, overrides, size } => {
+            let request = DecodeRequest { path: &path, profile, overrides, size, limits };
+            decode_into(&request, |bytes| share(&path, &memory, bytes))
+                .map(|(frames, _)| WorkerReply::Decoded(frames.into()))
         }
     };
-    let reply = done.unwrap_or_else(|e| Reply::Failed(e.into()));
+    let reply = done.unwrap_or_else(|e| WorkerReply::Failed(e.into()));
     let mut out = std::io::stdout().lock();
     out.write_all(&serde_json::to_vec(&reply)?)?;
     out.flush()
@@ -204,7 +215,7 @@ fn share(path: &Path, memory: &File, bytes: usize) -> Result<MmapMut> {
 }
 
 /// Binds this process to its caller and to its limits, before it touches the film.
-fn confine(order: &Order) -> std::io::Result<()> {
+fn confine(order: &WorkerRequest) -> std::io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // The caller may have died before that.
     let parent = rustix::process::getppid().map(|p| p.as_raw_nonzero().get());

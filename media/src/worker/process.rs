@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::Decoder;
+use super::DecodeWorker;
 use crate::{MediaError, Result};
 
 /// No answer is longer: 2^20 indices of 7 digits and a few words.
@@ -23,7 +23,7 @@ const LONGEST_LAMENT: u64 = 64 << 10;
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Runs a worker with `memory` as its standard input and gives what it wrote to its standard output.
-pub(super) fn run(decoder: &Decoder, path: &Path, memory: File) -> Result<Vec<u8>> {
+pub(super) fn run(decoder: &DecodeWorker, path: &Path, memory: File) -> Result<Vec<u8>> {
     let deadline = Instant::now() + decoder.timeout;
     let mut worker = Worker::start(decoder, memory)?;
     let answer = reader(worker.child.stdout.take(), LONGEST_ANSWER);
@@ -71,7 +71,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(decoder: &Decoder, memory: File) -> Result<Self> {
+    fn start(decoder: &DecodeWorker, memory: File) -> Result<Self> {
         let child = Command::new(&decoder.exe)
             .args(&decoder.args)
             // Each further arena of the C library reserves address space that counts against the limit.
@@ -121,7 +121,7 @@ impl Drop for Worker {
 }
 
 /// Why a worker without an answer ended.
-fn died(decoder: &Decoder, path: &Path, status: ExitStatus, lament: &str) -> MediaError {
+fn died(decoder: &DecodeWorker, path: &Path, status: ExitStatus, lament: &str) -> MediaError {
     let memory = lament.contains("memory allocation of") || lament.contains("capacity overflow");
     if memory {
         return MediaError::file(

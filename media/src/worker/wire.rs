@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::MediaError;
-use crate::frames::Frames;
-use crate::profile::{Overrides, Profile};
-use crate::video::{Probe, Size};
+use crate::profile::{MediaOverrides, MediaProfile};
+use crate::video::{DecodedVideo, FrameSize, VideoInfo};
 
 /// From the caller.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Order {
+pub(super) struct WorkerRequest {
     /// The caller's process id.
     pub caller: u32,
     /// The film's path: bytes, because a path need not be UTF-8.
@@ -22,26 +21,26 @@ pub(super) struct Order {
     pub memory: u64,
     /// Threads that decode.
     pub threads: usize,
-    pub job: Job,
+    pub job: WorkerJob,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Job {
+pub(super) enum WorkerJob {
     Probe,
-    Sample { profile: Profile, overrides: Overrides, size: Size },
+    Decode { profile: MediaProfile, overrides: MediaOverrides, size: FrameSize },
 }
 
 /// From the worker.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Reply {
-    Probed(Probe),
-    Sampled(Sampled),
+pub(super) enum WorkerReply {
+    Probed(VideoInfo),
+    Decoded(DecodedHeader),
     Failed(Failure),
 }
 
-/// `Frames` without the pixels.
+/// `DecodedVideo` without the pixels.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Sampled {
+pub(super) struct DecodedHeader {
     pub height: usize,
     pub width: usize,
     pub indices: Vec<u64>,
@@ -50,8 +49,8 @@ pub(super) struct Sampled {
     pub sample_fps: f64,
 }
 
-impl From<Frames> for Sampled {
-    fn from(f: Frames) -> Self {
+impl From<DecodedVideo> for DecodedHeader {
+    fn from(f: DecodedVideo) -> Self {
         Self {
             height: f.height,
             width: f.width,
@@ -117,17 +116,17 @@ mod tests {
             path in proptest::collection::vec(any::<u8>(), 0..40),
             fps in proptest::num::f64::NORMAL, start in proptest::num::f64::NORMAL, nframes in any::<i64>(), pixels in any::<u64>(),
         ) {
-            let overrides = Overrides {
+            let overrides = MediaOverrides {
                 nframes: Some(nframes), fps: Some(fps), video_start: Some(start), min_pixels: Some(pixels),
                 ..Default::default()
             };
-            let job = Job::Sample { profile: Profile::Stride1Fps, overrides, size: Size::Model };
-            let order = Order { caller: 7, path: bytes_of(&path_of(&path)), memory: u64::MAX, threads: 3, job };
-            let got: Order = serde_json::from_slice(&serde_json::to_vec(&order).unwrap()).unwrap();
+            let job = WorkerJob::Decode { profile: MediaProfile::Stride1Fps, overrides, size: FrameSize::Resized };
+            let order = WorkerRequest { caller: 7, path: bytes_of(&path_of(&path)), memory: u64::MAX, threads: 3, job };
+            let got: WorkerRequest = serde_json::from_slice(&serde_json::to_vec(&order).unwrap()).unwrap();
             prop_assert_eq!(got.path, path);
             prop_assert_eq!(got.memory, u64::MAX);
-            let Job::Sample { profile, overrides: received, size } = got.job else { panic!("another job") };
-            prop_assert_eq!((profile, received, size), (Profile::Stride1Fps, overrides, Size::Model));
+            let WorkerJob::Decode { profile, overrides: received, size } = got.job else { panic!("another job") };
+            prop_assert_eq!((profile, received, size), (MediaProfile::Stride1Fps, overrides, FrameSize::Resized));
         }
     }
 }

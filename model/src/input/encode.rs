@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use reel_media::frames::Pixels;
-use reel_media::image::Picture;
-use reel_media::patches::{self, Processor};
-use reel_media::profile::{Overrides, Profile};
-use reel_media::resize::{FrameBuf, ImageLimits};
-use reel_media::worker::Decoder;
+use reel_media::image::RgbImage;
+use reel_media::patches::{self, PatchProcessor};
+use reel_media::profile::{MediaOverrides, MediaProfile};
+use reel_media::resize::{FrameBuf, ImagePixelLimits};
+use reel_media::video::PixelBuffer;
+use reel_media::worker::DecodeWorker;
 
 use super::chat::ChatTemplate;
 use super::fetch;
@@ -69,11 +69,11 @@ pub enum SecondPerGrid {
 #[derive(Debug, Clone)]
 pub struct MediaOptions {
     /// Frame and pixel limits.
-    pub profile: Profile,
+    pub profile: MediaProfile,
     /// Flags; they win over the keys of a part.
-    pub overrides: Overrides,
+    pub overrides: MediaOverrides,
     /// What decodes films.
-    pub decoder: Decoder,
+    pub decoder: DecodeWorker,
     /// Time steps of films.
     pub second_per_grid: SecondPerGrid,
 }
@@ -81,9 +81,9 @@ pub struct MediaOptions {
 impl Default for MediaOptions {
     fn default() -> Self {
         Self {
-            profile: Profile::Qwen,
-            overrides: Overrides::default(),
-            decoder: Decoder::this_program(),
+            profile: MediaProfile::Qwen,
+            overrides: MediaOverrides::default(),
+            decoder: DecodeWorker::this_program(),
             second_per_grid: SecondPerGrid::True,
         }
     }
@@ -186,13 +186,13 @@ fn expand(ids: Vec<i64>, pad: i64, counts: &[usize], kind: &str, place: &str) ->
     Ok(expanded)
 }
 
-fn load_image(image: &ImagePart, options: &MediaOptions, processor: &Processor) -> Result<FrameBuf> {
-    let limits = ImageLimits::new(options.profile, &options.overrides.over(image.overrides));
+fn load_image(image: &ImagePart, options: &MediaOptions, processor: &PatchProcessor) -> Result<FrameBuf> {
+    let limits = ImagePixelLimits::new(options.profile, &options.overrides.over(image.overrides));
     let picture = open_picture(&image.source)?;
-    Ok(patches::still_frame(&picture, &limits, processor, &image.source.name())?)
+    Ok(patches::resize_image(&picture, &limits, processor, &image.source.name())?)
 }
 
-fn open_picture(source: &MediaSource) -> Result<Picture> {
+fn open_picture(source: &MediaSource) -> Result<RgbImage> {
     Ok(match source {
         MediaSource::Path(path) => reel_media::image::open(path)?,
         MediaSource::Data(uri) => reel_media::image::from_data_uri(uri)?,
@@ -207,7 +207,7 @@ struct Film {
     frame_indices: Vec<i64>,
 }
 
-fn load_video(video: &VideoPart, options: &MediaOptions, processor: &Processor) -> Result<Film> {
+fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProcessor) -> Result<Film> {
     let keys = options.overrides.over(video.overrides);
     match &video.source {
         VideoSource::Frames(frames) => frame_list(frames, video, keys, options, processor),
@@ -227,19 +227,19 @@ fn load_video(video: &VideoPart, options: &MediaOptions, processor: &Processor) 
 fn frame_list(
     frames: &[MediaSource],
     video: &VideoPart,
-    keys: Overrides,
+    keys: MediaOverrides,
     options: &MediaOptions,
-    processor: &Processor,
+    processor: &PatchProcessor,
 ) -> Result<Film> {
     let sample_fps = keys.fps.unwrap_or(2.0);
     if !(sample_fps > 0.0 && sample_fps.is_finite()) {
         let what = format!("is {sample_fps}; it must be above 0");
         return Err(ModelError::messages(format!("{}: fps", video.place), what, "give the frames' rate a second"));
     }
-    let pictures = frames.iter().map(open_picture).collect::<Result<Vec<Picture>>>()?;
-    let limits = ImageLimits::new(options.profile, &keys);
+    let pictures = frames.iter().map(open_picture).collect::<Result<Vec<RgbImage>>>()?;
+    let limits = ImagePixelLimits::new(options.profile, &keys);
     let name = frames.first().map(MediaSource::name).unwrap_or_default();
-    let frames = patches::list_frames(&pictures, &limits, processor, &name)?;
+    let frames = patches::resize_image_list(&pictures, &limits, processor, &name)?;
     Ok(Film { frames, sample_fps, frame_indices: even((0..pictures.len() as i64).collect()) })
 }
 
@@ -251,15 +251,15 @@ fn even(mut indices: Vec<i64>) -> Vec<i64> {
     indices
 }
 
-fn film(path: &Path, keys: Overrides, options: &MediaOptions, processor: &Processor) -> Result<Film> {
-    let read = options.decoder.sample_resized(path, options.profile, &keys)?;
+fn film(path: &Path, keys: MediaOverrides, options: &MediaOptions, processor: &PatchProcessor) -> Result<Film> {
+    let read = options.decoder.decode_resized(path, options.profile, &keys)?;
     let data = match read.data {
-        Pixels::Owned(data) => data,
-        Pixels::Shared(map) => map.to_vec(),
+        PixelBuffer::Owned(data) => data,
+        PixelBuffer::Shared(map) => map.to_vec(),
     };
     let frames = FrameBuf { data, frames: read.indices.len(), height: read.height, width: read.width };
     // The image processor's own resize, which most frames already have.
-    let frames = patches::second_resize(frames, processor)?;
+    let frames = patches::processor_resize(frames, processor)?;
     let frame_indices = even(read.indices.iter().map(|&i| i as i64).collect());
     Ok(Film { frames, sample_fps: read.sample_fps, frame_indices })
 }
@@ -268,9 +268,9 @@ fn film(path: &Path, keys: Overrides, options: &MediaOptions, processor: &Proces
 fn film_in_memory(
     name: &str,
     bytes: &[u8],
-    keys: Overrides,
+    keys: MediaOverrides,
     options: &MediaOptions,
-    processor: &Processor,
+    processor: &PatchProcessor,
 ) -> Result<Film> {
     use std::io::Write;
     let folder = std::env::temp_dir();
@@ -285,8 +285,8 @@ fn film_in_memory(
 
 impl PreprocessorConfig {
     /// The numbers as the media crate takes them.
-    pub fn processor(&self) -> Processor {
-        Processor {
+    pub fn processor(&self) -> PatchProcessor {
+        PatchProcessor {
             min_pixels: self.min_pixels,
             max_pixels: self.max_pixels,
             patch_size: self.patch_size,

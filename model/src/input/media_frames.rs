@@ -1,6 +1,6 @@
 //! Pictures and films as frames of levels, which is how they go to the device: an eighth of their pixels' bytes.
 
-use reel_media::patches::{self, Processor};
+use reel_media::patches::{self, PatchProcessor};
 use reel_media::resize::FrameBuf;
 
 use super::window::GridThw;
@@ -14,7 +14,7 @@ pub struct MediaFrames {
     /// In order; an odd one's last frame stands for two.
     pub videos: Vec<FrameBuf>,
     /// How they become patches.
-    pub processor: Processor,
+    pub processor: PatchProcessor,
 }
 
 impl MediaFrames {
@@ -28,7 +28,7 @@ impl MediaFrames {
     /// # Errors
     /// Sides that are no whole blocks of patches, levels that do not fit the sides.
     pub fn grid(&self, frames: &FrameBuf) -> Result<GridThw> {
-        Ok(patches::grid(frames.view()?, &self.processor)?)
+        Ok(patches::patch_grid(frames.view()?, &self.processor)?)
     }
 
     /// The normalised pixels of the patches of `frames`, one after the other, as the image processor gives them.
@@ -38,7 +38,7 @@ impl MediaFrames {
     pub fn pixels(&self, frames: &[FrameBuf]) -> Result<Vec<f32>> {
         let mut all = Vec::new();
         for one in frames {
-            all.append(&mut patches::cut(one.view()?, &self.processor)?.pixel_values);
+            all.append(&mut patches::patchify(one.view()?, &self.processor)?.pixel_values);
         }
         Ok(all)
     }

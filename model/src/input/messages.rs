@@ -1,11 +1,11 @@
 //! Conversations as people write them: OpenAI's and Qwen's chat messages, checked and brought to one form.
 //!
 //! A part's `image_url` and `video_url` become `image` and `video`; paths become absolute under the folder of the messages file
-//! (or `--media-root`); the keys of qwen-vl-utils become [`Overrides`]. Everything else a turn has is kept for the template.
+//! (or `--media-root`); the keys of qwen-vl-utils become [`MediaOverrides`]. Everything else a turn has is kept for the template.
 
 use std::path::{Path, PathBuf};
 
-use reel_media::profile::Overrides;
+use reel_media::profile::MediaOverrides;
 use serde_json::{Map, Value, json};
 
 use crate::error::{ModelError, Result};
@@ -56,7 +56,7 @@ pub struct ImagePart {
     /// Where it is.
     pub source: MediaSource,
     /// The part's own keys.
-    pub overrides: Overrides,
+    pub overrides: MediaOverrides,
     /// Turn and part, for errors.
     pub place: String,
 }
@@ -67,7 +67,7 @@ pub struct VideoPart {
     /// Where it is.
     pub source: VideoSource,
     /// The part's own keys.
-    pub overrides: Overrides,
+    pub overrides: MediaOverrides,
     /// Turn and part, for errors.
     pub place: String,
 }
@@ -307,7 +307,7 @@ fn video_source(place: &str, map: &Map<String, Value>, root: &Path) -> Result<Vi
 }
 
 /// The part's keys of qwen-vl-utils. Null counts as absent.
-fn overrides(place: &str, map: &Map<String, Value>) -> Result<Overrides> {
+fn overrides(place: &str, map: &Map<String, Value>) -> Result<MediaOverrides> {
     let number = |key: &str| match map.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_f64().filter(|x| x.is_finite()) {
@@ -335,7 +335,7 @@ fn overrides(place: &str, map: &Map<String, Value>) -> Result<Overrides> {
         )),
         x => Ok(x.map(|x| x as u64)),
     };
-    Ok(Overrides {
+    Ok(MediaOverrides {
         nframes: whole("nframes")?,
         fps: number("fps")?,
         min_frames: whole("min_frames")?,
@@ -380,7 +380,7 @@ mod tests {
         let ContentPart::Image(image) = parts[0] else { panic!("the picture comes first") };
         assert_eq!((image.overrides.min_pixels, image.overrides.fps), (Some(3136), None));
         let ContentPart::Video(video) = parts[1] else { panic!("then the film") };
-        assert_eq!(video.overrides, Overrides { fps: Some(1.5), ..Overrides::default() });
+        assert_eq!(video.overrides, MediaOverrides { fps: Some(1.5), ..MediaOverrides::default() });
     }
 
     #[test]

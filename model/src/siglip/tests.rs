@@ -3,7 +3,7 @@
 use std::fs;
 
 use reel_kernels::compile;
-use reel_media::image::{self, Picture};
+use reel_media::image::{self, RgbImage};
 use reel_runtime::{Kernels, SimOptions};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -27,7 +27,7 @@ fn texts() -> Vec<String> {
     strings(&json("index.json")["texts"])
 }
 
-fn pictures() -> Vec<Picture> {
+fn pictures() -> Vec<RgbImage> {
     strings(&json("index.json")["pictures"]).iter().map(|file| image::open(&golden(file)).unwrap()).collect()
 }
 
@@ -52,7 +52,7 @@ fn open(device: &Device, dtype: DType) -> Siglip {
     Siglip::open(device, &golden("model"), dtype).unwrap()
 }
 
-fn embed(model: &Siglip, pictures: &[Picture]) -> Vec<Vec<f32>> {
+fn embed(model: &Siglip, pictures: &[RgbImage]) -> Vec<Vec<f32>> {
     let views: Vec<FrameView> = pictures.iter().map(|p| p.view().unwrap()).collect();
     model.embed_frames(&views, false).unwrap()
 }

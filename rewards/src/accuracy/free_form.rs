@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use super::porter::stem;
 
 /// The mean of the three F values. A single word against itself has no pair of words and scores 2/3.
-pub fn of(given: &str, right: &str) -> f64 {
+pub fn free_form_accuracy(given: &str, right: &str) -> f64 {
     let (given, right) = (tokens(given), tokens(right));
     (n_grams(&given, &right, 1) + n_grams(&given, &right, 2) + longest(&given, &right)) / 3.0
 }
@@ -31,8 +31,8 @@ fn n_grams(given: &[String], right: &[String], n: usize) -> f64 {
             common += 1;
         }
     }
-    let of = |words: &[String]| (words.len() + 1).saturating_sub(n);
-    f_value(common, of(given), of(right))
+    let count = |words: &[String]| (words.len() + 1).saturating_sub(n);
+    f_value(common, count(given), count(right))
 }
 
 /// ROUGE-L: the longest common subsequence of words.
@@ -81,7 +81,11 @@ mod tests {
             ("", "", 0.0),
             ("the child plays happily", "the children were playing happily", 0.539_682_539_682_539_7),
         ] {
-            assert!((of(given, right) - want).abs() < 1e-15, "{given}: {}", of(given, right));
+            assert!(
+                (free_form_accuracy(given, right) - want).abs() < 1e-15,
+                "{given}: {}",
+                free_form_accuracy(given, right)
+            );
         }
     }
 
@@ -93,10 +97,10 @@ mod tests {
     proptest! {
         #[test]
         fn f_is_symmetric_and_1_for_the_same_sentence(a in sentence(), b in sentence()) {
-            prop_assert!((of(&a, &b) - of(&b, &a)).abs() < 1e-12);
-            prop_assert!((0.0..=1.0).contains(&of(&a, &b)));
+            prop_assert!((free_form_accuracy(&a, &b) - free_form_accuracy(&b, &a)).abs() < 1e-12);
+            prop_assert!((0.0..=1.0).contains(&free_form_accuracy(&a, &b)));
             let same = match tokens(&a).len() { 0 => 0.0, 1 => 2.0 / 3.0, _ => 1.0 };
-            prop_assert!((of(&a, &a) - same).abs() < 1e-12);
+            prop_assert!((free_form_accuracy(&a, &a) - same).abs() < 1e-12);
         }
 
         /// No pair is common that is not made of common words, and none in order that is not common.

@@ -1,28 +1,33 @@
 //! The accuracy reward: how right an answer is, by a rule for each kind of problem, from 0 to 1.
 
-pub mod free_form;
-pub mod multiple_choice;
-pub mod numerical;
-pub mod ocr;
+mod free_form;
+mod multiple_choice;
+mod numerical;
+mod ocr;
 mod porter;
-pub mod regression;
+mod regression;
 
-pub use porter::stem;
+pub use multiple_choice::multiple_choice_accuracy;
+pub use numerical::numerical_accuracy;
+
+use free_form::free_form_accuracy;
+use ocr::ocr_accuracy;
+use regression::regression_accuracy;
 
 use crate::ProblemType;
-use crate::answer::answer;
+use crate::answer::extract_answer;
 
 /// The accuracy of a completion. Both texts carry their answer in `<answer>` tags; a text without has the answer "". A kind
 /// without a rule (`None`) scores 0.
-pub fn of(kind: Option<ProblemType>, completion: &str, solution: &str) -> f32 {
-    let (given, right) = (answer(completion), answer(solution));
+pub fn accuracy_reward(kind: Option<ProblemType>, completion: &str, solution: &str) -> f32 {
+    let (given, right) = (extract_answer(completion), extract_answer(solution));
     let accuracy = match kind {
         None => 0.0,
-        Some(ProblemType::MultipleChoice) => multiple_choice::of(given, right),
-        Some(ProblemType::Numerical) => numerical::of(given, right),
-        Some(ProblemType::Ocr) => ocr::of(given, right),
-        Some(ProblemType::FreeForm) => free_form::of(given, right),
-        Some(ProblemType::Regression) => regression::of(given, right),
+        Some(ProblemType::MultipleChoice) => multiple_choice_accuracy(given, right),
+        Some(ProblemType::Numerical) => numerical_accuracy(given, right),
+        Some(ProblemType::Ocr) => ocr_accuracy(given, right),
+        Some(ProblemType::FreeForm) => free_form_accuracy(given, right),
+        Some(ProblemType::Regression) => regression_accuracy(given, right),
     };
     accuracy as f32
 }
@@ -41,15 +46,15 @@ mod tests {
             right in "(-?[0-9.,e_]{0,8}|nan|inf|-inf|\\PC{0,20})",
         ) {
             let tagged = |text: &str| format!("<think></think><answer>{text}</answer>");
-            let accuracy = of(Some(kind), &tagged(&given), &tagged(&right));
+            let accuracy = accuracy_reward(Some(kind), &tagged(&given), &tagged(&right));
             prop_assert!((0.0..=1.0).contains(&accuracy), "{}", accuracy);
-            prop_assert_eq!(of(None, &tagged(&given), &tagged(&right)), 0.0);
+            prop_assert_eq!(accuracy_reward(None, &tagged(&given), &tagged(&right)), 0.0);
         }
     }
 
     #[test]
     fn two_texts_without_tags_are_equal() {
-        assert_eq!(of(Some(ProblemType::MultipleChoice), "B", "C"), 1.0);
-        assert_eq!(of(Some(ProblemType::MultipleChoice), "<answer>C</answer>", "C"), 0.0);
+        assert_eq!(accuracy_reward(Some(ProblemType::MultipleChoice), "B", "C"), 1.0);
+        assert_eq!(accuracy_reward(Some(ProblemType::MultipleChoice), "<answer>C</answer>", "C"), 0.0);
     }
 }

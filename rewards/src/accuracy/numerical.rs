@@ -1,23 +1,23 @@
 //! Numbers to be met: equal after rounding to two decimals.
 
-use crate::number::{parse_with_commas, round2};
+use crate::python_number::{parse_number, round_to_2_decimals};
 
 /// 1 where both answers are the same number to two decimals, else 0. An answer with a point or comma never equals one without:
 /// the rule takes both for decimal signs before it throws the commas away. nan equals nothing.
-pub fn of(given: &str, right: &str) -> f64 {
+pub fn numerical_accuracy(given: &str, right: &str) -> f64 {
     let decimal = |text: &str| text.contains(['.', ',']);
     if decimal(given) != decimal(right) {
         return 0.0;
     }
-    match (parse_with_commas(given), parse_with_commas(right)) {
-        (Some(given), Some(right)) => f64::from(round2(given) == round2(right)),
+    match (parse_number(given), parse_number(right)) {
+        (Some(given), Some(right)) => f64::from(round_to_2_decimals(given) == round_to_2_decimals(right)),
         _ => 0.0,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::of;
+    use super::numerical_accuracy;
 
     #[test]
     fn signs_and_rounding() {
@@ -34,7 +34,7 @@ mod tests {
             ("5%", "5%", 0.0),
             ("٤٢", "42", 1.0),
         ] {
-            assert_eq!(of(given, right), want, "{given} for {right}");
+            assert_eq!(numerical_accuracy(given, right), want, "{given} for {right}");
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Texts to be read off: 1 less the word error rate.
 
-use crate::text::words;
+use crate::python_text::words;
 
 /// `1 - WER`, at least 0: the word error rate is the edit distance in words over the words of the truth (1 where it has none).
 /// Words are what white space separates; case and punctuation count.
-pub fn of(given: &str, right: &str) -> f64 {
+pub fn ocr_accuracy(given: &str, right: &str) -> f64 {
     let (given, right) = (words(given), words(right));
     let most = right.len().max(1);
     // The distance is at least the difference in length. Without this, a truth of few words and an endless answer would take
@@ -46,7 +46,7 @@ mod tests {
             ("", "a", 0.0),
             ("b c", "a b c", 1.0 - 1.0 / 3.0),
         ] {
-            assert_eq!(of(given, right), want, "{given} for {right}");
+            assert_eq!(ocr_accuracy(given, right), want, "{given} for {right}");
         }
     }
 
@@ -84,7 +84,7 @@ mod tests {
         #[test]
         fn the_shortcut_changes_nothing(a in few_words(12), b in few_words(5)) {
             let full = (1.0 - edit_distance(&a, &b) as f64 / b.len().max(1) as f64).clamp(0.0, 1.0);
-            prop_assert_eq!(of(&a.join(" "), &b.join("\n")), full);
+            prop_assert_eq!(ocr_accuracy(&a.join(" "), &b.join("\n")), full);
         }
     }
 }

@@ -9,7 +9,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::data::templates;
-use crate::options::Parity;
+use crate::options::Recipe;
 
 /// What is wrong with a row: the field where it is one, what is wrong with it, and the cure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,7 +134,7 @@ impl Row {
     }
 
     /// What an answer is to follow, and the columns that answers are judged by. Media paths stay relative to the media folder.
-    pub fn asked(&self, parity: Parity) -> Result<(Asked, Map<String, Value>), Fault> {
+    pub fn asked(&self, parity: Recipe) -> Result<(Asked, Map<String, Value>), Fault> {
         match self {
             Self::Prompt { asked, columns } => Ok((asked.clone(), columns.clone())),
             Self::Problem { problem, columns } => Ok((Asked::Chat(vec![problem.question(parity)]), columns.clone())),
@@ -146,7 +146,7 @@ impl Row {
     }
 
     /// The whole conversation that supervised training sees. Media paths stay relative to the media folder.
-    pub fn supervised(&self, parity: Parity) -> Result<Vec<Value>, Fault> {
+    pub fn supervised(&self, parity: Recipe) -> Result<Vec<Value>, Fault> {
         match self {
             Self::Chat(messages) => Ok(messages.clone()),
             Self::Prompt { .. } => Err(Fault::row(
@@ -210,7 +210,7 @@ impl Problem {
         })
     }
 
-    fn supervised(&self, parity: Parity) -> Result<Vec<Value>, Fault> {
+    fn supervised(&self, parity: Recipe) -> Result<Vec<Value>, Fault> {
         let Some(process) = self.process.as_deref() else {
             return Err(Fault::field("process", "is missing", "give the chain of thought that leads to the solution"));
         };
@@ -222,7 +222,7 @@ impl Problem {
     }
 
     /// The user's message: the media part, then the question in its template.
-    pub fn question(&self, parity: Parity) -> Value {
+    pub fn question(&self, parity: Recipe) -> Value {
         let choices = (self.problem_type == "multiple choice").then_some(&self.options[..]);
         let kind = templates::type_text(&self.problem_type).unwrap_or_default();
         let asked = json!({"type": "text", "text": templates::question(&self.problem, choices, kind, parity)});
@@ -288,7 +288,7 @@ mod tests {
             value in anything(),
         ) {
             let row = problem(|f| drop(f.insert(field.into(), value.clone())));
-            let turns = row.and_then(|row| row.supervised(Parity::VideoR1));
+            let turns = row.and_then(|row| row.supervised(Recipe::VideoR1));
             match turns {
                 Ok(turns) if field == "messages" => prop_assert_eq!(Value::from(turns), value),
                 Ok(turns) => prop_assert!(turns.len() == 3 && ["options", "process"].contains(&field) || value.is_string()),
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_problem_becomes_three_turns() {
-        let turns = problem(|_| ()).unwrap().supervised(Parity::Paper).unwrap();
+        let turns = problem(|_| ()).unwrap().supervised(Recipe::Paper).unwrap();
         assert_eq!(turns.len(), 3);
         assert_eq!(turns[0]["role"], "system");
         assert_eq!(turns[1]["content"][0], json!({"type": "video", "video": "v/a.mp4"}));
@@ -322,13 +322,13 @@ mod tests {
 
     #[test]
     fn video_r1_has_its_own_system_message_and_shows_options_of_choices_only() {
-        let turns = problem(|_| ()).unwrap().supervised(Parity::VideoR1).unwrap();
+        let turns = problem(|_| ()).unwrap().supervised(Recipe::VideoR1).unwrap();
         assert_eq!(turns[0]["content"][0]["text"], "You are a helpful assistant");
         assert!(turns[1]["content"][1]["text"].as_str().unwrap().starts_with("Which?Options:\nA. x\nB. y\n\nPlease"));
         let numerical = problem(|f| {
             f.insert("problem_type".into(), "numerical".into());
         });
-        let turns = numerical.unwrap().supervised(Parity::VideoR1).unwrap();
+        let turns = numerical.unwrap().supervised(Recipe::VideoR1).unwrap();
         assert!(turns[1]["content"][1]["text"].as_str().unwrap().starts_with("Which?\nPlease"));
     }
 
@@ -338,7 +338,7 @@ mod tests {
             f.insert("data_type".into(), "text".into());
             f.shift_remove("path");
         });
-        let turns = row.unwrap().supervised(Parity::Videorft).unwrap();
+        let turns = row.unwrap().supervised(Recipe::Videorft).unwrap();
         assert_eq!(turns[1]["content"].as_array().unwrap().len(), 1);
     }
 
@@ -373,14 +373,14 @@ mod tests {
         );
         assert_eq!(problem(|f| drop(f.insert("options".into(), json!([1])))).unwrap_err().field, "options");
         let row = problem(|f| drop(f.shift_remove("process"))).unwrap();
-        assert_eq!(row.supervised(Parity::Paper).unwrap_err().field, "process");
+        assert_eq!(row.supervised(Recipe::Paper).unwrap_err().field, "process");
     }
 
     #[test]
     fn chats_are_checked_as_far_as_their_roles() {
         let chat = |messages: Value| Row::parse(json!({ "messages": messages }));
         let good = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": [{"type": "text", "text": "ho"}]}]);
-        assert_eq!(chat(good.clone()).unwrap().supervised(Parity::Paper).unwrap(), *good.as_array().unwrap());
+        assert_eq!(chat(good.clone()).unwrap().supervised(Recipe::Paper).unwrap(), *good.as_array().unwrap());
         assert_eq!(chat(json!("x")).unwrap_err().field, "messages");
         assert_eq!(chat(json!([])).unwrap_err().what, "is empty");
         assert_eq!(chat(json!([{"content": "x"}])).unwrap_err().field, "messages[0].role");
@@ -389,6 +389,6 @@ mod tests {
             "messages[1].content"
         );
         let prompt = Row::parse(json!({"prompt": [{"role": "user", "content": "x"}], "solution": "4"})).unwrap();
-        assert!(prompt.supervised(Parity::Paper).unwrap_err().what.contains("without an answer"));
+        assert!(prompt.supervised(Recipe::Paper).unwrap_err().what.contains("without an answer"));
     }
 }

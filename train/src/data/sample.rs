@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::data::dataset::Dataset;
 use crate::data::feed::Source;
 use crate::data::labels::{Labels, Vocabulary};
-use crate::options::Parity;
+use crate::options::Recipe;
 use crate::run::Rows;
 use crate::{Result, TrainError};
 
@@ -49,7 +49,7 @@ pub struct Samples {
     /// What relative paths of media are relative to.
     pub media_root: PathBuf,
     /// Whose prompts.
-    pub parity: Parity,
+    pub parity: Recipe,
     /// Samples that were made before.
     pub kept: Kept,
 }

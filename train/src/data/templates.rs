@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use serde::Deserialize;
 
-use crate::options::Parity;
+use crate::options::Recipe;
 
 /// The texts, as the data file has them.
 #[derive(Debug, Deserialize)]
@@ -29,10 +29,10 @@ static TEXTS: LazyLock<Texts> =
     LazyLock::new(|| toml::from_str(include_str!("templates.toml")).expect("templates.toml is part of the program"));
 
 /// The system message of supervised rows.
-pub fn system(parity: Parity) -> &'static str {
+pub fn system(parity: Recipe) -> &'static str {
     match parity {
-        Parity::VideoR1 => &TEXTS.system.video_r1,
-        Parity::Paper | Parity::Videorft => &TEXTS.system.videorft,
+        Recipe::VideoR1 => &TEXTS.system.video_r1,
+        Recipe::Paper | Recipe::Videorft => &TEXTS.system.videorft,
     }
 }
 
@@ -49,9 +49,9 @@ pub fn type_text(problem_type: &str) -> Option<&'static str> {
 /// The user's text: the question in its template, then `type_text`. Under `video-r1` the options follow the problem, a
 /// line each; `options` is `None` for problems without a choice. A choice without options gets their heading all the same, as in
 /// Video-R1's code.
-pub fn question(problem: &str, options: Option<&[String]>, type_text: &str, parity: Parity) -> String {
+pub fn question(problem: &str, options: Option<&[String]>, type_text: &str, parity: Recipe) -> String {
     let mut asked = problem.to_string();
-    if let Some(options) = options.filter(|_| parity == Parity::VideoR1) {
+    if let Some(options) = options.filter(|_| parity == Recipe::VideoR1) {
         asked.push_str(&TEXTS.options);
         for option in options {
             asked.push_str(option);
@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn the_question_stands_first_and_the_kind_last() {
         let kind = type_text("numerical").unwrap();
-        let text = question("How many?", None, kind, Parity::Paper);
+        let text = question("How many?", None, kind, Recipe::Paper);
         assert!(text.starts_with("How many?\nPlease think about this question as if"), "{text}");
         assert!(text.ends_with("<answer> </answer> tags. Please provide the numerical value (e.g., 42 or 3.14) within the <answer> </answer> tags."));
         assert!(text.contains("thought expressions It's encouraged"));
@@ -79,18 +79,18 @@ mod tests {
     fn only_video_r1_appends_options() {
         let options = ["A. left".to_string(), "B. right".to_string()];
         let kind = type_text("multiple choice").unwrap();
-        let with = question("Where?", Some(&options), kind, Parity::VideoR1);
+        let with = question("Where?", Some(&options), kind, Recipe::VideoR1);
         assert!(with.starts_with("Where?Options:\nA. left\nB. right\n\nPlease think"), "{with}");
-        let none = question("Where?", Some(&[]), kind, Parity::VideoR1);
+        let none = question("Where?", Some(&[]), kind, Recipe::VideoR1);
         assert!(none.starts_with("Where?Options:\n\nPlease think"), "{none}");
-        assert!(question("Where?", None, kind, Parity::VideoR1).starts_with("Where?\nPlease"));
-        assert!(question("Where?", Some(&options), kind, Parity::Videorft).starts_with("Where?\nPlease"));
+        assert!(question("Where?", None, kind, Recipe::VideoR1).starts_with("Where?\nPlease"));
+        assert!(question("Where?", Some(&options), kind, Recipe::Videorft).starts_with("Where?\nPlease"));
     }
 
     #[test]
     fn system_messages_are_the_published_ones() {
-        assert_eq!(system(Parity::VideoR1), "You are a helpful assistant");
-        let long = system(Parity::Videorft);
+        assert_eq!(system(Recipe::VideoR1), "You are a helpful assistant");
+        let long = system(Recipe::Videorft);
         assert!(long.starts_with("A conversation between User and Assistant. The user asks"));
         assert!(long.ends_with("<think> reasoning process here </think><answer> answer here </answer>"));
         assert!(!long.contains('\n') && !long.contains("  "));

@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
-use reel_rewards::{ScaleRewards, Weights};
+use reel_rewards::{RewardWeights, ScaleRewards};
 use serde::{Deserialize, Serialize};
 
 use super::{Options, RunOptions, check, range, run};
@@ -170,8 +170,8 @@ impl GrpoOptions {
     ///
     /// # Errors
     /// Names that are no reward's, weights that are no numbers.
-    pub fn weights(&self) -> Result<Weights> {
-        Ok(self.reward_weights.as_deref().map(Weights::parse).transpose()?.unwrap_or_default())
+    pub fn weights(&self) -> Result<RewardWeights> {
+        Ok(self.reward_weights.as_deref().map(RewardWeights::parse).transpose()?.unwrap_or_default())
     }
 
     /// Whether there is a reward of the user's own.
@@ -228,7 +228,7 @@ impl Options for GrpoOptions {
             "leave it or them out",
         )?;
         check(
-            !self.temporal || self.parity.temporal_share().is_some(),
+            !self.temporal || self.parity.temporal_min_ratio().is_some(),
             "--temporal",
             "is a reward that --parity videorft does not have".into(),
             "leave one of the two out",

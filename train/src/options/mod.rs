@@ -7,7 +7,7 @@ mod run;
 mod sft;
 
 use clap::ValueEnum;
-pub use reel_rewards::Parity;
+pub use reel_rewards::Recipe;
 use reel_runtime::optim::Moments;
 use serde::{Deserialize, Serialize};
 

@@ -8,7 +8,7 @@ use clap::{ArgAction, Args};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Optim, Parity, ReportTo, Scheduler, check, range};
+use super::{Optim, Recipe, ReportTo, Scheduler, check, range};
 use crate::Result;
 use crate::data::quarantine::QUARANTINE;
 use reel_model::lora::{ALL_LINEAR, DECODER_LAYERS, LoraSpec};
@@ -67,7 +67,7 @@ pub struct RunOptions {
     pub config: Option<PathBuf>,
     /// Whose rules to follow where a reference's code and its paper differ
     #[arg(long, value_enum, default_value_t)]
-    pub parity: Parity,
+    pub parity: Recipe,
 
     /// The highest learning rate
     #[arg(long, value_name = "RATE", default_value_t = 1e-6)]

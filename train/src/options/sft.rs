@@ -6,7 +6,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{LabelRule, Options, Parity, RunOptions, check, run};
+use super::{LabelRule, Options, Recipe, RunOptions, check, run};
 use crate::Result;
 
 /// Options of supervised fine-tuning; those of any run are read as if they stood here.
@@ -54,8 +54,8 @@ impl SftOptions {
     /// The label rule: the one that was asked for, or the one that `parity` means.
     pub fn label_rule(&self) -> LabelRule {
         self.labels.unwrap_or(match self.parity {
-            Parity::Paper => LabelRule::Assistant,
-            Parity::Videorft | Parity::VideoR1 => LabelRule::Videorft,
+            Recipe::Paper => LabelRule::Assistant,
+            Recipe::Videorft | Recipe::VideoR1 => LabelRule::Videorft,
         })
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use reel_kernels::Cost;
-use reel_media::patches::Processor;
+use reel_media::patches::PatchProcessor;
 use reel_media::resize::FrameBuf;
 use reel_model::checkpoint::{Checkpoint, StoredDType};
 use reel_model::config::ModelConfig;
@@ -144,11 +144,11 @@ impl Shape {
                 (t * vision.temporal_patch_size, h * vision.patch_size, w * vision.patch_size);
             FrameBuf { data: vec![0; frames * height * width * 3], frames, height, width }
         };
-        let processor = Processor {
+        let processor = PatchProcessor {
             patch_size: vision.patch_size,
             temporal_patch_size: vision.temporal_patch_size,
             merge_size: vision.spatial_merge_size,
-            ..Processor::default()
+            ..PatchProcessor::default()
         };
         MediaFrames { videos: self.video_grid_thw.iter().map(film).collect(), processor, ..MediaFrames::default() }
     }

@@ -25,7 +25,7 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::Summary) 
     let mut options = SftOptions { run, ..Default::default() };
     change(&mut options);
     let model = golden("model_a");
-    let media = MediaOptions { profile: reel_media::profile::Profile::VideorftTrain, ..Default::default() };
+    let media = MediaOptions { profile: reel_media::profile::MediaProfile::VideorftTrain, ..Default::default() };
     let setup = Setup {
         options: &options,
         model: &model,

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use reel_rewards::{ScaleRewards, advantage};
+use reel_rewards::{ScaleRewards, group_advantages};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -78,7 +78,7 @@ impl Set {
     /// Groups that were not used yet. Their advantages are computed here.
     pub fn new(mut groups: Vec<Group>, scale: ScaleRewards) -> Self {
         let rewards: Vec<f32> = groups.iter().flat_map(|g| g.rewards.iter().copied()).collect();
-        let all = advantage::of(&rewards, groups.first().map_or(1, |g| g.rewards.len()), scale);
+        let all = group_advantages(&rewards, groups.first().map_or(1, |g| g.rewards.len()), scale);
         let mut rest = &all[..];
         for group in &mut groups {
             let (own, others) = rest.split_at(group.rewards.len());

@@ -14,7 +14,7 @@ use crate::data::dataset::Dataset;
 use crate::data::feed::Source;
 use crate::data::rows::Asked;
 use crate::data::sample::{about_row, tokens_of, tokens_of_text};
-use crate::options::Parity;
+use crate::options::Recipe;
 use crate::run::Rows;
 use crate::run::grpo::Setup;
 use crate::run_folder::digest;
@@ -51,7 +51,7 @@ pub struct Prompts {
     bundle: Arc<Bundle>,
     media: MediaOptions,
     media_root: PathBuf,
-    parity: Parity,
+    parity: Recipe,
     /// Whether the user brings a reward.
     own: bool,
     /// The lines that take the place of rows, where completions are given.
@@ -68,7 +68,7 @@ impl Prompts {
             Some(path) => Some(Given::open(path, options, data.len(), &bundle.config)?),
             None => None,
         };
-        let second_per_grid = if options.parity == Parity::Paper { SecondPerGrid::True } else { SecondPerGrid::One };
+        let second_per_grid = if options.parity == Recipe::Paper { SecondPerGrid::True } else { SecondPerGrid::One };
         Ok(Self {
             data,
             bundle,

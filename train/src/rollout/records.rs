@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::{fs, io};
 
-use reel_media::strip::{Png, strip};
+use reel_media::strip::{Png, frame_strip};
 use reel_rewards::Scores;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -63,7 +63,7 @@ impl Records {
         if !(step - 1).is_multiple_of(self.every) {
             return Ok(None);
         }
-        let strip = strip(seen, 8, 96).map_err(reel_model::ModelError::from)?;
+        let strip = frame_strip(seen, 8, 96).map_err(reel_model::ModelError::from)?;
         let path = self.folder.join(STRIPS).join(format!("{step:06}.png"));
         write_synced(&path, &strip.bytes).map_err(|e| TrainError::write(&path, e))?;
         Ok(Some(strip))

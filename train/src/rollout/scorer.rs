@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use reel_rewards::{self as rewards, OwnReward, ProblemType, Rules, Scores};
+use reel_rewards::{self as rewards, CustomReward, ProblemType, RewardRules, Scores};
 use reel_runtime::{DType, Device};
 use serde_json::{Map, Value};
 
@@ -18,8 +18,8 @@ use crate::run::stop_if;
 pub(crate) struct Judge<'a> {
     /// Turns true where the run is to end.
     stop: &'a AtomicBool,
-    rules: Rules,
-    own: Vec<OwnReward>,
+    rules: RewardRules,
+    own: Vec<CustomReward>,
     /// What compares thoughts with frames.
     siglip: Option<SiglipScorer>,
 }
@@ -34,9 +34,10 @@ impl<'a> Judge<'a> {
     /// `device` and `dtype`: where and in what SigLIP computes.
     pub(crate) fn new(options: &GrpoOptions, device: &Device, dtype: DType, stop: &'a AtomicBool) -> Result<Self> {
         let timeout = Duration::from_secs_f64(options.reward_timeout);
-        let command = options.reward_command.as_deref().map(|shell| OwnReward::command(shell, timeout)).transpose()?;
-        let url = options.reward_url.as_deref().map(|url| OwnReward::url(url, timeout)).transpose()?;
-        let rules = Rules { parity: options.parity, weights: options.weights()?, scale: options.scale_rewards };
+        let command =
+            options.reward_command.as_deref().map(|shell| CustomReward::command(shell, timeout)).transpose()?;
+        let url = options.reward_url.as_deref().map(|url| CustomReward::url(url, timeout)).transpose()?;
+        let rules = RewardRules { recipe: options.parity, weights: options.weights()?, scale: options.scale_rewards };
         let siglip = options.siglip.as_deref().map(|dir| SiglipScorer::open(device, dir, dtype)).transpose()?;
         Ok(Self { stop, rules, own: command.into_iter().chain(url).collect(), siglip })
     }
@@ -48,14 +49,14 @@ impl<'a> Judge<'a> {
         let texts = |answers: &[Answer]| answers.iter().map(|a| a.text.clone()).collect::<Vec<_>>();
         let group = |(i, d): (usize, &Drawn)| {
             let (solution, kind) = truth(&d.prompt.columns);
-            let group = rewards::Group {
+            let group = rewards::ScoringGroup {
                 problem_type: kind.and_then(|kind| ProblemType::parse(kind).ok()),
                 solution: solution.map(String::from),
                 completions: texts(&d.completions),
                 lengths: d.completions.iter().map(|a| a.ids.len()).collect(),
                 shuffled: (!d.shuffled.is_empty()).then(|| texts(&d.shuffled)),
                 semantic: semantic[i].clone(),
-                own: own.iter().map(|own| (own.name.to_string(), own.by_group[i].clone())).collect(),
+                custom: own.iter().map(|own| (own.name.to_string(), own.by_group[i].clone())).collect(),
             };
             group.score(&self.rules)
         };
@@ -75,9 +76,9 @@ impl<'a> Judge<'a> {
             false => (&frames.videos, true),
         };
         let Some(siglip) = self.siglip.as_mut().filter(|_| !seen.is_empty()) else { return Ok(None) };
-        let texts: Vec<&str> = drawn.completions.iter().map(|a| rewards::semantic::text(&a.text)).collect();
-        let cosines = siglip.similarities_of(&texts, seen, self.rules.parity.semantic_negative(video))?;
-        Ok(Some(cosines.iter().map(|cosines| rewards::semantic::of(cosines)).collect()))
+        let texts: Vec<&str> = drawn.completions.iter().map(|a| rewards::reasoning_text(&a.text)).collect();
+        let cosines = siglip.similarities_of(&texts, seen, self.rules.recipe.semantic_negative(video))?;
+        Ok(Some(cosines.iter().map(|cosines| rewards::semantic_reward(cosines)).collect()))
     }
 
     /// The user's own rewards.
@@ -95,7 +96,7 @@ impl<'a> Judge<'a> {
         let mut all = Vec::new();
         for own in &mut self.own {
             // Where the run is to end, that is why there is no answer, or nobody's concern any more.
-            let flat = own.score_unless(&rows, self.stop).or_else(|e| stop_if(self.stop).and(Err(e.into())))?;
+            let flat = own.score_or_stop(&rows, self.stop).or_else(|e| stop_if(self.stop).and(Err(e.into())))?;
             let mut rest = flat.iter().map(|&r| r as f32);
             let by_group = drawn.iter().map(|d| rest.by_ref().take(d.completions.len()).collect()).collect();
             all.push(Own { name: own.name(), by_group });
@@ -132,7 +133,7 @@ pub(crate) fn check(columns: &Map<String, Value>, own: bool) -> Result<(), Fault
         };
     };
     // Two texts without tags are equal to the rules, whatever they say.
-    if rewards::answer::answer(solution).is_empty() {
+    if rewards::extract_answer(solution).is_empty() {
         return fault("solution", "has no answer in <answer> tags", "write <answer>…</answer>");
     }
     match kind.map(ProblemType::parse) {

@@ -10,7 +10,7 @@ use reel_media::image;
 use reel_media::resize::{FrameBuf, FrameView};
 use reel_model::ModelError;
 use reel_model::siglip::Siglip;
-use reel_rewards::{RewardError, Semantic};
+use reel_rewards::{RewardError, SemanticModel};
 use reel_runtime::{DType, Device};
 use twox_hash::XxHash3_128;
 
@@ -132,7 +132,7 @@ impl SiglipScorer {
 }
 
 /// Of picture files, which are opened one after the other.
-impl Semantic for SiglipScorer {
+impl SemanticModel for SiglipScorer {
     fn similarities(
         &mut self,
         texts: &[&str],

@@ -164,7 +164,7 @@ impl<'a> Rollout<'a> {
 
 /// An error of the rewards, not of the command line: what was done before is kept.
 fn nothing_to_learn(step: u64, groups: usize) -> TrainError {
-    TrainError::Reward(RewardError::Own {
+    TrainError::Reward(RewardError::Custom {
         place: "--dynamic-sampling".into(),
         what: format!("in step {step} the rewards within each of {groups} groups were all the same"),
         cure: "leave it out, raise --temperature, or give rows that the model sometimes gets right".into(),
@@ -176,7 +176,7 @@ fn page(drawn: &Drawn, scores: &Scores) -> String {
     let quoted = |text: &str| text.lines().map(|line| format!("    {line}\n")).collect::<String>();
     let mut page = format!("{}\n\n", drawn.prompt.place);
     for (i, answer) in drawn.completions.iter().enumerate() {
-        let parts: Vec<String> = scores.parts().map(|(name, values)| format!("{name} {}", values[i])).collect();
+        let parts: Vec<String> = scores.components().map(|(name, values)| format!("{name} {}", values[i])).collect();
         page += &format!("**{}** = {}\n\n{}\n", scores.reward[i], parts.join(" + "), quoted(&answer.text));
     }
     page
@@ -185,7 +185,7 @@ fn page(drawn: &Drawn, scores: &Scores) -> String {
 /// The mean of each reward over all completions that have it, under `rewards/<name>`.
 fn means(all: &[Scores]) -> Map<String, Value> {
     let mut sums: Vec<(String, f64, usize)> = Vec::new();
-    for (name, values) in all.iter().flat_map(Scores::parts) {
+    for (name, values) in all.iter().flat_map(Scores::components) {
         let sum = values.iter().map(|&x| f64::from(x)).sum::<f64>();
         match sums.iter_mut().find(|s| s.0 == name) {
             Some(s) => (s.1, s.2) = (s.1 + sum, s.2 + values.len()),

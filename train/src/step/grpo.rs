@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::packing::Packed;
 use crate::Result;
-use crate::options::{GrpoOptions, Level, LossType, Parity};
+use crate::options::{GrpoOptions, Level, LossType, Recipe};
 use crate::rollout::group::{Group, SECONDS, Set};
 use crate::step::trainer::{StepResult, Trainer};
 
@@ -125,7 +125,7 @@ fn policy(
         epsilon_high: options.epsilon_high() as f32,
         beta: options.beta as f32,
         // VideoRFT's code bounds the log ratio to the reference, TRL's does not.
-        kl_limit: if options.parity == Parity::Videorft { 10.0 } else { f32::INFINITY },
+        kl_limit: if options.parity == Recipe::Videorft { 10.0 } else { f32::INFINITY },
     })
 }
 

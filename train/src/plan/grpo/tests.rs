@@ -67,7 +67,7 @@ fn a_run_needs_what_its_plan_says() {
         let mut options = options(dir.path());
         change(&mut options);
         let (model, never) = (golden("model_a"), AtomicBool::new(false));
-        let media = MediaOptions { profile: reel_media::profile::Profile::VideorftTrain, ..Default::default() };
+        let media = MediaOptions { profile: reel_media::profile::MediaProfile::VideorftTrain, ..Default::default() };
         let setup = Setup {
             options: &options,
             model: &model,

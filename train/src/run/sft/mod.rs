@@ -10,7 +10,7 @@ use crate::data::dataset::Dataset;
 use crate::data::feed::{Batching, Feed};
 use crate::data::labels::Labels;
 use crate::data::sample::{Kept, Samples};
-use crate::options::{Parity, SftOptions};
+use crate::options::{Recipe, SftOptions};
 use crate::run::replay::{self, Replayed};
 use crate::run::{self, Taken, Work};
 use crate::step::sft::step;
@@ -102,7 +102,7 @@ pub fn samples(setup: &Setup) -> Result<Samples> {
             "choose another rule",
         )
     })?;
-    let second_per_grid = if options.parity == Parity::Paper { SecondPerGrid::True } else { SecondPerGrid::One };
+    let second_per_grid = if options.parity == Recipe::Paper { SecondPerGrid::True } else { SecondPerGrid::One };
     Ok(Samples {
         data: Dataset::open(&options.data)?,
         bundle,

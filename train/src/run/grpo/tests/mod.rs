@@ -39,7 +39,7 @@ impl Case {
 
     fn run(&self) -> Result<Summary> {
         let model = PathBuf::from(&self.options.model);
-        let media = MediaOptions { profile: reel_media::profile::Profile::VideorftTrain, ..Default::default() };
+        let media = MediaOptions { profile: reel_media::profile::MediaProfile::VideorftTrain, ..Default::default() };
         run(&Setup {
             options: &self.options,
             model: &model,

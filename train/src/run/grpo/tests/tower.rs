@@ -41,7 +41,7 @@ fn a_tower_that_does_not_change_sees_a_film_once() {
 fn prompts(dir: &Path) -> Vec<ModelInput> {
     let case = live::case(dir, "out", &live::rows());
     let (options, model) = (&case.options, PathBuf::from(&case.options.model));
-    let media = MediaOptions { profile: reel_media::profile::Profile::VideorftTrain, ..Default::default() };
+    let media = MediaOptions { profile: reel_media::profile::MediaProfile::VideorftTrain, ..Default::default() };
     let setup = Setup {
         options,
         model: &model,

@@ -1,9 +1,7 @@
 //! Which frames of a film to take (the rules of qwen-vl-utils 0.0.10 with decord, and of the two quick starts), and the
 //! type that holds them once decoded.
 
-use std::ops::Deref;
-
-use crate::profile::{Overrides, Profile, Rule};
+use crate::profile::{MediaOverrides, MediaProfile, SelectionRule};
 use crate::{MediaError, Result};
 
 /// Frames are taken in pairs: two make one step in time.
@@ -14,57 +12,23 @@ const MOST_FRAMES: u64 = 1 << 42;
 
 /// The frames to take of a film.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Choice {
+pub struct FrameSelection {
     /// Frame numbers in display order, ascending; the `uniform-16` rule may repeat one.
     pub indices: Vec<u64>,
     /// Frames taken a second of film.
     pub sample_fps: f64,
 }
 
-/// Frames of a film, decoded.
-#[derive(Debug)]
-pub struct Frames {
-    /// Pixels u8 [T, height, width, 3], red green blue.
-    pub data: Pixels,
-    /// Height in pixels.
-    pub height: usize,
-    /// Width in pixels.
-    pub width: usize,
-    /// Number of each frame in display order, [T].
-    pub indices: Vec<u64>,
-    /// How many frames the film has.
-    pub total_frames: u64,
-    /// Frames a second of the film: the container's average rate.
-    pub video_fps: f64,
-    /// Frames taken a second of film.
-    pub sample_fps: f64,
-}
-
-/// Pixels owned by this process, or shared memory that a worker filled.
-#[derive(Debug)]
-pub enum Pixels {
-    /// Decoded here.
-    Owned(Vec<u8>),
-    /// Decoded by a worker; unmapped when dropped.
-    Shared(memmap2::Mmap),
-}
-
-impl Deref for Pixels {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Owned(bytes) => bytes,
-            Self::Shared(map) => map,
-        }
-    }
-}
-
 /// Chooses frames of a film of `total_frames` frames at `video_fps` frames a second.
 ///
 /// Refused, by the name of the setting: a film without frames, a rate that is not a positive number, `fps` together with
 /// `nframes`, a count outside `2..=total_frames`, an empty range of time, and keys that the profile's rule does not know.
-pub fn choose(total_frames: u64, video_fps: f64, profile: Profile, overrides: &Overrides) -> Result<Choice> {
+pub fn select_frames(
+    total_frames: u64,
+    video_fps: f64,
+    profile: MediaProfile,
+    overrides: &MediaOverrides,
+) -> Result<FrameSelection> {
     if total_frames == 0 || total_frames > MOST_FRAMES {
         return Err(MediaError::setting(
             "total_frames",
@@ -76,11 +40,11 @@ pub fn choose(total_frames: u64, video_fps: f64, profile: Profile, overrides: &O
     let (first, last) = range(total_frames, video_fps, overrides)?;
     let total = last - first + 1;
     let indices = match profile.rule() {
-        Rule::Rate { fps, min_frames, max_frames } => {
+        SelectionRule::Rate { fps, min_frames, max_frames } => {
             let n = count(total, video_fps, [fps, min_frames as f64, max_frames as f64], overrides)?;
             linspace(first, last, n)
         }
-        Rule::Floor(default) => {
+        SelectionRule::Uniform(default) => {
             only_nframes(profile, overrides)?;
             let n = overrides.nframes.unwrap_or(default);
             if n < 1 || n as u64 > MOST_TAKEN {
@@ -89,7 +53,7 @@ pub fn choose(total_frames: u64, video_fps: f64, profile: Profile, overrides: &O
             let step = total as f64 / n as f64;
             (0..n).map(|i| first + ((i as f64 * step) as u64).min(total - 1)).collect()
         }
-        Rule::Stride => {
+        SelectionRule::Stride => {
             only_nframes(profile, overrides)?;
             if overrides.nframes.is_some() {
                 return Err(foreign(profile, "nframes"));
@@ -98,14 +62,14 @@ pub fn choose(total_frames: u64, video_fps: f64, profile: Profile, overrides: &O
         }
     };
     let sample_fps = indices.len() as f64 / total as f64 * video_fps;
-    Ok(Choice { indices, sample_fps })
+    Ok(FrameSelection { indices, sample_fps })
 }
 
 /// No rule gives more frames than this: a list of indices stays small whatever the input says.
 const MOST_TAKEN: u64 = 1 << 20;
 
 /// The first and last frame between `video_start` and `video_end` (both inclusive; the whole film without them).
-fn range(total: u64, video_fps: f64, o: &Overrides) -> Result<(u64, u64)> {
+fn range(total: u64, video_fps: f64, o: &MediaOverrides) -> Result<(u64, u64)> {
     if o.video_start.is_none() && o.video_end.is_none() {
         return Ok((0, total - 1));
     }
@@ -131,7 +95,7 @@ fn range(total: u64, video_fps: f64, o: &Overrides) -> Result<(u64, u64)> {
 }
 
 /// How many frames to spread over `total`, by count or by rate; always even.
-fn count(total: u64, video_fps: f64, [fps, min, max]: [f64; 3], o: &Overrides) -> Result<u64> {
+fn count(total: u64, video_fps: f64, [fps, min, max]: [f64; 3], o: &MediaOverrides) -> Result<u64> {
     let film = total as f64;
     let n = match (o.nframes, o.fps) {
         (Some(_), Some(_)) => {
@@ -204,12 +168,12 @@ fn count_refused(n: f64, least: u64, most: u64) -> MediaError {
     )
 }
 
-fn foreign(profile: Profile, key: &str) -> MediaError {
+fn foreign(profile: MediaProfile, key: &str) -> MediaError {
     MediaError::setting(key, format!("has no meaning with the profile {profile}"), "drop it, or use the profile qwen")
 }
 
 /// The two quick starts have no rate to change: silence would hide a setting that does nothing.
-fn only_nframes(profile: Profile, o: &Overrides) -> Result<()> {
+fn only_nframes(profile: MediaProfile, o: &MediaOverrides) -> Result<()> {
     let given =
         [("fps", o.fps.is_some()), ("min_frames", o.min_frames.is_some()), ("max_frames", o.max_frames.is_some())];
     given.iter().find(|(_, there)| *there).map_or(Ok(()), |(key, _)| Err(foreign(profile, key)))

@@ -1,6 +1,6 @@
 //! From wanted frames to runs of packets: where decoding starts and how far it must go. Plain arithmetic.
 
-use super::demux::Entry;
+use super::demux::PacketInfo;
 
 /// A wanted frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub(super) struct Run {
 }
 
 /// Whether every shown packet has a presentation time of its own, by which its frame can be known.
-pub(super) fn has_times(entries: &[Entry]) -> bool {
+pub(super) fn has_times(entries: &[PacketInfo]) -> bool {
     let mut times: Vec<_> = entries.iter().filter(|e| !e.hidden).map(|e| e.pts).collect();
     times.sort_unstable();
     times.first().is_some_and(|t| t.is_some()) && times.windows(2).all(|w| w[0] != w[1])
@@ -31,7 +31,7 @@ pub(super) fn has_times(entries: &[Entry]) -> bool {
 /// Plans the decoding of `frames` (ascending, no repeats, each below the number of shown packets).
 ///
 /// `seekable`: key flags may be trusted and frames known by their times. Otherwise one run counts from the first packet.
-pub(super) fn runs(entries: &[Entry], frames: &[u64], seekable: bool) -> Vec<Run> {
+pub(super) fn runs(entries: &[PacketInfo], frames: &[u64], seekable: bool) -> Vec<Run> {
     if !seekable {
         let wanted = frames.iter().map(|&frame| Wanted { frame, pts: None, place: 0 }).collect();
         return vec![Run { start: 0, end: entries.len().saturating_sub(1), wanted }];
@@ -63,7 +63,7 @@ pub(super) fn runs(entries: &[Entry], frames: &[u64], seekable: bool) -> Vec<Run
 }
 
 /// The last key frame at or before `place` that is shown no later than `pts`; the first packet if there is none.
-pub(super) fn key_before(entries: &[Entry], place: usize, pts: Option<i64>) -> usize {
+pub(super) fn key_before(entries: &[PacketInfo], place: usize, pts: Option<i64>) -> usize {
     (0..=place).rev().find(|&k| entries[k].key && entries[k].pts.is_some() && entries[k].pts <= pts).unwrap_or(0)
 }
 
@@ -73,8 +73,8 @@ mod tests {
 
     use super::*;
 
-    fn entry(pts: i64, key: bool) -> Entry {
-        Entry { pts: Some(pts), dts: None, size: 1, key, hidden: false }
+    fn entry(pts: i64, key: bool) -> PacketInfo {
+        PacketInfo { pts: Some(pts), dts: None, size: 1, key, hidden: false }
     }
 
     #[test]
@@ -96,8 +96,8 @@ mod tests {
     fn times_must_be_there_and_differ() {
         assert!(has_times(&[entry(0, true), entry(1, false)]));
         assert!(!has_times(&[entry(0, true), entry(0, false)]));
-        assert!(!has_times(&[entry(0, true), Entry { pts: None, ..entry(0, false) }]));
-        assert!(has_times(&[entry(0, true), Entry { hidden: true, ..entry(0, false) }]));
+        assert!(!has_times(&[entry(0, true), PacketInfo { pts: None, ..entry(0, false) }]));
+        assert!(has_times(&[entry(0, true), PacketInfo { hidden: true, ..entry(0, false) }]));
         assert!(!has_times(&[]));
     }
 

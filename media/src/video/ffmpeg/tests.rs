@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::*;
-use crate::profile::{Overrides, Profile};
-use crate::video::{Limits, sample};
+use crate::profile::{MediaOverrides, MediaProfile};
+use crate::video::{DecodeLimits, decode};
 
 fn clips() -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "../tests/golden/clips"].iter().collect()
@@ -16,7 +16,7 @@ fn index() -> Value {
     serde_json::from_slice(&std::fs::read(clips().join("index.json")).unwrap()).unwrap()
 }
 
-fn overrides(args: &Value) -> Overrides {
+fn overrides(args: &Value) -> MediaOverrides {
     serde_json::from_value(args.clone()).unwrap()
 }
 
@@ -45,8 +45,8 @@ fn choices_of_each_clip() {
     for clip in index()["clips"].as_array().unwrap() {
         let path = clips().join(clip["file"].as_str().unwrap());
         for choice in clip["choices"].as_array().unwrap() {
-            let profile = Profile::parse(choice["profile"].as_str().unwrap()).unwrap();
-            let got = sample(&path, profile, &overrides(&choice["args"])).unwrap();
+            let profile = MediaProfile::parse(choice["profile"].as_str().unwrap()).unwrap();
+            let got = decode(&path, profile, &overrides(&choice["args"])).unwrap();
             let want: Vec<u64> = serde_json::from_value(choice["expect"]["indices"].clone()).unwrap();
             assert_eq!(got.indices, want, "{} {profile}", path.display());
             assert_eq!(got.data.len(), want.len() * got.height * got.width * 3);
@@ -61,8 +61,8 @@ fn pixels_of_each_clip() {
     for clip in index()["clips"].as_array().unwrap() {
         let name = clip["file"].as_str().unwrap();
         let pixels = &clip["pixels"];
-        let profile = Profile::parse(pixels["profile"].as_str().unwrap()).unwrap();
-        let got = sample(&clips().join(name), profile, &overrides(&pixels["args"])).unwrap();
+        let profile = MediaProfile::parse(pixels["profile"].as_str().unwrap()).unwrap();
+        let got = decode(&clips().join(name), profile, &overrides(&pixels["args"])).unwrap();
         let want = expected.tensor(name).unwrap();
         assert_eq!([got.indices.len(), got.height, got.width, 3], want.shape(), "{name}");
         let mut off: Vec<u8> = got.data.iter().zip(want.data()).map(|(a, b)| a.abs_diff(*b)).collect();
@@ -83,7 +83,7 @@ fn broken_files_are_refused_in_one_line() {
         let path = clips().join(file);
         for error in [
             probe(&path).unwrap_err().to_string(),
-            sample(&path, Profile::VideorftTrain, &Overrides::default()).unwrap_err().to_string(),
+            decode(&path, MediaProfile::VideorftTrain, &MediaOverrides::default()).unwrap_err().to_string(),
         ] {
             assert!(error.contains(file) && error.contains("; ") && !error.contains('\n'), "{error}");
         }
@@ -94,8 +94,8 @@ fn broken_files_are_refused_in_one_line() {
 #[test]
 fn damaged_picture_data() {
     for n in [2, 4, 8, 50] {
-        let o = Overrides { nframes: Some(n), ..Default::default() };
-        match sample(&clips().join("flipped.mp4"), Profile::Qwen, &o) {
+        let o = MediaOverrides { nframes: Some(n), ..Default::default() };
+        match decode(&clips().join("flipped.mp4"), MediaProfile::Qwen, &o) {
             Ok(got) => assert_eq!(got.data.len() as i64, n * 64 * 96 * 3),
             Err(e) => assert!(e.to_string().contains("cannot be decoded"), "{e}"),
         }
@@ -106,19 +106,19 @@ fn damaged_picture_data() {
 #[test]
 fn a_cut_in_an_open_group() {
     let path = clips().join("open_group_cut.mp4");
-    let all = video_frames(&path, Profile::Uniform16, 15);
+    let all = video_frames(&path, MediaProfile::Uniform16, 15);
     assert_eq!(all.indices, (0..15).collect::<Vec<_>>());
     let len = all.height * all.width * 3;
     for n in [2, 4, 6, 8] {
-        let some = video_frames(&path, Profile::Qwen, n);
+        let some = video_frames(&path, MediaProfile::Qwen, n);
         for (&i, frame) in some.indices.iter().zip(some.data.chunks(len)) {
             assert!(frame == &all.data[i as usize * len..][..len], "frame {i} of {n}");
         }
     }
 }
 
-fn video_frames(path: &Path, profile: Profile, n: i64) -> Frames {
-    sample(path, profile, &Overrides { nframes: Some(n), ..Default::default() }).unwrap()
+fn video_frames(path: &Path, profile: MediaProfile, n: i64) -> DecodedVideo {
+    decode(path, profile, &MediaOverrides { nframes: Some(n), ..Default::default() }).unwrap()
 }
 
 /// Reading the container a second time, instead of keeping its packets, changes nothing.
@@ -126,12 +126,12 @@ fn video_frames(path: &Path, profile: Profile, n: i64) -> Frames {
 fn films_too_large_to_keep() {
     for name in ["h264_bframes_audio.mp4", "vp9.webm", "mpeg4_odd.avi", "h264_vfr.mp4"] {
         let path = clips().join(name);
-        let o = Overrides { nframes: Some(6), ..Default::default() };
-        let want = sample(&path, Profile::Qwen, &o).unwrap();
-        let film = demux::Film::read(&path, 0).unwrap();
+        let o = MediaOverrides { nframes: Some(6), ..Default::default() };
+        let want = decode(&path, MediaProfile::Qwen, &o).unwrap();
+        let film = demux::VideoFile::read(&path, 0).unwrap();
         assert!(film.kept.is_none());
         let mut got = vec![0; want.data.len()];
-        decode::frames(&film, &want.indices, None, Limits::default(), &mut got).unwrap();
+        decode::frames(&film, &want.indices, None, DecodeLimits::default(), &mut got).unwrap();
         assert!(got == want.data[..], "{name}");
     }
 }
@@ -139,16 +139,16 @@ fn films_too_large_to_keep() {
 #[test]
 fn resized_frames_are_the_resized_film() {
     let path = clips().join("h264_rot90.mp4");
-    let request = Request {
+    let request = DecodeRequest {
         path: &path,
-        profile: Profile::VideorftTrain,
-        overrides: Overrides::default(),
-        size: Size::Model,
-        limits: Limits::default(),
+        profile: MediaProfile::VideorftTrain,
+        overrides: MediaOverrides::default(),
+        size: FrameSize::Resized,
+        limits: DecodeLimits::default(),
     };
-    let (got, data) = sample_into(&request, |n| Ok(vec![0; n])).unwrap();
-    let whole = sample(&path, Profile::VideorftTrain, &Overrides::default()).unwrap();
-    let size = film_limits(Profile::VideorftTrain, &Overrides::default()).unwrap().size(16, 88, 56).unwrap();
+    let (got, data) = decode_into(&request, |n| Ok(vec![0; n])).unwrap();
+    let whole = decode(&path, MediaProfile::VideorftTrain, &MediaOverrides::default()).unwrap();
+    let size = film_limits(MediaProfile::VideorftTrain, &MediaOverrides::default()).unwrap().size(16, 88, 56).unwrap();
     assert_eq!((got.height, got.width), size);
     let view = crate::resize::FrameView::new(&whole.data, 16, 88, 56).unwrap();
     assert!(crate::resize::torch_bicubic(view, size).unwrap().data == data);
@@ -157,15 +157,15 @@ fn resized_frames_are_the_resized_film() {
 #[test]
 fn the_memory_limit_is_kept_to() {
     let path = clips().join("h264_709.mp4");
-    let limits = Limits { threads: 1, memory: 64 * 64 * 3 * 4 };
-    let request = |nframes| Request {
+    let limits = DecodeLimits { threads: 1, memory: 64 * 64 * 3 * 4 };
+    let request = |nframes| DecodeRequest {
         path: &path,
-        profile: Profile::Qwen,
-        overrides: Overrides { nframes: Some(nframes), ..Default::default() },
-        size: Size::Film,
+        profile: MediaProfile::Qwen,
+        overrides: MediaOverrides { nframes: Some(nframes), ..Default::default() },
+        size: FrameSize::Original,
         limits,
     };
-    assert!(sample_into(&request(2), |n| Ok(vec![0; n])).is_ok());
-    let error = sample_into(&request(4), |n| Ok(vec![0; n])).unwrap_err().to_string();
+    assert!(decode_into(&request(2), |n| Ok(vec![0; n])).is_ok());
+    let error = decode_into(&request(4), |n| Ok(vec![0; n])).unwrap_err().to_string();
     assert!(error.contains("--media-memory"), "{error}");
 }

@@ -101,7 +101,7 @@ impl Http {
 
 #[cfg(test)]
 mod tests {
-    use super::super::OwnReward;
+    use super::super::CustomReward;
     use super::*;
     use std::io::{BufRead, BufReader, Read, Write};
     use std::net::{TcpListener, TcpStream};
@@ -156,7 +156,7 @@ mod tests {
             let lengths: Vec<usize> = rows.iter().map(|row| row["completion"].as_str().unwrap().len()).collect();
             says(200, &json!({"rewards": lengths}).to_string())
         });
-        let mut own = OwnReward::url(&url, LONG).unwrap();
+        let mut own = CustomReward::url(&url, LONG).unwrap();
         assert_eq!(own.score(&rows(4)).unwrap(), [0.0, 1.0, 2.0, 3.0]);
         assert_eq!(own.score(&rows(2)).unwrap(), [0.0, 1.0]);
     }
@@ -176,7 +176,7 @@ mod tests {
             (302, "", "status 302"),
         ] {
             let url = server(move |_| says(status, body));
-            let e = OwnReward::url(&url, LONG).unwrap().score(&rows(2)).unwrap_err().to_string();
+            let e = CustomReward::url(&url, LONG).unwrap().score(&rows(2)).unwrap_err().to_string();
             let named = named.replace(" X ", " Internal Server Error ");
             assert!(
                 e.starts_with("--reward-url `http://127") && e.contains(&named) && !e.contains('\n'),
@@ -184,7 +184,7 @@ mod tests {
             );
         }
         let url = server(|_| "HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{".into());
-        assert!(OwnReward::url(&url, LONG).unwrap().score(&rows(1)).is_err());
+        assert!(CustomReward::url(&url, LONG).unwrap().score(&rows(1)).is_err());
     }
 
     #[test]
@@ -192,10 +192,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let began = Instant::now();
-        let e = OwnReward::url(&url, Duration::from_millis(300)).unwrap().score(&rows(1)).unwrap_err().to_string();
+        let e = CustomReward::url(&url, Duration::from_millis(300)).unwrap().score(&rows(1)).unwrap_err().to_string();
         assert!(e.contains("no answer in 0.3 s") && began.elapsed() < LONG, "{e}");
         drop(listener);
-        let e = OwnReward::url(&url, LONG).unwrap().score(&rows(1)).unwrap_err().to_string();
+        let e = CustomReward::url(&url, LONG).unwrap().score(&rows(1)).unwrap_err().to_string();
         assert!(e.contains("cannot be asked"), "{e}");
     }
 
@@ -204,14 +204,14 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let began = Instant::now();
-        let e = OwnReward::url(&url, LONG).unwrap().score_unless(&rows(1), &AtomicBool::new(true)).unwrap_err();
+        let e = CustomReward::url(&url, LONG).unwrap().score_or_stop(&rows(1), &AtomicBool::new(true)).unwrap_err();
         assert!(e.to_string().contains("was not waited for") && began.elapsed() < LONG / 2, "{e}");
     }
 
     #[test]
     fn addresses_are_checked() {
         for url in ["", "x", "ftp://host/", "http://", "file:///tmp/x", "http://a b/"] {
-            let e = OwnReward::url(url, LONG).unwrap_err();
+            let e = CustomReward::url(url, LONG).unwrap_err();
             assert!(e.is_usage() && e.to_string().starts_with("--reward-url: "), "{url}: {e}");
         }
     }

@@ -3,11 +3,10 @@
 
 use std::path::Path;
 
-use reel_media::encode::{Codec, Encoding, encode};
-use reel_media::frames::Frames;
-use reel_media::profile::{Overrides, Profile};
+use reel_media::encode::{VideoCodec, VideoEncoding, encode_video};
+use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::resize::FrameView;
-use reel_media::video;
+use reel_media::video::{self, DecodedVideo};
 
 const HEIGHT: usize = 64;
 const WIDTH: usize = 96;
@@ -36,9 +35,9 @@ fn number(frame: &[u8], height: usize, width: usize) -> usize {
     (0..8).filter(|bit| frame[(height / 4 * width + (2 * bit + 1) * width / 16) * 3] > 127).map(|bit| 1 << bit).sum()
 }
 
-fn take(path: &Path, n: i64) -> Frames {
-    let o = Overrides { nframes: Some(n), ..Default::default() };
-    video::sample(path, Profile::Qwen, &o).unwrap_or_else(|e| panic!("{n} frames of {}: {e}", path.display()))
+fn take(path: &Path, n: i64) -> DecodedVideo {
+    let o = MediaOverrides { nframes: Some(n), ..Default::default() };
+    video::decode(path, MediaProfile::Qwen, &o).unwrap_or_else(|e| panic!("{n} frames of {}: {e}", path.display()))
 }
 
 /// Reads `path` whole and in several choices and holds them to the numbers shown and to each other.
@@ -59,7 +58,7 @@ fn check(path: &Path, n: usize, height: usize, width: usize) {
 
 struct Kind {
     name: &'static str,
-    codec: Codec,
+    codec: VideoCodec,
     extension: &'static str,
     gop: u32,
     b_frames: usize,
@@ -69,7 +68,7 @@ struct Kind {
 const QUIET_265: &str = "log-level=none:pools=none:frame-threads=1";
 
 fn kinds() -> Vec<Kind> {
-    use Codec::*;
+    use VideoCodec::*;
     let kind = |name, codec, extension, gop, b_frames, options| Kind { name, codec, extension, gop, b_frames, options };
     vec![
         kind("b-frames", H264, "mp4", 12, 3, &[("preset", "veryfast")]),
@@ -132,13 +131,13 @@ fn every_kind_gives_the_true_frames() {
             continue;
         };
         let path = folder.path().join(format!("{} {encoder}.{}", kind.name, kind.extension));
-        let how = Encoding {
+        let how = VideoEncoding {
             gop: Some(kind.gop),
             b_frames: Some(kind.b_frames),
             options: kind.options.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
-            ..Encoding::new(kind.codec, (25, 1))
+            ..VideoEncoding::new(kind.codec, (25, 1))
         };
-        encode(&path, frames, &how).unwrap_or_else(|e| panic!("{}: {e}", kind.name));
+        encode_video(&path, frames, &how).unwrap_or_else(|e| panic!("{}: {e}", kind.name));
         check(&path, 44, HEIGHT, WIDTH);
         done += 1;
     }
@@ -153,8 +152,12 @@ fn uneven_times() {
     let times: Vec<i64> = (0..30).map(|i| i * 40 + (i * i) % 17).collect();
     for extension in ["mp4", "mkv"] {
         let path = folder.path().join(format!("uneven.{extension}"));
-        let how = Encoding { times: Some(times.clone()), gop: Some(8), ..Encoding::new(Codec::best(), (25, 1)) };
-        encode(&path, FrameView::new(&data, 30, HEIGHT, WIDTH).unwrap(), &how).unwrap();
+        let how = VideoEncoding {
+            times: Some(times.clone()),
+            gop: Some(8),
+            ..VideoEncoding::new(VideoCodec::best(), (25, 1))
+        };
+        encode_video(&path, FrameView::new(&data, 30, HEIGHT, WIDTH).unwrap(), &how).unwrap();
         check(&path, 30, HEIGHT, WIDTH);
     }
 }
@@ -164,7 +167,12 @@ fn odd_sides() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("odd.avi");
     let data = numbered(24, 53, 75);
-    encode(&path, FrameView::new(&data, 24, 53, 75).unwrap(), &Encoding::new(Codec::Mpeg4, (24000, 1001))).unwrap();
+    encode_video(
+        &path,
+        FrameView::new(&data, 24, 53, 75).unwrap(),
+        &VideoEncoding::new(VideoCodec::Mpeg4, (24000, 1001)),
+    )
+    .unwrap();
     check(&path, 24, 53, 75);
     let fps = video::probe(&path).unwrap().video_fps;
     assert!((fps - 24000.0 / 1001.0).abs() < 1e-9, "{fps}");
@@ -186,11 +194,16 @@ fn quarter_turns_and_mirrors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("straight.mp4");
     let data = numbered(6, HEIGHT, WIDTH);
-    encode(&path, FrameView::new(&data, 6, HEIGHT, WIDTH).unwrap(), &Encoding::new(Codec::best(), (10, 1))).unwrap();
+    encode_video(
+        &path,
+        FrameView::new(&data, 6, HEIGHT, WIDTH).unwrap(),
+        &VideoEncoding::new(VideoCodec::best(), (10, 1)),
+    )
+    .unwrap();
     let straight = take(&path, 4);
     let film = std::fs::read(&path).unwrap();
     let pixel =
-        |f: &Frames, y: usize, x: usize| -> [u8; 3] { f.data[(y * f.width + x) * 3..][..3].try_into().unwrap() };
+        |f: &DecodedVideo, y: usize, x: usize| -> [u8; 3] { f.data[(y * f.width + x) * 3..][..3].try_into().unwrap() };
     let (h, w) = (HEIGHT - 1, WIDTH - 1);
     // Matrix, and where pixel (y, x) of the film is shown.
     type Where = fn(usize, usize, usize, usize) -> (usize, usize);
@@ -225,16 +238,16 @@ fn cut_films() {
     let data = numbered(44, HEIGHT, WIDTH);
     let frames = FrameView::new(&data, 44, HEIGHT, WIDTH).unwrap();
     for (extension, codec) in
-        [("mp4", Codec::best()), ("mkv", Codec::best()), ("avi", Codec::Mpeg4), ("gif", Codec::Gif)]
+        [("mp4", VideoCodec::best()), ("mkv", VideoCodec::best()), ("avi", VideoCodec::Mpeg4), ("gif", VideoCodec::Gif)]
     {
         let path = folder.path().join(format!("whole.{extension}"));
-        encode(&path, frames, &Encoding { gop: Some(10), ..Encoding::new(codec, (25, 1)) }).unwrap();
+        encode_video(&path, frames, &VideoEncoding { gop: Some(10), ..VideoEncoding::new(codec, (25, 1)) }).unwrap();
         let film = std::fs::read(&path).unwrap();
         let cut = folder.path().join(format!("cut.{extension}"));
         for part in 0..20 {
             std::fs::write(&cut, &film[..film.len() * part / 20]).unwrap();
-            let o = Overrides { nframes: Some(4), ..Default::default() };
-            let error = video::sample(&cut, Profile::Qwen, &o).err().map(|e| e.to_string());
+            let o = MediaOverrides { nframes: Some(4), ..Default::default() };
+            let error = video::decode(&cut, MediaProfile::Qwen, &o).err().map(|e| e.to_string());
             let error = error.unwrap_or_else(|| panic!("{extension} cut to {part}/20 was accepted"));
             assert!(error.contains("cut.") && error.contains("; ") && !error.contains('\n'), "{error}");
         }
@@ -246,16 +259,16 @@ fn wrong_orders_to_the_encoder() {
     let folder = tempfile::tempdir().unwrap();
     let data = numbered(2, HEIGHT, WIDTH);
     let frames = FrameView::new(&data, 2, HEIGHT, WIDTH).unwrap();
-    let good = Encoding::new(Codec::Mpeg4, (25, 1));
+    let good = VideoEncoding::new(VideoCodec::Mpeg4, (25, 1));
     let cases = [
-        ("x.mp4", Encoding { fps: (0, 1), ..good.clone() }),
-        ("x.mp4", Encoding { times: Some(vec![1]), ..good.clone() }),
-        ("x.mp4", Encoding { times: Some(vec![5, 5]), ..good.clone() }),
+        ("x.mp4", VideoEncoding { fps: (0, 1), ..good.clone() }),
+        ("x.mp4", VideoEncoding { times: Some(vec![1]), ..good.clone() }),
+        ("x.mp4", VideoEncoding { times: Some(vec![5, 5]), ..good.clone() }),
         ("x.nonsense", good.clone()),
         ("no/such/folder/x.mp4", good),
     ];
     for (name, how) in cases {
-        let error = encode(&folder.path().join(name), frames, &how).unwrap_err().to_string();
+        let error = encode_video(&folder.path().join(name), frames, &how).unwrap_err().to_string();
         assert!(error.contains("; ") && !error.contains('\n'), "{error}");
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "something half-written was left");

@@ -349,5 +349,4 @@ fn reward(line: &str) -> Result<f64, String> {
 }
 
 #[cfg(test)]
-#[path = "command_tests.rs"]
 mod tests;

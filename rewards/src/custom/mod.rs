@@ -25,12 +25,9 @@ use serde_json::Value;
 
 use crate::{Result, RewardError};
 
-/// How long a batch may take by default. The first one includes the start of the command.
-pub const TIMEOUT: Duration = Duration::from_secs(300);
-
 /// An own reward, ready to be asked.
 #[derive(Debug)]
-pub struct OwnReward(Source);
+pub struct CustomReward(Source);
 
 #[derive(Debug)]
 enum Source {
@@ -38,7 +35,7 @@ enum Source {
     Http(http::Http),
 }
 
-impl OwnReward {
+impl CustomReward {
     /// The reward of a shell command, which is started with the first batch.
     pub fn command(shell: &str, timeout: Duration) -> Result<Self> {
         Ok(Self(Source::Command(command::Command::new(shell, timeout)?)))
@@ -59,11 +56,11 @@ impl OwnReward {
 
     /// The rewards of a batch of rows, all numbers up to 1e18 either way. Rows are objects; a batch of none asks nobody.
     pub fn score(&mut self, rows: &[Value]) -> Result<Vec<f64>> {
-        self.score_unless(rows, &AtomicBool::new(false))
+        self.score_or_stop(rows, &AtomicBool::new(false))
     }
 
     /// The same, but given up with an error where `stop` turns true.
-    pub fn score_unless(&mut self, rows: &[Value], stop: &AtomicBool) -> Result<Vec<f64>> {
+    pub fn score_or_stop(&mut self, rows: &[Value], stop: &AtomicBool) -> Result<Vec<f64>> {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
@@ -128,5 +125,5 @@ fn seconds(time: Duration) -> String {
 
 /// The fault of a source: its flag with what was given for it, what is wrong, the cure.
 fn fault(flag: &str, given: &str, what: impl std::fmt::Display, cure: &str) -> RewardError {
-    RewardError::own(&format!("{flag} `{}`", shortened(given)), what.to_string(), cure)
+    RewardError::custom(&format!("{flag} `{}`", shortened(given)), what.to_string(), cure)
 }

@@ -7,15 +7,15 @@ use ffmpeg_next as ffmpeg;
 use ffmpeg::ffi;
 use ffmpeg::format::context::Input;
 
-use super::demux::{Entry, Film, entry, open};
+use super::demux::{PacketInfo, VideoFile, entry, open};
 use crate::{MediaError, Result};
 
 /// How far ahead reading on is taken to be cheaper than seeking, in packets.
 const READ_ON: usize = 64;
 
 /// Where packets come from.
-pub(super) struct Source<'f> {
-    film: &'f Film,
+pub(super) struct PacketSource<'f> {
+    film: &'f VideoFile,
     reader: Option<Reader>,
 }
 
@@ -44,8 +44,8 @@ impl Fetched<'_> {
     }
 }
 
-impl<'f> Source<'f> {
-    pub(super) fn new(film: &'f Film) -> Self {
+impl<'f> PacketSource<'f> {
+    pub(super) fn new(film: &'f VideoFile) -> Self {
         Self { film, reader: None }
     }
 
@@ -70,7 +70,7 @@ impl Reader {
     }
 
     /// Moves to the key frame at or before packet `place`; to the beginning where seeking does not lead there.
-    fn seek(mut self, film: &Film, place: usize) -> Result<Self> {
+    fn seek(mut self, film: &VideoFile, place: usize) -> Result<Self> {
         let Some(key) = (1..=place).rev().find(|&k| film.entries[k].key) else { return Self::open(&film.path) };
         let target = &film.entries[key];
         let Some(time) = [target.pts, target.dts].into_iter().flatten().min() else { return Self::open(&film.path) };
@@ -82,7 +82,7 @@ impl Reader {
         }
         let Some(packet) = self.read() else { return Self::open(&film.path) };
         let found = entry(&packet, film.parameters.id());
-        match film.entries[..=place].iter().rposition(|e: &Entry| *e == found) {
+        match film.entries[..=place].iter().rposition(|e: &PacketInfo| *e == found) {
             Some(at) => {
                 self.next = at;
                 self.ahead = Some(packet);
@@ -93,7 +93,7 @@ impl Reader {
     }
 
     /// Reads on to packet `place`, which must be what the first reading found there.
-    fn read_to(&mut self, film: &Film, place: usize) -> Result<ffmpeg::Packet> {
+    fn read_to(&mut self, film: &VideoFile, place: usize) -> Result<ffmpeg::Packet> {
         loop {
             let packet = self.ahead.take().or_else(|| self.read()).ok_or_else(|| changed(&film.path))?;
             let at = self.next;

@@ -11,29 +11,31 @@ use std::path::Path;
 
 use ffmpeg_next as ffmpeg;
 
-use super::{Probe, Request, Size, film_limits, too_large};
-use crate::frames::{Frames, Pixels, choose};
+use super::{DecodeRequest, DecodedVideo, FrameSize, PixelBuffer, VideoInfo, film_limits, too_large};
+use crate::selection::select_frames;
 use crate::{MediaError, Result};
 
 /// Reads a film's size, rate and number of frames.
-pub fn probe(path: &Path) -> Result<Probe> {
-    demux::Film::read(path, 0).map(|film| film.probe())
+pub fn probe(path: &Path) -> Result<VideoInfo> {
+    demux::VideoFile::read(path, 0).map(|film| film.probe())
 }
 
-/// Decodes into memory that `allocate` gives for a number of bytes; the pixels are in that memory, not in `Frames::data`,
+/// Decodes into memory that `allocate` gives for a number of bytes; the pixels are in that memory, not in `DecodedVideo::data`,
 /// which comes back empty.
-pub fn sample_into<B: AsMut<[u8]>>(
-    request: &Request<'_>,
+pub fn decode_into<B: AsMut<[u8]>>(
+    request: &DecodeRequest<'_>,
     allocate: impl FnOnce(usize) -> Result<B>,
-) -> Result<(Frames, B)> {
+) -> Result<(DecodedVideo, B)> {
     let limits = request.limits;
-    let film = demux::Film::read(request.path, limits.memory / 4)?;
-    let choice = choose(film.total_frames(), film.video_fps, request.profile, &request.overrides)?;
+    let film = demux::VideoFile::read(request.path, limits.memory / 4)?;
+    let choice = select_frames(film.total_frames(), film.video_fps, request.profile, &request.overrides)?;
     let count = choice.indices.len();
     let (film_height, film_width) = film.shown_size();
     let target = match request.size {
-        Size::Film => None,
-        Size::Model => Some(film_limits(request.profile, &request.overrides)?.size(count, film_height, film_width)?),
+        FrameSize::Original => None,
+        FrameSize::Resized => {
+            Some(film_limits(request.profile, &request.overrides)?.size(count, film_height, film_width)?)
+        }
     };
     let (height, width) = target.unwrap_or((film_height, film_width));
     let bytes = [height, width, 3].iter().try_fold(count, |n, &side| n.checked_mul(side));
@@ -44,8 +46,8 @@ pub fn sample_into<B: AsMut<[u8]>>(
     };
     let mut memory = allocate(bytes)?;
     decode::frames(&film, &choice.indices, target, limits, memory.as_mut())?;
-    let frames = Frames {
-        data: Pixels::Owned(Vec::new()),
+    let frames = DecodedVideo {
+        data: PixelBuffer::Owned(Vec::new()),
         height,
         width,
         indices: choice.indices,

@@ -1,6 +1,6 @@
 //! Commands that answer well and ill; plain `sh` and what every system has beside it.
 
-use super::super::OwnReward;
+use super::super::CustomReward;
 use super::*;
 use std::path::Path;
 
@@ -10,8 +10,8 @@ fn rows(n: usize) -> Vec<Value> {
     (0..n).map(|i| json!({"prompt": "p", "completion": "x".repeat(i), "solution": "é\n\"", "index": i})).collect()
 }
 
-fn own(shell: &str) -> OwnReward {
-    OwnReward::command(shell, Duration::from_secs(30)).unwrap()
+fn own(shell: &str) -> CustomReward {
+    CustomReward::command(shell, Duration::from_secs(30)).unwrap()
 }
 
 /// The error of one batch of 3 rows.
@@ -113,7 +113,7 @@ fn a_hang_costs_its_deadline_and_its_whole_group() {
     let mark = folder.path().join("child");
     let shell = format!("sh -c 'echo $$ > {}; exec sleep 1000' & read -r l; echo 1; sleep 1000", mark.display());
     let began = Instant::now();
-    let mut own = OwnReward::command(&shell, SHORT).unwrap();
+    let mut own = CustomReward::command(&shell, SHORT).unwrap();
     let e = own.score(&rows(2)).unwrap_err().to_string();
     assert!(e.contains("gave 1 of 2 rewards in 0.5 s and was stopped"), "{e}");
     assert!(began.elapsed() < Duration::from_secs(20));
@@ -124,7 +124,7 @@ fn a_hang_costs_its_deadline_and_its_whole_group() {
 #[test]
 fn a_wait_can_be_given_up() {
     let began = Instant::now();
-    let e = own("sleep 1000").score_unless(&rows(2), &AtomicBool::new(true)).unwrap_err().to_string();
+    let e = own("sleep 1000").score_or_stop(&rows(2), &AtomicBool::new(true)).unwrap_err().to_string();
     assert!(e.contains("was not waited for") && began.elapsed() < Duration::from_secs(15), "{e}");
 }
 
@@ -164,7 +164,7 @@ fn after_an_error_it_starts_anew() {
 #[test]
 fn what_cannot_be_asked_is_refused() {
     for shell in ["", "  ", "a\0b"] {
-        let e = OwnReward::command(shell, SHORT).unwrap_err();
+        let e = CustomReward::command(shell, SHORT).unwrap_err();
         assert!(e.is_usage() && e.to_string().starts_with("--reward-command: "), "{e}");
     }
     let e = own("cat").score(&[json!({"_batch": 1})]).unwrap_err().to_string();

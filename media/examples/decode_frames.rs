@@ -4,21 +4,21 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use reel_media::profile::{Overrides, Profile};
-use reel_media::worker::{self, Decoder};
+use reel_media::profile::{MediaOverrides, MediaProfile};
+use reel_media::worker::{self, DecodeWorker};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     let (film, profile) = match &args[1..] {
-        [hidden] if hidden == worker::ARGUMENT => return worker::main(),
+        [hidden] if hidden == worker::WORKER_ARGUMENT => return worker::worker_main(),
         [film, profile] => (film, profile),
         _ => {
             eprintln!("usage: frames FILE PROFILE");
             return ExitCode::from(2);
         }
     };
-    let frames = Profile::parse(profile)
-        .and_then(|profile| Decoder::this_program().sample(Path::new(film), profile, &Overrides::default()));
+    let frames = MediaProfile::parse(profile)
+        .and_then(|profile| DecodeWorker::this_program().decode(Path::new(film), profile, &MediaOverrides::default()));
     match frames {
         Ok(f) => {
             println!("{} frames of {} x {}: {:?}", f.indices.len(), f.height, f.width, f.indices);

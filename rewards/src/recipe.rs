@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// Whose rules are followed where a reference's code and its paper differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Parity {
+pub enum Recipe {
     /// The papers' rules: true frame rates, labels on the assistant's words.
     #[default]
     Paper,
@@ -18,10 +18,10 @@ pub enum Parity {
     VideoR1,
 }
 
-impl Parity {
+impl Recipe {
     /// The share of the shuffled answers' mean accuracy that a group must reach for the temporal reward; VideoRFT has no such
     /// reward. Video-R1's paper compares the two means, its code takes 0.8 of the second.
-    pub fn temporal_share(self) -> Option<f32> {
+    pub fn temporal_min_ratio(self) -> Option<f32> {
         match self {
             Self::Paper => Some(1.0),
             Self::Videorft => None,

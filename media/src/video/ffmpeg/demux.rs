@@ -11,9 +11,9 @@ use ffmpeg::codec::packet::side_data::Type as SideDataType;
 use ffmpeg::ffi;
 use ffmpeg::format::context::Input;
 
-use super::convert::Turn;
+use super::convert::Rotation;
 use super::whole::cut_short;
-use super::{Probe, failed};
+use super::{VideoInfo, failed};
 use crate::{MediaError, Result};
 
 /// Containers that may be opened. Playlists and the like, which make FFmpeg open other files, are not among them.
@@ -22,7 +22,7 @@ const CONTAINERS: &str = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,m
 
 /// What is known of one packet (one frame, in decoding order) without decoding it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct PacketInfo {
     /// Presentation time in the stream's time base.
     pub pts: Option<i64>,
     /// Decoding time in the stream's time base.
@@ -53,23 +53,23 @@ impl Parameters {
 }
 
 /// A film as its container describes it.
-pub(super) struct Film {
+pub(super) struct VideoFile {
     pub path: PathBuf,
     pub parameters: Parameters,
     pub time_base: ffmpeg::Rational,
     /// Coded size: before any rotation.
     pub coded: (usize, usize),
-    pub turn: Turn,
+    pub turn: Rotation,
     pub video_fps: f64,
     /// One a packet, in decoding order.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<PacketInfo>,
     /// The packets, where all of them fitted into the memory given for that.
     pub kept: Option<Vec<ffmpeg::Packet>>,
     /// HEVC that says it has one temporal layer: "not referenced" then means by nobody.
     pub one_layer: bool,
 }
 
-impl Film {
+impl VideoFile {
     /// Reads the whole container, keeping the compressed packets if they take at most `keep` bytes.
     pub(super) fn read(path: &Path, keep: u64) -> Result<Self> {
         let (mut input, stream) = open(path)?;
@@ -125,10 +125,10 @@ impl Film {
         self.turn.size(self.coded)
     }
 
-    pub(super) fn probe(&self) -> Probe {
+    pub(super) fn probe(&self) -> VideoInfo {
         let (height, width) = self.shown_size();
         let codec = self.parameters.id().name().to_owned();
-        Probe { codec, height, width, total_frames: self.total_frames(), video_fps: self.video_fps }
+        VideoInfo { codec, height, width, total_frames: self.total_frames(), video_fps: self.video_fps }
     }
 
     /// Containers that name no average rate get frames over duration.
@@ -201,7 +201,7 @@ pub(super) fn open(path: &Path) -> Result<(Input, usize)> {
     Ok((input, stream))
 }
 
-fn describe(path: &Path, input: &Input, index: usize) -> Result<Film> {
+fn describe(path: &Path, input: &Input, index: usize) -> Result<VideoFile> {
     let stream =
         input.stream(index).ok_or_else(|| MediaError::file(path, "has no video stream", "use another file"))?;
     let parameters = stream.parameters().clone();
@@ -220,13 +220,13 @@ fn describe(path: &Path, input: &Input, index: usize) -> Result<Film> {
     let matrix = stream.side_data().find(|d| d.kind() == SideDataType::DisplayMatrix).map(|d| d.data().to_vec());
     let matrix = matrix.or_else(|| parameters_matrix(&parameters));
     let rate = stream.avg_frame_rate();
-    Ok(Film {
+    Ok(VideoFile {
         path: path.to_owned(),
         one_layer: has_one_layer(&parameters),
         parameters: Parameters(parameters),
         time_base: stream.time_base(),
         coded,
-        turn: matrix.map_or_else(Turn::default, |m| Turn::from_matrix(&m)),
+        turn: matrix.map_or_else(Rotation::default, |m| Rotation::from_matrix(&m)),
         video_fps: f64::from(rate.numerator()) / f64::from(rate.denominator()),
         entries: Vec::new(),
         kept: None,
@@ -246,15 +246,15 @@ fn parameters_matrix(parameters: &ffmpeg::codec::Parameters) -> Option<Vec<u8>> 
     }
 }
 
-/// What `Entry` keeps of a packet.
-pub(super) fn entry(packet: &ffmpeg::Packet, codec: ffmpeg::codec::Id) -> Entry {
+/// What `PacketInfo` keeps of a packet.
+pub(super) fn entry(packet: &ffmpeg::Packet, codec: ffmpeg::codec::Id) -> PacketInfo {
     use ffmpeg::codec::packet::Ref;
     // SAFETY: the packet is live.
     let flags = unsafe { (*packet.as_ptr()).flags };
     // A VP8 frame says in bit 4 of its first byte whether it is shown (RFC 6386, section 9.1).
     let unseen =
         codec == ffmpeg::codec::Id::VP8 && packet.data().is_some_and(|d| d.first().is_some_and(|b| b & 0x10 == 0));
-    Entry {
+    PacketInfo {
         pts: packet.pts(),
         dts: packet.dts(),
         size: packet.size(),

@@ -8,17 +8,17 @@ use ffmpeg_next as ffmpeg;
 
 use ffmpeg::Discard;
 use ffmpeg::codec::{Id, decoder, threading};
-use ffmpeg::frame::Video as Picture;
+use ffmpeg::frame::Video as AvFrame;
 
 use super::convert::Converter;
-use super::demux::Film;
+use super::demux::VideoFile;
 use super::failed;
 use super::plan::{Run, Wanted, has_times, key_before, runs};
-use super::source::Source;
-use crate::video::Limits;
+use super::source::PacketSource;
+use crate::video::DecodeLimits;
 use crate::{MediaError, Result};
 
-/// Pictures a decoder holds at once, at most: 16 references and a few in flight.
+/// FrameConverter a decoder holds at once, at most: 16 references and a few in flight.
 const PICTURES_HELD: u64 = 24;
 
 /// A picture leaves the decoder after at most this many more packets: 16 to reorder, and those in flight in its threads.
@@ -32,10 +32,10 @@ struct Job<'m> {
 
 /// Decodes the frames `indices` (ascending, repeats allowed) of `film` into `out`, [T, h, w, 3].
 pub(super) fn frames(
-    film: &Film,
+    film: &VideoFile,
     indices: &[u64],
     target: Option<(usize, usize)>,
-    limits: Limits,
+    limits: DecodeLimits,
     out: &mut [u8],
 ) -> Result<()> {
     let frame_len = out.len() / indices.len().max(1);
@@ -68,7 +68,7 @@ pub(super) fn frames(
 }
 
 /// Shares the jobs (the last first) out among as many lanes as threads and memory allow.
-fn work(film: &Film, target: Option<(usize, usize)>, limits: Limits, jobs: Vec<Job<'_>>) -> Result<()> {
+fn work(film: &VideoFile, target: Option<(usize, usize)>, limits: DecodeLimits, jobs: Vec<Job<'_>>) -> Result<()> {
     let picture = (film.coded.0 as u64).saturating_mul(film.coded.1 as u64).saturating_mul(2);
     let by_memory = limits.memory / 4 / picture.saturating_mul(PICTURES_HELD).max(1);
     let most = limits.threads.min(usize::try_from(by_memory).unwrap_or(usize::MAX)).max(1);
@@ -79,11 +79,11 @@ fn work(film: &Film, target: Option<(usize, usize)>, limits: Limits, jobs: Vec<J
     let threads = share.clamp(1, most);
     let mut ready = Vec::new();
     for _ in 0..lanes {
-        ready.push(Lane::new(film, target, threads)?);
+        ready.push(DecodeLane::new(film, target, threads)?);
     }
     let queue = Mutex::new(jobs);
     let next = || queue.lock().ok().and_then(|mut jobs| jobs.pop());
-    let run_lane = |mut lane: Lane<'_>| -> Result<()> {
+    let run_lane = |mut lane: DecodeLane<'_>| -> Result<()> {
         while let Some(mut job) = next() {
             lane.finish(&mut job)?;
         }
@@ -110,7 +110,7 @@ fn work(film: &Film, target: Option<(usize, usize)>, limits: Limits, jobs: Vec<J
 }
 
 /// Whether memory for a few more pictures could be had. Decoders do not always say that they failed for want of it.
-fn has_room(film: &Film) -> bool {
+fn has_room(film: &VideoFile) -> bool {
     const PICTURES: usize = 6;
     let bytes = film.coded.0.saturating_mul(film.coded.1).saturating_mul(2 * PICTURES);
     let mut room = Vec::<u8>::new();
@@ -136,17 +136,17 @@ fn trusts_key_flags(codec: Id) -> bool {
 }
 
 /// One decoder with all that it needs.
-struct Lane<'f> {
-    film: &'f Film,
-    source: Source<'f>,
+struct DecodeLane<'f> {
+    film: &'f VideoFile,
+    source: PacketSource<'f>,
     decoder: decoder::Video,
     converter: Converter,
-    /// Pictures that nobody refers to may be left out before the decoder works on them.
+    /// FrameConverter that nobody refers to may be left out before the decoder works on them.
     may_skip: bool,
 }
 
-impl<'f> Lane<'f> {
-    fn new(film: &'f Film, target: Option<(usize, usize)>, threads: usize) -> Result<Self> {
+impl<'f> DecodeLane<'f> {
+    fn new(film: &'f VideoFile, target: Option<(usize, usize)>, threads: usize) -> Result<Self> {
         let cannot = |e| failed(&film.path, "opening its decoder", e);
         let mut context = film.parameters.decoder().map_err(cannot)?;
         let mut config = threading::Config::kind(threading::Type::Frame);
@@ -157,7 +157,7 @@ impl<'f> Lane<'f> {
         let codec = film.parameters.id();
         Ok(Self {
             film,
-            source: Source::new(film),
+            source: PacketSource::new(film),
             decoder: context.decoder().video().map_err(cannot)?,
             converter: Converter::new(film.coded, film.turn, target),
             may_skip: codec == Id::H264 || (codec == Id::HEVC && film.one_layer),
@@ -215,7 +215,7 @@ impl<'f> Lane<'f> {
     /// Decodes everything from the first packet, counting the frames that come out.
     fn count(&mut self, job: &mut Job<'_>) -> Result<()> {
         let mut seen = 0u64;
-        let mut number = |_: &Picture| {
+        let mut number = |_: &AvFrame| {
             seen += 1;
             Some(seen - 1)
         };
@@ -244,7 +244,7 @@ impl<'f> Lane<'f> {
 
     fn drain(
         &mut self,
-        number: impl FnMut(&Picture) -> Option<u64>,
+        number: impl FnMut(&AvFrame) -> Option<u64>,
         slots: &mut HashMap<u64, &mut [u8]>,
     ) -> Result<()> {
         // An error here means that nothing is left to come.
@@ -255,10 +255,10 @@ impl<'f> Lane<'f> {
     /// Takes all frames that are ready and writes the wanted ones. `number` says which frame a picture is.
     fn receive(
         &mut self,
-        mut number: impl FnMut(&Picture) -> Option<u64>,
+        mut number: impl FnMut(&AvFrame) -> Option<u64>,
         slots: &mut HashMap<u64, &mut [u8]>,
     ) -> Result<()> {
-        let mut picture = Picture::empty();
+        let mut picture = AvFrame::empty();
         loop {
             match self.decoder.receive_frame(&mut picture) {
                 Ok(()) => {}
@@ -276,6 +276,6 @@ impl<'f> Lane<'f> {
     }
 }
 
-fn write(converter: &mut Converter, path: &Path, picture: &Picture, slot: &mut [u8]) -> Result<()> {
+fn write(converter: &mut Converter, path: &Path, picture: &AvFrame, slot: &mut [u8]) -> Result<()> {
     converter.write(path, picture, slot)
 }

@@ -7,7 +7,7 @@ use ffmpeg_next as ffmpeg;
 
 use ffmpeg::ffi;
 use ffmpeg::format::Pixel;
-use ffmpeg::frame::Video as Picture;
+use ffmpeg::frame::Video as AvFrame;
 use ffmpeg::software::scaling::Flags;
 
 use super::failed;
@@ -16,7 +16,7 @@ use crate::{MediaError, Result};
 
 /// A quarter turn and mirror: where pixel `(x, y)` of the film is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Turn {
+pub(super) struct Rotation {
     /// Columns become rows.
     transpose: bool,
     /// Mirrored left to right, after the transposition.
@@ -25,7 +25,7 @@ pub(super) struct Turn {
     flip_y: bool,
 }
 
-impl Turn {
+impl Rotation {
     /// From a display matrix: nine native-endian i32 `a b u / c d v / x y w` (ISO 14496-12, 6.2.2) that take `(p, q)` to
     /// `(a p + c q, b p + d q)`. Turns that are not by quarters are left out, as the reference's reader does.
     pub(super) fn from_matrix(bytes: &[u8]) -> Self {
@@ -72,7 +72,7 @@ impl Turn {
 
 /// What a conversion depends on; a film may change it on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Source {
+struct SourceFormat {
     format: ffi::AVPixelFormat,
     width: i32,
     height: i32,
@@ -83,10 +83,10 @@ struct Source {
 /// Turns decoded pictures into RGB; keeps its tables between pictures of one kind.
 pub(super) struct Converter {
     coded: (usize, usize),
-    turn: Turn,
+    turn: Rotation,
     target: Option<(usize, usize)>,
-    scaler: Option<(Source, Scaler)>,
-    rgb: Picture,
+    scaler: Option<(SourceFormat, Scaler)>,
+    rgb: AvFrame,
     shown: Vec<u8>,
 }
 
@@ -105,12 +105,12 @@ impl Drop for Scaler {
 
 impl Converter {
     /// For pictures of `coded` size, shown after `turn`, then resized to `target` where one is given.
-    pub(super) fn new(coded: (usize, usize), turn: Turn, target: Option<(usize, usize)>) -> Self {
-        Self { coded, turn, target, scaler: None, rgb: Picture::empty(), shown: Vec::new() }
+    pub(super) fn new(coded: (usize, usize), turn: Rotation, target: Option<(usize, usize)>) -> Self {
+        Self { coded, turn, target, scaler: None, rgb: AvFrame::empty(), shown: Vec::new() }
     }
 
     /// Writes `picture` into `out`, u8 [height, width, 3] of the target size (the shown size without one).
-    pub(super) fn write(&mut self, path: &Path, picture: &Picture, out: &mut [u8]) -> Result<()> {
+    pub(super) fn write(&mut self, path: &Path, picture: &AvFrame, out: &mut [u8]) -> Result<()> {
         self.convert(path, picture)?;
         let (height, width) = self.coded;
         let (rgb, stride) = (self.rgb.data(0), self.rgb.stride(0));
@@ -126,14 +126,14 @@ impl Converter {
         Ok(())
     }
 
-    fn convert(&mut self, path: &Path, picture: &Picture) -> Result<()> {
+    fn convert(&mut self, path: &Path, picture: &AvFrame) -> Result<()> {
         let source = source_of(picture);
         if self.scaler.as_ref().is_none_or(|(made_for, _)| *made_for != source) {
             self.scaler = Some((source, scaler(path, source, self.coded)?));
         }
         let (height, width) = self.coded;
         if self.rgb.width() == 0 {
-            let mut rgb = Picture::empty();
+            let mut rgb = AvFrame::empty();
             rgb.set_format(Pixel::RGB24);
             rgb.set_width(u32::try_from(width).unwrap_or(0));
             rgb.set_height(u32::try_from(height).unwrap_or(0));
@@ -167,13 +167,13 @@ impl Converter {
     }
 }
 
-fn source_of(picture: &Picture) -> Source {
+fn source_of(picture: &AvFrame) -> SourceFormat {
     // SAFETY: the frame is live; tags are read as plain numbers, because a file may hold ones without a name.
     let (colorspace, range) = unsafe {
         let p = picture.as_ptr();
         (ptr::addr_of!((*p).colorspace).cast::<i32>().read(), ptr::addr_of!((*p).color_range).cast::<i32>().read())
     };
-    Source {
+    SourceFormat {
         format: picture.format().into(),
         width: i32::try_from(picture.width()).unwrap_or(0),
         height: i32::try_from(picture.height()).unwrap_or(0),
@@ -184,7 +184,7 @@ fn source_of(picture: &Picture) -> Source {
 
 /// A conversion to RGB24 of the `coded` size, with the matrix and range that the film is tagged with (BT.601 limited if it is
 /// not). FFmpeg's default flags, or `bilinear` where a side is odd: what the reference's reader uses.
-fn scaler(path: &Path, from: Source, (height, width): (usize, usize)) -> Result<Scaler> {
+fn scaler(path: &Path, from: SourceFormat, (height, width): (usize, usize)) -> Result<Scaler> {
     let odd = from.width % 2 != 0 || from.height % 2 != 0;
     let flags = if odd { Flags::BILINEAR } else { Flags::BICUBIC };
     let [to_width, to_height] = [width, height].map(|side| i32::try_from(side).unwrap_or(0));
@@ -260,7 +260,7 @@ mod tests {
             ([0, -ONE, -ONE, 0], (3, 2), [5, 2, 4, 1, 3, 0]),
         ];
         for ([a, b, c, d], size, want) in cases {
-            let turn = Turn::from_matrix(&matrix(a, b, c, d));
+            let turn = Rotation::from_matrix(&matrix(a, b, c, d));
             assert_eq!(turn.size((2, 3)), size);
             let mut out = vec![0; 18];
             turn.write(&rgb, 9, (2, 3), &mut out);
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn slanted_and_short_matrices_turn_nothing() {
         for m in [matrix(46341, 46341, -46341, 46341), matrix(0, 0, 0, 0), vec![1, 2, 3], Vec::new()] {
-            assert_eq!(Turn::from_matrix(&m), Turn::default());
+            assert_eq!(Rotation::from_matrix(&m), Rotation::default());
         }
     }
 }

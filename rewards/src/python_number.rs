@@ -10,13 +10,13 @@ const ZEROS: [u32; 65] = [
 ];
 
 /// A number as the recipes read it: commas are thrown away, the rest is Python's `float`.
-pub fn parse_with_commas(text: &str) -> Option<f64> {
-    parse(&text.replace(',', ""))
+pub fn parse_number(text: &str) -> Option<f64> {
+    parse_python_float(&text.replace(',', ""))
 }
 
 /// Python's `float(text)`: signs, exponents, `inf`, `nan`, underscores between digits, digits of any script, white space around.
 /// What is too large is infinite. `None` where Python raises ValueError.
-pub fn parse(text: &str) -> Option<f64> {
+pub fn parse_python_float(text: &str) -> Option<f64> {
     let ascii: String =
         if text.is_ascii() { text.to_string() } else { text.chars().map(plain).collect::<Option<_>>()? };
     // The C library's white space: by now any other has become a space.
@@ -45,7 +45,7 @@ fn without_underscores(number: &str) -> Option<String> {
 }
 
 /// Python's `round(x, 2)`: the nearest number of two decimals to the exact value of `x`, of two equally near the even one.
-pub fn round2(x: f64) -> f64 {
+pub fn round_to_2_decimals(x: f64) -> f64 {
     // Formatting is exact and rounds ties to even; what it wrote is read as the nearest double, as Python does too.
     if x.is_finite() { format!("{x:.2}").parse().unwrap_or(x) } else { x }
 }
@@ -68,9 +68,9 @@ mod tests {
                 (Some(got), Some(want)) => got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
                 (got, want) => got == want,
             };
-            let value = parse(text);
+            let value = parse_python_float(text);
             assert!(same(value, bits("float")), "{text:?}: {value:?}, want {:?}", bits("float"));
-            let rounded = value.map(round2);
+            let rounded = value.map(round_to_2_decimals);
             assert!(same(rounded, bits("round")), "{text:?}: {rounded:?}, want {:?}", bits("round"));
         }
     }
@@ -97,15 +97,15 @@ mod tests {
         fn rounding_is_exact(m in -(1i64 << 52)..(1i64 << 52), k in prop_oneof![Just(3u32), 0u32..60]) {
             let x = m as f64 / (1u64 << k) as f64;
             let want = slow_hundredths(i128::from(m), k);
-            prop_assert_eq!(round2(x), format!("{want}e-2").parse::<f64>().unwrap());
+            prop_assert_eq!(round_to_2_decimals(x), format!("{want}e-2").parse::<f64>().unwrap());
         }
 
         #[test]
         fn any_text_is_read_or_not(text in "\\PC*") {
             // No more than: it comes back, and a number with one more letter is none.
-            if let Some(value) = parse(&text).filter(|v| v.is_finite()) {
-                prop_assert_eq!(parse(&format!("{text}x")), None);
-                prop_assert_eq!(parse(&format!("\u{3000}{text}\n")), Some(value));
+            if let Some(value) = parse_python_float(&text).filter(|v| v.is_finite()) {
+                prop_assert_eq!(parse_python_float(&format!("{text}x")), None);
+                prop_assert_eq!(parse_python_float(&format!("\u{3000}{text}\n")), Some(value));
             }
         }
 
@@ -113,7 +113,7 @@ mod tests {
         fn numbers_of_any_script_are_read(x in any::<f64>(), zero in prop::sample::select(ZEROS.to_vec())) {
             let digit = |c: char| c.to_digit(10).map_or(c, |d| char::from_u32(zero + d).unwrap());
             let written: String = format!("{x:e}").chars().map(digit).collect();
-            let got = parse(&written).unwrap();
+            let got = parse_python_float(&written).unwrap();
             prop_assert!(got.to_bits() == x.to_bits() || x.is_nan());
         }
     }

@@ -11,20 +11,20 @@ fn golden_choices() {
     let mut refused = 0;
     for line in text.lines() {
         let row: Value = serde_json::from_str(line).unwrap();
-        let mut overrides: Overrides = serde_json::from_value(row["args"].clone()).unwrap();
+        let mut overrides: MediaOverrides = serde_json::from_value(row["args"].clone()).unwrap();
         let profile = match row["mode"].as_str().unwrap() {
             "uniform-floor" => {
                 overrides.nframes = row["args"]["num"].as_i64();
-                Profile::Uniform16
+                MediaProfile::Uniform16
             }
-            "stride-fps" => Profile::Stride1Fps,
+            "stride-fps" => MediaProfile::Stride1Fps,
             _ => match row["profile"].as_str().unwrap() {
-                "qwen-vl-utils-default" => Profile::Qwen,
-                name => Profile::parse(name).unwrap(),
+                "qwen-vl-utils-default" => MediaProfile::Qwen,
+                name => MediaProfile::parse(name).unwrap(),
             },
         };
         let fps = row["video_fps"].as_f64().unwrap_or(25.0);
-        let got = choose(row["total_frames"].as_u64().unwrap(), fps, profile, &overrides);
+        let got = select_frames(row["total_frames"].as_u64().unwrap(), fps, profile, &overrides);
         let want = &row["expect"];
         if want.get("error").is_some() {
             let err = got.expect_err(line).to_string();
@@ -45,35 +45,35 @@ fn golden_choices() {
 /// Frame 415 is where torch 2.7.1 (AVX2, AVX-512) and arithmetic that rounds the product first part: 86537, not 86538.
 #[test]
 fn long_films_are_spread_with_one_rounding() {
-    let keys = Overrides { fps: Some(1.0), max_frames: Some(687), ..Default::default() };
-    let got = choose(142_840, 30.0, Profile::VideorftTrain, &keys).unwrap();
+    let keys = MediaOverrides { fps: Some(1.0), max_frames: Some(687), ..Default::default() };
+    let got = select_frames(142_840, 30.0, MediaProfile::VideorftTrain, &keys).unwrap();
     assert_eq!((got.indices.len(), got.indices[415], got.indices[685]), (686, 86_537, 142_839));
 }
 
 #[test]
 fn senseless_settings_are_refused_by_name() {
-    let with = |change: fn(&mut Overrides)| {
-        let mut o = Overrides::default();
+    let with = |change: fn(&mut MediaOverrides)| {
+        let mut o = MediaOverrides::default();
         change(&mut o);
         o
     };
-    let cases: [(u64, f64, Profile, Overrides, &str); 13] = [
-        (0, 25.0, Profile::Qwen, Overrides::default(), "total_frames"),
-        (u64::MAX, 25.0, Profile::Stride1Fps, Overrides::default(), "total_frames"),
-        (100, f64::NAN, Profile::Qwen, Overrides::default(), "video_fps"),
-        (100, f64::INFINITY, Profile::Stride1Fps, Overrides::default(), "video_fps"),
-        (100, -1.0, Profile::Uniform16, Overrides::default(), "video_fps"),
-        (100, 0.25, Profile::Stride1Fps, Overrides::default(), "video_fps"),
-        (100, 25.0, Profile::Qwen, with(|o| o.fps = Some(f64::NAN)), "fps"),
-        (100, 25.0, Profile::Qwen, with(|o| o.nframes = Some(i64::MIN)), "nframes"),
-        (100, 25.0, Profile::Qwen, with(|o| o.nframes = Some(i64::MAX)), "nframes"),
-        (100, 25.0, Profile::Uniform16, with(|o| o.nframes = Some(0)), "nframes"),
-        (100, 25.0, Profile::Stride1Fps, with(|o| o.nframes = Some(4)), "nframes"),
-        (100, 25.0, Profile::Uniform16, with(|o| o.fps = Some(1.0)), "fps"),
-        (100, 25.0, Profile::Qwen, with(|o| o.video_start = Some(f64::NAN)), "video_start"),
+    let cases: [(u64, f64, MediaProfile, MediaOverrides, &str); 13] = [
+        (0, 25.0, MediaProfile::Qwen, MediaOverrides::default(), "total_frames"),
+        (u64::MAX, 25.0, MediaProfile::Stride1Fps, MediaOverrides::default(), "total_frames"),
+        (100, f64::NAN, MediaProfile::Qwen, MediaOverrides::default(), "video_fps"),
+        (100, f64::INFINITY, MediaProfile::Stride1Fps, MediaOverrides::default(), "video_fps"),
+        (100, -1.0, MediaProfile::Uniform16, MediaOverrides::default(), "video_fps"),
+        (100, 0.25, MediaProfile::Stride1Fps, MediaOverrides::default(), "video_fps"),
+        (100, 25.0, MediaProfile::Qwen, with(|o| o.fps = Some(f64::NAN)), "fps"),
+        (100, 25.0, MediaProfile::Qwen, with(|o| o.nframes = Some(i64::MIN)), "nframes"),
+        (100, 25.0, MediaProfile::Qwen, with(|o| o.nframes = Some(i64::MAX)), "nframes"),
+        (100, 25.0, MediaProfile::Uniform16, with(|o| o.nframes = Some(0)), "nframes"),
+        (100, 25.0, MediaProfile::Stride1Fps, with(|o| o.nframes = Some(4)), "nframes"),
+        (100, 25.0, MediaProfile::Uniform16, with(|o| o.fps = Some(1.0)), "fps"),
+        (100, 25.0, MediaProfile::Qwen, with(|o| o.video_start = Some(f64::NAN)), "video_start"),
     ];
     for (total, fps, profile, o, field) in cases {
-        match choose(total, fps, profile, &o) {
+        match select_frames(total, fps, profile, &o) {
             Err(MediaError::Setting { field: got, .. }) => assert_eq!(got, field),
             other => panic!("{field}: {other:?}"),
         }
@@ -82,14 +82,14 @@ fn senseless_settings_are_refused_by_name() {
 
 #[test]
 fn a_range_of_time_is_kept_to() {
-    let o = Overrides { nframes: Some(4), video_start: Some(1.01), video_end: Some(2.5), ..Default::default() };
+    let o = MediaOverrides { nframes: Some(4), video_start: Some(1.01), video_end: Some(2.5), ..Default::default() };
     // ceil(1.01 * 10) = 11, floor(2.5 * 10) = 25
-    assert_eq!(choose(100, 10.0, Profile::Qwen, &o).unwrap().indices, [11, 16, 20, 25]);
-    let past = Overrides { video_start: Some(9.0), video_end: Some(1e9), nframes: Some(2), ..Default::default() };
-    assert_eq!(choose(100, 10.0, Profile::Qwen, &past).unwrap().indices, [90, 99]);
+    assert_eq!(select_frames(100, 10.0, MediaProfile::Qwen, &o).unwrap().indices, [11, 16, 20, 25]);
+    let past = MediaOverrides { video_start: Some(9.0), video_end: Some(1e9), nframes: Some(2), ..Default::default() };
+    assert_eq!(select_frames(100, 10.0, MediaProfile::Qwen, &past).unwrap().indices, [90, 99]);
     for (start, end) in [(3.0, 3.0), (5.0, 2.0), (1e9, 2e9), (0.01, 0.05)] {
-        let o = Overrides { video_start: Some(start), video_end: Some(end), ..Default::default() };
-        assert!(choose(100, 10.0, Profile::Qwen, &o).is_err(), "{start}..{end}");
+        let o = MediaOverrides { video_start: Some(start), video_end: Some(end), ..Default::default() };
+        assert!(select_frames(100, 10.0, MediaProfile::Qwen, &o).is_err(), "{start}..{end}");
     }
 }
 
@@ -102,11 +102,11 @@ proptest! {
         min in proptest::option::of(0i64..99), max in proptest::option::of(0i64..999),
         start in proptest::option::of(-1.0f64..1e4), end in proptest::option::of(-1.0f64..1e4),
     ) {
-        let o = Overrides {
+        let o = MediaOverrides {
             nframes: n, fps: rate, min_frames: min, max_frames: max, video_start: start, video_end: end,
             ..Default::default()
         };
-        if let Ok(c) = choose(total, fps, Profile::ALL[which], &o) {
+        if let Ok(c) = select_frames(total, fps, MediaProfile::ALL[which], &o) {
             prop_assert!(!c.indices.is_empty());
             prop_assert!(c.indices.iter().all(|&i| i < total));
             prop_assert!(c.indices.is_sorted());
