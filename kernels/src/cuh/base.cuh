@@ -17,7 +17,7 @@ struct alignas(BYTES) Words {
   u32 word[BYTES / 4];
 };
 
-// A parameter's address as a pointer to global memory.
+// Converts a parameter's address to a pointer to global memory.
 template <class T>
 __device__ __forceinline__ T* global(u64 address) {
   T* pointer = reinterpret_cast<T*>(address);
@@ -25,7 +25,7 @@ __device__ __forceinline__ T* global(u64 address) {
   return pointer;
 }
 
-// Whether all addresses (or sizes in bytes) are multiples of 16.
+// Tells whether all addresses (or sizes in bytes) are multiples of 16.
 template <class... A>
 __device__ __forceinline__ bool aligned16(A... address) {
   return ((static_cast<u64>(address) | ...) & 15) == 0;
@@ -40,7 +40,7 @@ __device__ __forceinline__ constexpr T ceil_div(T a, T b) {
 __device__ __forceinline__ float to_f32(float x) { return x; }
 __device__ __forceinline__ float to_f32(bf16 x) { return __uint_as_float(static_cast<u32>(x.bits) << 16); }
 
-// One element, rounded to the nearest, ties to even.
+// Rounds one f32 to the element type T, to nearest, ties to even.
 template <class T>
 __device__ __forceinline__ T from_f32(float x);
 template <>
@@ -60,7 +60,7 @@ __device__ __forceinline__ float rounded(float x) {
   return to_f32(from_f32<T>(x));
 }
 
-// Two bf16 in a register, the first in the lower half.
+// Packs two bf16 into a register, the first in the lower half.
 __device__ __forceinline__ u32 pack_bf16(float low, float high) {
   u32 pair;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
@@ -69,7 +69,7 @@ __device__ __forceinline__ u32 pack_bf16(float low, float high) {
 __device__ __forceinline__ float low_bf16(u32 pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_bf16(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
-// V elements in one access (f32 beyond four: one every four); p is a multiple of the access's size.
+// Loads or stores V elements in one access (f32: one access for every four); p is aligned to the access.
 template <int V>
 __device__ __forceinline__ void load_vector(const float* p, float (&x)[V]) {
   constexpr int N = V < 4 ? V : 4;
@@ -134,7 +134,7 @@ __device__ __forceinline__ void unpack(const Words<16>& words, float (&x)[VECTOR
   }
 }
 
-// The inverse, each rounded once.
+// Narrows V f32 to elements of type T, each rounded once.
 template <class T>
 __device__ __forceinline__ Words<16> pack(const float (&x)[VECTOR<T>]) {
   Words<16> words;
@@ -152,8 +152,8 @@ __device__ __forceinline__ Words<16> pack(const float (&x)[VECTOR<T>]) {
 __device__ __forceinline__ u32 bits(float x) { return __float_as_uint(x); }
 __device__ __forceinline__ u32 bits(bf16 x) { return x.bits; }
 
-// The elements at .. at + VECTOR of the n at p as they are, zeros beyond the end. `vector`: n is a multiple of VECTOR and p of 16
-// bytes; then `at` is one of VECTOR too.
+// Loads the elements at .. at + VECTOR of the n at p without conversion, zeros beyond the end. `vector`: n is a
+// multiple of VECTOR and p is 16-byte aligned; then `at` is a multiple of VECTOR too.
 template <class T, class I>
 __device__ __forceinline__ Words<16> load_words(const T* p, I at, I n, bool vector) {
   Words<16> words{};
@@ -168,7 +168,7 @@ __device__ __forceinline__ Words<16> load_words(const T* p, I at, I n, bool vect
   return words;
 }
 
-// Elements at .. at + V of the n at p, those that exist, each rounded once; `vector` as for load_words.
+// Stores the elements at .. at + V of the n at p that exist, each rounded once; `vector` as for load_words.
 template <int V, class T, class I>
 __device__ __forceinline__ void store_elements(T* p, I at, I n, bool vector, const float (&x)[V]) {
   if (vector) {
@@ -181,7 +181,8 @@ __device__ __forceinline__ void store_elements(T* p, I at, I n, bool vector, con
   }
 }
 
-// Elements at .. at + V of the n at p, widened, zeros beyond the end; `vector` as for load_words, with V for VECTOR.
+// Loads the elements at .. at + V of the n at p, widened to f32, zeros beyond the end; `vector` as for load_words,
+// with V for VECTOR.
 template <int V, class T, class I>
 __device__ __forceinline__ void load_elements(const T* p, I at, I n, bool vector, float (&x)[V]) {
   if (vector && at < n) {

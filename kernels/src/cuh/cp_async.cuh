@@ -1,12 +1,13 @@
 // Asynchronous copies from global to shared memory (sm_80). PTX ISA 9.0, chapter 9.7.9.25.3.
 //
-// A thread sees its own copies after cp_async_wait; others see them after a barrier that follows it. Of `bytes` bytes
-// `valid` are copied and the rest written as zeros; the source is not read with `valid` = 0, but must be an address.
+// A thread sees its own copies after cp_async_wait; other threads see them after a barrier that follows it. Of
+// `bytes` bytes, `valid` are copied and the rest is written as zeros; with `valid` = 0 the source is not read but
+// must be a valid address.
 #pragma once
 
 #include "cuh/base.cuh"
 
-// 16 bytes, through L2 only. Both addresses are multiples of 16.
+// Copies 16 bytes through L2 only. Both addresses are multiples of 16.
 __device__ __forceinline__ void cp_async_16(u32 shared, const void* global, u32 valid = 16) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid) : "memory");
 }

@@ -1,15 +1,16 @@
-// Rows that a group of THREADS threads keeps in registers between a reduction and what depends on it.
+// Rows that a group of THREADS threads holds in registers, so that a reduction over a row and what depends on it read
+// memory once.
 #pragma once
 
 #include "cuh/warp.cuh"
 
-// Elements of a row that a thread keeps.
+// Elements of a row that one thread holds.
 constexpr int HELD = 16;
 
 template <class T>
 constexpr int CHUNKS = HELD / VECTOR<T>;
 
-// A thread's part of a row: chunk k is the elements at(k) .. at(k) + VECTOR.
+// The part of a row that a thread holds: chunk k has the elements at(k) .. at(k) + VECTOR.
 template <class T, int THREADS>
 struct Held {
   Words<16> chunk[CHUNKS<T>];
@@ -22,7 +23,7 @@ struct Held {
   }
 };
 
-// The columns that do not fit into the registers of a group: f(at) for each vector of the thread.
+// Calls f(at) for each vector of the columns that do not fit into the registers of a group.
 template <class T, int THREADS, class F>
 __device__ __forceinline__ void for_rest(u32 cols, const F& f) {
 #pragma unroll 1
@@ -44,7 +45,7 @@ __device__ __forceinline__ Pair shuffle_xor(const Pair& x, int mask) {
   return {shuffle_xor(x.a, mask), shuffle_xor(x.b, mask)};
 }
 
-// The sum over a group; `scratch` holds a T a warp and is not in use.
+// Returns the sum over a group of threads; `scratch` holds one T a warp and must not be in use.
 template <int THREADS, class T>
 __device__ __forceinline__ T group_sum(T x, T* scratch) {
   if constexpr (THREADS == 32) {

@@ -1,8 +1,9 @@
-// Element-by-element kernels. A block owns MAP_BLOCK elements; each thread takes vectors of V elements of them, a block's width
-// apart, and loads all before it stores any. Elements of a ragged or unaligned block go one by one, neighbours to neighbours.
+// Element-by-element kernels. A block owns MAP_BLOCK elements; each thread takes vectors of V elements, one block
+// width apart, and loads all of them before it stores any. Elements of a ragged or unaligned block are processed one
+// by one.
 //
-// An operation has `static constexpr int V`, `template <int V> struct Values`, and `load(at, values)` and `store(at, values)`,
-// which turn the V elements from `at` on into values and back.
+// An operation has `static constexpr int V`, `template <int V> struct Values`, and `load(at, values)` and `store(at,
+// values)`, which read the V elements from `at` into values and write them back.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -10,7 +11,7 @@
 constexpr int MAP_THREADS = 256;
 constexpr int MAP_BLOCK = 2048;
 
-// `vector`: V elements from any multiple of V on can be accessed at once in every operand.
+// Runs an operation over its elements. `vector`: every operand allows vector access at any multiple of V.
 template <class Op>
 __device__ __forceinline__ void map(u64 n, bool vector, const Op& op) {
   constexpr int V = Op::V;
@@ -34,7 +35,8 @@ __device__ __forceinline__ void map(u64 n, bool vector, const Op& op) {
   }
 }
 
-// Results that depend on one place of each operand: f(x, y) makes y[i], an element of result i, of x[k], that of operand k.
+// An operation whose results depend on one index of each operand: f(x, y) computes y[i] of result i from x[k] of
+// operand k.
 template <class S, class D, int READS, int WRITES, class F>
 struct Each {
   // Elements in 16 bytes of the wider type.
@@ -71,7 +73,7 @@ struct Each {
   }
 };
 
-// map over the operands (of S) and results (of D) at these addresses.
+// Runs Map over operands of type S and results of type D at these addresses.
 template <class S, class D, int READS, int WRITES, class F>
 __device__ __forceinline__ void map_each(u64 n, const u64 (&from)[READS], const u64 (&to)[WRITES], const F& f) {
   Each<S, D, READS, WRITES, F> op{{}, {}, f};

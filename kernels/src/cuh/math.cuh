@@ -1,4 +1,4 @@
-// Arithmetic that C++ has no name for.
+// Arithmetic functions that C++ has no name for.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -6,14 +6,14 @@
 __device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000); }
 __device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000); }
 
-// a / b to two units in the last place at any magnitude.
+// Returns a / b with an error of at most 2 ulp at any magnitude.
 __device__ __forceinline__ float divide(float a, float b) {
   float quotient;
   asm("div.full.f32 %0, %1, %2;" : "=f"(quotient) : "f"(a), "f"(b));
   return quotient;
 }
 
-// The square root to one unit in the last place.
+// Returns the square root with an error of at most 1 ulp.
 __device__ __forceinline__ float sqrt_approx(float x) {
   float root;
   asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(x));

@@ -4,20 +4,21 @@
 //   A 16x16, row-major: a[0] = (g, 2t..), a[1] = (g + 8, 2t..), a[2] = (g, 2t + 8..), a[3] = (g + 8, 2t + 8..)
 //   B 16x8 as [n][k]:   b0 = (n = g, k = 2t..), b1 = (n = g, k = 2t + 8..)
 //   C 16x8:             c[0], c[1] = (g, 2t..), c[2], c[3] = (g + 8, 2t..)
-// So columns 16j..16j+15 of two neighbouring C tiles, packed in pairs, are the A fragment of step j of a next product.
+// So columns 16j..16j+15 of two neighbouring C tiles, packed in pairs, are the A fragment of step j of a following
+// product.
 #pragma once
 
 #include "cuh/base.cuh"
 
-// Address of a pointer into shared memory, as instructions on shared memory take it.
+// Converts a pointer into shared memory to the address that shared-memory instructions take.
 __device__ __forceinline__ u32 shared_address(const void* p) {
   u32 a;
   asm("{ .reg .u64 t; cvta.to.shared.u64 t, %1; cvt.u32.u64 %0, t; }" : "=r"(a) : "l"(p));
   return a;
 }
 
-// Four 8x8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8 (16-byte aligned) and gets
-// elements (l / 4, 2 (l % 4)..) of each.
+// Loads four 8x8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8 (16-byte aligned)
+// and gets elements (l / 4, 2 (l % 4)..) of each matrix.
 __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -25,7 +26,7 @@ __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
                : "memory");
 }
 
-// As above, but each matrix transposed: elements (2 (l % 4).., l / 4).
+// Loads four 8x8 matrices, each transposed: lane l gets elements (2 (l % 4).., l / 4).
 __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -33,7 +34,7 @@ __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
                : "memory");
 }
 
-// Two 8x8 matrices; lanes 0 to 15 give the addresses.
+// Loads two 8x8 matrices; lanes 0 to 15 give the addresses.
 __device__ __forceinline__ void ldmatrix_x2(u32 (&r)[2], u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                : "=r"(r[0]), "=r"(r[1])
@@ -41,7 +42,7 @@ __device__ __forceinline__ void ldmatrix_x2(u32 (&r)[2], u32 address) {
                : "memory");
 }
 
-// Two 8x8 matrices, each transposed.
+// Loads two 8x8 matrices, each transposed.
 __device__ __forceinline__ void ldmatrix_x2_trans(u32 (&r)[2], u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
                : "=r"(r[0]), "=r"(r[1])

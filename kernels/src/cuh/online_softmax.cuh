@@ -1,12 +1,17 @@
-// One query's pass over its keys, a block at a time: what fixes the order of every sum of an attention row.
+// Online softmax of one query over its keys, one block of keys at a time: this header fixes the order of every sum of
+// an attention row.
 //
-// Keys are counted from the first key of the sequence. 64 make a block and 512 a segment. A segment begins with nothing;
-// its blocks follow each other, each rescaling what is there; the segments are merged in order, beginning with nothing
-// too. A block in which the row sees no key, or a segment without one, changes no bit. So a row's bits depend on its own
+//   for each segment of 512 keys, counted from the sequence's first key:
+//     row = empty (row_max = -inf, sum = 0)
+//     for each block of 64 keys: raise row_max to the block's maximum, rescale sum and output, add the block's weights
+//     total = merge(total, row)
+//   output = total.output / total.sum;  lse = ln of the sum of e^(scale * score)
+//
+// A block in which the query sees no key, or a segment without one, changes no bit. So a row's bits depend on its own
 // query and keys alone, and packed and paged kernels, split or not, agree.
 //
-// `factor` is scale * log2 e and positive; references are kept in units of log2, so that 2^(s * factor - top) needs one
-// fused multiply-add.
+// `factor` is scale * log2 e and positive; maxima are in units of log2, so that 2^(s * factor - row_max) is one fused
+// multiply-add.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -19,7 +24,7 @@ constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LN_2 = 0.6931471805599453f;
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 
-// A row so far, without its output.
+// Statistics of one query's row so far, without its output.
 struct SoftmaxRow {
   float top;  // the largest score times factor; -inf while there is none
   float sum;  // this lane's part of the sum of 2^(s * factor - top)
@@ -27,10 +32,11 @@ struct SoftmaxRow {
 
 __device__ __forceinline__ SoftmaxRow empty_row() { return {minus_infinity(), 0.0f}; }
 
-// What is subtracted before the exponential: `top`, or 0 while no key was seen, for -inf - -inf would be NaN.
+// What is subtracted before the exponential: the row's maximum, or 0 while no key was seen, because -inf - -inf would
+// be NaN.
 __device__ __forceinline__ float reference(float top) { return top == minus_infinity() ? 0.0f : top; }
 
-// The largest over a row's lanes, LANES neighbours.
+// Returns the maximum over the LANES neighbouring lanes of a row.
 template <int LANES>
 __device__ __forceinline__ float row_max(float x) {
 #pragma unroll
@@ -38,7 +44,7 @@ __device__ __forceinline__ float row_max(float x) {
   return x;
 }
 
-// The sum over a row's lanes, the same bits in each.
+// Returns the sum over the lanes of a row, with the same bits in each lane.
 template <int LANES>
 __device__ __forceinline__ float row_sum(float x) {
 #pragma unroll
@@ -46,7 +52,8 @@ __device__ __forceinline__ float row_sum(float x) {
   return x;
 }
 
-// Takes a block's largest score into a row. Returns the factor that its sum has been and its output must be multiplied by.
+// Raises a row's maximum to a block's largest score. Returns the factor by which its sum was scaled and its output
+// must be.
 __device__ __forceinline__ float raise(SoftmaxRow& row, float largest, float factor) {
   const float top = fmaxf(row.top, __fmul_rn(largest, factor));
   const float rescale = exp2_approx(__fsub_rn(row.top, reference(top)));
@@ -55,13 +62,14 @@ __device__ __forceinline__ float raise(SoftmaxRow& row, float largest, float fac
   return rescale;
 }
 
-// The weight of a score; 0 for -inf.
+// Returns the softmax weight of a score; 0 for -inf.
 __device__ __forceinline__ float weight(float score, float factor, float reference) {
   return exp2_approx(__fmaf_rn(score, factor, -reference));
 }
 
-// Takes the scores of a block, as 16 x 8 fragments of mma.sync (rows g and g + 8), into two rows: they become weights.
-// `rescale`: the factors for the outputs. The lanes' parts of a sum: keys 2t and 2t + 1 of every eight, pairs added first.
+// Adds the scores of a block, as 16 x 8 fragments of mma.sync (rows g and g + 8), to two rows; the scores become
+// weights. `rescale` receives the factors for the outputs. A lane sums its keys 2t and 2t + 1 of every eight, pairs
+// first.
 template <int TILES>
 __device__ __forceinline__ void take_block(SoftmaxRow (&row)[2], float (&s)[TILES][4], float factor, float (&rescale)[2]) {
 #pragma unroll
@@ -80,7 +88,7 @@ __device__ __forceinline__ void take_block(SoftmaxRow (&row)[2], float (&s)[TILE
   }
 }
 
-// Takes the scores of a block into one row of 16 lanes, lane x holding keys x, x + 16, x + 32 and x + 48.
+// Adds the scores of a block to one row of 16 lanes; lane x holds keys x, x + 16, x + 32 and x + 48.
 __device__ __forceinline__ float take_block(SoftmaxRow& row, float (&s)[4], float factor) {
   const float largest = row_max<16>(fmaxf(fmaxf(s[0], s[1]), fmaxf(s[2], s[3])));
   const float rescale = raise(row, largest, factor);
@@ -91,12 +99,12 @@ __device__ __forceinline__ float take_block(SoftmaxRow& row, float (&s)[4], floa
   return rescale;
 }
 
-// Factors of two outputs that become one.
+// Factors of two outputs that are merged into one.
 struct MergeWeights {
   float total, part;
 };
 
-// Merges a segment's row, its sum complete (row_sum), into the row of the segments before it.
+// Merges a segment's row, whose sum is complete (row_sum), into the row of the segments before it.
 __device__ __forceinline__ MergeWeights merge(SoftmaxRow& total, SoftmaxRow part) {
   const float top = fmaxf(total.top, part.top), ref = reference(top);
   const MergeWeights w = {exp2_approx(__fsub_rn(total.top, ref)), exp2_approx(__fsub_rn(part.top, ref))};
@@ -105,13 +113,13 @@ __device__ __forceinline__ MergeWeights merge(SoftmaxRow& total, SoftmaxRow part
   return w;
 }
 
-// An output not yet divided, likewise.
+// Merges an element of a segment's output, not yet divided by the sum, into that of the segments before it.
 __device__ __forceinline__ float merged(float total, float part, MergeWeights w) {
   return __fmaf_rn(part, w.part, __fmul_rn(total, w.total));
 }
 
-// What an output is multiplied by at the end.
+// Returns the factor that turns the summed output into the result: 1 / sum, or 0 without keys.
 __device__ __forceinline__ float inverse_sum(SoftmaxRow total) { return __frcp_rn(total.sum); }
 
-// The natural logarithm of the sum of e^(scale * score).
+// Returns the natural logarithm of the sum of e^(scale * score).
 __device__ __forceinline__ float log_sum(SoftmaxRow total) { return __fmaf_rn(total.top, LN_2, logf(total.sum)); }

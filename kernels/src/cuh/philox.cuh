@@ -7,7 +7,7 @@ struct PhiloxWords {
   u32 word[4];
 };
 
-// The four words at `index` of `stream`.
+// Returns the four random words at `index` of `stream`.
 __device__ __forceinline__ PhiloxWords philox(u64 seed, u64 stream, u64 index) {
   u32 a = static_cast<u32>(index), b = static_cast<u32>(index >> 32);
   u32 c = static_cast<u32>(stream), d = static_cast<u32>(stream >> 32);
@@ -26,5 +26,5 @@ __device__ __forceinline__ PhiloxWords philox(u64 seed, u64 stream, u64 index) {
   return {{a, b, c, d}};
 }
 
-// Uniform in [0, 1), a multiple of 2^-24: the upper bits of a word.
+// Converts the upper 24 bits of a random word to a uniform number in [0, 1).
 __device__ __forceinline__ float uniform(u32 word) { return static_cast<float>(word >> 8) * 5.9604644775390625e-8f; }

@@ -1,12 +1,12 @@
-// Rows moved from place to place: blockDim.x threads own a row, blockDim.y rows a block (cuh::rows in cuh.rs chooses both).
+// Copies of rows: blockDim.x threads copy one row, blockDim.y rows a block (cuh::rows in cuh/mod.rs chooses both).
 #pragma once
 
 #include "cuh/base.cuh"
 
-// The row of this thread; there may be fewer.
+// Returns the row of this thread, which may lie beyond the last row.
 __device__ __forceinline__ u64 row_of_thread() { return static_cast<u64>(blockIdx.x) * blockDim.y + threadIdx.y; }
 
-// `count` words from one place to another, four loads ahead of their stores.
+// Copies `count` words, four loads ahead of their stores.
 template <class Word>
 __device__ __forceinline__ void move_words(const Word* src, Word* dst, u32 count) {
   constexpr int STEPS = 4;
@@ -24,7 +24,8 @@ __device__ __forceinline__ void move_words(const Word* src, Word* dst, u32 count
   }
 }
 
-// A row of elements, bits as they are. `vector`: cols is a multiple of 16 bytes and both rows start at one.
+// Copies a row of elements without conversion. `vector`: cols is a multiple of 16 bytes and both rows are 16-byte
+// aligned.
 template <class E>
 __device__ __forceinline__ void move_row(const E* src, E* dst, u32 cols, bool vector) {
   if (vector) {

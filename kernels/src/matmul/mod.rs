@@ -1,13 +1,14 @@
-//! Plain matrix product `C[m, n] = scale · A · Bᵀ (+ bias) (+ C)`, the one launch that is no kernel of ours on cuda (cuBLASLt).
+//! The matrix product `C[m, n] = scale · A · Bᵀ (+ bias) (+ C)`. On `cuda` it is cuBLASLt's; every other launch is a
+//! kernel of this crate.
 //!
-//! A is `[m, k]` (or stored transposed, `[k, m]`), B is `[n, k]` (or stored transposed, `[k, n]`); row-major, contiguous.
-//! So a linear layer is `A = x, B = weight` as stored; the gradient of its input `A = dy, B = weight` stored `[k, n]`;
-//! that of its weight `A = dy` stored `[k, m]`, `B = x` stored `[k, n]`.
+//! A is `[m, k]` (or stored transposed, `[k, m]`), B is `[n, k]` (or stored transposed, `[k, n]`); row-major,
+//! contiguous. A linear layer is `A = x, B = weight`; the gradient of its input is `A = dy, B = weight` stored `[k,
+//! n]`; that of its weight is `A = dy` stored `[k, m]`, `B = x` stored `[k, n]`.
 //!
-//! Numerics on cpu: products and sums in f32 (bf16 × bf16 takes the processor's bf16 dot product where it has one: pairs of k, denormals
-//! as zero), then the scale, then bias, then the old C, then one rounding at the store. The order of summation over k of an element depends on k alone: not on m,
-//! n, the element's place, the threads, how the operands are stored, or what else is computed (`cpu.rs` says how).
-//! Bound: arithmetic for large m, memory (reading B) for small m.
+//! Numerics on the CPU: products and sums in f32 (bf16 × bf16 uses the processor's bf16 dot product where it has one:
+//! pairs of k, denormals as zero), then scale, bias, the old C, and one rounding at the store. The order of summation
+//! over k depends on k alone: not on m, n, the element's position, the threads or the storage of the operands
+//! (`cpu/mod.rs` has the details). Bound: arithmetic for large m, memory (reading B) for small m.
 
 pub mod cpu;
 #[cfg(test)]
@@ -24,7 +25,7 @@ pub struct Operand {
     pub addr: Addr,
     /// F32 or BF16.
     pub dtype: DType,
-    /// Stored with k as the first dimension.
+    /// True if k is the first stored dimension.
     pub transposed: bool,
 }
 
@@ -47,14 +48,15 @@ pub struct Matmul {
     pub c_dtype: DType,
     /// `[n]` of C's dtype, added to each row; absent if null.
     pub bias: Addr,
-    /// Adds to what C holds instead of replacing it.
+    /// True: adds to the old C; false: replaces it.
     pub accumulate: bool,
-    /// What the finished sums are multiplied by; 1 leaves their bits alone.
+    /// Factor of the finished sums; 1 leaves their bits unchanged.
     pub scale: f32,
 }
 
 impl Matmul {
-    /// The symbol in profiles, after the use that each way of storing the operands has in a linear layer.
+    /// Returns the symbol shown in profiles, named after the role that this storage of the operands has in a linear
+    /// layer.
     pub fn name(&self) -> &'static str {
         match (self.a.transposed, self.b.transposed) {
             (false, false) => "matmul_fwd",
@@ -64,7 +66,7 @@ impl Matmul {
         }
     }
 
-    /// 2·m·n·k operations; each operand once.
+    /// Returns the cost: 2·m·n·k operations; each operand read or written once.
     pub fn cost(&self) -> Cost {
         let (m, n, k) = (self.m as f64, self.n as f64, self.k as f64);
         let c = m * n * self.c_dtype.size() as f64 * if self.accumulate { 2.0 } else { 1.0 };
@@ -75,7 +77,7 @@ impl Matmul {
     }
 }
 
-/// Sizes that tests and benches share, hard on purpose: (m, n, k).
+/// Sizes (m, n, k) that tests and benches share, hard on purpose.
 pub fn cases() -> Vec<(usize, usize, usize)> {
     vec![
         (1, 1, 1),

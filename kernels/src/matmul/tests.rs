@@ -1,4 +1,5 @@
-//! Each instruction set that this machine has against the formula, and bit for bit against itself.
+//! Compares each instruction set of this machine with the formula, and bit for bit with itself on other tiles and
+//! threads.
 
 use super::{Matmul, Operand, cases, cpu, formula};
 use crate::DType::{self, BF16, F32};
@@ -8,7 +9,7 @@ use crate::simd::{Isa, isa};
 use crate::{Addr, Team};
 use proptest::prelude::*;
 
-/// A product with everything that can vary.
+/// A product with everything that can vary: sizes, dtypes, storage, bias, accumulation, scale.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     m: usize,
@@ -22,7 +23,7 @@ struct Case {
     scale: f32,
 }
 
-/// Scales, those that change no bit among them.
+/// Scales under test; 1 and the power of two change no mantissa bit.
 const SCALES: [f32; 3] = [1.0, 0.7, -16.0];
 
 fn isas() -> Vec<Isa> {
@@ -66,7 +67,7 @@ struct Inputs {
     old: Vec<f32>,
 }
 
-/// Seeded inputs, already rounded to what is stored.
+/// Returns seeded inputs, already rounded to their stored dtype.
 fn inputs(c: &Case, seed: u64) -> Inputs {
     let data = |dtype, count, seed| Data::new(dtype, &numbers(count, seed, 1.0)).values();
     let old = if c.accumulate { data(c.dtypes[2], c.m * c.n, seed + 3) } else { vec![f32::NAN; c.m * c.n] };
@@ -78,9 +79,9 @@ fn inputs(c: &Case, seed: u64) -> Inputs {
     }
 }
 
-/// The formula on the inputs, and how far an element may be from it: a sum of k products in f32 in one order is off by at most
-/// k roundings of the sum of magnitudes (a quarter of that already needs them all to fall the same way), and the
-/// bf16 dot product may flush denormals; then one rounding to C's dtype.
+/// Returns the formula's result and the tolerance of each element. An f32 sum of k products in one order is off by at
+/// most k roundings of the sum of magnitudes (a quarter of that is already pessimistic), the bf16 dot product may
+/// flush denormals, and C is rounded once.
 fn expected(c: &Case, x: &Inputs) -> (Vec<f64>, Vec<f64>) {
     let wide = |x: &[f32]| x.iter().map(|&x| x as f64).collect::<Vec<f64>>();
     let size = |x: &[f32]| x.iter().map(|&x| x.abs() as f64).collect::<Vec<f64>>();
@@ -125,14 +126,14 @@ fn same(what: &str, x: &[f32], y: &[f32]) -> Result<(), String> {
     }
 }
 
-/// One element of C alone: one row of A, one of B.
+/// Computes one element of C alone, from one row of A and one of B.
 fn alone(isa: Isa, c: &Case, x: &Inputs, i: usize, j: usize) -> f32 {
     let one = Case { m: 1, n: 1, transposed: [false; 2], ..*c };
     let old = x.old[i * c.n + j];
     product(isa, &one, &x.a[i * c.k..][..c.k], &x.b[j * c.k..][..c.k], &x.bias[j..=j], &[old], 1)[0]
 }
 
-/// Threads, storage, and what else is computed change no bit.
+/// Checks that threads, storage and neighbouring elements change no bit.
 fn check_bits(isa: Isa, c: &Case, seed: u64) -> Result<(), String> {
     let x = inputs(c, seed);
     let run = |c: &Case, threads| product(isa, c, &x.a, &x.b, &x.bias, &x.old, threads);
@@ -144,7 +145,7 @@ fn check_bits(isa: Isa, c: &Case, seed: u64) -> Result<(), String> {
         let c = Case { transposed, ..*c };
         same(&format!("{isa:?} {c:?} stored otherwise"), &whole, &run(&c, 2))?;
     }
-    // The first `rows` rows alone, for every kind of tile that a small m takes.
+    // Computes the first `rows` rows alone, for every kind of tile that a small m uses.
     for rows in (1..=c.m.min(14)).chain([c.m / 2 + 1]) {
         let part = Case { m: rows, ..*c };
         let got = product(isa, &part, &x.a[..rows * c.k], &x.b, &x.bias, &x.old[..rows * c.n], 2);
@@ -253,7 +254,7 @@ fn an_empty_sum_is_bias_and_old_value() {
 
 #[test]
 fn large_products_cross_every_block() {
-    // More rows than a task takes, more units than stay packed at a time, and columns for several tasks.
+    // More rows than one task takes, more units than stay packed at a time, and columns for several tasks.
     for (dtypes, transposed) in [([BF16, BF16, F32], [true, true]), ([F32, BF16, F32], [false, false])] {
         let c = Case { m: 530, n: 70, k: 2600, dtypes, transposed, bias: true, accumulate: true, scale: 0.7 };
         let x = inputs(&c, 1);

@@ -1,4 +1,5 @@
-//! The patches of one time after the other, cut into a buffer, by the plain product.
+//! Patch embedding on the CPU: cuts the patches of one time step into a buffer, then multiplies them by the plain
+//! product.
 #![allow(unsafe_code)]
 
 use super::{DwParams, FwdParams, Pixels};
@@ -6,10 +7,10 @@ use crate::launch::run_on_cpu;
 use crate::matmul::{self, Matmul, Operand};
 use crate::{Addr, DType, Element, Team, patches};
 
-/// Calls `f(first patch, patches, where they lie)` for the patches of each time.
+/// Calls `f(first patch, number of patches, their address)` for the patches of each time step.
 ///
 /// # Safety
-/// `frames` covers what `pixels` says.
+/// `frames` covers the frames that `pixels` describes.
 unsafe fn each_time<T: Element>(pixels: &Pixels, frames: Addr, team: &Team, mut f: impl FnMut(usize, usize, Addr)) {
     let times = pixels.count.div_ceil(pixels.temporal) as usize;
     let (frame, row) = (pixels.height as usize * pixels.width as usize * patches::CHANNELS, pixels.row());

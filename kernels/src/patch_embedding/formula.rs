@@ -1,12 +1,12 @@
-//! The definition in f64: a convolution whose stride is its size.
+//! The definition of the patch embedding in f64: a convolution whose stride equals its kernel size.
 
 use super::Pixels;
 
-/// How levels become pixels, with their roundings, and which shape the frames have.
+/// The frames' shape, and how u8 levels become pixels, with their roundings.
 pub struct Input<'a> {
     pub frames: &'a [u8],
     pub pixels: Pixels,
-    /// The rounding of a pixel to the element type.
+    /// Rounds a pixel to the element type.
     pub round: fn(f32) -> f64,
 }
 
@@ -28,7 +28,7 @@ impl Input<'_> {
         (self.round)(((level as f64 * f64::from_bits(p.rescale)) as f32 - mean) / std)
     }
 
-    /// `y[n, e]`, before its rounding.
+    /// Returns `y[n, e]` before it is rounded.
     pub fn fwd(&self, weight: &[f64], bias: Option<&[f64]>, embed: usize) -> Vec<f64> {
         let (patches, row) = (self.pixels.patches(), self.pixels.row());
         let mut y = Vec::new();
@@ -42,8 +42,8 @@ impl Input<'_> {
         y
     }
 
-    /// The gradient of `Σ dy · y` for the weight; y is linear in it, so the gradient for `weight[e, k]` is `Σ dy · y`
-    /// with that weight 1 and all others 0.
+    /// Returns the gradient of `Σ dy · y` with respect to the weight. y is linear in it, so the gradient for
+    /// `weight[e, k]` is `Σ dy · y` with that weight 1 and all others 0.
     pub fn dw(&self, dy: &[f64], embed: usize) -> Vec<f64> {
         let (patches, row) = (self.pixels.patches(), self.pixels.row());
         let mut dw = vec![0.0; embed * row];

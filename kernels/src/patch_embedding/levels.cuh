@@ -1,10 +1,10 @@
-// Levels of frames to pixels of patches.
+// Converts u8 levels of frames to pixels of patches.
 #pragma once
 
 #include "cuh/base.cuh"
 #include "cuh/warp.cuh"
 
-// Pixels that a thread makes in a slice.
+// Pixels that a thread converts in one slice.
 constexpr int RUN = 8;
 
 __device__ __forceinline__ u32 elements(const Pixels& p) { return 3 * p.temporal * p.patch * p.patch; }
@@ -12,7 +12,7 @@ __device__ __forceinline__ u32 patches(const Pixels& p) {
   return ceil_div(p.count, p.temporal) * (p.height / p.patch) * (p.width / p.patch);
 }
 
-// A patch's first pixel in its first frame, as a byte's place, and how many frames exist after that.
+// A patch: the byte offset of its first pixel in its first frame, and the number of frames that exist from there.
 struct alignas(8) Patch {
   u32 first, frames_after;
 };
@@ -26,16 +26,16 @@ __device__ __forceinline__ Patch find_patch(const Pixels& p, u32 count, u32 n) {
   return {3 * ((time * p.temporal * p.height + y) * p.width + x), p.count - 1 - time * p.temporal};
 }
 
-// COUNT neighbouring elements of a patch: their bytes' places after the patch's first, their frames, and their channels in
-// two bits each, eight in a word. Elements beyond the patch have some place in it.
+// Descriptions of COUNT neighbouring elements of a patch: byte offsets from the patch's first byte, frames, and
+// channels in two bits each, eight in a word. Elements beyond the patch get some valid offset in it.
 template <int COUNT>
 struct alignas(16) Elements {
-  // Of every eight elements the first four, and in other banks the other four: eight threads read 16 bytes each of either,
-  // or of both.
+  // The first four of every eight elements, and the other four in different banks: eight threads read 16 bytes each
+  // of either half, or of both, without conflicts.
   u32 offset[2][COUNT / 2 | 16];
   u32 frame[COUNT], channels[COUNT / 8];
 
-  // Element k, by a whole warp whose lanes have neighbouring ones.
+  // Sets element k; called by a whole warp whose lanes have neighbouring elements.
   __device__ __forceinline__ void set(const Pixels& p, u32 at, u32 k) {
     const u32 area = p.patch * p.patch, x = k % p.patch, y = k % area / p.patch, f = k / area % p.temporal;
     const u32 c = min(k / area / p.temporal, 2u);
@@ -48,12 +48,12 @@ struct alignas(16) Elements {
   }
 };
 
-// RUN elements of a patch, in two halves of neighbours: their levels, and their channels in two bits each.
+// RUN elements of a patch in two halves of neighbours: their levels, and their channels in two bits each.
 struct Levels {
   u32 level[RUN];
   u32 channels;
 
-  // `first`, `second`: where the halves begin in `elements`.
+  // Loads the levels. `first`, `second`: where the two halves begin in `elements`.
   template <int COUNT>
   __device__ __forceinline__ void load(const Pixels& p, u64 frames, const Patch& patch, const Elements<COUNT>& elements,
                                        u32 first, u32 second) {
@@ -67,7 +67,7 @@ struct Levels {
       Words<16> offsets = *reinterpret_cast<const Words<16>*>(from);
       channels |= (elements.channels[starts[h] / 8] >> starts[h] % 8 * 2 & 0xff) << h * 8;
       if (patch.frames_after + 1 < p.temporal) {
-        // Where frames are missing the last one stands for them.
+        // If frames are missing at the end, the last frame is repeated.
 #pragma unroll
         for (int j = 0; j < HALF; ++j) {
           const u32 f = elements.frame[starts[h] + j];
@@ -80,8 +80,8 @@ struct Levels {
   }
 };
 
-// What turns the levels of a channel into pixels: in shared memory, for registers are scarce. rescale = high + low; high has 16
-// bits, so that its product with a level is exact.
+// Constants that turn a channel's levels into pixels; in shared memory because registers are scarce. rescale = high +
+// low; high has 16 bits, so that its product with a level is exact.
 struct alignas(16) Channel {
   float mean, std, inverse, high, low;
 };
@@ -100,7 +100,7 @@ __device__ __forceinline__ void set_channels(const Pixels& p) {
   channel.low = static_cast<float>(rescale - static_cast<double>(channel.high));
 }
 __device__ __forceinline__ float pixel(u32 level, const Channel& c) {
-  // As the last bits of 2^23's mantissa a level is a number.
+  // A level in the last bits of the mantissa of 2^23 is an f32 number.
   const float x = __uint_as_float(0x4b000000u | level) - 8388608.0f;
   const float d = __fsub_rn(__fmaf_rn(x, c.low, __fmul_rn(x, c.high)), c.mean);
   const float quotient = __fmul_rn(d, c.inverse);

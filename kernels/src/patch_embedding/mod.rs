@@ -1,19 +1,19 @@
-//! Patch embedding straight from frames of levels: `y[n, e] = T(Σ_k weight[e, k] · pixel[n, k] (+ bias[e]))` where
-//! `pixel[n, k] = T((f32(level · rescale) − mean[c]) / std[c])`, `k = ((c · temporal + f) · patch + y) · patch + x`,
-//! are the patches of [`crate::patches`], in its order, which are never stored. Gradient of the weight: `dw[e, k] +=
-//! Σ_n dy[n, e] · pixel[n, k]`; that of the bias is [`crate::column_sum`] of dy, and frames have none.
+//! Patch embedding straight from u8 frames: `y[n, e] = T(Σ_k weight[e, k] · pixel[n, k] (+ bias[e]))`.
 //!
-//! Shapes: frames u8 `[count, height, width, 3]`, weight T `[embed, 3 · temporal · patch · patch]`, bias T `[embed]`, y
-//! and dy T `[N, embed]`, dw f32 like the weight; T f32 or bf16, `N = ceil(count / temporal) · (height / patch) ·
-//! (width / patch)`; height and width are multiples of `patch · merge`, all frames together are less than 4 GiB. Where
-//! frames are missing at the end, the last stands for them.
+//! `pixel[n, k] = T((f32(level · rescale) − mean[c]) / std[c])` with `k = ((c · temporal + f) · patch + y) · patch +
+//! x` are the patches of [`crate::patches`], in its order; they are never stored. Gradient of the weight: `dw[e, k]
+//! += Σ_n dy[n, e] · pixel[n, k]`. That of the bias is [`crate::column_sum`] of dy; frames have none.
 //!
-//! Numerics: pixels round to T (bf16: once more after f32) as [`crate::patches`] has it; in CUDA `level · rescale`
-//! rounds once, not first to f64, with 40 bits of `rescale`, and the quotient is corrected by its remainder, which
-//! gives the same pixels. Products and sums in f32, then the bias, then one rounding to T; dw stays f32. A sum over k
-//! ascends and depends on k's count alone; a sum over patches ascends from patch 0, in CUDA as one sum, on cpu with the
-//! patches of each time added up before they meet dw.
-//! Bound: matrix products, `2 · N · embed · k` operations.
+//! Shapes: frames u8 `[count, height, width, 3]`, weight T `[embed, 3 · temporal · patch · patch]`, bias T `[embed]`,
+//! y and dy T `[N, embed]`, dw f32 like the weight; T f32 or bf16, `N = ceil(count / temporal) · (height / patch) ·
+//! (width / patch)`; height and width are multiples of `patch · merge`; all frames together are less than 4 GiB. If
+//! frames are missing at the end, the last frame is repeated.
+//!
+//! Numerics: pixels round to T as in [`crate::patches`]. In CUDA `level · rescale` rounds once, not first to f64,
+//! with 40 bits of `rescale`, and the quotient is corrected by its remainder, which gives the same pixels. Products
+//! and sums in f32, then the bias, then one rounding to T; dw stays f32. A sum over k ascends and depends on the
+//! number of k alone; a sum over patches ascends from patch 0, in CUDA as one sum, on the CPU with the patches of
+//! each time step summed before they are added to dw. Bound: matrix products, `2 · N · embed · k` operations.
 
 pub(crate) mod check;
 mod cpu;
@@ -23,9 +23,9 @@ use crate::launch::{CType, Params as _, by_dtype};
 use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params, patches};
 
 params! {
-    /// How frames become pixels of patches.
+    /// How u8 frames become pixels of patches.
     pub struct Pixels {
-        /// The bits of an f64: what a level is multiplied with, 1/255.
+        /// Bits of the f64 that a level is multiplied by, 1/255.
         pub rescale: u64,
         /// Frames.
         pub count: u32,
@@ -37,7 +37,7 @@ params! {
         pub patch: u32,
         /// Frames of a patch.
         pub temporal: u32,
-        /// Patches along each side of a block of neighbours.
+        /// Patches along each side of a square that is merged into one vision token.
         pub merge: u32,
         /// Mean of red after rescaling.
         pub mean0: f32,
@@ -59,7 +59,7 @@ impl CType for Pixels {
 }
 
 impl Pixels {
-    /// The parameters of the kernel that stores the patches.
+    /// Returns the parameters of the kernel that stores the patches.
     pub fn cut(&self, frames: Addr, patches: Addr) -> patches::Params {
         let Pixels { rescale, count, height, width, patch, temporal, merge, .. } = *self;
         let Pixels { mean0, mean1, mean2, std0, std1, std2, .. } = *self;
@@ -151,11 +151,11 @@ kernel!(pub DW_BF16, "patch_embedding_dw_bf16", DwParams, cpu::dw::<half::bf16>,
     plan_dw("patch_embedding_dw_bf16", p, &BF16)
 });
 
-/// Threads of a block, and the patches (forward) or elements of a patch (gradient) that it takes.
+/// Threads of a block, and the patches (forward) or elements of a patch (gradient) that a block computes.
 const THREADS: u32 = 256;
 const ROWS: u32 = 64;
 
-/// A block's embedding columns, and its shared memory: three stages of both operands.
+/// A block's embedding columns, and its shared memory for three pipeline stages of both operands.
 struct Geometry {
     columns: u32,
     fwd_shared: u32,
@@ -175,7 +175,7 @@ fn plan_dw(symbol: &'static str, p: &DwParams, g: &Geometry) -> Vec<Stage> {
 }
 
 /// # Panics
-/// For frames of 4 GiB or more, which the CUDA does not address: a mistake in the caller, who can cut a film.
+/// If the frames have 4 GiB or more, which the CUDA code does not address; callers can split a video.
 fn plan(symbol: &'static str, pixels: &Pixels, rows: usize, embed: u32, columns: u32, shared: u32) -> Vec<Stage> {
     let bytes = frame_bytes(pixels);
     assert!(bytes < 4_294_967_296.0, "{symbol}: {bytes} bytes of frames, less than 4 GiB are addressed");
@@ -183,7 +183,7 @@ fn plan(symbol: &'static str, pixels: &Pixels, rows: usize, embed: u32, columns:
     cuh::blocks(symbol, tiles, THREADS).into_iter().map(|stage| Stage { shared, ..stage }).collect()
 }
 
-/// The forward launch; `dtype` is T, F32 or BF16.
+/// Launches the forward kernel; `dtype` is that of weight and y, F32 or BF16.
 pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     let (n, k, embed) = (p.pixels.patches() as f64, p.pixels.row() as f64, p.embed as f64);
     let bias = if p.bias.is_null() { 0.0 } else { embed };
@@ -191,7 +191,7 @@ pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, Cost { flops: 2.0 * n * embed * k, bytes })
 }
 
-/// The launch of the weight's gradient; `dtype` is that of dy, F32 or BF16.
+/// Launches the weight's gradient; `dtype` is that of dy, F32 or BF16.
 pub fn dw(dtype: DType, p: &DwParams) -> Launch {
     let (n, k, embed) = (p.pixels.patches() as f64, p.pixels.row() as f64, p.embed as f64);
     let bytes = frame_bytes(&p.pixels) + n * embed * dtype.size() as f64 + 8.0 * embed * k;
@@ -202,7 +202,7 @@ fn frame_bytes(p: &Pixels) -> f64 {
     p.count as f64 * p.height as f64 * p.width as f64 * patches::CHANNELS as f64
 }
 
-/// Shapes that tests and benches share: (frames, height, width, patch, temporal, merge) and the length of an embedding.
+/// Cases that tests and benches share: (frames, height, width, patch, temporal, merge) and the embedding's width.
 pub fn cases() -> Vec<([usize; 6], usize)> {
     vec![
         ([1, 1, 1, 1, 1, 1], 1),

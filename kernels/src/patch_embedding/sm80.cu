@@ -26,14 +26,14 @@
 #include "patch_embedding/tiles.cuh"
 
 constexpr int STAGES = 3;
-// Slices whose elements (dw: patches) are described in shared memory.
+// Slices whose elements (in dw: patches) are described in shared memory.
 constexpr int PREPARED = STAGES + 1;
 
 extern __shared__ __align__(128) unsigned char shared[];
 
-// The slices in order, two of them ahead in shared memory and a third one's levels in registers.
-//   prepare(slice): what fetch needs, by one warp, to shared memory; fetch(slice): levels to registers; put(stage): these as
-//   pixels; load(slice, stage): the other operand
+// Runs over the slices in order, two of them ahead in shared memory and a third one's levels in registers.
+//   prepare(slice): one warp computes in shared memory what fetch needs;  fetch(slice): levels to registers
+//   put(stage): stores them as pixels;  load(slice, stage): copies the other operand
 template <class P, class Prepare, class Fetch, class Put, class Load>
 __device__ __forceinline__ void walk(P& product, u32 slices, Prepare prepare, Fetch fetch, Put put, Load load) {
   const auto prepare_in_turn = [&](u32 slice) {

@@ -1,4 +1,5 @@
-// Tiles of the products: what a block has in shared memory in a stage, and the sums in its threads' registers.
+// Tiles of the patch embedding's products: a stage's operands in shared memory, and the sums in the threads'
+// registers.
 #pragma once
 
 #include "cuh/cp_async.cuh"
@@ -6,11 +7,11 @@
 #include "patch_embedding/levels.cuh"
 
 constexpr int THREADS = 256;
-// Of what is summed, the part that is in a stage.
+// Elements of the summed dimension in one stage.
 constexpr int SLICE = 32;
 
-// Copies a tile of ROWS x COLUMNS elements to shared memory, at place(row, first of the column's 16 bytes); `from` is a
-// matrix of `cols` columns, of which elements beyond `rows` or `cols` become 0.
+// Copies a tile of ROWS x COLUMNS elements to shared memory, at place(row, first column of the 16 bytes). `from` is a
+// matrix of `cols` columns; elements beyond `rows` or `cols` become 0.
 template <int ROWS, int COLUMNS, class T, class Place>
 __device__ __forceinline__ void load_tile(const T* from, u32 row, u32 rows, u32 column, u32 cols, bool vector, Place place) {
   constexpr int UNIT = VECTOR<T>, UNITS = COLUMNS / UNIT;
@@ -31,7 +32,7 @@ __device__ __forceinline__ void load_tile(const T* from, u32 row, u32 rows, u32 
   }
 }
 
-// ---- bf16: 8 warps of 32 x 64 (dw: 64 x 32) ----
+// ---- bf16 product: 8 warps of 32 x 64 (dw: 64 x 32) ----
 
 struct Bf16Fwd {
   using T = bf16;
@@ -40,7 +41,7 @@ struct Bf16Fwd {
 
   float sums[2][8][4];
 
-  // Where a row's 16 bytes lie: eight neighbouring rows' chunks in eight different places.
+  // Offset of a row's 16-byte chunk, swizzled so that eight neighbouring rows use eight different bank groups.
   __device__ static __forceinline__ u32 offset(u32 row, u32 chunk) { return row * 64 + (chunk ^ (row / 2 & 3)) * 16; }
 
   __device__ static __forceinline__ void put_pixels(unsigned char* stage, const float (&x)[RUN]) {
@@ -63,7 +64,8 @@ struct Bf16Fwd {
   }
   __device__ __forceinline__ void multiply(const unsigned char* stage) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    // A row's place repeats every 16 rows, and the second step's chunk differs in one bit: one address each does.
+    // The swizzle repeats every 16 rows, and the second step's chunk differs in one bit: one address register serves
+    // each operand.
     const u32 a_first = shared_address(stage) + offset(warp % 2 * 32 + lane % 16, lane / 16);
     const u32 b_first = shared_address(stage) + PIXELS + offset(warp / 2 * 64 + lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
@@ -83,7 +85,7 @@ struct Bf16Fwd {
       }
     }
   }
-  // f(row, column, sums of this column and the next) for each pair of this thread.
+  // Calls f(row, column, sums of this column and the next) for each pair of this thread.
   template <class F>
   __device__ __forceinline__ void each(F f) const {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -150,7 +152,7 @@ struct Bf16Dw {
       }
     }
   }
-  // f(embedding column, k, sums of this k and the next).
+  // Calls f(embedding column, k, sums of this k and the next) for each pair of this thread.
   template <class F>
   __device__ __forceinline__ void each(F f) const {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -168,7 +170,7 @@ struct Bf16Dw {
   }
 };
 
-// ---- f32: a thread takes 4 rows and 4 columns ----
+// ---- f32 product: a thread computes 4 rows and 4 columns ----
 
 struct F32Fwd {
   using T = float;
@@ -235,7 +237,7 @@ struct F32Dw {
   float sums[4][4];
 
   __device__ static __forceinline__ void put_pixels(unsigned char* stage, const float (&x)[RUN]) {
-    // Eight threads' halves lie side by side: else threads four apart would meet in their banks.
+    // Eight threads' halves lie side by side, because threads four apart would otherwise conflict in their banks.
     float* to = reinterpret_cast<float*>(stage) + threadIdx.x / 8 * PITCH + threadIdx.x % 8 * 4;
     const float first[4] = {x[0], x[1], x[2], x[3]}, second[4] = {x[4], x[5], x[6], x[7]};
     store_vector(to, first);

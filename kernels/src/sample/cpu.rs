@@ -1,5 +1,5 @@
-//! One row a task; a working copy of the scores stays with the thread. The penalties' and biases' steps are single
-//! operations in f32: their roundings decide the order of tokens.
+//! Sampling on the CPU: each task samples one row; the thread keeps a working copy of the scores. Penalties and
+//! biases are single f32 operations, because their roundings decide the order of tokens.
 #![allow(unsafe_code)]
 
 use super::{Params, STREAM};
@@ -9,16 +9,16 @@ use crate::view::{Out, slice};
 use crate::{Team, philox, simd_fn};
 use std::cell::RefCell;
 
-/// So few keys are sorted at once.
+/// Ranges of at most this many keys are sorted directly.
 const SORTED: usize = 16;
-/// Weights that are summed before the next cumulative sum.
+/// Weights in a block of the cumulative sum.
 const BLOCK: usize = 512;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
 }
 
-/// Buffers of one thread, grown once to the vocabulary.
+/// Buffers of one thread, allocated once for the vocabulary.
 struct Scratch {
     scores: Vec<f32>,
     best: Vec<f32>,
@@ -46,7 +46,7 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// Scores become weights `e^((score − max) · scale)`, 0 below `least`.
+    /// Turns scores into weights `e^((score − max) · scale)`, 0 for scores below `least`.
     fn weigh(scores: &mut [f32], max: f32, scale: f32, least: f32) {
         for s in scores {
             let w = exp((*s - max) * scale);
@@ -71,12 +71,12 @@ simd_fn! {
     }
 }
 
-/// The sum of the weights, block by block in f64.
+/// Returns the sum of the weights, block by block in f64.
 fn total(weights: &[f32]) -> f64 {
     weights.chunks(BLOCK).map(|b| sum(b) as f64).sum()
 }
 
-/// The `k`-th largest score, 1 ≤ k ≤ the number of scores.
+/// Returns the `k`-th largest score, 1 ≤ k ≤ the number of scores.
 fn kth_largest(scores: &[f32], k: usize, best: &mut Vec<f32>) -> f32 {
     let select = |best: &mut Vec<f32>| {
         let kth = *best.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1;
@@ -88,7 +88,7 @@ fn kth_largest(scores: &[f32], k: usize, best: &mut Vec<f32>) -> f32 {
     for block in scores.chunks(BLOCK) {
         match least {
             None => best.extend_from_slice(block),
-            // Most blocks have nothing above it.
+            // Skips a block without a score above the k-th largest so far, as most are.
             Some(least) if max(block) <= least => continue,
             Some(least) => best.extend(block.iter().filter(|&&s| s > least)),
         }
@@ -99,15 +99,15 @@ fn kth_largest(scores: &[f32], k: usize, best: &mut Vec<f32>) -> f32 {
     select(best)
 }
 
-/// The weight in a key of [`keep_top_p`].
+/// Returns the weight encoded in a key of [`keep_top_p`].
 fn weight_of(key: u64) -> f32 {
     f32::from_bits(!((key >> 32) as u32))
 }
 
-/// How many keys, the smallest first, stay until their weights add up to `bound`, one at least; these come to the front.
+/// Moves the smallest keys to the front until their weights add up to `bound`; returns their number, at least one.
 fn kept_first(order: &mut [u64], bound: f64) -> usize {
     let (mut before, mut from, mut to) = (0.0f64, 0, order.len());
-    // Halves the range in which the last of them lies; what is left of it is short enough to be sorted.
+    // Halves the range that contains the last kept key, until it is short enough to be sorted.
     while to - from > SORTED {
         let half = (to - from) / 2;
         order[from..to].select_nth_unstable(half);
@@ -127,17 +127,17 @@ fn kept_first(order: &mut [u64], bound: f64) -> usize {
     kept
 }
 
-/// Clears the weights that top-p drops.
+/// Sets the weights that top-p drops to 0.
 fn keep_top_p(weights: &mut [f32], p: f32, order: &mut Vec<u64>) {
     let all = total(weights);
     let bound = p.max(0.0) as f64 * all;
-    // Weights below this add up to less than what top-p drops, so that none of them can stay; half of it, to be safe
-    // from rounding. What is left to be sorted is short unless the distribution is flat.
+    // Weights below this add up to less than what top-p drops, so none of them is kept; half of it, to be safe from
+    // rounding. Few tokens remain to be sorted unless the distribution is flat.
     let floor = (0.5 * (all - bound) / weights.len() as f64) as f32;
     order.clear();
     for (id, w) in weights.iter().enumerate() {
         if *w > 0.0 && *w >= floor {
-            // Positive floats are ordered like their bits: the largest weight first, then the lowest id.
+            // Positive floats are ordered like their bits: sorts the largest weight first, then the lowest id.
             order.push(((!w.to_bits()) as u64) << 32 | id as u64);
         }
     }
@@ -148,7 +148,7 @@ fn keep_top_p(weights: &mut [f32], p: f32, order: &mut Vec<u64>) {
     }
 }
 
-/// The first id whose cumulative weight exceeds `u` of the total; an id of weight 0 is never taken.
+/// Returns the first id whose cumulative weight exceeds `u` times the total; never an id of weight 0.
 fn draw(weights: &[f32], u: f64) -> Option<usize> {
     let target = u * total(weights);
     let (mut before, mut last) = (0.0f64, None);
@@ -165,7 +165,7 @@ fn draw(weights: &[f32], u: f64) -> Option<usize> {
                     }
                 }
             }
-            // The block's sum was rounded up across the target: its last token.
+            // The block's sum was rounded up across the target: returns its last token.
             return last;
         }
         before += here;
@@ -203,13 +203,13 @@ fn in_vocab(ids: &[i32], vocab: usize) -> impl Iterator<Item = usize> {
     ids.iter().filter_map(move |&id| usize::try_from(id).ok().filter(|&id| id < vocab))
 }
 
-/// The place of the first score that equals `top`, which is the largest.
+/// Returns the index of the first score that equals `top`, the largest score.
 fn first_equal(scores: &[f32], top: f32) -> Option<usize> {
     let block = scores.chunks(BLOCK).position(|block| max(block) == top)? * BLOCK;
     scores[block..].iter().position(|&x| x == top).map(|i| block + i)
 }
 
-/// The token of one row whose logits are not NaN; `None` if none can be taken.
+/// Returns the token of one row whose logits are not NaN; `None` if no token can be taken.
 fn choose(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<usize> {
     let top = weights(logits, s, scratch)?;
     if s.is_greedy() {
@@ -218,8 +218,8 @@ fn choose(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<usi
     draw(&scratch.scores, philox::uniform_f64(s.seed, STREAM, s.position as u32 as u64))
 }
 
-/// Leaves in `scores` what the token is chosen by, the scores after suppression (greedy) or the weights after top-p, and
-/// returns the largest score; `None` if no token has a score above −∞.
+/// Leaves in `scores` what the token is chosen by: scores after suppression (greedy) or weights after top-p. Returns
+/// the largest score; `None` if no token has a score above −∞.
 fn weights(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<f32> {
     let Scratch { scores, best, order, history } = scratch;
     scores.clear();
@@ -261,7 +261,7 @@ fn weights(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<f3
         keep_top_p(scores, s.top_p, order);
     }
     if s.min_p > 0.0 {
-        // The largest weight is 1, and stays.
+        // The largest weight is 1 and is always kept.
         let least = s.min_p.min(1.0);
         for w in scores.iter_mut().filter(|w| **w < least) {
             *w = 0.0;
@@ -270,7 +270,7 @@ fn weights(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<f3
     Some(top)
 }
 
-/// The penalties for tokens of the history, in rounded steps as the formula takes them.
+/// Applies the penalties to tokens of the history, rounding after each step as the formula does.
 fn penalise(scores: &mut [f32], logits: &[f32], s: &Settings<'_>, history: &mut Vec<usize>) {
     if s.penalty != 1.0 {
         for id in in_vocab(s.history, logits.len()) {
@@ -291,14 +291,14 @@ fn penalise(scores: &mut [f32], logits: &[f32], s: &Settings<'_>, history: &mut 
     }
 }
 
-/// The likeliest tokens and their log-probabilities.
+/// Writes the most likely tokens and their log-probabilities.
 fn likeliest(logits: &[f32], row: &Row, scratch: &mut Scratch, ids: &mut [i32], log_probs: &mut [f32]) {
     let n = ids.len().min(logits.len());
     if n == 0 {
         return;
     }
     let least = kth_largest(logits, n, &mut scratch.best);
-    // Equals of the last are in the order of ids, and some of them beyond n.
+    // Tokens with equal logits are ordered by id; some that equal the last one may lie beyond n.
     let mut best: Vec<usize> = (0..logits.len()).filter(|&id| logits[id] >= least).collect();
     best.sort_by(|&a, &b| (logits[b] + 0.0).total_cmp(&(logits[a] + 0.0)).then(a.cmp(&b)));
     for ((id, value), &token) in ids.iter_mut().zip(log_probs).zip(&best[..n]) {
@@ -390,7 +390,7 @@ pub unsafe fn sample(p: &Params, team: &Team) {
     });
 }
 
-/// The weights that a row's token would be drawn by, for tests.
+/// Returns the weights by which a row's token would be sampled, for tests.
 #[cfg(test)]
 pub(super) fn kept_weights(logits: &[f32], s: &super::formula::Settings) -> Vec<f32> {
     let settings = Settings {

@@ -1,4 +1,4 @@
-//! The definition, in f64, with a full sort.
+//! The definition of sampling in f64, with a full sort.
 
 /// One row's settings.
 #[derive(Clone, Debug)]
@@ -19,7 +19,8 @@ pub struct Settings {
     pub allowed: Vec<u32>,
 }
 
-/// Scores after penalties and bias, rounded to f32 at each step since the order of scores hangs on it, and suppression.
+/// Returns the scores after penalties, bias and suppression, rounded to f32 at each step, since the order of scores
+/// depends on it.
 pub fn scores(logits: &[f64], s: &Settings) -> Vec<f64> {
     let rounded = |x: f64| x as f32 as f64;
     let score = |(id, &l): (usize, &f64)| {
@@ -44,12 +45,13 @@ pub fn scores(logits: &[f64], s: &Settings) -> Vec<f64> {
     logits.iter().enumerate().map(score).collect()
 }
 
-/// Of every token that top-k leaves: its id, its probability among those, and the probability of all before it in falling
-/// order (equals: the lower id first). Top-p keeps those of which the last is below p, and the first.
+/// Returns for every token that top-k keeps, in descending order (equal ones: lower id first): its id, its
+/// probability among them, and the probability of all before it. Top-p keeps the first token and those whose last
+/// number is below p.
 pub fn ranked(logits: &[f64], s: &Settings) -> Vec<(usize, f64, f64)> {
     let scores = scores(logits, s);
     let mut order: Vec<usize> = (0..scores.len()).collect();
-    // The zero added makes −0 and 0 equal, as they are as scores.
+    // Adding zero makes −0 equal to 0, as scores compare.
     order.sort_by(|&a, &b| (scores[b] + 0.0).total_cmp(&(scores[a] + 0.0)).then(a.cmp(&b)));
     let least = if s.top_k == 0 { f64::NEG_INFINITY } else { scores[order[s.top_k.min(order.len()) - 1]] };
     order.retain(|&id| scores[id] >= least && scores[id] > f64::NEG_INFINITY);
@@ -64,7 +66,7 @@ pub fn ranked(logits: &[f64], s: &Settings) -> Vec<(usize, f64, f64)> {
     order.iter().map(entry).collect()
 }
 
-/// The token at `u` of the distribution function over the kept tokens in the order of ids.
+/// Returns the token at `u` of the cumulative distribution over the kept tokens, in the order of ids.
 pub fn draw(ranked: &[(usize, f64, f64)], top_p: f64, min_p: f64, u: f64) -> Option<usize> {
     let top = ranked.first().map_or(0.0, |t| t.1);
     let stays = |(i, t): &(usize, &(usize, f64, f64))| *i == 0 || (t.2 < top_p && t.1 >= min_p.min(1.0) * top);
@@ -79,7 +81,7 @@ pub fn draw(ranked: &[(usize, f64, f64)], top_p: f64, min_p: f64, u: f64) -> Opt
     kept.iter().find(beyond).or(kept.last()).map(|t| t.0)
 }
 
-/// The `n` likeliest tokens under softmax(logits), with their log-probabilities; equals: the lower id first.
+/// Returns the `n` most likely tokens under softmax(logits) with their log-probabilities; equal ones: lower id first.
 pub fn likeliest(logits: &[f64], n: usize) -> Vec<(usize, f64)> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| (logits[b] + 0.0).total_cmp(&(logits[a] + 0.0)).then(a.cmp(&b)));

@@ -52,37 +52,37 @@ params! {
         pub penalty: Addr,
         /// u64 `[rows]`
         pub seed: Addr,
-        /// i32 `[rows]`, the number of the draw under its seed.
+        /// i32 `[rows]`: counter of the row's random numbers under its seed.
         pub position: Addr,
-        /// i32 `[rows, history_cols]`, tokens so far; ids outside the vocabulary are skipped. May be null with
-        /// `history_cols` 0.
+        /// i32 `[rows, history_cols]`: tokens so far; ids outside the vocabulary are skipped. May be null if
+        /// `history_cols` is 0.
         pub history: Addr,
-        /// i32 `[rows]`, how many of `history_cols` count.
+        /// i32 `[rows]`: valid entries of each row's history.
         pub history_len: Addr,
-        /// i32 `[suppressed_count]`, tokens never taken; may be null with a count of 0.
+        /// i32 `[suppressed_count]`: tokens that are never sampled; may be null if the count is 0.
         pub suppressed: Addr,
         /// f32 `[rows]`, frequency penalty; null: off.
         pub frequency_penalty: Addr,
         /// f32 `[rows]`, presence penalty; null: off.
         pub presence_penalty: Addr,
-        /// i32 `[rows]`: where the history's counted part begins, for the frequency and presence penalties; null: 0.
+        /// i32 `[rows]`: first history entry that the frequency and presence penalties count; null: 0.
         pub counted_from: Addr,
-        /// f32 `[rows]`; 0: off, above 1: as 1; null: off.
+        /// f32 `[rows]`, min-p; 0: off, above 1: as 1; null: off.
         pub min_p: Addr,
-        /// i32 `[rows, bias_cols]`, different in a row; those outside the vocabulary (−1, say) are skipped. May be null with
-        /// `bias_cols` 0.
+        /// i32 `[rows, bias_cols]`: biased tokens, all different within a row; ids outside the vocabulary (such as
+        /// −1) are skipped. May be null if `bias_cols` is 0.
         pub bias_ids: Addr,
         /// f32 `[rows, bias_cols]`, added to the scores of `bias_ids`.
         pub bias: Addr,
         /// u32 `[rows, ceil(vocab / 32)]`: bit `id % 32` of word `id / 32` allows the token `id`; null: all.
         pub allowed: Addr,
-        /// Bytes as [`workspace`] says; may be null where that is 0. The cpu needs none.
+        /// Scratch memory of [`workspace`] bytes; may be null if that is 0. Not used on the CPU.
         pub workspace: Addr,
         /// i32 `[rows]`, written.
         pub ids: Addr,
-        /// f32 `[rows]`, written unless null.
+        /// f32 `[rows]`: log-probability of the token at the row's temperature, written unless null.
         pub log_prob: Addr,
-        /// f32 `[rows]`, written unless null.
+        /// f32 `[rows]`: log-probability of the token at temperature 1, written unless null.
         pub raw_log_prob: Addr,
         /// i32 `[rows, tops]`, written.
         pub top_ids: Addr,
@@ -98,7 +98,7 @@ params! {
         pub suppressed_count: u32,
         /// Biases of a row.
         pub bias_cols: u32,
-        /// Likeliest tokens to name, at most [`MAX_TOPS`].
+        /// Number of most likely tokens to return, at most [`MAX_TOPS`].
         pub tops: u32,
     }
 }
@@ -118,7 +118,7 @@ pub static SOURCE: Source = Source { name: "sample", sm80: include_str!("sm80.cu
 
 kernel!(pub SAMPLE, "sample", Params, cpu::sample, &SOURCE, geometry);
 
-/// A block a row; two bits a token in shared memory.
+/// Plans one block a row, with two bits a token in shared memory.
 fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
     if p.rows == 0 || p.vocab == 0 {
         return Vec::new();
@@ -126,15 +126,15 @@ fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
     vec![Stage { shared: 2 * 4 * p.vocab.div_ceil(32), ..Stage::linear("sample", p.rows, 1024) }]
 }
 
-/// Bytes of workspace: scores of tokens with a penalty or a bias, where there may be any.
+/// Returns the bytes of workspace: scores of tokens with a penalty or a bias, if the launch has any.
 pub fn workspace(p: &Params) -> usize {
     if p.history_cols == 0 && p.bias_cols == 0 { 0 } else { 4 * p.rows as usize * p.vocab as usize }
 }
 
-/// The launch.
+/// Launches the sampling of all rows.
 ///
 /// # Panics
-/// When more than [`MAX_TOPS`] likeliest tokens are asked for: a mistake in the caller.
+/// If more than [`MAX_TOPS`] most likely tokens are requested.
 pub fn sample(params: &Params) -> Launch {
     assert!(params.tops <= MAX_TOPS, "{} likeliest tokens, {MAX_TOPS} at most", params.tops);
     let n = params.rows as f64 * params.vocab as f64;

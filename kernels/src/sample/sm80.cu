@@ -50,7 +50,7 @@ struct Shared {
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 __device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }
 
-// Integers in the order of floats; both zeros are one.
+// Maps floats to integers of the same order; both zeros map to one integer.
 __device__ __forceinline__ u32 ordered(float x) {
   const u32 bits = __float_as_uint(x + 0.0f);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
@@ -59,7 +59,7 @@ __device__ __forceinline__ float unordered(u32 key) {
   return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-// A weight in multiples of 2^-40; NaN is 0.
+// Converts a weight to a multiple of 2^-40; NaN becomes 0.
 __device__ __forceinline__ u64 fixed(float weight) { return __float2ull_rn(weight * UNIT); }
 
 struct Add {
@@ -91,7 +91,7 @@ __device__ __forceinline__ T block_reduce(T x, u64* scratch, Op op) {
   return x;
 }
 
-// The sum over the lanes up to this one.
+// Returns the inclusive prefix sum over the lanes.
 __device__ __forceinline__ u64 warp_scan(u64 x) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -102,7 +102,7 @@ __device__ __forceinline__ u64 warp_scan(u64 x) {
   return x;
 }
 
-// One row's logits and what was done to them.
+// One row's logits, with its penalties and biases applied.
 struct Row {
   const float* logits;
   const u32* changed;  // scores of changed tokens, as bits
@@ -119,7 +119,7 @@ struct Row {
     return last < vocab ? last : vocab;
   }
 
-  // f(id, logit, score) for this lane's four tokens of the tile that begins at `tile`, those that exist.
+  // Calls f(id, logit, score) for this lane's four tokens of the tile that begins at `tile`, as far as they exist.
   template <class F>
   __device__ __forceinline__ void tokens(int tile, F f) const {
     const int id = tile + threadIdx.x % 32 * 4;
@@ -137,21 +137,21 @@ struct Row {
     }
   }
 
-  // The same for all tokens of the warp's run.
+  // Calls f(id, logit, score) for all of this lane's tokens in the warp's run.
   template <class F>
   __device__ __forceinline__ void each(F f) const {
     for (int tile = begin(); tile < end(); tile += TILE) tokens(tile, f);
   }
 };
 
-// Where a falling sum gets to its target.
+// The key at which a descending cumulative sum reaches its target.
 struct Reached {
   u32 key;
   u64 above;  // the sum over greater keys
 };
 
-// The key at which the sum of amount(id, logit, score, key) over falling keys of BITS bits reaches `target`, which is at
-// least 1 and at most the sum of all. `amount` sets the key.
+// Returns the key at which the sum of amount(id, logit, score, key) over descending keys of BITS bits reaches
+// `target`, which is at least 1 and at most the total. `amount` sets the key.
 template <int BITS, class F>
 __device__ __forceinline__ Reached select(const Row& row, Shared& s, u64 target, F amount) {
   u32 prefix = 0;
@@ -169,7 +169,7 @@ __device__ __forceinline__ Reached select(const Row& row, Shared& s, u64 target,
       }
     });
     __syncthreads();
-    // Each thread has two bins, thread 0 the highest.
+    // Each thread scans two bins, thread 0 the highest ones.
     const u32 high = BINS - 1 - 2 * threadIdx.x;
     const u64 x = s.bins[high], y = s.bins[high - 1];
     const u64 sum = warp_scan(x + y);
@@ -190,8 +190,8 @@ __device__ __forceinline__ Reached select(const Row& row, Shared& s, u64 target,
   return {prefix, above};
 }
 
-// The first id at which the running sum of amount(id, logit, score) exceeds target(total), which is below the total; -1 if
-// the total is 0.
+// Returns the first id at which the running sum of amount(id, logit, score) exceeds target(total), which is below the
+// total; -1 if the total is 0.
 template <class T, class F>
 __device__ __forceinline__ int locate(const Row& row, Shared& s, T target, F amount) {
   u64 sum = 0;
@@ -236,7 +236,7 @@ __device__ __forceinline__ int locate(const Row& row, Shared& s, T target, F amo
   return s.id;
 }
 
-// Marks, and the scores of changed tokens.
+// Sets the marks, and computes the scores of tokens with a penalty or a bias.
 __device__ __forceinline__ void prepare(const Params& p, const Row& row, u32* changed, int r) {
   const u32* allowed = p.allowed == 0 ? nullptr : global<const u32>(p.allowed) + static_cast<u64>(r) * row.words;
   for (int word = threadIdx.x; word < row.words; word += THREADS) {
@@ -257,7 +257,7 @@ __device__ __forceinline__ void prepare(const Params& p, const Row& row, u32* ch
     const int given = global<const int>(p.history_len)[r];
     const int length = given < static_cast<int>(p.history_cols) ? given : static_cast<int>(p.history_cols);
     const int from = p.counted_from == 0 ? 0 : global<const int>(p.counted_from)[r];
-    // A changed token's place holds first how often it occurred.
+    // The workspace entry of a changed token first counts its occurrences.
     for (int i = threadIdx.x; i < length; i += THREADS) {
       if (known(history[i])) changed[history[i]] = 0;
     }
@@ -292,12 +292,12 @@ __device__ __forceinline__ void prepare(const Params& p, const Row& row, u32* ch
   __syncthreads();
 }
 
-// ln of a sum of exponentials of which the largest is 1.
+// Returns ln of a sum of exponentials of which the largest is 1.
 __device__ __forceinline__ double log_of_sum(double sum) {
   return sum < 2.0 ? log1pf(static_cast<float>(sum - 1.0)) : logf(static_cast<float>(sum));
 }
 
-// A token drawn from the kept ones; -1 where none can be.
+// Returns a token sampled from the kept ones; -1 if there is none.
 __device__ __forceinline__ int draw(const Params& p, const Row& row, Shared& s, int r, float top, float temperature) {
   const int k = global<const int>(p.top_k)[r];
   float least = minus_infinity();
@@ -322,7 +322,7 @@ __device__ __forceinline__ int draw(const Params& p, const Row& row, Shared& s, 
     const double share = static_cast<double>(fmaxf(top_p, 0.0f)) * __ull2double_rn(total);
     u64 target = __double2ull_ru(share);
     target = target < 1 ? 1 : target > total ? total : target;
-    // Weights below this add up to less than what is dropped: none of them can stay.
+    // Weights below this add up to less than top-p drops: none of them is kept.
     const u64 few = (total - target) / (2 * static_cast<u64>(row.vocab));
     const Reached reached = select<30>(row, s, target, [&](int, float, float score, u32& key) {
       const float w = weight(score);
@@ -351,7 +351,7 @@ __device__ __forceinline__ int draw(const Params& p, const Row& row, Shared& s, 
       });
 }
 
-// The best n tokens by their logits, which are not NaN, equals by id, with their log-probabilities.
+// Writes the n most likely tokens by their logits, which are not NaN, equal ones by id, with their log-probabilities.
 __device__ __forceinline__ void best(const Params& p, const Row& row, Shared& s, int r, float largest, double log_sum) {
   const int n = static_cast<int>(p.tops) < row.vocab ? p.tops : row.vocab;
   const Reached kth = select<32>(row, s, n, [](int, float logit, float, u32& key) {
@@ -406,7 +406,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
   row.changed = changed;
   prepare(p, row, changed, r);
 
-  // The largest score and its first id in one number; ids are below 2^31.
+  // Reduces the largest score and its first id as one number; ids are below 2^31.
   u64 first = 0;
   float largest = minus_infinity();
   int bad = 0;
@@ -431,7 +431,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
   if (threadIdx.x == 0) global<int>(p.ids)[r] = id;
   if (p.log_prob == 0 && p.raw_log_prob == 0 && p.tops == 0) return;
 
-  // Log-probabilities before any step, at the temperature and at 1.
+  // Log-probabilities of the unchanged logits, at the row's temperature and at 1.
   const float scale = greedy ? 1.0f : __fdiv_rn(1.0f, temperature);
   double scaled = 0.0, plain = 0.0;
   row.each([&](int, float logit, float) {

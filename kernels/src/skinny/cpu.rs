@@ -1,4 +1,4 @@
-//! bf16 weights by the plain product; int8 weights a run of rows a task.
+//! Skinny GEMM on the CPU: bf16 weights by the plain product; int8 weights by a run of rows a task.
 #![allow(unsafe_code)]
 
 use super::Params;
@@ -7,7 +7,7 @@ use crate::simd::{LANES, exp, sum_lanes};
 use crate::view::{Out, slice};
 use crate::{Addr, DType, Element, Team, simd_fn};
 
-/// Rows of an int8 weight that a task takes.
+/// Rows of an int8 weight that one task multiplies.
 const PER_TASK: usize = 32;
 
 simd_fn! {
@@ -82,7 +82,7 @@ pub unsafe fn swiglu<T: Element>(p: &Params, team: &Team) {
     }
 }
 
-/// Calls `f(row of x, row of the weight, the two rows)` for all.
+/// Calls `f(row index of x, row index of the weight, both rows)` for all pairs.
 fn int8_rows<T: Element>(p: &Params, team: &Team, f: impl Fn(usize, usize, &[f32]) + Sync) {
     let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
     // SAFETY: the callers' promise.

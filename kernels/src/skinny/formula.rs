@@ -1,8 +1,8 @@
-//! The definition, in f64; and the same with the roundings of mod.rs, all but the last.
+//! The definition in f64, and the same with the roundings that `mod.rs` documents, except the last one.
 
 use crate::checks::rounding::{ULP, approximate, f32, sum};
 
-/// A product: `y[r, c] = Σ x[r, i] w[c, i] · scale[c]`, scales absent: 1.
+/// Returns `y[r, c] = Σ x[r, i] w[c, i] · scale[c]`; without scales they are 1.
 pub fn product(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64> {
     let mut y = Vec::new();
     for x in x.chunks_exact(k) {
@@ -18,7 +18,7 @@ pub fn swiglu(gate: &[f64], up: &[f64]) -> Vec<f64> {
     gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
 }
 
-/// [`product`] in f32, terms one after the other.
+/// [`product`] in f32, adding terms in order.
 pub fn product_rounded(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64> {
     let mut y = Vec::new();
     for x in x.chunks_exact(k) {

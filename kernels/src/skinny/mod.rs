@@ -1,18 +1,21 @@
-//! Thin matrix products for decoding: a few rows against a whole weight, which is read once.
+//! Skinny GEMM for decoding: a few rows of x multiplied by a whole weight, which is read once.
 //!
-//! `linear`: `y = x · wᵀ (· scale) (+ bias) (+ residual)`; `swiglu`: `y = silu(x · wᵀ (· scale)) · (x · w2ᵀ (· scale2))` with
-//! `silu(z) = z / (1 + e^−z)`. The weight is bf16, or int8 with a scale for each of its rows (output channels).
+//! `linear`: `y = x · wᵀ (· scale) (+ bias) (+ residual)`; `swiglu`: `y = silu(x · wᵀ (· scale)) · (x · w2ᵀ (·
+//! scale2))` with `silu(z) = z / (1 + e^−z)`. The weight is bf16, or int8 with one scale for each of its rows (output
+//! channels).
 //!
-//! Shapes: x `[m, k]`, w and w2 `[n, k]`, scale and scale2 f32 `[n]`, bias `[n]`, residual and y `[m, n]`; x, bias, residual
-//! and y are all f32 or all bf16. Made for m up to 16; more rows read the weight again for every 16. The residual may be y.
+//! Shapes: x `[m, k]`, w and w2 `[n, k]`, scale and scale2 f32 `[n]`, bias `[n]`, residual and y `[m, n]`; x, bias,
+//! residual and y are all f32 or all bf16. Designed for m up to 16; more rows read the weight again for every 16. The
+//! residual may be y.
 //!
-//! Numerics: products and sums in f32, the scale on the finished sum, then bias, then residual, one rounding. On cpu a bf16
-//! weight goes through [`crate::matmul`], bit for bit what that gives; an int8 weight is summed in sixteen lanes. In CUDA
-//! an f32 x is taken apart into three bf16 (24 bits), whose products with the weight are exact. The order of a sum depends
-//! on k alone. A sum of k terms rounds k times: f32 results may be off by `2.5 (1 + Σ|x w| / |Σ x w|)` times one rounding (in
-//! norms), those of swiglu by the sum of both products' and √ of the largest gate as often again; bf16 by 2.5.
-//! Bound: memory, reading the weight. Each block of 16 columns (32 where there are many) asks L2 for x again: with 16 rows for as many
-//! bytes as of the weight.
+//! Numerics: products and sums in f32, the scale on the finished sum, then bias, then residual, one rounding. On the
+//! CPU a bf16 weight goes through [`crate::matmul`] with the same bits; an int8 weight is summed in sixteen lanes. In
+//! CUDA an f32 x is split into three bf16 (24 bits), whose products with the weight are exact. The order of a sum
+//! depends on k alone. Tolerance in f32: `2.5 (1 + Σ|x w| / |Σ x w|)` roundings (in norms); for swiglu the sum over
+//! both products, plus √ of the largest gate times as many; bf16: 2.5.
+//!
+//! Bound: memory, reading the weight. Every block of 16 columns (32 where there are many) reads x again from L2: with
+//! 16 rows as many bytes as the weight has.
 
 pub(crate) mod check;
 mod cpu;
@@ -28,11 +31,11 @@ params! {
         pub x: Addr,
         /// bf16 or int8 `[n, k]`
         pub w: Addr,
-        /// bf16 or int8 `[n, k]`, for `swiglu`; else null.
+        /// bf16 or int8 `[n, k]`, second weight of `swiglu`; otherwise null.
         pub w2: Addr,
-        /// f32 `[n]`, with int8 weights; else null.
+        /// f32 `[n]`, scales of an int8 weight; otherwise null.
         pub scale: Addr,
-        /// f32 `[n]`, with int8 weights in `swiglu`; else null.
+        /// f32 `[n]`, scales of an int8 second weight; otherwise null.
         pub scale2: Addr,
         /// T `[n]` or null, for `linear`.
         pub bias: Addr,
@@ -56,15 +59,15 @@ params! {
 pub enum Weight {
     /// bf16.
     Bf16,
-    /// Signed bytes, with a scale for each row.
+    /// Signed bytes, with one scale a row.
     Int8,
 }
 
 /// The CUDA source.
 pub static SOURCE: Source = Source { name: "skinny", sm80: include_str!("sm80.cu"), params: &[Params::c_declaration] };
 
-/// A kernel for each type of x: `linear` or `swiglu`, its symbols (the second for so many columns that larger blocks keep
-/// a GPU busy too) and its cpu code.
+/// Declares a kernel for each dtype of x: `linear` or `swiglu`, its two symbols (the second for so many columns that
+/// larger blocks also fill a GPU) and its CPU code.
 macro_rules! kernels {
     ($($id:ident, $symbol:literal, $wide:expr, $columns:expr, $cpu:expr;)*) => {
         $(kernel!(pub $id, $symbol, Params, $cpu, &SOURCE, |p, arch| geometry(p, arch, $symbol, $wide, $columns));)*
@@ -81,7 +84,7 @@ kernels! {
     SWIGLU_INT8_F32, "skinny_swiglu_int8_f32", None, 16, cpu::swiglu_int8::<f32>;
 }
 
-/// A block for 16 rows of x and `columns` columns of y, or twice as many columns.
+/// Plans a block for 16 rows of x and `columns` columns of y, or twice as many columns.
 fn geometry(p: &Params, arch: &Arch, narrow: &'static str, wide: Option<&'static str>, columns: u32) -> Vec<Stage> {
     if p.m == 0 || p.n == 0 {
         return Vec::new();
@@ -91,12 +94,12 @@ fn geometry(p: &Params, arch: &Arch, narrow: &'static str, wide: Option<&'static
         Some(_) => (narrow, columns, 2),
         None => (narrow, columns, 4),
     };
-    // The sums of 8 warps, 16 rows each.
+    // Shared memory for the sums of 8 warps, 16 rows each.
     let shared = 8 * 16 * (8 * tiles + 8) * 4;
     vec![Stage { shared, ..Stage::linear(symbol, p.n.div_ceil(columns) * p.m.div_ceil(16), 256) }]
 }
 
-/// `y = x · wᵀ (· scale) (+ bias) (+ residual)`; `dtype` is that of x, bias, residual and y, F32 or BF16.
+/// Launches `y = x · wᵀ (· scale) (+ bias) (+ residual)`; `dtype` is that of x, bias, residual and y, F32 or BF16.
 pub fn linear(dtype: DType, weight: Weight, params: &Params) -> Launch {
     let kernel = match (dtype, weight) {
         (DType::F32, Weight::Bf16) => &LINEAR_F32,
@@ -107,7 +110,7 @@ pub fn linear(dtype: DType, weight: Weight, params: &Params) -> Launch {
     launch(kernel, dtype, weight, params, 1.0)
 }
 
-/// `y = silu(x · wᵀ (· scale)) · (x · w2ᵀ (· scale2))`; `dtype` is that of x and y, F32 or BF16.
+/// Launches `y = silu(x · wᵀ (· scale)) · (x · w2ᵀ (· scale2))`; `dtype` is that of x and y, F32 or BF16.
 pub fn swiglu(dtype: DType, weight: Weight, params: &Params) -> Launch {
     let kernel = match (dtype, weight) {
         (DType::F32, Weight::Bf16) => &SWIGLU_F32,
@@ -130,7 +133,7 @@ fn launch(kernel: &'static Kernel, dtype: DType, weight: Weight, p: &Params, wei
     Launch::kernel(kernel, p, Cost { flops: weights * 2.0 * m * n * k, bytes })
 }
 
-/// Sizes that tests and benches share: (m, n, k), k also off the units of 16 bytes that lanes take.
+/// Sizes (m, n, k) that tests and benches share, some with k off the 16-byte units that lanes load.
 pub fn cases() -> Vec<(usize, usize, usize)> {
     vec![
         (1, 1, 1),

@@ -1,4 +1,4 @@
-// Thin products: few rows of x against every row of a weight; formula and shapes: mod.rs.
+// skinny GEMM: few rows of x against every row of a weight; formula and shapes: mod.rs.
 //
 // A block takes COLUMNS rows of the weight (columns of y) and 16 rows of x; its 8 warps take the groups of k in turn, and
 // their sums are added in the order of the warps. Four lanes of a warp hold 16 bytes each of one row of the weight, which
@@ -32,7 +32,7 @@ struct i8 {
   signed char value;
 };
 
-// 16 bytes that are read once: they should not push x out of L1. PTX ISA 9.0, chapter 9.7.9.9.
+// Loads 16 bytes that are read once and should not evict x from L1. PTX ISA 9.0, chapter 9.7.9.9.
 __device__ __forceinline__ Words<16> load_once(const void* p) {
   Words<16> x;
   asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -41,7 +41,7 @@ __device__ __forceinline__ Words<16> load_once(const void* p) {
   return x;
 }
 
-// Elements at .. at + 16 / sizeof(T) of a row of k at p, zero beyond its end.
+// Loads elements at .. at + 16 / sizeof(T) of a row of k elements at p, zeros beyond its end.
 template <class T, class Load>
 __device__ __forceinline__ Words<16> load_unit(const T* p, int at, int k, bool vector, Load load) {
   constexpr int N = 16 / sizeof(T), PER_WORD = 4 / sizeof(T);
@@ -63,7 +63,7 @@ __device__ __forceinline__ Words<16> load_unit(const T* p, int at, int k, bool v
   return x;
 }
 
-// Eight elements of a weight's row, as pairs of bf16. `half`: which eight of a unit of 16 (int8).
+// Returns eight elements of a weight's row as pairs of bf16. `half`: which eight of a unit of 16 (int8).
 __device__ __forceinline__ void weights_of(const Words<16>& unit, int, u32 (&w)[4], bf16) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) w[i] = unit.word[i];
@@ -71,7 +71,7 @@ __device__ __forceinline__ void weights_of(const Words<16>& unit, int, u32 (&w)[
 __device__ __forceinline__ void weights_of(const Words<16>& unit, int half, u32 (&w)[4], i8) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    // 128 added to a byte makes it unsigned; put into the mantissa of 2^23 it is a number.
+    // Adding 128 makes a signed byte unsigned; in the mantissa of 2^23 it is then an f32 number.
     const u32 bytes = unit.word[2 * half + i / 2] ^ 0x80808080u;
     const float low = __uint_as_float(__byte_perm(bytes, 0x4b000000u, 0x7540 + i % 2 * 2)) - 8388736.0f;
     const float high = __uint_as_float(__byte_perm(bytes, 0x4b000000u, 0x7541 + i % 2 * 2)) - 8388736.0f;
@@ -79,7 +79,7 @@ __device__ __forceinline__ void weights_of(const Words<16>& unit, int half, u32 
   }
 }
 
-// Eight elements of a row of x as one or three sets of pairs of bf16, the smallest first.
+// Returns eight elements of a row of x as one or three sets of pairs of bf16, the smallest parts first.
 template <class T>
 struct Parts;
 template <>
@@ -115,19 +115,21 @@ struct Parts<float> {
   }
 };
 
-// A row of a weight of `rows` rows, or row 0 where there is none: its product is thrown away.
+// Returns a row of a weight of `rows` rows, or row 0 for an index beyond them, whose product is not stored.
 template <class W>
 __device__ __forceinline__ const W* weight_row(u64 weight, u32 row, u32 rows, u32 k) {
   return global<const W>(weight) + static_cast<u64>(row < rows ? row : 0) * k;
 }
 
-// T: of x and y; W: of the weight; TILES: of 8 rows of a weight; PAIR: half of the tiles are of the second weight.
+// T: dtype of x and y; W: of the weight; TILES: tiles of 8 weight rows; PAIR: half of the tiles belong to the second
+// weight.
 template <class T, class W, int TILES, bool PAIR>
 __device__ __forceinline__ void skinny(const Params& p) {
   constexpr int UNIT = 16 / sizeof(W), GROUP = 4 * UNIT;
   constexpr int WEIGHTS = PAIR ? 2 : 1, COLUMNS = 8 * TILES / WEIGHTS, PITCH = 8 * TILES + 8;
   using X = Parts<T>;
-  // Units of a weight in flight; three parts of x leave registers for half as many beside the sums of a wide block.
+  // Weight loads in flight; the three parts of an f32 x leave registers for half as many beside the sums of a wide
+  // block.
   constexpr int UNROLL = (X::COUNT > 1 && TILES == 4 && !PAIR ? 4 : 8) / TILES;
   const u32 column_blocks = ceil_div<u32>(p.n, COLUMNS);
   const u32 first_column = blockIdx.x % column_blocks * COLUMNS, first_row = blockIdx.x / column_blocks * ROWS;

@@ -1,4 +1,5 @@
-//! AVX2 with FMA: the portable tile of 6 × 16 (12 accumulators of 16 registers), and B transposed in registers.
+//! Matrix products with AVX2 and FMA: the portable tile of 6 × 16 (12 accumulators of 16 registers), and B transposed
+//! in registers.
 
 use super::portable::{self, tile};
 use super::{Code, Part, Source, Tile, Unit};
@@ -23,7 +24,7 @@ unsafe fn fixed<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc
     unsafe { tile::<MR, 16, true>(units, a, b, acc, add) }
 }
 
-/// 8 rows of 8 words become 8 columns.
+/// Transposes 8 rows of 8 words.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
@@ -45,10 +46,10 @@ fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
     out
 }
 
-/// The next at most 32 bytes of at most 8 rows; rows that do not exist and bytes beyond the end are 0.
+/// Loads the next 32 bytes (at most) of 8 rows (at most); missing rows and bytes beyond the end are 0.
 ///
 /// # Safety
-/// `bytes` are left in each of `rows` rows from `at` on, `stride` bytes apart.
+/// Each of `rows` rows has `bytes` readable bytes from `at`; rows are `stride` bytes apart.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 unsafe fn load(at: *const u8, stride: usize, rows: usize, bytes: usize) -> [__m256i; 8] {
@@ -71,7 +72,7 @@ unsafe fn load(at: *const u8, stride: usize, rows: usize, bytes: usize) -> [__m2
     r
 }
 
-/// The two units that a column of two bf16 a lane holds.
+/// Widens a column of two bf16 a lane to its two f32 units.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn widen(x: __m256i) -> [__m256i; 2] {
@@ -79,7 +80,7 @@ fn widen(x: __m256i) -> [__m256i; 2] {
 }
 
 /// # Safety
-/// AVX2; the part lies inside the source, and `dst` has room for `[part.units][width]`.
+/// The processor has AVX2; the part lies inside the source, and `dst` has room for `[part.units][width]`.
 unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
     // SAFETY: the caller's promise; a width of 16 is two groups of 8 rows.
     unsafe {
@@ -124,7 +125,8 @@ unsafe fn pack_rows(source: &Source, part: Part, dst: *mut u32) {
 }
 
 /// # Safety
-/// AVX2 and FMA; `a` holds `[units][m]` with `m` of 1 to 4, `rows` rows of `b` exist from `row` on, `acc` is `[m][16]`.
+/// The processor has AVX2 and FMA; `a` holds `[units][m]` with `m` of 1 to 4, `rows` rows of `b` exist from `row`,
+/// `acc` is `[m][16]`.
 unsafe fn thin(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
     for first in [0, 8] {
         let rows = rows.saturating_sub(first).min(8);
@@ -161,7 +163,7 @@ unsafe fn thin_rows<const M: usize, const WIDENED: bool>(
     let mut sums = [_mm256_setzero_ps(); M];
     for c in 0..stride.div_ceil(32) {
         for i in 0..8 {
-            // The next 8 rows. A hint: any address will do.
+            // Prefetches the next 8 rows. A prefetch may name any address.
             _mm_prefetch::<_MM_HINT_T0>(base.wrapping_add((8 + i) * stride + c * 32).cast());
         }
         // SAFETY: what is left of rows that exist.

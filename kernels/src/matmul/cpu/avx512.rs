@@ -1,4 +1,5 @@
-//! AVX-512, with and without the bf16 dot product: tiles of 12 × 32, 24 accumulators of 32 registers.
+//! Matrix products with AVX-512, with and without the bf16 dot product: tiles of 12 × 32, 24 accumulators of 32
+//! registers.
 
 use super::{Code, Direct, Part, Source, Tile, Unit};
 use std::arch::x86_64::*;
@@ -71,7 +72,7 @@ pub(super) static BF16: Code = Code {
     thin: Some((12, thin_bf16)),
 };
 
-/// `acc + b * a` in every lane, `a` one unit for all of them: the one instruction that sums are made of.
+/// `acc + b * a` in every lane, with `a` one unit for all lanes: the only instruction that sums are made of.
 macro_rules! step {
     (f32, $acc:expr, $b:expr, $a:expr) => {
         _mm512_fmadd_ps(_mm512_castsi512_ps($b), _mm512_set1_ps(f32::from_bits($a)), $acc)
@@ -91,7 +92,7 @@ macro_rules! step {
 macro_rules! tile {
     ($name:ident, $features:literal, $step:ident) => {
         /// # Safety
-        /// The features are there; `a` holds `[units][MR]`, `b` `[units][32]`, `acc` `[MR][32]`.
+        /// The processor has the named features; `a` holds `[units][MR]`, `b` `[units][32]`, `acc` `[MR][32]`.
         #[target_feature(enable = $features)]
         unsafe fn $name<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc: *mut f32, add: bool) {
             let mut sums = [[_mm512_setzero_ps(); 2]; MR];
@@ -129,10 +130,10 @@ macro_rules! tile {
 tile!(tile_f32, "avx512f,avx512bw", f32);
 tile!(tile_bf16, "avx512f,avx512bw,avx512bf16", bf16);
 
-/// The tile of f32 that reads A's rows where they lie, `stride` words apart.
+/// A tile of f32 that reads A's rows unpacked, `stride` words apart.
 ///
 /// # Safety
-/// AVX-512; `a` holds `[MR]` rows of the units, `b` `[units][32]`, `acc` is `[MR][32]`.
+/// The processor has AVX-512; `a` holds `[MR]` rows of the units, `b` `[units][32]`, `acc` is `[MR][32]`.
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn tile_direct<const MR: usize>(
     units: usize,
@@ -173,7 +174,7 @@ unsafe fn tile_direct<const MR: usize>(
     }
 }
 
-/// 16 rows of 16 words become 16 columns.
+/// Transposes 16 rows of 16 words.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
@@ -202,10 +203,10 @@ fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
     out
 }
 
-/// The next 64 bytes of 16 rows.
+/// Loads the next 64 bytes of 16 rows.
 ///
 /// # Safety
-/// They exist from `at` on, `stride` bytes apart.
+/// All 16 rows are readable from `at`, `stride` bytes apart.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 unsafe fn load(at: *const u8, stride: usize) -> [__m512i; 16] {
@@ -217,10 +218,10 @@ unsafe fn load(at: *const u8, stride: usize) -> [__m512i; 16] {
     r
 }
 
-/// The next at most 64 bytes of at most 16 rows; rows that do not exist and bytes beyond the end are 0.
+/// Loads the next 64 bytes (at most) of 16 rows (at most); missing rows and bytes beyond the end are 0.
 ///
 /// # Safety
-/// `bytes` are left in each of `rows` rows from `at` on, `stride` bytes apart.
+/// Each of `rows` rows has `bytes` readable bytes from `at`; rows are `stride` bytes apart.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 unsafe fn load_some(at: *const u8, stride: usize, rows: usize, bytes: usize) -> [__m512i; 16] {
@@ -235,7 +236,7 @@ unsafe fn load_some(at: *const u8, stride: usize, rows: usize, bytes: usize) -> 
 }
 
 /// # Safety
-/// AVX-512 F and BW; the part lies inside the source, and `dst` has room for `[part.units][width]`.
+/// The processor has AVX-512 F and BW; the part lies inside the source, and `dst` has room for `[part.units][width]`.
 unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
     for lane in (0..width).step_by(16) {
         let rows = part.rows.saturating_sub(lane).min(16);
@@ -269,7 +270,7 @@ unsafe fn pack_rows(source: &Source, part: Part, width: usize, lanes: usize, dst
         let at = (part.unit + u) * unit.bytes();
         let full = part.rows == 16 && end - at >= 64;
         for i in 0..part.rows {
-            // The next rows, as in the thin products.
+            // Prefetches the next rows, as the products of few rows do.
             _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add((16 + i) * stride + at).cast());
         }
         // SAFETY: bytes `at .. end` of rows that exist.
@@ -293,7 +294,7 @@ unsafe fn pack_rows(source: &Source, part: Part, width: usize, lanes: usize, dst
 }
 
 /// # Safety
-/// As [`pack_rows`], with k as the source's first dimension.
+/// As [`pack_rows`], for a source whose first dimension is k.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn pack_columns(source: &Source, part: Part, width: usize, lanes: usize, dst: *mut u32) {
     let mask = ((1u32 << lanes) - 1) as u16;
@@ -322,13 +323,14 @@ unsafe fn pack_columns(source: &Source, part: Part, width: usize, lanes: usize, 
     }
 }
 
-/// Lines of a row that a thin product fetches ahead.
+/// Cache lines of a row that a product of few rows prefetches ahead.
 const AHEAD: usize = 12;
 
 macro_rules! thin {
     ($name:ident, $inner:ident, $advance:ident, $features:literal, $step:ident, $widened:literal) => {
         /// # Safety
-        /// The features are there; `a` holds `[units][m]` with `m` of 1 to 12, `rows` rows of `b` exist from `row` on, `acc` is `[m][16]`.
+        /// The processor has the named features; `a` holds `[units][m]` with `m` of 1 to 12, `rows` rows of `b` exist
+        /// from `row`, `acc` is `[m][16]`.
         unsafe fn $name(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
             // SAFETY: the caller's promise.
             unsafe {
@@ -349,7 +351,8 @@ macro_rules! thin {
             }
         }
 
-        /// Adds `units` units, of which `columns` holds 16 (32 if they are to be widened) for 16 rows of B.
+        /// Adds `units` units to the sums; `columns` holds 16 of them (32 if they are to be widened) for 16 rows of
+        /// B.
         #[target_feature(enable = $features)]
         #[inline]
         unsafe fn $advance<const M: usize>(
@@ -385,8 +388,8 @@ macro_rules! thin {
             let mut sums = [_mm512_setzero_ps(); M];
             let whole = if rows >= 16 { stride / 64 } else { 0 };
             for c in 0..whole {
-                // A little ahead in the same rows, at their end in the next 16: so many short streams are more than the
-                // processor foresees. A hint: any address will do.
+                // Prefetches a little ahead in the same rows, at their end in the next 16 rows: the processor's own
+                // prefetcher does not follow so many short streams. A prefetch may name any address.
                 let ahead = match (c + AHEAD).checked_sub(whole) {
                     Some(c) => 16 * stride + c * 64,
                     None => (c + AHEAD) * 64,

@@ -1,15 +1,25 @@
-//! Matrix products on the cpu: both operands packed, a tile of C in registers, one fixed order of summation.
+//! Matrix products on the CPU: both operands are packed, a tile of C stays in registers, and there is one fixed order
+//! of summation.
 //!
-//! The order. Every element of C is one lane of one register. It starts at 0 and takes the *units* of k one after the other, each
-//! with one fused instruction; then it is multiplied by the scale; then bias, then (if asked) the old C is added, then it is rounded once to C's dtype. A unit is one k with
-//! f32 arithmetic, or two neighbouring k with the bf16 dot product (bf16 × bf16 where the processor has it). Nothing else enters: neither
-//! tile nor thread nor the block of k (a partial sum that is put aside and taken up again is the same f32).
+//! ```text
+//! for each panel of B (nr rows) and block of k:  pack B as [units][nr]          # a task of one thread
+//!     for each tile of A (mr rows, packed as [units][mr]):
+//!         for each unit u of k:  acc[i][j] = fma(a[u][i], b[u][j], acc[i][j])    # mr x nr lanes in registers
+//! after the last block of k:  C = round(scale * acc + bias (+ old C))
+//! ```
 //!
-//! The data. A unit is 4 bytes in either arithmetic. `mr` rows of A are packed as `[units][mr]`, `nr` rows of B as `[units][nr]`: so a
-//! step of the inner loop loads `nr` lanes of B and multiplies them by `mr` single units of A. Transposed and bf16 operands differ only in
-//! how they are packed. With few rows of A the time is that of reading B: [`Code::thin`] then transposes B inside registers and stores nothing.
+//! **Order.** Every element of C is one lane of one register. It starts at 0 and takes the *units* of k in order,
+//! each with one fused instruction. Then it is multiplied by the scale, bias and (if requested) the old C are added,
+//! and it is rounded once to C's dtype. A unit is one k in f32 arithmetic, or two neighbouring k with the bf16 dot
+//! product (bf16 × bf16 where the processor has it). The order depends on nothing else: not on tile, thread or block
+//! of k (a partial sum that is stored and continued is the same f32).
+//!
+//! **Data.** A unit has 4 bytes in either arithmetic. A step of the inner loop loads `nr` lanes of B and multiplies
+//! them by `mr` single units of A. Transposed and bf16 operands differ only in how they are packed. With few rows of
+//! A the time is that of reading B: [`Code::thin`] then transposes B inside registers and stores nothing.
 #![allow(unsafe_code)]
-// Arrays of registers: loops over constant ranges unroll whole, and what is an index into two of them reads best as one.
+// Arrays of registers: loops over constant ranges unroll completely, and an index into two arrays reads best as one
+// loop variable.
 #![allow(clippy::needless_range_loop)]
 
 #[cfg(target_arch = "x86_64")]
@@ -25,34 +35,35 @@ use crate::{DType, Element, Team, simd_fn};
 use half::bf16;
 use std::cell::RefCell;
 
-/// Most units of k whose B stays packed at a time: 64 columns of it then fill a quarter of a second-level cache.
+/// Maximum units of k for which B stays packed at a time: 64 columns of it then fill a quarter of a second-level
+/// cache.
 const UNITS: usize = 1024;
-/// Most rows of A that one task takes through its block of B.
+/// Maximum rows of A that one task multiplies with its block of B.
 const TASK_ROWS: usize = 512;
-/// Most units of A's rows that are read where they are: rows further apart would meet in few sets of the cache.
+/// Maximum units a row for which A is read unpacked: rows further apart would share few sets of the cache.
 const DIRECT_UNITS: usize = 512;
-/// Tiles of A for each thread from which on every thread has rows of its own.
+/// Tiles of A a thread from which on every thread gets rows of its own.
 const OWN_TILES: usize = 4;
 /// Bytes of packed A at a time.
 const PACKED_A: usize = 16 << 20;
-/// Bytes of B that a task of a thin product reads at most: the rows after a group are fetched ahead, which is of use only
-/// where the same thread takes them.
+/// Maximum bytes of B that a task of a product with few rows reads: the rows after a group are prefetched, which
+/// helps only if the same thread reads them.
 const THIN_BYTES: usize = 2048 << 10;
-/// Rows of B that a thin product takes at a time.
+/// Rows of B that a product with few rows of A reads at a time.
 const THIN_ROWS: usize = 16;
-/// Most rows of A that any code has a thin product for.
+/// Maximum rows of A for which any instruction set has code for few rows.
 const THIN_MOST: usize = 12;
 /// Units of A below which packing is not worth a second thread.
 const PACK_ALONE: usize = 16 << 10;
 
-/// What a unit is made of in memory.
+/// The stored form of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unit {
     /// An f32.
     F32,
     /// A bf16 that is packed as an f32.
     Widened,
-    /// Two neighbouring bf16 of one row; a zero follows an odd last one.
+    /// Two neighbouring bf16 of one row; an odd last one is followed by a zero.
     Pair,
 }
 
@@ -97,27 +108,27 @@ struct Part {
 
 /// `tile(units, a, b, acc, add)`: `acc[i][j] = (add ? acc[i][j] : 0) + sum over u of a[u][i] * b[u][j]`.
 type Tile = unsafe fn(usize, *const u32, *const u32, *mut f32, bool);
-/// [`Tile`] with `a[i * stride + u]`: rows of A as they lie, `stride` words apart.
+/// A [`Tile`] that reads A's rows unpacked: `a[i * stride + u]`, rows `stride` words apart.
 type Direct = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, bool);
 /// `pack(source, part, width, dst)`: `dst[u][i]` is unit `u` of row `i`; lanes from `part.rows` to `width` are 0.
 type Pack = unsafe fn(&Source, Part, usize, *mut u32);
 /// `thin(m, a, b, row, rows, acc)`: at most [`THIN_ROWS`] rows of B as stored against `m` packed rows of A; `acc` is `[m][THIN_ROWS]`.
 type Thin = unsafe fn(usize, *const u32, &Source, usize, usize, *mut f32);
 
-/// The code of one instruction set and arithmetic.
+/// The functions for one instruction set and arithmetic.
 struct Code {
     mr: usize,
     nr: usize,
-    /// By rows of A less one: `mr` of them.
+    /// Tile functions for 1 to `mr` rows of A, by rows less one.
     tiles: &'static [Tile],
-    /// The same for rows of A that need no packing: f32, not transposed.
+    /// Tile functions for rows of A that need no packing: f32, not transposed.
     direct: Option<&'static [Direct]>,
     pack: Pack,
-    /// For at most so many rows of A (never more than [`THIN_MOST`]), and B not transposed.
+    /// The function for few rows of A (at most this many, never more than [`THIN_MOST`]) and B not transposed.
     thin: Option<(usize, Thin)>,
 }
 
-/// Grows and never shrinks; starts at a cache line.
+/// A buffer that grows and never shrinks; it starts at a cache line.
 #[derive(Default)]
 struct Scratch(Vec<Line>);
 
@@ -137,13 +148,13 @@ impl Scratch {
 }
 
 thread_local! {
-    /// Packed A, of the thread that launches.
+    /// Packed A, owned by the thread that launches.
     static LAUNCH: RefCell<Scratch> = RefCell::default();
-    /// Packed B and partial sums, of the thread that computes.
+    /// Packed B and partial sums, owned by the thread that computes.
     static TASK: RefCell<Scratch> = RefCell::default();
 }
 
-/// A pointer to packed units that tasks fill or read at places of their own.
+/// A pointer to packed units that tasks write or read at disjoint offsets.
 #[derive(Clone, Copy)]
 struct Packed(*mut u32);
 // SAFETY: see above; the phases of a product are separated by `Team::run`.
@@ -153,7 +164,7 @@ unsafe impl Sync for Packed {}
 
 impl Packed {
     /// # Safety
-    /// Inside the array.
+    /// `offset` lies inside the array.
     unsafe fn at(&self, offset: usize) -> *mut u32 {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(offset) }
@@ -169,7 +180,7 @@ pub unsafe fn run(p: &Matmul, team: &Team) {
     unsafe { run_on(isa(), p, team) }
 }
 
-/// [`run`] with the code of `isa`, which this machine must have.
+/// [`run`] with the code of instruction set `isa`, which this machine must have.
 pub(super) unsafe fn run_on(isa: Isa, p: &Matmul, team: &Team) {
     let both_bf16 = p.a.dtype == DType::BF16 && p.b.dtype == DType::BF16;
     let (code, pairs): (&Code, bool) = match isa {
@@ -247,11 +258,11 @@ impl<'a, T: Element> Product<'a, T> {
         }
     }
 
-    /// All columns of some rows, whose A is packed as a whole.
+    /// Computes all columns of some rows, whose A is packed completely.
     unsafe fn block(&self, row: usize, rows: usize, scratch: &mut Scratch) {
         let nr = self.code.nr;
         let tiles = rows.div_ceil(self.code.mr);
-        // Tiles of one height, not full ones and a rest.
+        // Tiles of equal height, instead of full tiles and a small rest.
         let mr = rows.div_ceil(tiles);
         let packed = Packed(scratch.words(tiles * mr * self.units));
         let pack = |tile: usize| {
@@ -269,11 +280,12 @@ impl<'a, T: Element> Product<'a, T> {
         }
         let panels = self.n.div_ceil(nr);
         let threads = self.team.threads();
-        // Many rows: each thread has its own, which are then in its cache for what follows, at the price of packing B once more.
+        // With many rows each thread gets its own, which are then in its cache for the next launch, at the price of
+        // packing B once a thread.
         let own = if tiles >= OWN_TILES * threads { threads } else { 1 };
         let wide = if panels.div_ceil(2) * own >= 4 * threads || threads == 1 { 2 } else { 1 };
         let columns = panels.div_ceil(wide);
-        // Few columns: rows are divided as well.
+        // With few columns the rows are divided as well.
         let least = if columns * own >= 2 * threads || threads == 1 { own } else { (2 * threads).div_ceil(columns) };
         let parts = rows.div_ceil(TASK_ROWS).max(least).next_multiple_of(own).min(tiles);
         self.team.run(columns * parts, |task| {
@@ -285,13 +297,13 @@ impl<'a, T: Element> Product<'a, T> {
         });
     }
 
-    /// The tiles that read A where it lies, if it can be.
+    /// Returns the tile functions that read A unpacked, if A allows it.
     fn direct(&self) -> Option<&'static [Direct]> {
         let fits = self.a.unit == Unit::F32 && !self.a.transposed && self.units <= DIRECT_UNITS;
         self.code.direct.filter(|_| fits)
     }
 
-    /// Some tiles of A, of `mr` rows, against some panels of B.
+    /// Multiplies some tiles of A, of `mr` rows each, with some panels of B.
     #[allow(clippy::too_many_arguments)]
     unsafe fn task(
         &self,
@@ -305,7 +317,7 @@ impl<'a, T: Element> Product<'a, T> {
     ) {
         let nr = self.code.nr;
         let blocks = self.units.div_ceil(UNITS).max(1);
-        // Multiples of 32 units: whole cache lines of B's rows.
+        // Multiples of 32 units are whole cache lines of B's rows.
         let step = self.units.div_ceil(blocks).next_multiple_of(32);
         let area = mr * nr;
         let b_words = panels.len() * step * nr;
@@ -348,7 +360,7 @@ impl<'a, T: Element> Product<'a, T> {
         }
     }
 
-    /// Few rows of A: B is read once, as stored, in runs of whole rows.
+    /// The product for few rows of A: B is read once, unpacked, in runs of whole rows.
     unsafe fn thin(&self, thin: Thin, scratch: &mut Scratch) {
         let a = Packed(scratch.words(self.m * self.units));
         let part = Part { row: 0, rows: self.m, unit: 0, units: self.units };
@@ -369,7 +381,7 @@ impl<'a, T: Element> Product<'a, T> {
         });
     }
 
-    /// Scale, bias, old C and the one rounding, for sums of `width` columns from `[row, column]` on.
+    /// Applies scale, bias, old C and the one rounding to sums of `width` columns from `[row, column]`.
     fn finish(&self, acc: &[f32], width: usize, row: usize, column: usize) {
         let columns = width.min(self.n - column);
         let bias = if self.bias.is_empty() { &[] } else { &self.bias[column..column + columns] };
@@ -397,7 +409,8 @@ simd_fn! {
     }
 }
 
-/// How many runs of groups, none longer than `most`: as many for each thread, so that threads end together.
+/// Returns the number of runs of at most `most` groups: the same number for each thread, so that threads end
+/// together.
 fn runs(groups: usize, most: usize, threads: usize) -> usize {
     groups.div_ceil(most).next_multiple_of(threads).min(groups).max(1)
 }

@@ -1,8 +1,8 @@
-//! Plain loops over arrays that the compiler turns into vector code of whatever the target has.
+//! Matrix products as plain loops over arrays, which the compiler turns into vector code of the target.
 
 use super::{Code, Part, Source, Tile, Unit};
 
-/// 6 × 8: 12 accumulators of 4 lanes.
+/// Tiles of 6 × 8: 12 accumulators of 4 lanes.
 pub(super) static PLAIN: Code = Code {
     mr: 6,
     nr: 8,
@@ -42,7 +42,7 @@ pub(super) unsafe fn tile<const MR: usize, const NR: usize, const FMA: bool>(
     for (a, b) in a.iter().zip(b) {
         for i in 0..MR {
             for j in 0..NR {
-                // Without the instruction a fused multiply-add would be a library call.
+                // On a processor without FMA, `mul_add` would be a library call.
                 sums[i][j] = if FMA { a[i].mul_add(b[j], sums[i][j]) } else { a[i] * b[j] + sums[i][j] };
             }
         }

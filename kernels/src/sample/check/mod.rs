@@ -15,7 +15,7 @@ checks!(
     a_whole_vocabulary_follows_the_formula,
 );
 
-/// A batch whose rows share all settings but the position.
+/// A batch whose rows share all settings except the position of the random numbers.
 #[derive(Clone)]
 struct Batch {
     logits: Vec<f32>,
@@ -120,8 +120,8 @@ fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| x as f64).collect()
 }
 
-/// Logits on a grid, so that two of them are equal or well apart: their order does not hang on a rounding. The penalties
-/// below keep that so.
+/// Returns logits on a grid: two of them are equal or well apart, so their order does not depend on a rounding. The
+/// penalties below preserve that.
 fn any_logits(picks: &mut Picks, vocab: usize) -> Vec<f32> {
     let steps = (1 << picks.size(0, 7)) as f32;
     numbers(vocab, picks.any(), 3.0).iter().map(|x| (x * steps).round() / steps).collect()
@@ -171,7 +171,7 @@ fn generated_rows_follow_the_formula() {
     assert_rounded("log-probabilities", F32, &held.got, &held.with, &held.want, OF_ONE);
 }
 
-/// Log-probabilities, beside what they should be with roundings and without.
+/// Log-probabilities of the kernel beside the formula's, with and without roundings.
 #[derive(Default)]
 struct Held {
     got: Vec<f32>,
@@ -180,7 +180,7 @@ struct Held {
 }
 
 impl Held {
-    /// One of `id` under softmax(logits · s), each good to a millionth.
+    /// Compares the log-probability of `id` under softmax(logits · s); an error of a millionth is allowed.
     fn hold(&mut self, case: &str, got: f32, logits: &[f64], id: i32, s: f64) {
         let want = log_prob(logits, id, s);
         let near = got as f64 == want || (got as f64 - want).abs() <= 1e-6 * (1.0 + want.abs());
@@ -193,7 +193,7 @@ impl Held {
     }
 }
 
-/// All that the kernel writes about a row, drawn and greedy.
+/// Checks every output of the kernel for one row, sampled and greedy.
 fn check(case: &str, logits: &[f32], s: &Settings, seed: u64, position: i32, held: &mut Held) {
     let wide = wide(logits);
     let batch = Batch { logits: logits.to_vec(), settings: s.clone(), seed, positions: vec![position] };
@@ -267,7 +267,7 @@ fn nothing_to_choose_from() {
 }
 
 fn a_whole_vocabulary_follows_the_formula() {
-    // Interpreted, a part of it has to do.
+    // On the simulator a smaller vocabulary must do.
     let vocab = if is_cuda() { 20_011 } else { 152_064 };
     let logits: Vec<f32> = numbers(vocab, 8, 2.5).iter().map(|x| (x * 16.0).round() / 16.0).collect();
     let s = Settings { top_p: 0.9, top_k: 4000, history: vec![5, 5, 20_000], penalty: 1.25, ..settings() };

@@ -1,7 +1,7 @@
 use super::*;
 use crate::sample::cpu::kept_weights;
 
-/// χ² of the counts of `draws` tokens against probabilities, with its degrees of freedom.
+/// Returns χ² of the sampled counts against probabilities, and its degrees of freedom.
 fn chi_square(ids: &[i32], expected: &[(usize, f64)]) -> (f64, f64) {
     let n = ids.len() as f64;
     let count = |id: usize| ids.iter().filter(|&&x| x == id as i32).count() as f64;
@@ -19,13 +19,13 @@ fn keeps_what_the_formula_keeps() {
         if ranked.is_empty() {
             continue;
         }
-        // A weight of min-p of the largest may fall on either side.
+        // A token whose weight is within a rounding of min-p times the largest may be kept or dropped.
         let shares = [s.min_p - 1e-6, s.min_p + 1e-6].map(|share| share.min(1.0) * ranked[0].1);
         let weights = kept_weights(&logits, &s);
         let mut in_top_k = vec![false; logits.len()];
         for (rank, &(id, p, before)) in ranked.iter().enumerate() {
             in_top_k[id] = true;
-            // A weight below f32's range counts as none.
+            // A weight below f32's range counts as 0.
             if rank == 0 || (before < s.top_p - 1e-6 && p > 1e-30 && p > shares[1]) {
                 assert!(weights[id] > 0.0, "case {i}, {s:?}: token {id}, p {p} after {before}, was dropped");
             } else if p < shares[0] || (before > s.top_p + 1e-6 && s.top_p < 1.0) {
@@ -40,7 +40,7 @@ fn keeps_what_the_formula_keeps() {
 
 #[test]
 fn draws_follow_the_distribution() {
-    // Without the outlier at 13, beside which all others are rare.
+    // Leaves out the outlier at index 13, beside which all other tokens would be rare.
     let (rows, row) = (20_000, numbers(60, 5, 1.0).split_off(20));
     for (seed, top_p, top_k, temperature) in [(1, 1.0, 0, 1.0), (2, 0.8, 0, 1.0), (3, 1.0, 7, 0.7), (4, 0.9, 20, 1.5)] {
         let s = Settings { temperature, top_p, top_k, ..settings() };
@@ -51,7 +51,8 @@ fn draws_follow_the_distribution() {
         kept.retain(|t| t.2 < top_p);
         let all: f64 = kept.iter().map(|t| t.1).sum();
         let (chi, freedom) = chi_square(&ids, &kept.iter().map(|t| (t.0, t.1 / all)).collect::<Vec<_>>());
-        // Mean `freedom`, variance `2 freedom`: five standard deviations either way. The seeds are fixed.
+        // χ² has mean `freedom` and variance `2 freedom`: allows five standard deviations either way. The seeds are
+        // fixed.
         assert!((chi - freedom).abs() < 5.0 * (2.0 * freedom).sqrt(), "seed {seed}: chi² {chi} of {freedom}");
     }
 }
@@ -72,7 +73,7 @@ fn ties_at_the_borders() {
 #[test]
 fn a_whole_vocabulary() {
     let vocab = 152_064;
-    // Flat: everything must be ranked. Peaked: next to nothing.
+    // A flat distribution, where every token must be ranked, and a peaked one, where almost none must be.
     for (scale, top_p) in [(0.0, 0.95), (0.3, 0.95), (3.0, 0.95), (3.0, 0.001)] {
         let row = numbers(vocab, 3, scale);
         let s = Settings { top_p, ..settings() };
@@ -81,15 +82,15 @@ fn a_whole_vocabulary() {
         let want = formula::ranked(&wide(&row), &s).iter().filter(|t| t.2 < top_p).count() as i64;
         assert!((kept - want).abs() <= 1 + want / 10_000, "scale {scale}, p {top_p}: {kept} kept, want {want}");
         let k = 50;
-        // Hot enough that no weight leaves f32's range.
+        // The temperature is high enough that no weight leaves f32's range.
         let weights = kept_weights(&row, &Settings { top_k: k, temperature: 5.0, ..settings() });
         let kept = weights.iter().filter(|w| **w > 0.0).count();
         assert!(if scale == 0.0 { kept == vocab } else { kept == k }, "scale {scale}: {kept} of {k}");
     }
 }
 
-/// How often the row is asked for, all but the first time from L2: once for the greedy token, again for log-probabilities, and
-/// for a draw as often as sm80.cu says.
+/// Counts reads of a row, all but the first from L2: once for the greedy token, again for log-probabilities, and for
+/// a sampled token as often as sm80.cu says.
 #[test]
 fn a_row_is_read_as_often_as_it_must() {
     crate::checks::on_sim(|| {

@@ -12,7 +12,7 @@ checks!(
     a_row_does_not_know_its_batch,
 );
 
-/// A weight with its scales, as stored and as numbers.
+/// A weight with its scales, as stored and as f64 numbers.
 struct Stored {
     bf16: Data,
     bytes: Vec<i8>,
@@ -35,7 +35,7 @@ impl Stored {
         }
     }
 
-    /// The product in f32, the exact one, and that of magnitudes.
+    /// Returns the product in f32, the exact product, and the product of magnitudes.
     fn products(&self, x: &Data, k: usize) -> [Vec<f64>; 3] {
         let of = |w: &[f64], scale: &[f64]| {
             let size = |x: &[f64]| x.iter().map(|x| x.abs()).collect::<Vec<f64>>();
@@ -56,8 +56,7 @@ impl Stored {
 type Product = fn(&[f64], &[f64], &[f64], usize) -> Vec<f64>;
 const FORMULAS: [Product; 2] = [formula::product_rounded, formula::product];
 
-/// How many times the error of one rounding that of sums may be: as many times as the `sizes` of their terms, added up, are those
-/// of the sums.
+/// Tolerance of sums, in roundings: proportional to the magnitudes of their terms (`sizes`) relative to the sums.
 fn of_one(dtype: DType, sizes: &[f64], sums: &[f64]) -> f64 {
     let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
     if dtype == F32 { OF_ONE * (1.0 + norm(sizes) / norm(sums).max(1e-30)) } else { OF_ONE }
@@ -157,7 +156,7 @@ fn swiglu_equals_the_formula() {
         let [[with_gate, gate, gate_size], [with_up, up, up_size]] =
             given.weights.each_ref().map(|w| w.products(&given.x, k));
         let (with, want) = (formula::swiglu_rounded(&with_gate, &with_up), formula::swiglu(&gate, &up));
-        // A gate passes its error on times its size.
+        // An error of the gate is multiplied by the gate's magnitude.
         let largest = gate.iter().fold(1.0f64, |a, g| a.max(g.abs()));
         let terms = of_one(dtype, &gate_size, &gate) + of_one(dtype, &up_size, &up);
         let of_one = if dtype == F32 { largest.sqrt() * terms } else { OF_ONE };

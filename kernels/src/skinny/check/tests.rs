@@ -10,7 +10,7 @@ fn the_weight_is_read_once_and_without_bank_conflicts() {
                 let launch = launch(BF16, kind, &given.params(&y, 1));
                 let (count, cost) = (crate::checks::counted(&launch), launch.cost());
                 let bytes = (count.global_read + count.global_written) as f64;
-                // x is read again by every block of 16 columns: 1/16 of a bf16 weight, 1/8 of an int8 weight.
+                // Every block of 16 columns reads x again: 1/16 of the bytes of a bf16 weight, 1/8 of an int8 weight.
                 let again = if kind == Weight::Bf16 { 1.1 } else { 1.17 };
                 assert!(bytes <= again * cost.bytes, "{}: {bytes} bytes, {} at least", launch.name(), cost.bytes);
                 let extra = count.wavefronts - count.wavefronts_least;
@@ -20,7 +20,8 @@ fn the_weight_is_read_once_and_without_bank_conflicts() {
     });
 }
 
-/// A block of 16 columns (32 where there are many) asks for all of x again, from L2: with 16 rows as much as for the weight.
+/// Every block of 16 columns (32 where there are many) reads all of x again, from L2: with 16 rows as many bytes as
+/// the weight has.
 #[test]
 fn sixteen_rows_are_read_again_by_each_block() {
     crate::checks::on_sim(|| {
