@@ -1,6 +1,6 @@
 //! Types of buffers' elements: their names, how values become bytes, and what buffers are filled with.
 
-use crate::alu::soft::{BF16, E4M3, F16, Mode, narrow, widen};
+use crate::alu::soft_float::{BF16, E4M3, F16, RoundingMode, decode_float, encode_float};
 
 /// Type of an element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,11 +86,11 @@ impl ElementType {
             ElementType::I32 => to.extend((whole as i32).to_le_bytes()),
             ElementType::U64 => to.extend((whole as u64).to_le_bytes()),
             ElementType::I64 => to.extend((whole as i64).to_le_bytes()),
-            ElementType::F16 => to.extend((narrow(value, F16, Mode::Nearest) as u16).to_le_bytes()),
-            ElementType::Bf16 => to.extend((narrow(value, BF16, Mode::Nearest) as u16).to_le_bytes()),
+            ElementType::F16 => to.extend((encode_float(value, F16, RoundingMode::Nearest) as u16).to_le_bytes()),
+            ElementType::Bf16 => to.extend((encode_float(value, BF16, RoundingMode::Nearest) as u16).to_le_bytes()),
             ElementType::F32 => to.extend((value as f32).to_le_bytes()),
             ElementType::F64 => to.extend(value.to_le_bytes()),
-            ElementType::E4m3 => to.push(narrow(value.clamp(-448.0, 448.0), E4M3, Mode::Nearest) as u8),
+            ElementType::E4m3 => to.push(encode_float(value.clamp(-448.0, 448.0), E4M3, RoundingMode::Nearest) as u8),
         }
     }
 
@@ -105,11 +105,11 @@ impl ElementType {
             ElementType::I16 => (bits as i16).to_string(),
             ElementType::I32 => (bits as i32).to_string(),
             ElementType::I64 => (bits as i64).to_string(),
-            ElementType::F16 => widen(bits, F16).to_string(),
-            ElementType::Bf16 => widen(bits, BF16).to_string(),
+            ElementType::F16 => decode_float(bits, F16).to_string(),
+            ElementType::Bf16 => decode_float(bits, BF16).to_string(),
             ElementType::F32 => f32::from_bits(bits as u32).to_string(),
             ElementType::F64 => f64::from_bits(bits).to_string(),
-            ElementType::E4m3 => widen(bits, E4M3).to_string(),
+            ElementType::E4m3 => decode_float(bits, E4M3).to_string(),
         }
     }
 

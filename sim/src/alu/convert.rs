@@ -2,112 +2,118 @@
 //!
 //! Source: PTX ISA 9.0, chapter 9.7.9.21.
 
-use super::cold::Flags;
-use super::f32s::{self, flush};
-use super::int::{clamp, extend, ones};
-use super::soft::{BF16, E4M3, E5M2, F16, F32, F64, Format, Mode, TF32, Wide, narrow, widen};
+use super::f32_math::{self, flush};
+use super::integer::{clamp_to_type, low_bits_mask, sign_or_zero_extend};
+use super::scalar::ScalarFlags;
+use super::soft_float::{
+    BF16, E4M3, E5M2, ExactFloat, F16, F32, F64, FloatFormat, RoundingMode, TF32, decode_float, encode_float,
+};
 
 /// A source or destination of a conversion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum NumberFormat {
     /// Bits, and whether it is signed.
     Int(u32, bool),
     /// A format.
-    Float(Format),
+    Float(FloatFormat),
 }
 
-const KINDS: [Kind; 14] = [
-    Kind::Int(8, false),
-    Kind::Int(16, false),
-    Kind::Int(32, false),
-    Kind::Int(64, false),
-    Kind::Int(8, true),
-    Kind::Int(16, true),
-    Kind::Int(32, true),
-    Kind::Int(64, true),
-    Kind::Float(F16),
-    Kind::Float(BF16),
-    Kind::Float(F32),
-    Kind::Float(F64),
-    Kind::Float(TF32),
-    Kind::Float(E4M3),
+const NUMBER_FORMATS: [NumberFormat; 14] = [
+    NumberFormat::Int(8, false),
+    NumberFormat::Int(16, false),
+    NumberFormat::Int(32, false),
+    NumberFormat::Int(64, false),
+    NumberFormat::Int(8, true),
+    NumberFormat::Int(16, true),
+    NumberFormat::Int(32, true),
+    NumberFormat::Int(64, true),
+    NumberFormat::Float(F16),
+    NumberFormat::Float(BF16),
+    NumberFormat::Float(F32),
+    NumberFormat::Float(F64),
+    NumberFormat::Float(TF32),
+    NumberFormat::Float(E4M3),
 ];
 
-/// The number of a kind, for [`Flags::bits`] (source) and the low half of [`Flags::wide`] (destination).
-pub fn index(kind: Kind) -> Option<u8> {
-    KINDS.iter().position(|k| *k == kind).map(|i| i as u8)
+/// The number of a kind, for [`ScalarFlags::bits`] (source) and the low half of [`ScalarFlags::wide`] (destination).
+pub fn index(kind: NumberFormat) -> Option<u8> {
+    NUMBER_FORMATS.iter().position(|k| *k == kind).map(|i| i as u8)
 }
 
 /// To an integral value, as the mode says.
-fn integral(x: f64, mode: Mode) -> f64 {
+fn integral(x: f64, mode: RoundingMode) -> f64 {
     match mode {
-        Mode::Nearest => x.round_ties_even(),
-        Mode::Away => x.round(),
-        Mode::Zero => x.trunc(),
-        Mode::Down => x.floor(),
-        Mode::Up => x.ceil(),
+        RoundingMode::Nearest => x.round_ties_even(),
+        RoundingMode::Away => x.round(),
+        RoundingMode::Zero => x.trunc(),
+        RoundingMode::Down => x.floor(),
+        RoundingMode::Up => x.ceil(),
     }
 }
 
 /// One number to another. Of the flags: `bits` and the low four bits of `wide` are kinds, the upper four of `wide` the bytes
-/// of the destination's register, `other` an integer rounding (`.rni` …), `strict` is `.satfinite`.
-pub fn cvt(f: Flags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    let (from, to) = (KINDS[f.bits as usize], KINDS[f.wide as usize & 15]);
+/// of the destination's register, `variant` an integer rounding (`.rni` …), `strict` is `.satfinite`.
+pub fn cvt(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    let (from, to) = (NUMBER_FORMATS[f.bits as usize], NUMBER_FORMATS[f.wide as usize & 15]);
     let register = (f.wide as u32 >> 4) * 8;
     match (from, to) {
-        (Kind::Int(bits, signed), Kind::Int(to, to_signed)) => {
-            let x = extend(a, bits, signed);
-            let x = if f.sat { clamp(x, to, to_signed) } else { extend(x as u64, to, to_signed) };
-            x as u64 & ones(register)
+        (NumberFormat::Int(bits, signed), NumberFormat::Int(to, to_signed)) => {
+            let x = sign_or_zero_extend(a, bits, signed);
+            let x = if f.sat { clamp_to_type(x, to, to_signed) } else { sign_or_zero_extend(x as u64, to, to_signed) };
+            x as u64 & low_bits_mask(register)
         }
-        (Kind::Float(format), Kind::Int(to, signed)) => {
+        (NumberFormat::Float(format), NumberFormat::Int(to, signed)) => {
             let x = source(f, a, format);
             let x = if x.is_nan() {
                 let zero = format != F64 && to != 64;
-                if zero { 0 } else { extend(1 << (to - 1), to, signed) }
+                if zero { 0 } else { sign_or_zero_extend(1 << (to - 1), to, signed) }
             } else {
                 // The cast saturates far outside any type.
-                clamp(integral(x, f.mode) as i128, to, signed)
+                clamp_to_type(integral(x, f.rounding) as i128, to, signed)
             };
-            x as u64 & ones(register)
+            x as u64 & low_bits_mask(register)
         }
-        (Kind::Int(bits, signed), Kind::Float(format)) => {
-            let x = extend(a, bits, signed);
+        (NumberFormat::Int(bits, signed), NumberFormat::Float(format)) => {
+            let x = sign_or_zero_extend(a, bits, signed);
             let x = if f.sat { x.clamp(0, 1) } else { x };
-            Wide::integer(x).round(format, f.mode)
+            ExactFloat::integer(x).round(format, f.rounding)
         }
-        (Kind::Float(_), Kind::Float(TF32)) if f.mode == Mode::Away && f32s::is_nan(a as u32) => nan_to_tf32(f, a),
-        (Kind::Float(format), Kind::Float(to)) => {
+        (NumberFormat::Float(_), NumberFormat::Float(TF32))
+            if f.rounding == RoundingMode::Away && f32_math::is_nan(a as u32) =>
+        {
+            nan_to_tf32(f, a)
+        }
+        (NumberFormat::Float(format), NumberFormat::Float(to)) => {
             // An H200 does not flush what becomes an f16, whatever `.ftz` says.
-            let x = source(Flags { ftz: f.ftz && to != F16, ..f }, a, format);
-            let x = if f.other { integral(x, f.mode) } else { x };
+            let x = source(ScalarFlags { ftz: f.ftz && to != F16, ..f }, a, format);
+            let x = if f.variant { integral(x, f.rounding) } else { x };
             to_float(f, x, to)
         }
     }
 }
 
 /// `.rna` cuts a NaN like a number, as an H200 does: one whose upper bits are zero becomes infinite.
-fn nan_to_tf32(f: Flags, a: u64) -> u64 {
+fn nan_to_tf32(f: ScalarFlags, a: u64) -> u64 {
     let cut = a & 0xffff_e000;
-    if f32s::is_nan(cut as u32) || !f.strict { cut } else { cut - 0x2000 }
+    if f32_math::is_nan(cut as u32) || !f.strict { cut } else { cut - 0x2000 }
 }
 
-/// The value of a source, an f32's subnormals flushed if `.ftz`.
-fn source(f: Flags, a: u64, format: Format) -> f64 {
+/// The value of a source, an f32's subnormals round_and_flush if `.ftz`.
+fn source(f: ScalarFlags, a: u64, format: FloatFormat) -> f64 {
     let a = if format == F32 { flush(a as u32, f.ftz) as u64 } else { a };
     match format {
         F64 => f64::from_bits(a),
         F32 => f32::from_bits(a as u32) as f64,
-        _ => widen(a, format),
+        _ => decode_float(a, format),
     }
 }
 
 /// Rounds to a format with `.sat`, `.relu`, `.satfinite` and `.ftz`.
-fn to_float(f: Flags, x: f64, to: Format) -> u64 {
+fn to_float(f: ScalarFlags, x: f64, to: FloatFormat) -> u64 {
     let x = if f.sat && !(x > 0.0) { 0.0 } else { x };
     let x = if f.sat && x > 1.0 { 1.0 } else { x };
     let x = if f.relu && x <= 0.0 { 0.0 } else { x };
-    let bits = narrow(x, to, f.mode);
+    let bits = encode_float(x, to, f.rounding);
     let magnitude = bits & ((1 << to.sign) - 1);
     let bits = if f.strict && !x.is_nan() && magnitude > to.largest { bits - (magnitude - to.largest) } else { bits };
     match to {
@@ -118,28 +124,28 @@ fn to_float(f: Flags, x: f64, to: Format) -> u64 {
 }
 
 /// Two f32 to a pair of 16 bits, the first upper; the low half of `wide` is the destination's kind.
-pub fn pair(f: Flags, a: u64, b: u64, _: u64, _: u64) -> u64 {
-    let Kind::Float(to) = KINDS[f.wide as usize & 15] else { return 0 };
+pub fn pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    let NumberFormat::Float(to) = NUMBER_FORMATS[f.wide as usize & 15] else { return 0 };
     to_float(f, source(f, b, F32), to) | to_float(f, source(f, a, F32), to) << 16
 }
 
-fn fp8(f: Flags) -> Format {
-    if f.other { E5M2 } else { E4M3 }
+fn fp8(f: ScalarFlags) -> FloatFormat {
+    if f.variant { E5M2 } else { E4M3 }
 }
 
-/// Two f32 to a pair of fp8, the first upper; `other` is e5m2.
-pub fn fp8_pair(f: Flags, a: u64, b: u64, _: u64, _: u64) -> u64 {
-    let f = Flags { strict: true, ..f };
+/// Two f32 to a pair of fp8, the first upper; `variant` is e5m2.
+pub fn fp8_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    let f = ScalarFlags { strict: true, ..f };
     to_float(f, source(f, b, F32), fp8(f)) | to_float(f, source(f, a, F32), fp8(f)) << 8
 }
 
 /// A pair of f16 to one of fp8.
-pub fn fp8_from_halves(f: Flags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    let f = Flags { strict: true, ..f };
-    to_float(f, widen(a & 0xffff, F16), fp8(f)) | to_float(f, widen(a >> 16, F16), fp8(f)) << 8
+pub fn fp8_from_halves(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    let f = ScalarFlags { strict: true, ..f };
+    to_float(f, decode_float(a & 0xffff, F16), fp8(f)) | to_float(f, decode_float(a >> 16, F16), fp8(f)) << 8
 }
 
 /// A pair of fp8 to one of f16; exact.
-pub fn halves_from_fp8(f: Flags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    to_float(f, widen(a & 0xff, fp8(f)), F16) | to_float(f, widen(a >> 8 & 0xff, fp8(f)), F16) << 16
+pub fn halves_from_fp8(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    to_float(f, decode_float(a & 0xff, fp8(f)), F16) | to_float(f, decode_float(a >> 8 & 0xff, fp8(f)), F16) << 16
 }

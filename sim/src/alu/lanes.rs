@@ -4,7 +4,7 @@ use super::OperandSlots;
 use crate::regs::{Registers, Row, Slot};
 
 /// What a register holds in one lane: `u32` (one row) or `u64` (two rows).
-pub trait Lane: Copy + 'static {
+pub trait LaneValue: Copy + 'static {
     /// Zero.
     const ZERO: Self;
     /// All lanes of the register at `slot`.
@@ -13,7 +13,7 @@ pub trait Lane: Copy + 'static {
     fn store(r: &mut Registers, slot: Slot, value: &[Self; 32], mask: u32);
 }
 
-impl Lane for u32 {
+impl LaneValue for u32 {
     const ZERO: u32 = 0;
     #[inline(always)]
     fn load(r: &Registers, slot: Slot) -> [u32; 32] {
@@ -25,7 +25,7 @@ impl Lane for u32 {
     }
 }
 
-impl Lane for u64 {
+impl LaneValue for u64 {
     const ZERO: u64 = 0;
     #[inline(always)]
     fn load(r: &Registers, slot: Slot) -> [u64; 32] {
@@ -44,7 +44,7 @@ impl Lane for u64 {
 
 /// Marks the lanes of `mask` of the register at `slot` as undefined where `undefined` says so, else as defined.
 #[inline(always)]
-pub fn define(r: &mut Registers, slot: Slot, mask: u32, undefined: u32) {
+pub fn set_undefined(r: &mut Registers, slot: Slot, mask: u32, undefined: u32) {
     let u = &mut r.undefined[slot as usize];
     *u = *u & !mask | undefined & mask;
 }
@@ -60,7 +60,7 @@ pub fn set_predicate(r: &mut Registers, slot: Slot, value: u32, mask: u32, undef
 
 /// Lanes in which one of the first `N` sources is undefined.
 #[inline(always)]
-pub fn undefined<const N: usize>(r: &Registers, s: &OperandSlots) -> u32 {
+pub fn undefined_lanes<const N: usize>(r: &Registers, s: &OperandSlots) -> u32 {
     let mut u = 0;
     for slot in &s.src[..N] {
         u |= r.undefined[*slot as usize];
@@ -70,33 +70,38 @@ pub fn undefined<const N: usize>(r: &Registers, s: &OperandSlots) -> u32 {
 
 /// `dst = f(src0)`
 #[inline(always)]
-pub fn map1<D: Lane, A: Lane>(r: &mut Registers, s: &OperandSlots, mask: u32, f: impl Fn(A) -> D) {
+pub fn map1<D: LaneValue, A: LaneValue>(r: &mut Registers, s: &OperandSlots, mask: u32, f: impl Fn(A) -> D) {
     let a = A::load(r, s.src[0]);
     let mut d = [D::ZERO; 32];
     for i in 0..32 {
         d[i] = f(a[i]);
     }
     D::store(r, s.dst[0], &d, mask);
-    let u = undefined::<1>(r, s);
-    define(r, s.dst[0], mask, u);
+    let u = undefined_lanes::<1>(r, s);
+    set_undefined(r, s.dst[0], mask, u);
 }
 
 /// `dst = f(src0, src1)`
 #[inline(always)]
-pub fn map2<D: Lane, A: Lane, B: Lane>(r: &mut Registers, s: &OperandSlots, mask: u32, f: impl Fn(A, B) -> D) {
+pub fn map2<D: LaneValue, A: LaneValue, B: LaneValue>(
+    r: &mut Registers,
+    s: &OperandSlots,
+    mask: u32,
+    f: impl Fn(A, B) -> D,
+) {
     let (a, b) = (A::load(r, s.src[0]), B::load(r, s.src[1]));
     let mut d = [D::ZERO; 32];
     for i in 0..32 {
         d[i] = f(a[i], b[i]);
     }
     D::store(r, s.dst[0], &d, mask);
-    let u = undefined::<2>(r, s);
-    define(r, s.dst[0], mask, u);
+    let u = undefined_lanes::<2>(r, s);
+    set_undefined(r, s.dst[0], mask, u);
 }
 
 /// `dst = f(src0, src1, src2)`
 #[inline(always)]
-pub fn map3<D: Lane, A: Lane, B: Lane, C: Lane>(
+pub fn map3<D: LaneValue, A: LaneValue, B: LaneValue, C: LaneValue>(
     r: &mut Registers,
     s: &OperandSlots,
     mask: u32,
@@ -108,13 +113,13 @@ pub fn map3<D: Lane, A: Lane, B: Lane, C: Lane>(
         d[i] = f(a[i], b[i], c[i]);
     }
     D::store(r, s.dst[0], &d, mask);
-    let u = undefined::<3>(r, s);
-    define(r, s.dst[0], mask, u);
+    let u = undefined_lanes::<3>(r, s);
+    set_undefined(r, s.dst[0], mask, u);
 }
 
 /// The lanes in which `f(src0, src1)` holds.
 #[inline(always)]
-pub fn compare<A: Lane>(r: &Registers, a: Slot, b: Slot, f: impl Fn(A, A) -> bool) -> u32 {
+pub fn lanes_where<A: LaneValue>(r: &Registers, a: Slot, b: Slot, f: impl Fn(A, A) -> bool) -> u32 {
     let (a, b) = (A::load(r, a), A::load(r, b));
     let mut m = 0;
     for i in 0..32 {

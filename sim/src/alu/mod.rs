@@ -3,17 +3,22 @@
 //! [`decode`] turns an opcode and its operands into an [`AluOp`] and says which registers it wants; [`AluOp::run`] executes
 //! it for a warp. Source: PTX ISA 9.0, chapter 9.7.
 
-mod cold;
+mod carry;
+mod compare;
 mod convert;
 pub mod decode;
-pub(crate) mod f32s;
+pub(crate) mod f32_math;
 mod float;
-mod halves;
-mod hot;
-mod int;
+mod half;
+mod integer;
 mod lanes;
-mod rare;
-pub(crate) mod soft;
+mod logic;
+mod min_max;
+mod moves;
+mod op;
+mod scalar;
+pub(crate) mod soft_float;
+mod special;
 
 use crate::ptx::ast::Type;
 use crate::regs::{Registers, Slot};
@@ -30,6 +35,18 @@ pub enum RegisterClass {
     B64,
     /// Four rows.
     B128,
+}
+
+impl RegisterClass {
+    /// The kind of register that holds a value of this type.
+    pub fn of(ty: Type) -> RegisterClass {
+        match ty.bits() {
+            1 => RegisterClass::Pred,
+            8 | 16 | 32 => RegisterClass::B32,
+            64 => RegisterClass::B64,
+            _ => RegisterClass::B128,
+        }
+    }
 }
 
 /// What an instruction expects of an operand.
@@ -66,7 +83,7 @@ pub struct OperandSlots {
 
 /// A decoded instruction.
 #[derive(Clone, Copy, Debug)]
-pub struct AluOp(hot::Op);
+pub struct AluOp(op::Op);
 
 impl AluOp {
     /// Executes for the lanes of `mask`, undefinedness included: a result is undefined where a source is. OperandSlots must be

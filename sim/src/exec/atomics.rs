@@ -149,7 +149,7 @@ pub fn combine(op: AtomicOp, ty: AtomicType, old: u128, operand: u128) -> u128 {
                 AtomicOp::Max => a.max(b),
                 _ => return operand,
             };
-            u128::from(if r.is_nan() { crate::alu::f32s::NAN } else { r.to_bits() })
+            u128::from(if r.is_nan() { crate::alu::f32_math::CANONICAL_NAN } else { r.to_bits() })
         }
         AtomicType::F64 => {
             let (a, b) = (f64::from_bits(old as u64), f64::from_bits(operand as u64));

@@ -1,10 +1,10 @@
 //! Comparison, selection, tests.
 
-use super::{Decoded, Form, is_float, width};
-use crate::alu::cold::{Cold, Flags, Scalar, flags_of};
-use crate::alu::hot::{Combine, Compare, Op, Relation};
-use crate::alu::rare::{Rare, Set};
-use crate::alu::{float, int};
+use super::{Decoded, InstructionForm, is_float};
+use crate::alu::RegisterClass;
+use crate::alu::compare::{self, Combine, Comparison, Relation, SetResult};
+use crate::alu::op::{Op, OutOfLineOp};
+use crate::alu::scalar::{ScalarFlags, ScalarFunction, ScalarOp, type_flags};
 use crate::ptx::ast::Type::{
     self, B16, B32, B64, BF16, BF16x2, F16, F16x2, F32, F64, Pred, S16, S32, S64, U16, U32, U64,
 };
@@ -43,7 +43,7 @@ const INTEGER: [(&str, Operator); 10] = [
     ("hs", (Relation::Less, false, true, 6)),
 ];
 
-impl Form<'_> {
+impl InstructionForm<'_> {
     pub(super) fn compare(&self) -> Decoded {
         match self.base {
             "selp" => self.selp(),
@@ -57,7 +57,7 @@ impl Form<'_> {
     fn selp(&self) -> Decoded {
         let mut f = self.clone();
         let ty = f.take_type()?;
-        let op = match width(ty) {
+        let op = match ty.bits() {
             64 => Op::Selp64,
             16 | 32 => Op::Selp32,
             _ => return None,
@@ -69,32 +69,33 @@ impl Form<'_> {
         let mut f = self.clone();
         let (by, ty) = (f.take_type().filter(|by| matches!(by, S32 | F32))?, f.take_type()?);
         let ftz = f.take("ftz");
-        if !matches!(width(ty), 16 | 32 | 64) || ftz && by != F32 {
+        if !matches!(ty.bits(), 16 | 32 | 64) || ftz && by != F32 {
             return None;
         }
         let src = [ty, ty, by];
-        let cold = Cold::new(float::slct, Flags { ftz, other: by == F32, ..Flags::default() }, &src);
-        f.finish(Op::Rare(Rare::Slct(cold, super::class(ty))), &[ty], &src)
+        let cold =
+            ScalarOp::new(compare::slct, ScalarFlags { ftz, variant: by == F32, ..ScalarFlags::default() }, &src);
+        f.finish(Op::OutOfLine(OutOfLineOp::Slct(cold, RegisterClass::of(ty))), &[ty], &src)
     }
 
     fn testp(&self) -> Decoded {
-        let tests: [(&str, Scalar); 6] = [
-            ("finite", float::is_finite),
-            ("infinite", float::is_infinite),
-            ("number", float::is_number),
-            ("notanumber", float::is_nan),
-            ("normal", float::is_normal),
-            ("subnormal", float::is_subnormal),
+        let tests: [(&str, ScalarFunction); 6] = [
+            ("finite", compare::is_finite),
+            ("infinite", compare::is_infinite),
+            ("number", compare::is_number),
+            ("notanumber", compare::is_nan),
+            ("normal", compare::is_normal),
+            ("subnormal", compare::is_subnormal),
         ];
         let mut f = self.clone();
         let test = f.take_any(&tests)?;
         let ty = f.take_type().filter(|ty| matches!(ty, F32 | F64))?;
-        f.cold(test, flags_of(ty), Pred, &[ty])
+        f.cold(test, type_flags(ty), Pred, &[ty])
     }
 
     /// Removes `.ftz`, the operator and the combination; the scalar functions of the whole or the lower half, and of the
     /// upper half.
-    fn comparison(&mut self, ty: Type) -> Option<(Compare, bool, [Cold; 2])> {
+    fn comparison(&mut self, ty: Type) -> Option<(Comparison, bool, [ScalarOp; 2])> {
         let ftz = self.take("ftz");
         let all = match ty {
             _ if is_float(ty) => &FLOAT[..],
@@ -108,34 +109,34 @@ impl Form<'_> {
         }
         let combine = self.take_any(&[("and", Combine::And), ("or", Combine::Or), ("xor", Combine::Xor)]);
         let (relation, swap, invert, wide) = self.take_any(all)?;
-        let bits = if matches!(ty, F16x2 | BF16x2) { 16 } else { width(ty) as u8 };
-        let flags = Flags { ftz, wide, bits, other: matches!(ty, BF16 | BF16x2), ..flags_of(ty) };
-        let function: Scalar = match ty {
-            F16x2 | BF16x2 => float::compare_half,
-            _ if is_float(ty) => float::compare,
-            _ => int::compare,
+        let bits = if matches!(ty, F16x2 | BF16x2) { 16 } else { ty.bits() as u8 };
+        let flags = ScalarFlags { ftz, wide, bits, variant: matches!(ty, BF16 | BF16x2), ..type_flags(ty) };
+        let function: ScalarFunction = match ty {
+            F16x2 | BF16x2 => compare::compare_half,
+            _ if is_float(ty) => compare::compare_floats,
+            _ => compare::compare_integers,
         };
-        let colds = [false, true].map(|sat| Cold::new(function, Flags { sat, ..flags }, &[ty; 2]));
+        let colds = [false, true].map(|sat| ScalarOp::new(function, ScalarFlags { sat, ..flags }, &[ty; 2]));
         let not = self.negated(3);
         let combine = combine.unwrap_or(Combine::None);
-        Some((Compare { relation, swap, invert, combine, not, pair: self.counts().0 == 2 }, ftz, colds))
+        Some((Comparison { relation, swap, invert, combine, not, pair: self.counts().0 == 2 }, ftz, colds))
     }
 
     fn setp(&self) -> Decoded {
         let mut f = self.clone();
         let ty = f.take_type()?;
         let (compare, ftz, [low, high]) = f.comparison(ty)?;
-        // The functions compare as asked; only the everyday ones need swapping and inverting.
-        let whole = Compare { swap: false, invert: false, ..compare };
+        // The functions compare as asked; only the inline_conversion ones need swapping and inverting.
+        let whole = Comparison { swap: false, invert: false, ..compare };
         let op = match ty {
             S32 => Op::SetpS32(compare),
             U32 | B32 => Op::SetpU32(compare),
             S64 => Op::SetpS64(compare),
             U64 | B64 => Op::SetpU64(compare),
             F32 => Op::SetpF32(compare, ftz),
-            F16x2 | BF16x2 if compare.pair => Op::Rare(Rare::SetpHalves(whole, low, high)),
+            F16x2 | BF16x2 if compare.pair => Op::OutOfLine(OutOfLineOp::SetpHalves(whole, low, high)),
             F16x2 | BF16x2 => return None,
-            _ => Op::Rare(Rare::Setp(whole, low)),
+            _ => Op::OutOfLine(OutOfLineOp::Setp(whole, low)),
         };
         let src = [ty, ty, Pred];
         f.finish(op, &[Pred; 2][..1 + compare.pair as usize], &src[..2 + (compare.combine != Combine::None) as usize])
@@ -158,9 +159,9 @@ impl Form<'_> {
             return None;
         }
         let (compare, _, [low, high]) = f.comparison(ty)?;
-        let whole = Compare { swap: false, invert: false, ..compare };
+        let whole = Comparison { swap: false, invert: false, ..compare };
         let src = [ty, ty, Pred];
-        let op = Op::Rare(Rare::Set(whole, low, high, Set { truth, halves }));
+        let op = Op::OutOfLine(OutOfLineOp::Set(whole, low, high, SetResult { truth, halves }));
         f.finish(op, &[to], &src[..2 + (compare.combine != Combine::None) as usize])
     }
 }

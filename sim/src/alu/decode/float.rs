@@ -1,22 +1,23 @@
 //! Floating-point arithmetic of all precisions.
 
-use super::{Decoded, Form, width};
-use crate::alu::cold::{Flags, Scalar};
-use crate::alu::float::{self, Arithmetic};
-use crate::alu::halves::HalfOp;
-use crate::alu::hot::Op;
-use crate::alu::rare::Rare;
-use crate::alu::soft::Mode;
+use super::{Decoded, InstructionForm};
+use crate::alu::float::{self, FloatArithmetic};
+use crate::alu::half::{self, HalfOp};
+use crate::alu::op::{Op, OutOfLineOp};
+use crate::alu::scalar::{ScalarFlags, ScalarFunction};
+use crate::alu::soft_float::RoundingMode;
+use crate::alu::{min_max, special};
 use crate::ptx::ast::Type::{self, BF16, BF16x2, F16, F16x2, F32, F64};
 
-const ROUNDINGS: [(&str, Mode); 4] = [("rn", Mode::Nearest), ("rz", Mode::Zero), ("rm", Mode::Down), ("rp", Mode::Up)];
+const ROUNDINGS: [(&str, RoundingMode); 4] =
+    [("rn", RoundingMode::Nearest), ("rz", RoundingMode::Zero), ("rm", RoundingMode::Down), ("rp", RoundingMode::Up)];
 
-impl Form<'_> {
+impl InstructionForm<'_> {
     pub(super) fn float(&self) -> Decoded {
         let mut f = self.clone();
         let ty = f.take_type()?;
         match (f.base, ty) {
-            ("min" | "max", _) => f.extremes(ty),
+            ("min" | "max", _) => f.min_max(ty),
             ("copysign", F32 | F64) => f.cold(float::copysign, flags(ty), ty, &[ty; 2]),
             (_, F16 | BF16 | F16x2 | BF16x2) => f.half(ty),
             (_, F32) => f.single(),
@@ -27,16 +28,16 @@ impl Form<'_> {
     fn single(&mut self) -> Decoded {
         let (ftz, mode, sat) = (self.take("ftz"), self.take_any(&ROUNDINGS), self.take("sat"));
         let (approx, full) = (self.take("approx"), self.take("full"));
-        let flags = Flags { mode: mode.unwrap_or_default(), ftz, sat, ..flags(F32) };
+        let flags = ScalarFlags { rounding: mode.unwrap_or_default(), ftz, sat, ..flags(F32) };
         if sat && !matches!(self.base, "add" | "sub" | "mul" | "fma" | "mad") || full && self.base != "div" {
             return None;
         }
-        let nearest = flags.mode == Mode::Nearest && !sat;
+        let nearest = flags.rounding == RoundingMode::Nearest && !sat;
         let rounded = (mode.is_some() || matches!(self.base, "add" | "sub" | "mul")) && !approx && !full;
         if !rounded {
             return self.approximate(ftz, mode, approx, full, flags);
         }
-        let (op, function, sources): (Op, Scalar, usize) = match self.base {
+        let (op, function, sources): (Op, ScalarFunction, usize) = match self.base {
             "add" => (if ftz { Op::AddFtzF32 } else { Op::AddF32 }, float::add_f32, 2),
             "sub" => (if ftz { Op::SubFtzF32 } else { Op::SubF32 }, float::sub_f32, 2),
             "mul" => (if ftz { Op::MulFtzF32 } else { Op::MulF32 }, float::mul_f32, 2),
@@ -51,7 +52,14 @@ impl Form<'_> {
     }
 
     /// f32 without a rounding: signs and approximations.
-    fn approximate(&self, ftz: bool, mode: Option<Mode>, approx: bool, full: bool, flags: Flags) -> Decoded {
+    fn approximate(
+        &self,
+        ftz: bool,
+        mode: Option<RoundingMode>,
+        approx: bool,
+        full: bool,
+        flags: ScalarFlags,
+    ) -> Decoded {
         if mode.is_some() {
             return None;
         }
@@ -63,11 +71,11 @@ impl Form<'_> {
             ("sqrt", true, false) => Op::SqrtF32(ftz),
             ("rsqrt", true, false) => Op::RsqrtF32(ftz),
             ("div", false, true) => return self.finish(Op::DivF32(ftz), &[F32], &[F32; 2]),
-            ("div", true, false) => return self.cold(float::div_approx, flags, F32, &[F32; 2]),
-            ("lg2", true, false) => return self.cold(float::lg2, flags, F32, &[F32]),
-            ("sin", true, false) => return self.cold(float::sin, flags, F32, &[F32]),
-            ("cos", true, false) => return self.cold(float::cos, flags, F32, &[F32]),
-            ("tanh", true, false) if !ftz => return self.cold(float::tanh, flags, F32, &[F32]),
+            ("div", true, false) => return self.cold(special::div_approx, flags, F32, &[F32; 2]),
+            ("lg2", true, false) => return self.cold(special::lg2, flags, F32, &[F32]),
+            ("sin", true, false) => return self.cold(special::sin, flags, F32, &[F32]),
+            ("cos", true, false) => return self.cold(special::cos, flags, F32, &[F32]),
+            ("tanh", true, false) if !ftz => return self.cold(special::tanh, flags, F32, &[F32]),
             _ => return None,
         };
         self.finish(op, &[F32], &[F32])
@@ -77,9 +85,9 @@ impl Form<'_> {
         let mode = self.take_any(&ROUNDINGS);
         let approx = self.take("approx");
         let ftz = approx && self.take("ftz");
-        let flags = Flags { mode: mode.unwrap_or_default(), other: self.base == "rsqrt", ..flags(F64) };
-        let nearest = flags.mode == Mode::Nearest;
-        let (function, sources): (Scalar, usize) = match (self.base, mode.is_some(), approx) {
+        let flags = ScalarFlags { rounding: mode.unwrap_or_default(), variant: self.base == "rsqrt", ..flags(F64) };
+        let nearest = flags.rounding == RoundingMode::Nearest;
+        let (function, sources): (ScalarFunction, usize) = match (self.base, mode.is_some(), approx) {
             ("add", _, false) if nearest => return self.finish(Op::AddF64, &[F64], &[F64; 2]),
             ("mul", _, false) if nearest => return self.finish(Op::MulF64, &[F64], &[F64; 2]),
             ("fma" | "mad", true, false) if nearest => return self.finish(Op::FmaF64, &[F64], &[F64; 3]),
@@ -92,8 +100,8 @@ impl Form<'_> {
             ("sqrt", true, false) => (float::sqrt_f64, 1),
             ("neg", false, false) => (float::neg64, 1),
             ("abs", false, false) => (float::abs64, 1),
-            ("rsqrt", false, true) if !ftz => (float::rsqrt_f64, 1),
-            ("rcp" | "rsqrt", false, true) if ftz => (float::approximate64, 1),
+            ("rsqrt", false, true) if !ftz => (special::rsqrt_f64, 1),
+            ("rcp" | "rsqrt", false, true) if ftz => (special::approximate64, 1),
             _ => return None,
         };
         self.cold(function, flags, F64, &[F64; 3][..sources])
@@ -104,16 +112,16 @@ impl Form<'_> {
         let (ftz, rn, sat, relu) = (self.take("ftz"), self.take("rn"), self.take("sat"), self.take("relu"));
         let approx = self.take("approx");
         let bf16 = matches!(ty, BF16 | BF16x2);
-        let flags = Flags { ftz, sat, relu, ..flags(ty) };
-        let (single, pair, sources): (Scalar, Scalar, usize) = match self.base {
-            "add" => (float::add_half, float::add_halves, 2),
-            "sub" => (float::sub_half, float::sub_halves, 2),
-            "mul" => (float::mul_half, float::mul_halves, 2),
-            "fma" if rn => (float::fma_half, float::fma_halves, 3),
-            "neg" => (float::neg_half, float::neg_halves, 1),
-            "abs" => (float::abs_half, float::abs_halves, 1),
-            "ex2" => (float::ex2_half, float::ex2_halves, 1),
-            "tanh" => (float::tanh_half, float::tanh_halves, 1),
+        let flags = ScalarFlags { ftz, sat, relu, ..flags(ty) };
+        let (single, pair, sources): (ScalarFunction, ScalarFunction, usize) = match self.base {
+            "add" => (half::add_half, half::add_halves, 2),
+            "sub" => (half::sub_half, half::sub_halves, 2),
+            "mul" => (half::mul_half, half::mul_halves, 2),
+            "fma" if rn => (half::fma_half, half::fma_halves, 3),
+            "neg" => (half::neg_half, half::neg_halves, 1),
+            "abs" => (half::abs_half, half::abs_halves, 1),
+            "ex2" => (half::ex2_half, half::ex2_halves, 1),
+            "tanh" => (half::tanh_half, half::tanh_halves, 1),
             _ => return None,
         };
         // What each may carry; bf16 knows no saturation, and flushes only in ex2 (where it always does).
@@ -131,18 +139,18 @@ impl Form<'_> {
         let src = &[ty; 3][..sources];
         if arithmetic && !(ftz || sat || relu) {
             let op = match self.base {
-                "add" => Arithmetic::Add,
-                "sub" => Arithmetic::Sub,
-                "mul" => Arithmetic::Mul,
-                _ => Arithmetic::Fma,
+                "add" => FloatArithmetic::Add,
+                "sub" => FloatArithmetic::Sub,
+                "mul" => FloatArithmetic::Mul,
+                _ => FloatArithmetic::Fma,
             };
-            return self.finish(Op::Rare(Rare::Half(HalfOp { op, bf16, pair: packed })), &[ty], src);
+            return self.finish(Op::OutOfLine(OutOfLineOp::Half(HalfOp { op, bf16, pair: packed })), &[ty], src);
         }
         self.cold(if packed { pair } else { single }, flags, ty, src)
     }
 
     /// `min` and `max`.
-    fn extremes(&mut self, ty: Type) -> Decoded {
+    fn min_max(&mut self, ty: Type) -> Decoded {
         let larger = self.base == "max";
         let (ftz, strict) = (self.take("ftz"), self.take("NaN"));
         let xorsign = self.take("xorsign");
@@ -157,22 +165,22 @@ impl Form<'_> {
         if ty == F32 && !strict && !abs && !three {
             return self.finish(if larger { Op::MaxF32(ftz) } else { Op::MinF32(ftz) }, &[ty], &[ty; 2]);
         }
-        let flags = Flags { ftz, strict, sat: xorsign, ..flags(ty) };
-        let function: Scalar = match (larger, three, matches!(ty, F16x2 | BF16x2)) {
-            (false, true, _) => float::min3,
-            (true, true, _) => float::max3,
-            (false, _, true) => float::min_pair,
-            (true, _, true) => float::max_pair,
-            (false, _, false) => float::min,
-            (true, _, false) => float::max,
+        let flags = ScalarFlags { ftz, strict, sat: xorsign, ..flags(ty) };
+        let function: ScalarFunction = match (larger, three, matches!(ty, F16x2 | BF16x2)) {
+            (false, true, _) => min_max::min3,
+            (true, true, _) => min_max::max3,
+            (false, _, true) => min_max::min_pair,
+            (true, _, true) => min_max::max_pair,
+            (false, _, false) => min_max::min,
+            (true, _, false) => min_max::max,
         };
-        let flags = if three { Flags { other: abs, ..flags } } else { flags };
+        let flags = if three { ScalarFlags { variant: abs, ..flags } } else { flags };
         self.cold(function, flags, ty, &[ty; 3][..if three { 3 } else { 2 }])
     }
 }
 
-/// Element width, and bf16 as `other`.
-fn flags(ty: Type) -> Flags {
-    let bits = if matches!(ty, F16x2 | BF16x2) { 16 } else { width(ty) as u8 };
-    Flags { bits, other: matches!(ty, BF16 | BF16x2), ..Flags::default() }
+/// Element width, and bf16 as `variant`.
+fn flags(ty: Type) -> ScalarFlags {
+    let bits = if matches!(ty, F16x2 | BF16x2) { 16 } else { ty.bits() as u8 };
+    ScalarFlags { bits, variant: matches!(ty, BF16 | BF16x2), ..ScalarFlags::default() }
 }

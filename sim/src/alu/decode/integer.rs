@@ -1,17 +1,19 @@
 //! Integer arithmetic.
 
-use super::{Decoded, Form, width};
-use crate::alu::cold::{Flags, Scalar, flags_of};
-use crate::alu::hot::Op;
-use crate::alu::int;
-use crate::alu::rare::{Carry, Extended, Rare};
+use super::{Decoded, InstructionForm};
+use crate::alu::scalar::{ScalarFlags, ScalarFunction, type_flags};
+
+use crate::alu::carry::{CarryArithmetic, CarryOp};
+use crate::alu::integer;
+use crate::alu::logic;
+use crate::alu::op::{Op, OutOfLineOp};
 use crate::ptx::ast::Type::{self, B32, B64, S16, S32, S64, U16, U32, U64};
 
-impl Form<'_> {
+impl InstructionForm<'_> {
     pub(super) fn integer(&self) -> Decoded {
         match self.base {
             "dp4a" | "dp2a" => return self.dot(),
-            "vabsdiff4" | "vabsdiff2" => return self.differences(),
+            "vabsdiff4" | "vabsdiff2" => return self.sum_of_absolute_differences(),
             "add" | "sub" | "mad" if self.tokens.contains(&"cc") => return self.extended(),
             "addc" | "subc" | "madc" => return self.extended(),
             "popc" | "clz" | "brev" | "bfind" | "bfe" | "bfi" | "fns" | "bmsk" | "szext" => return self.bits(),
@@ -29,7 +31,7 @@ impl Form<'_> {
         {
             return None;
         }
-        let flags = Flags { sat, relu, other: f.base == "max", ..flags_of(ty) };
+        let flags = ScalarFlags { sat, relu, variant: f.base == "max", ..type_flags(ty) };
         let plain = !sat && !relu;
         let op = match (f.base, ty) {
             ("add", S32 | U32) if plain => Op::Add32,
@@ -43,15 +45,15 @@ impl Form<'_> {
             ("max", U32) => Op::MaxU32,
             ("neg", S32) => return f.finish(Op::Neg32, &[ty], &[ty]),
             _ => {
-                let (function, sources): (Scalar, usize) = match (f.base, flags.signed) {
-                    ("add", _) => (int::add, 2),
-                    ("sub", _) => (int::sub, 2),
-                    ("div", _) => (int::div, 2),
-                    ("rem", _) => (int::rem, 2),
-                    ("min" | "max", _) => (int::extreme, 2),
-                    ("sad", _) => (int::sad, 3),
-                    ("neg", true) => (int::neg, 1),
-                    ("abs", true) => (int::abs, 1),
+                let (function, sources): (ScalarFunction, usize) = match (f.base, flags.signed) {
+                    ("add", _) => (integer::add, 2),
+                    ("sub", _) => (integer::sub, 2),
+                    ("div", _) => (integer::div, 2),
+                    ("rem", _) => (integer::rem, 2),
+                    ("min" | "max", _) => (integer::min_or_max, 2),
+                    ("sad", _) => (integer::sad, 3),
+                    ("neg", true) => (integer::neg, 1),
+                    ("abs", true) => (integer::abs, 1),
                     _ => return None,
                 };
                 return f.cold(function, flags, ty, &[ty; 3][..sources]);
@@ -65,10 +67,10 @@ impl Form<'_> {
         let mut f = self.clone();
         let signed = f.take_any(&[("s16x2", true), ("u16x2", false)])?;
         let relu = f.take("relu");
-        let flags = Flags { bits: 16, signed, relu, other: f.base == "max", ..Flags::default() };
-        let function: Scalar = match f.base {
-            "add" if !relu => int::add_pair,
-            "min" | "max" if signed || !relu => int::extreme_pair,
+        let flags = ScalarFlags { bits: 16, signed, relu, variant: f.base == "max", ..ScalarFlags::default() };
+        let function: ScalarFunction = match f.base {
+            "add" if !relu => integer::add_pair,
+            "min" | "max" if signed || !relu => integer::min_or_max_pair,
             _ => return None,
         };
         f.cold(function, flags, B32, &[B32; 2])
@@ -106,19 +108,19 @@ impl Form<'_> {
         if let Some(op) = op.filter(|_| !sat) {
             return f.finish(op, &[to], &src);
         }
-        let narrow = f.base.ends_with("24");
-        if sat && !(mad && part == "hi" && ty == S32) || narrow && !matches!(ty, S32 | U32) {
+        let encode_float = f.base.ends_with("24");
+        if sat && !(mad && part == "hi" && ty == S32) || encode_float && !matches!(ty, S32 | U32) {
             return None;
         }
-        let flags = Flags { sat, other: part == "hi", ..flags_of(ty) };
-        let function: Scalar = match (f.base, part) {
-            ("mul24", "lo" | "hi") => int::mul24,
-            ("mad24", "lo" | "hi") => int::mad24,
-            ("mul", "hi") => int::mul_high,
-            ("mad", "hi") => int::mad_high,
-            ("mad", "lo") => int::mad_low,
-            ("mul", "wide") if width(ty) == 16 => int::mul_wide,
-            ("mad", "wide") if width(ty) == 16 => int::mad_wide,
+        let flags = ScalarFlags { sat, variant: part == "hi", ..type_flags(ty) };
+        let function: ScalarFunction = match (f.base, part) {
+            ("mul24", "lo" | "hi") => integer::mul24,
+            ("mad24", "lo" | "hi") => integer::mad24,
+            ("mul", "hi") => integer::mul_high,
+            ("mad", "hi") => integer::mad_high,
+            ("mad", "lo") => integer::mad_low,
+            ("mul", "wide") if ty.bits() == 16 => integer::mul_wide,
+            ("mad", "wide") if ty.bits() == 16 => integer::mad_wide,
             _ => return None,
         };
         f.cold(function, flags, to, &src)
@@ -134,19 +136,19 @@ impl Form<'_> {
         if shift && base != "bfind" || clamp.is_some() != matches!(base, "bmsk" | "szext") {
             return None;
         }
-        let flags = Flags { other: shift, sat: clamp == Some(true), ..flags_of(ty) };
+        let flags = ScalarFlags { variant: shift, sat: clamp == Some(true), ..type_flags(ty) };
         match (base, ty) {
-            ("popc", B32 | B64) => f.cold(int::popc, flags, U32, &[ty]),
-            ("clz", B32 | B64) => f.cold(int::clz, flags, U32, &[ty]),
-            ("brev", B32 | B64) => f.cold(int::brev, flags, ty, &[ty]),
-            ("bfind", U32 | S32 | U64 | S64) => f.cold(int::bfind, flags, U32, &[ty]),
+            ("popc", B32 | B64) => f.cold(logic::popc, flags, U32, &[ty]),
+            ("clz", B32 | B64) => f.cold(logic::clz, flags, U32, &[ty]),
+            ("brev", B32 | B64) => f.cold(logic::brev, flags, ty, &[ty]),
+            ("bfind", U32 | S32 | U64 | S64) => f.cold(logic::bfind, flags, U32, &[ty]),
             ("bfe", U32) => f.finish(Op::BfeU32, &[ty], &[ty, U32, U32]),
             ("bfe", S32) => f.finish(Op::BfeS32, &[ty], &[ty, U32, U32]),
-            ("bfe", U64 | S64) => f.cold(int::bfe64, flags, ty, &[ty, U32, U32]),
-            ("bfi", B32 | B64) => f.cold(int::bfi, flags, ty, &[ty, ty, U32, U32]),
-            ("fns", B32) => f.cold(int::fns, flags, U32, &[B32, B32, S32]),
-            ("bmsk", B32) => f.cold(int::bmsk, flags, ty, &[U32, U32]),
-            ("szext", U32 | S32) => f.cold(int::szext, flags, ty, &[ty, U32]),
+            ("bfe", U64 | S64) => f.cold(logic::bfe64, flags, ty, &[ty, U32, U32]),
+            ("bfi", B32 | B64) => f.cold(logic::bfi, flags, ty, &[ty, ty, U32, U32]),
+            ("fns", B32) => f.cold(logic::fns, flags, U32, &[B32, B32, S32]),
+            ("bmsk", B32) => f.cold(logic::bmsk, flags, ty, &[U32, U32]),
+            ("szext", U32 | S32) => f.cold(logic::szext, flags, ty, &[ty, U32]),
             _ => None,
         }
     }
@@ -162,12 +164,13 @@ impl Form<'_> {
             return None;
         }
         let to: Type = if a == S32 || b == S32 { S32 } else { U32 };
-        let flags = Flags { signed: a == S32, other: b == S32, sat: high == Some(true), ..Flags::default() };
-        f.cold(if high.is_some() { int::dp2a } else { int::dp4a }, flags, to, &[a, b, to])
+        let flags =
+            ScalarFlags { signed: a == S32, variant: b == S32, sat: high == Some(true), ..ScalarFlags::default() };
+        f.cold(if high.is_some() { integer::dp2a } else { integer::dp4a }, flags, to, &[a, b, to])
     }
 
-    /// The sum of absolute differences of bytes or halves (`.add`; the forms that merge lanes are not known).
-    fn differences(&self) -> Decoded {
+    /// The sum of absolute sum_of_absolute_differences of bytes or halves (`.add`; the forms that merge lanes are not known).
+    fn sum_of_absolute_differences(&self) -> Decoded {
         let mut f = self.clone();
         let add = f.take("add");
         let (b, a, d) = (f.take_type()?, f.take_type()?, f.take_type()?);
@@ -175,26 +178,26 @@ impl Form<'_> {
             return None;
         }
         let bits = if f.base == "vabsdiff4" { 8 } else { 16 };
-        let flags = Flags { bits, signed: a == S32, other: b == S32, ..Flags::default() };
-        f.cold(int::differences, flags, d, &[a, b, d])
+        let flags = ScalarFlags { bits, signed: a == S32, variant: b == S32, ..ScalarFlags::default() };
+        f.cold(integer::sum_of_absolute_differences, flags, d, &[a, b, d])
     }
 
     /// Additions, subtractions and products with a carry in or out.
     fn extended(&self) -> Decoded {
         let mut f = self.clone();
         let output = f.take("cc");
-        let part = f.take_any(&[("lo", Extended::MadLow), ("hi", Extended::MadHigh)]);
+        let part = f.take_any(&[("lo", CarryArithmetic::MadLow), ("hi", CarryArithmetic::MadHigh)]);
         let ty = f.take_type().filter(|ty| matches!(ty, S32 | U32 | S64 | U64))?;
         let (op, sources) = match (f.base.trim_end_matches('c'), part) {
-            ("add", None) => (Extended::Add, 2),
-            ("sub", None) => (Extended::Sub, 2),
+            ("add", None) => (CarryArithmetic::Add, 2),
+            ("sub", None) => (CarryArithmetic::Sub, 2),
             ("mad", Some(op)) => (op, 3),
             _ => return None,
         };
-        let flags = flags_of(ty);
+        let flags = type_flags(ty);
         let input = f.base.ends_with('c');
-        let carry = Carry { op, bits: flags.bits, signed: flags.signed, input, output };
-        let (alu, operands) = f.finish(Op::Rare(Rare::Carry(carry)), &[ty], &[ty; 3][..sources])?;
+        let carry = CarryOp { op, bits: flags.bits, signed: flags.signed, input, output };
+        let (alu, operands) = f.finish(Op::OutOfLine(OutOfLineOp::Carry(carry)), &[ty], &[ty; 3][..sources])?;
         Some((alu, super::OperandTypes { carry: true, ..operands }))
     }
 }

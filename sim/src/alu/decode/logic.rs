@@ -1,22 +1,23 @@
 //! Moves, logic and shifts.
 
-use super::{Decoded, Form, width};
-use crate::alu::cold::{Flags, Scalar, flags_of};
-use crate::alu::hot::{Combine, Logic, Op};
-use crate::alu::int;
-use crate::alu::rare::{Rare, Vector};
+use super::{Decoded, InstructionForm};
+use crate::alu::compare::Combine;
+use crate::alu::logic::{self, PredicateLogic};
+use crate::alu::moves::VectorMove;
+use crate::alu::op::{Op, OutOfLineOp};
+use crate::alu::scalar::{ScalarFlags, ScalarFunction, type_flags};
 use crate::ptx::ast::Type::{B8, B16, B32, B64, Pred, S16, S32, S64, U16, U32, U64};
 
-impl Form<'_> {
+impl InstructionForm<'_> {
     pub(super) fn moves(&self) -> Decoded {
         let mut f = self.clone();
         let ty = f.take_type()?;
         let (dst, src) = f.counts();
-        let copy = match width(ty) {
-            1 => Op::PredicateLogic(Logic::Copy, f.negated(1), false),
+        let copy = match ty.bits() {
+            1 => Op::PredicateLogic(PredicateLogic::Copy, f.negated(1), false),
             8 | 16 | 32 => Op::Mov32,
             64 => Op::Mov64,
-            _ => Op::Rare(Rare::Mov128),
+            _ => Op::OutOfLine(OutOfLineOp::Mov128),
         };
         if (dst, src) == (1, 1) {
             return f.finish(copy, &[ty], &[ty]);
@@ -28,22 +29,24 @@ impl Form<'_> {
         if !matches!(count, 2 | 4) {
             return None;
         }
-        let element = match width(ty) as usize / count {
+        let element = match ty.bits() as usize / count {
             8 => B8,
             16 => B16,
             32 => B32,
             64 => B64,
             _ => return None,
         };
-        if width(element) as usize * count != width(ty) as usize {
+        if element.bits() as usize * count != ty.bits() as usize {
             return None;
         }
-        let op = match (width(ty), count, pack) {
+        let op = match (ty.bits(), count, pack) {
             (32, 2, true) => Op::Pack32,
             (32, 2, false) => Op::Unpack32,
             (64, 2, true) => Op::Pack64,
             (64, 2, false) => Op::Unpack64,
-            _ => Op::Rare(Rare::Vector(Vector { pack, bits: width(element) as u8, count: count as u8 })),
+            _ => {
+                Op::OutOfLine(OutOfLineOp::Vector(VectorMove { pack, bits: element.bits() as u8, count: count as u8 }))
+            }
         };
         let elements = &[element; 4][..count];
         if pack { f.finish(op, &[ty], elements) } else { f.finish(op, elements, &[ty]) }
@@ -60,26 +63,26 @@ impl Form<'_> {
         let mut f = self.clone();
         let ty = f.take_type()?;
         let logic = match f.base {
-            "and" => Logic::And,
-            "or" => Logic::Or,
-            "xor" => Logic::Xor,
-            "not" => Logic::Not,
-            _ if matches!(ty, B16 | B32 | B64) => return f.cold(int::cnot, flags_of(ty), ty, &[ty]),
+            "and" => PredicateLogic::And,
+            "or" => PredicateLogic::Or,
+            "xor" => PredicateLogic::Xor,
+            "not" => PredicateLogic::Not,
+            _ if matches!(ty, B16 | B32 | B64) => return f.cold(logic::cnot, type_flags(ty), ty, &[ty]),
             _ => return None,
         };
         let op = match (ty, logic) {
             (Pred, _) => Op::PredicateLogic(logic, f.negated(1), f.negated(2)),
-            (B32, Logic::Not) => Op::Not32,
-            (B16 | B64, Logic::Not) => return f.cold(int::not, flags_of(ty), ty, &[ty]),
-            (B16 | B32, Logic::And) => Op::And32,
-            (B16 | B32, Logic::Or) => Op::Or32,
-            (B16 | B32, Logic::Xor) => Op::Xor32,
-            (B64, Logic::And) => Op::And64,
-            (B64, Logic::Or) => Op::Or64,
-            (B64, Logic::Xor) => Op::Xor64,
+            (B32, PredicateLogic::Not) => Op::Not32,
+            (B16 | B64, PredicateLogic::Not) => return f.cold(logic::not, type_flags(ty), ty, &[ty]),
+            (B16 | B32, PredicateLogic::And) => Op::And32,
+            (B16 | B32, PredicateLogic::Or) => Op::Or32,
+            (B16 | B32, PredicateLogic::Xor) => Op::Xor32,
+            (B64, PredicateLogic::And) => Op::And64,
+            (B64, PredicateLogic::Or) => Op::Or64,
+            (B64, PredicateLogic::Xor) => Op::Xor64,
             _ => return None,
         };
-        f.finish(op, &[ty], &[ty; 2][..1 + (logic != Logic::Not) as usize])
+        f.finish(op, &[ty], &[ty; 2][..1 + (logic != PredicateLogic::Not) as usize])
     }
 
     fn shift(&self) -> Decoded {
@@ -92,8 +95,8 @@ impl Form<'_> {
             ("shr", S32) => Op::ShrS32,
             ("shr", B64 | U64) => Op::ShrU64,
             ("shr", S64) => Op::ShrS64,
-            ("shl", B16) => return f.cold(int::shl, flags_of(ty), ty, &[ty, U32]),
-            ("shr", B16 | U16 | S16) => return f.cold(int::shr, flags_of(ty), ty, &[ty, U32]),
+            ("shl", B16) => return f.cold(logic::shl, type_flags(ty), ty, &[ty, U32]),
+            ("shr", B16 | U16 | S16) => return f.cold(logic::shr, type_flags(ty), ty, &[ty, U32]),
             _ => return None,
         };
         f.finish(op, &[ty], &[ty, U32])
@@ -107,24 +110,24 @@ impl Form<'_> {
         match (left, clamp) {
             (true, false) => f.finish(Op::ShfLWrap, &[ty], &[ty, ty, U32]),
             (false, false) => f.finish(Op::ShfRWrap, &[ty], &[ty, ty, U32]),
-            _ => f.cold(int::shf, Flags { other: left, sat: clamp, ..flags_of(ty) }, ty, &[ty, ty, U32]),
+            _ => f.cold(logic::shf, ScalarFlags { variant: left, sat: clamp, ..type_flags(ty) }, ty, &[ty, ty, U32]),
         }
     }
 
     fn prmt(&self) -> Decoded {
-        let modes: [(&str, Scalar); 6] = [
-            ("f4e", int::prmt_f4e),
-            ("b4e", int::prmt_b4e),
-            ("rc8", int::prmt_rc8),
-            ("ecl", int::prmt_ecl),
-            ("ecr", int::prmt_ecr),
-            ("rc16", int::prmt_rc16),
+        let modes: [(&str, ScalarFunction); 6] = [
+            ("f4e", logic::prmt_f4e),
+            ("b4e", logic::prmt_b4e),
+            ("rc8", logic::prmt_rc8),
+            ("ecl", logic::prmt_ecl),
+            ("ecr", logic::prmt_ecr),
+            ("rc16", logic::prmt_rc16),
         ];
         let mut f = self.clone();
         let mode = f.take_any(&modes);
         let ty = f.take_type().filter(|ty| *ty == B32)?;
         match mode {
-            Some(function) => f.cold(function, flags_of(ty), ty, &[ty, ty, U32]),
+            Some(function) => f.cold(function, type_flags(ty), ty, &[ty, ty, U32]),
             None => f.finish(Op::Prmt, &[ty], &[ty, ty, U32]),
         }
     }
@@ -136,7 +139,7 @@ impl Form<'_> {
         match combine {
             None => f.finish(Op::Lop3, &[ty], &[ty, ty, ty, U32]),
             Some(combine) => {
-                let op = Op::Rare(Rare::Lop3(combine, f.negated(5)));
+                let op = Op::OutOfLine(OutOfLineOp::Lop3(combine, f.negated(5)));
                 f.finish(op, &[ty, Pred], &[ty, ty, ty, U32, Pred])
             }
         }

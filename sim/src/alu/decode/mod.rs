@@ -6,9 +6,8 @@ mod float;
 mod integer;
 mod logic;
 
-use super::cold::{Cold, Flags, Scalar};
-use super::hot::Op;
-use super::rare::Rare;
+use super::op::{Op, OutOfLineOp};
+use super::scalar::{ScalarFlags, ScalarFunction, ScalarOp};
 use super::{AluOp, OperandType, OperandTypes, RegisterClass};
 use crate::ptx::ast::{Operand, Register, RegisterDecl, Type};
 
@@ -19,7 +18,7 @@ use crate::ptx::ast::{Operand, Register, RegisterDecl, Type};
 pub fn decode(opcode: &str, operands: &[Operand], registers: &[RegisterDecl]) -> Option<(AluOp, OperandTypes)> {
     let mut tokens = opcode.split('.');
     let base = tokens.next()?;
-    let form = Form { base, tokens: tokens.collect(), operands, registers };
+    let form = InstructionForm { base, tokens: tokens.collect(), operands, registers };
     match base {
         "mov" => form.moves(),
         "cvt" => form.convert(),
@@ -34,36 +33,16 @@ pub(super) type Decoded = Option<(AluOp, OperandTypes)>;
 
 /// An instruction as written: its name, the modifiers and types after it, and its operands.
 #[derive(Clone)]
-pub(super) struct Form<'a> {
+pub(super) struct InstructionForm<'a> {
     pub base: &'a str,
     pub tokens: Vec<&'a str>,
     pub operands: &'a [Operand],
     pub registers: &'a [RegisterDecl],
 }
 
-/// The type that a token names.
-pub(super) fn type_of(token: &str) -> Option<Type> {
-    Type::named(token)
-}
-
 /// Whether a type is a floating-point one.
 pub(super) fn is_float(ty: Type) -> bool {
     matches!(ty, Type::F16 | Type::F16x2 | Type::BF16 | Type::BF16x2 | Type::F32 | Type::F64)
-}
-
-/// Bits of a value of this type; predicates have 1.
-pub(super) fn width(ty: Type) -> u32 {
-    ty.bits()
-}
-
-/// The kind of register that holds this type.
-pub(super) fn class(ty: Type) -> RegisterClass {
-    match width(ty) {
-        1 => RegisterClass::Pred,
-        8 | 16 | 32 => RegisterClass::B32,
-        64 => RegisterClass::B64,
-        _ => RegisterClass::B128,
-    }
 }
 
 /// How many operands a written one is when flattened.
@@ -75,7 +54,7 @@ fn count(operand: &Operand) -> usize {
     }
 }
 
-impl<'a> Form<'a> {
+impl<'a> InstructionForm<'a> {
     /// Removes a modifier; whether it was there.
     pub fn take(&mut self, modifier: &str) -> bool {
         let at = self.tokens.iter().position(|t| *t == modifier);
@@ -89,7 +68,7 @@ impl<'a> Form<'a> {
 
     /// Removes the last token, which must be a type.
     pub fn take_type(&mut self) -> Option<Type> {
-        let ty = type_of(self.tokens.last()?)?;
+        let ty = Type::named(self.tokens.last()?)?;
         self.tokens.pop();
         Some(ty)
     }
@@ -105,7 +84,8 @@ impl<'a> Form<'a> {
         if !self.tokens.is_empty() || self.counts() != (dst.len(), src.len()) {
             return None;
         }
-        let expect = |types: &[Type]| types.iter().map(|&ty| OperandType { class: class(ty), ty }).collect();
+        let expect =
+            |types: &[Type]| types.iter().map(|&ty| OperandType { class: RegisterClass::of(ty), ty }).collect();
         Some((AluOp(op), OperandTypes { dst: expect(dst), src: expect(src), carry: false }))
     }
 
@@ -115,13 +95,17 @@ impl<'a> Form<'a> {
     }
 
     /// A scalar function of sources of these types.
-    fn cold(&self, function: Scalar, flags: Flags, dst: Type, src: &[Type]) -> Decoded {
-        self.finish(Op::Rare(Rare::Cold(Cold::new(function, flags, src), class(dst))), &[dst], src)
+    fn cold(&self, function: ScalarFunction, flags: ScalarFlags, dst: Type, src: &[Type]) -> Decoded {
+        self.finish(
+            Op::OutOfLine(OutOfLineOp::Scalar(ScalarOp::new(function, flags, src), RegisterClass::of(dst))),
+            &[dst],
+            src,
+        )
     }
 
     /// The last token is a floating-point type.
     fn is_float(&self) -> bool {
-        self.tokens.last().and_then(|t| type_of(t)).is_some_and(is_float)
+        self.tokens.last().and_then(|t| Type::named(t)).is_some_and(is_float)
     }
 
     /// The declared type of a register.

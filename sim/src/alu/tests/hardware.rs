@@ -19,7 +19,7 @@ fn results_of_an_h200() {
         ("bfi.b64", &[0x80_7fff_ff01_80ff, 0x92a3_4047_af28_4f00, 0x100, 0x23], 0x92a3_4047_af28_4f00),
         ("testp.normal.f32", &[0x8000_0000], 1),
         ("testp.normal.f64", &[0], 1),
-        // Flushed for being tiny when rounded to the format's precision whatever the exponent.
+        // Flushed for being is_tiny_after_rounding when rounded to the format's precision whatever the exponent.
         ("mul.ftz.f32", &[0x3f7f_ffff, 0x80_0000], 0),
         ("mul.rm.ftz.f32", &[0xbf7f_ffff, 0x80_0000], 0x8000_0000),
         ("mul.rp.ftz.sat.f32", &[0x80_0000, 0x3f7f_ffff], 0),
@@ -27,7 +27,7 @@ fn results_of_an_h200() {
         ("mul.ftz.f16", &[0x3bff, 0x8400], 0x8000),
         ("mul.rn.ftz.f16", &[0x3bff, 0x8400], 0x8000),
         ("mul.ftz.f16x2", &[0xbbff, 0x8400], 0),
-        // Subnormal sources of an f16 are not flushed.
+        // Subnormal sources of an f16 are not round_and_flush.
         ("cvt.rm.ftz.f16.f32", &[0x8000_002a], 0x8001),
         ("cvt.rp.ftz.f16.f32", &[0x7_8ad2], 1),
         ("cvt.rp.ftz.sat.f16.f32", &[0x6ce], 1),

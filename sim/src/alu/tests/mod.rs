@@ -1,9 +1,15 @@
 //! Tests of the instructions against independent definitions.
 
-mod everyday;
+mod carry;
+mod compare;
+mod convert;
 mod hardware;
+mod integer;
+mod logic;
+mod moves;
+mod random_opcodes;
 mod rounding;
-mod seldom;
+mod special;
 
 use super::{OperandSlots, RegisterClass, decode};
 use crate::ptx::ast::{Operand, RegisterDecl};
@@ -65,7 +71,7 @@ pub fn run(
     let mut sources = Vec::new();
     for (i, want) in wants.src.iter().enumerate() {
         s.src[i] = if want.class == RegisterClass::Pred { 8 + i as u32 } else { 24 + 4 * i as u32 };
-        let bits = super::decode::width(want.ty);
+        let bits = want.ty.bits();
         let values: [u64; 32] =
             std::array::from_fn(|_| source(i) & if bits >= 64 { u64::MAX } else { (1 << bits) - 1 });
         put(&mut r, want.class, s.src[i], &values);
@@ -152,4 +158,20 @@ pub fn check_with(
             assert_eq!(got, expected(&s), "{opcode} of {s:x?} (results in hexadecimal: {got:x?})");
         }
     }
+}
+
+/// The low `bits` as a number.
+pub fn number(x: u64, bits: u32, signed: bool) -> i128 {
+    let x = x as i128 & ((1 << bits) - 1);
+    if signed && x >> (bits - 1) != 0 { x - (1 << bits) } else { x }
+}
+
+/// The low `bits` of a number.
+pub fn low(x: i128, bits: u32) -> u64 {
+    (x & ((1 << bits) - 1)) as u64
+}
+
+/// The low 32 bits as a signed number.
+pub fn signed(x: u64) -> i64 {
+    x as u32 as i32 as i64
 }

@@ -1,13 +1,16 @@
 //! Roundings against their definition: no other number of the format lies nearer, or on the right side.
 
 use super::{Random, check, check_with, plain};
-use crate::alu::soft::{self, BF16, E4M3, E5M2, F16, F32, F64, Format, Mode, TF32, Wide, narrow, widen};
+use crate::alu::soft_float::{
+    BF16, E4M3, E5M2, ExactFloat, F16, F32, F64, FloatFormat, RoundingMode, TF32, decode_float, encode_float,
+};
 
-const MODES: [(&str, Mode); 4] = [("rn", Mode::Nearest), ("rz", Mode::Zero), ("rm", Mode::Down), ("rp", Mode::Up)];
+const MODES: [(&str, RoundingMode); 4] =
+    [("rn", RoundingMode::Nearest), ("rz", RoundingMode::Zero), ("rm", RoundingMode::Down), ("rp", RoundingMode::Up)];
 
 /// All finite values of a 16- or 8-bit format, ascending, with their bits.
-fn values(format: Format) -> Vec<(f64, u64)> {
-    let mut all: Vec<(f64, u64)> = (0..=format.largest).map(|bits| (widen(bits, format), bits)).collect();
+fn values(format: FloatFormat) -> Vec<(f64, u64)> {
+    let mut all: Vec<(f64, u64)> = (0..=format.largest).map(|bits| (decode_float(bits, format), bits)).collect();
     let negative = all.iter().skip(1).map(|(v, bits)| (-v, bits | 1 << format.sign)).rev();
     let mut out: Vec<_> = negative.collect();
     out.append(&mut all);
@@ -15,7 +18,7 @@ fn values(format: Format) -> Vec<(f64, u64)> {
 }
 
 /// By search among all values; `None` where the format overflows.
-fn searched(all: &[(f64, u64)], x: f64, mode: Mode) -> Option<u64> {
+fn searched(all: &[(f64, u64)], x: f64, mode: RoundingMode) -> Option<u64> {
     let at = all.partition_point(|(v, _)| *v <= x);
     if at == 0 || at == all.len() && all[at - 1].0 != x {
         return None;
@@ -29,24 +32,24 @@ fn searched(all: &[(f64, u64)], x: f64, mode: Mode) -> Option<u64> {
     let away = if x > 0.0 { up } else { down };
     let toward = if x > 0.0 { down } else { up };
     let chosen = match mode {
-        Mode::Nearest if below == above => {
+        RoundingMode::Nearest if below == above => {
             if down.1 & 1 == 0 {
                 down
             } else {
                 up
             }
         }
-        Mode::Away if below == above => away,
-        Mode::Nearest | Mode::Away => {
+        RoundingMode::Away if below == above => away,
+        RoundingMode::Nearest | RoundingMode::Away => {
             if below < above {
                 down
             } else {
                 up
             }
         }
-        Mode::Zero => toward,
-        Mode::Down => down,
-        Mode::Up => up,
+        RoundingMode::Zero => toward,
+        RoundingMode::Down => down,
+        RoundingMode::Up => up,
     };
     Some(sign_of_zero(chosen.1))
 }
@@ -61,14 +64,16 @@ fn narrow_formats_round_to_the_right_neighbour() {
     let mut random = Random(7);
     for format in [F16, BF16, E4M3, E5M2] {
         let all = values(format);
-        for mode in [Mode::Nearest, Mode::Away, Mode::Zero, Mode::Down, Mode::Up] {
+        for mode in
+            [RoundingMode::Nearest, RoundingMode::Away, RoundingMode::Zero, RoundingMode::Down, RoundingMode::Up]
+        {
             for _ in 0..20_000 {
-                // Values, points between two, and points just beside those: differences of neighbours are exact in f64.
+                // Values, points between two, and points just beside those: sum_of_absolute_differences of neighbours are exact in f64.
                 let i = random.next() as usize % (all.len() - 1);
                 let part = [0.0, 0.5, 0.5 - 1e-9, 0.5 + 1e-9, 1e-9, 0.3][random.next() as usize % 6];
                 let x = all[i].0 + (all[i + 1].0 - all[i].0) * part;
                 if let Some(expected) = searched(&all, x, mode).filter(|_| x != 0.0) {
-                    assert_eq!(narrow(x, format, mode), expected, "{x} to {format:?} {mode:?}");
+                    assert_eq!(encode_float(x, format, mode), expected, "{x} to {format:?} {mode:?}");
                 }
             }
         }
@@ -80,14 +85,14 @@ fn overflow_goes_where_the_mode_says() {
     let beyond = [(F16, 65520.0), (BF16, 3.4e38), (F32, 3.5e38)];
     for (format, x) in beyond {
         let (infinity, largest, sign) = (format.largest + 1, format.largest, 1 << format.sign);
-        assert_eq!(narrow(x, format, Mode::Nearest), infinity);
-        assert_eq!(narrow(x, format, Mode::Zero), largest);
-        assert_eq!(narrow(x, format, Mode::Down), largest);
-        assert_eq!(narrow(x, format, Mode::Up), infinity);
-        assert_eq!(narrow(-x, format, Mode::Down), infinity | sign);
-        assert_eq!(narrow(-x, format, Mode::Up), largest | sign);
+        assert_eq!(encode_float(x, format, RoundingMode::Nearest), infinity);
+        assert_eq!(encode_float(x, format, RoundingMode::Zero), largest);
+        assert_eq!(encode_float(x, format, RoundingMode::Down), largest);
+        assert_eq!(encode_float(x, format, RoundingMode::Up), infinity);
+        assert_eq!(encode_float(-x, format, RoundingMode::Down), infinity | sign);
+        assert_eq!(encode_float(-x, format, RoundingMode::Up), largest | sign);
     }
-    assert_eq!(narrow(65519.99, F16, Mode::Nearest), 0x7bff);
+    assert_eq!(encode_float(65519.99, F16, RoundingMode::Nearest), 0x7bff);
 }
 
 #[test]
@@ -99,10 +104,10 @@ fn to_nearest_is_the_processors_own() {
         if !finite {
             continue;
         }
-        let [x, y, z] = [a, b, c].map(|v| Wide::new(v as f64));
-        let same = |exact: Wide, native: f32, what: &str| {
+        let [x, y, z] = [a, b, c].map(|v| ExactFloat::new(v as f64));
+        let same = |exact: ExactFloat, native: f32, what: &str| {
             if !exact.is_zero() {
-                assert_eq!(exact.round(F32, Mode::Nearest), native.to_bits() as u64, "{what} of {a} {b} {c}");
+                assert_eq!(exact.round(F32, RoundingMode::Nearest), native.to_bits() as u64, "{what} of {a} {b} {c}");
             }
         };
         same(x.plus(y), a + b, "sum");
@@ -116,10 +121,13 @@ fn to_nearest_is_the_processors_own() {
         }
         let [p, q, s] = [0; 3].map(|_| f64::from_bits(random.next()));
         if p.is_finite() && q.is_finite() && s.is_finite() {
-            let fused = Wide::new(p).times(Wide::new(q)).plus(Wide::new(s));
-            assert_eq!(fused.round(F64, Mode::Nearest), p.mul_add(q, s).to_bits());
-            assert_eq!(Wide::new(p).over(Wide::new(q)).round(F64, Mode::Nearest), (p / q).to_bits());
-            assert_eq!(Wide::new(p.abs()).sqrt().round(F64, Mode::Nearest), p.abs().sqrt().to_bits());
+            let fused = ExactFloat::new(p).times(ExactFloat::new(q)).plus(ExactFloat::new(s));
+            assert_eq!(fused.round(F64, RoundingMode::Nearest), p.mul_add(q, s).to_bits());
+            assert_eq!(
+                ExactFloat::new(p).over(ExactFloat::new(q)).round(F64, RoundingMode::Nearest),
+                (p / q).to_bits()
+            );
+            assert_eq!(ExactFloat::new(p.abs()).sqrt().round(F64, RoundingMode::Nearest), p.abs().sqrt().to_bits());
         }
     }
 }
@@ -155,39 +163,51 @@ fn directed_f32_arithmetic_brackets_the_exact_result() {
 fn half_arithmetic_rounds_once() {
     for (name, format) in [("f16", F16), ("bf16", BF16)] {
         let exact = |s: &[u64]| {
-            let [a, b, c] = [0, 1, 2].map(|i| widen(s.get(i).copied().unwrap_or(0) & 0xffff, format));
+            let [a, b, c] = [0, 1, 2].map(|i| decode_float(s.get(i).copied().unwrap_or(0) & 0xffff, format));
             (a, b, c)
         };
-        let round = |w: Wide, native: f64| {
+        let round = |w: ExactFloat, native: f64| {
             if native.is_finite() && !w.is_zero() {
-                w.round(format, Mode::Nearest)
+                w.round(format, RoundingMode::Nearest)
             } else {
-                narrow(native, format, Mode::Nearest)
+                encode_float(native, format, RoundingMode::Nearest)
             }
         };
         check(&format!("fma.rn.{name}"), 3, |s| {
             let (a, b, c) = exact(s);
             let native = a.mul_add(b, c);
             let finite = a.is_finite() && b.is_finite() && c.is_finite();
-            let w = if finite { Wide::new(a).times(Wide::new(b)).plus(Wide::new(c)) } else { Wide::integer(0) };
+            let w = if finite {
+                ExactFloat::new(a).times(ExactFloat::new(b)).plus(ExactFloat::new(c))
+            } else {
+                ExactFloat::integer(0)
+            };
             round(w, native)
         });
         check(&format!("add.{name}"), 2, |s| {
             let (a, b, _) = exact(s);
-            let w = if a.is_finite() && b.is_finite() { Wide::new(a).plus(Wide::new(b)) } else { Wide::integer(0) };
+            let w = if a.is_finite() && b.is_finite() {
+                ExactFloat::new(a).plus(ExactFloat::new(b))
+            } else {
+                ExactFloat::integer(0)
+            };
             round(w, a + b)
         });
         check(&format!("mul.{name}x2"), 2, |s| {
             let one = |i: u32| {
-                let (a, b) = (widen(s[0] >> i & 0xffff, format), widen(s[1] >> i & 0xffff, format));
-                narrow(a * b, format, Mode::Nearest)
+                let (a, b) = (decode_float(s[0] >> i & 0xffff, format), decode_float(s[1] >> i & 0xffff, format));
+                encode_float(a * b, format, RoundingMode::Nearest)
             };
             one(0) | one(16) << 16
         });
         check(&format!("fma.rn.relu.{name}"), 3, |s| {
             let (a, b, c) = exact(s);
             let y = a.mul_add(b, c);
-            let w = if y.is_finite() { Wide::new(a).times(Wide::new(b)).plus(Wide::new(c)) } else { Wide::integer(0) };
+            let w = if y.is_finite() {
+                ExactFloat::new(a).times(ExactFloat::new(b)).plus(ExactFloat::new(c))
+            } else {
+                ExactFloat::integer(0)
+            };
             if y <= 0.0 { 0 } else { round(w, y) }
         });
     }
@@ -212,7 +232,7 @@ fn eight_bits_there_and_back() {
                     "f32" => [f32::from_bits(s[1] as u32) as f64, f32::from_bits(s[0] as u32) as f64],
                     _ => [s[0] & 0xffff, s[0] >> 16].map(|h| half::f16::from_bits(h as u16).to_f64()),
                 };
-                let one = |x: f64| match searched(&all, x, Mode::Nearest) {
+                let one = |x: f64| match searched(&all, x, RoundingMode::Nearest) {
                     _ if x.is_nan() => 0x7f,
                     _ if x == 0.0 => (x.is_sign_negative() as u64) << 7,
                     None => format.largest | ((x < 0.0) as u64) << 7,
@@ -225,18 +245,18 @@ fn eight_bits_there_and_back() {
     // Every one of the 256 patterns survives the way to f16 and back (NaN becomes the canonical one).
     for byte in 0..256u64 {
         for format in [E4M3, E5M2] {
-            let value = widen(byte, format);
+            let value = decode_float(byte, format);
             let reference = reference8(byte, format);
             assert!(value == reference || value.is_nan() && reference.is_nan(), "{byte:x} of {format:?}");
             if value.is_finite() {
-                assert_eq!(narrow(value, format, Mode::Nearest), byte);
+                assert_eq!(encode_float(value, format, RoundingMode::Nearest), byte);
             }
         }
     }
 }
 
 /// Straight from the fields: sign, exponent, fraction.
-fn reference8(b: u64, format: Format) -> f64 {
+fn reference8(b: u64, format: FloatFormat) -> f64 {
     let (exponent_bits, fraction_bits, bias) = if format == E4M3 { (4, 3, 7) } else { (5, 2, 15) };
     let (e, f) = ((b >> fraction_bits & ((1 << exponent_bits) - 1)) as i32, b & ((1 << fraction_bits) - 1));
     let unit = f as f64 / (1 << fraction_bits) as f64;
@@ -267,7 +287,7 @@ fn tf32_keeps_ten_bits() {
             (x & 0xffff_e000) as u64
         }
     });
-    assert_eq!(narrow(1.0, TF32, Mode::Nearest) << 13, 0x3f80_0000);
+    assert_eq!(encode_float(1.0, TF32, RoundingMode::Nearest) << 13, 0x3f80_0000);
 }
 
 #[test]
@@ -275,10 +295,10 @@ fn halves_widen_and_narrow_as_the_half_crate_does() {
     for bits in 0..=u16::MAX {
         let x = half::f16::from_bits(bits);
         let expected = if x.is_nan() { 0x7fff_ffff } else { x.to_f32().to_bits() };
-        assert_eq!(crate::alu::f32s::from_f16(bits as u32), expected);
-        assert!(x.is_nan() || soft::widen(bits as u64, F16) == x.to_f64());
+        assert_eq!(crate::alu::f32_math::f16_to_f32(bits as u32), expected);
+        assert!(x.is_nan() || decode_float(bits as u64, F16) == x.to_f64());
         let b = half::bf16::from_bits(bits);
-        assert!(b.is_nan() || soft::widen(bits as u64, BF16) == b.to_f64());
+        assert!(b.is_nan() || decode_float(bits as u64, BF16) == b.to_f64());
     }
     let narrowed = |x: u64| {
         let x = f32::from_bits(x as u32);

@@ -1,18 +1,20 @@
-//! Instructions that are seldom executed: one scalar function each, called lane by lane.
+//! ScalarFunction operations: instructions that are one function of bits, called lane by lane through a function pointer.
+//!
+//! Most forms of PTX instructions are executed too seldom to deserve a loop of their own. [`ScalarOp`] holds the function and
+//! its flags; [`super::op::Op`] has the loops for the frequent ones.
 
 use super::OperandSlots;
-use super::decode::{class, width};
-use super::lanes::{Lane, define, set_predicate};
-use super::soft::Mode;
-use crate::alu::RegisterClass;
+use super::RegisterClass;
+use super::lanes::{LaneValue, set_predicate, set_undefined};
+use super::soft_float::RoundingMode;
 use crate::ptx::ast::Type;
 use crate::regs::Registers;
 
-/// What modifiers say to a [`Scalar`].
+/// What modifiers say to a [`ScalarFunction`].
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Flags {
+pub struct ScalarFlags {
     /// Rounding.
-    pub mode: Mode,
+    pub rounding: RoundingMode,
     /// Bits of the type; of packed types, of an element.
     pub bits: u8,
     /// A second width where one is needed: that of a conversion's destination register.
@@ -28,28 +30,31 @@ pub struct Flags {
     /// `.NaN`, or `.satfinite` of conversions.
     pub strict: bool,
     /// `.xorsign.abs`; `.abs` of three operands; another choice of the instruction's own.
-    pub other: bool,
+    pub variant: bool,
 }
 
 /// A function of up to four sources, as zero-extended bits; the result's upper bits are cut off.
-pub type Scalar = fn(Flags, u64, u64, u64, u64) -> u64;
+pub type ScalarFunction = fn(ScalarFlags, u64, u64, u64, u64) -> u64;
 
 /// A scalar function with what it needs.
 #[derive(Clone, Copy, Debug)]
-pub struct Cold {
-    function: Scalar,
-    flags: Flags,
+pub struct ScalarOp {
+    function: ScalarFunction,
+    flags: ScalarFlags,
     /// How many sources.
     sources: u8,
     /// A bit for each source in a 64-bit register.
     wide: u8,
 }
 
-impl Cold {
+impl ScalarOp {
     /// For sources of these types.
-    pub fn new(function: Scalar, flags: Flags, src: &[Type]) -> Cold {
-        let wide = src.iter().enumerate().fold(0, |w, (i, &ty)| w | ((class(ty) == RegisterClass::B64) as u8) << i);
-        Cold { function, flags, sources: src.len() as u8, wide }
+    pub fn new(function: ScalarFunction, flags: ScalarFlags, src: &[Type]) -> ScalarOp {
+        let wide = src
+            .iter()
+            .enumerate()
+            .fold(0, |w, (i, &ty)| w | ((RegisterClass::of(ty) == RegisterClass::B64) as u8) << i);
+        ScalarOp { function, flags, sources: src.len() as u8, wide }
     }
 
     /// The results in the lanes of `mask`, zero in others, and where they are undefined.
@@ -90,12 +95,12 @@ impl Cold {
             RegisterClass::B32 => r.set(s.dst[0], &out.map(|x| x as u32), mask),
             RegisterClass::B64 | RegisterClass::B128 => r.set64(s.dst[0], &out, mask),
         }
-        define(r, s.dst[0], mask, undefined);
+        set_undefined(r, s.dst[0], mask, undefined);
     }
 }
 
-/// Flags with a type's width and signedness.
-pub fn flags_of(ty: Type) -> Flags {
+/// ScalarFlags with a type's width and signedness.
+pub fn type_flags(ty: Type) -> ScalarFlags {
     let signed = matches!(ty, Type::S8 | Type::S16 | Type::S32 | Type::S64);
-    Flags { bits: width(ty) as u8, signed, ..Flags::default() }
+    ScalarFlags { bits: ty.bits() as u8, signed, ..ScalarFlags::default() }
 }

@@ -3,7 +3,7 @@
 //! Source: PTX ISA 9.0, chapter 9.7.3 (floating-point instructions).
 
 /// The NaN that f32 arithmetic makes; payloads are not preserved.
-pub const NAN: u32 = 0x7fff_ffff;
+pub const CANONICAL_NAN: u32 = 0x7fff_ffff;
 
 /// Sign-preserving zero in place of a subnormal, if `ftz`.
 #[inline(always)]
@@ -11,24 +11,24 @@ pub fn flush(x: u32, ftz: bool) -> u32 {
     if ftz && x & 0x7f80_0000 == 0 { x & 0x8000_0000 } else { x }
 }
 
-/// The f32 with these bits, subnormals flushed if `ftz`.
+/// The f32 with these bits, subnormals round_and_flush if `ftz`.
 #[inline(always)]
-pub fn input(x: u32, ftz: bool) -> f32 {
+pub fn f32_input(x: u32, ftz: bool) -> f32 {
     f32::from_bits(flush(x, ftz))
 }
 
-/// The bits of a result: any NaN becomes the canonical one, subnormals are flushed if `ftz`.
+/// The bits of a result: any NaN becomes the canonical one, subnormals are round_and_flush if `ftz`.
 #[inline(always)]
-pub fn output(x: f32, ftz: bool) -> u32 {
+pub fn f32_output(x: f32, ftz: bool) -> u32 {
     let bits = flush(x.to_bits(), ftz);
-    if bits & 0x7fff_ffff > 0x7f80_0000 { NAN } else { bits }
+    if bits & 0x7fff_ffff > 0x7f80_0000 { CANONICAL_NAN } else { bits }
 }
 
-/// An exact result (or one rounded to odd) as an f32 to nearest, flushed as `.ftz` does it on an H200: where it is below the smallest
-/// normal number when it is rounded to 24 bits whatever its exponent. A quotient of f32s is far enough from every other number that
+/// An exact result (or one rounded to round_to_odd_if_tiny) as an f32 to nearest, round_and_flush as `.ftz` does it on an H200: where it is below the smallest
+/// normal number when it is rounded to 24 bits whatever its exponent. A quotient of f32_math is far enough from every other number that
 /// its f64 will do.
 #[inline(always)]
-pub fn flushed(x: f64) -> f32 {
+pub fn round_and_flush(x: f64) -> f32 {
     const LEAST: f64 = f32::MIN_POSITIVE as f64;
     let y = x as f32;
     if x.abs() < LEAST - LEAST / 33_554_432.0 { 0f32.copysign(y) } else { y }
@@ -49,7 +49,7 @@ pub fn is_nan(x: u32) -> bool {
 
 /// The smaller (or larger, if `MAX`) of two: one NaN gives the other operand, two give the canonical NaN; −0 < +0.
 #[inline(always)]
-pub fn extreme<const MAX: bool>(a: u32, b: u32) -> u32 {
+pub fn min_or_max<const MAX: bool>(a: u32, b: u32) -> u32 {
     let (x, y) = (f32::from_bits(a), f32::from_bits(b));
     let first = if MAX { x > y } else { x < y };
     // Equal ones differ at most in the sign of zero.
@@ -57,13 +57,13 @@ pub fn extreme<const MAX: bool>(a: u32, b: u32) -> u32 {
     let z = if first { a } else { b };
     let z = if x == y { tie } else { z };
     let z = if y.is_nan() { a } else { z };
-    if is_nan(z) { NAN } else { z }
+    if is_nan(z) { CANONICAL_NAN } else { z }
 }
 
 /// 2^x within 1 ulp; subnormal results are made (the caller flushes).
 #[inline(always)]
 pub fn exp2(x: f32) -> f32 {
-    // Beyond these the result is infinite or rounds to zero; NaN passes through the polynomial.
+    // Beyond these the result is infinite or rounds to zero; NaN passes through the lop3_polynomial.
     let x = if x > 129.0 { 129.0 } else { x };
     let x = if x < -152.0 { -152.0 } else { x };
     // Adding 1.5 · 2^23 rounds to the nearest integer, which then lies in the low bits.
@@ -89,20 +89,20 @@ fn power_of_two(n: i32) -> f32 {
 
 /// The bf16 nearest to an f32, ties to even; NaN is 0x7fff.
 #[inline(always)]
-pub fn to_bf16(x: u32) -> u32 {
+pub fn f32_to_bf16(x: u32) -> u32 {
     let rounded = x.wrapping_add(0x7fff + (x >> 16 & 1)) >> 16;
     if is_nan(x) { 0x7fff } else { rounded }
 }
 
 /// Truncated to a signed integer: out of range to the nearest end, NaN to 0.
 #[inline(always)]
-pub fn to_s32(x: f32) -> u32 {
+pub fn f32_to_s32(x: f32) -> u32 {
     truncate(x, -2_147_483_648.0, 2_147_483_647.0)
 }
 
 /// Truncated to an unsigned integer: out of range to the nearest end, NaN to 0.
 #[inline(always)]
-pub fn to_u32(x: f32) -> u32 {
+pub fn f32_to_u32(x: f32) -> u32 {
     truncate(x, 0.0, 4_294_967_295.0)
 }
 
@@ -119,7 +119,7 @@ fn truncate(x: f32, least: f64, most: f64) -> u32 {
 
 /// The f16 nearest to an f32, ties to even; NaN is 0x7fff.
 #[inline(always)]
-pub fn to_f16(x: u32) -> u32 {
+pub fn f32_to_f16(x: u32) -> u32 {
     let (sign, a) = (x >> 16 & 0x8000, x & 0x7fff_ffff);
     let normal = a.wrapping_sub(112 << 23).wrapping_add(0xfff + (a >> 13 & 1)) >> 13;
     // Adding 1/2, whose last place is f16's smallest subnormal, rounds to a multiple of it.
@@ -131,11 +131,11 @@ pub fn to_f16(x: u32) -> u32 {
 
 /// The f32 of an f16; any NaN becomes the canonical one.
 #[inline(always)]
-pub fn from_f16(x: u32) -> u32 {
+pub fn f16_to_f32(x: u32) -> u32 {
     let (sign, a) = ((x & 0x8000) << 16, x & 0x7fff);
     let normal = (a << 13) + (112 << 23);
     let small = (f32::from_bits((a << 13) + (113 << 23)) - f32::from_bits(113 << 23)).to_bits();
     let y = if a < 0x400 { small } else { normal };
     let y = if a == 0x7c00 { 0x7f80_0000 } else { y };
-    if a > 0x7c00 { NAN } else { sign | y }
+    if a > 0x7c00 { CANONICAL_NAN } else { sign | y }
 }

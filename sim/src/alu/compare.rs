@@ -1,0 +1,226 @@
+//! Comparison, selection and classification: `setp`, `set`, `selp`, `slct`, `testp`.
+//!
+//! Source: PTX ISA 9.0, chapter 9.7.6 (comparison and selection).
+
+use super::OperandSlots;
+use super::f32_math::{self, f32_input};
+use super::half::half;
+use super::integer::integer_value;
+use super::lanes::{LaneValue, lanes_where, set_predicate, set_undefined, undefined_lanes};
+use super::scalar::{ScalarFlags, ScalarOp};
+use crate::regs::{Registers, Slot};
+
+/// How a comparison is made of `a < b`, `a ≤ b` and `a = b`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relation {
+    /// `a < b`
+    Less,
+    /// `a ≤ b`
+    LessEqual,
+    /// `a = b`
+    Equal,
+    /// Both are numbers, and `a ≠ b`.
+    Unequal,
+    /// Both are numbers.
+    Numbers,
+}
+
+/// What a predicate result is combined with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Combine {
+    /// Nothing.
+    None,
+    /// `.and`
+    And,
+    /// `.or`
+    Or,
+    /// `.xor`
+    Xor,
+}
+
+/// A comparison: `(b, a)` if `swap`, negated if `invert`, then combined with the predicate in `src[2]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Comparison {
+    pub relation: Relation,
+    pub swap: bool,
+    pub invert: bool,
+    pub combine: Combine,
+    /// The combining predicate is negated.
+    pub not: bool,
+    /// There is a second destination: the combination with the comparison negated.
+    pub pair: bool,
+}
+
+impl Comparison {
+    /// Writes the destinations, given the lanes in which the relation holds.
+    #[inline(always)]
+    pub fn finish(self, r: &mut Registers, s: &OperandSlots, mask: u32, holds: u32) {
+        // Both before either is written: a destination may be the combining predicate.
+        let (p, u) = self.combined(r, s, holds);
+        if self.pair {
+            let (q, _) = self.combined(r, s, !holds);
+            set_predicate(r, s.dst[1], q, mask, u);
+        }
+        set_predicate(r, s.dst[0], p, mask, u);
+    }
+
+    /// Inverted and combined as asked, and where that is undefined.
+    #[inline(always)]
+    pub fn combined(self, r: &Registers, s: &OperandSlots, holds: u32) -> (u32, u32) {
+        let x = holds ^ 0u32.wrapping_sub(self.invert as u32);
+        let u = undefined_lanes::<2>(r, s);
+        if self.combine == Combine::None {
+            return (x, u);
+        }
+        let c = r.predicates[s.src[2] as usize] ^ 0u32.wrapping_sub(self.not as u32);
+        let value = match self.combine {
+            Combine::And => x & c,
+            Combine::Or => x | c,
+            _ => x ^ c,
+        };
+        (value, u | r.undefined_predicates[s.src[2] as usize])
+    }
+
+    #[inline(always)]
+    fn operands(self, s: &OperandSlots) -> (Slot, Slot) {
+        if self.swap { (s.src[1], s.src[0]) } else { (s.src[0], s.src[1]) }
+    }
+
+    /// `flip` is added to both operands before they are compared as signed numbers.
+    #[inline(always)]
+    pub fn run32(self, r: &mut Registers, s: &OperandSlots, mask: u32, flip: u32) {
+        let (a, b) = self.operands(s);
+        let holds = if self.relation == Relation::Less {
+            lanes_where::<u32>(r, a, b, |a, b| ((a ^ flip) as i32) < (b ^ flip) as i32)
+        } else {
+            lanes_where::<u32>(r, a, b, |a, b| a == b)
+        };
+        self.finish(r, s, mask, holds);
+    }
+
+    #[inline(always)]
+    pub fn run64(self, r: &mut Registers, s: &OperandSlots, mask: u32, flip: u64) {
+        let (a, b) = self.operands(s);
+        let holds = if self.relation == Relation::Less {
+            lanes_where::<u64>(r, a, b, |a, b| ((a ^ flip) as i64) < (b ^ flip) as i64)
+        } else {
+            lanes_where::<u64>(r, a, b, |a, b| a == b)
+        };
+        self.finish(r, s, mask, holds);
+    }
+
+    #[inline(always)]
+    pub fn run_f32(self, r: &mut Registers, s: &OperandSlots, mask: u32, ftz: bool) {
+        let (a, b) = self.operands(s);
+        let x = |a: u32| f32_input(a, ftz);
+        let holds = match self.relation {
+            Relation::Less => lanes_where::<u32>(r, a, b, |a, b| x(a) < x(b)),
+            Relation::LessEqual => lanes_where::<u32>(r, a, b, |a, b| x(a) <= x(b)),
+            Relation::Equal => lanes_where::<u32>(r, a, b, |a, b| x(a) == x(b)),
+            Relation::Unequal => lanes_where::<u32>(r, a, b, |a, b| (x(a) < x(b)) | (x(a) > x(b))),
+            Relation::Numbers => lanes_where::<u32>(r, a, b, |a, b| !f32_math::is_nan(a) & !f32_math::is_nan(b)),
+        };
+        self.finish(r, s, mask, holds);
+    }
+}
+
+/// `selp`: undefined where the predicate or the chosen source is.
+#[inline(always)]
+pub fn select<A: LaneValue>(r: &mut Registers, s: &OperandSlots, m: u32) {
+    let p = r.predicates[s.src[2] as usize];
+    let (a, b) = (A::load(r, s.src[0]), A::load(r, s.src[1]));
+    let mut d = [A::ZERO; 32];
+    for i in 0..32 {
+        d[i] = if p >> i & 1 != 0 { a[i] } else { b[i] };
+    }
+    A::store(r, s.dst[0], &d, m);
+    let (ua, ub) = (r.undefined[s.src[0] as usize], r.undefined[s.src[1] as usize]);
+    let u = ua & p | ub & !p | r.undefined_predicates[s.src[2] as usize];
+    set_undefined(r, s.dst[0], m, u);
+}
+
+/// What `set` writes for true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SetResult {
+    pub truth: u32,
+    /// Halves compared one by one; else one comparison.
+    pub halves: bool,
+}
+
+/// The lanes in which a function gives 1.
+pub fn lanes_that_hold(cold: &ScalarOp, r: &Registers, s: &OperandSlots, mask: u32) -> u32 {
+    lane_bits(&cold.results(r, s, mask).0)
+}
+
+/// Bit 0 of each lane.
+pub fn lane_bits(lanes: &[u64; 32]) -> u32 {
+    (0..32).fold(0, |m, i| m | ((lanes[i] & 1) as u32) << i)
+}
+
+/// The kinds of numbers of `testp`.
+fn category(f: ScalarFlags, a: u64) -> std::num::FpCategory {
+    if f.bits == 64 { f64::from_bits(a).classify() } else { f32::from_bits(a as u32).classify() }
+}
+
+pub fn is_finite(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    !matches!(category(f, a), std::num::FpCategory::Nan | std::num::FpCategory::Infinite) as u64
+}
+
+pub fn is_infinite(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    (category(f, a) == std::num::FpCategory::Infinite) as u64
+}
+
+pub fn is_number(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    (category(f, a) != std::num::FpCategory::Nan) as u64
+}
+
+pub fn is_nan(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    (category(f, a) == std::num::FpCategory::Nan) as u64
+}
+
+/// Zeros count as normal.
+pub fn is_normal(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    matches!(category(f, a), std::num::FpCategory::Normal | std::num::FpCategory::Zero) as u64
+}
+
+pub fn is_subnormal(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    (category(f, a) == std::num::FpCategory::Subnormal) as u64
+}
+
+/// How two numbers of the flags' format are ordered: bit 0 less, 1 equal, 2 greater, 3 unordered; `wide` is the mask of
+/// those that make the comparison hold.
+pub fn compare_floats(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    let x = |a: u64| match f.bits {
+        64 => f64::from_bits(a),
+        32 => f32_math::f32_input(a as u32, f.ftz) as f64,
+        _ => half(f, a),
+    };
+    (f.wide & ordering_bit(x(a).partial_cmp(&x(b))) != 0) as u64
+}
+
+/// The lower and, if `sat`, the upper halves compared.
+pub fn compare_half(f: ScalarFlags, a: u64, b: u64, c: u64, d: u64) -> u64 {
+    let shift = if f.sat { 16 } else { 0 };
+    compare_floats(f, a >> shift & 0xffff, b >> shift & 0xffff, c, d)
+}
+
+/// Whether two numbers are in one of the orders of `wide`, as in [`super::compare::compare_floats`].
+pub fn compare_integers(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    (f.wide & ordering_bit(integer_value(f, a).partial_cmp(&integer_value(f, b))) != 0) as u64
+}
+
+/// The bit of an ordering, as [`compare`] has them.
+pub fn ordering_bit(of: Option<std::cmp::Ordering>) -> u8 {
+    match of {
+        Some(std::cmp::Ordering::Less) => 1,
+        Some(std::cmp::Ordering::Equal) => 2,
+        Some(std::cmp::Ordering::Greater) => 4,
+        None => 8,
+    }
+}
+
+/// `slct`: `a` if `c` ≥ 0, else `b`; a NaN chooses `b`. `variant`: `c` is an f32.
+pub fn slct(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
+    let first = if f.variant { f32_math::f32_input(c as u32, f.ftz) >= 0.0 } else { c as u32 as i32 >= 0 };
+    if first { a } else { b }
+}

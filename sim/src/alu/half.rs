@@ -1,0 +1,150 @@
+//! f16 and bf16 arithmetic, single and packed in pairs.
+//!
+//! [`HalfOp`] runs plain `add`, `sub`, `mul` and `fma` a warp at a time; forms with modifiers are
+//! [`ScalarFunction`](super::scalar::ScalarFunction)s. Source: PTX ISA 9.0, chapters 9.7.4 and 9.7.5.
+
+use super::OperandSlots;
+use super::f32_math::{self, f16_to_f32, f32_to_bf16, f32_to_f16};
+use super::float::{FloatArithmetic, is_tiny_after_rounding};
+use super::lanes::map3;
+use super::scalar::ScalarFlags;
+use super::soft_float::{BF16, F16, FloatFormat, add_round_to_odd, encode_float};
+use crate::regs::Registers;
+use crate::simd::dispatch;
+
+/// `add`, `sub`, `mul` or `fma` of one or two halves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HalfOp {
+    pub op: FloatArithmetic,
+    pub bf16: bool,
+    pub pair: bool,
+}
+
+impl HalfOp {
+    /// Executes for the lanes of `mask`. Operations of two operands read the second again as the third.
+    pub fn run(self, r: &mut Registers, s: &OperandSlots, mask: u32) {
+        let mut s = *s;
+        if self.op != FloatArithmetic::Fma {
+            s.src[2] = s.src[1];
+        }
+        let s = &s;
+        dispatch(
+            #[inline(always)]
+            || match (self.op, self.bf16) {
+                (FloatArithmetic::Add, false) => self.lanes::<false>(r, s, mask, |a, b, _| add_round_to_odd(a, b)),
+                (FloatArithmetic::Add, true) => self.lanes::<true>(r, s, mask, |a, b, _| add_round_to_odd(a, b)),
+                (FloatArithmetic::Sub, false) => self.lanes::<false>(r, s, mask, |a, b, _| add_round_to_odd(a, -b)),
+                (FloatArithmetic::Sub, true) => self.lanes::<true>(r, s, mask, |a, b, _| add_round_to_odd(a, -b)),
+                (FloatArithmetic::Mul, false) => self.lanes::<false>(r, s, mask, |a, b, _| a * b),
+                (FloatArithmetic::Mul, true) => self.lanes::<true>(r, s, mask, |a, b, _| a * b),
+                (_, false) => self.lanes::<false>(r, s, mask, |a, b, c| add_round_to_odd(a * b, c)),
+                (_, true) => self.lanes::<true>(r, s, mask, |a, b, c| add_round_to_odd(a * b, c)),
+            },
+        );
+    }
+
+    #[inline(always)]
+    fn lanes<const BF16: bool>(self, r: &mut Registers, s: &OperandSlots, mask: u32, f: impl Fn(f64, f64, f64) -> f64) {
+        let wide = |x: u32| f32::from_bits(if BF16 { x << 16 } else { f16_to_f32(x & 0xffff) }) as f64;
+        let half = |a: u32, b: u32, c: u32| {
+            let round_to_odd_if_tiny = f64_to_f32_round_to_odd(f(wide(a), wide(b), wide(c)));
+            if BF16 { f32_to_bf16(round_to_odd_if_tiny) } else { f32_to_f16(round_to_odd_if_tiny) }
+        };
+        if self.pair {
+            map3(r, s, mask, |a: u32, b: u32, c: u32| half(a, b, c) | half(a >> 16, b >> 16, c >> 16) << 16);
+        } else {
+            map3(r, s, mask, half);
+        }
+    }
+}
+
+/// The bits of the f32 to which an f64 rounds to round_to_odd_if_tiny; a further rounding to half precision is then as of the f64.
+#[inline(always)]
+fn f64_to_f32_round_to_odd(x: f64) -> u32 {
+    let near = x as f32;
+    let (beyond, inexact) = ((near as f64).abs() > x.abs(), near as f64 != x);
+    let round_to_odd_if_tiny = (near.to_bits() - beyond as u32) | inexact as u32;
+    if f32_math::is_nan(near.to_bits()) { f32_math::CANONICAL_NAN } else { round_to_odd_if_tiny }
+}
+
+pub fn pair(a: u64, b: u64, c: u64, g: impl Fn(u64, u64, u64) -> u64) -> u64 {
+    g(a & 0xffff, b & 0xffff, c & 0xffff) | g(a >> 16, b >> 16, c >> 16) << 16
+}
+
+/// The format of a half-precision operand; `variant` is bf16.
+pub fn half_format(f: ScalarFlags) -> FloatFormat {
+    if f.variant { BF16 } else { F16 }
+}
+
+/// A half-precision operand; `variant` is bf16.
+pub fn half(f: ScalarFlags, x: u64) -> f64 {
+    let value =
+        if f.variant { f32::from_bits((x as u32) << 16) } else { f32::from_bits(f32_math::f16_to_f32(x as u32)) }
+            as f64;
+    if f.ftz && value.abs() < 2f64.powi(half_format(f).least) { 0f64.copysign(value) } else { value }
+}
+
+/// A half-precision result, rounded to nearest from one rounded to round_to_odd_if_tiny.
+fn half_result(f: ScalarFlags, x: f64) -> u64 {
+    let x = match (f.sat, f.relu) {
+        (true, _) => {
+            if x > 0.0 {
+                x.min(1.0)
+            } else {
+                0.0
+            }
+        }
+        (_, true) if x <= 0.0 => 0.0,
+        _ => x,
+    };
+    let bits = encode_float(x, half_format(f), f.rounding);
+    if f.ftz && is_tiny_after_rounding(half_format(f), f.rounding, x) { bits & 0x8000 } else { bits }
+}
+
+macro_rules! half_functions {
+    ($($name:ident $pair:ident |$a:ident, $b:ident, $c:ident| $value:expr;)*) => {$(
+        pub fn $name(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
+            let [$a, $b, $c] = [a, b, c].map(|x| half(f, x));
+            half_result(f, $value)
+        }
+
+        pub fn $pair(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
+            pair(a, b, c, |a, b, c| $name(f, a, b, c, 0))
+        }
+    )*};
+}
+
+half_functions! {
+    add_half add_halves |a, b, _c| add_round_to_odd(a, b);
+    sub_half sub_halves |a, b, _c| add_round_to_odd(a, -b);
+    mul_half mul_halves |a, b, _c| a * b;
+    fma_half fma_halves |a, b, c| add_round_to_odd(a * b, c);
+    ex2_half ex2_halves |a, _b, _c| a.exp2();
+    tanh_half tanh_halves |a, _b, _c| a.tanh();
+}
+
+/// Flips the sign; `.ftz` flushes. NaN becomes the canonical one, as on an H200.
+pub fn neg_half(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    if is_nan_half(f, a) { half_format(f).nan } else { flush_half(f, a) ^ 0x8000 }
+}
+
+pub fn abs_half(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    if is_nan_half(f, a) { half_format(f).nan } else { flush_half(f, a) & 0x7fff }
+}
+
+fn is_nan_half(f: ScalarFlags, a: u64) -> bool {
+    a & 0x7fff > half_format(f).largest + 1
+}
+
+pub fn neg_halves(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    pair(a, 0, 0, |a, _, _| neg_half(f, a, 0, 0, 0))
+}
+
+pub fn abs_halves(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    pair(a, 0, 0, |a, _, _| abs_half(f, a, 0, 0, 0))
+}
+
+fn flush_half(f: ScalarFlags, a: u64) -> u64 {
+    let subnormal = a & 0x7fff < 1 << (half_format(f).precision - 1);
+    if f.ftz && subnormal { a & 0x8000 } else { a }
+}

@@ -1,0 +1,160 @@
+//! Integer arithmetic of any width, as [`ScalarFunction`](super::scalar::ScalarFunction)s: each lane is computed in 128 bits.
+//!
+//! Source: PTX ISA 9.0, chapter 9.7.1.
+
+use super::scalar::ScalarFlags;
+
+/// The integer that these bits are in the flags' type.
+pub fn integer_value(f: ScalarFlags, x: u64) -> i128 {
+    sign_or_zero_extend(x, f.bits as u32, f.signed)
+}
+
+/// The low `bits` as a signed or unsigned number.
+pub fn sign_or_zero_extend(x: u64, bits: u32, signed: bool) -> i128 {
+    let unused = 64 - bits;
+    if signed { ((x << unused) as i64 >> unused) as i128 } else { (x << unused >> unused) as i128 }
+}
+
+/// The bits of a number, modulo the flags' width; clamped to the type first if `.sat`.
+pub fn wrap_or_saturate(f: ScalarFlags, x: i128) -> u64 {
+    let x = if f.sat { clamp_to_type(x, f.bits as u32, f.signed) } else { x };
+    x as u64 & low_bits_mask(f.bits as u32)
+}
+
+/// The nearest number of a type.
+pub fn clamp_to_type(x: i128, bits: u32, signed: bool) -> i128 {
+    if signed { x.clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) } else { x.clamp(0, (1 << bits) - 1) }
+}
+
+/// The low `n` bits set, `n` from 1 to 64.
+pub fn low_bits_mask(n: u32) -> u64 {
+    u64::MAX >> (64 - n)
+}
+
+pub fn add(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    wrap_or_saturate(f, integer_value(f, a) + integer_value(f, b))
+}
+
+pub fn sub(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    wrap_or_saturate(f, integer_value(f, a) - integer_value(f, b))
+}
+
+/// The product; unsigned low_bits_mask of 64 bits fill all 128.
+fn product(f: ScalarFlags, a: u64, b: u64) -> i128 {
+    integer_value(f, a).wrapping_mul(integer_value(f, b))
+}
+
+/// The upper half of the product, as a number.
+fn high(f: ScalarFlags, a: u64, b: u64) -> i128 {
+    let p = product(f, a, b);
+    if f.signed { p >> f.bits } else { (p as u128 >> f.bits) as i128 }
+}
+
+pub fn mad_low(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
+    wrap_or_saturate(f, product(f, a, b).wrapping_add(integer_value(f, c)))
+}
+
+pub fn mul_high(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    wrap_or_saturate(f, high(f, a, b))
+}
+
+pub fn mad_high(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
+    wrap_or_saturate(f, high(f, a, b) + integer_value(f, c))
+}
+
+/// Of 16-bit sources.
+pub fn mul_wide(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    product(f, a, b) as u32 as u64
+}
+
+/// Of 16-bit sources.
+pub fn mad_wide(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
+    product(f, a, b).wrapping_add(c as i128) as u32 as u64
+}
+
+/// The product of the low 24 bits; bits 16 to 47 of it if `variant` (`.hi`), else the low 32.
+fn product24(f: ScalarFlags, a: u64, b: u64) -> i128 {
+    let p = sign_or_zero_extend(a, 24, f.signed) * sign_or_zero_extend(b, 24, f.signed);
+    if f.variant { p >> 16 } else { p }
+}
+
+pub fn mul24(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    wrap_or_saturate(f, product24(f, a, b))
+}
+
+pub fn mad24(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
+    wrap_or_saturate(f, product24(f, a, b) + integer_value(f, c))
+}
+
+/// Division by zero is left open by the source: all low_bits_mask here.
+pub fn div(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    wrap_or_saturate(f, integer_value(f, a).checked_div(integer_value(f, b)).unwrap_or(-1))
+}
+
+/// The remainder of a division by zero is all low_bits_mask, too.
+pub fn rem(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    wrap_or_saturate(f, integer_value(f, a).checked_rem(integer_value(f, b)).unwrap_or(-1))
+}
+
+pub fn neg(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    wrap_or_saturate(f, -integer_value(f, a))
+}
+
+pub fn abs(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    wrap_or_saturate(f, integer_value(f, a).abs())
+}
+
+pub fn sad(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
+    wrap_or_saturate(f, integer_value(f, c) + (integer_value(f, a) - integer_value(f, b)).abs())
+}
+
+/// The smaller, or the larger if `variant`; not below zero if `.relu`.
+pub fn min_or_max(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    let (a, b) = (integer_value(f, a), integer_value(f, b));
+    let x = if f.variant { a.max(b) } else { a.min(b) };
+    wrap_or_saturate(f, if f.relu { x.max(0) } else { x })
+}
+
+/// Both halves of a 32-bit register, each by `g` as 16 bits.
+fn halves(f: ScalarFlags, a: u64, b: u64, g: fn(ScalarFlags, u64, u64, u64, u64) -> u64) -> u64 {
+    g(f, a & 0xffff, b & 0xffff, 0, 0) | g(f, a >> 16, b >> 16, 0, 0) << 16
+}
+
+pub fn min_or_max_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    halves(f, a, b, min_or_max)
+}
+
+pub fn add_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    halves(f, a, b, add)
+}
+
+/// Four products of bytes added to `c`; `a` is signed if `signed`, `b` if `variant`.
+pub fn dp4a(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
+    let byte = |x: u64, i: u32, signed| sign_or_zero_extend(x >> (8 * i), 8, signed);
+    let sum: i128 = (0..4).map(|i| byte(a, i, f.signed) * byte(b, i, f.variant)).sum();
+    (sum + c as i128) as u32 as u64
+}
+
+/// Two products of `a`'s halves with two bytes of `b` (the upper two if `sat`, `.hi`), added to `c`.
+pub fn dp2a(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
+    let b = if f.sat { b >> 16 } else { b };
+    let term =
+        |i: u32| sign_or_zero_extend(a >> (16 * i), 16, f.signed) * sign_or_zero_extend(b >> (8 * i), 8, f.variant);
+    (term(0) + term(1) + c as i128) as u32 as u64
+}
+
+/// The absolute sum_of_absolute_differences of elements of `bits` each, summed and added to `c`; `b` is signed if `variant`.
+pub fn sum_of_absolute_differences(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
+    let bits = f.bits as u32;
+    let element = |x: u64, i: u32, signed| sign_or_zero_extend(x >> (bits * i), bits, signed);
+    let sum: i128 = (0..32 / bits).map(|i| (element(a, i, f.signed) - element(b, i, f.variant)).abs()).sum();
+    (sum + c as i128) as u32 as u64
+}
+
+/// `cvt.pack` of signed words to `bits`: `b` lowest, then `a`, then the low bits of `c`.
+pub fn cvt_pack(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
+    let one = |x: u64| {
+        clamp_to_type(sign_or_zero_extend(x, 32, true), f.bits as u32, f.signed) as u64 & low_bits_mask(f.bits as u32)
+    };
+    (one(b) | one(a) << f.bits | c << (2 * f.bits)) & 0xffff_ffff
+}

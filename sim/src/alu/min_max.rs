@@ -1,0 +1,70 @@
+//! `min` and `max` of floating-point numbers, with `.NaN`, `.ftz`, `.xorsign.abs`, of two or three operands.
+//!
+//! Source: PTX ISA 9.0, chapters 9.7.3 and 9.7.4 for the treatment of NaN and of signed zeros.
+
+use super::half::pair;
+use super::scalar::ScalarFlags;
+use super::soft_float::{BF16, F16, F32, F64, FloatFormat};
+
+fn format_of(f: ScalarFlags) -> FloatFormat {
+    match (f.bits, f.variant) {
+        (64, _) => F64,
+        (32, _) => F32,
+        (_, true) => BF16,
+        (_, false) => F16,
+    }
+}
+
+/// The smaller of two numbers in a format's bits, or the larger; see the module's source for NaN and signed zeros.
+fn min_or_max(f: ScalarFlags, format: FloatFormat, larger: bool, a: u64, b: u64) -> u64 {
+    let (sign, infinity) = (1u64 << format.sign, format.largest + 1);
+    let clean = |x: u64| {
+        let subnormal = x & (sign - 1) < 1 << (format.precision - 1);
+        if f.ftz && subnormal { x & sign } else { x }
+    };
+    let (a, b) = (clean(a), clean(b));
+    let nan = |x: u64| x & (sign - 1) > infinity;
+    let signs = (a ^ b) & sign;
+    let (a, b) = if f.sat { (a & !sign, b & !sign) } else { (a, b) };
+    let key = |x: u64| if x & sign != 0 { -((x & (sign - 1)) as i64) - 1 } else { x as i64 };
+    let x = match (nan(a), nan(b)) {
+        (true, true) => format.nan,
+        (true, false) | (false, true) if f.strict => format.nan,
+        (true, false) => b,
+        (false, true) => a,
+        _ if (key(a) > key(b)) == larger => a,
+        _ => b,
+    };
+    if f.sat && !nan(x) { x | signs } else { x }
+}
+
+/// Of the flags `strict` is `.NaN`, `sat` is `.xorsign.abs`, `variant` is bf16.
+pub fn min(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    min_or_max(f, format_of(f), false, a, b)
+}
+
+pub fn max(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    min_or_max(f, format_of(f), true, a, b)
+}
+
+pub fn min3(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
+    three(f, false, a, b, c)
+}
+
+pub fn max3(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
+    three(f, true, a, b, c)
+}
+
+/// Of three f32; `variant` is `.abs`, of every operand.
+fn three(f: ScalarFlags, larger: bool, a: u64, b: u64, c: u64) -> u64 {
+    let [a, b, c] = [a, b, c].map(|x| if f.variant { x & 0x7fff_ffff } else { x });
+    min_or_max(f, F32, larger, min_or_max(f, F32, larger, a, b), c)
+}
+
+pub fn min_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    pair(a, b, 0, |a, b, _| min_or_max(f, format_of(f), false, a, b))
+}
+
+pub fn max_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    pair(a, b, 0, |a, b, _| min_or_max(f, format_of(f), true, a, b))
+}

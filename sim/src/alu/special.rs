@@ -1,0 +1,51 @@
+//! Special functions: `lg2`, `sin`, `cos`, `tanh`, and the approximate `div`, `rcp` and `rsqrt`.
+//!
+//! Approximations are computed in f64 and rounded once, which is well within the errors that PTX ISA 9.0, chapters 9.7.3 and
+//! 9.7.4, documents.
+
+use super::f32_math;
+use super::float::div_f32;
+use super::scalar::ScalarFlags;
+
+/// `div.approx`: zero where the divisor is above 2^126.
+pub fn div_approx(f: ScalarFlags, a: u64, b: u64, c: u64, d: u64) -> u64 {
+    let huge = f32::from_bits(b as u32).abs();
+    if huge > 2f32.powi(126) && huge.is_finite() && f32::from_bits(a as u32).is_finite() {
+        return (a ^ b) & 0x8000_0000;
+    }
+    div_f32(f, a, b, c, d)
+}
+
+/// An approximated function of an f32.
+fn approximate(f: ScalarFlags, a: u64, g: fn(f64) -> f64) -> u64 {
+    f32_math::f32_output(g(f32_math::f32_input(a as u32, f.ftz) as f64) as f32, f.ftz) as u64
+}
+
+pub fn lg2(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    approximate(f, a, f64::log2)
+}
+
+pub fn sin(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    approximate(f, a, f64::sin)
+}
+
+pub fn cos(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    approximate(f, a, f64::cos)
+}
+
+pub fn tanh(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    approximate(f, a, f64::tanh)
+}
+
+/// `rcp.approx.ftz.f64` and, if `variant`, `rsqrt.approx.ftz.f64`: the low word is ignored and zero in the result.
+pub fn approximate64(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    let flush = |x: f64| if x.is_subnormal() { 0f64.copysign(x) } else { x };
+    let x = flush(f64::from_bits(a & !0xffff_ffff));
+    let y = flush(if f.variant { 1.0 / x.sqrt() } else { 1.0 / x });
+    if y.is_nan() { 0x7fff_ffff_0000_0000 } else { y.to_bits() & !0xffff_ffff }
+}
+
+/// `rsqrt.approx.f64`.
+pub fn rsqrt_f64(_: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    (1.0 / f64::from_bits(a).sqrt()).to_bits()
+}
