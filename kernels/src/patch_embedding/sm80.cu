@@ -1,28 +1,29 @@
-// Patch embedding from frames of levels, and the gradient of its weight.
+// Patch embedding from u8 frames, and the gradient of its weight.
 //
 //   pixel[n, k] = T((f32(level * rescale) - mean[c]) / std[c]),  k = ((c * temporal + f) * patch + y) * patch + x
 //   fwd: y[n, e] = T(sum over k of pixel[n, k] * weight[e, k] (+ bias[e]))
 //   dw:  dw[e, k] += sum over n of dy[n, e] * pixel[n, k]
 //
-// Shapes and limits: mod.rs. Numerics. level * rescale is the exact product with the upper 16 bits of rescale plus that with
-// its next 24, rounded once; difference rounded to f32; quotient from the reciprocal, corrected by its remainder; bf16: the
-// pixel rounded once more. bf16: products of the tensor core; f32: fused multiply-adds; sums in f32; y rounds once.
-// Order. fwd: k ascends. dw: n ascends, one sum, then what dw held. Neither depends on the tile.
+// Shapes and limits: mod.rs. Numerics. level * rescale is the exact product with the upper 16 bits of rescale plus
+// that with its next 24, rounded once; difference rounded to f32; quotient from the reciprocal, corrected by its
+// remainder; bf16: the pixel rounded once more. bf16: tensor cores; f32: fused multiply-adds; sums in f32; y rounds
+// once. Order. fwd: k ascends. dw: n ascends, one sum, added to the old dw. Neither depends on the tile.
 //
-// Grid. x = a tile of 64 patches (dw: 64 elements k) by COLUMNS embedding columns, columns fastest: blocks that run together
-// share pixels. A block walks all slices of 32 of what is summed; 3 stages of both operands in shared memory.
+// Grid. x = a tile of 64 patches (dw: 64 elements k) by COLUMNS embedding columns, columns fastest: concurrent blocks
+// share pixels. A block loops over all slices of 32 of the summed dimension; 3 stages of both operands in shared
+// memory.
 //
 //   for each slice:
 //     wait for its weights (dy); barrier
-//     begin to copy the weights (dy) two slices ahead; turn the levels two slices ahead, which are in registers, into pixels
-//     and store them; ask for the levels three slices ahead; one warp in turn finds where those four slices ahead lie
+//     start copying the weights (dy) two slices ahead; convert the levels two slices ahead, which are in registers, to pixels and
+//     store them; load the levels three slices ahead; one warp in turn computes the addresses four slices ahead
 //     sums += pixels weights^T   (dw: dy^T pixels)
 //   store
 //
-// Departures. (1) Bytes are read one by one: the channels of a pixel belong to different k; the L1 cache has the other two.
-// (2) Places beyond the patches or beyond k are not masked: they read some pixel that exists, and meet a weight (dy) of 0 or a
-// result that is not stored. (3) k (dw: embed) off a multiple of 16 bytes: weights (dy) go element by element.
-// Bound. Matrix products.
+// Departures. (1) Bytes are read one by one: the channels of a pixel belong to different k; the L1 cache holds the
+// other two. (2) Indices beyond the patches or beyond k are not masked: they read some existing pixel, and meet a
+// weight (dy) of 0 or a result that is not stored. (3) k (dw: embed) not a multiple of 16 bytes: weights (dy) are
+// copied element by element. Bound. Matrix products.
 #include "patch_embedding/tiles.cuh"
 
 constexpr int STAGES = 3;

@@ -1,31 +1,38 @@
-//! The next token of each row, greedy or drawn. A token's score is its logit after these steps, in this order:
+//! Samples the next token of each row, greedily or at random.
 //!
-//! 1. repetition penalty: scores of tokens in the history (prompt and generated, each once) are divided by the penalty, or
-//!    multiplied by it if negative; 2. the frequency penalty times the number of times that a token occurs in the counted
-//!    part of the history is subtracted, and the presence penalty where it occurs at all; 3. the bias is added;
-//!    4. suppressed tokens, and those that are not allowed, get −∞; 5. temperature; 6. top-k: scores below the k-th largest
-//!    go (equals of the k-th stay); 7. top-p: of the tokens in falling order of probability (equals: lower id first) a
-//!    token stays while the sum before it is below p, so at least one stays; 8. min-p: tokens of less than this share of
-//!    the largest probability go; 9. a draw by the inverse distribution function over what is left, in the order of ids.
+//! A row's scores are its logits after these steps, in this order:
+//! 1. Repetition penalty: the score of every token in the history (prompt and generated, each once) is divided by the
+//!    penalty, or multiplied by it if negative.
+//! 2. Frequency penalty times the number of occurrences in the counted part of the history is subtracted; the
+//!    presence penalty is subtracted if the token occurs there at all.
+//! 3. The bias is added.
+//! 4. Suppressed tokens, and tokens that are not allowed, get −∞.
+//! 5. Temperature; 0 (or below) takes the largest score, the lowest id among equal ones, and skips what follows.
+//! 6. Top-k: scores below the k-th largest are dropped (those equal to it stay).
+//! 7. Top-p: of the tokens in descending order of probability (equal ones: lower id first) a token stays while the
+//!    sum before it is below p, so at least one stays.
+//! 8. Min-p: tokens of less than this share of the largest probability are dropped.
+//! 9. A uniform random number selects from the cumulative distribution over what is left, in the order of ids.
 //!
-//! Steps 1, 5 to 9 are those of transformers' `generate`, 2 and 3 those of OpenAI's interface. Temperature 0 (or below)
-//! takes the largest score, equals: the lowest id. The draw is number `position` of stream [`STREAM`] of Philox under the
-//! row's seed: the same seed and position draw the same whatever else is in the batch. Steps 1 to 3 round to f32 at each
-//! operation.
+//! Steps 1 and 5 to 9 are those of transformers' `generate`, 2 and 3 those of OpenAI's interface. The random number
+//! is number `position` of stream [`STREAM`] of Philox under the row's seed: the same seed and position give the same
+//! token whatever else is in the batch. Steps 1 to 3 round to f32 at each operation.
 //!
-//! Of the distribution before any of the steps: `log_prob` is that of the token under softmax(logits / temperature),
-//! temperature 1 for greedy, `raw_log_prob` that under softmax(logits), `top_ids` and `top_log_probs` the likeliest tokens
-//! under softmax(logits) in falling order (equals: lower id first). A NaN among logits or scores, or no token left with a
-//! score above −∞, gives id −1 and NaN for both log-probabilities: the caller's error. NaN among the logits makes
-//! `top_ids` −1 and `top_log_probs` NaN, as beyond the vocabulary.
+//! Of the distribution before any step: `log_prob` is the token's under softmax(logits / temperature), with
+//! temperature 1 for greedy; `raw_log_prob` the token's under softmax(logits); `top_ids` and `top_log_probs` the most
+//! likely tokens under softmax(logits) in descending order (equal ones: lower id first). A NaN among logits or
+//! scores, or no token left with a score above −∞, gives id −1 and NaN for both log-probabilities: the caller reports
+//! the error. A NaN among the logits makes `top_ids` −1 and `top_log_probs` NaN, as do entries beyond the vocabulary.
 //!
-//! Numerics: weights in f32; sums of weights in f64 block by block on cpu, in CUDA as integers, multiples of 2^-40 of the
-//! largest weight (what is below half of that counts as 0). A token whose place in the order or whose share is within
-//! these roundings of a limit may fall on either side.
-//! Log-probabilities: exponentials in f32, summed in f64, the logarithm in f32 to 2 units in the last place, one rounding.
-//! Bound: memory; on cpu also a sort of the tokens that may survive top-p. A row of 152 064 logits is more than shared memory holds:
-//! in CUDA it is read from memory once and from L2 again, 2 times with log-probabilities, 4 to draw, 9 with top-p, 12 with top-k
-//! too. Histograms' bank conflicts are the data's: tokens of one bin are added one after the other.
+//! Numerics: weights in f32; sums of weights in f64 block by block on the CPU, in CUDA as integers, multiples of
+//! 2^-40 of the largest weight (less than half of that counts as 0). A token whose rank or share is within these
+//! roundings of a limit may be kept or dropped. Log-probabilities: exponentials in f32, summed in f64, the logarithm
+//! in f32 to 2 ulp, one rounding.
+//!
+//! Bound: memory; on the CPU also a sort of the tokens that may survive top-p. A row of 152 064 logits exceeds shared
+//! memory: CUDA reads it from memory once and from L2 again, 2 times with log-probabilities, 4 to sample, 9 with
+//! top-p, 12 with top-k too. Bank conflicts of the histograms depend on the data: tokens of one bin are added one
+//! after the other.
 
 pub(crate) mod check;
 mod cpu;
@@ -34,7 +41,7 @@ mod formula;
 use crate::launch::Params as _;
 use crate::{Addr, Arch, Cost, Launch, Source, Stage, kernel, params};
 
-/// The Philox stream of token draws.
+/// The Philox stream of sampled tokens.
 pub const STREAM: u64 = 0x7361_6d70_6c65; // "sample"
 
 params! {

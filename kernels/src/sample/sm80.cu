@@ -1,25 +1,25 @@
-// The next token of each row; steps and their order: mod.rs.
+// Samples the next token of each row; steps and their order: mod.rs.
 //
-// One block of 1024 threads a row; the 32 warps take equal runs of ids, 128 ids at a time, four neighbours a lane. The row
-// is read once for every step that needs all of it (at most 13 times, from L2 after the first), nothing of it is stored.
-// Tokens of the history and those with a bias keep their changed scores in the workspace, marked by a bit in shared
-// memory; a second bit marks tokens that must not be taken.
+// One block of 1024 threads a row; the 32 warps take equal runs of ids, 128 ids at a time, four neighbours a lane.
+// The row is read once for every step that needs all of it (at most 13 times, from L2 after the first); nothing of it
+// is stored. Tokens of the history and those with a bias keep their changed scores in the workspace, marked by a bit
+// in shared memory; a second bit marks tokens that must not be sampled.
 //
-// Order. Weights w = e^((score - top) / T), at most 1, are summed as integers, multiples of 2^-40, and sums are compared
-// as integers: no sum depends on an order. Selections are by the exact bits of a score (top-k) or a weight (top-p), eleven
-// bits a pass: a histogram in shared memory of how much each value of these bits adds, then a scan from the top.
-// Of equal weights the lower ids come first: the run that holds the last one kept is searched again.
+// Order. Weights w = e^((score - row_max) / T), at most 1, are summed as integers, multiples of 2^-40, and sums are
+// compared as integers: no sum depends on an order. Selections are by the exact bits of a score (top-k) or a weight
+// (top-p), eleven bits a pass: a histogram in shared memory of how much each value of these bits adds, then a scan
+// from the highest bin. Of equal weights the lower ids come first: the run that holds the last kept one is searched
+// again.
 //
-//   marks; top = max score, first id of it, largest logit, any NaN
+//   marks; row_max = max score, first id of it, largest logit, any NaN
 //   T > 0: least = k-th largest score                               3 passes, with top-k
 //          total = sum of w over score >= least                     1
-//          w* = weight at which the falling sum reaches p * total   3, with top-p; 1 for the last id of it
+//          w* = weight at which the descending sum reaches p total  3, with top-p; 1 for the last id of it
 //          id = first whose running sum exceeds u * (sum of kept)   1
-//   log-probabilities from the logits as they came: sums of e^x in f64, 1 pass; the best n: 3 passes by bits, 1, 1
+//   log-probabilities from the unchanged logits: sums of e^x in f64, 1 pass; the best n: 3 passes by bits, 1, 1
 //
-// Departures. (1) A weight below 2^-41 of the largest counts as 0 and is never drawn.
-// Numerics. e^x and ln x within 2 units in the last place of f32; a log-probability is rounded once from f64.
-// Bound. Reading the row from L2.
+// Departures. (1) A weight below 2^-41 of the largest counts as 0 and is never sampled. Numerics. e^x and ln x to 2
+// ulp of f32; a log-probability is rounded once from f64. Bound. Reading the row from L2.
 #include "cuh/base.cuh"
 #include "cuh/philox.cuh"
 #include "cuh/warp.cuh"

@@ -1,0 +1,53 @@
+//! From a model folder and a question to an answer: tokenizer, chat template, engine. The model is tiny and random.
+//!
+//!     cargo run --release --example 04_generate
+
+use std::error::Error;
+
+use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
+use reel_model::checkpoint::Checkpoint;
+use reel_model::init::{InitOptions, Preset, init};
+use reel_model::input::{Bundle, Conversation, MediaOptions, encode};
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::{Cx, DType, Device};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let folder = tempfile::tempdir()?;
+    let model = folder.path().join("model");
+    let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 0 };
+    init(&options, &model)?;
+
+    // Everything of the folder but the weights; then the prompt by its chat template.
+    let bundle = Bundle::open(&model)?;
+    let messages = folder.path().join("messages.json");
+    std::fs::write(&messages, r#"[{"role": "user", "content": "What is in this video?"}]"#)?;
+    let prompt = encode(&bundle, &Conversation::open(&messages, None)?, &MediaOptions::default())?;
+
+    // The weights, mapped from their files.
+    let device = Device::cpu(2);
+    let weights = Qwen25Vl::open(&device, &Checkpoint::open(&model)?, &bundle.config, DType::F32)?;
+    let engine = Engine::new(&weights, &Cx::inference(&device, DType::F32))?;
+
+    // Three answers to one prompt; they share its KV cache.
+    let request = GenerationRequest {
+        prompt: prompt.sequence(),
+        rope_delta: prompt.rope_delta,
+        sampling: SamplingParams { temperature: 1.0, seed: 7, ..SamplingParams::default() },
+        max_new_tokens: 12,
+        eos: bundle.stop_ids(),
+        min_new_tokens: 0,
+        stops: (0..3).map(|_| StopCondition::none()).collect(),
+    };
+    let (completions, timing) = engine.generate(vec![request], |_| {})?;
+    for completion in &completions {
+        println!("{:?}", bundle.tokenizer.decode(&completion.ids, true));
+    }
+    println!("prefill {:.1} ms, decode {:.1} ms", 1e3 * timing.prefill, 1e3 * timing.decode);
+    assert_eq!(completions.len(), 3);
+    Ok(())
+}
+
+#[test]
+fn runs() {
+    main().expect("the example runs");
+}
