@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use reel_train::options::{GrpoOptions, Options, ReportTo, RunOptions, SftOptions};
-use reel_train::replay::{self, From, Replayed};
-use reel_train::run::Setup;
+use reel_train::options::{GrpoOptions, ReportTo, RunOptions, SftOptions, TrainingOptions};
+use reel_train::replay::{self, ReplayReport, ReplayStart};
+use reel_train::run::RunSetup;
 use reel_train::{grpo, sft};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -38,16 +38,17 @@ pub struct Replay {
 impl Replay {
     /// Ends with exit code 0 where the weights are the same bits, 1 where not.
     pub fn run(&self, common: &Common) -> Result<()> {
-        let (command, options) = replay::options_of(&self.out)?;
-        let from = replay::find(&self.out, self.step)?;
+        let (command, options) = replay::recorded_options(&self.out)?;
+        let from = replay::find_start(&self.out, self.step)?;
         let replayed = match command.as_str() {
-            "sft" => self
-                .redo::<SftOptions>(options, common, &from, |setup| sft::redo(setup, &self.out, self.step, &from.hash)),
+            "sft" => self.redo::<SftOptions>(options, common, &from, |setup| {
+                sft::replay_step(setup, &self.out, self.step, &from.hash)
+            }),
             _ => self.redo::<GrpoOptions>(options, common, &from, |setup| {
-                grpo::redo(setup, &self.out, self.step, &from.hash)
+                grpo::replay_step(setup, &self.out, self.step, &from.hash)
             }),
         }?;
-        let Replayed { same, first } = &replayed;
+        let ReplayReport { same, first } = &replayed;
         let (out, step) = (self.out.display(), self.step);
         if common.json {
             output::json(&json!({"step": step, "from": from.step, "same": same, "tensor": first}))?;
@@ -62,13 +63,13 @@ impl Replay {
         Err(failed(out, format!("step {step} leaves other weights than it did; the first: {tensor}"), cure))
     }
 
-    fn redo<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned + Recorded>(
+    fn redo<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned + Recorded>(
         &self,
         options: Value,
         common: &Common,
         from: &From,
-        redo: impl FnOnce(&Setup<O>) -> reel_train::Result<Replayed>,
-    ) -> Result<Replayed> {
+        redo: impl FnOnce(&RunSetup<O>) -> reel_train::Result<ReplayReport>,
+    ) -> Result<ReplayReport> {
         let place = self.out.join("run.json");
         let mut resolved: Resolved<O> = serde_json::from_value(options).map_err(|e| {
             failed(place.display(), format!("cannot be understood: {e}"), "use the version that wrote it")

@@ -7,8 +7,8 @@ use reel_media::profile::MediaProfile;
 use reel_model::input::{MediaOptions, SecondPerGrid};
 use reel_train::TrainError;
 use reel_train::config_file::{self, StartFlags};
-use reel_train::options::{Options, RunOptions};
-use reel_train::run::{Checked, Setup, Summary};
+use reel_train::options::{RunOptions, TrainingOptions};
+use reel_train::run::{DataCheck, RunSetup, RunSummary};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ops::DerefMut;
@@ -31,7 +31,7 @@ pub struct Resolved<O> {
     pub common: Common,
 }
 
-impl<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Resolved<O> {
+impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Resolved<O> {
     /// The command line over the file that its `--config` names, if it names one.
     pub fn new(
         options: &O,
@@ -72,13 +72,13 @@ impl<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Reso
     }
 
     /// Opens what a run needs beside its options.
-    pub fn with_setup<T>(&self, f: impl FnOnce(&Setup<O>) -> Result<T>) -> Result<T> {
+    pub fn with_setup<T>(&self, f: impl FnOnce(&RunSetup<O>) -> Result<T>) -> Result<T> {
         self.options.validate()?;
         let folder = prompt::folder(&self.options.model)?;
         let device = model::device(&self.common)?;
         trace::record_launches(&device, model::dtype(&self.common));
         let stop = interrupt::flag();
-        f(&Setup {
+        f(&RunSetup {
             options: &self.options,
             model: &folder,
             device: &device,
@@ -94,8 +94,8 @@ impl<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Reso
     /// Runs to the end, or to Ctrl-C, and prints what came of it. Where nothing is to be trained it is `check` that runs.
     pub fn run(
         &self,
-        run: impl FnOnce(&Setup<O>) -> reel_train::Result<Summary>,
-        check: impl FnOnce(&Setup<O>) -> reel_train::Result<Checked>,
+        run: impl FnOnce(&RunSetup<O>) -> reel_train::Result<RunSummary>,
+        check: impl FnOnce(&RunSetup<O>) -> reel_train::Result<DataCheck>,
     ) -> Result<()> {
         if self.options.only_checks() {
             return self.check(check);
@@ -118,7 +118,7 @@ impl<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Reso
     }
 
     /// Ends with exit code 1 where rows cannot be used.
-    fn check(&self, check: impl FnOnce(&Setup<O>) -> reel_train::Result<Checked>) -> Result<()> {
+    fn check(&self, check: impl FnOnce(&RunSetup<O>) -> reel_train::Result<DataCheck>) -> Result<()> {
         let Checked { rows, bad, list } = self.with_setup(|setup| Ok(check(setup)?))?;
         let data = self.options.data.display();
         if self.common.json {

@@ -20,7 +20,7 @@ use reel_model::input::{MediaOptions, ModelInput};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device, SimOptions};
 use reel_train::options::{RunOptions, SftOptions};
-use reel_train::sft::{self, Setup};
+use reel_train::sft::{self, SftSetup};
 use serde_json::Value;
 use support::{done, entries, golden, reel_on_gpu};
 use tensors::{Tensor, distance, read, rows};
@@ -87,7 +87,7 @@ fn step(device: &Device, dtype: DType, lora_r: usize) -> (Value, Vec<u8>, Value)
     let options = SftOptions { run, ..SftOptions::default() };
     let mut media = MediaOptions::default();
     media.overrides.max_pixels = Some(12_544);
-    let setup = Setup {
+    let setup = SftSetup {
         options: &options,
         model: &model,
         device,

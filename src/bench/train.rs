@@ -9,8 +9,8 @@ use reel_model::config::{ModelConfig, TextConfig};
 use reel_model::input::ModelInput;
 use reel_train::data::sample::Sample;
 use reel_train::options::{Optim, RunOptions};
-use reel_train::plan::{self, Shape};
-use reel_train::step::hyperparameters::Recipe;
+use reel_train::plan::{self, RowShape};
+use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::sft::step;
 use reel_train::step::trainer::Trainer;
 use reel_train::{SftOptions, TrainError};
@@ -71,7 +71,7 @@ impl Train {
         )?
         .memory;
         let steps = rounds as u64 + 2;
-        let recipe = Recipe::new(&options, steps);
+        let recipe = Hyperparameters::new(&options, steps);
         let opened = trace::span("load", || Trainer::open(&device, &config, &folder, dtype, recipe))?;
         let (mut trainer, _files) = opened;
         trace::record_launches(&device, dtype);

@@ -10,8 +10,8 @@ use reel_media::encode::{VideoCodec, VideoEncoding, encode_video};
 use reel_media::resize::FrameView;
 use reel_model::checkpoint;
 use reel_model::init::{InitOptions, Preset, init, init_siglip};
-use reel_train::options::{Options, RunOptions};
-use reel_train::run::{Setup, Summary};
+use reel_train::options::{RunOptions, TrainingOptions};
+use reel_train::run::{RunSetup, RunSummary};
 use reel_train::{GrpoOptions, SftOptions, config_file, grpo, sft};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -224,7 +224,7 @@ impl Course<'_> {
     }
 
     /// The options of a stage: the recipe's over the command's own.
-    fn resolved<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned>(
+    fn resolved<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned>(
         &self,
         options: O,
         recipe: &str,
@@ -250,7 +250,7 @@ impl Course<'_> {
     fn stage<O>(
         &self,
         resolved: &Resolved<O>,
-        run: impl FnOnce(&Setup<O>) -> reel_train::Result<Summary>,
+        run: impl FnOnce(&RunSetup<O>) -> reel_train::Result<RunSummary>,
     ) -> Result<Duration>
     where
         O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned,

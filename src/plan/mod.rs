@@ -12,9 +12,9 @@ use reel_model::init::{init_without_weights, preset_config};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::{Cx, DType, Device, Kernels};
-use reel_train::options::{Options, RunOptions};
-use reel_train::plan::{self, Phases, Shape};
-use reel_train::run::Setup;
+use reel_train::options::{RunOptions, TrainingOptions};
+use reel_train::plan::{self, PhaseCosts, RowShape};
+use reel_train::run::RunSetup;
 use serde::de::DeserializeOwned;
 use std::ops::DerefMut;
 use table::{Counted, print};
@@ -189,13 +189,13 @@ struct Counting<'a, O> {
     /// What `--data` or `--tokens` describe, in the plural.
     rows: &'static str,
     with_shape: WithShape<O>,
-    with_data: fn(&Setup<O>, checkpoint::StoredDType) -> reel_train::Result<plan::Plan>,
+    with_data: fn(&RunSetup<O>, checkpoint::StoredDType) -> reel_train::Result<plan::Plan>,
 }
 
 type WithShape<O> =
     fn(&O, &ModelConfig, checkpoint::StoredDType, DType, &Shape, &Device) -> reel_train::Result<plan::Plan>;
 
-impl<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Counting<'_, O> {
+impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Counting<'_, O> {
     fn count(&self, common: &Common) -> Result<Counted> {
         let Self { resolved, sizes, rows, .. } = self;
         let (options, dtype) = (&resolved.options, sizes.dtype(common));
@@ -218,7 +218,7 @@ impl<O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Coun
                     Some(folder) => folder.path().to_path_buf(),
                     None => prompt::folder(&options.model)?,
                 };
-                let setup = Setup {
+                let setup = RunSetup {
                     options,
                     model: &folder,
                     device: &sizes.device(common)?,

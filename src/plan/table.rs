@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use reel_runtime::{DType, MemoryUse};
-use reel_train::plan::Phases;
+use reel_train::plan::PhaseCosts;
 use serde_json::json;
 
 use crate::common::Common;

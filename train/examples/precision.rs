@@ -15,10 +15,10 @@ use reel_runtime::optim::ParameterState;
 use reel_runtime::{Cx, DType, Device, Tensor, ops};
 use reel_train::data::feed::Source;
 use reel_train::data::sample::Sample;
-use reel_train::options::{Optim, RunOptions, Scheduler};
+use reel_train::options::{LrScheduler, Optim, RunOptions};
 use reel_train::run::Setup;
 use reel_train::sft;
-use reel_train::step::hyperparameters::Recipe;
+use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::sft::step;
 use reel_train::step::trainer::{Packed, Trainer};
 use reel_train::{Result, SftOptions};
@@ -80,10 +80,10 @@ struct Curve {
 fn main() -> std::result::Result<(), Box<dyn Error>> {
     let out = PathBuf::from(std::env::args().nth(1).ok_or("give the folder to write to")?);
     fs::create_dir_all(&out)?;
-    let place = tempfile::tempdir()?;
-    let model = place.path().join("model");
+    let location = tempfile::tempdir()?;
+    let model = location.path().join("model");
     init(&InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 0 }, &model)?;
-    let data = place.path().join("rows.jsonl");
+    let data = location.path().join("rows.jsonl");
     fs::write(&data, rows())?;
 
     let mut curves = Vec::new();
@@ -122,7 +122,7 @@ fn train(way: &Way, model: &Path, data: &Path) -> std::result::Result<Curve, Box
         model: model.display().to_string(),
         data: data.to_path_buf(),
         learning_rate: LEARNING_RATE,
-        lr_scheduler_type: Scheduler::Constant,
+        lr_scheduler_type: LrScheduler::Constant,
         gradient_accumulation_steps: 1,
         gradient_checkpointing: false,
         optim: way.optim,
@@ -145,7 +145,8 @@ fn train(way: &Way, model: &Path, data: &Path) -> std::result::Result<Curve, Box
     let (held_out, learned) = all.split_at(HELD_OUT);
 
     let config = &samples.bundle.config;
-    let (mut trainer, _files) = Trainer::open(&device, config, model, way.dtype, Recipe::new(&options, STEPS))?;
+    let (mut trainer, _files) =
+        Trainer::open(&device, config, model, way.dtype, Hyperparameters::new(&options, STEPS))?;
     let before = weights(&trainer)?;
     let mut curve = vec![(0, loss(&trainer, held_out)?)];
     let mut rows = learned.iter().cycle();

@@ -7,60 +7,60 @@ use std::path::Path;
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     /// An option, on the command line or in a configuration file, makes no sense.
-    #[error("{place}: {what}; {cure}")]
+    #[error("{location}: {what}; {help}")]
     Option {
         /// The flag, or the file and key.
-        place: String,
+        location: String,
         /// What is wrong.
         what: String,
         /// What to do.
-        cure: String,
+        help: String,
     },
     /// The data file, or a row of it, is malformed.
-    #[error("{place}: {what}; {cure}")]
+    #[error("{location}: {what}; {help}")]
     Data {
         /// File and line, and the field where it is one.
-        place: String,
+        location: String,
         /// What is wrong.
         what: String,
         /// What to do.
-        cure: String,
+        help: String,
     },
     /// A row cannot be trained on: its media cannot be had, or it is longer than the limit.
-    #[error("{place}: {what}; {cure}")]
+    #[error("{location}: {what}; {help}")]
     Row {
         /// File and line.
-        place: String,
+        location: String,
         /// What is wrong.
         what: String,
         /// What to do.
-        cure: String,
+        help: String,
     },
     /// The output folder, a checkpoint or a log cannot be used as asked.
-    #[error("{place}: {what}; {cure}")]
+    #[error("{location}: {what}; {help}")]
     Output {
         /// The file or folder.
-        place: String,
+        location: String,
         /// What is wrong.
         what: String,
         /// What to do.
-        cure: String,
+        help: String,
     },
     /// A file could not be read or written.
-    #[error("{path}: {what}; {cure}")]
+    #[error("{path}: {what}; {help}")]
     Io {
         /// The path.
         path: String,
         /// What the system said.
         what: String,
         /// What to do.
-        cure: String,
+        help: String,
         /// The system's own error.
         #[source]
         source: io::Error,
     },
     /// The loss or the gradients stopped being numbers.
-    #[error("step {step}: {what} (rows {rows}); {cure}")]
+    #[error("step {step}: {what} (rows {rows}); {help}")]
     NotFinite {
         /// The step, counted from 1.
         step: u64,
@@ -69,17 +69,17 @@ pub enum TrainError {
         /// File and lines of the rows.
         rows: String,
         /// What to do.
-        cure: String,
+        help: String,
     },
     /// The run was asked to stop, and did.
-    #[error("{place}: stopped after step {step}; {cure}")]
+    #[error("{location}: stopped after step {step}; {help}")]
     Stopped {
         /// The output folder.
-        place: String,
+        location: String,
         /// The last finished step.
         step: u64,
         /// How to go on.
-        cure: String,
+        help: String,
     },
     /// The model, its folder or its inputs.
     #[error(transparent)]
@@ -103,8 +103,8 @@ macro_rules! constructors {
     ($($(#[$doc:meta])* $name:ident => $variant:ident),* $(,)?) => {
         impl TrainError {
             $($(#[$doc])*
-            pub fn $name(place: impl Into<String>, what: impl Into<String>, cure: impl Into<String>) -> Self {
-                Self::$variant { place: place.into(), what: one_line(&what.into()), cure: cure.into() }
+            pub fn $name(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+                Self::$variant { location: location.into(), what: one_line(&what.into()), help: help.into() }
             })*
         }
     };
@@ -124,17 +124,17 @@ constructors! {
 impl TrainError {
     /// A failed read: what the system said, and a cure that depends on it.
     pub fn read(path: impl AsRef<Path>, source: io::Error) -> Self {
-        let cure = match source.kind() {
+        let help = match source.kind() {
             io::ErrorKind::NotFound => "check the path",
             io::ErrorKind::PermissionDenied => "make it readable for this user",
             _ => "check the file and the disk it is on",
         };
-        Self::io(path.as_ref(), "cannot be read", cure, source)
+        Self::io(path.as_ref(), "cannot be read", help, source)
     }
 
     /// A failed write: what the system said, and a cure that depends on it.
     pub fn write(path: impl AsRef<Path>, source: io::Error) -> Self {
-        let cure = match source.kind() {
+        let help = match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 "free space on that disk, then go on with --resume-from-checkpoint last"
             }
@@ -143,22 +143,22 @@ impl TrainError {
             }
             _ => "check the folder and the disk it is on",
         };
-        Self::io(path.as_ref(), "cannot be written", cure, source)
+        Self::io(path.as_ref(), "cannot be written", help, source)
     }
 
-    fn io(path: &Path, doing: &str, cure: &str, source: io::Error) -> Self {
+    fn io(path: &Path, doing: &str, help: &str, source: io::Error) -> Self {
         let said = match source.kind() {
             io::ErrorKind::NotFound => "there is no such file or folder".to_string(),
             io::ErrorKind::StorageFull => "the disk is full".to_string(),
             io::ErrorKind::PermissionDenied => "permission denied".to_string(),
             _ => one_line(&source.to_string()),
         };
-        Self::Io { path: path.display().to_string(), what: format!("{doing}: {said}"), cure: cure.to_string(), source }
+        Self::Io { path: path.display().to_string(), what: format!("{doing}: {said}"), help: help.to_string(), source }
     }
 
     /// The run was asked to stop; where and how to go on, it says itself when it has stopped.
     pub(crate) fn interrupted() -> Self {
-        Self::Stopped { place: String::new(), step: 0, cure: String::new() }
+        Self::Stopped { location: String::new(), step: 0, help: String::new() }
     }
 
     /// Whether this is a mistake in the command line or a configuration file (exit code 2).

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::data::rows::{Fault, Row};
+use crate::data::rows::{DataRow, Fault};
 use crate::run_folder::digest;
 use crate::{Result, TrainError};
 
@@ -77,7 +77,7 @@ impl Dataset {
 
     /// A result about row `index`, its fault named by file and line.
     pub fn at<T>(&self, index: usize, result: Result<T, Fault>) -> Result<T> {
-        result.map_err(|fault| TrainError::data(fault.place(&self.place(index)), fault.what, fault.cure))
+        result.map_err(|fault| TrainError::data(fault.location(&self.location(index)), fault.what, fault.help))
     }
 
     /// How many rows there are; never 0.
@@ -91,18 +91,18 @@ impl Dataset {
     }
 
     /// Row `index`, counted from 0.
-    pub fn row(&self, index: usize) -> Result<Row> {
+    pub fn row(&self, index: usize) -> Result<DataRow> {
         let Place { bytes, damaged, .. } = &self.rows[index];
         if *damaged {
-            return Err(TrainError::data(self.place(index), NOT_UTF8, SAVE_UTF8));
+            return Err(TrainError::data(self.location(index), NOT_UTF8, SAVE_UTF8));
         }
         let value: Value = serde_json::from_str(&self.text[bytes.clone()])
-            .map_err(|e| TrainError::data(self.place(index), format!("is not JSON: {e}"), LISTS))?;
-        self.at(index, Row::parse(value))
+            .map_err(|e| TrainError::data(self.location(index), format!("is not JSON: {e}"), LISTS))?;
+        self.at(index, DataRow::parse(value))
     }
 
     /// File and line of row `index`, for messages.
-    pub fn place(&self, index: usize) -> String {
+    pub fn location(&self, index: usize) -> String {
         format!("{}:{}", self.path.display(), self.line(index))
     }
 
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!((d.len(), d.line(0), d.line(1)), (2, 2, 4));
         let d = parse(&format!(" [\n{ROW},\n\n{ROW}\n]\n")).unwrap();
         assert_eq!((d.len(), d.line(0), d.line(1)), (2, 2, 4));
-        assert_eq!(d.place(1), "d.jsonl:4");
+        assert_eq!(d.location(1), "d.jsonl:4");
     }
 
     #[test]

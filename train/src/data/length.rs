@@ -6,86 +6,86 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
-use crate::data::feed::{Batching, Feed, Position, Source, is_row_fault};
+use crate::data::feed::{BatchFeed, BatchOptions, DataPosition, SampleSource, is_row_fault};
 use crate::data::order::Order;
-use crate::data::quarantine::{Journal, Looked};
-use crate::reporting::metrics::Skipped;
+use crate::data::quarantine::{RowCheck, ScanJournal};
+use crate::reporting::metrics::SkippedRow;
 use crate::{Result, TrainError};
 
 /// What looking at the rows told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
+pub struct StreamLength {
     /// Batches up to the end of the stream; 0 where nobody wants to know.
     pub batches: u64,
     /// Rows left out, in the file's order, where every row was looked at.
-    pub skipped: Vec<Skipped>,
+    pub skipped: Vec<SkippedRow>,
 }
 
 /// Whether every row is looked at.
 #[derive(Debug)]
-pub enum Look<'a> {
+pub enum RowScan<'a> {
     /// None is: rows that cannot be used count as if they could.
     None,
     /// Every one but these, which are known to be of no use.
-    AllBut(&'a [Skipped]),
+    AllBut(&'a [SkippedRow]),
     /// Every one that the journal does not have.
-    Checking(Journal),
+    Checking(ScanJournal),
 }
 
 /// Counts the batches of a stream if that is `wanted`. Looking at rows ends early where `stop` turns true.
-pub fn measure<S: Source>(
-    batching: &Batching,
+pub fn measure<S: SampleSource>(
+    batching: &BatchOptions,
     wanted: bool,
-    look: Look,
+    look: RowScan,
     source: &Arc<S>,
     order: &Order,
     stop: &AtomicBool,
-) -> Result<Found> {
-    if matches!(look, Look::None) {
+) -> Result<StreamLength> {
+    if matches!(look, RowScan::None) {
         let batches = batching.end.map_or(0, |end| end.div_ceil(batching.rows as u64));
-        return Ok(Found { batches, skipped: Vec::new() });
+        return Ok(StreamLength { batches, skipped: Vec::new() });
     }
     let (lengths, skipped) = look_at_every_row(batching, look, source, stop)?;
     let batches = if wanted { count_batches(*batching, lengths, &skipped, order)? } else { 0 };
-    Ok(Found { batches, skipped })
+    Ok(StreamLength { batches, skipped })
 }
 
 /// Tokens of each row that can be used, and the others.
-fn look_at_every_row<S: Source>(
-    batching: &Batching,
-    look: Look,
+fn look_at_every_row<S: SampleSource>(
+    batching: &BatchOptions,
+    look: RowScan,
     source: &Arc<S>,
     stop: &AtomicBool,
-) -> Result<(Lengths, Vec<Skipped>)> {
+) -> Result<(Lengths, Vec<SkippedRow>)> {
     let (known, journal) = match look {
-        Look::Checking(journal) => (&[][..], Some(journal)),
-        Look::AllBut(known) => (known, None),
-        Look::None => (&[][..], None),
+        RowScan::Checking(journal) => (&[][..], Some(journal)),
+        RowScan::AllBut(known) => (known, None),
+        RowScan::None => (&[][..], None),
     };
-    let known: BTreeMap<usize, &Skipped> = known.iter().map(|bad| (bad.row, bad)).collect();
+    let known: BTreeMap<usize, &SkippedRow> = known.iter().map(|bad| (bad.row, bad)).collect();
     let length = |row: usize| -> Result<usize> {
-        let tokens = S::tokens(&source.sample(row)?);
+        let tokens = S::token_count(&source.sample(row)?);
         match batching.max_length {
-            Some(most) if tokens > most => Err(too_long(&source.place(row).0, tokens, batching.limit, most)),
+            Some(most) if tokens > most => Err(too_long(&source.location(row).0, tokens, batching.limit, most)),
             _ => Ok(tokens),
         }
     };
-    let looked = |row: usize| -> Result<Looked> {
+    let looked = |row: usize| -> Result<RowCheck> {
         let before = || journal.as_ref().and_then(|journal| journal.known(row).cloned());
         if let Some(looked) = known.get(&row).map(|bad| Err((*bad).clone())).or_else(before) {
             return Ok(looked);
         }
         if stop.load(Ordering::Relaxed) {
-            let cure = match journal {
+            let help = match journal {
                 Some(_) => "run it again: rows that were looked at are not looked at again",
                 None => "start again",
             };
-            return Err(TrainError::Stopped { place: source.place(row).0, step: 0, cure: cure.to_string() });
+            return Err(TrainError::Stopped { location: source.location(row).0, step: 0, help: help.to_string() });
         }
         let looked = match length(row) {
             Ok(tokens) => Ok(tokens),
             Err(e) if is_row_fault(&e) && !batching.strict => {
-                Err(Skipped { row, line: source.place(row).1, reason: e.to_string() })
+                Err(SkippedRow { row, line: source.location(row).1, reason: e.to_string() })
             }
             Err(e) => return Err(e),
         };
@@ -94,7 +94,7 @@ fn look_at_every_row<S: Source>(
         }
         Ok(looked)
     };
-    let all: Vec<Result<Looked>> = (0..source.rows()).into_par_iter().map(looked).collect();
+    let all: Vec<Result<RowCheck>> = (0..source.rows()).into_par_iter().map(looked).collect();
     let (mut lengths, mut skipped) = (BTreeMap::new(), Vec::new());
     for (row, looked) in all.into_iter().enumerate() {
         match looked? {
@@ -106,14 +106,14 @@ fn look_at_every_row<S: Source>(
         journal.finish(&skipped)?;
     }
     match skipped.last() {
-        Some(last) if lengths.is_empty() => Err(no_usable_row(&source.place(last.row).0, &last.reason)),
+        Some(last) if lengths.is_empty() => Err(no_usable_row(&source.location(last.row).0, &last.reason)),
         _ => Ok((Lengths { rows: source.rows(), tokens: lengths }, skipped)),
     }
 }
 
-fn count_batches(batching: Batching, lengths: Lengths, skipped: &[Skipped], order: &Order) -> Result<u64> {
-    let from = Position { slot: 0, skipped: skipped.iter().map(|s| s.row).collect() };
-    let mut feed = Feed::new(Arc::new(lengths), order.clone(), batching, &from, 1, 64);
+fn count_batches(batching: BatchOptions, lengths: Lengths, skipped: &[SkippedRow], order: &Order) -> Result<u64> {
+    let from = DataPosition { slot: 0, skipped: skipped.iter().map(|s| s.row).collect() };
+    let mut feed = BatchFeed::new(Arc::new(lengths), order.clone(), batching, &from, 1, 64);
     let mut count = 0;
     while feed.next_batch()?.is_some() {
         count += 1;
@@ -122,19 +122,19 @@ fn count_batches(batching: Batching, lengths: Lengths, skipped: &[Skipped], orde
 }
 
 /// The error of a row beyond the limit.
-pub(crate) fn too_long(place: &str, tokens: usize, limit: &str, most: usize) -> TrainError {
+pub(crate) fn too_long(location: &str, tokens: usize, limit: &str, most: usize) -> TrainError {
     TrainError::row(
-        place,
+        location,
         format!("has {tokens} tokens, more than {limit} {most}"),
         format!("raise {limit}, or remove the row"),
     )
 }
 
 /// The error of a file in which every row was left out.
-pub(crate) fn no_usable_row(place: &str, reason: &str) -> TrainError {
-    let reason = reason.strip_prefix(&format!("{place}: ")).unwrap_or(reason);
-    let (what, cure) = reason.rsplit_once("; ").unwrap_or((reason, "mend the rows"));
-    TrainError::data(place, format!("no row of the file can be used; of this one it is said: {what}"), cure)
+pub(crate) fn no_usable_row(location: &str, reason: &str) -> TrainError {
+    let reason = reason.strip_prefix(&format!("{location}: ")).unwrap_or(reason);
+    let (what, help) = reason.rsplit_once("; ").unwrap_or((reason, "mend the rows"));
+    TrainError::data(location, format!("no row of the file can be used; of this one it is said: {what}"), help)
 }
 
 /// Rows of which only the length is known.
@@ -143,7 +143,7 @@ struct Lengths {
     tokens: BTreeMap<usize, usize>,
 }
 
-impl Source for Lengths {
+impl SampleSource for Lengths {
     type Sample = usize;
 
     fn rows(&self) -> usize {
@@ -154,14 +154,14 @@ impl Source for Lengths {
         self.tokens
             .get(&row)
             .copied()
-            .ok_or_else(|| TrainError::row(self.place(row).0, "cannot be used", "leave it out"))
+            .ok_or_else(|| TrainError::row(self.location(row).0, "cannot be used", "leave it out"))
     }
 
-    fn tokens(sample: &usize) -> usize {
+    fn token_count(sample: &usize) -> usize {
         *sample
     }
 
-    fn place(&self, row: usize) -> (String, usize) {
+    fn location(&self, row: usize) -> (String, usize) {
         (format!("row {row}"), row)
     }
 }
@@ -170,13 +170,13 @@ impl Source for Lengths {
 mod tests {
     use super::*;
     use crate::options::{RunOptions, SftOptions};
-    use crate::run::Work;
+    use crate::run::TrainLoop;
     use crate::run::sft::Sft;
 
     #[derive(Debug, PartialEq)]
     struct Length {
         steps: u64,
-        skipped: Vec<Skipped>,
+        skipped: Vec<SkippedRow>,
     }
 
     fn steps(lengths: &[Option<usize>], change: impl FnOnce(&mut SftOptions)) -> Result<Length> {
@@ -184,16 +184,16 @@ mod tests {
         let mut options = SftOptions { run, ..SftOptions::default() };
         change(&mut options);
         let tokens = lengths.iter().enumerate().filter_map(|(row, n)| n.map(|n| (row, n))).collect();
-        let asked = options.asked_steps();
+        let asked = options.fixed_steps();
         let found = measure(
             &Sft::batching(&options, lengths.len()),
             asked.is_none(),
-            if Sft::needs_every_row(&options) { Look::AllBut(&[]) } else { Look::None },
+            if Sft::must_scan_all_rows(&options) { RowScan::AllBut(&[]) } else { RowScan::None },
             &Arc::new(Lengths { rows: lengths.len(), tokens }),
             &Order::of_file(lengths.len()),
             &AtomicBool::new(false),
         )?;
-        let steps = asked.unwrap_or_else(|| Sft::steps(&options, found.batches));
+        let steps = asked.unwrap_or_else(|| Sft::step_count(&options, found.batches));
         Ok(Length { steps, skipped: found.skipped })
     }
 

@@ -32,13 +32,13 @@ impl Order {
     /// pass makes that pass's order.
     pub fn row(&mut self, slot: u64) -> usize {
         let rows = self.rows as u64;
-        let (pass, place) = (slot / rows, (slot % rows) as usize);
-        let Some(seed) = self.seed else { return place };
+        let (pass, location) = (slot / rows, (slot % rows) as usize);
+        let Some(seed) = self.seed else { return location };
         if self.pass != Some(pass) {
             self.order = permutation(self.rows, seed, pass);
             self.pass = Some(pass);
         }
-        self.order[place] as usize
+        self.order[location] as usize
     }
 
     /// The pass that `slot` belongs to, counted from 0.

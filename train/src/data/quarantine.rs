@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::reporting::metrics::{self, Log, Skipped};
+use crate::reporting::metrics::{self, JsonlLog, SkippedRow};
 use crate::run_folder::checkpoint::write_synced;
 use crate::{Result, TrainError};
 
@@ -22,14 +22,14 @@ use crate::{Result, TrainError};
 pub const QUARANTINE: &str = "quarantine.jsonl";
 
 /// What was found of a row: its tokens, or why it cannot be used.
-pub type Looked = Result<usize, Skipped>;
+pub type RowCheck = Result<usize, SkippedRow>;
 
 /// A line of a journal.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
-enum Line {
+enum JournalLine {
     Scan { scan: String },
-    Bad(Skipped),
+    Bad(SkippedRow),
     Good { row: usize, tokens: usize },
 }
 
@@ -38,18 +38,18 @@ const TELL: Duration = Duration::from_secs(10);
 
 /// A scan under way.
 #[derive(Debug)]
-pub struct Journal {
+pub struct ScanJournal {
     list: PathBuf,
     path: PathBuf,
     /// What an earlier scan of the same found.
-    known: BTreeMap<usize, Looked>,
-    state: Mutex<State>,
+    known: BTreeMap<usize, RowCheck>,
+    state: Mutex<ScanState>,
     quiet: bool,
 }
 
 #[derive(Debug)]
-struct State {
-    log: Log,
+struct ScanState {
+    log: JsonlLog,
     done: usize,
     bad: usize,
     told: Instant,
@@ -61,7 +61,7 @@ pub fn journal_of(list: &Path) -> PathBuf {
     list.with_file_name(format!("{name}.journal"))
 }
 
-impl Journal {
+impl ScanJournal {
     /// The journal beside `list`, gone on with where it is of the same `scan`, else a new one.
     ///
     /// # Errors
@@ -71,7 +71,7 @@ impl Journal {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::create_dir_all(folder).map_err(|e| TrainError::write(folder, e))?;
         }
-        let lines = metrics::read(&path, |_: &Line| true)?;
+        let lines = metrics::read(&path, |_: &JournalLine| true)?;
         let head = serde_json::json!({"scan": scan}).to_string();
         let same = lines.first() == Some(&head);
         if !same && !lines.is_empty() && !quiet {
@@ -79,18 +79,18 @@ impl Journal {
         }
         let lines = if same { lines } else { vec![head] };
         let mut known = BTreeMap::new();
-        for line in lines.iter().filter_map(|line| serde_json::from_str::<Line>(line).ok()) {
+        for line in lines.iter().filter_map(|line| serde_json::from_str::<JournalLine>(line).ok()) {
             match line {
-                Line::Scan { .. } => None,
-                Line::Good { row, tokens } => known.insert(row, Ok(tokens)),
-                Line::Bad(bad) => known.insert(bad.row, Err(bad)),
+                JournalLine::Scan { .. } => None,
+                JournalLine::Good { row, tokens } => known.insert(row, Ok(tokens)),
+                JournalLine::Bad(bad) => known.insert(bad.row, Err(bad)),
             };
         }
         if !known.is_empty() && !quiet {
             eprintln!("{} rows were looked at before (see {})", known.len(), path.display());
         }
-        let state = State {
-            log: Log::resume(&path, &lines)?,
+        let state = ScanState {
+            log: JsonlLog::resume(&path, &lines)?,
             done: known.len(),
             bad: known.values().filter(|looked| looked.is_err()).count(),
             told: Instant::now(),
@@ -99,7 +99,7 @@ impl Journal {
     }
 
     /// What is known of a row already.
-    pub fn known(&self, row: usize) -> Option<&Looked> {
+    pub fn known(&self, row: usize) -> Option<&RowCheck> {
         self.known.get(&row)
     }
 
@@ -107,10 +107,10 @@ impl Journal {
     ///
     /// # Errors
     /// A full disk.
-    pub fn add(&self, row: usize, looked: &Looked, rows: usize) -> Result<()> {
+    pub fn add(&self, row: usize, looked: &RowCheck, rows: usize) -> Result<()> {
         let line = match looked {
-            Ok(tokens) => Line::Good { row, tokens: *tokens },
-            Err(bad) => Line::Bad(bad.clone()),
+            Ok(tokens) => JournalLine::Good { row, tokens: *tokens },
+            Err(bad) => JournalLine::Bad(bad.clone()),
         };
         let mut state = self.lock();
         state.log.add(&line)?;
@@ -126,7 +126,7 @@ impl Journal {
     ///
     /// # Errors
     /// A full disk.
-    pub fn finish(self, bad: &[Skipped]) -> Result<PathBuf> {
+    pub fn finish(self, bad: &[SkippedRow]) -> Result<PathBuf> {
         let failed = |e| TrainError::write(&self.list, e);
         let mut text = Vec::new();
         for row in bad {
@@ -140,7 +140,7 @@ impl Journal {
         Ok(self.list)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ScanState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -149,18 +149,18 @@ impl Journal {
 ///
 /// # Errors
 /// A file that cannot be read, or is of other data.
-pub fn read(list: &Path, line_of: impl Fn(usize) -> Option<usize>) -> Result<Vec<Skipped>> {
+pub fn read(list: &Path, line_of: impl Fn(usize) -> Option<usize>) -> Result<Vec<SkippedRow>> {
     let text = fs::read_to_string(list).map_err(|e| TrainError::read(list, e))?;
-    let mut found: BTreeMap<usize, Skipped> = BTreeMap::new();
+    let mut found: BTreeMap<usize, SkippedRow> = BTreeMap::new();
     for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
-        let wrong = |what: String, cure: &str| {
-            Err(TrainError::option("--quarantine", format!("{}:{number}: {what}", list.display()), cure))
+        let wrong = |what: String, help: &str| {
+            Err(TrainError::option("--quarantine", format!("{}:{number}: {what}", list.display()), help))
         };
-        let row: Skipped = match serde_json::from_str(line) {
+        let row: SkippedRow = match serde_json::from_str(line) {
             Ok(row) => row,
             Err(e) => {
-                let cure = "give a list that --check-data wrote, or a run's skipped.jsonl";
-                return wrong(format!("is no row to leave out: {e}"), cure);
+                let help = "give a list that --check-data wrote, or a run's skipped.jsonl";
+                return wrong(format!("is no row to leave out: {e}"), help);
             }
         };
         if line_of(row.row) != Some(row.line) {
@@ -177,8 +177,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn bad(row: usize) -> Skipped {
-        Skipped { row, line: 2 * row + 1, reason: format!("row {row} is bad; mend it") }
+    fn bad(row: usize) -> SkippedRow {
+        SkippedRow { row, line: 2 * row + 1, reason: format!("row {row} is bad; mend it") }
     }
 
     proptest! {
@@ -188,14 +188,14 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let list = dir.path().join("q.jsonl");
             let looked = |row: usize| if rows[row] { Ok(row + 5) } else { Err(bad(row)) };
-            let journal = Journal::open(&list, "a", true).unwrap();
+            let journal = ScanJournal::open(&list, "a", true).unwrap();
             (0..rows.len()).rev().for_each(|row| journal.add(row, &looked(row), rows.len()).unwrap());
             drop(journal);
             let path = journal_of(&list);
             let bytes = fs::read(&path).unwrap();
             let cut = (bytes.len() as f64 * share) as usize;
             fs::write(&path, &bytes[..cut]).unwrap();
-            let journal = Journal::open(&list, "a", true).unwrap();
+            let journal = ScanJournal::open(&list, "a", true).unwrap();
             let known: Vec<usize> = (0..rows.len()).filter(|&row| journal.known(row).is_some()).collect();
             // A line counts once its end is there, or all of it but that.
             let whole = bytes[..cut].iter().filter(|b| **b == b'\n').count();
@@ -206,7 +206,7 @@ mod tests {
                     None => journal.add(row, &looked(row), rows.len()).unwrap(),
                 }
             }
-            let all: Vec<Skipped> = (0..rows.len()).filter_map(|row| looked(row).err()).collect();
+            let all: Vec<SkippedRow> = (0..rows.len()).filter_map(|row| looked(row).err()).collect();
             let written = journal.finish(&all).unwrap();
             prop_assert_eq!(read(&written, |row| Some(2 * row + 1)).unwrap(), all);
             prop_assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -217,10 +217,10 @@ mod tests {
     fn a_journal_of_something_else_is_begun_anew() {
         let dir = tempfile::tempdir().unwrap();
         let list = dir.path().join("sub/q.jsonl");
-        Journal::open(&list, "a", true).unwrap().add(3, &Ok(1), 9).unwrap();
-        assert!(Journal::open(&list, "a", true).unwrap().known(3).is_some());
-        assert!(Journal::open(&list, "b", true).unwrap().known(3).is_none());
-        assert!(Journal::open(&list, "a", true).unwrap().known(3).is_none());
+        ScanJournal::open(&list, "a", true).unwrap().add(3, &Ok(1), 9).unwrap();
+        assert!(ScanJournal::open(&list, "a", true).unwrap().known(3).is_some());
+        assert!(ScanJournal::open(&list, "b", true).unwrap().known(3).is_none());
+        assert!(ScanJournal::open(&list, "a", true).unwrap().known(3).is_none());
     }
 
     #[test]

@@ -19,33 +19,33 @@ pub struct Fault {
     /// What is wrong.
     pub what: String,
     /// What to do.
-    pub cure: String,
+    pub help: String,
 }
 
 impl Fault {
-    fn row(what: impl Into<String>, cure: impl Into<String>) -> Self {
-        Self { field: String::new(), what: what.into(), cure: cure.into() }
+    fn row(what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { field: String::new(), what: what.into(), help: help.into() }
     }
 
-    fn field(field: impl Into<String>, what: impl Into<String>, cure: impl Into<String>) -> Self {
-        Self { field: field.into(), what: what.into(), cure: cure.into() }
+    fn field(field: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { field: field.into(), what: what.into(), help: help.into() }
     }
 
     /// The place of the fault in a row that stands at `row`.
-    pub fn place(&self, row: &str) -> String {
+    pub fn location(&self, row: &str) -> String {
         if self.field.is_empty() { row.to_string() } else { format!("{row}: {}", self.field) }
     }
 }
 
 /// A row of a data file.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Row {
+pub enum DataRow {
     /// A whole chat.
     Chat(Vec<Value>),
     /// What an answer is to follow, for reinforcement learning.
     Prompt {
         /// The chat, or the text.
-        asked: Asked,
+        asked: PromptContent,
         /// The other columns of the row.
         columns: Map<String, Value>,
     },
@@ -60,14 +60,14 @@ pub enum Row {
 
 /// What an answer follows.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Asked {
+pub enum PromptContent {
     /// A chat, which the model's template puts into words.
     Chat(Vec<Value>),
     /// The words as they are, without the template, as TRL takes a `prompt` that is no list.
     Text(String),
 }
 
-impl Asked {
+impl PromptContent {
     fn parse(prompt: Value) -> Result<Self, Fault> {
         match prompt {
             Value::String(text) if text.is_empty() => Err(Fault::field("prompt", "is empty", CHAT)),
@@ -117,7 +117,7 @@ pub enum DataType {
 
 const LAYOUTS: &str = "give chat `messages`, or the fields problem, data_type, problem_type, process, solution, path";
 
-impl Row {
+impl DataRow {
     /// Reads a row and checks its fields.
     pub fn parse(value: Value) -> Result<Self, Fault> {
         let Value::Object(mut fields) = value else { return Err(Fault::row("is not an object", LAYOUTS)) };
@@ -125,7 +125,7 @@ impl Row {
             return Ok(Self::Chat(chat("messages", messages)?));
         }
         if let Some(prompt) = fields.shift_remove("prompt") {
-            return Ok(Self::Prompt { asked: Asked::parse(prompt)?, columns: fields });
+            return Ok(Self::Prompt { asked: PromptContent::parse(prompt)?, columns: fields });
         }
         if !fields.contains_key("problem") {
             return Err(Fault::row("has no `messages`, `prompt` or `problem`", LAYOUTS));
@@ -134,10 +134,12 @@ impl Row {
     }
 
     /// What an answer is to follow, and the columns that answers are judged by. Media paths stay relative to the media folder.
-    pub fn asked(&self, parity: Recipe) -> Result<(Asked, Map<String, Value>), Fault> {
+    pub fn asked(&self, parity: Recipe) -> Result<(PromptContent, Map<String, Value>), Fault> {
         match self {
             Self::Prompt { asked, columns } => Ok((asked.clone(), columns.clone())),
-            Self::Problem { problem, columns } => Ok((Asked::Chat(vec![problem.question(parity)]), columns.clone())),
+            Self::Problem { problem, columns } => {
+                Ok((PromptContent::Chat(vec![problem.question(parity)]), columns.clone()))
+            }
             Self::Chat(_) => Err(Fault::row(
                 "has whole `messages`, and answers are to be drawn",
                 "write the chat up to the answer as `prompt`, or use this file for supervised fine-tuning",
@@ -188,7 +190,7 @@ impl Problem {
             other => return Err(Fault::field("data_type", format!("is `{other}`"), "use image, video or text")),
         };
         let problem_type = text(fields, "problem_type")?;
-        if templates::type_text(&problem_type).is_none() {
+        if templates::answer_instruction(&problem_type).is_none() {
             let known: Vec<&str> = templates::problem_types().collect();
             return Err(Fault::field(
                 "problem_type",
@@ -215,7 +217,7 @@ impl Problem {
             return Err(Fault::field("process", "is missing", "give the chain of thought that leads to the solution"));
         };
         Ok(vec![
-            json!({"role": "system", "content": [{"type": "text", "text": templates::system(parity)}]}),
+            json!({"role": "system", "content": [{"type": "text", "text": templates::system_message(parity)}]}),
             self.question(parity),
             json!({"role": "assistant", "content": [{"type": "text", "text": format!("{process}\n{}", self.solution)}]}),
         ])
@@ -224,7 +226,7 @@ impl Problem {
     /// The user's message: the media part, then the question in its template.
     pub fn question(&self, parity: Recipe) -> Value {
         let choices = (self.problem_type == "multiple choice").then_some(&self.options[..]);
-        let kind = templates::type_text(&self.problem_type).unwrap_or_default();
+        let kind = templates::answer_instruction(&self.problem_type).unwrap_or_default();
         let asked = json!({"type": "text", "text": templates::question(&self.problem, choices, kind, parity)});
         let key = match self.data_type {
             DataType::Text => return json!({"role": "user", "content": [asked]}),
@@ -293,17 +295,17 @@ mod tests {
                 Ok(turns) if field == "messages" => prop_assert_eq!(Value::from(turns), value),
                 Ok(turns) => prop_assert!(turns.len() == 3 && ["options", "process"].contains(&field) || value.is_string()),
                 Err(fault) if field == "prompt" => prop_assert!(fault.what.contains("answer") || fault.field.starts_with("prompt")),
-                Err(fault) => prop_assert!(fault.field.starts_with(field) && !fault.cure.is_empty(), "{:?}", fault),
+                Err(fault) => prop_assert!(fault.field.starts_with(field) && !fault.help.is_empty(), "{:?}", fault),
             }
         }
     }
 
-    fn problem(change: impl FnOnce(&mut Map<String, Value>)) -> Result<Row, Fault> {
+    fn problem(change: impl FnOnce(&mut Map<String, Value>)) -> Result<DataRow, Fault> {
         let row = json!({"problem_id": 1, "problem": "Which?", "data_type": "video", "problem_type": "multiple choice",
             "options": ["A. x", "B. y"], "process": "<think>t</think>", "solution": "<answer>A</answer>", "path": "./v/a.mp4"});
         let Value::Object(mut fields) = row else { unreachable!() };
         change(&mut fields);
-        Row::parse(Value::Object(fields))
+        DataRow::parse(Value::Object(fields))
     }
 
     #[test]
@@ -368,7 +370,7 @@ mod tests {
         assert!(
             problem(|f| drop(f.insert("problem_type".into(), json!("essay"))))
                 .unwrap_err()
-                .cure
+                .help
                 .contains("multiple choice, numerical")
         );
         assert_eq!(problem(|f| drop(f.insert("options".into(), json!([1])))).unwrap_err().field, "options");
@@ -378,7 +380,7 @@ mod tests {
 
     #[test]
     fn chats_are_checked_as_far_as_their_roles() {
-        let chat = |messages: Value| Row::parse(json!({ "messages": messages }));
+        let chat = |messages: Value| DataRow::parse(json!({ "messages": messages }));
         let good = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": [{"type": "text", "text": "ho"}]}]);
         assert_eq!(chat(good.clone()).unwrap().supervised(Recipe::Paper).unwrap(), *good.as_array().unwrap());
         assert_eq!(chat(json!("x")).unwrap_err().field, "messages");
@@ -388,7 +390,7 @@ mod tests {
             chat(json!([{"role": "user", "content": "x"}, {"role": "user"}])).unwrap_err().field,
             "messages[1].content"
         );
-        let prompt = Row::parse(json!({"prompt": [{"role": "user", "content": "x"}], "solution": "4"})).unwrap();
+        let prompt = DataRow::parse(json!({"prompt": [{"role": "user", "content": "x"}], "solution": "4"})).unwrap();
         assert!(prompt.supervised(Recipe::Paper).unwrap_err().what.contains("without an answer"));
     }
 }

@@ -13,10 +13,10 @@ use reel_model::input::{Bundle, Conversation, MediaOptions, ModelInput};
 use serde_json::Value;
 
 use crate::data::dataset::Dataset;
-use crate::data::feed::Source;
+use crate::data::feed::SampleSource;
 use crate::data::labels::{Labels, Vocabulary};
 use crate::options::Recipe;
-use crate::run::Rows;
+use crate::run::DataSource;
 use crate::{Result, TrainError};
 
 /// A row, ready to be packed.
@@ -37,7 +37,7 @@ impl Sample {
 
 /// Makes samples of the rows of a data file.
 #[derive(Debug)]
-pub struct Samples {
+pub struct SftSource {
     /// The rows.
     pub data: Dataset,
     /// Config, tokenizer, template.
@@ -51,17 +51,17 @@ pub struct Samples {
     /// Whose prompts.
     pub parity: Recipe,
     /// Samples that were made before.
-    pub kept: Kept,
+    pub kept: SampleCache,
 }
 
 /// Bytes of samples that are kept. Data that fit are read once, however many epochs go over them.
-const MOST_KEPT: usize = 256 << 20;
+const MAX_KEPT: usize = 256 << 20;
 
 /// Samples by row, until they are too many; those that came first stay.
 #[derive(Debug, Default)]
-pub struct Kept(Mutex<(HashMap<usize, Arc<Sample>>, usize)>);
+pub struct SampleCache(Mutex<(HashMap<usize, Arc<Sample>>, usize)>);
 
-impl Kept {
+impl SampleCache {
     fn get(&self, row: usize) -> Option<Sample> {
         let kept = self.0.lock().unwrap_or_else(|e| e.into_inner()).0.get(&row).cloned();
         kept.map(Arc::unwrap_or_clone)
@@ -72,32 +72,33 @@ impl Kept {
         let floats = [&t.pixel_values, &t.pixel_values_videos].map(|p| p.as_ref().map_or(0, Vec::len));
         let bytes = t.frames.bytes() + 4 * floats.iter().sum::<usize>() + 40 * t.len();
         let mut kept = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        if kept.1 + bytes <= MOST_KEPT && kept.0.insert(row, Arc::new(sample.clone())).is_none() {
+        if kept.1 + bytes <= MAX_KEPT && kept.0.insert(row, Arc::new(sample.clone())).is_none() {
             kept.1 += bytes;
         }
     }
 }
 
-impl Samples {
+impl SftSource {
     /// The conversation of a row.
     fn conversation(&self, row: usize) -> Result<Conversation> {
         let messages = self.data.at(row, self.data.row(row)?.supervised(self.parity))?;
-        let place = self.data.place(row);
-        Conversation::from_value(&place, &Value::Array(messages), &self.media_root).map_err(|e| about_row(&place, e))
+        let location = self.data.location(row);
+        Conversation::from_value(&location, &Value::Array(messages), &self.media_root)
+            .map_err(|e| about_row(&location, e))
     }
 }
 
-impl Rows for Samples {
+impl DataSource for SftSource {
     fn hash(&self) -> String {
         self.data.hash()
     }
 
-    fn look(&self, row: usize) -> Result<()> {
+    fn validate_row(&self, row: usize) -> Result<()> {
         self.conversation(row).map(drop)
     }
 }
 
-impl Source for Samples {
+impl SampleSource for SftSource {
     type Sample = Sample;
 
     fn rows(&self) -> usize {
@@ -108,14 +109,14 @@ impl Source for Samples {
         if let Some(sample) = self.kept.get(row) {
             return Ok(sample);
         }
-        let place = self.data.place(row);
+        let location = self.data.location(row);
         let conversation = self.conversation(row)?;
-        let tokens = tokens_of(&self.bundle, &conversation, false, &self.media, &place)?;
+        let tokens = tokens_of(&self.bundle, &conversation, false, &self.media, &location)?;
         let ids: Vec<u32> = tokens.input_ids.iter().map(|&id| id as u32).collect();
         let targets = self.labels.targets(&ids, &self.bundle.tokenizer);
         if targets.iter().all(|&t| t < 0) {
             return Err(TrainError::row(
-                place,
+                location,
                 "has no token to learn",
                 "add an assistant's answer, or choose other --labels",
             ));
@@ -125,12 +126,12 @@ impl Source for Samples {
         Ok(sample)
     }
 
-    fn tokens(sample: &Sample) -> usize {
+    fn token_count(sample: &Sample) -> usize {
         sample.tokens.len()
     }
 
-    fn place(&self, row: usize) -> (String, usize) {
-        (self.data.place(row), self.data.line(row))
+    fn location(&self, row: usize) -> (String, usize) {
+        (self.data.location(row), self.data.line(row))
     }
 }
 
@@ -140,23 +141,23 @@ pub(crate) fn tokens_of(
     conversation: &Conversation,
     generation_prompt: bool,
     media: &MediaOptions,
-    place: &str,
+    location: &str,
 ) -> Result<ModelInput> {
-    let text = bundle.template.render(conversation, generation_prompt).map_err(|e| about_row(place, e))?;
-    let media = load_media(bundle, conversation, media).map_err(|e| about_row(place, e))?;
-    tokens_of_text(bundle, &text, media, place)
+    let text = bundle.template.render(conversation, generation_prompt).map_err(|e| about_row(location, e))?;
+    let media = load_media(bundle, conversation, media).map_err(|e| about_row(location, e))?;
+    tokens_of_text(bundle, &text, media, location)
 }
 
 /// The model's inputs of a text with its media. Whatever is wrong with them is the row's fault.
-pub(crate) fn tokens_of_text(bundle: &Bundle, text: &str, media: LoadedMedia, place: &str) -> Result<ModelInput> {
-    let tokens = assemble(bundle, text, media, place).map_err(|e| about_row(place, e))?;
+pub(crate) fn tokens_of_text(bundle: &Bundle, text: &str, media: LoadedMedia, location: &str) -> Result<ModelInput> {
+    let tokens = assemble(bundle, text, media, location).map_err(|e| about_row(location, e))?;
     let special = &bundle.config.tokens;
     for (pad, grids) in [(special.image, &tokens.image_grid_thw), (special.video, &tokens.video_grid_thw)] {
         // With media of their kind they were counted.
         if grids.is_empty() && tokens.input_ids.contains(&i64::from(pad)) {
             let token = bundle.tokenizer.decode(&[pad], false);
             return Err(TrainError::row(
-                place,
+                location,
                 format!("has {token} in a text, and no media for it"),
                 "take it out, or remove the row",
             ));
@@ -166,14 +167,14 @@ pub(crate) fn tokens_of_text(bundle: &Bundle, text: &str, media: LoadedMedia, pl
 }
 
 /// What is wrong with a row's conversation or media is the row's fault; a decoder that cannot be started is not.
-pub(crate) fn about_row(place: &str, e: ModelError) -> TrainError {
+pub(crate) fn about_row(location: &str, e: ModelError) -> TrainError {
     if matches!(e, ModelError::Media(MediaError::Worker { .. })) {
         return e.into();
     }
     let text = e.to_string();
-    let (what, cure) = text.rsplit_once("; ").unwrap_or((&text, "mend the file, or remove the row"));
+    let (what, help) = text.rsplit_once("; ").unwrap_or((&text, "mend the file, or remove the row"));
     // Some faults already begin with the row's place, which stands in the conversation.
-    TrainError::row(place, what.strip_prefix(&format!("{place}: ")).unwrap_or(what), cure)
+    TrainError::row(location, what.strip_prefix(&format!("{location}: ")).unwrap_or(what), help)
 }
 
 impl Vocabulary for Tokenizer {

@@ -29,7 +29,7 @@ static TEXTS: LazyLock<Texts> =
     LazyLock::new(|| toml::from_str(include_str!("templates.toml")).expect("templates.toml is part of the program"));
 
 /// The system message of supervised rows.
-pub fn system(parity: Recipe) -> &'static str {
+pub fn system_message(parity: Recipe) -> &'static str {
     match parity {
         Recipe::VideoR1 => &TEXTS.system.video_r1,
         Recipe::Paper | Recipe::Videorft => &TEXTS.system.videorft,
@@ -42,7 +42,7 @@ pub fn problem_types() -> impl Iterator<Item = &'static str> {
 }
 
 /// What follows the question for this `problem_type`; `None` for a type that the recipes do not know.
-pub fn type_text(problem_type: &str) -> Option<&'static str> {
+pub fn answer_instruction(problem_type: &str) -> Option<&'static str> {
     TEXTS.r#type.get(problem_type).map(String::as_str)
 }
 
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn the_question_stands_first_and_the_kind_last() {
-        let kind = type_text("numerical").unwrap();
+        let kind = answer_instruction("numerical").unwrap();
         let text = question("How many?", None, kind, Recipe::Paper);
         assert!(text.starts_with("How many?\nPlease think about this question as if"), "{text}");
         assert!(text.ends_with("<answer> </answer> tags. Please provide the numerical value (e.g., 42 or 3.14) within the <answer> </answer> tags."));
@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn only_video_r1_appends_options() {
         let options = ["A. left".to_string(), "B. right".to_string()];
-        let kind = type_text("multiple choice").unwrap();
+        let kind = answer_instruction("multiple choice").unwrap();
         let with = question("Where?", Some(&options), kind, Recipe::VideoR1);
         assert!(with.starts_with("Where?Options:\nA. left\nB. right\n\nPlease think"), "{with}");
         let none = question("Where?", Some(&[]), kind, Recipe::VideoR1);
@@ -89,12 +89,12 @@ mod tests {
 
     #[test]
     fn system_messages_are_the_published_ones() {
-        assert_eq!(system(Recipe::VideoR1), "You are a helpful assistant");
-        let long = system(Recipe::Videorft);
+        assert_eq!(system_message(Recipe::VideoR1), "You are a helpful assistant");
+        let long = system_message(Recipe::Videorft);
         assert!(long.starts_with("A conversation between User and Assistant. The user asks"));
         assert!(long.ends_with("<think> reasoning process here </think><answer> answer here </answer>"));
         assert!(!long.contains('\n') && !long.contains("  "));
         assert_eq!(problem_types().count(), 5);
-        assert!(type_text("nosuch").is_none());
+        assert!(answer_instruction("nosuch").is_none());
     }
 }

@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use reel_rewards::{RewardWeights, ScaleRewards};
 use serde::{Deserialize, Serialize};
 
-use super::{Options, RunOptions, check, range, run};
+use super::{RunOptions, TrainingOptions, check, range, run};
 use crate::Result;
 
 /// What kind of mean over tokens the loss is; `reel_kernels::grpo_loss` has the formulas.
@@ -29,7 +29,7 @@ pub enum LossType {
 /// What the importance ratio is a ratio of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Level {
+pub enum ImportanceSamplingLevel {
     /// Each token's probabilities.
     #[default]
     Token,
@@ -64,7 +64,7 @@ pub struct GrpoOptions {
     pub loss_type: LossType,
     /// What the importance ratio is a ratio of
     #[arg(long, value_enum, default_value_t)]
-    pub importance_sampling_level: Level,
+    pub importance_sampling_level: ImportanceSamplingLevel,
     /// What advantages are divided by
     #[arg(long, value_enum, default_value_t)]
     pub scale_rewards: ScaleRewards,
@@ -157,12 +157,12 @@ impl Default for GrpoOptions {
 
 impl GrpoOptions {
     /// Prompts of a step: a group of completions each.
-    pub fn groups(&self) -> usize {
+    pub fn groups_per_step(&self) -> usize {
         self.per_device_train_batch_size * self.gradient_accumulation_steps / self.num_generations.max(1)
     }
 
     /// Groups of a micro-batch.
-    pub fn groups_at_a_time(&self) -> usize {
+    pub fn groups_per_micro_batch(&self) -> usize {
         self.per_device_train_batch_size / self.num_generations.max(1)
     }
 
@@ -185,7 +185,7 @@ impl GrpoOptions {
     }
 }
 
-impl Options for GrpoOptions {
+impl TrainingOptions for GrpoOptions {
     const COMMAND: &'static str = "grpo";
 
     fn validate_values(&self) -> Result<()> {
@@ -246,7 +246,7 @@ impl Options for GrpoOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::{Optim, Scheduler};
+    use crate::options::{LrScheduler, Optim};
     use clap::FromArgMatches;
 
     fn parse(args: &[&str]) -> GrpoOptions {
@@ -257,10 +257,10 @@ mod tests {
     #[test]
     fn defaults_are_the_recipes() {
         let o = GrpoOptions::default();
-        assert_eq!((o.learning_rate, o.lr_scheduler_type, o.weight_decay), (1e-6, Scheduler::Cosine, 0.01));
+        assert_eq!((o.learning_rate, o.lr_scheduler_type, o.weight_decay), (1e-6, LrScheduler::Cosine, 0.01));
         assert_eq!((o.max_grad_norm, o.num_generations, o.beta, o.loss_type), (5.0, 8, 0.04, LossType::Grpo));
         assert_eq!((o.temperature, o.top_p, o.top_k, o.max_completion_length), (1.0, 0.95, 0, 1024));
-        assert_eq!((o.num_iterations, o.groups(), o.optim, o.epsilon_high()), (1, 1, Optim::Adamw, 0.2));
+        assert_eq!((o.num_iterations, o.groups_per_step(), o.optim, o.epsilon_high()), (1, 1, Optim::Adamw, 0.2));
         o.validate_values().unwrap();
     }
 
@@ -274,7 +274,7 @@ mod tests {
             "--gradient-accumulation-steps",
             "3",
         ]);
-        assert_eq!((o.groups(), o.groups_at_a_time()), (6, 2));
+        assert_eq!((o.groups_per_step(), o.groups_per_micro_batch()), (6, 2));
     }
 
     #[test]

@@ -11,8 +11,8 @@ pub use reel_rewards::Recipe;
 use reel_runtime::optim::Moments;
 use serde::{Deserialize, Serialize};
 
-pub use grpo::{GrpoOptions, Level, LossType};
-pub use run::{Options, RunOptions};
+pub use grpo::{GrpoOptions, ImportanceSamplingLevel, LossType};
+pub use run::{RunOptions, TrainingOptions};
 pub use sft::SftOptions;
 
 use crate::{Result, TrainError};
@@ -33,7 +33,7 @@ pub enum LabelRule {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
-pub enum Scheduler {
+pub enum LrScheduler {
     /// From the full rate to 0 in a straight line, after the warmup.
     #[default]
     Linear,
@@ -83,10 +83,10 @@ impl Optim {
     }
 }
 
-fn range(flag: &str, value: f64, fits: bool, cure: &str) -> Result<()> {
-    check(fits && value.is_finite(), flag, format!("is {value}"), cure)
+fn range(flag: &str, value: f64, fits: bool, help: &str) -> Result<()> {
+    check(fits && value.is_finite(), flag, format!("is {value}"), help)
 }
 
-fn check(fits: bool, flag: &str, what: String, cure: &str) -> Result<()> {
-    if fits { Ok(()) } else { Err(TrainError::option(flag, what, cure)) }
+fn check(fits: bool, flag: &str, what: String, help: &str) -> Result<()> {
+    if fits { Ok(()) } else { Err(TrainError::option(flag, what, help)) }
 }

@@ -8,13 +8,13 @@ use clap::{ArgAction, Args};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Optim, Recipe, ReportTo, Scheduler, check, range};
+use super::{LrScheduler, Optim, Recipe, ReportTo, check, range};
 use crate::Result;
 use crate::data::quarantine::QUARANTINE;
 use reel_model::lora::{ALL_LINEAR, DECODER_LAYERS, LoraSpec};
 
 /// The options of a command that trains: those of any run, and its own.
-pub trait Options: Serialize + Deref<Target = RunOptions> {
+pub trait TrainingOptions: Serialize + Deref<Target = RunOptions> {
     /// The command.
     const COMMAND: &'static str;
 
@@ -31,7 +31,7 @@ pub trait Options: Serialize + Deref<Target = RunOptions> {
 
     /// Refuses what a run cannot begin with; the first one found, by its flag.
     fn validate(&self) -> Result<()> {
-        let given = |flag: &str, empty: bool, cure: &str| check(!empty, flag, "is missing".into(), cure);
+        let given = |flag: &str, empty: bool, help: &str| check(!empty, flag, "is missing".into(), help);
         given("--model", self.model.is_empty(), "give the folder to start from")?;
         given("--data", self.data.as_os_str().is_empty(), "give a JSON or JSONL file of rows")?;
         given("--out", self.out.as_os_str().is_empty() && !self.only_checks(), "give the folder to write")?;
@@ -42,7 +42,7 @@ pub trait Options: Serialize + Deref<Target = RunOptions> {
 }
 
 /// The highest rank of an adapter.
-const MOST_RANK: usize = 1 << 14;
+const MAX_RANK: usize = 1 << 14;
 
 /// Options of any run. Rates are a step, lengths in tokens.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,7 +92,7 @@ pub struct RunOptions {
     pub freeze_vision: bool,
     /// The shape of the learning rate over the run
     #[arg(long, value_enum, default_value_t)]
-    pub lr_scheduler_type: Scheduler,
+    pub lr_scheduler_type: LrScheduler,
     /// Steps over which the learning rate rises from 0; above 0 it wins over --warmup-ratio
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub warmup_steps: u64,
@@ -196,7 +196,7 @@ impl Default for RunOptions {
 }
 
 /// Rows of a micro-batch, and micro-batches of a step, at most: what a step is made of is put together in memory.
-const MOST_ROWS: usize = 1 << 16;
+const MAX_ROWS: usize = 1 << 16;
 
 impl RunOptions {
     /// The folder that media paths are relative to.
@@ -208,8 +208,8 @@ impl RunOptions {
     }
 
     /// Whether the run is to be shown there.
-    pub fn reports_to(&self, place: ReportTo) -> bool {
-        self.report_to.contains(&place)
+    pub fn reports_to(&self, location: ReportTo) -> bool {
+        self.report_to.contains(&location)
     }
 
     /// The project in Weights & Biases, as the client finds it: the option, the environment, or its own word for none.
@@ -229,12 +229,12 @@ impl RunOptions {
     }
 
     /// Steps that were asked for outright; 0 and below mean "as many as the epochs need", as in TRL.
-    pub fn asked_steps(&self) -> Option<u64> {
+    pub fn fixed_steps(&self) -> Option<u64> {
         self.max_steps.and_then(|n| u64::try_from(n).ok()).filter(|&n| n > 0)
     }
 
     /// The adapter that is trained in place of the weights, if one is.
-    pub fn lora(&self) -> Option<LoraSpec> {
+    pub fn lora_spec(&self) -> Option<LoraSpec> {
         let decoder = || DECODER_LAYERS.map(str::to_string).to_vec();
         (self.lora_r > 0).then(|| LoraSpec {
             r: self.lora_r,
@@ -245,15 +245,15 @@ impl RunOptions {
     }
 
     /// Where the stream of rows ends, of a file of `rows`; `None` where the number of steps was asked for.
-    pub fn end(&self, rows: usize) -> Option<u64> {
-        match self.asked_steps() {
+    pub fn stream_end(&self, rows: usize) -> Option<u64> {
+        match self.fixed_steps() {
             Some(_) => None,
             None => Some((self.num_train_epochs * rows as f64).ceil() as u64),
         }
     }
 
     /// Steps of warmup in a run of `steps`.
-    pub fn warmup(&self, steps: u64) -> u64 {
+    pub fn warmup_step_count(&self, steps: u64) -> u64 {
         if self.warmup_steps > 0 { self.warmup_steps } else { (self.warmup_ratio * steps as f64).ceil() as u64 }
     }
 
@@ -283,7 +283,7 @@ impl RunOptions {
             ("--per-device-train-batch-size", self.per_device_train_batch_size),
             ("--gradient-accumulation-steps", self.gradient_accumulation_steps),
         ] {
-            check((1..=MOST_ROWS).contains(&n), flag, format!("is {n}"), &format!("give 1 to {MOST_ROWS}"))?;
+            check((1..=MAX_ROWS).contains(&n), flag, format!("is {n}"), &format!("give 1 to {MAX_ROWS}"))?;
         }
         some("--logging-steps", self.logging_steps)?;
         some("--save-total-limit", self.save_total_limit.unwrap_or(1) as u64)?;
@@ -300,21 +300,21 @@ impl RunOptions {
     fn validate_reports(&self) -> Result<()> {
         let places = &self.report_to;
         let alone = places.len() == 1 || !places.contains(&ReportTo::None);
-        let cure = "give none alone, or the places without it";
-        check(alone && !places.is_empty(), "--report-to", "names none and more, or nothing".into(), cure)?;
+        let help = "give none alone, or the places without it";
+        check(alone && !places.is_empty(), "--report-to", "names none and more, or nothing".into(), help)?;
         if !self.reports_to(ReportTo::Wandb) {
             return Ok(());
         }
         // What the client refuses (`wandb_settings.py`), while it can still be changed.
         let project = self.wandb_project();
-        let place = if self.wandb_project.is_some() { "--wandb-project" } else { "WANDB_PROJECT" };
+        let location = if self.wandb_project.is_some() { "--wandb-project" } else { "WANDB_PROJECT" };
         let fits = project.chars().count() <= 128 && !project.contains(['/', '\\', '#', '?', '%', ':']);
-        check(fits, place, format!("is {project:?}"), "give up to 128 characters, none of them / \\ # ? % :")
+        check(fits, location, format!("is {project:?}"), "give up to 128 characters, none of them / \\ # ? % :")
     }
 
     fn validate_lora(&self) -> Result<()> {
         let r = self.lora_r;
-        check(r <= MOST_RANK, "--lora-r", format!("is {r}"), &format!("give a rank up to {MOST_RANK}"))?;
+        check(r <= MAX_RANK, "--lora-r", format!("is {r}"), &format!("give a rank up to {MAX_RANK}"))?;
         let for_one = [
             ("--lora-alpha", self.lora_alpha.is_some()),
             ("--lora-target-modules", self.lora_target_modules.is_some()),
@@ -333,8 +333,8 @@ impl RunOptions {
             }
             Some(_) => None,
         };
-        let cure = "give names of layers such as q_proj,v_proj, or all-linear alone";
-        check(unclear.is_none(), "--lora-target-modules", unclear.unwrap_or_default().into(), cure)?;
+        let help = "give names of layers such as q_proj,v_proj, or all-linear alone";
+        check(unclear.is_none(), "--lora-target-modules", unclear.unwrap_or_default().into(), help)?;
         let vision_rate = self.learning_rate_vision.is_some() || self.learning_rate_merger.is_some();
         check(
             r == 0 || self.lora_target_modules.is_some() || !vision_rate,

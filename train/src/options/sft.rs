@@ -6,7 +6,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{LabelRule, Options, Recipe, RunOptions, check, run};
+use super::{LabelRule, Recipe, RunOptions, TrainingOptions, check, run};
 use crate::Result;
 
 /// Options of supervised fine-tuning; those of any run are read as if they stood here.
@@ -60,7 +60,7 @@ impl SftOptions {
     }
 }
 
-impl Options for SftOptions {
+impl TrainingOptions for SftOptions {
     const COMMAND: &'static str = "sft";
 
     fn resolved(&self) -> Map<String, Value> {
@@ -84,7 +84,7 @@ impl Options for SftOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::{Moments, Scheduler};
+    use crate::options::{LrScheduler, Moments};
     use clap::FromArgMatches;
 
     fn parse(args: &[&str]) -> std::result::Result<SftOptions, clap::Error> {
@@ -96,11 +96,11 @@ mod tests {
     fn defaults_are_the_recipes() {
         let o = SftOptions::default();
         assert_eq!(
-            (o.learning_rate, o.lr_scheduler_type, o.warmup(100), o.weight_decay),
-            (1e-6, Scheduler::Linear, 0, 0.0)
+            (o.learning_rate, o.lr_scheduler_type, o.warmup_step_count(100), o.weight_decay),
+            (1e-6, LrScheduler::Linear, 0, 0.0)
         );
         assert_eq!((o.max_grad_norm, o.per_device_train_batch_size, o.gradient_accumulation_steps), (5.0, 1, 2));
-        assert_eq!((o.num_train_epochs, o.asked_steps(), o.gradient_checkpointing), (1.0, None, true));
+        assert_eq!((o.num_train_epochs, o.fixed_steps(), o.gradient_checkpointing), (1.0, None, true));
         assert_eq!((o.adam_beta1, o.adam_beta2, o.adam_epsilon), (0.9, 0.999, 1e-8));
         assert_eq!((o.label_rule(), o.save_steps, o.save_total_limit), (LabelRule::Assistant, 500, None));
     }
@@ -126,8 +126,8 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(
-            (o.gradient_checkpointing, o.lr_scheduler_type, o.asked_steps()),
-            (false, Scheduler::ConstantWithWarmup, None)
+            (o.gradient_checkpointing, o.lr_scheduler_type, o.fixed_steps()),
+            (false, LrScheduler::ConstantWithWarmup, None)
         );
         assert!(parse(&["--gradient-checkpointing"]).unwrap().gradient_checkpointing);
         let optim = |name: &str| parse(&["--optim", name]).map(|o| o.optim.moments()).ok();
@@ -143,8 +143,8 @@ mod tests {
     #[test]
     fn warmup_steps_win_over_the_ratio_which_is_rounded_up() {
         let o = RunOptions { warmup_ratio: 0.03, ..Default::default() };
-        assert_eq!((o.warmup(100), o.warmup(101), o.warmup(1)), (3, 4, 1));
-        assert_eq!(RunOptions { warmup_steps: 2, ..o }.warmup(100), 2);
+        assert_eq!((o.warmup_step_count(100), o.warmup_step_count(101), o.warmup_step_count(1)), (3, 4, 1));
+        assert_eq!(RunOptions { warmup_steps: 2, ..o }.warmup_step_count(100), 2);
     }
 
     #[test]

@@ -18,14 +18,14 @@ use reel_model::input::{MediaFrames, ModelInput};
 use reel_model::weights::WeightSource as Weights;
 use reel_runtime::{DType, Device, MemoryUse, OpTotals};
 
-use crate::data::feed::{Feed, Position, Source};
+use crate::data::feed::{BatchFeed, DataPosition, SampleSource};
 use crate::data::length;
 use crate::data::sample::Sample;
-use crate::options::{Options, SftOptions};
-use crate::run::sft::{self, Setup, Sft};
-use crate::run::{self, Taken, Work};
-use crate::run_folder::checkpoint::bytes_of;
-use crate::step::hyperparameters::Recipe;
+use crate::options::{SftOptions, TrainingOptions};
+use crate::run::sft::{self, Sft, SftSetup};
+use crate::run::{self, BatchCursor, TrainLoop};
+use crate::run_folder::checkpoint::checkpoint_bytes;
+use crate::step::hyperparameters::Hyperparameters;
 use crate::step::sft::step;
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
@@ -36,7 +36,7 @@ pub struct Plan {
     /// The most bytes at any moment, and what they are for. The `peak_bytes` of a run's metrics is this number.
     pub memory: MemoryUse,
     /// Costs, over all the steps that were counted.
-    pub phases: Phases,
+    pub phases: PhaseCosts,
     /// Steps that were counted.
     pub steps: u64,
     /// Tokens of these steps.
@@ -46,23 +46,23 @@ pub struct Plan {
 }
 
 /// Costs by op.
-pub type Ops = BTreeMap<&'static str, OpTotals>;
+pub type OpCosts = BTreeMap<&'static str, OpTotals>;
 
 /// Costs by stretch of the work, in the order in which they come.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Phases(pub Vec<(&'static str, Ops)>);
+pub struct PhaseCosts(pub Vec<(&'static str, OpCosts)>);
 
-impl Phases {
-    fn of(&mut self, phase: &'static str) -> &mut Ops {
+impl PhaseCosts {
+    fn of(&mut self, phase: &'static str) -> &mut OpCosts {
         let at = self.0.iter().position(|(name, _)| *name == phase).unwrap_or_else(|| {
-            self.0.push((phase, Ops::new()));
+            self.0.push((phase, OpCosts::new()));
             self.0.len() - 1
         });
         &mut self.0[at].1
     }
 
     /// Adds the totals of some work.
-    pub fn add(&mut self, phase: &'static str, ops: &Ops) {
+    pub fn add(&mut self, phase: &'static str, ops: &OpCosts) {
         let all = self.of(phase);
         for (name, op) in ops {
             let total = all.entry(name).or_default();
@@ -80,7 +80,7 @@ impl Phases {
 }
 
 /// Takes the work in `before` out of the work in `all`, which began with it.
-pub fn subtract(all: &mut Ops, before: &Ops) {
+pub fn subtract(all: &mut OpCosts, before: &OpCosts) {
     for (name, before) in before {
         if let Some(op) = all.get_mut(name) {
             op.launches -= before.launches;
@@ -93,7 +93,7 @@ pub fn subtract(all: &mut Ops, before: &Ops) {
 
 /// A row of which only the size is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub struct RowShape {
     /// All its tokens, those of media included.
     pub tokens: usize,
     /// Its films, in patches.
@@ -101,19 +101,19 @@ pub struct Shape {
 }
 
 /// A plan with data looks at no more rows than this: media have to be decoded to know their size.
-const MOST_ROWS: u64 = 256;
+const MAX_ROWS: u64 = 256;
 
 /// Tokens, and patches, of the longest row that can be planned: eight times what the model was made for.
-const MOST_OF_A_ROW: usize = 1 << 20;
+const MAX_ROW_TOKENS: usize = 1 << 20;
 
-impl Shape {
+impl RowShape {
     /// A row of `tokens` with one film of `patches` patches: eight pairs of frames as in the recipes' training where they divide
     /// so, else one. Sides as equal as they can be.
     pub fn new(tokens: usize, patches: usize, config: &ModelConfig) -> Result<Self> {
         for (option, n, least) in [("--tokens", tokens, 1), ("--vision-patches", patches, 0)] {
-            if !(least..=MOST_OF_A_ROW).contains(&n) {
+            if !(least..=MAX_ROW_TOKENS).contains(&n) {
                 let what = format!("is {n}, which no row has");
-                return Err(TrainError::option(option, what, format!("give {least} to {MOST_OF_A_ROW}")));
+                return Err(TrainError::option(option, what, format!("give {least} to {MAX_ROW_TOKENS}")));
             }
         }
         let unit = config.vision.merge_unit();
@@ -185,7 +185,7 @@ pub fn with_shape(
     config: &ModelConfig,
     files: StoredDType,
     dtype: DType,
-    shape: &Shape,
+    shape: &RowShape,
     device: &Device,
 ) -> Result<Plan> {
     options.validate_values()?;
@@ -196,31 +196,36 @@ pub fn with_shape(
         Some(most) if options.packing => most / shape.tokens.max(1),
         _ => options.per_device_train_batch_size,
     };
-    let mut trainer = Trainer::new(device, config, Weights::Nothing(files), dtype, Recipe::new(options, 1))?;
+    let mut trainer = Trainer::new(device, config, Weights::Nothing(files), dtype, Hyperparameters::new(options, 1))?;
     let batch = vec![shape.sample(config); rows];
     count(&mut trainer, 1, || Ok(Some(batch.clone())))
 }
 
 /// The steps of a run on its own data, or the first of them where there are many rows. Counted for the device of `setup`.
-pub fn with_data(setup: &Setup, files: StoredDType) -> Result<Plan> {
+pub fn with_data(setup: &SftSetup, files: StoredDType) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
     let samples = Arc::new(sft::samples(setup)?);
-    let left_out: Vec<usize> = run::left_out(options, &*samples)?.into_iter().map(|row| row.row).collect();
+    let skipped: Vec<usize> = run::skipped_rows(options, &*samples)?.into_iter().map(|row| row.row).collect();
     let rows = samples.rows();
     let order = run::order(options.no_shuffle, rows, setup.seed);
     let mut batching = Sft::batching(options, rows);
-    let steps = match options.asked_steps() {
-        Some(steps) => steps.min(MOST_ROWS.div_ceil((batching.rows * options.gradient_accumulation_steps) as u64)),
+    let steps = match options.fixed_steps() {
+        Some(steps) => steps.min(MAX_ROWS.div_ceil((batching.rows * options.gradient_accumulation_steps) as u64)),
         None => u64::MAX,
     };
-    batching.end = batching.end.map(|end| end.min(MOST_ROWS));
+    batching.end = batching.end.map(|end| end.min(MAX_ROWS));
     let config = samples.bundle.config.clone();
-    let mut feed = Feed::new(samples, order, batching, &Position { slot: 0, skipped: left_out }, 1, 2);
-    let (never, mut taken) = (AtomicBool::new(false), Taken::default());
-    let mut trainer =
-        Trainer::new(&setup.device.dry_like(), &config, Weights::Nothing(files), setup.dtype, Recipe::new(options, 1))?;
-    count(&mut trainer, steps, || Ok(taken.next_of(&mut feed, &never)?.map(|batch| batch.samples)))
+    let mut feed = BatchFeed::new(samples, order, batching, &DataPosition { slot: 0, skipped }, 1, 2);
+    let (never, mut cursor) = (AtomicBool::new(false), BatchCursor::default());
+    let mut trainer = Trainer::new(
+        &setup.device.dry_like(),
+        &config,
+        Weights::Nothing(files),
+        setup.dtype,
+        Hyperparameters::new(options, 1),
+    )?;
+    count(&mut trainer, steps, || Ok(cursor.next_batch(&mut feed, &never)?.map(|batch| batch.samples)))
 }
 
 /// Runs up to `steps` steps on the dry device.
@@ -234,9 +239,9 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
         done += 1;
         tokens += result.tokens as u64;
     }
-    let mut phases = Phases::default();
+    let mut phases = PhaseCosts::default();
     phases.add("step", &device.profiler().totals()?);
-    Ok(Plan { memory: device.memory(), phases, steps: done, tokens, checkpoint: bytes_of(trainer) })
+    Ok(Plan { memory: device.memory(), phases, steps: done, tokens, checkpoint: checkpoint_bytes(trainer) })
 }
 
 #[cfg(test)]

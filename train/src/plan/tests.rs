@@ -14,7 +14,7 @@ fn config() -> ModelConfig {
 }
 
 /// The peak of a plan and that of a real run with the same options.
-fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::Summary) {
+fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummary) {
     let dir = tempfile::tempdir().unwrap();
     let run = RunOptions {
         model: golden("model_a").display().to_string(),
@@ -26,7 +26,7 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::Summary) 
     change(&mut options);
     let model = golden("model_a");
     let media = MediaOptions { profile: reel_media::profile::MediaProfile::VideorftTrain, ..Default::default() };
-    let setup = Setup {
+    let setup = SftSetup {
         options: &options,
         model: &model,
         device: &Device::cpu(2),
@@ -78,7 +78,7 @@ fn operations_follow_the_tokens() {
             },
             ..Default::default()
         };
-        let shape = Shape::new(tokens, patches, &config()).unwrap();
+        let shape = RowShape::new(tokens, patches, &config()).unwrap();
         let plan =
             with_shape(&options, &config(), StoredDType::F32, DType::F32, &shape, &Device::dry(Kernels::Cpu)).unwrap();
         assert_eq!((plan.steps, plan.tokens as usize), (1, tokens));
@@ -104,13 +104,13 @@ fn operations_follow_the_tokens() {
 #[test]
 fn films_have_even_sides_and_all_their_patches() {
     for patches in [4, 8, 32, 4096, 16 * 52, 4 * 97] {
-        let shape = Shape::new(5000, patches, &config()).unwrap();
+        let shape = RowShape::new(5000, patches, &config()).unwrap();
         let [t, h, w] = shape.video_grid_thw[0];
         assert_eq!((t * h * w, h % 2, w % 2), (patches, 0, 0), "{:?}", shape.video_grid_thw);
     }
-    assert_eq!(Shape::new(5000, 4096, &config()).unwrap().video_grid_thw, [[8, 16, 32]]);
+    assert_eq!(RowShape::new(5000, 4096, &config()).unwrap().video_grid_thw, [[8, 16, 32]]);
     for (tokens, patches) in [(100, 6), (10, 40)] {
-        let e = Shape::new(tokens, patches, &config()).unwrap_err();
+        let e = RowShape::new(tokens, patches, &config()).unwrap_err();
         assert!(e.is_usage() && e.to_string().starts_with("--vision-patches: "), "{e}");
     }
 }
@@ -119,7 +119,7 @@ fn films_have_even_sides_and_all_their_patches() {
 fn the_published_sizes_are_planned_without_memory_or_weights() {
     let options = SftOptions { packing: true, max_length: Some(4000), ..Default::default() };
     let config = config();
-    let shape = Shape::new(1300, 4096, &config).unwrap();
+    let shape = RowShape::new(1300, 4096, &config).unwrap();
     let plan =
         with_shape(&options, &config, StoredDType::Bf16, DType::BF16, &shape, &Device::dry(Kernels::Cuda)).unwrap();
     // Three rows fit 4000 tokens, two micro-batches a step.
@@ -129,7 +129,7 @@ fn the_published_sizes_are_planned_without_memory_or_weights() {
         &config,
         StoredDType::Bf16,
         DType::BF16,
-        &Shape::new(4001, 0, &config).unwrap(),
+        &RowShape::new(4001, 0, &config).unwrap(),
         &Device::dry(Kernels::Cuda),
     )
     .unwrap_err();

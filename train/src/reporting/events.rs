@@ -11,19 +11,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use reel_media::strip::Png;
 
-use crate::reporting::protobuf::Message;
-use crate::reporting::watch::{Bins, COMPLETIONS, FRAMES, REWARDS};
-use crate::step::trainer::Shown;
+use crate::reporting::protobuf::ProtoMessage;
+use crate::reporting::watch::{COMPLETIONS, FRAMES, Histogram, REWARDS};
+use crate::step::trainer::Preview;
 use crate::{Result, TrainError};
 
 /// An event file that is being written.
 #[derive(Debug)]
-pub struct Events {
+pub struct EventFile {
     path: PathBuf,
     file: File,
 }
 
-impl Events {
+impl EventFile {
     /// Begins a new file in `dir`, under a name that TensorBoard looks for. Each run of a folder has its own.
     pub fn create(dir: &Path) -> Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -31,7 +31,7 @@ impl Events {
         let path = dir.join(name);
         let file = File::create(&path).map_err(|e| TrainError::write(&path, e))?;
         let mut events = Self { path, file };
-        events.record(&Message::default().double(1, now.as_secs_f64()).bytes(3, "brain.Event:2"))?;
+        events.record(&ProtoMessage::default().double(1, now.as_secs_f64()).bytes(3, "brain.Event:2"))?;
         Ok(events)
     }
 
@@ -41,21 +41,21 @@ impl Events {
     }
 
     /// Adds what was drawn for a step: a histogram of its rewards, a text, a picture.
-    pub fn shown(&mut self, step: u64, shown: &Shown) -> Result<()> {
-        let mut summary = Message::default();
-        if !shown.rewards.is_empty() {
-            summary = summary.bytes(1, tagged(REWARDS, 5, histogram(&shown.rewards)));
+    pub fn preview(&mut self, step: u64, preview: &Preview) -> Result<()> {
+        let mut summary = ProtoMessage::default();
+        if !preview.rewards.is_empty() {
+            summary = summary.bytes(1, tagged(REWARDS, 5, histogram(&preview.rewards)));
         }
-        if !shown.text.is_empty() {
-            summary = summary.bytes(1, text(COMPLETIONS, &shown.text));
+        if !preview.text.is_empty() {
+            summary = summary.bytes(1, text(COMPLETIONS, &preview.text));
         }
-        if let Some(strip) = &shown.strip {
+        if let Some(strip) = &preview.strip {
             summary = summary.bytes(1, tagged(FRAMES, 4, picture(strip)));
         }
         self.record(&event(now(), step, &summary))
     }
 
-    fn record(&mut self, message: &Message) -> Result<()> {
+    fn record(&mut self, message: &ProtoMessage) -> Result<()> {
         self.file.write_all(&framed(message.as_ref())).map_err(|e| TrainError::write(&self.path, e))
     }
 }
@@ -64,42 +64,42 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
-fn event(wall_time: f64, step: u64, summary: &Message) -> Message {
-    Message::default().double(1, wall_time).varint(2, step).bytes(5, summary)
+fn event(wall_time: f64, step: u64, summary: &ProtoMessage) -> ProtoMessage {
+    ProtoMessage::default().double(1, wall_time).varint(2, step).bytes(5, summary)
 }
 
-fn scalars(values: &[(impl AsRef<str>, f64)]) -> Message {
-    values.iter().fold(Message::default(), |summary, (tag, value)| {
-        summary.bytes(1, Message::default().bytes(1, tag.as_ref()).float(2, *value as f32))
+fn scalars(values: &[(impl AsRef<str>, f64)]) -> ProtoMessage {
+    values.iter().fold(ProtoMessage::default(), |summary, (tag, value)| {
+        summary.bytes(1, ProtoMessage::default().bytes(1, tag.as_ref()).float(2, *value as f32))
     })
 }
 
 /// A value of a summary: its tag, and a message as one of its fields.
-fn tagged(tag: &str, field: u32, message: Message) -> Message {
-    Message::default().bytes(1, tag).bytes(field, message)
+fn tagged(tag: &str, field: u32, message: ProtoMessage) -> ProtoMessage {
+    ProtoMessage::default().bytes(1, tag).bytes(field, message)
 }
 
-fn histogram(values: &[f32]) -> Message {
-    let Bins { low, high, limits, counts } = Bins::of(values);
+fn histogram(values: &[f32]) -> ProtoMessage {
+    let Histogram { low, high, limits, counts } = Histogram::new(values);
     let squares: f64 = values.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
     let sum: f64 = values.iter().map(|&v| f64::from(v)).sum();
     let sums = [low, high, values.len() as f64, sum, squares];
-    let message = (1..).zip(sums).fold(Message::default(), |m, (field, number)| m.double(field, number));
+    let message = (1..).zip(sums).fold(ProtoMessage::default(), |m, (field, number)| m.double(field, number));
     let packed = |list: Vec<f64>| list.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
     let counts = counts.into_iter().map(|n| n as f64).collect();
     message.bytes(6, packed(limits)).bytes(7, packed(counts))
 }
 
 /// A value that TensorBoard shows as Markdown: a tensor of one string (dtype 7, no dimensions), for the plugin `text`.
-fn text(tag: &str, text: &str) -> Message {
-    let tensor = Message::default().varint(1, 7).bytes(2, []).bytes(8, text);
-    let plugin = Message::default().bytes(1, "text");
-    tagged(tag, 8, tensor).bytes(9, Message::default().bytes(1, plugin))
+fn text(tag: &str, text: &str) -> ProtoMessage {
+    let tensor = ProtoMessage::default().varint(1, 7).bytes(2, []).bytes(8, text);
+    let plugin = ProtoMessage::default().bytes(1, "text");
+    tagged(tag, 8, tensor).bytes(9, ProtoMessage::default().bytes(1, plugin))
 }
 
 /// A PNG with three colours.
-fn picture(png: &Png) -> Message {
-    Message::default().varint(1, png.height as u64).varint(2, png.width as u64).varint(3, 3).bytes(4, &png.bytes)
+fn picture(png: &Png) -> ProtoMessage {
+    ProtoMessage::default().varint(1, png.height as u64).varint(2, png.width as u64).varint(3, 3).bytes(4, &png.bytes)
 }
 
 fn framed(message: &[u8]) -> Vec<u8> {
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_scalar_is_the_message_that_protobuf_writes() {
-        // What TensorFlow's Event(wall_time=1.0, step=300, summary=Summary(value=[Value(tag="loss", simple_value=0.5)])) serialises to.
+        // What TensorFlow's Event(wall_time=1.0, step=300, summary=RunSummary(value=[Value(tag="loss", simple_value=0.5)])) serialises to.
         let want = [
             &[0x09][..],
             &1.0f64.to_le_bytes(),
@@ -149,10 +149,10 @@ mod tests {
     #[test]
     fn a_file_is_whole_records_from_its_first_byte() {
         let dir = tempfile::tempdir().unwrap();
-        let mut events = Events::create(dir.path()).unwrap();
+        let mut events = EventFile::create(dir.path()).unwrap();
         events.scalars(1, &[("loss", 2.0), ("grad_norm", 1.0)]).unwrap();
         let strip = Some(Png { width: 2, height: 1, bytes: vec![1; 200] });
-        events.shown(1, &Shown { rewards: vec![0.0, 1.0, 0.5], text: "a".into(), strip }).unwrap();
+        events.preview(1, &Preview { rewards: vec![0.0, 1.0, 0.5], text: "a".into(), strip }).unwrap();
         let data = std::fs::read(&events.path).unwrap();
         assert!(events.path.file_name().unwrap().to_string_lossy().contains("tfevents"));
         let (mut at, mut records) = (0, 0);

@@ -54,7 +54,7 @@ impl StepMetrics {
 
 /// A row that was left out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Skipped {
+pub struct SkippedRow {
     /// The row, counted from 0.
     pub row: usize,
     /// Its line in the data file, counted from 1.
@@ -65,12 +65,12 @@ pub struct Skipped {
 
 /// A file of JSON lines that is only ever added to.
 #[derive(Debug)]
-pub struct Log {
+pub struct JsonlLog {
     path: PathBuf,
     file: File,
 }
 
-impl Log {
+impl JsonlLog {
     /// A new file, in place of any that was there.
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).map_err(|e| TrainError::write(path, e))?;
@@ -151,16 +151,16 @@ mod tests {
     fn a_resumed_log_is_the_unbroken_one() {
         let dir = tempfile::tempdir().unwrap();
         let (whole, broken) = (dir.path().join("a.jsonl"), dir.path().join("b.jsonl"));
-        let mut log = Log::create(&whole).unwrap();
+        let mut log = JsonlLog::create(&whole).unwrap();
         (1..=5).for_each(|n| log.add(&line(n)).unwrap());
-        let mut log = Log::create(&broken).unwrap();
+        let mut log = JsonlLog::create(&broken).unwrap();
         (1..=4).for_each(|n| log.add(&line(n)).unwrap());
         let bytes = std::fs::read(&broken).unwrap();
         for cut in [bytes.len(), bytes.len() - 1, bytes.len() - 20, bytes.len() / 4 * 3 + 1] {
             std::fs::write(&broken, &bytes[..cut]).unwrap();
             let kept = read(&broken, |m: &StepMetrics| m.step <= 2).unwrap();
             assert_eq!(kept.len(), 2);
-            let mut log = Log::resume(&broken, &kept).unwrap();
+            let mut log = JsonlLog::resume(&broken, &kept).unwrap();
             (3..=5).for_each(|n| log.add(&line(n)).unwrap());
             log.sync().unwrap();
             assert_eq!(std::fs::read(&broken).unwrap(), std::fs::read(&whole).unwrap());
@@ -177,8 +177,8 @@ mod tests {
     #[test]
     fn a_missing_log_is_empty_and_a_missing_folder_an_error() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(read(&dir.path().join("x"), |_: &Skipped| true).unwrap().is_empty());
-        let e = Log::create(&dir.path().join("no/x")).unwrap_err().to_string();
+        assert!(read(&dir.path().join("x"), |_: &SkippedRow| true).unwrap().is_empty());
+        let e = JsonlLog::create(&dir.path().join("no/x")).unwrap_err().to_string();
         assert!(e.contains("cannot be written: there is no such file or folder; "), "{e}");
     }
 }

@@ -3,9 +3,9 @@
 
 /// A message that is put together field by field.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Message(Vec<u8>);
+pub struct ProtoMessage(Vec<u8>);
 
-impl Message {
+impl ProtoMessage {
     /// Adds an integer that is not negative, a flag or a member of an enum.
     pub fn varint(mut self, field: u32, n: u64) -> Self {
         self.tag(field, 0);
@@ -41,7 +41,7 @@ impl Message {
     }
 }
 
-impl AsRef<[u8]> for Message {
+impl AsRef<[u8]> for ProtoMessage {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }
@@ -101,16 +101,16 @@ mod tests {
     #[test]
     fn fields_are_the_documentations() {
         // protobuf.dev, "Encoding": field 1 = 150 is 08 96 01, field 2 = "testing" is 12 07 and the text; a field above 15 has a tag of two bytes.
-        assert_eq!(Message::default().varint(1, 150).as_ref(), [0x08, 0x96, 0x01]);
-        assert_eq!(Message::default().bytes(2, "testing").as_ref(), [&[0x12, 0x07][..], b"testing"].concat());
-        assert_eq!(Message::default().bytes(16, [9]).as_ref(), [0x82, 0x01, 0x01, 9]);
+        assert_eq!(ProtoMessage::default().varint(1, 150).as_ref(), [0x08, 0x96, 0x01]);
+        assert_eq!(ProtoMessage::default().bytes(2, "testing").as_ref(), [&[0x12, 0x07][..], b"testing"].concat());
+        assert_eq!(ProtoMessage::default().bytes(16, [9]).as_ref(), [0x82, 0x01, 0x01, 9]);
     }
 
     proptest! {
         /// Fields of bytes come back, whatever numbers stand between them.
         #[test]
         fn bytes_are_read_back(all in prop::collection::vec((1u32..300, any::<u64>(), prop::collection::vec(any::<u8>(), 0..200)), 0..9)) {
-            let message = all.iter().fold(Message::default(), |m, (field, n, bytes)| {
+            let message = all.iter().fold(ProtoMessage::default(), |m, (field, n, bytes)| {
                 m.varint(*field, *n).bytes(*field, bytes).double(7, 0.5).float(8, 0.5)
             });
             let want: Vec<(u32, &[u8])> = all.iter().map(|(field, _, bytes)| (*field, &bytes[..])).collect();

@@ -5,11 +5,11 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::options::{ReportTo, RunOptions};
-use crate::reporting::events::Events;
+use crate::reporting::events::EventFile;
 use crate::reporting::metrics::{self, StepMetrics};
-use crate::reporting::wandb::{Begin, Wandb};
+use crate::reporting::wandb::{Wandb, WandbStart};
 use crate::run_folder::output;
-use crate::step::trainer::Shown;
+use crate::step::trainer::Preview;
 use crate::{Result, TrainError};
 
 /// The name of the histogram of a step's rewards.
@@ -21,22 +21,22 @@ pub const FRAMES: &str = "rollouts/frames";
 
 /// Everything that the steps are shown in.
 #[derive(Debug)]
-pub struct Watch {
-    events: Option<Events>,
+pub struct Reporters {
+    events: Option<EventFile>,
     wandb: Option<Wandb>,
 }
 
-impl Watch {
+impl Reporters {
     /// Begins after step `step`, whose checkpoint lies in the folder `home`. `run` is what run.json says.
     pub fn begin(options: &RunOptions, home: &Path, step: u64, run: &Value) -> Result<Self> {
-        let events = options.reports_to(ReportTo::Tensorboard).then(|| Events::create(&options.out)).transpose()?;
+        let events = options.reports_to(ReportTo::Tensorboard).then(|| EventFile::create(&options.out)).transpose()?;
         if !options.reports_to(ReportTo::Wandb) {
             return Ok(Self { events, wandb: None });
         }
         let logged = |m: &StepMetrics| m.step <= step && m.step.is_multiple_of(options.logging_steps);
         let lines = metrics::read(&options.out.join(output::METRICS), logged)?;
         let done: Vec<StepMetrics> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        let begin = Begin {
+        let begin = WandbStart {
             out: &options.out,
             home,
             step,
@@ -54,13 +54,13 @@ impl Watch {
     }
 
     /// Shows a step.
-    pub fn step(&mut self, line: &StepMetrics, shown: Option<&Shown>) -> Result<()> {
+    pub fn step(&mut self, line: &StepMetrics, preview: Option<&Preview>) -> Result<()> {
         let points = line.points();
         if let Some(events) = &mut self.events {
             events.scalars(line.step, &points)?;
-            shown.map_or(Ok(()), |shown| events.shown(line.step, shown))?;
+            preview.map_or(Ok(()), |preview| events.preview(line.step, preview))?;
         }
-        self.wandb.as_mut().map_or(Ok(()), |wandb| wandb.step(line.step, &points, shown))
+        self.wandb.as_mut().map_or(Ok(()), |wandb| wandb.step(line.step, &points, preview))
     }
 
     /// Says how the run ended.
@@ -77,7 +77,7 @@ impl Watch {
 
 /// A histogram of thirty bins of equal width from the smallest value to the largest.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Bins {
+pub struct Histogram {
     /// The smallest value.
     pub low: f64,
     /// The largest.
@@ -88,9 +88,9 @@ pub struct Bins {
     pub counts: Vec<u64>,
 }
 
-impl Bins {
+impl Histogram {
     /// The histogram of one value at least.
-    pub fn of(values: &[f32]) -> Self {
+    pub fn new(values: &[f32]) -> Self {
         const BINS: usize = 30;
         let values: Vec<f64> = values.iter().map(|&v| f64::from(v)).collect();
         let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), &v| (l.min(v), h.max(v)));
@@ -112,7 +112,7 @@ mod tests {
         /// Every value is in a bin that it lies in, rounding aside.
         #[test]
         fn bins_hold_all_values(values in prop::collection::vec(-100f32..100.0, 1..60)) {
-            let bins = Bins::of(&values);
+            let bins = Histogram::new(&values);
             prop_assert_eq!(bins.counts.iter().sum::<u64>(), values.len() as u64);
             let mut below = 0;
             for (limit, n) in bins.limits.iter().zip(&bins.counts) {

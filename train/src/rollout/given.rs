@@ -12,7 +12,7 @@ use crate::{Result, TrainError};
 
 /// A group of completions as a line has it.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-pub(crate) struct Line {
+pub(crate) struct RolloutLine {
     /// The row of the data file.
     pub(crate) row: usize,
     /// The ids of each completion.
@@ -23,25 +23,25 @@ pub(crate) struct Line {
 
 /// A file of them.
 #[derive(Debug)]
-pub(crate) struct Given {
+pub(crate) struct RolloutFile {
     path: PathBuf,
     hash: String,
     /// With the number of each, counted from 1.
-    lines: Vec<(usize, Line)>,
+    lines: Vec<(usize, RolloutLine)>,
 }
 
 const FORM: &str = "write {\"row\": 0, \"completions\": [[ids], …], \"rewards\": [numbers]} a line";
 
-impl Given {
+impl RolloutFile {
     /// Reads a file and holds each line against the options, the `rows` of the data and the vocabulary.
     pub(crate) fn open(path: &Path, options: &GrpoOptions, rows: usize, config: &ModelConfig) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| TrainError::read(path, e))?;
         let mut lines = Vec::new();
         for (number, text) in (1..).zip(text.split('\n')).filter(|(_, text)| !text.trim().is_empty()) {
-            let place = format!("{}:{number}", path.display());
-            let line: Line = serde_json::from_str(text)
-                .map_err(|e| TrainError::data(&place, format!("is not a group of completions: {e}"), FORM))?;
-            line.check(&place, options, rows, config)?;
+            let location = format!("{}:{number}", path.display());
+            let line: RolloutLine = serde_json::from_str(text)
+                .map_err(|e| TrainError::data(&location, format!("is not a group of completions: {e}"), FORM))?;
+            line.check(&location, options, rows, config)?;
             lines.push((number, line));
         }
         if lines.is_empty() {
@@ -54,7 +54,7 @@ impl Given {
         self.lines.len()
     }
 
-    pub(crate) fn line(&self, index: usize) -> &Line {
+    pub(crate) fn line(&self, index: usize) -> &RolloutLine {
         &self.lines[index].1
     }
 
@@ -62,7 +62,7 @@ impl Given {
         self.lines[index].0
     }
 
-    pub(crate) fn place(&self, index: usize) -> String {
+    pub(crate) fn location(&self, index: usize) -> String {
         format!("{}:{}", self.path.display(), self.number(index))
     }
 
@@ -71,18 +71,18 @@ impl Given {
     }
 }
 
-impl Line {
-    fn check(&self, place: &str, options: &GrpoOptions, rows: usize, config: &ModelConfig) -> Result<()> {
+impl RolloutLine {
+    fn check(&self, location: &str, options: &GrpoOptions, rows: usize, config: &ModelConfig) -> Result<()> {
         let vocab = config.text.vocab_size;
         let wrong =
-            |field: &str, what: String, cure: String| Err(TrainError::data(format!("{place}: {field}"), what, cure));
+            |field: &str, what: String, help: String| Err(TrainError::data(format!("{location}: {field}"), what, help));
         if self.row >= rows {
             return wrong("row", format!("is {}, but the data has {rows} rows", self.row), "count them from 0".into());
         }
         let (groups, wanted) = (self.completions.len(), options.num_generations);
         if groups != wanted {
-            let cure = format!("give {wanted}, or --num-generations {groups}");
-            return wrong("completions", format!("are {groups}, but --num-generations is {wanted}"), cure);
+            let help = format!("give {wanted}, or --num-generations {groups}");
+            return wrong("completions", format!("are {groups}, but --num-generations is {wanted}"), help);
         }
         if self.rewards.len() != groups {
             return wrong(
@@ -101,7 +101,7 @@ impl Line {
         }
         let pads = [config.tokens.image, config.tokens.video];
         if let Some(pad) = ids().find(|&&id| pads.contains(&(id as u32))) {
-            let what = format!("have id {pad}, the place of a picture or film, and no media for it");
+            let what = format!("have id {pad}, the pad token of an image or video, and no media for it");
             return wrong("completions", what, "take it out: such ids are never drawn".into());
         }
         let (longest, most) = (self.completions.iter().map(Vec::len).max().unwrap_or(0), options.max_completion_length);
@@ -113,7 +113,7 @@ impl Line {
     }
 
     /// Refuses a group in which nothing was said; its row can be left out.
-    pub(crate) fn check_ends(&self, place: &str) -> Result<()> {
-        if self.completions.iter().all(Vec::is_empty) { Err(TrainError::nothing_said(place)) } else { Ok(()) }
+    pub(crate) fn check_ends(&self, location: &str) -> Result<()> {
+        if self.completions.iter().all(Vec::is_empty) { Err(TrainError::nothing_said(location)) } else { Ok(()) }
     }
 }

@@ -7,9 +7,9 @@ use reel_rewards::{ScaleRewards, group_advantages};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::prompts::{Prompt, Prompts};
+use super::prompts::{Prompt, PromptSource};
 use crate::options::GrpoOptions;
-use crate::step::trainer::Shown;
+use crate::step::trainer::Preview;
 use crate::{Result, TrainError};
 
 /// The metric of how long drawing took: of the first step on a set alone.
@@ -59,7 +59,7 @@ pub struct Group {
 
 /// Groups that one or more steps are made on, and what is known of them from the first of these steps.
 #[derive(Clone, Debug, Default)]
-pub struct Set {
+pub struct RolloutSet {
     /// The groups.
     pub groups: Vec<Group>,
     /// Steps that were made on it.
@@ -71,10 +71,10 @@ pub struct Set {
     /// What there is to tell of how it was drawn, for `metrics.jsonl`.
     pub more: Map<String, Value>,
     /// Some of it, until the first step on it.
-    pub shown: Option<Shown>,
+    pub preview: Option<Preview>,
 }
 
-impl Set {
+impl RolloutSet {
     /// Groups that were not used yet. Their advantages are computed here.
     pub fn new(mut groups: Vec<Group>, scale: ScaleRewards) -> Self {
         let rewards: Vec<f32> = groups.iter().flat_map(|g| g.rewards.iter().copied()).collect();
@@ -95,7 +95,7 @@ impl Set {
     }
 
     /// The set of a checkpoint; its prompts are made again.
-    pub(crate) fn read(path: &Path, prompts: &Prompts) -> Result<Self> {
+    pub(crate) fn read(path: &Path, prompts: &PromptSource) -> Result<Self> {
         let damaged =
             |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
         let text = std::fs::read(path).map_err(|e| TrainError::read(path, e))?;
@@ -116,7 +116,7 @@ impl Set {
             old: stored.old,
             reference: stored.reference,
             more: stored.more,
-            shown: None,
+            preview: None,
         })
     }
 
@@ -159,7 +159,7 @@ struct StoredGroup {
 }
 
 /// The groups of prompts whose completions are given.
-pub(crate) fn given(options: &GrpoOptions, prompts: Vec<Prompt>, stop_ids: &[u32]) -> Vec<Group> {
+pub(crate) fn groups_from_file(options: &GrpoOptions, prompts: Vec<Prompt>, stop_ids: &[u32]) -> Vec<Group> {
     let group = |mut prompt: Prompt| {
         let line = prompt.given.take().unwrap_or_default();
         let counts = |ids| Completion::new(ids, stop_ids, options.mask_truncated_completions);

@@ -10,8 +10,8 @@ use reel_rewards::Scores;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::prompts::Prompts;
-use super::worker::{Answer, Drawn};
+use super::prompts::PromptSource;
+use super::worker::{Answer, Rollout};
 use crate::options::GrpoOptions;
 use crate::rollout::group::{Completion, Group};
 use crate::run_folder::checkpoint::write_synced;
@@ -23,10 +23,10 @@ pub const ROLLOUTS: &str = "rollouts";
 /// The folder in it with a picture of the first prompt of some steps.
 pub const STRIPS: &str = "strips";
 /// How many of them.
-const MOST_STRIPS: u64 = 24;
+const MAX_STRIPS: u64 = 24;
 
 /// Writes what was drawn.
-pub(crate) struct Records {
+pub(crate) struct RolloutRecorder {
     folder: PathBuf,
     /// A strip of frames is kept every so many steps.
     every: u64,
@@ -37,19 +37,19 @@ pub(crate) struct Records {
     writing: Option<(PathBuf, JoinHandle<io::Result<()>>)>,
 }
 
-impl Drop for Records {
+impl Drop for RolloutRecorder {
     fn drop(&mut self) {
         // Nothing is written behind the back of who comes next; an error is the caller's who did not ask for it.
         let _ = self.settle();
     }
 }
 
-impl Records {
+impl RolloutRecorder {
     /// Of a run of `steps`. The folder is made with the first record: a run that cannot begin leaves nothing.
     pub(crate) fn new(out: &Path, steps: u64) -> Self {
         Self {
             folder: out.join(ROLLOUTS),
-            every: steps.div_ceil(MOST_STRIPS).max(1),
+            every: steps.div_ceil(MAX_STRIPS).max(1),
             step: 0,
             text: String::new(),
             writing: None,
@@ -57,7 +57,7 @@ impl Records {
     }
 
     /// What a step's first prompt is about as one picture, in a file for `reel report`; only of some steps.
-    pub(crate) fn strip(&self, step: u64, drawn: &Drawn) -> Result<Option<Png>> {
+    pub(crate) fn strip(&self, step: u64, drawn: &Rollout) -> Result<Option<Png>> {
         let frames = &drawn.prompt.tokens.frames;
         let Some(seen) = frames.videos.first().or(frames.images.first()) else { return Ok(None) };
         if !(step - 1).is_multiple_of(self.every) {
@@ -75,7 +75,7 @@ impl Records {
         &mut self,
         step: u64,
         round: u64,
-        drawn: &[Drawn],
+        drawn: &[Rollout],
         scores: &[Scores],
         used: impl Fn(&Scores) -> bool,
     ) -> Result<()> {
@@ -119,7 +119,7 @@ struct Recorded {
 }
 
 /// The groups that a run trained on from step `step`.
-pub(crate) fn read(folder: &Path, step: u64, options: &GrpoOptions, prompts: &Prompts) -> Result<Vec<Group>> {
+pub(crate) fn read(folder: &Path, step: u64, options: &GrpoOptions, prompts: &PromptSource) -> Result<Vec<Group>> {
     let path = file(folder, step);
     let text = fs::read_to_string(&path).map_err(|e| TrainError::read(&path, e))?;
     let mut groups = Vec::new();
@@ -152,7 +152,7 @@ pub(crate) fn file(folder: &Path, step: u64) -> PathBuf {
     folder.join(format!("{step:06}.jsonl"))
 }
 
-fn line(step: u64, drawn: &Drawn, scores: &Scores, used: bool) -> Value {
+fn line(step: u64, drawn: &Rollout, scores: &Scores, used: bool) -> Value {
     let each = |f: &dyn Fn(&Answer) -> Value| drawn.completions.iter().map(f).collect::<Vec<_>>();
     let mut line = Map::new();
     line.insert("step".into(), json!(step));

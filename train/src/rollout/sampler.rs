@@ -12,7 +12,7 @@ use crate::Result;
 use crate::options::GrpoOptions;
 
 /// Draws completions.
-pub(crate) struct Draws<'a> {
+pub(crate) struct Sampler<'a> {
     engine: Engine<'a>,
     options: &'a GrpoOptions,
     /// Ids of which any ends a completion.
@@ -22,7 +22,7 @@ pub(crate) struct Draws<'a> {
 
 /// What was drawn for a prompt.
 #[derive(Default)]
-pub(crate) struct Drawn {
+pub(crate) struct SampledCompletions {
     pub(crate) completions: Vec<Completion>,
     /// Answers to the films with their frames in another order.
     pub(crate) shuffled: Vec<Completion>,
@@ -36,7 +36,7 @@ enum Draw {
     Frames = 0x6672_616d,
 }
 
-impl<'a> Draws<'a> {
+impl<'a> Sampler<'a> {
     pub(crate) fn new(engine: Engine<'a>, options: &'a GrpoOptions, ends: &[u32], seed: u64) -> Self {
         Self { engine, options, ends: ends.to_vec(), seed }
     }
@@ -51,15 +51,16 @@ impl<'a> Draws<'a> {
         n: u64,
         round: u64,
         mut prefilled: impl FnMut(),
-    ) -> Result<Vec<Drawn>, reel_engine::EngineError> {
-        let place = |i: usize| (round << 32) + i as u64;
+    ) -> Result<Vec<SampledCompletions>, reel_engine::EngineError> {
+        let location = |i: usize| (round << 32) + i as u64;
         let shuffle = |(i, tokens): (usize, &&ModelInput)| -> Option<ModelInput> {
             let wanted = self.options.temporal && !tokens.frames.videos.is_empty();
-            wanted.then(|| shuffled(tokens, self.seed_of(n, place(i), Draw::Frames)))
+            wanted.then(|| shuffled(tokens, self.seed_of(n, location(i), Draw::Frames)))
         };
         let shuffled: Vec<Option<ModelInput>> = prompts.iter().enumerate().map(shuffle).collect();
         let group = self.options.num_generations;
-        let request = |tokens, completions, i, draw| self.request(tokens, completions, self.seed_of(n, place(i), draw));
+        let request =
+            |tokens, completions, i, draw| self.request(tokens, completions, self.seed_of(n, location(i), draw));
         let mut requests = Vec::new();
         for (i, tokens) in prompts.iter().enumerate() {
             requests.push(request(*tokens, group, i, Draw::Completions));
@@ -81,7 +82,10 @@ impl<'a> Draws<'a> {
         }
         let mut answers = by_request.into_iter();
         let mut next = || answers.next().unwrap_or_default();
-        let mut drawn: Vec<Drawn> = prompts.iter().map(|_| Drawn { completions: next(), ..Drawn::default() }).collect();
+        let mut drawn: Vec<SampledCompletions> = prompts
+            .iter()
+            .map(|_| SampledCompletions { completions: next(), ..SampledCompletions::default() })
+            .collect();
         for (drawn, _) in drawn.iter_mut().zip(&shuffled).filter(|(_, tokens)| tokens.is_some()) {
             drawn.shuffled = next();
         }
@@ -112,8 +116,8 @@ impl<'a> Draws<'a> {
         }
     }
 
-    fn seed_of(&self, n: u64, place: u64, draw: Draw) -> u64 {
-        let counter = [place as u32, n as u32, (n >> 32) as u32 ^ (place >> 32) as u32, draw as u32];
+    fn seed_of(&self, n: u64, location: u64, draw: Draw) -> u64 {
+        let counter = [location as u32, n as u32, (n >> 32) as u32 ^ (location >> 32) as u32, draw as u32];
         let [a, b, ..] = philox4x32_10(counter, [self.seed as u32, (self.seed >> 32) as u32]);
         u64::from(a) | u64::from(b) << 32
     }

@@ -7,7 +7,7 @@ use reel_rewards::{self as rewards, CustomReward, ProblemType, RewardRules, Scor
 use reel_runtime::{DType, Device};
 use serde_json::{Map, Value};
 
-use super::worker::{Answer, Drawn};
+use super::worker::{Answer, Rollout};
 use crate::Result;
 use crate::data::rows::Fault;
 use crate::options::GrpoOptions;
@@ -15,7 +15,7 @@ use crate::rollout::siglip::SiglipScorer;
 use crate::run::stop_if;
 
 /// Judges groups of completions.
-pub(crate) struct Judge<'a> {
+pub(crate) struct CompletionScorer<'a> {
     /// Turns true where the run is to end.
     stop: &'a AtomicBool,
     rules: RewardRules,
@@ -30,7 +30,7 @@ struct Own {
     by_group: Vec<Vec<f32>>,
 }
 
-impl<'a> Judge<'a> {
+impl<'a> CompletionScorer<'a> {
     /// `device` and `dtype`: where and in what SigLIP computes.
     pub(crate) fn new(options: &GrpoOptions, device: &Device, dtype: DType, stop: &'a AtomicBool) -> Result<Self> {
         let timeout = Duration::from_secs_f64(options.reward_timeout);
@@ -43,11 +43,11 @@ impl<'a> Judge<'a> {
     }
 
     /// The scores of each group.
-    pub(crate) fn score(&mut self, drawn: &[Drawn]) -> Result<Vec<Scores>> {
+    pub(crate) fn score(&mut self, drawn: &[Rollout]) -> Result<Vec<Scores>> {
         let own = self.ask(drawn)?;
         let semantic = drawn.iter().map(|d| self.agreement(d)).collect::<Result<Vec<_>>>()?;
         let texts = |answers: &[Answer]| answers.iter().map(|a| a.text.clone()).collect::<Vec<_>>();
-        let group = |(i, d): (usize, &Drawn)| {
+        let group = |(i, d): (usize, &Rollout)| {
             let (solution, kind) = truth(&d.prompt.columns);
             let group = rewards::ScoringGroup {
                 problem_type: kind.and_then(|kind| ProblemType::parse(kind).ok()),
@@ -69,7 +69,7 @@ impl<'a> Judge<'a> {
     }
 
     /// How well each completion's thoughts agree with the frames as the policy sees them; nothing without frames.
-    fn agreement(&mut self, drawn: &Drawn) -> Result<Option<Vec<f32>>> {
+    fn agreement(&mut self, drawn: &Rollout) -> Result<Option<Vec<f32>>> {
         let frames = &drawn.prompt.tokens.frames;
         let (seen, video) = match frames.videos.is_empty() {
             true => (&frames.images, false),
@@ -82,7 +82,7 @@ impl<'a> Judge<'a> {
     }
 
     /// The user's own rewards.
-    fn ask(&mut self, drawn: &[Drawn]) -> Result<Vec<Own>> {
+    fn ask(&mut self, drawn: &[Rollout]) -> Result<Vec<Own>> {
         let mut rows = Vec::new();
         for d in drawn.iter().filter(|_| !self.own.is_empty()) {
             for answer in &d.completions {
@@ -114,7 +114,7 @@ fn truth(columns: &Map<String, Value>) -> (Option<&str>, Option<&str>) {
 /// Whether answers to a row with these columns can be judged.
 pub(crate) fn check(columns: &Map<String, Value>, own: bool) -> Result<(), Fault> {
     let fault =
-        |field: &str, what: &str, cure: &str| Err(Fault { field: field.into(), what: what.into(), cure: cure.into() });
+        |field: &str, what: &str, help: &str| Err(Fault { field: field.into(), what: what.into(), help: help.into() });
     for name in ["solution", "problem_type"] {
         if columns.get(name).is_some_and(|value| !value.is_string() && !value.is_null()) {
             return fault(name, "is not text", "write it as a JSON string");
@@ -140,8 +140,8 @@ pub(crate) fn check(columns: &Map<String, Value>, own: bool) -> Result<(), Fault
         None => fault("problem_type", "is missing", "say what kind of answer is wanted, such as multiple choice"),
         Some(Err(e)) => {
             let text = e.to_string();
-            let (what, cure) = text.split_once("; ").unwrap_or((&text, "see the rewards' kinds"));
-            fault("problem_type", what.trim_start_matches("problem_type: "), cure)
+            let (what, help) = text.split_once("; ").unwrap_or((&text, "see the rewards' kinds"));
+            fault("problem_type", what.trim_start_matches("problem_type: "), help)
         }
         Some(Ok(_)) => Ok(()),
     }

@@ -150,8 +150,8 @@ impl SemanticModel for SiglipScorer {
 impl Frame<'_> {
     /// The content as a number: equal for equal frames that are shown alike, and in practice for no others (XXH3, 128 bits).
     fn key(&self, negative: bool) -> u128 {
-        let shown = [self.height as u64, self.width as u64, negative as u64].map(u64::to_le_bytes).concat();
-        let seed = twox_hash::XxHash3_64::oneshot(&shown);
+        let preview = [self.height as u64, self.width as u64, negative as u64].map(u64::to_le_bytes).concat();
+        let seed = twox_hash::XxHash3_64::oneshot(&preview);
         XxHash3_128::oneshot_with_seed(seed, &self.data)
     }
 

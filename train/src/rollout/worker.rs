@@ -10,30 +10,30 @@ use reel_rewards::{RewardError, Scores};
 use reel_runtime::Cx;
 use serde_json::{Map, Value, json};
 
-use super::prompts::{Prompt, Prompts};
-use super::records::Records;
-use super::sampler::Draws;
-use super::scorer::Judge;
-use crate::data::feed::Feed;
+use super::prompts::{Prompt, PromptSource};
+use super::records::RolloutRecorder;
+use super::sampler::Sampler;
+use super::scorer::CompletionScorer;
+use crate::data::feed::BatchFeed;
 use crate::options::GrpoOptions;
 use crate::rollout::group::{Completion, Group, SECONDS};
-use crate::run::Taken;
-use crate::run::grpo::Setup;
-use crate::step::trainer::{Shown, Trainer};
+use crate::run::BatchCursor;
+use crate::run::grpo::GrpoSetup;
+use crate::step::trainer::{Preview, Trainer};
 use crate::{Result, TrainError};
 
 /// Draws completions.
-pub(crate) struct Rollout<'a> {
-    draws: Draws<'a>,
+pub(crate) struct RolloutWorker<'a> {
+    sampler: Sampler<'a>,
     options: &'a GrpoOptions,
-    prompts: Arc<Prompts>,
-    judge: Judge<'a>,
-    records: Records,
+    prompts: Arc<PromptSource>,
+    scorer: CompletionScorer<'a>,
+    records: RolloutRecorder,
     stop: &'a AtomicBool,
 }
 
 /// What was drawn for a prompt.
-pub(crate) struct Drawn {
+pub(crate) struct Rollout {
     pub(crate) prompt: Prompt,
     pub(crate) completions: Vec<Answer>,
     /// Answers to the films with their frames in another order.
@@ -49,47 +49,52 @@ pub(crate) struct Answer {
 }
 
 /// Groups to learn from, and what there is to tell of how they came about.
-pub(crate) struct Drawing {
+pub(crate) struct RolloutBatch {
     pub(crate) groups: Vec<Group>,
     pub(crate) more: Map<String, Value>,
-    pub(crate) shown: Shown,
+    pub(crate) preview: Preview,
 }
 
 /// How often further rows are drawn for, where groups without differences are left out.
-const MOST_ROUNDS: u64 = 10;
+const MAX_ROUNDS: u64 = 10;
 
-impl<'a> Rollout<'a> {
-    pub(crate) fn new(setup: &Setup<'a>, prompts: Arc<Prompts>, trainer: &Trainer) -> Result<Self> {
+impl<'a> RolloutWorker<'a> {
+    pub(crate) fn new(setup: &GrpoSetup<'a>, prompts: Arc<PromptSource>, trainer: &Trainer) -> Result<Self> {
         let cx = Cx::inference(&trainer.device, trainer.dtype);
         let engine = Engine::new(&trainer.model, &cx)?.stop_when(setup.stop);
         Ok(Self {
-            draws: Draws::new(engine, setup.options, prompts.stop_ids(), setup.seed),
+            sampler: Sampler::new(engine, setup.options, prompts.stop_ids(), setup.seed),
             options: setup.options,
-            judge: Judge::new(setup.options, &trainer.device, trainer.dtype, setup.stop)?,
-            records: Records::new(&setup.options.out, trainer.recipe.schedule.max_steps),
+            scorer: CompletionScorer::new(setup.options, &trainer.device, trainer.dtype, setup.stop)?,
+            records: RolloutRecorder::new(&setup.options.out, trainer.hyperparameters.schedule.max_steps),
             prompts,
             stop: setup.stop,
         })
     }
 
     /// Groups for step `n`, of the next rows; `None` at the end of the data.
-    pub(crate) fn next(&mut self, n: u64, feed: &mut Feed<Prompts>, taken: &mut Taken) -> Result<Option<Drawing>> {
-        let (begun, encoded) = (Instant::now(), self.judge.frames_encoded());
+    pub(crate) fn next(
+        &mut self,
+        n: u64,
+        feed: &mut BatchFeed<PromptSource>,
+        cursor: &mut BatchCursor,
+    ) -> Result<Option<RolloutBatch>> {
+        let (begun, encoded) = (Instant::now(), self.scorer.frames_encoded());
         let (mut kept, mut all, mut dropped, mut ended) = (Vec::new(), Vec::new(), 0, false);
-        let mut shown = Shown::default();
-        for round in 0..MOST_ROUNDS {
-            let Some(batch) = taken.next_of(feed, self.stop)? else {
+        let mut preview = Preview::default();
+        for round in 0..MAX_ROUNDS {
+            let Some(batch) = cursor.next_batch(feed, self.stop)? else {
                 ended = true;
                 break;
             };
             let drawn = self.draw(batch.samples, n, round)?;
-            let scores = self.judge.score(&drawn)?;
+            let scores = self.scorer.score(&drawn)?;
             let dynamic = self.options.dynamic_sampling;
             let useful = |scores: &Scores| !dynamic || scores.reward.windows(2).any(|pair| pair[0] != pair[1]);
             self.records.add(n, round, &drawn, &scores, useful)?;
-            shown.rewards.extend(scores.iter().flat_map(|s| &s.reward));
+            preview.rewards.extend(scores.iter().flat_map(|s| &s.reward));
             if let (0, Some(drawn), Some(scores)) = (round, drawn.first(), scores.first()) {
-                (shown.text, shown.strip) = (page(drawn, scores), self.records.strip(n, drawn)?);
+                (preview.text, preview.strip) = (page(drawn, scores), self.records.strip(n, drawn)?);
             }
             for (drawn, scores) in drawn.into_iter().zip(scores) {
                 if useful(&scores) {
@@ -99,25 +104,25 @@ impl<'a> Rollout<'a> {
                 }
                 all.push(scores);
             }
-            if !dynamic || kept.len() >= self.options.groups() {
+            if !dynamic || kept.len() >= self.options.groups_per_step() {
                 break;
             }
         }
-        self.draws.release();
+        self.sampler.release();
         if kept.is_empty() {
             // The data ended, maybe with rows that make no difference, or nothing that was drawn for ten steps' rows made any.
             return if dropped == 0 || ended && n > 1 { Ok(None) } else { Err(nothing_to_learn(n, dropped)) };
         }
-        kept.truncate(self.options.groups());
+        kept.truncate(self.options.groups_per_step());
         let mut more = means(&all);
-        if let Some(frames) = self.judge.frames_encoded() {
+        if let Some(frames) = self.scorer.frames_encoded() {
             more.insert("frames_encoded".into(), json!(frames - encoded.unwrap_or(0)));
         }
         if self.options.dynamic_sampling {
             more.insert("dropped_groups".into(), json!(dropped));
         }
         more.insert(SECONDS.into(), json!(begun.elapsed().as_secs_f64()));
-        Ok(Some(Drawing { groups: kept, more, shown }))
+        Ok(Some(RolloutBatch { groups: kept, more, preview }))
     }
 
     /// Waits until the record of what was drawn is on disk.
@@ -125,7 +130,7 @@ impl<'a> Rollout<'a> {
         self.records.settle()
     }
 
-    fn group(&self, drawn: Drawn, scores: &Scores) -> Group {
+    fn group(&self, drawn: Rollout, scores: &Scores) -> Group {
         let (stop_ids, mask) = (self.prompts.stop_ids(), self.options.mask_truncated_completions);
         let completion = |a: Answer| Completion { log_probs: a.log_probs, ..Completion::new(a.ids, stop_ids, mask) };
         Group {
@@ -137,14 +142,14 @@ impl<'a> Rollout<'a> {
     }
 
     /// Completes the prompts of a step.
-    fn draw(&self, prompts: Vec<Prompt>, n: u64, round: u64) -> Result<Vec<Drawn>> {
+    fn draw(&self, prompts: Vec<Prompt>, n: u64, round: u64) -> Result<Vec<Rollout>> {
         let tokens: Vec<&ModelInput> = prompts.iter().map(|prompt| &prompt.tokens).collect();
-        let drawn = self.draws.complete(&tokens, n, round, || {}).map_err(|e| match e {
+        let drawn = self.sampler.complete(&tokens, n, round, || {}).map_err(|e| match e {
             engine::EngineError::Interrupted => TrainError::interrupted(),
             e => e.into(),
         })?;
         let answers = |all: Vec<engine::Completion>| all.into_iter().map(|c| self.answer(c)).collect();
-        let drawn = prompts.into_iter().zip(drawn).map(|(prompt, drawn)| Drawn {
+        let drawn = prompts.into_iter().zip(drawn).map(|(prompt, drawn)| Rollout {
             prompt,
             completions: answers(drawn.completions),
             shuffled: answers(drawn.shuffled),
@@ -172,9 +177,9 @@ fn nothing_to_learn(step: u64, groups: usize) -> TrainError {
 }
 
 /// A group as TensorBoard's text page shows it.
-fn page(drawn: &Drawn, scores: &Scores) -> String {
+fn page(drawn: &Rollout, scores: &Scores) -> String {
     let quoted = |text: &str| text.lines().map(|line| format!("    {line}\n")).collect::<String>();
-    let mut page = format!("{}\n\n", drawn.prompt.place);
+    let mut page = format!("{}\n\n", drawn.prompt.location);
     for (i, answer) in drawn.completions.iter().enumerate() {
         let parts: Vec<String> = scores.components().map(|(name, values)| format!("{name} {}", values[i])).collect();
         page += &format!("**{}** = {}\n\n{}\n", scores.reward[i], parts.join(" + "), quoted(&answer.text));

@@ -1,5 +1,5 @@
 //! A run of any command that trains: from options to a folder with the trained model. What is done in a step is the command's
-//! [`Work`]; what is around the steps is here: where to begin, checkpoints, logs, what is shown, how to stop.
+//! [`TrainLoop`]; what is around the steps is here: where to begin, checkpoints, logs, what is shown, how to stop.
 
 pub mod grpo;
 pub mod replay;
@@ -16,28 +16,28 @@ use reel_runtime::device::ProductLibrary;
 use reel_runtime::{DType, Device};
 use serde_json::{Value, json};
 
-use crate::data::feed::{Batching, Feed, MicroBatch, Position, Source};
+use crate::data::feed::{BatchFeed, BatchOptions, DataPosition, MicroBatch, SampleSource};
 use crate::data::order::Order;
-use crate::options::Options;
-use crate::reporting::metrics::{Log, Skipped, StepMetrics};
+use crate::options::TrainingOptions;
+use crate::reporting::metrics::{JsonlLog, SkippedRow, StepMetrics};
 use crate::reporting::progress::Progress;
-use crate::reporting::watch::Watch;
+use crate::reporting::watch::Reporters;
 use crate::run_folder::best;
-use crate::run_folder::checkpoint::{self, Origin, Saver, Snapshot, Weights};
-use crate::run_folder::hashes::Hashes;
-use crate::run_folder::output::{self, Start};
-use crate::run_folder::resume::{self, Length, State};
-use crate::step::hyperparameters::Recipe;
+use crate::run_folder::checkpoint::{self, BaseModel, CheckpointWriter, Snapshot, TrainedWeights};
+use crate::run_folder::hashes::HashLog;
+use crate::run_folder::output::{self, RunStart};
+use crate::run_folder::resume::{self, PlannedLength, RunState};
+use crate::step::hyperparameters::Hyperparameters;
 use crate::step::trainer::{StepResult, Trainer, fingerprint};
 use crate::{Result, TrainError};
 
-pub(crate) use validate::left_out;
-use validate::length_of;
-pub use validate::{Checked, check};
+use validate::plan_length;
+pub(crate) use validate::skipped_rows;
+pub use validate::{DataCheck, check};
 
 /// What a run is given beside its options.
 #[derive(Debug)]
-pub struct Setup<'a, O> {
+pub struct RunSetup<'a, O> {
     /// The options.
     pub options: &'a O,
     /// The folder that `options.model` names.
@@ -58,17 +58,17 @@ pub struct Setup<'a, O> {
     pub stop: &'a AtomicBool,
 }
 
-impl<O> Clone for Setup<'_, O> {
+impl<O> Clone for RunSetup<'_, O> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<O> Copy for Setup<'_, O> {}
+impl<O> Copy for RunSetup<'_, O> {}
 
 /// What a run did.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Summary {
+pub struct RunSummary {
     /// Steps of the whole run.
     pub steps: u64,
     /// The step that this call started after.
@@ -80,61 +80,61 @@ pub struct Summary {
 }
 
 /// Rows that a run can recognise when it goes on.
-pub trait Rows: Source {
+pub trait DataSource: SampleSource {
     /// A hash of everything that the rows are read from, media aside.
     fn hash(&self) -> String;
     /// Looks at the fields of a row, not at its media.
-    fn look(&self, row: usize) -> Result<()>;
+    fn validate_row(&self, row: usize) -> Result<()>;
 }
 
 /// What one command does in a step.
-pub trait Work<'a>: Sized {
+pub trait TrainLoop<'a>: Sized {
     /// Its options.
-    type Options: Options + 'a;
+    type Options: TrainingOptions + 'a;
     /// What its batches are made of.
-    type Rows: Rows;
+    type DataSource: DataSource;
 
     /// Opens its rows.
-    fn rows(setup: &Setup<'a, Self::Options>) -> Result<Self::Rows>;
+    fn open_rows(setup: &RunSetup<'a, Self::Options>) -> Result<Self::DataSource>;
     /// How rows are put together, of `rows` there are.
-    fn batching(options: &Self::Options, rows: usize) -> Batching;
+    fn batching(options: &Self::Options, rows: usize) -> BatchOptions;
     /// Steps that so many batches of rows make.
-    fn steps(options: &Self::Options, batches: u64) -> u64;
+    fn step_count(options: &Self::Options, batches: u64) -> u64;
     /// Whether every row has to be looked at before the first step.
-    fn needs_every_row(options: &Self::Options) -> bool;
+    fn must_scan_all_rows(options: &Self::Options) -> bool;
     /// Gets ready, after the checkpoint in `from` if there is one.
     fn begin(
-        setup: &Setup<'a, Self::Options>,
-        rows: Arc<Self::Rows>,
-        feed: Feed<Self::Rows>,
+        setup: &RunSetup<'a, Self::Options>,
+        rows: Arc<Self::DataSource>,
+        feed: BatchFeed<Self::DataSource>,
         trainer: &mut Trainer,
         from: Option<&Path>,
     ) -> Result<Self>;
     /// Step `n`, counted from 1; `None` at the end of the data.
-    fn step(&mut self, trainer: &mut Trainer, n: u64, taken: &mut Taken) -> Result<Option<StepResult>>;
+    fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut BatchCursor) -> Result<Option<StepResult>>;
     /// What it needs to go on after the last step: files by their path in a checkpoint's folder.
     fn save(&self) -> Result<Vec<(&'static str, Vec<u8>)>>;
 }
 
 /// What a step used up.
 #[derive(Debug, Default)]
-pub struct Taken {
+pub struct BatchCursor {
     /// How far in the data.
-    pub position: Position,
+    pub position: DataPosition,
     /// Rows that it was made of.
     pub rows: Vec<usize>,
     /// Rows that were left out.
-    pub skipped: Vec<Skipped>,
+    pub skipped: Vec<SkippedRow>,
 }
 
-impl Taken {
+impl BatchCursor {
     /// The next batch of `feed` that has any rows; `None` at the end of the data.
     ///
     /// # Errors
     /// [`TrainError::Stopped`] when `stop` turned true.
-    pub fn next_of<S: Source>(
+    pub fn next_batch<S: SampleSource>(
         &mut self,
-        feed: &mut Feed<S>,
+        feed: &mut BatchFeed<S>,
         stop: &AtomicBool,
     ) -> Result<Option<MicroBatch<S::Sample>>> {
         loop {
@@ -159,17 +159,17 @@ pub(crate) fn stop_if(stop: &AtomicBool) -> Result<()> {
 }
 
 /// Runs to the end, or to the point where `setup.stop` turns true.
-pub fn run<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>) -> Result<Summary> {
+pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<RunSummary> {
     setup.options.validate()?;
     let start = output::start(setup.options)?;
-    let rows = Arc::new(W::rows(setup)?);
+    let rows = Arc::new(W::open_rows(setup)?);
     let mut run = Run::<W>::begin(setup, start, rows)?;
     let done = run.steps();
     run.progress.finish();
     let done = done.and_then(|()| run.write_model());
     let told = run.watch.finish(&done);
     done.and(told)?;
-    Ok(Summary {
+    Ok(RunSummary {
         steps: run.state.steps,
         resumed_after: run.resumed_after,
         last: run.last,
@@ -178,12 +178,16 @@ pub fn run<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>) -> Result<Summary> {
 }
 
 /// Does the steps up to `step` of a run that was planned for these lengths, and gives what they left on the device.
-pub(crate) fn redo<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>, step: u64, lengths: &[Length]) -> Result<Trainer> {
+pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
+    setup: &RunSetup<'a, W::Options>,
+    step: u64,
+    lengths: &[PlannedLength],
+) -> Result<Trainer> {
     let start = output::start(setup.options)?;
-    let mut run = Run::<W>::begin(setup, start, Arc::new(W::rows(setup)?))?;
+    let mut run = Run::<W>::begin(setup, start, Arc::new(W::open_rows(setup)?))?;
     while run.state.step < step {
         if let Some(steps) = resume::length_at(lengths, run.state.step + 1) {
-            run.trainer.recipe.schedule = Recipe::new(setup.options, steps).schedule;
+            run.trainer.hyperparameters.schedule = Hyperparameters::new(setup.options, steps).schedule;
         }
         if !run.one_step()? {
             break;
@@ -194,37 +198,37 @@ pub(crate) fn redo<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>, step: u64, le
 }
 
 /// A run at work.
-struct Run<'a, W: Work<'a>> {
-    setup: Setup<'a, W::Options>,
-    rows: Arc<W::Rows>,
+struct Run<'a, W: TrainLoop<'a>> {
+    setup: RunSetup<'a, W::Options>,
+    rows: Arc<W::DataSource>,
     trainer: Trainer,
-    work: W,
+    train_loop: W,
     /// The model that the run started from; its files may be those of the checkpoint that it went on from.
-    origin: Origin,
-    state: State,
-    lengths: Vec<Length>,
+    origin: BaseModel,
+    state: RunState,
+    lengths: Vec<PlannedLength>,
     resumed_after: u64,
     last: Option<StepMetrics>,
-    metrics: Log,
-    hashes: Hashes,
-    skipped: Log,
-    watch: Watch,
+    metrics: JsonlLog,
+    hashes: HashLog,
+    skipped: JsonlLog,
+    watch: Reporters,
     progress: Progress,
     /// The step of the checkpoint that was written or read last, to write none twice.
     saved: u64,
-    saver: Saver,
+    saver: CheckpointWriter,
     /// What run.json says of the products' library.
     products: Option<ProductLibrary>,
 }
 
-impl<'a, W: Work<'a>> Run<'a, W> {
-    fn begin(setup: &Setup<'a, W::Options>, start: Start, rows: Arc<W::Rows>) -> Result<Self> {
+impl<'a, W: TrainLoop<'a>> Run<'a, W> {
+    fn begin(setup: &RunSetup<'a, W::Options>, start: RunStart, rows: Arc<W::DataSource>) -> Result<Self> {
         let options = setup.options;
         let order = order(options.no_shuffle, rows.rows(), setup.seed);
         let (state, found, from) = match &start {
-            Start::Fresh => {
-                let found = left_out(options, &*rows)?;
-                let (steps, found) = length_of::<W>(setup, &rows, &order, found)?;
+            RunStart::Fresh => {
+                let found = skipped_rows(options, &*rows)?;
+                let (steps, found) = plan_length::<W>(setup, &rows, &order, found)?;
                 if options.check_data && !setup.quiet {
                     let list = options.quarantine_list();
                     eprintln!("{} of {} rows cannot be used (see {})", found.len(), rows.rows(), list.display());
@@ -233,10 +237,10 @@ impl<'a, W: Work<'a>> Run<'a, W> {
                 }
                 (resume::fresh(setup, &*rows, steps, &found)?, found, None)
             }
-            Start::From(folder) => {
+            RunStart::From(folder) => {
                 let longer = || {
-                    let found = left_out(options, &*rows)?;
-                    Ok(length_of::<W>(setup, &rows, &order, found)?.0)
+                    let found = skipped_rows(options, &*rows)?;
+                    Ok(plan_length::<W>(setup, &rows, &order, found)?.0)
                 };
                 let mut state = resume::continued(setup, &*rows, folder, longer)?;
                 state.rewards.keep_if_in(&options.out);
@@ -244,48 +248,53 @@ impl<'a, W: Work<'a>> Run<'a, W> {
             }
         };
         let config = reel_model::config::ModelConfig::open(setup.model)?;
-        let recipe = Recipe::new(options, state.steps).seeded(setup.seed);
-        let (mut trainer, files) = Trainer::go_on(setup.device, &config, setup.model, from, setup.dtype, recipe)?;
+        let hyperparameters = Hyperparameters::new(options, state.steps).with_seed(setup.seed);
+        let (mut trainer, files) =
+            Trainer::resume(setup.device, &config, setup.model, from, setup.dtype, hyperparameters)?;
         let batching = W::batching(options, rows.rows());
         let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
-        let feed = Feed::new(rows.clone(), order, batching, &state.position, threads, window);
+        let feed = BatchFeed::new(rows.clone(), order, batching, &state.position, threads, window);
         // Before anything is written: where it cannot begin, OUT stays as it was.
-        let work = W::begin(setup, rows.clone(), feed, &mut trainer, from)?;
+        let train_loop = W::begin(setup, rows.clone(), feed, &mut trainer, from)?;
         let (metrics, skipped) = match &start {
-            Start::Fresh => output::fresh_logs(&options.out, setup.model, &found)?,
-            Start::From(folder) => {
+            RunStart::Fresh => output::fresh_logs(&options.out, setup.model, &found)?,
+            RunStart::From(folder) => {
                 checkpoint::load_optimizer(folder, &mut trainer, &state)?;
                 output::resume_logs(&options.out, folder, state.step, state.position.skipped.len())?
             }
         };
         let home = match &start {
-            Start::Fresh => options.out.as_path(),
-            Start::From(folder) => folder.parent().unwrap_or(Path::new("")),
+            RunStart::Fresh => options.out.as_path(),
+            RunStart::From(folder) => folder.parent().unwrap_or(Path::new("")),
         };
-        let hashes = Hashes::open(&options.out, home, state.step, trainer.optimizer.states().count())?;
+        let hashes = HashLog::open(&options.out, home, state.step, trainer.optimizer.states().count())?;
         let lengths = match from {
-            None => vec![Length { after: 0, steps: state.steps }],
+            None => vec![PlannedLength { after: 0, steps: state.steps }],
             Some(folder) => resume::lengths(folder, home, &state)?,
         };
         let run = run_json(setup, &state, &lengths);
         output::write_run(&options.out, &run)?;
-        let watch = Watch::begin(options, home, state.step, &run)?;
+        let watch = Reporters::begin(options, home, state.step, &run)?;
         best::write(&options.out, state.rewards.best, state.step, state.steps)?;
         let products = setup.device.products();
         let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
-        if let Start::From(folder) = &start {
+        if let RunStart::From(folder) = &start {
             progress.note(&format!("going on after step {} of {}, from {}", state.step, state.steps, folder.display()));
         }
         if let Some(folder) = watch.wandb() {
             progress.note(&format!("Weights & Biases: upload with `wandb sync {}`", folder.display()));
         }
         Ok(Self {
-            work,
+            train_loop,
             setup: *setup,
             rows,
             trainer,
-            origin: Origin { folder: setup.model.to_path_buf(), files: Arc::new(files), name: name_of(&options.model) },
-            saver: Saver::default(),
+            origin: BaseModel {
+                folder: setup.model.to_path_buf(),
+                files: Arc::new(files),
+                name: name_of(&options.model),
+            },
+            saver: CheckpointWriter::default(),
             resumed_after: state.step,
             saved: state.step,
             products,
@@ -326,7 +335,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
     /// The model as it is now, in OUT.
     fn write_model(&mut self) -> Result<()> {
         self.saver.wait()?;
-        Weights::of(&self.trainer, self.origin.clone(), false)?.write(&self.setup.options.out)
+        TrainedWeights::capture(&self.trainer, self.origin.clone(), false)?.write(&self.setup.options.out)
     }
 
     /// One step with all that belongs to it; false at the end of the data.
@@ -335,13 +344,13 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         let n = self.state.step + 1;
         self.saver.poll()?;
         self.trainer.device.reset_peak();
-        let mut taken = Taken { position: self.state.position.clone(), ..Taken::default() };
-        let result = self.work.step(&mut self.trainer, n, &mut taken)?;
-        taken.skipped.iter().try_for_each(|s| self.skipped.add(s))?;
-        self.state.position = taken.position;
+        let mut cursor = BatchCursor { position: self.state.position.clone(), ..BatchCursor::default() };
+        let result = self.train_loop.step(&mut self.trainer, n, &mut cursor)?;
+        cursor.skipped.iter().try_for_each(|s| self.skipped.add(s))?;
+        self.state.position = cursor.position;
         let Some(result) = result else { return Ok(false) };
         if !result.is_finite() {
-            return Err(self.not_finite(n, &result, &taken.rows));
+            return Err(self.not_finite(n, &result, &cursor.rows));
         }
         self.finish(n, result, begun)?;
         Ok(true)
@@ -372,7 +381,7 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         self.state.rewards.add(&line);
         let options = self.setup.options;
         if n.is_multiple_of(options.logging_steps) || n == self.state.steps {
-            self.watch.step(&line, result.shown.as_ref())?;
+            self.watch.step(&line, result.preview.as_ref())?;
         }
         self.last = Some(line);
         if self.products.is_none() {
@@ -397,9 +406,9 @@ impl<'a, W: Work<'a>> Run<'a, W> {
         self.metrics.sync()?;
         self.skipped.sync()?;
         self.write_products()?;
-        let copy = checkpoint::has_room_for(checkpoint::bytes_of(&self.trainer));
+        let copy = checkpoint::has_room_for(checkpoint::checkpoint_bytes(&self.trainer));
         let (origin, state) = (self.origin.clone(), self.state.clone());
-        let snapshot = Snapshot::of(&self.trainer, origin, state.clone(), self.work.save()?, copy)?;
+        let snapshot = Snapshot::capture(&self.trainer, origin, state.clone(), self.train_loop.save()?, copy)?;
         self.saved = state.step;
         let (out, keep) = (self.setup.options.out.clone(), self.setup.options.save_total_limit);
         let job = move || {
@@ -425,26 +434,26 @@ impl<'a, W: Work<'a>> Run<'a, W> {
     fn stopped(&mut self) -> Result<TrainError> {
         self.save()?;
         self.saver.wait()?;
-        let cure = if self.state.step == 0 {
+        let help = if self.state.step == 0 {
             "nothing was done; start again"
         } else {
             "go on with --resume-from-checkpoint last"
         };
-        let place = format!("--out {}", self.setup.options.out.display());
-        Ok(TrainError::Stopped { place, step: self.state.step, cure: cure.to_string() })
+        let location = format!("--out {}", self.setup.options.out.display());
+        Ok(TrainError::Stopped { location, step: self.state.step, help: help.to_string() })
     }
 
     fn not_finite(&self, n: u64, result: &StepResult, rows: &[usize]) -> TrainError {
-        let places: Vec<String> = rows.iter().map(|&row| self.rows.place(row).0).collect();
+        let places: Vec<String> = rows.iter().map(|&row| self.rows.location(row).0).collect();
         let what = if result.loss.is_finite() { "the gradients' norm" } else { "the loss" };
         let value = if result.loss.is_finite() { result.grad_norm } else { result.loss };
-        let cure =
+        let help =
             "lower --learning-rate or look at these rows; weights and checkpoints are as they were before this step";
         TrainError::NotFinite {
             step: n,
             what: format!("{what} is {value}"),
             rows: places.join(", "),
-            cure: cure.to_string(),
+            help: help.to_string(),
         }
     }
 }
@@ -464,7 +473,7 @@ fn decoding_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| (n.get() / 4).clamp(1, 8))
 }
 
-fn run_json<O: Options>(setup: &Setup<O>, state: &State, lengths: &[Length]) -> Value {
+fn run_json<O: TrainingOptions>(setup: &RunSetup<O>, state: &RunState, lengths: &[PlannedLength]) -> Value {
     let hardware = setup.device.hardware();
     let products =
         setup.device.products().map(|p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}));

@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::reporting::metrics::{self, StepMetrics};
-use crate::run::{self, Setup, Work};
+use crate::run::{self, RunSetup, TrainLoop};
 use crate::run_folder::checkpoint;
 use crate::run_folder::hashes;
 use crate::run_folder::output;
-use crate::run_folder::resume::Length;
+use crate::run_folder::resume::PlannedLength;
 use crate::{Result, TrainError};
 
 /// Where a step can be done again from.
 #[derive(Clone, Debug, PartialEq)]
-pub struct From {
+pub struct ReplayStart {
     /// The step of the checkpoint; 0: the run's own start.
     pub step: u64,
     /// The nearest checkpoint before the step.
@@ -25,7 +25,7 @@ pub struct From {
 
 /// What doing a step again showed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Replayed {
+pub struct ReplayReport {
     /// Whether all weights are the recorded ones.
     pub same: bool,
     /// The first tensor that is not, where the run recorded tensors.
@@ -33,41 +33,41 @@ pub struct Replayed {
 }
 
 /// Finds out where step `step` of the run in `out` can be done again from.
-pub fn find(out: &Path, step: u64) -> Result<From> {
+pub fn find_start(out: &Path, step: u64) -> Result<ReplayStart> {
     let log = out.join(output::METRICS);
     let lines = metrics::read(&log, |m: &StepMetrics| m.step == step)?;
     let recorded = lines.first().and_then(|line| serde_json::from_str::<StepMetrics>(line).ok());
     let Some(recorded) = recorded.filter(|_| step > 0) else {
         let done = metrics::read(&log, |_: &StepMetrics| true)?.len();
-        let cure = if done == 0 { "give the OUT of a run".to_string() } else { format!("give 1 to {done}") };
-        return Err(TrainError::option("--step", format!("is {step}, which {} does not have", log.display()), cure));
+        let help = if done == 0 { "give the OUT of a run".to_string() } else { format!("give 1 to {done}") };
+        return Err(TrainError::option("--step", format!("is {step}, which {} does not have", log.display()), help));
     };
     let nearest = checkpoint::list(out)?.range(..step).next_back().map(|(n, path)| (*n, path.clone()));
-    Ok(From { step: nearest.as_ref().map_or(0, |n| n.0), checkpoint: nearest.map(|n| n.1), hash: recorded.hash })
+    Ok(ReplayStart { step: nearest.as_ref().map_or(0, |n| n.0), checkpoint: nearest.map(|n| n.1), hash: recorded.hash })
 }
 
 /// Runs up to `step` and compares with what the run in `recorded` left. `setup` is that run's, but for its own empty OUT, its checkpoint to go
 /// on from, and no checkpoints.
-pub(crate) fn replay<'a, W: Work<'a>>(
-    setup: &Setup<'a, W::Options>,
+pub(crate) fn replay<'a, W: TrainLoop<'a>>(
+    setup: &RunSetup<'a, W::Options>,
     recorded: &Path,
     step: u64,
     want: &str,
-) -> Result<Replayed> {
+) -> Result<ReplayReport> {
     debug_assert!(setup.options.save_steps == 0);
-    let lengths: Vec<Length> = serde_json::from_value(read(recorded)?["lengths"].take()).unwrap_or_default();
-    let trainer = run::redo::<W>(setup, step, &lengths)?;
+    let lengths: Vec<PlannedLength> = serde_json::from_value(read(recorded)?["lengths"].take()).unwrap_or_default();
+    let trainer = run::replay_steps::<W>(setup, step, &lengths)?;
     if trainer.hash()? == want {
-        return Ok(Replayed { same: true, first: None });
+        return Ok(ReplayReport { same: true, first: None });
     }
     let now = trainer.hashes()?;
     let then = hashes::read(recorded, step, now.len())?.unwrap_or_default();
-    let first = now.iter().zip(then).find(|((_, hash), then)| hashes::short(*hash) != *then);
-    Ok(Replayed { same: false, first: first.map(|((name, _), _)| name.clone()) })
+    let first = now.iter().zip(then).find(|((_, hash), then)| hashes::low_bits(*hash) != *then);
+    Ok(ReplayReport { same: false, first: first.map(|((name, _), _)| name.clone()) })
 }
 
 /// The options of a run as its `run.json` has them, for the command that it names.
-pub fn options_of(out: &Path) -> Result<(String, Value)> {
+pub fn recorded_options(out: &Path) -> Result<(String, Value)> {
     let mut run = read(out)?;
     match (run["command"].as_str().map(String::from), run["options"].take()) {
         (Some(command), options @ Value::Object(_)) => Ok((command, options)),

@@ -6,19 +6,19 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{Rows, Setup, Work, order};
-use crate::data::feed::Source;
-use crate::data::length::{self, Look};
+use super::{DataSource, RunSetup, TrainLoop, order};
+use crate::data::feed::SampleSource;
+use crate::data::length::{self, RowScan};
 use crate::data::order::Order;
-use crate::data::quarantine::{self, Journal};
-use crate::options::{Options, RunOptions};
-use crate::reporting::metrics::Skipped;
+use crate::data::quarantine::{self, ScanJournal};
+use crate::options::{RunOptions, TrainingOptions};
+use crate::reporting::metrics::SkippedRow;
 use crate::run_folder::resume;
 use crate::{Result, TrainError};
 
 /// What looking at every row told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Checked {
+pub struct DataCheck {
     /// Rows.
     pub rows: usize,
     /// Those of them that cannot be used.
@@ -28,26 +28,26 @@ pub struct Checked {
 }
 
 /// Looks at every row, its media too, and writes the list of those that cannot be used; trains nothing.
-pub fn check<'a, W: Work<'a>>(setup: &Setup<'a, W::Options>) -> Result<Checked> {
+pub fn check<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<DataCheck> {
     setup.options.validate()?;
-    let rows = Arc::new(W::rows(setup)?);
+    let rows = Arc::new(W::open_rows(setup)?);
     let order = order(true, rows.rows(), setup.seed);
-    let (_, bad) = length_of::<W>(setup, &rows, &order, Vec::new())?;
-    Ok(Checked { rows: rows.rows(), bad: bad.len(), list: setup.options.quarantine_list() })
+    let (_, bad) = plan_length::<W>(setup, &rows, &order, Vec::new())?;
+    Ok(DataCheck { rows: rows.rows(), bad: bad.len(), list: setup.options.quarantine_list() })
 }
 
 /// Rows that are left out before any is opened, in the file's order: those that the options list, and those whose fields are wrong; in a
 /// strict run the first of these is the error.
-pub(crate) fn left_out<R: Rows>(options: &RunOptions, rows: &R) -> Result<Vec<Skipped>> {
-    let line_of = |row| (row < rows.rows()).then(|| rows.place(row).1);
+pub(crate) fn skipped_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Result<Vec<SkippedRow>> {
+    let line_of = |row| (row < rows.rows()).then(|| rows.location(row).1);
     let mut found = match &options.quarantine {
         Some(list) if !options.check_data => quarantine::read(list, line_of)?,
         _ => Vec::new(),
     };
     let listed: BTreeSet<usize> = found.iter().map(|bad| bad.row).collect();
     let all = || (0..rows.rows()).into_par_iter().filter(|row| !listed.contains(row));
-    let fault = |row| rows.look(row).err().map(|e| (row, e));
-    let skipped = |(row, e): (usize, TrainError)| Skipped { row, line: rows.place(row).1, reason: e.to_string() };
+    let fault = |row| rows.validate_row(row).err().map(|e| (row, e));
+    let skipped = |(row, e): (usize, TrainError)| SkippedRow { row, line: rows.location(row).1, reason: e.to_string() };
     if options.strict {
         return all().find_map_first(fault).map_or(Ok(found), |(_, e)| Err(e));
     }
@@ -55,7 +55,7 @@ pub(crate) fn left_out<R: Rows>(options: &RunOptions, rows: &R) -> Result<Vec<Sk
     found.sort_by_key(|bad| bad.row);
     match found.first() {
         Some(first) if found.len() == rows.rows() => {
-            Err(length::no_usable_row(&rows.place(first.row).0, &first.reason))
+            Err(length::no_usable_row(&rows.location(first.row).0, &first.reason))
         }
         _ => Ok(found),
     }
@@ -63,28 +63,28 @@ pub(crate) fn left_out<R: Rows>(options: &RunOptions, rows: &R) -> Result<Vec<Sk
 
 /// Steps of the run, from its data where the options do not say it, and the rows that are left out: `known` ones or, where every row
 /// is looked at, all that cannot be used.
-pub(super) fn length_of<'a, W: Work<'a>>(
-    setup: &Setup<'a, W::Options>,
-    rows: &Arc<W::Rows>,
+pub(super) fn plan_length<'a, W: TrainLoop<'a>>(
+    setup: &RunSetup<'a, W::Options>,
+    rows: &Arc<W::DataSource>,
     order: &Order,
-    known: Vec<Skipped>,
-) -> Result<(u64, Vec<Skipped>)> {
+    known: Vec<SkippedRow>,
+) -> Result<(u64, Vec<SkippedRow>)> {
     let options = setup.options;
     let batching = W::batching(options, rows.rows());
-    let asked = options.asked_steps();
-    let every = W::needs_every_row(options);
+    let asked = options.fixed_steps();
+    let every = W::must_scan_all_rows(options);
     if every && !setup.quiet {
         eprintln!("looking at {} rows", rows.rows());
     }
     let look = match every {
         true if options.check_data => {
             let list = options.quarantine_list();
-            Look::Checking(Journal::open(&list, &resume::scan(setup, &**rows)?, setup.quiet)?)
+            RowScan::Checking(ScanJournal::open(&list, &resume::scan(setup, &**rows)?, setup.quiet)?)
         }
-        true => Look::AllBut(&known),
-        false => Look::None,
+        true => RowScan::AllBut(&known),
+        false => RowScan::None,
     };
     let found = length::measure(&batching, asked.is_none(), look, rows, order, setup.stop)?;
     let skipped = if every { found.skipped } else { known };
-    Ok((asked.unwrap_or_else(|| W::steps(options, found.batches)), skipped))
+    Ok((asked.unwrap_or_else(|| W::step_count(options, found.batches)), skipped))
 }

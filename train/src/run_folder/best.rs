@@ -16,7 +16,7 @@ pub const TRAINER_STATE: &str = "trainer_state.json";
 
 /// A checkpoint with what its steps earned.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Best {
+pub struct BestCheckpoint {
     /// Its step.
     pub step: u64,
     /// The mean reward over its steps.
@@ -25,14 +25,14 @@ pub struct Best {
 
 /// The rewards since the last checkpoint, and the best of those before.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Rewards {
+pub struct RewardTracker {
     sum: f64,
     steps: u64,
     /// The best checkpoint so far.
-    pub best: Option<Best>,
+    pub best: Option<BestCheckpoint>,
 }
 
-impl Rewards {
+impl RewardTracker {
     /// Takes a step's reward, where it has one.
     pub fn add(&mut self, m: &StepMetrics) {
         if let Some(reward) = m.more.get("reward").and_then(serde_json::Value::as_f64) {
@@ -47,14 +47,14 @@ impl Rewards {
         }
         let reward = self.sum / self.steps as f64;
         if self.best.is_none_or(|best| reward > best.reward) {
-            self.best = Some(Best { step, reward });
+            self.best = Some(BestCheckpoint { step, reward });
         }
         (self.sum, self.steps) = (0.0, 0);
     }
 
     /// Forgets a best checkpoint that is not in `out`: it lies in another folder, or was removed.
     pub fn keep_if_in(&mut self, out: &Path) {
-        self.best = self.best.filter(|best| out.join(checkpoint::name(best.step)).is_dir());
+        self.best = self.best.filter(|best| out.join(checkpoint::folder_name(best.step)).is_dir());
     }
 }
 
@@ -62,13 +62,13 @@ impl Rewards {
 ///
 /// # Errors
 /// What cannot be written.
-pub fn write(out: &Path, best: Option<Best>, step: u64, steps: u64) -> Result<()> {
+pub fn write(out: &Path, best: Option<BestCheckpoint>, step: u64, steps: u64) -> Result<()> {
     let Some(best) = best else { return Ok(()) };
     let path = out.join(TRAINER_STATE);
     let part = out.join(format!(".{TRAINER_STATE}.part"));
     let state = json!({
         "best_metric": best.reward,
-        "best_model_checkpoint": out.join(checkpoint::name(best.step)),
+        "best_model_checkpoint": out.join(checkpoint::folder_name(best.step)),
         "best_global_step": best.step,
         "global_step": step,
         "max_steps": steps,
@@ -97,7 +97,7 @@ mod tests {
             every in 1usize..6,
             stored in 0usize..40,
         ) {
-            let mut all = Rewards::default();
+            let mut all = RewardTracker::default();
             for (i, &reward) in rewards.iter().enumerate() {
                 all.add(&step(f64::from(reward)));
                 if (i + 1).is_multiple_of(every) || i + 1 == rewards.len() {
@@ -108,11 +108,11 @@ mod tests {
                 }
             }
             let mean = |part: &[i32]| part.iter().sum::<i32>() as f64 / part.len() as f64;
-            let mut want: Option<Best> = None;
+            let mut want: Option<BestCheckpoint> = None;
             for (i, part) in rewards.chunks(every).enumerate() {
                 let step = (i * every + part.len()) as u64;
                 if want.is_none_or(|best| mean(part) > best.reward) {
-                    want = Some(Best { step, reward: mean(part) });
+                    want = Some(BestCheckpoint { step, reward: mean(part) });
                 }
             }
             prop_assert_eq!(all.best, want);
@@ -121,16 +121,16 @@ mod tests {
 
     #[test]
     fn steps_without_a_reward_have_no_best() {
-        let mut all = Rewards::default();
+        let mut all = RewardTracker::default();
         let mut plain = step(0.0);
         plain.more.clear();
         all.add(&plain);
         all.checkpoint(1);
-        assert_eq!(all, Rewards::default());
+        assert_eq!(all, RewardTracker::default());
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), None, 1, 2).unwrap();
         assert!(!dir.path().join(TRAINER_STATE).exists());
-        all.best = Some(Best { step: 4, reward: 0.5 });
+        all.best = Some(BestCheckpoint { step: 4, reward: 0.5 });
         write(dir.path(), all.best, 5, 9).unwrap();
         let said: serde_json::Value =
             serde_json::from_slice(&std::fs::read(dir.path().join(TRAINER_STATE)).unwrap()).unwrap();

@@ -12,12 +12,12 @@ pub const HASHES: &str = "hashes.bin";
 
 /// A file that is added to, step by step.
 #[derive(Debug)]
-pub struct Hashes {
+pub struct HashLog {
     path: PathBuf,
     file: File,
 }
 
-impl Hashes {
+impl HashLog {
     /// Begins after `step`, with the records up to there of the run in `home`, which may be `out` itself. What that run lacks is zeros.
     pub fn open(out: &Path, home: &Path, step: u64, tensors: usize) -> Result<Self> {
         let path = out.join(HASHES);
@@ -37,13 +37,13 @@ impl Hashes {
 
     /// Adds the hashes of a step.
     pub fn add(&mut self, hashes: &[u64]) -> Result<()> {
-        let bytes: Vec<u8> = hashes.iter().flat_map(|&h| short(h).to_le_bytes()).collect();
+        let bytes: Vec<u8> = hashes.iter().flat_map(|&h| low_bits(h).to_le_bytes()).collect();
         self.file.write_all(&bytes).map_err(|e| TrainError::write(&self.path, e))
     }
 }
 
 /// The part of a hash that is recorded.
-pub fn short(hash: u64) -> u32 {
+pub fn low_bits(hash: u64) -> u32 {
     hash as u32
 }
 
@@ -74,17 +74,17 @@ mod tests {
     #[test]
     fn records_are_found_again_and_cut_where_a_run_goes_on() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = Hashes::open(dir.path(), dir.path(), 0, 2).unwrap();
+        let mut log = HashLog::open(dir.path(), dir.path(), 0, 2).unwrap();
         (1..=3).for_each(|n| log.add(&[n << 40 | n, n + 10]).unwrap());
         assert_eq!(read(dir.path(), 2, 2).unwrap(), Some(vec![2, 12]));
         assert_eq!(read(dir.path(), 4, 2).unwrap(), None);
-        let mut log = Hashes::open(dir.path(), dir.path(), 1, 2).unwrap();
+        let mut log = HashLog::open(dir.path(), dir.path(), 1, 2).unwrap();
         log.add(&[7, 8]).unwrap();
         assert_eq!(read(dir.path(), 1, 2).unwrap(), Some(vec![1, 11]));
         assert_eq!(read(dir.path(), 2, 2).unwrap(), Some(vec![7, 8]));
         assert_eq!(read(dir.path(), 3, 2).unwrap(), None);
         let other = tempfile::tempdir().unwrap();
-        Hashes::open(other.path(), dir.path(), 3, 2).unwrap();
+        HashLog::open(other.path(), dir.path(), 3, 2).unwrap();
         assert_eq!(read(other.path(), 2, 2).unwrap(), Some(vec![7, 8]));
         assert_eq!(read(other.path(), 3, 2).unwrap(), None);
     }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::data::quarantine::{self, QUARANTINE};
 use crate::options::RunOptions;
-use crate::reporting::metrics::{self, Log, Skipped, StepMetrics};
+use crate::reporting::metrics::{self, JsonlLog, SkippedRow, StepMetrics};
 use crate::reporting::wandb;
 use crate::rollout::ROLLOUTS;
 use crate::run_folder::best::TRAINER_STATE;
@@ -27,7 +27,7 @@ pub const RUN: &str = "run.json";
 
 /// Where a run begins.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Start {
+pub enum RunStart {
     /// At the first step.
     Fresh,
     /// After the step of a checkpoint.
@@ -35,7 +35,7 @@ pub enum Start {
 }
 
 /// Where the options say that the run begins. Looks, but changes nothing.
-pub fn start(options: &RunOptions) -> Result<Start> {
+pub fn start(options: &RunOptions) -> Result<RunStart> {
     let out = &options.out;
     let entries = match fs::read_dir(out) {
         // What looking at the rows left is no run.
@@ -49,20 +49,20 @@ pub fn start(options: &RunOptions) -> Result<Start> {
     };
     match options.resume_from_checkpoint.as_deref() {
         Some("last") => match checkpoint::list(out)?.pop_last() {
-            Some((_, path)) => Ok(Start::From(path)),
+            Some((_, path)) => Ok(RunStart::From(path)),
             // A run that was stopped before its first checkpoint begins again.
-            None if entries == 0 || out.join(RUN).is_file() => Ok(Start::Fresh),
+            None if entries == 0 || out.join(RUN).is_file() => Ok(RunStart::Fresh),
             None => Err(not_empty(out, "holds no run to go on with", "give the OUT of the run, or an empty folder")),
         },
         Some(folder) if entries == 0 || options.overwrite || lies_in(Path::new(folder), out) => {
-            Ok(Start::From(PathBuf::from(folder)))
+            Ok(RunStart::From(PathBuf::from(folder)))
         }
         Some(_) => Err(not_empty(
             out,
             "holds something else than the run of that checkpoint",
             "choose an empty folder, or give --overwrite",
         )),
-        None if entries == 0 || options.overwrite => Ok(Start::Fresh),
+        None if entries == 0 || options.overwrite => Ok(RunStart::Fresh),
         None => Err(not_empty(
             out,
             "is not empty",
@@ -82,8 +82,8 @@ fn lies_in(checkpoint: &Path, out: &Path) -> bool {
     real(checkpoint).is_none_or(|path| path.parent().map(Path::to_path_buf) == real(out))
 }
 
-fn not_empty(out: &Path, what: &str, cure: &str) -> TrainError {
-    TrainError::output(format!("--out {}", out.display()), what, cure)
+fn not_empty(out: &Path, what: &str, help: &str) -> TrainError {
+    TrainError::output(format!("--out {}", out.display()), what, help)
 }
 
 /// Makes the folder, without the files of an earlier run. Refused when the model that is trained lies in it.
@@ -93,8 +93,8 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
     if real(model).starts_with(real(out)) {
         return Err(not_empty(out, "holds the model that is to be trained", "choose another folder"));
     }
-    checkpoint::sweep(out)?;
-    checkpoint::list(out)?.values().try_for_each(|path| checkpoint::retire(path))?;
+    checkpoint::remove_partial(out)?;
+    checkpoint::list(out)?.values().try_for_each(|path| checkpoint::remove(path))?;
     match fs::remove_dir_all(out.join(ROLLOUTS)) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(TrainError::write(out.join(ROLLOUTS), e)),
         _ => {}
@@ -118,9 +118,9 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
 
 /// The logs of a run that goes on after `step`, having skipped `skipped` rows. Lines come from the folder that the
 /// checkpoint lies in; another OUT is cleared of any other run.
-pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> Result<(Log, Log)> {
+pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> Result<(JsonlLog, JsonlLog)> {
     fs::create_dir_all(out).map_err(|e| TrainError::write(out, e))?;
-    checkpoint::sweep(out)?;
+    checkpoint::remove_partial(out)?;
     let home = checkpoint.parent().filter(|home| !home.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let done = metrics::read(&home.join(METRICS), |m: &StepMetrics| m.step <= step)?;
     if done.len() as u64 != step {
@@ -134,15 +134,15 @@ pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> 
     if !lies_in(checkpoint, out) {
         clear(out, checkpoint)?;
     }
-    let mut left_out = metrics::read(&home.join(SKIPPED), |_: &Skipped| true)?;
-    left_out.truncate(skipped);
-    Ok((Log::resume(&out.join(METRICS), &done)?, Log::resume(&out.join(SKIPPED), &left_out)?))
+    let mut skipped_rows = metrics::read(&home.join(SKIPPED), |_: &SkippedRow| true)?;
+    skipped_rows.truncate(skipped);
+    Ok((JsonlLog::resume(&out.join(METRICS), &done)?, JsonlLog::resume(&out.join(SKIPPED), &skipped_rows)?))
 }
 
 /// The logs of a new run in a folder cleared of any other, with the rows that are known to be left out.
-pub fn fresh_logs(out: &Path, model: &Path, found: &[Skipped]) -> Result<(Log, Log)> {
+pub fn fresh_logs(out: &Path, model: &Path, found: &[SkippedRow]) -> Result<(JsonlLog, JsonlLog)> {
     clear(out, model)?;
-    let (metrics, mut skipped) = (Log::create(&out.join(METRICS))?, Log::create(&out.join(SKIPPED))?);
+    let (metrics, mut skipped) = (JsonlLog::create(&out.join(METRICS))?, JsonlLog::create(&out.join(SKIPPED))?);
     found.iter().try_for_each(|row| skipped.add(row))?;
     Ok((metrics, skipped))
 }
@@ -179,14 +179,14 @@ mod tests {
     fn a_folder_with_something_in_it_is_refused_unless_told() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
-        assert_eq!(start(&options(&out)).unwrap(), Start::Fresh);
+        assert_eq!(start(&options(&out)).unwrap(), RunStart::Fresh);
         touch(out.join("quarantine.jsonl"));
         touch(out.join("quarantine.jsonl.journal"));
-        assert_eq!(start(&options(&out)).unwrap(), Start::Fresh);
+        assert_eq!(start(&options(&out)).unwrap(), RunStart::Fresh);
         touch(out.join("x"));
         let e = start(&options(&out)).unwrap_err().to_string();
         assert!(e.contains("out: is not empty; ") && e.contains("--overwrite"), "{e}");
-        assert_eq!(start(&RunOptions { overwrite: true, ..options(&out) }).unwrap(), Start::Fresh);
+        assert_eq!(start(&RunOptions { overwrite: true, ..options(&out) }).unwrap(), RunStart::Fresh);
         for file in [out.join("x"), out.join("x/below")] {
             let e = start(&RunOptions { overwrite: true, ..options(&file) }).unwrap_err().to_string();
             assert!(e.starts_with("--out ") && e.contains(": is a file, or lies below one; "), "{e}");
@@ -198,20 +198,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path();
         let last = || RunOptions { resume_from_checkpoint: Some("last".into()), ..options(out) };
-        assert_eq!(start(&last()).unwrap(), Start::Fresh);
+        assert_eq!(start(&last()).unwrap(), RunStart::Fresh);
         touch(out.join("x"));
         assert!(start(&last()).unwrap_err().to_string().contains("holds no run to go on with"));
         touch(out.join(RUN));
-        assert_eq!(start(&last()).unwrap(), Start::Fresh);
+        assert_eq!(start(&last()).unwrap(), RunStart::Fresh);
         for step in [2, 9, 10] {
             touch(out.join(format!("checkpoint-{step}/training/state.json")));
         }
         touch(out.join("checkpoint-11/config.json"));
         touch(out.join(".checkpoint-12.part/training/state.json"));
-        assert_eq!(start(&last()).unwrap(), Start::From(out.join("checkpoint-10")));
+        assert_eq!(start(&last()).unwrap(), RunStart::From(out.join("checkpoint-10")));
         checkpoint::prune(out, Some(1), Some(2)).unwrap();
         assert_eq!(checkpoint::list(out).unwrap().into_keys().collect::<Vec<_>>(), [2, 10]);
-        checkpoint::sweep(out).unwrap();
+        checkpoint::remove_partial(out).unwrap();
         assert!(!out.join(".checkpoint-12.part").exists() && out.join("checkpoint-11").exists());
     }
 

@@ -7,11 +7,11 @@ use std::{fs, io};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::data::feed::Position;
-use crate::options::Options;
-use crate::reporting::metrics::Skipped;
-use crate::run::{Rows, Setup};
-use crate::run_folder::best::Rewards;
+use crate::data::feed::DataPosition;
+use crate::options::TrainingOptions;
+use crate::reporting::metrics::SkippedRow;
+use crate::run::{DataSource, RunSetup};
+use crate::run_folder::best::RewardTracker;
 use crate::run_folder::digest;
 use crate::run_folder::output;
 use crate::{Result, TrainError};
@@ -22,7 +22,7 @@ pub const STATE: &str = "training/state.json";
 /// How long a run was to be while it made the steps after one: a run that goes on may be given another length, and learning rates
 /// follow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Length {
+pub struct PlannedLength {
     /// The step before the first one that it holds for.
     pub after: u64,
     /// Steps of the whole run as planned then.
@@ -30,28 +30,28 @@ pub struct Length {
 }
 
 /// The lengths of a run that goes on with `state` from the checkpoint in `folder`, whose run's folder is `home`.
-pub fn lengths(folder: &Path, home: &Path, state: &State) -> Result<Vec<Length>> {
+pub fn lengths(folder: &Path, home: &Path, state: &RunState) -> Result<Vec<PlannedLength>> {
     let run: Option<Value> = fs::read(home.join(output::RUN)).ok().and_then(|text| serde_json::from_slice(&text).ok());
-    let known = run.and_then(|mut run| serde_json::from_value::<Vec<Length>>(run["lengths"].take()).ok());
+    let known = run.and_then(|mut run| serde_json::from_value::<Vec<PlannedLength>>(run["lengths"].take()).ok());
     let mut lengths = known.unwrap_or_default();
     lengths.retain(|length| length.after < state.step);
     if lengths.is_empty() {
-        lengths.push(Length { after: 0, steps: read(folder)?.steps });
+        lengths.push(PlannedLength { after: 0, steps: read(folder)?.steps });
     }
     if lengths.last().is_some_and(|last| last.steps != state.steps) {
-        lengths.push(Length { after: state.step, steps: state.steps });
+        lengths.push(PlannedLength { after: state.step, steps: state.steps });
     }
     Ok(lengths)
 }
 
 /// The length that held when step `n` was made.
-pub fn length_at(lengths: &[Length], n: u64) -> Option<u64> {
+pub fn length_at(lengths: &[PlannedLength], n: u64) -> Option<u64> {
     lengths.iter().rfind(|length| length.after < n).map(|length| length.steps)
 }
 
 /// What `state.json` says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct State {
+pub struct RunState {
     /// Version of the program that wrote it.
     pub version: String,
     /// Steps done.
@@ -59,7 +59,7 @@ pub struct State {
     /// Steps of the whole run as planned.
     pub steps: u64,
     /// How far in the data.
-    pub position: Position,
+    pub position: DataPosition,
     /// The most bytes that the device held so far.
     pub peak_bytes: u64,
     /// Fingerprint of the model that the run started from.
@@ -72,7 +72,7 @@ pub struct State {
     pub parameter_steps: BTreeMap<String, u64>,
     /// Rewards since the last checkpoint, and which checkpoint is the best.
     #[serde(default)]
-    pub rewards: Rewards,
+    pub rewards: RewardTracker,
 }
 
 /// Options that change no bit of the result, or that are compared by content instead of name.
@@ -98,7 +98,7 @@ const FREE: [&str; 15] = [
 const LENGTH: [&str; 2] = ["num_train_epochs", "max_steps"];
 
 /// The options that decide what is computed.
-fn deciding<O: Options>(setup: &Setup<O>) -> Map<String, Value> {
+fn deciding<O: TrainingOptions>(setup: &RunSetup<O>) -> Map<String, Value> {
     let mut all = setup.options.resolved();
     FREE.iter().for_each(|name| drop(all.shift_remove(*name)));
     all.insert("command".into(), json!(O::COMMAND));
@@ -110,7 +110,7 @@ fn deciding<O: Options>(setup: &Setup<O>) -> Map<String, Value> {
 }
 
 /// What tells one way of looking at the rows from others: what is found of a row follows from it.
-pub fn scan<O: Options>(setup: &Setup<O>, rows: &impl Rows) -> Result<String> {
+pub fn scan<O: TrainingOptions>(setup: &RunSetup<O>, rows: &impl DataSource) -> Result<String> {
     let all = json!([
         deciding(setup),
         setup.options.strict,
@@ -122,33 +122,38 @@ pub fn scan<O: Options>(setup: &Setup<O>, rows: &impl Rows) -> Result<String> {
 }
 
 /// The state before the first step.
-pub fn fresh<O: Options>(setup: &Setup<O>, rows: &impl Rows, steps: u64, skipped: &[Skipped]) -> Result<State> {
-    Ok(State {
+pub fn fresh<O: TrainingOptions>(
+    setup: &RunSetup<O>,
+    rows: &impl DataSource,
+    steps: u64,
+    skipped: &[SkippedRow],
+) -> Result<RunState> {
+    Ok(RunState {
         version: env!("CARGO_PKG_VERSION").to_string(),
         step: 0,
         steps,
-        position: Position { slot: 0, skipped: skipped.iter().map(|s| s.row).collect() },
+        position: DataPosition { slot: 0, skipped: skipped.iter().map(|s| s.row).collect() },
         peak_bytes: 0,
         model_hash: output::model_hash(setup.model)?,
         data_hash: rows.hash(),
         options: deciding(setup),
         parameter_steps: BTreeMap::new(),
-        rewards: Rewards::default(),
+        rewards: RewardTracker::default(),
     })
 }
 
 /// The state of a checkpoint, once it is known that this command goes on with the same run.
 /// `longer` measures the run again where its length is another one now.
-pub fn continued<O: Options>(
-    setup: &Setup<O>,
-    rows: &impl Rows,
+pub fn continued<O: TrainingOptions>(
+    setup: &RunSetup<O>,
+    rows: &impl DataSource,
     folder: &Path,
     longer: impl FnOnce() -> Result<u64>,
-) -> Result<State> {
+) -> Result<RunState> {
     let mut state = read(folder)?;
     let refuse = |what: &str, why: &str| {
-        let cure = "give what the run was started with, or start a new one in another --out";
-        TrainError::option(what, format!("{why} {}", folder.display()), cure)
+        let help = "give what the run was started with, or start a new one in another --out";
+        TrainError::option(what, format!("{why} {}", folder.display()), help)
     };
     if output::model_hash(setup.model)? != state.model_hash {
         return Err(refuse("--model", "is not the model that was trained up to"));
@@ -185,7 +190,7 @@ pub fn continued<O: Options>(
 }
 
 /// Reads `state.json` of a checkpoint.
-pub fn read(folder: &Path) -> Result<State> {
+pub fn read(folder: &Path) -> Result<RunState> {
     let path = folder.join(STATE);
     let bytes = fs::read(&path).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => TrainError::output(

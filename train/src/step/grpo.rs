@@ -8,10 +8,10 @@ use reel_model::text::AttentionContext;
 use reel_runtime::{Category, Cx, DType, Device, Tensor, ops};
 use serde_json::json;
 
-use super::packing::Packed;
+use super::packing::PackedGroups;
 use crate::Result;
-use crate::options::{GrpoOptions, Level, LossType, Recipe};
-use crate::rollout::group::{Group, SECONDS, Set};
+use crate::options::{GrpoOptions, ImportanceSamplingLevel, LossType, Recipe};
+use crate::rollout::group::{Group, RolloutSet, SECONDS};
 use crate::step::trainer::{StepResult, Trainer};
 
 /// Step `n`, counted from 1, on the groups of `set`; `reference` has the weights that the loss keeps near.
@@ -19,16 +19,16 @@ pub(crate) fn step(
     t: &mut Trainer,
     options: &GrpoOptions,
     reference: Option<&Qwen25Vl>,
-    set: &mut Set,
+    set: &mut RolloutSet,
     n: u64,
 ) -> Result<StepResult> {
     t.grads.clear();
     let device = t.device.clone();
     let part = |name| device.profiler().part(name);
-    let (first, begun, mut told) = (set.uses == 0, Instant::now(), Told::default());
-    let weights = Weights::new(options, &set.groups);
-    for (i, groups) in set.groups.chunks(options.groups_at_a_time()).enumerate() {
-        let packed = Packed::new(&t.device, &t.model.config, t.dtype, groups, options.shared_prefix)?; // S tokens
+    let (first, begun, mut told) = (set.uses == 0, Instant::now(), StepStats::default());
+    let weights = LossWeights::new(options, &set.groups);
+    for (i, groups) in set.groups.chunks(options.groups_per_micro_batch()).enumerate() {
+        let packed = PackedGroups::new(&t.device, &t.model.config, t.dtype, groups, options.shared_prefix)?; // S tokens
         part("reference");
         if let Some(model) = reference.filter(|_| first) {
             let cx = Cx::inference(&t.device, t.dtype);
@@ -57,20 +57,20 @@ pub(crate) fn step(
     }
     part("optimizer");
     let clip = t.clip(1.0)?; // [norm, factor]
-    let mut result = told.result(set, &clip, t.recipe.learning_rate(n), reference.is_some())?;
+    let mut result = told.result(set, &clip, t.hyperparameters.learning_rate(n), reference.is_some())?;
     if result.is_finite() {
-        t.optimizer.step(&t.grads, &clip, |name| t.recipe.hyper(name, n))?;
+        t.optimizer.step(&t.grads, &clip, |name| t.hyperparameters.for_parameter(name, n))?;
     }
     part("");
     set.uses += 1;
     t.device.synchronize()?;
-    result.shown = set.shown.take();
+    result.preview = set.preview.take();
     result.more.insert("train_seconds".into(), json!(begun.elapsed().as_secs_f64()));
     Ok(result)
 }
 
 /// Hidden states `[S, H]` of a model that does not change: what its tower makes of media is kept.
-fn known_hidden(cx: &Cx, model: &Qwen25Vl, packed: &Packed) -> Result<Tensor> {
+fn known_hidden(cx: &Cx, model: &Qwen25Vl, packed: &PackedGroups) -> Result<Tensor> {
     let vision = packed.vision(cx, model)?; // [M, H]
     let x = model.embed(cx, &packed.batch, vision.as_ref())?;
     drop(vision);
@@ -79,7 +79,13 @@ fn known_hidden(cx: &Cx, model: &Qwen25Vl, packed: &Packed) -> Result<Tensor> {
 }
 
 /// `log softmax(logits / temperature)` of the learned tokens, f32 `[L]`.
-fn log_probs(cx: &Cx, model: &Qwen25Vl, hidden: &Tensor, packed: &Packed, options: &GrpoOptions) -> Result<Tensor> {
+fn log_probs(
+    cx: &Cx,
+    model: &Qwen25Vl,
+    hidden: &Tensor,
+    packed: &PackedGroups,
+    options: &GrpoOptions,
+) -> Result<Tensor> {
     let rows = ops::gather_rows(cx, hidden, &packed.positions)?; // [L, H]
     Ok(ops::linear_log_prob(cx, &rows, &model.text.lm_head, &packed.targets, 1.0 / options.temperature as f32)?)
 }
@@ -89,7 +95,7 @@ fn log_probs_and_entropies(
     cx: &Cx,
     model: &Qwen25Vl,
     hidden: &Tensor,
-    packed: &Packed,
+    packed: &PackedGroups,
     options: &GrpoOptions,
 ) -> Result<(Tensor, Tensor)> {
     let rows = ops::gather_rows(cx, hidden, &packed.positions)?; // [L, H]
@@ -106,8 +112,8 @@ fn policy(
     device: &Device,
     options: &GrpoOptions,
     groups: &[Group],
-    packed: &Packed,
-    weights: &Weights,
+    packed: &PackedGroups,
+    weights: &LossWeights,
     (old, reference): (Option<&[f32]>, Option<&[f32]>),
 ) -> Result<ops::GrpoInputs> {
     let f32s = |x: &[f32]| Tensor::from_f32(device, &[x.len()], DType::F32, x, Category::Inputs);
@@ -120,7 +126,7 @@ fn policy(
         weights: f32s(&weights.of(groups))?,
         old_log_probs: old.map(f32s).transpose()?,
         ref_log_probs: reference.map(f32s).transpose()?,
-        sequence_level: options.importance_sampling_level == Level::Sequence,
+        sequence_level: options.importance_sampling_level == ImportanceSamplingLevel::Sequence,
         epsilon_low: options.epsilon as f32,
         epsilon_high: options.epsilon_high() as f32,
         beta: options.beta as f32,
@@ -135,7 +141,7 @@ fn completions(groups: &[Group]) -> impl Iterator<Item = usize> + '_ {
 }
 
 /// The weight that each completion's sum over its tokens has in the loss of the step: see `reel_kernels::grpo_loss`.
-struct Weights {
+struct LossWeights {
     loss_type: LossType,
     /// Micro-batches of the step.
     parts: f64,
@@ -144,11 +150,11 @@ struct Weights {
     longest: f64,
 }
 
-impl Weights {
+impl LossWeights {
     fn new(options: &GrpoOptions, groups: &[Group]) -> Self {
         Self {
             loss_type: options.loss_type,
-            parts: groups.chunks(options.groups_at_a_time()).len() as f64,
+            parts: groups.chunks(options.groups_per_micro_batch()).len() as f64,
             tokens: completions(groups).sum::<usize>() as f64,
             longest: options.max_completion_length as f64,
         }
@@ -171,7 +177,7 @@ impl Weights {
 
 /// What the micro-batches of a step tell.
 #[derive(Default)]
-struct Told {
+struct StepStats {
     losses: Vec<f32>,
     kl: Vec<f64>,
     clipped: Vec<f64>,
@@ -181,17 +187,19 @@ struct Told {
     drift: Option<f32>,
 }
 
-impl Told {
+impl StepStats {
     /// `stats`: `[completions, 4]` of [`ops::grpo_loss`].
-    fn add(&mut self, batch: &Batch, loss: f32, stats: &[f32], level: Level) {
+    fn add(&mut self, batch: &Batch, loss: f32, stats: &[f32], level: ImportanceSamplingLevel) {
         let rows: &[[f32; 4]] = stats.as_chunks().0;
         let sum = |column: usize| rows.iter().map(|row| f64::from(row[column])).sum::<f64>();
         let tokens = sum(3).max(1.0);
         self.losses.push(loss);
         self.kl.push(sum(1) / tokens);
         self.clipped.push(match level {
-            Level::Token => sum(2) / tokens,
-            Level::Sequence => rows.iter().filter(|row| row[2] > 0.0).count() as f64 / rows.len() as f64,
+            ImportanceSamplingLevel::Token => sum(2) / tokens,
+            ImportanceSamplingLevel::Sequence => {
+                rows.iter().filter(|row| row[2] > 0.0).count() as f64 / rows.len() as f64
+            }
         });
         self.tokens += batch.tokens();
     }
@@ -206,7 +214,7 @@ impl Told {
         }
     }
 
-    fn result(self, set: &Set, clip: &Tensor, learning_rate: f64, with_kl: bool) -> Result<StepResult> {
+    fn result(self, set: &RolloutSet, clip: &Tensor, learning_rate: f64, with_kl: bool) -> Result<StepResult> {
         let groups = &set.groups;
         let rewards: Vec<f64> = groups.iter().flat_map(|g| g.rewards.iter().map(|&r| f64::from(r))).collect();
         let lengths: Vec<f64> = groups.iter().flat_map(|g| g.completions.iter().map(|c| c.ids.len() as f64)).collect();
@@ -232,6 +240,6 @@ impl Told {
         }
         let loss = self.losses.iter().map(|&x| f64::from(x)).sum();
         let grad_norm = clip.to_f32()?.first().copied().map_or(0.0, f64::from);
-        Ok(StepResult { loss, grad_norm, learning_rate, tokens: self.tokens, more, shown: None })
+        Ok(StepResult { loss, grad_norm, learning_rate, tokens: self.tokens, more, preview: None })
     }
 }

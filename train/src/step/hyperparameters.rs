@@ -3,11 +3,11 @@
 use reel_model::lora::LoraSpec;
 use reel_runtime::optim::{Hyper, Moments, Schedule, ScheduleKind};
 
-use crate::options::{RunOptions, Scheduler};
+use crate::options::{LrScheduler, RunOptions};
 
 /// What the steps of a run follow.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Recipe {
+pub struct Hyperparameters {
     /// The rate of the decoder over the run; other parts have a share of it.
     pub schedule: Schedule,
     /// Micro-batches of a step.
@@ -32,23 +32,28 @@ pub struct Recipe {
     epsilon: f64,
 }
 
-impl Recipe {
+impl Hyperparameters {
     /// The recipe of these options in a run of `steps`, with the seed 0.
     pub fn new(options: &RunOptions, steps: u64) -> Self {
         let kind = match options.lr_scheduler_type {
-            Scheduler::Linear => ScheduleKind::Linear,
-            Scheduler::Cosine => ScheduleKind::Cosine,
-            Scheduler::Constant => ScheduleKind::Constant,
-            Scheduler::ConstantWithWarmup => ScheduleKind::ConstantWithWarmup,
+            LrScheduler::Linear => ScheduleKind::Linear,
+            LrScheduler::Cosine => ScheduleKind::Cosine,
+            LrScheduler::Constant => ScheduleKind::Constant,
+            LrScheduler::ConstantWithWarmup => ScheduleKind::ConstantWithWarmup,
         };
         let learning_rate = options.learning_rate;
         Self {
-            schedule: Schedule { kind, learning_rate, warmup_steps: options.warmup(steps), max_steps: steps },
+            schedule: Schedule {
+                kind,
+                learning_rate,
+                warmup_steps: options.warmup_step_count(steps),
+                max_steps: steps,
+            },
             gradient_accumulation_steps: options.gradient_accumulation_steps,
             max_grad_norm: options.max_grad_norm,
             gradient_checkpointing: options.gradient_checkpointing,
             freeze_vision: options.freeze_vision,
-            lora: options.lora(),
+            lora: options.lora_spec(),
             moments: options.optim.moments(),
             seed: 0,
             vision: options.learning_rate_vision.unwrap_or(learning_rate),
@@ -61,12 +66,12 @@ impl Recipe {
     }
 
     /// The same with another seed.
-    pub fn seeded(self, seed: u64) -> Self {
+    pub fn with_seed(self, seed: u64) -> Self {
         Self { seed, ..self }
     }
 
     /// Whether a weight of the model, by its classic name, is trained. With an adapter none is.
-    pub fn trains(&self, name: &str) -> bool {
+    pub fn is_trained(&self, name: &str) -> bool {
         self.lora.is_none() && !(self.freeze_vision && name.starts_with("visual."))
     }
 
@@ -76,7 +81,7 @@ impl Recipe {
     }
 
     /// The numbers of a parameter in a step.
-    pub fn hyper(&self, name: &str, step: u64) -> Hyper {
+    pub fn for_parameter(&self, name: &str, step: u64) -> Hyper {
         let peak = if name.starts_with("visual.merger.") {
             self.merger
         } else if name.starts_with("visual.") {
@@ -108,10 +113,10 @@ impl Recipe {
 mod tests {
     use super::*;
 
-    fn recipe(change: impl FnOnce(&mut RunOptions)) -> Recipe {
+    fn hyperparameters(change: impl FnOnce(&mut RunOptions)) -> Hyperparameters {
         let mut options = RunOptions { weight_decay: 0.1, learning_rate: 1.0, ..Default::default() };
         change(&mut options);
-        Recipe::new(&options, 4)
+        Hyperparameters::new(&options, 4)
     }
 
     const NORMS: [&str; 4] = [
@@ -123,8 +128,8 @@ mod tests {
 
     #[test]
     fn decay_spares_what_the_trainer_spares() {
-        let decay = |recipe: &Recipe, name: &str| recipe.hyper(name, 1).weight_decay;
-        let plain = recipe(|_| ());
+        let decay = |hyperparameters: &Hyperparameters, name: &str| hyperparameters.for_parameter(name, 1).weight_decay;
+        let plain = hyperparameters(|_| ());
         for name in [
             "model.layers.0.self_attn.q_proj.bias",
             "model.layers.0.input_layernorm.weight",
@@ -136,7 +141,7 @@ mod tests {
         for name in ["model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight", "lm_head.weight"] {
             assert_eq!(decay(&plain, name), 0.1, "{name}");
         }
-        let spared = recipe(|o| o.no_decay_norms = true);
+        let spared = hyperparameters(|o| o.no_decay_norms = true);
         for name in NORMS {
             assert_eq!((decay(&plain, name), decay(&spared, name)), (0.1, 0.0), "{name}");
         }
@@ -145,23 +150,29 @@ mod tests {
 
     #[test]
     fn parts_have_rates_of_their_own_on_one_curve() {
-        let recipe = recipe(|o| {
+        let hyperparameters = hyperparameters(|o| {
             o.learning_rate_vision = Some(0.5);
             o.learning_rate_merger = Some(2.0);
         });
-        let rate = |name: &str, step| recipe.hyper(name, step).learning_rate;
+        let rate = |name: &str, step| hyperparameters.for_parameter(name, step).learning_rate;
         assert_eq!(
             (rate("visual.blocks.0.attn.qkv.weight", 1), rate("visual.blocks.0.attn.qkv.weight", 3)),
             (0.5, 0.25)
         );
         assert_eq!((rate("visual.merger.mlp.0.weight", 1), rate("visual.merger.mlp.0.weight", 3)), (2.0, 1.0));
-        assert_eq!((rate("lm_head.weight", 1), rate("lm_head.weight", 3), recipe.learning_rate(3)), (1.0, 0.5, 0.5));
+        assert_eq!(
+            (rate("lm_head.weight", 1), rate("lm_head.weight", 3), hyperparameters.learning_rate(3)),
+            (1.0, 0.5, 0.5)
+        );
     }
 
     #[test]
     fn a_frozen_tower_takes_its_merger_along() {
-        let recipe = recipe(|o| o.freeze_vision = true);
-        assert!(!recipe.trains("visual.merger.mlp.0.weight") && !recipe.trains("visual.patch_embed.proj.weight"));
-        assert!(recipe.trains("model.embed_tokens.weight"));
+        let hyperparameters = hyperparameters(|o| o.freeze_vision = true);
+        assert!(
+            !hyperparameters.is_trained("visual.merger.mlp.0.weight")
+                && !hyperparameters.is_trained("visual.patch_embed.proj.weight")
+        );
+        assert!(hyperparameters.is_trained("model.embed_tokens.weight"));
     }
 }

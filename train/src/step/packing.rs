@@ -17,7 +17,7 @@ use crate::rollout::group::Group;
 
 /// S tokens, of which L predict a learned one.
 #[derive(Debug)]
-pub(crate) struct Packed<'a> {
+pub(crate) struct PackedGroups<'a> {
     /// The sequences one after the other.
     pub(crate) batch: Batch,
     /// i32 `[L]`: the rows that predict.
@@ -32,12 +32,12 @@ pub(crate) struct Packed<'a> {
 
 /// Ids and positions of a sequence without media.
 #[derive(Default)]
-struct Words {
+struct TokenRun {
     ids: Vec<i64>,
     positions: [Vec<i64>; 3],
 }
 
-impl Words {
+impl TokenRun {
     /// Some tokens of a prompt.
     fn of_prompt(tokens: &ModelInput, range: std::ops::Range<usize>) -> Self {
         let positions = tokens.position_ids.each_ref().map(|axis| axis[range.clone()].to_vec());
@@ -46,9 +46,9 @@ impl Words {
 
     /// Adds text that follows a prompt.
     fn say(&mut self, tokens: &ModelInput, ids: &[i32]) {
-        for (place, &id) in (tokens.len() as i64..).zip(ids) {
+        for (location, &id) in (tokens.len() as i64..).zip(ids) {
             self.ids.push(id.into());
-            self.positions.iter_mut().for_each(|axis| axis.push(place + tokens.rope_delta));
+            self.positions.iter_mut().for_each(|axis| axis.push(location + tokens.rope_delta));
         }
     }
 
@@ -60,26 +60,26 @@ impl Words {
 }
 
 /// The sequences of a group.
-struct Parts<'a> {
+struct GroupSequences<'a> {
     tokens: &'a ModelInput,
     /// What all completions have before them, where it is shared.
-    prompt: Option<Words>,
-    completions: Vec<Words>,
+    prompt: Option<TokenRun>,
+    completions: Vec<TokenRun>,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> GroupSequences<'a> {
     fn new(group: &'a Group, shared: bool) -> Self {
         let tokens = &group.prompt.tokens;
         let (last, end) = (tokens.len() - 1, tokens.len());
         let completion = |learned: &[i32]| {
-            let Some((_, said)) = learned.split_last() else { return Words::default() };
-            let mut words = Words::of_prompt(tokens, if shared { last..end } else { 0..end });
+            let Some((_, said)) = learned.split_last() else { return TokenRun::default() };
+            let mut words = TokenRun::of_prompt(tokens, if shared { last..end } else { 0..end });
             words.say(tokens, said);
             words
         };
         Self {
             tokens,
-            prompt: shared.then(|| Words::of_prompt(tokens, 0..last)),
+            prompt: shared.then(|| TokenRun::of_prompt(tokens, 0..last)),
             completions: group.completions.iter().map(|c| completion(c.learned())).collect(),
         }
     }
@@ -91,7 +91,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-impl<'a> Packed<'a> {
+impl<'a> PackedGroups<'a> {
     /// Packs groups of a micro-batch. `shared`: their prompts are there once.
     pub(crate) fn new(
         device: &Device,
@@ -100,8 +100,8 @@ impl<'a> Packed<'a> {
         groups: &'a [Group],
         shared: bool,
     ) -> Result<Self> {
-        let parts: Vec<Parts> = groups.iter().map(|group| Parts::new(group, shared)).collect();
-        let sequences: Vec<Sequence> = parts.iter().flat_map(Parts::sequences).collect();
+        let parts: Vec<GroupSequences> = groups.iter().map(|group| GroupSequences::new(group, shared)).collect();
+        let sequences: Vec<Sequence> = parts.iter().flat_map(GroupSequences::sequences).collect();
         let (mut prefixes, mut positions) = (Vec::new(), Vec::new());
         let mut at = 0;
         for (group, parts) in groups.iter().zip(&parts) {
@@ -116,7 +116,7 @@ impl<'a> Packed<'a> {
                 positions.extend((at - completion.counted..at).map(|row| row as i32));
             }
         }
-        let begin_with_prompts = |parts: &Parts<'a>| {
+        let begin_with_prompts = |parts: &GroupSequences<'a>| {
             let sequences = match &parts.prompt {
                 Some(words) => usize::from(!words.ids.is_empty()),
                 None => parts.completions.iter().filter(|words| !words.ids.is_empty()).count(),

@@ -4,7 +4,7 @@ use reel_runtime::{Cx, ops};
 
 use crate::Result;
 use crate::data::sample::Sample;
-use crate::step::trainer::{Packed, StepResult, Trainer};
+use crate::step::trainer::{MicroBatchInput, StepResult, Trainer};
 
 /// Step `n`, counted from 1, on the micro-batches that `next` gives; `None` when it gives none.
 ///
@@ -18,17 +18,17 @@ pub fn step(
     let device = t.device.clone();
     let part = |name| device.profiler().part(name);
     let (mut losses, mut tokens) = (Vec::new(), 0);
-    while losses.len() < t.recipe.gradient_accumulation_steps {
+    while losses.len() < t.hyperparameters.gradient_accumulation_steps {
         let Some(samples) = next()? else { break };
         part("forward");
-        let packed = Packed::new(t, &samples)?; // rows → one row of S tokens with cu_seqlens
+        let packed = MicroBatchInput::new(t, &samples)?; // rows → one row of S tokens with cu_seqlens
         let cx = Cx::training(&t.device, t.dtype);
         let hidden = t.hidden(&cx, &packed.batch)?; // [S, H]
         let learned = ops::gather_rows(&cx, &hidden, &packed.positions)?; // [L, H]
         let log_probs = ops::linear_log_prob(&cx, &learned, &t.model.text.lm_head, &packed.targets, 1.0)?; // [L]
         let loss = ops::weighted_sum(&cx, &log_probs, &packed.weights)?; // −1/L · Σ log p
         part("backward");
-        cx.backward(&loss, 1.0 / t.recipe.gradient_accumulation_steps as f32, &mut t.grads)?;
+        cx.backward(&loss, 1.0 / t.hyperparameters.gradient_accumulation_steps as f32, &mut t.grads)?;
         losses.push(loss.to_f32()?[0]);
         tokens += packed.batch.tokens();
     }
@@ -37,10 +37,10 @@ pub fn step(
     }
     part("optimizer");
     // Each was weighted as one of a full step; in a step of fewer, the last of a run, each weighs more.
-    let clip = t.clip(t.recipe.gradient_accumulation_steps as f32 / losses.len() as f32)?; // [norm, factor]
-    let result = StepResult::new(&losses, &clip, t.recipe.learning_rate(n), tokens)?;
+    let clip = t.clip(t.hyperparameters.gradient_accumulation_steps as f32 / losses.len() as f32)?; // [norm, factor]
+    let result = StepResult::new(&losses, &clip, t.hyperparameters.learning_rate(n), tokens)?;
     if result.is_finite() {
-        t.optimizer.step(&t.grads, &clip, |name| t.recipe.hyper(name, n))?;
+        t.optimizer.step(&t.grads, &clip, |name| t.hyperparameters.for_parameter(name, n))?;
     }
     part("");
     Ok(Some(result))

@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::data::sample::Sample;
 use crate::run_folder::digest::Digest;
-use crate::step::hyperparameters::Recipe;
+use crate::step::hyperparameters::Hyperparameters;
 use crate::{Result, TrainError};
 
 /// The state of a run on a device.
@@ -32,7 +32,7 @@ pub struct Trainer {
     /// Gradients of the step at hand.
     pub grads: Grads,
     /// Rates, decay, clipping.
-    pub recipe: Recipe,
+    pub hyperparameters: Hyperparameters,
 }
 
 /// What a step gave.
@@ -49,12 +49,12 @@ pub struct StepResult {
     /// What else there is to tell of the step, for `metrics.jsonl`.
     pub more: Map<String, Value>,
     /// What was drawn for it, for people to look at.
-    pub shown: Option<Shown>,
+    pub preview: Option<Preview>,
 }
 
 /// Some of what a step was made of, for those who watch the run.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Shown {
+pub struct Preview {
     /// Rewards of all completions.
     pub rewards: Vec<f32>,
     /// A prompt with its completions and what they were worth.
@@ -67,7 +67,7 @@ impl StepResult {
     pub(crate) fn new(losses: &[f32], clip: &Tensor, learning_rate: f64, tokens: usize) -> Result<Self> {
         let loss = losses.iter().map(|&x| f64::from(x)).sum::<f64>() / losses.len() as f64;
         let grad_norm = clip.to_f32()?.first().copied().map_or(0.0, f64::from);
-        Ok(Self { loss, grad_norm, learning_rate, tokens, more: Map::new(), shown: None })
+        Ok(Self { loss, grad_norm, learning_rate, tokens, more: Map::new(), preview: None })
     }
 
     /// Whether loss and gradients are numbers. If not, the weights were left alone.
@@ -83,9 +83,9 @@ impl Trainer {
         config: &ModelConfig,
         weights: WeightSource,
         dtype: DType,
-        recipe: Recipe,
+        hyperparameters: Hyperparameters,
     ) -> Result<Self> {
-        Self::after(device, config, weights, None, dtype, recipe)
+        Self::after(device, config, weights, None, dtype, hyperparameters)
     }
 
     /// [`Self::new`] with the adapter as it was left, where there is one.
@@ -95,30 +95,30 @@ impl Trainer {
         weights: WeightSource,
         adapter: Option<&Adapter>,
         dtype: DType,
-        recipe: Recipe,
+        hyperparameters: Hyperparameters,
     ) -> Result<Self> {
-        let trainable = |name: &str| recipe.trains(name);
+        let trainable = |name: &str| hyperparameters.is_trained(name);
         let mut model =
             Qwen25Vl::load(&WeightLoader { device, source: weights, dtype, trainable: &trainable }, config)?;
-        if let Some(spec) = &recipe.lora {
+        if let Some(spec) = &hyperparameters.lora {
             let layers = spec.layers(config).map_err(|unknown| {
                 let what = format!("{} is no linear layer that could be trained here", unknown.target);
-                let cure = format!("choose from {}, or give all-linear", unknown.known.join(", "));
-                TrainError::option("--lora-target-modules", what, cure)
+                let help = format!("choose from {}, or give all-linear", unknown.known.join(", "));
+                TrainError::option("--lora-target-modules", what, help)
             })?;
             let source = match (weights, adapter) {
                 (_, Some(adapter)) => AdapterSource::Files(adapter),
                 (WeightSource::Nothing(_), None) => AdapterSource::Nothing(&layers, spec),
-                (WeightSource::Files(_), None) => AdapterSource::New(&layers, spec, recipe.seed),
+                (WeightSource::Files(_), None) => AdapterSource::New(&layers, spec, hyperparameters.seed),
             };
             model = model.with_adapter(device, dtype, source, true)?;
         }
         let parameters: Vec<Tensor> = model.parameters().cloned().collect();
-        let optimizer = AdamW::new(&parameters, recipe.moments, recipe.seed)?;
+        let optimizer = AdamW::new(&parameters, hyperparameters.moments, hyperparameters.seed)?;
         let mut grads = Grads::new();
         grads.reserve(&parameters)?;
         device.reset_peak();
-        Ok(Self { device: device.clone(), dtype, model, optimizer, grads, recipe })
+        Ok(Self { device: device.clone(), dtype, model, optimizer, grads, hyperparameters })
     }
 
     /// [`Self::new`] from the files of a folder.
@@ -127,38 +127,38 @@ impl Trainer {
         config: &ModelConfig,
         folder: &Path,
         dtype: DType,
-        recipe: Recipe,
+        hyperparameters: Hyperparameters,
     ) -> Result<(Self, Checkpoint)> {
         let files = Checkpoint::open(folder)?;
         files.check(config)?;
-        Ok((Self::new(device, config, WeightSource::Files(&files), dtype, recipe)?, files))
+        Ok((Self::new(device, config, WeightSource::Files(&files), dtype, hyperparameters)?, files))
     }
 
     /// Opens the model of a run, or goes on after a checkpoint: a whole model, or an adapter that stands beside `model`.
     /// Gives the weight files that it was read from, too.
-    pub fn go_on(
+    pub fn resume(
         device: &Device,
         config: &ModelConfig,
         model: &Path,
         checkpoint: Option<&Path>,
         dtype: DType,
-        recipe: Recipe,
+        hyperparameters: Hyperparameters,
     ) -> Result<(Self, Checkpoint)> {
-        let Some((folder, spec)) = checkpoint.zip(recipe.lora.as_ref()) else {
-            return Self::open(device, config, checkpoint.unwrap_or(model), dtype, recipe);
+        let Some((folder, spec)) = checkpoint.zip(hyperparameters.lora.as_ref()) else {
+            return Self::open(device, config, checkpoint.unwrap_or(model), dtype, hyperparameters);
         };
         let files = Checkpoint::open(model)?;
         files.check(config)?;
         let adapter = Adapter::open(folder)?;
         adapter.check(config)?;
         same_layers(folder, &adapter, spec, config)?;
-        let trainer = Self::after(device, config, WeightSource::Files(&files), Some(&adapter), dtype, recipe)?;
+        let trainer = Self::after(device, config, WeightSource::Files(&files), Some(&adapter), dtype, hyperparameters)?;
         Ok((trainer, files))
     }
 
     /// Hidden states `[S, H]`. A vision tower of which nothing is trained runs off the tape.
     pub fn hidden(&self, cx: &Cx, batch: &Batch) -> Result<Tensor> {
-        let checkpointing = self.recipe.gradient_checkpointing;
+        let checkpointing = self.hyperparameters.gradient_checkpointing;
         if self.model.trains_vision() {
             return Ok(self.model.hidden(cx, batch, checkpointing)?);
         }
@@ -173,12 +173,12 @@ impl Trainer {
     pub fn hidden_with(&self, cx: &Cx, batch: &Batch, vision: Option<Tensor>) -> Result<Tensor> {
         let x = self.model.embed(cx, batch, vision.as_ref())?;
         let attend = reel_model::text::AttentionContext::Packed(&batch.seqs);
-        Ok(self.model.text.forward(cx, &x, &batch.positions, attend, self.recipe.gradient_checkpointing)?)
+        Ok(self.model.text.forward(cx, &x, &batch.positions, attend, self.hyperparameters.gradient_checkpointing)?)
     }
 
     /// The gradients' norm, and the factor that the optimizer multiplies them by: f32 `[2]`. `weight` is what all gradients count.
     pub fn clip(&self, weight: f32) -> Result<Tensor> {
-        let most = self.recipe.max_grad_norm as f32;
+        let most = self.hyperparameters.max_grad_norm as f32;
         let clip = self.optimizer.clip(&self.device, &self.grads, most)?;
         if weight == 1.0 {
             return Ok(clip);
@@ -225,7 +225,7 @@ fn same_layers(folder: &Path, adapter: &Adapter, spec: &LoraSpec, config: &Model
 
 /// A micro-batch on the device: S tokens, of which L are learned.
 #[derive(Debug)]
-pub struct Packed {
+pub struct MicroBatchInput {
     /// The rows one after the other.
     pub batch: Batch,
     /// i32 `[L]`: positions whose next token is learned.
@@ -236,7 +236,7 @@ pub struct Packed {
     pub weights: Tensor,
 }
 
-impl Packed {
+impl MicroBatchInput {
     /// Packs the rows of a micro-batch.
     pub fn new(t: &Trainer, samples: &[Sample]) -> Result<Self> {
         let sequences: Vec<Sequence> = samples.iter().map(Sample::sequence).collect();

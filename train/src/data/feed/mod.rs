@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::length;
 use crate::data::order::Order;
-use crate::reporting::metrics::Skipped;
+use crate::reporting::metrics::SkippedRow;
 use crate::{Result, TrainError};
 
 /// Makes samples of rows. An error that [`is_row_fault`] is about that row alone: it may be left out.
-pub trait Source: Send + Sync + 'static {
+pub trait SampleSource: Send + Sync + 'static {
     /// What a row becomes.
     type Sample: Send + 'static;
     /// How many rows there are.
@@ -20,9 +20,9 @@ pub trait Source: Send + Sync + 'static {
     /// Prepares row `row`.
     fn sample(&self, row: usize) -> Result<Self::Sample>;
     /// Tokens of a sample.
-    fn tokens(sample: &Self::Sample) -> usize;
+    fn token_count(sample: &Self::Sample) -> usize;
     /// File and line of a row.
-    fn place(&self, row: usize) -> (String, usize);
+    fn location(&self, row: usize) -> (String, usize);
 }
 
 /// Whether an error concerns one row, so that the others can still be trained on.
@@ -32,7 +32,7 @@ pub fn is_row_fault(e: &TrainError) -> bool {
 
 /// How rows are put together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Batching {
+pub struct BatchOptions {
     /// Rows of a micro-batch; with packing as many as fit.
     pub rows: usize,
     /// Fill micro-batches up to `max_length` tokens instead.
@@ -49,7 +49,7 @@ pub struct Batching {
 
 /// How far a run is in its data.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Position {
+pub struct DataPosition {
     /// The next place in the stream of rows.
     pub slot: u64,
     /// Rows found unusable so far, in the order in which they were found. They are not tried again.
@@ -64,12 +64,12 @@ pub struct MicroBatch<S> {
     /// What they became.
     pub samples: Vec<S>,
     /// Rows found unusable on the way.
-    pub skipped: Vec<Skipped>,
+    pub skipped: Vec<SkippedRow>,
     /// The place in the stream after this.
     pub slot: u64,
 }
 
-impl Position {
+impl DataPosition {
     /// The position after a micro-batch.
     pub fn advance<S>(&mut self, batch: &MicroBatch<S>) {
         self.slot = batch.slot;
@@ -78,25 +78,25 @@ impl Position {
 }
 
 /// The micro-batches of a run, one after the other.
-pub struct Feed<S: Source> {
-    ahead: Ahead<S>,
-    batching: Batching,
+pub struct BatchFeed<S: SampleSource> {
+    ahead: Prefetcher<S>,
+    batching: BatchOptions,
     slot: u64,
     bad: BTreeSet<usize>,
 }
 
-impl<S: Source> Feed<S> {
+impl<S: SampleSource> BatchFeed<S> {
     /// The micro-batches from `from` on. `threads` prepare up to `window` rows ahead.
     pub fn new(
         source: Arc<S>,
         order: Order,
-        batching: Batching,
-        from: &Position,
+        batching: BatchOptions,
+        from: &DataPosition,
         threads: usize,
         window: usize,
     ) -> Self {
         let bad: BTreeSet<usize> = from.skipped.iter().copied().collect();
-        let ahead = Ahead::new(source, order, &bad, from.slot, threads, window);
+        let ahead = Prefetcher::new(source, order, &bad, from.slot, threads, window);
         Self { ahead, batching, slot: from.slot, bad }
     }
 
@@ -114,7 +114,7 @@ impl<S: Source> Feed<S> {
                 Err(e) if is_row_fault(&e) && !self.batching.strict => batch.skipped.push(self.skip(row, &e)?),
                 Err(e) => return Err(e),
                 Ok(sample) => {
-                    filled += S::tokens(&sample);
+                    filled += S::token_count(&sample);
                     if self.overfull(&batch, filled) {
                         self.ahead.put_back(slot, sample);
                         break;
@@ -132,7 +132,7 @@ impl<S: Source> Feed<S> {
     }
 
     fn is_full(&self, batch: &MicroBatch<S::Sample>, slot: u64, filled: usize) -> bool {
-        let Batching { rows, packing, max_length, end, .. } = self.batching;
+        let BatchOptions { rows, packing, max_length, end, .. } = self.batching;
         let ended = end.is_some_and(|end| slot >= end);
         ended || if packing { max_length.is_some_and(|most| filled >= most) } else { batch.rows.len() >= rows }
     }
@@ -142,39 +142,39 @@ impl<S: Source> Feed<S> {
     }
 
     fn fitting(&self, row: usize, sample: S::Sample) -> Result<S::Sample> {
-        let tokens = S::tokens(&sample);
+        let tokens = S::token_count(&sample);
         match self.batching.max_length {
             Some(most) if tokens > most => {
-                Err(length::too_long(&self.ahead.place(row).0, tokens, self.batching.limit, most))
+                Err(length::too_long(&self.ahead.location(row).0, tokens, self.batching.limit, most))
             }
             _ => Ok(sample),
         }
     }
 
-    fn skip(&mut self, row: usize, e: &TrainError) -> Result<Skipped> {
+    fn skip(&mut self, row: usize, e: &TrainError) -> Result<SkippedRow> {
         self.bad.insert(row);
-        let (place, line) = self.ahead.place(row);
+        let (location, line) = self.ahead.location(row);
         if self.bad.len() >= self.ahead.rows() {
-            return Err(length::no_usable_row(&place, &e.to_string()));
+            return Err(length::no_usable_row(&location, &e.to_string()));
         }
-        Ok(Skipped { row, line, reason: e.to_string() })
+        Ok(SkippedRow { row, line, reason: e.to_string() })
     }
 }
 
 /// Prepares rows ahead of their use, in the order of the stream.
-struct Ahead<S: Source> {
+struct Prefetcher<S: SampleSource> {
     shared: Arc<Shared<S>>,
     order: Order,
 }
 
-struct Shared<S: Source> {
+struct Shared<S: SampleSource> {
     source: Arc<S>,
     window: u64,
-    state: Mutex<State<S::Sample>>,
+    state: Mutex<PrefetchState<S::Sample>>,
     changed: Condvar,
 }
 
-struct State<T> {
+struct PrefetchState<T> {
     /// The place that the consumer is at; nothing before it is kept.
     at: u64,
     /// The next place that nobody prepares yet.
@@ -184,9 +184,9 @@ struct State<T> {
     closed: bool,
 }
 
-impl<S: Source> Ahead<S> {
+impl<S: SampleSource> Prefetcher<S> {
     fn new(source: Arc<S>, order: Order, bad: &BTreeSet<usize>, from: u64, threads: usize, window: usize) -> Self {
-        let state = State { at: from, next: from, ready: BTreeMap::new(), bad: bad.clone(), closed: false };
+        let state = PrefetchState { at: from, next: from, ready: BTreeMap::new(), bad: bad.clone(), closed: false };
         let shared = Arc::new(Shared {
             source,
             window: window.max(1) as u64,
@@ -196,7 +196,7 @@ impl<S: Source> Ahead<S> {
         for _ in 0..threads.max(1) {
             // Nobody waits for these threads: the last row that they work on may take as long as its deadline.
             let (shared, order) = (shared.clone(), order.clone());
-            std::thread::spawn(move || shared.work(order));
+            std::thread::spawn(move || shared.run_worker(order));
         }
         Self { shared, order }
     }
@@ -209,8 +209,8 @@ impl<S: Source> Ahead<S> {
         self.shared.source.rows()
     }
 
-    fn place(&self, row: usize) -> (String, usize) {
-        self.shared.source.place(row)
+    fn location(&self, row: usize) -> (String, usize) {
+        self.shared.source.location(row)
     }
 
     /// The sample at `slot`, waiting for it where needed. Places before it are forgotten.
@@ -224,9 +224,9 @@ impl<S: Source> Ahead<S> {
                 return result;
             }
             if state.closed {
-                let (place, _) = self.place(self.order.clone().row(slot));
+                let (location, _) = self.location(self.order.clone().row(slot));
                 return Err(TrainError::data(
-                    place,
+                    location,
                     "preparing it ended early",
                     "report this as a defect, with the row",
                 ));
@@ -241,13 +241,13 @@ impl<S: Source> Ahead<S> {
     }
 }
 
-impl<S: Source> Shared<S> {
-    fn lock(&self) -> MutexGuard<'_, State<S::Sample>> {
+impl<S: SampleSource> Shared<S> {
+    fn lock(&self) -> MutexGuard<'_, PrefetchState<S::Sample>> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// What a thread does: the next place that nobody has, as long as it is near.
-    fn work(&self, mut order: Order) {
+    fn run_worker(&self, mut order: Order) {
         let _close = CloseOnPanic(self);
         loop {
             let mut state = self.lock();
@@ -280,9 +280,9 @@ impl<S: Source> Shared<S> {
 }
 
 /// A thread that dies must not leave the consumer waiting.
-struct CloseOnPanic<'a, S: Source>(&'a Shared<S>);
+struct CloseOnPanic<'a, S: SampleSource>(&'a Shared<S>);
 
-impl<S: Source> Drop for CloseOnPanic<'_, S> {
+impl<S: SampleSource> Drop for CloseOnPanic<'_, S> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.lock().closed = true;
@@ -291,7 +291,7 @@ impl<S: Source> Drop for CloseOnPanic<'_, S> {
     }
 }
 
-impl<S: Source> Drop for Ahead<S> {
+impl<S: SampleSource> Drop for Prefetcher<S> {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.changed.notify_all();

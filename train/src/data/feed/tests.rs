@@ -2,9 +2,9 @@ use super::*;
 use proptest::prelude::*;
 
 /// Rows of given lengths; `None` cannot be used. A sample is its row and its length.
-struct Rows(Vec<Option<usize>>);
+struct DataSource(Vec<Option<usize>>);
 
-impl Source for Rows {
+impl SampleSource for DataSource {
     type Sample = (usize, usize);
     fn rows(&self) -> usize {
         self.0.len()
@@ -14,45 +14,45 @@ impl Source for Rows {
         std::thread::sleep(std::time::Duration::from_micros((row as u64 * 7919) % 60));
         self.0[row].map(|n| (row, n)).ok_or_else(|| TrainError::row(format!("d:{row}"), "is broken", "mend it"))
     }
-    fn tokens(sample: &Self::Sample) -> usize {
+    fn token_count(sample: &Self::Sample) -> usize {
         sample.1
     }
-    fn place(&self, row: usize) -> (String, usize) {
+    fn location(&self, row: usize) -> (String, usize) {
         (format!("d:{}", row + 1), row + 1)
     }
 }
 
-const PLAIN: Batching =
-    Batching { rows: 2, packing: false, max_length: None, limit: "--max-length", end: None, strict: false };
+const PLAIN: BatchOptions =
+    BatchOptions { rows: 2, packing: false, max_length: None, limit: "--max-length", end: None, strict: false };
 
-fn feed(rows: &[Option<usize>], order: Order, batching: Batching, from: &Position) -> Feed<Rows> {
-    Feed::new(Arc::new(Rows(rows.to_vec())), order, batching, from, 1, 3)
+fn feed(rows: &[Option<usize>], order: Order, batching: BatchOptions, from: &DataPosition) -> BatchFeed<DataSource> {
+    BatchFeed::new(Arc::new(DataSource(rows.to_vec())), order, batching, from, 1, 3)
 }
 
-fn rows_of(feed: &mut Feed<Rows>, batches: usize) -> Vec<Vec<usize>> {
+fn rows_of(feed: &mut BatchFeed<DataSource>, batches: usize) -> Vec<Vec<usize>> {
     (0..batches).map_while(|_| feed.next_batch().unwrap()).map(|b| b.rows).collect()
 }
 
 #[test]
 fn batches_run_over_the_end_of_the_file() {
     let rows = [Some(1); 3];
-    let got = rows_of(&mut feed(&rows, Order::of_file(3), PLAIN, &Position::default()), 4);
+    let got = rows_of(&mut feed(&rows, Order::of_file(3), PLAIN, &DataPosition::default()), 4);
     assert_eq!(got, [[0, 1], [2, 0], [1, 2], [0, 1]]);
 }
 
 #[test]
 fn a_run_with_an_end_uses_that_many_rows() {
     let rows = [Some(1); 3];
-    let ended = Batching { end: Some(5), ..PLAIN };
-    let got = rows_of(&mut feed(&rows, Order::of_file(3), ended, &Position::default()), 9);
+    let ended = BatchOptions { end: Some(5), ..PLAIN };
+    let got = rows_of(&mut feed(&rows, Order::of_file(3), ended, &DataPosition::default()), 9);
     assert_eq!(got, [vec![0, 1], vec![2, 0], vec![1]]);
 }
 
 #[test]
 fn unusable_rows_are_told_once_and_their_places_taken() {
     let rows = [Some(1), None, Some(9), Some(1)];
-    let limited = Batching { max_length: Some(5), ..PLAIN };
-    let mut feed = feed(&rows, Order::of_file(4), limited, &Position::default());
+    let limited = BatchOptions { max_length: Some(5), ..PLAIN };
+    let mut feed = feed(&rows, Order::of_file(4), limited, &DataPosition::default());
     let first = feed.next_batch().unwrap().unwrap();
     assert_eq!(first.rows, [0, 3]);
     assert_eq!(first.skipped.iter().map(|s| (s.row, s.line)).collect::<Vec<_>>(), [(1, 2), (2, 3)]);
@@ -63,8 +63,8 @@ fn unusable_rows_are_told_once_and_their_places_taken() {
 
 #[test]
 fn rows_skipped_at_the_very_end_are_still_told() {
-    let ended = Batching { end: Some(3), ..PLAIN };
-    let mut feed = feed(&[Some(1), Some(1), None], Order::of_file(3), ended, &Position::default());
+    let ended = BatchOptions { end: Some(3), ..PLAIN };
+    let mut feed = feed(&[Some(1), Some(1), None], Order::of_file(3), ended, &DataPosition::default());
     assert_eq!(feed.next_batch().unwrap().unwrap().rows, [0, 1]);
     let last = feed.next_batch().unwrap().unwrap();
     assert_eq!((last.rows.len(), last.skipped.len(), last.slot), (0, 1, 3));
@@ -74,17 +74,17 @@ fn rows_skipped_at_the_very_end_are_still_told() {
 #[test]
 fn packing_fills_with_whole_rows() {
     let rows = [Some(4), Some(3), Some(3), Some(9), Some(10), Some(11), Some(1)];
-    let packed = Batching { packing: true, max_length: Some(10), end: Some(7), ..PLAIN };
-    let mut feed = feed(&rows, Order::of_file(7), packed, &Position::default());
+    let packed = BatchOptions { packing: true, max_length: Some(10), end: Some(7), ..PLAIN };
+    let mut feed = feed(&rows, Order::of_file(7), packed, &DataPosition::default());
     assert_eq!(rows_of(&mut feed, 9), [vec![0, 1, 2], vec![3], vec![4], vec![6]]);
 }
 
 #[test]
 fn strict_stops_and_so_does_a_file_without_a_usable_row() {
-    let strict = Batching { strict: true, ..PLAIN };
-    let e = feed(&[Some(1), None], Order::of_file(2), strict, &Position::default()).next_batch().unwrap_err();
+    let strict = BatchOptions { strict: true, ..PLAIN };
+    let e = feed(&[Some(1), None], Order::of_file(2), strict, &DataPosition::default()).next_batch().unwrap_err();
     assert!(e.to_string().starts_with("d:1: is broken"), "{e}");
-    let e = feed(&[None, None], Order::of_file(2), PLAIN, &Position::default()).next_batch().unwrap_err();
+    let e = feed(&[None, None], Order::of_file(2), PLAIN, &DataPosition::default()).next_batch().unwrap_err();
     assert!(e.to_string().contains("no row of the file can be used"), "{e}");
 }
 
@@ -104,9 +104,9 @@ proptest! {
     ) {
         prop_assume!(rows.iter().flatten().any(|&n| n <= limit));
         let order = seed.map_or_else(|| Order::of_file(rows.len()), |s| Order::shuffled(rows.len(), s));
-        let batching = Batching { rows: batch, packing, max_length: Some(limit), limit: "--max-length", end: None, strict: false };
-        let mut whole = feed(&rows, order.clone(), batching, &Position::default());
-        let (mut at, mut want) = (Position::default(), Vec::new());
+        let batching = BatchOptions { rows: batch, packing, max_length: Some(limit), limit: "--max-length", end: None, strict: false };
+        let mut whole = feed(&rows, order.clone(), batching, &DataPosition::default());
+        let (mut at, mut want) = (DataPosition::default(), Vec::new());
         for i in 0..stop + 6 {
             let b = whole.next_batch().unwrap().unwrap();
             prop_assert!(packing || b.rows.len() == batch);
@@ -114,7 +114,7 @@ proptest! {
             prop_assert!(b.rows.iter().zip(&b.samples).all(|(&r, s)| r == s.0));
             if i < stop { at.advance(&b) } else { want.push((b.rows, b.skipped, b.slot)) }
         }
-        let mut again = Feed::new(Arc::new(Rows(rows)), order, batching, &at, threads, window);
+        let mut again = BatchFeed::new(Arc::new(DataSource(rows)), order, batching, &at, threads, window);
         for want in want {
             let b = again.next_batch().unwrap().unwrap();
             prop_assert_eq!((b.rows, b.skipped, b.slot), want);

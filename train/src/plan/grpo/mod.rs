@@ -12,27 +12,27 @@ use reel_model::weights::WeightSource as Weights;
 use reel_runtime::{Cx, DType, Device};
 use serde_json::{Map, Value};
 
-use super::{Ops, Phases, Plan, Shape};
+use super::{OpCosts, PhaseCosts, Plan, RowShape};
 use crate::Result;
-use crate::data::feed::{Feed, Position, Source};
+use crate::data::feed::{BatchFeed, DataPosition, SampleSource};
 use crate::data::length;
-use crate::options::{GrpoOptions, Options};
-use crate::rollout::group::given;
-use crate::rollout::sampler::Draws;
+use crate::options::{GrpoOptions, TrainingOptions};
+use crate::rollout::group::groups_from_file;
+use crate::rollout::sampler::Sampler;
 use crate::rollout::siglip::SiglipScorer;
-use crate::rollout::{Completion, Group, Prompt, Set};
-use crate::run::grpo::{Grpo, Setup};
-use crate::run::{self, Taken, Work};
-use crate::run_folder::checkpoint::bytes_of;
+use crate::rollout::{Completion, Group, Prompt, RolloutSet};
+use crate::run::grpo::{Grpo, GrpoSetup};
+use crate::run::{self, BatchCursor, TrainLoop};
+use crate::run_folder::checkpoint::checkpoint_bytes;
 use crate::step::grpo::step;
-use crate::step::hyperparameters::Recipe;
+use crate::step::hyperparameters::Hyperparameters;
 use crate::step::trainer::Trainer;
 
 /// Rows whose steps are counted at most: completions of each are counted token by token.
-const MOST_ROWS: u64 = 64;
+const MAX_ROWS: u64 = 64;
 
 /// Steps on a set that are counted; from the second on they are all the same.
-const MOST_USES: u64 = 2;
+const MAX_USES: u64 = 2;
 
 /// The steps on one set of groups whose prompts are of one size. `device` is dry.
 pub fn with_shape(
@@ -40,7 +40,7 @@ pub fn with_shape(
     config: &ModelConfig,
     files: StoredDType,
     dtype: DType,
-    shape: &Shape,
+    shape: &RowShape,
     device: &Device,
 ) -> Result<Plan> {
     options.validate_values()?;
@@ -54,30 +54,30 @@ pub fn with_shape(
         Prompt::of_size(tokens)
     };
     let mut counter = Counter::new(options, config, files, dtype, device, &[])?;
-    counter.set((0..options.groups()).map(prompt).collect())?;
+    counter.set((0..options.groups_per_step()).map(prompt).collect())?;
     counter.plan()
 }
 
 /// The steps of a run on its own data, or the first of them where there are many rows. Counted for the device of `setup`.
-pub fn with_data(setup: &Setup, files: StoredDType) -> Result<Plan> {
+pub fn with_data(setup: &GrpoSetup, files: StoredDType) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
-    let prompts = Arc::new(Grpo::rows(setup)?);
-    let left_out: Vec<usize> = run::left_out(options, &*prompts)?.into_iter().map(|row| row.row).collect();
+    let prompts = Arc::new(Grpo::open_rows(setup)?);
+    let skipped: Vec<usize> = run::skipped_rows(options, &*prompts)?.into_iter().map(|row| row.row).collect();
     let rows = prompts.rows();
     let order = run::order(options.no_shuffle, rows, setup.seed);
     let mut batching = Grpo::batching(options, rows);
-    let sets = MOST_ROWS.div_ceil(batching.rows as u64);
-    let sets = options.asked_steps().map_or(sets, |steps| sets.min(steps.div_ceil(options.num_iterations)));
-    batching.end = batching.end.map(|end| end.min(MOST_ROWS));
-    let position = Position { slot: 0, skipped: left_out };
-    let mut feed = Feed::new(prompts.clone(), order, batching, &position, 1, 2);
+    let sets = MAX_ROWS.div_ceil(batching.rows as u64);
+    let sets = options.fixed_steps().map_or(sets, |steps| sets.min(steps.div_ceil(options.num_iterations)));
+    batching.end = batching.end.map(|end| end.min(MAX_ROWS));
+    let position = DataPosition { slot: 0, skipped };
+    let mut feed = BatchFeed::new(prompts.clone(), order, batching, &position, 1, 2);
     let device = Device::dry(setup.device.kernels());
     let config = prompts.config().clone();
     let mut counter = Counter::new(options, &config, files, setup.dtype, &device, prompts.stop_ids())?;
-    let (never, mut taken) = (AtomicBool::new(false), Taken::default());
+    let (never, mut cursor) = (AtomicBool::new(false), BatchCursor::default());
     for _ in 0..sets {
-        let Some(batch) = taken.next_of(&mut feed, &never)? else { break };
+        let Some(batch) = cursor.next_batch(&mut feed, &never)? else { break };
         counter.set(batch.samples)?;
     }
     counter.plan()
@@ -89,10 +89,10 @@ struct Counter<'a> {
     trainer: Trainer,
     reference: Option<Qwen25Vl>,
     /// What draws, where completions are not given.
-    draws: Option<Draws<'a>>,
+    sampler: Option<Sampler<'a>>,
     siglip: Option<SiglipScorer>,
     ends: Vec<u32>,
-    phases: Phases,
+    phases: PhaseCosts,
     steps: u64,
     tokens: u64,
 }
@@ -106,23 +106,24 @@ impl<'a> Counter<'a> {
         device: &Device,
         ends: &[u32],
     ) -> Result<Self> {
-        let mut trainer = Trainer::new(device, config, Weights::Nothing(files), dtype, Recipe::new(options, 1))?;
+        let mut trainer =
+            Trainer::new(device, config, Weights::Nothing(files), dtype, Hyperparameters::new(options, 1))?;
         crate::run::grpo::keep_features(&mut trainer);
         let reference = match options.beta > 0.0 {
             true => Some(crate::run::grpo::reference(&trainer, Weights::Nothing(files))?),
             false => None,
         };
-        let draws = match options.rollouts {
+        let sampler = match options.rollouts {
             Some(_) => None,
             None => {
                 let engine = Engine::new(&trainer.model, &Cx::inference(device, dtype))?;
                 // Only ends that are barred have room on the device. A device that computes nothing draws 0, which is to end nothing.
                 let barred = if options.min_completion_length > 0 { ends } else { &[] };
                 let barred: Vec<u32> = barred.iter().map(|&id| id.max(1)).collect();
-                Some(Draws::new(engine, options, &barred, 0))
+                Some(Sampler::new(engine, options, &barred, 0))
             }
         };
-        let siglip = match (&draws, &options.siglip) {
+        let siglip = match (&sampler, &options.siglip) {
             (Some(_), Some(dir)) => Some(SiglipScorer::open(device, Path::new(dir), dtype)?),
             _ => None,
         };
@@ -132,10 +133,10 @@ impl<'a> Counter<'a> {
             options,
             trainer,
             reference,
-            draws,
+            sampler,
             siglip,
             ends: ends.to_vec(),
-            phases: Phases::default(),
+            phases: PhaseCosts::default(),
             steps: 0,
             tokens: 0,
         })
@@ -143,23 +144,25 @@ impl<'a> Counter<'a> {
 
     /// Draws a set and makes the steps on it.
     fn set(&mut self, prompts: Vec<Prompt>) -> Result<()> {
-        let groups = match &self.draws {
-            None if prompts.iter().all(|prompt| prompt.is_given()) => given(self.options, prompts, &self.ends),
+        let groups = match &self.sampler {
+            None if prompts.iter().all(|prompt| prompt.is_given()) => {
+                groups_from_file(self.options, prompts, &self.ends)
+            }
             None => prompts.into_iter().map(|prompt| self.group(prompt)).collect(),
             Some(_) => {
                 self.draw(&prompts)?;
                 prompts.into_iter().map(|prompt| self.group(prompt)).collect()
             }
         };
-        let mut set = Set::new(groups, self.options.scale_rewards);
+        let mut set = RolloutSet::new(groups, self.options.scale_rewards);
         let device = self.trainer.device.clone();
-        for use_ in 1..=self.options.num_iterations.min(MOST_USES) {
+        for use_ in 1..=self.options.num_iterations.min(MAX_USES) {
             device.profiler().clear();
             device.profiler().record(true);
             let result = step(&mut self.trainer, self.options, self.reference.as_ref(), &mut set, 1)?;
             device.profiler().record(false);
             // The last that is counted stands for those that are not.
-            let times = if use_ == MOST_USES { self.options.num_iterations - use_ + 1 } else { 1 };
+            let times = if use_ == MAX_USES { self.options.num_iterations - use_ + 1 } else { 1 };
             for event in device.profiler().events()? {
                 self.phases.add_launch(event.part, event.name, event.cost, times);
             }
@@ -171,12 +174,12 @@ impl<'a> Counter<'a> {
 
     /// Counts the draws for a set, and what judges them on the device.
     fn draw(&mut self, prompts: &[Prompt]) -> Result<()> {
-        let Some(draws) = &self.draws else { return Ok(()) };
+        let Some(sampler) = &self.sampler else { return Ok(()) };
         let device = &self.trainer.device;
         let tokens: Vec<_> = prompts.iter().map(|prompt| &prompt.tokens).collect();
         device.profiler().clear();
-        let mut prefill = Ok(Ops::new());
-        draws.complete(&tokens, 1, 0, || prefill = device.profiler().totals())?;
+        let mut prefill = Ok(OpCosts::new());
+        sampler.complete(&tokens, 1, 0, || prefill = device.profiler().totals())?;
         let (prefill, mut decode) = (prefill?, device.profiler().totals()?);
         super::subtract(&mut decode, &prefill);
         self.phases.add("prefill", &prefill);
@@ -192,7 +195,7 @@ impl<'a> Counter<'a> {
             }
             self.phases.add("judge", &device.profiler().totals()?);
         }
-        draws.release();
+        sampler.release();
         Ok(())
     }
 
@@ -211,14 +214,14 @@ impl<'a> Counter<'a> {
 
     fn plan(self) -> Result<Plan> {
         let Self { trainer, phases, steps, tokens, .. } = self;
-        Ok(Plan { memory: trainer.device.memory(), phases, steps, tokens, checkpoint: bytes_of(&trainer) })
+        Ok(Plan { memory: trainer.device.memory(), phases, steps, tokens, checkpoint: checkpoint_bytes(&trainer) })
     }
 }
 
 impl Prompt {
     /// A prompt of which only the size is known.
     fn of_size(tokens: reel_model::input::ModelInput) -> Self {
-        Self { row: 0, place: String::new(), tokens, asked: Value::Null, columns: Map::new(), given: None }
+        Self { row: 0, location: String::new(), tokens, asked: Value::Null, columns: Map::new(), given: None }
     }
 }
 

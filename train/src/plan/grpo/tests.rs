@@ -60,7 +60,7 @@ fn a_run_needs_what_its_plan_says() {
         ("prompts of their own", DType::F32, |o| o.shared_prefix = false),
         ("adapter", DType::F32, |o| o.lora_r = 4),
         ("frozen tower", DType::BF16, |o| o.freeze_vision = true),
-        ("a judge", DType::F32, |o| o.siglip = Some(golden("../siglip/model"))),
+        ("a reward model", DType::F32, |o| o.siglip = Some(golden("../siglip/model"))),
     ];
     for (name, dtype, change) in cases {
         let dir = tempfile::tempdir().unwrap();
@@ -68,7 +68,7 @@ fn a_run_needs_what_its_plan_says() {
         change(&mut options);
         let (model, never) = (golden("model_a"), AtomicBool::new(false));
         let media = MediaOptions { profile: reel_media::profile::MediaProfile::VideorftTrain, ..Default::default() };
-        let setup = Setup {
+        let setup = GrpoSetup {
             options: &options,
             model: &model,
             device: &Device::cpu(2),
@@ -95,7 +95,7 @@ fn config() -> ModelConfig {
 fn shaped(tokens: usize, patches: usize, change: impl FnOnce(&mut GrpoOptions)) -> Result<Plan> {
     let mut options = GrpoOptions { max_completion_length: 32, ..Default::default() };
     change(&mut options);
-    let shape = Shape::new(tokens, patches, &config())?;
+    let shape = RowShape::new(tokens, patches, &config())?;
     with_shape(&options, &config(), StoredDType::Bf16, DType::BF16, &shape, &Device::dry(Kernels::Cuda))
 }
 

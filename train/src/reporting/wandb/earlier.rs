@@ -17,7 +17,7 @@ const TIME: &str = "%Y%m%d_%H%M%S";
 
 /// The folder of one part of a run.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Part {
+pub(super) struct RunPart {
     /// When it began, to the second.
     pub start: DateTime<Utc>,
     /// The run's id.
@@ -26,14 +26,14 @@ pub(super) struct Part {
 
 /// A step as a log has it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Step {
+pub(super) struct LoggedStep {
     /// Paths below `files/`.
     pub media: Vec<String>,
     /// Its values by name.
     pub values: Map<String, Value>,
 }
 
-impl Part {
+impl RunPart {
     /// The folder's name, as the client gives it; the time is UTC.
     pub fn name(&self) -> String {
         format!("{PREFIX}{}-{}", self.start.format(TIME), self.id)
@@ -78,15 +78,15 @@ fn names(wandb: &Path) -> Result<Vec<String>> {
 }
 
 /// The newest part in the folder `wandb`.
-pub(super) fn newest(wandb: &Path) -> Result<Option<Part>> {
-    Ok(names(wandb)?.iter().filter_map(|name| Part::of(name)).max())
+pub(super) fn newest(wandb: &Path) -> Result<Option<RunPart>> {
+    Ok(names(wandb)?.iter().filter_map(|name| RunPart::of(name)).max())
 }
 
 /// Removes what a killed run left before its folder had its name, and with `all` every run.
 pub(super) fn sweep(wandb: &Path, all: bool) -> Result<()> {
     for name in names(wandb)? {
-        let draft = name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")).and_then(Part::of).is_some();
-        if draft || all && Part::of(&name).is_some() {
+        let draft = name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")).and_then(RunPart::of).is_some();
+        if draft || all && RunPart::of(&name).is_some() {
             let path: PathBuf = wandb.join(name);
             fs::remove_dir_all(&path).map_err(|e| TrainError::write(&path, e))?;
         }
@@ -95,8 +95,8 @@ pub(super) fn sweep(wandb: &Path, all: bool) -> Result<()> {
 }
 
 /// Marks the other folders with the id of `now` as uploaded: all that counts of them is in its folder.
-pub(super) fn pass_over(wandb: &Path, now: &Part) -> Result<()> {
-    let others = names(wandb)?.into_iter().filter_map(|name| Part::of(&name));
+pub(super) fn pass_over(wandb: &Path, now: &RunPart) -> Result<()> {
+    let others = names(wandb)?.into_iter().filter_map(|name| RunPart::of(&name));
     for part in others.filter(|part| part.id == now.id && part.name() != now.name()) {
         let mark = part.mark(wandb, "synced");
         fs::File::create(&mark).map_err(|e| TrainError::write(&mark, e))?;
@@ -105,7 +105,7 @@ pub(super) fn pass_over(wandb: &Path, now: &Part) -> Result<()> {
 }
 
 /// The steps up to `last` that the log has.
-pub(super) fn steps(log: &Path, last: u64) -> Result<BTreeMap<u64, Step>> {
+pub(super) fn steps(log: &Path, last: u64) -> Result<BTreeMap<u64, LoggedStep>> {
     let (mut steps, mut media) = (BTreeMap::new(), Vec::new());
     for record in log::read(log)?.iter().filter_map(|bytes| Record::parse(bytes)) {
         // The files of a step stand before it.
@@ -113,7 +113,7 @@ pub(super) fn steps(log: &Path, last: u64) -> Result<BTreeMap<u64, Step>> {
         let Some(values) = record.history_values() else { continue };
         let media = std::mem::take(&mut media);
         if let Some(step) = values.get("_step").and_then(Value::as_u64).filter(|&step| step <= last) {
-            steps.insert(step, Step { media, values });
+            steps.insert(step, LoggedStep { media, values });
         }
     }
     Ok(steps)

@@ -28,10 +28,10 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::reporting::metrics::StepMetrics;
-use crate::reporting::watch::{Bins, COMPLETIONS, FRAMES, REWARDS};
-use crate::step::trainer::Shown;
+use crate::reporting::watch::{COMPLETIONS, FRAMES, Histogram, REWARDS};
+use crate::step::trainer::Preview;
 use crate::{Result, TrainError};
-use earlier::{Part, Step};
+use earlier::{LoggedStep, RunPart};
 use log::LogFile;
 use record::{FileKind, Record};
 
@@ -40,7 +40,7 @@ const FOLDER: &str = "wandb";
 
 /// What is known of a run when a part of it begins.
 #[derive(Debug)]
-pub struct Begin<'a> {
+pub struct WandbStart<'a> {
     /// OUT.
     pub out: &'a Path,
     /// The folder of the run that goes on here.
@@ -85,7 +85,7 @@ pub fn clear(out: &Path) -> Result<()> {
 
 impl Wandb {
     /// Begins a part. Its folder has its name when everything of the earlier parts is in it.
-    pub fn begin(begin: &Begin) -> Result<Self> {
+    pub fn begin(begin: &WandbStart) -> Result<Self> {
         let (here, there) = (begin.out.join(FOLDER), begin.home.join(FOLDER));
         create_all(&here)?;
         earlier::sweep(&here, false)?;
@@ -95,7 +95,7 @@ impl Wandb {
         let id = same.map_or_else(new_id, |part| part.id.clone());
         // Folders are told apart by the second, and uploaded in the order of these times.
         let start = newest.map_or_else(Utc::now, |part| Utc::now().max(part.start + TimeDelta::seconds(1)));
-        let part = Part { start, id };
+        let part = RunPart { start, id };
 
         let draft = here.join(part.draft());
         create_all(&draft.join("files"))?;
@@ -118,14 +118,14 @@ impl Wandb {
     }
 
     /// What is said before the first step.
-    fn introduce(&mut self, begin: &Begin, part: &Part) -> Result<()> {
+    fn introduce(&mut self, begin: &WandbStart, part: &RunPart) -> Result<()> {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
         let host = host.as_deref().map(str::trim).filter(|host| !host.is_empty());
         let command = begin.run["command"].as_str().unwrap_or_default();
         let out = begin.out.canonicalize().unwrap_or_else(|_| begin.out.to_path_buf());
         let name = out.file_name().unwrap_or_default().to_string_lossy();
         self.add(&Record::header());
-        self.add(&Record::run(&record::Run {
+        self.add(&Record::run(&record::RunInfo {
             id: &part.id,
             project: begin.project,
             name: begin.name.unwrap_or(&name),
@@ -146,14 +146,14 @@ impl Wandb {
     }
 
     /// The steps of the earlier parts, with their media from the folder of the last one.
-    fn take_over(&mut self, begin: &Begin, last: Option<(PathBuf, String)>) -> Result<()> {
+    fn take_over(&mut self, begin: &WandbStart, last: Option<(PathBuf, String)>) -> Result<()> {
         let logged = match &last {
             Some((folder, log)) => earlier::steps(&folder.join(log), begin.step)?,
             None => BTreeMap::new(),
         };
         let unlogged = begin.done.iter().filter(|line| !logged.contains_key(&line.step));
-        let mut steps: BTreeMap<u64, Step> = unlogged
-            .map(|line| (line.step, Step { media: Vec::new(), values: values(line.step, &line.points()) }))
+        let mut steps: BTreeMap<u64, LoggedStep> = unlogged
+            .map(|line| (line.step, LoggedStep { media: Vec::new(), values: values(line.step, &line.points()) }))
             .collect();
         steps.extend(logged);
         for (step, mut seen) in steps {
@@ -173,13 +173,13 @@ impl Wandb {
     }
 
     /// Adds a step; it is in the system's hands when this returns.
-    pub fn step(&mut self, step: u64, points: &[(String, f64)], shown: Option<&Shown>) -> Result<()> {
-        let mut seen = Step { media: Vec::new(), values: values(step, points) };
+    pub fn step(&mut self, step: u64, points: &[(String, f64)], preview: Option<&Preview>) -> Result<()> {
+        let mut seen = LoggedStep { media: Vec::new(), values: values(step, points) };
         let now = Utc::now();
         seen.values.insert("_timestamp".into(), json!(now.timestamp_micros() as f64 / 1e6));
         seen.values.insert("_runtime".into(), json!(self.before + self.begun.elapsed().as_secs_f64()));
-        if let Some(shown) = shown {
-            self.show(step, shown, &mut seen)?;
+        if let Some(preview) = preview {
+            self.show(step, preview, &mut seen)?;
         }
         self.step_records(step, &seen);
         self.log.flush()
@@ -192,7 +192,7 @@ impl Wandb {
         self.log.flush()
     }
 
-    fn step_records(&mut self, step: u64, seen: &Step) {
+    fn step_records(&mut self, step: u64, seen: &LoggedStep) {
         seen.media.iter().for_each(|path| self.add(&Record::file(path, FileKind::Media)));
         self.add(&Record::history(step, &seen.values));
         self.add(&Record::summary(&seen.values));
@@ -204,17 +204,17 @@ impl Wandb {
     }
 
     /// The values of what is shown, as `wandb.Histogram`, `wandb.Html` and `wandb.Image` are logged (`sdk/data_types`).
-    fn show(&mut self, step: u64, shown: &Shown, seen: &mut Step) -> Result<()> {
-        if !shown.rewards.is_empty() {
-            let Bins { low, limits, counts, .. } = Bins::of(&shown.rewards);
+    fn show(&mut self, step: u64, preview: &Preview, seen: &mut LoggedStep) -> Result<()> {
+        if !preview.rewards.is_empty() {
+            let Histogram { low, limits, counts, .. } = Histogram::new(&preview.rewards);
             let bins: Vec<f64> = [low].into_iter().chain(limits).collect();
             seen.values.insert(REWARDS.into(), json!({"_type": "histogram", "values": counts, "bins": bins}));
         }
-        if !shown.text.is_empty() {
+        if !preview.text.is_empty() {
             let value = json!({"_type": "html-file"});
-            self.media(step, ("html", COMPLETIONS, "html"), page(&shown.text).as_bytes(), value, seen)?;
+            self.media(step, ("html", COMPLETIONS, "html"), page(&preview.text).as_bytes(), value, seen)?;
         }
-        if let Some(Png { width, height, bytes }) = &shown.strip {
+        if let Some(Png { width, height, bytes }) = &preview.strip {
             let value = json!({"_type": "image-file", "format": "png", "width": width, "height": height});
             self.media(step, ("images", FRAMES, "png"), bytes, value, seen)?;
         }
@@ -227,7 +227,7 @@ impl Wandb {
         (folder, key, ending): (&str, &str, &str),
         bytes: &[u8],
         mut value: Value,
-        seen: &mut Step,
+        seen: &mut LoggedStep,
     ) -> Result<()> {
         let hash: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
         let path = format!("media/{folder}/{key}_{step}_{}.{ending}", &hash[..20]);

@@ -15,7 +15,7 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 
-use crate::reporting::protobuf::{Message, bytes_fields};
+use crate::reporting::protobuf::{ProtoMessage, bytes_fields};
 
 /// A record without its number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ const HEADER: u32 = 21;
 
 /// What the record of a run says.
 #[derive(Debug)]
-pub struct Run<'a> {
+pub struct RunInfo<'a> {
     /// Eight letters and digits.
     pub id: &'a str,
     /// The project.
@@ -60,25 +60,25 @@ pub enum FileKind {
 }
 
 impl Record {
-    fn new(kind: u32, body: Message) -> Self {
+    fn new(kind: u32, body: ProtoMessage) -> Self {
         Self { kind, body: body.as_ref().to_vec() }
     }
 
     /// Who wrote the file.
     pub fn header() -> Self {
         let producer = concat!("reel ", env!("CARGO_PKG_VERSION"));
-        Self::new(HEADER, Message::default().bytes(1, Message::default().bytes(1, producer)))
+        Self::new(HEADER, ProtoMessage::default().bytes(1, ProtoMessage::default().bytes(1, producer)))
     }
 
     /// The run.
-    pub fn run(run: &Run) -> Self {
-        let config = run.config.iter().fold(Message::default(), |all, (key, value)| {
-            all.bytes(1, Message::default().bytes(1, key).bytes(16, value.to_string()))
+    pub fn run(run: &RunInfo) -> Self {
+        let config = run.config.iter().fold(ProtoMessage::default(), |all, (key, value)| {
+            all.bytes(1, ProtoMessage::default().bytes(1, key).bytes(16, value.to_string()))
         });
-        let start = Message::default()
+        let start = ProtoMessage::default()
             .varint(1, run.start.timestamp().max(0) as u64)
             .varint(2, u64::from(run.start.timestamp_subsec_nanos()));
-        let body = Message::default().bytes(1, run.id).bytes(3, run.project).bytes(4, config);
+        let body = ProtoMessage::default().bytes(1, run.id).bytes(3, run.project).bytes(4, config);
         let body = body.bytes(7, run.job).bytes(8, run.name);
         let body = run.host.into_iter().fold(body, |body, host| body.bytes(13, host));
         Self::new(RUN, body.bytes(17, start))
@@ -86,12 +86,15 @@ impl Record {
 
     /// A file below `files/` that is to be uploaded.
     pub fn file(path: &str, kind: FileKind) -> Self {
-        Self::new(FILES, Message::default().bytes(1, Message::default().bytes(1, path).varint(3, kind as u64)))
+        Self::new(
+            FILES,
+            ProtoMessage::default().bytes(1, ProtoMessage::default().bytes(1, path).varint(3, kind as u64)),
+        )
     }
 
     /// The values of a step, `_step` among them.
     pub fn history(step: u64, values: &Map<String, Value>) -> Self {
-        Self::new(HISTORY, items(values).bytes(2, Message::default().varint(1, step)))
+        Self::new(HISTORY, items(values).bytes(2, ProtoMessage::default().varint(1, step)))
     }
 
     /// The latest values.
@@ -101,12 +104,12 @@ impl Record {
 
     /// How the run ended, and how long it took.
     pub fn exit(code: u8, seconds: u64) -> Self {
-        Self::new(EXIT, Message::default().varint(1, u64::from(code)).varint(2, seconds))
+        Self::new(EXIT, ProtoMessage::default().varint(1, u64::from(code)).varint(2, seconds))
     }
 
     /// As the file has it.
-    pub fn numbered(&self, num: u64) -> Message {
-        Message::default().varint(1, num).bytes(self.kind, &self.body)
+    pub fn numbered(&self, num: u64) -> ProtoMessage {
+        ProtoMessage::default().varint(1, num).bytes(self.kind, &self.body)
     }
 
     /// A record of a file that was written by this program.
@@ -134,9 +137,9 @@ impl Record {
     }
 }
 
-fn items(values: &Map<String, Value>) -> Message {
-    values.iter().fold(Message::default(), |all, (key, value)| {
-        all.bytes(1, Message::default().bytes(2, key).bytes(16, value.to_string()))
+fn items(values: &Map<String, Value>) -> ProtoMessage {
+    values.iter().fold(ProtoMessage::default(), |all, (key, value)| {
+        all.bytes(1, ProtoMessage::default().bytes(2, key).bytes(16, value.to_string()))
     })
 }
 
@@ -160,7 +163,8 @@ mod tests {
         assert_eq!(hex(Record::exit(255, 9)), EXIT_HEX);
         let config = map(json!({"a": [1, "x"]}));
         let start = DateTime::from_timestamp(1_700_000_000, 5).unwrap();
-        let run = Run { id: "abcd1234", project: "p", name: "n", job: "sft", host: Some("h"), start, config: &config };
+        let run =
+            RunInfo { id: "abcd1234", project: "p", name: "n", job: "sft", host: Some("h"), start, config: &config };
         assert_eq!(hex(Record::run(&run)), RUN_HEX);
     }
 

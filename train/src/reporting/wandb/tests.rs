@@ -19,19 +19,19 @@ fn line(step: u64) -> StepMetrics {
     }
 }
 
-fn shown(step: u64) -> Shown {
+fn preview(step: u64) -> Preview {
     let strip = Some(Png { width: 2, height: 1, bytes: vec![step as u8; 40_000] });
-    Shown { rewards: vec![0.0, step as f32, 0.5], text: format!("<b>{step}</b> & so on"), strip }
+    Preview { rewards: vec![0.0, step as f32, 0.5], text: format!("<b>{step}</b> & so on"), strip }
 }
 
 /// A run in `out` that goes on after `step` of the run in `home` and does the steps up to `last`, with pictures if `pictures`.
 fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> Wandb {
     let run = json!({"command": "grpo", "steps": 9, "options": {"learning_rate": 0.5}});
     let done: Vec<StepMetrics> = (1..=step).map(line).collect();
-    let begin = Begin { out, home, step, done: &done, project: "p", name: None, run: &run };
+    let begin = WandbStart { out, home, step, done: &done, project: "p", name: None, run: &run };
     let mut wandb = Wandb::begin(&begin).unwrap();
     for n in step + 1..=last {
-        wandb.step(n, &line(n).points(), pictures.then(|| shown(n)).as_ref()).unwrap();
+        wandb.step(n, &line(n).points(), pictures.then(|| preview(n)).as_ref()).unwrap();
     }
     wandb
 }
@@ -167,7 +167,7 @@ fn what_cannot_be_written_is_named() {
     fs::write(out.join(FOLDER), "a file").unwrap();
     clear(out).unwrap();
     let run = json!({});
-    let begin = Begin { out, home: out, step: 0, done: &[], project: "p", name: None, run: &run };
+    let begin = WandbStart { out, home: out, step: 0, done: &[], project: "p", name: None, run: &run };
     let e = Wandb::begin(&begin).unwrap_err().to_string();
     assert!(e.contains("wandb: cannot be written: ") && e.contains("; "), "{e}");
 }

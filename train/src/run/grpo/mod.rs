@@ -3,8 +3,8 @@
 //! | stage | type out | where |
 //! |---|---|---|
 //! | row → prompt | `Prompt` | `prompts.rs` |
-//! | prompt → completions | `Drawn`; given: `Group` | `draws.rs`, `rollout.rs`; `given.rs` |
-//! | completions → rewards → advantages | `Scores`, `Group`, [`Set`] | `judge.rs`, `group.rs` |
+//! | prompt → completions | `Rollout`; given: `Group` | `draws.rs`, `rollout.rs`; `given.rs` |
+//! | completions → rewards → advantages | `Scores`, `Group`, [`RolloutSet`] | `judge.rs`, `group.rs` |
 //! | groups → one packed row a micro-batch | `Packed` | `packed.rs` |
 //! | log-probabilities → loss, gradients, new weights | [`StepResult`] | `step.rs` |
 
@@ -24,30 +24,30 @@ use reel_model::weights::{WeightLoader, WeightSource};
 use serde_json::Map;
 
 use crate::Result;
-use crate::data::feed::{Batching, Feed};
+use crate::data::feed::{BatchFeed, BatchOptions};
 use crate::options::GrpoOptions;
-use crate::rollout::worker::Rollout;
-use crate::rollout::{Prompts, Set, group, records};
-use crate::run::replay::{self, Replayed};
-use crate::run::{self, Checked, Summary, Taken, Work};
+use crate::rollout::worker::RolloutWorker;
+use crate::rollout::{PromptSource, RolloutSet, group, records};
+use crate::run::replay::{self, ReplayReport};
+use crate::run::{self, BatchCursor, DataCheck, RunSummary, TrainLoop};
 use crate::step::grpo as step;
 use crate::step::trainer::{StepResult, Trainer};
 
 /// What a run is given.
-pub type Setup<'a> = run::Setup<'a, GrpoOptions>;
+pub type GrpoSetup<'a> = run::RunSetup<'a, GrpoOptions>;
 
 /// Runs to the end, or to the point where `setup.stop` turns true.
-pub fn run(setup: &Setup) -> Result<Summary> {
+pub fn run(setup: &GrpoSetup) -> Result<RunSummary> {
     run::run::<Grpo>(setup)
 }
 
 /// Looks at every row and trains nothing.
-pub fn check(setup: &Setup) -> Result<Checked> {
+pub fn check(setup: &GrpoSetup) -> Result<DataCheck> {
     run::check::<Grpo>(setup)
 }
 
 /// Does step `step` of the run in `recorded` again, with the completions that it drew: see [`replay`].
-pub fn redo(setup: &Setup, recorded: &Path, step: u64, want: &str) -> Result<Replayed> {
+pub fn replay_step(setup: &GrpoSetup, recorded: &Path, step: u64, want: &str) -> Result<ReplayReport> {
     replay::replay::<Grpo>(setup, recorded, step, want)
 }
 
@@ -57,53 +57,53 @@ pub(crate) const SET: &str = "training/set.json";
 /// Groups of completions, and what they are compared with.
 pub(crate) struct Grpo<'a> {
     options: &'a GrpoOptions,
-    rows: Arc<Prompts>,
-    feed: Feed<Prompts>,
+    rows: Arc<PromptSource>,
+    feed: BatchFeed<PromptSource>,
     stop: &'a AtomicBool,
     /// The first weights, if the loss asks for the distance from them.
     reference: Option<Qwen25Vl>,
     /// What draws completions, where none are given.
-    rollout: Option<Rollout<'a>>,
+    rollout: Option<RolloutWorker<'a>>,
     /// The completions at hand, with the steps that were made on them.
-    set: Option<Set>,
+    set: Option<RolloutSet>,
 }
 
-impl<'a> Work<'a> for Grpo<'a> {
+impl<'a> TrainLoop<'a> for Grpo<'a> {
     type Options = GrpoOptions;
-    type Rows = Prompts;
+    type DataSource = PromptSource;
 
-    fn rows(setup: &Setup<'a>) -> Result<Prompts> {
-        Prompts::open(setup)
+    fn open_rows(setup: &GrpoSetup<'a>) -> Result<PromptSource> {
+        PromptSource::open(setup)
     }
 
-    fn batching(options: &GrpoOptions, rows: usize) -> Batching {
-        Batching {
-            rows: options.groups(),
+    fn batching(options: &GrpoOptions, rows: usize) -> BatchOptions {
+        BatchOptions {
+            rows: options.groups_per_step(),
             packing: false,
             max_length: options.max_prompt_length,
             limit: "--max-prompt-length",
-            end: options.end(rows),
+            end: options.stream_end(rows),
             strict: options.strict,
         }
     }
 
-    fn steps(options: &GrpoOptions, batches: u64) -> u64 {
+    fn step_count(options: &GrpoOptions, batches: u64) -> u64 {
         batches * options.num_iterations
     }
 
-    fn needs_every_row(options: &GrpoOptions) -> bool {
+    fn must_scan_all_rows(options: &GrpoOptions) -> bool {
         options.check_data
     }
 
     fn begin(
-        setup: &Setup<'a>,
-        rows: Arc<Prompts>,
-        feed: Feed<Prompts>,
+        setup: &GrpoSetup<'a>,
+        rows: Arc<PromptSource>,
+        feed: BatchFeed<PromptSource>,
         trainer: &mut Trainer,
         from: Option<&Path>,
     ) -> Result<Self> {
         let set = match from.map(|folder| folder.join(SET)).filter(|path| path.exists()) {
-            Some(path) => Some(Set::read(&path, &rows)?),
+            Some(path) => Some(RolloutSet::read(&path, &rows)?),
             None => None,
         };
         keep_features(trainer);
@@ -113,18 +113,18 @@ impl<'a> Work<'a> for Grpo<'a> {
         };
         let rollout = match (&setup.options.rollouts, &setup.options.recorded) {
             (Some(_), _) | (_, Some(_)) => None,
-            (None, None) => Some(Rollout::new(setup, rows.clone(), trainer)?),
+            (None, None) => Some(RolloutWorker::new(setup, rows.clone(), trainer)?),
         };
         Ok(Self { rollout, options: setup.options, rows, feed, stop: setup.stop, reference, set })
     }
 
-    fn step(&mut self, trainer: &mut Trainer, n: u64, taken: &mut Taken) -> Result<Option<StepResult>> {
+    fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut BatchCursor) -> Result<Option<StepResult>> {
         if self.set.as_ref().is_none_or(|set| set.uses >= self.options.num_iterations) {
-            self.set = self.next_set(n, taken)?;
+            self.set = self.next_set(n, cursor)?;
         }
         let Some(set) = &mut self.set else { return Ok(None) };
         let result = step::step(trainer, self.options, self.reference.as_ref(), set, n)?;
-        self.rollout.as_mut().map_or(Ok(()), Rollout::settle)?;
+        self.rollout.as_mut().map_or(Ok(()), RolloutWorker::settle)?;
         Ok(Some(result))
     }
 
@@ -136,29 +136,31 @@ impl<'a> Work<'a> for Grpo<'a> {
 
 impl Grpo<'_> {
     /// The set that step `n` begins with; `None` at the end of the data.
-    fn next_set(&mut self, n: u64, taken: &mut Taken) -> Result<Option<Set>> {
+    fn next_set(&mut self, n: u64, cursor: &mut BatchCursor) -> Result<Option<RolloutSet>> {
         if let Some(folder) = &self.options.recorded {
             let mut groups = records::read(folder, n, self.options, &self.rows)?;
             // Before advantages are computed, as where they were drawn: those of the step may all count.
-            groups.truncate(self.options.groups());
-            return Ok(Some(Set::new(groups, self.options.scale_rewards)));
+            groups.truncate(self.options.groups_per_step());
+            return Ok(Some(RolloutSet::new(groups, self.options.scale_rewards)));
         }
-        let (groups, more, shown) = match &mut self.rollout {
-            Some(rollout) => match rollout.next(n, &mut self.feed, taken)? {
-                Some(drawing) => (drawing.groups, drawing.more, Some(drawing.shown)),
+        let (groups, more, preview) = match &mut self.rollout {
+            Some(rollout) => match rollout.next(n, &mut self.feed, cursor)? {
+                Some(drawing) => (drawing.groups, drawing.more, Some(drawing.preview)),
                 None => return Ok(None),
             },
-            None => match taken.next_of(&mut self.feed, self.stop)? {
-                Some(batch) => (group::given(self.options, batch.samples, self.rows.stop_ids()), Map::new(), None),
+            None => match cursor.next_batch(&mut self.feed, self.stop)? {
+                Some(batch) => {
+                    (group::groups_from_file(self.options, batch.samples, self.rows.stop_ids()), Map::new(), None)
+                }
                 None => return Ok(None),
             },
         };
-        Ok(Some(Set { more, shown, ..Set::new(groups, self.options.scale_rewards) }))
+        Ok(Some(RolloutSet { more, preview, ..RolloutSet::new(groups, self.options.scale_rewards) }))
     }
 }
 
 /// The weights that the run began with, read in place where their dtype allows.
-fn first_weights(setup: &Setup, trainer: &Trainer) -> Result<Qwen25Vl> {
+fn first_weights(setup: &GrpoSetup, trainer: &Trainer) -> Result<Qwen25Vl> {
     let files = Checkpoint::open(setup.model)?;
     reference(trainer, WeightSource::Files(&files))
 }
@@ -167,7 +169,7 @@ fn first_weights(setup: &Setup, trainer: &Trainer) -> Result<Qwen25Vl> {
 pub(crate) fn reference(trainer: &Trainer, weights: WeightSource) -> Result<Qwen25Vl> {
     let (policy, config) = (&trainer.model, &trainer.model.config);
     let loader = WeightLoader { device: &trainer.device, source: weights, dtype: trainer.dtype, trainable: &|_| false };
-    let mut reference = match (trainer.recipe.lora.is_some(), policy.trains_vision()) {
+    let mut reference = match (trainer.hyperparameters.lora.is_some(), policy.trains_vision()) {
         (true, _) => policy.without_adapter(),
         // One tower, and one store of what it makes of media, serve both.
         (false, false) => Qwen25Vl { text: TextDecoder::load(&loader, config)?, ..policy.clone() },
@@ -178,10 +180,10 @@ pub(crate) fn reference(trainer: &Trainer, weights: WeightSource) -> Result<Qwen
 }
 
 /// Bytes of vision tokens that are kept of a tower, in the host's memory.
-const MOST_FEATURES: usize = 256 << 20;
+const MAX_FEATURES: usize = 256 << 20;
 
 fn features() -> Arc<FeatureCache> {
-    Arc::new(FeatureCache::new(MOST_FEATURES))
+    Arc::new(FeatureCache::new(MAX_FEATURES))
 }
 
 /// What the policy's tower makes of media is kept where nothing of it is trained. Before anything shares the model.

@@ -7,82 +7,82 @@ use std::sync::atomic::AtomicBool;
 use reel_model::input::{Bundle, MediaOptions, SecondPerGrid};
 
 use crate::data::dataset::Dataset;
-use crate::data::feed::{Batching, Feed};
+use crate::data::feed::{BatchFeed, BatchOptions};
 use crate::data::labels::Labels;
-use crate::data::sample::{Kept, Samples};
+use crate::data::sample::{SampleCache, SftSource};
 use crate::options::{Recipe, SftOptions};
-use crate::run::replay::{self, Replayed};
-use crate::run::{self, Taken, Work};
+use crate::run::replay::{self, ReplayReport};
+use crate::run::{self, BatchCursor, TrainLoop};
 use crate::step::sft::step;
 use crate::step::trainer::{StepResult, Trainer};
 use crate::{Result, TrainError};
 
-pub use crate::run::{Checked, Summary};
+pub use crate::run::{DataCheck, RunSummary};
 
 /// What a run is given.
-pub type Setup<'a> = run::Setup<'a, SftOptions>;
+pub type SftSetup<'a> = run::RunSetup<'a, SftOptions>;
 
 /// Runs to the end, or to the point where `setup.stop` turns true.
-pub fn run(setup: &Setup) -> Result<Summary> {
+pub fn run(setup: &SftSetup) -> Result<RunSummary> {
     run::run::<Sft>(setup)
 }
 
 /// Looks at every row and trains nothing.
-pub fn check(setup: &Setup) -> Result<Checked> {
+pub fn check(setup: &SftSetup) -> Result<DataCheck> {
     run::check::<Sft>(setup)
 }
 
 /// Does step `step` of the run in `recorded` again: see [`replay`].
-pub fn redo(setup: &Setup, recorded: &Path, step: u64, want: &str) -> Result<Replayed> {
+pub fn replay_step(setup: &SftSetup, recorded: &Path, step: u64, want: &str) -> Result<ReplayReport> {
     replay::replay::<Sft>(setup, recorded, step, want)
 }
 
 /// Rows learned token by token.
 pub(crate) struct Sft<'a> {
-    feed: Feed<Samples>,
+    feed: BatchFeed<SftSource>,
     stop: &'a AtomicBool,
 }
 
-impl<'a> Work<'a> for Sft<'a> {
+impl<'a> TrainLoop<'a> for Sft<'a> {
     type Options = SftOptions;
-    type Rows = Samples;
+    type DataSource = SftSource;
 
-    fn rows(setup: &Setup<'a>) -> Result<Samples> {
+    fn open_rows(setup: &SftSetup<'a>) -> Result<SftSource> {
         samples(setup)
     }
 
-    fn batching(options: &SftOptions, rows: usize) -> Batching {
-        Batching {
+    fn batching(options: &SftOptions, rows: usize) -> BatchOptions {
+        BatchOptions {
             rows: options.per_device_train_batch_size,
             packing: options.packing,
             max_length: options.max_length,
             limit: "--max-length",
-            end: options.end(rows),
+            end: options.stream_end(rows),
             strict: options.strict,
         }
     }
 
-    fn steps(options: &SftOptions, batches: u64) -> u64 {
+    fn step_count(options: &SftOptions, batches: u64) -> u64 {
         batches.div_ceil(options.gradient_accumulation_steps as u64)
     }
 
     /// Because that was asked for, or because packed rows cannot be counted otherwise.
-    fn needs_every_row(options: &SftOptions) -> bool {
-        options.check_data || options.packing && options.asked_steps().is_none()
+    fn must_scan_all_rows(options: &SftOptions) -> bool {
+        options.check_data || options.packing && options.fixed_steps().is_none()
     }
 
     fn begin(
-        setup: &Setup<'a>,
-        _: Arc<Samples>,
-        feed: Feed<Samples>,
+        setup: &SftSetup<'a>,
+        _: Arc<SftSource>,
+        feed: BatchFeed<SftSource>,
         _: &mut Trainer,
         _: Option<&Path>,
     ) -> Result<Self> {
         Ok(Self { feed, stop: setup.stop })
     }
 
-    fn step(&mut self, trainer: &mut Trainer, n: u64, taken: &mut Taken) -> Result<Option<StepResult>> {
-        step(trainer, n, || Ok(taken.next_of(&mut self.feed, self.stop)?.map(|batch| batch.samples)))
+    fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut BatchCursor) -> Result<Option<StepResult>> {
+        step(trainer, n, || Ok(cursor.next_batch(&mut self.feed, self.stop)?.map(|batch| batch.samples)))
     }
 
     /// Nothing: its place in the data is the run's.
@@ -92,7 +92,7 @@ impl<'a> Work<'a> for Sft<'a> {
 }
 
 /// The rows of the data file, as the model of the run learns from them.
-pub fn samples(setup: &Setup) -> Result<Samples> {
+pub fn samples(setup: &SftSetup) -> Result<SftSource> {
     let options = setup.options;
     let bundle = Arc::new(Bundle::open(setup.model)?);
     let labels = Labels::new(options.label_rule(), &bundle.tokenizer).map_err(|token| {
@@ -103,14 +103,14 @@ pub fn samples(setup: &Setup) -> Result<Samples> {
         )
     })?;
     let second_per_grid = if options.parity == Recipe::Paper { SecondPerGrid::True } else { SecondPerGrid::One };
-    Ok(Samples {
+    Ok(SftSource {
         data: Dataset::open(&options.data)?,
         bundle,
         labels,
         media: MediaOptions { second_per_grid, ..setup.media.clone() },
         media_root: options.media_root(),
         parity: options.parity,
-        kept: Kept::default(),
+        kept: SampleCache::default(),
     })
 }
 

@@ -2,7 +2,7 @@
 //! same bits: `optimizer.safetensors` (moments, their scales, lower halves of the master copy) and `state.json`.
 //!
 //! A checkpoint is written under a hidden name and renamed when it is whole and on the disk, so that a run that is killed, or a
-//! full disk, leaves the earlier ones as they are. What is written is a [`Snapshot`]; the steps go on meanwhile ([`Saver`]).
+//! full disk, leaves the earlier ones as they are. What is written is a [`Snapshot`]; the steps go on meanwhile ([`CheckpointWriter`]).
 
 mod saver;
 mod snapshot;
@@ -19,18 +19,18 @@ use reel_runtime::Tensor;
 use reel_runtime::optim::ParameterState;
 use safetensors::SafeTensors;
 
-use crate::run_folder::resume::{STATE, State};
+use crate::run_folder::resume::{RunState, STATE};
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 
-pub use saver::{Saver, has_room_for};
-pub use snapshot::{Origin, Snapshot, Weights, bytes_of};
+pub use saver::{CheckpointWriter, has_room_for};
+pub use snapshot::{BaseModel, Snapshot, TrainedWeights, checkpoint_bytes};
 
 const PREFIX: &str = "checkpoint-";
 const OPTIMIZER: &str = "training/optimizer.safetensors";
 
 /// The folder's name in OUT.
-pub fn name(step: u64) -> String {
+pub fn folder_name(step: u64) -> String {
     format!("{PREFIX}{step}")
 }
 
@@ -50,7 +50,7 @@ fn state_tensors<'a>(
 }
 
 /// Puts the moments, lower halves and step counts of a checkpoint in place; the weights were loaded from the same folder.
-pub fn load_optimizer(folder: &Path, t: &mut Trainer, state: &State) -> Result<()> {
+pub fn load_optimizer(folder: &Path, t: &mut Trainer, state: &RunState) -> Result<()> {
     let path = folder.join(OPTIMIZER);
     let damaged = |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
     let mapped = reel_runtime::device::MappedFile::open(&path).map_err(|e| TrainError::read(&path, e))?;
@@ -101,11 +101,11 @@ pub fn prune(out: &Path, keep: Option<usize>, best: Option<u64>) -> Result<()> {
     let mut found = list(out)?;
     best.map(|step| found.remove(&step));
     let old = found.len().saturating_sub(keep.unwrap_or(usize::MAX));
-    found.values().take(old).try_for_each(|path| retire(path))
+    found.values().take(old).try_for_each(|path| remove(path))
 }
 
 /// Removes a checkpoint. It loses its name first, so that a kill on the way leaves nothing that looks like one.
-pub(crate) fn retire(path: &Path) -> Result<()> {
+pub(crate) fn remove(path: &Path) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let aside = path.with_file_name(format!(".{name}.old.part"));
     fs::rename(path, &aside).map_err(|e| TrainError::write(path, e))?;
@@ -113,7 +113,7 @@ pub(crate) fn retire(path: &Path) -> Result<()> {
 }
 
 /// Removes what a killed run left half-written in `out`.
-pub fn sweep(out: &Path) -> Result<()> {
+pub fn remove_partial(out: &Path) -> Result<()> {
     for entry in fs::read_dir(out).map_err(|e| TrainError::read(out, e))? {
         let path = entry.map_err(|e| TrainError::read(out, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -140,9 +140,9 @@ pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// A folder that gets its name when it is whole; dropped before, it is removed.
-struct Draft(PathBuf);
+struct FolderDraft(PathBuf);
 
-impl Draft {
+impl FolderDraft {
     fn begin(out: &Path, name: &str) -> Result<Self> {
         let path = out.join(name);
         if path.exists() {
@@ -170,7 +170,7 @@ impl Draft {
     }
 }
 
-impl Drop for Draft {
+impl Drop for FolderDraft {
     fn drop(&mut self) {
         // After `publish` there is nothing under this name; a failure to remove has no one to tell.
         let _ = fs::remove_dir_all(&self.0);

@@ -8,9 +8,9 @@ use crate::{Result, TrainError};
 
 /// What writes checkpoints. Dropped, it waits for the one that is being written.
 #[derive(Debug, Default)]
-pub struct Saver(Option<JoinHandle<Result<()>>>);
+pub struct CheckpointWriter(Option<JoinHandle<Result<()>>>);
 
-impl Saver {
+impl CheckpointWriter {
     /// Starts `job` once the one before it is done.
     ///
     /// # Errors
@@ -43,7 +43,7 @@ impl Saver {
     }
 }
 
-impl Drop for Saver {
+impl Drop for CheckpointWriter {
     fn drop(&mut self) {
         // The run ends with another error, which is the one to tell.
         let _ = self.wait();

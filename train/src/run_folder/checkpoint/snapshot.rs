@@ -15,15 +15,15 @@ use reel_model::weights::widen;
 use reel_runtime::{DType, Tensor};
 use serde_json::{Map, Value, json};
 
-use super::{Draft, OPTIMIZER, PREFIX, name, state_tensors, write_synced};
+use super::{FolderDraft, OPTIMIZER, PREFIX, folder_name, state_tensors, write_synced};
 use crate::run_folder::digest::parts;
-use crate::run_folder::resume::{STATE, State};
+use crate::run_folder::resume::{RunState, STATE};
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 
 /// Where the weights that are not trained, and the small files of the folder, come from.
 #[derive(Clone, Debug)]
-pub struct Origin {
+pub struct BaseModel {
     /// The folder that the run started from.
     pub folder: PathBuf,
     /// Its weight files.
@@ -34,15 +34,15 @@ pub struct Origin {
 
 /// The bytes of a tensor.
 #[derive(Debug)]
-enum Held {
+enum TensorBytes {
     /// As they were.
     Copy(Vec<u8>),
     /// As they are when they are written.
     Tensor(Tensor),
 }
 
-impl Held {
-    fn of(t: &Tensor, copy: bool) -> Result<Self> {
+impl TensorBytes {
+    fn capture(t: &Tensor, copy: bool) -> Result<Self> {
         Ok(if copy { Self::Copy(t.read_bytes()?) } else { Self::Tensor(t.clone()) })
     }
 
@@ -56,13 +56,13 @@ impl Held {
 
 /// A tensor with what a file's header says of it.
 #[derive(Debug)]
-struct Stored {
+struct StoredTensor {
     shape: Vec<usize>,
-    held: Held,
+    held: TensorBytes,
 }
 
 /// Bytes that a checkpoint of `t` holds of weights and optimizer: the size of a copy of them.
-pub fn bytes_of(t: &Trainer) -> u64 {
+pub fn checkpoint_bytes(t: &Trainer) -> u64 {
     let state = |(name, weights, state)| {
         let kept: usize = state_tensors(name, state).map(|(_, _, tensor)| tensor.bytes()).sum();
         (Tensor::bytes(weights) + kept) as u64
@@ -72,27 +72,30 @@ pub fn bytes_of(t: &Trainer) -> u64 {
 
 /// The model that is trained, or its adapter.
 #[derive(Debug)]
-pub struct Weights {
+pub struct TrainedWeights {
     dtype: StoredDType,
     config: ModelConfig,
     lora: Option<LoraSpec>,
-    trained: BTreeMap<String, Stored>,
-    origin: Origin,
+    trained: BTreeMap<String, StoredTensor>,
+    origin: BaseModel,
 }
 
-impl Weights {
+impl TrainedWeights {
     /// The weights of `t`; where they are no `copy`, they are to be written before the next step.
     ///
     /// # Errors
     /// What the device reports.
-    pub fn of(t: &Trainer, origin: Origin, copy: bool) -> Result<Self> {
+    pub fn capture(t: &Trainer, origin: BaseModel, copy: bool) -> Result<Self> {
         let stored = |(name, weights, _): (&str, &Tensor, _)| {
-            Ok((name.to_string(), Stored { shape: weights.shape().to_vec(), held: Held::of(weights, copy)? }))
+            Ok((
+                name.to_string(),
+                StoredTensor { shape: weights.shape().to_vec(), held: TensorBytes::capture(weights, copy)? },
+            ))
         };
         Ok(Self {
             dtype: if t.dtype == DType::BF16 { StoredDType::Bf16 } else { StoredDType::F32 },
             config: t.model.config.clone(),
-            lora: t.recipe.lora.clone(),
+            lora: t.hyperparameters.lora.clone(),
             trained: t.optimizer.states().map(stored).collect::<Result<_>>()?,
             origin,
         })
@@ -119,8 +122,11 @@ impl Weights {
 
     fn write_adapter(&self, folder: &Path, spec: &LoraSpec) -> Result<()> {
         let Self { dtype, trained, origin, .. } = self;
-        let stored =
-            |(name, t): (&String, &Stored)| TensorSpec { name: name.clone(), dtype: *dtype, shape: t.shape.clone() };
+        let stored = |(name, t): (&String, &StoredTensor)| TensorSpec {
+            name: name.clone(),
+            dtype: *dtype,
+            shape: t.shape.clone(),
+        };
         let tensors: Vec<TensorSpec> = trained.iter().map(stored).collect();
         let about = AdapterFolder { spec, base: &origin.name, source: &origin.folder, naming: origin.files.naming() };
         let missing = |name: &str| io::Error::other(format!("{name} is not trained"));
@@ -149,20 +155,20 @@ fn write_untrained(files: &Checkpoint, spec: &TensorSpec, to: &mut dyn Write) ->
 
 /// A tensor of the optimizer.
 #[derive(Debug)]
-struct Kept {
+struct OptimizerTensor {
     name: String,
     dtype: &'static str,
     bytes: usize,
-    stored: Stored,
+    stored: StoredTensor,
 }
 
 /// All that a run goes on from.
 #[derive(Debug)]
 pub struct Snapshot {
-    weights: Weights,
+    weights: TrainedWeights,
     /// Wide elements before narrow ones, so that each is aligned for its type.
-    optimizer: Vec<Kept>,
-    state: State,
+    optimizer: Vec<OptimizerTensor>,
+    state: RunState,
     /// What the command itself has to keep: files by their path in the folder.
     files: Vec<(&'static str, Vec<u8>)>,
 }
@@ -172,18 +178,18 @@ impl Snapshot {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn of(
+    pub fn capture(
         t: &Trainer,
-        origin: Origin,
-        mut state: State,
+        origin: BaseModel,
+        mut state: RunState,
         files: Vec<(&'static str, Vec<u8>)>,
         copy: bool,
     ) -> Result<Self> {
         let mut all: Vec<_> = t.optimizer.states().flat_map(|(name, _, state)| state_tensors(name, state)).collect();
         all.sort_by_key(|(_, _, tensor)| std::cmp::Reverse(tensor.dtype().size()));
         let kept = |(name, dtype, tensor): (String, &'static str, &Tensor)| {
-            let stored = Stored { shape: tensor.shape().to_vec(), held: Held::of(tensor, copy)? };
-            Ok(Kept { name, dtype, bytes: tensor.bytes(), stored })
+            let stored = StoredTensor { shape: tensor.shape().to_vec(), held: TensorBytes::capture(tensor, copy)? };
+            Ok(OptimizerTensor { name, dtype, bytes: tensor.bytes(), stored })
         };
         state.parameter_steps = t
             .optimizer
@@ -192,7 +198,7 @@ impl Snapshot {
             .map(|(name, _, s)| (name.to_string(), s.steps))
             .collect();
         let optimizer = all.into_iter().map(kept).collect::<Result<_>>()?;
-        Ok(Self { weights: Weights::of(t, origin, copy)?, optimizer, state, files })
+        Ok(Self { weights: TrainedWeights::capture(t, origin, copy)?, optimizer, state, files })
     }
 
     /// Writes `OUT/checkpoint-N`.
@@ -201,8 +207,8 @@ impl Snapshot {
     /// What cannot be written; nothing is left of it then.
     pub fn write(&self, out: &Path) -> Result<()> {
         let step = self.state.step;
-        let target = out.join(name(step));
-        let draft = Draft::begin(out, &format!(".{PREFIX}{step}.part"))?;
+        let target = out.join(folder_name(step));
+        let draft = FolderDraft::begin(out, &format!(".{PREFIX}{step}.part"))?;
         self.weights.write(&draft.0)?;
         let training = draft.0.join("training");
         fs::create_dir(&training).map_err(|e| TrainError::write(&training, e))?;
@@ -218,7 +224,7 @@ impl Snapshot {
 
     fn write_optimizer(&self, path: &Path) -> io::Result<()> {
         let (mut header, mut at) = (Map::new(), 0);
-        for Kept { name, dtype, bytes, stored } in &self.optimizer {
+        for OptimizerTensor { name, dtype, bytes, stored } in &self.optimizer {
             let entry = json!({"dtype": dtype, "shape": stored.shape, "data_offsets": [at, at + bytes]});
             header.insert(name.clone(), entry);
             at += bytes;

@@ -8,20 +8,20 @@ use reel_runtime::Device;
 
 use super::*;
 use crate::options::RunOptions;
-use crate::step::hyperparameters::Recipe;
+use crate::step::hyperparameters::Hyperparameters;
 use crate::testing::{assert_same_files, golden};
 
 /// A trainer, and what its checkpoints come from.
-fn trainer(dtype: DType) -> (Trainer, Origin) {
+fn trainer(dtype: DType) -> (Trainer, BaseModel) {
     let folder = golden("model_a");
     let config = ModelConfig::open(&folder).unwrap();
-    let recipe = Recipe::new(&RunOptions::default(), 1);
-    let (trainer, files) = Trainer::open(&Device::cpu(1), &config, &folder, dtype, recipe).unwrap();
+    let hyperparameters = Hyperparameters::new(&RunOptions::default(), 1);
+    let (trainer, files) = Trainer::open(&Device::cpu(1), &config, &folder, dtype, hyperparameters).unwrap();
     let files: Arc<Checkpoint> = Arc::new(files);
-    (trainer, Origin { folder, files, name: "base".into() })
+    (trainer, BaseModel { folder, files, name: "base".into() })
 }
 
-fn state(step: u64) -> State {
+fn state(step: u64) -> RunState {
     let text = serde_json::json!({"version": "0", "step": step, "steps": 9, "position": {"slot": 0, "skipped": []}, "peak_bytes": 0,
         "model_hash": "", "data_hash": "", "options": {}, "parameter_steps": {}});
     serde_json::from_value(text).unwrap()
@@ -34,9 +34,9 @@ fn a_copy_is_what_was_there_whatever_comes_after() {
         let (now, later) = (dir.path().join("now"), dir.path().join("later"));
         let (mut trainer, origin) = trainer(dtype);
         let files = || vec![("training/set.json", b"{}".to_vec())];
-        Snapshot::of(&trainer, origin.clone(), state(3), files(), false).unwrap().write(&now).unwrap();
-        let copy = Snapshot::of(&trainer, origin.clone(), state(3), files(), true).unwrap();
-        let live = Snapshot::of(&trainer, origin, state(4), files(), false).unwrap();
+        Snapshot::capture(&trainer, origin.clone(), state(3), files(), false).unwrap().write(&now).unwrap();
+        let copy = Snapshot::capture(&trainer, origin.clone(), state(3), files(), true).unwrap();
+        let live = Snapshot::capture(&trainer, origin, state(4), files(), false).unwrap();
         for (_, weights, state) in trainer.optimizer.states_mut() {
             [weights, &state.m].into_iter().for_each(|t| t.write(&vec![1u8; t.bytes()]).unwrap());
         }
@@ -44,18 +44,18 @@ fn a_copy_is_what_was_there_whatever_comes_after() {
         assert_same_files(&now, &later);
         // The tensors themselves are what they became.
         live.write(&later).unwrap();
-        let weights = |step| fs::read(later.join(name(step)).join("model.safetensors")).unwrap();
+        let weights = |step| fs::read(later.join(folder_name(step)).join("model.safetensors")).unwrap();
         assert!(weights(3) != weights(4));
         // Files and copy differ by the files' headers.
         let size = |file: &str| fs::metadata(later.join("checkpoint-3").join(file)).unwrap().len();
         let files = size(OPTIMIZER) + size("model.safetensors");
-        assert!(bytes_of(&trainer) < files && files < bytes_of(&trainer) + (1 << 18), "{files}");
+        assert!(checkpoint_bytes(&trainer) < files && files < checkpoint_bytes(&trainer) + (1 << 18), "{files}");
     }
 }
 
 #[test]
 fn jobs_run_beside_their_caller_one_after_the_other() {
-    let mut saver = Saver::default();
+    let mut saver = CheckpointWriter::default();
     let (go, wait) = mpsc::channel::<()>();
     let done = Arc::new(AtomicBool::new(false));
     let told = done.clone();
@@ -78,7 +78,7 @@ fn jobs_run_beside_their_caller_one_after_the_other() {
 #[test]
 fn a_job_that_fails_is_an_error_of_whatever_comes_next() {
     let failing = || {
-        let mut saver = Saver::default();
+        let mut saver = CheckpointWriter::default();
         let full = || TrainError::write("out/checkpoint-3", io::Error::from(io::ErrorKind::StorageFull));
         saver.start(move || Err(full())).unwrap();
         saver
@@ -96,7 +96,7 @@ fn a_job_that_fails_is_an_error_of_whatever_comes_next() {
     };
     said(e);
     polled.wait().unwrap();
-    let mut dead = Saver::default();
+    let mut dead = CheckpointWriter::default();
     dead.start(|| panic!("on purpose")).unwrap();
     assert!(dead.wait().unwrap_err().to_string().contains("ended early"));
     assert!(has_room_for(0) && !has_room_for(u64::MAX));

@@ -67,7 +67,7 @@ fn given_completions_are_held_against_options_and_data() {
         (with("rewards", json!([1, 2])), "r.jsonl:2: rewards: are 2 for 4 completions"),
         (with("completions", json!([[1], [2], [3], [-4]])), "r.jsonl:2: completions: have id -4"),
         (with("completions", json!([[1], [2], [3], [99999]])), "r.jsonl:2: completions: have id 99999"),
-        (with("completions", json!([[1], [2], [3], [1, film, 2]])), "the place of a picture or film"),
+        (with("completions", json!([[1], [2], [3], [1, film, 2]])), "the pad token of an image or video"),
         (
             with("completions", json!([vec![1; 13], [2], [3], [4]])),
             "have 13 tokens, more than --max-completion-length 12",
@@ -138,7 +138,7 @@ fn a_checkpoint_of_another_command_is_refused() {
     )
     .unwrap();
     let media = MediaOptions::default();
-    let setup = crate::run::sft::Setup {
+    let setup = crate::run::sft::SftSetup {
         options: &sft,
         model: &golden("model_a"),
         device: &Device::cpu(1),

@@ -43,7 +43,7 @@ pub(super) fn case(dir: &Path, out: &str, rows: &str) -> Case {
         media_root: Some(golden("../grpo/grpo_clip_iter2")),
         out: dir.join(out),
         learning_rate: 1e-3,
-        lr_scheduler_type: Scheduler::Constant,
+        lr_scheduler_type: LrScheduler::Constant,
         per_device_train_batch_size: 4,
         gradient_accumulation_steps: 1,
         max_steps: Some(4),

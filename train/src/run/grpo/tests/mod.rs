@@ -15,7 +15,7 @@ use reel_runtime::{DType, Device};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::options::{RunOptions, Scheduler};
+use crate::options::{LrScheduler, RunOptions};
 use crate::testing::*;
 
 /// A run, with what a test changes.
@@ -37,10 +37,10 @@ impl Case {
         self
     }
 
-    fn run(&self) -> Result<Summary> {
+    fn run(&self) -> Result<RunSummary> {
         let model = PathBuf::from(&self.options.model);
         let media = MediaOptions { profile: reel_media::profile::MediaProfile::VideorftTrain, ..Default::default() };
-        run(&Setup {
+        run(&GrpoSetup {
             options: &self.options,
             model: &model,
             device: &self.device,

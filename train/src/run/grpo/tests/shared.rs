@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::rollout::{Completion, Group, Prompt};
-use crate::step::packing::Packed;
+use crate::step::packing::PackedGroups;
 use crate::testing::changes;
 use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
@@ -36,7 +36,7 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
     let dir = tempfile::tempdir().unwrap();
     let case = given(name, dir.path()).0.with(|o| o.shared_prefix = shared);
     let (options, model) = (&case.options, PathBuf::from(&case.options.model));
-    let setup = Setup {
+    let setup = GrpoSetup {
         options,
         model: &model,
         device: &case.device,
@@ -47,13 +47,14 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
         quiet: true,
         stop: &case.stop,
     };
-    let prompts = Prompts::open(&setup).unwrap();
-    let samples =
-        (0..options.groups()).map(|line| crate::data::feed::Source::sample(&prompts, line).unwrap()).collect();
-    let mut set = Set::new(group::given(options, samples, prompts.stop_ids()), options.scale_rewards);
+    let prompts = PromptSource::open(&setup).unwrap();
+    let samples = (0..options.groups_per_step())
+        .map(|line| crate::data::feed::SampleSource::sample(&prompts, line).unwrap())
+        .collect();
+    let mut set = RolloutSet::new(group::groups_from_file(options, samples, prompts.stop_ids()), options.scale_rewards);
     let config = ModelConfig::open(&model).unwrap();
-    let recipe = crate::step::hyperparameters::Recipe::new(options, 1);
-    let (mut trainer, _files) = Trainer::open(&case.device, &config, &model, DType::F32, recipe).unwrap();
+    let hyperparameters = crate::step::hyperparameters::Hyperparameters::new(options, 1);
+    let (mut trainer, _files) = Trainer::open(&case.device, &config, &model, DType::F32, hyperparameters).unwrap();
     let reference = (options.beta > 0.0).then(|| first_weights(&setup, &trainer).unwrap());
     step::step(&mut trainer, options, reference.as_ref(), &mut set, 1).unwrap();
     trainer.grads.iter().flat_map(|(_, g)| g.to_f32().unwrap()).collect()
@@ -82,7 +83,7 @@ fn tokens(prompt: usize, completions: &[usize], shared: bool) -> usize {
     };
     let prompt = Prompt {
         row: 0,
-        place: String::new(),
+        location: String::new(),
         tokens,
         asked: Value::Null,
         columns: serde_json::Map::new(),
@@ -95,7 +96,7 @@ fn tokens(prompt: usize, completions: &[usize], shared: bool) -> usize {
         rewards: Vec::new(),
         advantages: Vec::new(),
     };
-    Packed::new(&Device::cpu(1), &config, DType::F32, &[group], shared).unwrap().batch.tokens()
+    PackedGroups::new(&Device::cpu(1), &config, DType::F32, &[group], shared).unwrap().batch.tokens()
 }
 
 #[test]

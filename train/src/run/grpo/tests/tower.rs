@@ -42,7 +42,7 @@ fn prompts(dir: &Path) -> Vec<ModelInput> {
     let case = live::case(dir, "out", &live::rows());
     let (options, model) = (&case.options, PathBuf::from(&case.options.model));
     let media = MediaOptions { profile: reel_media::profile::MediaProfile::VideorftTrain, ..Default::default() };
-    let setup = Setup {
+    let setup = GrpoSetup {
         options,
         model: &model,
         device: &case.device,
@@ -53,7 +53,7 @@ fn prompts(dir: &Path) -> Vec<ModelInput> {
         quiet: true,
         stop: &case.stop,
     };
-    let prompts = Prompts::open(&setup).unwrap();
+    let prompts = PromptSource::open(&setup).unwrap();
     [1, 0, 2].map(|row| prompts.prompt(row).unwrap().tokens).into()
 }
 

@@ -23,7 +23,7 @@ fn said(case: &Case) -> String {
     e
 }
 
-fn skipped(out: &Path) -> Vec<Skipped> {
+fn skipped(out: &Path) -> Vec<SkippedRow> {
     let text = fs::read_to_string(out.join(output::SKIPPED)).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
@@ -37,15 +37,18 @@ fn a_row_whose_picture_is_missing_is_skipped_and_counted_or_stops_a_strict_run()
     let out = dir.path().join("out");
     // Six places in the stream; two of them are the bad row's.
     assert_eq!((metrics(&out).len(), done.skipped), (4, 1));
-    let left_out = skipped(&out);
-    assert_eq!((left_out.len(), left_out[0].row, left_out[0].line), (1, 1, 2));
-    assert!(left_out[0].reason.contains("rows.jsonl:2: ") && left_out[0].reason.contains("none.png"), "{left_out:?}");
+    let skipped_rows = skipped(&out);
+    assert_eq!((skipped_rows.len(), skipped_rows[0].row, skipped_rows[0].line), (1, 1, 2));
+    assert!(
+        skipped_rows[0].reason.contains("rows.jsonl:2: ") && skipped_rows[0].reason.contains("none.png"),
+        "{skipped_rows:?}"
+    );
 
     let e = said(&on_rows(dir.path(), &rows).with(|o| (o.strict, o.overwrite) = (true, true)));
     assert!(e.contains("rows.jsonl:2: ") && e.contains("none.png"), "{e}");
     let checked = on_rows(dir.path(), &rows).with(|o| (o.check_data, o.max_steps, o.overwrite) = (true, None, true));
     assert_eq!(checked.run().unwrap().steps, 2);
-    assert_eq!(skipped(&out), left_out);
+    assert_eq!(skipped(&out), skipped_rows);
 }
 
 /// What shows only when a row is put together is the row's fault too, and is found by looking at every row.
@@ -65,8 +68,8 @@ fn rows_that_cannot_be_put_together_are_skipped_and_counted() {
             let case = on_rows(dir.path(), &rows);
             let done = case.with(|o| (o.check_data, o.max_steps, o.overwrite) = (check, None, true)).run().unwrap();
             assert_eq!(done.skipped, 1, "{row}");
-            let left_out = skipped(&dir.path().join("out"));
-            assert!(left_out[0].line == 2 && left_out[0].reason.contains(want), "{left_out:?}");
+            let skipped_rows = skipped(&dir.path().join("out"));
+            assert!(skipped_rows[0].line == 2 && skipped_rows[0].reason.contains(want), "{skipped_rows:?}");
         }
     }
 }
@@ -116,8 +119,11 @@ fn malformed_rows_are_left_out_and_counted_or_stop_a_strict_run_before_it_starts
         assert!(e.contains(want), "{e}");
         assert!(!dir.path().join("out").exists());
         assert_eq!(on_rows(dir.path(), &rows).with(|o| o.max_steps = Some(2)).run().unwrap().skipped, 1);
-        let left_out = skipped(&dir.path().join("out"));
-        assert!(left_out.len() == 1 && left_out[0].line == 2 && left_out[0].reason.contains(want), "{left_out:?}");
+        let skipped_rows = skipped(&dir.path().join("out"));
+        assert!(
+            skipped_rows.len() == 1 && skipped_rows[0].line == 2 && skipped_rows[0].reason.contains(want),
+            "{skipped_rows:?}"
+        );
         let e = said(&on_rows(dir.path(), &format!("{row}\n{row}")).with(|o| o.overwrite = true));
         assert!(e.contains("no row of the file can be used"), "{e}");
     }

@@ -46,8 +46,8 @@ fn check(name: &str) {
     // What was saved, and what a checkpoint holds, is loaded to the bits that the last step left.
     let config = reel_model::config::ModelConfig::open(&out).unwrap();
     for folder in [&out, &out.join(format!("checkpoint-{}", steps.len()))] {
-        let recipe = Recipe::new(&SftOptions::default(), 1);
-        let (loaded, _) = Trainer::open(&Device::cpu(1), &config, folder, DType::F32, recipe).unwrap();
+        let hyperparameters = Hyperparameters::new(&SftOptions::default(), 1);
+        let (loaded, _) = Trainer::open(&Device::cpu(1), &config, folder, DType::F32, hyperparameters).unwrap();
         assert_eq!(loaded.hash().unwrap(), got[steps.len() - 1].hash);
     }
 

@@ -14,12 +14,12 @@ use reel_runtime::{DType, Device};
 use serde_json::Value;
 
 use super::*;
-use crate::options::{LabelRule, Optim, RunOptions, Scheduler};
-use crate::reporting::metrics::Skipped;
+use crate::options::{LabelRule, LrScheduler, Optim, RunOptions};
+use crate::reporting::metrics::SkippedRow;
 use crate::run_folder::checkpoint;
 use crate::run_folder::output;
 use crate::run_folder::resume;
-use crate::step::hyperparameters::Recipe;
+use crate::step::hyperparameters::Hyperparameters;
 use crate::testing::*;
 
 /// A run on a golden case, with what a test changes.
@@ -40,7 +40,7 @@ impl Case {
             data: case.join("data.jsonl"),
             out: out.to_path_buf(),
             learning_rate: 1e-3,
-            lr_scheduler_type: Scheduler::Constant,
+            lr_scheduler_type: LrScheduler::Constant,
             gradient_accumulation_steps: 1,
             max_steps: Some(4),
             ..Default::default()
@@ -54,10 +54,10 @@ impl Case {
         self
     }
 
-    fn run(&self) -> Result<Summary> {
+    fn run(&self) -> Result<RunSummary> {
         let model = PathBuf::from(&self.options.model);
         let media = MediaOptions { profile: reel_media::profile::MediaProfile::VideorftTrain, ..Default::default() };
-        run(&Setup {
+        run(&SftSetup {
             options: &self.options,
             model: &model,
             device: &Device::cpu(self.threads),
