@@ -67,7 +67,7 @@ impl Replay {
         &self,
         options: Value,
         common: &Common,
-        from: &From,
+        from: &ReplayStart,
         redo: impl FnOnce(&RunSetup<O>) -> reel_train::Result<ReplayReport>,
     ) -> Result<ReplayReport> {
         let place = self.out.join("run.json");

@@ -119,7 +119,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
 
     /// Ends with exit code 1 where rows cannot be used.
     fn check(&self, check: impl FnOnce(&RunSetup<O>) -> reel_train::Result<DataCheck>) -> Result<()> {
-        let Checked { rows, bad, list } = self.with_setup(|setup| Ok(check(setup)?))?;
+        let DataCheck { rows, bad, list } = self.with_setup(|setup| Ok(check(setup)?))?;
         let data = self.options.data.display();
         if self.common.json {
             output::json(&serde_json::json!({"rows": rows, "bad": bad, "quarantine": list}))?;

@@ -59,7 +59,7 @@ impl Train {
         };
         // The same step on a device that only counts: what the memory is held to.
         let dry = device.dry_like();
-        let shape = Shape::new(self.tokens, 0, &config)?;
+        let shape = RowShape::new(self.tokens, 0, &config)?;
         let files = plan::file_dtype(&folder, &config);
         let planned = plan::with_shape(
             &SftOptions { run: options.clone(), ..SftOptions::default() },

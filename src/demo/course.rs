@@ -253,7 +253,7 @@ impl Course<'_> {
         run: impl FnOnce(&RunSetup<O>) -> reel_train::Result<RunSummary>,
     ) -> Result<Duration>
     where
-        O: Options + DerefMut<Target = RunOptions> + Clone + DeserializeOwned,
+        O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned,
     {
         let begun = Instant::now();
         resolved.with_setup(|setup| Ok(run(setup)?))?;

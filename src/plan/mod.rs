@@ -193,7 +193,7 @@ struct Counting<'a, O> {
 }
 
 type WithShape<O> =
-    fn(&O, &ModelConfig, checkpoint::StoredDType, DType, &Shape, &Device) -> reel_train::Result<plan::Plan>;
+    fn(&O, &ModelConfig, checkpoint::StoredDType, DType, &RowShape, &Device) -> reel_train::Result<plan::Plan>;
 
 impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Counting<'_, O> {
     fn count(&self, common: &Common) -> Result<Counted> {
@@ -203,7 +203,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let (config, files, name) = sizes.config(model, common)?;
         let (plan, rows) = match sizes.tokens {
             Some(tokens) => {
-                let shape = Shape::new(tokens, sizes.vision_patches, &config)?;
+                let shape = RowShape::new(tokens, sizes.vision_patches, &config)?;
                 let patches = sizes.vision_patches;
                 let plan = (self.with_shape)(options, &config, files, dtype, &shape, &sizes.device(common)?)?;
                 (plan, format!("{rows} of {tokens} tokens, {patches} patches"))
@@ -296,12 +296,12 @@ impl PlanGenerate {
         if !(1..=generate::MOST_ANSWERS).contains(&self.n) {
             return Err(generate::answers_refused(self.n));
         }
-        let shape = Shape::new(tokens, self.sizes.vision_patches, &config)?;
+        let shape = RowShape::new(tokens, self.sizes.vision_patches, &config)?;
         let device = self.sizes.device(common)?;
         let loader =
             WeightLoader { device: &device, source: WeightSource::Nothing(files), dtype, trainable: &|_| false };
         let weights = Qwen25Vl::load(&loader, &config)?;
-        let count = |new: usize| -> Result<plan::Ops> {
+        let count = |new: usize| -> Result<plan::OpCosts> {
             device.profiler().clear();
             device.reset_peak();
             answer(&device, &weights, dtype, &shape, new, self.n)?;
@@ -315,7 +315,7 @@ impl PlanGenerate {
             subject: format!("{name}, a prompt of {tokens} tokens, {} answers of {}", self.n, self.max_new_tokens),
             dtype,
             memory: device.memory(),
-            phases: Phases(vec![("prefill", prefill), ("decode", decode)]),
+            phases: PhaseCosts(vec![("prefill", prefill), ("decode", decode)]),
             units: 1,
             unit: "call",
             tokens: (tokens + self.n * self.max_new_tokens) as u64,
@@ -325,7 +325,7 @@ impl PlanGenerate {
 }
 
 /// Runs the engine on a prompt of this size, with nothing in it.
-fn answer(device: &Device, weights: &Qwen25Vl, dtype: DType, shape: &Shape, new: usize, n: usize) -> Result<()> {
+fn answer(device: &Device, weights: &Qwen25Vl, dtype: DType, shape: &RowShape, new: usize, n: usize) -> Result<()> {
     let config = &weights.config;
     let patches: usize = shape.video_grid_thw.iter().map(|g| g.iter().product::<usize>()).sum();
     let mut ids = vec![0; shape.tokens];

@@ -18,7 +18,7 @@ pub struct Counted {
     pub dtype: DType,
     pub memory: MemoryUse,
     /// Stretches of the work with their costs; the same number of units each.
-    pub phases: Phases,
+    pub phases: PhaseCosts,
     /// Steps or calls that were counted.
     pub units: u64,
     pub unit: &'static str,

@@ -13,14 +13,14 @@ use reel_model::init::{InitOptions, Preset, init};
 use reel_model::input::MediaOptions;
 use reel_runtime::optim::ParameterState;
 use reel_runtime::{Cx, DType, Device, Tensor, ops};
-use reel_train::data::feed::Source;
+use reel_train::data::feed::SampleSource;
 use reel_train::data::sample::Sample;
 use reel_train::options::{LrScheduler, Optim, RunOptions};
-use reel_train::run::Setup;
+use reel_train::run::RunSetup;
 use reel_train::sft;
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::sft::step;
-use reel_train::step::trainer::{Packed, Trainer};
+use reel_train::step::trainer::{MicroBatchInput, Trainer};
 use reel_train::{Result, SftOptions};
 use serde_json::{Value, json};
 
@@ -130,7 +130,7 @@ fn train(way: &Way, model: &Path, data: &Path) -> std::result::Result<Curve, Box
     };
     let options = SftOptions { run, ..Default::default() };
     let device = Device::cpu(std::thread::available_parallelism()?.get());
-    let samples = sft::samples(&Setup {
+    let samples = sft::samples(&RunSetup {
         options: &options,
         model,
         device: &device,
@@ -178,7 +178,7 @@ fn forget(state: &ParameterState) -> Result<()> {
 
 /// Mean loss of the learned tokens of rows.
 fn loss(t: &Trainer, rows: &[Sample]) -> Result<f64> {
-    let packed = Packed::new(t, rows)?;
+    let packed = MicroBatchInput::new(t, rows)?;
     let cx = Cx::inference(&t.device, t.dtype);
     let hidden = t.hidden(&cx, &packed.batch)?;
     let learned = ops::gather_rows(&cx, &hidden, &packed.positions)?;
