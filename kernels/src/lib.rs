@@ -1,7 +1,11 @@
-//! One folder a kernel: maths, shapes and limits (`mod.rs`), the definition in f64 (`formula.rs`), what the cpu device
-//! runs (`cpu.rs`), what a GPU and the simulator run (`sm80.cu`) and what holds one to the other (`check.rs`).
+//! The kernels of `reel`: hand-written CUDA, the same computation for the CPU, and what checks one against the other.
 //!
-//! A kernel is launched through a [`launch::Launch`]: plain data that a device executes. Nothing here owns memory.
+//! Each kernel has a folder: formula, shapes and limits (`mod.rs`), the definition in f64 (`formula.rs`), the code of device `cpu`
+//! (`cpu.rs`), the code of a GPU and of the simulator (`sm80.cu`), the checks that compare them (`check.rs`) and example calls
+//! (`examples.rs`). [`folder::kernel_folder`] in its `mod.rs` registers all of it; the list below is the only other line.
+//!
+//! A kernel is called through a [`launch::Launch`]: plain data that a device executes. Nothing in this crate owns device memory,
+//! except [`cuda`]. Read [`launch`] next, then `rms_norm` as an example of a folder.
 
 pub mod bench;
 pub mod catalogue;
@@ -12,77 +16,60 @@ pub mod cost;
 pub mod cuda;
 pub mod cuh;
 pub mod dtype;
+pub mod folder;
 pub mod launch;
 pub mod limits;
+pub mod matmul;
+mod norm_rows;
+pub mod philox;
 pub mod simd;
 pub mod simulate;
 pub mod team;
 pub mod view;
 
-pub mod adamw;
-pub mod advance;
-pub mod attention;
-pub mod block_copy;
-pub mod column_sum;
-pub mod columns;
-pub mod elementwise;
-pub mod embedding;
-pub mod fingerprint;
-pub mod gelu;
-pub mod grpo_loss;
-pub mod kv_write;
-pub mod layer_norm;
-pub mod linear_log_prob;
-pub mod log_prob;
-pub mod matmul;
-pub mod merger_norm;
-pub mod normalise;
-pub mod paged_attention;
-pub mod patch_embedding;
-pub mod patches;
-pub mod philox;
-pub mod pool_attention;
-pub mod position_add;
-pub mod reduce;
-pub mod rms_norm;
-pub mod rope;
-pub mod rows;
-pub mod sample;
-pub mod skinny;
-pub mod swiglu;
+/// Declares the module of each kernel folder and collects what the folders register. `cargo fmt` does not look for modules inside a
+/// macro's braces: `./x test` formats them by name.
+macro_rules! kernels {
+    ($($name:ident)*) => {
+        $(pub mod $name;)*
 
-/// Every CUDA source, in alphabetical order.
-pub const SOURCES: &[&Source] = &[
-    &adamw::SOURCE,
-    &advance::SOURCE,
-    &attention::SOURCE,
-    &block_copy::SOURCE,
-    &column_sum::SOURCE,
-    &columns::SOURCE,
-    &elementwise::SOURCE,
-    &embedding::SOURCE,
-    &fingerprint::SOURCE,
-    &gelu::SOURCE,
-    &grpo_loss::SOURCE,
-    &kv_write::SOURCE,
-    &layer_norm::SOURCE,
-    &linear_log_prob::SOURCE,
-    &log_prob::SOURCE,
-    &merger_norm::SOURCE,
-    &normalise::SOURCE,
-    &paged_attention::SOURCE,
-    &patch_embedding::SOURCE,
-    &patches::SOURCE,
-    &pool_attention::SOURCE,
-    &position_add::SOURCE,
-    &reduce::SOURCE,
-    &rms_norm::SOURCE,
-    &rope::SOURCE,
-    &rows::SOURCE,
-    &sample::SOURCE,
-    &skinny::SOURCE,
-    &swiglu::SOURCE,
-];
+        /// Every kernel folder, in alphabetical order.
+        pub const FOLDERS: &[folder::Folder] = &[$($name::FOLDER),*];
+    };
+}
+
+// A new kernel adds its folder's name here.
+kernels! {
+    adamw
+    advance
+    attention
+    block_copy
+    column_sum
+    columns
+    elementwise
+    embedding
+    fingerprint
+    gelu
+    grpo_loss
+    kv_write
+    layer_norm
+    linear_log_prob
+    log_prob
+    merger_norm
+    normalise
+    paged_attention
+    patch_embedding
+    patches
+    pool_attention
+    position_add
+    reduce
+    rms_norm
+    rope
+    rows
+    sample
+    skinny
+    swiglu
+}
 
 pub use cost::Cost;
 pub use dtype::{DType, Element};

@@ -17,9 +17,6 @@ use std::sync::{Arc, Mutex, OnceLock};
 /// Why a launch could not be simulated.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SimulateError {
-    /// The kernel has no CUDA source.
-    #[error("{0}: has no CUDA source")]
-    NoSource(&'static str),
     /// The source does not compile.
     #[error(transparent)]
     Compile(#[from] CompileError),
@@ -114,9 +111,8 @@ impl Unit {
         memory: &mut SimMemory,
         options: &ExecOptions,
     ) -> Result<Vec<Staged>, SimulateError> {
-        let cuda = launch.kernel.cuda.ok_or(SimulateError::NoSource(launch.kernel.name))?;
         let mut out = Vec::new();
-        for stage in (cuda.plan)(&launch.params, arch) {
+        for stage in (launch.kernel.plan)(&launch.params, arch) {
             let symbol = stage.symbol;
             let kernel = self.kernel(symbol)?;
             let grid = exec::LaunchConfig {
@@ -160,11 +156,10 @@ pub fn run(
     memory: &mut SimMemory,
     options: &ExecOptions,
 ) -> Result<Vec<Staged>, SimulateError> {
-    let cuda = launch.kernel.cuda.ok_or(SimulateError::NoSource(launch.kernel.name))?;
-    if (cuda.plan)(&launch.params, arch).is_empty() {
+    if (launch.kernel.plan)(&launch.params, arch).is_empty() {
         return Ok(Vec::new());
     }
-    Unit::of_source(cuda.source, arch.sm)?.run(launch, arch, memory, options)
+    Unit::of_source(launch.kernel.source, arch.sm)?.run(launch, arch, memory, options)
 }
 
 /// A plain matrix product on copies of its operands: host pointers to simulated memory would not be aligned, nor checked.

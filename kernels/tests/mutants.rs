@@ -18,12 +18,9 @@ fn every_mutant_is_found_out() {
         println!("skipped: every_mutant_is_found_out: {e}");
         return;
     }
-    let subjects: Vec<Subject> = on_all_threads(FOLDERS.len(), |i| {
+    let subjects = on_all_threads(FOLDERS.len(), |i| {
         Subject::of(&FOLDERS[i]).unwrap_or_else(|e| panic!("{}: {e}", FOLDERS[i].name))
-    })
-    .into_iter()
-    .flatten()
-    .collect();
+    });
     let all: Vec<_> = subjects.iter().flat_map(|s| s.targets().iter().map(move |t| (s, t))).collect();
     assert!(all.len() > 400, "{} mutants", all.len());
     let survivors: Vec<String> = on_all_threads(all.len(), |i| {

@@ -42,7 +42,7 @@ pub struct Shape {
 impl Shape {
     /// That of the kernels' folder.
     pub fn of(sizes: &Sizes) -> Result<Shape, SizeError> {
-        let calls = folder("linear_log_prob").map(|f| f.examples_of(sizes)).transpose()?.unwrap_or_default();
+        let calls = folder("linear_log_prob").map(|f| f.examples_with_sizes(sizes)).transpose()?.unwrap_or_default();
         let [rows, width, vocab] = ["tokens", "hidden", "vocab"].map(|key| sizes.known(key) as usize);
         let forward = ["f32", "bf16"].map(|t| {
             let name = format!("linear_log_prob_fwd_{t}");

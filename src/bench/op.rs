@@ -153,7 +153,7 @@ impl Op {
             let usual = named(&self.name)?;
             let folder = usual[0].0;
             let names: Vec<&str> = usual.iter().map(|(_, e)| e.launch.kernel.name).collect();
-            let all = folder.examples_of(sizes).map_err(refused)?;
+            let all = folder.examples_with_sizes(sizes).map_err(refused)?;
             let found = all.into_iter().filter(|e| names.contains(&e.launch.kernel.name));
             for example in found.filter(|e| wanted(crate::kernels::dtype(e.launch.kernel.name))) {
                 work.push(Box::new(move || Ok(vec![place.time(&example, runs)?])));

@@ -11,7 +11,7 @@ use reel_kernels::catalogue::folder;
 use reel_kernels::compile::check::{Checked, Function, check};
 use reel_kernels::compile::ptxas::Resources;
 use reel_kernels::compile::{self, ARCHITECTURES, CompileError};
-use reel_kernels::{SOURCES, Source};
+use reel_kernels::{FOLDERS, Source};
 use serde_json::{Value, json};
 
 use crate::common::Common;
@@ -110,12 +110,8 @@ impl Check {
 
     /// The units that hold what was asked for.
     fn sources(&self) -> Result<Vec<&'static Source>> {
-        let Some(name) = &self.kernel else { return Ok(SOURCES.to_vec()) };
-        let folder = super::named(name)?[0].0.name;
-        match SOURCES.iter().find(|s| s.name == folder) {
-            Some(source) => Ok(vec![source]),
-            None => Err(bad_usage("--kernel", format!("{name} has no CUDA source"), "see `reel kernels list`")),
-        }
+        let Some(name) = &self.kernel else { return Ok(FOLDERS.iter().map(|f| f.source).collect()) };
+        Ok(vec![super::named(name)?[0].0.source])
     }
 }
 
@@ -147,7 +143,7 @@ pub fn compile_all(sources: &[&'static Source], archs: &[String], common: &Commo
 
 /// Leaves one kernel and its further launches (whose names begin with its own); a folder's name leaves all.
 fn only(checked: &mut Checked, name: &str) {
-    if SOURCES.iter().any(|s| s.name == name) {
+    if FOLDERS.iter().any(|f| f.name == name) {
         return;
     }
     checked.functions.retain(|f| f.resources.symbol.starts_with(name));

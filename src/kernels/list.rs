@@ -15,8 +15,8 @@ pub fn run(common: &Common) -> Result<()> {
     for folder in FOLDERS {
         for example in folder.examples() {
             let kernel = example.launch.kernel;
-            let stages = kernel.cuda.as_ref().map(|cuda| (cuda.plan)(&example.launch.params, &Arch::H100));
-            let symbols = stages.map(|s| s.iter().map(|s| s.symbol).collect::<Vec<_>>());
+            let stages = (kernel.plan)(&example.launch.params, &Arch::H100);
+            let symbols: Vec<_> = stages.iter().map(|s| s.symbol).collect();
             rows.push((kernel.name, folder.name, dtype(kernel.name).map_or("", |t| t.name()), symbols));
         }
     }
@@ -30,8 +30,7 @@ pub fn run(common: &Common) -> Result<()> {
     let width = rows.iter().map(|r| r.0.len()).max().unwrap_or(0);
     output::line(format!("{:width$}  {:16} {:5}  launches in CUDA", "kernel", "folder", "dtype"))?;
     for (name, folder, dtype, stages) in rows {
-        let stages = stages.map_or("none, processor only".to_string(), |s| s.join(", "));
-        output::line(format!("{name:width$}  {folder:16} {dtype:5}  {stages}"))?;
+        output::line(format!("{name:width$}  {folder:16} {dtype:5}  {}", stages.join(", ")))?;
     }
     Ok(())
 }

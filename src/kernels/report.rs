@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use reel_kernels::compile;
-use reel_kernels::{Arch, SOURCES};
+use reel_kernels::{Arch, FOLDERS};
 use reel_runtime::OpTotals;
 use serde_json::Value;
 
@@ -62,7 +62,7 @@ impl Report {
         let machine = Machine::gpu(&self.gpu)?;
         let times = self.times.as_ref().map(|path| read_times(path)).transpose()?;
         // Where there is no NVRTC, or a kernel does not compile, its registers are left out.
-        compile_all(SOURCES, &["sm_90a".to_string()], common)?;
+        compile_all(&FOLDERS.iter().map(|f| f.source).collect::<Vec<_>>(), &["sm_90a".to_string()], common)?;
         let rows = rows(&machine, times.as_ref());
         output::file(&self.out, page(&machine, &rows, self.times.is_some()).as_bytes())?;
         match common.json {
@@ -88,8 +88,8 @@ fn rows(machine: &Machine, times: Option<&BTreeMap<String, f64>>) -> Vec<Row> {
         let totals = OpTotals { launches: 1, cost, seconds: 0.0 };
         let floor =
             machine.ceilings.seconds(kernel.name, &totals, dtype(kernel.name).unwrap_or(reel_kernels::DType::F32));
-        let stage = kernel.cuda.and_then(|c| (c.plan)(&example.launch.params, &Arch::H100).into_iter().next());
-        let report = kernel.cuda.and_then(|c| compile::cubin(c.source, "sm_90a").ok()).map(|c| c.report);
+        let stage = (kernel.plan)(&example.launch.params, &Arch::H100).into_iter().next();
+        let report = compile::cubin(kernel.source, "sm_90a").ok().map(|c| c.report);
         let resources = stage.as_ref().and_then(|s| report.as_ref()?.function(s.symbol).cloned());
         Row {
             kernel: kernel.name,

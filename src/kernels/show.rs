@@ -111,13 +111,11 @@ fn to_json(folder: &Folder, example: &Example) -> Result<Value> {
 
 /// The kernel's launches on each GPU, and why there is nothing, or no more, to say of them.
 fn plan(example: &Example) -> (Vec<Planned>, Option<String>) {
-    let Some(cuda) = &example.launch.kernel.cuda else {
-        return (Vec::new(), Some("no CUDA source yet: runs on the processor only".to_string()));
-    };
+    let kernel = example.launch.kernel;
     let (mut planned, mut note) = (Vec::new(), None);
     for (gpu, arch, sm) in GPUS {
-        let report = compile::cubin(cuda.source, sm).map(|c| c.report).map_err(|e| note = Some(e.to_string())).ok();
-        for stage in (cuda.plan)(&example.launch.params, &arch) {
+        let report = compile::cubin(kernel.source, sm).map(|c| c.report).map_err(|e| note = Some(e.to_string())).ok();
+        for stage in (kernel.plan)(&example.launch.params, &arch) {
             let resources = report.as_ref().and_then(|r| r.function(stage.symbol)).cloned();
             planned.push(Planned { gpu, sm, stage, resources });
         }

@@ -65,8 +65,7 @@ fn main() -> ExitCode {
     for folder in FOLDERS.iter().filter(|f| arguments.kernel.as_deref().is_none_or(|k| k == f.name)) {
         let start = Instant::now();
         let subject = match Subject::of(folder) {
-            Ok(Some(subject)) => subject,
-            Ok(None) => continue,
+            Ok(subject) => subject,
             Err(e) => {
                 eprintln!("error: {}: {e}", folder.name);
                 return ExitCode::FAILURE;

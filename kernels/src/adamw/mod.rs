@@ -25,13 +25,15 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 mod small;
 
 pub use cpu::{join, split};
 
-use crate::launch::{Params as _, by_dtype};
-use crate::{Addr, Cost, DType, Launch, Source, cuh, kernel, params};
+use crate::folder::kernel_folder;
+use crate::launch::by_dtype;
+use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
 use half::bf16;
 
 params! {
@@ -194,12 +196,11 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source = Source {
+kernel_folder! {
     name: "adamw",
-    sm80: include_str!("sm80.cu"),
-    params: &[Params::c_declaration, SmallParams::c_declaration, SplitParams::c_declaration, JoinParams::c_declaration],
-};
+    params: [Params, SmallParams, SplitParams, JoinParams],
+    traffic: traffic,
+}
 
 kernel!(pub STEP_F32, "adamw_f32", Params, cpu::step_f32, &SOURCE, |p, _| cuh::map("adamw_f32", p.n));
 kernel!(pub STEP_BF16, "adamw_bf16", Params, cpu::step_bf16, &SOURCE, |p, _| cuh::map("adamw_bf16", p.n));

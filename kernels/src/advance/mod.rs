@@ -16,10 +16,11 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::Params as _;
-use crate::{Addr, Arch, Cost, Launch, Source, Stage, kernel, params};
+use crate::folder::kernel_folder;
+use crate::{Addr, Arch, Cost, Launch, Stage, kernel, params};
 
 params! {
     /// Parameters of the kernel.
@@ -55,8 +56,10 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source = Source { name: "advance", sm80: include_str!("sm80.cu"), params: &[Params::c_declaration] };
+kernel_folder! {
+    name: "advance",
+    params: [Params],
+}
 
 kernel!(pub ADVANCE, "advance", Params, cpu::advance, &SOURCE, geometry);
 

@@ -36,10 +36,11 @@
 
 pub(crate) mod check;
 pub(crate) mod cpu;
+mod examples;
 pub(crate) mod formula;
 mod plan;
 
-use crate::launch::{Params, Source};
+use crate::folder::kernel_folder;
 use crate::{Addr, Cost, DType, Launch, kernel, params};
 
 params! {
@@ -153,12 +154,14 @@ impl BwdParams {
     }
 }
 
-/// The CUDA side.
-pub static SOURCE: Source = Source {
+kernel_folder! {
     name: "attention",
-    sm80: include_str!("sm80.cu"),
-    params: &[<FwdParams as Params>::c_declaration, <BwdParams as Params>::c_declaration],
-};
+    params: [FwdParams, BwdParams],
+    headers: [
+        "backward_fma.cuh", "backward_keys.cuh", "backward_mma.cuh", "fma_tile.cuh", "forward_fma.cuh", "forward_mma.cuh",
+        "sequences.cuh", "tile.cuh", "visits.cuh"
+    ],
+}
 
 kernel!(pub FWD_F32, "attention_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, plan::fwd_f32);
 kernel!(pub FWD_BF16, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, plan::fwd_bf16);

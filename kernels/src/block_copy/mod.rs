@@ -7,9 +7,10 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 
-use crate::launch::Params as _;
-use crate::{Addr, Arch, Cost, Launch, Source, Stage, kernel, params};
+use crate::folder::kernel_folder;
+use crate::{Addr, Arch, Cost, Launch, Stage, kernel, params};
 
 params! {
     /// Parameters of the kernel.
@@ -27,9 +28,11 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source =
-    Source { name: "block_copy", sm80: include_str!("sm80.cu"), params: &[Params::c_declaration] };
+kernel_folder! {
+    name: "block_copy",
+    params: [Params],
+    traffic: traffic,
+}
 
 kernel!(pub COPY, "block_copy", Params, cpu::copy, &SOURCE, geometry);
 

@@ -1,8 +1,8 @@
 //! Plain matrix products at a size that matters: no kernels of ours on a GPU, but timed like them.
 
-use super::{HIDDEN, INTERMEDIATE, SOME, SizeError, Sizes, TOKENS};
 use crate::Addr;
 use crate::dtype::DType::{self, BF16, F32};
+use crate::folder::{HIDDEN, INTERMEDIATE, PLACEHOLDER, SizeError, Sizes, TOKENS};
 use crate::matmul::{Matmul, Operand};
 
 /// A product: no address in it is real.
@@ -34,10 +34,10 @@ fn all(s: &Sizes) -> Vec<Product> {
     let [m, n, k] = [s.get("m", TOKENS), s.get("n", INTERMEDIATE), s.get("k", HIDDEN)].map(|d| d as usize);
     let size = s.words();
     let of = |name, dtype, [m, n, k]: [usize; 3], [a, b]: [bool; 2], accumulate| {
-        let operand = |transposed| Operand { addr: SOME, dtype, transposed };
+        let operand = |transposed| Operand { addr: PLACEHOLDER, dtype, transposed };
         let c_dtype = if accumulate { F32 } else { dtype };
         let (a, b) = (operand(a), operand(b));
-        let product = Matmul { m, n, k, a, b, c: SOME, c_dtype, bias: Addr::NULL, accumulate, scale: 1.0 };
+        let product = Matmul { m, n, k, a, b, c: PLACEHOLDER, c_dtype, bias: Addr::NULL, accumulate, scale: 1.0 };
         Product { name, size: size.clone(), dtype, product }
     };
     let both = |[fwd, dx, dw]: [&'static str; 3], dtype| {

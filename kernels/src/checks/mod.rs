@@ -12,7 +12,7 @@ mod on_sim;
 pub(crate) mod rounding;
 pub mod suite;
 #[cfg(test)]
-mod touched;
+pub(crate) mod traffic;
 
 pub(crate) use arrays::{addr, addr_mut};
 pub(crate) use data::{Data, Picks, numbers};

@@ -72,25 +72,18 @@ pub enum Verdict {
 
 impl Subject {
     /// Runs the folder's checks once on the simulator, and keeps what they launch. An error is one line.
-    pub fn of(folder: &'static Folder) -> Result<Option<Subject>, String> {
+    pub fn of(folder: &'static Folder) -> Result<Subject, String> {
         let setup = Setup { interleavings: 1, record: true, ..Setup::new(Device::Sim) };
         let mut recorded = Vec::new();
         for check in folder.checks {
             recorded.extend(record(check, &setup)?);
         }
-        let Some(source) = recorded.iter().find_map(|r| r.launch.kernel.cuda).map(|c| c.source) else {
-            return Ok(None);
-        };
-        // What another folder's kernels do is judged there.
-        recorded.retain(|r| r.launch.kernel.cuda.is_some_and(|c| c.source.name == folder.name));
-        let source = match recorded.first().and_then(|r| r.launch.kernel.cuda) {
-            Some(cuda) => cuda.source,
-            None => source,
-        };
-        let unit = Unit::of_source(source, Arch::A100.sm).map_err(|e| e.to_string())?;
+        // Launches of another folder's kernels are tested with that folder.
+        recorded.retain(|r| r.launch.kernel.source.name == folder.name);
+        let unit = Unit::of_source(folder.source, Arch::A100.sm).map_err(|e| e.to_string())?;
         let mut subject = Subject { folder: folder.name, unit, cases: Vec::new(), targets: Vec::new() };
         subject.find_targets(recorded).map_err(|e| e.to_string())?;
-        Ok(Some(subject))
+        Ok(subject)
     }
 
     /// Every mutant of the folder's kernels.
@@ -206,9 +199,9 @@ fn places(module: &reel_sim::ptx::ast::Module, place: Option<u32>) -> Vec<String
 
 /// The text of a file that a folder's translation unit includes.
 fn text_of(folder: &str, file: &str) -> Option<&'static str> {
-    let source = crate::SOURCES.iter().find(|s| s.name == folder)?;
+    let source = crate::catalogue::folder(folder)?.source;
     if file.ends_with("sm80.cu") {
         return Some(source.sm80);
     }
-    crate::cuh::HEADERS.iter().find(|(name, _)| file.ends_with(name)).map(|(_, text)| *text)
+    source.available_headers().into_iter().find(|(name, _)| file.ends_with(name)).map(|(_, text)| text)
 }

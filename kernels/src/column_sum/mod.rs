@@ -9,10 +9,11 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::Params as _;
-use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
+use crate::folder::kernel_folder;
+use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 /// Rows that are summed before the partial sum is added to the total: shorter sums round less.
 pub const ROWS: usize = 128;
@@ -31,9 +32,11 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source =
-    Source { name: "column_sum", sm80: include_str!("sm80.cu"), params: &[Params::c_declaration] };
+kernel_folder! {
+    name: "column_sum",
+    params: [Params],
+    traffic: traffic,
+}
 
 kernel!(pub ADD_F32, "column_sum_f32", Params, cpu::add::<f32>, &SOURCE, |p, _| plan_add("column_sum_f32", p, 16));
 kernel!(pub ADD_BF16, "column_sum_bf16", Params, cpu::add::<half::bf16>, &SOURCE, |p, _| plan_add("column_sum_bf16", p, 32));

@@ -6,10 +6,11 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::Params as _;
-use crate::{Addr, Cost, DType, Launch, Source, cuh, kernel, params};
+use crate::folder::kernel_folder;
+use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
 
 params! {
     /// Parameters of the copy.
@@ -33,9 +34,11 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source =
-    Source { name: "columns", sm80: include_str!("sm80.cu"), params: &[CopyParams::c_declaration] };
+kernel_folder! {
+    name: "columns",
+    params: [CopyParams],
+    traffic: traffic,
+}
 
 kernel!(pub COPY_16, "columns_copy_16bit", CopyParams, cpu::copy::<u16>, &SOURCE, |p, _| cuh::rows("columns_copy_16bit", p.rows.into(), p.width.into(), 8));
 kernel!(pub COPY_32, "columns_copy_32bit", CopyParams, cpu::copy::<u32>, &SOURCE, |p, _| cuh::rows("columns_copy_32bit", p.rows.into(), p.width.into(), 4));

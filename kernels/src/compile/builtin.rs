@@ -15,7 +15,7 @@ use flate2::write::DeflateEncoder;
 
 use super::cache::Cache;
 use super::{ARCHITECTURES, CompileError, compiler, cubin_unit, number_of, ptx_unit};
-use crate::{SOURCES, Source};
+use crate::{FOLDERS, Source};
 
 /// What was built in: empty unless the build was told an archive.
 static ARCHIVE: &[u8] = include!(concat!(env!("OUT_DIR"), "/archive.rs"));
@@ -89,7 +89,9 @@ impl<'a> Archive<'a> {
     /// How many entries are of the binary's own sources, and how many are not.
     pub fn fresh_and_stale(&self) -> (usize, usize) {
         let known = |e: &&Entry<'_>| {
-            SOURCES.iter().any(|s| s.name == e.folder && hash(s, e.architecture).is_some_and(|hash| hash == e.hash))
+            FOLDERS
+                .iter()
+                .any(|f| f.name == e.folder && hash(f.source, e.architecture).is_some_and(|hash| hash == e.hash))
         };
         let fresh = self.entries.iter().filter(known).count();
         (fresh, self.entries.len() - fresh)
@@ -133,9 +135,9 @@ pub fn code(source: &Source, sm: &str) -> Option<Code> {
 /// # Errors
 /// No NVRTC, or a source that does not compile.
 pub fn pack(threads: usize) -> Result<Vec<u8>, CompileError> {
-    let all: Vec<(&Source, &str)> = SOURCES
+    let all: Vec<(&Source, &str)> = FOLDERS
         .iter()
-        .flat_map(|source| ARCHITECTURES.into_iter().chain([PTX_ARCHITECTURE]).map(move |a| (*source, a)))
+        .flat_map(|folder| ARCHITECTURES.into_iter().chain([PTX_ARCHITECTURE]).map(move |a| (folder.source, a)))
         .collect();
     let (next, parts) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
     let work = || {
@@ -213,8 +215,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SMALL: &Source = SOURCES[0];
-    const OTHER: &Source = SOURCES[1];
+    const SMALL: &Source = FOLDERS[0].source;
+    const OTHER: &Source = FOLDERS[1].source;
 
     fn archive_of(entries: &[(&Source, &str, &[u8])]) -> Vec<u8> {
         let mut out = format!("{MAGIC}\n").into_bytes();
@@ -259,7 +261,7 @@ mod tests {
     #[test]
     fn what_is_built_in_is_of_these_sources() {
         let archive = Archive::read(ARCHIVE).unwrap();
-        let wanted = if ARCHIVE.is_empty() { 0 } else { SOURCES.len() * (ARCHITECTURES.len() + 1) };
+        let wanted = if ARCHIVE.is_empty() { 0 } else { FOLDERS.len() * (ARCHITECTURES.len() + 1) };
         assert_eq!(archive.fresh_and_stale(), (wanted, 0));
     }
 

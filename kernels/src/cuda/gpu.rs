@@ -249,10 +249,9 @@ impl Gpu {
     /// # Safety
     /// The addresses in `params` are addresses of this GPU that cover what the kernel documents, until [`Gpu::synchronize`].
     pub unsafe fn launch(&self, kernel: &'static Kernel, params: &[u8]) -> Result<(), CudaError> {
-        let cuda = kernel.cuda.ok_or(CudaError::NoSource(kernel.name))?;
-        for stage in (cuda.plan)(params, &self.arch()) {
+        for stage in (kernel.plan)(params, &self.arch()) {
             // SAFETY: the caller's promise.
-            unsafe { self.launch_stage(cuda.source, &stage, params)? }
+            unsafe { self.launch_stage(kernel.source, &stage, params)? }
         }
         Ok(())
     }

@@ -22,9 +22,8 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::launch`].
     pub fn prepare(&self, kernel: &'static Kernel, params: &[u8]) -> Result<(), CudaError> {
-        let cuda = kernel.cuda.ok_or(CudaError::NoSource(kernel.name))?;
-        for stage in (cuda.plan)(params, &self.arch()) {
-            self.function(cuda.source, &stage, params.len())?;
+        for stage in (kernel.plan)(params, &self.arch()) {
+            self.function(kernel.source, &stage, params.len())?;
         }
         Ok(())
     }

@@ -86,9 +86,6 @@ pub enum CudaError {
         "cuda: cuBLASLt not found: no libcublasLt.so.13; install CUDA 13 or the wheel nvidia-cublas, or set CUDA_HOME (`reel doctor` has more)"
     )]
     NoBlas,
-    /// The kernel has no CUDA source.
-    #[error("{0}: has no CUDA source")]
-    NoSource(&'static str),
     /// The source does not compile.
     #[error(transparent)]
     Compile(#[from] CompileError),

@@ -1,34 +1,9 @@
-//! The CUDA headers that kernels share: in `cuh/` one device instruction, one small function; in a folder what its kernels
-//! and others are made of.
+//! The CUDA headers that kernels share, each around one device instruction or one small function, and the grids and blocks of
+//! kernels that are written with them. [`headers::HEADERS`] has the text of the headers.
+
+pub mod headers;
 
 use crate::{Arch, Stage};
-
-/// Name as kernels include it, and text.
-pub const HEADERS: &[(&str, &str)] = &[
-    ("attention/backward_fma.cuh", include_str!("../attention/backward_fma.cuh")),
-    ("attention/backward_keys.cuh", include_str!("../attention/backward_keys.cuh")),
-    ("attention/backward_mma.cuh", include_str!("../attention/backward_mma.cuh")),
-    ("attention/fma_tile.cuh", include_str!("../attention/fma_tile.cuh")),
-    ("attention/forward_fma.cuh", include_str!("../attention/forward_fma.cuh")),
-    ("attention/forward_mma.cuh", include_str!("../attention/forward_mma.cuh")),
-    ("attention/sequences.cuh", include_str!("../attention/sequences.cuh")),
-    ("attention/tile.cuh", include_str!("../attention/tile.cuh")),
-    ("attention/visits.cuh", include_str!("../attention/visits.cuh")),
-    ("cuh/base.cuh", include_str!("base.cuh")),
-    ("cuh/cp_async.cuh", include_str!("cp_async.cuh")),
-    ("cuh/exp2.cuh", include_str!("exp2.cuh")),
-    ("cuh/held.cuh", include_str!("held.cuh")),
-    ("cuh/map.cuh", include_str!("map.cuh")),
-    ("cuh/math.cuh", include_str!("math.cuh")),
-    ("cuh/mma.cuh", include_str!("mma.cuh")),
-    ("cuh/online_softmax.cuh", include_str!("online_softmax.cuh")),
-    ("cuh/philox.cuh", include_str!("philox.cuh")),
-    ("cuh/rows.cuh", include_str!("rows.cuh")),
-    ("cuh/warp.cuh", include_str!("warp.cuh")),
-    ("patch_embedding/levels.cuh", include_str!("../patch_embedding/levels.cuh")),
-    ("patch_embedding/tiles.cuh", include_str!("../patch_embedding/tiles.cuh")),
-    ("rms_norm/rows.cuh", include_str!("../rms_norm/rows.cuh")),
-];
 
 /// `MAP_THREADS` and `MAP_BLOCK` of `map.cuh`.
 const MAP: (u32, u64) = (256, 2048);

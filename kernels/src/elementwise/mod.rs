@@ -5,10 +5,12 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::{Params as _, by_dtype};
-use crate::{Addr, Cost, DType, Launch, Source, cuh, kernel, params};
+use crate::folder::kernel_folder;
+use crate::launch::by_dtype;
+use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
 use half::{bf16, f16};
 
 params! {
@@ -92,19 +94,11 @@ params! {
 /// Bytes that a block of the copy kernel moves.
 const COPY_BLOCK: u64 = 32 * 1024;
 
-/// The CUDA source.
-pub static SOURCE: Source = Source {
+kernel_folder! {
     name: "elementwise",
-    sm80: include_str!("sm80.cu"),
-    params: &[
-        AddParams::c_declaration,
-        AccumulateParams::c_declaration,
-        CastParams::c_declaration,
-        FillParams::c_declaration,
-        MulScalarParams::c_declaration,
-        CopyParams::c_declaration,
-    ],
-};
+    params: [AddParams, AccumulateParams, CastParams, FillParams, MulScalarParams, CopyParams],
+    traffic: traffic,
+}
 
 kernel!(pub ADD_F32, "add_f32", AddParams, cpu::add::<f32>, &SOURCE, |p, _| cuh::map("add_f32", p.count));
 kernel!(pub ADD_BF16, "add_bf16", AddParams, cpu::add::<bf16>, &SOURCE, |p, _| cuh::map("add_bf16", p.count));

@@ -17,10 +17,12 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::{Params as _, by_dtype};
-use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
+use crate::folder::kernel_folder;
+use crate::launch::by_dtype;
+use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 use half::bf16;
 
 params! {
@@ -71,12 +73,11 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source = Source {
+kernel_folder! {
     name: "embedding",
-    sm80: include_str!("sm80.cu"),
-    params: &[FwdParams::c_declaration, BwdParams::c_declaration],
-};
+    params: [FwdParams, BwdParams],
+    traffic: traffic,
+}
 
 kernel!(pub FWD_F32_F32, "embedding_fwd_f32_f32", FwdParams, cpu::fwd::<f32, f32>, &SOURCE, |p, _| cuh::rows("embedding_fwd_f32_f32", p.tokens.into(), p.hidden.into(), 4));
 kernel!(pub FWD_F32_BF16, "embedding_fwd_f32_bf16", FwdParams, cpu::fwd::<f32, bf16>, &SOURCE, |p, _| cuh::rows("embedding_fwd_f32_bf16", p.tokens.into(), p.hidden.into(), 4));

@@ -9,10 +9,11 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::Params as _;
-use crate::{Addr, Cost, Launch, Source, cuh, kernel, params};
+use crate::folder::kernel_folder;
+use crate::{Addr, Cost, Launch, cuh, kernel, params};
 
 params! {
     /// Parameters of the kernel.
@@ -26,9 +27,10 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source =
-    Source { name: "fingerprint", sm80: include_str!("sm80.cu"), params: &[Params::c_declaration] };
+kernel_folder! {
+    name: "fingerprint",
+    params: [Params],
+}
 
 kernel!(pub FINGERPRINT, "fingerprint", Params, cpu::fingerprint, &SOURCE, |p, _| {
     cuh::blocks("fingerprint", p.bytes.div_ceil(PART as u64), 256)

@@ -15,10 +15,12 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::{Params as _, by_dtype};
-use crate::{Addr, Cost, DType, Launch, Source, cuh, kernel, params};
+use crate::folder::kernel_folder;
+use crate::launch::by_dtype;
+use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
 
 params! {
     /// Parameters of the forward kernel.
@@ -46,12 +48,11 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source = Source {
+kernel_folder! {
     name: "gelu",
-    sm80: include_str!("sm80.cu"),
-    params: &[FwdParams::c_declaration, BwdParams::c_declaration],
-};
+    params: [FwdParams, BwdParams],
+    traffic: traffic,
+}
 
 kernel!(pub FWD_F32, "gelu_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, _| cuh::map("gelu_fwd_f32", p.count));
 kernel!(pub FWD_BF16, "gelu_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, _| cuh::map("gelu_fwd_bf16", p.count));

@@ -24,10 +24,11 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::Params as _;
-use crate::{Addr, Cost, Launch, Source, cuh, kernel, params};
+use crate::folder::kernel_folder;
+use crate::{Addr, Cost, Launch, cuh, kernel, params};
 
 params! {
     /// Parameters.
@@ -65,9 +66,11 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source =
-    Source { name: "grpo_loss", sm80: include_str!("sm80.cu"), params: &[Params::c_declaration] };
+kernel_folder! {
+    name: "grpo_loss",
+    params: [Params],
+    traffic: traffic,
+}
 
 kernel!(pub LOSS, "grpo_loss", Params, cpu::loss, &SOURCE, |p, _| {
     cuh::blocks("grpo_loss", p.completions.into(), 256)

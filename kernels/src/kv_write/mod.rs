@@ -9,9 +9,10 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 
-use crate::launch::Params as _;
-use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
+use crate::folder::kernel_folder;
+use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 params! {
     /// Parameters of the kernel.
@@ -41,9 +42,11 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source =
-    Source { name: "kv_write", sm80: include_str!("sm80.cu"), params: &[Params::c_declaration] };
+kernel_folder! {
+    name: "kv_write",
+    params: [Params],
+    traffic: traffic,
+}
 
 kernel!(pub WRITE_F32, "kv_write_f32", Params, cpu::write::<f32>, &SOURCE, |p, _| plan_write("kv_write_f32", p, 4));
 kernel!(pub WRITE_BF16, "kv_write_bf16", Params, cpu::write::<half::bf16>, &SOURCE, |p, _| plan_write("kv_write_bf16", p, 8));

@@ -16,10 +16,13 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::{Params as _, by_dtype};
-use crate::{Addr, Arch, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
+use crate::folder::kernel_folder;
+use crate::launch::by_dtype;
+use crate::norm_rows::PART_ROWS;
+use crate::{Addr, Arch, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 params! {
     /// Parameters of the forward kernel.
@@ -75,12 +78,11 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source = Source {
+kernel_folder! {
     name: "layer_norm",
-    sm80: include_str!("sm80.cu"),
-    params: &[FwdParams::c_declaration, BwdParams::c_declaration],
-};
+    params: [FwdParams, BwdParams],
+    traffic: traffic,
+}
 
 kernel!(pub FWD_F32, "layer_norm_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, arch| {
     plan_fwd(["layer_norm_fwd_f32", "layer_norm_fwd_f32_wide"], p, arch)
@@ -106,9 +108,6 @@ fn plan_bwd([usual, wide, sum]: [&'static str; 3], p: &BwdParams, arch: &Arch) -
         _ => held.parts([usual, wide], sum, parts(p.rows as usize) as u64, 2 * u64::from(p.cols)),
     }
 }
-
-/// Rows whose contributions to dw and db are summed before they meet those of other rows.
-pub const PART_ROWS: usize = 64;
 
 /// Rows of the workspace that the backward kernel needs, each of 2 · cols.
 pub const fn parts(rows: usize) -> usize {

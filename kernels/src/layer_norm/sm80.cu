@@ -21,13 +21,7 @@
 // the same order of sums.
 // Bound: memory.
 
-#include "cuh/held.cuh"
-#include "cuh/math.cuh"
-
-constexpr int PART_ROWS = 64;
-constexpr int FWD_BLOCK = 256;
-constexpr int BWD_BLOCK = 512;
-constexpr int WIDE = 512;
+#include "cuh/norm_rows.cuh"
 
 template <class T, int BLOCK, int THREADS, bool vector>
 __device__ __forceinline__ void forward(const FwdParams& p, float (&scratch)[2][BLOCK / 32]) {
@@ -109,43 +103,8 @@ __device__ __forceinline__ void forward(const FwdParams& p, float (&scratch)[2][
   }
 }
 
-// What the threads of a backward block share.
-struct Shared {
-  Pair scratch[2][BWD_BLOCK / 32];
-  // Sums of dw, then of db: for each group but the first HELD / 4 rows of its threads.
-  Words<16> sums[(BWD_BLOCK - 32) * HELD / 4];
-};
-
-// The sums of all groups, in the registers of the first; `shared` is not in use.
-template <int THREADS>
-__device__ __forceinline__ void add_groups(float (&sum)[HELD], Words<16>* shared) {
-  constexpr int GROUPS = BWD_BLOCK / THREADS;
-  const u32 group = threadIdx.x / THREADS;
-  // Columns stay with their thread number, so the places in between are ordered for the banks alone.
-  Words<16>* sums = shared + threadIdx.x % THREADS;
-  if (group > 0) {
-#pragma unroll
-    for (int i = 0; i < HELD; i += 4) {
-      Words<16> words;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) words.word[j] = __float_as_uint(sum[i + j]);
-      sums[((group - 1) * (HELD / 4) + i / 4) * THREADS] = words;
-    }
-  }
-  __syncthreads();
-  if (group > 0) return;
-  for (int other = 0; other < GROUPS - 1; ++other) {
-#pragma unroll
-    for (int i = 0; i < HELD; i += 4) {
-      const Words<16> words = sums[(other * (HELD / 4) + i / 4) * THREADS];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sum[i + j] += __uint_as_float(words.word[j]);
-    }
-  }
-}
-
 template <class T, int THREADS, bool vector>
-__device__ __forceinline__ void backward(const BwdParams& p, Shared& shared) {
+__device__ __forceinline__ void backward(const BwdParams& p, SharedSums<Pair>& shared) {
   constexpr int V = VECTOR<T>, GROUPS = BWD_BLOCK / THREADS;
   constexpr bool REST = THREADS == WIDE, KEEP = vector && !REST;
   using Row = Held<T, THREADS>;
@@ -156,22 +115,9 @@ __device__ __forceinline__ void backward(const BwdParams& p, Shared& shared) {
   float* partial_w = global<float>(p.partial) + static_cast<u64>(blockIdx.x) * 2 * cols;
   float* partial_b = partial_w + cols;
 
-  // The group's rows are row, row + step, … below end; the block makes `steps` steps, as many as the group with the most rows.
-  u64 row, end = p.rows, step;
-  u32 steps;
-  if (wants_dw) {
-    const u64 first = static_cast<u64>(blockIdx.x) * PART_ROWS;
-    constexpr int RUN = PART_ROWS / GROUPS;
-    row = first + group * RUN;
-    end = min(row + RUN, end);
-    step = 1;
-    steps = static_cast<u32>(min(static_cast<u64>(RUN), p.rows - first));
-  } else {
-    const u64 first = static_cast<u64>(blockIdx.x) * GROUPS;
-    row = first + group;
-    step = static_cast<u64>(gridDim.x) * GROUPS;
-    steps = static_cast<u32>(ceil_div(end - first, step));
-  }
+  const GroupRows mine = rows_of_group<GROUPS>(group, p.rows, wants_dw);
+  const u64 end = mine.end, step = mine.step;
+  u64 row = mine.row;
 
   Row weights;
   if (KEEP) weights.load(w, cols, vector);
@@ -179,7 +125,7 @@ __device__ __forceinline__ void backward(const BwdParams& p, Shared& shared) {
   float dw[HELD], db[HELD];
 #pragma unroll
   for (int i = 0; i < HELD; ++i) dw[i] = db[i] = 0.0f;
-  for (u32 i = 0; i < steps; ++i, row += step) {
+  for (u32 i = 0; i < mine.steps; ++i, row += step) {
     const T *x = xs + row * cols, *dy = dys + row * cols;
     T* dx = global<T>(p.dx) + row * cols;
     const bool live = row < end;
@@ -271,41 +217,19 @@ __device__ __forceinline__ void backward(const BwdParams& p, Shared& shared) {
     if (group > 0) return;
   }
   const bool whole = cols % V == 0 && aligned16(p.partial);
-#pragma unroll
-  for (int k = 0; k < CHUNKS<T>; ++k) {
-    float to_w[V], to_b[V];
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      to_w[j] = dw[k * V + j];
-      to_b[j] = db[k * V + j];
-    }
-    store_elements(partial_w, Row::at(k), cols, whole, to_w);
-    store_elements(partial_b, Row::at(k), cols, whole, to_b);
-  }
+  store_column_sums<T, THREADS>(partial_w, cols, whole, dw);
+  store_column_sums<T, THREADS>(partial_b, cols, whole, db);
 }
 
-// dw[c] and db[c] += the parts' sums: a block has 32 of the 2 * cols columns, warp w the parts w, w + 8, …; then warps in order.
-__device__ __forceinline__ void sum_parts(const BwdParams& p) {
-  constexpr int WARPS = 8;
-  __shared__ float sums[WARPS][32];
-  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const u64 c = blockIdx.x * 32ull + lane, columns = 2ull * p.cols;
-  const u32 parts = ceil_div(p.rows, static_cast<u32>(PART_ROWS));
-  float sum = 0.0f;
-  if (c < columns) {
-#pragma unroll 4
-    for (u32 part = warp; part < parts; part += WARPS) sum += global<const float>(p.partial)[part * columns + c];
-  }
-  sums[warp][lane] = sum;
-  __syncthreads();
-  if (warp > 0 || c >= columns) return;
-#pragma unroll
-  for (int other = 1; other < WARPS; ++other) sum += sums[other][lane];
-  if (c < p.cols) {
-    global<float>(p.dw)[c] += sum;
-  } else {
-    global<float>(p.db)[c - p.cols] += sum;
-  }
+// The parts' rows have dw's columns, then db's.
+__device__ __forceinline__ void sum_all_parts(const BwdParams& p) {
+  sum_parts(global<const float>(p.partial), p.rows, 2ull * p.cols, [&](u64 c, float sum) {
+    if (c < p.cols) {
+      global<float>(p.dw)[c] += sum;
+    } else {
+      global<float>(p.db)[c - p.cols] += sum;
+    }
+  });
 }
 
 template <class T, int BLOCK, int THREADS>
@@ -319,7 +243,7 @@ __device__ __forceinline__ void forward_any(const FwdParams& p) {
 }
 
 template <class T, int THREADS>
-__device__ __forceinline__ void backward_any(const BwdParams& p, Shared& shared) {
+__device__ __forceinline__ void backward_any(const BwdParams& p, SharedSums<Pair>& shared) {
   if (p.cols % VECTOR<T> == 0 && aligned16(p.x, p.w, p.dy, p.dx)) {
     backward<T, THREADS, true>(p, shared);
   } else {
@@ -327,30 +251,5 @@ __device__ __forceinline__ void backward_any(const BwdParams& p, Shared& shared)
   }
 }
 
-#define KERNEL(NAME, PARAMS, ...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__) NAME(const __grid_constant__ PARAMS p)
-
-#define KERNELS(T, NAME)                                                                           \
-  KERNEL(layer_norm_fwd_##NAME, FwdParams, FWD_BLOCK) {                                            \
-    if (p.cols <= HELD * 32) {                                                                     \
-      forward_any<T, FWD_BLOCK, 32>(p);                                                            \
-    } else {                                                                                       \
-      forward_any<T, FWD_BLOCK, FWD_BLOCK>(p);                                                     \
-    }                                                                                              \
-  }                                                                                                \
-  KERNEL(layer_norm_fwd_##NAME##_wide, FwdParams, WIDE, 1) { forward_any<T, WIDE, WIDE>(p); }      \
-  KERNEL(layer_norm_bwd_##NAME, BwdParams, BWD_BLOCK, 1) {                                         \
-    __shared__ Shared shared;                                                                      \
-    if (p.cols <= HELD * 32) {                                                                     \
-      backward_any<T, 32>(p, shared);                                                              \
-    } else {                                                                                       \
-      backward_any<T, 256>(p, shared);                                                             \
-    }                                                                                              \
-  }                                                                                                \
-  KERNEL(layer_norm_bwd_##NAME##_wide, BwdParams, BWD_BLOCK, 1) {                                  \
-    __shared__ Shared shared;                                                                      \
-    backward_any<T, BWD_BLOCK>(p, shared);                                                         \
-  }                                                                                                \
-  KERNEL(layer_norm_bwd_##NAME##_dw, BwdParams, 256) { sum_parts(p); }
-
-KERNELS(float, f32)
-KERNELS(bf16, bf16)
+KERNELS(float, layer_norm, f32, FwdParams, BwdParams, Pair, BWD_BLOCK, 1)
+KERNELS(bf16, layer_norm, bf16, FwdParams, BwdParams, Pair, BWD_BLOCK, 1)

@@ -30,10 +30,12 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 pub(crate) mod formula;
 
-use crate::launch::{Params as _, by_dtype};
-use crate::{Addr, Cost, DType, Launch, Source, Stage, kernel, params};
+use crate::folder::kernel_folder;
+use crate::launch::by_dtype;
+use crate::{Addr, Cost, DType, Launch, Stage, kernel, params};
 
 /// Columns of the vocabulary whose statistics one CUDA block accumulates.
 const SPLIT: u32 = 2048;
@@ -100,12 +102,10 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source = Source {
+kernel_folder! {
     name: "linear_log_prob",
-    sm80: include_str!("sm80.cu"),
-    params: &[FwdParams::c_declaration, BwdParams::c_declaration],
-};
+    params: [FwdParams, BwdParams],
+}
 
 kernel!(pub FWD_F32, "linear_log_prob_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, _| {
     forward(["linear_log_prob_fwd_f32", "linear_log_prob_fwd_f32_combine"], p, F32)

@@ -30,12 +30,14 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 pub(crate) mod formula;
 
 pub(crate) use cpu::{Row, Terms, max};
 
-use crate::launch::{Params as _, by_dtype};
-use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
+use crate::folder::kernel_folder;
+use crate::launch::by_dtype;
+use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 params! {
     /// Parameters of the forward kernel.
@@ -100,12 +102,11 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source = Source {
+kernel_folder! {
     name: "log_prob",
-    sm80: include_str!("sm80.cu"),
-    params: &[FwdParams::c_declaration, BwdParams::c_declaration],
-};
+    params: [FwdParams, BwdParams],
+    traffic: traffic,
+}
 
 kernel!(pub FWD, "log_prob_fwd", FwdParams, cpu::fwd, &SOURCE, |p, _| cuh::blocks("log_prob_fwd", p.rows.into(), 512));
 kernel!(pub BWD_F32, "log_prob_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| plan_bwd("log_prob_bwd_f32", p));

@@ -4,6 +4,7 @@
 use super::{BwdParams, FwdParams};
 use crate::launch::run_on_cpu;
 use crate::{Addr, Element, Launch, Team, rms_norm, rows};
+use bytemuck::Zeroable;
 
 fn gather<T: Element>(x: Addr, index: Addr, rows: u32, cols: u32, y: Addr) -> Launch {
     rows::gather(T::DTYPE, &rows::GatherParams { x, index, y, m: rows, cols, n: rows, reserved: 0 })
@@ -19,9 +20,9 @@ fn buffer<T: Element>(rows: u32, cols: u32) -> (Vec<T>, Addr) {
 /// # Safety
 /// The addresses cover what [`FwdParams`] says.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
-    let FwdParams { w, y, rstd, rows, cols, eps, reserved, .. } = *p;
+    let FwdParams { w, y, rstd, rows, cols, eps, .. } = *p;
     let (_x, x) = buffer::<T>(rows, cols);
-    let norm = rms_norm::fwd(T::DTYPE, &rms_norm::FwdParams { x, w, y, rstd, rows, cols, eps, reserved });
+    let norm = rms_norm::fwd(T::DTYPE, &rms_norm::FwdParams { x, w, y, rstd, rows, cols, eps, ..Zeroable::zeroed() });
     for launch in [gather::<T>(p.x, p.index, rows, cols, x), norm] {
         // SAFETY: the caller's promise; the buffer has room for all rows.
         unsafe { run_on_cpu(&launch, team) }
@@ -33,7 +34,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let BwdParams { index, w, rstd, dy, dw, partial, rows, cols, .. } = *p;
     let ((_x, x), (_dx, dx)) = (buffer::<T>(rows, cols), buffer::<T>(rows, cols));
-    let norm = rms_norm::bwd(T::DTYPE, &rms_norm::BwdParams { x, w, rstd, dy, dx, dw, partial, rows, cols });
+    let norm = rms_norm::bwd(T::DTYPE, &rms_norm::BwdParams { x, w, rstd, dy, dx, dw, partial, rows, cols, ..Zeroable::zeroed() });
     let scatter = rows::ScatterParams { src: dx, index, dst: p.dx, m: rows, cols, n: rows, reserved: 0 };
     for launch in [gather::<T>(p.x, index, rows, cols, x), norm, rows::scatter(T::DTYPE, &scatter)] {
         // SAFETY: the caller's promise; the buffers have room for all rows.

@@ -13,11 +13,13 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::{Params as _, by_dtype};
+use crate::folder::kernel_folder;
+use crate::launch::by_dtype;
 use crate::rms_norm::{plan_bwd, plan_fwd};
-use crate::{Addr, Cost, DType, Launch, Source, kernel, params};
+use crate::{Addr, Cost, DType, Launch, kernel, params};
 
 params! {
     /// Parameters of the forward kernel.
@@ -69,12 +71,11 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source = Source {
+kernel_folder! {
     name: "merger_norm",
-    sm80: include_str!("sm80.cu"),
-    params: &[FwdParams::c_declaration, BwdParams::c_declaration],
-};
+    params: [FwdParams, BwdParams],
+    headers_of: [rms_norm],
+}
 
 kernel!(pub FWD_F32, "merger_norm_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, arch| {
     plan_fwd(["merger_norm_fwd_f32", "merger_norm_fwd_f32_wide"], p.rows, p.cols, arch)

@@ -1,7 +1,8 @@
-//! A row a task; sums in 16 lanes.
+//! Unit length of one row, sums in 16 lanes. The loops over rows are [`norm_rows`]'.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
+use crate::norm_rows::{self, RowValues};
 use crate::simd::{LANES, sum_lanes};
 use crate::view::{Out, slice};
 use crate::{Element, Team, simd_fn};
@@ -44,18 +45,15 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
     // SAFETY: the caller's promise.
     let (x, y) = unsafe { (slice::<T>(p.x, rows * cols), Out::<T>::new(p.y, rows * cols)) };
-    // SAFETY: the caller's promise; no elements if there is no address.
-    let norms = unsafe { Out::<f32>::new(p.norm, if p.norm.is_null() { 0 } else { rows }) };
-    team.run(rows, |row| {
+    // SAFETY: the caller's promise.
+    let norms = unsafe { RowValues::new(p.norm, rows) };
+    norm_rows::rows(team, rows, cols, |row| {
         let x = &x[row * cols..][..cols];
         let norm = dot(x, x).sqrt();
         // SAFETY: rows do not overlap.
         divide(x, norm, unsafe { y.part(row * cols, cols) });
-        if !p.norm.is_null() {
-            // SAFETY: as above.
-            let one = unsafe { norms.part(row, 1) };
-            one[0] = norm;
-        }
+        // SAFETY: each row has one task.
+        unsafe { norms.set(row, norm) };
     });
 }
 
@@ -68,7 +66,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
         unsafe { (slice::<T>(p.x, rows * cols), slice::<T>(p.dy, rows * cols), slice::<f32>(p.norm, rows)) };
     // SAFETY: the caller's promise.
     let dx = unsafe { Out::<T>::new(p.dx, rows * cols) };
-    team.run(rows, |row| {
+    norm_rows::rows(team, rows, cols, |row| {
         let (x, dy) = (&x[row * cols..][..cols], &dy[row * cols..][..cols]);
         // SAFETY: rows do not overlap.
         gradient(x, dy, norm[row], dot(x, dy) / norm[row], unsafe { dx.part(row * cols, cols) });

@@ -9,10 +9,12 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::{Params as _, by_dtype};
-use crate::{Addr, Arch, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
+use crate::folder::kernel_folder;
+use crate::launch::by_dtype;
+use crate::{Addr, Arch, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 params! {
     /// Parameters of the forward kernel.
@@ -48,12 +50,10 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source = Source {
+kernel_folder! {
     name: "normalise",
-    sm80: include_str!("sm80.cu"),
-    params: &[FwdParams::c_declaration, BwdParams::c_declaration],
-};
+    params: [FwdParams, BwdParams],
+}
 
 kernel!(pub FWD_F32, "normalise_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, arch| {
     stages(["normalise_fwd_f32", "normalise_fwd_f32_wide"], p.rows, p.cols, arch)

@@ -23,9 +23,10 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 
-use crate::launch::Params as _;
-use crate::{Addr, Arch, Cost, DType, Launch, Source, Stage, kernel, params};
+use crate::folder::kernel_folder;
+use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params};
 
 /// Tokens of a page in the caches that the engine makes, and of a block of keys that a row takes at a time.
 pub const BLOCK: usize = 64;
@@ -75,9 +76,10 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source =
-    Source { name: "paged_attention", sm80: include_str!("sm80.cu"), params: &[Params::c_declaration] };
+kernel_folder! {
+    name: "paged_attention",
+    params: [Params],
+}
 
 kernel!(pub FWD_F32, "paged_attention_fwd_f32", Params, cpu::fwd::<f32>, &SOURCE, plan_f32);
 kernel!(pub FWD_BF16, "paged_attention_fwd_bf16", Params, cpu::fwd::<half::bf16>, &SOURCE, plan_bf16);

@@ -17,10 +17,12 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::{CType, Params as _, by_dtype};
-use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params, patches};
+use crate::folder::kernel_folder;
+use crate::launch::{CType, by_dtype};
+use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params, patches};
 
 params! {
     /// How u8 frames become pixels of patches.
@@ -131,12 +133,11 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source = Source {
+kernel_folder! {
     name: "patch_embedding",
-    sm80: include_str!("sm80.cu"),
-    params: &[Pixels::c_declaration, FwdParams::c_declaration, DwParams::c_declaration],
-};
+    params: [Pixels, FwdParams, DwParams],
+    headers: ["levels.cuh", "tiles.cuh"],
+}
 
 kernel!(pub FWD_F32, "patch_embedding_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, _| {
     plan_fwd("patch_embedding_fwd_f32", p, &F32)

@@ -13,10 +13,12 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::{Params as _, by_dtype};
-use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
+use crate::folder::kernel_folder;
+use crate::launch::by_dtype;
+use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 /// RGB.
 pub const CHANNELS: usize = 3;
@@ -69,8 +71,10 @@ impl Params {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source = Source { name: "patches", sm80: include_str!("sm80.cu"), params: &[Params::c_declaration] };
+kernel_folder! {
+    name: "patches",
+    params: [Params],
+}
 
 kernel!(pub PATCHES_F32, "patches_f32", Params, cpu::cut::<f32>, &SOURCE, |p, _| plan_cut("patches_f32", p, 4));
 kernel!(pub PATCHES_BF16, "patches_bf16", Params, cpu::cut::<half::bf16>, &SOURCE, |p, _| plan_cut("patches_bf16", p, 8));

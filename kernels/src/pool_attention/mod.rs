@@ -16,10 +16,12 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::{Params as _, by_dtype};
-use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
+use crate::folder::kernel_folder;
+use crate::launch::by_dtype;
+use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 params! {
     /// Parameters of the forward kernel.
@@ -91,12 +93,10 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source = Source {
+kernel_folder! {
     name: "pool_attention",
-    sm80: include_str!("sm80.cu"),
-    params: &[FwdParams::c_declaration, BwdParams::c_declaration],
-};
+    params: [FwdParams, BwdParams],
+}
 
 kernel!(pub FWD_F32, "pool_attention_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, _| {
     per_head("pool_attention_fwd_f32", p.pictures, p.heads, p.head_dim)

@@ -8,10 +8,12 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::{Params as _, by_dtype};
-use crate::{Addr, Cost, DType, Launch, Source, cuh, kernel, params};
+use crate::folder::kernel_folder;
+use crate::launch::by_dtype;
+use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
 
 params! {
     /// `out = Σ x · w`
@@ -55,12 +57,11 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source = Source {
+kernel_folder! {
     name: "reduce",
-    sm80: include_str!("sm80.cu"),
-    params: &[WeightedSumParams::c_declaration, SumSquaresParams::c_declaration, ClipParams::c_declaration],
-};
+    params: [WeightedSumParams, SumSquaresParams, ClipParams],
+    traffic: traffic,
+}
 
 kernel!(pub WEIGHTED_SUM, "weighted_sum", WeightedSumParams, cpu::weighted_sum, &SOURCE, |_, _| cuh::blocks("weighted_sum", 1, 1024));
 kernel!(pub SUM_SQUARES_F32, "sum_squares_f32", SumSquaresParams, cpu::sum_squares::<f32>, &SOURCE, |p, _| cuh::blocks("sum_squares_f32", p.n.div_ceil(PART as u64), 256));

@@ -19,18 +19,25 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::{Params as _, by_dtype};
-use crate::{Addr, Arch, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
+use crate::folder::kernel_folder;
+use crate::launch::by_dtype;
+use crate::norm_rows::PART_ROWS;
+use crate::{Addr, Arch, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 params! {
     /// Parameters of the forward kernel.
     pub struct FwdParams {
         /// T `[rows, cols]`
         pub x: Addr,
+        /// T `[rows, cols]`: added to x first; null: x is normalised as it is.
+        pub residual: Addr,
         /// T `[cols]`
         pub w: Addr,
+        /// T `[rows, cols]`, written: x + residual; may be x or residual. Unused without a residual.
+        pub sum: Addr,
         /// T `[rows, cols]`, written.
         pub y: Addr,
         /// f32 `[rows]`, written unless null.
@@ -49,7 +56,7 @@ params! {
 params! {
     /// Parameters of the backward kernel.
     pub struct BwdParams {
-        /// T `[rows, cols]`
+        /// T `[rows, cols]`: what was normalised: x, or with a residual the sum that the forward kernel wrote.
         pub x: Addr,
         /// T `[cols]`
         pub w: Addr,
@@ -57,57 +64,7 @@ params! {
         pub rstd: Addr,
         /// T `[rows, cols]`
         pub dy: Addr,
-        /// T `[rows, cols]`, written.
-        pub dx: Addr,
-        /// f32 `[cols]`, added to; null if w is frozen.
-        pub dw: Addr,
-        /// f32 `[parts(rows), cols]`, workspace; unused when dw is null.
-        pub partial: Addr,
-        /// Rows.
-        pub rows: u32,
-        /// Elements of a row.
-        pub cols: u32,
-    }
-}
-
-params! {
-    /// Parameters of the forward kernel with a residual.
-    pub struct AddFwdParams {
-        /// T `[rows, cols]`
-        pub x: Addr,
-        /// T `[rows, cols]`
-        pub residual: Addr,
-        /// T `[cols]`
-        pub w: Addr,
-        /// T `[rows, cols]`, written: x + residual; may be x or residual.
-        pub sum: Addr,
-        /// T `[rows, cols]`, written.
-        pub y: Addr,
-        /// f32 `[rows]`, written unless null.
-        pub rstd: Addr,
-        /// Rows.
-        pub rows: u32,
-        /// Elements of a row.
-        pub cols: u32,
-        /// Added to the mean square.
-        pub eps: f32,
-        /// 0
-        pub reserved: u32,
-    }
-}
-
-params! {
-    /// Parameters of the backward kernel with a residual.
-    pub struct AddBwdParams {
-        /// T `[rows, cols]`: the sum that the forward kernel wrote.
-        pub x: Addr,
-        /// T `[cols]`
-        pub w: Addr,
-        /// f32 `[rows]`, from the forward kernel.
-        pub rstd: Addr,
-        /// T `[rows, cols]`
-        pub dy: Addr,
-        /// T `[rows, cols]`: the gradient of the sum from elsewhere.
+        /// T `[rows, cols]`: a further gradient of x, which is added to dx; null: none.
         pub d_sum: Addr,
         /// T `[rows, cols]`, written; may be d_sum.
         pub dx: Addr,
@@ -122,17 +79,12 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source = Source {
+kernel_folder! {
     name: "rms_norm",
-    sm80: include_str!("sm80.cu"),
-    params: &[
-        FwdParams::c_declaration,
-        BwdParams::c_declaration,
-        AddFwdParams::c_declaration,
-        AddBwdParams::c_declaration,
-    ],
-};
+    params: [FwdParams, BwdParams],
+    headers: ["rows.cuh"],
+    traffic: traffic,
+}
 
 kernel!(pub FWD_F32, "rms_norm_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, arch| {
     plan_fwd(["rms_norm_fwd_f32", "rms_norm_fwd_f32_wide"], p.rows, p.cols, arch)
@@ -146,16 +98,16 @@ kernel!(pub BWD_F32, "rms_norm_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p
 kernel!(pub BWD_BF16, "rms_norm_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
     plan_bwd(["rms_norm_bwd_bf16", "rms_norm_bwd_bf16_wide", "rms_norm_bwd_bf16_dw"], p.rows, p.cols, p.dw, arch)
 });
-kernel!(pub ADD_FWD_F32, "rms_norm_add_fwd_f32", AddFwdParams, cpu::add_fwd::<f32>, &SOURCE, |p, arch| {
+kernel!(pub ADD_FWD_F32, "rms_norm_add_fwd_f32", FwdParams, cpu::add_fwd::<f32>, &SOURCE, |p, arch| {
     plan_fwd(["rms_norm_add_fwd_f32", "rms_norm_add_fwd_f32_wide"], p.rows, p.cols, arch)
 });
-kernel!(pub ADD_FWD_BF16, "rms_norm_add_fwd_bf16", AddFwdParams, cpu::add_fwd::<half::bf16>, &SOURCE, |p, arch| {
+kernel!(pub ADD_FWD_BF16, "rms_norm_add_fwd_bf16", FwdParams, cpu::add_fwd::<half::bf16>, &SOURCE, |p, arch| {
     plan_fwd(["rms_norm_add_fwd_bf16", "rms_norm_add_fwd_bf16_wide"], p.rows, p.cols, arch)
 });
-kernel!(pub ADD_BWD_F32, "rms_norm_add_bwd_f32", AddBwdParams, cpu::add_bwd::<f32>, &SOURCE, |p, arch| {
+kernel!(pub ADD_BWD_F32, "rms_norm_add_bwd_f32", BwdParams, cpu::add_bwd::<f32>, &SOURCE, |p, arch| {
     plan_bwd(["rms_norm_add_bwd_f32", "rms_norm_add_bwd_f32_wide", "rms_norm_add_bwd_f32_dw"], p.rows, p.cols, p.dw, arch)
 });
-kernel!(pub ADD_BWD_BF16, "rms_norm_add_bwd_bf16", AddBwdParams, cpu::add_bwd::<half::bf16>, &SOURCE, |p, arch| {
+kernel!(pub ADD_BWD_BF16, "rms_norm_add_bwd_bf16", BwdParams, cpu::add_bwd::<half::bf16>, &SOURCE, |p, arch| {
     plan_bwd(["rms_norm_add_bwd_bf16", "rms_norm_add_bwd_bf16_wide", "rms_norm_add_bwd_bf16_dw"], p.rows, p.cols, p.dw, arch)
 });
 
@@ -177,42 +129,32 @@ pub(crate) fn plan_bwd(
     }
 }
 
-/// Rows whose contributions to dw are summed before they meet those of other rows.
-pub const PART_ROWS: usize = 64;
-
 /// Rows of the workspace that the backward kernel needs.
 pub const fn parts(rows: usize) -> usize {
     rows.div_ceil(PART_ROWS)
 }
 
-/// The forward launch; `dtype` is T, F32 or BF16.
+/// The forward launch, of `rms_norm_add_fwd` if there is a residual; `dtype` is T, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     let n = params.rows as f64 * params.cols as f64;
-    let bytes = (2.0 * n + params.cols as f64) * dtype.size() as f64;
-    Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), params, Cost { flops: 4.0 * n, bytes })
+    let (kernel, arrays, flops) = match params.residual {
+        Addr::NULL => (by_dtype(dtype, &FWD_F32, &FWD_BF16), 2.0, 4.0),
+        _ => (by_dtype(dtype, &ADD_FWD_F32, &ADD_FWD_BF16), 4.0, 5.0),
+    };
+    let bytes = (arrays * n + params.cols as f64) * dtype.size() as f64;
+    Launch::kernel(kernel, params, Cost { flops: flops * n, bytes })
 }
 
-/// The backward launch; `dtype` is T, F32 or BF16.
+/// The backward launch, of `rms_norm_add_bwd` if there is a further gradient `d_sum`; `dtype` is T, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let n = params.rows as f64 * params.cols as f64;
+    let (kernel, arrays, flops) = match params.d_sum {
+        Addr::NULL => (by_dtype(dtype, &BWD_F32, &BWD_BF16), 3.0, 11.0),
+        _ => (by_dtype(dtype, &ADD_BWD_F32, &ADD_BWD_BF16), 4.0, 12.0),
+    };
     let dw = if params.dw.is_null() { 0.0 } else { 8.0 * params.cols as f64 };
-    let bytes = (3.0 * n + params.cols as f64) * dtype.size() as f64 + 4.0 * params.rows as f64 + dw;
-    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, Cost { flops: 11.0 * n, bytes })
-}
-
-/// The forward launch with a residual; `dtype` is T, F32 or BF16.
-pub fn add_fwd(dtype: DType, params: &AddFwdParams) -> Launch {
-    let n = params.rows as f64 * params.cols as f64;
-    let bytes = (4.0 * n + params.cols as f64) * dtype.size() as f64;
-    Launch::kernel(by_dtype(dtype, &ADD_FWD_F32, &ADD_FWD_BF16), params, Cost { flops: 5.0 * n, bytes })
-}
-
-/// The backward launch with a residual; `dtype` is T, F32 or BF16.
-pub fn add_bwd(dtype: DType, params: &AddBwdParams) -> Launch {
-    let n = params.rows as f64 * params.cols as f64;
-    let dw = if params.dw.is_null() { 0.0 } else { 8.0 * params.cols as f64 };
-    let bytes = (4.0 * n + params.cols as f64) * dtype.size() as f64 + 4.0 * params.rows as f64 + dw;
-    Launch::kernel(by_dtype(dtype, &ADD_BWD_F32, &ADD_BWD_BF16), params, Cost { flops: 12.0 * n, bytes })
+    let bytes = (arrays * n + params.cols as f64) * dtype.size() as f64 + 4.0 * params.rows as f64 + dw;
+    Launch::kernel(kernel, params, Cost { flops: flops * n, bytes })
 }
 
 /// Shapes that tests and benches share: (rows, cols, scale of the inputs).

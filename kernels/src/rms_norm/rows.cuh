@@ -2,13 +2,7 @@
 // order, and how rows are spread over blocks: rms_norm/sm80.cu.
 #pragma once
 
-#include "cuh/held.cuh"
-#include "cuh/math.cuh"
-
-constexpr int PART_ROWS = 64;
-constexpr int FWD_BLOCK = 256;
-constexpr int BWD_BLOCK = 512;
-constexpr int WIDE = 512;
+#include "cuh/norm_rows.cuh"
 
 // Whether a residual is added first (a specialisation says so).
 template <class P>
@@ -114,15 +108,8 @@ __device__ __forceinline__ void forward(const P& p, float (&scratch)[2][BLOCK / 
   }
 }
 
-// What the threads of a backward block share.
-struct Shared {
-  float scratch[2][BWD_BLOCK / 32];
-  // Sums of dw: for each group but the first HELD / 4 rows of its threads.
-  Words<16> sums[(BWD_BLOCK - 32) * HELD / 4];
-};
-
 template <class T, int THREADS, bool vector, class P>
-__device__ __forceinline__ void backward(const P& p, Shared& shared) {
+__device__ __forceinline__ void backward(const P& p, SharedSums<float>& shared) {
   constexpr int V = VECTOR<T>, GROUPS = BWD_BLOCK / THREADS;
   // With a third operand there are no registers left to hold the next row of two.
   constexpr bool REST = THREADS == WIDE, KEEP = vector && !REST, AHEAD = KEEP && sizeof(T) == 2 && !ADDS<P>;
@@ -134,22 +121,9 @@ __device__ __forceinline__ void backward(const P& p, Shared& shared) {
   const float* rstds = global<const float>(p.rstd);
   float* partial = global<float>(p.partial) + static_cast<u64>(blockIdx.x) * cols;
 
-  // The group's rows are row, row + step, … below end; the block makes `steps` steps, as many as the group with the most rows.
-  u64 row, end = p.rows, step;
-  u32 steps;
-  if (wants_dw) {
-    const u64 first = static_cast<u64>(blockIdx.x) * PART_ROWS;
-    constexpr int RUN = PART_ROWS / GROUPS;
-    row = first + group * RUN;
-    end = min(row + RUN, end);
-    step = 1;
-    steps = static_cast<u32>(min(static_cast<u64>(RUN), p.rows - first));
-  } else {
-    const u64 first = static_cast<u64>(blockIdx.x) * GROUPS;
-    row = first + group;
-    step = static_cast<u64>(gridDim.x) * GROUPS;
-    steps = static_cast<u32>(ceil_div(end - first, step));
-  }
+  const GroupRows mine = rows_of_group<GROUPS>(group, p.rows, wants_dw);
+  const u64 end = mine.end, step = mine.step;
+  u64 row = mine.row;
 
   Row weights, next_x{}, next_dy{};
   float next_rstd = 0.0f, dw[HELD];
@@ -163,7 +137,7 @@ __device__ __forceinline__ void backward(const P& p, Shared& shared) {
     next_rstd = load_for_warp(rstds + row);
   };
   if (AHEAD && row < end) fetch(row);
-  for (u32 i = 0; i < steps; ++i, row += step) {
+  for (u32 i = 0; i < mine.steps; ++i, row += step) {
     const bool live = row < end;
     if (!AHEAD && live) fetch(row);
     const Row held_x = next_x, held_dy = next_dy;
@@ -237,57 +211,15 @@ __device__ __forceinline__ void backward(const P& p, Shared& shared) {
   if (!wants_dw) return;
 
   if constexpr (GROUPS > 1) {
-    // Columns stay with their thread number, so the places in between are ordered for the banks alone.
-    Words<16>* sums = shared.sums + threadIdx.x % THREADS;
-    if (group > 0) {
-#pragma unroll
-      for (int i = 0; i < HELD; i += 4) {
-        Words<16> words;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) words.word[j] = __float_as_uint(dw[i + j]);
-        sums[((group - 1) * (HELD / 4) + i / 4) * THREADS] = words;
-      }
-    }
-    __syncthreads();
+    add_groups<THREADS>(dw, shared.sums);
     if (group > 0) return;
-    for (int other = 0; other < GROUPS - 1; ++other) {
-#pragma unroll
-      for (int i = 0; i < HELD; i += 4) {
-        const Words<16> words = sums[(other * (HELD / 4) + i / 4) * THREADS];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) dw[i + j] += __uint_as_float(words.word[j]);
-      }
-    }
   }
-#pragma unroll
-  for (int k = 0; k < CHUNKS<T>; ++k) {
-    float sum[V];
-#pragma unroll
-    for (int j = 0; j < V; ++j) sum[j] = dw[k * V + j];
-    store_elements(partial, Row::at(k), cols, cols % V == 0 && aligned16(p.partial), sum);
-  }
+  store_column_sums<T, THREADS>(partial, cols, cols % V == 0 && aligned16(p.partial), dw);
 }
 
-// dw[c] += the parts' sums of column c: a block has 32 columns, warp w the parts w, w + 8, …; then warps in order.
 template <class P>
-__device__ __forceinline__ void sum_parts(const P& p) {
-  constexpr int WARPS = 8;
-  __shared__ float sums[WARPS][32];
-  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
-  const u32 parts = ceil_div(p.rows, static_cast<u32>(PART_ROWS));
-  float sum = 0.0f;
-  if (c < p.cols) {
-#pragma unroll 4
-    for (u32 part = warp; part < parts; part += WARPS) {
-      sum += global<const float>(p.partial)[static_cast<u64>(part) * p.cols + c];
-    }
-  }
-  sums[warp][lane] = sum;
-  __syncthreads();
-  if (warp > 0 || c >= p.cols) return;
-#pragma unroll
-  for (int other = 1; other < WARPS; ++other) sum += sums[other][lane];
-  global<float>(p.dw)[c] += sum;
+__device__ __forceinline__ void sum_all_parts(const P& p) {
+  sum_parts(global<const float>(p.partial), p.rows, p.cols, [&](u64 c, float sum) { global<float>(p.dw)[c] += sum; });
 }
 
 // Whether all rows start at a multiple of 16 bytes; `bases_aligned` has an overload for each parameter struct.
@@ -307,36 +239,10 @@ __device__ __forceinline__ void forward_any(const P& p) {
 }
 
 template <class T, int THREADS, class P>
-__device__ __forceinline__ void backward_any(const P& p, Shared& shared) {
+__device__ __forceinline__ void backward_any(const P& p, SharedSums<float>& shared) {
   if (aligned<T>(p)) {
     backward<T, THREADS, true>(p, shared);
   } else {
     backward<T, THREADS, false>(p, shared);
   }
 }
-
-#define KERNEL(NAME, PARAMS, ...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__) NAME(const __grid_constant__ PARAMS p)
-
-// The kernels of one element type: PREFIX_fwd_NAME and so on.
-#define KERNELS(T, PREFIX, NAME, FWD, BWD)                                                           \
-  KERNEL(PREFIX##_fwd_##NAME, FWD, FWD_BLOCK) {                                                      \
-    if (p.cols <= HELD * 32) {                                                                       \
-      forward_any<T, FWD_BLOCK, 32>(p);                                                              \
-    } else {                                                                                         \
-      forward_any<T, FWD_BLOCK, FWD_BLOCK>(p);                                                       \
-    }                                                                                                \
-  }                                                                                                  \
-  KERNEL(PREFIX##_fwd_##NAME##_wide, FWD, WIDE, 1) { forward_any<T, WIDE, WIDE>(p); }                \
-  KERNEL(PREFIX##_bwd_##NAME, BWD, BWD_BLOCK) {                                                      \
-    __shared__ Shared shared;                                                                        \
-    if (p.cols <= HELD * 32) {                                                                       \
-      backward_any<T, 32>(p, shared);                                                                \
-    } else {                                                                                         \
-      backward_any<T, 256>(p, shared);                                                               \
-    }                                                                                                \
-  }                                                                                                  \
-  KERNEL(PREFIX##_bwd_##NAME##_wide, BWD, BWD_BLOCK) {                                               \
-    __shared__ Shared shared;                                                                        \
-    backward_any<T, BWD_BLOCK>(p, shared);                                                           \
-  }                                                                                                  \
-  KERNEL(PREFIX##_bwd_##NAME##_dw, BWD, 256) { sum_parts(p); }

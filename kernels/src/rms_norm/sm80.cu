@@ -24,21 +24,25 @@
 
 #include "rms_norm/rows.cuh"
 
+// The parameters of the kernels that add a residual: types of their own, so that templates can tell them apart.
+struct AddFwd : FwdParams {};
+struct AddBwd : BwdParams {};
+
 template <>
-constexpr bool ADDS<AddFwdParams> = true;
+constexpr bool ADDS<AddFwd> = true;
 template <>
-constexpr bool ADDS<AddBwdParams> = true;
+constexpr bool ADDS<AddBwd> = true;
 
 __device__ __forceinline__ bool bases_aligned(const FwdParams& p) { return aligned16(p.x, p.w, p.y); }
 __device__ __forceinline__ bool bases_aligned(const BwdParams& p) { return aligned16(p.x, p.w, p.dy, p.dx); }
-__device__ __forceinline__ bool bases_aligned(const AddFwdParams& p) {
+__device__ __forceinline__ bool bases_aligned(const AddFwd& p) {
   return aligned16(p.x, p.residual, p.w, p.sum, p.y);
 }
-__device__ __forceinline__ bool bases_aligned(const AddBwdParams& p) {
+__device__ __forceinline__ bool bases_aligned(const AddBwd& p) {
   return aligned16(p.x, p.w, p.dy, p.d_sum, p.dx);
 }
 
-KERNELS(float, rms_norm, f32, FwdParams, BwdParams)
-KERNELS(bf16, rms_norm, bf16, FwdParams, BwdParams)
-KERNELS(float, rms_norm_add, f32, AddFwdParams, AddBwdParams)
-KERNELS(bf16, rms_norm_add, bf16, AddFwdParams, AddBwdParams)
+KERNELS(float, rms_norm, f32, FwdParams, BwdParams, float, BWD_BLOCK)
+KERNELS(bf16, rms_norm, bf16, FwdParams, BwdParams, float, BWD_BLOCK)
+KERNELS(float, rms_norm_add, f32, AddFwd, AddBwd, float, BWD_BLOCK)
+KERNELS(bf16, rms_norm_add, bf16, AddFwd, AddBwd, float, BWD_BLOCK)

@@ -15,10 +15,11 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::Params as _;
-use crate::{Addr, Cost, DType, Launch, Source, Stage, cuh, kernel, params};
+use crate::folder::kernel_folder;
+use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 params! {
     /// Parameters of the table kernel.
@@ -62,12 +63,11 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source = Source {
+kernel_folder! {
     name: "rope",
-    sm80: include_str!("sm80.cu"),
-    params: &[TableParams::c_declaration, ApplyParams::c_declaration],
-};
+    params: [TableParams, ApplyParams],
+    traffic: traffic,
+}
 
 kernel!(pub TABLE, "rope_table_f32", TableParams, cpu::table, &SOURCE, |p, _| plan_table(p));
 kernel!(pub APPLY_F32, "rope_apply_f32", ApplyParams, cpu::apply::<f32>, &SOURCE, |p, _| plan_apply("rope_apply_f32", p, 4));

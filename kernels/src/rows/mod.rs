@@ -6,10 +6,11 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::Params as _;
-use crate::{Addr, Cost, DType, Kernel, Launch, Source, cuh, kernel, params};
+use crate::folder::kernel_folder;
+use crate::{Addr, Cost, DType, Kernel, Launch, cuh, kernel, params};
 
 params! {
     /// Parameters of gather.
@@ -51,12 +52,11 @@ params! {
     }
 }
 
-/// The CUDA source.
-pub static SOURCE: Source = Source {
+kernel_folder! {
     name: "rows",
-    sm80: include_str!("sm80.cu"),
-    params: &[GatherParams::c_declaration, ScatterParams::c_declaration],
-};
+    params: [GatherParams, ScatterParams],
+    traffic: traffic,
+}
 
 kernel!(pub GATHER_16, "rows_gather_16bit", GatherParams, cpu::gather::<u16>, &SOURCE, |p, _| cuh::rows("rows_gather_16bit", p.m.into(), p.cols.into(), 8));
 kernel!(pub GATHER_32, "rows_gather_32bit", GatherParams, cpu::gather::<u32>, &SOURCE, |p, _| cuh::rows("rows_gather_32bit", p.m.into(), p.cols.into(), 4));

@@ -36,10 +36,11 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::Params as _;
-use crate::{Addr, Arch, Cost, Launch, Source, Stage, kernel, params};
+use crate::folder::kernel_folder;
+use crate::{Addr, Arch, Cost, Launch, Stage, kernel, params};
 
 /// The Philox stream of sampled tokens.
 pub const STREAM: u64 = 0x7361_6d70_6c65; // "sample"
@@ -120,8 +121,10 @@ impl Default for Params {
 /// The most that `tops` may be.
 pub const MAX_TOPS: u32 = 32;
 
-/// The CUDA source.
-pub static SOURCE: Source = Source { name: "sample", sm80: include_str!("sm80.cu"), params: &[Params::c_declaration] };
+kernel_folder! {
+    name: "sample",
+    params: [Params],
+}
 
 kernel!(pub SAMPLE, "sample", Params, cpu::sample, &SOURCE, geometry);
 

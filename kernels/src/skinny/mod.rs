@@ -19,10 +19,11 @@
 
 pub(crate) mod check;
 mod cpu;
+mod examples;
 mod formula;
 
-use crate::launch::Params as _;
-use crate::{Addr, Arch, Cost, DType, Kernel, Launch, Source, Stage, kernel, params};
+use crate::folder::kernel_folder;
+use crate::{Addr, Arch, Cost, DType, Kernel, Launch, Stage, kernel, params};
 
 params! {
     /// Parameters of the kernels.
@@ -63,8 +64,10 @@ pub enum Weight {
     Int8,
 }
 
-/// The CUDA source.
-pub static SOURCE: Source = Source { name: "skinny", sm80: include_str!("sm80.cu"), params: &[Params::c_declaration] };
+kernel_folder! {
+    name: "skinny",
+    params: [Params],
+}
 
 /// Declares a kernel for each dtype of x: `linear` or `swiglu`, its two symbols (the second for so many columns that
 /// larger blocks also fill a GPU) and its CPU code.

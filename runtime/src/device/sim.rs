@@ -104,7 +104,7 @@ fn judge(launch: &KernelLaunch, staged: &[Staged]) -> Result<()> {
     let Some((symbol, f)) = findings.next() else { return Ok(()) };
     let name = launch.kernel.name;
     let stage = if symbol == name { String::new() } else { format!(" ({symbol})") };
-    let source = launch.kernel.cuda.map_or("?", |c| c.source.name);
+    let source = launch.kernel.source.name;
     let more = match findings.count() {
         0 => String::new(),
         1 => "; and another finding".to_string(),

@@ -3,6 +3,7 @@ use crate::DType::{BF16, F32};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
 use crate::compare::assert_close;
 use crate::rms_norm::{self, parts};
+use bytemuck::Zeroable;
 use crate::{Addr, DType, Element};
 
 checks!(equals_the_formula, gradient_equals_differences_of_the_formula, is_a_gather_and_a_norm);
@@ -105,7 +106,7 @@ fn is_a_gather_and_a_norm() {
                 index.iter().flat_map(|&i| &values[i as usize * cols..][..cols]).copied().collect();
             let x = Data::new(dtype, &gathered);
             let (y2, mut rstd2) = (Data::output(dtype, rows * cols), vec![f32::NAN; rows]);
-            let (rows32, cols32, reserved) = (rows as u32, cols as u32, 0);
+            let (rows32, cols32) = (rows as u32, cols as u32);
             let params = rms_norm::FwdParams {
                 x: x.addr(),
                 w: w.addr(),
@@ -114,7 +115,7 @@ fn is_a_gather_and_a_norm() {
                 rows: rows32,
                 cols: cols32,
                 eps: EPS,
-                reserved,
+                ..Zeroable::zeroed()
             };
             run(&rms_norm::fwd(dtype, &params), 1);
             assert_eq!((&y, &rstd), (&y2.values(), &rstd2), "{dtype} {rows}x{cols}");
@@ -130,6 +131,7 @@ fn is_a_gather_and_a_norm() {
                 partial: addr_mut(&mut partial),
                 rows: rows32,
                 cols: cols32,
+                ..Zeroable::zeroed()
             };
             run(&rms_norm::bwd(dtype, &params), 1);
             let dx2 = dx2.values();

@@ -1,9 +1,10 @@
-use super::{AddBwdParams, AddFwdParams, BwdParams, FwdParams, add_bwd, add_fwd, bwd, cases, formula, fwd, parts};
+use super::{BwdParams, FwdParams, bwd, cases, formula, fwd, parts};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::{self, exact};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
 use crate::compare::{OF_ONE, assert_close, assert_rounded};
 use crate::{Addr, DType};
+use bytemuck::Zeroable;
 
 checks!(
     equals_the_formula_with_its_inner_rounding,
@@ -67,7 +68,7 @@ fn forward(dtype: DType, x: &Data, w: &Data, rows: usize, cols: usize, threads: 
         rows: rows as u32,
         cols: cols as u32,
         eps: EPS,
-        reserved: 0,
+        ..Zeroable::zeroed()
     };
     run(&fwd(dtype, &params), threads);
     (y.values(), rstd)
@@ -88,6 +89,7 @@ fn backward(dtype: DType, x: &Data, w: &Data, dy: &Data, rstd: &[f32], cols: usi
         partial: addr_mut(&mut partial),
         rows: rows as u32,
         cols: cols as u32,
+        ..Zeroable::zeroed()
     };
     run(&bwd(dtype, &params), threads);
     let frozen = Data::output(dtype, rows * cols);
@@ -156,7 +158,7 @@ fn threads_and_other_rows_change_nothing() {
 fn add_forward(dtype: DType, x: &Data, residual: &Data, w: &Data, sum: Addr, cols: usize) -> (Vec<f32>, Vec<f32>) {
     let rows = x.values().len() / cols;
     let (y, mut rstd) = (Data::output(dtype, rows * cols), vec![f32::NAN; rows]);
-    let params = AddFwdParams {
+    let params = FwdParams {
         x: x.addr(),
         residual: residual.addr(),
         w: w.addr(),
@@ -168,7 +170,7 @@ fn add_forward(dtype: DType, x: &Data, residual: &Data, w: &Data, sum: Addr, col
         eps: EPS,
         reserved: 0,
     };
-    run(&add_fwd(dtype, &params), 2);
+    run(&fwd(dtype, &params), 2);
     (y.values(), rstd)
 }
 
@@ -209,7 +211,7 @@ fn the_gradient_of_a_residual_joins_that_of_the_norm() {
             for in_place in [false, true] {
                 let dx = if in_place { Data::new(dtype, &d_sum.values()) } else { Data::output(dtype, rows * cols) };
                 let (mut dw, mut partial) = (vec![0.5; cols], vec![f32::NAN; parts(rows) * cols]);
-                let params = AddBwdParams {
+                let params = BwdParams {
                     x: x.addr(),
                     w: w.addr(),
                     rstd: addr(&rstd),
@@ -221,7 +223,7 @@ fn the_gradient_of_a_residual_joins_that_of_the_norm() {
                     rows: rows as u32,
                     cols: cols as u32,
                 };
-                run(&add_bwd(dtype, &params), 2);
+                run(&bwd(dtype, &params), 2);
                 let name = format!("add dx {rows}x{cols}");
                 assert_rows(&name, dtype, rows, &dx.values(), &with_dx, &want_dx);
                 assert_eq!(dw, want_dw, "dw must not depend on the other gradient");

@@ -1,5 +1,6 @@
 //! RMSNorm of both towers and of the merger, alone and together with the residual connection around it.
 
+use bytemuck::Zeroable;
 use reel_kernels::{Addr, DType, merger_norm as merger, rms_norm as kernel};
 
 use super::{rows_cols, size, want_alike, want_dtype, want_shape};
@@ -42,7 +43,8 @@ impl Sizes {
     fn forward(&self, cx: &Cx, x: &Tensor, w: &Tensor, y: &Tensor, rstd: &Option<Tensor>) -> Result<()> {
         let Sizes { rows, cols, eps, .. } = *self;
         let (x_at, w, y, rstd) = (x.addr(), w.addr(), y.addr(), addr(rstd));
-        cx.launch(&kernel::fwd(x.dtype(), &kernel::FwdParams { x: x_at, w, y, rstd, rows, cols, eps, reserved: 0 }))
+        let p = kernel::FwdParams { x: x_at, w, y, rstd, rows, cols, eps, ..Zeroable::zeroed() };
+        cx.launch(&kernel::fwd(x.dtype(), &p))
     }
 
     /// The gradient of what was normalised, `x`, from that of the norm and that of x's other way, `d_x`. At least one is there.
@@ -62,17 +64,14 @@ impl Sizes {
         let own = self.dw(bw, w)?;
         let (dw, partial) = own.as_ref().map_or((Addr::NULL, Addr::NULL), |(dw, p)| (dw.addr(), p.addr()));
         let (x_at, w, rstd, dy) = (x.addr(), w.addr(), rstd.addr(), dy.addr());
-        let Some(d_sum) = d_x else {
-            let dx = bw.empty_like(x)?;
-            let p = kernel::BwdParams { x: x_at, w, rstd, dy, dx: dx.addr(), dw, partial, rows, cols };
-            bw.launch(&kernel::bwd(x.dtype(), &p))?;
-            return Ok(Some(dx));
+        let d_sum = addr(&d_x);
+        // The other gradient's memory is reused if this op alone holds it.
+        let dx = match d_x {
+            Some(d_x) if !d_x.is_shared() => d_x,
+            _ => bw.empty_like(x)?,
         };
-        // Memory that nobody else holds is written in place.
-        let dx = if d_sum.is_shared() { bw.empty_like(x)? } else { d_sum.clone() };
-        let d_sum = d_sum.addr();
-        let p = kernel::AddBwdParams { x: x_at, w, rstd, dy, d_sum, dx: dx.addr(), dw, partial, rows, cols };
-        bw.launch(&kernel::add_bwd(x.dtype(), &p))?;
+        let p = kernel::BwdParams { x: x_at, w, rstd, dy, d_sum, dx: dx.addr(), dw, partial, rows, cols };
+        bw.launch(&kernel::bwd(x.dtype(), &p))?;
         Ok(Some(dx))
     }
 }
@@ -114,7 +113,7 @@ pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32
     want_alike(OP, ("x", "residual"), x, residual)?;
     let (sum, y) = (cx.empty(x.shape(), x.dtype())?, cx.empty(x.shape(), x.dtype())?);
     let rstd = sizes.rstd(cx, &[x, residual, w])?;
-    let p = kernel::AddFwdParams {
+    let p = kernel::FwdParams {
         x: x.addr(),
         residual: residual.addr(),
         w: w.addr(),
@@ -124,9 +123,9 @@ pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32
         rows: sizes.rows,
         cols: sizes.cols,
         eps,
-        reserved: 0,
+        ..Zeroable::zeroed()
     };
-    cx.launch(&kernel::add_fwd(x.dtype(), &p))?;
+    cx.launch(&kernel::fwd(x.dtype(), &p))?;
     let (kx, kr, kw, ks) = (x.clone(), residual.clone(), w.clone(), sum.clone());
     Ok(cx.record_two(OP, &[x, residual, w], (sum, y), move |bw| {
         let (d_sum, dy) = bw.take_two();

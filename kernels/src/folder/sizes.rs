@@ -119,8 +119,8 @@ impl Sizes {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{FOLDERS, folder, products};
     use super::*;
+    use crate::catalogue::{FOLDERS, folder, products};
     use crate::{Arch, KernelLaunch};
     use proptest::prelude::*;
 
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn without_sizes_calls_are_the_catalogues() {
         for folder in FOLDERS {
-            let (usual, own) = (folder.examples(), folder.examples_of(&Sizes::default()).unwrap());
+            let (usual, own) = (folder.examples(), folder.examples_with_sizes(&Sizes::default()).unwrap());
             assert_eq!(usual.len(), own.len());
             for (a, b) in usual.iter().zip(&own) {
                 assert!(a.size == b.size && a.launch.params == b.launch.params && a.launch.cost == b.launch.cost);
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_by_name() {
         let of = |name: &str, given: &[(&str, u64)]| {
-            folder(name).unwrap().examples_of(&sizes(given)).unwrap_err().to_string()
+            folder(name).unwrap().examples_with_sizes(&sizes(given)).unwrap_err().to_string()
         };
         assert!(
             of("attention", &[("vocab", 5)]).contains("no size of attention; it has tokens, heads, kv_heads, head_dim")
@@ -176,7 +176,7 @@ mod tests {
         ) {
             let heads = groups * kv_heads;
             let given = [("tokens", tokens), ("heads", heads), ("kv_heads", kv_heads), ("head_dim", head_dim), ("causal", causal)];
-            for e in folder("attention").unwrap().examples_of(&sizes(&given)).unwrap() {
+            for e in folder("attention").unwrap().examples_with_sizes(&sizes(&given)).unwrap() {
                 let pairs = if causal == 1 { tokens * (tokens + 1) / 2 } else { tokens * tokens };
                 let forward = (4 * head_dim * heads * pairs) as f64;
                 prop_assert!(e.launch.cost.flops == forward || e.launch.cost.flops == 2.5 * forward);
@@ -184,12 +184,12 @@ mod tests {
                 prop_assert!(e.size.contains(&words), "{}", e.size);
                 planned(&e.launch);
             }
-            for e in folder("rms_norm").unwrap().examples_of(&sizes(&[("tokens", tokens), ("hidden", hidden)])).unwrap() {
+            for e in folder("rms_norm").unwrap().examples_with_sizes(&sizes(&[("tokens", tokens), ("hidden", hidden)])).unwrap() {
                 prop_assert!(e.launch.cost.bytes >= (2 * tokens * hidden) as f64 * 2.0);
                 planned(&e.launch);
             }
             let given = [("tokens", tokens), ("hidden", hidden), ("vocab", vocab)];
-            for e in folder("linear_log_prob").unwrap().examples_of(&sizes(&given)).unwrap() {
+            for e in folder("linear_log_prob").unwrap().examples_with_sizes(&sizes(&given)).unwrap() {
                 prop_assert!(e.launch.cost.flops <= 2.0 * (tokens * hidden * vocab) as f64);
                 planned(&e.launch);
             }
@@ -198,7 +198,7 @@ mod tests {
 
     fn planned(launch: &KernelLaunch) {
         for arch in [Arch::A100, Arch::H100] {
-            for stage in (launch.kernel.cuda.unwrap().plan)(&launch.params, &arch) {
+            for stage in (launch.kernel.plan)(&launch.params, &arch) {
                 assert!(stage.grid.iter().all(|&n| n > 0) && stage.shared <= arch.shared_per_block, "{stage:?}");
             }
         }

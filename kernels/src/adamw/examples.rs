@@ -1,0 +1,67 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::DType::{BF16, F32};
+use crate::folder::{Calls, FLOAT_DTYPES, HIDDEN, INTERMEDIATE, PLACEHOLDER, Sizes, WEIGHTS};
+use crate::{Addr, adamw};
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(s: &Sizes) -> Calls {
+    let n = s.count("count", INTERMEDIATE as u64 * HIDDEN as u64);
+    let step = adamw::Params {
+        w: PLACEHOLDER,
+        m: PLACEHOLDER,
+        v: PLACEHOLDER,
+        g: PLACEHOLDER,
+        clip: PLACEHOLDER,
+        n,
+        ..Zeroable::zeroed()
+    };
+    let split = adamw::SplitParams { src: PLACEHOLDER, w: PLACEHOLDER, low: PLACEHOLDER, n };
+    let mut all = vec![
+        (WEIGHTS, adamw::step(F32, &step)),
+        (WEIGHTS, adamw::step(BF16, &adamw::Params { low: PLACEHOLDER, ..step })),
+        (WEIGHTS, adamw::join_master(&adamw::JoinParams { w: PLACEHOLDER, low: PLACEHOLDER, dst: PLACEHOLDER, n })),
+    ];
+    let small = adamw::SmallParams {
+        w: PLACEHOLDER,
+        m: PLACEHOLDER,
+        v: PLACEHOLDER,
+        g: PLACEHOLDER,
+        clip: PLACEHOLDER,
+        n,
+        ..Zeroable::zeroed()
+    };
+    let blocks = adamw::SmallParams { scales: PLACEHOLDER, ..small };
+    for (t, low) in [(F32, Addr::NULL), (BF16, PLACEHOLDER)] {
+        all.push((WEIGHTS, adamw::step_bf16_moments(t, &adamw::SmallParams { low, ..small })));
+        all.push((WEIGHTS, adamw::step_8bit(t, &adamw::SmallParams { low, ..blocks })));
+    }
+    all.extend(FLOAT_DTYPES.map(|t| (WEIGHTS, adamw::split_master(t, &split))));
+    all
+}
+
+/// Calls whose memory traffic is counted.
+#[cfg(test)]
+pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
+    use crate::checks::traffic::{COUNT, within_a_tenth};
+    let (n, count) = (COUNT, COUNT as usize);
+    let low = a.elements(count, 2);
+    let clip = a.f32(2usize);
+    let scalars = adamw::Scalars { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 2 };
+    let [w, m, v, g] = [(); 4].map(|()| a.f32(count));
+    let step = adamw::Params { w, m, v, g, clip, n, ..scalars.params() };
+    let scales = a.f32(2 * count.div_ceil(adamw::BLOCK));
+    let small = adamw::SmallParams { w, m, v, g, clip, n, ..scalars.small_params() };
+    let mut all = vec![
+        adamw::step(F32, &step),
+        adamw::step(BF16, &adamw::Params { low, ..step }),
+        adamw::join_master(&adamw::JoinParams { w, low, dst: m, n }),
+    ];
+    for (dtype, low) in [(F32, Addr::NULL), (BF16, low)] {
+        all.push(adamw::step_bf16_moments(dtype, &adamw::SmallParams { low, ..small }));
+        all.push(adamw::step_8bit(dtype, &adamw::SmallParams { low, scales, ..small }));
+    }
+    all.extend(FLOAT_DTYPES.map(|t| adamw::split_master(t, &adamw::SplitParams { src: g, w, low, n })));
+    within_a_tenth(all)
+}

@@ -1,0 +1,57 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, PLACEHOLDER, Sizes, TOKENS};
+use crate::{Addr, attention};
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(s: &Sizes) -> Calls {
+    let (tokens, heads, kv_heads) = (s.get("tokens", TOKENS), s.get("heads", HEADS), s.get("kv_heads", KV_HEADS));
+    let (head_dim, causal) = (s.get("head_dim", HEAD_DIM), s.get("causal", 1));
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let pairs = attention::pairs([tokens as usize], causal == 1);
+    let fwd = attention::FwdParams {
+        q: PLACEHOLDER,
+        k: PLACEHOLDER,
+        v: PLACEHOLDER,
+        o: PLACEHOLDER,
+        lse: PLACEHOLDER,
+        cu_seqlens: PLACEHOLDER,
+        tokens,
+        seqs: 1,
+        heads,
+        kv_heads,
+        head_dim,
+        causal,
+        scale,
+        max_seqlen: tokens,
+        ..Zeroable::zeroed()
+    };
+    let bwd = attention::BwdParams {
+        q: PLACEHOLDER,
+        k: PLACEHOLDER,
+        v: PLACEHOLDER,
+        o: PLACEHOLDER,
+        lse: PLACEHOLDER,
+        d_o: PLACEHOLDER,
+        dq: PLACEHOLDER,
+        dk: PLACEHOLDER,
+        dv: PLACEHOLDER,
+        delta: PLACEHOLDER,
+        cu_seqlens: PLACEHOLDER,
+        tokens,
+        seqs: 1,
+        heads,
+        kv_heads,
+        head_dim,
+        causal,
+        scale,
+        max_seqlen: tokens,
+        ..Zeroable::zeroed()
+    };
+    let size = "one sequence of 8192 tokens, 28 heads on 4 of 128, causal";
+    let workspace = |t| if attention::workspace(t, &bwd) > 0 { PLACEHOLDER } else { Addr::NULL };
+    let bwd = |t| attention::bwd(t, &attention::BwdParams { workspace: workspace(t), ..bwd }, pairs);
+    let calls = FLOAT_DTYPES.map(|t| [attention::fwd(t, &fwd, pairs), bwd(t)]);
+    calls.into_iter().flatten().map(|launch| (size, launch)).collect()
+}

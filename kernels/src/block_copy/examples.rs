@@ -1,0 +1,29 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::block_copy;
+use crate::folder::{Calls, HEAD_DIM, KV_HEADS, PLACEHOLDER, Sizes};
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(_: &Sizes) -> Calls {
+    // A block of 64 tokens, 4 heads of 128 in bf16, in units of 16 bytes.
+    let units = 64 * KV_HEADS * HEAD_DIM * 2 / 16;
+    let p = block_copy::Params {
+        k_cache: PLACEHOLDER,
+        v_cache: PLACEHOLDER,
+        pairs: PLACEHOLDER,
+        count: 64,
+        units,
+        ..Zeroable::zeroed()
+    };
+    vec![("64 blocks of 64 tokens, 4 heads of 128 in bf16", block_copy::copy(&p))]
+}
+
+/// Calls whose memory traffic is counted.
+#[cfg(test)]
+pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
+    use crate::checks::traffic::within_a_tenth;
+    let [k_cache, v_cache] = [(); 2].map(|()| a.elements(8 * 4096, 16));
+    let pairs = a.ids([0, 5, 1, 6, 2, 7]);
+    within_a_tenth([block_copy::copy(&block_copy::Params { k_cache, v_cache, pairs, count: 3, units: 4096 })])
+}

@@ -1,0 +1,78 @@
+//! Test of memory traffic: small calls on the simulator read and write as many bytes as their cost says, without bank conflicts.
+//!
+//! A folder's `examples.rs` makes the calls (`traffic`), and `kernel_folder!` declares the test.
+
+use super::{addr, counted_on, on_sim};
+use crate::Addr;
+use crate::launch::{Arch, Launch};
+
+/// Rows of a call of the norms. A GPU with [`SMALL_GPU`]'s two multiprocessors has as many rows a block for them as a whole GPU has
+/// for a long sequence.
+pub(crate) const ROWS: u32 = 128;
+/// Elements of a call of an element-by-element kernel.
+pub(crate) const COUNT: u64 = 1 << 17;
+
+/// An A100 with two multiprocessors: few rows make as many rows a block as a long sequence does on a whole GPU.
+const SMALL_GPU: Arch = Arch { multiprocessors: 2, ..Arch::A100 };
+
+/// Calls, each with the largest allowed ratio of the bytes it moves to the bytes of its cost.
+pub(crate) type Traffic = Vec<(Launch, f64)>;
+
+/// Allocates the arrays of calls; they live as long as this value.
+#[derive(Default)]
+pub(crate) struct Arrays {
+    numbers: Vec<Vec<u64>>,
+    ids: Vec<Vec<i32>>,
+}
+
+impl Arrays {
+    /// An array of `count` elements of `bytes` bytes, whose values are from 0.5 to 1 as f32 and as bf16.
+    pub(crate) fn elements(&mut self, count: impl TryInto<usize>, bytes: usize) -> Addr {
+        let count = count.try_into().unwrap_or_else(|_| unreachable!("sizes are small"));
+        let word = |i: usize| {
+            0x3f00_3f00_3f00_3f00u64 | (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) & 0x007f_007f_007f_007f
+        };
+        self.numbers.push((0..(count * bytes).div_ceil(16) * 2).map(word).collect());
+        addr(&self.numbers[self.numbers.len() - 1])
+    }
+
+    /// An f32 array with values from 0.5 to 1.
+    pub(crate) fn f32(&mut self, count: impl TryInto<usize>) -> Addr {
+        self.elements(count, 4)
+    }
+
+    /// An i32 array.
+    pub(crate) fn ids(&mut self, ids: impl IntoIterator<Item = i32>) -> Addr {
+        self.ids.push(ids.into_iter().collect());
+        addr(&self.ids[self.ids.len() - 1])
+    }
+}
+
+/// Allows each call a tenth more bytes than its cost.
+pub(crate) fn within_a_tenth(launches: impl IntoIterator<Item = Launch>) -> Traffic {
+    launches.into_iter().map(|l| (l, 1.1)).collect()
+}
+
+/// Runs the calls on the simulator and asserts their traffic.
+///
+/// # Panics
+/// When a call moves more bytes than allowed or has a bank conflict; the message names every such call.
+pub(crate) fn assert_traffic(calls: impl Fn(&mut Arrays) -> Traffic) {
+    on_sim(|| {
+        let mut arrays = Arrays::default();
+        let mut wrong = String::new();
+        for (launch, max_ratio) in calls(&mut arrays) {
+            let (count, cost) = (counted_on(&launch, &SMALL_GPU), launch.cost());
+            let bytes = (count.global_read + count.global_written) as f64;
+            let (ratio, conflicts) = (bytes / cost.bytes, count.wavefronts - count.wavefronts_least);
+            if !(ratio <= max_ratio) {
+                wrong += &format!("{}: {ratio:.3} times the bytes of its cost, at most {max_ratio}\n", launch.name());
+            }
+            if conflicts > 0 {
+                wrong +=
+                    &format!("{}: {conflicts} of {} wavefronts are bank conflicts\n", launch.name(), count.wavefronts);
+            }
+        }
+        assert!(wrong.is_empty(), "\n{wrong}");
+    });
+}

@@ -1,0 +1,39 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::columns;
+use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, PLACEHOLDER, Sizes, TOKENS};
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(_: &Sizes) -> Calls {
+    let (width, all) = (HEADS * HEAD_DIM, (HEADS + 2 * KV_HEADS) * HEAD_DIM);
+    let p = columns::CopyParams {
+        src: PLACEHOLDER,
+        dst: PLACEHOLDER,
+        rows: TOKENS,
+        width,
+        src_cols: all,
+        dst_cols: width,
+        ..Zeroable::zeroed()
+    };
+    FLOAT_DTYPES.map(|t| ("the queries of 8192 tokens out of a fused qkv", columns::copy(t, &p))).into()
+}
+
+/// Calls whose memory traffic is counted.
+#[cfg(test)]
+pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
+    use crate::checks::traffic::{ROWS, within_a_tenth};
+    use crate::folder::HIDDEN;
+    let [src, dst] = [(); 2].map(|()| a.f32(2 * ROWS * HIDDEN));
+    let p = columns::CopyParams {
+        src,
+        dst,
+        rows: ROWS,
+        width: HIDDEN,
+        src_cols: 2 * HIDDEN,
+        src_start: 512,
+        dst_cols: HIDDEN,
+        dst_start: 0,
+    };
+    within_a_tenth(FLOAT_DTYPES.map(|t| columns::copy(t, &p)))
+}

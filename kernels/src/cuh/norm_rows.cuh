@@ -1,0 +1,142 @@
+// What the kernels that normalise rows share: which rows a group of threads owns, and sums over rows (dw of rms_norm, dw and db of
+// layer_norm).
+//
+// Sums over rows: a block owns a part of PART_ROWS rows, its groups equal runs of them. Each thread adds up its HELD columns over
+// its group's rows in ascending order (registers); add_groups adds the groups' sums in order; the block writes its row of `partial`;
+// sum_parts, a launch of its own, adds up the rows of `partial`.
+#pragma once
+
+#include "cuh/held.cuh"
+#include "cuh/math.cuh"
+
+constexpr int PART_ROWS = 64;
+constexpr int FWD_BLOCK = 256;
+constexpr int BWD_BLOCK = 512;
+constexpr int WIDE = 512;
+
+// The rows of a group in a backward kernel: row, row + step, ... below end. The block makes `steps` steps, as many as its group with
+// the most rows, so that all groups reach the same barriers.
+struct GroupRows {
+  u64 row, end, step;
+  u32 steps;
+};
+
+// With column sums a group owns a run of the block's part, else it strides over all rows.
+template <int GROUPS>
+__device__ __forceinline__ GroupRows rows_of_group(u32 group, u64 rows, bool column_sums) {
+  GroupRows r;
+  r.end = rows;
+  if (column_sums) {
+    const u64 first = static_cast<u64>(blockIdx.x) * PART_ROWS;
+    constexpr int RUN = PART_ROWS / GROUPS;
+    r.row = first + group * RUN;
+    r.end = min(r.row + RUN, r.end);
+    r.step = 1;
+    r.steps = static_cast<u32>(min(static_cast<u64>(RUN), rows - first));
+  } else {
+    const u64 first = static_cast<u64>(blockIdx.x) * GROUPS;
+    r.row = first + group;
+    r.step = static_cast<u64>(gridDim.x) * GROUPS;
+    r.steps = static_cast<u32>(ceil_div(r.end - first, r.step));
+  }
+  return r;
+}
+
+// What the threads of a backward block share; S is float or Pair, the type of a row's sum.
+template <class S>
+struct SharedSums {
+  // Two, so that one barrier a row is enough: a thread that is a row ahead writes to the other.
+  S scratch[2][BWD_BLOCK / 32];
+  // Column sums: for each group but the first HELD / 4 rows of its threads.
+  Words<16> sums[(BWD_BLOCK - 32) * HELD / 4];
+};
+
+// Adds the column sums of all groups in order into the registers of the first group; `shared` is not in use.
+template <int THREADS>
+__device__ __forceinline__ void add_groups(float (&sum)[HELD], Words<16>* shared) {
+  constexpr int GROUPS = BWD_BLOCK / THREADS;
+  const u32 group = threadIdx.x / THREADS;
+  // Columns stay with their thread number; the order of the words in between only avoids bank conflicts.
+  Words<16>* sums = shared + threadIdx.x % THREADS;
+  if (group > 0) {
+#pragma unroll
+    for (int i = 0; i < HELD; i += 4) {
+      Words<16> words;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) words.word[j] = __float_as_uint(sum[i + j]);
+      sums[((group - 1) * (HELD / 4) + i / 4) * THREADS] = words;
+    }
+  }
+  __syncthreads();
+  if (group > 0) return;
+  for (int other = 0; other < GROUPS - 1; ++other) {
+#pragma unroll
+    for (int i = 0; i < HELD; i += 4) {
+      const Words<16> words = sums[(other * (HELD / 4) + i / 4) * THREADS];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum[i + j] += __uint_as_float(words.word[j]);
+    }
+  }
+}
+
+// Writes the column sums of the first group to a row of `partial`; `vector` says whether 16 bytes may be stored at once.
+template <class T, int THREADS>
+__device__ __forceinline__ void store_column_sums(float* partial, u32 cols, bool vector, const float (&sums)[HELD]) {
+  constexpr int V = VECTOR<T>;
+#pragma unroll
+  for (int k = 0; k < CHUNKS<T>; ++k) {
+    float sum[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum[j] = sums[k * V + j];
+    store_elements(partial, Held<T, THREADS>::at(k), cols, vector, sum);
+  }
+}
+
+// Adds up column c of `partial` over the parts of `rows` rows and calls write(c, sum) in one thread for each of `columns` columns: a
+// block has 32 columns; warp w adds parts w, w + 8, ...; then the warps' sums are added in order.
+template <class Write>
+__device__ __forceinline__ void sum_parts(const float* partial, u32 rows, u64 columns, Write write) {
+  constexpr int WARPS = 8;
+  __shared__ float sums[WARPS][32];
+  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const u64 c = blockIdx.x * 32ull + lane;
+  const u32 parts = ceil_div(rows, static_cast<u32>(PART_ROWS));
+  float sum = 0.0f;
+  if (c < columns) {
+#pragma unroll 4
+    for (u32 part = warp; part < parts; part += WARPS) sum += partial[part * columns + c];
+  }
+  sums[warp][lane] = sum;
+  __syncthreads();
+  if (warp > 0 || c >= columns) return;
+#pragma unroll
+  for (int other = 1; other < WARPS; ++other) sum += sums[other][lane];
+  write(c, sum);
+}
+
+#define KERNEL(NAME, PARAMS, ...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__) NAME(const __grid_constant__ PARAMS p)
+
+// The kernels of one element type: PREFIX_fwd_NAME and so on. The source defines forward_any<T, BLOCK, THREADS>,
+// backward_any<T, THREADS> with a SharedSums<SUM>, and sum_all_parts. The further arguments are BWD's launch bounds.
+#define KERNELS(T, PREFIX, NAME, FWD, BWD, SUM, ...)                                                 \
+  KERNEL(PREFIX##_fwd_##NAME, FWD, FWD_BLOCK) {                                                      \
+    if (p.cols <= HELD * 32) {                                                                       \
+      forward_any<T, FWD_BLOCK, 32>(p);                                                              \
+    } else {                                                                                         \
+      forward_any<T, FWD_BLOCK, FWD_BLOCK>(p);                                                       \
+    }                                                                                                \
+  }                                                                                                  \
+  KERNEL(PREFIX##_fwd_##NAME##_wide, FWD, WIDE, 1) { forward_any<T, WIDE, WIDE>(p); }                \
+  KERNEL(PREFIX##_bwd_##NAME, BWD, __VA_ARGS__) {                                                    \
+    __shared__ SharedSums<SUM> shared;                                                               \
+    if (p.cols <= HELD * 32) {                                                                       \
+      backward_any<T, 32>(p, shared);                                                                \
+    } else {                                                                                         \
+      backward_any<T, 256>(p, shared);                                                               \
+    }                                                                                                \
+  }                                                                                                  \
+  KERNEL(PREFIX##_bwd_##NAME##_wide, BWD, __VA_ARGS__) {                                             \
+    __shared__ SharedSums<SUM> shared;                                                               \
+    backward_any<T, BWD_BLOCK>(p, shared);                                                           \
+  }                                                                                                  \
+  KERNEL(PREFIX##_bwd_##NAME##_dw, BWD, 256) { sum_all_parts(p); }

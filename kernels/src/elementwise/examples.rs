@@ -1,0 +1,63 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::DType::{BF16, F32};
+use crate::elementwise;
+use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS};
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(_: &Sizes) -> Calls {
+    let count = TOKENS as u64 * HIDDEN as u64;
+    let (src, dst) = (PLACEHOLDER, PLACEHOLDER);
+    let accumulate = elementwise::AccumulateParams { src, dst, count };
+    let cast = elementwise::CastParams { src, dst, count };
+    let fill = elementwise::FillParams { dst, count, ..Zeroable::zeroed() };
+    let mut calls = vec![
+        elementwise::accumulate(F32, F32, &accumulate),
+        elementwise::accumulate(BF16, BF16, &accumulate),
+        elementwise::accumulate(BF16, F32, &accumulate),
+        elementwise::cast(F32, BF16, &cast),
+        elementwise::cast(BF16, F32, &cast),
+        elementwise::mul_scalar(&elementwise::MulScalarParams {
+            x: PLACEHOLDER,
+            scalar: PLACEHOLDER,
+            y: PLACEHOLDER,
+            count,
+        }),
+        elementwise::copy(&elementwise::CopyParams { src, dst, bytes: 2 * count }),
+    ];
+    for t in FLOAT_DTYPES {
+        calls.push(elementwise::add(
+            t,
+            &elementwise::AddParams { a: PLACEHOLDER, b: PLACEHOLDER, y: PLACEHOLDER, count },
+        ));
+        calls.push(elementwise::cast_f16(t, &cast));
+        calls.push(elementwise::fill(t, &fill));
+    }
+    calls.into_iter().map(|launch| (ACTIVATIONS, launch)).collect()
+}
+
+/// Calls whose memory traffic is counted.
+#[cfg(test)]
+pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
+    use crate::checks::traffic::{COUNT, within_a_tenth};
+    let count = COUNT;
+    let [x, y, z, scalar] = [(); 4].map(|()| a.f32(count));
+    let accumulate = elementwise::AccumulateParams { src: x, dst: y, count };
+    let cast = elementwise::CastParams { src: x, dst: y, count };
+    let mut all = vec![
+        elementwise::accumulate(F32, F32, &accumulate),
+        elementwise::accumulate(BF16, BF16, &accumulate),
+        elementwise::accumulate(BF16, F32, &accumulate),
+        elementwise::cast(F32, BF16, &cast),
+        elementwise::cast(BF16, F32, &cast),
+        elementwise::mul_scalar(&elementwise::MulScalarParams { x, scalar, y, count }),
+        elementwise::copy(&elementwise::CopyParams { src: x, dst: y, bytes: 2 * count }),
+    ];
+    for t in FLOAT_DTYPES {
+        all.push(elementwise::add(t, &elementwise::AddParams { a: x, b: y, y: z, count }));
+        all.push(elementwise::cast_f16(t, &cast));
+        all.push(elementwise::fill(t, &elementwise::FillParams { dst: y, count, value: 1.0, reserved: 0 }));
+    }
+    within_a_tenth(all)
+}

@@ -1,0 +1,138 @@
+//! What a kernel folder registers about itself: source, headers, checks and example calls.
+//!
+//! [`kernel_folder`] in a folder's `mod.rs` makes one [`Folder`]; `lib.rs` lists them. Example calls use the sizes of Qwen2.5-VL-7B: a
+//! sequence of 8192 tokens, or a decode step of 16 sequences with 8192 keys each. [`Sizes`] replaces some of them.
+
+mod sizes;
+
+use std::borrow::Cow;
+
+use crate::checks::Check;
+use crate::dtype::DType::{self, BF16, F32};
+use crate::launch::{Addr, KernelLaunch, Launch, Source};
+
+pub use sizes::{SizeError, Sizes};
+
+/// A kernel folder with everything that is known about it.
+pub struct Folder {
+    /// The folder's name, for example `rms_norm`.
+    pub name: &'static str,
+    /// The text of its `mod.rs`.
+    pub module: &'static str,
+    /// Its CUDA source.
+    pub source: &'static Source,
+    /// The checks of its kernels.
+    pub checks: &'static [Check],
+    /// Makes an example call of each kernel; see [`Folder::examples`].
+    pub calls: fn(&Sizes) -> Calls,
+}
+
+/// Example calls with their sizes in words.
+pub type Calls = Vec<(&'static str, Launch)>;
+
+/// An example call of a kernel. Its addresses are placeholders, so it can be planned and counted but not run.
+#[derive(Clone, Debug)]
+pub struct Example {
+    /// The size in words.
+    pub size: Cow<'static, str>,
+    /// The call.
+    pub launch: KernelLaunch,
+}
+
+impl Folder {
+    /// What the kernels compute: the documentation at the head of `mod.rs`.
+    pub fn maths(&self) -> String {
+        let lines = self.module.lines().map_while(|l| l.strip_prefix("//!"));
+        lines.map(|l| l.strip_prefix(' ').unwrap_or(l)).collect::<Vec<_>>().join("\n")
+    }
+
+    /// An example call of each kernel of the folder.
+    pub fn examples(&self) -> Vec<Example> {
+        kernel_calls((self.calls)(&Sizes::default()), |size| size.into())
+    }
+
+    /// The example calls at other sizes; a size that is not given keeps its default.
+    ///
+    /// # Errors
+    /// A size that the folder's calls do not have, or a value that its kernels do not support.
+    pub fn examples_with_sizes(&self, sizes: &Sizes) -> Result<Vec<Example>, SizeError> {
+        // `Sizes` records which sizes the calls ask for, so the calls are made once with the defaults, only to learn the names.
+        let defaults = Sizes::default();
+        (self.calls)(&defaults);
+        sizes.check(self.name, &defaults)?;
+        Ok(kernel_calls((self.calls)(sizes), |size| if sizes.any() { sizes.words().into() } else { size.into() }))
+    }
+}
+
+fn kernel_calls(calls: Calls, size: impl Fn(&'static str) -> Cow<'static, str>) -> Vec<Example> {
+    let kernel = |(words, launch)| match launch {
+        Launch::Kernel(launch) => Some(Example { size: size(words), launch }),
+        Launch::Matmul(_) => None,
+    };
+    calls.into_iter().filter_map(kernel).collect()
+}
+
+/// Tokens of a long video with its question.
+pub(crate) const TOKENS: u32 = 8192;
+/// Elements of a hidden state of the decoder.
+pub(crate) const HIDDEN: u32 = 3584;
+/// Elements of a row between the matrices of a feed-forward layer.
+pub(crate) const INTERMEDIATE: u32 = 18944;
+/// Query heads of the decoder.
+pub(crate) const HEADS: u32 = 28;
+/// Key and value heads of the decoder.
+pub(crate) const KV_HEADS: u32 = 4;
+/// Elements of a head.
+pub(crate) const HEAD_DIM: u32 = 128;
+/// Token ids.
+pub(crate) const VOCAB: u32 = 152_064;
+/// Sequences of a decode step.
+pub(crate) const BATCH: u32 = 16;
+/// The address of every operand of an example call.
+pub(crate) const PLACEHOLDER: Addr = Addr(1 << 40);
+/// The element types that most kernels are made for.
+pub(crate) const FLOAT_DTYPES: [DType; 2] = [F32, BF16];
+/// The size of a call over all weights of one matrix.
+pub(crate) const WEIGHTS: &str = "one feed-forward matrix of 18944 x 3584 weights";
+/// The size of a call over the hidden states of a sequence.
+pub(crate) const ACTIVATIONS: &str = "8192 tokens of 3584";
+
+/// Registers a kernel folder: declares its `SOURCE` and its `FOLDER`.
+///
+/// `params` lists the parameter structs that `sm80.cu` uses and `headers` the folder's `.cuh` files; `headers_of` lists the
+/// folders whose headers it includes besides those of `cuh/`. The folder's `check.rs` has the
+/// checks (`checks!`) and `examples.rs` the function `examples`. With `traffic`, that function of `examples.rs` gives small
+/// calls on real arrays, and a test counts on the simulator that each call moves the bytes of its cost.
+macro_rules! kernel_folder {
+    (name: $name:literal, params: [$($params:ty),*], $(headers: [$($header:literal),*],)?
+     $(headers_of: [$($owner:ident),*],)? $(traffic: $traffic:ident,)?) => {
+        /// The CUDA source of this folder.
+        pub static SOURCE: $crate::launch::Source = $crate::launch::Source {
+            name: $name,
+            sm80: include_str!("sm80.cu"),
+            params: &[$(<$params as $crate::launch::Params>::c_declaration),*],
+            headers: &[$($((concat!($name, "/", $header), include_str!($header))),*)?],
+            header_owners: &[$($(&$crate::$owner::SOURCE),*)?],
+        };
+
+        /// Source, checks and example calls of this folder.
+        pub const FOLDER: $crate::folder::Folder = $crate::folder::Folder {
+            name: $name,
+            module: include_str!("mod.rs"),
+            source: &SOURCE,
+            checks: check::CHECKS,
+            calls: examples::examples,
+        };
+
+        $(
+            #[cfg(test)]
+            mod $traffic {
+                #[test]
+                fn launches_move_the_bytes_of_their_cost() {
+                    $crate::checks::traffic::assert_traffic(super::examples::$traffic);
+                }
+            }
+        )?
+    };
+}
+pub(crate) use kernel_folder;

@@ -1,0 +1,26 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes, TOKENS};
+use crate::gelu;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(_: &Sizes) -> Calls {
+    let count = TOKENS as u64 * 5120;
+    let fwd = gelu::FwdParams { x: PLACEHOLDER, y: PLACEHOLDER, count };
+    let bwd = gelu::BwdParams { x: PLACEHOLDER, dy: PLACEHOLDER, dx: PLACEHOLDER, count };
+    let tanh = FLOAT_DTYPES.map(|t| [gelu::tanh_fwd(t, &fwd), gelu::tanh_bwd(t, &bwd)]);
+    let erf = FLOAT_DTYPES.map(|t| [gelu::fwd(t, &fwd), gelu::bwd(t, &bwd)]);
+    let calls = erf.into_iter().chain(tanh);
+    calls.flatten().map(|launch| ("the merger's 8192 rows of 5120", launch)).collect()
+}
+
+/// Calls whose memory traffic is counted.
+#[cfg(test)]
+pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
+    use crate::checks::traffic::{COUNT, within_a_tenth};
+    let count = COUNT;
+    let [x, y, z] = [(); 3].map(|()| a.f32(count));
+    let (fwd, bwd) = (gelu::FwdParams { x, y, count }, gelu::BwdParams { x, dy: y, dx: z, count });
+    let calls = |t| [gelu::fwd(t, &fwd), gelu::bwd(t, &bwd), gelu::tanh_fwd(t, &fwd), gelu::tanh_bwd(t, &bwd)];
+    within_a_tenth(FLOAT_DTYPES.into_iter().flat_map(calls))
+}

@@ -1,0 +1,56 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{Calls, PLACEHOLDER, Sizes};
+use crate::grpo_loss;
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(_: &Sizes) -> Calls {
+    let params = grpo_loss::Params {
+        log_prob: PLACEHOLDER,
+        old: PLACEHOLDER,
+        reference: PLACEHOLDER,
+        cu_seqlens: PLACEHOLDER,
+        counted: PLACEHOLDER,
+        advantage: PLACEHOLDER,
+        weight: PLACEHOLDER,
+        d_log_prob: PLACEHOLDER,
+        stats: PLACEHOLDER,
+        completions: 8,
+        epsilon_low: 0.2,
+        epsilon_high: 0.2,
+        beta: 0.04,
+        kl_limit: 10.0,
+        ..Zeroable::zeroed()
+    };
+    vec![("8 completions of 1024 tokens", grpo_loss::loss(8 * 1024, &params))]
+}
+
+/// Calls whose memory traffic is counted.
+#[cfg(test)]
+pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
+    use crate::checks::traffic::within_a_tenth;
+    let (tokens, completions) = (2048usize, 2u32);
+    let cu_seqlens = a.ids([0, 1024, 2048]);
+    let counted = a.ids([1024, 1024]);
+    let [log_prob, old, reference, d_log_prob] = [(); 4].map(|()| a.f32(tokens));
+    let [advantage, weight, stats] = [(); 3].map(|()| a.f32(8usize));
+    let p = grpo_loss::Params {
+        log_prob,
+        old,
+        reference,
+        cu_seqlens,
+        counted,
+        advantage,
+        weight,
+        d_log_prob,
+        stats,
+        completions,
+        epsilon_low: 0.2,
+        epsilon_high: 0.2,
+        beta: 0.04,
+        kl_limit: 10.0,
+        ..Zeroable::zeroed()
+    };
+    within_a_tenth([grpo_loss::loss(tokens, &p)])
+}

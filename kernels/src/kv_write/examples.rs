@@ -1,0 +1,45 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, KV_HEADS, PLACEHOLDER, Sizes, TOKENS};
+use crate::kv_write;
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(_: &Sizes) -> Calls {
+    let p = kv_write::Params {
+        k: PLACEHOLDER,
+        v: PLACEHOLDER,
+        k_cache: PLACEHOLDER,
+        v_cache: PLACEHOLDER,
+        slots: PLACEHOLDER,
+        tokens: TOKENS,
+        kv_heads: KV_HEADS,
+        head_dim: HEAD_DIM,
+        pages: TOKENS / 64,
+        page: 64,
+        ..Zeroable::zeroed()
+    };
+    FLOAT_DTYPES.map(|t| ("8192 tokens, 4 heads of 128", kv_write::write(t, &p))).into()
+}
+
+/// Calls whose memory traffic is counted.
+#[cfg(test)]
+pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
+    use crate::checks::traffic::{ROWS, within_a_tenth};
+    use crate::folder::HIDDEN;
+    let [x, cache] = [(); 2].map(|()| a.f32(2 * ROWS * HIDDEN));
+    let p = kv_write::Params {
+        k: x,
+        v: x,
+        k_cache: cache,
+        v_cache: cache.offset((2 * ROWS * HIDDEN * 2) as usize),
+        slots: a.ids((0..ROWS as i32).map(|i| 2 * i)),
+        tokens: ROWS,
+        kv_heads: 4,
+        head_dim: 128,
+        pages: 4,
+        page: 64,
+        reserved: 0,
+    };
+    within_a_tenth(FLOAT_DTYPES.map(|t| kv_write::write(t, &p)))
+}

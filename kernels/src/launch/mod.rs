@@ -1,0 +1,140 @@
+//! A launch as plain data: which kernel, with which parameters, at what cost.
+//!
+//! [`params!`](crate::params) declares a kernel's parameters once: the Rust struct and, from the same fields, the C
+//! declaration that a CUDA compiler reads. [`kernel!`](crate::kernel) ties a symbol to its parameters and its cpu code.
+
+mod params;
+mod source;
+mod stage;
+
+pub use params::{Addr, CType, Field, Params, TensorMapSlot};
+pub use source::Source;
+pub use stage::{Arch, Stage, TensorMapError};
+
+use crate::matmul::Matmul;
+use crate::{Cost, DType, Team};
+
+/// A kernel: one name from source to profiler.
+pub struct Kernel {
+    /// The symbol, for example `rms_norm_fwd_bf16`.
+    pub name: &'static str,
+    /// Bytes of its parameter struct.
+    pub params_size: usize,
+    /// The fields of its parameter struct.
+    pub fields: &'static [Field],
+    /// What the cpu device runs.
+    ///
+    /// # Safety
+    /// The bytes are this kernel's parameter struct, and every address in it covers what the kernel documents.
+    pub cpu: unsafe fn(&[u8], &Team),
+    /// The CUDA source with the kernel's symbols, which a GPU and the simulator run.
+    pub source: &'static Source,
+    /// The CUDA launches that a call with these parameters needs on a GPU, in order; none if there is nothing to do.
+    pub plan: fn(&[u8], &Arch) -> Vec<Stage>,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// Of two kernels the one for `dtype`.
+///
+/// # Panics
+/// For anything but F32 and BF16: a mistake in the caller, which no input can cause.
+pub(crate) fn by_dtype(dtype: DType, f32: &'static Kernel, bf16: &'static Kernel) -> &'static Kernel {
+    match dtype {
+        DType::F32 => f32,
+        DType::BF16 => bf16,
+        other => panic!("{} is for f32 and bf16, not for {other}", f32.name),
+    }
+}
+
+/// Declares a static [`Kernel`]: `kernel!(pub FWD_F32, "swiglu_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, plan)`, where
+/// `plan` is a `fn(&FwdParams, &Arch) -> Vec<Stage>` or a closure that captures nothing.
+#[macro_export]
+macro_rules! kernel {
+    ($vis:vis $id:ident, $name:literal, $params:ty, $cpu:expr, $source:expr, $plan:expr) => {
+        #[doc = concat!("`", $name, "`")]
+        $vis static $id: $crate::launch::Kernel = {
+            #[allow(unsafe_code)]
+            unsafe fn run(bytes: &[u8], team: &$crate::Team) {
+                let cpu: unsafe fn(&$params, &$crate::Team) = $cpu;
+                let params: $params = bytemuck::pod_read_unaligned(bytes);
+                // SAFETY: the caller vouches for the addresses, as `Kernel::cpu` asks.
+                unsafe { cpu(&params, team) }
+            }
+            fn plan(bytes: &[u8], arch: &$crate::launch::Arch) -> Vec<$crate::launch::Stage> {
+                let plan: fn(&$params, &$crate::launch::Arch) -> Vec<$crate::launch::Stage> = $plan;
+                plan(&bytemuck::pod_read_unaligned(bytes), arch)
+            }
+            $crate::launch::Kernel {
+                name: $name,
+                params_size: size_of::<$params>(),
+                fields: <$params as $crate::launch::Params>::FIELDS,
+                cpu: run,
+                source: $source,
+                plan,
+            }
+        };
+    };
+}
+
+/// A launch of one of our kernels.
+#[derive(Clone, Debug)]
+pub struct KernelLaunch {
+    /// Which kernel.
+    pub kernel: &'static Kernel,
+    /// Its parameter struct as bytes.
+    pub params: Box<[u8]>,
+    /// The least it must do.
+    pub cost: Cost,
+}
+
+/// What a device executes.
+#[derive(Clone, Debug)]
+pub enum Launch {
+    /// One of our kernels.
+    Kernel(KernelLaunch),
+    /// A plain matrix product.
+    Matmul(Matmul),
+}
+
+impl Launch {
+    /// A launch of `kernel` with `params`.
+    pub fn kernel<P: Params>(kernel: &'static Kernel, params: &P, cost: Cost) -> Launch {
+        debug_assert_eq!(kernel.params_size, size_of::<P>(), "{}", kernel.name);
+        Launch::Kernel(KernelLaunch { kernel, params: bytemuck::bytes_of(params).into(), cost })
+    }
+
+    /// The symbol that profiles and tests name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Launch::Kernel(k) => k.kernel.name,
+            Launch::Matmul(m) => m.name(),
+        }
+    }
+
+    /// The least that this launch must do.
+    pub fn cost(&self) -> Cost {
+        match self {
+            Launch::Kernel(k) => k.cost,
+            Launch::Matmul(m) => m.cost(),
+        }
+    }
+}
+
+/// Executes a launch on host memory.
+///
+/// # Safety
+/// Every address in the launch is a host address that covers what its kernel documents, and nothing else uses what it writes.
+#[allow(unsafe_code)]
+pub unsafe fn run_on_cpu(launch: &Launch, team: &Team) {
+    match launch {
+        // SAFETY: the caller's promise.
+        Launch::Kernel(k) => unsafe { (k.kernel.cpu)(&k.params, team) },
+        // SAFETY: the caller's promise.
+        Launch::Matmul(m) => unsafe { crate::matmul::cpu::run(m, team) },
+    }
+}

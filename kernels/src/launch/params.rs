@@ -1,0 +1,122 @@
+//! Parameters of kernels: addresses, the structs that [`params!`](crate::params) declares, and their C declarations.
+
+/// An address in the memory of whatever device runs the launch; 0 is "absent".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct Addr(pub u64);
+
+impl Addr {
+    /// The absent operand.
+    pub const NULL: Addr = Addr(0);
+
+    /// Whether the operand is absent.
+    pub const fn is_null(self) -> bool {
+        self.0 == 0
+    }
+
+    /// `bytes` further on.
+    pub const fn offset(self, bytes: usize) -> Addr {
+        Addr(self.0 + bytes as u64)
+    }
+}
+
+/// One field of a parameter struct, as the C declaration needs it.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// The field's name.
+    pub name: &'static str,
+    /// Its C type.
+    pub c_type: &'static str,
+    /// Its offset in bytes.
+    pub offset: usize,
+    /// It is an [`Addr`].
+    pub address: bool,
+}
+
+/// A Rust type that has an exact C counterpart of the same size and alignment.
+pub trait CType {
+    /// The name in CUDA C++.
+    const NAME: &'static str;
+    /// Whether it is an address.
+    const ADDRESS: bool = false;
+}
+impl CType for Addr {
+    const NAME: &'static str = "unsigned long long";
+    const ADDRESS: bool = true;
+}
+impl CType for u64 {
+    const NAME: &'static str = "unsigned long long";
+}
+impl CType for u32 {
+    const NAME: &'static str = "unsigned int";
+}
+impl CType for i32 {
+    const NAME: &'static str = "int";
+}
+impl CType for f32 {
+    const NAME: &'static str = "float";
+}
+
+/// A tensor map's place in a parameter struct. It stays as it is in the call's parameters: a plan describes the map
+/// ([`Stage::tensor_maps`]), and the device that launches encodes it here. First in the struct, or after other maps: it is aligned to 64
+/// bytes (PTX ISA, "Tensor-map").
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+pub struct TensorMapSlot([u8; 128]);
+
+impl TensorMapSlot {
+    /// One that no map was put in yet.
+    pub const EMPTY: TensorMapSlot = TensorMapSlot([0; 128]);
+}
+
+impl CType for TensorMapSlot {
+    const NAME: &'static str = "TensorMapSlot";
+}
+
+/// What [`TensorMapSlot`] is in CUDA C++.
+pub(super) const TENSOR_MAP_SLOT: &str = "struct alignas(64) TensorMapSlot { unsigned char bytes[128]; };\n";
+
+/// A parameter struct declared by [`params!`](crate::params).
+pub trait Params: bytemuck::Pod {
+    /// The struct's name.
+    const NAME: &'static str;
+    /// Its fields in order.
+    const FIELDS: &'static [Field];
+
+    /// The C declaration, with static asserts on the size and on every offset.
+    fn c_declaration() -> String {
+        let name = Self::NAME;
+        let mut text = format!("struct {name} {{\n");
+        for f in Self::FIELDS {
+            text += &format!("  {} {};\n", f.c_type, f.name);
+        }
+        text += "};\n";
+        text += &format!("static_assert(sizeof({name}) == {}, \"{name}\");\n", size_of::<Self>());
+        for f in Self::FIELDS {
+            text +=
+                &format!("static_assert(offsetof({name}, {n}) == {o}, \"{name}.{n}\");\n", n = f.name, o = f.offset);
+        }
+        text
+    }
+}
+
+/// Declares a kernel's parameters: a `repr(C)` struct without padding, at most 4 KiB.
+#[macro_export]
+macro_rules! params {
+    ($(#[$meta:meta])* $vis:vis struct $name:ident { $($(#[$fmeta:meta])* $fvis:vis $field:ident : $ty:ty),* $(,)? }) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+        $vis struct $name { $($(#[$fmeta])* $fvis $field: $ty),* }
+        const _: () = assert!(size_of::<$name>() <= 4096);
+        impl $crate::launch::Params for $name {
+            const NAME: &'static str = stringify!($name);
+            const FIELDS: &'static [$crate::launch::Field] = &[$($crate::launch::Field {
+                name: stringify!($field),
+                c_type: <$ty as $crate::launch::CType>::NAME,
+                offset: std::mem::offset_of!($name, $field),
+                address: <$ty as $crate::launch::CType>::ADDRESS,
+            }),*];
+        }
+    };
+}

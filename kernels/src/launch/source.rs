@@ -1,0 +1,44 @@
+//! The CUDA source of a kernel folder as a compiler reads it.
+
+use super::params::{CType, TENSOR_MAP_SLOT, TensorMapSlot};
+
+/// The CUDA source of one kernel folder: one translation unit, whatever the number of kernels in it.
+pub struct Source {
+    /// The folder's name, for example `rms_norm`.
+    pub name: &'static str,
+    /// The plain rung, `sm80.cu`: runs on Ampere and everything later.
+    pub sm80: &'static str,
+    /// The C declarations of the parameter structs that the source uses.
+    pub params: &'static [fn() -> String],
+    /// The headers in the folder: name as sources include it, and text.
+    pub headers: &'static [(&'static str, &'static str)],
+    /// Other folders whose headers the source includes.
+    pub header_owners: &'static [&'static Source],
+}
+
+impl Source {
+    /// The headers that the source may include, sorted by name: those of `cuh/`, of the folder, and of [`Source::header_owners`].
+    pub fn available_headers(&self) -> Vec<(&'static str, &'static str)> {
+        let owned = self.header_owners.iter().flat_map(|s| s.headers);
+        let mut all: Vec<_> = crate::cuh::headers::HEADERS.iter().chain(self.headers).chain(owned).copied().collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// The whole text that a CUDA compiler reads: parameter structs, then the source, whose `#include` lines name
+    /// [`Source::available_headers`].
+    pub fn text(&self) -> String {
+        // NVRTC has no builtin by the usual name; nvcc's own headers define the macro.
+        let mut text = String::from(
+            "#ifdef __CUDACC_RTC__\n#define offsetof(T, field) __INTADDR__(&(((T*)0)->field))\n\
+             #elif !defined(offsetof)\n#define offsetof(T, field) __builtin_offsetof(T, field)\n#endif\n",
+        );
+        let declarations: String = self.params.iter().map(|declaration| declaration()).collect();
+        if declarations.contains(<TensorMapSlot as CType>::NAME) {
+            text += TENSOR_MAP_SLOT;
+        }
+        text += &declarations;
+        text += &format!("#line 1 \"{}/sm80.cu\"\n", self.name);
+        text + self.sm80
+    }
+}

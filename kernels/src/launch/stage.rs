@@ -1,0 +1,165 @@
+//! Launches of single CUDA symbols: what a kernel's plan gives for a GPU, with the tensor maps that go into the parameters.
+
+use super::params::TensorMapSlot;
+use reel_sim::tensor_map::TensorMap;
+use std::borrow::Cow;
+
+/// What a plan may depend on of the GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arch {
+    /// Compute capability, 80, 86, 89 or 90.
+    pub sm: u32,
+    /// Bytes of shared memory that a block may have.
+    pub shared_per_block: u32,
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+}
+
+impl Arch {
+    /// A100.
+    pub const A100: Arch = Arch { sm: 80, shared_per_block: 163 << 10, multiprocessors: 108 };
+    /// RTX 3090 and its kind.
+    pub const SM86: Arch = Arch { sm: 86, shared_per_block: 99 << 10, multiprocessors: 82 };
+    /// RTX 4090, L40S and their kind.
+    pub const SM89: Arch = Arch { sm: 89, shared_per_block: 99 << 10, multiprocessors: 128 };
+    /// H100 and H200.
+    pub const H100: Arch = Arch { sm: 90, shared_per_block: 227 << 10, multiprocessors: 132 };
+}
+
+/// A tensor map that a launch cannot have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{symbol}: the tensor map at offset {offset} of the parameters: {why}; its plan is wrong")]
+pub struct TensorMapError {
+    /// The kernel.
+    pub symbol: &'static str,
+    /// Bytes from the start of the parameters.
+    pub offset: usize,
+    /// The rule.
+    pub why: String,
+}
+
+/// One launch of one symbol with the call's parameter struct.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stage {
+    /// The `extern "C"` name.
+    pub symbol: &'static str,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Blocks of a cluster; all 1 without.
+    pub cluster: [u32; 3],
+    /// Dynamic shared memory in bytes.
+    pub shared: u32,
+    /// All blocks are resident at once, so that they may wait for each other.
+    pub cooperative: bool,
+    /// Blocks may start before the launch before this one has ended: the kernel waits by `griddepcontrol.wait` before it touches
+    /// what that one wrote. From compute capability 9.0 on.
+    pub programmatic: bool,
+    /// Tensor maps that the device puts into the parameters, each with the offset of its [`TensorMapSlot`].
+    pub tensor_maps: Vec<(usize, TensorMap)>,
+}
+
+impl Stage {
+    /// A launch of `blocks` × `threads` in one dimension, without dynamic shared memory.
+    pub const fn linear(symbol: &'static str, blocks: u32, threads: u32) -> Stage {
+        Stage {
+            symbol,
+            grid: [blocks, 1, 1],
+            block: [threads, 1, 1],
+            cluster: [1, 1, 1],
+            shared: 0,
+            cooperative: false,
+            programmatic: false,
+            tensor_maps: Vec::new(),
+        }
+    }
+
+    /// The parameters with this stage's tensor maps in their places, each encoded by `encode`.
+    ///
+    /// # Errors
+    /// A map that breaks a rule, or has no place in the parameters: field and rule.
+    pub fn with_tensor_maps<'a, E>(
+        &self,
+        params: &'a [u8],
+        mut encode: impl FnMut(&TensorMap) -> Result<[u8; 128], E>,
+    ) -> Result<Cow<'a, [u8]>, E>
+    where
+        E: From<TensorMapError>,
+    {
+        if self.tensor_maps.is_empty() {
+            return Ok(Cow::Borrowed(params));
+        }
+        let mut out = params.to_vec();
+        for (offset, map) in &self.tensor_maps {
+            let bad = |why: String| TensorMapError { symbol: self.symbol, offset: *offset, why };
+            if !offset.is_multiple_of(align_of::<TensorMapSlot>()) {
+                return Err(bad("not at a multiple of 64 bytes".into()).into());
+            }
+            map.validate().map_err(|e| bad(e.to_string()))?;
+            let bytes = params.len();
+            let place = offset.checked_add(size_of::<TensorMapSlot>()).and_then(|end| out.get_mut(*offset..end));
+            let place = place.ok_or_else(|| bad(format!("beyond the {bytes} bytes of parameters")))?;
+            place.copy_from_slice(&encode(map)?);
+        }
+        Ok(Cow::Owned(out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::{Addr, CType, Params};
+    use proptest::prelude::*;
+    use reel_sim::tensor_map::{DataType, Swizzle};
+
+    crate::params! {
+        /// With a map among its fields.
+        struct Mapped { first: TensorMapSlot, dst: Addr, count: u64, more: [u32; 12] }
+    }
+
+    impl CType for [u32; 12] {
+        const NAME: &'static str = "Twelve";
+    }
+
+    fn map(address: u64, inner: u32) -> Result<TensorMap, reel_sim::tensor_map::InvalidTensorMap> {
+        TensorMap::tiled(DataType::F32, address, &[64, 8], &[256], &[inner, 8], Swizzle::None)
+    }
+
+    fn placed(offset: usize, map: TensorMap, params: &[u8]) -> Result<Vec<u8>, TensorMapError> {
+        let stage = Stage { tensor_maps: vec![(offset, map)], ..Stage::linear("k", 1, 32) };
+        stage.with_tensor_maps(params, |_| Ok([7; 128])).map(Cow::into_owned)
+    }
+
+    #[test]
+    fn a_place_is_declared_for_c() {
+        assert!(Mapped::c_declaration().contains("TensorMapSlot first;"));
+        assert_eq!(Mapped::FIELDS[0].offset % align_of::<TensorMapSlot>(), 0);
+    }
+
+    #[test]
+    fn a_map_that_cannot_be_names_kernel_field_and_rule() {
+        let good = map(1 << 12, 32).unwrap();
+        let says = |result: Result<Vec<u8>, TensorMapError>, words: &str| {
+            let e = result.unwrap_err().to_string();
+            assert!(e.starts_with("k: the tensor map at offset") && e.contains(words), "{e}");
+        };
+        says(placed(32, good, &[0; 256]), "not at a multiple of 64");
+        says(placed(192, good, &[0; 256]), "beyond the 256 bytes");
+        says(placed(usize::MAX - 63, good, &[0; 256]), "beyond the 256 bytes");
+        says(placed(0, TensorMap { address: 8, ..good }, &[0; 256]), "globalAddress 0x8 is not a multiple of 16");
+        says(placed(0, TensorMap { strides: [200, 0, 0, 0], ..good }, &[0; 256]), "globalStrides[0]");
+        says(placed(0, TensorMap { box_dims: [257, 8, 1, 1, 1], ..good }, &[0; 256]), "boxDim[0]");
+    }
+
+    proptest! {
+        /// The maps' places are written, and nothing else is.
+        #[test]
+        fn maps_go_to_their_places(place in 0usize..3, params in proptest::collection::vec(0u8..7, 320)) {
+            let out = placed(64 * place, map(1 << 12, 32).unwrap(), &params).unwrap();
+            for (i, (new, old)) in out.iter().zip(&params).enumerate() {
+                prop_assert_eq!(*new, if i / 64 == place || i / 64 == place + 1 { 7 } else { *old });
+            }
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes, TOKENS};
+use crate::layer_norm;
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(_: &Sizes) -> Calls {
+    let (rows, cols) = (TOKENS, 1152);
+    let fwd = layer_norm::FwdParams {
+        x: PLACEHOLDER,
+        w: PLACEHOLDER,
+        b: PLACEHOLDER,
+        y: PLACEHOLDER,
+        mean: PLACEHOLDER,
+        rstd: PLACEHOLDER,
+        rows,
+        cols,
+        eps: 1e-6,
+        ..Zeroable::zeroed()
+    };
+    let bwd = layer_norm::BwdParams {
+        x: PLACEHOLDER,
+        w: PLACEHOLDER,
+        mean: PLACEHOLDER,
+        rstd: PLACEHOLDER,
+        dy: PLACEHOLDER,
+        dx: PLACEHOLDER,
+        dw: PLACEHOLDER,
+        db: PLACEHOLDER,
+        partial: PLACEHOLDER,
+        rows,
+        cols,
+        ..Zeroable::zeroed()
+    };
+    let calls = FLOAT_DTYPES.map(|t| [layer_norm::fwd(t, &fwd), layer_norm::bwd(t, &bwd)]);
+    calls.into_iter().flatten().map(|launch| ("SigLIP's 8192 patches of 1152", launch)).collect()
+}
+
+/// Calls whose memory traffic is counted.
+#[cfg(test)]
+pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
+    use crate::checks::traffic::ROWS;
+    use crate::folder::HIDDEN;
+    let mut calls = Vec::new();
+    // Columns beyond 8192 of a row do not stay in registers and are read again, and weights are read for each row.
+    for (rows, cols, [fwd_ratio, bwd_ratio]) in [(ROWS, HIDDEN, [1.1, 1.1]), (16, 10_240, [2.1, 2.25])] {
+        let [x, y, z] = [(); 3].map(|()| a.f32(rows * cols));
+        let [w, b, mean, rstd, dw, db] = [(); 6].map(|()| a.f32(cols));
+        let partial = a.f32(2 * layer_norm::parts(rows as usize) * cols as usize);
+        let fwd = layer_norm::FwdParams { x, w, b, y, mean, rstd, rows, cols, eps: 1e-6, reserved: 0 };
+        let bwd = layer_norm::BwdParams { x, w, mean, rstd, dy: y, dx: z, dw, db, partial, rows, cols };
+        let call = |t| [(layer_norm::fwd(t, &fwd), fwd_ratio), (layer_norm::bwd(t, &bwd), bwd_ratio)];
+        calls.extend(FLOAT_DTYPES.into_iter().flat_map(call));
+    }
+    calls
+}

@@ -1,0 +1,46 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS, VOCAB};
+use crate::linear_log_prob;
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(s: &Sizes) -> Calls {
+    let (rows, width, vocab) = (s.get("tokens", TOKENS), s.get("hidden", HIDDEN), s.get("vocab", VOCAB));
+    let inv_temperature = 1.0;
+    let fwd = linear_log_prob::FwdParams {
+        hidden: PLACEHOLDER,
+        weight: PLACEHOLDER,
+        targets: PLACEHOLDER,
+        log_prob: PLACEHOLDER,
+        entropy: PLACEHOLDER,
+        lse: PLACEHOLDER,
+        workspace: PLACEHOLDER,
+        rows,
+        vocab,
+        width,
+        inv_temperature,
+        ..Zeroable::zeroed()
+    };
+    let bwd = |t| linear_log_prob::BwdParams {
+        hidden: PLACEHOLDER,
+        weight: PLACEHOLDER,
+        targets: PLACEHOLDER,
+        lse: PLACEHOLDER,
+        entropy: PLACEHOLDER,
+        d_log_prob: PLACEHOLDER,
+        d_entropy: PLACEHOLDER,
+        d_logits: PLACEHOLDER,
+        rows,
+        vocab,
+        width,
+        columns: linear_log_prob::chunk(t, rows as usize, vocab as usize) as u32,
+        inv_temperature,
+        ..Zeroable::zeroed()
+    };
+    let size = "8192 tokens of 3584, 152064 words";
+    let chunk = "8192 tokens of 3584, a chunk of the vocabulary";
+    let calls =
+        FLOAT_DTYPES.map(|t| [(size, linear_log_prob::fwd(t, &fwd)), (chunk, linear_log_prob::bwd(t, &bwd(t)))]);
+    calls.into_iter().flatten().collect()
+}

@@ -1,0 +1,88 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes, VOCAB};
+use crate::log_prob;
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(s: &Sizes) -> Calls {
+    // Chunks of 64 MiB of logits.
+    let vocab = s.get("vocab", VOCAB);
+    let (rows, inv_temperature) = (s.get("rows", (64 << 20) / (4 * VOCAB)), 1.0);
+    let fwd = log_prob::FwdParams {
+        logits: PLACEHOLDER,
+        targets: PLACEHOLDER,
+        log_prob: PLACEHOLDER,
+        lse: PLACEHOLDER,
+        rows,
+        vocab,
+        columns: vocab,
+        inv_temperature,
+        ..Zeroable::zeroed()
+    };
+    let bwd = log_prob::BwdParams {
+        logits: PLACEHOLDER,
+        targets: PLACEHOLDER,
+        lse: PLACEHOLDER,
+        grad: PLACEHOLDER,
+        d_logits: PLACEHOLDER,
+        rows,
+        vocab,
+        columns: vocab,
+        inv_temperature,
+        ..Zeroable::zeroed()
+    };
+    let size = "110 rows of 152064 logits";
+    let bwd = FLOAT_DTYPES.map(|t| (size, log_prob::bwd(t, &bwd)));
+    [(size, log_prob::fwd(&fwd))].into_iter().chain(bwd).collect()
+}
+
+/// Calls whose memory traffic is counted.
+#[cfg(test)]
+pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
+    use crate::DType::{BF16, F32};
+    use crate::checks::traffic::within_a_tenth;
+    let (rows, vocab) = (2u32, VOCAB);
+    let n = (rows * vocab) as usize;
+    let [logits, d_logits] = [(); 2].map(|()| a.f32(n));
+    let targets = a.ids([5, 100_000]);
+    let [log_prob, lse, grad] = [(); 3].map(|()| a.f32(8usize));
+    let (entropy, d_entropy) = (a.f32(8usize), a.f32(8usize));
+    let state = a.elements(4 * rows as usize, 8);
+    let fwd = log_prob::FwdParams {
+        logits,
+        targets,
+        log_prob,
+        lse,
+        rows,
+        vocab,
+        columns: vocab,
+        inv_temperature: 1.0,
+        ..Zeroable::zeroed()
+    };
+    let bwd = log_prob::BwdParams {
+        logits,
+        targets,
+        lse,
+        grad,
+        d_logits,
+        rows,
+        vocab,
+        columns: vocab,
+        inv_temperature: 1.0,
+        ..Zeroable::zeroed()
+    };
+    // As the first of several launches, and as one between.
+    let begins = log_prob::FwdParams { state, vocab: 3 * vocab, entropy, ..fwd };
+    let between = log_prob::FwdParams { first: vocab, ..begins };
+    let through_both = log_prob::BwdParams { entropy, d_entropy, first: vocab, vocab: 3 * vocab, ..bwd };
+    within_a_tenth([
+        log_prob::fwd(&fwd),
+        log_prob::fwd(&log_prob::FwdParams { entropy, ..fwd }),
+        log_prob::fwd(&begins),
+        log_prob::fwd(&between),
+        log_prob::bwd(F32, &bwd),
+        log_prob::bwd(BF16, &bwd),
+        log_prob::bwd(BF16, &through_both),
+    ])
+}

@@ -1,0 +1,13 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes, TOKENS};
+use crate::normalise;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(_: &Sizes) -> Calls {
+    let (rows, cols) = (TOKENS, 1152);
+    let fwd = normalise::FwdParams { x: PLACEHOLDER, y: PLACEHOLDER, norm: PLACEHOLDER, rows, cols };
+    let bwd = normalise::BwdParams { x: PLACEHOLDER, norm: PLACEHOLDER, dy: PLACEHOLDER, dx: PLACEHOLDER, rows, cols };
+    let calls = FLOAT_DTYPES.map(|t| [normalise::fwd(t, &fwd), normalise::bwd(t, &bwd)]);
+    calls.into_iter().flatten().map(|launch| ("8192 of SigLIP's embeddings", launch)).collect()
+}

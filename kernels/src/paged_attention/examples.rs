@@ -1,0 +1,35 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{BATCH, Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, PLACEHOLDER, Sizes, TOKENS};
+use crate::{Addr, paged_attention};
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(s: &Sizes) -> Calls {
+    let (batch, context) = (s.get("batch", BATCH), s.get("context", TOKENS));
+    let (heads, kv_heads, head_dim) = (s.get("heads", HEADS), s.get("kv_heads", KV_HEADS), s.get("head_dim", HEAD_DIM));
+    let p = paged_attention::Params {
+        q: PLACEHOLDER,
+        k_cache: PLACEHOLDER,
+        v_cache: PLACEHOLDER,
+        o: PLACEHOLDER,
+        cu_seqlens: PLACEHOLDER,
+        kv_lens: PLACEHOLDER,
+        block_tables: PLACEHOLDER,
+        tokens: batch,
+        seqs: batch,
+        heads,
+        kv_heads,
+        head_dim,
+        max_blocks: context.div_ceil(64),
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        max_kv_len: context,
+        page: 64,
+        ..Zeroable::zeroed()
+    };
+    let workspace = if paged_attention::workspace(&p) > 0 { PLACEHOLDER } else { Addr::NULL };
+    let p = paged_attention::Params { workspace, ..p };
+    let (pairs, keys) = paged_attention::work((0..batch).map(|_| (1, context as usize)));
+    let size = "a token each of 16 sequences of 8192 keys, 28 heads on 4 of 128";
+    FLOAT_DTYPES.map(|t| (size, paged_attention::fwd(t, &p, pairs, keys))).into()
+}

@@ -1,0 +1,42 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes};
+use crate::patch_embedding;
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(_: &Sizes) -> Calls {
+    let pixels = patch_embedding::Pixels {
+        rescale: (1.0f64 / 255.0).to_bits(),
+        count: 16,
+        height: 224,
+        width: 420,
+        patch: 14,
+        temporal: 2,
+        merge: 2,
+        mean0: 0.5,
+        mean1: 0.5,
+        mean2: 0.5,
+        std0: 0.25,
+        std1: 0.25,
+        std2: 0.25,
+    };
+    let fwd = patch_embedding::FwdParams {
+        frames: PLACEHOLDER,
+        weight: PLACEHOLDER,
+        y: PLACEHOLDER,
+        pixels,
+        embed: 1280,
+        ..Zeroable::zeroed()
+    };
+    let dw = patch_embedding::DwParams {
+        frames: PLACEHOLDER,
+        dy: PLACEHOLDER,
+        dw: PLACEHOLDER,
+        pixels,
+        embed: 1280,
+        ..Zeroable::zeroed()
+    };
+    let calls = FLOAT_DTYPES.map(|t| [patch_embedding::fwd(t, &fwd), patch_embedding::dw(t, &dw)]);
+    calls.into_iter().flatten().map(|launch| ("16 frames of 224 x 420, 1280 columns", launch)).collect()
+}

@@ -1,0 +1,45 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes};
+use crate::pool_attention;
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(_: &Sizes) -> Calls {
+    let (tokens, pictures, heads, head_dim, scale) = (16 * 729, 16, 16, 72, 1.0);
+    let fwd = pool_attention::FwdParams {
+        q: PLACEHOLDER,
+        k: PLACEHOLDER,
+        v: PLACEHOLDER,
+        cu_seqlens: PLACEHOLDER,
+        o: PLACEHOLDER,
+        lse: PLACEHOLDER,
+        tokens,
+        pictures,
+        heads,
+        head_dim,
+        scale,
+        ..Zeroable::zeroed()
+    };
+    let bwd = pool_attention::BwdParams {
+        q: PLACEHOLDER,
+        k: PLACEHOLDER,
+        v: PLACEHOLDER,
+        cu_seqlens: PLACEHOLDER,
+        o: PLACEHOLDER,
+        lse: PLACEHOLDER,
+        d_o: PLACEHOLDER,
+        dq: PLACEHOLDER,
+        dk: PLACEHOLDER,
+        dv: PLACEHOLDER,
+        partial: PLACEHOLDER,
+        tokens,
+        pictures,
+        heads,
+        head_dim,
+        scale,
+        ..Zeroable::zeroed()
+    };
+    let calls = FLOAT_DTYPES.map(|t| [pool_attention::fwd(t, &fwd), pool_attention::bwd(t, &bwd)]);
+    calls.into_iter().flatten().map(|launch| ("SigLIP's head over 16 pictures of 729 patches", launch)).collect()
+}

@@ -1,0 +1,23 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes};
+use crate::position_add;
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(_: &Sizes) -> Calls {
+    let (rows, cols, positions) = (16 * 729, 1152, 729);
+    let fwd = position_add::FwdParams {
+        x: PLACEHOLDER,
+        pos: PLACEHOLDER,
+        y: PLACEHOLDER,
+        rows,
+        cols,
+        positions,
+        ..Zeroable::zeroed()
+    };
+    let bwd =
+        position_add::BwdParams { dy: PLACEHOLDER, d_pos: PLACEHOLDER, rows, cols, positions, ..Zeroable::zeroed() };
+    let calls = FLOAT_DTYPES.map(|t| [position_add::fwd(t, &fwd), position_add::bwd(t, &bwd)]);
+    calls.into_iter().flatten().map(|launch| ("SigLIP's 729 positions, 16 pictures", launch)).collect()
+}

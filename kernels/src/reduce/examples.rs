@@ -1,0 +1,44 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{Calls, FLOAT_DTYPES, HIDDEN, INTERMEDIATE, PLACEHOLDER, Sizes, TOKENS, WEIGHTS};
+use crate::reduce;
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(_: &Sizes) -> Calls {
+    let n = INTERMEDIATE as u64 * HIDDEN as u64;
+    let rows = reduce::WeightedSumParams {
+        x: PLACEHOLDER,
+        w: PLACEHOLDER,
+        out: PLACEHOLDER,
+        n: TOKENS as u64,
+        ..Zeroable::zeroed()
+    };
+    let squares = reduce::SumSquaresParams { x: PLACEHOLDER, partial: PLACEHOLDER, n, ..Zeroable::zeroed() };
+    let clip = reduce::ClipParams {
+        partials: PLACEHOLDER,
+        out: PLACEHOLDER,
+        count: 1 << 17,
+        max_norm: 1.0,
+        ..Zeroable::zeroed()
+    };
+    let mut all = vec![
+        ("the losses of 8192 tokens", reduce::weighted_sum(&rows)),
+        ("the partial sums of 8 G weights", reduce::clip(&clip)),
+    ];
+    all.extend(FLOAT_DTYPES.map(|t| (WEIGHTS, reduce::sum_squares(t, &squares))));
+    all
+}
+
+/// Calls whose memory traffic is counted.
+#[cfg(test)]
+pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
+    use crate::checks::traffic::{COUNT, within_a_tenth};
+    let n = COUNT;
+    let (x, w, out) = (a.f32(n), a.f32(n), a.f32(4usize));
+    let partial = a.elements(2 * reduce::parts(n as usize), 8);
+    let squares = FLOAT_DTYPES.map(|t| reduce::sum_squares(t, &reduce::SumSquaresParams { x, partial, n }));
+    let sum = reduce::weighted_sum(&reduce::WeightedSumParams { x, w, out, n });
+    let clip = reduce::clip(&reduce::ClipParams { partials: x, out, count: n / 2, max_norm: 1.0, reserved: 0 });
+    within_a_tenth(squares.into_iter().chain([sum, clip]))
+}

@@ -1,0 +1,67 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS};
+use crate::rms_norm;
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(s: &Sizes) -> Calls {
+    let (rows, cols) = (s.get("tokens", TOKENS), s.get("hidden", HIDDEN));
+    let fwd = rms_norm::FwdParams {
+        x: PLACEHOLDER,
+        w: PLACEHOLDER,
+        y: PLACEHOLDER,
+        rstd: PLACEHOLDER,
+        rows,
+        cols,
+        eps: 1e-6,
+        ..Zeroable::zeroed()
+    };
+    let bwd = rms_norm::BwdParams {
+        x: PLACEHOLDER,
+        w: PLACEHOLDER,
+        rstd: PLACEHOLDER,
+        dy: PLACEHOLDER,
+        dx: PLACEHOLDER,
+        dw: PLACEHOLDER,
+        partial: PLACEHOLDER,
+        rows,
+        cols,
+        ..Zeroable::zeroed()
+    };
+    let add_fwd = rms_norm::FwdParams { residual: PLACEHOLDER, sum: PLACEHOLDER, ..fwd };
+    let add_bwd = rms_norm::BwdParams { d_sum: PLACEHOLDER, ..bwd };
+    let calls = FLOAT_DTYPES.map(|t| {
+        [rms_norm::fwd(t, &fwd), rms_norm::bwd(t, &bwd), rms_norm::fwd(t, &add_fwd), rms_norm::bwd(t, &add_bwd)]
+    });
+    calls.into_iter().flatten().map(|launch| (ACTIVATIONS, launch)).collect()
+}
+
+/// Calls whose memory traffic is counted.
+#[cfg(test)]
+pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
+    use crate::Addr;
+    use crate::checks::traffic::ROWS;
+    let mut calls = Vec::new();
+    // Columns beyond 8192 of a row do not stay in registers: x and dy are read twice, dw goes through the workspace row by row, and
+    // weights are read for each row.
+    for (rows, cols, [fwd_ratio, bwd_ratio]) in [(ROWS, HIDDEN, [1.1, 1.1]), (16, 10_240, [1.25, 1.8])] {
+        let [x, y, z, s] = [(); 4].map(|()| a.f32(rows * cols));
+        let [w, rstd, dw] = [(); 3].map(|()| a.f32(cols));
+        let partial = a.f32(2 * rms_norm::parts(rows as usize) * cols as usize);
+        let fwd = rms_norm::FwdParams { x, w, y, rstd, rows, cols, eps: 1e-6, ..Zeroable::zeroed() };
+        let bwd = rms_norm::BwdParams { x, w, rstd, dy: y, dx: z, dw, partial, rows, cols, ..Zeroable::zeroed() };
+        let frozen = rms_norm::BwdParams { dw: Addr::NULL, partial: Addr::NULL, ..bwd };
+        let add_fwd = rms_norm::FwdParams { residual: y, sum: s, y: z, ..fwd };
+        let add_bwd = rms_norm::BwdParams { d_sum: s, ..bwd };
+        for t in FLOAT_DTYPES {
+            calls.push((rms_norm::fwd(t, &fwd), fwd_ratio));
+            calls.push((rms_norm::bwd(t, &frozen), bwd_ratio));
+            calls.push((rms_norm::bwd(t, &add_bwd), bwd_ratio));
+            if cols == HIDDEN {
+                calls.extend([(rms_norm::bwd(t, &bwd), bwd_ratio), (rms_norm::fwd(t, &add_fwd), fwd_ratio)]);
+            }
+        }
+    }
+    calls
+}

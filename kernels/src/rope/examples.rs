@@ -1,0 +1,51 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, PLACEHOLDER, Sizes, TOKENS};
+use crate::rope;
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(_: &Sizes) -> Calls {
+    let table = rope::TableParams {
+        positions: PLACEHOLDER,
+        inv_freq: PLACEHOLDER,
+        axis: PLACEHOLDER,
+        cos: PLACEHOLDER,
+        sin: PLACEHOLDER,
+        tokens: TOKENS,
+        half: HEAD_DIM / 2,
+        ..Zeroable::zeroed()
+    };
+    let apply = rope::ApplyParams {
+        x: PLACEHOLDER,
+        y: PLACEHOLDER,
+        cos: PLACEHOLDER,
+        sin: PLACEHOLDER,
+        tokens: TOKENS,
+        heads: HEADS,
+        head_dim: HEAD_DIM,
+        ..Zeroable::zeroed()
+    };
+    let size = "8192 tokens, 28 heads of 128";
+    let apply = FLOAT_DTYPES.map(|t| (size, rope::apply(t, &apply)));
+    [(size, rope::table(&table))].into_iter().chain(apply).collect()
+}
+
+/// Calls whose memory traffic is counted.
+#[cfg(test)]
+pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
+    use crate::checks::traffic::within_a_tenth;
+    let (tokens, heads, head_dim) = (64u32, HEADS, HEAD_DIM);
+    let half = head_dim / 2;
+    let positions = a.ids(0..tokens as i32);
+    let axis = a.ids((0..half).map(|_| 0));
+    let inv_freq = a.f32(half);
+    let [cos, sin] = [(); 2].map(|()| a.f32(tokens * half));
+    let [x, y] = [(); 2].map(|()| a.f32(tokens * heads * head_dim));
+    let table = rope::table(&rope::TableParams { positions, inv_freq, axis, cos, sin, tokens, half });
+    let p = rope::ApplyParams { x, y, cos, sin, tokens, heads, head_dim, inverse: 0 };
+    let mut all = within_a_tenth(FLOAT_DTYPES.map(|t| rope::apply(t, &p)));
+    // Every thread of the table reads its position, frequency and axis again; on a GPU the L1 cache serves these reads.
+    all.push((table, 1.63));
+    all
+}

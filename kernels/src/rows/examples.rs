@@ -1,0 +1,41 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS};
+use crate::rows;
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(_: &Sizes) -> Calls {
+    let gather = rows::GatherParams {
+        x: PLACEHOLDER,
+        index: PLACEHOLDER,
+        y: PLACEHOLDER,
+        m: TOKENS,
+        cols: HIDDEN,
+        n: TOKENS,
+        ..Zeroable::zeroed()
+    };
+    let scatter = rows::ScatterParams {
+        src: PLACEHOLDER,
+        index: PLACEHOLDER,
+        dst: PLACEHOLDER,
+        m: TOKENS,
+        cols: HIDDEN,
+        n: TOKENS,
+        ..Zeroable::zeroed()
+    };
+    let calls = FLOAT_DTYPES.map(|t| [rows::gather(t, &gather), rows::scatter(t, &scatter)]);
+    calls.into_iter().flatten().map(|launch| (ACTIVATIONS, launch)).collect()
+}
+
+/// Calls whose memory traffic is counted.
+#[cfg(test)]
+pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
+    use crate::checks::traffic::{ROWS, within_a_tenth};
+    let (m, n, cols) = (ROWS, 2 * ROWS, HIDDEN);
+    let [x, y] = [(); 2].map(|()| a.f32(n * cols));
+    let index = a.ids((0..m as i32).map(|i| 2 * i));
+    let gather = rows::GatherParams { x, index, y, m, cols, n, reserved: 0 };
+    let scatter = rows::ScatterParams { src: x, index, dst: y, m, cols, n, reserved: 0 };
+    within_a_tenth(FLOAT_DTYPES.into_iter().flat_map(|t| [rows::gather(t, &gather), rows::scatter(t, &scatter)]))
+}

@@ -1,0 +1,30 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{BATCH, Calls, PLACEHOLDER, Sizes, TOKENS, VOCAB};
+use crate::sample;
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(_: &Sizes) -> Calls {
+    let p = sample::Params {
+        logits: PLACEHOLDER,
+        temperature: PLACEHOLDER,
+        top_p: PLACEHOLDER,
+        top_k: PLACEHOLDER,
+        penalty: PLACEHOLDER,
+        seed: PLACEHOLDER,
+        position: PLACEHOLDER,
+        history: PLACEHOLDER,
+        history_len: PLACEHOLDER,
+        suppressed: PLACEHOLDER,
+        workspace: PLACEHOLDER,
+        ids: PLACEHOLDER,
+        log_prob: PLACEHOLDER,
+        rows: BATCH,
+        vocab: VOCAB,
+        history_cols: TOKENS,
+        suppressed_count: 22,
+        ..Zeroable::zeroed()
+    };
+    vec![("16 rows of 152064 logits", sample::sample(&p))]
+}

@@ -1,0 +1,30 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{BATCH, Calls, FLOAT_DTYPES, HIDDEN, INTERMEDIATE, PLACEHOLDER, Sizes};
+use crate::{Addr, skinny};
+use bytemuck::Zeroable;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(s: &Sizes) -> Calls {
+    use skinny::Weight;
+    let (m, n, k) = (s.get("batch", BATCH), s.get("n", INTERMEDIATE), s.get("k", HIDDEN));
+    let size = "16 rows against a feed-forward matrix of 18944 x 3584";
+    let call = |t, weight: Weight, gated: bool| {
+        let scale = if matches!(weight, Weight::Int8) { PLACEHOLDER } else { Addr::NULL };
+        let p = skinny::Params {
+            x: PLACEHOLDER,
+            w: PLACEHOLDER,
+            w2: if gated { PLACEHOLDER } else { Addr::NULL },
+            scale,
+            scale2: if gated { scale } else { Addr::NULL },
+            y: PLACEHOLDER,
+            m,
+            n,
+            k,
+            ..Zeroable::zeroed()
+        };
+        if gated { skinny::swiglu(t, weight, &p) } else { skinny::linear(t, weight, &p) }
+    };
+    let calls = FLOAT_DTYPES.map(|t| [false, true].map(|g| [call(t, Weight::Bf16, g), call(t, Weight::Int8, g)]));
+    calls.into_iter().flatten().flatten().map(|launch| (size, launch)).collect()
+}

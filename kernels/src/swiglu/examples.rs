@@ -1,0 +1,31 @@
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+
+use crate::folder::{Calls, FLOAT_DTYPES, INTERMEDIATE, PLACEHOLDER, Sizes, TOKENS};
+use crate::swiglu;
+
+/// Example calls, each with its size in words.
+pub(crate) fn examples(s: &Sizes) -> Calls {
+    let count = s.get("tokens", TOKENS) as u64 * s.get("intermediate", INTERMEDIATE) as u64;
+    let fwd = swiglu::FwdParams { gate: PLACEHOLDER, up: PLACEHOLDER, y: PLACEHOLDER, count };
+    let bwd = swiglu::BwdParams {
+        gate: PLACEHOLDER,
+        up: PLACEHOLDER,
+        dy: PLACEHOLDER,
+        d_gate: PLACEHOLDER,
+        d_up: PLACEHOLDER,
+        count,
+    };
+    let calls = FLOAT_DTYPES.map(|t| [swiglu::fwd(t, &fwd), swiglu::bwd(t, &bwd)]);
+    calls.into_iter().flatten().map(|launch| ("8192 tokens of 18944", launch)).collect()
+}
+
+/// Calls whose memory traffic is counted.
+#[cfg(test)]
+pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
+    use crate::checks::traffic::{COUNT, within_a_tenth};
+    let count = COUNT;
+    let [gate, up, y, d_gate, d_up] = [(); 5].map(|()| a.f32(count));
+    let fwd = swiglu::FwdParams { gate, up, y, count };
+    let bwd = swiglu::BwdParams { gate, up, dy: y, d_gate, d_up, count };
+    within_a_tenth(FLOAT_DTYPES.into_iter().flat_map(|t| [swiglu::fwd(t, &fwd), swiglu::bwd(t, &bwd)]))
+}
