@@ -215,6 +215,24 @@ fn pages_with_commands_are_all_tested() {
     }
 }
 
+#[test]
+fn quoted_code_stands_in_its_file() {
+    let folded = |lines: &mut dyn Iterator<Item = &str>| lines.map(str::trim).collect::<Vec<_>>().join("\n");
+    let mut quoted = 0;
+    for page in pages() {
+        let text = fs::read_to_string(repository().join(&page)).expect("a page");
+        for block in blocks(&text) {
+            let Some((_, file)) = block.info.split_once(" from ") else { continue };
+            let source = fs::read_to_string(repository().join(file)).expect("the quoted file");
+            let quote = folded(&mut block.lines.iter().map(String::as_str));
+            let found = folded(&mut source.lines()).contains(&quote);
+            assert!(found, "{}:{}: {file} does not have this code", page.display(), block.line);
+            quoted += 1;
+        }
+    }
+    assert!(quoted > 0, "no page quotes code");
+}
+
 /// Link texts and targets of a Markdown text, with their lines counted from 1.
 fn links(text: &str) -> Vec<(usize, String, String)> {
     let mut links = Vec::new();
