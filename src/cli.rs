@@ -1,4 +1,4 @@
-//! The command line: what commands there are.
+//! The command line: the list of subcommands, and which code runs each.
 
 use anyhow::Result;
 use clap::builder::styling::{AnsiColor, Styles};
@@ -16,66 +16,70 @@ const STYLES: Styles = Styles::styled()
     .literal(AnsiColor::Cyan.on_default().bold())
     .placeholder(AnsiColor::Cyan.on_default());
 
-/// Runs, fine-tunes and measures Qwen2.5-VL on video, straight from safetensors.
+/// Fine-tune (SFT, GRPO), run and evaluate Qwen2.5-VL on video, straight from safetensors.
 #[derive(Parser, Debug)]
 #[command(name = "reel", version, styles = STYLES, max_term_width = 110, subcommand_required = true)]
 #[command(arg_required_else_help = true, args_override_self = true, disable_help_subcommand = true)]
-#[command(after_help = "`reel COMMAND --help` has every option and an example.")]
+#[command(after_help = "\
+`reel COMMAND --help` lists every option.
+
+Example:
+  reel doctor")]
 pub struct Cli {
-    /// Options common to every command.
+    /// Options of every command.
     #[command(flatten)]
     pub common: Common,
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// The commands.
+/// All subcommands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Measure how fast a model reads, makes tokens or learns, and compare such results
-    Bench(bench::Bench),
-    /// Teach a tiny model to answer questions about films, and show it
-    Demo(demo::Demo),
-    /// Say what this machine has, and what to install for what it has not
-    Doctor(doctor::Doctor),
-    /// Score a model's answers to a benchmark
-    Eval(eval::Eval),
-    /// Say which frames of a film are taken, and decode them
-    Frames(frames::Frames),
-    /// Answer a question, about a film, a picture or neither
-    Generate(generate::Generate),
-    /// Train a model by what its own answers are worth
-    Grpo(Box<grpo::Grpo>),
-    /// Make a model folder with random weights
-    Init(init::Init),
-    /// List the kernels, show what one does and needs, check their machine code
-    Kernels(kernels::Kernels),
-    /// Add a LoRA adapter to its model's weights
-    Merge(merge::Merge),
-    /// Say what a command would need, in memory and time, without running it
-    Plan(plan::Plan),
-    /// Turn messages and their media into what the model reads
-    Preprocess(preprocess::Preprocess),
-    /// Do one training step again and compare the weights that it leaves with those that were recorded
-    Replay(replay::Replay),
-    /// Write the page of a training run: its curves, and what it drew over time
-    Report(report::Report),
-    /// Say to which size a picture is resized
-    Resize(resize::Resize),
-    /// Say what given completions are worth in reinforcement learning
-    Reward(reward::Reward),
-    /// Run the model once and write what it says of every token
-    Score(score::Score),
-    /// Fine-tune a model on conversations about films, pictures or neither
-    Sft(Box<sft::Sft>),
-    /// Run CUDA kernels on the simulator and find their bugs
+    /// Measure throughput of prefill, decode, rollouts, training or single kernels; compare results
+    Bench(bench::BenchArgs),
+    /// Train a tiny model on synthetic video clips in minutes and write a page with the results
+    Demo(demo::DemoArgs),
+    /// Check this machine: CPU, memory, FFmpeg, CUDA, GPU, model cache; say what to install
+    Doctor(doctor::DoctorArgs),
+    /// Score predictions of a video benchmark (VSI-Bench, MMVU, MVBench, TempCompass, Video-MME, Video-MMMU)
+    Eval(eval::EvalArgs),
+    /// Show which frames of a video are selected, and decode them
+    Frames(frames::FramesArgs),
+    /// Generate an answer to a prompt about a video, an image, or text alone
+    Generate(generate::GenerateArgs),
+    /// Train with reinforcement learning from rewards (GRPO, T-GRPO)
+    Grpo(Box<grpo::GrpoArgs>),
+    /// Create a model folder with random weights
+    Init(init::InitArgs),
+    /// List, show, check and time the CPU and CUDA kernels
+    Kernels(kernels::KernelsArgs),
+    /// Merge a LoRA adapter into the weights of its base model
+    Merge(merge::MergeArgs),
+    /// Predict memory and time of a command without running it and without a GPU
+    Plan(plan::PlanArgs),
+    /// Write the model inputs of chat messages: token ids, M-RoPE positions, patches
+    Preprocess(preprocess::PreprocessArgs),
+    /// Repeat one step of a training run and check that its weights are the same bits
+    Replay(replay::ReplayArgs),
+    /// Write an HTML page about a training run: curves and sampled completions
+    Report(report::ReportArgs),
+    /// Show to which size an image is resized
+    Resize(resize::ResizeArgs),
+    /// Score given completions with the reward functions
+    Reward(reward::RewardArgs),
+    /// Run one forward pass and write logits, log-probabilities and vision embeddings
+    Score(score::ScoreArgs),
+    /// Fine-tune on conversations about videos, images or text alone (SFT, LoRA)
+    Sft(Box<sft::SftArgs>),
+    /// Run CUDA kernels on a simulator that finds races, bad accesses and missing synchronization
     Sim(sim::Sim),
-    /// Turn texts into token ids
-    Tokenize(tokenize::Tokenize),
+    /// Tokenize texts into token ids
+    Tokenize(tokenize::TokenizeArgs),
 }
 
-/// Runs the command that was given; `matches` are those of the command.
+/// Runs the subcommand; `matches` are its own argument matches.
 pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
     let common = &cli.common;
     match cli.command {
@@ -107,17 +111,22 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn argument_definitions_are_consistent() {
         super::Cli::command().debug_assert();
     }
 
+    /// Every subcommand of every level has an example whose lines fit a terminal: a broken line would not run as printed.
     #[test]
     fn every_command_has_an_example() {
-        for c in super::Cli::command().get_subcommands().filter(|c| !c.is_hide_set()) {
-            let help = c.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.starts_with("Example:\n  "), "{} has no example", c.get_name());
-            // Longer lines would be broken on a terminal, and no longer run as printed.
-            assert!(help.lines().all(|line| line.len() < 79), "{}: {help}", c.get_name());
+        fn check(command: &clap::Command, path: &str) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let example = help.split_once("Example:\n  ").or_else(|| help.split_once("Examples:\n  "));
+            assert!(example.is_some(), "{path} has no example");
+            assert!(help.lines().all(|line| line.len() < 79), "{path}: {help}");
+            for inner in command.get_subcommands().filter(|c| !c.is_hide_set()) {
+                check(inner, &format!("{path} {}", inner.get_name()));
+            }
         }
+        check(&super::Cli::command(), "reel");
     }
 }

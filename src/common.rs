@@ -1,75 +1,86 @@
-//! The options that every command takes.
+//! The options that every subcommand takes: device, dtype, threads, seed, output.
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use reel_kernels::DType;
 use serde::{Deserialize, Serialize};
 
 use crate::fail::bad_usage;
 
-/// Options common to every command.
+/// Options of every subcommand.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[command(next_help_heading = "Common options")]
 pub struct Common {
-    /// Where to compute: cpu, cuda[:N], sim or dry [default: cuda where there is one, else cpu]
+    /// Device to compute on: cpu, cuda[:N], sim (CUDA simulator) or dry (counts only) [default: cuda if there is a GPU, else cpu]
     #[arg(long, global = true, value_name = "DEVICE", display_order = 900)]
     pub device: Option<String>,
-    /// Type of weights and activations [default: bf16 on cuda, f32 on cpu]
+    /// Data type of weights and activations [default: bf16 on cuda, f32 on cpu]
     #[arg(long, global = true, value_name = "DTYPE", display_order = 901)]
     pub dtype: Option<Dtype>,
-    /// Threads [default: one a CPU]
+    /// CPU threads, 1 to 1024 [default: one per CPU of this process]
     #[arg(long, global = true, value_name = "N", display_order = 902)]
     pub threads: Option<usize>,
-    /// Seed of everything random [default: 0]
+    /// Random seed [default: 0]
     #[arg(long, global = true, value_name = "N", display_order = 903)]
     pub seed: Option<u64>,
-    /// Runs of each kernel on device sim, in different orders of warps, which must agree [default: 1]
+    /// On device sim: run each kernel N times in different orders of its warps and check that the results agree [default: 1]
     #[arg(long, global = true, value_name = "N", display_order = 904, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub interleavings: Option<u32>,
-    /// Print one machine-readable result on stdout, and only that
+    /// Print the result as JSON on stdout, and nothing else
     #[arg(long, global = true, display_order = 905)]
     #[serde(skip)]
     pub json: bool,
-    /// Print no progress
+    /// Do not print progress
     #[arg(long, global = true, display_order = 906)]
     #[serde(skip)]
     pub quiet: bool,
-    /// Write where the time went, as a trace for chrome://tracing or Perfetto
+    /// Write a trace of where the time went (Chrome trace events, for Perfetto or chrome://tracing) to this file
     #[arg(long, global = true, value_name = "OUT", display_order = 907)]
     #[serde(skip)]
     pub trace: Option<PathBuf>,
-    /// Say more: causes of an error, details of the work
+    /// Verbose: print the causes of an error and more details
     #[arg(short, long, global = true, display_order = 908)]
     #[serde(skip)]
     pub verbose: bool,
 }
 
-/// Type of weights and activations.
+/// Data type of weights and activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
-    // 32-bit floats.
+    // IEEE 754 single precision.
     F32,
-    // 16-bit brain floats, sums in 32 bits.
+    // 16-bit brain floating point; sums are in f32.
     Bf16,
 }
 
-/// A device that exists in this build.
+impl Dtype {
+    /// The same type as the runtime names it.
+    pub fn runtime(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// A device that `--device` names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// The machine's processors.
+    /// The CPU.
     Cpu,
-    /// NVIDIA's GPU of this number.
+    /// The NVIDIA GPU with this index.
     Cuda(usize),
-    /// The CUDA kernels, simulated.
+    /// The CUDA kernels on the simulator.
     Sim,
-    /// Nothing: allocations and costs are counted only.
+    /// No computation: allocations and operations are counted only.
     Dry,
 }
 
 impl Common {
-    /// The device that was asked for, or the best that there is.
+    /// The device of `--device`; by default the first GPU if there is one, else the CPU.
     pub fn device(&self) -> anyhow::Result<Device> {
         let Some(name) = &self.device else {
             return Ok(if reel_kernels::cuda::Nvidia::present() { Device::Cuda(0) } else { Device::Cpu });
@@ -81,24 +92,26 @@ impl Common {
             "cuda" => Ok(Device::Cuda(0)),
             n => match n.strip_prefix("cuda:").map(str::parse) {
                 Some(Ok(number)) => Ok(Device::Cuda(number)),
-                _ => Err(bad_usage("--device", format!("{name}: no such device"), "use cpu, cuda, cuda:N, sim or dry")),
+                _ => {
+                    Err(bad_usage("--device", format!("{name}: no such device"), "give cpu, cuda, cuda:N, sim or dry"))
+                }
             },
         }
     }
 
-    /// The threads to compute with: those asked for, or one a CPU that this process may use.
+    /// The number of CPU threads: `--threads`, else one per CPU that this process may use.
     pub fn threads(&self) -> anyhow::Result<usize> {
         match self.threads {
-            Some(0) => Err(bad_usage("--threads", "0 threads cannot compute anything", "use 1 or more")),
+            Some(0) => Err(bad_usage("--threads", "0 threads cannot compute anything", "give 1 or more")),
             Some(n) if n > 1024 => {
-                Err(bad_usage("--threads", format!("{n} is more than any machine has"), "use at most 1024"))
+                Err(bad_usage("--threads", format!("{n} is above the limit of 1024"), "give at most 1024"))
             }
             Some(n) => Ok(n),
             None => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
         }
     }
 
-    /// The seed, 0 unless given.
+    /// The seed: `--seed`, else 0.
     pub fn seed(&self) -> u64 {
         self.seed.unwrap_or(0)
     }

@@ -1,4 +1,4 @@
-//! `reel doctor`: what this machine has, and what to install for what it has not.
+//! `reel doctor`: checks what this machine has, and says what to install for what is missing.
 
 use std::env;
 use std::fs;
@@ -15,23 +15,23 @@ use serde::Serialize;
 use crate::common::Common;
 use crate::output;
 
-/// Say what this machine has, and what to install for what it has not.
+/// Check this machine: CPU, memory, FFmpeg, CUDA compilers, GPU, model cache. Says what to install for what is missing.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  reel doctor")]
-pub struct Doctor {}
+pub struct DoctorArgs {}
 
-/// One thing looked for.
+/// One line of the table: something that was looked for.
 #[derive(Debug, Serialize)]
 struct Finding {
-    /// Which part of the table it belongs to.
+    /// Heading in the table.
     group: &'static str,
     /// What was looked for.
     name: String,
-    /// Whether it is there.
+    /// Whether it was found.
     found: bool,
-    /// What was found.
+    /// What was found: version, path or size.
     what: String,
-    /// What to do to have it, where it is missing.
+    /// What to do if it is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     install: Option<&'static str>,
 }
@@ -43,10 +43,10 @@ impl Finding {
     }
 }
 
-impl Doctor {
+impl DoctorArgs {
     /// Prints the table.
     pub fn run(&self, common: &Common) -> Result<()> {
-        let findings = [processor(common)?, memory_and_disk(), films(), compilers(), gpu(), hub_cache()].concat_all();
+        let findings = [processor(common)?, memory_and_disk(), ffmpeg(), compilers(), gpu(), hub_cache()].concat_all();
         if common.json {
             return output::json(&serde_json::json!({"version": env!("CARGO_PKG_VERSION"), "findings": findings}));
         }
@@ -65,7 +65,7 @@ impl Doctor {
     }
 }
 
-/// Lists one after the other.
+/// Joins the lists of findings.
 trait ConcatAll {
     fn concat_all(self) -> Vec<Finding>;
 }
@@ -82,7 +82,7 @@ fn processor(common: &Common) -> Result<Vec<Finding>> {
     let model =
         info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": ")).map(|(_, m)| m.trim().to_string());
     let isa = match simd::isa() {
-        simd::Isa::Plain => "what every processor of this kind has",
+        simd::Isa::Plain => "the baseline of this architecture",
         simd::Isa::Avx2 => "AVX2 with FMA",
         simd::Isa::Avx512 => "AVX-512",
         simd::Isa::Avx512Bf16 => "AVX-512 with bf16 dot products",
@@ -116,17 +116,17 @@ fn memory_and_disk() -> Vec<Finding> {
 }
 
 /// FFmpeg's libraries and the codecs that reel reads and writes.
-fn films() -> Vec<Finding> {
+fn ffmpeg() -> Vec<Finding> {
     if libraries::ffmpeg_versions().is_empty() {
         return vec![Finding::new(
             "FFmpeg",
             "FFmpeg",
             None,
-            "this build has none: films are refused; use a build with the feature `ffmpeg`",
+            "this build has none and cannot read videos; use a build with the feature `ffmpeg`",
         )];
     }
     let versions = libraries::ffmpeg_versions().into_iter().map(|(name, v)| Finding::new("FFmpeg", name, Some(v), ""));
-    let another = "this FFmpeg was built without it; install the distribution's full FFmpeg libraries";
+    let missing_codec = "this FFmpeg was built without it; install the distribution's full FFmpeg libraries";
     let decoders = [
         ("reads H.264", &["h264"][..]),
         ("reads HEVC", &["hevc"]),
@@ -136,13 +136,15 @@ fn films() -> Vec<Finding> {
         ("reads GIF", &["gif"]),
     ];
     let encoders = [("writes H.264 (demo)", &["libx264"][..]), ("writes MPEG-4 (demo)", &["mpeg4"])];
-    let find = |names: &[&str], there: fn(&str) -> bool| names.iter().find(|n| there(n)).map(|n| (*n).to_string());
-    let decoders = decoders.map(|(n, names)| Finding::new("FFmpeg", n, find(names, libraries::has_decoder), another));
-    let encoders = encoders.map(|(n, names)| Finding::new("FFmpeg", n, find(names, libraries::has_encoder), another));
+    let find = |names: &[&str], has: fn(&str) -> bool| names.iter().find(|n| has(n)).map(|n| (*n).to_string());
+    let decoders =
+        decoders.map(|(n, names)| Finding::new("FFmpeg", n, find(names, libraries::has_decoder), missing_codec));
+    let encoders =
+        encoders.map(|(n, names)| Finding::new("FFmpeg", n, find(names, libraries::has_encoder), missing_codec));
     versions.chain(decoders).chain(encoders).collect()
 }
 
-/// What kernels are compiled and looked at with. Found by file, nothing is loaded.
+/// Programs and libraries that compile kernels and inspect their machine code. Found by file name, not loaded.
 fn compilers() -> Vec<Finding> {
     let group = "CUDA compilers (for `reel kernels check` and the simulator)";
     let toolkit = Toolkit::of_environment();
@@ -165,15 +167,15 @@ fn compilers() -> Vec<Finding> {
     ]
 }
 
-/// `13.0.88` out of what a program of the toolkit says of itself.
+/// Version of a CUDA program, as `13.0.88`, from its `--version` output.
 fn version_of(program: &Path) -> Option<String> {
-    let said = Command::new(program).arg("--version").stdin(Stdio::null()).output().ok()?;
-    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let version = text.lines().find_map(|l| l.rsplit_once(", V"))?.1;
     Some(version.trim().to_string())
 }
 
-/// What device `cuda` opens at run time. Found by file, nothing is loaded.
+/// GPU, driver and libraries that device `cuda` opens at run time. Found by file name, not loaded.
 fn gpu() -> Vec<Finding> {
     let group = "GPU";
     let read = |path: &str| fs::read_to_string(path).ok();
@@ -190,7 +192,7 @@ fn gpu() -> Vec<Finding> {
         .filter_map(|text| Some(text.lines().find_map(|l| l.strip_prefix("Model:"))?.trim().to_string()))
         .collect();
     let toolkit = "install CUDA 13, or the wheel nvidia-cublas where REEL_CUDA points";
-    let driver = "install NVIDIA's driver, where there is such a GPU";
+    let driver = "install NVIDIA's driver, if there is an NVIDIA GPU";
     let library =
         |name: &str, install| Finding::new(group, name, find_library(name).map(|p| p.display().to_string()), install);
     vec![
@@ -208,24 +210,24 @@ fn gpu() -> Vec<Finding> {
             Toolkit::of_environment().cublas_lt().map(|p| p.display().to_string()),
             toolkit,
         ),
-        Finding::new(group, "built-in kernels", builtin(), "kernels are compiled at their first use, by NVRTC"),
+        Finding::new(group, "built-in kernels", builtin(), "none: kernels are compiled by NVRTC at their first use"),
         library("libnccl.so", "install NCCL, for several GPUs"),
     ]
 }
 
-/// What was built into this binary.
+/// The kernels whose machine code is built into this binary.
 fn builtin() -> Option<String> {
     let archive = compile::builtin::archive();
     match archive.fresh_and_stale() {
         (0, 0) => None,
         (fresh, 0) => Some(format!("{fresh} units: {}", archive.architectures().join(", "))),
         (fresh, stale) => {
-            Some(format!("{fresh} units; {stale} of other sources, not used: run reel kernels pack again"))
+            Some(format!("{fresh} units; {stale} units are out of date and not used: run reel kernels pack again"))
         }
     }
 }
 
-/// The first file whose name begins with `name` in the folders where the loader looks.
+/// The first file whose name begins with `name` in the folders that the dynamic loader searches.
 fn find_library(name: &str) -> Option<PathBuf> {
     let listed = |key: &str| env::var_os(key).map(|v| env::split_paths(&v).collect::<Vec<_>>()).unwrap_or_default();
     let mut folders = listed("LD_LIBRARY_PATH");
@@ -248,14 +250,14 @@ fn find_library(name: &str) -> Option<PathBuf> {
     })
 }
 
-/// The folder that the hub's clients share, as their environment variables set it.
+/// The Hugging Face hub cache: $HF_HUB_CACHE, else $HF_HOME/hub, else ~/.cache/huggingface/hub.
 fn cache_folder() -> PathBuf {
     let home = || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cache").join("huggingface");
     env::var_os("HF_HUB_CACHE")
         .map_or_else(|| env::var_os("HF_HOME").map_or_else(home, PathBuf::from).join("hub"), PathBuf::from)
 }
 
-/// Models that the hub's clients have already fetched.
+/// Models in the Hugging Face hub cache.
 fn hub_cache() -> Vec<Finding> {
     let folder = cache_folder();
     let models: Vec<String> = fs::read_dir(&folder)
@@ -265,7 +267,7 @@ fn hub_cache() -> Vec<Finding> {
         .filter_map(|e| Some(e.file_name().to_string_lossy().strip_prefix("models--")?.replace("--", "/")))
         .collect();
     let what = match models.len() {
-        0 => format!("{}: no models yet; a hub id as MODEL fetches one", folder.display()),
+        0 => format!("{}: no models yet; --model with a Hugging Face id downloads one", folder.display()),
         n => format!("{}: {n} models: {}", folder.display(), models.join(", ")),
     };
     vec![Finding::new("Hub cache", "models", Some(what), "")]

@@ -1,4 +1,4 @@
-//! `reel eval`: the scores of a benchmark.
+//! `reel eval`: scores predictions of a benchmark.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::common::Common;
 use crate::fail::{bad_usage, failed};
 use crate::{lines, output};
 
-/// Score a model's answers to a benchmark as VideoRFT and Video-R1 do.
+/// Score predictions of a video benchmark as VideoRFT and Video-R1 do, with 95 % confidence intervals.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -19,28 +19,28 @@ Example:
     tr -d '\\n' > answers.jsonl
   reel eval --score-only --benchmark tempcompass \\
     --predictions answers.jsonl --out scores.json")]
-pub struct Eval {
+pub struct EvalArgs {
     /// Score given predictions; running a model over a benchmark is not in this version
     #[arg(long)]
     score_only: bool,
-    /// The benchmark: vsibench, videommmu, mmvu, mvbench, tempcompass or videomme
+    /// Benchmark: vsibench, videommmu, mmvu, mvbench, tempcompass or videomme
     #[arg(long, value_name = "NAME")]
     benchmark: String,
-    /// The predictions, an object a line: the benchmark's problem_type, solution and category, and the model's output
+    /// Predictions, one JSON object per line: problem_type, solution and category of the benchmark, and output of the model
     #[arg(long, value_name = "P.jsonl")]
     predictions: Option<PathBuf>,
-    /// Where to write the scores: the mean of all rows, of regression rows (mean relative accuracy) and of others, and of each
-    /// category, with 95 % intervals
+    /// JSON file for the scores: means over all rows, over regression rows (mean relative accuracy), over other rows, and over each
+    /// category, with 95 % confidence intervals
     #[arg(long, value_name = "F.json")]
     out: PathBuf,
 }
 
-impl Eval {
-    /// Scores the predictions and writes the figures.
+impl EvalArgs {
+    /// Scores the predictions and writes the scores.
     pub fn run(&self, common: &Common) -> Result<()> {
         if !self.score_only {
             let what = "is missing: this version does not run models over benchmarks";
-            return Err(bad_usage("--score-only", what, "answer the benchmark elsewhere and give --predictions"));
+            return Err(bad_usage("--score-only", what, "generate answers elsewhere and give them as --predictions"));
         }
         let benchmark = Benchmark::parse(&self.benchmark)?;
         let Some(file) = &self.predictions else {
@@ -48,7 +48,7 @@ impl Eval {
         };
         let rows = lines::parse(file, Prediction::parse)?;
         if rows.is_empty() {
-            return Err(failed(file.display(), "has no rows", "give a row of JSON a line"));
+            return Err(failed(file.display(), "has no rows", "give one JSON object per line"));
         }
         let report = score_benchmark(benchmark, &rows)?;
         let mut text = serde_json::to_string_pretty(&report)?;
@@ -61,7 +61,7 @@ impl Eval {
     }
 }
 
-/// The figures as a table, in percent.
+/// Prints the scores as a table, in percent.
 fn print(report: &BenchmarkReport) -> Result<()> {
     let width = report.by_category.keys().map(|name| name.chars().count()).max().unwrap_or(0).max(10);
     let line = |name: &str, n: usize, score: f64, [low, high]: [f64; 2]| {
@@ -75,7 +75,7 @@ fn print(report: &BenchmarkReport) -> Result<()> {
     report.by_category.iter().try_for_each(|(name, part)| line(name, part.n, part.score, part.ci95))
 }
 
-/// Whether an error is a mistake in the command line.
+/// Whether an error is one of the command line (exit code 2).
 pub fn is_usage(e: &anyhow::Error) -> bool {
     e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage)
 }

@@ -1,48 +1,49 @@
-//! How a run ends: exit codes, and errors as one line on stderr.
+//! Exit codes, and errors as one line on stderr: `error: location: what is wrong; what to do`.
 
 use std::fmt::Write as _;
 use std::io;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
+use reel_measure::MeasureError;
 
-/// A mistake in the command line itself: exit code 2.
+/// An error in the command line: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub String);
 
-/// A [`Usage`] error as `field: what; cure`.
-pub fn bad_usage(field: &str, what: impl std::fmt::Display, cure: impl std::fmt::Display) -> anyhow::Error {
-    Usage(format!("{field}: {what}; {cure}")).into()
+/// A [`Usage`] error `location: what; help`, exit code 2.
+pub fn bad_usage(location: &str, what: impl std::fmt::Display, help: impl std::fmt::Display) -> anyhow::Error {
+    Usage(format!("{location}: {what}; {help}")).into()
 }
 
-/// A failure of the work as `field: what; cure`: exit code 1.
+/// A failure of the work `location: what; help`: exit code 1.
 pub fn failed(
-    field: impl std::fmt::Display,
+    location: impl std::fmt::Display,
     what: impl std::fmt::Display,
-    cure: impl std::fmt::Display,
+    help: impl std::fmt::Display,
 ) -> anyhow::Error {
-    anyhow::anyhow!("{field}: {what}; {cure}")
+    anyhow::anyhow!("{location}: {what}; {help}")
 }
 
-/// A panic is a defect: it is reported in one line, with the place, and never with a backtrace.
-pub fn catch_panics() {
+/// Installs a panic hook that reports a panic, which is always a defect of reel, in one line with its source location.
+pub fn report_panics_in_one_line() {
     std::panic::set_hook(Box::new(|info| {
         let payload = info.payload();
         let text = payload.downcast_ref::<&str>().copied();
         let what = text.or(payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
-        let place = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
+        let location = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
         eprintln!(
-            "error: internal: {} (at {place}); this is a defect of reel, please report it with the command",
+            "error: internal: {} (at {location}); this is a defect of reel, please report it with the command",
             one_line(what)
         );
     }));
 }
 
-/// The exit code of a run, after printing its error.
+/// Prints the error of a command, if it has one, and returns the exit code.
 pub fn exit(result: anyhow::Result<()>, verbose: bool) -> ExitCode {
     let Err(e) = result else { return ExitCode::SUCCESS };
-    crate::interrupt::give_way();
+    crate::interrupt::wait_if_ending();
     if closed_pipe(&e) {
         return ExitCode::SUCCESS;
     }
@@ -52,17 +53,22 @@ pub fn exit(result: anyhow::Result<()>, verbose: bool) -> ExitCode {
             eprintln!("  caused by: {}", one_line(&cause.to_string()));
         }
     }
-    if e.is::<Usage>() || crate::training::is_usage(&e) || crate::eval::is_usage(&e) {
+    if e.is::<Usage>() || crate::training::is_usage(&e) || crate::eval::is_usage(&e) || is_measure_usage(&e) {
         ExitCode::from(2)
     } else {
         ExitCode::FAILURE
     }
 }
 
-/// What clap says about a command line, in our form. Help and version are no errors.
+/// Whether an option of `reel bench` or `reel kernels` is wrong.
+fn is_measure_usage(e: &anyhow::Error) -> bool {
+    e.downcast_ref::<MeasureError>().is_some_and(MeasureError::is_usage)
+}
+
+/// Prints an error of the argument parser in one line. Help and version texts are printed as they are, with exit code 0.
 pub fn usage(e: &clap::Error) -> ExitCode {
     if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        // A reader that closes the pipe has seen enough.
+        // An error here means that the reader closed the pipe.
         let _ = e.print();
         return ExitCode::SUCCESS;
     }
@@ -74,7 +80,7 @@ pub fn usage(e: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// Folds clap's paragraphs into one line: what is wrong, its tip if it has one, and where to look.
+/// Joins clap's paragraphs into one line: what is wrong, the tip if there is one, and the `--help` to read.
 fn usage_line(rendered: &str) -> String {
     let mut paragraphs = rendered.split("\n\n").map(one_line);
     let what = paragraphs.next().unwrap_or_default();
@@ -91,12 +97,12 @@ fn usage_line(rendered: &str) -> String {
     format!("{line}; {help}")
 }
 
-/// Text on one line, whatever was in it.
+/// The words of a text on one line.
 pub fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Whether the reader of our output went away, as `head` does: not worth a message.
+/// Whether stdout was closed by its reader, as `head` does; such an error is not printed.
 fn closed_pipe(e: &anyhow::Error) -> bool {
     e.chain().any(|c| c.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
 }
@@ -106,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clap_errors_fold_into_one_line() {
+    fn parser_errors_become_one_line() {
         let unknown = "error: unexpected argument '--hight' found\n\n  tip: a similar argument exists: '--height'\n\nUsage: \
                        reel resize --height <H> --width <W>\n\nFor more information, try '--help'.\n";
         assert_eq!(

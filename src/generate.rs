@@ -1,10 +1,11 @@
-//! `reel generate`: answers.
+//! `reel generate`: generates completions of a prompt.
 
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
 use reel_engine::{Completion, Engine, GenerationRequest, SamplingParams, StopCondition, TextSource};
+use reel_measure::trace;
 use reel_model::config::GenerationConfig;
 use reel_model::input::encode::Bundle;
 use reel_model::input::tokenizer::TextStream;
@@ -15,15 +16,15 @@ use crate::common::Common;
 use crate::fail::bad_usage;
 use crate::model::{self, Model};
 use crate::prompt::{MessageFlags, ModelFlags, Prompt, QuestionFlags};
-use crate::{interrupt, output, trace};
+use crate::{interrupt, output};
 
-/// Answer a question, about a film, a picture or neither.
+/// Generate an answer to a prompt about a video, an image, or text alone. On a terminal the text appears as it is generated.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
   reel init --preset tiny --out tiny
   reel generate --model tiny --max-new-tokens 16 --prompt \"Hello\"")]
-pub struct Generate {
+pub struct GenerateArgs {
     #[command(flatten)]
     model: ModelFlags,
     #[command(flatten)]
@@ -32,38 +33,38 @@ pub struct Generate {
     messages: MessageFlags,
     #[command(flatten)]
     sampling: SamplingFlags,
-    /// How many answers
+    /// Number of completions
     #[arg(long, value_name = "N", default_value_t = 1)]
     n: usize,
 }
 
-/// How tokens are chosen. What is not given is taken from the model's generation_config.json.
+/// Sampling options; defaults are those of the model's generation_config.json.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Sampling options")]
 pub struct SamplingFlags {
-    /// Tokens at most
+    /// Maximum number of tokens to generate
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub max_new_tokens: usize,
-    /// 0 takes the likeliest token, more is more varied
+    /// Sampling temperature; 0 is greedy decoding [default: generation_config.json, else greedy]
     #[arg(long, value_name = "T", allow_hyphen_values = true)]
     temperature: Option<f32>,
-    /// Choose among the likeliest tokens that have this share of the probability
+    /// Nucleus sampling: sample from the most likely tokens whose probabilities add up to P [default: generation_config.json, else 1]
     #[arg(long, value_name = "P", allow_hyphen_values = true)]
     top_p: Option<f32>,
-    /// Choose among this many of the likeliest tokens; 0 is all
+    /// Sample from the K most likely tokens; 0 is all [default: generation_config.json, else 0]
     #[arg(long, value_name = "K")]
     top_k: Option<u32>,
-    /// Above 1: tokens that occurred become less likely
+    /// Repetition penalty; above 1 makes tokens that have occurred less likely [default: generation_config.json, else 1]
     #[arg(long, value_name = "R", allow_hyphen_values = true)]
     repetition_penalty: Option<f32>,
-    /// End an answer where this text begins; may be given several times
+    /// Stop string: end a completion before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
 }
 
 impl SamplingFlags {
-    /// The flags over the folder's own settings. A folder that does not say to sample is greedy, as with transformers.
-    pub fn over(&self, config: &GenerationConfig, seed: u64) -> SamplingParams {
+    /// The sampling parameters: flags win over generation_config.json. Greedy unless that file has `do_sample`, as in transformers.
+    pub fn params(&self, config: &GenerationConfig, seed: u64) -> SamplingParams {
         let own = |value: Option<f64>| if config.do_sample == Some(true) { value.map(|v| v as f32) } else { None };
         let usual = if config.do_sample == Some(true) { 1.0 } else { 0.0 };
         let top_k =
@@ -79,7 +80,7 @@ impl SamplingFlags {
     }
 }
 
-/// Seconds that each part took.
+/// Seconds of each stage, and throughput.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Timing {
     preprocess: f64,
@@ -90,22 +91,22 @@ struct Timing {
     decode_tokens_per_second: f64,
 }
 
-/// The most answers to one prompt at once.
-pub const MOST_ANSWERS: usize = 4096;
+/// Maximum completions of one prompt in a batch.
+pub const MAX_COMPLETIONS: usize = 4096;
 
-/// The error of a number of answers outside `1..=MOST_ANSWERS`.
-pub fn answers_refused(n: usize) -> anyhow::Error {
-    bad_usage("--n", format!("{n} answers cannot be made at once"), format!("ask for 1 to {MOST_ANSWERS}"))
+/// The error of `--n` outside `1..=MAX_COMPLETIONS`.
+pub fn bad_completion_count(n: usize) -> anyhow::Error {
+    bad_usage("--n", format!("{n} completions cannot be generated at once"), format!("give 1 to {MAX_COMPLETIONS}"))
 }
 
-impl Generate {
-    /// Prints the answers: as they come, where it is one for a reader.
+impl GenerateArgs {
+    /// Generates and prints the completions; a single one as it is generated.
     pub fn run(&self, common: &Common) -> Result<()> {
-        if !(1..=MOST_ANSWERS).contains(&self.n) {
-            return Err(answers_refused(self.n));
+        if !(1..=MAX_COMPLETIONS).contains(&self.n) {
+            return Err(bad_completion_count(self.n));
         }
         let (base, adapter) = self.model.parts()?;
-        let prompt = self.messages.encode_or_ask(&self.question, &base, common)?;
+        let prompt = self.messages.encode_or_question(&self.question, &base, common)?;
         let model = Model::open_with(&prompt.folder, adapter.as_deref(), &prompt.bundle.config, common)?;
         let mut printer = Printer::new(&prompt.bundle, &self.sampling.stop, self.n == 1 && !common.json);
         let (completions, timing) = self.complete(&prompt, &model, common, |id| printer.push(id))?;
@@ -121,7 +122,7 @@ impl Generate {
         }
         if common.verbose {
             eprintln!(
-                "{} tokens read in {:.2} s, {} made in {:.2} s ({:.1} a second); preparing {:.2} s, loading {:.2} s",
+                "prefill {} tokens in {:.2} s, decode {} tokens in {:.2} s ({:.1} tokens/s); preprocessing {:.2} s, loading {:.2} s",
                 prompt.tokens.len(),
                 timing.prefill,
                 completions.iter().map(|c| c.ids.len()).sum::<usize>(),
@@ -143,37 +144,37 @@ impl Generate {
     ) -> Result<(Vec<Completion>, Timing)> {
         let stop = || match &self.sampling.stop[..] {
             [] => StopCondition::none(),
-            strings => StopCondition::at(strings, Box::new(Bytes::of(&prompt.bundle))),
+            strings => StopCondition::at(strings, Box::new(TokenText::new(&prompt.bundle))),
         };
         let request = GenerationRequest {
             prompt: model::sequence(&prompt.tokens),
             rope_delta: prompt.tokens.rope_delta,
-            sampling: self.sampling.over(&prompt.bundle.generation, common.seed()),
+            sampling: self.sampling.params(&prompt.bundle.generation, common.seed()),
             max_new_tokens: self.sampling.max_new_tokens,
             eos: prompt.bundle.stop_ids(),
             min_new_tokens: 0,
             stops: (0..self.n).map(|_| stop()).collect(),
         };
-        let flag = interrupt::flag();
+        let flag = interrupt::stop_flag();
         let engine = Engine::new(&model.weights, &model.cx)?.stop_when(&flag);
         let begun = Instant::now();
         let (completions, t) = engine.generate(vec![request], |t| on_token(t.id))?;
         trace::record("prefill", begun, t.prefill, json!({"tokens": prompt.tokens.len()}));
         trace::record("decode", begun + std::time::Duration::from_secs_f64(t.prefill), t.decode, json!({}));
-        let made: usize = completions.iter().map(|c| c.ids.len()).sum();
+        let generated: usize = completions.iter().map(|c| c.ids.len()).sum();
         let timing = Timing {
             preprocess: prompt.seconds,
             load: model.load_seconds,
             prefill: t.prefill,
             decode: t.decode,
             prefill_tokens_per_second: prompt.tokens.len() as f64 / t.prefill.max(1e-9),
-            // The first token of each answer comes out of the prefill.
-            decode_tokens_per_second: (made - completions.len().min(made)) as f64 / t.decode.max(1e-9),
+            // The first token of each completion is sampled from the logits of the prefill.
+            decode_tokens_per_second: (generated - completions.len().min(generated)) as f64 / t.decode.max(1e-9),
         };
         Ok((completions, timing))
     }
 
-    /// The answer's text, up to a stop string.
+    /// The text of a completion, up to a stop string.
     fn text(&self, bundle: &Bundle, ids: &[u32]) -> String {
         let mut text = bundle.tokenizer.decode(ids, true);
         if let Some(at) = StopCondition::cut(&text, &self.sampling.stop) {
@@ -203,7 +204,7 @@ impl Generate {
     }
 }
 
-/// Prints an answer as it grows. What may yet turn out to be the beginning of a stop string is held back.
+/// Prints a completion as it is generated. Text at the end that may be the start of a stop string is held back.
 struct Printer<'a> {
     stream: Option<TextStream<'a>>,
     stops: &'a [String],
@@ -229,18 +230,18 @@ impl<'a> Printer<'a> {
             return;
         }
         self.held.push_str(piece);
-        let mut sure = self.held.len() - self.unsure();
+        let mut printable = self.held.len() - self.stop_prefix_len();
         if let Some(at) = StopCondition::cut(&self.held, self.stops) {
-            (sure, self.done) = (at, true);
+            (printable, self.done) = (at, true);
         }
-        if sure > 0 {
-            self.result = output::text(&self.held[..sure]);
-            self.held.drain(..sure);
+        if printable > 0 {
+            self.result = output::text(&self.held[..printable]);
+            self.held.drain(..printable);
         }
     }
 
-    /// Bytes at the end of what is held that begin a stop string.
-    fn unsure(&self) -> usize {
+    /// Length in bytes of the longest end of the held text that is the start of a stop string.
+    fn stop_prefix_len(&self) -> usize {
         let begins = |n: usize| {
             let from = self.held.len() - n;
             self.held.is_char_boundary(from)
@@ -259,28 +260,28 @@ impl<'a> Printer<'a> {
     }
 }
 
-/// The text of ids one by one, for stop strings: bytes wait until a character is whole.
-struct Bytes {
+/// Turns token ids into text one by one, for stop strings. Bytes of an incomplete UTF-8 character wait for the rest.
+struct TokenText {
     pieces: Vec<Option<Vec<u8>>>,
     pending: Vec<u8>,
 }
 
-impl Bytes {
-    fn of(bundle: &Bundle) -> Self {
+impl TokenText {
+    fn new(bundle: &Bundle) -> Self {
         let t = &bundle.tokenizer;
         let piece = |id: u32| if t.is_special(id) { None } else { Some(t.token_bytes(id)) };
         Self { pieces: (0..bundle.config.text.vocab_size as u32).map(piece).collect(), pending: Vec::new() }
     }
 }
 
-impl TextSource for Bytes {
+impl TextSource for TokenText {
     fn push(&mut self, id: u32) -> String {
         if let Some(Some(bytes)) = self.pieces.get(id as usize) {
             self.pending.extend(bytes);
         }
         let whole = match std::str::from_utf8(&self.pending) {
             Ok(text) => text.len(),
-            // A character that is not all there yet waits; bytes that can never be one are given out as they are.
+            // An incomplete character at the end waits; invalid bytes are passed on.
             Err(e) => e.valid_up_to() + e.error_len().unwrap_or(0),
         };
         let out = String::from_utf8_lossy(&self.pending[..whole]).into_owned();

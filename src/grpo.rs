@@ -1,4 +1,4 @@
-//! `reel grpo`: group-relative policy optimisation.
+//! `reel grpo`: group relative policy optimization.
 
 use anyhow::Result;
 use clap::{ArgMatches, Args};
@@ -8,7 +8,11 @@ use crate::common::Common;
 use crate::media::{MediaFlags, WorkerFlags};
 use crate::training::Resolved;
 
-/// Train a model by what its own answers are worth.
+/// Reinforcement learning from rewards (GRPO; T-GRPO with --temporal).
+///
+/// Each step samples a group of completions for each prompt, scores them with the reward functions, and raises the probability of those
+/// with a higher reward than the others of their group. The output folder is that of `reel sft`, and rollouts/ has every completion with
+/// its rewards.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -17,7 +21,7 @@ Example:
   echo '{\"row\": 0, \"completions\": [[20], [21]], \"rewards\": [0, 1]}' > r.jsonl
   reel grpo --model tiny --data rows.jsonl --rollouts r.jsonl --out tuned \\
     --num-generations 2 --per-device-train-batch-size 2 --max-steps 5")]
-pub struct Grpo {
+pub struct GrpoArgs {
     #[command(flatten)]
     options: GrpoOptions,
     #[command(flatten)]
@@ -26,13 +30,13 @@ pub struct Grpo {
     worker: WorkerFlags,
 }
 
-impl Grpo {
-    /// The options, those of a configuration file among them.
+impl GrpoArgs {
+    /// The options merged with those of a configuration file.
     pub fn resolved(&self, common: &Common, matches: &ArgMatches) -> Result<Resolved<GrpoOptions>> {
         Resolved::new(&self.options, &self.media, &self.worker, common, matches)
     }
 
-    /// Runs to the end, or to Ctrl-C.
+    /// Trains until the end or Ctrl-C.
     pub fn run(&self, common: &Common, matches: &ArgMatches) -> Result<()> {
         self.resolved(common, matches)?.run(grpo::run, grpo::check)
     }

@@ -1,4 +1,4 @@
-//! `reel init`: a model folder with random weights.
+//! `reel init`: creates a model folder with random weights.
 
 use std::path::PathBuf;
 
@@ -11,39 +11,39 @@ use crate::common::{Common, Dtype};
 use crate::fail::bad_usage;
 use crate::output;
 
-/// The preset that is no Qwen2.5-VL: what judges for the semantic reward.
+/// The preset of a SigLIP instead of a Qwen2.5-VL: the reward model of the semantic reward.
 const SIGLIP_TINY: &str = "siglip-tiny";
 
-/// Make a model folder with random weights, in the hub's layout.
+/// Create a model folder with random weights, in the layout of the Hugging Face hub.
 #[derive(Args, Debug)]
 #[command(mut_arg("preset", |a| {
-    a.required(true).help("tiny (1 M parameters, f32), 3b or 7b (as published, bf16), or siglip-tiny (a SigLIP for --siglip, f32)")
+    a.required(true).help("Model size: tiny (1 M parameters, f32), 3b or 7b (as published, bf16), or siglip-tiny (a SigLIP for --siglip, f32)")
 }))]
 #[command(after_help = "Example:\n  reel init --preset tiny --out tiny")]
-pub struct Init {
+pub struct InitArgs {
     #[command(flatten)]
     shape: ShapeFlags,
-    /// The folder to make
+    /// Model folder to create
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
 
-/// A shape without weights.
+/// Size of a model without its weights.
 #[derive(Args, Clone, Debug)]
 pub struct ShapeFlags {
-    /// tiny (1 M parameters, f32), 3b or 7b (as published, bf16)
+    /// Model size: tiny (1 M parameters, f32), 3b or 7b (as published, bf16)
     #[arg(long, value_name = "NAME")]
     pub preset: Option<String>,
-    /// Decoder layers instead of the preset's
+    /// Number of decoder layers [default: the preset's]
     #[arg(long, value_name = "N")]
     layers: Option<usize>,
-    /// Rows of the embedding table instead of the preset's
+    /// Vocabulary size: rows of the embedding table [default: the preset's]
     #[arg(long, value_name = "N")]
     vocab: Option<usize>,
 }
 
 impl ShapeFlags {
-    /// What the library is asked for.
+    /// The options for `reel_model::init`.
     pub fn options(&self, common: &Common) -> Result<InitOptions> {
         let dtype = stored(common);
         let name = self.preset.as_deref().unwrap_or("tiny");
@@ -53,7 +53,7 @@ impl ShapeFlags {
     }
 }
 
-/// The dtype that was asked for, in files.
+/// The dtype of `--dtype` as weight files store it.
 fn stored(common: &Common) -> Option<checkpoint::StoredDType> {
     common.dtype.map(|d| match d {
         Dtype::F32 => checkpoint::StoredDType::F32,
@@ -61,12 +61,12 @@ fn stored(common: &Common) -> Option<checkpoint::StoredDType> {
     })
 }
 
-impl Init {
-    fn make(&self, common: &Common) -> Result<InitReport> {
+impl InitArgs {
+    fn create(&self, common: &Common) -> Result<InitReport> {
         let preset = self.shape.preset.as_deref().unwrap_or_default();
         if preset != SIGLIP_TINY {
-            let cure = format!("choose tiny, 3b, 7b or {SIGLIP_TINY}");
-            Preset::parse(preset).map_err(|_| bad_usage("--preset", format!("there is no preset `{preset}`"), cure))?;
+            let help = format!("choose tiny, 3b, 7b or {SIGLIP_TINY}");
+            Preset::parse(preset).map_err(|_| bad_usage("--preset", format!("there is no preset `{preset}`"), help))?;
             return Ok(init(&self.shape.options(common)?, &self.out)?);
         }
         for (flag, given) in [("--layers", self.shape.layers), ("--vocab", self.shape.vocab)] {
@@ -77,9 +77,9 @@ impl Init {
         Ok(init_siglip(stored(common).unwrap_or(checkpoint::StoredDType::F32), common.seed(), &self.out)?)
     }
 
-    /// Makes the folder and says how large the model is.
+    /// Creates the folder and prints the size of the model.
     pub fn run(&self, common: &Common) -> Result<()> {
-        let made = self.make(common)?;
+        let made = self.create(common)?;
         if common.json {
             return output::json(
                 &serde_json::json!({"parameters": made.parameters, "bytes": made.bytes, "out": self.out}),

@@ -1,4 +1,4 @@
-//! Files of JSON lines.
+//! Reading files with one JSON value per line.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::fail::failed;
 use crate::output;
 
-/// Parses each line that is not blank. The first that is malformed is the error, with the file and the line's number before it.
+/// Parses each line that is not blank. The error is that of the first malformed line, with file and line number in front.
 pub fn parse<T, E: std::error::Error + Send + Sync + 'static>(
     path: &Path,
     parse: impl Fn(&str) -> Result<T, E>,
@@ -17,21 +17,21 @@ pub fn parse<T, E: std::error::Error + Send + Sync + 'static>(
         Ok(text) => text,
         Err(e) => {
             let line = 1 + bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count();
-            return Err(failed(place(path, line), "is not UTF-8", "save the file as UTF-8"));
+            return Err(failed(location(path, line), "is not UTF-8", "save the file as UTF-8"));
         }
     };
-    // A byte-order mark, as Windows programs write it, is no part of the first line.
+    // Programs on Windows write a byte order mark, which is not part of the first line.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = text.split('\n').enumerate().filter(|(_, line)| !line.trim().is_empty());
     let rows = lines.map(|(i, line)| {
         parse(line).map_err(|e| {
-            let message = format!("{}: {e}", place(path, i + 1));
+            let message = format!("{}: {e}", location(path, i + 1));
             anyhow::Error::from(e).context(message)
         })
     });
     rows.collect()
 }
 
-fn place(path: &Path, line: usize) -> String {
+fn location(path: &Path, line: usize) -> String {
     format!("{}:{line}", path.display())
 }

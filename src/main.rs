@@ -1,9 +1,9 @@
-//! `reel`: trains, serves and evaluates Qwen2.5-VL on video, straight from safetensors. Each subcommand is one thin file
-//! here that parses its options, calls a library and prints.
+//! `reel`: fine-tunes, runs and evaluates Qwen2.5-VL on video, straight from safetensors.
+//!
+//! Each subcommand is one file here that parses its options, calls a library and prints. [`cli`] lists them; `common` has the options
+//! that all of them take.
 
 mod bench;
-mod ceilings;
-mod chart;
 mod cli;
 mod common;
 mod demo;
@@ -13,12 +13,10 @@ mod fail;
 mod frames;
 mod generate;
 mod grpo;
-mod html;
 mod init;
 mod interrupt;
 mod kernels;
 mod lines;
-mod machines;
 mod media;
 mod merge;
 mod model;
@@ -34,31 +32,33 @@ mod score;
 mod sft;
 mod sim;
 mod tokenize;
-mod trace;
 mod training;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
+use reel_measure::trace;
 
 fn main() -> ExitCode {
-    interrupt::survive_file_size_limit();
+    interrupt::handle_file_size_limit();
     if std::env::args_os().nth(1).is_some_and(|a| a == reel_media::worker::WORKER_ARGUMENT) {
         return reel_media::worker::worker_main();
     }
-    fail::catch_panics();
-    interrupt::watch();
+    fail::report_panics_in_one_line();
+    interrupt::watch_signals();
     let parsed = cli::Cli::command().try_get_matches().and_then(|m| Ok((cli::Cli::from_arg_matches(&m)?, m)));
     let (cli, matches) = match parsed {
         Ok(parsed) => parsed,
         Err(e) => return fail::usage(&e),
     };
-    let of_command = matches.subcommand().map_or(&matches, |(_, m)| m);
+    let command_matches = matches.subcommand().map_or(&matches, |(_, m)| m);
     let common = cli.common.clone();
-    trace::start(&common);
-    // A panic has been reported by now: it ends the run as any failure does.
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cli::run(cli, of_command))) {
-        Ok(result) => fail::exit(result.and_then(|()| trace::finish(&common)), common.verbose),
+    if let Some(to) = &common.trace {
+        trace::start(to);
+    }
+    // The panic hook has printed the error: a panic ends with exit code 1, as any failure.
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cli::run(cli, command_matches))) {
+        Ok(result) => fail::exit(result.and_then(|()| Ok(trace::finish()?)), common.verbose),
         Err(_) => ExitCode::FAILURE,
     }
 }

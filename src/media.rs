@@ -1,4 +1,4 @@
-//! The options of every command that reads films or pictures.
+//! Options of every subcommand that reads videos or images.
 
 use std::time::Duration;
 
@@ -11,44 +11,44 @@ use serde::{Deserialize, Serialize};
 use crate::common::Common;
 use crate::fail::bad_usage;
 
-/// Which frames to take and how large to make them.
+/// Frame selection and pixel limits.
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[command(next_help_heading = "Media options")]
 pub struct MediaFlags {
-    /// Frame and pixel limits: videorft-train, video-r1-train, videorft-eval, qwen, uniform-16 or stride-1fps [default: videorft-train for sft and grpo, qwen elsewhere]
+    /// Frame and pixel limits: videorft-train, video-r1-train, videorft-eval, qwen, uniform-16 or stride-1fps [default: videorft-train for sft and grpo, else qwen]
     #[arg(long, value_name = "NAME")]
     pub profile: Option<String>,
-    /// Take this many frames
+    /// Select N frames, evenly spaced
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     nframes: Option<i64>,
-    /// Take this many frames a second
+    /// Select RATE frames per second of video
     #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
     fps: Option<f64>,
-    /// Fewest frames at a rate
+    /// Minimum number of frames with --fps
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     min_frames: Option<i64>,
-    /// Most frames at a rate
+    /// Maximum number of frames with --fps
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     max_frames: Option<i64>,
-    /// Fewest pixels of a picture or frame
+    /// Minimum pixels (height x width) of an image or frame after resizing
     #[arg(long, value_name = "N")]
     min_pixels: Option<u64>,
-    /// Most pixels of a picture or frame
+    /// Maximum pixels (height x width) of an image or frame after resizing
     #[arg(long, value_name = "N")]
     max_pixels: Option<u64>,
-    /// Most pixels of all frames of a film together
+    /// Maximum pixels of all frames of a video together
     #[arg(long, value_name = "N")]
     total_pixels: Option<u64>,
 }
 
 impl MediaFlags {
-    /// The profile: the one asked for, else `default`.
+    /// The profile of `--profile`, else `default`.
     pub fn profile(&self, default: MediaProfile) -> Result<MediaProfile> {
         Ok(self.profile.as_deref().map_or(Ok(default), MediaProfile::parse)?)
     }
 
-    /// The flags that stand above a profile and above the keys of a message part.
+    /// The flags that win over a profile and over the keys of a message part.
     pub fn overrides(&self) -> MediaOverrides {
         MediaOverrides {
             nframes: self.nframes,
@@ -63,15 +63,15 @@ impl MediaFlags {
     }
 }
 
-/// How long and how much memory decoding one file may take.
+/// Limits of decoding one media file.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[command(next_help_heading = "Media options")]
 pub struct WorkerFlags {
-    /// Seconds that decoding one file may take
+    /// Time limit for decoding one media file, in seconds
     #[arg(long, value_name = "S", default_value_t = worker::DEFAULT_TIMEOUT.as_secs_f64())]
     media_timeout: f64,
-    /// MiB of memory that decoding one file may take
+    /// Memory limit for decoding one media file, in MiB
     #[arg(long, value_name = "MIB", default_value_t = worker::DEFAULT_MEMORY_MIB)]
     media_memory: u64,
 }
@@ -83,7 +83,7 @@ impl Default for WorkerFlags {
 }
 
 impl WorkerFlags {
-    /// A decoder of films in worker processes of this very program.
+    /// A decoder that runs in worker processes of this program.
     pub fn decoder(&self, common: &Common) -> Result<DecodeWorker> {
         let mut decoder = DecodeWorker::this_program();
         decoder.timeout = self.timeout()?;
@@ -96,7 +96,7 @@ impl WorkerFlags {
 
     fn timeout(&self) -> Result<Duration> {
         Duration::try_from_secs_f64(self.media_timeout).ok().filter(|d| !d.is_zero()).ok_or_else(|| {
-            bad_usage("--media-timeout", format!("{} is no time", self.media_timeout), "give seconds above 0")
+            bad_usage("--media-timeout", format!("{} is not a time limit", self.media_timeout), "give seconds above 0")
         })
     }
 }

@@ -1,4 +1,4 @@
-//! `reel merge`: an adapter into its model.
+//! `reel merge`: merges a LoRA adapter into the weights of its base model.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::common::Common;
 use crate::{output, prompt};
 
-/// Add a LoRA adapter to its model's weights: W + (alpha / r) B A in f32, rounded once to the dtype of W.
+/// Merge a LoRA adapter into the weights of its base model: W + (alpha / r) B A in f32, rounded once to the dtype of W.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -21,20 +21,20 @@ Example:
   reel sft --model tiny --data rows.json --out adapter --max-steps 5 \\
     --lora-r 4 --learning-rate 1e-4
   reel merge --model tiny --adapter adapter --out merged")]
-pub struct Merge {
-    /// The model folder, or a hub id
+pub struct MergeArgs {
+    /// Model folder of the base model, or Hugging Face model id
     #[arg(long, value_name = "BASE")]
     model: String,
-    /// The folder of the adapter, as reel sft --lora-r or PEFT wrote it
+    /// Folder of the LoRA adapter, as reel sft --lora-r or PEFT writes it
     #[arg(long, value_name = "DIR")]
     adapter: PathBuf,
-    /// The folder to write: the model with the adapter in its weights, and all other files of the model's folder
+    /// Model folder to write: the merged weights and all other files of the base model
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
 
-impl Merge {
-    /// Writes the folder and says what was merged.
+impl MergeArgs {
+    /// Writes the folder and prints what was merged.
     pub fn run(&self, common: &Common) -> Result<()> {
         let base = prompt::folder(&self.model)?;
         let merged = lora::merge(&base, &self.adapter, &self.out, &Device::cpu(common.threads()?))?;
@@ -45,6 +45,6 @@ impl Merge {
             return Ok(());
         }
         let megabytes = merged.bytes as f64 / 1e6;
-        output::line(format!("{}: {} layers changed, {megabytes:.1} MB", self.out.display(), merged.layers))
+        output::line(format!("{}: {} layers merged, {megabytes:.1} MB", self.out.display(), merged.layers))
     }
 }

@@ -1,9 +1,10 @@
-//! A model folder, opened as far as a command needs it.
+//! Opening a model and its device from the common options.
 
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
+use reel_measure::trace;
 use reel_model::batch::Sequence;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
@@ -14,25 +15,24 @@ use reel_runtime::{Cx, DType, Device, SimOptions};
 
 use crate::common::{self, Common};
 use crate::fail::bad_usage;
-use crate::trace;
 
 /// A model with its weights on a device.
 pub struct Model {
-    /// The weights.
+    /// The model with its weights on the device.
     pub weights: Qwen25Vl,
-    /// Computes in the dtype that was asked for, without gradients.
+    /// Context for inference in the dtype of `--dtype`, without gradients.
     pub cx: Cx,
-    /// Seconds that opening took.
+    /// Seconds that opening the weights took.
     pub load_seconds: f64,
 }
 
 impl Model {
-    /// Opens the weights of a folder.
+    /// Opens the model in a folder.
     pub fn open(folder: &Path, config: &ModelConfig, common: &Common) -> Result<Self> {
         Self::open_with(folder, None, config, common)
     }
 
-    /// Opens the weights of a folder, with the adapter of another.
+    /// Opens the model in `folder`, with the LoRA adapter in `adapter`.
     pub fn open_with(folder: &Path, adapter: Option<&Path>, config: &ModelConfig, common: &Common) -> Result<Self> {
         let begun = Instant::now();
         let device = device(common)?;
@@ -53,7 +53,7 @@ impl Model {
     }
 }
 
-/// The device to compute on.
+/// Opens the device of `--device`.
 pub fn device(common: &Common) -> Result<Device> {
     match common.device()? {
         common::Device::Cpu => Ok(Device::cpu(common.threads()?)),
@@ -64,11 +64,11 @@ pub fn device(common: &Common) -> Result<Device> {
             threads: common.threads()?,
             ..SimOptions::default()
         })?),
-        common::Device::Dry => Err(bad_usage("--device", "dry computes nothing", "use reel plan")),
+        common::Device::Dry => Err(bad_usage("--device", "dry computes nothing", "use reel plan, which counts on it")),
     }
 }
 
-/// The type to compute in.
+/// The dtype of activations: `--dtype`, else bf16 on cuda and f32 elsewhere.
 pub fn dtype(common: &Common) -> DType {
     match common.dtype {
         Some(common::Dtype::Bf16) => DType::BF16,

@@ -1,4 +1,4 @@
-//! What a command leaves behind: text on stdout, and files that are whole or absent.
+//! Output of commands: text and JSON on stdout, and files that are complete or absent.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -7,28 +7,30 @@ use anyhow::{Context, Result};
 use reel_model::save::AtomicFile;
 use serde::Serialize;
 
-/// One line of text on stdout.
+/// Prints a line on stdout.
 pub fn line(text: impl std::fmt::Display) -> Result<()> {
-    writeln!(io::stdout().lock(), "{text}").context("stdout: cannot be written; check where it leads")
+    writeln!(io::stdout().lock(), "{text}").context("stdout: cannot be written; check where it is redirected to")
 }
 
-/// Text on stdout as it is, at once.
+/// Prints text on stdout without a line break and flushes.
 pub fn text(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("stdout: cannot be written; check where it leads")
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .context("stdout: cannot be written; check where it is redirected to")
 }
 
-/// A machine-readable result: one line of JSON on stdout.
+/// Prints a result as one line of JSON on stdout.
 pub fn json(value: &impl Serialize) -> Result<()> {
     line(serde_json::to_string(value)?)
 }
 
-/// Whether somebody watches stderr, where progress goes.
-pub fn watched() -> bool {
+/// Whether stderr is a terminal, so that progress can be redrawn in place.
+pub fn stderr_is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
-/// Writes a whole file, or leaves what was there before.
+/// Writes a whole file; on an error the earlier content stays.
 pub fn file(to: &Path, bytes: &[u8]) -> Result<()> {
     let mut draft = AtomicFile::create(to)?;
     draft.write_all(bytes).map_err(|e| not_written(to, e))?;
@@ -37,13 +39,13 @@ pub fn file(to: &Path, bytes: &[u8]) -> Result<()> {
 
 /// The error of a file that could not be written.
 pub fn not_written(path: &Path, e: io::Error) -> anyhow::Error {
-    let (what, cure) = match e.kind() {
+    let (what, help) = match e.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             ("the disk is full".to_string(), "free some space or write elsewhere")
         }
         _ => (e.to_string(), "check the folder and its disk"),
     };
-    let message = format!("{}: cannot be written: {what}; {cure}", path.display());
+    let message = format!("{}: cannot be written: {what}; {help}", path.display());
     anyhow::Error::from(e).context(message)
 }
 
@@ -57,11 +59,11 @@ pub fn not_read(path: &Path, e: io::Error) -> anyhow::Error {
     anyhow::Error::from(e).context(message)
 }
 
-/// Reads a whole file that a user named. A pipe or a device is refused: reading it could wait or go on for ever.
+/// Reads a whole file that the user named. Refuses pipes and devices, which may never end.
 pub fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     let facts = std::fs::metadata(path).map_err(|e| not_read(path, e))?;
     if !facts.is_file() && !facts.is_dir() {
-        anyhow::bail!("{}: is not a regular file; copy what it gives to a file", path.display());
+        anyhow::bail!("{}: is not a regular file; copy its content to a file", path.display());
     }
     std::fs::read(path).map_err(|e| not_read(path, e))
 }
@@ -72,7 +74,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn a_file_is_whole_and_alone() -> Result<()> {
+    fn file_is_replaced_without_leftovers() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let to = dir.path().join("x.bin");
         file(&to, b"before")?;
@@ -83,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_folder_is_named_in_one_line() {
+    fn error_names_the_missing_folder_in_one_line() {
         let e = file(Path::new("no/such/folder/x"), b"").unwrap_err().to_string();
         assert!(e.starts_with("no/such/folder/x: ") && !e.contains('\n'), "{e}");
     }

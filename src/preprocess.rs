@@ -1,15 +1,16 @@
-//! `reel preprocess`: messages and their media as the model reads them, to a file.
+//! `reel preprocess`: writes the model inputs of chat messages with their images and videos.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use reel_measure::trace;
 
 use crate::common::Common;
+use crate::output;
 use crate::prompt::MessageFlags;
-use crate::{output, trace};
 
-/// Turn messages and their media into what the model reads.
+/// Write the model inputs of chat messages: token ids after the chat template, M-RoPE positions, and patches of images and videos.
 #[derive(Args, Debug)]
 #[command(mut_arg("messages", |a| a.required(true)))]
 #[command(after_help = "\
@@ -17,19 +18,19 @@ Example:
   reel init --preset tiny --out tiny
   echo '[{\"role\": \"user\", \"content\": \"Hello\"}]' > messages.json
   reel preprocess --model tiny --messages messages.json --out in.safetensors")]
-pub struct Preprocess {
-    /// The model folder, or a hub id; its weights need not be there
+pub struct PreprocessArgs {
+    /// Model folder, or Hugging Face model id; its weights are not needed
     #[arg(long, value_name = "MODEL")]
     model: String,
     #[command(flatten)]
     messages: MessageFlags,
-    /// Where to write `input_ids`, `position_ids`, `rope_delta`, and the pixels, grids and frame numbers of media
+    /// Safetensors file to write: `input_ids`, `position_ids`, `rope_delta`, and for media their patches, grids and frame indices
     #[arg(long, value_name = "F.safetensors")]
     out: PathBuf,
 }
 
-impl Preprocess {
-    /// Writes the file.
+impl PreprocessArgs {
+    /// Prepares the inputs and writes the file.
     pub fn run(&self, common: &Common) -> Result<()> {
         let prompt = self.messages.encode(&self.model, common)?;
         trace::span("write", || prompt.tokens.write(&self.out, &prompt.bundle.config))?;

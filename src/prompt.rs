@@ -1,10 +1,11 @@
-//! What a command asks the model: messages from a file, or a question about a film or picture.
+//! Prompts: chat messages from a file, or a question about a video or an image; and the model folder of `--model`.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
+use reel_measure::trace;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_model::hub::{Progress, resolve};
 use reel_model::input::ModelInput;
@@ -16,114 +17,118 @@ use reel_train::options::Recipe;
 use crate::common::Common;
 use crate::fail::{bad_usage, failed};
 use crate::media::{MediaFlags, WorkerFlags};
-use crate::{output, trace};
+use crate::output;
 
-/// A model, and what is put on it.
+/// A model and an optional LoRA adapter.
 #[derive(Args, Clone, Debug)]
 pub struct ModelFlags {
-    /// The model folder, or a hub id; or the folder of a LoRA adapter, which names its model
+    /// Model folder, Hugging Face model id, or folder of a LoRA adapter that names its base model
     #[arg(long, value_name = "MODEL")]
     model: String,
-    /// The folder of a LoRA adapter to put on the model, as reel sft --lora-r or PEFT wrote it
+    /// Folder of a LoRA adapter for the model, as reel sft --lora-r or PEFT writes it
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
 }
 
-/// Messages in a file, and how their media are read.
+/// Chat messages in a file, and options for reading their media.
 #[derive(Args, Clone, Debug)]
 pub struct MessageFlags {
-    /// Chat messages, a JSON list as OpenAI and Qwen write them
+    /// Chat messages: a JSON list in the format of OpenAI and Qwen
     #[arg(long, value_name = "M.json")]
     pub messages: Option<PathBuf>,
-    /// The folder that media paths are relative to [default: that of the messages]
+    /// Folder that media paths are relative to [default: the folder of the messages file]
     #[arg(long, value_name = "DIR")]
     media_root: Option<PathBuf>,
     #[command(flatten)]
     media: MediaFlags,
     #[command(flatten)]
     worker: WorkerFlags,
-    /// Whose rules to follow; they differ in training and rewards, so nothing depends on it here
+    /// Recipe (see reel sft --help); accepted for scripts, without effect here
     #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     parity: Recipe,
 }
 
-/// A question about a film or a picture, instead of messages.
+/// A question about a video or an image, instead of a messages file.
 #[derive(Args, Clone, Debug)]
 pub struct QuestionFlags {
-    /// A film to ask about
+    /// Video of the prompt
     #[arg(long, value_name = "FILE|URL", conflicts_with = "messages")]
     video: Option<String>,
-    /// A picture to ask about
+    /// Image of the prompt
     #[arg(long, value_name = "FILE|URL", conflicts_with = "messages")]
     image: Option<String>,
-    /// What to ask
+    /// Text of the prompt
     #[arg(long, value_name = "TEXT", conflicts_with = "messages", required_unless_present = "messages")]
     prompt: Option<String>,
 }
 
-/// A model folder and a prompt for it.
+/// A prompt, ready for the model in a folder.
 #[derive(Debug)]
 pub struct Prompt {
     /// The model folder.
     pub folder: PathBuf,
-    /// What is in it but the weights.
+    /// Everything in the model folder except the weights.
     pub bundle: Bundle,
-    /// The prompt as the model reads it.
+    /// Model inputs of the prompt.
     pub tokens: ModelInput,
-    /// Seconds that making it took.
+    /// Seconds that preprocessing took.
     pub seconds: f64,
 }
 
 impl ModelFlags {
-    /// The model to open, and the folder of the adapter to put on it.
+    /// The base model (folder or id) and the folder of the adapter, if there is one.
     pub fn parts(&self) -> Result<(String, Option<PathBuf>)> {
         let folder = Path::new(&self.model);
         if !is_adapter(folder) {
             return Ok((self.model.clone(), self.adapter.clone()));
         }
         if self.adapter.is_some() {
-            return Err(bad_usage("--model", "is an adapter itself", "give a model, or leave --adapter out"));
+            return Err(bad_usage("--model", "is an adapter itself", "give a base model, or omit --adapter"));
         }
-        let place = format!("{}: base_model_name_or_path", folder.join(ADAPTER_CONFIG).display());
-        let cure = format!("give --model BASE --adapter {}", folder.display());
+        let location = format!("{}: base_model_name_or_path", folder.join(ADAPTER_CONFIG).display());
+        let help = format!("give --model BASE --adapter {}", folder.display());
         let base = match Adapter::open(folder)?.base() {
             Some(base) => base.to_string(),
-            None => return Err(failed(place, "is missing", cure)),
+            None => return Err(failed(location, "is missing", help)),
         };
-        // What looks like a path is none of the hub's ids.
+        // A base that looks like a path cannot be a hub id.
         if base.starts_with(['/', '.']) && !Path::new(&base).is_dir() {
-            return Err(failed(place, format!("names {base}, which is not there"), cure));
+            return Err(failed(location, format!("names {base}, which does not exist"), help));
         }
         Ok((base, Some(folder.to_path_buf())))
     }
 }
 
-/// The folder of a MODEL argument: a folder, or a hub id.
+/// The folder of a MODEL argument: a path, or a Hugging Face id, which is looked up in the hub cache and downloaded if it is not there.
 pub fn folder(model: &str) -> Result<PathBuf> {
     if is_adapter(Path::new(model)) {
-        return Err(failed(model, "is an adapter, not a model", "give its model, or make one of both with reel merge"));
+        return Err(failed(
+            model,
+            "is an adapter, not a model",
+            "give its base model, or merge the two with reel merge",
+        ));
     }
-    let mut said = Instant::now();
-    let mut say = |p: Progress| {
-        if output::watched() && (said.elapsed().as_millis() > 200 || p.total == Some(p.done)) {
-            said = Instant::now();
+    let mut printed = Instant::now();
+    let mut progress = |p: Progress| {
+        if output::stderr_is_terminal() && (printed.elapsed().as_millis() > 200 || p.total == Some(p.done)) {
+            printed = Instant::now();
             let of = p.total.map_or(String::new(), |t| format!(" of {:.1}", t as f64 / 1e6));
             let end = if p.total == Some(p.done) { "\n" } else { "" };
-            eprint!("\rfetching {}: {:.1}{of} MB{end}", p.file, p.done as f64 / 1e6);
+            eprint!("\rdownloading {}: {:.1}{of} MB{end}", p.file, p.done as f64 / 1e6);
         }
     };
-    Ok(resolve(model, &mut say)?)
+    Ok(resolve(model, &mut progress)?)
 }
 
 impl MessageFlags {
-    /// Reads the messages and prepares them.
+    /// Reads the messages file and encodes it.
     pub fn encode(&self, model: &str, common: &Common) -> Result<Prompt> {
         let path = self.messages.as_deref().unwrap_or(Path::new("-"));
         self.encode_conversation(model, common, || Ok(Conversation::open(path, self.media_root.as_deref())?))
     }
 
-    /// Prepares the messages, or else the question.
-    pub fn encode_or_ask(&self, question: &QuestionFlags, model: &str, common: &Common) -> Result<Prompt> {
+    /// Encodes the messages file, or the question if there is no file.
+    pub fn encode_or_question(&self, question: &QuestionFlags, model: &str, common: &Common) -> Result<Prompt> {
         match &self.messages {
             Some(_) => self.encode(model, common),
             None => self.encode_conversation(model, common, || Ok(question.conversation(self.media_root.as_deref()))),

@@ -1,4 +1,4 @@
-//! `reel replay`: a step of a finished run once more.
+//! `reel replay`: repeats one step of a training run and compares the resulting weights.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use crate::fail::failed;
 use crate::output;
 use crate::training::Resolved;
 
-/// Do one training step again and compare the weights that it leaves with those that were recorded.
+/// Repeat one training step and compare the weights with those that the run recorded: exit code 0 if they are the same bits, else 1.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -26,25 +26,25 @@ Example:
     {\"role\": \"assistant\", \"content\": \"4\"}]}]' > rows.json
   reel sft --model tiny --data rows.json --out run --max-steps 5
   reel replay run --step 3")]
-pub struct Replay {
-    /// The OUT of the run; run this where the run was started, for its paths
+pub struct ReplayArgs {
+    /// Output folder of the run; call this in the folder where the run was started, since its paths may be relative
     #[arg(value_name = "OUT")]
     out: PathBuf,
-    /// The step to do again, counted from 1
+    /// Step to repeat, counted from 1
     #[arg(long, value_name = "N")]
     step: u64,
 }
 
-impl Replay {
-    /// Ends with exit code 0 where the weights are the same bits, 1 where not.
+impl ReplayArgs {
+    /// Repeats the step and prints the result; an error (exit code 1) if the weights differ.
     pub fn run(&self, common: &Common) -> Result<()> {
         let (command, options) = replay::recorded_options(&self.out)?;
         let from = replay::find_start(&self.out, self.step)?;
         let replayed = match command.as_str() {
-            "sft" => self.redo::<SftOptions>(options, common, &from, |setup| {
+            "sft" => self.repeat::<SftOptions>(options, common, &from, |setup| {
                 sft::replay_step(setup, &self.out, self.step, &from.hash)
             }),
-            _ => self.redo::<GrpoOptions>(options, common, &from, |setup| {
+            _ => self.repeat::<GrpoOptions>(options, common, &from, |setup| {
                 grpo::replay_step(setup, &self.out, self.step, &from.hash)
             }),
         }?;
@@ -53,30 +53,30 @@ impl Replay {
         if common.json {
             output::json(&json!({"step": step, "from": from.step, "same": same, "tensor": first}))?;
         } else if *same {
-            output::line(format!("{out}: step {step}, done again from step {}, leaves the same bits", from.step))?;
+            output::line(format!("{out}: step {step}, repeated from step {}, gives the same bits", from.step))?;
         }
         if *same {
             return Ok(());
         }
-        let tensor = first.as_deref().unwrap_or("the run recorded no tensors");
-        let cure = "compare device, version and data with run.json";
-        Err(failed(out, format!("step {step} leaves other weights than it did; the first: {tensor}"), cure))
+        let tensor = first.as_deref().unwrap_or("unknown, since the run recorded no tensors");
+        let help = "compare device, version and data with run.json";
+        Err(failed(out, format!("step {step} gives different weights; the first different tensor: {tensor}"), help))
     }
 
-    fn redo<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned + Recorded>(
+    fn repeat<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned + Recorded>(
         &self,
         options: Value,
         common: &Common,
         from: &ReplayStart,
         redo: impl FnOnce(&RunSetup<O>) -> reel_train::Result<ReplayReport>,
     ) -> Result<ReplayReport> {
-        let place = self.out.join("run.json");
+        let file = self.out.join("run.json");
         let mut resolved: Resolved<O> = serde_json::from_value(options).map_err(|e| {
-            failed(place.display(), format!("cannot be understood: {e}"), "use the version that wrote it")
+            failed(file.display(), format!("cannot be parsed: {e}"), "use the version of reel that wrote it")
         })?;
-        let folder = tempfile::tempdir()
-            .map_err(|e| failed("temporary folder", e, "set TMPDIR to a folder that can be written"))?;
-        resolved.options.take_from(&self.out);
+        let folder =
+            tempfile::tempdir().map_err(|e| failed("temporary folder", e, "set TMPDIR to a writable folder"))?;
+        resolved.options.use_recorded_rollouts(&self.out);
         let run: &mut RunOptions = &mut resolved.options;
         run.out = folder.path().join("out");
         run.save_steps = 0;
@@ -95,18 +95,18 @@ impl Replay {
     }
 }
 
-/// Options whose run wrote down what it drew.
+/// Options of a run that may have recorded its rollouts.
 trait Recorded {
-    /// Takes that instead of drawing again.
-    fn take_from(&mut self, out: &Path);
+    /// Makes the repeated step use the rollouts recorded in the run folder `out` instead of sampling.
+    fn use_recorded_rollouts(&mut self, out: &Path);
 }
 
 impl Recorded for SftOptions {
-    fn take_from(&mut self, _: &Path) {}
+    fn use_recorded_rollouts(&mut self, _: &Path) {}
 }
 
 impl Recorded for GrpoOptions {
-    fn take_from(&mut self, out: &Path) {
+    fn use_recorded_rollouts(&mut self, out: &Path) {
         self.recorded = self.rollouts.is_none().then(|| out.join(reel_train::rollout::ROLLOUTS));
     }
 }

@@ -1,10 +1,11 @@
-//! `reel score`: one forward pass; logits, log-probabilities and vision embeddings to a file.
+//! `reel score`: runs one forward pass and writes logits, log-probabilities and vision embeddings.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use reel_measure::trace;
 use reel_model::batch::Batch;
 use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
@@ -17,37 +18,36 @@ use crate::common::Common;
 use crate::model::{self, Model};
 use crate::output;
 use crate::prompt::{MessageFlags, ModelFlags};
-use crate::trace;
 
-/// Run the model once over a conversation and write what it says of every token.
+/// Run one forward pass over a conversation and write logits, log-probabilities and vision embeddings.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
   reel init --preset tiny --out tiny
   echo '[{\"role\": \"user\", \"content\": \"Hello\"}]' > messages.json
   reel score --model tiny --messages messages.json --out score.safetensors")]
-pub struct Score {
+pub struct ScoreArgs {
     #[command(flatten)]
     model: ModelFlags,
-    /// What `reel preprocess` wrote, instead of messages; only `input_ids` must be there
+    /// Model inputs as `reel preprocess` writes them, instead of messages; only `input_ids` is required
     #[arg(long, value_name = "F.safetensors", conflicts_with = "messages", required_unless_present = "messages")]
     inputs: Option<PathBuf>,
     #[command(flatten)]
     messages: MessageFlags,
-    /// Where to write `logits` f32 [S,V], `logprobs` f32 [S-1], `image_embeds` and `video_embeds` f32 [n,H]
+    /// Safetensors file to write: `logits` f32 [S,V], `logprobs` f32 [S-1], `image_embeds` and `video_embeds` f32 [n,H]
     #[arg(long, value_name = "F.safetensors")]
     out: PathBuf,
 }
 
-/// What comes out of the forward pass, but for the logits, which are too many to be kept.
+/// Outputs of the forward pass. Logits are computed later, some rows at a time: all of them may not fit into memory.
 struct Scored {
     hidden: Tensor,
     image_embeds: Vec<f32>,
     video_embeds: Vec<f32>,
 }
 
-impl Score {
-    /// Runs the model and writes the file.
+impl ScoreArgs {
+    /// Runs the forward pass and writes the file.
     pub fn run(&self, common: &Common) -> Result<()> {
         let (base, adapter) = self.model.parts()?;
         let (folder, tokens) = self.tokens(&base, common)?;
@@ -75,7 +75,7 @@ impl Score {
         Ok((folder, tokens))
     }
 
-    /// Writes the file as the logits come, some rows at a time; gives the mean log-probability.
+    /// Computes logits for some rows at a time and writes them; returns the mean log-probability.
     fn write(&self, model: &Model, tokens: &ModelInput, scored: &Scored) -> Result<f64> {
         let (rows, vocab) = (tokens.len(), model.weights.config.text.vocab_size);
         let hidden_size = model.weights.config.text.hidden_size;
@@ -87,7 +87,7 @@ impl Score {
                 .filter(|e| !e.1.is_empty())
                 .map(|(name, e)| (*name, vec![e.len() / hidden_size, hidden_size])),
         );
-        let mut file = Tensors::begin(&self.out, &entries)?;
+        let mut file = TensorWriter::begin(&self.out, &entries)?;
         let mut log_probs = Vec::with_capacity(rows);
         let most = ops::logit_rows(vocab);
         for start in (0..rows).step_by(most) {
@@ -104,7 +104,7 @@ impl Score {
         for values in [&log_probs, &scored.image_embeds, &scored.video_embeds] {
             file.add(values)?;
         }
-        file.keep()?;
+        file.commit()?;
         Ok(log_probs.iter().map(|&x| f64::from(x)).sum::<f64>() / log_probs.len().max(1) as f64)
     }
 }
@@ -114,23 +114,23 @@ fn forward(model: &Model, tokens: &ModelInput, place: &str) -> Result<Scored> {
     let batch = Batch::new(cx.device(), &weights.config, cx.dtype(), &[model::sequence(tokens)], place)?;
     let vision = batch.media.as_ref().map(|media| weights.vision_tokens(cx, media, false)).transpose()?;
     let embeds = vision.as_ref().map(Tensor::to_f32).transpose()?.unwrap_or_default();
-    // Processor order: all pictures, then all films.
+    // Processor order: all images, then all videos.
     let merged = |grids: &[GridThw]| {
         grids.iter().map(|g| g.iter().product::<usize>()).sum::<usize>() / weights.config.vision.merge_unit()
     };
-    let (pictures, films) = embeds.split_at(merged(&tokens.image_grid_thw) * weights.config.text.hidden_size);
+    let (images, videos) = embeds.split_at(merged(&tokens.image_grid_thw) * weights.config.text.hidden_size);
     let x = weights.embed(cx, &batch, vision.as_ref())?;
     let hidden = weights.text.forward(cx, &x, &batch.positions, AttentionContext::Packed(&batch.seqs), false)?;
-    Ok(Scored { hidden, image_embeds: pictures.to_vec(), video_embeds: films.to_vec() })
+    Ok(Scored { hidden, image_embeds: images.to_vec(), video_embeds: videos.to_vec() })
 }
 
-/// A safetensors file of f32 tensors that is written front to back.
-struct Tensors<'a> {
+/// A safetensors file of f32 tensors, written from front to back.
+struct TensorWriter<'a> {
     to: &'a Path,
     file: AtomicFile,
 }
 
-impl<'a> Tensors<'a> {
+impl<'a> TensorWriter<'a> {
     fn begin(to: &'a Path, entries: &[(&str, Vec<usize>)]) -> Result<Self> {
         let mut header = serde_json::Map::new();
         let mut at = 0;
@@ -156,7 +156,7 @@ impl<'a> Tensors<'a> {
         self.file.write_all(bytes).map_err(|e| output::not_written(self.to, e))
     }
 
-    fn keep(self) -> Result<()> {
+    fn commit(self) -> Result<()> {
         Ok(self.file.commit()?)
     }
 }

@@ -8,7 +8,10 @@ use crate::common::Common;
 use crate::media::{MediaFlags, WorkerFlags};
 use crate::training::Resolved;
 
-/// Fine-tune a model on conversations about films, pictures or neither.
+/// Supervised fine-tuning (SFT) on conversations about videos, images or text alone; of all weights or of a LoRA adapter (--lora-r).
+///
+/// The output folder has the trained model, metrics.jsonl (a line per step), run.json (every option) and checkpoints that
+/// --resume-from-checkpoint continues to the same bits.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -16,7 +19,7 @@ Example:
   echo '[{\"messages\": [{\"role\": \"user\", \"content\": \"2 + 2?\"},
     {\"role\": \"assistant\", \"content\": \"4\"}]}]' > rows.json
   reel sft --model tiny --data rows.json --out tuned --max-steps 5")]
-pub struct Sft {
+pub struct SftArgs {
     #[command(flatten)]
     options: SftOptions,
     #[command(flatten)]
@@ -25,13 +28,13 @@ pub struct Sft {
     worker: WorkerFlags,
 }
 
-impl Sft {
-    /// The options, those of a configuration file among them.
+impl SftArgs {
+    /// The options merged with those of a configuration file.
     pub fn resolved(&self, common: &Common, matches: &ArgMatches) -> Result<Resolved<SftOptions>> {
         Resolved::new(&self.options, &self.media, &self.worker, common, matches)
     }
 
-    /// Runs to the end, or to Ctrl-C.
+    /// Trains until the end or Ctrl-C.
     pub fn run(&self, common: &Common, matches: &ArgMatches) -> Result<()> {
         self.resolved(common, matches)?.run(sft::run, sft::check)
     }

@@ -1,4 +1,4 @@
-//! `reel tokenize`: texts in, token ids out.
+//! `reel tokenize`: reads texts, prints token ids.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
@@ -12,23 +12,23 @@ use crate::common::Common;
 use crate::fail::failed;
 use crate::{output, prompt};
 
-/// Turn texts into token ids.
+/// Tokenize texts: one list of token ids per text.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
   reel init --preset tiny --out tiny
   echo '\"How many shapes are there?\"' | reel tokenize --model tiny")]
-pub struct Tokenize {
-    /// The model folder, or a hub id
+pub struct TokenizeArgs {
+    /// Model folder, or Hugging Face model id
     #[arg(long, value_name = "MODEL")]
     model: String,
-    /// The texts, one JSON string a line; - is stdin
+    /// File with one JSON string per line; - is stdin
     #[arg(long, value_name = "texts.jsonl", default_value = "-")]
     file: PathBuf,
 }
 
-impl Tokenize {
-    /// Prints one list of ids a line, as JSON with and without `--json`.
+impl TokenizeArgs {
+    /// Prints one list of ids per line, as JSON with and without `--json`.
     pub fn run(&self, _common: &Common) -> Result<()> {
         let tokenizer = Tokenizer::open(&prompt::folder(&self.model)?)?;
         let (name, lines): (_, Box<dyn BufRead>) = if self.file == Path::new("-") {
@@ -38,18 +38,18 @@ impl Tokenize {
             (self.file.display().to_string(), Box::new(BufReader::new(file)))
         };
         let mut out = BufWriter::new(io::stdout().lock());
-        for (at, line) in lines.lines().enumerate() {
-            let place = format!("{name}:{}", at + 1);
-            let line = line.map_err(|e| failed(&place, format!("cannot be read: {e}"), "give UTF-8 text"))?;
+        for (i, line) in lines.lines().enumerate() {
+            let location = format!("{name}:{}", i + 1);
+            let line = line.map_err(|e| failed(&location, format!("cannot be read: {e}"), "give UTF-8 text"))?;
             if line.trim().is_empty() {
                 continue;
             }
             let text: String = serde_json::from_str(&line).map_err(|e| {
-                failed(&place, format!("not a JSON string: {e}"), "put each text in quotes, one a line")
+                failed(&location, format!("not a JSON string: {e}"), "give one JSON string in quotes per line")
             })?;
             let ids = serde_json::to_string(&tokenizer.encode(&text)?)?;
-            writeln!(out, "{ids}").context("stdout: cannot be written; check where it leads")?;
+            writeln!(out, "{ids}").context("stdout: cannot be written; check where it is redirected to")?;
         }
-        out.flush().context("stdout: cannot be written; check where it leads")
+        out.flush().context("stdout: cannot be written; check where it is redirected to")
     }
 }

@@ -1,8 +1,9 @@
-//! What the commands that train share: options from the command line over those of a file, the run itself, what is printed at the end.
+//! What `reel sft` and `reel grpo` share: merging command line and configuration file, running, and printing the result.
 
 use anyhow::Result;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
+use reel_measure::trace;
 use reel_media::profile::MediaProfile;
 use reel_model::input::{MediaOptions, SecondPerGrid};
 use reel_train::TrainError;
@@ -16,9 +17,9 @@ use std::ops::DerefMut;
 use crate::common::Common;
 use crate::fail::failed;
 use crate::media::{MediaFlags, WorkerFlags};
-use crate::{interrupt, model, output, prompt, trace};
+use crate::{interrupt, model, output, prompt};
 
-/// Every option of a run, as a configuration file may hold them and run.json records them.
+/// Every option of a run, as configuration files contain them and run.json records them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Resolved<O> {
     #[serde(flatten)]
@@ -32,7 +33,7 @@ pub struct Resolved<O> {
 }
 
 impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Resolved<O> {
-    /// The command line over the file that its `--config` names, if it names one.
+    /// Merges the options: the command line wins over the file of `--config`, if there is one.
     pub fn new(
         options: &O,
         media: &MediaFlags,
@@ -49,7 +50,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 config_file::apply(&parsed, file, given)?
             }
         };
-        // What is no part of the run itself: how to treat a folder that exists, and how to talk.
+        // These are not options of the run itself: what to do with an existing folder, and what to print.
         let start = options.config.as_deref().map(StartFlags::read).transpose()?.unwrap_or_default();
         let run: &mut RunOptions = &mut resolved.options;
         run.config.clone_from(&options.config);
@@ -61,7 +62,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         Ok(resolved)
     }
 
-    /// How media are read.
+    /// Options for reading images and videos.
     pub fn media(&self) -> Result<MediaOptions> {
         Ok(MediaOptions {
             profile: self.media.profile(MediaProfile::VideorftTrain)?,
@@ -71,13 +72,13 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         })
     }
 
-    /// Opens what a run needs beside its options.
+    /// Checks the options, opens model folder and device, and calls `f` with them.
     pub fn with_setup<T>(&self, f: impl FnOnce(&RunSetup<O>) -> Result<T>) -> Result<T> {
         self.options.validate()?;
         let folder = prompt::folder(&self.options.model)?;
         let device = model::device(&self.common)?;
         trace::record_launches(&device, model::dtype(&self.common));
-        let stop = interrupt::flag();
+        let stop = interrupt::stop_flag();
         f(&RunSetup {
             options: &self.options,
             model: &folder,
@@ -91,7 +92,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         })
     }
 
-    /// Runs to the end, or to Ctrl-C, and prints what came of it. Where nothing is to be trained it is `check` that runs.
+    /// Trains until the end or Ctrl-C and prints the result. With `--check-data` alone it calls `check` instead of `run`.
     pub fn run(
         &self,
         run: impl FnOnce(&RunSetup<O>) -> reel_train::Result<RunSummary>,
@@ -117,7 +118,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         output::line(format!("{out}: {} steps{loss}{skipped}", summary.steps))
     }
 
-    /// Ends with exit code 1 where rows cannot be used.
+    /// Prints the result of `--check-data`; an error (exit code 1) if rows cannot be used.
     fn check(&self, check: impl FnOnce(&RunSetup<O>) -> reel_train::Result<DataCheck>) -> Result<()> {
         let DataCheck { rows, bad, list } = self.with_setup(|setup| Ok(check(setup)?))?;
         let data = self.options.data.display();
@@ -129,12 +130,12 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         if bad == 0 {
             return Ok(());
         }
-        let cure = format!("mend those in {}, or leave them out with --quarantine", list.display());
-        Err(failed(data, format!("{bad} of {rows} rows cannot be used"), cure))
+        let help = format!("fix the rows listed in {}, or exclude them with --quarantine", list.display());
+        Err(failed(data, format!("{bad} of {rows} rows cannot be used"), help))
     }
 }
 
-/// Whether an error is a mistake in the command line or in a configuration file.
+/// Whether an error is one of the command line or of a configuration file (exit code 2).
 pub fn is_usage(e: &anyhow::Error) -> bool {
     e.downcast_ref::<TrainError>().is_some_and(TrainError::is_usage)
 }

@@ -216,7 +216,7 @@ fn any_step_can_be_done_again_and_a_difference_is_named() {
     line["rewards"] = json!([3.0, 2.0, 1.0, 0.0]);
     fs::write(&path, line.to_string()).expect("rollouts");
     let other = replay("5");
-    other.refused(1, &["out: step 5 leaves other weights than it did", "lm_head.weight", "run.json"][..1]);
+    other.refused(1, &["out: step 5 gives different weights", "lm_head.weight", "run.json"][..1]);
     let said: Value = serde_json::from_str(&other.stdout).expect("JSON");
     assert!(said["same"] == json!(false) && said["tensor"].is_string(), "{said}");
     replay("6").refused(2, &["--step: is 6", "give 1 to 5"]);
@@ -238,7 +238,7 @@ fn steps_that_left_groups_out_can_be_done_again_too() {
     let text = fs::read_to_string(at.join("out/rollouts/000001.jsonl")).expect("rollouts");
     assert!(text.lines().count() > 3 && text.contains("\"used\":false"), "{text}");
     for step in ["1", "2", "3"] {
-        assert!(run_in(at, ["replay", "out", "--step", step]).ok().contains("leaves the same bits"));
+        assert!(run_in(at, ["replay", "out", "--step", step]).ok().contains("gives the same bits"));
     }
 }
 
@@ -293,7 +293,7 @@ fn a_step_of_fine_tuning_can_be_done_again_too() {
     )
     .ok();
     for step in ["1", "4"] {
-        assert!(run_in(at, ["replay", "out", "--step", step]).ok().contains("leaves the same bits"));
+        assert!(run_in(at, ["replay", "out", "--step", step]).ok().contains("gives the same bits"));
     }
 }
 
@@ -319,7 +319,7 @@ fn the_report_shows_curves_and_rollouts_with_their_frames_and_stands_alone() {
         "completion_length",
         "step 3, row 0",
         "data:image/png;base64,",
-        "truth: ",
+        "solution: ",
     ] {
         assert!(html.contains(part), "no {part}");
     }

@@ -1,13 +1,14 @@
-//! `reel kernels bench`: how long each kernel takes on a GPU, against the roofline of that GPU.
+//! `reel kernels bench`: times kernels on a GPU against the memory bandwidth of that GPU.
 
 use anyhow::Result;
 use clap::Args;
 use reel_kernels::bench::copy_seconds;
 use reel_kernels::catalogue::Example;
+use reel_measure::catalogue::{all, named};
+use reel_measure::timing::{TimedKernel, TimingDevice};
 use serde_json::{Value, json};
 
-use super::timing::{Place, Row};
-use super::{gpu, named};
+use super::gpu;
 use crate::common::Common;
 use crate::fail::{bad_usage, failed};
 use crate::output;
@@ -15,41 +16,41 @@ use crate::output;
 /// Time kernels on a GPU at the sizes of `reel kernels list`.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  reel kernels bench --kernel rms_norm --device cuda --json > times.json")]
-pub struct Bench {
-    /// Only this kernel, or this folder
+pub struct KernelsBenchArgs {
+    /// Only this kernel, or the kernels of this folder
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<String>,
-    /// Runs that count; the cache is emptied before each
+    /// Timed runs; the cache is overwritten before each
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: u32,
 }
 
-/// Bytes of the copy that measures the bandwidth.
+/// Bytes of the copy that measures memory bandwidth.
 const COPY: usize = 1 << 30;
 
-impl Bench {
-    /// Prints the table.
+impl KernelsBenchArgs {
+    /// Times the kernels and prints the table.
     pub fn run(&self, common: &Common) -> Result<()> {
         let name = common.device.as_deref().unwrap_or("cuda");
         if name != "cuda" && !name.starts_with("cuda:") {
-            let cure = "use --device cuda; `reel bench op` times the processor's";
-            return Err(bad_usage("--device", format!("{name}: kernels are timed on a GPU"), cure));
+            let help = "use --device cuda; `reel bench op` times kernels on the CPU";
+            return Err(bad_usage("--device", format!("{name}: kernels are timed on a GPU"), help));
         }
         let gpu = gpu(name)?;
         let bandwidth = 2.0 * COPY as f64 / copy_seconds(&gpu, COPY, 10)?;
         let examples: Vec<Example> = match &self.kernel {
             Some(name) => named(name)?.into_iter().map(|(_, e)| e).collect(),
-            None => super::all().map(|(_, e)| e).collect(),
+            None => all().map(|(_, e)| e).collect(),
         };
         if !common.json {
             output::line(format!("{}: copies {:.0} GB/s, read and written", gpu.name(), bandwidth * 1e-9))?;
-            output::line(format!("{}  of the bandwidth", Row::head()))?;
+            output::line(format!("{}  of the bandwidth", TimedKernel::head()))?;
         }
         let (name, sm) = (gpu.name().to_string(), gpu.sm());
-        let place = Place::gpu(gpu);
+        let timing_device = TimingDevice::gpu(gpu);
         let (mut rows, mut problems) = (Vec::new(), Vec::new());
         for example in &examples {
-            match place.time(example, self.runs as usize) {
+            match timing_device.time(example, self.runs as usize) {
                 Ok(row) => {
                     if !common.json {
                         let share = row.cost.bytes / row.timed.median() / bandwidth;
@@ -61,7 +62,7 @@ impl Bench {
             }
         }
         if common.json {
-            let kernels: Vec<Value> = rows.iter().map(Row::json).collect();
+            let kernels: Vec<Value> = rows.iter().map(TimedKernel::json).collect();
             output::json(&json!({
                 "gpu": name, "arch": sm, "bytes_per_second": bandwidth, "runs": self.runs, "kernels": kernels,
                 "problems": problems,
@@ -69,7 +70,7 @@ impl Bench {
         }
         match problems.into_iter().next() {
             None => Ok(()),
-            Some(first) => Err(failed("kernels", first, "the others were timed")),
+            Some(first) => Err(failed("kernels", first, "the other kernels were timed")),
         }
     }
 }

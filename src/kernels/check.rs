@@ -1,4 +1,4 @@
-//! `reel kernels check`: compiles every kernel for every architecture, or runs them on a device.
+//! `reel kernels check`: compiles every kernel for every architecture and fails on register spills, or runs the kernels on a device.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,51 +12,56 @@ use reel_kernels::compile::check::{Checked, Function, check};
 use reel_kernels::compile::ptxas::Resources;
 use reel_kernels::compile::{self, ARCHITECTURES, CompileError};
 use reel_kernels::{FOLDERS, Source};
+use reel_measure::catalogue::named;
 use serde_json::{Value, json};
 
 use crate::common::Common;
 use crate::fail::{bad_usage, failed};
 use crate::output;
 
-/// Compile every kernel for every architecture; fail on spills and on what ptxas gave up. With --device cpu, sim or cuda: run
-/// them on data of --seed and compare with their formulas.
+/// Compile every kernel for every architecture; fail on register spills and on optimizations that ptxas gave up. With --device cpu, sim or
+/// cuda: run the kernels on random data of --seed and compare the results with their f64 formulas.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  reel kernels check --kernel rms_norm\n  reel kernels check --device sim --kernel rms_norm --seed 7\n  reel kernels check --device cuda --compare"
 )]
-pub struct Check {
-    /// Only this kernel, or this folder
+pub struct KernelsCheckArgs {
+    /// Only this kernel, or the kernels of this folder
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<String>,
-    /// Only this architecture; may be given several times [default: sm_80 sm_86 sm_89 sm_90a]
+    /// Only this GPU architecture; may be given several times [default: sm_80 sm_86 sm_89 sm_90a]
     #[arg(long, value_name = "ARCH")]
     arch: Vec<String>,
-    /// With --device cuda: simulate every launch too, and say how far apart the results are
+    /// With --device cuda: also simulate every launch, and print how far the results are apart
     #[arg(long)]
     compare: bool,
 }
 
-/// One unit on one architecture.
-pub struct Done {
+/// The result of compiling one source file for one architecture.
+pub struct CompiledSource {
     sm: String,
     source: &'static Source,
     checked: Result<Checked, CompileError>,
 }
 
-impl Check {
-    /// Prints the table; fails when anything in it is wrong.
+impl KernelsCheckArgs {
+    /// Compiles and prints the table, or runs the kernels with `--device`; an error if a check fails.
     pub fn run(&self, common: &Common) -> Result<()> {
         if common.device.is_some() {
             if !self.arch.is_empty() {
-                let cure = "leave out --arch, or --device";
-                return Err(bad_usage("--arch", "is for compiling; a device has its own", cure));
+                let help = "omit --arch or --device";
+                return Err(bad_usage(
+                    "--arch",
+                    "selects what to compile for; a device has its own architecture",
+                    help,
+                ));
             }
-            return super::hold::run(common, self.kernel.as_deref(), self.compare);
+            return super::run_checks::run(common, self.kernel.as_deref(), self.compare);
         }
         if self.compare {
             return Err(bad_usage("--compare", "compares a GPU with the simulator", "use --device cuda"));
         }
-        self.known_architectures()?;
+        self.check_architectures()?;
         compile::available()?;
         let mut done = self.compile(common)?;
         let mut problems = Vec::new();
@@ -70,7 +75,7 @@ impl Check {
             let functions: Vec<Value> = each(&done).map(|(d, f)| function(d, f)).collect();
             output::json(&json!({"ok": problems.is_empty(), "functions": functions, "problems": problems}))?;
         } else {
-            table(&done)?;
+            print_table(&done)?;
             problems.iter().try_for_each(|p| output::line(format!("problem: {p}")))?;
         }
         match problems.first() {
@@ -85,54 +90,54 @@ impl Check {
         }
     }
 
-    /// An architecture that no kernel is compiled for is a mistake in the command.
-    fn known_architectures(&self) -> Result<()> {
+    /// Refuses architectures that kernels are not compiled for.
+    fn check_architectures(&self) -> Result<()> {
         match self.arch.iter().find(|a| !ARCHITECTURES.contains(&a.as_str())) {
             None => Ok(()),
             Some(other) => {
-                let cure = format!("use one of {}", ARCHITECTURES.join(", "));
-                Err(bad_usage("--arch", format!("{other}: kernels are not compiled for it"), cure))
+                let help = format!("use one of {}", ARCHITECTURES.join(", "));
+                Err(bad_usage("--arch", format!("{other}: kernels are not compiled for it"), help))
             }
         }
     }
 
-    /// Compiles what was asked for on the threads that there are.
-    fn compile(&self, common: &Common) -> Result<Vec<Done>> {
+    /// Compiles the selected kernels for the selected architectures.
+    fn compile(&self, common: &Common) -> Result<Vec<CompiledSource>> {
         let archs = if self.arch.is_empty() { ARCHITECTURES.map(String::from).to_vec() } else { self.arch.clone() };
         let mut done = compile_all(&self.sources()?, &archs, common)?;
         if let Some(name) = &self.kernel {
             for checked in done.iter_mut().filter_map(|d| d.checked.as_mut().ok()) {
-                only(checked, name);
+                retain_kernel(checked, name);
             }
         }
         Ok(done)
     }
 
-    /// The units that hold what was asked for.
+    /// The source files of the selected kernels.
     fn sources(&self) -> Result<Vec<&'static Source>> {
         let Some(name) = &self.kernel else { return Ok(FOLDERS.iter().map(|f| f.source).collect()) };
-        Ok(vec![super::named(name)?[0].0.source])
+        Ok(vec![named(name)?[0].0.source])
     }
 }
 
-/// Compiles every source for every architecture on the threads that there are, and says what takes long.
-pub fn compile_all(sources: &[&'static Source], archs: &[String], common: &Common) -> Result<Vec<Done>> {
+/// Compiles every source for every architecture in parallel, and prints those that take longer than a second.
+pub fn compile_all(sources: &[&'static Source], archs: &[String], common: &Common) -> Result<Vec<CompiledSource>> {
     let jobs: Vec<_> = sources.iter().flat_map(|s| archs.iter().map(move |sm| (*s, sm))).collect();
     let next = AtomicUsize::new(0);
     let work = || {
-        let mut mine = Vec::new();
+        let mut compiled = Vec::new();
         while let Some((source, sm)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
             let start = Instant::now();
             let module = folder(source.name).map_or("", |f| f.module);
-            mine.push(Done { sm: sm.to_string(), source, checked: check(source, sm, module) });
+            compiled.push(CompiledSource { sm: sm.to_string(), source, checked: check(source, sm, module) });
             let seconds = start.elapsed().as_secs_f64();
             if seconds > 1.0 && !common.quiet && !common.json {
                 eprintln!("{} for {sm}: {seconds:.1} s", source.name);
             }
         }
-        mine
+        compiled
     };
-    let mut done: Vec<Done> = thread::scope(|scope| {
+    let mut done: Vec<CompiledSource> = thread::scope(|scope| {
         let threads: Vec<_> = (0..common.threads()?.min(jobs.len())).map(|_| scope.spawn(work)).collect();
         let lists = threads.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
         anyhow::Ok(lists.flatten().collect())
@@ -141,8 +146,8 @@ pub fn compile_all(sources: &[&'static Source], archs: &[String], common: &Commo
     Ok(done)
 }
 
-/// Leaves one kernel and its further launches (whose names begin with its own); a folder's name leaves all.
-fn only(checked: &mut Checked, name: &str) {
+/// Keeps the functions of one kernel (their symbols begin with its name); with the name of a folder, keeps all.
+fn retain_kernel(checked: &mut Checked, name: &str) {
     if FOLDERS.iter().any(|f| f.name == name) {
         return;
     }
@@ -150,11 +155,11 @@ fn only(checked: &mut Checked, name: &str) {
     checked.problems.retain(|p| p.contains(name) || p.contains("ptxas: "));
 }
 
-fn each(done: &[Done]) -> impl Iterator<Item = (&Done, &Function)> {
+fn each(done: &[CompiledSource]) -> impl Iterator<Item = (&CompiledSource, &Function)> {
     done.iter().flat_map(|d| d.checked.iter().flat_map(move |c| c.functions.iter().map(move |f| (d, f))))
 }
 
-fn function(d: &Done, f: &Function) -> Value {
+fn function(d: &CompiledSource, f: &Function) -> Value {
     let mut value = resources(&f.resources);
     value["folder"] = json!(d.source.name);
     value["arch"] = json!(d.sm);
@@ -162,7 +167,7 @@ fn function(d: &Done, f: &Function) -> Value {
     value
 }
 
-/// ptxas's figures as JSON.
+/// Registers, memory and spills that ptxas reports, as JSON.
 pub fn resources(r: &Resources) -> Value {
     json!({
         "symbol": r.symbol, "entry": r.entry, "registers": r.registers, "static_shared": r.shared, "stack": r.stack,
@@ -170,8 +175,8 @@ pub fn resources(r: &Resources) -> Value {
     })
 }
 
-/// One line a function, its registers by architecture, the largest of the rest.
-fn table(done: &[Done]) -> Result<()> {
+/// Prints a line per function: registers for each architecture, and the largest of the other figures.
+fn print_table(done: &[CompiledSource]) -> Result<()> {
     let mut archs: Vec<&str> = done.iter().map(|d| d.sm.as_str()).collect();
     archs.sort();
     archs.dedup();
@@ -186,13 +191,13 @@ fn table(done: &[Done]) -> Result<()> {
     for ((_, symbol), by_arch) in rows {
         let registers = |sm: &&str| by_arch.get(sm).map_or(String::new(), |f| f.resources.registers.to_string());
         let registers: String = archs.iter().map(|sm| format!(" {:>6}", registers(sm))).collect();
-        let most = |of: fn(&Function) -> u32| by_arch.values().map(|f| of(f)).max().unwrap_or(0);
+        let max = |of: fn(&Function) -> u32| by_arch.values().map(|f| of(f)).max().unwrap_or(0);
         output::line(format!(
             "{symbol:width$} {registers}  {:>13}  {:>5}  {:>6}  {:>5}",
-            most(|f| f.resources.shared),
-            most(|f| f.resources.stack),
-            most(|f| f.resources.spill_stores + f.resources.spill_loads),
-            most(|f| f.local_accesses)
+            max(|f| f.resources.shared),
+            max(|f| f.resources.stack),
+            max(|f| f.resources.spill_stores + f.resources.spill_loads),
+            max(|f| f.local_accesses)
         ))?;
     }
     Ok(())

@@ -1,11 +1,11 @@
-//! `reel kernels list`.
+//! `reel kernels list`: a table of every kernel.
 
 use anyhow::Result;
 use reel_kernels::Arch;
 use reel_kernels::catalogue::FOLDERS;
+use reel_measure::catalogue::dtype;
 use serde_json::json;
 
-use super::dtype;
 use crate::common::Common;
 use crate::output;
 

@@ -1,49 +1,47 @@
-//! `reel kernels`: the kernels, their resources, whether they are right, and how fast they are.
+//! `reel kernels`: lists kernels, shows their resources, checks their results and machine code, and times them.
 
 mod bench;
 mod check;
-mod hold;
 mod list;
 mod pack;
 mod report;
+mod run_checks;
 mod show;
-pub mod timing;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use reel_kernels::DType;
-use reel_kernels::catalogue::{Example, FOLDERS, Folder};
 use reel_kernels::cuda::Gpu;
 
 use crate::common::Common;
 use crate::fail::bad_usage;
 
-/// List the kernels, show what one does and needs, check them, time them.
+/// List, show, check and time the CPU and CUDA kernels.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  reel kernels show rms_norm_fwd_bf16")]
-pub struct Kernels {
+pub struct KernelsArgs {
     #[command(subcommand)]
     what: Option<What>,
 }
 
 #[derive(Subcommand, Debug)]
 enum What {
-    /// Every kernel with its launches (the default)
+    /// List every kernel with its dtype and CUDA launches (the default)
+    #[command(after_help = "Example:\n  reel kernels list")]
     List,
-    /// What a kernel computes, how it is launched, what it needs and the least time it takes
-    Show(show::Show),
-    /// Compile every kernel for every architecture and fail on spills; with --device: run them and compare with their formulas
-    Check(check::Check),
+    /// Show what a kernel computes, its launch geometry, registers, shared memory, and least time
+    Show(show::KernelsShowArgs),
+    /// Compile every kernel and fail on register spills; with --device: run the kernels and compare with their f64 formulas
+    Check(check::KernelsCheckArgs),
     /// Time kernels on a GPU
-    Bench(bench::Bench),
-    /// Write a page with every kernel's place on a GPU's roofline
-    Report(report::Report),
-    /// Compile every kernel into one file that a build can put into the binary
-    Pack(pack::Pack),
+    Bench(bench::KernelsBenchArgs),
+    /// Write an HTML page with every kernel on a GPU's roofline
+    Report(report::KernelsReportArgs),
+    /// Compile every kernel into one file that a build can include in the binary
+    Pack(pack::KernelsPackArgs),
 }
 
-impl Kernels {
-    /// Does what was asked for.
+impl KernelsArgs {
+    /// Runs the subcommand.
     pub fn run(&self, common: &Common) -> Result<()> {
         match &self.what {
             None | Some(What::List) => list::run(common),
@@ -56,11 +54,6 @@ impl Kernels {
     }
 }
 
-/// Every kernel.
-fn all() -> impl Iterator<Item = (&'static Folder, Example)> {
-    FOLDERS.iter().flat_map(|f| f.examples().into_iter().map(move |e| (f, e)))
-}
-
 /// The GPU that `cuda` or `cuda:N` names.
 pub fn gpu(name: &str) -> Result<Gpu> {
     let number = match name.strip_prefix("cuda:") {
@@ -71,20 +64,4 @@ pub fn gpu(name: &str) -> Result<Gpu> {
         },
     };
     Ok(Gpu::open(number)?)
-}
-
-/// The kernels of this name, or of this folder; an error names what there is.
-pub fn named(name: &str) -> Result<Vec<(&'static Folder, Example)>> {
-    let found: Vec<_> = all().filter(|(f, e)| f.name == name || e.launch.kernel.name == name).collect();
-    if found.is_empty() {
-        let folders: Vec<&str> = FOLDERS.iter().map(|f| f.name).collect();
-        let cure = format!("use a name of `reel kernels list`, or a folder: {}", folders.join(" "));
-        return Err(bad_usage(name, "no such kernel", cure));
-    }
-    Ok(found)
-}
-
-/// The type that a kernel computes in, from the end of its name.
-pub fn dtype(name: &str) -> Option<DType> {
-    [DType::F32, DType::BF16].into_iter().find(|t| name.ends_with(&format!("_{t}")))
 }

@@ -1,4 +1,4 @@
-//! `reel kernels pack`: the machine code of every kernel in one file, which a build puts into the binary.
+//! `reel kernels pack`: writes the machine code of every kernel into one file, which a build can include in the binary.
 
 use std::path::PathBuf;
 
@@ -10,20 +10,19 @@ use serde_json::json;
 use crate::common::Common;
 use crate::output;
 
-/// Compile every kernel for every architecture into one file that a build can put into the binary.
+/// Compile every kernel for every architecture into one file.
+///
+/// A build with this file needs no NVRTC and starts without compiling: REEL_KERNELS=kernels.pack cargo build --release
 #[derive(Args, Debug)]
-#[command(after_help = "\
-Example:
-  reel kernels pack --out kernels.pack
-  REEL_KERNELS=kernels.pack cargo build --release    a binary that needs no NVRTC and starts without compiling")]
-pub struct Pack {
-    /// The file
+#[command(after_help = "Example:\n  reel kernels pack --out kernels.pack")]
+pub struct KernelsPackArgs {
+    /// File to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 }
 
-impl Pack {
-    /// Compiles and writes.
+impl KernelsPackArgs {
+    /// Compiles the kernels and writes the file.
     pub fn run(&self, common: &Common) -> Result<()> {
         let bytes = builtin::pack(common.threads()?)?;
         output::file(&self.out, &bytes)?;

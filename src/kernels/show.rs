@@ -1,31 +1,30 @@
-//! `reel kernels show`: one kernel's maths, geometry, resources and floor.
+//! `reel kernels show`: formulas, launch geometry, resources and least time of a kernel.
 
 use anyhow::Result;
 use clap::Args;
 use reel_kernels::catalogue::{Example, Folder};
 use reel_kernels::compile::{self, ptxas::Resources};
 use reel_kernels::{Arch, Stage};
-use reel_runtime::OpTotals;
+use reel_measure::catalogue::{dtype, named};
+use reel_measure::machine::Machine;
 use serde_json::{Value, json};
 
-use super::{dtype, named};
 use crate::common::Common;
-use crate::machines::Machine;
 use crate::output;
 
-/// What a kernel computes, how it is launched, what it needs and the least time it takes.
+/// Show what a kernel computes, its launch geometry, registers and shared memory, and the least time that GPUs need for it.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  reel kernels show rms_norm_fwd_bf16")]
-pub struct Show {
-    /// A kernel, or a folder for all of its kernels
+pub struct KernelsShowArgs {
+    /// Kernel name, or the name of a folder for all of its kernels
     #[arg(value_name = "KERNEL")]
     kernel: String,
 }
 
-/// The GPUs that launches are planned for, and the architecture of their code.
+/// GPUs to plan launches for, with the architecture that their code is compiled for.
 const GPUS: [(&str, Arch, &str); 2] = [("a100", Arch::A100, "sm_80"), ("h100", Arch::H100, "sm_90a")];
 
-/// A launch on a GPU, with ptxas's figures where the kernel could be compiled.
+/// A launch on a GPU; `resources` is what ptxas reports, `None` if the kernel was not compiled.
 struct Planned {
     gpu: &'static str,
     sm: &'static str,
@@ -33,15 +32,15 @@ struct Planned {
     resources: Option<Resources>,
 }
 
-/// The least time on a GPU.
+/// The least time of a kernel on a GPU, by its data sheet.
 struct Floor {
     gpu: &'static str,
     seconds: f64,
     bound: &'static str,
 }
 
-impl Show {
-    /// Prints it.
+impl KernelsShowArgs {
+    /// Prints the kernels.
     pub fn run(&self, common: &Common) -> Result<()> {
         let kernels = named(&self.kernel)?;
         if common.json {
@@ -76,7 +75,7 @@ fn print(example: &Example) -> Result<()> {
         output::line(format!("  {note}"))?;
     }
     output::line(format!(
-        "  {:.3} GFLOP, {:.3} MB at the least: {:.2} operations a byte",
+        "  {:.3} GFLOP, {:.3} MB at the least: {:.2} FLOP/byte",
         cost.flops / 1e9,
         cost.bytes / 1e6,
         cost.flops / cost.bytes
@@ -109,7 +108,7 @@ fn to_json(folder: &Folder, example: &Example) -> Result<Value> {
     }))
 }
 
-/// The kernel's launches on each GPU, and why there is nothing, or no more, to say of them.
+/// The launches of a kernel on each GPU, and a note if it was not compiled.
 fn plan(example: &Example) -> (Vec<Planned>, Option<String>) {
     let kernel = example.launch.kernel;
     let (mut planned, mut note) = (Vec::new(), None);
@@ -125,10 +124,9 @@ fn plan(example: &Example) -> (Vec<Planned>, Option<String>) {
 
 fn floors(example: &Example) -> Result<Vec<Floor>> {
     let (name, cost) = (example.launch.kernel.name, example.launch.cost);
-    let totals = OpTotals { launches: 1, cost, seconds: 0.0 };
     let floor = |gpu: &'static str| {
         let rates = Machine::gpu(gpu)?.ceilings;
-        let seconds = rates.seconds(name, &totals, dtype(name).unwrap_or(reel_kernels::DType::F32));
+        let seconds = rates.floor_seconds(name, cost, dtype(name).unwrap_or(reel_kernels::DType::F32));
         let bound = if seconds * rates.bytes > cost.bytes * 1.000_001 { "arithmetic" } else { "memory" };
         Ok(Floor { gpu, seconds, bound })
     };
@@ -145,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dimensions_leave_out_trailing_ones() {
+    fn trailing_dimensions_of_one_are_omitted() {
         assert_eq!(dims([7, 1, 1]), "7");
         assert_eq!(dims([1, 1, 1]), "1");
         assert_eq!(dims([1, 2, 1]), "1 x 2");

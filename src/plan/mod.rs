@@ -1,10 +1,13 @@
-//! `reel plan`: what a command needs on a machine that need not be there. The command's own code runs on the dry device.
+//! `reel plan`: predicts memory and time of a command for a machine that need not be there.
+//!
+//! It runs the code of the command itself on device `dry`, which counts allocations, operations and bytes and computes nothing.
 
 mod table;
 
 use anyhow::Result;
 use clap::{ArgMatches, Args, Subcommand};
 use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
+use reel_measure::machine::Machine;
 use reel_model::batch::Sequence;
 use reel_model::checkpoint;
 use reel_model::config::ModelConfig;
@@ -22,14 +25,13 @@ use tempfile::TempDir;
 
 use crate::common::{self, Common};
 use crate::fail::{bad_usage, failed};
-use crate::grpo::Grpo;
+use crate::grpo::GrpoArgs;
 use crate::init::ShapeFlags;
-use crate::machines::Machine;
-use crate::sft::Sft;
+use crate::sft::SftArgs;
 use crate::training::Resolved;
 use crate::{generate, model, prompt};
 
-/// Say what a command would need, in memory and time, without running it.
+/// Predict peak memory, operations and the least time of a command, without running it and without a GPU or weights.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -37,7 +39,7 @@ Example:
   reel plan grpo --preset 7b --tokens 2048 --vision-patches 4096 --gpu h200 \\
     --optim adamw-bf16
   reel plan generate --preset 7b --tokens 2048 --gpu h100")]
-pub struct Plan {
+pub struct PlanArgs {
     #[command(subcommand)]
     what: What,
 }
@@ -46,67 +48,67 @@ pub struct Plan {
 enum What {
     /// Plan `reel sft`, whose options it takes
     #[command(after_help = "Example:\n  reel plan sft --preset 3b --tokens 2048 --vision-patches 4096 --gpu h200")]
-    Sft(Box<PlanSft>),
-    /// Plan `reel grpo`, whose options it takes: drawing completions of the longest length, and the steps on them
+    Sft(Box<PlanSftArgs>),
+    /// Plan `reel grpo`, whose options it takes: sampling completions of maximum length, and the training steps on them
     #[command(
         after_help = "Example:\n  reel plan grpo --preset 7b --tokens 2048 --vision-patches 4096 --gpu h200 \\\n    --optim adamw-bf16"
     )]
-    Grpo(Box<PlanGrpo>),
+    Grpo(Box<PlanGrpoArgs>),
     /// Plan `reel generate`
     #[command(after_help = "Example:\n  reel plan generate --preset 7b --tokens 2048 --gpu h100")]
-    Generate(PlanGenerate),
+    Generate(PlanGenerateArgs),
 }
 
-/// The machine and the sizes to plan for.
+/// Options of every plan: the machine, and the sizes of model and rows.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Plan options")]
 struct Sizes {
     #[command(flatten)]
     shape: ShapeFlags,
-    /// The GPU: h200, h100, a100, l40s or rtx4090; --device cpu plans for this machine
+    /// GPU to plan for: h200, h100, a100, l40s or rtx4090; --device cpu plans for this machine
     #[arg(long, value_name = "NAME")]
     gpu: Option<String>,
-    /// Tokens of a row, those of its media included
+    /// Tokens of a row, including the vision tokens of its media
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
-    /// Patches of a row's film, 4 to a token
+    /// Patches of the video of a row; 4 patches make a vision token
     #[arg(long, value_name = "N", default_value_t = 0)]
     vision_patches: usize,
 }
 
 #[derive(Args, Debug)]
-struct PlanSft {
+struct PlanSftArgs {
     #[command(flatten)]
-    sft: Sft,
-    #[command(flatten)]
-    sizes: Sizes,
-}
-
-#[derive(Args, Debug)]
-struct PlanGrpo {
-    #[command(flatten)]
-    grpo: Grpo,
+    sft: SftArgs,
     #[command(flatten)]
     sizes: Sizes,
 }
 
 #[derive(Args, Debug)]
-struct PlanGenerate {
-    /// The model folder, or a hub id
+struct PlanGrpoArgs {
+    #[command(flatten)]
+    grpo: GrpoArgs,
+    #[command(flatten)]
+    sizes: Sizes,
+}
+
+#[derive(Args, Debug)]
+struct PlanGenerateArgs {
+    /// Model folder, or Hugging Face model id
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
-    /// Tokens to make
+    /// Tokens to generate
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_new_tokens: usize,
-    /// Answers
+    /// Number of completions
     #[arg(long, value_name = "N", default_value_t = 1)]
     n: usize,
     #[command(flatten)]
     sizes: Sizes,
 }
 
-impl Plan {
-    /// Counts and prints.
+impl PlanArgs {
+    /// Counts and prints the plan.
     pub fn run(&self, common: &Common, matches: &ArgMatches) -> Result<()> {
         let matches = matches.subcommand().map_or(matches, |(_, m)| m);
         let (sizes, counted) = match &self.what {
@@ -121,13 +123,13 @@ impl Plan {
 impl Sizes {
     fn machine(&self, common: &Common) -> Result<Machine> {
         match &self.gpu {
-            Some(name) => Machine::gpu(name),
+            Some(name) => Ok(Machine::gpu(name)?),
             None => match common.device()? {
-                common::Device::Cpu => Ok(Machine::this_processor(common.threads()?)),
-                common::Device::Cuda(number) => Machine::this_gpu(number),
+                common::Device::Cpu => Ok(Machine::this_cpu(common.threads()?)),
+                common::Device::Cuda(number) => Ok(Machine::this_gpu(number)?),
                 common::Device::Sim => Err(bad_usage(
                     "--device",
-                    "sim has the speed of this processor, not of a GPU",
+                    "sim runs at the speed of this CPU, not of a GPU",
                     "give --gpu NAME or --device cpu",
                 )),
                 common::Device::Dry => {
@@ -137,7 +139,7 @@ impl Sizes {
         }
     }
 
-    /// What counts: the kernels of the machine that is planned for.
+    /// Device `dry` with the kernels of the machine to plan for.
     fn device(&self, common: &Common) -> Result<Device> {
         let cpu = self.gpu.is_none() && common.device()? == common::Device::Cpu;
         Ok(match cpu {
@@ -146,26 +148,26 @@ impl Sizes {
         })
     }
 
-    /// A folder of the preset without weights, if the model is to be a preset.
+    /// A temporary model folder of the preset, without weights; `None` unless `wanted`.
     fn preset_folder(&self, wanted: bool, common: &Common) -> Result<Option<TempDir>> {
         if !wanted {
             return Ok(None);
         }
-        let folder = tempfile::tempdir()
-            .map_err(|e| failed("temporary folder", e, "set TMPDIR to a folder that can be written"))?;
+        let folder =
+            tempfile::tempdir().map_err(|e| failed("temporary folder", e, "set TMPDIR to a writable folder"))?;
         init_without_weights(&self.shape.options(&Common { dtype: None, ..common.clone() })?, folder.path())?;
         Ok(Some(folder))
     }
 
-    /// bf16 on a GPU, f32 here, unless asked otherwise.
+    /// The dtype of activations: `--dtype`, else bf16 on a GPU and f32 on the CPU.
     fn dtype(&self, common: &Common) -> DType {
         if common.dtype.is_none() && self.gpu.is_some() { DType::BF16 } else { model::dtype(common) }
     }
 
-    /// Config and weight dtype of a folder or of a preset, and what to call it.
+    /// Config, stored dtype of the weights, and name: of a model folder or of a preset.
     fn config(&self, model: Option<&str>, common: &Common) -> Result<(ModelConfig, checkpoint::StoredDType, String)> {
         match (model.filter(|m| !m.is_empty()), &self.shape.preset) {
-            (Some(_), Some(_)) => Err(bad_usage("--preset", "given together with --model", "give one of the two")),
+            (Some(_), Some(_)) => Err(bad_usage("--preset", "cannot be combined with --model", "give one of the two")),
             (None, None) => Err(bad_usage("--model", "is missing", "give --model MODEL or --preset tiny|3b|7b")),
             (Some(model), None) => {
                 let folder = prompt::folder(model)?;
@@ -174,7 +176,7 @@ impl Sizes {
                 Ok((config, files, model.to_string()))
             }
             (None, Some(name)) => {
-                // --dtype is that of activations here; the preset's files keep their own.
+                // --dtype is the dtype of activations here; the preset decides that of the files.
                 let options = self.shape.options(&Common { dtype: None, ..common.clone() })?;
                 Ok((preset_config(&options)?, options.preset.dtype(), name.clone()))
             }
@@ -182,11 +184,11 @@ impl Sizes {
     }
 }
 
-/// What is counted of a command that trains.
+/// A training command to count.
 struct Counting<'a, O> {
     resolved: &'a Resolved<O>,
     sizes: &'a Sizes,
-    /// What `--data` or `--tokens` describe, in the plural.
+    /// What `--data` or `--tokens` describe: `rows` or `prompts`.
     rows: &'static str,
     with_shape: WithShape<O>,
     with_data: fn(&RunSetup<O>, checkpoint::StoredDType) -> reel_train::Result<plan::Plan>,
@@ -212,7 +214,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 return Err(bad_usage("--tokens", "is missing", "give --tokens N, or --data FILE with --model"));
             }
             None => {
-                // A preset brings its own small tokenizer, in a folder that lives as long as the count.
+                // A preset has a small tokenizer of its own, in a folder that must exist while rows are counted.
                 let preset = sizes.preset_folder(options.model.is_empty(), common)?;
                 let folder = match &preset {
                     Some(folder) => folder.path().to_path_buf(),
@@ -229,14 +231,15 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                     quiet: true,
                     stop: &std::sync::atomic::AtomicBool::new(false),
                 };
-                let tokenizer = if preset.is_some() { " (text counted by the preset's small tokenizer)" } else { "" };
+                let tokenizer =
+                    if preset.is_some() { " (text tokenized with the small tokenizer of the preset)" } else { "" };
                 ((self.with_data)(&setup, files)?, format!("the {rows} of {}{tokenizer}", options.data.display()))
             }
         };
         if plan.steps == 0 {
             return Err(failed(
                 options.data.display(),
-                "no row of it can be used",
+                "none of its rows can be used",
                 format!("run reel {} --check-data to see why", O::COMMAND),
             ));
         }
@@ -254,7 +257,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
     }
 }
 
-impl PlanSft {
+impl PlanSftArgs {
     fn count(&self, common: &Common, matches: &ArgMatches) -> Result<Counted> {
         let resolved = &self.sft.resolved(common, matches)?;
         let (with_shape, with_data) = (plan::with_shape, plan::with_data);
@@ -262,39 +265,39 @@ impl PlanSft {
     }
 }
 
-impl PlanGrpo {
+impl PlanGrpoArgs {
     fn count(&self, common: &Common, matches: &ArgMatches) -> Result<Counted> {
         let resolved = &self.grpo.resolved(common, matches)?;
         let (with_shape, with_data) = (plan::grpo::with_shape, plan::grpo::with_data);
         let mut counted =
             Counting { resolved, sizes: &self.sizes, rows: "prompts", with_shape, with_data }.count(common)?;
         let o = &resolved.options;
-        let shuffled = if o.temporal { ", half as many to shuffled films" } else { "" };
+        let shuffled = if o.temporal { ", half as many to shuffled videos" } else { "" };
         counted.subject +=
             &format!("; {} completions of {} tokens a prompt{shuffled}", o.num_generations, o.max_completion_length);
         Ok(counted)
     }
 }
 
-impl PlanGenerate {
+impl PlanGenerateArgs {
     fn count(&self, common: &Common) -> Result<Counted> {
         let dtype = self.sizes.dtype(common);
         let (config, files, name) = self.sizes.config(self.model.as_deref(), common)?;
         let Some(tokens) = self.sizes.tokens else {
-            return Err(bad_usage("--tokens", "is missing", "give the tokens of the prompt"));
+            return Err(bad_usage("--tokens", "is missing", "give the number of tokens of the prompt"));
         };
-        // Each token is a pass that is counted.
-        let most = config.text.max_position_embeddings;
-        if !(1..=most).contains(&self.max_new_tokens) {
+        // Every token is a forward pass to count: the number must be bounded.
+        let positions = config.text.max_position_embeddings;
+        if !(1..=positions).contains(&self.max_new_tokens) {
             let what = format!("is {}", self.max_new_tokens);
             return Err(bad_usage(
                 "--max-new-tokens",
                 what,
-                format!("give 1 to {most}, the longest text of the model"),
+                format!("give 1 to {positions}, the positions of the model"),
             ));
         }
-        if !(1..=generate::MOST_ANSWERS).contains(&self.n) {
-            return Err(generate::answers_refused(self.n));
+        if !(1..=generate::MAX_COMPLETIONS).contains(&self.n) {
+            return Err(generate::bad_completion_count(self.n));
         }
         let shape = RowShape::new(tokens, self.sizes.vision_patches, &config)?;
         let device = self.sizes.device(common)?;
@@ -304,7 +307,7 @@ impl PlanGenerate {
         let count = |new: usize| -> Result<plan::OpCosts> {
             device.profiler().clear();
             device.reset_peak();
-            answer(&device, &weights, dtype, &shape, new, self.n)?;
+            generate_on(&device, &weights, dtype, &shape, new, self.n)?;
             Ok(device.profiler().totals()?)
         };
         let prefill = count(1)?;
@@ -312,7 +315,7 @@ impl PlanGenerate {
         plan::subtract(&mut decode, &prefill);
         Ok(Counted {
             command: "generate",
-            subject: format!("{name}, a prompt of {tokens} tokens, {} answers of {}", self.n, self.max_new_tokens),
+            subject: format!("{name}, a prompt of {tokens} tokens, {} completions of {}", self.n, self.max_new_tokens),
             dtype,
             memory: device.memory(),
             phases: PhaseCosts(vec![("prefill", prefill), ("decode", decode)]),
@@ -324,8 +327,15 @@ impl PlanGenerate {
     }
 }
 
-/// Runs the engine on a prompt of this size, with nothing in it.
-fn answer(device: &Device, weights: &Qwen25Vl, dtype: DType, shape: &RowShape, new: usize, n: usize) -> Result<()> {
+/// Runs the engine on an empty prompt of the given size: `n` completions of `new` tokens.
+fn generate_on(
+    device: &Device,
+    weights: &Qwen25Vl,
+    dtype: DType,
+    shape: &RowShape,
+    new: usize,
+    n: usize,
+) -> Result<()> {
     let config = &weights.config;
     let patches: usize = shape.video_grid_thw.iter().map(|g| g.iter().product::<usize>()).sum();
     let mut ids = vec![0; shape.tokens];

@@ -1,29 +1,29 @@
-//! What a plan prints: the memory at its peak, and the table of ops.
+//! Printing a plan: memory at its peak by category, totals, and a table of ops.
 
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use reel_measure::machine::Machine;
 use reel_runtime::{DType, MemoryUse};
 use reel_train::plan::PhaseCosts;
 use serde_json::json;
 
 use crate::common::Common;
-use crate::machines::Machine;
 use crate::output;
 
-/// What was counted, and for what.
+/// The counts of a command.
 pub struct Counted {
     pub command: &'static str,
     pub subject: String,
     pub dtype: DType,
     pub memory: MemoryUse,
-    /// Stretches of the work with their costs; the same number of units each.
+    /// The phases of the work (forward, decode, …) with the costs of their ops, over all `units`.
     pub phases: PhaseCosts,
-    /// Steps or calls that were counted.
+    /// Number of steps or calls that were counted.
     pub units: u64,
     pub unit: &'static str,
     pub tokens: u64,
-    /// Bytes of a checkpoint, of a command that writes any.
+    /// Bytes of a checkpoint; `None` for commands that write none.
     pub checkpoint: Option<u64>,
 }
 
@@ -43,7 +43,7 @@ fn lines<'a>(c: &'a Counted, m: &Machine) -> Vec<Line<'a>> {
     let mut lines = Vec::new();
     for (phase, totals) in &c.phases.0 {
         lines.extend(totals.iter().map(|(op, t)| {
-            let seconds = m.ceilings.seconds(op, t, c.dtype);
+            let seconds = m.ceilings.floor_of_launches(op, t, c.dtype);
             let bound = if seconds * m.ceilings.bytes > t.cost.bytes * 1.000_001 { "arithmetic" } else { "memory" };
             let (flops, bytes) = (t.cost.flops / each, t.cost.bytes / each);
             Line { phase, op, launches: t.launches as f64 / each, flops, bytes, seconds: seconds / each, bound }
@@ -91,12 +91,10 @@ pub fn print(common: &Common, c: &Counted, m: &Machine) -> Result<()> {
     }
     if let Some(bytes) = c.checkpoint {
         let bytes = bytes as f64 / 1e9;
-        output::line(format!(
-            "a checkpoint {bytes:.3} GB, also of the host's memory if it is to be written beside the steps"
-        ))?;
+        output::line(format!("checkpoint {bytes:.3} GB; writing it in the background needs as much host memory"))?;
     }
     output::line(format!(
-        "\na {} on {}: at least {}, {:.3} TFLOP, {:.3} GB moved, {:.0} tokens a second",
+        "\none {} on {}: at least {}, {:.3} TFLOP, {:.3} GB moved, at most {:.0} tokens/s",
         c.unit,
         m.name,
         duration(seconds),
@@ -105,8 +103,8 @@ pub fn print(common: &Common, c: &Counted, m: &Machine) -> Result<()> {
         tokens / seconds
     ))?;
     if phases.len() > 1 {
-        let said: Vec<String> = phases.iter().map(|(name, s)| format!("{name} {}", duration(*s))).collect();
-        output::line(format!("of which {}", said.join(", ")))?;
+        let texts: Vec<String> = phases.iter().map(|(name, s)| format!("{name} {}", duration(*s))).collect();
+        output::line(format!("of which {}", texts.join(", ")))?;
     }
     output::line(format!(
         "ceilings: {:.1} TFLOP/s bf16, {:.1} TFLOP/s f32, {:.3} TB/s ({})",

@@ -1,0 +1,225 @@
+//! Power, clocks and temperature of a GPU during a measurement, from NVIDIA's management library (NVML), which is opened at run time.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nvml_wrapper::Nvml;
+use nvml_wrapper::bitmasks::device::ThrottleReasons;
+use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
+use reel_runtime::Device;
+use serde_json::{Map, Value, json};
+
+use crate::stats;
+
+/// One reading of a GPU; values that it does not report are absent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reading {
+    /// The values in the order of [`FIGURES`].
+    pub figures: [Option<f64>; FIGURES.len()],
+    /// Reasons why the GPU does not run at its highest clock.
+    pub throttled: Vec<&'static str>,
+}
+
+/// Names and units of the values of a reading.
+pub const FIGURES: [(&str, &str); 4] =
+    [("power_watts", "W"), ("sm_mhz", "MHz"), ("memory_mhz", "MHz"), ("temperature_celsius", "°C")];
+
+/// Something that clocks and power can be read from.
+pub trait ClockSource: Send {
+    /// Reads the current values.
+    fn read(&mut self) -> Reading;
+}
+
+/// A GPU by its PCI bus id, which does not depend on the numbering of GPUs by CUDA.
+struct Gpu {
+    nvml: Nvml,
+    bus_id: String,
+}
+
+impl ClockSource for Gpu {
+    fn read(&mut self) -> Reading {
+        let Ok(gpu) = self.nvml.device_by_pci_bus_id(self.bus_id.as_str()) else { return Reading::default() };
+        let clock = |which| gpu.clock_info(which).ok().map(f64::from);
+        Reading {
+            figures: [
+                gpu.power_usage().ok().map(|milliwatts| f64::from(milliwatts) / 1e3),
+                clock(Clock::SM),
+                clock(Clock::Memory),
+                gpu.temperature(TemperatureSensor::Gpu).ok().map(f64::from),
+            ],
+            throttled: gpu.current_throttle_reasons().map(reasons).unwrap_or_default(),
+        }
+    }
+}
+
+fn reasons(bits: ThrottleReasons) -> Vec<&'static str> {
+    let names = [
+        (ThrottleReasons::GPU_IDLE, "gpu_idle"),
+        (ThrottleReasons::APPLICATIONS_CLOCKS_SETTING, "applications_clocks_setting"),
+        (ThrottleReasons::SW_POWER_CAP, "sw_power_cap"),
+        (ThrottleReasons::HW_SLOWDOWN, "hw_slowdown"),
+        (ThrottleReasons::SYNC_BOOST, "sync_boost"),
+        (ThrottleReasons::SW_THERMAL_SLOWDOWN, "sw_thermal_slowdown"),
+        (ThrottleReasons::HW_THERMAL_SLOWDOWN, "hw_thermal_slowdown"),
+        (ThrottleReasons::HW_POWER_BRAKE_SLOWDOWN, "hw_power_brake_slowdown"),
+        (ThrottleReasons::DISPLAY_CLOCK_SETTING, "display_clock_setting"),
+    ];
+    names.into_iter().filter(|(bit, _)| bits.contains(*bit)).map(|(_, name)| name).collect()
+}
+
+/// A thread that reads clocks and power at an interval.
+pub struct ClockSampler {
+    end: Sender<()>,
+    thread: JoinHandle<Vec<Reading>>,
+}
+
+impl ClockSampler {
+    /// Starts reading the GPU of a device. `None` for other devices, and with a message on stderr if NVML or the GPU cannot be opened.
+    pub fn of_gpu(device: &Device, every: Duration) -> Option<ClockSampler> {
+        if device.name() != "cuda" {
+            return None;
+        }
+        let found =
+            Nvml::init().map_err(|e| format!("NVML (libnvidia-ml.so.1) cannot be opened: {e}")).and_then(|nvml| {
+                let bus_id = device.hardware().bus_id.ok_or("the driver does not report the PCI bus id of the GPU")?;
+                let known = nvml.device_by_pci_bus_id(bus_id.as_str()).map(|_| ());
+                known.map_err(|e| format!("NVML does not know the GPU at PCI bus id {bus_id}: {e}"))?;
+                Ok(Gpu { nvml, bus_id })
+            });
+        match found {
+            Ok(gpu) => Some(ClockSampler::start(gpu, every)),
+            Err(why) => {
+                eprintln!("bench: power and clocks are not recorded: {why}");
+                None
+            }
+        }
+    }
+
+    /// Starts reading a source, at once and then at the interval `every`.
+    pub fn start(mut source: impl ClockSource + 'static, every: Duration) -> ClockSampler {
+        let (end, ended) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let mut readings = vec![source.read()];
+            while ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                readings.push(source.read());
+            }
+            readings.push(source.read());
+            readings
+        });
+        ClockSampler { end, thread }
+    }
+
+    /// Reads a last time and summarizes all readings.
+    pub fn stop(self) -> Clocks {
+        // If the thread has panicked, there are no readings.
+        let _ = self.end.send(());
+        Clocks::summarize(&self.thread.join().unwrap_or_default())
+    }
+}
+
+/// A summary of readings.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Clocks {
+    /// Number of readings.
+    pub readings: usize,
+    /// Minimum, median and maximum of each value that was reported.
+    pub figures: [Option<[f64; 3]>; FIGURES.len()],
+    /// Number of readings with each reason for a lower clock.
+    pub throttled: BTreeMap<&'static str, usize>,
+}
+
+impl Clocks {
+    /// Summarizes readings.
+    pub fn summarize(readings: &[Reading]) -> Clocks {
+        let figure = |i: usize| {
+            let values: Vec<f64> = readings.iter().filter_map(|r| r.figures[i]).collect();
+            (!values.is_empty()).then(|| stats::spread(&values))
+        };
+        let mut throttled = BTreeMap::new();
+        readings.iter().flat_map(|r| &r.throttled).for_each(|&reason| *throttled.entry(reason).or_default() += 1);
+        Clocks { readings: readings.len(), figures: std::array::from_fn(figure), throttled }
+    }
+
+    /// The summary as `reel bench --json` prints it; values that were not reported are null.
+    pub fn json(&self) -> Value {
+        let mut all = Map::new();
+        all.insert("readings".into(), json!(self.readings));
+        for ((name, _), figure) in FIGURES.iter().zip(&self.figures) {
+            let spread = figure.map(|[min, median, max]| json!({"min": min, "median": median, "max": max}));
+            all.insert((*name).into(), spread.unwrap_or(Value::Null));
+        }
+        all.insert("throttled".into(), json!(self.throttled));
+        Value::Object(all)
+    }
+
+    /// The summary in one line of text.
+    pub fn line(&self) -> String {
+        let figure = |((_, unit), spread): (&(&str, &str), &Option<[f64; 3]>)| {
+            spread.map(|[min, median, max]| format!("{median:.0} {unit} ({min:.0} to {max:.0})"))
+        };
+        let texts: Vec<String> = FIGURES.iter().zip(&self.figures).filter_map(figure).collect();
+        let throttled: Vec<String> =
+            self.throttled.iter().map(|(reason, n)| format!("{reason} in {n} of {}", self.readings)).collect();
+        let throttled = if throttled.is_empty() { "not throttled".into() } else { throttled.join(", ") };
+        format!("  power, SM clock, memory clock, temperature: {}; {throttled}", texts.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns its readings one after the other, then the last one again and again.
+    struct Fake(Vec<Reading>);
+
+    impl ClockSource for Fake {
+        fn read(&mut self) -> Reading {
+            if self.0.len() > 1 { self.0.remove(0) } else { self.0[0].clone() }
+        }
+    }
+
+    fn reading(watts: Option<f64>, mhz: f64, throttled: &[&'static str]) -> Reading {
+        Reading { figures: [watts, Some(mhz), None, Some(40.0)], throttled: throttled.to_vec() }
+    }
+
+    #[test]
+    fn readings_are_summarized() {
+        let all = [
+            reading(Some(300.0), 1980.0, &[]),
+            reading(None, 1200.0, &["sw_power_cap"]),
+            reading(Some(700.0), 1500.0, &["sw_power_cap", "hw_slowdown"]),
+        ];
+        let clocks = Clocks::summarize(&all).json();
+        assert_eq!(clocks["power_watts"], json!({"min": 300.0, "median": 500.0, "max": 700.0}));
+        assert_eq!(clocks["sm_mhz"], json!({"min": 1200.0, "median": 1500.0, "max": 1980.0}));
+        assert_eq!(clocks["memory_mhz"], Value::Null);
+        assert_eq!(clocks["throttled"], json!({"hw_slowdown": 1, "sw_power_cap": 2}));
+        assert_eq!(clocks["readings"], 3);
+        let line = Clocks::summarize(&all).line();
+        assert!(line.contains("500 W (300 to 700), 1500 MHz") && line.contains("sw_power_cap in 2 of 3"), "{line}");
+        assert_eq!(Clocks::summarize(&[]).json()["power_watts"], Value::Null);
+    }
+
+    /// There is a reading at the start and at the end, however short the work is.
+    #[test]
+    fn sampler_reads_at_start_and_end() {
+        let source = Fake(vec![reading(Some(100.0), 500.0, &["gpu_idle"]), reading(Some(600.0), 1900.0, &[])]);
+        let clocks = ClockSampler::start(source, Duration::from_secs(3600)).stop();
+        assert_eq!(clocks.readings, 2);
+        assert_eq!(clocks.figures[0], Some([100.0, 350.0, 600.0]));
+        assert_eq!(clocks.throttled, BTreeMap::from([("gpu_idle", 1)]));
+    }
+
+    #[test]
+    fn devices_without_a_gpu_have_no_sampler() {
+        assert!(ClockSampler::of_gpu(&Device::cpu(1), Duration::from_secs(1)).is_none());
+    }
+
+    #[test]
+    fn every_throttle_reason_has_a_name() {
+        assert_eq!(reasons(ThrottleReasons::all()).len(), 9);
+        assert_eq!(reasons(ThrottleReasons::SW_POWER_CAP), ["sw_power_cap"]);
+    }
+}

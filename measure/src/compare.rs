@@ -1,0 +1,281 @@
+//! Whether one result of `reel bench --json` is faster than another, and whether both were measured under the same conditions.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::path::Path;
+
+use reel_diagnostic::Diagnostic;
+use serde_json::{Value, json};
+
+use crate::error::{MeasureError, Result, failed};
+use crate::stats::{self, Difference};
+
+/// Clocks whose ratio is within this share of 1 count as equal.
+const CLOCK_TOLERANCE: f64 = 0.02;
+
+/// The round times of one thing that a result measured.
+struct Samples {
+    name: String,
+    /// Seconds of each round.
+    seconds: Vec<f64>,
+}
+
+/// Two results side by side.
+pub struct Comparison {
+    verdicts: Vec<(Difference, Samples, Samples)>,
+    /// Conditions that are not the same in both results, as text.
+    differs: Vec<String>,
+    moved: Vec<MovedOp>,
+    before: Value,
+    after: Value,
+}
+
+/// Compares the result file `b` with the result file `a`.
+///
+/// # Errors
+/// A file cannot be read or is not a result with round times, or the two measured different things.
+pub fn compare(a: &Path, b: &Path) -> Result<Comparison> {
+    let (before, after) = (read(a)?, read(b)?);
+    const HELP: &str = "compare results of the same measurement";
+    for key in ["op", "tokens", "batch", "context", "sizes"] {
+        if before[key] != after[key] {
+            let what = format!("{key} is {}, but {} in {}", after[key], before[key], a.display());
+            return Err(failed(b.display().to_string(), what, HELP));
+        }
+    }
+    let (first, mut second) = (samples(a, &before)?, samples(b, &after)?);
+    let mut differs = differences(&before, &after);
+    let mut verdicts = Vec::new();
+    for one in first {
+        match second.iter().position(|other| other.name == one.name) {
+            Some(i) => {
+                let other = second.swap_remove(i);
+                verdicts.push((stats::compare(&one.seconds, &other.seconds), one, other));
+            }
+            None => differs.push(format!("{} is only in {}", one.name, a.display())),
+        }
+    }
+    differs.extend(second.iter().map(|other| format!("{} is only in {}", other.name, b.display())));
+    if verdicts.is_empty() {
+        return Err(failed(b.display().to_string(), format!("measures nothing that {} measures", a.display()), HELP));
+    }
+    let moved = moved_ops(&before, &after);
+    Ok(Comparison { verdicts, differs, moved, before, after })
+}
+
+impl Comparison {
+    /// The comparison as `reel bench --compare --json` prints it.
+    pub fn json(&self) -> Value {
+        let verdict = |(d, first, _): &(Difference, Samples, Samples)| {
+            json!({
+                "name": first.name, "ratio": d.ratio, "interval": d.interval, "p": d.p, "verdict": d.verdict.name(),
+                "too_few_rounds": d.too_few,
+            })
+        };
+        let verdicts: Vec<Value> = self.verdicts.iter().map(verdict).collect();
+        json!({
+            "op": self.before["op"], "level": stats::LEVEL, "verdicts": verdicts, "differs": self.differs,
+            "moved": self.moved.iter().map(MovedOp::json).collect::<Vec<_>>(), "a": self.before, "b": self.after,
+        })
+    }
+
+    /// The comparison as lines of text: a verdict for each thing measured, differing conditions, and the ops that changed most.
+    pub fn text(&self) -> String {
+        let verdicts = self.verdicts.iter().map(|(difference, a, b)| verdict_line(difference, a, b));
+        let mut lines: Vec<String> = verdicts.collect();
+        lines.extend(self.differs.iter().map(|what| format!("measured under different conditions: {what}")));
+        for m in self.moved.iter().take(MAX_MOVED_OPS) {
+            let [a, b] = m.seconds.map(milliseconds);
+            let mut line = String::new();
+            // Writing to a String cannot fail.
+            let _ = write!(line, "  {:34} {a} -> {b}, in the one profiled round of each", m.op);
+            lines.push(line);
+        }
+        lines.join("\n")
+    }
+}
+
+/// Ops that the text lists: those whose time changed most.
+const MAX_MOVED_OPS: usize = 5;
+
+/// An op whose time differs between the two profiled rounds.
+struct MovedOp {
+    op: String,
+    seconds: [f64; 2],
+}
+
+impl MovedOp {
+    /// Seconds of difference.
+    fn change(&self) -> f64 {
+        (self.seconds[1] - self.seconds[0]).abs()
+    }
+
+    fn json(&self) -> Value {
+        json!({"op": self.op, "a": self.seconds[0], "b": self.seconds[1]})
+    }
+}
+
+/// The ops of both results by how much their time changed, largest change first; an op that one result lacks took 0 s there.
+///
+/// These are times of a single round: they say where to look, not whether a change is more than chance.
+fn moved_ops(a: &Value, b: &Value) -> Vec<MovedOp> {
+    let mut all: Vec<MovedOp> = Vec::new();
+    for (i, result) in [a, b].into_iter().enumerate() {
+        for op in result["ops"].as_array().into_iter().flatten() {
+            let (Some(name), Some(seconds)) = (op["op"].as_str(), op["seconds"].as_f64()) else { continue };
+            match all.iter_mut().find(|m| m.op == name) {
+                Some(known) => known.seconds[i] = seconds,
+                None => {
+                    let mut one = MovedOp { op: name.into(), seconds: [0.0; 2] };
+                    one.seconds[i] = seconds;
+                    all.push(one);
+                }
+            }
+        }
+    }
+    all.retain(|m| m.change() > 0.0);
+    all.sort_by(|x, y| y.change().total_cmp(&x.change()));
+    all
+}
+
+fn verdict_line(d: &Difference, a: &Samples, b: &Samples) -> String {
+    let few = if d.too_few { "; too few rounds to tell" } else { "" };
+    format!(
+        "{}: {} (ratio {:.3}, {:.3} to {:.3}, p {:.4}){few}; medians {} and {} of {} and {} rounds",
+        a.name,
+        d.verdict.name(),
+        d.ratio,
+        d.interval[0],
+        d.interval[1],
+        d.p,
+        milliseconds(stats::median(&a.seconds)),
+        milliseconds(stats::median(&b.seconds)),
+        a.seconds.len(),
+        b.seconds.len(),
+    )
+}
+
+fn milliseconds(seconds: f64) -> String {
+    format!("{:.3} ms", seconds * 1e3)
+}
+
+fn read(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).map_err(|e| MeasureError::Failed(Diagnostic::cannot_read(path, &e)))?;
+    serde_json::from_str(&text).map_err(|e| not_a_result(path, &format!("not JSON: {e}")))
+}
+
+fn not_a_result(path: &Path, what: &str) -> MeasureError {
+    failed(path.display().to_string(), what, "give a file that reel bench --json printed")
+}
+
+/// The round times of a result: of the whole, or of each kernel.
+fn samples(path: &Path, result: &Value) -> Result<Vec<Samples>> {
+    let one = |name: &Value, value: &Value| {
+        let seconds: Option<Vec<f64>> = value["samples"].as_array().and_then(|s| s.iter().map(Value::as_f64).collect());
+        let seconds = seconds.filter(|s| !s.is_empty() && s.iter().all(|&x| x > 0.0 && x.is_finite()));
+        let name = name.as_str().ok_or_else(|| not_a_result(path, "a measurement has no name"))?.to_string();
+        let seconds =
+            seconds.ok_or_else(|| not_a_result(path, &format!("{name} has no samples, the seconds of its rounds")))?;
+        Ok(Samples { name, seconds })
+    };
+    match result["kernels"].as_array() {
+        Some(kernels) => kernels.iter().map(|k| one(&k["kernel"], k)).collect(),
+        None => Ok(vec![one(&result["op"], result)?]),
+    }
+}
+
+/// The conditions that differ between two results, as text: machine, dtype, model, clocks, throttling.
+fn differences(a: &Value, b: &Value) -> Vec<String> {
+    let conditions = [
+        ("machine", "/machine/name"),
+        ("driver", "/machine/driver"),
+        ("device", "/device"),
+        ("dtype", "/dtype"),
+        ("model", "/model"),
+        ("threads", "/threads"),
+        ("gradient checkpointing", "/gradient_checkpointing"),
+        ("optim", "/optim"),
+        ("matrix product library", "/products/library"),
+        ("reel version", "/version"),
+    ];
+    let at = |v: &Value, pointer: &str| v.pointer(pointer).cloned().unwrap_or(Value::Null);
+    let mut all: Vec<String> = conditions
+        .iter()
+        .map(|(name, pointer)| (name, at(a, pointer), at(b, pointer)))
+        .filter(|(_, before, after)| before != after)
+        .map(|(name, before, after)| format!("{name}: {} and {}", plain(&before), plain(&after)))
+        .collect();
+    for (name, pointer) in [("SM clock", "/clocks/sm_mhz/median"), ("memory clock", "/clocks/memory_mhz/median")] {
+        match (at(a, pointer).as_f64(), at(b, pointer).as_f64()) {
+            (Some(before), Some(after)) if (after / before - 1.0).abs() > CLOCK_TOLERANCE => {
+                all.push(format!("{name}: {before:.0} and {after:.0} MHz"));
+            }
+            (Some(_), None) | (None, Some(_)) => all.push(format!("{name}: recorded in one result only")),
+            _ => {}
+        }
+    }
+    let reasons = |v: &Value| -> BTreeSet<String> {
+        let throttled = at(v, "/clocks/throttled");
+        // The GPU is idle for a moment before the first launch of a round: no condition of the measurement.
+        throttled.as_object().map(|o| o.keys().filter(|k| *k != "gpu_idle").cloned().collect()).unwrap_or_default()
+    };
+    let (before, after) = (reasons(a), reasons(b));
+    if before != after {
+        let words = |s: BTreeSet<String>| {
+            if s.is_empty() { "not".into() } else { s.into_iter().collect::<Vec<_>>().join(", ") }
+        };
+        all.push(format!("throttled: {} and {}", words(before), words(after)));
+    }
+    all
+}
+
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(mhz: f64, throttled: &[&str]) -> Value {
+        let throttled: serde_json::Map<String, Value> = throttled.iter().map(|r| (r.to_string(), json!(3))).collect();
+        json!({
+            "op": "train", "device": "cuda", "dtype": "bf16", "model": "7b", "machine": {"name": "NVIDIA H200", "driver": "13.0"},
+            "clocks": {"sm_mhz": {"min": 1.0, "median": mhz, "max": 2.0}, "throttled": throttled}, "version": "1",
+        })
+    }
+
+    #[test]
+    fn different_conditions_are_listed() {
+        let a = result(1980.0, &["gpu_idle"]);
+        assert!(differences(&a, &a).is_empty());
+        assert!(differences(&a, &result(1960.0, &[])).is_empty());
+        assert_eq!(
+            differences(&a, &result(1500.0, &["sw_power_cap"])),
+            ["SM clock: 1980 and 1500 MHz", "throttled: not and sw_power_cap"]
+        );
+        let mut b = a.clone();
+        (b["machine"]["name"], b["dtype"], b["model"]) = (json!("NVIDIA H100"), json!("f32"), json!("3b"));
+        b["clocks"] = Value::Null;
+        assert_eq!(
+            differences(&a, &b),
+            [
+                "machine: NVIDIA H200 and NVIDIA H100",
+                "dtype: bf16 and f32",
+                "model: 7b and 3b",
+                "SM clock: recorded in one result only"
+            ]
+        );
+    }
+
+    #[test]
+    fn ops_are_sorted_by_change_of_time() {
+        let ops = |list: &[(&str, f64)]| json!({"ops": list.iter().map(|(op, s)| json!({"op": op, "seconds": s})).collect::<Vec<_>>()});
+        let a = ops(&[("matmul_fwd", 3.0), ("rope", 1.0), ("swiglu", 0.5)]);
+        let b = ops(&[("matmul_fwd", 3.25), ("rope", 1.0), ("fused", 0.125)]);
+        let got: Vec<(String, [f64; 2])> = moved_ops(&a, &b).into_iter().map(|m| (m.op, m.seconds)).collect();
+        let want = [("swiglu", [0.5, 0.0]), ("matmul_fwd", [3.0, 3.25]), ("fused", [0.0, 0.125])];
+        assert_eq!(got, want.map(|(op, seconds)| (op.to_string(), seconds)));
+        assert!(moved_ops(&a, &a).is_empty() && moved_ops(&json!({}), &json!({})).is_empty());
+    }
+}

@@ -1,0 +1,153 @@
+//! Timing the output layer with log-probabilities as training runs it, forward and backward, with either of its two backends.
+
+use reel_kernels::bench::Timed;
+use reel_kernels::catalogue::{SizeError, Sizes, folder};
+use reel_kernels::elementwise::{self, FillParams};
+use reel_kernels::{Cost, DType};
+use reel_runtime::ops::{self, LmHeadBackend};
+use reel_runtime::{Category, Cx, Device, Grads, Tensor};
+
+use crate::ceilings::noise;
+use crate::error::{MeasureError, Result, failed};
+use crate::machine::Machine;
+use crate::timing::TimedKernel;
+
+/// Bytes that are overwritten before each run: more than any cache holds.
+const FLUSH: usize = 256 << 20;
+
+/// Length of the random sequence that fills a matrix by repetition: a prime, so that no two rows are equal.
+const NOISE_PERIOD: u64 = 1_048_573;
+
+/// The backend with a name of `reel bench op`; `None` for other names.
+pub fn backend(name: &str) -> Option<LmHeadBackend> {
+    match name {
+        "linear_log_prob_fused" => Some(LmHeadBackend::Fused),
+        "linear_log_prob_products" => Some(LmHeadBackend::Products),
+        _ => None,
+    }
+}
+
+/// Sizes of the output layer.
+#[derive(Clone)]
+pub struct LmHeadShape {
+    rows: usize,
+    width: usize,
+    vocab: usize,
+    size: String,
+    /// Operations and bytes of the forward pass, in f32 and in bf16.
+    forward: [Cost; 2],
+}
+
+impl LmHeadShape {
+    /// The sizes given with `--size`, else those of the kernel catalogue.
+    ///
+    /// # Errors
+    /// A size that the output layer does not have.
+    pub fn of(sizes: &Sizes) -> std::result::Result<LmHeadShape, SizeError> {
+        let calls = folder("linear_log_prob").map(|f| f.examples_with_sizes(sizes)).transpose()?.unwrap_or_default();
+        let [rows, width, vocab] = ["tokens", "hidden", "vocab"].map(|key| sizes.known(key) as usize);
+        let forward = ["f32", "bf16"].map(|t| {
+            let name = format!("linear_log_prob_fwd_{t}");
+            calls.iter().find(|e| e.launch.kernel.name == name).map_or(Cost::default(), |e| e.launch.cost)
+        });
+        Ok(LmHeadShape { rows, width, vocab, size: format!("tokens={rows} hidden={width} vocab={vocab}"), forward })
+    }
+}
+
+impl LmHeadShape {
+    /// Refuses sizes whose operands do not fit into host memory, where they are created, and on cpu stay with their gradients.
+    fn check_memory(&self, device: &Device) -> Result<()> {
+        let (rows, vocab, width) = (self.rows as f64, self.vocab as f64, self.width as f64);
+        let kept = if device.name() == "cpu" { (rows + vocab) * width * 12.0 } else { 0.0 };
+        let need = 4.0 * rows.max(vocab) * width + kept + FLUSH as f64;
+        match Machine::host_memory_available().filter(|free| need > *free) {
+            None => Ok(()),
+            Some(free) => {
+                let what = format!("needs {:.1} GB for its operands; {:.1} GB are free", need / 1e9, free / 1e9);
+                Err(failed("linear_log_prob", what, "give smaller sizes, or end other programs"))
+            }
+        }
+    }
+}
+
+/// Times the forward and the backward pass: `runs` runs each.
+///
+/// The work of the backward pass is counted as two matrix products of the size of the forward one; recomputed logits do not count.
+///
+/// # Errors
+/// The operands do not fit into memory, a launch fails, or the result is not finite.
+pub fn time(
+    device: &Device,
+    backend: LmHeadBackend,
+    shape: &LmHeadShape,
+    dtype: DType,
+    runs: usize,
+) -> Result<Vec<TimedKernel>> {
+    let &LmHeadShape { rows, width, vocab, .. } = shape;
+    shape.check_memory(device)?;
+    let tile: Vec<f32> = (0..NOISE_PERIOD).map(noise).collect();
+    let random = |n: usize, m: usize, from: usize| -> Result<Tensor> {
+        let numbers: Vec<f32> = tile.iter().cycle().skip(from).take(n * m).copied().collect();
+        Ok(Tensor::from_f32(device, &[n, m], dtype, &numbers, Category::Weights)?)
+    };
+    let hidden = random(rows, width, 0)?.needing_grad();
+    let weight = random(vocab, width, 1001)?.into_parameter("head")?;
+    let targets: Vec<i32> = (0..rows).map(|i| (i * 7919 % vocab) as i32).collect();
+    let targets = Tensor::from_i32(device, &[rows], &targets)?;
+    let ones = Tensor::from_f32(device, &[rows], DType::F32, &vec![1.0; rows], Category::Inputs)?;
+    let flush = Tensor::empty(device, &[FLUSH / 4], DType::F32, Category::Workspace)?;
+    let (mut grads, mut forward, mut backward) = (Grads::new(), Vec::new(), Vec::new());
+    let overwrite = |value: f32| {
+        let p = FillParams { dst: flush.addr(), count: (FLUSH / 4) as u64, value, reserved: 0 };
+        device.launch(&elementwise::fill(DType::F32, &p))
+    };
+    // Two warm-up runs: the first loads kernels, the second has the memory of the first to reuse.
+    for run in 0..runs + 2 {
+        let cx = Cx::training(device, dtype);
+        let mut log_probs = None;
+        overwrite(run as f32)?;
+        let forward_seconds = device.time_all(|| {
+            log_probs = Some(ops::linear_log_prob_by(&cx, &hidden, &weight, &targets, 1.0, [backend, backend])?);
+            Ok::<(), MeasureError>(())
+        })?;
+        let Some(log_probs) = log_probs else { continue };
+        let sum = ops::weighted_sum(&cx, &log_probs, &ones)?;
+        if !sum.to_f32()?.iter().all(|x| x.is_finite()) {
+            return Err(failed("linear_log_prob", "its result is not finite", "run reel kernels check"));
+        }
+        grads.clear();
+        overwrite(run as f32)?;
+        let backward_seconds = device.time_all(|| cx.backward(&sum, 1.0, &mut grads))?;
+        if run >= 2 {
+            forward.push(forward_seconds);
+            backward.push(backward_seconds);
+        }
+    }
+    let Cost { flops, bytes } = shape.forward[usize::from(dtype == DType::BF16)];
+    // Reads both operands again; writes the gradient of the rows in their dtype and that of the weight in f32.
+    let backward_cost = Cost { flops: 2.0 * flops, bytes: bytes + ((rows * dtype.size() + vocab * 4) * width) as f64 };
+    let row = |direction: usize, cost, mut seconds: Vec<f64>| {
+        seconds.sort_by(f64::total_cmp);
+        TimedKernel {
+            kernel: kernel_name(backend, direction, dtype),
+            size: shape.size.clone(),
+            dtype,
+            cost,
+            timed: Timed { seconds },
+        }
+    };
+    Ok(vec![row(0, Cost { flops, bytes }, forward), row(1, backward_cost, backward)])
+}
+
+/// The name of the timed pass in results; direction 0 is forward, 1 backward.
+fn kernel_name(backend: LmHeadBackend, direction: usize, dtype: DType) -> &'static str {
+    let names = match (backend, dtype) {
+        (LmHeadBackend::Fused, DType::F32) => ["linear_log_prob_fused_fwd_f32", "linear_log_prob_fused_bwd_f32"],
+        (LmHeadBackend::Fused, _) => ["linear_log_prob_fused_fwd_bf16", "linear_log_prob_fused_bwd_bf16"],
+        (LmHeadBackend::Products, DType::F32) => {
+            ["linear_log_prob_products_fwd_f32", "linear_log_prob_products_bwd_f32"]
+        }
+        (LmHeadBackend::Products, _) => ["linear_log_prob_products_fwd_bf16", "linear_log_prob_products_bwd_bf16"],
+    };
+    names[direction]
+}

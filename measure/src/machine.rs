@@ -1,0 +1,174 @@
+//! Machines to plan for: GPUs by their data sheets, and this CPU.
+
+use reel_kernels::cuda::{Driver, Nvidia};
+
+use crate::ceilings::Ceilings;
+use crate::error::{Result, bad_option};
+
+/// A machine with its rates and memory.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Short name: `h200`, `cpu`, …
+    pub name: String,
+    /// The highest rates of arithmetic and memory traffic.
+    pub ceilings: Ceilings,
+    /// Compute capability of a GPU, such as 90; 0 for a CPU.
+    pub compute_capability: u32,
+    /// Memory in bytes, if known.
+    pub memory: Option<f64>,
+    /// Where the rates come from, as text.
+    pub source: String,
+}
+
+/// The data sheet of a GPU: dense rates (without sparsity) in TFLOP/s, bf16 with f32 sums and f32 without tensor cores; bandwidth in TB/s;
+/// memory in GB.
+struct DataSheet {
+    name: &'static str,
+    compute_capability: u32,
+    bf16: f64,
+    f32: f64,
+    bandwidth: f64,
+    memory: f64,
+    model: &'static str,
+}
+
+/// Data sheets by NVIDIA.
+const DATA_SHEETS: [DataSheet; 5] = [
+    DataSheet {
+        name: "h200",
+        compute_capability: 90,
+        bf16: 989.4,
+        f32: 66.9,
+        bandwidth: 4.8,
+        memory: 141.0,
+        model: "H200 SXM",
+    },
+    DataSheet {
+        name: "h100",
+        compute_capability: 90,
+        bf16: 989.4,
+        f32: 66.9,
+        bandwidth: 3.35,
+        memory: 80.0,
+        model: "H100 SXM",
+    },
+    DataSheet {
+        name: "a100",
+        compute_capability: 80,
+        bf16: 312.0,
+        f32: 19.5,
+        bandwidth: 2.039,
+        memory: 80.0,
+        model: "A100 SXM 80 GB",
+    },
+    DataSheet {
+        name: "l40s",
+        compute_capability: 89,
+        bf16: 362.0,
+        f32: 91.6,
+        bandwidth: 0.864,
+        memory: 48.0,
+        model: "L40S",
+    },
+    DataSheet {
+        name: "rtx4090",
+        compute_capability: 89,
+        bf16: 165.2,
+        f32: 82.6,
+        bandwidth: 1.008,
+        memory: 24.0,
+        model: "GeForce RTX 4090",
+    },
+];
+
+/// The data sheet of a GPU by its full name, such as `NVIDIA H200`.
+fn data_sheet(full_name: &str) -> Option<&'static DataSheet> {
+    let plain = full_name.to_lowercase().replace(' ', "");
+    DATA_SHEETS.iter().find(|s| plain.contains(s.name))
+}
+
+/// Operations per second of dense bf16 products in the data sheet of a GPU, by its full name; `None` if it is not in the table.
+pub fn dense_bf16(full_name: &str) -> Option<f64> {
+    data_sheet(full_name).map(|s| s.bf16 * 1e12)
+}
+
+/// The share of the data sheet's rate that large matrix products reach: 790 of 989.4 TFLOP/s on H200. Assumed for the other GPUs.
+const ACHIEVABLE_ARITHMETIC: f64 = 0.8;
+/// The share of the data sheet's bandwidth that large copies reach: 4.3 of 4.8 TB/s on H200. Assumed for the other GPUs.
+const ACHIEVABLE_BANDWIDTH: f64 = 0.9;
+
+impl Machine {
+    /// A GPU by its short name.
+    ///
+    /// # Errors
+    /// The table has no GPU of that name; the error lists the names.
+    pub fn gpu(name: &str) -> Result<Self> {
+        let Some(s) = DATA_SHEETS.iter().find(|s| s.name == name) else {
+            let names: Vec<&str> = DATA_SHEETS.iter().map(|s| s.name).collect();
+            return Err(bad_option(
+                "--gpu",
+                format!("there is no GPU {name:?} in the table"),
+                format!("give one of {}", names.join(", ")),
+            ));
+        };
+        let source = format!(
+            "{:.0} % and {:.0} % of the data sheet's {} and {} TFLOP/s, {} TB/s for {}; launch overhead not counted",
+            100.0 * ACHIEVABLE_ARITHMETIC,
+            100.0 * ACHIEVABLE_BANDWIDTH,
+            s.bf16,
+            s.f32,
+            s.bandwidth,
+            s.model
+        );
+        let ceilings = Ceilings {
+            f32: ACHIEVABLE_ARITHMETIC * s.f32 * 1e12,
+            bf16: ACHIEVABLE_ARITHMETIC * s.bf16 * 1e12,
+            bytes: ACHIEVABLE_BANDWIDTH * s.bandwidth * 1e12,
+        };
+        let compute_capability = s.compute_capability;
+        Ok(Self { name: name.to_string(), ceilings, compute_capability, memory: Some(s.memory * 1e9), source })
+    }
+
+    /// The GPU number `number` of this machine, by its data sheet.
+    ///
+    /// # Errors
+    /// The driver cannot open it, or the table has no such GPU.
+    pub fn this_gpu(number: usize) -> Result<Self> {
+        let gpu = Nvidia::open(number)?;
+        let full_name = &gpu.properties().name;
+        let Some(sheet) = data_sheet(full_name) else {
+            return Err(bad_option("--device", format!("{full_name} is not in the table of GPUs"), "give --gpu NAME"));
+        };
+        Ok(Self { memory: Some(gpu.properties().memory as f64), ..Self::gpu(sheet.name)? })
+    }
+
+    /// Available host memory in bytes (`MemAvailable` of Linux), if known.
+    pub fn host_memory_available() -> Option<f64> {
+        let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+        Some(line.split_whitespace().next()?.parse::<f64>().ok()? * 1024.0)
+    }
+
+    /// The CPU of this machine, measured by this call.
+    pub fn this_cpu(threads: usize) -> Self {
+        Self {
+            name: "cpu".to_string(),
+            ceilings: Ceilings::measure_cpu(threads),
+            compute_capability: 0,
+            memory: Self::host_memory_available(),
+            source: format!("measured with {threads} threads"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_sheet_is_found_by_full_name() {
+        assert_eq!(dense_bf16("NVIDIA H200"), Some(989.4e12));
+        assert_eq!(dense_bf16("NVIDIA GeForce RTX 4090"), Some(165.2e12));
+        assert_eq!(dense_bf16("AMD EPYC 7763"), None);
+    }
+}

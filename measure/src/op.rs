@@ -1,0 +1,72 @@
+//! Timing kernels, matrix products and the output layer by name: what `reel bench op NAME` runs.
+
+use reel_kernels::DType;
+use reel_kernels::catalogue::{SizeError, Sizes, products};
+use reel_runtime::Device;
+
+use crate::ceilings::Ceilings;
+use crate::error::{MeasureError, Result, bad_option};
+use crate::timing::{TimedKernel, TimingDevice};
+use crate::{catalogue, lm_head};
+
+/// Something to time; gives a row for each kernel or direction.
+pub type OpTimer<'a> = Box<dyn FnOnce() -> Result<Vec<TimedKernel>> + 'a>;
+
+/// The error of a `--size KEY=VALUE` that an op does not take.
+pub fn bad_size(e: SizeError) -> MeasureError {
+    bad_option(&format!("--size {}", e.key), e.what, e.cure)
+}
+
+/// What `name` stands for, `runs` runs each: the output layer, matrix products, or kernels of the catalogue.
+///
+/// With a `dtype`, only what computes in it or in none (kernels on indices).
+///
+/// # Errors
+/// Nothing has that name and dtype, or it does not take a size.
+pub fn timers<'a>(
+    name: &str,
+    sizes: &Sizes,
+    dtype: Option<DType>,
+    runs: usize,
+    device: &'a Device,
+    timing_device: &'a TimingDevice,
+) -> Result<Vec<OpTimer<'a>>> {
+    let wanted = |of: Option<DType>| of.is_none() || dtype.is_none() || of == dtype;
+    let mut timers: Vec<OpTimer<'a>> = Vec::new();
+    if let Some(backend) = lm_head::backend(name) {
+        let shape = lm_head::LmHeadShape::of(sizes).map_err(bad_size)?;
+        for dtype in [DType::F32, DType::BF16].into_iter().filter(|t| wanted(Some(*t))) {
+            let shape = shape.clone();
+            timers.push(Box::new(move || lm_head::time(device, backend, &shape, dtype, runs)));
+        }
+    } else if name.starts_with("matmul") {
+        let all = products(sizes).map_err(bad_size)?;
+        let found = all.into_iter().filter(|p| name == "matmul" || p.name == name);
+        for product in found.filter(|p| wanted(Some(p.dtype))) {
+            timers.push(Box::new(move || Ok(vec![timing_device.time_product(&product, runs)?])));
+        }
+    } else {
+        let usual = catalogue::named(name)?;
+        let names: Vec<&str> = usual.iter().map(|(_, e)| e.launch.kernel.name).collect();
+        let all = usual[0].0.examples_with_sizes(sizes).map_err(bad_size)?;
+        let found = all.into_iter().filter(|e| names.contains(&e.launch.kernel.name));
+        for example in found.filter(|e| wanted(catalogue::dtype(e.launch.kernel.name))) {
+            timers.push(Box::new(move || Ok(vec![timing_device.time(&example, runs)?])));
+        }
+    }
+    if timers.is_empty() {
+        let help = "give `matmul`, or a name from `reel kernels list` in the dtype that you want";
+        return Err(bad_option(name, "there is nothing of that name to time", help));
+    }
+    Ok(timers)
+}
+
+/// The least seconds that a timed call can take on a machine with these ceilings.
+pub fn floor_seconds(row: &TimedKernel, ceilings: &Ceilings) -> f64 {
+    ceilings.floor_seconds(row.kernel, row.cost, row.dtype)
+}
+
+/// The least time over the median time.
+pub fn share_of_floor(row: &TimedKernel, ceilings: &Ceilings) -> f64 {
+    floor_seconds(row, ceilings) / row.timed.median()
+}

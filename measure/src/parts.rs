@@ -1,0 +1,135 @@
+//! The time of a profiled round by part, such as forward, backward and optimizer of a training step.
+
+use std::fmt::Write;
+use std::time::Instant;
+
+use reel_kernels::{Cost, DType};
+use reel_runtime::device::Event;
+use serde_json::{Value, json};
+
+use crate::ceilings::Ceilings;
+
+/// One part; its time is summed over all stretches of the round that belong to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// Name of the part.
+    pub name: &'static str,
+    /// Seconds from the first launch of a stretch to the first launch of the next part, or to the end of the last launch.
+    pub seconds: f64,
+    /// Seconds in which a launch ran.
+    pub busy: f64,
+    /// Number of launches.
+    pub launches: u64,
+    /// Operations and bytes of the launches.
+    pub cost: Cost,
+    /// Least seconds on this machine.
+    pub floor: f64,
+}
+
+/// The parts of launches that are sorted by start time; empty if no launch belongs to a named part.
+pub fn parts(events: &[Event], ceilings: &Ceilings, dtype: DType) -> Vec<Part> {
+    let mut parts: Vec<Part> = Vec::new();
+    let stretches: Vec<&[Event]> = events.chunk_by(|a, b| a.part == b.part).collect();
+    for (i, stretch) in stretches.iter().enumerate() {
+        let Some((first, last)) = stretch.first().zip(stretch.last()) else { continue };
+        let span = |until: Instant| until.saturating_duration_since(first.start).as_secs_f64();
+        let seconds = match stretches.get(i + 1).and_then(|next| next.first()) {
+            Some(next) => span(next.start),
+            None => span(last.start) + last.seconds,
+        };
+        let one = match parts.iter().position(|p| p.name == first.part) {
+            Some(known) => &mut parts[known],
+            None => {
+                let none =
+                    Part { name: first.part, seconds: 0.0, busy: 0.0, launches: 0, cost: Cost::default(), floor: 0.0 };
+                parts.push(none);
+                let last = parts.len() - 1;
+                &mut parts[last]
+            }
+        };
+        one.seconds += seconds;
+        for event in *stretch {
+            one.busy += event.seconds;
+            one.launches += 1;
+            one.cost += event.cost;
+            one.floor += ceilings.floor_seconds(event.name, event.cost, dtype);
+        }
+    }
+    if parts.iter().all(|p| p.name.is_empty()) { Vec::new() } else { parts }
+}
+
+impl Part {
+    /// The part as `reel bench --json` prints it; `round` is the length of the round in seconds.
+    pub fn json(&self, round: f64) -> Value {
+        json!({
+            "part": self.name, "seconds": self.seconds, "share_of_step": self.seconds / round, "busy_seconds": self.busy,
+            "launches": self.launches, "flops": self.cost.flops, "bytes": self.cost.bytes, "floor_seconds": self.floor,
+        })
+    }
+}
+
+/// The parts as a table of text; `round` is the length of the profiled round in seconds. Empty where there are no parts.
+pub fn table(parts: &[Part], round: f64) -> String {
+    if parts.is_empty() {
+        return String::new();
+    }
+    let mut text = format!(
+        "\n  {:12} {:>11} {:>8} {:>11} {:>8} {:>10}  of its floor\n",
+        "part", "ms", "of step", "in launches", "launches", "GFLOP/s"
+    );
+    for p in parts {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "  {:12} {:>11.3} {:>6.1} % {:>9.1} % {:>8} {:>10.1}  {:>10.1} %",
+            p.name,
+            p.seconds * 1e3,
+            100.0 * p.seconds / round,
+            100.0 * p.busy / p.seconds,
+            p.launches,
+            p.cost.flops / p.seconds / 1e9,
+            100.0 * p.floor / p.seconds
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn stretches_of_a_part_are_summed() {
+        let begun = Instant::now();
+        let event = |part, ms, seconds| Event {
+            name: "matmul_fwd",
+            part,
+            cost: Cost { flops: 1e6, bytes: 1.0 },
+            start: begun + Duration::from_millis(ms),
+            seconds,
+        };
+        let ceilings = Ceilings { f32: 1e9, bf16: 1e9, bytes: 1e9 };
+        let events = [
+            event("forward", 0, 0.001),
+            event("forward", 2, 0.002),
+            event("backward", 5, 0.004),
+            event("forward", 10, 0.001),
+            event("backward", 12, 0.003),
+            event("optimizer", 20, 0.005),
+        ];
+        let got = parts(&events, &ceilings, DType::F32);
+        let near = |a: f64, b: f64| (a - b).abs() < 1e-9;
+        let want = [("forward", 0.007, 0.004, 3), ("backward", 0.013, 0.007, 2), ("optimizer", 0.005, 0.005, 1)];
+        assert_eq!(got.len(), 3);
+        for (p, (name, seconds, busy, launches)) in got.iter().zip(want) {
+            assert!(
+                p.name == name && near(p.seconds, seconds) && near(p.busy, busy) && p.launches == launches,
+                "{p:?}"
+            );
+            assert!(near(p.floor, launches as f64 * 1e-3) && p.cost.flops == launches as f64 * 1e6);
+        }
+        assert!(parts(&[event("", 0, 1.0)], &ceilings, DType::F32).is_empty());
+        assert!(parts(&[], &ceilings, DType::F32).is_empty());
+    }
+}

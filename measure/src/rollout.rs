@@ -1,0 +1,59 @@
+//! One timed rollout: the completions of one prompt, sampled as a GRPO step samples them.
+
+use std::time::Instant;
+
+use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
+use reel_model::batch::Sequence;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::Cx;
+
+use crate::error::{Result, failed};
+
+/// Sizes of a rollout.
+#[derive(Clone, Copy, Debug)]
+pub struct RolloutShape {
+    /// Tokens of the prompt.
+    pub context: usize,
+    /// Completions of the prompt.
+    pub completions: usize,
+    /// Tokens of each completion; end tokens do not end it.
+    pub tokens: usize,
+}
+
+/// Samples once at temperature 1 and returns the seconds that it took.
+///
+/// KV cache, decode slots and captured graphs are created anew, as in training, which needs their memory between two rollouts. The
+/// device's profile gets the parts `prefill` and `decode`.
+///
+/// # Errors
+/// The engine fails, or a completion ends before its last token.
+pub fn seconds(model: &Qwen25Vl, cx: &Cx, shape: RolloutShape) -> Result<f64> {
+    let (ids, at): (Vec<i64>, Vec<i64>) = (0..shape.context as i64).map(|i| ((i * 37) % 97, i)).unzip();
+    let engine = Engine::new(model, cx)?;
+    let request = GenerationRequest {
+        prompt: Sequence { input_ids: &ids, position_ids: [&at, &at, &at], ..Sequence::default() },
+        rope_delta: 0,
+        sampling: SamplingParams { temperature: 1.0, ..SamplingParams::default() },
+        max_new_tokens: shape.tokens,
+        min_new_tokens: 0,
+        // No end token: all rounds do the same work.
+        eos: &[],
+        stops: (0..shape.completions).map(|_| StopCondition::none()).collect(),
+    };
+    let profile = cx.device().profiler();
+    profile.part("prefill");
+    let (begun, mut sampled) = (Instant::now(), 0);
+    let (completions, _) = engine.generate(vec![request], |_| {
+        sampled += 1;
+        // The first token of each completion is sampled from the prompt's own logits.
+        if sampled == shape.completions {
+            profile.part("decode");
+        }
+    })?;
+    let seconds = begun.elapsed().as_secs_f64();
+    profile.part("");
+    match completions.iter().all(|c| c.ids.len() == shape.tokens) {
+        true => Ok(seconds),
+        false => Err(failed("rollout", "a completion ended early", "report this defect with the command")),
+    }
+}

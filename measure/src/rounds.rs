@@ -1,0 +1,207 @@
+//! Timing rounds of some work, then one more round under the profiler, which shows where the time goes.
+//!
+//! ```text
+//! round()                warm-up, not counted
+//! round() x count        timed with the profiler off; on a GPU a thread samples clocks and power meanwhile
+//! round()                profiled: time by op and by part, memory over time
+//! ```
+
+use std::time::{Duration, Instant};
+
+use reel_kernels::DType;
+use reel_runtime::Device;
+use reel_runtime::device::{Event, MemorySample};
+use serde_json::{Map, Value, json};
+
+use crate::ceilings::{Ceilings, Floor};
+use crate::clocks::{ClockSampler, Clocks};
+use crate::ops::{self, OpRow};
+use crate::parts::{self, Part};
+use crate::{Result, stats, trace};
+
+/// Interval between two readings of clocks and power.
+const SAMPLING_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The result of [`rounds`].
+pub struct Measured {
+    /// Seconds of each timed round, in order.
+    pub samples: Vec<f64>,
+    /// Ops of the profiled round, longest time first.
+    pub ops: Vec<OpRow>,
+    /// Parts of the profiled round (forward, backward, …); may be empty.
+    pub parts: Vec<Part>,
+    /// Seconds of the profiled round.
+    pub profiled: f64,
+    /// Start of the first launch of the profiled round, and time until the end of its last.
+    pub launches: (Instant, Duration),
+    /// Device memory in use over the profiled round.
+    pub memory: Vec<MemorySample>,
+    /// Ceilings of the machine.
+    pub ceilings: Ceilings,
+    /// The least time of a round by these ceilings.
+    pub floor: Floor,
+    /// Clocks and power of the GPU during the timed rounds; `None` without a GPU or NVML.
+    pub clocks: Option<Clocks>,
+    /// Peak device memory in bytes.
+    pub peak: usize,
+}
+
+/// Runs a warm-up round, `count` timed rounds and a profiled round; `round` runs one and returns its seconds.
+///
+/// # Errors
+/// A round fails, or the device cannot be measured.
+pub fn rounds(device: &Device, dtype: DType, count: usize, mut round: impl FnMut() -> Result<f64>) -> Result<Measured> {
+    let profile = device.profiler();
+    // Only the profiled round appears in a trace: recording would slow down the timed rounds.
+    profile.record(false);
+    let ceilings = Ceilings::measure(device)?;
+    trace::set_ceilings(ceilings);
+    device.reset_peak();
+    round()?;
+    let sampler = ClockSampler::of_gpu(device, SAMPLING_INTERVAL);
+    let samples = (0..count).map(|_| round()).collect::<Result<Vec<f64>>>();
+    let clocks = sampler.map(ClockSampler::stop);
+    let samples = samples?;
+    profile.clear();
+    profile.count(true);
+    profile.record(true);
+    let profiled = trace::span("profiled round", &mut round)?;
+    profile.count(false);
+    profile.record(false);
+    let (totals, events) = (profile.totals()?, profile.events()?);
+    let begun = events.first().map_or_else(Instant::now, |e| e.start);
+    let end = |e: &Event| Some(e.start + Duration::try_from_secs_f64(e.seconds).ok()?);
+    let ended = events.last().and_then(end).unwrap_or(begun);
+    Ok(Measured {
+        samples,
+        ops: ops::rows(&totals, &ceilings, dtype, profiled),
+        parts: parts::parts(&events, &ceilings, dtype),
+        profiled,
+        launches: (begun, ended - begun),
+        memory: profile.memory(),
+        floor: ceilings.floor(&totals, dtype),
+        ceilings,
+        clocks,
+        peak: device.memory().peak,
+    })
+}
+
+/// What was measured.
+pub struct Subject<'a> {
+    /// `prefill`, `decode`, `rollout` or `train`.
+    pub op: &'static str,
+    /// Model folder.
+    pub model: String,
+    /// Device.
+    pub device: &'a Device,
+    /// Dtype of activations.
+    pub dtype: DType,
+    /// Tokens of each sequence.
+    pub tokens: usize,
+    /// Number of sequences.
+    pub batch: usize,
+    /// Tokens in the KV cache before the first token.
+    pub context: usize,
+}
+
+impl Measured {
+    /// The share of the profiled round in which a launch ran.
+    pub fn busy(&self) -> f64 {
+        self.ops.iter().map(|o| o.share).sum()
+    }
+
+    /// The result as `reel bench --json` prints it; `more` are further keys.
+    pub fn json(&self, subject: &Subject, more: Map<String, Value>) -> Value {
+        let tokens = (subject.tokens * subject.batch) as f64;
+        let [min, median, max] = stats::spread(&self.samples);
+        let mut all = json!({
+            "op": subject.op,
+            "tokens_per_second": tokens / median,
+            "min": tokens / max,
+            "max": tokens / min,
+            "n": self.samples.len(),
+            "tokens": subject.tokens,
+            "batch": subject.batch,
+            "context": subject.context,
+            "dtype": subject.dtype.name(),
+            "device": subject.device.name(),
+            "threads": subject.device.threads(),
+            "machine": machine(subject.device),
+            "products": products(subject.device),
+            "model": subject.model,
+            "seconds": median,
+            "samples": self.samples,
+            "peak_bytes": self.peak,
+            "flops": self.floor.flops,
+            "bytes": self.floor.bytes,
+            "roofline": {
+                "share": self.floor.seconds / median,
+                "seconds": self.floor.seconds,
+                "gflops_f32": self.ceilings.f32 / 1e9,
+                "gflops_bf16": self.ceilings.bf16 / 1e9,
+                "gigabytes_per_second": self.ceilings.bytes / 1e9,
+            },
+            "profiled": {"seconds": self.profiled, "busy": self.busy()},
+            "parts": self.parts.iter().map(|p| p.json(self.profiled)).collect::<Vec<_>>(),
+            "ops": self.ops.iter().map(OpRow::json).collect::<Vec<_>>(),
+            "clocks": self.clocks.as_ref().map(Clocks::json),
+            "version": env!("CARGO_PKG_VERSION"),
+        });
+        if let Some(all) = all.as_object_mut() {
+            all.extend(more);
+        }
+        all
+    }
+}
+
+/// The result in one line of text.
+pub fn headline(result: &Value) -> String {
+    let number = |key: &str| result.pointer(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
+    let mfu = match result["mfu"].as_f64() {
+        Some(mfu) => format!(", {:.1} % MFU", 100.0 * mfu),
+        None => String::new(),
+    };
+    let busy = match result["busy"].as_f64() {
+        Some(busy) => format!(", busy {:.1} % of the step", 100.0 * busy),
+        None => String::new(),
+    };
+    format!(
+        "{}: {:.1} tokens/s ({:.1} to {:.1} over {} rounds){mfu}{busy}, {:.0} % of the roofline of {:.0} GFLOP/s ({}) and {:.1} GB/s",
+        result["op"].as_str().unwrap_or_default(),
+        number("/tokens_per_second"),
+        number("/min"),
+        number("/max"),
+        result["n"],
+        100.0 * number("/roofline/share"),
+        number(if result["dtype"] == "bf16" { "/roofline/gflops_bf16" } else { "/roofline/gflops_f32" }),
+        result["dtype"].as_str().unwrap_or_default(),
+        number("/roofline/gigabytes_per_second"),
+    )
+}
+
+/// The result as text: headline, memory, clocks, and the tables of parts and ops.
+pub fn summary(measured: &Measured, result: &Value) -> String {
+    let mut text = headline(result) + "\n";
+    if let Some(planned) = result["planned_peak_bytes"].as_f64() {
+        let peak = measured.peak as f64;
+        text += &format!("  peak memory: {:.3} GB, {:.3} GB planned\n", peak / 1e9, planned / 1e9);
+        let recomputed = result["recompute"].as_str().unwrap_or_default();
+        let optim = result["optim"].as_str().unwrap_or_default();
+        text += &format!("  recomputed in the backward pass: {recomputed}; --optim {optim}\n");
+    }
+    if let Some(clocks) = &measured.clocks {
+        text += &(clocks.line() + "\n");
+    }
+    text + &parts::table(&measured.parts, measured.profiled) + &ops::table(&measured.ops)
+}
+
+/// The library that computes matrix products, with a hash of its algorithms; null if reel's own kernels compute them.
+pub fn products(device: &Device) -> Value {
+    device.products().map_or(Value::Null, |p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}))
+}
+
+/// Name and driver of the device.
+pub fn machine(device: &Device) -> Value {
+    let hardware = device.hardware();
+    json!({"name": hardware.name, "driver": hardware.driver})
+}

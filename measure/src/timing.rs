@@ -1,0 +1,139 @@
+//! Timing single kernels and matrix products on a GPU or on the CPU.
+
+use std::sync::OnceLock;
+
+use reel_kernels::bench::{Timed, bytes, bytes_of_product, time, time_on_cpu, time_product, time_product_on_cpu};
+use reel_kernels::catalogue::{Example, Product};
+use reel_kernels::cuda::blas::Blas;
+use reel_kernels::cuda::{Algorithms, Gpu};
+use reel_kernels::{Cost, DType, Team};
+use serde_json::{Value, json};
+
+use crate::catalogue::dtype;
+use crate::error::{Result, failed};
+use crate::machine::Machine;
+
+/// The times of a kernel.
+pub struct TimedKernel {
+    /// Name of the kernel or matrix product.
+    pub kernel: &'static str,
+    /// Size as text: `tokens=8192 hidden=3584`.
+    pub size: String,
+    /// The dtype it computes in.
+    pub dtype: DType,
+    /// Operations, and bytes that must be read and written.
+    pub cost: Cost,
+    /// Times of the runs.
+    pub timed: Timed,
+}
+
+/// The processor that kernels are timed on.
+pub enum TimingDevice {
+    /// A GPU, and its matrix product library once a product was timed.
+    Gpu(Gpu, OnceLock<Box<dyn Blas>>),
+    /// The CPU with a number of threads.
+    Cpu(usize),
+}
+
+impl TimingDevice {
+    /// A GPU, without the matrix product library yet.
+    pub fn gpu(gpu: Gpu) -> TimingDevice {
+        TimingDevice::Gpu(gpu, OnceLock::new())
+    }
+
+    /// Times a kernel: `runs` runs after two warm-up runs.
+    ///
+    /// # Errors
+    /// The operands do not fit into memory, or a launch fails.
+    pub fn time(&self, example: &Example, runs: usize) -> Result<TimedKernel> {
+        let kernel = example.launch.kernel.name;
+        self.check_memory(kernel, bytes(example))?;
+        let timed = match self {
+            TimingDevice::Gpu(gpu, _) => time(gpu, example, runs)?,
+            TimingDevice::Cpu(threads) => time_on_cpu(&Team::new(*threads), example, runs),
+        };
+        let dtype = dtype(kernel).unwrap_or(DType::F32);
+        Ok(TimedKernel { kernel, size: example.size.to_string(), dtype, cost: example.launch.cost, timed })
+    }
+
+    /// Times a matrix product: `runs` runs after two warm-up runs.
+    ///
+    /// # Errors
+    /// The operands do not fit into memory, or a launch fails.
+    pub fn time_product(&self, p: &Product, runs: usize) -> Result<TimedKernel> {
+        self.check_memory(p.name, bytes_of_product(&p.product))?;
+        let timed = match self {
+            TimingDevice::Gpu(gpu, blas) => {
+                let blas = match blas.get() {
+                    Some(blas) => blas,
+                    None => {
+                        let opened = gpu.driver().blas()?;
+                        blas.get_or_init(|| opened)
+                    }
+                };
+                time_product(gpu, &**blas, &p.product, runs)?
+            }
+            TimingDevice::Cpu(threads) => time_product_on_cpu(&Team::new(*threads), &p.product, runs),
+        };
+        Ok(TimedKernel { kernel: p.name, size: p.size.clone(), dtype: p.dtype, cost: p.product.cost(), timed })
+    }
+
+    /// Version of the matrix product library and a hash of its algorithms, if a product was timed on a GPU.
+    pub fn products(&self) -> Option<Value> {
+        let TimingDevice::Gpu(_, blas) = self else { return None };
+        let blas = blas.get()?;
+        let Algorithms { count, hash } = blas.algorithms();
+        Some(json!({"library": blas.version(), "algorithms": count, "hash": format!("{hash:016x}")}))
+    }
+
+    /// Refuses a call whose operands do not fit into the free memory.
+    fn check_memory(&self, name: &str, need: f64) -> Result<()> {
+        let (free, help) = match self {
+            TimingDevice::Gpu(gpu, _) => (gpu.driver().memory_free().ok().map(|b| b as f64), "give smaller sizes"),
+            TimingDevice::Cpu(_) => (Machine::host_memory_available(), "give smaller sizes, or end other programs"),
+        };
+        match free.filter(|free| need > *free) {
+            None => Ok(()),
+            Some(free) => {
+                let what = format!("needs {:.1} GB for its operands; {:.1} GB are free", need / 1e9, free / 1e9);
+                Err(failed(name, what, help))
+            }
+        }
+    }
+}
+
+impl TimedKernel {
+    /// The times as JSON.
+    pub fn json(&self) -> Value {
+        let (seconds, longest) = (&self.timed.seconds, self.timed.seconds.last());
+        let Cost { flops, bytes } = self.cost;
+        json!({
+            "kernel": self.kernel, "size": self.size, "dtype": self.dtype.name(), "flops": flops, "bytes": bytes,
+            "seconds": self.timed.median(), "min": self.timed.least(), "max": longest, "samples": seconds,
+        })
+    }
+
+    /// The header of the columns of [`TimedKernel::columns`].
+    pub fn head() -> String {
+        format!(
+            "{:34} {:>12} {:>8} {:>11} {:>11} {:>9} {:>9}",
+            "kernel", "us", "spread", "GFLOP", "MB", "GB/s", "TFLOP/s"
+        )
+    }
+
+    /// A line of text: kernel, median time, spread of the runs, work and rates.
+    pub fn columns(&self) -> String {
+        let (seconds, Cost { flops, bytes }) = (self.timed.median(), self.cost);
+        let spread = self.timed.seconds.last().map_or(f64::NAN, |max| (max - self.timed.least()) / seconds);
+        format!(
+            "{:34} {:12.1} {:6.1} % {:11.3} {:11.2} {:9.0} {:9.2}",
+            self.kernel,
+            seconds * 1e6,
+            100.0 * spread,
+            flops / 1e9,
+            bytes / 1e6,
+            bytes / seconds * 1e-9,
+            flops / seconds * 1e-12
+        )
+    }
+}

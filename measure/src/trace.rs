@@ -1,0 +1,152 @@
+//! `--trace OUT`: a trace of host spans, kernel launches and memory as Chrome trace events, for chrome://tracing and Perfetto.
+//!
+//! Source: "Trace Event Format", Google: complete events (`X`), counters (`C`) and metadata (`M`).
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
+
+use reel_diagnostic::Diagnostic;
+use reel_kernels::DType;
+use reel_model::save::AtomicFile;
+use reel_runtime::Device;
+use reel_runtime::device::{CATEGORIES, Event, MemorySample, range};
+use serde_json::{Map, Value, json};
+
+use crate::ceilings::Ceilings;
+use crate::{MeasureError, Result};
+
+/// Thread ids of the rows of the trace.
+const HOST: u32 = 0;
+const LAUNCHES: u32 = 1;
+
+struct Log {
+    /// The file to write.
+    to: PathBuf,
+    begun: Instant,
+    spans: Vec<Value>,
+    /// The device whose launches are recorded, and the dtype of activations.
+    device: Option<(Device, DType)>,
+    ceilings: Option<Ceilings>,
+}
+
+static LOG: Mutex<Option<Log>> = Mutex::new(None);
+
+fn log() -> MutexGuard<'static, Option<Log>> {
+    LOG.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Starts recording; [`finish`] writes the trace to the file `to`.
+pub fn start(to: &Path) {
+    *log() = Some(Log { to: to.to_path_buf(), begun: Instant::now(), spans: Vec::new(), device: None, ceilings: None });
+}
+
+/// Runs `work` as a named span of the trace.
+pub fn span<T>(name: &str, work: impl FnOnce() -> T) -> T {
+    let _range = range(name);
+    let begun = Instant::now();
+    let result = work();
+    record(name, begun, begun.elapsed().as_secs_f64(), Value::Null);
+    result
+}
+
+/// Records a span whose time the caller measured; `figures` are shown with it.
+pub fn record(name: &str, begun: Instant, seconds: f64, figures: Value) {
+    if let Some(log) = log().as_mut() {
+        let args = if figures.is_null() { json!({}) } else { figures };
+        log.spans.push(complete(name, HOST, log.at(begun), seconds, args));
+    }
+}
+
+/// Records every launch on a device from now on, if there is a trace. `dtype` is the dtype of activations.
+pub fn record_launches(device: &Device, dtype: DType) {
+    if let Some(log) = log().as_mut() {
+        device.profiler().record(true);
+        log.device = Some((device.clone(), dtype));
+    }
+}
+
+/// Sets the ceilings that launches are compared with. Without them [`finish`] measures the device.
+pub fn set_ceilings(ceilings: Ceilings) {
+    if let Some(log) = log().as_mut() {
+        log.ceilings = Some(ceilings);
+    }
+}
+
+/// Writes the trace, if [`start`] was called: the file is complete or absent.
+///
+/// # Errors
+/// The file cannot be written, or the device cannot be measured.
+pub fn finish() -> Result<()> {
+    let Some(log) = log().take() else { return Ok(()) };
+    let to = log.to.clone();
+    let text = log.document()?.to_string();
+    let mut draft = AtomicFile::create(&to)?;
+    draft.write_all(text.as_bytes()).map_err(|e| MeasureError::Failed(Diagnostic::cannot_write(&to, &e)))?;
+    Ok(draft.commit()?)
+}
+
+impl Log {
+    /// Microseconds since the start of the trace.
+    fn at(&self, moment: Instant) -> f64 {
+        moment.saturating_duration_since(self.begun).as_secs_f64() * 1e6
+    }
+
+    fn document(self) -> Result<Value> {
+        let mut events = vec![named("process_name", HOST, "reel"), named("thread_name", HOST, "host")];
+        let mut about = json!({"version": env!("CARGO_PKG_VERSION")});
+        events.extend_from_slice(&self.spans);
+        if let Some((device, dtype)) = &self.device {
+            let profile = device.profiler();
+            profile.record(false);
+            let (launches, memory) = (profile.events()?, profile.memory());
+            // The simulator has no speed to compare with.
+            let ceilings = match self.ceilings {
+                Some(known) => Some(known),
+                None if device.name() == "sim" || launches.is_empty() => None,
+                None => Some(Ceilings::measure(device)?),
+            };
+            events.push(named("thread_name", LAUNCHES, &format!("launches on {}", device.name())));
+            events.extend(launches.iter().map(|e| self.launch(e, ceilings.as_ref(), *dtype)));
+            events.extend(self.counters(&memory));
+            about["device"] = json!(device.name());
+            about["machine"] = json!(device.hardware().name);
+            about["dtype"] = json!(dtype.name());
+            about["ceilings"] = json!(ceilings);
+        }
+        Ok(json!({"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}))
+    }
+
+    fn launch(&self, e: &Event, ceilings: Option<&Ceilings>, dtype: DType) -> Value {
+        let share = ceilings.map(|c| c.floor_seconds(e.name, e.cost, dtype) / e.seconds).filter(|s| s.is_finite());
+        let mut args = json!({"flops": e.cost.flops, "bytes": e.cost.bytes, "share_of_ceiling": share});
+        if !e.part.is_empty() {
+            args["part"] = json!(e.part);
+        }
+        complete(e.name, LAUNCHES, self.at(e.start), e.seconds, args)
+    }
+
+    /// Counter events of device memory, by the categories that were used.
+    fn counters(&self, memory: &[MemorySample]) -> Vec<Value> {
+        let used = |i: usize| memory.iter().any(|m| m.bytes[i] > 0);
+        let series: Vec<usize> = (0..CATEGORIES.len()).filter(|&i| used(i)).collect();
+        let counter = |m: &MemorySample| {
+            let bytes: Map<String, Value> =
+                series.iter().map(|&i| (CATEGORIES[i].name().to_string(), json!(m.bytes[i]))).collect();
+            json!({"name": "memory", "ph": "C", "pid": std::process::id(), "tid": HOST, "ts": self.at(m.at), "args": bytes})
+        };
+        memory.iter().map(counter).collect()
+    }
+}
+
+fn complete(name: &str, tid: u32, ts: f64, seconds: f64, args: Value) -> Value {
+    json!({
+        "name": name, "ph": "X", "pid": std::process::id(), "tid": tid, "ts": ts, "dur": seconds * 1e6, "args": args,
+    })
+}
+
+/// A metadata event that names the process or one of its rows.
+fn named(what: &str, tid: u32, name: &str) -> Value {
+    json!({"name": what, "ph": "M", "pid": std::process::id(), "tid": tid, "args": {"name": name}})
+}

@@ -1,0 +1,171 @@
+//! Timed steps of full fine-tuning on made-up texts, with the operations and the peak memory that such a step should take.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use clap::ValueEnum;
+use reel_kernels::DType;
+use reel_model::config::{ModelConfig, TextConfig};
+use reel_model::input::ModelInput;
+use reel_runtime::Device;
+use reel_train::data::sample::Sample;
+use reel_train::options::{Optim, RunOptions};
+use reel_train::plan::{self, RowShape};
+use reel_train::step::hyperparameters::Hyperparameters;
+use reel_train::step::sft::step;
+use reel_train::step::trainer::Trainer;
+use reel_train::{SftOptions, TrainError};
+use serde_json::{Map, Value, json};
+
+use crate::error::{Result, failed};
+use crate::rounds::{Measured, rounds};
+use crate::{machine, stats, trace};
+
+/// What a measured training step looks like.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainShape {
+    /// Tokens of each sequence.
+    pub tokens: usize,
+    /// Sequences, packed into one micro-batch.
+    pub batch: usize,
+    /// Whether activations are recomputed in the backward pass.
+    pub gradient_checkpointing: bool,
+    /// How the optimizer stores its state.
+    pub optim: Optim,
+}
+
+/// Times `count` training steps of the model in `folder`; the JSON has the figures that only training has (`mfu`, planned memory).
+///
+/// # Errors
+/// The model cannot be opened, a step fails, or the loss is not finite.
+pub fn measure(
+    device: &Device,
+    dtype: DType,
+    folder: &Path,
+    config: &ModelConfig,
+    shape: TrainShape,
+    count: usize,
+) -> Result<(Measured, Map<String, Value>)> {
+    let TrainShape { tokens, batch, gradient_checkpointing, optim } = shape;
+    let options = RunOptions {
+        gradient_accumulation_steps: 1,
+        per_device_train_batch_size: batch,
+        optim,
+        gradient_checkpointing,
+        ..RunOptions::default()
+    };
+    // The planned peak: the same step on device `dry`.
+    let planned = plan::with_shape(
+        &SftOptions { run: options.clone(), ..SftOptions::default() },
+        config,
+        plan::file_dtype(folder, config),
+        dtype,
+        &RowShape::new(tokens, 0, config)?,
+        &device.dry_like(),
+    )?
+    .memory;
+    // Beside the measured rounds, one to warm up and one under the profiler.
+    let hyperparameters = Hyperparameters::new(&options, count as u64 + 2);
+    let (mut trainer, _files) = trace::span("load", || Trainer::open(device, config, folder, dtype, hyperparameters))?;
+    trace::record_launches(device, dtype);
+    let samples = vec![sample(tokens); batch];
+    let mut n = 0;
+    let measured = rounds(device, dtype, count, || {
+        n += 1;
+        let begun = Instant::now();
+        let result = step(&mut trainer, n, || Ok::<_, TrainError>(Some(samples.clone())))?;
+        device.synchronize()?;
+        match result {
+            Some(result) if result.is_finite() => Ok(begun.elapsed().as_secs_f64()),
+            _ => {
+                let help = "use a model whose weights are finite";
+                Err(failed(folder.display().to_string(), "the loss is not finite", help))
+            }
+        }
+    })?;
+    let weights = multiplied(&trainer, config);
+    let flops = model_flops(&config.text, weights, tokens, batch);
+    let median = stats::median(&measured.samples);
+    let peak = machine::dense_bf16(&device.hardware().name);
+    let figures = json!({
+        "model_flops": flops,
+        "model_flops_per_second": flops / median,
+        "parameters_multiplied": weights,
+        "mfu": peak.map(|peak| flops / median / peak),
+        "mfu_of": peak,
+        "busy": measured.busy(),
+        "planned_peak_bytes": planned.peak,
+        "planned_memory": planned.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
+        "gradient_checkpointing": gradient_checkpointing,
+        "recompute": if gradient_checkpointing { "every layer, from its input" } else { "nothing" },
+        "optim": optim.to_possible_value().map(|v| v.get_name().to_string()),
+    });
+    match figures {
+        Value::Object(figures) => Ok((measured, figures)),
+        _ => Ok((measured, Map::new())),
+    }
+}
+
+/// A text of `tokens` tokens; every token but the first is a target of the loss.
+fn sample(tokens: usize) -> Sample {
+    let ids: Vec<i64> = (0..tokens as i64).map(|i| (i * 37) % 97).collect();
+    let positions: Vec<i64> = (0..tokens as i64).collect();
+    let targets = ids.iter().skip(1).map(|&id| id as i32).chain([-1]).collect();
+    let position_ids = [positions.clone(), positions.clone(), positions];
+    Sample { tokens: ModelInput { input_ids: ids, position_ids, ..ModelInput::default() }, targets }
+}
+
+/// Weights of the decoder's matrices that a token is multiplied by: the table of embeddings is one where it is the head too.
+fn multiplied(trainer: &Trainer, config: &ModelConfig) -> usize {
+    let counts = |name: &str| {
+        let table = name.ends_with("embed_tokens.weight") && !config.tie_word_embeddings;
+        !(name.starts_with("visual.") || table)
+    };
+    let matrices = trainer.model.parameters().filter(|t| t.shape().len() == 2 && t.parameter().is_some_and(counts));
+    matrices.map(|t| t.shape().iter().product::<usize>()).sum()
+}
+
+/// Operations of a step without those that are done again. A product's backward pass is two of its size; attention's forward pass is two
+/// products of `[S, D]` by `[D, S]` a head, of which causal order leaves half.
+fn model_flops(text: &TextConfig, weights: usize, tokens: usize, batch: usize) -> f64 {
+    let (tokens, batch) = (tokens as f64, batch as f64);
+    let width = (text.num_attention_heads * text.head_dim) as f64;
+    let attention = 3.0 * 2.0 * tokens * tokens * width * text.num_hidden_layers as f64;
+    batch * (6.0 * weights as f64 * tokens + attention)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Qwen2.5-VL-7B at 8192 tokens, by hand: 6 · 7.07e9 · 8192 and 6 · 8192² · 3584 · 28.
+    #[test]
+    fn operations_are_those_of_the_model() {
+        let text = TextConfig {
+            vocab_size: 152_064,
+            hidden_size: 3584,
+            intermediate_size: 18_944,
+            num_hidden_layers: 28,
+            num_attention_heads: 28,
+            num_key_value_heads: 4,
+            head_dim: 128,
+            rms_norm_eps: 1e-6,
+            rope_theta: 1e6,
+            mrope_section: [16, 24, 24],
+            max_position_embeddings: 128_000,
+        };
+        let layer = 3584 * (3584 + 2 * 512) + 3584 * 3584 + 3 * 3584 * 18_944;
+        let weights = 28 * layer + 152_064 * 3584;
+        let flops = model_flops(&text, weights, 8192, 1);
+        assert!((flops / 1e12 - (347.5 + 40.4)).abs() < 0.5, "{} TFLOP", flops / 1e12);
+        assert_eq!(model_flops(&text, weights, 8192, 3), 3.0 * flops);
+    }
+
+    #[test]
+    fn every_token_but_the_first_is_a_target() {
+        let sample = sample(5);
+        assert_eq!(sample.tokens.input_ids, [0, 37, 74, 14, 51]);
+        assert_eq!(sample.targets, [37, 74, 14, 51, -1]);
+    }
+}

@@ -1,0 +1,18 @@
+//! The crate's error.
+
+use reel_diagnostic::Diagnostic;
+use reel_train::TrainError;
+
+/// A page could not be made from a run's output folder.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// A file of the run is missing, unreadable or empty.
+    #[error(transparent)]
+    Run(Diagnostic),
+    /// The run's metrics could not be read.
+    #[error(transparent)]
+    Metrics(#[from] TrainError),
+}
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, ReportError>;

@@ -1,0 +1,20 @@
+//! The frame that all pages share: head, style sheet, title. A page loads nothing from elsewhere.
+
+const STYLE: &str = include_str!("html.css");
+
+/// The end of a page.
+pub const END: &str = "</main></html>\n";
+
+/// The start of a page, up to and including its title.
+pub fn begin(title: &str) -> String {
+    let title = escape(title);
+    format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
+         <title>{title}</title><style>{STYLE}</style><main><h1>{title}</h1>"
+    )
+}
+
+/// Escapes text for HTML content and attributes.
+pub fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

@@ -1,0 +1,67 @@
+//! The page of a training run: headline, metrics as curves, sampled completions over time, and every option of the run.
+
+use std::fs;
+use std::path::Path;
+
+use reel_diagnostic::Diagnostic;
+use reel_train::reporting::metrics::{self, StepMetrics};
+use reel_train::run_folder::output::{METRICS, RUN};
+use serde_json::Value;
+
+use crate::{ReportError, Result, curves, html, rollouts};
+
+const STYLE: &str = include_str!("run.css");
+
+/// The HTML page of the run whose output folder is `run`, as far as the run has come.
+///
+/// # Errors
+/// `metrics.jsonl` or a rollout file of the run cannot be read, or no step has finished.
+pub fn page(run: &Path) -> Result<String> {
+    let log = run.join(METRICS);
+    let lines = metrics::read(&log, |_: &StepMetrics| true)?;
+    let steps: Vec<StepMetrics> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let (Some(first), Some(last)) = (steps.first(), steps.last()) else {
+        let help = "give the output folder of a run that has finished a step";
+        return Err(ReportError::Run(Diagnostic::new(log.display().to_string(), "has no steps", help)));
+    };
+    let about: Value =
+        fs::read(run.join(RUN)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+    let command = about["command"].as_str().unwrap_or("training");
+    let mut page = html::begin(&format!("reel {command}: {}", run.display()));
+    page += &format!("<style>{STYLE}</style><p>{}</p>", html::escape(&headline(first, last, &about)));
+    page += &curves::html(&steps);
+    page += &rollouts::html(run, &steps)?;
+    page += &options(&about);
+    Ok(page + html::END)
+}
+
+/// One line about the run: steps, device, change of loss and reward, peak memory, version.
+fn headline(first: &StepMetrics, last: &StepMetrics, about: &Value) -> String {
+    let of = about["steps"].as_u64().map_or(String::new(), |n| format!(" of {n}"));
+    let text = |name: &str| about[name].as_str().unwrap_or("?").to_string();
+    let reward = |m: &StepMetrics| m.more.get("reward").and_then(Value::as_f64);
+    let rewards = match (reward(first), reward(last)) {
+        (Some(a), Some(b)) => format!(", reward {a:.3} → {b:.3}"),
+        _ => String::new(),
+    };
+    format!(
+        "{} steps{of} on {} in {}: loss {:.4} → {:.4}{rewards}, peak memory {:.1} GB. reel {}.",
+        last.step,
+        text("device"),
+        text("dtype"),
+        first.loss,
+        last.loss,
+        last.peak_bytes as f64 / 1e9,
+        text("version"),
+    )
+}
+
+/// The options of the run as a list.
+fn options(about: &Value) -> String {
+    let Some(options) = about["options"].as_object() else { return String::new() };
+    let row = |(name, value): (&String, &Value)| match value {
+        Value::Null => String::new(),
+        value => format!("<dt>{}</dt><dd>{}</dd>", html::escape(name), html::escape(&value.to_string())),
+    };
+    format!("<h2>Options</h2><dl class=\"options\">{}</dl>", options.iter().map(row).collect::<String>())
+}

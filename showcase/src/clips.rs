@@ -1,0 +1,396 @@
+//! Synthetic video clips: a shape that moves, a shape that changes color, shapes to count.
+//!
+//! [`make`] draws the clips of a set from a seed, each with a question, a chain of thought and the correct answer.
+
+use reel_kernels::philox;
+
+/// Height and width of a clip in pixels.
+pub const SIDE: usize = 224;
+/// Frames of a clip.
+pub const FRAMES: usize = 8;
+/// Frames per second of a clip.
+pub const FPS: u32 = 4;
+
+const BACKGROUND: [f32; 3] = [24.0, 26.0, 32.0];
+const COLORS: [(&str, [f32; 3]); 4] = [
+    ("red", [222.0, 48.0, 44.0]),
+    ("green", [46.0, 180.0, 78.0]),
+    ("blue", [54.0, 98.0, 232.0]),
+    ("yellow", [236.0, 200.0, 46.0]),
+];
+const NUMBERS: [&str; 4] = ["one", "two", "three", "four"];
+
+/// What the question about a clip is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Task {
+    /// In which direction a shape moves: left, right, up or down.
+    Motion,
+    /// Which two colors a shape has, in order.
+    Colors,
+    /// How many shapes there are: one to four.
+    Count,
+}
+
+impl Task {
+    /// All tasks, in the order of the tables.
+    pub const ALL: [Self; 3] = [Self::Motion, Self::Colors, Self::Count];
+
+    /// The task's name in file names and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Motion => "motion",
+            Self::Colors => "colors",
+            Self::Count => "count",
+        }
+    }
+
+    /// The number of possible answers; a random guess is correct once in so many times.
+    pub fn answers(self) -> usize {
+        match self {
+            Self::Motion | Self::Count => 4,
+            Self::Colors => 12,
+        }
+    }
+
+    /// The `problem_type` by which the accuracy reward scores an answer.
+    pub fn problem_type(self) -> &'static str {
+        match self {
+            Self::Motion | Self::Colors => "multiple choice",
+            Self::Count => "numerical",
+        }
+    }
+
+    /// The question of the task.
+    pub fn question(self) -> &'static str {
+        match self {
+            Self::Motion => "Which way does the shape move?",
+            Self::Colors => "Which colors does the shape show, in order?",
+            Self::Count => "How many shapes are there?",
+        }
+    }
+}
+
+/// A clip with its chain of thought and answer.
+#[derive(Clone, Debug)]
+pub struct Clip {
+    /// The task that the clip belongs to.
+    pub task: Task,
+    /// File name of the clip, without a folder.
+    pub file: String,
+    /// Frames, u8 RGB `[FRAMES, SIDE, SIDE, 3]`.
+    pub frames: Vec<u8>,
+    /// The chain of thought that leads to the answer.
+    pub think: String,
+    /// The correct answer.
+    pub answer: String,
+}
+
+impl Clip {
+    /// The completion that SFT trains on: chain of thought and answer in their tags.
+    pub fn completion(&self) -> String {
+        format!("<think>{}</think>{}", self.think, self.solution())
+    }
+
+    /// The correct answer in `<answer>` tags, as the rewards read it.
+    pub fn solution(&self) -> String {
+        format!("<answer>{}</answer>", self.answer)
+    }
+}
+
+/// The text between the first `<answer>` and the `</answer>` after it, trimmed; empty if there is none.
+pub fn answer_of(text: &str) -> &str {
+    let after = text.split_once("<answer>").map_or("", |(_, after)| after);
+    after.split_once("</answer>").map_or("", |(answer, _)| answer.trim())
+}
+
+/// The tasks of consecutive clips. Motion is the hardest task and comes twice as often as the others.
+const TURNS: [Task; 4] = [Task::Motion, Task::Colors, Task::Motion, Task::Count];
+
+/// A data set of clips.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// For SFT: rows with whole completions.
+    Sft,
+    /// For GRPO: rows with the correct answers only.
+    Rl,
+    /// For evaluation only.
+    HeldOut,
+}
+
+impl Set {
+    /// All sets.
+    pub const ALL: [Self; 3] = [Self::Sft, Self::Rl, Self::HeldOut];
+
+    /// The set's name in file names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sft => "sft",
+            Self::Rl => "rl",
+            Self::HeldOut => "held-out",
+        }
+    }
+
+    /// The number of clips in the set.
+    pub fn count(self) -> usize {
+        match self {
+            Self::Sft => 96,
+            Self::Rl => 576,
+            Self::HeldOut => 480,
+        }
+    }
+
+    /// `Some(n)`: in all but one of `n` motion clips the shape has a color that depends on the direction.
+    ///
+    /// A model trained with this hint learns to answer from a single frame. The clips for GRPO have no hint, so that only the order of
+    /// frames tells the answer.
+    fn color_hint(self) -> Option<usize> {
+        (self != Self::Rl).then_some(5)
+    }
+}
+
+/// The clips of a set: tasks and answers take turns, so that each is equally frequent; everything else is random.
+pub fn make(set: Set, seed: u64) -> Vec<Clip> {
+    let (split, count) = (set.name(), set.count());
+    // Each set has its own stream of random numbers.
+    let stream = split.bytes().fold(0, |h: u64, b| h.wrapping_mul(257).wrapping_add(u64::from(b)));
+    (0..count)
+        .map(|i| {
+            let mut random = ClipRandom { seed, stream: stream.wrapping_mul(1 << 20).wrapping_add(i as u64), index: 0 };
+            let task = TURNS[i % TURNS.len()];
+            let earlier = (0..i).filter(|j| TURNS[j % TURNS.len()] == task).count();
+            let which = earlier % task.answers();
+            let (scenes, think, answer) = match task {
+                Task::Motion => {
+                    motion(which, set.color_hint().map(|n| !(earlier / task.answers()).is_multiple_of(n)), &mut random)
+                }
+                Task::Colors => colors(which, &mut random),
+                Task::Count => objects(which, &mut random),
+            };
+            let frames = render(&scenes);
+            Clip { task, file: format!("{split}-{i:03}-{}.mp4", task.name()), frames, think, answer }
+        })
+        .collect()
+}
+
+/// Counter-based random numbers of one clip: it depends on the seed and the clip's index only, not on the clips before it.
+struct ClipRandom {
+    seed: u64,
+    stream: u64,
+    index: u64,
+}
+
+impl ClipRandom {
+    fn between(&mut self, low: f32, high: f32) -> f32 {
+        self.index += 1;
+        low + (high - low) * philox::uniform(self.seed, self.stream, self.index)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.between(0.0, n as f32) as usize).min(n - 1)
+    }
+
+    fn kind(&mut self) -> Kind {
+        [Kind::Square, Kind::Circle, Kind::Triangle][self.below(3)]
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Square,
+    Circle,
+    Triangle,
+}
+
+/// A shape in one frame; lengths in pixels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Shape {
+    kind: Kind,
+    center: [f32; 2],
+    radius: f32,
+    color: [f32; 3],
+}
+
+/// The shapes of each frame, the chain of thought, and the answer.
+type Scene = (Vec<Vec<Shape>>, String, String);
+
+/// A shape that moves in direction number `which`. `hinted`: whether its color tells the direction; a random color if `None`.
+fn motion(which: usize, hinted: Option<bool>, random: &mut ClipRandom) -> Scene {
+    let (answer, from, to) =
+        [("left", "right", "left"), ("right", "left", "right"), ("up", "bottom", "top"), ("down", "top", "bottom")]
+            [which];
+    let color = match hinted {
+        Some(true) => which,
+        Some(false) => (which + 1 + random.below(3)) % 4,
+        None => random.below(4),
+    };
+    let (kind, color, across) = (random.kind(), COLORS[color].1, random.between(88.0, 136.0));
+    let (near, far) = (random.between(40.0, 56.0), random.between(168.0, 184.0));
+    let scenes = (0..FRAMES).map(|t| {
+        let step = t as f32 / (FRAMES - 1) as f32;
+        let along = if matches!(answer, "right" | "down") { step } else { 1.0 - step };
+        let along = near + (far - near) * along;
+        let center = if matches!(answer, "left" | "right") { [along, across] } else { [across, along] };
+        vec![Shape { kind, center, radius: 36.0, color }]
+    });
+    (scenes.collect(), format!("It starts at the {from} and ends at the {to}."), answer.to_string())
+}
+
+fn colors(which: usize, random: &mut ClipRandom) -> Scene {
+    let first = which / 3;
+    let (a, b) = (COLORS[first], COLORS[(first + 1 + which % 3) % 4]);
+    let (kind, center) = (random.kind(), [random.between(80.0, 144.0), random.between(80.0, 144.0)]);
+    let scenes = (0..FRAMES).map(|t| {
+        let color = if t < FRAMES / 2 { a.1 } else { b.1 };
+        vec![Shape { kind, center, radius: 56.0, color }]
+    });
+    (scenes.collect(), format!("It is {} first and {} then.", a.0, b.0), format!("{}, {}", a.0, b.0))
+}
+
+fn objects(which: usize, random: &mut ClipRandom) -> Scene {
+    let mut centers = vec![[56.0, 56.0], [168.0, 56.0], [56.0, 168.0], [168.0, 168.0]];
+    let (kind, color) = (random.kind(), COLORS[random.below(4)].1);
+    let shapes: Vec<Shape> = (0..=which)
+        .map(|_| {
+            let [x, y] = centers.swap_remove(random.below(centers.len()));
+            let center = [x + random.between(-12.0, 12.0), y + random.between(-12.0, 12.0)];
+            Shape { kind, center, radius: 32.0, color }
+        })
+        .collect();
+    let plural = if which == 0 { "shape" } else { "shapes" };
+    (vec![shapes; FRAMES], format!("I count {} {plural}.", NUMBERS[which]), (which + 1).to_string())
+}
+
+/// The frames of a clip, u8 RGB; a frame equal to the one before it is copied.
+fn render(scenes: &[Vec<Shape>]) -> Vec<u8> {
+    let mut frames: Vec<u8> = Vec::with_capacity(scenes.len() * SIDE * SIDE * 3);
+    for (t, scene) in scenes.iter().enumerate() {
+        if t > 0 && scene == &scenes[t - 1] {
+            frames.extend_from_within(frames.len() - SIDE * SIDE * 3..);
+        } else {
+            frames.extend(render_frame(scene));
+        }
+    }
+    frames
+}
+
+/// One frame, u8 RGB `[SIDE, SIDE, 3]`, with antialiased edges one pixel wide.
+fn render_frame(shapes: &[Shape]) -> Vec<u8> {
+    let mut pixels = Vec::with_capacity(SIDE * SIDE * 3);
+    for y in 0..SIDE {
+        for x in 0..SIDE {
+            let mut rgb = BACKGROUND;
+            for s in shapes {
+                let inside = (0.5 - distance(s, x as f32 + 0.5, y as f32 + 0.5)).clamp(0.0, 1.0);
+                for (c, want) in rgb.iter_mut().zip(s.color) {
+                    *c += (want - *c) * inside;
+                }
+            }
+            pixels.extend(rgb.map(|c| c.round() as u8));
+        }
+    }
+    pixels
+}
+
+/// Signed distance of a point from the edge of a shape, in pixels; negative inside.
+fn distance(s: &Shape, x: f32, y: f32) -> f32 {
+    let (dx, dy) = (x - s.center[0], y - s.center[1]);
+    match s.kind {
+        Kind::Square => dx.abs().max(dy.abs()) - 0.9 * s.radius,
+        Kind::Circle => dx.hypot(dy) - s.radius,
+        // Upright, with sides of slope 2.
+        Kind::Triangle => ((2.0 * dx.abs() - dy - s.radius) / 5f32.sqrt()).max(dy - s.radius),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeMap, HashSet};
+
+    /// Mean position of the pixels that are not background, as [x, y].
+    fn centroid(frame: &[u8]) -> [f64; 2] {
+        let (mut sum, mut n) = ([0.0; 2], 0.0);
+        for (i, p) in frame.chunks_exact(3).enumerate().filter(|(_, p)| p.iter().any(|&c| c > 90)) {
+            assert_eq!(p.len(), 3);
+            sum = [sum[0] + (i % SIDE) as f64, sum[1] + (i / SIDE) as f64];
+            n += 1.0;
+        }
+        sum.map(|s| s / n)
+    }
+
+    #[test]
+    fn answers_agree_with_the_pixels() {
+        for clip in Set::ALL.iter().flat_map(|set| make(*set, 7).into_iter().take(48)) {
+            let frames: Vec<&[u8]> = clip.frames.chunks_exact(SIDE * SIDE * 3).collect();
+            assert_eq!(frames.len(), FRAMES);
+            let (first, last) = (centroid(frames[0]), centroid(frames[FRAMES - 1]));
+            let (dx, dy) = (last[0] - first[0], last[1] - first[1]);
+            let truth = match clip.task {
+                Task::Motion if dx < -50.0 => "left".to_string(),
+                Task::Motion if dx > 50.0 => "right".to_string(),
+                Task::Motion if dy < -50.0 => "up".to_string(),
+                Task::Motion => "down".to_string(),
+                Task::Colors => [0, FRAMES - 1].map(|t| color_at(frames[t], centroid(frames[t]))).join(", "),
+                Task::Count => {
+                    let lit = |p: usize| frames[0][3 * p..][..3].iter().any(|&c| c > 90);
+                    let half = |x: usize| usize::from(x >= SIDE / 2);
+                    let corners: HashSet<[usize; 2]> =
+                        (0..SIDE * SIDE).filter(|p| lit(*p)).map(|p| [half(p % SIDE), half(p / SIDE)]).collect();
+                    corners.len().to_string()
+                }
+            };
+            assert_eq!(clip.answer, truth, "{}", clip.file);
+        }
+    }
+
+    fn color_at(frame: &[u8], [x, y]: [f64; 2]) -> &'static str {
+        let at = (y as usize * SIDE + x as usize) * 3;
+        let off = |c: &[f32; 3]| (0..3).map(|i| (c[i] - f32::from(frame[at + i])).abs()).sum::<f32>();
+        COLORS.iter().min_by(|a, b| off(&a.1).total_cmp(&off(&b.1))).map_or("", |c| c.0)
+    }
+
+    #[test]
+    fn sets_are_balanced_disjoint_and_reproducible() {
+        let sets = Set::ALL.map(|set| make(set, 0));
+        for clips in &sets {
+            let mut counts = BTreeMap::new();
+            for c in clips {
+                *counts.entry((c.task, c.answer.clone())).or_insert(0) += 1;
+            }
+            for ((task, _), n) in counts {
+                let of = TURNS.iter().filter(|t| **t == task).count() * clips.len() / TURNS.len();
+                assert_eq!(n, of / task.answers(), "{task:?}");
+            }
+        }
+        let seen: HashSet<&[u8]> = sets.iter().flatten().map(|c| &c.frames[..]).collect();
+        assert_eq!(seen.len(), sets.iter().map(Vec::len).sum::<usize>());
+        assert_eq!(make(Set::Rl, 0)[17].frames, sets[1][17].frames);
+        assert_ne!(make(Set::Rl, 1)[17].frames, sets[1][17].frames);
+    }
+
+    /// The color tells the direction in 4 of 5 motion clips for SFT and evaluation, and by chance (1 of 4) in those for GRPO.
+    #[test]
+    fn color_hints_are_in_sft_and_held_out_clips_only() {
+        for set in Set::ALL {
+            let motions: Vec<Clip> = make(set, 5).into_iter().filter(|c| c.task == Task::Motion).collect();
+            let hinted = motions.iter().filter(|c| {
+                let direction = ["left", "right", "up", "down"].iter().position(|d| *d == c.answer);
+                let frame = &c.frames[..SIDE * SIDE * 3];
+                direction == COLORS.iter().position(|(name, _)| *name == color_at(frame, centroid(frame)))
+            });
+            let (hinted, all) = (hinted.count(), motions.len());
+            match set {
+                Set::Rl => assert!((all / 6..all / 3).contains(&hinted), "{hinted} of {all}"),
+                _ => assert!((3 * all / 4..=7 * all / 8).contains(&hinted), "{hinted} of {all}"),
+            }
+        }
+    }
+
+    #[test]
+    fn answer_of_reads_the_first_answer_tag() {
+        assert_eq!(answer_of("<think>It.</think><answer> red, blue </answer>"), "red, blue");
+        assert_eq!(answer_of("<answer>a</answer><answer>b</answer>"), "a");
+        assert_eq!(answer_of("no tags"), "");
+        assert_eq!(answer_of("<answer>cut"), "");
+    }
+}

@@ -1,0 +1,37 @@
+//! The crate's error.
+
+use reel_diagnostic::Diagnostic;
+use reel_engine::EngineError;
+use reel_media::MediaError;
+use reel_model::ModelError;
+use reel_report::ReportError;
+use reel_runtime::RuntimeError;
+
+/// The demo could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ShowcaseError {
+    /// The output folder or a file in it cannot be used.
+    #[error(transparent)]
+    Output(Diagnostic),
+    /// An image of the page could not be encoded.
+    #[error("report.html: a frame cannot be encoded as PNG: {0}")]
+    Image(#[from] image::ImageError),
+    /// A device or an op failed.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// A model folder could not be made or used.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Generation failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A clip could not be encoded.
+    #[error(transparent)]
+    Media(#[from] MediaError),
+    /// The page of the GRPO run could not be made.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+}
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, ShowcaseError>;

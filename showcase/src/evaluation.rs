@@ -1,0 +1,174 @@
+//! Evaluation on held-out clips: greedy answers to the question of every clip.
+//!
+//! Motion clips are asked about a second time with their frames in random orders: an accuracy as high as with ordered frames would mean
+//! that the model does not use the order of frames.
+
+use std::path::Path;
+
+use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
+use reel_media::profile::MediaOverrides;
+use reel_model::checkpoint::Checkpoint;
+use reel_model::input::ModelInput;
+use reel_model::input::encode::{Bundle, MediaOptions, encode};
+use reel_model::input::messages::{ContentPart, Conversation, MediaSource, VideoPart, VideoSource};
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::{Cx, DType, Device};
+use reel_train::rollout::shuffled;
+
+use crate::Result;
+use crate::clips::{Clip, Task, answer_of};
+
+/// Maximum tokens of an answer; the correct completions are much shorter.
+const MAX_ANSWER_TOKENS: usize = 48;
+/// Clips per batch.
+const BATCH: usize = 24;
+/// Random frame orders in which each motion clip is asked about.
+const SHUFFLES: u64 = 3;
+
+/// Correct answers out of all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Correct answers.
+    pub correct: usize,
+    /// All answers.
+    pub total: usize,
+}
+
+impl Tally {
+    /// Counts the correct ones among answers, each with its clip.
+    pub fn count<'a>(answers: impl Iterator<Item = (&'a Clip, &'a String)>) -> Self {
+        answers.fold(Self::default(), |t, (clip, text)| Self {
+            correct: t.correct + usize::from(answer_of(text) == clip.answer),
+            total: t.total + 1,
+        })
+    }
+
+    /// Accuracy: correct answers over all, 0 to 1.
+    pub fn share(self) -> f64 {
+        self.correct as f64 / self.total.max(1) as f64
+    }
+
+    /// Binomial variance of the accuracy.
+    pub fn variance(self) -> f64 {
+        self.share() * (1.0 - self.share()) / self.total.max(1) as f64
+    }
+}
+
+/// How far the accuracy of `high` is above that of `low`, in standard errors of the difference of two binomial proportions; 0 if
+/// the accuracies are equal.
+pub fn standard_errors(low: Tally, high: Tally) -> f64 {
+    if low.share() == high.share() {
+        return 0.0;
+    }
+    (high.share() - low.share()) / (low.variance() + high.variance()).sqrt()
+}
+
+/// A model's answers in one evaluation.
+#[derive(Clone, Debug)]
+pub struct Answers {
+    /// The answer to each clip.
+    pub ordered: Vec<String>,
+    /// The answer to each motion clip with shuffled frames: all clips in a first random order, then in a second, and so on.
+    pub shuffled: Vec<String>,
+}
+
+impl Answers {
+    /// Correct answers of one task, or of all tasks.
+    pub fn tally(&self, clips: &[Clip], task: Option<Task>) -> Tally {
+        Tally::count(clips.iter().zip(&self.ordered).filter(|(c, _)| task.is_none_or(|t| t == c.task)))
+    }
+
+    /// Correct answers to motion clips with shuffled frames.
+    pub fn shuffled_tally(&self, clips: &[Clip]) -> Tally {
+        let motion: Vec<&Clip> = clips.iter().filter(|c| c.task == Task::Motion).collect();
+        Tally::count(motion.into_iter().cycle().zip(&self.shuffled))
+    }
+
+    /// The accuracies in one line of text.
+    pub fn summary(&self, clips: &[Clip]) -> String {
+        let share = |t: Tally| format!("{} of {}", t.correct, t.total);
+        let (all, motion, shuffled) =
+            (self.tally(clips, None), self.tally(clips, Some(Task::Motion)), self.shuffled_tally(clips));
+        format!(
+            "{} held-out clips answered correctly; motion {}, with shuffled frames {}",
+            share(all),
+            share(motion),
+            share(shuffled)
+        )
+    }
+}
+
+/// The questions about the held-out clips, ready for a model.
+pub struct Evaluation {
+    bundle: Bundle,
+    ordered: Vec<ModelInput>,
+    shuffled: Vec<ModelInput>,
+}
+
+impl Evaluation {
+    /// Prepares the questions about the clips in folder `videos`, for models with the tokenizer of model folder `folder`.
+    ///
+    /// # Errors
+    /// The model folder cannot be opened, or a clip cannot be decoded.
+    pub fn new(folder: &Path, videos: &Path, clips: &[Clip], media: &MediaOptions) -> Result<Self> {
+        let bundle = Bundle::open(folder)?;
+        let ask = |clip: &Clip| -> Result<ModelInput> {
+            let source = VideoSource::File(MediaSource::Path(videos.join(&clip.file)));
+            let video = ContentPart::Video(VideoPart {
+                source,
+                overrides: MediaOverrides::default(),
+                place: clip.file.clone(),
+            });
+            Ok(encode(&bundle, &Conversation::question(vec![video], clip.task.question()), media)?)
+        };
+        let ordered = clips.iter().map(ask).collect::<Result<Vec<_>>>()?;
+        let motion = |order: u64| {
+            let motion = clips.iter().zip(&ordered).filter(|(c, _)| c.task == Task::Motion);
+            motion.zip(0u64..).map(move |((_, tokens), i)| shuffled(tokens, (order << 32) + i))
+        };
+        let shuffled = (0..SHUFFLES).flat_map(motion).collect();
+        Ok(Self { bundle, ordered, shuffled })
+    }
+
+    /// The greedy answers of the model in `folder`.
+    ///
+    /// # Errors
+    /// The weights cannot be opened, or generation fails.
+    pub fn run(&self, folder: &Path, device: &Device) -> Result<Answers> {
+        let files = Checkpoint::open(folder)?;
+        let weights = Qwen25Vl::open(device, &files, &self.bundle.config, DType::F32)?;
+        let engine = Engine::new(&weights, &Cx::inference(device, DType::F32))?;
+        let answer = |questions: &[ModelInput]| -> Result<Vec<String>> {
+            let mut answers = Vec::new();
+            for questions in questions.chunks(BATCH) {
+                let requests = questions.iter().map(|q| GenerationRequest {
+                    prompt: q.sequence(),
+                    rope_delta: q.rope_delta,
+                    sampling: SamplingParams::default(),
+                    max_new_tokens: MAX_ANSWER_TOKENS,
+                    eos: self.bundle.stop_ids(),
+                    min_new_tokens: 0,
+                    stops: vec![StopCondition::none()],
+                });
+                let (completions, _) = engine.generate(requests.collect(), |_| {})?;
+                answers.extend(completions.iter().map(|c| self.bundle.tokenizer.decode(&c.ids, true)));
+            }
+            Ok(answers)
+        };
+        Ok(Answers { ordered: answer(&self.ordered)?, shuffled: answer(&self.shuffled)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn standard_errors_are_those_of_two_proportions() {
+        let tally = |correct, total| Tally { correct, total };
+        assert_eq!(standard_errors(tally(0, 0), tally(0, 240)), 0.0);
+        let gain = standard_errors(tally(120, 240), tally(180, 240));
+        assert!((gain - 0.25 / (0.25f64 / 240.0 + 0.1875 / 240.0).sqrt()).abs() < 1e-12);
+        assert_eq!(standard_errors(tally(180, 240), tally(120, 240)), -gain);
+    }
+}

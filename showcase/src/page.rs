@@ -1,0 +1,308 @@
+//! The HTML pages of `reel demo`: one with all results of a seed, and an overview of several seeds.
+
+use std::fmt::Write;
+use std::io::Cursor;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+use serde_json::Value;
+
+use reel_report::chart::Chart;
+use reel_report::html::escape;
+
+use crate::Result;
+use crate::clips::{FRAMES, SIDE, Task, answer_of};
+use crate::evaluation::{Tally, standard_errors};
+use crate::pipeline::{GRPO_PAGE, Outcome, STAGES};
+
+const STYLE: &str = include_str!("page.css");
+/// The page shows the answers to the first this many held-out clips.
+pub const SHOWN: usize = 48;
+
+/// A row of the table of results.
+pub struct ResultRow {
+    /// A task, `motion, frames shuffled`, or `all`.
+    pub name: &'static str,
+    /// Correct answers before, between and after the two training stages.
+    pub tallies: [Tally; 3],
+    /// Accuracy of random guesses.
+    guess: Option<f64>,
+}
+
+/// The results of a demo: a row for each task, one for motion clips with shuffled frames, and one for all clips.
+pub fn rows(o: &Outcome) -> Vec<ResultRow> {
+    let guess = |task: Task| 1.0 / task.answers() as f64;
+    let row = |name, task: Option<Task>| ResultRow {
+        name,
+        tallies: o.answers.each_ref().map(|s| s.tally(&o.clips, task)),
+        guess: task.map(guess),
+    };
+    let mut rows: Vec<ResultRow> = Task::ALL.iter().map(|task| row(task.name(), Some(*task))).collect();
+    let shuffled = o.answers.each_ref().map(|s| s.shuffled_tally(&o.clips));
+    rows.insert(1, ResultRow { name: "motion, frames shuffled", tallies: shuffled, guess: Some(guess(Task::Motion)) });
+    rows.push(row("all", None));
+    rows
+}
+
+/// The page of one seed; `machine` is a line about the machine for the footer.
+///
+/// # Errors
+/// A frame cannot be encoded as PNG.
+pub fn page(o: &Outcome, machine: &str) -> Result<String> {
+    let mut page = begin(
+        "A tiny Qwen2.5-VL with random weights learned to answer questions about video clips with a chain of thought: first by supervised \
+         fine-tuning, then from rewards. Everything ran on this machine.",
+    );
+    figures(&mut page, o);
+    results(&mut page, o);
+    for ((stage, took), steps) in STAGES.iter().zip(&o.took).zip(&o.steps) {
+        let _ = write!(
+            page,
+            "<section><h2>{}</h2><p class=\"note\">{} {} steps in {}.</p>",
+            stage.title,
+            stage.about,
+            steps.len(),
+            duration(*took)
+        );
+        for (name, caption, log) in stage.curves {
+            let points: Vec<(u64, f64)> =
+                (1..).zip(steps).filter_map(|(n, line): (u64, &Value)| Some((n, line.get(*name)?.as_f64()?))).collect();
+            let chart = Chart { width: 760.0, height: 200.0, log: *log }.svg(&points, name);
+            let _ = write!(page, "<figure><figcaption>{}</figcaption>{chart}</figure>", escape(caption));
+        }
+        page += "</section>";
+    }
+    let _ = write!(
+        page,
+        "<p class=\"note\"><a href=\"{GRPO_PAGE}\">Completions that {} sampled over time</a>, with frames and rewards.</p>",
+        o.second()
+    );
+    gallery(&mut page, o)?;
+    let commands = o.commands.iter().map(|c| escape(c)).collect::<Vec<_>>().join("\n");
+    let _ = write!(page, "<section><h2>The same with single commands</h2><pre>{commands}</pre></section>");
+    Ok(page + &end(&format!("{machine}, seed {}", o.seed)))
+}
+
+/// The overview of several seeds; the page of each is `seed-N/report.html`.
+pub fn overview(outcomes: &[Outcome], machine: &str) -> String {
+    let mut page = begin("The same training with a different seed each time: weights, clips and sampling differ.");
+    let second = outcomes.first().map_or("T-GRPO", Outcome::second);
+    let _ = write!(
+        page,
+        "<section><table><thead><tr><th>Seed</th><th>Held-out clips</th><th>Before</th><th>After SFT</th><th>After {second}</th>\
+         <th>SFT, in standard errors</th><th>{second}</th></tr></thead><tbody>"
+    );
+    for o in outcomes {
+        for row in rows(o) {
+            let [a, b, c] = row.tallies;
+            let _ = write!(
+                page,
+                "<tr{}><td><a href=\"seed-{seed}/report.html\">{seed}</a></td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:+.1}</td><td>{:+.1}</td></tr>",
+                if row.name == "all" { " class=\"sum\"" } else { "" },
+                row.name,
+                share(a),
+                share(b),
+                share(c),
+                standard_errors(a, b),
+                standard_errors(b, c),
+                seed = o.seed,
+            );
+        }
+    }
+    page + "</tbody></table></section>" + &end(machine)
+}
+
+fn begin(about: &str) -> String {
+    format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
+         content=\"width=device-width,initial-scale=1\"><title>reel demo</title><style>{STYLE}</style></head><body><main>\
+         <header><h1>reel demo</h1><p>{about}</p></header>"
+    )
+}
+
+fn end(machine: &str) -> String {
+    format!("<footer>{}</footer></main></body></html>\n", escape(machine))
+}
+
+fn share(t: Tally) -> String {
+    format!("{:.1} %", 100.0 * t.share())
+}
+
+fn figures(page: &mut String, o: &Outcome) {
+    let all = o.answers.each_ref().map(|s| s.tally(&o.clips, None));
+    let after = format!("after {}", o.second());
+    let figures: [(&str, String); 8] = [
+        ("correct before", share(all[0])),
+        ("after SFT", share(all[1])),
+        (&after, share(all[2])),
+        ("held-out clips", all[2].total.to_string()),
+        ("parameters", format!("{:.2} M", o.parameters as f64 / 1e6)),
+        ("SFT", duration(o.took[0])),
+        (o.second(), duration(o.took[1])),
+        ("all", duration(o.all)),
+    ];
+    *page += "<dl class=\"figures\">";
+    for (name, value) in figures {
+        let _ = write!(page, "<div><dt>{name}</dt><dd>{}</dd></div>", escape(&value));
+    }
+    *page += "</dl>";
+}
+
+fn results(page: &mut String, o: &Outcome) {
+    let second = o.second();
+    let _ = write!(
+        page,
+        "<section><h2>Held-out clips answered correctly</h2><table><thead><tr><th>Task</th><th>Before</th><th>After SFT</th>\
+         <th>After {second}</th><th class=\"bar\"></th></tr></thead><tbody>"
+    );
+    for row in rows(o) {
+        let [a, b, c] = row.tallies;
+        let mark =
+            row.guess.map_or(String::new(), |g| format!("<i style=\"left:{:.1}%\" title=\"guessing\"></i>", 100.0 * g));
+        let _ = write!(
+            page,
+            "<tr{}><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"bar\"><div><b style=\"width:{:.1}%\"></b>\
+             <u style=\"width:{:.1}%\"></u>{mark}</div></td></tr>",
+            if row.name == "all" { " class=\"sum\"" } else { "" },
+            row.name,
+            share(a),
+            share(b),
+            share(c),
+            100.0 * c.share(),
+            100.0 * b.share(),
+        );
+    }
+    let _ = write!(
+        page,
+        "</tbody></table><p class=\"note\">Bars: accuracy after {second}; line below the bar: after SFT; mark: random guesses. From SFT to {second} the \
+         accuracy on all clips rose by {:.1} standard errors of the difference. In four of five motion clips for SFT and for evaluation the color \
+         of the shape tells the direction, so that a single frame suffices. The clips for {second} have no such hint: answers that ignore the order \
+         of frames earn less there.</p></section>",
+        standard_errors(o.answers[1].tally(&o.clips, None), o.answers[2].tally(&o.clips, None)),
+    );
+}
+
+fn gallery(page: &mut String, o: &Outcome) -> Result<()> {
+    let _ = write!(
+        page,
+        "<section><h2>Questions and answers</h2><p class=\"note\">The first {SHOWN} held-out clips with their frames in order.</p>"
+    );
+    let [before, sft, grpo] = &o.answers;
+    let answers = before.ordered.iter().zip(&sft.ordered).zip(&grpo.ordered);
+    for (clip, ((before, sft), grpo)) in o.clips.iter().zip(answers).take(SHOWN) {
+        let (class, verdict) = if answer_of(grpo) == clip.answer { ("right", "correct") } else { ("wrong", "wrong") };
+        let _ = write!(page, "<article class=\"{class}\"><div class=\"strip\">");
+        for frame in clip.frames.chunks_exact(SIDE * SIDE * 3).take(FRAMES) {
+            let _ = write!(
+                page,
+                "<img alt=\"\" src=\"data:image/png;base64,{}\">",
+                STANDARD.encode(png(&downscale(frame))?)
+            );
+        }
+        let _ = write!(
+            page,
+            "</div><h3>{}</h3><dl><dt>answer</dt><dd>{} <span>{verdict}</span></dd><dt>target</dt><dd>{}</dd><dt>SFT</dt><dd class=\"dim\">{}</dd>\
+             <dt>before</dt><dd class=\"dim\">{}</dd></dl></article>",
+            clip.task.question(),
+            escape(grpo),
+            escape(&clip.completion()),
+            escape(sft),
+            escape(&shorten(before)),
+        );
+    }
+    *page += "</section>";
+    Ok(())
+}
+
+/// A duration in words: `42 s`, `3 min 20 s`.
+pub fn duration(d: Duration) -> String {
+    let s = d.as_secs_f64().round() as u64;
+    if s < 100 { format!("{s} s") } else { format!("{} min {} s", s / 60, s % 60) }
+}
+
+/// The first 80 characters of a text.
+fn shorten(text: &str) -> String {
+    let mut short: String = text.chars().take(80).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
+}
+
+/// Frames are shown at 1/2 of their width and height.
+const DOWNSCALE: usize = 2;
+
+/// A frame at half its size, u8 RGB `[SIDE/2, SIDE/2, 3]`: each pixel is the mean of 2 x 2 pixels.
+fn downscale(frame: &[u8]) -> Vec<u8> {
+    let side = SIDE / DOWNSCALE;
+    let at = |y: usize, x: usize, c: usize| u32::from(frame[(y * SIDE + x) * 3 + c]);
+    (0..side * side)
+        .flat_map(|i| {
+            let (y, x) = (DOWNSCALE * (i / side), DOWNSCALE * (i % side));
+            [0, 1, 2].map(|c| ((at(y, x, c) + at(y, x + 1, c) + at(y + 1, x, c) + at(y + 1, x + 1, c) + 2) / 4) as u8)
+        })
+        .collect()
+}
+
+fn png(pixels: &[u8]) -> Result<Vec<u8>> {
+    let mut bytes = Cursor::new(Vec::new());
+    let side = (SIDE / DOWNSCALE) as u32;
+    PngEncoder::new(&mut bytes).write_image(pixels, side, side, ExtendedColorType::Rgb8)?;
+    Ok(bytes.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clips::{self, Clip, Set};
+    use crate::evaluation::Answers;
+    use serde_json::json;
+
+    fn outcome(seed: u64) -> Outcome {
+        let clips = clips::make(Set::HeldOut, 3)[..6].to_vec();
+        let noise = Answers { ordered: vec!["<b>noise & more".to_string(); 6], shuffled: vec![String::new(); 9] };
+        let mut right =
+            Answers { ordered: clips.iter().map(Clip::completion).collect(), shuffled: vec!["no".into(); 9] };
+        right.shuffled[3] = clips[0].completion();
+        let mut half = right.clone();
+        half.ordered[1] = "<answer>wrong</answer>".to_string();
+        Outcome {
+            seed,
+            temporal: true,
+            clips,
+            answers: [noise, half, right],
+            steps: [
+                vec![json!({"loss": 3.0}), json!({"loss": 0.5})],
+                vec![json!({"reward": 1.0}), json!({"reward": 2.0})],
+            ],
+            took: [Duration::from_secs(1); 2],
+            all: Duration::from_secs(3),
+            parameters: 1000,
+            commands: vec!["reel sft --max-steps 2".to_string()],
+        }
+    }
+
+    #[test]
+    fn page_is_self_contained_and_counts_correct_answers() -> Result<()> {
+        let o = outcome(1);
+        let tallies: Vec<(&str, usize, usize)> =
+            rows(&o).iter().map(|r| (r.name, r.tallies[1].correct, r.tallies[1].total)).collect();
+        let want =
+            [("motion", 3, 3), ("motion, frames shuffled", 1, 9), ("colors", 1, 2), ("count", 1, 1), ("all", 5, 6)];
+        assert_eq!(tallies, want);
+        let page = page(&o, "a < b")?;
+        assert!(page.contains("83.3 %") && page.contains("<polyline") && page.contains("a &lt; b, seed 1"));
+        assert!(!page.contains("http") && !page.contains("<b>noise"));
+        assert_eq!(page.matches("<img").count(), 6 * FRAMES);
+        Ok(())
+    }
+
+    #[test]
+    fn overview_links_to_the_page_of_each_seed() {
+        let page = overview(&[outcome(7), outcome(8)], "a machine");
+        assert!(page.contains("seed-7/report.html") && page.contains("seed-8/report.html"));
+        assert!(page.contains("100.0 %") && page.ends_with("</html>\n"));
+    }
+}

@@ -1,0 +1,343 @@
+//! The steps of the demo, in the order in which they run:
+//!
+//! ```text
+//! prepare   clear the folder; write sft.toml and grpo.toml; random model and SigLIP; encode the clips; sft.jsonl, rl.jsonl, held-out.jsonl
+//! run       evaluate(model) → SFT on sft.jsonl → evaluate(sft) → GRPO on rl.jsonl → evaluate(grpo) → grpo/report.html
+//! ```
+//!
+//! The two training runs are the caller's: they take the options of the folder's .toml files, as `reel sft --config` does.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use reel_diagnostic::Diagnostic;
+use reel_measure::trace;
+use reel_media::encode::{VideoCodec, VideoEncoding, encode_video};
+use reel_media::resize::FrameView;
+use reel_model::checkpoint;
+use reel_model::init::{InitOptions, Preset, init, init_siglip};
+use reel_model::input::MediaOptions;
+use reel_model::save::AtomicFile;
+use reel_report::run;
+use reel_runtime::Device;
+use reel_train::options::RunOptions;
+use serde_json::{Value, json};
+
+use crate::clips::{self, Clip, FPS, FRAMES, SIDE, Set};
+use crate::evaluation::{Answers, Evaluation};
+use crate::page::SHOWN;
+use crate::{Result, ShowcaseError};
+
+/// One of the two training stages.
+pub struct Stage {
+    /// The command, and the name of the stage's files: `sft` or `grpo`.
+    pub name: &'static str,
+    /// Its options, as `--config` takes them.
+    config: &'static str,
+    /// Heading on the page.
+    pub title: &'static str,
+    /// What the page says about the stage.
+    pub about: &'static str,
+    /// Metrics that the page draws over the steps: name, caption, whether on a logarithmic scale.
+    pub curves: &'static [(&'static str, &'static str, bool)],
+}
+
+/// The training stages in their order.
+pub const STAGES: [Stage; 2] = [
+    Stage {
+        name: "sft",
+        config: include_str!("sft.toml"),
+        title: "Supervised fine-tuning (SFT)",
+        about: "The model learns to reproduce a chain of thought and an answer for each clip.",
+        curves: &[("loss", "loss of each step and its running mean, logarithmic", true)],
+    },
+    Stage {
+        name: "grpo",
+        config: include_str!("grpo.toml"),
+        title: "Reinforcement learning (GRPO)",
+        about: "Only the answers are known: eight completions are sampled for each clip and rewarded for accuracy and format. T-GRPO adds \
+                0.3 where the completions to the ordered frames are at least as accurate as those to shuffled frames. The semantic reward runs \
+                with a random SigLIP at weight 0: it is computed and does not count.",
+        curves: &[
+            ("rewards/accuracy", "mean accuracy reward of the completions of each step", false),
+            ("reward", "mean reward", false),
+            ("rewards/temporal", "mean temporal reward", false),
+            ("entropy", "entropy of the sampled tokens, nats", false),
+        ],
+    },
+];
+
+/// Everything that the demo writes into its folder, except for the .toml files, by which the folder is recognised.
+const PARTS: [&str; 9] =
+    ["model", "siglip", "clips", "sft.jsonl", "rl.jsonl", "held-out.jsonl", "sft", "grpo", "report.html"];
+
+/// The page of the GRPO run, relative to the demo's folder.
+pub const GRPO_PAGE: &str = "grpo/report.html";
+
+/// A demo with one seed, in one folder.
+pub struct Demo {
+    /// Output folder.
+    pub folder: PathBuf,
+    /// Seed of weights, clips and sampling.
+    pub seed: u64,
+    /// Steps of each training stage instead of those of its .toml file.
+    pub steps: Option<i64>,
+    /// Whether the GRPO stage has the temporal reward (T-GRPO).
+    pub temporal: bool,
+    /// Whether to print no progress on stderr.
+    pub quiet: bool,
+}
+
+/// A folder with everything that training starts from.
+pub struct Prepared {
+    started: Instant,
+    /// Parameters of the model.
+    parameters: u64,
+    /// The held-out clips; all but the first [`SHOWN`] without their frames.
+    held_out: Vec<Clip>,
+}
+
+/// The results of a demo.
+pub struct Outcome {
+    /// Seed of weights, clips and sampling.
+    pub seed: u64,
+    /// Whether the GRPO stage had the temporal reward.
+    pub temporal: bool,
+    /// The held-out clips.
+    pub clips: Vec<Clip>,
+    /// Answers to the held-out clips before, between and after the stages.
+    pub answers: [Answers; 3],
+    /// Lines of `metrics.jsonl` of each stage.
+    pub steps: [Vec<Value>; 2],
+    /// Duration of each stage.
+    pub took: [Duration; 2],
+    /// Duration of everything.
+    pub all: Duration,
+    /// Parameters of the model.
+    pub parameters: u64,
+    /// Shell commands that give the same results step by step.
+    pub commands: Vec<String>,
+}
+
+impl Outcome {
+    /// The name of the second stage.
+    pub fn second(&self) -> &'static str {
+        if self.temporal { "T-GRPO" } else { "GRPO" }
+    }
+}
+
+impl Demo {
+    /// Writes models, clips and data files; an earlier demo in the folder is replaced.
+    ///
+    /// # Errors
+    /// The folder holds something else, a file cannot be written, or a clip cannot be encoded.
+    pub fn prepare(&self) -> Result<Prepared> {
+        let started = Instant::now();
+        self.clear()?;
+        let parameters = self.make_models()?;
+        let held_out = trace::span("clips", || self.make_clips())?;
+        Ok(Prepared { started, parameters, held_out })
+    }
+
+    /// Trains and evaluates on `device`.
+    ///
+    /// `sft` and `grpo` run a training command with the options of a .toml file, changed by [`Demo::set_paths`].
+    ///
+    /// # Errors
+    /// Training fails, a model cannot be evaluated, or a file cannot be read or written.
+    pub fn run<E: From<ShowcaseError>>(
+        &self,
+        prepared: Prepared,
+        device: &Device,
+        media: &MediaOptions,
+        sft: impl FnOnce() -> std::result::Result<(), E>,
+        grpo: impl FnOnce() -> std::result::Result<(), E>,
+    ) -> std::result::Result<Outcome, E> {
+        let Prepared { started, parameters, held_out } = prepared;
+        let evaluation =
+            trace::span("questions", || Evaluation::new(&self.path("model"), &self.path("clips"), &held_out, media))?;
+        let evaluate = |part: &str, when: &str| -> Result<Answers> {
+            let answers = trace::span("evaluation", || evaluation.run(&self.path(part), device))?;
+            self.progress(format!("{when}: {}", answers.summary(&held_out)));
+            Ok(answers)
+        };
+        let before = evaluate("model", "before")?;
+        let started_sft = Instant::now();
+        sft()?;
+        let sft_took = started_sft.elapsed();
+        let between = evaluate("sft", "after SFT")?;
+        let started_grpo = Instant::now();
+        grpo()?;
+        let grpo_took = started_grpo.elapsed();
+        let after = evaluate("grpo", "after GRPO")?;
+        let page = run::page(&self.path("grpo")).map_err(ShowcaseError::from)?;
+        write(&self.path(GRPO_PAGE), &page)?;
+        Ok(Outcome {
+            seed: self.seed,
+            temporal: self.temporal,
+            answers: [before, between, after],
+            steps: [steps(&self.path("sft"))?, steps(&self.path("grpo"))?],
+            took: [sft_took, grpo_took],
+            all: started.elapsed(),
+            parameters,
+            commands: self.commands(&held_out[0]),
+            clips: held_out,
+        })
+    }
+
+    /// A path inside the demo's folder.
+    pub fn path(&self, part: &str) -> PathBuf {
+        self.folder.join(part)
+    }
+
+    /// Sets what a .toml file of the demo leaves open: `stage` (`sft` or `grpo`) starts from the model in the folder's part `from`.
+    pub fn set_paths(&self, options: &mut RunOptions, from: &str, stage: &str) {
+        options.model = self.path(from).display().to_string();
+        options.data = self.path(if stage == "sft" { "sft.jsonl" } else { "rl.jsonl" });
+        options.media_root = Some(self.folder.clone());
+        options.out = self.path(stage);
+        options.max_steps = self.steps.or(options.max_steps);
+    }
+
+    fn progress(&self, text: String) {
+        if !self.quiet {
+            eprintln!("{text}")
+        }
+    }
+
+    /// Removes the files of an earlier demo, and nothing else; then writes the .toml files.
+    fn clear(&self) -> Result<()> {
+        check_folder(&self.folder)?;
+        let cannot = |path: &Path, what: &str, e: std::io::Error, help: &str| {
+            ShowcaseError::Output(Diagnostic::new(path.display().to_string(), format!("cannot be {what}: {e}"), help))
+        };
+        for part in PARTS {
+            let part = self.path(part);
+            let removed = match (part.is_dir(), part.exists()) {
+                (true, _) => fs::remove_dir_all(&part),
+                (false, true) => fs::remove_file(&part),
+                (false, false) => Ok(()),
+            };
+            removed.map_err(|e| cannot(&part, "replaced", e, "remove it, or give another --out"))?;
+        }
+        let clips = self.path("clips");
+        fs::create_dir_all(&clips).map_err(|e| cannot(&clips, "created", e, "give another --out"))?;
+        for stage in &STAGES {
+            let config = if self.temporal { stage.config.to_string() } else { without_temporal(stage.config) };
+            write(&self.path(&format!("{}.toml", stage.name)), &config)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a random model to train and a random SigLIP; returns the model's number of parameters.
+    fn make_models(&self) -> Result<u64> {
+        let model = self.path("model");
+        let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: self.seed };
+        let made = init(&options, &model)?;
+        init_siglip(checkpoint::StoredDType::F32, self.seed, &self.path("siglip"))?;
+        let millions = made.parameters as f64 / 1e6;
+        self.progress(format!("{}: a model of {millions:.1} M parameters with random weights", model.display()));
+        Ok(made.parameters)
+    }
+
+    /// Encodes all clips and writes a data file for each set; returns the held-out clips.
+    fn make_clips(&self) -> Result<Vec<Clip>> {
+        let encoding = VideoEncoding::new(VideoCodec::best(), (FPS as i32, 1));
+        let mut held_out = Vec::new();
+        for set in Set::ALL {
+            let mut made = clips::make(set, self.seed);
+            let mut rows = String::new();
+            for clip in &made {
+                let frames = FrameView::new(&clip.frames, FRAMES, SIDE, SIDE)?;
+                encode_video(&self.path("clips").join(&clip.file), frames, &encoding)?;
+                rows += &row(clip, set).to_string();
+                rows.push('\n');
+            }
+            write(&self.path(&format!("{}.jsonl", set.name())), &rows)?;
+            // From here on only the page needs frames; those of all clips take hundreds of megabytes.
+            made.iter_mut().skip(SHOWN).for_each(|clip| clip.frames = Vec::new());
+            held_out = made;
+        }
+        let [sft, rl, evaluated] = Set::ALL.map(Set::count);
+        let folder = self.path("clips");
+        self.progress(format!("{}: {sft} clips for SFT, {rl} for GRPO, {evaluated} held out", folder.display()));
+        Ok(held_out)
+    }
+
+    /// Shell commands that do what the demo did.
+    fn commands(&self, clip: &Clip) -> Vec<String> {
+        let (out, seed) = (self.folder.display(), self.seed);
+        let run = |stage: &str, from: &str, data: &str, more: &str| {
+            format!(
+                "reel {stage} --config {out}/{stage}.toml --model {out}/{from} --data {out}/{data}.jsonl --media-root {out} \\\n    \
+                 --out {out}/{stage} --seed {seed}{more} --overwrite"
+            )
+        };
+        vec![
+            format!("reel init --preset tiny --seed {seed} --out {out}/model"),
+            format!("reel init --preset siglip-tiny --seed {seed} --out {out}/siglip"),
+            run("sft", "model", "sft", ""),
+            run("grpo", "sft", "rl", &format!(" --siglip {out}/siglip")),
+            format!("reel report {out}/grpo --out {out}/{GRPO_PAGE}"),
+            format!(
+                "reel generate --model {out}/grpo --video {}/{} --nframes 8 --min-pixels 3136 --max-pixels 3136 \\\n    --prompt \"{}\"",
+                self.path("clips").display(),
+                clip.file,
+                clip.task.question(),
+            ),
+        ]
+    }
+}
+
+/// A stage's options without the temporal reward.
+fn without_temporal(config: &str) -> String {
+    let lines = config.lines().map(|line| if line == "temporal = true" { "temporal = false" } else { line });
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
+/// Checks that a folder is new, empty, or holds a demo (or demos of several seeds) and may be overwritten.
+///
+/// # Errors
+/// The folder holds anything else.
+pub fn check_folder(folder: &Path) -> Result<()> {
+    // Every version of sft.toml has this at the end of its first line.
+    let of_a_demo = |config: String| config.lines().next().is_some_and(|line| line.ends_with("(`reel sft --config`)."));
+    let is_demo = |folder: &Path| fs::read_to_string(folder.join("sft.toml")).is_ok_and(of_a_demo);
+    let mut entries = fs::read_dir(folder).into_iter().flatten().flatten().peekable();
+    if entries.peek().is_none() || is_demo(folder) || entries.any(|entry| is_demo(&entry.path())) {
+        return Ok(());
+    }
+    let what = "holds files that are not an earlier demo";
+    Err(ShowcaseError::Output(Diagnostic::new(folder.display().to_string(), what, "give another --out")))
+}
+
+/// A clip as a row of a training data file.
+fn row(clip: &Clip, set: Set) -> Value {
+    let video = json!({"type": "video", "video": format!("clips/{}", clip.file)});
+    let question = json!({"role": "user", "content": [video, {"type": "text", "text": clip.task.question()}]});
+    match set {
+        Set::Rl => json!({"prompt": [question], "problem_type": clip.task.problem_type(), "solution": clip.solution()}),
+        _ => json!({"messages": [question, {"role": "assistant", "content": clip.completion()}]}),
+    }
+}
+
+/// The lines of a run's metrics.jsonl.
+fn steps(run: &Path) -> Result<Vec<Value>> {
+    let metrics = run.join("metrics.jsonl");
+    let text =
+        fs::read_to_string(&metrics).map_err(|e| ShowcaseError::Output(Diagnostic::cannot_read(&metrics, &e)))?;
+    let malformed = |e: serde_json::Error| {
+        let what = format!("is not JSON lines: {e}");
+        ShowcaseError::Output(Diagnostic::new(metrics.display().to_string(), what, "run the demo again"))
+    };
+    text.lines().map(|line| serde_json::from_str(line).map_err(malformed)).collect()
+}
+
+/// Writes a whole file, or leaves what was there before.
+fn write(to: &Path, text: &str) -> Result<()> {
+    let mut draft = AtomicFile::create(to)?;
+    draft.write_all(text.as_bytes()).map_err(|e| ShowcaseError::Output(Diagnostic::cannot_write(to, &e)))?;
+    Ok(draft.commit()?)
+}

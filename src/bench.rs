@@ -1,0 +1,416 @@
+//! `reel bench`: measures throughput of a model or of single kernels against the limits of this machine, and compares two results.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{ArgAction, Args, Subcommand};
+use reel_engine::bench;
+use reel_kernels::catalogue::Sizes;
+use reel_measure::ceilings::Ceilings;
+use reel_measure::clocks::{ClockSampler, Clocks};
+use reel_measure::op::{bad_size, floor_seconds, share_of_floor, timers};
+use reel_measure::rollout::{self, RolloutShape};
+use reel_measure::rounds::{self, Measured, Subject, machine};
+use reel_measure::timing::{TimedKernel, TimingDevice};
+use reel_measure::train::{self, TrainShape};
+use reel_measure::{compare, page};
+use reel_model::config::ModelConfig;
+use reel_runtime::Device;
+use reel_train::options::Optim;
+use serde_json::{Map, Value, json};
+
+use crate::common::{self, Common};
+use crate::fail::{bad_usage, failed};
+use crate::generate::MAX_COMPLETIONS;
+use crate::kernels::gpu;
+use crate::model::{self, Model};
+use crate::{output, prompt};
+
+/// Measure throughput (tokens/s) of prefill, decode, rollouts or training, or the speed of single kernels; compare two results.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  reel init --preset tiny --out tiny
+  reel bench prefill --model tiny --tokens 128 --json > a.json
+  reel bench prefill --model tiny --tokens 128 --threads 1 --json > b.json
+  reel bench --compare a.json b.json")]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: Option<What>,
+    /// Instead of measuring: say whether result B is faster than result A
+    ///
+    /// Prints the ratio of the median round times with a 99 % confidence interval (10000 bootstrap samples, fixed seed). B is faster or
+    /// slower if three conditions hold: an exact two-sided permutation test of the rank sums of the round times has p < 0.01, the
+    /// interval does not contain 1, and the medians differ by more than 1 %. Otherwise: no difference. At least five rounds each are
+    /// needed. The rounds of one run share the state of the machine, which the test cannot see: for small differences compare several
+    /// runs.
+    #[arg(long, value_names = ["A.json", "B.json"], num_args = 2)]
+    compare: Option<Vec<PathBuf>>,
+}
+
+/// What is measured.
+#[derive(Subcommand, Debug)]
+enum What {
+    /// Prefill: the forward pass over prompts, up to the logits of the last token of each
+    Prefill(PrefillArgs),
+    /// Decode: sampling one token after the other
+    Decode(DecodeArgs),
+    /// Rollouts: sampling completions of one prompt at temperature 1, as a GRPO step does
+    ///
+    /// One prefill of the prompt for all completions, which then decode together to a fixed length; end tokens do not end them.
+    /// Tokens/s counts the tokens of the completions and includes the time of the prefill. `parts` splits the profiled round into prefill
+    /// and decode.
+    Rollout(RolloutArgs),
+    /// Training: steps of full fine-tuning on text (forward, backward, AdamW)
+    ///
+    /// All sequences are packed into one micro-batch. `mfu` (model FLOPs utilization) is the model's operations a second over the GPU's
+    /// dense bf16 rate in its data sheet; null for a GPU that is not in the table. The model's operations: 6 for each token and each weight
+    /// of a matrix that multiplies it, plus causal attention; recomputed operations and the vision tower do not count. `busy` is the share
+    /// of the profiled step in which a kernel ran; `parts` splits that step into forward, backward (with recomputation) and optimizer;
+    /// `planned_peak_bytes` is the peak memory that `reel plan` gives.
+    Train(TrainArgs),
+    /// One kernel, the kernels of a folder, matrix products, or the output layer, on cpu or cuda
+    Op(OpArgs),
+}
+
+impl BenchArgs {
+    /// Measures or compares, and prints the result.
+    pub fn run(&self, common: &Common) -> Result<()> {
+        match (&self.compare, &self.what) {
+            (Some(files), None) => compare_files(common, &files[0], &files[1]),
+            (None, Some(What::Prefill(c))) => c.run(common),
+            (None, Some(What::Decode(c))) => c.run(common),
+            (None, Some(What::Rollout(c))) => c.run(common),
+            (None, Some(What::Train(c))) => c.run(common),
+            (None, Some(What::Op(c))) => c.run(common),
+            (Some(_), Some(_)) => Err(bad_usage("--compare", "compares and does not measure", "give two files alone")),
+            (None, None) => {
+                let help = "give prefill, decode, rollout, train or op, or --compare A.json B.json";
+                Err(bad_usage("bench", "nothing to measure", help))
+            }
+        }
+    }
+}
+
+fn compare_files(common: &Common, a: &Path, b: &Path) -> Result<()> {
+    let comparison = compare::compare(a, b)?;
+    if common.json { output::json(&comparison.json()) } else { output::line(comparison.text()) }
+}
+
+/// Options of every measurement of a model.
+#[derive(Args, Debug)]
+struct RoundsArgs {
+    /// Model folder, or Hugging Face model id
+    #[arg(long, value_name = "MODEL")]
+    model: String,
+    /// Batch size: sequences at a time
+    #[arg(long, value_name = "B", default_value_t = 1)]
+    batch: usize,
+    /// Timed rounds; one warm-up round comes before them, one profiled round after them
+    #[arg(long, value_name = "N", default_value_t = 7)]
+    rounds: usize,
+    /// Also write an HTML page: time by op, GPU clocks and power, memory over time
+    #[arg(long, value_name = "OUT.html")]
+    html: Option<PathBuf>,
+}
+
+/// Measure prefill: the forward pass over prompts, up to the logits of the last token of each.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  reel init --preset tiny --out tiny
+  reel bench prefill --model tiny --tokens 128 --html prefill.html")]
+struct PrefillArgs {
+    #[command(flatten)]
+    rounds: RoundsArgs,
+    /// Tokens of each prompt
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    tokens: usize,
+}
+
+/// Measure decoding: sampling one token after the other.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  reel init --preset tiny --out tiny
+  reel bench decode --model tiny --context 64 --tokens 16")]
+struct DecodeArgs {
+    #[command(flatten)]
+    rounds: RoundsArgs,
+    /// Tokens to sample for each sequence
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    tokens: usize,
+    /// Tokens in the KV cache before the first decode step
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    context: usize,
+}
+
+/// Measure rollouts: sampling completions of one prompt, as a GRPO step does.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "\
+Example:
+  reel init --preset tiny --out tiny
+  reel bench rollout --model tiny --context 64 --tokens 16 --batch 8",
+    mut_arg("batch", |batch| batch.default_value("8").help("Completions of the prompt"))
+)]
+struct RolloutArgs {
+    #[command(flatten)]
+    rounds: RoundsArgs,
+    /// Tokens of each completion
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    tokens: usize,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    context: usize,
+}
+
+/// Measure training: steps of full fine-tuning on text.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  reel init --preset tiny --out tiny
+  reel bench train --model tiny --tokens 64 --batch 2")]
+struct TrainArgs {
+    #[command(flatten)]
+    rounds: RoundsArgs,
+    /// Tokens of each sequence
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    tokens: usize,
+    /// Recompute activations in the backward pass instead of storing them
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true")]
+    gradient_checkpointing: bool,
+    /// Optimizer, by how it stores its state
+    #[arg(long, value_enum, default_value_t)]
+    optim: Optim,
+}
+
+/// Time a kernel, a matrix product or an op by itself, at the size of `reel kernels list` or at your own.
+///
+/// NAME is a kernel of `reel kernels list`, or a folder of kernels; `matmul` for the products of a linear layer, forward and both
+/// gradients (or one of them: matmul_fwd_bf16, matmul_dx_f32, …); `linear_log_prob_fused` or `linear_log_prob_products` for the output
+/// layer with log-probabilities as training runs it, forward and backward, by the fused kernel that stores no logits or by tiled matrix
+/// products.
+///
+/// Sizes: matmul has m, n, k; attention tokens, heads, kv_heads, head_dim, causal; paged_attention batch, context, heads, kv_heads,
+/// head_dim; rms_norm tokens, hidden; swiglu tokens, intermediate; linear_log_prob and its two backends tokens, hidden, vocab; log_prob
+/// rows, vocab; skinny batch, n, k; adamw count.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  reel bench op attention --size tokens=256 --dtype bf16 --runs 5")]
+struct OpArgs {
+    /// What to time
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// Size instead of the usual one, as tokens=4096; may be given several times
+    #[arg(long = "size", value_name = "KEY=VALUE", value_parser = size)]
+    sizes: Vec<(String, u64)>,
+    /// Timed runs; before each, 256 MiB of other memory are written, so that no operand is in a cache
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    runs: u32,
+}
+
+impl PrefillArgs {
+    fn run(&self, common: &Common) -> Result<()> {
+        let RoundsArgs { batch, rounds, .. } = self.rounds;
+        not_zero(&[("--tokens", self.tokens), ("--batch", batch), ("--rounds", rounds)])?;
+        self.rounds.check_sizes(self.tokens, 0)?;
+        if batch.saturating_mul(self.tokens) > MAX_PREFILL_TOKENS {
+            let what = format!("{batch} prompts of {} tokens do not fit into one forward pass", self.tokens);
+            return Err(bad_usage("--batch", what, format!("give at most {MAX_PREFILL_TOKENS} tokens in all")));
+        }
+        self.rounds.measure(common, "prefill", self.tokens, 0, |model| {
+            Ok(bench::prefill(&model.weights, &model.cx, self.tokens, batch, 1)?.iter().sum())
+        })
+    }
+}
+
+impl DecodeArgs {
+    fn run(&self, common: &Common) -> Result<()> {
+        let RoundsArgs { batch, rounds, .. } = self.rounds;
+        not_zero(&[("--tokens", self.tokens), ("--context", self.context), ("--batch", batch), ("--rounds", rounds)])?;
+        self.rounds.check_sizes(self.tokens, self.context)?;
+        self.rounds.measure(common, "decode", self.tokens, self.context, |model| {
+            Ok(bench::decode(&model.weights, &model.cx, self.context, batch, self.tokens)?.iter().sum())
+        })
+    }
+}
+
+impl RolloutArgs {
+    fn run(&self, common: &Common) -> Result<()> {
+        let RoundsArgs { batch, rounds, .. } = self.rounds;
+        not_zero(&[("--tokens", self.tokens), ("--context", self.context), ("--batch", batch), ("--rounds", rounds)])?;
+        self.rounds.check_sizes(self.tokens, self.context)?;
+        let shape = RolloutShape { context: self.context, completions: batch, tokens: self.tokens };
+        self.rounds.measure(common, "rollout", self.tokens, self.context, |model| {
+            rollout::seconds(&model.weights, &model.cx, shape)
+        })
+    }
+}
+
+impl TrainArgs {
+    fn run(&self, common: &Common) -> Result<()> {
+        let RoundsArgs { batch, rounds, .. } = self.rounds;
+        not_zero(&[("--tokens", self.tokens), ("--batch", batch), ("--rounds", rounds)])?;
+        if self.tokens == 1 {
+            return Err(bad_usage("--tokens", "a sequence of 1 token has no target", "give 2 or more"));
+        }
+        let folder = prompt::folder(&self.rounds.model)?;
+        let config = ModelConfig::open(&folder)?;
+        let (device, dtype, tokens) = (&model::device(common)?, model::dtype(common), self.tokens);
+        let (gradient_checkpointing, optim) = (self.gradient_checkpointing, self.optim);
+        let shape = TrainShape { tokens, batch, gradient_checkpointing, optim };
+        let (measured, figures) = train::measure(device, dtype, &folder, &config, shape, rounds)?;
+        let model = folder.display().to_string();
+        let subject = Subject { op: "train", model, device, dtype, tokens, batch, context: 0 };
+        self.rounds.print(common, &measured, &measured.json(&subject, figures))
+    }
+}
+
+/// Refuses amounts of which 0 would measure nothing.
+fn not_zero(amounts: &[(&str, usize)]) -> Result<()> {
+    match amounts.iter().find(|(_, n)| *n == 0) {
+        Some((option, _)) => Err(bad_usage(option, "0 measures nothing", "give 1 or more")),
+        None => Ok(()),
+    }
+}
+
+/// The most tokens of one prefill pass: ids and positions are created in host memory before the device is asked for memory.
+const MAX_PREFILL_TOKENS: usize = 1 << 22;
+
+impl RoundsArgs {
+    /// Refuses batches above [`MAX_COMPLETIONS`] and sequences longer than the model's positions.
+    fn check_sizes(&self, tokens: usize, context: usize) -> Result<()> {
+        if self.batch > MAX_COMPLETIONS {
+            let what = format!("{} sequences are too many for one batch", self.batch);
+            return Err(bad_usage("--batch", what, format!("give 1 to {MAX_COMPLETIONS}")));
+        }
+        let positions = ModelConfig::open(&prompt::folder(&self.model)?)?.text.max_position_embeddings;
+        if context.saturating_add(tokens) > positions {
+            let (after, help) = match context {
+                0 => (String::new(), "give fewer"),
+                n => (format!(" after a prompt of {n}"), "give fewer, or a smaller --context"),
+            };
+            let what = format!("{tokens}{after} are more than the model's {positions} positions");
+            return Err(bad_usage("--tokens", what, help));
+        }
+        Ok(())
+    }
+
+    /// Opens the model, measures, and prints; `round` runs one round and returns its seconds.
+    fn measure(
+        &self,
+        common: &Common,
+        op: &'static str,
+        tokens: usize,
+        context: usize,
+        round: impl Fn(&Model) -> reel_measure::Result<f64>,
+    ) -> Result<()> {
+        let folder = prompt::folder(&self.model)?;
+        let config = ModelConfig::open(&folder)?;
+        let model = Model::open(&folder, &config, common)?;
+        let (device, dtype) = (model.cx.device(), model.cx.dtype());
+        let measured = rounds::rounds(device, dtype, self.rounds, || round(&model))?;
+        let model = folder.display().to_string();
+        let subject = Subject { op, model, device, dtype, tokens, batch: self.batch, context };
+        self.print(common, &measured, &measured.json(&subject, Map::new()))
+    }
+
+    /// Prints a result and writes its page.
+    fn print(&self, common: &Common, measured: &Measured, result: &Value) -> Result<()> {
+        if let Some(to) = &self.html {
+            output::file(to, page::page(measured, result).as_bytes())?;
+        }
+        if common.json { output::json(result) } else { output::line(rounds::summary(measured, result)) }
+    }
+}
+
+fn size(text: &str) -> Result<(String, u64), String> {
+    let (key, value) = text.split_once('=').ok_or("not KEY=VALUE, as tokens=4096")?;
+    let value = value.parse().map_err(|_| format!("{value:?} is no whole number"))?;
+    Ok((key.to_string(), value))
+}
+
+/// The results of `reel bench op`.
+struct OpResults<'a> {
+    rows: &'a [TimedKernel],
+    clocks: Option<&'a Clocks>,
+    /// Errors of kernels that could not be timed.
+    problems: &'a [String],
+    /// The matrix product library and its algorithms.
+    products: Value,
+}
+
+impl OpArgs {
+    fn run(&self, common: &Common) -> Result<()> {
+        let sizes = Sizes::new(self.sizes.iter().cloned()).map_err(bad_size)?;
+        let (device, timing_device) = match common.device()? {
+            common::Device::Cpu => (model::device(common)?, TimingDevice::Cpu(common.threads()?)),
+            common::Device::Cuda(number) => {
+                (model::device(common)?, TimingDevice::gpu(gpu(&format!("cuda:{number}"))?))
+            }
+            _ => return Err(bad_usage("--device", "kernels are timed on cpu and cuda", "use one of them")),
+        };
+        let dtype = common.dtype.map(common::Dtype::runtime);
+        let timers = timers(&self.name, &sizes, dtype, self.runs as usize, &device, &timing_device)?;
+        let ceilings = Ceilings::measure(&device)?;
+        if !common.json {
+            output::line(format!("{}  of its floor", TimedKernel::head()))?;
+        }
+        let sampler = ClockSampler::of_gpu(&device, Duration::from_millis(20));
+        let (mut rows, mut problems) = (Vec::new(), Vec::new());
+        for timer in timers {
+            match timer() {
+                Ok(timed) => {
+                    for row in timed {
+                        if !common.json {
+                            let share = 100.0 * share_of_floor(&row, &ceilings);
+                            output::line(format!("{}  {share:5.1} %", row.columns()))?;
+                        }
+                        rows.push(row);
+                    }
+                }
+                Err(e) => problems.push(e.to_string()),
+            }
+        }
+        let clocks = sampler.map(ClockSampler::stop);
+        if common.json {
+            let products = timing_device.products().unwrap_or_else(|| rounds::products(&device));
+            let results = OpResults { rows: &rows, clocks: clocks.as_ref(), problems: &problems, products };
+            self.print_json(&device, &ceilings, results)?;
+        } else {
+            if let Some(row) = rows.first() {
+                output::line(format!("  {}", row.size))?;
+            }
+            if let Some(clocks) = clocks {
+                output::line(clocks.line())?;
+            }
+        }
+        match problems.split_first() {
+            None => Ok(()),
+            Some((first, _)) if rows.is_empty() => Err(anyhow::anyhow!("{first}")),
+            Some((first, _)) => Err(failed(&self.name, first, "the other kernels were timed")),
+        }
+    }
+
+    fn print_json(&self, device: &Device, ceilings: &Ceilings, results: OpResults) -> Result<()> {
+        let OpResults { rows, clocks, problems, products } = results;
+        let kernels: Vec<Value> = rows
+            .iter()
+            .map(|row| {
+                let mut one = row.json();
+                one["floor_seconds"] = json!(floor_seconds(row, ceilings));
+                one["share_of_floor"] = json!(share_of_floor(row, ceilings));
+                one
+            })
+            .collect();
+        let sizes: Map<String, Value> = self.sizes.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+        output::json(&json!({
+            "op": "op", "name": self.name, "sizes": sizes, "n": self.runs, "device": device.name(),
+            "threads": device.threads(), "machine": machine(device), "kernels": kernels, "ceilings": ceilings,
+            "products": products, "clocks": clocks.map(Clocks::json), "problems": problems, "version": env!("CARGO_PKG_VERSION"),
+        }))
+    }
+}

@@ -1,0 +1,141 @@
+//! `reel demo`: trains a tiny model on synthetic video clips (SFT, then T-GRPO) and writes a page with the results.
+
+use std::ops::DerefMut;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use reel_measure::trace;
+use reel_showcase::evaluation::standard_errors;
+use reel_showcase::page::{self, duration};
+use reel_showcase::pipeline::{self, Outcome};
+use reel_train::options::{GrpoOptions, RunOptions, SftOptions, TrainingOptions};
+use reel_train::{config_file, grpo, sft};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::common::Common;
+use crate::fail::bad_usage;
+use crate::media::{MediaFlags, WorkerFlags};
+use crate::training::Resolved;
+use crate::{model, output};
+
+/// Train a tiny model with random weights to answer questions about synthetic video clips: SFT, then GRPO with the temporal reward
+/// (T-GRPO). Writes a page with accuracy on held-out clips, curves and frames. Takes minutes on a CPU.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  reel demo --out demo")]
+pub struct DemoArgs {
+    /// Output folder; an earlier demo in it is replaced
+    #[arg(long, value_name = "DIR", default_value = "demo")]
+    out: PathBuf,
+    /// Repeat for N seeds, starting at --seed, each in DIR/seed-N
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    seeds: u64,
+    /// Training steps of each stage [default: 360 for SFT, 1200 for GRPO]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
+    steps: Option<i64>,
+    /// Train the second stage without the temporal reward (plain GRPO), for comparison
+    #[arg(long)]
+    no_temporal: bool,
+}
+
+impl DemoArgs {
+    /// Runs the demo for every seed, writes the pages and prints the results.
+    pub fn run(&self, common: &Common) -> Result<()> {
+        pipeline::check_folder(&self.out)?;
+        let Some(last) = common.seed().checked_add(self.seeds - 1) else {
+            let what = format!("there are fewer than {} seeds from seed {} on", self.seeds, common.seed());
+            return Err(bad_usage("--seeds", what, "lower --seed"));
+        };
+        let mut outcomes = Vec::new();
+        for seed in common.seed()..=last {
+            let folder = if self.seeds == 1 { self.out.clone() } else { self.out.join(format!("seed-{seed}")) };
+            let outcome = self.run_seed(common, &folder, seed)?;
+            output::file(&folder.join("report.html"), page::page(&outcome, &machine(common)?)?.as_bytes())?;
+            outcomes.push(outcome);
+        }
+        let page = self.out.join("report.html");
+        if self.seeds > 1 {
+            output::file(&page, page::overview(&outcomes, &machine(common)?).as_bytes())?;
+        }
+        if common.json {
+            return output::json(&json!({"report": page, "seeds": outcomes.iter().map(figures).collect::<Vec<_>>()}));
+        }
+        outcomes.iter().try_for_each(print_table)?;
+        let all: Duration = outcomes.iter().map(|o| o.all).sum();
+        output::line(format!("{} ({})", page.display(), duration(all)))
+    }
+
+    fn run_seed(&self, common: &Common, folder: &Path, seed: u64) -> Result<Outcome> {
+        let quiet = common.quiet || common.json;
+        let demo =
+            pipeline::Demo { folder: folder.into(), seed, steps: self.steps, temporal: !self.no_temporal, quiet };
+        let common = Common { seed: Some(seed), json: false, quiet, trace: None, ..common.clone() };
+        let prepared = demo.prepare()?;
+        let device = model::device(&common)?;
+        trace::record_launches(&device, model::dtype(&common));
+        let mut sft_run = resolved(SftOptions::default(), &demo.path("sft.toml"), &common)?;
+        let mut grpo_run = resolved(GrpoOptions::default(), &demo.path("grpo.toml"), &common)?;
+        demo.set_paths(&mut sft_run.options, "model", "sft");
+        demo.set_paths(&mut grpo_run.options, "sft", "grpo");
+        grpo_run.options.siglip = Some(demo.path("siglip"));
+        let run_sft = || sft_run.with_setup(|setup| Ok(sft::run(setup)?)).map(drop);
+        let run_grpo = || grpo_run.with_setup(|setup| Ok(grpo::run(setup)?)).map(drop);
+        demo.run(prepared, &device, &sft_run.media()?, run_sft, run_grpo)
+    }
+}
+
+/// The options of a training stage: those of its .toml file over the command's defaults.
+fn resolved<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned>(
+    options: O,
+    config: &Path,
+    common: &Common,
+) -> Result<Resolved<O>> {
+    let (media, worker) = (MediaFlags::default(), WorkerFlags::default());
+    let defaults = Resolved { options, media, worker, common: common.clone() };
+    let mut resolved: Resolved<O> = config_file::apply(&defaults, config, |_| false)?;
+    resolved.common = common.clone();
+    Ok(resolved)
+}
+
+/// Prints the accuracy on held-out clips by task, before, between and after the stages.
+fn print_table(o: &Outcome) -> Result<()> {
+    let last = format!("after {}", o.second());
+    output::line(format!("seed {}: {:25}{:>9}{:>11}{last:>14}", o.seed, "", "before", "after SFT"))?;
+    for row in page::rows(o) {
+        let [a, b, c] = row.tallies.map(|t| format!("{:.1} %", 100.0 * t.share()));
+        output::line(format!("  {:31}{a:>9}{b:>11}{c:>14}   of {}", row.name, row.tallies[0].total))?;
+    }
+    let [before, sft, grpo] = o.answers.each_ref().map(|s| s.tally(&o.clips, None));
+    output::line(format!(
+        "  standard errors gained: {:.1} by SFT, {:.1} by {} ({})",
+        standard_errors(before, sft),
+        standard_errors(sft, grpo),
+        o.second(),
+        duration(o.all)
+    ))
+}
+
+/// The results of a seed as JSON.
+fn figures(o: &Outcome) -> Value {
+    let rows = page::rows(o).into_iter().map(|row| {
+        let [before, sft, grpo] = row.tallies.map(|t| t.correct);
+        (row.name.to_string(), json!({"n": row.tallies[0].total, "before": before, "sft": sft, "grpo": grpo}))
+    });
+    let [before, sft, grpo] = o.answers.each_ref().map(|s| s.tally(&o.clips, None));
+    json!({
+        "seed": o.seed,
+        "temporal": o.temporal,
+        "right": rows.collect::<serde_json::Map<_, _>>(),
+        "standard_errors": {"sft": standard_errors(before, sft), "grpo": standard_errors(sft, grpo)},
+        "seconds": {"sft": o.took[0].as_secs_f64(), "grpo": o.took[1].as_secs_f64(), "all": o.all.as_secs_f64()},
+    })
+}
+
+/// Version, threads and CPU model, for the footer of a page.
+fn machine(common: &Common) -> Result<String> {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": ")).map_or("", |(_, m)| m.trim());
+    Ok(format!("reel {}, {} threads of {model}", env!("CARGO_PKG_VERSION"), common.threads()?))
+}

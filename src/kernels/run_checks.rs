@@ -1,0 +1,128 @@
+//! `reel kernels check --device …`: runs the kernels and compares their results with their f64 formulas.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use anyhow::Result;
+use reel_kernels::checks::suite::{Outcome, run_all, select};
+use reel_kernels::checks::{Compared, Device, Setup};
+use reel_kernels::compile;
+use reel_measure::catalogue::named;
+use serde_json::{Value, json};
+
+use super::gpu;
+use crate::common::Common;
+use crate::fail::{bad_usage, failed};
+use crate::output;
+
+/// Default of `--interleavings` on the simulator, as in the unit tests.
+const INTERLEAVINGS: u32 = 8;
+
+/// Runs the checks of a kernel, of a folder, or of all kernels.
+pub fn run(common: &Common, kernel: Option<&str>, compare: bool) -> Result<()> {
+    if let Some(name) = kernel {
+        named(name)?;
+    }
+    let device = match common.device.as_deref() {
+        Some("cpu") => Device::Cpu,
+        Some("sim") => {
+            compile::available()?;
+            Device::Sim
+        }
+        Some(name) if name == "cuda" || name.starts_with("cuda:") => Device::Gpu(Rc::new(gpu(name)?)),
+        other => {
+            let name = other.unwrap_or_default();
+            return Err(bad_usage(
+                "--device",
+                format!("{name}: kernels cannot be checked on this device"),
+                "use cpu, sim or cuda",
+            ));
+        }
+    };
+    if compare && !matches!(device, Device::Gpu(_)) {
+        return Err(bad_usage("--compare", "compares a GPU with the simulator", "use --device cuda"));
+    }
+    let checks = select(kernel);
+    let only = kernel.filter(|name| checks.iter().all(|(f, _)| f.name != *name)).map(str::to_string);
+    let interleavings = common.interleavings.unwrap_or(INTERLEAVINGS).into();
+    let setup = Setup { seed: common.seed(), interleavings, compare, only, ..Setup::new(device) };
+    let mut print_error = None;
+    let outcomes = run_all(&checks, &setup, |o| {
+        if !common.json && print_error.is_none() {
+            print_error = output::line(line(o)).err();
+        }
+    });
+    if let Some(e) = print_error {
+        return Err(e);
+    }
+    let compared = compared(&outcomes);
+    let bad: Vec<&Outcome> = outcomes.iter().filter(|o| o.result.is_err()).collect();
+    if common.json {
+        let checks: Vec<Value> = outcomes.iter().map(to_json).collect();
+        let compared: Vec<Value> = compared.iter().map(|(k, c)| comparison(k, c)).collect();
+        output::json(&json!({"ok": bad.is_empty(), "seed": setup.seed, "checks": checks, "compared": compared}))?;
+    } else {
+        for (kernel, all) in &compared {
+            output::line(comparison(kernel, all))?;
+        }
+    }
+    let launches: usize = outcomes.iter().filter_map(|o| o.result.as_ref().ok()).map(|ran| ran.launches).sum();
+    match bad.first() {
+        None if launches == 0 => Err(failed(
+            kernel.unwrap_or("kernels"),
+            "no check launches this kernel on this device",
+            "check its whole folder",
+        )),
+        None => Ok(()),
+        Some(first) => {
+            let what = first.result.as_ref().err().cloned().unwrap_or_default();
+            let location = format!("{}: {}", first.folder, first.check);
+            let help = format!(
+                "{} of {} checks passed; repeat this one with --kernel {}",
+                outcomes.len() - bad.len(),
+                outcomes.len(),
+                first.folder
+            );
+            Err(failed(location, what, help))
+        }
+    }
+}
+
+fn line(o: &Outcome) -> String {
+    match &o.result {
+        Ok(ran) => format!(
+            "{:16} {:70} {:5} launches {:8.2} s",
+            o.folder,
+            o.check.replace('_', " "),
+            ran.launches,
+            ran.time.as_secs_f64()
+        ),
+        Err(_) => format!("{:16} {:70} failed", o.folder, o.check.replace('_', " ")),
+    }
+}
+
+fn to_json(o: &Outcome) -> Value {
+    match &o.result {
+        Ok(ran) => json!({
+            "folder": o.folder, "check": o.check, "ok": true, "launches": ran.launches, "seconds": ran.time.as_secs_f64(),
+        }),
+        Err(e) => json!({"folder": o.folder, "check": o.check, "ok": false, "error": e}),
+    }
+}
+
+/// Differences between GPU and simulator, by kernel.
+fn compared(outcomes: &[Outcome]) -> BTreeMap<&'static str, Vec<&Compared>> {
+    let mut by_kernel: BTreeMap<&str, Vec<&Compared>> = BTreeMap::new();
+    for c in outcomes.iter().filter_map(|o| o.result.as_ref().ok()).flat_map(|r| &r.compared) {
+        by_kernel.entry(c.kernel).or_default().push(c);
+    }
+    by_kernel
+}
+
+fn comparison(kernel: &str, all: &[&Compared]) -> Value {
+    let sum = |of: fn(&Compared) -> usize| all.iter().map(|c| of(c)).sum::<usize>();
+    json!({
+        "kernel": kernel, "launches": all.len(), "elements": sum(|c| c.elements), "different": sum(|c| c.different),
+        "relative_l2_at_most": all.iter().map(|c| c.distance).fold(0.0, f64::max),
+    })
+}
