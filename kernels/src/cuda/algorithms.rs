@@ -1,7 +1,54 @@
 //! Which algorithms the products of a run were computed by, in short: what two runs must share to have the same bits.
 
-use super::blas::Shape;
+use crate::matmul::Matmul;
+use crate::{Addr, DType};
 use twox_hash::XxHash3_64;
+
+/// What the algorithm of a product depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    pub(super) sizes: [usize; 3],
+    pub(super) transposed: [bool; 2],
+    pub(super) types: [DType; 3],
+    pub(super) bias: bool,
+    pub(super) accumulate: bool,
+    /// What the addresses of a, b and c are multiples of, at most 256.
+    pub(super) alignment: [u32; 3],
+}
+
+impl Shape {
+    /// Of a product.
+    pub fn of(p: &Matmul) -> Shape {
+        Shape {
+            sizes: [p.m, p.n, p.k],
+            transposed: [p.a.transposed, p.b.transposed],
+            types: [p.a.dtype, p.b.dtype, p.c_dtype],
+            bias: !p.bias.is_null(),
+            accumulate: p.accumulate,
+            alignment: [p.a.addr, p.b.addr, p.c].map(alignment),
+        }
+    }
+}
+
+impl Shape {
+    /// The shape in words that do not change: `m=5 n=3 k=7 a=bf16 b=bf16t c=f32 bias=0 add=1 align=256,256,256`.
+    pub fn words(&self) -> String {
+        let Shape { sizes: [m, n, k], transposed: [at, bt], types: [a, b, c], bias, accumulate, alignment } = *self;
+        let t = |transposed| if transposed { "t" } else { "" };
+        let [of_a, of_b, of_c] = alignment;
+        format!(
+            "m={m} n={n} k={k} a={a}{} b={b}{} c={c} bias={} add={} align={of_a},{of_b},{of_c}",
+            t(at),
+            t(bt),
+            u8::from(bias),
+            u8::from(accumulate)
+        )
+    }
+}
+
+fn alignment(at: Addr) -> u32 {
+    1 << at.0.trailing_zeros().min(8)
+}
 
 /// The algorithms that were chosen so far.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,87 +3,12 @@
 //! A driver is one opened GPU. Every call may come from any thread. Handles and addresses are the driver's own and are valid for it
 //! alone. Source: NVIDIA's CUDA Driver API manual, 13.0.
 
-use super::CudaError;
 use super::blas::Blas;
-use super::rules::Limits;
-use crate::launch::Arch;
+use super::error::CudaError;
+pub use super::types::{
+    Backing, Config, Event, Function, FunctionFacts, Graph, Image, Limits, Module, Properties, Stream,
+};
 use reel_sim::tensor_map::TensorMap;
-
-/// What a driver says of its GPU.
-#[derive(Clone, Debug)]
-pub struct Properties {
-    /// The GPU's name, as `NVIDIA H200`.
-    pub name: String,
-    /// What plans may depend on.
-    pub arch: Arch,
-    /// What launches must keep to.
-    pub limits: Limits,
-    /// Bytes of memory.
-    pub memory: u64,
-    /// The driver's CUDA version times 1000, as 13000.
-    pub version: u32,
-}
-
-/// A queue of work that runs in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Stream(pub usize);
-
-/// A point in a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Event(pub usize);
-
-/// A loaded translation unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Module(pub usize);
-
-/// A kernel of a module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Function(pub usize);
-
-/// Launches that were recorded once and are asked for as one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Graph(pub usize);
-
-/// Physical memory behind a range of addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Backing(pub u64);
-
-/// A compiled unit: machine code for this GPU, and the PTX that it came from.
-#[derive(Clone, Copy, Debug)]
-pub struct Image<'a> {
-    /// What NVIDIA's driver loads: a CUBIN; empty where there is only PTX.
-    pub cubin: &'a [u8],
-    /// PTX text.
-    pub ptx: &'a str,
-}
-
-/// What the driver says of a function.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FunctionFacts {
-    /// Threads of a block at most, by its registers and its launch bounds.
-    pub threads: u32,
-    /// Bytes of static shared memory.
-    pub static_shared: u32,
-    /// Registers of a thread.
-    pub registers: u32,
-}
-
-/// One launch as the driver takes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Blocks.
-    pub grid: [u32; 3],
-    /// Threads of a block.
-    pub block: [u32; 3],
-    /// Blocks of a cluster; all 1 without.
-    pub cluster: [u32; 3],
-    /// Bytes of dynamic shared memory.
-    pub shared: u32,
-    /// All blocks are resident at once.
-    pub cooperative: bool,
-    /// Blocks may start before what was asked of the stream before has ended.
-    pub programmatic: bool,
-}
 
 /// An opened GPU.
 ///

@@ -3,7 +3,9 @@
 //! One stream; everything is ordered on it.
 
 use super::driver::{Config, Driver, Event, Function, FunctionFacts, Image, Module, Stream};
-use super::{CudaError, Nvidia, rules};
+use super::error::CudaError;
+use super::nvidia::Nvidia;
+use super::rules;
 use crate::compile::builtin::{self, Code};
 use crate::compile::{self, CompileError};
 use crate::launch::{Arch, Kernel, Source, Stage};

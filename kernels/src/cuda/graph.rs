@@ -3,8 +3,8 @@
 //! While a GPU records, nothing may be waited for and no memory may be asked of the driver, which loading a kernel does: what will be
 //! recorded is made ready first, by [`Gpu::prepare`]. Source: CUDA C++ Programming Guide 13.0, "Creating a Graph Using Stream Capture".
 
-use super::CudaError;
 use super::driver::{Driver, Graph, Stream};
+use super::error::CudaError;
 use super::gpu::Gpu;
 use crate::launch::Kernel;
 use std::sync::Arc;

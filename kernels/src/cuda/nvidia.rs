@@ -3,12 +3,12 @@
 //! Source: NVIDIA's CUDA Driver API manual, 13.0.
 #![allow(unsafe_code)]
 
-use super::CudaError;
-use super::blas::{Blas, CublasLt};
+use super::blas::Blas;
+use super::cublaslt::CublasLt;
 use super::driver::{
-    Backing, Config, Driver, Event, Function, FunctionFacts, Graph, Image, Module, Properties, Stream,
+    Backing, Config, Driver, Event, Function, FunctionFacts, Graph, Image, Limits, Module, Properties, Stream,
 };
-use super::rules::Limits;
+use super::error::CudaError;
 use crate::launch::Arch;
 use cudarc::driver::result as driver;
 use cudarc::driver::sys;

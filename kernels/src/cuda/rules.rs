@@ -4,32 +4,7 @@
 //! Source: CUDA C++ Programming Guide 13.0, "Technical Specifications per Compute Capability" and "Thread Block Clusters"; Driver API
 //! manual, cuLaunchKernelEx, cuFuncSetAttribute and cuTensorMapEncodeTiled.
 
-use super::driver::{Config, FunctionFacts};
-
-/// What a GPU allows a launch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Compute capability times ten.
-    pub sm: u32,
-    /// Blocks in x, y and z.
-    pub grid: [u32; 3],
-    /// Threads of a block in x, y and z.
-    pub block: [u32; 3],
-    /// Threads of a block in all.
-    pub threads: u32,
-    /// Bytes of shared memory of a block, static and dynamic, when the function asked for it.
-    pub shared: u32,
-    /// Registers of a block.
-    pub registers: u32,
-}
-
-impl Limits {
-    /// What all GPUs from compute capability 8.0 to 9.0 have in common, with this much shared memory.
-    pub const fn of(sm: u32, shared: u32) -> Limits {
-        let grid = [i32::MAX as u32, 65_535, 65_535];
-        Limits { sm, grid, block: [1024, 1024, 64], threads: 1024, shared, registers: 65_536 }
-    }
-}
+use super::types::{Config, FunctionFacts, Limits};
 
 /// Dynamic and static shared memory that a function has without asking.
 pub const SHARED_WITHOUT_ASKING: u32 = 48 << 10;

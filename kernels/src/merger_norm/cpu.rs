@@ -34,7 +34,10 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let BwdParams { index, w, rstd, dy, dw, partial, rows, cols, .. } = *p;
     let ((_x, x), (_dx, dx)) = (buffer::<T>(rows, cols), buffer::<T>(rows, cols));
-    let norm = rms_norm::bwd(T::DTYPE, &rms_norm::BwdParams { x, w, rstd, dy, dx, dw, partial, rows, cols, ..Zeroable::zeroed() });
+    let norm = rms_norm::bwd(
+        T::DTYPE,
+        &rms_norm::BwdParams { x, w, rstd, dy, dx, dw, partial, rows, cols, ..Zeroable::zeroed() },
+    );
     let scatter = rows::ScatterParams { src: dx, index, dst: p.dx, m: rows, cols, n: rows, reserved: 0 };
     for launch in [gather::<T>(p.x, index, rows, cols, x), norm, rows::scatter(T::DTYPE, &scatter)] {
         // SAFETY: the caller's promise; the buffers have room for all rows.

@@ -2,11 +2,14 @@
 #![allow(unsafe_code)]
 
 use super::Params;
-use crate::attention::cpu::{Sequence, rows};
+use crate::attention::cpu::{KEYS, Sequence, rows};
 use crate::simd::{Isa, isa};
 use crate::view::{Out, slice};
 use crate::{Element, Team};
 use std::ptr::null_mut;
+
+// A block of keys that attention takes at a time must not cross the end of a cache block.
+const _: () = assert!(KEYS == super::BLOCK);
 
 /// # Safety
 /// The addresses cover what [`Params`] says.

@@ -12,15 +12,12 @@ use crate::simd::{Isa, isa};
 use crate::view::slice;
 use crate::{Element, Team};
 use backward::{Deltas, Gradient, Keys, Queries, Visit};
-pub(crate) use forward::Sequence;
-use forward::{Combine, KEYS, Part, State, TILE, Tile, Whole};
+use forward::{Combine, Part, State, TILE, Tile, Whole};
+pub(crate) use forward::{KEYS, Sequence};
 use std::cell::RefCell;
 use std::ptr::null_mut;
 use std::sync::OnceLock;
 use vector::{LANES, dispatch};
-
-// The paged cache hands out its keys in blocks of the size that rows take them in.
-const _: () = assert!(KEYS == crate::paged_attention::BLOCK);
 
 /// A cache line, so that vectors do not straddle two.
 #[derive(Clone, Copy)]

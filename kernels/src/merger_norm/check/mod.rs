@@ -3,8 +3,8 @@ use crate::DType::{BF16, F32};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
 use crate::compare::assert_close;
 use crate::rms_norm::{self, parts};
-use bytemuck::Zeroable;
 use crate::{Addr, DType, Element};
+use bytemuck::Zeroable;
 
 checks!(equals_the_formula, gradient_equals_differences_of_the_formula, is_a_gather_and_a_norm);
 

@@ -1,0 +1,367 @@
+//! Plain matrix products on a GPU: cuBLASLt, which is opened at run time.
+//!
+//! Our matrices are row-major and cuBLASLt's column-major, so `C[m, n] = A · Bᵀ` is asked for as `Cᵀ = B · Aᵀ`: its first operand is
+//! our B, its second our A, and a bias of n elements lies along its rows. The algorithm is the heuristic's first for the shape, the
+//! types, the alignment of the operands and the epilogue, so one GPU, driver and library give the same bits every time; partial sums
+//! are never added by atomics.
+//!
+//! Handled here rather than by a binding crate because the library is opened from a folder found at run time, and an older one that the
+//! loader knows must not come first. Source: NVIDIA's cuBLAS manual 13.0, "Using the cuBLASLt API"; its constants are those of
+//! cublasLt.h and library_types.h.
+#![allow(unsafe_code)]
+
+use super::algorithms::{Algorithms, Shape};
+use super::blas::{Blas, WORKSPACE, describe, refused};
+use super::error::CudaError;
+use super::types::Stream;
+use crate::DType;
+use crate::compile::toolkit::Toolkit;
+use crate::matmul::Matmul;
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use std::collections::HashMap;
+use std::ffi::{c_int, c_void};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+type Status = c_int;
+type Handle = *mut c_void;
+type Desc = *mut c_void;
+type Layout = *mut c_void;
+type Preference = *mut c_void;
+type Set = unsafe extern "C" fn(*mut c_void, c_int, *const c_void, usize) -> Status;
+type Destroy = unsafe extern "C" fn(*mut c_void) -> Status;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Algorithm([u64; 8]);
+
+#[repr(C)]
+struct Heuristic {
+    algorithm: Algorithm,
+    workspace: usize,
+    state: Status,
+    waves: f32,
+    reserved: [c_int; 4],
+}
+
+const OK: Status = 0;
+const COMPUTE_32F: c_int = 68;
+const R_32F: c_int = 0;
+const R_16BF: c_int = 14;
+const DESC_TRANSA: c_int = 3;
+const DESC_TRANSB: c_int = 4;
+const DESC_EPILOGUE: c_int = 7;
+const DESC_BIAS_POINTER: c_int = 8;
+const OP_T: c_int = 1;
+const EPILOGUE_BIAS: c_int = 4;
+const PREFERENCE_WORKSPACE: c_int = 1;
+const PREFERENCE_REDUCTIONS: c_int = 3;
+const PREFERENCE_ALIGNMENT_A: c_int = 5;
+/// Partial sums are kept apart in f32 in the workspace, or there are none.
+const REDUCTION_COMPUTE_TYPE: u32 = 2;
+
+/// cuBLASLt.
+pub struct CublasLt {
+    functions: Functions,
+    handle: Handle,
+    known: Mutex<HashMap<Shape, Prepared>>,
+    path: PathBuf,
+}
+
+// SAFETY: the handle may be used from any thread, by one at a time; `known`'s lock is held through each product.
+unsafe impl Send for CublasLt {}
+// SAFETY: as above.
+unsafe impl Sync for CublasLt {}
+
+struct Functions {
+    version: unsafe extern "C" fn() -> usize,
+    create: unsafe extern "C" fn(*mut Handle) -> Status,
+    destroy: Destroy,
+    desc_create: unsafe extern "C" fn(*mut Desc, c_int, c_int) -> Status,
+    desc_set: Set,
+    desc_destroy: Destroy,
+    layout_create: unsafe extern "C" fn(*mut Layout, c_int, u64, u64, i64) -> Status,
+    layout_destroy: Destroy,
+    preference_create: unsafe extern "C" fn(*mut Preference) -> Status,
+    preference_set: Set,
+    preference_destroy: Destroy,
+    heuristic: unsafe extern "C" fn(
+        Handle,
+        Desc,
+        Layout,
+        Layout,
+        Layout,
+        Layout,
+        Preference,
+        c_int,
+        *mut Heuristic,
+        *mut c_int,
+    ) -> Status,
+    matmul: unsafe extern "C" fn(
+        Handle,
+        Desc,
+        *const c_void,
+        *const c_void,
+        Layout,
+        *const c_void,
+        Layout,
+        *const c_void,
+        *const c_void,
+        Layout,
+        *mut c_void,
+        Layout,
+        *const Algorithm,
+        *mut c_void,
+        usize,
+        *mut c_void,
+    ) -> Status,
+    // Kept open: the functions above point into it.
+    _library: Library,
+}
+
+/// A shape's descriptors and algorithm.
+struct Prepared {
+    desc: Desc,
+    first: Layout,
+    second: Layout,
+    result: Layout,
+    algorithm: Algorithm,
+}
+
+impl Functions {
+    fn open(path: &Path) -> Result<Functions, CudaError> {
+        let failed = |e: libloading::Error| CudaError::Call {
+            call: format!("opening {}", path.display()),
+            what: e.to_string().split_whitespace().collect::<Vec<_>>().join(" "),
+        };
+        // SAFETY: NVIDIA's library, whose initialisers ask for nothing of the caller.
+        let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map_err(failed)?;
+        macro_rules! get {
+            ($name:literal) => {
+                // SAFETY: the field's type is the function's type in cublasLt.h of CUDA 13.
+                *unsafe { library.get($name) }.map_err(failed)?
+            };
+        }
+        Ok(Functions {
+            version: get!(c"cublasLtGetVersion"),
+            create: get!(c"cublasLtCreate"),
+            destroy: get!(c"cublasLtDestroy"),
+            desc_create: get!(c"cublasLtMatmulDescCreate"),
+            desc_set: get!(c"cublasLtMatmulDescSetAttribute"),
+            desc_destroy: get!(c"cublasLtMatmulDescDestroy"),
+            layout_create: get!(c"cublasLtMatrixLayoutCreate"),
+            layout_destroy: get!(c"cublasLtMatrixLayoutDestroy"),
+            preference_create: get!(c"cublasLtMatmulPreferenceCreate"),
+            preference_set: get!(c"cublasLtMatmulPreferenceSetAttribute"),
+            preference_destroy: get!(c"cublasLtMatmulPreferenceDestroy"),
+            heuristic: get!(c"cublasLtMatmulAlgoGetHeuristic"),
+            matmul: get!(c"cublasLtMatmul"),
+            _library: library,
+        })
+    }
+}
+
+/// What was made so far of a product's descriptors; destroyed unless it is kept.
+struct Parts<'a> {
+    functions: &'a Functions,
+    desc: Desc,
+    layouts: [Layout; 3],
+    preference: Preference,
+}
+
+impl Drop for Parts<'_> {
+    fn drop(&mut self) {
+        let f = self.functions;
+        let layouts = self.layouts.map(|l| (l, f.layout_destroy));
+        for (part, destroy) in
+            [(self.desc, f.desc_destroy), (self.preference, f.preference_destroy)].iter().chain(&layouts)
+        {
+            if !part.is_null() {
+                // SAFETY: made by its create function and destroyed once.
+                unsafe { destroy(*part) };
+            }
+        }
+    }
+}
+
+impl CublasLt {
+    /// Opens the library where it is found, for the context that is current on this thread.
+    ///
+    /// # Errors
+    /// [`CudaError::NoBlas`], or what the library says.
+    pub fn open() -> Result<CublasLt, CudaError> {
+        let path = Toolkit::of_environment().cublas_lt().ok_or(CudaError::NoBlas)?;
+        let functions = Functions::open(&path)?;
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: a place for the handle.
+        let status = unsafe { (functions.create)(&mut handle) };
+        if status != OK {
+            let call = format!("opening {}", path.display());
+            return Err(CudaError::Call { call, what: word(status) });
+        }
+        Ok(CublasLt { functions, handle, known: Mutex::default(), path })
+    }
+
+    /// The library's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Descriptors and algorithm of a product that nothing is known of yet.
+    fn prepare(&self, p: &Matmul, shape: &Shape) -> Result<Prepared, CudaError> {
+        let null = std::ptr::null_mut();
+        let f = &self.functions;
+        let mut parts = Parts { functions: f, desc: null, layouts: [null; 3], preference: null };
+        let check = |status: Status| match status {
+            OK => Ok(()),
+            _ => Err(CudaError::Product { product: describe(p), why: format!("cuBLASLt: {}", word(status)) }),
+        };
+        let number = |set: Set, of: *mut c_void, which: c_int, value: &[u8]| {
+            // SAFETY: the library copies the value, which has the attribute's size.
+            check(unsafe { set(of, which, value.as_ptr().cast(), value.len()) })
+        };
+        // Row-major [rows, columns] is column-major [columns, rows].
+        let (types, [m, n, k]) = (shape.types.map(data_type), shape.sizes.map(|d| d as u64));
+        let stored =
+            |rows: u64, columns: u64, transposed: bool| if transposed { (columns, rows) } else { (rows, columns) };
+        let matrices =
+            [(types[1], stored(n, k, p.b.transposed)), (types[0], stored(m, k, p.a.transposed)), (types[2], (m, n))];
+        // SAFETY: places for what is made, and values of the attributes' types.
+        unsafe {
+            check((f.desc_create)(&mut parts.desc, COMPUTE_32F, R_32F))?;
+            for (layout, (kind, (rows, columns))) in parts.layouts.iter_mut().zip(matrices) {
+                check((f.layout_create)(layout, kind, columns, rows, columns as i64))?;
+            }
+            check((f.preference_create)(&mut parts.preference))?;
+        }
+        // B as stored [n, k] is column-major [k, n], and stands first as [n, k].
+        if !p.b.transposed {
+            number(f.desc_set, parts.desc, DESC_TRANSA, &OP_T.to_ne_bytes())?;
+        }
+        if p.a.transposed {
+            number(f.desc_set, parts.desc, DESC_TRANSB, &OP_T.to_ne_bytes())?;
+        }
+        if shape.bias {
+            number(f.desc_set, parts.desc, DESC_EPILOGUE, &EPILOGUE_BIAS.to_ne_bytes())?;
+            number(f.desc_set, parts.desc, DESC_BIAS_POINTER, &p.bias.0.to_ne_bytes())?;
+        }
+        number(f.preference_set, parts.preference, PREFERENCE_WORKSPACE, &WORKSPACE.to_ne_bytes())?;
+        number(f.preference_set, parts.preference, PREFERENCE_REDUCTIONS, &REDUCTION_COMPUTE_TYPE.to_ne_bytes())?;
+        let [a, b, c] = shape.alignment;
+        for (i, bytes) in [b, a, c, c].into_iter().enumerate() {
+            number(f.preference_set, parts.preference, PREFERENCE_ALIGNMENT_A + i as c_int, &bytes.to_ne_bytes())?;
+        }
+        let [first, second, result] = parts.layouts;
+        let mut found =
+            Heuristic { algorithm: Algorithm([0; 8]), workspace: 0, state: OK, waves: 0.0, reserved: [0; 4] };
+        let mut count = 0;
+        // SAFETY: live descriptors, and places for one answer.
+        let status = unsafe {
+            let (desc, preference) = (parts.desc, parts.preference);
+            (f.heuristic)(self.handle, desc, first, second, result, result, preference, 1, &mut found, &mut count)
+        };
+        check(status)?;
+        if count == 0 || found.state != OK {
+            let why = "cuBLASLt has no algorithm for it".into();
+            return Err(CudaError::Product { product: describe(p), why });
+        }
+        let prepared = Prepared { desc: parts.desc, first, second, result, algorithm: found.algorithm };
+        (parts.desc, parts.layouts) = (null, [null; 3]);
+        Ok(prepared)
+    }
+}
+
+impl Blas for CublasLt {
+    fn version(&self) -> String {
+        // SAFETY: takes nothing.
+        let v = unsafe { (self.functions.version)() };
+        format!("cuBLASLt {}.{}.{}", v / 10_000, v / 100 % 100, v % 100)
+    }
+
+    fn algorithms(&self) -> Algorithms {
+        let known = self.known.lock().unwrap_or_else(|e| e.into_inner());
+        Algorithms::of(known.iter().map(|(shape, prepared)| (*shape, prepared.algorithm.0)))
+    }
+
+    unsafe fn product(&self, p: &Matmul, workspace: u64, stream: Stream) -> Result<(), CudaError> {
+        if let Some(why) = refused(p) {
+            return Err(CudaError::Product { product: describe(p), why });
+        }
+        let shape = Shape::of(p);
+        let mut known = self.known.lock().unwrap_or_else(|e| e.into_inner());
+        let prepared = match known.entry(shape) {
+            std::collections::hash_map::Entry::Occupied(found) => found.into_mut(),
+            std::collections::hash_map::Entry::Vacant(place) => place.insert(self.prepare(p, &shape)?),
+        };
+        let f = &self.functions;
+        let (scale, old) = (p.scale, if p.accumulate { 1.0f32 } else { 0.0 });
+        let [a, b, c] = [p.a.addr, p.b.addr, p.c].map(|at| at.0 as *mut c_void);
+        // SAFETY: the caller's promise for the operands; alpha and beta are read before the call returns.
+        let status = unsafe {
+            if shape.bias {
+                let bias = p.bias.0.to_ne_bytes();
+                (f.desc_set)(prepared.desc, DESC_BIAS_POINTER, bias.as_ptr().cast(), bias.len());
+            }
+            (f.matmul)(
+                self.handle,
+                prepared.desc,
+                (&raw const scale).cast(),
+                b,
+                prepared.first,
+                a,
+                prepared.second,
+                (&raw const old).cast(),
+                c,
+                prepared.result,
+                c,
+                prepared.result,
+                &prepared.algorithm,
+                workspace as *mut c_void,
+                WORKSPACE,
+                stream.0 as *mut c_void,
+            )
+        };
+        match status {
+            OK => Ok(()),
+            _ => Err(CudaError::Product { product: describe(p), why: format!("cuBLASLt: {}", word(status)) }),
+        }
+    }
+}
+
+impl Drop for CublasLt {
+    fn drop(&mut self) {
+        let known = std::mem::take(self.known.get_mut().unwrap_or_else(|e| e.into_inner()));
+        let f = &self.functions;
+        // SAFETY: made by the library and destroyed once.
+        unsafe {
+            for prepared in known.into_values() {
+                (f.desc_destroy)(prepared.desc);
+                for layout in [prepared.first, prepared.second, prepared.result] {
+                    (f.layout_destroy)(layout);
+                }
+            }
+            (f.destroy)(self.handle);
+        }
+    }
+}
+
+fn data_type(dtype: DType) -> c_int {
+    if dtype == DType::F32 { R_32F } else { R_16BF }
+}
+
+/// The library's word for a status, by cublas_api.h.
+fn word(status: Status) -> String {
+    let name = match status {
+        1 => "NOT_INITIALIZED",
+        3 => "ALLOC_FAILED",
+        7 => "INVALID_VALUE",
+        8 => "ARCH_MISMATCH",
+        11 => "MAPPING_ERROR",
+        13 => "EXECUTION_FAILED",
+        14 => "INTERNAL_ERROR",
+        15 => "NOT_SUPPORTED",
+        16 => "LICENSE_ERROR",
+        _ => return format!("status {status}"),
+    };
+    format!("CUBLAS_STATUS_{name}")
+}

@@ -1,0 +1,439 @@
+//! The calls of the fake driver, each with the documented rules that it enforces.
+
+use super::capture::Capture;
+use super::products::FakeBlas;
+use super::{Asked, Fake, GRANULARITY, Known, Loaded, Op, Queue, Recorded, failed, invalid};
+use crate::cuda::blas::Blas;
+use crate::cuda::driver::Driver;
+use crate::cuda::error::CudaError;
+use crate::cuda::rules;
+use crate::cuda::types::{Backing, Config, Event, Function, FunctionFacts, Graph, Image, Module, Properties, Stream};
+use reel_sim::program::Program;
+use reel_sim::tensor_map::TensorMap;
+use std::sync::Arc;
+
+// SAFETY (of each call below): `Driver` asks of its callers what is relied on here.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Driver for Fake {
+    fn properties(&self) -> &Properties {
+        &self.0.properties
+    }
+
+    fn memory_free(&self) -> Result<u64, CudaError> {
+        Ok(self.0.properties.memory - self.0.sound("asking for free memory")?.held())
+    }
+
+    // cuMemAlloc: zero bytes are CUDA_ERROR_INVALID_VALUE.
+    fn alloc(&self, bytes: usize) -> Result<u64, CudaError> {
+        let mut s = self.0.uncaptured("allocating")?;
+        if bytes == 0 {
+            return Err(invalid("allocating 0 bytes"));
+        }
+        if s.held() + bytes as u64 > self.0.properties.memory {
+            return Err(CudaError::OutOfMemory { bytes });
+        }
+        let at = s.memory.try_alloc_uninitialized(bytes).ok_or(CudaError::OutOfMemory { bytes })?;
+        s.allocated.insert(at, bytes);
+        Ok(at)
+    }
+
+    // cuMemFree: waits for all work; an address that alloc did not give is CUDA_ERROR_INVALID_VALUE.
+    unsafe fn free(&self, at: u64) {
+        let mut s = self.0.state();
+        self.0.run_all(&mut s);
+        if s.allocated.remove(&at).is_none() {
+            s.violation(format!("freeing {at:#x}, which was not allocated"));
+        }
+        s.memory.free(at);
+    }
+
+    fn granularity(&self) -> usize {
+        GRANULARITY
+    }
+
+    // cuMemAddressReserve: the size is a multiple of the granularity.
+    fn reserve(&self, bytes: usize) -> Result<u64, CudaError> {
+        let mut s = self.0.uncaptured("reserving")?;
+        if bytes == 0 || !bytes.is_multiple_of(GRANULARITY) {
+            return Err(invalid("reserving"));
+        }
+        let at = s.memory.try_alloc_uninitialized(bytes).ok_or(CudaError::OutOfMemory { bytes })?;
+        s.reserved.insert(at, bytes);
+        Ok(at)
+    }
+
+    // cuMemCreate, cuMemMap: multiples of the granularity, within one reservation, where nothing is mapped.
+    unsafe fn back(&self, at: u64, bytes: usize) -> Result<Backing, CudaError> {
+        let mut s = self.0.uncaptured("mapping")?;
+        let end = at + bytes as u64;
+        let within = s.reserved.range(..=at).next_back().filter(|(r, b)| end <= *r + **b as u64);
+        // Reservations begin on whole units of a GPU's addresses; here, where the simulator has room.
+        let inside = within.is_some_and(|(r, _)| (at - r).is_multiple_of(GRANULARITY as u64));
+        let taken = s.backed.range(..end).next_back().is_some_and(|(b, (len, _))| b + *len as u64 > at);
+        let even = bytes.is_multiple_of(GRANULARITY) && bytes > 0;
+        if !inside || taken || !even {
+            return Err(invalid("mapping"));
+        }
+        if s.held() + bytes as u64 > self.0.properties.memory {
+            return Err(CudaError::OutOfMemory { bytes });
+        }
+        let handle = s.handle() as u64;
+        s.backed.insert(at, (bytes, handle));
+        Ok(Backing(handle))
+    }
+
+    // cuMemUnmap: the whole of a mapping, and no work that uses it may be under way.
+    unsafe fn unback(&self, at: u64, bytes: usize, backing: Backing) {
+        let mut s = self.0.state();
+        if s.busy() && s.faulted.is_none() {
+            s.violation(format!("unmapping {at:#x} while work is under way"));
+        }
+        if s.backed.get(&at) == Some(&(bytes, backing.0)) {
+            s.backed.remove(&at);
+        } else {
+            s.violation(format!("unmapping {bytes} bytes at {at:#x}, which are not one mapping"));
+        }
+    }
+
+    // cuMemAddressFree: a whole reservation with nothing mapped.
+    unsafe fn release(&self, at: u64, bytes: usize) {
+        let mut s = self.0.state();
+        let mapped = s.backed.range(at..at + bytes as u64).next().is_some();
+        if mapped || s.reserved.get(&at) != Some(&bytes) {
+            s.violation(format!("giving {bytes} addresses at {at:#x} back, which are mapped or no reservation"));
+        }
+        s.reserved.remove(&at);
+        s.memory.free(at);
+    }
+
+    fn alloc_host(&self, bytes: usize) -> Result<*mut u8, CudaError> {
+        let mut s = self.0.uncaptured("page-locking host memory")?;
+        let mut words = vec![0u64; bytes.div_ceil(8)];
+        let at = words.as_mut_ptr().cast::<u8>();
+        s.host.insert(at as usize, words);
+        Ok(at)
+    }
+
+    // cuMemFreeHost: memory of cuMemHostAlloc; copies that use it must be over.
+    unsafe fn free_host(&self, at: *mut u8) {
+        let mut s = self.0.state();
+        let uses = |op: &Op, words: &Vec<u64>| match op {
+            Op::CopyIn { from: host, .. } | Op::CopyOut { to: host, .. } => {
+                (at as usize..at as usize + 8 * words.len()).contains(host)
+            }
+            _ => false,
+        };
+        let used = s.host.get(&(at as usize)).map(|w| s.streams.values().any(|q| q.asked.iter().any(|op| uses(op, w))));
+        match used {
+            None => s.violation("freeing host memory that was not page-locked".into()),
+            Some(true) if s.faulted.is_none() => s.violation("freeing host memory that a copy still uses".into()),
+            Some(_) => {}
+        }
+        s.host.remove(&(at as usize));
+    }
+
+    fn stream(&self) -> Result<Stream, CudaError> {
+        let mut s = self.0.sound("opening a stream")?;
+        let handle = s.handle();
+        s.streams.insert(handle, Queue::default());
+        Ok(Stream(handle))
+    }
+
+    // cuStreamDestroy: the stream's work still runs.
+    unsafe fn end_stream(&self, stream: Stream) {
+        let mut s = self.0.state();
+        self.0.run(&mut s, stream.0, None);
+        if s.streams.remove(&stream.0).is_none() {
+            s.violation("ending a stream that is none".into());
+        }
+    }
+
+    // cuStreamSynchronize: not of a stream that is being captured, by whatever thread.
+    unsafe fn synchronize(&self, stream: Stream) -> Result<(), CudaError> {
+        let mut s = self.0.uncaptured("running what was launched")?;
+        if let Some(capture) = s.streams.get_mut(&stream.0).and_then(|q| q.recording.as_mut()) {
+            capture.invalidate();
+            return Err(failed("running what was launched", "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"));
+        }
+        if !s.streams.contains_key(&stream.0) {
+            return Err(failed("running what was launched", "CUDA_ERROR_INVALID_HANDLE"));
+        }
+        self.0.run(&mut s, stream.0, None);
+        drop(s);
+        self.0.sound("running what was launched").map(|_| ())
+    }
+
+    unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize, stream: Stream) -> Result<(), CudaError> {
+        let mut s = self.0.sound("copying to the GPU")?;
+        if !s.is_backed(to, bytes) {
+            return Err(invalid("copying to the GPU"));
+        }
+        s.ask("copying to the GPU", stream, Op::CopyIn { to, from: from as usize, bytes })
+    }
+
+    unsafe fn copy_out(&self, to: *mut u8, from: u64, bytes: usize, stream: Stream) -> Result<(), CudaError> {
+        let mut s = self.0.sound("copying from the GPU")?;
+        if !s.is_backed(from, bytes) {
+            return Err(invalid("copying from the GPU"));
+        }
+        s.ask("copying from the GPU", stream, Op::CopyOut { to: to as usize, from, bytes })
+    }
+
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize, stream: Stream) -> Result<(), CudaError> {
+        let mut s = self.0.sound("copying on the GPU")?;
+        if !s.is_backed(from, bytes) || !s.is_backed(to, bytes) {
+            return Err(invalid("copying on the GPU"));
+        }
+        if from < to + bytes as u64 && to < from + bytes as u64 {
+            s.violation(format!("copying {bytes} bytes from {from:#x} to {to:#x}, which overlap"));
+        }
+        s.ask("copying on the GPU", stream, Op::Copy { to, from, bytes })
+    }
+
+    unsafe fn fill(&self, at: u64, byte: u8, bytes: usize, stream: Stream) -> Result<(), CudaError> {
+        let mut s = self.0.sound("filling memory")?;
+        if !s.is_backed(at, bytes) {
+            return Err(invalid("filling memory"));
+        }
+        s.ask("filling memory", stream, Op::Fill { at, byte, bytes })
+    }
+
+    fn event(&self) -> Result<Event, CudaError> {
+        let mut s = self.0.sound("making an event")?;
+        let handle = s.handle();
+        s.events.insert(handle, None);
+        Ok(Event(handle))
+    }
+
+    unsafe fn end_event(&self, event: Event) {
+        let mut s = self.0.state();
+        if s.events.remove(&event.0).is_none() {
+            s.violation("ending an event that is none".into());
+        }
+    }
+
+    unsafe fn record(&self, event: Event, stream: Stream) -> Result<(), CudaError> {
+        let call = "recording an event";
+        let mut s = self.0.sound(call)?;
+        let ticket = s.handle() as u64;
+        let captured = s.streams.get(&stream.0).is_some_and(|q| q.recording.is_some());
+        let slot = s.events.get_mut(&event.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
+        *slot = Some(Recorded { ticket, stream: stream.0, captured });
+        s.ask(call, stream, Op::Record(ticket))
+    }
+
+    // cuEventSynchronize: an event that was never recorded is reached.
+    unsafe fn wait(&self, event: Event) -> Result<(), CudaError> {
+        let call = "running what was launched";
+        let mut s = self.0.sound(call)?;
+        let recorded = *s.events.get(&event.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
+        let Some(Recorded { ticket, stream, captured }) = recorded else { return Ok(()) };
+        if captured {
+            return Err(failed(call, "CUDA_ERROR_CAPTURED_EVENT"));
+        }
+        self.0.run(&mut s, stream, Some(ticket));
+        drop(s);
+        self.0.sound(call).map(|_| ())
+    }
+
+    // cuStreamWaitEvent: a captured stream may not wait for what is outside of the capture, nor the other way round.
+    unsafe fn stream_wait(&self, stream: Stream, event: Event) -> Result<(), CudaError> {
+        let call = "waiting for an event";
+        let mut s = self.0.sound(call)?;
+        let recorded = *s.events.get(&event.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
+        let Some(Recorded { ticket, captured, .. }) = recorded else { return Ok(()) };
+        if captured != s.streams.get(&stream.0).is_some_and(|q| q.recording.is_some()) {
+            return Err(failed(call, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION"));
+        }
+        s.ask(call, stream, Op::Wait(ticket))
+    }
+
+    // cuEventElapsedTime: CUDA_ERROR_INVALID_HANDLE for one that was not recorded, CUDA_ERROR_NOT_READY for one not reached.
+    unsafe fn elapsed(&self, start: Event, end: Event) -> Result<f64, CudaError> {
+        let call = "reading an event";
+        let s = self.0.sound(call)?;
+        let time = |event: Event| {
+            let recorded = s.events.get(&event.0).copied().flatten();
+            let recorded = recorded.ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
+            s.reached.get(&recorded.ticket).copied().ok_or_else(|| failed(call, "CUDA_ERROR_NOT_READY"))
+        };
+        Ok(time(end)? - time(start)?)
+    }
+
+    // The simulator runs PTX, and says where in the source it found something.
+    fn wants_ptx(&self) -> bool {
+        true
+    }
+
+    fn load(&self, name: &str, image: Image<'_>) -> Result<Module, CudaError> {
+        let call = format!("loading {name}");
+        let mut s = self.0.sound(&call)?;
+        let program = Program::parse(image.ptx).map_err(|e| failed(&call, &format!("CUDA_ERROR_INVALID_PTX ({e})")))?;
+        let handle = s.handle();
+        s.modules.insert(handle, Loaded { program: Arc::new(program) });
+        Ok(Module(handle))
+    }
+
+    // cuModuleUnload: nothing of it may run.
+    unsafe fn unload(&self, module: Module) {
+        let mut s = self.0.state();
+        let mine =
+            |op: &Op| matches!(op, Op::Launch(l) if s.functions.get(&l.function).is_some_and(|f| f.module == module.0));
+        let used = s.streams.values().any(|q| q.asked.iter().any(mine));
+        if used && s.faulted.is_none() {
+            s.violation("unloading a module while its functions run".into());
+        }
+        if s.modules.remove(&module.0).is_none() {
+            s.violation("unloading a module that is none".into());
+        }
+        s.functions.retain(|_, f| f.module != module.0);
+    }
+
+    unsafe fn function(&self, module: Module, symbol: &str) -> Result<Function, CudaError> {
+        let mut s = self.0.sound(symbol)?;
+        let program =
+            s.modules.get(&module.0).ok_or_else(|| failed(symbol, "CUDA_ERROR_INVALID_HANDLE"))?.program.clone();
+        let kernel = program.kernel(symbol).map_err(|e| failed(symbol, &format!("CUDA_ERROR_NOT_FOUND ({e})")))?;
+        let handle = s.handle();
+        let known = Known { module: module.0, kernel: Arc::new(kernel), shared: 0, large_clusters: false };
+        s.functions.insert(handle, known);
+        Ok(Function(handle))
+    }
+
+    unsafe fn facts(&self, function: Function) -> Result<FunctionFacts, CudaError> {
+        let call = "asking for a function's attribute";
+        let s = self.0.sound(call)?;
+        let known = s.functions.get(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
+        let threads = known.kernel.max_threads.or(known.kernel.required_threads).map_or(1024, |t| t.iter().product());
+        // Registers are ptxas's, whom nobody asked.
+        Ok(FunctionFacts { threads, static_shared: known.kernel.static_shared, registers: 0 })
+    }
+
+    // cuFuncSetAttribute: static and dynamic shared memory together at most what a block may have.
+    unsafe fn allow_shared(&self, function: Function, bytes: u32) -> Result<(), CudaError> {
+        let call = "asking for shared memory";
+        let most = self.0.properties.limits.shared;
+        let mut s = self.0.sound(call)?;
+        let known = s.functions.get_mut(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
+        if known.kernel.static_shared + bytes > most {
+            return Err(invalid(call));
+        }
+        known.shared = bytes;
+        Ok(())
+    }
+
+    unsafe fn allow_large_clusters(&self, function: Function) -> Result<(), CudaError> {
+        let call = "asking for large clusters";
+        let mut s = self.0.sound(call)?;
+        let known = s.functions.get_mut(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
+        known.large_clusters = true;
+        Ok(())
+    }
+
+    unsafe fn resident(&self, function: Function, threads: u32, shared: u32) -> Result<u32, CudaError> {
+        let call = "asking how many blocks are resident";
+        let s = self.0.sound(call)?;
+        let known = s.functions.get(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
+        Ok(self.0.resident(&known.kernel, threads, shared))
+    }
+
+    // cuTensorMapEncodeTiled, by its rules; the bytes are those that the simulator reads.
+    fn encode(&self, map: &TensorMap) -> Result<[u8; 128], CudaError> {
+        map.encode().map_err(|e| failed("encoding a tensor map", &format!("CUDA_ERROR_INVALID_VALUE ({e})")))
+    }
+
+    // cuLaunchKernelEx, and the attributes that must have been set before.
+    unsafe fn launch(
+        &self,
+        function: Function,
+        config: &Config,
+        arguments: &[&[u8]],
+        stream: Stream,
+    ) -> Result<(), CudaError> {
+        let call = "launching";
+        let facts = unsafe { self.facts(function)? };
+        let mut s = self.0.sound(call)?;
+        let known = s.functions.get(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
+        let sizes: Vec<usize> = arguments.iter().map(|a| a.len()).collect();
+        let declared: Vec<usize> = known.kernel.params.iter().map(|p| p.1 as usize).collect();
+        if sizes != declared {
+            s.violation(format!("launching with parameters of {sizes:?} bytes, where the function has {declared:?}"));
+            return Err(invalid(call));
+        }
+        let total = sizes.iter().sum();
+        if let Some(why) = rules::broken(config, &facts, &self.0.properties.limits, total) {
+            return Err(failed(call, &format!("CUDA_ERROR_INVALID_VALUE ({why})")));
+        }
+        let all = config.shared + facts.static_shared;
+        if all > rules::SHARED_WITHOUT_ASKING && config.shared > known.shared {
+            return Err(failed(call, "CUDA_ERROR_INVALID_VALUE (shared memory that the function did not ask for)"));
+        }
+        if config.cluster.iter().product::<u32>() > rules::PORTABLE_CLUSTER && !known.large_clusters {
+            return Err(failed(call, "CUDA_ERROR_INVALID_CLUSTER_SIZE"));
+        }
+        if config.cooperative {
+            let (threads, shared) = (config.block.iter().product(), config.shared);
+            let resident = self.0.resident(&known.kernel, threads, shared) * self.0.properties.arch.multiprocessors;
+            if rules::too_many_to_be_resident(config.grid, resident).is_some() {
+                return Err(failed(call, "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE"));
+            }
+        }
+        let mut params = vec![0; known.kernel.param_bytes as usize];
+        for (argument, (offset, _)) in arguments.iter().zip(&known.kernel.params) {
+            params[*offset as usize..*offset as usize + argument.len()].copy_from_slice(argument);
+        }
+        s.ask(call, stream, Op::Launch(Asked { function: function.0, config: *config, params }))
+    }
+
+    // cuStreamBeginCapture: not of a stream that is being captured, nor of the legacy stream.
+    unsafe fn begin_capture(&self, stream: Stream) -> Result<(), CudaError> {
+        let call = "beginning a graph";
+        let mut s = self.0.sound(call)?;
+        let queue = s.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
+        if queue.recording.is_some() {
+            return Err(failed(call, "CUDA_ERROR_ILLEGAL_STATE"));
+        }
+        queue.recording = Some(Capture::begin());
+        Ok(())
+    }
+
+    // cuStreamEndCapture: by the thread that began it, which is the last of the capture whatever comes of it.
+    unsafe fn end_capture(&self, stream: Stream) -> Result<Graph, CudaError> {
+        let call = "ending a graph";
+        let mut s = self.0.sound(call)?;
+        let queue = s.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
+        let capture = queue.recording.take().ok_or_else(|| failed(call, "CUDA_ERROR_ILLEGAL_STATE"))?;
+        if !capture.is_mine() {
+            queue.recording = Some(capture);
+            return Err(failed(call, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD"));
+        }
+        let ops = capture.end().map_err(|code| failed(call, code))?;
+        let handle = s.handle();
+        s.graphs.insert(handle, ops);
+        Ok(Graph(handle))
+    }
+
+    // cuGraphLaunch: behind what was asked of the stream; with the parameters, and the addresses of copies, as they were.
+    unsafe fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<(), CudaError> {
+        let call = "launching a graph";
+        let mut s = self.0.uncaptured(call)?;
+        let ops = s.graphs.get(&graph.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?.clone();
+        ops.into_iter().chain([Op::Launched(graph.0)]).try_for_each(|op| s.ask(call, stream, op))
+    }
+
+    // cuGraphExecDestroy: none of its launches may be under way.
+    unsafe fn end_graph(&self, graph: Graph) {
+        let mut s = self.0.state();
+        let runs = |q: &Queue| q.asked.iter().any(|op| matches!(op, Op::Launched(g) if *g == graph.0));
+        if s.streams.values().any(runs) && s.faulted.is_none() {
+            s.violation("ending a graph that runs".into());
+        }
+        if s.graphs.remove(&graph.0).is_none() {
+            s.violation("ending a graph that is none".into());
+        }
+    }
+
+    fn blas(&self) -> Result<Box<dyn Blas>, CudaError> {
+        Ok(Box::new(FakeBlas::new(self.clone())))
+    }
+}

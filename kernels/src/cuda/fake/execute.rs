@@ -1,0 +1,160 @@
+//! Runs what a stream of the fake driver was asked to do: copies on the simulator's memory, launches on the simulator, products by the
+//! CPU's code.
+
+use super::{Asked, Inner, Op, Queue, State, TICK};
+use crate::simulate;
+use reel_sim::exec::{self, CompletionTiming, ExecOptions};
+use reel_sim::program::{Kernel, Program};
+use std::sync::Arc;
+
+impl Inner {
+    /// Does what was asked of a stream, up to a record.
+    pub(super) fn run(&self, state: &mut State, stream: usize, until: Option<u64>) {
+        while state.faulted.is_none() && until.is_none_or(|t| !state.reached.contains_key(&t)) {
+            let Some(op) = state.streams.get_mut(&stream).and_then(|q| q.asked.pop_front()) else { return };
+            state.clock += TICK;
+            if let Err(why) = self.execute(state, stream, &op) {
+                state.faulted = Some(why);
+            }
+        }
+    }
+
+    /// Blocks that one multiprocessor holds. Registers are ptxas's, whom nobody asked.
+    pub(super) fn resident(&self, kernel: &Kernel, threads: u32, shared: u32) -> u32 {
+        let gpu = simulate::gpu(&self.properties.arch);
+        let all = gpu.multiprocessors.max(1);
+        let launch = exec::LaunchConfig {
+            grid: [1; 3],
+            block: [threads, 1, 1],
+            cluster: [1; 3],
+            dynamic_shared: shared,
+            params: Vec::new(),
+        };
+        exec::resident_blocks(kernel, &launch, &ExecOptions { gpu, ..ExecOptions::default() }) / all
+    }
+
+    pub(super) fn run_all(&self, state: &mut State) {
+        let streams: Vec<usize> = state.streams.keys().copied().collect();
+        streams.into_iter().for_each(|s| self.run(state, s, None));
+    }
+
+    pub(super) fn execute(&self, state: &mut State, stream: usize, op: &Op) -> Result<(), String> {
+        let illegal = |what: String| format!("CUDA_ERROR_ILLEGAL_ADDRESS ({what})");
+        match *op {
+            Op::CopyIn { to, from, bytes } => {
+                // SAFETY: the caller of `copy_in` promised that the host's bytes live until here.
+                let bytes = unsafe { std::slice::from_raw_parts(from as *const u8, bytes) };
+                if !state.memory.write(to, bytes) {
+                    return Err(illegal(format!("a copy to {to:#x}")));
+                }
+            }
+            Op::CopyOut { to, from, bytes } => {
+                let read = state.memory.read(from, bytes).map_err(|e| illegal(format!("the host {e}")))?;
+                // SAFETY: the caller of `copy_out` promised that the host's memory lives until here.
+                unsafe { std::ptr::copy_nonoverlapping(read.as_ptr(), to as *mut u8, bytes) };
+            }
+            Op::Copy { to, from, bytes } => {
+                let read = state.memory.read(from, bytes).map_err(|e| illegal(format!("a copy {e}")))?.to_vec();
+                if !state.memory.write(to, &read) {
+                    return Err(illegal(format!("a copy to {to:#x}")));
+                }
+            }
+            Op::Fill { at, byte, bytes } => {
+                if !state.memory.write(at, &vec![byte; bytes]) {
+                    return Err(illegal(format!("a fill at {at:#x}")));
+                }
+            }
+            Op::Launch(ref launch) => self.kernel(state, stream, launch)?,
+            Op::Product(ref m) => {
+                state.launches += 1;
+                simulate::product(m, &mut state.memory, &self.team).map_err(illegal)?;
+            }
+            Op::Launched(_) => {}
+            Op::Record(ticket) => {
+                let now = state.clock;
+                state.reached.insert(ticket, now);
+            }
+            Op::Wait(ticket) => {
+                let asked = |q: &Queue| q.asked.iter().any(|op| matches!(op, Op::Record(t) if *t == ticket));
+                if let Some(other) = state.streams.iter().find(|(_, q)| asked(q)).map(|(s, _)| *s) {
+                    self.run(state, other, Some(ticket));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a kernel, with the next launch of its stream beside it where that may begin before this one has ended. (Of a longer row of
+    /// such launches the third begins when the second has ended: a pair is what the simulator runs.)
+    pub(super) fn kernel(&self, state: &mut State, stream: usize, launch: &Asked) -> Result<(), String> {
+        const MOMENTS: [CompletionTiming; 3] =
+            [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
+        let next = state.streams.get_mut(&stream).map(|q| &mut q.asked);
+        let early = |op: &Op| matches!(op, Op::Launch(next) if next.config.programmatic);
+        let dependent = match next {
+            Some(asked) if asked.front().is_some_and(early) => asked.pop_front(),
+            _ => None,
+        };
+        let options = ExecOptions {
+            gpu: simulate::gpu(&self.properties.arch),
+            seed: state.launches,
+            completion: MOMENTS[(state.launches % 3) as usize],
+            ..ExecOptions::default()
+        };
+        let first = state.ready(launch)?;
+        let second = match &dependent {
+            Some(Op::Launch(next)) => Some(state.ready(next)?),
+            _ => None,
+        };
+        state.launches += 1 + u64::from(second.is_some());
+        let refused = |e| format!("CUDA_ERROR_LAUNCH_FAILED ({}: {e})", first.kernel.name);
+        let outcomes = match &second {
+            None => {
+                let outcome = exec::run(&first.program, &first.kernel, &first.launch, &mut state.memory, &options);
+                vec![(&first, outcome.map_err(refused)?)]
+            }
+            Some(second) => {
+                let outcomes = exec::run_pair(first.grid(), second.grid(), &mut state.memory, &options);
+                let (a, b) = outcomes.map_err(refused)?;
+                vec![(&first, a), (second, b)]
+            }
+        };
+        for (ready, outcome) in outcomes {
+            if let Some(f) = outcome.findings.into_list().first() {
+                let (name, line, kind, message) = (&ready.kernel.name, f.line, f.kind.name(), &f.message);
+                return Err(format!("CUDA_ERROR_ILLEGAL_ADDRESS ({name}:{line}: {kind}: {message})"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A launch with the code that it runs.
+struct Ready {
+    program: Arc<Program>,
+    kernel: Arc<Kernel>,
+    launch: exec::LaunchConfig,
+}
+
+impl Ready {
+    fn grid(&self) -> exec::SimLaunch<'_> {
+        exec::SimLaunch { program: &self.program, kernel: &self.kernel, launch: &self.launch }
+    }
+}
+
+impl State {
+    /// A launch with its code.
+    fn ready(&self, asked: &Asked) -> Result<Ready, String> {
+        let known =
+            self.functions.get(&asked.function).ok_or("CUDA_ERROR_INVALID_HANDLE (a function that was unloaded)")?;
+        let module = self.modules.get(&known.module).ok_or("CUDA_ERROR_INVALID_HANDLE (a module that was unloaded)")?;
+        let launch = exec::LaunchConfig {
+            grid: asked.config.grid,
+            block: asked.config.block,
+            cluster: asked.config.cluster,
+            dynamic_shared: asked.config.shared,
+            params: asked.params.clone(),
+        };
+        Ok(Ready { program: module.program.clone(), kernel: known.kernel.clone(), launch })
+    }
+}

@@ -1,0 +1,63 @@
+//! Queries of the fake driver's state: which memory is backed, and which work a stream has been asked to do.
+
+use super::capture::Capture;
+use super::{Op, Queue, State, failed};
+use crate::cuda::error::CudaError;
+use crate::cuda::types::Stream;
+
+impl State {
+    pub(super) fn handle(&mut self) -> usize {
+        self.handles += 1;
+        self.handles
+    }
+
+    pub(super) fn held(&self) -> u64 {
+        self.allocated.values().map(|&b| b as u64).sum::<u64>() + self.backed.values().map(|b| b.0 as u64).sum::<u64>()
+    }
+
+    /// Whether memory lies behind the whole range.
+    pub(super) fn is_backed(&self, at: u64, bytes: usize) -> bool {
+        let end = at.saturating_add(bytes as u64);
+        if self.allocated.range(..=at).next_back().is_some_and(|(s, b)| end <= s + *b as u64) {
+            return true;
+        }
+        let mut from = at;
+        while from < end {
+            match self.backed.range(..=from).next_back() {
+                Some((s, (b, _))) if from < s + *b as u64 => from = s + *b as u64,
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    pub(super) fn ask(&mut self, call: &str, stream: Stream, op: Op) -> Result<(), CudaError> {
+        // The legacy stream waits for all others, which a capture cannot do.
+        if stream.0 == 0 {
+            let captures = self.streams.values_mut().filter_map(|q| q.recording.as_mut());
+            let prohibited = captures.map(Capture::invalidate).count() > 0;
+            let code = if prohibited { "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT" } else { "CUDA_ERROR_INVALID_HANDLE" };
+            return Err(failed(call, code));
+        }
+        // It would run now and never again, whatever the graph needs of it.
+        let outside = |(&s, q): (&usize, &Queue)| s != stream.0 && q.recording.as_ref().is_some_and(Capture::is_mine);
+        let elsewhere = self.streams.iter().any(outside);
+        let queue = self.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
+        match &mut queue.recording {
+            Some(capture) => return capture.take(op).map_err(|code| failed(call, code)),
+            None => queue.asked.push_back(op),
+        }
+        if elsewhere {
+            self.violation(format!("{call} on a stream that is no part of the capture under way"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn busy(&self) -> bool {
+        self.streams.values().any(|q| !q.asked.is_empty())
+    }
+
+    pub(super) fn violation(&mut self, what: String) {
+        self.violations.push(what);
+    }
+}

@@ -1,0 +1,58 @@
+//! Matrix products of the fake driver, by the code of device `cpu`.
+#![allow(unsafe_code)]
+
+use super::{Fake, Op};
+use crate::cuda::algorithms::{Algorithms, Shape};
+use crate::cuda::blas::{self, Blas, WORKSPACE};
+use crate::cuda::error::CudaError;
+use crate::cuda::types::Stream;
+use crate::matmul::Matmul;
+use std::collections::HashSet;
+use std::sync::Mutex;
+
+/// Products by the cpu's code.
+pub(super) struct FakeBlas {
+    fake: Fake,
+    known: Mutex<HashSet<Shape>>,
+}
+
+impl FakeBlas {
+    pub(super) fn new(fake: Fake) -> FakeBlas {
+        FakeBlas { fake, known: Mutex::default() }
+    }
+}
+
+impl Blas for FakeBlas {
+    fn version(&self) -> String {
+        "fake products 1.0.0".into()
+    }
+
+    /// One algorithm for all.
+    fn algorithms(&self) -> Algorithms {
+        let known = self.known.lock().unwrap_or_else(|e| e.into_inner());
+        Algorithms::of(known.iter().map(|shape| (*shape, [0; 8])))
+    }
+
+    // cublasLtMatmul: operands in device memory, aligned to their elements; a workspace of 16-byte alignment.
+    unsafe fn product(&self, p: &Matmul, workspace: u64, stream: Stream) -> Result<(), CudaError> {
+        if let Some(why) = blas::refused(p) {
+            return Err(CudaError::Product { product: blas::describe(p), why });
+        }
+        let mut s = self.fake.0.sound("launching a product")?;
+        let mut operands = vec![
+            (p.a.addr.0, p.m * p.k * p.a.dtype.size(), p.a.dtype.size()),
+            (p.b.addr.0, p.n * p.k * p.b.dtype.size(), p.b.dtype.size()),
+            (p.c.0, p.m * p.n * p.c_dtype.size(), p.c_dtype.size()),
+            (workspace, WORKSPACE, 16),
+        ];
+        if !p.bias.is_null() {
+            operands.push((p.bias.0, p.n * p.c_dtype.size(), p.c_dtype.size()));
+        }
+        if !operands.iter().all(|&(at, bytes, align)| at.is_multiple_of(align as u64) && s.is_backed(at, bytes)) {
+            let why = "cuBLASLt: CUBLAS_STATUS_INVALID_VALUE".into();
+            return Err(CudaError::Product { product: blas::describe(p), why });
+        }
+        self.known.lock().unwrap_or_else(|e| e.into_inner()).insert(Shape::of(p));
+        s.ask("launching a product", stream, Op::Product(*p))
+    }
+}
