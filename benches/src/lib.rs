@@ -1,3 +1,3 @@
-//! What the programs of this crate share: single instructions, as the simulator and as a GPU execute them.
+//! Shared by the programs of this crate: single instructions, executed by the simulator and by a GPU.
 
 pub mod instructions;

@@ -1,8 +1,9 @@
-//! Single PTX instructions on the simulator and on a GPU, bit by bit.
+//! Compares single PTX instructions on the simulator and on a GPU, bit by bit.
 //!
 //! `cargo run --release -p reel-benches --bin instructions -- [--cases TEXT] [--lanes N] [--sim-only] [--ptx DIR]`
 //!
-//! A line of JSON an instruction on standard output, a summary on standard error; exit code 1 when any two disagree.
+//! Prints one line of JSON an instruction on standard output and a summary on standard error. Exit code 1 if any
+//! result disagrees.
 
 use clap::Parser;
 use reel_benches::instructions::{self, Case, THREADS, compare, run};
@@ -13,16 +14,16 @@ use std::process::ExitCode;
 
 #[derive(Parser)]
 struct Arguments {
-    /// Only instructions whose name contains this
+    /// Run only instructions whose name contains this text
     #[arg(long, default_value = "")]
     cases: String,
-    /// Inputs of each, eight times as many where there is one source
+    /// Number of inputs of each instruction; eight times as many for instructions with one source
     #[arg(long, default_value_t = 8192)]
     lanes: usize,
-    /// Only simulate: report findings, and approximations beyond their documented error
+    /// Run on the simulator only: report findings, and approximations beyond their documented error
     #[arg(long)]
     sim_only: bool,
-    /// Also write each module into this folder
+    /// Also write each case's PTX module into this folder
     #[arg(long, value_name = "DIR")]
     ptx: Option<PathBuf>,
 }
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs all cases; those that are wrong, and all.
+/// Runs all cases and returns how many disagree, and how many there are.
 fn report(cases: &[Case], arguments: &Arguments) -> Result<(usize, usize), String> {
     if cases.is_empty() {
         return Err(format!("--cases {}: no instruction's name contains it", arguments.cases));
@@ -56,7 +57,7 @@ fn report(cases: &[Case], arguments: &Arguments) -> Result<(usize, usize), Strin
         let (record, good) = match one(case, gpu.as_ref()) {
             Ok(compared) => (compared.record(case), compared.agree(case)),
             Err(error) => {
-                // A kernel that went wrong takes its context with it.
+                // A kernel that fails destroys its CUDA context: opens a new one.
                 if gpu.take().is_some() {
                     gpu = Some(Gpu::open(0).map_err(|e| e.to_string())?);
                 }
@@ -69,7 +70,7 @@ fn report(cases: &[Case], arguments: &Arguments) -> Result<(usize, usize), Strin
     Ok((bad, cases.len()))
 }
 
-/// The comparison of a case; without a GPU, of the simulator with itself.
+/// Runs one case and compares it; without a GPU, compares the simulator with itself.
 fn one(case: &Case, gpu: Option<&Gpu>) -> Result<compare::Compared, String> {
     let sim = run::simulate(case, &case.input).map_err(|e| format!("sim: {e}"))?;
     let magnitudes = case.magnitudes.as_ref().map(|input| run::simulate(case, input)).transpose()?;
@@ -77,7 +78,7 @@ fn one(case: &Case, gpu: Option<&Gpu>) -> Result<compare::Compared, String> {
     Ok(compare::compare(case, &sim, other.as_ref().unwrap_or(&sim), magnitudes.as_deref()))
 }
 
-/// A file a case, named by number and the text's beginning.
+/// Writes one PTX file a case, named by its number and the beginning of its text.
 fn write(cases: &[Case], folder: &std::path::Path) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     for (i, case) in cases.iter().enumerate() {

@@ -1,9 +1,10 @@
-//! Changes the synchronisation of every shipped kernel, one instruction at a time, and asks whether the checks notice.
+//! Mutation test of the kernels' checks: removes or changes one synchronisation instruction at a time, and reports
+//! whether a check notices.
 //!
 //! `cargo run --release -p reel-benches --bin mutate [-- --kernel FOLDER] [--launches N] [--survivors]`
 //!
-//! One line of JSON a folder, and one in total; with `--survivors` one for each mutant that nothing killed. The largest
-//! folder takes an hour, so how far it is goes to stderr once a minute.
+//! Prints one line of JSON a folder and one in total; with `--survivors`, one for each mutant that no check noticed.
+//! Progress goes to stderr once a minute.
 
 use clap::Parser;
 use reel_kernels::catalogue::FOLDERS;
@@ -19,10 +20,10 @@ struct Arguments {
     /// Only this folder
     #[arg(long)]
     kernel: Option<String>,
-    /// Launches that a mutant is tried on
+    /// Maximum number of launches that each mutant runs on
     #[arg(long, default_value_t = 12)]
     launches: usize,
-    /// Print mutants that nothing killed
+    /// Print mutants that no check noticed
     #[arg(long)]
     survivors: bool,
     /// Threads [default: all]
@@ -89,7 +90,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Judges every mutant of a folder on all threads.
+/// Runs every mutant of a folder on all threads and counts the outcomes.
 fn judge(name: &str, subject: &Subject, arguments: &Arguments) -> Result<Tally, String> {
     let (next, tally) = (AtomicUsize::new(0), Mutex::new(Tally::default()));
     let said = Mutex::new(Instant::now());

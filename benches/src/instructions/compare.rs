@@ -1,44 +1,44 @@
-//! What differs between two outputs of a case, and whether approximations are within their documented error.
+//! Compares two outputs of a case, and approximations with their documented error.
 
 use super::Case;
 use super::format::Float;
 use serde_json::{Value, json};
 
-/// The comparison of a case's results.
+/// The comparison of one case's results.
 #[derive(Clone, Debug, Default)]
 pub struct Compared {
-    /// Results of lanes that were compared; numbers of a pair count one each.
+    /// Compared results of all lanes; each number of a pair counts as one.
     pub results: usize,
-    /// Those that differ and are not both NaN.
+    /// Results that differ and are not both NaN.
     pub different: usize,
-    /// Those that are both NaN with other bits.
+    /// Results that are both NaN but with different bits.
     pub nan_bits: usize,
     /// The first that differs.
     pub first: Option<Value>,
-    /// The first that is NaN with other bits.
+    /// The first result that is NaN on both sides with different bits.
     pub first_nan: Option<Value>,
-    /// The largest difference of finite numbers, relative to the larger.
+    /// The largest difference of finite results, relative to the larger one.
     pub relative: f64,
-    /// Of an approximation: the largest errors of simulator and GPU in units of the allowed one, and results that must be something
-    /// else (NaN, infinite).
+    /// For an approximation: errors of simulator and GPU in units of the allowed error, and results of the wrong kind
+    /// (NaN, infinite).
     pub approximation: Option<[Errors; 2]>,
-    /// Of a sum of products: the largest difference relative to the sum of magnitudes.
+    /// For a sum of products: the largest difference relative to the sum of magnitudes.
     pub sum: Option<f64>,
 }
 
-/// How far an approximation is from what it approximates.
+/// The error of an approximation on all inputs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Errors {
-    /// The largest error, where 1 is allowed.
+    /// The largest error, in units of the allowed one.
     pub largest: f64,
-    /// Results of another kind than the exact one: NaN, infinite or finite.
+    /// Results of another kind (NaN, infinite or finite) than the exact one.
     pub other_kind: usize,
     /// The lane of the largest error.
     pub lane: usize,
 }
 
 impl Compared {
-    /// Whether the simulator does what the GPU does.
+    /// Tells whether the simulator's results agree with the GPU's.
     pub fn agree(&self, case: &Case) -> bool {
         match (&self.approximation, self.sum) {
             (Some(both), _) => both.iter().all(|e| e.largest <= 1.0 && e.other_kind == 0),
@@ -79,7 +79,8 @@ fn inputs(case: &Case, lane: usize) -> Vec<String> {
     (0..case.sources.len()).map(|k| format!("{:#x}", case.word(&case.input, k, lane))).collect()
 }
 
-/// Compares outputs of the simulator and of a GPU; `magnitudes` are the simulator's results on the input without signs.
+/// Compares outputs of the simulator and of a GPU. `magnitudes` are the simulator's results on the same input without
+/// signs.
 pub fn compare(case: &Case, sim: &[u8], gpu: &[u8], magnitudes: Option<&[u8]>) -> Compared {
     let mut all = Compared { sum: magnitudes.map(|_| 0.0), ..Compared::default() };
     let approximation = Approximation::of(&case.name);
@@ -138,25 +139,26 @@ fn difference(case: &Case, lane: usize, k: usize, sim: u64, gpu: u64) -> Value {
     json!({"lane": lane, "result": k, "inputs": inputs(case, lane), "sim": sim, "gpu": gpu})
 }
 
-/// A function that instructions approximate.
+/// A function that instructions approximate, with its documented error.
 struct Approximation {
     exact: fn(&[f64]) -> f64,
-    /// The error that is allowed at these arguments, the exact value being the last; `None` where nothing is promised.
+    /// Returns the allowed error for these arguments and the exact value; `None` if the documentation promises
+    /// nothing.
     allowed: fn(&[f64], f64, Float) -> Option<f64>,
-    /// Subnormal numbers are 0, as arguments and as results.
+    /// True if subnormal arguments and results count as 0.
     flush: bool,
-    /// Only the upper 32 bits of an f64 count.
+    /// True if only the upper 32 bits of an f64 are defined.
     upper: bool,
 }
 
-/// The distance of numbers about `exact`.
+/// Returns the distance of neighbouring numbers (1 ulp) near `exact`.
 fn unit(exact: f64, f: Float) -> f64 {
     let exponent = exact.abs().log2().floor().max(f64::from(1 - f.largest()));
     2f64.powf(exponent - f64::from(f.fraction))
 }
 
 impl Approximation {
-    /// What the documentation promises of an instruction.
+    /// Returns what the PTX documentation promises of an instruction.
     fn of(name: &str) -> Option<Approximation> {
         let opcode = name.split(' ').next().unwrap_or(name);
         let parts: Vec<&str> = opcode.split('.').collect();
@@ -183,13 +185,13 @@ impl Approximation {
         let allowed: fn(&[f64], f64, Float) -> Option<f64> = match parts[0] {
             "div" if has("full") => |_, y, f| Some(2.0 * unit(y, f)),
             "div" => |x, y, f| (2f64.powi(-126)..=2f64.powi(126)).contains(&x[1].abs()).then(|| 2.0 * unit(y, f)),
-            // The upper 20 bits of the fraction, of double precision.
+            // Only the upper 20 bits of an f64's fraction are promised.
             "rcp" | "rsqrt" if wide && flush => |_, y, _| Some(2f64.powi(-20) * y.abs()),
             "rsqrt" if wide => |_, y, f| Some(2f64.powi(-51) * y.abs() + unit(y, f)),
             "rcp" => |_, y, f| Some(unit(y, f)),
             "sqrt" => |_, y, f| Some(2f64.powi(-23) * y.abs() + 0.5 * unit(y, f)),
             "rsqrt" => |_, y, _| Some(2f64.powf(-22.9) * y.abs()),
-            // Subnormal results of an H200 are up to a unit off.
+            // Subnormal results of an H200 are up to 1 ulp off.
             "ex2" if half => |_, y, f| Some(2f64.powf(-9.9) * y.abs() + unit(y, f)),
             "ex2" if bfloat => |_, y, _| Some(2f64.powi(-7) * y.abs()),
             "ex2" => |_, y, f| Some(2.0 * unit(y, f)),
@@ -200,7 +202,7 @@ impl Approximation {
                 _ => None,
             },
             _ if half => |_, _, _| Some(2f64.powf(-10.987)),
-            // An H200 is 2^-8 off in all digits that the documentation gives, and a little more.
+            // The documentation rounds the bound to 2^-8; an H200 is slightly beyond it.
             _ if bfloat => |_, _, _| Some(2f64.powi(-8) * 1.001),
             _ => |_, y, _| Some(2f64.powi(-11) * y.abs()),
         };

@@ -1,4 +1,4 @@
-//! What a register holds, for choosing inputs and for comparing results.
+//! The contents of a register: how inputs are chosen and results compared.
 
 use reel_sim::exec::SeededRng;
 
@@ -7,29 +7,29 @@ use reel_sim::exec::SeededRng;
 pub enum Format {
     /// A predicate.
     Pred,
-    /// An integer of so many bits: 16, 32 or 64.
+    /// An integer of 16, 32 or 64 bits.
     Int(u32),
     /// The same, never 0.
     Nonzero(u32),
-    /// An amount to shift by: mostly up to 70, in 32 bits.
+    /// A shift amount, mostly up to 70, in 32 bits.
     Shift,
     /// 0 to 31, in 32 bits.
     Lane,
     /// -33 to 33, in 32 bits.
     Offset,
-    /// What `shfl` limits its lanes by: a clamp and a mask of segments.
+    /// The limit of `shfl`: a clamp and a segment mask.
     Clamp,
-    /// An integer of few different values among the lanes of a warp; 32 or 64 bits.
+    /// An integer that takes few different values among the lanes of a warp; 32 or 64 bits.
     Warp(u32),
     /// A number.
     Float(Float),
     /// Two numbers of 16 bits.
     Pair(Float),
-    /// Elements of a matrix, as many as fit in the register.
+    /// Matrix elements, as many as fit in the register.
     Matrix(Element, Span),
 }
 
-/// A binary floating-point format by the bits of its exponent and its fraction.
+/// A binary floating-point format, given by the bits of its exponent and its fraction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Float {
     /// Bits of the exponent.
@@ -40,7 +40,7 @@ pub struct Float {
 
 /// IEEE half precision.
 pub const F16: Float = Float { exponent: 5, fraction: 10 };
-/// The upper half of single precision.
+/// bfloat16: the upper half of an f32.
 pub const BF16: Float = Float { exponent: 8, fraction: 7 };
 /// IEEE single precision.
 pub const F32: Float = Float { exponent: 8, fraction: 23 };
@@ -50,26 +50,26 @@ pub const F64: Float = Float { exponent: 11, fraction: 52 };
 /// An element of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
-    /// A number as it is, alone in its register or with its like.
+    /// A floating-point number, alone in its register or packed with others of its format.
     Number(Float),
-    /// tf32, of which the lower 13 bits are anything.
+    /// tf32, whose lower 13 bits are arbitrary.
     Tf32,
     /// e4m3
     E4m3,
     /// e5m2
     E5m2,
-    /// Bits: integers of 8 or 4 bits, or single ones; all of them are values.
+    /// Integers of 8 or 4 bits, or single bits; every bit pattern is a value.
     Bits,
     /// A sum of 32-bit integers.
     Int32,
 }
 
-/// How large the elements of a matrix are.
+/// The magnitude of matrix elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Span {
-    /// Integers of -3 to 3, whose products every sum holds exactly.
+    /// Integers from -3 to 3, whose sums of products are exact in every format.
     Small,
-    /// Numbers about 1, of both signs.
+    /// Numbers of magnitude about 1, of both signs.
     Moderate,
 }
 
@@ -105,7 +105,8 @@ impl Float {
         if bits >> (self.bits() - 1) & 1 == 1 { -magnitude } else { magnitude }
     }
 
-    /// The bits of a finite value that the format holds, else of one between it and 0. Too large ones are not asked for.
+    /// Returns the bits of a finite value, rounded towards 0 to this format. The value must not exceed the format's
+    /// range.
     pub fn pack(self, value: f64) -> u64 {
         if self == F64 {
             return value.to_bits();
@@ -124,17 +125,18 @@ impl Float {
         sign | magnitude
     }
 
-    /// The bits of the largest finite number.
+    /// Returns the bits of the largest finite number.
     pub fn greatest(self) -> u64 {
         (((1u64 << self.exponent) - 1) << self.fraction) - 1
     }
 
-    /// Whether these bits are no number.
+    /// Tells whether these bits are a NaN.
     pub fn is_nan(self, bits: u64) -> bool {
         self.value(bits).is_nan()
     }
 
-    /// A number of the kinds that go wrong: any bits, special ones, halves of integers, very small and very large ones.
+    /// Returns an edge case or a random number: arbitrary bits, special values, halves of integers, very small and
+    /// very large ones.
     fn draw(self, rng: &mut SeededRng) -> u64 {
         let bits = self.bits();
         let random = rng.draw() >> (64 - bits);
@@ -165,7 +167,7 @@ impl Float {
         }
     }
 
-    /// A value that is something of its own.
+    /// Returns a special value: zero, infinity, NaN, a subnormal number, or the largest or smallest normal number.
     fn special(self, rng: &mut SeededRng) -> u64 {
         let one = (self.largest() as u64) << self.fraction;
         let unit = 1u64 << self.fraction;
@@ -191,7 +193,7 @@ impl Float {
     }
 }
 
-/// A positive f64 near the ends of narrower formats, or between two of their numbers.
+/// Returns a positive f64 near the limits of a narrower format, or between two of its numbers.
 fn narrow_edge(rng: &mut SeededRng) -> u64 {
     let format = [F16, BF16, F32][rng.below(3) as usize];
     let edge = match rng.below(4) {
@@ -200,13 +202,13 @@ fn narrow_edge(rng: &mut SeededRng) -> u64 {
         2 => 2f64.powi(format.largest() + 1),
         _ => 1.0 + f64::from(rng.below(64)) * 2f64.powi(-(format.fraction as i32)),
     };
-    // Less or more by a part of a unit of the narrow format, or by one of f64's own.
+    // Moves it by a fraction of the narrow format's ulp, or by one ulp of f64.
     let part = 1u64 << [52 - format.fraction, 51 - format.fraction, 50 - format.fraction, 0][rng.below(4) as usize];
     if rng.below(3) == 0 { edge.to_bits() + part } else { edge.to_bits() - part }
 }
 
 impl Format {
-    /// The format of a letter of the table.
+    /// Returns the format that a letter of the instruction table stands for.
     pub fn named(letter: char) -> Format {
         match letter {
             'p' => Format::Pred,
@@ -232,7 +234,7 @@ impl Format {
         }
     }
 
-    /// The register's bits; 1 for a predicate.
+    /// Returns the register's width in bits; 1 for a predicate.
     pub fn bits(self) -> u32 {
         match self {
             Format::Pred => 1,
@@ -243,7 +245,7 @@ impl Format {
         }
     }
 
-    /// The numbers in the register, if they are: how many, and their format.
+    /// Returns how many floating-point numbers the register holds and their format, if it holds any.
     pub fn numbers(self) -> Option<(u32, Float)> {
         match self {
             Format::Float(f) => Some((1, f)),
@@ -253,7 +255,7 @@ impl Format {
         }
     }
 
-    /// One input. `rest` is what lanes of the same warp have in common.
+    /// Returns one input. `rest` is a random number that all lanes of a warp share.
     pub fn draw(self, rng: &mut SeededRng, rest: u64) -> u64 {
         match self {
             Format::Pred => match rest % 4 {
@@ -283,7 +285,7 @@ impl Format {
     }
 }
 
-/// An integer of the kinds that go wrong.
+/// Returns an edge case or a random integer.
 fn integer(bits: u32, rng: &mut SeededRng) -> u64 {
     let random = rng.draw();
     let mask = u64::MAX >> (64 - bits);
@@ -299,7 +301,7 @@ fn integer(bits: u32, rng: &mut SeededRng) -> u64 {
 }
 
 impl Element {
-    /// The signs of all elements in 64 bits; 0 for integers, whose sums are exact.
+    /// Returns the sign bits of all elements in 64 bits; 0 for integers, whose sums are exact.
     pub fn signs(self) -> u64 {
         match self {
             Element::Number(F64) => 1 << 63,
@@ -311,7 +313,7 @@ impl Element {
     }
 }
 
-/// A register's elements of a matrix.
+/// Returns a register full of matrix elements.
 pub fn matrix(element: Element, span: Span, bits: u32, rng: &mut SeededRng) -> u64 {
     let mut all = |format: Float| {
         (0..bits / format.bits()).fold(0, |word, i| word | number(format, span, rng) << (i * format.bits()))
@@ -339,7 +341,8 @@ fn number(format: Float, span: Span, rng: &mut SeededRng) -> u64 {
     format.pack(value)
 }
 
-/// Makes inputs of an instruction belong together now and then: nearly equal, of opposite sign, or a sum that cancels.
+/// Sometimes makes an instruction's inputs depend on each other: nearly equal, of opposite sign, or with a sum that
+/// cancels.
 pub fn relate(formats: &[Format], tuple: &mut [u64], rng: &mut SeededRng) {
     let Some((&first, others)) = formats.split_first() else { return };
     let mask = u64::MAX >> (64 - first.bits());
@@ -354,7 +357,7 @@ pub fn relate(formats: &[Format], tuple: &mut [u64], rng: &mut SeededRng) {
     } else if let [Format::Float(f), Format::Float(_), ..] = formats
         && rng.below(8) == 0
     {
-        // A product, or a quotient, about the smallest normal number, where rounding and flushing meet.
+        // Makes a product or quotient fall near the smallest normal number, where rounding and flushing interact.
         let (a, least) = (f.value(tuple[0]), 2f64.powi(1 - f.largest()));
         let (factor, divisor) = (least / a, a / least);
         let b = if rng.below(2) == 0 { factor } else { divisor };

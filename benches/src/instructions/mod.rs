@@ -1,7 +1,8 @@
-//! Single instructions, executed by the simulator and by a GPU on the same inputs: does the one do what the other does?
+//! Single instructions, executed by the simulator and by a GPU on the same inputs and compared.
 //!
-//! [`table`] lists them; [`ptx`] and [`products`] make of each a module with one kernel, whose lanes load their sources, execute the
-//! instruction and store its results. Source of the forms and of the errors allowed: PTX ISA 9.0, chapter 9.7.
+//! [`table`] lists the instructions; [`ptx`] and [`products`] make a module with one kernel of each: its lanes load
+//! their sources, execute the instruction and store its results. Source of the forms and of the allowed errors: PTX
+//! ISA 9.0, chapter 9.7.
 
 pub mod compare;
 pub mod format;
@@ -19,24 +20,26 @@ pub const ENTRY: &str = "t";
 /// Threads of a block.
 pub const THREADS: usize = 128;
 
-/// An instruction, its kernel and inputs. The kernel's parameters are the addresses of input, output and scratch.
+/// An instruction with its kernel and inputs. The kernel's parameters are the addresses of input, output and scratch
+/// memory.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// The instruction, or the statements around it.
+    /// The instruction, or the statements that contain it.
     pub name: String,
     /// The module.
     pub ptx: String,
-    /// Lanes in all, a multiple of [`THREADS`].
+    /// Number of lanes, a multiple of [`THREADS`].
     pub lanes: usize,
-    /// What each lane loads: of lane i, source k is 8 bytes at `8 · (k · lanes + i)` of the input.
+    /// Formats of the sources that each lane loads: source k of lane i is 8 bytes at `8 · (k · lanes + i)` of the
+    /// input.
     pub sources: Vec<Format>,
-    /// What each lane stores, in the output as the sources in the input.
+    /// Formats of the results that each lane stores, laid out like the sources.
     pub results: Vec<Format>,
     /// The input's bytes.
     pub input: Vec<u8>,
-    /// Of a sum of products: the input without signs, whose results are the sums of magnitudes.
+    /// For a sum of products: the input without signs, whose results are sums of magnitudes.
     pub magnitudes: Option<Vec<u8>>,
-    /// How far a sum may be from exact, relative to the sum of magnitudes.
+    /// Allowed difference of two sums, relative to the sum of magnitudes.
     pub tolerance: f64,
 }
 
@@ -46,15 +49,15 @@ impl Case {
         8 * self.lanes * self.results.len().max(1)
     }
 
-    /// The 8 bytes of operand `k` of lane `i` in an input or output.
+    /// Returns the 8 bytes of operand `k` of lane `i` in an input or output.
     pub fn word(&self, bytes: &[u8], k: usize, i: usize) -> u64 {
         let at = 8 * (k * self.lanes + i);
         bytes.get(at..at + 8).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("8 bytes")))
     }
 }
 
-/// All instructions whose name contains `filter`, each on `lanes` inputs (a multiple of [`THREADS`]; eight times as many where there
-/// is one source).
+/// Returns all instructions whose name contains `filter`, each on `lanes` inputs (a multiple of [`THREADS`]; eight
+/// times as many for one source).
 pub fn cases(filter: &str, lanes: usize) -> Vec<Case> {
     let rows = table::rows()
         .flat_map(|(pattern, formats)| pattern::expand(pattern).into_iter().map(move |text| (text, formats)));

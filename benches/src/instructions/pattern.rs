@@ -1,6 +1,7 @@
-//! Rows of the table are patterns: `add<|.sat>.<s32|u32>` is all choices of one alternative from each pair of brackets.
+//! Patterns of the instruction table: `add<|.sat>.<s32|u32>` stands for every choice of one alternative from each
+//! pair of brackets.
 
-/// All texts of a pattern, the last choice changing fastest.
+/// Returns all texts of a pattern, the last choice varying fastest.
 pub fn expand(pattern: &str) -> Vec<String> {
     let Some((head, rest)) = pattern.split_once('<') else { return vec![pattern.to_string()] };
     let (choices, tail) = rest.split_once('>').expect("a bracket that was opened is closed");

@@ -1,13 +1,14 @@
-//! Matrix products: `mma.sync` of every shape, and `wgmma` on shared memory.
+//! Cases of matrix products: `mma.sync` of every shape, and `wgmma` on shared memory.
 //!
-//! Each comes with two kinds of elements: small integers, whose sums must be exact, and numbers about 1, whose sums are compared
-//! relative to the sum of magnitudes, since the order and rounding of the tensor core's sums are not documented.
+//! Each form runs on two kinds of elements: small integers, whose sums must be exact, and numbers of magnitude about
+//! 1, whose sums are compared relative to the sum of magnitudes, since order and rounding of the tensor core's sums
+//! are not documented.
 
 use super::format::{BF16, Element, F16, F32, F64, Format, Span};
 use super::{Case, pattern, ptx, wgmma};
 use reel_sim::matrix::mma::MmaOp;
 
-/// The forms of `mma.sync` behind `mma.sync.aligned.`
+/// The forms of `mma.sync`, without the prefix `mma.sync.aligned.`
 const MMA: &[&str] = &[
     "m16n8<k8|k16>.row.col.f32.bf16.bf16.f32",
     "m16n8<k8|k16>.row.col.<f32.f16.f16.f32|f16.f16.f16.f16>",
@@ -32,7 +33,7 @@ pub fn cases(lanes: usize) -> Vec<Case> {
     all
 }
 
-/// What a type's name says about elements.
+/// Returns the element format that a PTX type name stands for.
 pub fn element(name: &str) -> Element {
     match name {
         "f64" => Element::Number(F64),
@@ -47,12 +48,12 @@ pub fn element(name: &str) -> Element {
     }
 }
 
-/// How far a sum of such elements may be from another order's, relative to the sum of magnitudes.
+/// Returns the allowed difference between two orders of a sum, relative to the sum of magnitudes.
 pub fn tolerance(elements: Element, sum: Element) -> f64 {
     2f64.powi(match (sum, elements) {
         (Element::Number(F16), _) => -9,
         (Element::Number(F64), _) => -50,
-        // Hopper keeps 14 bits of sums of eight-bit numbers.
+        // Hopper keeps 14 bits of sums of 8-bit numbers.
         (_, Element::E4m3 | Element::E5m2) => -12,
         _ => -20,
     })

@@ -1,4 +1,4 @@
-//! The module around an instruction.
+//! Generates the PTX module around one instruction, and its inputs.
 
 use super::format::{Format, relate};
 use super::{Case, ENTRY, THREADS};
@@ -8,7 +8,7 @@ use std::fmt::Write;
 /// What every module begins with.
 pub const HEAD: &str = ".version 9.0\n.target sm_90a\n.address_size 64\n";
 
-/// What the case of an expanded row is called.
+/// Returns the name of the case of an expanded table row.
 pub fn name(text: &str, formats: &str) -> String {
     format!("{} {formats}", text.replace('$', ""))
 }
@@ -20,7 +20,7 @@ pub fn case(text: &str, formats: &str, lanes: usize) -> Case {
     with_formats(text, name(text, formats), named(results), named(sources), lanes)
 }
 
-/// The case of an instruction whose operands hold this.
+/// Makes the case of an instruction from the formats of its operands.
 pub fn with_formats(text: &str, name: String, results: Vec<Format>, sources: Vec<Format>, lanes: usize) -> Case {
     let lanes = if sources.len() == 1 { 8 * lanes } else { lanes };
     let input = inputs(&name, &sources, lanes);
@@ -28,7 +28,7 @@ pub fn with_formats(text: &str, name: String, results: Vec<Format>, sources: Vec
     Case { name, ptx, lanes, sources, results, input, magnitudes: None, tolerance: 0.0 }
 }
 
-/// An opcode with its operands, or the statements as they are.
+/// Returns the statements of a table row: an opcode gets its operands, statements stay unchanged.
 fn statements(text: &str, results: usize, sources: usize) -> String {
     if text.contains('$') {
         return text.to_string();
@@ -37,7 +37,7 @@ fn statements(text: &str, results: usize, sources: usize) -> String {
     format!("{text} {};", operands.collect::<Vec<_>>().join(", "))
 }
 
-/// Inputs of all lanes; each of 16 bits alone has all its values where there are lanes enough.
+/// Returns the inputs of all lanes. A single 16-bit source takes all its values if there are enough lanes.
 pub fn inputs(name: &str, sources: &[Format], lanes: usize) -> Vec<u8> {
     let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     let mut rng = SeededRng::new(seed);
@@ -61,7 +61,7 @@ pub fn inputs(name: &str, sources: &[Format], lanes: usize) -> Vec<u8> {
     bytes
 }
 
-/// The type of register, and of loads and stores, of an operand.
+/// Returns the PTX type of an operand's register, loads and stores.
 fn register(format: Format) -> &'static str {
     match format.bits() {
         1 => "pred",
@@ -98,7 +98,7 @@ fn module(statements: &str, results: &[Format], sources: &[Format], lanes: usize
             _ => format!("ld.global.{} %a{k}, [%in+{at}];", register(format)),
         });
     }
-    // A guarded instruction may leave its results alone.
+    // Initialises the results, because a guarded instruction may not write them.
     for (k, &format) in results.iter().enumerate() {
         line(match format {
             Format::Pred => format!("setp.ne.u32 %d{k}, 0, 0;"),

@@ -1,4 +1,4 @@
-//! Executing a case: simulated, or on a GPU.
+//! Runs a case on the simulator or on a GPU.
 #![allow(unsafe_code)]
 
 use super::{Case, ENTRY, THREADS};
@@ -7,10 +7,10 @@ use reel_sim::exec::{self, ExecOptions, LaunchConfig};
 use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
 
-/// Bytes of memory of a lane's own.
+/// Bytes of scratch memory a lane.
 const SCRATCH: usize = 16;
 
-/// The output as the simulator has it. An error is what the module or the run was found wrong of.
+/// Runs a case on the simulator and returns its output. The error names a fault of the module, or a finding.
 pub fn simulate(case: &Case, input: &[u8]) -> Result<Vec<u8>, String> {
     let program = Program::parse(&case.ptx).map_err(|e| e.to_string())?;
     let kernel = program.kernel(ENTRY).map_err(|e| e.to_string())?;

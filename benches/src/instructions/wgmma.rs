@@ -1,7 +1,7 @@
-//! `wgmma`: a product of one warpgroup a block.
+//! Cases of `wgmma`: one product of one warpgroup a block.
 //!
-//! Shared memory is filled with elements from its first byte to its last, so that whatever a descriptor names is an element, and
-//! another reading of the descriptor is another sum.
+//! All of shared memory is filled with elements, so that any address that a descriptor names holds an element, and a
+//! wrong reading of a descriptor gives a different sum.
 
 use super::format::{Element, F16, F32, Format, Span, matrix};
 use super::products::{clear, element, tolerance};
@@ -11,7 +11,7 @@ use reel_sim::matrix::wgmma::Descriptor;
 use reel_sim::tensor_map::Swizzle;
 use std::fmt::Write;
 
-/// Bytes of shared memory; A begins at 0, B at `B`.
+/// Bytes of shared memory; matrix A begins at 0, matrix B at `B`.
 const IMAGE: usize = 40 << 10;
 const B: u32 = 8 << 10;
 
@@ -23,14 +23,14 @@ struct Product {
     a: &'static str,
     b: &'static str,
     swizzle: Swizzle,
-    /// A and B contiguous along m and n.
+    /// Whether A and B are contiguous along m and n instead of k.
     transposed: [bool; 2],
     from_registers: bool,
     /// The signs of A and B.
     scales: [i32; 2],
     /// Whether D is added to.
     adds: bool,
-    /// Where in the first row of a pattern the operands begin.
+    /// Offset of the operands in the first row of a swizzle pattern.
     start: u32,
     span: Span,
 }
@@ -80,7 +80,7 @@ pub fn cases(lanes: usize) -> Vec<Case> {
     all.iter().map(|p| p.case(lanes.min(8 * THREADS))).collect()
 }
 
-/// Types of D, A and B besides bf16.
+/// Types of D, A and B, besides bf16.
 const TYPES: &[(&str, &str, &str)] = &[
     ("f32", "f16", "f16"),
     ("f16", "f16", "f16"),
@@ -124,11 +124,11 @@ impl Product {
         format!("{name} {:?}", self.span)
     }
 
-    /// The descriptor of A or B but for its address.
+    /// Returns the descriptor of A or B without its address.
     fn descriptor(&self, which: usize) -> u64 {
         let extent = [64, self.n][which];
-        // Where rows are whole spans of the swizzle, eight of them make a pattern; one that is not needed by A's or B's extent may be
-        // anything.
+        // If rows are whole spans of the swizzle, eight of them make a pattern. A stride that the operand's extent
+        // does not need is arbitrary.
         let (leading, stride) = match (self.swizzle.span(), self.transposed[which]) {
             (Some(span), false) => (16, 8 * span),
             (Some(span), true) => (16 * span, 8 * span),
@@ -156,7 +156,8 @@ impl Product {
         }
     }
 
-    /// Images of shared memory, a block each; then D and A's registers, each 8 bytes a lane. And the same without signs.
+    /// Returns images of shared memory, one a block, then D's and A's registers, 8 bytes a lane each; and the same
+    /// without signs.
     fn input(&self, lanes: usize, count: usize, registers: usize) -> (Vec<u8>, Vec<u8>) {
         let mut rng = SeededRng::new(u64::from(self.n) << 8 | self.k() as u64);
         let (mut input, mut unsigned) = (Vec::new(), Vec::new());
@@ -221,7 +222,7 @@ impl Product {
         p
     }
 
-    /// Signs of floating-point operands, transpositions of those of 16 bits.
+    /// Returns the instruction's immediates: signs of floating-point operands, and transpositions of 16-bit ones.
     fn immediates(&self) -> String {
         let mut all: Vec<i32> = Vec::new();
         if self.sum != "s32" {
@@ -234,5 +235,5 @@ impl Product {
     }
 }
 
-/// Sums that an f16 or f32 holds exactly: products of small integers over the longest k.
+/// Sums of products of small integers over the longest k must be exact in f16 and f32.
 const _: () = assert!(32 * 9 + 3 < 1 << (F16.fraction + 1) && F16.fraction < F32.fraction);

@@ -12,7 +12,7 @@ pub const ROWS: &[Row] = &[
     ("cvt.<u8|s8|u32|s32|u64|s64>.<u8|s8|u16|s16>", "d=h"),
     ("cvt.<u8|s8|u32|s32|u64|s64>.<u32|s32>", "d=r"),
     ("cvt.<u8|s8|u32|s32|u64|s64>.<u64|s64>", "d=d"),
-    // A saturation that could not happen is refused by ptxas.
+    // ptxas refuses a saturation that can never happen.
     ("cvt.sat.<u8.s8|u8.u16|u8.s16|s8.u8|s8.u16|s8.s16|u16.s8|u16.s16|s16.u16>", "h=h"),
     ("cvt.sat.<u8|s8|u16|s16>.<u32|s32>", "h=r"),
     ("cvt.sat.<u8|s8|u16|s16>.<u64|s64>", "h=d"),

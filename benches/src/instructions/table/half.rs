@@ -1,4 +1,4 @@
-//! f16 and bf16, single and in pairs.
+//! Instructions on f16 and bf16, single and in pairs.
 
 use super::Row;
 

@@ -1,4 +1,4 @@
-//! Loads, stores and atomics, each lane on 16 bytes of its own.
+//! Loads, stores and atomics; each lane uses 16 bytes of its own.
 
 use super::Row;
 
