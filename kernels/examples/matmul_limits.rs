@@ -1,10 +1,10 @@
-//! Times matrix products and the limits of the machine. Reads one request a line and answers each with the median and the least
-//! seconds of its calls: so that a script can alternate between this and a peer.
+//! Times matrix products and measures the limits of the machine, for scripts that alternate between this program and
+//! a peer. Reads one request a line and answers each with the median and the minimum seconds of its calls.
 //!
 //! ```text
 //! threads 2
-//! product bf16 bf16 bf16 512 4864 896 24 10     A, B, C, m, n, k, copies of B taken in turn, calls; bf16t, f32t: stored transposed
-//! limit f32 | limit bf16                        1e9 operations from registers, shared by all threads
+//! product bf16 bf16 bf16 512 4864 896 24 10     A, B, C, m, n, k, copies of B used in turn, calls; bf16t, f32t: stored transposed
+//! limit f32 | limit bf16                        1e9 operations from registers, on all threads
 //! read                                          1e9 bytes from memory
 //! launch                                        an empty launch of one task a thread
 //! ```
@@ -67,7 +67,7 @@ fn summary(mut times: Vec<f64>) -> (f64, f64) {
     (times[times.len() / 2], times[0])
 }
 
-/// Half-full bit patterns that are small finite numbers in both dtypes.
+/// Fills an array with a bit pattern that is a small finite number in both dtypes.
 fn array(bytes: usize) -> Vec<u32> {
     (0..bytes.div_ceil(4)).map(|i| 0x3f80_3f80 ^ ((i as u32).wrapping_mul(0x9e37_79b9) & 0x8070_8070)).collect()
 }

@@ -1,10 +1,16 @@
-//! The threads of the cpu device: a fixed team that takes numbered tasks until none is left.
+//! The thread team of device `cpu`: a fixed set of threads that run numbered tasks until none is left.
 //!
-//! Which thread does a task never changes its result: a task owns its outputs and sums in an order of its own. Each thread begins with a run
-//! of neighbouring tasks, always the same one, and helps the others when these are done: what a launch reads of the last one's output then
-//! lies, for the most part, in the cache of its own processor. Workers
-//! spin for a short while between launches (a decode step is hundreds of them, microseconds apart), then sleep. A launch ends
-//! when its tasks are done, not when every worker has seen it: a worker that the system has put aside holds nobody up.
+//! ```text
+//! run(count, task):                        # the caller is one of the threads
+//!     share i = tasks of thread i: the contiguous range [i * count / n, (i + 1) * count / n)
+//!     each thread: take tasks of its own share one by one, then tasks of the other shares
+//!     return when `done` has counted every task
+//! ```
+//!
+//! The thread that runs a task never changes its result: a task owns its outputs and its order of summation. Every
+//! launch gives a thread the same range, so most of what it reads is in the cache of its own core. Workers spin for a
+//! short while between launches (a decode step has hundreds, microseconds apart), then sleep. A launch ends when its
+//! tasks are done; a worker that the system has suspended does not delay it.
 #![allow(unsafe_code)]
 
 use std::any::Any;
@@ -15,13 +21,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
-/// How often a worker looks for work before it sleeps; some hundred microseconds.
+/// Times that a worker checks for work before it sleeps: some hundred microseconds.
 const LOOKS: usize = 6_000;
-/// Of every so many looks, one lets other threads run: with more threads than processors the one that is waited for may be among them.
+/// Every so many checks, a worker yields to other threads: with more threads than cores, the awaited one may be among
+/// them.
 const YIELD: usize = 64;
 
 thread_local! {
-    /// Whether this thread is doing a task.
+    /// True while this thread runs a task.
     static IN_TASK: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -31,20 +38,21 @@ type Task<'a> = dyn Fn(usize) + Sync + 'a;
 #[repr(align(128))]
 struct Alone<T>(T);
 
-/// A number of a job (upper half; it only grows) and how many tasks of a share nobody has taken (lower half). A thread owns a task
-/// when it has lowered that by compare-and-swap; this also proves that what it read of the job before belonged to this job.
+/// A job number (upper half; it only grows) and the number of tasks left in a thread's share (lower half). A thread
+/// owns a task once it has decremented the lower half by compare-and-swap, which also proves that what it read of the
+/// job belongs to this job.
 type Share = Alone<AtomicU64>;
 
 struct Shared {
     /// Number of the current job.
     job: Alone<AtomicU64>,
-    /// Of each thread, the tasks that it begins with.
+    /// The tasks that each thread begins with.
     shares: Vec<Share>,
-    /// Tasks of the current job that are done.
+    /// Number of finished tasks of the current job.
     done: Alone<AtomicUsize>,
-    /// The two words of the current job's `&Task`; written only when all tasks of the last job are done.
+    /// The two words of the current job's `&Task`; written only when all tasks of the previous job are done.
     task: [AtomicUsize; 2],
-    /// Tasks of the current job; written with `task`.
+    /// Number of tasks of the current job; written together with `task`.
     count: AtomicUsize,
     panicked: Mutex<Option<Box<dyn Any + Send>>>,
     sleepers: AtomicUsize,
@@ -53,11 +61,11 @@ struct Shared {
     stop: AtomicBool,
 }
 
-/// A team of threads; the caller of [`Team::run`] is one of them.
+/// A team of threads. The caller of [`Team::run`] is one of them.
 pub struct Team {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// Held during a job: a second caller waits.
+    /// Locked during a job: a second caller waits.
     running: Mutex<()>,
 }
 
@@ -68,7 +76,7 @@ impl std::fmt::Debug for Team {
 }
 
 impl Team {
-    /// A team of `threads` (at least 1), the caller included.
+    /// A team of `threads` threads (at least 1), including the caller.
     pub fn new(threads: usize) -> Team {
         let threads = threads.max(1);
         let shared = Arc::new(Shared {
@@ -86,7 +94,7 @@ impl Team {
         let workers = (1..threads)
             .filter_map(|i| {
                 let shared = shared.clone();
-                // A thread that can't be had makes the team smaller; results do not depend on its size.
+                // If a thread cannot be created the team is smaller; results do not depend on its size.
                 std::thread::Builder::new().name(format!("reel-{i}")).spawn(move || shared.work(i)).ok()
             })
             .collect();
@@ -98,11 +106,11 @@ impl Team {
         self.workers.len() + 1
     }
 
-    /// Calls `task(0) … task(count - 1)`, each once, on any thread, and returns when all are done. Inside of a task, `run` does all of
-    /// its tasks on the same thread.
+    /// Calls `task(0) … task(count - 1)`, each once, on any thread, and returns when all are done. Called inside of a
+    /// task, it runs all of its tasks on the calling thread.
     ///
     /// # Panics
-    /// With the panic of a task, after all others are done; with 2^32 tasks or more.
+    /// If a task panics, after all others are done; with 2^32 tasks or more.
     pub fn run(&self, count: usize, task: impl Fn(usize) + Sync) {
         if count <= 1 || self.workers.is_empty() || IN_TASK.get() {
             (0..count).for_each(task);
@@ -123,7 +131,8 @@ impl Team {
             share.0.store(job << 32 | span(i, n, count).len() as u64, Ordering::Release);
         }
         s.job.0.store(job, Ordering::SeqCst);
-        // Either this sees the sleeper, or the sleeper, which looks once more after it has counted itself, sees the job.
+        // Either this load sees the sleeping worker, or the worker, which checks again after it has counted itself as
+        // sleeping, sees the job.
         if s.sleepers.load(Ordering::SeqCst) != 0 {
             let _guard = s.asleep.lock().unwrap_or_else(|e| e.into_inner());
             s.wake.notify_all();
@@ -141,7 +150,7 @@ impl Team {
     }
 }
 
-/// Which of `count` tasks are thread `index`'s of `n`.
+/// Returns the range of `count` tasks that thread `index` of `n` begins with.
 fn span(index: usize, n: usize, count: usize) -> Range<usize> {
     index * count / n..(index + 1) * count / n
 }
@@ -169,13 +178,13 @@ impl Drop for Team {
 }
 
 impl Shared {
-    /// Does tasks of the current job, from share `first` on, until all are taken.
+    /// Runs tasks of the current job, from share `first` on, until all are taken.
     fn take_tasks(&self, first: usize) {
         let n = self.shares.len();
         (first..first + n).for_each(|i| self.take_share(i % n));
     }
 
-    /// Does tasks of a share until all are taken.
+    /// Runs tasks of one share until all are taken.
     fn take_share(&self, index: usize) {
         let share = &self.shares[index].0;
         loop {
@@ -226,7 +235,7 @@ impl Shared {
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            // A later one may begin meanwhile, and its tasks be taken too; then this comes back and finds none.
+            // A later job may have begun meanwhile and its tasks been taken too; then the next check finds none.
             seen = self.job.0.load(Ordering::SeqCst);
             self.take_tasks(index);
         }
@@ -264,7 +273,7 @@ mod tests {
             });
         });
         assert_eq!(sum.into_inner(), (0..200).sum());
-        // And the thread that calls is free again.
+        // After a panic, the calling thread can run jobs again.
         let barrier = std::sync::Barrier::new(3);
         team.run(3, |_| {
             barrier.wait();
@@ -303,7 +312,7 @@ mod tests {
         for _ in 0..5 {
             std::thread::sleep(std::time::Duration::from_millis(5));
             let barrier = std::sync::Barrier::new(2);
-            // Both threads must come: one alone would wait for ever.
+            // Both threads must take part: one alone would wait forever.
             team.run(2, |_| {
                 barrier.wait();
             });

@@ -1,5 +1,5 @@
-//! Kernels with one synchronisation instruction changed are found out by what the checks launch. `benches/src/bin/mutate.rs`
-//! does the same and says what came of each folder.
+//! Mutation test: the launches of the checks notice every synchronisation instruction that is removed or changed.
+//! `benches/src/bin/mutate.rs` does the same and reports the outcome of each folder.
 
 use reel_kernels::catalogue::FOLDERS;
 use reel_kernels::checks::mutation::{Subject, Verdict};
@@ -7,7 +7,7 @@ use reel_kernels::compile;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Launches that each mutant is tried on.
+/// Maximum number of launches that each mutant runs on.
 const LAUNCHES: usize = 12;
 
 #[test]
@@ -35,7 +35,7 @@ fn every_mutant_is_found_out() {
     assert!(survivors.is_empty(), "{}", survivors.join("\n"));
 }
 
-/// `f` of 0, 1, … in order, computed on all threads.
+/// Returns f(0), f(1), … in order, computed on all threads.
 fn on_all_threads<T: Send>(count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {

@@ -1,8 +1,10 @@
-//! Machine code that is built into the binary, for machines without NVRTC and for a start without compiling.
+//! Machine code of the kernels that is built into the binary, for machines without NVRTC and for a start without
+//! compiling.
 //!
-//! An archive is a line that names its format, then an entry for each folder and architecture: a line `folder architecture hash
-//! length`, and as many bytes, deflated. The hash is of everything that was compiled, so that code of other sources than the
-//! binary's own is never run. [`PTX_ARCHITECTURE`]'s entry is PTX text, which drivers compile for GPUs newer than all of ours.
+//! An archive begins with a line that names its format. Then comes one entry for each folder and architecture: a line
+//! `folder architecture hash length`, and as many deflated bytes. The hash covers everything that was compiled, so
+//! code of other sources than the binary's own is never run. The entry of [`PTX_ARCHITECTURE`] is PTX text, which
+//! drivers compile for newer GPUs.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -17,14 +19,14 @@ use super::cache::Cache;
 use super::{ARCHITECTURES, CompileError, compiler, cubin_unit, number_of, ptx_unit};
 use crate::{FOLDERS, Source};
 
-/// What was built in: empty unless the build was told an archive.
+/// The archive that was built in; empty unless the build was given one (`REEL_KERNELS`).
 static ARCHIVE: &[u8] = include!(concat!(env!("OUT_DIR"), "/archive.rs"));
 /// The first line of an archive.
 const MAGIC: &str = "reel-kernels 1";
-/// The virtual architecture of the PTX: the oldest that kernels are written for, which every newer GPU runs.
+/// The virtual architecture of the PTX entry: the oldest supported one, whose PTX every newer GPU runs.
 pub const PTX_ARCHITECTURE: &str = "compute_80";
 
-/// What an archive holds for a GPU.
+/// Code from an archive for one GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Code {
     /// Machine code.
@@ -48,10 +50,10 @@ struct Entry<'a> {
 }
 
 impl<'a> Archive<'a> {
-    /// The archive in these bytes; none in no bytes.
+    /// Parses an archive. No bytes give an empty archive.
     ///
     /// # Errors
-    /// What is wrong with the bytes.
+    /// The format or an entry is malformed; the message says how.
     pub fn read(bytes: &'a [u8]) -> Result<Archive<'a>, String> {
         let mut entries = Vec::new();
         if bytes.is_empty() {
@@ -74,8 +76,9 @@ impl<'a> Archive<'a> {
         Ok(Archive { entries })
     }
 
-    /// The code of a folder for a GPU's architecture such as `sm_86`: the architecture's own machine code, else that of the nearest
-    /// earlier one of the same major version, else PTX. None when there is none, or only of other sources than `source`.
+    /// Returns the code of a folder for a GPU's architecture such as `sm_86`: the architecture's own machine code,
+    /// else that of the nearest earlier one of the same major version, else PTX. `None` if there is no entry, or only
+    /// entries of other sources than `source`.
     pub fn code(&self, source: &Source, sm: &str) -> Option<Code> {
         for architecture in runs_on(sm) {
             if let Some(entry) = self.entry(source, architecture) {
@@ -86,7 +89,7 @@ impl<'a> Archive<'a> {
         Some(Code::Ptx(String::from_utf8(entry.inflate()?).ok()?))
     }
 
-    /// How many entries are of the binary's own sources, and how many are not.
+    /// Returns how many entries belong to the binary's own sources, and how many do not.
     pub fn fresh_and_stale(&self) -> (usize, usize) {
         let known = |e: &&Entry<'_>| {
             FOLDERS
@@ -97,7 +100,7 @@ impl<'a> Archive<'a> {
         (fresh, self.entries.len() - fresh)
     }
 
-    /// The architectures that there are entries for, in order.
+    /// Returns the architectures that have entries, in order.
     pub fn architectures(&self) -> Vec<&'a str> {
         let mut all: Vec<&str> = self.entries.iter().map(|e| e.architecture).collect();
         all.sort_unstable();
@@ -119,21 +122,22 @@ impl Entry<'_> {
     }
 }
 
-/// What is built into this binary.
+/// Returns the archive that is built into this binary.
 pub fn archive() -> Archive<'static> {
-    // The build script took any file: one that is no archive holds nothing for anybody.
+    // The build script accepts any file: one that is not an archive counts as empty.
     Archive::read(ARCHIVE).unwrap_or_default()
 }
 
-/// Code built into this binary for a folder and a GPU's architecture, if there is any and it is of these sources.
+/// Returns the code that is built into this binary for a folder and a GPU's architecture, if it belongs to these
+/// sources.
 pub fn code(source: &Source, sm: &str) -> Option<Code> {
     if ARCHIVE.is_empty() { None } else { archive().code(source, sm) }
 }
 
-/// Compiles every folder for every one of [`ARCHITECTURES`] and to PTX on `threads` threads, and makes an archive of them.
+/// Compiles every folder for every one of [`ARCHITECTURES`] and to PTX, on `threads` threads, and returns an archive.
 ///
 /// # Errors
-/// No NVRTC, or a source that does not compile.
+/// NVRTC is missing, or a source does not compile.
 pub fn pack(threads: usize) -> Result<Vec<u8>, CompileError> {
     let all: Vec<(&Source, &str)> = FOLDERS
         .iter()
@@ -188,8 +192,8 @@ fn hash(source: &Source, architecture: &str) -> Option<String> {
     unit(source, architecture).ok().map(|unit| Cache::content(&unit))
 }
 
-/// The architectures whose machine code a GPU of `sm` runs, the best first: its own, then earlier ones of its major version.
-/// Code for an architecture with features of its own, as `sm_90a`, runs on that alone.
+/// Returns the architectures whose machine code a GPU of `sm` runs, the best first: its own, then earlier ones of its
+/// major version. Code for an architecture with own features, such as `sm_90a`, runs on that one alone.
 fn runs_on(sm: &str) -> Vec<&'static str> {
     let own = ARCHITECTURES.into_iter().filter(|a| *a == sm);
     let earlier = ARCHITECTURES.into_iter().rev().filter(|a| {
@@ -198,13 +202,13 @@ fn runs_on(sm: &str) -> Vec<&'static str> {
     own.chain(earlier).collect()
 }
 
-/// 86 of `sm_86` and 90 of `sm_90a`.
+/// Returns the number in an architecture's name: 86 for `sm_86`, 90 for `sm_90a`.
 fn capability(architecture: &str) -> u32 {
     let number = architecture.strip_prefix("compute_").or_else(|| number_of(architecture).ok()).unwrap_or_default();
     number.trim_end_matches(['a', 'f']).parse().unwrap_or(0)
 }
 
-/// The first line, without its end, and what follows it.
+/// Returns the first line, without its end, and the rest.
 fn line(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let end = bytes.iter().position(|&b| b == b'\n')?;
     Some((std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]))
@@ -257,7 +261,7 @@ mod tests {
         assert_eq!(archive.fresh_and_stale(), (0, 1));
     }
 
-    /// Of a build that was told an archive; `./x gpu-bundle` runs it so.
+    /// Checks the archive of a build that was given one; `./x release` runs this test.
     #[test]
     fn what_is_built_in_is_of_these_sources() {
         let archive = Archive::read(ARCHIVE).unwrap();
@@ -266,7 +270,7 @@ mod tests {
     }
 
     proptest! {
-        /// Bytes are given back as they were; an archive that is cut off anywhere is refused or shorter, and none panics.
+        /// Packed bytes are returned unchanged; a truncated archive is refused or shorter, and never panics.
         #[test]
         fn archives_hold_what_was_put_in(code in proptest::collection::vec(any::<u8>(), 0..4000), cut in any::<prop::sample::Index>()) {
             let bytes = archive_of(&[(SMALL, "sm_80", &code), (OTHER, "sm_90a", &code)]);

@@ -1,7 +1,7 @@
-//! Compiled units on disk, by the hash of everything that went into them.
+//! Cache of compiled kernels on disk, keyed by a hash of everything that went into them.
 //!
-//! An entry is written aside and renamed, so that processes which compile the same unit at once both leave a whole one; it carries a
-//! checksum, so that a damaged one is not found and is written anew.
+//! An entry is written to a temporary name and renamed, so that processes that compile the same unit at once both
+//! leave a complete entry. A checksum reveals damaged entries, which are compiled and written again.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,7 +13,7 @@ use twox_hash::XxHash3_128;
 use super::Unit;
 use super::nvrtc::Output;
 
-/// What an entry starts with; changes with its format.
+/// First bytes of an entry; changes with the format.
 const MAGIC: &str = "reel-kernel 1";
 
 /// A folder of entries.
@@ -22,24 +22,25 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// The cache in this folder, which need not exist yet.
+    /// A cache in this folder, which is created when the first entry is stored.
     pub fn new(folder: PathBuf) -> Cache {
         Cache { folder }
     }
 
-    /// The name of the entry of `unit` as `compiler`, a library's file, compiles it.
+    /// Returns the key of `unit` compiled by `compiler`, the path of the NVRTC library.
     pub fn key(unit: &Unit, compiler: &Path) -> String {
-        // The library's own version number lacks the patch level, and asking for it would load 100 MB for nothing.
+        // The library's version number lacks the patch level, and asking for it would load 100 MB: uses the file's
+        // size and time instead.
         let version = fs::metadata(compiler).and_then(|m| Ok((m.len(), m.modified()?)));
         hashed(unit, &[MAGIC, &format!("{} {version:?}", compiler.display())])
     }
 
-    /// A hash of all that is compiled, whatever compiles it.
+    /// Returns a hash of everything that is compiled, independent of the compiler.
     pub fn content(unit: &Unit) -> String {
         hashed(unit, &[])
     }
 
-    /// The entry, if it is there and whole.
+    /// Returns the entry, if it exists and its checksum is right.
     pub fn load(&self, key: &str) -> Option<Output> {
         let bytes = fs::read(self.folder.join(key)).ok()?;
         let end = bytes.iter().position(|&b| b == b'\n')?;
@@ -57,7 +58,7 @@ impl Cache {
         Some(Output { ptx: text(ptx)?, log: text(log)?, cubin: cubin.to_vec() })
     }
 
-    /// Writes the entry. A cache that cannot be written (read-only home, full disk) only costs time: the next run compiles again.
+    /// Stores an entry. If that fails (read-only home, full disk), the next run compiles again.
     pub fn store(&self, key: &str, output: &Output) {
         static DRAFTS: AtomicU32 = AtomicU32::new(0);
         let draft = DRAFTS.fetch_add(1, Ordering::Relaxed);
@@ -150,7 +151,7 @@ mod tests {
             let at = place.index(bytes.len());
             if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit };
             fs::write(&path, &bytes).unwrap();
-            // A changed head may still say the same lengths, as a tab for a blank; it never gives other contents.
+            // A changed header may have the same lengths; the cache must never return other contents.
             if let Some(found) = cache.load("k") {
                 prop_assert_eq!(found, whole);
             }

@@ -1,20 +1,20 @@
-//! What a kernel's machine code may not have: spilled registers, local memory that its `mod.rs` does not name, and ptxas's remarks that it
-//! gave up something (`wgmma` serialised, `setmaxnreg` ignored).
+//! Checks a kernel's machine code: no spilled registers, no local memory beyond what its `mod.rs` allows, and no
+//! ptxas remark that an optimisation was dropped (`wgmma` serialised, `setmaxnreg` ignored).
 
 use super::ptxas::Resources;
 use super::{CompileError, cubin};
 use crate::Source;
 
-/// One function on one architecture.
+/// One function compiled for one architecture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
     /// What ptxas says of it.
     pub resources: Resources,
-    /// `ld.local` and `st.local` instructions in its PTX: arrays that did not fit into registers.
+    /// Number of `ld.local` and `st.local` instructions in its PTX: arrays that did not fit into registers.
     pub local_accesses: u32,
 }
 
-/// A source compiled for one architecture and looked over.
+/// The result of checking a source for one architecture.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checked {
     /// Its functions by symbol.
@@ -23,8 +23,8 @@ pub struct Checked {
     pub problems: Vec<String>,
 }
 
-/// Compiles `source` for `sm` and looks for what it may not have. `module` is the text of the folder's `mod.rs`, which names the symbols
-/// that may use local memory in lines that begin with `//! Local memory:`.
+/// Compiles `source` for `sm` and checks every function. `module` is the text of the folder's `mod.rs`, which names
+/// the symbols that may use local memory in lines that begin with `//! Local memory:`.
 pub fn check(source: &Source, sm: &str, module: &str) -> Result<Checked, CompileError> {
     let built = cubin(source, sm)?;
     let local = local_accesses(&built.ptx);
@@ -51,16 +51,16 @@ fn problems_of(f: &Function, module: &str) -> Vec<String> {
     problems
 }
 
-/// Whether a line `//! Local memory: `a`, `b`: why` has the symbol.
+/// Tells whether a line `//! Local memory: `a`, `b`: why` names the symbol.
 fn may_use_local_memory(module: &str, symbol: &str) -> bool {
     let named = format!("`{symbol}`");
     module.lines().any(|l| l.starts_with("//! Local memory:") && l.contains(&named))
 }
 
-/// The functions whose bodies load from or store to local memory, and how often.
+/// Returns the functions that access local memory, with the number of accesses.
 fn local_accesses(ptx: &str) -> Vec<(&str, u32)> {
     let mut found = Vec::new();
-    // Most kernels have none, and a pass over all lines takes longer than reading the unit from the cache.
+    // Most kernels have no such access, and a pass over all lines takes longer than reading the unit from the cache.
     if !ptx.contains("ld.local") && !ptx.contains("st.local") {
         return found;
     }
@@ -78,7 +78,7 @@ fn local_accesses(ptx: &str) -> Vec<(&str, u32)> {
     found
 }
 
-/// The function that a line declares. The name stands before the parameters: `.visible .entry name(` or
+/// Returns the function that a line declares. The name stands before the parameters: `.visible .entry name(` or
 /// `.func (.param .b32 r) name(`.
 fn declared(line: &str) -> Option<&str> {
     let (_, rest) = line.split_once(".entry ").or_else(|| line.split_once(".func "))?;

@@ -1,4 +1,5 @@
-//! Compiles anybody's CUDA file to PTX: with NVRTC and stand-ins for the C library's headers, else with nvcc where there is one.
+//! Compiles any CUDA file to PTX: by NVRTC with replacements for the C library's headers, else by nvcc if it is
+//! installed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,15 +11,15 @@ use super::{CompileError, Unit, compiler, number_of};
 /// A file compiled to PTX.
 #[derive(Clone, Debug)]
 pub struct Foreign {
-    /// With line information, in which the file itself is named as it was given.
+    /// PTX with line information, in which the file has the name that the user gave.
     pub ptx: String,
     /// `NVRTC` or `nvcc`.
     pub compiler: &'static str,
 }
 
-/// Compiles the file at `path` for an architecture such as `sm_90a`. `#include` looks in the file's own folder, in `include`, among
-/// `stand_ins` (name and text) and in the CUDA headers found on this machine. What NVRTC refuses, as host code and the C++ library, goes
-/// to nvcc.
+/// Compiles the file at `path` for an architecture such as `sm_90a`. `#include` searches the file's own folder,
+/// `include`, `stand_ins` (name and text) and the CUDA headers of this machine. A file that NVRTC refuses, for
+/// example because of host code or the C++ library, is compiled by nvcc.
 pub fn foreign(
     path: &Path,
     sm: &str,
@@ -54,7 +55,7 @@ fn options(number: &str, folders: &[&Path], headers: &[PathBuf], stand_ins: &[(&
     let mut options = vec![format!("-arch=compute_{number}"), "--std=c++17".into(), "-lineinfo".into()];
     let all = folders.iter().copied().chain(headers.iter().map(PathBuf::as_path));
     options.extend(all.map(|folder| format!("-I{}", folder.display())));
-    // nvcc includes it before every file, and files count on that.
+    // nvcc includes it before every file, and files rely on that.
     if stand_ins.iter().any(|(name, _)| *name == "cuda_runtime.h") {
         options.push("--pre-include=cuda_runtime.h".into());
     }
@@ -63,14 +64,14 @@ fn options(number: &str, folders: &[&Path], headers: &[PathBuf], stand_ins: &[(&
 
 fn run_nvcc(nvcc: &Path, path: &Path, number: &str, folders: &[&Path]) -> Result<String, CompileError> {
     let failed = |e: std::io::Error| CompileError::Unusable { path: nvcc.into(), reason: e.to_string() };
-    // Not to stdout: nvcc removes its output file when it fails.
+    // Writes to a file instead of stdout, because nvcc removes its output file when it fails.
     let scratch = tempfile::tempdir().map_err(failed)?;
     let out = scratch.path().join("out.ptx");
     let mut command = Command::new(nvcc);
     command.args(["-ptx", "-std=c++17", "-lineinfo", "-o"]).arg(&out);
     command.arg(format!("-arch=sm_{number}"));
     command.args(folders.iter().map(|folder| format!("-I{}", folder.display())));
-    // A file without the ending .cu is CUDA all the same; `./` keeps a leading dash from being an option.
+    // `-x cu` compiles files without the ending .cu; `./` keeps a leading dash from being read as an option.
     command.args(["-x", "cu"]).arg(if path.is_absolute() { path.into() } else { Path::new(".").join(path) });
     let done = command.stdin(Stdio::null()).output().map_err(failed)?;
     let log = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
@@ -85,12 +86,12 @@ fn run_nvcc(nvcc: &Path, path: &Path, number: &str, folders: &[&Path]) -> Result
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Whether nvcc failed for want of the compiler that it calls for host code.
+/// Tells whether nvcc failed because the compiler for host code is missing.
 fn needs_host_compiler(log: &str) -> bool {
     log.contains("cc1plus") || log.contains("preprocess host compiler properties") || log.contains("g++: not found")
 }
 
-/// Says that nvcc might do what NVRTC cannot.
+/// Adds to an error of NVRTC that nvcc might compile the file.
 fn wanting_nvcc(e: CompileError) -> CompileError {
     match e {
         CompileError::Refused { first, log }
@@ -103,7 +104,7 @@ fn wanting_nvcc(e: CompileError) -> CompileError {
     }
 }
 
-/// Names the file in the line table as it was given: compilers make names absolute, each in its own way.
+/// Names the file in the line table as the user gave it: compilers make names absolute in different ways.
 fn with_main_file(ptx: &str, path: &Path) -> String {
     let Ok(main) = path.canonicalize() else { return ptx.to_string() };
     let rename = |line: &str| -> String {

@@ -1,7 +1,8 @@
-//! Compiles CUDA C++ with NVRTC, which is opened at run time: to PTX for the simulator and the driver, to CUBIN for its resources.
+//! Compiles CUDA C++ by NVRTC, which is opened at run time: to PTX for the simulator and the driver, to CUBIN for its
+//! resources.
 //!
-//! Results are cached on disk by content hash under `$XDG_CACHE_HOME/reel/kernels`; a cached unit is read without opening NVRTC.
-//! Source: NVIDIA's NVRTC and PTX Compiler manuals of CUDA 13.0.
+//! Results are cached on disk by content hash under `$XDG_CACHE_HOME/reel/kernels`; a cached unit is read without
+//! opening NVRTC. Source: NVIDIA's NVRTC and PTX Compiler manuals of CUDA 13.0.
 
 pub mod builtin;
 mod cache;
@@ -21,18 +22,18 @@ use nvrtc::{Nvrtc, Output};
 use ptxas::Report;
 use toolkit::Toolkit;
 
-/// The architectures that every kernel is compiled for: A100, RTX 30, RTX 40 and L40S, H100 and H200.
+/// The architectures that every kernel is compiled for: A100; RTX 30; RTX 40 and L40S; H100 and H200.
 pub const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_86", "sm_89", "sm_90a"];
 
-/// Why a unit was not compiled. Each message is one line.
+/// The reason why a unit was not compiled. Each message is one line.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CompileError {
-    /// There is no NVRTC on this machine.
+    /// NVRTC is not installed on this machine.
     #[error(
         "NVRTC not found: no libnvrtc.so.13; run `./x setup`, or install CUDA 13 and set CUDA_HOME (`reel doctor` has more)"
     )]
     NoNvrtc,
-    /// A library that was found cannot be opened or lacks a function.
+    /// NVRTC was found but cannot be opened or lacks a function.
     #[error("{path}: cannot be used: {reason}; install NVRTC 13 anew")]
     Unusable {
         /// The library.
@@ -48,13 +49,13 @@ pub enum CompileError {
         /// What the system said.
         reason: String,
     },
-    /// The architecture's name is not one.
+    /// The architecture's name is malformed.
     #[error("architecture {0}: not of the form sm_80 or sm_90a; use one of sm_80, sm_86, sm_89, sm_90a")]
     Architecture(String),
     /// The compiler refused the text.
     #[error("{first}")]
     Refused {
-        /// `file:line: what is wrong`, of the first error.
+        /// The first error as `file:line: what is wrong`.
         first: String,
         /// The whole log.
         log: String,
@@ -62,13 +63,14 @@ pub enum CompileError {
 }
 
 impl CompileError {
-    /// Of a failed compilation: its log's first error, or else `status`, the compiler's word for the failure.
+    /// Makes the error of a failed compilation from the first error in its log, or else from `status`, NVRTC's name
+    /// of the failure.
     fn refused(unit: &str, status: &str, log: String) -> CompileError {
         let first = log.lines().find_map(first_error).unwrap_or_else(|| format!("{unit}: {status}"));
         CompileError::Refused { first, log }
     }
 
-    /// What the compiler printed, for a refused unit.
+    /// Returns the compiler's output for a unit that it refused.
     pub fn log(&self) -> &str {
         match self {
             CompileError::Refused { log, .. } => log,
@@ -77,7 +79,8 @@ impl CompileError {
     }
 }
 
-/// `file(12): error: text` as `file:12: text`; also errors without a place. None for lines that report no error.
+/// Rewrites `file(12): error: text` as `file:12: text`; accepts errors without a location too. `None` for lines that
+/// report no error.
 fn first_error(line: &str) -> Option<String> {
     let (place, text) = line.split_once("error: ").or_else(|| line.split_once("error   : "))?;
     let place = place.trim_end_matches("catastrophic ").trim_end_matches([' ', ':', ';']);
@@ -89,13 +92,13 @@ fn first_error(line: &str) -> Option<String> {
     Some(if place.is_empty() { text } else { format!("{place}: {text}") })
 }
 
-/// A translation unit as NVRTC takes it.
+/// A translation unit for NVRTC.
 #[derive(Clone, Debug)]
 struct Unit {
-    /// What messages and line tables call the text.
+    /// The unit's name in messages and line tables.
     name: String,
     text: String,
-    /// Headers that `#include` finds by name.
+    /// Headers by the name that `#include` uses, with their text.
     headers: Vec<(String, String)>,
     options: Vec<String>,
 }
@@ -105,20 +108,20 @@ struct Unit {
 pub struct Cubin {
     /// What the driver loads.
     pub image: Vec<u8>,
-    /// The PTX that it was assembled from.
+    /// The PTX from which it was assembled.
     pub ptx: String,
     /// The compilers' log.
     pub log: String,
-    /// Registers, spills and warnings out of the log.
+    /// Registers, spills and warnings from ptxas' log.
     pub report: Report,
 }
 
-/// The PTX of a kernel folder for an architecture such as `sm_80`, with line information.
+/// Compiles a kernel folder to PTX for an architecture such as `sm_80`, with line information.
 pub fn ptx(source: &Source, sm: &str) -> Result<String, CompileError> {
     Ok(compiler()?.build(&ptx_unit(source, sm)?)?.ptx)
 }
 
-/// The machine code of a kernel folder for an architecture such as `sm_80`, and what ptxas says of it.
+/// Compiles a kernel folder to machine code for an architecture such as `sm_80`, with ptxas' report.
 pub fn cubin(source: &Source, sm: &str) -> Result<Cubin, CompileError> {
     let Output { ptx, cubin, log } = compiler()?.build(&cubin_unit(source, sm)?)?;
     let report = Report::parse(&log);
@@ -133,7 +136,7 @@ fn cubin_unit(source: &Source, sm: &str) -> Result<Unit, CompileError> {
     Ok(unit_of(source, &format!("sm_{}", number_of(sm)?), &["--ptxas-options=-v"]))
 }
 
-/// The part of an architecture's name after `sm_`.
+/// Returns the part of an architecture's name after `sm_`.
 fn number_of(sm: &str) -> Result<&str, CompileError> {
     let number = sm.strip_prefix("sm_").unwrap_or_default();
     let digits = number.trim_end_matches(['a', 'f']);
@@ -153,8 +156,8 @@ fn unit_of(source: &Source, arch: &str, options: &[&str]) -> Unit {
     }
 }
 
-/// Those of `all` headers that the text names, itself or through another header: so that a change of one header makes only its users
-/// compile again.
+/// Returns the headers that the text includes, directly or through another header, so that a changed header
+/// recompiles its users only.
 fn headers_of(text: &str, all: &[(&str, &str)]) -> Vec<(String, String)> {
     let mut texts = vec![text];
     let mut wanted = vec![false; all.len()];
@@ -170,7 +173,7 @@ fn headers_of(text: &str, all: &[(&str, &str)]) -> Vec<(String, String)> {
     wanted.map(|((name, text), _)| (name.to_string(), text.to_string())).collect()
 }
 
-/// NVRTC with its cache; opened when the first unit is not cached.
+/// NVRTC with its cache; opened when the first unit is not in the cache.
 struct Compiler {
     library: PathBuf,
     cache: Option<Cache>,
@@ -200,7 +203,8 @@ impl Compiler {
     }
 }
 
-/// NVRTC puts the working folder before every `.file` name of the line table. Without it the PTX is the same wherever it is made.
+/// Removes the working folder that NVRTC puts before every `.file` name, so that the PTX does not depend on where it
+/// was made.
 fn with_relative_files(ptx: &str) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     let prefix = format!("\"{}/", here.display().to_string().trim_end_matches('/'));
@@ -221,21 +225,21 @@ fn compiler() -> Result<&'static Compiler, CompileError> {
     COMPILER.get_or_init(find).as_ref().ok_or(CompileError::NoNvrtc)
 }
 
-/// Whether kernels can be compiled here: NVRTC is found and opens.
+/// Checks that kernels can be compiled here: NVRTC is found and opens.
 pub fn available() -> Result<(), CompileError> {
     compiler()?.nvrtc().map(|_| ())
 }
 
-/// Major and minor version of the NVRTC that compiles kernels here.
+/// Returns major and minor version of the NVRTC that compiles kernels here.
 pub fn version() -> Result<(u32, u32), CompileError> {
     compiler()?.nvrtc().map(Nvrtc::version)
 }
 
 /// For tests that compile kernels: `let Some(()) = compile::for_test() else { return };`. Without NVRTC it prints
-/// `skipped: NAME: NVRTC not found …` with the test's name and gives None.
+/// `skipped: NAME: NVRTC not found …` with the test's name and returns `None`.
 ///
 /// # Panics
-/// Without NVRTC in continuous integration (`CI` set and not empty): there, nothing may be skipped.
+/// If NVRTC is missing in continuous integration (`CI` set and not empty), where no test may be skipped.
 pub fn for_test() -> Option<()> {
     let Err(e) = available() else { return Some(()) };
     let thread = std::thread::current();

@@ -1,6 +1,6 @@
-//! NVRTC, opened at run time: the one place where its C functions are called.
+//! Bindings to NVRTC's C functions, opened at run time.
 //!
-//! Handled here rather than by a binding crate because the library must be opened from a folder found at run time, with its builtins
+//! No binding crate is used because the library must be opened from a folder found at run time, with its builtins
 //! library before it, and because its absence must be an error value.
 #![allow(unsafe_code)]
 
@@ -16,7 +16,7 @@ type Status = c_int;
 type Program = *mut c_void;
 type Get<T> = unsafe extern "C" fn(Program, *mut T) -> Status;
 
-/// The functions of an opened NVRTC.
+/// The functions of the opened library.
 pub(super) struct Nvrtc {
     version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status,
     error_string: unsafe extern "C" fn(Status) -> *const c_char,
@@ -36,11 +36,11 @@ pub(super) struct Nvrtc {
     ptx: Get<c_char>,
     cubin_size: Get<usize>,
     cubin: Get<c_char>,
-    // Kept open: the functions above point into them.
+    // Keeps the libraries open, because the function pointers above point into them.
     _libraries: Vec<Library>,
 }
 
-/// What a compilation gave: PTX, and a CUBIN where a real architecture was asked for.
+/// The output of a compilation: PTX, and a CUBIN if a real architecture was requested.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Output {
     pub ptx: String,
@@ -118,7 +118,7 @@ impl Nvrtc {
         })
     }
 
-    /// One of the byte strings that a program has.
+    /// Reads one of the byte strings (log, PTX, CUBIN) of a program.
     fn get(
         &self,
         unit: &Unit,
@@ -147,7 +147,7 @@ impl Nvrtc {
     }
 }
 
-/// A program that is destroyed with its owner.
+/// A program that is destroyed when it is dropped.
 struct Owned<'a> {
     nvrtc: &'a Nvrtc,
     program: Program,
@@ -179,7 +179,7 @@ fn text_of(mut bytes: Vec<u8>) -> String {
 }
 
 fn one_line(e: &libloading::Error) -> String {
-    // The loader's own words are in the source of the error.
+    // The loader's own message is the source of the error.
     let text = std::error::Error::source(e).map_or_else(|| e.to_string(), ToString::to_string);
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

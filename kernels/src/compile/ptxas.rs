@@ -1,17 +1,17 @@
-//! What ptxas says of each function, as data.
+//! Parses ptxas' report on each function.
 
-/// One function's resources on one architecture, as ptxas reports them.
+/// Resources of one function on one architecture, as ptxas reports them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
     /// The symbol.
     pub symbol: String,
-    /// Whether it is a kernel; else a function that was not inlined.
+    /// True for a kernel, false for a function that was not inlined.
     pub entry: bool,
-    /// Registers of a thread; 0 where ptxas does not say (functions that are no kernels).
+    /// Registers a thread; 0 if ptxas does not report them (functions that are not kernels).
     pub registers: u32,
-    /// Bytes that spilled registers write.
+    /// Bytes written by register spills.
     pub spill_stores: u32,
-    /// Bytes that spilled registers read.
+    /// Bytes read by register spills.
     pub spill_loads: u32,
     /// Bytes of a thread's stack frame: local arrays and spilled registers.
     pub stack: u32,
@@ -24,18 +24,18 @@ pub struct Resources {
 /// A report of ptxas on one unit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// By symbol, in alphabetical order.
+    /// All functions, sorted by symbol.
     pub functions: Vec<Resources>,
-    /// What it warns of, one a line: warnings, and the numbered remarks on performance, such as C7508 (`setmaxnreg` ignored) or C7510 to
-    /// C7519 (`wgmma` serialised, a wait or an arrive put in).
+    /// Warnings and numbered performance remarks, one a line, such as C7508 (`setmaxnreg` ignored) or C7510 to C7519
+    /// (`wgmma` serialised, a wait or an arrive inserted).
     pub warnings: Vec<String>,
 }
 
 impl Report {
-    /// Reads the log of ptxas `-v`, from the program itself or out of NVRTC's log.
+    /// Parses the log of `ptxas -v`, from the program itself or from NVRTC's log.
     pub fn parse(log: &str) -> Report {
         let mut report = Report::default();
-        // Where "N bytes stack frame" and "Used N registers" lines belong.
+        // The function that the following "N bytes stack frame" and "Used N registers" lines describe.
         let (mut function, mut entry) = (String::new(), String::new());
         for line in log.lines().filter(|l| l.starts_with("ptxas")) {
             if let Some(symbol) = quoted_after(line, "Compiling entry function ") {
@@ -77,7 +77,7 @@ impl Report {
     }
 }
 
-/// The text of a line that warns: `ptxas warning : …` or a numbered remark `ptxas info    : (C7508) …`.
+/// Returns the text of a warning: `ptxas warning : …` or a numbered remark `ptxas info    : (C7508) …`.
 fn warning(line: &str) -> Option<String> {
     let (kind, text) = line.strip_prefix("ptxas")?.split_once(':')?;
     let numbered = text.trim_start().strip_prefix("(C").is_some_and(|t| t.starts_with(|c: char| c.is_ascii_digit()));
@@ -88,7 +88,7 @@ fn quoted_after<'a>(line: &'a str, words: &str) -> Option<&'a str> {
     line.split_once(words)?.1.strip_prefix('\'')?.split('\'').next()
 }
 
-/// The number that stands right before `words`, or 0.
+/// Returns the number directly before `words`, or 0.
 fn number_before(line: &str, words: &str) -> u32 {
     let Some((before, _)) = line.split_once(words) else { return 0 };
     let digits = before.len() - before.trim_end_matches(|c: char| c.is_ascii_digit()).len();

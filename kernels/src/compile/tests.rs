@@ -91,7 +91,7 @@ fn a_unit_is_compiled_once_and_read_without_nvrtc() {
     let dir = tempfile::tempdir().unwrap();
     let new = || Compiler::new(&library, Some(dir.path().to_path_buf()));
     let unit = unit_of(&SOURCE, "compute_80", &[]);
-    // Several at once leave one whole entry.
+    // Several threads that compile one unit at once leave one complete entry.
     let texts: Vec<String> = std::thread::scope(|s| {
         let threads: Vec<_> = (0..4).map(|_| s.spawn(|| new().build(&unit).unwrap().ptx)).collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()

@@ -1,8 +1,9 @@
-//! Where the CUDA compilers, their programs and their headers are on this machine.
+//! Finds the CUDA compilers, programs and headers on this machine.
 //!
-//! Folders are searched in this order, each item by itself: what `REEL_CUDA` names (a CUDA toolkit, a Python environment that holds
-//! NVIDIA's wheels, or a folder that they were installed to), `CUDA_HOME`, `CUDA_PATH`, `/usr/local/cuda*` (newest first), the loader's
-//! and the shell's paths, and the folder that `./x setup` fills: `$XDG_CACHE_HOME/reel/cuda-13.0`.
+//! Folders are searched in this order, for each item separately: the one that `REEL_CUDA` names (a CUDA toolkit, a
+//! Python environment with NVIDIA's wheels, or a folder that they were installed to), `CUDA_HOME`, `CUDA_PATH`,
+//! `/usr/local/cuda*` (newest first), the loader's and the shell's search paths, and the folder that `./x setup`
+//! fills: `$XDG_CACHE_HOME/reel/cuda-13.0`.
 
 use std::env;
 use std::ffi::OsStr;
@@ -10,10 +11,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// The major version whose PTX the simulator reads and whose libraries are opened.
+/// The CUDA major version whose PTX the simulator reads and whose libraries are opened.
 pub const MAJOR: u32 = 13;
 
-/// The places that may hold a CUDA toolkit or parts of one, in the order in which they are searched.
+/// The folders that may hold a CUDA toolkit or parts of one, in search order.
 #[derive(Clone, Debug, Default)]
 pub struct Toolkit {
     places: Vec<Place>,
@@ -28,12 +29,12 @@ struct Place {
 }
 
 impl Toolkit {
-    /// The toolkit as this process' environment has it.
+    /// Finds the toolkit by this process' environment variables.
     pub fn of_environment() -> Toolkit {
         Toolkit::of(|name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from))
     }
 
-    /// The toolkit that an environment with these variables has.
+    /// Finds the toolkit by the variables that `var` returns.
     fn of(var: impl Fn(&str) -> Option<PathBuf>) -> Toolkit {
         let named = ["REEL_CUDA", "CUDA_HOME", "CUDA_PATH"].iter().filter_map(|name| var(name));
         let mut local = children(Path::new("/usr/local"), |name| name.starts_with("cuda"));
@@ -46,28 +47,28 @@ impl Toolkit {
         paths.libraries.extend(system.map(PathBuf::from));
         places.push(paths);
         places.extend(cache_of(&var).map(|cache| Place::installation(&cache.join("cuda-13.0"))));
-        // Programs and headers of the release that compiles, not of an older one that is installed too.
+        // Prefers programs and headers of the release that has NVRTC to those of an older installed one.
         places.sort_by_key(|p| p.nvrtc().is_none());
         Toolkit { places }
     }
 
-    /// The NVRTC library, `libnvrtc.so.13`.
+    /// Returns the path of the NVRTC library, `libnvrtc.so.13`.
     pub fn nvrtc(&self) -> Option<PathBuf> {
         self.places.iter().find_map(Place::nvrtc)
     }
 
-    /// The cuBLASLt library, `libcublasLt.so.13`.
+    /// Returns the path of the cuBLASLt library, `libcublasLt.so.13`.
     pub fn cublas_lt(&self) -> Option<PathBuf> {
         self.places.iter().find_map(|p| p.library(&format!("libcublasLt.so.{MAJOR}")))
     }
 
-    /// A program by its name, for example `ptxas`.
+    /// Returns the path of a program, for example `ptxas`.
     pub fn program(&self, name: &str) -> Option<PathBuf> {
         let folders = self.places.iter().flat_map(|p| &p.programs);
         folders.map(|folder| folder.join(name)).find(|p| is_program(p))
     }
 
-    /// The header folders of the first installation that has `cuda_bf16.h`, for kernels that are not ours.
+    /// Returns the header folders of the first installation that has `cuda_bf16.h`, for users' kernels.
     pub fn headers(&self) -> Vec<PathBuf> {
         let has = |p: &&Place| p.headers.iter().any(|h| h.join("cuda_bf16.h").is_file());
         self.places.iter().find(has).map(|p| p.headers.clone()).unwrap_or_default()
@@ -75,14 +76,14 @@ impl Toolkit {
 }
 
 impl Place {
-    /// The folders of one installation, whichever of the layouts it has.
+    /// Returns the folders of one installation, in any of the known layouts.
     fn installation(root: &Path) -> Place {
         let mut packages = vec![root.to_path_buf()];
         for lib in ["lib", "lib64"] {
             let pythons = children(&root.join(lib), |name| name.starts_with("python3"));
             packages.extend(pythons.iter().map(|p| p.join("site-packages")));
         }
-        // The wheels of CUDA 13 share one folder, which has a toolkit's layout.
+        // The wheels of CUDA 13 share one folder with a toolkit's layout.
         let wheels = packages.iter().map(|p| p.join("nvidia").join(format!("cu{MAJOR}")));
         let roots: Vec<PathBuf> = [root.to_path_buf()].into_iter().chain(wheels).collect();
         let folders = |names: &[&str]| {
@@ -104,22 +105,22 @@ impl Place {
     }
 }
 
-/// The folder of what reel keeps between runs: `$XDG_CACHE_HOME/reel` or `~/.cache/reel`.
+/// Returns the folder for data kept between runs: `$XDG_CACHE_HOME/reel` or `~/.cache/reel`.
 pub fn cache_folder() -> Option<PathBuf> {
     cache_of(&|name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from))
 }
 
 fn cache_of(var: &impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
-    // The XDG base directory specification has relative paths ignored.
+    // The XDG base directory specification says to ignore relative paths.
     let xdg = var("XDG_CACHE_HOME").filter(|p| p.is_absolute());
     Some(xdg.or_else(|| Some(var("HOME")?.join(".cache")))?.join("reel"))
 }
 
-/// The libraries beside NVRTC that it looks up by name while it compiles, and that the loader would not find there.
+/// Returns the libraries beside NVRTC that it opens by name while it compiles, and that the loader would not find.
 pub(super) fn builtins(nvrtc: &Path) -> Vec<PathBuf> {
     let folder = nvrtc.parent().unwrap_or(Path::new("."));
     let mut found = children(folder, |name| name.starts_with(&format!("libnvrtc-builtins.so.{MAJOR}.")));
-    // `.so.13.0` before `.so.13.0.88`: the short name is what NVRTC asks for.
+    // `.so.13.0` before `.so.13.0.88`: NVRTC asks for the short name.
     found.sort_by_key(|p| p.as_os_str().len());
     found.truncate(1);
     found
@@ -132,8 +133,8 @@ fn children(folder: &Path, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     found
 }
 
-/// The numbers in a folder's name, so that `cuda-13.10` counts as newer than `cuda-13.2`; the plain `cuda` is what the
-/// administrator chose, hence the newest.
+/// Returns the numbers in a folder's name, so that `cuda-13.10` is newer than `cuda-13.2`. The plain `cuda` is the
+/// administrator's choice and counts as the newest.
 fn version_of_name(path: &Path) -> Vec<u32> {
     let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
     if name == "cuda" {
@@ -175,13 +176,13 @@ mod tests {
         assert_eq!(of(&[("LD_LIBRARY_PATH", "toolkit/lib64")]).nvrtc(), Some(toolkit));
         let include = header.parent().unwrap().to_path_buf();
         assert_eq!(of(&[("REEL_CUDA", "venv")]).headers(), [include.clone(), include.join("cccl")]);
-        // An older toolkit's programs and headers come last, though it is named.
+        // An older toolkit's programs and headers come last, even if a variable names it.
         let bin = touch(dir.path().join("old/bin/nvcc"));
         fs::set_permissions(&bin, PermissionsExt::from_mode(0o755)).unwrap();
         touch(dir.path().join("old/include/cuda_bf16.h"));
         let both = of(&[("CUDA_HOME", "old"), ("CUDA_PATH", "venv")]);
         assert_eq!((both.headers(), both.program("nvcc")), (vec![include.clone(), include.join("cccl")], Some(bin)));
-        // What this machine has under /usr/local would come before the cache.
+        // Skips this part if the machine has a toolkit under /usr/local, which comes before the cache.
         if of(&[]).nvrtc().is_none() {
             assert_eq!(of(&[("CUDA_PATH", "old"), ("XDG_CACHE_HOME", "cache")]).nvrtc(), Some(cache));
         }
