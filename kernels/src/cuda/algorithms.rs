@@ -1,10 +1,11 @@
-//! Which algorithms the products of a run were computed by, in short: what two runs must share to have the same bits.
+//! A fingerprint of the algorithms that computed a run's matrix products: two runs need the same one to have the same
+//! bits.
 
 use crate::matmul::Matmul;
 use crate::{Addr, DType};
 use twox_hash::XxHash3_64;
 
-/// What the algorithm of a product depends on.
+/// The properties of a product that its algorithm depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Shape {
     pub(super) sizes: [usize; 3],
@@ -12,7 +13,7 @@ pub struct Shape {
     pub(super) types: [DType; 3],
     pub(super) bias: bool,
     pub(super) accumulate: bool,
-    /// What the addresses of a, b and c are multiples of, at most 256.
+    /// Alignment of the addresses of a, b and c in bytes, at most 256.
     pub(super) alignment: [u32; 3],
 }
 
@@ -31,7 +32,7 @@ impl Shape {
 }
 
 impl Shape {
-    /// The shape in words that do not change: `m=5 n=3 k=7 a=bf16 b=bf16t c=f32 bias=0 add=1 align=256,256,256`.
+    /// Returns the shape as stable text: `m=5 n=3 k=7 a=bf16 b=bf16t c=f32 bias=0 add=1 align=256,256,256`.
     pub fn words(&self) -> String {
         let Shape { sizes: [m, n, k], transposed: [at, bt], types: [a, b, c], bias, accumulate, alignment } = *self;
         let t = |transposed| if transposed { "t" } else { "" };
@@ -50,18 +51,18 @@ fn alignment(at: Addr) -> u32 {
     1 << at.0.trailing_zeros().min(8)
 }
 
-/// The algorithms that were chosen so far.
+/// A summary of the algorithms chosen so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Algorithms {
-    /// How many shapes were asked for.
+    /// Number of different shapes.
     pub count: usize,
-    /// A fingerprint of all shapes with their algorithms, whatever the order in which they came.
+    /// A hash of all shapes with their algorithms, independent of their order.
     pub hash: u64,
 }
 
 impl Algorithms {
-    /// Of shapes and their algorithms: the words of `cublasLtMatmulAlgo_t`, which NVIDIA's manual calls fit to be stored and used again
-    /// with the same version of the library.
+    /// Summarises shapes and their algorithms: the words of `cublasLtMatmulAlgo_t`, which NVIDIA's manual allows to
+    /// store and use again with the same version of the library.
     pub fn of(chosen: impl IntoIterator<Item = (Shape, [u64; 8])>) -> Algorithms {
         let mut lines: Vec<String> =
             chosen.into_iter().map(|(shape, algorithm)| format!("{} {algorithm:016x?}\n", shape.words())).collect();
@@ -82,7 +83,7 @@ mod tests {
     }
 
     proptest! {
-        /// The order does not count; any other shape, type, epilogue or algorithm does.
+        /// The order does not change the hash; any other shape, dtype, epilogue or algorithm does.
         #[test]
         fn a_fingerprint_is_of_the_set(
             sizes in prop::collection::vec((1u64..50, 1u64..50, 1u64..50, 0usize..6, any::<u64>()), 1..8),

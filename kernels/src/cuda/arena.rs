@@ -1,23 +1,29 @@
-//! Places within one growing range: where buffers of a GPU lie.
+//! Allocates blocks within one growing address range: where buffers of a GPU lie.
 //!
-//! A block is cut from the smallest free range that holds it, the lowest of several, and given back ranges join their neighbours. So a
-//! step that asks for the same blocks in the same order gets the same places, and asks the driver for nothing after the first.
-//! Everything happens in stream order on one stream, so a place may be taken again as soon as it was given back.
+//! ```text
+//! take(bytes): cut the block from the smallest free range that holds it (the lowest of several)
+//! give(start): the range is free again and is joined with free neighbours
+//! ```
+//!
+//! So a step that takes the same blocks in the same order gets the same addresses, and asks the driver for nothing
+//! after the first step. All work is ordered on one stream, so a range can be taken again as soon as it was given
+//! back.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What sizes and places are multiples of, in bytes: what the widest access and tensor maps need, and enough for every algorithm of cuBLASLt.
+/// Alignment of sizes and addresses in bytes: what the widest access and tensor maps need, and enough for every
+/// algorithm of cuBLASLt.
 pub const ALIGN: usize = 256;
 
 /// Places in `0 .. end`.
 #[derive(Debug, Default)]
 pub struct Arena {
     end: usize,
-    /// Free ranges: start, and length.
+    /// Free ranges: start → length.
     free: BTreeMap<usize, usize>,
-    /// The same by length, then start.
+    /// Free ranges as (length, start), to find the smallest one.
     by_length: BTreeSet<(usize, usize)>,
-    /// Taken blocks: start, and length.
+    /// Taken blocks: start → length.
     taken: BTreeMap<usize, usize>,
 }
 
@@ -27,20 +33,20 @@ impl Arena {
         Arena::default()
     }
 
-    /// How far it has grown, in bytes.
+    /// Returns the size of the whole range in bytes.
     pub fn end(&self) -> usize {
         self.end
     }
 
-    /// Bytes of all taken blocks, rounded up as they are.
+    /// Returns the bytes of all taken blocks, rounded up to [`ALIGN`].
     pub fn taken(&self) -> usize {
         self.taken.values().sum()
     }
 
-    /// Makes room for `bytes` more behind the end.
+    /// Extends the range by `bytes` at its end.
     ///
     /// # Panics
-    /// When `bytes` is no multiple of [`ALIGN`].
+    /// If `bytes` is not a multiple of [`ALIGN`].
     pub fn grow(&mut self, bytes: usize) {
         assert!(bytes.is_multiple_of(ALIGN), "{bytes}");
         let start = self.end;
@@ -48,7 +54,7 @@ impl Arena {
         self.insert(start, bytes);
     }
 
-    /// How much the arena has to grow by so that `take(bytes)` finds room.
+    /// Returns by how much the range must grow before `take(bytes)` succeeds; `None` if there is room.
     pub fn lacks(&self, bytes: usize) -> Option<usize> {
         let size = rounded(bytes)?;
         if self.by_length.range((size, 0)..).next().is_some() {
@@ -58,7 +64,7 @@ impl Arena {
         size.checked_sub(behind.map_or(0, |(_, length)| *length))
     }
 
-    /// The start of a block of `bytes`; None where there is no room.
+    /// Takes a block of `bytes` and returns its start; `None` if there is no room.
     pub fn take(&mut self, bytes: usize) -> Option<usize> {
         let size = rounded(bytes)?;
         let &(length, start) = self.by_length.range((size, 0)..).next()?;
@@ -70,14 +76,14 @@ impl Arena {
         Some(start)
     }
 
-    /// Gives the block that starts there back; false where there is none.
+    /// Gives back the block at `start`; false if there is none.
     pub fn give(&mut self, start: usize) -> bool {
         let Some(length) = self.taken.remove(&start) else { return false };
         self.insert(start, length);
         true
     }
 
-    /// Adds a free range and joins it with those beside it.
+    /// Adds a free range and joins it with its free neighbours.
     fn insert(&mut self, mut start: usize, mut length: usize) {
         if length == 0 {
             return;
@@ -111,7 +117,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Takes and grows as a device does.
+    /// Takes a block and grows the arena if needed, as a device does.
     fn take(arena: &mut Arena, bytes: usize) -> usize {
         arena.grow(arena.lacks(bytes).unwrap());
         arena.take(bytes).expect("room was made")
@@ -157,7 +163,7 @@ mod tests {
             prop_assert_eq!(arena.by_length.len(), 1);
         }
 
-        /// The second step finds every block where the first did, without growing.
+        /// A repeated step gets the addresses of the first one, without growing.
         #[test]
         fn a_repeated_step_repeats_its_places(sizes in prop::collection::vec(1usize..100_000, 1..40)) {
             let mut arena = Arena::new();

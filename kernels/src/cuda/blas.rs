@@ -1,4 +1,5 @@
-//! Matrix products of a GPU as [`Blas`], the interface of cuBLASLt ([`super::cublaslt`]) and of the fake driver's products.
+//! Matrix products of a GPU behind the trait [`Blas`], implemented by cuBLASLt ([`super::cublaslt`]) and by the fake
+//! driver.
 
 use super::algorithms::Algorithms;
 use super::error::CudaError;
@@ -6,33 +7,34 @@ use super::types::Stream;
 use crate::DType;
 use crate::matmul::Matmul;
 
-/// Bytes of workspace that products are chosen for: what NVIDIA recommends for Hopper.
+/// Bytes of workspace for matrix products: NVIDIA's recommendation for Hopper.
 pub const WORKSPACE: usize = 32 << 20;
 
 /// Matrix products of one GPU.
 pub trait Blas: Send + Sync {
-    /// Which library, with its version: `cuBLASLt 13.1.0`.
+    /// Returns the library's name and version, such as `cuBLASLt 13.1.0`.
     fn version(&self) -> String;
 
-    /// The algorithms of the products so far. Which one a product gets is a function of its [`Shape`], the GPU and the library.
+    /// Returns a summary of the algorithms used so far. The algorithm of a product is a function of its [`Shape`],
+    /// the GPU and the library.
     fn algorithms(&self) -> Algorithms;
 
-    /// Asks for a product on the stream, with m and n above 0 and k too.
+    /// Enqueues a product on the stream; m, n and k are above 0.
     ///
     /// # Safety
-    /// The operands lie in memory of this GPU with the sizes that the product has; `workspace` has [`WORKSPACE`] bytes that nothing else
-    /// on another stream uses.
+    /// The operands lie in memory of this GPU and have the sizes of the product. `workspace` has [`WORKSPACE`] bytes
+    /// that no work on another stream uses.
     unsafe fn product(&self, product: &Matmul, workspace: u64, stream: Stream) -> Result<(), CudaError>;
 }
 
-/// A product with its shape, for messages: `matmul_fwd [5, 7] of 9 bf16 x bf16 -> f32`.
+/// Returns a product with its shape for messages: `matmul_fwd [5, 7] of 9 bf16 x bf16 -> f32`.
 pub fn describe(p: &Matmul) -> String {
     let bias = if p.bias.is_null() { "" } else { " + bias" };
     let old = if p.accumulate { " + c" } else { "" };
     format!("{} [{}, {}] over {}: {} x {} to {}{bias}{old}", p.name(), p.m, p.n, p.k, p.a.dtype, p.b.dtype, p.c_dtype)
 }
 
-/// What cuBLASLt cannot do of our products; None where it can.
+/// Returns why cuBLASLt cannot compute this product; `None` if it can.
 pub fn refused(p: &Matmul) -> Option<String> {
     let types = [p.a.dtype, p.b.dtype, p.c_dtype];
     if p.a.dtype != p.b.dtype {

@@ -1,13 +1,13 @@
-//! Plain matrix products on a GPU: cuBLASLt, which is opened at run time.
+//! Matrix products on a GPU by cuBLASLt, which is opened at run time.
 //!
-//! Our matrices are row-major and cuBLASLt's column-major, so `C[m, n] = A · Bᵀ` is asked for as `Cᵀ = B · Aᵀ`: its first operand is
-//! our B, its second our A, and a bias of n elements lies along its rows. The algorithm is the heuristic's first for the shape, the
-//! types, the alignment of the operands and the epilogue, so one GPU, driver and library give the same bits every time; partial sums
-//! are never added by atomics.
+//! reel's matrices are row-major, cuBLASLt's column-major: `C[m, n] = A · Bᵀ` is computed as `Cᵀ = B · Aᵀ`, so
+//! cuBLASLt's first operand is B, its second A, and a bias of n elements lies along its rows. The algorithm is the
+//! heuristic's first one for shape, dtypes, alignment and epilogue, so one GPU, driver and library give the same bits
+//! every time; partial sums are never added by atomics.
 //!
-//! Handled here rather than by a binding crate because the library is opened from a folder found at run time, and an older one that the
-//! loader knows must not come first. Source: NVIDIA's cuBLAS manual 13.0, "Using the cuBLASLt API"; its constants are those of
-//! cublasLt.h and library_types.h.
+//! No binding crate is used because the library must be opened from a folder found at run time, ahead of an older one
+//! that the loader may know. Source: NVIDIA's cuBLAS manual 13.0, "Using the cuBLASLt API"; the constants are those
+//! of cublasLt.h and library_types.h.
 #![allow(unsafe_code)]
 
 use super::algorithms::{Algorithms, Shape};
@@ -57,7 +57,7 @@ const EPILOGUE_BIAS: c_int = 4;
 const PREFERENCE_WORKSPACE: c_int = 1;
 const PREFERENCE_REDUCTIONS: c_int = 3;
 const PREFERENCE_ALIGNMENT_A: c_int = 5;
-/// Partial sums are kept apart in f32 in the workspace, or there are none.
+/// Reduction scheme: partial sums, if there are any, are kept in f32 in the workspace.
 const REDUCTION_COMPUTE_TYPE: u32 = 2;
 
 /// cuBLASLt.
@@ -115,11 +115,11 @@ struct Functions {
         usize,
         *mut c_void,
     ) -> Status,
-    // Kept open: the functions above point into it.
+    // Keeps the library open, because the function pointers above point into it.
     _library: Library,
 }
 
-/// A shape's descriptors and algorithm.
+/// Descriptors and algorithm of one shape.
 struct Prepared {
     desc: Desc,
     first: Layout,
@@ -161,7 +161,7 @@ impl Functions {
     }
 }
 
-/// What was made so far of a product's descriptors; destroyed unless it is kept.
+/// Descriptors created so far for a product; destroyed on drop unless they are kept.
 struct Parts<'a> {
     functions: &'a Functions,
     desc: Desc,
@@ -185,10 +185,10 @@ impl Drop for Parts<'_> {
 }
 
 impl CublasLt {
-    /// Opens the library where it is found, for the context that is current on this thread.
+    /// Opens the library for the context that is current on this thread.
     ///
     /// # Errors
-    /// [`CudaError::NoBlas`], or what the library says.
+    /// [`CudaError::NoBlas`] if it is not installed, or the library's own error.
     pub fn open() -> Result<CublasLt, CudaError> {
         let path = Toolkit::of_environment().cublas_lt().ok_or(CudaError::NoBlas)?;
         let functions = Functions::open(&path)?;
@@ -207,7 +207,7 @@ impl CublasLt {
         &self.path
     }
 
-    /// Descriptors and algorithm of a product that nothing is known of yet.
+    /// Creates descriptors and chooses the algorithm of a shape seen for the first time.
     fn prepare(&self, p: &Matmul, shape: &Shape) -> Result<Prepared, CudaError> {
         let null = std::ptr::null_mut();
         let f = &self.functions;
@@ -234,7 +234,7 @@ impl CublasLt {
             }
             check((f.preference_create)(&mut parts.preference))?;
         }
-        // B as stored [n, k] is column-major [k, n], and stands first as [n, k].
+        // B is stored as [n, k], which is column-major [k, n]; as the first operand it must be [n, k].
         if !p.b.transposed {
             number(f.desc_set, parts.desc, DESC_TRANSA, &OP_T.to_ne_bytes())?;
         }
@@ -349,7 +349,7 @@ fn data_type(dtype: DType) -> c_int {
     if dtype == DType::F32 { R_32F } else { R_16BF }
 }
 
-/// The library's word for a status, by cublas_api.h.
+/// Returns the name of a status code, as in cublas_api.h.
 fn word(status: Status) -> String {
     let name = match status {
         1 => "NOT_INITIALIZED",

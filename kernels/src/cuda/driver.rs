@@ -1,7 +1,7 @@
-//! What is asked of a GPU's driver, so that the same code runs on NVIDIA's and on one that only checks.
+//! The calls that reel makes to a GPU's driver, as a trait: NVIDIA's driver and the fake driver implement it.
 //!
-//! A driver is one opened GPU. Every call may come from any thread. Handles and addresses are the driver's own and are valid for it
-//! alone. Source: NVIDIA's CUDA Driver API manual, 13.0.
+//! A driver is one opened GPU. Every call may come from any thread. Handles and addresses are valid for the driver
+//! that gave them. Source: NVIDIA's CUDA Driver API manual, 13.0.
 
 use super::blas::Blas;
 use super::error::CudaError;
@@ -12,36 +12,36 @@ use reel_sim::tensor_map::TensorMap;
 
 /// An opened GPU.
 ///
-/// The unsafe calls ask that handles are live, that ranges lie in memory that is backed, and that host memory given to an
-/// asynchronous copy lives until the stream has passed it.
+/// The unsafe calls require that handles are live, that address ranges are backed by memory, and that host memory of
+/// an asynchronous copy lives until the copy is done.
 #[allow(clippy::missing_safety_doc)]
 pub trait Driver: Send + Sync {
     /// What it is.
     fn properties(&self) -> &Properties;
-    /// Where it sits on the bus, as `0000:1B:00.0`, where that is known.
+    /// Returns the PCI bus id, such as `0000:1B:00.0`, if known.
     fn bus_id(&self) -> Option<String> {
         None
     }
 
-    /// Bytes of GPU memory that nobody holds.
+    /// Returns the bytes of free GPU memory.
     fn memory_free(&self) -> Result<u64, CudaError>;
-    /// `bytes` (> 0) at an address of the driver's choice, aligned to 256 bytes or more.
+    /// Allocates `bytes` (> 0), aligned to 256 bytes or more.
     fn alloc(&self, bytes: usize) -> Result<u64, CudaError>;
-    /// Gives back what `alloc` gave; waits for all work that was asked for.
+    /// Frees an allocation of `alloc` after all enqueued work is done.
     unsafe fn free(&self, at: u64);
 
-    /// What sizes and addresses of `reserve` and `back` are multiples of.
+    /// Returns the unit in bytes of sizes and addresses in `reserve` and `back`.
     fn granularity(&self) -> usize;
-    /// A range of addresses with no memory behind it.
+    /// Reserves an address range without memory behind it.
     fn reserve(&self, bytes: usize) -> Result<u64, CudaError>;
-    /// Puts memory behind a part of a reserved range.
+    /// Maps memory behind a part of a reserved range.
     unsafe fn back(&self, at: u64, bytes: usize) -> Result<Backing, CudaError>;
     /// Takes it away again.
     unsafe fn unback(&self, at: u64, bytes: usize, backing: Backing);
-    /// Gives a range back that nothing lies behind.
+    /// Releases a reserved range that has no memory behind it.
     unsafe fn release(&self, at: u64, bytes: usize);
 
-    /// `bytes` (> 0) of page-locked host memory, which copies run at full speed from.
+    /// Allocates `bytes` (> 0) of page-locked host memory, which copies run at full speed from.
     fn alloc_host(&self, bytes: usize) -> Result<*mut u8, CudaError>;
     /// Gives it back.
     unsafe fn free_host(&self, at: *mut u8);
@@ -50,13 +50,13 @@ pub trait Driver: Send + Sync {
     fn stream(&self) -> Result<Stream, CudaError>;
     /// Ends a stream.
     unsafe fn end_stream(&self, stream: Stream);
-    /// Waits until all that was asked of the stream is done. A kernel that went wrong shows here.
+    /// Waits until all work of the stream is done. Reports kernels that faulted.
     unsafe fn synchronize(&self, stream: Stream) -> Result<(), CudaError>;
-    /// Copies host bytes to the GPU, in stream order.
+    /// Enqueues a copy of host bytes to the GPU.
     unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize, stream: Stream) -> Result<(), CudaError>;
-    /// Copies bytes of the GPU to the host, in stream order.
+    /// Enqueues a copy of GPU bytes to the host.
     unsafe fn copy_out(&self, to: *mut u8, from: u64, bytes: usize, stream: Stream) -> Result<(), CudaError>;
-    /// Copies on the GPU, in stream order; the ranges do not overlap.
+    /// Enqueues a copy within the GPU; the ranges do not overlap.
     unsafe fn copy(&self, to: u64, from: u64, bytes: usize, stream: Stream) -> Result<(), CudaError>;
     /// Sets bytes, in stream order.
     unsafe fn fill(&self, at: u64, byte: u8, bytes: usize, stream: Stream) -> Result<(), CudaError>;
@@ -65,36 +65,40 @@ pub trait Driver: Send + Sync {
     fn event(&self) -> Result<Event, CudaError>;
     /// Ends an event.
     unsafe fn end_event(&self, event: Event);
-    /// The event is reached when the stream has done what was asked of it so far.
+    /// Records the event: it completes when the stream's work so far is done.
     unsafe fn record(&self, event: Event, stream: Stream) -> Result<(), CudaError>;
-    /// Waits for the event on the host.
+    /// Blocks the host until the event completes.
     unsafe fn wait(&self, event: Event) -> Result<(), CudaError>;
-    /// The stream goes on when the event has been reached.
+    /// Makes later work of the stream wait for the event.
     unsafe fn stream_wait(&self, stream: Stream, event: Event) -> Result<(), CudaError>;
-    /// Seconds between two events that have been reached, to half a microsecond; negative where `end` was reached first.
+    /// Returns the seconds between two completed events, to half a microsecond; negative if `end` completed first.
     unsafe fn elapsed(&self, start: Event, end: Event) -> Result<f64, CudaError>;
 
-    /// Whether it wants PTX as compiled here, with line information: code that is built into the binary will not do.
+    /// Tells whether this driver needs PTX compiled on this machine, with line information, instead of machine code
+    /// built into the binary.
     fn wants_ptx(&self) -> bool {
         false
     }
-    /// Loads a unit; `name` is for messages.
+    /// Loads a compiled unit; `name` appears in messages.
     fn load(&self, name: &str, image: Image<'_>) -> Result<Module, CudaError>;
-    /// Unloads it; nothing of it may run any more.
+    /// Unloads a module. None of its kernels may be running.
     unsafe fn unload(&self, module: Module);
-    /// A function of a module by its name.
+    /// Returns a function of a module by its symbol.
     unsafe fn function(&self, module: Module, symbol: &str) -> Result<Function, CudaError>;
     /// What the driver says of it.
     unsafe fn facts(&self, function: Function) -> Result<FunctionFacts, CudaError>;
-    /// Lets launches of the function have this much dynamic shared memory. Needed beyond 48 KiB, static shared memory included.
+    /// Allows launches of the function to use this much dynamic shared memory; required above 48 KiB including static
+    /// shared memory.
     unsafe fn allow_shared(&self, function: Function, bytes: u32) -> Result<(), CudaError>;
-    /// Lets launches of the function have clusters of more than 8 blocks.
+    /// Allows launches of the function to use clusters of more than 8 blocks.
     unsafe fn allow_large_clusters(&self, function: Function) -> Result<(), CudaError>;
-    /// Blocks of `threads` and this much dynamic shared memory that one multiprocessor holds at a time.
+    /// Returns how many blocks of `threads` threads and `shared` bytes of dynamic shared memory are resident on one
+    /// multiprocessor.
     unsafe fn resident(&self, function: Function, threads: u32, shared: u32) -> Result<u32, CudaError>;
-    /// A tensor map as the kernel reads it.
+    /// Encodes a tensor map as kernels read it.
     fn encode(&self, map: &TensorMap) -> Result<[u8; 128], CudaError>;
-    /// Asks for a launch. `arguments` are the bytes of each parameter of the function as it declares them.
+    /// Enqueues a launch. `arguments` are the bytes of each parameter of the function in the order of its
+    /// declaration.
     unsafe fn launch(
         &self,
         function: Function,
@@ -103,13 +107,13 @@ pub trait Driver: Send + Sync {
         stream: Stream,
     ) -> Result<(), CudaError>;
 
-    /// From now on what is asked of the stream is recorded and does not run.
+    /// Begins a capture: later work of the stream is recorded and does not run.
     unsafe fn begin_capture(&self, stream: Stream) -> Result<(), CudaError>;
     /// Ends the recording.
     unsafe fn end_capture(&self, stream: Stream) -> Result<Graph, CudaError>;
     /// Asks for what was recorded.
     unsafe fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<(), CudaError>;
-    /// Forgets a recording that does not run any more.
+    /// Destroys a graph that is not running.
     unsafe fn end_graph(&self, graph: Graph);
 
     /// Matrix products of this GPU.

@@ -3,13 +3,13 @@
 use crate::compile::CompileError;
 use crate::launch::TensorMapError;
 
-/// Why a GPU could not do something. Each message is one line.
+/// An error of a GPU or its driver. Each message is one line.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CudaError {
-    /// There is no driver on this machine.
+    /// No driver is installed on this machine.
     #[error("cuda: no NVIDIA driver (libcuda.so.1); install it, or choose --device cpu or --device sim")]
     NoDriver,
-    /// A driver that cannot load our code.
+    /// The driver is too old for the kernels' machine code.
     #[error(
         "cuda: the driver is of CUDA {}, and needs to be of {} or newer; update it, or choose --device cpu or --device sim",
         version(*.has),
@@ -35,7 +35,7 @@ pub enum CudaError {
     Call {
         /// What was being done.
         call: String,
-        /// The driver's word for the failure.
+        /// The driver's name of the failure.
         what: String,
     },
     /// A launch that cannot be.
@@ -49,7 +49,7 @@ pub enum CudaError {
     /// A tensor map that cannot be.
     #[error(transparent)]
     Map(#[from] TensorMapError),
-    /// A matrix product that cannot be.
+    /// A matrix product that the library cannot compute.
     #[error("{product}: {why}")]
     Product {
         /// Name and shape.

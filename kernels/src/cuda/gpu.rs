@@ -1,6 +1,4 @@
-//! A GPU: its memory, its kernels, their launches and times.
-//!
-//! One stream; everything is ordered on it.
+//! A GPU: its memory, its kernels, their launches and times. All work is ordered on one stream.
 
 use super::driver::{Config, Driver, Event, Function, FunctionFacts, Image, Module, Stream};
 use super::error::CudaError;
@@ -25,7 +23,7 @@ struct Loaded {
     functions: HashMap<&'static str, Known>,
 }
 
-/// A function, what is known of it and what it was allowed.
+/// A loaded function with its properties and the attributes set so far.
 #[derive(Clone, Copy)]
 struct Known {
     function: Function,
@@ -34,7 +32,7 @@ struct Known {
     large_clusters: bool,
 }
 
-/// A function of PTX that is not ours; unloaded when dropped.
+/// A function of a user's PTX; unloaded when dropped.
 pub struct Foreign<'a> {
     gpu: &'a Gpu,
     module: Module,
@@ -49,7 +47,7 @@ pub struct Buffer {
 }
 
 impl Gpu {
-    /// Opens NVIDIA's GPU of this number.
+    /// Opens NVIDIA's GPU with this index.
     pub fn open(ordinal: usize) -> Result<Gpu, CudaError> {
         Gpu::with(Arc::new(Nvidia::open(ordinal)?))
     }
@@ -65,7 +63,7 @@ impl Gpu {
         &self.driver
     }
 
-    /// The stream that launches go to.
+    /// Returns the stream of all launches.
     pub fn stream(&self) -> Stream {
         self.stream
     }
@@ -80,22 +78,23 @@ impl Gpu {
         self.driver.properties().arch
     }
 
-    /// The architecture that kernels are compiled for, with the features of its own where there are any: `sm_80`, `sm_90a`.
+    /// Returns the architecture that kernels are compiled for, with architecture-specific features if there are any:
+    /// `sm_80`, `sm_90a`.
     pub fn sm(&self) -> String {
         let sm = self.arch().sm;
         format!("sm_{sm}{}", if sm >= 90 { "a" } else { "" })
     }
 
-    /// `bytes` that hold anything; at least one is allocated.
+    /// Allocates `bytes` uninitialised bytes, at least one.
     pub fn alloc(&self, bytes: usize) -> Result<Buffer, CudaError> {
         let at = self.driver.alloc(bytes.max(1))?;
         Ok(Buffer { driver: self.driver.clone(), at, bytes })
     }
 
-    /// Copies host bytes into the buffer from `offset` on, and returns when they are there.
+    /// Copies host bytes into the buffer from `offset`, and returns when the copy is done.
     ///
     /// # Panics
-    /// When they do not fit.
+    /// If they do not fit.
     pub fn upload(&self, buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
         assert!(offset + bytes.len() <= buffer.bytes, "{} bytes at {offset} of {}", bytes.len(), buffer.bytes);
         if bytes.is_empty() {
@@ -107,10 +106,10 @@ impl Gpu {
         self.synchronize()
     }
 
-    /// Copies bytes from `offset` on to the host.
+    /// Copies bytes of the buffer from `offset` to the host, and returns when the copy is done.
     ///
     /// # Panics
-    /// When there are not as many.
+    /// If the buffer has fewer bytes.
     pub fn download(&self, buffer: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
         assert!(offset + bytes.len() <= buffer.bytes, "{} bytes at {offset} of {}", bytes.len(), buffer.bytes);
         if bytes.is_empty() {
@@ -127,10 +126,10 @@ impl Gpu {
         unsafe { self.driver.fill(buffer.at, byte, buffer.bytes, self.stream) }
     }
 
-    /// Copies the whole of a buffer to another of the same size, in stream order.
+    /// Enqueues a copy of a whole buffer to another of the same size.
     ///
     /// # Panics
-    /// When their sizes differ.
+    /// If their sizes differ.
     pub fn copy(&self, from: &Buffer, to: &Buffer) -> Result<(), CudaError> {
         assert_eq!(from.bytes, to.bytes);
         // SAFETY: both own their ranges.
@@ -140,7 +139,7 @@ impl Gpu {
     /// Fills the buffer by repeating its first `period` bytes, in stream order.
     ///
     /// # Panics
-    /// When `period` is not a positive divisor of the buffer's size.
+    /// If `period` is not a positive divisor of the buffer's size.
     pub fn repeat(&self, buffer: &Buffer, period: usize) -> Result<(), CudaError> {
         assert!(period > 0 && buffer.bytes.is_multiple_of(period));
         let mut done = period;
@@ -153,7 +152,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Waits until all that was asked for is done. A kernel that went wrong shows here.
+    /// Waits until all enqueued work is done. Reports kernels that faulted.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         // SAFETY: the stream is ours.
         unsafe { self.driver.synchronize(self.stream) }
@@ -163,13 +162,13 @@ impl Gpu {
         self.modules.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Loads a kernel's code; [`Gpu::launch`] does it at first use. It is what is built into the binary for this GPU, else compiled
-    /// (and cached), else, without NVRTC, PTX that is built in.
+    /// Loads a kernel's code, which [`Gpu::launch`] otherwise does at first use: machine code built into the binary
+    /// for this GPU, else compiled code (cached), else, without NVRTC, built-in PTX.
     pub fn load(&self, source: &'static Source) -> Result<(), CudaError> {
         if self.modules().contains_key(source.name) {
             return Ok(());
         }
-        // Not under the lock: compiling may take seconds, and other threads may want other units.
+        // Does not hold the lock: compiling may take seconds, and other threads may load other units.
         let module = self.load_code(source)?;
         let beaten = self.modules().insert(source.name, Loaded { module, functions: HashMap::new() });
         if let Some(other) = beaten {
@@ -197,7 +196,7 @@ impl Gpu {
         }
     }
 
-    /// Loads PTX text that is not ours, and gives its function of this name.
+    /// Loads a user's PTX text and returns its function of this name.
     pub fn load_ptx(&self, ptx: &str, entry: &str) -> Result<Foreign<'_>, CudaError> {
         let module = self.driver.load("PTX", Image { cubin: &[], ptx })?;
         // SAFETY: the module is loaded.
@@ -207,7 +206,7 @@ impl Gpu {
         Ok(Foreign { gpu: self, module, function })
     }
 
-    /// The function of a stage, checked and ready for the launch.
+    /// Returns the function of a stage, checked and ready for the launch.
     pub(super) fn function(
         &self,
         source: &'static Source,
@@ -246,10 +245,11 @@ impl Gpu {
         Ok(known.function)
     }
 
-    /// Asks for the launches of a call, in order, and returns before they have run.
+    /// Enqueues the launches of a call in order.
     ///
     /// # Safety
-    /// The addresses in `params` are addresses of this GPU that cover what the kernel documents, until [`Gpu::synchronize`].
+    /// The addresses in `params` are addresses of this GPU that cover what the kernel documents, until
+    /// [`Gpu::synchronize`].
     pub unsafe fn launch(&self, kernel: &'static Kernel, params: &[u8]) -> Result<(), CudaError> {
         for stage in (kernel.plan)(params, &self.arch()) {
             // SAFETY: the caller's promise.
@@ -258,7 +258,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Asks for one launch.
+    /// Enqueues one launch.
     ///
     /// # Safety
     /// As [`Gpu::launch`].
@@ -283,7 +283,7 @@ impl Gpu {
         })
     }
 
-    /// Seconds between the begin and the end of what `f` asks for, by the GPU's own clock.
+    /// Returns the seconds that the work enqueued by `f` takes, by the GPU's own clock.
     pub fn timed(&self, f: impl FnOnce() -> Result<(), CudaError>) -> Result<f64, CudaError> {
         let events = [self.driver.event()?, self.driver.event()?];
         let seconds = self.between(events, f);
@@ -306,18 +306,18 @@ impl Gpu {
     }
 }
 
-/// What of a stage the driver takes.
+/// Returns the driver's launch configuration of a stage.
 fn config(stage: &Stage) -> Config {
     let Stage { grid, block, cluster, shared, cooperative, programmatic, .. } = *stage;
     Config { grid, block, cluster, shared, cooperative, programmatic }
 }
 
 impl Foreign<'_> {
-    /// Asks for a launch of `grid` blocks of `block` threads.
+    /// Enqueues a launch of `grid` blocks of `block` threads.
     ///
     /// # Safety
-    /// `arguments` are the bytes of each parameter of the function, as it declares them; every address in them is one of this GPU
-    /// that covers what the function touches, until [`Gpu::synchronize`].
+    /// `arguments` are the bytes of each parameter of the function, as it declares them; every address in them is one
+    /// of this GPU that covers what the function accesses, until [`Gpu::synchronize`].
     pub unsafe fn launch(
         &self,
         grid: [u32; 3],
@@ -355,7 +355,7 @@ impl Drop for Gpu {
 }
 
 impl Buffer {
-    /// Its address on the GPU; at least 256-byte aligned.
+    /// Returns the buffer's address on the GPU; at least 256-byte aligned.
     pub fn address(&self) -> u64 {
         self.at
     }

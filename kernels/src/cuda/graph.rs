@@ -1,7 +1,8 @@
-//! Launches that are recorded once and asked for as one: a CUDA graph.
+//! CUDA graphs: launches that are captured once and enqueued as one.
 //!
-//! While a GPU records, nothing may be waited for and no memory may be asked of the driver, which loading a kernel does: what will be
-//! recorded is made ready first, by [`Gpu::prepare`]. Source: CUDA C++ Programming Guide 13.0, "Creating a Graph Using Stream Capture".
+//! During a capture the host must not wait and must not allocate memory, which loading a kernel does:
+//! [`Gpu::prepare`] loads before the capture what will be captured. Source: CUDA C++ Programming Guide 13.0,
+//! "Creating a Graph Using Stream Capture".
 
 use super::driver::{Driver, Graph, Stream};
 use super::error::CudaError;
@@ -9,7 +10,7 @@ use super::gpu::Gpu;
 use crate::launch::Kernel;
 use std::sync::Arc;
 
-/// What was recorded; ended when dropped.
+/// Captured launches; destroyed when dropped.
 pub struct Recorded {
     driver: Arc<dyn Driver>,
     stream: Stream,
@@ -17,7 +18,7 @@ pub struct Recorded {
 }
 
 impl Gpu {
-    /// Loads what a call of the kernel needs and checks its launches, without asking for them.
+    /// Loads the code of a kernel call and checks its launches, without enqueueing them.
     ///
     /// # Errors
     /// As [`Gpu::launch`].
@@ -28,32 +29,32 @@ impl Gpu {
         Ok(())
     }
 
-    /// From now on what this thread launches is recorded and does not run.
+    /// Begins a capture: later launches of this thread are recorded and do not run.
     ///
     /// # Errors
-    /// What the driver says.
+    /// The driver's error.
     pub fn begin_recording(&self) -> Result<(), CudaError> {
         // SAFETY: the stream is ours.
         unsafe { self.driver.begin_capture(self.stream) }
     }
 
-    /// What was launched since [`Gpu::begin_recording`], by the same thread.
+    /// Ends the capture and returns the launches since [`Gpu::begin_recording`] of this thread.
     ///
     /// # Errors
-    /// What the driver says: a call that waits or allocates was made meanwhile.
+    /// The driver's error, for example because a call during the capture waited or allocated.
     pub fn end_recording(&self) -> Result<Recorded, CudaError> {
         // SAFETY: the stream is ours.
         let graph = unsafe { self.driver.end_capture(self.stream)? };
         Ok(Recorded { driver: self.driver.clone(), stream: self.stream, graph })
     }
 
-    /// Asks for all of it again, in order, and returns before it has run.
+    /// Enqueues the captured launches again, in order.
     ///
     /// # Safety
-    /// As [`Gpu::launch`] for every launch that was recorded: the addresses are those of then.
+    /// As [`Gpu::launch`] for every captured launch: the addresses are those of the capture.
     ///
     /// # Errors
-    /// What the driver says.
+    /// The driver's error.
     pub unsafe fn replay(&self, recorded: &Recorded) -> Result<(), CudaError> {
         // SAFETY: the graph is live; the caller vouches for the addresses in it.
         unsafe { self.driver.launch_graph(recorded.graph, self.stream) }

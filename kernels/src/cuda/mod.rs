@@ -1,8 +1,9 @@
-//! A GPU through its driver: memory, launches of our kernels, matrix products, and the time that they take.
+//! A GPU through its driver: memory, kernel launches, matrix products, and their times.
 //!
-//! [`Driver`] is what is asked of a driver; [`Nvidia`] is NVIDIA's, opened at run time, and [`fake::Fake`] one for machines without a
-//! GPU, which enforces the documented rules and runs launches on the simulator. [`Gpu`] is the door that everything goes through: it
-//! loads kernels at first use and checks each launch against [`rules`] before the driver sees it.
+//! [`Driver`] is the trait of a driver's calls. [`Nvidia`] opens NVIDIA's at run time. [`fake::Fake`] is one for
+//! machines without a GPU, which enforces the documented rules and runs launches on the simulator. [`Gpu`] is the
+//! interface for the rest of the program: it loads kernels at first use and checks each launch against [`rules`]
+//! before the driver sees it.
 #![allow(unsafe_code)]
 
 mod algorithms;

@@ -1,6 +1,4 @@
-//! NVIDIA's driver, which is opened at run time.
-//!
-//! Source: NVIDIA's CUDA Driver API manual, 13.0.
+//! NVIDIA's driver, opened at run time. Source: NVIDIA's CUDA Driver API manual, 13.0.
 #![allow(unsafe_code)]
 
 use super::blas::Blas;
@@ -17,7 +15,7 @@ use std::cell::Cell;
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::mem::MaybeUninit;
 
-/// The oldest driver that loads code of this toolkit: drivers of CUDA 13.0.
+/// The oldest driver that loads code of this toolkit: that of CUDA 13.0.
 const OLDEST: u32 = 13_000;
 
 /// The primary context of one GPU.
@@ -55,17 +53,17 @@ fn memory<T>(bytes: usize, call: &str, result: Result<T, driver::DriverError>) -
 }
 
 impl Nvidia {
-    /// Whether there is a driver and a GPU, whatever its state.
+    /// Tells whether a driver and a GPU are present, in whatever state.
     pub fn present() -> bool {
         // SAFETY: only looks for the library.
         let library = unsafe { sys::is_culib_present() };
         library && driver::init().is_ok() && driver::device::get_count().is_ok_and(|n| n > 0)
     }
 
-    /// Opens a GPU by its number.
+    /// Opens a GPU by its index.
     ///
     /// # Errors
-    /// No driver, one too old, no such GPU, or what the driver says.
+    /// No driver, a driver that is too old, no such GPU, or the driver's own error.
     pub fn open(ordinal: usize) -> Result<Nvidia, CudaError> {
         // SAFETY: only looks for the library.
         if !unsafe { sys::is_culib_present() } {
@@ -149,7 +147,7 @@ impl Nvidia {
         named(what, f())
     }
 
-    /// Memory of this GPU, as the calls that make it want it described.
+    /// Describes memory of this GPU for the calls that allocate it.
     fn memory_kind(&self) -> sys::CUmemAllocationProp {
         // SAFETY: all zero is a value of each of its fields.
         let mut kind: sys::CUmemAllocationProp = unsafe { MaybeUninit::zeroed().assume_init() };
@@ -240,7 +238,7 @@ impl Driver for Nvidia {
         let mapped = unsafe { sys::cuMemMap(at, bytes, 0, handle, 0) }.result();
         let mapped = mapped.and_then(|()| unsafe { sys::cuMemSetAccess(at, bytes, &access, 1) }.result());
         if let Err(e) = memory(bytes, "mapping", mapped) {
-            // Unmapping what was not mapped fails and changes nothing.
+            // Unmapping an unmapped range fails and changes nothing.
             unsafe {
                 let _ = sys::cuMemUnmap(at, bytes);
                 let _ = sys::cuMemRelease(handle);
@@ -388,7 +386,8 @@ impl Driver for Nvidia {
         Ok(blocks.max(0) as u32)
     }
 
-    // cuTensorMapEncodeTiled. The enumerations of `TensorMap` are in the driver's order, which its own tests hold to the manual.
+    // cuTensorMapEncodeTiled. The enumerations of `TensorMap` are in the driver's order, which their own tests
+    // compare with the manual.
     fn encode(&self, map: &TensorMap) -> Result<[u8; 128], CudaError> {
         let mut out = sys::CUtensorMap { opaque: [0; 16] };
         let strides = map.strides;

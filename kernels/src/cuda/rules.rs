@@ -1,23 +1,23 @@
-//! What a launch must keep to, checked before the driver sees it: the driver's own words for a mistake name neither the kernel nor
-//! the limit.
+//! Checks each launch against the GPU's limits before the driver sees it, because the driver's error names neither
+//! the kernel nor the limit.
 //!
-//! Source: CUDA C++ Programming Guide 13.0, "Technical Specifications per Compute Capability" and "Thread Block Clusters"; Driver API
-//! manual, cuLaunchKernelEx, cuFuncSetAttribute and cuTensorMapEncodeTiled.
+//! Source: CUDA C++ Programming Guide 13.0, "Technical Specifications per Compute Capability" and "Thread Block
+//! Clusters"; Driver API manual, cuLaunchKernelEx, cuFuncSetAttribute and cuTensorMapEncodeTiled.
 
 use super::types::{Config, FunctionFacts, Limits};
 
-/// Dynamic and static shared memory that a function has without asking.
+/// Bytes of static and dynamic shared memory that a function may use without setting an attribute.
 pub const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
-/// Blocks of a cluster that every GPU with clusters has.
+/// Maximum cluster size in blocks that every GPU with clusters supports.
 pub const PORTABLE_CLUSTER: u32 = 8;
-/// Blocks of a cluster at most, when the function asked for it.
+/// Maximum cluster size in blocks if the function's attribute allows large clusters.
 pub const LARGEST_CLUSTER: u32 = 16;
-/// Bytes of a kernel's parameters at most, as our kernels have them; the driver takes 32764 since compute capability 7.0.
+/// Maximum bytes of a kernel's parameters in this project; the driver accepts 32764 since compute capability 7.0.
 pub const PARAMETERS: usize = 4096;
-/// Registers are given to a warp in units of this many.
+/// Registers are allocated to a warp in units of this many.
 const REGISTER_UNIT: u32 = 256;
 
-/// Why a launch cannot be, with the limit; None where it can.
+/// Returns why a launch is impossible, with the limit; `None` if it is possible.
 pub fn broken(config: &Config, facts: &FunctionFacts, limits: &Limits, parameters: usize) -> Option<String> {
     let Config { grid, block, cluster, shared, programmatic, .. } = *config;
     for (what, sizes, most) in [("blocks", grid, limits.grid), ("threads of a block", block, limits.block)] {
@@ -60,7 +60,7 @@ pub fn broken(config: &Config, facts: &FunctionFacts, limits: &Limits, parameter
     broken_cluster(grid, cluster, limits)
 }
 
-/// Why a grid whose blocks must all be resident at once cannot be, on a GPU that holds `resident` of them.
+/// Returns why a cooperative launch is impossible on a GPU that holds `resident` blocks; `None` if it is possible.
 pub fn too_many_to_be_resident(grid: [u32; 3], resident: u32) -> Option<String> {
     let blocks = product(grid);
     (blocks > u64::from(resident))
@@ -83,7 +83,7 @@ fn broken_cluster(grid: [u32; 3], cluster: [u32; 3], limits: &Limits) -> Option<
     Some(format!("{} blocks in {axis}, no multiple of the cluster's {}", grid[uneven], cluster[uneven]))
 }
 
-/// Registers that a block of `threads` takes: whole warps in whole units.
+/// Returns the registers that a block of `threads` threads occupies: whole warps in whole units.
 fn registers_of(threads: u32, registers: u32) -> u32 {
     threads.div_ceil(32) * (registers * 32).next_multiple_of(REGISTER_UNIT)
 }
@@ -148,7 +148,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is allowed stays allowed when it asks for less.
+        /// A launch that is allowed stays allowed when it uses less.
         #[test]
         fn less_is_never_worse(x in 1u32..2048, y in 1u32..64, shared in 0u32..300_000, blocks in 1u32..100_000) {
             let config = Config { grid: [blocks, y, 1], block: [x, y, 1], shared, ..FINE };

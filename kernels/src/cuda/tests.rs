@@ -1,4 +1,4 @@
-//! The door to a GPU and the driver that checks, held to each other.
+//! Tests of the GPU interface on the fake driver.
 
 use super::driver::{Config, Driver, Image};
 use super::fake::Fake;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
 
-/// Writes through dynamic shared memory, which is as large as the launch says.
+/// A kernel that writes through dynamic shared memory of the launch's size.
 const PTX: &str = "
 .version 8.0
 .target sm_80
@@ -66,7 +66,7 @@ fn a_call_runs_and_leaves_nothing_behind() {
     assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
 }
 
-/// Each mistake in a plan is told by the door; the driver never hears of it.
+/// Each mistake in a plan is reported before the driver is called.
 #[test]
 fn a_launch_that_cannot_be_is_caught_before_the_driver() {
     let Some(()) = compile::for_test() else { return };
@@ -135,7 +135,7 @@ fn the_driver_keeps_its_rules() {
         fails(fake.launch(function, &config, &arguments[..1], stream), "CUDA_ERROR_INVALID_VALUE");
         assert_eq!(fake.violations().len(), 1, "parameters that the function does not have");
 
-        // Nothing runs before somebody waits, and a graph runs when it is launched.
+        // Nothing runs before the host waits, and a graph runs only when it is launched.
         fails(fake.end_capture(stream), "CUDA_ERROR_ILLEGAL_STATE");
         fake.begin_capture(stream).unwrap();
         fake.launch(function, &config, &arguments, stream).unwrap();
@@ -168,7 +168,7 @@ fn the_driver_keeps_its_rules() {
         fake.synchronize(stream).unwrap();
         assert_eq!(back, 3);
 
-        // Backed memory: whole units, once, inside, and as much as there is.
+        // Mapped memory: whole units, once, inside a reservation, and at most as much as there is.
         let unit = fake.granularity();
         let base = fake.reserve(4 * MIB as usize).unwrap();
         fails(fake.back(base, unit - 1), "CUDA_ERROR_INVALID_VALUE");
@@ -182,7 +182,7 @@ fn the_driver_keeps_its_rules() {
         assert_eq!(fake.violations().len(), 2, "unmapped under a fill");
         fake.release(base, 4 * MIB as usize);
 
-        // Ends happen once, and after the work.
+        // Resources are destroyed once, after their work is done.
         let host = fake.alloc_host(64).unwrap();
         fake.copy_out(host, at, 4, stream).unwrap();
         fake.free_host(host);
@@ -190,7 +190,7 @@ fn the_driver_keeps_its_rules() {
     }
 }
 
-/// Each prohibited call fails, and with it the capture; other threads may go on.
+/// Each prohibited call fails, and with it the capture; other threads may continue.
 #[test]
 fn a_capture_keeps_its_rules() {
     let fake = Fake::new(Arch::H100, 4 * MIB);
@@ -265,7 +265,7 @@ fn versions_and_counts_read_well() {
     assert!(none.contains("no GPU 3 (1 found); choose another"), "{none}");
 }
 
-/// Reads a box of 32 x 8 f32 through a tensor map and writes it to `to`.
+/// A kernel that reads a box of 32 x 8 f32 through a tensor map and writes it to `to`.
 const BOX: &str = "
 .version 8.0
 .target sm_90
@@ -311,7 +311,7 @@ LOOP:
     ret;
 }";
 
-/// What a plan describes becomes what the kernel reads.
+/// The kernel reads the tensor map that its plan describes.
 #[test]
 fn a_tensor_map_reaches_the_kernel() {
     let (fake, gpu) = open(Arch::H100);
@@ -334,7 +334,7 @@ fn a_tensor_map_reaches_the_kernel() {
     assert_eq!(fake.violations(), Vec::<String>::new());
 }
 
-/// Copies one number from `from` to `to`; waits for the launch before it, or not.
+/// A kernel that copies one number from `from` to `to`, after waiting for the previous launch or without.
 fn copying(waits: bool) -> String {
     let wait = if waits { "griddepcontrol.wait;" } else { "" };
     format!(

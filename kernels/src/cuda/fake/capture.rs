@@ -1,5 +1,6 @@
-//! What a stream may be asked for while it is captured. Source: CUDA C++ Programming Guide 13.0, "Creating a Graph Using Stream Capture"
-//! and "Prohibited and Unhandled Operations"; Driver API manual 13.0, the functions named below.
+//! Rules of what may be enqueued on a stream during a capture. Source: CUDA C++ Programming Guide 13.0, "Creating a
+//! Graph Using Stream Capture" and "Prohibited and Unhandled Operations"; Driver API manual 13.0, the functions named
+//! below.
 
 use std::thread::{self, ThreadId};
 
@@ -8,7 +9,7 @@ pub(super) struct Capture<T> {
     ops: Vec<T>,
     /// Who began it.
     thread: ThreadId,
-    /// A prohibited call was made: nothing more is taken, and the end gives no graph.
+    /// True after a prohibited call: the capture accepts nothing more, and its end gives no graph.
     invalid: bool,
 }
 
@@ -18,7 +19,8 @@ impl<T> Capture<T> {
         Capture { ops: Vec::new(), thread: thread::current().id(), invalid: false }
     }
 
-    /// Whether this thread began it: cuThreadExchangeStreamCaptureMode has only that thread's unsafe calls prohibited in this mode.
+    /// Tells whether this thread began the capture: in thread-local mode only that thread's unsafe calls are
+    /// prohibited (cuThreadExchangeStreamCaptureMode).
     pub fn is_mine(&self) -> bool {
         self.thread == thread::current().id()
     }
@@ -28,7 +30,7 @@ impl<T> Capture<T> {
         self.invalid = true;
     }
 
-    /// Takes what is asked of the stream.
+    /// Records one operation of the stream.
     pub fn take(&mut self, op: T) -> Result<(), &'static str> {
         if self.invalid {
             return Err("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED");
@@ -37,7 +39,7 @@ impl<T> Capture<T> {
         Ok(())
     }
 
-    /// What was captured. cuStreamEndCapture: none after a prohibited call.
+    /// Ends the capture and returns its operations. cuStreamEndCapture: none after a prohibited call.
     pub fn end(self) -> Result<Vec<T>, &'static str> {
         if self.invalid { Err("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED") } else { Ok(self.ops) }
     }

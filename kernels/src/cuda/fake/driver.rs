@@ -67,7 +67,7 @@ impl Driver for Fake {
         let mut s = self.0.uncaptured("mapping")?;
         let end = at + bytes as u64;
         let within = s.reserved.range(..=at).next_back().filter(|(r, b)| end <= *r + **b as u64);
-        // Reservations begin on whole units of a GPU's addresses; here, where the simulator has room.
+        // A GPU's reservations begin at multiples of the granularity; the simulator's begin where it has room.
         let inside = within.is_some_and(|(r, _)| (at - r).is_multiple_of(GRANULARITY as u64));
         let taken = s.backed.range(..end).next_back().is_some_and(|(b, (len, _))| b + *len as u64 > at);
         let even = bytes.is_multiple_of(GRANULARITY) && bytes > 0;
@@ -236,7 +236,7 @@ impl Driver for Fake {
         self.0.sound(call).map(|_| ())
     }
 
-    // cuStreamWaitEvent: a captured stream may not wait for what is outside of the capture, nor the other way round.
+    // cuStreamWaitEvent: a captured stream must not wait for work outside of the capture, nor the other way round.
     unsafe fn stream_wait(&self, stream: Stream, event: Event) -> Result<(), CudaError> {
         let call = "waiting for an event";
         let mut s = self.0.sound(call)?;
@@ -248,7 +248,8 @@ impl Driver for Fake {
         s.ask(call, stream, Op::Wait(ticket))
     }
 
-    // cuEventElapsedTime: CUDA_ERROR_INVALID_HANDLE for one that was not recorded, CUDA_ERROR_NOT_READY for one not reached.
+    // cuEventElapsedTime: CUDA_ERROR_INVALID_HANDLE for an event that was not recorded, CUDA_ERROR_NOT_READY for one
+    // that is not complete.
     unsafe fn elapsed(&self, start: Event, end: Event) -> Result<f64, CudaError> {
         let call = "reading an event";
         let s = self.0.sound(call)?;
@@ -260,7 +261,7 @@ impl Driver for Fake {
         Ok(time(end)? - time(start)?)
     }
 
-    // The simulator runs PTX, and says where in the source it found something.
+    // The simulator runs PTX, and reports source lines of its findings.
     fn wants_ptx(&self) -> bool {
         true
     }
@@ -305,7 +306,7 @@ impl Driver for Fake {
         let s = self.0.sound(call)?;
         let known = s.functions.get(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         let threads = known.kernel.max_threads.or(known.kernel.required_threads).map_or(1024, |t| t.iter().product());
-        // Registers are ptxas's, whom nobody asked.
+        // Only ptxas knows the register count, and it does not run here.
         Ok(FunctionFacts { threads, static_shared: known.kernel.static_shared, registers: 0 })
     }
 
@@ -337,12 +338,12 @@ impl Driver for Fake {
         Ok(self.0.resident(&known.kernel, threads, shared))
     }
 
-    // cuTensorMapEncodeTiled, by its rules; the bytes are those that the simulator reads.
+    // cuTensorMapEncodeTiled, with its rules; the bytes are those that the simulator reads.
     fn encode(&self, map: &TensorMap) -> Result<[u8; 128], CudaError> {
         map.encode().map_err(|e| failed("encoding a tensor map", &format!("CUDA_ERROR_INVALID_VALUE ({e})")))
     }
 
-    // cuLaunchKernelEx, and the attributes that must have been set before.
+    // cuLaunchKernelEx, with the attributes that must have been set before.
     unsafe fn launch(
         &self,
         function: Function,
@@ -397,7 +398,7 @@ impl Driver for Fake {
         Ok(())
     }
 
-    // cuStreamEndCapture: by the thread that began it, which is the last of the capture whatever comes of it.
+    // cuStreamEndCapture: only by the thread that began the capture; it ends the capture in any case.
     unsafe fn end_capture(&self, stream: Stream) -> Result<Graph, CudaError> {
         let call = "ending a graph";
         let mut s = self.0.sound(call)?;
@@ -413,7 +414,7 @@ impl Driver for Fake {
         Ok(Graph(handle))
     }
 
-    // cuGraphLaunch: behind what was asked of the stream; with the parameters, and the addresses of copies, as they were.
+    // cuGraphLaunch: after the stream's earlier work, with the parameters and copy addresses of the capture.
     unsafe fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<(), CudaError> {
         let call = "launching a graph";
         let mut s = self.0.uncaptured(call)?;

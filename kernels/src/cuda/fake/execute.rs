@@ -1,5 +1,5 @@
-//! Runs what a stream of the fake driver was asked to do: copies on the simulator's memory, launches on the simulator, products by the
-//! CPU's code.
+//! Runs the work enqueued on a stream of the fake driver: copies on the simulator's memory, launches on the
+//! simulator, products by the CPU's code.
 
 use super::{Asked, Inner, Op, Queue, State, TICK};
 use crate::simulate;
@@ -8,7 +8,7 @@ use reel_sim::program::{Kernel, Program};
 use std::sync::Arc;
 
 impl Inner {
-    /// Does what was asked of a stream, up to a record.
+    /// Runs the work of a stream, up to the recorded event `until` if one is given.
     pub(super) fn run(&self, state: &mut State, stream: usize, until: Option<u64>) {
         while state.faulted.is_none() && until.is_none_or(|t| !state.reached.contains_key(&t)) {
             let Some(op) = state.streams.get_mut(&stream).and_then(|q| q.asked.pop_front()) else { return };
@@ -19,7 +19,7 @@ impl Inner {
         }
     }
 
-    /// Blocks that one multiprocessor holds. Registers are ptxas's, whom nobody asked.
+    /// Returns how many blocks are resident on one multiprocessor. Ignores registers, which only ptxas knows.
     pub(super) fn resident(&self, kernel: &Kernel, threads: u32, shared: u32) -> u32 {
         let gpu = simulate::gpu(&self.properties.arch);
         let all = gpu.multiprocessors.max(1);
@@ -84,8 +84,9 @@ impl Inner {
         Ok(())
     }
 
-    /// Runs a kernel, with the next launch of its stream beside it where that may begin before this one has ended. (Of a longer row of
-    /// such launches the third begins when the second has ended: a pair is what the simulator runs.)
+    /// Runs a kernel, together with the next launch of its stream if that may begin before this one has ended
+    /// (programmatic dependent launch). The simulator runs pairs: of a longer chain, the third launch begins when the
+    /// second has ended.
     pub(super) fn kernel(&self, state: &mut State, stream: usize, launch: &Asked) -> Result<(), String> {
         const MOMENTS: [CompletionTiming; 3] =
             [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
@@ -129,7 +130,7 @@ impl Inner {
     }
 }
 
-/// A launch with the code that it runs.
+/// A launch with its compiled code.
 struct Ready {
     program: Arc<Program>,
     kernel: Arc<Kernel>,

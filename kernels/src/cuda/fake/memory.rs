@@ -15,7 +15,7 @@ impl State {
         self.allocated.values().map(|&b| b as u64).sum::<u64>() + self.backed.values().map(|b| b.0 as u64).sum::<u64>()
     }
 
-    /// Whether memory lies behind the whole range.
+    /// Tells whether memory is mapped behind the whole range.
     pub(super) fn is_backed(&self, at: u64, bytes: usize) -> bool {
         let end = at.saturating_add(bytes as u64);
         if self.allocated.range(..=at).next_back().is_some_and(|(s, b)| end <= s + *b as u64) {
@@ -32,14 +32,14 @@ impl State {
     }
 
     pub(super) fn ask(&mut self, call: &str, stream: Stream, op: Op) -> Result<(), CudaError> {
-        // The legacy stream waits for all others, which a capture cannot do.
+        // The legacy stream waits for all others, which a capture does not allow.
         if stream.0 == 0 {
             let captures = self.streams.values_mut().filter_map(|q| q.recording.as_mut());
             let prohibited = captures.map(Capture::invalidate).count() > 0;
             let code = if prohibited { "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT" } else { "CUDA_ERROR_INVALID_HANDLE" };
             return Err(failed(call, code));
         }
-        // It would run now and never again, whatever the graph needs of it.
+        // Work outside of the capture would run now and never again, even if the graph depends on it.
         let outside = |(&s, q): (&usize, &Queue)| s != stream.0 && q.recording.as_ref().is_some_and(Capture::is_mine);
         let elsewhere = self.streams.iter().any(outside);
         let queue = self.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;

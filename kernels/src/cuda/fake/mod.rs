@@ -1,12 +1,13 @@
 //! A driver for machines without a GPU, for tests of everything above it.
 //!
-//! It enforces the driver's documented rules and runs what is launched on the simulator. Work that was asked of a stream is done as late as
-//! the rules allow: when somebody waits for it. So a host buffer that is changed too early, memory that is given back while a launch
-//! still needs it, or a missing wait between streams show here, where a GPU would mostly be quick enough to hide them.
+//! It enforces the driver's documented rules and runs launches on the simulator. Enqueued work runs as late as the
+//! rules allow: when the host waits for it. So a host buffer that is changed too early, memory that is freed while a
+//! launch still needs it, or a missing wait between streams show here, where a GPU would mostly be fast enough to
+//! hide them.
 //!
-//! A broken rule that the driver reports is the same error here. One whose outcome is undefined is kept in [`Fake::violations`]. A finding
-//! of the simulator fails every later call, as a faulting kernel does. Source of each rule: CUDA Driver API manual 13.0, the function
-//! that is named beside it.
+//! A broken rule that the driver reports is the same error here. A broken rule with an undefined outcome is kept in
+//! [`Fake::violations`]. A finding of the simulator fails every later call, as a faulting kernel does. Source of each
+//! rule: CUDA Driver API manual 13.0, the function that is named beside it.
 #![allow(unsafe_code)]
 
 mod capture;
@@ -26,12 +27,12 @@ use reel_sim::program::{Kernel, Program};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// What addresses and sizes of backed memory are multiples of; NVIDIA's GPUs have 2 MiB.
+/// Unit of addresses and sizes of mapped memory in bytes; NVIDIA's GPUs have 2 MiB.
 const GRANULARITY: usize = 64 << 10;
-/// What an operation takes by the fake's clock, in seconds.
+/// Duration of every operation on the fake's clock, in seconds.
 const TICK: f64 = 1e-6;
 
-/// A GPU that is none; clones share it.
+/// A simulated GPU with its driver. Clones share it.
 #[derive(Clone)]
 pub struct Fake(Arc<Inner>);
 
@@ -131,7 +132,7 @@ struct State {
 }
 
 impl Fake {
-    /// A GPU of this kind with `memory` bytes.
+    /// A simulated GPU of this architecture with `memory` bytes.
     pub fn new(arch: Arch, memory: u64) -> Fake {
         let limits = Limits::of(arch.sm, arch.shared_per_block);
         let properties = Properties { name: "fake GPU".into(), arch, limits, memory, version: 13_000 };
@@ -139,22 +140,23 @@ impl Fake {
         Fake(Arc::new(Inner { properties, team: Team::new(1), state: Mutex::new(state) }))
     }
 
-    /// Rules that were broken whose outcome the driver leaves open, oldest first.
+    /// Returns the broken rules whose outcome the driver leaves undefined, oldest first.
     pub fn violations(&self) -> Vec<String> {
         self.0.state().violations.clone()
     }
 
-    /// Launches and products that have run.
+    /// Returns the number of launches and products that have run.
     pub fn launches(&self) -> u64 {
         self.0.state().launches
     }
 
-    /// Bytes of GPU memory that are held.
+    /// Returns the bytes of allocated GPU memory.
     pub fn held(&self) -> u64 {
         self.0.state().held()
     }
 
-    /// What was opened and not ended: streams, events, modules, graphs, allocations, page-locked host memory.
+    /// Returns the number of resources that were created and not destroyed: streams, events, modules, graphs,
+    /// allocations, page-locked host memory.
     pub fn left_open(&self) -> usize {
         let s = self.0.state();
         let handles = s.streams.len() + s.events.len() + s.modules.len() + s.graphs.len();
@@ -167,7 +169,7 @@ impl Inner {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// The state, unless a kernel faulted.
+    /// Returns the state, or an error if a kernel has faulted.
     fn sound(&self, call: &str) -> Result<MutexGuard<'_, State>, CudaError> {
         let state = self.state();
         match &state.faulted {
@@ -176,8 +178,8 @@ impl Inner {
         }
     }
 
-    /// The state, unless a kernel faulted or this thread captures a stream, when calls that may wait are refused
-    /// (cuThreadExchangeStreamCaptureMode: "potentially unsafe API calls") and end the capture.
+    /// Returns the state, or an error if a kernel has faulted or this thread captures a stream: then calls that may
+    /// wait are refused (cuThreadExchangeStreamCaptureMode: "potentially unsafe API calls") and end the capture.
     fn uncaptured(&self, call: &str) -> Result<MutexGuard<'_, State>, CudaError> {
         let mut state = self.sound(call)?;
         let mut captures = state.streams.values_mut().filter_map(|q| q.recording.as_mut()).filter(|c| c.is_mine());
