@@ -8,10 +8,10 @@ use clap::{ArgAction, Args, Subcommand};
 use reel_engine::bench;
 use reel_kernels::catalogue::Sizes;
 use reel_measure::ceilings::Ceilings;
-use reel_measure::clocks::{ClockSampler, Clocks};
-use reel_measure::op::{bad_size, floor_seconds, share_of_floor, timers};
+use reel_measure::clocks::{ClockSampler, ClockSummary};
+use reel_measure::op::{bad_size, floor_seconds, op_timers, share_of_floor};
 use reel_measure::rollout::{self, RolloutShape};
-use reel_measure::rounds::{self, Measured, Subject, machine};
+use reel_measure::rounds::{self, BenchSubject, MeasuredRounds, hardware_json};
 use reel_measure::timing::{TimedKernel, TimingDevice};
 use reel_measure::train::{self, TrainShape};
 use reel_measure::{compare, page};
@@ -94,7 +94,7 @@ impl BenchArgs {
 }
 
 fn compare_files(common: &Common, a: &Path, b: &Path) -> Result<()> {
-    let comparison = compare::compare(a, b)?;
+    let comparison = compare::compare_results(a, b)?;
     if common.json { output::json(&comparison.json()) } else { output::line(comparison.text()) }
 }
 
@@ -245,7 +245,7 @@ impl RolloutArgs {
         self.rounds.check_sizes(self.tokens, self.context)?;
         let shape = RolloutShape { context: self.context, completions: batch, tokens: self.tokens };
         self.rounds.measure(common, "rollout", self.tokens, self.context, |model| {
-            rollout::seconds(&model.weights, &model.cx, shape)
+            rollout::time_rollout(&model.weights, &model.cx, shape)
         })
     }
 }
@@ -262,9 +262,9 @@ impl TrainArgs {
         let (device, dtype, tokens) = (&model::device(common)?, model::dtype(common), self.tokens);
         let (gradient_checkpointing, optim) = (self.gradient_checkpointing, self.optim);
         let shape = TrainShape { tokens, batch, gradient_checkpointing, optim };
-        let (measured, figures) = train::measure(device, dtype, &folder, &config, shape, rounds)?;
+        let (measured, figures) = train::measure_training(device, dtype, &folder, &config, shape, rounds)?;
         let model = folder.display().to_string();
-        let subject = Subject { op: "train", model, device, dtype, tokens, batch, context: 0 };
+        let subject = BenchSubject { op: "train", model, device, dtype, tokens, batch, context: 0 };
         self.rounds.print(common, &measured, &measured.json(&subject, figures))
     }
 }
@@ -312,16 +312,16 @@ impl RoundsArgs {
         let config = ModelConfig::open(&folder)?;
         let model = Model::open(&folder, &config, common)?;
         let (device, dtype) = (model.cx.device(), model.cx.dtype());
-        let measured = rounds::rounds(device, dtype, self.rounds, || round(&model))?;
+        let measured = rounds::time_rounds(device, dtype, self.rounds, || round(&model))?;
         let model = folder.display().to_string();
-        let subject = Subject { op, model, device, dtype, tokens, batch: self.batch, context };
+        let subject = BenchSubject { op, model, device, dtype, tokens, batch: self.batch, context };
         self.print(common, &measured, &measured.json(&subject, Map::new()))
     }
 
     /// Prints a result and writes its page.
-    fn print(&self, common: &Common, measured: &Measured, result: &Value) -> Result<()> {
+    fn print(&self, common: &Common, measured: &MeasuredRounds, result: &Value) -> Result<()> {
         if let Some(to) = &self.html {
-            output::file(to, page::page(measured, result).as_bytes())?;
+            output::write_file(to, page::bench_page(measured, result).as_bytes())?;
         }
         if common.json { output::json(result) } else { output::line(rounds::summary(measured, result)) }
     }
@@ -336,7 +336,7 @@ fn size(text: &str) -> Result<(String, u64), String> {
 /// The results of `reel bench op`.
 struct OpResults<'a> {
     rows: &'a [TimedKernel],
-    clocks: Option<&'a Clocks>,
+    clocks: Option<&'a ClockSummary>,
     /// Errors of kernels that could not be timed.
     problems: &'a [String],
     /// The matrix product library and its algorithms.
@@ -347,17 +347,17 @@ impl OpArgs {
     fn run(&self, common: &Common) -> Result<()> {
         let sizes = Sizes::new(self.sizes.iter().cloned()).map_err(bad_size)?;
         let (device, timing_device) = match common.device()? {
-            common::Device::Cpu => (model::device(common)?, TimingDevice::Cpu(common.threads()?)),
-            common::Device::Cuda(number) => {
+            common::DeviceName::Cpu => (model::device(common)?, TimingDevice::Cpu(common.threads()?)),
+            common::DeviceName::Cuda(number) => {
                 (model::device(common)?, TimingDevice::gpu(gpu(&format!("cuda:{number}"))?))
             }
             _ => return Err(bad_usage("--device", "kernels are timed on cpu and cuda", "use one of them")),
         };
-        let dtype = common.dtype.map(common::Dtype::runtime);
-        let timers = timers(&self.name, &sizes, dtype, self.runs as usize, &device, &timing_device)?;
+        let dtype = common.dtype.map(common::DtypeName::runtime);
+        let timers = op_timers(&self.name, &sizes, dtype, self.runs as usize, &device, &timing_device)?;
         let ceilings = Ceilings::measure(&device)?;
         if !common.json {
-            output::line(format!("{}  of its floor", TimedKernel::head()))?;
+            output::line(format!("{}  of its floor", TimedKernel::header()))?;
         }
         let sampler = ClockSampler::of_gpu(&device, Duration::from_millis(20));
         let (mut rows, mut problems) = (Vec::new(), Vec::new());
@@ -377,7 +377,7 @@ impl OpArgs {
         }
         let clocks = sampler.map(ClockSampler::stop);
         if common.json {
-            let products = timing_device.products().unwrap_or_else(|| rounds::products(&device));
+            let products = timing_device.products().unwrap_or_else(|| rounds::product_library(&device));
             let results = OpResults { rows: &rows, clocks: clocks.as_ref(), problems: &problems, products };
             self.print_json(&device, &ceilings, results)?;
         } else {
@@ -409,8 +409,8 @@ impl OpArgs {
         let sizes: Map<String, Value> = self.sizes.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
         output::json(&json!({
             "op": "op", "name": self.name, "sizes": sizes, "n": self.runs, "device": device.name(),
-            "threads": device.threads(), "machine": machine(device), "kernels": kernels, "ceilings": ceilings,
-            "products": products, "clocks": clocks.map(Clocks::json), "problems": problems, "version": env!("CARGO_PKG_VERSION"),
+            "threads": device.threads(), "machine": hardware_json(device), "kernels": kernels, "ceilings": ceilings,
+            "products": products, "clocks": clocks.map(ClockSummary::json), "problems": problems, "version": env!("CARGO_PKG_VERSION"),
         }))
     }
 }

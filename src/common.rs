@@ -18,7 +18,7 @@ pub struct Common {
     pub device: Option<String>,
     /// Data type of weights and activations [default: bf16 on cuda, f32 on cpu]
     #[arg(long, global = true, value_name = "DTYPE", display_order = 901)]
-    pub dtype: Option<Dtype>,
+    pub dtype: Option<DtypeName>,
     /// CPU threads, 1 to 1024 [default: one per CPU of this process]
     #[arg(long, global = true, value_name = "N", display_order = 902)]
     pub threads: Option<usize>,
@@ -49,15 +49,15 @@ pub struct Common {
 /// Data type of weights and activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Dtype {
+pub enum DtypeName {
     // IEEE 754 single precision.
     F32,
     // 16-bit brain floating point; sums are in f32.
     Bf16,
 }
 
-impl Dtype {
-    /// The same type as the runtime names it.
+impl DtypeName {
+    /// The dtype for tensors.
     pub fn runtime(self) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -68,7 +68,7 @@ impl Dtype {
 
 /// A device that `--device` names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
+pub enum DeviceName {
     /// The CPU.
     Cpu,
     /// The NVIDIA GPU with this index.
@@ -81,17 +81,17 @@ pub enum Device {
 
 impl Common {
     /// The device of `--device`; by default the first GPU if there is one, else the CPU.
-    pub fn device(&self) -> anyhow::Result<Device> {
+    pub fn device(&self) -> anyhow::Result<DeviceName> {
         let Some(name) = &self.device else {
-            return Ok(if reel_kernels::cuda::Nvidia::present() { Device::Cuda(0) } else { Device::Cpu });
+            return Ok(if reel_kernels::cuda::Nvidia::present() { DeviceName::Cuda(0) } else { DeviceName::Cpu });
         };
         match name.as_str() {
-            "cpu" => Ok(Device::Cpu),
-            "dry" => Ok(Device::Dry),
-            "sim" => Ok(Device::Sim),
-            "cuda" => Ok(Device::Cuda(0)),
+            "cpu" => Ok(DeviceName::Cpu),
+            "dry" => Ok(DeviceName::Dry),
+            "sim" => Ok(DeviceName::Sim),
+            "cuda" => Ok(DeviceName::Cuda(0)),
             n => match n.strip_prefix("cuda:").map(str::parse) {
-                Some(Ok(number)) => Ok(Device::Cuda(number)),
+                Some(Ok(number)) => Ok(DeviceName::Cuda(number)),
                 _ => {
                     Err(bad_usage("--device", format!("{name}: no such device"), "give cpu, cuda, cuda:N, sim or dry"))
                 }

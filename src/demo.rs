@@ -8,8 +8,8 @@ use anyhow::Result;
 use clap::Args;
 use reel_measure::trace;
 use reel_showcase::evaluation::standard_errors;
-use reel_showcase::page::{self, duration};
-use reel_showcase::pipeline::{self, Outcome};
+use reel_showcase::page::{self, duration_text};
+use reel_showcase::pipeline::{self, DemoOutcome};
 use reel_train::options::{GrpoOptions, RunOptions, SftOptions, TrainingOptions};
 use reel_train::{config_file, grpo, sft};
 use serde::de::DeserializeOwned;
@@ -43,7 +43,7 @@ pub struct DemoArgs {
 impl DemoArgs {
     /// Runs the demo for every seed, writes the pages and prints the results.
     pub fn run(&self, common: &Common) -> Result<()> {
-        pipeline::check_folder(&self.out)?;
+        pipeline::check_output_folder(&self.out)?;
         let Some(last) = common.seed().checked_add(self.seeds - 1) else {
             let what = format!("there are fewer than {} seeds from seed {} on", self.seeds, common.seed());
             return Err(bad_usage("--seeds", what, "lower --seed"));
@@ -52,22 +52,22 @@ impl DemoArgs {
         for seed in common.seed()..=last {
             let folder = if self.seeds == 1 { self.out.clone() } else { self.out.join(format!("seed-{seed}")) };
             let outcome = self.run_seed(common, &folder, seed)?;
-            output::file(&folder.join("report.html"), page::page(&outcome, &machine(common)?)?.as_bytes())?;
+            output::write_file(&folder.join("report.html"), page::demo_page(&outcome, &machine(common)?)?.as_bytes())?;
             outcomes.push(outcome);
         }
         let page = self.out.join("report.html");
         if self.seeds > 1 {
-            output::file(&page, page::overview(&outcomes, &machine(common)?).as_bytes())?;
+            output::write_file(&page, page::overview_page(&outcomes, &machine(common)?).as_bytes())?;
         }
         if common.json {
             return output::json(&json!({"report": page, "seeds": outcomes.iter().map(figures).collect::<Vec<_>>()}));
         }
         outcomes.iter().try_for_each(print_table)?;
         let all: Duration = outcomes.iter().map(|o| o.all).sum();
-        output::line(format!("{} ({})", page.display(), duration(all)))
+        output::line(format!("{} ({})", page.display(), duration_text(all)))
     }
 
-    fn run_seed(&self, common: &Common, folder: &Path, seed: u64) -> Result<Outcome> {
+    fn run_seed(&self, common: &Common, folder: &Path, seed: u64) -> Result<DemoOutcome> {
         let quiet = common.quiet || common.json;
         let demo =
             pipeline::Demo { folder: folder.into(), seed, steps: self.steps, temporal: !self.no_temporal, quiet };
@@ -100,11 +100,11 @@ fn resolved<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + Deseria
 }
 
 /// Prints the accuracy on held-out clips by task, before, between and after the stages.
-fn print_table(o: &Outcome) -> Result<()> {
-    let last = format!("after {}", o.second());
+fn print_table(o: &DemoOutcome) -> Result<()> {
+    let last = format!("after {}", o.second_stage_name());
     output::line(format!("seed {}: {:25}{:>9}{:>11}{last:>14}", o.seed, "", "before", "after SFT"))?;
-    for row in page::rows(o) {
-        let [a, b, c] = row.tallies.map(|t| format!("{:.1} %", 100.0 * t.share()));
+    for row in page::result_rows(o) {
+        let [a, b, c] = row.tallies.map(|t| format!("{:.1} %", 100.0 * t.accuracy()));
         output::line(format!("  {:31}{a:>9}{b:>11}{c:>14}   of {}", row.name, row.tallies[0].total))?;
     }
     let [before, sft, grpo] = o.answers.each_ref().map(|s| s.tally(&o.clips, None));
@@ -112,14 +112,14 @@ fn print_table(o: &Outcome) -> Result<()> {
         "  standard errors gained: {:.1} by SFT, {:.1} by {} ({})",
         standard_errors(before, sft),
         standard_errors(sft, grpo),
-        o.second(),
-        duration(o.all)
+        o.second_stage_name(),
+        duration_text(o.all)
     ))
 }
 
 /// The results of a seed as JSON.
-fn figures(o: &Outcome) -> Value {
-    let rows = page::rows(o).into_iter().map(|row| {
+fn figures(o: &DemoOutcome) -> Value {
+    let rows = page::result_rows(o).into_iter().map(|row| {
         let [before, sft, grpo] = row.tallies.map(|t| t.correct);
         (row.name.to_string(), json!({"n": row.tallies[0].total, "before": before, "sft": sft, "grpo": grpo}))
     });

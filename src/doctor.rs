@@ -21,7 +21,7 @@ use crate::output;
 pub struct DoctorArgs {}
 
 /// One line of the table: something that was looked for.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 struct Finding {
     /// Heading in the table.
     group: &'static str,
@@ -46,7 +46,7 @@ impl Finding {
 impl DoctorArgs {
     /// Prints the table.
     pub fn run(&self, common: &Common) -> Result<()> {
-        let findings = [processor(common)?, memory_and_disk(), ffmpeg(), compilers(), gpu(), hub_cache()].concat_all();
+        let findings = [processor(common)?, memory_and_disk(), ffmpeg(), compilers(), gpu(), hub_cache()].concat();
         if common.json {
             return output::json(&serde_json::json!({"version": env!("CARGO_PKG_VERSION"), "findings": findings}));
         }
@@ -62,17 +62,6 @@ impl DoctorArgs {
             output::line(format!("  {mark}  {:width$}  {what}", f.name))?;
         }
         Ok(())
-    }
-}
-
-/// Joins the lists of findings.
-trait ConcatAll {
-    fn concat_all(self) -> Vec<Finding>;
-}
-
-impl<const N: usize> ConcatAll for [Vec<Finding>; N] {
-    fn concat_all(self) -> Vec<Finding> {
-        self.into_iter().flatten().collect()
     }
 }
 

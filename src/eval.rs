@@ -53,7 +53,7 @@ impl EvalArgs {
         let report = score_benchmark(benchmark, &rows)?;
         let mut text = serde_json::to_string_pretty(&report)?;
         text.push('\n');
-        output::file(&self.out, text.as_bytes())?;
+        output::write_file(&self.out, text.as_bytes())?;
         if common.json {
             return output::json(&report);
         }

@@ -10,11 +10,11 @@ use reel_measure::MeasureError;
 /// An error in the command line: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Usage(pub String);
+pub struct UsageError(pub String);
 
-/// A [`Usage`] error `location: what; help`, exit code 2.
+/// A [`UsageError`] `location: what; help`, exit code 2.
 pub fn bad_usage(location: &str, what: impl std::fmt::Display, help: impl std::fmt::Display) -> anyhow::Error {
-    Usage(format!("{location}: {what}; {help}")).into()
+    UsageError(format!("{location}: {what}; {help}")).into()
 }
 
 /// A failure of the work `location: what; help`: exit code 1.
@@ -53,7 +53,7 @@ pub fn exit(result: anyhow::Result<()>, verbose: bool) -> ExitCode {
             eprintln!("  caused by: {}", one_line(&cause.to_string()));
         }
     }
-    if e.is::<Usage>() || crate::training::is_usage(&e) || crate::eval::is_usage(&e) || is_measure_usage(&e) {
+    if e.is::<UsageError>() || crate::training::is_usage(&e) || crate::eval::is_usage(&e) || is_measure_usage(&e) {
         ExitCode::from(2)
     } else {
         ExitCode::FAILURE

@@ -14,8 +14,8 @@ use serde_json::json;
 
 use crate::common::Common;
 use crate::fail::bad_usage;
-use crate::model::{self, Model};
-use crate::prompt::{MessageFlags, ModelFlags, Prompt, QuestionFlags};
+use crate::model::Model;
+use crate::prompt::{EncodedPrompt, MessageFlags, ModelFlags, QuestionFlags};
 use crate::{interrupt, output};
 
 /// Generate an answer to a prompt about a video, an image, or text alone. On a terminal the text appears as it is generated.
@@ -137,7 +137,7 @@ impl GenerateArgs {
 
     fn complete(
         &self,
-        prompt: &Prompt,
+        prompt: &EncodedPrompt,
         model: &Model,
         common: &Common,
         mut on_token: impl FnMut(u32),
@@ -147,7 +147,7 @@ impl GenerateArgs {
             strings => StopCondition::at(strings, Box::new(TokenText::new(&prompt.bundle))),
         };
         let request = GenerationRequest {
-            prompt: model::sequence(&prompt.tokens),
+            prompt: prompt.tokens.sequence(),
             rope_delta: prompt.tokens.rope_delta,
             sampling: self.sampling.params(&prompt.bundle.generation, common.seed()),
             max_new_tokens: self.sampling.max_new_tokens,
@@ -159,8 +159,8 @@ impl GenerateArgs {
         let engine = Engine::new(&model.weights, &model.cx)?.stop_when(&flag);
         let begun = Instant::now();
         let (completions, t) = engine.generate(vec![request], |t| on_token(t.id))?;
-        trace::record("prefill", begun, t.prefill, json!({"tokens": prompt.tokens.len()}));
-        trace::record("decode", begun + std::time::Duration::from_secs_f64(t.prefill), t.decode, json!({}));
+        trace::record_span("prefill", begun, t.prefill, json!({"tokens": prompt.tokens.len()}));
+        trace::record_span("decode", begun + std::time::Duration::from_secs_f64(t.prefill), t.decode, json!({}));
         let generated: usize = completions.iter().map(|c| c.ids.len()).sum();
         let timing = Timing {
             preprocess: prompt.seconds,
@@ -183,7 +183,13 @@ impl GenerateArgs {
         text
     }
 
-    fn print_json(&self, prompt: &Prompt, completions: &[Completion], texts: &[String], timing: Timing) -> Result<()> {
+    fn print_json(
+        &self,
+        prompt: &EncodedPrompt,
+        completions: &[Completion],
+        texts: &[String],
+        timing: Timing,
+    ) -> Result<()> {
         let mut results: Vec<_> = completions
             .iter()
             .zip(texts)
@@ -235,7 +241,7 @@ impl<'a> Printer<'a> {
             (printable, self.done) = (at, true);
         }
         if printable > 0 {
-            self.result = output::text(&self.held[..printable]);
+            self.result = output::print_text(&self.held[..printable]);
             self.held.drain(..printable);
         }
     }

@@ -7,7 +7,7 @@ use clap::Args;
 use reel_model::checkpoint;
 use reel_model::init::{InitOptions, InitReport, Preset, init, init_siglip};
 
-use crate::common::{Common, Dtype};
+use crate::common::{Common, DtypeName};
 use crate::fail::bad_usage;
 use crate::output;
 
@@ -56,8 +56,8 @@ impl ShapeFlags {
 /// The dtype of `--dtype` as weight files store it.
 fn stored(common: &Common) -> Option<checkpoint::StoredDType> {
     common.dtype.map(|d| match d {
-        Dtype::F32 => checkpoint::StoredDType::F32,
-        Dtype::Bf16 => checkpoint::StoredDType::Bf16,
+        DtypeName::F32 => checkpoint::StoredDType::F32,
+        DtypeName::Bf16 => checkpoint::StoredDType::Bf16,
     })
 }
 

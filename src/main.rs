@@ -54,11 +54,11 @@ fn main() -> ExitCode {
     let command_matches = matches.subcommand().map_or(&matches, |(_, m)| m);
     let common = cli.common.clone();
     if let Some(to) = &common.trace {
-        trace::start(to);
+        trace::start_trace(to);
     }
     // The panic hook has printed the error: a panic ends with exit code 1, as any failure.
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cli::run(cli, command_matches))) {
-        Ok(result) => fail::exit(result.and_then(|()| Ok(trace::finish()?)), common.verbose),
+        Ok(result) => fail::exit(result.and_then(|()| Ok(trace::finish_trace()?)), common.verbose),
         Err(_) => ExitCode::FAILURE,
     }
 }

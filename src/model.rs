@@ -5,10 +5,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 use reel_measure::trace;
-use reel_model::batch::Sequence;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
-use reel_model::input::ModelInput;
 use reel_model::lora::{Adapter, AdapterSource};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device, SimOptions};
@@ -56,29 +54,26 @@ impl Model {
 /// Opens the device of `--device`.
 pub fn device(common: &Common) -> Result<Device> {
     match common.device()? {
-        common::Device::Cpu => Ok(Device::cpu(common.threads()?)),
-        common::Device::Cuda(number) => Ok(Device::cuda(number)?),
-        common::Device::Sim => Ok(Device::sim(SimOptions {
+        common::DeviceName::Cpu => Ok(Device::cpu(common.threads()?)),
+        common::DeviceName::Cuda(number) => Ok(Device::cuda(number)?),
+        common::DeviceName::Sim => Ok(Device::sim(SimOptions {
             interleavings: common.interleavings.unwrap_or(1),
             seed: common.seed(),
             threads: common.threads()?,
             ..SimOptions::default()
         })?),
-        common::Device::Dry => Err(bad_usage("--device", "dry computes nothing", "use reel plan, which counts on it")),
+        common::DeviceName::Dry => {
+            Err(bad_usage("--device", "dry computes nothing", "use reel plan, which counts on it"))
+        }
     }
 }
 
 /// The dtype of activations: `--dtype`, else bf16 on cuda and f32 elsewhere.
 pub fn dtype(common: &Common) -> DType {
     match common.dtype {
-        Some(common::Dtype::Bf16) => DType::BF16,
-        Some(common::Dtype::F32) => DType::F32,
-        None if matches!(common.device(), Ok(common::Device::Cuda(_))) => DType::BF16,
+        Some(common::DtypeName::Bf16) => DType::BF16,
+        Some(common::DtypeName::F32) => DType::F32,
+        None if matches!(common.device(), Ok(common::DeviceName::Cuda(_))) => DType::BF16,
         None => DType::F32,
     }
-}
-
-/// The model's view of prepared inputs.
-pub fn sequence(tokens: &ModelInput) -> Sequence<'_> {
-    tokens.sequence()
 }

@@ -13,7 +13,7 @@ pub fn line(text: impl std::fmt::Display) -> Result<()> {
 }
 
 /// Prints text on stdout without a line break and flushes.
-pub fn text(text: &str) -> Result<()> {
+pub fn print_text(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
@@ -31,7 +31,7 @@ pub fn stderr_is_terminal() -> bool {
 }
 
 /// Writes a whole file; on an error the earlier content stays.
-pub fn file(to: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_file(to: &Path, bytes: &[u8]) -> Result<()> {
     let mut draft = AtomicFile::create(to)?;
     draft.write_all(bytes).map_err(|e| not_written(to, e))?;
     Ok(draft.commit()?)
@@ -77,8 +77,8 @@ mod tests {
     fn file_is_replaced_without_leftovers() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let to = dir.path().join("x.bin");
-        file(&to, b"before")?;
-        file(&to, b"after")?;
+        write_file(&to, b"before")?;
+        write_file(&to, b"after")?;
         assert_eq!(fs::read(&to)?, b"after");
         assert_eq!(fs::read_dir(dir.path())?.count(), 1);
         Ok(())
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn error_names_the_missing_folder_in_one_line() {
-        let e = file(Path::new("no/such/folder/x"), b"").unwrap_err().to_string();
+        let e = write_file(Path::new("no/such/folder/x"), b"").unwrap_err().to_string();
         assert!(e.starts_with("no/such/folder/x: ") && !e.contains('\n'), "{e}");
     }
 }

@@ -64,7 +64,7 @@ pub struct QuestionFlags {
 
 /// A prompt, ready for the model in a folder.
 #[derive(Debug)]
-pub struct Prompt {
+pub struct EncodedPrompt {
     /// The model folder.
     pub folder: PathBuf,
     /// Everything in the model folder except the weights.
@@ -122,13 +122,13 @@ pub fn folder(model: &str) -> Result<PathBuf> {
 
 impl MessageFlags {
     /// Reads the messages file and encodes it.
-    pub fn encode(&self, model: &str, common: &Common) -> Result<Prompt> {
+    pub fn encode(&self, model: &str, common: &Common) -> Result<EncodedPrompt> {
         let path = self.messages.as_deref().unwrap_or(Path::new("-"));
         self.encode_conversation(model, common, || Ok(Conversation::open(path, self.media_root.as_deref())?))
     }
 
     /// Encodes the messages file, or the question if there is no file.
-    pub fn encode_or_question(&self, question: &QuestionFlags, model: &str, common: &Common) -> Result<Prompt> {
+    pub fn encode_or_question(&self, question: &QuestionFlags, model: &str, common: &Common) -> Result<EncodedPrompt> {
         match &self.messages {
             Some(_) => self.encode(model, common),
             None => self.encode_conversation(model, common, || Ok(question.conversation(self.media_root.as_deref()))),
@@ -140,7 +140,7 @@ impl MessageFlags {
         model: &str,
         common: &Common,
         conversation: impl FnOnce() -> Result<Conversation>,
-    ) -> Result<Prompt> {
+    ) -> Result<EncodedPrompt> {
         let begun = Instant::now();
         let folder = folder(model)?;
         let bundle = trace::span("open", || Bundle::open(&folder))?;
@@ -152,7 +152,7 @@ impl MessageFlags {
             second_per_grid: SecondPerGrid::True,
         };
         let tokens = trace::span("preprocess", || encode(&bundle, &conversation, &options))?;
-        Ok(Prompt { folder, bundle, tokens, seconds: begun.elapsed().as_secs_f64() })
+        Ok(EncodedPrompt { folder, bundle, tokens, seconds: begun.elapsed().as_secs_f64() })
     }
 }
 

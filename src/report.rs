@@ -30,9 +30,9 @@ pub struct ReportArgs {
 impl ReportArgs {
     /// Reads the run as far as it has come and writes the page.
     pub fn run(&self, common: &Common) -> Result<()> {
-        let page = run::page(&self.run)?;
+        let page = run::run_page(&self.run)?;
         let out = self.out.clone().unwrap_or_else(|| self.run.join("report.html"));
-        output::file(&out, page.as_bytes())?;
+        output::write_file(&out, page.as_bytes())?;
         if common.json {
             return output::json(&serde_json::json!({"out": out}));
         }

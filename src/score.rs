@@ -15,7 +15,7 @@ use reel_model::text::AttentionContext;
 use reel_runtime::{Tensor, ops};
 
 use crate::common::Common;
-use crate::model::{self, Model};
+use crate::model::Model;
 use crate::output;
 use crate::prompt::{MessageFlags, ModelFlags};
 
@@ -111,7 +111,7 @@ impl ScoreArgs {
 
 fn forward(model: &Model, tokens: &ModelInput, place: &str) -> Result<Scored> {
     let (cx, weights) = (&model.cx, &model.weights);
-    let batch = Batch::new(cx.device(), &weights.config, cx.dtype(), &[model::sequence(tokens)], place)?;
+    let batch = Batch::new(cx.device(), &weights.config, cx.dtype(), &[tokens.sequence()], place)?;
     let vision = batch.media.as_ref().map(|media| weights.vision_tokens(cx, media, false)).transpose()?;
     let embeds = vision.as_ref().map(Tensor::to_f32).transpose()?.unwrap_or_default();
     // Processor order: all images, then all videos.

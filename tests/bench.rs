@@ -1,4 +1,4 @@
-//! `reel bench` and `--trace`: the figures are there and mean what they say.
+//! `reel bench` and `--trace`: results have their keys, and the numbers agree with each other.
 
 mod support;
 
@@ -13,21 +13,21 @@ fn number(value: &Value, key: &str) -> f64 {
     value.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number {key} in {value}"))
 }
 
-/// Seconds and shares of the ops of a result add up to the round that they are of.
+/// Checks that times and shares of the ops of a result add up to the profiled round; returns the names of the ops.
 #[track_caller]
-fn ops_add_up(result: &Value) -> Vec<String> {
+fn check_ops(result: &Value) -> Vec<String> {
     let ops = result["ops"].as_array().expect("ops");
     let (mut seconds, mut shares, mut last) = (0.0, 0.0, f64::INFINITY);
     for op in ops {
-        let of_op = number(op, "/seconds");
-        assert!(of_op > 0.0 && of_op <= last, "longest first: {ops:?}");
-        (seconds, shares, last) = (seconds + of_op, shares + number(op, "/share_of_step"), of_op);
+        let op_seconds = number(op, "/seconds");
+        assert!(op_seconds > 0.0 && op_seconds <= last, "not sorted by time: {ops:?}");
+        (seconds, shares, last) = (seconds + op_seconds, shares + number(op, "/share_of_step"), op_seconds);
         assert!(number(op, "/launches") >= 1.0 && number(op, "/bytes") > 0.0);
         assert!(
-            (number(op, "/gflops_per_second") * of_op * 1e9 - number(op, "/flops")).abs()
+            (number(op, "/gflops_per_second") * op_seconds * 1e9 - number(op, "/flops")).abs()
                 <= 1e-6 * number(op, "/flops")
         );
-        assert!((number(op, "/share_of_floor") * of_op - number(op, "/floor_seconds")).abs() < 1e-12);
+        assert!((number(op, "/share_of_floor") * op_seconds - number(op, "/floor_seconds")).abs() < 1e-12);
     }
     let round = number(result, "/profiled/seconds");
     assert!(seconds <= round && (shares - seconds / round).abs() < 1e-9, "{seconds} s of {round} s");
@@ -36,7 +36,7 @@ fn ops_add_up(result: &Value) -> Vec<String> {
 }
 
 #[test]
-fn results_have_their_keys_and_compare() {
+fn prefill_and_decode_results_have_their_keys_and_can_be_compared() {
     let dir = tempfile::tempdir().expect("a folder");
     tiny_model(dir.path());
     let bench = |op: &str, more: &[&str]| {
@@ -52,14 +52,14 @@ fn results_have_their_keys_and_compare() {
         assert!(number("/tokens_per_second") <= number("/max"));
         assert!((number("/tokens_per_second") * number("/seconds") - 32.0).abs() < 1e-6);
         assert!((number("/roofline/share") - number("/roofline/seconds") / number("/seconds")).abs() < 1e-9);
-        // Two operations a weight and token at the least; the decoder has more than half of the weights.
+        // At least 2 operations per weight and token; the decoder has more than half of the weights.
         assert!(number("/flops") > 32.0 * 2.0 * 0.3e6, "{got}");
         let samples: Vec<f64> = got["samples"].as_array().expect("samples").iter().filter_map(Value::as_f64).collect();
         assert_eq!(samples.len(), 3);
         assert!(samples.contains(&number("/seconds")), "the median is one of three");
-        let ops = ops_add_up(&got);
+        let ops = check_ops(&got);
         assert!(ops.contains(&"matmul_fwd".to_string()), "{ops:?}");
-        // No GPU, no clocks.
+        // Clocks are read from a GPU only.
         assert_eq!(got["clocks"], Value::Null);
         assert!(got["machine"]["name"].as_str().is_some_and(|n| !n.is_empty()));
         let page = fs::read_to_string(dir.path().join("page.html")).expect("the page");
@@ -94,7 +94,7 @@ fn results_have_their_keys_and_compare() {
 }
 
 #[test]
-fn a_rollout_is_measured() {
+fn rollout_results_have_parts_and_can_be_compared() {
     let dir = tempfile::tempdir().expect("a folder");
     tiny_model(dir.path());
     let bench = |more: &[&str]| {
@@ -106,10 +106,10 @@ fn a_rollout_is_measured() {
         let got = bench(&[&sizes[..], &["--dtype", dtype, "--html", "page.html"]].concat()).json();
         assert_eq!((&got["op"], &got["dtype"]), (&"rollout".into(), &dtype.into()));
         assert_eq!(["/n", "/tokens", "/context", "/batch"].map(|key| number(&got, key)), [2.0, 12.0, 40.0, 3.0]);
-        // The tokens of the completions count, not the prompt's.
+        // Tokens/s counts the tokens of the completions, not those of the prompt.
         assert!((number(&got, "/tokens_per_second") * number(&got, "/seconds") - 36.0).abs() < 1e-6);
         assert!(number(&got, "/roofline/share") > 0.0 && number(&got, "/max") >= number(&got, "/min"));
-        let ops = ops_add_up(&got);
+        let ops = check_ops(&got);
         for part in ["paged_attention", "sample", "advance"] {
             assert!(ops.iter().any(|op| op.starts_with(part)), "no {part} in {ops:?}");
         }
@@ -118,15 +118,18 @@ fn a_rollout_is_measured() {
         assert_eq!(names, ["prefill", "decode"]);
         let whole: f64 = parts.iter().map(|p| number(p, "/flops")).sum();
         assert!((whole - number(&got, "/flops")).abs() <= 1e-9 * whole);
-        // The prompt is read once, whatever the number of completions; the first tokens need no decoding.
+        // One prefill for all completions; the first token of each needs no decode step.
         let weights = number(&parts[0], "/flops") / 40.0;
         let each = number(&parts[1], "/flops") / (3.0 * 11.0);
-        assert!(each > 0.9 * weights && each < 2.0 * weights, "{each} a token decoded, {weights} a token read");
+        assert!(
+            each > 0.9 * weights && each < 2.0 * weights,
+            "{each} operations per decoded token, {weights} per prompt token"
+        );
         let page = fs::read_to_string(dir.path().join("page.html")).expect("the page");
         assert!(page.contains("rollout") && page.contains("prefill"), "{page}");
         fs::write(dir.path().join(format!("{dtype}.json")), got.to_string()).expect("written");
     }
-    assert_eq!(number(&bench(&["--tokens", "2"]).json(), "/batch"), 8.0, "a group, unless asked otherwise");
+    assert_eq!(number(&bench(&["--tokens", "2"]).json(), "/batch"), 8.0, "the default is a group of 8");
     let compared = run_in(dir.path(), ["bench", "--compare", "f32.json", "bf16.json", "--json"]).json();
     assert_eq!((&compared["op"], &compared["differs"]), (&"rollout".into(), &json!(["dtype: f32 and bf16"])));
     bench(&["--tokens", "0"]).refused(2, &["--tokens"]);
@@ -136,7 +139,7 @@ fn a_rollout_is_measured() {
     bench(&["--context", "127999", "--tokens", "2"]).refused(2, &["--tokens", "positions"]);
 }
 
-/// A result with these times.
+/// Writes a result file with these round times; returns its name.
 fn result(folder: &Path, name: &str, samples: &[f64]) -> String {
     let value = json!({
         "op": "decode", "tokens": 32, "batch": 1, "context": 64, "dtype": "bf16", "device": "cuda", "model": "7b",
@@ -147,16 +150,16 @@ fn result(folder: &Path, name: &str, samples: &[f64]) -> String {
 }
 
 #[test]
-fn a_verdict_says_which_is_faster() {
+fn compare_says_which_result_is_faster() {
     let dir = tempfile::tempdir().expect("a folder");
     let a = result(dir.path(), "a.json", &[1.00, 1.02, 0.99, 1.01, 1.03, 0.98, 1.50]);
     let b = result(dir.path(), "b.json", &[0.80, 0.82, 0.79, 0.81, 0.83, 0.78, 0.97]);
     let c = result(dir.path(), "c.json", &[1.01, 1.02, 0.98, 1.00, 1.03, 0.99, 1.20]);
     let compare = |a: &str, b: &str| run_in(dir.path(), ["bench", "--compare", a, b]);
     for (first, second, words) in [(&a, &b, "faster (ratio 1.24"), (&b, &a, "slower"), (&a, &c, "no difference")] {
-        let said = compare(first, second);
-        assert!(said.ok().starts_with(&format!("decode: {words}")), "{}", said.stdout);
-        assert_eq!(said.stdout, compare(first, second).stdout, "the same every time");
+        let got = compare(first, second);
+        assert!(got.ok().starts_with(&format!("decode: {words}")), "{}", got.stdout);
+        assert_eq!(got.stdout, compare(first, second).stdout, "the comparison is deterministic");
     }
     let old = dir.path().join("old.json");
     let without = r#"{"op": "decode", "tokens": 32, "batch": 1, "context": 64, "tokens_per_second": 5.0}"#;
@@ -169,7 +172,7 @@ fn a_verdict_says_which_is_faster() {
 }
 
 #[test]
-fn a_training_step_is_measured() {
+fn train_results_have_parts_planned_memory_and_mfu() {
     let dir = tempfile::tempdir().expect("a folder");
     tiny_model(dir.path());
     let bench = |more: &[&str]| {
@@ -182,16 +185,16 @@ fn a_training_step_is_measured() {
         (&"train".into(), &Value::Null, &true.into())
     );
     assert!((number(&got, "/tokens_per_second") * number(&got, "/seconds") - 48.0).abs() < 1e-6);
-    let ops = ops_add_up(&got);
+    let ops = check_ops(&got);
     for part in ["matmul", "attention_fwd", "attention_bwd", "log_prob", "adamw"] {
         assert!(ops.iter().any(|op| op.starts_with(part)), "no {part} in {ops:?}");
     }
-    // Six for each weight and token, and attention on top.
+    // 6 operations per weight and token, plus attention.
     let least = 6.0 * 48.0 * number(&got, "/parameters_multiplied");
     assert!(number(&got, "/model_flops") > least && number(&got, "/model_flops") < 1.5 * least);
     let rate = number(&got, "/model_flops") / number(&got, "/seconds");
     assert!((number(&got, "/model_flops_per_second") / rate - 1.0).abs() < 1e-9);
-    // Memory as the dry device said, and the step in its parts.
+    // Peak memory equals the plan of device dry, and the step has three parts.
     assert_eq!(got["planned_peak_bytes"], got["peak_bytes"]);
     let names: Vec<&str> = got["parts"].as_array().expect("parts").iter().filter_map(|p| p["part"].as_str()).collect();
     assert_eq!(names, ["forward", "backward", "optimizer"]);
@@ -204,9 +207,9 @@ fn a_training_step_is_measured() {
     assert!(of("busy_seconds").iter().zip(of("seconds")).all(|(busy, all)| *busy > 0.0 && *busy <= all * (1.0 + 1e-9)));
     assert!((of("flops").iter().sum::<f64>() / number(&got, "/flops") - 1.0).abs() < 1e-9);
     assert!(of("launches").iter().sum::<f64>() == ops_launches(&got));
-    // Forward again and both gradients.
+    // The backward pass recomputes the forward pass and computes both gradients.
     assert!(of("flops")[1] > 2.5 * of("flops")[0], "{:?}", of("flops"));
-    // What is computed again is no part of the model's operations, but of those that were done.
+    // Recomputed operations count as operations that ran, not as those of the model.
     let kept = bench(&["--gradient-checkpointing", "false"]).json();
     assert_eq!(kept["model_flops"], got["model_flops"]);
     assert_eq!((&kept["recompute"], &got["optim"]), (&"nothing".into(), &"adamw".into()));
@@ -222,7 +225,7 @@ fn a_training_step_is_measured() {
 }
 
 #[test]
-fn a_kernel_is_timed_on_the_processor() {
+fn kernels_are_timed_on_the_cpu() {
     let dir = tempfile::tempdir().expect("a folder");
     let bench = |name: &str| run_in(dir.path(), ["bench", "op", name, "--device", "cpu", "--runs", "5", "--json"]);
     let got = bench("grpo_loss").json();
@@ -241,13 +244,13 @@ fn a_kernel_is_timed_on_the_processor() {
 }
 
 #[test]
-fn ops_are_timed_at_sizes_of_ones_own() {
+fn ops_are_timed_at_given_sizes() {
     let op = |name: &str, sizes: &str, more: &[&str]| {
         let sizes = sizes.split(' ').filter(|s| !s.is_empty()).flat_map(|s| ["--size", s]);
         let args = ["bench", "op", name, "--device", "cpu", "--runs", "2", "--json"];
         run(args.into_iter().chain(sizes).chain(more.iter().copied()))
     };
-    // The size, and the operations of each kernel's smallest call.
+    // Name, sizes, number of timed kernels, and the fewest operations of any of them.
     let (vocab, tokens) = (3000.0, 40.0);
     for (name, sizes, kernels, flops) in [
         ("matmul", "m=24 n=40 k=56", 6, 2.0 * 24.0 * 40.0 * 56.0),
@@ -262,8 +265,8 @@ fn ops_are_timed_at_sizes_of_ones_own() {
         let got = op(name, sizes, &[]).json();
         let rows = got["kernels"].as_array().expect("kernels");
         assert_eq!((rows.len(), &got["problems"]), (kernels, &json!([])), "{name}: {got}");
-        let least = rows.iter().map(|k| number(k, "/flops")).fold(f64::INFINITY, f64::min);
-        assert_eq!(least, flops, "{name}");
+        let fewest = rows.iter().map(|k| number(k, "/flops")).fold(f64::INFINITY, f64::min);
+        assert_eq!(fewest, flops, "{name}");
         for row in rows {
             assert!(number(row, "/seconds") > 0.0 && number(row, "/share_of_floor") > 0.0, "{row}");
             for size in sizes.split(' ') {
@@ -292,23 +295,23 @@ fn ops_are_timed_at_sizes_of_ones_own() {
     }
 }
 
-/// Launches of all ops of a result.
+/// Number of launches of all ops of a result.
 fn ops_launches(result: &Value) -> f64 {
     result["ops"].as_array().expect("ops").iter().map(|op| number(op, "/launches")).sum()
 }
 
-/// The type at the end of a kernel's name.
+/// The dtype at the end of the name of a kernel.
 fn dtype_of(kernel: &str) -> Option<&'static str> {
     ["f32", "bf16"].into_iter().find(|t| kernel.ends_with(&format!("_{t}")))
 }
 
-/// The events of a trace of this phase.
+/// The events of a trace whose type (`ph`) is `ph`: X complete, C counter, M metadata.
 fn phase<'a>(events: &'a [Value], ph: &str) -> Vec<&'a Value> {
     events.iter().filter(|e| e["ph"] == ph).collect()
 }
 
 #[test]
-fn a_trace_says_where_the_time_went() {
+fn trace_has_spans_launches_and_memory() {
     let dir = tempfile::tempdir().expect("a folder");
     tiny_model(dir.path());
     let args = ["generate", "--model", "tiny", "--prompt", "x", "--max-new-tokens", "3", "--trace", "t.json"];
@@ -328,31 +331,31 @@ fn a_trace_says_where_the_time_went() {
     assert!(phase(events, "M").iter().any(|e| e["name"] == "process_name" && e["args"]["name"] == "reel"));
     assert!(events.iter().all(|e| named.contains(&row(e))));
     assert!(events.iter().all(|e| ["X", "C", "M"].contains(&e["ph"].as_str().unwrap_or_default())));
-    // Launches follow each other and say what they did.
+    // Launches do not overlap and carry operations and bytes.
     let launches: Vec<&Value> = phase(events, "X").into_iter().filter(|e| e["tid"] == 1).collect();
-    let mut over = 0.0;
+    let mut end_before = 0.0;
     for e in &launches {
         let (ts, dur) = (number(e, "/ts"), number(e, "/dur"));
-        assert!(ts >= over - 1e-2, "{e} begins before the launch ahead ended at {over}");
-        over = ts + dur;
+        assert!(ts >= end_before - 1e-2, "{e} begins before the end of the launch before it, {end_before}");
+        end_before = ts + dur;
         assert!(number(e, "/args/bytes") > 0.0 && number(e, "/args/flops") >= 0.0);
         assert!(number(e, "/args/share_of_ceiling") > 0.0);
     }
     let products = launches.iter().filter(|e| e["name"] == "matmul_fwd");
     assert!(products.map(|e| number(e, "/args/flops")).sum::<f64>() > 2.0 * 0.3e6);
     assert!(number(&trace, "/otherData/ceilings/bytes") > 0.0);
-    // The memory line: categories by name, weights constant, and activations that come and go.
+    // Memory counters by category: weights are constant, activations are allocated and freed.
     let counters = phase(events, "C");
     assert!(counters.windows(2).all(|two| number(two[0], "/ts") <= number(two[1], "/ts")));
-    let of =
+    let bytes_of =
         |category: &str| -> Vec<f64> { counters.iter().map(|e| number(e, &format!("/args/{category}"))).collect() };
-    let (weights, activations) = (of("weights"), of("activations"));
+    let (weights, activations) = (bytes_of("weights"), bytes_of("activations"));
     assert!(weights[0] > 1e5 && weights[0] == weights[counters.len() / 2]);
     assert!(activations.iter().any(|&b| b > 0.0) && activations.contains(&0.0));
 }
 
 #[test]
-fn a_benchmark_has_a_trace_of_one_round() {
+fn trace_of_bench_has_the_profiled_round_only() {
     let dir = tempfile::tempdir().expect("a folder");
     tiny_model(dir.path());
     let args =

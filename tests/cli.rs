@@ -1,13 +1,15 @@
-//! The command line as a whole: exit codes, one-line errors, help whose examples run.
+//! The command line: exit codes, one-line errors, JSON output, and help texts whose examples run.
 
 mod support;
 
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use reel_kernels::compile;
 use support::{reel, run, run_in};
 
 #[test]
-fn version_and_help_are_no_errors() {
+fn version_and_help_exit_with_code_0() {
     assert!(run(["--version"]).ok().starts_with("reel "));
     let help = run(["--help"]);
     assert!(help.ok().contains("generate") && help.stderr.is_empty());
@@ -15,7 +17,7 @@ fn version_and_help_are_no_errors() {
 }
 
 #[test]
-fn bad_usage_is_one_line_and_code_2() {
+fn bad_usage_is_one_line_and_exit_code_2() {
     run(["frobnicate"]).refused(2, &["frobnicate", "--help"]);
     run(["resize", "--hight", "3"]).refused(2, &["--hight", "--height"]);
     run(["resize", "--height", "3"]).refused(2, &["--width"]);
@@ -32,29 +34,29 @@ fn bad_usage_is_one_line_and_code_2() {
     }
     run(["plan", "generate", "--preset", "tiny", "--tokens", "9", "--max-new-tokens", "999999999"])
         .refused(2, &["--max-new-tokens", "999999999"]);
-    // The last of several wins, as in scripts that add to a command.
+    // An option given twice: the last value wins.
     assert_eq!(run(["resize", "--height", "1", "--width", "56", "--height", "28"]).ok(), "56 x 84\n");
 }
 
 #[test]
-fn commands_of_other_devices_say_what_to_use() {
+fn errors_of_unavailable_devices_name_alternatives() {
     let folder = tempfile::tempdir().expect("a folder");
     let tiny = support::tiny_model(folder.path());
-    let score = |device: &str| {
+    let generate = |device: &str| {
         let model = tiny.display().to_string();
         run(["generate", "--model", &model, "--prompt", "x", "--max-new-tokens", "1", "--device", device])
     };
-    // The GPU is hidden where there is one.
-    score("cuda").refused(1, &["cuda: ", "--device cpu"]);
-    score("cuda:1").refused(1, &["cuda: ", "--device cpu"]);
-    score("cuda:x").refused(2, &["--device", "cuda:N"]);
-    score("dry").refused(2, &["--device", "reel plan"]);
-    score("tpu").refused(2, &["--device", "tpu"]);
-    score("cpu").ok();
+    // The tests hide the GPU of the machine, if it has one.
+    generate("cuda").refused(1, &["cuda: ", "--device cpu"]);
+    generate("cuda:1").refused(1, &["cuda: ", "--device cpu"]);
+    generate("cuda:x").refused(2, &["--device", "cuda:N"]);
+    generate("dry").refused(2, &["--device", "reel plan"]);
+    generate("tpu").refused(2, &["--device", "tpu"]);
+    generate("cpu").ok();
 }
 
 #[test]
-fn numbers_without_sense_are_refused_by_name() {
+fn rejects_invalid_sizes_and_rates() {
     run(["resize", "--height", "0", "--width", "10"]).refused(1, &["0 x 10"]);
     run(["resize", "--height", "10", "--width", "9000"]).refused(1, &["ratio"]);
     run(["frames", "--total-frames", "9", "--video-fps", "nan"]).refused(1, &["fps"]);
@@ -65,7 +67,7 @@ fn numbers_without_sense_are_refused_by_name() {
 }
 
 #[test]
-fn json_is_one_line_and_alone() {
+fn json_output_is_one_line_and_nothing_else() {
     let got = run(["resize", "--height", "1080", "--width", "1920", "--max-pixels", "200704", "--json"]);
     assert_eq!(got.ok(), "{\"height\":336,\"width\":588}\n");
     let got = run(["frames", "--total-frames", "300", "--video-fps", "30", "--nframes", "4", "--json"]).json();
@@ -74,7 +76,7 @@ fn json_is_one_line_and_alone() {
 }
 
 #[test]
-fn verbose_adds_causes() {
+fn verbose_adds_causes_of_an_error() {
     let folder = tempfile::tempdir().expect("a folder");
     let tiny = support::tiny_model(folder.path()).display().to_string();
     let plain = run(["tokenize", "--model", &tiny, "--file", "no/such"]);
@@ -84,7 +86,7 @@ fn verbose_adds_causes() {
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_error() {
+fn closed_stdout_is_not_an_error() {
     let mut child = reel()
         .args(["frames", "--total-frames", "1000000", "--video-fps", "1", "--profile", "stride-1fps"])
         .stdout(Stdio::piped())
@@ -96,46 +98,85 @@ fn a_reader_that_leaves_is_no_error() {
     assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""));
 }
 
-/// The lines after `Example:` of a help text.
-fn example(help: &str) -> Option<String> {
-    let (_, after) = help.split_once("Example:\n")?;
-    Some(after.lines().map(str::trim).collect::<Vec<_>>().join("\n"))
+/// A subcommand with its help text.
+struct Help {
+    /// The words after `reel`, such as `bench prefill`.
+    command: String,
+    text: String,
 }
 
-#[test]
-fn examples_of_help_run_as_printed() {
-    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_reel"));
-    let path =
-        format!("{}:{}", binary.parent().expect("a folder").display(), std::env::var("PATH").unwrap_or_default());
-    let listed = run(["--help"]);
-    let commands: Vec<&str> = listed
-        .ok()
-        .lines()
-        .skip_while(|l| *l != "Commands:")
-        .skip(1)
-        .take_while(|l| !l.is_empty())
-        .filter_map(|l| l.strip_prefix("  ")?.split(' ').next())
-        .filter(|name| !name.is_empty())
+/// The help texts of a command and of all its subcommands.
+fn helps(command: &[&str], found: &mut Vec<Help>) {
+    let text = run(command.iter().copied().chain(["--help"])).ok().to_string();
+    let listed = text.lines().skip_while(|l| *l != "Commands:").skip(1).take_while(|l| !l.is_empty());
+    let names: Vec<String> = listed
+        .filter_map(|l| l.strip_prefix("  ")?.split(' ').next().filter(|name| !name.is_empty()).map(str::to_string))
         .collect();
-    assert!(commands.len() >= 8, "{commands:?}");
-    // The demo trains for minutes; its parts are tested by themselves.
-    for command in commands.into_iter().filter(|c| *c != "demo") {
-        let help = run([command, "--help"]);
-        let Some(script) = example(help.ok()) else { panic!("{command} has no example") };
-        let folder = tempfile::tempdir().expect("a folder");
-        let out = Command::new("sh")
-            .args(["-euc", &script])
-            .env("PATH", &path)
-            .current_dir(folder.path())
-            .output()
-            .expect("sh starts");
-        assert!(out.status.success(), "{command}: {script}\n{}", String::from_utf8_lossy(&out.stderr));
-        assert!(!out.stdout.is_empty(), "{command}: {script}\nsaid nothing");
+    found.push(Help { command: command.join(" "), text: text.clone() });
+    for name in names {
+        helps(&[command, &[name.as_str()]].concat(), found);
     }
 }
 
+/// The shell script after `Example:` of a help text.
+fn example(help: &str) -> Option<String> {
+    let (_, after) = help.split_once("Example:\n")?;
+    let lines = after.lines().take_while(|l| l.starts_with("  "));
+    Some(lines.map(str::trim).collect::<Vec<_>>().join("\n")).filter(|script| !script.is_empty())
+}
+
+/// Why an example, or a line of it, is not run here; `None` if it is run.
+fn why_not_run(command: &str, line: &str) -> Option<&'static str> {
+    let compiles = compile::available().is_ok();
+    match command {
+        "demo" => Some("trains for minutes; tests/demo.rs runs it with --steps"),
+        "kernels pack" => Some("compiles every kernel for every architecture, which takes minutes"),
+        "kernels report" => Some("compiles every kernel; tests/kernels.rs runs it"),
+        _ if line.contains("--device cuda") => Some("needs an NVIDIA GPU"),
+        "kernels check" if !compiles && !line.contains("--device cpu") => Some("needs NVRTC"),
+        _ => None,
+    }
+}
+
+/// The help of every subcommand ends with an example, and the example runs as printed, in an empty folder.
 #[test]
-fn tokenize_names_the_bad_line() {
+fn every_help_has_an_example_that_runs() {
+    let binary = reel().get_program().to_os_string();
+    let folder = std::path::Path::new(&binary).parent().expect("a folder").to_path_buf();
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap_or_default());
+    let mut found = Vec::new();
+    helps(&[], &mut found);
+    assert!(found.len() >= 30, "{}", found.len());
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(Help { command, text }) = found.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let Some(script) = example(text) else { panic!("reel {command} --help has no example") };
+            assert!(script.contains(&format!("reel {command}")) || command.is_empty(), "{command}: {script}");
+            let runs = |line: &&str| match why_not_run(command, line) {
+                None => true,
+                Some(reason) => {
+                    println!("skipped: {line}: {reason}");
+                    false
+                }
+            };
+            let script: Vec<&str> = script.lines().filter(runs).collect();
+            let folder = tempfile::tempdir().expect("a folder");
+            let out = Command::new("sh")
+                .args(["-euc", &script.join("\n")])
+                .env("PATH", &path)
+                .envs(reel().get_envs().filter_map(|(name, value)| Some((name, value?))))
+                .current_dir(folder.path())
+                .output()
+                .expect("sh starts");
+            assert!(out.status.success(), "{command}: {script:?}\n{}", String::from_utf8_lossy(&out.stderr));
+            assert!(script.is_empty() || !out.stdout.is_empty(), "{command}: {script:?}\nprinted nothing");
+        }
+    };
+    std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(work))));
+}
+
+#[test]
+fn tokenize_error_names_file_and_line() {
     let folder = tempfile::tempdir().expect("a folder");
     let tiny = support::tiny_model(folder.path());
     std::fs::write(folder.path().join("texts.jsonl"), "\"good\"\n\nnot json\n").expect("written");

@@ -1,4 +1,4 @@
-//! Device `cuda`: its host side on a driver that checks everywhere, the binary on a GPU where there is one.
+//! Device `cuda`: its host code on a fake driver that enforces the rules of the driver API, and the binary on a GPU if there is one.
 
 mod support;
 #[path = "support/tensors.rs"]
@@ -25,8 +25,8 @@ use serde_json::Value;
 use support::{done, entries, golden, reel_on_gpu};
 use tensors::{Tensor, distance, read, rows};
 
-/// Device `cuda` on a driver that checks, and the driver.
-fn checked() -> (Fake, Device) {
+/// A fake driver that checks every call, and device `cuda` on it.
+fn fake_cuda() -> (Fake, Device) {
     let fake = Fake::new(Arch::A100, 512 << 20);
     let gpu = Gpu::with(Arc::new(fake.clone())).expect("a fake GPU");
     (fake, Device::on_gpu(gpu).expect("a device"))
@@ -36,7 +36,7 @@ fn simulated() -> Device {
     Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).expect("a simulator")
 }
 
-/// Logits of a case.
+/// Logits of a case of `tests/golden/model`.
 fn logits(device: &Device, case: &str, dtype: DType) -> Vec<f32> {
     let folder = golden("model").join(case);
     let config = ModelConfig::open(&folder.join("model")).expect("a configuration");
@@ -50,10 +50,10 @@ fn logits(device: &Device, case: &str, dtype: DType) -> Vec<f32> {
 }
 
 #[test]
-fn a_forward_pass_keeps_the_drivers_rules_and_gives_the_bits_of_sim() {
+fn forward_pass_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
     let Some(()) = compile::for_test() else { return };
     for dtype in [DType::F32, DType::BF16] {
-        let (fake, device) = checked();
+        let (fake, device) = fake_cuda();
         assert!(
             logits(&device, "image_hd128_bf16", dtype) == logits(&simulated(), "image_hd128_bf16", dtype),
             "{dtype}"
@@ -63,8 +63,8 @@ fn a_forward_pass_keeps_the_drivers_rules_and_gives_the_bits_of_sim() {
     }
 }
 
-/// A training step of all weights or of an adapter on every linear layer: its metrics, the weights' file, and what run.json says of
-/// the products' library.
+/// One training step of all weights (`lora_r` 0) or of a LoRA adapter on every linear layer: metrics, weight file, and `products` of
+/// run.json.
 fn step(device: &Device, dtype: DType, lora_r: usize) -> (Value, Vec<u8>, Value) {
     let case = golden("train").join("sft_videorft_rows");
     let folder = tempfile::tempdir().expect("a folder");
@@ -110,25 +110,25 @@ fn step(device: &Device, dtype: DType, lora_r: usize) -> (Value, Vec<u8>, Value)
 }
 
 #[test]
-fn a_training_step_keeps_the_drivers_rules_and_gives_the_bits_of_sim() {
+fn training_step_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
     let Some(()) = compile::for_test() else { return };
     for (dtype, lora_r) in [(DType::F32, 0), (DType::BF16, 0), (DType::F32, 4), (DType::BF16, 4)] {
-        let (fake, device) = checked();
+        let (fake, device) = fake_cuda();
         let (got, want) = (step(&device, dtype, lora_r), step(&simulated(), dtype, lora_r));
         assert_eq!(got.0, want.0, "{dtype}, rank {lora_r}");
         assert!(got.1 == want.1, "{dtype}, rank {lora_r}: the weights differ");
-        // The library and its algorithms, which are the same in every run.
+        // The matrix product library and its algorithms are the same in every run.
         assert_eq!(got.2["library"], "fake products 1.0.0");
         assert!(got.2["algorithms"].as_u64() > Some(20) && got.2["hash"].as_str().is_some_and(|h| h.len() == 16));
-        let (_fake, again) = checked();
+        let (_fake, again) = fake_cuda();
         assert_eq!((step(&again, dtype, lora_r).2, want.2), (got.2, Value::Null), "{dtype}, rank {lora_r}");
         drop(device);
         assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
     }
 }
 
-/// Whether there is a GPU; says that a test is left out where there is none.
-fn a_gpu() -> bool {
+/// Whether there is a GPU; prints that the test is skipped if there is none.
+fn gpu_is_present() -> bool {
     let present = Nvidia::present();
     if !present {
         println!("no GPU: skipped");
@@ -136,7 +136,7 @@ fn a_gpu() -> bool {
     present
 }
 
-/// Logits that `reel score` gives on the GPU in f32.
+/// Logits of `reel score` on the GPU in f32.
 fn score_on_gpu(inputs: &Path, model: &[&str]) -> Tensor {
     let out = tempfile::tempdir().expect("a folder");
     let to = out.path().join("score.safetensors");
@@ -146,8 +146,8 @@ fn score_on_gpu(inputs: &Path, model: &[&str]) -> Tensor {
     read(&to)["logits"].clone()
 }
 
-/// Two runs on the GPU are one, and it is the reference to within 1e-3.
-fn agree(name: &str, score: impl Fn() -> Vec<f64>, want: &[f64]) {
+/// Checks that two runs on the GPU give the same bits and agree with the reference to 1e-3.
+fn check_reproducible(name: &str, score: impl Fn() -> Vec<f64>, want: &[f64]) {
     let first = score();
     let off = distance(name, &first, want);
     println!("{name}: logits of cuda and the reference differ by {off:.2e}");
@@ -156,8 +156,8 @@ fn agree(name: &str, score: impl Fn() -> Vec<f64>, want: &[f64]) {
 }
 
 #[test]
-fn the_gpus_logits_are_the_references_and_the_same_again() {
-    if !a_gpu() {
+fn gpu_logits_agree_with_the_reference_and_are_reproducible() {
+    if !gpu_is_present() {
         return;
     }
     for name in entries(&golden("model")) {
@@ -167,28 +167,32 @@ fn the_gpus_logits_are_the_references_and_the_same_again() {
         let rows_of = || {
             rows(&score_on_gpu(&case.join("inputs.safetensors"), &["--model", &model]), &expected["logit_rows"].values)
         };
-        agree(&name, rows_of, &expected["logits"].values);
+        check_reproducible(&name, rows_of, &expected["logits"].values);
     }
     let want = read(&golden("lora/logits.safetensors"));
     let base = golden("train/model_a").display().to_string();
     for name in ["all_linear", "rslora"] {
         let adapter = golden("lora").join(name).display().to_string();
         let model = ["--model", &base, "--adapter", &adapter];
-        agree(name, || score_on_gpu(&golden("lora/inputs.safetensors"), &model).values, &want[name].values);
+        check_reproducible(
+            name,
+            || score_on_gpu(&golden("lora/inputs.safetensors"), &model).values,
+            &want[name].values,
+        );
     }
 }
 
 #[test]
-fn the_gpus_training_steps_are_the_references_and_the_same_again() {
-    if !a_gpu() {
+fn gpu_training_steps_agree_with_the_reference_and_are_reproducible() {
+    if !gpu_is_present() {
         return;
     }
     let cases = |kind: &'static str| entries(&golden(kind)).into_iter().map(move |name| format!("{kind}/{name}"));
-    // Where this runs there may be no FFmpeg, and so no films.
+    // A GPU machine may have no FFmpeg and cannot read videos then.
     let all = cases("train").chain(cases("grpo")).filter(|case| golden(case).join("expected.json").exists());
     for case in all.filter(|case| !case.ends_with("_mp4")) {
         let hash = || training::check(reel_on_gpu(), &case, &["--device", "cuda"]);
         assert_eq!(hash(), hash(), "{case}: two runs differ");
-        println!("{case}: the reference's steps, twice the same weights");
+        println!("{case}: agrees with the reference, and two runs give the same weights");
     }
 }

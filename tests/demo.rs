@@ -1,4 +1,4 @@
-//! `reel demo` with a few steps: everything but the learning, which takes minutes.
+//! `reel demo` with one or two training steps: everything except that the model learns, which takes minutes.
 
 mod support;
 
@@ -7,11 +7,11 @@ use std::fs;
 use support::{entries, run_in};
 
 #[test]
-fn a_demo_makes_everything_and_can_be_made_again() {
+fn demo_writes_its_folder_and_can_be_repeated() {
     let dir = tempfile::tempdir().expect("a folder");
     let demo = |more: &[&str]| run_in(dir.path(), [&["demo", "--steps", "2"][..], more].concat());
-    let said = demo(&["--json"]).json();
-    let seed = &said["seeds"][0];
+    let result = demo(&["--json"]).json();
+    let seed = &result["seeds"][0];
     let counted = |task: &str| (seed["right"][task]["n"].clone(), seed["right"][task]["before"].clone());
     assert_eq!(counted("all"), (480.into(), 0.into()));
     assert_eq!(counted("motion"), (240.into(), 0.into()));
@@ -41,14 +41,14 @@ fn a_demo_makes_everything_and_can_be_made_again() {
     assert_eq!(page.matches("<article").count(), 48);
     assert!(page.contains("<polyline") && !page.contains("src=\"http") && page.ends_with("</html>\n"));
 
-    // The second stage drew answers to shuffled films too, and asked SigLIP, at weight 0.
+    // The second stage also sampled completions to shuffled frames, and computed the semantic reward, at weight 0.
     let metrics = fs::read_to_string(out.join("grpo/metrics.jsonl")).expect("metrics");
     let first: serde_json::Value = serde_json::from_str(metrics.lines().next().expect("a step")).expect("JSON");
     assert!(first["rewards/temporal"].is_number() && first["rewards/semantic"].is_number(), "{first}");
     let options = fs::read_to_string(out.join("grpo/run.json")).expect("options");
     assert!(options.contains("semantic=0"), "{options}");
 
-    // By hand, from the page: the stages again, which give the same weights to the bit.
+    // The commands of the page repeat the training stages and give the same bits.
     let weights = || fs::read(out.join("grpo/model.safetensors")).expect("weights");
     let before = weights();
     for (stage, from, data) in [("sft", "model", "sft"), ("grpo", "sft", "rl")] {
@@ -59,14 +59,14 @@ fn a_demo_makes_everything_and_can_be_made_again() {
         let siglip = if stage == "grpo" { " --siglip demo/siglip" } else { "" };
         run_in(dir.path(), (args + siglip).split(' ').collect::<Vec<_>>()).ok();
     }
-    assert!(before == weights(), "by hand the weights are others");
-    // The page's last command answers a question about a film.
-    let film = out.join("clips").join("held-out-001-colors.mp4").display().to_string();
-    let ask = ["generate", "--model", "demo/grpo", "--video", &film, "--nframes", "8", "--min-pixels", "3136"];
+    assert!(before == weights(), "the commands of the page give different weights");
+    // The last command of the page answers a question about a clip.
+    let video = out.join("clips").join("held-out-001-colors.mp4").display().to_string();
+    let ask = ["generate", "--model", "demo/grpo", "--video", &video, "--nframes", "8", "--min-pixels", "3136"];
     let more = ["--max-pixels", "3136", "--prompt", "Which colors?", "--max-new-tokens", "4", "--json"];
     assert_eq!(run_in(dir.path(), [&ask[..], &more].concat()).json()["token_ids"].as_array().map(Vec::len), Some(4));
 
-    // Said to a reader, a table; the earlier demo is replaced.
+    // Without --json it prints a table; the earlier demo is replaced.
     let again = demo(&["--quiet"]);
     assert!(again.ok().contains("after T-GRPO") && again.stdout.contains("demo/report.html"), "{}", again.stdout);
     assert!(again.stderr.is_empty(), "{}", again.stderr);
@@ -75,7 +75,7 @@ fn a_demo_makes_everything_and_can_be_made_again() {
     fs::write(dir.path().join("mine/thesis.txt"), "years of work").expect("written");
     demo(&["--out", "mine"]).refused(1, &["mine", "--out"]);
     assert_eq!(entries(&dir.path().join("mine")), ["thesis.txt"]);
-    // Names that a demo uses too do not make one.
+    // A folder with parts named like those of a demo is not a demo.
     for part in ["clips", "model"] {
         fs::create_dir_all(dir.path().join("work").join(part)).expect("made");
     }
@@ -85,16 +85,16 @@ fn a_demo_makes_everything_and_can_be_made_again() {
 }
 
 #[test]
-fn seeds_have_folders_of_their_own_and_the_temporal_reward_can_be_left_out() {
+fn each_seed_has_a_folder_and_no_temporal_trains_plain_grpo() {
     let dir = tempfile::tempdir().expect("a folder");
     let args = ["demo", "--steps", "1", "--seeds", "2", "--seed", "5", "--no-temporal", "--json"];
-    let said = run_in(dir.path(), args).json();
-    assert_eq!((&said["seeds"][0]["seed"], &said["seeds"][1]["seed"]), (&5.into(), &6.into()));
+    let result = run_in(dir.path(), args).json();
+    assert_eq!((&result["seeds"][0]["seed"], &result["seeds"][1]["seed"]), (&5.into(), &6.into()));
     assert_eq!(entries(&dir.path().join("demo")), ["report.html", "seed-5", "seed-6"]);
     let page = fs::read_to_string(dir.path().join("demo/report.html")).expect("the page");
     assert!(page.contains("seed-5/report.html") && page.contains("seed-6/report.html"));
-    // Without its temporal reward the second stage is no T-GRPO, and does not call itself so.
-    assert_eq!(said["seeds"][0]["temporal"], false);
+    // Without the temporal reward the second stage is called GRPO, not T-GRPO.
+    assert_eq!(result["seeds"][0]["temporal"], false);
     assert!(page.contains("After GRPO") && !page.contains("T-GRPO"), "{page}");
     let metrics = fs::read_to_string(dir.path().join("demo/seed-5/grpo/metrics.jsonl")).expect("metrics");
     assert!(metrics.contains("rewards/accuracy") && !metrics.contains("rewards/temporal"), "{metrics}");

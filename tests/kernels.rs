@@ -1,4 +1,4 @@
-//! `reel kernels`: lists, shows and checks.
+//! `reel kernels`: list, show, check, report.
 
 mod support;
 
@@ -8,7 +8,7 @@ use reel_kernels::{FOLDERS, compile};
 use support::run;
 
 #[test]
-fn the_list_has_every_kernel_once() {
+fn list_has_every_kernel_once() {
     let list = run(["kernels", "list", "--json"]).json();
     let names: Vec<&str> = list.as_array().unwrap().iter().map(|k| k["kernel"].as_str().unwrap()).collect();
     assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
@@ -19,12 +19,12 @@ fn the_list_has_every_kernel_once() {
 }
 
 #[test]
-fn a_kernel_is_shown_with_its_floor() {
+fn show_prints_formula_and_least_time() {
     let shown = run(["kernels", "show", "rms_norm_fwd_bf16", "--json"]).json();
     let kernel = &shown[0];
     assert!(kernel["maths"].as_str().unwrap().contains("rstd = 1 / sqrt"));
     assert_eq!(kernel["floors"][0]["bound"], "memory");
-    // 8192 x 3584 bf16 read and written, over 90 % of 2.039 TB/s.
+    // 8192 x 3584 elements of 2 bytes, read and written, over 90 % of 2.039 TB/s.
     let floor = 8192.0 * 3584.0 * 4.0 / (0.9 * 2.039e12);
     let shown = kernel["floors"][0]["seconds"].as_f64().unwrap();
     assert!((shown / floor - 1.0).abs() < 1e-3, "{shown} against {floor}");
@@ -35,7 +35,7 @@ fn a_kernel_is_shown_with_its_floor() {
 }
 
 #[test]
-fn a_kernel_passes_the_check() {
+fn check_of_one_kernel_lists_its_functions() {
     let Some(()) = compile::for_test() else { return };
     let checked = run(["kernels", "check", "--kernel", "swiglu", "--arch", "sm_80", "--json"]).json();
     assert_eq!(checked["ok"], true);
@@ -47,20 +47,20 @@ fn a_kernel_passes_the_check() {
     run(["kernels", "check", "--arch", "sm_1"]).refused(2, &["sm_1", "sm_80"]);
 }
 
-/// What every kernel's machine code may not have: see `reel kernels check`.
+/// No kernel spills registers on any architecture; see `reel kernels check`.
 #[test]
-fn every_kernel_passes_on_every_architecture() {
+fn every_kernel_passes_the_machine_code_check() {
     let Some(()) = compile::for_test() else { return };
     let checked = run(["kernels", "check", "--quiet"]);
     assert_eq!(checked.code, Some(0), "{}", checked.stderr);
 }
 
-/// A folder's checks on the processor and, where its CUDA compiles, on the simulator; on data of another seed.
+/// The checks of a folder pass on cpu and, with NVRTC, on sim; with the data of `--seed`.
 #[test]
-fn checks_run_on_a_device() {
+fn checks_pass_on_cpu_and_sim() {
     for device in ["cpu", "sim"] {
         if device == "sim" && compile::available().is_err() {
-            println!("skipped: checks_run_on_a_device on sim: no NVRTC");
+            println!("skipped: checks_pass_on_cpu_and_sim on sim: no NVRTC");
             continue;
         }
         let arguments = ["kernels", "check", "--device", device, "--kernel", "swiglu", "--seed", "7", "--json"];
@@ -82,7 +82,7 @@ fn checks_run_on_a_device() {
 }
 
 #[test]
-fn report_is_a_page() {
+fn report_writes_a_page_with_modelled_or_measured_times() {
     let folder = tempfile::tempdir().unwrap();
     let (page, times) = (folder.path().join("k.html"), folder.path().join("times.json"));
     let (page, times) = (page.to_str().unwrap(), times.to_str().unwrap());

@@ -1,5 +1,5 @@
-//! The model cases of `tests/golden/model` through the binary: what transformers computed, and that no bit depends on threads,
-//! batch or path.
+//! The model cases of `tests/golden/model`: the outputs of the binary agree with those of transformers, and do not depend on the number of
+//! threads or the batch.
 
 mod support;
 #[path = "support/tensors.rs"]
@@ -11,6 +11,7 @@ use serde_json::Value;
 use support::{golden, run};
 use tensors::{close, close_each, read, rows};
 
+/// A folder of `tests/golden/model` with a folder for outputs.
 struct Case {
     folder: PathBuf,
     expected: Value,
@@ -40,15 +41,16 @@ impl Case {
     }
 }
 
+/// Compares preprocessing, logits in f32 and bf16, and greedy generation of a case with the reference.
 fn check(name: &str) {
     let c = case(name);
-    preprocess(&c);
-    scores(&c, "f32");
-    scores(&c, "bf16");
-    answer(&c);
+    check_preprocessing(&c);
+    check_scores(&c, "f32");
+    check_scores(&c, "bf16");
+    check_greedy_completion(&c);
 }
 
-fn preprocess(c: &Case) {
+fn check_preprocessing(c: &Case) {
     let out = c.out.path().join("pre.safetensors");
     let to = out.display().to_string();
     run(["preprocess", "--model", &c.path("model"), "--messages", &c.path("messages.json"), "--out", &to]).ok();
@@ -61,18 +63,18 @@ fn preprocess(c: &Case) {
         close_each("second_per_grid_ts", &got["second_per_grid_ts"].values, &times.values, 1e-5);
     }
     for name in ["pixel_values", "pixel_values_videos"] {
-        // A level is 1/255 over a deviation of at least 0.26.
+        // One of 256 pixel levels after normalization: 1/255 over a standard deviation of at least 0.26.
         let level = 1.0 / 255.0 / 0.26;
         if let Some(pixels) = want.get(name) {
             let (got, mean) = (&got[name].values, c.tolerance("pixel_mean_levels") * level);
             assert_eq!(got.len(), pixels.values.len(), "{name}");
             let off: f64 = got.iter().zip(&pixels.values).map(|(g, w)| (g - w).abs()).sum::<f64>() / got.len() as f64;
-            assert!(off <= mean, "{name}: {off:.3e} apart on average");
+            assert!(off <= mean, "{name}: {off:.3e} mean difference");
         }
     }
 }
 
-fn scores(c: &Case, dtype: &str) {
+fn check_scores(c: &Case, dtype: &str) {
     let want = read(Path::new(&c.path("expected.safetensors")));
     let limit = c.tolerance(if dtype == "bf16" { "logits_rel_bf16" } else { "logits_rel" });
     let got = read(&c.score(&["--inputs", &c.path("inputs.safetensors"), "--dtype", dtype]));
@@ -90,9 +92,10 @@ fn scores(c: &Case, dtype: &str) {
     close("logits from messages", &logits(&got["logits"]), &want["logits"].values, limit);
 }
 
-fn answer(c: &Case) {
+fn check_greedy_completion(c: &Case) {
     let greedy = &c.expected["greedy"];
-    let (model, messages, most) = (c.path("model"), c.path("messages.json"), greedy["max_new_tokens"].to_string());
+    let (model, messages, max_new_tokens) =
+        (c.path("model"), c.path("messages.json"), greedy["max_new_tokens"].to_string());
     let got = run([
         "generate",
         "--model",
@@ -100,7 +103,7 @@ fn answer(c: &Case) {
         "--messages",
         &messages,
         "--max-new-tokens",
-        &most,
+        &max_new_tokens,
         "--temperature",
         "0",
         "--json",
@@ -113,37 +116,37 @@ fn answer(c: &Case) {
 }
 
 #[test]
-fn text_multiturn() {
+fn text_multiturn_agrees_with_transformers() {
     check("text_multiturn");
 }
 
 #[test]
-fn image_hd128_bf16() {
+fn image_hd128_bf16_agrees_with_transformers() {
     check("image_hd128_bf16");
 }
 
 #[test]
-fn two_images_sharded() {
+fn two_images_sharded_agrees_with_transformers() {
     check("two_images_sharded");
 }
 
 #[test]
-fn video_mp4() {
+fn video_mp4_agrees_with_transformers() {
     check("video_mp4");
 }
 
 #[test]
-fn frames_list() {
+fn frames_list_agrees_with_transformers() {
     check("frames_list");
 }
 
 #[test]
-fn mixed_stop() {
+fn mixed_stop_agrees_with_transformers() {
     check("mixed_stop");
 }
 
 #[test]
-fn threads_change_no_bit() {
+fn scores_do_not_depend_on_the_number_of_threads() {
     let c = case("video_mp4");
     let inputs = c.path("inputs.safetensors");
     for dtype in ["f32", "bf16"] {
@@ -156,7 +159,7 @@ fn threads_change_no_bit() {
 }
 
 #[test]
-fn answers_depend_on_their_seed_alone() {
+fn completions_depend_on_their_seed_only() {
     let c = case("text_multiturn");
     let sample = |n: &str, seed: &str| {
         let (model, messages) = (c.path("model"), c.path("messages.json"));
@@ -172,12 +175,12 @@ fn answers_depend_on_their_seed_alone() {
     assert_eq!(three.len(), 3);
     assert_ne!(three[0], three[1]);
     assert_eq!(sample("1", "5"), three[..1]);
-    // Answer i draws with the seed plus i.
+    // Completion i is sampled with the seed plus i.
     assert_eq!(sample("1", "6"), three[1..2]);
 }
 
 #[test]
-fn stop_strings_end_the_text_before_them() {
+fn stop_string_ends_the_text_before_it() {
     let c = case("text_multiturn");
     let (model, messages) = (c.path("model"), c.path("messages.json"));
     let base = ["generate", "--model", &model, "--messages", &messages, "--max-new-tokens", "24", "--temperature", "0"];
@@ -189,7 +192,7 @@ fn stop_strings_end_the_text_before_them() {
     assert_eq!(stopped["text"], text[..cut]);
     assert_eq!(stopped["finish_reason"], "stop");
     assert!(stopped["token_ids"].as_array().expect("ids").len() < whole["token_ids"].as_array().expect("ids").len());
-    // The same for a reader who watches it grow.
+    // Streamed text ends before the stop string, too.
     assert_eq!(run([&base[..], &["--stop", &stop]].concat()).ok(), format!("{}\n", &text[..cut]));
     assert_eq!(run(base).ok(), format!("{text}\n"));
 }

@@ -1,4 +1,4 @@
-//! Device `sim` through the binary: the CUDA kernels, simulated, give what the cpu gives, and nothing is found wrong with them.
+//! Device `sim`: the CUDA kernels on the simulator agree with device `cpu`, and the simulator reports no finding.
 
 mod support;
 #[path = "support/tensors.rs"]
@@ -19,7 +19,7 @@ use serde_json::Value;
 use support::{golden, run, tiny_model};
 use tensors::{distance, read};
 
-/// Scores a case on a device; gives its logits.
+/// Logits of `reel score` for a case on a device.
 fn logits(case: &str, device: &str, dtype: &str) -> Vec<f64> {
     let folder = golden("model").join(case);
     let out = tempfile::tempdir().expect("a folder");
@@ -31,9 +31,9 @@ fn logits(case: &str, device: &str, dtype: &str) -> Vec<f64> {
     read(&to)["logits"].values.clone()
 }
 
-/// Heads of 12 to 128 elements, windows with ragged edges, pictures and a film.
+/// Heads of 12 to 128 elements, windows cut by the edge of the image, images and a video.
 #[test]
-fn a_forward_pass_agrees_with_the_cpu() {
+fn forward_pass_agrees_with_cpu() {
     let Some(()) = compile::for_test() else { return };
     for case in ["image_hd128_bf16", "video_mp4", "frames_list"] {
         for (dtype, limit) in [("f32", 1e-5), ("bf16", 2e-2)] {
@@ -45,34 +45,34 @@ fn a_forward_pass_agrees_with_the_cpu() {
 }
 
 #[test]
-fn greedy_answers_have_the_ids_of_the_cpu() {
+fn greedy_completions_equal_those_of_cpu() {
     let Some(()) = compile::for_test() else { return };
     let folder = golden("model").join("image_hd128_bf16");
     let path = |name: &str| folder.join(name).display().to_string();
     let (model, messages) = (path("model"), path("messages.json"));
-    let answer = |more: &[&str]| {
+    let generate = |more: &[&str]| {
         let fixed = ["generate", "--model", &model, "--messages", &messages, "--temperature", "0", "--json"];
-        let said = run([&fixed, &["--max-new-tokens", "6"][..], more].concat()).json();
-        (said["token_ids"].clone(), said["prompt_tokens"].clone())
+        let got = run([&fixed, &["--max-new-tokens", "6"][..], more].concat()).json();
+        (got["token_ids"].clone(), got["prompt_tokens"].clone())
     };
-    let want = answer(&["--device", "cpu"]);
+    let want = generate(&["--device", "cpu"]);
     assert_eq!(want.0.as_array().map(Vec::len), Some(6));
-    assert_eq!(answer(&["--device", "sim"]), want);
+    assert_eq!(generate(&["--device", "sim"]), want);
 }
 
 #[test]
-fn sampled_answers_agree_under_several_interleavings() {
+fn sampled_completions_equal_those_of_cpu_under_several_interleavings() {
     let Some(()) = compile::for_test() else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let model = tiny_model(folder.path()).display().to_string();
-    let answer = |more: &[&str]| {
+    let generate = |more: &[&str]| {
         let fixed = ["generate", "--model", &model, "--prompt", "Hi", "--max-new-tokens", "2", "--seed", "3", "--json"];
         run([&fixed, &["--temperature", "0.8", "--top-p", "0.9"][..], more].concat()).json()["token_ids"].clone()
     };
-    assert_eq!(answer(&["--device", "sim", "--interleavings", "3"]), answer(&["--device", "cpu"]));
+    assert_eq!(generate(&["--device", "sim", "--interleavings", "3"]), generate(&["--device", "cpu"]));
 }
 
-/// One step of a training case: its metrics, and how the weights changed.
+/// One step of a training case: its metrics, and the change of every weight.
 fn step(device: &str, dtype: &str) -> (Value, Vec<f64>) {
     let case = golden("train").join("sft_videorft_rows");
     let folder = tempfile::tempdir().expect("a folder");
@@ -81,7 +81,7 @@ fn step(device: &str, dtype: &str) -> (Value, Vec<f64>) {
     let (m, d, root, o) = (path(&model), path(&data), path(&case), path(&out));
     let fixed = ["sft", "--model", &m, "--data", &d, "--media-root", &root, "--out", &o, "--no-shuffle", "--quiet"];
     let step = ["--learning-rate", "0.0005", "--max-steps", "1", "--weight-decay", "0.1", "--max-grad-norm", "0.5"];
-    // One row with a small picture: a simulated step takes its time.
+    // One row with a small image: a simulated step is slow.
     let small = ["--gradient-accumulation-steps", "1", "--max-pixels", "12544"];
     run([&fixed[..], &step[..], &small[..], &["--device", device, "--dtype", dtype]].concat()).ok();
     let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
@@ -91,7 +91,7 @@ fn step(device: &str, dtype: &str) -> (Value, Vec<f64>) {
 }
 
 #[test]
-fn a_training_step_agrees_with_the_cpu() {
+fn training_step_agrees_with_cpu() {
     let Some(()) = compile::for_test() else { return };
     for (dtype, limit, weights) in [("f32", 1e-5, 2e-3), ("bf16", 2e-2, 0.3)] {
         let (got, want) = (step("sim", dtype), step("cpu", dtype));
@@ -100,14 +100,14 @@ fn a_training_step_agrees_with_the_cpu() {
             println!("{dtype}: {key} of sim and cpu differ by {:.2e}", (a / b - 1.0).abs());
             assert!((a - b).abs() <= limit * b.abs(), "{dtype}: {key} is {a}, on cpu {b}");
         }
-        // Adam's first step is ± the learning rate, so that tiny gradients of either sign weigh as much as large ones.
+        // Adam's first step is ± the learning rate, so that a tiny gradient with the other sign makes a full difference.
         let off = distance("weights", &got.1, &want.1);
         println!("{dtype}: changes of weights differ by {off:.2e}");
         assert!(off <= weights, "{dtype}: changes of weights differ by {off:.2e}, allowed {weights}");
     }
 }
 
-/// A model on a device.
+/// A model opened on device `sim`.
 struct Model {
     device: Device,
     model: Qwen25Vl,
@@ -116,7 +116,7 @@ struct Model {
 }
 
 impl Model {
-    /// Logits of all tokens by one packed pass.
+    /// Logits of all tokens by one packed forward pass.
     fn packed(&self, all: &[Sequence]) -> Vec<f32> {
         let dtype = self.cx.dtype();
         let batch = Batch::new(&self.device, &self.config, dtype, all, "case").expect("a batch");
@@ -124,7 +124,7 @@ impl Model {
         self.model.logits(&self.cx, &hidden).expect("logits").to_f32().expect("numbers")
     }
 
-    /// The same of one sequence over a cache, in chunks of these lengths.
+    /// Logits of a sequence computed with a KV cache, in chunks of these lengths.
     fn cached(&self, all: Sequence, lengths: &[usize]) -> Vec<f32> {
         let (dtype, tokens) = (self.cx.dtype(), all.input_ids.len());
         let blocks = tokens.div_ceil(KvPages::BLOCK);
@@ -148,7 +148,7 @@ impl Model {
 }
 
 #[test]
-fn decode_chunks_and_batches_give_the_same_bits() {
+fn logits_do_not_depend_on_chunks_or_batch() {
     let Some(()) = compile::for_test() else { return };
     let folder = golden("model").join("text_multiturn");
     let config = ModelConfig::open(&folder.join("model")).expect("a configuration");
@@ -160,7 +160,7 @@ fn decode_chunks_and_batches_give_the_same_bits() {
         position_ids: whole.position_ids.map(|p| &p[..n]),
         ..Sequence::default()
     };
-    // Beyond a tile of queries and a page of keys.
+    // More tokens than a tile of queries and a block of the KV cache.
     let (ours, other) = (part(0, 69), part(80, 21));
     for dtype in [DType::F32, DType::BF16] {
         let device = Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).expect("a simulator");

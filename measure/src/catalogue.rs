@@ -6,7 +6,7 @@ use reel_kernels::catalogue::{Example, FOLDERS, Folder};
 use crate::error::{Result, bad_option};
 
 /// Every kernel with its folder and an example call.
-pub fn all() -> impl Iterator<Item = (&'static Folder, Example)> {
+pub fn all_kernels() -> impl Iterator<Item = (&'static Folder, Example)> {
     FOLDERS.iter().flat_map(|f| f.examples().into_iter().map(move |e| (f, e)))
 }
 
@@ -14,8 +14,8 @@ pub fn all() -> impl Iterator<Item = (&'static Folder, Example)> {
 ///
 /// # Errors
 /// There is no such kernel or folder; the error lists the folders.
-pub fn named(name: &str) -> Result<Vec<(&'static Folder, Example)>> {
-    let found: Vec<_> = all().filter(|(f, e)| f.name == name || e.launch.kernel.name == name).collect();
+pub fn find_kernels(name: &str) -> Result<Vec<(&'static Folder, Example)>> {
+    let found: Vec<_> = all_kernels().filter(|(f, e)| f.name == name || e.launch.kernel.name == name).collect();
     if found.is_empty() {
         let folders: Vec<&str> = FOLDERS.iter().map(|f| f.name).collect();
         let help = format!("use a name from `reel kernels list`, or a folder: {}", folders.join(" "));
@@ -25,6 +25,6 @@ pub fn named(name: &str) -> Result<Vec<(&'static Folder, Example)>> {
 }
 
 /// The dtype that a kernel computes in, from the end of its name (`rms_norm_fwd_bf16`); `None` for kernels on indices.
-pub fn dtype(name: &str) -> Option<DType> {
+pub fn dtype_of_kernel(name: &str) -> Option<DType> {
     [DType::F32, DType::BF16].into_iter().find(|t| name.ends_with(&format!("_{t}")))
 }

@@ -28,7 +28,7 @@ const MATRIX_KERNELS: [&str; 7] =
 
 /// The least time of some work, with its operations and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Floor {
+pub struct WorkFloor {
     /// Least time in seconds.
     pub seconds: f64,
     /// Floating-point operations.
@@ -43,7 +43,8 @@ impl Ceilings {
     /// # Errors
     /// The GPU has no memory for the operands, or a launch fails.
     pub fn measure(device: &Device) -> Result<Self> {
-        if device.name() == "cuda" { Self::measure_gpu(device) } else { Ok(Self::measure_cpu(device.threads())) }
+        // Only a GPU is asynchronous; copies and products are timed by its own clock.
+        if device.is_async() { Self::measure_gpu(device) } else { Ok(Self::measure_cpu(device.threads())) }
     }
 
     /// Measures a GPU: the best of several large copies and matrix products. The operands are random: zeros would draw less power and run
@@ -95,8 +96,8 @@ impl Ceilings {
     }
 
     /// The floor of all launches of a profile, summed over the kernels. `dtype` is the dtype of activations.
-    pub fn floor(&self, totals: &BTreeMap<&'static str, OpTotals>, dtype: DType) -> Floor {
-        totals.iter().fold(Floor::default(), |sum, (name, t)| Floor {
+    pub fn floor(&self, totals: &BTreeMap<&'static str, OpTotals>, dtype: DType) -> WorkFloor {
+        totals.iter().fold(WorkFloor::default(), |sum, (name, t)| WorkFloor {
             seconds: sum.seconds + self.floor_of_launches(name, t, dtype),
             flops: sum.flops + t.cost.flops,
             bytes: sum.bytes + t.cost.bytes,

@@ -78,12 +78,9 @@ pub struct ClockSampler {
 impl ClockSampler {
     /// Starts reading the GPU of a device. `None` for other devices, and with a message on stderr if NVML or the GPU cannot be opened.
     pub fn of_gpu(device: &Device, every: Duration) -> Option<ClockSampler> {
-        if device.name() != "cuda" {
-            return None;
-        }
+        let bus_id = device.hardware().bus_id?;
         let found =
             Nvml::init().map_err(|e| format!("NVML (libnvidia-ml.so.1) cannot be opened: {e}")).and_then(|nvml| {
-                let bus_id = device.hardware().bus_id.ok_or("the driver does not report the PCI bus id of the GPU")?;
                 let known = nvml.device_by_pci_bus_id(bus_id.as_str()).map(|_| ());
                 known.map_err(|e| format!("NVML does not know the GPU at PCI bus id {bus_id}: {e}"))?;
                 Ok(Gpu { nvml, bus_id })
@@ -112,16 +109,16 @@ impl ClockSampler {
     }
 
     /// Reads a last time and summarizes all readings.
-    pub fn stop(self) -> Clocks {
+    pub fn stop(self) -> ClockSummary {
         // If the thread has panicked, there are no readings.
         let _ = self.end.send(());
-        Clocks::summarize(&self.thread.join().unwrap_or_default())
+        ClockSummary::summarize(&self.thread.join().unwrap_or_default())
     }
 }
 
 /// A summary of readings.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Clocks {
+pub struct ClockSummary {
     /// Number of readings.
     pub readings: usize,
     /// Minimum, median and maximum of each value that was reported.
@@ -130,16 +127,16 @@ pub struct Clocks {
     pub throttled: BTreeMap<&'static str, usize>,
 }
 
-impl Clocks {
+impl ClockSummary {
     /// Summarizes readings.
-    pub fn summarize(readings: &[Reading]) -> Clocks {
+    pub fn summarize(readings: &[Reading]) -> ClockSummary {
         let figure = |i: usize| {
             let values: Vec<f64> = readings.iter().filter_map(|r| r.figures[i]).collect();
-            (!values.is_empty()).then(|| stats::spread(&values))
+            (!values.is_empty()).then(|| stats::min_median_max(&values))
         };
         let mut throttled = BTreeMap::new();
         readings.iter().flat_map(|r| &r.throttled).for_each(|&reason| *throttled.entry(reason).or_default() += 1);
-        Clocks { readings: readings.len(), figures: std::array::from_fn(figure), throttled }
+        ClockSummary { readings: readings.len(), figures: std::array::from_fn(figure), throttled }
     }
 
     /// The summary as `reel bench --json` prints it; values that were not reported are null.
@@ -191,15 +188,15 @@ mod tests {
             reading(None, 1200.0, &["sw_power_cap"]),
             reading(Some(700.0), 1500.0, &["sw_power_cap", "hw_slowdown"]),
         ];
-        let clocks = Clocks::summarize(&all).json();
+        let clocks = ClockSummary::summarize(&all).json();
         assert_eq!(clocks["power_watts"], json!({"min": 300.0, "median": 500.0, "max": 700.0}));
         assert_eq!(clocks["sm_mhz"], json!({"min": 1200.0, "median": 1500.0, "max": 1980.0}));
         assert_eq!(clocks["memory_mhz"], Value::Null);
         assert_eq!(clocks["throttled"], json!({"hw_slowdown": 1, "sw_power_cap": 2}));
         assert_eq!(clocks["readings"], 3);
-        let line = Clocks::summarize(&all).line();
+        let line = ClockSummary::summarize(&all).line();
         assert!(line.contains("500 W (300 to 700), 1500 MHz") && line.contains("sw_power_cap in 2 of 3"), "{line}");
-        assert_eq!(Clocks::summarize(&[]).json()["power_watts"], Value::Null);
+        assert_eq!(ClockSummary::summarize(&[]).json()["power_watts"], Value::Null);
     }
 
     /// There is a reading at the start and at the end, however short the work is.

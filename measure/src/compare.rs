@@ -8,7 +8,7 @@ use reel_diagnostic::Diagnostic;
 use serde_json::{Value, json};
 
 use crate::error::{MeasureError, Result, failed};
-use crate::stats::{self, Difference};
+use crate::stats::{self, TimeDifference};
 
 /// Clocks whose ratio is within this share of 1 count as equal.
 const CLOCK_TOLERANCE: f64 = 0.02;
@@ -21,11 +21,11 @@ struct Samples {
 }
 
 /// Two results side by side.
-pub struct Comparison {
-    verdicts: Vec<(Difference, Samples, Samples)>,
+pub struct ResultComparison {
+    verdicts: Vec<(TimeDifference, Samples, Samples)>,
     /// Conditions that are not the same in both results, as text.
     differs: Vec<String>,
-    moved: Vec<MovedOp>,
+    moved: Vec<OpChange>,
     before: Value,
     after: Value,
 }
@@ -34,7 +34,7 @@ pub struct Comparison {
 ///
 /// # Errors
 /// A file cannot be read or is not a result with round times, or the two measured different things.
-pub fn compare(a: &Path, b: &Path) -> Result<Comparison> {
+pub fn compare_results(a: &Path, b: &Path) -> Result<ResultComparison> {
     let (before, after) = (read(a)?, read(b)?);
     const HELP: &str = "compare results of the same measurement";
     for key in ["op", "tokens", "batch", "context", "sizes"] {
@@ -50,7 +50,7 @@ pub fn compare(a: &Path, b: &Path) -> Result<Comparison> {
         match second.iter().position(|other| other.name == one.name) {
             Some(i) => {
                 let other = second.swap_remove(i);
-                verdicts.push((stats::compare(&one.seconds, &other.seconds), one, other));
+                verdicts.push((stats::compare_times(&one.seconds, &other.seconds), one, other));
             }
             None => differs.push(format!("{} is only in {}", one.name, a.display())),
         }
@@ -59,14 +59,14 @@ pub fn compare(a: &Path, b: &Path) -> Result<Comparison> {
     if verdicts.is_empty() {
         return Err(failed(b.display().to_string(), format!("measures nothing that {} measures", a.display()), HELP));
     }
-    let moved = moved_ops(&before, &after);
-    Ok(Comparison { verdicts, differs, moved, before, after })
+    let moved = op_changes(&before, &after);
+    Ok(ResultComparison { verdicts, differs, moved, before, after })
 }
 
-impl Comparison {
+impl ResultComparison {
     /// The comparison as `reel bench --compare --json` prints it.
     pub fn json(&self) -> Value {
-        let verdict = |(d, first, _): &(Difference, Samples, Samples)| {
+        let verdict = |(d, first, _): &(TimeDifference, Samples, Samples)| {
             json!({
                 "name": first.name, "ratio": d.ratio, "interval": d.interval, "p": d.p, "verdict": d.verdict.name(),
                 "too_few_rounds": d.too_few,
@@ -74,8 +74,8 @@ impl Comparison {
         };
         let verdicts: Vec<Value> = self.verdicts.iter().map(verdict).collect();
         json!({
-            "op": self.before["op"], "level": stats::LEVEL, "verdicts": verdicts, "differs": self.differs,
-            "moved": self.moved.iter().map(MovedOp::json).collect::<Vec<_>>(), "a": self.before, "b": self.after,
+            "op": self.before["op"], "level": stats::SIGNIFICANCE_LEVEL, "verdicts": verdicts, "differs": self.differs,
+            "moved": self.moved.iter().map(OpChange::json).collect::<Vec<_>>(), "a": self.before, "b": self.after,
         })
     }
 
@@ -84,7 +84,7 @@ impl Comparison {
         let verdicts = self.verdicts.iter().map(|(difference, a, b)| verdict_line(difference, a, b));
         let mut lines: Vec<String> = verdicts.collect();
         lines.extend(self.differs.iter().map(|what| format!("measured under different conditions: {what}")));
-        for m in self.moved.iter().take(MAX_MOVED_OPS) {
+        for m in self.moved.iter().take(MAX_OP_CHANGES) {
             let [a, b] = m.seconds.map(milliseconds);
             let mut line = String::new();
             // Writing to a String cannot fail.
@@ -96,15 +96,15 @@ impl Comparison {
 }
 
 /// Ops that the text lists: those whose time changed most.
-const MAX_MOVED_OPS: usize = 5;
+const MAX_OP_CHANGES: usize = 5;
 
 /// An op whose time differs between the two profiled rounds.
-struct MovedOp {
+struct OpChange {
     op: String,
     seconds: [f64; 2],
 }
 
-impl MovedOp {
+impl OpChange {
     /// Seconds of difference.
     fn change(&self) -> f64 {
         (self.seconds[1] - self.seconds[0]).abs()
@@ -118,15 +118,15 @@ impl MovedOp {
 /// The ops of both results by how much their time changed, largest change first; an op that one result lacks took 0 s there.
 ///
 /// These are times of a single round: they say where to look, not whether a change is more than chance.
-fn moved_ops(a: &Value, b: &Value) -> Vec<MovedOp> {
-    let mut all: Vec<MovedOp> = Vec::new();
+fn op_changes(a: &Value, b: &Value) -> Vec<OpChange> {
+    let mut all: Vec<OpChange> = Vec::new();
     for (i, result) in [a, b].into_iter().enumerate() {
         for op in result["ops"].as_array().into_iter().flatten() {
             let (Some(name), Some(seconds)) = (op["op"].as_str(), op["seconds"].as_f64()) else { continue };
             match all.iter_mut().find(|m| m.op == name) {
                 Some(known) => known.seconds[i] = seconds,
                 None => {
-                    let mut one = MovedOp { op: name.into(), seconds: [0.0; 2] };
+                    let mut one = OpChange { op: name.into(), seconds: [0.0; 2] };
                     one.seconds[i] = seconds;
                     all.push(one);
                 }
@@ -138,7 +138,7 @@ fn moved_ops(a: &Value, b: &Value) -> Vec<MovedOp> {
     all
 }
 
-fn verdict_line(d: &Difference, a: &Samples, b: &Samples) -> String {
+fn verdict_line(d: &TimeDifference, a: &Samples, b: &Samples) -> String {
     let few = if d.too_few { "; too few rounds to tell" } else { "" };
     format!(
         "{}: {} (ratio {:.3}, {:.3} to {:.3}, p {:.4}){few}; medians {} and {} of {} and {} rounds",
@@ -273,9 +273,9 @@ mod tests {
         let ops = |list: &[(&str, f64)]| json!({"ops": list.iter().map(|(op, s)| json!({"op": op, "seconds": s})).collect::<Vec<_>>()});
         let a = ops(&[("matmul_fwd", 3.0), ("rope", 1.0), ("swiglu", 0.5)]);
         let b = ops(&[("matmul_fwd", 3.25), ("rope", 1.0), ("fused", 0.125)]);
-        let got: Vec<(String, [f64; 2])> = moved_ops(&a, &b).into_iter().map(|m| (m.op, m.seconds)).collect();
+        let got: Vec<(String, [f64; 2])> = op_changes(&a, &b).into_iter().map(|m| (m.op, m.seconds)).collect();
         let want = [("swiglu", [0.5, 0.0]), ("matmul_fwd", [3.0, 3.25]), ("fused", [0.0, 0.125])];
         assert_eq!(got, want.map(|(op, seconds)| (op.to_string(), seconds)));
-        assert!(moved_ops(&a, &a).is_empty() && moved_ops(&json!({}), &json!({})).is_empty());
+        assert!(op_changes(&a, &a).is_empty() && op_changes(&json!({}), &json!({})).is_empty());
     }
 }

@@ -13,7 +13,7 @@ pub enum MeasureError {
     /// An option asks for something that cannot be measured.
     #[error(transparent)]
     Option(Diagnostic),
-    /// The work or a result file is not as a measurement needs it.
+    /// The measured work failed, or a result file is malformed.
     #[error(transparent)]
     Failed(Diagnostic),
     /// The GPU's driver or products' library failed.

@@ -9,7 +9,7 @@ use reel_runtime::{Category, Cx, Device, Grads, Tensor};
 
 use crate::ceilings::noise;
 use crate::error::{MeasureError, Result, failed};
-use crate::machine::Machine;
+use crate::machine::MachineSpec;
 use crate::timing::TimedKernel;
 
 /// Bytes that are overwritten before each run: more than any cache holds.
@@ -55,12 +55,12 @@ impl LmHeadShape {
 }
 
 impl LmHeadShape {
-    /// Refuses sizes whose operands do not fit into host memory, where they are created, and on cpu stay with their gradients.
+    /// Refuses sizes whose operands do not fit into host memory. They are created there; on cpu they also stay there, with their gradients.
     fn check_memory(&self, device: &Device) -> Result<()> {
         let (rows, vocab, width) = (self.rows as f64, self.vocab as f64, self.width as f64);
-        let kept = if device.name() == "cpu" { (rows + vocab) * width * 12.0 } else { 0.0 };
+        let kept = if !device.is_async() { (rows + vocab) * width * 12.0 } else { 0.0 };
         let need = 4.0 * rows.max(vocab) * width + kept + FLUSH as f64;
-        match Machine::host_memory_available().filter(|free| need > *free) {
+        match MachineSpec::host_memory_available().filter(|free| need > *free) {
             None => Ok(()),
             Some(free) => {
                 let what = format!("needs {:.1} GB for its operands; {:.1} GB are free", need / 1e9, free / 1e9);

@@ -7,7 +7,7 @@ use crate::error::{Result, bad_option};
 
 /// A machine with its rates and memory.
 #[derive(Clone, Debug)]
-pub struct Machine {
+pub struct MachineSpec {
     /// Short name: `h200`, `cpu`, …
     pub name: String,
     /// The highest rates of arithmetic and memory traffic.
@@ -97,7 +97,7 @@ const ACHIEVABLE_ARITHMETIC: f64 = 0.8;
 /// The share of the data sheet's bandwidth that large copies reach: 4.3 of 4.8 TB/s on H200. Assumed for the other GPUs.
 const ACHIEVABLE_BANDWIDTH: f64 = 0.9;
 
-impl Machine {
+impl MachineSpec {
     /// A GPU by its short name.
     ///
     /// # Errors

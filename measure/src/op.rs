@@ -23,7 +23,7 @@ pub fn bad_size(e: SizeError) -> MeasureError {
 ///
 /// # Errors
 /// Nothing has that name and dtype, or it does not take a size.
-pub fn timers<'a>(
+pub fn op_timers<'a>(
     name: &str,
     sizes: &Sizes,
     dtype: Option<DType>,
@@ -46,11 +46,11 @@ pub fn timers<'a>(
             timers.push(Box::new(move || Ok(vec![timing_device.time_product(&product, runs)?])));
         }
     } else {
-        let usual = catalogue::named(name)?;
+        let usual = catalogue::find_kernels(name)?;
         let names: Vec<&str> = usual.iter().map(|(_, e)| e.launch.kernel.name).collect();
         let all = usual[0].0.examples_with_sizes(sizes).map_err(bad_size)?;
         let found = all.into_iter().filter(|e| names.contains(&e.launch.kernel.name));
-        for example in found.filter(|e| wanted(catalogue::dtype(e.launch.kernel.name))) {
+        for example in found.filter(|e| wanted(catalogue::dtype_of_kernel(e.launch.kernel.name))) {
             timers.push(Box::new(move || Ok(vec![timing_device.time(&example, runs)?])));
         }
     }

@@ -29,7 +29,12 @@ pub struct OpRow {
 }
 
 /// The ops of a round that took `seconds`, longest time first.
-pub fn rows(totals: &BTreeMap<&'static str, OpTotals>, ceilings: &Ceilings, dtype: DType, seconds: f64) -> Vec<OpRow> {
+pub fn op_rows(
+    totals: &BTreeMap<&'static str, OpTotals>,
+    ceilings: &Ceilings,
+    dtype: DType,
+    seconds: f64,
+) -> Vec<OpRow> {
     let row = |(&op, t): (&&'static str, &OpTotals)| OpRow {
         op,
         launches: t.launches,
@@ -71,7 +76,7 @@ impl OpRow {
 }
 
 /// The ops as a table of text, and the share of the round between launches.
-pub fn table(rows: &[OpRow]) -> String {
+pub fn op_table(rows: &[OpRow]) -> String {
     let mut text = format!(
         "\n  {:34} {:>8} {:>11} {:>8} {:>10} {:>8}  of its floor\n",
         "op", "launches", "ms", "of step", "GFLOP/s", "GB/s"
@@ -108,7 +113,7 @@ mod tests {
             ("matmul_fwd", op(4e9, 1e6, 2.0)),
             ("linear_log_prob_fwd_bf16", op(2e9, 1e6, 1.0)),
         ]);
-        let rows = rows(&totals, &ceilings, DType::BF16, 4.0);
+        let rows = op_rows(&totals, &ceilings, DType::BF16, 4.0);
         assert_eq!(
             rows.iter().map(|r| r.op).collect::<Vec<_>>(),
             ["matmul_fwd", "linear_log_prob_fwd_bf16", "add_bf16"]

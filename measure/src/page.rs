@@ -7,15 +7,15 @@ use serde_json::Value;
 
 use reel_report::html::{self, escape};
 
-use crate::clocks::{Clocks, FIGURES};
+use crate::clocks::{ClockSummary, FIGURES};
 use crate::ops::OpRow;
-use crate::parts::Part;
-use crate::rounds::{Measured, headline};
+use crate::parts::PartTime;
+use crate::rounds::{MeasuredRounds, headline};
 
 /// The page of a measurement; `result` is its JSON.
-pub fn page(measured: &Measured, result: &Value) -> String {
+pub fn bench_page(measured: &MeasuredRounds, result: &Value) -> String {
     let word = |key: &str| escape(result.pointer(key).and_then(Value::as_str).unwrap_or_default());
-    let mut page = html::begin(&format!("reel bench {}", result["op"].as_str().unwrap_or_default()));
+    let mut page = html::page_start(&format!("reel bench {}", result["op"].as_str().unwrap_or_default()));
     // Writing to a String cannot fail.
     let _ = write!(
         page,
@@ -36,11 +36,11 @@ pub fn page(measured: &Measured, result: &Value) -> String {
         page += &clock_table(clocks);
     }
     page += &memory(measured);
-    page + html::END
+    page + html::PAGE_END
 }
 
 /// A table row per part; empty if there are no parts.
-fn parts(rows: &[Part], round: f64) -> String {
+fn parts(rows: &[PartTime], round: f64) -> String {
     if rows.is_empty() {
         return String::new();
     }
@@ -98,7 +98,7 @@ fn ops(rows: &[OpRow], seconds: f64) -> String {
     text
 }
 
-fn clock_table(clocks: &Clocks) -> String {
+fn clock_table(clocks: &ClockSummary) -> String {
     let mut text = format!(
         "<h2>Clocks and power, {} readings</h2><table><thead><tr><th>figure<th>unit<th>minimum<th>median<th>maximum</tr></thead><tbody>",
         clocks.readings
@@ -122,7 +122,7 @@ const LEFT: f64 = 64.0;
 const COLUMNS: usize = 448;
 
 /// A stacked area chart of device memory by category over the profiled round.
-fn memory(measured: &Measured) -> String {
+fn memory(measured: &MeasuredRounds) -> String {
     let ((begun, span), samples) = (measured.launches, &measured.memory);
     let span = span.as_secs_f64().max(f64::MIN_POSITIVE);
     let mut columns = vec![None::<[usize; CATEGORIES.len()]>; COLUMNS];
@@ -181,7 +181,7 @@ fn memory(measured: &Measured) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ceilings::{Ceilings, Floor};
+    use crate::ceilings::{Ceilings, WorkFloor};
     use serde_json::json;
     use std::time::{Duration, Instant};
 
@@ -193,7 +193,7 @@ mod tests {
             at: begun + Duration::from_millis(ms),
             bytes: [weights, 0, 0, activations, 0, 0, 0],
         };
-        let measured = Measured {
+        let measured = MeasuredRounds {
             samples: vec![1.0; 3],
             parts: Vec::new(),
             ops: vec![row("matmul_fwd", 0.6), row("a<b", 0.2)],
@@ -201,11 +201,11 @@ mod tests {
             launches: (begun, Duration::from_secs(1)),
             memory: vec![sample(0, 1 << 30, 0), sample(400, 1 << 30, 1 << 29), sample(2000, 1 << 30, 0)],
             ceilings: Ceilings { f32: 1e9, bf16: 1e9, bytes: 1e9 },
-            floor: Floor::default(),
-            clocks: Some(Clocks {
+            floor: WorkFloor::default(),
+            clocks: Some(ClockSummary {
                 readings: 4,
                 figures: [Some([1.0, 2.0, 3.0]), None, None, None],
-                ..Clocks::default()
+                ..ClockSummary::default()
             }),
             peak: 1 << 30,
         };
@@ -214,7 +214,7 @@ mod tests {
             "dtype": "f32", "device": "cuda", "machine": {"name": "<GPU>"}, "model": "m",
             "roofline": {"share": 0.5, "gflops_f32": 1.0, "gflops_bf16": 1.0, "gigabytes_per_second": 1.0},
         });
-        let html = page(&measured, &result);
+        let html = bench_page(&measured, &result);
         for part in ["matmul_fwd", "a&lt;b", "between ops", "&lt;GPU&gt;", "power_watts", "activations up to 0.537 GB"]
         {
             assert!(html.contains(part), "no {part} in {html}");

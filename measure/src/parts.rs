@@ -11,7 +11,7 @@ use crate::ceilings::Ceilings;
 
 /// One part; its time is summed over all stretches of the round that belong to it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Part {
+pub struct PartTime {
     /// Name of the part.
     pub name: &'static str,
     /// Seconds from the first launch of a stretch to the first launch of the next part, or to the end of the last launch.
@@ -27,8 +27,8 @@ pub struct Part {
 }
 
 /// The parts of launches that are sorted by start time; empty if no launch belongs to a named part.
-pub fn parts(events: &[Event], ceilings: &Ceilings, dtype: DType) -> Vec<Part> {
-    let mut parts: Vec<Part> = Vec::new();
+pub fn part_times(events: &[Event], ceilings: &Ceilings, dtype: DType) -> Vec<PartTime> {
+    let mut parts: Vec<PartTime> = Vec::new();
     let stretches: Vec<&[Event]> = events.chunk_by(|a, b| a.part == b.part).collect();
     for (i, stretch) in stretches.iter().enumerate() {
         let Some((first, last)) = stretch.first().zip(stretch.last()) else { continue };
@@ -40,8 +40,14 @@ pub fn parts(events: &[Event], ceilings: &Ceilings, dtype: DType) -> Vec<Part> {
         let one = match parts.iter().position(|p| p.name == first.part) {
             Some(known) => &mut parts[known],
             None => {
-                let none =
-                    Part { name: first.part, seconds: 0.0, busy: 0.0, launches: 0, cost: Cost::default(), floor: 0.0 };
+                let none = PartTime {
+                    name: first.part,
+                    seconds: 0.0,
+                    busy: 0.0,
+                    launches: 0,
+                    cost: Cost::default(),
+                    floor: 0.0,
+                };
                 parts.push(none);
                 let last = parts.len() - 1;
                 &mut parts[last]
@@ -58,7 +64,7 @@ pub fn parts(events: &[Event], ceilings: &Ceilings, dtype: DType) -> Vec<Part> {
     if parts.iter().all(|p| p.name.is_empty()) { Vec::new() } else { parts }
 }
 
-impl Part {
+impl PartTime {
     /// The part as `reel bench --json` prints it; `round` is the length of the round in seconds.
     pub fn json(&self, round: f64) -> Value {
         json!({
@@ -69,7 +75,7 @@ impl Part {
 }
 
 /// The parts as a table of text; `round` is the length of the profiled round in seconds. Empty where there are no parts.
-pub fn table(parts: &[Part], round: f64) -> String {
+pub fn part_table(parts: &[PartTime], round: f64) -> String {
     if parts.is_empty() {
         return String::new();
     }
@@ -118,7 +124,7 @@ mod tests {
             event("backward", 12, 0.003),
             event("optimizer", 20, 0.005),
         ];
-        let got = parts(&events, &ceilings, DType::F32);
+        let got = part_times(&events, &ceilings, DType::F32);
         let near = |a: f64, b: f64| (a - b).abs() < 1e-9;
         let want = [("forward", 0.007, 0.004, 3), ("backward", 0.013, 0.007, 2), ("optimizer", 0.005, 0.005, 1)];
         assert_eq!(got.len(), 3);
@@ -129,7 +135,7 @@ mod tests {
             );
             assert!(near(p.floor, launches as f64 * 1e-3) && p.cost.flops == launches as f64 * 1e6);
         }
-        assert!(parts(&[event("", 0, 1.0)], &ceilings, DType::F32).is_empty());
-        assert!(parts(&[], &ceilings, DType::F32).is_empty());
+        assert!(part_times(&[event("", 0, 1.0)], &ceilings, DType::F32).is_empty());
+        assert!(part_times(&[], &ceilings, DType::F32).is_empty());
     }
 }

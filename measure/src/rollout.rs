@@ -27,7 +27,7 @@ pub struct RolloutShape {
 ///
 /// # Errors
 /// The engine fails, or a completion ends before its last token.
-pub fn seconds(model: &Qwen25Vl, cx: &Cx, shape: RolloutShape) -> Result<f64> {
+pub fn time_rollout(model: &Qwen25Vl, cx: &Cx, shape: RolloutShape) -> Result<f64> {
     let (ids, at): (Vec<i64>, Vec<i64>) = (0..shape.context as i64).map(|i| ((i * 37) % 97, i)).unzip();
     let engine = Engine::new(model, cx)?;
     let request = GenerationRequest {

@@ -10,9 +10,9 @@ use reel_kernels::{Arch, DType, compile};
 use reel_report::html::{self, escape};
 use serde_json::Value;
 
-use crate::catalogue::{all, dtype};
+use crate::catalogue::{all_kernels, dtype_of_kernel};
 use crate::error::{MeasureError, Result, failed};
-use crate::machine::Machine;
+use crate::machine::MachineSpec;
 
 /// A kernel on the page.
 struct PageRow {
@@ -42,7 +42,7 @@ impl PageRow {
 ///
 /// # Errors
 /// The file of times cannot be read, or is not such a file.
-pub fn page(machine: &Machine, times: Option<&Path>) -> Result<(String, usize)> {
+pub fn roofline_page(machine: &MachineSpec, times: Option<&Path>) -> Result<(String, usize)> {
     let seconds = times.map(read_times).transpose()?;
     let rows = rows(machine, seconds.as_ref());
     Ok((render(machine, &rows, seconds.is_some()), rows.len()))
@@ -59,10 +59,11 @@ fn read_times(path: &Path) -> Result<BTreeMap<String, f64>> {
     kernels.iter().map(|k| one(k).ok_or_else(|| wrong("`kernels`: an entry lacks `kernel` or `seconds`"))).collect()
 }
 
-fn rows(machine: &Machine, times: Option<&BTreeMap<String, f64>>) -> Vec<PageRow> {
+fn rows(machine: &MachineSpec, times: Option<&BTreeMap<String, f64>>) -> Vec<PageRow> {
     let row = |(folder, example): (&'static Folder, Example)| {
         let (kernel, cost) = (example.launch.kernel, example.launch.cost);
-        let floor = machine.ceilings.floor_seconds(kernel.name, cost, dtype(kernel.name).unwrap_or(DType::F32));
+        let floor =
+            machine.ceilings.floor_seconds(kernel.name, cost, dtype_of_kernel(kernel.name).unwrap_or(DType::F32));
         let stage = (kernel.plan)(&example.launch.params, &Arch::H100).into_iter().next();
         let report = compile::cubin(kernel.source, "sm_90a").ok().map(|c| c.report);
         let resources = stage.as_ref().and_then(|s| report.as_ref()?.function(s.symbol).cloned());
@@ -78,10 +79,10 @@ fn rows(machine: &Machine, times: Option<&BTreeMap<String, f64>>) -> Vec<PageRow
             shared: resources.as_ref().map_or(0, |r| r.shared) + stage.map_or(0, |s| s.shared),
         }
     };
-    all().map(row).collect()
+    all_kernels().map(row).collect()
 }
 
-fn render(machine: &Machine, rows: &[PageRow], measured: bool) -> String {
+fn render(machine: &MachineSpec, rows: &[PageRow], measured: bool) -> String {
     let mut page = String::new();
     let name = machine.name.to_uppercase();
     let what = match measured {
@@ -94,7 +95,7 @@ fn render(machine: &Machine, rows: &[PageRow], measured: bool) -> String {
     let _ = write!(
         page,
         "{}<p>{what} Ceilings: {}.</p>",
-        html::begin(&format!("Kernels on the roofline of {name}")),
+        html::page_start(&format!("Kernels on the roofline of {name}")),
         escape(&machine.source)
     );
     page += &plot(machine, rows);
@@ -116,7 +117,7 @@ fn render(machine: &Machine, rows: &[PageRow], measured: bool) -> String {
         );
     }
     page += "</tbody></table>";
-    page += html::END;
+    page += html::PAGE_END;
     page
 }
 
@@ -140,7 +141,7 @@ fn y_of(rate: f64) -> f64 {
 }
 
 /// The plot: two roofs and a dot per kernel. Kernels without arithmetic are drawn at the left edge, as if they did 0.01 operations per byte.
-fn plot(machine: &Machine, rows: &[PageRow]) -> String {
+fn plot(machine: &MachineSpec, rows: &[PageRow]) -> String {
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"roofline\">");
     for decade in X[0] as i32..=X[1] as i32 {
         let x = x_of(10f64.powi(decade));
@@ -214,7 +215,7 @@ mod tests {
 
     #[test]
     fn page_has_every_kernel_and_both_roofs() {
-        let machine = Machine::gpu("h200").unwrap();
+        let machine = MachineSpec::gpu("h200").unwrap();
         let row = |kernel, flops, seconds| PageRow {
             kernel,
             folder: "f",

@@ -13,23 +13,23 @@ use reel_runtime::Device;
 use reel_runtime::device::{Event, MemorySample};
 use serde_json::{Map, Value, json};
 
-use crate::ceilings::{Ceilings, Floor};
-use crate::clocks::{ClockSampler, Clocks};
+use crate::ceilings::{Ceilings, WorkFloor};
+use crate::clocks::{ClockSampler, ClockSummary};
 use crate::ops::{self, OpRow};
-use crate::parts::{self, Part};
+use crate::parts::{self, PartTime};
 use crate::{Result, stats, trace};
 
 /// Interval between two readings of clocks and power.
 const SAMPLING_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The result of [`rounds`].
-pub struct Measured {
+pub struct MeasuredRounds {
     /// Seconds of each timed round, in order.
     pub samples: Vec<f64>,
     /// Ops of the profiled round, longest time first.
     pub ops: Vec<OpRow>,
     /// Parts of the profiled round (forward, backward, …); may be empty.
-    pub parts: Vec<Part>,
+    pub parts: Vec<PartTime>,
     /// Seconds of the profiled round.
     pub profiled: f64,
     /// Start of the first launch of the profiled round, and time until the end of its last.
@@ -39,9 +39,9 @@ pub struct Measured {
     /// Ceilings of the machine.
     pub ceilings: Ceilings,
     /// The least time of a round by these ceilings.
-    pub floor: Floor,
+    pub floor: WorkFloor,
     /// Clocks and power of the GPU during the timed rounds; `None` without a GPU or NVML.
-    pub clocks: Option<Clocks>,
+    pub clocks: Option<ClockSummary>,
     /// Peak device memory in bytes.
     pub peak: usize,
 }
@@ -50,7 +50,12 @@ pub struct Measured {
 ///
 /// # Errors
 /// A round fails, or the device cannot be measured.
-pub fn rounds(device: &Device, dtype: DType, count: usize, mut round: impl FnMut() -> Result<f64>) -> Result<Measured> {
+pub fn time_rounds(
+    device: &Device,
+    dtype: DType,
+    count: usize,
+    mut round: impl FnMut() -> Result<f64>,
+) -> Result<MeasuredRounds> {
     let profile = device.profiler();
     // Only the profiled round appears in a trace: recording would slow down the timed rounds.
     profile.record(false);
@@ -72,10 +77,10 @@ pub fn rounds(device: &Device, dtype: DType, count: usize, mut round: impl FnMut
     let begun = events.first().map_or_else(Instant::now, |e| e.start);
     let end = |e: &Event| Some(e.start + Duration::try_from_secs_f64(e.seconds).ok()?);
     let ended = events.last().and_then(end).unwrap_or(begun);
-    Ok(Measured {
+    Ok(MeasuredRounds {
         samples,
-        ops: ops::rows(&totals, &ceilings, dtype, profiled),
-        parts: parts::parts(&events, &ceilings, dtype),
+        ops: ops::op_rows(&totals, &ceilings, dtype, profiled),
+        parts: parts::part_times(&events, &ceilings, dtype),
         profiled,
         launches: (begun, ended - begun),
         memory: profile.memory(),
@@ -87,7 +92,7 @@ pub fn rounds(device: &Device, dtype: DType, count: usize, mut round: impl FnMut
 }
 
 /// What was measured.
-pub struct Subject<'a> {
+pub struct BenchSubject<'a> {
     /// `prefill`, `decode`, `rollout` or `train`.
     pub op: &'static str,
     /// Model folder.
@@ -104,16 +109,16 @@ pub struct Subject<'a> {
     pub context: usize,
 }
 
-impl Measured {
+impl MeasuredRounds {
     /// The share of the profiled round in which a launch ran.
     pub fn busy(&self) -> f64 {
         self.ops.iter().map(|o| o.share).sum()
     }
 
     /// The result as `reel bench --json` prints it; `more` are further keys.
-    pub fn json(&self, subject: &Subject, more: Map<String, Value>) -> Value {
+    pub fn json(&self, subject: &BenchSubject, more: Map<String, Value>) -> Value {
         let tokens = (subject.tokens * subject.batch) as f64;
-        let [min, median, max] = stats::spread(&self.samples);
+        let [min, median, max] = stats::min_median_max(&self.samples);
         let mut all = json!({
             "op": subject.op,
             "tokens_per_second": tokens / median,
@@ -126,8 +131,8 @@ impl Measured {
             "dtype": subject.dtype.name(),
             "device": subject.device.name(),
             "threads": subject.device.threads(),
-            "machine": machine(subject.device),
-            "products": products(subject.device),
+            "machine": hardware_json(subject.device),
+            "products": product_library(subject.device),
             "model": subject.model,
             "seconds": median,
             "samples": self.samples,
@@ -144,7 +149,7 @@ impl Measured {
             "profiled": {"seconds": self.profiled, "busy": self.busy()},
             "parts": self.parts.iter().map(|p| p.json(self.profiled)).collect::<Vec<_>>(),
             "ops": self.ops.iter().map(OpRow::json).collect::<Vec<_>>(),
-            "clocks": self.clocks.as_ref().map(Clocks::json),
+            "clocks": self.clocks.as_ref().map(ClockSummary::json),
             "version": env!("CARGO_PKG_VERSION"),
         });
         if let Some(all) = all.as_object_mut() {
@@ -180,7 +185,7 @@ pub fn headline(result: &Value) -> String {
 }
 
 /// The result as text: headline, memory, clocks, and the tables of parts and ops.
-pub fn summary(measured: &Measured, result: &Value) -> String {
+pub fn summary(measured: &MeasuredRounds, result: &Value) -> String {
     let mut text = headline(result) + "\n";
     if let Some(planned) = result["planned_peak_bytes"].as_f64() {
         let peak = measured.peak as f64;
@@ -192,16 +197,16 @@ pub fn summary(measured: &Measured, result: &Value) -> String {
     if let Some(clocks) = &measured.clocks {
         text += &(clocks.line() + "\n");
     }
-    text + &parts::table(&measured.parts, measured.profiled) + &ops::table(&measured.ops)
+    text + &parts::part_table(&measured.parts, measured.profiled) + &ops::op_table(&measured.ops)
 }
 
 /// The library that computes matrix products, with a hash of its algorithms; null if reel's own kernels compute them.
-pub fn products(device: &Device) -> Value {
+pub fn product_library(device: &Device) -> Value {
     device.products().map_or(Value::Null, |p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}))
 }
 
 /// Name and driver of the device.
-pub fn machine(device: &Device) -> Value {
+pub fn hardware_json(device: &Device) -> Value {
     let hardware = device.hardware();
     json!({"name": hardware.name, "driver": hardware.driver})
 }

@@ -9,9 +9,9 @@ use reel_kernels::cuda::{Algorithms, Gpu};
 use reel_kernels::{Cost, DType, Team};
 use serde_json::{Value, json};
 
-use crate::catalogue::dtype;
+use crate::catalogue::dtype_of_kernel;
 use crate::error::{Result, failed};
-use crate::machine::Machine;
+use crate::machine::MachineSpec;
 
 /// The times of a kernel.
 pub struct TimedKernel {
@@ -52,7 +52,7 @@ impl TimingDevice {
             TimingDevice::Gpu(gpu, _) => time(gpu, example, runs)?,
             TimingDevice::Cpu(threads) => time_on_cpu(&Team::new(*threads), example, runs),
         };
-        let dtype = dtype(kernel).unwrap_or(DType::F32);
+        let dtype = dtype_of_kernel(kernel).unwrap_or(DType::F32);
         Ok(TimedKernel { kernel, size: example.size.to_string(), dtype, cost: example.launch.cost, timed })
     }
 
@@ -90,7 +90,7 @@ impl TimingDevice {
     fn check_memory(&self, name: &str, need: f64) -> Result<()> {
         let (free, help) = match self {
             TimingDevice::Gpu(gpu, _) => (gpu.driver().memory_free().ok().map(|b| b as f64), "give smaller sizes"),
-            TimingDevice::Cpu(_) => (Machine::host_memory_available(), "give smaller sizes, or end other programs"),
+            TimingDevice::Cpu(_) => (MachineSpec::host_memory_available(), "give smaller sizes, or end other programs"),
         };
         match free.filter(|free| need > *free) {
             None => Ok(()),
@@ -114,7 +114,7 @@ impl TimedKernel {
     }
 
     /// The header of the columns of [`TimedKernel::columns`].
-    pub fn head() -> String {
+    pub fn header() -> String {
         format!(
             "{:34} {:>12} {:>8} {:>11} {:>11} {:>9} {:>9}",
             "kernel", "us", "spread", "GFLOP", "MB", "GB/s", "TFLOP/s"

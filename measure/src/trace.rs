@@ -37,8 +37,8 @@ fn log() -> MutexGuard<'static, Option<Log>> {
     LOG.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-/// Starts recording; [`finish`] writes the trace to the file `to`.
-pub fn start(to: &Path) {
+/// Starts recording; [`finish_trace`] writes the trace to the file `to`.
+pub fn start_trace(to: &Path) {
     *log() = Some(Log { to: to.to_path_buf(), begun: Instant::now(), spans: Vec::new(), device: None, ceilings: None });
 }
 
@@ -47,12 +47,12 @@ pub fn span<T>(name: &str, work: impl FnOnce() -> T) -> T {
     let _range = range(name);
     let begun = Instant::now();
     let result = work();
-    record(name, begun, begun.elapsed().as_secs_f64(), Value::Null);
+    record_span(name, begun, begun.elapsed().as_secs_f64(), Value::Null);
     result
 }
 
 /// Records a span whose time the caller measured; `figures` are shown with it.
-pub fn record(name: &str, begun: Instant, seconds: f64, figures: Value) {
+pub fn record_span(name: &str, begun: Instant, seconds: f64, figures: Value) {
     if let Some(log) = log().as_mut() {
         let args = if figures.is_null() { json!({}) } else { figures };
         log.spans.push(complete(name, HOST, log.at(begun), seconds, args));
@@ -67,7 +67,7 @@ pub fn record_launches(device: &Device, dtype: DType) {
     }
 }
 
-/// Sets the ceilings that launches are compared with. Without them [`finish`] measures the device.
+/// Sets the ceilings that launches are compared with. Without them [`finish_trace`] measures the device.
 pub fn set_ceilings(ceilings: Ceilings) {
     if let Some(log) = log().as_mut() {
         log.ceilings = Some(ceilings);
@@ -78,7 +78,7 @@ pub fn set_ceilings(ceilings: Ceilings) {
 ///
 /// # Errors
 /// The file cannot be written, or the device cannot be measured.
-pub fn finish() -> Result<()> {
+pub fn finish_trace() -> Result<()> {
     let Some(log) = log().take() else { return Ok(()) };
     let to = log.to.clone();
     let text = log.document()?.to_string();

@@ -19,7 +19,7 @@ use reel_train::{SftOptions, TrainError};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Result, failed};
-use crate::rounds::{Measured, rounds};
+use crate::rounds::{MeasuredRounds, time_rounds};
 use crate::{machine, stats, trace};
 
 /// What a measured training step looks like.
@@ -39,14 +39,14 @@ pub struct TrainShape {
 ///
 /// # Errors
 /// The model cannot be opened, a step fails, or the loss is not finite.
-pub fn measure(
+pub fn measure_training(
     device: &Device,
     dtype: DType,
     folder: &Path,
     config: &ModelConfig,
     shape: TrainShape,
     count: usize,
-) -> Result<(Measured, Map<String, Value>)> {
+) -> Result<(MeasuredRounds, Map<String, Value>)> {
     let TrainShape { tokens, batch, gradient_checkpointing, optim } = shape;
     let options = RunOptions {
         gradient_accumulation_steps: 1,
@@ -71,7 +71,7 @@ pub fn measure(
     trace::record_launches(device, dtype);
     let samples = vec![sample(tokens); batch];
     let mut n = 0;
-    let measured = rounds(device, dtype, count, || {
+    let measured = time_rounds(device, dtype, count, || {
         n += 1;
         let begun = Instant::now();
         let result = step(&mut trainer, n, || Ok::<_, TrainError>(Some(samples.clone())))?;
@@ -84,7 +84,7 @@ pub fn measure(
             }
         }
     })?;
-    let weights = multiplied(&trainer, config);
+    let weights = multiplied_weights(&trainer, config);
     let flops = model_flops(&config.text, weights, tokens, batch);
     let median = stats::median(&measured.samples);
     let peak = machine::dense_bf16(&device.hardware().name);
@@ -116,8 +116,9 @@ fn sample(tokens: usize) -> Sample {
     Sample { tokens: ModelInput { input_ids: ids, position_ids, ..ModelInput::default() }, targets }
 }
 
-/// Weights of the decoder's matrices that a token is multiplied by: the table of embeddings is one where it is the head too.
-fn multiplied(trainer: &Trainer, config: &ModelConfig) -> usize {
+/// The number of weights in decoder matrices that every token is multiplied by. The embedding table counts only if it is tied to the
+/// output layer: an embedding is a lookup, not a product.
+fn multiplied_weights(trainer: &Trainer, config: &ModelConfig) -> usize {
     let counts = |name: &str| {
         let table = name.ends_with("embed_tokens.weight") && !config.tie_word_embeddings;
         !(name.starts_with("visual.") || table)
@@ -126,8 +127,10 @@ fn multiplied(trainer: &Trainer, config: &ModelConfig) -> usize {
     matrices.map(|t| t.shape().iter().product::<usize>()).sum()
 }
 
-/// Operations of a step without those that are done again. A product's backward pass is two of its size; attention's forward pass is two
-/// products of `[S, D]` by `[D, S]` a head, of which causal order leaves half.
+/// Operations of a training step, without recomputation.
+///
+/// Per token and weight: 2 in the forward pass and 4 in the backward pass. Attention of a head: two products of `[S, D]` by `[D, S]` in
+/// the forward pass, half of which the causal mask leaves, and twice as much in the backward pass.
 fn model_flops(text: &TextConfig, weights: usize, tokens: usize, batch: usize) -> f64 {
     let (tokens, batch) = (tokens as f64, batch as f64);
     let width = (text.num_attention_heads * text.head_dim) as f64;
@@ -139,9 +142,9 @@ fn model_flops(text: &TextConfig, weights: usize, tokens: usize, batch: usize) -
 mod tests {
     use super::*;
 
-    /// Qwen2.5-VL-7B at 8192 tokens, by hand: 6 · 7.07e9 · 8192 and 6 · 8192² · 3584 · 28.
+    /// Qwen2.5-VL-7B at 8192 tokens: 6 · 7.07e9 · 8192 for weights, 6 · 8192² · 3584 · 28 for attention.
     #[test]
-    fn operations_are_those_of_the_model() {
+    fn model_flops_of_qwen_7b_agree_with_a_hand_calculation() {
         let text = TextConfig {
             vocab_size: 152_064,
             hidden_size: 3584,

@@ -15,7 +15,7 @@ const FIRST: [&str; 8] =
     ["reward", "loss", "kl", "completion_length", "entropy", "grad_norm", "learning_rate", "tokens_per_second"];
 
 /// Charts of all numeric metrics of the steps.
-pub fn html(steps: &[StepMetrics]) -> String {
+pub fn curves_html(steps: &[StepMetrics]) -> String {
     let mut curves: BTreeMap<String, Vec<(u64, f64)>> = BTreeMap::new();
     for step in steps {
         for (name, value) in step.points().into_iter().filter(|(_, value)| value.is_finite()) {

@@ -3,10 +3,10 @@
 const STYLE: &str = include_str!("html.css");
 
 /// The end of a page.
-pub const END: &str = "</main></html>\n";
+pub const PAGE_END: &str = "</main></html>\n";
 
 /// The start of a page, up to and including its title.
-pub fn begin(title: &str) -> String {
+pub fn page_start(title: &str) -> String {
     let title = escape(title);
     format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\

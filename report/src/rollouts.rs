@@ -22,7 +22,7 @@ const MAX_COMPLETIONS: usize = 8;
 const MAX_CHARACTERS: usize = 600;
 
 /// Groups of some steps; empty for a run without rollouts.
-pub fn html(run: &Path, steps: &[StepMetrics]) -> Result<String> {
+pub fn rollouts_html(run: &Path, steps: &[StepMetrics]) -> Result<String> {
     let folder = run.join(ROLLOUTS);
     let name = |step: u64| format!("{step:06}");
     let sampled: Vec<u64> =

@@ -16,7 +16,7 @@ const STYLE: &str = include_str!("run.css");
 ///
 /// # Errors
 /// `metrics.jsonl` or a rollout file of the run cannot be read, or no step has finished.
-pub fn page(run: &Path) -> Result<String> {
+pub fn run_page(run: &Path) -> Result<String> {
     let log = run.join(METRICS);
     let lines = metrics::read(&log, |_: &StepMetrics| true)?;
     let steps: Vec<StepMetrics> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -27,12 +27,12 @@ pub fn page(run: &Path) -> Result<String> {
     let about: Value =
         fs::read(run.join(RUN)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
     let command = about["command"].as_str().unwrap_or("training");
-    let mut page = html::begin(&format!("reel {command}: {}", run.display()));
+    let mut page = html::page_start(&format!("reel {command}: {}", run.display()));
     page += &format!("<style>{STYLE}</style><p>{}</p>", html::escape(&headline(first, last, &about)));
-    page += &curves::html(&steps);
-    page += &rollouts::html(run, &steps)?;
+    page += &curves::curves_html(&steps);
+    page += &rollouts::rollouts_html(run, &steps)?;
     page += &options(&about);
-    Ok(page + html::END)
+    Ok(page + html::PAGE_END)
 }
 
 /// One line about the run: steps, device, change of loss and reward, peak memory, version.

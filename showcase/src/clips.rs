@@ -1,6 +1,6 @@
 //! Synthetic video clips: a shape that moves, a shape that changes color, shapes to count.
 //!
-//! [`make`] draws the clips of a set from a seed, each with a question, a chain of thought and the correct answer.
+//! [`make_clips`] draws the clips of a set from a seed, each with a question, a chain of thought and the correct answer.
 
 use reel_kernels::philox;
 
@@ -22,7 +22,7 @@ const NUMBERS: [&str; 4] = ["one", "two", "three", "four"];
 
 /// What the question about a clip is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Task {
+pub enum ClipTask {
     /// In which direction a shape moves: left, right, up or down.
     Motion,
     /// Which two colors a shape has, in order.
@@ -31,7 +31,7 @@ pub enum Task {
     Count,
 }
 
-impl Task {
+impl ClipTask {
     /// All tasks, in the order of the tables.
     pub const ALL: [Self; 3] = [Self::Motion, Self::Colors, Self::Count];
 
@@ -45,7 +45,7 @@ impl Task {
     }
 
     /// The number of possible answers; a random guess is correct once in so many times.
-    pub fn answers(self) -> usize {
+    pub fn answer_count(self) -> usize {
         match self {
             Self::Motion | Self::Count => 4,
             Self::Colors => 12,
@@ -74,7 +74,7 @@ impl Task {
 #[derive(Clone, Debug)]
 pub struct Clip {
     /// The task that the clip belongs to.
-    pub task: Task,
+    pub task: ClipTask,
     /// File name of the clip, without a folder.
     pub file: String,
     /// Frames, u8 RGB `[FRAMES, SIDE, SIDE, 3]`.
@@ -104,11 +104,11 @@ pub fn answer_of(text: &str) -> &str {
 }
 
 /// The tasks of consecutive clips. Motion is the hardest task and comes twice as often as the others.
-const TURNS: [Task; 4] = [Task::Motion, Task::Colors, Task::Motion, Task::Count];
+const TURNS: [ClipTask; 4] = [ClipTask::Motion, ClipTask::Colors, ClipTask::Motion, ClipTask::Count];
 
 /// A data set of clips.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Set {
+pub enum ClipSet {
     /// For SFT: rows with whole completions.
     Sft,
     /// For GRPO: rows with the correct answers only.
@@ -117,7 +117,7 @@ pub enum Set {
     HeldOut,
 }
 
-impl Set {
+impl ClipSet {
     /// All sets.
     pub const ALL: [Self; 3] = [Self::Sft, Self::Rl, Self::HeldOut];
 
@@ -131,7 +131,7 @@ impl Set {
     }
 
     /// The number of clips in the set.
-    pub fn count(self) -> usize {
+    pub fn clip_count(self) -> usize {
         match self {
             Self::Sft => 96,
             Self::Rl => 576,
@@ -149,8 +149,8 @@ impl Set {
 }
 
 /// The clips of a set: tasks and answers take turns, so that each is equally frequent; everything else is random.
-pub fn make(set: Set, seed: u64) -> Vec<Clip> {
-    let (split, count) = (set.name(), set.count());
+pub fn make_clips(set: ClipSet, seed: u64) -> Vec<Clip> {
+    let (split, count) = (set.name(), set.clip_count());
     // Each set has its own stream of random numbers.
     let stream = split.bytes().fold(0, |h: u64, b| h.wrapping_mul(257).wrapping_add(u64::from(b)));
     (0..count)
@@ -158,13 +158,15 @@ pub fn make(set: Set, seed: u64) -> Vec<Clip> {
             let mut random = ClipRandom { seed, stream: stream.wrapping_mul(1 << 20).wrapping_add(i as u64), index: 0 };
             let task = TURNS[i % TURNS.len()];
             let earlier = (0..i).filter(|j| TURNS[j % TURNS.len()] == task).count();
-            let which = earlier % task.answers();
+            let which = earlier % task.answer_count();
             let (scenes, think, answer) = match task {
-                Task::Motion => {
-                    motion(which, set.color_hint().map(|n| !(earlier / task.answers()).is_multiple_of(n)), &mut random)
-                }
-                Task::Colors => colors(which, &mut random),
-                Task::Count => objects(which, &mut random),
+                ClipTask::Motion => motion(
+                    which,
+                    set.color_hint().map(|n| !(earlier / task.answer_count()).is_multiple_of(n)),
+                    &mut random,
+                ),
+                ClipTask::Colors => colors(which, &mut random),
+                ClipTask::Count => objects(which, &mut random),
             };
             let frames = render(&scenes);
             Clip { task, file: format!("{split}-{i:03}-{}.mp4", task.name()), frames, think, answer }
@@ -320,18 +322,18 @@ mod tests {
 
     #[test]
     fn answers_agree_with_the_pixels() {
-        for clip in Set::ALL.iter().flat_map(|set| make(*set, 7).into_iter().take(48)) {
+        for clip in ClipSet::ALL.iter().flat_map(|set| make_clips(*set, 7).into_iter().take(48)) {
             let frames: Vec<&[u8]> = clip.frames.chunks_exact(SIDE * SIDE * 3).collect();
             assert_eq!(frames.len(), FRAMES);
             let (first, last) = (centroid(frames[0]), centroid(frames[FRAMES - 1]));
             let (dx, dy) = (last[0] - first[0], last[1] - first[1]);
             let truth = match clip.task {
-                Task::Motion if dx < -50.0 => "left".to_string(),
-                Task::Motion if dx > 50.0 => "right".to_string(),
-                Task::Motion if dy < -50.0 => "up".to_string(),
-                Task::Motion => "down".to_string(),
-                Task::Colors => [0, FRAMES - 1].map(|t| color_at(frames[t], centroid(frames[t]))).join(", "),
-                Task::Count => {
+                ClipTask::Motion if dx < -50.0 => "left".to_string(),
+                ClipTask::Motion if dx > 50.0 => "right".to_string(),
+                ClipTask::Motion if dy < -50.0 => "up".to_string(),
+                ClipTask::Motion => "down".to_string(),
+                ClipTask::Colors => [0, FRAMES - 1].map(|t| color_at(frames[t], centroid(frames[t]))).join(", "),
+                ClipTask::Count => {
                     let lit = |p: usize| frames[0][3 * p..][..3].iter().any(|&c| c > 90);
                     let half = |x: usize| usize::from(x >= SIDE / 2);
                     let corners: HashSet<[usize; 2]> =
@@ -351,7 +353,7 @@ mod tests {
 
     #[test]
     fn sets_are_balanced_disjoint_and_reproducible() {
-        let sets = Set::ALL.map(|set| make(set, 0));
+        let sets = ClipSet::ALL.map(|set| make_clips(set, 0));
         for clips in &sets {
             let mut counts = BTreeMap::new();
             for c in clips {
@@ -359,20 +361,20 @@ mod tests {
             }
             for ((task, _), n) in counts {
                 let of = TURNS.iter().filter(|t| **t == task).count() * clips.len() / TURNS.len();
-                assert_eq!(n, of / task.answers(), "{task:?}");
+                assert_eq!(n, of / task.answer_count(), "{task:?}");
             }
         }
         let seen: HashSet<&[u8]> = sets.iter().flatten().map(|c| &c.frames[..]).collect();
         assert_eq!(seen.len(), sets.iter().map(Vec::len).sum::<usize>());
-        assert_eq!(make(Set::Rl, 0)[17].frames, sets[1][17].frames);
-        assert_ne!(make(Set::Rl, 1)[17].frames, sets[1][17].frames);
+        assert_eq!(make_clips(ClipSet::Rl, 0)[17].frames, sets[1][17].frames);
+        assert_ne!(make_clips(ClipSet::Rl, 1)[17].frames, sets[1][17].frames);
     }
 
     /// The color tells the direction in 4 of 5 motion clips for SFT and evaluation, and by chance (1 of 4) in those for GRPO.
     #[test]
     fn color_hints_are_in_sft_and_held_out_clips_only() {
-        for set in Set::ALL {
-            let motions: Vec<Clip> = make(set, 5).into_iter().filter(|c| c.task == Task::Motion).collect();
+        for set in ClipSet::ALL {
+            let motions: Vec<Clip> = make_clips(set, 5).into_iter().filter(|c| c.task == ClipTask::Motion).collect();
             let hinted = motions.iter().filter(|c| {
                 let direction = ["left", "right", "up", "down"].iter().position(|d| *d == c.answer);
                 let frame = &c.frames[..SIDE * SIDE * 3];
@@ -380,7 +382,7 @@ mod tests {
             });
             let (hinted, all) = (hinted.count(), motions.len());
             match set {
-                Set::Rl => assert!((all / 6..all / 3).contains(&hinted), "{hinted} of {all}"),
+                ClipSet::Rl => assert!((all / 6..all / 3).contains(&hinted), "{hinted} of {all}"),
                 _ => assert!((3 * all / 4..=7 * all / 8).contains(&hinted), "{hinted} of {all}"),
             }
         }

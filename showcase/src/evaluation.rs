@@ -16,7 +16,7 @@ use reel_runtime::{Cx, DType, Device};
 use reel_train::rollout::shuffled;
 
 use crate::Result;
-use crate::clips::{Clip, Task, answer_of};
+use crate::clips::{Clip, ClipTask, answer_of};
 
 /// Maximum tokens of an answer; the correct completions are much shorter.
 const MAX_ANSWER_TOKENS: usize = 48;
@@ -36,7 +36,7 @@ pub struct Tally {
 
 impl Tally {
     /// Counts the correct ones among answers, each with its clip.
-    pub fn count<'a>(answers: impl Iterator<Item = (&'a Clip, &'a String)>) -> Self {
+    pub fn count_correct<'a>(answers: impl Iterator<Item = (&'a Clip, &'a String)>) -> Self {
         answers.fold(Self::default(), |t, (clip, text)| Self {
             correct: t.correct + usize::from(answer_of(text) == clip.answer),
             total: t.total + 1,
@@ -44,23 +44,23 @@ impl Tally {
     }
 
     /// Accuracy: correct answers over all, 0 to 1.
-    pub fn share(self) -> f64 {
+    pub fn accuracy(self) -> f64 {
         self.correct as f64 / self.total.max(1) as f64
     }
 
     /// Binomial variance of the accuracy.
     pub fn variance(self) -> f64 {
-        self.share() * (1.0 - self.share()) / self.total.max(1) as f64
+        self.accuracy() * (1.0 - self.accuracy()) / self.total.max(1) as f64
     }
 }
 
 /// How far the accuracy of `high` is above that of `low`, in standard errors of the difference of two binomial proportions; 0 if
 /// the accuracies are equal.
 pub fn standard_errors(low: Tally, high: Tally) -> f64 {
-    if low.share() == high.share() {
+    if low.accuracy() == high.accuracy() {
         return 0.0;
     }
-    (high.share() - low.share()) / (low.variance() + high.variance()).sqrt()
+    (high.accuracy() - low.accuracy()) / (low.variance() + high.variance()).sqrt()
 }
 
 /// A model's answers in one evaluation.
@@ -74,26 +74,26 @@ pub struct Answers {
 
 impl Answers {
     /// Correct answers of one task, or of all tasks.
-    pub fn tally(&self, clips: &[Clip], task: Option<Task>) -> Tally {
-        Tally::count(clips.iter().zip(&self.ordered).filter(|(c, _)| task.is_none_or(|t| t == c.task)))
+    pub fn tally(&self, clips: &[Clip], task: Option<ClipTask>) -> Tally {
+        Tally::count_correct(clips.iter().zip(&self.ordered).filter(|(c, _)| task.is_none_or(|t| t == c.task)))
     }
 
     /// Correct answers to motion clips with shuffled frames.
     pub fn shuffled_tally(&self, clips: &[Clip]) -> Tally {
-        let motion: Vec<&Clip> = clips.iter().filter(|c| c.task == Task::Motion).collect();
-        Tally::count(motion.into_iter().cycle().zip(&self.shuffled))
+        let motion: Vec<&Clip> = clips.iter().filter(|c| c.task == ClipTask::Motion).collect();
+        Tally::count_correct(motion.into_iter().cycle().zip(&self.shuffled))
     }
 
     /// The accuracies in one line of text.
     pub fn summary(&self, clips: &[Clip]) -> String {
-        let share = |t: Tally| format!("{} of {}", t.correct, t.total);
+        let fraction = |t: Tally| format!("{} of {}", t.correct, t.total);
         let (all, motion, shuffled) =
-            (self.tally(clips, None), self.tally(clips, Some(Task::Motion)), self.shuffled_tally(clips));
+            (self.tally(clips, None), self.tally(clips, Some(ClipTask::Motion)), self.shuffled_tally(clips));
         format!(
             "{} held-out clips answered correctly; motion {}, with shuffled frames {}",
-            share(all),
-            share(motion),
-            share(shuffled)
+            fraction(all),
+            fraction(motion),
+            fraction(shuffled)
         )
     }
 }
@@ -123,7 +123,7 @@ impl Evaluation {
         };
         let ordered = clips.iter().map(ask).collect::<Result<Vec<_>>>()?;
         let motion = |order: u64| {
-            let motion = clips.iter().zip(&ordered).filter(|(c, _)| c.task == Task::Motion);
+            let motion = clips.iter().zip(&ordered).filter(|(c, _)| c.task == ClipTask::Motion);
             motion.zip(0u64..).map(move |((_, tokens), i)| shuffled(tokens, (order << 32) + i))
         };
         let shuffled = (0..SHUFFLES).flat_map(motion).collect();

@@ -13,9 +13,9 @@ use reel_report::chart::Chart;
 use reel_report::html::escape;
 
 use crate::Result;
-use crate::clips::{FRAMES, SIDE, Task, answer_of};
+use crate::clips::{ClipTask, FRAMES, SIDE, answer_of};
 use crate::evaluation::{Tally, standard_errors};
-use crate::pipeline::{GRPO_PAGE, Outcome, STAGES};
+use crate::pipeline::{DemoOutcome, GRPO_PAGE, STAGES};
 
 const STYLE: &str = include_str!("page.css");
 /// The page shows the answers to the first this many held-out clips.
@@ -32,16 +32,19 @@ pub struct ResultRow {
 }
 
 /// The results of a demo: a row for each task, one for motion clips with shuffled frames, and one for all clips.
-pub fn rows(o: &Outcome) -> Vec<ResultRow> {
-    let guess = |task: Task| 1.0 / task.answers() as f64;
-    let row = |name, task: Option<Task>| ResultRow {
+pub fn result_rows(o: &DemoOutcome) -> Vec<ResultRow> {
+    let guess = |task: ClipTask| 1.0 / task.answer_count() as f64;
+    let row = |name, task: Option<ClipTask>| ResultRow {
         name,
         tallies: o.answers.each_ref().map(|s| s.tally(&o.clips, task)),
         guess: task.map(guess),
     };
-    let mut rows: Vec<ResultRow> = Task::ALL.iter().map(|task| row(task.name(), Some(*task))).collect();
+    let mut rows: Vec<ResultRow> = ClipTask::ALL.iter().map(|task| row(task.name(), Some(*task))).collect();
     let shuffled = o.answers.each_ref().map(|s| s.shuffled_tally(&o.clips));
-    rows.insert(1, ResultRow { name: "motion, frames shuffled", tallies: shuffled, guess: Some(guess(Task::Motion)) });
+    rows.insert(
+        1,
+        ResultRow { name: "motion, frames shuffled", tallies: shuffled, guess: Some(guess(ClipTask::Motion)) },
+    );
     rows.push(row("all", None));
     rows
 }
@@ -50,7 +53,7 @@ pub fn rows(o: &Outcome) -> Vec<ResultRow> {
 ///
 /// # Errors
 /// A frame cannot be encoded as PNG.
-pub fn page(o: &Outcome, machine: &str) -> Result<String> {
+pub fn demo_page(o: &DemoOutcome, machine: &str) -> Result<String> {
     let mut page = begin(
         "A tiny Qwen2.5-VL with random weights learned to answer questions about video clips with a chain of thought: first by supervised \
          fine-tuning, then from rewards. Everything ran on this machine.",
@@ -64,7 +67,7 @@ pub fn page(o: &Outcome, machine: &str) -> Result<String> {
             stage.title,
             stage.about,
             steps.len(),
-            duration(*took)
+            duration_text(*took)
         );
         for (name, caption, log) in stage.curves {
             let points: Vec<(u64, f64)> =
@@ -77,7 +80,7 @@ pub fn page(o: &Outcome, machine: &str) -> Result<String> {
     let _ = write!(
         page,
         "<p class=\"note\"><a href=\"{GRPO_PAGE}\">Completions that {} sampled over time</a>, with frames and rewards.</p>",
-        o.second()
+        o.second_stage_name()
     );
     gallery(&mut page, o)?;
     let commands = o.commands.iter().map(|c| escape(c)).collect::<Vec<_>>().join("\n");
@@ -86,16 +89,16 @@ pub fn page(o: &Outcome, machine: &str) -> Result<String> {
 }
 
 /// The overview of several seeds; the page of each is `seed-N/report.html`.
-pub fn overview(outcomes: &[Outcome], machine: &str) -> String {
+pub fn overview_page(outcomes: &[DemoOutcome], machine: &str) -> String {
     let mut page = begin("The same training with a different seed each time: weights, clips and sampling differ.");
-    let second = outcomes.first().map_or("T-GRPO", Outcome::second);
+    let second = outcomes.first().map_or("T-GRPO", DemoOutcome::second_stage_name);
     let _ = write!(
         page,
         "<section><table><thead><tr><th>Seed</th><th>Held-out clips</th><th>Before</th><th>After SFT</th><th>After {second}</th>\
          <th>SFT, in standard errors</th><th>{second}</th></tr></thead><tbody>"
     );
     for o in outcomes {
-        for row in rows(o) {
+        for row in result_rows(o) {
             let [a, b, c] = row.tallies;
             let _ = write!(
                 page,
@@ -127,21 +130,21 @@ fn end(machine: &str) -> String {
 }
 
 fn share(t: Tally) -> String {
-    format!("{:.1} %", 100.0 * t.share())
+    format!("{:.1} %", 100.0 * t.accuracy())
 }
 
-fn figures(page: &mut String, o: &Outcome) {
+fn figures(page: &mut String, o: &DemoOutcome) {
     let all = o.answers.each_ref().map(|s| s.tally(&o.clips, None));
-    let after = format!("after {}", o.second());
+    let after = format!("after {}", o.second_stage_name());
     let figures: [(&str, String); 8] = [
         ("correct before", share(all[0])),
         ("after SFT", share(all[1])),
         (&after, share(all[2])),
         ("held-out clips", all[2].total.to_string()),
         ("parameters", format!("{:.2} M", o.parameters as f64 / 1e6)),
-        ("SFT", duration(o.took[0])),
-        (o.second(), duration(o.took[1])),
-        ("all", duration(o.all)),
+        ("SFT", duration_text(o.took[0])),
+        (o.second_stage_name(), duration_text(o.took[1])),
+        ("all", duration_text(o.all)),
     ];
     *page += "<dl class=\"figures\">";
     for (name, value) in figures {
@@ -150,14 +153,14 @@ fn figures(page: &mut String, o: &Outcome) {
     *page += "</dl>";
 }
 
-fn results(page: &mut String, o: &Outcome) {
-    let second = o.second();
+fn results(page: &mut String, o: &DemoOutcome) {
+    let second = o.second_stage_name();
     let _ = write!(
         page,
         "<section><h2>Held-out clips answered correctly</h2><table><thead><tr><th>Task</th><th>Before</th><th>After SFT</th>\
          <th>After {second}</th><th class=\"bar\"></th></tr></thead><tbody>"
     );
-    for row in rows(o) {
+    for row in result_rows(o) {
         let [a, b, c] = row.tallies;
         let mark =
             row.guess.map_or(String::new(), |g| format!("<i style=\"left:{:.1}%\" title=\"guessing\"></i>", 100.0 * g));
@@ -170,8 +173,8 @@ fn results(page: &mut String, o: &Outcome) {
             share(a),
             share(b),
             share(c),
-            100.0 * c.share(),
-            100.0 * b.share(),
+            100.0 * c.accuracy(),
+            100.0 * b.accuracy(),
         );
     }
     let _ = write!(
@@ -184,7 +187,7 @@ fn results(page: &mut String, o: &Outcome) {
     );
 }
 
-fn gallery(page: &mut String, o: &Outcome) -> Result<()> {
+fn gallery(page: &mut String, o: &DemoOutcome) -> Result<()> {
     let _ = write!(
         page,
         "<section><h2>Questions and answers</h2><p class=\"note\">The first {SHOWN} held-out clips with their frames in order.</p>"
@@ -217,7 +220,7 @@ fn gallery(page: &mut String, o: &Outcome) -> Result<()> {
 }
 
 /// A duration in words: `42 s`, `3 min 20 s`.
-pub fn duration(d: Duration) -> String {
+pub fn duration_text(d: Duration) -> String {
     let s = d.as_secs_f64().round() as u64;
     if s < 100 { format!("{s} s") } else { format!("{} min {} s", s / 60, s % 60) }
 }
@@ -256,19 +259,19 @@ fn png(pixels: &[u8]) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clips::{self, Clip, Set};
+    use crate::clips::{self, Clip, ClipSet};
     use crate::evaluation::Answers;
     use serde_json::json;
 
-    fn outcome(seed: u64) -> Outcome {
-        let clips = clips::make(Set::HeldOut, 3)[..6].to_vec();
+    fn outcome(seed: u64) -> DemoOutcome {
+        let clips = clips::make_clips(ClipSet::HeldOut, 3)[..6].to_vec();
         let noise = Answers { ordered: vec!["<b>noise & more".to_string(); 6], shuffled: vec![String::new(); 9] };
         let mut right =
             Answers { ordered: clips.iter().map(Clip::completion).collect(), shuffled: vec!["no".into(); 9] };
         right.shuffled[3] = clips[0].completion();
         let mut half = right.clone();
         half.ordered[1] = "<answer>wrong</answer>".to_string();
-        Outcome {
+        DemoOutcome {
             seed,
             temporal: true,
             clips,
@@ -288,11 +291,11 @@ mod tests {
     fn page_is_self_contained_and_counts_correct_answers() -> Result<()> {
         let o = outcome(1);
         let tallies: Vec<(&str, usize, usize)> =
-            rows(&o).iter().map(|r| (r.name, r.tallies[1].correct, r.tallies[1].total)).collect();
+            result_rows(&o).iter().map(|r| (r.name, r.tallies[1].correct, r.tallies[1].total)).collect();
         let want =
             [("motion", 3, 3), ("motion, frames shuffled", 1, 9), ("colors", 1, 2), ("count", 1, 1), ("all", 5, 6)];
         assert_eq!(tallies, want);
-        let page = page(&o, "a < b")?;
+        let page = demo_page(&o, "a < b")?;
         assert!(page.contains("83.3 %") && page.contains("<polyline") && page.contains("a &lt; b, seed 1"));
         assert!(!page.contains("http") && !page.contains("<b>noise"));
         assert_eq!(page.matches("<img").count(), 6 * FRAMES);
@@ -301,7 +304,7 @@ mod tests {
 
     #[test]
     fn overview_links_to_the_page_of_each_seed() {
-        let page = overview(&[outcome(7), outcome(8)], "a machine");
+        let page = overview_page(&[outcome(7), outcome(8)], "a machine");
         assert!(page.contains("seed-7/report.html") && page.contains("seed-8/report.html"));
         assert!(page.contains("100.0 %") && page.ends_with("</html>\n"));
     }

@@ -25,13 +25,13 @@ use reel_runtime::Device;
 use reel_train::options::RunOptions;
 use serde_json::{Value, json};
 
-use crate::clips::{self, Clip, FPS, FRAMES, SIDE, Set};
+use crate::clips::{self, Clip, ClipSet, FPS, FRAMES, SIDE};
 use crate::evaluation::{Answers, Evaluation};
 use crate::page::SHOWN;
 use crate::{Result, ShowcaseError};
 
 /// One of the two training stages.
-pub struct Stage {
+pub struct TrainingStage {
     /// The command, and the name of the stage's files: `sft` or `grpo`.
     pub name: &'static str,
     /// Its options, as `--config` takes them.
@@ -45,15 +45,15 @@ pub struct Stage {
 }
 
 /// The training stages in their order.
-pub const STAGES: [Stage; 2] = [
-    Stage {
+pub const STAGES: [TrainingStage; 2] = [
+    TrainingStage {
         name: "sft",
         config: include_str!("sft.toml"),
         title: "Supervised fine-tuning (SFT)",
         about: "The model learns to reproduce a chain of thought and an answer for each clip.",
         curves: &[("loss", "loss of each step and its running mean, logarithmic", true)],
     },
-    Stage {
+    TrainingStage {
         name: "grpo",
         config: include_str!("grpo.toml"),
         title: "Reinforcement learning (GRPO)",
@@ -91,7 +91,7 @@ pub struct Demo {
 }
 
 /// A folder with everything that training starts from.
-pub struct Prepared {
+pub struct PreparedDemo {
     started: Instant,
     /// Parameters of the model.
     parameters: u64,
@@ -100,7 +100,7 @@ pub struct Prepared {
 }
 
 /// The results of a demo.
-pub struct Outcome {
+pub struct DemoOutcome {
     /// Seed of weights, clips and sampling.
     pub seed: u64,
     /// Whether the GRPO stage had the temporal reward.
@@ -121,9 +121,9 @@ pub struct Outcome {
     pub commands: Vec<String>,
 }
 
-impl Outcome {
+impl DemoOutcome {
     /// The name of the second stage.
-    pub fn second(&self) -> &'static str {
+    pub fn second_stage_name(&self) -> &'static str {
         if self.temporal { "T-GRPO" } else { "GRPO" }
     }
 }
@@ -133,12 +133,12 @@ impl Demo {
     ///
     /// # Errors
     /// The folder holds something else, a file cannot be written, or a clip cannot be encoded.
-    pub fn prepare(&self) -> Result<Prepared> {
+    pub fn prepare(&self) -> Result<PreparedDemo> {
         let started = Instant::now();
         self.clear()?;
         let parameters = self.make_models()?;
         let held_out = trace::span("clips", || self.make_clips())?;
-        Ok(Prepared { started, parameters, held_out })
+        Ok(PreparedDemo { started, parameters, held_out })
     }
 
     /// Trains and evaluates on `device`.
@@ -149,13 +149,13 @@ impl Demo {
     /// Training fails, a model cannot be evaluated, or a file cannot be read or written.
     pub fn run<E: From<ShowcaseError>>(
         &self,
-        prepared: Prepared,
+        prepared: PreparedDemo,
         device: &Device,
         media: &MediaOptions,
         sft: impl FnOnce() -> std::result::Result<(), E>,
         grpo: impl FnOnce() -> std::result::Result<(), E>,
-    ) -> std::result::Result<Outcome, E> {
-        let Prepared { started, parameters, held_out } = prepared;
+    ) -> std::result::Result<DemoOutcome, E> {
+        let PreparedDemo { started, parameters, held_out } = prepared;
         let evaluation =
             trace::span("questions", || Evaluation::new(&self.path("model"), &self.path("clips"), &held_out, media))?;
         let evaluate = |part: &str, when: &str| -> Result<Answers> {
@@ -172,9 +172,9 @@ impl Demo {
         grpo()?;
         let grpo_took = started_grpo.elapsed();
         let after = evaluate("grpo", "after GRPO")?;
-        let page = run::page(&self.path("grpo")).map_err(ShowcaseError::from)?;
+        let page = run::run_page(&self.path("grpo")).map_err(ShowcaseError::from)?;
         write(&self.path(GRPO_PAGE), &page)?;
-        Ok(Outcome {
+        Ok(DemoOutcome {
             seed: self.seed,
             temporal: self.temporal,
             answers: [before, between, after],
@@ -209,7 +209,7 @@ impl Demo {
 
     /// Removes the files of an earlier demo, and nothing else; then writes the .toml files.
     fn clear(&self) -> Result<()> {
-        check_folder(&self.folder)?;
+        check_output_folder(&self.folder)?;
         let cannot = |path: &Path, what: &str, e: std::io::Error, help: &str| {
             ShowcaseError::Output(Diagnostic::new(path.display().to_string(), format!("cannot be {what}: {e}"), help))
         };
@@ -246,8 +246,8 @@ impl Demo {
     fn make_clips(&self) -> Result<Vec<Clip>> {
         let encoding = VideoEncoding::new(VideoCodec::best(), (FPS as i32, 1));
         let mut held_out = Vec::new();
-        for set in Set::ALL {
-            let mut made = clips::make(set, self.seed);
+        for set in ClipSet::ALL {
+            let mut made = clips::make_clips(set, self.seed);
             let mut rows = String::new();
             for clip in &made {
                 let frames = FrameView::new(&clip.frames, FRAMES, SIDE, SIDE)?;
@@ -260,7 +260,7 @@ impl Demo {
             made.iter_mut().skip(SHOWN).for_each(|clip| clip.frames = Vec::new());
             held_out = made;
         }
-        let [sft, rl, evaluated] = Set::ALL.map(Set::count);
+        let [sft, rl, evaluated] = ClipSet::ALL.map(ClipSet::clip_count);
         let folder = self.path("clips");
         self.progress(format!("{}: {sft} clips for SFT, {rl} for GRPO, {evaluated} held out", folder.display()));
         Ok(held_out)
@@ -301,7 +301,7 @@ fn without_temporal(config: &str) -> String {
 ///
 /// # Errors
 /// The folder holds anything else.
-pub fn check_folder(folder: &Path) -> Result<()> {
+pub fn check_output_folder(folder: &Path) -> Result<()> {
     // Every version of sft.toml has this at the end of its first line.
     let of_a_demo = |config: String| config.lines().next().is_some_and(|line| line.ends_with("(`reel sft --config`)."));
     let is_demo = |folder: &Path| fs::read_to_string(folder.join("sft.toml")).is_ok_and(of_a_demo);
@@ -314,11 +314,13 @@ pub fn check_folder(folder: &Path) -> Result<()> {
 }
 
 /// A clip as a row of a training data file.
-fn row(clip: &Clip, set: Set) -> Value {
+fn row(clip: &Clip, set: ClipSet) -> Value {
     let video = json!({"type": "video", "video": format!("clips/{}", clip.file)});
     let question = json!({"role": "user", "content": [video, {"type": "text", "text": clip.task.question()}]});
     match set {
-        Set::Rl => json!({"prompt": [question], "problem_type": clip.task.problem_type(), "solution": clip.solution()}),
+        ClipSet::Rl => {
+            json!({"prompt": [question], "problem_type": clip.task.problem_type(), "solution": clip.solution()})
+        }
         _ => json!({"messages": [question, {"role": "assistant", "content": clip.completion()}]}),
     }
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use reel_kernels::bench::copy_seconds;
 use reel_kernels::catalogue::Example;
-use reel_measure::catalogue::{all, named};
+use reel_measure::catalogue::{all_kernels, find_kernels};
 use reel_measure::timing::{TimedKernel, TimingDevice};
 use serde_json::{Value, json};
 
@@ -39,12 +39,12 @@ impl KernelsBenchArgs {
         let gpu = gpu(name)?;
         let bandwidth = 2.0 * COPY as f64 / copy_seconds(&gpu, COPY, 10)?;
         let examples: Vec<Example> = match &self.kernel {
-            Some(name) => named(name)?.into_iter().map(|(_, e)| e).collect(),
-            None => all().map(|(_, e)| e).collect(),
+            Some(name) => find_kernels(name)?.into_iter().map(|(_, e)| e).collect(),
+            None => all_kernels().map(|(_, e)| e).collect(),
         };
         if !common.json {
             output::line(format!("{}: copies {:.0} GB/s, read and written", gpu.name(), bandwidth * 1e-9))?;
-            output::line(format!("{}  of the bandwidth", TimedKernel::head()))?;
+            output::line(format!("{}  of the bandwidth", TimedKernel::header()))?;
         }
         let (name, sm) = (gpu.name().to_string(), gpu.sm());
         let timing_device = TimingDevice::gpu(gpu);

@@ -12,7 +12,7 @@ use reel_kernels::compile::check::{Checked, Function, check};
 use reel_kernels::compile::ptxas::Resources;
 use reel_kernels::compile::{self, ARCHITECTURES, CompileError};
 use reel_kernels::{FOLDERS, Source};
-use reel_measure::catalogue::named;
+use reel_measure::catalogue::find_kernels;
 use serde_json::{Value, json};
 
 use crate::common::Common;
@@ -22,9 +22,11 @@ use crate::output;
 /// Compile every kernel for every architecture; fail on register spills and on optimizations that ptxas gave up. With --device cpu, sim or
 /// cuda: run the kernels on random data of --seed and compare the results with their f64 formulas.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Examples:\n  reel kernels check --kernel rms_norm\n  reel kernels check --device sim --kernel rms_norm --seed 7\n  reel kernels check --device cuda --compare"
-)]
+#[command(after_help = "\
+Example:
+  reel kernels check --kernel rms_norm
+  reel kernels check --device cpu --kernel rms_norm --seed 7
+  reel kernels check --device cuda --compare")]
 pub struct KernelsCheckArgs {
     /// Only this kernel, or the kernels of this folder
     #[arg(long, value_name = "KERNEL")]
@@ -116,7 +118,7 @@ impl KernelsCheckArgs {
     /// The source files of the selected kernels.
     fn sources(&self) -> Result<Vec<&'static Source>> {
         let Some(name) = &self.kernel else { return Ok(FOLDERS.iter().map(|f| f.source).collect()) };
-        Ok(vec![named(name)?[0].0.source])
+        Ok(vec![find_kernels(name)?[0].0.source])
     }
 }
 

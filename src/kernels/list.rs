@@ -3,7 +3,7 @@
 use anyhow::Result;
 use reel_kernels::Arch;
 use reel_kernels::catalogue::FOLDERS;
-use reel_measure::catalogue::dtype;
+use reel_measure::catalogue::dtype_of_kernel;
 use serde_json::json;
 
 use crate::common::Common;
@@ -17,7 +17,7 @@ pub fn run(common: &Common) -> Result<()> {
             let kernel = example.launch.kernel;
             let stages = (kernel.plan)(&example.launch.params, &Arch::H100);
             let symbols: Vec<_> = stages.iter().map(|s| s.symbol).collect();
-            rows.push((kernel.name, folder.name, dtype(kernel.name).map_or("", |t| t.name()), symbols));
+            rows.push((kernel.name, folder.name, dtype_of_kernel(kernel.name).map_or("", |t| t.name()), symbols));
         }
     }
     if common.json {

@@ -25,7 +25,7 @@ impl KernelsPackArgs {
     /// Compiles the kernels and writes the file.
     pub fn run(&self, common: &Common) -> Result<()> {
         let bytes = builtin::pack(common.threads()?)?;
-        output::file(&self.out, &bytes)?;
+        output::write_file(&self.out, &bytes)?;
         let to = self.out.display().to_string();
         if common.json {
             return output::json(&json!({"file": to, "bytes": bytes.len()}));

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use reel_kernels::FOLDERS;
-use reel_measure::machine::Machine;
-use reel_measure::roofline_page;
+use reel_measure::machine::MachineSpec;
+use reel_measure::roofline_page::roofline_page;
 
 use super::check::compile_all;
 use crate::common::Common;
@@ -30,11 +30,11 @@ pub struct KernelsReportArgs {
 impl KernelsReportArgs {
     /// Writes the page.
     pub fn run(&self, common: &Common) -> Result<()> {
-        let machine = Machine::gpu(&self.gpu)?;
+        let machine = MachineSpec::gpu(&self.gpu)?;
         // Compiles on all threads what the page then looks up; without NVRTC the page has no registers.
         compile_all(&FOLDERS.iter().map(|f| f.source).collect::<Vec<_>>(), &["sm_90a".to_string()], common)?;
-        let (page, kernels) = roofline_page::page(&machine, self.times.as_deref())?;
-        output::file(&self.out, page.as_bytes())?;
+        let (page, kernels) = roofline_page(&machine, self.times.as_deref())?;
+        output::write_file(&self.out, page.as_bytes())?;
         match common.json {
             true => output::json(&serde_json::json!({"out": self.out, "kernels": kernels})),
             false => output::line(format!("{}: {kernels} kernels", self.out.display())),

@@ -7,7 +7,7 @@ use anyhow::Result;
 use reel_kernels::checks::suite::{Outcome, run_all, select};
 use reel_kernels::checks::{Compared, Device, Setup};
 use reel_kernels::compile;
-use reel_measure::catalogue::named;
+use reel_measure::catalogue::find_kernels;
 use serde_json::{Value, json};
 
 use super::gpu;
@@ -21,7 +21,7 @@ const INTERLEAVINGS: u32 = 8;
 /// Runs the checks of a kernel, of a folder, or of all kernels.
 pub fn run(common: &Common, kernel: Option<&str>, compare: bool) -> Result<()> {
     if let Some(name) = kernel {
-        named(name)?;
+        find_kernels(name)?;
     }
     let device = match common.device.as_deref() {
         Some("cpu") => Device::Cpu,

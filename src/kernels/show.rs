@@ -5,8 +5,8 @@ use clap::Args;
 use reel_kernels::catalogue::{Example, Folder};
 use reel_kernels::compile::{self, ptxas::Resources};
 use reel_kernels::{Arch, Stage};
-use reel_measure::catalogue::{dtype, named};
-use reel_measure::machine::Machine;
+use reel_measure::catalogue::{dtype_of_kernel, find_kernels};
+use reel_measure::machine::MachineSpec;
 use serde_json::{Value, json};
 
 use crate::common::Common;
@@ -42,7 +42,7 @@ struct Floor {
 impl KernelsShowArgs {
     /// Prints the kernels.
     pub fn run(&self, common: &Common) -> Result<()> {
-        let kernels = named(&self.kernel)?;
+        let kernels = find_kernels(&self.kernel)?;
         if common.json {
             let all = kernels.iter().map(|(f, e)| to_json(f, e)).collect::<Result<Vec<_>>>()?;
             return output::json(&all);
@@ -125,8 +125,8 @@ fn plan(example: &Example) -> (Vec<Planned>, Option<String>) {
 fn floors(example: &Example) -> Result<Vec<Floor>> {
     let (name, cost) = (example.launch.kernel.name, example.launch.cost);
     let floor = |gpu: &'static str| {
-        let rates = Machine::gpu(gpu)?.ceilings;
-        let seconds = rates.floor_seconds(name, cost, dtype(name).unwrap_or(reel_kernels::DType::F32));
+        let rates = MachineSpec::gpu(gpu)?.ceilings;
+        let seconds = rates.floor_seconds(name, cost, dtype_of_kernel(name).unwrap_or(reel_kernels::DType::F32));
         let bound = if seconds * rates.bytes > cost.bytes * 1.000_001 { "arithmetic" } else { "memory" };
         Ok(Floor { gpu, seconds, bound })
     };

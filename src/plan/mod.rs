@@ -7,7 +7,7 @@ mod table;
 use anyhow::Result;
 use clap::{ArgMatches, Args, Subcommand};
 use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
-use reel_measure::machine::Machine;
+use reel_measure::machine::MachineSpec;
 use reel_model::batch::Sequence;
 use reel_model::checkpoint;
 use reel_model::config::ModelConfig;
@@ -121,18 +121,18 @@ impl PlanArgs {
 }
 
 impl Sizes {
-    fn machine(&self, common: &Common) -> Result<Machine> {
+    fn machine(&self, common: &Common) -> Result<MachineSpec> {
         match &self.gpu {
-            Some(name) => Ok(Machine::gpu(name)?),
+            Some(name) => Ok(MachineSpec::gpu(name)?),
             None => match common.device()? {
-                common::Device::Cpu => Ok(Machine::this_cpu(common.threads()?)),
-                common::Device::Cuda(number) => Ok(Machine::this_gpu(number)?),
-                common::Device::Sim => Err(bad_usage(
+                common::DeviceName::Cpu => Ok(MachineSpec::this_cpu(common.threads()?)),
+                common::DeviceName::Cuda(number) => Ok(MachineSpec::this_gpu(number)?),
+                common::DeviceName::Sim => Err(bad_usage(
                     "--device",
                     "sim runs at the speed of this CPU, not of a GPU",
                     "give --gpu NAME or --device cpu",
                 )),
-                common::Device::Dry => {
+                common::DeviceName::Dry => {
                     Err(bad_usage("--device", "dry has no speed", "give --gpu NAME or --device cpu"))
                 }
             },
@@ -141,7 +141,7 @@ impl Sizes {
 
     /// Device `dry` with the kernels of the machine to plan for.
     fn device(&self, common: &Common) -> Result<Device> {
-        let cpu = self.gpu.is_none() && common.device()? == common::Device::Cpu;
+        let cpu = self.gpu.is_none() && common.device()? == common::DeviceName::Cpu;
         Ok(match cpu {
             true => Device::dry(Kernels::Cpu),
             false => Device::dry_of(Kernels::Cuda, self.machine(common)?.compute_capability),

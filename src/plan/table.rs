@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use reel_measure::machine::Machine;
+use reel_measure::machine::MachineSpec;
 use reel_runtime::{DType, MemoryUse};
 use reel_train::plan::PhaseCosts;
 use serde_json::json;
@@ -38,7 +38,7 @@ struct Line<'a> {
     bound: &'static str,
 }
 
-fn lines<'a>(c: &'a Counted, m: &Machine) -> Vec<Line<'a>> {
+fn lines<'a>(c: &'a Counted, m: &MachineSpec) -> Vec<Line<'a>> {
     let each = c.units as f64;
     let mut lines = Vec::new();
     for (phase, totals) in &c.phases.0 {
@@ -54,7 +54,7 @@ fn lines<'a>(c: &'a Counted, m: &Machine) -> Vec<Line<'a>> {
 }
 
 /// Prints a plan for a machine.
-pub fn print(common: &Common, c: &Counted, m: &Machine) -> Result<()> {
+pub fn print(common: &Common, c: &Counted, m: &MachineSpec) -> Result<()> {
     let lines = lines(c, m);
     let sum = |f: fn(&Line) -> f64| lines.iter().map(f).sum::<f64>();
     let (flops, bytes, seconds) = (sum(|l| l.flops), sum(|l| l.bytes), sum(|l| l.seconds));

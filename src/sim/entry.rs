@@ -3,7 +3,7 @@
 use anyhow::Result;
 use cpp_demangle::Symbol;
 
-use crate::fail::{Usage, bad_usage};
+use crate::fail::{UsageError, bad_usage};
 
 /// The symbol that `wanted` names among those of a file; without a name the only one there is.
 pub fn choose<'a>(wanted: Option<&str>, symbols: &[&'a str], file: &str) -> Result<&'a str> {
@@ -21,7 +21,7 @@ pub fn choose<'a>(wanted: Option<&str>, symbols: &[&'a str], file: &str) -> Resu
             }
         };
     };
-    find(symbols, wanted).map_err(|e| Usage(format!("--entry {e}")).into())
+    find(symbols, wanted).map_err(|e| UsageError(format!("--entry {e}")).into())
 }
 
 /// The symbol among `symbols` that `wanted` names: itself, or in C++ `ns::kernel<3>(float*)`, `ns::kernel<3>`, `ns::kernel` or `kernel`, or what only

@@ -119,8 +119,8 @@ impl Run {
             eprint!("{}", report.printed);
             output::json(&shown.json())?;
         } else {
-            output::text(&report.printed)?;
-            output::text(&shown.text(common.quiet))?;
+            output::print_text(&report.printed)?;
+            output::print_text(&shown.text(common.quiet))?;
         }
         let findings = report.findings.concat();
         let Some(first) = findings.first() else { return Ok(()) };
@@ -166,7 +166,7 @@ impl Run {
 
     fn arguments(&self) -> Result<Vec<(String, Argument)>> {
         let one = |text: &String| {
-            let parsed = args::parse(text).map_err(|e| crate::fail::Usage(format!("--arg {text}: {e}")))?;
+            let parsed = args::parse(text).map_err(|e| crate::fail::UsageError(format!("--arg {text}: {e}")))?;
             Ok((text.clone(), parsed))
         };
         self.args.iter().map(one).collect()

@@ -1,42 +1,42 @@
-//! Runs the built binary.
+//! Runs the built binary and checks what it prints.
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// What a run left.
+/// Exit code and output of a finished command.
 pub struct Run {
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
 }
 
-/// The binary, on the processor unless it is told otherwise: `REEL_TEST_BIN` where the tests were carried to another machine.
+/// The binary, with GPUs hidden. `REEL_TEST_BIN` names another binary, for tests that were copied to another machine.
 pub fn reel() -> Command {
     let mut command = Command::new(std::env::var_os("REEL_TEST_BIN").unwrap_or(env!("CARGO_BIN_EXE_reel").into()));
-    // No test asks the network for a model. A GPU is hidden, so that results do not depend on the machine.
+    // No test downloads a model. GPUs are hidden, so that results do not depend on the machine.
     command.env("HF_HUB_OFFLINE", "1").env("CUDA_VISIBLE_DEVICES", "");
     command
 }
 
-/// The binary on a machine's GPU.
+/// The binary with the GPUs of the machine visible.
 pub fn reel_on_gpu() -> Command {
     let mut command = reel();
     command.env_remove("CUDA_VISIBLE_DEVICES");
     command
 }
 
-/// Runs the binary with these arguments.
+/// Runs the binary with arguments.
 pub fn run<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
     done(reel().args(args).output().expect("the binary starts"))
 }
 
-/// The same, from another folder.
+/// Runs the binary with arguments in a folder.
 pub fn run_in<S: AsRef<std::ffi::OsStr>>(folder: &Path, args: impl IntoIterator<Item = S>) -> Run {
     done(reel().current_dir(folder).args(args).output().expect("the binary starts"))
 }
 
-/// What a finished process left.
+/// Exit code and output of a finished process.
 pub fn done(out: Output) -> Run {
     Run {
         code: out.status.code(),
@@ -46,26 +46,26 @@ pub fn done(out: Output) -> Run {
 }
 
 impl Run {
-    /// The run worked; its stdout.
+    /// Checks that the command succeeded; returns its stdout.
     #[track_caller]
     pub fn ok(&self) -> &str {
         assert_eq!(self.code, Some(0), "stderr: {}", self.stderr);
         &self.stdout
     }
 
-    /// The run worked; its stdout as JSON.
+    /// Checks that the command succeeded; returns its stdout as JSON.
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(self.ok()).unwrap_or_else(|e| panic!("{e}: {}", self.stdout))
     }
 
-    /// The run was refused with this code and one line that has each of `words`, a fault and a cure.
+    /// Checks that the command failed with exit code `code` and a one-line error that contains each of `words` and a help text.
     #[track_caller]
     pub fn refused(&self, code: i32, words: &[&str]) -> &Self {
         assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
         assert_eq!(self.stderr.trim_end().lines().count(), 1, "not one line: {}", self.stderr);
         assert!(self.stderr.starts_with("error: "), "{}", self.stderr);
-        assert!(self.stderr.contains("; "), "no cure: {}", self.stderr);
+        assert!(self.stderr.contains("; "), "no help text: {}", self.stderr);
         assert!(!self.stderr.contains("internal:") && !self.stderr.contains("panicked"), "{}", self.stderr);
         for word in words {
             assert!(self.stderr.contains(word), "no {word:?} in: {}", self.stderr);
@@ -74,27 +74,27 @@ impl Run {
     }
 }
 
-/// Sends a signal, named as `kill` has it; by the shell's own `kill`, since a bare system has no other.
+/// Sends a signal (`-INT`, `-KILL`, …) with the `kill` of the shell, since a minimal system has no other.
 #[allow(dead_code)] // not every test program sends signals
 pub fn signal(pid: u32, name: &str) {
     let script = format!("kill {name} {pid}");
     assert!(Command::new("sh").args(["-c", &script]).status().expect("sh starts").success());
 }
 
-/// `tests/golden/NAME`, or in the folder `REEL_TEST_GOLDEN` where the tests were carried to another machine.
+/// Path of `tests/golden/NAME`; `REEL_TEST_GOLDEN` replaces the folder, for tests that were copied to another machine.
 pub fn golden(name: &str) -> PathBuf {
     let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     std::env::var_os("REEL_TEST_GOLDEN").map_or_else(here, PathBuf::from).join(name)
 }
 
-/// A tiny model folder.
+/// Creates a tiny model folder inside `parent`.
 pub fn tiny_model(parent: &Path) -> PathBuf {
     let folder = parent.join("tiny");
     run(["init", "--preset", "tiny", "--out", &folder.display().to_string()]).ok();
     folder
 }
 
-/// Names of what lies in a folder, sorted.
+/// Sorted names of the entries of a folder.
 pub fn entries(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(folder)
         .expect("the folder is there")

@@ -1,4 +1,4 @@
-//! Reads safetensors files and compares what is in them.
+//! Reads safetensors files and compares tensors.
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::collections::BTreeMap;
@@ -6,14 +6,14 @@ use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
 
-/// A tensor of any number type, widened.
+/// A tensor of any dtype, converted to f64.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
     pub shape: Vec<usize>,
     pub values: Vec<f64>,
 }
 
-/// All tensors of a file.
+/// Reads all tensors of a safetensors file.
 pub fn read(path: &Path) -> BTreeMap<String, Tensor> {
     let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
@@ -36,17 +36,17 @@ fn widen(dtype: Dtype, data: &[u8]) -> Vec<f64> {
         Dtype::I64 => data.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as f64).collect(),
         Dtype::I32 => data.as_chunks().0.iter().map(|b| f64::from(i32::from_le_bytes(*b))).collect(),
         Dtype::U8 => data.iter().map(|&b| f64::from(b)).collect(),
-        other => panic!("no test reads {other:?}"),
+        other => panic!("no test needs dtype {other:?}"),
     }
 }
 
-/// Rows of the first dimension.
+/// The values of some rows (indices of the first dimension), one row after the other.
 pub fn rows(t: &Tensor, which: &[f64]) -> Vec<f64> {
     let width = t.values.len() / t.shape[0].max(1);
     which.iter().flat_map(|&r| t.values[r as usize * width..(r as usize + 1) * width].iter().copied()).collect()
 }
 
-/// Relative L2 distance; fails on values that are no numbers.
+/// Relative L2 distance |got − want| / |want|; panics if a value is not finite.
 #[track_caller]
 pub fn distance(name: &str, got: &[f64], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len(), "{name}");
@@ -56,14 +56,14 @@ pub fn distance(name: &str, got: &[f64], want: &[f64]) -> f64 {
     (off / norm.max(f64::MIN_POSITIVE)).sqrt()
 }
 
-/// The distance is within a limit.
+/// Checks that the relative L2 distance is at most `limit`.
 #[track_caller]
 pub fn close(name: &str, got: &[f64], want: &[f64], limit: f64) {
     let d = distance(name, got, want);
     assert!(d <= limit, "{name}: {d:.3e} apart, at most {limit:.1e}");
 }
 
-/// No element is further off than this.
+/// Checks that every element differs by at most `limit`.
 #[track_caller]
 pub fn close_each(name: &str, got: &[f64], want: &[f64], limit: f64) {
     assert_eq!(got.len(), want.len(), "{name}");

@@ -1,4 +1,4 @@
-//! The reference's training steps, for the program on any device.
+//! Compares training runs of the binary, on any device, with the reference runs in `tests/golden`.
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::fs;
@@ -16,24 +16,24 @@ pub fn metrics(out: &Path) -> Vec<Value> {
     text.lines().map(|l| serde_json::from_str(l).expect("a line of JSON")).collect()
 }
 
-/// Runs the case `tests/golden/CASE` (`train/…` or `grpo/…`) by the binary with these further options, and holds the numbers of each step
-/// and how the weights changed to the reference's. Gives the hash of the last weights.
+/// Runs the case `tests/golden/CASE` (`train/…` or `grpo/…`) with further options and checks the metrics of each step and the change of the
+/// weights against the reference. Returns the hash of the final weights.
 pub fn check(mut reel: Command, case: &str, more: &[&str]) -> String {
     let folder = golden(case);
     let text = fs::read_to_string(folder.join("expected.json")).expect("expected.json");
     let expected: Value = serde_json::from_str(&text).expect("JSON");
-    let place = |key: &str| match expected[key].as_str().expect("a path") {
-        // The models of `train/` are those of `grpo/` too.
+    let path_of = |key: &str| match expected[key].as_str().expect("a path") {
+        // The cases of `grpo/` use the models of `train/`.
         shared if shared.starts_with("../") => golden("train").join(&shared[3..]),
         own => folder.join(own),
     };
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("out");
     let grpo = expected["kind"] == "grpo";
-    reel.arg(if grpo { "grpo" } else { "sft" }).arg("--model").arg(place("model")).arg("--data").arg(place("data"));
+    reel.arg(if grpo { "grpo" } else { "sft" }).arg("--model").arg(path_of("model")).arg("--data").arg(path_of("data"));
     reel.arg("--media-root").arg(&folder).arg("--out").arg(&out);
     if grpo {
-        reel.arg("--rollouts").arg(place("rollouts"));
+        reel.arg("--rollouts").arg(path_of("rollouts"));
     }
     reel.args(expected["args"].as_array().expect("args").iter().map(|a| a.as_str().expect("an option")));
     done(reel.args(more).output().expect("the binary starts")).ok();
@@ -49,23 +49,23 @@ pub fn check(mut reel: Command, case: &str, more: &[&str]) -> String {
     for (g, w) in got.iter().zip(steps) {
         for key in ["loss", "grad_norm", "learning_rate", "reward", "clip_ratio", "kl"] {
             let Some(want) = w[key].as_f64() else { continue };
-            // Without a reference no distance to it is told.
+            // With beta 0 there is no reference model and no KL divergence.
             if key == "kl" && expected["settings"]["beta"] == 0.0 {
                 assert!(g[key].is_null(), "{case}: {g}");
                 continue;
             }
             let got = g[key].as_f64().unwrap_or_else(|| panic!("{case} step {}: no {key} in {g}", w["step"]));
             let relative = limit(format!("{key}_rel")).unwrap_or(1e-4);
-            // Means of rewards and shares may be 0.
-            let least = if ["reward", "clip_ratio"].contains(&key) { 1e-6 } else { 1e-12 };
+            // Mean rewards and clip ratios may be 0, where a relative tolerance would be 0.
+            let absolute = if ["reward", "clip_ratio"].contains(&key) { 1e-6 } else { 1e-12 };
             let off = (got - want).abs();
-            let most = (relative * want.abs()).max(limit(format!("{key}_abs")).unwrap_or(least));
-            assert!(off <= most, "{case} step {}: {key} is {got}, not {want}", w["step"]);
+            let tolerance = (relative * want.abs()).max(limit(format!("{key}_abs")).unwrap_or(absolute));
+            assert!(off <= tolerance, "{case} step {}: {key} is {got}, not {want}", w["step"]);
         }
         assert!(w["loss"].is_number() && w["grad_norm"].is_number(), "{case}: {w}");
     }
     let deltas = read(&folder.join("expected.safetensors"));
-    let before = read(&place("model").join("model.safetensors"));
+    let before = read(&path_of("model").join("model.safetensors"));
     let after = read(&out.join("model.safetensors"));
     let limits = want["delta_limits"].as_object().expect("limits");
     assert!(limits.len() >= 12, "{case}");

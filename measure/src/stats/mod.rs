@@ -3,7 +3,7 @@
 use std::f64::consts::SQRT_2;
 
 /// Significance level: the probability of a verdict when there is no difference.
-pub const LEVEL: f64 = 0.01;
+pub const SIGNIFICANCE_LEVEL: f64 = 0.01;
 /// Medians that differ by less than this share count as equal, whatever the p-value.
 pub const MIN_DIFFERENCE: f64 = 0.01;
 /// Bootstrap samples of the confidence interval.
@@ -11,11 +11,11 @@ const RESAMPLES: usize = 10_000;
 
 /// Median; NaN of an empty slice.
 pub fn median(values: &[f64]) -> f64 {
-    spread(values)[1]
+    min_median_max(values)[1]
 }
 
 /// Minimum, median and maximum; NaN of an empty slice.
-pub fn spread(values: &[f64]) -> [f64; 3] {
+pub fn min_median_max(values: &[f64]) -> [f64; 3] {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let at = |i: usize| sorted.get(i).copied().unwrap_or(f64::NAN);
@@ -26,7 +26,7 @@ pub fn spread(values: &[f64]) -> [f64; 3] {
 
 /// Which of two sets of times is faster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum SpeedVerdict {
     /// The second set is faster.
     Faster,
     /// The second set is slower.
@@ -35,20 +35,20 @@ pub enum Verdict {
     NoDifference,
 }
 
-impl Verdict {
+impl SpeedVerdict {
     /// The verdict as text.
     pub fn name(self) -> &'static str {
         match self {
-            Verdict::Faster => "faster",
-            Verdict::Slower => "slower",
-            Verdict::NoDifference => "no difference",
+            SpeedVerdict::Faster => "faster",
+            SpeedVerdict::Slower => "slower",
+            SpeedVerdict::NoDifference => "no difference",
         }
     }
 }
 
 /// How two sets of times differ.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Difference {
+pub struct TimeDifference {
     /// Median of the first over median of the second: the speedup of the second.
     pub ratio: f64,
     /// Confidence interval of the ratio, by bootstrap.
@@ -56,24 +56,24 @@ pub struct Difference {
     /// p-value: the probability of rank sums at least this far apart if there were no difference.
     pub p: f64,
     /// The verdict.
-    pub verdict: Verdict,
+    pub verdict: SpeedVerdict,
     /// Whether there are so few times that even sets without overlap would not be significant.
     pub too_few: bool,
 }
 
 /// Compares times `a` with times `b`; both have at least one time, and all times are above 0.
-pub fn compare(a: &[f64], b: &[f64]) -> Difference {
+pub fn compare_times(a: &[f64], b: &[f64]) -> TimeDifference {
     let ratio = median(a) / median(b);
     let (p, interval) = (rank_sum(a, b), interval(a, b));
     let apart = interval[0] > 1.0 || interval[1] < 1.0;
-    let differs = p < LEVEL && apart && ratio.max(1.0 / ratio) - 1.0 > MIN_DIFFERENCE;
+    let differs = p < SIGNIFICANCE_LEVEL && apart && ratio.max(1.0 / ratio) - 1.0 > MIN_DIFFERENCE;
     let verdict = match differs {
-        true if ratio > 1.0 => Verdict::Faster,
-        true => Verdict::Slower,
-        false => Verdict::NoDifference,
+        true if ratio > 1.0 => SpeedVerdict::Faster,
+        true => SpeedVerdict::Slower,
+        false => SpeedVerdict::NoDifference,
     };
-    let too_few = 2.0 / choose(a.len() + b.len(), a.len()) >= LEVEL;
-    Difference { ratio, interval, p, verdict, too_few }
+    let too_few = 2.0 / choose(a.len() + b.len(), a.len()) >= SIGNIFICANCE_LEVEL;
+    TimeDifference { ratio, interval, p, verdict, too_few }
 }
 
 /// Binomial coefficient: the number of ways to choose `k` of `n`.
@@ -130,7 +130,7 @@ fn erfc(x: f64) -> f64 {
     terms.iter().rev().fold(0.0, |sum, term| (sum + term) * t) * (-x * x).exp()
 }
 
-/// Confidence interval of the ratio of medians: the middle share 1 − [`LEVEL`] of the ratios of bootstrap samples, from a fixed seed.
+/// Confidence interval of the ratio of medians: the middle share 1 − [`SIGNIFICANCE_LEVEL`] of the ratios of bootstrap samples, from a fixed seed.
 ///
 /// Swapping `a` and `b` gives the reciprocal interval exactly.
 fn interval(a: &[f64], b: &[f64]) -> [f64; 2] {
@@ -143,7 +143,7 @@ fn interval(a: &[f64], b: &[f64]) -> [f64; 2] {
     };
     let mut ratios: Vec<f64> = (0..RESAMPLES).map(|_| resampled(first) / resampled(second)).collect();
     ratios.sort_by(f64::total_cmp);
-    let cut = (RESAMPLES as f64 * LEVEL / 2.0) as usize;
+    let cut = (RESAMPLES as f64 * SIGNIFICANCE_LEVEL / 2.0) as usize;
     let [low, high] = [ratios[cut], ratios[RESAMPLES - 1 - cut]];
     if swapped { [1.0 / high, 1.0 / low] } else { [low, high] }
 }

@@ -21,10 +21,10 @@ fn times(n: usize, seed: u64, scale: f64) -> Vec<f64> {
 
 #[test]
 fn spread_is_minimum_median_maximum() {
-    assert_eq!(spread(&[3.0, 1.0, 2.0]), [1.0, 2.0, 3.0]);
+    assert_eq!(min_median_max(&[3.0, 1.0, 2.0]), [1.0, 2.0, 3.0]);
     assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
-    assert_eq!(spread(&[7.0]), [7.0; 3]);
-    assert!(spread(&[]).iter().all(|x| x.is_nan()));
+    assert_eq!(min_median_max(&[7.0]), [7.0; 3]);
+    assert!(min_median_max(&[]).iter().all(|x| x.is_nan()));
 }
 
 /// The p-value is the share of all choices with rank sums at least as extreme, counted one by one.
@@ -77,21 +77,21 @@ fn normal_approximation_agrees_with_exact_p_value() {
 fn a_verdict_needs_rounds_and_a_difference() {
     for seed in 0..50 {
         let a = times(7, seed, 1.0);
-        let same = compare(&a, &a);
-        assert_eq!((same.verdict, same.ratio, same.p, same.too_few), (Verdict::NoDifference, 1.0, 1.0, false));
+        let same = compare_times(&a, &a);
+        assert_eq!((same.verdict, same.ratio, same.p, same.too_few), (SpeedVerdict::NoDifference, 1.0, 1.0, false));
         let (b, c) = (times(7, seed + 1000, 0.4), times(7, seed + 2000, 2.5));
-        assert_eq!(compare(&a, &b).verdict, Verdict::Faster, "{a:?} {b:?}");
-        assert_eq!(compare(&a, &c).verdict, Verdict::Slower);
+        assert_eq!(compare_times(&a, &b).verdict, SpeedVerdict::Faster, "{a:?} {b:?}");
+        assert_eq!(compare_times(&a, &c).verdict, SpeedVerdict::Slower);
         // Four rounds each are too few for any verdict; five are enough.
-        let four = compare(&a[..4], &b[..4]);
-        assert_eq!((four.verdict, four.too_few), (Verdict::NoDifference, true));
-        assert_eq!(compare(&a[..5], &b[..5]).verdict, Verdict::Faster);
+        let four = compare_times(&a[..4], &b[..4]);
+        assert_eq!((four.verdict, four.too_few), (SpeedVerdict::NoDifference, true));
+        assert_eq!(compare_times(&a[..5], &b[..5]).verdict, SpeedVerdict::Faster);
     }
     // A significant difference of less than 1 % is no verdict.
     let exact: Vec<f64> = (0..20).map(|i| 1.0 + f64::from(i) * 1e-6).collect();
     let off: Vec<f64> = exact.iter().map(|x| x * 1.005).collect();
-    let close = compare(&exact, &off);
-    assert!(close.p < 1e-6 && close.verdict == Verdict::NoDifference);
+    let close = compare_times(&exact, &off);
+    assert!(close.p < 1e-6 && close.verdict == SpeedVerdict::NoDifference);
 }
 
 /// Swapping the two sets reverses the verdict, and the unit of time does not matter.
@@ -101,24 +101,24 @@ fn comparison_is_symmetric_and_scale_free() {
         let mut next = noise(seed);
         let (n, m) = (1 + (next() * 12.0) as usize, 1 + (next() * 12.0) as usize);
         let (a, b) = (times(n, seed + 500, 1.0), times(m, seed + 900, 0.9 + 0.2 * next()));
-        let (there, back) = (compare(&a, &b), compare(&b, &a));
+        let (there, back) = (compare_times(&a, &b), compare_times(&b, &a));
         let turned = match there.verdict {
-            Verdict::Faster => Verdict::Slower,
-            Verdict::Slower => Verdict::Faster,
-            Verdict::NoDifference => Verdict::NoDifference,
+            SpeedVerdict::Faster => SpeedVerdict::Slower,
+            SpeedVerdict::Slower => SpeedVerdict::Faster,
+            SpeedVerdict::NoDifference => SpeedVerdict::NoDifference,
         };
         assert_eq!((back.verdict, back.too_few), (turned, there.too_few));
         assert!((there.p - back.p).abs() < 1e-12 && (there.ratio * back.ratio - 1.0).abs() < 1e-12);
         let [low, high] = there.interval;
         assert!(low <= there.ratio * (1.0 + 1e-12) && there.ratio <= high * (1.0 + 1e-12), "{there:?}");
-        if there.verdict != Verdict::NoDifference {
+        if there.verdict != SpeedVerdict::NoDifference {
             assert!(there.interval[0] > 1.0 || there.interval[1] < 1.0);
         }
         for (one, other) in there.interval.iter().zip(back.interval.iter().rev()) {
             assert!((one * other - 1.0).abs() < 1e-12);
         }
         let milliseconds = |v: &[f64]| v.iter().map(|x| x * 1024.0).collect::<Vec<_>>();
-        assert_eq!(compare(&milliseconds(&a), &milliseconds(&b)), there);
+        assert_eq!(compare_times(&milliseconds(&a), &milliseconds(&b)), there);
     }
 }
 
@@ -127,7 +127,7 @@ fn comparison_is_symmetric_and_scale_free() {
 fn false_verdicts_are_rare() {
     let wrong = (0..1000).filter(|&seed| {
         let (a, b) = (times(9, 3 * seed, 1.0), times(9, 3 * seed + 50_000, 1.0));
-        compare(&a, &b).verdict != Verdict::NoDifference
+        compare_times(&a, &b).verdict != SpeedVerdict::NoDifference
     });
     let wrong = wrong.count();
     assert!(wrong <= 20, "{wrong} of 1000");

@@ -15,14 +15,14 @@ use crate::Result;
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 pub enum LossType {
-    /// Of each completion's tokens, then of the completions.
+    /// Mean over the tokens of each completion, then over completions.
     #[default]
     Grpo,
-    /// Of all tokens of a micro-batch.
+    /// Mean over all tokens of a micro-batch.
     Bnpo,
-    /// Of completions, each over the longest that is allowed.
+    /// Sum over the tokens of each completion divided by --max-completion-length, then mean over completions.
     DrGrpo,
-    /// Of all tokens of a step.
+    /// Mean over all tokens of a step.
     Dapo,
 }
 
@@ -30,10 +30,10 @@ pub enum LossType {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ImportanceSamplingLevel {
-    /// Each token's probabilities.
+    /// The probabilities of each token.
     #[default]
     Token,
-    /// The geometric mean of those of a completion (GSPO).
+    /// The geometric mean over the tokens of a completion (GSPO).
     Sequence,
 }
 
@@ -41,10 +41,10 @@ pub enum ImportanceSamplingLevel {
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[command(
-    next_help_heading = "Options of reinforcement learning",
+    next_help_heading = "GRPO options",
     mut_arg("lr_scheduler_type", |a| a.default_value("cosine")),
     mut_arg("weight_decay", |a| a.default_value("0.01")),
-    mut_arg("per_device_train_batch_size", |a| a.default_value("8").help("Completions of a micro-batch: a multiple of --num-generations")),
+    mut_arg("per_device_train_batch_size", |a| a.default_value("8").help("Micro-batch size in completions: a multiple of --num-generations")),
     mut_arg("gradient_accumulation_steps", |a| a.default_value("1")),
 )]
 pub struct GrpoOptions {
@@ -53,84 +53,84 @@ pub struct GrpoOptions {
     #[serde(flatten)]
     pub run: RunOptions,
 
-    /// Completions of a prompt
+    /// Group size: completions sampled for each prompt
     #[arg(long, value_name = "G", default_value_t = 8)]
     pub num_generations: usize,
-    /// Steps on one set of completions
+    /// Training steps on each set of completions
     #[arg(long, value_name = "K", default_value_t = 1)]
     pub num_iterations: u64,
-    /// What kind of mean over tokens the loss is
+    /// How the loss averages over tokens
     #[arg(long, value_enum, default_value_t)]
     pub loss_type: LossType,
-    /// What the importance ratio is a ratio of
+    /// Whether importance ratios are per token or per sequence
     #[arg(long, value_enum, default_value_t)]
     pub importance_sampling_level: ImportanceSamplingLevel,
-    /// What advantages are divided by
+    /// Standard deviation that advantages are divided by: of the group, of the batch, or none
     #[arg(long, value_enum, default_value_t)]
     pub scale_rewards: ScaleRewards,
-    /// How far below 1, and above it without --epsilon-high, the importance ratio counts
+    /// Clipping range: importance ratios are clipped below 1 - epsilon and above 1 + epsilon
     #[arg(long, value_name = "E", default_value_t = 0.2)]
     pub epsilon: f64,
-    /// How far above 1 the importance ratio counts [default: --epsilon]
+    /// Upper clipping range of the importance ratio [default: --epsilon]
     #[arg(long, value_name = "E")]
     pub epsilon_high: Option<f64>,
-    /// Weight of the distance from the first weights; 0 needs no copy of them
+    /// Weight of the KL divergence from the reference model; 0 needs no copy of the reference weights
     #[arg(long, value_name = "B", default_value_t = 0.04)]
     pub beta: f64,
 
-    /// Tokens of a completion at most
+    /// Maximum tokens of a completion
     #[arg(long, value_name = "TOKENS", default_value_t = 1024)]
     pub max_completion_length: usize,
-    /// Tokens of a completion at least: no end token is drawn before
+    /// Minimum tokens of a completion: end tokens are banned before
     #[arg(long, value_name = "TOKENS", default_value_t = 0)]
     pub min_completion_length: usize,
-    /// Rows whose prompt has more tokens are skipped and counted
+    /// Maximum tokens of a prompt; rows with longer prompts are skipped and counted [default: no limit]
     #[arg(long, value_name = "TOKENS")]
     pub max_prompt_length: Option<usize>,
-    /// Softens or sharpens the distribution that completions are drawn from, and that log-probabilities are of
+    /// Sampling temperature; log-probabilities of the loss use it, too
     #[arg(long, value_name = "T", default_value_t = 1.0)]
     pub temperature: f64,
-    /// Draw from the likeliest tokens up to this share of the probability
+    /// Nucleus sampling: sample from the most likely tokens whose probabilities add up to P
     #[arg(long, value_name = "P", default_value_t = 0.95)]
     pub top_p: f64,
-    /// Draw from this many of the likeliest tokens; 0: all
+    /// Sample from the K most likely tokens; 0 is all
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub top_k: u32,
-    /// Completions that reach --max-completion-length without an end do not count
+    /// Exclude completions that reach --max-completion-length from the loss
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
     pub mask_truncated_completions: bool,
 
-    /// Reward answers to films that do better with their frames in order than in a random one (T-GRPO); half as many more completions are
-    /// drawn to find out
+    /// Temporal reward (T-GRPO): a bonus if answers to ordered frames are at least as accurate as answers to shuffled frames, for which
+    /// half as many more completions are sampled
     #[arg(long)]
     pub temporal: bool,
-    /// A SigLIP folder: reward right answers whose thoughts agree with what the frames show (VideoRFT's semantic consistency)
+    /// Semantic reward (VideoRFT): SigLIP model folder; rewards correct answers whose reasoning is similar to the frames
     #[arg(long, value_name = "DIR")]
     pub siglip: Option<PathBuf>,
-    /// A command that rewards completions, asked line by line (see `examples/rewards.py`)
+    /// Custom reward: a command that reads and writes JSON lines (see `examples/rewards.py`)
     #[arg(long, value_name = "CMD")]
     pub reward_command: Option<String>,
-    /// An address that rewards completions
+    /// Custom reward: a URL that scores completions
     #[arg(long, value_name = "URL")]
     pub reward_url: Option<String>,
-    /// Seconds that an own reward may take for a step
+    /// Time limit of custom rewards for a step, in seconds
     #[arg(long, value_name = "S", default_value_t = 300.0)]
     pub reward_timeout: f64,
-    /// How much each reward counts in the sum: accuracy, format, temporal, semantic, length, command, url [default: 1 each]
+    /// Weights of the rewards in the sum, NAME=WEIGHT,…: accuracy, format, temporal, semantic, length, command, url [default: 1 each]
     #[arg(long, value_name = "NAME=W,…")]
     pub reward_weights: Option<String>,
-    /// Draw again, from further rows, for groups whose rewards are all the same
+    /// Dynamic sampling (DAPO): replace groups whose rewards are all equal by groups of further rows
     #[arg(long)]
     pub dynamic_sampling: bool,
 
-    /// Train on the completions and rewards of this file instead of drawing any, a JSON line a group: row, completions, rewards
+    /// Train on given completions instead of sampling: a JSON line per group with row, completions, rewards
     #[arg(long, value_name = "FILE")]
     pub rollouts: Option<PathBuf>,
-    /// The folder of what a run drew, to take completions and rewards from: `reel replay` sets it
+    /// Folder with the recorded rollouts of a run, used instead of sampling; set by `reel replay`
     #[arg(skip)]
     #[serde(skip)]
     pub recorded: Option<PathBuf>,
-    /// Compute the prompt of a group once instead of once a completion, in the passes that train
+    /// Shared prefix: compute the prompt of a group once per training pass instead of once per completion
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true")]
     pub shared_prefix: bool,
 }

@@ -49,131 +49,131 @@ const MAX_RANK: usize = 1 << 14;
 #[serde(default)]
 #[command(next_help_heading = "Training options")]
 pub struct RunOptions {
-    /// The model folder (or hub id) to start from
+    /// Model to train: model folder, or Hugging Face model id
     #[arg(long, value_name = "MODEL", default_value = "", hide_default_value = true)]
     pub model: String,
-    /// The rows to train on, JSON or JSONL
+    /// Training data: rows as JSON or JSON lines
     #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true, value_parser = path_or_none())]
     pub data: PathBuf,
-    /// The folder that media paths of the rows are relative to [default: the data file's]
+    /// Folder that media paths in the data are relative to [default: the folder of the data file]
     #[arg(long, value_name = "DIR")]
     pub media_root: Option<PathBuf>,
-    /// The folder to write: the trained model, checkpoints, metrics
+    /// Output folder: trained model, checkpoints, metrics
     #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true, value_parser = path_or_none())]
     pub out: PathBuf,
-    /// A TOML file that holds any of these options; a flag wins over it
+    /// TOML configuration file with any of these options; a flag wins over it
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
-    /// Whose rules to follow where a reference's code and its paper differ
+    /// Recipe to follow where a paper and its reference code differ
     #[arg(long, value_enum, default_value_t)]
     pub parity: Recipe,
 
-    /// The highest learning rate
+    /// Peak learning rate
     #[arg(long, value_name = "RATE", default_value_t = 1e-6)]
     pub learning_rate: f64,
-    /// The highest learning rate of the vision tower, without its merger [default: --learning-rate]
+    /// Peak learning rate of the vision tower without its merger [default: --learning-rate]
     #[arg(long, value_name = "RATE")]
     pub learning_rate_vision: Option<f64>,
-    /// The highest learning rate of the merger between vision tower and decoder [default: --learning-rate]
+    /// Peak learning rate of the merger between vision tower and decoder [default: --learning-rate]
     #[arg(long, value_name = "RATE")]
     pub learning_rate_merger: Option<f64>,
-    /// Train an adapter of this rank (LoRA) and leave all weights as they are; 0 trains the weights
+    /// LoRA rank: train an adapter and freeze the weights; 0 trains all weights
     #[arg(long, value_name = "R", default_value_t = 0)]
     pub lora_r: usize,
-    /// The adapter is scaled by this over its rank [default: twice the rank, as TRL's 32 for 16]
+    /// LoRA alpha: the adapter is scaled by alpha / rank [default: twice the rank]
     #[arg(long, value_name = "ALPHA")]
     pub lora_alpha: Option<f64>,
-    /// Layers to put the adapter on, by how their names end, or all-linear [default: the decoder's q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]
+    /// Layers that get a LoRA adapter, by the ends of their names, or all-linear [default: q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj of the decoder]
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub lora_target_modules: Option<Vec<String>>,
-    /// Leave the vision tower and its merger as they are
+    /// Freeze the vision tower and its merger
     #[arg(long)]
     pub freeze_vision: bool,
-    /// The shape of the learning rate over the run
+    /// Learning rate schedule
     #[arg(long, value_enum, default_value_t)]
     pub lr_scheduler_type: LrScheduler,
-    /// Steps over which the learning rate rises from 0; above 0 it wins over --warmup-ratio
+    /// Warmup steps, over which the learning rate rises from 0; above 0 it wins over --warmup-ratio
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub warmup_steps: u64,
-    /// The same as a share of all steps, rounded up
+    /// Warmup steps as a share of all steps (0 to 1), rounded up
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     pub warmup_ratio: f64,
-    /// AdamW's weight decay
+    /// Weight decay of AdamW
     #[arg(long, value_name = "W", default_value_t = 0.0)]
     pub weight_decay: f64,
-    /// Decay no norm's weight (by default only names with layernorm or rmsnorm, and biases, are spared)
+    /// Exclude all norm weights from weight decay [default: exclude biases, and names with layernorm or rmsnorm]
     #[arg(long)]
     pub no_decay_norms: bool,
-    /// AdamW's decay of the first moment
+    /// Beta 1 of AdamW: decay rate of the first moment
     #[arg(long, value_name = "B", default_value_t = 0.9)]
     pub adam_beta1: f64,
-    /// AdamW's decay of the second moment
+    /// Beta 2 of AdamW: decay rate of the second moment
     #[arg(long, value_name = "B", default_value_t = 0.999)]
     pub adam_beta2: f64,
-    /// AdamW's epsilon
+    /// Epsilon of AdamW
     #[arg(long, value_name = "E", default_value_t = 1e-8)]
     pub adam_epsilon: f64,
-    /// Gradients are scaled down to this norm
+    /// Gradient clipping: maximum norm of all gradients
     #[arg(long, value_name = "NORM", default_value_t = 5.0)]
     pub max_grad_norm: f64,
-    /// How the optimiser keeps its state
+    /// Optimizer, by how it stores its state
     #[arg(long, value_enum, default_value_t)]
     pub optim: Optim,
 
-    /// Rows of a micro-batch
+    /// Micro-batch size: rows of one forward and backward pass
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub per_device_train_batch_size: usize,
-    /// Micro-batches of a step
+    /// Gradient accumulation: micro-batches of a step
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub gradient_accumulation_steps: usize,
-    /// Times to go through the data
+    /// Epochs: passes over the data
     #[arg(long, value_name = "N", default_value_t = 1.0)]
     pub num_train_epochs: f64,
-    /// Steps to do, whatever the number of rows [default: as many as the epochs need]
+    /// Number of training steps, instead of epochs [default: as many as --num-train-epochs needs]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub max_steps: Option<i64>,
-    /// Take the rows in the file's order
+    /// Do not shuffle: use the rows in the order of the file
     #[arg(long)]
     pub no_shuffle: bool,
-    /// Recompute activations in the backward pass instead of keeping them
+    /// Recompute activations in the backward pass instead of storing them
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true")]
     pub gradient_checkpointing: bool,
 
-    /// Steps between checkpoints, and one at the end; 0 writes none
+    /// Write a checkpoint every N steps and at the end; 0 writes none
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub save_steps: u64,
-    /// Keep only this many checkpoints, the newest
+    /// Keep only the N newest checkpoints
     #[arg(long, value_name = "N")]
     pub save_total_limit: Option<usize>,
-    /// Steps between lines on the terminal and points in what --report-to names; metrics.jsonl has every step
+    /// Print and report metrics every N steps; metrics.jsonl has every step
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub logging_steps: u64,
-    /// Where curves and rollouts are shown: event files in OUT, a run in OUT/wandb for `wandb sync`, or none
+    /// Report metrics and rollouts to TensorBoard (event files in OUT), to Weights & Biases (OUT/wandb, for `wandb sync`), or to none
     #[arg(long, value_enum, value_name = "NAME,…", value_delimiter = ',', default_value = "tensorboard")]
     pub report_to: Vec<ReportTo>,
-    /// The run's name in Weights & Biases [default: that of OUT]
+    /// Run name in Weights & Biases [default: the name of OUT]
     #[arg(long, value_name = "NAME")]
     pub run_name: Option<String>,
-    /// The run's project in Weights & Biases [default: WANDB_PROJECT, or uncategorized]
+    /// Project in Weights & Biases [default: $WANDB_PROJECT, else uncategorized]
     #[arg(long, value_name = "NAME")]
     pub wandb_project: Option<String>,
-    /// Go on from a checkpoint folder, or from the last one in --out
+    /// Resume from a checkpoint folder, or from the last checkpoint in --out
     #[arg(long, value_name = "DIR|last", num_args = 0..=1, default_missing_value = "last")]
     #[serde(skip)]
     pub resume_from_checkpoint: Option<String>,
-    /// Replace what is in --out
+    /// Replace the content of --out
     #[arg(long)]
     #[serde(skip)]
     pub overwrite: bool,
 
-    /// Stop at the first row that cannot be trained on, instead of skipping it
+    /// Stop at the first row that cannot be used, instead of skipping it
     #[arg(long)]
     pub strict: bool,
-    /// Read every row with its media before the first step, and list those that cannot be used; without --out, do no more than that
+    /// Check every row and its media before the first step, and list the rows that cannot be used; without --out, only check
     #[arg(long)]
     pub check_data: bool,
-    /// Rows to leave out unopened, as --check-data lists them; with --check-data the list to write [default: OUT/quarantine.jsonl]
+    /// List of rows to exclude, as --check-data writes it; with --check-data, the list to write [default: OUT/quarantine.jsonl]
     #[arg(long, value_name = "FILE")]
     pub quarantine: Option<PathBuf>,
 }

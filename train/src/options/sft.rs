@@ -12,20 +12,20 @@ use crate::Result;
 /// Options of supervised fine-tuning; those of any run are read as if they stood here.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-#[command(next_help_heading = "Options of supervised fine-tuning")]
+#[command(next_help_heading = "SFT options")]
 pub struct SftOptions {
     /// Those of any run.
     #[command(flatten)]
     #[serde(flatten)]
     pub run: RunOptions,
 
-    /// Which tokens are learned [default: assistant; videorft under --parity videorft or video-r1]
+    /// Tokens that count in the loss [default: assistant; videorft with --parity videorft or video-r1]
     #[arg(long, value_enum)]
     pub labels: Option<LabelRule>,
-    /// Fill each micro-batch with whole rows up to --max-length tokens, instead of counting rows
+    /// Packing: fill each micro-batch with whole rows up to --max-length tokens
     #[arg(long)]
     pub packing: bool,
-    /// Rows with more tokens are skipped and counted
+    /// Maximum tokens of a row; longer rows are skipped and counted [default: no limit]
     #[arg(long, value_name = "TOKENS")]
     pub max_length: Option<usize>,
 }
