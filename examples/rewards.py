@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs a TRL-style reward function, as it is, behind `reel grpo --reward-command` or `--reward-url`.
+"""Runs an unchanged TRL reward function for `reel grpo --reward-command` or `--reward-url`.
 
     reel grpo … --reward-command 'python3 examples/rewards.py FUNCTION'
     python3 examples/rewards.py FUNCTION --port 8001 &  reel grpo … --reward-url http://127.0.0.1:8001/
@@ -9,8 +9,8 @@ FUNCTION is MODULE:NAME or FILE.py:NAME, a function as TRL's GRPOTrainer takes i
     def length(prompts, completions, **columns):   # completion_ids and every column of the data, as lists
         return [min(len(text), 100) / 100 for text in completions]
 
-As in TRL, completions are texts where prompts are texts, and lists of one message where prompts are lists of messages; a
-reward of None counts as nothing (0). What the function prints goes to standard error.
+As in TRL, completions are strings if prompts are strings, and lists of one message if prompts are lists of messages. A
+reward of None counts as 0. What the function prints goes to standard error.
 
 Needs Python 3.8 and nothing else.
 """
@@ -27,27 +27,27 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 
 def load(name):
-    """The function that MODULE:NAME or FILE.py:NAME names."""
-    place, _, function = name.rpartition(":")
-    if not place or not function:
-        raise SystemExit(f"{name}: names no function; give MODULE:NAME or FILE.py:NAME")
-    if place.endswith(".py"):
-        sys.path.insert(0, os.path.dirname(os.path.abspath(place)))
-        spec = importlib.util.spec_from_file_location("reward_functions", place)
+    """Imports the function that MODULE:NAME or FILE.py:NAME names."""
+    source, _, function = name.rpartition(":")
+    if not source or not function:
+        raise SystemExit(f"{name}: is not the name of a function; give MODULE:NAME or FILE.py:NAME")
+    if source.endswith(".py"):
+        sys.path.insert(0, os.path.dirname(os.path.abspath(source)))
+        spec = importlib.util.spec_from_file_location("reward_functions", source)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     else:
         sys.path.insert(0, os.getcwd())
-        module = importlib.import_module(place)
+        module = importlib.import_module(source)
     return getattr(module, function)
 
 
 def score(function, rows):
-    """One finite number a row."""
+    """Calls the function; returns one finite number per row."""
     columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
     columns.pop("_batch", None)
     prompts, completions = columns.pop("prompt"), columns.pop("completion")
-    # A chat's completion is the assistant's message, as TRL has it.
+    # If the prompt is a list of messages, TRL passes the completion as a list with the assistant's message.
     if isinstance(prompts[0], list):
         completions = [[{"role": "assistant", "content": text}] for text in completions]
     rewards = function(prompts=prompts, completions=completions, **columns)
@@ -55,10 +55,10 @@ def score(function, rows):
         rewards = asyncio.run(_result(rewards))
     rewards = [0.0 if reward is None else float(reward) for reward in rewards]
     if len(rewards) != len(rows):
-        raise ValueError(f"the function gave {len(rewards)} rewards for {len(rows)} completions")
+        raise ValueError(f"the function returned {len(rewards)} rewards for {len(rows)} completions")
     for i, reward in enumerate(rewards):
         if not math.isfinite(reward):
-            raise ValueError(f"the function gave {reward} for completion {i}")
+            raise ValueError(f"the function returned {reward} for completion {i}")
     return rewards
 
 
@@ -66,31 +66,31 @@ async def _result(awaitable):
     return await awaitable
 
 
-def on_pipes(function):
-    """Batches of lines on standard input; a line of output a row."""
-    # Standard output belongs to the answers: what the function prints must not get between them.
-    answers = os.fdopen(os.dup(1), "w")
+def serve_pipes(function):
+    """Reads batches of lines from standard input and writes one reward per line to standard output."""
+    # Standard output carries rewards only, so whatever the function prints is redirected to standard error.
+    replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     batch = []
     for line in sys.stdin:
         batch.append(json.loads(line))
         if len(batch) == batch[-1]["_batch"]["size"]:
-            answers.writelines(json.dumps(reward) + "\n" for reward in score(function, batch))
-            answers.flush()
+            replies.writelines(json.dumps(reward) + "\n" for reward in score(function, batch))
+            replies.flush()
             batch = []
 
 
-def on_port(function, host, port):
-    """`POST {"rows": [...]}`, answered with `{"rewards": [...]}`."""
+def serve_http(function, host, port):
+    """Serves HTTP: replies to `POST {"rows": [...]}` with `{"rewards": [...]}`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             try:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                status, answer = 200, json.dumps({"rewards": score(function, json.loads(body)["rows"])})
-            except Exception as e:  # whatever the function raises: the asker reports it, the server goes on
-                status, answer = 500, f"{type(e).__name__}: {e}"
-            text = answer.encode()
+                status, reply = 200, json.dumps({"rewards": score(function, json.loads(body)["rows"])})
+            except Exception as e:  # The client reports any error of the function; the server keeps running.
+                status, reply = 500, f"{type(e).__name__}: {e}"
+            text = reply.encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json" if status == 200 else "text/plain; charset=utf-8")
             self.send_header("Content-Length", str(len(text)))
@@ -113,9 +113,9 @@ def main():
     arguments = parser.parse_args()
     function = load(arguments.function)
     if arguments.port is None:
-        on_pipes(function)
+        serve_pipes(function)
     else:
-        on_port(function, arguments.host, arguments.port)
+        serve_http(function, arguments.host, arguments.port)
 
 
 if __name__ == "__main__":

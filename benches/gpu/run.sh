@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Checks and measures reel on a GPU machine that has neither Rust nor FFmpeg nor a network: run it from the folder that `./x gpu-bundle` made.
+# Checks and benchmarks reel on a GPU machine without Rust, FFmpeg and network. Run it in the folder that `./x gpu-bundle` makes.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
-# `export` and not only `set`: the functions below run in other shells.
+# Exported, because functions below run in child shells.
 export OUT=${OUT:-$PWD/results} XDG_CACHE_HOME=${XDG_CACHE_HOME:-/tmp/reel-cache}
 export REEL_TEST_BIN=$PWD/reel REEL_TEST_GOLDEN=$PWD/golden
 models=${MODELS:-/tmp/reel-models} device=${DEVICE:-cuda}
 mkdir -p "$OUT" "$models" || exit 1
 
-# Programs that travel compressed.
+# Decompress programs that the bundle contains as .gz files.
 for program in instructions cuda_device; do
     [ -e "$program" ] || [ ! -e "$program.gz" ] && continue
     gzip -dc "$program.gz" >"$program.part" && chmod +x "$program.part" && mv "$program.part" "$program" || exit 1
@@ -16,44 +16,44 @@ done
 
 help() {
     cat <<'TEXT'
-./run.sh COMMAND        results go to $OUT (./results), each as soon as it is there
+./run.sh COMMAND        writes results to $OUT (default ./results) as they are measured
 
-  check      every kernel against its formula, in parallel, seeds 0 to 3; the golden models and training steps on the GPU (2 minutes)
-  compare    every kernel against the simulator, and single PTX instructions bit by bit (5 minutes)
-  models     makes the models that bench and profile measure, with random weights (7b: 17 GB); they do it too where there are none
-  bench      an item for each row of the table at the end, and the peer's in the same run; ends with that table (4 minutes)
-  profile    where the time of a decode step and of a training step goes: tables, pages, time lines (2 minutes)
+  check      compare every kernel with its formula, in parallel, seeds 0 to 3; run golden models and training steps (2 minutes)
+  compare    compare every kernel with the simulator, and single PTX instructions bit by bit (5 minutes)
+  models     make the models for bench and profile, with random weights (7b: 17 GB); bench and profile do this if needed
+  bench      measure reel and its peers in the same run; print a table at the end (4 minutes)
+  profile    measure where the time of a decode step and a training step goes: tables, pages, traces (2 minutes)
 
-Environment: OUT, MODELS (folder for made models), PRESETS ("7b 3b"), REEL_CUDA (an installation of CUDA 13), JOBS (processes at a time,
-7), SECONDS_LEFT (for bench 240, for profile 120: what does not fit is left out and named), PYTHON (of the peers, python3); to try the
-script without a GPU: DEVICE=cpu TINY=1 PRESETS=tiny.
+Environment: OUT, MODELS (model folder), PRESETS ("7b 3b"), REEL_CUDA (an installation of CUDA 13), JOBS (parallel processes, 7),
+SECONDS_LEFT (time limit: bench 240, profile 120; what does not fit is skipped and named), PYTHON (for the peers, python3). To try
+the script without a GPU: DEVICE=cpu TINY=1 PRESETS=tiny.
 TEXT
 }
 
-# `step NAME LIMIT COMMAND...`: a command with a time limit; its output in $OUT/NAME, one line on how it went.
+# `step NAME LIMIT COMMAND...`: runs a command with a time limit in seconds, writes its output to $OUT/NAME, prints one line of status.
 step() {
     : >"$OUT/$1"
     item "$1" "$1" "${@:2}"
 }
 
-# `item WHAT NAME LIMIT COMMAND...`: the same, added to what $OUT/NAME has.
+# `item WHAT NAME LIMIT COMMAND...`: runs a command as `step` does, but appends its output to $OUT/NAME.
 item() {
     local what=$1 name=$2 limit=$3 begun=$SECONDS rc left=$((${until:-9999} - SECONDS))
     shift 3
     if [ "$left" -lt 3 ]; then
-        printf '%-34s left out: no time\n' "$what"
+        printf '%-34s skipped: no time left\n' "$what"
         return 1
     fi
     timeout "$((limit < left ? limit : left))" "$@" >>"$OUT/$name" 2>"/tmp/reel-step.err.$$"
     rc=$?
     printf '%-34s rc %d, %d s\n' "$what" "$rc" "$((SECONDS - begun))"
-    [ "$rc" = 124 ] && echo "  longer than its limit"
+    [ "$rc" = 124 ] && echo "  time limit exceeded"
     [ "$rc" = 0 ] || { head -c 400 "/tmp/reel-step.err.$$"; echo; }
     rm -f "/tmp/reel-step.err.$$"
     return "$rc"
 }
 
-# One folder's checks, as JSON, with what they said if they failed. `$1`: folder, others: options.
+# Checks the kernels of folder $1 with the options in $2...; prints JSON, with the output of failed checks.
 folder() {
     local kernel=$1 said rc
     shift
@@ -64,25 +64,25 @@ folder() {
 }
 export -f folder
 
-# All folders, the slow ones first. `$@`: options.
+# Checks all kernel folders, the slow ones first, with the options in $@.
 folders() {
     local all slow='attention|rms_norm|paged_attention|layer_norm|merger_norm|skinny'
     all=$(cat folders)
-    # The inner shell is to expand it.
+    # The variables are expanded by the inner shell.
     # shellcheck disable=SC2016
     { grep -xE "$slow" <<<"$all"; grep -vxE "$slow" <<<"$all"; } |
         xargs -P "${JOBS:-7}" -I{} bash -c 'out=$(folder {} '"$*"'); rc=$?; printf "%s\n" "$out"; exit $rc'
 }
 export -f folders
 
-# What failed in the checks of the files $@, in few words.
+# Prints failed checks of the files $@, each shortened to 300 characters.
 failures() {
     grep -h '"ok":false\|"rc":[1-9]' "$@" | cut -c1-300
 }
 
 presets() { echo "${PRESETS:-7b 3b}"; }
 
-# The models that are measured, with random weights; names those that are there.
+# Makes the models for benchmarks with random weights, unless they exist.
 make_models() {
     local preset
     for preset in $(presets); do
@@ -97,15 +97,15 @@ machine() {
 }
 export -f machine
 
-# Ends with one line where there is nothing to measure on.
+# Exits with an error if the device cannot be used.
 need_device() {
     local said
     said=$(./reel bench op swiglu --size tokens=1 --size intermediate=1 --device "$device" --dtype bf16 --runs 1 2>&1) && return 0
-    echo "$1: nothing can be measured on $device: $(tail -n 1 <<<"$said")"
+    echo "$1: device $device cannot be used: $(tail -n 1 <<<"$said")"
     exit 1
 }
 
-# `op WHAT NAME SIZES...`: a line of ops.jsonl; a size is `key=value` at full size, `:value` what it is when the script is tried.
+# `op WHAT NAME SIZES...`: measures an op into ops.jsonl. A size is `key=value:tiny`, where `tiny` is used if TINY is set.
 op() {
     local what=$1 name=$2 size sizes=()
     shift 2
@@ -119,7 +119,7 @@ peers() {
     item "peers: $1" peers.jsonl "$2" "${PYTHON:-python3}" peers/torch_kernels.py --runs "${RUNS:-20}" --only "$3" --device "$device" ${TINY:+--tiny}
 }
 
-# `bench_model WHAT PRESET COMMAND OPTIONS...`: a line of models.jsonl.
+# `bench_model WHAT PRESET COMMAND OPTIONS...`: measures a model into models.jsonl.
 bench_model() {
     local what=$1 preset=$2 command=$3
     shift 3
@@ -133,7 +133,7 @@ peer_model() {
         --dtype bf16 --attention sdpa --rounds 3 "$@"
 }
 
-# Seconds from the start of the process to its end with one token made, and how the weights' files lay before it.
+# Measures the seconds of a process that generates one token, with weight files in the page cache (`warm`) or not (`cold`).
 first_token() {
     local files=$1 preset=$2 begun ended bytes rate=null
     bytes=$(cat "$models/$preset"/*.safetensors | wc -c)
@@ -149,7 +149,7 @@ first_token() {
         printf "{\"op\":\"first token\",\"model\":\"%s\",\"files\":\"%s\",\"seconds\":%.3f,\"bytes\":%d,\"disk_bytes_per_second\":%s}\n", preset, files, b - a, bytes, rate }'
 }
 
-# Bytes a second of reading one of a folder's files past the page cache, up to 4 GB of it; null where the file system refuses.
+# Measures bytes per second of reading up to 4 GB of a weight file without the page cache; null if direct I/O is not supported.
 disk_rate() {
     local file begun ended bytes
     file=$(find "$1" -name '*.safetensors' | sort | head -n 1)
@@ -168,7 +168,7 @@ bench() {
     rm -f "$OUT"/{ops,peers,models,qwen,cold}.jsonl
     step machine.txt 20 bash -c machine
     need_device bench
-    # n and k of the linear layers of a 7B decoder: q, k and v together, output, gate or up, down.
+    # n and k of the linear layers of a 7B decoder: fused qkv, output, gate or up, down.
     for layer in "n=4608:256 k=3584:128" "n=3584:128 k=3584:128" "n=18944:192 k=3584:128" "n=3584:128 k=18944:192"; do
         op "products $layer" matmul m=8192:64 "${layer% *}" "${layer#* }"
     done
@@ -235,7 +235,7 @@ bench) bench ;;
 profile) profile ;;
 help | --help | -h) help ;;
 *)
-    echo "error: $1: no such command; ./run.sh help lists them" >&2
+    echo "error: $1: unknown command; ./run.sh help lists all commands" >&2
     exit 2
     ;;
 esac

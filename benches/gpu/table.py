@@ -1,8 +1,8 @@
-"""The table at the end of `run.sh bench`: reel's figure, the best peer's of the same run, their ratio, the aim.
+"""Prints the table at the end of `run.sh bench`: the result of reel, that of the best peer in the same run, their ratio, the target.
 
     python3 table.py FOLDER
 
-Reads what is there of ops.jsonl, models.jsonl, peers.jsonl, qwen.jsonl and cold.jsonl; what is not there is `-`.
+Reads ops.jsonl, models.jsonl, peers.jsonl, qwen.jsonl and cold.jsonl in FOLDER; missing values are printed as `-`.
 """
 
 import json
@@ -17,7 +17,7 @@ def lines(name):
     for text in open(path) if os.path.exists(path) else []:
         try:
             yield json.loads(text)
-        except ValueError:  # A run that was cut off.
+        except ValueError:  # An incomplete line of a run that was stopped.
             pass
 
 
@@ -28,7 +28,7 @@ COLD = list(lines("cold.jsonl"))
 
 
 def peer(kernel, size, words=""):
-    """The shortest seconds of a peer at this size whose name has `words`, and its name."""
+    """The fastest peer at this size whose name contains `words`: its seconds and name."""
     found = [(p["seconds"], p["peer"]) for p in PEERS if p["kernel"] == kernel and p["size"] == size and words in p["peer"]]
     return min(found, default=(None, ""))
 
@@ -41,7 +41,7 @@ def row(work, figure, unit, theirs=None, ratio=None, aim="", whose=""):
 def op_rows():
     for kernel, ceilings in OPS:
         name, size, seconds = kernel["kernel"], kernel["size"], kernel["seconds"]
-        # Not steps: what a checkpoint does with the master copy.
+        # Skip kernels that are not optimizer steps: checkpoints use them to split and join master weights.
         if name in ("join_master", "split_master_bf16"):
             continue
         words = {"attention_bwd_bf16": "deterministic"}.get(name, "cross_entropy" if name.startswith("linear_log_prob") else "")

@@ -1,4 +1,4 @@
-"""What the peers' scripts share: a clock, a cache that is overwritten, records of one line of JSON."""
+"""Helpers of the peer benchmarks: imports, timing with a cold cache, and records of one line of JSON."""
 
 import importlib
 import json
@@ -7,7 +7,7 @@ import time
 
 
 def need(*modules):
-    """Imports modules; prints a record for the first that is not installed and ends, as nothing can be measured."""
+    """Imports modules. If one is not installed, prints a record that says so and exits with status 0."""
     loaded = []
     for name in modules:
         try:
@@ -27,7 +27,7 @@ def say(record):
 
 
 class Clock:
-    """Seconds of runs: by the GPU's own clock there, with 256 MiB overwritten before each run; else by the host's."""
+    """Measures seconds of runs: with GPU events, after overwriting 256 MiB to clear the cache, or with the host's clock on a CPU."""
 
     def __init__(self, torch, device):
         self.torch, self.device = torch, device

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Prefill and decode of a 0.5 B decoder on the CPU: `reel` against transformers, in alternation, in one run.
+"""Compares prefill and decode speed of a 0.5 B decoder on the CPU: `reel` and transformers in alternation, in one run.
 
     python3 benches/peers/cpu.py --reel target/release/reel [--rounds 7] [--threads N] [--folder DIR] [--out RECORD.json]
 
-Needs numpy, torch 2.7.1, transformers 4.51.3, safetensors. Each round measures the processor's limits, the peer and reel one after the
-other with the same number of threads; the figures are medians of the rounds' ratios, so a slow minute hits both sides alike.
-The model (hidden 896, 24 layers, 14 heads, 2 KV heads, intermediate 4864, vocabulary 151936, tied, bf16) is made here from a seed.
+Needs numpy, torch 2.7.1, transformers 4.51.3 and safetensors. Each round measures the limits of the CPU, transformers and reel
+one after the other with the same number of threads. Results are medians of the ratios of the rounds, so that slow periods of
+the machine affect both sides. The script creates the model from a seed: hidden 896, 24 layers, 14 heads, 2 KV heads,
+intermediate 4864, vocabulary 151936, tied embeddings, bf16.
 """
 import argparse
 import json
@@ -28,7 +29,7 @@ SHAPE = dict(hidden_size=896, num_hidden_layers=24, max_window_layers=24, num_at
 
 
 def make_model(reel, folder):
-    """A folder in the hub's layout: tokenizer and vision tower of the tiny preset, the decoder above, normal weights."""
+    """Writes a model folder: tokenizer and vision tower of the preset `tiny`, the decoder described above, normal random weights."""
     import torch
     from safetensors.torch import save_file
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -53,7 +54,7 @@ def make_model(reel, folder):
 
 
 class Peer:
-    """transformers' own forward passes."""
+    """Prefill and decode with transformers."""
 
     def __init__(self, folder, threads):
         import torch
@@ -87,7 +88,7 @@ class Peer:
 
 
 def limits(torch):
-    """GFLOP/s of the best square products, GB/s of a long read; what torch reaches, as a sign of how the machine stands this round."""
+    """Measures with torch what the machine can do in this round: GFLOP/s of square matrix products, GB/s of a long read."""
     out = {}
     for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
         a, b = torch.randn(1024, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
@@ -119,7 +120,7 @@ def main():
     p.add_argument("--reel", required=True)
     p.add_argument("--rounds", type=int, default=7)
     p.add_argument("--threads", type=int, default=os.cpu_count())
-    p.add_argument("--folder", help="the model folder, made if absent; a temporary one by default")
+    p.add_argument("--folder", help="model folder, created if absent [default: a temporary folder]")
     p.add_argument("--out")
     a = p.parse_args()
     a.reel = os.path.abspath(a.reel)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Matrix products of the cpu device against torch, in alternation, on the same threads.
+"""Compares the matrix products of device `cpu` with torch, in alternation, with the same number of threads.
 
-Needs torch; and `cargo build --release -p reel-kernels --example matmul_limits`.
-Each round measures the limits of the machine, then for each shape torch and reel by turns, a few calls at a time (several copies of
-the weight, so that it comes from memory), and keeps the least of each: with other work on the machine, only the least says what the
-code can do. Reported are medians over the rounds of the ratio torch / reel, and reel's share of the limit (the most that registers or
-memory gave in the same round; copies of small weights stay in the cache in part, and may beat the memory).
+Needs torch and `cargo build --release -p reel-kernels --example matmul_limits`.
+Each round measures the limits of the machine, then torch and reel in turns for each shape, a few calls at a time. Several copies of
+the weight are used so that it is read from memory. The minimum time of each side counts, because other work on the machine can only
+add time. The record has the medians over the rounds of the ratio torch / reel and of reel's fraction of the limit (arithmetic or
+memory, measured in the same round). Copies of small weights stay partly in the cache, so their fraction can exceed 1.
 """
 import argparse, json, os, pathlib, platform, statistics, subprocess, time
 
@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 HIDDEN, KV, MLP, VOCAB = 896, 128, 4864, 151936
 SHAPES = [(m, n, k) for m in (512, 1) for n, k in ((HIDDEN, HIDDEN), (KV, HIDDEN), (MLP, HIDDEN), (HIDDEN, MLP))]
 SHAPES += [(1, VOCAB, HIDDEN), (8, MLP, HIDDEN)]
-# A, B, C of reel; torch has no product of f32 by bf16, so that f32 activations against bf16 weights meet its bf16.
+# Types of A, B and C in reel. torch cannot multiply f32 by bf16, so this case is compared with its bf16 product.
 KINDS = [("f32", "f32", "f32"), ("bf16", "bf16", "bf16"), ("f32", "bf16", "f32")]
 
 
@@ -59,7 +59,7 @@ def main():
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--binary", default=ROOT / "target/release/examples/matmul_limits")
-    parser.add_argument("--out", help="write the record here")
+    parser.add_argument("--out", help="write the record to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     reel = Reel(args.binary, args.threads)
@@ -75,7 +75,7 @@ def main():
                 inputs = torch_inputs(b, m, n, k, copies)
                 peer = ours = float("inf")
                 for _ in range(args.turns):
-                    # The other side's threads look for work a little longer after each call.
+                    # Wait, because the threads of the other side keep spinning for a moment after each call.
                     time.sleep(0.01)
                     peer = min(peer, torch_seconds(*inputs, calls))
                     time.sleep(0.01)

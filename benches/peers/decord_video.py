@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Times `reel frames` against decord on one long film, in alternation, process start included on both sides.
+"""Compares the time of `reel frames` and decord on one long video, in alternation, including process start.
 
-    python3 benches/peers/decord_video.py --reel target/release/reel [--film FILE] [--rounds 7] [--out RECORD.json]
+    python3 benches/peers/decord_video.py --reel target/release/reel [--video FILE] [--rounds 7] [--out RECORD.json]
 
-Needs decord, numpy and safetensors in the Python that runs it. Without --film it makes a 2-minute 1080p film at 30 frames a
-second with the ffmpeg command (libx264 with its default settings: a key frame every 250) and keeps it in --work for the next
-time. Both sides take the 32 frames of the profile videorft-eval. decord leaves them in its own memory; `reel` writes them
-to a safetensors file in shared memory. Reported: the median of each side and of the per-round ratios (reel / decord);
-below 1, `reel` is faster. The frames themselves are compared once.
+Needs decord, numpy and safetensors. Without --video it creates a 2-minute 1080p video at 30 frames/s with the command ffmpeg
+(libx264 with default settings: a key frame every 250 frames) and keeps it in --work. Both sides decode the 32 frames of the
+profile videorft-eval. decord keeps them in its memory; `reel` writes them to a safetensors file in shared memory. The record has
+the median of each side and of the ratios of the rounds (reel / decord; below 1, `reel` is faster). The frames are compared once.
 """
 import argparse
 import datetime
@@ -41,8 +40,8 @@ def processor():
     return "unknown processor"
 
 
-def make_film(path):
-    """Moving test patterns with grain: flat areas, edges, motion, and something for every block to code."""
+def make_video(path):
+    """Creates a video of moving test patterns with noise: flat areas, edges, motion, and detail in every block."""
     print(f"making {path.name} (some minutes) ...", flush=True)
     aside = path.with_name("unfinished-" + path.name)
     source = "testsrc2=size=1920x1080:rate=30:duration=120,noise=alls=6:allf=t"
@@ -68,7 +67,7 @@ def compare(frames_file, decord_file):
 
 
 def commit():
-    """The commit that this script lies in, short, or none outside of git."""
+    """The short hash of the commit of this repository, or None outside of git."""
     p = subprocess.run(["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return p.stdout.strip() or None
 
@@ -76,23 +75,23 @@ def commit():
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--reel", type=Path, required=True)
-    ap.add_argument("--film", type=Path, help="a film to use instead of the made one")
-    ap.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()), help="where the made film is kept")
+    ap.add_argument("--video", type=Path, help="use this video instead of the generated one")
+    ap.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()), help="folder of the generated video")
     ap.add_argument("--rounds", type=int, default=7)
-    ap.add_argument("--out", type=Path, help="where to write the record")
+    ap.add_argument("--out", type=Path, help="write the record to this file")
     a = ap.parse_args()
-    film = a.film or a.work / "reel-bench-1080p-120s.mp4"
-    if not film.exists():
-        if a.film:
-            sys.exit(f"{film}: no such film")
-        make_film(film)
+    video = a.video or a.work / "reel-bench-1080p-120s.mp4"
+    if not video.exists():
+        if a.video:
+            sys.exit(f"{video}: no such video; give the path of a file")
+        make_video(video)
     reel = str(a.reel.resolve())
     shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=shm) as tmp:
         frames = Path(tmp) / "frames.safetensors"
-        ours = [reel, "frames", f"--video={film}", f"--profile={PROFILE}"]
+        ours = [reel, "frames", f"--video={video}", f"--profile={PROFILE}"]
         choice = json.loads(subprocess.run([*ours, "--json"], check=True, capture_output=True, text=True).stdout)
-        theirs = [sys.executable, "-c", DECORD, str(film), json.dumps(choice["indices"])]
+        theirs = [sys.executable, "-c", DECORD, str(video), json.dumps(choice["indices"])]
         ours.append(f"--out={frames}")
         subprocess.run(ours, check=True, stdout=subprocess.DEVNULL)
         subprocess.run([*theirs, str(Path(tmp) / "theirs.npy")], check=True)
@@ -100,7 +99,7 @@ def main():
         (Path(tmp) / "theirs.npy").unlink()
         rounds = []
         for i in range(a.rounds):
-            # Who goes first changes from round to round.
+            # The two sides take turns in going first.
             if i % 2 == 0:
                 x, y = timed(ours), timed(theirs)
             else:
@@ -112,10 +111,10 @@ def main():
 
     record = {
         "bench": "video frames", "peer": f"decord {decord.__version__}", "processor": processor(), "cpus": len(os.sched_getaffinity(0)),
-        "date": datetime.date.today().isoformat(), "commit": commit(), "command": f"benches/peers/decord_video.py --rounds {a.rounds}", "film": {"seconds": 120, "bytes": film.stat().st_size, "made": a.film is None},
+        "date": datetime.date.today().isoformat(), "commit": commit(), "command": f"benches/peers/decord_video.py --rounds {a.rounds}", "film": {"seconds": 120, "bytes": video.stat().st_size, "made": a.video is None},
         "profile": PROFILE, "frames": len(choice["indices"]), "largest_difference_in_levels": differ, "median": median, "rounds": rounds,
     }
-    if a.film:
+    if a.video:
         del record["film"]["seconds"]
     if a.out:
         a.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,18 +1,18 @@
-"""Times of transformers' Qwen2.5-VL beside those of `reel bench`: reading a prompt, making tokens, a step of fine-tuning.
+"""Measures transformers' Qwen2.5-VL for comparison with `reel bench`: prefill, decode and a fine-tuning step.
 
     python3 benches/peers/qwen.py MODEL [--what prefill,decode,train] [--device cuda|cpu] [--dtype bf16|f32]
                                   [--attention sdpa,flash_attention_2] [--load] [--prompt-tokens 4096] [--context 1024]
                                   [--tokens 64] [--train-tokens 8192] [--batch 1] [--rounds 5]
 
-MODEL is a folder that `reel init` made. Only its config.json is read and weights are random, unless --load is given. One line of JSON
-a measurement, with the keys of `reel bench --json` as far as there are figures, and `peer`. What is not installed, or does not fit, is
-a line with `absent` or `error`; the exit status is 0 then too.
+MODEL is a folder that `reel init` made. Only its config.json is read and weights are random, unless --load is given. Prints one line
+of JSON per measurement, with the keys of `reel bench --json` and `peer`. If a library is not installed or memory is too small, the
+line has `absent` or `error`; the exit status is still 0.
 
-Rounds are as in `reel bench`: the same ids, one round before those that count, the median with least and most. Reading a prompt ends
-with the logits of its last position. Decoding samples at temperature 1 from the whole vocabulary and begins with CONTEXT keys in a
-cache: once as `transformers` has it without compiling (a growing cache), once with a static cache and `torch.compile`, which captures
-CUDA graphs. A step of fine-tuning computes every layer again in the backward pass (gradient checkpointing), holds weights, gradients and
-moments in bf16, and is fused AdamW: fewer bytes than `reel`'s step, which keeps an exact f32 master and f32 gradients.
+Rounds are as in `reel bench`: the same token ids, one warm-up round, then median, minimum and maximum. Prefill ends with the logits of
+the last position. Decoding samples at temperature 1 from the whole vocabulary and starts with CONTEXT keys in the cache: once eager with
+a growing cache, once with a static cache and `torch.compile`, which captures CUDA graphs. A fine-tuning step uses gradient checkpointing,
+holds weights, gradients and moments in bf16, and uses fused AdamW: fewer bytes than the step of `reel`, which keeps exact f32 master
+weights and f32 gradients.
 """
 
 import argparse
@@ -144,7 +144,7 @@ class Bench:
 
             forward = model.model
         next_id = torch.ones(args.batch, 1, dtype=torch.long, device=args.device)
-        # A static cache is masked up to each step's position, however much of it was written.
+        # A static cache is masked at the position of each step, so entries beyond it have no effect.
         mask = None
 
         def step(cache, i, ids):
@@ -193,7 +193,7 @@ class Bench:
             optimizer.zero_grad(set_to_none=True)
             hidden = model.model(input_ids=ids, position_ids=at, use_cache=False)[0]
             learned, targets = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-            # Logits of 1024 rows at a time, computed again in the backward pass: whole they would not fit.
+            # Logits for 1024 rows at a time, recomputed in the backward pass: all logits would not fit into memory.
             total = 0.0
             for rows in range(0, len(targets), 1024):
                 part = learned[rows : rows + 1024], targets[rows : rows + 1024]

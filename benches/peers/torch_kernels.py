@@ -1,13 +1,13 @@
-"""Times of torch's kernels, for `reel bench op` and `reel kernels bench` to be put beside.
+"""Measures torch's kernels for comparison with `reel bench op` and `reel kernels bench`.
 
     python3 benches/peers/torch_kernels.py [--runs 20] [--only attention,products,…] [--device cuda|cpu] [--tiny]
 
-One line of JSON each: kernel and size as `reel bench op NAME --size …` has them, the peer, and the seconds as there (median, least, most,
-all runs). Before each run 256 MiB are overwritten, and the GPU's own clock is read, as there. What is not installed, or what this build of
-torch lacks, is a line with `absent` or `error`. --tiny has sizes for trying the script, also on a processor.
+Prints one line of JSON per kernel: kernel and size as in `reel bench op NAME --size …`, the peer, and seconds (median, minimum, maximum,
+all runs). As in reel, 256 MiB are overwritten before each run and times are GPU events. If a library is not installed, or this build of
+torch lacks a kernel, the line has `absent` or `error`. --tiny selects small sizes to try the script, also on a CPU.
 
-Parts: copy, products, norms, attention, decode, pointwise, head, optimizer. (The file must not be called kernels.py: transformers imports a
-package of that name, and would find it.)
+Parts: copy, products, norms, attention, decode, pointwise, head, optimizer. (This file must not be called kernels.py, because
+transformers imports a package of that name.)
 """
 
 import argparse
@@ -57,7 +57,7 @@ def backward(f, inputs):
 
 
 def both(kernel, dtype, size, peer, f, inputs, also_compiled=True):
-    """Forward and backward of `f`, eager and compiled."""
+    """Measures forward and backward of `f`, eager and compiled."""
     ways = [(peer, f)]
     if also_compiled:
         ways.append((f"torch.compile of {peer}", torch.compile(f)))
@@ -78,7 +78,7 @@ def copy():
 
 
 def products():
-    """The model's linear layers, forward and both gradients."""
+    """Measures the linear layers of the model: forward and both gradients."""
     qkv = (HEADS + 2 * KV_HEADS) * HEAD_DIM
     layers = [(qkv, HIDDEN), (HIDDEN, HEADS * HEAD_DIM), (INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE)]
     for n, k in layers:
@@ -105,7 +105,7 @@ def attention():
 
     for tokens in [TOKENS // 2, TOKENS]:
         q, k, v = (rand(1, h, tokens, HEAD_DIM, grad=True) for h in (HEADS, KV_HEADS, KV_HEADS))
-        # Where a backend has no grouped queries: keys and values repeated beforehand, which does the same arithmetic.
+        # For backends without grouped-query attention, keys and values are repeated first; the arithmetic is the same.
         repeated = [x.detach().repeat_interleave(HEADS // KV_HEADS, 1).requires_grad_() for x in (k, v)]
         size = f"tokens={tokens} heads={HEADS} kv_heads={KV_HEADS} head_dim={HEAD_DIM} causal=1"
         flops = 4 * HEAD_DIM * HEADS * tokens * (tokens + 1) // 2
@@ -116,7 +116,7 @@ def attention():
 
 
 def sdpa_both(peer, size, flops, q, grouped, repeated):
-    """Forward, backward, and backward with deterministic algorithms."""
+    """Measures forward, backward, and backward with deterministic algorithms."""
     f, inputs = lambda: F.scaled_dot_product_attention(q, *grouped, is_causal=True, enable_gqa=True), [q, *grouped]
     try:
         backward(f, inputs)()
@@ -204,7 +204,7 @@ def pointwise():
 
 
 def head():
-    """The output layer with the log-probabilities, whose logits are never all in memory."""
+    """Measures the LM head with log-probabilities, computed in chunks so that not all logits are in memory."""
     h, w = rand(TOKENS, HIDDEN, grad=True), rand(VOCAB, HIDDEN, grad=True)
     targets = torch.arange(TOKENS, device=args.device) * 7919 % VOCAB
     size = f"tokens={TOKENS} hidden={HIDDEN} vocab={VOCAB}"
@@ -231,7 +231,7 @@ def head():
     words = f"linear, cross_entropy by {CHUNK} rows"
     for peer, way in [(words, loss), (f"torch.compile of {words}", torch.compile(loss))]:
         time("linear_log_prob_fwd_bf16", size, peer, lambda: forward(way), flops=flops)
-        # Logits are computed again: with them that is a forward pass more than the gradients themselves.
+        # The backward pass recomputes the logits, which costs one more forward pass than the gradients alone.
         time("linear_log_prob_fwd_and_bwd_bf16", size, f"{peer}, logits again", lambda: there_and_back(way), flops=3 * flops)
     alone = lambda: [F.linear(c, w.detach()) for c in h.detach().split(CHUNK)]
     time("linear_log_prob_fwd_bf16", size, "linear alone (cuBLAS)", alone, flops=flops)

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Does transformers load a folder that `reel` wrote, and compute the same with it?
+"""Checks that transformers loads a model folder written by `reel` and computes the same results.
 
   transformers_loads.py MODEL REEL [--limit 2e-4]
 
-MODEL is a folder (of `reel init`, or OUT of `reel sft`), REEL the binary. Checks, a line each:
+MODEL is a model folder (from `reel init`, or OUT of `reel sft`), REEL the binary. Prints one line per check:
 
-  keys     no missing key (but a tied lm_head), no unexpected one, no shape that differs
-  ids      transformers' tokenizer and `reel tokenize` agree on some hundred strings, special tokens and odd Unicode among them
-  prompt   transformers' chat template and processor give the ids that `reel preprocess` gives
-  text     logits of `reel score` on a text, relative L2 (f32 arithmetic on both sides)
-  image    the same with a picture, `reel` given what transformers' processor made
-  video    the same with a film of six frames
+  keys     no missing keys (except a tied lm_head), no unexpected keys, equal shapes
+  ids      transformers' tokenizer and `reel tokenize` agree on some hundred strings with special tokens and unusual Unicode
+  prompt   transformers' chat template and processor give the token ids of `reel preprocess`
+  text     logits of `reel score` for a text; relative L2 error, f32 arithmetic on both sides
+  image    logits for an image, preprocessed by transformers' processor for both sides
+  video    logits for a video of six frames, preprocessed by transformers' processor for both sides
 
-Exit status 0 when all pass. Needs torch, transformers 4.51.3, torchvision, pillow, safetensors, numpy.
+Exit status 0 if all checks pass. Needs torch, transformers 4.51.3, torchvision, pillow, safetensors and numpy.
 """
 import argparse
 import json
@@ -58,7 +58,7 @@ class Report:
 def reel(binary, *args):
     p = subprocess.run([binary, *map(str, args)], capture_output=True, text=True)
     if p.returncode:
-        raise RuntimeError(f"`reel {args[0]}` ended with {p.returncode}: {p.stderr.strip()[:300]}")
+        raise RuntimeError(f"`reel {args[0]}` exited with status {p.returncode}: {p.stderr.strip()[:300]}")
     return p.stdout
 
 

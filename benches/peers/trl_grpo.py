@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""GRPO steps a minute on the CPU: `reel grpo` against TRL's GRPOTrainer, in alternation, in one run.
+"""Compares GRPO steps per minute on the CPU: `reel grpo` and TRL's GRPOTrainer in alternation, in one run.
 
     python3 benches/peers/trl_grpo.py --reel target/release/reel [--rounds 3] [--steps 20] [--out RECORD.json]
 
-Needs trl 0.23.0, transformers 4.56.2, torch 2.7.1, datasets, safetensors, in an environment of their own.
-Both sides: rows of text with prompts of about 100 tokens, one prompt a step, 8 completions of exactly 64 tokens, loss type grpo, beta 0.04,
-learning rate 1e-6, temperature 1, top-p 0.95, f32, all cores; the reward is the number of distinct characters. The model has about a million
-parameters (hidden 128, 4 layers, 4 heads, 2 KV heads, intermediate 384, vocabulary 490) with random weights; TRL's is a Qwen2ForCausalLM
-of the same shape. TRL is run with and without gradient checkpointing, and the faster is the peer. Each round runs all three; the ratio is that
-of a round, the figure their median. The first steps of a run do not count. Resident memory is the highest that the system saw.
+Needs trl 0.23.0, transformers 4.56.2, torch 2.7.1, datasets and safetensors in a Python environment of their own.
+Both sides: text rows with prompts of about 100 tokens, one prompt per step, 8 completions of exactly 64 tokens, loss type grpo, beta 0.04,
+learning rate 1e-6, temperature 1, top-p 0.95, f32, all cores. The reward is the number of distinct characters. The model has about a
+million random parameters (hidden 128, 4 layers, 4 heads, 2 KV heads, intermediate 384, vocabulary 490); for TRL it is a Qwen2ForCausalLM
+of the same shape. TRL runs with and without gradient checkpointing, and the faster one is compared. Each round runs all three; the result
+is the median of the ratios of the rounds. The first steps of a run do not count. Memory is the maximum resident set size.
 """
 import argparse
 import json
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 
-# A library that transformers looks for has the name of a file beside this one.
+# transformers imports a library that has the name of a file in this folder, so the folder must not be on the import path.
 sys.path = [p for p in sys.path if os.path.abspath(p) != os.path.dirname(os.path.abspath(__file__))]
 
 SHAPE = dict(hidden_size=128, num_hidden_layers=4, max_window_layers=4, num_attention_heads=4, num_key_value_heads=2, intermediate_size=384)
@@ -36,7 +36,7 @@ def rows(n):
 
 
 def make_models(reel, folder):
-    """The folder of reel's model, and in `trl/` one that TRL loads; the same tokenizer, weights of the same kind."""
+    """Writes a model folder for reel, and one for TRL in `trl/`, with the same tokenizer and random weights."""
     import torch
     from safetensors.torch import save_file
     from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Config, Qwen2ForCausalLM
@@ -63,7 +63,7 @@ def make_models(reel, folder):
 
 
 def trl(folder, steps, checkpointing):
-    """One run of GRPOTrainer in this process; prints seconds of each step."""
+    """Runs GRPOTrainer once in this process and prints the seconds of each step."""
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, Qwen2ForCausalLM, TrainerCallback
@@ -120,10 +120,10 @@ def run_reel(reel, folder, steps):
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
     if status:
-        sys.exit(f"reel grpo ended with status {status}")
+        sys.exit(f"reel grpo exited with status {status}")
     lines = [json.loads(x) for x in open(os.path.join(out, "metrics.jsonl"), encoding="utf-8")]
     if any(x["completion_length"] != LENGTH for x in lines):
-        sys.exit("reel drew completions of another length")
+        sys.exit("reel sampled completions of another length")
     return {"seconds": [x["step_seconds"] for x in lines], "tokens": lines[-1]["tokens"], "rss": usage.ru_maxrss * 1024}
 
 
@@ -149,7 +149,7 @@ def main():
     rounds = []
     try:
         model = os.path.join(folder, "model")
-        # A process of its own: what a child inherits of this one's memory would count as the child's.
+        # Runs in a process of its own: memory that a child inherits from this process would count as the child's memory.
         subprocess.run([sys.executable, os.path.abspath(__file__), "--reel", reel, "--make", model], check=True)
         for _ in range(a.rounds):
             runs = {"trl": run_trl(model, a.steps, False), "trl_checkpointing": run_trl(model, a.steps, True), "reel": run_reel(reel, model, 3 * a.steps)}

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Uploads runs that `reel` wrote for Weights & Biases with the client's own `wandb sync`, to a server of our own on this machine, and compares
-what arrives with metrics.jsonl.
+"""Uploads runs that `reel` wrote for Weights & Biases with the client's command `wandb sync` to a test server on this machine, and
+compares what arrives with metrics.jsonl.
 
     pip install wandb            # checked with 0.31.0 and 0.19.11
     python3 benches/peers/wandb_sync.py OUT [--client wandb] [--again]
 
-OUT is the folder of a run that was trained with `--report-to wandb`. The client is given all folders of OUT/wandb, which it passes over where
-they are marked as uploaded; --again takes these marks away first, which shows what the client makes of folders with one id. Each record is parsed first with the client's own message classes. The server keeps lines of the history by the offset that the client
-gives, as the real one does, and answers no other request than the client's. Nothing leaves this machine. Exit code 1 where anything differs.
+OUT is the folder of a run with `--report-to wandb`. The client gets all folders of OUT/wandb and skips those marked as uploaded; --again
+removes these marks first, which tests folders with equal run ids. All records are first parsed with the client's message classes. The
+server stores history lines by the offset that the client sends, as the real server does, and replies only to requests of the client.
+No data leaves this machine. Exit code 1 if anything differs.
 """
 import argparse
 import gzip
@@ -27,7 +28,7 @@ KEY = "0123456789" * 4
 
 
 def records(path):
-    """The records of a .wandb file, each parsed by the client's own class; any damage is an error."""
+    """The records of a .wandb file, parsed with the client's message classes; damage is an error."""
     from wandb.proto import wandb_internal_pb2
 
     data = Path(path).read_bytes()
@@ -55,7 +56,7 @@ def records(path):
 
 
 class Server(ThreadingHTTPServer):
-    """Keeps what it is sent: runs by id, the history's lines, the latest summary, files, how runs ended."""
+    """A test server that stores runs by id, history lines, the latest summary, files, and exit codes of runs."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -63,7 +64,7 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, *_):
-        """A client that goes away without a word is no news; what did not arrive shows in the comparison."""
+        """Ignores clients that disconnect; missing data shows in the comparison."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -149,7 +150,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def sync(client, folders, server):
-    """Runs the client on folders; its output."""
+    """Runs the client on folders and returns its output."""
     with tempfile.TemporaryDirectory() as home:
         keep = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
         own = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false", "HOME": home, "WANDB_SILENT": "false"}
@@ -174,7 +175,7 @@ def main():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     for mark in args.out.glob("wandb/*/*.sync*") if args.again else []:
         mark.unlink()
-    # Versions that look at no marks where a folder is named are given the others only.
+    # Some versions ignore the marks of folders that are named explicitly, so they get only folders without a mark.
     code, said = sync(args.client, [f for f in folders if not list(f.glob("*.synced"))], server)
     print("\n".join("  | " + line for line in said.strip().splitlines()))
     assert code == 0, f"the client ended with {code}"
@@ -200,7 +201,7 @@ def main():
     last = {k: v for k, v in (history or [{}])[-1].items() if k.startswith("train/")}
     if any(server.summary.get(run, {}).get(k) != v for k, v in last.items()):
         faults.append("the summary is not the last step")
-    print("\n".join(faults) or "all as in metrics.jsonl")
+    print("\n".join(faults) or "everything equals metrics.jsonl")
     sys.exit(bool(faults))
 
 
