@@ -1,4 +1,4 @@
-//! Bad input, each a one-line error that names the file and the cure, and no output.
+//! Bad input gives a one-line error that names the file and the help, and leaves no output file.
 
 mod support;
 
@@ -9,12 +9,12 @@ use std::process::Command;
 use serde_json::{Value, json};
 use support::{Run, entries, golden, run, run_in, tiny_model};
 
-/// A tiny model whose files a test may spoil.
-struct Shop {
+/// A folder with a tiny model whose files a test can damage.
+struct Workspace {
     dir: tempfile::TempDir,
 }
 
-impl Shop {
+impl Workspace {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         tiny_model(dir.path());
@@ -43,7 +43,7 @@ impl Shop {
         fs::write(self.model(file), value.to_string()).expect("written");
     }
 
-    /// Changes the header of the weights, and the data if need be.
+    /// Changes the header and the data of the weights file.
     fn edit_weights(&self, change: impl FnOnce(&mut Value, &mut Vec<u8>)) {
         let bytes = fs::read(self.model("model.safetensors")).expect("weights");
         let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
@@ -60,13 +60,13 @@ impl Shop {
 const NORM: &str = "model.norm.weight";
 
 #[test]
-fn a_whole_model_scores() {
-    Shop::new().score().ok();
+fn intact_model_scores() {
+    Workspace::new().score().ok();
 }
 
 #[test]
-fn missing_and_truncated_weights() {
-    let s = Shop::new();
+fn missing_or_truncated_weights_are_refused() {
+    let s = Workspace::new();
     let whole = fs::read(s.model("model.safetensors")).expect("weights");
     for length in [0, 7, 8, 100, whole.len() / 2, whole.len() - 1] {
         fs::write(s.model("model.safetensors"), &whole[..length]).expect("written");
@@ -80,8 +80,8 @@ fn missing_and_truncated_weights() {
 }
 
 #[test]
-fn corrupt_headers_of_weights() {
-    let s = Shop::new();
+fn corrupt_weight_headers_are_refused() {
+    let s = Workspace::new();
     let whole = fs::read(s.model("model.safetensors")).expect("weights");
     for length in [u64::MAX, whole.len() as u64, 1 << 40, 3] {
         let mut bytes = whole.clone();
@@ -96,7 +96,7 @@ fn corrupt_headers_of_weights() {
 }
 
 #[test]
-fn offsets_dtypes_and_shapes_of_weights() {
+fn wrong_offsets_dtypes_and_shapes_are_refused() {
     type Change = fn(&mut Value, &mut Vec<u8>);
     let changes: [(&str, Change); 8] = [
         ("overlap", |h, _| {
@@ -115,13 +115,13 @@ fn offsets_dtypes_and_shapes_of_weights() {
         ("huge shape", |h, _| h[NORM]["shape"] = json!([u64::MAX, u64::MAX])),
     ];
     for (why, change) in changes {
-        let s = Shop::new();
+        let s = Workspace::new();
         s.edit_weights(change);
         let got = s.score();
         assert_eq!(got.code, Some(1), "{why}");
         got.refused(1, &["model.safetensors"]);
     }
-    let s = Shop::new();
+    let s = Workspace::new();
     s.edit_weights(|h, _| {
         let taken = h.as_object_mut().and_then(|h| h.remove(NORM)).expect("there");
         h["model.other.weight"] = taken;
@@ -130,7 +130,7 @@ fn offsets_dtypes_and_shapes_of_weights() {
 }
 
 #[test]
-fn wrong_configs() {
+fn invalid_configs_are_refused() {
     type Change = fn(&mut Value);
     let changes: [(&str, Change); 7] = [
         ("num_attention_heads", |c| c["num_attention_heads"] = json!(5)),
@@ -142,12 +142,12 @@ fn wrong_configs() {
         ("vocab_size", |c| c["vocab_size"] = json!("many")),
     ];
     for (key, change) in changes {
-        let s = Shop::new();
+        let s = Workspace::new();
         s.edit("config.json", change);
         s.score().refused(1, &["config.json", key]);
     }
-    let s = Shop::new();
-    // More layers than there are weights for.
+    let s = Workspace::new();
+    // The config has more layers than the weights.
     s.edit("config.json", |c| c["num_hidden_layers"] = json!(9));
     s.score().refused(1, &["model.layers."]);
     fs::write(s.model("config.json"), "{").expect("written");
@@ -157,11 +157,11 @@ fn wrong_configs() {
 }
 
 #[test]
-fn tokenizers_that_do_not_fit() {
-    let s = Shop::new();
+fn mismatched_tokenizers_are_refused() {
+    let s = Workspace::new();
     s.edit("config.json", |c| c["image_token_id"] = json!(3));
     s.score().refused(1, &["tokenizer.json"]);
-    let s = Shop::new();
+    let s = Workspace::new();
     fs::write(s.model("tokenizer.json"), "{}").expect("written");
     s.score().refused(1, &["tokenizer.json"]);
     fs::remove_file(s.model("tokenizer.json")).expect("removed");
@@ -169,59 +169,59 @@ fn tokenizers_that_do_not_fit() {
 }
 
 #[test]
-fn inputs_that_do_not_fit() {
-    let s = Shop::new();
+fn invalid_inputs_files_are_refused() {
+    let s = Workspace::new();
     let run =
         |name: &str| run_in(s.dir.path(), ["score", "--model", "tiny", "--inputs", name, "--out", "s.safetensors"]);
     run("none.safetensors").refused(1, &["none.safetensors"]);
     fs::write(s.dir.path().join("junk.safetensors"), "junk").expect("written");
     run("junk.safetensors").refused(1, &["junk.safetensors"]);
-    // The weights are a safetensors file without ids.
+    // The weights file is a safetensors file without input ids.
     run("tiny/model.safetensors").refused(1, &["input_ids"]);
     assert!(!s.dir.path().join("s.safetensors").exists());
 }
 
 #[track_caller]
-fn refuse_film(file: &Path, more: &[&str], words: &[&str]) {
+fn assert_video_refused(file: &Path, more: &[&str], words: &[&str]) {
     let dir = tempfile::tempdir().expect("a folder");
-    let (film, out) = (file.display().to_string(), dir.path().join("f.safetensors").display().to_string());
-    run([&["frames", "--video", &film, "--out", &out][..], more].concat()).refused(1, words);
+    let (video, out) = (file.display().to_string(), dir.path().join("f.safetensors").display().to_string());
+    run([&["frames", "--video", &video, "--out", &out][..], more].concat()).refused(1, words);
     assert!(entries(dir.path()).is_empty(), "left behind: {:?}", entries(dir.path()));
 }
 
 #[test]
-fn films_that_are_none() {
+fn files_that_are_not_videos_are_refused() {
     let clips = golden("clips");
     for name in ["bad_zero.mp4", "bad_text.mp4", "bad_cut.mp4"] {
-        refuse_film(&clips.join(name), &[], &[name]);
+        assert_video_refused(&clips.join(name), &[], &[name]);
     }
-    refuse_film(Path::new("no-such.mp4"), &[], &["no-such.mp4"]);
-    refuse_film(&clips, &[], &["clips"]);
-    // A picture has no frames to choose from, or one.
-    refuse_film(&golden("pixels/00_png_rgb.png"), &["--nframes", "4"], &[]);
+    assert_video_refused(Path::new("no-such.mp4"), &[], &["no-such.mp4"]);
+    assert_video_refused(&clips, &[], &["clips"]);
+    // An image has at most one frame.
+    assert_video_refused(&golden("pixels/00_png_rgb.png"), &["--nframes", "4"], &[]);
 }
 
 #[test]
-fn a_film_that_hangs_or_wants_too_much_memory() {
+fn video_beyond_time_or_memory_limit_is_refused() {
     let dir = tempfile::tempdir().expect("a folder");
     let pipe = dir.path().join("pipe.mp4");
     assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo starts").success());
     let begun = std::time::Instant::now();
-    refuse_film(&pipe, &["--media-timeout", "1"], &["pipe.mp4"]);
+    assert_video_refused(&pipe, &["--media-timeout", "1"], &["pipe.mp4"]);
     assert!(begun.elapsed().as_secs() < 20);
-    refuse_film(&golden("clips/h264_709.mp4"), &["--media-memory", "1", "--nframes", "4"], &["h264_709.mp4"]);
+    assert_video_refused(&golden("clips/h264_709.mp4"), &["--media-memory", "1", "--nframes", "4"], &["h264_709.mp4"]);
 }
 
 #[test]
-fn pictures_that_are_none_or_too_large() {
-    let s = Shop::new();
+fn invalid_or_too_large_images_are_refused() {
+    let s = Workspace::new();
     let dir = s.dir.path();
-    // PNG: signature, then a header that promises 100 000 x 100 000 pixels.
+    // A PNG signature and a header that states 100 000 × 100 000 pixels.
     let side = 100_000u32.to_be_bytes();
     let header = [&b"IHDR"[..], &side, &side, &[8, 2, 0, 0, 0]].concat();
     let parts = [b"\x89PNG\r\n\x1a\n", &13u32.to_be_bytes()[..], &header, &crc(&header).to_be_bytes(), &[0; 64]];
     fs::write(dir.join("bomb.png"), parts.concat()).expect("written");
-    fs::write(dir.join("text.png"), "not a picture").expect("written");
+    fs::write(dir.join("text.png"), "not an image").expect("written");
     fs::write(dir.join("empty.png"), "").expect("written");
     for name in ["bomb.png", "text.png", "empty.png", "none.png"] {
         let got =
@@ -230,7 +230,7 @@ fn pictures_that_are_none_or_too_large() {
     }
 }
 
-/// The checksum of PNG chunks.
+/// The CRC-32 of PNG chunks.
 fn crc(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, &b| {
         (0..8).fold(crc ^ u32::from(b), |c, _| (c >> 1) ^ (0xedb8_8320 & (c & 1).wrapping_neg()))
@@ -238,8 +238,8 @@ fn crc(bytes: &[u8]) -> u32 {
 }
 
 #[test]
-fn messages_that_are_none() {
-    let s = Shop::new();
+fn malformed_messages_are_refused() {
+    let s = Workspace::new();
     for (body, word) in [
         ("[{", "m.json"),
         ("{\"role\": \"user\"}", "m.json"),
@@ -261,8 +261,8 @@ fn messages_that_are_none() {
 }
 
 #[test]
-fn outputs_that_cannot_be_written() {
-    let s = Shop::new();
+fn unwritable_outputs_are_refused() {
+    let s = Workspace::new();
     let score = |out: &str| {
         fs::write(s.dir.path().join("m.json"), "[{\"role\": \"user\", \"content\": \"x\"}]").expect("written");
         run_in(s.dir.path(), ["score", "--model", "tiny", "--messages", "m.json", "--out", out])
@@ -277,10 +277,10 @@ fn outputs_that_cannot_be_written() {
     assert!(!s.dir.path().join("other").exists());
 }
 
-/// A write that fails half way, as on a full disk.
+/// The file size limit makes writes fail half way, as a full disk does.
 #[test]
-fn a_write_that_fails_leaves_nothing() {
-    let s = Shop::new();
+fn failed_write_leaves_no_file() {
+    let s = Workspace::new();
     fs::write(s.dir.path().join("m.json"), "[{\"role\": \"user\", \"content\": \"x\"}]").expect("written");
     let reel = env!("CARGO_BIN_EXE_reel");
     for (command, out) in [
@@ -295,10 +295,10 @@ fn a_write_that_fails_leaves_nothing() {
     }
 }
 
-/// Ctrl-C while a large model is written: nothing stays, and the message is one line. A signal that the caller ignores, as
-/// `nohup` does, stops nothing.
+/// SIGINT while a large model is written. A signal that the caller ignores, as under `nohup`, does not stop the
+/// program.
 #[test]
-fn an_interrupted_init_leaves_nothing() {
+fn interrupted_init_leaves_no_file() {
     let dir = tempfile::tempdir().expect("a folder");
     let script =
         format!("trap '' HUP; exec {} init --preset 3b --layers 12 --out new --threads 1", env!("CARGO_BIN_EXE_reel"));

@@ -1,4 +1,4 @@
-//! `reel eval --score-only`: the figures of the evaluation scripts, and bad input.
+//! `reel eval --score-only`: scores of the evaluation scripts, and malformed input.
 
 mod support;
 
@@ -10,7 +10,7 @@ use support::{Run, entries, golden, run, run_in};
 const BENCHMARKS: [&str; 6] = ["vsibench", "videommmu", "mmvu", "mvbench", "tempcompass", "videomme"];
 
 #[test]
-fn figures_are_those_of_the_evaluation_scripts() {
+fn scores_equal_the_evaluation_scripts() {
     let text = fs::read_to_string(golden("rewards/eval/expected.json")).expect("golden scores");
     let expected: Value = serde_json::from_str(&text).expect("JSON");
     let folder = tempfile::tempdir().expect("a folder");
@@ -40,7 +40,7 @@ fn figures_are_those_of_the_evaluation_scripts() {
     }
 }
 
-/// Scores predictions of MMVU with this text.
+/// Scores MMVU predictions from a file with this text.
 fn score(text: impl AsRef<[u8]>, more: &[&str]) -> Run {
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("p.jsonl"), text).expect("written");
@@ -52,7 +52,7 @@ fn score(text: impl AsRef<[u8]>, more: &[&str]) -> Run {
 }
 
 #[test]
-fn a_table_in_percent_without_json() {
+fn prints_a_table_in_percent_without_json() {
     let row = json!({"problem_type": "multiple choice", "solution": "<answer>A</answer>", "output": "A", "category": "Science"});
     let got = score(format!("{row}\n\n{row}"), &[]);
     assert!(got.ok().starts_with("mmvu ") && got.stdout.contains("2 rows 100.0  [ 34.2, 100.0]"), "{}", got.stdout);
@@ -61,7 +61,7 @@ fn a_table_in_percent_without_json() {
 }
 
 #[test]
-fn bad_predictions_are_refused_by_line() {
+fn malformed_predictions_are_refused_with_line_number() {
     let good = json!({"problem_type": "regression", "solution": "<answer>1</answer>", "output": "1"});
     for (key, value) in
         [("output", Value::Null), ("output", json!(1)), ("solution", Value::Null), ("category", json!([]))]
@@ -79,7 +79,7 @@ fn bad_predictions_are_refused_by_line() {
 }
 
 #[test]
-fn running_a_benchmark_is_not_offered_in_silence() {
+fn running_a_benchmark_is_refused_with_an_explanation() {
     run(["eval", "--benchmark", "mmvu", "--out", "o"]).refused(2, &["--score-only", "does not run models"]);
     run(["eval", "--score-only", "--benchmark", "mmvu", "--out", "o"]).refused(2, &["--predictions"]);
     run(["eval", "--benchmark", "mmvu", "--model", "m", "--out", "o"]).refused(2, &["--model"]);

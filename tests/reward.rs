@@ -1,4 +1,4 @@
-//! `reel reward`: the reference's figures, bad input, and a user's own reward functions in Python.
+//! `reel reward`: scores of the reference code, malformed input, and custom reward functions in Python.
 
 mod support;
 
@@ -12,10 +12,10 @@ use reel_rewards::CustomReward;
 use serde_json::{Value, json};
 use support::{Run, entries, golden, run};
 
-/// A folder to score files in.
-struct Shop(tempfile::TempDir);
+/// A temporary folder in which files are scored.
+struct Workspace(tempfile::TempDir);
 
-impl Shop {
+impl Workspace {
     fn new() -> Self {
         Self(tempfile::tempdir().expect("a folder"))
     }
@@ -24,7 +24,7 @@ impl Shop {
         self.0.path().join(name)
     }
 
-    /// Scores a file with this text.
+    /// Runs `reel reward` on a file with this text.
     fn reward(&self, text: impl AsRef<[u8]>, more: &[&str]) -> Run {
         fs::write(self.path("in.jsonl"), text).expect("written");
         let (input, output) = (self.path("in.jsonl"), self.path("out.jsonl"));
@@ -39,16 +39,16 @@ impl Shop {
 }
 
 #[test]
-fn the_references_rewards_by_parity() {
+fn rewards_equal_reference_code_for_each_parity() {
     let text = fs::read_to_string(golden("rewards/rewards.jsonl")).expect("golden rows");
     let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     for parity in ["paper", "videorft", "video-r1"] {
         let rows: Vec<&Value> = rows.iter().filter(|row| row["parity"] == parity).collect();
         assert!(rows.len() > 20);
-        let shop = Shop::new();
+        let workspace = Workspace::new();
         let input: String = rows.iter().map(|row| format!("{}\n", row["input"])).collect();
-        shop.reward(input, &["--parity", parity]).ok();
-        let got = shop.output();
+        workspace.reward(input, &["--parity", parity]).ok();
+        let got = workspace.output();
         assert_eq!(got.len(), rows.len());
         for (got, row) in got.iter().zip(rows) {
             for (key, want) in row["expect"].as_object().expect("an object") {
@@ -58,7 +58,7 @@ fn the_references_rewards_by_parity() {
     }
 }
 
-/// Numbers, or lists of them, of torch in f32.
+/// Whether numbers, or lists of numbers, differ by at most 1e-5.
 fn near(got: &Value, want: &Value) -> bool {
     match (got, want) {
         (Value::Array(got), Value::Array(want)) => {
@@ -74,29 +74,29 @@ fn row() -> Value {
 }
 
 #[test]
-fn what_applies_is_written() {
-    let shop = Shop::new();
+fn output_has_only_applicable_rewards() {
+    let workspace = Workspace::new();
     let mut shuffled = row();
     shuffled["shuffled_completions"] = json!(["<answer>B</answer>"]);
-    let mut alone = row();
-    alone["completion"] = alone["completions"][0].clone();
-    alone["completions"] = Value::Null;
-    alone["lengths"] = Value::Null;
-    // Blank lines, and the mark that Windows programs begin a file with, say nothing.
-    let said = shop.reward(format!("\u{feff}{shuffled}\n\r\n \n{alone}"), &["--json"]).json();
+    let mut single = row();
+    single["completion"] = single["completions"][0].clone();
+    single["completions"] = Value::Null;
+    single["lengths"] = Value::Null;
+    // Blank lines and a byte-order mark, which Windows programs write, are ignored.
+    let said = workspace.reward(format!("\u{feff}{shuffled}\n\r\n \n{single}"), &["--json"]).json();
     assert_eq!((&said["rows"], &said["completions"]), (&json!(2), &json!(3)));
-    let text = fs::read_to_string(shop.path("out.jsonl")).expect("an output");
+    let text = fs::read_to_string(workspace.path("out.jsonl")).expect("an output");
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[0].starts_with(
         r#"{"accuracy":[1.0,0.0],"temporal":[0.3,0.0],"format":[1.0,0.0],"length":[0.0,0.0],"reward":[2.3,0.0],"advantage":[0.7070"#
     ), "{text}");
     assert_eq!(lines[1], r#"{"accuracy":1.0,"format":1.0,"reward":2.0}"#);
-    assert_eq!(entries(shop.0.path()), ["in.jsonl", "out.jsonl"]);
+    assert_eq!(entries(workspace.0.path()), ["in.jsonl", "out.jsonl"]);
 }
 
-/// The rows of the golden SigLIP, a line each, with frames relative to the file that they are in.
-fn siglip_rows(shop: &Shop, parity: &str) -> (Vec<Value>, String) {
-    let folder = shop.path("frames");
+/// The golden rows for the semantic reward, with copies of their frames beside the input file.
+fn siglip_rows(workspace: &Workspace, parity: &str) -> (Vec<Value>, String) {
+    let folder = workspace.path("frames");
     fs::create_dir_all(&folder).expect("a folder");
     for frame in fs::read_dir(golden("siglip/frames")).expect("frames").flatten() {
         fs::copy(frame.path(), folder.join(frame.file_name())).expect("copied");
@@ -109,18 +109,18 @@ fn siglip_rows(shop: &Shop, parity: &str) -> (Vec<Value>, String) {
 }
 
 #[test]
-fn the_references_semantic_rewards() {
+fn semantic_rewards_equal_reference_code() {
     let model = golden("siglip/model");
     let model = model.to_str().expect("UTF-8");
     let mut rows_seen = 0;
     for parity in ["paper", "videorft"] {
-        let shop = Shop::new();
-        let (rows, input) = siglip_rows(&shop, parity);
-        let said = shop.reward(&input, &["--parity", parity, "--siglip", model, "--json"]).json();
-        // A film's frames are encoded once for all rows that show them alike: at most each picture and its negative.
+        let workspace = Workspace::new();
+        let (rows, input) = siglip_rows(&workspace, parity);
+        let said = workspace.reward(&input, &["--parity", parity, "--siglip", model, "--json"]).json();
+        // Frames are encoded once for all rows: at most each image and its negative.
         let encoded = said["frames_encoded"].as_u64().expect("a count");
         assert!((3..=16).contains(&encoded), "{encoded} frames");
-        for (got, row) in shop.output().iter().zip(&rows) {
+        for (got, row) in workspace.output().iter().zip(&rows) {
             for key in ["semantic", "reward"] {
                 let (got, want) = (numbers(&got[key]), numbers(&row["expect"][key]));
                 assert_eq!(got.len(), want.len(), "{} {key}", row["id"]);
@@ -133,9 +133,9 @@ fn the_references_semantic_rewards() {
             }
         }
         rows_seen += rows.len();
-        // Without a model there is no semantic reward, frames or not.
-        shop.reward(&input, &["--parity", parity]).ok();
-        assert!(shop.output().iter().all(|row| row["semantic"].is_null()));
+        // Without a model there is no semantic reward.
+        workspace.reward(&input, &["--parity", parity]).ok();
+        assert!(workspace.output().iter().all(|row| row["semantic"].is_null()));
     }
     assert!(rows_seen >= 10);
 }
@@ -148,34 +148,34 @@ fn numbers(list: &Value) -> Vec<f64> {
 }
 
 #[test]
-fn a_siglip_folder_or_a_frame_that_cannot_be_used_is_refused() {
-    let shop = Shop::new();
-    let (_, input) = siglip_rows(&shop, "paper");
+fn unusable_siglip_folder_or_frame_is_refused() {
+    let workspace = Workspace::new();
+    let (_, input) = siglip_rows(&workspace, "paper");
     let model = golden("siglip/model");
     let model = model.to_str().expect("UTF-8");
     let siglip = |folder: &str, words: &[&str]| {
-        shop.reward(&input, &["--siglip", folder]).refused(1, words);
-        assert!(!shop.path("out.jsonl").exists());
+        workspace.reward(&input, &["--siglip", folder]).refused(1, words);
+        assert!(!workspace.path("out.jsonl").exists());
     };
     siglip("nowhere", &["nowhere", "config.json"]);
     siglip(golden("model/text_multiturn/model").to_str().expect("UTF-8"), &["model_type", "qwen2_5_vl", "not siglip"]);
-    shop.reward(&input, &["--siglip", model, "--device", "dry"]).refused(2, &["--device"]);
-    fs::write(shop.path("frames/v0_1.png"), "no picture").expect("written");
-    siglip(model, &["v0_1.png", "picture"]);
-    fs::remove_file(shop.path("frames/v0_1.png")).expect("removed");
+    workspace.reward(&input, &["--siglip", model, "--device", "dry"]).refused(2, &["--device"]);
+    fs::write(workspace.path("frames/v0_1.png"), "not an image").expect("written");
+    siglip(model, &["v0_1.png", "image"]);
+    fs::remove_file(workspace.path("frames/v0_1.png")).expect("removed");
     siglip(model, &["v0_1.png"]);
 }
 
 #[test]
-fn a_tiny_siglip_of_our_own_judges() {
-    let shop = Shop::new();
-    let (rows, input) = siglip_rows(&shop, "paper");
-    let folder = shop.path("siglip");
+fn tiny_siglip_made_by_init_gives_semantic_rewards() {
+    let workspace = Workspace::new();
+    let (rows, input) = siglip_rows(&workspace, "paper");
+    let folder = workspace.path("siglip");
     let folder = folder.to_str().expect("UTF-8");
     run(["init", "--preset", "siglip-tiny", "--seed", "5", "--out", folder]).ok();
     for dtype in ["f32", "bf16"] {
-        shop.reward(&input, &["--siglip", folder, "--dtype", dtype]).ok();
-        let got = shop.output();
+        workspace.reward(&input, &["--siglip", folder, "--dtype", dtype]).ok();
+        let got = workspace.output();
         assert_eq!(got.len(), rows.len());
         let all: Vec<f64> = got.iter().flat_map(|row| numbers(&row["semantic"])).collect();
         assert!(all.iter().all(|s| (0.0..=1.0).contains(s)), "{all:?}");
@@ -183,7 +183,7 @@ fn a_tiny_siglip_of_our_own_judges() {
 }
 
 #[test]
-fn one_bad_line_refuses_the_file() {
+fn one_malformed_line_refuses_the_file() {
     let without = |key: &str| {
         let mut row = row();
         row[key] = Value::Null;
@@ -200,43 +200,43 @@ fn one_bad_line_refuses_the_file() {
         (without("solution"), vec!["solution", "missing"]),
         (without("problem_type"), vec!["problem_type", "missing"]),
         (without("completions"), vec!["completion"]),
-        (with("completion", json!("x")), vec!["beside"]),
-        (with("solution", json!(3)), vec!["solution", "not text"]),
+        (with("completion", json!("x")), vec!["together"]),
+        (with("solution", json!(3)), vec!["solution", "not a string"]),
         (with("lengths", json!([400])), vec!["lengths", "1 numbers for 2"]),
         (with("completions", json!([])), vec!["completions", "empty"]),
         (with("data_type", json!("film")), vec!["data_type", "film"]),
         ("{\"a\":".repeat(200_000), vec!["not JSON"]),
     ] {
-        let shop = Shop::new();
-        let got = shop.reward(format!("{}\n\n{bad}\n{}\n", row(), row()), &[]);
+        let workspace = Workspace::new();
+        let got = workspace.reward(format!("{}\n\n{bad}\n{}\n", row(), row()), &[]);
         got.refused(1, &words).refused(1, &["in.jsonl:3: "]);
-        assert_eq!(entries(shop.0.path()), ["in.jsonl"], "{bad:.80}");
+        assert_eq!(entries(workspace.0.path()), ["in.jsonl"], "{bad:.80}");
     }
-    let shop = Shop::new();
-    shop.reward(b"{}\n\xff\n", &[]).refused(1, &["in.jsonl:2: ", "UTF-8"]);
-    shop.reward("\n \n", &[]).refused(1, &["in.jsonl", "no rows"]);
-    shop.reward(row().to_string(), &["--parity", "nosuch"]).refused(2, &["--parity"]);
-    shop.reward(row().to_string(), &["--output", "no/such/folder/o"]).refused(1, &["no/such/folder"]);
+    let workspace = Workspace::new();
+    workspace.reward(b"{}\n\xff\n", &[]).refused(1, &["in.jsonl:2: ", "UTF-8"]);
+    workspace.reward("\n \n", &[]).refused(1, &["in.jsonl", "no rows"]);
+    workspace.reward(row().to_string(), &["--parity", "nosuch"]).refused(2, &["--parity"]);
+    workspace.reward(row().to_string(), &["--output", "no/such/folder/o"]).refused(1, &["no/such/folder"]);
     run(["reward", "--input", "no/such", "--output", "o"]).refused(1, &["no/such"]);
     run(["reward", "--input", "."]).refused(2, &["--output"]);
 }
 
 #[test]
-fn an_endless_answer_takes_no_endless_time() {
+fn very_long_answers_are_scored_quickly() {
     let words = "word ".repeat(200_000);
     let solution = format!("<answer>{}</answer>", "other ".repeat(50));
     for kind in ["OCR", "free-form"] {
-        let shop = Shop::new();
+        let workspace = Workspace::new();
         let row =
             json!({"problem_type": kind, "solution": solution, "completion": format!("<answer>{words}</answer>")});
-        shop.reward(row.to_string(), &[]).ok();
-        assert_eq!(shop.output()[0]["accuracy"], 0.0);
+        workspace.reward(row.to_string(), &[]).ok();
+        assert_eq!(workspace.output()[0]["accuracy"], 0.0);
     }
 }
 
 const FUNCTIONS: &str = r#"
 def length(prompts, completions, solution, **columns):
-    print("to nobody")
+    print("this goes to standard error")
     assert len(prompts) == len(completions) == len(solution) == len(columns["n"])
     return [len(c) + n for c, n in zip(completions, columns["n"])]
 
@@ -256,16 +256,16 @@ def breaks(completions, **columns):
     raise KeyError("colour")
 "#;
 
-/// The rewards that a function gives two rows, asked both ways; `None` where there is no Python.
+/// The rewards of a Python function for two rows, by command and by HTTP; `None` if Python is not installed.
 fn python(function: &str, chat: bool) -> Option<[Result<Vec<f64>, String>; 2]> {
     if Command::new("python3").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
-        println!("skipped: reward functions in Python: no python3");
+        println!("skipped: python3 is not installed");
         return None;
     }
-    let shop = Shop::new();
-    fs::write(shop.path("functions.py"), FUNCTIONS).expect("written");
+    let workspace = Workspace::new();
+    fs::write(workspace.path("functions.py"), FUNCTIONS).expect("written");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/rewards.py");
-    let function = format!("{}:{function}", shop.path("functions.py").display());
+    let function = format!("{}:{function}", workspace.path("functions.py").display());
     let prompt = if chat { json!([{"role": "user", "content": "?"}]) } else { json!("?") };
     let rows: Vec<Value> = ["four", ""]
         .iter()
@@ -273,18 +273,19 @@ fn python(function: &str, chat: bool) -> Option<[Result<Vec<f64>, String>; 2]> {
         .map(|(n, text)| json!({"prompt": prompt, "completion": text, "solution": "é", "n": n}))
         .collect();
     let timeout = Duration::from_secs(60);
-    let asked = |mut own: CustomReward| {
-        let twice = [own.score(&rows), own.score(&rows)].map(|r| r.map_err(|e| e.to_string()));
+    let score_twice = |mut reward: CustomReward| {
+        let twice = [reward.score(&rows), reward.score(&rows)].map(|r| r.map_err(|e| e.to_string()));
         assert_eq!(twice[0], twice[1]);
         twice[0].clone()
     };
-    let piped = asked(CustomReward::command(&format!("python3 '{}' '{function}'", script.display()), timeout).unwrap());
+    let piped =
+        score_twice(CustomReward::command(&format!("python3 '{}' '{function}'", script.display()), timeout).unwrap());
     let server = Server::start(&script, &function);
-    let posted = asked(CustomReward::url(&server.url, timeout).unwrap());
+    let posted = score_twice(CustomReward::url(&server.url, timeout).unwrap());
     Some([piped, posted])
 }
 
-/// `examples/rewards.py` behind a port.
+/// `examples/rewards.py` as an HTTP server.
 struct Server {
     child: Child,
     url: String,
@@ -312,7 +313,7 @@ impl Drop for Server {
 }
 
 #[test]
-fn reward_functions_of_trl_run_as_they_are() {
+fn trl_reward_functions_run_unchanged() {
     for (function, chat, want) in
         [("length", false, vec![4.0, 1.0]), ("chat", true, vec![1.0, 0.0]), ("later", true, vec![0.5, 0.5])]
     {
@@ -320,8 +321,8 @@ fn reward_functions_of_trl_run_as_they_are() {
         assert_eq!(got, [Ok(want.clone()), Ok(want)], "{function}");
     }
     for (function, words) in [
-        ("short", "the function gave 1 rewards for 2 completions"),
-        ("none", "the function gave nan for completion 0"),
+        ("short", "the function returned 1 rewards for 2 completions"),
+        ("none", "the function returned nan for completion 0"),
         ("breaks", "KeyError: 'colour'"),
     ] {
         let Some(got) = python(function, false) else { return };

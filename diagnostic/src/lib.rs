@@ -1,7 +1,7 @@
 //! One error message as data: where the problem is, what is wrong, and what the user can do.
 //!
-//! Every error of the libraries that a user can cause carries a [`Diagnostic`]. Callers that add context (a file and line in front of
-//! a field, for example) change its fields; they never split the printed message again.
+//! Every error of the libraries that a user can cause carries a [`Diagnostic`]. Callers that add context (a file and
+//! line in front of a field, for example) change its fields; they never split the printed message again.
 
 use std::fmt;
 use std::io;
@@ -101,7 +101,8 @@ fn io_cause(error: &io::Error) -> String {
     }
 }
 
-/// Joins the lines of `text` with single spaces. Messages of other crates may have several lines; an error of reel has one.
+/// Joins the lines of `text` with single spaces. Messages of other crates may have several lines; an error of reel
+/// has one.
 pub fn one_line(text: impl AsRef<str>) -> String {
     let lines = text.as_ref().split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty());
     lines.collect::<Vec<_>>().join(" ")

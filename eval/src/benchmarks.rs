@@ -1,4 +1,7 @@
-//! The six benchmarks that both recipes are measured on. All share one scoring rule; VSI-Bench has an official figure of its own.
+//! The six benchmarks of VideoRFT and Video-R1. All use the same scoring rule; VSI-Bench also has an official mean
+//! over tasks.
+
+use reel_diagnostic::Diagnostic;
 
 use crate::{EvalError, Result};
 
@@ -7,31 +10,36 @@ use crate::{EvalError, Result};
 pub enum Benchmark {
     /// VSI-Bench: distances, sizes, counts and directions in rooms.
     VsiBench,
-    /// VideoMMMU: lectures.
+    /// VideoMMMU: questions about lectures.
     VideoMmmu,
-    /// MMVU: expert questions, the multiple-choice part.
+    /// MMVU: expert questions, multiple choice only.
     Mmvu,
-    /// MVBench: twenty kinds of question about motion and order.
+    /// MVBench: twenty kinds of questions about motion and order.
     MvBench,
-    /// TempCompass: speed, direction, order, change.
+    /// TempCompass: questions about speed, direction, order and change.
     TempCompass,
-    /// Video-MME: short, medium and long films.
+    /// Video-MME: questions about short, medium and long videos.
     VideoMme,
 }
 
 impl Benchmark {
-    /// All benchmarks, in the order in which the papers list them.
+    /// All benchmarks, in the order of the papers.
     pub const ALL: [Self; 6] =
         [Self::VsiBench, Self::VideoMmmu, Self::Mmvu, Self::MvBench, Self::TempCompass, Self::VideoMme];
 
-    /// The benchmark of this name; the error lists the names that exist.
+    /// Parses the name of a benchmark.
+    ///
+    /// # Errors
+    /// The name is unknown; the error lists all names.
     pub fn parse(name: &str) -> Result<Self> {
-        let known = || Self::ALL.map(Self::name).join(", ");
         let found = Self::ALL.into_iter().find(|benchmark| benchmark.name() == name);
-        found.ok_or_else(|| EvalError::Benchmark { name: name.to_string(), known: known() })
+        found.ok_or_else(|| {
+            let help = format!("use one of {}", Self::ALL.map(Self::name).join(", "));
+            EvalError::Option(Diagnostic::new("--benchmark", format!("unknown benchmark `{name}`"), help))
+        })
     }
 
-    /// The name on the command line.
+    /// The benchmark's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::VsiBench => "vsibench",
@@ -43,13 +51,13 @@ impl Benchmark {
         }
     }
 
-    /// For a benchmark whose official figure is a mean over tasks: the task that a category belongs to. VSI-Bench has its three
-    /// grades of relative direction in three categories and counts them as one task.
+    /// The task of a category, for benchmarks whose official score is a mean over tasks (VSI-Bench), else `None`. The
+    /// three difficulty levels of relative direction are three categories but one task.
     pub fn task(self, category: &str) -> Option<&str> {
         const DIRECTION: &str = "object_rel_direction";
-        let grade = |rest: &str| rest.starts_with('_');
+        let is_level = |rest: &str| rest.starts_with('_');
         (self == Self::VsiBench)
-            .then(|| if category.strip_prefix(DIRECTION).is_some_and(grade) { DIRECTION } else { category })
+            .then(|| if category.strip_prefix(DIRECTION).is_some_and(is_level) { DIRECTION } else { category })
     }
 }
 
@@ -58,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read() {
+    fn benchmark_names_round_trip() {
         for benchmark in Benchmark::ALL {
             assert_eq!(Benchmark::parse(benchmark.name()).unwrap(), benchmark);
         }
@@ -67,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn directions_are_one_task() {
+    fn direction_categories_are_one_task() {
         let task = |category| Benchmark::VsiBench.task(category);
         assert_eq!(task("object_rel_direction_hard"), Some("object_rel_direction"));
         assert_eq!(task("object_rel_distance"), Some("object_rel_distance"));

@@ -1,38 +1,28 @@
-//! The crate's error: every variant names the place, what is wrong there, and what to do.
+//! The error type of this crate. Each variant names the location, what is wrong there, and what to do.
+
+use reel_diagnostic::Diagnostic;
 
 /// What can go wrong between predictions and their scores.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
-    /// There is no benchmark of this name.
-    #[error("--benchmark: there is no benchmark `{name}`; use one of {known}")]
-    Benchmark {
-        /// The name that was given.
-        name: String,
-        /// The names that exist.
-        known: String,
-    },
+    /// A command line option is invalid.
+    #[error("{0}")]
+    Option(Diagnostic),
     /// A row of predictions is malformed.
-    #[error("{place}: {what}; {cure}")]
-    Row {
-        /// The field, or "the line".
-        place: String,
-        /// What is wrong.
-        what: String,
-        /// What to do.
-        cure: String,
-    },
+    #[error("{0}")]
+    Row(Diagnostic),
 }
 
-/// This crate's results.
+/// The result of a function of this crate.
 pub type Result<T, E = EvalError> = std::result::Result<T, E>;
 
 impl EvalError {
-    pub(crate) fn row(place: &str, what: impl Into<String>, cure: &str) -> Self {
-        Self::Row { place: place.into(), what: what.into(), cure: cure.into() }
+    pub(crate) fn row(location: &str, what: impl Into<String>, help: &str) -> Self {
+        Self::Row(Diagnostic::new(location, what, help))
     }
 
-    /// Whether the command line, not the work, is at fault.
+    /// Whether the command line is wrong, so that the program exits with code 2.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Benchmark { .. })
+        matches!(self, Self::Option(_))
     }
 }

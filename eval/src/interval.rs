@@ -1,10 +1,10 @@
-//! How sure a mean of scores is, from the number of rows.
+//! Confidence intervals of mean scores.
 
 /// The 0.975 quantile of the normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
 
-/// The 95 % Wilson interval of a mean of `n` scores between 0 and 1 (E. B. Wilson, 1927). For scores that are 0 or 1 it is the usual
-/// one; scores in between vary less than those of the same mean that are not, so it is then wider than it need be. [0, 1] of none.
+/// The 95 % Wilson score interval of the mean of `n` scores from 0 to 1 (E. B. Wilson, 1927); `[0, 1]` for n = 0. The
+/// formula assumes scores of 0 or 1. Fractional scores vary less, so their interval is wider than necessary.
 pub fn wilson_interval(mean: f64, n: usize) -> [f64; 2] {
     if n == 0 {
         return [0.0, 1.0];
@@ -12,12 +12,13 @@ pub fn wilson_interval(mean: f64, n: usize) -> [f64; 2] {
     let (centre, _) = adjusted(mean, n);
     let n = n as f64;
     let half = Z / (n + Z * Z) * (n * mean * (1.0 - mean) + Z * Z / 4.0).max(0.0).sqrt();
-    // Rounding must not leave the mean itself outside.
+    // Keeps the mean inside despite rounding errors.
     [(centre - half).max(0.0).min(mean), (centre + half).min(1.0).max(mean)]
 }
 
-/// The 95 % interval of the weighted sum of independent means, given as (weight, mean, n): the normal one about the sum, with the
-/// variance of each mean as A. Agresti and B. Coull (1998) have it, which is not 0 where all scores are alike.
+/// The 95 % interval of a weighted sum of independent means, each given as (weight, mean, n). It is a normal interval
+/// around the sum; the variance of each mean is that of A. Agresti and B. Coull (1998), which is above 0 even if all
+/// scores are equal.
 pub fn weighted_sum_interval(means: &[(f64, f64, usize)]) -> [f64; 2] {
     let sum: f64 = means.iter().map(|(weight, mean, _)| weight * mean).sum();
     let variance: f64 = means.iter().map(|&(weight, mean, n)| weight * weight * adjusted(mean, n).1).sum();
@@ -25,7 +26,7 @@ pub fn weighted_sum_interval(means: &[(f64, f64, usize)]) -> [f64; 2] {
     [(sum - half).max(0.0), (sum + half).min(1.0)]
 }
 
-/// The mean with z² more scores of one half, and its variance if scores are 0 or 1.
+/// The mean after adding z² scores of one half, and its variance for scores of 0 or 1 (Agresti and Coull).
 fn adjusted(mean: f64, n: usize) -> (f64, f64) {
     let more = n as f64 + Z * Z;
     let centre = (n as f64 * mean + Z * Z / 2.0) / more;
@@ -38,8 +39,8 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn known_values() {
-        // By the formula in decimals of 40 digits.
+    fn equals_high_precision_values() {
+        // Computed from the formula with 40 decimal digits.
         for (x, n, want) in [
             (0.0, 10, [0.000_000_000_000, 0.277_532_799_863]),
             (5.0, 10, [0.236_593_090_513, 0.763_406_909_487]),
@@ -54,7 +55,7 @@ mod tests {
     }
 
     proptest! {
-        /// The definition: the ends are the means from which the observed one is just 1.96 standard errors away.
+        /// Definition of the Wilson interval: the observed mean is 1.96 standard errors away from each end.
         #[test]
         fn ends_are_roots_of_the_score_test(x in 1u32..99, n in 100usize..1000) {
             let mean = f64::from(x) / 100.0;
@@ -65,12 +66,12 @@ mod tests {
         }
 
         #[test]
-        fn more_rows_say_more(mean in 0.0f64..=1.0, n in 1usize..1000) {
+        fn more_rows_give_a_narrower_interval(mean in 0.0f64..=1.0, n in 1usize..1000) {
             let width = |[low, high]: [f64; 2]| high - low;
             let [low, high] = wilson_interval(mean, n);
             prop_assert!(0.0 <= low && low <= mean && mean <= high && high <= 1.0);
             prop_assert!(width(wilson_interval(mean, n * 4)) < width([low, high]));
-            // Two halves measured apart are as sure as one whole.
+            // Two halves give about the same interval as the whole.
             let apart = weighted_sum_interval(&[(0.5, mean, n * 50), (0.5, mean, n * 50)]);
             prop_assert!((width(apart) - width(wilson_interval(mean, n * 100))).abs() < 0.02);
         }

@@ -1,5 +1,5 @@
-//! Scores of the six video benchmarks from a model's answers, as the evaluation scripts of VideoRFT and Video-R1 give them.
-//! Texts and numbers only: no device, no model, no media.
+//! Scores predictions of the six video benchmarks as the evaluation scripts of VideoRFT and Video-R1 do.
+//! Texts and numbers only: no device, no model, no media. Start at [`score_benchmark`].
 
 mod benchmarks;
 mod error;

@@ -1,4 +1,4 @@
-//! A prediction: a benchmark's row with what the model said, and what that is worth.
+//! A prediction: a row of a benchmark with the output of a model, and its score.
 
 use reel_rewards::{ProblemType, extract_answer, multiple_choice_accuracy, numerical_accuracy, parse_number, strip};
 use serde_json::{Map, Value};
@@ -8,23 +8,26 @@ use crate::{EvalError, Result};
 /// A row of predictions: the benchmark's `problem_type`, `solution` and `category`, and the model's `output`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prediction {
-    /// The kind of problem; `None` for one that has no rule.
+    /// The kind of problem; `None` for an unknown kind.
     pub problem_type: Option<ProblemType>,
-    /// The truth, in its tags.
+    /// The correct answer in `<answer>` tags.
     pub solution: String,
-    /// The part of the benchmark that the row belongs to.
+    /// The category of the row within the benchmark.
     pub category: Option<String>,
-    /// What the model said.
+    /// The output of the model.
     pub output: String,
 }
 
 impl Prediction {
-    /// Reads a line of JSON. Columns that the score does not depend on are not looked at.
+    /// Parses a line of JSON; columns that do not affect the score are ignored.
+    ///
+    /// # Errors
+    /// The line is not a JSON object, or a column is missing or not a string; the error names the column.
     pub fn parse(line: &str) -> Result<Self> {
-        let cure = "write one JSON object a line";
+        let help = "write one JSON object per line";
         let value: Value =
-            serde_json::from_str(line).map_err(|e| EvalError::row("the line", format!("is not JSON: {e}"), cure))?;
-        let Value::Object(fields) = value else { return Err(EvalError::row("the line", "is not an object", cure)) };
+            serde_json::from_str(line).map_err(|e| EvalError::row("the line", format!("is not JSON: {e}"), help))?;
+        let Value::Object(fields) = value else { return Err(EvalError::row("the line", "is not an object", help)) };
         Ok(Self {
             problem_type: ProblemType::parse(&text(&fields, "problem_type")?).ok(),
             solution: text(&fields, "solution")?,
@@ -36,35 +39,36 @@ impl Prediction {
         })
     }
 
-    /// Whether it is scored by its relative error.
+    /// Whether the prediction is scored by its relative error.
     pub fn is_regression(&self) -> bool {
         self.problem_type == Some(ProblemType::Regression)
     }
 
-    /// What the answer is worth, from 0 to 1. An output without an answer in tags is an answer as a whole. Kinds of problem
-    /// that the benchmarks do not have score 0.
+    /// The score from 0 to 1. If the output has no answer in tags, or an empty one, the whole output is the answer.
+    /// Kinds of problem that the benchmarks do not have score 0.
     pub fn score(&self) -> f32 {
-        let given = match extract_answer(&self.output) {
+        let answer = match extract_answer(&self.output) {
             "" => strip(&self.output),
-            given => given,
+            answer => answer,
         };
-        let right = extract_answer(&self.solution);
+        let truth = extract_answer(&self.solution);
         match self.problem_type {
-            Some(ProblemType::MultipleChoice) => multiple_choice_accuracy(given, right) as f32,
-            Some(ProblemType::Numerical) => numerical_accuracy(given, right) as f32,
-            Some(ProblemType::Regression) => mean_relative_accuracy(given, right),
+            Some(ProblemType::MultipleChoice) => multiple_choice_accuracy(answer, truth) as f32,
+            Some(ProblemType::Numerical) => numerical_accuracy(answer, truth) as f32,
+            Some(ProblemType::Regression) => mean_relative_accuracy(answer, truth),
             Some(ProblemType::Ocr | ProblemType::FreeForm) | None => 0.0,
         }
     }
 }
 
-/// Mean relative accuracy (J. Yang et al., "Thinking in Space", 2024): the share of the thresholds 0.5, 0.55 … 0.95 with
-/// `|o - g| / (|g| + 1e-8) < 1 - threshold`, all in f32 as the evaluation scripts compute it; 0 where one is no number.
-fn mean_relative_accuracy(given: &str, right: &str) -> f32 {
-    let (Some(given), Some(right)) = (parse_number(given), parse_number(right)) else { return 0.0 };
-    let (given, right) = (given as f32, right as f32);
-    let error = (given - right).abs() / (right.abs() + 1e-8);
-    // torch.arange counts in f64 and rounds each threshold to f32.
+/// Mean relative accuracy (J. Yang et al., "Thinking in Space", 2024): the fraction of the thresholds 0.5, 0.55, …,
+/// 0.95 with `|answer - truth| / (|truth| + 1e-8) < 1 - threshold`, in f32 as in the evaluation scripts; 0 if one is
+/// not a number.
+fn mean_relative_accuracy(answer: &str, truth: &str) -> f32 {
+    let (Some(answer), Some(truth)) = (parse_number(answer), parse_number(truth)) else { return 0.0 };
+    let (answer, truth) = (answer as f32, truth as f32);
+    let error = (answer - truth).abs() / (truth.abs() + 1e-8);
+    // torch.arange computes in f64 and rounds each threshold to f32.
     let thresholds = (0..10).map(|i| (0.5 + 0.05 * f64::from(i)) as f32);
     thresholds.filter(|threshold| error < 1.0 - threshold).count() as f32 / 10.0
 }
@@ -73,7 +77,7 @@ fn text(fields: &Map<String, Value>, name: &str) -> Result<String> {
     match fields.get(name) {
         Some(Value::String(text)) => Ok(text.clone()),
         Some(Value::Null) | None => Err(EvalError::row(name, "is missing", "add it, or remove the row")),
-        Some(_) => Err(EvalError::row(name, "is not text", "write it as a JSON string")),
+        Some(_) => Err(EvalError::row(name, "is not a string", "write it as a JSON string")),
     }
 }
 
@@ -89,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn an_output_without_tags_is_an_answer() {
+    fn output_without_tags_is_the_answer() {
         for (output, want) in [
             ("<answer>B</answer>", 1.0),
             (" B \n", 1.0),
@@ -105,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn thresholds_are_those_of_f32() {
+    fn thresholds_are_compared_in_f32() {
         for (output, truth, want) in [
             ("90", "100", 0.9),
             ("85", "100", 0.7),
@@ -125,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_fields_are_named() {
+    fn errors_name_the_column() {
         let good = json!({"problem_type": "regression", "solution": "", "output": "", "category": "c"});
         for (name, value) in [
             ("problem_type", Value::Null),
@@ -146,12 +150,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_output_scores_from_0_to_1(kind in "multiple choice|numerical|regression|OCR", output in "\\PC{0,12}|-?[0-9.,]{0,6}", truth in "-?[0-9.,]{0,6}|nan|inf") {
+        fn score_is_always_in_0_1(kind in "multiple choice|numerical|regression|OCR", output in "\\PC{0,12}|-?[0-9.,]{0,6}", truth in "-?[0-9.,]{0,6}|nan|inf") {
             prop_assert!((0.0..=1.0).contains(&score(&kind, &output, &truth)));
         }
 
         #[test]
-        fn nearer_is_never_worse(truth in 1.0f64..1e4, near in 0.0f64..1.0, more in 0.0f64..1.0) {
+        fn smaller_error_never_scores_less(truth in 1.0f64..1e4, near in 0.0f64..1.0, more in 0.0f64..1.0) {
             let at = |distance: f64| score("regression", &format!("{}", truth * (1.0 + distance)), &format!("{truth}"));
             prop_assert!(at(near) >= at(near + more));
         }

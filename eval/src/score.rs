@@ -1,4 +1,4 @@
-//! From predictions to the figures of a benchmark.
+//! Computes the scores of a benchmark from its predictions.
 
 use std::collections::BTreeMap;
 
@@ -7,39 +7,39 @@ use serde::Serialize;
 use crate::interval::{weighted_sum_interval, wilson_interval};
 use crate::{Benchmark, EvalError, Prediction, Result};
 
-/// The figures of a benchmark, from 0 to 1, with 95 % intervals.
+/// The scores of a benchmark, from 0 to 1, with 95 % confidence intervals.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BenchmarkReport {
-    /// The benchmark's name.
+    /// Name of the benchmark.
     pub benchmark: &'static str,
-    /// Rows.
+    /// Number of rows.
     pub n: usize,
-    /// The mean of all rows.
+    /// Mean score of all rows.
     pub overall: f64,
-    /// The interval of `overall`.
+    /// Interval of `overall`.
     pub overall_ci95: [f64; 2],
-    /// The mean of the rows that are not regression; 0 if there are none.
+    /// Mean score of the rows that are not regression; 0 if there are none.
     pub mean_acc: f64,
-    /// The mean relative accuracy of the regression rows; 0 if there are none.
+    /// Mean relative accuracy of the regression rows; 0 if there are none.
     pub mean_mra: f64,
-    /// VSI-Bench's official figure: the mean over its tasks.
+    /// Mean over tasks, the official score of VSI-Bench.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_mean: Option<f64>,
-    /// The interval of `task_mean`.
+    /// Interval of `task_mean`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_mean_ci95: Option<[f64; 2]>,
-    /// The rows of each category; those without one are in none.
+    /// Scores by category; rows without a category are left out.
     pub by_category: BTreeMap<String, CategoryScore>,
 }
 
-/// The figures of some rows.
+/// The score of the rows of a category.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CategoryScore {
-    /// Rows.
+    /// Number of rows.
     pub n: usize,
-    /// Their mean.
+    /// Mean score.
     pub score: f64,
-    /// Its interval.
+    /// Interval of `score`.
     pub ci95: [f64; 2],
 }
 
@@ -51,13 +51,16 @@ impl CategoryScore {
 }
 
 /// Scores the predictions of a benchmark.
+///
+/// # Errors
+/// There are no predictions.
 pub fn score_benchmark(benchmark: Benchmark, predictions: &[Prediction]) -> Result<BenchmarkReport> {
     if predictions.is_empty() {
-        return Err(EvalError::row("predictions", "there are none", "give a line of JSON a row"));
+        return Err(EvalError::row("predictions", "the file has no rows", "give one JSON object per line"));
     }
     let scores: Vec<f64> = predictions.iter().map(|p| f64::from(p.score())).collect();
     let rows = || predictions.iter().zip(&scores);
-    let of = |regression: bool| -> Vec<f64> {
+    let scores_of = |regression: bool| -> Vec<f64> {
         rows().filter(|(p, _)| p.is_regression() == regression).map(|(_, score)| *score).collect()
     };
     let mut categories: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
@@ -75,24 +78,24 @@ pub fn score_benchmark(benchmark: Benchmark, predictions: &[Prediction]) -> Resu
         n: all.n,
         overall: all.score,
         overall_ci95: all.ci95,
-        mean_acc: mean(&of(false)),
-        mean_mra: mean(&of(true)),
+        mean_acc: mean(&scores_of(false)),
+        mean_mra: mean(&scores_of(true)),
         task_mean,
         task_mean_ci95,
         by_category,
     })
 }
 
-/// The mean over tasks and its interval, where the benchmark has tasks and the rows have categories: categories of one task are
-/// averaged first.
+/// The mean over tasks and its interval, if the benchmark has tasks and the rows have categories. Categories of a
+/// task are averaged first.
 fn task_mean(benchmark: Benchmark, by_category: &BTreeMap<String, CategoryScore>) -> Option<(f64, [f64; 2])> {
     let mut tasks: BTreeMap<&str, Vec<&CategoryScore>> = BTreeMap::new();
     for (category, part) in by_category {
         tasks.entry(benchmark.task(category)?).or_default().push(part);
     }
-    let share = |parts: &[&CategoryScore]| 1.0 / (tasks.len() * parts.len()) as f64;
+    let weight = |parts: &[&CategoryScore]| 1.0 / (tasks.len() * parts.len()) as f64;
     let weighted: Vec<(f64, f64, usize)> =
-        tasks.values().flat_map(|parts| parts.iter().map(move |p| (share(parts), p.score, p.n))).collect();
+        tasks.values().flat_map(|parts| parts.iter().map(move |p| (weight(parts), p.score, p.n))).collect();
     let mean = weighted.iter().map(|(weight, score, _)| weight * score).sum();
     (!weighted.is_empty()).then(|| (mean, weighted_sum_interval(&weighted)))
 }
@@ -116,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn each_row_scores_as_in_the_evaluation_script() {
+    fn row_scores_equal_the_evaluation_script() {
         let expected: Value = serde_json::from_str(&golden("expected.json")).unwrap();
         for benchmark in Benchmark::ALL {
             let want = expected[benchmark.name()]["row_rewards"].as_array().unwrap();
@@ -129,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_are_those_of_the_evaluation_script() {
+    fn benchmark_scores_equal_the_evaluation_script() {
         let expected: Value = serde_json::from_str(&golden("expected.json")).unwrap();
         for benchmark in Benchmark::ALL {
             let want = &expected[benchmark.name()];
@@ -151,16 +154,16 @@ mod tests {
     }
 
     #[test]
-    fn intervals_hold_their_figures() {
+    fn intervals_contain_their_scores() {
         let report = score_benchmark(Benchmark::VsiBench, &predictions(Benchmark::VsiBench)).unwrap();
-        let holds = |[low, high]: [f64; 2], x: f64| 0.0 <= low && low < x + 1e-12 && x < high + 1e-12 && high <= 1.0;
-        assert!(holds(report.overall_ci95, report.overall));
-        assert!(holds(report.task_mean_ci95.unwrap(), report.task_mean.unwrap()));
-        assert!(report.by_category.values().all(|part| holds(part.ci95, part.score)));
+        let contains = |[low, high]: [f64; 2], x: f64| 0.0 <= low && low < x + 1e-12 && x < high + 1e-12 && high <= 1.0;
+        assert!(contains(report.overall_ci95, report.overall));
+        assert!(contains(report.task_mean_ci95.unwrap(), report.task_mean.unwrap()));
+        assert!(report.by_category.values().all(|part| contains(part.ci95, part.score)));
     }
 
     #[test]
-    fn rows_without_category_count_in_the_whole() {
+    fn rows_without_category_count_in_the_overall_score() {
         let mut rows = predictions(Benchmark::VsiBench);
         rows.iter_mut().for_each(|row| row.category = None);
         let report = score_benchmark(Benchmark::VsiBench, &rows).unwrap();

@@ -1,29 +1,30 @@
-//! From decoded frames to patches, on the host: `cargo bench -p reel-media --bench pixels`.
+//! Benchmarks of resizes and patches on the CPU: `cargo bench -p reel-media --bench pixels`.
 
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
+use reel_media::frames::{FrameBuf, FrameView};
 use reel_media::patches::{PatchProcessor, patchify};
-use reel_media::resize::{FrameBuf, FrameView, pillow_bicubic, torch_bicubic};
+use reel_media::resize::{pillow_bicubic, torch_bicubic};
 
-/// A recipe's training film: 16 frames of a 480p film, of 224 x 420 after the resize.
+/// A training video: 16 frames of 480p, resized to 224 × 420.
 const FRAMES: usize = 16;
 const DECODED: (usize, usize) = (480, 854);
 const RESIZED: (usize, usize) = (224, 420);
 
-/// Frames with edges and slopes.
-fn film((height, width): (usize, usize)) -> FrameBuf {
+/// Frames with edges and gradients.
+fn video((height, width): (usize, usize)) -> FrameBuf {
     let data = (0..FRAMES * height * width * 3).map(|i| (i * 7 % 251 + i / 997 % 5) as u8).collect();
     FrameBuf { data, frames: FRAMES, height, width }
 }
 
-fn view(film: &FrameBuf) -> FrameView<'_> {
-    film.view().expect("frames of their own size")
+fn view(video: &FrameBuf) -> FrameView<'_> {
+    video.view().expect("data has the length of the frames")
 }
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
-    let (decoded, resized) = (film(DECODED), film(RESIZED));
+    let (decoded, resized) = (video(DECODED), video(RESIZED));
     let mut group = criterion.benchmark_group("16 frames");
     group.throughput(Throughput::Elements(FRAMES as u64));
     group.bench_function("resize as torchvision, 480 x 854 to 224 x 420", |b| {

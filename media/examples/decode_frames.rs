@@ -1,5 +1,5 @@
-//! Decodes the chosen frames of a film in a worker process and prints what they are:
-//! `cargo run --release -p reel-media --example frames -- film.mp4 videorft-eval`
+//! Decodes the selected frames of a video in a worker process and prints their indices and size:
+//! `cargo run --release -p reel-media --example decode_frames -- video.mp4 videorft-eval`
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -9,20 +9,23 @@ use reel_media::worker::{self, DecodeWorker};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
-    let (film, profile) = match &args[1..] {
+    let (path, profile) = match &args[1..] {
         [hidden] if hidden == worker::WORKER_ARGUMENT => return worker::worker_main(),
-        [film, profile] => (film, profile),
+        [path, profile] => (path, profile),
         _ => {
-            eprintln!("usage: frames FILE PROFILE");
+            eprintln!("usage: decode_frames FILE PROFILE");
             return ExitCode::from(2);
         }
     };
-    let frames = MediaProfile::parse(profile)
-        .and_then(|profile| DecodeWorker::this_program().decode(Path::new(film), profile, &MediaOverrides::default()));
-    match frames {
-        Ok(f) => {
-            println!("{} frames of {} x {}: {:?}", f.indices.len(), f.height, f.width, f.indices);
-            println!("{} frames in all, {} a second; {} a second taken", f.total_frames, f.video_fps, f.sample_fps);
+    let decoded = MediaProfile::parse(profile)
+        .and_then(|profile| DecodeWorker::this_program().decode(Path::new(path), profile, &MediaOverrides::default()));
+    match decoded {
+        Ok(v) => {
+            println!("{} frames of {} x {}: {:?}", v.indices.len(), v.height, v.width, v.indices);
+            println!(
+                "{} frames in total, {} frames/s; {} frames/s selected",
+                v.total_frames, v.video_fps, v.sample_fps
+            );
             ExitCode::SUCCESS
         }
         Err(e) => {

@@ -1,61 +1,63 @@
-//! The one error type of this crate. Each message names the file or field, what is wrong and what to do.
+//! The error type of this crate. Each variant carries a [`Diagnostic`]: which file or setting, what is wrong, what to
+//! do.
 
-use std::path::PathBuf;
+use std::path::Path;
 
-/// The result of everything in this crate.
+use reel_diagnostic::Diagnostic;
+
+/// The result of a function of this crate.
 pub type Result<T> = std::result::Result<T, MediaError>;
 
 /// What can go wrong between a media file and its frames or patches.
 #[derive(Debug, thiserror::Error)]
 pub enum MediaError {
-    /// A file that cannot be opened or read.
-    #[error("{}: cannot be read: {source}; check the path and its permissions", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A file whose content is not what it should be.
-    #[error("{}: {what}; {cure}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: String,
-        /// What to do about it.
-        cure: String,
-    },
-    /// A setting (part key or flag) that makes no sense, alone or for this film.
-    #[error("{field}: {what}; {cure}")]
-    Setting {
-        /// The key or flag, in the spelling of part keys.
-        field: String,
-        /// What is wrong with its value.
-        what: String,
-        /// What to do about it.
-        cure: String,
-    },
-    /// The worker process that decodes files could not be started.
-    #[error("{}: cannot be started as decoding worker: {source}; check that the program exists and may be run", exe.display())]
-    Worker {
-        /// The program.
-        exe: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
+    /// A file cannot be read, or its content is not usable.
+    #[error("{0}")]
+    File(Diagnostic),
+    /// A setting (flag or message key) is invalid, alone or for this video. Its location is the name of the setting.
+    #[error("{0}")]
+    Setting(Diagnostic),
+    /// The worker process that decodes files cannot be started.
+    #[error("{0}")]
+    Worker(Diagnostic),
 }
 
 impl MediaError {
-    /// A [`MediaError::File`] from texts.
-    pub fn file(path: impl Into<PathBuf>, what: impl Into<String>, cure: impl Into<String>) -> Self {
-        Self::File { path: path.into(), what: what.into(), cure: cure.into() }
+    /// A [`MediaError::File`].
+    pub fn file(path: impl AsRef<Path>, what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::File(Diagnostic::new(path.as_ref().display().to_string(), what, help))
     }
 
-    /// A [`MediaError::Setting`] from texts.
-    pub fn setting(field: impl Into<String>, what: impl Into<String>, cure: impl Into<String>) -> Self {
-        Self::Setting { field: field.into(), what: what.into(), cure: cure.into() }
+    /// A [`MediaError::Setting`].
+    pub fn setting(name: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Setting(Diagnostic::new(name, what, help))
+    }
+
+    pub(crate) fn cannot_read(path: &Path, error: &std::io::Error) -> Self {
+        Self::File(Diagnostic::cannot_read(path, error))
+    }
+
+    pub(crate) fn cannot_start_worker(program: &Path, error: &std::io::Error) -> Self {
+        let what = format!("cannot be started as decoding worker: {error}");
+        Self::Worker(Diagnostic::new(
+            program.display().to_string(),
+            what,
+            "check that the program exists and may be executed",
+        ))
+    }
+
+    /// Location, problem and help of this error.
+    pub fn diagnostic(&self) -> &Diagnostic {
+        match self {
+            Self::File(diagnostic) | Self::Setting(diagnostic) | Self::Worker(diagnostic) => diagnostic,
+        }
+    }
+
+    /// Names the file that an error about sizes is about: a [`MediaError::Setting`] becomes a [`MediaError::File`].
+    pub(crate) fn for_file(self, name: &str) -> Self {
+        match self {
+            Self::Setting(diagnostic) => Self::File(Diagnostic { location: name.to_owned(), ..diagnostic }),
+            other => other,
+        }
     }
 }

@@ -1,8 +1,12 @@
-//! Media in, plain arrays out: which frames of a film to take, decoding them (in a worker process), pictures, the
-//! reference's resizes, and the patches that the vision tower reads. No tensors and no devices here.
+//! Reads videos and images into plain arrays: frame selection, decoding (in a worker process), the resizes of the
+//! reference recipes, and the patches that the vision tower takes. No tensors and no devices.
+//!
+//! The path of a video: [`selection::select_frames`] picks frame indices, [`worker::DecodeWorker`] decodes and
+//! resizes them, [`patches::patchify`] cuts them into patches. An image starts at [`image::open`].
 
 pub mod encode;
 pub mod error;
+pub mod frames;
 pub mod image;
 pub mod libraries;
 pub mod patches;

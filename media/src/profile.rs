@@ -1,83 +1,84 @@
-//! Profiles: which frames a film gives and how large they may be, as the reference recipes set them, and the keys of a
-//! message part (or flags) that override them.
+//! Profiles: the presets of frame and pixel limits that the reference recipes use, and the overrides of them (flags, or
+//! keys of a message's video or image part). [`crate::selection`] and [`crate::resize`] apply them.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{MediaError, Result};
 
-/// A named set of frame and pixel limits.
+/// A named preset of frame and pixel limits (`--profile`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MediaProfile {
-    /// VideoRFT's training: 16 frames, small pictures.
+    /// VideoRFT's training: 16 frames of 128 × 28 × 28 pixels.
     VideorftTrain,
-    /// Video-R1's training: 4 to 16 frames at 2 frames a second, the same pictures.
+    /// Video-R1's training: 4 to 16 frames at 2 frames/s, of 128 × 28 × 28 pixels.
     VideoR1Train,
-    /// Evaluation in both recipes: 32 frames.
+    /// Evaluation in VideoRFT and Video-R1: 32 frames of 256 × 28 × 28 pixels.
     VideorftEval,
-    /// The defaults of qwen-vl-utils 0.0.10: 2 frames a second, 4 to 768 frames.
+    /// The defaults of qwen-vl-utils 0.0.10: 2 frames/s, 4 to 768 frames.
     Qwen,
-    /// Video-R1's quick start: 16 frames by `int(i * (total / 16))`, `Qwen`'s pixels.
+    /// Video-R1's quick start: the frames `int(i * (total / 16))`, with the pixel limits of `Qwen`.
     #[serde(rename = "uniform-16")]
     Uniform16,
-    /// VideoRFT's quick start: one frame a second by stride, `Qwen`'s pixels.
+    /// VideoRFT's quick start: every `round(fps)`-th frame, with the pixel limits of `Qwen`.
     #[serde(rename = "stride-1fps")]
     Stride1Fps,
 }
 
-/// How a profile picks frames.
+/// How a profile selects frames.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum SelectionRule {
-    /// A rate kept within bounds, spread from the first frame to the last.
+    /// Evenly spaced from the first frame to the last; their number follows from a rate and is kept within bounds.
     Rate {
-        /// Frames a second of film.
+        /// Frames per second of video.
         fps: f64,
-        /// Least number of frames.
+        /// Minimum number of frames.
         min_frames: i64,
-        /// Largest number of frames.
+        /// Maximum number of frames.
         max_frames: i64,
     },
-    /// This many frames at `int(i * (total / n))`.
+    /// A fixed number `n` of frames: `int(i * (total / n))` for i in 0..n.
     Uniform(i64),
-    /// Every `round(fps)`-th frame.
+    /// Every `round(fps)`-th frame, about one per second.
     Stride,
 }
 
-/// The pixel limits of a profile. All count pixels (height times width).
+/// The pixel limits of a profile; each is an area, height × width in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PixelLimits {
-    /// Least pixels of a film's frame.
+    /// Minimum area of a video frame.
     pub video_min: u64,
-    /// Most pixels of a film's frame.
+    /// Maximum area of a video frame.
     pub video_max: u64,
-    /// Most pixels of all frames of a film together (halved frames: two frames make one step in time).
+    /// Maximum area of all frames of a video together, where two frames count as one (they share a temporal patch).
     pub video_total: u64,
-    /// Least pixels of a picture.
+    /// Minimum area of an image.
     pub image_min: u64,
-    /// Most pixels of a picture.
+    /// Maximum area of an image.
     pub image_max: u64,
 }
 
-const SQUARE: u64 = 28 * 28;
+/// Pixels of one vision token: 2 × 2 patches of 14 × 14 pixels.
+const TOKEN_PIXELS: u64 = 28 * 28;
 
 impl MediaProfile {
-    /// All profiles, in the order in which help texts list them.
+    /// All profiles, in the order of help texts.
     pub const ALL: [Self; 6] =
         [Self::VideorftTrain, Self::VideoR1Train, Self::VideorftEval, Self::Qwen, Self::Uniform16, Self::Stride1Fps];
 
-    /// The profile of this name; the error lists the names that exist.
+    /// Parses the name of a profile; the error lists all names.
     pub fn parse(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|p| p.name() == name).ok_or_else(|| {
             let names: Vec<_> = Self::ALL.iter().map(|p| p.name()).collect();
             MediaError::setting(
                 "profile",
-                format!("there is no profile {name:?}"),
+                format!("unknown profile {name:?}"),
                 format!("use one of {}", names.join(", ")),
             )
         })
     }
 
-    /// The name on the command line.
+    /// The profile's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::VideorftTrain => "videorft-train",
@@ -89,8 +90,8 @@ impl MediaProfile {
         }
     }
 
-    /// Which frames it takes.
-    pub fn rule(self) -> SelectionRule {
+    /// The rule by which this profile selects frames.
+    pub fn selection_rule(self) -> SelectionRule {
         let rate = |min_frames, max_frames| SelectionRule::Rate { fps: 2.0, min_frames, max_frames };
         match self {
             Self::VideorftTrain => rate(16, 16),
@@ -102,24 +103,24 @@ impl MediaProfile {
         }
     }
 
-    /// How large its frames and pictures may be.
-    pub fn pixels(self) -> PixelLimits {
-        let recipe = |side: u64| PixelLimits {
-            video_min: side * SQUARE,
-            video_max: side * SQUARE,
-            video_total: 115_200 * SQUARE,
-            image_min: 4 * SQUARE,
-            image_max: 256 * SQUARE,
+    /// The pixel limits of this profile.
+    pub fn pixel_limits(self) -> PixelLimits {
+        let recipe = |frame_tokens: u64| PixelLimits {
+            video_min: frame_tokens * TOKEN_PIXELS,
+            video_max: frame_tokens * TOKEN_PIXELS,
+            video_total: 115_200 * TOKEN_PIXELS,
+            image_min: 4 * TOKEN_PIXELS,
+            image_max: 256 * TOKEN_PIXELS,
         };
         match self {
             Self::VideorftTrain | Self::VideoR1Train => recipe(128),
             Self::VideorftEval => recipe(256),
             Self::Qwen | Self::Uniform16 | Self::Stride1Fps => PixelLimits {
-                video_min: 128 * SQUARE,
-                video_max: 768 * SQUARE,
-                video_total: 24_576 * SQUARE,
-                image_min: 4 * SQUARE,
-                image_max: 16_384 * SQUARE,
+                video_min: 128 * TOKEN_PIXELS,
+                video_max: 768 * TOKEN_PIXELS,
+                video_total: 24_576 * TOKEN_PIXELS,
+                image_min: 4 * TOKEN_PIXELS,
+                image_max: 16_384 * TOKEN_PIXELS,
             },
         }
     }
@@ -131,51 +132,52 @@ impl std::fmt::Display for MediaProfile {
     }
 }
 
-/// Part keys (the spelling of qwen-vl-utils) or flags that replace a profile's limits; `None` leaves the profile's.
+/// Flags or message keys (in the spelling of qwen-vl-utils) that replace limits of the profile; `None` keeps the
+/// profile's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MediaOverrides {
-    /// How many frames; not together with `fps`.
+    /// Number of frames; excludes `fps`.
     pub nframes: Option<i64>,
-    /// Frames a second of film; not together with `nframes`.
+    /// Frames per second of video; excludes `nframes`.
     pub fps: Option<f64>,
-    /// Least number of frames at a rate.
+    /// Minimum number of frames where a rate selects them.
     pub min_frames: Option<i64>,
-    /// Largest number of frames at a rate.
+    /// Maximum number of frames where a rate selects them.
     pub max_frames: Option<i64>,
-    /// Least pixels of a frame or picture.
+    /// Minimum area of a frame or image in pixels.
     pub min_pixels: Option<u64>,
-    /// Most pixels of a frame or picture; can only lower a film's budget.
+    /// Maximum area of a frame or image in pixels; for a video it can only lower the profile's limit.
     pub max_pixels: Option<u64>,
-    /// Most pixels of a film.
+    /// Maximum area of all frames of a video together in pixels.
     pub total_pixels: Option<u64>,
-    /// A wanted height, with `resized_width`.
+    /// Requested height in pixels; used only together with `resized_width`.
     pub resized_height: Option<u64>,
-    /// A wanted width, with `resized_height`.
+    /// Requested width in pixels; used only together with `resized_height`.
     pub resized_width: Option<u64>,
-    /// Where in the film to begin, in seconds.
+    /// Start of the selected part of the video in seconds.
     pub video_start: Option<f64>,
-    /// Where in the film to end, in seconds.
+    /// End of the selected part of the video in seconds.
     pub video_end: Option<f64>,
 }
 
 impl MediaOverrides {
-    /// These settings over `weaker` ones (flags over part keys). `nframes` here also silences a weaker `fps`, and the
-    /// other way round, because the two exclude each other.
-    pub fn over(self, weaker: Self) -> Self {
+    /// Merges two sets of overrides; those of `self` win (flags win over message keys). `nframes` of `self` also
+    /// removes `fps` of `fallback`, and the other way round, because the two exclude each other.
+    pub fn or(self, fallback: Self) -> Self {
         let count_given = self.nframes.is_some() || self.fps.is_some();
         Self {
-            nframes: if count_given { self.nframes } else { weaker.nframes },
-            fps: if count_given { self.fps } else { weaker.fps },
-            min_frames: self.min_frames.or(weaker.min_frames),
-            max_frames: self.max_frames.or(weaker.max_frames),
-            min_pixels: self.min_pixels.or(weaker.min_pixels),
-            max_pixels: self.max_pixels.or(weaker.max_pixels),
-            total_pixels: self.total_pixels.or(weaker.total_pixels),
-            resized_height: self.resized_height.or(weaker.resized_height),
-            resized_width: self.resized_width.or(weaker.resized_width),
-            video_start: self.video_start.or(weaker.video_start),
-            video_end: self.video_end.or(weaker.video_end),
+            nframes: if count_given { self.nframes } else { fallback.nframes },
+            fps: if count_given { self.fps } else { fallback.fps },
+            min_frames: self.min_frames.or(fallback.min_frames),
+            max_frames: self.max_frames.or(fallback.max_frames),
+            min_pixels: self.min_pixels.or(fallback.min_pixels),
+            max_pixels: self.max_pixels.or(fallback.max_pixels),
+            total_pixels: self.total_pixels.or(fallback.total_pixels),
+            resized_height: self.resized_height.or(fallback.resized_height),
+            resized_width: self.resized_width.or(fallback.resized_width),
+            video_start: self.video_start.or(fallback.video_start),
+            video_end: self.video_end.or(fallback.video_end),
         }
     }
 }
@@ -185,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_lead_back_to_their_profiles() {
+    fn profile_names_round_trip() {
         for p in MediaProfile::ALL {
             assert_eq!(MediaProfile::parse(p.name()).unwrap(), p);
             assert_eq!(serde_json::to_value(p).unwrap(), p.name());
@@ -195,24 +197,24 @@ mod tests {
     }
 
     #[test]
-    fn pixel_limits_are_the_published_numbers() {
+    fn pixel_limits_equal_published_numbers() {
         let all = |p: MediaProfile| {
-            let l = p.pixels();
+            let l = p.pixel_limits();
             [l.video_min, l.video_max, l.video_total, l.image_min, l.image_max]
         };
         assert_eq!(all(MediaProfile::Qwen), [100_352, 602_112, 19_267_584, 3136, 12_845_056]);
         assert_eq!(all(MediaProfile::VideorftTrain), [100_352, 100_352, 90_316_800, 3136, 200_704]);
         assert_eq!(all(MediaProfile::VideorftEval), [200_704, 200_704, 90_316_800, 3136, 200_704]);
-        assert_eq!(MediaProfile::VideoR1Train.pixels(), MediaProfile::VideorftTrain.pixels());
-        assert_eq!(MediaProfile::Stride1Fps.pixels(), MediaProfile::Qwen.pixels());
+        assert_eq!(MediaProfile::VideoR1Train.pixel_limits(), MediaProfile::VideorftTrain.pixel_limits());
+        assert_eq!(MediaProfile::Stride1Fps.pixel_limits(), MediaProfile::Qwen.pixel_limits());
     }
 
     #[test]
-    fn a_flag_for_the_count_silences_the_other_key() {
+    fn nframes_flag_removes_fps_key() {
         let keys = MediaOverrides { fps: Some(4.0), min_frames: Some(6), ..Default::default() };
         let flags = MediaOverrides { nframes: Some(8), ..Default::default() };
-        let got = flags.over(keys);
+        let got = flags.or(keys);
         assert_eq!((got.nframes, got.fps, got.min_frames), (Some(8), None, Some(6)));
-        assert_eq!(MediaOverrides::default().over(keys), keys);
+        assert_eq!(MediaOverrides::default().or(keys), keys);
     }
 }

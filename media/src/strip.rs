@@ -1,4 +1,4 @@
-//! Frames side by side in one small picture, for people.
+//! Draws frames side by side into one small PNG image, for logs and reports.
 
 use std::io::Cursor;
 
@@ -7,43 +7,45 @@ use image::{ExtendedColorType, ImageEncoder};
 
 use crate::Result;
 use crate::error::MediaError;
-use crate::resize::{FrameBuf, FrameView, pillow_bicubic};
+use crate::frames::{FrameBuf, FrameView};
+use crate::resize::pillow_bicubic;
 
-/// A picture as a PNG file.
+/// An image as the bytes of a PNG file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Png {
-    /// Pixels of a row.
+    /// Width in pixels.
     pub width: usize,
-    /// Rows.
+    /// Height in pixels.
     pub height: usize,
-    /// The file.
+    /// Content of the PNG file.
     pub bytes: Vec<u8>,
 }
 
-/// At most `most` frames, evenly from the first to the last, `height` pixels high at most, one beside the other.
+/// Draws at most `max_frames` frames, evenly spaced from the first to the last, side by side. Each is resized to at
+/// most `max_height` pixels of height.
 ///
 /// # Errors
-/// Frames that cannot be resized.
-pub fn frame_strip(frames: &FrameBuf, most: usize, height: usize) -> Result<Png> {
-    let count = frames.frames.min(most).max(1);
-    let (h, w) =
-        (frames.height.min(height).max(1), (frames.width * frames.height.min(height) / frames.height.max(1)).max(1));
-    let mut pixels = vec![0u8; h * w * count * 3];
-    let size = frames.height * frames.width * 3;
+/// `frames.data` does not have the length that `frames` states, or memory runs out.
+pub fn frame_strip(frames: &FrameBuf, max_frames: usize, max_height: usize) -> Result<Png> {
+    let count = frames.frames.min(max_frames).max(1);
+    let height = frames.height.min(max_height).max(1);
+    let width = (frames.width * frames.height.min(max_height) / frames.height.max(1)).max(1);
+    let mut pixels = vec![0u8; height * width * count * 3];
+    let frame_len = frames.height * frames.width * 3;
     for i in 0..count {
-        let at = i * (frames.frames - 1) / (count - 1).max(1);
-        let one = FrameView::new(&frames.data[at * size..(at + 1) * size], 1, frames.height, frames.width)?;
-        let small = pillow_bicubic(one, (h, w))?;
-        for (y, row) in small.data.chunks_exact(w * 3).enumerate() {
-            let from = (y * count + i) * w * 3;
-            pixels[from..from + w * 3].copy_from_slice(row);
+        let index = i * (frames.frames - 1) / (count - 1).max(1);
+        let data = &frames.data[index * frame_len..(index + 1) * frame_len];
+        let small = pillow_bicubic(FrameView::new(data, 1, frames.height, frames.width)?, (height, width))?;
+        for (y, row) in small.data.chunks_exact(width * 3).enumerate() {
+            let start = (y * count + i) * width * 3;
+            pixels[start..start + width * 3].copy_from_slice(row);
         }
     }
     let mut bytes = Cursor::new(Vec::new());
-    let (width, height) = (w * count, h);
+    let width = width * count;
     PngEncoder::new(&mut bytes)
         .write_image(&pixels, width as u32, height as u32, ExtendedColorType::Rgb8)
-        .map_err(|e| MediaError::file("strip", e.to_string(), "report this as a defect"))?;
+        .map_err(|e| MediaError::file("frame strip", e.to_string(), "report this as a bug"))?;
     Ok(Png { width, height, bytes: bytes.into_inner() })
 }
 
@@ -53,17 +55,18 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Any film becomes a PNG of the size that it says, its first frame on the left and its last on the right.
         #[test]
-        fn any_film_has_a_strip(frames in 1usize..9, h in 1usize..40, w in 1usize..40, most in 1usize..6, high in 1usize..30) {
+        fn png_has_stated_size_with_first_frame_left_and_last_frame_right(
+            frames in 1usize..9, h in 1usize..40, w in 1usize..40, max_frames in 1usize..6, max_height in 1usize..30,
+        ) {
             let data = (0..frames).flat_map(|f| vec![(f * 20) as u8; h * w * 3]).collect();
-            let png = frame_strip(&FrameBuf { data, frames, height: h, width: w }, most, high).unwrap();
+            let png = frame_strip(&FrameBuf { data, frames, height: h, width: w }, max_frames, max_height).unwrap();
             let read = crate::image::decode(&png.bytes, "strip").unwrap();
             let view = read.view().unwrap();
             prop_assert_eq!(view.size(), (png.height, png.width));
-            prop_assert!(png.height <= high && png.width.is_multiple_of(frames.min(most)));
+            prop_assert!(png.height <= max_height && png.width.is_multiple_of(frames.min(max_frames)));
             prop_assert_eq!(view.data()[0], 0);
-            if frames.min(most) > 1 {
+            if frames.min(max_frames) > 1 {
                 prop_assert_eq!(*view.data().last().unwrap(), ((frames - 1) * 20) as u8);
             }
         }

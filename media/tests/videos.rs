@@ -1,17 +1,18 @@
-//! Films of every kind, written here and read back: the i-th frame in display order must come back as the i-th, and the
-//! same bits whether it is decoded alone or with all others. Kinds that this FFmpeg cannot write are named and left out.
+//! Videos of many formats, written and read back: frame `i` in display order must be decoded as frame `i`, with equal
+//! bits whether it is decoded alone or with all others. Formats that this FFmpeg cannot write are skipped with a
+//! message.
 
 use std::path::Path;
 
 use reel_media::encode::{VideoCodec, VideoEncoding, encode_video};
+use reel_media::frames::FrameView;
 use reel_media::profile::{MediaOverrides, MediaProfile};
-use reel_media::resize::FrameView;
 use reel_media::video::{self, DecodedVideo};
 
 const HEIGHT: usize = 64;
 const WIDTH: usize = 96;
 
-/// `n` frames: frame `i` shows the eight bits of `i` as black and white columns above a wandering pattern.
+/// `n` frames: frame `i` shows the eight bits of `i` as black and white columns above a moving pattern.
 fn numbered(n: usize, height: usize, width: usize) -> Vec<u8> {
     let mut data = Vec::with_capacity(n * height * width * 3);
     for i in 0..n {
@@ -30,33 +31,33 @@ fn numbered(n: usize, height: usize, width: usize) -> Vec<u8> {
     data
 }
 
-/// The number that a decoded frame shows.
-fn number(frame: &[u8], height: usize, width: usize) -> usize {
+/// The index that a decoded frame shows.
+fn shown_index(frame: &[u8], height: usize, width: usize) -> usize {
     (0..8).filter(|bit| frame[(height / 4 * width + (2 * bit + 1) * width / 16) * 3] > 127).map(|bit| 1 << bit).sum()
 }
 
-fn take(path: &Path, n: i64) -> DecodedVideo {
+fn decode_n(path: &Path, n: i64) -> DecodedVideo {
     let o = MediaOverrides { nframes: Some(n), ..Default::default() };
     video::decode(path, MediaProfile::Qwen, &o).unwrap_or_else(|e| panic!("{n} frames of {}: {e}", path.display()))
 }
 
-/// Reads `path` whole and in several choices and holds them to the numbers shown and to each other.
+/// Decodes all frames and several selections; compares them with the indices shown and with each other.
 fn check(path: &Path, n: usize, height: usize, width: usize) {
-    let all = take(path, n as i64);
+    let all = decode_n(path, n as i64);
     assert_eq!((all.total_frames, all.height, all.width), (n as u64, height, width), "{}", path.display());
     let len = height * width * 3;
-    let shown: Vec<usize> = all.data.chunks(len).map(|f| number(f, height, width)).collect();
+    let shown: Vec<usize> = all.data.chunks(len).map(|f| shown_index(f, height, width)).collect();
     assert_eq!(shown, (0..n).collect::<Vec<_>>(), "{}", path.display());
     for few in [2, 4, 6, 10, 18] {
-        let some = take(path, few);
+        let some = decode_n(path, few);
         for (&i, frame) in some.indices.iter().zip(some.data.chunks(len)) {
-            assert_eq!(number(frame, height, width) as u64, i, "{} of {few} frames", path.display());
+            assert_eq!(shown_index(frame, height, width) as u64, i, "{} of {few} frames", path.display());
             assert!(frame == &all.data[i as usize * len..][..len], "{}: frame {i} differs alone", path.display());
         }
     }
 }
 
-struct Kind {
+struct Format {
     name: &'static str,
     codec: VideoCodec,
     extension: &'static str,
@@ -67,15 +68,16 @@ struct Kind {
 
 const QUIET_265: &str = "log-level=none:pools=none:frame-threads=1";
 
-fn kinds() -> Vec<Kind> {
+fn formats() -> Vec<Format> {
     use VideoCodec::*;
-    let kind = |name, codec, extension, gop, b_frames, options| Kind { name, codec, extension, gop, b_frames, options };
+    let format =
+        |name, codec, extension, gop, b_frames, options| Format { name, codec, extension, gop, b_frames, options };
     vec![
-        kind("b-frames", H264, "mp4", 12, 3, &[("preset", "veryfast")]),
-        kind("mov", H264, "mov", 250, 2, &[("preset", "veryfast")]),
-        kind("mkv", H264, "mkv", 7, 3, &[("preset", "medium")]),
-        kind("no times in the container", H264, "avi", 12, 3, &[("preset", "veryfast")]),
-        kind(
+        format("b-frames", H264, "mp4", 12, 3, &[("preset", "veryfast")]),
+        format("mov", H264, "mov", 250, 2, &[("preset", "veryfast")]),
+        format("mkv", H264, "mkv", 7, 3, &[("preset", "medium")]),
+        format("container without times", H264, "avi", 12, 3, &[("preset", "veryfast")]),
+        format(
             "open groups",
             H264,
             "mp4",
@@ -83,9 +85,9 @@ fn kinds() -> Vec<Kind> {
             3,
             &[("x264-params", "open-gop=1:min-keyint=10:b-adapt=0:scenecut=0:b-pyramid=normal")],
         ),
-        kind("intra refresh", H264, "mp4", 10, 0, &[("x264-params", "intra-refresh=1:keyint=10")]),
-        kind("hevc", Hevc, "mp4", 12, 3, &[("preset", "ultrafast"), ("x265-params", QUIET_265)]),
-        kind(
+        format("intra refresh", H264, "mp4", 10, 0, &[("x264-params", "intra-refresh=1:keyint=10")]),
+        format("hevc", Hevc, "mp4", 12, 3, &[("preset", "ultrafast"), ("x265-params", QUIET_265)]),
+        format(
             "hevc open groups",
             Hevc,
             "mkv",
@@ -93,7 +95,7 @@ fn kinds() -> Vec<Kind> {
             3,
             &[("x265-params", "log-level=none:open-gop=1:b-adapt=0:bframes=3:min-keyint=8:scenecut=0")],
         ),
-        kind(
+        format(
             "hevc layers",
             Hevc,
             "mp4",
@@ -101,8 +103,8 @@ fn kinds() -> Vec<Kind> {
             3,
             &[("preset", "ultrafast"), ("x265-params", "log-level=none:temporal-layers=1:b-pyramid=1")],
         ),
-        kind("vp9", Vp9, "webm", 10, 0, &[("deadline", "realtime"), ("cpu-used", "8")]),
-        kind(
+        format("vp9", Vp9, "webm", 10, 0, &[("deadline", "realtime"), ("cpu-used", "8")]),
+        format(
             "vp9 alt-ref",
             Vp9,
             "mkv",
@@ -110,52 +112,52 @@ fn kinds() -> Vec<Kind> {
             0,
             &[("deadline", "good"), ("cpu-used", "5"), ("auto-alt-ref", "1"), ("lag-in-frames", "12")],
         ),
-        kind("av1", Av1, "mkv", 12, 0, &[("preset", "12"), ("cpu-used", "8")]),
-        kind("av1", Av1, "mp4", 12, 0, &[("preset", "12"), ("cpu-used", "8")]),
-        kind("mpeg-4", Mpeg4, "avi", 9, 0, &[]),
-        kind("mpeg-4 b-frames", Mpeg4, "mp4", 9, 2, &[]),
-        kind("mpeg-4 b-frames", Mpeg4, "avi", 9, 2, &[]),
-        kind("gif", Gif, "gif", 12, 0, &[]),
+        format("av1", Av1, "mkv", 12, 0, &[("preset", "12"), ("cpu-used", "8")]),
+        format("av1", Av1, "mp4", 12, 0, &[("preset", "12"), ("cpu-used", "8")]),
+        format("mpeg-4", Mpeg4, "avi", 9, 0, &[]),
+        format("mpeg-4 b-frames", Mpeg4, "mp4", 9, 2, &[]),
+        format("mpeg-4 b-frames", Mpeg4, "avi", 9, 2, &[]),
+        format("gif", Gif, "gif", 12, 0, &[]),
     ]
 }
 
 #[test]
-fn every_kind_gives_the_true_frames() {
+fn every_format_decodes_to_the_written_frames() {
     let folder = tempfile::tempdir().unwrap();
     let data = numbered(44, HEIGHT, WIDTH);
     let frames = FrameView::new(&data, 44, HEIGHT, WIDTH).unwrap();
     let mut done = 0;
-    for kind in kinds() {
-        let Some(encoder) = kind.codec.encoder() else {
-            println!("left out: {} in {}, because this FFmpeg has no encoder for it", kind.name, kind.extension);
+    for format in formats() {
+        let Some(encoder) = format.codec.encoder() else {
+            println!("skipped: {} in {}, because this FFmpeg has no encoder for it", format.name, format.extension);
             continue;
         };
-        let path = folder.path().join(format!("{} {encoder}.{}", kind.name, kind.extension));
+        let path = folder.path().join(format!("{} {encoder}.{}", format.name, format.extension));
         let how = VideoEncoding {
-            gop: Some(kind.gop),
-            b_frames: Some(kind.b_frames),
-            options: kind.options.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
-            ..VideoEncoding::new(kind.codec, (25, 1))
+            gop: Some(format.gop),
+            b_frames: Some(format.b_frames),
+            options: format.options.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+            ..VideoEncoding::new(format.codec, (25, 1))
         };
-        encode_video(&path, frames, &how).unwrap_or_else(|e| panic!("{}: {e}", kind.name));
+        encode_video(&path, frames, &how).unwrap_or_else(|e| panic!("{}: {e}", format.name));
         check(&path, 44, HEIGHT, WIDTH);
         done += 1;
     }
     // MPEG-4 and GIF are part of every FFmpeg.
-    assert!(done >= 4, "only {done} kinds could be written");
+    assert!(done >= 4, "only {done} formats could be written");
 }
 
 #[test]
-fn uneven_times() {
+fn variable_frame_rate_decodes_to_the_written_frames() {
     let folder = tempfile::tempdir().unwrap();
     let data = numbered(30, HEIGHT, WIDTH);
     let times: Vec<i64> = (0..30).map(|i| i * 40 + (i * i) % 17).collect();
     for extension in ["mp4", "mkv"] {
         let path = folder.path().join(format!("uneven.{extension}"));
         let how = VideoEncoding {
-            times: Some(times.clone()),
+            times_ms: Some(times.clone()),
             gop: Some(8),
-            ..VideoEncoding::new(VideoCodec::best(), (25, 1))
+            ..VideoEncoding::new(VideoCodec::best_available(), (25, 1))
         };
         encode_video(&path, FrameView::new(&data, 30, HEIGHT, WIDTH).unwrap(), &how).unwrap();
         check(&path, 30, HEIGHT, WIDTH);
@@ -163,7 +165,7 @@ fn uneven_times() {
 }
 
 #[test]
-fn odd_sides() {
+fn odd_sides_decode_to_the_written_frames() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("odd.avi");
     let data = numbered(24, 53, 75);
@@ -178,34 +180,34 @@ fn odd_sides() {
     assert!((fps - 24000.0 / 1001.0).abs() < 1e-9, "{fps}");
 }
 
-/// Writes a display matrix into an mp4's track header (ISO 14496-12, 8.3.2: 40 bytes after the box's name).
-fn turned(film: &[u8], [a, b, c, d]: [i32; 4]) -> Vec<u8> {
-    let at = film.windows(4).position(|w| w == b"tkhd").unwrap() + 4 + 40;
-    let mut film = film.to_vec();
+/// Writes a display matrix into the track header of an mp4 file (ISO 14496-12, 8.3.2: 40 bytes after the box type).
+fn with_matrix(video: &[u8], [a, b, c, d]: [i32; 4]) -> Vec<u8> {
+    let position = video.windows(4).position(|w| w == b"tkhd").unwrap() + 4 + 40;
+    let mut video = video.to_vec();
     for (i, v) in [a, b, 0, c, d, 0, 0, 0, 0x4000].into_iter().enumerate() {
         let v = if i == 8 { 1 << 30 } else { v * 0x10000 };
-        film[at + 4 * i..][..4].copy_from_slice(&v.to_be_bytes());
+        video[position + 4 * i..][..4].copy_from_slice(&v.to_be_bytes());
     }
-    film
+    video
 }
 
 #[test]
-fn quarter_turns_and_mirrors() {
+fn display_matrix_rotates_and_mirrors_frames() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("straight.mp4");
     let data = numbered(6, HEIGHT, WIDTH);
     encode_video(
         &path,
         FrameView::new(&data, 6, HEIGHT, WIDTH).unwrap(),
-        &VideoEncoding::new(VideoCodec::best(), (10, 1)),
+        &VideoEncoding::new(VideoCodec::best_available(), (10, 1)),
     )
     .unwrap();
-    let straight = take(&path, 4);
-    let film = std::fs::read(&path).unwrap();
+    let straight = decode_n(&path, 4);
+    let video = std::fs::read(&path).unwrap();
     let pixel =
         |f: &DecodedVideo, y: usize, x: usize| -> [u8; 3] { f.data[(y * f.width + x) * 3..][..3].try_into().unwrap() };
     let (h, w) = (HEIGHT - 1, WIDTH - 1);
-    // Matrix, and where pixel (y, x) of the film is shown.
+    // A matrix, and where it displays pixel (y, x).
     type Where = fn(usize, usize, usize, usize) -> (usize, usize);
     let cases: [([i32; 4], Where); 8] = [
         ([1, 0, 0, 1], |y, x, _, _| (y, x)),
@@ -218,8 +220,8 @@ fn quarter_turns_and_mirrors() {
         ([0, -1, -1, 0], |y, x, h, w| (w - x, h - y)),
     ];
     for (matrix, shown) in cases {
-        std::fs::write(&path, turned(&film, matrix)).unwrap();
-        let got = take(&path, 4);
+        std::fs::write(&path, with_matrix(&video, matrix)).unwrap();
+        let got = decode_n(&path, 4);
         let upright = matrix[0] != 0;
         assert_eq!((got.height, got.width), if upright { (HEIGHT, WIDTH) } else { (WIDTH, HEIGHT) }, "{matrix:?}");
         for y in 0..HEIGHT {
@@ -231,21 +233,23 @@ fn quarter_turns_and_mirrors() {
     }
 }
 
-/// A film cut anywhere is refused.
 #[test]
-fn cut_films() {
+fn truncated_videos_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let data = numbered(44, HEIGHT, WIDTH);
     let frames = FrameView::new(&data, 44, HEIGHT, WIDTH).unwrap();
-    for (extension, codec) in
-        [("mp4", VideoCodec::best()), ("mkv", VideoCodec::best()), ("avi", VideoCodec::Mpeg4), ("gif", VideoCodec::Gif)]
-    {
+    for (extension, codec) in [
+        ("mp4", VideoCodec::best_available()),
+        ("mkv", VideoCodec::best_available()),
+        ("avi", VideoCodec::Mpeg4),
+        ("gif", VideoCodec::Gif),
+    ] {
         let path = folder.path().join(format!("whole.{extension}"));
         encode_video(&path, frames, &VideoEncoding { gop: Some(10), ..VideoEncoding::new(codec, (25, 1)) }).unwrap();
-        let film = std::fs::read(&path).unwrap();
+        let video = std::fs::read(&path).unwrap();
         let cut = folder.path().join(format!("cut.{extension}"));
         for part in 0..20 {
-            std::fs::write(&cut, &film[..film.len() * part / 20]).unwrap();
+            std::fs::write(&cut, &video[..video.len() * part / 20]).unwrap();
             let o = MediaOverrides { nframes: Some(4), ..Default::default() };
             let error = video::decode(&cut, MediaProfile::Qwen, &o).err().map(|e| e.to_string());
             let error = error.unwrap_or_else(|| panic!("{extension} cut to {part}/20 was accepted"));
@@ -255,15 +259,15 @@ fn cut_films() {
 }
 
 #[test]
-fn wrong_orders_to_the_encoder() {
+fn invalid_encodings_are_refused_without_output() {
     let folder = tempfile::tempdir().unwrap();
     let data = numbered(2, HEIGHT, WIDTH);
     let frames = FrameView::new(&data, 2, HEIGHT, WIDTH).unwrap();
     let good = VideoEncoding::new(VideoCodec::Mpeg4, (25, 1));
     let cases = [
         ("x.mp4", VideoEncoding { fps: (0, 1), ..good.clone() }),
-        ("x.mp4", VideoEncoding { times: Some(vec![1]), ..good.clone() }),
-        ("x.mp4", VideoEncoding { times: Some(vec![5, 5]), ..good.clone() }),
+        ("x.mp4", VideoEncoding { times_ms: Some(vec![1]), ..good.clone() }),
+        ("x.mp4", VideoEncoding { times_ms: Some(vec![5, 5]), ..good.clone() }),
         ("x.nonsense", good.clone()),
         ("no/such/folder/x.mp4", good),
     ];
@@ -271,5 +275,5 @@ fn wrong_orders_to_the_encoder() {
         let error = encode_video(&folder.path().join(name), frames, &how).unwrap_err().to_string();
         assert!(error.contains("; ") && !error.contains('\n'), "{error}");
     }
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "something half-written was left");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "an incomplete file was left");
 }

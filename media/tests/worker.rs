@@ -1,14 +1,15 @@
-//! The worker process, from outside: this program is its own worker, as the binary is, and plays the broken ones too.
+//! Tests of the decoding worker from outside. This program is its own worker, as the binary `reel` is, and also plays
+//! broken workers.
 //!
-//! It has no test harness, because a worker's standard output must hold nothing but its answer.
+//! It does not use the test harness, because the standard output of a worker must contain nothing but its reply.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use reel_media::encode::{VideoCodec, VideoEncoding, encode_video};
+use reel_media::frames::FrameView;
 use reel_media::profile::{MediaOverrides, MediaProfile};
-use reel_media::resize::FrameView;
 use reel_media::video::{self, DecodedVideo};
 use reel_media::worker::{self, DecodeWorker};
 
@@ -21,25 +22,25 @@ fn main() -> ExitCode {
             let _ = DecodeWorker::new(&args[0]).probe(Path::new(&args[2]));
             return ExitCode::SUCCESS;
         }
-        // What `cargo test -- --list` and the like ask for.
+        // `cargo test -- --list` and similar tools.
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}
     }
     let tests: [(&str, fn()); 9] = [
-        ("same_frames_as_in_process", same_frames_as_in_process),
-        ("resized_frames", resized_frames),
-        ("errors_come_through", errors_come_through),
-        ("hangs_are_ended", hangs_are_ended),
-        ("deaths_are_told", deaths_are_told),
-        ("answers_are_checked", answers_are_checked),
-        ("memory_is_limited", memory_is_limited),
-        ("paths_are_bytes", paths_are_bytes),
-        ("a_worker_does_not_outlive_its_caller", a_worker_does_not_outlive_its_caller),
+        ("worker_frames_equal_in_process_frames", worker_frames_equal_in_process_frames),
+        ("resized_frames_equal_torch_bicubic", resized_frames_equal_torch_bicubic),
+        ("worker_errors_reach_the_caller", worker_errors_reach_the_caller),
+        ("hanging_worker_is_killed_at_deadline", hanging_worker_is_killed_at_deadline),
+        ("crash_is_reported_with_signal_or_exit_code", crash_is_reported_with_signal_or_exit_code),
+        ("invalid_reply_is_refused", invalid_reply_is_refused),
+        ("memory_limit_is_enforced", memory_limit_is_enforced),
+        ("paths_may_contain_any_bytes", paths_may_contain_any_bytes),
+        ("worker_dies_with_its_caller", worker_dies_with_its_caller),
     ];
     let wanted = args.iter().skip(1).find(|a| !a.starts_with('-'));
     for (name, test) in tests {
         if wanted.is_none_or(|w| name.contains(w.as_str())) {
-            // A failing check panics, which names it and ends with a failure.
+            // A failing test panics, which prints its location and ends the program with an error.
             test();
             println!("test {name} ... ok");
         }
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// A worker that does not do its work.
+/// Plays a broken worker.
 fn play(part: &str) -> ExitCode {
     match part {
         "sleep" => std::thread::sleep(Duration::from_secs(600)),
@@ -59,7 +60,7 @@ fn play(part: &str) -> ExitCode {
             let _ = Command::new("sleep").arg("600").spawn();
         }
         "garbage" => println!("{{\"Probed\": [1, 2"),
-        "another answer" => {
+        "another reply" => {
             println!("{{\"Probed\":{{\"codec\":\"x\",\"height\":1,\"width\":1,\"total_frames\":1,\"video_fps\":1.0}}}}")
         }
         "frames that are not there" => println!(
@@ -90,7 +91,7 @@ fn clip(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "../tests/golden/clips", name].iter().collect()
 }
 
-/// A decoder whose worker plays `part`.
+/// A `DecodeWorker` whose process plays `part`.
 fn player(part: &str, timeout: Duration) -> DecodeWorker {
     DecodeWorker { args: vec!["__play".to_owned(), part.to_owned()], timeout, ..DecodeWorker::new(me()) }
 }
@@ -109,7 +110,7 @@ fn same(a: &DecodedVideo, b: &DecodedVideo) {
     assert!(a.data[..] == b.data[..]);
 }
 
-fn same_frames_as_in_process() {
+fn worker_frames_equal_in_process_frames() {
     for name in ["h264_bframes_audio.mp4", "h264_rot90.mp4", "mpeg4_odd.avi", "vp9.webm"] {
         for profile in [MediaProfile::Qwen, MediaProfile::Uniform16, MediaProfile::Stride1Fps] {
             let o = MediaOverrides::default();
@@ -122,7 +123,7 @@ fn same_frames_as_in_process() {
     assert_eq!(again.codec, "vp9");
 }
 
-fn resized_frames() {
+fn resized_frames_equal_torch_bicubic() {
     let o = MediaOverrides::default();
     let got = DecodeWorker::new(me()).decode_resized(&clip("h264_vfr.mp4"), MediaProfile::VideorftTrain, &o).unwrap();
     let whole = video::decode(&clip("h264_vfr.mp4"), MediaProfile::VideorftTrain, &o).unwrap();
@@ -132,13 +133,13 @@ fn resized_frames() {
     assert!(resized.data == got.data[..]);
 }
 
-fn errors_come_through() {
+fn worker_errors_reach_the_caller() {
     let decoder = DecodeWorker::new(me());
     for (name, part) in [
         ("bad_zero.mp4", "empty"),
         ("bad_text.mp4", "video"),
-        ("bad_cut.mp4", "cut short"),
-        ("none.mp4", "No such file"),
+        ("bad_cut.mp4", "truncated"),
+        ("none.mp4", "no such file"),
     ] {
         let o = MediaOverrides::default();
         one_line(decoder.decode(&clip(name), MediaProfile::VideorftTrain, &o).unwrap_err(), &[name, part]);
@@ -148,13 +149,13 @@ fn errors_come_through() {
     one_line(DecodeWorker::new("/no/such/program").probe(&clip("vp9.webm")).unwrap_err(), &["/no/such/program"]);
 }
 
-fn hangs_are_ended() {
+fn hanging_worker_is_killed_at_deadline() {
     let begun = Instant::now();
     let short = Duration::from_millis(300);
     for part in ["sleep", "sleep with closed output", "child keeps the output", "endless"] {
         one_line(player(part, short).probe(&clip("vp9.webm")).unwrap_err(), &["vp9.webm", "0.3 s", "--media-timeout"]);
     }
-    // A real worker that waits for a file: a pipe that nobody writes to.
+    // A real worker that blocks on a pipe without a writer.
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe.mp4");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
@@ -163,24 +164,24 @@ fn hangs_are_ended() {
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
-fn deaths_are_told() {
+fn crash_is_reported_with_signal_or_exit_code() {
     let wait = Duration::from_secs(20);
     one_line(player("abort", wait).probe(&clip("vp9.webm")).unwrap_err(), &["vp9.webm", "signal 6"]);
-    one_line(player("exit 3", wait).probe(&clip("vp9.webm")).unwrap_err(), &["exit code 3", "libavcodec.so"]);
-    one_line(player("panic", wait).probe(&clip("vp9.webm")).unwrap_err(), &["exit code 101"]);
-    one_line(player("unknown", wait).probe(&clip("vp9.webm")).unwrap_err(), &["exit code 77"]);
+    one_line(player("exit 3", wait).probe(&clip("vp9.webm")).unwrap_err(), &["exited with code 3", "libavcodec.so"]);
+    one_line(player("panic", wait).probe(&clip("vp9.webm")).unwrap_err(), &["code 101"]);
+    one_line(player("unknown", wait).probe(&clip("vp9.webm")).unwrap_err(), &["code 77"]);
 }
 
-fn answers_are_checked() {
+fn invalid_reply_is_refused() {
     let wait = Duration::from_secs(20);
-    one_line(player("garbage", wait).probe(&clip("vp9.webm")).unwrap_err(), &["answer"]);
-    for part in ["another answer", "frames that are not there"] {
+    one_line(player("garbage", wait).probe(&clip("vp9.webm")).unwrap_err(), &["reply"]);
+    for part in ["another reply", "frames that are not there"] {
         let got = player(part, wait).decode(&clip("vp9.webm"), MediaProfile::Qwen, &MediaOverrides::default());
-        one_line(got.unwrap_err(), &["vp9.webm", "answer"]);
+        one_line(got.unwrap_err(), &["vp9.webm", "reply"]);
     }
 }
 
-fn memory_is_limited() {
+fn memory_limit_is_enforced() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("large.avi");
     let (height, width) = (2048, 2048);
@@ -193,7 +194,7 @@ fn memory_is_limited() {
         let error = decoder.decode(&path, MediaProfile::Qwen, &o).unwrap_err();
         one_line(error, &["memory"]);
     }
-    // Room for the frames but not for decoding them: the limit of the process itself.
+    // Enough memory for the frames but not for decoding them: the address space limit of the process applies.
     let two = MediaOverrides { nframes: Some(2), ..Default::default() };
     let mut refused = 0;
     for memory_mib in (34..100).step_by(6) {
@@ -208,10 +209,10 @@ fn memory_is_limited() {
     assert_eq!(got.data.len(), data.len());
 }
 
-fn paths_are_bytes() {
+fn paths_may_contain_any_bytes() {
     use std::os::unix::ffi::OsStrExt;
     let folder = tempfile::tempdir().unwrap();
-    for name in [&b"a:b|c.mp4"[..], b"\xff\xfe film.mp4", b"concat:x.mp4", "фильм 🎬.mp4".as_bytes(), b"%03d.mp4"]
+    for name in [&b"a:b|c.mp4"[..], b"\xff\xfe video.mp4", b"concat:x.mp4", "фильм 🎬.mp4".as_bytes(), b"%03d.mp4"]
     {
         let path = folder.path().join(std::ffi::OsStr::from_bytes(name));
         std::fs::copy(clip("h264_709.mp4"), &path).unwrap();
@@ -219,15 +220,14 @@ fn paths_are_bytes() {
     }
 }
 
-/// Whether a process with this film's name in its command line or open files is left cannot be seen from outside; its
-/// parent's death can be watched: a worker stuck in a pipe ends when its caller is killed.
-fn a_worker_does_not_outlive_its_caller() {
+/// A worker that blocks on a pipe ends when its caller is killed.
+fn worker_dies_with_its_caller() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe.mp4");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let mut caller = Command::new(me()).arg("__decode-and-wait").arg(&pipe).spawn().unwrap();
     let worker = until(|| child_of(caller.id()));
-    // It is bound to its caller once it waits for the pipe.
+    // The worker is bound to its caller before it opens the pipe.
     until(|| std::fs::read_to_string(format!("/proc/{worker}/wchan")).ok().filter(|w| w.contains("fifo") || w == "0"));
     std::thread::sleep(Duration::from_millis(100));
     caller.kill().unwrap();
@@ -254,7 +254,7 @@ fn child_of(parent: u32) -> Option<u32> {
     })
 }
 
-/// Running: neither gone nor a zombie.
+/// Whether the process is running: it exists and is not a zombie.
 fn alive(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))

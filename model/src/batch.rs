@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
+use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
-use reel_media::resize::FrameBuf;
 use reel_runtime::ops::{self, CuSeqlens};
 use reel_runtime::{Category, DType, Device, Kernels, Tensor};
 use twox_hash::xxhash3_128;

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use proptest::prelude::*;
+use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
-use reel_media::resize::FrameBuf;
 use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;

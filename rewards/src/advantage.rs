@@ -1,37 +1,37 @@
-//! From the rewards of a group to its advantages: how much better than its group a completion is.
+//! Advantages: the reward of each completion relative to its group.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::torch_stats::{mean, std};
 
-/// Keeps a group of nearly equal rewards from being blown up.
+/// Added to the standard deviation, so that groups with nearly equal rewards do not get huge advantages.
 const EPSILON: f32 = 1e-4;
 
 /// What advantages are divided by (TRL's `scale_rewards`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScaleRewards {
-    /// The standard deviation of the group.
+    /// Standard deviation of the group.
     #[default]
     Group,
-    /// The standard deviation of all rewards of the step; the mean stays the group's.
+    /// Standard deviation of all rewards of the step; the subtracted mean is still that of the group.
     Batch,
-    /// Nothing.
+    /// No division.
     None,
 }
 
-/// `(r - mean of its group) / (std + 1e-4)`, in f32 as torch computes it; std has n - 1 in the divisor.
+/// Advantages `(reward - group mean) / (std + 1e-4)` in f32 with torch's order of operations; the variance is divided
+/// by n - 1.
 ///
-/// `rewards` holds one group of `group` completions after the other. A completion without others (a group of 1) has the
-/// advantage 0.
-pub fn group_advantages(rewards: &[f32], group: usize, scale: ScaleRewards) -> Vec<f32> {
-    let of_batch = std(rewards) + EPSILON;
-    let advantages = rewards.chunks(group.max(1)).flat_map(|group| {
+/// `rewards` holds groups of `group_size` completions one after the other. In a group of 1 the advantage is 0.
+pub fn group_advantages(rewards: &[f32], group_size: usize, scale: ScaleRewards) -> Vec<f32> {
+    let batch_divisor = std(rewards) + EPSILON;
+    let advantages = rewards.chunks(group_size.max(1)).flat_map(|group| {
         let mean = mean(group);
         let divisor = match scale {
             ScaleRewards::Group => std(group) + EPSILON,
-            ScaleRewards::Batch => of_batch,
+            ScaleRewards::Batch => batch_divisor,
             ScaleRewards::None => 1.0,
         };
         group.iter().map(move |reward| (reward - mean) / divisor)
@@ -45,7 +45,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn scales_differ_in_the_divisor_only() {
+    fn scale_only_changes_the_divisor() {
         let rewards = [2.0, 1.0, 4.0, 0.0];
         let pair = |spread: f32| 0.5 / (spread + 1e-4);
         assert_eq!(group_advantages(&rewards, 2, ScaleRewards::None), [0.5, -0.5, 2.0, -2.0]);
@@ -59,7 +59,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_group_has_mean_0_and_keeps_its_order(
+        fn advantages_have_mean_0_and_keep_the_order_of_rewards(
             groups in prop::collection::vec(prop::collection::vec(0u8..6, 4), 1..5),
             scale in prop::sample::select(vec![ScaleRewards::Group, ScaleRewards::Batch, ScaleRewards::None]),
         ) {

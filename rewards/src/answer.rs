@@ -1,13 +1,13 @@
-//! The answer in a text: what stands between the first `<answer>` and the `</answer>` after it.
+//! Extracts the answer of a completion: the text between the first `<answer>` and the next `</answer>`.
 
 use crate::python_text::strip;
 
-/// The stripped answer; "" where there is none.
+/// The answer in `<answer>` tags without surrounding white space; "" if there is none.
 pub fn extract_answer(text: &str) -> &str {
     strip(between(text, "<answer>", "</answer>").unwrap_or_default())
 }
 
-/// What stands between the first `open` and the first `close` after it.
+/// The text between the first `open` and the next `close`.
 pub(crate) fn between<'a>(text: &'a str, open: &str, close: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(open)?;
     Some(rest.split_once(close)?.0)
@@ -19,7 +19,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_first_pair_counts() {
+    fn first_pair_of_tags_is_used() {
         for (text, want) in [
             ("<answer>A</answer><answer>B</answer>", "A"),
             ("</answer><answer>A</answer>", "A"),
@@ -35,7 +35,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_put_in_comes_out(before in "[^<]*", inside in "[^<]*", after in "\\PC*") {
+        fn extracts_text_between_tags(before in "[^<]*", inside in "[^<]*", after in "\\PC*") {
             let text = format!("{before}<answer>{inside}</answer>{after}");
             prop_assert_eq!(extract_answer(&text), strip(&inside));
         }

@@ -1,61 +1,43 @@
-//! The crate's error: every variant names the place, what is wrong there, and what to do.
+//! The error type of this crate. Each variant names the location, what is wrong there, and what to do.
+
+use reel_diagnostic::Diagnostic;
 
 /// What can go wrong between a completion and its reward.
 #[derive(Debug, thiserror::Error)]
 pub enum RewardError {
     /// A row to be scored is malformed.
-    #[error("{place}: {what}; {cure}")]
-    Row {
-        /// The field, or "the line".
-        place: String,
-        /// What is wrong.
-        what: String,
-        /// What to do.
-        cure: String,
-    },
-    /// An option makes no sense.
-    #[error("{place}: {what}; {cure}")]
-    Option {
-        /// The flag.
-        place: String,
-        /// What is wrong.
-        what: String,
-        /// What to do.
-        cure: String,
-    },
-    /// A user's own reward gave no usable answer.
-    #[error("{place}: {what}; {cure}")]
-    Custom {
-        /// The flag, with the command or address.
-        place: String,
-        /// What is wrong.
-        what: String,
-        /// What to do.
-        cure: String,
-    },
-    /// The model behind the semantic reward failed; its error says the rest.
+    #[error("{0}")]
+    Row(Diagnostic),
+    /// A command line option is invalid.
+    #[error("{0}")]
+    Option(Diagnostic),
+    /// A custom reward (`--reward-command`, `--reward-url`) gave no usable rewards.
+    #[error("{0}")]
+    Custom(Diagnostic),
+    /// The model behind the semantic reward failed.
     #[error(transparent)]
     Semantic(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// This crate's results.
+/// The result of a function of this crate.
 pub type Result<T, E = RewardError> = std::result::Result<T, E>;
 
 impl RewardError {
-    pub(crate) fn row(place: impl Into<String>, what: impl Into<String>, cure: impl Into<String>) -> Self {
-        Self::Row { place: place.into(), what: what.into(), cure: cure.into() }
+    pub(crate) fn row(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Row(Diagnostic::new(location, what, help))
     }
 
-    pub(crate) fn option(place: impl Into<String>, what: impl Into<String>, cure: impl Into<String>) -> Self {
-        Self::Option { place: place.into(), what: what.into(), cure: cure.into() }
+    pub(crate) fn option(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Option(Diagnostic::new(location, what, help))
     }
 
-    pub(crate) fn custom(place: &str, what: impl Into<String>, cure: impl Into<String>) -> Self {
-        Self::Custom { place: place.into(), what: what.into(), cure: cure.into() }
+    /// A [`RewardError::Custom`].
+    pub fn custom(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Custom(Diagnostic::new(location, what, help))
     }
 
-    /// Whether the command line, not the work, is at fault.
+    /// Whether the command line is wrong, so that the program exits with code 2.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Option { .. })
+        matches!(self, Self::Option(_))
     }
 }

@@ -1,11 +1,11 @@
-//! The format reward: 1 where the whole text is `<think>…</think>`, white space, `<answer>…</answer>`.
+//! The format reward: 1 if the whole completion is `<think>…</think>`, white space, `<answer>…</answer>`.
 
 use crate::python_text::is_space;
 
 /// Whether the whole text matches `<think>.*?</think>\s*<answer>.*?</answer>`, where `.` matches newlines too.
 pub fn matches_format(text: &str) -> bool {
     let Some(mut rest) = text.strip_prefix("<think>") else { return false };
-    // The whole text must match, so ".*?" may run over further tags: any close of the thought will do.
+    // Because the whole text must match, ".*?" may extend over further tags: any </think> can end the thought.
     while let Some((_, after)) = rest.split_once("</think>") {
         if let Some(answer) = after.trim_start_matches(is_space).strip_prefix("<answer>") {
             return answer.ends_with("</answer>");
@@ -15,7 +15,7 @@ pub fn matches_format(text: &str) -> bool {
     false
 }
 
-/// The reward of a completion: 1 or 0.
+/// The format reward of a completion: 1 or 0.
 pub fn format_reward(completion: &str) -> f32 {
     f32::from(matches_format(completion))
 }
@@ -26,7 +26,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn whole_texts_only() {
+    fn whole_text_must_match() {
         for good in [
             "<think></think><answer></answer>",
             "<think>a\nb</think>\u{1c}\u{2009}\n<answer>c</answer>",
@@ -51,8 +51,8 @@ mod tests {
         }
     }
 
-    /// The pattern itself, by trying every way to cut the text.
-    fn by_trying(text: &str) -> bool {
+    /// A direct implementation of the pattern, which tries every `</think>`.
+    fn matches_by_search(text: &str) -> bool {
         let Some(body) = text.strip_prefix("<think>") else { return false };
         let mut starts = body.match_indices("</think>").map(|(i, close)| &body[i + close.len()..]);
         starts.any(|after| {
@@ -63,9 +63,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_order_of_tags(parts in prop::collection::vec(prop::sample::select(vec!["<think>", "</think>", "<answer>", "</answer>", " ", "\n", "x"]), 0..9)) {
+        fn equals_direct_search_for_any_order_of_tags(parts in prop::collection::vec(prop::sample::select(vec!["<think>", "</think>", "<answer>", "</answer>", " ", "\n", "x"]), 0..9)) {
             let text = parts.concat();
-            prop_assert_eq!(matches_format(&text), by_trying(&text));
+            prop_assert_eq!(matches_format(&text), matches_by_search(&text));
             let framed = format!("<think>{text}</think>\n<answer>{text}</answer>");
             prop_assert!(matches_format(&framed));
         }

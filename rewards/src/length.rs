@@ -1,15 +1,16 @@
-//! The length reward: a little more for right answers that thought neither too little nor too much.
+//! The length reward: a bonus for correct answers that are neither too short nor too long.
 
-/// What a completion gets.
+/// The bonus of a completion.
 pub const LENGTH_REWARD: f32 = 0.2;
 
-/// Tokens, the one that ends the completion counted.
+/// Rewarded lengths in tokens, including the end token.
 pub const REWARDED_LENGTHS: std::ops::RangeInclusive<usize> = 320..=512;
 
-/// Accuracy above which an answer counts as right, here and for the temporal reward.
+/// An answer counts as correct if its accuracy is above this, for the length and the temporal reward.
 pub const CORRECT_THRESHOLD: f32 = 0.1;
 
-/// The reward of each completion of a group: [`LENGTH_REWARD`] for right ones of [`REWARDED_LENGTHS`], if more than one of the group is right.
+/// The reward of each completion of a group: [`LENGTH_REWARD`] for correct answers with a length in
+/// [`REWARDED_LENGTHS`], if more than one answer of the group is correct.
 pub fn length_reward(accuracy: &[f32], lengths: &[usize]) -> Vec<f32> {
     let several = accuracy.iter().filter(|a| **a > CORRECT_THRESHOLD).count() > 1;
     let paid = |(accuracy, tokens): (&f32, &usize)| {
@@ -23,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_are_inclusive_and_one_is_not_enough() {
+    fn limits_are_inclusive_and_two_correct_answers_are_needed() {
         assert_eq!(length_reward(&[1.0; 4], &[319, 320, 512, 513]), [0.0, 0.2, 0.2, 0.0]);
         assert_eq!(length_reward(&[1.0, 0.0, 0.1], &[400; 3]), [0.0; 3]);
         assert_eq!(length_reward(&[1.0, 0.0, 0.11], &[400; 3]), [0.2, 0.0, 0.2]);

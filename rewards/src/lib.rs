@@ -1,9 +1,14 @@
-//! What a completion is worth: the rewards of VideoRFT and Video-R1 and a user's own, and from the rewards of a group its
-//! advantages. Texts and numbers only: no device, no model, no media.
+//! Scores completions: the reward functions of VideoRFT and Video-R1, custom rewards of the user, and the advantages
+//! within a group. Texts and numbers only: no device, no model, no media.
 //!
-//! The rules are those of the two repositories (github.com/QiWang98/VideoRFT at bba6099, github.com/tulerfeng/Video-R1 at
-//! 59d65c3), which are Python: where they call on Python's white space, `float` or `round`, or on rouge_score and NLTK, the
-//! results here are the same, odd corners included.
+//! ```text
+//! completion, solution -> accuracy, format, temporal, semantic, length, custom rewards      one number per completion
+//! reward               =  sum of weight * reward function
+//! advantage            =  (reward - group mean) / (group standard deviation + 1e-4)
+//! ```
+//! The rules are those of the repositories github.com/QiWang98/VideoRFT (bba6099) and github.com/tulerfeng/Video-R1
+//! (59d65c3). Both are Python: where they use Python's white space, `float`, `round`, rouge_score or NLTK, results
+//! here are equal, including corner cases. Start at [`ScoringGroup::score`].
 
 mod accuracy;
 mod advantage;

@@ -1,35 +1,38 @@
-//! The kinds of answer that the recipes' data sets ask for.
+//! The kinds of problem in the data sets of VideoRFT and Video-R1.
 
 use crate::{Result, RewardError};
 
-/// A `problem_type` that has a rule.
+/// A known `problem_type`, which selects the rule for accuracy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ProblemType {
-    /// One letter.
+    /// The answer is the letter of an option.
     MultipleChoice,
-    /// A number to be met to two decimals.
+    /// The answer is a number, compared after rounding to two decimals.
     Numerical,
-    /// A text to be read off.
+    /// The answer is text read from an image.
     Ocr,
-    /// A sentence in the model's own words.
+    /// The answer is a sentence.
     FreeForm,
-    /// A number to come near to.
+    /// The answer is a number, scored by its relative error.
     Regression,
 }
 
 impl ProblemType {
-    /// All kinds, in the order in which errors list them.
+    /// All kinds, in the order of error messages.
     pub const ALL: [Self; 5] = [Self::MultipleChoice, Self::Numerical, Self::Ocr, Self::FreeForm, Self::Regression];
 
-    /// The kind of this name, to the letter; the error lists the names that exist.
+    /// Parses the exact name of a kind.
+    ///
+    /// # Errors
+    /// The name is unknown; the error lists all names.
     pub fn parse(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
             let known = Self::ALL.map(Self::name).join(", ");
-            RewardError::row("problem_type", format!("is `{name}`, which has no rule"), format!("use one of {known}"))
+            RewardError::row("problem_type", format!("is `{name}`, which is unknown"), format!("use one of {known}"))
         })
     }
 
-    /// The name in data files.
+    /// The name of this kind in data files.
     pub fn name(self) -> &'static str {
         match self {
             Self::MultipleChoice => "multiple choice",
@@ -46,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_to_the_letter() {
+    fn names_are_parsed_exactly() {
         for kind in ProblemType::ALL {
             assert_eq!(ProblemType::parse(kind.name()).unwrap(), kind);
         }

@@ -1,6 +1,7 @@
-//! Numbers as Python reads and rounds them.
+//! Parses and rounds numbers as Python does.
 
-/// The zeros of all runs of ten decimal digits outside ASCII (general category Nd of Unicode 14, which Python 3.11 has).
+/// The zero digit of each script: code points that start a run of ten decimal digits outside ASCII (category Nd of
+/// Unicode 14, which Python 3.11 uses).
 const ZEROS: [u32; 65] = [
     0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6, 0xe50, 0xed0, 0xf20,
     0x1040, 0x1090, 0x17e0, 0x1810, 0x1946, 0x19d0, 0x1a80, 0x1a90, 0x1b50, 0x1bb0, 0x1c40, 0x1c50, 0xa620, 0xa8d0,
@@ -9,23 +10,24 @@ const ZEROS: [u32; 65] = [
     0x16b50, 0x1d7ce, 0x1d7d8, 0x1d7e2, 0x1d7ec, 0x1d7f6, 0x1e140, 0x1e2f0, 0x1e950, 0x1fbf0,
 ];
 
-/// A number as the recipes read it: commas are thrown away, the rest is Python's `float`.
+/// Parses a number as the references do: removes commas, then applies Python's `float`.
 pub fn parse_number(text: &str) -> Option<f64> {
     parse_python_float(&text.replace(',', ""))
 }
 
-/// Python's `float(text)`: signs, exponents, `inf`, `nan`, underscores between digits, digits of any script, white space around.
-/// What is too large is infinite. `None` where Python raises ValueError.
-pub fn parse_python_float(text: &str) -> Option<f64> {
+/// Python's `float(text)`: accepts signs, exponents, `inf`, `nan`, underscores between digits, digits of any script
+/// and surrounding white space. Numbers that are too large become infinite. `None` where Python raises ValueError.
+fn parse_python_float(text: &str) -> Option<f64> {
     let ascii: String =
-        if text.is_ascii() { text.to_string() } else { text.chars().map(plain).collect::<Option<_>>()? };
-    // The C library's white space: by now any other has become a space.
+        if text.is_ascii() { text.to_string() } else { text.chars().map(to_ascii).collect::<Option<_>>()? };
+    // The white space of C's isspace; other white space has become a space already.
     let number = ascii.trim_matches([' ', '\t', '\n', '\r', '\u{b}', '\u{c}']);
     without_underscores(number)?.parse().ok()
 }
 
-/// A character as ASCII: white space is a space, a decimal digit its value, and the rest nothing that a number could have.
-fn plain(c: char) -> Option<char> {
+/// Maps a character to ASCII: white space to a space, a decimal digit of any script to 0-9. `None` for characters
+/// that no number has.
+fn to_ascii(c: char) -> Option<char> {
     if c.is_ascii() {
         return Some(c);
     }
@@ -36,17 +38,17 @@ fn plain(c: char) -> Option<char> {
     char::from_digit(c as u32 - zero, 10)
 }
 
-/// Drops underscores, each of which must stand between two digits.
+/// Removes underscores; `None` unless each is between two digits.
 fn without_underscores(number: &str) -> Option<String> {
     let bytes = number.as_bytes();
-    let digit = |i: Option<usize>| i.and_then(|i| bytes.get(i)).is_some_and(u8::is_ascii_digit);
-    let mut marks = (0..bytes.len()).filter(|&i| bytes[i] == b'_');
-    marks.all(|i| digit(i.checked_sub(1)) && digit(Some(i + 1))).then(|| number.replace('_', ""))
+    let is_digit = |i: Option<usize>| i.and_then(|i| bytes.get(i)).is_some_and(u8::is_ascii_digit);
+    let mut underscores = (0..bytes.len()).filter(|&i| bytes[i] == b'_');
+    underscores.all(|i| is_digit(i.checked_sub(1)) && is_digit(Some(i + 1))).then(|| number.replace('_', ""))
 }
 
-/// Python's `round(x, 2)`: the nearest number of two decimals to the exact value of `x`, of two equally near the even one.
-pub fn round_to_2_decimals(x: f64) -> f64 {
-    // Formatting is exact and rounds ties to even; what it wrote is read as the nearest double, as Python does too.
+/// Python's `round(x, 2)`: the number with two decimals nearest to the exact value of `x`; ties go to the even one.
+pub(crate) fn round_to_2_decimals(x: f64) -> f64 {
+    // Formatting is exact and rounds ties to even; the result is parsed to the nearest f64, as in Python.
     if x.is_finite() { format!("{x:.2}").parse().unwrap_or(x) } else { x }
 }
 
@@ -56,7 +58,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn floats_are_pythons() {
+    fn parsing_and_rounding_equal_python() {
         let golden: serde_json::Value =
             serde_json::from_str(include_str!("../../tests/golden/rewards/floats.json")).unwrap();
         let cases = golden["cases"].as_array().unwrap();
@@ -76,12 +78,12 @@ mod tests {
     }
 
     #[test]
-    fn zeros_are_in_order_and_apart() {
+    fn digit_ranges_are_sorted_and_disjoint() {
         assert!(ZEROS.windows(2).all(|pair| pair[0] + 10 <= pair[1]));
     }
 
-    /// `x` in hundredths, rounded half to even, in whole numbers only: x = m / 2^k with k at most 100.
-    fn slow_hundredths(m: i128, k: u32) -> i128 {
+    /// `m / 2^k` in hundredths, rounded half to even, computed with integers only.
+    fn exact_hundredths(m: i128, k: u32) -> i128 {
         let (scaled, unit) = (m * 100, 1i128 << k);
         let (below, rest) = (scaled.div_euclid(unit), scaled.rem_euclid(unit));
         match (2 * rest).cmp(&unit) {
@@ -92,17 +94,16 @@ mod tests {
     }
 
     proptest! {
-        /// Against the same rule in whole numbers. Eighths, where all ties are, come often.
+        /// All ties are multiples of 1/8, so half of the cases have k = 3.
         #[test]
-        fn rounding_is_exact(m in -(1i64 << 52)..(1i64 << 52), k in prop_oneof![Just(3u32), 0u32..60]) {
+        fn rounding_equals_integer_arithmetic(m in -(1i64 << 52)..(1i64 << 52), k in prop_oneof![Just(3u32), 0u32..60]) {
             let x = m as f64 / (1u64 << k) as f64;
-            let want = slow_hundredths(i128::from(m), k);
+            let want = exact_hundredths(i128::from(m), k);
             prop_assert_eq!(round_to_2_decimals(x), format!("{want}e-2").parse::<f64>().unwrap());
         }
 
         #[test]
-        fn any_text_is_read_or_not(text in "\\PC*") {
-            // No more than: it comes back, and a number with one more letter is none.
+        fn parsing_ignores_white_space_and_refuses_letters(text in "\\PC*") {
             if let Some(value) = parse_python_float(&text).filter(|v| v.is_finite()) {
                 prop_assert_eq!(parse_python_float(&format!("{text}x")), None);
                 prop_assert_eq!(parse_python_float(&format!("\u{3000}{text}\n")), Some(value));
@@ -110,7 +111,7 @@ mod tests {
         }
 
         #[test]
-        fn numbers_of_any_script_are_read(x in any::<f64>(), zero in prop::sample::select(ZEROS.to_vec())) {
+        fn digits_of_any_script_are_parsed(x in any::<f64>(), zero in prop::sample::select(ZEROS.to_vec())) {
             let digit = |c: char| c.to_digit(10).map_or(c, |d| char::from_u32(zero + d).unwrap());
             let written: String = format!("{x:e}").chars().map(digit).collect();
             let got = parse_python_float(&written).unwrap();

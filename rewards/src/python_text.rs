@@ -1,17 +1,17 @@
-//! White space as Python's `str` has it: Unicode's, and the four separators U+001C to U+001F besides.
+//! Functions on white space as Python's `str` defines it: Unicode white space and the separators U+001C to U+001F.
 
-/// Python's `str.isspace` for one character; `\s` of its `re` is the same.
-pub fn is_space(c: char) -> bool {
+/// Python's `str.isspace` for one character, which also is `\s` of its module `re`.
+pub(crate) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
-/// Python's `str.strip()`.
+/// Removes leading and trailing white space: Python's `str.strip()`.
 pub fn strip(text: &str) -> &str {
     text.trim_matches(is_space)
 }
 
-/// Python's `str.split()`: the words between white space.
-pub fn words(text: &str) -> Vec<&str> {
+/// Splits a text into words at white space: Python's `str.split()`.
+pub(crate) fn words(text: &str) -> Vec<&str> {
     text.split(is_space).filter(|word| !word.is_empty()).collect()
 }
 
@@ -20,8 +20,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn white_space_is_pythons() {
-        // All characters of which Python 3.11's `str.isspace` is true.
+    fn white_space_equals_python() {
+        // All characters for which `str.isspace` of Python 3.11 is true.
         let all: Vec<u32> = [0x09..=0x0d, 0x1c..=0x20, 0x85..=0x85, 0xa0..=0xa0, 0x1680..=0x1680, 0x2000..=0x200a]
             .into_iter()
             .chain([0x2028..=0x2029, 0x202f..=0x202f, 0x205f..=0x205f, 0x3000..=0x3000])
@@ -32,7 +32,7 @@ mod tests {
     }
 
     #[test]
-    fn strip_and_split() {
+    fn strips_and_splits_at_white_space() {
         assert_eq!(strip("\u{1c}\u{3000} a b\n\u{1f}"), "a b");
         assert_eq!(strip("\u{200b}a"), "\u{200b}a");
         assert_eq!(words(" a\u{85}\u{1e}b\u{2009}c "), ["a", "b", "c"]);

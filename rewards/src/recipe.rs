@@ -1,26 +1,28 @@
-//! Whose rules are followed where a reference's code and its paper differ. `docs/parity.md` lists them all.
+//! The recipe: whose rules apply where the papers and the code of the references differ. `docs/parity.md` lists all
+//! rules.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// Whose rules are followed where a reference's code and its paper differ.
+/// Whose rules apply where the papers and the code of VideoRFT and Video-R1 differ (`--parity`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Recipe {
-    /// The papers' rules: true frame rates, labels on the assistant's words.
+    /// The papers: true frame rates, loss on the assistant's tokens only.
     #[default]
     Paper,
-    /// VideoRFT's code.
+    /// The code of VideoRFT.
     Videorft,
-    /// Video-R1's code: its system message, and options after the question.
+    /// The code of Video-R1: another system message, and options after the question.
     #[value(name = "video-r1")]
     #[serde(rename = "video-r1")]
     VideoR1,
 }
 
 impl Recipe {
-    /// The share of the shuffled answers' mean accuracy that a group must reach for the temporal reward; VideoRFT has no such
-    /// reward. Video-R1's paper compares the two means, its code takes 0.8 of the second.
+    /// The minimum ratio of the mean accuracy with ordered frames to that with shuffled frames for the temporal
+    /// reward. `None`: VideoRFT's code has no temporal reward. The paper of Video-R1 compares the two means; its code
+    /// multiplies the second by 0.8.
     pub fn temporal_min_ratio(self) -> Option<f32> {
         match self {
             Self::Paper => Some(1.0),
@@ -29,9 +31,9 @@ impl Recipe {
         }
     }
 
-    /// Whether SigLIP sees the negative of the frames, `(256 - v) % 256`. VideoRFT's code hands frames of floats from 0 to 255 to
-    /// torchvision's ToPILImage, which multiplies by 255 and wraps; its pictures are whole.
-    pub fn semantic_negative(self, video: bool) -> bool {
-        self == Self::Videorft && video
+    /// Whether SigLIP gets negative frames, `(256 - v) % 256`. VideoRFT's code passes video frames as floats from 0
+    /// to 255 to torchvision's ToPILImage, which multiplies by 255 and wraps around; images are not affected.
+    pub fn uses_negative_frames(self, is_video: bool) -> bool {
+        self == Self::Videorft && is_video
     }
 }

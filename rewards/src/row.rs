@@ -1,14 +1,14 @@
-//! A row of given completions, as `reel reward` reads them.
+//! A row of the input file of `reel reward`: one or more completions of a prompt.
 //!
-//! | field | |
+//! | field | meaning |
 //! |---|---|
-//! | `problem_type`, `solution` | the kind of problem; the truth in its tags |
-//! | `completion` or `completions` | one text, or those of a group |
-//! | `lengths` | tokens of each completion (optional) |
-//! | `shuffled_completions` | answers to shuffled frames (optional) |
-//! | `data_type`, `frames` | `image` or `video`; picture files, for the semantic reward (optional) |
+//! | `problem_type`, `solution` | the kind of problem; the correct answer in `<answer>` tags |
+//! | `completion` or `completions` | one text, or the texts of a group |
+//! | `lengths` | number of tokens of each completion (optional) |
+//! | `shuffled_completions` | completions for shuffled frames (optional) |
+//! | `data_type`, `frames` | `image` or `video`; image files for the semantic reward (optional) |
 //!
-//! Other fields are not looked at; `null` is as good as absent.
+//! Other fields are ignored. A field that is `null` counts as absent.
 
 use std::path::PathBuf;
 
@@ -18,26 +18,29 @@ use crate::{
     ProblemType, Result, RewardError, RewardRules, Scores, ScoringGroup, SemanticModel, reasoning_text, semantic_reward,
 };
 
-/// A row.
+/// One row to be scored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RewardRow {
-    /// The completions and what belongs to them.
+    /// The completions with everything that is needed to score them.
     pub group: ScoringGroup,
-    /// Whether the row had `completion`, so that numbers and not lists come out.
+    /// Whether the row has `completion` instead of `completions`, so that its scores are numbers instead of lists.
     pub is_single: bool,
-    /// Whether the pictures are frames of a film.
-    pub video: bool,
-    /// The pictures that the completions speak of, as the row has them; none where it has none.
+    /// Whether `frames` are frames of a video (`data_type`).
+    pub is_video: bool,
+    /// Image files that the completions are about, for the semantic reward; may be empty.
     pub frames: Vec<PathBuf>,
 }
 
 impl RewardRow {
-    /// Reads a line of JSON and checks its fields. A `problem_type` that has no rule is kept as such.
+    /// Parses a line of JSON and checks its fields. An unknown `problem_type` is accepted and gives accuracy 0.
+    ///
+    /// # Errors
+    /// The line is not a JSON object, or a field is missing or has a wrong type; the error names the field.
     pub fn parse(line: &str) -> Result<Self> {
         let value: Value = serde_json::from_str(line)
-            .map_err(|e| RewardError::row("the line", format!("is not JSON: {e}"), "write one JSON object a line"))?;
+            .map_err(|e| RewardError::row("the line", format!("is not JSON: {e}"), "write one JSON object per line"))?;
         let Value::Object(fields) = value else {
-            return Err(RewardError::row("the line", "is not an object", "write one JSON object a line"));
+            return Err(RewardError::row("the line", "is not an object", "write one JSON object per line"));
         };
         let fields = Fields(fields);
         let (completions, is_single) = match (fields.get("completion"), fields.get("completions")) {
@@ -47,8 +50,8 @@ impl RewardRow {
                 return Err(RewardError::row("completion", "is missing", "give `completion` or `completions`"));
             }
             (Some(_), Some(_)) => {
-                let what = "stands beside `completions`";
-                return Err(RewardError::row("completion", what, "give one of the two"));
+                let what = "is given together with `completions`";
+                return Err(RewardError::row("completion", what, "give only one of the two"));
             }
         };
         let shuffled = fields.get("shuffled_completions").map(|_| fields.texts("shuffled_completions")).transpose()?;
@@ -57,18 +60,26 @@ impl RewardRow {
         let problem_type = ProblemType::parse(&fields.text("problem_type")?).ok();
         let solution = Some(fields.text("solution")?);
         let group = ScoringGroup { problem_type, solution, completions, lengths, shuffled, ..ScoringGroup::default() };
-        Ok(Self { group, is_single, video: fields.video()?, frames: frames.into_iter().map(PathBuf::from).collect() })
+        Ok(Self {
+            group,
+            is_single,
+            is_video: fields.is_video()?,
+            frames: frames.into_iter().map(PathBuf::from).collect(),
+        })
     }
 
-    /// Scores the row; with a model and frames, the semantic reward too.
+    /// Scores the row. The semantic reward needs a `model` and a row with `frames`.
+    ///
+    /// # Errors
+    /// The model fails, or does not return one similarity per text and frame.
     pub fn score(mut self, rules: &RewardRules, model: Option<&mut dyn SemanticModel>) -> Result<Scores> {
         if let Some(model) = model.filter(|_| !self.frames.is_empty()) {
             let texts: Vec<&str> = self.group.completions.iter().map(|c| reasoning_text(c)).collect();
-            let cosines = model.similarities(&texts, &self.frames, rules.recipe.semantic_negative(self.video))?;
-            let whole = |cosines: &Vec<f32>| cosines.len() == self.frames.len();
-            if cosines.len() != texts.len() || !cosines.iter().all(whole) {
-                let what = "the model left out a text or frame";
-                return Err(RewardError::row("semantic", what, "report this: it is a defect"));
+            let cosines = model.similarities(&texts, &self.frames, rules.recipe.uses_negative_frames(self.is_video))?;
+            let is_complete = |cosines: &Vec<f32>| cosines.len() == self.frames.len();
+            if cosines.len() != texts.len() || !cosines.iter().all(is_complete) {
+                let what = "the model did not return one similarity per text and frame";
+                return Err(RewardError::row("semantic", what, "report this as a bug"));
             }
             self.group.semantic = Some(cosines.iter().map(|cosines| semantic_reward(cosines)).collect());
         }
@@ -76,7 +87,7 @@ impl RewardRow {
     }
 }
 
-/// The fields of a row.
+/// The fields of a row, with typed accessors that report errors by field name.
 struct Fields(Map<String, Value>);
 
 impl Fields {
@@ -87,42 +98,43 @@ impl Fields {
     fn text(&self, name: &str) -> Result<String> {
         match self.get(name) {
             Some(Value::String(text)) => Ok(text.clone()),
-            Some(_) => Err(RewardError::row(name, "is not text", "write it as a JSON string")),
+            Some(_) => Err(RewardError::row(name, "is not a string", "write it as a JSON string")),
             None => Err(RewardError::row(name, "is missing", "add it, or remove the row")),
         }
     }
 
-    /// A list of at least one text.
+    /// A list of at least one string.
     fn texts(&self, name: &str) -> Result<Vec<String>> {
-        let fault = |what: &str| Err(RewardError::row(name, what, "give a list of texts"));
-        let Some(Value::Array(list)) = self.get(name) else { return fault("is not a list") };
+        let error = |what: &str| Err(RewardError::row(name, what, "give a list of strings"));
+        let Some(Value::Array(list)) = self.get(name) else { return error("is not a list") };
         let texts: Option<Vec<String>> = list.iter().map(|text| text.as_str().map(String::from)).collect();
         match texts {
-            None => fault("holds something that is not text"),
-            Some(texts) if texts.is_empty() => fault("is empty"),
+            None => error("contains a value that is not a string"),
+            Some(texts) if texts.is_empty() => error("is empty"),
             Some(texts) => Ok(texts),
         }
     }
 
     fn lengths(&self, completions: usize) -> Result<Vec<usize>> {
-        let fault =
-            |what: String| Err(RewardError::row("lengths", what, "give the tokens of each completion, in order"));
+        let error = |what: String| {
+            Err(RewardError::row("lengths", what, "give the number of tokens of each completion, in order"))
+        };
         let list = match self.get("lengths") {
             None => return Ok(Vec::new()),
             Some(Value::Array(list)) => list,
-            Some(_) => return fault("is not a list".into()),
+            Some(_) => return error("is not a list".into()),
         };
         let lengths: Option<Vec<usize>> = list.iter().map(|n| usize::try_from(n.as_u64()?).ok()).collect();
         match lengths {
-            None => fault("holds something that is no count".into()),
+            None => error("contains a value that is not a token count".into()),
             Some(lengths) if lengths.len() != completions => {
-                fault(format!("has {} numbers for {completions} completions", lengths.len()))
+                error(format!("has {} numbers for {completions} completions", lengths.len()))
             }
             Some(lengths) => Ok(lengths),
         }
     }
 
-    fn video(&self) -> Result<bool> {
+    fn is_video(&self) -> Result<bool> {
         match self.get("data_type") {
             None => Ok(false),
             Some(Value::String(kind)) if kind == "video" => Ok(true),
@@ -150,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_fields_are_named() {
+    fn errors_name_the_field() {
         for (name, value) in [
             ("solution", json!(3)),
             ("solution", Value::Null),
@@ -182,17 +194,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_line_is_read_or_refused(line in "\\PC*") {
+        fn any_line_gives_a_row_or_an_error(line in "\\PC*") {
             if let Err(e) = RewardRow::parse(&line) {
                 prop_assert!(e.to_string().contains(": ") && e.to_string().contains("; "));
             }
         }
     }
 
-    /// Remembers what it was asked, and leaves some frames out.
-    struct Asked(Vec<String>, bool, usize);
+    /// Records the arguments of its last call; leaves out the first `.2` frames of its result.
+    struct RecordingModel(Vec<String>, bool, usize);
 
-    impl SemanticModel for Asked {
+    impl SemanticModel for RecordingModel {
         fn similarities(&mut self, texts: &[&str], frames: &[PathBuf], negative: bool) -> Result<Vec<Vec<f32>>> {
             self.0 = texts.iter().map(|t| t.to_string()).collect();
             self.1 = negative;
@@ -201,8 +213,8 @@ mod tests {
     }
 
     #[test]
-    fn the_model_is_asked_for_the_group_at_once() {
-        let mut model = Asked(vec![], false, 0);
+    fn one_model_call_scores_the_whole_group() {
+        let mut model = RecordingModel(vec![], false, 0);
         let mut score = |data_type: &str, recipe| {
             let mut row = row();
             row["frames"] = json!(["0.png", "1.png"]);
@@ -222,7 +234,8 @@ mod tests {
         let mut short = row();
         short["frames"] = json!(["0.png", "1.png"]);
         let short = RewardRow::parse(&short.to_string()).unwrap();
-        let e = short.score(&RewardRules::default(), Some(&mut Asked(vec![], false, 1))).unwrap_err().to_string();
+        let e =
+            short.score(&RewardRules::default(), Some(&mut RecordingModel(vec![], false, 1))).unwrap_err().to_string();
         assert!(e.starts_with("semantic: "), "{e}");
     }
 }

@@ -1,5 +1,6 @@
-//! The semantic-consistency reward (VideoRFT): does the chain of thought speak of what the frames show? A model that embeds texts
-//! and pictures (SigLIP) gives the similarities; here is what is asked of it and what follows.
+//! The semantic reward (VideoRFT): similarity of the reasoning in a completion with the frames. A model that embeds
+//! texts and images (SigLIP) computes the similarities; this module prepares its texts and turns cosines into
+//! rewards.
 
 use std::path::PathBuf;
 
@@ -7,21 +8,25 @@ use crate::Result;
 use crate::answer::between;
 use crate::python_text::is_space;
 
-/// A model that compares texts with pictures.
+/// A model that compares texts with images.
 pub trait SemanticModel {
-    /// Cosines of each text with each frame: one list a text, in the order of `frames`, each frame embedded once. With `negative`
-    /// the model is shown `(256 - v) % 256` of every byte.
+    /// Cosine similarity of each text with each frame: one list per text, in the order of `frames`. Each frame is
+    /// embedded once. With `negative` every pixel value `v` is replaced by `(256 - v) % 256`.
+    ///
+    /// # Errors
+    /// A frame cannot be read, or the model fails.
     fn similarities(&mut self, texts: &[&str], frames: &[PathBuf], negative: bool) -> Result<Vec<Vec<f32>>>;
 }
 
-/// The text to compare: what is in the first `<think>` pair (the whole completion where there is none), without what stands up to
-/// its first full stop and the white space after that. A text without a full stop stays as it is.
+/// The text that is compared with the frames: the content of the first `<think>` tags (or the whole completion
+/// without tags), without its first sentence, which ends at the first full stop. A text without a full stop is used
+/// whole.
 pub fn reasoning_text(completion: &str) -> &str {
     let thought = between(completion, "<think>", "</think>").unwrap_or(completion);
     thought.split_once('.').map_or(thought, |(_, rest)| rest.trim_start_matches(is_space))
 }
 
-/// The reward from the cosines with each frame: the mean of `min(1, 2 max(cos, 0))`. 0 without frames.
+/// The semantic reward from the cosines with each frame: the mean of `min(1, 2 max(cos, 0))`; 0 without frames.
 pub fn semantic_reward(cosines: &[f32]) -> f32 {
     crate::torch_stats::mean(&cosines.iter().map(|cos| (2.0 * cos.max(0.0)).min(1.0)).collect::<Vec<_>>())
 }
@@ -32,7 +37,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_first_sentence_is_left_out() {
+    fn first_sentence_is_left_out() {
         for (completion, want) in [
             ("<think>One. Two. Three</think><answer>A</answer>", "Two. Three"),
             ("<think>one two</think><answer>A.</answer>", "one two"),
@@ -51,14 +56,14 @@ mod tests {
     }
 
     #[test]
-    fn cosines_are_doubled_and_cut() {
+    fn cosines_are_doubled_and_clamped() {
         assert_eq!(semantic_reward(&[0.25, 0.75, -0.5]), 0.5);
         assert_eq!(semantic_reward(&[]), 0.0);
     }
 
     proptest! {
         #[test]
-        fn from_0_to_1_and_rising(cosines in prop::collection::vec(-1.0f32..1.0, 1..9), more in 0.0f32..0.5) {
+        fn reward_is_in_0_1_and_increases_with_cosines(cosines in prop::collection::vec(-1.0f32..1.0, 1..9), more in 0.0f32..0.5) {
             let reward = semantic_reward(&cosines);
             prop_assert!((0.0..=1.0).contains(&reward));
             prop_assert!(semantic_reward(&cosines.iter().map(|c| c + more).collect::<Vec<_>>()) >= reward - 1e-6);

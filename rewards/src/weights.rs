@@ -1,42 +1,45 @@
-//! How much each reward counts in the sum (TRL's `reward_weights`, by name).
+//! Weights of reward functions by name (`--reward-weights`, TRL's `reward_weights`).
 
 use std::collections::BTreeMap;
 
 use crate::{Result, RewardError};
 
-/// The names that can be weighted: the recipes' rewards, and a user's own by command and by address.
-pub const NAMES: [&str; 7] = ["accuracy", "format", "temporal", "semantic", "length", "command", "url"];
+/// Reward functions that can have a weight; `command` and `url` are the custom rewards.
+const REWARD_NAMES: [&str; 7] = ["accuracy", "format", "temporal", "semantic", "length", "command", "url"];
 
-/// Weights by name; 1 for what is not named.
+/// Weights of reward functions by name; the default is 1.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RewardWeights(BTreeMap<String, f32>);
 
 impl RewardWeights {
-    /// Reads `NAME=W,…`.
+    /// Parses `NAME=WEIGHT,…`.
+    ///
+    /// # Errors
+    /// An item has another form, an unknown or repeated name, or a weight that is not a finite number.
     pub fn parse(text: &str) -> Result<Self> {
-        let fault = |what: String, cure: &str| RewardError::option("--reward-weights", what, cure);
+        let error = |what: String, help: &str| RewardError::option("--reward-weights", what, help);
         let mut weights = BTreeMap::new();
         for item in text.split(',') {
             let Some((name, weight)) = item.split_once('=') else {
-                return Err(fault(format!("`{item}` is no NAME=WEIGHT"), "write accuracy=1,format=0.5"));
+                return Err(error(format!("`{item}` is not NAME=WEIGHT"), "write accuracy=1,format=0.5"));
             };
             let name = name.trim();
-            if !NAMES.contains(&name) {
-                let known = NAMES.join(", ");
-                return Err(fault(format!("there is no reward `{name}`"), &format!("use one of {known}")));
+            if !REWARD_NAMES.contains(&name) {
+                let known = REWARD_NAMES.join(", ");
+                return Err(error(format!("unknown reward `{name}`"), &format!("use one of {known}")));
             }
             let number = weight.trim().parse::<f32>().ok().filter(|w| w.is_finite());
             let Some(number) = number else {
-                return Err(fault(format!("the weight of {name} is `{weight}`"), "give a number, such as 0.5"));
+                return Err(error(format!("the weight of {name} is `{weight}`"), "give a finite number, such as 0.5"));
             };
             if weights.insert(name.to_string(), number).is_some() {
-                return Err(fault(format!("{name} is weighted twice"), "name it once"));
+                return Err(error(format!("{name} is given twice"), "give it once"));
             }
         }
         Ok(Self(weights))
     }
 
-    /// The weight of a reward.
+    /// The weight of a reward function.
     pub fn weight(&self, name: &str) -> f32 {
         self.0.get(name).copied().unwrap_or(1.0)
     }
@@ -47,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_numbers_are_checked() {
+    fn invalid_names_and_numbers_are_refused() {
         let weights = RewardWeights::parse("format=0.5, command=-2").unwrap();
         assert_eq!((weights.weight("format"), weights.weight("command"), weights.weight("accuracy")), (0.5, -2.0, 1.0));
         for (text, named) in [

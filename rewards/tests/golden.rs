@@ -1,11 +1,11 @@
-//! The reference's rewards of given completions, row by row (`tests/golden/rewards/rewards.jsonl`).
+//! Compares rewards of given completions with those of the reference code (`tests/golden/rewards/rewards.jsonl`).
 
 use clap::ValueEnum;
 use reel_rewards::{Recipe, RewardRow, RewardRules};
 use serde_json::Value;
 
 #[test]
-fn every_row_is_worth_what_the_reference_says() {
+fn rewards_equal_golden_rows_bit_for_bit() {
     let rows = include_str!("../../tests/golden/rewards/rewards.jsonl");
     let mut numbers = 0;
     for line in rows.lines() {
@@ -22,12 +22,12 @@ fn every_row_is_worth_what_the_reference_says() {
             assert_eq!(got.len(), want.len(), "{} {key}", row["id"]);
             for (got, want) in got.iter().zip(&want) {
                 let (got, want) = (got.as_f64().unwrap(), want.as_f64().unwrap());
-                // To the bit, in f32, advantages too.
+                // Equal bits in f32, also for advantages.
                 assert_eq!(got as f32, want as f32, "{} ({}) {key}", row["id"], row["why"]);
                 numbers += 1;
             }
         }
-        // What does not apply is not written: of a group, everything is expected.
+        // Reward functions that do not apply are absent; for groups the golden file lists all others.
         let written = got.as_object().unwrap().keys().filter(|key| !(single && *key == "reward"));
         assert!(written.clone().all(|key| expected.contains_key(key)), "{} {got}", row["id"]);
     }

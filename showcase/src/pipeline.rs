@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use reel_diagnostic::Diagnostic;
 use reel_measure::trace;
 use reel_media::encode::{VideoCodec, VideoEncoding, encode_video};
-use reel_media::resize::FrameView;
+use reel_media::frames::FrameView;
 use reel_model::checkpoint;
 use reel_model::init::{InitOptions, Preset, init, init_siglip};
 use reel_model::input::MediaOptions;
@@ -244,7 +244,7 @@ impl Demo {
 
     /// Encodes all clips and writes a data file for each set; returns the held-out clips.
     fn make_clips(&self) -> Result<Vec<Clip>> {
-        let encoding = VideoEncoding::new(VideoCodec::best(), (FPS as i32, 1));
+        let encoding = VideoEncoding::new(VideoCodec::best_available(), (FPS as i32, 1));
         let mut held_out = Vec::new();
         for set in ClipSet::ALL {
             let mut made = clips::make_clips(set, self.seed);

@@ -1,4 +1,4 @@
-//! Writing through FFmpeg.
+//! Encodes and writes a video with FFmpeg's libraries.
 
 #![allow(unsafe_code)]
 
@@ -11,39 +11,39 @@ use ffmpeg::format::Pixel;
 use ffmpeg::frame::Video as AvFrame;
 use ffmpeg::software::scaling;
 
-use super::{VideoCodec, VideoEncoding};
-use crate::resize::FrameView;
+use super::encoding::{VideoCodec, VideoEncoding};
+use crate::frames::FrameView;
 use crate::{MediaError, Result};
 
-/// Writes `frames` to the file `aside`; `path` is for messages.
-pub(super) fn write(path: &Path, aside: &Path, frames: FrameView<'_>, how: &VideoEncoding) -> Result<()> {
-    let cannot = |doing: &str| {
-        let doing = doing.to_owned();
+/// Writes `frames` to the file `temporary`; errors name `path`.
+pub(super) fn write(path: &Path, temporary: &Path, frames: FrameView<'_>, encoding: &VideoEncoding) -> Result<()> {
+    let failed = |operation: &str| {
+        let operation = operation.to_owned();
         move |e: ffmpeg::Error| {
             MediaError::file(
                 path,
-                format!("{doing} failed: {e}"),
-                "check the folder, the free space, the size and the extension",
+                format!("{operation} failed: {e}"),
+                "check the folder, the free disk space, the frame size and the file extension",
             )
         }
     };
     ffmpeg::log::set_level(ffmpeg::log::Level::Quiet);
-    let mut output = ffmpeg::format::output(aside).map_err(cannot("creating the file"))?;
-    let mut encoder = open_encoder(&output, frames.size(), how).map_err(cannot("opening the encoder"))?;
-    let time_base = time_base(how);
+    let mut output = ffmpeg::format::output(temporary).map_err(failed("creating the file"))?;
+    let mut encoder = open_encoder(&output, frames.size(), encoding).map_err(failed("opening the encoder"))?;
+    let time_base = time_base(encoding);
     {
-        let mut stream = output.add_stream_with(&encoder).map_err(cannot("adding the video stream"))?;
+        let mut stream = output.add_stream_with(&encoder).map_err(failed("adding the video stream"))?;
         stream.set_time_base(time_base);
-        stream.set_avg_frame_rate(rate(how));
+        stream.set_avg_frame_rate(frame_rate(encoding));
     }
-    output.write_header().map_err(cannot("writing the header"))?;
+    output.write_header().map_err(failed("writing the header"))?;
     let stream_base = output.stream(0).map_or(time_base, |s| s.time_base());
 
-    let pass_on = |encoder: &mut encoder::Video, output: &mut ffmpeg::format::context::Output| {
+    let write_packets = |encoder: &mut encoder::Video, output: &mut ffmpeg::format::context::Output| {
         let mut packet = ffmpeg::Packet::empty();
         while encoder.receive_packet(&mut packet).is_ok() {
             packet.set_stream(0);
-            if how.times.is_none() && packet.duration() == 0 {
+            if encoding.times_ms.is_none() && packet.duration() == 0 {
                 packet.set_duration(1);
             }
             packet.rescale_ts(time_base, stream_base);
@@ -51,36 +51,37 @@ pub(super) fn write(path: &Path, aside: &Path, frames: FrameView<'_>, how: &Vide
         }
         Ok(())
     };
-    let mut picture = FrameConverter::new(frames.size(), pixel(how.codec)).map_err(cannot("preparing its frames"))?;
+    let mut converter =
+        FrameConverter::new(frames.size(), pixel_format(encoding.codec)).map_err(failed("preparing its frames"))?;
     for (i, rgb) in frames.iter().enumerate() {
-        let time = how.times.as_ref().map_or(i as i64, |t| t[i]);
-        let picture = picture.fill(rgb, time).map_err(cannot("converting a frame"))?;
-        encoder.send_frame(picture).map_err(cannot("encoding"))?;
-        pass_on(&mut encoder, &mut output).map_err(cannot("writing"))?;
+        let time = encoding.times_ms.as_ref().map_or(i as i64, |t| t[i]);
+        let frame = converter.convert(rgb, time).map_err(failed("converting a frame"))?;
+        encoder.send_frame(frame).map_err(failed("encoding"))?;
+        write_packets(&mut encoder, &mut output).map_err(failed("writing"))?;
     }
-    encoder.send_eof().map_err(cannot("encoding"))?;
-    pass_on(&mut encoder, &mut output).map_err(cannot("writing"))?;
-    output.write_trailer().map_err(cannot("finishing the file"))
+    encoder.send_eof().map_err(failed("encoding"))?;
+    write_packets(&mut encoder, &mut output).map_err(failed("writing"))?;
+    output.write_trailer().map_err(failed("finishing the file"))
 }
 
-fn pixel(codec: VideoCodec) -> Pixel {
+fn pixel_format(codec: VideoCodec) -> Pixel {
     if codec == VideoCodec::Gif { Pixel::RGB8 } else { Pixel::YUV420P }
 }
 
-fn rate(how: &VideoEncoding) -> ffmpeg::Rational {
-    ffmpeg::Rational::new(how.fps.0, how.fps.1)
+fn frame_rate(encoding: &VideoEncoding) -> ffmpeg::Rational {
+    ffmpeg::Rational::new(encoding.fps.0, encoding.fps.1)
 }
 
-fn time_base(how: &VideoEncoding) -> ffmpeg::Rational {
-    if how.times.is_some() { ffmpeg::Rational::new(1, 1000) } else { rate(how).invert() }
+fn time_base(encoding: &VideoEncoding) -> ffmpeg::Rational {
+    if encoding.times_ms.is_some() { ffmpeg::Rational::new(1, 1000) } else { frame_rate(encoding).invert() }
 }
 
 fn open_encoder(
     output: &ffmpeg::format::context::Output,
     (height, width): (usize, usize),
-    how: &VideoEncoding,
+    encoding: &VideoEncoding,
 ) -> std::result::Result<encoder::Video, ffmpeg::Error> {
-    let name = how.codec.encoder().ok_or(ffmpeg::Error::EncoderNotFound)?;
+    let name = encoding.codec.encoder().ok_or(ffmpeg::Error::EncoderNotFound)?;
     let codec = encoder::find_by_name(name).ok_or(ffmpeg::Error::EncoderNotFound)?;
     let mut context = codec::context::Context::new_with_codec(codec);
     context.set_threading(codec::threading::Config::count(1));
@@ -91,35 +92,36 @@ fn open_encoder(
     let side = |n: usize| u32::try_from(n).map_err(|_| ffmpeg::Error::InvalidData);
     video.set_height(side(height)?);
     video.set_width(side(width)?);
-    video.set_format(pixel(how.codec));
-    video.set_time_base(time_base(how));
-    video.set_frame_rate(Some(rate(how)));
-    if let Some(gop) = how.gop {
+    video.set_format(pixel_format(encoding.codec));
+    video.set_time_base(time_base(encoding));
+    video.set_frame_rate(Some(frame_rate(encoding)));
+    if let Some(gop) = encoding.gop {
         video.set_gop(gop);
     }
-    if let Some(b) = how.b_frames {
+    if let Some(b) = encoding.b_frames {
         video.set_max_b_frames(b);
     }
-    if how.codec == VideoCodec::Mpeg4 {
-        // Its default of 200 kbit/s would blur the clips.
-        let flags = flags_of(&video);
+    if encoding.codec == VideoCodec::Mpeg4 {
+        // The default of 200 kbit/s would blur the clips; a fixed quantiser does not.
+        let flags = codec_flags(&video);
         video.set_flags(flags | codec::flag::Flags::QSCALE);
         video.set_global_quality(2 * ffmpeg::ffi::FF_QP2LAMBDA);
     }
-    let options: ffmpeg::Dictionary = how.options.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    let options: ffmpeg::Dictionary = encoding.options.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     video.open_as_with(codec, options)
 }
 
-fn flags_of(video: &encoder::video::Video) -> codec::flag::Flags {
-    // SAFETY: the context is live; only a number is read.
+fn codec_flags(video: &encoder::video::Video) -> codec::flag::Flags {
+    // SAFETY: the context is alive; only a number is read.
     codec::flag::Flags::from_bits_truncate(unsafe { (*video.as_ptr()).flags } as u32)
 }
 
-/// Turns RGB frames into the encoder's pictures.
+/// Converts RGB frames to the pixel format of the encoder.
 struct FrameConverter {
     rgb: AvFrame,
     converted: AvFrame,
     scaler: scaling::Context,
+    /// Bytes of an RGB row.
     row: usize,
 }
 
@@ -136,12 +138,12 @@ impl FrameConverter {
         })
     }
 
-    fn fill(&mut self, rgb: &[u8], time: i64) -> std::result::Result<&AvFrame, ffmpeg::Error> {
+    fn convert(&mut self, rgb: &[u8], time: i64) -> std::result::Result<&AvFrame, ffmpeg::Error> {
         let stride = self.rgb.stride(0);
         for (from, to) in rgb.chunks_exact(self.row).zip(self.rgb.data_mut(0).chunks_mut(stride)) {
             to[..self.row].copy_from_slice(from);
         }
-        // A new buffer each time: the encoder may still hold the last one.
+        // A new buffer for each frame, because the encoder may still hold the previous one.
         self.converted = AvFrame::empty();
         self.scaler.run(&self.rgb, &mut self.converted)?;
         self.converted.set_pts(Some(time));

@@ -1,7 +1,8 @@
-//! Pictures: a file, bytes or a data: URI in, u8 RGB [H,W,3] out, by the rules of Pillow and qwen-vl-utils.
+//! Decodes images: a file, bytes or a `data:` URI to u8 RGB `[H, W, 3]`, by the rules of Pillow and qwen-vl-utils.
 //!
-//! Alpha is blended over white only where Pillow's mode would be RGBA; palettes and grey with alpha lose it. EXIF rotation is
-//! ignored. Of an animation the first frame counts. The content decides the format, never the file's name.
+//! Alpha is blended over white only where Pillow's mode is RGBA; palette images and grey images with alpha lose it.
+//! EXIF rotation is ignored. Of an animation the first frame is used. The content decides the format, not the file
+//! name.
 
 use std::io::Cursor;
 use std::num::NonZeroU64;
@@ -11,79 +12,90 @@ use ::image::codecs::{bmp::BmpDecoder, png::PngDecoder, tiff::TiffDecoder, webp:
 use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageResult, Limits};
 use base64::Engine as _;
 
-use crate::resize::FrameView;
+use crate::frames::{FrameView, MAX_IMAGE_PIXELS};
 use crate::{MediaError, Result};
 
 #[cfg(test)]
 mod tests;
 
-/// A picture of more pixels is refused before anything is allocated for it. It is Pillow's own limit against decompression bombs.
-pub const MAX_IMAGE_PIXELS: usize = 178_956_970;
-/// What a decoder may allocate: the largest picture at 8 bytes a pixel (16-bit RGBA), and some for its tables.
+/// Memory that a decoder may allocate: the largest image at 8 bytes per pixel (16-bit RGBA), and 64 MiB for tables.
 const MAX_DECODER_BYTES: u64 = MAX_IMAGE_PIXELS as u64 * 8 + (64 << 20);
 
-/// A longer file is refused before it is read: the largest picture without any compression is not longer.
+/// Longer files are refused before they are read: even the largest uncompressed image is not longer.
 const MAX_FILE_BYTES: u64 = MAX_DECODER_BYTES;
-/// What a frame of a GIF may take: one byte a pixel.
+/// Memory limit of a GIF frame: one byte per pixel.
 const GIF_FRAME_BYTES: NonZeroU64 = NonZeroU64::new(MAX_IMAGE_PIXELS as u64).unwrap();
 
-/// A decoded picture.
+/// A decoded image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RgbImage {
-    /// u8 RGB [H,W,3], row-major.
+    /// Pixels, u8 RGB `[H, W, 3]`, row-major.
     pub data: Vec<u8>,
-    /// H in pixels.
+    /// Height in pixels.
     pub height: usize,
-    /// W in pixels.
+    /// Width in pixels.
     pub width: usize,
 }
 
 impl RgbImage {
-    /// The picture as one frame; refused when `data` is not [height,width,3].
+    /// Borrows the image as a single frame.
+    ///
+    /// # Errors
+    /// `data` does not have the length that `height` and `width` state, or is empty.
     pub fn view(&self) -> Result<FrameView<'_>> {
         FrameView::new(&self.data, 1, self.height, self.width)
     }
 }
 
-/// Reads and decodes a picture file.
+/// Reads and decodes an image file (PNG, JPEG, WebP, GIF, BMP or TIFF).
+///
+/// # Errors
+/// The file cannot be read, is not a regular file, is too long, is damaged, or is not an image of a supported format.
 pub fn open(path: &Path) -> Result<RgbImage> {
-    let failed = |source| MediaError::Io { path: path.into(), source };
-    let facts = std::fs::metadata(path).map_err(failed)?;
-    // Reading a pipe or a device could wait or go on for ever.
-    if !facts.is_file() {
-        return Err(MediaError::file(path, "is not a regular file", "give a picture file"));
+    let cannot_read = |e| MediaError::cannot_read(path, &e);
+    let metadata = std::fs::metadata(path).map_err(cannot_read)?;
+    // Reading a pipe or a device could block or never end.
+    if !metadata.is_file() {
+        return Err(MediaError::file(path, "is not a regular file", "give an image file"));
     }
-    if facts.len() > MAX_FILE_BYTES {
-        let what = format!("is {} bytes long, more than {MAX_FILE_BYTES}", facts.len());
-        return Err(MediaError::file(path, what, "give a picture file"));
+    if metadata.len() > MAX_FILE_BYTES {
+        let what = format!("is {} bytes long, more than {MAX_FILE_BYTES}", metadata.len());
+        return Err(MediaError::file(path, what, "give an image file"));
     }
-    let bytes = std::fs::read(path).map_err(failed)?;
+    let bytes = std::fs::read(path).map_err(cannot_read)?;
     decode(&bytes, &path.display().to_string())
 }
 
 /// Decodes a `data:image/...;base64,...` URI.
+///
+/// # Errors
+/// The URI has another form, its base64 is damaged, or its content is not a supported image.
 pub fn from_data_uri(uri: &str) -> Result<RgbImage> {
     const NAME: &str = "data: URI";
     let Some((_, text)) = uri.strip_prefix("data:image").and_then(|rest| rest.split_once("base64,")) else {
-        return Err(MediaError::file(NAME, "is not data:image/...;base64,...", "encode the picture in base64"));
+        return Err(MediaError::file(NAME, "is not data:image/...;base64,...", "encode the image as base64"));
     };
     let mut text: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
     while text.last() == Some(&b'=') {
         text.pop();
     }
     let bytes = base64::engine::general_purpose::STANDARD_NO_PAD.decode(text).map_err(|error| {
-        MediaError::file(NAME, format!("its base64 is damaged ({error})"), "encode the picture again")
+        MediaError::file(NAME, format!("its base64 is damaged ({error})"), "encode the image again")
     })?;
     decode(&bytes, NAME)
 }
 
-/// Decodes a picture from its bytes; `name` is what errors call it.
+/// Decodes an image from the bytes of its file; `name` is the location in errors.
+///
+/// # Errors
+/// The bytes are empty, damaged, or not an image of a supported format, or the image exceeds [`MAX_IMAGE_PIXELS`].
 pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
     if bytes.is_empty() {
-        return Err(MediaError::file(name, "is empty", "give a picture file"));
+        return Err(MediaError::file(name, "is empty", "give an image file"));
     }
-    let unknown =
-        || MediaError::file(name, "is not a picture that can be read", "give a PNG, JPEG, WebP, GIF, BMP or TIFF file");
+    let unknown = || {
+        MediaError::file(name, "is not an image of a supported format", "give a PNG, JPEG, WebP, GIF, BMP or TIFF file")
+    };
     let cursor = Cursor::new(bytes);
     match ::image::guess_format(bytes).map_err(|_| unknown())? {
         ImageFormat::Jpeg => jpeg(bytes, name),
@@ -96,10 +108,10 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
     }
 }
 
-/// Whether Pillow's mode would be RGBA: colour type 6, or grey with alpha (4) in 16 bits. Other kinds with transparency
-/// expand to four samples too, but Pillow drops their alpha.
+/// Whether Pillow opens this PNG in mode RGBA: colour type 6, or grey with alpha (4) in 16 bits. Other types with
+/// transparency also decode to four samples, but Pillow drops their alpha.
 fn png_is_rgba(bytes: &[u8]) -> bool {
-    // Signature (8), length and name of IHDR (8), width and height (8), bit depth, colour type.
+    // 8 bytes of signature, 8 of IHDR's length and name, 8 of width and height; then bit depth and colour type.
     matches!(bytes.get(24..26), Some([_, 6] | [16, 4]))
 }
 
@@ -109,7 +121,8 @@ fn limits() -> Limits {
     limits
 }
 
-/// Reads all of a decoder, after a look at the size in its header. `blend`: alpha over white, else alpha is dropped.
+/// Decodes all pixels after a check of the size in the header. `blend`: alpha is blended over white, else it is
+/// dropped.
 fn pixels(decoder: ImageResult<impl ImageDecoder>, blend: bool, name: &str) -> Result<RgbImage> {
     let damaged = |error| damaged(name, &error);
     let mut decoder = decoder.map_err(damaged)?;
@@ -121,28 +134,28 @@ fn pixels(decoder: ImageResult<impl ImageDecoder>, blend: bool, name: &str) -> R
         DynamicImage::ImageLumaA8(grey) => grey.chunks_exact(2).flat_map(|p| [p[0]; 3]).collect(),
         DynamicImage::ImageRgb8(rgb) => rgb.into_raw(),
         DynamicImage::ImageRgba8(rgba) => drop_alpha(&rgba, blend),
-        // Pillow keeps 16-bit grey as it is and clips it; of everything else in 16 bits it takes the upper byte.
+        // Pillow clips 16-bit grey values to 255; of other 16-bit formats it takes the upper byte.
         DynamicImage::ImageLuma16(grey) => grey.iter().flat_map(|&v| [v.min(255) as u8; 3]).collect(),
         DynamicImage::ImageLumaA16(grey) => {
             let rgba: Vec<u8> =
-                grey.chunks_exact(2).flat_map(|p| [p[0], p[0], p[0], p[1]].map(|v| upper(&v))).collect();
+                grey.chunks_exact(2).flat_map(|p| [p[0], p[0], p[0], p[1]].map(|v| upper_byte(&v))).collect();
             drop_alpha(&rgba, blend)
         }
-        DynamicImage::ImageRgb16(rgb) => rgb.iter().map(upper).collect(),
-        DynamicImage::ImageRgba16(rgba) => drop_alpha(&rgba.iter().map(upper).collect::<Vec<u8>>(), blend),
+        DynamicImage::ImageRgb16(rgb) => rgb.iter().map(upper_byte).collect(),
+        DynamicImage::ImageRgba16(rgba) => drop_alpha(&rgba.iter().map(upper_byte).collect::<Vec<u8>>(), blend),
         other => {
-            let what = format!("has samples of an unusual kind ({:?})", other.color());
+            let what = format!("has an unsupported pixel format ({:?})", other.color());
             return Err(MediaError::file(name, what, "convert it to 8-bit RGB"));
         }
     };
     Ok(RgbImage { data, height: height as usize, width: width as usize })
 }
 
-fn upper(sample: &u16) -> u8 {
+fn upper_byte(sample: &u16) -> u8 {
     (sample >> 8) as u8
 }
 
-/// RGBA to RGB: blended over white with Pillow's integer arithmetic (`paste` with a mask), or the colour alone.
+/// Converts RGBA to RGB: blends over white with the integer arithmetic of Pillow's `paste` with a mask, or drops alpha.
 fn drop_alpha(rgba: &[u8], blend: bool) -> Vec<u8> {
     let over_white = |sample: u8, alpha: u8| {
         let alpha = u32::from(alpha);
@@ -156,16 +169,17 @@ fn drop_alpha(rgba: &[u8], blend: bool) -> Vec<u8> {
     rgb
 }
 
-/// `value / 255`, rounded, for `value` up to 255 * 255.
+/// `value / 255`, rounded to nearest, for `value` up to 255 * 255.
 fn divide_by_255(value: u32) -> u8 {
     let value = value + 128;
     (((value >> 8) + value) >> 8) as u8
 }
 
-/// The first frame. Where it does not cover the canvas, Pillow fills with its transparent colour, else with colour 0.
+/// Decodes the first frame of a GIF. Outside of the frame, Pillow fills the canvas with the transparent colour, or
+/// with colour 0 where there is none.
 fn gif(bytes: &[u8], name: &str) -> Result<RgbImage> {
     let refuse = |error: gif::DecodingError| {
-        MediaError::file(name, format!("is damaged or cut off ({error})"), "save or fetch it again")
+        MediaError::file(name, format!("is damaged or cut off ({error})"), "save or download it again")
     };
     let mut options = gif::DecodeOptions::new();
     options.set_color_output(gif::ColorOutput::Indexed);
@@ -174,10 +188,10 @@ fn gif(bytes: &[u8], name: &str) -> Result<RgbImage> {
     check_size(u32::from(decoder.height()), u32::from(decoder.width()), name)?;
     let (mut height, mut width) = (usize::from(decoder.height()), usize::from(decoder.width()));
     let global = decoder.global_palette().map(<[u8]>::to_vec);
-    let missing = || MediaError::file(name, "has no picture in it", "save or fetch it again");
+    let missing = || MediaError::file(name, "contains no image", "save or download it again");
     let frame = decoder.read_next_frame().map_err(refuse)?.ok_or_else(missing)?;
     let (left, top) = (usize::from(frame.left), usize::from(frame.top));
-    // A frame that reaches beyond the canvas makes it larger.
+    // A frame that reaches beyond the canvas enlarges it, as in Pillow.
     height = height.max(top + usize::from(frame.height));
     width = width.max(left + usize::from(frame.width));
     check_size(height as u32, width as u32, name)?;
@@ -202,12 +216,12 @@ fn gif(bytes: &[u8], name: &str) -> Result<RgbImage> {
 fn jpeg(bytes: &[u8], name: &str) -> Result<RgbImage> {
     use jpeg_decoder::{Decoder, PixelFormat};
     let refuse = |error: jpeg_decoder::Error| {
-        MediaError::file(name, format!("is damaged or cut off ({error})"), "save or fetch it again")
+        MediaError::file(name, format!("is damaged or cut off ({error})"), "save or download it again")
     };
     let mut decoder = Decoder::new(bytes);
     decoder.set_max_decoding_buffer_size(MAX_DECODER_BYTES as usize);
     decoder.read_info().map_err(refuse)?;
-    let missing = || MediaError::file(name, "is a JPEG file without a picture", "save or fetch it again");
+    let missing = || MediaError::file(name, "is a JPEG file without an image", "save or download it again");
     let info = decoder.info().ok_or_else(missing)?;
     check_size(u32::from(info.height), u32::from(info.width), name)?;
     let samples = decoder.decode().map_err(refuse)?;
@@ -220,15 +234,15 @@ fn jpeg(bytes: &[u8], name: &str) -> Result<RgbImage> {
     Ok(RgbImage { data, height: usize::from(info.height), width: usize::from(info.width) })
 }
 
-/// Pillow's conversion: each colour takes its share of what black leaves.
+/// Pillow's conversion: `(255 - black) * (255 - colour) / 255` per channel.
 fn cmyk_to_rgb(colours: [u8; 3], black: u8) -> [u8; 3] {
-    let left = 255 - black;
-    colours.map(|colour| left - divide_by_255(u32::from(colour) * u32::from(left)))
+    let white = 255 - black;
+    colours.map(|colour| white - divide_by_255(u32::from(colour) * u32::from(white)))
 }
 
 fn check_size(height: u32, width: u32, name: &str) -> Result<()> {
     if height == 0 || width == 0 {
-        return Err(MediaError::file(name, "has a side of 0", "save or fetch it again"));
+        return Err(MediaError::file(name, "has a side of 0 pixels", "save or download it again"));
     }
     if u64::from(height) * u64::from(width) > MAX_IMAGE_PIXELS as u64 {
         let what = format!("is {height} x {width}, more than {MAX_IMAGE_PIXELS} pixels");
@@ -239,12 +253,10 @@ fn check_size(height: u32, width: u32, name: &str) -> Result<()> {
 
 fn damaged(name: &str, error: &::image::ImageError) -> MediaError {
     use ::image::ImageError;
-    let (what, cure) = match error {
-        ImageError::Unsupported(_) => ("is of a kind that is not supported", "convert it to 8-bit RGB"),
-        ImageError::Limits(_) => ("needs more memory than a picture may", "make it smaller"),
-        _ => ("is damaged or cut off", "save or fetch it again"),
+    let (what, help) = match error {
+        ImageError::Unsupported(_) => ("has an unsupported format", "convert it to 8-bit RGB"),
+        ImageError::Limits(_) => ("needs more memory than the limit for images", "make it smaller"),
+        _ => ("is damaged or cut off", "save or download it again"),
     };
-    // One line, whatever the decoder says.
-    let detail = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-    MediaError::file(name, format!("{what} ({detail})"), cure)
+    MediaError::file(name, format!("{what} ({error})"), help)
 }

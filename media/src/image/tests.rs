@@ -10,7 +10,7 @@ fn golden(name: &str) -> Vec<u8> {
     std::fs::read(format!("{FOLDER}{name}")).unwrap()
 }
 
-/// Largest and mean difference in levels.
+/// Maximum and mean difference in levels.
 fn difference(a: &[u8], b: &[u8]) -> (u8, f64) {
     assert_eq!(a.len(), b.len());
     let differences = a.iter().zip(b).map(|(a, b)| a.abs_diff(*b));
@@ -18,9 +18,9 @@ fn difference(a: &[u8], b: &[u8]) -> (u8, f64) {
     (differences.max().unwrap_or(0), sum / a.len() as f64)
 }
 
-/// One picture of each kind that Pillow reads in a way of its own: to the bit, JPEG within a few levels.
+/// One image of each format that Pillow decodes differently.
 #[test]
-fn golden_kinds() {
+fn each_format_equals_pillow_and_jpeg_within_5_levels() {
     let bytes = golden("kinds/expected.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let mut exact = 0;
@@ -29,7 +29,7 @@ fn golden_kinds() {
         assert_eq!([got.height, got.width, 3], want.shape(), "{name}");
         let (max, mean) = difference(&got.data, want.data());
         if name.ends_with(".jpg") {
-            // libjpeg-turbo's inverse transform and chroma filter round differently.
+            // libjpeg-turbo's inverse DCT and chroma upsampling round differently.
             assert!(max <= 5 && mean <= 0.3, "{name}: {max} at most, {mean} on average");
         } else {
             assert_eq!(max, 0, "{name}: mean {mean}");
@@ -39,9 +39,8 @@ fn golden_kinds() {
     assert!(exact >= 34, "{exact}");
 }
 
-/// The pictures of the reference stack, by their mean colour (JPEG too) and size.
 #[test]
-fn golden_pictures() {
+fn sizes_and_mean_colours_equal_golden_index() {
     let index: Value = serde_json::from_slice(&golden("index.json")).unwrap();
     for case in index["images"].as_array().unwrap() {
         let file = case["file"].as_str().unwrap();
@@ -58,7 +57,7 @@ fn golden_pictures() {
 }
 
 #[test]
-fn data_uri_gives_the_same_picture() {
+fn data_uri_decodes_as_its_file() {
     let bytes = golden("13_png_rgb.png");
     let text = base64::engine::general_purpose::STANDARD.encode(&bytes);
     let want = decode(&bytes, "bytes").unwrap();
@@ -94,9 +93,9 @@ fn a_device_is_refused_without_being_read() {
     assert!(error.starts_with("/dev/zero: is not a regular file"), "{error}");
 }
 
-/// Headers of 100 000 x 100 000 pixels: refused for their size, before anything is read behind them.
+/// Headers that state up to 100 000 × 100 000 pixels.
 #[test]
-fn header_bombs_are_refused_for_their_size() {
+fn decompression_bombs_are_refused_by_header() {
     let mut png = golden("00_png_rgb.png");
     png[16..20].copy_from_slice(&100_000u32.to_be_bytes());
     png[20..24].copy_from_slice(&100_000u32.to_be_bytes());
@@ -116,7 +115,7 @@ fn header_bombs_are_refused_for_their_size() {
     }
 }
 
-/// The checksum of PNG chunks.
+/// The CRC-32 of PNG chunks.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 })
@@ -124,7 +123,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 #[test]
-fn cut_off_files_are_refused() {
+fn truncated_files_are_refused() {
     for name in [
         "02_png_rgba.png",
         "06_jpg_420.jpg",
@@ -135,7 +134,7 @@ fn cut_off_files_are_refused() {
         let bytes = golden(name);
         for part in 1..16 {
             let cut = &bytes[..bytes.len() * part / 16];
-            assert!(decode(cut, name).is_err(), "{name}: {part}/16 of it was taken for the whole");
+            assert!(decode(cut, name).is_err(), "{name}: {part}/16 of it was accepted");
         }
     }
 }
@@ -159,12 +158,11 @@ fn any_file() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whatever is damaged: a picture of its own size or one line of error, never a panic.
     #[test]
-    fn damaged_files_end_in_a_picture_or_an_error(
+    fn damaged_files_never_panic(
         bytes in any_file(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
-        // Changes near the front hit headers.
+        // Changes of the first 64 bytes hit headers.
         front in prop::collection::vec((0usize..64, any::<u8>()), 0..4),
     ) {
         let mut bytes = bytes;
@@ -176,7 +174,7 @@ proptest! {
             bytes[at] = value;
         }
         match decode(&bytes, "damaged") {
-            Ok(picture) => prop_assert_eq!(picture.data.len(), picture.height * picture.width * 3),
+            Ok(image) => prop_assert_eq!(image.data.len(), image.height * image.width * 3),
             Err(error) => prop_assert!(!error.to_string().contains('\n'), "{}", error),
         }
     }

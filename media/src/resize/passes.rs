@@ -1,32 +1,35 @@
-//! The two passes of a separable resize, along the rows and down the columns: one fixed order of summation a sample,
-//! whatever the number of threads.
+//! The two passes of a separable resize: [`along_rows`] changes the width, [`down_columns`] the height. Each output
+//! sample is the sum of its taps in one fixed order, so its bits do not depend on the number of threads or on the
+//! SIMD width.
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::taps::{PRECISION_BITS, Taps};
 
-/// Rows that [`along_rows`] takes at once, so that neighbouring lanes hold the same sample of different rows.
+/// Rows that [`along_rows`] processes together: each SIMD lane holds the same column of another row.
 const LANES: usize = 16;
-/// Samples of a row that [`down_columns`] keeps in registers.
+/// Neighbouring samples of a row whose sums [`down_columns`] keeps in registers.
 const COLUMNS: usize = 64;
 const CHANNELS: usize = 3;
 
-/// The arithmetic of a weighted sum.
+/// The number format in which a weighted sum is computed: [`Fixed`] or [`Float`].
 pub(super) trait Arithmetic {
-    /// Accumulator and weight.
+    /// Type of accumulators and weights.
     type Lane: Copy + Send + Sync;
+    /// Initial value of an accumulator.
     const START: Self::Lane;
     fn multiply_add(sum: Self::Lane, sample: Self::Lane, weight: Self::Lane) -> Self::Lane;
 }
 
-/// How a sample in memory enters and leaves a sum.
+/// Conversion of a sample in memory to an accumulator and back.
 pub(super) trait Sample<A: Arithmetic>: Copy + Default + Send + Sync {
     fn load(self) -> A::Lane;
     fn store(sum: A::Lane) -> Self;
 }
 
-/// Pillow's: integers with [`PRECISION_BITS`] fractional bits.
+/// Pillow's arithmetic: i32 with [`PRECISION_BITS`] fractional bits. `START` is one half, so that the final shift
+/// rounds.
 pub(super) struct Fixed;
 
 impl Arithmetic for Fixed {
@@ -50,7 +53,7 @@ impl Sample<Fixed> for u8 {
     }
 }
 
-/// PyTorch's: f32 with fused multiply-adds.
+/// PyTorch's arithmetic: f32 with fused multiply-add.
 pub(super) struct Float;
 
 impl Arithmetic for Float {
@@ -85,7 +88,7 @@ impl Sample<Float> for f32 {
     }
 }
 
-/// Resizes each row: `source` [H,width,3] into `target` [H,taps.len(),3].
+/// Resizes each row of `source` `[H, width, 3]` into `target` `[H, taps.len(), 3]`.
 pub(super) fn along_rows<A: Arithmetic, I: Sample<A>, O: Sample<A>>(
     source: &[I],
     width: usize,
@@ -96,18 +99,18 @@ pub(super) fn along_rows<A: Arithmetic, I: Sample<A>, O: Sample<A>>(
     let arch = pulp::Arch::new();
     target.par_chunks_mut(LANES * target_row).zip(source.par_chunks(LANES * source_row)).for_each_init(
         || vec![[I::default().load(); LANES]; source_row],
-        |turned, (to, from)| {
-            arch.dispatch(Rows::<A, I, O> { from, turned, taps, to });
+        |transposed, (to, from)| {
+            arch.dispatch(Rows::<A, I, O> { from, transposed, taps, to });
         },
     );
 }
 
-/// One task of [`along_rows`]: up to [`LANES`] rows. It is a type, not a closure, so that pulp can compile it for the
-/// widest instructions of the processor; the bits are the same with all of them.
+/// One task of [`along_rows`]: up to [`LANES`] rows. It is a type instead of a closure because pulp compiles
+/// implementations of `WithSimd` for each instruction set and picks the widest one at run time.
 struct Rows<'a, A: Arithmetic, I, O> {
     from: &'a [I],
-    /// [W*3][LANES], the workspace.
-    turned: &'a mut [[A::Lane; LANES]],
+    /// Workspace `[W * 3][LANES]`: the source rows, transposed so that a lane is a row.
+    transposed: &'a mut [[A::Lane; LANES]],
     taps: &'a Taps<A::Lane>,
     to: &'a mut [O],
 }
@@ -117,9 +120,9 @@ impl<A: Arithmetic, I: Sample<A>, O: Sample<A>> WithSimd for Rows<'_, A, I, O> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self { from, turned, taps, to } = self;
-        for (lane, row) in from.chunks_exact(turned.len()).enumerate() {
-            for (cell, &sample) in turned.iter_mut().zip(row) {
+        let Self { from, transposed, taps, to } = self;
+        for (lane, row) in from.chunks_exact(transposed.len()).enumerate() {
+            for (cell, &sample) in transposed.iter_mut().zip(row) {
                 cell[lane] = sample.load();
             }
         }
@@ -127,7 +130,7 @@ impl<A: Arithmetic, I: Sample<A>, O: Sample<A>> WithSimd for Rows<'_, A, I, O> {
         for x in 0..taps.len() {
             let (first, weights) = taps.at(x);
             let mut sums = [[A::START; LANES]; CHANNELS];
-            let pixels = turned[first * CHANNELS..].chunks_exact(CHANNELS);
+            let pixels = transposed[first * CHANNELS..].chunks_exact(CHANNELS);
             for (pixel, &weight) in pixels.zip(weights) {
                 for channel in 0..CHANNELS {
                     for lane in 0..LANES {
@@ -144,7 +147,7 @@ impl<A: Arithmetic, I: Sample<A>, O: Sample<A>> WithSimd for Rows<'_, A, I, O> {
     }
 }
 
-/// Resizes each column: `source` [H,row] into `target` [taps.len(),row], `row` = W * 3.
+/// Resizes each column of `source` `[H, row]` into `target` `[taps.len(), row]`, where `row` is W * 3 samples.
 pub(super) fn down_columns<A: Arithmetic, I: Sample<A>, O: Sample<A>>(
     source: &[I],
     row: usize,
@@ -158,7 +161,7 @@ pub(super) fn down_columns<A: Arithmetic, I: Sample<A>, O: Sample<A>>(
     });
 }
 
-/// One task of [`down_columns`]: one row of the target. `from` begins at its first source row.
+/// One task of [`down_columns`]: one row of the target. `from` begins at the first source row that has a weight.
 struct Columns<'a, A: Arithmetic, I, O> {
     from: &'a [I],
     weights: &'a [A::Lane],
@@ -176,7 +179,8 @@ impl<A: Arithmetic, I: Sample<A>, O: Sample<A>> WithSimd for Columns<'_, A, I, O
             let mut sums = [A::START; COLUMNS];
             for (line, &weight) in from.chunks_exact(row).zip(weights) {
                 let line = &line[block * COLUMNS..][..to.len()];
-                // A whole block has a length that the compiler knows; the last one of a row may be shorter.
+                // Full blocks have a length known at compile time, which vectorises; the last block of a row may be
+                // shorter.
                 if let Ok(line) = <&[I; COLUMNS]>::try_from(line) {
                     for (sum, sample) in sums.iter_mut().zip(line) {
                         *sum = A::multiply_add(*sum, sample.load(), weight);

@@ -1,41 +1,48 @@
-//! Which size a picture or a frame is resized to: the rules of qwen-vl-utils 0.0.10 and of the image processor
-//! (transformers 4.51.3), in f64 as Python computes them.
+//! Computes the size to which an image or frame is resized: the rules of qwen-vl-utils 0.0.10 and of the image
+//! processor (transformers 4.51.3), in f64 as Python computes them.
+//!
+//! ```text
+//! smart_resize(h, w):  h', w' = each side rounded to the nearest multiple of 28 (half to even), at least 28
+//!                      h' w' > max_pixels:  beta = sqrt(h w / max_pixels), sides = floor(side / beta / 28) * 28
+//!                      h' w' < min_pixels:  beta = sqrt(min_pixels / (h w)), sides = ceil(side * beta / 28) * 28
+//! example:             1080 x 1920, max_pixels 200704: 1092 x 1932 is too large, so 336 x 588
+//! ```
 
 use crate::profile::{MediaOverrides, MediaProfile};
 use crate::{MediaError, Result};
 
-/// Sides of a picture above this ratio are refused, as both references do.
+/// Images whose longer side exceeds this multiple of the shorter one are refused, as in qwen-vl-utils and transformers.
 pub const MAX_RATIO: u64 = 200;
-/// Patch side times merge size: each resized side is a multiple of it.
+/// Each resized side is a multiple of this many pixels: patch side 14 × merge size 2.
 pub const FACTOR: usize = 28;
-/// qwen-vl-utils' smallest area of a picture, in pixels.
+/// Default minimum area of an image in pixels (qwen-vl-utils).
 pub const MIN_PIXELS: u64 = 4 * 28 * 28;
-/// qwen-vl-utils' largest area of a picture, in pixels.
+/// Default maximum area of an image in pixels (qwen-vl-utils).
 pub const MAX_PIXELS: u64 = 16384 * 28 * 28;
-/// Frames that share one temporal patch; film budgets count pairs.
+/// Frames that share one temporal patch; the pixel budget of a video counts pairs.
 const FRAME_FACTOR: f64 = 2.0;
-/// Longer sides are refused: up to here every product and quotient below is what Python's unbounded integers give.
+/// Longer sides are refused, because f64 would no longer give the results of Python's unbounded integers.
 const MAX_SIDE: usize = 1 << 26;
 
-/// A part's `resized_height` and `resized_width`.
+/// The overrides `resized_height` and `resized_width`, with the limits that still apply to them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestedSize {
     /// `resized_height` in pixels.
     pub height: usize,
     /// `resized_width` in pixels.
     pub width: usize,
-    /// The profile's smallest area of a picture: films and pictures are both held to it, whatever the other keys say.
+    /// The profile's minimum area of an image, which applies to videos too, whatever the other overrides are.
     pub min_pixels: u64,
-    /// The profile's largest area of a picture.
+    /// The profile's maximum area of an image.
     pub max_pixels: u64,
 }
 
 impl RequestedSize {
-    /// Both keys or none: one alone is not used, as in the reference.
+    /// `None` unless both overrides are given: qwen-vl-utils ignores one alone.
     fn new(profile: MediaProfile, keys: &MediaOverrides) -> Option<Self> {
-        // A key beyond usize becomes a side that smart_resize refuses.
+        // A value beyond usize becomes a side that smart_resize refuses.
         let side = |key: u64| usize::try_from(key).unwrap_or(usize::MAX);
-        let limits = profile.pixels();
+        let limits = profile.pixel_limits();
         Some(Self {
             height: side(keys.resized_height?),
             width: side(keys.resized_width?),
@@ -49,14 +56,14 @@ impl RequestedSize {
     }
 }
 
-/// Size limits of a picture, from a profile with the part's keys over it.
+/// Size limits of an image: those of a profile, replaced by overrides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImagePixelLimits {
-    /// Smallest area in pixels.
+    /// Minimum area in pixels.
     pub min_pixels: u64,
-    /// Largest area in pixels.
+    /// Maximum area in pixels.
     pub max_pixels: u64,
-    /// The size that the part asks for, if any: then the limits above are not used.
+    /// The requested size, if any; it replaces the limits above.
     pub resized: Option<RequestedSize>,
 }
 
@@ -67,9 +74,9 @@ impl Default for ImagePixelLimits {
 }
 
 impl ImagePixelLimits {
-    /// The profile's limits with the part's keys over them.
+    /// The limits of `profile`, replaced by those of `keys`.
     pub fn new(profile: MediaProfile, keys: &MediaOverrides) -> Self {
-        let limits = profile.pixels();
+        let limits = profile.pixel_limits();
         Self {
             min_pixels: keys.min_pixels.unwrap_or(limits.image_min),
             max_pixels: keys.max_pixels.unwrap_or(limits.image_max),
@@ -77,7 +84,7 @@ impl ImagePixelLimits {
         }
     }
 
-    /// Size `(height, width)` that a picture of `height` x `width` is resized to.
+    /// The `(height, width)` to which an image of `height` × `width` is resized.
     pub fn size(&self, height: usize, width: usize) -> Result<(usize, usize)> {
         match self.resized {
             Some(wanted) => wanted.size(),
@@ -86,25 +93,26 @@ impl ImagePixelLimits {
     }
 }
 
-/// Size limits of a film's frames, from a profile with the part's keys over it.
+/// Size limits of video frames: those of a profile, replaced by overrides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VideoPixelLimits {
-    /// Smallest area of a frame in pixels (the profile's `VIDEO_MIN_PIXELS`, or the part's `min_pixels`).
+    /// Minimum area of a frame in pixels (the profile's `VIDEO_MIN_PIXELS`, or the override `min_pixels`).
     pub min_pixels: u64,
-    /// The profile's largest area of a frame (`VIDEO_MAX_PIXELS`).
+    /// The profile's maximum area of a frame in pixels (`VIDEO_MAX_PIXELS`).
     pub video_max_pixels: u64,
-    /// Budget of the whole film (the profile's `VIDEO_TOTAL_PIXELS`, or the part's `total_pixels`).
+    /// Maximum area of all frames together in pixels (the profile's `VIDEO_TOTAL_PIXELS`, or the override
+    /// `total_pixels`).
     pub total_pixels: u64,
-    /// The part's `max_pixels`: it can only lower the limit.
+    /// The override `max_pixels`, which can only lower the limit.
     pub max_pixels: Option<u64>,
-    /// The size that the part asks for, if any: then the limits above are not used.
+    /// The requested size, if any; it replaces the limits above.
     pub resized: Option<RequestedSize>,
 }
 
 impl VideoPixelLimits {
-    /// The profile's limits with the part's keys over them.
+    /// The limits of `profile`, replaced by those of `keys`.
     pub fn new(profile: MediaProfile, keys: &MediaOverrides) -> Self {
-        let limits = profile.pixels();
+        let limits = profile.pixel_limits();
         Self {
             min_pixels: keys.min_pixels.unwrap_or(limits.video_min),
             video_max_pixels: limits.video_max,
@@ -114,17 +122,13 @@ impl VideoPixelLimits {
         }
     }
 
-    /// Size `(height, width)` that each of `nframes` frames of `height` x `width` is resized to.
+    /// The `(height, width)` to which each of `nframes` frames of `height` × `width` is resized.
     pub fn size(&self, nframes: usize, height: usize, width: usize) -> Result<(usize, usize)> {
         if let Some(wanted) = self.resized {
             return wanted.size();
         }
         if nframes == 0 {
-            return Err(MediaError::setting(
-                "nframes",
-                "is 0, so there is nothing to resize",
-                "take at least one frame",
-            ));
+            return Err(MediaError::setting("nframes", "is 0", "take at least one frame"));
         }
         let share = self.total_pixels as f64 / nframes as f64 * FRAME_FACTOR;
         let floor = (self.min_pixels as f64 * 1.05).trunc();
@@ -134,11 +138,14 @@ impl VideoPixelLimits {
     }
 }
 
-/// qwen-vl-utils' `smart_resize`: sides to the nearest multiple of `factor` (half to even, at least one `factor`), scaled
-/// into `min_pixels..=max_pixels` where the product leaves it.
+/// The `smart_resize` of qwen-vl-utils: rounds both sides to the nearest multiple of `factor` pixels (half to even,
+/// at least one `factor`) and scales them where their product leaves `min_pixels..=max_pixels`.
 ///
-/// A side of 0 in the result is real (a long thin picture under a small `max_pixels`): resizing to it is refused later.
-/// Refused here: a side of 0 or a ratio above [`MAX_RATIO`].
+/// A returned side can be 0 (a long thin image under a small `max_pixels`), as in qwen-vl-utils; resizing to it fails
+/// later.
+///
+/// # Errors
+/// A side of 0 or above 2^26, a ratio of sides above [`MAX_RATIO`], a `factor` of 0, or `max_pixels` below 1.
 pub fn smart_resize(
     height: usize,
     width: usize,
@@ -147,12 +154,15 @@ pub fn smart_resize(
     max_pixels: f64,
 ) -> Result<(usize, usize)> {
     check(height, width, factor, max_pixels)?;
-    let sides = |side| round_by(side, factor).max(factor);
+    let sides = |side| round_to_multiple(side, factor).max(factor);
     Ok(fit((height, width), (sides(height), sides(width)), factor, min_pixels, max_pixels))
 }
 
-/// The image processor's own `smart_resize` (transformers 4.51.3): like [`smart_resize`], but a side shorter than `factor` is
-/// refused instead of stretched.
+/// The `smart_resize` of the image processor (transformers 4.51.3): as [`smart_resize`], but it refuses a side
+/// shorter than `factor` pixels instead of stretching it.
+///
+/// # Errors
+/// A side shorter than `factor`, and the errors of [`smart_resize`].
 pub fn processor_smart_resize(
     height: usize,
     width: usize,
@@ -165,22 +175,25 @@ pub fn processor_smart_resize(
         return Err(MediaError::setting(
             "height and width",
             format!("{height} x {width} has a side shorter than {factor}, which the image processor refuses"),
-            "give a larger picture or a larger min_pixels",
+            "use a larger image or a larger min_pixels",
         ));
     }
-    Ok(fit((height, width), (round_by(height, factor), round_by(width, factor)), factor, min_pixels, max_pixels as f64))
+    Ok(fit(
+        (height, width),
+        (round_to_multiple(height, factor), round_to_multiple(width, factor)),
+        factor,
+        min_pixels,
+        max_pixels as f64,
+    ))
 }
 
 fn check(height: usize, width: usize, factor: usize, max_pixels: f64) -> Result<()> {
-    let refuse = |what: String, cure: &str| Err(MediaError::setting("height and width", what, cure));
+    let refuse = |what: String, help: &str| Err(MediaError::setting("height and width", what, help));
     if height == 0 || width == 0 {
         return refuse(format!("{height} x {width} has a side of 0"), "give sides of at least 1");
     }
     if height > MAX_SIDE || width > MAX_SIDE {
-        return refuse(
-            format!("{height} x {width} has a side longer than {MAX_SIDE}"),
-            "no picture is that large; correct the sides",
-        );
+        return refuse(format!("{height} x {width} has a side longer than {MAX_SIDE} pixels"), "correct the sides");
     }
     let ratio = height.max(width) as f64 / height.min(width) as f64;
     if ratio > MAX_RATIO as f64 {
@@ -192,7 +205,7 @@ fn check(height: usize, width: usize, factor: usize, max_pixels: f64) -> Result<
     if factor == 0 || factor > MAX_SIDE {
         return Err(MediaError::setting("factor", format!("is {factor}"), "give 28 (patch side 14 x merge size 2)"));
     }
-    // Not `max_pixels < 1.0`: a NaN is refused as well.
+    // Written so that NaN is refused too.
     if !(max_pixels >= 1.0) {
         return Err(MediaError::setting("max_pixels", format!("is {max_pixels}"), "give at least 784 (28 x 28)"));
     }
@@ -200,11 +213,11 @@ fn check(height: usize, width: usize, factor: usize, max_pixels: f64) -> Result<
 }
 
 /// Python's `round(side / factor) * factor`: halves go to the even multiple.
-fn round_by(side: usize, factor: usize) -> usize {
+fn round_to_multiple(side: usize, factor: usize) -> usize {
     (side as f64 / factor as f64).round_ties_even() as usize * factor
 }
 
-/// Scales the original sides down or up where the `rounded` ones leave the limits.
+/// Returns the `rounded` sides, or the original ones scaled down or up where the rounded ones leave the limits.
 fn fit(
     (height, width): (usize, usize),
     rounded: (usize, usize),

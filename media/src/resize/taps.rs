@@ -1,12 +1,23 @@
-//! Which source samples make an output sample, and with what weights: the bicubic filter (a = -0.5) stretched over the
-//! source when shrinking ("antialias"), as Pillow and PyTorch each compute it.
+//! Filter taps of a resize along one axis: which source samples contribute to an output sample, and with what weights.
+//!
+//! The filter is bicubic with a = -0.5. When shrinking it is stretched over the source ("antialias"):
+//! ```text
+//! scale   = source / target;  stretch = max(scale, 1);  support = 2 * stretch
+//! center  = (i + 0.5) * scale                                   of output sample i, in source samples
+//! first   = int(max(center - support + 0.5, 0));  end = min(int(center + support + 0.5), source)
+//! weights = bicubic((j + 0.5 - center) / stretch) for j in first..end, divided by their sum
+//! ```
+//! Example, 4 samples to 2: output sample 0 has center 1 and support 4, so it takes samples 0 to 3 with the weights
+//! 0.459, 0.459, 0.120 and -0.037. [`pillow`] computes this in f64 and rounds weights to fixed point; [`torch`]
+//! computes it in f32.
 
-/// Reach of the bicubic filter on each side, in output samples.
+/// Half the width of the bicubic filter, in output samples.
 const SUPPORT: f64 = 2.0;
-/// Fractional bits of Pillow's integer weights: 8 bits for the value and 2 for the overshoot are left of 32.
+/// Fractional bits of Pillow's integer weights: of 32 bits, 8 hold the sample and 2 the sign and overshoot.
 pub(super) const PRECISION_BITS: u32 = 32 - 8 - 2;
 
-/// The taps of one axis: output sample `i` is the sum of `weights(i)[j] * source[first(i) + j]`.
+/// The taps of one axis. With `(first, weights) = taps.at(i)`, output sample `i` is the sum of `weights[j] *
+/// source[first + j]`.
 pub(super) struct Taps<W> {
     spans: Vec<(usize, std::ops::Range<usize>)>,
     weights: Vec<W>,
@@ -23,20 +34,21 @@ impl<W: Copy> Taps<W> {
         self.spans.push((first, from..self.weights.len()));
     }
 
-    /// Number of output samples.
+    /// The number of output samples.
     pub(super) fn len(&self) -> usize {
         self.spans.len()
     }
 
-    /// First source sample and weights of output sample `i`.
+    /// The first source sample and the weights of output sample `i`.
     pub(super) fn at(&self, i: usize) -> (usize, &[W]) {
         let (first, range) = &self.spans[i];
         (*first, &self.weights[range.clone()])
     }
 }
 
-/// Pillow's weights from `source` to `target` samples: f64, normalised, then rounded to [`PRECISION_BITS`] fractional bits
-/// (half away from zero). Source: Pillow `Resample.c`, `precompute_coeffs` and `normalize_coeffs_8bpc`.
+/// Pillow's taps for resizing `source` to `target` samples: weights in f64, normalised, then rounded to
+/// [`PRECISION_BITS`] fractional bits (half away from zero). Source: Pillow `Resample.c`, `precompute_coeffs` and
+/// `normalize_coeffs_8bpc`.
 pub(super) fn pillow(source: usize, target: usize) -> Taps<i32> {
     let scale = source as f64 / target as f64;
     let stretch = scale.max(1.0);
@@ -72,8 +84,8 @@ fn bicubic_f64(x: f64) -> f64 {
     }
 }
 
-/// PyTorch's weights from `source` to `target` samples, to the last bit of its CPU kernel (`upsample_bicubic2d_aa`, torch
-/// 2.7): f32, with the multiply-adds of the filter fused as its build fuses them.
+/// PyTorch's taps for resizing `source` to `target` samples, bit for bit those of its CPU kernel
+/// (`upsample_bicubic2d_aa`, torch 2.7): f32, with fused multiply-add in the filter polynomial.
 pub(super) fn torch(source: usize, target: usize) -> Taps<f32> {
     let scale = source as f32 / target as f32;
     let stretch = scale.max(1.0);
@@ -82,7 +94,7 @@ pub(super) fn torch(source: usize, target: usize) -> Taps<f32> {
     let mut taps = Taps::new();
     for i in 0..target {
         let center = (f64::from(scale) * (i as f64 + 0.5)) as f32;
-        // The sum with the support is rounded to f32 first: it decides whether a sample at the very edge is a tap.
+        // torch rounds center ± support to f32 before it adds 0.5; this decides whether a sample at the edge is a tap.
         let first = (f64::from(center - support) + 0.5).max(0.0) as usize;
         let end = ((f64::from(center + support) + 0.5) as usize).min(source);
         let weights: Vec<f32> = (first..end)

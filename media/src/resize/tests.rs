@@ -9,9 +9,8 @@ fn golden(name: &str) -> Vec<u8> {
     std::fs::read(format!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/{}"), name)).unwrap()
 }
 
-/// Every size of the reference stack: qwen-vl-utils', the image processor's, the film budget's.
 #[test]
-fn golden_sizes() {
+fn sizes_equal_golden_table() {
     let table: Value = serde_json::from_slice(&golden("media/resize.json")).unwrap();
     let rows = table["rows"].as_array().unwrap();
     let (mut refused, mut degenerate) = (0, 0);
@@ -56,7 +55,7 @@ fn golden_sizes() {
 }
 
 #[test]
-fn senseless_sizes_are_refused() {
+fn invalid_sizes_are_refused() {
     for (height, width, factor, max_pixels) in [
         (0, 10, 28, 200704.0),
         (10, 0, 28, 200704.0),
@@ -76,20 +75,20 @@ fn senseless_sizes_are_refused() {
 }
 
 #[test]
-fn one_resized_side_alone_is_not_used() {
+fn resized_height_without_width_is_ignored() {
     let keys = MediaOverrides { resized_height: Some(280), ..MediaOverrides::default() };
     let plain = ImagePixelLimits::new(MediaProfile::Qwen, &MediaOverrides::default());
     assert_eq!(ImagePixelLimits::new(MediaProfile::Qwen, &keys).size(100, 200).unwrap(), plain.size(100, 200).unwrap());
 }
 
-/// The noise that the golden resamplings start from.
+/// The noise image that the golden resampling results were computed from.
 fn noise(len: usize) -> Vec<u8> {
     (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }
 
-/// Pillow 13 and torch 2.7 to the bit: shrinking, growing, one side only, rows first and columns first, one pixel.
+/// Covers shrinking, growing, one side only, both orders of the passes, and a single pixel.
 #[test]
-fn golden_resampling_to_the_bit() {
+fn resampling_equals_pillow_13_and_torch_2_7_bit_for_bit() {
     let bytes = golden("pixels/resample.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let mut seen = 0;
@@ -110,7 +109,7 @@ fn golden_resampling_to_the_bit() {
 }
 
 #[test]
-fn golden_films_to_the_bit() {
+fn resized_video_frames_equal_golden_bits() {
     let bytes = golden("pixels/expected.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     for name in ["v01", "v02"] {
@@ -123,7 +122,7 @@ fn golden_films_to_the_bit() {
 }
 
 #[test]
-fn impossible_targets_are_refused() {
+fn invalid_targets_are_refused() {
     let data = noise(10 * 10 * 3);
     let view = FrameView::new(&data, 1, 10, 10).unwrap();
     for size in [(0, 28), (28, 0), (usize::MAX, 2), (1 << 20, 1 << 20)] {
@@ -133,13 +132,14 @@ fn impossible_targets_are_refused() {
     }
     let long = vec![0; 3 * ((1 << 20) + 1)];
     let long = FrameView::new(&long, 1, 1, (1 << 20) + 1).unwrap();
-    assert!(pillow_bicubic(long, (28, 28)).unwrap_err().to_string().contains("too long"));
+    assert!(pillow_bicubic(long, (28, 28)).unwrap_err().to_string().contains("2^20"));
     assert!(FrameView::new(&data, 1, 10, 11).is_err());
     assert!(FrameView::new(&data, usize::MAX, 10, 10).is_err());
     assert!(FrameView::new(&[], 0, 10, 10).is_err());
 }
 
-/// The definition in f64, rows and columns in one sum: bicubic, a = -0.5, stretched by the shrinking factor, normalised.
+/// The definition of the filter in f64, with rows and columns in one sum: bicubic with a = -0.5, stretched by
+/// `shrink`, normalised.
 fn formula(data: &[u8], height: usize, width: usize, y: f64, x: f64, channel: usize, shrink: (f64, f64)) -> f64 {
     let kernel = |t: f64| match t.abs() {
         t if t < 1.0 => 1.5 * t * t * t - 2.5 * t * t + 1.0,
@@ -161,25 +161,25 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn sizes_are_multiples_within_the_limits(
+    fn smart_resize_gives_multiples_of_28_within_limits(
         height in 1usize..5000, width in 1usize..5000, min in 0u64..400_000, more in 0u64..12_000_000,
     ) {
         let max = min.max(784) + more;
         if let Ok((h, w)) = smart_resize(height, width, 28, min, max as f64) {
             prop_assert!(h % 28 == 0 && w % 28 == 0);
             prop_assert!((h * w) as u64 <= max || (h * w) as u64 >= min);
-            // Only a picture far longer than wide can lose a side or stay beyond the limits.
+            // Only an image far longer than wide can get a side of 0 or an area beyond the limits.
             if height.max(width) < 4 * height.min(width) && max >= 16 * 784 && min * 4 <= max {
                 prop_assert!((h * w) as u64 <= max && (h * w) as u64 >= min && h > 0 && w > 0, "{h} {w}");
             }
             if h > 0 && w > 0 && (h * w) as u64 <= max && (h * w) as u64 >= min {
-                prop_assert_eq!(smart_resize(h, w, 28, min, max as f64).unwrap(), (h, w), "a second time changes it");
+                prop_assert_eq!(smart_resize(h, w, 28, min, max as f64).unwrap(), (h, w), "smart_resize is not idempotent");
             }
         }
     }
 
     #[test]
-    fn resizing_to_the_same_size_changes_nothing(height in 1usize..40, width in 1usize..40, frames in 1usize..3) {
+    fn resizing_to_own_size_is_identity(height in 1usize..40, width in 1usize..40, frames in 1usize..3) {
         let data = noise(frames * height * width * 3);
         let view = FrameView::new(&data, frames, height, width).unwrap();
         prop_assert_eq!(&pillow_bicubic(view, (height, width)).unwrap().data, &data);
@@ -187,7 +187,7 @@ proptest! {
     }
 
     #[test]
-    fn an_even_picture_stays_even(
+    fn uniform_image_stays_uniform(
         height in 1usize..60, width in 1usize..60, to in (1usize..60, 1usize..60), level in any::<u8>(),
     ) {
         let data = vec![level; height * width * 3];
@@ -196,7 +196,6 @@ proptest! {
         prop_assert!(torch_bicubic(view, to).unwrap().data.iter().all(|&v| v == level));
     }
 
-    /// A frame's result depends on nothing but the frame, and a channel's on nothing but the channel.
     #[test]
     fn frames_and_channels_are_independent(
         height in 1usize..50, width in 1usize..50, to in (1usize..50, 1usize..50), channel in 0usize..3,
@@ -221,7 +220,7 @@ proptest! {
     }
 
     #[test]
-    fn films_follow_the_formula(
+    fn torch_bicubic_equals_formula_within_rounding(
         height in 1usize..24, width in 1usize..24, to in (1usize..24, 1usize..24), salt in any::<u8>(),
     ) {
         let data: Vec<u8> = noise(height * width * 3).iter().map(|v| v.wrapping_mul(salt | 1)).collect();

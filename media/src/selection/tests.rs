@@ -3,9 +3,9 @@ use serde_json::Value;
 
 use super::*;
 
-/// The 220 choices of the reference stack (`tests/golden/README.md` says how they were made).
+/// `tests/golden/README.md` says how the 220 golden rows were made.
 #[test]
-fn golden_choices() {
+fn selections_equal_golden_rows() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/media/frames.jsonl");
     let text = std::fs::read_to_string(path).unwrap();
     let mut refused = 0;
@@ -42,16 +42,16 @@ fn golden_choices() {
     assert_eq!((text.lines().count(), refused), (220, 16));
 }
 
-/// Frame 415 is where torch 2.7.1 (AVX2, AVX-512) and arithmetic that rounds the product first part: 86537, not 86538.
+/// Index 415 is 86537 in torch 2.7.1 (AVX2, AVX-512); arithmetic that also rounds the product would give 86538.
 #[test]
-fn long_films_are_spread_with_one_rounding() {
+fn linspace_of_long_videos_rounds_once() {
     let keys = MediaOverrides { fps: Some(1.0), max_frames: Some(687), ..Default::default() };
     let got = select_frames(142_840, 30.0, MediaProfile::VideorftTrain, &keys).unwrap();
     assert_eq!((got.indices.len(), got.indices[415], got.indices[685]), (686, 86_537, 142_839));
 }
 
 #[test]
-fn senseless_settings_are_refused_by_name() {
+fn invalid_settings_are_refused_by_name() {
     let with = |change: fn(&mut MediaOverrides)| {
         let mut o = MediaOverrides::default();
         change(&mut o);
@@ -74,14 +74,14 @@ fn senseless_settings_are_refused_by_name() {
     ];
     for (total, fps, profile, o, field) in cases {
         match select_frames(total, fps, profile, &o) {
-            Err(MediaError::Setting { field: got, .. }) => assert_eq!(got, field),
+            Err(MediaError::Setting(diagnostic)) => assert_eq!(diagnostic.location, field),
             other => panic!("{field}: {other:?}"),
         }
     }
 }
 
 #[test]
-fn a_range_of_time_is_kept_to() {
+fn selection_stays_within_time_range() {
     let o = MediaOverrides { nframes: Some(4), video_start: Some(1.01), video_end: Some(2.5), ..Default::default() };
     // ceil(1.01 * 10) = 11, floor(2.5 * 10) = 25
     assert_eq!(select_frames(100, 10.0, MediaProfile::Qwen, &o).unwrap().indices, [11, 16, 20, 25]);
@@ -94,9 +94,8 @@ fn a_range_of_time_is_kept_to() {
 }
 
 proptest! {
-    /// What every choice promises, whatever the film and the settings.
     #[test]
-    fn choices_stay_in_the_film(
+    fn indices_are_sorted_and_within_the_video(
         total in 1u64..2_000_000, fps in 0.1f64..300.0, which in 0usize..6,
         n in proptest::option::of(-5i64..900), rate in proptest::option::of(0.01f64..60.0),
         min in proptest::option::of(0i64..99), max in proptest::option::of(0i64..999),

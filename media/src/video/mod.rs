@@ -1,172 +1,68 @@
-//! Films through FFmpeg, inside this process (a build without the feature `ffmpeg` refuses them). Files of unknown origin belong in a worker process: see [`crate::worker`].
+//! Decodes videos with FFmpeg inside this process; a build without the feature `ffmpeg` refuses them. Untrusted files
+//! belong in a worker process: see [`crate::worker`].
 //!
-//! The container is read once, without decoding, for the number of frames and their times. Decoding then starts at the key
-//! frame before each wanted frame and only wanted frames become pictures. Frame `i` is the `i`-th in display order,
-//! also where a key frame is followed by pictures that are shown before it (open groups).
+//! ```text
+//! read all packets of the container, without decoding: their times and key flags          ffmpeg/demux.rs
+//! select frame indices                                                                    ../selection
+//! for each selected frame: start at the key frame before it, decode up to it              ffmpeg/plan.rs, decode.rs
+//! convert only selected frames to RGB, rotate and resize them                             ffmpeg/convert.rs
+//! ```
+//! Frame `i` is the `i`-th in display order, also where frames after a key frame are displayed before it (open GOP).
 
 #![allow(unsafe_code)]
 
 #[cfg(feature = "ffmpeg")]
 mod ffmpeg;
+mod types;
 
-use std::ops::Deref;
 use std::path::Path;
 
+use crate::Result;
 use crate::profile::{MediaOverrides, MediaProfile};
-use crate::resize::VideoPixelLimits;
-use crate::{MediaError, Result};
 
 #[cfg(feature = "ffmpeg")]
 pub use ffmpeg::{decode_into, probe};
+pub use types::{DecodeLimits, DecodeRequest, DecodedVideo, FrameSize, PixelBuffer, VideoInfo};
 
-/// Frames of a film, decoded.
-#[derive(Debug)]
-pub struct DecodedVideo {
-    /// PixelBuffer u8 [T, height, width, 3], red green blue.
-    pub data: PixelBuffer,
-    /// Height in pixels.
-    pub height: usize,
-    /// Width in pixels.
-    pub width: usize,
-    /// Number of each frame in display order, [T].
-    pub indices: Vec<u64>,
-    /// How many frames the film has.
-    pub total_frames: u64,
-    /// Frames a second of the film: the container's average rate.
-    pub video_fps: f64,
-    /// Frames taken a second of film.
-    pub sample_fps: f64,
-}
-
-/// PixelBuffer owned by this process, or shared memory that a worker filled.
-#[derive(Debug)]
-pub enum PixelBuffer {
-    /// Decoded here.
-    Owned(Vec<u8>),
-    /// Decoded by a worker; unmapped when dropped.
-    Shared(memmap2::Mmap),
-}
-
-impl Deref for PixelBuffer {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Owned(bytes) => bytes,
-            Self::Shared(map) => map,
-        }
-    }
-}
-
-/// What a film is, without decoding it.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct VideoInfo {
-    /// FFmpeg's name of the codec, such as `h264`.
-    pub codec: String,
-    /// Height in pixels as shown, after any rotation.
-    pub height: usize,
-    /// Width in pixels as shown, after any rotation.
-    pub width: usize,
-    /// Number of frames.
-    pub total_frames: u64,
-    /// The container's average number of frames a second.
-    pub video_fps: f64,
-}
-
-/// Which size the frames come back in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum FrameSize {
-    /// As they are in the film.
-    Original,
-    /// Resized by the film rule of the profile and the overrides (torchvision's bicubic with antialias, on u8).
-    Resized,
-}
-
-/// What a process may spend on one film.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct DecodeLimits {
-    /// Threads that decode.
-    pub threads: usize,
-    /// Bytes that frames and the compressed film may take.
-    pub memory: u64,
-}
-
-impl Default for DecodeLimits {
-    fn default() -> Self {
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
-        Self { threads, memory: 2 << 30 }
-    }
-}
-
-/// What to sample: frames of one film.
-#[derive(Clone, Copy, Debug)]
-pub struct DecodeRequest<'a> {
-    /// The film.
-    pub path: &'a Path,
-    /// Which frames, and how large.
-    pub profile: MediaProfile,
-    /// What replaces the profile's settings.
-    pub overrides: MediaOverrides,
-    /// Whether to resize.
-    pub size: FrameSize,
-    /// What this may cost.
-    pub limits: DecodeLimits,
-}
-
-/// Decodes the frames that `profile` and `overrides` choose, as they are in the film.
+/// Decodes the frames that `profile` and `overrides` select, in the displayed size of the video.
+///
+/// # Errors
+/// The video cannot be read or decoded, the selection is invalid, or the frames exceed the default memory limit (2
+/// GiB).
 pub fn decode(path: &Path, profile: MediaProfile, overrides: &MediaOverrides) -> Result<DecodedVideo> {
-    let request = DecodeRequest {
-        path,
-        profile,
-        overrides: *overrides,
-        size: FrameSize::Original,
-        limits: DecodeLimits::default(),
-    };
-    let (mut frames, data) = decode_into(&request, |bytes| {
+    let limits = DecodeLimits::default();
+    let request = DecodeRequest { path, profile, overrides: *overrides, size: FrameSize::Original, limits };
+    let (mut video, data) = decode_into(&request, |bytes| {
         let mut data = Vec::new();
-        data.try_reserve_exact(bytes).map_err(|_| too_large(path, bytes as u64, request.limits.memory))?;
+        data.try_reserve_exact(bytes).map_err(|_| types::too_large(path, bytes as u64, limits.memory_bytes))?;
         data.resize(bytes, 0);
         Ok(data)
     })?;
-    frames.data = PixelBuffer::Owned(data);
-    Ok(frames)
+    video.data = PixelBuffer::Owned(data);
+    Ok(video)
 }
 
-/// The size rule of a film's frames: the profile's limits with the part keys over them.
-pub fn film_limits(profile: MediaProfile, overrides: &MediaOverrides) -> Result<VideoPixelLimits> {
-    Ok(VideoPixelLimits::new(profile, overrides))
-}
-
-fn too_large(path: &Path, bytes: u64, limit: u64) -> MediaError {
-    const MIB: u64 = 1 << 20;
-    MediaError::file(
-        path,
-        format!("its frames need {} MiB, over the decoder's limit of {} MiB", bytes.div_ceil(MIB), limit / MIB),
-        "take fewer frames, or raise the memory limit (--media-memory)",
-    )
-}
-
-/// Refuses the film.
+/// Refuses every video, because this build has no FFmpeg.
 #[cfg(not(feature = "ffmpeg"))]
 pub fn probe(path: &Path) -> Result<VideoInfo> {
-    Err(absent(path))
+    Err(no_ffmpeg(path))
 }
 
-/// Refuses the film.
+/// Refuses every video, because this build has no FFmpeg.
 #[cfg(not(feature = "ffmpeg"))]
 pub fn decode_into<B: AsMut<[u8]>>(
     request: &DecodeRequest<'_>,
     _allocate: impl FnOnce(usize) -> Result<B>,
 ) -> Result<(DecodedVideo, B)> {
-    Err(absent(request.path))
+    Err(no_ffmpeg(request.path))
 }
 
-/// The refusal of a film where there is no FFmpeg.
+/// The error for a video in a build without FFmpeg.
 #[cfg(not(feature = "ffmpeg"))]
-pub(crate) fn absent(path: &Path) -> MediaError {
-    MediaError::file(
+pub(crate) fn no_ffmpeg(path: &Path) -> crate::MediaError {
+    crate::MediaError::file(
         path,
-        "is a film, and this build of reel has no FFmpeg",
-        "use a build with the feature `ffmpeg`, or give pictures",
+        "is a video, and this build of reel has no FFmpeg",
+        "use a build with the feature `ffmpeg`, or give images",
     )
 }

@@ -1,4 +1,4 @@
-//! Starting one worker, waiting for it no longer than allowed, and saying in one line what became of it.
+//! Starts one worker process, waits for it until a deadline, and explains in one line how it failed.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,27 +10,35 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::DecodeWorker;
 use crate::{MediaError, Result};
 
-/// No answer is longer: 2^20 indices of 7 digits and a few words.
-const LONGEST_ANSWER: u64 = 16 << 20;
+/// Upper bound of a reply: 2^20 indices of 7 digits and a few words.
+const MAX_REPLY_BYTES: u64 = 16 << 20;
 
-/// How much of a failing worker's last words is read.
-const LONGEST_LAMENT: u64 = 64 << 10;
+/// Bytes of a worker's standard error that are read.
+const MAX_STDERR_BYTES: u64 = 64 << 10;
 
-/// How long a killed process may take to go. One that waits for a dead disk can outlive even SIGKILL for a while.
-const GRACE: Duration = Duration::from_secs(5);
+/// Time to wait for a killed process to exit. A process that waits for a broken disk can survive SIGKILL for a while.
+const KILL_GRACE: Duration = Duration::from_secs(5);
 
-/// Runs a worker with `memory` as its standard input and gives what it wrote to its standard output.
-pub(super) fn run(decoder: &DecodeWorker, path: &Path, memory: File) -> Result<Vec<u8>> {
-    let deadline = Instant::now() + decoder.timeout;
-    let mut worker = Worker::start(decoder, memory)?;
-    let answer = reader(worker.child.stdout.take(), LONGEST_ANSWER);
-    let lament = reader(worker.child.stderr.take(), LONGEST_LAMENT);
-    let left = || deadline.saturating_duration_since(Instant::now());
-    let answer = answer.recv_timeout(left());
-    let status = match answer {
+/// The worker's program and limits.
+pub(super) struct WorkerCommand<'a> {
+    pub exe: &'a Path,
+    pub args: &'a [String],
+    /// Time after which the worker is killed.
+    pub timeout: Duration,
+    /// The worker's memory limit in MiB, for error messages; the worker applies it itself.
+    pub memory_mib: u64,
+}
+
+/// Runs a worker with `memory` as its standard input; returns what it wrote to its standard output.
+pub(super) fn run(command: &WorkerCommand<'_>, path: &Path, memory: File) -> Result<Vec<u8>> {
+    let deadline = Instant::now() + command.timeout;
+    let mut worker = Worker::start(command, memory)?;
+    let reply = read_pipe(worker.child.stdout.take(), MAX_REPLY_BYTES);
+    let stderr = read_pipe(worker.child.stderr.take(), MAX_STDERR_BYTES);
+    let reply = reply.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+    let status = match reply {
         Ok(_) => worker.wait_until(deadline),
         Err(_) => None,
     };
@@ -38,25 +46,25 @@ pub(super) fn run(decoder: &DecodeWorker, path: &Path, memory: File) -> Result<V
         worker.kill();
         return Err(MediaError::file(
             path,
-            format!("the decoder was not done after {} s and was stopped", decoder.timeout.as_secs_f64()),
-            "the file hangs the decoder or the machine is busy: leave the file out, or raise the time limit (--media-timeout)",
+            format!("decoding timed out after {} s", command.timeout.as_secs_f64()),
+            "raise the time limit (--media-timeout), or leave the file out if it hangs the decoder",
         ));
     };
     if status.success() {
-        return Ok(answer.unwrap_or_default());
+        return Ok(reply.unwrap_or_default());
     }
-    let lament = lament.recv_timeout(Duration::from_millis(200)).unwrap_or_default();
-    Err(died(decoder, path, status, &String::from_utf8_lossy(&lament)))
+    let stderr = stderr.recv_timeout(Duration::from_millis(200)).unwrap_or_default();
+    Err(worker_failed(command, path, status, &String::from_utf8_lossy(&stderr)))
 }
 
-/// Reads a pipe to its end in the background; what is beyond `most` bytes is thrown away.
-fn reader(pipe: Option<impl Read + Send + 'static>, most: u64) -> mpsc::Receiver<Vec<u8>> {
+/// Reads a pipe to its end on a thread; bytes beyond `max_bytes` are discarded.
+fn read_pipe(pipe: Option<impl Read + Send + 'static>, max_bytes: u64) -> mpsc::Receiver<Vec<u8>> {
     let (send, receive) = mpsc::channel();
-    // Without a thread the sender is dropped, and the caller takes it as no answer.
+    // If the thread cannot be created, the sender is dropped and the caller sees no reply.
     let _ = std::thread::Builder::new().name("decoder pipe".to_owned()).spawn(move || {
         let Some(mut pipe) = pipe else { return };
         let mut bytes = Vec::new();
-        if pipe.by_ref().take(most).read_to_end(&mut bytes).is_ok() {
+        if pipe.by_ref().take(max_bytes).read_to_end(&mut bytes).is_ok() {
             let _ = std::io::copy(&mut pipe, &mut std::io::sink());
         }
         let _ = send.send(bytes);
@@ -64,33 +72,33 @@ fn reader(pipe: Option<impl Read + Send + 'static>, most: u64) -> mpsc::Receiver
     receive
 }
 
-/// A running worker; killed with all its children when dropped.
+/// A running worker process. When dropped, it is killed together with its children.
 struct Worker {
     child: Child,
-    gone: bool,
+    exited: bool,
 }
 
 impl Worker {
-    fn start(decoder: &DecodeWorker, memory: File) -> Result<Self> {
-        let child = Command::new(&decoder.exe)
-            .args(&decoder.args)
-            // Each further arena of the C library reserves address space that counts against the limit.
+    fn start(command: &WorkerCommand<'_>, memory: File) -> Result<Self> {
+        let child = Command::new(command.exe)
+            .args(command.args)
+            // Each additional malloc arena reserves address space, which counts against the memory limit.
             .env("MALLOC_ARENA_MAX", "2")
             .stdin(Stdio::from(memory))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
             .spawn()
-            .map_err(|source| MediaError::Worker { exe: decoder.exe.clone(), source })?;
-        Ok(Self { child, gone: false })
+            .map_err(|e| MediaError::cannot_start_worker(command.exe, &e))?;
+        Ok(Self { child, exited: false })
     }
 
-    /// The exit status, if the worker ends in time.
+    /// Waits for the worker to exit; `None` if it is still running at the deadline.
     fn wait_until(&mut self, deadline: Instant) -> Option<ExitStatus> {
         let mut pause = Duration::from_micros(200);
         loop {
             if let Ok(Some(status)) = self.child.try_wait() {
-                self.gone = true;
+                self.exited = true;
                 return Some(status);
             }
             if Instant::now() >= deadline {
@@ -102,15 +110,15 @@ impl Worker {
     }
 
     fn kill(&mut self) {
-        if self.gone {
+        if self.exited {
             return;
         }
         if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            // Failing means that it is gone already.
+            // An error means that it has exited already.
             let _ = kill_process_group(group, Signal::KILL);
         }
-        self.wait_until(Instant::now() + GRACE);
-        self.gone = true;
+        self.wait_until(Instant::now() + KILL_GRACE);
+        self.exited = true;
     }
 }
 
@@ -120,36 +128,40 @@ impl Drop for Worker {
     }
 }
 
-/// Why a worker without an answer ended.
-fn died(decoder: &DecodeWorker, path: &Path, status: ExitStatus, lament: &str) -> MediaError {
-    let memory = lament.contains("memory allocation of") || lament.contains("capacity overflow");
-    if memory {
+/// Explains the failure of a worker that sent no reply.
+fn worker_failed(command: &WorkerCommand<'_>, path: &Path, status: ExitStatus, stderr: &str) -> MediaError {
+    let out_of_memory = stderr.contains("memory allocation of") || stderr.contains("capacity overflow");
+    if out_of_memory {
         return MediaError::file(
             path,
-            format!("the decoder ran into its memory limit of {} MiB", decoder.memory_mib),
+            format!("the decoding worker exceeded its memory limit of {} MiB", command.memory_mib),
             "raise the limit (--media-memory), take fewer frames, or leave the file out",
         );
     }
     let how = match (status.signal(), status.code()) {
-        (Some(signal), _) => format!("was ended by signal {signal}{}", signal_name(signal)),
-        (None, Some(code)) => format!("ended with exit code {code}"),
-        (None, None) => "ended without a status".to_owned(),
+        (Some(signal), _) => format!("was killed by signal {signal}{}", signal_name(signal)),
+        (None, Some(code)) => format!("exited with code {code}"),
+        (None, None) => "ended without an exit status".to_owned(),
     };
-    let said: String =
-        lament.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("").chars().take(200).collect();
-    let said = if said.is_empty() { said } else { format!(" ({said})") };
-    MediaError::file(path, format!("the decoder {how}{said}"), "the file may be damaged: leave it out, or convert it")
+    let first_line: String =
+        stderr.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("").chars().take(200).collect();
+    let detail = if first_line.is_empty() { first_line } else { format!(" ({first_line})") };
+    MediaError::file(
+        path,
+        format!("the decoding worker {how}{detail}"),
+        "the file may be damaged: leave it out, or convert it",
+    )
 }
 
 fn signal_name(signal: i32) -> &'static str {
     match signal {
         4 => " (illegal instruction)",
-        6 => " (it gave up)",
-        7 => " (memory that is not there)",
+        6 => " (abort)",
+        7 => " (bus error)",
         8 => " (arithmetic error)",
-        9 => " (killed: by someone, or for want of memory)",
-        11 => " (invalid memory access)",
-        15 => " (asked to end)",
+        9 => " (killed, possibly for lack of memory)",
+        11 => " (segmentation fault)",
+        15 => " (terminated)",
         _ => "",
     }
 }

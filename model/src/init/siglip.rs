@@ -123,7 +123,7 @@ fn tokenizer_config() -> Value {
 
 #[cfg(test)]
 mod tests {
-    use reel_media::resize::FrameView;
+    use reel_media::frames::FrameView;
     use reel_runtime::{DType, Device};
 
     use super::*;

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use reel_media::MediaError;
+use reel_media::frames::FrameBuf;
 use reel_media::image::RgbImage;
 use reel_media::patches::{self, PatchProcessor};
 use reel_media::profile::{MediaOverrides, MediaProfile};
-use reel_media::resize::{FrameBuf, ImagePixelLimits};
+use reel_media::resize::ImagePixelLimits;
 use reel_media::video::PixelBuffer;
 use reel_media::worker::DecodeWorker;
 
@@ -187,7 +189,7 @@ fn expand(ids: Vec<i64>, pad: i64, counts: &[usize], kind: &str, place: &str) ->
 }
 
 fn load_image(image: &ImagePart, options: &MediaOptions, processor: &PatchProcessor) -> Result<FrameBuf> {
-    let limits = ImagePixelLimits::new(options.profile, &options.overrides.over(image.overrides));
+    let limits = ImagePixelLimits::new(options.profile, &options.overrides.or(image.overrides));
     let picture = open_picture(&image.source)?;
     Ok(patches::resize_image(&picture, &limits, processor, &image.source.name())?)
 }
@@ -208,7 +210,7 @@ struct Film {
 }
 
 fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProcessor) -> Result<Film> {
-    let keys = options.overrides.over(video.overrides);
+    let keys = options.overrides.or(video.overrides);
     match &video.source {
         VideoSource::Frames(frames) => frame_list(frames, video, keys, options, processor),
         VideoSource::File(MediaSource::Path(path)) => film(path, keys, options, processor),
@@ -276,10 +278,10 @@ fn film_in_memory(
     let folder = std::env::temp_dir();
     let file = tempfile::NamedTempFile::new_in(&folder).and_then(|mut file| file.write_all(bytes).map(|()| file));
     let file = file.map_err(|e| ModelError::write(&folder, e))?;
-    film(file.path(), keys, options, processor).map_err(|error| {
-        let text = error.to_string().replace(&file.path().display().to_string(), name);
-        let (what, cure) = text.split_once("; ").unwrap_or((&text, "give a film that FFmpeg can decode"));
-        ModelError::messages(name, what.trim_start_matches(&format!("{name}: ")), cure)
+    // Errors name the source of the video, not the temporary file.
+    film(file.path(), keys, options, processor).map_err(|error| match error {
+        ModelError::Media(MediaError::File(d)) => MediaError::file(name, d.what, d.help).into(),
+        other => other,
     })
 }
 

@@ -1,7 +1,7 @@
 //! Pictures and films as frames of levels, which is how they go to the device: an eighth of their pixels' bytes.
 
+use reel_media::frames::FrameBuf;
 use reel_media::patches::{self, PatchProcessor};
-use reel_media::resize::FrameBuf;
 
 use super::window::GridThw;
 use crate::error::Result;

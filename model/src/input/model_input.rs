@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use reel_media::resize::FrameBuf;
+use reel_media::frames::FrameBuf;
 
 use super::media_frames::MediaFrames;
 use super::mrope::{Grids, rope_index};

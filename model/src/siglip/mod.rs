@@ -16,7 +16,7 @@ pub mod vision;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use reel_media::resize::FrameView;
+use reel_media::frames::FrameView;
 use reel_runtime::{Cx, DType, Device, Tensor, ops};
 
 use crate::checkpoint::Checkpoint;

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use reel_media::resize::{FrameView, pillow_bicubic};
+use reel_media::frames::FrameView;
+use reel_media::resize::pillow_bicubic;
 use reel_runtime::ops::Patching;
 
 use super::config::SiglipVisionConfig;

@@ -1,4 +1,4 @@
-//! The accuracy reward: how right an answer is, by a rule for each kind of problem, from 0 to 1.
+//! The accuracy reward: the correctness of an answer from 0 to 1, by one rule per kind of problem.
 
 mod free_form;
 mod multiple_choice;
@@ -17,17 +17,17 @@ use regression::regression_accuracy;
 use crate::ProblemType;
 use crate::answer::extract_answer;
 
-/// The accuracy of a completion. Both texts carry their answer in `<answer>` tags; a text without has the answer "". A kind
-/// without a rule (`None`) scores 0.
+/// The accuracy of a completion compared with the solution. Both texts have their answer in `<answer>` tags; without
+/// tags the answer is "". An unknown kind of problem (`None`) scores 0.
 pub fn accuracy_reward(kind: Option<ProblemType>, completion: &str, solution: &str) -> f32 {
-    let (given, right) = (extract_answer(completion), extract_answer(solution));
+    let (answer, truth) = (extract_answer(completion), extract_answer(solution));
     let accuracy = match kind {
         None => 0.0,
-        Some(ProblemType::MultipleChoice) => multiple_choice_accuracy(given, right),
-        Some(ProblemType::Numerical) => numerical_accuracy(given, right),
-        Some(ProblemType::Ocr) => ocr_accuracy(given, right),
-        Some(ProblemType::FreeForm) => free_form_accuracy(given, right),
-        Some(ProblemType::Regression) => regression_accuracy(given, right),
+        Some(ProblemType::MultipleChoice) => multiple_choice_accuracy(answer, truth),
+        Some(ProblemType::Numerical) => numerical_accuracy(answer, truth),
+        Some(ProblemType::Ocr) => ocr_accuracy(answer, truth),
+        Some(ProblemType::FreeForm) => free_form_accuracy(answer, truth),
+        Some(ProblemType::Regression) => regression_accuracy(answer, truth),
     };
     accuracy as f32
 }
@@ -38,9 +38,9 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Rewards are added up and averaged: nothing may give a NaN or leave the unit interval.
+        /// Rewards are added and averaged, so no accuracy may be NaN.
         #[test]
-        fn any_text_scores_from_0_to_1(
+        fn accuracy_is_always_in_0_1(
             kind in prop::sample::select(ProblemType::ALL.to_vec()),
             given in "(-?[0-9.,e_]{0,8}|nan|inf|-inf|\\PC{0,20})",
             right in "(-?[0-9.,e_]{0,8}|nan|inf|-inf|\\PC{0,20})",
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn two_texts_without_tags_are_equal() {
+    fn texts_without_tags_have_the_same_empty_answer() {
         assert_eq!(accuracy_reward(Some(ProblemType::MultipleChoice), "B", "C"), 1.0);
         assert_eq!(accuracy_reward(Some(ProblemType::MultipleChoice), "<answer>C</answer>", "C"), 0.0);
     }

@@ -1,8 +1,8 @@
-//! Multiple choice: the same text or not.
+//! Accuracy of multiple choice answers: exact text comparison.
 
-/// 1 where both answers are the same, to the letter, else 0.
-pub fn multiple_choice_accuracy(given: &str, right: &str) -> f64 {
-    f64::from(given == right)
+/// 1 if both answers are the same text, else 0.
+pub fn multiple_choice_accuracy(answer: &str, truth: &str) -> f64 {
+    f64::from(answer == truth)
 }
 
 #[cfg(test)]
@@ -10,7 +10,7 @@ mod tests {
     use super::multiple_choice_accuracy;
 
     #[test]
-    fn to_the_letter() {
+    fn comparison_is_exact() {
         assert_eq!(multiple_choice_accuracy("C", "C"), 1.0);
         assert_eq!(multiple_choice_accuracy("", ""), 1.0);
         for wrong in ["c", "C.", "Ｃ", "С", "C. a cat", ""] {

@@ -1,16 +1,17 @@
-//! Numbers to be met: equal after rounding to two decimals.
+//! Accuracy of numerical answers: equality after rounding to two decimals.
 
 use crate::python_number::{parse_number, round_to_2_decimals};
 
-/// 1 where both answers are the same number to two decimals, else 0. An answer with a point or comma never equals one without:
-/// the rule takes both for decimal signs before it throws the commas away. nan equals nothing.
-pub fn numerical_accuracy(given: &str, right: &str) -> f64 {
-    let decimal = |text: &str| text.contains(['.', ',']);
-    if decimal(given) != decimal(right) {
+/// 1 if both answers are equal numbers after rounding to two decimals, else 0. As in the references, an answer with a
+/// point or comma never equals one without, because both count as decimal separators before commas are removed. NaN
+/// equals nothing.
+pub fn numerical_accuracy(answer: &str, truth: &str) -> f64 {
+    let has_separator = |text: &str| text.contains(['.', ',']);
+    if has_separator(answer) != has_separator(truth) {
         return 0.0;
     }
-    match (parse_number(given), parse_number(right)) {
-        (Some(given), Some(right)) => f64::from(round_to_2_decimals(given) == round_to_2_decimals(right)),
+    match (parse_number(answer), parse_number(truth)) {
+        (Some(answer), Some(truth)) => f64::from(round_to_2_decimals(answer) == round_to_2_decimals(truth)),
         _ => 0.0,
     }
 }
@@ -20,7 +21,7 @@ mod tests {
     use super::numerical_accuracy;
 
     #[test]
-    fn signs_and_rounding() {
+    fn corner_cases_equal_the_references() {
         for (given, right, want) in [
             ("5", "5", 1.0),
             ("5.0", "5", 0.0),

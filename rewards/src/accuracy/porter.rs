@@ -1,10 +1,14 @@
-//! The Porter stemmer as NLTK extends it (`PorterStemmer` in its default mode, NLTK_EXTENSIONS), which is what ROUGE is computed
-//! with. M. F. Porter, "An algorithm for suffix stripping", Program 14 no. 3 (1980), pp. 130-137; NLTK's departures, each
-//! marked below: a table of irregular words, short words in -ies, -ied, -y and VC, and four rules of step 2.
+//! The Porter stemmer with NLTK's extensions (`PorterStemmer` in its default mode, NLTK_EXTENSIONS), which
+//! rouge_score uses.
+//!
+//! Eight steps each remove or replace at most one suffix, for example `hopefully`: step 1c gives `hopefulli`, step 2
+//! `hopeful`, step 3 `hope`. Source: M. F. Porter, "An algorithm for suffix stripping", Program 14 no. 3 (1980), pp.
+//! 130-137. NLTK's extensions are marked below: a table of irregular words, short words ending in -ies, -ied, -y and
+//! VC, and four rules of step 2.
 //!
 //! A word is a sequence of lower-case ASCII letters and digits. A digit counts as a consonant.
 
-/// Words that the rules get wrong (NLTK), with their stems.
+/// Irregular words with their stems (NLTK).
 const IRREGULAR: [(&str, &str); 16] = [
     ("sky", "sky"),
     ("skies", "sky"),
@@ -25,7 +29,7 @@ const IRREGULAR: [(&str, &str); 16] = [
 ];
 
 /// The stem of a word in lower-case ASCII.
-pub fn stem(word: &str) -> String {
+pub(super) fn stem(word: &str) -> String {
     if let Some((_, stem)) = IRREGULAR.iter().find(|(irregular, _)| *irregular == word) {
         return (*stem).to_string();
     }
@@ -36,10 +40,12 @@ pub fn stem(word: &str) -> String {
     steps.iter().fold(word.to_string(), |word, step| step(&word))
 }
 
+/// Whether letter `i` is a consonant by Porter's definition.
 fn is_consonant(word: &[u8], i: usize) -> bool {
     match word[i] {
         b'a' | b'e' | b'i' | b'o' | b'u' => false,
-        // After a consonant it sounds as a vowel. Runs of y are walked, not recursed into: words are as long as texts are.
+        // A y after a consonant is a vowel. A run of y is counted instead of recursed into, because a word can be as
+        // long as a text.
         b'y' => {
             let run = word[..i].iter().rev().take_while(|&&c| c == b'y').count();
             let first = i - run;
@@ -50,13 +56,12 @@ fn is_consonant(word: &[u8], i: usize) -> bool {
     }
 }
 
-/// Porter's m: how often a run of vowels is followed by a run of consonants.
+/// Porter's measure m: the number of vowel runs that are followed by a consonant run.
 fn measure(stem: &str) -> usize {
-    let kinds: Vec<bool> = consonants(stem);
-    kinds.windows(2).filter(|pair| !pair[0] && pair[1]).count()
+    consonants(stem).windows(2).filter(|pair| !pair[0] && pair[1]).count()
 }
 
-/// For each letter, whether it is a consonant, in one pass.
+/// Whether each letter is a consonant, computed in one pass.
 fn consonants(stem: &str) -> Vec<bool> {
     let mut kinds = Vec::with_capacity(stem.len());
     for &c in stem.as_bytes() {
@@ -74,13 +79,14 @@ fn contains_vowel(stem: &str) -> bool {
     consonants(stem).contains(&false)
 }
 
-/// *d: ends with a doubled consonant.
+/// Porter's condition *d: the word ends with a doubled consonant.
 fn ends_double_consonant(word: &str) -> bool {
     let w = word.as_bytes();
     w.len() >= 2 && w[w.len() - 1] == w[w.len() - 2] && is_consonant(w, w.len() - 1)
 }
 
-/// *o: ends consonant, vowel, consonant, where the last is not w, x or y; and (NLTK) a word of a vowel and a consonant.
+/// Porter's condition *o: the word ends with consonant, vowel, consonant, and the last is not w, x or y. NLTK adds
+/// words of one vowel and one consonant.
 fn ends_cvc(word: &str) -> bool {
     let w = word.as_bytes();
     let n = w.len();
@@ -89,8 +95,8 @@ fn ends_cvc(word: &str) -> bool {
         || n == 2 && !consonant(0) && consonant(1)
 }
 
-/// Takes the first rule whose suffix the word has: the suffix is replaced if the stem before it meets the condition. No later
-/// rule is looked at.
+/// Applies the first rule whose suffix the word has: replaces the suffix if the stem before it meets the condition.
+/// Later rules are not tried.
 fn first_rule(word: &str, rules: &[(&str, &str)], condition: impl Fn(&str) -> bool) -> String {
     let found = rules.iter().find_map(|(suffix, new)| word.strip_suffix(suffix).map(|stem| (stem, new)));
     match found {
@@ -99,7 +105,7 @@ fn first_rule(word: &str, rules: &[(&str, &str)], condition: impl Fn(&str) -> bo
     }
 }
 
-/// Plurals.
+/// Removes plural suffixes.
 fn step1a(word: &str) -> String {
     // NLTK: "dies" becomes "die", while "flies" becomes "fli".
     if word.len() == 4 && word.ends_with("ies") {
@@ -108,7 +114,7 @@ fn step1a(word: &str) -> String {
     first_rule(word, &[("sses", "ss"), ("ies", "i"), ("ss", "ss"), ("s", "")], |_| true)
 }
 
-/// Past tenses and participles.
+/// Removes -eed, -ed and -ing.
 fn step1b(word: &str) -> String {
     // NLTK: "died" becomes "die", while "spied" becomes "spi".
     if let Some(stem) = word.strip_suffix("ied") {
@@ -129,14 +135,15 @@ fn step1b(word: &str) -> String {
     if measure(stem) == 1 && ends_cvc(stem) { format!("{stem}e") } else { stem.to_string() }
 }
 
-/// A last y after a consonant (NLTK: where Porter asks for any vowel), unless the word is one letter and y.
+/// Replaces a final y after a consonant by i, unless the word has two letters. (NLTK; Porter requires a vowel in the
+/// stem.)
 fn step1c(word: &str) -> String {
     first_rule(word, &[("y", "i")], |stem| stem.len() > 1 && is_consonant(stem.as_bytes(), stem.len() - 1))
 }
 
-/// Doubled suffixes.
+/// Shortens double suffixes such as -ational to -ate.
 fn step2(word: &str) -> String {
-    // NLTK: this rule first, and then the step again.
+    // NLTK: -alli is replaced first, and the step is repeated.
     if let Some(stem) = word.strip_suffix("alli").filter(|stem| measure(stem) > 0) {
         return step2(&format!("{stem}al"));
     }
@@ -146,7 +153,7 @@ fn step2(word: &str) -> String {
         ("enci", "ence"),
         ("anci", "ance"),
         ("izer", "ize"),
-        // NLTK: Porter has -abli.
+        // NLTK; Porter has -abli.
         ("bli", "ble"),
         ("alli", "al"),
         ("entli", "ent"),
@@ -162,24 +169,24 @@ fn step2(word: &str) -> String {
         ("aliti", "al"),
         ("iviti", "ive"),
         ("biliti", "ble"),
-        // NLTK.
+        // An additional rule of NLTK.
         ("fulli", "ful"),
     ];
-    // NLTK: the l counts with the stem, so that "geologi" has a measure to lose its end by.
+    // NLTK: the l counts as part of the stem when its measure is computed, so that "geologi" becomes "geolog".
     if word.ends_with("logi") {
         return first_rule(word, &[("logi", "log")], |stem| measure(&format!("{stem}l")) > 0);
     }
     first_rule(word, &RULES, |stem| measure(stem) > 0)
 }
 
-/// -ic-, -full, -ness and the like.
+/// Removes or shortens -icate, -ative, -ful, -ness and similar suffixes.
 fn step3(word: &str) -> String {
     const RULES: [(&str, &str); 7] =
         [("icate", "ic"), ("ative", ""), ("alize", "al"), ("iciti", "ic"), ("ical", "ic"), ("ful", ""), ("ness", "")];
     first_rule(word, &RULES, |stem| measure(stem) > 0)
 }
 
-/// Single suffixes after a long stem.
+/// Removes suffixes such as -ance and -ment after a stem of measure above 1.
 fn step4(word: &str) -> String {
     const SUFFIXES: [&str; 19] = [
         "al", "ance", "ence", "er", "ic", "able", "ible", "ant", "ement", "ment", "ent", "ion", "ou", "ism", "ate",
@@ -194,7 +201,7 @@ fn step4(word: &str) -> String {
     }
 }
 
-/// A last e.
+/// Removes a final e.
 fn step5a(word: &str) -> String {
     match word.strip_suffix('e') {
         Some(stem) if measure(stem) > 1 || measure(stem) == 1 && !ends_cvc(stem) => stem.to_string(),
@@ -202,7 +209,7 @@ fn step5a(word: &str) -> String {
     }
 }
 
-/// A last ll after a long stem.
+/// Replaces a final ll by l after a stem of measure above 1.
 fn step5b(word: &str) -> String {
     let shorter = &word[..word.len() - usize::from(word.ends_with("ll"))];
     if measure(shorter) > 1 { shorter.to_string() } else { word.to_string() }
@@ -214,7 +221,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn stems_are_nltks() {
+    fn stems_equal_nltk() {
         let file = include_str!("../../../tests/golden/rewards/stems.json");
         let golden: serde_json::Value = serde_json::from_str(file).unwrap();
         let stems = golden["stems"].as_object().unwrap();
@@ -225,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn nltks_departures() {
+    fn applies_extensions_of_nltk() {
         let pairs = [
             ("dies", "die"),
             ("flies", "fli"),
@@ -245,15 +252,14 @@ mod tests {
     }
 
     proptest! {
-        /// The run-length rule for y is Porter's recursion.
         #[test]
-        fn consonants_are_one_definition(word in "[aybs2]{1,12}") {
+        fn both_consonant_functions_agree(word in "[aybs2]{1,12}") {
             let at: Vec<bool> = (0..word.len()).map(|i| is_consonant(word.as_bytes(), i)).collect();
             prop_assert_eq!(at, consonants(&word));
         }
 
         #[test]
-        fn a_stem_is_no_longer_than_its_word_and_begins_alike(word in "[a-z0-9]{1,20}") {
+        fn stem_is_not_longer_than_its_word_and_has_the_same_first_letter(word in "[a-z0-9]{1,20}") {
             let stem = stem(&word);
             prop_assert!(!stem.is_empty() && stem.len() <= word.len());
             prop_assert_eq!(&stem[..1], &word[..1]);

@@ -1,14 +1,14 @@
-//! Numbers to come near to: 1 less the relative error.
+//! Accuracy of regression answers: 1 minus the relative error.
 
 use crate::python_number::parse_number;
 
-/// `1 - clamp((|o - g| + 1e-9) / (|g| + 1e-9), 0, 1)`; 0 where one is no number.
+/// `1 - clamp((|answer - truth| + 1e-9) / (|truth| + 1e-9), 0, 1)`; 0 if one of them is not a number.
 ///
-/// The clamp is Python's `min(1, max(0, x))`, which turns a nan into 0: a nan answer scores 1, and so does anything against an
+/// The clamp is Python's `min(1, max(0, x))`, which turns NaN into 0: a NaN answer scores 1, as does any answer to an
 /// infinite truth.
-pub fn regression_accuracy(given: &str, right: &str) -> f64 {
-    let (Some(given), Some(right)) = (parse_number(given), parse_number(right)) else { return 0.0 };
-    let error = ((given - right).abs() + 1e-9) / (right.abs() + 1e-9);
+pub fn regression_accuracy(answer: &str, truth: &str) -> f64 {
+    let (Some(answer), Some(truth)) = (parse_number(answer), parse_number(truth)) else { return 0.0 };
+    let error = ((answer - truth).abs() + 1e-9) / (truth.abs() + 1e-9);
     let error = if error > 0.0 { error } else { 0.0 };
     1.0 - error.min(1.0)
 }
@@ -19,7 +19,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn corners_are_those_of_the_code() {
+    fn corner_cases_equal_the_references() {
         for (given, right, want) in [
             ("0", "0", 0.0),
             ("nan", "157", 1.0),
@@ -40,7 +40,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nearer_is_never_worse(right in 1e-3f64..1e6, near in 0.0f64..2.0, more in 0.0f64..1.0, above in any::<bool>()) {
+        fn smaller_error_never_scores_less(right in 1e-3f64..1e6, near in 0.0f64..2.0, more in 0.0f64..1.0, above in any::<bool>()) {
             let at = |distance: f64| regression_accuracy(&format!("{}", if above { right * (1.0 + distance) } else { right * (1.0 - distance) }), &format!("{right}"));
             prop_assert!(at(near) >= at(near + more) - 1e-12);
             prop_assert!(at(near).max(0.0) >= 1.0 - near - 1e-5);

@@ -1,4 +1,4 @@
-//! The address behind an own reward.
+//! A custom reward by HTTP: each batch is one POST request.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
@@ -9,93 +9,93 @@ use serde_json::{Value, json};
 use ureq::Agent;
 use ureq::http::Uri;
 
-use super::{STOPPED, Silence, fault, number, receive, seconds, shortened};
+use super::reply::{custom_error, parse_reward, seconds, shorten};
+use super::wait::{NoMessage, STOPPED, receive};
 use crate::{Result, RewardError};
 
 const FLAG: &str = "--reward-url";
 
-/// No answer is longer, in bytes.
-const LONGEST_ANSWER: u64 = 64 << 20;
+/// Maximum length of a response in bytes.
+const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 
-/// How much longer than its deadline an answer may take to be handed over.
-const LATER: Duration = Duration::from_secs(10);
+/// Extra time to wait for the request thread, which applies the deadline itself.
+const THREAD_GRACE: Duration = Duration::from_secs(10);
 
-/// An address to ask.
+/// A reward server.
 #[derive(Clone, Debug)]
-pub(super) struct Http {
+pub(super) struct HttpReward {
     url: String,
     timeout: Duration,
     agent: Agent,
 }
 
-impl Http {
+impl HttpReward {
     pub(super) fn new(url: &str, timeout: Duration) -> Result<Self> {
         let parsed = url.parse::<Uri>().ok();
-        let known = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
-        if !parsed.is_some_and(|uri| known(&uri)) {
-            let what = format!("`{}` is no address", shortened(url));
+        let is_http = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
+        if !parsed.is_some_and(|uri| is_http(&uri)) {
+            let what = format!("`{}` is not an HTTP URL", shorten(url));
             return Err(RewardError::option(FLAG, what, "give http://HOST:PORT/PATH"));
         }
         let config = Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).max_redirects(0);
         Ok(Self { url: url.to_string(), timeout, agent: config.build().into() })
     }
 
-    /// The rewards of a batch.
+    /// Scores a batch.
     pub(super) fn score(&self, rows: &[Value], stop: &AtomicBool) -> Result<Vec<f64>> {
-        let text = self.wait_for(json!({"rows": rows}).to_string(), stop)?;
-        let cure = "answer {\"rewards\": [...]}, one number a row";
-        let answer: Value = serde_json::from_str(&text)
-            .map_err(|_| self.fault(format!("answered `{}`, which is not JSON", shortened(&text)), cure))?;
-        let Some(answers) = answer.get("rewards").and_then(Value::as_array) else {
-            return Err(self.fault(format!("answered {}, without `rewards`", shortened(&text)), cure));
+        let text = self.post_on_thread(json!({"rows": rows}).to_string(), stop)?;
+        let help = "reply with {\"rewards\": [...]}, one number per row";
+        let response: Value = serde_json::from_str(&text)
+            .map_err(|_| self.error(format!("replied `{}`, which is not JSON", shorten(&text)), help))?;
+        let Some(values) = response.get("rewards").and_then(Value::as_array) else {
+            return Err(self.error(format!("replied {}, without `rewards`", shorten(&text)), help));
         };
-        if answers.len() != rows.len() {
-            return Err(self.fault(format!("gave {} rewards for {} rows", answers.len(), rows.len()), cure));
+        if values.len() != rows.len() {
+            return Err(self.error(format!("gave {} rewards for {} rows", values.len(), rows.len()), help));
         }
-        let rewards = answers.iter().enumerate().map(|(i, answer)| number(answer).map_err(|why| (i, why)));
-        rewards.collect::<Result<_, _>>().map_err(|(i, why)| self.fault(format!("rewards[{i}] {why}"), cure))
+        let rewards = values.iter().enumerate().map(|(i, value)| parse_reward(value).map_err(|why| (i, why)));
+        rewards.collect::<Result<_, _>>().map_err(|(i, why)| self.error(format!("rewards[{i}] {why}"), help))
     }
 
-    /// Asks on a thread of its own, which ends by its deadline though nobody waits for it any more.
-    fn wait_for(&self, body: String, stop: &AtomicBool) -> Result<String> {
-        let (answer, answered) = mpsc::sync_channel(1);
-        let asker = self.clone();
+    /// Sends the request on a thread, so that `stop` can end the wait. The thread itself ends at its deadline.
+    fn post_on_thread(&self, body: String, stop: &AtomicBool) -> Result<String> {
+        let (sender, response) = mpsc::sync_channel(1);
+        let client = self.clone();
         thread::Builder::new()
-            .name("own reward".into())
-            .spawn(move || drop(answer.send(asker.ask(&body))))
-            .map_err(|e| self.fault(format!("cannot be asked: {e}"), "free some memory or processes"))?;
-        // The thread has the deadline; here a little more, for its answer.
-        let deadline = Instant::now() + self.timeout + LATER;
-        receive(&answered, deadline, stop).unwrap_or_else(|silence| match silence {
-            Silence::Stopped => Err(self.fault(STOPPED.0, STOPPED.1)),
-            Silence::Late | Silence::Ended => Err(self.late()),
+            .name("custom reward".into())
+            .spawn(move || drop(sender.send(client.post(&body))))
+            .map_err(|e| self.error(format!("cannot be requested: {e}"), "free some memory or processes"))?;
+        let deadline = Instant::now() + self.timeout + THREAD_GRACE;
+        receive(&response, deadline, stop).unwrap_or_else(|reason| match reason {
+            NoMessage::Stopped => Err(self.error(STOPPED.0, STOPPED.1)),
+            NoMessage::Timeout | NoMessage::Disconnected => Err(self.timed_out()),
         })
     }
 
-    fn late(&self) -> RewardError {
-        let what = format!("gave no answer in {} and was given up", seconds(self.timeout));
-        self.fault(what, "see that the server runs, or make it faster or the batch smaller")
+    fn timed_out(&self) -> RewardError {
+        let what = format!("timed out after {}", seconds(self.timeout));
+        self.error(what, "check that the server runs, raise --reward-timeout, or make the server faster")
     }
 
-    fn ask(&self, body: &str) -> Result<String> {
+    fn post(&self, body: &str) -> Result<String> {
         let failed = |e: ureq::Error| match e {
-            ureq::Error::Timeout(_) => self.late(),
-            e => self.fault(format!("cannot be asked ({e})"), "check the address, and that the server runs"),
+            ureq::Error::Timeout(_) => self.timed_out(),
+            e => self.error(format!("cannot be reached ({e})"), "check the URL, and that the server runs"),
         };
         let request = self.agent.post(&self.url).header("content-type", "application/json");
         let mut response = request.send(body).map_err(failed)?;
         let status = response.status();
-        let text = response.body_mut().with_config().limit(LONGEST_ANSWER).lossy_utf8(true).read_to_string();
+        let text = response.body_mut().with_config().limit(MAX_RESPONSE_BYTES).lossy_utf8(true).read_to_string();
         if status != 200 {
-            let said = text.map(|text| shortened(&text)).unwrap_or_default();
-            let said = if said.is_empty() { said } else { format!(" ({said})") };
-            return Err(self.fault(format!("answered with status {status}{said}"), "see the server's own log"));
+            let body = text.map(|text| shorten(&text)).unwrap_or_default();
+            let detail = if body.is_empty() { body } else { format!(" ({body})") };
+            return Err(self.error(format!("replied with status {status}{detail}"), "check the log of the server"));
         }
         text.map_err(failed)
     }
 
-    fn fault(&self, what: impl std::fmt::Display, cure: &str) -> RewardError {
-        fault(FLAG, &self.url, what, cure)
+    fn error(&self, what: impl std::fmt::Display, help: &str) -> RewardError {
+        custom_error(FLAG, &self.url, what, help)
     }
 }
 
@@ -108,7 +108,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(30);
 
-    /// A server that gives `answer` of each request's body.
+    /// Starts a server that replies to each request with `answer(body)`; returns its URL.
     fn server(answer: impl Fn(&Value) -> String + Send + 'static) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}/reward", listener.local_addr().unwrap());
@@ -122,7 +122,7 @@ mod tests {
         address
     }
 
-    /// The body of one request.
+    /// Reads the body of one request.
     fn request(stream: &TcpStream) -> Value {
         let mut reader = BufReader::new(stream);
         let mut length = 0;
@@ -141,7 +141,7 @@ mod tests {
         serde_json::from_slice(&body).unwrap()
     }
 
-    fn says(status: u16, body: &str) -> String {
+    fn response(status: u16, body: &str) -> String {
         format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
     }
 
@@ -150,11 +150,11 @@ mod tests {
     }
 
     #[test]
-    fn rows_in_rewards_out() {
+    fn posts_rows_and_reads_rewards() {
         let url = server(|asked| {
             let rows = asked["rows"].as_array().unwrap();
             let lengths: Vec<usize> = rows.iter().map(|row| row["completion"].as_str().unwrap().len()).collect();
-            says(200, &json!({"rewards": lengths}).to_string())
+            response(200, &json!({"rewards": lengths}).to_string())
         });
         let mut own = CustomReward::url(&url, LONG).unwrap();
         assert_eq!(own.score(&rows(4)).unwrap(), [0.0, 1.0, 2.0, 3.0]);
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_answers_are_named() {
+    fn invalid_responses_are_quoted_in_the_error() {
         for (status, body, named) in [
             (200, "{\"rewards\": [1]}", "1 rewards for 2 rows"),
             (200, "{\"rewards\": [1, 2, 3]}", "3 rewards for 2 rows"),
@@ -175,7 +175,7 @@ mod tests {
             (500, "boom\nat line 3", "status 500 X (boom at line 3)"),
             (302, "", "status 302"),
         ] {
-            let url = server(move |_| says(status, body));
+            let url = server(move |_| response(status, body));
             let e = CustomReward::url(&url, LONG).unwrap().score(&rows(2)).unwrap_err().to_string();
             let named = named.replace(" X ", " Internal Server Error ");
             assert!(
@@ -188,28 +188,28 @@ mod tests {
     }
 
     #[test]
-    fn silence_has_a_deadline() {
+    fn unresponsive_server_times_out() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let began = Instant::now();
         let e = CustomReward::url(&url, Duration::from_millis(300)).unwrap().score(&rows(1)).unwrap_err().to_string();
-        assert!(e.contains("no answer in 0.3 s") && began.elapsed() < LONG, "{e}");
+        assert!(e.contains("timed out after 0.3 s") && began.elapsed() < LONG, "{e}");
         drop(listener);
         let e = CustomReward::url(&url, LONG).unwrap().score(&rows(1)).unwrap_err().to_string();
-        assert!(e.contains("cannot be asked"), "{e}");
+        assert!(e.contains("cannot be reached"), "{e}");
     }
 
     #[test]
-    fn a_wait_can_be_given_up() {
+    fn stop_flag_ends_the_wait() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let began = Instant::now();
         let e = CustomReward::url(&url, LONG).unwrap().score_or_stop(&rows(1), &AtomicBool::new(true)).unwrap_err();
-        assert!(e.to_string().contains("was not waited for") && began.elapsed() < LONG / 2, "{e}");
+        assert!(e.to_string().contains("was stopped before") && began.elapsed() < LONG / 2, "{e}");
     }
 
     #[test]
-    fn addresses_are_checked() {
+    fn invalid_urls_are_refused() {
         for url in ["", "x", "ftp://host/", "http://", "file:///tmp/x", "http://a b/"] {
             let e = CustomReward::url(url, LONG).unwrap_err();
             assert!(e.is_usage() && e.to_string().starts_with("--reward-url: "), "{url}: {e}");

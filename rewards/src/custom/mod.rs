@@ -1,52 +1,68 @@
-//! A user's own rewards: by a command that is kept running, or by HTTP.
+//! Custom rewards of the user: a shell command that keeps running (`--reward-command`), or an HTTP server
+//! (`--reward-url`).
 //!
-//! A row is an object with `prompt`, `completion`, `completion_ids` (its tokens) and every column of the data row, as TRL hands them to
-//! reward functions.
+//! A row is a JSON object with `prompt`, `completion`, `completion_ids` (token ids) and every column of the data row,
+//! as TRL passes them to reward functions.
 //!
-//! **Command.** `sh -c CMD` is started once and kept. For each batch it is sent a line of JSON a row on its standard input, and
-//! must write a line a row, in order, on its standard output: a number, or `{"reward": number}`. Each row has a field `_batch`
-//! beside its own, `{"index": i, "size": n}`, so that a program may read the whole batch before it answers. Nothing else may go to
-//! standard output. At the end its standard input is closed; what is still there a second later is killed, with its process group. If this
-//! process is killed itself, a guard does so.
+//! **Command.** `sh -c CMD` is started once. For each batch it gets one line of JSON per row on standard input and
+//! must write one line per row, in order, on standard output: a number, or `{"reward": number}`. Nothing else may go
+//! to standard output. Each row has an extra field `_batch`, `{"index": i, "size": n}`, so that a program can read
+//! the whole batch before it replies:
+//! ```text
+//! stdin:  {"prompt": "2 + 2?", "completion": "4", …, "_batch": {"index": 0, "size": 2}}
+//! stdin:  {"prompt": "2 + 2?", "completion": "5", …, "_batch": {"index": 1, "size": 2}}
+//! stdout: 1.0
+//! stdout: 0.0
+//! ```
+//! At the end its standard input is closed; one second later its process group is killed. If this process is killed
+//! itself, a guard process kills the group.
 //!
-//! **HTTP.** `POST URL` with `{"rows": [...]}`; the answer is `{"rewards": [numbers]}`, one a row, in order, with status 200.
+//! **HTTP.** `POST URL` with `{"rows": [...]}`; the reply is status 200 with `{"rewards": [numbers]}`, one per row,
+//! in order.
 //!
-//! A batch has a deadline. Whatever goes wrong is one error that says what, and nothing of the batch is used. A command is killed
-//! then, and started again if it is asked again.
+//! Each batch has a deadline. A failed batch gives one error, and none of its rewards are used. After an error the
+//! command is killed; the next batch starts it again.
 
 mod command;
 mod http;
+mod reply;
+mod wait;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::{Result, RewardError};
+use crate::Result;
 
-/// An own reward, ready to be asked.
+/// A custom reward, by command or HTTP.
 #[derive(Debug)]
 pub struct CustomReward(Source);
 
 #[derive(Debug)]
 enum Source {
-    Command(command::Command),
-    Http(http::Http),
+    Command(command::CommandReward),
+    Http(http::HttpReward),
 }
 
 impl CustomReward {
-    /// The reward of a shell command, which is started with the first batch.
+    /// The reward of a shell command, which is started with the first batch. `timeout` is the deadline of each batch.
+    ///
+    /// # Errors
+    /// The command is empty or contains a zero byte.
     pub fn command(shell: &str, timeout: Duration) -> Result<Self> {
-        Ok(Self(Source::Command(command::Command::new(shell, timeout)?)))
+        Ok(Self(Source::Command(command::CommandReward::new(shell, timeout)?)))
     }
 
-    /// The reward of an `http:` or `https:` address, which is asked with the first batch.
+    /// The reward of an HTTP server at `url`. `timeout` is the deadline of each batch.
+    ///
+    /// # Errors
+    /// `url` is not a valid `http:` or `https:` URL.
     pub fn url(url: &str, timeout: Duration) -> Result<Self> {
-        Ok(Self(Source::Http(http::Http::new(url, timeout)?)))
+        Ok(Self(Source::Http(http::HttpReward::new(url, timeout)?)))
     }
 
-    /// The name in weights and metrics: `command` or `url`.
+    /// The name of this reward in `--reward-weights` and metrics: `command` or `url`.
     pub fn name(&self) -> &'static str {
         match &self.0 {
             Source::Command(_) => "command",
@@ -54,12 +70,19 @@ impl CustomReward {
         }
     }
 
-    /// The rewards of a batch of rows, all numbers up to 1e18 either way. Rows are objects; a batch of none asks nobody.
+    /// Scores a batch of rows (JSON objects); all rewards have an absolute value of at most 1e18. An empty batch
+    /// sends nothing.
+    ///
+    /// # Errors
+    /// The command or server fails, misses the deadline, or gives anything but one number per row.
     pub fn score(&mut self, rows: &[Value]) -> Result<Vec<f64>> {
         self.score_or_stop(rows, &AtomicBool::new(false))
     }
 
-    /// The same, but given up with an error where `stop` turns true.
+    /// As [`CustomReward::score`], but returns an error as soon as `stop` is true.
+    ///
+    /// # Errors
+    /// `stop` is true, or one of the reasons of [`CustomReward::score`].
     pub fn score_or_stop(&mut self, rows: &[Value], stop: &AtomicBool) -> Result<Vec<f64>> {
         if rows.is_empty() {
             return Ok(Vec::new());
@@ -69,61 +92,4 @@ impl CustomReward {
             Source::Http(http) => http.score(rows, stop),
         }
     }
-}
-
-/// Why there is no message.
-enum Silence {
-    /// The deadline passed.
-    Late,
-    /// The sender is gone.
-    Ended,
-    /// The wait was given up.
-    Stopped,
-}
-
-/// How often a wait looks whether it is to be given up.
-const LOOK: Duration = Duration::from_millis(50);
-
-/// What a stopped wait says; who stopped it knows more.
-const STOPPED: (&str, &str) = ("was not waited for, since the work was stopped", "start again");
-
-/// The next message, if it comes before the deadline and before `stop`.
-fn receive<T>(from: &Receiver<T>, deadline: Instant, stop: &AtomicBool) -> Result<T, Silence> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match from.recv_timeout(left.min(LOOK)) {
-            Ok(message) => return Ok(message),
-            Err(RecvTimeoutError::Disconnected) => return Err(Silence::Ended),
-            Err(RecvTimeoutError::Timeout) if left.is_zero() => return Err(Silence::Late),
-            Err(RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => return Err(Silence::Stopped),
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-    }
-}
-
-/// The largest reward: squares of a group's are added up in f32.
-const MOST: f64 = 1e18;
-
-/// An answer as a reward; the error says what it is instead.
-fn number(answer: &Value) -> Result<f64, String> {
-    let Some(number) = answer.as_f64() else { return Err(format!("is {}, no number", shortened(&answer.to_string()))) };
-    if number.abs() <= MOST { Ok(number) } else { Err(format!("is {number:e}, beyond what a reward can be")) }
-}
-
-/// A text on one line and not too long, for an error; control characters, which a terminal would obey, are left out.
-fn shortened(text: &str) -> String {
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let line: String = line.chars().filter(|c| !c.is_control()).collect();
-    let short: String = line.chars().take(120).collect();
-    if short.len() < line.len() { short + "…" } else { short }
-}
-
-/// Seconds, as errors have them.
-fn seconds(time: Duration) -> String {
-    format!("{} s", time.as_secs_f64())
-}
-
-/// The fault of a source: its flag with what was given for it, what is wrong, the cure.
-fn fault(flag: &str, given: &str, what: impl std::fmt::Display, cure: &str) -> RewardError {
-    RewardError::custom(&format!("{flag} `{}`", shortened(given)), what.to_string(), cure)
 }

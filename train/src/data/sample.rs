@@ -168,7 +168,7 @@ pub(crate) fn tokens_of_text(bundle: &Bundle, text: &str, media: LoadedMedia, lo
 
 /// What is wrong with a row's conversation or media is the row's fault; a decoder that cannot be started is not.
 pub(crate) fn about_row(location: &str, e: ModelError) -> TrainError {
-    if matches!(e, ModelError::Media(MediaError::Worker { .. })) {
+    if matches!(e, ModelError::Media(MediaError::Worker(_))) {
         return e.into();
     }
     let text = e.to_string();

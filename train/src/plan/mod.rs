@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use reel_kernels::Cost;
+use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
-use reel_media::resize::FrameBuf;
 use reel_model::checkpoint::{Checkpoint, StoredDType};
 use reel_model::config::ModelConfig;
 use reel_model::input::window::GridThw;

@@ -5,7 +5,7 @@
 
 use reel_engine::{Completion, Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_kernels::philox::philox4x32_10;
-use reel_media::resize::FrameBuf;
+use reel_media::frames::FrameBuf;
 use reel_model::input::ModelInput;
 
 use crate::Result;

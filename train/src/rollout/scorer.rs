@@ -77,7 +77,7 @@ impl<'a> CompletionScorer<'a> {
         };
         let Some(siglip) = self.siglip.as_mut().filter(|_| !seen.is_empty()) else { return Ok(None) };
         let texts: Vec<&str> = drawn.completions.iter().map(|a| rewards::reasoning_text(&a.text)).collect();
-        let cosines = siglip.similarities_of(&texts, seen, self.rules.recipe.semantic_negative(video))?;
+        let cosines = siglip.similarities_of(&texts, seen, self.rules.recipe.uses_negative_frames(video))?;
         Ok(Some(cosines.iter().map(|cosines| rewards::semantic_reward(cosines)).collect()))
     }
 

@@ -6,8 +6,8 @@ use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use reel_media::frames::{FrameBuf, FrameView};
 use reel_media::image;
-use reel_media::resize::{FrameBuf, FrameView};
 use reel_model::ModelError;
 use reel_model::siglip::Siglip;
 use reel_rewards::{RewardError, SemanticModel};

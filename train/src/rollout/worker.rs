@@ -169,11 +169,11 @@ impl<'a> RolloutWorker<'a> {
 
 /// An error of the rewards, not of the command line: what was done before is kept.
 fn nothing_to_learn(step: u64, groups: usize) -> TrainError {
-    TrainError::Reward(RewardError::Custom {
-        place: "--dynamic-sampling".into(),
-        what: format!("in step {step} the rewards within each of {groups} groups were all the same"),
-        cure: "leave it out, raise --temperature, or give rows that the model sometimes gets right".into(),
-    })
+    TrainError::Reward(RewardError::custom(
+        "--dynamic-sampling",
+        format!("in step {step} the rewards within each of {groups} groups were all the same"),
+        "leave it out, raise --temperature, or give rows that the model sometimes gets right",
+    ))
 }
 
 /// A group as TensorBoard's text page shows it.

@@ -1,7 +1,13 @@
-//! Decoding wanted frames: runs of packets, several at a time, each frame written where it belongs.
+//! Decodes frames: several runs of packets at a time, each frame written to its position in the output.
+//!
+//! ```text
+//! plan runs of packets                                   plan.rs
+//! several lanes, each with a decoder of its own, take runs from a queue, longest first:
+//!     send the packets of the run; write each target frame that comes out
+//!     frames still missing: decode again from an earlier key frame and with packets behind the run, then from packet 0
+//! ```
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Mutex;
 
 use ffmpeg_next as ffmpeg;
@@ -10,54 +16,57 @@ use ffmpeg::Discard;
 use ffmpeg::codec::{Id, decoder, threading};
 use ffmpeg::frame::Video as AvFrame;
 
-use super::convert::Converter;
+use super::convert::RgbConverter;
 use super::demux::VideoFile;
-use super::failed;
-use super::plan::{Run, Wanted, has_times, key_before, runs};
-use super::source::PacketSource;
-use crate::video::DecodeLimits;
+use super::error::ffmpeg_error;
+use super::packets::PacketSource;
+use super::plan::{Run, has_unique_times, key_before, plan_runs};
+use crate::video::types::DecodeLimits;
 use crate::{MediaError, Result};
 
-/// FrameConverter a decoder holds at once, at most: 16 references and a few in flight.
-const PICTURES_HELD: u64 = 24;
+/// Upper bound of the frames that a decoder holds at once: 16 references and a few in its threads.
+const FRAMES_PER_DECODER: u64 = 24;
 
-/// A picture leaves the decoder after at most this many more packets: 16 to reorder, and those in flight in its threads.
-const PUSHED_OUT_WITHIN: usize = 64;
+/// A frame leaves the decoder after at most this many more packets: 16 for reordering, the others for frame threads.
+const MAX_OUTPUT_DELAY: usize = 64;
 
-/// A run and the places in memory of its frames, by frame number.
+/// Output memory of frames by frame index. A frame is removed when it is written.
+type Slots<'m> = HashMap<u64, &'m mut [u8]>;
+
+/// A run of packets with the output memory of its frames.
 struct Job<'m> {
     run: Run,
-    slots: HashMap<u64, &'m mut [u8]>,
+    slots: Slots<'m>,
 }
 
-/// Decodes the frames `indices` (ascending, repeats allowed) of `film` into `out`, [T, h, w, 3].
-pub(super) fn frames(
-    film: &VideoFile,
+/// Decodes the frames `indices` (ascending, repeats allowed) of `video` into `out`, u8 `[T, h, w, 3]`.
+pub(super) fn decode_frames(
+    video: &VideoFile,
     indices: &[u64],
-    target: Option<(usize, usize)>,
+    target_size: Option<(usize, usize)>,
     limits: DecodeLimits,
     out: &mut [u8],
 ) -> Result<()> {
     let frame_len = out.len() / indices.len().max(1);
     let mut unique = indices.to_vec();
     unique.dedup();
-    let by_time = has_times(&film.entries);
-    let plan = runs(&film.entries, &unique, by_time && trusts_key_flags(film.parameters.id()));
+    let seekable = has_unique_times(&video.packets) && has_reliable_key_flags(video.parameters.id());
+    let runs = plan_runs(&video.packets, &unique, seekable);
 
-    let mut slots: HashMap<u64, &mut [u8]> = HashMap::new();
+    let mut slots = Slots::new();
     for (&frame, slot) in indices.iter().zip(out.chunks_exact_mut(frame_len)) {
         slots.entry(frame).or_insert(slot);
     }
-    let mut jobs: Vec<Job<'_>> = plan
+    let mut jobs: Vec<Job<'_>> = runs
         .into_iter()
         .map(|run| {
-            let slots = run.wanted.iter().filter_map(|w| slots.remove_entry(&w.frame)).collect();
+            let slots = run.targets.iter().filter_map(|target| slots.remove_entry(&target.frame)).collect();
             Job { run, slots }
         })
         .collect();
-    // Longest first: the lanes then end at about the same time.
+    // `pop` takes the longest run first, so that all lanes end at about the same time.
     jobs.sort_by_key(|job| job.run.end - job.run.start);
-    work(film, target, limits, jobs)?;
+    run_jobs(video, target_size, limits, jobs)?;
 
     for i in 1..indices.len() {
         if indices[i] == indices[i - 1] {
@@ -67,59 +76,65 @@ pub(super) fn frames(
     Ok(())
 }
 
-/// Shares the jobs (the last first) out among as many lanes as threads and memory allow.
-fn work(film: &VideoFile, target: Option<(usize, usize)>, limits: DecodeLimits, jobs: Vec<Job<'_>>) -> Result<()> {
-    let picture = (film.coded.0 as u64).saturating_mul(film.coded.1 as u64).saturating_mul(2);
-    let by_memory = limits.memory / 4 / picture.saturating_mul(PICTURES_HELD).max(1);
-    let most = limits.threads.min(usize::try_from(by_memory).unwrap_or(usize::MAX)).max(1);
-    let lanes = most.min(jobs.len()).max(1);
-    // Whole groups side by side cost no waiting. With few of them some lanes end early: threads inside each decoder then
-    // use what they leave.
-    let share = if jobs.len() < 3 * lanes { 2 * most / lanes } else { most / lanes };
-    let threads = share.clamp(1, most);
-    let mut ready = Vec::new();
-    for _ in 0..lanes {
-        ready.push(DecodeLane::new(film, target, threads)?);
+/// Distributes the jobs, last first, over as many lanes as the limits on threads and memory allow.
+fn run_jobs(
+    video: &VideoFile,
+    target_size: Option<(usize, usize)>,
+    limits: DecodeLimits,
+    jobs: Vec<Job<'_>>,
+) -> Result<()> {
+    let frame_bytes = (video.coded_size.0 as u64).saturating_mul(video.coded_size.1 as u64).saturating_mul(2);
+    let lanes_in_memory = limits.memory_bytes / 4 / frame_bytes.saturating_mul(FRAMES_PER_DECODER).max(1);
+    let max_lanes = limits.threads.min(usize::try_from(lanes_in_memory).unwrap_or(usize::MAX)).max(1);
+    let lane_count = max_lanes.min(jobs.len()).max(1);
+    // Lanes never wait for each other. With few jobs some lanes end early: each decoder then gets twice its share of
+    // threads to use the cores that become free.
+    let share = if jobs.len() < 3 * lane_count { 2 * max_lanes / lane_count } else { max_lanes / lane_count };
+    let threads = share.clamp(1, max_lanes);
+    let mut lanes = Vec::new();
+    for _ in 0..lane_count {
+        lanes.push(DecodeLane::new(video, target_size, threads)?);
     }
     let queue = Mutex::new(jobs);
     let next = || queue.lock().ok().and_then(|mut jobs| jobs.pop());
     let run_lane = |mut lane: DecodeLane<'_>| -> Result<()> {
         while let Some(mut job) = next() {
-            lane.finish(&mut job)?;
+            lane.run_job(&mut job)?;
         }
         Ok(())
     };
-    let Some(own) = ready.pop() else { return Ok(()) };
+    let Some(own_lane) = lanes.pop() else { return Ok(()) };
     std::thread::scope(|scope| {
-        let mut others = Vec::new();
-        for lane in ready {
-            // A lane that gets no thread leaves its work to the others.
+        let mut handles = Vec::new();
+        for lane in lanes {
+            // If no thread can be created, the other lanes do its jobs.
             if let Ok(handle) = std::thread::Builder::new().spawn_scoped(scope, || run_lane(lane)) {
-                others.push(handle);
+                handles.push(handle);
             }
         }
-        let mut result = run_lane(own);
-        for handle in others {
-            let done = handle.join().unwrap_or_else(|_| {
-                Err(MediaError::file(&film.path, "decoding it failed in a thread", "report this file as a bug"))
+        let mut result = run_lane(own_lane);
+        for handle in handles {
+            let lane_result = handle.join().unwrap_or_else(|_| {
+                Err(MediaError::file(&video.path, "a decoding thread panicked", "report this file as a bug"))
             });
-            result = result.and(done);
+            result = result.and(lane_result);
         }
         result
     })
 }
 
-/// Whether memory for a few more pictures could be had. Decoders do not always say that they failed for want of it.
-fn has_room(film: &VideoFile) -> bool {
-    const PICTURES: usize = 6;
-    let bytes = film.coded.0.saturating_mul(film.coded.1).saturating_mul(2 * PICTURES);
-    let mut room = Vec::<u8>::new();
-    // The compiler may leave out memory that nobody looks at.
-    room.try_reserve_exact(bytes).is_ok() && std::hint::black_box(&room).capacity() >= bytes
+/// Whether memory for 6 more frames can be allocated. Decoders do not always report that they failed for lack of
+/// memory.
+fn has_memory_for_frames(video: &VideoFile) -> bool {
+    const FRAMES: usize = 6;
+    let bytes = video.coded_size.0.saturating_mul(video.coded_size.1).saturating_mul(2 * FRAMES);
+    let mut buffer = Vec::<u8>::new();
+    // Without black_box the compiler may remove the allocation.
+    buffer.try_reserve_exact(bytes).is_ok() && std::hint::black_box(&buffer).capacity() >= bytes
 }
 
-/// Codecs whose containers flag as key frames only those at which decoding may start.
-fn trusts_key_flags(codec: Id) -> bool {
+/// Whether containers flag as key frames of this codec only frames at which decoding can start.
+fn has_reliable_key_flags(codec: Id) -> bool {
     matches!(
         codec,
         Id::H264
@@ -135,147 +150,139 @@ fn trusts_key_flags(codec: Id) -> bool {
     )
 }
 
-/// One decoder with all that it needs.
+/// A decoder with its own packet source and RGB converter, used by one thread.
 struct DecodeLane<'f> {
-    film: &'f VideoFile,
+    video: &'f VideoFile,
     source: PacketSource<'f>,
     decoder: decoder::Video,
-    converter: Converter,
-    /// FrameConverter that nobody refers to may be left out before the decoder works on them.
-    may_skip: bool,
+    converter: RgbConverter,
+    /// The decoder may skip frames that no other frame refers to.
+    can_skip_unreferenced: bool,
 }
 
 impl<'f> DecodeLane<'f> {
-    fn new(film: &'f VideoFile, target: Option<(usize, usize)>, threads: usize) -> Result<Self> {
-        let cannot = |e| failed(&film.path, "opening its decoder", e);
-        let mut context = film.parameters.decoder().map_err(cannot)?;
+    fn new(video: &'f VideoFile, target_size: Option<(usize, usize)>, threads: usize) -> Result<Self> {
+        let cannot_open = |e| ffmpeg_error(&video.path, "opening its decoder", e);
+        let mut context = video.parameters.decoder().map_err(cannot_open)?;
         let mut config = threading::Config::kind(threading::Type::Frame);
         config.count = threads;
         context.set_threading(config);
         // SAFETY: the context is not open yet and has no other owner.
-        unsafe { (*context.as_mut_ptr()).pkt_timebase = film.time_base.into() };
-        let codec = film.parameters.id();
+        unsafe { (*context.as_mut_ptr()).pkt_timebase = video.time_base.into() };
+        let codec = video.parameters.id();
         Ok(Self {
-            film,
-            source: PacketSource::new(film),
-            decoder: context.decoder().video().map_err(cannot)?,
-            converter: Converter::new(film.coded, film.turn, target),
-            may_skip: codec == Id::H264 || (codec == Id::HEVC && film.one_layer),
+            video,
+            source: PacketSource::new(video),
+            decoder: context.decoder().video().map_err(cannot_open)?,
+            converter: RgbConverter::new(video.coded_size, video.rotation, target_size),
+            can_skip_unreferenced: codec == Id::H264 || (codec == Id::HEVC && video.has_one_layer),
         })
     }
 
-    /// Decodes a job's frames, from further back and with more of what follows if they do not come at once: key flags can
-    /// lie, some films (intra refresh) need a run-up, and H.264 that begins in an open group gives its first frames only when
-    /// later ones push them out, not when the decoder is drained.
-    fn finish(&mut self, job: &mut Job<'_>) -> Result<()> {
-        let Some(first) = job.run.wanted.first().copied() else { return Ok(()) };
+    /// Decodes the frames of a job. Frames that do not come out of the planned packets are tried again from an
+    /// earlier key frame and with later packets: key flags can be wrong, intra refresh needs earlier packets, and
+    /// H.264 that begins in an open GOP outputs its first frames only when later frames push them out.
+    fn run_job(&mut self, job: &mut Job<'_>) -> Result<()> {
+        let Some(first) = job.run.targets.first().copied() else { return Ok(()) };
         if first.pts.is_none() {
-            self.count(job)?;
+            self.decode_by_counting(job)?;
         } else {
-            let start = job.run.start;
-            let earlier =
-                start.checked_sub(1).map_or(0, |p| key_before(&self.film.entries, p, self.film.entries[p].pts));
-            let end = job.run.end;
-            let beyond = (end + PUSHED_OUT_WITHIN).min(self.film.entries.len().saturating_sub(1));
-            for (start, end, skip) in [(start, end, self.may_skip), (earlier, beyond, false), (0, beyond, false)] {
-                self.run(job, start, end, skip)?;
+            let (start, end) = (job.run.start, job.run.end);
+            let packets = &self.video.packets;
+            let earlier = start.checked_sub(1).map_or(0, |p| key_before(packets, p, packets[p].pts));
+            let later = (end + MAX_OUTPUT_DELAY).min(packets.len().saturating_sub(1));
+            let attempts = [(start, end, self.can_skip_unreferenced), (earlier, later, false), (0, later, false)];
+            for (start, end, skip_unreferenced) in attempts {
+                self.decode_by_time(job, start, end, skip_unreferenced)?;
                 if job.slots.is_empty() {
                     break;
                 }
             }
         }
         let Some(missing) = job.slots.keys().min() else { return Ok(()) };
-        if !has_room(self.film) {
-            return Err(failed(&self.film.path, "decoding", ffmpeg::Error::Other { errno: ffmpeg::error::ENOMEM }));
+        if !has_memory_for_frames(self.video) {
+            let out_of_memory = ffmpeg::Error::Other { errno: ffmpeg::error::ENOMEM };
+            return Err(ffmpeg_error(&self.video.path, "decoding", out_of_memory));
         }
         Err(MediaError::file(
-            &self.film.path,
-            format!("frame {missing} of {} cannot be decoded", self.film.total_frames()),
+            &self.video.path,
+            format!("frame {missing} of {} cannot be decoded", self.video.total_frames()),
             "the file is damaged there: copy or download it again, or convert it",
         ))
     }
 
-    /// Decodes packets `start..=end`, knowing frames by their presentation time.
-    fn run(&mut self, job: &mut Job<'_>, start: usize, end: usize, skip: bool) -> Result<()> {
-        let wanted: HashMap<i64, u64> = job.run.wanted.iter().filter_map(|w| Some((w.pts?, w.frame))).collect();
-        let places: Vec<usize> = job.run.wanted.iter().map(|w: &Wanted| w.place).collect();
+    /// Decodes packets `start..=end` and recognises frames by their presentation time.
+    fn decode_by_time(&mut self, job: &mut Job<'_>, start: usize, end: usize, skip_unreferenced: bool) -> Result<()> {
+        let frame_at: HashMap<i64, u64> = job.run.targets.iter().filter_map(|t| Some((t.pts?, t.frame))).collect();
+        let target_packets: Vec<usize> = job.run.targets.iter().map(|t| t.packet).collect();
+        let frame_index = |frame: &AvFrame| frame.pts().and_then(|pts| frame_at.get(&pts).copied());
         self.decoder.flush();
-        for place in start..=end {
-            let leave_out = skip && !places.contains(&place);
-            self.decoder.skip_frame(if leave_out { Discard::NonReference } else { Discard::Default });
-            self.send(place)?;
-            self.receive(|frame| frame.pts().and_then(|t| wanted.get(&t).copied()), &mut job.slots)?;
+        for packet in start..=end {
+            let skip = skip_unreferenced && !target_packets.contains(&packet);
+            self.decoder.skip_frame(if skip { Discard::NonReference } else { Discard::Default });
+            self.send(packet)?;
+            self.receive(frame_index, &mut job.slots)?;
             if job.slots.is_empty() {
                 return Ok(());
             }
         }
-        self.drain(|frame| frame.pts().and_then(|t| wanted.get(&t).copied()), &mut job.slots)
+        self.drain(frame_index, &mut job.slots)
     }
 
-    /// Decodes everything from the first packet, counting the frames that come out.
-    fn count(&mut self, job: &mut Job<'_>) -> Result<()> {
-        let mut seen = 0u64;
-        let mut number = |_: &AvFrame| {
-            seen += 1;
-            Some(seen - 1)
+    /// Decodes from the first packet and counts the frames that come out, for videos without usable times.
+    fn decode_by_counting(&mut self, job: &mut Job<'_>) -> Result<()> {
+        let mut count = 0u64;
+        let mut frame_index = |_: &AvFrame| {
+            count += 1;
+            Some(count - 1)
         };
         self.decoder.flush();
         self.decoder.skip_frame(Discard::Default);
-        for place in 0..self.film.entries.len() {
-            self.send(place)?;
-            self.receive(&mut number, &mut job.slots)?;
+        for packet in 0..self.video.packets.len() {
+            self.send(packet)?;
+            self.receive(&mut frame_index, &mut job.slots)?;
             if job.slots.is_empty() {
                 return Ok(());
             }
         }
-        self.drain(number, &mut job.slots)
+        self.drain(frame_index, &mut job.slots)
     }
 
-    /// Hands one packet to the decoder. Damaged data are no error here: the frame is missed later if it was wanted.
-    fn send(&mut self, place: usize) -> Result<()> {
-        let packet = self.source.packet(place)?;
+    /// Sends one packet to the decoder. Damaged data are not an error here: if a target frame is lost, `run_job`
+    /// reports it.
+    fn send(&mut self, packet: usize) -> Result<()> {
+        let packet = self.source.packet(packet)?;
         match self.decoder.send_packet(packet.get()) {
             Err(e @ ffmpeg::Error::Other { errno }) if errno == ffmpeg::error::ENOMEM => {
-                Err(failed(&self.film.path, "decoding", e))
+                Err(ffmpeg_error(&self.video.path, "decoding", e))
             }
             _ => Ok(()),
         }
     }
 
-    fn drain(
-        &mut self,
-        number: impl FnMut(&AvFrame) -> Option<u64>,
-        slots: &mut HashMap<u64, &mut [u8]>,
-    ) -> Result<()> {
-        // An error here means that nothing is left to come.
+    /// Receives the frames that the decoder still holds after the last packet.
+    fn drain(&mut self, frame_index: impl FnMut(&AvFrame) -> Option<u64>, slots: &mut Slots<'_>) -> Result<()> {
+        // An error here means that no frame is left.
         let _ = self.decoder.send_eof();
-        self.receive(number, slots)
+        self.receive(frame_index, slots)
     }
 
-    /// Takes all frames that are ready and writes the wanted ones. `number` says which frame a picture is.
-    fn receive(
-        &mut self,
-        mut number: impl FnMut(&AvFrame) -> Option<u64>,
-        slots: &mut HashMap<u64, &mut [u8]>,
-    ) -> Result<()> {
-        let mut picture = AvFrame::empty();
+    /// Receives all frames that are ready and writes those with a slot. `frame_index` gives the index of a frame.
+    fn receive(&mut self, mut frame_index: impl FnMut(&AvFrame) -> Option<u64>, slots: &mut Slots<'_>) -> Result<()> {
+        let mut frame = AvFrame::empty();
         loop {
-            match self.decoder.receive_frame(&mut picture) {
+            match self.decoder.receive_frame(&mut frame) {
                 Ok(()) => {}
                 Err(e @ ffmpeg::Error::Other { errno }) if errno == ffmpeg::error::ENOMEM => {
-                    return Err(failed(&self.film.path, "decoding", e));
+                    return Err(ffmpeg_error(&self.video.path, "decoding", e));
                 }
-                // A damaged picture: the next one may be whole.
+                // One damaged frame; later frames may be intact.
                 Err(ffmpeg::Error::InvalidData) => continue,
                 Err(_) => return Ok(()),
             }
-            if let Some(slot) = number(&picture).and_then(|n| slots.remove(&n)) {
-                write(&mut self.converter, &self.film.path, &picture, slot)?;
+            if let Some(slot) = frame_index(&frame).and_then(|index| slots.remove(&index)) {
+                self.converter.write(&self.video.path, &frame, slot)?;
             }
         }
     }
-}
-
-fn write(converter: &mut Converter, path: &Path, picture: &AvFrame, slot: &mut [u8]) -> Result<()> {
-    converter.write(path, picture, slot)
 }

@@ -1,4 +1,5 @@
-//! Reading a container without decoding: every packet's time and place, and the packets themselves while they fit.
+//! Reads a container without decoding: the time and key flag of each packet, and the packets themselves if they fit
+//! in memory.
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -12,33 +13,35 @@ use ffmpeg::ffi;
 use ffmpeg::format::context::Input;
 
 use super::convert::Rotation;
-use super::whole::cut_short;
-use super::{VideoInfo, failed};
+use super::error::ffmpeg_error;
+use super::truncation::is_truncated;
+use crate::video::types::VideoInfo;
 use crate::{MediaError, Result};
 
-/// Containers that may be opened. Playlists and the like, which make FFmpeg open other files, are not among them.
+/// Container formats that may be opened. Playlists and similar formats are left out, because they make FFmpeg open
+/// other files.
 const CONTAINERS: &str = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,flv,asf,ogg,h264,hevc,ivf,obu,m4v,\
                           mjpeg,nut,mxf,wtv,rm,y4m,yuv4mpegpipe,apng";
 
-/// What is known of one packet (one frame, in decoding order) without decoding it.
+/// One packet of the video stream, which holds one frame. Packets are in decoding order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PacketInfo {
     /// Presentation time in the stream's time base.
     pub pts: Option<i64>,
     /// Decoding time in the stream's time base.
     pub dts: Option<i64>,
-    /// Bytes.
+    /// Size in bytes.
     pub size: usize,
-    /// Decoding may start here.
+    /// Decoding may start at this packet.
     pub key: bool,
-    /// Decoded but never shown: cut off by an edit list, or a hidden reference frame.
+    /// The frame is decoded but never displayed: an edit list cuts it off, or it is only a reference for other frames.
     pub hidden: bool,
 }
 
-/// A stream's codec parameters: a deep copy that is only read.
+/// Codec parameters of the video stream: a deep copy that is only read.
 pub(super) struct Parameters(ffmpeg::codec::Parameters);
 
-// SAFETY: the wrapped parameters own their memory and nothing writes to it after `describe`, so that threads may read it.
+// SAFETY: the parameters own their memory and nothing writes to it after `describe`, so threads may read it.
 unsafe impl Sync for Parameters {}
 
 impl Parameters {
@@ -46,37 +49,37 @@ impl Parameters {
         self.0.id()
     }
 
-    /// A decoder for such a stream, not yet open.
+    /// A decoder with these parameters, not yet opened.
     pub(super) fn decoder(&self) -> std::result::Result<ffmpeg::codec::Context, ffmpeg::Error> {
         ffmpeg::codec::Context::from_parameters(self.0.clone())
     }
 }
 
-/// A film as its container describes it.
+/// A video as its container describes it.
 pub(super) struct VideoFile {
     pub path: PathBuf,
     pub parameters: Parameters,
     pub time_base: ffmpeg::Rational,
-    /// Coded size: before any rotation.
-    pub coded: (usize, usize),
-    pub turn: Rotation,
+    /// Coded `(height, width)` in pixels, before any rotation.
+    pub coded_size: (usize, usize),
+    pub rotation: Rotation,
     pub video_fps: f64,
-    /// One a packet, in decoding order.
-    pub entries: Vec<PacketInfo>,
-    /// The packets, where all of them fitted into the memory given for that.
-    pub kept: Option<Vec<ffmpeg::Packet>>,
-    /// HEVC that says it has one temporal layer: "not referenced" then means by nobody.
-    pub one_layer: bool,
+    /// All packets in decoding order.
+    pub packets: Vec<PacketInfo>,
+    /// The compressed data of all packets, if they fit into the memory for it.
+    pub data: Option<Vec<ffmpeg::Packet>>,
+    /// HEVC with one temporal layer: frames marked as not referenced are then not referenced by any other frame.
+    pub has_one_layer: bool,
 }
 
 impl VideoFile {
-    /// Reads the whole container, keeping the compressed packets if they take at most `keep` bytes.
-    pub(super) fn read(path: &Path, keep: u64) -> Result<Self> {
+    /// Reads the whole container. Keeps the compressed data of its packets if it has at most `max_kept_bytes`.
+    pub(super) fn read(path: &Path, max_kept_bytes: u64) -> Result<Self> {
         let (mut input, stream) = open(path)?;
-        let mut film = describe(path, &input, stream)?;
-        let mut kept = Some(Vec::new());
+        let mut video = describe(path, &input, stream)?;
+        let mut data = Some(Vec::new());
         let mut bytes = 0u64;
-        let mut cut = false;
+        let mut truncated = false;
         loop {
             let mut packet = ffmpeg::Packet::empty();
             match packet.read(&mut input) {
@@ -84,68 +87,66 @@ impl VideoFile {
                 Ok(()) => {}
                 Err(ffmpeg::Error::Eof) => break,
                 Err(_) => {
-                    cut = true;
+                    truncated = true;
                     break;
                 }
             }
-            film.entries.push(entry(&packet, film.parameters.id()));
-            cut = packet.is_corrupt();
+            video.packets.push(packet_info(&packet, video.parameters.id()));
+            truncated = packet.is_corrupt();
             bytes += packet.size() as u64;
-            match kept.as_mut() {
-                Some(all) if bytes <= keep => all.push(packet),
-                _ => kept = None,
+            match data.as_mut() {
+                Some(all) if bytes <= max_kept_bytes => all.push(packet),
+                _ => data = None,
             }
         }
-        film.kept = kept;
-        // The index of a complete file names no frame that is not there.
-        cut |= film.entries.len() < index_entries(&input, stream) || cut_short(path);
-        if cut {
+        video.data = data;
+        // The index of a complete file lists no more frames than the file has.
+        truncated |= video.packets.len() < index_entries(&input, stream) || is_truncated(path);
+        if truncated {
             return Err(MediaError::file(
                 path,
-                format!(
-                    "the film breaks off after {} frames, before the end that its header or index names",
-                    film.entries.len()
-                ),
-                "the file is cut short or damaged: copy or download it again",
+                format!("ends after {} frames, before the end that its header or index states", video.packets.len()),
+                "copy or download it again",
             ));
         }
-        if film.total_frames() == 0 {
-            return Err(MediaError::file(path, "its video stream has no frames", "use a film with at least one frame"));
+        if video.total_frames() == 0 {
+            return Err(MediaError::file(path, "its video stream has no frames", "use another video"));
         }
-        film.settle_rate(&input, stream)?;
-        Ok(film)
+        video.ensure_frame_rate(&input, stream)?;
+        Ok(video)
     }
 
     pub(super) fn total_frames(&self) -> u64 {
-        self.entries.iter().filter(|e| !e.hidden).count() as u64
+        self.packets.iter().filter(|e| !e.hidden).count() as u64
     }
 
-    /// `(height, width)` as shown.
-    pub(super) fn shown_size(&self) -> (usize, usize) {
-        self.turn.size(self.coded)
+    /// Displayed `(height, width)` in pixels.
+    pub(super) fn displayed_size(&self) -> (usize, usize) {
+        self.rotation.displayed_size(self.coded_size)
     }
 
-    pub(super) fn probe(&self) -> VideoInfo {
-        let (height, width) = self.shown_size();
+    pub(super) fn info(&self) -> VideoInfo {
+        let (height, width) = self.displayed_size();
         let codec = self.parameters.id().name().to_owned();
         VideoInfo { codec, height, width, total_frames: self.total_frames(), video_fps: self.video_fps }
     }
 
-    /// Containers that name no average rate get frames over duration.
-    fn settle_rate(&mut self, input: &Input, stream: usize) -> Result<()> {
+    /// Where the container states no average rate, uses the stream's base rate, or frames divided by duration.
+    fn ensure_frame_rate(&mut self, input: &Input, stream: usize) -> Result<()> {
         if self.video_fps.is_finite() && self.video_fps > 0.0 {
             return Ok(());
         }
         let rate = |r: ffmpeg::Rational| f64::from(r.numerator()) / f64::from(r.denominator());
         let seconds = input.duration() as f64 / f64::from(ffi::AV_TIME_BASE);
-        let guesses = [input.stream(stream).map_or(f64::NAN, |s| rate(s.rate())), self.total_frames() as f64 / seconds];
-        match guesses.into_iter().find(|r| r.is_finite() && *r > 0.0) {
+        let candidates =
+            [input.stream(stream).map_or(f64::NAN, |s| rate(s.rate())), self.total_frames() as f64 / seconds];
+        match candidates.into_iter().find(|r| r.is_finite() && *r > 0.0) {
             Some(found) => self.video_fps = found,
             None => {
                 return Err(MediaError::file(
                     &self.path,
-                    "it names neither a frame rate nor a duration",
-                    "put it into an mp4 with a frame rate (ffmpeg -r)",
+                    "states neither a frame rate nor a duration",
+                    "convert it to mp4 with a frame rate (ffmpeg -r)",
                 ));
             }
         }
@@ -153,25 +154,25 @@ impl VideoFile {
     }
 }
 
-/// Opens a container and finds its video stream.
+/// Opens a container and finds its best video stream; returns the stream's index.
 pub(super) fn open(path: &Path) -> Result<(Input, usize)> {
     ffmpeg::log::set_level(ffmpeg::log::Level::Quiet);
-    let io = |source| MediaError::Io { path: path.to_owned(), source };
-    let data = std::fs::metadata(path).map_err(io)?;
-    if data.is_dir() {
-        return Err(MediaError::file(path, "is a folder, not a film", "give the path of a video file"));
+    let metadata = std::fs::metadata(path).map_err(|e| MediaError::cannot_read(path, &e))?;
+    if metadata.is_dir() {
+        return Err(MediaError::file(path, "is a folder, not a video", "give the path of a video file"));
     }
-    if data.is_file() && data.len() == 0 {
+    if metadata.is_file() && metadata.len() == 0 {
         return Err(MediaError::file(path, "is empty (0 bytes)", "copy or download it again"));
     }
     let mut url = b"file:".to_vec();
     url.extend_from_slice(path.as_os_str().as_bytes());
-    let url = CString::new(url).map_err(|_| MediaError::file(path, "its name holds a zero byte", "rename the file"))?;
+    let url =
+        CString::new(url).map_err(|_| MediaError::file(path, "its name contains a zero byte", "rename the file"))?;
     let options: ffmpeg::Dictionary =
         [("protocol_whitelist", "file"), ("format_whitelist", CONTAINERS)].into_iter().collect();
     let mut context = ptr::null_mut();
-    // SAFETY: `url` outlives the call; FFmpeg allocates the context and, on failure, frees it and leaves null; the
-    // dictionary goes in and what is left of it is owned (and freed) again.
+    // SAFETY: `url` outlives the call. FFmpeg allocates the context; on failure it frees it and leaves null. The
+    // dictionary is passed in and the entries that remain are owned, and freed, again.
     let opened = unsafe {
         let mut options = options.disown();
         let code = ffi::avformat_open_input(&mut context, url.as_ptr(), ptr::null(), &mut options);
@@ -179,18 +180,18 @@ pub(super) fn open(path: &Path) -> Result<(Input, usize)> {
         code
     };
     if opened < 0 {
-        return Err(failed(path, "opening it as a film", ffmpeg::Error::from(opened)));
+        return Err(ffmpeg_error(path, "opening it as a video", ffmpeg::Error::from(opened)));
     }
     // SAFETY: the context was opened above and has no other owner.
     let mut input = unsafe { Input::wrap(context) };
     // SAFETY: the context is valid and no per-stream options are given.
     let found = unsafe { ffi::avformat_find_stream_info(input.as_mut_ptr(), ptr::null_mut()) };
     if found < 0 {
-        return Err(failed(path, "reading its streams", ffmpeg::Error::from(found)));
+        return Err(ffmpeg_error(path, "reading its streams", ffmpeg::Error::from(found)));
     }
     let best = input.streams().best(ffmpeg::media::Type::Video).map(|s| s.index());
     let Some(stream) = best else {
-        return Err(MediaError::file(path, "has no video stream", "give a file with pictures in it"));
+        return Err(MediaError::file(path, "has no video stream", "use a video file"));
     };
     for other in 0..input.streams().len() {
         if other != stream {
@@ -203,17 +204,17 @@ pub(super) fn open(path: &Path) -> Result<(Input, usize)> {
 
 fn describe(path: &Path, input: &Input, index: usize) -> Result<VideoFile> {
     let stream =
-        input.stream(index).ok_or_else(|| MediaError::file(path, "has no video stream", "use another file"))?;
+        input.stream(index).ok_or_else(|| MediaError::file(path, "has no video stream", "use a video file"))?;
     let parameters = stream.parameters().clone();
-    // SAFETY: the parameters are a live copy.
+    // SAFETY: the parameters are a copy that is alive.
     let (height, width) = unsafe { ((*parameters.as_ptr()).height, (*parameters.as_ptr()).width) };
-    let coded = match (usize::try_from(height), usize::try_from(width)) {
+    let coded_size = match (usize::try_from(height), usize::try_from(width)) {
         (Ok(h), Ok(w)) if h > 0 && w > 0 => (h, w),
         _ => {
             return Err(MediaError::file(
                 path,
-                format!("its video stream has the size {width} x {height}"),
-                "check that it is a whole video file that plays, or convert it",
+                format!("its video stream states a size of {width} x {height}"),
+                "check that the file is complete and plays, or convert it",
             ));
         }
     };
@@ -222,21 +223,21 @@ fn describe(path: &Path, input: &Input, index: usize) -> Result<VideoFile> {
     let rate = stream.avg_frame_rate();
     Ok(VideoFile {
         path: path.to_owned(),
-        one_layer: has_one_layer(&parameters),
+        has_one_layer: has_one_layer(&parameters),
         parameters: Parameters(parameters),
         time_base: stream.time_base(),
-        coded,
-        turn: matrix.map_or_else(Rotation::default, |m| Rotation::from_matrix(&m)),
+        coded_size,
+        rotation: matrix.map_or_else(Rotation::default, |m| Rotation::from_matrix(&m)),
         video_fps: f64::from(rate.numerator()) / f64::from(rate.denominator()),
-        entries: Vec::new(),
-        kept: None,
+        packets: Vec::new(),
+        data: None,
     })
 }
 
-/// The display matrix where it is with the codec's parameters instead of the stream (FFmpeg 6.1 and later).
+/// The display matrix of the codec parameters, where FFmpeg 6.1 and later store it instead of in the stream.
 fn parameters_matrix(parameters: &ffmpeg::codec::Parameters) -> Option<Vec<u8>> {
     let context = ffmpeg::codec::Context::from_parameters(parameters.clone()).ok()?;
-    // SAFETY: the context is live; it has as many pieces of side data as it says, each with as many bytes as it says.
+    // SAFETY: the context is alive and holds `nb_coded_side_data` pieces of `size` bytes each.
     unsafe {
         let (pieces, n) = ((*context.as_ptr()).coded_side_data, (*context.as_ptr()).nb_coded_side_data);
         (0..usize::try_from(n).ok()?)
@@ -246,32 +247,34 @@ fn parameters_matrix(parameters: &ffmpeg::codec::Parameters) -> Option<Vec<u8>> 
     }
 }
 
-/// What `PacketInfo` keeps of a packet.
-pub(super) fn entry(packet: &ffmpeg::Packet, codec: ffmpeg::codec::Id) -> PacketInfo {
+/// The properties of a packet that [`PacketInfo`] holds.
+pub(super) fn packet_info(packet: &ffmpeg::Packet, codec: ffmpeg::codec::Id) -> PacketInfo {
     use ffmpeg::codec::packet::Ref;
-    // SAFETY: the packet is live.
+    // SAFETY: the packet is alive.
     let flags = unsafe { (*packet.as_ptr()).flags };
-    // A VP8 frame says in bit 4 of its first byte whether it is shown (RFC 6386, section 9.1).
-    let unseen =
+    // Bit 4 of the first byte of a VP8 frame: whether it is displayed (RFC 6386, section 9.1).
+    let not_displayed =
         codec == ffmpeg::codec::Id::VP8 && packet.data().is_some_and(|d| d.first().is_some_and(|b| b & 0x10 == 0));
     PacketInfo {
         pts: packet.pts(),
         dts: packet.dts(),
         size: packet.size(),
         key: packet.is_key(),
-        hidden: unseen || flags & ffi::AV_PKT_FLAG_DISCARD != 0,
+        hidden: not_displayed || flags & ffi::AV_PKT_FLAG_DISCARD != 0,
     }
 }
 
+/// The number of entries in the container's index of the stream.
 fn index_entries(input: &Input, stream: usize) -> usize {
-    // SAFETY: the stream belongs to the live context; the call only reads.
+    // SAFETY: the stream belongs to the context, which is alive; the call only reads.
     let n = unsafe { ffi::avformat_index_get_entries_count(*(*input.as_ptr()).streams.add(stream)) };
     usize::try_from(n).unwrap_or(0)
 }
 
-/// `numTemporalLayers` of an hvcC record (ISO 14496-15): byte 21, bits 3 to 5; 1 says "one layer", 0 "unknown".
+/// Whether an hvcC record (ISO 14496-15) states one temporal layer: `numTemporalLayers`, byte 21, bits 3 to 5, is 1
+/// (0: unknown).
 fn has_one_layer(parameters: &ffmpeg::codec::Parameters) -> bool {
-    // SAFETY: extradata holds `extradata_size` bytes, as FFmpeg promises; both are read from a live copy.
+    // SAFETY: extradata holds `extradata_size` bytes, as FFmpeg guarantees; both are read from a copy that is alive.
     let extra = unsafe {
         let p = parameters.as_ptr();
         match usize::try_from((*p).extradata_size) {

@@ -1,93 +1,69 @@
-//! Films through FFmpeg: what is in a container, and the pictures of chosen frames.
+//! Decodes videos through FFmpeg's libraries: [`demux`] reads the container, [`plan`] decides which packets to
+//! decode, [`decode`] decodes them in several threads, [`convert`] writes RGB pixels.
 
 mod convert;
 mod decode;
 mod demux;
+mod error;
+mod packets;
 mod plan;
-mod source;
-mod whole;
+mod truncation;
 
 use std::path::Path;
 
-use ffmpeg_next as ffmpeg;
-
-use super::{DecodeRequest, DecodedVideo, FrameSize, PixelBuffer, VideoInfo, film_limits, too_large};
+use super::types::{DecodeRequest, DecodedVideo, FrameSize, PixelBuffer, VideoInfo, too_large};
+use crate::Result;
+use crate::resize::VideoPixelLimits;
 use crate::selection::select_frames;
-use crate::{MediaError, Result};
 
-/// Reads a film's size, rate and number of frames.
+/// Reads size, frame rate and number of frames of a video without decoding it.
+///
+/// # Errors
+/// The file cannot be read, is not a video of a supported container, is truncated, or has no frames or no frame rate.
 pub fn probe(path: &Path) -> Result<VideoInfo> {
-    demux::VideoFile::read(path, 0).map(|film| film.probe())
+    demux::VideoFile::read(path, 0).map(|video| video.info())
 }
 
-/// Decodes into memory that `allocate` gives for a number of bytes; the pixels are in that memory, not in `DecodedVideo::data`,
-/// which comes back empty.
+/// Decodes selected frames into memory that `allocate` returns for a number of bytes. The pixels are in the returned
+/// memory; `DecodedVideo::data` is empty.
+///
+/// # Errors
+/// The video cannot be read or decoded, the selection is invalid, or the frames exceed the memory limit.
 pub fn decode_into<B: AsMut<[u8]>>(
     request: &DecodeRequest<'_>,
     allocate: impl FnOnce(usize) -> Result<B>,
 ) -> Result<(DecodedVideo, B)> {
     let limits = request.limits;
-    let film = demux::VideoFile::read(request.path, limits.memory / 4)?;
-    let choice = select_frames(film.total_frames(), film.video_fps, request.profile, &request.overrides)?;
-    let count = choice.indices.len();
-    let (film_height, film_width) = film.shown_size();
+    let video = demux::VideoFile::read(request.path, limits.memory_bytes / 4)?;
+    let selection = select_frames(video.total_frames(), video.video_fps, request.profile, &request.overrides)?;
+    let count = selection.indices.len();
+    let (original_height, original_width) = video.displayed_size();
     let target = match request.size {
         FrameSize::Original => None,
         FrameSize::Resized => {
-            Some(film_limits(request.profile, &request.overrides)?.size(count, film_height, film_width)?)
+            let pixel_limits = VideoPixelLimits::new(request.profile, &request.overrides);
+            Some(pixel_limits.size(count, original_height, original_width)?)
         }
     };
-    let (height, width) = target.unwrap_or((film_height, film_width));
+    let (height, width) = target.unwrap_or((original_height, original_width));
     let bytes = [height, width, 3].iter().try_fold(count, |n, &side| n.checked_mul(side));
-    let bytes = bytes.filter(|&n| n as u64 <= limits.memory / 2 + (limits.memory / 4));
+    let bytes = bytes.filter(|&n| n as u64 <= limits.memory_bytes / 2 + limits.memory_bytes / 4);
     let Some(bytes) = bytes.filter(|&n| n > 0) else {
-        let wanted = (count as u64).saturating_mul(height as u64).saturating_mul(width as u64).saturating_mul(3);
-        return Err(too_large(request.path, wanted, limits.memory));
+        let needed = (count as u64).saturating_mul(height as u64).saturating_mul(width as u64).saturating_mul(3);
+        return Err(too_large(request.path, needed, limits.memory_bytes));
     };
     let mut memory = allocate(bytes)?;
-    decode::frames(&film, &choice.indices, target, limits, memory.as_mut())?;
-    let frames = DecodedVideo {
-        data: PixelBuffer::Owned(Vec::new()),
+    decode::decode_frames(&video, &selection.indices, target, limits, memory.as_mut())?;
+    let decoded = DecodedVideo {
+        data: PixelBuffer::default(),
         height,
         width,
-        indices: choice.indices,
-        total_frames: film.total_frames(),
-        video_fps: film.video_fps,
-        sample_fps: choice.sample_fps,
+        indices: selection.indices,
+        total_frames: video.total_frames(),
+        video_fps: video.video_fps,
+        sample_fps: selection.sample_fps,
     };
-    Ok((frames, memory))
-}
-
-/// FFmpeg's error as this crate's, with the cure that fits it.
-fn failed(path: &Path, doing: &str, error: ffmpeg::Error) -> MediaError {
-    match error {
-        ffmpeg::Error::Other { errno } if errno == ffmpeg::error::ENOMEM => MediaError::file(
-            path,
-            format!("{doing} ran out of the decoder's memory limit"),
-            "raise the memory limit (--media-memory), or use a film of fewer pixels",
-        ),
-        ffmpeg::Error::Other { errno } if errno == ffmpeg::error::EINVAL => {
-            invalid(path, doing, "its settings are not valid")
-        }
-        ffmpeg::Error::Other { errno } => {
-            MediaError::Io { path: path.to_owned(), source: std::io::Error::from_raw_os_error(errno) }
-        }
-        ffmpeg::Error::InvalidData => invalid(path, doing, "the data are damaged, cut short or of another kind"),
-        ffmpeg::Error::DecoderNotFound => MediaError::file(
-            path,
-            "this FFmpeg has no decoder for its codec",
-            "convert it to H.264, or install an FFmpeg with that decoder",
-        ),
-        other => invalid(path, doing, &other.to_string()),
-    }
-}
-
-fn invalid(path: &Path, doing: &str, why: &str) -> MediaError {
-    MediaError::file(
-        path,
-        format!("{doing} failed: {why}"),
-        "check that it is a whole video file that plays, or convert it",
-    )
+    Ok((decoded, memory))
 }
 
 #[cfg(test)]

@@ -1,70 +1,72 @@
-//! From wanted frames to runs of packets: where decoding starts and how far it must go. Plain arithmetic.
+//! Plans which packets to decode for a list of frames. A run of packets starts at a key frame and ends at the last
+//! frame that is needed from it.
+//!
+//! Example in decoding order, numbers are presentation times: `I0 P3 B1 B2 | I6 B4 B5 P9 B7 B8`. Frame 4 is displayed
+//! before the key frame I6, so its run starts one group earlier: packets 0 to 5. Frame 7 needs packets 4 to 8.
 
 use super::demux::PacketInfo;
 
-/// A wanted frame.
+/// A frame to decode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Wanted {
-    /// Its number in display order.
+pub(super) struct TargetFrame {
+    /// Index in display order.
     pub frame: u64,
-    /// Its presentation time; `None` when frames are found by counting.
+    /// Presentation time; `None` where frames are found by counting.
     pub pts: Option<i64>,
-    /// Its packet's place in decoding order.
-    pub place: usize,
+    /// Index of its packet in decoding order.
+    pub packet: usize,
 }
 
-/// Packets `start..=end` in decoding order give the frames `wanted`.
+/// A run of packets, `start..=end` in decoding order, whose decoding gives the frames `targets`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     pub start: usize,
     pub end: usize,
-    pub wanted: Vec<Wanted>,
+    pub targets: Vec<TargetFrame>,
 }
 
-/// Whether every shown packet has a presentation time of its own, by which its frame can be known.
-pub(super) fn has_times(entries: &[PacketInfo]) -> bool {
-    let mut times: Vec<_> = entries.iter().filter(|e| !e.hidden).map(|e| e.pts).collect();
+/// Whether every displayed packet has a presentation time that no other packet has, so that times identify frames.
+pub(super) fn has_unique_times(packets: &[PacketInfo]) -> bool {
+    let mut times: Vec<_> = packets.iter().filter(|e| !e.hidden).map(|e| e.pts).collect();
     times.sort_unstable();
     times.first().is_some_and(|t| t.is_some()) && times.windows(2).all(|w| w[0] != w[1])
 }
 
-/// Plans the decoding of `frames` (ascending, no repeats, each below the number of shown packets).
+/// Plans the decoding of `frames` (ascending, without repeats, each below the number of displayed packets).
 ///
-/// `seekable`: key flags may be trusted and frames known by their times. Otherwise one run counts from the first packet.
-pub(super) fn runs(entries: &[PacketInfo], frames: &[u64], seekable: bool) -> Vec<Run> {
+/// `seekable`: key flags are reliable and times identify frames. Otherwise one run decodes from the first packet and
+/// counts.
+pub(super) fn plan_runs(packets: &[PacketInfo], frames: &[u64], seekable: bool) -> Vec<Run> {
     if !seekable {
-        let wanted = frames.iter().map(|&frame| Wanted { frame, pts: None, place: 0 }).collect();
-        return vec![Run { start: 0, end: entries.len().saturating_sub(1), wanted }];
+        let targets = frames.iter().map(|&frame| TargetFrame { frame, pts: None, packet: 0 }).collect();
+        return vec![Run { start: 0, end: packets.len().saturating_sub(1), targets }];
     }
-    let mut order: Vec<usize> = (0..entries.len()).filter(|&i| !entries[i].hidden).collect();
-    order.sort_by_key(|&i| entries[i].pts);
-    let wanted: Vec<Wanted> = frames
-        .iter()
-        .filter_map(|&frame| {
-            let place = *order.get(usize::try_from(frame).ok()?)?;
-            Some(Wanted { frame, pts: entries[place].pts, place })
-        })
-        .collect();
-    let mut spans: Vec<(usize, Wanted)> =
-        wanted.into_iter().map(|w| (key_before(entries, w.place, w.pts), w)).collect();
-    spans.sort_by_key(|(start, w)| (*start, w.place));
+    let mut display_order: Vec<usize> = (0..packets.len()).filter(|&i| !packets[i].hidden).collect();
+    display_order.sort_by_key(|&i| packets[i].pts);
+    let targets = frames.iter().filter_map(|&frame| {
+        let packet = *display_order.get(usize::try_from(frame).ok()?)?;
+        Some(TargetFrame { frame, pts: packets[packet].pts, packet })
+    });
+    let mut spans: Vec<(usize, TargetFrame)> =
+        targets.map(|target| (key_before(packets, target.packet, target.pts), target)).collect();
+    spans.sort_by_key(|(start, target)| (*start, target.packet));
     let mut runs: Vec<Run> = Vec::new();
-    for (start, w) in spans {
+    for (start, target) in spans {
         match runs.last_mut() {
-            // Also true where a group reaches past the next key frame, for pictures shown before it.
+            // Also true where a run reaches past the next key frame, for frames that are displayed before it.
             Some(last) if start <= last.end => {
-                last.end = last.end.max(w.place);
-                last.wanted.push(w);
+                last.end = last.end.max(target.packet);
+                last.targets.push(target);
             }
-            _ => runs.push(Run { start, end: w.place, wanted: vec![w] }),
+            _ => runs.push(Run { start, end: target.packet, targets: vec![target] }),
         }
     }
     runs
 }
 
-/// The last key frame at or before `place` that is shown no later than `pts`; the first packet if there is none.
-pub(super) fn key_before(entries: &[PacketInfo], place: usize, pts: Option<i64>) -> usize {
-    (0..=place).rev().find(|&k| entries[k].key && entries[k].pts.is_some() && entries[k].pts <= pts).unwrap_or(0)
+/// The last key frame at or before `packet` that is displayed no later than `pts`; packet 0 if there is none.
+pub(super) fn key_before(packets: &[PacketInfo], packet: usize, pts: Option<i64>) -> usize {
+    (0..=packet).rev().find(|&k| packets[k].key && packets[k].pts.is_some() && packets[k].pts <= pts).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -73,18 +75,18 @@ mod tests {
 
     use super::*;
 
-    fn entry(pts: i64, key: bool) -> PacketInfo {
+    fn packet(pts: i64, key: bool) -> PacketInfo {
         PacketInfo { pts: Some(pts), dts: None, size: 1, key, hidden: false }
     }
 
     #[test]
-    fn pictures_shown_before_their_key_frame_start_one_group_earlier() {
-        // Decoding order I0 P3 B1 B2 | I6 B4 B5 P9 B7 B8, times as numbered: an open group at I6.
+    fn frame_displayed_before_its_key_frame_starts_one_group_earlier() {
+        // Decoding order I0 P3 B1 B2 | I6 B4 B5 P9 B7 B8, numbers are times: an open GOP at I6.
         let e: Vec<_> =
             [(0, true), (3, false), (1, false), (2, false), (6, true), (4, false), (5, false), (9, false), (7, false)]
-                .map(|(t, k)| entry(t, k))
+                .map(|(t, k)| packet(t, k))
                 .to_vec();
-        let run = |frames: &[u64]| runs(&e, frames, true).iter().map(|r| (r.start, r.end)).collect::<Vec<_>>();
+        let run = |frames: &[u64]| plan_runs(&e, frames, true).iter().map(|r| (r.start, r.end)).collect::<Vec<_>>();
         assert_eq!(run(&[6]), [(4, 4)]);
         assert_eq!(run(&[4]), [(0, 5)]);
         assert_eq!(run(&[1, 7]), [(0, 2), (4, 8)]);
@@ -93,35 +95,35 @@ mod tests {
     }
 
     #[test]
-    fn times_must_be_there_and_differ() {
-        assert!(has_times(&[entry(0, true), entry(1, false)]));
-        assert!(!has_times(&[entry(0, true), entry(0, false)]));
-        assert!(!has_times(&[entry(0, true), PacketInfo { pts: None, ..entry(0, false) }]));
-        assert!(has_times(&[entry(0, true), PacketInfo { hidden: true, ..entry(0, false) }]));
-        assert!(!has_times(&[]));
+    fn times_must_exist_and_be_unique() {
+        assert!(has_unique_times(&[packet(0, true), packet(1, false)]));
+        assert!(!has_unique_times(&[packet(0, true), packet(0, false)]));
+        assert!(!has_unique_times(&[packet(0, true), PacketInfo { pts: None, ..packet(0, false) }]));
+        assert!(has_unique_times(&[packet(0, true), PacketInfo { hidden: true, ..packet(0, false) }]));
+        assert!(!has_unique_times(&[]));
     }
 
     proptest! {
-        /// Each wanted frame is in exactly one run, which begins at a key frame not shown after it (or at the first packet)
-        /// and reaches its packet; runs do not overlap.
+        /// Each target is in exactly one run, which starts at packet 0 or at a key frame that is not displayed after
+        /// the target. Runs do not overlap.
         #[test]
-        fn runs_cover_what_is_wanted(
+        fn runs_cover_all_targets(
             (times, keys) in (1usize..60).prop_flat_map(|n| (
                 Just((0..n as i64).collect::<Vec<_>>()).prop_shuffle(), proptest::collection::vec(any::<bool>(), n))),
             picks in proptest::collection::btree_set(0u64..60, 1..12),
         ) {
-            let e: Vec<_> = times.iter().zip(&keys).map(|(&t, &k)| entry(t, k)).collect();
+            let e: Vec<_> = times.iter().zip(&keys).map(|(&t, &k)| packet(t, k)).collect();
             let frames: Vec<u64> = picks.into_iter().filter(|&f| f < e.len() as u64).collect();
-            let got = runs(&e, &frames, true);
-            let mut seen: Vec<u64> = got.iter().flat_map(|r| r.wanted.iter().map(|w| w.frame)).collect();
+            let got = plan_runs(&e, &frames, true);
+            let mut seen: Vec<u64> = got.iter().flat_map(|r| r.targets.iter().map(|t| t.frame)).collect();
             seen.sort_unstable();
             prop_assert_eq!(&seen, &frames);
             prop_assert!(got.windows(2).all(|w| w[0].end < w[1].start));
             for r in &got {
-                for w in &r.wanted {
-                    prop_assert_eq!(e[w.place].pts, Some(w.frame as i64));
-                    prop_assert!(r.start <= w.place && w.place <= r.end);
-                    prop_assert!(r.start == 0 || (e[r.start].key && e[r.start].pts <= w.pts));
+                for t in &r.targets {
+                    prop_assert_eq!(e[t.packet].pts, Some(t.frame as i64));
+                    prop_assert!(r.start <= t.packet && t.packet <= r.end);
+                    prop_assert!(r.start == 0 || (e[r.start].key && e[r.start].pts <= t.pts));
                 }
             }
         }

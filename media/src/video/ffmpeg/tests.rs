@@ -1,7 +1,8 @@
-//! The reference's small films (`tests/golden/README.md` says where they are from).
+//! Tests with the golden clips; `tests/golden/README.md` says where they come from.
 
 use std::path::{Path, PathBuf};
 
+use ffmpeg_next as ffmpeg;
 use serde_json::Value;
 
 use super::*;
@@ -20,14 +21,15 @@ fn overrides(args: &Value) -> MediaOverrides {
     serde_json::from_value(args.clone()).unwrap()
 }
 
-/// swscale 6 (FFmpeg 5) on x86-64 made the expected pixels: there they must be equal.
-fn same_converter() -> bool {
+/// Whether swscale is the version that made the golden pixels (swscale 6 of FFmpeg 5 on x86-64), so that bits must be
+/// equal.
+fn has_golden_swscale() -> bool {
     // SAFETY: the call only returns a number.
     cfg!(target_arch = "x86_64") && unsafe { ffmpeg::ffi::swscale_version() } >> 16 == 6
 }
 
 #[test]
-fn size_rate_and_count_of_each_clip() {
+fn probe_equals_golden_index() {
     for clip in index()["clips"].as_array().unwrap() {
         let got = probe(&clips().join(clip["file"].as_str().unwrap())).unwrap();
         assert_eq!(got.total_frames, clip["total_frames"].as_u64().unwrap(), "{clip}");
@@ -41,13 +43,13 @@ fn size_rate_and_count_of_each_clip() {
 }
 
 #[test]
-fn choices_of_each_clip() {
+fn selected_indices_equal_golden_index() {
     for clip in index()["clips"].as_array().unwrap() {
         let path = clips().join(clip["file"].as_str().unwrap());
-        for choice in clip["choices"].as_array().unwrap() {
-            let profile = MediaProfile::parse(choice["profile"].as_str().unwrap()).unwrap();
-            let got = decode(&path, profile, &overrides(&choice["args"])).unwrap();
-            let want: Vec<u64> = serde_json::from_value(choice["expect"]["indices"].clone()).unwrap();
+        for case in clip["choices"].as_array().unwrap() {
+            let profile = MediaProfile::parse(case["profile"].as_str().unwrap()).unwrap();
+            let got = decode(&path, profile, &overrides(&case["args"])).unwrap();
+            let want: Vec<u64> = serde_json::from_value(case["expect"]["indices"].clone()).unwrap();
             assert_eq!(got.indices, want, "{} {profile}", path.display());
             assert_eq!(got.data.len(), want.len() * got.height * got.width * 3);
         }
@@ -55,7 +57,7 @@ fn choices_of_each_clip() {
 }
 
 #[test]
-fn pixels_of_each_clip() {
+fn pixels_equal_golden_clips_within_tolerance() {
     let file = std::fs::read(clips().join("expected.safetensors")).unwrap();
     let expected = safetensors::SafeTensors::deserialize(&file).unwrap();
     for clip in index()["clips"].as_array().unwrap() {
@@ -67,18 +69,18 @@ fn pixels_of_each_clip() {
         assert_eq!([got.indices.len(), got.height, got.width, 3], want.shape(), "{name}");
         let mut off: Vec<u8> = got.data.iter().zip(want.data()).map(|(a, b)| a.abs_diff(*b)).collect();
         off.sort_unstable();
-        let (most, p99) = (off[off.len() - 1], off[off.len() * 99 / 100]);
+        let (max, p99) = (off[off.len() - 1], off[off.len() * 99 / 100]);
         let mean = off.iter().map(|&d| f64::from(d)).sum::<f64>() / off.len() as f64;
-        println!("{name}: off by at most {most}, {mean:.4} on average");
+        println!("{name}: off by at most {max}, {mean:.4} on average");
         let tolerance = &pixels["tolerance"];
         assert!(mean <= tolerance["mean_levels"].as_f64().unwrap(), "{name}: {mean}");
         assert!(f64::from(p99) <= tolerance["p99_levels"].as_f64().unwrap(), "{name}: {p99}");
-        assert!(most == 0 || !same_converter(), "{name}: off by up to {most} levels");
+        assert!(max == 0 || !has_golden_swscale(), "{name}: off by up to {max} levels");
     }
 }
 
 #[test]
-fn broken_files_are_refused_in_one_line() {
+fn broken_files_are_refused_with_one_line() {
     for file in ["bad_zero.mp4", "bad_text.mp4", "bad_cut.mp4", "cut_after_index.mp4", "nothing_here.mp4", "."] {
         let path = clips().join(file);
         for error in [
@@ -90,9 +92,8 @@ fn broken_files_are_refused_in_one_line() {
     }
 }
 
-/// A damaged film gives all its frames or none.
 #[test]
-fn damaged_picture_data() {
+fn damaged_video_gives_all_frames_or_an_error() {
     for n in [2, 4, 8, 50] {
         let o = MediaOverrides { nframes: Some(n), ..Default::default() };
         match decode(&clips().join("flipped.mp4"), MediaProfile::Qwen, &o) {
@@ -102,42 +103,40 @@ fn damaged_picture_data() {
     }
 }
 
-/// A copy that begins in an open group gives its first frames alone as it gives them with all others.
 #[test]
-fn a_cut_in_an_open_group() {
+fn frames_of_an_open_gop_do_not_depend_on_the_selection() {
     let path = clips().join("open_group_cut.mp4");
-    let all = video_frames(&path, MediaProfile::Uniform16, 15);
+    let all = decode_n(&path, MediaProfile::Uniform16, 15);
     assert_eq!(all.indices, (0..15).collect::<Vec<_>>());
     let len = all.height * all.width * 3;
     for n in [2, 4, 6, 8] {
-        let some = video_frames(&path, MediaProfile::Qwen, n);
+        let some = decode_n(&path, MediaProfile::Qwen, n);
         for (&i, frame) in some.indices.iter().zip(some.data.chunks(len)) {
             assert!(frame == &all.data[i as usize * len..][..len], "frame {i} of {n}");
         }
     }
 }
 
-fn video_frames(path: &Path, profile: MediaProfile, n: i64) -> DecodedVideo {
+fn decode_n(path: &Path, profile: MediaProfile, n: i64) -> DecodedVideo {
     decode(path, profile, &MediaOverrides { nframes: Some(n), ..Default::default() }).unwrap()
 }
 
-/// Reading the container a second time, instead of keeping its packets, changes nothing.
 #[test]
-fn films_too_large_to_keep() {
+fn packets_read_twice_give_the_frames_of_packets_in_memory() {
     for name in ["h264_bframes_audio.mp4", "vp9.webm", "mpeg4_odd.avi", "h264_vfr.mp4"] {
         let path = clips().join(name);
         let o = MediaOverrides { nframes: Some(6), ..Default::default() };
         let want = decode(&path, MediaProfile::Qwen, &o).unwrap();
-        let film = demux::VideoFile::read(&path, 0).unwrap();
-        assert!(film.kept.is_none());
+        let video = demux::VideoFile::read(&path, 0).unwrap();
+        assert!(video.data.is_none());
         let mut got = vec![0; want.data.len()];
-        decode::frames(&film, &want.indices, None, DecodeLimits::default(), &mut got).unwrap();
+        decode::decode_frames(&video, &want.indices, None, DecodeLimits::default(), &mut got).unwrap();
         assert!(got == want.data[..], "{name}");
     }
 }
 
 #[test]
-fn resized_frames_are_the_resized_film() {
+fn resized_frames_equal_resized_video() {
     let path = clips().join("h264_rot90.mp4");
     let request = DecodeRequest {
         path: &path,
@@ -148,16 +147,16 @@ fn resized_frames_are_the_resized_film() {
     };
     let (got, data) = decode_into(&request, |n| Ok(vec![0; n])).unwrap();
     let whole = decode(&path, MediaProfile::VideorftTrain, &MediaOverrides::default()).unwrap();
-    let size = film_limits(MediaProfile::VideorftTrain, &MediaOverrides::default()).unwrap().size(16, 88, 56).unwrap();
+    let size = VideoPixelLimits::new(MediaProfile::VideorftTrain, &MediaOverrides::default()).size(16, 88, 56).unwrap();
     assert_eq!((got.height, got.width), size);
-    let view = crate::resize::FrameView::new(&whole.data, 16, 88, 56).unwrap();
+    let view = crate::frames::FrameView::new(&whole.data, 16, 88, 56).unwrap();
     assert!(crate::resize::torch_bicubic(view, size).unwrap().data == data);
 }
 
 #[test]
-fn the_memory_limit_is_kept_to() {
+fn frames_beyond_memory_limit_are_refused() {
     let path = clips().join("h264_709.mp4");
-    let limits = DecodeLimits { threads: 1, memory: 64 * 64 * 3 * 4 };
+    let limits = DecodeLimits { threads: 1, memory_bytes: 64 * 64 * 3 * 4 };
     let request = |nframes| DecodeRequest {
         path: &path,
         profile: MediaProfile::Qwen,

@@ -1,5 +1,8 @@
-//! The command behind an own reward: started once, asked in batches, never waited for beyond a deadline, and never left behind:
-//! a guard ends it with all that it has started when this process is gone, however that went.
+//! A custom reward by shell command: the process is started once and gets rows in batches, each with a deadline.
+//!
+//! Threads: one writes batches to standard input, one reads lines from standard output, one keeps the last line of
+//! standard error. A guard process kills the command's process group when this process ends, even if it is killed
+//! itself.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -13,111 +16,124 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde_json::{Value, json};
 
-use super::{STOPPED, Silence, fault, number, receive, seconds, shortened};
+use super::reply::{custom_error, parse_reward, seconds, shorten};
+use super::wait::{NoMessage, STOPPED, receive};
 use crate::{Result, RewardError};
 
 const FLAG: &str = "--reward-command";
 
-/// No answer is longer, in bytes.
-const LONGEST_LINE: u64 = 1 << 20;
+/// Maximum length of an output line in bytes.
+const MAX_LINE_BYTES: u64 = 1 << 20;
 
-/// Answers that may wait to be read; a program that writes more than it was asked for is held up, not listened to for ever.
-const WAITING: usize = 1024;
+/// Output lines that are buffered. A program that writes more lines than rows blocks instead of filling memory.
+const MAX_BUFFERED_LINES: usize = 1024;
 
-/// How long a program may take to end after its input has ended.
-const LEAVE: Duration = Duration::from_secs(1);
+/// Time for the program to exit after its input is closed.
+const EXIT_GRACE: Duration = Duration::from_secs(1);
 
-/// How long last words may take to arrive once the process has ended.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// Time to wait for the rest of standard error after the process has exited.
+const STDERR_GRACE: Duration = Duration::from_millis(500);
 
-/// How long one line too many is waited for behind the first batch: a program that writes others than its rewards does so from
-/// the start. One that comes later is found before the next batch.
-const TOO_MANY: Duration = Duration::from_millis(5);
+/// Time to wait for an extra output line after the first batch. Programs that print other text usually do so from the
+/// start; a line that comes later is detected before the next batch.
+const EXTRA_LINE_WAIT: Duration = Duration::from_millis(5);
 
-/// The field that tells a row's place in its batch.
-const BATCH: &str = "_batch";
+/// The field with a row's index in its batch and the size of the batch.
+const BATCH_FIELD: &str = "_batch";
 
-/// A shell command, and the process that runs it once a batch was asked for.
+/// A shell command, and its process once the first batch has started it.
 #[derive(Debug)]
-pub(super) struct Command {
+pub(super) struct CommandReward {
     shell: String,
     timeout: Duration,
     running: Option<Running>,
 }
 
-impl Command {
+impl CommandReward {
     pub(super) fn new(shell: &str, timeout: Duration) -> Result<Self> {
         if shell.trim().is_empty() || shell.contains('\0') {
-            return Err(RewardError::option(FLAG, "is no command", "give what `sh -c` can run"));
+            return Err(RewardError::option(FLAG, "is empty or contains a zero byte", "give a command for `sh -c`"));
         }
         Ok(Self { shell: shell.to_string(), timeout, running: None })
     }
 
-    /// The rewards of a batch. After an error the process is gone.
+    /// Scores a batch. After an error the process is killed.
     pub(super) fn score(&mut self, rows: &[Value], stop: &AtomicBool) -> Result<Vec<f64>> {
         let deadline = Instant::now() + self.timeout;
-        let asked = lines(rows)?;
+        let input = batch_lines(rows)?;
         let mut running = match self.running.take() {
             Some(running) => running,
             None => Running::start(&self.shell)
-                .map_err(|e| self.fault(format!("cannot be started: {e}"), "check that there is a shell `sh`"))?,
+                .map_err(|e| self.error(format!("cannot be started: {e}"), "check that the shell `sh` is installed"))?,
         };
-        let answers = running.answers(asked, rows.len(), deadline, stop);
-        match answers {
-            Ok(answers) => {
+        let rewards = running.rewards(input, rows.len(), deadline, stop);
+        match rewards {
+            Ok(rewards) => {
                 self.running = Some(running);
-                Ok(answers)
+                Ok(rewards)
             }
-            Err(trouble) => Err(self.explain(&trouble, rows.len(), &mut running)),
+            Err(failure) => Err(self.explain(&failure, rows.len(), &mut running)),
         }
     }
 
-    fn fault(&self, what: impl std::fmt::Display, cure: &str) -> RewardError {
-        fault(FLAG, &self.shell, what, cure)
+    fn error(&self, what: impl std::fmt::Display, help: &str) -> RewardError {
+        custom_error(FLAG, &self.shell, what, help)
     }
 
-    fn explain(&self, trouble: &Trouble, wanted: usize, running: &mut Running) -> RewardError {
-        match trouble {
-            Trouble::Late(got) => {
-                let after = seconds(self.timeout);
-                let what = format!("gave {got} of {wanted} rewards in {after} and was stopped");
-                self.fault(
+    fn explain(&self, failure: &BatchFailure, rows: usize, running: &mut Running) -> RewardError {
+        match failure {
+            BatchFailure::Timeout(got) => {
+                let what = format!("timed out after {} with {got} of {rows} rewards", seconds(self.timeout));
+                self.error(
                     what,
-                    "make it faster or the batch smaller, and see that it writes its output at once (flush)",
+                    "raise --reward-timeout, make the command faster, and flush its output after each batch",
                 )
             }
-            Trouble::Stopped => self.fault(STOPPED.0, STOPPED.1),
-            Trouble::Ended(got) => {
-                let how = running.how_it_ended();
-                self.fault(format!("{how} after {got} of {wanted} rewards"), "run it by hand with one row on its input")
+            BatchFailure::Stopped => self.error(STOPPED.0, STOPPED.1),
+            BatchFailure::Ended(got) => {
+                let how = running.describe_exit();
+                self.error(
+                    format!("{how} after {got} of {rows} rewards"),
+                    "run it by hand with one row on its standard input",
+                )
             }
-            Trouble::TooMany => self.fault(
-                format!("wrote more lines than the {wanted} rows it was given"),
-                "write one line a row, and nothing else on standard output",
+            BatchFailure::ExtraLine => self.error(
+                format!("wrote more lines than the {rows} rows of its batch"),
+                "write one line per row and nothing else on standard output",
             ),
-            Trouble::Unasked => self.fault(
-                "wrote a line that nobody had asked for",
-                "write one line a row, and nothing else on standard output",
+            BatchFailure::UnexpectedLine => self.error(
+                "wrote a line before it was given a batch",
+                "write one line per row and nothing else on standard output",
             ),
-            Trouble::Wrong(at, why) => self.fault(
-                format!("line {} of its output {why}", at + 1),
-                "write a number or {\"reward\": number} a row, and nothing else on standard output",
+            BatchFailure::BadLine(index, why) => self.error(
+                format!("line {} of its output {why}", index + 1),
+                "write a number or {\"reward\": number} per row and nothing else on standard output",
             ),
         }
     }
 }
 
-/// The lines of a batch.
-fn lines(rows: &[Value]) -> Result<Vec<u8>> {
+/// The input lines of a batch.
+fn batch_lines(rows: &[Value]) -> Result<Vec<u8>> {
     let mut lines = Vec::new();
     for (index, row) in rows.iter().enumerate() {
         let mut row = match row {
             Value::Object(fields) => fields.clone(),
-            _ => return Err(RewardError::row(format!("row {index}"), "is not an object", "give its columns")),
+            _ => {
+                return Err(RewardError::row(
+                    format!("row {index}"),
+                    "is not an object",
+                    "give a JSON object with the columns of the row",
+                ));
+            }
         };
-        let place = json!({"index": index, "size": rows.len()});
-        if row.insert(BATCH.to_string(), place).is_some() {
-            return Err(RewardError::row(BATCH, "is a column of the data", "rename it: own rewards need the name"));
+        let batch = json!({"index": index, "size": rows.len()});
+        if row.insert(BATCH_FIELD.to_string(), batch).is_some() {
+            return Err(RewardError::row(
+                BATCH_FIELD,
+                "is a column of the data",
+                "rename it: custom rewards use this name",
+            ));
         }
         lines.extend(Value::Object(row).to_string().into_bytes());
         lines.push(b'\n');
@@ -125,40 +141,43 @@ fn lines(rows: &[Value]) -> Result<Vec<u8>> {
     Ok(lines)
 }
 
-/// What can be wrong with the answers to a batch.
+/// Why a batch failed.
 #[derive(Debug)]
-enum Trouble {
-    /// The deadline passed after this many answers.
-    Late(usize),
-    /// The wait was given up.
+enum BatchFailure {
+    /// The deadline passed after this many rewards.
+    Timeout(usize),
+    /// The stop flag was set.
     Stopped,
-    /// The output ended after this many answers.
+    /// The output ended after this many rewards.
     Ended(usize),
-    /// There were more.
-    TooMany,
-    /// There was one before the batch.
-    Unasked,
-    /// The answer of this number is none, and why.
-    Wrong(usize, String),
+    /// There was an output line after the last row.
+    ExtraLine,
+    /// There was an output line before the batch was sent.
+    UnexpectedLine,
+    /// The line of this index is not a reward, and why.
+    BadLine(usize, String),
 }
 
-/// What the guard runs: it waits for the end of its input, which only this process holds open, and kills the group `$0`.
-const GUARD: &str = "read -r _; kill -s KILL -- -\"$0\"";
+/// Script of the guard process: waits for the end of its input, which only this process holds open, then kills the
+/// group `$0`.
+const GUARD_SCRIPT: &str = "read -r _; kill -s KILL -- -\"$0\"";
 
-/// The process. Dropped, it gets the end of its input, then has [`LEAVE`] to go.
+/// The running process. When dropped, its input is closed and it has [`EXIT_GRACE`] to exit before it is killed.
 #[derive(Debug)]
 struct Running {
     child: Child,
-    /// What outlives this process to kill the group; `None` until it is started.
+    /// The guard process, which outlives this process to kill the group; `None` until it is started.
     guard: Option<Child>,
-    /// To the thread that writes; `None` once the input has ended.
+    /// Batches for the thread that writes standard input; `None` once the input is closed.
     input: Option<Sender<Vec<u8>>>,
-    /// Whether a batch was answered with as many lines as it has rows.
-    proven: bool,
+    /// Whether a batch got exactly one line per row.
+    has_replied_correctly: bool,
+    /// Lines of standard output, or why a line cannot be used.
     output: Receiver<Result<String, String>>,
-    last_words: Arc<Mutex<String>>,
-    /// Ends when standard error does.
-    silence: Receiver<()>,
+    /// The last line of standard error that is not blank.
+    last_stderr_line: Arc<Mutex<String>>,
+    /// Disconnects when standard error is closed.
+    stderr_end: Receiver<()>,
 }
 
 impl Running {
@@ -171,85 +190,94 @@ impl Running {
             .process_group(0)
             .spawn()?;
         let (input, batches) = mpsc::channel();
-        let (lines, output) = mpsc::sync_channel(WAITING);
-        let last_words = Arc::new(Mutex::new(String::new()));
+        let (lines, output) = mpsc::sync_channel(MAX_BUFFERED_LINES);
+        let last_stderr_line = Arc::new(Mutex::new(String::new()));
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let heard = Arc::clone(&last_words);
-        let (speaking, silence) = mpsc::channel::<()>();
-        // From here on a failure drops the process, which ends it.
-        let mut running = Self { child, guard: None, input: Some(input), proven: false, output, last_words, silence };
-        running.guard = Some(guard(running.child.id())?);
-        let spawn = |work: Box<dyn FnOnce() + Send>| thread::Builder::new().name("own reward".into()).spawn(work);
-        spawn(Box::new(move || stdin.into_iter().for_each(|pipe| write(pipe, &batches))))?;
-        spawn(Box::new(move || stdout.into_iter().for_each(|pipe| read(pipe, &lines))))?;
+        let last_line = Arc::clone(&last_stderr_line);
+        let (stderr_open, stderr_end) = mpsc::channel::<()>();
+        // From here on an error drops `running`, which ends the process.
+        let mut running = Self {
+            child,
+            guard: None,
+            input: Some(input),
+            has_replied_correctly: false,
+            output,
+            last_stderr_line,
+            stderr_end,
+        };
+        running.guard = Some(start_guard(running.child.id())?);
+        let spawn = |work: Box<dyn FnOnce() + Send>| thread::Builder::new().name("custom reward".into()).spawn(work);
+        spawn(Box::new(move || stdin.into_iter().for_each(|pipe| write_batches(pipe, &batches))))?;
+        spawn(Box::new(move || stdout.into_iter().for_each(|pipe| read_lines(pipe, &lines))))?;
         spawn(Box::new(move || {
-            stderr.into_iter().for_each(|pipe| listen(pipe, &heard));
-            drop(speaking);
+            stderr.into_iter().for_each(|pipe| keep_last_line(pipe, &last_line));
+            drop(stderr_open);
         }))?;
         Ok(running)
     }
 
-    fn answers(
+    /// Sends a batch and reads one reward per row.
+    fn rewards(
         &mut self,
-        asked: Vec<u8>,
-        wanted: usize,
+        input: Vec<u8>,
+        rows: usize,
         deadline: Instant,
         stop: &AtomicBool,
-    ) -> Result<Vec<f64>, Trouble> {
+    ) -> Result<Vec<f64>, BatchFailure> {
         match self.output.try_recv() {
-            Ok(_) => return Err(Trouble::Unasked),
-            Err(TryRecvError::Disconnected) => return Err(Trouble::Ended(0)),
+            Ok(_) => return Err(BatchFailure::UnexpectedLine),
+            Err(TryRecvError::Disconnected) => return Err(BatchFailure::Ended(0)),
             Err(TryRecvError::Empty) => {}
         }
-        // A writer that is gone has met a closed pipe: the output, which ends too, says what happened.
-        let _ = self.input.as_ref().map(|input| input.send(asked));
-        let mut rewards = Vec::with_capacity(wanted);
-        while rewards.len() < wanted {
-            let at = rewards.len();
-            let line = receive(&self.output, deadline, stop).map_err(|silence| match silence {
-                Silence::Late => Trouble::Late(at),
-                Silence::Ended => Trouble::Ended(at),
-                Silence::Stopped => Trouble::Stopped,
+        // If the writing thread has met a closed pipe, the output ends too, which is reported below.
+        let _ = self.input.as_ref().map(|sender| sender.send(input));
+        let mut rewards = Vec::with_capacity(rows);
+        while rewards.len() < rows {
+            let index = rewards.len();
+            let line = receive(&self.output, deadline, stop).map_err(|reason| match reason {
+                NoMessage::Timeout => BatchFailure::Timeout(index),
+                NoMessage::Disconnected => BatchFailure::Ended(index),
+                NoMessage::Stopped => BatchFailure::Stopped,
             })?;
-            rewards.push(line.and_then(|line| reward(&line)).map_err(|why| Trouble::Wrong(at, why))?);
+            rewards.push(line.and_then(|line| reward_of_line(&line)).map_err(|why| BatchFailure::BadLine(index, why))?);
         }
-        let wait = if self.proven { Duration::ZERO } else { TOO_MANY };
+        let wait = if self.has_replied_correctly { Duration::ZERO } else { EXTRA_LINE_WAIT };
         if self.output.recv_timeout(wait).is_ok() {
-            return Err(Trouble::TooMany);
+            return Err(BatchFailure::ExtraLine);
         }
-        self.proven = true;
+        self.has_replied_correctly = true;
         Ok(rewards)
     }
 
-    /// How the process ended, with its last words.
-    fn how_it_ended(&mut self) -> String {
-        let status = self.wait(Instant::now() + LEAVE);
-        // What it said last may still be on its way; a child of its own that speaks on is not waited for.
-        let _ = self.silence.recv_timeout(LAST_WORDS);
-        let said = self.last_words.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    /// How the process ended, with its last line of standard error.
+    fn describe_exit(&mut self) -> String {
+        let status = self.wait(Instant::now() + EXIT_GRACE);
+        // The rest of standard error may still be in the pipe. A child process that keeps it open is not waited for.
+        let _ = self.stderr_end.recv_timeout(STDERR_GRACE);
+        let message = self.last_stderr_line.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let how = match status {
             Some(status) => match (status.code(), status.signal()) {
-                (Some(code), _) => format!("ended with exit code {code}"),
-                (None, Some(signal)) => format!("was ended by signal {signal}"),
+                (Some(code), _) => format!("exited with code {code}"),
+                (None, Some(signal)) => format!("was killed by signal {signal}"),
                 (None, None) => "ended".to_string(),
             },
-            None => "closed its output".to_string(),
+            None => "closed its standard output".to_string(),
         };
-        if said.is_empty() { how } else { format!("{how} ({said})") }
+        if message.is_empty() { how } else { format!("{how} ({message})") }
     }
 
-    /// The exit status, if the process ends in time. It stays to be waited for, so that its number, which is its group's, is not
-    /// given to another.
-    fn wait(&mut self, until: Instant) -> Option<ExitStatus> {
+    /// The exit status, if the process exits before `deadline`. The process is not reaped (`WNOWAIT`), so that its
+    /// id, which is also the id of its group, is not reused.
+    fn wait(&mut self, deadline: Instant) -> Option<ExitStatus> {
         let mut pause = Duration::from_micros(200);
         loop {
             let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
             if let Some(Ok(Some(status))) = self.pid().map(|pid| waitid(WaitId::Pid(pid), peek)) {
-                // As wait(2) would have it.
+                // The encoding of wait(2).
                 let raw = status.exit_status().map_or(status.terminating_signal().unwrap_or(0), |code| code << 8);
                 return Some(ExitStatus::from_raw(raw));
             }
-            if Instant::now() >= until {
+            if Instant::now() >= deadline {
                 return None;
             }
             thread::sleep(pause);
@@ -265,27 +293,28 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.input = None;
-        self.wait(Instant::now() + LEAVE);
-        // While the process is not waited for, no other can have its group's number, which the guard knows.
+        self.wait(Instant::now() + EXIT_GRACE);
+        // The guard is ended before the process is reaped, while no other group can have the id that the guard would
+        // kill.
         if let Some(mut guard) = self.guard.take() {
             let _ = guard.kill().and_then(|()| guard.wait());
         }
         if let Some(group) = self.pid() {
-            // Failing means that nobody is left in it.
+            // An error means that the group has no process left.
             let _ = kill_process_group(group, Signal::KILL);
         }
-        // What was killed is gone, or, waiting for a dead disk, not worth waiting for.
-        self.wait(Instant::now() + LEAVE);
+        // A killed process that does not exit now waits for a broken disk; it is left to init.
+        self.wait(Instant::now() + EXIT_GRACE);
         let _ = self.child.try_wait();
     }
 }
 
-/// A process that kills process group `group` when this process ends, if it is killed itself too. It has a group of its own, so that
-/// nothing that is meant for the command or for a terminal's foreground ends it. (A parent's death signal, as Linux has it, would
-/// reach the shell alone, not what it runs.)
-fn guard(group: u32) -> std::io::Result<Child> {
+/// Starts the guard, a process that kills process group `group` when this process ends in any way. It has a process
+/// group of its own, so that signals to the command or to the terminal's foreground group do not reach it. (Linux'
+/// parent death signal would reach only the shell, not its children.)
+fn start_guard(group: u32) -> std::io::Result<Child> {
     std::process::Command::new("sh")
-        .args(["-c", GUARD, &group.to_string()])
+        .args(["-c", GUARD_SCRIPT, &group.to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -293,8 +322,8 @@ fn guard(group: u32) -> std::io::Result<Child> {
         .spawn()
 }
 
-/// Writes batches as they come. A closed pipe ends it; the reader finds out why.
-fn write(mut pipe: ChildStdin, batches: &Receiver<Vec<u8>>) {
+/// Writes batches to standard input. Returns when the pipe is closed; the reading thread then finds the reason.
+fn write_batches(mut pipe: ChildStdin, batches: &Receiver<Vec<u8>>) {
     for batch in batches {
         if pipe.write_all(&batch).and_then(|()| pipe.flush()).is_err() {
             return;
@@ -302,49 +331,49 @@ fn write(mut pipe: ChildStdin, batches: &Receiver<Vec<u8>>) {
     }
 }
 
-/// Passes lines on until there are none, one is too long, or nobody listens.
-fn read(pipe: ChildStdout, lines: &mpsc::SyncSender<Result<String, String>>) {
+/// Forwards lines of standard output until it ends, a line is too long, or the receiver is gone.
+fn read_lines(pipe: ChildStdout, lines: &mpsc::SyncSender<Result<String, String>>) {
     let mut pipe = BufReader::new(pipe);
     loop {
         let mut line = Vec::new();
-        match pipe.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line) {
+        match pipe.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line) {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
-        let whole = line.last() == Some(&b'\n') || (line.len() as u64) < LONGEST_LINE;
-        let line = if whole {
+        let complete = line.last() == Some(&b'\n') || (line.len() as u64) < MAX_LINE_BYTES;
+        let line = if complete {
             String::from_utf8(line).map_err(|_| "is not UTF-8".to_string())
         } else {
-            Err(format!("is longer than {LONGEST_LINE} bytes"))
+            Err(format!("is longer than {MAX_LINE_BYTES} bytes"))
         };
-        if lines.send(line).is_err() || !whole {
+        if lines.send(line).is_err() || !complete {
             return;
         }
     }
 }
 
-/// Keeps the last line that says something.
-fn listen(pipe: ChildStderr, last: &Mutex<String>) {
+/// Keeps the last line of standard error that is not blank.
+fn keep_last_line(pipe: ChildStderr, last: &Mutex<String>) {
     let mut pipe = BufReader::new(pipe);
     let mut line = Vec::new();
-    while pipe.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-        let said = shortened(&String::from_utf8_lossy(&line));
-        if !said.is_empty() {
-            *last.lock().unwrap_or_else(PoisonError::into_inner) = said;
+    while pipe.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+        let text = shorten(&String::from_utf8_lossy(&line));
+        if !text.is_empty() {
+            *last.lock().unwrap_or_else(PoisonError::into_inner) = text;
         }
         line.clear();
     }
 }
 
-/// The reward in a line of output; the error says what the line is instead.
-fn reward(line: &str) -> Result<f64, String> {
-    let value: Value = serde_json::from_str(line).map_err(|_| format!("is `{}`, no JSON number", shortened(line)))?;
+/// The reward in a line of output; the error text says what the line is instead.
+fn reward_of_line(line: &str) -> Result<f64, String> {
+    let value: Value = serde_json::from_str(line).map_err(|_| format!("is `{}`, not a JSON number", shorten(line)))?;
     match &value {
         Value::Object(fields) => match fields.get("reward") {
-            Some(answer) => number(answer),
-            None => Err(format!("is {}, which has no `reward`", shortened(line))),
+            Some(value) => parse_reward(value),
+            None => Err(format!("is {}, which has no field `reward`", shorten(line))),
         },
-        answer => number(answer),
+        number => parse_reward(number),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Commands that answer well and ill; plain `sh` and what every system has beside it.
+//! Tests with correct and broken commands, which use only `sh` and standard tools.
 
 use super::super::CustomReward;
 use super::*;
@@ -10,32 +10,34 @@ fn rows(n: usize) -> Vec<Value> {
     (0..n).map(|i| json!({"prompt": "p", "completion": "x".repeat(i), "solution": "é\n\"", "index": i})).collect()
 }
 
-fn own(shell: &str) -> CustomReward {
+fn command_reward(shell: &str) -> CustomReward {
     CustomReward::command(shell, Duration::from_secs(30)).unwrap()
 }
 
-/// The error of one batch of 3 rows.
-fn refused(shell: &str) -> String {
-    let e = own(shell).score(&rows(3)).unwrap_err().to_string();
+/// The error of a batch of 3 rows.
+fn error_of(shell: &str) -> String {
+    let e = command_reward(shell).score(&rows(3)).unwrap_err().to_string();
     assert!(e.starts_with("--reward-command `") && e.contains("; ") && !e.contains('\n'), "{e}");
     e
 }
 
 #[test]
-fn the_process_is_kept_between_batches() {
-    // Each line is answered with the number of lines so far.
-    let mut own = own("n=0; while read -r line; do n=$((n + 1)); echo $n; done");
+fn process_is_kept_between_batches() {
+    // The reply to each line is the number of lines so far.
+    let mut own = command_reward("n=0; while read -r line; do n=$((n + 1)); echo $n; done");
     assert_eq!(own.score(&rows(3)).unwrap(), [1.0, 2.0, 3.0]);
     assert_eq!(own.score(&[]).unwrap(), [0.0; 0]);
     assert_eq!(own.score(&rows(2)).unwrap(), [4.0, 5.0]);
 }
 
 #[test]
-fn rows_arrive_as_they_are() {
+fn command_receives_rows_unchanged_with_batch_field() {
     let folder = tempfile::tempdir().unwrap();
     let seen = folder.path().join("seen");
-    let mut own =
-        own(&format!("tee '{}' | while read -r line; do echo '{{\"reward\": -2.5e-1}}'; done", seen.display()));
+    let mut own = command_reward(&format!(
+        "tee '{}' | while read -r line; do echo '{{\"reward\": -2.5e-1}}'; done",
+        seen.display()
+    ));
     assert_eq!(own.score(&rows(2)).unwrap(), [-0.25, -0.25]);
     let text = std::fs::read_to_string(seen).unwrap();
     let got: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -47,141 +49,143 @@ fn rows_arrive_as_they_are() {
 }
 
 #[test]
-fn a_large_batch_does_not_lock_up() {
-    // Each side writes more than a pipe holds: whoever waits for the other to read would wait for ever.
+fn batch_larger_than_a_pipe_does_not_deadlock() {
+    // Both sides write more than a pipe buffers; a side that only writes would block the other forever.
     let wide: Vec<Value> = (0..2000).map(|i| json!({"completion": "y".repeat(500), "i": i})).collect();
-    let mut own = own("while read -r line; do printf '%100s\\n' 1; done");
+    let mut own = command_reward("while read -r line; do printf '%100s\\n' 1; done");
     assert_eq!(own.score(&wide).unwrap(), vec![1.0; 2000]);
 }
 
 #[test]
-fn what_is_no_reward_is_named() {
+fn invalid_output_is_quoted_in_the_error() {
     for (answer, named) in [
         ("NaN", "line 1 of its output is `NaN`"),
-        ("3e38", "beyond what a reward can be"),
+        ("3e38", "but the largest reward is 1e18"),
         ("inf", "`inf`"),
         ("1e39", "is 1e39"),
         ("-Infinity", "`-Infinity`"),
         ("null", "null"),
-        ("\\\"1\\\"", "no number"),
+        ("\\\"1\\\"", "not a number"),
         ("[1]", "[1]"),
         ("true", "true"),
-        ("{\\\"score\\\": 1}", "no `reward`"),
+        ("{\\\"score\\\": 1}", "no field `reward`"),
         ("{\\\"reward\\\": null}", "null"),
         ("hello world", "`hello world`"),
         ("", "``"),
     ] {
-        let e = refused(&format!("while read -r line; do echo \"{answer}\"; done"));
+        let e = error_of(&format!("while read -r line; do echo \"{answer}\"; done"));
         assert!(e.contains(named), "{answer}: {e}");
     }
-    // serde_json reads no number that is infinite in f64.
-    assert!(refused("while read -r l; do echo 1e999; done").contains("1e999"));
-    assert!(refused("read -r l; printf '\\377\\n'; cat > /dev/null").contains("not UTF-8"));
-    assert!(refused("read -r l; echo 1; echo x; cat > /dev/null").contains("line 2 of its output is `x`"));
-    assert!(refused("read -r l; head -c 3000000 /dev/zero | tr '\\0' 1; cat > /dev/null").contains("longer than"));
+    // serde_json refuses numbers that are infinite in f64.
+    assert!(error_of("while read -r l; do echo 1e999; done").contains("1e999"));
+    assert!(error_of("read -r l; printf '\\377\\n'; cat > /dev/null").contains("not UTF-8"));
+    assert!(error_of("read -r l; echo 1; echo x; cat > /dev/null").contains("line 2 of its output is `x`"));
+    assert!(error_of("read -r l; head -c 3000000 /dev/zero | tr '\\0' 1; cat > /dev/null").contains("longer than"));
 }
 
 #[test]
-fn ends_are_told_with_the_last_words() {
+fn exit_is_reported_with_last_line_of_stderr() {
     assert!(
-        refused("echo 'no such module: foo' >&2; exit 7")
-            .contains("ended with exit code 7 (no such module: foo) after 0 of 3")
+        error_of("echo 'no such module: foo' >&2; exit 7")
+            .contains("exited with code 7 (no such module: foo) after 0 of 3")
     );
-    assert!(refused("read -r l; echo 1; kill -9 $$").contains("was ended by signal 9 after 1 of 3"));
-    assert!(refused("exec >&-; cat > /dev/null; sleep 100").contains("closed its output"));
-    assert!(refused("/no/such/program").contains("exit code 127"));
-    // Too few lines of a program that goes on, and of one that ends.
-    assert!(refused("head -n 2 > /dev/null; echo 1; echo 1").contains("ended with exit code 0 after 2 of 3"));
+    assert!(error_of("read -r l; echo 1; kill -9 $$").contains("was killed by signal 9 after 1 of 3"));
+    assert!(error_of("exec >&-; cat > /dev/null; sleep 100").contains("closed its standard output"));
+    assert!(error_of("/no/such/program").contains("exited with code 127"));
+    // A program that ends after too few lines.
+    assert!(error_of("head -n 2 > /dev/null; echo 1; echo 1").contains("exited with code 0 after 2 of 3"));
 }
 
 #[test]
-fn too_many_lines_are_noticed() {
-    // Within the batch, unless the machine is so busy that the next batch is the first to see them.
-    let mut twice = own("while read -r line; do echo 1; echo 1; done");
+fn extra_lines_are_detected() {
+    // Extra lines within the batch; on a busy machine only the next batch may see them.
+    let mut twice = command_reward("while read -r line; do echo 1; echo 1; done");
     let e = (0..50).find_map(|_| twice.score(&rows(3)).err()).expect("an error").to_string();
-    assert!(e.contains("more lines than the 3 rows") || e.contains("nobody had asked"), "{e}");
-    // After the batch, and before the next.
-    let mut own = own("while :; do echo 1; sleep 0.05; done");
+    assert!(e.contains("more lines than the 3 rows") || e.contains("before it was given a batch"), "{e}");
+    // Extra lines between two batches.
+    let mut own = command_reward("while :; do echo 1; sleep 0.05; done");
     let later = || thread::sleep(Duration::from_millis(200));
     let e = (0..50).find_map(|_| own.score(&rows(1)).inspect(|_| later()).err()).expect("an error").to_string();
-    assert!(e.contains("nobody had asked"), "{e}");
+    assert!(e.contains("before it was given a batch"), "{e}");
 }
 
 #[test]
-fn a_hang_costs_its_deadline_and_its_whole_group() {
+fn hanging_command_is_killed_with_its_group_at_the_deadline() {
     let folder = tempfile::tempdir().unwrap();
     let mark = folder.path().join("child");
     let shell = format!("sh -c 'echo $$ > {}; exec sleep 1000' & read -r l; echo 1; sleep 1000", mark.display());
     let began = Instant::now();
     let mut own = CustomReward::command(&shell, SHORT).unwrap();
     let e = own.score(&rows(2)).unwrap_err().to_string();
-    assert!(e.contains("gave 1 of 2 rewards in 0.5 s and was stopped"), "{e}");
+    assert!(e.contains("timed out after 0.5 s with 1 of 2 rewards"), "{e}");
     assert!(began.elapsed() < Duration::from_secs(20));
     let child = std::fs::read_to_string(mark).unwrap();
-    gone(child.trim());
+    wait_until_exited(child.trim());
 }
 
 #[test]
-fn a_wait_can_be_given_up() {
+fn stop_flag_ends_the_wait() {
     let began = Instant::now();
-    let e = own("sleep 1000").score_or_stop(&rows(2), &AtomicBool::new(true)).unwrap_err().to_string();
-    assert!(e.contains("was not waited for") && began.elapsed() < Duration::from_secs(15), "{e}");
+    let e = command_reward("sleep 1000").score_or_stop(&rows(2), &AtomicBool::new(true)).unwrap_err().to_string();
+    assert!(e.contains("was stopped before") && began.elapsed() < Duration::from_secs(15), "{e}");
 }
 
 #[test]
-fn the_end_ends_the_command_and_lets_it_finish() {
+fn drop_closes_input_and_lets_the_command_finish() {
     let folder = tempfile::tempdir().unwrap();
     let mark = folder.path().join("done");
-    let mut own = own(&format!("while read -r line; do echo $$; done; echo bye > {}", mark.display()));
+    let mut own = command_reward(&format!("while read -r line; do echo $$; done; echo bye > {}", mark.display()));
     let pid = own.score(&rows(1)).unwrap()[0];
     drop(own);
     assert_eq!(std::fs::read_to_string(mark).unwrap(), "bye\n");
-    gone(&format!("{pid}"));
+    wait_until_exited(&format!("{pid}"));
 }
 
-/// Waits until a process is no more than a name.
-fn gone(pid: &str) {
+/// Waits until a process has exited (a zombie counts as exited).
+fn wait_until_exited(pid: &str) {
     let state = || std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
     let alive = || state().is_some_and(|stat| !stat.contains(") Z "));
     let until = Instant::now() + Duration::from_secs(10);
     while alive() {
-        assert!(Instant::now() < until, "{pid} is alive");
+        assert!(Instant::now() < until, "process {pid} is still running");
         thread::sleep(Duration::from_millis(10));
     }
 }
 
 #[test]
-fn after_an_error_it_starts_anew() {
+fn command_is_restarted_after_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let mark = folder.path().join("second");
     let mark = mark.display();
-    let mut own =
-        own(&format!("if [ -e {mark} ]; then while read -r l; do echo 5; done; else touch {mark}; exit 1; fi"));
+    let mut own = command_reward(&format!(
+        "if [ -e {mark} ]; then while read -r l; do echo 5; done; else touch {mark}; exit 1; fi"
+    ));
     own.score(&rows(2)).unwrap_err();
     assert_eq!(own.score(&rows(2)).unwrap(), [5.0, 5.0]);
 }
 
 #[test]
-fn what_cannot_be_asked_is_refused() {
+fn invalid_commands_and_rows_are_refused() {
     for shell in ["", "  ", "a\0b"] {
         let e = CustomReward::command(shell, SHORT).unwrap_err();
         assert!(e.is_usage() && e.to_string().starts_with("--reward-command: "), "{e}");
     }
-    let e = own("cat").score(&[json!({"_batch": 1})]).unwrap_err().to_string();
+    let e = command_reward("cat").score(&[json!({"_batch": 1})]).unwrap_err().to_string();
     assert!(e.starts_with("_batch: "), "{e}");
-    assert!(own("cat").score(&[json!(3)]).unwrap_err().to_string().contains("not an object"));
+    assert!(command_reward("cat").score(&[json!(3)]).unwrap_err().to_string().contains("not an object"));
 }
 
-/// In the process that [`nothing_outlives_a_kill`] kills: where its command writes who it is.
+/// Environment variable of the process that [`killing_this_process_kills_the_command`] kills: the path where its
+/// command writes its process id.
 const HELD: &str = "REEL_TEST_HELD_COMMAND";
 
 #[test]
-fn nothing_outlives_a_kill() {
+fn killing_this_process_kills_the_command() {
     if let Some(mark) = std::env::var_os(HELD) {
         let mark = mark.into_string().unwrap();
-        // Neither the shell nor what it has started looks at its input, or minds a signal that can be ignored.
+        // The shell and its child ignore their input and all signals that can be ignored.
         let stubborn = "trap '' HUP INT PIPE TERM; sh -c 'echo $$; exec sleep 1000 >&-' > MARK & echo $$ >> MARK.sh; read -r l; echo 1; sleep 1000; true";
-        let mut own = own(&stubborn.replace("MARK", &mark));
+        let mut own = command_reward(&stubborn.replace("MARK", &mark));
         own.score(&rows(1)).unwrap();
         std::fs::write(format!("{mark}.ready"), "").unwrap();
         thread::sleep(Duration::from_secs(1000));
@@ -189,7 +193,7 @@ fn nothing_outlives_a_kill() {
     let folder = tempfile::tempdir().unwrap();
     let mark = folder.path().join("child");
     let at = |ending: &str| folder.path().join(format!("child{ending}"));
-    let name = concat!(module_path!(), "::nothing_outlives_a_kill");
+    let name = concat!(module_path!(), "::killing_this_process_kills_the_command");
     let name = name.split_once("::").unwrap().1;
     let reel = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name])
@@ -197,22 +201,22 @@ fn nothing_outlives_a_kill() {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn();
-    let mut reel = Killed(reel.unwrap());
+    let mut reel = KilledOnDrop(reel.unwrap());
     let until = Instant::now() + Duration::from_secs(30);
     while !at(".ready").exists() {
-        assert!(Instant::now() < until && reel.0.try_wait().unwrap().is_none(), "the command was not started");
+        assert!(Instant::now() < until && reel.0.try_wait().unwrap().is_none(), "the command did not start");
         thread::sleep(Duration::from_millis(5));
     }
     let pids = ["", ".sh"].map(|ending| std::fs::read_to_string(at(ending)).unwrap());
     assert!(pids.iter().all(|pid| Path::new(&format!("/proc/{}/stat", pid.trim())).exists()), "{pids:?}");
     drop(reel);
-    pids.iter().for_each(|pid| gone(pid.trim()));
+    pids.iter().for_each(|pid| wait_until_exited(pid.trim()));
 }
 
-/// A process that is killed when it is dropped, as by `kill -9`.
-struct Killed(std::process::Child);
+/// A process that is killed with SIGKILL when dropped.
+struct KilledOnDrop(std::process::Child);
 
-impl Drop for Killed {
+impl Drop for KilledOnDrop {
     fn drop(&mut self) {
         let _ = self.0.kill().and_then(|()| self.0.wait());
     }

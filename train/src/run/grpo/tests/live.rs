@@ -244,7 +244,7 @@ proptest! {
     /// Films keep their frames; only the order changes, by the seed.
     #[test]
     fn shuffling_moves_whole_frames(frames in 1usize..20, seed: u64) {
-        use reel_media::resize::FrameBuf;
+        use reel_media::frames::FrameBuf;
         let film = FrameBuf { data: (0..frames * 12).map(|i| (i / 12) as u8).collect(), frames, height: 2, width: 2 };
         let mut tokens = reel_model::input::ModelInput::default();
         tokens.frames.videos = vec![film.clone(), film];

@@ -1,0 +1,68 @@
+//! Options of writing a video: codec, frame rate, key frames.
+
+use crate::libraries;
+
+/// A video codec that can be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VideoCodec {
+    /// H.264, encoded by libx264.
+    H264,
+    /// HEVC, encoded by libx265.
+    Hevc,
+    /// VP9, encoded by libvpx.
+    Vp9,
+    /// AV1, encoded by libsvtav1 or libaom.
+    Av1,
+    /// MPEG-4 part 2, encoded by FFmpeg itself.
+    Mpeg4,
+    /// Animated GIF, encoded by FFmpeg itself (256 fixed colours).
+    Gif,
+}
+
+impl VideoCodec {
+    /// Names of FFmpeg's encoders for this codec, in order of preference.
+    pub(super) fn encoders(self) -> &'static [&'static str] {
+        match self {
+            Self::H264 => &["libx264"],
+            Self::Hevc => &["libx265"],
+            Self::Vp9 => &["libvpx-vp9"],
+            Self::Av1 => &["libsvtav1", "libaom-av1"],
+            Self::Mpeg4 => &["mpeg4"],
+            Self::Gif => &["gif"],
+        }
+    }
+
+    /// Name of the encoder for this codec that this FFmpeg has.
+    pub fn encoder(self) -> Option<&'static str> {
+        self.encoders().iter().copied().find(|name| libraries::has_encoder(name))
+    }
+
+    /// H.264 if this FFmpeg can encode it, else MPEG-4.
+    pub fn best_available() -> Self {
+        if Self::H264.encoder().is_some() { Self::H264 } else { Self::Mpeg4 }
+    }
+}
+
+/// Options of writing a video.
+#[derive(Clone, Debug)]
+pub struct VideoEncoding {
+    /// The codec.
+    pub codec: VideoCodec,
+    /// Frames per second as numerator and denominator.
+    pub fps: (i32, i32),
+    /// Presentation time of each frame in milliseconds, ascending; `None`: evenly spaced.
+    pub times_ms: Option<Vec<i64>>,
+    /// Frames from one key frame to the next; `None`: the encoder's default.
+    pub gop: Option<u32>,
+    /// Maximum number of consecutive B-frames; `None`: the encoder's default.
+    pub b_frames: Option<usize>,
+    /// Private options of the encoder (`preset`, `x264-params`, …).
+    pub options: Vec<(String, String)>,
+}
+
+impl VideoEncoding {
+    /// Evenly spaced frames and the encoder's defaults.
+    pub fn new(codec: VideoCodec, fps: (i32, i32)) -> Self {
+        Self { codec, fps, times_ms: None, gop: None, b_frames: None, options: Vec::new() }
+    }
+}

@@ -1,0 +1,31 @@
+//! Translates FFmpeg's errors into errors of this crate.
+
+use std::path::Path;
+
+use ffmpeg_next as ffmpeg;
+
+use crate::MediaError;
+
+/// FFmpeg's error during `operation` as a [`MediaError`] with help that fits its cause.
+pub(super) fn ffmpeg_error(path: &Path, operation: &str, error: ffmpeg::Error) -> MediaError {
+    let failed = |cause: &str| {
+        let what = format!("{operation} failed: {cause}");
+        MediaError::file(path, what, "check that the file is complete and plays, or convert it")
+    };
+    match error {
+        ffmpeg::Error::Other { errno } if errno == ffmpeg::error::ENOMEM => MediaError::file(
+            path,
+            format!("{operation} exceeded the decoder's memory limit"),
+            "raise the memory limit (--media-memory), or use a video with fewer pixels",
+        ),
+        ffmpeg::Error::Other { errno } if errno == ffmpeg::error::EINVAL => failed("its parameters are not valid"),
+        ffmpeg::Error::Other { errno } => MediaError::cannot_read(path, &std::io::Error::from_raw_os_error(errno)),
+        ffmpeg::Error::InvalidData => failed("the data are damaged, truncated or not a video"),
+        ffmpeg::Error::DecoderNotFound => MediaError::file(
+            path,
+            "this FFmpeg has no decoder for its codec",
+            "convert it to H.264, or install an FFmpeg with that decoder",
+        ),
+        other => failed(&other.to_string()),
+    }
+}

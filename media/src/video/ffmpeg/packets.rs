@@ -1,0 +1,124 @@
+//! Fetches packets by their index in decoding order: from memory, or from the file again where the video is too large
+//! to keep.
+
+use std::path::Path;
+
+use ffmpeg_next as ffmpeg;
+
+use ffmpeg::ffi;
+use ffmpeg::format::context::Input;
+
+use super::demux::{PacketInfo, VideoFile, open, packet_info};
+use crate::{MediaError, Result};
+
+/// Distance in packets up to which reading on is assumed to be cheaper than seeking.
+const MAX_READ_AHEAD: usize = 64;
+
+/// A source of the packets of one video.
+pub(super) struct PacketSource<'f> {
+    video: &'f VideoFile,
+    reader: Option<Reader>,
+}
+
+/// A second reader of the container.
+struct Reader {
+    input: Input,
+    stream: usize,
+    /// Index of the next packet.
+    next: usize,
+    /// A packet that was read to find out the position after a seek.
+    peeked: Option<ffmpeg::Packet>,
+}
+
+/// A packet in memory, or one read from the file.
+pub(super) enum Fetched<'f> {
+    Kept(&'f ffmpeg::Packet),
+    Read(ffmpeg::Packet),
+}
+
+impl Fetched<'_> {
+    pub(super) fn get(&self) -> &ffmpeg::Packet {
+        match self {
+            Self::Kept(packet) => packet,
+            Self::Read(packet) => packet,
+        }
+    }
+}
+
+impl<'f> PacketSource<'f> {
+    pub(super) fn new(video: &'f VideoFile) -> Self {
+        Self { video, reader: None }
+    }
+
+    /// The packet with this index in decoding order.
+    pub(super) fn packet(&mut self, index: usize) -> Result<Fetched<'f>> {
+        if let Some(data) = &self.video.data {
+            return data.get(index).map(Fetched::Kept).ok_or_else(|| file_changed(&self.video.path));
+        }
+        let reader = match self.reader.take() {
+            Some(reader) if (reader.next..reader.next + MAX_READ_AHEAD).contains(&index) => reader,
+            Some(reader) => reader.seek(self.video, index)?,
+            None => Reader::open(&self.video.path)?.seek(self.video, index)?,
+        };
+        self.reader.insert(reader).read_to(self.video, index).map(Fetched::Read)
+    }
+}
+
+impl Reader {
+    fn open(path: &Path) -> Result<Self> {
+        let (input, stream) = open(path)?;
+        Ok(Self { input, stream, next: 0, peeked: None })
+    }
+
+    /// Moves to the last key frame at or before packet `index`, or to the beginning where seeking fails.
+    fn seek(mut self, video: &VideoFile, index: usize) -> Result<Self> {
+        let Some(key) = (1..=index).rev().find(|&k| video.packets[k].key) else { return Self::open(&video.path) };
+        let target = &video.packets[key];
+        let Some(time) = [target.pts, target.dts].into_iter().flatten().min() else { return Self::open(&video.path) };
+        let Ok(stream) = i32::try_from(self.stream) else { return Self::open(&video.path) };
+        // SAFETY: the context is alive and owned, and the stream index is one of its own.
+        let code = unsafe { ffi::av_seek_frame(self.input.as_mut_ptr(), stream, time, ffi::AVSEEK_FLAG_BACKWARD) };
+        if code < 0 {
+            return Self::open(&video.path);
+        }
+        let Some(packet) = self.read() else { return Self::open(&video.path) };
+        let found = packet_info(&packet, video.parameters.id());
+        match video.packets[..=index].iter().rposition(|e: &PacketInfo| *e == found) {
+            Some(position) => {
+                self.next = position;
+                self.peeked = Some(packet);
+                Ok(self)
+            }
+            None => Self::open(&video.path),
+        }
+    }
+
+    /// Reads on to packet `index` and checks that it has the size it had when the container was first read.
+    fn read_to(&mut self, video: &VideoFile, index: usize) -> Result<ffmpeg::Packet> {
+        loop {
+            let packet = self.peeked.take().or_else(|| self.read()).ok_or_else(|| file_changed(&video.path))?;
+            let position = self.next;
+            self.next += 1;
+            if position == index {
+                if packet.size() != video.packets[index].size {
+                    return Err(file_changed(&video.path));
+                }
+                return Ok(packet);
+            }
+        }
+    }
+
+    fn read(&mut self) -> Option<ffmpeg::Packet> {
+        loop {
+            let mut packet = ffmpeg::Packet::empty();
+            packet.read(&mut self.input).ok()?;
+            if packet.stream() == self.stream {
+                return Some(packet);
+            }
+        }
+    }
+}
+
+fn file_changed(path: &Path) -> MediaError {
+    MediaError::file(path, "changed while it was read", "try again, and do not change the file meanwhile")
+}

@@ -1,0 +1,120 @@
+//! What is asked of a video decoder and what it returns.
+
+use std::ops::Deref;
+use std::path::Path;
+
+use crate::MediaError;
+use crate::profile::{MediaOverrides, MediaProfile};
+
+/// Properties of a video that are known without decoding it.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct VideoInfo {
+    /// FFmpeg's name of the codec, such as `h264`.
+    pub codec: String,
+    /// Displayed height in pixels, after any rotation.
+    pub height: usize,
+    /// Displayed width in pixels, after any rotation.
+    pub width: usize,
+    /// Number of frames.
+    pub total_frames: u64,
+    /// Average number of frames per second, as the container states it.
+    pub video_fps: f64,
+}
+
+/// Selected frames of a video, decoded. Serialized without the pixels.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+pub struct DecodedVideo {
+    /// Pixels, u8 RGB `[T, height, width, 3]`.
+    #[serde(skip)]
+    pub data: PixelBuffer,
+    /// Height in pixels.
+    pub height: usize,
+    /// Width in pixels.
+    pub width: usize,
+    /// Index of each frame in display order, `[T]`.
+    pub indices: Vec<u64>,
+    /// Number of frames of the whole video.
+    pub total_frames: u64,
+    /// Frames per second of the video: the container's average rate.
+    pub video_fps: f64,
+    /// Selected frames per second of video.
+    pub sample_fps: f64,
+}
+
+/// Pixels in memory of this process, or in shared memory that a worker process filled.
+#[derive(Debug)]
+pub enum PixelBuffer {
+    /// Memory of this process.
+    Owned(Vec<u8>),
+    /// Shared memory, unmapped when dropped.
+    Shared(memmap2::Mmap),
+}
+
+impl Default for PixelBuffer {
+    /// An empty buffer.
+    fn default() -> Self {
+        Self::Owned(Vec::new())
+    }
+}
+
+impl Deref for PixelBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Owned(bytes) => bytes,
+            Self::Shared(map) => map,
+        }
+    }
+}
+
+/// The size in which decoded frames are returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum FrameSize {
+    /// The displayed size of the video.
+    Original,
+    /// The size that the profile's and overrides' pixel limits give (torchvision's bicubic resize with antialias, on
+    /// u8).
+    Resized,
+}
+
+/// Resources that decoding one video may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DecodeLimits {
+    /// Number of decoding threads.
+    pub threads: usize,
+    /// Bytes that the frames and the compressed video may take.
+    pub memory_bytes: u64,
+}
+
+impl Default for DecodeLimits {
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
+        Self { threads, memory_bytes: 2 << 30 }
+    }
+}
+
+/// A request to decode selected frames of one video.
+#[derive(Clone, Copy, Debug)]
+pub struct DecodeRequest<'a> {
+    /// The video file.
+    pub path: &'a Path,
+    /// Frame and pixel limits.
+    pub profile: MediaProfile,
+    /// Overrides of the profile's limits.
+    pub overrides: MediaOverrides,
+    /// Whether frames are resized.
+    pub size: FrameSize,
+    /// Threads and memory.
+    pub limits: DecodeLimits,
+}
+
+/// The error for frames of `bytes` in total that exceed the memory limit of `limit` bytes.
+pub(super) fn too_large(path: &Path, bytes: u64, limit: u64) -> MediaError {
+    const MIB: u64 = 1 << 20;
+    MediaError::file(
+        path,
+        format!("its frames need {} MiB, more than the decoder's limit of {} MiB", bytes.div_ceil(MIB), limit / MIB),
+        "take fewer frames, or raise the memory limit (--media-memory)",
+    )
+}

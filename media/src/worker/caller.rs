@@ -1,0 +1,160 @@
+//! The caller's side: sends a request to a new worker process and maps the frames that it returns.
+
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use memmap2::Mmap;
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use super::process::{self, WorkerCommand};
+use super::protocol::{WorkerJob, WorkerReply, WorkerRequest, path_to_bytes};
+use crate::profile::{MediaOverrides, MediaProfile};
+use crate::video::{DecodeLimits, DecodedVideo, FrameSize, PixelBuffer, VideoInfo};
+use crate::{MediaError, Result};
+
+/// The hidden command line argument that makes the program a worker.
+pub const WORKER_ARGUMENT: &str = "__decode-worker";
+
+/// Default time limit for one video.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Default memory limit for one video, in MiB.
+pub const DEFAULT_MEMORY_MIB: u64 = 2048;
+
+/// Decodes videos, each in a worker process of its own.
+#[derive(Clone, Debug)]
+pub struct DecodeWorker {
+    /// The program to run as worker. It must call [`super::worker_main`] when it is started with `args`.
+    pub exe: PathBuf,
+    /// Arguments of the program.
+    pub args: Vec<String>,
+    /// Time after which the worker is killed.
+    pub timeout: Duration,
+    /// Memory that the worker may allocate, frames included, without the memory of the program itself.
+    pub memory_mib: u64,
+    /// Number of decoding threads.
+    pub threads: usize,
+}
+
+impl DecodeWorker {
+    /// A worker that runs `exe` with [`WORKER_ARGUMENT`] and the default limits.
+    pub fn new(exe: impl Into<PathBuf>) -> Self {
+        Self {
+            exe: exe.into(),
+            args: vec![WORKER_ARGUMENT.to_owned()],
+            timeout: DEFAULT_TIMEOUT,
+            memory_mib: DEFAULT_MEMORY_MIB,
+            threads: DecodeLimits::default().threads,
+        }
+    }
+
+    /// A worker that runs this program, even if its file was replaced or deleted meanwhile.
+    pub fn this_program() -> Self {
+        Self::new("/proc/self/exe")
+    }
+
+    /// Reads size, frame rate and number of frames of a video.
+    ///
+    /// # Errors
+    /// The video cannot be read, or the worker fails, exceeds its limits or cannot be started.
+    pub fn probe(&self, path: &Path) -> Result<VideoInfo> {
+        match self.run(path, WorkerJob::Probe)? {
+            (WorkerReply::Probed(info), _) => Ok(info),
+            _ => Err(invalid_reply(path)),
+        }
+    }
+
+    /// Decodes the frames that `profile` and `overrides` select, in the displayed size of the video.
+    ///
+    /// # Errors
+    /// The video cannot be decoded, the selection is invalid, or the worker fails, exceeds its limits or cannot be
+    /// started.
+    pub fn decode(&self, path: &Path, profile: MediaProfile, overrides: &MediaOverrides) -> Result<DecodedVideo> {
+        self.decode_at_size(path, profile, overrides, FrameSize::Original)
+    }
+
+    /// Decodes the frames that `profile` and `overrides` select, resized by their pixel limits inside the worker.
+    ///
+    /// # Errors
+    /// Those of [`DecodeWorker::decode`], and a video that cannot be resized to the pixel limits.
+    pub fn decode_resized(
+        &self,
+        path: &Path,
+        profile: MediaProfile,
+        overrides: &MediaOverrides,
+    ) -> Result<DecodedVideo> {
+        self.decode_at_size(path, profile, overrides, FrameSize::Resized)
+    }
+
+    /// Decodes the frames that `profile` and `overrides` select, in the given size.
+    ///
+    /// # Errors
+    /// Those of [`DecodeWorker::decode_resized`].
+    pub fn decode_at_size(
+        &self,
+        path: &Path,
+        profile: MediaProfile,
+        overrides: &MediaOverrides,
+        size: FrameSize,
+    ) -> Result<DecodedVideo> {
+        let job = WorkerJob::Decode { profile, overrides: *overrides, size };
+        match self.run(path, job)? {
+            (WorkerReply::Decoded(video), memory) => map_pixels(path, video, &memory),
+            _ => Err(invalid_reply(path)),
+        }
+    }
+
+    /// Runs one worker for one job. The returned shared memory holds the frames.
+    fn run(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
+        let request = WorkerRequest {
+            caller_pid: std::process::id(),
+            path: path_to_bytes(path),
+            memory_bytes: self.memory_mib.saturating_mul(1 << 20),
+            threads: self.threads.max(1),
+            job,
+        };
+        let cannot_start = |e: std::io::Error| MediaError::cannot_start_worker(&self.exe, &e);
+        let mut memory: File = rustix::fs::memfd_create("reel-frames", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+            .map_err(|e| cannot_start(e.into()))?
+            .into();
+        let text = serde_json::to_vec(&request).map_err(|e| cannot_start(e.into()))?;
+        memory.write_all(&text).and_then(|()| memory.rewind()).map_err(cannot_start)?;
+        let command =
+            WorkerCommand { exe: &self.exe, args: &self.args, timeout: self.timeout, memory_mib: self.memory_mib };
+        let reply = process::run(&command, path, memory.try_clone().map_err(cannot_start)?)?;
+        match serde_json::from_slice(&reply) {
+            Ok(WorkerReply::Failed(failure)) => Err(failure.into_error(path)),
+            Ok(reply) => Ok((reply, memory)),
+            Err(_) => Err(invalid_reply(path)),
+        }
+    }
+}
+
+/// Maps the pixels in `memory`, after checking their length and sealing the memory against changes.
+fn map_pixels(path: &Path, mut video: DecodedVideo, memory: &File) -> Result<DecodedVideo> {
+    let expected = [video.height, video.width, 3]
+        .iter()
+        .try_fold(video.indices.len() as u64, |n, &side| n.checked_mul(side as u64));
+    let actual = memory.metadata().map(|m| m.len()).ok();
+    if expected.is_none() || expected == Some(0) || expected != actual {
+        return Err(invalid_reply(path));
+    }
+    let cannot_read = |e: std::io::Error| MediaError::cannot_read(path, &e);
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(memory, seals).map_err(|e| cannot_read(e.into()))?;
+    // SAFETY: the seals, which cannot be removed, fix the length and the bytes. Sealing would have failed if a writable
+    // mapping were left.
+    let map = unsafe { Mmap::map(memory) }.map_err(cannot_read)?;
+    video.data = PixelBuffer::Shared(map);
+    Ok(video)
+}
+
+fn invalid_reply(path: &Path) -> MediaError {
+    MediaError::file(
+        path,
+        "the decoding worker sent an incomplete or invalid reply",
+        "use the same version of the program as worker, and check that there is free memory",
+    )
+}

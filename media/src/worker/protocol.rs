@@ -1,0 +1,104 @@
+//! The messages between caller and worker process, exchanged as JSON.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::MediaError;
+use crate::profile::{MediaOverrides, MediaProfile};
+use crate::video::{DecodedVideo, FrameSize, VideoInfo};
+
+/// What the caller asks of a worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct WorkerRequest {
+    /// Process id of the caller, with which the worker dies.
+    pub caller_pid: u32,
+    /// Path of the video as bytes, because a path need not be UTF-8.
+    pub path: Vec<u8>,
+    /// Bytes that the worker may allocate.
+    pub memory_bytes: u64,
+    /// Number of decoding threads.
+    pub threads: usize,
+    pub job: WorkerJob,
+}
+
+/// The kind of work: only read properties, or decode frames.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum WorkerJob {
+    Probe,
+    Decode { profile: MediaProfile, overrides: MediaOverrides, size: FrameSize },
+}
+
+/// What a worker replies.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum WorkerReply {
+    Probed(VideoInfo),
+    /// The pixels are not part of the message; they are in the shared memory.
+    Decoded(DecodedVideo),
+    Failed(WorkerFailure),
+}
+
+/// A [`MediaError`] without the path, which the caller knows.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct WorkerFailure {
+    /// Name of the setting, if the error is a [`MediaError::Setting`].
+    setting: Option<String>,
+    what: String,
+    help: String,
+}
+
+impl From<MediaError> for WorkerFailure {
+    fn from(error: MediaError) -> Self {
+        match error {
+            MediaError::Setting(d) => Self { setting: Some(d.location), what: d.what, help: d.help },
+            MediaError::File(d) | MediaError::Worker(d) => Self { setting: None, what: d.what, help: d.help },
+        }
+    }
+}
+
+impl WorkerFailure {
+    pub(super) fn into_error(self, path: &Path) -> MediaError {
+        match self.setting {
+            Some(setting) => MediaError::setting(setting, self.what, self.help),
+            None => MediaError::file(path, self.what, self.help),
+        }
+    }
+}
+
+pub(super) fn path_to_bytes(path: &Path) -> Vec<u8> {
+    path.as_os_str().as_bytes().to_vec()
+}
+
+pub(super) fn path_from_bytes(bytes: &[u8]) -> PathBuf {
+    OsString::from_vec(bytes.to_vec()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn requests_round_trip_exactly(
+            path in proptest::collection::vec(any::<u8>(), 0..40),
+            fps in proptest::num::f64::NORMAL, start in proptest::num::f64::NORMAL, nframes in any::<i64>(), pixels in any::<u64>(),
+        ) {
+            let overrides = MediaOverrides {
+                nframes: Some(nframes), fps: Some(fps), video_start: Some(start), min_pixels: Some(pixels),
+                ..Default::default()
+            };
+            let job = WorkerJob::Decode { profile: MediaProfile::Stride1Fps, overrides, size: FrameSize::Resized };
+            let sent = path_to_bytes(&path_from_bytes(&path));
+            let request = WorkerRequest { caller_pid: 7, path: sent, memory_bytes: u64::MAX, threads: 3, job };
+            let got: WorkerRequest = serde_json::from_slice(&serde_json::to_vec(&request).unwrap()).unwrap();
+            prop_assert_eq!(got.path, path);
+            prop_assert_eq!(got.memory_bytes, u64::MAX);
+            let WorkerJob::Decode { profile, overrides: received, size } = got.job else { panic!("another job") };
+            prop_assert_eq!((profile, received, size), (MediaProfile::Stride1Fps, overrides, FrameSize::Resized));
+        }
+    }
+}

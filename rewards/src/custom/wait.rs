@@ -1,0 +1,35 @@
+//! Waits for a message with a deadline and a stop flag.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+/// Why no message was received.
+pub(super) enum NoMessage {
+    /// The deadline has passed.
+    Timeout,
+    /// The sender is gone.
+    Disconnected,
+    /// The stop flag is set.
+    Stopped,
+}
+
+/// Interval at which a wait checks the stop flag.
+const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Problem and help of the error for a wait that was stopped.
+pub(super) const STOPPED: (&str, &str) = ("was stopped before it gave its rewards", "start the run again");
+
+/// Receives the next message, unless the deadline passes or `stop` is set first.
+pub(super) fn receive<T>(from: &Receiver<T>, deadline: Instant, stop: &AtomicBool) -> Result<T, NoMessage> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match from.recv_timeout(left.min(STOP_CHECK_INTERVAL)) {
+            Ok(message) => return Ok(message),
+            Err(RecvTimeoutError::Disconnected) => return Err(NoMessage::Disconnected),
+            Err(RecvTimeoutError::Timeout) if left.is_zero() => return Err(NoMessage::Timeout),
+            Err(RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => return Err(NoMessage::Stopped),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
