@@ -1,4 +1,5 @@
-//! `reel bench`: measures throughput of a model or of single kernels against the limits of this machine, and compares two results.
+//! `reel bench`: measures throughput of a model or of single kernels against the limits of this machine, and compares
+//! two results.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,7 +28,8 @@ use crate::kernels::gpu;
 use crate::model::{self, Model};
 use crate::{output, prompt};
 
-/// Measure throughput (tokens/s) of prefill, decode, rollouts or training, or the speed of single kernels; compare two results.
+/// Measure throughput (tokens/s) of prefill, decode, rollouts or training, or the speed of single kernels; compare two
+/// results.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -40,11 +42,11 @@ pub struct BenchArgs {
     what: Option<What>,
     /// Instead of measuring: say whether result B is faster than result A
     ///
-    /// Prints the ratio of the median round times with a 99 % confidence interval (10000 bootstrap samples, fixed seed). B is faster or
-    /// slower if three conditions hold: an exact two-sided permutation test of the rank sums of the round times has p < 0.01, the
-    /// interval does not contain 1, and the medians differ by more than 1 %. Otherwise: no difference. At least five rounds each are
-    /// needed. The rounds of one run share the state of the machine, which the test cannot see: for small differences compare several
-    /// runs.
+    /// Prints the ratio of the median round times with a 99 % confidence interval (10000 bootstrap samples, fixed
+    /// seed). B is faster or slower if three conditions hold: an exact two-sided permutation test of the rank sums of
+    /// the round times has p < 0.01, the interval does not contain 1, and the medians differ by more than 1 %.
+    /// Otherwise: no difference. At least five rounds each are needed. The rounds of one run share the state of the
+    /// machine, which the test cannot see: for small differences compare several runs.
     #[arg(long, value_names = ["A.json", "B.json"], num_args = 2)]
     compare: Option<Vec<PathBuf>>,
 }
@@ -58,17 +60,18 @@ enum What {
     Decode(DecodeArgs),
     /// Rollouts: sampling completions of one prompt at temperature 1, as a GRPO step does
     ///
-    /// One prefill of the prompt for all completions, which then decode together to a fixed length; end tokens do not end them.
-    /// Tokens/s counts the tokens of the completions and includes the time of the prefill. `parts` splits the profiled round into prefill
-    /// and decode.
+    /// One prefill of the prompt for all completions, which then decode together to a fixed length; end tokens do not
+    /// end them. Tokens/s counts the tokens of the completions and includes the time of the prefill. `parts` splits the
+    /// profiled round into prefill and decode.
     Rollout(RolloutArgs),
     /// Training: steps of full fine-tuning on text (forward, backward, AdamW)
     ///
-    /// All sequences are packed into one micro-batch. `mfu` (model FLOPs utilization) is the model's operations a second over the GPU's
-    /// dense bf16 rate in its data sheet; null for a GPU that is not in the table. The model's operations: 6 for each token and each weight
-    /// of a matrix that multiplies it, plus causal attention; recomputed operations and the vision tower do not count. `busy` is the share
-    /// of the profiled step in which a kernel ran; `parts` splits that step into forward, backward (with recomputation) and optimizer;
-    /// `planned_peak_bytes` is the peak memory that `reel plan` gives.
+    /// All sequences are packed into one micro-batch. `mfu` (model FLOPs utilization) is the model's operations a
+    /// second over the GPU's dense bf16 rate in its data sheet; null for a GPU that is not in the table. The model's
+    /// operations: 6 for each token and each weight of a matrix that multiplies it, plus causal attention; recomputed
+    /// operations and the vision tower do not count. `busy` is the share of the profiled step in which a kernel ran;
+    /// `parts` splits that step into forward, backward (with recomputation) and optimizer; `planned_peak_bytes` is the
+    /// peak memory that `reel plan` gives.
     Train(TrainArgs),
     /// One kernel, the kernels of a folder, matrix products, or the output layer, on cpu or cuda
     Op(OpArgs),
@@ -188,14 +191,14 @@ struct TrainArgs {
 
 /// Time a kernel, a matrix product or an op by itself, at the size of `reel kernels list` or at your own.
 ///
-/// NAME is a kernel of `reel kernels list`, or a folder of kernels; `matmul` for the products of a linear layer, forward and both
-/// gradients (or one of them: matmul_fwd_bf16, matmul_dx_f32, …); `linear_log_prob_fused` or `linear_log_prob_products` for the output
-/// layer with log-probabilities as training runs it, forward and backward, by the fused kernel that stores no logits or by tiled matrix
-/// products.
+/// NAME is a kernel of `reel kernels list`, or a folder of kernels; `matmul` for the products of a linear layer,
+/// forward and both gradients (or one of them: matmul_fwd_bf16, matmul_dx_f32, …); `linear_log_prob_fused` or
+/// `linear_log_prob_products` for the output layer with log-probabilities as training runs it, forward and backward, by
+/// the fused kernel that stores no logits or by tiled matrix products.
 ///
-/// Sizes: matmul has m, n, k; attention tokens, heads, kv_heads, head_dim, causal; paged_attention batch, context, heads, kv_heads,
-/// head_dim; rms_norm tokens, hidden; swiglu tokens, intermediate; linear_log_prob and its two backends tokens, hidden, vocab; log_prob
-/// rows, vocab; skinny batch, n, k; adamw count.
+/// Sizes: matmul has m, n, k; attention tokens, heads, kv_heads, head_dim, causal; paged_attention batch, context,
+/// heads, kv_heads, head_dim; rms_norm tokens, hidden; swiglu tokens, intermediate; linear_log_prob and its two
+/// backends tokens, hidden, vocab; log_prob rows, vocab; skinny batch, n, k; adamw count.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -277,7 +280,8 @@ fn not_zero(amounts: &[(&str, usize)]) -> Result<()> {
     }
 }
 
-/// The most tokens of one prefill pass: ids and positions are created in host memory before the device is asked for memory.
+/// The most tokens of one prefill pass: ids and positions are created in host memory before the device is asked for
+/// memory.
 const MAX_PREFILL_TOKENS: usize = 1 << 22;
 
 impl RoundsArgs {

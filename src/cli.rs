@@ -115,7 +115,8 @@ mod tests {
         super::Cli::command().debug_assert();
     }
 
-    /// Every subcommand of every level has an example whose lines fit a terminal: a broken line would not run as printed.
+    /// Every subcommand of every level has an example whose lines fit a terminal: a broken line would not run as
+    /// printed.
     #[test]
     fn every_command_has_an_example() {
         fn check(command: &clap::Command, path: &str) {

@@ -13,7 +13,8 @@ use crate::fail::bad_usage;
 #[serde(default)]
 #[command(next_help_heading = "Common options")]
 pub struct Common {
-    /// Device to compute on: cpu, cuda[:N], sim (CUDA simulator) or dry (counts only) [default: cuda if there is a GPU, else cpu]
+    /// Device to compute on: cpu, cuda[:N], sim (CUDA simulator) or dry (counts only) [default: cuda if there is a GPU,
+    /// else cpu]
     #[arg(long, global = true, value_name = "DEVICE", display_order = 900)]
     pub device: Option<String>,
     /// Data type of weights and activations [default: bf16 on cuda, f32 on cpu]
@@ -25,7 +26,8 @@ pub struct Common {
     /// Random seed [default: 0]
     #[arg(long, global = true, value_name = "N", display_order = 903)]
     pub seed: Option<u64>,
-    /// On device sim: run each kernel N times in different orders of its warps and check that the results agree [default: 1]
+    /// On device sim: run each kernel N times in different orders of its warps and check that the results agree
+    /// [default: 1]
     #[arg(long, global = true, value_name = "N", display_order = 904, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub interleavings: Option<u32>,
     /// Print the result as JSON on stdout, and nothing else

@@ -21,8 +21,8 @@ use crate::media::{MediaFlags, WorkerFlags};
 use crate::training::Resolved;
 use crate::{model, output};
 
-/// Train a tiny model with random weights to answer questions about synthetic video clips: SFT, then GRPO with the temporal reward
-/// (T-GRPO). Writes a page with accuracy on held-out clips, curves and frames. Takes minutes on a CPU.
+/// Train a tiny model with random weights to answer questions about synthetic video clips: SFT, then GRPO with the
+/// temporal reward (T-GRPO). Writes a page with accuracy on held-out clips, curves and frames. Takes minutes on a CPU.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  reel demo --out demo")]
 pub struct DemoArgs {

@@ -26,11 +26,12 @@ pub struct EvalArgs {
     /// Benchmark: vsibench, videommmu, mmvu, mvbench, tempcompass or videomme
     #[arg(long, value_name = "NAME")]
     benchmark: String,
-    /// Predictions, one JSON object per line: problem_type, solution and category of the benchmark, and output of the model
+    /// Predictions, one JSON object per line: problem_type, solution and category of the benchmark, and output of the
+    /// model
     #[arg(long, value_name = "P.jsonl")]
     predictions: Option<PathBuf>,
-    /// JSON file for the scores: means over all rows, over regression rows (mean relative accuracy), over other rows, and over each
-    /// category, with 95 % confidence intervals
+    /// JSON file for the scores: means over all rows, over regression rows (mean relative accuracy), over other rows,
+    /// and over each category, with 95 % confidence intervals
     #[arg(long, value_name = "F.json")]
     out: PathBuf,
 }

@@ -65,7 +65,8 @@ fn is_measure_usage(e: &anyhow::Error) -> bool {
     e.downcast_ref::<MeasureError>().is_some_and(MeasureError::is_usage)
 }
 
-/// Prints an error of the argument parser in one line. Help and version texts are printed as they are, with exit code 0.
+/// Prints an error of the argument parser in one line. Help and version texts are printed as they are, with exit code
+/// 0.
 pub fn usage(e: &clap::Error) -> ExitCode {
     if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         // An error here means that the reader closed the pipe.

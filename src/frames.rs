@@ -56,8 +56,8 @@ impl FramesArgs {
         }
     }
 
-    /// Decodes the selected frames and writes them to `--out`. Without `--out` it decodes them at the size for a model, which needs little
-    /// memory: a video that cannot be decoded is an error all the same.
+    /// Decodes the selected frames and writes them to `--out`. Without `--out` it decodes them at the size for a model,
+    /// which needs little memory: a video that cannot be decoded is an error all the same.
     fn decode(&self, common: &Common, video: &Path, profile: MediaProfile, overrides: &MediaOverrides) -> Result<()> {
         let size = if self.out.is_some() { FrameSize::Original } else { FrameSize::Resized };
         let frames = trace::span("decode", || {

@@ -18,7 +18,8 @@ use crate::model::Model;
 use crate::prompt::{EncodedPrompt, MessageFlags, ModelFlags, QuestionFlags};
 use crate::{interrupt, output};
 
-/// Generate an answer to a prompt about a video, an image, or text alone. On a terminal the text appears as it is generated.
+/// Generate an answer to a prompt about a video, an image, or text alone. On a terminal the text appears as it is
+/// generated.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -48,13 +49,15 @@ pub struct SamplingFlags {
     /// Sampling temperature; 0 is greedy decoding [default: generation_config.json, else greedy]
     #[arg(long, value_name = "T", allow_hyphen_values = true)]
     temperature: Option<f32>,
-    /// Nucleus sampling: sample from the most likely tokens whose probabilities add up to P [default: generation_config.json, else 1]
+    /// Nucleus sampling: sample from the most likely tokens whose probabilities add up to P [default:
+    /// generation_config.json, else 1]
     #[arg(long, value_name = "P", allow_hyphen_values = true)]
     top_p: Option<f32>,
     /// Sample from the K most likely tokens; 0 is all [default: generation_config.json, else 0]
     #[arg(long, value_name = "K")]
     top_k: Option<u32>,
-    /// Repetition penalty; above 1 makes tokens that have occurred less likely [default: generation_config.json, else 1]
+    /// Repetition penalty; above 1 makes tokens that have occurred less likely [default: generation_config.json, else
+    /// 1]
     #[arg(long, value_name = "R", allow_hyphen_values = true)]
     repetition_penalty: Option<f32>,
     /// Stop string: end a completion before this text; may be given several times
@@ -63,7 +66,8 @@ pub struct SamplingFlags {
 }
 
 impl SamplingFlags {
-    /// The sampling parameters: flags win over generation_config.json. Greedy unless that file has `do_sample`, as in transformers.
+    /// The sampling parameters: flags win over generation_config.json. Greedy unless that file has `do_sample`, as in
+    /// transformers.
     pub fn params(&self, config: &GenerationConfig, seed: u64) -> SamplingParams {
         let own = |value: Option<f64>| if config.do_sample == Some(true) { value.map(|v| v as f32) } else { None };
         let usual = if config.do_sample == Some(true) { 1.0 } else { 0.0 };

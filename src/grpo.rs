@@ -10,9 +10,9 @@ use crate::training::Resolved;
 
 /// Reinforcement learning from rewards (GRPO; T-GRPO with --temporal).
 ///
-/// Each step samples a group of completions for each prompt, scores them with the reward functions, and raises the probability of those
-/// with a higher reward than the others of their group. The output folder is that of `reel sft`, and rollouts/ has every completion with
-/// its rewards.
+/// Each step samples a group of completions for each prompt, scores them with the reward functions, and raises the
+/// probability of those with a higher reward than the others of their group. The output folder is that of `reel sft`,
+/// and rollouts/ has every completion with its rewards.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:

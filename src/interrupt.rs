@@ -1,5 +1,6 @@
-//! Signals. Ctrl-C ends the process and removes incomplete files. Work with safe points to stop at (training, generation) continues to
-//! the next one, and a second Ctrl-C ends it at once. Exceeding the file size limit (`ulimit -f`) is a write error.
+//! Signals. Ctrl-C ends the process and removes incomplete files. Work with safe points to stop at (training,
+//! generation) continues to the next one, and a second Ctrl-C ends it at once. Exceeding the file size limit (`ulimit
+//! -f`) is a write error.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -13,8 +14,8 @@ static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 /// Whether the process is ending because of a signal.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Starts a thread that handles SIGINT (Ctrl-C), SIGTERM and SIGHUP. Signals that the process was started to ignore (as by `nohup`) stay
-/// ignored. If no handler can be installed, the signals end the process at once.
+/// Starts a thread that handles SIGINT (Ctrl-C), SIGTERM and SIGHUP. Signals that the process was started to ignore (as
+/// by `nohup`) stay ignored. If no handler can be installed, the signals end the process at once.
 pub fn watch_signals() {
     let ignored = ignored_signals();
     let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
@@ -58,7 +59,8 @@ pub fn wait_if_ending() {
     }
 }
 
-/// Makes a write beyond the file size limit (`ulimit -f`) return an error, as a full disk does, instead of ending the process.
+/// Makes a write beyond the file size limit (`ulimit -f`) return an error, as a full disk does, instead of ending the
+/// process.
 pub fn handle_file_size_limit() {
     // Without a handler the limit ends the process.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));

@@ -7,7 +7,8 @@ use anyhow::Result;
 use crate::fail::failed;
 use crate::output;
 
-/// Parses each line that is not blank. The error is that of the first malformed line, with file and line number in front.
+/// Parses each line that is not blank. The error is that of the first malformed line, with file and line number in
+/// front.
 pub fn parse<T, E: std::error::Error + Send + Sync + 'static>(
     path: &Path,
     parse: impl Fn(&str) -> Result<T, E>,

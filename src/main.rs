@@ -1,7 +1,7 @@
 //! `reel`: fine-tunes, runs and evaluates Qwen2.5-VL on video, straight from safetensors.
 //!
-//! Each subcommand is one file here that parses its options, calls a library and prints. [`cli`] lists them; `common` has the options
-//! that all of them take.
+//! Each subcommand is one file here that parses its options, calls a library and prints. [`cli`] lists them; `common`
+//! has the options that all of them take.
 
 mod bench;
 mod cli;

@@ -16,7 +16,8 @@ use crate::fail::bad_usage;
 #[serde(default)]
 #[command(next_help_heading = "Media options")]
 pub struct MediaFlags {
-    /// Frame and pixel limits: videorft-train, video-r1-train, videorft-eval, qwen, uniform-16 or stride-1fps [default: videorft-train for sft and grpo, else qwen]
+    /// Frame and pixel limits: videorft-train, video-r1-train, videorft-eval, qwen, uniform-16 or stride-1fps [default:
+    /// videorft-train for sft and grpo, else qwen]
     #[arg(long, value_name = "NAME")]
     pub profile: Option<String>,
     /// Select N frames, evenly spaced

@@ -10,7 +10,8 @@ use crate::common::Common;
 use crate::output;
 use crate::prompt::MessageFlags;
 
-/// Write the model inputs of chat messages: token ids after the chat template, M-RoPE positions, and patches of images and videos.
+/// Write the model inputs of chat messages: token ids after the chat template, M-RoPE positions, and patches of images
+/// and videos.
 #[derive(Args, Debug)]
 #[command(mut_arg("messages", |a| a.required(true)))]
 #[command(after_help = "\
@@ -24,7 +25,8 @@ pub struct PreprocessArgs {
     model: String,
     #[command(flatten)]
     messages: MessageFlags,
-    /// Safetensors file to write: `input_ids`, `position_ids`, `rope_delta`, and for media their patches, grids and frame indices
+    /// Safetensors file to write: `input_ids`, `position_ids`, `rope_delta`, and for media their patches, grids and
+    /// frame indices
     #[arg(long, value_name = "F.safetensors")]
     out: PathBuf,
 }

@@ -99,7 +99,8 @@ impl ModelFlags {
     }
 }
 
-/// The folder of a MODEL argument: a path, or a Hugging Face id, which is looked up in the hub cache and downloaded if it is not there.
+/// The folder of a MODEL argument: a path, or a Hugging Face id, which is looked up in the hub cache and downloaded if
+/// it is not there.
 pub fn folder(model: &str) -> Result<PathBuf> {
     if is_adapter(Path::new(model)) {
         return Err(failed(

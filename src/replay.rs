@@ -17,7 +17,8 @@ use crate::fail::failed;
 use crate::output;
 use crate::training::Resolved;
 
-/// Repeat one training step and compare the weights with those that the run recorded: exit code 0 if they are the same bits, else 1.
+/// Repeat one training step and compare the weights with those that the run recorded: exit code 0 if they are the same
+/// bits, else 1.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:

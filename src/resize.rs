@@ -8,7 +8,8 @@ use crate::common::Common;
 use crate::fail::failed;
 use crate::output;
 
-/// Show to which height and width an image is resized: multiples of the factor, within the pixel limits, nearly the same aspect ratio.
+/// Show to which height and width an image is resized: multiples of the factor, within the pixel limits, nearly the
+/// same aspect ratio.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  reel resize --height 1080 --width 1920 --max-pixels 200704")]
 pub struct ResizeArgs {

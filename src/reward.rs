@@ -24,19 +24,20 @@ Example:
     tr -d '\\n' > given.jsonl
   reel reward --input given.jsonl --output scores.jsonl")]
 pub struct RewardArgs {
-    /// Completions, one JSON object per line: problem_type, solution, and completion or completions; optional: lengths (tokens of
-    /// each), shuffled_completions (answers to shuffled frames), data_type (image or video) and frames (image files, relative to
-    /// this file)
+    /// Completions, one JSON object per line: problem_type, solution, and completion or completions; optional: lengths
+    /// (tokens of each), shuffled_completions (answers to shuffled frames), data_type (image or video) and frames
+    /// (image files, relative to this file)
     #[arg(long, value_name = "R.jsonl")]
     input: PathBuf,
-    /// Scores to write, one JSON object per line: accuracy, temporal, format, semantic and length where they apply, reward and
-    /// advantage; a number for completion, a list for completions
+    /// Scores to write, one JSON object per line: accuracy, temporal, format, semantic and length where they apply,
+    /// reward and advantage; a number for completion, a list for completions
     #[arg(long, value_name = "O.jsonl")]
     output: PathBuf,
     /// Recipe to follow where a paper and its reference code differ
     #[arg(long, value_enum, default_value_t)]
     parity: Recipe,
-    /// SigLIP model folder (so400m-patch14-384): rows with frames get the semantic reward, the similarity of the reasoning to the frames
+    /// SigLIP model folder (so400m-patch14-384): rows with frames get the semantic reward, the similarity of the
+    /// reasoning to the frames
     #[arg(long, value_name = "DIR")]
     siglip: Option<PathBuf>,
 }

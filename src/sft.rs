@@ -8,10 +8,11 @@ use crate::common::Common;
 use crate::media::{MediaFlags, WorkerFlags};
 use crate::training::Resolved;
 
-/// Supervised fine-tuning (SFT) on conversations about videos, images or text alone; of all weights or of a LoRA adapter (--lora-r).
+/// Supervised fine-tuning (SFT) on conversations about videos, images or text alone; of all weights or of a LoRA
+/// adapter (--lora-r).
 ///
-/// The output folder has the trained model, metrics.jsonl (a line per step), run.json (every option) and checkpoints that
-/// --resume-from-checkpoint continues to the same bits.
+/// The output folder has the trained model, metrics.jsonl (a line per step), run.json (every option) and checkpoints
+/// that --resume-from-checkpoint continues to the same bits.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:

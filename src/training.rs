@@ -1,4 +1,5 @@
-//! What `reel sft` and `reel grpo` share: merging command line and configuration file, running, and printing the result.
+//! What `reel sft` and `reel grpo` share: merging command line and configuration file, running, and printing the
+//! result.
 
 use anyhow::Result;
 use clap::ArgMatches;
@@ -92,7 +93,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         })
     }
 
-    /// Trains until the end or Ctrl-C and prints the result. With `--check-data` alone it calls `check` instead of `run`.
+    /// Trains until the end or Ctrl-C and prints the result. With `--check-data` alone it calls `check` instead of
+    /// `run`.
     pub fn run(
         &self,
         run: impl FnOnce(&RunSetup<O>) -> reel_train::Result<RunSummary>,

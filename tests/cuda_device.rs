@@ -1,4 +1,5 @@
-//! Device `cuda`: its host code on a fake driver that enforces the rules of the driver API, and the binary on a GPU if there is one.
+//! Device `cuda`: its host code on a fake driver that enforces the rules of the driver API, and the binary on a GPU if
+//! there is one.
 
 mod support;
 #[path = "support/tensors.rs"]
@@ -63,8 +64,8 @@ fn forward_pass_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
     }
 }
 
-/// One training step of all weights (`lora_r` 0) or of a LoRA adapter on every linear layer: metrics, weight file, and `products` of
-/// run.json.
+/// One training step of all weights (`lora_r` 0) or of a LoRA adapter on every linear layer: metrics, weight file, and
+/// `products` of run.json.
 fn step(device: &Device, dtype: DType, lora_r: usize) -> (Value, Vec<u8>, Value) {
     let case = golden("train").join("sft_videorft_rows");
     let folder = tempfile::tempdir().expect("a folder");

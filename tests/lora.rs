@@ -183,5 +183,5 @@ fn bad_input_is_one_line() {
         fs::write(Path::new(&moved).join(name), text).expect("a file");
     }
     ask(&["--model", &moved])
-        .refused(1, &["base_model_name_or_path: names ../../train/model_a, which is not there", "--adapter"]);
+        .refused(1, &["base_model_name_or_path: names ../../train/model_a, which does not exist", "--adapter"]);
 }

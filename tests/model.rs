@@ -1,5 +1,5 @@
-//! The model cases of `tests/golden/model`: the outputs of the binary agree with those of transformers, and do not depend on the number of
-//! threads or the batch.
+//! The model cases of `tests/golden/model`: the outputs of the binary agree with those of transformers, and do not
+//! depend on the number of threads or the batch.
 
 mod support;
 #[path = "support/tensors.rs"]

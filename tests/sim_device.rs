@@ -100,7 +100,8 @@ fn training_step_agrees_with_cpu() {
             println!("{dtype}: {key} of sim and cpu differ by {:.2e}", (a / b - 1.0).abs());
             assert!((a - b).abs() <= limit * b.abs(), "{dtype}: {key} is {a}, on cpu {b}");
         }
-        // Adam's first step is ± the learning rate, so that a tiny gradient with the other sign makes a full difference.
+        // Adam's first step is ± the learning rate, so that a tiny gradient with the other sign makes a full
+        // difference.
         let off = distance("weights", &got.1, &want.1);
         println!("{dtype}: changes of weights differ by {off:.2e}");
         assert!(off <= weights, "{dtype}: changes of weights differ by {off:.2e}, allowed {weights}");

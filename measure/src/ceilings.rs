@@ -1,5 +1,6 @@
-//! Ceilings of a machine: the highest rates of arithmetic and memory traffic, measured. The least time of a kernel (its floor) follows
-//! from them by the roofline model: the larger of operations over arithmetic rate and bytes over bandwidth.
+//! Ceilings of a machine: the highest rates of arithmetic and memory traffic, measured. The least time of a kernel (its
+//! floor) follows from them by the roofline model: the larger of operations over arithmetic rate and bytes over
+//! bandwidth.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +23,8 @@ pub struct Ceilings {
     pub bytes: f64,
 }
 
-/// Name prefixes of the kernels that multiply matrices: in bf16 they may reach the rate of bf16 products, the others that of f32.
+/// Name prefixes of the kernels that multiply matrices: in bf16 they may reach the rate of bf16 products, the others
+/// that of f32.
 const MATRIX_KERNELS: [&str; 7] =
     ["matmul", "attention", "paged_attention", "pool_attention", "linear_log_prob", "skinny", "patch_embedding"];
 
@@ -47,8 +49,8 @@ impl Ceilings {
         if device.is_async() { Self::measure_gpu(device) } else { Ok(Self::measure_cpu(device.threads())) }
     }
 
-    /// Measures a GPU: the best of several large copies and matrix products. The operands are random: zeros would draw less power and run
-    /// at a higher clock.
+    /// Measures a GPU: the best of several large copies and matrix products. The operands are random: zeros would draw
+    /// less power and run at a higher clock.
     fn measure_gpu(device: &Device) -> Result<Self> {
         const COPY: usize = 1 << 30;
         const ROUNDS: usize = 10;
@@ -117,8 +119,8 @@ impl Ceilings {
     }
 }
 
-/// Pseudorandom numbers from -1 to 1: splitmix64's mixing, by Steele, Lea and Flood, "Fast splittable pseudorandom number
-/// generators".
+/// Pseudorandom numbers from -1 to 1: splitmix64's mixing, by Steele, Lea and Flood, "Fast splittable pseudorandom
+/// number generators".
 pub fn noise(i: u64) -> f32 {
     let z = i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,5 @@
-//! Power, clocks and temperature of a GPU during a measurement, from NVIDIA's management library (NVML), which is opened at run time.
+//! Power, clocks and temperature of a GPU during a measurement, from NVIDIA's management library (NVML), which is
+//! opened at run time.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -76,7 +77,8 @@ pub struct ClockSampler {
 }
 
 impl ClockSampler {
-    /// Starts reading the GPU of a device. `None` for other devices, and with a message on stderr if NVML or the GPU cannot be opened.
+    /// Starts reading the GPU of a device. `None` for other devices, and with a message on stderr if NVML or the GPU
+    /// cannot be opened.
     pub fn of_gpu(device: &Device, every: Duration) -> Option<ClockSampler> {
         let bus_id = device.hardware().bus_id?;
         let found =

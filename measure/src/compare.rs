@@ -1,4 +1,5 @@
-//! Whether one result of `reel bench --json` is faster than another, and whether both were measured under the same conditions.
+//! Whether one result of `reel bench --json` is faster than another, and whether both were measured under the same
+//! conditions.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -79,7 +80,8 @@ impl ResultComparison {
         })
     }
 
-    /// The comparison as lines of text: a verdict for each thing measured, differing conditions, and the ops that changed most.
+    /// The comparison as lines of text: a verdict for each thing measured, differing conditions, and the ops that
+    /// changed most.
     pub fn text(&self) -> String {
         let verdicts = self.verdicts.iter().map(|(difference, a, b)| verdict_line(difference, a, b));
         let mut lines: Vec<String> = verdicts.collect();
@@ -115,7 +117,8 @@ impl OpChange {
     }
 }
 
-/// The ops of both results by how much their time changed, largest change first; an op that one result lacks took 0 s there.
+/// The ops of both results by how much their time changed, largest change first; an op that one result lacks took 0 s
+/// there.
 ///
 /// These are times of a single round: they say where to look, not whether a change is more than chance.
 fn op_changes(a: &Value, b: &Value) -> Vec<OpChange> {

@@ -1,4 +1,5 @@
-//! Timing the output layer with log-probabilities as training runs it, forward and backward, with either of its two backends.
+//! Timing the output layer with log-probabilities as training runs it, forward and backward, with either of its two
+//! backends.
 
 use reel_kernels::bench::Timed;
 use reel_kernels::catalogue::{SizeError, Sizes, folder};
@@ -55,7 +56,8 @@ impl LmHeadShape {
 }
 
 impl LmHeadShape {
-    /// Refuses sizes whose operands do not fit into host memory. They are created there; on cpu they also stay there, with their gradients.
+    /// Refuses sizes whose operands do not fit into host memory. They are created there; on cpu they also stay there,
+    /// with their gradients.
     fn check_memory(&self, device: &Device) -> Result<()> {
         let (rows, vocab, width) = (self.rows as f64, self.vocab as f64, self.width as f64);
         let kept = if !device.is_async() { (rows + vocab) * width * 12.0 } else { 0.0 };
@@ -72,7 +74,8 @@ impl LmHeadShape {
 
 /// Times the forward and the backward pass: `runs` runs each.
 ///
-/// The work of the backward pass is counted as two matrix products of the size of the forward one; recomputed logits do not count.
+/// The work of the backward pass is counted as two matrix products of the size of the forward one; recomputed logits do
+/// not count.
 ///
 /// # Errors
 /// The operands do not fit into memory, a launch fails, or the result is not finite.

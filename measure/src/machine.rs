@@ -20,8 +20,8 @@ pub struct MachineSpec {
     pub source: String,
 }
 
-/// The data sheet of a GPU: dense rates (without sparsity) in TFLOP/s, bf16 with f32 sums and f32 without tensor cores; bandwidth in TB/s;
-/// memory in GB.
+/// The data sheet of a GPU: dense rates (without sparsity) in TFLOP/s, bf16 with f32 sums and f32 without tensor cores;
+/// bandwidth in TB/s; memory in GB.
 struct DataSheet {
     name: &'static str,
     compute_capability: u32,
@@ -87,14 +87,17 @@ fn data_sheet(full_name: &str) -> Option<&'static DataSheet> {
     DATA_SHEETS.iter().find(|s| plain.contains(s.name))
 }
 
-/// Operations per second of dense bf16 products in the data sheet of a GPU, by its full name; `None` if it is not in the table.
+/// Operations per second of dense bf16 products in the data sheet of a GPU, by its full name; `None` if it is not in
+/// the table.
 pub fn dense_bf16(full_name: &str) -> Option<f64> {
     data_sheet(full_name).map(|s| s.bf16 * 1e12)
 }
 
-/// The share of the data sheet's rate that large matrix products reach: 790 of 989.4 TFLOP/s on H200. Assumed for the other GPUs.
+/// The share of the data sheet's rate that large matrix products reach: 790 of 989.4 TFLOP/s on H200. Assumed for the
+/// other GPUs.
 const ACHIEVABLE_ARITHMETIC: f64 = 0.8;
-/// The share of the data sheet's bandwidth that large copies reach: 4.3 of 4.8 TB/s on H200. Assumed for the other GPUs.
+/// The share of the data sheet's bandwidth that large copies reach: 4.3 of 4.8 TB/s on H200. Assumed for the other
+/// GPUs.
 const ACHIEVABLE_BANDWIDTH: f64 = 0.9;
 
 impl MachineSpec {

@@ -14,7 +14,8 @@ use crate::ceilings::Ceilings;
 pub struct PartTime {
     /// Name of the part.
     pub name: &'static str,
-    /// Seconds from the first launch of a stretch to the first launch of the next part, or to the end of the last launch.
+    /// Seconds from the first launch of a stretch to the first launch of the next part, or to the end of the last
+    /// launch.
     pub seconds: f64,
     /// Seconds in which a launch ran.
     pub busy: f64,
@@ -74,7 +75,8 @@ impl PartTime {
     }
 }
 
-/// The parts as a table of text; `round` is the length of the profiled round in seconds. Empty where there are no parts.
+/// The parts as a table of text; `round` is the length of the profiled round in seconds. Empty where there are no
+/// parts.
 pub fn part_table(parts: &[PartTime], round: f64) -> String {
     if parts.is_empty() {
         return String::new();

@@ -22,8 +22,8 @@ pub struct RolloutShape {
 
 /// Samples once at temperature 1 and returns the seconds that it took.
 ///
-/// KV cache, decode slots and captured graphs are created anew, as in training, which needs their memory between two rollouts. The
-/// device's profile gets the parts `prefill` and `decode`.
+/// KV cache, decode slots and captured graphs are created anew, as in training, which needs their memory between two
+/// rollouts. The device's profile gets the parts `prefill` and `decode`.
 ///
 /// # Errors
 /// The engine fails, or a completion ends before its last token.

@@ -140,7 +140,8 @@ fn y_of(rate: f64) -> f64 {
     HEIGHT - BOTTOM - (at - Y[0]) / (Y[1] - Y[0]) * (HEIGHT - BOTTOM - 16.0)
 }
 
-/// The plot: two roofs and a dot per kernel. Kernels without arithmetic are drawn at the left edge, as if they did 0.01 operations per byte.
+/// The plot: two roofs and a dot per kernel. Kernels without arithmetic are drawn at the left edge, as if they did 0.01
+/// operations per byte.
 fn plot(machine: &MachineSpec, rows: &[PageRow]) -> String {
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"roofline\">");
     for decade in X[0] as i32..=X[1] as i32 {

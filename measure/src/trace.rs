@@ -1,4 +1,5 @@
-//! `--trace OUT`: a trace of host spans, kernel launches and memory as Chrome trace events, for chrome://tracing and Perfetto.
+//! `--trace OUT`: a trace of host spans, kernel launches and memory as Chrome trace events, for chrome://tracing and
+//! Perfetto.
 //!
 //! Source: "Trace Event Format", Google: complete events (`X`), counters (`C`) and metadata (`M`).
 

@@ -1,4 +1,5 @@
-//! Timed steps of full fine-tuning on made-up texts, with the operations and the peak memory that such a step should take.
+//! Timed steps of full fine-tuning on made-up texts, with the operations and the peak memory that such a step should
+//! take.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,7 +36,8 @@ pub struct TrainShape {
     pub optim: Optim,
 }
 
-/// Times `count` training steps of the model in `folder`; the JSON has the figures that only training has (`mfu`, planned memory).
+/// Times `count` training steps of the model in `folder`; the JSON has the figures that only training has (`mfu`,
+/// planned memory).
 ///
 /// # Errors
 /// The model cannot be opened, a step fails, or the loss is not finite.
@@ -116,8 +118,8 @@ fn sample(tokens: usize) -> Sample {
     Sample { tokens: ModelInput { input_ids: ids, position_ids, ..ModelInput::default() }, targets }
 }
 
-/// The number of weights in decoder matrices that every token is multiplied by. The embedding table counts only if it is tied to the
-/// output layer: an embedding is a lookup, not a product.
+/// The number of weights in decoder matrices that every token is multiplied by. The embedding table counts only if it
+/// is tied to the output layer: an embedding is a lookup, not a product.
 fn multiplied_weights(trainer: &Trainer, config: &ModelConfig) -> usize {
     let counts = |name: &str| {
         let table = name.ends_with("embed_tokens.weight") && !config.tie_word_embeddings;
@@ -129,8 +131,8 @@ fn multiplied_weights(trainer: &Trainer, config: &ModelConfig) -> usize {
 
 /// Operations of a training step, without recomputation.
 ///
-/// Per token and weight: 2 in the forward pass and 4 in the backward pass. Attention of a head: two products of `[S, D]` by `[D, S]` in
-/// the forward pass, half of which the causal mask leaves, and twice as much in the backward pass.
+/// Per token and weight: 2 in the forward pass and 4 in the backward pass. Attention of a head: two products of `[S,
+/// D]` by `[D, S]` in the forward pass, half of which the causal mask leaves, and twice as much in the backward pass.
 fn model_flops(text: &TextConfig, weights: usize, tokens: usize, batch: usize) -> f64 {
     let (tokens, batch) = (tokens as f64, batch as f64);
     let width = (text.num_attention_heads * text.head_dim) as f64;

@@ -1,4 +1,5 @@
-//! Line charts as inline SVG: each value is a dot, the running mean is a line. Colors come from the style sheet of the page.
+//! Line charts as inline SVG: each value is a dot, the running mean is a line. Colors come from the style sheet of the
+//! page.
 
 use std::fmt::Write;
 
@@ -23,7 +24,8 @@ pub struct Chart {
 }
 
 impl Chart {
-    /// The chart of `(step, value)` points, sorted by step. Values that are not finite are omitted; empty if no value is left.
+    /// The chart of `(step, value)` points, sorted by step. Values that are not finite are omitted; empty if no value
+    /// is left.
     pub fn svg(&self, points: &[(u64, f64)], label: &str) -> String {
         let visible = |v: f64| v.is_finite() && (!self.log || v > 0.0);
         let points: Vec<(u64, f64)> = points.iter().copied().filter(|p| visible(p.1)).collect();
@@ -96,7 +98,8 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
     vec![low, low + (high - low) / 2.0, high]
 }
 
-/// Ticks of a logarithmic axis, given the logarithms of its ends: 1, 2 and 5 times powers of ten, or the ends if there are none.
+/// Ticks of a logarithmic axis, given the logarithms of its ends: 1, 2 and 5 times powers of ten, or the ends if there
+/// are none.
 fn log_ticks(low: f64, high: f64) -> Vec<f64> {
     let decades = low.floor() as i32..=high.ceil() as i32;
     let all = decades.flat_map(|d| [1.0, 2.0, 5.0].map(|m| m * 10f64.powi(d)));

@@ -1,4 +1,5 @@
-//! Sampled completions of a GRPO run: at some steps spread over the run, one group side by side with rewards, below the frames of its video.
+//! Sampled completions of a GRPO run: at some steps spread over the run, one group side by side with rewards, below the
+//! frames of its video.
 
 use std::fmt::Write;
 use std::fs;

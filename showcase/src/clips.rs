@@ -1,6 +1,7 @@
 //! Synthetic video clips: a shape that moves, a shape that changes color, shapes to count.
 //!
-//! [`make_clips`] draws the clips of a set from a seed, each with a question, a chain of thought and the correct answer.
+//! [`make_clips`] draws the clips of a set from a seed, each with a question, a chain of thought and the correct
+//! answer.
 
 use reel_kernels::philox;
 
@@ -141,8 +142,8 @@ impl ClipSet {
 
     /// `Some(n)`: in all but one of `n` motion clips the shape has a color that depends on the direction.
     ///
-    /// A model trained with this hint learns to answer from a single frame. The clips for GRPO have no hint, so that only the order of
-    /// frames tells the answer.
+    /// A model trained with this hint learns to answer from a single frame. The clips for GRPO have no hint, so that
+    /// only the order of frames tells the answer.
     fn color_hint(self) -> Option<usize> {
         (self != Self::Rl).then_some(5)
     }
@@ -174,7 +175,8 @@ pub fn make_clips(set: ClipSet, seed: u64) -> Vec<Clip> {
         .collect()
 }
 
-/// Counter-based random numbers of one clip: it depends on the seed and the clip's index only, not on the clips before it.
+/// Counter-based random numbers of one clip: it depends on the seed and the clip's index only, not on the clips before
+/// it.
 struct ClipRandom {
     seed: u64,
     stream: u64,
@@ -215,7 +217,8 @@ struct Shape {
 /// The shapes of each frame, the chain of thought, and the answer.
 type Scene = (Vec<Vec<Shape>>, String, String);
 
-/// A shape that moves in direction number `which`. `hinted`: whether its color tells the direction; a random color if `None`.
+/// A shape that moves in direction number `which`. `hinted`: whether its color tells the direction; a random color if
+/// `None`.
 fn motion(which: usize, hinted: Option<bool>, random: &mut ClipRandom) -> Scene {
     let (answer, from, to) =
         [("left", "right", "left"), ("right", "left", "right"), ("up", "bottom", "top"), ("down", "top", "bottom")]
@@ -370,7 +373,8 @@ mod tests {
         assert_ne!(make_clips(ClipSet::Rl, 1)[17].frames, sets[1][17].frames);
     }
 
-    /// The color tells the direction in 4 of 5 motion clips for SFT and evaluation, and by chance (1 of 4) in those for GRPO.
+    /// The color tells the direction in 4 of 5 motion clips for SFT and evaluation, and by chance (1 of 4) in those for
+    /// GRPO.
     #[test]
     fn color_hints_are_in_sft_and_held_out_clips_only() {
         for set in ClipSet::ALL {

@@ -1,7 +1,7 @@
 //! Evaluation on held-out clips: greedy answers to the question of every clip.
 //!
-//! Motion clips are asked about a second time with their frames in random orders: an accuracy as high as with ordered frames would mean
-//! that the model does not use the order of frames.
+//! Motion clips are asked about a second time with their frames in random orders: an accuracy as high as with ordered
+//! frames would mean that the model does not use the order of frames.
 
 use std::path::Path;
 
@@ -54,8 +54,8 @@ impl Tally {
     }
 }
 
-/// How far the accuracy of `high` is above that of `low`, in standard errors of the difference of two binomial proportions; 0 if
-/// the accuracies are equal.
+/// How far the accuracy of `high` is above that of `low`, in standard errors of the difference of two binomial
+/// proportions; 0 if the accuracies are equal.
 pub fn standard_errors(low: Tally, high: Tally) -> f64 {
     if low.accuracy() == high.accuracy() {
         return 0.0;
@@ -68,7 +68,8 @@ pub fn standard_errors(low: Tally, high: Tally) -> f64 {
 pub struct Answers {
     /// The answer to each clip.
     pub ordered: Vec<String>,
-    /// The answer to each motion clip with shuffled frames: all clips in a first random order, then in a second, and so on.
+    /// The answer to each motion clip with shuffled frames: all clips in a first random order, then in a second, and so
+    /// on.
     pub shuffled: Vec<String>,
 }
 
@@ -106,7 +107,8 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Prepares the questions about the clips in folder `videos`, for models with the tokenizer of model folder `folder`.
+    /// Prepares the questions about the clips in folder `videos`, for models with the tokenizer of model folder
+    /// `folder`.
     ///
     /// # Errors
     /// The model folder cannot be opened, or a clip cannot be decoded.

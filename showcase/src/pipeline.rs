@@ -1,11 +1,13 @@
 //! The steps of the demo, in the order in which they run:
 //!
 //! ```text
-//! prepare   clear the folder; write sft.toml and grpo.toml; random model and SigLIP; encode the clips; sft.jsonl, rl.jsonl, held-out.jsonl
-//! run       evaluate(model) → SFT on sft.jsonl → evaluate(sft) → GRPO on rl.jsonl → evaluate(grpo) → grpo/report.html
+//! prepare   clear the folder, write sft.toml and grpo.toml, create a random model and a random SigLIP,
+//!           encode the clips, write sft.jsonl, rl.jsonl and held-out.jsonl
+//! run       evaluate(model), SFT on sft.jsonl, evaluate(sft), GRPO on rl.jsonl, evaluate(grpo), grpo/report.html
 //! ```
 //!
-//! The two training runs are the caller's: they take the options of the folder's .toml files, as `reel sft --config` does.
+//! The two training runs are the caller's: they take the options of the folder's .toml files, as `reel sft --config`
+//! does.
 
 use std::fs;
 use std::io::Write;
@@ -192,7 +194,8 @@ impl Demo {
         self.folder.join(part)
     }
 
-    /// Sets what a .toml file of the demo leaves open: `stage` (`sft` or `grpo`) starts from the model in the folder's part `from`.
+    /// Sets what a .toml file of the demo leaves open: `stage` (`sft` or `grpo`) starts from the model in the folder's
+    /// part `from`.
     pub fn set_paths(&self, options: &mut RunOptions, from: &str, stage: &str) {
         options.model = self.path(from).display().to_string();
         options.data = self.path(if stage == "sft" { "sft.jsonl" } else { "rl.jsonl" });

@@ -1,4 +1,5 @@
-//! `reel kernels check`: compiles every kernel for every architecture and fails on register spills, or runs the kernels on a device.
+//! `reel kernels check`: compiles every kernel for every architecture and fails on register spills, or runs the kernels
+//! on a device.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,8 +20,8 @@ use crate::common::Common;
 use crate::fail::{bad_usage, failed};
 use crate::output;
 
-/// Compile every kernel for every architecture; fail on register spills and on optimizations that ptxas gave up. With --device cpu, sim or
-/// cuda: run the kernels on random data of --seed and compare the results with their f64 formulas.
+/// Compile every kernel for every architecture; fail on register spills and on optimizations that ptxas gave up. With
+/// --device cpu, sim or cuda: run the kernels on random data of --seed and compare the results with their f64 formulas.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:

@@ -30,7 +30,8 @@ enum What {
     List,
     /// Show what a kernel computes, its launch geometry, registers, shared memory, and least time
     Show(show::KernelsShowArgs),
-    /// Compile every kernel and fail on register spills; with --device: run the kernels and compare with their f64 formulas
+    /// Compile every kernel and fail on register spills; with --device: run the kernels and compare with their f64
+    /// formulas
     Check(check::KernelsCheckArgs),
     /// Time kernels on a GPU
     Bench(bench::KernelsBenchArgs),

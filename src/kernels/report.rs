@@ -19,7 +19,8 @@ pub struct KernelsReportArgs {
     /// GPU: h200, h100, a100, l40s or rtx4090
     #[arg(long, value_name = "GPU", default_value = "h200")]
     gpu: String,
-    /// Measured times: the output of `reel kernels bench --json` on that GPU [default: none, the page has least times only]
+    /// Measured times: the output of `reel kernels bench --json` on that GPU [default: none, the page has least times
+    /// only]
     #[arg(long, value_name = "F.json")]
     times: Option<PathBuf>,
     /// HTML file to write

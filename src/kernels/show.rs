@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use crate::common::Common;
 use crate::output;
 
-/// Show what a kernel computes, its launch geometry, registers and shared memory, and the least time that GPUs need for it.
+/// Show what a kernel computes, its launch geometry, registers and shared memory, and the least time that GPUs need for
+/// it.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  reel kernels show rms_norm_fwd_bf16")]
 pub struct KernelsShowArgs {

@@ -1,6 +1,7 @@
 //! `reel plan`: predicts memory and time of a command for a machine that need not be there.
 //!
-//! It runs the code of the command itself on device `dry`, which counts allocations, operations and bytes and computes nothing.
+//! It runs the code of the command itself on device `dry`, which counts allocations, operations and bytes and computes
+//! nothing.
 
 mod table;
 

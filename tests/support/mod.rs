@@ -59,7 +59,8 @@ impl Run {
         serde_json::from_str(self.ok()).unwrap_or_else(|e| panic!("{e}: {}", self.stdout))
     }
 
-    /// Checks that the command failed with exit code `code` and a one-line error that contains each of `words` and a help text.
+    /// Checks that the command failed with exit code `code` and a one-line error that contains each of `words` and a
+    /// help text.
     #[track_caller]
     pub fn refused(&self, code: i32, words: &[&str]) -> &Self {
         assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.stdout, self.stderr);

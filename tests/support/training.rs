@@ -16,8 +16,8 @@ pub fn metrics(out: &Path) -> Vec<Value> {
     text.lines().map(|l| serde_json::from_str(l).expect("a line of JSON")).collect()
 }
 
-/// Runs the case `tests/golden/CASE` (`train/…` or `grpo/…`) with further options and checks the metrics of each step and the change of the
-/// weights against the reference. Returns the hash of the final weights.
+/// Runs the case `tests/golden/CASE` (`train/…` or `grpo/…`) with further options and checks the metrics of each step
+/// and the change of the weights against the reference. Returns the hash of the final weights.
 pub fn check(mut reel: Command, case: &str, more: &[&str]) -> String {
     let folder = golden(case);
     let text = fs::read_to_string(folder.join("expected.json")).expect("expected.json");

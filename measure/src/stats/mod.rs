@@ -81,10 +81,11 @@ fn choose(n: usize, k: usize) -> f64 {
     (0..k.min(n - k)).map(|i| (n - i) as f64 / (i + 1) as f64).product()
 }
 
-/// p-value of the two-sided permutation test of rank sums (Wilcoxon, "Individual comparisons by ranking methods", 1945).
+/// p-value of the two-sided permutation test of rank sums (Wilcoxon, "Individual comparisons by ranking methods",
+/// 1945).
 ///
-/// Exact if the table of rank sums is small; else by the normal approximation, for which both groups are then large enough. Equal times
-/// share the mean of their ranks.
+/// Exact if the table of rank sums is small; else by the normal approximation, for which both groups are then large
+/// enough. Equal times share the mean of their ranks.
 fn rank_sum(a: &[f64], b: &[f64]) -> f64 {
     let (few, many) = if a.len() <= b.len() { (a, b) } else { (b, a) };
     let (ranks, ties) = doubled_ranks(few, many);
@@ -123,14 +124,16 @@ fn doubled_ranks(a: &[f64], b: &[f64]) -> (Vec<usize>, f64) {
     (ranks, ties)
 }
 
-/// Complementary error function for x ≥ 0, to 1.5e-7. Source: Abramowitz and Stegun, "Handbook of Mathematical Functions", 7.1.26.
+/// Complementary error function for x ≥ 0, to 1.5e-7. Source: Abramowitz and Stegun, "Handbook of Mathematical
+/// Functions", 7.1.26.
 fn erfc(x: f64) -> f64 {
     let t = 1.0 / (1.0 + 0.327_591_1 * x);
     let terms = [0.254_829_592, -0.284_496_736, 1.421_413_741, -1.453_152_027, 1.061_405_429];
     terms.iter().rev().fold(0.0, |sum, term| (sum + term) * t) * (-x * x).exp()
 }
 
-/// Confidence interval of the ratio of medians: the middle share 1 − [`SIGNIFICANCE_LEVEL`] of the ratios of bootstrap samples, from a fixed seed.
+/// Confidence interval of the ratio of medians: the middle share 1 − [`SIGNIFICANCE_LEVEL`] of the ratios of bootstrap
+/// samples, from a fixed seed.
 ///
 /// Swapping `a` and `b` gives the reciprocal interval exactly.
 fn interval(a: &[f64], b: &[f64]) -> [f64; 2] {

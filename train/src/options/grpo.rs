@@ -100,11 +100,12 @@ pub struct GrpoOptions {
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
     pub mask_truncated_completions: bool,
 
-    /// Temporal reward (T-GRPO): a bonus if answers to ordered frames are at least as accurate as answers to shuffled frames, for which
-    /// half as many more completions are sampled
+    /// Temporal reward (T-GRPO): a bonus if answers to ordered frames are at least as accurate as answers to shuffled
+    /// frames, for which half as many more completions are sampled
     #[arg(long)]
     pub temporal: bool,
-    /// Semantic reward (VideoRFT): SigLIP model folder; rewards correct answers whose reasoning is similar to the frames
+    /// Semantic reward (VideoRFT): SigLIP model folder; rewards correct answers whose reasoning is similar to the
+    /// frames
     #[arg(long, value_name = "DIR")]
     pub siglip: Option<PathBuf>,
     /// Custom reward: a command that reads and writes JSON lines (see `examples/rewards.py`)
@@ -116,7 +117,8 @@ pub struct GrpoOptions {
     /// Time limit of custom rewards for a step, in seconds
     #[arg(long, value_name = "S", default_value_t = 300.0)]
     pub reward_timeout: f64,
-    /// Weights of the rewards in the sum, NAME=WEIGHT,…: accuracy, format, temporal, semantic, length, command, url [default: 1 each]
+    /// Weights of the rewards in the sum, NAME=WEIGHT,…: accuracy, format, temporal, semantic, length, command, url
+    /// [default: 1 each]
     #[arg(long, value_name = "NAME=W,…")]
     pub reward_weights: Option<String>,
     /// Dynamic sampling (DAPO): replace groups whose rewards are all equal by groups of further rows

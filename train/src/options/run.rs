@@ -84,7 +84,8 @@ pub struct RunOptions {
     /// LoRA alpha: the adapter is scaled by alpha / rank [default: twice the rank]
     #[arg(long, value_name = "ALPHA")]
     pub lora_alpha: Option<f64>,
-    /// Layers that get a LoRA adapter, by the ends of their names, or all-linear [default: q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj of the decoder]
+    /// Layers that get a LoRA adapter, by the ends of their names, or all-linear [default:
+    /// q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj of the decoder]
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub lora_target_modules: Option<Vec<String>>,
     /// Freeze the vision tower and its merger
@@ -149,7 +150,8 @@ pub struct RunOptions {
     /// Print and report metrics every N steps; metrics.jsonl has every step
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub logging_steps: u64,
-    /// Report metrics and rollouts to TensorBoard (event files in OUT), to Weights & Biases (OUT/wandb, for `wandb sync`), or to none
+    /// Report metrics and rollouts to TensorBoard (event files in OUT), to Weights & Biases (OUT/wandb, for `wandb
+    /// sync`), or to none
     #[arg(long, value_enum, value_name = "NAME,…", value_delimiter = ',', default_value = "tensorboard")]
     pub report_to: Vec<ReportTo>,
     /// Run name in Weights & Biases [default: the name of OUT]
@@ -170,10 +172,12 @@ pub struct RunOptions {
     /// Stop at the first row that cannot be used, instead of skipping it
     #[arg(long)]
     pub strict: bool,
-    /// Check every row and its media before the first step, and list the rows that cannot be used; without --out, only check
+    /// Check every row and its media before the first step, and list the rows that cannot be used; without --out, only
+    /// check
     #[arg(long)]
     pub check_data: bool,
-    /// List of rows to exclude, as --check-data writes it; with --check-data, the list to write [default: OUT/quarantine.jsonl]
+    /// List of rows to exclude, as --check-data writes it; with --check-data, the list to write [default:
+    /// OUT/quarantine.jsonl]
     #[arg(long, value_name = "FILE")]
     pub quarantine: Option<PathBuf>,
 }
