@@ -10,8 +10,8 @@ use reel_model::batch::Batch;
 use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
 use reel_model::input::window::GridThw;
+use reel_model::qwen2_5_vl::ForwardOptions;
 use reel_model::save::AtomicFile;
-use reel_model::text::AttentionContext;
 use reel_runtime::{Tensor, ops};
 
 use crate::common::Common;
@@ -111,16 +111,16 @@ impl ScoreArgs {
 
 fn forward(model: &Model, tokens: &ModelInput, place: &str) -> Result<Scored> {
     let (cx, weights) = (&model.cx, &model.weights);
-    let batch = Batch::new(cx.device(), &weights.config, cx.dtype(), &[tokens.sequence()], place)?;
-    let vision = batch.media.as_ref().map(|media| weights.vision_tokens(cx, media, false)).transpose()?;
+    let batch = Batch::new(cx.device(), &weights.config, &[tokens.sequence()], place)?;
+    let vision = batch.vision.as_ref().map(|input| weights.vision_tokens(cx, input, false)).transpose()?;
     let embeds = vision.as_ref().map(Tensor::to_f32).transpose()?.unwrap_or_default();
     // Processor order: all images, then all videos.
     let merged = |grids: &[GridThw]| {
         grids.iter().map(|g| g.iter().product::<usize>()).sum::<usize>() / weights.config.vision.merge_unit()
     };
     let (images, videos) = embeds.split_at(merged(&tokens.image_grid_thw) * weights.config.text.hidden_size);
-    let x = weights.embed(cx, &batch, vision.as_ref())?;
-    let hidden = weights.text.forward(cx, &x, &batch.positions, AttentionContext::Packed(&batch.seqs), false)?;
+    let options = ForwardOptions { vision: vision.as_ref(), ..Default::default() };
+    let hidden = weights.forward(cx, &batch, options)?;
     Ok(Scored { hidden, image_embeds: images.to_vec(), video_embeds: videos.to_vec() })
 }
 

@@ -18,7 +18,7 @@ use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::input::{MediaOptions, ModelInput};
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_runtime::{Cx, DType, Device, SimOptions};
 use reel_train::options::{RunOptions, SftOptions};
 use reel_train::sft::{self, SftSetup};
@@ -45,8 +45,8 @@ fn logits(device: &Device, case: &str, dtype: DType) -> Vec<f32> {
     let files = Checkpoint::open(&folder.join("model")).expect("weights");
     let model = Qwen25Vl::open(device, &files, &config, dtype).expect("a model");
     let cx = Cx::inference(device, dtype);
-    let batch = Batch::new(device, &config, dtype, &[tokens.sequence()], "case").expect("a batch");
-    let hidden = model.hidden(&cx, &batch, false).expect("a forward pass");
+    let batch = Batch::new(device, &config, &[tokens.sequence()], "case").expect("a batch");
+    let hidden = model.forward(&cx, &batch, ForwardOptions::default()).expect("a forward pass");
     model.logits(&cx, &hidden).expect("logits").to_f32().expect("numbers")
 }
 

@@ -11,7 +11,7 @@ use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
 use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, DType, Device, SimOptions};
@@ -120,8 +120,8 @@ impl Model {
     /// Logits of all tokens by one packed forward pass.
     fn packed(&self, all: &[Sequence]) -> Vec<f32> {
         let dtype = self.cx.dtype();
-        let batch = Batch::new(&self.device, &self.config, dtype, all, "case").expect("a batch");
-        let hidden = self.model.hidden(&self.cx, &batch, false).expect("a forward pass");
+        let batch = Batch::new(&self.device, &self.config, all, "case").expect("a batch");
+        let hidden = self.model.forward(&self.cx, &batch, ForwardOptions::default()).expect("a forward pass");
         self.model.logits(&self.cx, &hidden).expect("logits").to_f32().expect("numbers")
     }
 
@@ -138,9 +138,12 @@ impl Model {
                 position_ids: all.position_ids.map(|p| &p[past..past + n]),
                 ..Sequence::default()
             };
-            let batch = Batch::new(&self.device, &self.config, dtype, &[part], "case").expect("a batch");
+            let batch = Batch::new(&self.device, &self.config, &[part], "case").expect("a batch");
             let pages = KvPages::new(&self.device, &[(past, n, &blocks)]).expect("pages");
-            let hidden = self.model.hidden_cached(&self.cx, &batch, &cache, &pages).expect("a forward pass");
+            let hidden = self
+                .model
+                .forward(&self.cx, &batch, ForwardOptions { cache: Some((&cache, &pages)), ..Default::default() })
+                .expect("a forward pass");
             out.extend(self.model.logits(&self.cx, &hidden).expect("logits").to_f32().expect("numbers"));
             past += n;
         }

@@ -66,7 +66,7 @@ export -f folder
 
 # Checks all kernel folders, the slow ones first, with the options in $@.
 folders() {
-    local all slow='attention|rms_norm|paged_attention|layer_norm|merger_norm|skinny'
+    local all slow='attention|rms_norm|paged_attention|layer_norm|patch_merge|skinny'
     all=$(cat folders)
     # The variables are expanded by the inner shell.
     # shellcheck disable=SC2016

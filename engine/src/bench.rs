@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use reel_model::batch::{Batch, Sequence};
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
 use reel_runtime::ops::{KvPages, Slot, SlotSampling};
 use reel_runtime::{Cx, Tensor};
@@ -32,9 +32,10 @@ pub fn prefill(model: &Qwen25Vl, cx: &Cx, tokens: usize, batch: usize, rounds: u
     (0..rounds)
         .map(|_| {
             let start = Instant::now();
-            let packed = Batch::new(cx.device(), &model.config, cx.dtype(), &vec![prompt; batch], "bench")?;
+            let packed = Batch::new(cx.device(), &model.config, &vec![prompt; batch], "bench")?;
             let pages = KvPages::new(cx.device(), &lengths)?;
-            let hidden = model.hidden_cached(cx, &packed, &cache, &pages)?;
+            let hidden =
+                model.forward(cx, &packed, ForwardOptions { cache: Some((&cache, &pages)), ..Default::default() })?;
             for last in (1..=batch).map(|b| b * tokens - 1) {
                 model.logits(cx, &hidden.rows(last, 1)?)?.to_f32()?;
             }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use reel_kernels::elementwise;
 use reel_model::batch::{Batch, Sequence};
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
 use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, Device, Tensor};
@@ -303,9 +303,13 @@ impl<'a> Engine<'a> {
     /// The hidden state `[1, H]` of the last token of a prompt whose keys go to `held`.
     fn last_hidden(&self, prompt: &Sequence, held: &[i32], cache: &KvCache) -> Result<Tensor> {
         let n = prompt.input_ids.len();
-        let batch = Batch::new(self.device(), &self.model.config, self.cx.dtype(), &[*prompt], "prompt")?;
+        let batch = Batch::new(self.device(), &self.model.config, &[*prompt], "prompt")?;
         let pages = KvPages::new(self.device(), &[(0, n, held)])?;
-        let hidden = self.model.hidden_cached(&self.cx, &batch, cache, &pages)?;
+        let hidden = self.model.forward(
+            &self.cx,
+            &batch,
+            ForwardOptions { cache: Some((cache, &pages)), ..Default::default() },
+        )?;
         Ok(hidden.rows(n - 1, 1)?)
     }
 

@@ -8,7 +8,7 @@ use reel_model::batch::Sequence;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_runtime::{Cx, DType, Device};
 
 struct Case {
@@ -150,8 +150,9 @@ fn log_probabilities_are_those_of_a_packed_pass() {
     let device = Device::cpu(1);
     let model = Qwen25Vl::open(&device, &case.files, &case.config, DType::F32).unwrap();
     let cx = Cx::inference(&device, DType::F32);
-    let batch = reel_model::batch::Batch::new(&device, &case.config, DType::F32, &[whole.sequence()], "whole").unwrap();
-    let hidden = model.hidden(&cx, &batch, false).unwrap().rows(first - 1, got[0].ids.len()).unwrap();
+    let batch = reel_model::batch::Batch::new(&device, &case.config, &[whole.sequence()], "whole").unwrap();
+    let hidden =
+        model.forward(&cx, &batch, ForwardOptions::default()).unwrap().rows(first - 1, got[0].ids.len()).unwrap();
     let logits = model.logits(&cx, &hidden).unwrap().to_f32().unwrap();
     for (row, (&id, &lp)) in
         logits.chunks_exact(case.config.text.vocab_size).zip(got[0].ids.iter().zip(&got[0].log_probs))

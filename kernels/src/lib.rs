@@ -55,10 +55,10 @@ kernels! {
     layer_norm
     linear_log_prob
     log_prob
-    merger_norm
     normalise
     paged_attention
     patch_embedding
+    patch_merge
     patches
     pool_attention
     position_add

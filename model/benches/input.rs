@@ -109,7 +109,7 @@ fn batches(criterion: &mut Criterion, config: &ModelConfig) {
     let mut group = criterion.benchmark_group("a batch");
     group.throughput(Throughput::Elements(4 * ids.len() as u64));
     group.bench_function("four rows with a film each", |b| {
-        b.iter(|| Batch::new(&device, config, DType::BF16, black_box(&[sequence; 4]), "bench").expect("a batch"));
+        b.iter(|| Batch::new(&device, config, black_box(&[sequence; 4]), "bench").expect("a batch"));
     });
     group.finish();
 }

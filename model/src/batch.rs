@@ -1,192 +1,177 @@
-//! Sequences with their pictures and films, packed into one row and put on a device.
-
-use std::borrow::Cow;
+//! Packs sequences with their images and videos into one batch on a device.
+//!
+//! In: [`Sequence`]s in host memory (token ids, M-RoPE positions, decoded frames or pixel values). Out: a [`Batch`], the input of
+//! [`Qwen25Vl::forward`](crate::qwen2_5_vl::Qwen25Vl::forward). Sequences of 3 and 2 tokens become one row of 5 tokens with `cu_seqlens`
+//! `[0, 3, 5]`, without padding. Images and videos keep processor order here; [`crate::vision`] reorders their patches.
 
 use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
 use reel_runtime::ops::{self, CuSeqlens};
-use reel_runtime::{Category, DType, Device, Kernels, Tensor};
+use reel_runtime::{Device, Tensor};
 use twox_hash::xxhash3_128;
 
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::input::MediaFrames;
-use crate::input::window::{GridThw, Windows, windowed_positions};
+use crate::input::window::GridThw;
 
-/// One sequence on the host.
+/// One sequence in host memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sequence<'a> {
-    /// `[S]`
+    /// Token ids `[S]`.
     pub input_ids: &'a [i64],
-    /// `[3][S]`: time, height, width.
+    /// M-RoPE positions `[3][S]`: time, height, width.
     pub position_ids: [&'a [i64]; 3],
-    /// `[N, patch_dim]` of all pictures, in processor order.
+    /// Pixels `[N, patch_dim]` of all images, in processor order. Used instead of the images in `frames` unless empty.
     pub pixel_values: &'a [f32],
-    /// One a picture.
+    /// The grid of each image.
     pub image_grid_thw: &'a [GridThw],
-    /// `[N, patch_dim]` of all films, in processor order.
+    /// Pixels `[N, patch_dim]` of all videos, in processor order. Used instead of the videos in `frames` unless empty.
     pub pixel_values_videos: &'a [f32],
-    /// One a film.
+    /// The grid of each video.
     pub video_grid_thw: &'a [GridThw],
-    /// Pictures and films whose pixels are not given as values.
+    /// Decoded images and videos.
     pub frames: Option<&'a MediaFrames>,
 }
 
-/// The pictures or the films of a sequence.
+/// The images of a sequence, or its videos.
 #[derive(Clone, Copy)]
-struct Kind<'a> {
+struct MediaOfKind<'a> {
     grids: &'a [GridThw],
     values: &'a [f32],
     frames: &'a [FrameBuf],
-    /// Whose `frames` are.
-    all: Option<&'a MediaFrames>,
-    pad: u32,
+    /// The owner of `frames`, which knows how they become patches.
+    media: Option<&'a MediaFrames>,
+    pad_id: u32,
+    /// The processor's name for the pixels, for errors and for the hash.
     name: &'static str,
 }
 
 impl<'a> Sequence<'a> {
-    fn kinds(&self, config: &ModelConfig) -> [Kind<'a>; 2] {
-        let (pictures, films) = self.frames.map_or((&[][..], &[][..]), |f| (&f.images[..], &f.videos[..]));
-        // Values that are given stand before frames.
-        let kind = |grids, values: &'a [f32], frames, pad, name| {
+    fn media_kinds(&self, config: &ModelConfig) -> [MediaOfKind<'a>; 2] {
+        let (images, videos) = self.frames.map_or((&[][..], &[][..]), |f| (&f.images[..], &f.videos[..]));
+        let kind = |grids, values: &'a [f32], frames, pad_id, name| {
             let frames: &[FrameBuf] = if values.is_empty() { frames } else { &[] };
-            Kind { grids, values, frames, all: self.frames, pad, name }
+            MediaOfKind { grids, values, frames, media: self.frames, pad_id, name }
         };
         let (image, video) = (config.tokens.image, config.tokens.video);
         [
-            kind(self.image_grid_thw, self.pixel_values, pictures, image, "pixel_values"),
-            kind(self.video_grid_thw, self.pixel_values_videos, films, video, "pixel_values_videos"),
+            kind(self.image_grid_thw, self.pixel_values, images, image, "pixel_values"),
+            kind(self.video_grid_thw, self.pixel_values_videos, videos, video, "pixel_values_videos"),
         ]
     }
 }
 
-impl<'a> Kind<'a> {
-    /// Refuses unless grids, pixels and the number of pads belong together.
-    fn check(&self, config: &ModelConfig, pads: usize, place: &str) -> Result<()> {
+impl MediaOfKind<'_> {
+    /// Fails unless grids, pixels and the number of pad tokens match each other.
+    fn check(&self, config: &ModelConfig, pads: usize, location: &str) -> Result<()> {
         let (grids, merge) = (self.grids, config.vision.spatial_merge_size);
         if let Some(g) = grids.iter().find(|g| g[1] % merge != 0 || g[2] % merge != 0 || g.contains(&0)) {
             return Err(ModelError::inputs(
-                place,
-                format!("grid {g:?} has sides that are no multiples of {merge}"),
+                location,
+                format!("grid {g:?} has sides that are not multiples of {merge}"),
                 "make it with `reel preprocess`",
             ));
         }
         let patches: usize = grids.iter().map(|g| g.iter().product::<usize>()).sum();
-        let (dim, cut) = (config.vision.patch_dim(), self.cut()?);
-        if cut.is_empty() && self.values.len() != patches * dim {
-            let what = format!("{} values, but the grids want {patches} patches of {dim}", self.values.len());
-            return Err(ModelError::inputs(place, what, "make it with `reel preprocess`"));
+        let (dim, frame_grids) = (config.vision.patch_dim(), self.frame_grids()?);
+        if frame_grids.is_empty() && self.values.len() != patches * dim {
+            let what = format!("{} values, but the grids need {patches} patches of {dim}", self.values.len());
+            return Err(ModelError::inputs(location, what, "make it with `reel preprocess`"));
         }
-        if !cut.is_empty() && cut != grids {
+        if !frame_grids.is_empty() && frame_grids != grids {
             return Err(ModelError::inputs(
-                place,
-                format!("frames of {cut:?} patches, but the grids are {grids:?}"),
+                location,
+                format!("frames of {frame_grids:?} patches, but the grids are {grids:?}"),
                 "the grids must be those of the frames",
             ));
         }
-        if pads * config.vision.merge_unit() != patches {
-            let what = format!("{pads} pads in the ids for {} vision tokens", patches / config.vision.merge_unit());
-            return Err(ModelError::inputs(place, what, "the ids and the media must belong together"));
+        let tokens = patches / config.vision.merge_unit();
+        if pads != tokens {
+            let what = format!("{pads} pad tokens in the ids for {tokens} vision tokens");
+            return Err(ModelError::inputs(location, what, "the ids and the media must belong together"));
         }
         Ok(())
     }
 
-    /// The grids of the frames.
-    fn cut(&self) -> Result<Vec<GridThw>> {
-        let Some(all) = self.all else { return Ok(Vec::new()) };
-        self.frames.iter().map(|f| all.grid(f)).collect()
+    /// The grids that the decoded frames have.
+    fn frame_grids(&self) -> Result<Vec<GridThw>> {
+        let Some(media) = self.media else { return Ok(Vec::new()) };
+        self.frames.iter().map(|f| media.grid(f)).collect()
     }
 
-    /// The pixels of all patches, in processor order.
-    fn pixels(&self) -> Result<Cow<'a, [f32]>> {
-        match self.all {
-            Some(all) if !self.frames.is_empty() => all.pixels(self.frames).map(Cow::Owned),
-            _ => Ok(Cow::Borrowed(self.values)),
+    /// Appends the pixels of all patches, in processor order.
+    fn append_pixels(&self, to: &mut Vec<f32>) -> Result<()> {
+        match self.media {
+            Some(media) if !self.frames.is_empty() => to.append(&mut media.pixels(self.frames)?),
+            _ => to.extend_from_slice(self.values),
         }
+        Ok(())
+    }
+
+    /// Copies the decoded frames to the device.
+    fn append_frames(&self, device: &Device, to: &mut Vec<ops::DeviceFrames>) -> Result<()> {
+        let Some(media) = self.media else { return Ok(()) };
+        let patching = patching(&media.processor);
+        for f in self.frames {
+            to.push(ops::DeviceFrames::new(device, &f.data, [f.frames, f.height, f.width], &patching)?);
+        }
+        Ok(())
     }
 }
 
-/// Packed sequences on a device. `S` tokens of all sequences.
+/// Packed sequences on a device, `S` tokens in all.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// i32 `[S]`
+    /// Token ids, i32 `[S]`.
     pub ids: Tensor,
-    /// i32 `[3, S]`
+    /// M-RoPE positions, i32 `[3, S]`.
     pub positions: Tensor,
-    /// Where each sequence begins.
+    /// Where each sequence begins, and which prefix it shares.
     pub seqs: CuSeqlens,
-    /// Pictures and films, if there are any.
-    pub media: Option<VisionInput>,
+    /// Images and videos, if there are any.
+    pub vision: Option<VisionInput>,
 }
 
-/// The media of a batch in the vision tower's order. `N` patches, `M` = N / merge² tokens.
+/// The images and videos of a batch, `M` vision tokens in all.
 #[derive(Clone, Debug)]
 pub struct VisionInput {
-    /// What the patches are made of.
-    pub pixels: PatchSource,
-    /// i32 `[2, N]`: row and column of each patch.
-    pub positions: Tensor,
-    /// Frames, for full blocks.
-    pub frames: CuSeqlens,
-    /// Windows, for windowed blocks.
-    pub windows: CuSeqlens,
-    /// How the tokens come back from the tower's order.
-    pub reverse: Reverse,
-    /// i32 `[S]`: the vision token, in processor order, that each token of the batch stands for; -1 where it is text.
-    pub slots: Tensor,
-    /// A hash of the pixels and their grids.
-    pub key: u128,
+    /// i32 `[S]`: for each token of the batch the vision token that replaces it, in processor order; -1 for text.
+    pub vision_index: Tensor,
+    /// The media of each sequence that has any, in the order of the batch.
+    pub sequences: Vec<SequenceMedia>,
 }
 
-/// Where the first product of the vision tower finds its patches.
+/// All images, then all videos, of one sequence.
 #[derive(Clone, Debug)]
-pub enum PatchSource {
-    /// `[N, patch_dim]` in the dtype of activations, in the tower's order.
-    Values(Tensor),
-    /// Decoded media, in processor order, and i32 `[N]`: the patch, in that order, at each place of the tower's order.
-    Frames(Vec<ops::DeviceFrames>, Tensor),
+pub struct SequenceMedia {
+    /// The grids, in processor order.
+    pub(crate) grids: Vec<GridThw>,
+    pub(crate) source: PatchSource,
+    /// A hash of kinds, grids and pixels: the key of [`crate::features::FeatureCache`].
+    pub(crate) key: u128,
 }
 
-/// The way from the tower's order back to processor order.
+/// What the first product of the vision tower computes patches from. All sequences of a [`VisionInput`] have the same variant.
 #[derive(Clone, Debug)]
-pub enum Reverse {
-    /// Before the merger, together with its norm: i32 `[N]`, the tower's place of each patch.
-    Patches(Tensor),
-    /// After the merger: i32 `[M]`, the tower's place of each token.
-    Tokens(Tensor),
-}
-
-impl Reverse {
-    /// `index`: the tower's place of each square of `unit` patches. On a GPU the norm reads its rows from anywhere at no cost; the
-    /// processor is quicker when it moves the merger's results, which are fewer numbers than the patches.
-    fn new(device: &Device, index: &[usize], unit: usize) -> Result<Reverse> {
-        let put = |index: Vec<i32>| Tensor::from_i32(device, &[index.len()], &index);
-        Ok(match device.kernels() {
-            Kernels::Cuda => {
-                Reverse::Patches(put(index.iter().flat_map(|&i| i * unit..(i + 1) * unit).map(|i| i as i32).collect())?)
-            }
-            Kernels::Cpu => Reverse::Tokens(put(index.iter().map(|&i| i as i32).collect())?),
-        })
-    }
+pub(crate) enum PatchSource {
+    /// Pixels `[N, patch_dim]` in host memory, in processor order.
+    Values(Vec<f32>),
+    /// Decoded frames on the device, in processor order.
+    Frames(Vec<ops::DeviceFrames>),
 }
 
 impl Batch {
-    /// Packs `sequences`; pixels become `dtype`. `place` names them in messages.
+    /// Packs `sequences`. `location` names them in errors.
     ///
     /// # Errors
-    /// Ids outside the vocabulary; pads that do not match the grids; pixels that do not match either; out of memory.
-    pub fn new(
-        device: &Device,
-        config: &ModelConfig,
-        dtype: DType,
-        sequences: &[Sequence],
-        place: &str,
-    ) -> Result<Batch> {
+    /// Ids outside the vocabulary; a number of pad tokens that does not match the grids; pixels that do not match the grids; out of memory.
+    pub fn new(device: &Device, config: &ModelConfig, sequences: &[Sequence], location: &str) -> Result<Batch> {
         let lengths: Vec<usize> = sequences.iter().map(|s| s.input_ids.len()).collect();
         let ids = sequences
             .iter()
             .flat_map(|s| s.input_ids)
-            .map(|&id| checked_id(id, config, place))
+            .map(|&id| checked_id(id, config, location))
             .collect::<Result<Vec<i32>>>()?;
         let mut positions = Vec::with_capacity(3 * ids.len());
         for axis in 0..3 {
@@ -194,7 +179,7 @@ impl Batch {
                 if s.position_ids[axis].len() != s.input_ids.len() {
                     let what = format!("{} positions for {} ids", s.position_ids[axis].len(), s.input_ids.len());
                     return Err(ModelError::inputs(
-                        format!("{place}: position_ids"),
+                        format!("{location}: position_ids"),
                         what,
                         "give one for each id on each axis",
                     ));
@@ -206,80 +191,79 @@ impl Batch {
             positions: Tensor::from_i32(device, &[3, ids.len()], &positions)?,
             ids: Tensor::from_i32(device, &[ids.len()], &ids)?,
             seqs: CuSeqlens::from_lengths(device, &lengths)?,
-            media: VisionInput::new(device, config, dtype, sequences, place)?,
+            vision: VisionInput::new(device, config, sequences, location)?,
         })
     }
 
-    /// Tokens of all sequences.
+    /// The number of tokens of all sequences.
     pub fn tokens(&self) -> usize {
         self.ids.count()
     }
 }
 
-fn checked_id(id: i64, config: &ModelConfig, place: &str) -> Result<i32> {
+fn checked_id(id: i64, config: &ModelConfig, location: &str) -> Result<i32> {
     if (0..config.text.vocab_size as i64).contains(&id) {
         return Ok(id as i32);
     }
     let what = format!("id {id} is outside the vocabulary of {}", config.text.vocab_size);
-    Err(ModelError::inputs(format!("{place}: input_ids"), what, "use the tokenizer of this model"))
+    Err(ModelError::inputs(format!("{location}: input_ids"), what, "use the tokenizer of this model"))
 }
 
 impl VisionInput {
-    /// The key of a sequence's media; none where it has none.
-    pub fn key_of(sequence: &Sequence, config: &ModelConfig) -> Option<u128> {
-        let kinds = sequence.kinds(config);
-        kinds.iter().any(|kind| !kind.grids.is_empty()).then(|| key(&kinds))
-    }
-
-    /// The media of sequences; none where there are none. `place` names them in messages.
-    ///
-    /// # Errors
-    /// Those of [`Batch::new`].
-    pub fn new(
+    /// The media of `sequences`; `None` if there are none.
+    fn new(
         device: &Device,
         config: &ModelConfig,
-        dtype: DType,
         sequences: &[Sequence],
-        place: &str,
+        location: &str,
     ) -> Result<Option<VisionInput>> {
-        let (mut grids, mut kinds) = (Vec::new(), Vec::new());
         let tokens = sequences.iter().map(|s| s.input_ids.len()).sum::<usize>();
-        let (mut slots, mut placed) = (vec![-1; tokens], 0);
+        let (mut vision_index, mut next) = (vec![-1; tokens], 0);
+        let mut all_kinds = Vec::with_capacity(sequences.len());
         let mut start = 0;
         for s in sequences {
-            for kind in s.kinds(config) {
-                let first = placed;
-                for (slot, _) in slots[start..].iter_mut().zip(s.input_ids).filter(|(_, id)| **id == kind.pad as i64) {
-                    *slot = placed;
-                    placed += 1;
+            let kinds = s.media_kinds(config);
+            for kind in &kinds {
+                let first = next;
+                let of_tokens = vision_index[start..].iter_mut().zip(s.input_ids);
+                for (index, _) in of_tokens.filter(|(_, id)| **id == i64::from(kind.pad_id)) {
+                    *index = next;
+                    next += 1;
                 }
-                kind.check(config, (placed - first) as usize, &format!("{place}: {}", kind.name))?;
-                grids.extend_from_slice(kind.grids);
-                kinds.push(kind);
+                kind.check(config, (next - first) as usize, &format!("{location}: {}", kind.name))?;
             }
             start += s.input_ids.len();
+            all_kinds.push(kinds);
         }
-        if placed == 0 {
+        if next == 0 {
             return Ok(None);
         }
-        let plan = Windows::plan(&grids, &config.vision);
-        let at = windowed_positions(&grids, &config.vision, &plan);
-        let axis = |i: usize| at.iter().map(move |p| p[i] as i32);
-        let as_i32 = |v: &[usize]| v.iter().map(|&x| x as i32).collect::<Vec<i32>>();
-        Ok(Some(VisionInput {
-            pixels: PatchSource::new(device, config, dtype, &kinds, &plan.window_index)?,
-            positions: Tensor::from_i32(device, &[2, at.len()], &axis(0).chain(axis(1)).collect::<Vec<_>>())?,
-            frames: CuSeqlens::new(device, &as_i32(&plan.cu_seqlens))?,
-            windows: CuSeqlens::new(device, &as_i32(&plan.cu_window_seqlens))?,
-            reverse: Reverse::new(device, &plan.reverse_index, config.vision.merge_unit())?,
-            slots: Tensor::from_i32(device, &[slots.len()], &slots)?,
-            key: key(&kinds),
-        }))
+        let as_values = all_kinds.iter().flatten().any(|kind| !kind.values.is_empty());
+        let with_media = all_kinds.iter().filter(|kinds| kinds.iter().any(|kind| !kind.grids.is_empty()));
+        let media = with_media.map(|kinds| SequenceMedia::new(device, kinds, as_values)).collect::<Result<_>>()?;
+        Ok(Some(VisionInput { vision_index: Tensor::from_i32(device, &[tokens], &vision_index)?, sequences: media }))
     }
 }
 
-/// A hash of media, in order: their kind, their grids and their pixels.
-fn key(kinds: &[Kind]) -> u128 {
+impl SequenceMedia {
+    fn new(device: &Device, kinds: &[MediaOfKind], as_values: bool) -> Result<SequenceMedia> {
+        let (mut values, mut frames) = (Vec::new(), Vec::new());
+        for kind in kinds {
+            match as_values {
+                true => kind.append_pixels(&mut values)?,
+                false => kind.append_frames(device, &mut frames)?,
+            }
+        }
+        Ok(SequenceMedia {
+            grids: kinds.iter().flat_map(|kind| kind.grids).copied().collect(),
+            source: if as_values { PatchSource::Values(values) } else { PatchSource::Frames(frames) },
+            key: content_hash(kinds),
+        })
+    }
+}
+
+/// A hash of the kinds, grids and pixels of media, in order.
+fn content_hash(kinds: &[MediaOfKind]) -> u128 {
     let mut hash = xxhash3_128::Hasher::new();
     for kind in kinds.iter().filter(|kind| !kind.grids.is_empty()) {
         hash.write(kind.name.as_bytes());
@@ -293,34 +277,6 @@ fn key(kinds: &[Kind]) -> u128 {
     hash.finish_128()
 }
 
-impl PatchSource {
-    /// `order`: the square of patches, in processor order, at each place of the tower's.
-    fn new(
-        device: &Device,
-        config: &ModelConfig,
-        dtype: DType,
-        kinds: &[Kind],
-        order: &[usize],
-    ) -> Result<PatchSource> {
-        let unit = config.vision.merge_unit();
-        if kinds.iter().any(|kind| !kind.values.is_empty()) {
-            let pixels = kinds.iter().map(Kind::pixels).collect::<Result<Vec<_>>>()?.concat();
-            let ordered = in_tower_order(&pixels, order, unit * config.vision.patch_dim());
-            let shape = [order.len() * unit, config.vision.patch_dim()];
-            return Ok(PatchSource::Values(Tensor::from_f32(device, &shape, dtype, &ordered, Category::Inputs)?));
-        }
-        let mut frames = Vec::new();
-        for (all, kind) in kinds.iter().filter_map(|kind| Some((kind.all?, kind))) {
-            let how = patching(&all.processor);
-            for f in kind.frames {
-                frames.push(ops::DeviceFrames::new(device, &f.data, [f.frames, f.height, f.width], &how)?);
-            }
-        }
-        let order: Vec<i32> = order.iter().flat_map(|&i| i * unit..(i + 1) * unit).map(|i| i as i32).collect();
-        Ok(PatchSource::Frames(frames, Tensor::from_i32(device, &[order.len()], &order)?))
-    }
-}
-
 fn patching(p: &PatchProcessor) -> ops::Patching {
     ops::Patching {
         rescale: p.rescale_factor,
@@ -330,13 +286,4 @@ fn patching(p: &PatchProcessor) -> ops::Patching {
         temporal: p.temporal_patch_size,
         merge: p.merge_size,
     }
-}
-
-/// Squares of patches moved to where the tower wants them.
-fn in_tower_order(pixels: &[f32], window_index: &[usize], square: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(pixels.len());
-    for &i in window_index {
-        out.extend_from_slice(&pixels[i * square..(i + 1) * square]);
-    }
-    out
 }

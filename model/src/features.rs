@@ -1,8 +1,8 @@
-//! What a vision tower that does not change made of pictures and films, kept by their content: the same film costs one pass of the tower,
-//! however often it is asked about.
+//! A cache of vision tokens, keyed by the content of images and videos: a frozen vision tower runs once per video, however many
+//! requests and steps use it.
 //!
-//! Features are kept in the host's memory, so that those of earlier steps take none of the device's: what a step has on the device does not
-//! depend on what came before it. The one that was used longest ago goes first.
+//! Entries are kept in host memory, so the device memory of a step does not depend on earlier steps. The least recently used entry is
+//! evicted first. [`Qwen25Vl::vision_tokens`](crate::qwen2_5_vl::Qwen25Vl::vision_tokens) reads and fills the cache.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use reel_runtime::{Category, DType, Device, Tensor};
 
 use crate::error::Result;
 
-/// Vision tokens `[M, H]` on the host.
+/// Vision tokens `[M, H]` in host memory.
 #[derive(Debug)]
 pub(crate) struct VisionFeatures {
     bytes: Vec<u8>,
@@ -20,68 +20,67 @@ pub(crate) struct VisionFeatures {
 }
 
 impl VisionFeatures {
-    /// `tokens`: `[M, H]`.
-    pub(crate) fn of(tokens: &Tensor) -> Result<VisionFeatures> {
+    /// Copies `tokens` `[M, H]` from the device.
+    pub(crate) fn download(tokens: &Tensor) -> Result<VisionFeatures> {
         let rows = tokens.shape().first().copied().unwrap_or(0);
         let shape = [rows, tokens.count() / rows.max(1)];
         Ok(VisionFeatures { bytes: tokens.read_bytes()?, shape, dtype: tokens.dtype() })
     }
 
-    /// Those of several media one after the other, `[ΣM, H]` on a device; none where there are none.
-    pub(crate) fn join(device: &Device, all: &[Arc<VisionFeatures>]) -> Result<Option<Tensor>> {
-        let Some(first) = all.first() else { return Ok(None) };
-        let rows = all.iter().map(|kept| kept.shape[0]).sum();
-        let put = |bytes: &[u8]| {
-            Tensor::from_slice(device, &[rows, first.shape[1]], first.dtype, bytes, Category::Activations)
-        };
-        Ok(Some(match all {
+    /// Copies features of the same H and dtype to the device, concatenated to `[ΣM, H]`.
+    pub(crate) fn upload(device: &Device, all: &[Arc<VisionFeatures>]) -> Result<Tensor> {
+        let (width, dtype) = all.first().map_or((0, DType::F32), |f| (f.shape[1], f.dtype));
+        let rows = all.iter().map(|f| f.shape[0]).sum();
+        let put = |bytes: &[u8]| Tensor::from_slice(device, &[rows, width], dtype, bytes, Category::Activations);
+        Ok(match all {
             [one] => put(&one.bytes)?,
-            all => put(&all.iter().flat_map(|kept| &kept.bytes).copied().collect::<Vec<u8>>())?,
-        }))
+            all => put(&all.iter().flat_map(|f| &f.bytes).copied().collect::<Vec<u8>>())?,
+        })
     }
 }
 
-/// The store, of one tower.
+/// The cache of one vision tower.
 #[derive(Debug)]
 pub struct FeatureCache {
-    most: usize,
+    max_bytes: usize,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// With the moment of their last use.
+    /// Features by the hash of their media, each with the time of its last use.
     entries: HashMap<u128, (Arc<VisionFeatures>, u64)>,
     bytes: usize,
+    /// Counts calls; serves as the clock of "least recently used".
     now: u64,
 }
 
 impl FeatureCache {
-    /// A store of at most so many bytes.
-    pub fn new(most: usize) -> FeatureCache {
-        FeatureCache { most, state: Mutex::default() }
+    /// An empty cache that holds at most `max_bytes` of features.
+    pub fn new(max_bytes: usize) -> FeatureCache {
+        FeatureCache { max_bytes, state: Mutex::default() }
     }
 
     pub(crate) fn get(&self, key: u128) -> Option<Arc<VisionFeatures>> {
         let mut state = self.lock();
         state.now += 1;
         let now = state.now;
-        let (kept, used) = state.entries.get_mut(&key)?;
+        let (features, used) = state.entries.get_mut(&key)?;
         *used = now;
-        Some(kept.clone())
+        Some(features.clone())
     }
 
-    /// Keeps what fits at all.
-    pub(crate) fn put(&self, key: u128, kept: &Arc<VisionFeatures>) {
+    /// Adds an entry and evicts old ones until the cache fits. Ignores an entry that is larger than the whole cache.
+    pub(crate) fn put(&self, key: u128, features: &Arc<VisionFeatures>) {
         let mut state = self.lock();
-        if kept.bytes.len() > self.most {
+        if features.bytes.len() > self.max_bytes {
             return;
         }
         state.now += 1;
         let now = state.now;
-        let before = state.entries.insert(key, (kept.clone(), now)).map_or(0, |(old, _)| old.bytes.len());
-        state.bytes = state.bytes + kept.bytes.len() - before;
-        while state.bytes > self.most {
+        let replaced = state.entries.insert(key, (features.clone(), now)).map_or(0, |(old, _)| old.bytes.len());
+        state.bytes = state.bytes + features.bytes.len() - replaced;
+        while state.bytes > self.max_bytes {
             let Some(oldest) = state.entries.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key) else {
                 break;
             };
@@ -100,31 +99,31 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Never more bytes than allowed; what is there is what was put, and what was used last is there.
+        /// Compares the cache with a list in order of use: same entries, and never more bytes than allowed.
         #[test]
-        fn the_longest_unused_goes_first(uses in prop::collection::vec((0u128..8, 1usize..6), 1..60), most in 1usize..16) {
-            let cache = FeatureCache::new(most);
-            let kept = |n: usize| Arc::new(VisionFeatures { bytes: vec![n as u8; n], shape: [n, 1], dtype: DType::U8 });
-            // By key, its size; the last used last.
+        fn evicts_the_least_recently_used(uses in prop::collection::vec((0u128..8, 1usize..6), 1..60), max_bytes in 1usize..16) {
+            let cache = FeatureCache::new(max_bytes);
+            let features = |n: usize| Arc::new(VisionFeatures { bytes: vec![n as u8; n], shape: [n, 1], dtype: DType::U8 });
+            // Pairs of key and size, the most recently used last.
             let mut model: Vec<(u128, usize)> = Vec::new();
             for (key, n) in uses {
                 let known = model.iter().position(|entry| entry.0 == key).map(|at| model.remove(at));
                 let got = cache.get(key);
-                prop_assert_eq!(got.as_ref().map(|kept| kept.bytes.len()), known.map(|entry| entry.1));
+                prop_assert_eq!(got.as_ref().map(|features| features.bytes.len()), known.map(|entry| entry.1));
                 if let Some(entry) = known {
                     model.push(entry);
                     continue;
                 }
-                cache.put(key, &kept(n));
-                if n <= most {
+                cache.put(key, &features(n));
+                if n <= max_bytes {
                     model.push((key, n));
                 }
-                while model.iter().map(|entry| entry.1).sum::<usize>() > most {
+                while model.iter().map(|entry| entry.1).sum::<usize>() > max_bytes {
                     model.remove(0);
                 }
                 let state = cache.lock();
-                prop_assert_eq!(state.bytes, state.entries.values().map(|(kept, _)| kept.bytes.len()).sum::<usize>());
-                prop_assert!(state.bytes <= most && state.entries.len() == model.len());
+                prop_assert_eq!(state.bytes, state.entries.values().map(|(features, _)| features.bytes.len()).sum::<usize>());
+                prop_assert!(state.bytes <= max_bytes && state.entries.len() == model.len());
             }
         }
     }

@@ -1,10 +1,18 @@
-//! Qwen2.5-VL whole: the vision tower's tokens placed among the text's, and the decoder over both.
+//! The whole model: [`Qwen25Vl::forward`] is the one way from a [`Batch`] to hidden states, in training, scoring and generation.
+//!
+//! ```text
+//! vision = vision_tokens(images and videos)            # [M, H], or from the cache
+//! x      = embedding(ids), with vision tokens in place of pad tokens   # [S, H]
+//! hidden = decoder(x, positions, packed sequences or KV cache)         # [S, H]
+//! logits = hidden · lm_headᵀ                           # [R, V], for the rows that need them
+//! ```
 
 use std::sync::Arc;
 
+use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, DType, Device, Tensor, ops};
 
-use crate::batch::{Batch, Sequence, VisionInput};
+use crate::batch::{Batch, VisionInput};
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::error::Result;
@@ -16,21 +24,32 @@ use crate::weights::{WeightLoader, WeightSource};
 /// The model with its weights on a device.
 #[derive(Clone, Debug)]
 pub struct Qwen25Vl {
-    /// Its shape.
+    /// Sizes of both towers.
     pub config: ModelConfig,
-    /// Pictures and films to vision tokens.
+    /// The vision tower.
     pub vision: VisionTower,
-    /// Tokens to hidden states.
+    /// The decoder.
     pub text: TextDecoder,
-    /// Keeps what the tower made of media, where it is one that does not change.
+    /// The cache of vision tokens, for a vision tower whose weights do not change.
     pub features: Option<Arc<FeatureCache>>,
 }
 
+/// Options of [`Qwen25Vl::forward`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ForwardOptions<'a> {
+    /// Vision tokens `[M, H]` of the batch, from [`Qwen25Vl::vision_tokens`]; without them, the forward pass computes them.
+    pub vision: Option<&'a Tensor>,
+    /// The KV cache to which the tokens of the batch are added and in which they attend; without it, they attend within the batch.
+    pub cache: Option<(&'a KvCache, &'a KvPages)>,
+    /// Gradient checkpointing: keeps only the input of each layer for the backward pass, which computes the rest again.
+    pub checkpoint: bool,
+}
+
 impl Qwen25Vl {
-    /// Loads every weight as `from` says.
+    /// Loads all weights.
     ///
     /// # Errors
-    /// A tensor that is missing or has another shape; out of memory.
+    /// A tensor is missing or has another shape; out of memory.
     pub fn load(from: &WeightLoader, config: &ModelConfig) -> Result<Qwen25Vl> {
         Ok(Qwen25Vl {
             vision: VisionTower::load(from, &config.vision)?,
@@ -40,10 +59,10 @@ impl Qwen25Vl {
         })
     }
 
-    /// Loads a checkpoint for inference, in place where its dtype allows.
+    /// Loads the weights of a model folder for inference. Reads them in place where their dtype allows.
     ///
     /// # Errors
-    /// As [`Qwen25Vl::load`]; weights that do not belong to the config.
+    /// As [`Qwen25Vl::load`]; weights that do not match the config.
     pub fn open(device: &Device, files: &Checkpoint, config: &ModelConfig, dtype: DType) -> Result<Qwen25Vl> {
         files.check(config)?;
         Qwen25Vl::load(
@@ -52,107 +71,76 @@ impl Qwen25Vl {
         )
     }
 
-    /// The tensors that are trained, each under its name ([`Tensor::parameter`]).
+    /// The trained tensors, each with its name ([`Tensor::parameter`]).
     pub fn parameters(&self) -> impl Iterator<Item = &Tensor> {
         self.vision.tensors().chain(self.text.tensors()).filter(|t| t.parameter().is_some())
     }
 
-    /// Whether anything of the vision tower or its merger is trained.
+    /// Whether any tensor of the vision tower or its merger is trained.
     pub fn trains_vision(&self) -> bool {
         self.vision.tensors().any(|t| t.parameter().is_some())
     }
 
-    /// Vision tokens `[M, H]` of a batch's media, in processor order.
+    /// Computes hidden states `[S, H]` after the last norm.
     ///
     /// # Errors
-    /// Those of the ops.
-    pub fn vision_tokens(&self, cx: &Cx, media: &VisionInput, checkpoint: bool) -> Result<Tensor> {
-        let Some(cache) = self.features.as_ref().filter(|_| !cx.is_training()) else {
-            return self.vision.forward(cx, media, checkpoint);
+    /// Out of memory; a device error.
+    pub fn forward(&self, cx: &Cx, batch: &Batch, options: ForwardOptions) -> Result<Tensor> {
+        let x = self.embed(cx, batch, &options)?;
+        let context = match options.cache {
+            Some((cache, pages)) => AttentionContext::Cached(cache, pages),
+            None => AttentionContext::Packed(&batch.seqs),
         };
-        if let Some(kept) = cache.get(media.key)
-            && let Some(tokens) = VisionFeatures::join(cx.device(), &[kept])?
-        {
-            return Ok(tokens);
-        }
-        let tokens = self.vision.forward(cx, media, false)?;
-        cache.put(media.key, &Arc::new(VisionFeatures::of(&tokens)?));
-        Ok(tokens)
+        self.text.forward(cx, &x, &batch.positions, context, options.checkpoint)
     }
 
-    /// Vision tokens `[ΣM, H]` of the media of sequences, one sequence after the other; none where there are no media. The tower sees the
-    /// media of one sequence at a time, so that what it makes of them depends on nothing else; those that are kept it does not see at all.
+    /// Embeddings `[S, H]`, with vision tokens in place of pad tokens.
+    fn embed(&self, cx: &Cx, batch: &Batch, options: &ForwardOptions) -> Result<Tensor> {
+        let table = &self.text.embed_tokens;
+        let Some(input) = &batch.vision else { return Ok(ops::embedding(cx, table, &batch.ids)?) };
+        let tokens = match options.vision {
+            Some(tokens) => tokens.clone(),
+            None => self.vision_tokens(cx, input, options.checkpoint)?,
+        };
+        Ok(ops::embedding_with(cx, table, &batch.ids, &tokens, &input.vision_index)?)
+    }
+
+    /// Computes the vision tokens `[M, H]` of the images and videos of a batch, in processor order.
+    ///
+    /// A vision tower that is trained runs on the tape, over all media at once. Any other runs off the tape. If the model has a feature
+    /// cache, the tower runs over the media of one sequence at a time, so that an entry depends on its own media alone, and
+    /// only over media that are not cached.
     ///
     /// # Errors
-    /// Those of the ops; media that do not match their ids.
-    pub fn vision_features(&self, cx: &Cx, sequences: &[Sequence]) -> Result<Option<Tensor>> {
-        let mut all = Vec::new();
-        for sequence in sequences {
-            let Some(key) = VisionInput::key_of(sequence, &self.config) else { continue };
-            let known = || self.features.as_ref().and_then(|cache| cache.get(key));
-            let known =
-                known().or_else(|| all.iter().find(|(other, _)| *other == key).map(|(_, kept)| Arc::clone(kept)));
-            let kept = match known {
-                Some(kept) => kept,
+    /// Out of memory; a device error.
+    pub fn vision_tokens(&self, cx: &Cx, input: &VisionInput, checkpoint: bool) -> Result<Tensor> {
+        if cx.is_training() && self.trains_vision() {
+            return self.vision.forward(cx, &input.sequences, checkpoint);
+        }
+        let cx = cx.without_tape();
+        let Some(cache) = &self.features else { return self.vision.forward(&cx, &input.sequences, false) };
+        let mut found: Vec<(u128, Arc<VisionFeatures>)> = Vec::new();
+        for media in &input.sequences {
+            // A cache that is too small for this batch may have lost an entry that the batch needs again.
+            let in_batch = || found.iter().find(|(key, _)| *key == media.key).map(|(_, features)| features.clone());
+            let features = match cache.get(media.key).or_else(in_batch) {
+                Some(features) => features,
                 None => {
-                    let one = VisionInput::new(cx.device(), &self.config, cx.dtype(), &[*sequence], "media")?;
-                    let Some(media) = one else { continue };
-                    let kept =
-                        Arc::new(VisionFeatures::of(&self.vision.forward(&cx.without_tape(), &media, false)?)?);
-                    self.features.iter().for_each(|cache| cache.put(key, &kept));
-                    kept
+                    let tokens = self.vision.forward(&cx, std::slice::from_ref(media), false)?;
+                    let features = Arc::new(VisionFeatures::download(&tokens)?);
+                    cache.put(media.key, &features);
+                    features
                 }
             };
-            all.push((key, kept));
+            found.push((media.key, features));
         }
-        VisionFeatures::join(cx.device(), &all.into_iter().map(|(_, kept)| kept).collect::<Vec<_>>())
+        VisionFeatures::upload(cx.device(), &found.into_iter().map(|(_, features)| features).collect::<Vec<_>>())
     }
 
-    /// Embeddings `[S, H]`, those of vision pads replaced by the vision tokens.
+    /// Computes logits, f32 `[R, V]`, of hidden states `[R, H]`. Has no backward rule.
     ///
     /// # Errors
-    /// Those of the ops.
-    pub fn embed(&self, cx: &Cx, batch: &Batch, vision: Option<&Tensor>) -> Result<Tensor> {
-        let table = &self.text.embed_tokens;
-        Ok(match (&batch.media, vision) {
-            (Some(media), Some(tokens)) => ops::embedding_with(cx, table, &batch.ids, tokens, &media.slots)?,
-            _ => ops::embedding(cx, table, &batch.ids)?,
-        })
-    }
-
-    /// Hidden states `[S, H]` of packed sequences, after the last norm. `checkpoint`: keep only each layer's input for the
-    /// gradient and compute the rest again.
-    ///
-    /// # Errors
-    /// Those of the ops.
-    pub fn hidden(&self, cx: &Cx, batch: &Batch, checkpoint: bool) -> Result<Tensor> {
-        let vision = match &batch.media {
-            Some(media) => Some(self.vision_tokens(cx, media, checkpoint)?),
-            None => None,
-        };
-        let x = self.embed(cx, batch, vision.as_ref())?;
-        drop(vision);
-        self.text.forward(cx, &x, &batch.positions, AttentionContext::Packed(&batch.seqs), checkpoint)
-    }
-
-    /// Hidden states `[S, H]` of new tokens, whose keys and values are added to the cache.
-    ///
-    /// # Errors
-    /// Those of the ops.
-    pub fn hidden_cached(&self, cx: &Cx, batch: &Batch, cache: &KvCache, pages: &ops::KvPages) -> Result<Tensor> {
-        let vision = match &batch.media {
-            Some(media) => Some(self.vision_tokens(cx, media, false)?),
-            None => None,
-        };
-        let x = self.embed(cx, batch, vision.as_ref())?;
-        drop(vision);
-        self.text.forward(cx, &x, &batch.positions, AttentionContext::Cached(cache, pages), false)
-    }
-
-    /// Logits, f32 `[R, V]`, of rows of hidden states `[R, H]`. No gradient passes.
-    ///
-    /// # Errors
-    /// Those of the ops.
+    /// Out of memory; a device error.
     pub fn logits(&self, cx: &Cx, hidden: &Tensor) -> Result<Tensor> {
         Ok(ops::matmul(cx, hidden, &self.text.lm_head, DType::F32)?)
     }

@@ -1,11 +1,11 @@
-//! The residual stream between the halves of a layer: what is added to it waits for the norm that reads the sum, so that both
-//! are one pass over memory.
+//! The residual between the halves of a layer. The addition `x + delta` is delayed until the next norm, so that one kernel reads both,
+//! adds and normalises.
 
 use reel_runtime::{Cx, Tensor, ops};
 
 use crate::error::Result;
 
-/// `x`, or `x + delta` with the sum still to be made; `[S, H]`.
+/// The residual `x [S, H]`, or `x + delta` where the sum has not been computed yet.
 #[derive(Debug)]
 pub(crate) struct Residual {
     x: Tensor,
@@ -17,17 +17,17 @@ impl Residual {
         Residual { x: x.clone(), delta: None }
     }
 
-    /// `x + delta`, added up when the next norm comes.
+    /// `x + delta`; the next norm computes the sum.
     pub(crate) fn sum_of(x: Tensor, delta: Tensor) -> Residual {
         Residual { x, delta: Some(delta) }
     }
 
-    /// S.
+    /// S, the number of rows.
     pub(crate) fn rows(&self) -> usize {
         self.x.shape()[0]
     }
 
-    /// The sum as it goes on, and its norm.
+    /// Returns the summed residual and its norm.
     pub(crate) fn norm(self, cx: &Cx, weight: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
         Ok(match &self.delta {
             Some(delta) => ops::rms_norm_add(cx, &self.x, delta, weight, eps)?,
@@ -35,7 +35,7 @@ impl Residual {
         })
     }
 
-    /// The norm of a stream that ends here.
+    /// Returns the norm alone, after the last layer.
     pub(crate) fn last_norm(self, cx: &Cx, weight: &Tensor, eps: f32) -> Result<Tensor> {
         Ok(match &self.delta {
             Some(delta) => ops::rms_norm_add(cx, &self.x, delta, weight, eps)?.1,
@@ -43,7 +43,7 @@ impl Residual {
         })
     }
 
-    /// The sum.
+    /// Returns the summed residual.
     pub(crate) fn sum(self, cx: &Cx) -> Result<Tensor> {
         Ok(match &self.delta {
             Some(delta) => ops::add(cx, &self.x, delta)?,

@@ -1,20 +1,31 @@
-//! The vision tower: patches to vision tokens, through blocks that attend within windows or within frames.
+//! The vision tower: patches of images and videos to vision tokens.
 //!
-//! `N` patches, `M` = N / merge² tokens, `C` the tower's width, `H` the decoder's.
+//! `N` patches, `M` = N / merge² vision tokens, `C` the width of the tower, `H` the width of the decoder.
+//!
+//! ```text
+//! x = pixels [N, patch_dim] · W                        # patch embedding, [N, C]
+//! x = x[window order]                                  # see input/window.rs
+//! for block in blocks:                                 # attention within windows, in a few blocks within whole frames
+//!     x = x + proj(attention(rotary(qkv(norm1(x)))))
+//!     x = x + down(silu(gate(norm2(x))) · up(norm2(x)))
+//! y = patch_merge(x)                                   # undo the window order, norm, 4 patches to a row: [M, 4 C]
+//! return merge_out(gelu(merge_in(y)))                  # [M, H], in processor order
+//! ```
 
 use std::sync::Arc;
 
 use reel_runtime::ops::{self, CuSeqlens, RotaryTable};
-use reel_runtime::{Cx, Tensor};
+use reel_runtime::{Category, Cx, Tensor};
 
-use crate::batch::{PatchSource, Reverse, VisionInput};
+use crate::batch::{PatchSource, SequenceMedia};
 use crate::config::VisionConfig;
 use crate::error::Result;
+use crate::input::window::{GridThw, Windows, windowed_positions};
 use crate::linear::Linear;
 use crate::residual::Residual;
 use crate::weights::WeightLoader;
 
-/// Base of the rotary frequencies (fixed in the model's code, not in its config).
+/// Base of the rotary frequencies. transformers fixes it in the code; the config does not have it.
 const ROPE_THETA: f64 = 10_000.0;
 
 /// The tower with its weights.
@@ -46,7 +57,7 @@ impl VisionTower {
     /// Loads the tensors `visual.*`.
     ///
     /// # Errors
-    /// Those of [`WeightLoader::load`].
+    /// A tensor is missing or has another shape; out of memory.
     pub fn load(from: &WeightLoader, config: &VisionConfig) -> Result<VisionTower> {
         let c = config.hidden_size;
         let side = config.patch_size;
@@ -62,7 +73,7 @@ impl VisionTower {
         })
     }
 
-    /// Every tensor, each once.
+    /// All weights and adapters, each once.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let blocks = self.blocks.iter().flat_map(|block| {
             let linears = [&block.qkv, &block.proj, &block.gate, &block.up, &block.down];
@@ -72,7 +83,7 @@ impl VisionTower {
         [&self.patch_embed, &self.ln_q].into_iter().chain(blocks).chain(merger)
     }
 
-    /// The layers that an adapter can be put on.
+    /// The linear layers, which LoRA adapters can be added to.
     pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let blocks = self.blocks.iter_mut().flat_map(|block| {
             let b = Arc::make_mut(block);
@@ -81,61 +92,103 @@ impl VisionTower {
         blocks.chain([&mut self.merge_in, &mut self.merge_out])
     }
 
-    /// Vision tokens `[M, H]` in processor order. `checkpoint`: keep only each block's input for the gradient.
+    /// Computes the vision tokens `[M, H]` of `media`, in processor order. With `checkpoint`, only the input of each block is kept for
+    /// the backward pass.
     ///
     /// # Errors
-    /// Those of the ops.
-    pub fn forward(&self, cx: &Cx, media: &VisionInput, checkpoint: bool) -> Result<Tensor> {
-        let rotary = self.rotary(cx, media)?;
-        let mut stream = Residual::new(&self.embed(cx, &media.pixels)?);
+    /// Out of memory; a device error.
+    pub(crate) fn forward(&self, cx: &Cx, media: &[SequenceMedia], checkpoint: bool) -> Result<Tensor> {
+        let layout = PatchLayout::new(cx, media, &self.config)?;
+        let rotary = self.rotary(cx, &layout.positions)?;
+        let mut residual = Residual::new(&self.embed(cx, media, &layout)?);
         for (i, block) in self.blocks.iter().enumerate() {
-            let seqs = if self.config.is_full_attention(i) { &media.frames } else { &media.windows };
-            stream = if cx.is_training() {
-                // As in the decoder: a block ends with its sum, with or without checkpoints.
+            let seqs = if self.config.is_full_attention(i) { &layout.frames } else { &layout.windows };
+            residual = if cx.is_training() {
+                // The output of a block is summed here so that its gradient needs one tensor, with checkpoints and without: both give
+                // the same bits.
                 let (block, rotary, seqs) = (block.clone(), rotary.clone(), seqs.clone());
                 let f = move |cx: &Cx, x: &[Tensor]| {
                     let out = block.forward(cx, Residual::new(&x[0]), &rotary, &seqs);
                     out.and_then(|out| out.sum(cx)).map_err(into_runtime)
                 };
-                let x = stream.sum(cx)?;
+                let x = residual.sum(cx)?;
                 Residual::new(&if checkpoint { cx.recompute(&[&x], f)? } else { f(cx, &[x])? })
             } else {
-                block.forward(cx, stream, &rotary, seqs)?
+                block.forward(cx, residual, &rotary, seqs)?
             };
         }
-        let merged = self.config.hidden_size * self.config.merge_unit();
-        let x = stream.sum(cx)?;
-        let eps = self.config.rms_norm_eps as f32;
-        let x = match &media.reverse {
-            Reverse::Patches(index) => ops::merger_norm(cx, &x, index, &self.ln_q, eps)?,
-            Reverse::Tokens(_) => ops::rms_norm(cx, &x, &self.ln_q, eps)?,
-        };
-        let x = x.reshape(&[x.count() / merged, merged])?;
-        let x = self.merge_out.forward(cx, &ops::gelu(cx, &self.merge_in.forward(cx, &x)?)?)?;
-        Ok(match &media.reverse {
-            Reverse::Patches(_) => x,
-            Reverse::Tokens(index) => ops::gather_rows(cx, &x, index)?,
-        })
+        let x = residual.sum(cx)?;
+        let (eps, square) = (self.config.rms_norm_eps as f32, self.config.merge_unit());
+        let x = ops::patch_merge(cx, &x, &layout.processor_order, &self.ln_q, eps, square)?;
+        self.merge_out.forward(cx, &ops::gelu(cx, &self.merge_in.forward(cx, &x)?)?)
     }
 
-    /// `[N, C]` in the tower's order.
-    fn embed(&self, cx: &Cx, pixels: &PatchSource) -> Result<Tensor> {
-        Ok(match pixels {
-            PatchSource::Values(values) => ops::linear(cx, values, &self.patch_embed, None)?,
-            PatchSource::Frames(frames, order) => {
-                ops::gather_rows(cx, &ops::patch_embedding(cx, frames, &self.patch_embed, None)?, order)?
+    /// Patch embeddings `[N, C]` in window order.
+    fn embed(&self, cx: &Cx, media: &[SequenceMedia], layout: &PatchLayout) -> Result<Tensor> {
+        let (mut values, mut frames) = (Vec::new(), Vec::new());
+        for one in media {
+            match &one.source {
+                PatchSource::Values(v) => values.push(&v[..]),
+                PatchSource::Frames(f) => frames.extend(f.iter().cloned()),
             }
-        })
+        }
+        if values.is_empty() {
+            let embedded = ops::patch_embedding(cx, &frames, &self.patch_embed, None)?;
+            let order = Tensor::from_i32(cx.device(), &[layout.window_order.len()], &layout.window_order)?;
+            return Ok(ops::gather_rows(cx, &embedded, &order)?);
+        }
+        let (values, dim) = (values.concat(), self.config.patch_dim());
+        let patch = |&i: &i32| &values[i as usize * dim..][..dim];
+        let ordered: Vec<f32> = layout.window_order.iter().flat_map(patch).copied().collect();
+        let shape = [layout.window_order.len(), dim];
+        let pixels = Tensor::from_f32(cx.device(), &shape, cx.dtype(), &ordered, Category::Inputs)?;
+        Ok(ops::linear(cx, &pixels, &self.patch_embed, None)?)
     }
 
-    /// Half of a head's pairs turn with the row of the patch, half with its column.
-    fn rotary(&self, cx: &Cx, media: &VisionInput) -> Result<RotaryTable> {
+    /// The rotary table for `positions` i32 `[2, N]`: half of a head's pairs rotate with the row of the patch, half with its column.
+    fn rotary(&self, cx: &Cx, positions: &Tensor) -> Result<RotaryTable> {
         let half = self.config.head_dim / 2;
         let quarter = half / 2;
         let inv = inverse_frequencies(ROPE_THETA, half);
         let inv_freq: Vec<f32> = inv.iter().chain(&inv).copied().collect();
         let axis: Vec<i32> = (0..half).map(|j| (j >= quarter) as i32).collect();
-        Ok(ops::rotary_table(cx, &media.positions, &inv_freq, &axis)?)
+        Ok(ops::rotary_table(cx, positions, &inv_freq, &axis)?)
+    }
+}
+
+/// Where the tower computes each patch, and which patches attend to each other.
+struct PatchLayout {
+    /// The patch, in processor order, at each index of the window order: `[N]` in host memory.
+    window_order: Vec<i32>,
+    /// i32 `[N]`: the index in window order of each patch in processor order.
+    processor_order: Tensor,
+    /// i32 `[2, N]`: row and column of each patch in its frame, in window order.
+    positions: Tensor,
+    /// The frames, for blocks with full attention.
+    frames: CuSeqlens,
+    /// The windows, for all other blocks.
+    windows: CuSeqlens,
+}
+
+impl PatchLayout {
+    fn new(cx: &Cx, media: &[SequenceMedia], config: &VisionConfig) -> Result<PatchLayout> {
+        let (device, unit) = (cx.device(), config.merge_unit());
+        let grids: Vec<GridThw> = media.iter().flat_map(|m| &m.grids).copied().collect();
+        let plan = Windows::plan(&grids, config);
+        let at = windowed_positions(&grids, config, &plan);
+        let axis = |i: usize| at.iter().map(move |p| p[i] as i32);
+        let to_i32 = |v: &[usize]| v.iter().map(|&x| x as i32).collect::<Vec<i32>>();
+        // An order of squares as an order of their patches.
+        let of_patches = |squares: &[usize]| -> Vec<i32> {
+            squares.iter().flat_map(|&i| i * unit..(i + 1) * unit).map(|i| i as i32).collect()
+        };
+        Ok(PatchLayout {
+            window_order: of_patches(&plan.window_index),
+            processor_order: Tensor::from_i32(device, &[at.len()], &of_patches(&plan.reverse_index))?,
+            positions: Tensor::from_i32(device, &[2, at.len()], &axis(0).chain(axis(1)).collect::<Vec<_>>())?,
+            frames: CuSeqlens::new(device, &to_i32(&plan.cu_seqlens))?,
+            windows: CuSeqlens::new(device, &to_i32(&plan.cu_window_seqlens))?,
+        })
     }
 }
 
@@ -144,7 +197,7 @@ pub(crate) fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
     (0..dim / 2).map(|j| 1.0 / (theta.powf((2 * j) as f32 as f64 / dim as f64) as f32)).collect()
 }
 
-/// Inside a recomputed block only the runtime's errors can occur.
+/// The runtime error inside of a model error. A block's forward pass, which [`Cx::recompute`] runs, has no errors of other kinds.
 pub(crate) fn into_runtime(e: crate::ModelError) -> reel_runtime::RuntimeError {
     match e {
         crate::ModelError::Runtime(e) => e,
@@ -170,10 +223,10 @@ impl Block {
         })
     }
 
-    fn forward(&self, cx: &Cx, stream: Residual, rotary: &RotaryTable, seqs: &CuSeqlens) -> Result<Residual> {
-        let (n, c) = (stream.rows(), self.heads * self.head_dim);
+    fn forward(&self, cx: &Cx, residual: Residual, rotary: &RotaryTable, seqs: &CuSeqlens) -> Result<Residual> {
+        let (n, c) = (residual.rows(), self.heads * self.head_dim);
         let heads = [n, self.heads, self.head_dim];
-        let (x, normed) = stream.norm(cx, &self.norm1, self.eps)?;
+        let (x, normed) = residual.norm(cx, &self.norm1, self.eps)?;
         let parts = ops::split_columns(cx, &self.qkv.forward(cx, &normed)?, &[c, c, c])?;
         drop(normed);
         let q = ops::rotary(cx, &parts[0].reshape(&heads)?, rotary)?;

@@ -6,7 +6,7 @@ use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
 use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, DType, Device};
@@ -73,8 +73,8 @@ fn relative(got: &[f32], want: &[f32]) -> f64 {
 fn packed(case: &Case, device: &Device, dtype: DType) -> Vec<f32> {
     let model = Qwen25Vl::open(device, &case.files, &case.config, dtype).unwrap();
     let cx = Cx::inference(device, dtype);
-    let batch = Batch::new(device, &case.config, dtype, &[case.sequence()], "case").unwrap();
-    let hidden = model.hidden(&cx, &batch, false).unwrap();
+    let batch = Batch::new(device, &case.config, &[case.sequence()], "case").unwrap();
+    let hidden = model.forward(&cx, &batch, ForwardOptions::default()).unwrap();
     model.logits(&cx, &hidden).unwrap().to_f32().unwrap()
 }
 
@@ -113,9 +113,8 @@ fn threads_neighbours_and_the_cache_do_not_change_a_bit() {
             let at: Vec<i64> = (0..text.len() as i64).collect();
             let other = Sequence { input_ids: &text, position_ids: [&at, &at, &at], ..Sequence::default() };
             let batch =
-                Batch::new(&device, &case.config, dtype, &[other, case.sequence(), case.sequence(), other], "case")
-                    .unwrap();
-            let hidden = model.hidden(&cx, &batch, false).unwrap();
+                Batch::new(&device, &case.config, &[other, case.sequence(), case.sequence(), other], "case").unwrap();
+            let hidden = model.forward(&cx, &batch, ForwardOptions::default()).unwrap();
             let s = case.tokens.len();
             for start in [text.len(), text.len() + s] {
                 let got = model.logits(&cx, &hidden.rows(start, s).unwrap()).unwrap().to_f32().unwrap();
@@ -135,9 +134,11 @@ fn threads_neighbours_and_the_cache_do_not_change_a_bit() {
                 if past > 0 {
                     chunk = Sequence { input_ids: chunk.input_ids, position_ids, ..Sequence::default() };
                 }
-                let batch = Batch::new(&device, &case.config, dtype, &[chunk], "case").unwrap();
+                let batch = Batch::new(&device, &case.config, &[chunk], "case").unwrap();
                 let pages = KvPages::new(&device, &[(past, n, &blocks)]).unwrap();
-                let hidden = model.hidden_cached(&cx, &batch, &cache, &pages).unwrap();
+                let hidden = model
+                    .forward(&cx, &batch, ForwardOptions { cache: Some((&cache, &pages)), ..Default::default() })
+                    .unwrap();
                 let got = model.logits(&cx, &hidden).unwrap().to_f32().unwrap();
                 assert!(
                     got == want[past * vocab..(past + n) * vocab],

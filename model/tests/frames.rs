@@ -9,7 +9,7 @@ use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::input::{MediaFrames, ModelInput};
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::{Category, Cx, DType, Device, Grads, Tensor, ops};
 
@@ -76,8 +76,8 @@ fn pass(dtype: DType, all: &[&ModelInput]) -> (Vec<f32>, Vec<f32>) {
     let model = Qwen25Vl::load(&from, &config).unwrap();
     let cx = Cx::training(&device, dtype);
     let sequences: Vec<_> = all.iter().map(|t| t.sequence()).collect();
-    let batch = Batch::new(&device, &config, dtype, &sequences, "test").unwrap();
-    let hidden = model.hidden(&cx, &batch, false).unwrap();
+    let batch = Batch::new(&device, &config, &sequences, "test").unwrap();
+    let hidden = model.forward(&cx, &batch, ForwardOptions::default()).unwrap();
     let n = hidden.shape()[0];
     let targets = Tensor::from_i32(&device, &[n], &(0..n as i32).map(|i| i % 7).collect::<Vec<_>>()).unwrap();
     let lp = ops::linear_log_prob(&cx, &hidden, &model.text.lm_head, &targets, 1.0).unwrap();
@@ -123,7 +123,7 @@ fn frames_of_other_grids_are_refused() {
     let config = ModelConfig::open(&folder()).unwrap();
     let good = tokens(&config, true, &[[1, 2, 2]], false, 1);
     let said = |tokens: &ModelInput| {
-        let made = Batch::new(&Device::cpu(1), &config, DType::F32, &[tokens.sequence()], "here");
+        let made = Batch::new(&Device::cpu(1), &config, &[tokens.sequence()], "here");
         made.map(|_| ()).unwrap_err().to_string()
     };
     let mut other = good.clone();

@@ -6,7 +6,7 @@ use super::{BwdParams, FwdParams};
 use crate::norm_rows::{self, RowValues};
 use crate::simd::{LANES, sum_lanes};
 use crate::view::{Out, slice};
-use crate::{Element, Team, simd_fn};
+use crate::{Addr, Element, Team, simd_fn};
 
 simd_fn! {
     fn sum_of_squares<T: Element>(x: &[T]) -> f32 {
@@ -87,13 +87,24 @@ simd_fn! {
 /// # Safety
 /// The addresses cover what [`FwdParams`] says.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
+    // SAFETY: the caller's promise.
+    unsafe { fwd_gathered::<T>(p, Addr::NULL, team) }
+}
+
+/// [`fwd`] that computes row i of y from row `index[i]` of x, or from row i if `index` is null.
+///
+/// # Safety
+/// The addresses cover what [`FwdParams`] says; `index` is null or i32 `[rows]`, a permutation of `0 .. rows`.
+pub unsafe fn fwd_gathered<T: Element>(p: &FwdParams, index: Addr, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
+    // SAFETY: the caller's promise; no elements if there is no address.
+    let index = unsafe { slice::<i32>(index, if index.is_null() { 0 } else { rows }) };
     // SAFETY: the caller's promise.
     let (x, w, y) = unsafe { (slice::<T>(p.x, rows * cols), slice::<T>(p.w, cols), Out::<T>::new(p.y, rows * cols)) };
     // SAFETY: the caller's promise.
     let rstds = unsafe { RowValues::new(p.rstd, rows) };
     norm_rows::rows(team, rows, cols, |row| {
-        let x = &x[row * cols..][..cols];
+        let x = &x[source_row(index, row) * cols..][..cols];
         let rstd = 1.0 / (sum_of_squares(x) / cols as f32 + p.eps).sqrt();
         // SAFETY: rows do not overlap.
         fwd_row(x, w, rstd, unsafe { y.part(row * cols, cols) });
@@ -130,7 +141,7 @@ pub unsafe fn add_fwd<T: Element>(p: &FwdParams, team: &Team) {
 /// The addresses cover what [`BwdParams`] says.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     // SAFETY: the caller's promise.
-    unsafe { bwd_rows::<T>(p, dx_row, team) }
+    unsafe { bwd_rows::<T>(p, Addr::NULL, dx_row, team) }
 }
 
 /// # Safety
@@ -142,15 +153,30 @@ pub unsafe fn add_bwd<T: Element>(p: &BwdParams, team: &Team) {
         unsafe { Out::<T>::new(p.dx, count).part(0, count).copy_from_slice(slice::<T>(p.d_sum, count)) };
     }
     // SAFETY: the caller's promise; dx holds d_sum, which each row adds to.
-    unsafe { bwd_rows::<T>(p, dx_row_onto, team) }
+    unsafe { bwd_rows::<T>(p, Addr::NULL, dx_row_onto, team) }
 }
 
-/// The backward kernel, with `dx_row(x, w, dy, rstd, along_x, dx)` for the gradient of a row.
+/// [`bwd`] of [`fwd_gathered`]: row i of dy belongs to row `index[i]` of x and dx.
 ///
 /// # Safety
-/// The addresses cover what [`BwdParams`] says; dx is initialised where `dx_row` reads it.
+/// The addresses cover what [`BwdParams`] says; `index` is null or i32 `[rows]`, a permutation of `0 .. rows`.
+pub unsafe fn bwd_scattered<T: Element>(p: &BwdParams, index: Addr, team: &Team) {
+    // SAFETY: the caller's promise.
+    unsafe { bwd_rows::<T>(p, index, dx_row, team) }
+}
+
+/// The row of x that row `row` of y was computed from.
+fn source_row(index: &[i32], row: usize) -> usize {
+    index.get(row).map_or(row, |&from| from as usize)
+}
+
+/// The backward kernel, with `dx_row(x, w, dy, rstd, along_x, dx)` for the gradient of a row, and `index` as in [`bwd_scattered`].
+///
+/// # Safety
+/// The addresses cover what [`BwdParams`] says; `index` is null or a permutation; dx is initialised where `dx_row` reads it.
 unsafe fn bwd_rows<T: Element>(
     p: &BwdParams,
+    index: Addr,
     dx_row: impl Fn(&[T], &[T], &[T], f32, f32, &mut [T]) + Sync,
     team: &Team,
 ) {
@@ -159,12 +185,14 @@ unsafe fn bwd_rows<T: Element>(
     let (x, w, dy) = unsafe { (slice::<T>(p.x, rows * cols), slice::<T>(p.w, cols), slice::<T>(p.dy, rows * cols)) };
     // SAFETY: the caller's promise.
     let (rstd, dx) = unsafe { (slice::<f32>(p.rstd, rows), Out::<T>::new(p.dx, rows * cols)) };
+    // SAFETY: the caller's promise; no elements if there is no address.
+    let index = unsafe { slice::<i32>(index, if index.is_null() { 0 } else { rows }) };
     let each = |row: usize, dw: &mut [f32]| {
-        let at = row * cols..(row + 1) * cols;
-        let (x, dy, rstd) = (&x[at.clone()], &dy[at], rstd[row]);
+        let from = source_row(index, row) * cols;
+        let (x, dy, rstd) = (&x[from..][..cols], &dy[row * cols..][..cols], rstd[row]);
         let along_x = rstd * rstd * rstd * (dot3(x, dy, w) / cols as f32);
-        // SAFETY: rows do not overlap.
-        dx_row(x, w, dy, rstd, along_x, unsafe { dx.part(row * cols, cols) });
+        // SAFETY: rows do not overlap, and a permutation names each once.
+        dx_row(x, w, dy, rstd, along_x, unsafe { dx.part(from, cols) });
         add_to_dw(x, dy, rstd, dw);
     };
     // SAFETY: the caller's promise.

@@ -18,7 +18,7 @@
 //! columns: of those beyond 8192 x and dy are read twice and dw goes through the workspace row by row, and w is read for each row.
 
 pub(crate) mod check;
-mod cpu;
+pub(crate) mod cpu;
 mod examples;
 mod formula;
 

@@ -10,6 +10,7 @@ use super::*;
 use crate::batch::Batch;
 use crate::checkpoint::{Checkpoint, Naming};
 use crate::input::ModelInput;
+use crate::qwen2_5_vl::ForwardOptions;
 use crate::save::{TensorSpec, write_file};
 use crate::weights::widen;
 
@@ -42,12 +43,12 @@ fn with_peft(device: &Device, name: &str, trained: bool) -> Qwen25Vl {
 fn batch(device: &Device) -> (Batch, Vec<i32>) {
     let tokens = ModelInput::read(&golden("lora/inputs.safetensors"), &config()).unwrap();
     let next: Vec<i32> = tokens.input_ids[1..].iter().map(|&id| id as i32).chain([-1]).collect();
-    (Batch::new(device, &config(), DType::F32, &[tokens.sequence()], "inputs").unwrap(), next)
+    (Batch::new(device, &config(), &[tokens.sequence()], "inputs").unwrap(), next)
 }
 
 fn logits(device: &Device, model: &Qwen25Vl) -> Vec<f32> {
     let cx = Cx::inference(device, DType::F32);
-    let hidden = model.hidden(&cx, &batch(device).0, false).unwrap();
+    let hidden = model.forward(&cx, &batch(device).0, ForwardOptions::default()).unwrap();
     model.logits(&cx, &hidden).unwrap().to_f32().unwrap()
 }
 
@@ -134,7 +135,7 @@ fn gradients_are_differences_of_the_loss() {
     let (batch, next) = batch(&device);
     let targets = Tensor::from_i32(&device, &[next.len()], &next).unwrap();
     let loss = |cx: &Cx, checkpoint: bool| {
-        let hidden = model.hidden(cx, &batch, checkpoint).unwrap();
+        let hidden = model.forward(cx, &batch, ForwardOptions { checkpoint, ..Default::default() }).unwrap();
         let log_probs = ops::linear_log_prob(cx, &hidden, &model.text.lm_head, &targets, 1.0).unwrap();
         let each = vec![-1.0; next.len()];
         let each = Tensor::from_f32(&device, &[next.len()], DType::F32, &each, Category::Inputs).unwrap();

@@ -1,6 +1,15 @@
-//! The decoder: grouped-query attention with three-axis rotary positions, and a gated MLP, layer by layer.
+//! The decoder: embeddings of tokens to hidden states.
 //!
-//! `S` tokens, `H` hidden size, `D` head_dim.
+//! `S` tokens, `H` hidden size, `D` head_dim. Each layer is grouped-query attention with M-RoPE (three positions a token, see
+//! `input/mrope.rs`) followed by a gated MLP. `decode.rs` is the same computation for one new token a sequence.
+//!
+//! ```text
+//! for layer in layers:
+//!     q, k, v = q(norm(x)), k(norm(x)), v(norm(x));  rotate q and k by position
+//!     x = x + o(attention(q, k, v))                   # packed sequences, or keys and values in the KV cache
+//!     x = x + down(silu(gate(norm(x))) · up(norm(x)))
+//! return norm(x)
+//! ```
 
 mod decode;
 
@@ -30,6 +39,7 @@ pub struct TextDecoder {
 
 #[derive(Clone, Debug)]
 struct Layer {
+    index: usize,
     input_norm: Tensor, // [H]
     post_norm: Tensor,  // [H]
     q: Linear,
@@ -45,16 +55,16 @@ struct Layer {
     eps: f32,
 }
 
-/// Keys and values of a decoder, in blocks of [`KvPages::BLOCK`] tokens that sequences are given one by one.
+/// The KV cache: keys and values of past tokens, in blocks of [`KvPages::BLOCK`] tokens. A block table assigns blocks to sequences.
 #[derive(Debug)]
 pub struct KvCache {
-    /// Each `[blocks, BLOCK, Hkv, D]`, one pair a layer.
+    /// Keys and values of each layer, each `[blocks, BLOCK, Hkv, D]`.
     layers: Vec<(Tensor, Tensor)>,
     blocks: usize,
 }
 
 impl KvCache {
-    /// Room for `blocks` blocks in every layer.
+    /// Allocates `blocks` blocks in every layer.
     ///
     /// # Errors
     /// Out of memory.
@@ -65,23 +75,23 @@ impl KvCache {
         Ok(KvCache { layers, blocks })
     }
 
-    /// Every tensor of keys or values: `[blocks, BLOCK, Hkv, D]`.
+    /// The keys and the values of each layer: `[blocks, BLOCK, Hkv, D]`.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         self.layers.iter().flat_map(|(k, v)| [k, v])
     }
 
-    /// Blocks in each layer.
+    /// The number of blocks in each layer.
     pub fn blocks(&self) -> usize {
         self.blocks
     }
 }
 
-/// What tokens attend to.
+/// Which keys and values the tokens of a forward pass attend to.
 #[derive(Clone, Copy, Debug)]
-pub enum AttentionContext<'a> {
-    /// The tokens of their own packed sequence up to themselves (training, scoring).
+pub(crate) enum AttentionContext<'a> {
+    /// Those of earlier tokens in the same packed sequence, and of the prefix that the sequence shares (training, scoring).
     Packed(&'a CuSeqlens),
-    /// The cached tokens of their sequence, to which they are added first (generation).
+    /// Those in the KV cache, to which the new tokens are added first (generation).
     Cached(&'a KvCache, &'a KvPages),
 }
 
@@ -89,7 +99,7 @@ impl TextDecoder {
     /// Loads the tensors `model.*` and `lm_head.weight`.
     ///
     /// # Errors
-    /// Those of [`WeightLoader::load`].
+    /// A tensor is missing or has another shape; out of memory.
     pub fn load(from: &WeightLoader, config: &ModelConfig) -> Result<TextDecoder> {
         let text = &config.text;
         let table = [text.vocab_size, text.hidden_size];
@@ -106,7 +116,7 @@ impl TextDecoder {
         })
     }
 
-    /// Every tensor, each once.
+    /// All weights and adapters, each once.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let head = (self.lm_head.id() != self.embed_tokens.id()).then_some(&self.lm_head);
         let layers = self.layers.iter().flat_map(|layer| {
@@ -116,7 +126,7 @@ impl TextDecoder {
         [&self.embed_tokens, &self.norm].into_iter().chain(head).chain(layers)
     }
 
-    /// The layers that an adapter can be put on.
+    /// The linear layers, which LoRA adapters can be added to.
     pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         self.layers.iter_mut().flat_map(|layer| {
             let l = Arc::make_mut(layer);
@@ -124,55 +134,47 @@ impl TextDecoder {
         })
     }
 
-    /// Hidden states `[S, H]` after the last norm, from embeddings x `[S, H]` and positions i32 `[3, S]`.
+    /// Computes hidden states `[S, H]` after the last norm from embeddings x `[S, H]` and positions i32 `[3, S]`. With `checkpoint`, only
+    /// the input of each layer is kept for the backward pass.
     ///
     /// # Errors
-    /// Those of the ops.
-    pub fn forward(
+    /// Out of memory; a device error.
+    pub(crate) fn forward(
         &self,
         cx: &Cx,
         x: &Tensor,
         positions: &Tensor,
-        attend: AttentionContext,
+        context: AttentionContext,
         checkpoint: bool,
     ) -> Result<Tensor> {
         let rotary = self.rotary(cx, positions)?;
-        let mut stream = Residual::new(x);
-        for (i, layer) in self.layers.iter().enumerate() {
-            stream = match attend {
+        let mut residual = Residual::new(x);
+        for layer in &self.layers {
+            residual = match context {
                 AttentionContext::Packed(seqs) if cx.is_training() => {
-                    // A layer keeps one tensor for its gradient, so its end is added up here, with or without checkpoints: both
+                    // The output of a layer is summed here so that its gradient needs one tensor, with checkpoints and without: both
                     // give the same bits.
                     let (layer, rotary, seqs) = (layer.clone(), rotary.clone(), seqs.clone());
                     let f = move |cx: &Cx, x: &[Tensor]| {
-                        let out = layer.forward(cx, Residual::new(&x[0]), &rotary, Mixer::Packed(&seqs));
+                        let out = layer.forward(cx, Residual::new(&x[0]), &rotary, AttentionContext::Packed(&seqs));
                         out.and_then(|out| out.sum(cx)).map_err(into_runtime)
                     };
-                    let x = stream.sum(cx)?;
+                    let x = residual.sum(cx)?;
                     Residual::new(&if checkpoint { cx.recompute(&[&x], f)? } else { f(cx, &[x])? })
                 }
-                AttentionContext::Packed(seqs) => layer.forward(cx, stream, &rotary, Mixer::Packed(seqs))?,
-                AttentionContext::Cached(cache, pages) => {
-                    let (k, v) = &cache.layers[i];
-                    layer.forward(cx, stream, &rotary, Mixer::Cached((k, v), pages))?
-                }
+                context => layer.forward(cx, residual, &rotary, context)?,
             };
         }
-        stream.last_norm(cx, &self.norm, self.config.rms_norm_eps as f32)
+        residual.last_norm(cx, &self.norm, self.config.rms_norm_eps as f32)
     }
 
-    /// Frequencies turn with time, height or width, section by section.
+    /// The M-RoPE table for positions i32 `[3, S]`: each section of frequencies rotates with time, height or width.
     fn rotary(&self, cx: &Cx, positions: &Tensor) -> Result<RotaryTable> {
         let inv_freq = inverse_frequencies(self.config.rope_theta, self.config.head_dim);
         let sections = self.config.mrope_section.iter().enumerate();
         let axis: Vec<i32> = sections.flat_map(|(i, &n)| std::iter::repeat_n(i as i32, n)).collect();
         Ok(ops::rotary_table(cx, positions, &inv_freq, &axis)?)
     }
-}
-
-enum Mixer<'a> {
-    Packed(&'a CuSeqlens),
-    Cached((&'a Tensor, &'a Tensor), &'a KvPages),
 }
 
 impl Layer {
@@ -182,6 +184,7 @@ impl Layer {
         let kv_dim = config.num_key_value_heads * config.head_dim;
         let name = |part: &str| format!("model.layers.{index}.{part}");
         Ok(Layer {
+            index,
             input_norm: from.load(&name("input_layernorm.weight"), &[h], &[h])?,
             post_norm: from.load(&name("post_attention_layernorm.weight"), &[h], &[h])?,
             q: Linear::load(from, &name("self_attn.q_proj"), q_dim, h, true)?,
@@ -198,17 +201,25 @@ impl Layer {
         })
     }
 
-    fn forward(&self, cx: &Cx, stream: Residual, rotary: &RotaryTable, mixer: Mixer) -> Result<Residual> {
-        let s = stream.rows();
+    fn forward(
+        &self,
+        cx: &Cx,
+        residual: Residual,
+        rotary: &RotaryTable,
+        context: AttentionContext,
+    ) -> Result<Residual> {
+        let s = residual.rows();
         let (heads, kv_heads) = ([s, self.heads, self.head_dim], [s, self.kv_heads, self.head_dim]);
-        let (x, normed) = stream.norm(cx, &self.input_norm, self.eps)?;
+        let (x, normed) = residual.norm(cx, &self.input_norm, self.eps)?;
         let q = ops::rotary(cx, &self.q.forward(cx, &normed)?.reshape(&heads)?, rotary)?;
         let k = ops::rotary(cx, &self.k.forward(cx, &normed)?.reshape(&kv_heads)?, rotary)?;
         let v = self.v.forward(cx, &normed)?.reshape(&kv_heads)?;
         drop(normed);
-        let o = match mixer {
-            Mixer::Packed(seqs) => ops::attention(cx, &q, &k, &v, seqs, true)?,
-            Mixer::Cached(caches, pages) => {
+        let o = match context {
+            AttentionContext::Packed(seqs) => ops::attention(cx, &q, &k, &v, seqs, true)?,
+            AttentionContext::Cached(cache, pages) => {
+                let (keys, values) = &cache.layers[self.index];
+                let caches = (keys, values);
                 ops::kv_write(cx, &k, &v, caches, pages)?;
                 ops::paged_attention(cx, &q, caches, pages)?
             }

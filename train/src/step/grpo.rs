@@ -3,8 +3,7 @@
 use std::time::Instant;
 
 use reel_model::batch::Batch;
-use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::text::AttentionContext;
+use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_runtime::{Category, Cx, DType, Device, Tensor, ops};
 use serde_json::json;
 
@@ -28,19 +27,16 @@ pub(crate) fn step(
     let (first, begun, mut told) = (set.uses == 0, Instant::now(), StepStats::default());
     let weights = LossWeights::new(options, &set.groups);
     for (i, groups) in set.groups.chunks(options.groups_per_micro_batch()).enumerate() {
-        let packed = PackedGroups::new(&t.device, &t.model.config, t.dtype, groups, options.shared_prefix)?; // S tokens
+        let packed = PackedGroups::new(&t.device, &t.model.config, groups, options.shared_prefix)?; // S tokens
         part("reference");
         if let Some(model) = reference.filter(|_| first) {
             let cx = Cx::inference(&t.device, t.dtype);
-            let hidden = known_hidden(&cx, model, &packed)?;
+            let hidden = model.forward(&cx, &packed.batch, ForwardOptions::default())?;
             set.reference.push(log_probs(&cx, model, &hidden, &packed, options)?.to_f32()?);
         }
         part("forward");
         let cx = Cx::training(&t.device, t.dtype);
-        let hidden = match t.model.trains_vision() {
-            true => t.hidden(&cx, &packed.batch)?, // [S, H]
-            false => t.hidden_with(&cx, &packed.batch, packed.vision(&cx.without_tape(), &t.model)?)?,
-        };
+        let hidden = t.model.forward(&cx, &packed.batch, t.forward_options())?; // [S, H]
         let (log_probs, entropy) = log_probs_and_entropies(&cx, &t.model, &hidden, &packed, options)?; // [L] each
         told.entropy.push(mean(&entropy.to_f32()?.into_iter().map(f64::from).collect::<Vec<_>>()));
         let policy = policy(&t.device, options, groups, &packed, &weights, set.at(i))?;
@@ -67,15 +63,6 @@ pub(crate) fn step(
     result.preview = set.preview.take();
     result.more.insert("train_seconds".into(), json!(begun.elapsed().as_secs_f64()));
     Ok(result)
-}
-
-/// Hidden states `[S, H]` of a model that does not change: what its tower makes of media is kept.
-fn known_hidden(cx: &Cx, model: &Qwen25Vl, packed: &PackedGroups) -> Result<Tensor> {
-    let vision = packed.vision(cx, model)?; // [M, H]
-    let x = model.embed(cx, &packed.batch, vision.as_ref())?;
-    drop(vision);
-    let attend = AttentionContext::Packed(&packed.batch.seqs);
-    Ok(model.text.forward(cx, &x, &packed.batch.positions, attend, false)?)
 }
 
 /// `log softmax(logits / temperature)` of the learned tokens, f32 `[L]`.

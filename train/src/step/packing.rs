@@ -8,16 +8,15 @@
 use reel_model::batch::{Batch, Sequence};
 use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
-use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::ops::CuSeqlens;
-use reel_runtime::{Cx, DType, Device, Tensor};
+use reel_runtime::{Device, Tensor};
 
 use crate::Result;
 use crate::rollout::group::Group;
 
 /// S tokens, of which L predict a learned one.
 #[derive(Debug)]
-pub(crate) struct PackedGroups<'a> {
+pub(crate) struct PackedGroups {
     /// The sequences one after the other.
     pub(crate) batch: Batch,
     /// i32 `[L]`: the rows that predict.
@@ -26,8 +25,6 @@ pub(crate) struct PackedGroups<'a> {
     pub(crate) targets: Tensor,
     /// Where each completion's learned tokens begin among the L.
     pub(crate) completions: CuSeqlens,
-    /// The prompts whose media are in the batch, in its order; one without sharing is there once a completion.
-    prompts: Vec<&'a ModelInput>,
 }
 
 /// Ids and positions of a sequence without media.
@@ -91,13 +88,12 @@ impl<'a> GroupSequences<'a> {
     }
 }
 
-impl<'a> PackedGroups<'a> {
+impl PackedGroups {
     /// Packs groups of a micro-batch. `shared`: their prompts are there once.
     pub(crate) fn new(
         device: &Device,
         config: &ModelConfig,
-        dtype: DType,
-        groups: &'a [Group],
+        groups: &[Group],
         shared: bool,
     ) -> Result<Self> {
         let parts: Vec<GroupSequences> = groups.iter().map(|group| GroupSequences::new(group, shared)).collect();
@@ -116,18 +112,10 @@ impl<'a> PackedGroups<'a> {
                 positions.extend((at - completion.counted..at).map(|row| row as i32));
             }
         }
-        let begin_with_prompts = |parts: &GroupSequences<'a>| {
-            let sequences = match &parts.prompt {
-                Some(words) => usize::from(!words.ids.is_empty()),
-                None => parts.completions.iter().filter(|words| !words.ids.is_empty()).count(),
-            };
-            std::iter::repeat_n(parts.tokens, sequences)
-        };
         let completions = || groups.iter().flat_map(|group| &group.completions);
         let targets: Vec<i32> = completions().flat_map(|c| c.learned()).copied().collect();
         let lengths: Vec<usize> = completions().map(|c| c.counted).collect();
-        let prompts = parts.iter().flat_map(begin_with_prompts).collect();
-        let mut batch = Batch::new(device, config, dtype, &sequences, "micro-batch")?;
+        let mut batch = Batch::new(device, config, &sequences, "micro-batch")?;
         if shared {
             batch.seqs = batch.seqs.with_prefixes(&prefixes)?;
         }
@@ -136,13 +124,6 @@ impl<'a> PackedGroups<'a> {
             positions: Tensor::from_i32(device, &[positions.len()], &positions)?,
             targets: Tensor::from_i32(device, &[targets.len()], &targets)?,
             completions: CuSeqlens::from_lengths(device, &lengths)?,
-            prompts,
         })
-    }
-
-    /// The vision tokens `[M, H]` of the batch by the tower of `model`, each prompt's by itself, or as they are kept.
-    pub(crate) fn vision(&self, cx: &Cx, model: &Qwen25Vl) -> Result<Option<Tensor>> {
-        let sequences: Vec<Sequence> = self.prompts.iter().map(|tokens| tokens.sequence()).collect();
-        Ok(model.vision_features(cx, &sequences)?)
     }
 }

@@ -23,7 +23,7 @@ pub fn step(
         part("forward");
         let packed = MicroBatchInput::new(t, &samples)?; // rows → one row of S tokens with cu_seqlens
         let cx = Cx::training(&t.device, t.dtype);
-        let hidden = t.hidden(&cx, &packed.batch)?; // [S, H]
+        let hidden = t.model.forward(&cx, &packed.batch, t.forward_options())?; // [S, H]
         let learned = ops::gather_rows(&cx, &hidden, &packed.positions)?; // [L, H]
         let log_probs = ops::linear_log_prob(&cx, &learned, &t.model.text.lm_head, &packed.targets, 1.0)?; // [L]
         let loss = ops::weighted_sum(&cx, &log_probs, &packed.weights)?; // −1/L · Σ log p

@@ -7,10 +7,10 @@ use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::lora::{Adapter, AdapterSource, LoraSpec};
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::optim::AdamW;
-use reel_runtime::{Category, Cx, DType, Device, Grads, Tensor};
+use reel_runtime::{Category, DType, Device, Grads, Tensor};
 use serde_json::{Map, Value};
 
 use crate::data::sample::Sample;
@@ -156,24 +156,9 @@ impl Trainer {
         Ok((trainer, files))
     }
 
-    /// Hidden states `[S, H]`. A vision tower of which nothing is trained runs off the tape.
-    pub fn hidden(&self, cx: &Cx, batch: &Batch) -> Result<Tensor> {
-        let checkpointing = self.hyperparameters.gradient_checkpointing;
-        if self.model.trains_vision() {
-            return Ok(self.model.hidden(cx, batch, checkpointing)?);
-        }
-        let vision = match &batch.media {
-            Some(media) => Some(self.model.vision_tokens(&cx.without_tape(), media, false)?),
-            None => None,
-        };
-        self.hidden_with(cx, batch, vision)
-    }
-
-    /// Hidden states `[S, H]` where the vision tokens `[M, H]` are known.
-    pub fn hidden_with(&self, cx: &Cx, batch: &Batch, vision: Option<Tensor>) -> Result<Tensor> {
-        let x = self.model.embed(cx, batch, vision.as_ref())?;
-        let attend = reel_model::text::AttentionContext::Packed(&batch.seqs);
-        Ok(self.model.text.forward(cx, &x, &batch.positions, attend, self.hyperparameters.gradient_checkpointing)?)
+    /// Options of the forward pass of a training step.
+    pub fn forward_options(&self) -> ForwardOptions<'static> {
+        ForwardOptions { checkpoint: self.hyperparameters.gradient_checkpointing, ..Default::default() }
     }
 
     /// The gradients' norm, and the factor that the optimizer multiplies them by: f32 `[2]`. `weight` is what all gradients count.
@@ -245,7 +230,7 @@ impl MicroBatchInput {
         let learned = targets.len();
         let weights = vec![-1.0 / learned as f32; learned];
         Ok(Self {
-            batch: Batch::new(&t.device, &t.model.config, t.dtype, &sequences, "micro-batch")?,
+            batch: Batch::new(&t.device, &t.model.config, &sequences, "micro-batch")?,
             positions: Tensor::from_i32(&t.device, &[learned], &positions)?,
             targets: Tensor::from_i32(&t.device, &[learned], &targets)?,
             weights: Tensor::from_f32(&t.device, &[learned], DType::F32, &weights, Category::Inputs)?,

@@ -34,7 +34,7 @@ pub use linear_log_prob::{
     linear_log_prob_with_entropy, lm_head_backend, logit_rows,
 };
 pub use loss::{log_prob, weighted_sum};
-pub use norm::{merger_norm, rms_norm, rms_norm_add, rms_norm_branch};
+pub use norm::{patch_merge, rms_norm, rms_norm_add, rms_norm_branch};
 pub use patches::{DeviceFrames, Patching, patch_embedding};
 pub use rotary::{RotaryTable, RotaryTurns, rotary, rotary_table};
 pub use rows::{gather_rows, replace_rows, split_columns};
@@ -61,9 +61,9 @@ pub const ALL: [&str; 26] = [
     "linear_log_prob",
     "linear_log_prob_entropy",
     "lora_linear",
-    "merger_norm",
     "normalise",
     "patch_embedding",
+    "patch_merge",
     "pool_attention",
     "position_add",
     "replace_rows",

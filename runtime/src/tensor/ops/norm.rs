@@ -1,16 +1,19 @@
-//! RMSNorm of both towers and of the merger, alone and together with the residual connection around it.
+//! RMSNorm: alone, fused with the residual connection around it, and fused with the merging of patches.
+//!
+//! [`rms_norm`] is the definition. [`rms_norm_add`] and [`rms_norm_branch`] return the residual together with its norm, so that the backward
+//! pass adds the gradients of both in one launch. [`patch_merge`] is the norm at the end of the vision tower.
 
 use bytemuck::Zeroable;
-use reel_kernels::{Addr, DType, merger_norm as merger, rms_norm as kernel};
+use reel_kernels::{Addr, DType, patch_merge as merge_kernel, rms_norm as kernel};
 
 use super::{rows_cols, size, want_alike, want_dtype, want_shape};
 use crate::device::Category;
-use crate::error::Result;
+use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::Backward;
 
-/// The sizes of a norm, checked.
+/// The checked sizes of a norm: x has `rows` rows of `cols` elements.
 #[derive(Clone, Copy)]
 struct Sizes {
     n_rows: usize,
@@ -28,13 +31,13 @@ impl Sizes {
         Ok(Sizes { n_rows, n_cols, rows: size(op, n_rows)?, cols: size(op, n_cols)?, eps })
     }
 
-    /// Room for each row's `1 / rms` where a backward rule will ask for it.
+    /// Memory for `1 / rms` of each row, f32 `[rows]`, if the backward rule needs it.
     fn rstd(&self, cx: &Cx, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
         let wants = cx.is_training() && inputs.iter().any(|t| t.needs_grad());
         if wants { cx.empty(&[self.n_rows], DType::F32).map(Some) } else { Ok(None) }
     }
 
-    /// The buffer of the weight's gradient and the workspace that goes with it, if the weight is trained.
+    /// The buffer of the weight's gradient and the workspace for its partial sums, if the weight is trained.
     fn dw(&self, bw: &mut Backward, w: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
         let Some(dw) = bw.parameter_grad(w)? else { return Ok(None) };
         Ok(Some((dw, bw.empty(&[kernel::parts(self.n_rows), self.n_cols], DType::F32, Category::Workspace)?)))
@@ -47,7 +50,8 @@ impl Sizes {
         cx.launch(&kernel::fwd(x.dtype(), &p))
     }
 
-    /// The gradient of what was normalised, `x`, from that of the norm and that of x's other way, `d_x`. At least one is there.
+    /// The gradient of the norm's input `x`: from `dy`, the gradient of the norm, and `d_x`, the gradient that reached x directly.
+    /// At least one of the two is present.
     fn backward(
         &self,
         bw: &mut Backward,
@@ -56,7 +60,7 @@ impl Sizes {
         d_x: Option<Tensor>,
     ) -> Result<Option<Tensor>> {
         let Some(dy) = dy else {
-            // Nobody asked for the norm: what its weight gets is 0.
+            // The norm was not used, so the gradient of its weight is 0.
             bw.parameter_grad(w)?;
             return Ok(d_x);
         };
@@ -65,7 +69,7 @@ impl Sizes {
         let (dw, partial) = own.as_ref().map_or((Addr::NULL, Addr::NULL), |(dw, p)| (dw.addr(), p.addr()));
         let (x_at, w, rstd, dy) = (x.addr(), w.addr(), rstd.addr(), dy.addr());
         let d_sum = addr(&d_x);
-        // The other gradient's memory is reused if this op alone holds it.
+        // The memory of the other gradient is reused if it has a single owner.
         let dx = match d_x {
             Some(d_x) if !d_x.is_shared() => d_x,
             _ => bw.empty_like(x)?,
@@ -83,7 +87,7 @@ fn addr(t: &Option<Tensor>) -> Addr {
 /// `x * rsqrt(mean(x²) + eps) * w` over the last dimension: x `[.., H]`, w `[H]` of x's dtype.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
+/// Shapes that do not match; out of memory.
 pub fn rms_norm(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
     const OP: &str = "rms_norm";
     let sizes = Sizes::new(OP, x, w, eps)?;
@@ -101,12 +105,12 @@ pub fn rms_norm(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
     }))
 }
 
-/// A residual stream and its norm, `(s, rms_norm(s, w))` with `s = x + residual`: both of one shape and dtype. The sum is rounded to
-/// it before it is normalised, so the bits are those of [`super::add`] and [`rms_norm`]; the gradient of s is rounded once, whatever
-/// ways it came.
+/// Adds to the residual and normalises the sum: `(s, rms_norm(s, w))` with `s = x + residual`. All have the shape and dtype of x.
+/// The sum is rounded to its dtype before it is normalised, so the bits equal those of [`super::add`] followed by [`rms_norm`]. The
+/// gradient of s is rounded once, after the gradients of both results are added.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
+/// Shapes that do not match; out of memory.
 pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     const OP: &str = "rms_norm_add";
     let sizes = Sizes::new(OP, x, w, eps)?;
@@ -136,11 +140,11 @@ pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32
     }))
 }
 
-/// A residual stream that branches into its norm, `(x, rms_norm(x, w))`: the first is x itself, in the same memory. Beside
-/// [`rms_norm`] alone this adds up the gradients of both ways where the norm's is made.
+/// Returns the residual and its norm, `(x, rms_norm(x, w))`. The first result is x in the same memory. Compared with [`rms_norm`], the
+/// gradients of both results are added in the norm's backward kernel instead of in a launch of their own.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
+/// Shapes that do not match; out of memory.
 pub fn rms_norm_branch(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     const OP: &str = "rms_norm_branch";
     let sizes = Sizes::new(OP, x, w, eps)?;
@@ -158,19 +162,27 @@ pub fn rms_norm_branch(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Ten
     }))
 }
 
-/// The rows of x `[N, C]` in the order of `index` (i32 `[N]`, a permutation), each normalised as by [`rms_norm`].
+/// Patch merging: undoes the window order of x `[N, C]`, applies [`rms_norm`] to each patch, and concatenates each square of `square`
+/// neighbouring patches: `[N / square, square · C]` in processor order. `index` (i32 `[N]`, a permutation) is the row of x of each patch in
+/// processor order, in which the patches of a square are neighbours.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
-pub fn merger_norm(cx: &Cx, x: &Tensor, index: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
-    const OP: &str = "merger_norm";
+/// Shapes that do not match; out of memory.
+pub fn patch_merge(cx: &Cx, x: &Tensor, index: &Tensor, w: &Tensor, eps: f32, square: usize) -> Result<Tensor> {
+    const OP: &str = "patch_merge";
     let sizes = Sizes::new(OP, x, w, eps)?;
+    let Sizes { rows, cols, n_rows, n_cols, .. } = sizes;
     want_dtype(OP, "index", index, DType::I32)?;
-    want_shape(OP, "index", index, &[sizes.n_rows], "one for each row of x")?;
-    let y = cx.empty(x.shape(), x.dtype())?;
+    want_shape(OP, "index", index, &[n_rows], "one for each row of x")?;
+    if square == 0 || !n_rows.is_multiple_of(square) {
+        return Err(shape_error(
+            OP,
+            format!("x has {n_rows} rows, which is not a multiple of {square} patches a square"),
+        ));
+    }
+    let y = cx.empty(&[n_rows / square, square * n_cols], x.dtype())?;
     let rstd = sizes.rstd(cx, &[x, w])?;
-    let Sizes { rows, cols, .. } = sizes;
-    let p = merger::FwdParams {
+    let p = merge_kernel::FwdParams {
         x: x.addr(),
         index: index.addr(),
         w: w.addr(),
@@ -181,7 +193,7 @@ pub fn merger_norm(cx: &Cx, x: &Tensor, index: &Tensor, w: &Tensor, eps: f32) ->
         eps,
         reserved: 0,
     };
-    cx.launch(&merger::fwd(x.dtype(), &p))?;
+    cx.launch(&merge_kernel::fwd(x.dtype(), &p))?;
     let (kx, kw, index) = (x.clone(), w.clone(), index.clone());
     Ok(cx.record(OP, &[x, w], y, move |bw| {
         let dy = bw.take_dy();
@@ -189,7 +201,7 @@ pub fn merger_norm(cx: &Cx, x: &Tensor, index: &Tensor, w: &Tensor, eps: f32) ->
         let dx = bw.empty_like(&kx)?;
         let own = sizes.dw(bw, &kw)?;
         let (dw, partial) = own.as_ref().map_or((Addr::NULL, Addr::NULL), |(dw, p)| (dw.addr(), p.addr()));
-        let p = merger::BwdParams {
+        let p = merge_kernel::BwdParams {
             x: kx.addr(),
             index: index.addr(),
             w: kw.addr(),
@@ -201,7 +213,7 @@ pub fn merger_norm(cx: &Cx, x: &Tensor, index: &Tensor, w: &Tensor, eps: f32) ->
             rows,
             cols,
         };
-        bw.launch(&merger::bwd(kx.dtype(), &p))?;
+        bw.launch(&merge_kernel::bwd(kx.dtype(), &p))?;
         bw.add(&kx, dx)
     }))
 }

@@ -120,17 +120,19 @@ fn permutation(n: usize, seed: u32) -> Vec<i32> {
     order
 }
 
-fn gathered_norm(device: &Device, rows: usize, cols: usize, seed: u32) {
+fn merged_patches(device: &Device, squares: usize, cols: usize, seed: u32) {
+    let rows = 4 * squares;
     let order = permutation(rows, seed);
     for dtype in DTYPES {
         let shapes: [&[usize]; 2] = [&[rows, cols], &[cols]];
         let fused = outcome(device, dtype, &shapes, seed, |cx, x| {
-            Ok(vec![merger_norm(cx, &x[0], &index(cx, &order)?, &x[1], 1e-6)?])
+            Ok(vec![patch_merge(cx, &x[0], &index(cx, &order)?, &x[1], 1e-6, 4)?])
         });
         let plain = outcome(device, dtype, &shapes, seed, |cx, x| {
-            Ok(vec![rms_norm(cx, &gather_rows(cx, &x[0], &index(cx, &order)?)?, &x[1], 1e-6)?])
+            let normed = rms_norm(cx, &gather_rows(cx, &x[0], &index(cx, &order)?)?, &x[1], 1e-6)?;
+            Ok(vec![normed.reshape(&[squares, 4 * cols])?])
         });
-        agree(&format!("merger_norm {} {dtype} [{rows}, {cols}]", device.name()), &fused, &plain, dtype);
+        agree(&format!("patch_merge {} {dtype} [{rows}, {cols}]", device.name()), &fused, &plain, dtype);
     }
 }
 
@@ -284,8 +286,8 @@ proptest! {
     }
 
     #[test]
-    fn a_norm_of_rows_in_another_order(rows in 0usize..70, cols in 1usize..80, seed in 1u32..1000) {
-        gathered_norm(&Device::cpu(2), rows, cols, seed);
+    fn patch_merge_equals_gather_and_rms_norm(squares in 0usize..20, cols in 1usize..80, seed in 1u32..1000) {
+        merged_patches(&Device::cpu(2), squares, cols, seed);
     }
 
     #[test]
@@ -314,7 +316,7 @@ fn fused_ops_on_sim() {
     let sim = Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap();
     for (rows, cols) in [(0, 8), (1, 1), (1, 19), (67, 40), (5, 64)] {
         norm_and_residual(&sim, rows, cols, 3);
-        gathered_norm(&sim, rows, cols, 4);
+        merged_patches(&sim, rows, cols, 4);
     }
     for (text, vision, hidden) in [(0, 3, 5), (4, 0, 8), (1, 1, 16), (7, 6, 9)] {
         placed_tokens(&sim, text, vision, hidden, 5);

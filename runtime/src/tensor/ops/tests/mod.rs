@@ -128,12 +128,12 @@ fn cases() -> Vec<Case> {
             let lora = Lora { down: x[1].clone(), up: x[2].clone(), scale: 0.3 };
             lora_linear(cx, &x[0], &w, None, &lora)
         }),
-        case("merger_norm", &[&[4, 10], &[10]], |cx, x| {
-            merger_norm(cx, &x[0], &index(cx, &[2, 0, 3, 1])?, &x[1], 1e-6)
-        }),
         case("normalise", &[&[4, 6]], |cx, x| normalise(cx, &x[0])),
         case("patch_embedding", &[&[3, 24]], |cx, x| patch_embedding(cx, &films(cx)?, &x[0], None)),
         case("patch_embedding", &[&[3, 24], &[3]], |cx, x| patch_embedding(cx, &films(cx)?, &x[0], Some(&x[1]))),
+        case("patch_merge", &[&[4, 10], &[10]], |cx, x| {
+            patch_merge(cx, &x[0], &index(cx, &[2, 0, 3, 1])?, &x[1], 1e-6, 2)
+        }),
         case("pool_attention", &[&[2, 6], &[7, 2, 6], &[7, 2, 6]], |cx, x| {
             pool_attention(cx, &x[0], &x[1], &x[2], &CuSeqlens::from_lengths(cx.device(), &[4, 0, 3])?)
         }),

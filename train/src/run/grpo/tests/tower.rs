@@ -69,18 +69,16 @@ fn what_is_kept_has_the_bits_of_one_pass_over_everything() {
         let cx = Cx::inference(&device, dtype);
         // The film twice, with a prompt without media between, and the picture.
         let sequences: Vec<_> = [0, 1, 0, 2].iter().map(|&i: &usize| tokens[i].sequence()).collect();
-        let batch = reel_model::batch::Batch::new(&device, &config, dtype, &sequences, "test").unwrap();
-        let whole = model.vision_tokens(&cx, batch.media.as_ref().unwrap(), false).unwrap();
+        let batch = reel_model::batch::Batch::new(&device, &config, &sequences, "test").unwrap();
+        let input = batch.vision.as_ref().unwrap();
+        let whole = model.vision_tokens(&cx, input, false).unwrap();
         let bytes = |t: &reel_runtime::Tensor| (t.shape().to_vec(), t.read_bytes().unwrap());
         for cached in [None, Some(features())] {
             model.features = cached;
             for _ in 0..2 {
-                let apart = model.vision_features(&cx, &sequences).unwrap().unwrap();
-                assert!(bytes(&apart) == bytes(&whole), "{dtype}");
-                let again = model.vision_tokens(&cx, batch.media.as_ref().unwrap(), false).unwrap();
+                let again = model.vision_tokens(&cx, input, false).unwrap();
                 assert!(bytes(&again) == bytes(&whole), "{dtype}");
             }
-            assert!(model.vision_features(&cx, &sequences[1..2]).unwrap().is_none());
         }
     }
 }

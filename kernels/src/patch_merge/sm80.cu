@@ -1,12 +1,12 @@
-// RMS normalisation of rows in the order of an index, and its gradient.
+// Patch merging: RMS normalisation of rows in the order of an index, and its gradient.
 //
 //   fwd: rstd[i] = 1 / sqrt(mean(x[index[i]]^2) + eps),  y[i] = T(w * T(x[index[i]] * rstd[i]))
 //   bwd, with x = x[index[i]]: dx[index[i]] = rstd * dy[i] * w - rstd^3 * mean(dy[i] * w * x) * x,
 //                              dw += sum over i of dy[i] * x * rstd
 //
-// Shapes and limits: mod.rs; cols < 2^31. Numerics, grid, order of sums and pseudo-code: rms_norm/sm80.cu, whose kernels these
-// are but for the place of a row of x and dx.
-// Departures: as there; a warp asks for the index of its next row together with that row.
+// Shapes and limits: mod.rs; cols < 2^31. These are the kernels of rms_norm/rows.cuh, which say through place_of where a row of x and dx
+// lies: see rms_norm/sm80.cu for numerics, grid, order of sums and pseudo-code.
+// A warp loads the index of its next row together with the row before it.
 // Bound: memory.
 
 #include "rms_norm/rows.cuh"

@@ -2,7 +2,7 @@ use super::*;
 use crate::checks::{counted, on_sim};
 
 #[test]
-fn rows_are_read_once() {
+fn reads_each_row_once() {
     on_sim(|| {
         let (rows, cols, dtype) = (4096, 1280, BF16);
         let ([x, w, dy], index) = (inputs(dtype, rows, cols, 1.0), index(rows));

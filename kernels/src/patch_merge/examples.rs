@@ -1,13 +1,13 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
 
 use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes, TOKENS};
-use crate::merger_norm;
+use crate::patch_merge;
 use bytemuck::Zeroable;
 
 /// Example calls, each with its size in words.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let (rows, cols) = (4 * TOKENS, 1280);
-    let fwd = merger_norm::FwdParams {
+    let fwd = patch_merge::FwdParams {
         x: PLACEHOLDER,
         index: PLACEHOLDER,
         w: PLACEHOLDER,
@@ -18,7 +18,7 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
         eps: 1e-6,
         ..Zeroable::zeroed()
     };
-    let bwd = merger_norm::BwdParams {
+    let bwd = patch_merge::BwdParams {
         x: PLACEHOLDER,
         index: PLACEHOLDER,
         w: PLACEHOLDER,
@@ -31,6 +31,6 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
         cols,
         ..Zeroable::zeroed()
     };
-    let calls = FLOAT_DTYPES.map(|t| [merger_norm::fwd(t, &fwd), merger_norm::bwd(t, &bwd)]);
+    let calls = FLOAT_DTYPES.map(|t| [patch_merge::fwd(t, &fwd), patch_merge::bwd(t, &bwd)]);
     calls.into_iter().flatten().map(|launch| ("32768 patches of 1280", launch)).collect()
 }

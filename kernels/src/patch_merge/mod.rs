@@ -1,15 +1,26 @@
-//! The patch merger's first half: rows in the order of an index, each RMS-normalised as in [`crate::rms_norm`]: `y[i] =
-//! T(w · T(x[index[i]] · rstd[i]))` with `rstd[i] = 1 / sqrt(mean(x[index[i]]²) + eps)`. The index undoes the windows
-//! of the vision tower and brings the patches of a block of neighbours together: y, read as `[rows / 4, 4 · cols]`, is
-//! what the merger's product takes. Gradient: dx is that of the norm of each row, written to where the row came from;
-//! dw that of [`crate::rms_norm`].
+//! Patch merging, the first half of the vision tower's merger: undoes the window order, applies RMSNorm to each patch, and lays the
+//! four patches of each 2 x 2 square side by side.
 //!
-//! Shapes: x, y, dy, dx `[rows, cols]`, w `[cols]`, all T, f32 or bf16; index i32 `[rows]`, a permutation of `0 ..
-//! rows` (callers check); rstd f32 `[rows]`, in the order of y; dw f32 `[cols]`. Outputs may not overlap inputs. Sums,
-//! their order and what depends on it are those of [`crate::rms_norm`], dw's in the order of y's rows.
+//! In: the last block's output x `[N, C]` in window order, and `index`, the row of x of each patch in processor order. Out: y `[N, C]` in
+//! processor order. The patches of a square are neighbours there, so y read as `[N / 4, 4 C]` is the input of the merger's first
+//! product; no element moves for that.
 //!
-//! Numerics: T(x · rstd), y and dx each round to T once. The root is to 2⁻²³ in CUDA.
-//! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward.
+//! ```text
+//! for i in 0 .. rows:
+//!     row     = x[index[i]]
+//!     rstd[i] = 1 / sqrt(mean(row^2) + eps)
+//!     y[i]    = T(w * T(row * rstd[i]))
+//! ```
+//!
+//! Gradient: dx of each row is that of [`crate::rms_norm`], written to row `index[i]`; dw is that of [`crate::rms_norm`].
+//!
+//! Shapes: x, y, dy, dx `[rows, cols]`, w `[cols]`, all T, f32 or bf16; index i32 `[rows]`, a permutation of `0 .. rows` (callers
+//! check); rstd f32 `[rows]`, in the order of y; dw f32 `[cols]`. Outputs may not overlap inputs. The order of each sum is that of
+//! [`crate::rms_norm`]; dw adds up the rows of y in order.
+//!
+//! Numerics: T(x * rstd), y and dx each round to T once. The square root has an error of at most 2^-23 in CUDA.
+//! Bound: memory; one read and one write of `rows * cols` elements forward, two reads and one write backward. The CUDA symbols are named
+//! `merger_norm_*`.
 
 pub(crate) mod check;
 mod cpu;
@@ -26,7 +37,7 @@ params! {
     pub struct FwdParams {
         /// T `[rows, cols]`
         pub x: Addr,
-        /// i32 `[rows]`, a permutation: which row of x each row of y is.
+        /// i32 `[rows]`, a permutation: the row of x that each row of y is made from.
         pub index: Addr,
         /// T `[cols]`
         pub w: Addr,
@@ -72,7 +83,7 @@ params! {
 }
 
 kernel_folder! {
-    name: "merger_norm",
+    name: "patch_merge",
     params: [FwdParams, BwdParams],
     headers_of: [rms_norm],
 }

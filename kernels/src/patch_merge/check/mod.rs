@@ -6,7 +6,7 @@ use crate::rms_norm::{self, parts};
 use crate::{Addr, DType, Element};
 use bytemuck::Zeroable;
 
-checks!(equals_the_formula, gradient_equals_differences_of_the_formula, is_a_gather_and_a_norm);
+checks!(equals_the_formula, gradient_equals_differences_of_the_formula, equals_gather_then_rms_norm);
 
 const EPS: f32 = 1e-6;
 
@@ -14,14 +14,14 @@ fn bf16_rounding(x: f64) -> f64 {
     <half::bf16 as Element>::from_f32(x as f32).to_f32() as f64
 }
 
-/// A permutation in no order.
+/// A permutation of `0 .. rows` without a pattern.
 fn index(rows: usize) -> Vec<i32> {
     let mut index: Vec<i32> = (0..rows as i32).collect();
     index.sort_by_key(|i| (i.wrapping_mul(0x9e37_79b1u32 as i32), *i));
     index
 }
 
-/// y and rstd.
+/// Runs the forward kernel; returns y and rstd.
 fn forward(dtype: DType, x: &Data, index: &[i32], w: &Data, cols: usize) -> (Vec<f32>, Vec<f32>) {
     let rows = index.len();
     let (y, mut rstd) = (Data::output(dtype, rows * cols), vec![f32::NAN; rows]);
@@ -52,12 +52,12 @@ fn equals_the_formula() {
             let ([x, w, _], index) = (inputs(dtype, rows, cols, scale), index(rows));
             let (y, _) = forward(dtype, &x, &index, &w, cols);
             let want = formula::fwd(&x.f64(), &index, &w.f64(), EPS as f64, round);
-            assert_close(&format!("merger_norm {dtype} {rows}x{cols}"), &y, &want, tol, f64::MAX);
+            assert_close(&format!("patch_merge {dtype} {rows}x{cols}"), &y, &want, tol, f64::MAX);
         }
     }
 }
 
-/// dx and what was added to a dw that held 0.5.
+/// dx, and dw where dw held 0.5 before.
 fn backward(dtype: DType, [x, w, dy]: [&Data; 3], index: &[i32], rstd: &[f32], cols: usize) -> [Vec<f32>; 2] {
     let rows = index.len();
     let (dx, frozen) = (Data::output(dtype, rows * cols), Data::output(dtype, rows * cols));
@@ -94,8 +94,8 @@ fn gradient_equals_differences_of_the_formula() {
     }
 }
 
-/// Bit for bit what the separate kernels give.
-fn is_a_gather_and_a_norm() {
+/// The bits equal those of a gather of rows followed by `rms_norm`.
+fn equals_gather_then_rms_norm() {
     for (rows, cols, scale) in cases() {
         for dtype in [F32, BF16] {
             let ([x, w, dy], index) = (inputs(dtype, rows, cols, scale), index(rows));
