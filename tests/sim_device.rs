@@ -119,7 +119,6 @@ struct Model {
 impl Model {
     /// Logits of all tokens by one packed forward pass.
     fn packed(&self, all: &[Sequence]) -> Vec<f32> {
-        let dtype = self.cx.dtype();
         let batch = Batch::new(&self.device, &self.config, all, "case").expect("a batch");
         let hidden = self.model.forward(&self.cx, &batch, ForwardOptions::default()).expect("a forward pass");
         self.model.logits(&self.cx, &hidden).expect("logits").to_f32().expect("numbers")

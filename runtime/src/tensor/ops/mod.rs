@@ -30,14 +30,13 @@ pub use embedding::{embedding, embedding_with};
 pub use grpo_loss::{GrpoInputs, grpo_loss};
 pub use linear::{Lora, linear, lora_linear, matmul};
 pub use linear_log_prob::{
-    LmHeadBackend, linear_log_prob, linear_log_prob_by, linear_log_prob_entropy, linear_log_prob_entropy_by,
-    linear_log_prob_with_entropy, lm_head_backend, logit_rows,
+    LmHeadBackend, linear_log_prob, linear_log_prob_by, linear_log_prob_with_entropy, lm_head_backend, logit_rows,
 };
 pub use loss::{log_prob, weighted_sum};
 pub use norm::{patch_merge, rms_norm, rms_norm_add, rms_norm_branch};
 pub use patches::{DeviceFrames, Patching, patch_embedding};
 pub use rotary::{RotaryTable, RotaryTurns, rotary, rotary_table};
-pub use rows::{gather_rows, replace_rows, split_columns};
+pub use rows::{gather_rows, split_columns};
 pub use sampling::{History, SampledTokens, SamplingTable, SlotSampling, sample};
 pub use siglip::{layer_norm, normalise, pool_attention, position_add};
 pub use skinny::{skinny_linear, skinny_logits, skinny_lora_linear, skinny_swiglu};
@@ -47,7 +46,7 @@ use crate::error::{Result, shape_error};
 use reel_kernels::DType;
 
 /// Every op that has a backward rule.
-pub const ALL: [&str; 26] = [
+pub const ALL: [&str; 24] = [
     "add",
     "attention",
     "embedding",
@@ -59,14 +58,12 @@ pub const ALL: [&str; 26] = [
     "layer_norm",
     "linear",
     "linear_log_prob",
-    "linear_log_prob_entropy",
     "lora_linear",
     "normalise",
     "patch_embedding",
     "patch_merge",
     "pool_attention",
     "position_add",
-    "replace_rows",
     "rms_norm",
     "rms_norm_add",
     "rms_norm_branch",

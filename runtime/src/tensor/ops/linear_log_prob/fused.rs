@@ -1,4 +1,5 @@
-//! By the fused kernels of `reel_kernels::linear_log_prob`.
+//! The fused backend: the kernels of `reel_kernels::linear_log_prob`. The forward kernel stores no logits. The backward kernel writes the
+//! gradient of the logits for some columns of the vocabulary at a time, which two products then turn into dh and dw.
 
 use reel_kernels::{Addr, DType, linear_log_prob as kernel};
 
@@ -10,22 +11,22 @@ use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::Backward;
 
-/// Rows of one fused launch: with more of them the narrowest chunk of the vocabulary would not stay within 64 MiB.
-const ROWS: usize = 1 << 16;
+/// Rows of one fused launch. With more, even the narrowest chunk of the vocabulary would need more than 64 MiB.
+const MAX_ROWS: usize = 1 << 16;
 
 impl Head {
     pub(super) fn fused_forward(&self, cx: &Cx, lp: &Tensor, entropy: Option<&Tensor>, lse: &Tensor) -> Result<()> {
         let dtype = self.h.dtype();
-        // The processor's code keeps its statistics to itself.
+        // The CPU kernel needs no workspace on the device.
         let bytes = match cx.device().kernels() {
             Kernels::Cpu => 0,
-            Kernels::Cuda => kernel::workspace(self.rows.min(ROWS), self.vocab),
+            Kernels::Cuda => kernel::workspace(self.rows.min(MAX_ROWS), self.vocab),
         };
         let workspace = match bytes {
             0 => None,
             bytes => Some(Tensor::empty(cx.device(), &[bytes / 4], DType::F32, Category::Workspace)?),
         };
-        for (start, n) in parts(self.rows, ROWS) {
+        for (start, n) in parts(self.rows, MAX_ROWS) {
             let p = kernel::FwdParams {
                 hidden: self.h.rows(start, n)?.addr(),
                 weight: self.w.addr(),
@@ -44,24 +45,17 @@ impl Head {
         Ok(())
     }
 
-    /// `entropies`: the entropies and their gradient, if that is asked for.
-    pub(super) fn fused_backward(
-        &self,
-        bw: &mut Backward,
-        lse: &Tensor,
-        d_lp: &Tensor,
-        entropies: Option<(&Tensor, &Tensor)>,
-    ) -> Result<()> {
+    pub(super) fn fused_backward(&self, bw: &mut Backward, lse: &Tensor, d_lp: &Tensor) -> Result<()> {
         let dtype = self.h.dtype();
         let dw = bw.parameter_grad(&self.w)?;
-        // Chunks add up in f32: a sum rounded to bf16 after each chunk would lose what later ones bring.
+        // Chunks are summed in f32: a sum rounded to bf16 after each chunk would lose the small terms of later chunks.
         let dh = match self.h.needs_grad() {
             true => Some(bw.empty(&[self.rows, self.hidden], DType::F32, Category::Activations)?),
             false => None,
         };
-        let columns = kernel::chunk(dtype, self.rows.min(ROWS), self.vocab);
-        let d_logits = bw.empty(&[self.rows.min(ROWS) * columns], dtype, Category::Workspace)?;
-        for (start, n) in parts(self.rows, ROWS) {
+        let columns = kernel::chunk(dtype, self.rows.min(MAX_ROWS), self.vocab);
+        let d_logits = bw.empty(&[self.rows.min(MAX_ROWS) * columns], dtype, Category::Workspace)?;
+        for (start, n) in parts(self.rows, MAX_ROWS) {
             let at = |t: &Tensor| t.rows(start, n).map(|t| t.addr());
             for (first, count) in parts(self.vocab, columns) {
                 let p = kernel::BwdParams {
@@ -69,9 +63,9 @@ impl Head {
                     weight: self.w.addr(),
                     targets: at(&self.targets)?,
                     lse: at(lse)?,
-                    entropy: entropies.map_or(Ok(Addr::NULL), |e| at(e.0))?,
+                    entropy: Addr::NULL,
                     d_log_prob: at(d_lp)?,
-                    d_entropy: entropies.map_or(Ok(Addr::NULL), |e| at(e.1))?,
+                    d_entropy: Addr::NULL,
                     d_logits: d_logits.addr(),
                     rows: n as u32,
                     vocab: self.vocab_u,

@@ -1,5 +1,5 @@
-//! By plain products of tiles of rows and vocabulary: the logits of a tile are written, read by the kernels of
-//! `reel_kernels::log_prob`, and overwritten by the next tile's.
+//! The product backend: the logits of a tile of rows and columns are written by a matrix product, read by the kernels of
+//! `reel_kernels::log_prob`, and overwritten by those of the next tile.
 
 use reel_kernels::matmul::{Matmul, Operand};
 use reel_kernels::{Addr, DType, Launch, log_prob as kernel};
@@ -12,10 +12,10 @@ use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::Backward;
 
-/// Columns come in multiples of this where they do not come in smaller numbers, for the sake of products.
+/// The columns of a tile are a multiple of this, unless there are fewer: matrix products are fastest then.
 const ALIGNED: usize = 128;
 
-/// Rows and columns of the vocabulary whose logits are in memory together.
+/// The size of a tile: rows, and columns of the vocabulary, whose logits are in memory at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tile {
     pub(super) rows: usize,
@@ -23,27 +23,28 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// The tile for `limit` bytes where an element takes `each`.
+    /// The tile for `limit` bytes where an element takes `each` bytes.
     ///
-    /// With r rows and c columns, R rows are read V / c times and V rows of the weight R / r times, and so are their gradients where there
-    /// are any: `R · V · (1 / c + 1 / r)` rows in all. Of tiles of one size a square has the least of that. At 8192 rows and 152064
-    /// words, f32 logits: 4096 by 4096, the weight is read twice, the rows 38 times, 4.4 GB; whole rows of the vocabulary would read the
-    /// weight 75 times, 82 GB.
+    /// With r rows and c columns, the R rows of h are read V / c times and the V rows of the weight R / r times, and their gradients as
+    /// often: `R · V · (1 / c + 1 / r)` rows in all. Among tiles of equal area a square has the least. At 8192 rows, 152064 words and
+    /// f32 logits a tile is 4096 by 4096: the weight is read twice and the rows 38 times, 4.4 GB. Whole rows of the vocabulary would read
+    /// the weight 75 times, 82 GB.
     ///
-    /// Columns do not depend on the number of rows: a row's sums are merged where a tile ends, and its bits are to be its own.
+    /// The number of columns does not depend on the number of rows. A row's sums are merged where a tile ends, so otherwise its bits
+    /// would depend on the other rows.
     pub(super) fn new(each: usize, vocab: usize, limit: usize) -> Tile {
-        let most = (limit / each).max(1);
+        let elements = (limit / each).max(1);
         let aligned = |n: usize| if n >= ALIGNED { n / ALIGNED * ALIGNED } else { n };
-        let side = aligned(most.isqrt());
-        // As many tiles as squares would be, of one width but for the last.
+        let side = aligned(elements.isqrt());
+        // As many tiles as with square ones, all of one width except the last.
         let even = vocab.div_ceil(vocab.div_ceil(side)).next_multiple_of(ALIGNED);
         let columns = even.min(side).min(vocab);
-        Tile { rows: most / columns, columns }
+        Tile { rows: elements / columns, columns }
     }
 }
 
 impl Head {
-    /// The logits of rows and of columns, each given by the first and their number, into `to`.
+    /// The product that writes the logits of some rows and columns, each given as (start, length), to `to`.
     fn logits(&self, rows: (usize, usize), columns: (usize, usize), to: &Tensor) -> Result<Launch> {
         let of = |t: &Tensor, (first, n): (usize, usize)| {
             t.rows(first, n).map(|t| Operand { addr: t.addr(), dtype: t.dtype(), transposed: false })
@@ -62,7 +63,7 @@ impl Head {
         }))
     }
 
-    /// Tile after tile of a row of tiles; the kernel hands the rows' sums on.
+    /// For each tile of rows, goes over the tiles of columns; `state` carries the maximum and sum of each row from tile to tile.
     pub(super) fn forward_by_products(
         &self,
         cx: &Cx,
@@ -71,9 +72,9 @@ impl Head {
         lse: &Tensor,
     ) -> Result<()> {
         let tile = Tile::new(DType::F32.size(), self.vocab, self.limit);
-        let most = tile.rows.min(self.rows);
+        let max_rows = tile.rows.min(self.rows);
         let room = |elements| Tensor::empty(cx.device(), &[elements], DType::F32, Category::Workspace);
-        let (logits, state) = (room(most * tile.columns)?, room(most * kernel::STATE / DType::F32.size())?);
+        let (logits, state) = (room(max_rows * tile.columns)?, room(max_rows * kernel::STATE / DType::F32.size())?);
         for (start, n) in parts(self.rows, tile.rows) {
             let at = |t: &Tensor| t.rows(start, n).map(|t| t.addr());
             for (first, columns) in parts(self.vocab, tile.columns) {
@@ -97,24 +98,18 @@ impl Head {
         Ok(())
     }
 
-    /// Each tile's logits again, their gradient, and both products with that. The rows' gradient adds up along a row of tiles, in f32: a sum
-    /// rounded to bf16 after each tile would lose what later ones bring. That of the weight adds up where it is kept.
-    pub(super) fn backward_by_products(
-        &self,
-        bw: &mut Backward,
-        lse: &Tensor,
-        d_lp: &Tensor,
-        entropies: Option<(&Tensor, &Tensor)>,
-    ) -> Result<()> {
+    /// Computes each tile's logits again, their gradient, and the two products with it. dh is summed over a row of tiles in f32: a sum
+    /// rounded to bf16 after each tile would lose the small terms of later tiles. dw is summed in its own f32 buffer.
+    pub(super) fn backward_by_products(&self, bw: &mut Backward, lse: &Tensor, d_lp: &Tensor) -> Result<()> {
         let dtype = self.h.dtype();
         let dw = bw.parameter_grad(&self.w)?;
         let dh = if self.h.needs_grad() { Some(bw.empty_like(&self.h)?) } else { None };
         let tile = Tile::new(DType::F32.size() + dtype.size(), self.vocab, self.limit);
-        let most = tile.rows.min(self.rows);
-        let logits = bw.empty(&[most * tile.columns], DType::F32, Category::Workspace)?;
-        let d_logits = bw.empty(&[most * tile.columns], dtype, Category::Workspace)?;
+        let max_rows = tile.rows.min(self.rows);
+        let logits = bw.empty(&[max_rows * tile.columns], DType::F32, Category::Workspace)?;
+        let d_logits = bw.empty(&[max_rows * tile.columns], dtype, Category::Workspace)?;
         let sums = match dtype != DType::F32 && tile.columns < self.vocab && dh.is_some() {
-            true => Some(bw.empty(&[most, self.hidden], DType::F32, Category::Workspace)?),
+            true => Some(bw.empty(&[max_rows, self.hidden], DType::F32, Category::Workspace)?),
             false => None,
         };
         for (start, n) in parts(self.rows, tile.rows) {
@@ -127,9 +122,9 @@ impl Head {
                     logits: logits.addr(),
                     targets: at(&self.targets)?,
                     lse: at(lse)?,
-                    entropy: entropies.map_or(Ok(Addr::NULL), |e| at(e.0))?,
+                    entropy: Addr::NULL,
                     grad: at(d_lp)?,
-                    d_entropy: entropies.map_or(Ok(Addr::NULL), |e| at(e.1))?,
+                    d_entropy: Addr::NULL,
                     d_logits: d_logits.addr(),
                     rows: n as u32,
                     vocab: self.vocab_u,

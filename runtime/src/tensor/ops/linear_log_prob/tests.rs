@@ -6,7 +6,7 @@ use crate::tensor::ops::weighted_sum;
 use crate::tensor::tape::Grads;
 use proptest::prelude::*;
 
-/// Numbers between -1 and 1 that repeat for a seed.
+/// Pseudo-random numbers between -1 and 1, a function of the seed.
 fn numbers(n: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2654435761) | 1;
     let mut next = || {
@@ -16,9 +16,9 @@ fn numbers(n: usize, seed: u32) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-/// What is asked in a test.
+/// Sizes and dtypes of one call of the op.
 #[derive(Clone, Copy, Debug)]
-struct Asking {
+struct Case {
     rows: usize,
     vocab: usize,
     hidden: usize,
@@ -28,10 +28,10 @@ struct Asking {
     seed: u32,
 }
 
-/// Log-probabilities (and entropies), the gradient of the rows and that of the weight.
-type Answer = [Vec<f32>; 3];
+/// Log-probabilities followed by entropies, the gradient of the rows, the gradient of the weight.
+type Results = [Vec<f32>; 3];
 
-fn answer(device: &Device, a: Asking, way: LmHeadBackend, limit: usize) -> Answer {
+fn results(device: &Device, a: Case, backend: LmHeadBackend, limit: usize) -> Results {
     let values = |n: usize, m: usize, seed: u32| numbers(n * m, a.seed + seed);
     let leaf = |name: &str, n: usize, m: usize, dtype, seed| {
         let t = Tensor::from_f32(device, &[n, m], dtype, &values(n, m, seed), Category::Weights).unwrap();
@@ -43,17 +43,19 @@ fn answer(device: &Device, a: Asking, way: LmHeadBackend, limit: usize) -> Answe
     let cx = Cx::training(device, a.dtype);
     // An activation, as inside a model.
     let rows = h.reshape(h.shape()).unwrap();
-    let head = Head { limit, ..Head::new("head", &rows, &w, &targets, 0.7).unwrap() };
-    let y = match a.entropy {
-        true => head.log_prob_and_entropy(&cx, [way; 2]),
-        false => head.log_prob(&cx, [way; 2], None),
-    }
-    .unwrap();
+    let head = Head { limit, ..Head::new(&rows, &w, &targets, 0.7).unwrap() };
+    let entropy = Tensor::empty(device, &[a.rows], DType::F32, Category::Activations).unwrap();
+    let y = head.log_prob(&cx, [backend; 2], Some(&entropy).filter(|_| a.entropy)).unwrap();
     let weights = Tensor::from_f32(device, y.shape(), DType::F32, &values(y.count(), 1, 3), Category::Inputs).unwrap();
     let total = weighted_sum(&cx, &y, &weights).unwrap();
     let mut grads = Grads::new();
     cx.backward(&total, 1.0, &mut grads).unwrap();
-    [y.to_f32().unwrap(), grads.get("h").unwrap().to_f32().unwrap(), grads.get("w").unwrap().to_f32().unwrap()]
+    let entropies = if a.entropy { entropy.to_f32().unwrap() } else { Vec::new() };
+    [
+        [y.to_f32().unwrap(), entropies].concat(),
+        grads.get("h").unwrap().to_f32().unwrap(),
+        grads.get("w").unwrap().to_f32().unwrap(),
+    ]
 }
 
 fn relative(got: &[f32], want: &[f32]) -> f64 {
@@ -63,7 +65,7 @@ fn relative(got: &[f32], want: &[f32]) -> f64 {
     if size == 0.0 { off.sqrt() } else { (off / size).sqrt() }
 }
 
-fn agree(got: &Answer, want: &Answer, a: Asking, what: &str) {
+fn agree(got: &Results, want: &Results, a: Case, what: &str) {
     let gradient = if a.dtype == DType::F32 { 2e-5 } else { 1e-2 };
     for (i, limit) in [1e-5, gradient, gradient].into_iter().enumerate() {
         let off = relative(&got[i], &want[i]);
@@ -71,7 +73,7 @@ fn agree(got: &Answer, want: &Answer, a: Asking, what: &str) {
     }
 }
 
-/// The smallest limit, in bytes, under which tiles are so many columns wide or more, in both directions.
+/// The smallest limit, in bytes, under which tiles have at least `side` columns, forward and backward.
 fn squares_of(side: usize) -> usize {
     side * side * 8
 }
@@ -79,9 +81,8 @@ fn squares_of(side: usize) -> usize {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Tiles of a few rows and columns, the last of both ragged, give what one tile gives, and what the fused kernels give.
     #[test]
-    fn tiles_add_up(
+    fn small_tiles_equal_one_tile_and_the_fused_backend(
         rows in 0usize..40,
         vocab in 2usize..90,
         hidden in 1usize..24,
@@ -91,31 +92,26 @@ proptest! {
         seed in 1u32..1000,
     ) {
         let dtype = if bf16 { DType::BF16 } else { DType::F32 };
-        let a = Asking { rows, vocab, hidden, dtype, weight: dtype, entropy, seed };
+        let a = Case { rows, vocab, hidden, dtype, weight: dtype, entropy, seed };
         let device = Device::cpu(2);
-        let tiles = answer(&device, a, Products, squares_of(side));
-        agree(&tiles, &answer(&device, a, Products, LOGITS), a, "one tile");
-        agree(&tiles, &answer(&device, a, Fused, LOGITS), a, "fused");
-        // Nothing depends on the threads.
-        prop_assert_eq!(&tiles, &answer(&Device::cpu(1), a, Products, squares_of(side)));
+        let tiles = results(&device, a, Products, squares_of(side));
+        agree(&tiles, &results(&device, a, Products, MAX_LOGITS_BYTES), a, "one tile");
+        agree(&tiles, &results(&device, a, Fused, MAX_LOGITS_BYTES), a, "fused");
+        prop_assert_eq!(&tiles, &results(&Device::cpu(1), a, Products, squares_of(side)));
     }
 
-    /// A row's log-probability, entropy and gradient have the bits that they have without the rows after it.
     #[test]
-    fn rows_are_on_their_own(rows in 2usize..40, few in 1usize..40, side in 1usize..12, entropy: bool, seed in 1u32..1000) {
-        let all = Asking { rows, vocab: 70, hidden: 9, dtype: DType::F32, weight: DType::F32, entropy, seed };
-        let few = Asking { rows: few.min(rows), ..all };
+    fn bits_of_a_row_do_not_depend_on_later_rows(rows in 2usize..40, few in 1usize..40, side in 1usize..12, entropy: bool, seed in 1u32..1000) {
+        let all = Case { rows, vocab: 70, hidden: 9, dtype: DType::F32, weight: DType::F32, entropy, seed };
+        let few = Case { rows: few.min(rows), ..all };
         let device = Device::cpu(2);
-        let [of_all, of_few] = [all, few].map(|a| answer(&device, a, Products, squares_of(side)));
+        let [of_all, of_few] = [all, few].map(|a| results(&device, a, Products, squares_of(side)));
         prop_assert_eq!(&of_few[0][..few.rows], &of_all[0][..few.rows]);
-        if !entropy {
-            prop_assert_eq!(&of_few[1][..], &of_all[1][..few.rows * few.hidden]);
-        }
+        prop_assert_eq!(&of_few[1][..], &of_all[1][..few.rows * few.hidden]);
     }
 
-    /// Tiles stay within the limit, cover the vocabulary, and are near squares where they can be.
     #[test]
-    fn tiles_stay_within_the_limit(each in 4usize..9, vocab in 1usize..200_000, limit in 1usize..(64 << 20)) {
+    fn tiles_are_within_the_limit_and_nearly_square(each in 4usize..9, vocab in 1usize..200_000, limit in 1usize..(64 << 20)) {
         let tile = Tile::new(each, vocab, limit);
         prop_assert!(tile.rows >= 1 && (1..=vocab).contains(&tile.columns));
         prop_assert!(tile.rows * tile.columns * each <= limit.max(each));
@@ -125,61 +121,66 @@ proptest! {
 }
 
 #[test]
-fn the_tiles_of_the_published_size() {
-    assert_eq!(Tile::new(4, 152_064, LOGITS), Tile { rows: 4096, columns: 4096 });
-    // Backward in bf16 and in f32.
+fn tile_size_at_8192_rows_and_152064_words() {
+    assert_eq!(Tile::new(4, 152_064, MAX_LOGITS_BYTES), Tile { rows: 4096, columns: 4096 });
+    // Bytes an element in the backward pass: 6 in bf16, 8 in f32.
     for each in [6, 8] {
-        let tile = Tile::new(each, 152_064, LOGITS);
+        let tile = Tile::new(each, 152_064, MAX_LOGITS_BYTES);
         assert!(tile.columns.is_multiple_of(128) && tile.rows.abs_diff(tile.columns) < 256, "{tile:?}");
     }
 }
 
 #[test]
-fn rows_of_f32_over_a_weight_of_bf16() {
+fn f32_rows_times_a_bf16_weight() {
     let device = Device::cpu(2);
     for entropy in [false, true] {
-        let a = Asking { rows: 19, vocab: 67, hidden: 12, dtype: DType::F32, weight: DType::BF16, entropy, seed: 5 };
-        agree(&answer(&device, a, Products, squares_of(7)), &answer(&device, a, Products, LOGITS), a, "one tile");
+        let a = Case { rows: 19, vocab: 67, hidden: 12, dtype: DType::F32, weight: DType::BF16, entropy, seed: 5 };
+        agree(
+            &results(&device, a, Products, squares_of(7)),
+            &results(&device, a, Products, MAX_LOGITS_BYTES),
+            a,
+            "one tile",
+        );
     }
 }
 
 #[test]
-fn tiles_on_sim_are_those_of_cpu() {
+fn sim_equals_cpu() {
     let Some(()) = reel_kernels::compile::for_test() else { return };
     let options = SimOptions { threads: 1, interleavings: 3, ..Default::default() };
     let (cpu, sim) = (Device::cpu(1), Device::sim(options).unwrap());
     for (dtype, entropy) in [(DType::F32, true), (DType::BF16, false), (DType::BF16, true)] {
-        let a = Asking { rows: 21, vocab: 150, hidden: 16, dtype, weight: dtype, entropy, seed: 4 };
-        // By 8 rows and 8 columns, and by 61 columns, which are no vectors.
+        let a = Case { rows: 21, vocab: 150, hidden: 16, dtype, weight: dtype, entropy, seed: 4 };
+        // Tiles of 8 columns, and of 61 columns, which is not a multiple of a vector.
         for limit in [squares_of(8), squares_of(61)] {
-            agree(&answer(&sim, a, Products, limit), &answer(&cpu, a, Products, limit), a, "sim");
+            agree(&results(&sim, a, Products, limit), &results(&cpu, a, Products, limit), a, "sim");
         }
     }
 }
 
-/// What all launches of `f` need on an H200 by the model of `reel plan`, in ms: each the larger of operations and bytes.
+/// The least time of all profiled launches on an H200 by the model of `reel plan`, in ms: for each, the larger of operations and bytes.
 fn floor(profile: Profiler) -> f64 {
     let totals = profile.totals().unwrap();
-    // Gradients are set to 0 once a step, whatever the way.
+    // Gradients are set to 0 once a step with either backend.
     let own = totals.iter().filter(|(name, _)| !name.starts_with("fill"));
     own.map(|(_, t)| (t.cost.flops / 790e12).max(t.cost.bytes / 4.3e12) * 1e3).sum()
 }
 
 #[test]
-fn ways_of_devices() {
-    let way = |device: &Device, dtype| lm_head_backend(device, dtype, dtype);
+fn backend_of_each_device() {
+    let backend = |device: &Device, dtype| lm_head_backend(device, dtype, dtype);
     let gpu = |compute_capability| Device::dry_of(Kernels::Cuda, compute_capability);
     for (compute_capability, bf16) in [(80, Fused), (86, Fused), (89, Fused), (90, Products), (100, Products)] {
-        assert_eq!(way(&gpu(compute_capability), DType::BF16), bf16, "{compute_capability}");
-        assert_eq!(way(&gpu(compute_capability), DType::F32), Fused, "{compute_capability}");
+        assert_eq!(backend(&gpu(compute_capability), DType::BF16), bf16, "{compute_capability}");
+        assert_eq!(backend(&gpu(compute_capability), DType::F32), Fused, "{compute_capability}");
         assert_eq!(gpu(compute_capability).dry_like().compute_capability(), compute_capability);
     }
-    assert_eq!(way(&Device::cpu(1), DType::F32), Products);
+    assert_eq!(backend(&Device::cpu(1), DType::F32), Products);
     assert_eq!(lm_head_backend(&gpu(80), DType::F32, DType::BF16), Products);
 }
 
 #[test]
-fn who_watches_the_entropies_gets_the_same_log_probabilities() {
+fn entropies_do_not_change_the_log_probabilities() {
     let device = Device::cpu(2);
     let tensor = |n: usize, m: usize, seed| {
         Tensor::from_f32(&device, &[n, m], DType::F32, &numbers(n * m, seed), Category::Weights).unwrap()
@@ -189,15 +190,13 @@ fn who_watches_the_entropies_gets_the_same_log_probabilities() {
     let targets = Tensor::from_i32(&device, &[37], &targets).unwrap();
     let cx = Cx::inference(&device, DType::F32);
     let (lp, entropy) = linear_log_prob_with_entropy(&cx, &h, &w, &targets, 0.7).unwrap();
-    let both = linear_log_prob_entropy(&cx, &h, &w, &targets, 0.7).unwrap().to_f32().unwrap();
     assert_eq!(lp.to_f32().unwrap(), linear_log_prob(&cx, &h, &w, &targets, 0.7).unwrap().to_f32().unwrap());
-    assert_eq!([lp.to_f32().unwrap(), entropy.to_f32().unwrap()].concat(), both);
-    assert!(both[37..].iter().any(|&e| e > 1.0));
+    assert!(entropy.to_f32().unwrap().iter().any(|&e| e > 1.0));
 }
 
-/// The figures at [`lm_head_backend`].
+/// The times that the documentation of [`lm_head_backend`] names.
 #[test]
-fn the_floor_of_products_on_an_h200() {
+fn least_time_of_products_on_an_h200() {
     let device = Device::dry(Kernels::Cuda);
     let (rows, vocab, hidden) = (8192, 152_064, 3584);
     let tensor = |shape: &[usize]| Tensor::empty(&device, shape, DType::BF16, Category::Weights).unwrap();
@@ -210,7 +209,7 @@ fn the_floor_of_products_on_an_h200() {
     let before = device.memory().current;
     device.reset_peak();
     let y = linear_log_prob(&cx, &h, &w, &targets, 1.0).unwrap();
-    // Logits, the sums of a row of tiles, and two results a row.
+    // Logits, the state of a row of tiles, and two results a row.
     assert_eq!(device.memory().peak - before, (64 << 20) + 4096 * 32 + 8192 * 8);
     let forward = floor(device.profiler());
     cx.backward(&weighted_sum(&cx, &y, &weights).unwrap(), 1.0, &mut grads).unwrap();

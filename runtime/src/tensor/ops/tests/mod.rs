@@ -115,9 +115,6 @@ fn cases() -> Vec<Case> {
         case("linear_log_prob", &[&[4, 6], &[9, 6]], |cx, x| {
             linear_log_prob(cx, &x[0], &x[1], &index(cx, &[2, -1, 8, 0])?, 0.7)
         }),
-        case("linear_log_prob_entropy", &[&[4, 6], &[9, 6]], |cx, x| {
-            linear_log_prob_entropy(cx, &x[0], &x[1], &index(cx, &[2, -1, 8, 0])?, 0.7)
-        }),
         case("lora_linear", &[&[5, 7], &[4, 7], &[4], &[2, 7], &[4, 2]], |cx, x| {
             let lora = Lora { down: x[3].clone(), up: x[4].clone(), scale: 1.7 };
             lora_linear(cx, &x[0], &x[1], Some(&x[2]), &lora)
@@ -138,7 +135,6 @@ fn cases() -> Vec<Case> {
             pool_attention(cx, &x[0], &x[1], &x[2], &CuSeqlens::from_lengths(cx.device(), &[4, 0, 3])?)
         }),
         case("position_add", &[&[6, 5], &[3, 5]], |cx, x| position_add(cx, &x[0], &x[1])),
-        case("replace_rows", &[&[5, 3], &[2, 3]], |cx, x| replace_rows(cx, &x[0], &index(cx, &[3, 1])?, &x[1])),
         case("rms_norm", &[&[4, 10], &[10]], |cx, x| rms_norm(cx, &x[0], &x[1], 1e-6)),
         // Both results, the norm alone, the sum alone.
         case("rms_norm_add", &[&[4, 10], &[4, 10], &[10]], |cx, x| {
