@@ -164,9 +164,13 @@ impl QuestionFlags {
         let image = self
             .image
             .as_ref()
-            .map(|i| ContentPart::Image(ImagePart { source: source(i), overrides, place: "--image".into() }));
+            .map(|i| ContentPart::Image(ImagePart { source: source(i), overrides, location: "--image".into() }));
         let video = self.video.as_ref().map(|v| {
-            ContentPart::Video(VideoPart { source: VideoSource::File(source(v)), overrides, place: "--video".into() })
+            ContentPart::Video(VideoPart {
+                source: VideoSource::File(source(v)),
+                overrides,
+                location: "--video".into(),
+            })
         });
         Conversation::question(image.into_iter().chain(video).collect(), self.prompt.as_deref().unwrap_or_default())
     }

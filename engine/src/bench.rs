@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use reel_model::TokenId;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
@@ -14,8 +15,8 @@ use crate::error::Result;
 use crate::kv_blocks::BlockAllocator;
 
 /// A text of `tokens` ids and its positions; which ids does not matter to the time.
-fn text(tokens: usize) -> (Vec<i64>, Vec<i64>) {
-    ((0..tokens as i64).map(|i| (i * 37) % 97).collect(), (0..tokens as i64).collect())
+fn text(tokens: usize) -> (Vec<TokenId>, Vec<i64>) {
+    ((0..tokens as u32).map(|i| (i * 37) % 97).collect(), (0..tokens as i64).collect())
 }
 
 /// Seconds of each of `rounds` passes over `batch` sequences of `tokens` tokens, up to the logits of each one's last.

@@ -43,7 +43,7 @@ const PENALISED: SamplingParams = SamplingParams { repetition_penalty: 1.3, seed
 
 /// Completions of the requests; any of `eos` ends one.
 fn run(engine: &Engine, asks: &[Ask], eos: &[u32]) -> Vec<Completion> {
-    let ids: Vec<Vec<i64>> = asks.iter().map(|a| (0..a.prompt as i64).map(|i| (i * 37 + 5) % 97).collect()).collect();
+    let ids: Vec<Vec<u32>> = asks.iter().map(|a| (0..a.prompt as u32).map(|i| (i * 37 + 5) % 97).collect()).collect();
     let at: Vec<Vec<i64>> = asks.iter().map(|a| (0..a.prompt as i64).collect()).collect();
     let requests = asks.iter().zip(ids.iter().zip(&at)).map(|(a, (ids, at))| GenerationRequest {
         prompt: Sequence { input_ids: ids, position_ids: [at, at, at], ..Sequence::default() },

@@ -119,7 +119,7 @@ fn completions_of_a_long_prompt_are_those_of_each_alone() {
     let case = open(&golden().join("mixed_stop"));
     let device = Device::cpu(2);
     for length in [63usize, 64, 65, 150] {
-        let ids: Vec<i64> = (0..length as i64).map(|i| i * 7 % 60).collect();
+        let ids: Vec<u32> = (0..length as u32).map(|i| i * 7 % 60).collect();
         let at: Vec<i64> = (0..length as i64).collect();
         let prompt = Sequence { input_ids: &ids, position_ids: [&at, &at, &at], ..Sequence::default() };
         let ask = |sampling, max, n| GenerationRequest { prompt, rope_delta: 0, ..case.request(sampling, max, n) };
@@ -140,7 +140,7 @@ fn log_probabilities_are_those_of_a_packed_pass() {
         vec![case.request(SamplingParams { temperature: 1.0, ..SamplingParams::default() }, 9, 1)],
     );
     let mut ids = case.tokens.input_ids.clone();
-    ids.extend(got[0].ids.iter().map(|&id| id as i64));
+    ids.extend(&got[0].ids);
     let mut whole = case.tokens.clone();
     let first = case.tokens.len();
     whole.input_ids = ids;

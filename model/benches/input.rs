@@ -4,6 +4,7 @@ use std::hint::black_box;
 use std::path::Path;
 
 use criterion::{Criterion, Throughput};
+use reel_model::TokenId;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
@@ -21,9 +22,9 @@ const FILM: GridThw = [8, 16, 30];
 const WORDS: usize = 4000;
 
 /// A tiny model's folder in which the decoder has as many tensors as that of the 7B model.
-fn folder(place: &Path) {
+fn folder(location: &Path) {
     let options = InitOptions { preset: Preset::Tiny, layers: Some(28), vocab: None, dtype: None, seed: 0 };
-    init(&options, place).expect("a model folder");
+    init(&options, location).expect("a model folder");
 }
 
 /// A question of many words about a film.
@@ -37,11 +38,11 @@ fn messages() -> Value {
 }
 
 /// Ids of a text with a film in it.
-fn ids(config: &ModelConfig, text: usize) -> Vec<i64> {
+fn ids(config: &ModelConfig, text: usize) -> Vec<TokenId> {
     let pads = FILM.iter().product::<usize>() / config.vision.merge_unit();
     let mut ids = vec![1; text];
-    ids.push(config.tokens.vision_start.into());
-    ids.extend(vec![i64::from(config.tokens.video); pads]);
+    ids.push(config.tokens.vision_start);
+    ids.extend(vec![config.tokens.video; pads]);
     ids.extend(vec![1; text]);
     ids
 }
@@ -49,13 +50,13 @@ fn ids(config: &ModelConfig, text: usize) -> Vec<i64> {
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let parent = tempfile::tempdir().expect("a folder");
-    let place = parent.path().join("model");
-    folder(&place);
-    let bundle = Bundle::open(&place).expect("a model folder");
+    let location = parent.path().join("model");
+    folder(&location);
+    let bundle = Bundle::open(&location).expect("a model folder");
     texts(&mut criterion, &bundle);
     positions(&mut criterion, &bundle.config);
     batches(&mut criterion, &bundle.config);
-    weights(&mut criterion, &place, &bundle.config);
+    weights(&mut criterion, &location, &bundle.config);
     criterion.final_summary();
 }
 
@@ -114,15 +115,15 @@ fn batches(criterion: &mut Criterion, config: &ModelConfig) {
     group.finish();
 }
 
-fn weights(criterion: &mut Criterion, place: &Path, config: &ModelConfig) {
+fn weights(criterion: &mut Criterion, location: &Path, config: &ModelConfig) {
     let device = Device::cpu(1);
     let mut group = criterion.benchmark_group("a checkpoint of 28 layers");
     group.bench_function("index, and every shape checked", |b| {
-        b.iter(|| Checkpoint::open(black_box(place)).and_then(|files| files.check(config)).expect("weights"));
+        b.iter(|| Checkpoint::open(black_box(location)).and_then(|files| files.check(config)).expect("weights"));
     });
     group.bench_function("mapped into a model", |b| {
         b.iter(|| {
-            let files = Checkpoint::open(black_box(place)).expect("weights");
+            let files = Checkpoint::open(black_box(location)).expect("weights");
             Qwen25Vl::open(&device, &files, config, DType::F32).expect("a model")
         });
     });

@@ -10,6 +10,7 @@ use reel_runtime::ops::{self, CuSeqlens};
 use reel_runtime::{Device, Tensor};
 use twox_hash::xxhash3_128;
 
+use crate::TokenId;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::input::MediaFrames;
@@ -19,7 +20,7 @@ use crate::input::window::GridThw;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sequence<'a> {
     /// Token ids `[S]`.
-    pub input_ids: &'a [i64],
+    pub input_ids: &'a [TokenId],
     /// M-RoPE positions `[3][S]`: time, height, width.
     pub position_ids: [&'a [i64]; 3],
     /// Pixels `[N, patch_dim]` of all images, in processor order. Used instead of the images in `frames` unless empty.
@@ -42,7 +43,7 @@ struct MediaOfKind<'a> {
     frames: &'a [FrameBuf],
     /// The owner of `frames`, which knows how they become patches.
     media: Option<&'a MediaFrames>,
-    pad_id: u32,
+    pad_id: TokenId,
     /// The processor's name for the pixels, for errors and for the hash.
     name: &'static str,
 }
@@ -201,8 +202,8 @@ impl Batch {
     }
 }
 
-fn checked_id(id: i64, config: &ModelConfig, location: &str) -> Result<i32> {
-    if (0..config.text.vocab_size as i64).contains(&id) {
+fn checked_id(id: TokenId, config: &ModelConfig, location: &str) -> Result<i32> {
+    if (id as usize) < config.text.vocab_size {
         return Ok(id as i32);
     }
     let what = format!("id {id} is outside the vocabulary of {}", config.text.vocab_size);
@@ -226,7 +227,7 @@ impl VisionInput {
             for kind in &kinds {
                 let first = next;
                 let of_tokens = vision_index[start..].iter_mut().zip(s.input_ids);
-                for (index, _) in of_tokens.filter(|(_, id)| **id == i64::from(kind.pad_id)) {
+                for (index, _) in of_tokens.filter(|(_, id)| **id == kind.pad_id) {
                     *index = next;
                     next += 1;
                 }

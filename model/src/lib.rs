@@ -1,5 +1,7 @@
-//! Qwen2.5-VL: what a model folder holds (config, weights, tokenizer, chat template), how a conversation becomes the model's inputs,
-//! and the model itself; beside it SigLIP, which judges. A folder is read as the hub publishes it; nothing is converted.
+//! Qwen2.5-VL: reads a model folder (config, weights, tokenizer, chat template), turns a conversation into the model's input, and runs the
+//! model. Also SigLIP, the reward model of the semantic reward. Model folders are read as the hub publishes them, without conversion.
+//!
+//! Read [`input`] for the way from messages to [`input::ModelInput`], [`batch`] for packing, and [`qwen2_5_vl`] for the forward pass.
 
 pub mod batch;
 pub mod checkpoint;
@@ -20,3 +22,6 @@ pub mod vision;
 pub mod weights;
 
 pub use error::{ModelError, Result};
+
+/// The id of a token: a row of the embedding table.
+pub type TokenId = u32;

@@ -88,7 +88,7 @@ fn a_pad_too_many_is_refused(case: &Path) {
     let said = |conversation: &Conversation| encode(&bundle, conversation, &MediaOptions::default());
     let question = Conversation::question(Vec::new(), "what is <|video_pad|>?");
     let alone = said(&question).unwrap();
-    let pad = i64::from(bundle.config.tokens.video);
+    let pad = bundle.config.tokens.video;
     assert_eq!(alone.input_ids.iter().filter(|&&id| id == pad).count(), 1, "without media a typed pad stays one id");
     conversation.messages.extend(question.messages);
     let error = said(&conversation).unwrap_err().to_string();
@@ -100,7 +100,7 @@ fn bytes_of_a_film_do_as_well_as_its_file(case: &Path) {
     let bundle = Bundle::open(&case.join("model")).unwrap();
     let film = |source: MediaSource| {
         let source = VideoSource::File(source);
-        let part = VideoPart { source, overrides: Default::default(), place: "p".to_string() };
+        let part = VideoPart { source, overrides: Default::default(), location: "p".to_string() };
         encode(&bundle, &Conversation::question(vec![ContentPart::Video(part)], "?"), &MediaOptions::default())
     };
     let path = case.join("media/clip.mp4");

@@ -109,7 +109,7 @@ fn threads_neighbours_and_the_cache_do_not_change_a_bit() {
             let cx = Cx::inference(&device, dtype);
 
             // In a batch, behind and before others.
-            let text: Vec<i64> = case.tokens.input_ids.iter().copied().filter(|id| *id < 200).take(70).collect();
+            let text: Vec<u32> = case.tokens.input_ids.iter().copied().filter(|id| *id < 200).take(70).collect();
             let at: Vec<i64> = (0..text.len() as i64).collect();
             let other = Sequence { input_ids: &text, position_ids: [&at, &at, &at], ..Sequence::default() };
             let batch =
@@ -122,7 +122,7 @@ fn threads_neighbours_and_the_cache_do_not_change_a_bit() {
             }
 
             // Prompt up to the last vision token at once, then token by token.
-            let pads = [case.config.tokens.image as i64, case.config.tokens.video as i64];
+            let pads = [case.config.tokens.image, case.config.tokens.video];
             let first = case.tokens.input_ids.iter().rposition(|id| pads.contains(id)).map_or(1, |i| i + 1);
             let cache = KvCache::new(&device, &case.config.text, dtype, s.div_ceil(KvPages::BLOCK)).unwrap();
             let blocks: Vec<i32> = (0..cache.blocks() as i32).rev().collect();

@@ -49,10 +49,10 @@ fn tokens(config: &ModelConfig, picture: bool, films: &[[usize; 3]], odd: bool, 
     let t = &config.tokens;
     for (pad, grids) in [(t.image, &tokens.image_grid_thw), (t.video, &tokens.video_grid_thw)] {
         for grid in grids {
-            tokens.input_ids.push(t.vision_start.into());
+            tokens.input_ids.push(t.vision_start);
             let pads = grid.iter().product::<usize>() / config.vision.merge_unit();
-            tokens.input_ids.extend(std::iter::repeat_n(i64::from(pad), pads));
-            tokens.input_ids.push(t.vision_end.into());
+            tokens.input_ids.extend(std::iter::repeat_n(pad, pads));
+            tokens.input_ids.push(t.vision_end);
         }
     }
     tokens.input_ids.push(5);

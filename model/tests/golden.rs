@@ -23,7 +23,7 @@ struct Positions {
 #[derive(Deserialize)]
 struct PositionRow {
     id: String,
-    input_ids: Vec<i64>,
+    input_ids: Vec<u32>,
     image_grid_thw: Vec<GridThw>,
     video_grid_thw: Vec<GridThw>,
     second_per_grid_ts: Vec<f64>,

@@ -279,6 +279,6 @@ fn is_harmless(name: &str) -> bool {
     ["rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "embeddings.position_ids"].iter().any(|end| name.ends_with(end))
 }
 
-fn fault(file: &Path, tensor: &str, what: impl Into<String>, cure: &str) -> ModelError {
-    ModelError::weights(format!("{}: {tensor}", file.display()), what, cure)
+fn fault(file: &Path, tensor: &str, what: impl Into<String>, help: &str) -> ModelError {
+    ModelError::weights(format!("{}: {tensor}", file.display()), what, help)
 }

@@ -76,11 +76,11 @@ fn any(folder: &Path) -> Result<Listing> {
         other |= name.ends_with(".bin") || name.ends_with(".gguf") || name.ends_with(".pt") || name.ends_with(".pth");
     }
     if files.is_empty() {
-        let (what, cure) = match other {
+        let (what, help) = match other {
             true => ("has no *.safetensors, only weights of another format", "save the model as safetensors first"),
             false => ("has no *.safetensors", "give a folder with the model's weights"),
         };
-        return Err(ModelError::weights(folder.display().to_string(), what, cure));
+        return Err(ModelError::weights(folder.display().to_string(), what, help));
     }
     files.sort();
     Ok(Listing { files, promised: Vec::new() })

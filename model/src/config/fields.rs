@@ -12,28 +12,28 @@ pub(crate) struct Fields {
     file: String,
     path: String,
     map: Map<String, Value>,
-    cure: &'static str,
+    help: &'static str,
 }
 
 impl Fields {
-    /// Parses `text`, which must be a JSON object; `cure` ends most errors.
-    pub(crate) fn parse(file: &str, text: &str, cure: &'static str) -> Result<Self> {
-        let place = file.to_string();
+    /// Parses `text`, which must be a JSON object; `help` ends most errors.
+    pub(crate) fn parse(file: &str, text: &str, help: &'static str) -> Result<Self> {
+        let location = file.to_string();
         match serde_json::from_str(text) {
-            Ok(Value::Object(map)) => Ok(Self { file: place, path: String::new(), map, cure }),
-            Ok(_) => Err(ModelError::config(place, "is not a JSON object", cure)),
-            Err(e) => Err(ModelError::config(place, format!("is not JSON ({e})"), cure)),
+            Ok(Value::Object(map)) => Ok(Self { file: location, path: String::new(), map, help }),
+            Ok(_) => Err(ModelError::config(location, "is not a JSON object", help)),
+            Err(e) => Err(ModelError::config(location, format!("is not JSON ({e})"), help)),
         }
     }
 
     /// An error at `key` with the usual cure.
     pub(crate) fn error(&self, key: &str, what: impl Into<String>) -> ModelError {
-        self.fault(key, what, self.cure)
+        self.fault(key, what, self.help)
     }
 
     /// An error at `key` with its own cure.
-    pub(crate) fn fault(&self, key: &str, what: impl Into<String>, cure: &str) -> ModelError {
-        ModelError::config(format!("{}: {}{key}", self.file, self.path), what, cure)
+    pub(crate) fn fault(&self, key: &str, what: impl Into<String>, help: &str) -> ModelError {
+        ModelError::config(format!("{}: {}{key}", self.file, self.path), what, help)
     }
 
     /// The value of a key; null counts as absent.
@@ -50,7 +50,7 @@ impl Fields {
             None => Ok(None),
             Some(Value::Object(map)) => {
                 let path = format!("{}{key}.", self.path);
-                Ok(Some(Self { file: self.file.clone(), path, map: map.clone(), cure: self.cure }))
+                Ok(Some(Self { file: self.file.clone(), path, map: map.clone(), help: self.help }))
             }
             Some(other) => Err(self.error(key, format!("is {}, not an object", kind(other)))),
         }

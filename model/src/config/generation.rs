@@ -22,7 +22,7 @@ pub struct GenerationConfig {
     pub repetition_penalty: Option<f64>,
 }
 
-const CURE: &str = "correct the value, or remove the key to have the default";
+const HELP: &str = "correct the value, or remove the key to have the default";
 
 impl GenerationConfig {
     /// Reads `generation_config.json` of a model folder; all empty where there is none.
@@ -37,7 +37,7 @@ impl GenerationConfig {
 
     /// Reads the text of a generation_config.json; `file` names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
-        let fields = Fields::parse(file, text, CURE)?;
+        let fields = Fields::parse(file, text, HELP)?;
         let in_range = |key: &str, good: &dyn Fn(f64) -> bool, range: &str| match fields.opt_f64(key)? {
             Some(number) if !good(number) => Err(fields.error(key, format!("is {number}; it must be {range}"))),
             found => Ok(found),

@@ -242,11 +242,11 @@ fn check_act(fields: &Fields) -> Result<()> {
 
 /// A window on the decoder's attention is refused where a layer would really have one.
 fn check_sliding_window(fields: &Fields, layers: usize) -> Result<()> {
-    let cure = "set use_sliding_window to false, or use a model with full attention";
+    let help = "set use_sliding_window to false, or use a model with full attention";
     if let Some(kinds) = fields.opt_strings("layer_types")?
         && let Some(kind) = kinds.iter().take(layers).find(|kind| *kind != "full_attention")
     {
-        return Err(fields.fault("layer_types", format!("has a layer of kind `{kind}`, which is not supported"), cure));
+        return Err(fields.fault("layer_types", format!("has a layer of kind `{kind}`, which is not supported"), help));
     }
     if !fields.opt_bool("use_sliding_window")?.unwrap_or(false) || fields.opt_count("sliding_window")?.is_none() {
         return Ok(());
@@ -257,7 +257,7 @@ fn check_sliding_window(fields: &Fields, layers: usize) -> Result<()> {
             "is true and would limit the attention of layers {first} to {}, which is not supported",
             layers - 1
         );
-        return Err(fields.fault("use_sliding_window", what, cure));
+        return Err(fields.fault("use_sliding_window", what, help));
     }
     Ok(())
 }

@@ -39,7 +39,7 @@ impl Default for PreprocessorConfig {
     }
 }
 
-const CURE: &str = "use the preprocessor_config.json that was published with these weights";
+const HELP: &str = "use the preprocessor_config.json that was published with these weights";
 
 impl PreprocessorConfig {
     /// Reads `preprocessor_config.json` of a model folder and holds it against the tower; the defaults where there is none.
@@ -57,7 +57,7 @@ impl PreprocessorConfig {
 
     /// Reads the text of a preprocessor_config.json; `file` names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
-        let fields = Fields::parse(file, text, CURE)?;
+        let fields = Fields::parse(file, text, HELP)?;
         let default = Self::default();
         check_steps(&fields)?;
         let size = fields.child("size")?;
@@ -96,7 +96,7 @@ impl PreprocessorConfig {
         ] {
             if ours != theirs {
                 let what = format!("is {ours} but the vision tower of config.json was made for {theirs}");
-                return Err(ModelError::config(format!("{file}: {key}"), what, CURE));
+                return Err(ModelError::config(format!("{file}: {key}"), what, HELP));
             }
         }
         Ok(())

@@ -68,8 +68,8 @@ pub(super) fn file(
             Err(Failure::Network(what, is_final)) => {
                 failures += 1;
                 if is_final || failures > PATIENCE {
-                    let cure = "check the network and run the command again: it goes on where it stopped";
-                    return Err(ModelError::hub(address, what, cure));
+                    let help = "check the network and run the command again: it goes on where it stopped";
+                    return Err(ModelError::hub(address, what, help));
                 }
                 std::thread::sleep(Duration::from_millis(200 << failures));
                 done = out.metadata().map_err(|e| ModelError::read(part, e))?.len();

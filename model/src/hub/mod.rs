@@ -33,8 +33,8 @@ pub fn resolve(model: &str, progress: &mut dyn FnMut(Progress)) -> Result<PathBu
     }
     if !is_id(model) || folder.exists() {
         let what = if folder.exists() { "is not a folder" } else { "there is no such folder" };
-        let cure = "give a model folder, or a hub id like Qwen/Qwen2.5-VL-3B-Instruct";
-        return Err(ModelError::hub(model, what, cure));
+        let help = "give a model folder, or a hub id like Qwen/Qwen2.5-VL-3B-Instruct";
+        return Err(ModelError::hub(model, what, help));
     }
     Hub::from_environment().folder(model, progress)
 }
@@ -121,8 +121,8 @@ impl Hub {
         let address = format!("{}/api/models/{id}/revision/main", self.endpoint);
         let text = download::text(&address, self.token.as_deref()).map_err(|what| {
             let what = format!("is no folder here, is not in the hub cache {}, and {what}", self.cache.display());
-            let cure = "check the name and the network, or give a model folder; HF_TOKEN opens models that ask for it";
-            ModelError::hub(id, what, cure)
+            let help = "check the name and the network, or give a model folder; HF_TOKEN opens models that ask for it";
+            ModelError::hub(id, what, help)
         })?;
         let strange =
             || ModelError::hub(id, format!("{address} gave an answer that is no list of files"), "check HF_ENDPOINT");

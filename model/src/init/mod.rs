@@ -127,8 +127,8 @@ fn make_empty(out: &Path) -> Result<bool> {
     match entries.next() {
         None => Ok(is_new),
         Some(_) => {
-            let cure = "give a folder that does not exist yet, or an empty one";
-            Err(ModelError::config(out.display().to_string(), "is not empty", cure))
+            let help = "give a folder that does not exist yet, or an empty one";
+            Err(ModelError::config(out.display().to_string(), "is not empty", help))
         }
     }
 }

@@ -18,6 +18,7 @@ use super::messages::{ContentPart, Conversation, ImagePart, MediaSource, VideoPa
 use super::model_input::ModelInput;
 use super::tokenizer::Tokenizer;
 use super::window::GridThw;
+use crate::TokenId;
 use crate::config::{GenerationConfig, ModelConfig, PreprocessorConfig};
 use crate::error::{ModelError, Result};
 
@@ -110,7 +111,7 @@ pub struct LoadedMedia {
 pub fn encode(bundle: &Bundle, conversation: &Conversation, options: &MediaOptions) -> Result<ModelInput> {
     let text = bundle.template.render(conversation, !conversation.ends_with_assistant())?;
     let media = load_media(bundle, conversation, options)?;
-    assemble(bundle, &text, media, &conversation.place)
+    assemble(bundle, &text, media, &conversation.location)
 }
 
 /// Reads and resizes all media of a conversation, in order.
@@ -143,17 +144,17 @@ pub fn load_media(bundle: &Bundle, conversation: &Conversation, options: &MediaO
 
 /// Ids of a rendered prompt with each pad multiplied to the tokens of its picture or film, and the positions.
 ///
-/// `place` opens errors. Pads in a prompt without any media of their kind stay single, as in the reference.
-pub fn assemble(bundle: &Bundle, text: &str, media: LoadedMedia, place: &str) -> Result<ModelInput> {
+/// `location` opens errors. Pads in a prompt without any media of their kind stay single, as in the reference.
+pub fn assemble(bundle: &Bundle, text: &str, media: LoadedMedia, location: &str) -> Result<ModelInput> {
     let tokens = &bundle.config.tokens;
-    let mut ids: Vec<i64> = bundle.tokenizer.encode(text)?.into_iter().map(i64::from).collect();
+    let mut ids = bundle.tokenizer.encode(text)?;
     let unit = bundle.config.vision.merge_unit();
     for (kind, pad, grids) in
         [("image", tokens.image, &media.image_grid_thw), ("video", tokens.video, &media.video_grid_thw)]
     {
         if !grids.is_empty() {
             let counts: Vec<usize> = grids.iter().map(|grid| grid.iter().product::<usize>() / unit).collect();
-            ids = expand(ids, i64::from(pad), &counts, kind, place)?;
+            ids = expand(ids, pad, &counts, kind, location)?;
         }
     }
     let mut made = ModelInput {
@@ -165,19 +166,19 @@ pub fn assemble(bundle: &Bundle, text: &str, media: LoadedMedia, place: &str) ->
         frame_indices: media.frame_indices,
         ..ModelInput::default()
     };
-    made.compute_positions(&bundle.config, place)?;
+    made.compute_positions(&bundle.config, location)?;
     Ok(made)
 }
 
 /// Multiplies the i-th pad to `counts[i]`.
-fn expand(ids: Vec<i64>, pad: i64, counts: &[usize], kind: &str, place: &str) -> Result<Vec<i64>> {
+fn expand(ids: Vec<TokenId>, pad: TokenId, counts: &[usize], kind: &str, location: &str) -> Result<Vec<TokenId>> {
     let pads = ids.iter().filter(|&&id| id == pad).count();
     if pads != counts.len() {
         let what =
             format!("the prompt has {pads} places for {kind}s (<|{kind}_pad|>) but the messages have {}", counts.len());
-        let cure =
+        let help =
             format!("take `<|{kind}_pad|>` out of the texts, or use a chat template that places every {kind} once");
-        return Err(ModelError::messages(place, what, cure));
+        return Err(ModelError::messages(location, what, help));
     }
     let mut counts = counts.iter();
     let mut expanded = Vec::with_capacity(ids.len() + counts.clone().sum::<usize>());
@@ -236,7 +237,7 @@ fn frame_list(
     let sample_fps = keys.fps.unwrap_or(2.0);
     if !(sample_fps > 0.0 && sample_fps.is_finite()) {
         let what = format!("is {sample_fps}; it must be above 0");
-        return Err(ModelError::messages(format!("{}: fps", video.place), what, "give the frames' rate a second"));
+        return Err(ModelError::messages(format!("{}: fps", video.location), what, "give the frames' rate a second"));
     }
     let pictures = frames.iter().map(open_picture).collect::<Result<Vec<RgbImage>>>()?;
     let limits = ImagePixelLimits::new(options.profile, &keys);

@@ -14,7 +14,7 @@ use crate::error::{ModelError, Result};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Conversation {
     /// The file it came from, for errors.
-    pub place: String,
+    pub location: String,
     /// The turns in order; at least one.
     pub messages: Vec<Message>,
 }
@@ -58,7 +58,7 @@ pub struct ImagePart {
     /// The part's own keys.
     pub overrides: MediaOverrides,
     /// Turn and part, for errors.
-    pub place: String,
+    pub location: String,
 }
 
 /// A film, how it is to be sampled and resized.
@@ -69,7 +69,7 @@ pub struct VideoPart {
     /// The part's own keys.
     pub overrides: MediaOverrides,
     /// Turn and part, for errors.
-    pub place: String,
+    pub location: String,
 }
 
 /// A film as a file, or as a list of pictures that are its frames.
@@ -124,31 +124,33 @@ impl Conversation {
     /// Reads a messages file. Relative paths in it lie under `media_root`, else under the file's own folder.
     pub fn open(path: &Path, media_root: Option<&Path>) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| ModelError::read(path, e))?;
-        let place = path.display().to_string();
+        let location = path.display().to_string();
         let value = serde_json::from_str(&text)
-            .map_err(|e| ModelError::messages(&place, format!("is not JSON ({e})"), "correct it there"))?;
+            .map_err(|e| ModelError::messages(&location, format!("is not JSON ({e})"), "correct it there"))?;
         let own = path.parent().unwrap_or(Path::new(""));
-        Self::from_value(&place, &value, media_root.unwrap_or(own))
+        Self::from_value(&location, &value, media_root.unwrap_or(own))
     }
 
-    /// Reads messages that are already JSON. `place` names them in errors; relative paths lie under `root`.
-    pub fn from_value(place: &str, value: &Value, root: &Path) -> Result<Self> {
+    /// Reads messages that are already JSON. `location` names them in errors; relative paths lie under `root`.
+    pub fn from_value(location: &str, value: &Value, root: &Path) -> Result<Self> {
         let Some(list) = value.as_array() else {
-            return Err(ModelError::messages(place, "is not a list of messages", SHAPE));
+            return Err(ModelError::messages(location, "is not a list of messages", SHAPE));
         };
         if list.is_empty() {
-            return Err(ModelError::messages(place, "has no messages", SHAPE));
+            return Err(ModelError::messages(location, "has no messages", SHAPE));
         }
-        let messages =
-            list.iter().enumerate().map(|(i, message)| read_message(&format!("{place}: message {i}"), message, root));
-        Ok(Self { place: place.to_string(), messages: messages.collect::<Result<_>>()? })
+        let messages = list
+            .iter()
+            .enumerate()
+            .map(|(i, message)| read_message(&format!("{location}: message {i}"), message, root));
+        Ok(Self { location: location.to_string(), messages: messages.collect::<Result<_>>()? })
     }
 
     /// One user's question about some media: what `--video V --prompt TEXT` means.
     pub fn question(parts: Vec<ContentPart>, text: &str) -> Self {
         let parts = parts.into_iter().chain([ContentPart::Text(text.to_string())]).collect();
         let message = Message { role: "user".to_string(), content: Content::Parts(parts), others: Map::new() };
-        Self { place: "--prompt".to_string(), messages: vec![message] }
+        Self { location: "--prompt".to_string(), messages: vec![message] }
     }
 
     /// Whether the last turn is the assistant's, so that no generation prompt is added.
@@ -204,27 +206,28 @@ impl ContentPart {
     }
 }
 
-fn read_message(place: &str, message: &Value, root: &Path) -> Result<Message> {
+fn read_message(location: &str, message: &Value, root: &Path) -> Result<Message> {
     let Some(map) = message.as_object() else {
-        return Err(ModelError::messages(place, "is not an object", SHAPE));
+        return Err(ModelError::messages(location, "is not an object", SHAPE));
     };
     let Some(role) = map.get("role").and_then(Value::as_str) else {
-        return Err(ModelError::messages(place, "has no `role`", SHAPE));
+        return Err(ModelError::messages(location, "has no `role`", SHAPE));
     };
     let content = match map.get("content") {
         Some(Value::String(text)) => Content::Text(text.clone()),
         Some(Value::Array(parts)) => {
-            let parts = parts.iter().enumerate().map(|(i, part)| read_part(&format!("{place}, part {i}"), part, root));
+            let parts =
+                parts.iter().enumerate().map(|(i, part)| read_part(&format!("{location}, part {i}"), part, root));
             Content::Parts(parts.collect::<Result<_>>()?)
         }
         Some(_) => {
             return Err(ModelError::messages(
-                place,
+                location,
                 "has a `content` that is neither a text nor a list of parts",
                 SHAPE,
             ));
         }
-        None => return Err(ModelError::messages(place, "has no `content`", SHAPE)),
+        None => return Err(ModelError::messages(location, "has no `content`", SHAPE)),
     };
     let others = map.iter().filter(|(key, _)| *key != "role" && *key != "content").map(|(k, v)| (k.clone(), v.clone()));
     Ok(Message { role: role.to_string(), content, others: others.collect() })
@@ -237,46 +240,54 @@ enum Kind {
     Video,
 }
 
-fn read_part(place: &str, part: &Value, root: &Path) -> Result<ContentPart> {
+fn read_part(location: &str, part: &Value, root: &Path) -> Result<ContentPart> {
     let Some(map) = part.as_object() else {
-        return Err(ModelError::messages(place, "is not an object", PART));
+        return Err(ModelError::messages(location, "is not an object", PART));
     };
-    match kind_of(place, map)? {
+    match kind_of(location, map)? {
         Kind::Text => match map.get("text") {
             Some(Value::String(text)) => Ok(ContentPart::Text(text.clone())),
-            _ => Err(ModelError::messages(place, "is a text part without a `text`", PART)),
+            _ => Err(ModelError::messages(location, "is a text part without a `text`", PART)),
         },
         Kind::Image => {
             let source = match address(map, ["image", "image_url"]) {
                 Some(Value::String(text)) if !text.is_empty() => MediaSource::parse(text, root),
                 Some(_) => {
-                    return Err(ModelError::messages(place, "has an `image` that is not a path or address", PART));
+                    return Err(ModelError::messages(location, "has an `image` that is not a path or address", PART));
                 }
-                None => return Err(ModelError::messages(place, "is an image part without an `image`", PART)),
+                None => return Err(ModelError::messages(location, "is an image part without an `image`", PART)),
             };
-            Ok(ContentPart::Image(ImagePart { source, overrides: overrides(place, map)?, place: place.to_string() }))
+            Ok(ContentPart::Image(ImagePart {
+                source,
+                overrides: overrides(location, map)?,
+                location: location.to_string(),
+            }))
         }
         Kind::Video => {
-            let source = video_source(place, map, root)?;
-            Ok(ContentPart::Video(VideoPart { source, overrides: overrides(place, map)?, place: place.to_string() }))
+            let source = video_source(location, map, root)?;
+            Ok(ContentPart::Video(VideoPart {
+                source,
+                overrides: overrides(location, map)?,
+                location: location.to_string(),
+            }))
         }
     }
 }
 
 /// `type` decides; without one, the keys do. A key that is null counts as absent (tables of mixed rows are full of them).
-fn kind_of(place: &str, map: &Map<String, Value>) -> Result<Kind> {
+fn kind_of(location: &str, map: &Map<String, Value>) -> Result<Kind> {
     let has = |key: &str| map.get(key).is_some_and(|value| !value.is_null());
     match map.get("type").and_then(Value::as_str) {
         Some("text") => Ok(Kind::Text),
         Some("image" | "image_url" | "input_image") => Ok(Kind::Image),
         Some("video" | "video_url") => Ok(Kind::Video),
         Some(other) => {
-            Err(ModelError::messages(place, format!("has the type `{other}`, which this model cannot take"), PART))
+            Err(ModelError::messages(location, format!("has the type `{other}`, which this model cannot take"), PART))
         }
         None if has("image") || has("image_url") => Ok(Kind::Image),
         None if has("video") || has("video_url") => Ok(Kind::Video),
         None if has("text") => Ok(Kind::Text),
-        None => Err(ModelError::messages(place, "has no `type`", PART)),
+        None => Err(ModelError::messages(location, "has no `type`", PART)),
     }
 }
 
@@ -286,34 +297,38 @@ fn address<'a>(map: &'a Map<String, Value>, [own, openai]: [&str; 2]) -> Option<
     Some(value.get("url").unwrap_or(value))
 }
 
-fn video_source(place: &str, map: &Map<String, Value>, root: &Path) -> Result<VideoSource> {
+fn video_source(location: &str, map: &Map<String, Value>, root: &Path) -> Result<VideoSource> {
     match address(map, ["video", "video_url"]) {
         Some(Value::String(text)) if !text.is_empty() => Ok(VideoSource::File(MediaSource::parse(text, root))),
         Some(Value::Array(frames)) if !frames.is_empty() => {
             let frame = |value: &Value| match value.as_str() {
                 Some(text) if !text.is_empty() => Ok(MediaSource::parse(text, root)),
-                _ => Err(ModelError::messages(place, "has a list of frames with something that is not a path", PART)),
+                _ => {
+                    Err(ModelError::messages(location, "has a list of frames with something that is not a path", PART))
+                }
             };
             Ok(VideoSource::Frames(frames.iter().map(frame).collect::<Result<_>>()?))
         }
         Some(Value::Array(_)) => {
-            Err(ModelError::messages(place, "has an empty list of frames", "give at least one picture"))
+            Err(ModelError::messages(location, "has an empty list of frames", "give at least one picture"))
         }
-        Some(_) => {
-            Err(ModelError::messages(place, "has a `video` that is not a path, an address or a list of pictures", PART))
-        }
-        None => Err(ModelError::messages(place, "is a video part without a `video`", PART)),
+        Some(_) => Err(ModelError::messages(
+            location,
+            "has a `video` that is not a path, an address or a list of pictures",
+            PART,
+        )),
+        None => Err(ModelError::messages(location, "is a video part without a `video`", PART)),
     }
 }
 
 /// The part's keys of qwen-vl-utils. Null counts as absent.
-fn overrides(place: &str, map: &Map<String, Value>) -> Result<MediaOverrides> {
+fn overrides(location: &str, map: &Map<String, Value>) -> Result<MediaOverrides> {
     let number = |key: &str| match map.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_f64().filter(|x| x.is_finite()) {
             Some(x) => Ok(Some(x)),
             None => Err(ModelError::messages(
-                format!("{place}: {key}"),
+                format!("{location}: {key}"),
                 "is not a number",
                 "give a number, or leave it out",
             )),
@@ -321,7 +336,7 @@ fn overrides(place: &str, map: &Map<String, Value>) -> Result<MediaOverrides> {
     };
     let whole = |key: &str| match number(key)? {
         Some(x) if x.fract() != 0.0 || x.abs() > 2f64.powi(53) => Err(ModelError::messages(
-            format!("{place}: {key}"),
+            format!("{location}: {key}"),
             format!("is {x}, not a whole number"),
             "give a whole number, or leave it out",
         )),
@@ -329,7 +344,7 @@ fn overrides(place: &str, map: &Map<String, Value>) -> Result<MediaOverrides> {
     };
     let size = |key: &str| match whole(key)? {
         Some(x) if x < 1 => Err(ModelError::messages(
-            format!("{place}: {key}"),
+            format!("{location}: {key}"),
             format!("is {x}; it must be at least 1"),
             "give a number of pixels, or leave it out",
         )),

@@ -8,6 +8,7 @@ use reel_media::frames::FrameBuf;
 use super::media_frames::MediaFrames;
 use super::mrope::{Grids, rope_index};
 use super::window::GridThw;
+use crate::TokenId;
 use crate::checkpoint::header::{self, Stored};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
@@ -17,7 +18,7 @@ use crate::save::{StoredTensor, write_safetensors};
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ModelInput {
     /// [S]
-    pub input_ids: Vec<i64>,
+    pub input_ids: Vec<TokenId>,
     /// [3][S]: time, height, width.
     pub position_ids: [Vec<i64>; 3],
     /// Added to a token's place, gives the position of text generated after this sequence.
@@ -38,7 +39,7 @@ pub struct ModelInput {
     pub frame_indices: Vec<i64>,
 }
 
-const CURE: &str = "give a file as `reel preprocess` writes it for this model";
+const HELP: &str = "give a file as `reel preprocess` writes it for this model";
 
 impl ModelInput {
     /// The sequence that a batch packs.
@@ -69,7 +70,7 @@ impl ModelInput {
     }
 
     /// A sequence of text alone.
-    pub fn text(input_ids: Vec<i64>) -> Self {
+    pub fn text(input_ids: Vec<TokenId>) -> Self {
         let plain: Vec<i64> = (0..input_ids.len() as i64).collect();
         Self { input_ids, position_ids: [plain.clone(), plain.clone(), plain], ..Self::default() }
     }
@@ -94,22 +95,18 @@ impl ModelInput {
     }
 
     /// Fills `position_ids` and `rope_delta` from ids and grids.
-    pub fn compute_positions(&mut self, config: &ModelConfig, place: &str) -> Result<()> {
-        let index = rope_index(config, &self.input_ids, self.grids(), place)?;
+    pub fn compute_positions(&mut self, config: &ModelConfig, location: &str) -> Result<()> {
+        let index = rope_index(config, &self.input_ids, self.grids(), location)?;
         (self.position_ids, self.rope_delta) = (index.position_ids, index.rope_delta);
         Ok(())
     }
 
     /// Holds the arrays against each other and the model: ids in the vocabulary, pads as many as the grids give tokens, patches as
-    /// many as the grids have. `place` (a file) opens the error.
-    pub fn check(&self, config: &ModelConfig, place: &str) -> Result<()> {
-        let fault = |name: &str, what: String| Err(ModelError::inputs(format!("{place}: {name}"), what, CURE));
+    /// many as the grids have. `location` (a file) opens the error.
+    pub fn check(&self, config: &ModelConfig, location: &str) -> Result<()> {
+        let fault = |name: &str, what: String| Err(ModelError::inputs(format!("{location}: {name}"), what, HELP));
         if self.input_ids.is_empty() {
             return fault("input_ids", "has no tokens".to_string());
-        }
-        let vocab_size = config.text.vocab_size;
-        if let Some((at, id)) = self.input_ids.iter().enumerate().find(|&(_, &id)| id < 0 || id >= vocab_size as i64) {
-            return fault("input_ids", format!("has {id} at place {at}, outside the vocabulary of {vocab_size}"));
         }
         if let Some(axis) = self.position_ids.iter().find(|axis| axis.len() != self.len()) {
             return fault("position_ids", format!("has {} positions for {} tokens", axis.len(), self.len()));
@@ -119,7 +116,7 @@ impl ModelInput {
         }
         self.check_media(
             config,
-            place,
+            location,
             "image",
             config.tokens.image,
             &self.image_grid_thw,
@@ -127,7 +124,7 @@ impl ModelInput {
         )?;
         self.check_media(
             config,
-            place,
+            location,
             "video",
             config.tokens.video,
             &self.video_grid_thw,
@@ -138,14 +135,14 @@ impl ModelInput {
     fn check_media(
         &self,
         config: &ModelConfig,
-        place: &str,
+        location: &str,
         kind: &str,
         pad: u32,
         grids: &[GridThw],
         (pixels, frames): (Option<&[f32]>, &[FrameBuf]),
     ) -> Result<()> {
         let pixel_name = if kind == "image" { "pixel_values" } else { "pixel_values_videos" };
-        let fault = |name: &str, what: String| Err(ModelError::inputs(format!("{place}: {name}"), what, CURE));
+        let fault = |name: &str, what: String| Err(ModelError::inputs(format!("{location}: {name}"), what, HELP));
         let merge = config.vision.spatial_merge_size;
         if let Some(grid) =
             grids.iter().find(|[t, h, w]| *t == 0 || *h == 0 || *w == 0 || h % merge != 0 || w % merge != 0)
@@ -169,7 +166,7 @@ impl ModelInput {
         if grids.is_empty() {
             return Ok(());
         }
-        let pads = self.input_ids.iter().filter(|&&id| id == i64::from(pad)).count();
+        let pads = self.input_ids.iter().filter(|&&id| id == pad).count();
         let tokens = patches / config.vision.merge_unit();
         if pads != tokens {
             return fault("input_ids", format!("has {pads} {kind} pads but {kind}_grid_thw gives {tokens} tokens"));
@@ -179,13 +176,14 @@ impl ModelInput {
 
     /// Writes the file of `reel preprocess`: what is there, under the names of the processor.
     pub fn write(&self, path: &Path, config: &ModelConfig) -> Result<()> {
+        let ids: Vec<i64> = self.input_ids.iter().map(|&id| id.into()).collect();
         let positions: Vec<i64> = self.position_ids.concat();
         let delta = [self.rope_delta];
         let flat = |grids: &[GridThw]| grids.iter().flatten().map(|&x| x as i64).collect::<Vec<i64>>();
         let (image_grid, video_grid) = (flat(&self.image_grid_thw), flat(&self.video_grid_thw));
         let dim = config.vision.patch_dim();
         let mut tensors = vec![
-            ints("input_ids", vec![self.len()], &self.input_ids),
+            ints("input_ids", vec![self.len()], &ids),
             ints("position_ids", vec![3, self.len()], &positions),
             ints("rope_delta", vec![1], &delta),
         ];
@@ -212,12 +210,12 @@ impl ModelInput {
     /// Reads such a file. `input_ids` must be there; positions are computed where they are not; other tensors are ignored.
     pub fn read(path: &Path, config: &ModelConfig) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|e| ModelError::read(path, e))?;
-        let place = path.display().to_string();
-        let file = InputFile { place: &place, tensors: header::read(path, &bytes)?.tensors, bytes: &bytes };
+        let location = path.display().to_string();
+        let file = InputFile { location: &location, tensors: header::read(path, &bytes)?.tensors, bytes: &bytes };
         let mut tokens = Self {
             input_ids: match file.ints("input_ids")? {
-                Some((_, ids)) => ids,
-                None => return Err(ModelError::inputs(format!("{place}: input_ids"), "is missing", CURE)),
+                Some((_, ids)) => token_ids(&ids, config, &location)?,
+                None => return Err(ModelError::inputs(format!("{location}: input_ids"), "is missing", HELP)),
             },
             pixel_values: file.pixels("pixel_values", config)?,
             image_grid_thw: file.grids("image_grid_thw")?,
@@ -228,10 +226,10 @@ impl ModelInput {
             ..Self::default()
         };
         match file.ints("position_ids")? {
-            None => tokens.compute_positions(config, &place)?,
+            None => tokens.compute_positions(config, &location)?,
             Some((shape, positions)) => tokens.set_positions(&file, &shape, &positions)?,
         }
-        tokens.check(config, &place)?;
+        tokens.check(config, &location)?;
         Ok(tokens)
     }
 
@@ -239,7 +237,7 @@ impl ModelInput {
         let length = self.len();
         if shape.first() != Some(&3) || positions.len() != 3 * length {
             let what = format!("has shape {shape:?}, not [3, {length}]");
-            return Err(ModelError::inputs(format!("{}: position_ids", file.place), what, CURE));
+            return Err(ModelError::inputs(format!("{}: position_ids", file.location), what, HELP));
         }
         for (axis, values) in self.position_ids.iter_mut().zip(positions.chunks(length.max(1))) {
             *axis = values.to_vec();
@@ -250,11 +248,25 @@ impl ModelInput {
             Some((_, delta)) if delta.len() == 1 => delta[0],
             Some((shape, _)) => {
                 let what = format!("has shape {shape:?}, not [1]");
-                return Err(ModelError::inputs(format!("{}: rope_delta", file.place), what, CURE));
+                return Err(ModelError::inputs(format!("{}: rope_delta", file.location), what, HELP));
             }
         };
         Ok(())
     }
+}
+
+/// Ids as files store them. Fails for one that is negative or outside the vocabulary.
+fn token_ids(ids: &[i64], config: &ModelConfig, location: &str) -> Result<Vec<TokenId>> {
+    let vocab_size = config.text.vocab_size;
+    let checked = |(i, &id): (usize, &i64)| match TokenId::try_from(id) {
+        Ok(id) if (id as usize) < vocab_size => Ok(id),
+        _ => Err(ModelError::inputs(
+            format!("{location}: input_ids"),
+            format!("has {id} at index {i}, outside the vocabulary of {vocab_size}"),
+            HELP,
+        )),
+    };
+    ids.iter().enumerate().map(checked).collect()
 }
 
 fn ints<'a>(name: &'a str, shape: Vec<usize>, values: &'a [i64]) -> StoredTensor<'a> {
@@ -267,7 +279,7 @@ fn floats<'a>(name: &'a str, shape: Vec<usize>, values: &'a [f32]) -> StoredTens
 
 /// A file of inputs, its tensors by name.
 struct InputFile<'a> {
-    place: &'a str,
+    location: &'a str,
     tensors: Vec<Stored>,
     bytes: &'a [u8],
 }
@@ -283,9 +295,9 @@ impl InputFile<'_> {
 
     fn wrong_dtype(&self, tensor: &Stored, wanted: &str) -> ModelError {
         ModelError::inputs(
-            format!("{}: {}", self.place, tensor.name),
+            format!("{}: {}", self.location, tensor.name),
             format!("is {}, not {wanted}", tensor.dtype),
-            CURE,
+            HELP,
         )
     }
 
@@ -317,7 +329,7 @@ impl InputFile<'_> {
             None => Ok(None),
             Some((shape, _)) if shape.len() != 2 || shape[1] != dim => {
                 let what = format!("has shape {shape:?}, not [N, {dim}]");
-                Err(ModelError::inputs(format!("{}: {name}", self.place), what, CURE))
+                Err(ModelError::inputs(format!("{}: {name}", self.location), what, HELP))
             }
             Some((_, values)) if values.is_empty() => Ok(None),
             Some((_, values)) => Ok(Some(values)),
@@ -326,7 +338,7 @@ impl InputFile<'_> {
 
     fn grids(&self, name: &str) -> Result<Vec<GridThw>> {
         let Some((shape, values)) = self.ints(name)? else { return Ok(Vec::new()) };
-        let fault = |what: String| ModelError::inputs(format!("{}: {name}", self.place), what, CURE);
+        let fault = |what: String| ModelError::inputs(format!("{}: {name}", self.location), what, HELP);
         if shape.len() != 2 || shape[1] != 3 {
             return Err(fault(format!("has shape {shape:?}, not [n, 3]")));
         }
@@ -346,11 +358,11 @@ mod tests {
     /// One picture and one film between texts.
     fn sample(config: &ModelConfig) -> ModelInput {
         let t = &config.tokens;
-        let mut ids = vec![1, t.vision_start.into()];
-        ids.extend([i64::from(t.image); 2]);
-        ids.extend([t.vision_end.into(), 2, t.vision_start.into()]);
-        ids.extend([i64::from(t.video); 6]);
-        ids.extend([t.vision_end.into(), 3]);
+        let mut ids = vec![1, t.vision_start];
+        ids.extend([t.image; 2]);
+        ids.extend([t.vision_end, 2, t.vision_start]);
+        ids.extend([t.video; 6]);
+        ids.extend([t.vision_end, 3]);
         let mut tokens = ModelInput {
             input_ids: ids,
             pixel_values: Some((0..8 * 1176).map(|x| x as f32).collect()),
@@ -401,9 +413,8 @@ mod tests {
             let error = ModelInput::read(&path, &config).unwrap_err().to_string();
             assert!(error.contains(&format!("inputs.safetensors: {field}")), "{error}");
         };
-        refuse(&|t| t.input_ids[0] = 432, "input_ids: has 432 at place 0");
-        refuse(&|t| t.input_ids[0] = -1, "input_ids");
-        refuse(&|t| t.input_ids[0] = config.tokens.image.into(), "input_ids: has 3 image pads");
+        refuse(&|t| t.input_ids[0] = 432, "input_ids: has 432 at index 0");
+        refuse(&|t| t.input_ids[0] = config.tokens.image, "input_ids: has 3 image pads");
         refuse(&|t| t.image_grid_thw[0] = [1, 3, 4], "image_grid_thw");
         refuse(&|t| t.image_grid_thw[0] = [1, 4, 4], "pixel_values: has 8 patches");
         refuse(&|t| t.video_grid_thw[0] = [2, 4, 2], "pixel_values_videos");
@@ -411,6 +422,8 @@ mod tests {
         refuse(&|t| t.position_ids[1][2] = -4, "position_ids");
         refuse(&|t| *t = ModelInput::default(), "input_ids: has no tokens");
         let f = [0f32; 3];
+        write_safetensors(&path, &[ints("input_ids", vec![2], &[5, -1])]).unwrap();
+        assert!(ModelInput::read(&path, &config).unwrap_err().to_string().contains("input_ids: has -1 at index 1"));
         write_safetensors(&path, &[floats("input_ids", vec![3], &f)]).unwrap();
         assert!(ModelInput::read(&path, &config).unwrap_err().to_string().contains("input_ids: is F32, not I64"));
         write_safetensors(&path, &[floats("x", vec![3], &f)]).unwrap();

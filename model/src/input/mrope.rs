@@ -5,6 +5,7 @@
 //! `i · second_per_grid_t · tokens_per_second`, multiplied in that order in f32 and cut to a whole number, as torch does it.
 
 use super::window::GridThw;
+use crate::TokenId;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 
@@ -28,15 +29,15 @@ pub struct Grids<'a> {
     pub second_per_grid_ts: &'a [f32],
 }
 
-/// Computes the positions of `input_ids`. Errors, at `place` (a file), where the pads of the ids do not belong to the grids.
-pub fn rope_index(config: &ModelConfig, input_ids: &[i64], grids: Grids, place: &str) -> Result<RopeIndex> {
+/// Computes the positions of `input_ids`. Errors, at `location` (a file), where the pads of the ids do not belong to the grids.
+pub fn rope_index(config: &ModelConfig, input_ids: &[TokenId], grids: Grids, location: &str) -> Result<RopeIndex> {
     let length = input_ids.len() as i64;
     if grids.image_grid_thw.is_empty() && grids.video_grid_thw.is_empty() {
         let plain: Vec<i64> = (0..length).collect();
         return Ok(RopeIndex { position_ids: [plain.clone(), plain.clone(), plain], rope_delta: 0 });
     }
-    check_counts(grids, place)?;
-    let mut pads = Pads::new(config, input_ids, place);
+    check_counts(grids, location)?;
+    let mut pads = Pads::new(config, input_ids, location);
     let (mut images, mut videos) = (grids.image_grid_thw.iter(), grids.video_grid_thw.iter().enumerate());
     let mut walk = Walk { position_ids: Default::default(), next: 0 };
     let mut at = 0;
@@ -60,11 +61,11 @@ pub fn rope_index(config: &ModelConfig, input_ids: &[i64], grids: Grids, place: 
     Ok(RopeIndex { rope_delta: walk.next - length, position_ids: walk.position_ids })
 }
 
-fn check_counts(grids: Grids, place: &str) -> Result<()> {
+fn check_counts(grids: Grids, location: &str) -> Result<()> {
     let (given, films) = (grids.second_per_grid_ts.len(), grids.video_grid_thw.len());
     if given != 0 && given != films {
         let what = format!("has {given} numbers for {films} films");
-        return Err(ModelError::inputs(format!("{place}: second_per_grid_ts"), what, "give one number a film"));
+        return Err(ModelError::inputs(format!("{location}: second_per_grid_ts"), what, "give one number a film"));
     }
     Ok(())
 }
@@ -86,25 +87,24 @@ impl Kind {
 
 /// Finds the runs of pads. How many there are is the number of `<|vision_start|>` that a pad follows.
 struct Pads<'a> {
-    ids: &'a [i64],
-    image: i64,
-    video: i64,
+    ids: &'a [TokenId],
+    image: TokenId,
+    video: TokenId,
     images_left: usize,
     videos_left: usize,
-    place: &'a str,
+    location: &'a str,
 }
 
 impl<'a> Pads<'a> {
-    fn new(config: &ModelConfig, ids: &'a [i64], place: &'a str) -> Self {
-        let [image, video, start] =
-            [config.tokens.image, config.tokens.video, config.tokens.vision_start].map(i64::from);
-        let count = |pad: i64| ids.windows(2).filter(|pair| pair[0] == start && pair[1] == pad).count();
-        Self { ids, image, video, images_left: count(image), videos_left: count(video), place }
+    fn new(config: &ModelConfig, ids: &'a [TokenId], location: &'a str) -> Self {
+        let (image, video, start) = (config.tokens.image, config.tokens.video, config.tokens.vision_start);
+        let count = |pad: TokenId| ids.windows(2).filter(|pair| pair[0] == start && pair[1] == pad).count();
+        Self { ids, image, video, images_left: count(image), videos_left: count(video), location }
     }
 
     /// The next run at or after `at`: its kind and first place. `None` when none are left.
     fn next_from(&mut self, at: usize) -> Result<Option<(Kind, usize)>> {
-        let find = |left: usize, pad: i64| {
+        let find = |left: usize, pad: TokenId| {
             (left > 0).then(|| self.ids[at..].iter().position(|&id| id == pad).map(|i| at + i)).flatten()
         };
         let (image, video) = (find(self.images_left, self.image), find(self.videos_left, self.video));
@@ -138,7 +138,7 @@ impl<'a> Pads<'a> {
 
     fn fault(&self, what: String) -> ModelError {
         ModelError::inputs(
-            format!("{}: input_ids", self.place),
+            format!("{}: input_ids", self.location),
             what,
             "give ids and grids of one and the same conversation",
         )
@@ -184,12 +184,12 @@ mod tests {
 
     const TEXT: i64 = 5;
 
-    fn ids_of(config: &ModelConfig, parts: &[(bool, GridThw, usize)]) -> Vec<i64> {
+    fn ids_of(config: &ModelConfig, parts: &[(bool, GridThw, usize)]) -> Vec<TokenId> {
         let mut ids = vec![TEXT; 3];
         for &(is_image, [t, h, w], text) in parts {
             let pad = if is_image { config.tokens.image } else { config.tokens.video };
             ids.push(config.tokens.vision_start.into());
-            ids.extend(std::iter::repeat_n(i64::from(pad), t * h * w / 4));
+            ids.extend(std::iter::repeat_n(pad, t * h * w / 4));
             ids.push(config.tokens.vision_end.into());
             ids.extend(std::iter::repeat_n(TEXT, text));
         }
@@ -236,7 +236,7 @@ mod tests {
             let mut most = -1;
             for (i, &id) in ids.iter().enumerate() {
                 let p = [got.position_ids[0][i], got.position_ids[1][i], got.position_ids[2][i]];
-                let is_media = id == i64::from(config.tokens.image) || id == i64::from(config.tokens.video);
+                let is_media = id == config.tokens.image || id == config.tokens.video;
                 if !is_media {
                     // text stands one beyond everything before it, in all three alike
                     prop_assert_eq!(p, [most + 1; 3]);

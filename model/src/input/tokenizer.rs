@@ -5,6 +5,7 @@ use std::path::Path;
 
 use tokenizers::DecoderWrapper;
 
+use crate::TokenId;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 
@@ -14,18 +15,18 @@ const VIDEO_PAD: &str = "<|video_pad|>";
 const VISION_START: &str = "<|vision_start|>";
 const VISION_END: &str = "<|vision_end|>";
 
-const CURE: &str = "use the tokenizer.json that was published with these weights";
+const HELP: &str = "use the tokenizer.json that was published with these weights";
 
 /// A folder's tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    special: HashSet<u32>,
-    place: String,
+    special: HashSet<TokenId>,
+    location: String,
 }
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.debug_struct("Tokenizer").field("place", &self.place).finish_non_exhaustive()
+        f.debug_struct("Tokenizer").field("location", &self.location).finish_non_exhaustive()
     }
 }
 
@@ -37,9 +38,9 @@ impl Tokenizer {
         Self::parse(&path.display().to_string(), &bytes)
     }
 
-    /// Reads the content of a tokenizer.json; `place` names it in errors.
-    pub fn parse(place: &str, bytes: &[u8]) -> Result<Self> {
-        let fault = |what: String| ModelError::tokenizer(place, what, CURE);
+    /// Reads the content of a tokenizer.json; `location` names it in errors.
+    pub fn parse(location: &str, bytes: &[u8]) -> Result<Self> {
+        let fault = |what: String| ModelError::tokenizer(location, what, HELP);
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| fault(format!("is not a tokenizer that can be read ({e})")))?;
         if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
@@ -50,7 +51,7 @@ impl Tokenizer {
         inner.with_padding(None);
         let added = inner.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
-        Ok(Self { inner, special, place: place.to_string() })
+        Ok(Self { inner, special, location: location.to_string() })
     }
 
     /// Holds the tokenizer against a config: every id inside the embedding table, media tokens under the config's ids.
@@ -68,7 +69,7 @@ impl Tokenizer {
                 Some(id) => format!("gives `{token}` the id {id}, but config.json says {key} {wanted}"),
                 None => format!("has no token `{token}`, but config.json says {key} {wanted}"),
             };
-            return Err(ModelError::tokenizer(&self.place, what, CURE));
+            return Err(ModelError::tokenizer(&self.location, what, HELP));
         }
         Ok(())
     }
@@ -82,22 +83,22 @@ impl Tokenizer {
         match self.inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id) {
             Some((token, id)) if id >= vocab_size => {
                 let what = format!("gives `{token}` the id {id}, but config.json has a vocab_size of {vocab_size}");
-                Err(ModelError::tokenizer(&self.place, what, CURE))
+                Err(ModelError::tokenizer(&self.location, what, HELP))
             }
             _ => Ok(()),
         }
     }
 
     /// Ids of a text. Special tokens that stand in it become their ids.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+    pub fn encode(&self, text: &str) -> Result<Vec<TokenId>> {
         let encoding = self.inner.encode_fast(text, true).map_err(|e| {
-            ModelError::tokenizer(&self.place, format!("cannot encode a text of {} bytes ({e})", text.len()), CURE)
+            ModelError::tokenizer(&self.location, format!("cannot encode a text of {} bytes ({e})", text.len()), HELP)
         })?;
         Ok(encoding.get_ids().to_vec())
     }
 
     /// Text of ids; bytes that are not UTF-8 become U+FFFD. Ids without a token give nothing.
-    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+    pub fn decode(&self, ids: &[TokenId], skip_special: bool) -> String {
         let mut stream = self.stream(skip_special);
         let mut text: String = ids.iter().map(|&id| stream.push(id)).collect();
         text.push_str(&stream.finish());
@@ -110,17 +111,17 @@ impl Tokenizer {
     }
 
     /// The id of a token given by its exact content.
-    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+    pub fn token_to_id(&self, token: &str) -> Option<TokenId> {
         self.inner.token_to_id(token)
     }
 
     /// The token of an id as tokenizer.json writes it (byte-level characters).
-    pub fn id_to_token(&self, id: u32) -> Option<String> {
+    pub fn id_to_token(&self, id: TokenId) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
     /// Whether an id is a special token: left out of answers.
-    pub fn is_special(&self, id: u32) -> bool {
+    pub fn is_special(&self, id: TokenId) -> bool {
         self.special.contains(&id)
     }
 
@@ -130,7 +131,7 @@ impl Tokenizer {
     }
 
     /// The bytes that an id stands for: those of its byte-level characters, or its own text where it has others.
-    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+    pub fn token_bytes(&self, id: TokenId) -> Vec<u8> {
         let Some(token) = self.inner.id_to_token(id) else { return Vec::new() };
         token.chars().map(char_to_byte).collect::<Option<Vec<u8>>>().unwrap_or_else(|| token.into_bytes())
     }
@@ -146,7 +147,7 @@ pub struct TextStream<'a> {
 
 impl TextStream<'_> {
     /// Takes the next id; gives the text that is certain now (often none).
-    pub fn push(&mut self, id: u32) -> String {
+    pub fn push(&mut self, id: TokenId) -> String {
         if self.skip_special && self.tokenizer.is_special(id) {
             return String::new();
         }
@@ -278,13 +279,13 @@ mod tests {
         refuse(&config, "vocab_size of 300");
         config.text.vocab_size = 1000;
         refuse(&config, "image_token_id 412");
-        for (token, place) in [
+        for (token, location) in [
             (IMAGE_PAD, &mut config.tokens.image),
             (VIDEO_PAD, &mut config.tokens.video),
             (VISION_START, &mut config.tokens.vision_start),
             (VISION_END, &mut config.tokens.vision_end),
         ] {
-            *place = TOKENIZER.token_to_id(token).unwrap();
+            *location = TOKENIZER.token_to_id(token).unwrap();
         }
         TOKENIZER.check_fits(&config).unwrap();
         for bad in

@@ -55,7 +55,7 @@ const MOST: u64 = 1 << 16;
 impl AdapterConfig {
     pub(super) fn open(folder: &Path) -> Result<Self> {
         let path = folder.join(ADAPTER_CONFIG);
-        let place = path.display().to_string();
+        let location = path.display().to_string();
         let text = fs::read_to_string(&path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => ModelError::config(
                 folder.display().to_string(),
@@ -65,15 +65,15 @@ impl AdapterConfig {
             _ => ModelError::read(&path, e),
         })?;
         match serde_json::from_str(&text) {
-            Ok(Value::Object(fields)) => Self::parse(&place, &fields),
-            Ok(_) => Err(ModelError::config(place, "is no JSON object", "restore the adapter's file")),
-            Err(e) => Err(ModelError::config(place, format!("is not JSON ({e})"), "restore the adapter's file")),
+            Ok(Value::Object(fields)) => Self::parse(&location, &fields),
+            Ok(_) => Err(ModelError::config(location, "is no JSON object", "restore the adapter's file")),
+            Err(e) => Err(ModelError::config(location, format!("is not JSON ({e})"), "restore the adapter's file")),
         }
     }
 
-    fn parse(place: &str, fields: &Map<String, Value>) -> Result<Self> {
+    fn parse(location: &str, fields: &Map<String, Value>) -> Result<Self> {
         let refuse =
-            |key: &str, what: String, cure: &str| Err(ModelError::config(format!("{place}: {key}"), what, cure));
+            |key: &str, what: String, help: &str| Err(ModelError::config(format!("{location}: {key}"), what, help));
         match fields.get("peft_type").and_then(Value::as_str) {
             Some("LORA") => {}
             other => {
@@ -82,18 +82,18 @@ impl AdapterConfig {
             }
         }
         if let Some((key, what)) = REFUSED.iter().find(|(key, _)| fields.get(*key).is_some_and(is_set)) {
-            let cure = "only plain LoRA can be read; merge this adapter with PEFT (merge_and_unload)";
-            return refuse(key, format!("{what}: {}", fields[*key]), cure);
+            let help = "only plain LoRA can be read; merge this adapter with PEFT (merge_and_unload)";
+            return refuse(key, format!("{what}: {}", fields[*key]), help);
         }
         if let Some(bias) = fields.get("bias").filter(|bias| is_set(bias) && *bias != "none") {
-            let cure = "only plain LoRA can be read; merge this adapter with PEFT (merge_and_unload)";
-            return refuse("bias", format!("is {bias}: biases of the base were trained too"), cure);
+            let help = "only plain LoRA can be read; merge this adapter with PEFT (merge_and_unload)";
+            return refuse("bias", format!("is {bias}: biases of the base were trained too"), help);
         }
         if let Some(start) = fields.get("init_lora_weights").and_then(Value::as_str)
             && !PLAIN_STARTS.contains(&start)
         {
-            let cure = "convert it to plain LoRA with PEFT (path_initial_model_for_weight_conversion)";
-            return refuse("init_lora_weights", format!("is {start}, which changed the weights of the base too"), cure);
+            let help = "convert it to plain LoRA with PEFT (path_initial_model_for_weight_conversion)";
+            return refuse("init_lora_weights", format!("is {start}, which changed the weights of the base too"), help);
         }
         let r = match fields.get("r").and_then(Value::as_u64).filter(|r| (1..=MOST).contains(r)) {
             Some(r) => r as usize,

@@ -52,16 +52,16 @@ impl Adapter {
         let path = folder.join(ADAPTER_WEIGHTS);
         if !path.exists() && folder.join("adapter_model.bin").exists() {
             let what = "is a pickle file, which is not read";
-            let cure = "save the adapter with PEFT's save_pretrained(…, safe_serialization=True)";
-            return Err(ModelError::weights(folder.join("adapter_model.bin").display().to_string(), what, cure));
+            let help = "save the adapter with PEFT's save_pretrained(…, safe_serialization=True)";
+            return Err(ModelError::weights(folder.join("adapter_model.bin").display().to_string(), what, help));
         }
         let file = MappedFile::open(&path).map_err(|e| ModelError::read(&path, e))?;
         let mut layers: BTreeMap<String, [Option<Stored>; 2]> = BTreeMap::new();
         for stored in header::read(&path, file.as_bytes())?.tensors {
             let Some((layer, place)) = place_of(&stored.name) else {
                 let what = "is no matrix of a LoRA adapter (…lora_A.weight or …lora_B.weight)";
-                let cure = "only plain LoRA can be read; merge this adapter with PEFT (merge_and_unload)";
-                return Err(fault(&path, &stored.name, what, cure));
+                let help = "only plain LoRA can be read; merge this adapter with PEFT (merge_and_unload)";
+                return Err(fault(&path, &stored.name, what, help));
             };
             let places = layers.entry(layer).or_default();
             if let Some(other) = &places[place] {
@@ -71,8 +71,8 @@ impl Adapter {
             places[place] = Some(stored);
         }
         if layers.is_empty() {
-            let cure = "give an adapter that was trained";
-            return Err(ModelError::weights(path.display().to_string(), "holds no matrix", cure));
+            let help = "give an adapter that was trained";
+            return Err(ModelError::weights(path.display().to_string(), "holds no matrix", help));
         }
         Ok(Adapter { path, config, file, layers })
     }
@@ -110,8 +110,8 @@ impl Adapter {
                 };
                 if stored.shape != shape {
                     let what = format!("has shape {:?}, expected {shape:?} by the model and r = {r}", stored.shape);
-                    let cure = "give the model that the adapter was trained on";
-                    return Err(fault(&self.path, &stored.name, what, cure));
+                    let help = "give the model that the adapter was trained on";
+                    return Err(fault(&self.path, &stored.name, what, help));
                 }
                 if self.values(stored)?.iter().any(|x| !x.is_finite()) {
                     let what = "holds a value that is no finite number";
@@ -152,8 +152,8 @@ fn place_of(name: &str) -> Option<(String, usize)> {
     Some((Naming::to_classic(layer), place))
 }
 
-fn fault(path: &Path, tensor: &str, what: impl Into<String>, cure: &str) -> ModelError {
-    ModelError::weights(format!("{}: {tensor}", path.display()), what, cure)
+fn fault(path: &Path, tensor: &str, what: impl Into<String>, help: &str) -> ModelError {
+    ModelError::weights(format!("{}: {tensor}", path.display()), what, help)
 }
 
 /// What an adapter's folder says beside its matrices.

@@ -74,8 +74,8 @@ fn merged<'a>(cx: &Cx, adapter: &Adapter, name: &str, view: TensorView<'a>) -> R
         Some(bytes) => Ok(Cow::Owned(bytes)),
         None => {
             let what = format!("is beyond what {} can hold with the adapter", view.dtype.name());
-            let cure = "merge into a base in bf16 or f32, whose range is larger";
-            Err(ModelError::weights(format!("{}: {name}", view.file.path().display()), what, cure))
+            let help = "merge into a base in bf16 or f32, whose range is larger";
+            Err(ModelError::weights(format!("{}: {name}", view.file.path().display()), what, help))
         }
     }
 }
@@ -123,8 +123,8 @@ struct Draft {
 
 impl Draft {
     fn begin(out: &Path) -> Result<Draft> {
-        let cure = "give a folder that does not exist yet, or an empty one";
-        let refuse = |what: &str| Err(ModelError::config(out.display().to_string(), what, cure));
+        let help = "give a folder that does not exist yet, or an empty one";
+        let refuse = |what: &str| Err(ModelError::config(out.display().to_string(), what, help));
         let Some(name) = out.file_name() else { return refuse("is no name for a new folder") };
         match fs::read_dir(out).map(|mut entries| entries.next().is_some()) {
             Ok(true) => return refuse("is not empty"),

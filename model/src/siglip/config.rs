@@ -78,7 +78,7 @@ impl EncoderConfig {
     }
 }
 
-const CURE: &str = "use the config.json that was published with these weights";
+const HELP: &str = "use the config.json that was published with these weights";
 const KIND: &str = "give a SigLIP folder such as google/siglip-so400m-patch14-384";
 
 /// A config with more is a slip of the pen.
@@ -102,7 +102,7 @@ impl SiglipConfig {
     /// # Errors
     /// A key of the wrong kind; another model, or a shape that is not computed here.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
-        let root = Fields::parse(file, text, CURE)?;
+        let root = Fields::parse(file, text, HELP)?;
         match root.opt_str("model_type")? {
             Some("siglip") => {}
             Some(other) => return Err(root.fault("model_type", format!("is `{other}`, not siglip"), KIND)),
@@ -263,7 +263,7 @@ mod tests {
             ("text_config", "projection_size", json!(1024)),
         ] {
             let mut config = published();
-            let place = if section.is_empty() { &mut config } else { &mut config[section] };
+            let location = if section.is_empty() { &mut config } else { &mut config[section] };
             place[key] = value.clone();
             let error = parse(&config).unwrap_err().to_string();
             let dot = if section.is_empty() { "" } else { "." };

@@ -10,7 +10,7 @@ use super::config::SiglipVisionConfig;
 use crate::config::fields::Fields;
 use crate::error::{ModelError, Result};
 
-const CURE: &str = "use the preprocessor_config.json that was published with these weights";
+const HELP: &str = "use the preprocessor_config.json that was published with these weights";
 
 /// The image processor's numbers; without a file those of all published folders.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,7 +46,7 @@ impl SiglipProcessor {
     /// # Errors
     /// As [`SiglipProcessor::open`].
     pub fn parse(file: &str, text: &str, config: &SiglipVisionConfig) -> Result<Self> {
-        let fields = Fields::parse(file, text, CURE)?;
+        let fields = Fields::parse(file, text, HELP)?;
         let standard = Self::new(config);
         for key in ["do_resize", "do_rescale", "do_normalize"] {
             if fields.opt_bool(key)? == Some(false) {

@@ -16,7 +16,7 @@ const SPECIAL: [&str; 2] = [END, "<unk>"];
 /// What sentencepiece writes for a space.
 const SPACE: char = '▁';
 
-const CURE: &str = "use the tokenizer.json that was published with these weights";
+const HELP: &str = "use the tokenizer.json that was published with these weights";
 
 /// A folder's tokenizer.
 pub struct SiglipTokenizer {
@@ -24,12 +24,12 @@ pub struct SiglipTokenizer {
     special: [i32; 2], // of SPECIAL
     bracket_is_unknown: bool,
     length: usize,
-    place: String,
+    location: String,
 }
 
 impl std::fmt::Debug for SiglipTokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.debug_struct("SiglipTokenizer").field("place", &self.place).finish_non_exhaustive()
+        f.debug_struct("SiglipTokenizer").field("location", &self.location).finish_non_exhaustive()
     }
 }
 
@@ -44,12 +44,12 @@ impl SiglipTokenizer {
         Self::parse(&path.display().to_string(), &bytes, vocab_size, length)
     }
 
-    /// Reads the content of a tokenizer.json; `place` names it in errors.
+    /// Reads the content of a tokenizer.json; `location` names it in errors.
     ///
     /// # Errors
     /// Another kind of tokenizer; no `</s>` or `<unk>`; an id outside the table.
-    pub fn parse(place: &str, bytes: &[u8], vocab_size: usize, length: usize) -> Result<Self> {
-        let fault = |what: String| ModelError::tokenizer(place, what, CURE);
+    pub fn parse(location: &str, bytes: &[u8], vocab_size: usize, length: usize) -> Result<Self> {
+        let fault = |what: String| ModelError::tokenizer(location, what, HELP);
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| fault(format!("is not a tokenizer that can be read ({e})")))?;
         if !matches!(inner.get_model(), ModelWrapper::Unigram(_)) {
@@ -74,7 +74,7 @@ impl SiglipTokenizer {
             return Err(fault(format!("does not make `{}` of what no piece has", SPECIAL[1])));
         }
         let bracket_is_unknown = inner.token_to_id(">").is_none();
-        Ok(Self { special, bracket_is_unknown, length, place: place.to_string(), inner })
+        Ok(Self { special, bracket_is_unknown, length, location: location.to_string(), inner })
     }
 
     /// The ids of a text, as many as every text has.
@@ -102,7 +102,7 @@ impl SiglipTokenizer {
     /// The pieces of a stretch of text without special tokens; the first stretch has a space before it.
     fn pieces(&self, text: &str, first: bool, ids: &mut Vec<i32>) -> Result<()> {
         let fault = |e: &dyn std::fmt::Display| {
-            ModelError::tokenizer(&self.place, format!("cannot encode a text of {} bytes ({e})", text.len()), CURE)
+            ModelError::tokenizer(&self.location, format!("cannot encode a text of {} bytes ({e})", text.len()), HELP)
         };
         let mut plain = NormalizedString::from(canonical(text));
         if let Some(normalizer) = self.inner.get_normalizer() {

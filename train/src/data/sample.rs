@@ -112,8 +112,7 @@ impl SampleSource for SftSource {
         let location = self.data.location(row);
         let conversation = self.conversation(row)?;
         let tokens = tokens_of(&self.bundle, &conversation, false, &self.media, &location)?;
-        let ids: Vec<u32> = tokens.input_ids.iter().map(|&id| id as u32).collect();
-        let targets = self.labels.targets(&ids, &self.bundle.tokenizer);
+        let targets = self.labels.targets(&tokens.input_ids, &self.bundle.tokenizer);
         if targets.iter().all(|&t| t < 0) {
             return Err(TrainError::row(
                 location,

@@ -158,7 +158,7 @@ impl RowShape {
         let patches: usize = self.video_grid_thw.iter().map(|g| g.iter().product::<usize>()).sum();
         let pads = patches / config.vision.merge_unit();
         let mut input_ids = vec![0; self.tokens];
-        input_ids[..pads].fill(i64::from(config.tokens.video));
+        input_ids[..pads].fill(config.tokens.video);
         let positions = vec![0; self.tokens];
         let tokens = ModelInput {
             input_ids,

@@ -5,6 +5,7 @@
 //! the last, which nothing follows. So every row of a completion's sequence predicts one learned token, and a group of G is
 //! P − 1 + Σ T tokens. Without sharing, each completion's sequence begins with the whole prompt: G (P − 1) + Σ T tokens.
 
+use reel_model::TokenId;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
@@ -30,7 +31,7 @@ pub(crate) struct PackedGroups {
 /// Ids and positions of a sequence without media.
 #[derive(Default)]
 struct TokenRun {
-    ids: Vec<i64>,
+    ids: Vec<TokenId>,
     positions: [Vec<i64>; 3],
 }
 
@@ -44,7 +45,7 @@ impl TokenRun {
     /// Adds text that follows a prompt.
     fn say(&mut self, tokens: &ModelInput, ids: &[i32]) {
         for (location, &id) in (tokens.len() as i64..).zip(ids) {
-            self.ids.push(id.into());
+            self.ids.push(id as TokenId);
             self.positions.iter_mut().for_each(|axis| axis.push(location + tokens.rope_delta));
         }
     }
@@ -90,12 +91,7 @@ impl<'a> GroupSequences<'a> {
 
 impl PackedGroups {
     /// Packs groups of a micro-batch. `shared`: their prompts are there once.
-    pub(crate) fn new(
-        device: &Device,
-        config: &ModelConfig,
-        groups: &[Group],
-        shared: bool,
-    ) -> Result<Self> {
+    pub(crate) fn new(device: &Device, config: &ModelConfig, groups: &[Group], shared: bool) -> Result<Self> {
         let parts: Vec<GroupSequences> = groups.iter().map(|group| GroupSequences::new(group, shared)).collect();
         let sequences: Vec<Sequence> = parts.iter().flat_map(GroupSequences::sequences).collect();
         let (mut prefixes, mut positions) = (Vec::new(), Vec::new());

@@ -21,12 +21,12 @@ use crate::error::{ModelError, Result};
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    place: String,
+    location: String,
     tokens: Map<String, Value>,
 }
 
 const NAME: &str = "chat";
-const CURE: &str = "use the chat template that was published with these weights";
+const HELP: &str = "use the chat template that was published with these weights";
 
 impl ChatTemplate {
     /// Finds the template of a model folder: `chat_template.jinja`, else `chat_template.json`, else `tokenizer_config.json`.
@@ -41,34 +41,34 @@ impl ChatTemplate {
         let json = folder.join("chat_template.json");
         for (path, object) in [(&json, read_json(&json)?.unwrap_or_default()), (&config, settings)] {
             if let Some(value) = object.get("chat_template").filter(|value| !value.is_null()) {
-                let place = path.display().to_string();
+                let location = path.display().to_string();
                 let Some(text) = default_template(value) else {
                     return Err(ModelError::template(
-                        place,
+                        location,
                         "has a chat_template that is neither a text nor named texts",
-                        CURE,
+                        HELP,
                     ));
                 };
-                return Self::parse(&place, text.to_string(), tokens);
+                return Self::parse(&location, text.to_string(), tokens);
             }
         }
         let what =
             "has no chat template (chat_template.jinja, chat_template.json, or chat_template in tokenizer_config.json)";
-        Err(ModelError::template(folder.display().to_string(), what, CURE))
+        Err(ModelError::template(folder.display().to_string(), what, HELP))
     }
 
-    /// Compiles a template; `place` names it in errors, `tokens` are what it may print by name (`eos_token`, …).
-    pub fn parse(place: &str, text: String, tokens: Map<String, Value>) -> Result<Self> {
+    /// Compiles a template; `location` names it in errors, `tokens` are what it may print by name (`eos_token`, …).
+    pub fn parse(location: &str, text: String, tokens: Map<String, Value>) -> Result<Self> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         let broken =
-            |e: minijinja::Error| ModelError::template(place, format!("cannot be compiled: {}", describe(&e)), CURE);
+            |e: minijinja::Error| ModelError::template(location, format!("cannot be compiled: {}", describe(&e)), HELP);
         environment.set_syntax(syntax.map_err(broken)?);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         python::install(&mut environment);
         environment.add_template_owned(NAME, python::without_generation_marks(&text)).map_err(broken)?;
-        Ok(Self { environment, place: place.to_string(), tokens })
+        Ok(Self { environment, location: location.to_string(), tokens })
     }
 
     /// The prompt of a conversation; media as one pad each.
@@ -86,8 +86,8 @@ impl ChatTemplate {
         }
         let render = self.environment.get_template(NAME).and_then(|template| template.render(Serde(context)));
         render.map_err(|e| {
-            let cure = "change the messages, or the template";
-            ModelError::template(&self.place, format!("refuses these messages: {}", describe(&e)), cure)
+            let help = "change the messages, or the template";
+            ModelError::template(&self.location, format!("refuses these messages: {}", describe(&e)), help)
         })
     }
 }
@@ -136,6 +136,6 @@ fn read_json(path: &Path) -> Result<Option<Map<String, Value>>> {
     let Some(text) = read(path)? else { return Ok(None) };
     match serde_json::from_str(&text) {
         Ok(object) => Ok(Some(object)),
-        Err(e) => Err(ModelError::template(path.display().to_string(), format!("is not a JSON object ({e})"), CURE)),
+        Err(e) => Err(ModelError::template(path.display().to_string(), format!("is not a JSON object ({e})"), HELP)),
     }
 }
