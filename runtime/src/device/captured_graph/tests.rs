@@ -221,7 +221,7 @@ fn downloads_bring_what_was_there_when_they_were_asked_for() {
         // More than a piece has room for.
         let large = numbers(&d, &vec![2.0; 40_000]);
         assert_eq!(large.download_async().unwrap().wait::<f32>().unwrap(), vec![2.0; 40_000]);
-        assert_eq!(large.rows(0, 0).unwrap().download_async().unwrap().wait::<f32>().unwrap(), []);
+        assert!(large.rows(0, 0).unwrap().download_async().unwrap().wait::<f32>().unwrap().is_empty());
         drop((recording, a, y, large, d));
         if let Some(fake) = fake {
             assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
