@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
+use reel_model::TokenId;
 use reel_model::batch::Sequence;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
@@ -28,7 +29,7 @@ pub struct RolloutShape {
 /// # Errors
 /// The engine fails, or a completion ends before its last token.
 pub fn time_rollout(model: &Qwen25Vl, cx: &Cx, shape: RolloutShape) -> Result<f64> {
-    let (ids, at): (Vec<i64>, Vec<i64>) = (0..shape.context as i64).map(|i| ((i * 37) % 97, i)).unzip();
+    let (ids, at): (Vec<TokenId>, Vec<i64>) = (0..shape.context as u32).map(|i| ((i * 37) % 97, i64::from(i))).unzip();
     let engine = Engine::new(model, cx)?;
     let request = GenerationRequest {
         prompt: Sequence { input_ids: &ids, position_ids: [&at, &at, &at], ..Sequence::default() },

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 use reel_kernels::DType;
+use reel_model::TokenId;
 use reel_model::config::{ModelConfig, TextConfig};
 use reel_model::input::ModelInput;
 use reel_runtime::Device;
@@ -111,7 +112,7 @@ pub fn measure_training(
 
 /// A text of `tokens` tokens; every token but the first is a target of the loss.
 fn sample(tokens: usize) -> Sample {
-    let ids: Vec<i64> = (0..tokens as i64).map(|i| (i * 37) % 97).collect();
+    let ids: Vec<TokenId> = (0..tokens as u32).map(|i| (i * 37) % 97).collect();
     let positions: Vec<i64> = (0..tokens as i64).collect();
     let targets = ids.iter().skip(1).map(|&id| id as i32).chain([-1]).collect();
     let position_ids = [positions.clone(), positions.clone(), positions];

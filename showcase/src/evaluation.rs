@@ -119,7 +119,7 @@ impl Evaluation {
             let video = ContentPart::Video(VideoPart {
                 source,
                 overrides: MediaOverrides::default(),
-                place: clip.file.clone(),
+                location: clip.file.clone(),
             });
             Ok(encode(&bundle, &Conversation::question(vec![video], clip.task.question()), media)?)
         };
