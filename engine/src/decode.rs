@@ -6,7 +6,7 @@ use std::sync::Arc;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::{KvCache, TextDecoder};
 use reel_runtime::device::{CapturedGraph, Download};
-use reel_runtime::ops::{self, DecodeRows, RotaryTurns, SampledTokens, SamplingTable, Slot, SlotSampling};
+use reel_runtime::ops::{self, DecodeRows, RotaryFrequencies, SampledTokens, SamplingTable, Slot, SlotSampling};
 use reel_runtime::{Cx, Kernels, Tensor};
 
 use crate::error::Result;
@@ -56,7 +56,7 @@ struct State {
     choices: SamplingTable,
     chosen: SampledTokens,
     cache: Arc<KvCache>,
-    turns: RotaryTurns,
+    turns: RotaryFrequencies,
     suppressed: Tensor, // i32 [n]
 }
 
@@ -119,7 +119,7 @@ impl Decode {
             choices: SamplingTable::new(device, room.rows, room.banned_tokens, None)?,
             chosen: SampledTokens::new(device, room.rows, false, 0)?,
             cache,
-            turns: model.text.text_turns(device)?,
+            turns: model.text.text_rotary_frequencies(device)?,
             suppressed: suppressed.clone(),
         };
         let (recordings, ran) = (BTreeMap::new(), BTreeSet::new());

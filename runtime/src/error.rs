@@ -1,69 +1,71 @@
-//! What can go wrong below the model.
+//! The error of devices, tensors and the tape.
 
 use reel_kernels::DType;
 
 /// An error of a device, a tensor or the tape.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
-    /// An op was given shapes or dtypes that it does not take.
+    /// An op was called with shapes or dtypes that it does not accept.
     #[error("{op}: {what}")]
     Shape {
         /// The op's name.
         op: &'static str,
-        /// Argument, expected, got, likely cause.
+        /// The argument, the expected and the actual shape or dtype, and a likely cause.
         what: String,
     },
-    /// The device has no room.
+    /// A device memory allocation failed.
     #[error(
-        "device memory: no room for {} of {category} beside {}; {advice} (`reel plan` says what fits)",
+        "device memory: cannot allocate {} for {category}, in use: {}; {advice} (`reel plan` shows what fits)",
         size(*.bytes),
         list(.held)
     )]
     OutOfMemory {
-        /// Bytes asked for.
+        /// The size of the allocation, in bytes.
         bytes: usize,
-        /// What they were for.
+        /// What the allocation was for.
         category: &'static str,
-        /// Bytes held by then, by what they are for.
+        /// Bytes in use at that time, by category.
         held: Vec<(&'static str, usize)>,
-        /// What to do.
+        /// What the user can do.
         advice: &'static str,
     },
-    /// A trainable parameter was used and got no gradient: a backward rule is missing.
-    #[error("{0}: used in the forward pass, but no gradient reached it; an op on the way has no backward rule")]
+    /// A trained parameter was used in the forward pass but received no gradient: an op has no backward rule.
+    #[error(
+        "{0}: used in the forward pass, but no gradient reached it; an op between it and the loss has no backward rule"
+    )]
     NoGradient(String),
-    /// Backward was asked of a result that no trainable parameter took part in.
-    #[error("backward: nothing trainable took part in this result; check which parameters are frozen")]
+    /// The backward pass was started from a result that does not depend on any trained parameter.
+    #[error("backward: the loss does not depend on any trained parameter; check which parameters are frozen")]
     NothingToTrain,
-    /// A tensor has another dtype than the caller asked to read.
+    /// A tensor was read as another dtype than it has.
     #[error("tensor of {got} read as {want}; cast it first")]
     DType {
-        /// What it is.
+        /// The dtype of the tensor.
         got: DType,
-        /// What was asked.
+        /// The dtype that the caller wanted.
         want: DType,
     },
-    /// The device is not there.
+    /// The device is not available, or it failed.
     #[error("{0}")]
     Device(String),
 }
 
-/// Result of this crate.
+/// The result of this crate.
 pub type Result<T> = std::result::Result<T, RuntimeError>;
 
-/// A [`RuntimeError::Shape`].
+/// Makes a [`RuntimeError::Shape`].
 pub(crate) fn shape_error(op: &'static str, what: impl Into<String>) -> RuntimeError {
     RuntimeError::Shape { op, what: what.into() }
 }
 
-/// `1.5 GiB`.
+/// A size as text, such as `1.5 GiB`.
 fn size(bytes: usize) -> String {
     const UNITS: [(&str, usize); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     let unit = UNITS.into_iter().find(|(_, unit)| bytes >= *unit);
     unit.map_or_else(|| format!("{bytes} bytes"), |(name, unit)| format!("{:.1} {name}", bytes as f64 / unit as f64))
 }
 
-/// `weights 14.2 GiB, gradients 14.2 GiB`, of what takes any.
+/// The categories that hold any bytes, as text: `weights 14.2 GiB, gradients 14.2 GiB`.
 fn list(held: &[(&'static str, usize)]) -> String {
     let held: Vec<String> = held
         .iter()

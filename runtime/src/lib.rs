@@ -1,7 +1,7 @@
-//! Devices and buffers ([`device`]), tensors, ops and the autograd tape ([`tensor`]), and the optimizer ([`optim`]).
+//! Devices and buffers ([`device`]); tensors, ops and the autograd tape ([`tensor`]); the optimizer ([`optim`]).
 //!
-//! Every op goes through [`Device::launch`] with plain data, so that a device is added beside the others without
-//! touching a model.
+//! Every op calls [`Device::launch`] with plain data, so a new device needs no change to ops or models. Read
+//! [`tensor::cx`] first: it shows how an op computes and how it records its backward rule.
 
 pub mod device;
 mod error;

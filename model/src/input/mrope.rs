@@ -182,15 +182,15 @@ mod tests {
     use crate::config::tests::tiny;
     use proptest::prelude::*;
 
-    const TEXT: i64 = 5;
+    const TEXT: TokenId = 5;
 
     fn ids_of(config: &ModelConfig, parts: &[(bool, GridThw, usize)]) -> Vec<TokenId> {
         let mut ids = vec![TEXT; 3];
         for &(is_image, [t, h, w], text) in parts {
             let pad = if is_image { config.tokens.image } else { config.tokens.video };
-            ids.push(config.tokens.vision_start.into());
+            ids.push(config.tokens.vision_start);
             ids.extend(std::iter::repeat_n(pad, t * h * w / 4));
-            ids.push(config.tokens.vision_end.into());
+            ids.push(config.tokens.vision_end);
             ids.extend(std::iter::repeat_n(TEXT, text));
         }
         ids

@@ -264,7 +264,7 @@ mod tests {
         ] {
             let mut config = published();
             let location = if section.is_empty() { &mut config } else { &mut config[section] };
-            place[key] = value.clone();
+            location[key] = value.clone();
             let error = parse(&config).unwrap_err().to_string();
             let dot = if section.is_empty() { "" } else { "." };
             assert!(

@@ -1,7 +1,7 @@
 //! A decode step: one new token of each of `R` sequences, from launches alone. Nothing is copied from the host, so that the step can be
 //! recorded and replayed.
 
-use reel_runtime::ops::{self, DecodeRows, KvPages, RotaryTable, RotaryTurns};
+use reel_runtime::ops::{self, DecodeRows, KvPages, RotaryFrequencies, RotaryTable};
 use reel_runtime::{Cx, Device, Tensor};
 
 use super::{KvCache, Layer, TextDecoder};
@@ -14,16 +14,16 @@ impl TextDecoder {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn text_turns(&self, device: &Device) -> Result<RotaryTurns> {
+    pub fn text_rotary_frequencies(&self, device: &Device) -> Result<RotaryFrequencies> {
         let inv_freq = inverse_frequencies(self.config.rope_theta, self.config.head_dim);
-        Ok(RotaryTurns::new(device, &inv_freq, &vec![0; inv_freq.len()], 1)?)
+        Ok(RotaryFrequencies::new(device, &inv_freq, &vec![0; inv_freq.len()], 1)?)
     }
 
     /// Logits f32 `[R, V]` behind the rows' tokens, whose keys and values are added to the cache.
     ///
     /// # Errors
     /// Those of the ops.
-    pub fn decode(&self, cx: &Cx, rows: &DecodeRows, turns: &RotaryTurns, cache: &KvCache) -> Result<Tensor> {
+    pub fn decode(&self, cx: &Cx, rows: &DecodeRows, turns: &RotaryFrequencies, cache: &KvCache) -> Result<Tensor> {
         let rotary = turns.table(cx, &rows.positions)?;
         let pages = rows.pages();
         let mut x = ops::embedding(cx, &self.embed_tokens, &rows.ids)?;

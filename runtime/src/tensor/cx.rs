@@ -1,4 +1,19 @@
 //! The context of a forward pass: the device, the dtype of activations and, when training, the tape.
+//!
+//! An op allocates its output with [`Cx::empty`], launches a kernel with [`Cx::launch`], and returns the output through
+//! [`Cx::record`] together with its backward rule:
+//!
+//! ```text
+//! fn relu(cx, x):
+//!     y = cx.empty(x.shape(), x.dtype())
+//!     cx.launch(relu_kernel(x, y))
+//!     return cx.record("relu", inputs = [x], y, backward = |bw| {
+//!         dy = bw.take_dy()                 # gradient of y
+//!         dx = bw.empty_like(x)
+//!         bw.launch(relu_backward_kernel(x, dy, dx))
+//!         bw.add(x, dx)                     # add to the gradient of x
+//!     })
+//! ```
 
 use reel_kernels::{DType, Launch};
 
@@ -7,7 +22,7 @@ use super::tape::{Backward, Grads, Tape};
 use crate::device::{Category, Device};
 use crate::error::Result;
 
-/// What ops are given: where to compute, in which dtype, and whether to remember how.
+/// The device, the dtype of activations and, when training, the tape. Ops take it as their first argument.
 #[derive(Debug)]
 pub struct Cx {
     device: Device,
@@ -16,37 +31,37 @@ pub struct Cx {
 }
 
 impl Cx {
-    /// Computes without remembering. `dtype` is that of activations, F32 or BF16.
+    /// A context without a tape. `dtype` is the dtype of activations, F32 or BF16.
     pub fn inference(device: &Device, dtype: DType) -> Cx {
         Cx { device: device.clone(), dtype, tape: None }
     }
 
-    /// Computes and remembers what [`Cx::backward`] needs.
+    /// A context with an empty tape, which records what [`Cx::backward`] needs.
     pub fn training(device: &Device, dtype: DType) -> Cx {
         Cx { device: device.clone(), dtype, tape: Some(Tape::default()) }
     }
 
-    /// The same device and dtype, without a tape: what is computed here is a constant to the gradient.
+    /// The same device and dtype without a tape, like `torch.no_grad()`.
     pub fn without_tape(&self) -> Cx {
         Cx::inference(&self.device, self.dtype)
     }
 
-    /// Where it computes.
+    /// The device that ops compute on.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Dtype of activations.
+    /// The dtype of activations.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Whether a tape runs.
+    /// Whether ops are recorded on a tape.
     pub fn is_training(&self) -> bool {
         self.tape.is_some()
     }
 
-    /// Room for an op's result.
+    /// Allocates the output of an op, without initialising it.
     ///
     /// # Errors
     /// Out of memory.
@@ -54,18 +69,19 @@ impl Cx {
         Tensor::empty(&self.device, shape, dtype, Category::Activations)
     }
 
-    /// Executes a launch.
+    /// Executes a launch on the device.
     ///
     /// # Errors
-    /// What the device reports.
+    /// A device error.
     pub fn launch(&self, launch: &Launch) -> Result<()> {
         self.device.launch(launch)
     }
 
-    /// Hands out an op's `output`, remembering its `backward` when any of `inputs` needs a gradient. The only way for an
-    /// op to make its result, so that no op is without a backward by accident.
+    /// Returns the `output` of an op and records its `backward` rule if any of `inputs` needs a gradient. Every op
+    /// returns its result through this function, so that none lacks a backward rule by accident.
     ///
-    /// `backward` is given the gradient of the output and adds to those of the inputs.
+    /// `backward` takes the gradient of the output ([`Backward::take_dy`]) and adds to the gradients of the inputs
+    /// ([`Backward::add`]).
     pub fn record(
         &self,
         name: &'static str,
@@ -83,7 +99,7 @@ impl Cx {
         }
     }
 
-    /// [`Cx::record`] for an op with two results, of which either may get a gradient ([`Backward::take_two`]).
+    /// [`Cx::record`] for an op with two outputs, each of which may or may not get a gradient ([`Backward::take_two`]).
     pub fn record_two(
         &self,
         name: &'static str,
@@ -101,10 +117,11 @@ impl Cx {
         }
     }
 
-    /// Runs `f` keeping only `inputs`; its inner results are computed again during backward.
+    /// Gradient checkpointing: runs `f` and keeps only `inputs`. The backward pass runs `f` again for its intermediate
+    /// results.
     ///
     /// # Errors
-    /// What `f` reports.
+    /// The errors of `f`.
     pub fn recompute(
         &self,
         inputs: &[&Tensor],
@@ -134,10 +151,11 @@ impl Cx {
         Ok(output)
     }
 
-    /// Runs the tape backwards from `loss` (one f32 element, gradient `scale`), adding to `grads`. The tape is used up.
+    /// Runs the tape backwards from `loss` (one f32 element, whose gradient is `scale`) and adds to `grads`. The tape
+    /// is empty afterwards.
     ///
     /// # Errors
-    /// A parameter that was used and got no gradient, by name; out of memory.
+    /// A parameter that was used but got no gradient, by name; a loss that depends on no parameter; out of memory.
     pub fn backward(&self, loss: &Tensor, scale: f32, grads: &mut Grads) -> Result<()> {
         let tape = self.tape.as_ref().map(Tape::take).unwrap_or_default();
         if !loss.needs_grad() {

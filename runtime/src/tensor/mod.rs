@@ -1,4 +1,6 @@
-//! A tensor is a shape, a dtype and a counted slice of a device buffer; row-major and contiguous.
+//! A tensor: shape, dtype and a reference-counted slice of a device buffer. Always row-major and contiguous.
+//!
+//! [`cx`] is the context that ops compute in, [`tape`] the autograd tape, [`ops`] the ops.
 
 pub mod cx;
 pub mod ops;
@@ -12,14 +14,14 @@ use reel_kernels::{Addr, DType, Element};
 use crate::device::{Buffer, Category, Device, Download};
 use crate::error::{Result, RuntimeError, shape_error};
 
-/// How a tensor takes part in training.
+/// The role of a tensor in the backward pass.
 #[derive(Clone, Debug)]
 enum Grad {
-    /// Not at all.
+    /// Does not need a gradient.
     None,
-    /// It depends on a parameter: its gradient is passed on.
+    /// Depends on a trained parameter: its gradient is propagated.
     Needed,
-    /// It is a parameter with this name: its gradient is kept in f32.
+    /// Is a trained parameter with this name: its gradient is accumulated in f32.
     Parameter(Arc<str>),
 }
 
@@ -33,11 +35,11 @@ struct Inner {
     grad: Grad,
 }
 
-/// A tensor on a device; clones share its memory.
+/// A tensor on a device. Clones share its memory.
 #[derive(Clone, Debug)]
 pub struct Tensor(Arc<Inner>);
 
-/// The text of a shape, for messages: `[2, 3]`.
+/// A shape as text for messages: `[2, 3]`.
 pub fn dims(shape: &[usize]) -> String {
     format!("{shape:?}")
 }
@@ -52,7 +54,7 @@ impl Tensor {
         Tensor(Arc::new(Inner { id: fresh_id(), shape: shape.to_vec(), dtype, buffer, offset, grad }))
     }
 
-    /// Memory of this shape, contents unspecified.
+    /// Allocates a tensor without initialising its elements.
     ///
     /// # Errors
     /// Out of memory, or a shape whose size overflows.
@@ -64,10 +66,10 @@ impl Tensor {
         Ok(Tensor::build(shape, dtype, Arc::new(device.alloc(bytes, category)?), 0, Grad::None))
     }
 
-    /// A view of a whole buffer that was filled elsewhere (a mapped weight file).
+    /// A tensor over a whole buffer that already has contents (a mapped weight file).
     ///
     /// # Errors
-    /// A size that does not fit the shape.
+    /// A buffer whose size does not match the shape.
     pub fn from_buffer(buffer: Buffer, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let want = shape.iter().product::<usize>() * dtype.size();
         if want != buffer.bytes() {
@@ -79,10 +81,10 @@ impl Tensor {
         Ok(Tensor::build(shape, dtype, Arc::new(buffer), 0, Grad::None))
     }
 
-    /// A tensor with the given elements.
+    /// Copies elements from host memory into a new tensor.
     ///
     /// # Errors
-    /// A number of elements that does not fit the shape; out of memory.
+    /// A number of elements that does not match the shape; out of memory.
     pub fn from_slice<T: bytemuck::Pod>(
         device: &Device,
         shape: &[usize],
@@ -100,7 +102,7 @@ impl Tensor {
         Ok(t)
     }
 
-    /// i32 elements, as inputs.
+    /// Copies i32 elements into a new tensor of category `Inputs`.
     ///
     /// # Errors
     /// As [`Tensor::from_slice`].
@@ -108,7 +110,7 @@ impl Tensor {
         Tensor::from_slice(device, shape, DType::I32, data, Category::Inputs)
     }
 
-    /// f32 values stored as `dtype` (F32 or BF16), rounded on the host.
+    /// Copies f32 values into a new tensor of `dtype` (F32 or BF16); the host rounds them.
     ///
     /// # Errors
     /// As [`Tensor::from_slice`].
@@ -128,27 +130,27 @@ impl Tensor {
         }
     }
 
-    /// Identity in the tape; views made by [`Tensor::reshape`] share it.
+    /// The identity of this tensor on the tape. [`Tensor::reshape`] keeps it.
     pub fn id(&self) -> u64 {
         self.0.id
     }
 
-    /// Sizes, outermost first.
+    /// The sizes of the dimensions, outermost first.
     pub fn shape(&self) -> &[usize] {
         &self.0.shape
     }
 
-    /// Element type.
+    /// The element type.
     pub fn dtype(&self) -> DType {
         self.0.dtype
     }
 
-    /// Number of elements.
+    /// The number of elements.
     pub fn count(&self) -> usize {
         self.0.shape.iter().product()
     }
 
-    /// Size in bytes.
+    /// The size in bytes.
     pub fn bytes(&self) -> usize {
         self.count() * self.0.dtype.size()
     }
@@ -158,12 +160,12 @@ impl Tensor {
         Addr(self.0.buffer.addr() + self.0.offset as u64)
     }
 
-    /// The device that holds it.
+    /// The device of the tensor.
     pub fn device(&self) -> &Device {
         self.0.buffer.device()
     }
 
-    /// The name, if this is a trainable parameter.
+    /// The parameter name, if the tensor is a trained parameter.
     pub fn parameter(&self) -> Option<&str> {
         match &self.0.grad {
             Grad::Parameter(name) => Some(name),
@@ -171,35 +173,35 @@ impl Tensor {
         }
     }
 
-    /// Whether a gradient is to reach it.
+    /// Whether the backward pass computes a gradient for this tensor.
     pub fn needs_grad(&self) -> bool {
         !matches!(self.0.grad, Grad::None)
     }
 
-    /// Whether somebody else holds this memory too.
+    /// Whether other tensors use the same memory.
     pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1 || Arc::strong_count(&self.0.buffer) > 1
     }
 
-    /// The same memory as a trainable parameter called `name`.
+    /// The same memory as a trained parameter called `name`.
     ///
     /// # Errors
-    /// Memory of a mapped file can't be trained in place.
+    /// The memory belongs to a mapped file, which is read-only.
     pub fn into_parameter(self, name: &str) -> Result<Tensor> {
         if !self.0.buffer.is_writable() {
             return Err(RuntimeError::Device(format!(
-                "{name}: is read from a mapped file and can't be trained in place; load it trainable"
+                "{name}: is read from a mapped file, which cannot be trained in place; load it as trainable"
             )));
         }
         Ok(self.with_grad(Grad::Parameter(name.into())))
     }
 
-    /// The same memory cut off from the tape: no gradient passes.
+    /// The same memory without a gradient, like `Tensor.detach()` of PyTorch.
     pub fn detach(&self) -> Tensor {
         self.with_grad(Grad::None)
     }
 
-    /// The same memory as a leaf whose gradient is wanted.
+    /// The same memory as a new leaf that needs a gradient.
     pub fn needing_grad(&self) -> Tensor {
         self.with_grad(Grad::Needed)
     }
@@ -208,10 +210,10 @@ impl Tensor {
         Tensor::build(&self.0.shape, self.0.dtype, self.0.buffer.clone(), self.0.offset, grad)
     }
 
-    /// The same elements under another shape; still the same tensor to the tape.
+    /// The same elements with another shape. For the tape it is still the same tensor.
     ///
     /// # Errors
-    /// Another number of elements.
+    /// A shape with another number of elements.
     pub fn reshape(&self, shape: &[usize]) -> Result<Tensor> {
         if shape.iter().product::<usize>() != self.count() {
             return Err(shape_error(
@@ -230,7 +232,7 @@ impl Tensor {
         })))
     }
 
-    /// Rows `start .. start + len` of the first dimension, in place and cut off from the tape.
+    /// Rows `start .. start + len` of the first dimension, in the same memory and without a gradient.
     ///
     /// # Errors
     /// Rows beyond the tensor.
@@ -245,10 +247,10 @@ impl Tensor {
         Ok(Tensor::build(&shape, self.dtype(), self.0.buffer.clone(), self.0.offset + start * row, Grad::None))
     }
 
-    /// Replaces the elements.
+    /// Overwrites the elements.
     ///
     /// # Errors
-    /// Another number of bytes, or memory of a mapped file.
+    /// Data of another size, or memory of a mapped file.
     pub fn write<T: bytemuck::Pod>(&self, data: &[T]) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         if bytes.len() != self.bytes() || !self.0.buffer.is_writable() {
@@ -260,28 +262,28 @@ impl Tensor {
         self.0.buffer.upload(self.0.offset, bytes)
     }
 
-    /// The elements' bytes.
+    /// Copies the elements to the host, as bytes.
     ///
     /// # Errors
-    /// What the device reports.
+    /// A device error.
     pub fn read_bytes(&self) -> Result<Vec<u8>> {
         let mut out = vec![0; self.bytes()];
         self.0.buffer.download(self.0.offset, &mut out)?;
         Ok(out)
     }
 
-    /// Asks for the elements' bytes, as they are when what was launched so far is done.
+    /// Starts a copy of the elements to the host. The copy holds the values after all launches made so far.
     ///
     /// # Errors
-    /// What the device reports.
+    /// A device error.
     pub fn download_async(&self) -> Result<Download> {
         self.0.buffer.download_async(self.0.offset, self.bytes())
     }
 
-    /// The elements as f32 (F32 or BF16, widened).
+    /// Copies the elements to the host as f32. Widens BF16.
     ///
     /// # Errors
-    /// A tensor of integers, or what the device reports.
+    /// A tensor of integers; a device error.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         match self.dtype() {
             DType::F32 => self.read(),
@@ -290,10 +292,10 @@ impl Tensor {
         }
     }
 
-    /// The elements as i32.
+    /// Copies the elements of an i32 tensor to the host.
     ///
     /// # Errors
-    /// A tensor of anything else, or what the device reports.
+    /// A tensor of another dtype; a device error.
     pub fn to_i32(&self) -> Result<Vec<i32>> {
         match self.dtype() {
             DType::I32 => self.read(),

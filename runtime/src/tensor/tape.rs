@@ -1,7 +1,17 @@
-//! The tape: what was computed, in order, and how the gradient of each result becomes those of its inputs.
+//! The autograd tape: the recorded ops of a forward pass, and the backward pass over them.
 //!
-//! Gradients are added in the reverse order of the tape, so the same inputs give the same bits. Those of parameters are
-//! kept in f32, one buffer a parameter, over all micro-batches of a step.
+//! ```text
+//! forward:   y = op(x)            pushes Node { outputs: [id(y)], backward: rule of op }
+//! backward:  gradient = { id(loss): dy }
+//!            for node in tape, last first:
+//!                dy = gradient.remove(node.outputs)      # none of them: the output was not used, skip the node
+//!                node.backward(dy)                       # adds to gradient[id(x)] of each input x
+//!                drop(node)                              # frees the tensors that the rule kept
+//! ```
+//!
+//! Gradients are added in the reverse order of the tape, so equal inputs give equal bits. Gradients of parameters go to
+//! [`Grads`]: f32, one buffer a parameter, summed over all micro-batches of a step. [`super::cx::Cx::record`] is how
+//! ops get onto the tape.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -17,14 +27,14 @@ type BackwardFn = Box<dyn FnOnce(&mut Backward<'_>) -> Result<()>>;
 
 struct Node {
     name: &'static str,
-    /// The results, by identity; the gradients of those that got one are handed to `backward` in this order.
+    /// The ids of the outputs. `backward` gets their gradients in this order.
     outputs: Vec<u64>,
-    /// Parameters among the inputs, to see that each got its gradient.
+    /// The trained parameters among the inputs. After the backward pass each must have a gradient.
     parameters: Vec<Arc<str>>,
     backward: BackwardFn,
 }
 
-/// Ops in the order in which they ran.
+/// The recorded ops, in the order in which they ran.
 #[derive(Default)]
 pub struct Tape(RefCell<Vec<Node>>);
 
@@ -47,17 +57,18 @@ impl Tape {
         self.0.borrow_mut().push(Node { name, outputs, parameters, backward: Box::new(backward) });
     }
 
-    /// The nodes so far; this tape is empty afterwards.
+    /// Moves the recorded nodes to a new tape.
     pub(super) fn take(&self) -> Tape {
         Tape(RefCell::new(self.0.take()))
     }
 
-    /// Runs backwards from `output` with the gradient `dy`. Gives the gradients of leaves that are no parameters.
+    /// Runs the backward pass from `output` with the gradient `dy`. Returns the gradients of leaves that are not
+    /// parameters.
     pub(super) fn backward(self, output: &Tensor, dy: Tensor, grads: &mut Grads) -> Result<LeafGrads> {
         let device = output.device().clone();
         let mut by_id = HashMap::from([(output.id(), dy)]);
         let mut used = BTreeSet::new();
-        // Nodes are dropped one by one, so that what they kept is freed as the gradient passes.
+        // Each node is dropped after its rule ran, which frees the tensors that the rule kept.
         let mut nodes = self.0.into_inner();
         while let Some(node) = nodes.pop() {
             used.extend(node.parameters.iter().cloned());
@@ -75,7 +86,7 @@ impl Tape {
     }
 }
 
-/// Gradients that reached leaves of a tape.
+/// Gradients of the leaves of a tape that are not parameters.
 pub(super) struct LeafGrads(HashMap<u64, Tensor>);
 
 impl LeafGrads {
@@ -84,7 +95,7 @@ impl LeafGrads {
     }
 }
 
-/// What a backward rule is given.
+/// The argument of a backward rule: the gradients of the outputs, and where to add those of the inputs.
 pub struct Backward<'a> {
     device: &'a Device,
     dys: Vec<Option<Tensor>>,
@@ -93,35 +104,35 @@ pub struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    /// The gradient of the op's output, in its dtype.
+    /// The gradient of the op's output, in the dtype of the output.
     ///
     /// # Panics
-    /// When called twice in one rule, or in that of an op with two results.
+    /// If called twice in one rule, or in the rule of an op with two outputs.
     #[allow(clippy::expect_used)]
     pub fn take_dy(&mut self) -> Tensor {
         self.dys[0].take().expect("a backward rule takes dy once")
     }
 
-    /// The gradients of both results of an op recorded by [`super::cx::Cx::record_two`]: at least one of them is there.
+    /// The gradients of both outputs of an op recorded by [`super::cx::Cx::record_two`]; at least one is present.
     pub fn take_two(&mut self) -> (Option<Tensor>, Option<Tensor>) {
         let mut dys = std::mem::take(&mut self.dys).into_iter();
         (dys.next().flatten(), dys.next().flatten())
     }
 
-    /// The device.
+    /// The device of the backward pass.
     pub fn device(&self) -> &Device {
         self.device
     }
 
-    /// Executes a launch.
+    /// Executes a launch on the device.
     ///
     /// # Errors
-    /// What the device reports.
+    /// A device error.
     pub fn launch(&self, launch: &Launch) -> Result<()> {
         self.device.launch(launch)
     }
 
-    /// Room for a gradient like `x`, contents unspecified.
+    /// Allocates a gradient with the shape and dtype of `x`, without initialising it.
     ///
     /// # Errors
     /// Out of memory.
@@ -129,7 +140,7 @@ impl Backward<'_> {
         Tensor::empty(self.device, x.shape(), x.dtype(), Category::Activations)
     }
 
-    /// Room for an intermediate result, contents unspecified.
+    /// Allocates an intermediate tensor, without initialising it.
     ///
     /// # Errors
     /// Out of memory.
@@ -137,7 +148,7 @@ impl Backward<'_> {
         Tensor::empty(self.device, shape, dtype, category)
     }
 
-    /// Adds `grad` to the gradient of `x`, if one is wanted. A parameter's is kept in f32.
+    /// Adds `grad` to the gradient of `x`. Does nothing if `x` needs no gradient. Gradients of parameters are f32.
     ///
     /// # Errors
     /// Out of memory.
@@ -153,7 +164,7 @@ impl Backward<'_> {
             self.by_id.insert(x.id(), grad);
             return Ok(());
         };
-        // A rule may hand the same memory to two inputs; only memory that nobody else holds is added to in place.
+        // A rule may give the same memory to two inputs, so only memory with a single owner is added to in place.
         let sum = if sum.is_shared() {
             let fresh = self.empty_like(&sum)?;
             let params =
@@ -168,7 +179,7 @@ impl Backward<'_> {
         Ok(())
     }
 
-    /// The f32 buffer that a parameter's gradient is added to, or `None` when `x` is no trainable parameter.
+    /// The f32 buffer that the gradient of parameter `x` is added to; `None` if `x` is not a trained parameter.
     ///
     /// # Errors
     /// Out of memory.
@@ -181,27 +192,27 @@ impl Backward<'_> {
     }
 }
 
-/// `to += from`, element by element.
+/// `to += from`, elementwise.
 fn accumulate(device: &Device, from: &Tensor, to: &Tensor) -> Result<()> {
     let params = elementwise::AccumulateParams { src: from.addr(), dst: to.addr(), count: from.count() as u64 };
     device.launch(&elementwise::accumulate(from.dtype(), to.dtype(), &params))
 }
 
-/// Gradients of parameters, in f32, by name. Kept between steps, so that a step allocates nothing.
+/// Gradients of parameters, f32, by name. The buffers stay allocated between steps.
 #[derive(Debug, Default)]
 pub struct Grads {
     buffers: BTreeMap<Arc<str>, Tensor>,
-    /// Those that got a gradient since the last [`Grads::clear`].
+    /// The parameters that got a gradient since the last [`Grads::clear`].
     reached: BTreeSet<Arc<str>>,
 }
 
 impl Grads {
-    /// No gradients yet.
+    /// An empty set of gradients.
     pub fn new() -> Grads {
         Grads::default()
     }
 
-    /// Makes room for the gradients of these parameters, so that no step allocates any.
+    /// Allocates the buffers of these parameters now, so that no training step allocates any.
     ///
     /// # Errors
     /// Out of memory.
@@ -213,17 +224,17 @@ impl Grads {
         Ok(())
     }
 
-    /// Begins a new step: nothing has a gradient, the memory stays.
+    /// Forgets all gradients at the beginning of a step. The buffers stay allocated.
     pub fn clear(&mut self) {
         self.reached.clear();
     }
 
-    /// The gradient of a parameter, if it got one in this step.
+    /// The gradient of a parameter; `None` if it got none in this step.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
         self.reached.contains(name).then(|| self.buffers.get(name)).flatten()
     }
 
-    /// Parameters that got a gradient in this step, in the order of their names.
+    /// The parameters that got a gradient in this step, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.buffers.iter().filter(|(k, _)| self.reached.contains(*k)).map(|(k, t)| (&**k, t))
     }
@@ -249,7 +260,7 @@ impl Grads {
     }
 }
 
-/// Fills with zeros, whatever the type.
+/// Fills a tensor of any dtype with zeros.
 pub(crate) fn zero(t: &Tensor) -> Result<()> {
     let fill = |at: &Tensor, dtype: DType, count: usize| {
         let params = elementwise::FillParams { dst: at.addr(), count: count as u64, value: 0.0, reserved: 0 };
@@ -260,7 +271,7 @@ pub(crate) fn zero(t: &Tensor) -> Result<()> {
         DType::I32 => fill(t, DType::F32, t.count()),
         DType::U16 => fill(t, DType::BF16, t.count()),
         DType::U8 => {
-            // Four at a time, and what is left by hand: there is no kernel for single bytes.
+            // As f32 words, and the last few bytes by a copy from the host: there is no fill kernel for bytes.
             let (flat, words) = (t.reshape(&[t.count()])?, t.count() / 4);
             fill(&flat, DType::F32, words)?;
             let rest = t.count() - 4 * words;

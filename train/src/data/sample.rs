@@ -153,7 +153,7 @@ pub(crate) fn tokens_of_text(bundle: &Bundle, text: &str, media: LoadedMedia, lo
     let special = &bundle.config.tokens;
     for (pad, grids) in [(special.image, &tokens.image_grid_thw), (special.video, &tokens.video_grid_thw)] {
         // With media of their kind they were counted.
-        if grids.is_empty() && tokens.input_ids.contains(&i64::from(pad)) {
+        if grids.is_empty() && tokens.input_ids.contains(&pad) {
             let token = bundle.tokenizer.decode(&[pad], false);
             return Err(TrainError::row(
                 location,

@@ -98,11 +98,14 @@ fn a_full_gpu_is_an_error_that_says_what_to_lower() {
     let first = d.alloc(1 << 19, Category::Activations).unwrap();
     let e = d.alloc(1 << 20, Category::Activations).unwrap_err().to_string();
     assert!(
-        e.contains("no room for 1.0 MiB of activations beside activations 512.0 KiB") && e.contains("lower"),
+        e.contains("cannot allocate 1.0 MiB for activations, in use: activations 512.0 KiB") && e.contains("lower"),
         "{e}"
     );
     let e = d.alloc(1 << 20, Category::Optimizer).unwrap_err().to_string();
-    assert!(e.contains("no room for 1.0 MiB of optimizer") && e.contains("--optim adamw-bf16 or adamw-8bit"), "{e}");
+    assert!(
+        e.contains("cannot allocate 1.0 MiB for optimizer") && e.contains("--optim adamw-bf16 or adamw-8bit"),
+        "{e}"
+    );
     // What is given back is found again, though it was not the last.
     let second = d.alloc(1 << 18, Category::Activations).unwrap();
     drop(first);

@@ -1,4 +1,4 @@
-//! The gated activation of both towers, the one of the merger, and SigLIP's.
+//! Activation functions: SwiGLU (decoder and vision tower), GELU (merger of the vision tower), GELU by tanh (SigLIP).
 
 use reel_kernels::{DType, Launch, gelu as gelu_kernel, swiglu as swiglu_kernel};
 
@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 
-/// `silu(gate) * up`, element by element.
+/// `silu(gate) * up`, elementwise.
 ///
 /// # Errors
 /// Shapes or dtypes that differ; out of memory.
@@ -35,7 +35,7 @@ pub fn swiglu(cx: &Cx, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     }))
 }
 
-/// `x Φ(x)`, the exact form.
+/// GELU, `x Φ(x)`, by the error function.
 ///
 /// # Errors
 /// Out of memory.
@@ -43,7 +43,7 @@ pub fn gelu(cx: &Cx, x: &Tensor) -> Result<Tensor> {
     gelu_form("gelu", cx, x, gelu_kernel::fwd, gelu_kernel::bwd)
 }
 
-/// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, the form that SigLIP was trained with.
+/// GELU by tanh, `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, as SigLIP uses it.
 ///
 /// # Errors
 /// Out of memory.

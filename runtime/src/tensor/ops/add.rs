@@ -1,4 +1,4 @@
-//! `y = a + b`, both of one shape.
+//! Elementwise addition of two tensors.
 
 use reel_kernels::elementwise;
 
@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 
-/// The sum of two tensors of one shape and dtype (a residual connection).
+/// `a + b`, elementwise, for tensors of equal shape and dtype (a residual connection).
 ///
 /// # Errors
 /// Shapes or dtypes that differ; out of memory.

@@ -1,4 +1,4 @@
-//! Rows of the token embedding, with vision tokens in their places.
+//! Token embeddings, with vision tokens in place of pad tokens.
 
 use reel_kernels::{Addr, DType, embedding as kernel};
 
@@ -7,24 +7,26 @@ use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, dims};
 
-/// Rows of `table [V, H]` for `ids` (i32 `[S]`), in the dtype of activations: `[S, H]`. Ids are checked by whoever made them.
+/// The rows of `table [V, H]` that `ids` (i32 `[S]`) name, in the dtype of activations: `[S, H]`. The caller has
+/// checked that ids are below V.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
+/// Shapes that do not match; out of memory.
 pub fn embedding(cx: &Cx, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
-    look_up("embedding", cx, table, ids, None)
+    lookup("embedding", cx, table, ids, None)
 }
 
-/// [`embedding`], but where `slots` (i32 `[S]`) is not negative the token is that row of `vision [M, H]`, which has the dtype
-/// of activations. Slots name each row of it once, which whoever made them has checked.
+/// [`embedding`] that replaces token t by row `vision_index[t]` of `vision [M, H]` where the index (i32 `[S]`) is not
+/// negative. `vision` has the dtype of activations. The index names each row of `vision` once, which the caller has
+/// checked.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
-pub fn embedding_with(cx: &Cx, table: &Tensor, ids: &Tensor, vision: &Tensor, slots: &Tensor) -> Result<Tensor> {
-    look_up("embedding_with", cx, table, ids, Some((vision, slots)))
+/// Shapes that do not match; out of memory.
+pub fn embedding_with(cx: &Cx, table: &Tensor, ids: &Tensor, vision: &Tensor, vision_index: &Tensor) -> Result<Tensor> {
+    lookup("embedding_with", cx, table, ids, Some((vision, vision_index)))
 }
 
-fn look_up(
+fn lookup(
     op: &'static str,
     cx: &Cx,
     table: &Tensor,
@@ -42,8 +44,8 @@ fn look_up(
     if let Some((vision, slots)) = placed {
         want_shape(op, "vision", vision, &[rows, hidden], "[M, H], H as in the table")?;
         want_dtype(op, "vision", vision, cx.dtype())?;
-        want_shape(op, "slots", slots, &[tokens], "one for each id")?;
-        want_dtype(op, "slots", slots, DType::I32)?;
+        want_shape(op, "vision_index", slots, &[tokens], "one for each id")?;
+        want_dtype(op, "vision_index", slots, DType::I32)?;
     }
     let (vocab, hidden, count, rows) = (size(op, vocab)?, size(op, hidden)?, size(op, tokens)?, size(op, rows)?);
     let y = cx.empty(&[tokens, hidden as usize], cx.dtype())?;

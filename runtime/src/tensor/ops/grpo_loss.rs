@@ -1,4 +1,4 @@
-//! The losses of GRPO and its kin, from log-probabilities.
+//! The policy loss of GRPO and its variants (DAPO, Dr. GRPO, GSPO), computed from log-probabilities.
 
 use reel_kernels::{Addr, DType, elementwise, grpo_loss as kernel, reduce};
 
@@ -8,38 +8,41 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 
-/// What a loss is made of beside the log-probabilities; [`kernel`] has the formula. `n` completions of `L` tokens together.
+/// The inputs of [`grpo_loss`] beside the policy log-probabilities: `n` completions with `L` tokens in all. [`kernel`]
+/// has the formula.
 #[derive(Clone, Debug)]
 pub struct GrpoInputs {
-    /// Where each completion's tokens begin.
+    /// Where the tokens of each completion begin.
     pub completions: CuSeqlens,
-    /// i32 `[n]`: how many of a completion's first tokens count; at most all.
+    /// i32 `[n]`: the number of leading tokens of each completion that count in the loss.
     pub completion_lens: Tensor,
-    /// f32 `[n]`
+    /// f32 `[n]`: the advantage of each completion.
     pub advantages: Tensor,
-    /// f32 `[n]`: the weight of each completion's sum in the loss.
+    /// f32 `[n]`: the weight of the sum over each completion's tokens.
     pub weights: Tensor,
-    /// f32 `[L]`: log-probabilities at the first use of the completions; absent: the same as those that are trained.
+    /// f32 `[L]`: log-probabilities under the weights that sampled the completions; `None`: those of the current
+    /// weights.
     pub old_log_probs: Option<Tensor>,
-    /// f32 `[L]`: log-probabilities of the reference; absent: no distance from it in the loss.
+    /// f32 `[L]`: log-probabilities under the reference model; `None`: no KL term.
     pub ref_log_probs: Option<Tensor>,
-    /// One ratio for a whole completion (GSPO) instead of one a token.
+    /// One importance ratio for each completion (GSPO) instead of one for each token.
     pub sequence_level: bool,
-    /// How far below 1 the ratio counts.
+    /// The ratio is clipped below at `1 - epsilon_low`.
     pub epsilon_low: f32,
-    /// How far above 1 the ratio counts.
+    /// The ratio is clipped above at `1 + epsilon_high`.
     pub epsilon_high: f32,
-    /// Weight of the distance from the reference.
+    /// The weight of the KL term.
     pub beta: f32,
-    /// Bound of the log ratio to the reference; infinite: none.
+    /// The log ratio to the reference is clamped to `± kl_limit`; infinite: not clamped.
     pub kl_limit: f32,
 }
 
-/// The loss, one f32 element, of log-probabilities f32 `[L]`; and f32 `[n, 4]`, a constant: each completion's part of the loss, its sum of
-/// distances from the reference, its clipped tokens, its counted tokens.
+/// The loss (one f32 element) of policy log-probabilities f32 `[L]`, and statistics f32 `[n, 4]` without a gradient:
+/// for each completion its part of the loss, its sum of KL terms, its number of clipped tokens, its number of counted
+/// tokens.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
+/// Shapes that do not match; out of memory.
 pub fn grpo_loss(cx: &Cx, log_probs: &Tensor, inputs: &GrpoInputs) -> Result<(Tensor, Tensor)> {
     const OP: &str = "grpo_loss";
     let (tokens, n) = (inputs.completions.tokens(), inputs.completions.seqs());
@@ -75,7 +78,7 @@ pub fn grpo_loss(cx: &Cx, log_probs: &Tensor, inputs: &GrpoInputs) -> Result<(Te
         kl_limit: inputs.kl_limit,
     };
     cx.launch(&kernel::loss(tokens, &params))?;
-    // The loss is the sum of the first column.
+    // The loss is the sum of the first column of the statistics.
     let first: Vec<f32> = [1.0, 0.0, 0.0, 0.0].repeat(n);
     let column = Tensor::from_f32(cx.device(), &[n, kernel::STATS], DType::F32, &first, crate::Category::Inputs)?;
     let loss = cx.empty(&[1], DType::F32)?;

@@ -1,4 +1,5 @@
-//! `y = x · wᵀ + b`, and the two products of its gradient; the same with a low-rank adapter beside the weight (LoRA, Hu et al. 2021).
+//! Linear layers: `y = x · wᵀ + b`, and with a low-rank adapter (LoRA, Hu et al. 2021) `y = x · wᵀ + b + scale · (x ·
+//! downᵀ) · upᵀ`.
 
 use reel_kernels::matmul::{Matmul, Operand};
 use reel_kernels::{Addr, DType, Launch, column_sum};
@@ -9,14 +10,14 @@ use crate::tensor::cx::Cx;
 use crate::tensor::tape::Backward;
 use crate::tensor::{Tensor, dims};
 
-/// What is added to a weight `[N, K]`: `scale · up · down`.
+/// A LoRA adapter of a weight `[N, K]`: adds `scale · up · down` to it.
 #[derive(Clone, Debug)]
 pub struct Lora {
-    /// A, `[R, K]`
+    /// The matrix A of the paper, `[R, K]`.
     pub down: Tensor,
-    /// B, `[N, R]`
+    /// The matrix B of the paper, `[N, R]`.
     pub up: Tensor,
-    /// What the product is multiplied by.
+    /// The factor alpha / R of the product.
     pub scale: f32,
 }
 
@@ -24,15 +25,15 @@ fn operand(x: &Tensor, transposed: bool) -> Operand {
     Operand { addr: x.addr(), dtype: x.dtype(), transposed }
 }
 
-/// `c [m, n] = a · bᵀ` with a `[m, k]` and b `[n, k]` as stored; nothing else is added.
+/// The product `c [m, n] = a · bᵀ` with a `[m, k]` and b `[n, k]`, without bias, scale or accumulation.
 fn plain(m: usize, n: usize, k: usize, a: Operand, b: Operand, c: &Tensor) -> Matmul {
     Matmul { m, n, k, a, b, c: c.addr(), c_dtype: c.dtype(), bias: Addr::NULL, accumulate: false, scale: 1.0 }
 }
 
-/// `x [.., K]` times `w [N, K]` plus `b [N]` gives `[.., N]` in x's dtype. `w` may be stored in another dtype.
+/// `x · wᵀ + b`: x `[.., K]`, w `[N, K]`, b `[N]` give `[.., N]` in the dtype of x. w may have another dtype.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
+/// Shapes that do not match; out of memory.
 pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let y = product(cx, x, w, b, x.dtype())?;
     let (kx, kw, kb) = (x.clone(), w.clone(), b.cloned());
@@ -45,7 +46,7 @@ pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Ten
     }))
 }
 
-/// Adds to the gradients of weight and bias; gives that of x, if it is wanted.
+/// Adds to the gradients of weight and bias. Returns the gradient of x if x needs one.
 fn linear_gradients(
     bw: &mut Backward<'_>,
     dy: &Tensor,
@@ -75,11 +76,11 @@ fn linear_gradients(
     Ok(dx)
 }
 
-/// [`linear`] with an adapter: `y = x · wᵀ + b + scale · (x · downᵀ) · upᵀ`. The second sum is added to the first as stored; what
-/// comes of `down` is rounded to x's dtype, scaled before that.
+/// [`linear`] with an adapter: `y = x · wᵀ + b + scale · (x · downᵀ) · upᵀ`. Rounds twice in the dtype of x: `scale · x
+/// · downᵀ`, and `x · wᵀ + b` before the last product is added.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
+/// Shapes that do not match; out of memory.
 pub fn lora_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, lora: &Lora) -> Result<Tensor> {
     let y = product(cx, x, w, b, x.dtype())?;
     let thin = add_low_rank(cx, x, lora, &y)?; // [.., R]
@@ -108,7 +109,8 @@ pub fn lora_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, lora: &L
     }))
 }
 
-/// `y += scale · (x · downᵀ) · upᵀ`, where nobody else has seen y yet. Gives `scale · x · downᵀ`, `[.., R]`.
+/// `y += scale · (x · downᵀ) · upᵀ` in place; y must not be recorded on the tape yet. Returns `scale · x · downᵀ`,
+/// `[.., R]`.
 pub(super) fn add_low_rank(cx: &Cx, x: &Tensor, lora: &Lora, y: &Tensor) -> Result<Tensor> {
     let (m, k) = rows_cols("lora_linear", "x", x)?;
     let (n, r) = (y.shape().last().copied().unwrap_or(0), lora.down.shape().first().copied().unwrap_or(0));
@@ -132,7 +134,7 @@ pub(super) fn weight_gradient(dy: &Tensor, x: &Tensor, m: usize, n: usize, k: us
     Launch::Matmul(Matmul { c_dtype: DType::F32, accumulate: true, ..product })
 }
 
-/// The product alone, with the result in `out`: for logits in f32 out of bf16 rows. No gradient passes.
+/// `x · wᵀ` with a result of dtype `out`, for f32 logits of bf16 rows. Has no backward rule.
 ///
 /// # Errors
 /// As [`linear`].

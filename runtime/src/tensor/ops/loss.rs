@@ -1,4 +1,4 @@
-//! Log-probabilities of logits that are there, and the weighted sum that a loss is.
+//! Log-probabilities of given logits, and the weighted sum that turns log-probabilities into a loss.
 
 use reel_kernels::{Addr, DType, elementwise, log_prob as kernel, reduce};
 
@@ -7,11 +7,11 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 
-/// Log softmax of `logits` (f32 `[R, V]`) at `targets` (i32 `[R]`; 0 where negative), and each row's log sum of
-/// exponentials. No gradient passes.
+/// Log softmax of `logits` (f32 `[R, V]`) at `targets` (i32 `[R]`), and the logsumexp of each row. A row with a
+/// negative target gives 0. Has no backward rule; [`super::linear_log_prob`] has one.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
+/// Shapes that do not match; out of memory.
 pub fn log_prob(cx: &Cx, logits: &Tensor, targets: &Tensor, inv_temperature: f32) -> Result<(Tensor, Tensor)> {
     const OP: &str = "log_prob";
     let (rows, vocab) = rows_cols(OP, "logits", logits)?;
@@ -37,10 +37,10 @@ pub fn log_prob(cx: &Cx, logits: &Tensor, targets: &Tensor, inv_temperature: f32
     Ok((lp, lse))
 }
 
-/// `Σ x[i] · weights[i]`, one f32 element: x and weights are f32 of one size. The weights are constants.
+/// `Σ x[i] · weights[i]`, one f32 element. x and weights are f32 of one shape; the weights get no gradient.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
+/// Shapes that do not match; out of memory.
 pub fn weighted_sum(cx: &Cx, x: &Tensor, weights: &Tensor) -> Result<Tensor> {
     const OP: &str = "weighted_sum";
     want_dtype(OP, "x", x, DType::F32)?;

@@ -1,7 +1,9 @@
-//! The ops: plain functions that check shapes, launch a kernel, and record the backward rule that stands beside them.
+//! The ops: functions on tensors. Each checks shapes, launches a kernel, and records its backward rule, all in one
+//! file.
 //!
-//! Letters of shapes: `S` tokens of all sequences, packed; `N` patches; `H` hidden size; `V` vocabulary; `D` head_dim.
-//! [`ALL`] names every op for the test that holds each backward rule to differences of the op.
+//! Letters of shapes: `S` tokens of all packed sequences, `N` patches, `H` hidden size, `V` vocabulary, `D` head_dim. A
+//! test compares the backward rule of every op in [`ALL`] with finite differences. [`super::cx`] shows what an op looks
+//! like.
 
 mod activation;
 mod add;
@@ -35,7 +37,7 @@ pub use linear_log_prob::{
 pub use loss::{log_prob, weighted_sum};
 pub use norm::{patch_merge, rms_norm, rms_norm_add, rms_norm_branch};
 pub use patches::{DeviceFrames, Patching, patch_embedding};
-pub use rotary::{RotaryTable, RotaryTurns, rotary, rotary_table};
+pub use rotary::{RotaryFrequencies, RotaryTable, rotary, rotary_table};
 pub use rows::{gather_rows, split_columns};
 pub use sampling::{History, SampledTokens, SamplingTable, SlotSampling, sample};
 pub use siglip::{layer_norm, normalise, pool_attention, position_add};
@@ -45,7 +47,7 @@ use super::{Tensor, dims};
 use crate::error::{Result, shape_error};
 use reel_kernels::DType;
 
-/// Every op that has a backward rule.
+/// The names of all ops with a backward rule.
 pub const ALL: [&str; 24] = [
     "add",
     "attention",
@@ -73,7 +75,7 @@ pub const ALL: [&str; 24] = [
     "weighted_sum",
 ];
 
-/// Refuses unless `x` has the dtype.
+/// Fails unless `x` has the dtype.
 fn want_dtype(op: &'static str, what: &str, x: &Tensor, dtype: DType) -> Result<()> {
     if x.dtype() == dtype {
         return Ok(());
@@ -81,7 +83,7 @@ fn want_dtype(op: &'static str, what: &str, x: &Tensor, dtype: DType) -> Result<
     Err(shape_error(op, format!("{what} is {}, expected {dtype}", x.dtype())))
 }
 
-/// Refuses unless `x` has the shape.
+/// Fails unless `x` has the shape; `cause` is the likely cause for the message.
 fn want_shape(op: &'static str, what: &str, x: &Tensor, shape: &[usize], cause: &str) -> Result<()> {
     if x.shape() == shape {
         return Ok(());
@@ -90,13 +92,13 @@ fn want_shape(op: &'static str, what: &str, x: &Tensor, shape: &[usize], cause: 
     Err(shape_error(op, format!("{what} is {}, expected {}{cause}", dims(x.shape()), dims(shape))))
 }
 
-/// Refuses unless two tensors agree in shape and dtype.
+/// Fails unless two tensors have equal shape and dtype.
 fn want_alike(op: &'static str, names: (&str, &str), a: &Tensor, b: &Tensor) -> Result<()> {
     want_shape(op, names.1, b, a.shape(), &format!("the shape of {}", names.0))?;
     want_dtype(op, names.1, b, a.dtype())
 }
 
-/// The last dimension, and the product of the others.
+/// x as a matrix: the product of all dimensions but the last, and the last.
 fn rows_cols(op: &'static str, what: &str, x: &Tensor) -> Result<(usize, usize)> {
     match x.shape() {
         [] => Err(shape_error(op, format!("{what} has no dimensions"))),
@@ -104,7 +106,7 @@ fn rows_cols(op: &'static str, what: &str, x: &Tensor) -> Result<(usize, usize)>
     }
 }
 
-/// A size as the u32 that kernels take.
+/// A size as u32, which kernel parameters use.
 fn size(op: &'static str, n: usize) -> Result<u32> {
-    u32::try_from(n).map_err(|_| shape_error(op, format!("{n} is more than a kernel takes (2^32 - 1)")))
+    u32::try_from(n).map_err(|_| shape_error(op, format!("size {n} is larger than a kernel supports (2^32 - 1)")))
 }

@@ -1,7 +1,8 @@
 //! RMSNorm: alone, fused with the residual connection around it, and fused with the merging of patches.
 //!
-//! [`rms_norm`] is the definition. [`rms_norm_add`] and [`rms_norm_branch`] return the residual together with its norm, so that the backward
-//! pass adds the gradients of both in one launch. [`patch_merge`] is the norm at the end of the vision tower.
+//! [`rms_norm`] is the definition. [`rms_norm_add`] and [`rms_norm_branch`] return the residual together with its norm,
+//! so that the backward pass adds the gradients of both in one launch. [`patch_merge`] is the norm at the end of the
+//! vision tower.
 
 use bytemuck::Zeroable;
 use reel_kernels::{Addr, DType, patch_merge as merge_kernel, rms_norm as kernel};
@@ -50,8 +51,8 @@ impl Sizes {
         cx.launch(&kernel::fwd(x.dtype(), &p))
     }
 
-    /// The gradient of the norm's input `x`: from `dy`, the gradient of the norm, and `d_x`, the gradient that reached x directly.
-    /// At least one of the two is present.
+    /// The gradient of the norm's input `x`: from `dy`, the gradient of the norm, and `d_x`, the gradient that reached
+    /// x directly. At least one of the two is present.
     fn backward(
         &self,
         bw: &mut Backward,
@@ -105,9 +106,9 @@ pub fn rms_norm(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
     }))
 }
 
-/// Adds to the residual and normalises the sum: `(s, rms_norm(s, w))` with `s = x + residual`. All have the shape and dtype of x.
-/// The sum is rounded to its dtype before it is normalised, so the bits equal those of [`super::add`] followed by [`rms_norm`]. The
-/// gradient of s is rounded once, after the gradients of both results are added.
+/// Adds to the residual and normalises the sum: `(s, rms_norm(s, w))` with `s = x + residual`. All have the shape and
+/// dtype of x. The sum is rounded to its dtype before it is normalised, so the bits equal those of [`super::add`]
+/// followed by [`rms_norm`]. The gradient of s is rounded once, after the gradients of both results are added.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.
@@ -140,8 +141,9 @@ pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32
     }))
 }
 
-/// Returns the residual and its norm, `(x, rms_norm(x, w))`. The first result is x in the same memory. Compared with [`rms_norm`], the
-/// gradients of both results are added in the norm's backward kernel instead of in a launch of their own.
+/// Returns the residual and its norm, `(x, rms_norm(x, w))`. The first result is x in the same memory. Compared with
+/// [`rms_norm`], the gradients of both results are added in the norm's backward kernel instead of in a launch of their
+/// own.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.
@@ -162,9 +164,9 @@ pub fn rms_norm_branch(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Ten
     }))
 }
 
-/// Patch merging: undoes the window order of x `[N, C]`, applies [`rms_norm`] to each patch, and concatenates each square of `square`
-/// neighbouring patches: `[N / square, square · C]` in processor order. `index` (i32 `[N]`, a permutation) is the row of x of each patch in
-/// processor order, in which the patches of a square are neighbours.
+/// Patch merging: undoes the window order of x `[N, C]`, applies [`rms_norm`] to each patch, and concatenates each
+/// square of `square` neighbouring patches: `[N / square, square · C]` in processor order. `index` (i32 `[N]`, a
+/// permutation) is the row of x of each patch in processor order, in which the patches of a square are neighbours.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.

@@ -1,4 +1,4 @@
-//! From frames of levels to patch embeddings, without storing the pixels of the patches where that can be.
+//! Patch embedding: from decoded u8 frames to patch embeddings in one kernel, without storing normalised pixels.
 
 use reel_kernels::patch_embedding::{self as kernel, Pixels};
 use reel_kernels::{Addr, DType, column_sum, patches};
@@ -11,27 +11,27 @@ use crate::tensor::cx::Cx;
 
 const OP: &str = "patch_embedding";
 
-/// The most bytes of frames that a kernel addresses.
-const MOST: u64 = u32::MAX as u64;
+/// The largest number of bytes of frames that the kernel can address.
+const MAX_FRAME_BYTES: u64 = u32::MAX as u64;
 
-/// How levels become pixels, and pixels patches.
+/// How u8 frames are normalised and cut into patches.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Patching {
-    /// What a level is multiplied with.
+    /// The factor of a u8 value, 1 / 255 for Qwen2.5-VL.
     pub rescale: f64,
-    /// Mean of each channel after that.
+    /// The mean of each channel, subtracted after the factor.
     pub mean: [f32; 3],
-    /// Standard deviation of each channel after that.
+    /// The standard deviation of each channel.
     pub std: [f32; 3],
-    /// Side of a patch in pixels.
+    /// The side of a patch in pixels.
     pub patch: usize,
-    /// Frames of a patch.
+    /// The number of frames in a patch.
     pub temporal: usize,
-    /// Patches along each side of a block of neighbours.
+    /// The side of a square of merged patches, in patches.
     pub merge: usize,
 }
 
-/// A picture or film on a device: u8 `[T, height, width, 3]`.
+/// An image or a video on a device: u8 `[T, height, width, 3]`.
 #[derive(Clone, Debug)]
 pub struct DeviceFrames {
     levels: Tensor,
@@ -39,10 +39,11 @@ pub struct DeviceFrames {
 }
 
 impl DeviceFrames {
-    /// Puts `levels` of `[count, height, width]` pixels on a device.
+    /// Copies the u8 RGB values of `count` frames to the device.
     ///
     /// # Errors
-    /// Another number of levels; sides that are no whole blocks of patches; 4 GiB or more; out of memory.
+    /// A number of values that does not match the size; sides that are not multiples of a square of patches; 4 GiB or
+    /// more; out of memory.
     pub fn new(
         device: &Device,
         levels: &[u8],
@@ -54,11 +55,14 @@ impl DeviceFrames {
         let fits = |n: usize| block > 0 && n.is_multiple_of(block);
         if temporal == 0 || !fits(height) || !fits(width) {
             let what =
-                format!("frames of {height} x {width} are no whole blocks of {merge} x {merge} patches of {patch}");
+                format!("frames of {height} x {width} are not whole squares of {merge} x {merge} patches of {patch}");
             return Err(shape_error(OP, what));
         }
-        if levels.len() as u64 > MOST {
-            return Err(shape_error(OP, format!("{} bytes of frames; cut the film to less than 4 GiB", levels.len())));
+        if levels.len() as u64 > MAX_FRAME_BYTES {
+            return Err(shape_error(
+                OP,
+                format!("{} bytes of frames, more than 4 GiB; take fewer or smaller frames", levels.len()),
+            ));
         }
         let small = |n: usize| super::size(OP, n);
         let pixels = Pixels {
@@ -80,17 +84,17 @@ impl DeviceFrames {
         Ok(DeviceFrames { levels, pixels })
     }
 
-    /// Patches.
+    /// The number of patches.
     pub fn patches(&self) -> usize {
         self.pixels.patches()
     }
 }
 
-/// Products of the patches of all frames with `w [C, 3 · temporal · patch²]`, plus `b [C]`: `[N, C]`, film after film, in the order
-/// of the image processor. Levels become pixels of the dtype of activations.
+/// `patches · wᵀ + b` of all images and videos: w `[C, 3 · temporal · patch²]`, b `[C]` give `[N, C]` in processor
+/// order. Pixels are normalised to the dtype of activations.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
+/// Shapes that do not match; out of memory.
 pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let row = frames.first().map_or(0, |f| f.pixels.row());
     let embed = w.shape().first().copied().unwrap_or(0);
@@ -100,7 +104,7 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
     }
     let dtype = cx.dtype();
     if w.dtype() != dtype {
-        // The kernel wants one dtype; the plain product widens a weight that is read in place.
+        // The kernel needs one dtype. The matrix product accepts a weight of another dtype, which is read in place.
         return linear(cx, &cut(cx, frames, row)?, w, b);
     }
     if let Some(b) = b {
@@ -124,7 +128,7 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
     let (kw, kb, frames) = (w.clone(), b.cloned(), frames.to_vec());
     let inputs: Vec<&Tensor> = [w].into_iter().chain(b).collect();
     Ok(cx.record(OP, &inputs, y, move |bw| {
-        // It comes in the shape in which the result was used last.
+        // The gradient has the shape in which the output was used last.
         let dy = bw.take_dy().reshape(&[n, embed])?;
         if let Some(kb) = &kb
             && let Some(db) = bw.parameter_grad(kb)?
@@ -148,7 +152,7 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
     }))
 }
 
-/// The first patch of each film.
+/// The first patch of each image or video.
 fn starts(frames: &[DeviceFrames]) -> impl Iterator<Item = usize> {
     frames.iter().scan(0, |next, f| {
         let start = *next;
@@ -157,7 +161,7 @@ fn starts(frames: &[DeviceFrames]) -> impl Iterator<Item = usize> {
     })
 }
 
-/// The pixels of all patches, `[N, row]`.
+/// The normalised pixels of all patches, `[N, row]`.
 fn cut(cx: &Cx, frames: &[DeviceFrames], row: usize) -> Result<Tensor> {
     let n: usize = frames.iter().map(DeviceFrames::patches).sum();
     let all = cx.empty(&[n, row], cx.dtype())?;

@@ -1,4 +1,5 @@
-//! Rotary position embedding: one table of cosines and sines a pass, applied to the queries and keys of each layer.
+//! Rotary position embedding (RoPE, M-RoPE): a table of cosines and sines for each forward pass, and the rotation of
+//! queries and keys.
 
 use reel_kernels::{DType, rope};
 
@@ -8,27 +9,27 @@ use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, dims};
 
-/// Cosine and sine of each token's angles.
+/// The cosines and sines of each token's rotation angles.
 #[derive(Clone, Debug)]
 pub struct RotaryTable {
     cos: Tensor, // f32 [S, D / 2]
     sin: Tensor, // f32 [S, D / 2]
 }
 
-/// Frequencies and their axes on a device, for tables that are made again and again without a copy from the host.
+/// Rotary frequencies in device memory, from which each decode step computes its table without a copy from the host.
 #[derive(Clone, Debug)]
-pub struct RotaryTurns {
+pub struct RotaryFrequencies {
     inv_freq: Tensor, // f32 [D / 2]
     axis: Tensor,     // i32 [D / 2]
     axes: usize,
 }
 
-impl RotaryTurns {
-    /// Of angles `positions[axis[j], t] * inv_freq[j]` with positions on `axes` axes.
+impl RotaryFrequencies {
+    /// Frequencies of the angles `positions[axis[j], t] * inv_freq[j]`, for positions on `axes` axes.
     ///
     /// # Errors
-    /// An axis beyond them, or not one for each frequency; out of memory.
-    pub fn new(device: &Device, inv_freq: &[f32], axis: &[i32], axes: usize) -> Result<RotaryTurns> {
+    /// An axis that is not below `axes`; a number of axes other than the number of frequencies; out of memory.
+    pub fn new(device: &Device, inv_freq: &[f32], axis: &[i32], axes: usize) -> Result<RotaryFrequencies> {
         let half = inv_freq.len();
         if axis.len() != half || axis.iter().any(|&a| a < 0 || a as usize >= axes) {
             return Err(shape_error(
@@ -37,13 +38,13 @@ impl RotaryTurns {
             ));
         }
         let inv_freq = Tensor::from_slice(device, &[half], DType::F32, inv_freq, Category::Inputs)?;
-        Ok(RotaryTurns { inv_freq, axis: Tensor::from_i32(device, &[half], axis)?, axes })
+        Ok(RotaryFrequencies { inv_freq, axis: Tensor::from_i32(device, &[half], axis)?, axes })
     }
 
-    /// The table of angles of `positions`, i32 `[axes, S]`.
+    /// The table for `positions`, i32 `[axes, S]`.
     ///
     /// # Errors
-    /// Shapes that do not fit; out of memory.
+    /// Shapes that do not match; out of memory.
     pub fn table(&self, cx: &Cx, positions: &Tensor) -> Result<RotaryTable> {
         const OP: &str = "rotary_table";
         let &[_, tokens] = positions.shape() else {
@@ -68,20 +69,20 @@ impl RotaryTurns {
     }
 }
 
-/// The table of angles `positions[axis[j], t] * inv_freq[j]`: `positions` is i32 `[axes, S]`, `inv_freq` and `axis` have
-/// `D / 2` entries (text: temporal, height and width axes of M-RoPE; vision: height and width).
+/// The table of the angles `positions[axis[j], t] * inv_freq[j]`: `positions` is i32 `[axes, S]`; `inv_freq` and `axis`
+/// have `D / 2` entries. Axes are time, height and width in the decoder (M-RoPE), row and column in the vision tower.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
+/// Shapes that do not match; out of memory.
 pub fn rotary_table(cx: &Cx, positions: &Tensor, inv_freq: &[f32], axis: &[i32]) -> Result<RotaryTable> {
     let axes = positions.shape().first().copied().unwrap_or(0);
-    RotaryTurns::new(cx.device(), inv_freq, axis, axes)?.table(cx, positions)
+    RotaryFrequencies::new(cx.device(), inv_freq, axis, axes)?.table(cx, positions)
 }
 
-/// Rotates x `[S, heads, D]` by the table: pairs are `(j, j + D/2)`.
+/// Rotates x `[S, heads, D]` by the table. Elements j and `j + D/2` form a pair.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
+/// Shapes that do not match; out of memory.
 pub fn rotary(cx: &Cx, x: &Tensor, table: &RotaryTable) -> Result<Tensor> {
     const OP: &str = "rotary";
     let &[tokens, heads, d] = x.shape() else {
@@ -106,7 +107,7 @@ pub fn rotary(cx: &Cx, x: &Tensor, table: &RotaryTable) -> Result<Tensor> {
     Ok(cx.record(OP, &[x], y, move |bw| {
         let dy = bw.take_dy();
         let dx = bw.empty_like(&kx)?;
-        // A rotation's transpose is its inverse.
+        // The transpose of a rotation is its inverse.
         bw.launch(&rope::apply(dy.dtype(), &params(&dy, &dx, 1)))?;
         bw.add(&kx, dx)
     }))

@@ -1,4 +1,5 @@
-//! Gathers rows by an index (window order, the rows that have labels) and splits columns (the parts of a fused product).
+//! Gathers rows by an index (window order, the rows that have labels) and splits columns (the parts of a fused
+//! product).
 
 use reel_kernels::{DType, columns, rows as kernel};
 

@@ -1,4 +1,5 @@
-//! The choice of each row's next token, on the device.
+//! Sampling of the next token of each row, on the device: temperature, top-p, top-k, min-p, penalties, biases and
+//! masks.
 
 use reel_kernels::sample as kernel;
 use reel_kernels::{Addr, DType};
@@ -9,35 +10,35 @@ use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, dims};
 
-/// How the token of one row is chosen; [`reel_kernels::sample`] has the meaning and the order of the steps.
+/// The sampling parameters of one row. [`reel_kernels::sample`] defines each of them and the order in which they apply.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SlotSampling<'a> {
-    /// 0: the likeliest token.
+    /// The softmax temperature; 0: greedy.
     pub temperature: f32,
-    /// 1: off.
+    /// The probability mass of nucleus sampling; 1: off.
     pub top_p: f32,
-    /// 0: off.
+    /// The number of most likely tokens to sample from; 0: off.
     pub top_k: u32,
-    /// 0: off.
+    /// The least probability, relative to the most likely token; 0: off.
     pub min_p: f32,
-    /// 1: off.
+    /// Divides the positive logits of tokens in the history, and multiplies negative ones; 1: off.
     pub repetition_penalty: f32,
-    /// 0: off.
+    /// Subtracted from a logit once for each occurrence of its token in the completion; 0: off.
     pub frequency_penalty: f32,
-    /// 0: off.
+    /// Subtracted from the logit of each token that occurs in the completion; 0: off.
     pub presence_penalty: f32,
-    /// Where the part of the history begins that the last two count.
+    /// The index in the history where the completion begins, which frequency and presence penalties count from.
     pub counted_from: usize,
-    /// Of the draws.
+    /// The seed of the random draws.
     pub seed: u64,
-    /// Added to the scores of these tokens; at most as many as [`SamplingTable`] has room for.
+    /// Tokens and what is added to their logits; at most as many as [`SamplingTable::new`] allocated.
     pub bias: &'a [(i32, f32)],
-    /// A bit a token, 32 in a word, the lowest first; empty: all are allowed.
+    /// A bit for each token that may be sampled, 32 in a word, lowest bit first; empty: all tokens.
     pub allowed: &'a [u32],
 }
 
 impl Default for SlotSampling<'_> {
-    /// The likeliest token.
+    /// Greedy sampling.
     fn default() -> Self {
         SlotSampling {
             temperature: 0.0,
@@ -55,7 +56,7 @@ impl Default for SlotSampling<'_> {
     }
 }
 
-/// The choices of rows, in device memory: `R` rows, `V` vocabulary.
+/// The sampling parameters of `R` rows, in device memory. `V` is the vocabulary.
 #[derive(Clone, Debug)]
 pub struct SamplingTable {
     temperature: Tensor,     // f32 [R]
@@ -73,8 +74,8 @@ pub struct SamplingTable {
 }
 
 impl SamplingTable {
-    /// Room for `rows` rows with up to `bias` biased tokens each, and, where `masked` is a vocabulary, with a mask of what is allowed. Every
-    /// row takes the likeliest token until [`SamplingTable::set`] says otherwise.
+    /// Allocates `rows` rows with at most `bias` biased tokens each. `masked`: the vocabulary size, if rows may have a
+    /// mask of allowed tokens. All rows are greedy until [`SamplingTable::set`].
     ///
     /// # Errors
     /// Out of memory.
@@ -99,15 +100,15 @@ impl SamplingTable {
         Ok(choices)
     }
 
-    /// Rows.
+    /// The number of rows.
     pub fn rows(&self) -> usize {
         self.temperature.count()
     }
 
-    /// `rows` of them from `first` on, in the same memory.
+    /// Rows `first .. first + rows`, in the same memory.
     ///
     /// # Errors
-    /// More than there are.
+    /// A range beyond the last row.
     pub fn part(&self, first: usize, rows: usize) -> Result<SamplingTable> {
         let part = |t: &Tensor| t.rows(first, rows);
         Ok(SamplingTable {
@@ -126,18 +127,19 @@ impl SamplingTable {
         })
     }
 
-    /// Sets the choices of the rows from `first` on, behind the launches so far.
+    /// Sets the parameters of the rows from `first` on. Takes effect after the launches made so far.
     ///
     /// # Errors
-    /// Rows beyond the last; more biased tokens than there is room for; a mask of another length, or without room.
+    /// A range beyond the last row; more biased tokens than allocated; a mask of another length, or a table without
+    /// masks.
     pub fn set(&self, first: usize, choices: &[SlotSampling]) -> Result<()> {
-        const OP: &str = "choices";
+        const OP: &str = "sampling table";
         let (n, cols) = (choices.len(), self.bias.shape()[1]);
         let words = self.allowed.as_ref().map(|t| t.shape()[1]);
         let (mut bias_ids, mut bias, mut allowed) = (vec![-1i32; n * cols], vec![0f32; n * cols], Vec::new());
         for (row, c) in choices.iter().enumerate() {
             if c.bias.len() > cols {
-                return Err(shape_error(OP, format!("{} biased tokens, room for {cols}", c.bias.len())));
+                return Err(shape_error(OP, format!("{} biased tokens, but a row has at most {cols}", c.bias.len())));
             }
             for (i, &(id, value)) in c.bias.iter().enumerate() {
                 (bias_ids[row * cols + i], bias[row * cols + i]) = (id, value);
@@ -148,7 +150,7 @@ impl SamplingTable {
                 None if c.allowed.is_empty() => {}
                 _ => {
                     let room = words.unwrap_or(0);
-                    return Err(shape_error(OP, format!("a mask of {} words, room for {room}", c.allowed.len())));
+                    return Err(shape_error(OP, format!("a mask of {} words, expected {room}", c.allowed.len())));
                 }
             }
         }
@@ -175,27 +177,31 @@ impl SamplingTable {
     }
 }
 
-/// What was chosen for each of `R` rows.
+/// The sampled tokens of `R` rows.
 #[derive(Clone, Debug)]
 pub struct SampledTokens {
-    /// i32 `[R]`; −1: no token has a number for a score.
+    /// i32 `[R]`: the sampled tokens; −1 if all logits of the row are NaN.
     pub ids: Tensor,
-    /// f32 `[R]`: the token's log-probability under softmax(logits / temperature).
+    /// f32 `[R]`: the log-probability of each sampled token under softmax(logits / temperature).
     pub log_prob: Tensor,
-    /// f32 `[R]`: the same under softmax(logits).
+    /// f32 `[R]`: the log-probability of each sampled token under softmax(logits).
     pub raw_log_prob: Option<Tensor>,
-    /// i32 and f32 `[R, n]`: the likeliest tokens and their log-probabilities under softmax(logits).
+    /// i32 and f32 `[R, n]`: the n most likely tokens and their log-probabilities under softmax(logits).
     pub tops: Option<(Tensor, Tensor)>,
 }
 
 impl SampledTokens {
-    /// Room for the tokens of `rows` rows; `raw`: and for their log-probabilities without temperature; and for the `tops` likeliest.
+    /// Allocates the results of `rows` rows. `raw`: with log-probabilities without temperature. `tops`: the number of
+    /// most likely tokens.
     ///
     /// # Errors
-    /// More likeliest tokens than the kernel names; out of memory.
+    /// More most likely tokens than the kernel supports; out of memory.
     pub fn new(device: &Device, rows: usize, raw: bool, tops: usize) -> Result<SampledTokens> {
         if tops > kernel::MAX_TOPS as usize {
-            return Err(shape_error("sample", format!("{tops} likeliest tokens, {} at most", kernel::MAX_TOPS)));
+            return Err(shape_error(
+                "sample",
+                format!("{tops} most likely tokens, at most {} are supported", kernel::MAX_TOPS),
+            ));
         }
         let one = |shape: &[usize], dtype| Tensor::empty(device, shape, dtype, Category::Inputs);
         let likeliest = || Ok((one(&[rows, tops], DType::I32)?, one(&[rows, tops], DType::F32)?));
@@ -207,10 +213,10 @@ impl SampledTokens {
         })
     }
 
-    /// `rows` of them from `first` on, in the same memory.
+    /// Rows `first .. first + rows`, in the same memory.
     ///
     /// # Errors
-    /// More than there are.
+    /// A range beyond the last row.
     pub fn part(&self, first: usize, rows: usize) -> Result<SampledTokens> {
         let part = |t: &Tensor| t.rows(first, rows);
         let tops = |(ids, values): &(Tensor, Tensor)| Ok((part(ids)?, part(values)?));
@@ -223,15 +229,15 @@ impl SampledTokens {
     }
 }
 
-/// The tokens so far of rows, for penalties: i32 `[R, longest]`, and i32 `[R]`, how many of them count.
+/// The history of rows, for penalties: token ids i32 `[R, max]`, and the number of valid ids of each row, i32 `[R]`.
 pub type History<'a> = (&'a Tensor, &'a Tensor);
 
-/// Chooses a token for each row of logits `[R, V]` (f32), never one of `suppressed` (i32 `[n]`). `draws` (i32 `[R]`) numbers the draw of
-/// each row under its seed: the same seed and number draw the same on every device, whatever else is in the batch. Without a history the
-/// penalties do nothing. Only `chosen` is written.
+/// Samples a token for each row of logits `[R, V]` (f32) and writes it to `chosen`. Tokens in `suppressed` (i32 `[n]`)
+/// are never sampled. `draws` (i32 `[R]`) is the number of each row's draw: equal seed and number give equal draws on
+/// every device and in every batch. Penalties have no effect without a history.
 ///
 /// # Errors
-/// Shapes or dtypes that do not fit; out of memory.
+/// Shapes or dtypes that do not match; out of memory.
 pub fn sample(
     cx: &Cx,
     logits: &Tensor,
@@ -246,7 +252,7 @@ pub fn sample(
         return Err(shape_error(OP, format!("logits are {}, expected [rows, vocabulary]", dims(logits.shape()))));
     };
     want_dtype(OP, "logits", logits, DType::F32)?;
-    want_shape(OP, "choices", &choices.temperature, &[rows], "a row for each row of logits")?;
+    want_shape(OP, "sampling table", &choices.temperature, &[rows], "a row for each row of logits")?;
     want_shape(OP, "draws", draws, &[rows], "one for each row of logits")?;
     want_dtype(OP, "draws", draws, DType::I32)?;
     want_shape(OP, "chosen", &chosen.ids, &[rows], "one for each row of logits")?;
@@ -298,7 +304,7 @@ pub fn sample(
         bias_cols: size(OP, bias_cols)?,
         tops: size(OP, tops.map_or(0, |t| t.0.shape()[1]))?,
     };
-    // The cpu kernel keeps its working copy to itself.
+    // The CPU kernel allocates its working copy itself.
     let bytes = if cx.device().kernels() == Kernels::Cpu { 0 } else { kernel::workspace(&params) };
     let workspace = match bytes {
         0 => None,

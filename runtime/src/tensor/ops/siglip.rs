@@ -1,4 +1,4 @@
-//! What SigLIP's towers have beyond those of Qwen: layer norm, learned positions, rows of length 1, attention pooling.
+//! Ops that only SigLIP uses: LayerNorm, learned position embeddings, normalisation to length 1, attention pooling.
 
 use reel_kernels::{
     Addr, DType, layer_norm as ln, normalise as unit, pool_attention as pool, position_add as position,
@@ -11,8 +11,8 @@ use crate::tensor::cx::Cx;
 use crate::tensor::tape::zero;
 use crate::tensor::{Tensor, dims};
 
-/// The longest head that the CUDA of attention pooling is made for.
-const MOST_HEAD_DIM: usize = 128;
+/// The largest head_dim that the CUDA kernel of attention pooling supports.
+const MAX_HEAD_DIM: usize = 128;
 
 fn addr(t: &Option<Tensor>) -> Addr {
     t.as_ref().map_or(Addr::NULL, Tensor::addr)
@@ -21,7 +21,7 @@ fn addr(t: &Option<Tensor>) -> Addr {
 /// `(x − mean) · rsqrt(var + eps) · w + b` over the last dimension: x `[.., C]`, w and b `[C]` of x's dtype.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
+/// Shapes that do not match; out of memory.
 pub fn layer_norm(cx: &Cx, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<Tensor> {
     const OP: &str = "layer_norm";
     let (n_rows, n_cols) = rows_cols(OP, "x", x)?;
@@ -54,7 +54,7 @@ pub fn layer_norm(cx: &Cx, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Resu
         let (mut dw, mut db) = (bw.parameter_grad(&kw)?, bw.parameter_grad(&kb)?);
         let mut partial = None;
         if dw.is_some() || db.is_some() {
-            // The kernel makes both or neither; what nobody asked for is thrown away.
+            // The kernel computes both gradients or none; the one of a frozen tensor is discarded.
             for missing in [&mut dw, &mut db].into_iter().filter(|d| d.is_none()) {
                 let scratch = bw.empty(&[n_cols], DType::F32, Category::Workspace)?;
                 zero(&scratch)?;
@@ -80,10 +80,10 @@ pub fn layer_norm(cx: &Cx, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Resu
     }))
 }
 
-/// x `[R, C]` plus the learned row of each place, `pos [P, C]`: row r is at place `r mod P`.
+/// Adds learned position embeddings `pos [P, C]` to x `[R, C]`: row r gets row `r mod P` of pos.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
+/// Shapes that do not match; out of memory.
 pub fn position_add(cx: &Cx, x: &Tensor, pos: &Tensor) -> Result<Tensor> {
     const OP: &str = "position_add";
     let (n_rows, n_cols) = rows_cols(OP, "x", x)?;
@@ -91,7 +91,7 @@ pub fn position_add(cx: &Cx, x: &Tensor, pos: &Tensor) -> Result<Tensor> {
     want_shape(OP, "positions", pos, &[n_positions, n_cols], "[P, C], C as in x")?;
     want_dtype(OP, "positions", pos, x.dtype())?;
     if n_positions == 0 {
-        return Err(shape_error(OP, format!("positions are {}; there must be one", dims(pos.shape()))));
+        return Err(shape_error(OP, format!("positions are {}; expected at least one row", dims(pos.shape()))));
     }
     let (rows, cols, positions) = (size(OP, n_rows)?, size(OP, n_cols)?, size(OP, n_positions)?);
     let y = cx.empty(x.shape(), x.dtype())?;
@@ -108,10 +108,10 @@ pub fn position_add(cx: &Cx, x: &Tensor, pos: &Tensor) -> Result<Tensor> {
     }))
 }
 
-/// Rows of x `[.., C]` scaled to length 1. A row of zeros becomes NaN.
+/// Scales the rows of x `[.., C]` to length 1. A row of zeros becomes NaN.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
+/// Shapes that do not match; out of memory.
 pub fn normalise(cx: &Cx, x: &Tensor) -> Result<Tensor> {
     const OP: &str = "normalise";
     let (n_rows, n_cols) = rows_cols(OP, "x", x)?;
@@ -129,47 +129,47 @@ pub fn normalise(cx: &Cx, x: &Tensor) -> Result<Tensor> {
     }))
 }
 
-/// One query a head, q `[heads, D]`, attends to all tokens of each picture: k and v `[tokens, heads, D]` give
-/// `[pictures, heads, D]`, scores times `1 / sqrt(D)`. A picture without tokens gives zeros.
+/// Attention pooling: one query a head, q `[heads, D]`, attends to all tokens of each image. k and v `[tokens, heads,
+/// D]` give `[images, heads, D]`; scores are scaled by `1 / sqrt(D)`. An image without tokens gives zeros.
 ///
 /// # Errors
-/// Shapes that do not fit; on CUDA a D above 128; out of memory.
-pub fn pool_attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, pictures: &CuSeqlens) -> Result<Tensor> {
+/// Shapes that do not match; on CUDA a D above 128; out of memory.
+pub fn pool_attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, images: &CuSeqlens) -> Result<Tensor> {
     const OP: &str = "pool_attention";
     let &[n_heads, d] = q.shape() else {
         return Err(shape_error(OP, format!("q is {}, expected [heads, head_dim]", dims(q.shape()))));
     };
-    if d > MOST_HEAD_DIM && cx.device().kernels() == Kernels::Cuda {
-        return Err(shape_error(OP, format!("heads of {d} on CUDA, {MOST_HEAD_DIM} at most")));
+    if d > MAX_HEAD_DIM && cx.device().kernels() == Kernels::Cuda {
+        return Err(shape_error(OP, format!("head_dim is {d}; the CUDA kernel supports at most {MAX_HEAD_DIM}")));
     }
-    let (n_tokens, n_pictures) = (pictures.tokens(), pictures.seqs());
+    let (n_tokens, n_images) = (images.tokens(), images.seqs());
     for (what, t) in [("k", k), ("v", v)] {
-        want_shape(OP, what, t, &[n_tokens, n_heads, d], "the tokens of all pictures, heads and head_dim of q")?;
+        want_shape(OP, what, t, &[n_tokens, n_heads, d], "the tokens of all images, heads and head_dim of q")?;
         want_dtype(OP, what, t, q.dtype())?;
     }
-    let o = cx.empty(&[n_pictures, n_heads, d], q.dtype())?;
+    let o = cx.empty(&[n_images, n_heads, d], q.dtype())?;
     let wants = cx.is_training() && [q, k, v].iter().any(|t| t.needs_grad());
-    let lse = if wants { Some(cx.empty(&[n_pictures, n_heads], DType::F32)?) } else { None };
+    let lse = if wants { Some(cx.empty(&[n_images, n_heads], DType::F32)?) } else { None };
     let p = pool::FwdParams {
         q: q.addr(),
         k: k.addr(),
         v: v.addr(),
-        cu_seqlens: pictures.addr(),
+        cu_seqlens: images.addr(),
         o: o.addr(),
         lse: addr(&lse),
         tokens: size(OP, n_tokens)?,
-        pictures: size(OP, n_pictures)?,
+        pictures: size(OP, n_images)?,
         heads: size(OP, n_heads)?,
         head_dim: size(OP, d)?,
         scale: 1.0 / (d as f32).sqrt(),
         reserved: 0,
     };
     cx.launch(&pool::fwd(q.dtype(), &p))?;
-    let (kq, kk, kv, ko, seqs) = (q.clone(), k.clone(), v.clone(), o.clone(), pictures.clone());
+    let (kq, kk, kv, ko, seqs) = (q.clone(), k.clone(), v.clone(), o.clone(), images.clone());
     Ok(cx.record(OP, &[q, k, v], o, move |bw| {
         let d_o = bw.take_dy();
         let (dq, dk, dv) = (bw.empty_like(&kq)?, bw.empty_like(&kk)?, bw.empty_like(&kv)?);
-        let partial = bw.empty(&[n_pictures, n_heads, d], DType::F32, Category::Workspace)?;
+        let partial = bw.empty(&[n_images, n_heads, d], DType::F32, Category::Workspace)?;
         let p = pool::BwdParams {
             q: kq.addr(),
             k: kk.addr(),

@@ -1,4 +1,18 @@
-//! Attention over packed sequences (training, the vision tower), and over cached keys (generation).
+//! Attention over packed sequences (training, scoring, the vision tower) and over the KV cache (generation).
+//!
+//! [`CuSeqlens`] says where each sequence of a packed row begins, and which prefix it shares. Example: a GRPO group
+//! whose prompt has 4 tokens p0..p3 and whose completions have 2 and 3 tokens. The prompt is stored once, with its last
+//! token in front of each completion (its prediction is the first completion token):
+//!
+//! ```text
+//! row:         p0 p1 p2 | p3 a0 | p3 b0 b1         cu_seqlens = [0, 3, 5, 8]
+//! prefixes:    none     | (0,3) | (0,3)            (first token, number of tokens)
+//! a0 attends:  p0 p1 p2   p3 a0
+//! b1 attends:  p0 p1 p2           p3 b0 b1
+//! ```
+//!
+//! The keys of a prefix come before the sequence's own keys, so the bits equal those of the unshared row `p0 p1 p2 p3
+//! a0`. [`KvPages`] is the paged counterpart: block tables, lengths, and the cache slots of the new tokens.
 
 use std::sync::Arc;
 
@@ -13,7 +27,8 @@ use crate::tensor::{Tensor, dims};
 
 /// Where each sequence of a packed row begins: `[0, len_0, len_0 + len_1, …]`, on the host and on the device.
 ///
-/// A sequence may have a prefix: tokens of the sequences before it whose keys come before its own, as completions have their prompt.
+/// A sequence may have a shared prefix: earlier tokens of the row whose keys come before its own, as completions share
+/// their prompt.
 #[derive(Clone, Debug)]
 pub struct CuSeqlens {
     host: Arc<[i32]>,
@@ -21,19 +36,19 @@ pub struct CuSeqlens {
     prefix: Option<Prefixes>,
 }
 
-/// What comes before each sequence.
+/// The shared prefix of each sequence.
 #[derive(Clone, Debug)]
 struct Prefixes {
-    /// First token and number of each.
+    /// First token and number of tokens of each prefix; (0, 0) for none.
     host: Arc<[(usize, usize)]>,
     device: Tensor, // i32 [seqs, 2]
 }
 
 impl CuSeqlens {
-    /// From offsets that start at 0 and do not decrease.
+    /// Takes offsets that start at 0 and do not decrease.
     ///
     /// # Errors
-    /// Other offsets; out of memory.
+    /// Offsets of another kind; out of memory.
     pub fn new(device: &Device, offsets: &[i32]) -> Result<CuSeqlens> {
         if offsets.first() != Some(&0) || offsets.windows(2).any(|w| w[1] < w[0]) {
             return Err(shape_error("cu_seqlens", format!("{offsets:?} must start at 0 and not decrease")));
@@ -42,10 +57,11 @@ impl CuSeqlens {
         Ok(CuSeqlens { host: offsets.into(), device, prefix: None })
     }
 
-    /// The same with a prefix for each sequence: its first token and how many they are (0: none).
+    /// Adds a prefix to each sequence: its first token and its number of tokens (0: no prefix).
     ///
     /// # Errors
-    /// Another number of prefixes than of sequences; a prefix that is not wholly before its sequence; out of memory.
+    /// A number of prefixes other than the number of sequences; a prefix that does not end before its sequence; out of
+    /// memory.
     pub fn with_prefixes(self, prefixes: &[(usize, usize)]) -> Result<CuSeqlens> {
         let fits = |(n, &(first, tokens)): (usize, &(usize, usize))| first + tokens <= self.host[n] as usize;
         if prefixes.len() != self.seqs() || !prefixes.iter().enumerate().all(fits) {
@@ -57,10 +73,10 @@ impl CuSeqlens {
         Ok(CuSeqlens { prefix: Some(Prefixes { host: prefixes.into(), device: table }), ..self })
     }
 
-    /// From the lengths of sequences.
+    /// Takes the lengths of the sequences.
     ///
     /// # Errors
-    /// Out of memory.
+    /// More than 2^31 tokens; out of memory.
     pub fn from_lengths(device: &Device, lengths: &[usize]) -> Result<CuSeqlens> {
         let mut offsets = vec![0i32];
         for (i, &n) in lengths.iter().enumerate() {
@@ -70,27 +86,27 @@ impl CuSeqlens {
         CuSeqlens::new(device, &offsets)
     }
 
-    /// Tokens of all sequences.
+    /// The number of tokens of all sequences.
     pub fn tokens(&self) -> usize {
         self.host.last().map_or(0, |&n| n as usize)
     }
 
-    /// Number of sequences.
+    /// The number of sequences.
     pub fn seqs(&self) -> usize {
         self.host.len() - 1
     }
 
-    /// The lengths.
+    /// The length of each sequence.
     pub fn lengths(&self) -> impl Iterator<Item = usize> + '_ {
         self.host.windows(2).map(|w| (w[1] - w[0]) as usize)
     }
 
-    /// Where the offsets lie on the device.
+    /// The device address of the offsets.
     pub(super) fn addr(&self) -> Addr {
         self.device.addr()
     }
 
-    /// The first `seqs` of them, in the same memory.
+    /// The first `seqs` sequences, in the same memory.
     pub(super) fn first(&self, seqs: usize) -> Result<CuSeqlens> {
         let device = self.device.rows(0, seqs + 1)?;
         let prefix = match &self.prefix {
@@ -100,24 +116,24 @@ impl CuSeqlens {
         Ok(CuSeqlens { host: self.host[..=seqs].into(), device, prefix })
     }
 
-    /// Where the prefixes lie on the device.
+    /// The device address of the prefixes; null if there are none.
     fn prefix_addr(&self) -> Addr {
         self.prefix.as_ref().map_or(Addr::NULL, |p| p.device.addr())
     }
 
-    /// The (query, key) pairs of attention.
+    /// The number of (query, key) pairs, for the cost of a launch.
     fn pairs(&self, causal: bool) -> f64 {
         let prefixed = self.prefix.iter().flat_map(|p| p.host.iter());
         let extra: f64 = self.lengths().zip(prefixed).map(|(n, p)| n as f64 * p.1 as f64).sum();
         packed::pairs(self.lengths(), causal) + extra
     }
 
-    fn max(&self) -> usize {
+    fn max_len(&self) -> usize {
         self.lengths().max().unwrap_or(0)
     }
 }
 
-/// Heads of q and k as `[tokens, heads, head_dim]`, checked against each other.
+/// Checks q, k and v against each other. Returns tokens, query heads, key-value heads and head_dim.
 fn heads(op: &'static str, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(usize, usize, usize, usize)> {
     let (&[tokens, heads, d], &[kv_tokens, kv_heads, kd]) = (q.shape(), k.shape()) else {
         return Err(shape_error(
@@ -142,10 +158,10 @@ fn heads(op: &'static str, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(usize,
 }
 
 /// `softmax(q kᵀ / sqrt(D)) v` within each sequence: q `[S, Hq, D]`, k and v `[S, Hkv, D]` give `[S, Hq, D]`.
-/// `causal`: a token sees those up to itself.
+/// With `causal`, a token attends to itself and to earlier tokens.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
+/// Shapes that do not match; out of memory.
 pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, causal: bool) -> Result<Tensor> {
     const OP: &str = "attention";
     let (tokens, n_heads, kv_heads, d) = heads(OP, q, k, v)?;
@@ -173,7 +189,7 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
         head_dim: size(OP, d)?,
         causal: causal as u32,
         scale,
-        max_seqlen: size(OP, seqs.max())?,
+        max_seqlen: size(OP, seqs.max_len())?,
     };
     cx.launch(&packed::fwd(dtype, &p, pairs))?;
     let (kq, kk, kv, ko, seqs) = (q.clone(), k.clone(), v.clone(), o.clone(), seqs.clone());
@@ -205,7 +221,7 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
             scale,
             max_seqlen: p.max_seqlen,
         };
-        // The cpu kernel adds up all keys of a query in one task.
+        // The CPU kernel sums over all keys of a query in one task and needs no workspace.
         let bytes = if bw.device().kernels() == Kernels::Cpu { 0 } else { packed::workspace(dtype, &p) };
         let workspace = match bytes {
             0 => None,
@@ -219,7 +235,8 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
     }))
 }
 
-/// Which cache blocks hold the keys of each sequence, and where the new tokens go.
+/// The block tables of a forward pass with the KV cache: the cache blocks of each sequence, and the cache slot of each
+/// new token.
 #[derive(Clone, Debug)]
 pub struct KvPages {
     new: CuSeqlens,
@@ -230,10 +247,10 @@ pub struct KvPages {
 }
 
 impl KvPages {
-    /// Tokens in a cache block.
+    /// The number of tokens in a cache block.
     pub const BLOCK: usize = BLOCK;
 
-    /// For sequences of `(keys before, new tokens, blocks)`; the blocks cover keys and new tokens.
+    /// Takes `(cached tokens, new tokens, blocks)` of each sequence. The blocks must cover both.
     ///
     /// # Errors
     /// Too few blocks; out of memory.
@@ -264,28 +281,29 @@ impl KvPages {
         })
     }
 
-    /// For rows whose lengths, tables and slots (i32 `[R]`, `[R, width]`, `[R]`) only the device knows: up to `longest` keys each, one of
-    /// them new.
-    pub(super) fn of_rows(rows: &CuSeqlens, longest: usize, [lens, tables, slots]: [&Tensor; 3]) -> KvPages {
+    /// For decode rows with one new token each, whose lengths, block tables and slots (i32 `[R]`, `[R, width]`, `[R]`)
+    /// are in device memory. `max_keys` is the largest length that a row may have.
+    pub(super) fn of_rows(rows: &CuSeqlens, max_keys: usize, [lens, tables, slots]: [&Tensor; 3]) -> KvPages {
         KvPages {
             new: rows.clone(),
-            kv_lens: vec![longest; rows.seqs()],
+            kv_lens: vec![max_keys; rows.seqs()],
             kv_lens_device: lens.clone(),
             tables: tables.clone(),
             slots: slots.clone(),
         }
     }
 
-    /// Where the new tokens of each sequence begin.
+    /// The new tokens of each sequence.
     pub fn new_tokens(&self) -> &CuSeqlens {
         &self.new
     }
 }
 
-/// Writes the keys and values `[S, Hkv, D]` of the new tokens into the caches `[blocks, BLOCK, Hkv, D]`. No gradient.
+/// Writes the keys and values `[S, Hkv, D]` of the new tokens into the caches `[blocks, BLOCK, Hkv, D]`. Has no
+/// backward rule.
 ///
 /// # Errors
-/// Shapes that do not fit.
+/// Shapes that do not match.
 pub fn kv_write(cx: &Cx, k: &Tensor, v: &Tensor, caches: (&Tensor, &Tensor), pages: &KvPages) -> Result<()> {
     const OP: &str = "kv_write";
     let (tokens, _, kv_heads, d) = heads(OP, k, k, v)?;
@@ -311,10 +329,10 @@ pub fn kv_write(cx: &Cx, k: &Tensor, v: &Tensor, caches: (&Tensor, &Tensor), pag
     cx.launch(&write::write(k.dtype(), &p))
 }
 
-/// Causal attention of new tokens q `[S, Hq, D]` over the cached keys of their sequences. No gradient passes.
+/// Causal attention of new tokens q `[S, Hq, D]` to the cached keys of their sequences. Has no backward rule.
 ///
 /// # Errors
-/// Shapes that do not fit; out of memory.
+/// Shapes that do not match; out of memory.
 pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &KvPages) -> Result<Tensor> {
     const OP: &str = "paged_attention";
     let (&[tokens, n_heads, d], &[_, _, kv_heads, kd]) = (q.shape(), caches.0.shape()) else {
@@ -350,7 +368,7 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
         page: BLOCK as u32,
         reserved: 0,
     };
-    // The cpu kernel makes its own, for as many tasks as there are threads.
+    // The CPU kernel allocates its workspace itself, one for each thread.
     let bytes = if cx.device().kernels() == Kernels::Cpu { 0 } else { paged::workspace(&p) };
     let workspace = match bytes {
         0 => None,

@@ -2,7 +2,8 @@ use super::*;
 use crate::tensor::ops::{linear_log_prob, weighted_sum};
 use crate::tensor::tape::Grads;
 
-/// Gradients of bf16 queries, keys and values whose heads are for tensor cores, with more keys than a block has.
+/// Gradients of bf16 queries, keys and values. The head size suits tensor cores; there are more keys than a block of
+/// keys has.
 fn gradients(device: &Device) -> Vec<Vec<f32>> {
     let numbers = |n: usize, seed: usize| -> Vec<f32> {
         (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1013) as f32 / 506.0 - 1.0).collect()
@@ -26,12 +27,12 @@ fn gradients(device: &Device) -> Vec<Vec<f32>> {
 }
 
 #[test]
-fn sim_gives_the_gradients_of_cpu_with_a_workspace() {
+fn sim_gradients_equal_cpu_and_plan_counts_the_workspace() {
     let Some(()) = reel_kernels::compile::for_test() else { return };
     let sim = Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap();
     let (got, want) = (gradients(&sim), gradients(&Device::cpu(1)));
     assert_eq!(got.len(), 3);
-    // What is planned for a GPU has the workspace, and what is planned for the cpu has not.
+    // The plan for a GPU includes the workspace; the plan for the CPU does not.
     let planned = |kernels| {
         let dry = Device::dry(kernels);
         gradients(&dry);

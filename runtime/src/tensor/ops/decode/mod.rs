@@ -1,5 +1,6 @@
-//! The rows of a decode step, in device memory: what changes from step to step changes there, so that a step can be asked for, and replayed,
-//! before the host has seen the one before.
+//! The rows of a decode step, in device memory. Everything that changes from step to step (token, position, length,
+//! block table) is updated there, so the host can enqueue a step, or replay it as a captured graph, before it has read
+//! the tokens of the step before.
 
 use reel_kernels::paged_attention::BLOCK;
 use reel_kernels::{Addr, DType, advance as kernel};
@@ -11,33 +12,33 @@ use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 
-/// A sequence that takes a row: where its next step begins.
+/// The state of a sequence when it is assigned to a row.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot<'a> {
-    /// The token that the next step takes.
+    /// The input token of the next step.
     pub id: i32,
-    /// Its rotary position, the same on every axis.
+    /// The rotary position of that token; text has the same position on every axis.
     pub position: i32,
-    /// Keys of the sequence with that token's.
+    /// The number of cached keys, including the one of that token.
     pub keys: usize,
-    /// The most keys that the sequence may have: with as many the row ends after its next token.
+    /// The largest number of keys that the sequence may have. A row with that many ends after its next token.
     pub limit: usize,
-    /// The cache blocks of its keys, for all of `limit`.
+    /// The cache blocks of the sequence; they cover `limit` keys.
     pub blocks: &'a [i32],
-    /// Number of the next draw.
+    /// The number of the next random draw.
     pub draw: i32,
-    /// Tokens so far; left out where the rows have no history.
+    /// The tokens so far, for penalties. Unused if the rows have no history.
     pub history: &'a [i32],
 }
 
-/// `R` rows of a decode step. A row that no sequence has takes part without effect.
+/// The `R` rows of a decode step. A row without a sequence is computed and has no effect.
 #[derive(Clone, Debug)]
 pub struct DecodeRows {
-    /// i32 `[R]`: the tokens that the next step takes.
+    /// i32 `[R]`: the input tokens of the next step.
     pub ids: Tensor,
-    /// i32 `[1, R]`: their rotary positions.
+    /// i32 `[1, R]`: the rotary positions of the input tokens.
     pub positions: Tensor,
-    /// i32 `[R]`: numbers of the rows' draws.
+    /// i32 `[R]`: the number of each row's next random draw.
     pub draws: Tensor,
     kv_lens: Tensor,                   // i32 [R]
     kv_limits: Tensor,                 // i32 [R]
@@ -48,7 +49,8 @@ pub struct DecodeRows {
 }
 
 impl DecodeRows {
-    /// Room for `rows` rows of up to `width` cache blocks, and of up to `history` tokens of history where that is not 0; none is in use.
+    /// Allocates `rows` unused rows of at most `width` cache blocks. `history`: the largest number of tokens kept for
+    /// penalties; 0: none.
     ///
     /// # Errors
     /// Out of memory.
@@ -67,30 +69,30 @@ impl DecodeRows {
         })
     }
 
-    /// Rows.
+    /// The number of rows.
     pub fn rows(&self) -> usize {
         self.ids.count()
     }
 
-    /// Cache blocks that a row may have.
+    /// The largest number of cache blocks of a row.
     pub fn width(&self) -> usize {
         self.tables.shape()[1]
     }
 
-    /// Tokens of history that a row may have; 0: none is kept.
-    pub fn longest(&self) -> usize {
+    /// The largest number of history tokens of a row; 0 if no history is kept.
+    pub fn max_history(&self) -> usize {
         self.history.as_ref().map_or(0, |h| h.0.shape()[1])
     }
 
-    /// The history, for [`super::sample`].
+    /// The history of all rows, an argument of [`super::sample`].
     pub fn history(&self) -> Option<History<'_>> {
         self.history.as_ref().map(|(tokens, lens)| (tokens, lens))
     }
 
-    /// `rows` of them from `first` on, in the same memory.
+    /// Rows `first .. first + rows`, in the same memory.
     ///
     /// # Errors
-    /// More than there are.
+    /// A range beyond the last row.
     pub fn part(&self, first: usize, rows: usize) -> Result<DecodeRows> {
         let part = |t: &Tensor| t.rows(first, rows);
         let flat = self.positions.reshape(&[self.rows()])?;
@@ -104,40 +106,47 @@ impl DecodeRows {
             tables: part(&self.tables)?,
             slots: part(&self.slots)?,
             history: self.history.as_ref().map(history).transpose()?,
-            // One token each, whichever they are.
+            // Every row has one new token.
             seqs: self.seqs.first(rows)?,
         })
     }
 
-    /// Where the step's keys go and which it sees. Its cost counts every row as long as may be.
+    /// The block tables of the step. The cost of its launches assumes the largest number of keys in every row.
     pub fn pages(&self) -> KvPages {
-        let longest = self.width() * BLOCK;
-        KvPages::of_rows(&self.seqs, longest, [&self.kv_lens, &self.tables, &self.slots])
+        let max_keys = self.width() * BLOCK;
+        KvPages::of_rows(&self.seqs, max_keys, [&self.kv_lens, &self.tables, &self.slots])
     }
 
-    /// Gives the rows from `first` on to sequences, behind the launches so far.
+    /// Assigns the rows from `first` on to sequences. Takes effect after the launches made so far.
     ///
     /// # Errors
-    /// Rows beyond the last; blocks or histories that do not fit.
-    pub fn assign(&self, first: usize, seats: &[Slot]) -> Result<()> {
+    /// A range beyond the last row; too few or too many blocks; a history that is too long.
+    pub fn assign(&self, first: usize, slots: &[Slot]) -> Result<()> {
         const OP: &str = "decode rows";
-        let (n, width, longest) = (seats.len(), self.width(), self.longest());
+        let (n, width, longest) = (slots.len(), self.width(), self.max_history());
         let (mut tables, mut history) = (vec![0i32; n * width], vec![0i32; n * longest]);
-        for (row, s) in seats.iter().enumerate() {
+        for (row, s) in slots.iter().enumerate() {
             let blocks = s.limit.div_ceil(BLOCK);
             if s.keys == 0 || s.keys > s.limit || blocks > width || s.blocks.len() < blocks {
-                let what = format!("{} keys of {} in {} blocks, rows have {width}", s.keys, s.limit, s.blocks.len());
+                let what = format!(
+                    "{} keys (limit {}) in {} blocks, but a row has at most {width}",
+                    s.keys,
+                    s.limit,
+                    s.blocks.len()
+                );
                 return Err(shape_error(OP, what));
             }
             tables[row * width..][..blocks].copy_from_slice(&s.blocks[..blocks]);
             if longest > 0 {
                 let to = history[row * longest..][..longest].get_mut(..s.history.len());
-                let what = || shape_error(OP, format!("a history of {}, rows have {longest}", s.history.len()));
+                let what = || {
+                    shape_error(OP, format!("a history of {} tokens, but a row has at most {longest}", s.history.len()))
+                };
                 to.ok_or_else(what)?.copy_from_slice(s.history);
             }
         }
         let write = |to: &Tensor, f: &dyn Fn(&Slot) -> i32| {
-            to.rows(first, n)?.write(&seats.iter().map(f).collect::<Vec<i32>>())
+            to.rows(first, n)?.write(&slots.iter().map(f).collect::<Vec<i32>>())
         };
         let last = |s: &Slot| s.blocks[(s.keys - 1) / BLOCK] * BLOCK as i32 + ((s.keys - 1) % BLOCK) as i32;
         write(&self.ids, &|s| s.id)?;
@@ -154,19 +163,19 @@ impl DecodeRows {
         Ok(())
     }
 
-    /// Takes `rows` rows from `first` on out of use, behind the launches so far.
+    /// Frees `rows` rows from `first` on. Takes effect after the launches made so far.
     ///
     /// # Errors
-    /// Rows beyond the last.
+    /// A range beyond the last row.
     pub fn clear(&self, first: usize, rows: usize) -> Result<()> {
         self.kv_lens.rows(first, rows)?.write(&vec![0i32; rows])?;
         self.slots.rows(first, rows)?.write(&vec![-1i32; rows])
     }
 
-    /// Ends a step: every row in use takes its token of `chosen` (i32 `[R]`), see [`reel_kernels::advance`].
+    /// Ends a step: appends the sampled tokens `chosen` (i32 `[R]`) to the rows in use, see [`reel_kernels::advance`].
     ///
     /// # Errors
-    /// A shape that does not fit.
+    /// A shape that does not match.
     pub fn advance(&self, cx: &Cx, chosen: &Tensor) -> Result<()> {
         const OP: &str = "advance";
         want_shape(OP, "chosen", chosen, &[self.rows()], "one for each row")?;
@@ -186,16 +195,16 @@ impl DecodeRows {
             rows: size(OP, self.rows())?,
             max_blocks: size(OP, self.width())?,
             page: BLOCK as u32,
-            history_cols: size(OP, self.longest())?,
+            history_cols: size(OP, self.max_history())?,
         };
         cx.launch(&kernel::advance(&params))
     }
 }
 
-/// Fills a tensor of floats with zeros.
+/// Fills a tensor with zeros.
 ///
 /// # Errors
-/// What the device reports.
+/// A device error.
 pub fn fill_zero(x: &Tensor) -> Result<()> {
     crate::tensor::tape::zero(x)
 }

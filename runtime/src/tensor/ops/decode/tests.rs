@@ -9,22 +9,22 @@ fn devices() -> Vec<Device> {
     [Device::cpu(2)].into_iter().chain(sim).collect()
 }
 
-fn seat(id: i32, keys: usize, limit: usize, blocks: &[i32]) -> Slot<'_> {
+fn slot(id: i32, keys: usize, limit: usize, blocks: &[i32]) -> Slot<'_> {
     Slot { id, position: keys as i32 + 10, keys, limit, blocks, draw: keys as i32, history: &[] }
 }
 
 #[test]
-fn rows_move_on_from_block_to_block_until_their_last_key() {
+fn advance_moves_rows_through_their_blocks_until_the_limit() {
     for device in devices() {
         let cx = Cx::inference(&device, DType::F32);
         let rows = DecodeRows::new(&device, 4, 3, 5).unwrap();
         let history = [8, 9];
-        let long = Slot { history: &history, ..seat(5, 63, 130, &[7, 2, 11]) };
-        rows.assign(1, &[long, seat(6, 2, 3, &[4])]).unwrap();
+        let long = Slot { history: &history, ..slot(5, 63, 130, &[7, 2, 11]) };
+        rows.assign(1, &[long, slot(6, 2, 3, &[4])]).unwrap();
         let chosen = Tensor::from_i32(&device, &[4], &[1, 2, 3, 4]).unwrap();
         let state = |t: &Tensor| t.to_i32().unwrap();
         assert_eq!(state(&rows.slots), [-1, 7 * 64 + 62, 4 * 64 + 1, -1]);
-        // Key, slot of row 1, then of row 2.
+        // Keys and cache slot of row 1, then of row 2.
         for (step, want) in [[7 * 64 + 63, 4 * 64 + 2], [2 * 64, -1], [2 * 64 + 1, -1]].into_iter().enumerate() {
             rows.advance(&cx, &chosen).unwrap();
             assert_eq!(state(&rows.slots), [-1, want[0], want[1], -1], "{device:?}, step {step}");
@@ -42,31 +42,31 @@ fn rows_move_on_from_block_to_block_until_their_last_key() {
 }
 
 #[test]
-fn what_does_not_fit_a_row_is_refused() {
+fn rejects_slots_that_exceed_a_row() {
     let device = Device::cpu(1);
     let rows = DecodeRows::new(&device, 2, 2, 3).unwrap();
     let blocks = [0, 1, 2];
     for (first, bad) in [
-        (0, seat(1, 0, 5, &blocks)),
-        (0, seat(1, 6, 5, &blocks)),
-        (0, seat(1, 1, 129, &blocks)),
-        (0, seat(1, 1, 65, &blocks[..1])),
-        (0, Slot { history: &[1, 2, 3, 4], ..seat(1, 1, 5, &blocks) }),
-        (2, seat(1, 1, 5, &blocks)),
+        (0, slot(1, 0, 5, &blocks)),
+        (0, slot(1, 6, 5, &blocks)),
+        (0, slot(1, 1, 129, &blocks)),
+        (0, slot(1, 1, 65, &blocks[..1])),
+        (0, Slot { history: &[1, 2, 3, 4], ..slot(1, 1, 5, &blocks) }),
+        (2, slot(1, 1, 5, &blocks)),
     ] {
         assert!(rows.assign(first, &[bad]).is_err(), "{bad:?} at {first}");
     }
     assert!(rows.part(0, 3).is_err() && rows.part(1, 2).is_err() && rows.clear(1, 2).is_err());
-    assert_eq!((rows.rows(), rows.width(), rows.longest()), (2, 2, 3));
+    assert_eq!((rows.rows(), rows.width(), rows.max_history()), (2, 2, 3));
 }
 
-/// What a row of `sample` is to give.
+/// Samples 4 tokens for a row; returns all ids, and the history of each row.
 fn sampled(device: &Device, rows: usize, at: usize, first: usize) -> (Vec<i32>, Vec<Vec<i32>>) {
     const VOCAB: usize = 70;
     let cx = Cx::inference(device, DType::F32);
     let logits: Vec<f32> = (0..rows * VOCAB).map(|i| ((i * 7919 + 13) % 1009) as f32 / 120.0 - 4.0).collect();
     let logits = Tensor::from_f32(device, &[rows, VOCAB], DType::F32, &logits, crate::Category::Inputs).unwrap();
-    // Even tokens only; token 12 is wanted, 14 is not.
+    // The mask allows even tokens; the bias favours token 12 and forbids 14.
     let (even, bias) = ([0x5555_5555u32; 3], [(12, 3.0), (14, -9.0)]);
     let choice = |r: usize| SlotSampling {
         temperature: [0.0, 0.8, 1.3][r % 3],
@@ -97,14 +97,14 @@ fn sampled(device: &Device, rows: usize, at: usize, first: usize) -> (Vec<i32>, 
     assert!(values.to_f32().unwrap().chunks(20).all(|v| v.is_sorted_by(|a, b| a >= b) && v[0] < 0.0));
     let both = to.log_prob.to_f32().unwrap().into_iter().zip(to.raw_log_prob.as_ref().unwrap().to_f32().unwrap());
     for (r, (with, raw)) in both.enumerate() {
-        // A temperature of 0 counts as 1, others do not.
+        // For log-probabilities a temperature of 0 counts as 1.
         assert!(with < 0.0 && (at + r).is_multiple_of(3) == (with == raw), "row {r}: {with} and {raw}");
     }
     (to.ids.to_i32().unwrap(), tops.to_i32().unwrap().chunks(20).map(<[i32]>::to_vec).collect())
 }
 
 #[test]
-fn the_same_seeds_choose_the_same_on_every_device_and_in_any_batch() {
+fn tokens_depend_on_seed_and_draw_but_not_on_device_or_batch() {
     let want = sampled(&Device::cpu(1), 12, 0, 12);
     assert!(want.0.iter().all(|id| (0..70).contains(id) && ![3, 4].contains(id)));
     assert!(want.0.iter().skip(1).step_by(2).all(|id| id % 2 == 0), "a token that is not allowed");
@@ -118,7 +118,7 @@ fn the_same_seeds_choose_the_same_on_every_device_and_in_any_batch() {
 }
 
 #[test]
-fn choices_that_do_not_fit_are_refused() {
+fn rejects_sampling_tables_that_do_not_match() {
     let device = Device::cpu(1);
     let (none, some) =
         (SamplingTable::new(&device, 2, 0, None).unwrap(), SamplingTable::new(&device, 2, 1, Some(33)).unwrap());

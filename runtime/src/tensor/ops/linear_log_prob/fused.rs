@@ -1,5 +1,6 @@
-//! The fused backend: the kernels of `reel_kernels::linear_log_prob`. The forward kernel stores no logits. The backward kernel writes the
-//! gradient of the logits for some columns of the vocabulary at a time, which two products then turn into dh and dw.
+//! The fused backend: the kernels of `reel_kernels::linear_log_prob`. The forward kernel stores no logits. The backward
+//! kernel writes the gradient of the logits for some columns of the vocabulary at a time, which two products then turn
+//! into dh and dw.
 
 use reel_kernels::{Addr, DType, linear_log_prob as kernel};
 

@@ -1,8 +1,9 @@
-//! The output layer together with the log-probabilities of given tokens, with at most 64 MiB of logits in memory at a time.
+//! The output layer together with the log-probabilities of given tokens, with at most 64 MiB of logits in memory at a
+//! time.
 //!
-//! In: hidden states h `[R, H]`, the output weight w `[V, H]`, one target a row. Out: `log softmax(h · wᵀ · inv_temperature)[target]`,
-//! f32 `[R]`, and the entropies if asked for. All logits together would be `[R, V]`: 5 GB for 8192 rows and 152064 words. So the logits are
-//! computed tile by tile, and computed again in the backward pass:
+//! In: hidden states h `[R, H]`, the output weight w `[V, H]`, one target a row. Out: `log softmax(h · wᵀ ·
+//! inv_temperature)[target]`, f32 `[R]`, and the entropies if asked for. All logits together would be `[R, V]`: 5 GB
+//! for 8192 rows and 152064 words. So the logits are computed tile by tile, and computed again in the backward pass:
 //!
 //! ```text
 //! forward, for each tile of rows:
@@ -17,8 +18,8 @@
 //!     dh[rows] += d_z · w[columns];  dw[columns] += d_zᵀ · h[rows]
 //! ```
 //!
-//! [`products`] does that with plain matrix products (cuBLASLt on cuda) and a kernel for each tile's sums. [`fused`] does the forward
-//! pass in one kernel that stores no logits. [`lm_head_backend`] chooses between them.
+//! [`products`] does that with plain matrix products (cuBLASLt on cuda) and a kernel for each tile's sums. [`fused`]
+//! does the forward pass in one kernel that stores no logits. [`lm_head_backend`] chooses between them.
 
 mod fused;
 mod products;
@@ -42,8 +43,8 @@ pub fn logit_rows(vocab: usize) -> usize {
     (MAX_LOGITS_BYTES / (4 * vocab.max(1))).max(1)
 }
 
-/// `log softmax(h · wᵀ · inv_temperature)[target]` of each row: h `[R, H]`, w `[V, H]`, targets i32 `[R]` give f32 `[R]`. A row with a
-/// negative target gives 0 and has no gradient.
+/// `log softmax(h · wᵀ · inv_temperature)[target]` of each row: h `[R, H]`, w `[V, H]`, targets i32 `[R]` give f32
+/// `[R]`. A row with a negative target gives 0 and has no gradient.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.
@@ -67,8 +68,8 @@ pub fn linear_log_prob_by(
     Head::new(h, w, targets, inv_temperature)?.log_prob(cx, backends, None)
 }
 
-/// [`linear_log_prob`] together with the entropy of each row's distribution in nats, f32 `[R]`, from the same pass over the logits.
-/// A row with a negative target has entropy 0. The entropies have no gradient.
+/// [`linear_log_prob`] together with the entropy of each row's distribution in nats, f32 `[R]`, from the same pass over
+/// the logits. A row with a negative target has entropy 0. The entropies have no gradient.
 ///
 /// # Errors
 /// As [`linear_log_prob`].
@@ -94,17 +95,20 @@ pub enum LmHeadBackend {
     Products,
 }
 
-/// Chooses the backend of [`linear_log_prob`] for the dtypes of rows `h` and weight `w` on `device`. Change it here when measurements
-/// change: `reel bench op linear_log_prob_fused` and `reel bench op linear_log_prob_products` time both on one machine.
+/// Chooses the backend of [`linear_log_prob`] for the dtypes of rows `h` and weight `w` on `device`. Change it here
+/// when measurements change: `reel bench op linear_log_prob_fused` and `reel bench op linear_log_prob_products` time
+/// both on one machine.
 ///
 /// - Two dtypes (f32 rows, a weight read in place as bf16): products, because the fused kernels take one dtype.
-/// - CPU: products. On one thread of an AVX-512 Xeon, over eight shapes and dtypes from 1024 x 32000 x 256 to 100 x 152064 x 256, they took
-///   0.44 to 0.78 of the fused time forward, 0.44 to 0.76 with entropies, 0.71 to 0.97 backward.
-/// - GPUs of compute capability 9.0 and up, bf16: products. The fused kernels use `mma.sync`, which reaches a fraction of the speed of these
-///   tensor cores: at 8192 tokens, width 3584 and 152064 words the fused forward pass took 33.9 ms on an H200 (`benches/results/h200`,
-///   2026-11-20), where a large product does as many operations in 11.3 ms (790 TFLOP/s). By the model of `reel plan` (the time of a launch is
-///   the larger of its operations at 790 TFLOP/s and its bytes at 4.3 TB/s), products need 12.5 ms forward and 35.7 ms backward. That is
-///   a lower bound; products have not been timed on a GPU yet.
+/// - CPU: products. On one thread of an AVX-512 Xeon, over eight shapes and dtypes from 1024 x 32000 x 256 to 100 x
+///   152064 x 256, they took 0.44 to 0.78 of the fused time forward, 0.44 to 0.76 with entropies, 0.71 to 0.97
+///   backward.
+/// - GPUs of compute capability 9.0 and up, bf16: products. The fused kernels use `mma.sync`, which reaches a fraction
+///   of the speed of these tensor cores: at 8192 tokens, width 3584 and 152064 words the fused forward pass took 33.9
+///   ms on an H200 (`benches/results/h200`, 2026-11-20), where a large product does as many operations in 11.3 ms (790
+///   TFLOP/s). By the model of `reel plan` (the time of a launch is the larger of its operations at 790 TFLOP/s and its
+///   bytes at 4.3 TB/s), products need 12.5 ms forward and 35.7 ms backward. That is a lower bound; products have not
+///   been timed on a GPU yet.
 /// - Everything else (older GPUs, f32): fused. There, products are not fast enough to pay for logits in memory.
 pub fn lm_head_backend(device: &Device, h: DType, w: DType) -> LmHeadBackend {
     match device.kernels() {

@@ -1,5 +1,5 @@
-//! The product backend: the logits of a tile of rows and columns are written by a matrix product, read by the kernels of
-//! `reel_kernels::log_prob`, and overwritten by those of the next tile.
+//! The product backend: the logits of a tile of rows and columns are written by a matrix product, read by the kernels
+//! of `reel_kernels::log_prob`, and overwritten by those of the next tile.
 
 use reel_kernels::matmul::{Matmul, Operand};
 use reel_kernels::{Addr, DType, Launch, log_prob as kernel};
@@ -25,13 +25,13 @@ pub(super) struct Tile {
 impl Tile {
     /// The tile for `limit` bytes where an element takes `each` bytes.
     ///
-    /// With r rows and c columns, the R rows of h are read V / c times and the V rows of the weight R / r times, and their gradients as
-    /// often: `R · V · (1 / c + 1 / r)` rows in all. Among tiles of equal area a square has the least. At 8192 rows, 152064 words and
-    /// f32 logits a tile is 4096 by 4096: the weight is read twice and the rows 38 times, 4.4 GB. Whole rows of the vocabulary would read
-    /// the weight 75 times, 82 GB.
+    /// With r rows and c columns, the R rows of h are read V / c times and the V rows of the weight R / r times, and
+    /// their gradients as often: `R · V · (1 / c + 1 / r)` rows in all. Among tiles of equal area a square has the
+    /// least. At 8192 rows, 152064 words and f32 logits a tile is 4096 by 4096: the weight is read twice and the rows
+    /// 38 times, 4.4 GB. Whole rows of the vocabulary would read the weight 75 times, 82 GB.
     ///
-    /// The number of columns does not depend on the number of rows. A row's sums are merged where a tile ends, so otherwise its bits
-    /// would depend on the other rows.
+    /// The number of columns does not depend on the number of rows. A row's sums are merged where a tile ends, so
+    /// otherwise its bits would depend on the other rows.
     pub(super) fn new(each: usize, vocab: usize, limit: usize) -> Tile {
         let elements = (limit / each).max(1);
         let aligned = |n: usize| if n >= ALIGNED { n / ALIGNED * ALIGNED } else { n };
@@ -63,7 +63,8 @@ impl Head {
         }))
     }
 
-    /// For each tile of rows, goes over the tiles of columns; `state` carries the maximum and sum of each row from tile to tile.
+    /// For each tile of rows, goes over the tiles of columns; `state` carries the maximum and sum of each row from tile
+    /// to tile.
     pub(super) fn forward_by_products(
         &self,
         cx: &Cx,
@@ -98,8 +99,9 @@ impl Head {
         Ok(())
     }
 
-    /// Computes each tile's logits again, their gradient, and the two products with it. dh is summed over a row of tiles in f32: a sum
-    /// rounded to bf16 after each tile would lose the small terms of later tiles. dw is summed in its own f32 buffer.
+    /// Computes each tile's logits again, their gradient, and the two products with it. dh is summed over a row of
+    /// tiles in f32: a sum rounded to bf16 after each tile would lose the small terms of later tiles. dw is summed in
+    /// its own f32 buffer.
     pub(super) fn backward_by_products(&self, bw: &mut Backward, lse: &Tensor, d_lp: &Tensor) -> Result<()> {
         let dtype = self.h.dtype();
         let dw = bw.parameter_grad(&self.w)?;

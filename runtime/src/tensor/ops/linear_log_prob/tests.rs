@@ -158,7 +158,8 @@ fn sim_equals_cpu() {
     }
 }
 
-/// The least time of all profiled launches on an H200 by the model of `reel plan`, in ms: for each, the larger of operations and bytes.
+/// The least time of all profiled launches on an H200 by the model of `reel plan`, in ms: for each, the larger of
+/// operations and bytes.
 fn floor(profile: Profiler) -> f64 {
     let totals = profile.totals().unwrap();
     // Gradients are set to 0 once a step with either backend.

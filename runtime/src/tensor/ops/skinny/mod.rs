@@ -1,6 +1,8 @@
-//! Products of a decode step: a few rows against a whole weight. On a GPU a kernel that reads the weight once computes them, with what comes
-//! behind the product in the same pass; its bits are not those of [`super::linear`]. The cpu's products are what they are for any number
-//! of rows. No gradients.
+//! Matrix products of a decode step (skinny GEMM): up to 16 rows times a whole weight.
+//!
+//! Such a product is bound by reading the weight. On a GPU one kernel reads it once and also does the work that follows
+//! (bias, residual, SwiGLU); its bits differ from those of [`super::linear`]. On the CPU these ops call
+//! [`super::linear`]. No op here has a backward rule.
 
 use reel_kernels::elementwise::{self, CastParams};
 use reel_kernels::skinny::{self, Params, Weight};
@@ -13,17 +15,17 @@ use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, dims};
 
-/// Rows up to which a weight is read once.
+/// The largest number of rows that the skinny kernel supports.
 const MAX_ROWS: usize = 16;
 
-/// Whether the kernel for few rows takes this product.
-fn takes(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<bool> {
+/// Whether the skinny kernel computes this product.
+fn uses_skinny_kernel(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<bool> {
     let (m, _) = rows_cols("skinny_linear", "x", x)?;
     let fits = (1..=MAX_ROWS).contains(&m) && w.dtype() == DType::BF16;
     Ok(fits && cx.device().kernels() == Kernels::Cuda && !cx.is_training())
 }
 
-/// The parameters of a product, checked, and room for its result.
+/// Checks a product. Returns its kernel parameters and its allocated result.
 fn product(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<(Params, Tensor)> {
     const OP: &str = "skinny_linear";
     let (m, k) = rows_cols(OP, "x", x)?;
@@ -60,7 +62,7 @@ pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residu
         want_shape(OP, "residual", r, &shape, "the shape of the result")?;
         want_dtype(OP, "residual", r, x.dtype())?;
     }
-    if !takes(cx, x, w)? {
+    if !uses_skinny_kernel(cx, x, w)? {
         let y = linear(cx, x, w, b)?;
         return residual.map_or(Ok(y.clone()), |r| add(cx, r, &y));
     }
@@ -75,7 +77,7 @@ pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residu
     Ok(y)
 }
 
-/// [`skinny_linear`] with an adapter. On a cpu the sums are those of [`lora_linear`], with the residual last.
+/// [`skinny_linear`] with an adapter. On the CPU it equals [`lora_linear`] followed by the residual addition.
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit; out of memory.
@@ -87,7 +89,7 @@ pub fn skinny_lora_linear(
     lora: &Lora,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    if !takes(cx, x, w)? {
+    if !uses_skinny_kernel(cx, x, w)? {
         let y = lora_linear(cx, x, w, b, lora)?;
         return residual.map_or(Ok(y.clone()), |r| add(cx, r, &y));
     }
@@ -102,7 +104,7 @@ pub fn skinny_lora_linear(
 /// Shapes or dtypes that do not fit; out of memory.
 pub fn skinny_swiglu(cx: &Cx, x: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     want_shape("skinny_swiglu", "up", up, gate.shape(), "the shape of gate")?;
-    if !takes(cx, x, gate)? || up.dtype() != gate.dtype() {
+    if !uses_skinny_kernel(cx, x, gate)? || up.dtype() != gate.dtype() {
         return swiglu(cx, &linear(cx, x, gate, None)?, &linear(cx, x, up, None)?);
     }
     let (params, y) = product(cx, x, gate)?;
@@ -110,15 +112,15 @@ pub fn skinny_swiglu(cx: &Cx, x: &Tensor, gate: &Tensor, up: &Tensor) -> Result<
     Ok(y)
 }
 
-/// `x wᵀ` in f32, whatever the dtype of x: x `[M, K]`, w `[V, K]` give `[M, V]`.
+/// Logits `x wᵀ`, always f32: x `[M, K]`, w `[V, K]` give `[M, V]`.
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit; out of memory.
 pub fn skinny_logits(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    if !takes(cx, x, w)? {
+    if !uses_skinny_kernel(cx, x, w)? {
         return matmul(cx, x, w, DType::F32);
     }
-    // The rows in f32 are the same numbers, and so few that their conversion costs nothing beside the weight.
+    // Widening bf16 rows to f32 is exact, and for so few rows its cost is small compared with reading the weight.
     let wide = if x.dtype() == DType::F32 { x.clone() } else { cx.empty(x.shape(), DType::F32)? };
     if x.dtype() != DType::F32 {
         let params = CastParams { src: x.addr(), dst: wide.addr(), count: x.count() as u64 };

@@ -13,7 +13,7 @@ fn numbers(n: usize, seed: u32) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-/// The products on a device: linear with bias and residual, the gated one, logits, and the first with an adapter.
+/// Results of `skinny_linear` with bias and residual, `skinny_swiglu`, `skinny_logits`, and `skinny_lora_linear`.
 fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> [Vec<f32>; 4] {
     let cx = Cx::inference(device, dtype);
     let tensor = |shape: &[usize], dtype, salt: u32| {
@@ -32,14 +32,14 @@ fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> 
     [linear, gated, logits, adapted].map(|t| t.to_f32().unwrap())
 }
 
-/// Both sides of the kernel's most rows.
+/// Compares the GPU kernel (on the simulator) with the CPU, for row counts below and above the maximum of the kernel.
 fn near(dtype: DType, shape: [usize; 3], seed: u32) {
     let sim = Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap();
     let (got, want) = (products(&sim, dtype, shape, seed), products(&Device::cpu(1), dtype, shape, seed));
     for (i, (got, want)) in got.iter().zip(&want).enumerate() {
         let norm = want.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt().max(1e-6);
         let off = got.iter().zip(want).map(|(g, w)| f64::from(g - w).powi(2)).sum::<f64>().sqrt() / norm;
-        // Roundings in another order; in bf16 one rounding of the sum here, two there. Logits are f32 either way.
+        // The order of rounding differs. In bf16 the GPU rounds the sum once, the CPU twice. Logits are f32 on both.
         let limit = if dtype == DType::BF16 && i != 2 { 1e-2 } else { 1e-5 };
         assert!(off <= limit, "{dtype} {shape:?}, product {i}: relative L2 {off:.2e}");
     }
@@ -48,16 +48,15 @@ fn near(dtype: DType, shape: [usize; 3], seed: u32) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
     #[test]
-    fn a_gpus_thin_products_are_the_cpus(m in 1usize..20, n in 1usize..70, k in 1usize..150, seed: u32) {
+    fn skinny_kernel_equals_cpu(m in 1usize..20, n in 1usize..70, k in 1usize..150, seed: u32) {
         if compile::for_test().is_some() {
             near(DType::F32, [m, n, k], seed);
             near(DType::BF16, [m, n, k], seed);
         }
     }
 
-    /// A row is the same alone and among others, up to the most rows that one pass over the weight takes.
     #[test]
-    fn a_rows_bits_are_its_own(m in 2usize..=16, n in 1usize..40, k in 1usize..90, seed: u32) {
+    fn bits_of_a_row_do_not_depend_on_other_rows(m in 2usize..=16, n in 1usize..40, k in 1usize..90, seed: u32) {
         let Some(()) = compile::for_test() else { return Ok(()) };
         let sim = Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap();
         let cx = Cx::inference(&sim, DType::F32);
@@ -73,7 +72,7 @@ proptest! {
 }
 
 #[test]
-fn shapes_that_do_not_fit_are_refused() {
+fn rejects_shapes_that_do_not_match() {
     for device in [Device::cpu(1), Device::dry(Kernels::Cuda)] {
         let cx = Cx::inference(&device, DType::F32);
         let of = |shape: &[usize], dtype| Tensor::empty(&device, shape, dtype, Category::Weights).unwrap();

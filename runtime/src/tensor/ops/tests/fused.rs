@@ -1,4 +1,4 @@
-//! Fused ops against the ops that they stand for, on any shape, in both dtypes, on cpu and on sim.
+//! Compares fused ops with the ops that they replace: random shapes, both dtypes, on cpu and on sim.
 
 use super::*;
 use proptest::prelude::*;
@@ -8,14 +8,14 @@ use crate::tensor::ops::LmHeadBackend::{self, Fused, Products};
 
 type Values = Vec<f32>;
 
-/// What an op gives, and the gradient of each of its inputs.
+/// The output of an op, and the gradient of each input by name.
 #[derive(Debug)]
 struct Outcome {
     y: Values,
     grads: BTreeMap<String, Values>,
 }
 
-/// Runs `f` on parameters of these shapes; the loss is a weighted sum of all that it gives.
+/// Runs `f` on parameters of these shapes. The loss is a weighted sum of its outputs.
 fn outcome(
     device: &Device,
     dtype: DType,
@@ -29,7 +29,7 @@ fn outcome(
         t.into_parameter(&format!("p{i}")).unwrap()
     };
     let leaves: Vec<Tensor> = shapes.iter().enumerate().map(parameter).collect();
-    // Activations, as inside a model: gradients of parameters are kept apart.
+    // The op gets reshaped views, which are activations, as inside a model.
     let cx = Cx::training(device, dtype);
     let inputs: Vec<Tensor> = leaves.iter().map(|p| p.reshape(p.shape()).unwrap()).collect();
     let results = f(&cx, &inputs).unwrap();
@@ -37,7 +37,6 @@ fn outcome(
     let mut total = None;
     for (i, part) in results.iter().enumerate() {
         y.extend(part.to_f32().unwrap());
-        // Each part's products with weights as a column of log-probabilities would come: through one more linear layer to f32.
         let n = part.count();
         let w = Tensor::from_f32(device, &[n], DType::F32, &numbers(n, 90 + i as u32), Category::Inputs).unwrap();
         let one = weighted_sum(&cx, &widened(&cx, part), &w).unwrap();
@@ -51,7 +50,7 @@ fn outcome(
     Outcome { y, grads: grads.iter().map(|(k, g)| (k.to_string(), g.to_f32().unwrap())).collect() }
 }
 
-/// The elements as f32, with the gradient rounded back: only here, a model has no such op.
+/// Widens to f32; the backward rule rounds the gradient to the dtype of x. Only this test needs such an op.
 fn widened(cx: &Cx, x: &Tensor) -> Tensor {
     let flat = x.reshape(&[x.count()]).unwrap();
     if x.dtype() == DType::F32 {
@@ -74,7 +73,7 @@ fn distance(got: &[f32], want: &[f32]) -> f64 {
     if size == 0.0 { off.sqrt() } else { (off / size).sqrt() }
 }
 
-/// Values equal to the bit, gradients to a few roundings of the dtype.
+/// Outputs must have equal bits; gradients may differ by a few roundings.
 fn agree(what: &str, got: &Outcome, want: &Outcome, dtype: DType) {
     assert!(got.y.iter().zip(&want.y).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}: values differ");
     gradients_agree(what, got, want, if dtype == DType::F32 { 1e-6 } else { 1e-2 });
@@ -103,7 +102,7 @@ fn norm_and_residual(device: &Device, rows: usize, cols: usize, seed: u32) {
             Ok(vec![sum.clone(), rms_norm(cx, &sum, &x[2], 1e-6)?])
         });
         agree(&format!("rms_norm_add {what}"), &fused, &plain, dtype);
-        // Where checkpoints cut the sum off from its norm, the bits stay those of the fused op.
+        // With gradient checkpointing the sum is computed by an op of its own; the bits must be equal.
         let cut = outcome(device, dtype, &shapes, seed, |cx, x| {
             let (stream, y) = rms_norm_branch(cx, &add(cx, &x[0], &x[1])?, &x[2], 1e-6)?;
             Ok(vec![stream, y])
@@ -136,7 +135,8 @@ fn merged_patches(device: &Device, squares: usize, cols: usize, seed: u32) {
     }
 }
 
-/// Compares `embedding_with` with a copy of rows on the host: `text` tokens of a table and `vision` tokens, in a shuffled order.
+/// Compares `embedding_with` with a copy of rows on the host: `text` tokens of a table and `vision` tokens, in a
+/// shuffled order.
 fn text_and_vision_tokens(device: &Device, text: usize, vision: usize, hidden: usize, seed: u32) {
     let tokens = text + vision;
     let ids: Vec<i32> = (0..tokens).map(|t| (t * 7 % 5) as i32).collect();
@@ -171,7 +171,8 @@ fn text_and_vision_tokens(device: &Device, text: usize, vision: usize, hidden: u
     }
 }
 
-/// Levels straight to embeddings, and the same through stored pixels, as a weight of another dtype has it.
+/// Compares patch embedding in one kernel with patch embedding through stored pixels, which a weight of another dtype
+/// uses.
 fn frames(device: &Device, films: &[[usize; 3]], [patch, merge, embed]: [usize; 3], seed: u32) {
     let patching =
         Patching { rescale: 1.0 / 255.0, mean: [0.48, 0.46, 0.41], std: [0.27, 0.26, 0.28], patch, temporal: 2, merge };
@@ -186,7 +187,7 @@ fn frames(device: &Device, films: &[[usize; 3]], [patch, merge, embed]: [usize; 
         films.iter().map(one).collect()
     };
     let row = 3 * 2 * patch * patch;
-    // Of numbers that are exact in both dtypes.
+    // The weights are exact in both dtypes.
     let values: Values =
         numbers(embed * row, seed).iter().map(|&x| <half::bf16 as Element>::from_f32(x).to_f32()).collect();
     let weight = |cx: &Cx, dtype| Tensor::from_f32(cx.device(), &[embed, row], dtype, &values, Category::Weights);
@@ -198,7 +199,7 @@ fn frames(device: &Device, films: &[[usize; 3]], [patch, merge, embed]: [usize; 
         let (got, want) = (of(dtype), of(other));
         let limit = if dtype == DType::F32 { 1e-6 } else { 4e-3 };
         assert!(distance(&got, &want) <= limit, "{what}: {:.2e}", distance(&got, &want));
-        // The gradient is that of the plain product with the same pixels.
+        // The gradient must equal the one of a matrix product with stored pixels.
         let gradient = |w: DType| {
             let cx = Cx::training(device, dtype);
             let w = weight(&cx, w).unwrap().into_parameter("w").unwrap();
@@ -292,7 +293,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn a_norm_with_its_residual(rows in 0usize..70, cols in 1usize..80, seed in 1u32..1000) {
+    fn rms_norm_add_equals_add_and_rms_norm(rows in 0usize..70, cols in 1usize..80, seed in 1u32..1000) {
         norm_and_residual(&Device::cpu(2), rows, cols, seed);
     }
 
@@ -307,7 +308,7 @@ proptest! {
     }
 
     #[test]
-    fn embeddings_of_frames(
+    fn patch_embedding_equals_a_product_with_pixels(
         films in prop::collection::vec([0usize..4, 1usize..4, 1usize..4], 1..3),
         sizes in [1usize..5, 1usize..3, 1usize..20],
         seed in 1u32..1000,
@@ -316,13 +317,13 @@ proptest! {
     }
 
     #[test]
-    fn the_head_without_logits(rows in 0usize..20, vocab in 1usize..90, hidden in 1usize..40, t in 0.3f32..2.0, seed in 1u32..1000) {
+    fn linear_log_prob_equals_the_formula(rows in 0usize..20, vocab in 1usize..90, hidden in 1usize..40, t in 0.3f32..2.0, seed in 1u32..1000) {
         head(&Device::cpu(2), [rows, vocab, hidden], t, seed);
     }
 }
 
 #[test]
-fn fused_ops_on_sim() {
+fn fused_ops_agree_on_sim() {
     let Some(()) = reel_kernels::compile::for_test() else { return };
     let sim = Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap();
     for (rows, cols) in [(0, 8), (1, 1), (1, 19), (67, 40), (5, 64)] {
@@ -339,9 +340,9 @@ fn fused_ops_on_sim() {
     }
 }
 
-/// More rows than a launch takes, each with more columns than fit in 64 MiB beside them.
+/// More rows than a launch supports, each with more columns than 64 MiB of logits allow.
 #[test]
-fn chunks_of_rows_and_of_the_vocabulary_add_up() {
+fn chunks_of_rows_and_vocabulary_equal_the_formula() {
     let device = Device::cpu(2);
     let (rows, vocab, hidden) = (66_000, 300, 3);
     let targets: Vec<i32> = (0..rows).map(|r| r * 11 % vocab).collect();
@@ -360,7 +361,7 @@ fn chunks_of_rows_and_of_the_vocabulary_add_up() {
     let (fused, products) = (by(Fused), by(Products));
     assert!(distance(&products.y, &fused.y) <= 1e-6);
     gradients_agree("by products", &products, &fused, 1e-5);
-    // Rows of f32 over a weight of bf16 that is exact in f32.
+    // f32 rows times a bf16 weight.
     let w: Values = numbers(vocab * hidden, 3).iter().map(|&x| <half::bf16 as Element>::from_f32(x).to_f32()).collect();
     let mixed = |dtype: DType| {
         outcome(&device, DType::F32, &shapes[..1], 2, |cx, x| {
@@ -371,7 +372,7 @@ fn chunks_of_rows_and_of_the_vocabulary_add_up() {
     let (got, want) = (mixed(DType::BF16), mixed(DType::F32));
     assert!(distance(&got.y, &want.y) <= 1e-6);
     gradients_agree("a bf16 weight", &got, &want, 1e-5);
-    // Rows of two launches have the bits that they have alone.
+    // Rows that two launches compute have the same bits as rows of one launch.
     for (way, all) in [(Fused, &fused), (Products, &products)] {
         let few = outcome(&device, DType::F32, &[&[rows, hidden], shapes[1]], 2, |cx, x| {
             let rows = index(cx, &[0, 65_535, 65_536, 65_999])?;
@@ -384,9 +385,9 @@ fn chunks_of_rows_and_of_the_vocabulary_add_up() {
     }
 }
 
-/// No rows and one row of each of SigLIP's ops, in both dtypes: shapes and numbers, forward and backward.
+/// Runs each SigLIP op with 0 rows and with 1 row, forward and backward, in both dtypes.
 #[test]
-fn ops_of_siglip_take_no_rows_and_one() {
+fn siglip_ops_accept_zero_rows_and_one_row() {
     let Some(()) = reel_kernels::compile::for_test() else { return };
     let sim = Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap();
     for (dtype, limit) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {

@@ -1,5 +1,6 @@
-//! Walks every op: its backward rule, run through the tape, against central differences of the op itself; and what the tape promises.
-//! (The kernels' own tests hold each rule to the f64 formula; here the rules' wiring is at stake.)
+//! Compares the backward rule of every op with finite differences of the op, through the tape; and tests the tape. The
+//! tests of the kernels compare each gradient kernel with its formula in f64; these tests check that the rules are
+//! wired correctly.
 
 mod fused;
 
@@ -10,7 +11,7 @@ use crate::device::{Category, Device, Kernels};
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::Grads;
 
-/// Seeded numbers in about -1 .. 1.
+/// Pseudo-random numbers in about -1 .. 1, a function of the seed.
 fn numbers(n: usize, seed: u32) -> Vec<f32> {
     let mut s = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
     let mut next = || {
@@ -20,7 +21,7 @@ fn numbers(n: usize, seed: u32) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-/// A function of named inputs that gives one tensor.
+/// A function of input tensors that returns one tensor.
 type Op = Box<dyn Fn(&Cx, &[Tensor]) -> Result<Tensor>>;
 
 struct Case {
@@ -37,7 +38,7 @@ fn index(cx: &Cx, ids: &[i32]) -> Result<Tensor> {
     Tensor::from_i32(cx.device(), &[ids.len()], ids)
 }
 
-/// An odd film and a picture.
+/// A video with an odd number of frames, and an image.
 fn films(cx: &Cx) -> Result<Vec<DeviceFrames>> {
     let patching = Patching {
         rescale: 1.0 / 255.0,
@@ -53,8 +54,8 @@ fn films(cx: &Cx) -> Result<Vec<DeviceFrames>> {
     Ok(vec![one([3, 4, 4])?, one([1, 2, 6])?])
 }
 
-/// Three completions of 4, 0 and 5 tokens, of which 3, 0 and 5 count, against old and reference log-probabilities that are near. Their
-/// ratios stay off the bounds, where the loss has a corner.
+/// The GRPO loss of three completions of 4, 0 and 5 tokens, of which 3, 0 and 5 count. Old and reference
+/// log-probabilities are close enough that no ratio is near a clipping bound, where the loss has no derivative.
 fn grpo(cx: &Cx, log_probs: &Tensor, sequence_level: bool) -> Result<Tensor> {
     let f32s = |x: &[f32]| Tensor::from_f32(cx.device(), &[x.len()], DType::F32, x, Category::Inputs);
     let near = |by: f32| numbers(9, 1).iter().enumerate().map(|(i, x)| x + by * (i as f32 - 4.3)).collect::<Vec<_>>();
@@ -77,7 +78,7 @@ fn grpo(cx: &Cx, log_probs: &Tensor, sequence_level: bool) -> Result<Tensor> {
 fn cases() -> Vec<Case> {
     vec![
         case("add", &[&[3, 5], &[3, 5]], |cx, x| add(cx, &x[0], &x[1])),
-        // The same tensor twice: gradients that share memory must still add up.
+        // Both inputs are one tensor: gradients that share memory must still be summed.
         case("add", &[&[4]], |cx, x| add(cx, &add(cx, &x[0], &x[0])?, &x[0])),
         case("attention", &[&[7, 4, 8], &[7, 2, 8], &[7, 2, 8]], |cx, x| {
             attention(cx, &x[0], &x[1], &x[2], &CuSeqlens::from_lengths(cx.device(), &[5, 0, 2])?, true)
@@ -101,7 +102,7 @@ fn cases() -> Vec<Case> {
         case("grpo_loss", &[&[9]], |cx, x| grpo(cx, &x[0], false)),
         case("grpo_loss", &[&[9]], |cx, x| grpo(cx, &x[0], true)),
         case("layer_norm", &[&[4, 10], &[10], &[10]], |cx, x| layer_norm(cx, &x[0], &x[1], &x[2], 1e-6)),
-        // One of weight and bias frozen, then both.
+        // With the bias frozen plus with the weight frozen; then with both frozen.
         case("layer_norm", &[&[3, 7], &[7]], |cx, x| {
             let fixed = Tensor::from_f32(cx.device(), &[7], DType::F32, &numbers(7, 81), Category::Inputs)?;
             add(cx, &layer_norm(cx, &x[0], &x[1], &fixed, 1e-6)?, &layer_norm(cx, &x[0], &fixed, &x[1], 1e-6)?)
@@ -119,7 +120,7 @@ fn cases() -> Vec<Case> {
             let lora = Lora { down: x[3].clone(), up: x[4].clone(), scale: 1.7 };
             lora_linear(cx, &x[0], &x[1], Some(&x[2]), &lora)
         }),
-        // The weight is frozen, as it is where an adapter is trained.
+        // The weight is frozen, as in LoRA training.
         case("lora_linear", &[&[2, 4, 6], &[3, 6], &[5, 3]], |cx, x| {
             let w = Tensor::from_f32(cx.device(), &[5, 6], DType::F32, &numbers(30, 83), Category::Inputs)?;
             let lora = Lora { down: x[1].clone(), up: x[2].clone(), scale: 0.3 };
@@ -136,7 +137,7 @@ fn cases() -> Vec<Case> {
         }),
         case("position_add", &[&[6, 5], &[3, 5]], |cx, x| position_add(cx, &x[0], &x[1])),
         case("rms_norm", &[&[4, 10], &[10]], |cx, x| rms_norm(cx, &x[0], &x[1], 1e-6)),
-        // Both results, the norm alone, the sum alone.
+        // A loss of both outputs, of the norm alone, of the sum alone.
         case("rms_norm_add", &[&[4, 10], &[4, 10], &[10]], |cx, x| {
             let (sum, y) = rms_norm_add(cx, &x[0], &x[1], &x[2], 1e-6)?;
             swiglu(cx, &sum, &y)
@@ -168,7 +169,7 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// `Σ f(inputs) · weights`, as the loss of a case.
+/// The loss of a case: `Σ f(inputs) · weights`.
 fn loss(cx: &Cx, f: &Op, inputs: &[Tensor]) -> Result<Tensor> {
     let y = f(cx, inputs)?;
     let flat = y.reshape(&[y.count()])?;
@@ -194,7 +195,7 @@ fn gradients(device: &Device, c: &Case, values: &[Vec<f32>]) -> BTreeMap<String,
 }
 
 #[test]
-fn every_backward_rule_equals_differences_of_its_op() {
+fn every_backward_rule_equals_finite_differences() {
     let device = Device::cpu(2);
     let names: std::collections::BTreeSet<&str> = cases().iter().map(|c| c.op).collect();
     assert_eq!(names.into_iter().collect::<Vec<_>>(), ALL, "an op without a case");
@@ -216,7 +217,7 @@ fn every_backward_rule_equals_differences_of_its_op() {
                     all[i][j] += by;
                     value(&all)
                 };
-                // Fourth-order differences: the step can be large enough for f32 without bending the slope.
+                // Fourth-order differences allow a step that is large enough for f32.
                 let want = (8.0 * (moved(h) - moved(-h)) - (moved(2.0 * h) - moved(-2.0 * h))) / (12.0 * h as f64);
                 off += (got[j] as f64 - want).powi(2);
                 size += want * want;
@@ -228,7 +229,7 @@ fn every_backward_rule_equals_differences_of_its_op() {
 }
 
 #[test]
-fn sim_gives_the_gradients_of_cpu() {
+fn sim_gradients_equal_cpu() {
     let Some(()) = reel_kernels::compile::for_test() else { return };
     let (cpu, sim) = (Device::cpu(1), Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap());
     for c in cases() {
@@ -244,7 +245,7 @@ fn sim_gives_the_gradients_of_cpu() {
 }
 
 #[test]
-fn checkpointing_changes_no_bit_of_a_gradient() {
+fn checkpointing_does_not_change_gradient_bits() {
     let device = Device::cpu(2);
     for c in cases().iter().filter(|c| !c.op.contains("embedding")) {
         let values: Vec<Vec<f32>> =
@@ -254,7 +255,8 @@ fn checkpointing_changes_no_bit_of_a_gradient() {
     }
 }
 
-/// Gradients where the first input reaches the op as an activation and the others are captured, as a layer's weights are.
+/// Gradients where the first input of the op is an activation and the other inputs are captured by the closure, like
+/// weights of a layer.
 fn gradients_through_activations(
     device: &Device,
     c: &Case,
@@ -278,7 +280,7 @@ fn gradients_through_activations(
 }
 
 #[test]
-fn a_parameter_without_a_backward_rule_is_named() {
+fn error_names_a_parameter_without_backward_rule() {
     let device = Device::cpu(1);
     let p = tensors(&device, &[vec![4]], &[numbers(4, 1)], true).remove(0);
     let cx = Cx::training(&device, DType::F32);
@@ -292,7 +294,7 @@ fn a_parameter_without_a_backward_rule_is_named() {
 }
 
 #[test]
-fn nothing_trainable_is_an_error() {
+fn rejects_a_loss_without_trained_parameters() {
     let device = Device::cpu(1);
     let cx = Cx::training(&device, DType::F32);
     let x = tensors(&device, &[vec![1]], &[vec![1.0]], false).remove(0);
@@ -300,7 +302,7 @@ fn nothing_trainable_is_an_error() {
 }
 
 #[test]
-fn dry_counts_what_cpu_counts() {
+fn dry_device_counts_equal_cpu_counts() {
     for c in cases() {
         let values: Vec<Vec<f32>> = c.shapes.iter().map(|s| numbers(s.iter().product(), 3)).collect();
         let (cpu, dry) = (Device::cpu(1), Device::dry(Kernels::Cpu));
@@ -317,7 +319,7 @@ fn dry_counts_what_cpu_counts() {
 }
 
 #[test]
-fn shapes_that_do_not_fit_are_errors_that_name_the_op() {
+fn shape_errors_name_the_op() {
     let device = Device::cpu(1);
     let cx = Cx::inference(&device, DType::F32);
     let t = |shape: &[usize]| Tensor::empty(&device, shape, DType::F32, Category::Inputs).unwrap();
