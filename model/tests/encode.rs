@@ -92,7 +92,7 @@ fn a_pad_too_many_is_refused(case: &Path) {
     assert_eq!(alone.input_ids.iter().filter(|&&id| id == pad).count(), 1, "without media a typed pad stays one id");
     conversation.messages.extend(question.messages);
     let error = said(&conversation).unwrap_err().to_string();
-    assert!(error.contains("the prompt has 2 places for videos (<|video_pad|>) but the messages have 1"), "{error}");
+    assert!(error.contains("the prompt has 2 <|video_pad|> tokens but the messages have 1 videos"), "{error}");
 }
 
 fn bytes_of_a_film_do_as_well_as_its_file(case: &Path) {

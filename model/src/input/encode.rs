@@ -1,4 +1,12 @@
-//! The whole way from a conversation to [`Tokens`]: prompt by the template, media to patches, pads multiplied, positions.
+//! From a conversation to a [`ModelInput`]: renders the prompt, loads the media, repeats each pad token, computes positions.
+//!
+//! ```text
+//! messages          [{role: user, content: [video v.mp4, "How many?"]}]
+//! chat template     "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>How many?<|im_end|>\n…"
+//! tokenizer         [151644, 872, 198, 151652, 151656, 151653, …]        one pad token a video
+//! repeat pads       [151644, 872, 198, 151652, 151656 × 144, 151653, …]  one pad token for each vision token
+//! positions         [3][S], see mrope.rs
+//! ```
 
 use std::path::Path;
 
@@ -22,7 +30,7 @@ use crate::TokenId;
 use crate::config::{GenerationConfig, ModelConfig, PreprocessorConfig};
 use crate::error::{ModelError, Result};
 
-/// Everything of a model folder but its weights, held against each other.
+/// A model folder without its weights. The files are checked against each other.
 #[derive(Debug)]
 pub struct Bundle {
     /// config.json
@@ -38,7 +46,7 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Reads a model folder. Its weights are not touched, and need not be there.
+    /// Reads a model folder. Does not need the weight files.
     pub fn open(folder: &Path) -> Result<Self> {
         let config = ModelConfig::open(folder)?;
         let tokenizer = Tokenizer::open(folder)?;
@@ -52,32 +60,32 @@ impl Bundle {
         })
     }
 
-    /// Ids of which any ends an answer: generation_config.json's, else config.json's.
-    pub fn stop_ids(&self) -> &[u32] {
+    /// The ids that end a completion: those of generation_config.json, or of config.json if it has none.
+    pub fn stop_ids(&self) -> &[TokenId] {
         if self.generation.eos_token_id.is_empty() { &self.config.tokens.eos } else { &self.generation.eos_token_id }
     }
 }
 
-/// Where the time step of films comes from.
+/// Where the seconds from one frame pair to the next come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SecondPerGrid {
-    /// The true rate of the frames that were taken.
+    /// From the rate at which frames were sampled.
     #[default]
     True,
-    /// 1.0 for every film, as the references' training does.
+    /// 1.0 for every video, as in the training code of the references.
     One,
 }
 
-/// How media are read.
+/// How images and videos are loaded.
 #[derive(Debug, Clone)]
 pub struct MediaOptions {
     /// Frame and pixel limits.
     pub profile: MediaProfile,
-    /// Flags; they win over the keys of a part.
+    /// Command-line flags, which override the keys of a content part.
     pub overrides: MediaOverrides,
-    /// What decodes films.
+    /// Decodes videos in a worker process.
     pub decoder: DecodeWorker,
-    /// Time steps of films.
+    /// Where the time step of videos comes from.
     pub second_per_grid: SecondPerGrid,
 }
 
@@ -92,29 +100,29 @@ impl Default for MediaOptions {
     }
 }
 
-/// A conversation's media. See [`Tokens`] for the fields.
+/// The loaded images and videos of a conversation. The fields have the meaning of those of [`ModelInput`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LoadedMedia {
-    /// Pictures and films.
+    /// Decoded images and videos.
     pub frames: MediaFrames,
-    /// One a picture.
+    /// The grid of each image.
     pub image_grid_thw: Vec<GridThw>,
-    /// One a film.
+    /// The grid of each video.
     pub video_grid_thw: Vec<GridThw>,
-    /// Seconds from one frame pair to the next, one a film.
+    /// Seconds from one frame pair to the next, for each video.
     pub second_per_grid_ts: Vec<f32>,
-    /// Which frames were taken, film after film.
+    /// The indices of the sampled frames, video after video.
     pub frame_indices: Vec<i64>,
 }
 
-/// Prompt, media and positions of a conversation. A generation prompt is added unless the last turn is the assistant's.
+/// Encodes a conversation. Adds a generation prompt unless the last message is from the assistant.
 pub fn encode(bundle: &Bundle, conversation: &Conversation, options: &MediaOptions) -> Result<ModelInput> {
     let text = bundle.template.render(conversation, !conversation.ends_with_assistant())?;
     let media = load_media(bundle, conversation, options)?;
     assemble(bundle, &text, media, &conversation.location)
 }
 
-/// Reads and resizes all media of a conversation, in order.
+/// Loads and resizes all images and videos of a conversation, in order.
 pub fn load_media(bundle: &Bundle, conversation: &Conversation, options: &MediaOptions) -> Result<LoadedMedia> {
     let processor = bundle.preprocessor.processor();
     let mut media =
@@ -123,28 +131,28 @@ pub fn load_media(bundle: &Bundle, conversation: &Conversation, options: &MediaO
         match part {
             ContentPart::Text(_) => {}
             ContentPart::Image(image) => {
-                let picture = load_image(image, options, &processor)?;
-                media.image_grid_thw.push(media.frames.grid(&picture)?);
-                media.frames.images.push(picture);
+                let frame = load_image(image, options, &processor)?;
+                media.image_grid_thw.push(media.frames.grid(&frame)?);
+                media.frames.images.push(frame);
             }
             ContentPart::Video(video) => {
-                let mut film = load_video(video, options, &processor)?;
-                media.video_grid_thw.push(media.frames.grid(&film.frames)?);
-                media.frames.videos.push(film.frames);
+                let mut loaded = load_video(video, options, &processor)?;
+                media.video_grid_thw.push(media.frames.grid(&loaded.frames)?);
+                media.frames.videos.push(loaded.frames);
                 media.second_per_grid_ts.push(match options.second_per_grid {
-                    SecondPerGrid::True => (processor.temporal_patch_size as f64 / film.sample_fps) as f32,
+                    SecondPerGrid::True => (processor.temporal_patch_size as f64 / loaded.sample_fps) as f32,
                     SecondPerGrid::One => 1.0,
                 });
-                media.frame_indices.append(&mut film.frame_indices);
+                media.frame_indices.append(&mut loaded.frame_indices);
             }
         }
     }
     Ok(media)
 }
 
-/// Ids of a rendered prompt with each pad multiplied to the tokens of its picture or film, and the positions.
+/// Encodes a rendered prompt: repeats each pad token once for each vision token of its image or video, and computes the positions.
 ///
-/// `location` opens errors. Pads in a prompt without any media of their kind stay single, as in the reference.
+/// `location` names the prompt in errors. Without any media of a kind, pad tokens of that kind stay single, as in transformers.
 pub fn assemble(bundle: &Bundle, text: &str, media: LoadedMedia, location: &str) -> Result<ModelInput> {
     let tokens = &bundle.config.tokens;
     let mut ids = bundle.tokenizer.encode(text)?;
@@ -170,14 +178,14 @@ pub fn assemble(bundle: &Bundle, text: &str, media: LoadedMedia, location: &str)
     Ok(made)
 }
 
-/// Multiplies the i-th pad to `counts[i]`.
+/// Repeats the i-th pad token `counts[i]` times.
 fn expand(ids: Vec<TokenId>, pad: TokenId, counts: &[usize], kind: &str, location: &str) -> Result<Vec<TokenId>> {
     let pads = ids.iter().filter(|&&id| id == pad).count();
     if pads != counts.len() {
         let what =
-            format!("the prompt has {pads} places for {kind}s (<|{kind}_pad|>) but the messages have {}", counts.len());
+            format!("the prompt has {pads} <|{kind}_pad|> tokens but the messages have {} {kind}s", counts.len());
         let help =
-            format!("take `<|{kind}_pad|>` out of the texts, or use a chat template that places every {kind} once");
+            format!("remove `<|{kind}_pad|>` from the texts, or use a chat template that writes it once for each {kind}");
         return Err(ModelError::messages(location, what, help));
     }
     let mut counts = counts.iter();
@@ -191,62 +199,62 @@ fn expand(ids: Vec<TokenId>, pad: TokenId, counts: &[usize], kind: &str, locatio
 
 fn load_image(image: &ImagePart, options: &MediaOptions, processor: &PatchProcessor) -> Result<FrameBuf> {
     let limits = ImagePixelLimits::new(options.profile, &options.overrides.or(image.overrides));
-    let picture = open_picture(&image.source)?;
-    Ok(patches::resize_image(&picture, &limits, processor, &image.source.name())?)
+    let rgb = open_image(&image.source)?;
+    Ok(patches::resize_image(&rgb, &limits, processor, &image.source.name())?)
 }
 
-fn open_picture(source: &MediaSource) -> Result<RgbImage> {
+fn open_image(source: &MediaSource) -> Result<RgbImage> {
     Ok(match source {
         MediaSource::Path(path) => reel_media::image::open(path)?,
         MediaSource::Data(uri) => reel_media::image::from_data_uri(uri)?,
-        MediaSource::Url(url) => reel_media::image::decode(&fetch::url(url, fetch::LARGEST_PICTURE)?, url)?,
+        MediaSource::Url(url) => reel_media::image::decode(&fetch::download(url, fetch::MAX_IMAGE_BYTES)?, url)?,
     })
 }
 
-/// A film, with what its positions are made from.
-struct Film {
+/// A loaded video, with the values that its positions are computed from.
+struct LoadedVideo {
     frames: FrameBuf,
     sample_fps: f64,
     frame_indices: Vec<i64>,
 }
 
-fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProcessor) -> Result<Film> {
+fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProcessor) -> Result<LoadedVideo> {
     let keys = options.overrides.or(video.overrides);
     match &video.source {
         VideoSource::Frames(frames) => frame_list(frames, video, keys, options, processor),
-        VideoSource::File(MediaSource::Path(path)) => film(path, keys, options, processor),
+        VideoSource::File(MediaSource::Path(path)) => video_file(path, keys, options, processor),
         VideoSource::File(source) => {
             let bytes = match source {
-                MediaSource::Url(url) => fetch::url(url, fetch::LARGEST_FILM)?,
+                MediaSource::Url(url) => fetch::download(url, fetch::MAX_VIDEO_BYTES)?,
                 MediaSource::Data(uri) => fetch::data_uri(uri)?,
                 MediaSource::Path(path) => std::fs::read(path).map_err(|e| ModelError::read(path, e))?,
             };
-            film_in_memory(&source.name(), &bytes, keys, options, processor)
+            video_in_memory(&source.name(), &bytes, keys, options, processor)
         }
     }
 }
 
-/// A list of pictures: each by the picture limits, an odd list repeats its last.
+/// Loads a video given as a list of images. Each is resized by the image limits.
 fn frame_list(
     frames: &[MediaSource],
     video: &VideoPart,
     keys: MediaOverrides,
     options: &MediaOptions,
     processor: &PatchProcessor,
-) -> Result<Film> {
+) -> Result<LoadedVideo> {
     let sample_fps = keys.fps.unwrap_or(2.0);
     if !(sample_fps > 0.0 && sample_fps.is_finite()) {
-        let what = format!("is {sample_fps}; it must be above 0");
-        return Err(ModelError::messages(format!("{}: fps", video.location), what, "give the frames' rate a second"));
+        let what = format!("is {sample_fps}, expected a number above 0");
+        return Err(ModelError::messages(format!("{}: fps", video.location), what, "give the frame rate of the list, in frames a second"));
     }
-    let pictures = frames.iter().map(open_picture).collect::<Result<Vec<RgbImage>>>()?;
+    let images = frames.iter().map(open_image).collect::<Result<Vec<RgbImage>>>()?;
     let limits = ImagePixelLimits::new(options.profile, &keys);
     let name = frames.first().map(MediaSource::name).unwrap_or_default();
-    let frames = patches::resize_image_list(&pictures, &limits, processor, &name)?;
-    Ok(Film { frames, sample_fps, frame_indices: even((0..pictures.len() as i64).collect()) })
+    let frames = patches::resize_image_list(&images, &limits, processor, &name)?;
+    Ok(LoadedVideo { frames, sample_fps, frame_indices: even((0..images.len() as i64).collect()) })
 }
 
-/// Frames go in pairs: an odd number repeats its last.
+/// Repeats the last index of an odd list, because frames are used in pairs.
 fn even(mut indices: Vec<i64>) -> Vec<i64> {
     if indices.len() % 2 == 1 {
         indices.extend(indices.last().copied());
@@ -254,40 +262,40 @@ fn even(mut indices: Vec<i64>) -> Vec<i64> {
     indices
 }
 
-fn film(path: &Path, keys: MediaOverrides, options: &MediaOptions, processor: &PatchProcessor) -> Result<Film> {
+fn video_file(path: &Path, keys: MediaOverrides, options: &MediaOptions, processor: &PatchProcessor) -> Result<LoadedVideo> {
     let read = options.decoder.decode_resized(path, options.profile, &keys)?;
     let data = match read.data {
         PixelBuffer::Owned(data) => data,
         PixelBuffer::Shared(map) => map.to_vec(),
     };
     let frames = FrameBuf { data, frames: read.indices.len(), height: read.height, width: read.width };
-    // The image processor's own resize, which most frames already have.
+    // The second resize of the image processor; most frames already have its size.
     let frames = patches::processor_resize(frames, processor)?;
     let frame_indices = even(read.indices.iter().map(|&i| i as i64).collect());
-    Ok(Film { frames, sample_fps: read.sample_fps, frame_indices })
+    Ok(LoadedVideo { frames, sample_fps: read.sample_fps, frame_indices })
 }
 
-/// Films that are not files become one for as long as the worker reads them.
-fn film_in_memory(
+/// Writes the bytes of a video to a temporary file, because the worker reads files. Errors name `name` instead of that file.
+fn video_in_memory(
     name: &str,
     bytes: &[u8],
     keys: MediaOverrides,
     options: &MediaOptions,
     processor: &PatchProcessor,
-) -> Result<Film> {
+) -> Result<LoadedVideo> {
     use std::io::Write;
     let folder = std::env::temp_dir();
     let file = tempfile::NamedTempFile::new_in(&folder).and_then(|mut file| file.write_all(bytes).map(|()| file));
     let file = file.map_err(|e| ModelError::write(&folder, e))?;
     // Errors name the source of the video, not the temporary file.
-    film(file.path(), keys, options, processor).map_err(|error| match error {
+    video_file(file.path(), keys, options, processor).map_err(|error| match error {
         ModelError::Media(MediaError::File(d)) => MediaError::file(name, d.what, d.help).into(),
         other => other,
     })
 }
 
 impl PreprocessorConfig {
-    /// The numbers as the media crate takes them.
+    /// The preprocessor config in the form that the media crate uses.
     pub fn processor(&self) -> PatchProcessor {
         PatchProcessor {
             min_pixels: self.min_pixels,

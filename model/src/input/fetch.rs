@@ -1,4 +1,4 @@
-//! Bytes from an address or a `data:` URI, within limits of size and time.
+//! Downloads images and videos from `http(s):` addresses and decodes `data:` URIs, with limits of size and time.
 
 use std::io::Read;
 use std::time::Duration;
@@ -9,44 +9,44 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use crate::error::{ModelError, Result};
 
-/// The largest picture that is fetched, in bytes.
-pub const LARGEST_PICTURE: u64 = 100 << 20;
+/// The largest image that is downloaded, in bytes.
+pub const MAX_IMAGE_BYTES: u64 = 100 << 20;
 
-/// The largest film that is fetched, in bytes.
-pub const LARGEST_FILM: u64 = 4 << 30;
+/// The largest video that is downloaded, in bytes.
+pub const MAX_VIDEO_BYTES: u64 = 4 << 30;
 
-/// Until a server answers at all.
-const CONNECT: Duration = Duration::from_secs(10);
+/// The time limit for connecting to the server.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Until a picture or film is there.
-const WHOLE: Duration = Duration::from_secs(300);
+/// The time limit for a whole download.
+const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Fetches an `http:` or `https:` address.
-pub fn url(address: &str, largest: u64) -> Result<Vec<u8>> {
-    let fault = |what: String| ModelError::messages(address, what, "check the address and the network, or give a file");
+/// Downloads at most `max_bytes` from an `http:` or `https:` address.
+pub fn download(address: &str, max_bytes: u64) -> Result<Vec<u8>> {
+    let fault = |what: String| ModelError::messages(address, what, "check the address and the network, or use a local file");
     let agent: ureq::Agent =
-        ureq::Agent::config_builder().timeout_connect(Some(CONNECT)).timeout_global(Some(WHOLE)).build().into();
-    let mut response = agent.get(address).call().map_err(|e| fault(format!("cannot be fetched ({e})")))?;
+        ureq::Agent::config_builder().timeout_connect(Some(CONNECT_TIMEOUT)).timeout_global(Some(DOWNLOAD_TIMEOUT)).build().into();
+    let mut response = agent.get(address).call().map_err(|e| fault(format!("cannot be downloaded ({e})")))?;
     let mut bytes = Vec::new();
-    let mut body = response.body_mut().with_config().limit(u64::MAX).reader().take(largest + 1);
-    body.read_to_end(&mut bytes).map_err(|e| fault(format!("broke off while being fetched ({e})")))?;
-    if bytes.len() as u64 > largest {
+    let mut body = response.body_mut().with_config().limit(u64::MAX).reader().take(max_bytes + 1);
+    body.read_to_end(&mut bytes).map_err(|e| fault(format!("download was interrupted ({e})")))?;
+    if bytes.len() as u64 > max_bytes {
         return Err(ModelError::messages(
             address,
-            format!("is larger than {} MiB", largest >> 20),
-            "give a smaller one, or a file",
+            format!("is larger than {} MiB", max_bytes >> 20),
+            "use a smaller one, or a local file",
         ));
     }
     Ok(bytes)
 }
 
-/// Decodes `data:KIND;base64,…`.
+/// Decodes a `data:TYPE;base64,…` URI.
 pub fn data_uri(uri: &str) -> Result<Vec<u8>> {
     const ENGINE: GeneralPurpose = GeneralPurpose::new(
         &STANDARD,
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
     );
-    let fault = |what: String| ModelError::messages("data: URI", what, "give data:TYPE;base64,CONTENT");
+    let fault = |what: String| ModelError::messages("data: URI", what, "write data:TYPE;base64,CONTENT");
     let Some((_, content)) = uri.split_once("base64,") else {
         return Err(fault("is not base64".to_string()));
     };
@@ -61,7 +61,7 @@ mod tests {
     use std::net::TcpListener;
 
     #[test]
-    fn data_uris_are_decoded_or_refused() {
+    fn decodes_valid_data_uris_only() {
         assert_eq!(data_uri("data:video/mp4;base64,aGk=").unwrap(), b"hi");
         assert_eq!(data_uri("data:video/mp4;base64,aG\nk").unwrap(), b"hi");
         for bad in ["data:video/mp4,hi", "data:x;base64,a!"] {
@@ -69,7 +69,7 @@ mod tests {
         }
     }
 
-    /// Answers one request with these bytes.
+    /// Starts a server that answers one request with these bytes. Returns its address.
     fn serve(answer: Vec<u8>) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}/x.png", listener.local_addr().unwrap());
@@ -83,16 +83,16 @@ mod tests {
     }
 
     #[test]
-    fn a_server_is_asked_within_limits() {
+    fn download_respects_the_size_limit() {
         let whole = serve(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello".to_vec());
-        assert_eq!(url(&whole, 100).unwrap(), b"hello");
+        assert_eq!(download(&whole, 100).unwrap(), b"hello");
         let large = serve(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello".to_vec());
-        assert!(url(&large, 4).unwrap_err().to_string().contains("is larger than"));
+        assert!(download(&large, 4).unwrap_err().to_string().contains("is larger than"));
         let gone = serve(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec());
-        let error = url(&gone, 100).unwrap_err().to_string();
+        let error = download(&gone, 100).unwrap_err().to_string();
         assert!(error.starts_with(&gone) && error.contains("404") && !error.contains('\n'), "{error}");
         let cut = serve(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello".to_vec());
-        assert!(url(&cut, 100).is_err());
-        assert!(url("http://127.0.0.1:1/", 100).unwrap_err().to_string().contains("cannot be fetched"));
+        assert!(download(&cut, 100).is_err());
+        assert!(download("http://127.0.0.1:1/", 100).unwrap_err().to_string().contains("cannot be downloaded"));
     }
 }

@@ -1,4 +1,4 @@
-//! Pictures and films as frames of levels, which is how they go to the device: an eighth of their pixels' bytes.
+//! Decoded images and videos as u8 RGB frames. They go to the device in this form: an eighth of the bytes of their normalised pixels.
 
 use reel_media::frames::FrameBuf;
 use reel_media::patches::{self, PatchProcessor};
@@ -6,35 +6,35 @@ use reel_media::patches::{self, PatchProcessor};
 use super::window::GridThw;
 use crate::error::Result;
 
-/// The media of a sequence after both resizes.
+/// The images and videos of a sequence, decoded and resized.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct MediaFrames {
-    /// One frame each, in order.
+    /// The images in order, one frame each.
     pub images: Vec<FrameBuf>,
-    /// In order; an odd one's last frame stands for two.
+    /// The videos in order. The last frame of a video with an odd number of frames counts twice.
     pub videos: Vec<FrameBuf>,
-    /// How they become patches.
+    /// How frames are normalised and cut into patches.
     pub processor: PatchProcessor,
 }
 
 impl MediaFrames {
-    /// Bytes of all levels.
+    /// The size of all frames in bytes.
     pub fn bytes(&self) -> usize {
         self.images.iter().chain(&self.videos).map(|f| f.data.len()).sum()
     }
 
-    /// The grid of some frames.
+    /// The grid of an image or video.
     ///
     /// # Errors
-    /// Sides that are no whole blocks of patches, levels that do not fit the sides.
+    /// Sides that are not multiples of a square of patches; data whose length does not match the sides.
     pub fn grid(&self, frames: &FrameBuf) -> Result<GridThw> {
         Ok(patches::patch_grid(frames.view()?, &self.processor)?)
     }
 
-    /// The normalised pixels of the patches of `frames`, one after the other, as the image processor gives them.
+    /// The normalised pixels of all patches of `frames`, in processor order.
     ///
     /// # Errors
-    /// As [`MediaFrames::grid`]; too many to fit in memory.
+    /// As [`MediaFrames::grid`]; more pixels than fit in memory.
     pub fn pixels(&self, frames: &[FrameBuf]) -> Result<Vec<f32>> {
         let mut all = Vec::new();
         for one in frames {

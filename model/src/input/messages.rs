@@ -1,7 +1,7 @@
-//! Conversations as people write them: OpenAI's and Qwen's chat messages, checked and brought to one form.
+//! Reads chat messages in the formats of OpenAI and Qwen, checks them, and converts them to one form, a [`Conversation`].
 //!
-//! A part's `image_url` and `video_url` become `image` and `video`; paths become absolute under the folder of the messages file
-//! (or `--media-root`); the keys of qwen-vl-utils become [`MediaOverrides`]. Everything else a turn has is kept for the template.
+//! `image_url` and `video_url` become `image` and `video`. Relative paths are resolved against the folder of the messages file (or
+//! `--media-root`). The keys of qwen-vl-utils (`fps`, `max_pixels`, …) become [`MediaOverrides`]. Other keys of a message are kept for the chat template.
 
 use std::path::{Path, PathBuf};
 
@@ -10,90 +10,90 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{ModelError, Result};
 
-/// A conversation.
+/// A list of chat messages.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Conversation {
-    /// The file it came from, for errors.
+    /// The file of the messages, for errors.
     pub location: String,
-    /// The turns in order; at least one.
+    /// The messages in order; at least one.
     pub messages: Vec<Message>,
 }
 
-/// What one side said.
+/// One message of a conversation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
-    /// `system`, `user`, `assistant`, or what else the template knows.
+    /// `system`, `user`, `assistant`, or another role that the chat template supports.
     pub role: String,
-    /// What was said.
+    /// The content.
     pub content: Content,
-    /// The turn's other keys, as they were.
+    /// The other keys of the message, unchanged.
     pub others: Map<String, Value>,
 }
 
-/// A turn's content.
+/// The content of a message.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Content {
     /// Plain text.
     Text(String),
-    /// Texts and media in order.
+    /// Texts, images and videos in order.
     Parts(Vec<ContentPart>),
 }
 
-/// One part of a turn.
+/// One part of the content of a message.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ContentPart {
     /// A text.
     Text(String),
-    /// A picture.
+    /// An image.
     Image(ImagePart),
-    /// A film.
+    /// A video.
     Video(VideoPart),
 }
 
-/// A picture and how it is to be resized.
+/// An image and how it is resized.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImagePart {
-    /// Where it is.
+    /// The file, address or data.
     pub source: MediaSource,
-    /// The part's own keys.
+    /// The limits that the part itself sets.
     pub overrides: MediaOverrides,
-    /// Turn and part, for errors.
+    /// The index of message and part, for errors.
     pub location: String,
 }
 
-/// A film, how it is to be sampled and resized.
+/// A video, and how it is sampled and resized.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VideoPart {
-    /// Where it is.
+    /// The file, address or data.
     pub source: VideoSource,
-    /// The part's own keys.
+    /// The limits that the part itself sets.
     pub overrides: MediaOverrides,
-    /// Turn and part, for errors.
+    /// The index of message and part, for errors.
     pub location: String,
 }
 
-/// A film as a file, or as a list of pictures that are its frames.
+/// A video as a file, or as a list of images that are its frames.
 #[derive(Debug, Clone, PartialEq)]
 pub enum VideoSource {
-    /// A film.
+    /// A video file.
     File(MediaSource),
-    /// At least one picture.
+    /// The frames; at least one.
     Frames(Vec<MediaSource>),
 }
 
-/// Where the bytes of a picture or film are.
+/// Where the bytes of an image or a video are.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MediaSource {
     /// A file.
     Path(PathBuf),
     /// An `http:` or `https:` address.
     Url(String),
-    /// A `data:` URI, whole.
+    /// A whole `data:` URI.
     Data(String),
 }
 
 impl MediaSource {
-    /// Reads a path, `file://`, `http(s)://` or `data:`; relative paths lie under `root`.
+    /// Parses a path, or a `file://`, `http(s)://` or `data:` address. Relative paths are resolved against `root`.
     pub fn parse(text: &str, root: &Path) -> Self {
         let lower = text.get(..8).unwrap_or(text).to_ascii_lowercase();
         if lower.starts_with("http://") || lower.starts_with("https://") {
@@ -117,21 +117,21 @@ impl MediaSource {
     }
 }
 
-const SHAPE: &str = "give a list of turns, each {\"role\": …, \"content\": text or list of parts}";
+const SHAPE: &str = "give a list of messages, each {\"role\": …, \"content\": text or list of parts}";
 const PART: &str = "give parts like {\"type\": \"text\", \"text\": …}, {\"type\": \"image\", \"image\": path}, {\"type\": \"video\", \"video\": path}";
 
 impl Conversation {
-    /// Reads a messages file. Relative paths in it lie under `media_root`, else under the file's own folder.
+    /// Reads a messages file. Relative paths in it are resolved against `media_root`, or against the folder of the file.
     pub fn open(path: &Path, media_root: Option<&Path>) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| ModelError::read(path, e))?;
         let location = path.display().to_string();
         let value = serde_json::from_str(&text)
-            .map_err(|e| ModelError::messages(&location, format!("is not JSON ({e})"), "correct it there"))?;
+            .map_err(|e| ModelError::messages(&location, format!("is not JSON ({e})"), "correct the JSON at that position"))?;
         let own = path.parent().unwrap_or(Path::new(""));
         Self::from_value(&location, &value, media_root.unwrap_or(own))
     }
 
-    /// Reads messages that are already JSON. `location` names them in errors; relative paths lie under `root`.
+    /// Reads messages from JSON. `location` names them in errors. Relative paths are resolved against `root`.
     pub fn from_value(location: &str, value: &Value, root: &Path) -> Result<Self> {
         let Some(list) = value.as_array() else {
             return Err(ModelError::messages(location, "is not a list of messages", SHAPE));
@@ -146,31 +146,31 @@ impl Conversation {
         Ok(Self { location: location.to_string(), messages: messages.collect::<Result<_>>()? })
     }
 
-    /// One user's question about some media: what `--video V --prompt TEXT` means.
+    /// One user message with some media and a text, as `--video V --prompt TEXT` gives it.
     pub fn question(parts: Vec<ContentPart>, text: &str) -> Self {
         let parts = parts.into_iter().chain([ContentPart::Text(text.to_string())]).collect();
         let message = Message { role: "user".to_string(), content: Content::Parts(parts), others: Map::new() };
         Self { location: "--prompt".to_string(), messages: vec![message] }
     }
 
-    /// Whether the last turn is the assistant's, so that no generation prompt is added.
+    /// Whether the last message is from the assistant; then no generation prompt is added.
     pub fn ends_with_assistant(&self) -> bool {
         self.messages.last().is_some_and(|message| message.role == "assistant")
     }
 
-    /// All pictures and films, in order.
+    /// All images and videos, in order.
     pub fn media(&self) -> impl Iterator<Item = &ContentPart> {
         self.messages.iter().flat_map(Message::parts).filter(|part| !matches!(part, ContentPart::Text(_)))
     }
 
-    /// The messages as the chat template sees them.
+    /// The messages as JSON for the chat template.
     pub fn to_template_value(&self) -> Value {
         self.messages.iter().map(Message::to_template_value).collect()
     }
 }
 
 impl Message {
-    /// The parts; none where the content is plain text.
+    /// The content parts; none if the content is plain text.
     pub fn parts(&self) -> &[ContentPart] {
         match &self.content {
             Content::Text(_) => &[],
@@ -274,7 +274,7 @@ fn read_part(location: &str, part: &Value, root: &Path) -> Result<ContentPart> {
     }
 }
 
-/// `type` decides; without one, the keys do. A key that is null counts as absent (tables of mixed rows are full of them).
+/// The kind of a part: by its `type`, or by its keys if it has none. A null key counts as absent, because table formats fill rows with nulls.
 fn kind_of(location: &str, map: &Map<String, Value>) -> Result<Kind> {
     let has = |key: &str| map.get(key).is_some_and(|value| !value.is_null());
     match map.get("type").and_then(Value::as_str) {
@@ -282,7 +282,7 @@ fn kind_of(location: &str, map: &Map<String, Value>) -> Result<Kind> {
         Some("image" | "image_url" | "input_image") => Ok(Kind::Image),
         Some("video" | "video_url") => Ok(Kind::Video),
         Some(other) => {
-            Err(ModelError::messages(location, format!("has the type `{other}`, which this model cannot take"), PART))
+            Err(ModelError::messages(location, format!("has the type `{other}`, which this model does not support"), PART))
         }
         None if has("image") || has("image_url") => Ok(Kind::Image),
         None if has("video") || has("video_url") => Ok(Kind::Video),
@@ -291,7 +291,7 @@ fn kind_of(location: &str, map: &Map<String, Value>) -> Result<Kind> {
     }
 }
 
-/// The value under Qwen's key, or under OpenAI's, there perhaps as `{"url": …}`.
+/// The value of Qwen's key or of OpenAI's key, which may be an object `{"url": …}`.
 fn address<'a>(map: &'a Map<String, Value>, [own, openai]: [&str; 2]) -> Option<&'a Value> {
     let value = [own, openai].into_iter().filter_map(|key| map.get(key)).find(|value| !value.is_null())?;
     Some(value.get("url").unwrap_or(value))
@@ -304,24 +304,24 @@ fn video_source(location: &str, map: &Map<String, Value>, root: &Path) -> Result
             let frame = |value: &Value| match value.as_str() {
                 Some(text) if !text.is_empty() => Ok(MediaSource::parse(text, root)),
                 _ => {
-                    Err(ModelError::messages(location, "has a list of frames with something that is not a path", PART))
+                    Err(ModelError::messages(location, "has a list of frames in which an entry is not a path", PART))
                 }
             };
             Ok(VideoSource::Frames(frames.iter().map(frame).collect::<Result<_>>()?))
         }
         Some(Value::Array(_)) => {
-            Err(ModelError::messages(location, "has an empty list of frames", "give at least one picture"))
+            Err(ModelError::messages(location, "has an empty list of frames", "give at least one image"))
         }
         Some(_) => Err(ModelError::messages(
             location,
-            "has a `video` that is not a path, an address or a list of pictures",
+            "has a `video` that is not a path, an address or a list of images",
             PART,
         )),
         None => Err(ModelError::messages(location, "is a video part without a `video`", PART)),
     }
 }
 
-/// The part's keys of qwen-vl-utils. Null counts as absent.
+/// The keys of qwen-vl-utils in a part. A null key counts as absent.
 fn overrides(location: &str, map: &Map<String, Value>) -> Result<MediaOverrides> {
     let number = |key: &str| match map.get(key) {
         None | Some(Value::Null) => Ok(None),
@@ -345,7 +345,7 @@ fn overrides(location: &str, map: &Map<String, Value>) -> Result<MediaOverrides>
     let size = |key: &str| match whole(key)? {
         Some(x) if x < 1 => Err(ModelError::messages(
             format!("{location}: {key}"),
-            format!("is {x}; it must be at least 1"),
+            format!("is {x}, expected at least 1"),
             "give a number of pixels, or leave it out",
         )),
         x => Ok(x.map(|x| x as u64)),
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn both_ways_of_writing_become_one() {
+    fn openai_and_qwen_messages_parse_to_the_same_conversation() {
         let qwen = json!([{"role": "user", "content": [
             {"type": "image", "image": "a.png", "min_pixels": 3136}, {"type": "video", "video": "file:///v.mp4", "fps": 1.5},
             {"type": "video", "video": ["x.png", "https://h/y.png"]}, {"type": "text", "text": "?"}]}]);
@@ -392,14 +392,14 @@ mod tests {
         );
         let parts: Vec<&ContentPart> = qwen.media().collect();
         assert_eq!(parts.len(), 3);
-        let ContentPart::Image(image) = parts[0] else { panic!("the picture comes first") };
+        let ContentPart::Image(image) = parts[0] else { panic!("expected the image first") };
         assert_eq!((image.overrides.min_pixels, image.overrides.fps), (Some(3136), None));
-        let ContentPart::Video(video) = parts[1] else { panic!("then the film") };
+        let ContentPart::Video(video) = parts[1] else { panic!("expected the video second") };
         assert_eq!(video.overrides, MediaOverrides { fps: Some(1.5), ..MediaOverrides::default() });
     }
 
     #[test]
-    fn other_keys_reach_the_template() {
+    fn other_keys_are_passed_to_the_template() {
         let turns = json!([{"role": "user", "content": "a", "name": "x"}, {"role": "assistant", "content": ""}]);
         let read = read(turns.clone()).unwrap();
         assert_eq!(read.to_template_value(), turns);
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn every_malformed_shape_names_its_place() {
+    fn errors_name_message_part_and_key() {
         let user = |part: Value| json!([{"role": "user", "content": [part]}]);
         for (value, expected) in [
             (json!({"role": "user"}), "m.json: is not a list"),

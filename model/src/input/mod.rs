@@ -1,4 +1,5 @@
-//! A conversation becomes the model's inputs: template, tokenizer, media, positions. Plain arrays, no device.
+//! From a conversation to the model's input, as plain arrays in host memory. [`encode()`] is the whole way: chat template ([`chat`]), tokenizer
+//! ([`tokenizer`]), images and videos ([`media_frames`]), positions ([`mrope`]). The result is a [`ModelInput`].
 
 pub mod chat;
 pub mod encode;

@@ -1,4 +1,4 @@
-//! The model's inputs as plain arrays, and the safetensors file that holds them (`reel preprocess`, `reel score --inputs`).
+//! The model's input as plain arrays, and its safetensors file (`reel preprocess` writes it, `reel score --inputs` reads it).
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -14,35 +14,35 @@ use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::save::{StoredTensor, write_safetensors};
 
-/// One sequence of S tokens, ready for the model. N counts patches; a patch is `vision.patch_dim()` values.
+/// One sequence of S tokens, ready for the model. N is a number of patches; a patch has `vision.patch_dim()` values.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ModelInput {
-    /// [S]
+    /// Token ids `[S]`.
     pub input_ids: Vec<TokenId>,
-    /// [3][S]: time, height, width.
+    /// M-RoPE positions `[3][S]`: time, height, width.
     pub position_ids: [Vec<i64>; 3],
-    /// Added to a token's place, gives the position of text generated after this sequence.
+    /// Added to the index of a token generated after this sequence, it gives the position of that token.
     pub rope_delta: i64,
-    /// Pictures and films that were decoded. Where pixels are given as values they are not here.
+    /// Decoded images and videos; empty where pixels are given as values.
     pub frames: MediaFrames,
-    /// [N, patch_dim] of all pictures, in order.
+    /// Pixels `[N, patch_dim]` of all images, in order.
     pub pixel_values: Option<Vec<f32>>,
-    /// Time, height and width in patches, one a picture.
+    /// The grid (time, height, width in patches) of each image.
     pub image_grid_thw: Vec<GridThw>,
-    /// [N, patch_dim] of all films, in order.
+    /// Pixels `[N, patch_dim]` of all videos, in order.
     pub pixel_values_videos: Option<Vec<f32>>,
-    /// Time, height and width in patches, one a film.
+    /// The grid (time, height, width in patches) of each video.
     pub video_grid_thw: Vec<GridThw>,
-    /// Seconds from one frame pair to the next, one a film.
+    /// Seconds from one frame pair to the next, for each video.
     pub second_per_grid_ts: Vec<f32>,
-    /// Which frames of the films were taken, film after film.
+    /// The indices of the sampled frames, video after video.
     pub frame_indices: Vec<i64>,
 }
 
 const HELP: &str = "give a file as `reel preprocess` writes it for this model";
 
 impl ModelInput {
-    /// The sequence that a batch packs.
+    /// This input as the argument of [`Batch::new`](crate::batch::Batch::new).
     pub fn sequence(&self) -> crate::batch::Sequence<'_> {
         crate::batch::Sequence {
             input_ids: &self.input_ids,
@@ -55,27 +55,27 @@ impl ModelInput {
         }
     }
 
-    /// [N, patch_dim] of all pictures and of all films: as given, or of the frames.
+    /// Pixels `[N, patch_dim]` of all images and of all videos: as given, or computed from the frames.
     ///
     /// # Errors
-    /// Frames that cannot be cut into patches, or too many of them.
+    /// Frames that cannot be cut into patches; more pixels than fit in memory.
     pub fn pixels(&self) -> Result<[Option<Cow<'_, [f32]>>; 2]> {
         let kinds = [(&self.pixel_values, &self.frames.images), (&self.pixel_values_videos, &self.frames.videos)];
-        let [pictures, films] = kinds.map(|(given, frames)| match given {
+        let [images, videos] = kinds.map(|(given, frames)| match given {
             Some(values) => Ok(Some(Cow::Borrowed(&values[..]))),
             None if frames.is_empty() => Ok(None),
             None => self.frames.pixels(frames).map(|cut| Some(Cow::Owned(cut))),
         });
-        Ok([pictures?, films?])
+        Ok([images?, videos?])
     }
 
-    /// A sequence of text alone.
+    /// A sequence of text without media.
     pub fn text(input_ids: Vec<TokenId>) -> Self {
         let plain: Vec<i64> = (0..input_ids.len() as i64).collect();
         Self { input_ids, position_ids: [plain.clone(), plain.clone(), plain], ..Self::default() }
     }
 
-    /// S.
+    /// The number of tokens.
     pub fn len(&self) -> usize {
         self.input_ids.len()
     }
@@ -85,7 +85,7 @@ impl ModelInput {
         self.input_ids.is_empty()
     }
 
-    /// The grids as [`rope_index`] wants them.
+    /// The grids, an argument of [`rope_index`].
     pub fn grids(&self) -> Grids<'_> {
         Grids {
             image_grid_thw: &self.image_grid_thw,
@@ -94,15 +94,15 @@ impl ModelInput {
         }
     }
 
-    /// Fills `position_ids` and `rope_delta` from ids and grids.
+    /// Computes `position_ids` and `rope_delta` from ids and grids.
     pub fn compute_positions(&mut self, config: &ModelConfig, location: &str) -> Result<()> {
         let index = rope_index(config, &self.input_ids, self.grids(), location)?;
         (self.position_ids, self.rope_delta) = (index.position_ids, index.rope_delta);
         Ok(())
     }
 
-    /// Holds the arrays against each other and the model: ids in the vocabulary, pads as many as the grids give tokens, patches as
-    /// many as the grids have. `location` (a file) opens the error.
+    /// Checks the arrays against each other and the model: as many pad tokens as the grids give vision tokens, as many patches as the grids
+    /// have. `location` (a file) names the input in errors.
     pub fn check(&self, config: &ModelConfig, location: &str) -> Result<()> {
         let fault = |name: &str, what: String| Err(ModelError::inputs(format!("{location}: {name}"), what, HELP));
         if self.input_ids.is_empty() {
@@ -112,7 +112,7 @@ impl ModelInput {
             return fault("position_ids", format!("has {} positions for {} tokens", axis.len(), self.len()));
         }
         if let Some(position) = self.position_ids.iter().flatten().find(|&&p| !(0..=i64::from(i32::MAX)).contains(&p)) {
-            return fault("position_ids", format!("has {position}, which is no position"));
+            return fault("position_ids", format!("has {position}, expected 0 to 2^31 - 1"));
         }
         self.check_media(
             config,
@@ -169,12 +169,12 @@ impl ModelInput {
         let pads = self.input_ids.iter().filter(|&&id| id == pad).count();
         let tokens = patches / config.vision.merge_unit();
         if pads != tokens {
-            return fault("input_ids", format!("has {pads} {kind} pads but {kind}_grid_thw gives {tokens} tokens"));
+            return fault("input_ids", format!("has {pads} {kind} pad tokens but {kind}_grid_thw gives {tokens} vision tokens"));
         }
         Ok(())
     }
 
-    /// Writes the file of `reel preprocess`: what is there, under the names of the processor.
+    /// Writes the safetensors file of `reel preprocess`. Tensors have the names of transformers' processor; empty ones are left out.
     pub fn write(&self, path: &Path, config: &ModelConfig) -> Result<()> {
         let ids: Vec<i64> = self.input_ids.iter().map(|&id| id.into()).collect();
         let positions: Vec<i64> = self.position_ids.concat();
@@ -207,7 +207,7 @@ impl ModelInput {
         write_safetensors(path, &tensors)
     }
 
-    /// Reads such a file. `input_ids` must be there; positions are computed where they are not; other tensors are ignored.
+    /// Reads a safetensors file of inputs. `input_ids` is required; missing positions are computed; unknown tensors are ignored.
     pub fn read(path: &Path, config: &ModelConfig) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|e| ModelError::read(path, e))?;
         let location = path.display().to_string();
@@ -277,14 +277,14 @@ fn floats<'a>(name: &'a str, shape: Vec<usize>, values: &'a [f32]) -> StoredTens
     StoredTensor { name, dtype: "F32", shape, bytes: bytemuck::cast_slice(values) }
 }
 
-/// A file of inputs, its tensors by name.
+/// An open file of inputs.
 struct InputFile<'a> {
     location: &'a str,
     tensors: Vec<Stored>,
     bytes: &'a [u8],
 }
 
-/// Shape and values of a tensor.
+/// The shape and the values of a tensor.
 type Shaped<T> = (Vec<usize>, Vec<T>);
 
 impl InputFile<'_> {
@@ -344,7 +344,7 @@ impl InputFile<'_> {
         }
         let length = |x: i64| match usize::try_from(x) {
             Ok(x) if x <= 1 << 20 => Ok(x),
-            _ => Err(fault(format!("has {x}, which is no number of patches"))),
+            _ => Err(fault(format!("has {x}, expected 0 to 2^20 patches"))),
         };
         values.as_chunks().0.iter().map(|&[t, h, w]| Ok([length(t)?, length(h)?, length(w)?])).collect()
     }
@@ -355,7 +355,7 @@ mod tests {
     use super::*;
     use crate::config::tests::tiny;
 
-    /// One picture and one film between texts.
+    /// An input with one image and one video between text tokens.
     fn sample(config: &ModelConfig) -> ModelInput {
         let t = &config.tokens;
         let mut ids = vec![1, t.vision_start];
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_read_back_equal() {
+    fn written_file_reads_back_equal() {
         let config = tiny();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("inputs.safetensors");
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_alone_are_enough() {
+    fn reads_a_file_with_ids_only() {
         let config = tiny();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("i.safetensors");
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn slips_are_named() {
+    fn errors_name_the_wrong_tensor() {
         let config = tiny();
         let good = sample(&config);
         let folder = tempfile::tempdir().unwrap();
@@ -414,7 +414,7 @@ mod tests {
             assert!(error.contains(&format!("inputs.safetensors: {field}")), "{error}");
         };
         refuse(&|t| t.input_ids[0] = 432, "input_ids: has 432 at index 0");
-        refuse(&|t| t.input_ids[0] = config.tokens.image, "input_ids: has 3 image pads");
+        refuse(&|t| t.input_ids[0] = config.tokens.image, "input_ids: has 3 image pad tokens");
         refuse(&|t| t.image_grid_thw[0] = [1, 3, 4], "image_grid_thw");
         refuse(&|t| t.image_grid_thw[0] = [1, 4, 4], "pixel_values: has 8 patches");
         refuse(&|t| t.video_grid_thw[0] = [2, 4, 2], "pixel_values_videos");

@@ -1,8 +1,18 @@
-//! Three-dimensional positions (time, height, width) of every token: `get_rope_index` of Qwen2.5-VL.
+//! M-RoPE: the three positions (time, height, width) of every token, as `get_rope_index` of Qwen2.5-VL computes them.
 //!
-//! Text counts up in all three alike. The tokens of a picture or film start one beyond everything before them and stand at
-//! their time, row and column from there; text after them goes on one beyond the largest. The time of frame pair i is
-//! `i · second_per_grid_t · tokens_per_second`, multiplied in that order in f32 and cut to a whole number, as torch does it.
+//! A text token has one position on all axes, one above the largest position so far. The vision tokens of an image or video start there too
+//! and add their time, row and column. The time of frame pair i is `i · second_per_grid_t · tokens_per_second`, multiplied in that order in
+//! f32 and truncated, as torch does it.
+//!
+//! Example: two text tokens, a video of 2 frame pairs with 1 × 2 squares each (1 second a pair, 2 positions a second), one text token:
+//!
+//! ```text
+//! token    a  b | v00 v01 v10 v11 | c
+//! time     0  1 |  2   2   4   4  | 5        frame pair 1 is at 2 + 1 · 1.0 · 2 = 4
+//! height   0  1 |  2   2   2   2  | 5
+//! width    0  1 |  2   3   2   3  | 5        c: one above the largest position so far, 4
+//! rope_delta = 5 + 1 - 7 = -1                position of the next token: its index 7 + (-1) = 6
+//! ```
 
 use super::window::GridThw;
 use crate::TokenId;
@@ -12,24 +22,27 @@ use crate::error::{ModelError, Result};
 /// Positions of one sequence of S tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RopeIndex {
-    /// [3][S]: time, height, width.
+    /// `[3][S]`: time, height, width.
     pub position_ids: [Vec<i64>; 3],
-    /// Largest position + 1 - S: what to add to a token's place to get the position of text generated after this.
+    /// Largest position + 1 - S: added to the index of a generated token, it gives the position of that token.
     pub rope_delta: i64,
 }
 
-/// The media of a sequence, in the order of their pads; films and pictures each in a row of their own.
+/// The grids of a sequence: images in order, and videos in order.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Grids<'a> {
-    /// One a picture.
+    /// The grid of each image.
     pub image_grid_thw: &'a [GridThw],
-    /// One a film.
+    /// The grid of each video.
     pub video_grid_thw: &'a [GridThw],
-    /// Seconds from one frame pair to the next, one a film; empty = 1.0 each.
+    /// Seconds from one frame pair to the next, for each video; empty: 1.0 for all.
     pub second_per_grid_ts: &'a [f32],
 }
 
-/// Computes the positions of `input_ids`. Errors, at `location` (a file), where the pads of the ids do not belong to the grids.
+/// Computes the positions of `input_ids`. `location` (a file) names them in errors.
+///
+/// # Errors
+/// Pad tokens whose number does not match the grids.
 pub fn rope_index(config: &ModelConfig, input_ids: &[TokenId], grids: Grids, location: &str) -> Result<RopeIndex> {
     let length = input_ids.len() as i64;
     if grids.image_grid_thw.is_empty() && grids.video_grid_thw.is_empty() {
@@ -39,7 +52,7 @@ pub fn rope_index(config: &ModelConfig, input_ids: &[TokenId], grids: Grids, loc
     check_counts(grids, location)?;
     let mut pads = Pads::new(config, input_ids, location);
     let (mut images, mut videos) = (grids.image_grid_thw.iter(), grids.video_grid_thw.iter().enumerate());
-    let mut walk = Walk { position_ids: Default::default(), next: 0 };
+    let mut built = PositionBuilder { position_ids: Default::default(), next: 0 };
     let mut at = 0;
     while let Some((kind, start)) = pads.next_from(at)? {
         let (grid, seconds) = match kind {
@@ -53,19 +66,19 @@ pub fn rope_index(config: &ModelConfig, input_ids: &[TokenId], grids: Grids, loc
         let merge = config.vision.spatial_merge_size;
         let size = [t, h / merge, w / merge];
         pads.check_run(kind, start, size)?;
-        walk.text(start - at);
-        walk.media(size, seconds, config.vision.tokens_per_second);
+        built.text(start - at);
+        built.media(size, seconds, config.vision.tokens_per_second);
         at = start + size.iter().product::<usize>();
     }
-    walk.text(input_ids.len() - at);
-    Ok(RopeIndex { rope_delta: walk.next - length, position_ids: walk.position_ids })
+    built.text(input_ids.len() - at);
+    Ok(RopeIndex { rope_delta: built.next - length, position_ids: built.position_ids })
 }
 
 fn check_counts(grids: Grids, location: &str) -> Result<()> {
-    let (given, films) = (grids.second_per_grid_ts.len(), grids.video_grid_thw.len());
-    if given != 0 && given != films {
-        let what = format!("has {given} numbers for {films} films");
-        return Err(ModelError::inputs(format!("{location}: second_per_grid_ts"), what, "give one number a film"));
+    let (given, videos) = (grids.second_per_grid_ts.len(), grids.video_grid_thw.len());
+    if given != 0 && given != videos {
+        let what = format!("has {given} numbers for {videos} videos");
+        return Err(ModelError::inputs(format!("{location}: second_per_grid_ts"), what, "give one number for each video"));
     }
     Ok(())
 }
@@ -85,7 +98,7 @@ impl Kind {
     }
 }
 
-/// Finds the runs of pads. How many there are is the number of `<|vision_start|>` that a pad follows.
+/// Finds the runs of pad tokens. A run is counted by its `<|vision_start|>` token.
 struct Pads<'a> {
     ids: &'a [TokenId],
     image: TokenId,
@@ -102,7 +115,7 @@ impl<'a> Pads<'a> {
         Self { ids, image, video, images_left: count(image), videos_left: count(video), location }
     }
 
-    /// The next run at or after `at`: its kind and first place. `None` when none are left.
+    /// The kind and first index of the next run at or after `at`; `None` if there are no more.
     fn next_from(&mut self, at: usize) -> Result<Option<(Kind, usize)>> {
         let find = |left: usize, pad: TokenId| {
             (left > 0).then(|| self.ids[at..].iter().position(|&id| id == pad).map(|i| at + i)).flatten()
@@ -118,7 +131,7 @@ impl<'a> Pads<'a> {
                 Ok(Some((Kind::Video, v)))
             }
             _ if self.images_left + self.videos_left == 0 => Ok(None),
-            _ => Err(self.fault("have fewer runs of pads than vision starts".to_string())),
+            _ => Err(self.fault("have fewer runs of pad tokens than <|vision_start|> tokens".to_string())),
         }
     }
 
@@ -129,30 +142,30 @@ impl<'a> Pads<'a> {
         if run >= needed {
             return Ok(());
         }
-        Err(self.fault(format!("have {run} {} pads from place {start} on, but their grid needs {needed}", kind.name())))
+        Err(self.fault(format!("have {run} {} pad tokens from index {start} on, but their grid needs {needed}", kind.name())))
     }
 
     fn too_many(&self, kind: Kind) -> ModelError {
-        self.fault(format!("have more {0} places than {0}_grid_thw has rows", kind.name()))
+        self.fault(format!("have more runs of {0} pad tokens than {0}_grid_thw has rows", kind.name()))
     }
 
     fn fault(&self, what: String) -> ModelError {
         ModelError::inputs(
             format!("{}: input_ids", self.location),
             what,
-            "give ids and grids of one and the same conversation",
+            "give the ids and grids of one conversation",
         )
     }
 }
 
-/// Positions as they grow.
-struct Walk {
+/// The positions computed so far.
+struct PositionBuilder {
     position_ids: [Vec<i64>; 3],
-    /// One beyond the largest position so far.
+    /// One above the largest position so far.
     next: i64,
 }
 
-impl Walk {
+impl PositionBuilder {
     fn text(&mut self, length: usize) {
         for axis in &mut self.position_ids {
             axis.extend(self.next..self.next + length as i64);
@@ -197,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn text_alone_counts_up() {
+    fn text_positions_equal_indices() {
         let got = rope_index(&tiny(), &[1, 2, 3, 4], Grids::default(), "x").unwrap();
         assert_eq!(got.position_ids, [vec![0, 1, 2, 3], vec![0, 1, 2, 3], vec![0, 1, 2, 3]]);
         assert_eq!(got.rope_delta, 0);
@@ -220,7 +233,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn media_follow_text_and_never_go_back(
+        fn positions_equal_the_definition(
             parts in prop::collection::vec((any::<bool>(), 1usize..4, 1usize..5, 1usize..5, 0usize..4, 0.1f32..5.0), 1..5),
         ) {
             let config = tiny();
@@ -247,12 +260,12 @@ mod tests {
         }
 
         #[test]
-        fn a_missing_or_short_grid_is_an_error(h in 1usize..5, w in 1usize..5) {
+        fn rejects_missing_and_short_grids(h in 1usize..5, w in 1usize..5) {
             let config = tiny();
             let grid = [1, 2 * h, 2 * w];
             let ids = ids_of(&config, &[(true, grid, 2), (true, grid, 2)]);
             let one = rope_index(&config, &ids, Grids { image_grid_thw: &[grid], ..Grids::default() }, "f").unwrap_err().to_string();
-            prop_assert!(one.starts_with("f: input_ids: have more image places"), "{}", one);
+            prop_assert!(one.starts_with("f: input_ids: have more runs of image pad tokens"), "{}", one);
             let larger = [1, 2 * h + 2, 2 * w];
             let grids = [larger, larger];
             let short = rope_index(&config, &ids, Grids { image_grid_thw: &grids, ..Grids::default() }, "f").unwrap_err().to_string();

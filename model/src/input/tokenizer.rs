@@ -1,4 +1,4 @@
-//! Text to ids and back, by the folder's `tokenizer.json`: a byte-level BPE whose special tokens may stand in the text.
+//! The tokenizer of a model folder (`tokenizer.json`, byte-level BPE): text to token ids and back. Special tokens in a text become their ids.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::TokenId;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 
-/// The names of the tokens that config.json gives ids for.
+// Tokens whose ids config.json also has.
 const IMAGE_PAD: &str = "<|image_pad|>";
 const VIDEO_PAD: &str = "<|video_pad|>";
 const VISION_START: &str = "<|vision_start|>";
@@ -17,7 +17,7 @@ const VISION_END: &str = "<|vision_end|>";
 
 const HELP: &str = "use the tokenizer.json that was published with these weights";
 
-/// A folder's tokenizer.
+/// The tokenizer of a model folder.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     special: HashSet<TokenId>,
@@ -38,7 +38,7 @@ impl Tokenizer {
         Self::parse(&path.display().to_string(), &bytes)
     }
 
-    /// Reads the content of a tokenizer.json; `location` names it in errors.
+    /// Parses the content of a tokenizer.json; `location` names it in errors.
     pub fn parse(location: &str, bytes: &[u8]) -> Result<Self> {
         let fault = |what: String| ModelError::tokenizer(location, what, HELP);
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
@@ -46,7 +46,7 @@ impl Tokenizer {
         if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             return Err(fault("is not a byte-level tokenizer, as Qwen2.5-VL's is".to_string()));
         }
-        // A folder may ask for cutting and padding, which belong to batches of a training script, not to a text.
+        // tokenizer.json may ask for truncation and padding, which are settings of a training script.
         inner.with_truncation(None).map_err(|e| fault(e.to_string()))?;
         inner.with_padding(None);
         let added = inner.get_added_tokens_decoder();
@@ -54,7 +54,7 @@ impl Tokenizer {
         Ok(Self { inner, special, location: location.to_string() })
     }
 
-    /// Holds the tokenizer against a config: every id inside the embedding table, media tokens under the config's ids.
+    /// Checks that all ids are inside the embedding table, and that the pad tokens have the ids of the config.
     pub fn check_fits(&self, config: &ModelConfig) -> Result<()> {
         self.check_inside(config.text.vocab_size as u32)?;
         let tokens = &config.tokens;
@@ -75,7 +75,7 @@ impl Tokenizer {
     }
 
     fn check_inside(&self, vocab_size: u32) -> Result<()> {
-        // Counting is several times faster than listing all tokens, and finds nothing wrong in nearly every folder.
+        // Counting ids is several times faster than listing all tokens, and is enough unless a folder is wrong.
         let count = || (0..vocab_size).filter(|&id| self.inner.id_to_token(id).is_some()).count();
         if vocab_size < 1 << 20 && count() == self.vocab_size() {
             return Ok(());
@@ -89,7 +89,7 @@ impl Tokenizer {
         }
     }
 
-    /// Ids of a text. Special tokens that stand in it become their ids.
+    /// Encodes a text. Special tokens in it become their ids.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>> {
         let encoding = self.inner.encode_fast(text, true).map_err(|e| {
             ModelError::tokenizer(&self.location, format!("cannot encode a text of {} bytes ({e})", text.len()), HELP)
@@ -97,7 +97,7 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Text of ids; bytes that are not UTF-8 become U+FFFD. Ids without a token give nothing.
+    /// Decodes ids. Bytes that are not UTF-8 become U+FFFD. Ids without a token are skipped.
     pub fn decode(&self, ids: &[TokenId], skip_special: bool) -> String {
         let mut stream = self.stream(skip_special);
         let mut text: String = ids.iter().map(|&id| stream.push(id)).collect();
@@ -105,7 +105,7 @@ impl Tokenizer {
         text
     }
 
-    /// A decoder for ids that come one by one.
+    /// A decoder for ids that arrive one by one.
     pub fn stream(&self, skip_special: bool) -> TextStream<'_> {
         TextStream { tokenizer: self, skip_special, pending: Vec::new() }
     }
@@ -115,29 +115,29 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
-    /// The token of an id as tokenizer.json writes it (byte-level characters).
+    /// The token of an id as tokenizer.json writes it, in byte-level characters.
     pub fn id_to_token(&self, id: TokenId) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// Whether an id is a special token: left out of answers.
+    /// Whether an id is a special token.
     pub fn is_special(&self, id: TokenId) -> bool {
         self.special.contains(&id)
     }
 
-    /// How many tokens there are, special ones included.
+    /// The number of tokens, including special tokens.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// The bytes that an id stands for: those of its byte-level characters, or its own text where it has others.
+    /// The bytes of a token: those of its byte-level characters, or the UTF-8 bytes of a token with other characters.
     pub fn token_bytes(&self, id: TokenId) -> Vec<u8> {
         let Some(token) = self.inner.id_to_token(id) else { return Vec::new() };
         token.chars().map(char_to_byte).collect::<Option<Vec<u8>>>().unwrap_or_else(|| token.into_bytes())
     }
 }
 
-/// Text as it grows. What has been given out is never taken back: a character whose bytes are not all there yet is held.
+/// Decodes a stream of ids to text. Holds back the bytes of an incomplete UTF-8 character, so text is never taken back.
 #[derive(Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
@@ -146,7 +146,7 @@ pub struct TextStream<'a> {
 }
 
 impl TextStream<'_> {
-    /// Takes the next id; gives the text that is certain now (often none).
+    /// Adds an id. Returns the text that is now complete, which may be empty.
     pub fn push(&mut self, id: TokenId) -> String {
         if self.skip_special && self.tokenizer.is_special(id) {
             return String::new();
@@ -165,7 +165,7 @@ impl TextStream<'_> {
                     let (valid, after) = rest.split_at(error.valid_up_to());
                     text.push_str(&String::from_utf8_lossy(valid));
                     let Some(broken) = error.error_len() else {
-                        rest = after; // the beginning of a character: its other bytes may come
+                        rest = after; // an incomplete character, whose other bytes may follow
                         break;
                     };
                     text.push(char::REPLACEMENT_CHARACTER);
@@ -177,14 +177,14 @@ impl TextStream<'_> {
         text
     }
 
-    /// The end: a character that was never finished becomes U+FFFD.
+    /// Ends the stream. An incomplete character becomes U+FFFD.
     pub fn finish(self) -> String {
         String::from_utf8_lossy(&self.pending).into_owned()
     }
 }
 
-/// The printable character that stands for a byte in byte-level tokens (GPT-2's table): itself where it prints, else the next
-/// unused character from U+0100 on.
+/// The character that represents a byte in byte-level tokens (GPT-2's table): the byte itself if printable, otherwise the next unused
+/// character from U+0100 on.
 pub(crate) fn byte_to_char(byte: u8) -> char {
     let own = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     match own(byte) {
@@ -196,7 +196,7 @@ pub(crate) fn byte_to_char(byte: u8) -> char {
     }
 }
 
-/// The byte that a character of a byte-level token stands for.
+/// The byte that a character of a byte-level token represents.
 fn char_to_byte(character: char) -> Option<u8> {
     const OTHERS: usize = 68;
     match u32::from(character) {
@@ -225,7 +225,7 @@ mod tests {
         LazyLock::new(|| Tokenizer::parse("t", small_tokenizer(None).json.to_string().as_bytes()).unwrap());
 
     #[test]
-    fn every_byte_has_a_character_of_its_own() {
+    fn byte_to_char_is_one_to_one() {
         let mut seen = HashSet::new();
         for byte in 0..=255u8 {
             assert!(seen.insert(byte_to_char(byte)));
@@ -237,14 +237,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_comes_back(text in "\\PC{0,40}|[a-z \n\t.,']{0,80}") {
+        fn decode_inverts_encode(text in "\\PC{0,40}|[a-z \n\t.,']{0,80}") {
             let ids = TOKENIZER.encode(&text).unwrap();
             let nfc: String = TOKENIZER.inner.decode(&ids, false).unwrap();
             prop_assert_eq!(TOKENIZER.decode(&ids, false), nfc);
         }
 
         #[test]
-        fn a_stream_gives_what_the_library_gives_at_once(ids in prop::collection::vec(0u32..600, 0..40), skip in any::<bool>()) {
+        fn stream_equals_the_library_decoder(ids in prop::collection::vec(0u32..600, 0..40), skip in any::<bool>()) {
             let whole = TOKENIZER.inner.decode(&ids, skip).unwrap();
             let mut stream = TOKENIZER.stream(skip);
             let mut text = String::new();
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn special_tokens_in_a_text_are_special() {
+    fn encodes_special_tokens_in_a_text() {
         let id = |token: &str| TOKENIZER.token_to_id(token).unwrap();
         let ids = TOKENIZER.encode("<|im_start|>a<|im_end|>\n<|image_pad|><|image_pad|>").unwrap();
         assert_eq!(ids[0], id("<|im_start|>"));
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tokenizer_of_another_model_is_refused() {
+    fn rejects_the_tokenizer_of_another_model() {
         let mut config = tiny();
         let refuse = |config: &ModelConfig, expected: &str| {
             let error = TOKENIZER.check_fits(config).unwrap_err().to_string();

@@ -1,30 +1,38 @@
-//! How the vision tower sees a grid of patches: which attend to each other, in which order they stand, and where each is.
+//! Window order: in which order the vision tower computes patches, and which patches attend to each other.
 //!
-//! The image processor gives patches in squares of `merge × merge`, each square one token later. Windowed blocks attend
-//! inside windows of `side × side` squares, so the tower puts the squares of a window next to each other (`window_index`),
-//! computes all blocks in that order and puts the tokens back (`reverse_index`) at the end. Frames never attend to
-//! each other. Rules of transformers' `Qwen2_5_VisionTransformerPretrainedModel`.
+//! The image processor writes patches square by square; each square of `merge × merge` patches becomes one vision token. Most blocks of the
+//! tower attend within windows of `side × side` squares only, so the tower places the squares of a window next to each other. Patches of
+//! different frames never attend to each other. These are the rules of transformers' `Qwen2_5_VisionTransformerPretrainedModel`.
+//!
+//! Example: one frame of 2 × 3 squares, windows of 2 × 2 squares (the last column of windows is narrower), 4 patches a square:
+//!
+//! ```text
+//! processor order    windows         window_index      = [0, 1, 3, 4, 2, 5]    squares, in window order
+//!   0 1 2            A A B           reverse_index     = [0, 1, 4, 2, 3, 5]    where each square went
+//!   3 4 5            A A B           cu_window_seqlens = [0, 16, 24]           patches: 4 squares of A, 2 of B
+//!                                    cu_seqlens        = [0, 24]               patches: the frame
+//! ```
 
 use crate::config::VisionConfig;
 
-/// Time, height and width of one picture or film, in patches. Height and width are multiples of the merge size.
+/// Time, height and width of one image or video, in patches. Height and width are multiples of the merge size.
 pub type GridThw = [usize; 3];
 
-/// Orders and boundaries of all patches of a batch of grids. N patches, M = N / merge² squares.
+/// The window order of all grids of a batch: N patches, M = N / merge² squares.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Windows {
-    /// [M]: the square (in processor order) that stands at each place of the tower's order.
+    /// `[M]`: the square, in processor order, at each index of the window order.
     pub window_index: Vec<usize>,
-    /// [M]: the place in the tower's order of each square: `window_index[reverse_index[i]] == i`.
+    /// `[M]`: the index in window order of each square: `window_index[reverse_index[i]] == i`.
     pub reverse_index: Vec<usize>,
-    /// Ends of the windows, in patches of the tower's order, from 0; for windowed blocks.
+    /// Cumulative lengths of the windows, in patches, for blocks with windowed attention.
     pub cu_window_seqlens: Vec<usize>,
-    /// Ends of the frames, in patches, from 0; for full blocks. The same in both orders.
+    /// Cumulative lengths of the frames, in patches, for blocks with full attention. Equal in both orders.
     pub cu_seqlens: Vec<usize>,
 }
 
 impl Windows {
-    /// Plans the tower's order for these grids.
+    /// Computes the window order of these grids.
     pub fn plan(grids: &[GridThw], vision: &VisionConfig) -> Self {
         let merge = vision.spatial_merge_size;
         let side = vision.window_size / merge / vision.patch_size;
@@ -44,7 +52,7 @@ impl Windows {
         plan
     }
 
-    /// One frame of `rows × columns` squares, cut into windows of `side × side` from its top left corner.
+    /// Adds a frame of `rows × columns` squares, cut into windows of `side × side` squares from its top left corner.
     fn add_frame(&mut self, rows: usize, columns: usize, side: usize, unit: usize) {
         let first = self.window_index.len();
         for top in (0..rows).step_by(side) {
@@ -62,13 +70,13 @@ impl Windows {
 
 fn invert(order: &[usize]) -> Vec<usize> {
     let mut inverse = vec![0; order.len()];
-    for (place, &item) in order.iter().enumerate() {
-        inverse[item] = place;
+    for (index, &item) in order.iter().enumerate() {
+        inverse[item] = index;
     }
     inverse
 }
 
-/// [N] (row, column) of each patch inside its frame, in processor order: what the rotary angles are made from.
+/// `[N]`: (row, column) of each patch in its frame, in processor order, for the rotary angles.
 pub fn patch_positions(grids: &[GridThw], merge: usize) -> Vec<[usize; 2]> {
     let mut positions = Vec::new();
     for &[t, h, w] in grids {
@@ -83,7 +91,7 @@ pub fn patch_positions(grids: &[GridThw], merge: usize) -> Vec<[usize; 2]> {
     positions
 }
 
-/// [N] (row, column) of each patch in the tower's order: [`patch_positions`] moved square by square.
+/// `[N]`: (row, column) of each patch in its frame, in window order.
 pub fn windowed_positions(grids: &[GridThw], vision: &VisionConfig, windows: &Windows) -> Vec<[usize; 2]> {
     let unit = vision.merge_unit();
     let positions = patch_positions(grids, vision.spatial_merge_size);
@@ -118,7 +126,7 @@ mod tests {
         }
     }
 
-    /// The definition by coordinates: frame, then window row, window column, row, column.
+    /// Window order by definition: squares sorted by frame, window row, window column, row, column.
     fn by_sorting(grids: &[GridThw], merge: usize, side: usize) -> (Vec<usize>, Vec<usize>) {
         let mut squares = Vec::new();
         for (g, &[t, h, w]) in grids.iter().enumerate() {
@@ -143,7 +151,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn equals_the_definition(
+        fn window_order_equals_sorting_by_window(
             shapes in prop::collection::vec((1usize..4, 1usize..9, 1usize..9), 1..4), merge in 1usize..4, side in 1usize..5,
         ) {
             let grids: Vec<GridThw> = shapes.iter().map(|&(t, h, w)| [t, h * merge, w * merge]).collect();
@@ -152,8 +160,8 @@ mod tests {
             let (order, ends) = by_sorting(&grids, merge, side);
             prop_assert_eq!(&plan.window_index, &order);
             prop_assert_eq!(&plan.cu_window_seqlens, &ends);
-            for (i, &place) in plan.reverse_index.iter().enumerate() {
-                prop_assert_eq!(plan.window_index[place], i);
+            for (i, &index) in plan.reverse_index.iter().enumerate() {
+                prop_assert_eq!(plan.window_index[index], i);
             }
             let frames: Vec<usize> = grids.iter().flat_map(|&[t, h, w]| std::iter::repeat_n(h * w, t)).collect();
             let mut end = 0;
@@ -163,7 +171,7 @@ mod tests {
         }
 
         #[test]
-        fn every_patch_is_somewhere_once(t in 1usize..3, h in 1usize..6, w in 1usize..6, merge in 1usize..4) {
+        fn every_patch_has_one_position(t in 1usize..3, h in 1usize..6, w in 1usize..6, merge in 1usize..4) {
             let grid = [t, h * merge, w * merge];
             let positions = patch_positions(&[grid], merge);
             prop_assert_eq!(positions.len(), t * grid[1] * grid[2]);
@@ -172,16 +180,16 @@ mod tests {
             sorted.sort_unstable();
             sorted.dedup();
             prop_assert_eq!(sorted.len(), frame.len());
-            // a square of patches is one token: its patches are neighbours
+            // The patches of a square are neighbours in the frame.
             for square in positions.chunks(merge * merge) {
                 prop_assert!(square.iter().all(|p| p[0] / merge == square[0][0] / merge && p[1] / merge == square[0][1] / merge));
             }
             let vision = vision(merge, 2);
             let plan = Windows::plan(&[grid], &vision);
             let moved = windowed_positions(&[grid], &vision, &plan);
-            for (place, &square) in plan.window_index.iter().enumerate() {
+            for (index, &square) in plan.window_index.iter().enumerate() {
                 let unit = merge * merge;
-                prop_assert_eq!(&moved[place * unit..(place + 1) * unit], &positions[square * unit..(square + 1) * unit]);
+                prop_assert_eq!(&moved[index * unit..(index + 1) * unit], &positions[square * unit..(square + 1) * unit]);
             }
         }
     }

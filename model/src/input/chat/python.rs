@@ -1,11 +1,11 @@
-//! What templates written for Python's Jinja2 expect beyond Jinja itself.
+//! Additions to minijinja that chat templates written for Python's Jinja2 need: functions, filters, and Python's way of printing.
 
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-/// Adds functions, filters, methods and Python's way of printing.
+/// Installs the functions, filters, methods and the formatter.
 pub(super) fn install(environment: &mut Environment<'static>) {
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", raise_exception);
@@ -14,7 +14,7 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     environment.set_formatter(print);
 }
 
-/// `{% generation %}` marks an answer for training in transformers and prints nothing; here it is a condition that holds.
+/// Replaces `{% generation %}`, which marks an answer for training in transformers and prints nothing, with `{% if true %}`.
 pub(super) fn without_generation_marks(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
@@ -42,12 +42,12 @@ fn strftime_now(format: String) -> Result<String, Error> {
     use std::fmt::Write;
     let mut text = String::new();
     write!(text, "{}", chrono::Local::now().format(&format)).map_err(|_| {
-        Error::new(ErrorKind::InvalidOperation, format!("strftime_now does not know the format `{format}`"))
+        Error::new(ErrorKind::InvalidOperation, format!("strftime_now does not support the format `{format}`"))
     })?;
     Ok(text)
 }
 
-/// Constants as Python prints them; the rest as Jinja does.
+/// Prints None, True and False like Python, and other values like Jinja.
 fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     match value.kind() {
         ValueKind::None => Ok(out.write_str("None")?),
@@ -76,7 +76,7 @@ fn to_json(value: Value, options: Kwargs) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// One line with a space after each comma and colon.
+/// JSON on one line with a space after each comma and colon, like `json.dumps`.
 struct Spaced;
 
 impl Formatter for Spaced {

@@ -1,4 +1,4 @@
-//! Templates of the kinds that folders have.
+//! Tests of chat templates, with the constructs that published folders use.
 
 use super::*;
 use serde_json::json;
@@ -15,7 +15,7 @@ fn render(text: &str) -> String {
 }
 
 #[test]
-fn python_and_jinja_are_as_transformers_has_them() {
+fn renders_like_transformers() {
     for (text, expected) in [
         ("{{ messages[0].content.strip() | upper }}", "HI"),
         ("{{ messages[0]['role'].startswith('us') }} {{ tools }} {{ add_generation_prompt }}", "True None True"),
@@ -50,7 +50,7 @@ fn python_and_jinja_are_as_transformers_has_them() {
 }
 
 #[test]
-fn refusals_are_one_line_with_the_file() {
+fn errors_are_one_line_and_name_the_file() {
     let refuse = |text: &str| {
         let error = template(text).render_value(&json!([]), false).unwrap_err().to_string();
         assert!(error.starts_with("t: refuses these messages: ") && !error.contains('\n'), "{error}");
@@ -64,7 +64,7 @@ fn refusals_are_one_line_with_the_file() {
 }
 
 #[test]
-fn the_first_of_three_places_is_taken() {
+fn template_files_have_an_order_of_precedence() {
     let folder = tempfile::tempdir().unwrap();
     let put = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
     let got = || ChatTemplate::open(folder.path()).unwrap().render_value(&json!([]), false).unwrap();
@@ -92,7 +92,7 @@ fn the_first_of_three_places_is_taken() {
 }
 
 #[test]
-fn our_own_template_does_what_qwens_does() {
+fn built_in_template_renders_like_qwens() {
     let own = template(include_str!("../../init/chat_template.jinja"));
     let cases = [
         (

@@ -29,7 +29,7 @@ fn rows_that_cannot_be_judged_are_left_out_and_counted() {
                 "\"2 + 2?\"",
                 r#"[{"type": "video", "video": ["media/b.png", "media/b.png"]}, {"type": "text", "text": "<|video_pad|>"}]"#,
             ),
-            "rows.jsonl:2: the prompt has 2 places for videos",
+            "rows.jsonl:2: the prompt has 2 <|video_pad|> tokens",
         ),
     ] {
         let dir = tempfile::tempdir().unwrap();

@@ -56,7 +56,7 @@ fn a_row_whose_picture_is_missing_is_skipped_and_counted_or_stops_a_strict_run()
 fn rows_that_cannot_be_put_together_are_skipped_and_counted() {
     for (row, want) in [
         (GOOD.replace("Hello", "<|image_pad|>"), "rows.jsonl:2: has <|image_pad|> in a text, and no media for it"),
-        (PICTURE.replace("A dog.", "<|image_pad|>"), "rows.jsonl:2: the prompt has 2 places for images"),
+        (PICTURE.replace("A dog.", "<|image_pad|>"), "rows.jsonl:2: the prompt has 2 <|image_pad|> tokens"),
         (
             PICTURE.replace("\"image\": \"media/a.png\"", "\"x\": 1"),
             "rows.jsonl:2: message 0, part 0: is an image part",
