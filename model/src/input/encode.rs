@@ -184,8 +184,9 @@ fn expand(ids: Vec<TokenId>, pad: TokenId, counts: &[usize], kind: &str, locatio
     if pads != counts.len() {
         let what =
             format!("the prompt has {pads} <|{kind}_pad|> tokens but the messages have {} {kind}s", counts.len());
-        let help =
-            format!("remove `<|{kind}_pad|>` from the texts, or use a chat template that writes it once for each {kind}");
+        let help = format!(
+            "remove `<|{kind}_pad|>` from the texts, or use a chat template that writes it once for each {kind}"
+        );
         return Err(ModelError::messages(location, what, help));
     }
     let mut counts = counts.iter();
@@ -245,7 +246,11 @@ fn frame_list(
     let sample_fps = keys.fps.unwrap_or(2.0);
     if !(sample_fps > 0.0 && sample_fps.is_finite()) {
         let what = format!("is {sample_fps}, expected a number above 0");
-        return Err(ModelError::messages(format!("{}: fps", video.location), what, "give the frame rate of the list, in frames a second"));
+        return Err(ModelError::messages(
+            format!("{}: fps", video.location),
+            what,
+            "give the frame rate of the list, in frames a second",
+        ));
     }
     let images = frames.iter().map(open_image).collect::<Result<Vec<RgbImage>>>()?;
     let limits = ImagePixelLimits::new(options.profile, &keys);
@@ -262,7 +267,12 @@ fn even(mut indices: Vec<i64>) -> Vec<i64> {
     indices
 }
 
-fn video_file(path: &Path, keys: MediaOverrides, options: &MediaOptions, processor: &PatchProcessor) -> Result<LoadedVideo> {
+fn video_file(
+    path: &Path,
+    keys: MediaOverrides,
+    options: &MediaOptions,
+    processor: &PatchProcessor,
+) -> Result<LoadedVideo> {
     let read = options.decoder.decode_resized(path, options.profile, &keys)?;
     let data = match read.data {
         PixelBuffer::Owned(data) => data,

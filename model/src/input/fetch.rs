@@ -23,9 +23,13 @@ const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Downloads at most `max_bytes` from an `http:` or `https:` address.
 pub fn download(address: &str, max_bytes: u64) -> Result<Vec<u8>> {
-    let fault = |what: String| ModelError::messages(address, what, "check the address and the network, or use a local file");
-    let agent: ureq::Agent =
-        ureq::Agent::config_builder().timeout_connect(Some(CONNECT_TIMEOUT)).timeout_global(Some(DOWNLOAD_TIMEOUT)).build().into();
+    let fault =
+        |what: String| ModelError::messages(address, what, "check the address and the network, or use a local file");
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_connect(Some(CONNECT_TIMEOUT))
+        .timeout_global(Some(DOWNLOAD_TIMEOUT))
+        .build()
+        .into();
     let mut response = agent.get(address).call().map_err(|e| fault(format!("cannot be downloaded ({e})")))?;
     let mut bytes = Vec::new();
     let mut body = response.body_mut().with_config().limit(u64::MAX).reader().take(max_bytes + 1);

@@ -125,8 +125,9 @@ impl Conversation {
     pub fn open(path: &Path, media_root: Option<&Path>) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| ModelError::read(path, e))?;
         let location = path.display().to_string();
-        let value = serde_json::from_str(&text)
-            .map_err(|e| ModelError::messages(&location, format!("is not JSON ({e})"), "correct the JSON at that position"))?;
+        let value = serde_json::from_str(&text).map_err(|e| {
+            ModelError::messages(&location, format!("is not JSON ({e})"), "correct the JSON at that position")
+        })?;
         let own = path.parent().unwrap_or(Path::new(""));
         Self::from_value(&location, &value, media_root.unwrap_or(own))
     }
@@ -281,9 +282,11 @@ fn kind_of(location: &str, map: &Map<String, Value>) -> Result<Kind> {
         Some("text") => Ok(Kind::Text),
         Some("image" | "image_url" | "input_image") => Ok(Kind::Image),
         Some("video" | "video_url") => Ok(Kind::Video),
-        Some(other) => {
-            Err(ModelError::messages(location, format!("has the type `{other}`, which this model does not support"), PART))
-        }
+        Some(other) => Err(ModelError::messages(
+            location,
+            format!("has the type `{other}`, which this model does not support"),
+            PART,
+        )),
         None if has("image") || has("image_url") => Ok(Kind::Image),
         None if has("video") || has("video_url") => Ok(Kind::Video),
         None if has("text") => Ok(Kind::Text),
@@ -303,9 +306,7 @@ fn video_source(location: &str, map: &Map<String, Value>, root: &Path) -> Result
         Some(Value::Array(frames)) if !frames.is_empty() => {
             let frame = |value: &Value| match value.as_str() {
                 Some(text) if !text.is_empty() => Ok(MediaSource::parse(text, root)),
-                _ => {
-                    Err(ModelError::messages(location, "has a list of frames in which an entry is not a path", PART))
-                }
+                _ => Err(ModelError::messages(location, "has a list of frames in which an entry is not a path", PART)),
             };
             Ok(VideoSource::Frames(frames.iter().map(frame).collect::<Result<_>>()?))
         }

@@ -169,7 +169,10 @@ impl ModelInput {
         let pads = self.input_ids.iter().filter(|&&id| id == pad).count();
         let tokens = patches / config.vision.merge_unit();
         if pads != tokens {
-            return fault("input_ids", format!("has {pads} {kind} pad tokens but {kind}_grid_thw gives {tokens} vision tokens"));
+            return fault(
+                "input_ids",
+                format!("has {pads} {kind} pad tokens but {kind}_grid_thw gives {tokens} vision tokens"),
+            );
         }
         Ok(())
     }

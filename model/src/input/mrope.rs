@@ -78,7 +78,11 @@ fn check_counts(grids: Grids, location: &str) -> Result<()> {
     let (given, videos) = (grids.second_per_grid_ts.len(), grids.video_grid_thw.len());
     if given != 0 && given != videos {
         let what = format!("has {given} numbers for {videos} videos");
-        return Err(ModelError::inputs(format!("{location}: second_per_grid_ts"), what, "give one number for each video"));
+        return Err(ModelError::inputs(
+            format!("{location}: second_per_grid_ts"),
+            what,
+            "give one number for each video",
+        ));
     }
     Ok(())
 }
@@ -142,7 +146,10 @@ impl<'a> Pads<'a> {
         if run >= needed {
             return Ok(());
         }
-        Err(self.fault(format!("have {run} {} pad tokens from index {start} on, but their grid needs {needed}", kind.name())))
+        Err(self.fault(format!(
+            "have {run} {} pad tokens from index {start} on, but their grid needs {needed}",
+            kind.name()
+        )))
     }
 
     fn too_many(&self, kind: Kind) -> ModelError {
@@ -150,11 +157,7 @@ impl<'a> Pads<'a> {
     }
 
     fn fault(&self, what: String) -> ModelError {
-        ModelError::inputs(
-            format!("{}: input_ids", self.location),
-            what,
-            "give the ids and grids of one conversation",
-        )
+        ModelError::inputs(format!("{}: input_ids", self.location), what, "give the ids and grids of one conversation")
     }
 }
 
