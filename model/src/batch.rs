@@ -1,8 +1,9 @@
 //! Packs sequences with their images and videos into one batch on a device.
 //!
-//! In: [`Sequence`]s in host memory (token ids, M-RoPE positions, decoded frames or pixel values). Out: a [`Batch`], the input of
-//! [`Qwen25Vl::forward`](crate::qwen2_5_vl::Qwen25Vl::forward). Sequences of 3 and 2 tokens become one row of 5 tokens with `cu_seqlens`
-//! `[0, 3, 5]`, without padding. Images and videos keep processor order here; [`crate::vision`] reorders their patches.
+//! In: [`Sequence`]s in host memory (token ids, M-RoPE positions, decoded frames or pixel values). Out: a [`Batch`],
+//! the input of [`Qwen25Vl::forward`](crate::qwen2_5_vl::Qwen25Vl::forward). Sequences of 3 and 2 tokens become one row
+//! of 5 tokens with `cu_seqlens` `[0, 3, 5]`, without padding. Images and videos keep processor order here;
+//! [`crate::vision`] reorders their patches.
 
 use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
@@ -153,7 +154,8 @@ pub struct SequenceMedia {
     pub(crate) key: u128,
 }
 
-/// What the first product of the vision tower computes patches from. All sequences of a [`VisionInput`] have the same variant.
+/// What the first product of the vision tower computes patches from. All sequences of a [`VisionInput`] have the same
+/// variant.
 #[derive(Clone, Debug)]
 pub(crate) enum PatchSource {
     /// Pixels `[N, patch_dim]` in host memory, in processor order.
@@ -166,7 +168,8 @@ impl Batch {
     /// Packs `sequences`. `location` names them in errors.
     ///
     /// # Errors
-    /// Ids outside the vocabulary; a number of pad tokens that does not match the grids; pixels that do not match the grids; out of memory.
+    /// Ids outside the vocabulary; a number of pad tokens that does not match the grids; pixels that do not match the
+    /// grids; out of memory.
     pub fn new(device: &Device, config: &ModelConfig, sequences: &[Sequence], location: &str) -> Result<Batch> {
         let lengths: Vec<usize> = sequences.iter().map(|s| s.input_ids.len()).collect();
         let ids = sequences

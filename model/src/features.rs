@@ -1,8 +1,9 @@
-//! A cache of vision tokens, keyed by the content of images and videos: a frozen vision tower runs once per video, however many
-//! requests and steps use it.
+//! A cache of vision tokens, keyed by the content of images and videos: a frozen vision tower runs once per video,
+//! however many requests and steps use it.
 //!
-//! Entries are kept in host memory, so the device memory of a step does not depend on earlier steps. The least recently used entry is
-//! evicted first. [`Qwen25Vl::vision_tokens`](crate::qwen2_5_vl::Qwen25Vl::vision_tokens) reads and fills the cache.
+//! Entries are kept in host memory, so the device memory of a step does not depend on earlier steps. The least recently
+//! used entry is evicted first. [`Qwen25Vl::vision_tokens`](crate::qwen2_5_vl::Qwen25Vl::vision_tokens) reads and fills
+//! the cache.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

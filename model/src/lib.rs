@@ -1,7 +1,9 @@
-//! Qwen2.5-VL: reads a model folder (config, weights, tokenizer, chat template), turns a conversation into the model's input, and runs the
-//! model. Also SigLIP, the reward model of the semantic reward. Model folders are read as the hub publishes them, without conversion.
+//! Qwen2.5-VL: reads a model folder (config, weights, tokenizer, chat template), turns a conversation into the model's
+//! input, and runs the model. Also SigLIP, the reward model of the semantic reward. Model folders are read as the hub
+//! publishes them, without conversion.
 //!
-//! Read [`input`] for the way from messages to [`input::ModelInput`], [`batch`] for packing, and [`qwen2_5_vl`] for the forward pass.
+//! Read [`input`] for the way from messages to [`input::ModelInput`], [`batch`] for packing, and [`qwen2_5_vl`] for the
+//! forward pass.
 
 pub mod batch;
 pub mod checkpoint;

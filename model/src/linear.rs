@@ -1,4 +1,4 @@
-//! A weight matrix with its bias, loaded by name, and the adapter beside it if there is one.
+//! A linear layer: weight, optional bias, and optional LoRA adapter.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use reel_runtime::{Cx, Tensor};
 use crate::error::Result;
 use crate::weights::WeightLoader;
 
-/// `y = x · weightᵀ + bias`, plus what the adapter adds.
+/// `y = x · weightᵀ + bias`, plus `scale · up · down · x` of the adapter.
 #[derive(Clone, Debug)]
 pub(crate) struct Linear {
-    /// Classic name, without `.weight`.
+    /// The classic name without `.weight`, such as `model.layers.0.self_attn.q_proj`.
     pub(crate) name: Arc<str>,
     weight: Tensor,       // [out, in]
     bias: Option<Tensor>, // [out]
@@ -30,19 +30,19 @@ impl Linear {
         std::iter::once(&self.weight).chain(&self.bias).chain(adapter)
     }
 
-    /// The product for a few rows, plus `residual` where there is one. No gradient passes.
-    pub(crate) fn thin(&self, cx: &Cx, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+    /// The forward pass of a decode step, for up to 16 rows: `y + residual`. Has no backward rule.
+    pub(crate) fn forward_skinny(&self, cx: &Cx, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         Ok(match &self.adapter {
             Some(lora) => ops::skinny_lora_linear(cx, x, &self.weight, self.bias.as_ref(), lora, residual)?,
             None => ops::skinny_linear(cx, x, &self.weight, self.bias.as_ref(), residual)?,
         })
     }
 
-    /// `silu(gate(x)) · up(x)` for a few rows; neither has a bias. No gradient passes.
-    pub(crate) fn thin_gated(cx: &Cx, x: &Tensor, gate: &Linear, up: &Linear) -> Result<Tensor> {
+    /// `silu(gate(x)) · up(x)` of a decode step, for layers without bias. Has no backward rule.
+    pub(crate) fn swiglu_skinny(cx: &Cx, x: &Tensor, gate: &Linear, up: &Linear) -> Result<Tensor> {
         Ok(match (&gate.adapter, &up.adapter) {
             (None, None) => ops::skinny_swiglu(cx, x, &gate.weight, &up.weight)?,
-            _ => ops::swiglu(cx, &gate.thin(cx, x, None)?, &up.thin(cx, x, None)?)?,
+            _ => ops::swiglu(cx, &gate.forward_skinny(cx, x, None)?, &up.forward_skinny(cx, x, None)?)?,
         })
     }
 

@@ -1,4 +1,5 @@
-//! The whole model: [`Qwen25Vl::forward`] is the one way from a [`Batch`] to hidden states, in training, scoring and generation.
+//! The whole model: [`Qwen25Vl::forward`] is the one way from a [`Batch`] to hidden states, in training, scoring and
+//! generation.
 //!
 //! ```text
 //! vision = vision_tokens(images and videos)            # [M, H], or from the cache
@@ -37,9 +38,11 @@ pub struct Qwen25Vl {
 /// Options of [`Qwen25Vl::forward`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ForwardOptions<'a> {
-    /// Vision tokens `[M, H]` of the batch, from [`Qwen25Vl::vision_tokens`]; without them, the forward pass computes them.
+    /// Vision tokens `[M, H]` of the batch, from [`Qwen25Vl::vision_tokens`]; without them, the forward pass computes
+    /// them.
     pub vision: Option<&'a Tensor>,
-    /// The KV cache to which the tokens of the batch are added and in which they attend; without it, they attend within the batch.
+    /// The KV cache to which the tokens of the batch are added and in which they attend; without it, they attend within
+    /// the batch.
     pub cache: Option<(&'a KvCache, &'a KvPages)>,
     /// Gradient checkpointing: keeps only the input of each layer for the backward pass, which computes the rest again.
     pub checkpoint: bool,
@@ -107,9 +110,9 @@ impl Qwen25Vl {
 
     /// Computes the vision tokens `[M, H]` of the images and videos of a batch, in processor order.
     ///
-    /// A vision tower that is trained runs on the tape, over all media at once. Any other runs off the tape. If the model has a feature
-    /// cache, the tower runs over the media of one sequence at a time, so that an entry depends on its own media alone, and
-    /// only over media that are not cached.
+    /// A vision tower that is trained runs on the tape, over all media at once. Any other runs off the tape. If the
+    /// model has a feature cache, the tower runs over the media of one sequence at a time, so that an entry depends on
+    /// its own media alone, and only over media that are not cached.
     ///
     /// # Errors
     /// Out of memory; a device error.

@@ -1,5 +1,5 @@
-//! The residual between the halves of a layer. The addition `x + delta` is delayed until the next norm, so that one kernel reads both,
-//! adds and normalises.
+//! The residual between the halves of a layer. The addition `x + delta` is delayed until the next norm, so that one
+//! kernel reads both, adds and normalises.
 
 use reel_runtime::{Cx, Tensor, ops};
 

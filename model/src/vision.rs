@@ -92,8 +92,8 @@ impl VisionTower {
         blocks.chain([&mut self.merge_in, &mut self.merge_out])
     }
 
-    /// Computes the vision tokens `[M, H]` of `media`, in processor order. With `checkpoint`, only the input of each block is kept for
-    /// the backward pass.
+    /// Computes the vision tokens `[M, H]` of `media`, in processor order. With `checkpoint`, only the input of each
+    /// block is kept for the backward pass.
     ///
     /// # Errors
     /// Out of memory; a device error.
@@ -104,8 +104,8 @@ impl VisionTower {
         for (i, block) in self.blocks.iter().enumerate() {
             let seqs = if self.config.is_full_attention(i) { &layout.frames } else { &layout.windows };
             residual = if cx.is_training() {
-                // The output of a block is summed here so that its gradient needs one tensor, with checkpoints and without: both give
-                // the same bits.
+                // The output of a block is summed here so that its gradient needs one tensor, with checkpoints and
+                // without: both give the same bits.
                 let (block, rotary, seqs) = (block.clone(), rotary.clone(), seqs.clone());
                 let f = move |cx: &Cx, x: &[Tensor]| {
                     let out = block.forward(cx, Residual::new(&x[0]), &rotary, &seqs);
@@ -145,7 +145,8 @@ impl VisionTower {
         Ok(ops::linear(cx, &pixels, &self.patch_embed, None)?)
     }
 
-    /// The rotary table for `positions` i32 `[2, N]`: half of a head's pairs rotate with the row of the patch, half with its column.
+    /// The rotary table for `positions` i32 `[2, N]`: half of a head's pairs rotate with the row of the patch, half
+    /// with its column.
     fn rotary(&self, cx: &Cx, positions: &Tensor) -> Result<RotaryTable> {
         let half = self.config.head_dim / 2;
         let quarter = half / 2;
@@ -197,7 +198,8 @@ pub(crate) fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
     (0..dim / 2).map(|j| 1.0 / (theta.powf((2 * j) as f32 as f64 / dim as f64) as f32)).collect()
 }
 
-/// The runtime error inside of a model error. A block's forward pass, which [`Cx::recompute`] runs, has no errors of other kinds.
+/// The runtime error inside of a model error. A block's forward pass, which [`Cx::recompute`] runs, has no errors of
+/// other kinds.
 pub(crate) fn into_runtime(e: crate::ModelError) -> reel_runtime::RuntimeError {
     match e {
         crate::ModelError::Runtime(e) => e,

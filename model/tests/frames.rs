@@ -108,7 +108,8 @@ proptest! {
         let values = as_values(&levels);
         for dtype in [DType::F32, DType::BF16] {
             let ((got, d_got), (want, d_want)) = (pass(dtype, &[&levels]), pass(dtype, &[&values]));
-            // Forward a patch's sum depends on its own pixels alone; the gradient's sums go over the patches in another order.
+            // Forward a patch's sum depends on its own pixels alone; the gradient's sums go over the patches in another
+            // order.
             prop_assert!(got == want, "{dtype}");
             let off = distance(&d_got, &d_want);
             prop_assert!(off <= 1e-5, "{dtype}: gradients differ by {off:.2e}");

@@ -1,8 +1,8 @@
-//! The tensors that a config demands: names and shapes, in the order of the published files' modules.
+//! The names and shapes of all tensors of a model, computed from its config.
 
 use crate::config::{ModelConfig, TextConfig, VisionConfig};
 
-/// Every tensor of the model, by its classic name, with its shape. No `lm_head.weight` where the embeddings are tied.
+/// The classic name and the shape of every tensor. Without `lm_head.weight` if the embeddings are tied.
 pub fn expected_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     let mut list = Vec::new();
     vision(&config.vision, &mut list);
@@ -19,7 +19,7 @@ fn add(list: &mut List, name: impl Into<String>, shape: &[usize]) {
     list.push((name.into(), shape.to_vec()));
 }
 
-/// A linear layer with bias: weight [out, in], bias [out].
+/// Adds the tensors of a linear layer with bias: weight `[out, in]`, bias `[out]`.
 fn linear(list: &mut List, name: String, out: usize, input: usize) {
     add(list, format!("{name}.weight"), &[out, input]);
     add(list, format!("{name}.bias"), &[out]);

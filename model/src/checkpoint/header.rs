@@ -1,4 +1,5 @@
-//! The header of a safetensors file, held to the format's rules: 8 bytes of length, that much JSON, then the tensors end to end.
+//! Reads and validates the header of a safetensors file: 8 bytes of length, a JSON header of that length, then the
+//! tensors without gaps.
 
 use std::fmt;
 use std::path::Path;
@@ -9,7 +10,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::{COPY_AGAIN, fault};
 use crate::error::{ModelError, Result};
 
-/// One tensor as a header describes it; `begin` and `end` count bytes from the start of the file.
+/// A tensor of a header; `begin` and `end` are byte offsets from the start of the file.
 #[derive(Debug)]
 pub(crate) struct Stored {
     pub(crate) name: String,
@@ -19,14 +20,14 @@ pub(crate) struct Stored {
     pub(crate) end: usize,
 }
 
-/// All tensors of a file, in the order in which they lie.
+/// All tensors of a file, in file order.
 #[derive(Debug)]
 pub(crate) struct Header {
     pub(crate) tensors: Vec<Stored>,
 }
 
-/// The format allows no longer header.
-const LONGEST: usize = 100_000_000;
+/// The longest header that the format allows, in bytes.
+const MAX_HEADER_BYTES: usize = 100_000_000;
 
 /// Reads and validates the header of a mapped file.
 pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<Header> {
@@ -49,11 +50,11 @@ fn header_text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8]> {
         return Err(broken(path, format!("is {} bytes long, not a safetensors file", bytes.len())));
     };
     let length = u64::from_le_bytes(*length);
-    if length > LONGEST as u64 {
+    if length > MAX_HEADER_BYTES as u64 {
         return Err(broken(
             path,
             format!(
-                "claims a header of {length} bytes, more than the format's {LONGEST}; it is not a safetensors file or is damaged"
+                "claims a header of {length} bytes, more than the format's {MAX_HEADER_BYTES}; it is not a safetensors file or is damaged"
             ),
         ));
     }
@@ -70,7 +71,7 @@ fn header_text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8]> {
     }
 }
 
-/// Turns one entry into places in the file, checking what can be checked about it alone.
+/// Converts one header entry to file offsets and checks it on its own.
 fn locate(path: &Path, name: String, entry: RawEntry, start: usize, file_len: usize) -> Result<Stored> {
     let [from, to] = entry.data_offsets;
     let (begin, end) = match (start.checked_add(from), start.checked_add(to)) {
@@ -79,7 +80,7 @@ fn locate(path: &Path, name: String, entry: RawEntry, start: usize, file_len: us
             return Err(fault(
                 path,
                 &name,
-                format!("has data_offsets [{from}, {to}], which run backwards"),
+                format!("has data_offsets [{from}, {to}], whose end is before its begin"),
                 COPY_AGAIN,
             ));
         }
@@ -88,19 +89,19 @@ fn locate(path: &Path, name: String, entry: RawEntry, start: usize, file_len: us
         let what = format!("ends at byte {end} but the file has {file_len}; it is cut off");
         return Err(fault(path, &name, what, COPY_AGAIN));
     }
-    // A dtype that we have never heard of is left to whoever wants that tensor.
+    // An unknown dtype is an error only if that tensor is used.
     if let Some(size) = element_size(&entry.dtype) {
         let needed = entry.shape.iter().try_fold(size, |product, &length| product.checked_mul(length));
         if needed != Some(end - begin) {
             let what =
-                format!("has {} bytes, which does not fit shape {:?} of {}", end - begin, entry.shape, entry.dtype);
+                format!("has {} bytes, which does not match shape {:?} of {}", end - begin, entry.shape, entry.dtype);
             return Err(fault(path, &name, what, COPY_AGAIN));
         }
     }
     Ok(Stored { name, dtype: entry.dtype, shape: entry.shape, begin, end })
 }
 
-/// The tensors must fill the file from the header to the end, without overlap and without holes.
+/// Checks that the tensors fill the file from the header to the end, without overlaps and gaps.
 fn check_end_to_end(path: &Path, tensors: &[Stored], start: usize, file_len: usize) -> Result<()> {
     let mut at = start;
     for tensor in tensors {
@@ -128,7 +129,7 @@ fn check_names(path: &Path, tensors: &[Stored]) -> Result<()> {
     }
 }
 
-/// Bytes of an element of any dtype that the format knows with whole bytes.
+/// The size in bytes of an element, for each dtype of the format that has whole bytes.
 fn element_size(dtype: &str) -> Option<usize> {
     Some(match dtype {
         "BOOL" | "U8" | "I8" | "F8_E4M3" | "F8_E5M2" | "F8_E8M0" => 1,
@@ -150,7 +151,7 @@ struct RawEntry {
     data_offsets: [usize; 2],
 }
 
-/// Entries as they stand, so that a name given twice is seen; `__metadata__` is left out.
+/// The header entries in order, without `__metadata__`. A list and not a map, so that duplicate names are found.
 struct RawHeader(Vec<(String, RawEntry)>);
 
 impl<'de> Deserialize<'de> for RawHeader {

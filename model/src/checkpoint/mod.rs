@@ -1,7 +1,8 @@
-//! A folder's weights, memory-mapped and checked before anything reads them: single file or shards, either naming.
+//! The weights of a model folder, memory-mapped: one safetensors file or shards, with classic or nested tensor names.
 //!
-//! Opening validates every header (`header.rs`), so a tensor that is handed out lies inside its file, has as many bytes as its shape
-//! and dtype need, overlaps no other and is aligned for its dtype. [`Checkpoint::check`] holds the whole against a config.
+//! [`Checkpoint::open`] validates every header (`header.rs`): each tensor lies inside its file, has the size of its
+//! shape and dtype, overlaps no other tensor and is aligned for its dtype. [`Checkpoint::check`] compares all names and
+//! shapes with a config.
 
 mod expected;
 pub(crate) mod header;
@@ -20,19 +21,19 @@ use crate::error::{ModelError, Result};
 
 pub use expected::expected_tensors;
 
-/// Element types that weights may be stored in.
+/// The element type of stored weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum StoredDType {
-    /// IEEE single precision.
+    /// f32, IEEE single precision.
     F32,
-    /// bfloat16: the upper half of a single.
+    /// bfloat16, the upper 16 bits of f32.
     Bf16,
-    /// IEEE half precision.
+    /// f16, IEEE half precision.
     F16,
 }
 
 impl StoredDType {
-    /// Bytes of an element.
+    /// The size of an element in bytes.
     pub fn size(self) -> usize {
         match self {
             StoredDType::F32 => 4,
@@ -40,7 +41,7 @@ impl StoredDType {
         }
     }
 
-    /// The name in safetensors headers.
+    /// The name of the dtype in safetensors headers.
     pub fn name(self) -> &'static str {
         match self {
             StoredDType::F32 => "F32",
@@ -49,7 +50,7 @@ impl StoredDType {
         }
     }
 
-    /// The name in config.json (`torch_dtype`).
+    /// The name of the dtype in config.json (`torch_dtype`).
     pub fn config_name(self) -> &'static str {
         match self {
             StoredDType::F32 => "float32",
@@ -58,24 +59,24 @@ impl StoredDType {
         }
     }
 
-    /// From the name in safetensors headers.
+    /// Parses the name of a dtype in safetensors headers.
     pub fn parse(name: &str) -> Option<Self> {
         [StoredDType::F32, StoredDType::Bf16, StoredDType::F16].into_iter().find(|dtype| dtype.name() == name)
     }
 }
 
-/// How the files name the tensors. Inside the program names are always the classic ones.
+/// The naming scheme of the tensors in the files. The program itself uses classic names only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Naming {
-    /// `model.layers…`, `visual.blocks…`: the hub's, and what every transformers writes.
+    /// Classic names: `model.layers…`, `visual.blocks…`, as on the hub.
     #[default]
     Classic,
-    /// `model.language_model.layers…`, `model.visual.blocks…`.
+    /// Nested names: `model.language_model.layers…`, `model.visual.blocks…`.
     Nested,
 }
 
 impl Naming {
-    /// The classic form of a name in a file.
+    /// Converts a name in a file to the classic name.
     pub fn to_classic(name: &str) -> String {
         if let Some(rest) = name.strip_prefix("model.language_model.") {
             return format!("model.{rest}");
@@ -83,7 +84,7 @@ impl Naming {
         name.strip_prefix("model.").filter(|rest| rest.starts_with("visual.")).unwrap_or(name).to_string()
     }
 
-    /// This naming's form of a classic name.
+    /// Converts a classic name to this naming scheme.
     pub fn from_classic(self, name: &str) -> String {
         match (self, name.strip_prefix("model.")) {
             (Naming::Classic, _) => name.to_string(),
@@ -102,18 +103,18 @@ impl Naming {
     }
 }
 
-/// One stored tensor, in place.
+/// A stored tensor in its memory-mapped file.
 #[derive(Debug, Clone)]
 pub struct TensorView<'a> {
-    /// Element type.
+    /// The element type.
     pub dtype: StoredDType,
-    /// Lengths, slowest first.
+    /// The shape, outermost dimension first.
     pub shape: &'a [usize],
     /// The elements, row-major, little-endian; aligned for `dtype`.
     pub bytes: &'a [u8],
-    /// The file that holds them, for those who keep the tensor beyond the checkpoint.
+    /// The mapped file, which can outlive the checkpoint.
     pub file: Arc<MappedFile>,
-    /// Where in the file they start, in bytes.
+    /// The byte offset of the elements in the file.
     pub offset: usize,
 }
 
@@ -126,7 +127,7 @@ struct Entry {
     end: usize,
 }
 
-/// All weights of a folder.
+/// The weights of a model folder.
 #[derive(Debug)]
 pub struct Checkpoint {
     folder: PathBuf,
@@ -138,8 +139,8 @@ pub struct Checkpoint {
 const COPY_AGAIN: &str = "copy or download the file again";
 
 impl Checkpoint {
-    /// Maps and validates the weight files of a folder: `model.safetensors`, else the shards of `model.safetensors.index.json`, else
-    /// every `*.safetensors` there.
+    /// Maps and validates the weight files of a folder: `model.safetensors`, or the shards of
+    /// `model.safetensors.index.json`, or all `*.safetensors` files.
     pub fn open(folder: &Path) -> Result<Self> {
         let listing = shards::find(folder)?;
         let mut checkpoint = Self {
@@ -168,8 +169,8 @@ impl Checkpoint {
                 continue;
             }
             let Some(dtype) = StoredDType::parse(&tensor.dtype) else {
-                let what = format!("is stored as {}; only F32, BF16 and F16 can be read", tensor.dtype);
-                return Err(fault(path, &tensor.name, what, "use the unquantised folder of this model"));
+                let what = format!("is stored as {}; only F32, BF16 and F16 are supported", tensor.dtype);
+                return Err(fault(path, &tensor.name, what, "use the unquantised model"));
             };
             if tensor.begin % dtype.size() != 0 {
                 let what = format!("starts at byte {}, which is not aligned for {}", tensor.begin, tensor.dtype);
@@ -211,7 +212,7 @@ impl Checkpoint {
         &self.folder
     }
 
-    /// How the files name the tensors.
+    /// The naming scheme of the files.
     pub fn naming(&self) -> Naming {
         self.naming
     }
@@ -221,12 +222,12 @@ impl Checkpoint {
         &self.shards
     }
 
-    /// Classic names of all tensors, sorted.
+    /// The classic names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// A tensor by its classic name.
+    /// The tensor of a classic name.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let entry = self.tensors.get(name)?;
         let file = self.shards.get(entry.shard)?;
@@ -234,26 +235,27 @@ impl Checkpoint {
         Some(TensorView { dtype: entry.dtype, shape: &entry.shape, bytes, file: file.clone(), offset: entry.begin })
     }
 
-    /// A tensor that must be there with this shape.
+    /// The tensor of a classic name; fails unless it exists and has this shape.
     pub fn expect(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
         let stored = self.naming.from_classic(name);
         let Some(view) = self.get(name) else {
             let what = format!("is missing; expected shape {shape:?}");
-            return Err(fault(&self.folder, &stored, what, "use weights that belong to this config.json"));
+            return Err(fault(&self.folder, &stored, what, "use the weights that belong to this config.json"));
         };
         if view.shape != shape {
             let what = format!("has shape {:?}, expected {shape:?} by config.json", view.shape);
-            return Err(fault(view.file.path(), &stored, what, "use weights that belong to this config.json"));
+            return Err(fault(view.file.path(), &stored, what, "use the weights that belong to this config.json"));
         }
         Ok(view)
     }
 
-    /// Holds the files against a config: every tensor there with its shape, and none that the model has no place for.
+    /// Checks the files against a config: every tensor of the model must exist with its shape, and no other tensor.
     pub fn check(&self, config: &ModelConfig) -> Result<()> {
         self.check_list(&expected_tensors(config), |name| config.tie_word_embeddings && name == "lm_head.weight")
     }
 
-    /// Holds the files against a list of names and shapes; `optional` tensors may be missing, or be there and not in the list.
+    /// Checks the files against a list of names and shapes. `optional` tensors may be missing, or exist without being
+    /// in the list.
     pub(crate) fn check_list(&self, expected: &[(String, Vec<usize>)], optional: impl Fn(&str) -> bool) -> Result<()> {
         for (name, shape) in expected.iter().filter(|(name, _)| !optional(name) || self.tensors.contains_key(name)) {
             self.expect(name, shape)?;
@@ -264,17 +266,17 @@ impl Checkpoint {
         let shown: Vec<String> = strangers.iter().take(5).map(|name| self.naming.from_classic(name)).collect();
         let more = if strangers.len() > 5 { format!(" and {} more", strangers.len() - 5) } else { String::new() };
         let file = self.get(first).map_or_else(|| self.folder.clone(), |view| view.file.path().to_path_buf());
-        let what = format!("has tensors that the model of config.json has no place for: {}{more}", shown.join(", "));
-        Err(ModelError::weights(file.display().to_string(), what, "use weights that belong to this config.json"))
+        let what = format!("has tensors that the model of config.json does not have: {}{more}", shown.join(", "));
+        Err(ModelError::weights(file.display().to_string(), what, "use the weights that belong to this config.json"))
     }
 
-    /// Bytes of all tensors together.
+    /// The size of all tensors in bytes.
     pub fn total_bytes(&self) -> usize {
         self.tensors.values().map(|entry| entry.end - entry.begin).sum()
     }
 }
 
-/// Tensors that old writers stored and that are computed anew.
+/// Whether a tensor is one that old versions of transformers stored and that is computed instead.
 fn is_harmless(name: &str) -> bool {
     ["rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "embeddings.position_ids"].iter().any(|end| name.ends_with(end))
 }

@@ -1,4 +1,4 @@
-//! Which files of a folder hold its weights.
+//! Finds the weight files of a model folder.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,13 @@ use crate::error::{ModelError, Result};
 
 /// The weight files of a folder.
 pub(super) struct Listing {
-    /// In the order in which they are opened.
+    /// The files, in the order in which they are opened.
     pub(super) files: Vec<PathBuf>,
-    /// What an index says is where: name in the file → file.
+    /// The entries of the index: tensor name in the file, and the file.
     pub(super) promised: Vec<(String, PathBuf)>,
 }
 
-/// `model.safetensors` wins, as in transformers; then the index; then whatever `*.safetensors` is there.
+/// `model.safetensors` takes precedence, as in transformers; then the index; then all `*.safetensors` files.
 pub(super) fn find(folder: &Path) -> Result<Listing> {
     let single = folder.join("model.safetensors");
     if single.exists() {
@@ -57,7 +57,7 @@ fn from_index(folder: &Path, index: &Path) -> Result<Listing> {
     Ok(Listing { files: files.into_values().collect(), promised })
 }
 
-/// An index must not lead out of its folder.
+/// Whether a file name has no path, so that an index cannot refer to files outside its folder.
 fn is_plain_name(file: &str) -> bool {
     !file.is_empty() && file != ".." && file != "." && !file.contains(['/', '\\', '\0'])
 }
@@ -78,7 +78,7 @@ fn any(folder: &Path) -> Result<Listing> {
     if files.is_empty() {
         let (what, help) = match other {
             true => ("has no *.safetensors, only weights of another format", "save the model as safetensors first"),
-            false => ("has no *.safetensors", "give a folder with the model's weights"),
+            false => ("has no *.safetensors", "use a folder with the weights of the model"),
         };
         return Err(ModelError::weights(folder.display().to_string(), what, help));
     }

@@ -1,11 +1,11 @@
-//! Folders made by hand: whole ones in both namings, and one for each kind of damage.
+//! Tests with generated folders: valid ones in both naming schemes, and one for each kind of damage.
 
 use super::*;
 use crate::config::tests::tiny;
 use serde_json::{Map, Value, json};
 use std::fs;
 
-/// A safetensors file of zeros with these tensors.
+/// The bytes of a safetensors file with these tensors, filled with zeros.
 fn file_of(tensors: &[(String, Vec<usize>)], dtype: StoredDType) -> Vec<u8> {
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
@@ -42,7 +42,7 @@ fn error_of(bytes: Vec<u8>) -> String {
 }
 
 #[test]
-fn both_namings_and_shards_give_the_same_tensors() {
+fn naming_schemes_and_shards_give_equal_tensors() {
     let config = tiny();
     let expected = expected_tensors(&config);
     let nested: Vec<_> = expected.iter().map(|(n, s)| (Naming::Nested.from_classic(n), s.clone())).collect();
@@ -74,7 +74,7 @@ fn both_namings_and_shards_give_the_same_tensors() {
 }
 
 #[test]
-fn missing_wrong_and_strange_tensors_are_named() {
+fn errors_name_missing_misshapen_and_unknown_tensors() {
     let config = tiny();
     let expected = expected_tensors(&config);
     let open = |tensors: &[(String, Vec<usize>)]| {
@@ -93,7 +93,7 @@ fn missing_wrong_and_strange_tensors_are_named() {
     let mut more = expected.clone();
     more.push(("model.layers.2.input_layernorm.weight".into(), vec![64]));
     let strange = open(&more);
-    assert!(strange.contains("no place for: model.layers.2.input_layernorm.weight"), "{strange}");
+    assert!(strange.contains("does not have: model.layers.2.input_layernorm.weight"), "{strange}");
     let mut harmless = expected.clone();
     harmless.push(("lm_head.weight".into(), vec![432, 64]));
     harmless.push(("visual.rotary_pos_emb.inv_freq".into(), vec![10]));
@@ -102,7 +102,7 @@ fn missing_wrong_and_strange_tensors_are_named() {
 }
 
 #[test]
-fn damage_is_refused_by_kind() {
+fn rejects_each_kind_of_damage() {
     let good = file_of(&[("a".into(), vec![2, 3]), ("b".into(), vec![4])], StoredDType::F32);
     assert!(Checkpoint::open(folder_with(&[("model.safetensors", good.clone())]).path()).is_ok());
     assert!(error_of(Vec::new()).contains("0 bytes long"));
@@ -124,10 +124,10 @@ fn damage_is_refused_by_kind() {
     let a = tensor("F32", json!([2]), 0, 8);
     assert!(two(a.clone(), tensor("F32", json!([2]), 4, 12), 12).contains("overlaps"));
     assert!(two(a.clone(), tensor("F32", json!([2]), 12, 20), 20).contains("starts 4 bytes after"));
-    assert!(two(a.clone(), tensor("F32", json!([3]), 8, 16), 16).contains("does not fit shape"));
-    assert!(two(a.clone(), tensor("F32", json!([2]), 16, 8), 16).contains("run backwards"));
-    assert!(two(a.clone(), tensor("F32", json!([2]), 8, u64::MAX), 16).contains("run backwards"));
-    assert!(two(a.clone(), tensor("F32", json!([u64::MAX, 2]), 8, 16), 16).contains("does not fit shape"));
+    assert!(two(a.clone(), tensor("F32", json!([3]), 8, 16), 16).contains("does not match shape"));
+    assert!(two(a.clone(), tensor("F32", json!([2]), 16, 8), 16).contains("end is before its begin"));
+    assert!(two(a.clone(), tensor("F32", json!([2]), 8, u64::MAX), 16).contains("end is before its begin"));
+    assert!(two(a.clone(), tensor("F32", json!([u64::MAX, 2]), 8, 16), 16).contains("does not match shape"));
     assert!(two(a.clone(), tensor("I64", json!([1]), 8, 16), 16).contains("stored as I64"));
     assert!(two(a.clone(), tensor("F4", json!([1]), 8, 16), 16).contains("stored as F4"));
     assert!(two(tensor("F16", json!([1]), 0, 2), tensor("F32", json!([2]), 2, 10), 10).contains("not aligned"));
@@ -138,7 +138,7 @@ fn damage_is_refused_by_kind() {
 }
 
 #[test]
-fn shards_that_do_not_fit_together_are_refused() {
+fn rejects_shards_that_contradict_the_index() {
     let a = file_of(&[("model.norm.weight".into(), vec![4])], StoredDType::F32);
     let index = |map: Value| json!({"weight_map": map}).to_string().into_bytes();
     let open = |files: &[(&str, Vec<u8>)]| Checkpoint::open(folder_with(files).path()).unwrap_err().to_string();
@@ -164,7 +164,7 @@ fn shards_that_do_not_fit_together_are_refused() {
 
 proptest::proptest! {
     #[test]
-    fn a_damaged_file_is_refused_or_read_but_never_trusted(
+    fn damaged_files_never_read_outside_the_mapping(
         changes in proptest::collection::vec((0usize..400, proptest::num::u8::ANY), 1..6), cut in 0usize..40,
     ) {
         let mut bytes = file_of(&[("a".into(), vec![2, 3]), ("b".into(), vec![4]), ("c".into(), vec![])], StoredDType::F32);

@@ -1,13 +1,15 @@
-//! Typed reading of a JSON object: each getter fails with file, key path, what is wrong and what to do.
+//! Typed getters for the fields of a JSON config file. Errors name the file, the key path, what is wrong and what to
+//! do.
 
 use serde_json::{Map, Value};
 
 use crate::error::{ModelError, Result};
 
-/// No length in a model of this family comes near; keeps a product of two lengths inside 64 bits.
-const LARGEST: u64 = 1 << 31;
+/// The largest accepted size. Larger ones are errors in the file; the limit also keeps a product of two sizes within 64
+/// bits.
+const MAX_SIZE: u64 = 1 << 31;
 
-/// A JSON object and where it stands.
+/// A JSON object, with its file and key path for errors.
 pub(crate) struct Fields {
     file: String,
     path: String,
@@ -16,7 +18,7 @@ pub(crate) struct Fields {
 }
 
 impl Fields {
-    /// Parses `text`, which must be a JSON object; `help` ends most errors.
+    /// Parses `text`, which must be a JSON object. `help` is the advice of most errors.
     pub(crate) fn parse(file: &str, text: &str, help: &'static str) -> Result<Self> {
         let location = file.to_string();
         match serde_json::from_str(text) {
@@ -26,17 +28,17 @@ impl Fields {
         }
     }
 
-    /// An error at `key` with the usual cure.
+    /// An error at `key` with the usual advice.
     pub(crate) fn error(&self, key: &str, what: impl Into<String>) -> ModelError {
         self.fault(key, what, self.help)
     }
 
-    /// An error at `key` with its own cure.
+    /// An error at `key` with its own advice.
     pub(crate) fn fault(&self, key: &str, what: impl Into<String>, help: &str) -> ModelError {
         ModelError::config(format!("{}: {}{key}", self.file, self.path), what, help)
     }
 
-    /// The value of a key; null counts as absent.
+    /// The value of a key; `None` if it is absent or null.
     pub(crate) fn value(&self, key: &str) -> Option<&Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
@@ -72,7 +74,7 @@ impl Fields {
         }
     }
 
-    /// A whole number, 0 allowed.
+    /// A whole number of at least 0.
     pub(crate) fn opt_index(&self, key: &str) -> Result<Option<usize>> {
         self.value(key).map(|value| self.to_index(key, value)).transpose()
     }
@@ -84,7 +86,7 @@ impl Fields {
     /// A whole number of at least 1.
     pub(crate) fn opt_count(&self, key: &str) -> Result<Option<usize>> {
         match self.opt_index(key)? {
-            Some(0) => Err(self.error(key, "is 0; it must be at least 1")),
+            Some(0) => Err(self.error(key, "is 0, expected at least 1")),
             found => Ok(found),
         }
     }
@@ -93,10 +95,10 @@ impl Fields {
         self.opt_count(key)?.ok_or_else(|| self.error(key, "is missing"))
     }
 
-    /// A whole number from 1 to `most`.
-    pub(crate) fn opt_count_to(&self, key: &str, most: usize) -> Result<Option<usize>> {
+    /// A whole number from 1 to `max`.
+    pub(crate) fn opt_count_to(&self, key: &str, max: usize) -> Result<Option<usize>> {
         match self.opt_count(key)? {
-            Some(number) if number > most => Err(self.error(key, format!("is {number}; at most {most} is supported"))),
+            Some(number) if number > max => Err(self.error(key, format!("is {number}; at most {max} is supported"))),
             found => Ok(found),
         }
     }
@@ -116,7 +118,7 @@ impl Fields {
         match self.opt_f64(key)? {
             None => Err(self.error(key, "is missing")),
             Some(number) if number > 0.0 => Ok(number),
-            Some(number) => Err(self.error(key, format!("is {number}; it must be above 0"))),
+            Some(number) => Err(self.error(key, format!("is {number}, expected a number above 0"))),
         }
     }
 
@@ -129,7 +131,7 @@ impl Fields {
         }
     }
 
-    /// A whole number or a list of them; empty where the key is absent.
+    /// A whole number or a list of whole numbers; empty if the key is absent.
     pub(crate) fn one_or_more(&self, key: &str) -> Result<Vec<usize>> {
         match self.value(key) {
             None => Ok(Vec::new()),
@@ -160,19 +162,19 @@ impl Fields {
     }
 
     fn to_index(&self, key: &str, value: &Value) -> Result<usize> {
-        // A float with a whole value is what some writers make of an int.
+        // Some programs write whole numbers as floats.
         let whole = value.as_u64().or_else(|| {
-            value.as_f64().filter(|x| x.fract() == 0.0 && (0.0..=LARGEST as f64).contains(x)).map(|x| x as u64)
+            value.as_f64().filter(|x| x.fract() == 0.0 && (0.0..=MAX_SIZE as f64).contains(x)).map(|x| x as u64)
         });
         match whole {
-            Some(number) if number <= LARGEST => Ok(number as usize),
-            Some(number) => Err(self.error(key, format!("is {number}, larger than any model's"))),
+            Some(number) if number <= MAX_SIZE => Ok(number as usize),
+            Some(number) => Err(self.error(key, format!("is {number}, larger than any supported model"))),
             None => Err(self.error(key, format!("is {}, not a whole number of at least 0", kind(value)))),
         }
     }
 }
 
-/// How an error shows a value of the wrong kind.
+/// The text by which an error shows a value of the wrong type.
 fn kind(value: &Value) -> String {
     match value {
         Value::Null => "null".to_string(),

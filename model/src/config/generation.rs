@@ -1,31 +1,31 @@
-//! `generation_config.json`: how the model's makers want it sampled.
+//! `generation_config.json`: the default sampling parameters and end tokens of a model.
 
 use std::path::Path;
 
 use super::fields::Fields;
 use crate::error::{ModelError, Result};
 
-/// Sampling defaults of a folder; `None` where the file does not say.
+/// The default sampling parameters of a model folder; `None` where the file has no value.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GenerationConfig {
-    /// Ids of which any ends an answer; empty where the file does not say (then config.json's hold).
+    /// The ids that end a completion; empty if the file has none, then those of config.json apply.
     pub eos_token_id: Vec<u32>,
-    /// Greedy unless true.
+    /// Whether to sample; greedy decoding unless true.
     pub do_sample: Option<bool>,
-    /// Divides the logits; at least 0.
+    /// The softmax temperature; at least 0.
     pub temperature: Option<f64>,
-    /// Share of the probability that may be sampled from, in (0, 1].
+    /// The probability mass of nucleus sampling, in (0, 1].
     pub top_p: Option<f64>,
-    /// Number of best tokens that may be sampled from; 0 = all.
+    /// The number of most likely tokens to sample from; 0: all.
     pub top_k: Option<usize>,
-    /// Divides (multiplies, if negative) the logits of tokens already there; above 0.
+    /// Divides the positive logits, and multiplies the negative logits, of tokens that already occurred; above 0.
     pub repetition_penalty: Option<f64>,
 }
 
-const HELP: &str = "correct the value, or remove the key to have the default";
+const HELP: &str = "correct the value, or remove the key to use the default";
 
 impl GenerationConfig {
-    /// Reads `generation_config.json` of a model folder; all empty where there is none.
+    /// Reads `generation_config.json` of a model folder; without the file, nothing is set.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("generation_config.json");
         match std::fs::read_to_string(&path) {
@@ -35,11 +35,11 @@ impl GenerationConfig {
         }
     }
 
-    /// Reads the text of a generation_config.json; `file` names it in errors.
+    /// Parses the text of a generation_config.json; `file` names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
         let fields = Fields::parse(file, text, HELP)?;
         let in_range = |key: &str, good: &dyn Fn(f64) -> bool, range: &str| match fields.opt_f64(key)? {
-            Some(number) if !good(number) => Err(fields.error(key, format!("is {number}; it must be {range}"))),
+            Some(number) if !good(number) => Err(fields.error(key, format!("is {number}, expected {range}"))),
             found => Ok(found),
         };
         Ok(Self {

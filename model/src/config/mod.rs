@@ -1,8 +1,8 @@
-//! What a model folder says about itself: `config.json`, `generation_config.json`, `preprocessor_config.json`.
+//! The config files of a model folder: `config.json`, `generation_config.json`, `preprocessor_config.json`.
 //!
-//! Read as transformers 4.49 to 4.57 write them: text keys at the top level or in `text_config`, `torch_dtype` or
-//! `dtype`, and vision keys left out where they equal `Qwen2_5_VLVisionConfig`'s defaults. A value that this program
-//! would compute something else with is refused here, once, so that nothing downstream has to ask again.
+//! Accepts the files of transformers 4.49 to 4.57: text keys at the top level or in `text_config`, `torch_dtype` or
+//! `dtype`, and vision keys left out where they equal the defaults of `Qwen2_5_VLVisionConfig`. Unsupported values are
+//! rejected here, so the rest of the program does not check them again.
 
 pub(crate) mod fields;
 mod generation;
@@ -19,99 +19,99 @@ use fields::Fields;
 pub use generation::GenerationConfig;
 pub use preprocessor::PreprocessorConfig;
 
-/// A whole Qwen2.5-VL: decoder, vision tower, and the ids that tie text and media together.
+/// The config of a Qwen2.5-VL model: decoder, vision tower, and the token ids of media.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// The decoder.
+    /// The sizes of the decoder.
     pub text: TextConfig,
-    /// The vision tower.
+    /// The sizes of the vision tower.
     pub vision: VisionConfig,
-    /// Ids with a meaning of their own.
+    /// The ids of special tokens.
     pub tokens: TokenIds,
-    /// The output projection is the embedding table (no `lm_head.weight` in the files).
+    /// Whether the output projection is the embedding table, so that the files have no `lm_head.weight`.
     pub tie_word_embeddings: bool,
-    /// The dtype that the folder says its weights have, where it says so.
+    /// The dtype of the weights according to the config, if it names one.
     pub dtype: Option<StoredDType>,
 }
 
-/// The decoder's shape. Lengths in elements.
+/// The sizes of the decoder, in elements.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TextConfig {
-    /// Rows of the embedding table (V).
+    /// The number of rows of the embedding table (V).
     pub vocab_size: usize,
-    /// Width of the residual stream (H).
+    /// The width of the residual (H).
     pub hidden_size: usize,
-    /// Width of the gated MLP.
+    /// The width of the gated MLP.
     pub intermediate_size: usize,
-    /// Decoder layers.
+    /// The number of layers.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// The number of query heads.
     pub num_attention_heads: usize,
-    /// Key and value heads; divides the query heads.
+    /// The number of key-value heads; divides the number of query heads.
     pub num_key_value_heads: usize,
     /// `hidden_size / num_attention_heads`.
     pub head_dim: usize,
-    /// Epsilon of every RMSNorm of the decoder.
+    /// The epsilon of all RMSNorms of the decoder.
     pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies.
+    /// The base of the rotary frequencies.
     pub rope_theta: f64,
-    /// Frequencies that turn with time, height and width; sums to `head_dim / 2`.
+    /// The number of rotary frequencies for time, height and width (M-RoPE); their sum is `head_dim / 2`.
     pub mrope_section: [usize; 3],
-    /// The longest sequence that the model was made for.
+    /// The longest sequence that the model was trained for, in tokens.
     pub max_position_embeddings: usize,
 }
 
-/// The vision tower's shape. Lengths in elements, but `patch_size` and `window_size` in pixels.
+/// The sizes of the vision tower, in elements; `patch_size` and `window_size` are in pixels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VisionConfig {
-    /// Blocks.
+    /// The number of blocks.
     pub depth: usize,
-    /// Width of the residual stream.
+    /// The width of the residual.
     pub hidden_size: usize,
-    /// Width of the gated MLP.
+    /// The width of the gated MLP.
     pub intermediate_size: usize,
-    /// Heads of each block.
+    /// The number of heads of each block.
     pub num_heads: usize,
     /// `hidden_size / num_heads`.
     pub head_dim: usize,
-    /// Colour channels of a pixel (3).
+    /// The number of colour channels (3).
     pub in_channels: usize,
-    /// Sides of a patch, in pixels.
+    /// The side of a patch, in pixels.
     pub patch_size: usize,
-    /// Frames of a patch.
+    /// The number of frames in a patch.
     pub temporal_patch_size: usize,
-    /// Patches along each side of the square that becomes one token.
+    /// The side, in patches, of the square that becomes one vision token.
     pub spatial_merge_size: usize,
-    /// Sides of an attention window, in pixels.
+    /// The side of an attention window, in pixels.
     pub window_size: usize,
-    /// Blocks that attend over the whole frame instead of windows; sorted, all below `depth`.
+    /// The blocks that attend over whole frames instead of windows; sorted, all below `depth`.
     pub fullatt_block_indexes: Vec<usize>,
-    /// Width of a token that the tower gives out; equals the decoder's `hidden_size`.
+    /// The width of a vision token; equals the decoder's `hidden_size`.
     pub out_hidden_size: usize,
-    /// Time positions that one second takes.
+    /// The number of M-RoPE time positions a second.
     pub tokens_per_second: f32,
-    /// Epsilon of every RMSNorm of the tower (fixed in the model's code, not in the file).
+    /// The epsilon of all RMSNorms of the tower; transformers fixes it in the code.
     pub rms_norm_eps: f64,
 }
 
 impl VisionConfig {
-    /// Values of one patch: channels × frames × side².
+    /// The number of values of one patch: channels × frames × side².
     pub fn patch_dim(&self) -> usize {
         self.in_channels * self.temporal_patch_size * self.patch_size * self.patch_size
     }
 
-    /// Patches that become one token: the square of `spatial_merge_size`.
+    /// The number of patches that become one vision token: the square of `spatial_merge_size`.
     pub fn merge_unit(&self) -> usize {
         self.spatial_merge_size * self.spatial_merge_size
     }
 
-    /// Whether block `index` attends over the whole frame.
+    /// Whether block `index` attends over whole frames.
     pub fn is_full_attention(&self, index: usize) -> bool {
         self.fullatt_block_indexes.binary_search(&index).is_ok()
     }
 }
 
-/// Token ids that the code must know. All are below `vocab_size`.
+/// The ids of special tokens. All are below `vocab_size`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenIds {
     /// `bos_token_id`, which Qwen uses for padding.
@@ -122,16 +122,16 @@ pub struct TokenIds {
     pub vision_start: u32,
     /// `<|vision_end|>`.
     pub vision_end: u32,
-    /// `<|image_pad|>`: one for each image token.
+    /// `<|image_pad|>`: one for each vision token of an image.
     pub image: u32,
-    /// `<|video_pad|>`: one for each video token.
+    /// `<|video_pad|>`: one for each vision token of a video.
     pub video: u32,
 }
 
-/// A config with more is a slip of the pen, and would make a list of tensors without end.
-const MOST_LAYERS: usize = 4096;
+/// The largest accepted number of layers. A larger one is an error in the file.
+const MAX_LAYERS: usize = 4096;
 
-const TAKE_THE_FOLDERS: &str = "use the config.json that was published with these weights";
+const HELP: &str = "use the config.json that was published with these weights";
 
 impl ModelConfig {
     /// Reads `config.json` of a model folder.
@@ -141,9 +141,9 @@ impl ModelConfig {
         Self::parse(&path.display().to_string(), &text)
     }
 
-    /// Reads the text of a config.json; `file` names it in errors.
+    /// Parses the text of a config.json; `file` names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
-        let root = Fields::parse(file, text, TAKE_THE_FOLDERS)?;
+        let root = Fields::parse(file, text, HELP)?;
         check_kind(&root)?;
         let nested = root.child("text_config")?;
         let fields = nested.as_ref().unwrap_or(&root);
@@ -170,16 +170,16 @@ fn check_kind(root: &Fields) -> Result<()> {
     match root.opt_str("model_type")? {
         Some("qwen2_5_vl") => {}
         Some(other) => {
-            let what = format!("is `{other}`; only qwen2_5_vl can be run");
-            return Err(root.fault("model_type", what, "give a Qwen2.5-VL folder"));
+            let what = format!("is `{other}`; only qwen2_5_vl is supported");
+            return Err(root.fault("model_type", what, "use a Qwen2.5-VL model folder"));
         }
-        None => return Err(root.fault("model_type", "is missing", "give a Qwen2.5-VL folder")),
+        None => return Err(root.fault("model_type", "is missing", "use a Qwen2.5-VL model folder")),
     }
     if root.has("quantization_config") {
         return Err(root.fault(
             "quantization_config",
             "quantised weights are not supported",
-            "use the bf16 folder of this model",
+            "use the unquantised bf16 model",
         ));
     }
     Ok(())
@@ -189,7 +189,7 @@ fn text_config(fields: &Fields, root: &Fields) -> Result<TextConfig> {
     let hidden_size = fields.count("hidden_size")?;
     let num_attention_heads = fields.count("num_attention_heads")?;
     let num_key_value_heads = fields.count("num_key_value_heads")?;
-    let Some(num_hidden_layers) = fields.opt_count_to("num_hidden_layers", MOST_LAYERS)? else {
+    let Some(num_hidden_layers) = fields.opt_count_to("num_hidden_layers", MAX_LAYERS)? else {
         return Err(fields.error("num_hidden_layers", "is missing"));
     };
     if hidden_size % num_attention_heads != 0 {
@@ -213,7 +213,7 @@ fn text_config(fields: &Fields, root: &Fields) -> Result<TextConfig> {
     if head_dim % 2 != 0 {
         return Err(fields.error(
             "num_attention_heads",
-            format!("gives heads of {head_dim}, an odd number, which cannot be rotated"),
+            format!("gives heads of {head_dim}, an odd number, which rotary embedding does not support"),
         ));
     }
     check_act(fields)?;
@@ -236,11 +236,11 @@ fn text_config(fields: &Fields, root: &Fields) -> Result<TextConfig> {
 fn check_act(fields: &Fields) -> Result<()> {
     match fields.opt_str("hidden_act")? {
         None | Some("silu") => Ok(()),
-        Some(other) => Err(fields.error("hidden_act", format!("is `{other}`; only silu can be computed"))),
+        Some(other) => Err(fields.error("hidden_act", format!("is `{other}`; only silu is supported"))),
     }
 }
 
-/// A window on the decoder's attention is refused where a layer would really have one.
+/// Rejects a config in which a layer of the decoder has sliding-window attention.
 fn check_sliding_window(fields: &Fields, layers: usize) -> Result<()> {
     let help = "set use_sliding_window to false, or use a model with full attention";
     if let Some(kinds) = fields.opt_strings("layer_types")?
@@ -262,7 +262,8 @@ fn check_sliding_window(fields: &Fields, layers: usize) -> Result<()> {
     Ok(())
 }
 
-/// `rope_scaling.mrope_section`; the kind (`type`, `rope_type`) may be `mrope` or `default`, which mean the same here.
+/// Reads `rope_scaling.mrope_section`. The type (`type`, `rope_type`) must be `mrope` or `default`, which are equal for
+/// this model.
 fn mrope_section(fields: &Fields, head_dim: usize) -> Result<[usize; 3]> {
     let Some(scaling) = fields.child("rope_scaling")? else {
         return Err(fields.error("rope_scaling", "is missing, and with it mrope_section"));
@@ -272,7 +273,7 @@ fn mrope_section(fields: &Fields, head_dim: usize) -> Result<[usize; 3]> {
             && kind != "mrope"
             && kind != "default"
         {
-            return Err(scaling.error(key, format!("is `{kind}`; only mrope and default can be computed")));
+            return Err(scaling.error(key, format!("is `{kind}`; only mrope and default are supported")));
         }
     }
     let parts = scaling.indexes("mrope_section")?;
@@ -288,7 +289,8 @@ fn mrope_section(fields: &Fields, head_dim: usize) -> Result<[usize; 3]> {
     Ok(section)
 }
 
-/// Absent keys have the defaults of transformers' `Qwen2_5_VLVisionConfig`, which 4.49 and 4.50 leave out when saving.
+/// Reads `vision_config`. Absent keys have the defaults of transformers' `Qwen2_5_VLVisionConfig`, which 4.49 and 4.50
+/// do not save.
 fn vision_config(fields: &Fields) -> Result<VisionConfig> {
     let or = |key: &str, default: usize| Ok::<usize, ModelError>(fields.opt_count(key)?.unwrap_or(default));
     let hidden_size = or("hidden_size", 3584)?;
@@ -300,21 +302,20 @@ fn vision_config(fields: &Fields) -> Result<VisionConfig> {
     }
     let head_dim = hidden_size / num_heads;
     if head_dim % 4 != 0 {
-        let what =
-            format!("gives heads of {head_dim}, not a multiple of 4, which cannot be rotated in height and width");
+        let what = format!("gives heads of {head_dim}, not a multiple of 4, which rotary embedding in two axes needs");
         return Err(fields.error("num_heads", what));
     }
     check_act(fields)?;
     for key in ["in_channels", "in_chans"] {
         let channels = or(key, 3)?;
         if channels != 3 {
-            return Err(fields.error(key, format!("is {channels}; pictures have 3 channels")));
+            return Err(fields.error(key, format!("is {channels}; images have 3 channels")));
         }
     }
     let up_to = |key: &str, default: usize, most: usize| {
         Ok::<usize, ModelError>(fields.opt_count_to(key, most)?.unwrap_or(default))
     };
-    let depth = up_to("depth", 32, MOST_LAYERS)?;
+    let depth = up_to("depth", 32, MAX_LAYERS)?;
     let patch_size = up_to("patch_size", 14, 1024)?;
     let spatial_merge_size = up_to("spatial_merge_size", 2, 64)?;
     let window_size = or("window_size", 112)?;
@@ -353,14 +354,14 @@ fn vision_config(fields: &Fields) -> Result<VisionConfig> {
     })
 }
 
-/// Ids stand at the top level; some writers left them in `text_config`.
+/// Reads token ids, which are at the top level or in `text_config`.
 fn token_ids(root: &Fields, text: &Fields, vocab_size: usize) -> Result<TokenIds> {
     let home = |key: &str| if root.has(key) { root } else { text };
     let below = |fields: &Fields, key: &str, id: usize| {
         if id < vocab_size {
             return Ok(id as u32);
         }
-        Err(fields.error(key, format!("is {id}, which is not below vocab_size {vocab_size}")))
+        Err(fields.error(key, format!("is {id}, expected an id below vocab_size {vocab_size}")))
     };
     let need = |key: &str| below(home(key), key, home(key).index(key)?);
     let eos_home = home("eos_token_id");
@@ -386,7 +387,9 @@ fn dtype(root: &Fields, text: &Fields) -> Result<Option<StoredDType>> {
             Some("bfloat16") => return Ok(Some(StoredDType::Bf16)),
             Some("float16") => return Ok(Some(StoredDType::F16)),
             Some(other) => {
-                return Err(fields.error(key, format!("is `{other}`; only float32, bfloat16 and float16 can be read")));
+                return Err(
+                    fields.error(key, format!("is `{other}`; only float32, bfloat16 and float16 are supported"))
+                );
             }
         }
     }

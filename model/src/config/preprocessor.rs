@@ -1,4 +1,4 @@
-//! `preprocessor_config.json`: what the image processor does to every still and frame.
+//! `preprocessor_config.json`: how the image processor resizes and normalises images and frames.
 
 use std::path::Path;
 
@@ -6,22 +6,22 @@ use super::fields::Fields;
 use super::{ModelConfig, VisionConfig};
 use crate::error::{ModelError, Result};
 
-/// The image processor's numbers. Defaults are those of transformers' `Qwen2VLImageProcessor`.
+/// The settings of the image processor. Defaults are those of transformers' `Qwen2VLImageProcessor`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PreprocessorConfig {
-    /// A picture of fewer pixels is enlarged.
+    /// The least number of pixels; smaller images are enlarged.
     pub min_pixels: u64,
-    /// A picture of more pixels is made smaller.
+    /// The largest number of pixels; larger images are reduced.
     pub max_pixels: u64,
-    /// Subtracted from each channel, on a scale of 0 to 1.
+    /// The mean of each channel, subtracted from values between 0 and 1.
     pub image_mean: [f32; 3],
-    /// Divides each channel after that.
+    /// The standard deviation of each channel, which values are divided by.
     pub image_std: [f32; 3],
-    /// Sides of a patch, in pixels.
+    /// The side of a patch, in pixels.
     pub patch_size: usize,
-    /// Frames of a patch.
+    /// The number of frames in a patch.
     pub temporal_patch_size: usize,
-    /// Patches along each side of the square that becomes one token.
+    /// The side, in patches, of the square that becomes one vision token.
     pub merge_size: usize,
 }
 
@@ -42,7 +42,8 @@ impl Default for PreprocessorConfig {
 const HELP: &str = "use the preprocessor_config.json that was published with these weights";
 
 impl PreprocessorConfig {
-    /// Reads `preprocessor_config.json` of a model folder and holds it against the tower; the defaults where there is none.
+    /// Reads `preprocessor_config.json` of a model folder and checks it against the vision tower; defaults if the file
+    /// is missing.
     pub fn open(folder: &Path, config: &ModelConfig) -> Result<Self> {
         let path = folder.join("preprocessor_config.json");
         let file = path.display().to_string();
@@ -55,7 +56,7 @@ impl PreprocessorConfig {
         Ok(found)
     }
 
-    /// Reads the text of a preprocessor_config.json; `file` names it in errors.
+    /// Parses the text of a preprocessor_config.json; `file` names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
         let fields = Fields::parse(file, text, HELP)?;
         let default = Self::default();

@@ -1,9 +1,9 @@
-//! Configs as several versions write them, and slips of each kind.
+//! Tests with configs of several transformers versions, and with one error of each kind.
 
 use super::*;
 use serde_json::{Value, json};
 
-/// A small config in the layout of the hub.
+/// A small config with text keys at the top level, as on the hub.
 pub(crate) fn flat() -> Value {
     json!({
         "model_type": "qwen2_5_vl", "vocab_size": 432, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
@@ -21,12 +21,12 @@ pub(crate) fn flat() -> Value {
     })
 }
 
-/// The config above, for tests of other modules.
+/// The parsed [`flat`] config, for tests of other modules.
 pub(crate) fn tiny() -> ModelConfig {
     ModelConfig::parse("config.json", &flat().to_string()).expect("the test's own config is right")
 }
 
-/// `flat` as transformers 4.57 nests it.
+/// The [`flat`] config in the layout of transformers 4.57.
 fn nested() -> Value {
     let mut root = flat();
     let top = ["model_type", "tie_word_embeddings", "bos_token_id", "eos_token_id", "vision_config"];
@@ -45,7 +45,7 @@ fn nested() -> Value {
 }
 
 #[test]
-fn nested_equals_flat_and_the_top_level_tie_wins() {
+fn nested_layout_equals_flat_layout() {
     let nested = ModelConfig::parse("config.json", &nested().to_string()).unwrap();
     assert_eq!(nested, tiny());
     assert!(nested.tie_word_embeddings);
@@ -54,7 +54,7 @@ fn nested_equals_flat_and_the_top_level_tie_wins() {
 }
 
 #[test]
-fn absent_vision_keys_have_the_defaults_of_transformers() {
+fn absent_vision_keys_have_defaults_of_transformers() {
     let mut root = flat();
     root["hidden_size"] = json!(3584);
     root["num_attention_heads"] = json!(28);
@@ -69,7 +69,7 @@ fn absent_vision_keys_have_the_defaults_of_transformers() {
     assert_eq!((vision.window_size, vision.fullatt_block_indexes), (112, vec![7, 15, 23, 31]));
 }
 
-/// Sets (or with `None` removes) a key given as a path.
+/// Sets a key given as a path, or removes it with `None`.
 fn change(mut root: Value, path: &str, value: Option<Value>) -> Value {
     let mut keys: Vec<&str> = path.split('.').collect();
     let last = keys.pop().unwrap();
@@ -82,7 +82,7 @@ fn change(mut root: Value, path: &str, value: Option<Value>) -> Value {
 }
 
 #[test]
-fn every_slip_names_file_and_field() {
+fn errors_name_file_and_field() {
     let slips: Vec<(&str, Option<Value>, &str)> = vec![
         ("hidden_size", None, "is missing"),
         ("hidden_size", Some(json!(-64)), "whole number"),
@@ -132,7 +132,7 @@ fn every_slip_names_file_and_field() {
 }
 
 #[test]
-fn a_sliding_window_is_refused_only_where_a_layer_has_it() {
+fn rejects_sliding_window_only_if_a_layer_uses_it() {
     let on = change(flat(), "use_sliding_window", Some(json!(true)));
     assert!(ModelConfig::parse("c", &on.to_string()).is_ok(), "max_window_layers 2 of 2 layers: no layer has a window");
     let error =
@@ -143,7 +143,7 @@ fn a_sliding_window_is_refused_only_where_a_layer_has_it() {
 }
 
 #[test]
-fn generation_config_reads_one_or_more_stops() {
+fn generation_config_accepts_one_or_more_end_tokens() {
     let one = GenerationConfig::parse("g", r#"{"eos_token_id": 7, "temperature": 1e-6, "top_k": 1}"#).unwrap();
     assert_eq!(
         (one.eos_token_id, one.temperature, one.top_k, one.repetition_penalty),
@@ -160,7 +160,7 @@ fn generation_config_reads_one_or_more_stops() {
 }
 
 #[test]
-fn preprocessor_takes_pixels_or_size() {
+fn preprocessor_accepts_pixels_or_size() {
     let pixels = PreprocessorConfig::parse(
         "p",
         r#"{"min_pixels": 3136, "max_pixels": 12845056, "size": {"shortest_edge": 1, "longest_edge": 2}}"#,
@@ -183,7 +183,7 @@ fn preprocessor_takes_pixels_or_size() {
 
 proptest::proptest! {
     #[test]
-    fn a_key_of_any_value_is_an_error_or_a_config(key in 0usize..40, value in 0usize..10) {
+    fn any_value_of_any_key_parses_or_errs_without_panic(key in 0usize..40, value in 0usize..10) {
         let mut paths: Vec<String> = Vec::new();
         for (name, value) in flat().as_object().unwrap() {
             paths.push(name.clone());

@@ -1,4 +1,5 @@
-//! Files over HTTP, in pieces that can be asked for again: a slow or broken line costs a piece, a stopped program nothing.
+//! Downloads files over HTTP in pieces. A failed piece is requested again, and a stopped program continues where it
+//! stopped.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -8,35 +9,35 @@ use std::time::Duration;
 use super::Progress;
 use crate::error::{ModelError, Result};
 
-/// Bytes asked for at once.
-const PIECE: u64 = 64 << 20;
+/// The number of bytes of one request.
+const PIECE_BYTES: u64 = 64 << 20;
 
-/// Until a server answers, and until a piece is there.
-const ANSWER: Duration = Duration::from_secs(30);
-const PIECE_TIME: Duration = Duration::from_secs(600);
+/// The time limits for the first answer of the server, and for a whole piece.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+const PIECE_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Failures in a row that are forgiven.
-const PATIENCE: usize = 4;
+/// The number of consecutive failures after which the download stops.
+const MAX_FAILURES: usize = 4;
 
 fn agent() -> ureq::Agent {
     let config = ureq::Agent::config_builder()
         .timeout_connect(Some(Duration::from_secs(10)))
-        .timeout_recv_response(Some(ANSWER))
-        .timeout_recv_body(Some(PIECE_TIME));
+        .timeout_recv_response(Some(ANSWER_TIMEOUT))
+        .timeout_recv_body(Some(PIECE_TIMEOUT));
     config.build().into()
 }
 
-/// A small text; the error says what went wrong, as the end of a sentence.
+/// Downloads a small text. The error is a clause that completes a message.
 pub(super) fn text(address: &str, token: Option<&str>) -> Result<String, String> {
     let mut request = agent().get(address);
     if let Some(token) = token {
         request = request.header("Authorization", format!("Bearer {token}"));
     }
-    let mut response = request.call().map_err(|e| format!("{address} cannot be had ({e})"))?;
-    response.body_mut().read_to_string().map_err(|e| format!("{address} broke off ({e})"))
+    let mut response = request.call().map_err(|e| format!("{address} cannot be downloaded ({e})"))?;
+    response.body_mut().read_to_string().map_err(|e| format!("{address}: download was interrupted ({e})"))
 }
 
-/// Fetches a file to `target`, going on where an earlier attempt stopped. It has its name only when it is whole.
+/// Downloads a file to `target`. Continues an earlier attempt; the file gets its final name when it is complete.
 pub(super) fn file(
     address: &str,
     token: Option<&str>,
@@ -67,8 +68,8 @@ pub(super) fn file(
             Err(Failure::Write(e)) => return Err(ModelError::write(target, e)),
             Err(Failure::Network(what, is_final)) => {
                 failures += 1;
-                if is_final || failures > PATIENCE {
-                    let help = "check the network and run the command again: it goes on where it stopped";
+                if is_final || failures > MAX_FAILURES {
+                    let help = "check the network and run the command again; the download continues where it stopped";
                     return Err(ModelError::hub(address, what, help));
                 }
                 std::thread::sleep(Duration::from_millis(200 << failures));
@@ -82,30 +83,30 @@ pub(super) fn file(
 
 struct Piece {
     bytes: u64,
-    /// Length of the whole file.
+    /// The length of the whole file.
     total: Option<u64>,
 }
 
 enum Failure {
     Write(io::Error),
-    /// What happened, and whether asking again is useless.
+    /// What happened, and whether another attempt is useless.
     Network(String, bool),
 }
 
-/// Asks for the bytes from `from` on and appends them.
+/// Requests the bytes from offset `from` on and appends them.
 fn piece(agent: &ureq::Agent, address: &str, token: Option<&str>, out: &mut File, from: u64) -> Result<Piece, Failure> {
-    let mut request = agent.get(address).header("Range", format!("bytes={from}-{}", from + PIECE - 1));
+    let mut request = agent.get(address).header("Range", format!("bytes={from}-{}", from + PIECE_BYTES - 1));
     if let Some(token) = token {
         request = request.header("Authorization", format!("Bearer {token}"));
     }
     let mut response = match request.call() {
         Ok(response) => response,
-        // The range begins at the end: the file is whole already, or empty.
+        // The range begins at the end of the file: it is already complete, or empty.
         Err(ureq::Error::StatusCode(416)) => return Ok(Piece { bytes: 0, total: Some(from) }),
         Err(ureq::Error::StatusCode(code)) => {
             return Err(Failure::Network(format!("the server answered {code}"), code < 500));
         }
-        Err(e) => return Err(Failure::Network(format!("cannot be fetched ({e})"), false)),
+        Err(e) => return Err(Failure::Network(format!("cannot be downloaded ({e})"), false)),
     };
     let total = match response.status().as_u16() {
         206 => response
@@ -113,7 +114,7 @@ fn piece(agent: &ureq::Agent, address: &str, token: Option<&str>, out: &mut File
             .get("content-range")
             .and_then(|v| v.to_str().ok())
             .and_then(|v| v.rsplit('/').next()?.parse().ok()),
-        // A server that knows no ranges sends everything from the start.
+        // A server without support for ranges sends the file from the start.
         _ => {
             out.set_len(0).map_err(Failure::Write)?;
             None
@@ -127,7 +128,7 @@ fn piece(agent: &ureq::Agent, address: &str, token: Option<&str>, out: &mut File
         let n = match body.read(&mut buffer) {
             Ok(0) => break,
             Ok(n) => n,
-            Err(e) => return Err(Failure::Network(format!("broke off ({e})"), false)),
+            Err(e) => return Err(Failure::Network(format!("download was interrupted ({e})"), false)),
         };
         out.write_all(&buffer[..n]).map_err(Failure::Write)?;
         bytes += n as u64;

@@ -1,7 +1,9 @@
-//! MODEL arguments: a folder, or a hub id (`Qwen/Qwen2.5-VL-3B-Instruct`) found in the local hub cache, or else fetched into it.
+//! Resolves MODEL arguments: a folder, or a hub id (`Qwen/Qwen2.5-VL-3B-Instruct`), which is downloaded into the local
+//! hub cache if needed.
 //!
-//! The cache is the one that Hugging Face's own clients share (`HF_HUB_CACHE`, `HF_HOME`): `models--ORG--NAME/refs/main` names a
-//! commit, `snapshots/COMMIT` holds its files. `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HF_TOKEN` mean what they mean there.
+//! The cache is the one of the Hugging Face clients (`HF_HUB_CACHE`, `HF_HOME`): `models--ORG--NAME/refs/main` names a
+//! commit, `snapshots/COMMIT` holds its files. `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HF_TOKEN` have the same meaning as
+//! there.
 
 mod download;
 #[cfg(test)]
@@ -14,18 +16,18 @@ use serde_json::Value;
 
 use crate::error::{ModelError, Result};
 
-/// How far a fetch is.
+/// The progress of a download.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress<'a> {
-    /// The file that is being fetched.
+    /// The file.
     pub file: &'a str,
-    /// Bytes of it that are there.
+    /// The bytes downloaded so far.
     pub done: u64,
-    /// Bytes of it, where the server says so.
+    /// The size of the file in bytes, if known.
     pub total: Option<u64>,
 }
 
-/// The folder of a MODEL argument. `progress` hears of a fetch as it goes on.
+/// Returns the folder of a MODEL argument. Calls `progress` during a download.
 pub fn resolve(model: &str, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf> {
     let folder = Path::new(model);
     if folder.is_dir() {
@@ -39,7 +41,7 @@ pub fn resolve(model: &str, progress: &mut dyn FnMut(Progress)) -> Result<PathBu
     Hub::from_environment().folder(model, progress)
 }
 
-/// `ORG/NAME`, of the characters that the hub allows.
+/// Whether a text is a hub id, `ORG/NAME`, of the characters that the hub allows.
 fn is_id(text: &str) -> bool {
     let part = |part: &str| {
         !part.is_empty()
@@ -50,7 +52,7 @@ fn is_id(text: &str) -> bool {
     matches!(text.split('/').collect::<Vec<_>>()[..], [org, name] if part(org) && part(name))
 }
 
-/// A hub and the cache before it.
+/// A hub and its local cache.
 #[derive(Debug, Clone)]
 struct Hub {
     cache: PathBuf,
@@ -82,14 +84,14 @@ impl Hub {
         }
     }
 
-    /// The snapshot of a model, fetched where it is not whole in the cache.
+    /// Returns the snapshot folder of a model. Downloads what is missing in the cache.
     fn folder(&self, id: &str, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf> {
         let store = self.cache.join(format!("models--{}", id.replace('/', "--")));
         if let Some(snapshot) = cached(&store) {
             return Ok(snapshot);
         }
         if self.offline {
-            let what = format!("is not whole in the hub cache {}, and HF_HUB_OFFLINE is set", self.cache.display());
+            let what = format!("is not complete in the hub cache {}, and HF_HUB_OFFLINE is set", self.cache.display());
             return Err(ModelError::hub(id, what, "unset HF_HUB_OFFLINE, or give a model folder"));
         }
         self.fetch(id, &store, progress)
@@ -111,21 +113,21 @@ impl Hub {
             false => Err(ModelError::hub(
                 id,
                 "has no config.json with *.safetensors",
-                "give the id of a model in the safetensors format",
+                "use a model in the safetensors format",
             )),
         }
     }
 
-    /// The commit that `main` is at, and its files.
+    /// The commit of branch `main`, and its files.
     fn listing(&self, id: &str) -> Result<(String, Vec<String>)> {
         let address = format!("{}/api/models/{id}/revision/main", self.endpoint);
         let text = download::text(&address, self.token.as_deref()).map_err(|what| {
-            let what = format!("is no folder here, is not in the hub cache {}, and {what}", self.cache.display());
-            let help = "check the name and the network, or give a model folder; HF_TOKEN opens models that ask for it";
+            let what = format!("is not a folder, is not in the hub cache {}, and {what}", self.cache.display());
+            let help = "check the name and the network, or give a model folder; set HF_TOKEN for a gated model";
             ModelError::hub(id, what, help)
         })?;
         let strange =
-            || ModelError::hub(id, format!("{address} gave an answer that is no list of files"), "check HF_ENDPOINT");
+            || ModelError::hub(id, format!("{address} answered without a list of files"), "check HF_ENDPOINT");
         let value: Value = serde_json::from_str(&text).map_err(|_| strange())?;
         let commit = value
             .get("sha")
@@ -138,14 +140,14 @@ impl Hub {
     }
 }
 
-/// What `refs/main` points to, where it is whole.
+/// The snapshot of `refs/main`, if it is complete.
 fn cached(store: &Path) -> Option<PathBuf> {
     let commit = fs::read_to_string(store.join("refs/main")).ok()?;
     let snapshot = store.join("snapshots").join(commit.trim());
     is_whole(&snapshot).then_some(snapshot)
 }
 
-/// Config, tokenizer and weights are there, and of a sharded model all shards.
+/// Whether a folder has config, tokenizer and all weight files.
 fn is_whole(snapshot: &Path) -> bool {
     let has = |name: &str| snapshot.join(name).is_file();
     if !has("config.json") || !has("tokenizer.json") {
@@ -160,7 +162,7 @@ fn is_whole(snapshot: &Path) -> bool {
     map.is_some_and(|map| !map.is_empty() && map.values().all(|file| file.as_str().is_some_and(has)))
 }
 
-/// Weights, and the small files that a model folder is made of; nothing in sub-folders.
+/// Whether a file of the hub is downloaded: weights and small files of a model folder, nothing in sub-folders.
 fn is_wanted(file: &str) -> bool {
     let kinds = [".safetensors", ".json", ".jinja", ".txt"];
     !file.contains(['/', '\\']) && !file.starts_with('.') && kinds.iter().any(|kind| file.ends_with(kind))

@@ -1,4 +1,4 @@
-//! A hub of our own on this machine.
+//! Tests against a small hub server on this machine.
 
 use super::*;
 use serde_json::json;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// Serves a model's files; hangs up in the middle of the first answer of each weight file.
+/// Serves the files of a model. Closes the connection in the middle of the first answer for each weight file.
 struct Server {
     endpoint: String,
     asked: Arc<Mutex<Vec<String>>>,
@@ -84,7 +84,7 @@ fn files() -> BTreeMap<String, Vec<u8>> {
 }
 
 #[test]
-fn a_model_is_fetched_once_and_a_broken_line_is_mended() {
+fn downloads_once_and_retries_interrupted_files() {
     let cache = tempfile::tempdir().unwrap();
     let server = serve(files());
     let hub = Hub { cache: cache.path().to_path_buf(), endpoint: server.endpoint, token: None, offline: false };
@@ -101,30 +101,30 @@ fn a_model_is_fetched_once_and_a_broken_line_is_mended() {
     for hub in [&hub, &offline] {
         assert_eq!(hub.folder("org/model", &mut |_| ()).unwrap(), folder);
     }
-    assert_eq!(server.asked.lock().unwrap().len(), asked, "the cache is enough");
-    // a shard that is gone makes it fetch that shard alone
+    assert_eq!(server.asked.lock().unwrap().len(), asked, "the second call used the cache");
+    // Only a missing shard is downloaded again.
     fs::remove_file(folder.join("model-00002-of-00002.safetensors")).unwrap();
     let error = offline.folder("org/model", &mut |_| ()).unwrap_err().to_string();
-    assert!(error.starts_with("org/model: is not whole") && error.contains("HF_HUB_OFFLINE"), "{error}");
+    assert!(error.starts_with("org/model: is not complete") && error.contains("HF_HUB_OFFLINE"), "{error}");
     hub.folder("org/model", &mut |_| ()).unwrap();
     assert_eq!(server.asked.lock().unwrap().len(), asked + 2);
 }
 
 #[test]
-fn what_cannot_be_had_is_one_line() {
+fn errors_are_one_line() {
     let cache = tempfile::tempdir().unwrap();
     let server = serve(files());
     let hub = Hub { cache: cache.path().to_path_buf(), endpoint: server.endpoint, token: None, offline: false };
     let none = hub.folder("org/other", &mut |_| ()).unwrap_err().to_string();
-    assert!(none.starts_with("org/other: is no folder here") && none.contains("404") && !none.contains('\n'), "{none}");
+    assert!(none.starts_with("org/other: is not a folder") && none.contains("404") && !none.contains('\n'), "{none}");
     let gone = Hub { endpoint: "http://127.0.0.1:1".into(), ..hub };
     let error = gone.folder("org/model", &mut |_| ()).unwrap_err().to_string();
-    assert!(error.contains("cannot be had") && error.contains("check the name and the network"), "{error}");
+    assert!(error.contains("cannot be downloaded") && error.contains("check the name and the network"), "{error}");
     assert!(!cache.path().join("models--org--model").exists());
 }
 
 #[test]
-fn only_ids_are_asked_for() {
+fn requests_valid_ids_only() {
     for id in ["Qwen/Qwen2.5-VL-3B-Instruct", "a/b"] {
         assert!(is_id(id), "{id}");
     }

@@ -1,4 +1,5 @@
-//! A small byte-level BPE of our own, made from a page of prose: Qwen2.5's split, NFC, and special tokens in Qwen's order.
+//! Trains a small byte-level BPE tokenizer on a page of text, for `reel init`. Has the pre-tokenizer, NFC and special
+//! tokens of Qwen2.5.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +7,11 @@ use serde_json::{Map, Value, json};
 
 use crate::input::tokenizer::byte_to_char;
 
-/// How Qwen2.5 cuts a text before merging (a constant of its published tokenizer.json).
+/// The pre-tokenizer regex of Qwen2.5 (a constant of its published tokenizer.json).
 const SPLIT: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// Qwen2.5's added tokens in the order of their ids, and whether they are special (left out of answers).
+/// The added tokens of Qwen2.5 in the order of their ids, and whether they are special.
 const ADDED: [(&str, bool); 22] = [
     ("<|endoftext|>", true),
     ("<|im_start|>", true),
@@ -36,26 +37,26 @@ const ADDED: [(&str, bool); 22] = [
     ("<|file_sep|>", false),
 ];
 
-/// A pair of tokens is merged where the prose has it at least this often.
-const LEAST: usize = 3;
+/// The least number of occurrences for which a pair of tokens is merged.
+const MIN_PAIR_COUNT: usize = 3;
 
-/// A tokenizer in the files of a hub folder.
+/// The files of a tokenizer in a hub folder.
 pub(crate) struct SmallTokenizer {
     /// tokenizer.json
     pub(crate) json: Value,
-    /// tokenizer_config.json, but for the chat template.
+    /// tokenizer_config.json without the chat template
     pub(crate) config: Value,
     /// vocab.json
     pub(crate) vocab: Value,
     /// merges.txt
     pub(crate) merges: String,
-    /// Id of each added token.
+    /// The id of each added token.
     pub(crate) added: BTreeMap<&'static str, u32>,
-    /// One beyond the largest id.
+    /// One above the largest id.
     pub(crate) end: u32,
 }
 
-/// Makes the tokenizer; the added tokens get ids from `first_added` on, or directly after the others.
+/// Trains the tokenizer. Added tokens get ids from `first_added` on, or directly after the others.
 pub(crate) fn small_tokenizer(first_added: Option<u32>) -> SmallTokenizer {
     let merges = learn(include_str!("prose.txt"));
     let mut vocab = Map::new();
@@ -69,7 +70,7 @@ pub(crate) fn small_tokenizer(first_added: Option<u32>) -> SmallTokenizer {
     let added: BTreeMap<&str, u32> = ADDED.iter().zip(first..).map(|(&(token, _), id)| (token, id)).collect();
     let mut model_vocab = vocab.clone();
     if first_added.is_some() {
-        // Readers number added tokens on from the vocabulary's length, but for those that the vocabulary itself has.
+        // Tokenizer libraries number added tokens from the vocabulary size on, except those in the vocabulary.
         model_vocab.extend(added.iter().map(|(token, id)| (token.to_string(), json!(id))));
     }
     let pairs: Vec<String> = merges.iter().map(|(a, b)| format!("{a} {b}")).collect();
@@ -129,7 +130,7 @@ fn tokenizer_config(added: &BTreeMap<&str, u32>) -> Value {
     })
 }
 
-/// Pairs of tokens in the order in which they are to be merged: always the most frequent, by spelling where two are equal.
+/// The merges in order: always the most frequent pair, and of equally frequent pairs the first in alphabetical order.
 fn learn(prose: &str) -> Vec<(String, String)> {
     let mut words: BTreeMap<Vec<String>, usize> = BTreeMap::new();
     for word in split(prose) {
@@ -143,9 +144,10 @@ fn learn(prose: &str) -> Vec<(String, String)> {
                 *counts.entry((&pair[0], &pair[1])).or_default() += n;
             }
         }
-        // The last of equal maxima would depend on the order of the walk; the reversed key makes it the first spelling.
+        // max_by returns the last of equal maxima, which would depend on the iteration order; the reversed key makes it
+        // the first spelling.
         let best = counts.into_iter().max_by_key(|&(pair, n)| (n, std::cmp::Reverse(pair)));
-        let Some(((a, b), _)) = best.filter(|&(_, n)| n >= LEAST) else { return merges };
+        let Some(((a, b), _)) = best.filter(|&(_, n)| n >= MIN_PAIR_COUNT) else { return merges };
         let (a, b) = (a.to_string(), b.to_string());
         words = words.iter().map(|(word, &n)| (merge(word, &a, &b), n)).collect();
         merges.push((a, b));
@@ -167,7 +169,8 @@ fn merge(word: &[String], a: &str, b: &str) -> Vec<String> {
     merged
 }
 
-/// Words of plain English prose as the split above cuts them: letters with the one character before them, single digits, the rest.
+/// Splits plain English text as the regex of Qwen2.5 does: letters with one preceding character, single digits,
+/// everything else.
 fn split(prose: &str) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = prose;
@@ -191,7 +194,7 @@ mod tests {
     use crate::input::tokenizer::Tokenizer;
 
     #[test]
-    fn words_of_the_prose_become_few_tokens() {
+    fn frequent_words_become_few_tokens() {
         let small = small_tokenizer(None);
         let tokenizer = Tokenizer::parse("t", small.json.to_string().as_bytes()).unwrap();
         assert_eq!(tokenizer.vocab_size() as u32, small.end);
@@ -203,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn high_ids_for_the_added_tokens_are_kept() {
+    fn added_tokens_can_have_published_ids() {
         let small = small_tokenizer(Some(151_643));
         let tokenizer = Tokenizer::parse("t", small.json.to_string().as_bytes()).unwrap();
         for (token, id) in

@@ -1,6 +1,7 @@
-//! `reel init`: a model folder in the hub's layout with random weights and a small tokenizer of our own.
+//! `reel init`: writes a model folder in the hub's layout with random weights and a small tokenizer.
 //!
-//! The same seed gives the same bytes on every machine. Weights are written as they are made, so memory stays small.
+//! Equal seeds give equal bytes on every machine. Weights are generated and written chunk by chunk, so memory use is
+//! small.
 
 mod bpe;
 mod normal;
@@ -25,33 +26,33 @@ pub(crate) use bpe::{SmallTokenizer, small_tokenizer};
 pub use presets::Preset;
 pub use siglip::init_siglip;
 
-/// What to make.
+/// Options of [`init`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InitOptions {
-    /// The shape.
+    /// The model size.
     pub preset: Preset,
-    /// Decoder layers, in place of the preset's.
+    /// The number of decoder layers, instead of the preset's.
     pub layers: Option<usize>,
-    /// Rows of the embedding table, in place of the preset's.
+    /// The number of rows of the embedding table, instead of the preset's.
     pub vocab: Option<usize>,
-    /// Element type of the weights, in place of the preset's.
+    /// The dtype of the weights, instead of the preset's.
     pub dtype: Option<StoredDType>,
-    /// Seed of the weights.
+    /// The seed of the weights.
     pub seed: u64,
 }
 
-/// What was made.
+/// The result of [`init`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InitReport {
-    /// Parameters, all tensors together.
+    /// The number of parameters.
     pub parameters: u64,
-    /// Bytes of the weights.
+    /// The size of the weights in bytes.
     pub bytes: u64,
 }
 
 const CHAT_TEMPLATE: &str = include_str!("chat_template.jinja");
 
-/// Makes a folder of a preset. `out` must not exist, or be empty.
+/// Writes a model folder of a preset. `out` must not exist, or be empty.
 pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
     let tokenizer = small_tokenizer(options.preset.first_added());
     let dtype = options.dtype.unwrap_or(options.preset.dtype());
@@ -59,7 +60,7 @@ pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
     if let Some(vocab) = options.vocab.filter(|&vocab| vocab < tokenizer.end as usize) {
         let what =
             format!("{vocab} is too small for this preset's tokenizer, whose ids go up to {}", tokenizer.end - 1);
-        return Err(ModelError::config("--vocab", what, format!("give at least {}", tokenizer.end)));
+        return Err(ModelError::config("--vocab", what, format!("use at least {}", tokenizer.end)));
     }
     let parsed = ModelConfig::parse(&out.join("config.json").display().to_string(), &config.to_string())?;
     let tensors: Vec<TensorSpec> =
@@ -69,7 +70,7 @@ pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
     })
 }
 
-/// The folder that [`init`] would make, but for its weights: what reading data for such a model takes.
+/// Writes the folder of [`init`] without its weights, which is enough to read data for such a model.
 pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
     let tokenizer = small_tokenizer(options.preset.first_added());
     let dtype = options.dtype.unwrap_or(options.preset.dtype());
@@ -80,7 +81,7 @@ pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
         .try_for_each(|(name, text)| write_whole(&out.join(name), text.as_bytes()))
 }
 
-/// The config that [`init`] would write, for those who need the shape alone (`reel plan --preset`).
+/// The config that [`init`] would write, for `reel plan --preset`.
 pub fn preset_config(options: &InitOptions) -> Result<ModelConfig> {
     let tokenizer = small_tokenizer(options.preset.first_added());
     let dtype = options.dtype.unwrap_or(options.preset.dtype());
@@ -88,7 +89,7 @@ pub fn preset_config(options: &InitOptions) -> Result<ModelConfig> {
     ModelConfig::parse("--preset", &config.to_string())
 }
 
-/// Writes small files and weights into a new folder, whole or not at all.
+/// Writes small files and weights into a new folder. After an error, removes the folder again.
 fn write_folder(
     files: &[(&str, String)],
     tensors: &[TensorSpec],
@@ -109,7 +110,7 @@ fn write_folder(
     Ok(InitReport { parameters, bytes })
 }
 
-/// Half a folder is worth nothing. What cannot be removed stays: the first error is the one to tell.
+/// Removes an incomplete folder. Ignores errors, because the error that interrupted the writing is reported.
 fn remove_all(out: &Path, files: &[(&str, String)], is_new: bool) {
     for (name, _) in files {
         let _ = fs::remove_file(out.join(name));
@@ -119,7 +120,7 @@ fn remove_all(out: &Path, files: &[(&str, String)], is_new: bool) {
     }
 }
 
-/// Makes the folder; says whether it was not there before.
+/// Creates the folder. Returns whether it did not exist before.
 fn make_empty(out: &Path) -> Result<bool> {
     let is_new = !out.exists();
     fs::create_dir_all(out).map_err(|e| ModelError::write(out, e))?;
@@ -127,7 +128,7 @@ fn make_empty(out: &Path) -> Result<bool> {
     match entries.next() {
         None => Ok(is_new),
         Some(_) => {
-            let help = "give a folder that does not exist yet, or an empty one";
+            let help = "use a folder that does not exist yet, or an empty one";
             Err(ModelError::config(out.display().to_string(), "is not empty", help))
         }
     }

@@ -1,24 +1,26 @@
-//! Normal numbers by their place: any element of any tensor can be computed alone, so threads and their number change nothing.
+//! Random normal numbers by counter: each element of each tensor is a function of seed, stream and index, independent
+//! of threads.
 
 use std::sync::LazyLock;
 
 use reel_kernels::philox;
 
-/// Quantiles of the normal distribution at the middles of 65 536 equal shares: what a random 16-bit number stands for.
+/// The normal number of each 16-bit random number: the quantiles at the middles of 65 536 equal intervals.
 static QUANTILES: LazyLock<Vec<f32>> =
     LazyLock::new(|| (0..1 << 16).map(|i| normal_quantile((f64::from(i) + 0.5) / 65536.0) as f32).collect());
 
-/// How many normal numbers one call of Philox gives.
+/// The number of normal numbers from one call of Philox.
 pub(crate) const LANE: usize = 8;
 
-/// The standard normal numbers `LANE * block ..` of stream `stream` under `seed`.
+/// Standard normal numbers `LANE * block .. LANE * (block + 1)` of stream `stream` with seed `seed`.
 pub(crate) fn normals(seed: u64, stream: u64, block: u64) -> [f32; LANE] {
     let random = philox::words(seed, stream, block);
     let table: &[f32] = &QUANTILES;
     std::array::from_fn(|i| table[(random[i / 2] >> (16 * (i % 2))) as usize & 0xFFFF])
 }
 
-/// Inverse of the normal distribution function: P. J. Acklam's rational approximation (relative error below 1.2e-9).
+/// The inverse of the normal distribution function, by P. J. Acklam's rational approximation (relative error below
+/// 1.2e-9).
 fn normal_quantile(p: f64) -> f64 {
     const A: [f64; 6] = [
         -3.969683028665376e+01,
@@ -64,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn normals_are_normal() {
+    fn moments_equal_those_of_the_normal_distribution() {
         for (p, z) in [(0.5, 0.0), (0.975, 1.959963984540054), (0.001, -3.090232306167813), (0.8413447460685429, 1.0)] {
             assert!((normal_quantile(p) - z).abs() < 1e-8, "{p}");
         }

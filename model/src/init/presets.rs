@@ -1,4 +1,4 @@
-//! The shapes that `init` can make.
+//! The model sizes of `reel init`.
 
 use std::collections::BTreeMap;
 
@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 use crate::checkpoint::StoredDType;
 use crate::error::{ModelError, Result};
 
-/// A shape of model.
+/// A model size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Preset {
-    /// About a million parameters, f32: for tests and demonstrations.
+    /// About a million parameters in f32, for tests and demos.
     Tiny,
     /// Qwen2.5-VL-3B: tied embeddings, bf16.
     B3,
-    /// Qwen2.5-VL-7B: untied, bf16.
+    /// Qwen2.5-VL-7B: untied embeddings, bf16.
     B7,
 }
 
@@ -22,7 +22,7 @@ pub enum Preset {
 const FIRST_ADDED: u32 = 151_643;
 
 impl Preset {
-    /// From the name on the command line: `tiny`, `3b` or `7b`.
+    /// Parses the name on the command line: `tiny`, `3b` or `7b`.
     pub fn parse(name: &str) -> Result<Self> {
         match name {
             "tiny" => Ok(Preset::Tiny),
@@ -34,7 +34,7 @@ impl Preset {
         }
     }
 
-    /// The dtype of the weights unless another is asked for.
+    /// The default dtype of the weights.
     pub fn dtype(self) -> StoredDType {
         match self {
             Preset::Tiny => StoredDType::F32,
@@ -42,12 +42,12 @@ impl Preset {
         }
     }
 
-    /// Where the added tokens begin: `None` = directly after the others.
+    /// The first id of the added tokens; `None`: directly after the others.
     pub(crate) fn first_added(self) -> Option<u32> {
         (self != Preset::Tiny).then_some(FIRST_ADDED)
     }
 
-    /// config.json of this shape. `ids_end` is one beyond the tokenizer's largest id.
+    /// The config.json of this size. `ids_end` is one above the largest id of the tokenizer.
     pub(crate) fn config(
         self,
         layers: Option<usize>,
@@ -89,7 +89,8 @@ impl Preset {
             "use_cache": true,
             "use_sliding_window": false,
             "vision_config": shape.vision,
-            // The published 16, 24, 24 of a head of 128, in proportion: an eighth of the head, then the rest in halves.
+            // Proportions of the published sections 16, 24, 24 for head_dim 128: an eighth of head_dim, then the rest
+            // in halves.
             "rope_scaling": {"type": "mrope", "mrope_section": [quarter, 3 * quarter / 2, 4 * quarter - quarter - 3 * quarter / 2]},
             "vocab_size": vocab_size,
         })
@@ -160,7 +161,7 @@ struct Vision {
     full: &'static [usize],
 }
 
-/// The tower of every published Qwen2.5-VL; only its output width differs.
+/// The vision tower of all published Qwen2.5-VL models; only the output width differs.
 fn published_vision(out: usize) -> Value {
     vision(Vision { depth: 32, hidden: 1280, intermediate: 3420, heads: 16, out, window: 112, full: &[7, 15, 23, 31] })
 }

@@ -1,4 +1,4 @@
-//! Folders of presets: they open, they are the same for the same seed, and their numbers are what fine-tuning wants.
+//! Tests of model folders of presets: they open, depend on the seed only, and have the expected scale of weights.
 
 use super::*;
 use crate::checkpoint::Checkpoint;
@@ -10,7 +10,7 @@ fn tiny(seed: u64) -> InitOptions {
 }
 
 #[test]
-fn a_tiny_folder_is_whole() {
+fn tiny_folder_opens() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("a/tiny");
     let report = init(&tiny(1), &out).unwrap();
@@ -38,7 +38,7 @@ fn a_tiny_folder_is_whole() {
 }
 
 #[test]
-fn the_seed_decides_every_byte_whatever_the_threads() {
+fn bytes_depend_on_the_seed_but_not_on_threads() {
     let folder = tempfile::tempdir().unwrap();
     let weights = |name: &str, seed: u64, threads: usize| {
         let out = folder.path().join(name);
@@ -59,7 +59,7 @@ fn presets_have_the_published_shapes() {
     };
     let b3 = preset_config(&options(Preset::B3)).unwrap();
     let b7 = preset_config(&options(Preset::B7)).unwrap();
-    // Parameters of the published checkpoints.
+    // The parameter counts of the published checkpoints.
     assert_eq!((count(&b3), b3.tie_word_embeddings, b3.text.head_dim), (3_754_622_976, true, 128));
     assert_eq!((count(&b7), b7.tie_word_embeddings, b7.text.head_dim), (8_292_166_656, false, 128));
     assert_eq!(b3.text.mrope_section, [16, 24, 24]);

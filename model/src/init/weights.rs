@@ -1,4 +1,4 @@
-//! Random weights: what an element is depends only on the seed, the tensor's name and the element's place.
+//! Random weights: each element is a function of the seed, the name of its tensor and its index.
 
 use std::io::{self, Write};
 
@@ -10,21 +10,21 @@ use crate::checkpoint::StoredDType;
 use crate::config::ModelConfig;
 use crate::save::TensorSpec;
 
-/// Elements that are made in one go, in parallel, before they are written.
+/// The number of elements generated in parallel before they are written.
 const CHUNK: usize = 1 << 23;
 
-/// What a tensor is filled with.
+/// The values of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Filling {
-    /// This number everywhere.
+    /// This number in every element.
     Constant(f32),
-    /// Normal numbers of this standard deviation.
+    /// Normal numbers with this standard deviation.
     Normal(f32),
 }
 
-/// Biases 0, norms 1. A layer's weights keep the scale of what they are given (0.9/√inputs, which is the usual 0.02 at a width of
-/// 2048), those that add to the residual stream less the more of them there are. The output projection starts so small that all
-/// tokens are nearly as likely.
+/// Biases are 0, norms 1. Weights keep the scale of their input (0.9/√inputs, which is the usual 0.02 at a width of
+/// 2048). Layers that add to the residual have smaller weights the more of them there are. The output projection is so
+/// small that all tokens are nearly equally likely.
 pub(super) fn filling(name: &str, shape: &[usize], config: &ModelConfig) -> Filling {
     if name.ends_with(".bias") {
         return Filling::Constant(0.0);
@@ -45,7 +45,7 @@ pub(super) fn filling(name: &str, shape: &[usize], config: &ModelConfig) -> Fill
     })
 }
 
-/// Writes one tensor, never holding more than a chunk of it.
+/// Writes one tensor, with at most one chunk of it in memory.
 pub(super) fn write_random(spec: &TensorSpec, filling: Filling, seed: u64, out: &mut dyn Write) -> io::Result<()> {
     let length: usize = spec.shape.iter().product();
     let stream = fnv1a(&spec.name);
@@ -84,7 +84,7 @@ fn fill(
     });
 }
 
-/// A stream of random numbers for each name: FNV-1a, 64 bits (Fowler, Noll, Vo).
+/// The random stream of a tensor name: its 64-bit FNV-1a hash (Fowler, Noll, Vo).
 pub(crate) fn fnv1a(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -1,4 +1,5 @@
-//! From a conversation to a [`ModelInput`]: renders the prompt, loads the media, repeats each pad token, computes positions.
+//! From a conversation to a [`ModelInput`]: renders the prompt, loads the media, repeats each pad token, computes
+//! positions.
 //!
 //! ```text
 //! messages          [{role: user, content: [video v.mp4, "How many?"]}]
@@ -150,9 +151,11 @@ pub fn load_media(bundle: &Bundle, conversation: &Conversation, options: &MediaO
     Ok(media)
 }
 
-/// Encodes a rendered prompt: repeats each pad token once for each vision token of its image or video, and computes the positions.
+/// Encodes a rendered prompt: repeats each pad token once for each vision token of its image or video, and computes the
+/// positions.
 ///
-/// `location` names the prompt in errors. Without any media of a kind, pad tokens of that kind stay single, as in transformers.
+/// `location` names the prompt in errors. Without any media of a kind, pad tokens of that kind stay single, as in
+/// transformers.
 pub fn assemble(bundle: &Bundle, text: &str, media: LoadedMedia, location: &str) -> Result<ModelInput> {
     let tokens = &bundle.config.tokens;
     let mut ids = bundle.tokenizer.encode(text)?;
@@ -285,7 +288,8 @@ fn video_file(
     Ok(LoadedVideo { frames, sample_fps: read.sample_fps, frame_indices })
 }
 
-/// Writes the bytes of a video to a temporary file, because the worker reads files. Errors name `name` instead of that file.
+/// Writes the bytes of a video to a temporary file, because the worker reads files. Errors name `name` instead of that
+/// file.
 fn video_in_memory(
     name: &str,
     bytes: &[u8],

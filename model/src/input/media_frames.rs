@@ -1,4 +1,5 @@
-//! Decoded images and videos as u8 RGB frames. They go to the device in this form: an eighth of the bytes of their normalised pixels.
+//! Decoded images and videos as u8 RGB frames. They go to the device in this form: an eighth of the bytes of their
+//! normalised pixels.
 
 use reel_media::frames::FrameBuf;
 use reel_media::patches::{self, PatchProcessor};

@@ -1,7 +1,9 @@
-//! Reads chat messages in the formats of OpenAI and Qwen, checks them, and converts them to one form, a [`Conversation`].
+//! Reads chat messages in the formats of OpenAI and Qwen, checks them, and converts them to one form, a
+//! [`Conversation`].
 //!
-//! `image_url` and `video_url` become `image` and `video`. Relative paths are resolved against the folder of the messages file (or
-//! `--media-root`). The keys of qwen-vl-utils (`fps`, `max_pixels`, …) become [`MediaOverrides`]. Other keys of a message are kept for the chat template.
+//! `image_url` and `video_url` become `image` and `video`. Relative paths are resolved against the folder of the
+//! messages file (or `--media-root`). The keys of qwen-vl-utils (`fps`, `max_pixels`, …) become [`MediaOverrides`].
+//! Other keys of a message are kept for the chat template.
 
 use std::path::{Path, PathBuf};
 
@@ -121,7 +123,8 @@ const SHAPE: &str = "give a list of messages, each {\"role\": …, \"content\": 
 const PART: &str = "give parts like {\"type\": \"text\", \"text\": …}, {\"type\": \"image\", \"image\": path}, {\"type\": \"video\", \"video\": path}";
 
 impl Conversation {
-    /// Reads a messages file. Relative paths in it are resolved against `media_root`, or against the folder of the file.
+    /// Reads a messages file. Relative paths in it are resolved against `media_root`, or against the folder of the
+    /// file.
     pub fn open(path: &Path, media_root: Option<&Path>) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| ModelError::read(path, e))?;
         let location = path.display().to_string();
@@ -275,7 +278,8 @@ fn read_part(location: &str, part: &Value, root: &Path) -> Result<ContentPart> {
     }
 }
 
-/// The kind of a part: by its `type`, or by its keys if it has none. A null key counts as absent, because table formats fill rows with nulls.
+/// The kind of a part: by its `type`, or by its keys if it has none. A null key counts as absent, because table formats
+/// fill rows with nulls.
 fn kind_of(location: &str, map: &Map<String, Value>) -> Result<Kind> {
     let has = |key: &str| map.get(key).is_some_and(|value| !value.is_null());
     match map.get("type").and_then(Value::as_str) {

@@ -1,4 +1,5 @@
-//! The model's input as plain arrays, and its safetensors file (`reel preprocess` writes it, `reel score --inputs` reads it).
+//! The model's input as plain arrays, and its safetensors file (`reel preprocess` writes it, `reel score --inputs`
+//! reads it).
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -101,8 +102,8 @@ impl ModelInput {
         Ok(())
     }
 
-    /// Checks the arrays against each other and the model: as many pad tokens as the grids give vision tokens, as many patches as the grids
-    /// have. `location` (a file) names the input in errors.
+    /// Checks the arrays against each other and the model: as many pad tokens as the grids give vision tokens, as many
+    /// patches as the grids have. `location` (a file) names the input in errors.
     pub fn check(&self, config: &ModelConfig, location: &str) -> Result<()> {
         let fault = |name: &str, what: String| Err(ModelError::inputs(format!("{location}: {name}"), what, HELP));
         if self.input_ids.is_empty() {
@@ -177,7 +178,8 @@ impl ModelInput {
         Ok(())
     }
 
-    /// Writes the safetensors file of `reel preprocess`. Tensors have the names of transformers' processor; empty ones are left out.
+    /// Writes the safetensors file of `reel preprocess`. Tensors have the names of transformers' processor; empty ones
+    /// are left out.
     pub fn write(&self, path: &Path, config: &ModelConfig) -> Result<()> {
         let ids: Vec<i64> = self.input_ids.iter().map(|&id| id.into()).collect();
         let positions: Vec<i64> = self.position_ids.concat();
@@ -210,7 +212,8 @@ impl ModelInput {
         write_safetensors(path, &tensors)
     }
 
-    /// Reads a safetensors file of inputs. `input_ids` is required; missing positions are computed; unknown tensors are ignored.
+    /// Reads a safetensors file of inputs. `input_ids` is required; missing positions are computed; unknown tensors are
+    /// ignored.
     pub fn read(path: &Path, config: &ModelConfig) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|e| ModelError::read(path, e))?;
         let location = path.display().to_string();

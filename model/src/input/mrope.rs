@@ -1,10 +1,11 @@
 //! M-RoPE: the three positions (time, height, width) of every token, as `get_rope_index` of Qwen2.5-VL computes them.
 //!
-//! A text token has one position on all axes, one above the largest position so far. The vision tokens of an image or video start there too
-//! and add their time, row and column. The time of frame pair i is `i · second_per_grid_t · tokens_per_second`, multiplied in that order in
-//! f32 and truncated, as torch does it.
+//! A text token has one position on all axes, one above the largest position so far. The vision tokens of an image or
+//! video start there too and add their time, row and column. The time of frame pair i is `i · second_per_grid_t ·
+//! tokens_per_second`, multiplied in that order in f32 and truncated, as torch does it.
 //!
-//! Example: two text tokens, a video of 2 frame pairs with 1 × 2 squares each (1 second a pair, 2 positions a second), one text token:
+//! Example: two text tokens, a video of 2 frame pairs with 1 × 2 squares each (1 second a pair, 2 positions a second),
+//! one text token:
 //!
 //! ```text
 //! token    a  b | v00 v01 v10 v11 | c

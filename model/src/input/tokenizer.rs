@@ -1,4 +1,5 @@
-//! The tokenizer of a model folder (`tokenizer.json`, byte-level BPE): text to token ids and back. Special tokens in a text become their ids.
+//! The tokenizer of a model folder (`tokenizer.json`, byte-level BPE): text to token ids and back. Special tokens in a
+//! text become their ids.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -183,8 +184,8 @@ impl TextStream<'_> {
     }
 }
 
-/// The character that represents a byte in byte-level tokens (GPT-2's table): the byte itself if printable, otherwise the next unused
-/// character from U+0100 on.
+/// The character that represents a byte in byte-level tokens (GPT-2's table): the byte itself if printable, otherwise
+/// the next unused character from U+0100 on.
 pub(crate) fn byte_to_char(byte: u8) -> char {
     let own = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     match own(byte) {

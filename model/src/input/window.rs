@@ -1,10 +1,12 @@
 //! Window order: in which order the vision tower computes patches, and which patches attend to each other.
 //!
-//! The image processor writes patches square by square; each square of `merge × merge` patches becomes one vision token. Most blocks of the
-//! tower attend within windows of `side × side` squares only, so the tower places the squares of a window next to each other. Patches of
-//! different frames never attend to each other. These are the rules of transformers' `Qwen2_5_VisionTransformerPretrainedModel`.
+//! The image processor writes patches square by square; each square of `merge × merge` patches becomes one vision
+//! token. Most blocks of the tower attend within windows of `side × side` squares only, so the tower places the squares
+//! of a window next to each other. Patches of different frames never attend to each other. These are the rules of
+//! transformers' `Qwen2_5_VisionTransformerPretrainedModel`.
 //!
-//! Example: one frame of 2 × 3 squares, windows of 2 × 2 squares (the last column of windows is narrower), 4 patches a square:
+//! Example: one frame of 2 × 3 squares, windows of 2 × 2 squares (the last column of windows is narrower), 4 patches a
+//! square:
 //!
 //! ```text
 //! processor order    windows         window_index      = [0, 1, 3, 4, 2, 5]    squares, in window order

@@ -1,5 +1,5 @@
-//! `adapter_config.json`, as PEFT writes it. Fields that change what an adapter computes are understood or refused; the others
-//! (how it was initialised and trained) do not matter here.
+//! `adapter_config.json`, as PEFT writes it. Fields that change what an adapter computes are understood or refused; the
+//! others (how it was initialised and trained) do not matter here.
 
 use std::path::Path;
 use std::{fs, io};
@@ -133,8 +133,9 @@ fn shown(value: Option<&Value>) -> String {
     value.map_or("missing".to_string(), Value::to_string)
 }
 
-/// The file for an adapter of ours. Everything that PEFT needs and nothing that older versions of it do not know, but for
-/// `exclude_modules` where names alone would reach the vision tower too (an older one ignores it, and adds zeros there).
+/// The file for an adapter of ours. Everything that PEFT needs and nothing that older versions of it do not know, but
+/// for `exclude_modules` where names alone would reach the vision tower too (an older one ignores it, and adds zeros
+/// there).
 pub(super) fn json(spec: &LoraSpec, base: &str) -> Value {
     let alpha = match spec.alpha.fract() == 0.0 && spec.alpha.abs() < 1e15 {
         true => json!(spec.alpha as i64),

@@ -1,5 +1,5 @@
-//! An adapter's folder: `adapter_config.json`, and `adapter_model.safetensors` with two matrices a layer under PEFT's names,
-//! `base_model.model.LAYER.lora_A.weight` `[r, in]` and `….lora_B.weight` `[out, r]`.
+//! An adapter's folder: `adapter_config.json`, and `adapter_model.safetensors` with two matrices a layer under PEFT's
+//! names, `base_model.model.LAYER.lora_A.weight` `[r, in]` and `….lora_B.weight` `[out, r]`.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -169,8 +169,9 @@ pub struct AdapterFolder<'a> {
     pub naming: Naming,
 }
 
-/// Writes a folder as PEFT and TRL leave one: the adapter, and what a tokenizer and a processor need. `tensors` have the names
-/// of parameters (`LAYER.lora_A.weight`); `fill` writes the bytes of one, and is called once for each, in order.
+/// Writes a folder as PEFT and TRL leave one: the adapter, and what a tokenizer and a processor need. `tensors` have
+/// the names of parameters (`LAYER.lora_A.weight`); `fill` writes the bytes of one, and is called once for each, in
+/// order.
 pub fn save(
     out: &Path,
     folder: AdapterFolder,

@@ -1,9 +1,10 @@
-//! LoRA (Hu et al. 2021): beside a frozen weight W `[out, in]` stand two thin matrices, A `[r, in]` and B `[out, r]`, so that a layer
-//! gives `W x + b + scale · B A x`. Kept in PEFT's folder (`adapter_config.json`, `adapter_model.safetensors`), which PEFT loads
-//! and whose adapters are loaded here.
+//! LoRA (Hu et al. 2021): beside a frozen weight W `[out, in]` stand two thin matrices, A `[r, in]` and B `[out, r]`,
+//! so that a layer gives `W x + b + scale · B A x`. Kept in PEFT's folder (`adapter_config.json`,
+//! `adapter_model.safetensors`), which PEFT loads and whose adapters are loaded here.
 //!
-//! A and B are held in the dtype of activations, as other trained weights are: with bf16 the optimizer has their exact f32 master, and
-//! rollouts, training and the saved file have the same bits. The base stays as it is, read in place where its dtype allows.
+//! A and B are held in the dtype of activations, as other trained weights are: with bf16 the optimizer has their exact
+//! f32 master, and rollouts, training and the saved file have the same bits. The base stays as it is, read in place
+//! where its dtype allows.
 
 mod config;
 mod folder;
@@ -67,7 +68,8 @@ pub struct LoraSpec {
 }
 
 impl LoraSpec {
-    /// The layers that the targets name, in the model's order. Where a target names none: that target, and what there is to name.
+    /// The layers that the targets name, in the model's order. Where a target names none: that target, and what there
+    /// is to name.
     pub fn layers(&self, config: &ModelConfig) -> std::result::Result<Vec<LinearLayer>, UnknownTarget> {
         let all: Vec<LinearLayer> = linear_layers(config)
             .into_iter()
@@ -118,8 +120,8 @@ pub struct UnknownTarget {
 /// Where an adapter's matrices come from.
 #[derive(Clone, Copy, Debug)]
 pub enum AdapterSource<'a> {
-    /// A drawn from the uniform distribution on ±1/√in (Kaiming's with a = √5, as PEFT has it), B zero. The draws of a layer depend on
-    /// the seed and the layer's name alone.
+    /// A drawn from the uniform distribution on ±1/√in (Kaiming's with a = √5, as PEFT has it), B zero. The draws of a
+    /// layer depend on the seed and the layer's name alone.
     New(&'a [LinearLayer], &'a LoraSpec, u64),
     /// Memory of the right size with nothing in it, for the dry device.
     Nothing(&'a [LinearLayer], &'a LoraSpec),
@@ -172,8 +174,8 @@ fn uniform(seed: u64, name: &str, n: usize, bound: f32) -> Vec<f32> {
 }
 
 impl Qwen25Vl {
-    /// The same weights with an adapter beside some of them, in place of any that was there. `trained`: its matrices are parameters,
-    /// named `LAYER.lora_A.weight` and `LAYER.lora_B.weight`.
+    /// The same weights with an adapter beside some of them, in place of any that was there. `trained`: its matrices
+    /// are parameters, named `LAYER.lora_A.weight` and `LAYER.lora_B.weight`.
     ///
     /// # Errors
     /// Out of memory; an adapter's file that cannot be used.

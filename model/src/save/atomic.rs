@@ -1,4 +1,4 @@
-//! A file that appears under its name only when it is whole.
+//! Atomic file writes: a file gets its final name only when it is complete.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -8,17 +8,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::{ModelError, Result};
 
-/// What is to be removed if the program ends now.
+/// The paths to remove if the program is interrupted.
 static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes every file that is not whole, folders that are empty without them, and hidden ones (`.….part`) with all they hold: for a program that is interrupted, whose values
-/// are not dropped.
+/// Removes all incomplete files, folders that are then empty, and hidden folders (`.….part`) with their contents. An
+/// interrupted program calls it, because destructors do not run then.
 pub fn remove_unfinished() {
-    // Backwards, what lies in a folder comes before the folder. What cannot be removed stays: no one is left to be told.
+    // In reverse order the content of a folder comes before the folder. Errors are ignored, because the program is
+    // ending.
     for path in unfinished().iter().rev() {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let hidden = name.starts_with('.') && name.ends_with(".part");
@@ -27,7 +28,7 @@ pub fn remove_unfinished() {
     }
 }
 
-/// Paths that are worth nothing before all is done; dropped when it is.
+/// Registers paths that are removed if the program is interrupted; dropped when they are complete.
 #[derive(Debug)]
 pub(crate) struct Unfinished(Vec<PathBuf>);
 
@@ -48,19 +49,20 @@ impl Drop for Unfinished {
     }
 }
 
-/// A file being written under a temporary name; [`AtomicFile::commit`] gives it its own. Dropped before that, it is removed. A device, a
-/// pipe or a standard stream is written to directly: to rename a file over it would destroy it.
+/// A file that is written under a temporary name; [`AtomicFile::commit`] gives it its final name. If dropped before
+/// that, it is removed. A device, a pipe or a standard stream is written directly, because renaming a file over it
+/// would replace it.
 #[derive(Debug)]
 pub struct AtomicFile {
     target: PathBuf,
-    /// `None` where it is written to directly.
+    /// `None` if the target is written directly.
     temporary: Option<PathBuf>,
     writer: Option<BufWriter<File>>,
     _unfinished: Unfinished,
 }
 
 impl AtomicFile {
-    /// Starts a file that is to become `target`, in the same folder.
+    /// Creates a temporary file in the folder of `target`.
     pub fn create(target: &Path) -> Result<Self> {
         if is_stream(target) {
             let file = File::options().write(true).open(target).map_err(|e| ModelError::write(target, e))?;
@@ -78,43 +80,43 @@ impl AtomicFile {
         Self { target: target.to_path_buf(), temporary, writer, _unfinished: unfinished }
     }
 
-    /// Writes it out, to the disk itself, and renames it to its final name.
+    /// Flushes the file to the disk and renames it to its final name.
     pub fn commit(self) -> Result<()> {
         self.finish()?.publish()
     }
 
-    /// Writes it out, to the disk itself, but keeps the temporary name: for files that are to appear together.
+    /// Flushes the file to the disk but keeps the temporary name, for files that get their final names together.
     pub fn finish(mut self) -> Result<Finished> {
         let target = self.target.clone();
         if let Some(writer) = self.writer.take() {
             let file = writer.into_inner().map_err(|e| ModelError::write(&target, e.into_error()))?;
-            // Streams have no disk behind them.
+            // Streams cannot be synced to a disk.
             self.temporary.as_ref().map_or(Ok(()), |_| file.sync_data()).map_err(|e| ModelError::write(&target, e))?;
         }
         Ok(Finished { file: self })
     }
 
-    /// An error of a write to this file.
+    /// The error of a failed write to this file.
     pub(crate) fn error(&self, source: io::Error) -> ModelError {
         ModelError::write(&self.target, source)
     }
 }
 
-/// A whole file that still has its temporary name.
+/// A complete file with its temporary name.
 #[derive(Debug)]
 pub struct Finished {
     file: AtomicFile,
 }
 
 impl Finished {
-    /// Gives it its final name.
+    /// Renames the file to its final name.
     pub fn publish(self) -> Result<()> {
         let AtomicFile { temporary, target, .. } = &self.file;
         temporary.as_ref().map_or(Ok(()), |from| fs::rename(from, target)).map_err(|e| ModelError::write(target, e))
     }
 }
 
-/// Whether a path is a device, a pipe or one of this process's open files, which `/dev/stdout` may name though it leads to a file.
+/// Whether a path is a device, a pipe, or an open file of this process (`/dev/stdout` may be a link to a file).
 fn is_stream(path: &Path) -> bool {
     let open = ["/proc", "/dev/fd", "/dev/stdout", "/dev/stderr"].iter().any(|own| path.starts_with(own));
     open || fs::metadata(path).is_ok_and(|facts| !facts.is_file() && !facts.is_dir())
@@ -135,7 +137,7 @@ impl Write for AtomicFile {
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
-        // Renamed files are no longer there under this name; a failure to remove has no one to tell.
+        // A renamed file no longer has this name. Errors are ignored in a destructor.
         if let Some(temporary) = &self.temporary {
             let _ = fs::remove_file(temporary);
         }
@@ -147,16 +149,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_stays_a_device() {
+    fn devices_are_written_directly() {
         let dir = tempfile::tempdir().unwrap();
-        // Behind links: a program that renames a file over them costs no more than these.
+        // Through links, so that a bug in this test replaces a link and not the device.
         for (name, device) in [("null", "/dev/null"), ("full", "/dev/full")] {
             let link = dir.path().join(name);
             std::os::unix::fs::symlink(device, &link).unwrap();
             let mut file = AtomicFile::create(&link).unwrap();
             file.write_all(b"words").unwrap();
             let done = file.commit();
-            // What is written is not only buffered: a full disk shows.
+            // The data is flushed, so a full disk is reported.
             assert_eq!(done.is_ok(), name == "null", "{done:?}");
             assert_eq!(fs::read_link(&link).unwrap(), Path::new(device));
         }

@@ -1,4 +1,4 @@
-//! A folder in the hub's layout: weights in shards, and the small files of the folder that they came from.
+//! Writes a model folder in the hub's layout: weights in shards, and copies of the small files of the source folder.
 
 use std::fs;
 use std::io::{self, Write};
@@ -11,10 +11,10 @@ use super::tensors::{Line, TensorSpec, write_header};
 use crate::checkpoint::{Naming, StoredDType};
 use crate::error::{ModelError, Result};
 
-/// The hub's largest file: 5 GB.
+/// The largest size of a shard: 5 GB, as on the hub.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// What goes along with the weights, as far as the source folder has it.
+/// The small files that are copied with the weights if the source folder has them.
 const COMPANIONS: [&str; 12] = [
     "generation_config.json",
     "preprocessor_config.json",
@@ -30,18 +30,18 @@ const COMPANIONS: [&str; 12] = [
     "merges.txt",
 ];
 
-/// Where a folder's small files come from, and how its weights are to be written.
+/// The source of the small files, and the format of the weights.
 #[derive(Debug, Clone, Copy)]
 pub struct HubFolder<'a> {
     /// The folder that config, tokenizer and templates are copied from.
     pub source: &'a Path,
-    /// How the files name the tensors; [`crate::checkpoint::Checkpoint::naming`] keeps the source's own.
+    /// The naming scheme of the tensors; [`crate::checkpoint::Checkpoint::naming`] is that of the source.
     pub naming: Naming,
-    /// What config.json says about the weights.
+    /// The dtype of the weights, for config.json.
     pub dtype: StoredDType,
 }
 
-/// Writes a whole hub folder: companions first, weights last.
+/// Writes a model folder: small files first, weights last.
 ///
 /// `fill` writes the bytes of one tensor; it is called once for each, in order.
 pub fn hub_folder(
@@ -62,7 +62,7 @@ pub(crate) fn same_folder(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-/// Copies tokenizer, templates and processor settings, as far as `source` has them.
+/// Copies tokenizer, templates and processor settings that `source` has.
 pub(crate) fn copy_companions(source: &Path, out: &Path) -> Result<()> {
     for name in COMPANIONS {
         match fs::read(source.join(name)) {
@@ -74,12 +74,16 @@ pub(crate) fn copy_companions(source: &Path, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// config.json with the dtype that the weights now have, under whichever key it stood.
+/// config.json with the dtype of the weights, under the key that it had.
 fn copy_config(folder: HubFolder, out: &Path) -> Result<()> {
     let path = folder.source.join("config.json");
     let text = fs::read_to_string(&path).map_err(|e| ModelError::read(&path, e))?;
     let mut root: Value = serde_json::from_str(&text).map_err(|e| {
-        ModelError::config(path.display().to_string(), format!("is not JSON ({e})"), "restore the folder's config.json")
+        ModelError::config(
+            path.display().to_string(),
+            format!("is not JSON ({e})"),
+            "restore config.json of the folder",
+        )
     })?;
     set_dtype(&mut root, folder.dtype);
     for part in ["text_config", "vision_config"] {
@@ -98,15 +102,15 @@ fn set_dtype(object: &mut Value, dtype: StoredDType) {
     }
 }
 
-/// Writes a small file, whole or not at all.
+/// Writes a small file atomically.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(|e| file.error(e))?;
     file.commit()
 }
 
-/// Writes `model.safetensors`, or shards of at most `shard_bytes` (but for a single larger tensor) with an index. All get their
-/// final names together at the end, and weight files of an earlier save that are not among them are removed.
+/// Writes `model.safetensors`, or shards of at most `shard_bytes` (except for a single larger tensor) with an index.
+/// All files get their final names at the end. Other weight files of an earlier save are removed.
 pub fn write_weights(
     out: &Path,
     naming: Naming,
@@ -140,7 +144,7 @@ pub fn write_weights(
     remove_others(out, &names)
 }
 
-/// Writes one safetensors file of `tensors` under the names that `rename` gives them, whole or not at all.
+/// Writes a safetensors file of `tensors` atomically. `rename` gives each tensor its name in the file.
 pub(crate) fn write_file(
     path: &Path,
     rename: impl Fn(&str) -> String,
@@ -170,7 +174,7 @@ fn write_shard(
     file.finish()
 }
 
-/// Runs of tensors that fit a file, in their order.
+/// Splits tensors, in order, into the shards of the folder.
 fn cut(tensors: &[TensorSpec], shard_bytes: u64) -> Vec<&[TensorSpec]> {
     let mut shards = Vec::new();
     let (mut first, mut size) = (0, 0);
@@ -185,7 +189,7 @@ fn cut(tensors: &[TensorSpec], shard_bytes: u64) -> Vec<&[TensorSpec]> {
     shards
 }
 
-/// Weight files of an earlier save would be read in place of, or beside, the new ones.
+/// Removes weight files of an earlier save, which would be read instead of the new ones.
 fn remove_others(out: &Path, names: &[String]) -> Result<()> {
     for entry in fs::read_dir(out).map_err(|e| ModelError::read(out, e))? {
         let path = entry.map_err(|e| ModelError::read(out, e))?.path();
@@ -200,7 +204,7 @@ fn remove_others(out: &Path, names: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Lets through exactly the bytes that the header promised.
+/// A writer that accepts exactly the number of bytes in the header.
 struct Counted<'a> {
     inner: &'a mut AtomicFile,
     left: u64,

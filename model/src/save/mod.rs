@@ -1,7 +1,7 @@
-//! Writing: safetensors files and hub folders that transformers and vLLM load as they are.
+//! Writes safetensors files and model folders, which transformers and vLLM load without conversion.
 //!
-//! Everything goes to a temporary name beside the target and is renamed when it is whole, so a full disk or a Ctrl-C leaves no
-//! half file under a final name, and a program that has the old file mapped keeps its content.
+//! Each file is written under a temporary name and renamed when it is complete. So a full disk or Ctrl-C leaves no
+//! incomplete file under a final name, and a program that has mapped the old file keeps its content.
 
 mod atomic;
 mod hub_folder;

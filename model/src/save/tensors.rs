@@ -1,4 +1,4 @@
-//! One safetensors file: header, then the tensors end to end, aligned for their dtype.
+//! Writes one safetensors file: header, then the tensors without gaps, each aligned for its dtype.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -9,38 +9,38 @@ use super::atomic::AtomicFile;
 use crate::checkpoint::StoredDType;
 use crate::error::Result;
 
-/// A weight to be written: classic name, element type, shape.
+/// The name, dtype and shape of a weight to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorSpec {
-    /// Classic name (`model.layers.0…`, `visual.blocks.0…`).
+    /// The classic name (`model.layers.0…`, `visual.blocks.0…`).
     pub name: String,
-    /// Element type in the file.
+    /// The dtype in the file.
     pub dtype: StoredDType,
-    /// Lengths, slowest first.
+    /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
 }
 
 impl TensorSpec {
-    /// Bytes in the file.
+    /// The size in the file, in bytes.
     pub fn bytes(&self) -> u64 {
         self.shape.iter().map(|&length| length as u64).product::<u64>() * self.dtype.size() as u64
     }
 }
 
-/// A tensor with its content, of any dtype of the format.
+/// A tensor with its elements, of any dtype of the format.
 #[derive(Debug, Clone)]
 pub struct StoredTensor<'a> {
-    /// Its name in the file.
+    /// The name in the file.
     pub name: &'a str,
-    /// The format's name of the element type: `F32`, `I64`, `U8`, ….
+    /// The name of the dtype in the format: `F32`, `I64`, `U8`, ….
     pub dtype: &'static str,
-    /// Lengths, slowest first.
+    /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
     /// The elements, row-major, little-endian.
     pub bytes: &'a [u8],
 }
 
-/// One line of a header.
+/// One entry of a header.
 pub(super) struct Line {
     pub(super) name: String,
     pub(super) dtype: &'static str,
@@ -48,8 +48,8 @@ pub(super) struct Line {
     pub(super) bytes: u64,
 }
 
-/// Writes the length and the header of these tensors, which are to follow in this order. Padded so that the data are
-/// aligned to 8 bytes.
+/// Writes the length and the header for these tensors, whose data the caller writes in this order. Pads the header so
+/// that the data is aligned to 8 bytes.
 pub(super) fn write_header(out: &mut impl Write, lines: &[Line]) -> io::Result<()> {
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
@@ -66,9 +66,9 @@ pub(super) fn write_header(out: &mut impl Write, lines: &[Line]) -> io::Result<(
     write!(out, "{text:<width$}")
 }
 
-/// Writes tensors that are in memory as one file, whole or not at all.
+/// Writes tensors in host memory to one file, atomically.
 pub fn write_safetensors(path: &Path, tensors: &[StoredTensor]) -> Result<()> {
-    // The widest elements first, so that every tensor is aligned for its own.
+    // The largest dtypes come first, so that every tensor is aligned for its dtype.
     let mut sorted: Vec<&StoredTensor> = tensors.iter().collect();
     let width = |tensor: &StoredTensor| tensor.bytes.len() / tensor.shape.iter().product::<usize>().max(1);
     sorted.sort_by_key(|tensor| std::cmp::Reverse(width(tensor)));

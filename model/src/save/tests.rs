@@ -1,4 +1,4 @@
-//! What is written is read back; what fails leaves nothing.
+//! Tests that saved folders read back equal, and that a failed save leaves no files.
 
 use super::*;
 use crate::checkpoint::{Checkpoint, Naming, StoredDType, expected_tensors};
@@ -12,7 +12,7 @@ fn specs(dtype: StoredDType) -> Vec<TensorSpec> {
     expected_tensors(&tiny()).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect()
 }
 
-/// Fills a tensor with bytes that depend on its name.
+/// Fills a tensor with bytes that are a function of its name.
 fn fill(spec: &TensorSpec, out: &mut dyn Write) -> std::io::Result<()> {
     let seed = spec.name.bytes().fold(7u8, |a, b| a.wrapping_mul(31).wrapping_add(b));
     out.write_all(&vec![seed; spec.bytes() as usize])
@@ -33,7 +33,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_saved_folder_opens_again_in_either_naming() {
+fn saved_folder_reads_back_equal_in_both_naming_schemes() {
     let source = source();
     for naming in [Naming::Classic, Naming::Nested] {
         let out = tempfile::tempdir().unwrap();
@@ -54,7 +54,7 @@ fn a_saved_folder_opens_again_in_either_naming() {
 }
 
 #[test]
-fn shards_are_cut_and_an_older_save_is_replaced() {
+fn writes_shards_and_removes_those_of_an_earlier_save() {
     let out = tempfile::tempdir().unwrap();
     let tensors = specs(StoredDType::Bf16);
     write_weights(out.path(), Naming::Classic, &tensors, 40_000, fill).unwrap();
@@ -65,14 +65,14 @@ fn shards_are_cut_and_an_older_save_is_replaced() {
     assert!(checkpoint.shards().iter().all(|s| s.len() as u64 <= 40_000.max(largest) + 20_000));
     write_weights(out.path(), Naming::Classic, &tensors, SHARD_BYTES, fill).unwrap();
     assert_eq!(names(out.path()), ["model.safetensors"]);
-    // the checkpoint opened before still has its bytes
+    // The checkpoint that was opened before keeps its bytes.
     checkpoint.check(&tiny()).unwrap();
     let bytes = checkpoint.get("model.norm.weight").unwrap().bytes.to_vec();
     assert_eq!(bytes, Checkpoint::open(out.path()).unwrap().get("model.norm.weight").unwrap().bytes);
 }
 
 #[test]
-fn a_failed_save_leaves_the_old_folder_and_no_part() {
+fn failed_save_keeps_the_old_folder() {
     let out = tempfile::tempdir().unwrap();
     let tensors = specs(StoredDType::Bf16);
     write_weights(out.path(), Naming::Classic, &tensors, SHARD_BYTES, fill).unwrap();
@@ -97,11 +97,11 @@ fn a_failed_save_leaves_the_old_folder_and_no_part() {
 }
 
 #[test]
-fn a_device_that_is_full_is_one_line() {
-    // The system's own full disk: every write to it fails.
+fn full_device_error_is_one_line() {
+    // Every write to /dev/full fails as on a full disk.
     let full = Path::new("/dev/full");
     if !full.exists() {
-        eprintln!("skipped a_device_that_is_full_is_one_line: this system has no /dev/full");
+        eprintln!("skipped full_device_error_is_one_line: this system has no /dev/full");
         return;
     }
     let mut file = fs::OpenOptions::new().write(true).open(full).unwrap();

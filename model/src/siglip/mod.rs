@@ -1,7 +1,8 @@
-//! SigLIP: texts and pictures as vectors of length 1 whose products say how well they agree. It judges, and is never trained.
+//! SigLIP: texts and pictures as vectors of length 1 whose products say how well they agree. It judges, and is never
+//! trained.
 //!
-//! A folder is read as transformers writes it (`SiglipModel`: config.json, *.safetensors, tokenizer.json, preprocessor_config.json).
-//! Source of the model: arXiv 2303.15343 and transformers' `modeling_siglip.py`.
+//! A folder is read as transformers writes it (`SiglipModel`: config.json, *.safetensors, tokenizer.json,
+//! preprocessor_config.json). Source of the model: arXiv 2303.15343 and transformers' `modeling_siglip.py`.
 
 pub mod config;
 mod encoder;
@@ -95,7 +96,8 @@ impl Siglip {
         Ok(all)
     }
 
-    /// An embedding of length 1 for each frame of each view, in order. `negative`: the model is shown `(256 - v) % 256` of every byte.
+    /// An embedding of length 1 for each frame of each view, in order. `negative`: the model is shown `(256 - v) % 256`
+    /// of every byte.
     ///
     /// # Errors
     /// A frame that cannot be resized; weights that give no numbers; what the device reports.

@@ -1,4 +1,5 @@
-//! Pictures as SigLIP sees them: a square by Pillow's bicubic, cut to whole patches; and the numbers of its image processor.
+//! Pictures as SigLIP sees them: a square by Pillow's bicubic, cut to whole patches; and the numbers of its image
+//! processor.
 
 use std::path::Path;
 

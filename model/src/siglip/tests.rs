@@ -1,4 +1,5 @@
-//! A folder of made-up weights against what transformers gives (tests/golden/siglip), on every device, and damaged folders.
+//! A folder of made-up weights against what transformers gives (tests/golden/siglip), on every device, and damaged
+//! folders.
 
 use std::fs;
 
@@ -44,8 +45,8 @@ fn off(got: &[Vec<f32>], want: &[f32]) -> f32 {
     (got.iter().zip(want).map(|(g, w)| (g - w) * (g - w)).sum::<f32>() / rows as f32).sqrt()
 }
 
-/// The dtypes, and how far off texts and pictures may be (f32: less than 1e-4 in any number, whichever it is). These weights make
-/// much of little: in f64, rounding them alone to bf16 moves texts by 0.12.
+/// The dtypes, and how far off texts and pictures may be (f32: less than 1e-4 in any number, whichever it is). These
+/// weights make much of little: in f64, rounding them alone to bf16 moves texts by 0.12.
 const LIMITS: [(DType, f32, f32); 2] = [(DType::F32, 2e-5, 2e-6), (DType::BF16, 0.25, 0.03)];
 
 fn open(device: &Device, dtype: DType) -> Siglip {
@@ -269,7 +270,7 @@ fn a_damaged_folder_is_refused_by_name() {
         changed(file, |bytes| Some(String::from_utf8(bytes).unwrap().replacen(from, to, 1).into_bytes()))
     };
     for (file, from, to, want) in [
-        ("config.json", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1", "no place for: "),
+        ("config.json", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1", "does not have: "),
         ("config.json", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3", "layers.2."),
         ("config.json", "\"patch_size\": 14", "\"patch_size\": 16", "patch_embedding.weight: has shape"),
         ("config.json", "\"vocab_size\": 340", "\"vocab_size\": 339", "vocab_size of 339"),

@@ -1,8 +1,9 @@
-//! Text to ids as transformers' `SiglipTokenizer` does it, by a folder's `tokenizer.json`, whose model is sentencepiece's unigram.
+//! Text to ids as transformers' `SiglipTokenizer` does it, by a folder's `tokenizer.json`, whose model is
+//! sentencepiece's unigram.
 //!
-//! Lower case, no ASCII punctuation, single spaces; a space before the text; pieces. `</s>` and `<unk>` that stand in a text are
-//! those tokens, and what follows one has no space before it. All texts have the same length: cut so that the last token is `</s>`,
-//! or padded with `</s>`.
+//! Lower case, no ASCII punctuation, single spaces; a space before the text; pieces. `</s>` and `<unk>` that stand in a
+//! text are those tokens, and what follows one has no space before it. All texts have the same length: cut so that the
+//! last token is `</s>`, or padded with `</s>`.
 
 use std::path::Path;
 
@@ -118,8 +119,8 @@ impl SiglipTokenizer {
         let pieces = spaced.trim_end_matches(' ').replace(' ', "▁");
         if !pieces.is_empty() {
             let tokens = self.inner.get_model().tokenize(&pieces).map_err(|e| fault(&e))?;
-            // The reference encodes such a stretch behind the characters `<unk>` and drops theirs: unknown ones at its start are
-            // one piece with a `>` that is unknown too, and go with it.
+            // The reference encodes such a stretch behind the characters `<unk>` and drops theirs: unknown ones at its
+            // start are one piece with a `>` that is unknown too, and go with it.
             let unknown_first = tokens.first().is_some_and(|token| token.id as i32 == self.special[1]);
             let lost = !first && self.bracket_is_unknown && unknown_first;
             ids.extend(tokens.iter().skip(usize::from(lost)).map(|token| token.id as i32));

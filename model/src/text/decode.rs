@@ -1,5 +1,5 @@
-//! A decode step: one new token of each of `R` sequences, from launches alone. Nothing is copied from the host, so that the step can be
-//! recorded and replayed.
+//! A decode step: the forward pass of one new token for each of `R` sequences. It consists of launches only, without a
+//! copy from the host, so that it can be captured as a graph and replayed.
 
 use reel_runtime::ops::{self, DecodeRows, KvPages, RotaryFrequencies, RotaryTable};
 use reel_runtime::{Cx, Device, Tensor};
@@ -10,7 +10,7 @@ use crate::linear::Linear;
 use crate::vision::inverse_frequencies;
 
 impl TextDecoder {
-    /// The rotary frequencies of text, whose position is the same on every axis: tables of positions `[1, S]`.
+    /// The rotary frequencies of a decode step. Generated text has one position on all axes, so positions are `[1, R]`.
     ///
     /// # Errors
     /// Out of memory.
@@ -19,12 +19,18 @@ impl TextDecoder {
         Ok(RotaryFrequencies::new(device, &inv_freq, &vec![0; inv_freq.len()], 1)?)
     }
 
-    /// Logits f32 `[R, V]` behind the rows' tokens, whose keys and values are added to the cache.
+    /// Computes logits f32 `[R, V]` of the next tokens. Adds the keys and values of the rows' tokens to the cache.
     ///
     /// # Errors
-    /// Those of the ops.
-    pub fn decode(&self, cx: &Cx, rows: &DecodeRows, turns: &RotaryFrequencies, cache: &KvCache) -> Result<Tensor> {
-        let rotary = turns.table(cx, &rows.positions)?;
+    /// Out of memory; a device error.
+    pub fn decode(
+        &self,
+        cx: &Cx,
+        rows: &DecodeRows,
+        frequencies: &RotaryFrequencies,
+        cache: &KvCache,
+    ) -> Result<Tensor> {
+        let rotary = frequencies.table(cx, &rows.positions)?;
         let pages = rows.pages();
         let mut x = ops::embedding(cx, &self.embed_tokens, &rows.ids)?;
         for (layer, (k, v)) in self.layers.iter().zip(&cache.layers) {
@@ -36,10 +42,10 @@ impl TextDecoder {
 }
 
 impl KvCache {
-    /// Fills it with zeros, for measurements that attend to keys which nobody computed.
+    /// Fills the cache with zeros, for benchmarks that attend to keys without computing them first.
     ///
     /// # Errors
-    /// What the device reports.
+    /// A device error.
     pub fn clear(&self) -> Result<()> {
         Ok(self.tensors().try_for_each(ops::fill_zero)?)
     }
@@ -57,15 +63,15 @@ impl Layer {
         let r = x.shape()[0];
         let (heads, kv_heads) = ([r, self.heads, self.head_dim], [r, self.kv_heads, self.head_dim]);
         let normed = ops::rms_norm(cx, x, &self.input_norm, self.eps)?;
-        let q = ops::rotary(cx, &self.q.thin(cx, &normed, None)?.reshape(&heads)?, rotary)?;
-        let k = ops::rotary(cx, &self.k.thin(cx, &normed, None)?.reshape(&kv_heads)?, rotary)?;
-        let v = self.v.thin(cx, &normed, None)?.reshape(&kv_heads)?;
+        let q = ops::rotary(cx, &self.q.forward_skinny(cx, &normed, None)?.reshape(&heads)?, rotary)?;
+        let k = ops::rotary(cx, &self.k.forward_skinny(cx, &normed, None)?.reshape(&kv_heads)?, rotary)?;
+        let v = self.v.forward_skinny(cx, &normed, None)?.reshape(&kv_heads)?;
         ops::kv_write(cx, &k, &v, caches, pages)?;
         let o = ops::paged_attention(cx, &q, caches, pages)?.reshape(&[r, self.heads * self.head_dim])?;
         drop((normed, q, k, v));
-        let x = self.o.thin(cx, &o, Some(x))?;
+        let x = self.o.forward_skinny(cx, &o, Some(x))?;
         let normed = ops::rms_norm(cx, &x, &self.post_norm, self.eps)?;
-        let inner = Linear::thin_gated(cx, &normed, &self.gate, &self.up)?;
-        self.down.thin(cx, &inner, Some(&x))
+        let inner = Linear::swiglu_skinny(cx, &normed, &self.gate, &self.up)?;
+        self.down.forward_skinny(cx, &inner, Some(&x))
     }
 }

@@ -1,7 +1,8 @@
 //! The decoder: embeddings of tokens to hidden states.
 //!
-//! `S` tokens, `H` hidden size, `D` head_dim. Each layer is grouped-query attention with M-RoPE (three positions a token, see
-//! `input/mrope.rs`) followed by a gated MLP. `decode.rs` is the same computation for one new token a sequence.
+//! `S` tokens, `H` hidden size, `D` head_dim. Each layer is grouped-query attention with M-RoPE (three positions a
+//! token, see `input/mrope.rs`) followed by a gated MLP. `decode.rs` is the same computation for one new token a
+//! sequence.
 //!
 //! ```text
 //! for layer in layers:
@@ -55,7 +56,8 @@ struct Layer {
     eps: f32,
 }
 
-/// The KV cache: keys and values of past tokens, in blocks of [`KvPages::BLOCK`] tokens. A block table assigns blocks to sequences.
+/// The KV cache: keys and values of past tokens, in blocks of [`KvPages::BLOCK`] tokens. A block table assigns blocks
+/// to sequences.
 #[derive(Debug)]
 pub struct KvCache {
     /// Keys and values of each layer, each `[blocks, BLOCK, Hkv, D]`.
@@ -89,7 +91,8 @@ impl KvCache {
 /// Which keys and values the tokens of a forward pass attend to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum AttentionContext<'a> {
-    /// Those of earlier tokens in the same packed sequence, and of the prefix that the sequence shares (training, scoring).
+    /// Those of earlier tokens in the same packed sequence, and of the prefix that the sequence shares (training,
+    /// scoring).
     Packed(&'a CuSeqlens),
     /// Those in the KV cache, to which the new tokens are added first (generation).
     Cached(&'a KvCache, &'a KvPages),
@@ -134,8 +137,8 @@ impl TextDecoder {
         })
     }
 
-    /// Computes hidden states `[S, H]` after the last norm from embeddings x `[S, H]` and positions i32 `[3, S]`. With `checkpoint`, only
-    /// the input of each layer is kept for the backward pass.
+    /// Computes hidden states `[S, H]` after the last norm from embeddings x `[S, H]` and positions i32 `[3, S]`. With
+    /// `checkpoint`, only the input of each layer is kept for the backward pass.
     ///
     /// # Errors
     /// Out of memory; a device error.
@@ -152,8 +155,8 @@ impl TextDecoder {
         for layer in &self.layers {
             residual = match context {
                 AttentionContext::Packed(seqs) if cx.is_training() => {
-                    // The output of a layer is summed here so that its gradient needs one tensor, with checkpoints and without: both
-                    // give the same bits.
+                    // The output of a layer is summed here so that its gradient needs one tensor, with checkpoints and
+                    // without: both give the same bits.
                     let (layer, rotary, seqs) = (layer.clone(), rotary.clone(), seqs.clone());
                     let f = move |cx: &Cx, x: &[Tensor]| {
                         let out = layer.forward(cx, Residual::new(&x[0]), &rotary, AttentionContext::Packed(&seqs));

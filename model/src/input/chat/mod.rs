@@ -1,7 +1,9 @@
-//! The folder's own chat template: Jinja as Hugging Face runs it, turning a conversation into the model's prompt.
+//! The chat template of a model folder: a Jinja template, rendered as Hugging Face does, that turns a conversation into
+//! a prompt.
 //!
-//! The environment is that of transformers' `apply_chat_template`: blocks trimmed, `raise_exception`, `strftime_now`,
-//! `break` and `continue`, `tojson` as Python's `json.dumps`, and Python's methods on strings, lists and dicts.
+//! The environment equals that of transformers' `apply_chat_template`: trimmed blocks, `raise_exception`,
+//! `strftime_now`, `break` and `continue`, `tojson` as Python's `json.dumps`, and Python's methods on strings, lists
+//! and dicts.
 
 mod python;
 #[cfg(test)]
@@ -17,7 +19,7 @@ use serde_json::{Map, Value};
 use super::messages::Conversation;
 use crate::error::{ModelError, Result};
 
-/// A compiled chat template and the tokens that it may name.
+/// A compiled chat template, and the special tokens that it may use by name.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -29,7 +31,8 @@ const NAME: &str = "chat";
 const HELP: &str = "use the chat template that was published with these weights";
 
 impl ChatTemplate {
-    /// Finds the template of a model folder: `chat_template.jinja`, else `chat_template.json`, else `tokenizer_config.json`.
+    /// Reads the template of a model folder, from the first of `chat_template.jinja`, `chat_template.json`,
+    /// `tokenizer_config.json` that has one.
     pub fn open(folder: &Path) -> Result<Self> {
         let config = folder.join("tokenizer_config.json");
         let settings = read_json(&config)?.unwrap_or_default();
@@ -45,7 +48,7 @@ impl ChatTemplate {
                 let Some(text) = default_template(value) else {
                     return Err(ModelError::template(
                         location,
-                        "has a chat_template that is neither a text nor named texts",
+                        "has a chat_template that is neither a string nor a list of named strings",
                         HELP,
                     ));
                 };
@@ -57,7 +60,8 @@ impl ChatTemplate {
         Err(ModelError::template(folder.display().to_string(), what, HELP))
     }
 
-    /// Compiles a template; `location` names it in errors, `tokens` are what it may print by name (`eos_token`, …).
+    /// Compiles a template. `location` names it in errors; `tokens` are the special tokens that it may use by name
+    /// (`eos_token`, …).
     pub fn parse(location: &str, text: String, tokens: Map<String, Value>) -> Result<Self> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -71,12 +75,12 @@ impl ChatTemplate {
         Ok(Self { environment, location: location.to_string(), tokens })
     }
 
-    /// The prompt of a conversation; media as one pad each.
+    /// Renders a conversation to a prompt, with one pad token for each image or video.
     pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String> {
         self.render_value(&conversation.to_template_value(), add_generation_prompt)
     }
 
-    /// The prompt of messages given as JSON.
+    /// Renders messages given as JSON to a prompt.
     pub fn render_value(&self, messages: &Value, add_generation_prompt: bool) -> Result<String> {
         let mut context = self.tokens.clone();
         context.insert("messages".to_string(), messages.clone());
@@ -86,8 +90,8 @@ impl ChatTemplate {
         }
         let render = self.environment.get_template(NAME).and_then(|template| template.render(Serde(context)));
         render.map_err(|e| {
-            let help = "change the messages, or the template";
-            ModelError::template(&self.location, format!("refuses these messages: {}", describe(&e)), help)
+            let help = "change the messages or the template";
+            ModelError::template(&self.location, format!("cannot render these messages: {}", describe(&e)), help)
         })
     }
 }
@@ -100,7 +104,7 @@ fn describe(error: &minijinja::Error) -> String {
     }
 }
 
-/// A text, or the one called `default` among several.
+/// The template string, or the one called `default` if there are several.
 fn default_template(value: &Value) -> Option<&str> {
     match value {
         Value::String(text) => Some(text),
@@ -113,7 +117,8 @@ fn default_template(value: &Value) -> Option<&str> {
     }
 }
 
-/// `bos_token` and its like, which tokenizer_config.json gives as a text or as `{"content": …}`; absent where null.
+/// The special tokens (`bos_token`, …) of tokenizer_config.json, each a string or `{"content": …}`. Null ones are left
+/// out.
 fn named_tokens(settings: &Map<String, Value>) -> Map<String, Value> {
     let content =
         |value: &Value| value.get("content").unwrap_or(value).as_str().map(|text| Value::String(text.to_string()));

@@ -1,4 +1,5 @@
-//! Additions to minijinja that chat templates written for Python's Jinja2 need: functions, filters, and Python's way of printing.
+//! Additions to minijinja that chat templates written for Python's Jinja2 need: functions, filters, and Python's way of
+//! printing.
 
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State};
@@ -14,7 +15,8 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     environment.set_formatter(print);
 }
 
-/// Replaces `{% generation %}`, which marks an answer for training in transformers and prints nothing, with `{% if true %}`.
+/// Replaces `{% generation %}`, which marks an answer for training in transformers and prints nothing, with `{% if true
+/// %}`.
 pub(super) fn without_generation_marks(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;

@@ -53,7 +53,7 @@ fn renders_like_transformers() {
 fn errors_are_one_line_and_name_the_file() {
     let refuse = |text: &str| {
         let error = template(text).render_value(&json!([]), false).unwrap_err().to_string();
-        assert!(error.starts_with("t: refuses these messages: ") && !error.contains('\n'), "{error}");
+        assert!(error.starts_with("t: cannot render these messages: ") && !error.contains('\n'), "{error}");
         error
     };
     assert!(refuse("{{ raise_exception('roles must\nalternate') }}").contains("roles must alternate"));
