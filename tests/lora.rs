@@ -164,7 +164,7 @@ fn bad_input_is_one_line() {
 
     // An adapter where a model is expected, the other way round, and a model that it does not fit.
     run(["sft", "--model", &golden, "--data", "d.json", "--out", &out]).refused(1, &["is an adapter, not a model"]);
-    run(["merge", "--model", &base, "--adapter", &base, "--out", &out]).refused(1, &["is no adapter"]);
+    run(["merge", "--model", &base, "--adapter", &base, "--out", &out]).refused(1, &["is not an adapter"]);
     run(["merge", "--model", &golden, "--adapter", &golden, "--out", &out]).refused(1, &["is an adapter, not a model"]);
     let tiny = support::tiny_model(p.dir.path()).display().to_string();
     run(["merge", "--model", &tiny, "--adapter", &golden, "--out", &out])

@@ -1,5 +1,5 @@
-//! `adapter_config.json`, as PEFT writes it. Fields that change what an adapter computes are understood or refused; the
-//! others (how it was initialised and trained) do not matter here.
+//! `adapter_config.json` in the format of PEFT. Fields that change the results of an adapter are applied or rejected. Other fields (how it was
+//! initialised and trained) are ignored.
 
 use std::path::Path;
 use std::{fs, io};
@@ -9,15 +9,15 @@ use serde_json::{Map, Value, json};
 use super::LoraSpec;
 use crate::error::{ModelError, Result};
 
-/// The file that makes a folder an adapter.
+/// The file that marks a folder as an adapter.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 
-/// Whether a folder holds an adapter and not a model.
+/// Whether a folder holds an adapter instead of a model.
 pub fn is_adapter(folder: &Path) -> bool {
     folder.join(ADAPTER_CONFIG).is_file()
 }
 
-/// What `adapter_config.json` says that matters here.
+/// The fields of `adapter_config.json` that affect results.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct AdapterConfig {
     /// The base model: a folder or a hub id.
@@ -26,8 +26,8 @@ pub(super) struct AdapterConfig {
     pub(super) scale: f64,
 }
 
-/// Fields that must be absent, null, false or empty, and what they would mean.
-const REFUSED: [(&str, &str); 16] = [
+/// Fields that must be absent, null, false or empty, and their meaning otherwise.
+const UNSUPPORTED: [(&str, &str); 16] = [
     ("use_dora", "is DoRA, which also scales each row of the weight"),
     ("modules_to_save", "says that whole modules were trained beside the adapter"),
     ("rank_pattern", "gives layers ranks of their own"),
@@ -36,7 +36,7 @@ const REFUSED: [(&str, &str); 16] = [
     ("lora_bias", "gives the adapter biases"),
     ("layer_replication", "says that layers are repeated"),
     ("trainable_token_indices", "says that rows of the embedding were trained"),
-    ("target_parameters", "puts the adapter on parameters that are no layer's"),
+    ("target_parameters", "puts the adapter on parameters outside of linear layers"),
     ("alora_invocation_tokens", "says that the adapter acts on a part of the tokens only"),
     ("use_qalora", "is QALoRA"),
     ("use_bdlora", "is block-diagonal LoRA"),
@@ -46,11 +46,11 @@ const REFUSED: [(&str, &str); 16] = [
     ("monteclora_config", "is MonteCLoRA"),
 ];
 
-/// Initialisations that leave the base as it is.
-const PLAIN_STARTS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
+/// Initialisations that do not change the base weights.
+const PLAIN_INITS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
-/// Longest side that a rank can reasonably have; a guard against nonsense in a file.
-const MOST: u64 = 1 << 16;
+/// The largest accepted rank; a larger one is an error in the file.
+const MAX_RANK: u64 = 1 << 16;
 
 impl AdapterConfig {
     pub(super) fn open(folder: &Path) -> Result<Self> {
@@ -59,15 +59,15 @@ impl AdapterConfig {
         let text = fs::read_to_string(&path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => ModelError::config(
                 folder.display().to_string(),
-                format!("is no adapter (it has no {ADAPTER_CONFIG})"),
-                "give the folder that reel sft --lora-r, or PEFT, wrote",
+                format!("is not an adapter (it has no {ADAPTER_CONFIG})"),
+                "use a folder that `reel sft --lora-r` or PEFT wrote",
             ),
             _ => ModelError::read(&path, e),
         })?;
         match serde_json::from_str(&text) {
             Ok(Value::Object(fields)) => Self::parse(&location, &fields),
-            Ok(_) => Err(ModelError::config(location, "is no JSON object", "restore the adapter's file")),
-            Err(e) => Err(ModelError::config(location, format!("is not JSON ({e})"), "restore the adapter's file")),
+            Ok(_) => Err(ModelError::config(location, "is not a JSON object", "restore the file of the adapter")),
+            Err(e) => Err(ModelError::config(location, format!("is not JSON ({e})"), "restore the file of the adapter")),
         }
     }
 
@@ -78,48 +78,48 @@ impl AdapterConfig {
             Some("LORA") => {}
             other => {
                 let what = format!("is {}, not LORA", other.unwrap_or("missing"));
-                return refuse("peft_type", what, "give a LoRA adapter");
+                return refuse("peft_type", what, "use a LoRA adapter");
             }
         }
-        if let Some((key, what)) = REFUSED.iter().find(|(key, _)| fields.get(*key).is_some_and(is_set)) {
-            let help = "only plain LoRA can be read; merge this adapter with PEFT (merge_and_unload)";
+        if let Some((key, what)) = UNSUPPORTED.iter().find(|(key, _)| fields.get(*key).is_some_and(is_set)) {
+            let help = "only plain LoRA is supported; merge this adapter with PEFT (merge_and_unload)";
             return refuse(key, format!("{what}: {}", fields[*key]), help);
         }
         if let Some(bias) = fields.get("bias").filter(|bias| is_set(bias) && *bias != "none") {
-            let help = "only plain LoRA can be read; merge this adapter with PEFT (merge_and_unload)";
+            let help = "only plain LoRA is supported; merge this adapter with PEFT (merge_and_unload)";
             return refuse("bias", format!("is {bias}: biases of the base were trained too"), help);
         }
         if let Some(start) = fields.get("init_lora_weights").and_then(Value::as_str)
-            && !PLAIN_STARTS.contains(&start)
+            && !PLAIN_INITS.contains(&start)
         {
             let help = "convert it to plain LoRA with PEFT (path_initial_model_for_weight_conversion)";
             return refuse("init_lora_weights", format!("is {start}, which changed the weights of the base too"), help);
         }
-        let r = match fields.get("r").and_then(Value::as_u64).filter(|r| (1..=MOST).contains(r)) {
+        let r = match fields.get("r").and_then(Value::as_u64).filter(|r| (1..=MAX_RANK).contains(r)) {
             Some(r) => r as usize,
             None => {
-                let what = format!("is {}, no rank from 1 to {MOST}", shown(fields.get("r")));
-                return refuse("r", what, "restore the adapter's file");
+                let what = format!("is {}, expected a rank from 1 to {MAX_RANK}", shown(fields.get("r")));
+                return refuse("r", what, "restore the file of the adapter");
             }
         };
         let alpha = match fields.get("lora_alpha").and_then(Value::as_f64) {
             Some(alpha) => alpha,
             None => {
-                let what = format!("is {}, no number", shown(fields.get("lora_alpha")));
-                return refuse("lora_alpha", what, "restore the adapter's file");
+                let what = format!("is {}, expected a number", shown(fields.get("lora_alpha")));
+                return refuse("lora_alpha", what, "restore the file of the adapter");
             }
         };
         let rslora = fields.get("use_rslora").is_some_and(is_set);
         let by = if rslora { (r as f64).sqrt() } else { r as f64 };
         if !((alpha / by) as f32).is_finite() {
-            return refuse("lora_alpha", format!("is {alpha}, beyond what f32 can hold"), "restore the adapter's file");
+            return refuse("lora_alpha", format!("is {alpha}, outside the range of f32"), "restore the file of the adapter");
         }
         let base = fields.get("base_model_name_or_path").and_then(Value::as_str).filter(|base| !base.is_empty());
         Ok(Self { base: base.map(str::to_string), r, scale: alpha / by })
     }
 }
 
-/// Whether a field says anything: not null, false, or empty.
+/// Whether a field has a value other than null, false or empty.
 fn is_set(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => false,
@@ -133,9 +133,8 @@ fn shown(value: Option<&Value>) -> String {
     value.map_or("missing".to_string(), Value::to_string)
 }
 
-/// The file for an adapter of ours. Everything that PEFT needs and nothing that older versions of it do not know, but
-/// for `exclude_modules` where names alone would reach the vision tower too (an older one ignores it, and adds zeros
-/// there).
+/// The adapter_config.json of an adapter that this program trained. Has only fields that old versions of PEFT know, except
+/// `exclude_modules`, which is needed where names alone would match the vision tower too (old versions ignore it and add zero matrices there).
 pub(super) fn json(spec: &LoraSpec, base: &str) -> Value {
     let alpha = match spec.alpha.fract() == 0.0 && spec.alpha.abs() < 1e15 {
         true => json!(spec.alpha as i64),

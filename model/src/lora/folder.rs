@@ -1,5 +1,5 @@
-//! An adapter's folder: `adapter_config.json`, and `adapter_model.safetensors` with two matrices a layer under PEFT's
-//! names, `base_model.model.LAYER.lora_A.weight` `[r, in]` and `….lora_B.weight` `[out, r]`.
+//! Reads and writes an adapter folder in the format of PEFT: `adapter_config.json`, and `adapter_model.safetensors` with two matrices a
+//! layer, `base_model.model.LAYER.lora_A.weight` `[r, in]` and `base_model.model.LAYER.lora_B.weight` `[out, r]`.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -17,41 +17,41 @@ use crate::error::{ModelError, Result};
 use crate::save::{TensorSpec, copy_companions, same_folder, write_file, write_whole};
 use crate::weights::widen;
 
-/// The file of an adapter's matrices.
+/// The file with the matrices of an adapter.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
-/// What PEFT puts before a layer's name.
+/// The prefix of layer names in PEFT.
 const PREFIX: &str = "base_model.model.";
 
-/// An adapter's files, in place.
+/// An adapter in its memory-mapped files.
 #[derive(Debug)]
 pub struct Adapter {
     path: PathBuf,
     config: AdapterConfig,
     file: Arc<MappedFile>,
-    /// A and B by the layer's classic name.
+    /// The matrices A and B of each layer, by its classic name.
     layers: BTreeMap<String, [Option<Stored>; 2]>,
 }
 
-/// The matrices of a layer, widened.
+/// The matrices of a layer, in f32.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Pair {
     pub(super) r: usize,
     pub(super) inner: usize,
     pub(super) out: usize,
-    /// A, `[r, inner]`
+    /// The matrix A, `[r, inner]`.
     pub(super) down: Vec<f32>,
-    /// B, `[out, r]`
+    /// The matrix B, `[out, r]`.
     pub(super) up: Vec<f32>,
 }
 
 impl Adapter {
-    /// Maps the files and checks them on their own; [`Adapter::check`] holds them against a model.
+    /// Maps and checks the files. [`Adapter::check`] checks them against a model.
     pub fn open(folder: &Path) -> Result<Adapter> {
         let config = AdapterConfig::open(folder)?;
         let path = folder.join(ADAPTER_WEIGHTS);
         if !path.exists() && folder.join("adapter_model.bin").exists() {
-            let what = "is a pickle file, which is not read";
+            let what = "is a pickle file, which is not supported";
             let help = "save the adapter with PEFT's save_pretrained(…, safe_serialization=True)";
             return Err(ModelError::weights(folder.join("adapter_model.bin").display().to_string(), what, help));
         }
@@ -59,40 +59,40 @@ impl Adapter {
         let mut layers: BTreeMap<String, [Option<Stored>; 2]> = BTreeMap::new();
         for stored in header::read(&path, file.as_bytes())?.tensors {
             let Some((layer, place)) = place_of(&stored.name) else {
-                let what = "is no matrix of a LoRA adapter (…lora_A.weight or …lora_B.weight)";
-                let help = "only plain LoRA can be read; merge this adapter with PEFT (merge_and_unload)";
+                let what = "is not a matrix of a LoRA adapter (…lora_A.weight or …lora_B.weight)";
+                let help = "only plain LoRA is supported; merge this adapter with PEFT (merge_and_unload)";
                 return Err(fault(&path, &stored.name, what, help));
             };
             let places = layers.entry(layer).or_default();
             if let Some(other) = &places[place] {
-                let what = format!("is there beside {}, which means the same", other.name);
+                let what = format!("duplicates {}, another name of that matrix", other.name);
                 return Err(fault(&path, &stored.name, what, "keep one of them"));
             }
             places[place] = Some(stored);
         }
         if layers.is_empty() {
-            let help = "give an adapter that was trained";
-            return Err(ModelError::weights(path.display().to_string(), "holds no matrix", help));
+            let help = "use a trained adapter";
+            return Err(ModelError::weights(path.display().to_string(), "has no matrices", help));
         }
         Ok(Adapter { path, config, file, layers })
     }
 
-    /// The model that it says it belongs to: a folder or a hub id.
+    /// The base model that the config names: a folder or a hub id.
     pub fn base(&self) -> Option<&str> {
         self.config.base.as_deref()
     }
 
-    /// What `B A x` is multiplied by: alpha / r, or with rsLoRA alpha / √r.
+    /// The factor of `B A x`: alpha / r, or alpha / √r with rsLoRA.
     pub fn scale(&self) -> f32 {
         self.config.scale as f32
     }
 
-    /// The layers that it is put on, by their classic names.
+    /// The classic names of the adapted layers.
     pub fn layers(&self) -> impl Iterator<Item = &str> {
         self.layers.keys().map(String::as_str)
     }
 
-    /// Holds it against a model: every layer there, of the right shape, and all numbers finite.
+    /// Checks the adapter against a model: all layers exist with the right shape, and all values are finite.
     pub fn check(&self, config: &ModelConfig) -> Result<()> {
         let known = linear_layers(config);
         let known: BTreeMap<&str, &LinearLayer> = known.iter().map(|layer| (layer.name.as_str(), layer)).collect();
@@ -100,21 +100,21 @@ impl Adapter {
             let r = self.config.r;
             let any = places.iter().flatten().next().map_or(name.as_str(), |stored| &stored.name);
             let Some(layer) = known.get(name.as_str()) else {
-                let what = "is for a layer that the model does not have, or that no adapter can be put on";
-                return Err(fault(&self.path, any, what, "give the model that the adapter was trained on"));
+                let what = "is for a layer that the model does not have, or that does not support adapters";
+                return Err(fault(&self.path, any, what, "use the model that the adapter was trained on"));
             };
             for (stored, shape) in places.iter().zip([[r, layer.inner], [layer.out, r]]) {
                 let Some(stored) = stored else {
-                    let what = "is there without its other half (lora_A and lora_B belong together)";
+                    let what = "has no counterpart (each layer needs lora_A and lora_B)";
                     return Err(fault(&self.path, any, what, "copy or download the file again"));
                 };
                 if stored.shape != shape {
                     let what = format!("has shape {:?}, expected {shape:?} by the model and r = {r}", stored.shape);
-                    let help = "give the model that the adapter was trained on";
+                    let help = "use the model that the adapter was trained on";
                     return Err(fault(&self.path, &stored.name, what, help));
                 }
                 if self.values(stored)?.iter().any(|x| !x.is_finite()) {
-                    let what = "holds a value that is no finite number";
+                    let what = "has a value that is not finite";
                     return Err(fault(&self.path, &stored.name, what, "train the adapter again"));
                 }
             }
@@ -122,7 +122,7 @@ impl Adapter {
         Ok(())
     }
 
-    /// The matrices of a layer, if it has any. The adapter was checked.
+    /// The matrices of a layer, if it has any. [`Adapter::check`] must have succeeded.
     pub(super) fn pair(&self, layer: &str) -> Result<Option<Pair>> {
         let Some([Some(down), Some(up)]) = self.layers.get(layer) else { return Ok(None) };
         let (&[r, inner], &[out, _]) = (&down.shape[..], &up.shape[..]) else { return Ok(None) };
@@ -134,14 +134,14 @@ impl Adapter {
         match StoredDType::parse(&stored.dtype).and_then(|dtype| widen(dtype, bytes)) {
             Some(values) => Ok(values),
             None => {
-                let what = format!("is stored as {}; only F32, BF16 and F16 can be read", stored.dtype);
+                let what = format!("is stored as {}; only F32, BF16 and F16 are supported", stored.dtype);
                 Err(fault(&self.path, &stored.name, what, "save the adapter in one of these"))
             }
         }
     }
 }
 
-/// The layer of a matrix, and 0 for A or 1 for B. PEFT left out the adapter's name (`default`) of late only.
+/// The layer of a matrix name, and 0 for A or 1 for B. Old versions of PEFT add the adapter name (`default`).
 fn place_of(name: &str) -> Option<(String, usize)> {
     let rest = name.strip_prefix(PREFIX)?.strip_suffix(".weight")?;
     let rest = rest.strip_suffix(".default").unwrap_or(rest);
@@ -156,22 +156,21 @@ fn fault(path: &Path, tensor: &str, what: impl Into<String>, help: &str) -> Mode
     ModelError::weights(format!("{}: {tensor}", path.display()), what, help)
 }
 
-/// What an adapter's folder says beside its matrices.
+/// The parts of an adapter folder beside its matrices.
 #[derive(Clone, Copy, Debug)]
 pub struct AdapterFolder<'a> {
     /// The adapter.
     pub spec: &'a LoraSpec,
-    /// The base model as `base_model_name_or_path` is to have it: an absolute path or a hub id.
+    /// The value of `base_model_name_or_path`: an absolute path or a hub id.
     pub base: &'a str,
-    /// The base's folder, whose tokenizer and templates go along.
+    /// The folder of the base model, whose tokenizer and templates are copied.
     pub source: &'a Path,
-    /// How the base's files name the tensors.
+    /// The naming scheme of the base model.
     pub naming: Naming,
 }
 
-/// Writes a folder as PEFT and TRL leave one: the adapter, and what a tokenizer and a processor need. `tensors` have
-/// the names of parameters (`LAYER.lora_A.weight`); `fill` writes the bytes of one, and is called once for each, in
-/// order.
+/// Writes an adapter folder like PEFT and TRL: the adapter, and the files of tokenizer and processor. `tensors` have parameter names
+/// (`LAYER.lora_A.weight`); `fill` writes the bytes of one tensor and is called once for each, in order.
 pub fn save(
     out: &Path,
     folder: AdapterFolder,

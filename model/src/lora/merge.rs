@@ -1,4 +1,4 @@
-//! An adapter into its base: `W + scale · B A` in f32, rounded once to the dtype that W is stored in.
+//! Merges an adapter into its base model: `W + scale · B A` in f32, rounded once to the stored dtype of W.
 
 use std::borrow::Cow;
 use std::fs;
@@ -16,17 +16,17 @@ use crate::error::{ModelError, Result};
 use crate::save::{SHARD_BYTES, TensorSpec, Unfinished, write_weights};
 use crate::weights::widen;
 
-/// What was merged.
+/// The result of a merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Merged {
-    /// Layers whose weight changed.
+    /// The number of layers whose weight changed.
     pub layers: usize,
-    /// Bytes of all weights.
+    /// The size of all weights in bytes.
     pub bytes: u64,
 }
 
-/// Merges `adapter` into the model of the folder `base` and writes the folder `out`, which must not exist or be empty.
-/// Weights keep dtype and name; all other files at the top of `base` are copied. `out` appears when all of it is there.
+/// Merges `adapter` into the model folder `base` and writes the model folder `out`, which must not exist or be empty. Weights keep dtype and
+/// name; all other files at the top of `base` are copied. `out` appears when it is complete.
 ///
 /// # Errors
 /// An adapter that does not belong to the model; a folder that cannot be read or written.
@@ -44,7 +44,7 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path, device: &Device) -> Result
         .map(|(name, view)| TensorSpec { name: name.to_string(), dtype: view.dtype, shape: view.shape.to_vec() })
         .collect();
     let cx = Cx::inference(device, DType::F32);
-    // What is wrong with a weight is told as that, not as a file that could not be written.
+    // An error of a weight is reported as such, not as a failed write.
     let mut wrong = None;
     let fill = |spec: &TensorSpec, to: &mut dyn Write| {
         let view = files.expect(&spec.name, &spec.shape).and_then(|view| merged(&cx, &adapter, &spec.name, view));
@@ -62,7 +62,7 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path, device: &Device) -> Result
     Ok(Merged { layers: adapter.layers().count(), bytes: specs.iter().map(TensorSpec::bytes).sum() })
 }
 
-/// The bytes of a weight with what the adapter adds, as they are to be stored.
+/// The merged weight as stored bytes.
 fn merged<'a>(cx: &Cx, adapter: &Adapter, name: &str, view: TensorView<'a>) -> Result<Cow<'a, [u8]>> {
     let layer = name.strip_suffix(".weight").unwrap_or_default();
     let (Some(pair), Some(mut weight)) = (adapter.pair(layer)?, widen(view.dtype, view.bytes)) else {
@@ -73,14 +73,14 @@ fn merged<'a>(cx: &Cx, adapter: &Adapter, name: &str, view: TensorView<'a>) -> R
     match narrow(view.dtype, &weight) {
         Some(bytes) => Ok(Cow::Owned(bytes)),
         None => {
-            let what = format!("is beyond what {} can hold with the adapter", view.dtype.name());
-            let help = "merge into a base in bf16 or f32, whose range is larger";
+            let what = format!("is outside the range of {} after the merge", view.dtype.name());
+            let help = "use a base in bf16 or f32, whose range is larger";
             Err(ModelError::weights(format!("{}: {name}", view.file.path().display()), what, help))
         }
     }
 }
 
-/// `scale · B A`, `[out, inner]`.
+/// The update of a weight: `scale · B A`, `[out, inner]`.
 fn change(cx: &Cx, pair: &Pair, scale: f32) -> Result<Vec<f32>> {
     let Pair { r, inner, out, .. } = *pair;
     let columns: Vec<f32> = (0..inner * r).map(|i| pair.down[i % r * inner + i / r]).collect();
@@ -89,7 +89,7 @@ fn change(cx: &Cx, pair: &Pair, scale: f32) -> Result<Vec<f32>> {
     Ok(product.to_f32()?.into_iter().map(|x| x * scale).collect())
 }
 
-/// Rounded to a dtype; nothing where a value is beyond its range.
+/// Rounds values to a dtype; `None` if one is outside its range.
 fn narrow(dtype: StoredDType, values: &[f32]) -> Option<Vec<u8>> {
     let bytes: Vec<u8> = match dtype {
         StoredDType::F32 => bytemuck::cast_slice(values).to_vec(),
@@ -99,7 +99,7 @@ fn narrow(dtype: StoredDType, values: &[f32]) -> Option<Vec<u8>> {
     widen(dtype, &bytes)?.iter().all(|x| x.is_finite()).then_some(bytes)
 }
 
-/// Everything at the top of the folder but weights, of whatever program, and hidden files.
+/// The files at the top of a folder, except weights of any format and hidden files.
 fn copy_others(base: &Path, out: &Path) -> Result<()> {
     const WEIGHTS: [&str; 9] = ["safetensors", "bin", "pt", "pth", "ckpt", "gguf", "h5", "msgpack", "onnx"];
     for entry in fs::read_dir(base).map_err(|e| ModelError::read(base, e))? {
@@ -115,7 +115,7 @@ fn copy_others(base: &Path, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A folder under a hidden name beside the one that it becomes; dropped before that, it is removed.
+/// A folder with a temporary hidden name beside its final one. If dropped before it is renamed, it is removed.
 struct Draft {
     path: std::path::PathBuf,
     _unfinished: Unfinished,
@@ -123,9 +123,9 @@ struct Draft {
 
 impl Draft {
     fn begin(out: &Path) -> Result<Draft> {
-        let help = "give a folder that does not exist yet, or an empty one";
+        let help = "use a folder that does not exist yet, or an empty one";
         let refuse = |what: &str| Err(ModelError::config(out.display().to_string(), what, help));
-        let Some(name) = out.file_name() else { return refuse("is no name for a new folder") };
+        let Some(name) = out.file_name() else { return refuse("is not a valid name of a new folder") };
         match fs::read_dir(out).map(|mut entries| entries.next().is_some()) {
             Ok(true) => return refuse("is not empty"),
             Ok(false) => {}
@@ -140,14 +140,14 @@ impl Draft {
     }
 
     fn publish(self, out: &Path) -> Result<()> {
-        // An empty folder gives way to another one of its name.
+        // Renaming replaces an empty folder.
         fs::rename(&self.path, out).map_err(|e| ModelError::write(out, e))
     }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // After `publish` there is nothing under this name; a failure to remove has no one to tell.
+        // After `publish` nothing has this name. Errors are ignored in a destructor.
         let _ = fs::remove_dir_all(&self.path);
     }
 }

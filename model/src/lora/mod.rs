@@ -1,10 +1,9 @@
-//! LoRA (Hu et al. 2021): beside a frozen weight W `[out, in]` stand two thin matrices, A `[r, in]` and B `[out, r]`,
-//! so that a layer gives `W x + b + scale · B A x`. Kept in PEFT's folder (`adapter_config.json`,
-//! `adapter_model.safetensors`), which PEFT loads and whose adapters are loaded here.
+//! LoRA adapters (Hu et al. 2021): a layer with frozen weight W `[out, in]` gets two small matrices, A `[r, in]` and B `[out, r]`, and computes
+//! `W x + b + scale · B A x`. Adapter folders have the format of PEFT (`adapter_config.json`, `adapter_model.safetensors`), which PEFT can
+//! load, and adapters of PEFT can be loaded here.
 //!
-//! A and B are held in the dtype of activations, as other trained weights are: with bf16 the optimizer has their exact
-//! f32 master, and rollouts, training and the saved file have the same bits. The base stays as it is, read in place
-//! where its dtype allows.
+//! A and B have the dtype of activations, like other trained weights. In bf16 the optimizer keeps their f32 master weights, and rollouts,
+//! training and the saved file have equal bits. The base weights are read in place where their dtype allows.
 
 mod config;
 mod folder;
@@ -27,18 +26,18 @@ pub use config::{ADAPTER_CONFIG, is_adapter};
 pub use folder::{ADAPTER_WEIGHTS, Adapter, AdapterFolder, save};
 pub use merge::{Merged, merge};
 
-/// A layer that an adapter can be put on.
+/// A linear layer that supports an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinearLayer {
-    /// Its classic name: `model.layers.0.self_attn.q_proj`.
+    /// The classic name, such as `model.layers.0.self_attn.q_proj`.
     pub name: String,
-    /// Rows of its weight.
+    /// The number of rows of its weight.
     pub out: usize,
-    /// Columns of its weight.
+    /// The number of columns of its weight.
     pub inner: usize,
 }
 
-/// Every layer of a model that an adapter can be put on: all linear ones but the embedding and the head.
+/// All layers of a model that support an adapter: the linear layers except embedding and output head.
 pub fn linear_layers(config: &ModelConfig) -> Vec<LinearLayer> {
     let layer = |(name, shape): (String, Vec<usize>)| match (name.strip_suffix(".weight"), &shape[..]) {
         (Some("model.embed_tokens" | "lm_head"), _) => None,
@@ -48,28 +47,30 @@ pub fn linear_layers(config: &ModelConfig) -> Vec<LinearLayer> {
     expected_tensors(config).into_iter().filter_map(layer).collect()
 }
 
-/// The decoder's seven: what an adapter is put on where nobody says otherwise.
+/// The seven linear layers of a decoder layer, which are the default targets.
 pub const DECODER_LAYERS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
-/// PEFT's word for every linear layer.
+/// The target that means all linear layers in PEFT.
 pub const ALL_LINEAR: &str = "all-linear";
 
-/// An adapter to be trained.
+/// The options of a new adapter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraSpec {
     /// The rank, 1 or more.
     pub r: usize,
-    /// The products are scaled by `alpha / r`.
+    /// Alpha; the product is scaled by `alpha / r`.
     pub alpha: f64,
-    /// Names of layers, or how names end, as PEFT matches them; or [`ALL_LINEAR`] alone.
+    /// The target layers: names or suffixes of names, matched like in PEFT, or [`ALL_LINEAR`] alone.
     pub targets: Vec<String>,
-    /// Whether layers of the vision tower and its merger are among them.
+    /// Whether layers of the vision tower and its merger can be targets.
     pub vision: bool,
 }
 
 impl LoraSpec {
-    /// The layers that the targets name, in the model's order. Where a target names none: that target, and what there
-    /// is to name.
+    /// The target layers, in model order.
+    ///
+    /// # Errors
+    /// A target that matches no layer, with the names that exist.
     pub fn layers(&self, config: &ModelConfig) -> std::result::Result<Vec<LinearLayer>, UnknownTarget> {
         let all: Vec<LinearLayer> = linear_layers(config)
             .into_iter()
@@ -91,46 +92,46 @@ impl LoraSpec {
         self.targets == [ALL_LINEAR]
     }
 
-    /// Short names that reach every layer of each kind.
+    /// The short names of all kinds of layers.
     fn known(&self) -> Vec<&'static str> {
         let vision: &[&str] = if self.vision { &["qkv", "attn.proj", "mlp.0", "mlp.2"] } else { &[] };
         DECODER_LAYERS.into_iter().chain(vision.iter().copied()).collect()
     }
 
-    /// The targets as names that every reader of PEFT's folders understands.
+    /// The targets as names that all versions of PEFT understand.
     fn target_names(&self) -> Vec<String> {
         if self.is_all() { self.known().into_iter().map(str::to_string).collect() } else { self.targets.clone() }
     }
 
-    /// What `B A x` is multiplied by.
+    /// The factor of `B A x`.
     pub fn scale(&self) -> f32 {
         (self.alpha / self.r as f64) as f32
     }
 }
 
-/// A target that names no layer.
+/// The error of a target that matches no layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownTarget {
-    /// What was asked for.
+    /// The target.
     pub target: String,
-    /// What can be asked for.
+    /// The targets that exist.
     pub known: Vec<&'static str>,
 }
 
-/// Where an adapter's matrices come from.
+/// The source of the matrices of an adapter.
 #[derive(Clone, Copy, Debug)]
 pub enum AdapterSource<'a> {
-    /// A drawn from the uniform distribution on ±1/√in (Kaiming's with a = √5, as PEFT has it), B zero. The draws of a
-    /// layer depend on the seed and the layer's name alone.
+    /// A new adapter: A is uniform within ±1/√in (Kaiming with a = √5, the default of PEFT), B is zero. A is a function of the seed and the
+    /// layer name.
     New(&'a [LinearLayer], &'a LoraSpec, u64),
-    /// Memory of the right size with nothing in it, for the dry device.
+    /// Uninitialised memory of the right size, for the dry device.
     Nothing(&'a [LinearLayer], &'a LoraSpec),
-    /// An adapter's files, which were held against the model's config.
+    /// The files of an adapter that was checked against the config.
     Files(&'a Adapter),
 }
 
 impl AdapterSource<'_> {
-    /// The adapter of a layer, if it has one.
+    /// Loads the adapter of a layer, if it has one.
     fn of(&self, device: &Device, dtype: DType, name: &str) -> Result<Option<Lora>> {
         let find = |layers: &[LinearLayer]| layers.iter().find(|layer| layer.name == name).cloned();
         let put = |shape: [usize; 2], values: &[f32]| {
@@ -165,7 +166,7 @@ impl AdapterSource<'_> {
     }
 }
 
-/// `n` numbers from the uniform distribution on `-bound .. bound`.
+/// `n` random numbers, uniform in `-bound .. bound`.
 fn uniform(seed: u64, name: &str, n: usize, bound: f32) -> Vec<f32> {
     let stream = fnv1a(name);
     let unit = |bits: u32| (bits >> 8) as f32 / (1 << 23) as f32 - 1.0;
@@ -174,11 +175,11 @@ fn uniform(seed: u64, name: &str, n: usize, bound: f32) -> Vec<f32> {
 }
 
 impl Qwen25Vl {
-    /// The same weights with an adapter beside some of them, in place of any that was there. `trained`: its matrices
-    /// are parameters, named `LAYER.lora_A.weight` and `LAYER.lora_B.weight`.
+    /// Returns the model with an adapter, which replaces any other adapter. If `trained`, its matrices are parameters named
+    /// `LAYER.lora_A.weight` and `LAYER.lora_B.weight`.
     ///
     /// # Errors
-    /// Out of memory; an adapter's file that cannot be used.
+    /// Out of memory; a matrix of an unsupported dtype.
     pub fn with_adapter(
         mut self,
         device: &Device,
@@ -201,7 +202,7 @@ impl Qwen25Vl {
         Ok(self)
     }
 
-    /// The same weights without an adapter: no weight is copied.
+    /// Returns the model without an adapter. Copies no weights.
     pub fn without_adapter(&self) -> Qwen25Vl {
         let mut base = self.clone();
         base.linears_mut().for_each(|linear| linear.adapter = None);

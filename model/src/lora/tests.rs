@@ -1,4 +1,4 @@
-//! Against what PEFT computed (tests/golden/lora), against differences of the loss, and against the merged weights.
+//! Compares adapters with results of PEFT (tests/golden/lora), with finite differences of the loss, and with merged weights.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -67,7 +67,7 @@ fn off(got: &[f32], want: &[f32]) -> f64 {
 const PEFTS: [&str; 2] = ["all_linear", "rslora"];
 
 #[test]
-fn pefts_adapters_give_pefts_logits() {
+fn logits_with_peft_adapters_equal_peft() {
     let device = Device::cpu(2);
     assert!(off(&logits(&device, &open(&device, &base())), &expected("base")) <= 1e-5);
     for name in PEFTS {
@@ -77,7 +77,7 @@ fn pefts_adapters_give_pefts_logits() {
 }
 
 #[test]
-fn a_merged_model_is_the_adapted_one() {
+fn merged_model_equals_adapted_model() {
     let device = Device::cpu(2);
     for name in PEFTS {
         let dir = tempfile::tempdir().unwrap();
@@ -85,10 +85,10 @@ fn a_merged_model_is_the_adapted_one() {
         let merged = merge(&base(), &golden("lora").join(name), &out, &device).unwrap();
         assert_eq!(merged.layers, Adapter::open(&golden("lora").join(name)).unwrap().layers().count());
         let off = off(&logits(&device, &open(&device, &out)), &logits(&device, &with_peft(&device, name, false)));
-        // Two orders of summation through all layers: as far apart as PEFT and this program are.
+        // The order of summation differs in every layer, as between PEFT and this program.
         assert!(off <= 3e-6, "{name}: off by {off:.2e}");
         weights_are_the_formula(&out, &golden("lora").join(name));
-        // Whatever is no weight is the base's, and nothing else lies about.
+        // All other files equal those of the base, and there are no extra files.
         for entry in fs::read_dir(base()).unwrap().map(|e| e.unwrap().file_name()) {
             if entry != "model.safetensors" {
                 assert!(fs::read(base().join(&entry)).unwrap() == fs::read(out.join(&entry)).unwrap(), "{entry:?}");
@@ -101,7 +101,7 @@ fn a_merged_model_is_the_adapted_one() {
     }
 }
 
-/// Each merged weight against `W + scale · B A` in f64.
+/// Compares each merged weight with `W + scale · B A` in f64.
 fn weights_are_the_formula(merged: &Path, adapter: &Path) {
     let (before, after) = (Checkpoint::open(&base()).unwrap(), Checkpoint::open(merged).unwrap());
     let adapter = Adapter::open(adapter).unwrap();
@@ -127,9 +127,9 @@ fn weights_are_the_formula(merged: &Path, adapter: &Path) {
     }
 }
 
-/// Along the gradient of one matrix, the loss rises by the gradient's length.
+/// Compares the slope of the loss along the gradient of each matrix with the length of that gradient.
 #[test]
-fn gradients_are_differences_of_the_loss() {
+fn gradients_equal_finite_differences_of_the_loss() {
     let device = Device::cpu(2);
     let model = with_peft(&device, "all_linear", true);
     let (batch, next) = batch(&device);
@@ -156,7 +156,7 @@ fn gradients_are_differences_of_the_loss() {
         let p = parameters.iter().find(|p| p.parameter() == Some(name)).unwrap();
         let before = p.to_f32().unwrap();
         let length = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-        // A rise of about 0.02 either way: far above rounding, where the loss hardly bends.
+        // The step changes the loss by about 0.02: far above rounding error, small enough to be linear.
         let h = 0.02 / length;
         let moved = |by: f64| {
             let at: Vec<f32> =
@@ -172,7 +172,7 @@ fn gradients_are_differences_of_the_loss() {
 }
 
 #[test]
-fn a_new_adapter_changes_nothing_and_comes_off_again() {
+fn new_adapter_changes_no_bits() {
     let device = Device::cpu(2);
     let spec = spec(&[ALL_LINEAR], true);
     let layers = spec.layers(&config()).unwrap();
@@ -192,7 +192,7 @@ fn a_new_adapter_changes_nothing_and_comes_off_again() {
 }
 
 #[test]
-fn a_starts_uniform_by_seed_and_name_and_b_at_zero() {
+fn new_a_is_uniform_by_seed_and_name_and_b_is_zero() {
     let device = Device::cpu(1);
     let spec = LoraSpec { r: 200, ..spec(&["q_proj", "down_proj"], false) };
     let layers = spec.layers(&config()).unwrap();
@@ -218,11 +218,11 @@ fn a_starts_uniform_by_seed_and_name_and_b_at_zero() {
 }
 
 #[test]
-fn targets_name_layers_as_pefts_do() {
+fn targets_match_layers_like_peft() {
     let names = |targets: &[&str], vision| -> Vec<String> {
         spec(targets, vision).layers(&config()).unwrap().into_iter().map(|layer| layer.name).collect()
     };
-    // Two layers of the decoder, three blocks of the tower.
+    // The model has two decoder layers and three vision blocks.
     assert_eq!(names(&["q_proj"], true), ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"]);
     assert_eq!(names(&["gate_proj"], true).len(), 5);
     assert_eq!(names(&["gate_proj"], false).len(), 2);
@@ -233,7 +233,7 @@ fn targets_name_layers_as_pefts_do() {
         names(&["layers.1.mlp.up_proj", "merger.mlp.0"], true),
         ["visual.merger.mlp.0", "model.layers.1.mlp.up_proj"]
     );
-    // What is written for all-linear reaches the same layers.
+    // The names that are written for all-linear match the same layers.
     let all = spec(&[ALL_LINEAR], true);
     let written = LoraSpec { targets: all.target_names(), ..all.clone() };
     assert_eq!(written.layers(&config()).unwrap(), all.layers(&config()).unwrap());
@@ -244,9 +244,9 @@ fn targets_name_layers_as_pefts_do() {
     }
 }
 
-/// Writes the decoder's first adapter tensors as they are, and reads them again.
+/// Writes the first adapter tensors of the decoder and reads them back.
 #[test]
-fn a_saved_adapter_is_read_again() {
+fn saved_adapter_reads_back_equal() {
     let dir = tempfile::tempdir().unwrap();
     let adapter = Adapter::open(&golden("lora/all_linear")).unwrap();
     let spec = LoraSpec { alpha: 5.0, ..spec(&["q_proj"], false) };
@@ -273,7 +273,7 @@ fn a_saved_adapter_is_read_again() {
     }
 }
 
-/// A copy of a golden adapter whose files a test may break.
+/// A copy of a golden adapter, which a test may damage.
 fn copy(dir: &Path) -> PathBuf {
     let to = dir.join("adapter");
     fs::create_dir(&to).unwrap();
@@ -283,7 +283,7 @@ fn copy(dir: &Path) -> PathBuf {
     to
 }
 
-/// The error of merging an adapter with its config changed.
+/// The error of merging an adapter with one config field changed.
 fn refusal(change: impl FnOnce(&mut Value, &Path)) -> String {
     let dir = tempfile::tempdir().unwrap();
     let folder = copy(dir.path());
@@ -299,13 +299,13 @@ fn refusal(change: impl FnOnce(&mut Value, &Path)) -> String {
 }
 
 #[test]
-fn what_is_not_plain_lora_is_refused_by_its_field() {
+fn rejects_other_adapters_than_plain_lora() {
     let cases: [(&str, Value, &str); 13] = [
         ("use_dora", json!(true), "is DoRA"),
-        ("r", json!(0), "is 0, no rank"),
-        ("r", json!("8"), "is \"8\", no rank"),
-        ("lora_alpha", Value::Null, "is null, no number"),
-        ("lora_alpha", json!(1e300), "beyond what f32 can hold"),
+        ("r", json!(0), "is 0, expected a rank"),
+        ("r", json!("8"), "is \"8\", expected a rank"),
+        ("lora_alpha", Value::Null, "is null, expected a number"),
+        ("lora_alpha", json!(1e300), "outside the range of f32"),
         ("peft_type", json!("LOHA"), "is LOHA, not LORA"),
         ("bias", json!("all"), "biases of the base were trained too"),
         ("modules_to_save", json!(["lm_head"]), "whole modules were trained"),
@@ -313,7 +313,7 @@ fn what_is_not_plain_lora_is_refused_by_its_field() {
         ("alpha_pattern", json!({"q_proj": 2}), "scales of their own"),
         ("fan_in_fan_out", json!(true), "transposed"),
         ("init_lora_weights", json!("pissa"), "is pissa, which changed the weights of the base"),
-        ("target_parameters", json!(["x"]), "no layer's"),
+        ("target_parameters", json!(["x"]), "outside of linear layers"),
     ];
     for (field, value, words) in cases {
         let said = refusal(|config, _| config[field] = value.clone());
@@ -322,7 +322,7 @@ fn what_is_not_plain_lora_is_refused_by_its_field() {
 }
 
 #[test]
-fn an_adapter_that_does_not_belong_is_refused() {
+fn rejects_adapters_of_other_models() {
     let said = refusal(|config, _| config["r"] = json!(4));
     assert!(said.contains(".weight: has shape [3, ") && said.contains("by the model and r = 4; "), "{said}");
     let said = refusal(|_, folder| {
@@ -345,17 +345,17 @@ fn an_adapter_that_does_not_belong_is_refused() {
             0.0,
             "a layer that the model does not have",
         ),
-        ("base_model.model.lm_head.lora_A.weight", [3, 64], 0.0, "no adapter can be put on"),
-        ("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight", [3, 64], 0.0, "without its other half"),
-        ("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight", [3, 64], f32::NAN, "no finite number"),
+        ("base_model.model.lm_head.lora_A.weight", [3, 64], 0.0, "does not support adapters"),
+        ("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight", [3, 64], 0.0, "has no counterpart"),
+        ("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight", [3, 64], f32::NAN, "a value that is not finite"),
         (
             "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight",
             [3, 65],
             0.0,
             "has shape [3, 65], expected [3, 64]",
         ),
-        ("base_model.model.model.embed_tokens.lora_embedding_A", [3, 64], 0.0, "no matrix of a LoRA adapter"),
-        ("model.layers.0.mlp.up_proj.weight", [3, 64], 0.0, "no matrix of a LoRA adapter"),
+        ("base_model.model.model.embed_tokens.lora_embedding_A", [3, 64], 0.0, "is not a matrix of a LoRA adapter"),
+        ("model.layers.0.mlp.up_proj.weight", [3, 64], 0.0, "is not a matrix of a LoRA adapter"),
     ] {
         let said = refusal(|_, folder| write(folder, name, shape.to_vec(), value));
         assert!(said.contains(name) && said.contains(words), "{name}: {said}");
@@ -365,13 +365,13 @@ fn an_adapter_that_does_not_belong_is_refused() {
     });
     assert!(said.contains("is a pickle file"), "{said}");
     let none = Adapter::open(&base()).unwrap_err().to_string();
-    assert!(none.contains("model_a: is no adapter"), "{none}");
+    assert!(none.contains("model_a: is not an adapter"), "{none}");
 }
 
 #[test]
-fn a_merge_that_overflows_is_refused() {
+fn rejects_a_merge_outside_the_dtype_range() {
     let dir = tempfile::tempdir().unwrap();
-    // The base in f16, which ends at 65504.
+    // The base is f16, whose largest value is 65504.
     let base_f16 = dir.path().join("base");
     fs::create_dir(&base_f16).unwrap();
     for name in ["config.json", "tokenizer.json"] {
@@ -396,6 +396,6 @@ fn a_merge_that_overflows_is_refused() {
     config["lora_alpha"] = json!(1e9);
     fs::write(&path, config.to_string()).unwrap();
     let said = merge(&base_f16, &adapter, &dir.path().join("out"), &device).unwrap_err().to_string();
-    assert!(said.contains(": is beyond what F16 can hold with the adapter; "), "{said}");
+    assert!(said.contains(": is outside the range of F16 after the merge; "), "{said}");
     assert!(!dir.path().join("out").exists());
 }

@@ -82,7 +82,7 @@ const HELP: &str = "use the config.json that was published with these weights";
 const KIND: &str = "give a SigLIP folder such as google/siglip-so400m-patch14-384";
 
 /// A config with more is a slip of the pen.
-const MOST_LAYERS: usize = 4096;
+const MAX_LAYERS: usize = 4096;
 /// The same of a picture's side: all published ones are below 600 pixels.
 const LARGEST_SIDE: usize = 8192;
 
@@ -155,7 +155,7 @@ impl Section<'_> {
         let config = EncoderConfig {
             hidden_size: self.count("hidden_size", 768)?,
             intermediate_size: self.count("intermediate_size", 3072)?,
-            layers: self.count_to("num_hidden_layers", 12, MOST_LAYERS)?,
+            layers: self.count_to("num_hidden_layers", 12, MAX_LAYERS)?,
             heads: self.count("num_attention_heads", 12)?,
             eps: self.positive("layer_norm_eps", 1e-6)? as f32,
         };
